@@ -1,0 +1,38 @@
+//! What kind of failure an error is, and the exit code that tells a scheduler whether a retry is worth it.
+//!
+//! Every error type of the crate has a method `failure`; the shell turns it into the exit code. 65 and 78
+//! are never worth a retry, 69, 74 and 75 are.
+
+/// The kinds of failure that a job tells apart, each with an exit code (from sysexits where one fits).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The command line or an argument makes no sense.
+    Usage,
+    /// The data are wrong: a corrupt shard, another dataset's digest.
+    Data,
+    /// A store or a peer cannot be reached.
+    Unavailable,
+    /// Reading or writing failed: a full disk, a read-only destination.
+    Io,
+    /// Stopped by a signal after a checkpoint was saved.
+    Stopped,
+    /// The configuration is wrong: an unknown key, a value out of range.
+    Config,
+    /// Anything else.
+    Other,
+}
+
+impl Failure {
+    /// The process's exit code.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Usage => 2,
+            Self::Data => 65,
+            Self::Unavailable => 69,
+            Self::Io => 74,
+            Self::Stopped => 75,
+            Self::Config => 78,
+            Self::Other => 1,
+        }
+    }
+}

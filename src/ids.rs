@@ -1,0 +1,93 @@
+//! Identities that must not be mixed up: a picture and a class.
+//!
+//! Inside the crate an id is one of these types; only the file formats turn it into an `int64` and back.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// The picture's number within its split.
+///
+/// Invariants: a split of `n` pictures holds exactly the ids `0..n`; the id is also the picture's row in
+/// the memory bank; it never changes once the dataset is published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct InstanceId(pub u32);
+
+impl InstanceId {
+    /// The id as an index into a table with one row for each picture.
+    pub fn row(self) -> usize {
+        self.0 as usize
+    }
+
+    /// Reads an id as a file holds it; `None` where it is negative or too large.
+    pub fn from_stored(value: i64) -> Option<Self> {
+        u32::try_from(value).ok().map(Self)
+    }
+
+    /// The id as a file holds it.
+    pub fn to_stored(self) -> i64 {
+        i64::from(self.0)
+    }
+}
+
+impl fmt::Display for InstanceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The position of a class in the dataset's sorted list of class names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ClassId(pub u16);
+
+impl ClassId {
+    /// The value that a dataset stores for a picture without a label.
+    pub const UNLABELLED: i64 = -1;
+
+    /// The class as an index into the list of class names.
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+
+    /// Reads a label as a file holds it: `Some(None)` for an unlabelled picture, `None` for a value that is
+    /// no label at all.
+    pub fn from_stored(value: i64) -> Option<Option<Self>> {
+        if value == Self::UNLABELLED {
+            return Some(None);
+        }
+        u16::try_from(value).ok().map(|class| Some(Self(class)))
+    }
+
+    /// A label as a dataset stores it.
+    pub fn to_stored(label: Option<Self>) -> i64 {
+        label.map_or(Self::UNLABELLED, |class| i64::from(class.0))
+    }
+}
+
+impl fmt::Display for ClassId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_label_survives_storage() {
+        for label in [None, Some(ClassId(0)), Some(ClassId(u16::MAX))] {
+            assert_eq!(ClassId::from_stored(ClassId::to_stored(label)), Some(label));
+        }
+    }
+
+    #[test]
+    fn numbers_that_are_no_id_are_refused() {
+        assert_eq!(ClassId::from_stored(-2), None);
+        assert_eq!(ClassId::from_stored(65_536), None);
+        assert_eq!(InstanceId::from_stored(-1), None);
+        assert_eq!(InstanceId::from_stored(1 << 32), None);
+    }
+}

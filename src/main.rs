@@ -1,0 +1,3 @@
+//! The command `instdisc`.
+
+fn main() {}

@@ -1,0 +1,151 @@
+//! Random numbers that are a function of (seed, purpose, and two counters), and of nothing else.
+//!
+//! No generator is shared or carried along: whoever needs numbers derives a [`Stream`] on the spot, so the
+//! numbers do not depend on threads, ranks, prefetch or resume. The streams are ChaCha8, and the
+//! conversions below are our own, so that no update of a library changes a run.
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+
+/// What a stream of random numbers is for. The discriminant is part of every stream's key: never reuse one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Purpose {
+    /// The order of a dataset's rows over its shards.
+    ShardOrder = 1,
+    /// The order of an epoch; counter: epoch.
+    EpochOrder = 2,
+    /// A picture's augmentation; counters: epoch, instance.
+    Augmentation = 3,
+    /// The initial rows of the memory bank; counter: block of rows.
+    BankInit = 4,
+    /// The noise samples of the objective; counters: step, block of rows.
+    Negatives = 5,
+    /// The initial weights of the encoder; counter: parameter.
+    WeightInit = 6,
+    /// The synthetic picture set; counters: class, picture.
+    Synth = 7,
+    /// Subsampling for reports and monitors; counter: free.
+    Report = 8,
+}
+
+/// A stream of random numbers.
+#[derive(Clone, Debug)]
+pub struct Stream(ChaCha8Rng);
+
+impl Stream {
+    /// The stream of (seed, purpose, first, second); equal arguments give equal streams, for ever.
+    pub fn new(seed: u64, purpose: Purpose, first: u64, second: u64) -> Self {
+        let mut key = [0; 32];
+        for (part, value) in key.chunks_exact_mut(8).zip([seed, purpose as u64, first, second]) {
+            part.copy_from_slice(&value.to_le_bytes());
+        }
+        Self(ChaCha8Rng::from_seed(key))
+    }
+
+    /// 64 random bits.
+    pub fn bits(&mut self) -> u64 {
+        self.0.next_u64()
+    }
+
+    /// A number in `0..bound`, each equally likely (Lemire's method, without bias).
+    ///
+    /// # Panics
+    /// If `bound` is 0.
+    pub fn below(&mut self, bound: u64) -> u64 {
+        assert!(bound > 0, "there is no number below 0");
+        let threshold = bound.wrapping_neg() % bound;
+        loop {
+            let wide = u128::from(self.bits()) * u128::from(bound);
+            if wide as u64 >= threshold {
+                return (wide >> 64) as u64;
+            }
+        }
+    }
+
+    /// A number in `[0, 1)` with 53 random bits.
+    pub fn unit(&mut self) -> f64 {
+        (self.bits() >> 11) as f64 * (1.0 / (1_u64 << 53) as f64)
+    }
+
+    /// A number in `[low, high)`.
+    pub fn range(&mut self, low: f64, high: f64) -> f64 {
+        low + (high - low) * self.unit()
+    }
+
+    /// True with the given probability.
+    pub fn chance(&mut self, probability: f64) -> bool {
+        self.unit() < probability
+    }
+
+    /// A normally distributed number with mean 0 and variance 1 (Box–Muller).
+    pub fn normal(&mut self) -> f64 {
+        let radius = (-2.0 * (1.0 - self.unit()).ln()).sqrt();
+        radius * (std::f64::consts::TAU * self.unit()).cos()
+    }
+
+    /// Puts the items into a uniformly random order (Fisher–Yates).
+    pub fn shuffle<T>(&mut self, items: &mut [T]) {
+        for last in (1..items.len()).rev() {
+            let other = self.below(last as u64 + 1) as usize;
+            items.swap(last, other);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_keys_give_equal_streams_and_each_part_of_the_key_matters() {
+        let first = |seed, purpose, a, b| Stream::new(seed, purpose, a, b).bits();
+        let base = first(1, Purpose::EpochOrder, 2, 3);
+        assert_eq!(base, first(1, Purpose::EpochOrder, 2, 3));
+        for other in [
+            first(0, Purpose::EpochOrder, 2, 3),
+            first(1, Purpose::Augmentation, 2, 3),
+            first(1, Purpose::EpochOrder, 0, 3),
+            first(1, Purpose::EpochOrder, 2, 0),
+        ] {
+            assert_ne!(base, other);
+        }
+    }
+
+    /// The numbers of a run must not change with a library: these were printed by this very code.
+    #[test]
+    fn streams_stay_what_they_are() {
+        let mut stream = Stream::new(7, Purpose::Negatives, 11, 13);
+        let drawn: Vec<u64> = (0..4).map(|_| stream.below(1_000_000)).collect();
+        assert_eq!(drawn, [543_810, 696_752, 933_307, 487_776]);
+    }
+
+    #[test]
+    fn below_is_uniform() {
+        let mut stream = Stream::new(3, Purpose::Report, 0, 0);
+        let mut counts = [0_u32; 7];
+        for _ in 0..70_000 {
+            counts[stream.below(7) as usize] += 1;
+        }
+        // Standard deviation of a count is 93; five of them.
+        assert!(counts.iter().all(|&count| count.abs_diff(10_000) < 465), "{counts:?}");
+    }
+
+    #[test]
+    fn normal_has_mean_zero_and_variance_one() {
+        let mut stream = Stream::new(4, Purpose::Report, 0, 0);
+        let drawn: Vec<f64> = (0..100_000).map(|_| stream.normal()).collect();
+        let mean = drawn.iter().sum::<f64>() / 1e5;
+        let variance = drawn.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / 1e5;
+        assert!(mean.abs() < 0.016 && (variance - 1.0).abs() < 0.023, "{mean} {variance}");
+    }
+
+    #[test]
+    fn shuffle_keeps_every_item() {
+        let mut items: Vec<u32> = (0..1000).collect();
+        Stream::new(5, Purpose::Report, 0, 0).shuffle(&mut items);
+        assert_ne!(items[..10], (0..10).collect::<Vec<u32>>()[..]);
+        items.sort_unstable();
+        assert_eq!(items, (0..1000).collect::<Vec<u32>>());
+    }
+}

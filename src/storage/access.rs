@@ -1,0 +1,158 @@
+//! Reading, listing and publishing whole files.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+use futures::TryStreamExt;
+use object_store::{ObjectStoreExt, PutMode, PutOptions, PutPayload};
+
+use super::{Location, StorageError, block_on};
+
+/// A file below a folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The name relative to the folder that was listed, with `/` between its parts.
+    pub name: String,
+    /// The size in bytes.
+    pub bytes: u64,
+}
+
+/// What to do where a file of that name exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PublishMode {
+    /// Replace it in one step.
+    Overwrite,
+    /// Leave it and fail with [`StorageError::AlreadyExists`]; of several writers one wins.
+    Create,
+}
+
+impl Location {
+    /// Reads the whole file.
+    ///
+    /// # Errors
+    /// If nothing is there or the store fails.
+    pub fn read(&self) -> Result<Bytes, StorageError> {
+        block_on(async { self.store().get(self.key()).await?.bytes().await })
+            .map_err(|error| self.failed("read", error))
+    }
+
+    /// Reads a range of bytes.
+    ///
+    /// # Errors
+    /// If nothing is there, the file is shorter, or the store fails.
+    pub fn read_range(&self, range: Range<u64>) -> Result<Bytes, StorageError> {
+        block_on(self.store().get_range(self.key(), range)).map_err(|error| self.failed("read", error))
+    }
+
+    /// The file's size in bytes.
+    ///
+    /// # Errors
+    /// If nothing is there or the store fails.
+    pub fn size(&self) -> Result<u64, StorageError> {
+        let meta = block_on(self.store().head(self.key())).map_err(|error| self.failed("look up", error))?;
+        Ok(meta.size)
+    }
+
+    /// Whether a file lies there.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn exists(&self) -> Result<bool, StorageError> {
+        match self.size() {
+            Ok(_) => Ok(true),
+            Err(error) if error.is_not_found() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Every file below the folder, sorted by name; none where the folder does not exist.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn list(&self) -> Result<Vec<Entry>, StorageError> {
+        let found: Vec<_> = block_on(self.store().list(Some(self.key())).try_collect())
+            .map_err(|error| self.failed("list", error))?;
+        let mut entries: Vec<Entry> = found
+            .into_iter()
+            .filter_map(|meta| {
+                let parts: Vec<_> = meta.location.prefix_match(self.key())?.collect();
+                let name = parts.iter().map(AsRef::as_ref).collect::<Vec<_>>().join("/");
+                Some(Entry { name, bytes: meta.size })
+            })
+            .collect();
+        entries.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(entries)
+    }
+
+    /// Writes a small file, whole or not at all; durable when this returns.
+    ///
+    /// # Errors
+    /// If the store fails, or on [`PublishMode::Create`] where a file exists.
+    pub fn publish(&self, contents: impl Into<Bytes>, mode: PublishMode) -> Result<(), StorageError> {
+        let mode = match mode {
+            PublishMode::Overwrite => PutMode::Overwrite,
+            PublishMode::Create => PutMode::Create,
+        };
+        let payload = PutPayload::from(contents.into());
+        let options = PutOptions { mode, ..PutOptions::default() };
+        block_on(async {
+            use object_store::ObjectStore;
+            self.store().put_opts(self.key(), payload, options).await
+        })
+        .map_err(|error| self.failed("write", error))?;
+        Ok(())
+    }
+
+    /// Removes the file; where there is none, that is no error.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn delete(&self) -> Result<(), StorageError> {
+        match block_on(self.store().delete(self.key())) {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(self.failed("delete", error)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder() -> (tempfile::TempDir, Location) {
+        let dir = tempfile::tempdir().expect("a folder");
+        let location = Location::from_path(dir.path()).expect("a location");
+        (dir, location)
+    }
+
+    #[test]
+    fn what_is_published_can_be_read_listed_and_deleted() {
+        let (_dir, folder) = folder();
+        let file = folder.join("a/b.json");
+        assert!(!file.exists().expect("a look"));
+        file.publish("hello", PublishMode::Create).expect("a file");
+        assert_eq!(file.read().expect("its bytes"), "hello");
+        assert_eq!(file.read_range(1..3).expect("a part"), "el");
+        assert_eq!(folder.list().expect("a list"), [Entry { name: "a/b.json".into(), bytes: 5 }]);
+        file.delete().expect("deleted");
+        file.delete().expect("deleting again is no error");
+        assert!(folder.list().expect("a list").is_empty());
+    }
+
+    #[test]
+    fn create_leaves_what_is_there() {
+        let (_dir, folder) = folder();
+        let file = folder.join("x");
+        file.publish("first", PublishMode::Create).expect("a file");
+        let error = file.publish("second", PublishMode::Create).expect_err("it exists");
+        assert!(matches!(error, StorageError::AlreadyExists { .. }));
+        file.publish("third", PublishMode::Overwrite).expect("replaced");
+        assert_eq!(file.read().expect("its bytes"), "third");
+    }
+
+    #[test]
+    fn a_missing_file_is_told_from_a_failing_store() {
+        let (_dir, folder) = folder();
+        assert!(folder.join("nothing").read().expect_err("nothing there").is_not_found());
+    }
+}

@@ -1,0 +1,65 @@
+//! What can go wrong at a location.
+
+use crate::failure::Failure;
+
+/// An operation at a location failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StorageError {
+    /// The text names no location.
+    #[error("{text:?} is no location: {reason}")]
+    BadLocation {
+        /// What the user wrote, without credentials.
+        text: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Nothing lies there.
+    #[error("{location}: nothing is there")]
+    NotFound {
+        /// The file or folder.
+        location: String,
+        /// Whether it is a path of this machine.
+        local: bool,
+    },
+    /// Something lies there already, and it was to be created.
+    #[error("{location}: exists already")]
+    AlreadyExists {
+        /// The file.
+        location: String,
+    },
+    /// The operation failed for any other reason.
+    #[error("{location}: {operation} failed")]
+    Failed {
+        /// What was tried: `read`, `write`, `list`, …
+        operation: &'static str,
+        /// The file or folder.
+        location: String,
+        /// Whether it is a path of this machine.
+        local: bool,
+        /// The cause.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+impl StorageError {
+    /// The kind of failure, for the exit code.
+    pub fn failure(&self) -> Failure {
+        match self {
+            Self::BadLocation { .. } => Failure::Usage,
+            Self::AlreadyExists { .. } => Failure::Io,
+            Self::NotFound { local, .. } | Self::Failed { local, .. } => {
+                if *local {
+                    Failure::Io
+                } else {
+                    Failure::Unavailable
+                }
+            }
+        }
+    }
+
+    /// Whether the error says that nothing lies at the location.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::NotFound { .. })
+    }
+}

@@ -1,0 +1,19 @@
+//! Where files lie: a local folder or an object store, behind one blocking interface.
+//!
+//! A [`Location`] names a file or a folder; reading, listing and publishing are its methods. What is
+//! published appears whole or not at all, and is durable when the call returns. Retries and back-off are
+//! settled here once. What this layer does not know: any file format, and any of the jobs.
+//!
+//! Invariant: a location prints as the user wrote it, without credentials, and no error text holds any.
+
+mod access;
+mod error;
+mod location;
+mod runtime;
+mod upload;
+
+pub use access::{Entry, PublishMode};
+pub use error::StorageError;
+pub use location::{Location, StorageOptions};
+pub use runtime::{block_on, handle};
+pub use upload::{Digest, Published, Upload};

@@ -1,0 +1,166 @@
+//! Writing a large file as a stream, whole or not at all.
+
+use std::io;
+use std::fmt;
+
+use object_store::{ObjectStoreExt, WriteMultipart};
+use serde::{Deserialize, Serialize};
+
+use super::{Location, StorageError, block_on, handle};
+
+/// Bytes of one part of a multipart upload; S3 allows 10,000 parts, so a file may reach 80 GB.
+const PART_BYTES: usize = 8 << 20;
+/// Parts of one file on their way at once: with [`PART_BYTES`] this bounds the memory of an upload.
+const PARTS_IN_FLIGHT: usize = 4;
+
+/// A blake3 digest.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Digest(pub [u8; 32]);
+
+impl Digest {
+    /// The digest of some bytes.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(*blake3::hash(bytes).as_bytes())
+    }
+}
+
+impl From<blake3::Hash> for Digest {
+    fn from(hash: blake3::Hash) -> Self {
+        Self(*hash.as_bytes())
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(blake3::Hash::from_bytes(self.0).to_hex().as_str())
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl From<Digest> for String {
+    fn from(digest: Digest) -> String {
+        digest.to_string()
+    }
+}
+
+impl TryFrom<String> for Digest {
+    type Error = blake3::HexError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        blake3::Hash::from_hex(text).map(Self::from)
+    }
+}
+
+/// What an upload published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Published {
+    /// The file's size in bytes.
+    pub bytes: u64,
+    /// The digest of its contents.
+    pub digest: Digest,
+}
+
+/// A file that is being written; it appears at its location when [`Upload::finish`] succeeds, and leaves
+/// nothing where it is dropped before.
+pub struct Upload {
+    location: Location,
+    writer: Option<WriteMultipart>,
+    hasher: blake3::Hasher,
+    bytes: u64,
+}
+
+impl fmt::Debug for Upload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Upload({}, {} bytes)", self.location, self.bytes)
+    }
+}
+
+impl Upload {
+    /// Starts to write a file at the location.
+    ///
+    /// # Errors
+    /// If the store refuses.
+    pub fn start(location: &Location) -> Result<Self, StorageError> {
+        let upload = block_on(location.store().put_multipart(location.key()))
+            .map_err(|error| location.failed("write", error))?;
+        Ok(Self {
+            location: location.clone(),
+            writer: Some(WriteMultipart::new_with_chunk_size(upload, PART_BYTES)),
+            hasher: blake3::Hasher::new(),
+            bytes: 0,
+        })
+    }
+
+    /// Publishes the file; durable when this returns.
+    ///
+    /// # Errors
+    /// If the store fails; then nothing is published.
+    pub fn finish(mut self) -> Result<Published, StorageError> {
+        let writer = self.writer.take().expect("the writer is taken only here and in drop");
+        block_on(writer.finish()).map_err(|error| self.location.failed("write", error))?;
+        Ok(Published { bytes: self.bytes, digest: self.hasher.finalize().into() })
+    }
+}
+
+impl io::Write for Upload {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        let _inside_the_runtime = handle().enter();
+        let writer = self.writer.as_mut().expect("the writer is taken only by finish and drop");
+        block_on(writer.wait_for_capacity(PARTS_IN_FLIGHT))
+            .map_err(|error| io::Error::other(self.location.failed("write", error)))?;
+        writer.write(buffer);
+        self.hasher.update(buffer);
+        self.bytes += buffer.len() as u64;
+        Ok(buffer.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        if let Some(writer) = self.writer.take()
+            && let Err(error) = block_on(writer.abort())
+        {
+            tracing::warn!("{}: the unfinished upload could not be removed: {error}", self.location);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn an_upload_appears_only_when_finished() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let file = Location::from_path(&dir.path().join("shard")).expect("a location");
+        let mut upload = Upload::start(&file).expect("started");
+        let contents = vec![7_u8; 20 << 20];
+        upload.write_all(&contents).expect("written");
+        assert!(!file.exists().expect("a look"));
+        let published = upload.finish().expect("published");
+        assert_eq!(published, Published { bytes: 20 << 20, digest: Digest::of(&contents) });
+        assert_eq!(file.read().expect("its bytes"), contents);
+    }
+
+    #[test]
+    fn a_dropped_upload_leaves_nothing() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let file = Location::from_path(&dir.path().join("shard")).expect("a location");
+        let mut upload = Upload::start(&file).expect("started");
+        upload.write_all(b"half").expect("written");
+        drop(upload);
+        assert_eq!(std::fs::read_dir(dir.path()).expect("the folder").count(), 0);
+    }
+}
