@@ -11,3 +11,10 @@ pub mod ids;
 pub mod rng;
 pub mod storage;
 pub mod units;
+
+#[cfg(feature = "torch")]
+pub mod bank;
+#[cfg(feature = "torch")]
+pub mod model;
+#[cfg(feature = "torch")]
+pub mod objective;

@@ -1,0 +1,124 @@
+use proptest::prelude::*;
+use tch::{Device, Kind, Tensor};
+
+use super::{Blocks, MemoryBank};
+use crate::ids::InstanceId;
+use crate::units::BankMomentum;
+
+fn momentum(value: f64) -> BankMomentum {
+    BankMomentum::new(value).expect("a momentum")
+}
+
+fn bank(rows: &[[f32; 2]]) -> MemoryBank {
+    MemoryBank::from_rows(rows.as_flattened(), 2, vec![None; rows.len()], Device::Cpu)
+}
+
+fn feature(values: [f32; 2]) -> Tensor {
+    Tensor::from_slice(&values).view([1, 2])
+}
+
+#[test]
+fn an_orthogonal_feature_turns_the_row_by_half_a_right_angle() {
+    let mut bank = bank(&[[1.0, 0.0]]);
+    bank.update(&[InstanceId(0)], &feature([0.0, 1.0]), momentum(0.5), 3);
+    let half = std::f32::consts::FRAC_1_SQRT_2;
+    assert!(bank.to_vec().iter().all(|value| (value - half).abs() < 1e-6));
+    assert_eq!(bank.updated_step(), [Some(3)]);
+}
+
+#[test]
+fn momentum_weighs_the_old_row() {
+    let mut bank = bank(&[[1.0, 0.0]]);
+    bank.update(&[InstanceId(0)], &feature([0.0, 1.0]), momentum(0.9), 0);
+    let row = bank.to_vec();
+    assert!((row[0] / row[1] - 9.0).abs() < 1e-4, "{row:?}");
+}
+
+#[test]
+fn an_antipodal_feature_replaces_the_row() {
+    let mut bank = bank(&[[1.0, 0.0]]);
+    bank.update(&[InstanceId(0)], &feature([-1.0, 0.0]), momentum(0.5), 0);
+    assert_eq!(bank.to_vec(), [-1.0, 0.0]);
+}
+
+#[test]
+fn other_rows_are_untouched() {
+    let mut bank = MemoryBank::random(50, 8, 1, Device::Cpu);
+    let before = bank.to_vec();
+    let features = MemoryBank::random(2, 8, 2, Device::Cpu);
+    bank.update(&[InstanceId(7), InstanceId(3)], features.rows(), momentum(0.5), 0);
+    let after = bank.to_vec();
+    for row in 0..50 {
+        let same = before[row * 8..][..8] == after[row * 8..][..8];
+        assert_eq!(same, row != 7 && row != 3, "row {row}");
+    }
+}
+
+#[test]
+fn each_feature_reaches_the_row_of_its_own_id() {
+    let mut bank = bank(&[[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]);
+    let features = Tensor::from_slice(&[0.0_f32, 1.0, -0.6, 0.8]).view([2, 2]);
+    bank.update(&[InstanceId(2), InstanceId(0)], &features, momentum(0.0), 0);
+    assert_eq!(bank.to_vec(), [-0.6, 0.8, 1.0, 0.0, 0.0, 1.0]);
+}
+
+#[test]
+#[should_panic(expected = "twice")]
+fn duplicate_ids_are_refused() {
+    let mut bank = MemoryBank::random(5, 4, 0, Device::Cpu);
+    let features = MemoryBank::random(2, 4, 1, Device::Cpu);
+    bank.update(&[InstanceId(1), InstanceId(1)], features.rows(), momentum(0.5), 0);
+}
+
+#[test]
+fn gathered_rows_carry_no_gradient() {
+    let bank = MemoryBank::random(5, 4, 0, Device::Cpu);
+    assert!(!bank.gather(&[InstanceId(1)]).requires_grad());
+}
+
+#[test]
+fn random_rows_are_a_function_of_the_seed_and_unit_length() {
+    let [first, same, other] = [1, 1, 2].map(|seed| MemoryBank::random(1000, 16, seed, Device::Cpu));
+    assert_eq!(first.to_vec(), same.to_vec());
+    assert_ne!(first.to_vec(), other.to_vec());
+    let lengths = first.rows().norm_scalaropt_dim(2, [1_i64].as_slice(), false);
+    assert!((lengths - 1.0).abs().max().double_value(&[]) < 1e-6);
+}
+
+#[test]
+fn blocks_cover_every_row_once() {
+    for (rows, count) in [(1, 256), (5, 2), (1000, 256), (1_281_167, 256)] {
+        let blocks = Blocks::new(rows, count);
+        let mut next = 0;
+        for block in 0..blocks.count() {
+            let range = blocks.range(block);
+            assert!(range.start == next && range.end > next);
+            next = range.end;
+        }
+        assert_eq!(next, rows as u64);
+    }
+}
+
+#[test]
+fn negatives_spread_over_as_many_blocks_as_divide_them() {
+    assert_eq!(Blocks::for_negatives(1_281_167, 4096).count(), 256);
+    assert_eq!(Blocks::for_negatives(1_281_167, 10).count(), 2);
+    assert_eq!(Blocks::for_negatives(100, 4096).count(), 64);
+    assert_eq!(Blocks::for_negatives(1, 7).count(), 1);
+}
+
+proptest! {
+    #[test]
+    fn an_updated_row_is_unit_length_and_nearer_to_the_feature(seed in 0_u64..1000, m in 0.0_f64..0.99) {
+        let mut bank = MemoryBank::random(3, 8, seed, Device::Cpu);
+        let target = MemoryBank::random(1, 8, seed + 5000, Device::Cpu);
+        let cosine = |bank: &MemoryBank| {
+            (bank.gather(&[InstanceId(1)]) * target.rows()).sum(Kind::Double).double_value(&[])
+        };
+        let before = cosine(&bank);
+        bank.update(&[InstanceId(1)], target.rows(), momentum(m), 0);
+        let length = bank.gather(&[InstanceId(1)]).norm().double_value(&[]);
+        prop_assert!((length - 1.0).abs() < 1e-5);
+        prop_assert!(cosine(&bank) >= before - 1e-5);
+    }
+}

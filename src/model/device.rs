@@ -1,0 +1,147 @@
+//! Which device computes, and why.
+//!
+//! A plain build links libtorch's CPU part alone, so that the binary starts where CUDA's libraries are
+//! missing. The CUDA part registers itself with libtorch when it is loaded; that happens here.
+
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use tch::Device;
+
+/// The device asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum DeviceChoice {
+    /// The first CUDA device if there is one, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The CUDA device with this number.
+    Cuda(usize),
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => text
+                .strip_prefix("cuda:")
+                .and_then(|number| number.parse().ok())
+                .map(Self::Cuda)
+                .ok_or_else(|| format!("{text:?} is no device; use auto, cpu or cuda:N")),
+        }
+    }
+}
+
+impl TryFrom<String> for DeviceChoice {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<DeviceChoice> for String {
+    fn from(choice: DeviceChoice) -> String {
+        match choice {
+            DeviceChoice::Auto => "auto".into(),
+            DeviceChoice::Cpu => "cpu".into(),
+            DeviceChoice::Cuda(number) => format!("cuda:{number}"),
+        }
+    }
+}
+
+/// A CUDA device was asked for and cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[error("device cuda:{number} cannot be used: {reason}")]
+pub struct DeviceError {
+    number: usize,
+    reason: String,
+}
+
+/// A device, and why it was taken.
+#[derive(Clone, Debug)]
+pub struct SelectedDevice {
+    /// The device.
+    pub device: Device,
+    /// One phrase for the log.
+    pub reason: String,
+}
+
+/// Takes the device asked for.
+///
+/// # Errors
+/// If a CUDA device was asked for by number and is not there.
+pub fn select_device(choice: DeviceChoice) -> Result<SelectedDevice, DeviceError> {
+    if choice == DeviceChoice::Cpu {
+        return Ok(SelectedDevice { device: Device::Cpu, reason: "asked for".into() });
+    }
+    let devices = cuda_devices();
+    match (choice, devices) {
+        (DeviceChoice::Auto, Ok(count)) => {
+            let reason = format!("the first of {count} CUDA device(s)");
+            Ok(SelectedDevice { device: Device::Cuda(0), reason })
+        }
+        (_, Err(reason)) if choice == DeviceChoice::Auto => {
+            Ok(SelectedDevice { device: Device::Cpu, reason })
+        }
+        (DeviceChoice::Cuda(number), Ok(count)) if number < count => {
+            Ok(SelectedDevice { device: Device::Cuda(number), reason: "asked for".into() })
+        }
+        (DeviceChoice::Cuda(number), Ok(count)) => {
+            Err(DeviceError { number, reason: format!("there are {count} CUDA device(s)") })
+        }
+        (DeviceChoice::Cuda(number), Err(reason)) => Err(DeviceError { number, reason }),
+        (DeviceChoice::Auto | DeviceChoice::Cpu, _) => unreachable!("both are settled above"),
+    }
+}
+
+/// The number of CUDA devices, or why there is none.
+fn cuda_devices() -> Result<usize, String> {
+    load_cuda_part()?;
+    match usize::try_from(tch::Cuda::device_count()) {
+        Ok(0) | Err(_) => Err("libtorch finds no CUDA device".into()),
+        Ok(count) => Ok(count),
+    }
+}
+
+#[expect(unsafe_code, reason = "loading a shared library runs its initialisers")]
+fn load_cuda_part() -> Result<(), String> {
+    use std::sync::OnceLock;
+    static LOADED: OnceLock<Result<(), String>> = OnceLock::new();
+    let load = || {
+        // SAFETY: libtorch_cuda's initialisers only register its kernels with the libtorch_cpu that this
+        // binary is linked to; the library is never unloaded.
+        match unsafe { libloading::Library::new("libtorch_cuda.so") } {
+            Ok(library) => {
+                std::mem::forget(library);
+                Ok(())
+            }
+            Err(error) => Err(format!("libtorch's CUDA part cannot be loaded ({error})")),
+        }
+    };
+    LOADED.get_or_init(load).clone()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_read_from_text() {
+        assert_eq!("cuda:3".parse(), Ok(DeviceChoice::Cuda(3)));
+        assert_eq!("auto".parse(), Ok(DeviceChoice::Auto));
+        assert!("gpu".parse::<DeviceChoice>().is_err());
+    }
+
+    #[test]
+    fn the_cpu_can_always_be_had() {
+        assert_eq!(select_device(DeviceChoice::Cpu).expect("the CPU").device, Device::Cpu);
+        assert!(select_device(DeviceChoice::Cuda(4096)).is_err());
+    }
+}

@@ -1,0 +1,121 @@
+//! The encoder: normalisation of pixels, backbone, projection, unit length.
+
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor, nn};
+
+use super::architecture::Architecture;
+use super::init::initial_value;
+use super::resnet::ResNet;
+use super::weights::{NamedTensors, WeightsError};
+
+/// Keeps the division by a feature's length finite, as `torch.nn.functional.normalize` does.
+const SHORTEST_LENGTH: f64 = 1e-12;
+
+/// Mean and standard deviation of the pixels of each channel, on the scale 0..1.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Normalisation {
+    /// Subtracted from each channel (red, green, blue).
+    pub mean: [f64; 3],
+    /// Divides each channel.
+    pub std: [f64; 3],
+}
+
+impl Normalisation {
+    /// ImageNet's statistics (reference `main.py`).
+    pub const IMAGENET: Self = Self { mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225] };
+    /// CIFAR-10's statistics (reference `cifar.py`).
+    pub const CIFAR: Self = Self { mean: [0.4914, 0.4822, 0.4465], std: [0.2023, 0.1994, 0.2010] };
+}
+
+/// What an encoder is built from.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EncoderConfig {
+    /// The backbone.
+    pub arch: Architecture,
+    /// The length of the embedding.
+    pub dim: usize,
+    /// How pixels are normalised.
+    pub normalisation: Normalisation,
+}
+
+/// A trainable encoder.
+///
+/// Invariant: its outputs are unit rows (within rounding), in f32.
+#[derive(Debug)]
+pub struct Encoder {
+    variables: nn::VarStore,
+    network: ResNet,
+    mean: Tensor,
+    std: Tensor,
+    config: EncoderConfig,
+}
+
+impl Encoder {
+    /// An encoder with the initial weights of `seed`.
+    pub fn new(config: EncoderConfig, seed: u64, device: Device) -> Self {
+        let variables = nn::VarStore::new(device);
+        let network = ResNet::new(&variables.root(), config.arch.layout(), config.dim as i64);
+        let channel = |values: [f64; 3]| {
+            Tensor::from_slice(&values).to_kind(Kind::Float).view([1, 3, 1, 1]).to_device(device)
+        };
+        let encoder = Self {
+            network,
+            mean: channel(config.normalisation.mean),
+            std: channel(config.normalisation.std),
+            variables,
+            config,
+        };
+        for (index, (name, mut variable)) in encoder.named_variables().into_iter().enumerate() {
+            let value = initial_value(seed, index as u64, &name, &variable.size());
+            tch::no_grad(|| variable.copy_(&value));
+        }
+        encoder
+    }
+
+    /// What the encoder was built from.
+    pub fn config(&self) -> EncoderConfig {
+        self.config
+    }
+
+    /// Where the encoder computes.
+    pub fn device(&self) -> Device {
+        self.variables.device()
+    }
+
+    /// The unit features of a batch; with `train`, batch statistics are used and running ones updated.
+    ///
+    /// # Shape
+    /// `[batch, 3, height, width]` u8 pixels on any device -> `[batch, dim]` f32, attached to the graph
+    pub fn forward(&self, pixels: &Tensor, train: bool) -> Tensor {
+        let pixels = pixels.to_device(self.device()).to_kind(Kind::Float);
+        let normalised = (pixels / 255.0 - &self.mean) / &self.std;
+        let projected = self.network.project(&self.network.pooled(&normalised, train));
+        let length = projected.norm_scalaropt_dim(2, [1_i64].as_slice(), true).clamp_min(SHORTEST_LENGTH);
+        projected / length
+    }
+
+    /// The trainable parameters by name, in the order of their names.
+    pub fn parameters(&self) -> Vec<(String, Tensor)> {
+        self.named_variables().into_iter().filter(|(_, variable)| variable.requires_grad()).collect()
+    }
+
+    /// Weights and batch-norm statistics under torchvision's names.
+    pub fn weights(&self) -> NamedTensors {
+        NamedTensors::from_tensors(self.named_variables())
+    }
+
+    /// Puts weights in place; names and shapes must be exactly the encoder's.
+    ///
+    /// # Errors
+    /// The first name that is missing, unexpected or of another shape.
+    pub fn load(&mut self, weights: &NamedTensors) -> Result<(), WeightsError> {
+        weights.copy_into(self.named_variables())
+    }
+
+    fn named_variables(&self) -> Vec<(String, Tensor)> {
+        let mut variables: Vec<_> = self.variables.variables().into_iter().collect();
+        variables.sort_by(|(a, _), (b, _)| a.cmp(b));
+        variables
+    }
+}

@@ -1,0 +1,124 @@
+//! ResNet with torchvision's names and shapes.
+//!
+//! # Source
+//! He et al. 2016; torchvision `models/resnet.py` for names, strides (on the 3×3 of a bottleneck) and
+//! padding. The stems for 32×32 pictures are those of the reference's `models/resnet_cifar.py`.
+
+use tch::nn::{self, BatchNorm, Conv2D, Linear, Module, ModuleT};
+use tch::{Kind, Tensor};
+
+use super::architecture::Layout;
+
+/// The output of a bottleneck is this many times wider than its 3×3 convolution.
+const BOTTLENECK_EXPANSION: i64 = 4;
+
+#[derive(Debug)]
+struct Block {
+    /// Convolutions with their batch norms; a ReLU stands between them.
+    layers: Vec<(Conv2D, BatchNorm)>,
+    downsample: Option<(Conv2D, BatchNorm)>,
+}
+
+impl Block {
+    fn new(path: &nn::Path, input: i64, width: i64, stride: i64, bottleneck: bool) -> Self {
+        let output = if bottleneck { width * BOTTLENECK_EXPANSION } else { width };
+        // (input, output, kernel, stride) of each convolution.
+        let shapes = if bottleneck {
+            vec![(input, width, 1, 1), (width, width, 3, stride), (width, output, 1, 1)]
+        } else {
+            vec![(input, width, 3, stride), (width, width, 3, 1)]
+        };
+        let layers = (1..)
+            .zip(shapes)
+            .map(|(number, (input, output, kernel, stride))| {
+                let conv = convolution(&(path / format!("conv{number}")), input, output, kernel, stride);
+                (conv, batch_norm(&(path / format!("bn{number}")), output))
+            })
+            .collect();
+        let downsample = (stride != 1 || input != output).then(|| {
+            let path = path / "downsample";
+            (convolution(&(&path / "0"), input, output, 1, stride), batch_norm(&(&path / "1"), output))
+        });
+        Self { layers, downsample }
+    }
+
+    fn forward(&self, input: &Tensor, train: bool) -> Tensor {
+        let mut hidden = input.shallow_clone();
+        for (number, (conv, norm)) in self.layers.iter().enumerate() {
+            if number > 0 {
+                hidden = hidden.relu();
+            }
+            hidden = norm.forward_t(&conv.forward(&hidden), train);
+        }
+        let shortcut = match &self.downsample {
+            Some((conv, norm)) => norm.forward_t(&conv.forward(input), train),
+            None => input.shallow_clone(),
+        };
+        (hidden + shortcut).relu()
+    }
+}
+
+/// A ResNet with its `fc` layer as the projection.
+#[derive(Debug)]
+pub(super) struct ResNet {
+    stem: (Conv2D, BatchNorm),
+    small_stem: bool,
+    blocks: Vec<Block>,
+    projection: Linear,
+}
+
+impl ResNet {
+    pub(super) fn new(root: &nn::Path, layout: Layout, dim: i64) -> Self {
+        let (kernel, stride) = if layout.small_stem { (3, 1) } else { (7, 2) };
+        let stem = (
+            convolution(&(root / "conv1"), 3, layout.width, kernel, stride),
+            batch_norm(&(root / "bn1"), layout.width),
+        );
+        let mut blocks = Vec::new();
+        let mut channels = layout.width;
+        for (stage, &count) in layout.blocks.iter().enumerate() {
+            let width = layout.width << stage;
+            for number in 0..count {
+                let path = root / format!("layer{}", stage + 1) / number;
+                let stride = if number == 0 && stage > 0 { 2 } else { 1 };
+                blocks.push(Block::new(&path, channels, width, stride, layout.bottleneck));
+                channels = if layout.bottleneck { width * BOTTLENECK_EXPANSION } else { width };
+            }
+        }
+        let projection = nn::linear(root / "fc", channels, dim, nn::LinearConfig::default());
+        Self { stem, small_stem: layout.small_stem, blocks, projection }
+    }
+
+    /// The pooled feature of the last stage.
+    ///
+    /// # Shape
+    /// `[batch, 3, height, width]` normalised pixels -> `[batch, channels]`
+    pub(super) fn pooled(&self, pixels: &Tensor, train: bool) -> Tensor {
+        let (conv, norm) = &self.stem;
+        let mut hidden = norm.forward_t(&conv.forward(pixels), train).relu();
+        if !self.small_stem {
+            hidden = hidden.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false);
+        }
+        for block in &self.blocks {
+            hidden = block.forward(&hidden, train);
+        }
+        hidden.mean_dim([2_i64, 3].as_slice(), false, Kind::Float)
+    }
+
+    /// The projection of the pooled feature, not yet of unit length.
+    ///
+    /// # Shape
+    /// `[batch, channels]` -> `[batch, dim]`
+    pub(super) fn project(&self, pooled: &Tensor) -> Tensor {
+        self.projection.forward(pooled)
+    }
+}
+
+fn convolution(path: &nn::Path, input: i64, output: i64, kernel: i64, stride: i64) -> Conv2D {
+    let config = nn::ConvConfig { stride, padding: kernel / 2, bias: false, ..nn::ConvConfig::default() };
+    nn::conv2d(path, input, output, kernel, config)
+}
+
+fn batch_norm(path: &nn::Path, channels: i64) -> BatchNorm {
+    nn::batch_norm2d(path, channels, nn::BatchNormConfig::default())
+}

@@ -1,0 +1,199 @@
+//! Tensors with names, to and from safetensors bytes.
+
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use tch::{Kind, Tensor};
+
+/// A file of tensors does not fit.
+#[derive(Debug, thiserror::Error)]
+pub enum WeightsError {
+    /// The bytes are no safetensors file.
+    #[error("the bytes are no safetensors file")]
+    Malformed(#[source] safetensors::SafeTensorError),
+    /// A tensor that is needed is not there.
+    #[error("tensor {name:?} is missing")]
+    Missing {
+        /// Its name.
+        name: String,
+    },
+    /// A tensor that nobody asked for.
+    #[error("tensor {name:?} is not part of this model")]
+    Unexpected {
+        /// Its name.
+        name: String,
+    },
+    /// A tensor of another shape.
+    #[error("tensor {name:?} has shape {actual:?}, expected {expected:?}")]
+    Shape {
+        /// Its name.
+        name: String,
+        /// The shape that is needed.
+        expected: Vec<i64>,
+        /// The shape in the file.
+        actual: Vec<i64>,
+    },
+    /// A tensor of a type that is not read here.
+    #[error("tensor {name:?} has type {dtype}, which is not supported")]
+    Type {
+        /// Its name.
+        name: String,
+        /// The type in the file.
+        dtype: String,
+    },
+}
+
+/// Tensors on the CPU, with their names, sorted by name.
+#[derive(Debug, Default)]
+pub struct NamedTensors {
+    tensors: Vec<(String, Tensor)>,
+}
+
+impl NamedTensors {
+    /// Copies the tensors to the CPU.
+    pub fn from_tensors(tensors: impl IntoIterator<Item = (String, Tensor)>) -> Self {
+        let mut tensors: Vec<_> = tensors
+            .into_iter()
+            .map(|(name, tensor)| {
+                let copy = tensor.detach().to_device(tch::Device::Cpu).contiguous().copy();
+                (name, copy)
+            })
+            .collect();
+        tensors.sort_by(|(a, _), (b, _)| a.cmp(b));
+        Self { tensors }
+    }
+
+    /// The tensors with their names.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))
+    }
+
+    /// The tensor with this name.
+    ///
+    /// # Errors
+    /// [`WeightsError::Missing`]
+    pub fn get(&self, name: &str) -> Result<&Tensor, WeightsError> {
+        let found = self.tensors.binary_search_by(|(own, _)| own.as_str().cmp(name));
+        found.map(|index| &self.tensors[index].1).map_err(|_| WeightsError::Missing { name: name.to_owned() })
+    }
+
+    /// The file's bytes; equal tensors give equal bytes.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let contents: Vec<Vec<u8>> = self.tensors.iter().map(|(_, tensor)| raw_bytes(tensor)).collect();
+        let views = self.tensors.iter().zip(&contents).map(|((name, tensor), bytes)| {
+            let shape = tensor.size().iter().map(|&extent| extent as usize).collect();
+            let view = TensorView::new(dtype(tensor.kind()), shape, bytes)
+                .expect("the bytes are those of the tensor");
+            (name.as_str(), view)
+        });
+        safetensors::serialize(views, None).expect("names are distinct and sizes are right")
+    }
+
+    /// Reads a file's bytes.
+    ///
+    /// # Errors
+    /// If the bytes are no safetensors file or hold a type other than f16, bf16, f32, f64, i32 or i64.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, WeightsError> {
+        let file = SafeTensors::deserialize(bytes).map_err(WeightsError::Malformed)?;
+        let mut tensors = Vec::new();
+        for (name, view) in file.tensors() {
+            let Some(kind) = kind(view.dtype()) else {
+                return Err(WeightsError::Type { name, dtype: format!("{:?}", view.dtype()) });
+            };
+            let shape: Vec<i64> = view.shape().iter().map(|&extent| extent as i64).collect();
+            let tensor = if shape.contains(&0) {
+                Tensor::zeros(shape.as_slice(), (kind, tch::Device::Cpu))
+            } else {
+                Tensor::from_data_size(view.data(), &shape, kind)
+            };
+            tensors.push((name, tensor));
+        }
+        tensors.sort_by(|(a, _), (b, _)| a.cmp(b));
+        Ok(Self { tensors })
+    }
+
+    /// Copies the values into `targets`, which must have exactly these names and shapes. Batch norms'
+    /// `num_batches_tracked`, which PyTorch writes and nothing here uses, is passed over.
+    ///
+    /// # Errors
+    /// The first name that is missing, unexpected or of another shape; then nothing is copied.
+    pub fn copy_into(&self, targets: Vec<(String, Tensor)>) -> Result<(), WeightsError> {
+        for (name, target) in &targets {
+            let (expected, actual) = (target.size(), self.get(name)?.size());
+            if expected != actual {
+                return Err(WeightsError::Shape { name: name.clone(), expected, actual });
+            }
+        }
+        let known = |name: &str| targets.iter().any(|(own, _)| own == name);
+        if let Some((name, _)) =
+            self.iter().find(|(name, _)| !name.ends_with("num_batches_tracked") && !known(name))
+        {
+            return Err(WeightsError::Unexpected { name: name.to_owned() });
+        }
+        for (name, mut target) in targets {
+            let value = self.get(&name)?;
+            tch::no_grad(|| target.copy_(value));
+        }
+        Ok(())
+    }
+}
+
+fn raw_bytes(tensor: &Tensor) -> Vec<u8> {
+    let count = tensor.numel();
+    let mut bytes = vec![0; count * tensor.kind().elt_size_in_bytes()];
+    if count > 0 {
+        tensor.copy_data_u8(&mut bytes, count);
+    }
+    bytes
+}
+
+fn dtype(kind: Kind) -> Dtype {
+    match kind {
+        Kind::Half => Dtype::F16,
+        Kind::BFloat16 => Dtype::BF16,
+        Kind::Double => Dtype::F64,
+        Kind::Int => Dtype::I32,
+        Kind::Int64 => Dtype::I64,
+        Kind::Float => Dtype::F32,
+        other => unreachable!("no tensor of this crate is of kind {other:?}"),
+    }
+}
+
+fn kind(dtype: Dtype) -> Option<Kind> {
+    Some(match dtype {
+        Dtype::F16 => Kind::Half,
+        Dtype::BF16 => Kind::BFloat16,
+        Dtype::F32 => Kind::Float,
+        Dtype::F64 => Kind::Double,
+        Dtype::I32 => Kind::Int,
+        Dtype::I64 => Kind::Int64,
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tensors_survive_the_file_bit_for_bit() {
+        let tensors = [
+            ("b".to_owned(), Tensor::from_slice(&[1.5_f32, -0.0, 3.0e-40])),
+            ("a".to_owned(), Tensor::from_slice(&[1_i64, -2]).view([2, 1])),
+        ];
+        let bytes = NamedTensors::from_tensors(tensors).to_bytes();
+        let read = NamedTensors::from_bytes(&bytes).expect("our own file");
+        assert_eq!(read.get("a").expect("there").size(), [2, 1]);
+        assert_eq!(read.to_bytes(), bytes);
+    }
+
+    #[test]
+    fn a_missing_an_unexpected_and_a_misshapen_tensor_are_each_named() {
+        let file = |name: &str, len| {
+            NamedTensors::from_tensors([(name.to_owned(), Tensor::zeros([len], (Kind::Float, tch::Device::Cpu)))])
+        };
+        let target = || vec![("a".to_owned(), Tensor::zeros([2], (Kind::Float, tch::Device::Cpu)))];
+        assert!(matches!(file("b", 2).copy_into(target()), Err(WeightsError::Missing { name }) if name == "a"));
+        assert!(matches!(file("a", 3).copy_into(target()), Err(WeightsError::Shape { name, .. }) if name == "a"));
+        let error = file("b", 2).copy_into(Vec::new());
+        assert!(matches!(error, Err(WeightsError::Unexpected { name }) if name == "b"));
+    }
+}
