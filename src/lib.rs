@@ -8,9 +8,14 @@
 
 pub mod failure;
 pub mod ids;
+pub mod progress;
 pub mod rng;
 pub mod storage;
 pub mod units;
+
+pub mod checkpoint;
+pub mod feature_table;
+pub mod picture;
 
 #[cfg(feature = "torch")]
 pub mod bank;

@@ -1,3 +1,7 @@
-//! The command `instdisc`.
+//! The command `instdisc`; see `instdisc --help`.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    instdisc::cli::main()
+}

@@ -37,6 +37,10 @@ pub struct EncoderConfig {
     pub dim: usize,
     /// How pixels are normalised.
     pub normalisation: Normalisation,
+    /// The side of the square that the encoder was trained on, in pixels.
+    pub image_size: u32,
+    /// The shorter side to which a picture is resized before its centre is cut out for evaluation.
+    pub evaluation_resize: u32,
 }
 
 /// A trainable encoder.

@@ -1,0 +1,51 @@
+//! What can be wrong with a checkpoint.
+
+use crate::failure::Failure;
+use crate::storage::StorageError;
+
+/// A checkpoint cannot be used or written.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// The folder holds no published checkpoint.
+    #[error("{folder}: no checkpoint is there")]
+    NotThere {
+        /// The folder.
+        folder: String,
+    },
+    /// A JSON file does not say what it should.
+    #[error("{file}: its contents are not understood")]
+    Malformed {
+        /// The file.
+        file: String,
+        /// The cause.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A file is missing, cut or changed.
+    #[error("{file}: damaged: it is not the file that was published")]
+    Damaged {
+        /// The file.
+        file: String,
+    },
+    /// Another version of the format.
+    #[error("{file}: format version {version} is not known to this program")]
+    Version {
+        /// The file.
+        file: String,
+        /// Its version.
+        version: u32,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
+
+impl CheckpointError {
+    /// The kind of failure, for the exit code.
+    pub fn failure(&self) -> Failure {
+        match self {
+            Self::Storage(error) => error.failure(),
+            _ => Failure::Data,
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! Checkpoints as files: what lies in one, how it is published, which is the newest.
+//!
+//! A checkpoint is a folder `step-00005004` below `<run>/checkpoints`. Its `checkpoint.json` is written
+//! last and names every other file with size and digest; a folder without it does not exist for a reader.
+//! This module knows bytes and JSON, no tensors.
+//!
+//! Invariant: a checkpoint that [`Checkpoint::open`] returns was published whole.
+
+mod error;
+mod run;
+mod state;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+pub use error::CheckpointError;
+pub use run::{checkpoint_name, list_checkpoints, remove_checkpoint};
+pub use state::{Cursor, TrainState};
+
+use crate::storage::{Digest, Location, PublishMode};
+
+/// Weights and batch-norm statistics, under torchvision's names.
+pub const MODEL: &str = "model.safetensors";
+/// The optimiser's buffers.
+pub const OPTIMIZER: &str = "optimizer.safetensors";
+/// The memory bank, a feature table.
+pub const BANK: &str = "bank.arrow";
+/// Everything else a run depends on; see [`TrainState`].
+pub const STATE: &str = "state.json";
+/// The list of the other files, written last.
+pub const MANIFEST: &str = "checkpoint.json";
+
+/// The version that this code writes and reads.
+const FORMAT_VERSION: u32 = 1;
+
+/// A file of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileEntry {
+    /// Its name within the folder.
+    pub name: String,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// The blake3 digest of its contents.
+    pub digest: Digest,
+}
+
+/// The contents of `checkpoint.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointManifest {
+    /// The format's version.
+    pub format_version: u32,
+    /// Steps done.
+    pub step: u64,
+    /// Epochs done.
+    pub epoch: u64,
+    /// The digest of the dataset that the run was trained on.
+    pub dataset_digest: String,
+    /// The split that it was trained on.
+    pub split: String,
+    /// The other files.
+    pub files: Vec<FileEntry>,
+}
+
+impl CheckpointManifest {
+    /// A manifest of this version.
+    pub fn new(step: u64, epoch: u64, dataset_digest: String, split: String, files: Vec<FileEntry>) -> Self {
+        Self { format_version: FORMAT_VERSION, step, epoch, dataset_digest, split, files }
+    }
+
+    /// Publishes the manifest, and with it the checkpoint.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn publish(&self, folder: &Location) -> Result<(), CheckpointError> {
+        let text = serde_json::to_string_pretty(self).expect("a manifest is plain data");
+        folder.join(MANIFEST).publish(text + "\n", PublishMode::Overwrite)?;
+        Ok(())
+    }
+}
+
+/// Publishes one of a checkpoint's files.
+///
+/// # Errors
+/// If the store fails.
+pub fn publish_file(folder: &Location, name: &str, contents: Vec<u8>) -> Result<FileEntry, CheckpointError> {
+    let entry = FileEntry {
+        name: name.to_owned(),
+        bytes: contents.len() as u64,
+        digest: Digest::of(&contents),
+    };
+    folder.join(name).publish(contents, PublishMode::Overwrite)?;
+    Ok(entry)
+}
+
+/// A published checkpoint.
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    folder: Location,
+    manifest: CheckpointManifest,
+}
+
+impl Checkpoint {
+    /// Opens the checkpoint in this folder and checks that its files are there in their sizes.
+    ///
+    /// # Errors
+    /// If there is none, it is of another version, or a file is missing or of another size.
+    pub fn open(folder: &Location) -> Result<Self, CheckpointError> {
+        let at = folder.join(MANIFEST);
+        let text = match at.read() {
+            Err(error) if error.is_not_found() => {
+                return Err(CheckpointError::NotThere { folder: folder.to_string() });
+            }
+            other => other?,
+        };
+        let manifest: CheckpointManifest = serde_json::from_slice(&text)
+            .map_err(|source| CheckpointError::Malformed { file: at.to_string(), source })?;
+        if manifest.format_version != FORMAT_VERSION {
+            return Err(CheckpointError::Version { file: at.to_string(), version: manifest.format_version });
+        }
+        for entry in &manifest.files {
+            let file = folder.join(&entry.name);
+            match file.size() {
+                Ok(bytes) if bytes == entry.bytes => {}
+                Ok(_) => return Err(CheckpointError::Damaged { file: file.to_string() }),
+                Err(error) if error.is_not_found() => {
+                    return Err(CheckpointError::Damaged { file: file.to_string() });
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(Self { folder: folder.clone(), manifest })
+    }
+
+    /// What the checkpoint says of itself.
+    pub fn manifest(&self) -> &CheckpointManifest {
+        &self.manifest
+    }
+
+    /// Where it lies.
+    pub fn folder(&self) -> &Location {
+        &self.folder
+    }
+
+    /// Reads one of its files and checks the digest.
+    ///
+    /// # Errors
+    /// If the file is not part of the checkpoint, cannot be read, or is damaged.
+    pub fn read(&self, name: &str) -> Result<Bytes, CheckpointError> {
+        let file = self.folder.join(name);
+        let entry = self.manifest.files.iter().find(|entry| entry.name == name);
+        let entry = entry.ok_or_else(|| CheckpointError::Damaged { file: file.to_string() })?;
+        let contents = file.read()?;
+        if Digest::of(&contents) != entry.digest {
+            return Err(CheckpointError::Damaged { file: file.to_string() });
+        }
+        Ok(contents)
+    }
+
+    /// Reads every file and checks its digest.
+    ///
+    /// # Errors
+    /// The first file that is damaged.
+    pub fn verify(&self) -> Result<(), CheckpointError> {
+        self.manifest.files.iter().try_for_each(|entry| self.read(&entry.name).map(drop))
+    }
+
+    /// Reads the state of the run.
+    ///
+    /// # Errors
+    /// If the file is damaged.
+    pub fn state(&self) -> Result<TrainState, CheckpointError> {
+        serde_json::from_slice(&self.read(STATE)?).map_err(|source| CheckpointError::Malformed {
+            file: self.folder.join(STATE).to_string(),
+            source,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,54 @@
+//! From an error to the exit code.
+
+use crate::checkpoint::CheckpointError;
+use crate::config::ConfigError;
+use crate::dataset::DatasetError;
+use crate::failure::Failure;
+use crate::feature_table::TableError;
+use crate::storage::StorageError;
+
+/// The kind of failure of an error: that of the outermost error of ours in its chain.
+pub(super) fn failure(error: &anyhow::Error) -> Failure {
+    error.chain().find_map(known).unwrap_or(Failure::Other)
+}
+
+/// Whether whoever read our output went away, which is no error of ours.
+pub(super) fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.downcast_ref::<std::io::Error>().is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe)
+    })
+}
+
+fn known(cause: &(dyn std::error::Error + 'static)) -> Option<Failure> {
+    macro_rules! first_of {
+        ($($error:ty),* $(,)?) => {
+            $(if let Some(error) = cause.downcast_ref::<$error>() { return Some(error.failure()); })*
+        };
+    }
+    first_of!(StorageError, DatasetError, TableError, CheckpointError);
+    first_of!(crate::ingest::IngestError, crate::ingest::SynthError, crate::eval::EvalError);
+    #[cfg(feature = "torch")]
+    first_of!(crate::trainer::TrainError, crate::eval::EmbedError);
+    if cause.is::<ConfigError>() {
+        return Some(Failure::Config);
+    }
+    if cause.is::<crate::units::OutOfRange>() {
+        return Some(Failure::Usage);
+    }
+    cause.is::<std::io::Error>().then_some(Failure::Io)
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+
+    use super::*;
+
+    #[test]
+    fn context_does_not_hide_the_kind_of_failure() {
+        let error = StorageError::NotFound { location: "x".into(), local: true };
+        let wrapped = Err::<(), _>(error).context("reading the dataset").expect_err("an error");
+        assert_eq!(failure(&wrapped), Failure::Io);
+        assert_eq!(failure(&anyhow::anyhow!("anything")), Failure::Other);
+    }
+}

@@ -1,0 +1,162 @@
+//! The shell: command line, logs, progress, exit codes. The only place that knows clap and anyhow.
+//!
+//! Results a program reads go to stdout, logs and progress to stderr. Each subcommand is a file with its
+//! arguments and one function that turns them into a job of the library.
+
+#[cfg(feature = "torch")]
+mod embed;
+mod exit;
+mod ingest;
+mod inspect;
+mod knn;
+mod progress;
+#[cfg(feature = "torch")]
+mod replay;
+mod signals;
+mod synth;
+#[cfg(feature = "torch")]
+mod train;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+
+use crate::storage::{Location, StorageOptions};
+
+/// Instance discrimination at ImageNet scale, as batch jobs.
+///
+/// ingest turns pictures into a dataset, train makes checkpoints with a memory bank, embed makes feature
+/// tables, knn judges them. Locations are paths or URLs (s3://, gs://, az://); credentials come from the
+/// environment in the names of the object_store crate (AWS_ACCESS_KEY_ID, AWS_ENDPOINT, ...).
+///
+/// Exit codes: 0 done; 2 wrong usage; 65 wrong data; 69 a store is unavailable; 74 an I/O error; 75 stopped
+/// by a signal after a checkpoint; 78 wrong configuration; 1 anything else. 69, 74 and 75 are worth a retry.
+#[derive(Debug, Parser)]
+#[command(name = "instdisc", version, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    global: GlobalArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Args)]
+struct GlobalArgs {
+    /// A setting of the object store, such as aws_endpoint=http://localhost:7480; may be repeated
+    #[arg(long, global = true, value_name = "KEY=VALUE", value_parser = key_value)]
+    storage_option: Vec<(String, String)>,
+    /// Logs: error, warn, info, debug, or a filter such as instdisc=debug
+    #[arg(long, global = true, value_name = "FILTER", default_value = "info", env = "INSTDISC_LOG")]
+    log: String,
+}
+
+impl GlobalArgs {
+    fn location(&self, text: &str) -> anyhow::Result<Location> {
+        let options = StorageOptions::new(self.storage_option.clone());
+        Ok(Location::parse(text, &options)?)
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Turn pictures into a dataset of Parquet shards
+    Ingest(ingest::IngestArgs),
+    /// Say what lies at a location: a dataset, a checkpoint or a feature table
+    Inspect(inspect::InspectArgs),
+    /// Train an encoder and its memory bank
+    #[cfg(feature = "torch")]
+    Train(Box<train::TrainArgs>),
+    /// Write the features of a split under a checkpoint's encoder
+    #[cfg(feature = "torch")]
+    Embed(embed::EmbedArgs),
+    /// Judge features by a weighted k-nearest-neighbour vote
+    Knn(knn::KnnArgs),
+    /// Write a small labelled picture set for trying things out
+    Synth(synth::SynthArgs),
+    /// Run objective and bank update on given tensors, to compare implementations
+    #[cfg(feature = "torch")]
+    Replay(replay::ReplayArgs),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let command = command();
+    let matches = command.get_matches();
+    let cli = match <Cli as clap::FromArgMatches>::from_arg_matches(&matches) {
+        Ok(cli) => cli,
+        Err(error) => error.exit(),
+    };
+    let logs = progress::start_logs(&cli.global.log);
+    match logs.and_then(|()| run(&cli)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if exit::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            progress::say(&format!("error: {error:#}"));
+            ExitCode::from(exit::failure(&error).exit_code())
+        }
+    }
+}
+
+/// The command line, its help completed with the defaults of the configuration.
+fn command() -> clap::Command {
+    let command = Cli::command();
+    #[cfg(feature = "torch")]
+    let command = command.mut_subcommand("train", train::show_defaults);
+    command
+}
+
+fn run(cli: &Cli) -> anyhow::Result<()> {
+    match &cli.command {
+        Command::Ingest(args) => ingest::run(&cli.global, args),
+        Command::Inspect(args) => inspect::run(&cli.global, args),
+        #[cfg(feature = "torch")]
+        Command::Train(args) => train::run(&cli.global, args),
+        #[cfg(feature = "torch")]
+        Command::Embed(args) => embed::run(&cli.global, args),
+        Command::Knn(args) => knn::run(&cli.global, args),
+        Command::Synth(args) => synth::run(args),
+        #[cfg(feature = "torch")]
+        Command::Replay(args) => replay::run(args),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut command(), "instdisc", &mut script);
+            write_stdout(&script)
+        }
+    }
+}
+
+/// Writes a result to stdout.
+fn write_stdout(bytes: &[u8]) -> anyhow::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(bytes).and_then(|()| stdout.flush()).context("stdout")
+}
+
+/// Writes a result to stdout as JSON.
+fn write_json<T: serde::Serialize>(value: &T) -> anyhow::Result<()> {
+    let text = serde_json::to_string_pretty(value).context("JSON")?;
+    write_stdout((text + "\n").as_bytes())
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    text.split_once('=')
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .ok_or_else(|| "expected KEY=VALUE".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        command().debug_assert();
+    }
+}

@@ -1,0 +1,155 @@
+//! Logs and progress on stderr: bars where it is a terminal, a line every so often where it is none.
+
+use std::io::{IsTerminal, Write};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+
+use crate::progress::Progress;
+
+/// How often a line is written where there is no terminal.
+const LINE_INTERVAL: Duration = Duration::from_secs(10);
+
+fn bars() -> &'static MultiProgress {
+    static BARS: OnceLock<MultiProgress> = OnceLock::new();
+    BARS.get_or_init(MultiProgress::new)
+}
+
+/// Writes a line to stderr without tearing the bars.
+pub(super) fn say(line: &str) {
+    bars().suspend(|| {
+        // There is nobody left to tell when stderr is gone.
+        let _ = writeln!(std::io::stderr(), "{line}");
+    });
+}
+
+/// Sends logs to stderr.
+pub(super) fn start_logs(filter: &str) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(filter).with_context(|| format!("--log {filter}"))?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(AboveBars)
+        .init();
+    Ok(())
+}
+
+/// Writes log lines above the bars.
+struct AboveBars;
+
+struct LineAboveBars(Vec<u8>);
+
+impl<'a> MakeWriter<'a> for AboveBars {
+    type Writer = LineAboveBars;
+
+    fn make_writer(&'a self) -> LineAboveBars {
+        LineAboveBars(Vec::new())
+    }
+}
+
+impl Write for LineAboveBars {
+    fn write(&mut self, buffer: &[u8]) -> std::io::Result<usize> {
+        self.0.extend_from_slice(buffer);
+        Ok(buffer.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for LineAboveBars {
+    fn drop(&mut self) {
+        say(String::from_utf8_lossy(&self.0).trim_end());
+    }
+}
+
+/// A bar with a message, or lines in its stead.
+pub(super) struct Meter {
+    bar: Option<ProgressBar>,
+    stage: String,
+    total: u64,
+    done: u64,
+    started: Instant,
+    last_line: Instant,
+}
+
+impl Meter {
+    /// Starts to show a stage of `total` items.
+    pub(super) fn new(stage: &str, total: u64, done: u64) -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let style = ProgressStyle::with_template(
+                "{prefix:>8} [{bar:30}] {human_pos}/{human_len} {per_sec:.0} {eta} left {msg}",
+            );
+            let bar = bars().add(ProgressBar::new(total));
+            bar.set_style(style.expect("the template is fixed").progress_chars("=> "));
+            bar.set_prefix(stage.to_owned());
+            bar.set_position(done);
+            bar.reset_eta();
+            bar
+        });
+        let now = Instant::now();
+        Self { bar, stage: stage.to_owned(), total, done, started: now, last_line: now }
+    }
+
+    /// Counts items, with a message of the moment.
+    pub(super) fn advance(&mut self, items: u64, message: &str) {
+        self.done += items;
+        if let Some(bar) = &self.bar {
+            bar.inc(items);
+            if !message.is_empty() {
+                bar.set_message(message.to_owned());
+            }
+        } else if self.last_line.elapsed() >= LINE_INTERVAL {
+            self.last_line = Instant::now();
+            self.line(message);
+        }
+    }
+
+    fn line(&self, message: &str) {
+        let rate = self.done as f64 / self.started.elapsed().as_secs_f64().max(1e-9);
+        let share = 100.0 * self.done as f64 / self.total.max(1) as f64;
+        say(&format!("{}: {}/{} ({share:.0} %) {rate:.0}/s {message}", self.stage, self.done, self.total));
+    }
+}
+
+impl Drop for Meter {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// Shows the stages of a job one after the other.
+#[derive(Default)]
+pub(super) struct Terminal {
+    meter: Mutex<Option<Meter>>,
+}
+
+impl Terminal {
+    fn meter(&self) -> MutexGuard<'_, Option<Meter>> {
+        self.meter.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Progress for Terminal {
+    fn begin(&self, stage: &str, total: u64) {
+        *self.meter() = Some(Meter::new(stage, total, 0));
+    }
+
+    fn advance(&self, items: u64) {
+        if let Some(meter) = self.meter().as_mut() {
+            meter.advance(items, "");
+        }
+    }
+
+    fn finish(&self) {
+        self.meter().take();
+    }
+}

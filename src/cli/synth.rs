@@ -1,0 +1,46 @@
+//! `instdisc synth`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::progress::Terminal;
+use super::write_json;
+use crate::ingest::{SynthOptions, synth};
+
+/// Write a small labelled picture set in ImageFolder layout (train and val), for trying things out.
+///
+/// The classes are textured shapes; pose, scale, colours and background are random and say nothing of the
+/// class.
+///
+/// Example: instdisc synth --dest pictures
+#[derive(Debug, Args)]
+pub(super) struct SynthArgs {
+    /// The folder to write; it must be empty or absent
+    #[arg(long, value_name = "PATH")]
+    dest: PathBuf,
+    /// Training pictures of each class
+    #[arg(long, value_name = "N", default_value_t = SynthOptions::default().train_per_class)]
+    train_per_class: usize,
+    /// Validation pictures of each class
+    #[arg(long, value_name = "N", default_value_t = SynthOptions::default().val_per_class)]
+    val_per_class: usize,
+    /// The side of a picture, in pixels
+    #[arg(long, value_name = "PIXELS", default_value_t = SynthOptions::default().image_size)]
+    image_size: u32,
+    /// The seed of everything random
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+}
+
+pub(super) fn run(args: &SynthArgs) -> anyhow::Result<()> {
+    let options = SynthOptions {
+        dest: args.dest.clone(),
+        train_per_class: args.train_per_class,
+        val_per_class: args.val_per_class,
+        image_size: args.image_size,
+        seed: args.seed,
+        ..SynthOptions::default()
+    };
+    write_json(&synth(&options, &Terminal::default())?)
+}

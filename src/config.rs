@@ -1,0 +1,154 @@
+//! Configuration from a TOML file and from flags; a flag wins.
+//!
+//! Every option has one name: `batch_size` in the file, `--batch-size` as a flag.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use toml::Table;
+
+/// The smallest likeness (Jaro–Winkler, 0..1) at which a key is suggested for a wrong one.
+const LIKENESS: f64 = 0.7;
+
+/// A configuration is wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file is no TOML.
+    #[error("{file}: it is no TOML: {reason}")]
+    Syntax {
+        /// The file.
+        file: String,
+        /// What the parser says, with the line.
+        reason: String,
+    },
+    /// A key that no option has.
+    #[error("{file}: unknown key {key:?}{suggestion}")]
+    UnknownKey {
+        /// The file.
+        file: String,
+        /// The key.
+        key: String,
+        /// `; did you mean "…"?`, or nothing.
+        suggestion: String,
+    },
+    /// A value of the wrong type or out of range.
+    #[error("{place}: {reason}")]
+    Value {
+        /// The file and the key, or the command line.
+        place: String,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// The configuration that defaults, file and flags give together.
+///
+/// `flags` is a struct whose fields are options of the same names, `None` where a flag was not given.
+///
+/// # Errors
+/// The first key or value that is wrong, with the nearest right key.
+pub fn resolve<C, F>(file: Option<(&str, &str)>, flags: &F) -> Result<C, ConfigError>
+where
+    C: Serialize + DeserializeOwned + Default,
+    F: Serialize,
+{
+    let defaults = Table::try_from(C::default()).expect("a configuration is a table");
+    let mut table = defaults.clone();
+    if let Some((name, text)) = file {
+        let given: Table = text
+            .parse()
+            .map_err(|error: toml::de::Error| ConfigError::Syntax { file: name.to_owned(), reason: error.to_string() })?;
+        for (key, value) in given {
+            check_key(name, &key, &defaults)?;
+            check_value::<C>(&defaults, &key, &value, &format!("{name}, key {key:?}"))?;
+            table.insert(key, value);
+        }
+    }
+    for (key, value) in Table::try_from(flags).expect("flags are a table") {
+        check_value::<C>(&defaults, &key, &value, &format!("--{}", key.replace('_', "-")))?;
+        table.insert(key, value);
+    }
+    let value = toml::Value::Table(table);
+    value.try_into().map_err(|error: toml::de::Error| ConfigError::Value {
+        place: "configuration".into(),
+        reason: error.message().to_owned(),
+    })
+}
+
+fn check_key(file: &str, key: &str, known: &Table) -> Result<(), ConfigError> {
+    if known.contains_key(key) {
+        return Ok(());
+    }
+    let nearest = known
+        .keys()
+        .map(|candidate| (strsim::jaro_winkler(key, candidate), candidate))
+        .filter(|(likeness, _)| *likeness >= LIKENESS)
+        .max_by(|(a, _), (b, _)| a.total_cmp(b));
+    let suggestion = nearest.map_or(String::new(), |(_, name)| format!("; did you mean {name:?}?"));
+    Err(ConfigError::UnknownKey { file: file.to_owned(), key: key.to_owned(), suggestion })
+}
+
+/// Tries one value in an otherwise right configuration, so that the error can name its key.
+fn check_value<C: DeserializeOwned>(
+    defaults: &Table,
+    key: &str,
+    value: &toml::Value,
+    place: &str,
+) -> Result<(), ConfigError> {
+    let mut table = defaults.clone();
+    table.insert(key.to_owned(), value.clone());
+    match toml::Value::Table(table).try_into::<C>() {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            Err(ConfigError::Value { place: place.to_owned(), reason: error.message().trim().to_owned() })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    #[serde(deny_unknown_fields, default)]
+    struct Example {
+        batch_size: u32,
+        lr: f64,
+    }
+
+    impl Default for Example {
+        fn default() -> Self {
+            Self { batch_size: 256, lr: 0.03 }
+        }
+    }
+
+    #[derive(Default, Serialize)]
+    struct Flags {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        lr: Option<f64>,
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
+        let file = Some(("run.toml", "batch_size = 64\nlr = 0.1\n"));
+        let resolved: Example = resolve(file, &Flags { lr: Some(0.2) }).expect("valid");
+        assert_eq!(resolved, Example { batch_size: 64, lr: 0.2 });
+        let resolved: Example = resolve(file, &Flags::default()).expect("valid");
+        assert_eq!(resolved, Example { batch_size: 64, lr: 0.1 });
+    }
+
+    #[test]
+    fn a_wrong_key_is_named_with_the_nearest_right_one() {
+        let file = Some(("run.toml", "bach_size = 64\n"));
+        let error = resolve::<Example, _>(file, &Flags::default()).expect_err("wrong");
+        assert_eq!(error.to_string(), r#"run.toml: unknown key "bach_size"; did you mean "batch_size"?"#);
+    }
+
+    #[test]
+    fn a_wrong_value_is_named_with_its_key() {
+        let file = Some(("run.toml", "batch_size = \"many\"\n"));
+        let error = resolve::<Example, _>(file, &Flags::default()).expect_err("wrong");
+        assert!(error.to_string().starts_with(r#"run.toml, key "batch_size": "#), "{error}");
+    }
+}

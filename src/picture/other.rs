@@ -1,0 +1,59 @@
+//! Everything but JPEG, through the `image` crate.
+
+use std::io::Cursor;
+
+use image::codecs::png::PngEncoder;
+use image::{ColorType, ExtendedColorType, ImageEncoder, ImageFormat, ImageReader};
+
+use super::{Colour, Format, Header, Picture, PictureError};
+
+pub(super) fn format(bytes: &[u8]) -> Option<Format> {
+    Some(match image::guess_format(bytes).ok()? {
+        ImageFormat::Png => Format::Png,
+        ImageFormat::Gif => Format::Gif,
+        ImageFormat::WebP => Format::Webp,
+        ImageFormat::Bmp => Format::Bmp,
+        ImageFormat::Tiff => Format::Tiff,
+        _ => return None,
+    })
+}
+
+fn names(format: Format) -> (ImageFormat, &'static str) {
+    match format {
+        Format::Png => (ImageFormat::Png, "PNG"),
+        Format::Gif => (ImageFormat::Gif, "GIF"),
+        Format::Webp => (ImageFormat::WebP, "WebP"),
+        Format::Bmp => (ImageFormat::Bmp, "BMP"),
+        Format::Tiff => (ImageFormat::Tiff, "TIFF"),
+        Format::Jpeg => (ImageFormat::Jpeg, "JPEG"),
+    }
+}
+
+fn corrupt(format: Format) -> impl Fn(image::ImageError) -> PictureError {
+    move |error| PictureError::Corrupt { format: names(format).1, reason: error.to_string() }
+}
+
+pub(super) fn probe(bytes: &[u8], format: Format) -> Result<Header, PictureError> {
+    let reader = ImageReader::with_format(Cursor::new(bytes), names(format).0);
+    let decoder = reader.into_decoder().map_err(corrupt(format))?;
+    let (width, height) = image::ImageDecoder::dimensions(&decoder);
+    let colour = match image::ImageDecoder::color_type(&decoder) {
+        ColorType::L8 | ColorType::La8 | ColorType::L16 | ColorType::La16 => Colour::Grey,
+        _ => Colour::Rgb,
+    };
+    Ok(Header { format, width, height, colour })
+}
+
+pub(super) fn decode(bytes: &[u8], format: Format) -> Result<Picture, PictureError> {
+    let reader = ImageReader::with_format(Cursor::new(bytes), names(format).0);
+    let rgb = reader.decode().map_err(corrupt(format))?.into_rgb8();
+    Ok(Picture { width: rgb.width(), height: rgb.height(), rgb: rgb.into_raw() })
+}
+
+pub(super) fn encode_png(picture: &Picture) -> Result<Vec<u8>, PictureError> {
+    let mut bytes = Vec::new();
+    PngEncoder::new(&mut bytes)
+        .write_image(&picture.rgb, picture.width, picture.height, ExtendedColorType::Rgb8)
+        .map_err(|error| PictureError::Encode { reason: error.to_string() })?;
+    Ok(bytes)
+}

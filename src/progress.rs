@@ -1,0 +1,21 @@
+//! How a long job tells how far it is, without knowing who listens.
+
+/// Listens to a job; the shell shows it, tests and libraries pass [`Quiet`].
+pub trait Progress: Sync {
+    /// A stage of `total` items begins.
+    fn begin(&self, stage: &str, total: u64);
+    /// So many more items are done; may be called from any thread.
+    fn advance(&self, items: u64);
+    /// The stage is over.
+    fn finish(&self);
+}
+
+/// Shows nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Quiet;
+
+impl Progress for Quiet {
+    fn begin(&self, _stage: &str, _total: u64) {}
+    fn advance(&self, _items: u64) {}
+    fn finish(&self) {}
+}

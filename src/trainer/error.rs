@@ -1,0 +1,142 @@
+//! Why a training run ends early.
+
+use crate::checkpoint::CheckpointError;
+use crate::dataset::DatasetError;
+use crate::failure::Failure;
+use crate::feature_table::TableError;
+use crate::loader::LoaderError;
+use crate::model::{DeviceError, WeightsError};
+use crate::storage::StorageError;
+
+use super::InvalidConfig;
+
+/// A training run cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// The configuration makes no sense, for itself or for the dataset.
+    #[error("{reason}")]
+    Config {
+        /// What is wrong.
+        reason: String,
+    },
+    /// The run was begun with another configuration.
+    #[error("the run {run} was begun with {key} = {before}, and cannot go on with {key} = {now}")]
+    OtherConfig {
+        /// The run.
+        run: String,
+        /// The first key that differs.
+        key: String,
+        /// Its value in the run.
+        before: String,
+        /// Its value now.
+        now: String,
+    },
+    /// The run was begun on another dataset.
+    #[error("the checkpoint {checkpoint} is of the dataset {before}, not of {now}")]
+    OtherDataset {
+        /// The checkpoint's folder.
+        checkpoint: String,
+        /// The digest it names.
+        before: String,
+        /// The digest of the dataset given.
+        now: String,
+    },
+    /// A quantity is not a finite number any more.
+    #[error(
+        "step {step}: the {quantity} is {value}; the last checkpoint stands (the batch's first ids: {ids:?})"
+    )]
+    NotFinite {
+        /// The step, counted from 0.
+        step: u64,
+        /// What it is that is not finite.
+        quantity: &'static str,
+        /// Its value.
+        value: f64,
+        /// The first instances of the batch.
+        ids: Vec<u32>,
+    },
+    /// Stopped by a signal; a checkpoint was saved.
+    #[error("stopped after step {step} by a signal; a checkpoint is saved, the same command goes on")]
+    Stopped {
+        /// Steps done.
+        step: u64,
+    },
+    /// A part below failed.
+    #[error(transparent)]
+    Part(#[from] PartError),
+}
+
+/// A failure of one of the parts that training is made of.
+#[derive(Debug, thiserror::Error)]
+pub enum PartError {
+    /// The dataset.
+    #[error(transparent)]
+    Dataset(#[from] DatasetError),
+    /// The loader.
+    #[error(transparent)]
+    Loader(#[from] LoaderError),
+    /// A checkpoint.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The bank's file.
+    #[error(transparent)]
+    Table(#[from] TableError),
+    /// The weights' file.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// The device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The store.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The monitor.
+    #[error("the monitor failed")]
+    Monitor(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl From<InvalidConfig> for TrainError {
+    fn from(error: InvalidConfig) -> Self {
+        Self::Config { reason: error.to_string() }
+    }
+}
+
+macro_rules! from_parts {
+    ($($part:ty),*) => {
+        $(impl From<$part> for TrainError {
+            fn from(error: $part) -> Self {
+                Self::Part(error.into())
+            }
+        })*
+    };
+}
+
+from_parts!(DatasetError, LoaderError, CheckpointError, TableError, WeightsError, DeviceError, StorageError);
+
+impl TrainError {
+    /// The kind of failure, for the exit code.
+    pub fn failure(&self) -> Failure {
+        match self {
+            Self::Config { .. } | Self::OtherConfig { .. } => Failure::Config,
+            Self::OtherDataset { .. } => Failure::Data,
+            Self::NotFinite { .. } => Failure::Other,
+            Self::Stopped { .. } => Failure::Stopped,
+            Self::Part(part) => part.failure(),
+        }
+    }
+}
+
+impl PartError {
+    fn failure(&self) -> Failure {
+        match self {
+            Self::Dataset(error) => error.failure(),
+            Self::Loader(error) => error.failure(),
+            Self::Checkpoint(error) => error.failure(),
+            Self::Table(error) => error.failure(),
+            Self::Weights(_) => Failure::Data,
+            Self::Device(_) => Failure::Config,
+            Self::Storage(error) => error.failure(),
+            Self::Monitor(_) => Failure::Other,
+        }
+    }
+}

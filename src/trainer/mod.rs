@@ -1,0 +1,99 @@
+//! The training job.
+//!
+//! [`train`] reads a dataset, moves encoder and memory bank step by step, and publishes checkpoints from
+//! which the same command goes on. Everything that changes state is a visible call in [`Trainer::step`].
+//! The trainer does not know how its progress is shown or how the bank is judged: hooks do that.
+//!
+//! Invariant: after a resume, weights and bank are bit for bit those of an uninterrupted run (on the CPU,
+//! with the same number of threads).
+
+mod config;
+mod error;
+mod metrics;
+mod saving;
+mod schedule;
+mod sgd;
+mod session;
+mod step;
+
+use std::sync::atomic::AtomicBool;
+
+use serde_json::{Map, Value};
+
+pub use config::{InvalidConfig, Precision, RecipeKind, TrainConfig};
+pub use error::{PartError, TrainError};
+pub use metrics::MetricsLine;
+pub use session::{Outcome, train};
+
+use crate::bank::MemoryBank;
+use crate::model::Encoder;
+use crate::storage::Location;
+
+/// What to train on, where to, and how.
+#[derive(Clone, Debug)]
+pub struct TrainJob {
+    /// The dataset's folder.
+    pub dataset: Location,
+    /// The run's folder.
+    pub run: Location,
+    /// The configuration.
+    pub config: TrainConfig,
+}
+
+/// What a run is, once it has been set up.
+#[derive(Clone, Debug)]
+pub struct RunSummary {
+    /// Where it computes, and why there.
+    pub device: String,
+    /// The number of instances, and of rows in the bank.
+    pub instances: usize,
+    /// Trainable numbers in the encoder.
+    pub parameters: usize,
+    /// Steps done before, by an earlier call.
+    pub resumed_step: u64,
+    /// Steps of the whole run.
+    pub total_steps: u64,
+}
+
+/// How a run stands after a step.
+#[derive(Clone, Copy, Debug)]
+pub struct StepReport {
+    /// Steps done.
+    pub step: u64,
+    /// The epoch, from 0.
+    pub epoch: u64,
+    /// The loss of the step's batch, in nats.
+    pub loss: f64,
+    /// The learning rate.
+    pub lr: f64,
+    /// Pictures trained on, per second, in this epoch.
+    pub images_per_second: f64,
+    /// The share of the time in which the trainer waited for data, in this epoch.
+    pub data_wait: f64,
+}
+
+/// What others do while a run goes on.
+pub trait Hooks {
+    /// Called once, when the run is set up.
+    fn started(&mut self, _summary: &RunSummary) {}
+
+    /// Called after each step.
+    fn stepped(&mut self, _report: &StepReport) {}
+
+    /// Judges the encoder and the bank after an epoch; what it returns goes into the metrics.
+    ///
+    /// # Errors
+    /// Whatever keeps it from judging; this ends the run.
+    fn judge(&mut self, _encoder: &Encoder, _bank: &MemoryBank) -> Result<Map<String, Value>, HookError> {
+        Ok(Map::new())
+    }
+
+    /// Called after an epoch with its line of the metrics.
+    fn epoch_ended(&mut self, _line: &MetricsLine) {}
+}
+
+/// Any error of a hook.
+pub type HookError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A flag that asks a run to save a checkpoint and stop after the step under way.
+pub type StopFlag = AtomicBool;
