@@ -14,8 +14,11 @@ pub mod storage;
 pub mod units;
 
 pub mod checkpoint;
+pub mod dataset;
 pub mod feature_table;
 pub mod picture;
+
+pub mod loader;
 
 #[cfg(feature = "torch")]
 pub mod bank;

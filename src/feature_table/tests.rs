@@ -114,8 +114,12 @@ fn the_summary_tells_the_age_of_the_rows() {
     assert_eq!((summary.never_updated, summary.mean_age_steps), (Some(2), Some(7.0)));
 }
 
+/// With INSTDISC_UPDATE_SCHEMAS=1 in the environment, the file is written instead.
 #[test]
 fn the_schema_file_is_that_of_the_code() {
-    let file = std::fs::read_to_string("schemas/feature_table.txt").expect("schemas/feature_table.txt");
-    assert_eq!(file, schema_text());
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/schemas/feature_table.txt");
+    if std::env::var_os("INSTDISC_UPDATE_SCHEMAS").is_some() {
+        std::fs::write(file, schema_text()).expect("written");
+    }
+    assert_eq!(std::fs::read_to_string(file).expect("the schema file"), schema_text());
 }

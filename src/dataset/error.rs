@@ -1,0 +1,75 @@
+//! What can be wrong with a dataset.
+
+use crate::failure::Failure;
+use crate::storage::StorageError;
+
+/// A dataset cannot be used or written.
+#[derive(Debug, thiserror::Error)]
+pub enum DatasetError {
+    /// The folder has no manifest.
+    #[error("{dataset}: no dataset is there (it has no manifest.json)")]
+    NotThere {
+        /// The folder.
+        dataset: String,
+    },
+    /// The manifest does not say what it should.
+    #[error("{file}: its contents are not understood: {reason}")]
+    Manifest {
+        /// The manifest.
+        file: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The dataset has no such split.
+    #[error("{dataset}: there is no split {split:?}; there are {known:?}")]
+    NoSplit {
+        /// The folder.
+        dataset: String,
+        /// The split asked for.
+        split: String,
+        /// The splits that it has.
+        known: Vec<String>,
+    },
+    /// A shard's file is missing, or of another size or digest than the manifest says.
+    #[error("{shard}: damaged: {reason}")]
+    Damaged {
+        /// The shard.
+        shard: String,
+        /// What differs.
+        reason: String,
+    },
+    /// A row group cannot be read.
+    #[error("{shard} row group {row_group}: {reason}")]
+    RowGroup {
+        /// The shard.
+        shard: String,
+        /// The row group, from 0.
+        row_group: usize,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A shard cannot be written.
+    #[error("{shard}: cannot be written")]
+    Write {
+        /// The shard.
+        shard: String,
+        /// The cause.
+        #[source]
+        source: parquet::errors::ParquetError,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
+
+impl DatasetError {
+    /// The kind of failure, for the exit code.
+    pub fn failure(&self) -> Failure {
+        match self {
+            Self::Storage(error) => error.failure(),
+            Self::Write { .. } => Failure::Io,
+            Self::NoSplit { .. } => Failure::Config,
+            _ => Failure::Data,
+        }
+    }
+}

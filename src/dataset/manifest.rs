@@ -1,0 +1,168 @@
+//! The manifest: what a dataset consists of.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::DatasetError;
+use crate::ids::{ClassId, InstanceId};
+use crate::storage::{Digest, Location, PublishMode};
+
+/// The version that this code writes and reads.
+const FORMAT_VERSION: u32 = 1;
+/// The manifest's name within the dataset's folder.
+const FILE: &str = "manifest.json";
+
+/// A shard of a split.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShardEntry {
+    /// Its path within the dataset's folder.
+    pub path: String,
+    /// Its rows.
+    pub rows: u64,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// The blake3 digest of its contents.
+    pub digest: Digest,
+}
+
+/// How a split was made: enough to know the same command again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IngestRecord {
+    /// The program and its version.
+    pub program: String,
+    /// The source's form.
+    pub format: String,
+    /// A fingerprint of the source's names and sizes.
+    pub source_fingerprint: Digest,
+    /// The options that decide what the shards hold.
+    pub options: BTreeMap<String, serde_json::Value>,
+}
+
+/// A split of a dataset.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Split {
+    /// Its pictures; their ids are `0..instances`.
+    pub instances: u64,
+    /// Those that have a label.
+    pub labelled: u64,
+    /// The sum of the encoded pictures' sizes, in bytes.
+    pub image_bytes: u64,
+    /// Pictures that were refused at ingest; rejects/<split>.jsonl names them.
+    pub rejected: u64,
+    /// The digest of its content; see [`ContentDigest`].
+    pub digest: Digest,
+    /// Its shards.
+    pub shards: Vec<ShardEntry>,
+    /// How it was made.
+    pub ingest: IngestRecord,
+}
+
+/// The contents of `manifest.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// The format's version.
+    pub format_version: u32,
+    /// The digest of the content of all splits: the identity of the dataset, the same wherever, whenever
+    /// and by however many threads it was made.
+    pub dataset_digest: Digest,
+    /// The names of the classes, sorted by their bytes; a label is an index into them.
+    pub classes: Vec<String>,
+    /// The splits by name.
+    pub splits: BTreeMap<String, Split>,
+}
+
+impl Manifest {
+    /// A manifest of these classes and splits.
+    pub fn new(classes: Vec<String>, splits: BTreeMap<String, Split>) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(b"instdisc dataset 1\n");
+        absorb(&mut hasher, classes.len() as u64, classes.iter().map(String::as_bytes));
+        for (name, split) in &splits {
+            absorb(&mut hasher, split.instances, [name.as_bytes(), split.digest.0.as_slice()]);
+        }
+        let dataset_digest = hasher.finalize().into();
+        Self { format_version: FORMAT_VERSION, dataset_digest, classes, splits }
+    }
+
+    /// Reads the manifest of a dataset.
+    ///
+    /// # Errors
+    /// If there is none, or it is not understood.
+    pub fn read(dataset: &Location) -> Result<Self, DatasetError> {
+        let file = dataset.join(FILE);
+        let text = match file.read() {
+            Err(error) if error.is_not_found() => {
+                return Err(DatasetError::NotThere { dataset: dataset.to_string() });
+            }
+            other => other?,
+        };
+        let wrong = |reason: String| DatasetError::Manifest { file: file.to_string(), reason };
+        let manifest: Self = serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
+        if manifest.format_version != FORMAT_VERSION {
+            return Err(wrong(format!("format version {} is not known to this program", manifest.format_version)));
+        }
+        let expected = Self::new(manifest.classes.clone(), manifest.splits.clone()).dataset_digest;
+        if expected != manifest.dataset_digest {
+            return Err(wrong("its digest is not that of its splits".into()));
+        }
+        Ok(manifest)
+    }
+
+    /// Publishes the manifest, and with it the dataset.
+    ///
+    /// # Errors
+    /// If the store fails, or on [`PublishMode::Create`] where a manifest exists.
+    pub fn publish(&self, dataset: &Location, mode: PublishMode) -> Result<(), DatasetError> {
+        let text = serde_json::to_string_pretty(self).expect("a manifest is plain data");
+        dataset.join(FILE).publish(text + "\n", mode)?;
+        Ok(())
+    }
+
+    /// The split of this name.
+    ///
+    /// # Errors
+    /// [`DatasetError::NoSplit`] with the names that there are.
+    pub fn split(&self, dataset: &Location, name: &str) -> Result<&Split, DatasetError> {
+        self.splits.get(name).ok_or_else(|| DatasetError::NoSplit {
+            dataset: dataset.to_string(),
+            split: name.into(),
+            known: self.splits.keys().cloned().collect(),
+        })
+    }
+}
+
+/// Adds parts with their lengths, so that no two lists of parts look alike.
+fn absorb<'a>(hasher: &mut blake3::Hasher, count: u64, parts: impl IntoIterator<Item = &'a [u8]>) {
+    hasher.update(&count.to_le_bytes());
+    for part in parts {
+        hasher.update(&(part.len() as u64).to_le_bytes());
+        hasher.update(part);
+    }
+}
+
+/// The digest of a split's content: the labels and pictures in the order of the ids, and nothing else.
+#[derive(Debug, Default)]
+pub struct ContentDigest {
+    hasher: blake3::Hasher,
+    next: u32,
+}
+
+impl ContentDigest {
+    /// Adds the next instance.
+    ///
+    /// # Panics
+    /// If `id` is not the one after the last.
+    pub fn add(&mut self, id: InstanceId, label: Option<ClassId>, picture: Digest) {
+        assert_eq!(id.0, self.next, "instances are added in the order of their ids");
+        self.next += 1;
+        self.hasher.update(&ClassId::to_stored(label).to_le_bytes());
+        self.hasher.update(&picture.0);
+    }
+
+    /// The digest.
+    pub fn finish(&self) -> Digest {
+        self.hasher.finalize().into()
+    }
+}

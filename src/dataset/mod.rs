@@ -1,0 +1,46 @@
+//! Datasets: shards of encoded pictures as Parquet, and the manifest that makes them one.
+//!
+//! A folder is a dataset when it has a `manifest.json`, which is written last and names every shard with
+//! its size and blake3 digest. Readers fetch one row group at a time by a single ranged read. The format is
+//! described in docs/formats.md. This module knows no picture codec and no tensors.
+//!
+//! Invariants of a published split: it holds exactly the ids `0..instances`; ids follow the order of a
+//! sorted ImageFolder; nothing that a manifest names is ever changed.
+
+mod error;
+mod manifest;
+mod reader;
+mod schema;
+mod summary;
+mod writer;
+
+pub use error::DatasetError;
+pub use manifest::{ContentDigest, IngestRecord, Manifest, ShardEntry, Split};
+pub use reader::ShardReader;
+pub use schema::schema_text;
+pub use summary::{DatasetSummary, SplitSummary, summarise, verify};
+pub use writer::{ShardWriter, WriterOptions};
+
+use bytes::Bytes;
+
+use crate::ids::{ClassId, InstanceId};
+
+/// One picture with what is known of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Its number in the split.
+    pub id: InstanceId,
+    /// Its class, where it has one.
+    pub label: Option<ClassId>,
+    /// The encoded picture as it came.
+    pub bytes: Bytes,
+    /// Where it came from: `<class>/<file>`.
+    pub path: String,
+    /// Columns of pixels.
+    pub width: u32,
+    /// Rows of pixels.
+    pub height: u32,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,250 @@
+//! Reading a shard, one row group at a time.
+
+use std::io::Cursor;
+use std::ops::Range;
+use std::sync::Arc;
+
+use arrow::array::{AsArray, RecordBatch};
+use arrow::datatypes::{Int32Type, Int64Type};
+use bytes::Bytes;
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::{
+    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder,
+};
+use parquet::errors::ParquetError;
+use parquet::file::metadata::ParquetMetaDataReader;
+use parquet::file::reader::{ChunkReader, Length};
+
+use super::schema::schema;
+use super::{DatasetError, Row, ShardEntry};
+use crate::ids::{ClassId, InstanceId};
+use crate::storage::Location;
+
+/// The end of a shard that is fetched first; it holds the footer of all but huge shards.
+const FOOTER_GUESS_BYTES: u64 = 256 << 10;
+
+/// A shard that is open for reading.
+#[derive(Debug)]
+pub struct ShardReader {
+    location: Location,
+    shown: String,
+    bytes: u64,
+    classes: usize,
+    instances: u64,
+    metadata: ArrowReaderMetadata,
+}
+
+impl ShardReader {
+    /// Opens a shard of a dataset by its footer.
+    ///
+    /// `classes` and `instances` are those of the split; labels and ids outside of them are refused.
+    ///
+    /// # Errors
+    /// If the shard is missing, of another size than the manifest says, or its footer is damaged.
+    pub fn open(
+        dataset: &Location,
+        entry: &ShardEntry,
+        classes: usize,
+        instances: u64,
+    ) -> Result<Self, DatasetError> {
+        let location = dataset.join(&entry.path);
+        let shown = location.to_string();
+        let damaged = |reason: String| DatasetError::Damaged { shard: shown.clone(), reason };
+        let bytes = match location.size() {
+            Err(error) if error.is_not_found() => return Err(damaged("it is missing".into())),
+            other => other?,
+        };
+        if bytes != entry.bytes {
+            return Err(damaged(format!("it has {bytes} bytes, the manifest says {}", entry.bytes)));
+        }
+        let footer = footer(&location, bytes)?.map_err(|error| damaged(format!("its footer: {error}")))?;
+        let options = ArrowReaderOptions::new();
+        let metadata = ArrowReaderMetadata::try_new(Arc::new(footer), options)
+            .map_err(|error| damaged(format!("its schema: {error}")))?;
+        if metadata.schema().fields() != schema().fields() {
+            return Err(damaged("its columns are not those of a dataset".into()));
+        }
+        if metadata.metadata().file_metadata().num_rows() as u64 != entry.rows {
+            return Err(damaged(format!("it does not have the {} rows that the manifest says", entry.rows)));
+        }
+        Ok(Self { location, shown, bytes, classes, instances, metadata })
+    }
+
+    /// The number of row groups.
+    pub fn row_groups(&self) -> usize {
+        self.metadata.metadata().num_row_groups()
+    }
+
+    /// The number of rows in a row group.
+    pub fn rows(&self, row_group: usize) -> usize {
+        self.metadata.metadata().row_group(row_group).num_rows() as usize
+    }
+
+    /// The size of a row group in bytes: what reading it fetches.
+    pub fn row_group_bytes(&self, row_group: usize) -> u64 {
+        let range = self.range(row_group, usize::MAX);
+        range.end - range.start
+    }
+
+    /// Reads a row group by one ranged read.
+    ///
+    /// # Errors
+    /// If the store fails or the rows are damaged.
+    pub fn read_row_group(&self, row_group: usize) -> Result<Vec<Row>, DatasetError> {
+        let mut rows = Vec::with_capacity(self.rows(row_group));
+        for batch in self.batches(row_group, ProjectionMask::all(), self.range(row_group, usize::MAX))? {
+            self.append(row_group, &batch, &mut rows)?;
+        }
+        Ok(rows)
+    }
+
+    /// Reads the ids and labels of a row group, without its pictures.
+    ///
+    /// # Errors
+    /// If the store fails or the rows are damaged.
+    pub fn read_labels(&self, row_group: usize) -> Result<Vec<(InstanceId, Option<ClassId>)>, DatasetError> {
+        let schema = self.metadata.metadata().file_metadata().schema_descr_ptr();
+        // Leaves: instance_id, image.bytes, image.path, label, …
+        let (id_leaf, label_leaf) = (0, 3);
+        let id_mask = ProjectionMask::leaves(&schema, [id_leaf]);
+        let label_mask = ProjectionMask::leaves(&schema, [label_leaf]);
+        let ids = self.batches(row_group, id_mask, self.range(row_group, id_leaf))?;
+        let labels = self.batches(row_group, label_mask, self.range(row_group, label_leaf))?;
+        let column = |batches: &[RecordBatch]| -> Vec<i64> {
+            batches.iter().flat_map(|batch| batch.column(0).as_primitive::<Int64Type>().values().to_vec()).collect()
+        };
+        let pairs = column(&ids).into_iter().zip(column(&labels));
+        pairs.enumerate().map(|(row, (id, label))| self.identity(row_group, row, id, label)).collect()
+    }
+
+    /// The bytes of one column (a leaf), or of all.
+    fn range(&self, row_group: usize, leaf: usize) -> Range<u64> {
+        let group = self.metadata.metadata().row_group(row_group);
+        let columns = group.columns().iter().enumerate().filter(|(index, _)| leaf == usize::MAX || leaf == *index);
+        let ranges = columns.map(|(_, column)| {
+            let (start, len) = column.byte_range();
+            start..start.saturating_add(len)
+        });
+        ranges.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)).unwrap_or(0..0)
+    }
+
+    fn batches(
+        &self,
+        row_group: usize,
+        mask: ProjectionMask,
+        range: Range<u64>,
+    ) -> Result<Vec<RecordBatch>, DatasetError> {
+        if range.end > self.bytes || range.start > range.end {
+            return Err(self.wrong(row_group, "its place is outside of the shard".into()));
+        }
+        let part = FilePart { start: range.start, len: self.bytes, bytes: self.location.read_range(range)? };
+        let failed = |reason: String| self.wrong(row_group, reason);
+        let reader = ParquetRecordBatchReaderBuilder::new_with_metadata(part, self.metadata.clone())
+            .with_row_groups(vec![row_group])
+            .with_projection(mask)
+            .with_batch_size(self.rows(row_group).max(1))
+            .build()
+            .map_err(|error| failed(error.to_string()))?;
+        reader.map(|batch| batch.map_err(|error| failed(error.to_string()))).collect()
+    }
+
+    fn append(&self, row_group: usize, batch: &RecordBatch, rows: &mut Vec<Row>) -> Result<(), DatasetError> {
+        let ids = batch.column(0).as_primitive::<Int64Type>();
+        let image = batch.column(1).as_struct();
+        let (bytes, paths) = (image.column(0).as_binary::<i32>(), image.column(1).as_string::<i32>());
+        let labels = batch.column(2).as_primitive::<Int64Type>();
+        let (widths, heights) =
+            (batch.column(3).as_primitive::<Int32Type>(), batch.column(4).as_primitive::<Int32Type>());
+        for row in 0..batch.num_rows() {
+            let (id, label) = self.identity(row_group, rows.len(), ids.value(row), labels.value(row))?;
+            let side = |value: i32| {
+                let wrong = || self.wrong(row_group, format!("row {}: a side of {value} pixels", rows.len()));
+                u32::try_from(value).ok().filter(|&value| value > 0).ok_or_else(wrong)
+            };
+            rows.push(Row {
+                id,
+                label,
+                bytes: Bytes::copy_from_slice(bytes.value(row)),
+                path: paths.value(row).to_owned(),
+                width: side(widths.value(row))?,
+                height: side(heights.value(row))?,
+            });
+        }
+        Ok(())
+    }
+
+    fn identity(
+        &self,
+        row_group: usize,
+        row: usize,
+        id: i64,
+        label: i64,
+    ) -> Result<(InstanceId, Option<ClassId>), DatasetError> {
+        let wrong = |what: String| self.wrong(row_group, format!("row {row}: {what}"));
+        let known = InstanceId::from_stored(id).filter(|id| u64::from(id.0) < self.instances);
+        let class = ClassId::from_stored(label).filter(|class| class.is_none_or(|class| class.index() < self.classes));
+        Ok((
+            known.ok_or_else(|| wrong(format!("instance id {id} is out of range")))?,
+            class.ok_or_else(|| wrong(format!("label {label} is out of range")))?,
+        ))
+    }
+
+    fn wrong(&self, row_group: usize, reason: String) -> DatasetError {
+        DatasetError::RowGroup { shard: self.shown.clone(), row_group, reason }
+    }
+}
+
+type Footer = Result<parquet::file::metadata::ParquetMetaData, ParquetError>;
+
+/// Fetches and parses the footer; the outer error is the store's.
+fn footer(location: &Location, bytes: u64) -> Result<Footer, DatasetError> {
+    let mut from = bytes.saturating_sub(FOOTER_GUESS_BYTES);
+    loop {
+        let end = location.read_range(from..bytes)?;
+        let mut reader = ParquetMetaDataReader::new();
+        let part = FilePart { start: from, len: bytes, bytes: end };
+        match reader.try_parse_sized(&part, bytes) {
+            Ok(()) => return Ok(reader.finish()),
+            Err(ParquetError::NeedMoreData(needed)) if (needed as u64) <= bytes && from > 0 => {
+                from = (bytes - needed as u64).min(from - 1);
+            }
+            Err(error) => return Ok(Err(error)),
+        }
+    }
+}
+
+/// A part of a file that stands for the whole: reads outside of it are errors.
+#[derive(Clone)]
+struct FilePart {
+    start: u64,
+    len: u64,
+    bytes: Bytes,
+}
+
+impl FilePart {
+    fn slice(&self, start: u64, len: usize) -> parquet::errors::Result<Bytes> {
+        let outside = || ParquetError::General("it points outside of its row group".into());
+        let from = usize::try_from(start.checked_sub(self.start).ok_or_else(outside)?).map_err(|_| outside())?;
+        let to = from.checked_add(len).filter(|&to| to <= self.bytes.len()).ok_or_else(outside)?;
+        Ok(self.bytes.slice(from..to))
+    }
+}
+
+impl Length for FilePart {
+    fn len(&self) -> u64 {
+        self.len
+    }
+}
+
+impl ChunkReader for FilePart {
+    type T = Cursor<Bytes>;
+
+    fn get_read(&self, start: u64) -> parquet::errors::Result<Self::T> {
+        let rest = self.bytes.len() as u64 - start.saturating_sub(self.start).min(self.bytes.len() as u64);
+        Ok(Cursor::new(self.slice(start, rest as usize)?))
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> parquet::errors::Result<Bytes> {
+        self.slice(start, length)
+    }
+}

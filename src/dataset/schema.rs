@@ -1,0 +1,59 @@
+//! The columns of a shard, and what its metadata says to other readers.
+
+use std::sync::Arc;
+
+use arrow::datatypes::{DataType, Field, Fields, Schema};
+
+/// The columns.
+pub(super) fn schema() -> Schema {
+    let image = Fields::from(vec![
+        Field::new("bytes", DataType::Binary, false),
+        Field::new("path", DataType::Utf8, false),
+    ]);
+    Schema::new(vec![
+        Field::new("instance_id", DataType::Int64, false),
+        Field::new("image", DataType::Struct(image), false),
+        Field::new("label", DataType::Int64, false),
+        Field::new("width", DataType::Int32, false),
+        Field::new("height", DataType::Int32, false),
+    ])
+}
+
+pub(super) fn arc() -> Arc<Schema> {
+    Arc::new(schema())
+}
+
+/// The value of the `huggingface` metadata entry, by which `datasets` and pandas see images and classes.
+pub(super) fn huggingface_entry(classes: &[String]) -> String {
+    let value = |dtype: &str| serde_json::json!({"dtype": dtype, "_type": "Value"});
+    serde_json::json!({"info": {"features": {
+        "instance_id": value("int64"),
+        "image": {"_type": "Image"},
+        "label": {"names": classes, "_type": "ClassLabel"},
+        "width": value("int32"),
+        "height": value("int32"),
+    }}})
+    .to_string()
+}
+
+/// The schema as text, as `schemas/dataset.txt` holds it.
+pub fn schema_text() -> String {
+    fn lines(text: &mut String, fields: &Fields, indent: &str) {
+        for field in fields {
+            let (kind, children) = match field.data_type() {
+                DataType::Struct(children) => ("struct".to_owned(), Some(children)),
+                other => (other.to_string(), None),
+            };
+            *text += &format!("{indent}{} {kind} required\n", field.name());
+            if let Some(children) = children {
+                lines(text, children, &format!("{indent}  "));
+            }
+        }
+    }
+    let mut text = String::from("Dataset shard, version 1: a Parquet file, PLAIN and uncompressed\n\ncolumns\n");
+    lines(&mut text, schema().fields(), "  ");
+    text += "\nkey-value metadata\n  huggingface (for two classes a and b):\n    ";
+    text += &huggingface_entry(&["a".into(), "b".into()]);
+    text.push('\n');
+    text
+}

@@ -1,0 +1,154 @@
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::progress::Quiet;
+use crate::storage::{Digest, Location, PublishMode};
+
+fn row(id: u32, picture: &'static [u8]) -> Row {
+    Row {
+        id: InstanceId(id),
+        label: (id != 2).then_some(ClassId((id % 2) as u16)),
+        bytes: Bytes::from_static(picture),
+        path: format!("class/{id}.jpg"),
+        width: 3,
+        height: 4,
+    }
+}
+
+const PICTURES: [&[u8]; 5] = [b"zero", b"one", b"two", b"", b"four"];
+
+/// A dataset of five rows in two shards, row groups of two.
+fn published() -> (tempfile::TempDir, Location, Manifest) {
+    let dir = tempfile::tempdir().expect("a folder");
+    let dataset = Location::from_path(dir.path()).expect("a location");
+    let options = WriterOptions { row_group: 2, classes: vec!["a".into(), "b".into()] };
+    let shards = [vec![3, 0, 4], vec![2, 1]].into_iter().enumerate().map(|(shard, ids)| {
+        let path = format!("train/shard-{shard:05}.parquet");
+        let mut writer = ShardWriter::start(&dataset, &path, &options).expect("started");
+        for id in ids {
+            writer.push(row(id, PICTURES[id as usize])).expect("pushed");
+        }
+        writer.finish().expect("published")
+    });
+    let mut digest = ContentDigest::default();
+    for (id, picture) in (0..).zip(PICTURES) {
+        digest.add(InstanceId(id), row(id, picture).label, Digest::of(picture));
+    }
+    let split = Split {
+        instances: 5,
+        labelled: 4,
+        image_bytes: 14,
+        rejected: 0,
+        digest: digest.finish(),
+        shards: shards.collect(),
+        ingest: IngestRecord {
+            program: "test".into(),
+            format: "imagefolder".into(),
+            source_fingerprint: Digest::of(b"source"),
+            options: BTreeMap::new(),
+        },
+    };
+    let manifest = Manifest::new(options.classes, BTreeMap::from([("train".into(), split)]));
+    manifest.publish(&dataset, PublishMode::Create).expect("published");
+    (dir, dataset, manifest)
+}
+
+fn change(location: &Location, at: usize) {
+    let mut bytes = location.read().expect("bytes").to_vec();
+    bytes[at] ^= 0x55;
+    location.publish(bytes, PublishMode::Overwrite).expect("changed");
+}
+
+#[test]
+fn rows_come_back_as_they_were_written() {
+    let (_dir, dataset, written) = published();
+    let manifest = Manifest::read(&dataset).expect("a manifest");
+    assert_eq!(manifest, written);
+    let split = manifest.split(&dataset, "train").expect("the split");
+    let reader = ShardReader::open(&dataset, &split.shards[0], 2, 5).expect("a shard");
+    assert_eq!(reader.row_groups(), 2);
+    assert_eq!(reader.read_row_group(0).expect("rows"), [row(3, b""), row(0, b"zero")]);
+    assert_eq!(reader.read_row_group(1).expect("rows"), [row(4, b"four")]);
+    let labels = reader.read_labels(0).expect("labels");
+    assert_eq!(labels, [(InstanceId(3), Some(ClassId(1))), (InstanceId(0), Some(ClassId(0)))]);
+    verify(&dataset, &manifest, &Quiet).expect("whole");
+}
+
+#[test]
+fn equal_rows_give_equal_bytes() {
+    let (_a, _, first) = published();
+    let (_b, _, second) = published();
+    assert_eq!(first, second);
+}
+
+#[test]
+fn a_changed_byte_in_a_shard_is_found_by_verify() {
+    let (_dir, dataset, manifest) = published();
+    change(&dataset.join("train/shard-00001.parquet"), 40);
+    let error = verify(&dataset, &manifest, &Quiet).expect_err("changed");
+    assert!(error.to_string().contains("shard-00001.parquet: damaged"), "{error}");
+}
+
+#[test]
+fn a_cut_a_missing_and_a_foreign_shard_are_named() {
+    let (_dir, dataset, manifest) = published();
+    let entry = &manifest.splits["train"].shards[0];
+    let location = dataset.join(&entry.path);
+    let bytes = location.read().expect("bytes");
+    let open = || ShardReader::open(&dataset, entry, 2, 5);
+    location.publish(bytes.slice(..bytes.len() - 9), PublishMode::Overwrite).expect("cut");
+    assert!(matches!(open(), Err(DatasetError::Damaged { .. })));
+    location.publish(vec![0; bytes.len()], PublishMode::Overwrite).expect("zeros");
+    assert!(matches!(open(), Err(DatasetError::Damaged { .. })));
+    location.delete().expect("deleted");
+    let error = open().expect_err("missing");
+    assert!(error.to_string().ends_with("shard-00000.parquet: damaged: it is missing"), "{error}");
+}
+
+#[test]
+fn ids_and_labels_out_of_range_are_named_with_shard_and_row_group() {
+    let (_dir, dataset, manifest) = published();
+    let entry = &manifest.splits["train"].shards[0];
+    let error = ShardReader::open(&dataset, entry, 2, 4).expect("open").read_row_group(1).expect_err("id 4");
+    assert!(error.to_string().ends_with("shard-00000.parquet row group 1: row 0: instance id 4 is out of range"));
+    let error = ShardReader::open(&dataset, entry, 1, 5).expect("open").read_row_group(0).expect_err("label 1");
+    assert!(error.to_string().contains("row group 0: row 0: label 1 is out of range"), "{error}");
+}
+
+#[test]
+fn a_folder_without_manifest_is_no_dataset() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let dataset = Location::from_path(dir.path()).expect("a location");
+    assert!(matches!(Manifest::read(&dataset), Err(DatasetError::NotThere { .. })));
+}
+
+#[test]
+fn a_manifest_that_was_edited_is_refused() {
+    let (_dir, dataset, _) = published();
+    let file = dataset.join("manifest.json");
+    let text = String::from_utf8(file.read().expect("bytes").to_vec()).expect("text");
+    file.publish(text.replace("\"instances\": 5", "\"instances\": 6"), PublishMode::Overwrite).expect("edited");
+    assert!(matches!(Manifest::read(&dataset), Err(DatasetError::Manifest { .. })));
+}
+
+#[test]
+fn the_digest_depends_on_content_alone() {
+    let (_dir, _, manifest) = published();
+    let mut splits = manifest.splits.clone();
+    let split = splits.get_mut("train").expect("the split");
+    split.shards.pop();
+    split.ingest.program = "another".into();
+    assert_eq!(Manifest::new(manifest.classes.clone(), splits.clone()).dataset_digest, manifest.dataset_digest);
+    splits.get_mut("train").expect("the split").digest = Digest::of(b"other");
+    assert_ne!(Manifest::new(manifest.classes.clone(), splits).dataset_digest, manifest.dataset_digest);
+}
+
+/// With INSTDISC_UPDATE_SCHEMAS=1 in the environment, the file is written instead.
+#[test]
+fn the_schema_file_is_that_of_the_code() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/schemas/dataset.txt");
+    if std::env::var_os("INSTDISC_UPDATE_SCHEMAS").is_some() {
+        std::fs::write(file, schema_text()).expect("written");
+    }
+    assert_eq!(std::fs::read_to_string(file).expect("the schema file"), schema_text());
+}

@@ -1,0 +1,117 @@
+//! Writing a shard.
+
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, BinaryArray, Int32Array, Int64Array, RecordBatch, StringArray, StructArray};
+use arrow::datatypes::{DataType, Schema};
+use parquet::arrow::ArrowWriter;
+use parquet::basic::{Compression, Encoding};
+use parquet::file::metadata::KeyValue;
+use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterVersion};
+
+use super::schema::{arc, huggingface_entry};
+use super::{DatasetError, Row, ShardEntry};
+use crate::ids::ClassId;
+use crate::storage::{Location, Upload};
+
+/// How shards are laid out.
+#[derive(Clone, Debug)]
+pub struct WriterOptions {
+    /// Rows of a row group: what one ranged read fetches.
+    pub row_group: usize,
+    /// The names of the classes, for the metadata.
+    pub classes: Vec<String>,
+}
+
+/// Writes one shard; it appears when [`ShardWriter::finish`] succeeds.
+///
+/// The bytes are a function of the rows and the options.
+#[derive(Debug)]
+pub struct ShardWriter {
+    path: String,
+    shown: String,
+    schema: Arc<Schema>,
+    writer: ArrowWriter<Upload>,
+    row_group: usize,
+    pending: Vec<Row>,
+    rows: u64,
+}
+
+impl ShardWriter {
+    /// Starts the shard at `path` within the dataset's folder.
+    ///
+    /// # Errors
+    /// If the store refuses.
+    pub fn start(dataset: &Location, path: &str, options: &WriterOptions) -> Result<Self, DatasetError> {
+        let location = dataset.join(path);
+        let upload = Upload::start(&location)?;
+        let schema = arc();
+        let metadata = KeyValue::new("huggingface".to_owned(), huggingface_entry(&options.classes));
+        let properties = WriterProperties::builder()
+            .set_writer_version(WriterVersion::PARQUET_1_0)
+            .set_created_by("instdisc dataset 1".to_owned())
+            .set_compression(Compression::UNCOMPRESSED)
+            .set_encoding(Encoding::PLAIN)
+            .set_dictionary_enabled(false)
+            .set_statistics_enabled(EnabledStatistics::None)
+            .set_max_row_group_row_count(Some(options.row_group))
+            .set_key_value_metadata(Some(vec![metadata]))
+            .build();
+        let shown = location.to_string();
+        let writer = ArrowWriter::try_new(upload, Arc::clone(&schema), Some(properties))
+            .map_err(|source| DatasetError::Write { shard: shown.clone(), source })?;
+        let row_group = options.row_group;
+        Ok(Self { path: path.to_owned(), shown, schema, writer, row_group, pending: Vec::new(), rows: 0 })
+    }
+
+    /// Adds a row.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn push(&mut self, row: Row) -> Result<(), DatasetError> {
+        self.pending.push(row);
+        self.rows += 1;
+        if self.pending.len() == self.row_group { self.flush() } else { Ok(()) }
+    }
+
+    /// Publishes the shard.
+    ///
+    /// # Errors
+    /// If the store fails; then nothing is published.
+    pub fn finish(mut self) -> Result<ShardEntry, DatasetError> {
+        self.flush()?;
+        let shard = self.shown.clone();
+        let upload = self.writer.into_inner().map_err(|source| DatasetError::Write { shard, source })?;
+        let published = upload.finish()?;
+        Ok(ShardEntry { path: self.path, rows: self.rows, bytes: published.bytes, digest: published.digest })
+    }
+
+    fn flush(&mut self) -> Result<(), DatasetError> {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        let batch = record_batch(&self.schema, &self.pending);
+        self.pending.clear();
+        self.writer
+            .write(&batch)
+            .and_then(|()| self.writer.flush())
+            .map_err(|source| DatasetError::Write { shard: self.shown.clone(), source })
+    }
+}
+
+fn record_batch(schema: &Arc<Schema>, rows: &[Row]) -> RecordBatch {
+    let DataType::Struct(image) = schema.field(1).data_type().clone() else {
+        unreachable!("the image column is a struct");
+    };
+    let bytes: ArrayRef = Arc::new(BinaryArray::from_iter_values(rows.iter().map(|row| &row.bytes)));
+    let paths: ArrayRef = Arc::new(StringArray::from_iter_values(rows.iter().map(|row| &row.path)));
+    let sides = |side: fn(&Row) -> u32| Int32Array::from_iter_values(rows.iter().map(|row| side(row) as i32));
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(Int64Array::from_iter_values(rows.iter().map(|row| row.id.to_stored()))),
+        Arc::new(StructArray::new(image, vec![bytes, paths], None)),
+        Arc::new(Int64Array::from_iter_values(rows.iter().map(|row| ClassId::to_stored(row.label)))),
+        Arc::new(sides(|row| row.width)),
+        Arc::new(sides(|row| row.height)),
+    ];
+    RecordBatch::try_new(Arc::clone(schema), columns).expect("the columns are those of the schema")
+}

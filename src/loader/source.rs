@@ -1,0 +1,194 @@
+//! Where encoded pictures come from.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::LoaderError;
+use crate::dataset::{DatasetError, Manifest, Row, ShardReader};
+use crate::ids::{ClassId, InstanceId};
+use crate::storage::Location;
+
+/// Bytes of encoded pictures that are kept in memory; a smaller split is read once.
+const CACHE_BYTES: u64 = 4 << 30;
+
+/// Gives rows by their ids.
+pub trait Source: Send + Sync {
+    /// The number of instances; their ids are `0..len`.
+    fn len(&self) -> usize;
+
+    /// Whether there is none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The label of every instance, in the order of the ids.
+    fn labels(&self) -> &[Option<ClassId>];
+
+    /// The rows of these ids, in their order.
+    ///
+    /// # Errors
+    /// If a row cannot be read.
+    fn read(&self, ids: &[InstanceId]) -> Result<Vec<Row>, LoaderError>;
+}
+
+/// Rows that are in memory already.
+#[derive(Clone, Debug)]
+pub struct MemorySource {
+    rows: Vec<Row>,
+    labels: Vec<Option<ClassId>>,
+}
+
+impl MemorySource {
+    /// A source of rows in the order of their ids.
+    ///
+    /// # Panics
+    /// If the ids are not `0..len`.
+    pub fn new(rows: Vec<Row>) -> Self {
+        assert!(rows.iter().enumerate().all(|(index, row)| row.id.row() == index), "ids are 0..len");
+        let labels = rows.iter().map(|row| row.label).collect();
+        Self { rows, labels }
+    }
+}
+
+impl Source for MemorySource {
+    fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    fn labels(&self) -> &[Option<ClassId>] {
+        &self.labels
+    }
+
+    fn read(&self, ids: &[InstanceId]) -> Result<Vec<Row>, LoaderError> {
+        Ok(ids.iter().map(|id| self.rows[id.row()].clone()).collect())
+    }
+}
+
+/// Where a row lies in a split.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Group {
+    shard: u32,
+    row_group: u32,
+}
+
+/// A split of a dataset. Row groups are read whole and kept up to a budget of bytes.
+#[derive(Debug)]
+pub struct DatasetSource {
+    shards: Vec<ShardReader>,
+    /// By id: the row group and the row within it.
+    places: Vec<(Group, u32)>,
+    labels: Vec<Option<ClassId>>,
+    cache: Mutex<Cache>,
+}
+
+impl DatasetSource {
+    /// Opens a split and reads the ids and labels of all rows; with `limit`, the first so many ids alone.
+    ///
+    /// # Errors
+    /// If there is no such split, or a shard is missing or damaged.
+    pub fn open(
+        dataset: &Location,
+        manifest: &Manifest,
+        split: &str,
+        limit: Option<usize>,
+    ) -> Result<Self, LoaderError> {
+        let split = manifest.split(dataset, split)?;
+        let classes = manifest.classes.len();
+        let open = |entry| ShardReader::open(dataset, entry, classes, split.instances);
+        let shards = split.shards.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+        let mut found = vec![None; split.instances as usize];
+        for (shard, reader) in shards.iter().enumerate() {
+            for row_group in 0..reader.row_groups() {
+                let group = Group { shard: shard as u32, row_group: row_group as u32 };
+                for (row, (id, label)) in (0..).zip(reader.read_labels(row_group)?) {
+                    if found[id.row()].replace((group, row, label)).is_some() {
+                        return Err(damaged(&split.shards[shard].path, format!("instance {id} occurs twice")));
+                    }
+                }
+            }
+        }
+        let len = limit.unwrap_or(usize::MAX).min(found.len());
+        let mut places = Vec::with_capacity(len);
+        let mut labels = Vec::with_capacity(len);
+        for (id, place) in found.into_iter().take(len).enumerate() {
+            let Some((group, row, label)) = place else {
+                return Err(damaged(&dataset.to_string(), format!("instance {id} is in no shard")));
+            };
+            places.push((group, row));
+            labels.push(label);
+        }
+        Ok(Self { shards, places, labels, cache: Mutex::new(Cache::default()) })
+    }
+
+    fn group(&self, group: Group) -> Result<Arc<Vec<Row>>, LoaderError> {
+        if let Some(rows) = self.cache().get(group) {
+            return Ok(rows);
+        }
+        let rows = Arc::new(self.shards[group.shard as usize].read_row_group(group.row_group as usize)?);
+        self.cache().insert(group, Arc::clone(&rows));
+        Ok(rows)
+    }
+
+    fn cache(&self) -> std::sync::MutexGuard<'_, Cache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn damaged(shard: &str, reason: String) -> LoaderError {
+    DatasetError::Damaged { shard: shard.to_owned(), reason }.into()
+}
+
+impl Source for DatasetSource {
+    fn len(&self) -> usize {
+        self.places.len()
+    }
+
+    fn labels(&self) -> &[Option<ClassId>] {
+        &self.labels
+    }
+
+    fn read(&self, ids: &[InstanceId]) -> Result<Vec<Row>, LoaderError> {
+        let read = |id: &InstanceId| {
+            let (group, row) = self.places[id.row()];
+            let rows = self.group(group)?;
+            // The shard may have changed since it was opened.
+            let row = rows.get(row as usize).filter(|row| row.id == *id).cloned();
+            row.ok_or_else(|| damaged(&format!("shard {}", group.shard), format!("instance {id} is not where it was")))
+        };
+        ids.iter().map(read).collect()
+    }
+}
+
+/// Row groups in memory; the one used longest ago goes first.
+#[derive(Debug, Default)]
+struct Cache {
+    groups: HashMap<Group, (Arc<Vec<Row>>, u64)>,
+    bytes: u64,
+    clock: u64,
+}
+
+impl Cache {
+    fn get(&mut self, group: Group) -> Option<Arc<Vec<Row>>> {
+        self.clock += 1;
+        let (rows, used) = self.groups.get_mut(&group)?;
+        *used = self.clock;
+        Some(Arc::clone(rows))
+    }
+
+    fn insert(&mut self, group: Group, rows: Arc<Vec<Row>>) {
+        self.bytes += bytes(&rows);
+        if let Some((before, _)) = self.groups.insert(group, (rows, self.clock)) {
+            self.bytes -= bytes(&before);
+        }
+        while self.bytes > CACHE_BYTES && self.groups.len() > 1 {
+            let oldest = self.groups.iter().min_by_key(|(_, (_, used))| *used).map(|(group, _)| *group);
+            if let Some((rows, _)) = oldest.and_then(|group| self.groups.remove(&group)) {
+                self.bytes -= bytes(&rows);
+            }
+        }
+    }
+}
+
+fn bytes(rows: &[Row]) -> u64 {
+    rows.iter().map(|row| row.bytes.len() as u64).sum()
+}
