@@ -18,6 +18,7 @@ pub mod dataset;
 pub mod feature_table;
 pub mod picture;
 
+pub mod ingest;
 pub mod loader;
 
 #[cfg(feature = "torch")]

@@ -88,25 +88,29 @@ pub fn evaluate_pixels(picture: &Picture, transform: EvalTransform, out: &mut [u
 
 /// Resizes a part of a picture by an antialiased bilinear filter (Pillow's, in its support and rounding).
 fn resize(picture: &Picture, part: CropBox, width: u32, height: u32) -> Vec<u8> {
+    // The part is cut out first, as torchvision does: the filter must not see beyond it.
+    let part_rgb = cut_out(picture, part);
     if (part.width, part.height) == (width, height) {
-        let pitch = picture.width as usize * 3;
-        let (left, columns) = (part.left as usize * 3, width as usize * 3);
-        let rows = part.top as usize..(part.top + height) as usize;
-        return rows.flat_map(|row| picture.rgb[row * pitch + left..][..columns].iter().copied()).collect();
+        return part_rgb;
     }
-    let source = ImageRef::new(picture.width, picture.height, &picture.rgb, PixelType::U8x3)
+    let source = ImageRef::new(part.width, part.height, &part_rgb, PixelType::U8x3)
         .expect("a picture holds three bytes for each pixel");
     let mut resized = Image::new(width, height, PixelType::U8x3);
-    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear)).crop(
-        f64::from(part.left),
-        f64::from(part.top),
-        f64::from(part.width),
-        f64::from(part.height),
-    );
+    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear));
     RESIZER
         .with_borrow_mut(|resizer| resizer.resize(&source, &mut resized, &options))
-        .expect("the crop is inside the picture and both have the same kind of pixels");
+        .expect("both have the same kind of pixels");
     resized.into_vec()
+}
+
+fn cut_out(picture: &Picture, part: CropBox) -> Vec<u8> {
+    let pitch = picture.width as usize * 3;
+    let (left, columns) = (part.left as usize * 3, part.width as usize * 3);
+    let mut rgb = Vec::with_capacity(columns * part.height as usize);
+    for row in part.top as usize..(part.top + part.height) as usize {
+        rgb.extend_from_slice(&picture.rgb[row * pitch + left..][..columns]);
+    }
+    rgb
 }
 
 fn to_planes(pixels: &[u8], side: usize, flip: bool, out: &mut [u8]) {

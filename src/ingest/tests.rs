@@ -1,0 +1,232 @@
+use std::fs;
+use std::path::Path;
+
+use super::*;
+use crate::dataset::{Manifest, Row, ShardReader, verify};
+use crate::picture::{Picture, encode_jpeg, encode_png};
+use crate::progress::Quiet;
+
+fn location(path: &Path) -> Location {
+    Location::from_path(path).expect("a location")
+}
+
+fn jpeg(number: u8) -> Vec<u8> {
+    let rgb = (0..20 * 16 * 3).map(|at| (at as u8).wrapping_mul(number)).collect();
+    encode_jpeg(&Picture { width: 20, height: 16, rgb }, 90).expect("encoded")
+}
+
+/// An ImageFolder of 2 classes with 6 pictures each; one is a PNG that calls itself a JPEG.
+fn folder(root: &Path) {
+    for (class, first) in [("cat", 1), ("dog breed", 50)] {
+        fs::create_dir_all(root.join(class)).expect("a folder");
+        for number in 0..6 {
+            fs::write(root.join(class).join(format!("{number}.jpg")), jpeg(first + number)).expect("a file");
+        }
+    }
+    let png = encode_png(&Picture { width: 2, height: 2, rgb: vec![9; 12] }).expect("encoded");
+    fs::write(root.join("cat/3.jpg"), png).expect("a file");
+}
+
+fn tar_of(root: &Path, tar: &Path) {
+    let mut builder = tar::Builder::new(fs::File::create(tar).expect("a file"));
+    builder.append_dir_all("pictures", root).expect("packed");
+    builder.into_inner().expect("finished");
+}
+
+fn options(source: &Path, dest: &Path) -> IngestOptions {
+    let tight = |base: IngestOptions| IngestOptions { shard_bytes: 2000, row_group: 2, ..base };
+    tight(IngestOptions::new(location(source), location(dest)))
+}
+
+fn files(root: &Path) -> Vec<(String, Vec<u8>)> {
+    let list = location(root).list().expect("a list");
+    list.into_iter().map(|entry| (entry.name.clone(), fs::read(root.join(entry.name)).expect("a file"))).collect()
+}
+
+/// The rows of the split `train` in the order of their ids.
+fn rows(dataset: &Location, manifest: &Manifest) -> Vec<Row> {
+    let split = &manifest.splits["train"];
+    let mut rows = Vec::new();
+    for entry in &split.shards {
+        let reader = ShardReader::open(dataset, entry, manifest.classes.len(), split.instances).expect("a shard");
+        (0..reader.row_groups()).for_each(|group| rows.extend(reader.read_row_group(group).expect("rows")));
+    }
+    rows.sort_by_key(|row| row.id);
+    rows
+}
+
+struct Place {
+    _dir: tempfile::TempDir,
+    source: std::path::PathBuf,
+    dest: std::path::PathBuf,
+}
+
+fn place() -> Place {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (source, dest) = (dir.path().join("source"), dir.path().join("dest"));
+    fs::create_dir(&source).expect("a folder");
+    Place { _dir: dir, source, dest }
+}
+
+#[test]
+fn a_folder_becomes_a_dataset_that_verifies() {
+    let at = place();
+    folder(&at.source);
+    let report = ingest(&options(&at.source, &at.dest), &Quiet).expect("ingested");
+    let split = &report.splits["train"];
+    assert_eq!((split.instances, split.rejected, report.classes), (12, 0, 2));
+    assert_eq!(split.kinds["png rgb"], 1);
+    assert!(split.shards > 1);
+    let manifest = Manifest::read(&location(&at.dest)).expect("a manifest");
+    assert_eq!(manifest.classes, ["cat", "dog breed"]);
+    verify(&location(&at.dest), &manifest, &Quiet).expect("whole");
+}
+
+#[test]
+fn ids_follow_the_sorted_folder_and_rows_keep_their_pictures() {
+    let at = place();
+    folder(&at.source);
+    ingest(&options(&at.source, &at.dest), &Quiet).expect("ingested");
+    let dataset = location(&at.dest);
+    let manifest = Manifest::read(&dataset).expect("a manifest");
+    let source = rows(&dataset, &manifest);
+    let expected = (0..12).map(|id| {
+        let class = if id < 6 { "cat" } else { "dog breed" };
+        format!("{class}/{}.jpg", id % 6)
+    });
+    assert_eq!(source.iter().map(|row| row.path.clone()).collect::<Vec<_>>(), expected.collect::<Vec<_>>());
+    for row in source {
+        assert_eq!(row.bytes, fs::read(at.source.join(&row.path)).expect("the picture"));
+    }
+}
+
+#[test]
+fn threads_do_not_change_a_byte() {
+    let at = place();
+    folder(&at.source);
+    let other = at.dest.with_file_name("other");
+    ingest(&IngestOptions { threads: 1, ..options(&at.source, &at.dest) }, &Quiet).expect("ingested");
+    ingest(&IngestOptions { threads: 3, ..options(&at.source, &other) }, &Quiet).expect("ingested");
+    assert_eq!(files(&at.dest), files(&other));
+}
+
+#[test]
+fn a_tar_of_the_folder_gives_the_same_pictures() {
+    let at = place();
+    folder(&at.source.join("train"));
+    let tar = at.dest.with_extension("tar");
+    let mut builder = tar::Builder::new(fs::File::create(&tar).expect("a file"));
+    builder.append_dir_all("train", at.source.join("train")).expect("packed");
+    builder.into_inner().expect("finished");
+    let from_tar = ingest(&options(&tar, &at.dest), &Quiet).expect("ingested");
+    let other = at.dest.with_file_name("other");
+    let from_folder = ingest(&options(&at.source, &other), &Quiet).expect("ingested");
+    assert_eq!(from_tar.dataset_digest, from_folder.dataset_digest);
+}
+
+#[test]
+fn a_second_run_finds_its_work_done_and_another_source_is_refused() {
+    let at = place();
+    folder(&at.source);
+    ingest(&options(&at.source, &at.dest), &Quiet).expect("ingested");
+    let before = files(&at.dest);
+    assert!(ingest(&options(&at.source, &at.dest), &Quiet).expect("again").already_done);
+    fs::write(at.source.join("cat/9.jpg"), jpeg(99)).expect("one more");
+    let error = ingest(&options(&at.source, &at.dest), &Quiet).expect_err("another dataset");
+    assert!(matches!(error, IngestError::OtherDataset { .. }), "{error}");
+    assert_eq!(files(&at.dest), before);
+}
+
+#[test]
+fn another_split_is_added_and_the_first_stays() {
+    let at = place();
+    folder(&at.source);
+    ingest(&options(&at.source, &at.dest), &Quiet).expect("ingested");
+    let before = Manifest::read(&location(&at.dest)).expect("a manifest");
+    let val = IngestOptions { split: Some("val".into()), ..options(&at.source, &at.dest) };
+    ingest(&val, &Quiet).expect("added");
+    let after = Manifest::read(&location(&at.dest)).expect("a manifest");
+    assert_eq!(after.splits["train"], before.splits["train"]);
+    assert_eq!(after.splits["val"].instances, 12);
+    verify(&location(&at.dest), &after, &Quiet).expect("whole");
+}
+
+#[test]
+fn a_bad_picture_is_rejected_with_its_reason_and_leaves_no_gap() {
+    let at = place();
+    folder(&at.source);
+    fs::write(at.source.join("cat/2.jpg"), &jpeg(3)[..100]).expect("cut");
+    let error = ingest(&options(&at.source, &at.dest), &Quiet).expect_err("1 of 12 is too many");
+    assert!(matches!(&error, IngestError::TooManyRejects { rejected: 1, first, .. } if first.contains("cat/2.jpg")));
+    assert!(!at.dest.join("manifest.json").exists());
+    let lenient = IngestOptions { max_reject_fraction: Fraction::new(0.5).expect("valid"), ..options(&at.source, &at.dest) };
+    let report = ingest(&lenient, &Quiet).expect("ingested");
+    assert_eq!((report.splits["train"].instances, report.splits["train"].rejected), (11, 1));
+    let rejects = fs::read_to_string(at.dest.join("rejects/train.jsonl")).expect("rejects");
+    assert!(rejects.contains("cat/2.jpg") && rejects.lines().count() == 1, "{rejects}");
+    verify(&location(&at.dest), &Manifest::read(&location(&at.dest)).expect("a manifest"), &Quiet).expect("no gap");
+}
+
+#[test]
+fn a_truncated_tar_is_refused_wherever_it_is_cut() {
+    let at = place();
+    folder(&at.source);
+    let tar = at.dest.with_extension("tar");
+    tar_of(&at.source, &tar);
+    let whole = fs::read(&tar).expect("a tar");
+    for cut in [700, whole.len() / 2, whole.len() - 1500] {
+        fs::write(&tar, &whole[..cut]).expect("cut");
+        let error = ingest(&options(&tar, &at.dest), &Quiet).expect_err("cut");
+        assert!(matches!(error, IngestError::Tar { .. }), "{cut}: {error}");
+        assert!(!at.dest.exists());
+    }
+}
+
+#[test]
+fn links_devices_and_names_that_lead_outside_are_passed_over() {
+    let at = place();
+    let tar = at.dest.with_extension("tar");
+    let mut builder = tar::Builder::new(fs::File::create(&tar).expect("a file"));
+    let mut add = |path: &str, kind: tar::EntryType, contents: &[u8]| {
+        let mut header = tar::Header::new_ustar();
+        header.as_mut_bytes()[..path.len()].copy_from_slice(path.as_bytes());
+        header.set_entry_type(kind);
+        header.set_size(contents.len() as u64);
+        header.set_cksum();
+        builder.append(&header, contents).expect("packed");
+    };
+    add("a/1.jpg", tar::EntryType::Regular, &jpeg(1));
+    add("../a/2.jpg", tar::EntryType::Regular, &jpeg(2));
+    add("/a/3.jpg", tar::EntryType::Regular, &jpeg(3));
+    add("a/4.jpg", tar::EntryType::Symlink, b"");
+    add("a/5.jpg", tar::EntryType::Char, b"");
+    builder.into_inner().expect("finished");
+    let report = ingest(&options(&tar, &at.dest), &Quiet).expect("ingested");
+    assert_eq!((report.splits["train"].instances, report.ignored_entries), (1, 4));
+}
+
+#[test]
+fn a_missing_source_and_a_file_that_is_no_tar_are_told_apart() {
+    let at = place();
+    let missing = ingest(&options(&at.source.join("nowhere"), &at.dest), &Quiet).expect_err("missing");
+    assert_eq!(missing.failure(), crate::failure::Failure::Io);
+    let text = at.source.join("x.tar");
+    fs::write(&text, "no tar").expect("a file");
+    let error = ingest(&options(&text, &at.dest), &Quiet).expect_err("no tar");
+    assert!(error.to_string().ends_with("it is neither a folder nor a tar"), "{error}");
+}
+
+#[test]
+fn the_drawn_set_is_a_function_of_its_seed_and_can_be_ingested() {
+    let at = place();
+    let options = SynthOptions { dest: at.source.clone(), train_per_class: 3, val_per_class: 2, ..SynthOptions::default() };
+    let other = SynthOptions { dest: at.source.with_file_name("other"), ..options.clone() };
+    assert!(!synth(&options, &Quiet).expect("drawn").already_done);
+    synth(&other, &Quiet).expect("drawn");
+    assert_eq!(files(&options.dest), files(&other.dest));
+    assert!(synth(&options, &Quiet).expect("again").already_done);
+    let elsewhere = SynthOptions { seed: 1, ..options };
+    assert!(matches!(synth(&elsewhere, &Quiet), Err(SynthError::NotEmpty { .. })));
+    let report = ingest(&super::IngestOptions::new(location(&at.source), location(&at.dest)), &Quiet).expect("ingested");
+    assert_eq!((report.splits["train"].instances, report.splits["val"].instances), (30, 20));
+}
