@@ -18,12 +18,18 @@ pub mod dataset;
 pub mod feature_table;
 pub mod picture;
 
-pub mod ingest;
-pub mod loader;
-
 #[cfg(feature = "torch")]
 pub mod bank;
 #[cfg(feature = "torch")]
 pub mod model;
 #[cfg(feature = "torch")]
 pub mod objective;
+
+pub mod eval;
+pub mod ingest;
+pub mod loader;
+#[cfg(feature = "torch")]
+pub mod trainer;
+
+pub mod cli;
+pub mod config;

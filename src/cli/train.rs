@@ -280,7 +280,7 @@ impl Monitor {
         let limit = if config.limit == 0 { None } else { Some(config.limit as usize) };
         let train = DatasetSource::open(dataset, &manifest, &config.split, limit)?;
         let labels = train.labels().to_vec();
-        let name = MONITOR_SPLITS.into_iter().find(|name| manifest.split(name).is_ok() && *name != config.split);
+        let name = MONITOR_SPLITS.into_iter().find(|name| manifest.splits.contains_key(*name) && *name != config.split);
         let split = match name {
             None => None,
             Some(name) => {

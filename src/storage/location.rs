@@ -121,6 +121,23 @@ impl Location {
         Self { store: Arc::clone(&self.store), path, shown, local }
     }
 
+    /// The location of another file in the same folder; `None` for a bucket itself.
+    #[must_use]
+    pub fn with_file_name(&self, name: &str) -> Option<Self> {
+        let parts: Vec<_> = self.path.parts().collect();
+        let (_, folder) = parts.split_last()?;
+        let shown = match self.shown.trim_end_matches('/').rsplit_once('/') {
+            Some((folder, _)) => format!("{folder}/{name}"),
+            None => name.to_owned(),
+        };
+        Some(Self {
+            store: Arc::clone(&self.store),
+            path: Path::from_iter(folder.iter().cloned()).join(name),
+            shown,
+            local: self.local.as_ref().map(|path| path.with_file_name(name)),
+        })
+    }
+
     /// The path on this machine, where the location has one.
     pub fn local_path(&self) -> Option<&LocalPath> {
         self.local.as_deref()

@@ -1,0 +1,93 @@
+//! `instdisc inspect`.
+
+use anyhow::Context;
+use clap::{Args, ValueEnum};
+use serde_json::{Value, json};
+
+use super::progress::Terminal;
+use super::{GlobalArgs, write_json, write_stdout};
+use crate::checkpoint::{BANK, Checkpoint, MANIFEST};
+use crate::dataset::{Manifest, summarise, verify};
+use crate::feature_table::FeatureTable;
+use crate::storage::Location;
+
+/// Say what lies at a location: a dataset, a checkpoint or a feature table.
+///
+/// Example: instdisc inspect --verify s3://bucket/in1k
+#[derive(Debug, Args)]
+pub(super) struct InspectArgs {
+    /// A dataset's or a checkpoint's folder, or a feature table
+    #[arg(value_name = "URL")]
+    location: String,
+    /// Read every byte again and check it against its digest
+    #[arg(long)]
+    verify: bool,
+    /// How to say it
+    #[arg(long, value_enum, default_value = "table")]
+    format: Format,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// Lines for people
+    Table,
+    /// JSON for programs
+    Json,
+}
+
+pub(super) fn run(global: &GlobalArgs, args: &InspectArgs) -> anyhow::Result<()> {
+    let location = global.location(&args.location)?;
+    let mut summary = inspect(&location, args.verify)?;
+    if args.verify
+        && let Some(object) = summary.as_object_mut()
+    {
+        object.insert("verified".into(), true.into());
+    }
+    match args.format {
+        Format::Json => write_json(&summary),
+        Format::Table => {
+            let mut text = String::new();
+            lines(&mut text, "", &summary);
+            write_stdout(text.as_bytes())
+        }
+    }
+}
+
+fn inspect(location: &Location, check: bool) -> anyhow::Result<Value> {
+    if location.join(MANIFEST).exists()? {
+        let checkpoint = Checkpoint::open(location)?;
+        if check {
+            checkpoint.verify()?;
+        }
+        let bank = FeatureTable::read(&location.join(BANK))?;
+        let mut summary = serde_json::to_value(checkpoint.manifest())?;
+        summary["kind"] = json!("checkpoint");
+        summary["bank"] = serde_json::to_value(bank.summary())?;
+        summary["ln_partition"] = json!(checkpoint.state()?.ln_partition);
+        return Ok(summary);
+    }
+    let is_folder = location.local_path().is_some_and(std::path::Path::is_dir);
+    if !is_folder && location.exists()? {
+        // Reading a table checks it whole.
+        return Ok(serde_json::to_value(FeatureTable::read(location)?.summary())?);
+    }
+    let manifest = Manifest::read(location)
+        .with_context(|| format!("{location}: neither a dataset, a checkpoint nor a feature table"))?;
+    if check {
+        verify(location, &manifest, &Terminal::default())?;
+    }
+    Ok(serde_json::to_value(summarise(&manifest))?)
+}
+
+/// One line for each value, its path before it.
+fn lines(text: &mut String, path: &str, value: &Value) {
+    let below = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
+    match value {
+        Value::Object(fields) => fields.iter().for_each(|(name, value)| lines(text, &below(name), value)),
+        Value::Array(items) if items.iter().any(|item| item.is_object()) => {
+            (0..).zip(items).for_each(|(index, item): (usize, _)| lines(text, &below(&index.to_string()), item));
+        }
+        Value::String(value) => *text += &format!("{path:<34} {value}\n"),
+        other => *text += &format!("{path:<34} {other}\n"),
+    }
+}

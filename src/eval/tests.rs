@@ -1,0 +1,185 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::feature_table::{FeatureTable, Kind, TableMeta};
+use crate::ids::{ClassId, InstanceId};
+use crate::rng::{Purpose, Stream};
+use crate::units::Temperature;
+
+fn temperature(value: f64) -> Temperature {
+    Temperature::new(value).expect("a temperature")
+}
+
+fn table(seed: u64, rows: usize, dim: usize, classes: usize) -> FeatureTable {
+    let mut stream = Stream::new(seed, Purpose::Report, 0, 0);
+    let mut features = Vec::new();
+    for _ in 0..rows {
+        let drawn: Vec<f64> = (0..dim).map(|_| stream.normal()).collect();
+        let length = drawn.iter().map(|x| x * x).sum::<f64>().sqrt();
+        features.extend(drawn.iter().map(|x| (x / length) as f32));
+    }
+    FeatureTable {
+        meta: TableMeta {
+            kind: Kind::Embedding,
+            layer: "projection".into(),
+            dim,
+            dataset_digest: "d".into(),
+            split: "val".into(),
+            step: 1,
+            unit_length: true,
+            classes: (0..classes).map(|class| format!("class {class}")).collect(),
+        },
+        ids: (0..rows as u32).map(InstanceId).collect(),
+        labels: (0..rows).map(|_| Some(ClassId(stream.below(classes as u64) as u16))).collect(),
+        updated_step: vec![None; rows],
+        features,
+    }
+}
+
+fn options(k: usize) -> KnnOptions {
+    KnnOptions { k: vec![k], ..KnnOptions::default() }
+}
+
+/// Every similarity in f64 and a full sort.
+fn slow_neighbours(bank: &FeatureTable, query: &[f32], k: usize) -> Vec<(u32, f64)> {
+    let dot = |row: usize| -> f64 {
+        bank.feature(row).iter().zip(query).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+    };
+    let mut all: Vec<(u32, f64)> = (0..bank.len()).map(|row| (row as u32, dot(row))).collect();
+    all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    all.truncate(k);
+    all
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(30))]
+
+    #[test]
+    fn the_search_finds_what_a_full_sort_finds(
+        seed in 0_u64..1000, rows in 1_usize..1400, queries in 1_usize..40, dim in 1_usize..40, share in 0.0_f64..1.0,
+    ) {
+        let (bank, asked) = (table(seed, rows, dim, 3), table(seed + 7, queries, dim, 3));
+        let k = ((rows as f64 * share) as usize).max(1);
+        let found = search(&bank, &asked, k, false);
+        for query in 0..queries {
+            let expected = slow_neighbours(&bank, asked.feature(query), k);
+            for ((row, similarity), (_, exact)) in found.of(query).zip(expected) {
+                // Equal up to rounding: rows of nearly equal similarity may change places.
+                prop_assert!((f64::from(similarity) - exact).abs() < 1e-5, "{row}");
+            }
+        }
+    }
+}
+
+#[test]
+fn permuting_the_bank_does_not_change_the_report() {
+    let (bank, queries) = (table(1, 700, 16, 5), table(2, 60, 16, 5));
+    let mut order: Vec<usize> = (0..bank.len()).collect();
+    Stream::new(3, Purpose::Report, 0, 0).shuffle(&mut order);
+    let permuted = FeatureTable {
+        ids: order.iter().map(|&row| bank.ids[row]).collect(),
+        labels: order.iter().map(|&row| bank.labels[row]).collect(),
+        features: order.iter().flat_map(|&row| bank.feature(row).to_vec()).collect(),
+        ..bank.clone()
+    };
+    let [a, b] = [&bank, &permuted].map(|bank| evaluate_with_neighbours(bank, &queries, &options(50)).expect("scored"));
+    assert_eq!((a.0.top1, a.0.top5), (b.0.top1, b.0.top5));
+    let ids = |bank: &FeatureTable, found: &Neighbours| found.rows.iter().map(|&row| bank.ids[row as usize]).collect::<Vec<_>>();
+    assert_eq!(ids(&bank, &a.1), ids(&permuted, &b.1));
+    assert_eq!(a.1.similarities, b.1.similarities);
+}
+
+#[test]
+fn sharp_temperature_prefers_nearest_flat_prefers_majority() {
+    let (a, b) = (ClassId(1), ClassId(0));
+    let neighbours = [(a, 0.9), (b, 0.5), (b, 0.5)];
+    assert_eq!(vote(neighbours.into_iter(), temperature(0.07))[0], a);
+    assert_eq!(vote(neighbours.into_iter(), temperature(1.0))[0], b);
+}
+
+#[test]
+fn equal_votes_choose_the_lower_class() {
+    let neighbours = [(ClassId(4), 0.5), (ClassId(2), 0.5)];
+    assert_eq!(vote(neighbours.into_iter(), temperature(0.07)), [ClassId(2), ClassId(4)]);
+}
+
+#[test]
+fn a_tiny_temperature_does_not_overflow() {
+    let neighbours = [(ClassId(0), 0.2), (ClassId(1), 1.0)];
+    assert_eq!(vote(neighbours.into_iter(), temperature(1e-4)), [ClassId(1), ClassId(0)]);
+}
+
+#[test]
+fn a_constant_added_to_all_similarities_changes_nothing() {
+    let neighbours = [(ClassId(0), 0.25), (ClassId(1), 0.5), (ClassId(0), 0.375)];
+    let raised = neighbours.map(|(class, similarity)| (class, similarity + 2.0));
+    assert_eq!(vote(neighbours.into_iter(), temperature(0.1)), vote(raised.into_iter(), temperature(0.1)));
+}
+
+#[test]
+fn k_of_one_is_the_nearest_neighbour() {
+    let bank = table(4, 300, 8, 3);
+    let report = evaluate(&bank, &bank, &options(1)).expect("scored");
+    assert_eq!(report.top1, 1.0);
+    let left_out = evaluate(&bank, &bank, &KnnOptions { leave_one_out: true, ..options(1) }).expect("scored");
+    assert!(left_out.top1 < 0.6);
+}
+
+#[test]
+fn k_may_be_the_whole_bank_and_not_more() {
+    let (bank, queries) = (table(5, 30, 8, 3), table(6, 1, 8, 3));
+    assert!(evaluate(&bank, &queries, &options(30)).is_ok());
+    let error = evaluate(&bank, &queries, &options(31)).expect_err("too many");
+    assert_eq!(error.to_string(), "k = 31 is larger than the bank, which has 30 rows to vote");
+    let all = KnnOptions { leave_one_out: true, ..options(30) };
+    assert!(matches!(evaluate(&bank, &queries, &all), Err(EvalError::KTooLarge { rows: 29, .. })));
+}
+
+#[test]
+fn one_class_and_few_classes_are_scored() {
+    let (bank, queries) = (table(7, 20, 8, 1), table(8, 3, 8, 1));
+    let report = evaluate(&bank, &queries, &options(5)).expect("scored");
+    assert_eq!((report.top1, report.top5, report.chance), (1.0, 1.0, 1.0));
+}
+
+#[test]
+fn unlabelled_rows_do_not_vote_and_unlabelled_queries_are_not_scored() {
+    let (mut bank, mut queries) = (table(9, 50, 8, 2), table(10, 10, 8, 2));
+    bank.labels[..40].fill(None);
+    queries.labels[..4].fill(None);
+    let report = evaluate(&bank, &queries, &options(50)).expect("scored");
+    assert_eq!((report.queries, report.unlabelled_queries, report.bank_rows), (6, 4, 10));
+    queries.labels.fill(None);
+    assert!(matches!(evaluate(&bank, &queries, &options(5)), Err(EvalError::Mismatch { .. })));
+}
+
+#[test]
+fn tables_of_other_datasets_or_lengths_are_refused() {
+    let bank = table(11, 50, 8, 2);
+    let mut other = table(12, 5, 8, 2);
+    other.meta.dataset_digest = "e".into();
+    assert!(matches!(evaluate(&bank, &other, &options(5)), Err(EvalError::Mismatch { .. })));
+    assert!(matches!(evaluate(&bank, &table(12, 5, 9, 2), &options(5)), Err(EvalError::Mismatch { .. })));
+}
+
+#[test]
+fn the_grid_has_every_k_with_every_temperature() {
+    let (bank, queries) = (table(13, 100, 8, 4), table(14, 20, 8, 4));
+    let both = KnnOptions { k: vec![10, 1], temperature: vec![temperature(0.07), temperature(1.0)], leave_one_out: false };
+    let report = evaluate(&bank, &queries, &both).expect("scored");
+    let cells: Vec<_> = report.grid.iter().map(|cell| (cell.k, cell.temperature)).collect();
+    assert_eq!(cells, [(10, 0.07), (10, 1.0), (1, 0.07), (1, 1.0)]);
+    assert_eq!(report.grid[2], GridCell { k: 1, temperature: 0.07, ..evaluate(&bank, &queries, &options(1)).expect("scored").grid[0].clone() });
+}
+
+#[test]
+fn the_page_escapes_names_and_loads_nothing() {
+    let (mut bank, queries) = (table(15, 40, 8, 2), table(16, 8, 8, 2));
+    bank.meta.classes = vec!["<script>alert(1)</script>".into(), "a & \"b\"".into()];
+    let (report, neighbours) = evaluate_with_neighbours(&bank, &queries, &options(5)).expect("scored");
+    let input = PageInput { report: &report, bank: &bank, queries: &queries, neighbours: &neighbours };
+    let html = page(&input, &Thumbnails::default(), &Thumbnails::default());
+    assert!(!html.contains("<script>alert") && html.contains("&lt;script&gt;alert"));
+    assert!(!html.contains("http://") && !html.contains("https://"));
+    assert_eq!(html.matches("<article").count(), 8);
+}
