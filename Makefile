@@ -1,0 +1,44 @@
+# Two commands to know: `make demo` and `make test`. Each does the set-up that it needs.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+CARGO ?= cargo
+DATA ?=
+
+.PHONY: help deps check-deps libtorch python build test lint demo clean-demo
+
+help: ## Say what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+deps: ## Install the system packages that are missing (as root; else say how)
+	@jobs/setup/packages.sh install
+
+check-deps:
+	@jobs/setup/packages.sh check
+
+libtorch: check-deps ## Fetch libtorch 2.11.0 into .venv, unless LIBTORCH names one
+	@jobs/setup/libtorch.sh
+
+python: check-deps ## Make .venv-python, with which tests compare against PyTorch, pyarrow and others
+	@jobs/setup/python.sh
+
+build: libtorch ## Build target/release/instdisc
+	$(CARGO) build --release
+
+test: libtorch ## Run all tests
+	$(CARGO) test
+
+lint: libtorch ## Check format, lints, documentation, licences
+	$(CARGO) fmt --check
+	$(CARGO) check --no-default-features
+	$(CARGO) clippy --all-targets -- -D warnings
+	$(CARGO) clippy --no-default-features --all-targets -- -D warnings
+	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --no-deps --document-private-items
+	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; \
+	  else echo "cargo deny is not installed: licences and advisories are not checked"; fi
+
+demo: build ## From pictures to a kNN score and a page; DATA=/path/to/imagefolder takes your own
+	@jobs/demo.sh $(if $(DATA),"$(DATA)")
+
+clean-demo: ## Remove what the demo made
+	rm -rf demo
