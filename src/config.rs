@@ -54,9 +54,10 @@ where
     let defaults = Table::try_from(C::default()).expect("a configuration is a table");
     let mut table = defaults.clone();
     if let Some((name, text)) = file {
-        let given: Table = text
-            .parse()
-            .map_err(|error: toml::de::Error| ConfigError::Syntax { file: name.to_owned(), reason: error.to_string() })?;
+        let given: Table = text.parse().map_err(|error: toml::de::Error| ConfigError::Syntax {
+            file: name.to_owned(),
+            reason: error.to_string(),
+        })?;
         for (key, value) in given {
             check_key(name, &key, &defaults)?;
             check_value::<C>(&defaults, &key, &value, &format!("{name}, key {key:?}"))?;

@@ -32,7 +32,9 @@ impl Blocks {
     /// exceed the rows.
     pub fn for_negatives(rows: usize, negatives: usize) -> Self {
         let mut count = 1;
-        while count * 2 <= Self::MOST_FOR_NEGATIVES.min(rows as u64) && (negatives as u64).is_multiple_of(count * 2) {
+        while count * 2 <= Self::MOST_FOR_NEGATIVES.min(rows as u64)
+            && (negatives as u64).is_multiple_of(count * 2)
+        {
             count *= 2;
         }
         Self::new(rows, count)

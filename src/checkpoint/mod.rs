@@ -44,6 +44,18 @@ pub struct FileEntry {
     pub digest: Digest,
 }
 
+/// What a run was trained on. A run goes on and a checkpoint is used where the split is the same one;
+/// other splits may have been added to the dataset since.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrainedOn {
+    /// The digest of the dataset.
+    pub dataset_digest: String,
+    /// The split.
+    pub split: String,
+    /// The digest of the split.
+    pub split_digest: String,
+}
+
 /// The contents of `checkpoint.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckpointManifest {
@@ -53,18 +65,17 @@ pub struct CheckpointManifest {
     pub step: u64,
     /// Epochs done.
     pub epoch: u64,
-    /// The digest of the dataset that the run was trained on.
-    pub dataset_digest: String,
-    /// The split that it was trained on.
-    pub split: String,
+    /// What the run was trained on.
+    #[serde(flatten)]
+    pub trained_on: TrainedOn,
     /// The other files.
     pub files: Vec<FileEntry>,
 }
 
 impl CheckpointManifest {
     /// A manifest of this version.
-    pub fn new(step: u64, epoch: u64, dataset_digest: String, split: String, files: Vec<FileEntry>) -> Self {
-        Self { format_version: FORMAT_VERSION, step, epoch, dataset_digest, split, files }
+    pub fn new(step: u64, epoch: u64, trained_on: TrainedOn, files: Vec<FileEntry>) -> Self {
+        Self { format_version: FORMAT_VERSION, step, epoch, trained_on, files }
     }
 
     /// Publishes the manifest, and with it the checkpoint.
@@ -83,11 +94,8 @@ impl CheckpointManifest {
 /// # Errors
 /// If the store fails.
 pub fn publish_file(folder: &Location, name: &str, contents: Vec<u8>) -> Result<FileEntry, CheckpointError> {
-    let entry = FileEntry {
-        name: name.to_owned(),
-        bytes: contents.len() as u64,
-        digest: Digest::of(&contents),
-    };
+    let entry =
+        FileEntry { name: name.to_owned(), bytes: contents.len() as u64, digest: Digest::of(&contents) };
     folder.join(name).publish(contents, PublishMode::Overwrite)?;
     Ok(entry)
 }

@@ -3,7 +3,9 @@ use super::*;
 fn published(root: &Location, step: u64) -> Location {
     let folder = root.join("checkpoints").join(&checkpoint_name(step));
     let entry = publish_file(&folder, MODEL, vec![1, 2, 3]).expect("a file");
-    CheckpointManifest::new(step, 0, "digest".into(), "train".into(), vec![entry])
+    let trained_on =
+        TrainedOn { dataset_digest: "d".into(), split: "train".into(), split_digest: "s".into() };
+    CheckpointManifest::new(step, 0, trained_on, vec![entry])
         .publish(&folder)
         .expect("a manifest");
     folder
@@ -22,7 +24,8 @@ fn checkpoints_are_listed_by_step_and_only_when_published() {
         published(&root, step);
     }
     publish_file(&root.join("checkpoints/step-00000007"), MODEL, vec![1]).expect("a lone file");
-    let steps: Vec<u64> = list_checkpoints(&root).expect("a list").into_iter().map(|(step, _)| step).collect();
+    let steps: Vec<u64> =
+        list_checkpoints(&root).expect("a list").into_iter().map(|(step, _)| step).collect();
     assert_eq!(steps, [3, 20, 100_000_000]);
 }
 

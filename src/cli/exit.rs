@@ -7,6 +7,12 @@ use crate::failure::Failure;
 use crate::feature_table::TableError;
 use crate::storage::StorageError;
 
+/// The data that a command was given are wrong.
+#[cfg(feature = "torch")]
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct WrongData(pub(super) String);
+
 /// The kind of failure of an error: that of the outermost error of ours in its chain.
 pub(super) fn failure(error: &anyhow::Error) -> Failure {
     error.chain().find_map(known).unwrap_or(Failure::Other)
@@ -29,6 +35,10 @@ fn known(cause: &(dyn std::error::Error + 'static)) -> Option<Failure> {
     first_of!(crate::ingest::IngestError, crate::ingest::SynthError, crate::eval::EvalError);
     #[cfg(feature = "torch")]
     first_of!(crate::trainer::TrainError, crate::eval::EmbedError);
+    #[cfg(feature = "torch")]
+    if cause.is::<WrongData>() {
+        return Some(Failure::Data);
+    }
     if cause.is::<ConfigError>() {
         return Some(Failure::Config);
     }

@@ -85,7 +85,9 @@ fn lines(text: &mut String, path: &str, value: &Value) {
     match value {
         Value::Object(fields) => fields.iter().for_each(|(name, value)| lines(text, &below(name), value)),
         Value::Array(items) if items.iter().any(|item| item.is_object()) => {
-            (0..).zip(items).for_each(|(index, item): (usize, _)| lines(text, &below(&index.to_string()), item));
+            (0..)
+                .zip(items)
+                .for_each(|(index, item): (usize, _)| lines(text, &below(&index.to_string()), item));
         }
         Value::String(value) => *text += &format!("{path:<34} {value}\n"),
         other => *text += &format!("{path:<34} {other}\n"),

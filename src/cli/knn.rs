@@ -101,7 +101,12 @@ pub(super) fn run(global: &GlobalArgs, args: &KnnArgs) -> anyhow::Result<()> {
 }
 
 /// Publishes the report and the page beside it.
-fn publish(global: &GlobalArgs, args: &KnnArgs, output: &Location, input: &PageInput<'_>) -> anyhow::Result<()> {
+fn publish(
+    global: &GlobalArgs,
+    args: &KnnArgs,
+    output: &Location,
+    input: &PageInput<'_>,
+) -> anyhow::Result<()> {
     let (queries, bank) = match &args.dataset {
         Some(dataset) => pictures(&global.location(dataset)?, input)?,
         None => Default::default(),
@@ -129,13 +134,15 @@ fn pictures(dataset: &Location, input: &PageInput<'_>) -> anyhow::Result<(Thumbn
 
 /// The page's place: the report's, with another ending.
 fn beside(output: &Location) -> anyhow::Result<Location> {
-    output.with_file_name(&format!("{}.html", output.file_name().trim_end_matches(".json")))
+    output
+        .with_file_name(&format!("{}.html", output.file_name().trim_end_matches(".json")))
         .ok_or_else(|| anyhow::anyhow!("--output {output} names no file"))
 }
 
 #[cfg(not(feature = "torch"))]
 fn of_run(_global: &GlobalArgs, _args: &KnnArgs, _run: &str) -> anyhow::Result<Tables> {
-    Err(EvalError::Options { reason: "--run needs a build with libtorch; use --bank and --queries".into() }.into())
+    Err(EvalError::Options { reason: "--run needs a build with libtorch; use --bank and --queries".into() }
+        .into())
 }
 
 #[cfg(feature = "torch")]

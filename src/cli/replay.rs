@@ -1,17 +1,16 @@
 //! `instdisc replay`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
 use tch::{Device, Kind, Tensor};
 
+use super::exit::WrongData;
 use crate::bank::MemoryBank;
 use crate::ids::InstanceId;
 use crate::model::NamedTensors;
-use crate::objective::{
-    Nce, NceOptions, Negatives, Objective, ObjectiveKind, Partition, Queries, Softmax,
-};
+use crate::objective::{Nce, NceOptions, Negatives, Objective, ObjectiveKind, Partition, Queries, Softmax};
 use crate::storage::{Location, PublishMode};
 use crate::units::{BankMomentum, Temperature};
 
@@ -46,11 +45,10 @@ pub(super) struct ReplayArgs {
 }
 
 pub(super) fn run(args: &ReplayArgs) -> anyhow::Result<()> {
-    let read = |path: &Path| -> anyhow::Result<NamedTensors> {
-        Ok(NamedTensors::from_bytes(&Location::from_path(path)?.read()?)?)
-    };
-    let input = read(&args.input).with_context(|| format!("--input {}", args.input.display()))?;
-    let output = replay(args, &input).with_context(|| format!("--input {}", args.input.display()))?;
+    let bytes = Location::from_path(&args.input)?.read()?;
+    let wrong = |error: anyhow::Error| WrongData(format!("--input {}: {error:#}", args.input.display()));
+    let input = NamedTensors::from_bytes(&bytes).map_err(|error| wrong(error.into()))?;
+    let output = replay(args, &input).map_err(wrong)?;
     Location::from_path(&args.output)?.publish(output.to_bytes(), PublishMode::Overwrite)?;
     Ok(())
 }
@@ -123,8 +121,8 @@ fn indices(tensor: &Tensor, name: &str, instances: i64) -> anyhow::Result<Tensor
         bail!("{name}: its type is {:?}, not an integer", tensor.kind());
     }
     let rows = tensor.to_kind(Kind::Int64).contiguous();
-    let inside = rows.numel() == 0
-        || (rows.min().int64_value(&[]) >= 0 && rows.max().int64_value(&[]) < instances);
+    let inside =
+        rows.numel() == 0 || (rows.min().int64_value(&[]) >= 0 && rows.max().int64_value(&[]) < instances);
     ensure!(inside, "{name}: a value is no row of the bank, which has {instances}");
     Ok(rows)
 }

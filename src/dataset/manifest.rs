@@ -25,6 +25,8 @@ pub struct ShardEntry {
     pub bytes: u64,
     /// The blake3 digest of its contents.
     pub digest: Digest,
+    /// The blake3 digest of each row group's bytes, so that a ranged read can be checked.
+    pub row_groups: Vec<Digest>,
 }
 
 /// How a split was made: enough to know the same command again.
@@ -101,7 +103,10 @@ impl Manifest {
         let wrong = |reason: String| DatasetError::Manifest { file: file.to_string(), reason };
         let manifest: Self = serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
         if manifest.format_version != FORMAT_VERSION {
-            return Err(wrong(format!("format version {} is not known to this program", manifest.format_version)));
+            return Err(wrong(format!(
+                "format version {} is not known to this program",
+                manifest.format_version
+            )));
         }
         let expected = Self::new(manifest.classes.clone(), manifest.splits.clone()).dataset_digest;
         if expected != manifest.dataset_digest {

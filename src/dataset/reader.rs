@@ -18,7 +18,7 @@ use parquet::file::reader::{ChunkReader, Length};
 use super::schema::schema;
 use super::{DatasetError, Row, ShardEntry};
 use crate::ids::{ClassId, InstanceId};
-use crate::storage::Location;
+use crate::storage::{Digest, Location};
 
 /// The end of a shard that is fetched first; it holds the footer of all but huge shards.
 const FOOTER_GUESS_BYTES: u64 = 256 << 10;
@@ -31,6 +31,7 @@ pub struct ShardReader {
     bytes: u64,
     classes: usize,
     instances: u64,
+    digests: Vec<Digest>,
     metadata: ArrowReaderMetadata,
 }
 
@@ -67,7 +68,17 @@ impl ShardReader {
         if metadata.metadata().file_metadata().num_rows() as u64 != entry.rows {
             return Err(damaged(format!("it does not have the {} rows that the manifest says", entry.rows)));
         }
-        Ok(Self { location, shown, bytes, classes, instances, metadata })
+        let digests = entry.row_groups.clone();
+        if metadata.metadata().num_row_groups() != digests.len() {
+            let groups = digests.len();
+            return Err(damaged(format!("it does not have the {groups} row groups that the manifest says")));
+        }
+        Ok(Self { location, shown, bytes, classes, instances, digests, metadata })
+    }
+
+    /// Where the shard lies, for errors.
+    pub fn shown(&self) -> &str {
+        &self.shown
     }
 
     /// The number of row groups.
@@ -86,19 +97,24 @@ impl ShardReader {
         range.end - range.start
     }
 
-    /// Reads a row group by one ranged read.
+    /// Reads a row group by one ranged read and checks its bytes against the manifest's digest.
     ///
     /// # Errors
-    /// If the store fails or the rows are damaged.
+    /// If the store fails or the bytes are not those that were written.
     pub fn read_row_group(&self, row_group: usize) -> Result<Vec<Row>, DatasetError> {
         let mut rows = Vec::with_capacity(self.rows(row_group));
-        for batch in self.batches(row_group, ProjectionMask::all(), self.range(row_group, usize::MAX))? {
+        let part = self.fetch(row_group, self.range(row_group, usize::MAX))?;
+        if Digest::of(&part.bytes) != self.digests[row_group] {
+            return Err(self.wrong(row_group, "its bytes are not those that were written".into()));
+        }
+        for batch in self.batches(row_group, ProjectionMask::all(), part)? {
             self.append(row_group, &batch, &mut rows)?;
         }
         Ok(rows)
     }
 
-    /// Reads the ids and labels of a row group, without its pictures.
+    /// Reads the ids and labels of a row group, without its pictures. They are a part of its bytes and cannot
+    /// be checked alone: whoever reads the rows later compares.
     ///
     /// # Errors
     /// If the store fails or the rows are damaged.
@@ -108,10 +124,15 @@ impl ShardReader {
         let (id_leaf, label_leaf) = (0, 3);
         let id_mask = ProjectionMask::leaves(&schema, [id_leaf]);
         let label_mask = ProjectionMask::leaves(&schema, [label_leaf]);
-        let ids = self.batches(row_group, id_mask, self.range(row_group, id_leaf))?;
-        let labels = self.batches(row_group, label_mask, self.range(row_group, label_leaf))?;
+        let ids = self.fetch(row_group, self.range(row_group, id_leaf))?;
+        let ids = self.batches(row_group, id_mask, ids)?;
+        let labels = self.fetch(row_group, self.range(row_group, label_leaf))?;
+        let labels = self.batches(row_group, label_mask, labels)?;
         let column = |batches: &[RecordBatch]| -> Vec<i64> {
-            batches.iter().flat_map(|batch| batch.column(0).as_primitive::<Int64Type>().values().to_vec()).collect()
+            batches
+                .iter()
+                .flat_map(|batch| batch.column(0).as_primitive::<Int64Type>().values().to_vec())
+                .collect()
         };
         let pairs = column(&ids).into_iter().zip(column(&labels));
         pairs.enumerate().map(|(row, (id, label))| self.identity(row_group, row, id, label)).collect()
@@ -120,7 +141,8 @@ impl ShardReader {
     /// The bytes of one column (a leaf), or of all.
     fn range(&self, row_group: usize, leaf: usize) -> Range<u64> {
         let group = self.metadata.metadata().row_group(row_group);
-        let columns = group.columns().iter().enumerate().filter(|(index, _)| leaf == usize::MAX || leaf == *index);
+        let columns =
+            group.columns().iter().enumerate().filter(|(index, _)| leaf == usize::MAX || leaf == *index);
         let ranges = columns.map(|(_, column)| {
             let (start, len) = column.byte_range();
             start..start.saturating_add(len)
@@ -128,16 +150,19 @@ impl ShardReader {
         ranges.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)).unwrap_or(0..0)
     }
 
+    fn fetch(&self, row_group: usize, range: Range<u64>) -> Result<FilePart, DatasetError> {
+        if range.end > self.bytes || range.start > range.end {
+            return Err(self.wrong(row_group, "its place is outside of the shard".into()));
+        }
+        Ok(FilePart { start: range.start, len: self.bytes, bytes: self.location.read_range(range)? })
+    }
+
     fn batches(
         &self,
         row_group: usize,
         mask: ProjectionMask,
-        range: Range<u64>,
+        part: FilePart,
     ) -> Result<Vec<RecordBatch>, DatasetError> {
-        if range.end > self.bytes || range.start > range.end {
-            return Err(self.wrong(row_group, "its place is outside of the shard".into()));
-        }
-        let part = FilePart { start: range.start, len: self.bytes, bytes: self.location.read_range(range)? };
         let failed = |reason: String| self.wrong(row_group, reason);
         let reader = ParquetRecordBatchReaderBuilder::new_with_metadata(part, self.metadata.clone())
             .with_row_groups(vec![row_group])
@@ -182,7 +207,8 @@ impl ShardReader {
     ) -> Result<(InstanceId, Option<ClassId>), DatasetError> {
         let wrong = |what: String| self.wrong(row_group, format!("row {row}: {what}"));
         let known = InstanceId::from_stored(id).filter(|id| u64::from(id.0) < self.instances);
-        let class = ClassId::from_stored(label).filter(|class| class.is_none_or(|class| class.index() < self.classes));
+        let class = ClassId::from_stored(label)
+            .filter(|class| class.is_none_or(|class| class.index() < self.classes));
         Ok((
             known.ok_or_else(|| wrong(format!("instance id {id} is out of range")))?,
             class.ok_or_else(|| wrong(format!("label {label} is out of range")))?,
@@ -224,7 +250,8 @@ struct FilePart {
 impl FilePart {
     fn slice(&self, start: u64, len: usize) -> parquet::errors::Result<Bytes> {
         let outside = || ParquetError::General("it points outside of its row group".into());
-        let from = usize::try_from(start.checked_sub(self.start).ok_or_else(outside)?).map_err(|_| outside())?;
+        let from =
+            usize::try_from(start.checked_sub(self.start).ok_or_else(outside)?).map_err(|_| outside())?;
         let to = from.checked_add(len).filter(|&to| to <= self.bytes.len()).ok_or_else(outside)?;
         Ok(self.bytes.slice(from..to))
     }

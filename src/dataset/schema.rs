@@ -50,7 +50,8 @@ pub fn schema_text() -> String {
             }
         }
     }
-    let mut text = String::from("Dataset shard, version 1: a Parquet file, PLAIN and uncompressed\n\ncolumns\n");
+    let mut text =
+        String::from("Dataset shard, version 1: a Parquet file, PLAIN and uncompressed\n\ncolumns\n");
     lines(&mut text, schema().fields(), "  ");
     text += "\nkey-value metadata\n  huggingface (for two classes a and b):\n    ";
     text += &huggingface_entry(&["a".into(), "b".into()]);

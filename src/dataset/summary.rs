@@ -66,7 +66,8 @@ pub fn summarise(manifest: &Manifest) -> DatasetSummary {
 pub fn verify(dataset: &Location, manifest: &Manifest, progress: &dyn Progress) -> Result<(), DatasetError> {
     for (name, split) in &manifest.splits {
         progress.begin(&format!("verify {name}"), split.instances);
-        let mut found: Vec<Option<(Option<crate::ids::ClassId>, Digest)>> = vec![None; split.instances as usize];
+        let mut found: Vec<Option<(Option<crate::ids::ClassId>, Digest)>> =
+            vec![None; split.instances as usize];
         for entry in &split.shards {
             check_digest(dataset, entry)?;
             let reader = ShardReader::open(dataset, entry, manifest.classes.len(), split.instances)?;
@@ -75,7 +76,11 @@ pub fn verify(dataset: &Location, manifest: &Manifest, progress: &dyn Progress) 
                     let before = found[row.id.row()].replace((row.label, Digest::of(&row.bytes)));
                     if before.is_some() {
                         let reason = format!("instance id {} occurs twice in the split", row.id);
-                        return Err(DatasetError::RowGroup { shard: entry.path.clone(), row_group: group, reason });
+                        return Err(DatasetError::RowGroup {
+                            shard: entry.path.clone(),
+                            row_group: group,
+                            reason,
+                        });
                     }
                 }
                 progress.advance(reader.rows(group) as u64);

@@ -90,6 +90,19 @@ fn a_changed_byte_in_a_shard_is_found_by_verify() {
 }
 
 #[test]
+fn a_changed_byte_is_found_when_its_row_group_is_read() {
+    let (_dir, dataset, manifest) = published();
+    let entry = &manifest.splits["train"].shards[0];
+    let open = || ShardReader::open(&dataset, entry, 2, 5).expect("open");
+    let groups: Vec<usize> = (0..open().row_groups()).collect();
+    assert!(groups.len() > 1 && groups.iter().all(|&group| open().read_row_group(group).is_ok()));
+    change(&dataset.join(&entry.path), 60);
+    let error = open().read_row_group(0).expect_err("changed");
+    assert!(error.to_string().ends_with("row group 0: its bytes are not those that were written"), "{error}");
+    assert!(open().read_row_group(1).is_ok());
+}
+
+#[test]
 fn a_cut_a_missing_and_a_foreign_shard_are_named() {
     let (_dir, dataset, manifest) = published();
     let entry = &manifest.splits["train"].shards[0];
@@ -110,8 +123,11 @@ fn ids_and_labels_out_of_range_are_named_with_shard_and_row_group() {
     let (_dir, dataset, manifest) = published();
     let entry = &manifest.splits["train"].shards[0];
     let error = ShardReader::open(&dataset, entry, 2, 4).expect("open").read_row_group(1).expect_err("id 4");
-    assert!(error.to_string().ends_with("shard-00000.parquet row group 1: row 0: instance id 4 is out of range"));
-    let error = ShardReader::open(&dataset, entry, 1, 5).expect("open").read_row_group(0).expect_err("label 1");
+    assert!(
+        error.to_string().ends_with("shard-00000.parquet row group 1: row 0: instance id 4 is out of range")
+    );
+    let error =
+        ShardReader::open(&dataset, entry, 1, 5).expect("open").read_row_group(0).expect_err("label 1");
     assert!(error.to_string().contains("row group 0: row 0: label 1 is out of range"), "{error}");
 }
 
@@ -127,7 +143,8 @@ fn a_manifest_that_was_edited_is_refused() {
     let (_dir, dataset, _) = published();
     let file = dataset.join("manifest.json");
     let text = String::from_utf8(file.read().expect("bytes").to_vec()).expect("text");
-    file.publish(text.replace("\"instances\": 5", "\"instances\": 6"), PublishMode::Overwrite).expect("edited");
+    file.publish(text.replace("\"instances\": 5", "\"instances\": 6"), PublishMode::Overwrite)
+        .expect("edited");
     assert!(matches!(Manifest::read(&dataset), Err(DatasetError::Manifest { .. })));
 }
 
@@ -138,7 +155,10 @@ fn the_digest_depends_on_content_alone() {
     let split = splits.get_mut("train").expect("the split");
     split.shards.pop();
     split.ingest.program = "another".into();
-    assert_eq!(Manifest::new(manifest.classes.clone(), splits.clone()).dataset_digest, manifest.dataset_digest);
+    assert_eq!(
+        Manifest::new(manifest.classes.clone(), splits.clone()).dataset_digest,
+        manifest.dataset_digest
+    );
     splits.get_mut("train").expect("the split").digest = Digest::of(b"other");
     assert_ne!(Manifest::new(manifest.classes.clone(), splits).dataset_digest, manifest.dataset_digest);
 }

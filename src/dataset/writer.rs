@@ -1,5 +1,6 @@
 //! Writing a shard.
 
+use std::io::Write;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, BinaryArray, Int32Array, Int64Array, RecordBatch, StringArray, StructArray};
@@ -12,7 +13,7 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterVersi
 use super::schema::{arc, huggingface_entry};
 use super::{DatasetError, Row, ShardEntry};
 use crate::ids::ClassId;
-use crate::storage::{Location, Upload};
+use crate::storage::{Digest, Location, Upload};
 
 /// How shards are laid out.
 #[derive(Clone, Debug)]
@@ -31,7 +32,7 @@ pub struct ShardWriter {
     path: String,
     shown: String,
     schema: Arc<Schema>,
-    writer: ArrowWriter<Upload>,
+    writer: ArrowWriter<GroupDigests>,
     row_group: usize,
     pending: Vec<Row>,
     rows: u64,
@@ -58,10 +59,16 @@ impl ShardWriter {
             .set_key_value_metadata(Some(vec![metadata]))
             .build();
         let shown = location.to_string();
-        let writer = ArrowWriter::try_new(upload, Arc::clone(&schema), Some(properties))
+        let digests = GroupDigests { upload, current: blake3::Hasher::new(), done: Vec::new() };
+        let writer = ArrowWriter::try_new(digests, Arc::clone(&schema), Some(properties))
             .map_err(|source| DatasetError::Write { shard: shown.clone(), source })?;
         let row_group = options.row_group;
-        Ok(Self { path: path.to_owned(), shown, schema, writer, row_group, pending: Vec::new(), rows: 0 })
+        let path = path.to_owned();
+        let mut shard = Self { path, shown, schema, writer, row_group, pending: Vec::new(), rows: 0 };
+        // The format's first bytes belong to no row group.
+        shard.sync()?;
+        shard.writer.inner_mut().current.reset();
+        Ok(shard)
     }
 
     /// Adds a row.
@@ -81,9 +88,15 @@ impl ShardWriter {
     pub fn finish(mut self) -> Result<ShardEntry, DatasetError> {
         self.flush()?;
         let shard = self.shown.clone();
-        let upload = self.writer.into_inner().map_err(|source| DatasetError::Write { shard, source })?;
-        let published = upload.finish()?;
-        Ok(ShardEntry { path: self.path, rows: self.rows, bytes: published.bytes, digest: published.digest })
+        let digests = self.writer.into_inner().map_err(|source| DatasetError::Write { shard, source })?;
+        let published = digests.upload.finish()?;
+        Ok(ShardEntry {
+            path: self.path,
+            rows: self.rows,
+            bytes: published.bytes,
+            digest: published.digest,
+            row_groups: digests.done,
+        })
     }
 
     fn flush(&mut self) -> Result<(), DatasetError> {
@@ -95,7 +108,43 @@ impl ShardWriter {
         self.writer
             .write(&batch)
             .and_then(|()| self.writer.flush())
-            .map_err(|source| DatasetError::Write { shard: self.shown.clone(), source })
+            .map_err(|source| DatasetError::Write { shard: self.shown.clone(), source })?;
+        self.sync()?;
+        self.writer.inner_mut().end_group();
+        Ok(())
+    }
+
+    /// Hands all bytes to the upload.
+    fn sync(&mut self) -> Result<(), DatasetError> {
+        let failed = |source| DatasetError::Write { shard: self.shown.clone(), source };
+        self.writer.sync().map_err(|error| failed(error.into()))
+    }
+}
+
+/// Passes bytes on to the upload and takes the digest of each row group.
+#[derive(Debug)]
+struct GroupDigests {
+    upload: Upload,
+    current: blake3::Hasher,
+    done: Vec<Digest>,
+}
+
+impl GroupDigests {
+    fn end_group(&mut self) {
+        self.done.push(self.current.finalize().into());
+        self.current.reset();
+    }
+}
+
+impl Write for GroupDigests {
+    fn write(&mut self, buffer: &[u8]) -> std::io::Result<usize> {
+        let taken = self.upload.write(buffer)?;
+        self.current.update(&buffer[..taken]);
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.upload.flush()
     }
 }
 

@@ -99,8 +99,10 @@ pub fn embed(job: &EmbedJob, progress: &dyn Progress) -> Result<Published, Embed
     let checkpoint = Checkpoint::open(&job.checkpoint)?;
     let manifest = Manifest::read(&job.dataset)?;
     let actual = manifest.dataset_digest.to_string();
-    if checkpoint.manifest().dataset_digest != actual {
-        let expected = checkpoint.manifest().dataset_digest.clone();
+    let trained_on = &checkpoint.manifest().trained_on;
+    let same_split = manifest.splits.get(&trained_on.split).map(|split| split.digest.to_string());
+    if same_split.as_ref() != Some(&trained_on.split_digest) {
+        let expected = trained_on.dataset_digest.clone();
         return Err(EmbedError::OtherDataset { checkpoint: job.checkpoint.to_string(), expected, actual });
     }
     let limit = if job.limit == 0 { None } else { Some(job.limit as usize) };
@@ -119,7 +121,9 @@ pub fn embed(job: &EmbedJob, progress: &dyn Progress) -> Result<Published, Embed
         classes: manifest.classes.clone(),
     };
     let table = encode(&encoder, source, about, job.batch_size, job.threads, progress)?;
-    if let Some(bad) = table.features.chunks(table.meta.dim).position(|row| row.iter().any(|x| !x.is_finite())) {
+    if let Some(bad) =
+        table.features.chunks(table.meta.dim).position(|row| row.iter().any(|x| !x.is_finite()))
+    {
         let instance = table.ids[bad].0;
         return Err(EmbedError::NotFinite { checkpoint: job.checkpoint.to_string(), instance });
     }
@@ -154,7 +158,8 @@ pub fn encode(
     progress: &dyn Progress,
 ) -> Result<FeatureTable, EmbedError> {
     let config = encoder.config();
-    let transform = EvalTransform::ResizeCenterCrop { resize: config.evaluation_resize, crop: config.image_size };
+    let transform =
+        EvalTransform::ResizeCenterCrop { resize: config.evaluation_resize, crop: config.image_size };
     let rows = source.len();
     let mut table = FeatureTable {
         features: Vec::with_capacity(rows * meta.dim),

@@ -4,9 +4,9 @@ use std::time::Instant;
 
 use serde::Serialize;
 
+use super::EvalError;
 use super::search::{Neighbours, search};
 use super::vote::vote;
-use super::EvalError;
 use crate::feature_table::{FeatureTable, Kind};
 use crate::ids::ClassId;
 use crate::units::Temperature;
@@ -203,7 +203,10 @@ fn hits(
     temperature: Temperature,
 ) -> Vec<(ClassId, usize)> {
     let rank = |query: usize, class: ClassId| {
-        let voters = neighbours.of(query).take(k).filter_map(|(row, similarity)| Some((bank.labels[row]?, similarity)));
+        let voters = neighbours
+            .of(query)
+            .take(k)
+            .filter_map(|(row, similarity)| Some((bank.labels[row]?, similarity)));
         let ranked = vote(voters, temperature);
         ranked.iter().position(|&ranked| ranked == class).unwrap_or(usize::MAX)
     };

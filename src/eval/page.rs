@@ -33,7 +33,8 @@ pub struct PageInput<'a> {
 impl PageInput<'_> {
     /// Rows of the queries that the gallery shows: labelled ones, spread evenly over the split.
     pub fn shown_queries(&self) -> Vec<usize> {
-        let labelled: Vec<usize> = (0..self.queries.len()).filter(|&row| self.queries.labels[row].is_some()).collect();
+        let labelled: Vec<usize> =
+            (0..self.queries.len()).filter(|&row| self.queries.labels[row].is_some()).collect();
         let step = labelled.len().div_ceil(SHOWN_QUERIES).max(1);
         labelled.into_iter().step_by(step).collect()
     }
@@ -72,10 +73,22 @@ macro_rules! add {
 }
 
 fn headline(out: &mut String, report: &KnnReport) {
-    add!(out, "<header>\n<h1>Nearest-neighbour report</h1>\n<p class=\"about\">{} queries of split <b>{}</b> against {} rows ({}), step {}, {} classes. ",
-        report.queries, escape(&report.split), report.bank_rows, escape(&report.feature), report.step, report.classes);
-    add!(out, "Dataset <code title=\"{0}\">{1}</code>.</p>\n", escape(&report.dataset_digest),
-        escape(report.dataset_digest.get(..12).unwrap_or(&report.dataset_digest)));
+    add!(
+        out,
+        "<header>\n<h1>Nearest-neighbour report</h1>\n<p class=\"about\">{} queries of split <b>{}</b> against {} rows ({}), step {}, {} classes. ",
+        report.queries,
+        escape(&report.split),
+        report.bank_rows,
+        escape(&report.feature),
+        report.step,
+        report.classes
+    );
+    add!(
+        out,
+        "Dataset <code title=\"{0}\">{1}</code>.</p>\n",
+        escape(&report.dataset_digest),
+        escape(report.dataset_digest.get(..12).unwrap_or(&report.dataset_digest))
+    );
     out.push_str("<dl class=\"scores\">\n");
     for (name, value, note) in [
         ("top-1", report.top1, format!("k = {}, τ = {}", report.k, report.temperature)),
@@ -93,8 +106,17 @@ fn grid(out: &mut String, report: &KnnReport) {
     }
     let mut temperatures: Vec<f64> = report.grid.iter().map(|cell| cell.temperature).collect();
     temperatures.dedup();
-    temperatures.truncate(temperatures.iter().skip(1).position(|t| *t == temperatures[0]).map_or(temperatures.len(), |at| at + 1));
-    let (low, high) = report.grid.iter().fold((1.0_f64, 0.0_f64), |(low, high), cell| (low.min(cell.top1), high.max(cell.top1)));
+    temperatures.truncate(
+        temperatures
+            .iter()
+            .skip(1)
+            .position(|t| *t == temperatures[0])
+            .map_or(temperatures.len(), |at| at + 1),
+    );
+    let (low, high) = report
+        .grid
+        .iter()
+        .fold((1.0_f64, 0.0_f64), |(low, high), cell| (low.min(cell.top1), high.max(cell.top1)));
     out.push_str("<section>\n<h2>Neighbours and temperature</h2>\n<table class=\"heat\">\n<thead><tr><th scope=\"col\">k \\ τ</th>");
     for temperature in &temperatures {
         add!(out, "<th scope=\"col\">{temperature}</th>");
@@ -116,14 +138,23 @@ fn classes(out: &mut String, report: &KnnReport) {
     scored.sort_by(|a, b| b.top1.total_cmp(&a.top1).then(a.class.cmp(&b.class)));
     out.push_str("<section>\n<h2>Classes</h2>\n<ul class=\"bars\">\n");
     for class in scored {
-        add!(out, "<li><span class=\"name\">{}</span><span class=\"bar\" style=\"--share:{:.4}\"></span><span class=\"value\">{}</span></li>\n",
-            escape(&class.class), class.top1, percent(class.top1));
+        add!(
+            out,
+            "<li><span class=\"name\">{}</span><span class=\"bar\" style=\"--share:{:.4}\"></span><span class=\"value\">{}</span></li>\n",
+            escape(&class.class),
+            class.top1,
+            percent(class.top1)
+        );
     }
     out.push_str("</ul>\n</section>\n");
 }
 
 fn gallery(out: &mut String, input: &PageInput<'_>, query_pictures: &Thumbnails, bank_pictures: &Thumbnails) {
-    let name = |label: Option<ClassId>| label.and_then(|class| input.bank.meta.classes.get(class.index())).map_or("unlabelled", String::as_str);
+    let name = |label: Option<ClassId>| {
+        label
+            .and_then(|class| input.bank.meta.classes.get(class.index()))
+            .map_or("unlabelled", String::as_str)
+    };
     let shown = input.shown_queries();
     let mut classes: Vec<&str> = shown.iter().map(|&row| name(input.queries.labels[row])).collect();
     classes.sort_unstable();
@@ -133,16 +164,26 @@ fn gallery(out: &mut String, input: &PageInput<'_>, query_pictures: &Thumbnails,
     for class in &classes {
         add!(out, "<option>{}</option>", escape(class));
     }
-    out.push_str("</select></label> <span id=\"shown\" role=\"status\"></span></p>\n<div class=\"gallery\">\n");
+    out.push_str(
+        "</select></label> <span id=\"shown\" role=\"status\"></span></p>\n<div class=\"gallery\">\n",
+    );
     for row in shown {
         let own = name(input.queries.labels[row]);
-        add!(out, "<article data-class=\"{0}\">\n<figure class=\"query\">{1}<figcaption>{0}</figcaption></figure>\n<div class=\"neighbours\">\n",
-            escape(own), image(query_pictures, input.queries.ids[row], own));
+        add!(
+            out,
+            "<article data-class=\"{0}\">\n<figure class=\"query\">{1}<figcaption>{0}</figcaption></figure>\n<div class=\"neighbours\">\n",
+            escape(own),
+            image(query_pictures, input.queries.ids[row], own)
+        );
         for (neighbour, similarity) in input.neighbours.of(row).take(SHOWN_NEIGHBOURS) {
             let class = name(input.bank.labels[neighbour]);
             let verdict = if class == own { "right" } else { "wrong" };
-            add!(out, "<figure class=\"{verdict}\">{}<figcaption>{}<br>{similarity:.3}</figcaption></figure>\n",
-                image(bank_pictures, input.bank.ids[neighbour], class), escape(class));
+            add!(
+                out,
+                "<figure class=\"{verdict}\">{}<figcaption>{}<br>{similarity:.3}</figcaption></figure>\n",
+                image(bank_pictures, input.bank.ids[neighbour], class),
+                escape(class)
+            );
         }
         out.push_str("</div>\n</article>\n");
     }
@@ -165,5 +206,9 @@ fn percent(share: f64) -> String {
 }
 
 fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;").replace('\'', "&#39;")
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
+        .replace('\'', "&#39;")
 }

@@ -82,9 +82,12 @@ fn permuting_the_bank_does_not_change_the_report() {
         features: order.iter().flat_map(|&row| bank.feature(row).to_vec()).collect(),
         ..bank.clone()
     };
-    let [a, b] = [&bank, &permuted].map(|bank| evaluate_with_neighbours(bank, &queries, &options(50)).expect("scored"));
+    let [a, b] = [&bank, &permuted]
+        .map(|bank| evaluate_with_neighbours(bank, &queries, &options(50)).expect("scored"));
     assert_eq!((a.0.top1, a.0.top5), (b.0.top1, b.0.top5));
-    let ids = |bank: &FeatureTable, found: &Neighbours| found.rows.iter().map(|&row| bank.ids[row as usize]).collect::<Vec<_>>();
+    let ids = |bank: &FeatureTable, found: &Neighbours| {
+        found.rows.iter().map(|&row| bank.ids[row as usize]).collect::<Vec<_>>()
+    };
     assert_eq!(ids(&bank, &a.1), ids(&permuted, &b.1));
     assert_eq!(a.1.similarities, b.1.similarities);
 }
@@ -165,11 +168,22 @@ fn tables_of_other_datasets_or_lengths_are_refused() {
 #[test]
 fn the_grid_has_every_k_with_every_temperature() {
     let (bank, queries) = (table(13, 100, 8, 4), table(14, 20, 8, 4));
-    let both = KnnOptions { k: vec![10, 1], temperature: vec![temperature(0.07), temperature(1.0)], leave_one_out: false };
+    let both = KnnOptions {
+        k: vec![10, 1],
+        temperature: vec![temperature(0.07), temperature(1.0)],
+        leave_one_out: false,
+    };
     let report = evaluate(&bank, &queries, &both).expect("scored");
     let cells: Vec<_> = report.grid.iter().map(|cell| (cell.k, cell.temperature)).collect();
     assert_eq!(cells, [(10, 0.07), (10, 1.0), (1, 0.07), (1, 1.0)]);
-    assert_eq!(report.grid[2], GridCell { k: 1, temperature: 0.07, ..evaluate(&bank, &queries, &options(1)).expect("scored").grid[0].clone() });
+    assert_eq!(
+        report.grid[2],
+        GridCell {
+            k: 1,
+            temperature: 0.07,
+            ..evaluate(&bank, &queries, &options(1)).expect("scored").grid[0].clone()
+        }
+    );
 }
 
 #[test]

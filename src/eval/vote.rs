@@ -12,8 +12,12 @@ use crate::units::Temperature;
 ///
 /// # Source
 /// Paper, section 3.4; reference `test.py`, `kNN`.
-pub fn vote(neighbours: impl Iterator<Item = (ClassId, f32)> + Clone, temperature: Temperature) -> Vec<ClassId> {
-    let most = neighbours.clone().map(|(_, similarity)| f64::from(similarity)).fold(f64::NEG_INFINITY, f64::max);
+pub fn vote(
+    neighbours: impl Iterator<Item = (ClassId, f32)> + Clone,
+    temperature: Temperature,
+) -> Vec<ClassId> {
+    let most =
+        neighbours.clone().map(|(_, similarity)| f64::from(similarity)).fold(f64::NEG_INFINITY, f64::max);
     let mut weights: BTreeMap<ClassId, f64> = BTreeMap::new();
     for (class, similarity) in neighbours {
         *weights.entry(class).or_default() += ((f64::from(similarity) - most) / temperature.get()).exp();

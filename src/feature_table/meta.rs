@@ -57,7 +57,9 @@ impl TableMeta {
     pub(super) fn from_metadata(schema: &Schema) -> Result<Self, String> {
         let metadata = schema.metadata();
         let text = |name: &str| {
-            metadata.get(&format!("instdisc.{name}")).ok_or_else(|| format!("metadata instdisc.{name} is missing"))
+            metadata
+                .get(&format!("instdisc.{name}"))
+                .ok_or_else(|| format!("metadata instdisc.{name} is missing"))
         };
         let version = text("format_version")?;
         if version != FORMAT_VERSION {

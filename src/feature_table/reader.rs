@@ -48,7 +48,8 @@ impl FeatureTable {
         let steps = batch.column(3).as_primitive::<Int64Type>();
         let first = self.len();
         for (offset, &id) in ids.values().iter().enumerate() {
-            let wrong = TableError::Id { table: table.into(), row: first + offset, id, reason: "out of range" };
+            let wrong =
+                TableError::Id { table: table.into(), row: first + offset, id, reason: "out of range" };
             self.ids.push(InstanceId::from_stored(id).ok_or(wrong)?);
         }
         for (offset, label) in labels.iter().enumerate() {
@@ -75,8 +76,7 @@ impl FeatureTable {
     fn check(&self, table: &str) -> Result<(), TableError> {
         let mut seen = vec![false; self.ids.iter().map(|id| id.row() + 1).max().unwrap_or(0)];
         for (row, id) in self.ids.iter().enumerate() {
-            let wrong =
-                |reason| Err(TableError::Id { table: table.into(), row, id: id.to_stored(), reason });
+            let wrong = |reason| Err(TableError::Id { table: table.into(), row, id: id.to_stored(), reason });
             if std::mem::replace(&mut seen[id.row()], true) {
                 return wrong("it occurs twice");
             }

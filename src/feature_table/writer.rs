@@ -45,7 +45,9 @@ impl FeatureTable {
             let item = Arc::new(Field::new("item", DataType::Float32, false));
             let values = Arc::new(Float32Array::from(values.to_vec()));
             let columns: Vec<ArrayRef> = vec![
-                Arc::new(Int64Array::from_iter_values(self.ids[rows.clone()].iter().map(|id| id.to_stored()))),
+                Arc::new(Int64Array::from_iter_values(
+                    self.ids[rows.clone()].iter().map(|id| id.to_stored()),
+                )),
                 Arc::new(FixedSizeListArray::try_new(item, self.meta.dim as i32, values, None)?),
                 Arc::new(Int64Array::from_iter(
                     self.labels[rows.clone()].iter().map(|label| label.map(|class| i64::from(class.0))),

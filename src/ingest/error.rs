@@ -26,7 +26,9 @@ pub enum IngestError {
         reason: String,
     },
     /// Too many pictures were refused.
-    #[error("split {split}: {rejected} of {total} pictures were refused, more than --max-reject-fraction allows; the first: {first}")]
+    #[error(
+        "split {split}: {rejected} of {total} pictures were refused, more than --max-reject-fraction allows; the first: {first}"
+    )]
     TooManyRejects {
         /// The split.
         split: String,
@@ -60,9 +62,10 @@ impl IngestError {
     /// The kind of failure, for the exit code.
     pub fn failure(&self) -> Failure {
         match self {
-            Self::Layout { .. } | Self::Tar { .. } | Self::TooManyRejects { .. } | Self::OtherDataset { .. } => {
-                Failure::Data
-            }
+            Self::Layout { .. }
+            | Self::Tar { .. }
+            | Self::TooManyRejects { .. }
+            | Self::OtherDataset { .. } => Failure::Data,
             Self::Dataset(error) => error.failure(),
             Self::Storage(error) => error.failure(),
             Self::Threads(_) => Failure::Other,

@@ -50,10 +50,8 @@ pub fn ingest(options: &IngestOptions, progress: &dyn Progress) -> Result<Ingest
         return Ok(report(manifest, BTreeMap::new()));
     }
     let classes = existing.as_ref().map_or(classes, |manifest| manifest.classes.clone());
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(options.threads)
-        .build()
-        .map_err(IngestError::Threads)?;
+    let pool =
+        rayon::ThreadPoolBuilder::new().num_threads(options.threads).build().map_err(IngestError::Threads)?;
     let mut splits = existing.as_ref().map(|manifest| manifest.splits.clone()).unwrap_or_default();
     let mut reports = BTreeMap::new();
     for (name, (candidates, record)) in todo {

@@ -8,8 +8,7 @@ use super::source::SourceFile;
 /// Names of first folders that are splits rather than classes, if all first folders are such.
 const SPLIT_NAMES: [&str; 6] = ["train", "val", "valid", "validation", "test", "eval"];
 /// torchvision's `IMG_EXTENSIONS`, and GIF.
-const EXTENSIONS: [&str; 10] =
-    ["jpg", "jpeg", "png", "ppm", "bmp", "pgm", "tif", "tiff", "webp", "gif"];
+const EXTENSIONS: [&str; 10] = ["jpg", "jpeg", "png", "ppm", "bmp", "pgm", "tif", "tiff", "webp", "gif"];
 /// The split's name where neither the source nor the user names one.
 const DEFAULT_SPLIT: &str = "train";
 
@@ -41,7 +40,8 @@ pub(super) fn layout(
     if pictures.is_empty() {
         return Err(wrong("there is no picture".into()));
     }
-    let firsts: BTreeSet<&str> = pictures.iter().filter_map(|file| Some(file.path.split_once('/')?.0)).collect();
+    let firsts: BTreeSet<&str> =
+        pictures.iter().filter_map(|file| Some(file.path.split_once('/')?.0)).collect();
     if firsts.is_empty() {
         return Err(wrong("there are pictures, but no class folders".into()));
     }
@@ -69,7 +69,10 @@ pub(super) fn layout(
         layout.splits.entry(split.to_owned()).or_default().push(candidate);
     }
     if layout.splits.is_empty() {
-        return Err(wrong(format!("there is no split {:?}; there are {firsts:?}", wanted.unwrap_or_default())));
+        return Err(wrong(format!(
+            "there is no split {:?}; there are {firsts:?}",
+            wanted.unwrap_or_default()
+        )));
     }
     for pictures in layout.splits.values_mut() {
         pictures.sort_by(|a, b| (&a.class, folder_order(&a.path)).cmp(&(&b.class, folder_order(&b.path))));

@@ -46,7 +46,8 @@ impl Source {
         };
         if format == SourceFormat::Tar {
             let (members, ignored) = tar_index::read(location)?;
-            let file = |member: Member| SourceFile { path: member.path, bytes: member.bytes, offset: member.offset };
+            let file =
+                |member: Member| SourceFile { path: member.path, bytes: member.bytes, offset: member.offset };
             let mut files: Vec<SourceFile> = members.into_iter().map(file).collect();
             // A member that occurs again replaces the earlier one, as unpacking would.
             files.sort_by(|a, b| a.path.cmp(&b.path).then(b.offset.cmp(&a.offset)));
@@ -91,7 +92,9 @@ fn recognise(location: &Location) -> Result<SourceFormat, IngestError> {
             let reason = "it is neither a folder nor a tar".into();
             Err(IngestError::Layout { location: location.to_string(), reason })
         }
-        Err(error) if error.is_not_found() && location.local_path().is_none() => Ok(SourceFormat::Imagefolder),
+        Err(error) if error.is_not_found() && location.local_path().is_none() => {
+            Ok(SourceFormat::Imagefolder)
+        }
         Err(error) => Err(error.into()),
     }
 }
@@ -128,5 +131,10 @@ fn failed(
     path: &std::path::Path,
     source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
 ) -> StorageError {
-    StorageError::Failed { operation, location: path.display().to_string(), local: true, source: source.into() }
+    StorageError::Failed {
+        operation,
+        location: path.display().to_string(),
+        local: true,
+        source: source.into(),
+    }
 }

@@ -67,7 +67,13 @@ pub struct SynthOptions {
 
 impl Default for SynthOptions {
     fn default() -> Self {
-        Self { dest: PathBuf::from("pictures"), train_per_class: 200, val_per_class: 50, image_size: 40, seed: 0 }
+        Self {
+            dest: PathBuf::from("pictures"),
+            train_per_class: 200,
+            val_per_class: 50,
+            image_size: 40,
+            seed: 0,
+        }
     }
 }
 
@@ -120,7 +126,9 @@ impl SynthError {
 /// If something else is in the folder or it cannot be written.
 pub fn synth(options: &SynthOptions, progress: &dyn Progress) -> Result<SynthReport, SynthError> {
     if options.image_size < 16 || options.train_per_class == 0 {
-        return Err(SynthError::Options { reason: "pictures have at least 16 pixels, and classes one picture" });
+        return Err(SynthError::Options {
+            reason: "pictures have at least 16 pixels, and classes one picture",
+        });
     }
     let dest = Location::from_path(&options.dest)?;
     // Written last: says that the set is whole and what it was drawn from.

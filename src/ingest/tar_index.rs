@@ -42,10 +42,15 @@ pub(super) fn read(location: &Location) -> Result<(Vec<Member>, usize), IngestEr
         end = offset.saturating_add(bytes);
         if end > len {
             let name = entry.path_lossy();
-            return Err(wrong(offset, format!("it is cut inside of {name:?}: {len} bytes are there, {end} needed")));
+            return Err(wrong(
+                offset,
+                format!("it is cut inside of {name:?}: {len} bytes are there, {end} needed"),
+            ));
         }
         match safe_path(&entry) {
-            Some(path) if entry.header().entry_type().is_file() => members.push(Member { path, bytes, offset }),
+            Some(path) if entry.header().entry_type().is_file() => {
+                members.push(Member { path, bytes, offset })
+            }
             _ if entry.header().entry_type().is_dir() => {}
             _ => ignored += 1,
         }

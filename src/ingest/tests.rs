@@ -40,7 +40,9 @@ fn options(source: &Path, dest: &Path) -> IngestOptions {
 
 fn files(root: &Path) -> Vec<(String, Vec<u8>)> {
     let list = location(root).list().expect("a list");
-    list.into_iter().map(|entry| (entry.name.clone(), fs::read(root.join(entry.name)).expect("a file"))).collect()
+    list.into_iter()
+        .map(|entry| (entry.name.clone(), fs::read(root.join(entry.name)).expect("a file")))
+        .collect()
 }
 
 /// The rows of the split `train` in the order of their ids.
@@ -48,7 +50,8 @@ fn rows(dataset: &Location, manifest: &Manifest) -> Vec<Row> {
     let split = &manifest.splits["train"];
     let mut rows = Vec::new();
     for entry in &split.shards {
-        let reader = ShardReader::open(dataset, entry, manifest.classes.len(), split.instances).expect("a shard");
+        let reader =
+            ShardReader::open(dataset, entry, manifest.classes.len(), split.instances).expect("a shard");
         (0..reader.row_groups()).for_each(|group| rows.extend(reader.read_row_group(group).expect("rows")));
     }
     rows.sort_by_key(|row| row.id);
@@ -157,14 +160,20 @@ fn a_bad_picture_is_rejected_with_its_reason_and_leaves_no_gap() {
     folder(&at.source);
     fs::write(at.source.join("cat/2.jpg"), &jpeg(3)[..100]).expect("cut");
     let error = ingest(&options(&at.source, &at.dest), &Quiet).expect_err("1 of 12 is too many");
-    assert!(matches!(&error, IngestError::TooManyRejects { rejected: 1, first, .. } if first.contains("cat/2.jpg")));
+    assert!(
+        matches!(&error, IngestError::TooManyRejects { rejected: 1, first, .. } if first.contains("cat/2.jpg"))
+    );
     assert!(!at.dest.join("manifest.json").exists());
-    let lenient = IngestOptions { max_reject_fraction: Fraction::new(0.5).expect("valid"), ..options(&at.source, &at.dest) };
+    let lenient = IngestOptions {
+        max_reject_fraction: Fraction::new(0.5).expect("valid"),
+        ..options(&at.source, &at.dest)
+    };
     let report = ingest(&lenient, &Quiet).expect("ingested");
     assert_eq!((report.splits["train"].instances, report.splits["train"].rejected), (11, 1));
     let rejects = fs::read_to_string(at.dest.join("rejects/train.jsonl")).expect("rejects");
     assert!(rejects.contains("cat/2.jpg") && rejects.lines().count() == 1, "{rejects}");
-    verify(&location(&at.dest), &Manifest::read(&location(&at.dest)).expect("a manifest"), &Quiet).expect("no gap");
+    verify(&location(&at.dest), &Manifest::read(&location(&at.dest)).expect("a manifest"), &Quiet)
+        .expect("no gap");
 }
 
 #[test]
@@ -219,7 +228,12 @@ fn a_missing_source_and_a_file_that_is_no_tar_are_told_apart() {
 #[test]
 fn the_drawn_set_is_a_function_of_its_seed_and_can_be_ingested() {
     let at = place();
-    let options = SynthOptions { dest: at.source.clone(), train_per_class: 3, val_per_class: 2, ..SynthOptions::default() };
+    let options = SynthOptions {
+        dest: at.source.clone(),
+        train_per_class: 3,
+        val_per_class: 2,
+        ..SynthOptions::default()
+    };
     let other = SynthOptions { dest: at.source.with_file_name("other"), ..options.clone() };
     assert!(!synth(&options, &Quiet).expect("drawn").already_done);
     synth(&other, &Quiet).expect("drawn");
@@ -227,6 +241,7 @@ fn the_drawn_set_is_a_function_of_its_seed_and_can_be_ingested() {
     assert!(synth(&options, &Quiet).expect("again").already_done);
     let elsewhere = SynthOptions { seed: 1, ..options };
     assert!(matches!(synth(&elsewhere, &Quiet), Err(SynthError::NotEmpty { .. })));
-    let report = ingest(&super::IngestOptions::new(location(&at.source), location(&at.dest)), &Quiet).expect("ingested");
+    let report = ingest(&super::IngestOptions::new(location(&at.source), location(&at.dest)), &Quiet)
+        .expect("ingested");
     assert_eq!((report.splits["train"].instances, report.splits["val"].instances), (30, 20));
 }

@@ -2,8 +2,8 @@
 
 use rayon::prelude::*;
 
-use super::screen::Facts;
 use super::layout::Candidate;
+use super::screen::Facts;
 use super::source::Source;
 use super::{IngestError, IngestOptions};
 use crate::dataset::{Row, ShardEntry, ShardWriter, WriterOptions};
@@ -23,7 +23,11 @@ pub(super) struct Instance<'a> {
 
 /// Deals instances to shards: permuted by the seed, so that each shard is a uniform sample, and cut where
 /// a shard is full.
-pub(super) fn deal<'a>(mut instances: Vec<Instance<'a>>, seed: u64, shard_bytes: u64) -> Vec<Vec<Instance<'a>>> {
+pub(super) fn deal<'a>(
+    mut instances: Vec<Instance<'a>>,
+    seed: u64,
+    shard_bytes: u64,
+) -> Vec<Vec<Instance<'a>>> {
     Stream::new(seed, Purpose::ShardOrder, 0, 0).shuffle(&mut instances);
     let (mut shards, mut shard, mut bytes) = (Vec::new(), Vec::new(), 0);
     for instance in instances {

@@ -128,7 +128,11 @@ impl Loader {
     ///
     /// # Panics
     /// If the batch size is 0.
-    pub fn start(source: Arc<dyn Source>, recipe: Recipe, options: LoaderOptions) -> Result<Self, LoaderError> {
+    pub fn start(
+        source: Arc<dyn Source>,
+        recipe: Recipe,
+        options: LoaderOptions,
+    ) -> Result<Self, LoaderError> {
         assert!(options.batch_size > 0, "a batch has pictures");
         let instances = source.len();
         let order = EpochOrder::new(options.seed, options.epoch, instances);

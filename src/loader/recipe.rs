@@ -173,8 +173,11 @@ impl Recipe {
             (strength.saturation, ColourOperation::Saturation(saturation)),
             (strength.hue, ColourOperation::Hue(hue)),
         ];
-        let mut operations: Vec<_> =
-            drawn.into_iter().filter(|(strength, _)| *strength > 0.0).map(|(_, operation)| operation).collect();
+        let mut operations: Vec<_> = drawn
+            .into_iter()
+            .filter(|(strength, _)| *strength > 0.0)
+            .map(|(_, operation)| operation)
+            .collect();
         stream.shuffle(&mut operations);
         operations
     }

@@ -102,7 +102,10 @@ impl DatasetSource {
                 let group = Group { shard: shard as u32, row_group: row_group as u32 };
                 for (row, (id, label)) in (0..).zip(reader.read_labels(row_group)?) {
                     if found[id.row()].replace((group, row, label)).is_some() {
-                        return Err(damaged(&split.shards[shard].path, format!("instance {id} occurs twice")));
+                        return Err(damaged(
+                            &split.shards[shard].path,
+                            format!("instance {id} occurs twice"),
+                        ));
                     }
                 }
             }
@@ -149,11 +152,16 @@ impl Source for DatasetSource {
 
     fn read(&self, ids: &[InstanceId]) -> Result<Vec<Row>, LoaderError> {
         let read = |id: &InstanceId| {
-            let (group, row) = self.places[id.row()];
+            let (group, place) = self.places[id.row()];
             let rows = self.group(group)?;
-            // The shard may have changed since it was opened.
-            let row = rows.get(row as usize).filter(|row| row.id == *id).cloned();
-            row.ok_or_else(|| damaged(&format!("shard {}", group.shard), format!("instance {id} is not where it was")))
+            // Ids and labels were read apart from the rows, without a check.
+            let label = self.labels[id.row()];
+            let row = rows.get(place as usize).filter(|row| row.id == *id && row.label == label).cloned();
+            row.ok_or_else(|| {
+                let reason = format!("row {place} is not what its id and label said");
+                let shard = self.shards[group.shard as usize].shown().to_owned();
+                DatasetError::RowGroup { shard, row_group: group.row_group as usize, reason }.into()
+            })
         };
         ids.iter().map(read).collect()
     }

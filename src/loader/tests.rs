@@ -28,7 +28,15 @@ fn source(len: u32) -> Arc<dyn Source> {
 }
 
 fn options() -> LoaderOptions {
-    LoaderOptions { batch_size: 8, seed: 1, epoch: 2, first_step: 0, drop_last: false, threads: 2, prefetch: 2 }
+    LoaderOptions {
+        batch_size: 8,
+        seed: 1,
+        epoch: 2,
+        first_step: 0,
+        drop_last: false,
+        threads: 2,
+        prefetch: 2,
+    }
 }
 
 fn batches(source: &Arc<dyn Source>, options: LoaderOptions) -> Vec<Batch> {

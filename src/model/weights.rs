@@ -188,11 +188,18 @@ mod tests {
     #[test]
     fn a_missing_an_unexpected_and_a_misshapen_tensor_are_each_named() {
         let file = |name: &str, len| {
-            NamedTensors::from_tensors([(name.to_owned(), Tensor::zeros([len], (Kind::Float, tch::Device::Cpu)))])
+            NamedTensors::from_tensors([(
+                name.to_owned(),
+                Tensor::zeros([len], (Kind::Float, tch::Device::Cpu)),
+            )])
         };
         let target = || vec![("a".to_owned(), Tensor::zeros([2], (Kind::Float, tch::Device::Cpu)))];
-        assert!(matches!(file("b", 2).copy_into(target()), Err(WeightsError::Missing { name }) if name == "a"));
-        assert!(matches!(file("a", 3).copy_into(target()), Err(WeightsError::Shape { name, .. }) if name == "a"));
+        assert!(
+            matches!(file("b", 2).copy_into(target()), Err(WeightsError::Missing { name }) if name == "a")
+        );
+        assert!(
+            matches!(file("a", 3).copy_into(target()), Err(WeightsError::Shape { name, .. }) if name == "a")
+        );
         let error = file("b", 2).copy_into(Vec::new());
         assert!(matches!(error, Err(WeightsError::Unexpected { name }) if name == "b"));
     }

@@ -123,7 +123,10 @@ impl Nce {
             });
             let batch = queries.ids.len() as f64;
             let offset = if count > 0.0 { count * (ln_c - noise.ln()) } else { 0.0 };
-            Evaluation { loss: loss.double_value(&[]) / batch + offset, gradient: gradient / (batch * temperature) }
+            Evaluation {
+                loss: loss.double_value(&[]) / batch + offset,
+                gradient: gradient / (batch * temperature),
+            }
         })
     }
 

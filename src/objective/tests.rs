@@ -56,10 +56,7 @@ impl Case {
         let count = self.negatives.rows().size()[1];
         let own = self.ids[query].row();
         let drawn = (0..count).map(|j| self.negatives.rows().int64_value(&[query as i64, j]) as usize);
-        std::iter::once(own)
-            .chain(drawn)
-            .map(|row| (dot(&feature, &self.row(row)) / tau).exp())
-            .collect()
+        std::iter::once(own).chain(drawn).map(|row| (dot(&feature, &self.row(row)) / tau).exp()).collect()
     }
 }
 

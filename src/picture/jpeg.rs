@@ -7,7 +7,8 @@ use turbojpeg::{Colorspace, Compressor, Decompressor, Image, PixelFormat, Subsam
 use super::{Colour, Format, Header, Picture, PictureError};
 
 /// What libjpeg warns of and a picture survives whole, as in Pillow. Any other warning means lost pixels.
-const HARMLESS_WARNINGS: [&str; 3] = ["extraneous bytes before marker", "JFIF revision", "Invalid SOS parameters"];
+const HARMLESS_WARNINGS: [&str; 3] =
+    ["extraneous bytes before marker", "JFIF revision", "Invalid SOS parameters"];
 
 thread_local! {
     /// A decompressor for each thread: making one costs more than decoding a thumbnail.

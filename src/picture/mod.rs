@@ -101,7 +101,11 @@ pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Picture, PictureError> {
     let header = probe(bytes)?;
     let pixels = u64::from(header.width) * u64::from(header.height);
     if pixels > limits.max_pixels {
-        return Err(PictureError::TooLarge { width: header.width, height: header.height, limit: limits.max_pixels });
+        return Err(PictureError::TooLarge {
+            width: header.width,
+            height: header.height,
+            limit: limits.max_pixels,
+        });
     }
     match header.format {
         Format::Jpeg => jpeg::decode(bytes, header),

@@ -52,7 +52,8 @@ fn grey_is_repeated_and_alpha_is_dropped() {
 
 #[test]
 fn sixteen_bits_gif_webp_and_tiff_are_read() {
-    let deep = DynamicImage::ImageRgb16(image::ImageBuffer::from_pixel(4, 4, image::Rgb([0xFFFF, 0x8000, 0])));
+    let deep =
+        DynamicImage::ImageRgb16(image::ImageBuffer::from_pixel(4, 4, image::Rgb([0xFFFF, 0x8000, 0])));
     let decoded = decode(&saved(&deep, ImageFormat::Png), &Limits::default()).expect("decoded");
     assert_eq!(decoded.rgb[..3], [255, 128, 0]);
     let flat = DynamicImage::ImageRgb8(image::RgbImage::from_pixel(8, 8, image::Rgb([200, 10, 10])));

@@ -205,7 +205,11 @@ fn patience() -> RetryConfig {
     }
 }
 
-fn remote_store(scheme: &str, bucket: &str, options: &StorageOptions) -> Result<Arc<dyn ObjectStore>, String> {
+fn remote_store(
+    scheme: &str,
+    bucket: &str,
+    options: &StorageOptions,
+) -> Result<Arc<dyn ObjectStore>, String> {
     let client = ClientOptions::new().with_timeout_disabled().with_read_timeout(READ_TIMEOUT);
     let unknown = |key: &str| format!("{key:?} is no option of {scheme} stores");
     macro_rules! build {

@@ -1,7 +1,7 @@
 //! Writing a large file as a stream, whole or not at all.
 
-use std::io;
 use std::fmt;
+use std::io;
 
 use object_store::{ObjectStoreExt, WriteMultipart};
 use serde::{Deserialize, Serialize};

@@ -174,7 +174,12 @@ impl TrainConfig {
             (rate(self.eps), "eps", "finite and at least 0", self.eps.to_string()),
             (rate(self.lr), "lr", "finite and at least 0", self.lr.to_string()),
             (rate(self.weight_decay), "weight_decay", "finite and at least 0", self.weight_decay.to_string()),
-            ((0.0..1.0).contains(&self.momentum), "momentum", "at least 0 and below 1", self.momentum.to_string()),
+            (
+                (0.0..1.0).contains(&self.momentum),
+                "momentum",
+                "at least 0 and below 1",
+                self.momentum.to_string(),
+            ),
         ];
         match checks.into_iter().find(|(good, ..)| !good) {
             Some((_, key, range, value)) => Err(InvalidConfig { key, range, value }),
@@ -209,10 +214,12 @@ impl TrainConfig {
             "no_monitor",
         ];
         let own = serde_json::to_value(self).expect("a configuration is plain data");
-        own.as_object()?.iter().filter(|(key, _)| !HARMLESS.contains(&key.as_str())).find_map(|(key, value)| {
-            let before = earlier.get(key).unwrap_or(&serde_json::Value::Null);
-            (before != value).then(|| (key.clone(), before.to_string(), value.to_string()))
-        })
+        own.as_object()?.iter().filter(|(key, _)| !HARMLESS.contains(&key.as_str())).find_map(
+            |(key, value)| {
+                let before = earlier.get(key).unwrap_or(&serde_json::Value::Null);
+                (before != value).then(|| (key.clone(), before.to_string(), value.to_string()))
+            },
+        )
     }
 }
 

@@ -12,8 +12,8 @@ mod error;
 mod metrics;
 mod saving;
 mod schedule;
-mod sgd;
 mod session;
+mod sgd;
 mod step;
 
 use std::sync::atomic::AtomicBool;

@@ -2,7 +2,7 @@
 
 use crate::bank::MemoryBank;
 use crate::checkpoint::{
-    self, BANK, Checkpoint, CheckpointManifest, FileEntry, MODEL, OPTIMIZER, STATE, TrainState,
+    self, BANK, Checkpoint, CheckpointManifest, FileEntry, MODEL, OPTIMIZER, STATE, TrainState, TrainedOn,
     checkpoint_name, list_checkpoints, publish_file, remove_checkpoint,
 };
 use crate::feature_table::{FeatureTable, Kind, TableMeta};
@@ -16,8 +16,7 @@ use super::step::Trainer;
 /// What a checkpoint says of the data it was trained on.
 #[derive(Clone, Debug)]
 pub(super) struct DataIdentity {
-    pub(super) dataset_digest: String,
-    pub(super) split: String,
+    pub(super) trained_on: TrainedOn,
     pub(super) classes: Vec<String>,
     pub(super) labels: Vec<Option<ClassId>>,
 }
@@ -45,8 +44,7 @@ impl Trainer {
             FileEntry { name: BANK.into(), bytes: bank.bytes, digest: bank.digest },
             publish_file(&folder, STATE, state)?,
         ];
-        let digest = data.dataset_digest.clone();
-        CheckpointManifest::new(step, self.cursor.epoch, digest, data.split.clone(), files).publish(&folder)?;
+        CheckpointManifest::new(step, self.cursor.epoch, data.trained_on.clone(), files).publish(&folder)?;
         Ok(folder)
     }
 
@@ -67,10 +65,10 @@ impl Trainer {
     }
 
     fn check_compatible(&self, from: &Checkpoint, data: &DataIdentity) -> Result<TrainState, TrainError> {
-        let manifest = from.manifest();
+        let (before, now) = (&from.manifest().trained_on, &data.trained_on);
         let checkpoint = from.folder().to_string();
-        if manifest.dataset_digest != data.dataset_digest {
-            let (before, now) = (manifest.dataset_digest.clone(), data.dataset_digest.clone());
+        if before.split_digest != now.split_digest {
+            let (before, now) = (before.dataset_digest.clone(), now.dataset_digest.clone());
             return Err(TrainError::OtherDataset { checkpoint, before, now });
         }
         let state = from.state()?;
@@ -87,8 +85,8 @@ impl Trainer {
                 kind: Kind::Bank,
                 layer: "projection".into(),
                 dim: self.bank.dim(),
-                dataset_digest: data.dataset_digest.clone(),
-                split: data.split.clone(),
+                dataset_digest: data.trained_on.dataset_digest.clone(),
+                split: data.trained_on.split.clone(),
                 step: self.cursor.step,
                 unit_length: true,
                 classes: data.classes.clone(),

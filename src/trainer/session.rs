@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use crate::checkpoint::TrainedOn;
 use crate::dataset::Manifest;
 use crate::loader::{DatasetSource, Loader, LoaderOptions, Source};
 use crate::model::select_device;
@@ -68,8 +69,11 @@ impl<'a> Session<'a> {
         let instances = source.len();
         check_size(job, instances)?;
         let data = DataIdentity {
-            dataset_digest: manifest.dataset_digest.to_string(),
-            split: config.split.clone(),
+            trained_on: TrainedOn {
+                dataset_digest: manifest.dataset_digest.to_string(),
+                split: config.split.clone(),
+                split_digest: manifest.split(&job.dataset, &config.split)?.digest.to_string(),
+            },
             classes: manifest.classes.clone(),
             labels: source.labels().to_vec(),
         };

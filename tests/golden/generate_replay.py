@@ -3,6 +3,7 @@
 The formulas are those of lemniscate.pytorch's lib/NCEAverage.py and lib/NCECriterion.py: Z from the first
 batch with its positives, the bank's row as momentum * row + (1 - momentum) * feature, renormalised. Two
 cases: eps = 0, and the reference's eps = 1e-7. Run: python generate_replay.py > replay_nce.json
+(with a number as argument: another seed, for a live comparison).
 """
 
 import json
@@ -11,7 +12,7 @@ import sys
 import torch
 
 assert torch.__version__.startswith("2.11."), torch.__version__
-SEED = 20180618
+SEED = int(sys.argv[1]) if len(sys.argv) > 1 else 20180618
 INSTANCES, DIM, BATCH, NEGATIVES, STEPS = 24, 8, 4, 6, 3
 TEMPERATURE, MOMENTUM = 0.07, 0.5
 

@@ -1,3 +1,17 @@
-//! The one integration binary.
+//! Tests of the program as its users see it: the binary, its files, other people's readers of these files.
 
-fn main() {}
+#![expect(clippy::disallowed_methods, reason = "tests make damaged and foreign files by hand")]
+
+mod architecture;
+mod compatibility;
+mod faults;
+mod path;
+mod support;
+mod without_torch;
+
+#[cfg(feature = "torch")]
+mod encoder;
+#[cfg(feature = "torch")]
+mod replay;
+#[cfg(feature = "torch")]
+mod resume;

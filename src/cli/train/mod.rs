@@ -1,0 +1,131 @@
+//! `instdisc train`.
+
+mod flags;
+mod monitor;
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::Args;
+use serde_json::{Map, Value, json};
+
+pub(super) use flags::show_defaults;
+
+use self::flags::TrainFlags;
+use self::monitor::Monitor;
+use super::progress::{Meter, say};
+use super::{GlobalArgs, signals, write_json};
+use crate::bank::MemoryBank;
+use crate::config;
+use crate::model::Encoder;
+use crate::trainer::{
+    HookError, Hooks, MetricsLine, Outcome, RunSummary, StepReport, StopFlag, TrainConfig, TrainJob, train,
+};
+
+/// Train an encoder and its memory bank.
+///
+/// Running the same command again goes on from the newest checkpoint. SIGTERM and SIGUSR1 save a
+/// checkpoint and end with exit code 75. Every option below is also a key of the TOML file, with
+/// underscores; a flag wins.
+///
+/// Example: instdisc train --dataset s3://bucket/in1k --run s3://bucket/runs/r50 --config jobs/runs/imagenet-resnet50.toml
+#[derive(Debug, Args)]
+pub(super) struct TrainArgs {
+    /// The dataset's folder
+    #[arg(long, value_name = "URL")]
+    dataset: String,
+    /// The run's folder: configuration, metrics, checkpoints
+    #[arg(long, value_name = "URL")]
+    run: String,
+    /// A TOML file with options
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    options: TrainFlags,
+}
+
+pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
+    static STOP: StopFlag = StopFlag::new(false);
+    let text = match &args.config {
+        Some(path) => {
+            let text = std::fs::read_to_string(path);
+            Some((path.display().to_string(), text.with_context(|| format!("--config {}", path.display()))?))
+        }
+        None => None,
+    };
+    let file = text.as_ref().map(|(name, text)| (name.as_str(), text.as_str()));
+    let config: TrainConfig = config::resolve(file, &args.options)?;
+    let job = TrainJob { dataset: global.location(&args.dataset)?, run: global.location(&args.run)?, config };
+    signals::stop_on_signals(&STOP)?;
+    let mut hooks = TerminalHooks { job: &job, meter: None, monitor: None, total_epochs: job.config.epochs };
+    let result = train(&job, &mut hooks, &STOP);
+    hooks.meter = None;
+    match result? {
+        Outcome::AlreadyFinished { step } => {
+            say(&format!("{}: finished already, {step} steps", job.run));
+            write_json(&json!({"run": args.run, "finished": true, "step": step}))
+        }
+        Outcome::Finished { step, checkpoint } => write_json(
+            &json!({"run": args.run, "finished": true, "step": step, "checkpoint": checkpoint.to_string()}),
+        ),
+    }
+}
+
+/// Shows a run in the terminal and judges the bank after each epoch.
+struct TerminalHooks<'a> {
+    job: &'a TrainJob,
+    meter: Option<Meter>,
+    monitor: Option<Monitor>,
+    total_epochs: u64,
+}
+
+impl Hooks for TerminalHooks<'_> {
+    fn started(&mut self, summary: &RunSummary) {
+        tracing::info!("device {}", summary.device);
+        let config = &self.job.config;
+        tracing::info!(
+            "{} instances, {:.1} million parameters, {} steps of {} pictures{}",
+            summary.instances,
+            summary.parameters as f64 / 1e6,
+            summary.total_steps,
+            config.batch_size,
+            if summary.resumed_step > 0 {
+                format!(", going on after step {}", summary.resumed_step)
+            } else {
+                String::new()
+            },
+        );
+        self.meter = Some(Meter::new("train", summary.total_steps, summary.resumed_step));
+    }
+
+    fn stepped(&mut self, report: &StepReport) {
+        if let Some(meter) = &mut self.meter {
+            let message = format!(
+                "epoch {}/{} loss {:.4} lr {} {:.0} pictures/s data wait {:.0} %",
+                report.epoch + 1,
+                self.total_epochs,
+                report.loss,
+                report.lr,
+                report.images_per_second,
+                100.0 * report.data_wait,
+            );
+            meter.advance(1, &message);
+        }
+    }
+
+    fn judge(&mut self, encoder: &Encoder, bank: &MemoryBank) -> Result<Map<String, Value>, HookError> {
+        if self.monitor.is_none() {
+            self.monitor = Some(Monitor::open(&self.job.dataset, &self.job.config)?);
+        }
+        self.monitor.as_ref().map_or_else(|| Ok(Map::new()), |monitor| monitor.judge(encoder, bank))
+    }
+
+    fn epoch_ended(&mut self, line: &MetricsLine) {
+        let monitor: Vec<String> = line
+            .monitor
+            .iter()
+            .map(|(name, value)| format!(" {name} {:.4}", value.as_f64().unwrap_or_default()))
+            .collect();
+        say(&format!("epoch {} loss {:.4}{}", line.epoch + 1, line.loss, monitor.concat()));
+    }
+}

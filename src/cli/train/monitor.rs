@@ -1,0 +1,85 @@
+//! Judging the bank while a run trains.
+
+use std::sync::Arc;
+
+use serde_json::{Map, Value, json};
+
+use crate::bank::MemoryBank;
+use crate::dataset::Manifest;
+use crate::eval::{KnnOptions, encode, evaluate};
+use crate::feature_table::{FeatureTable, Kind, TableMeta};
+use crate::ids::{ClassId, InstanceId};
+use crate::loader::{DatasetSource, Source};
+use crate::model::Encoder;
+use crate::progress::Quiet;
+use crate::storage::Location;
+use crate::trainer::{HookError, TrainConfig};
+
+/// The splits that the monitor takes, the first that the dataset has.
+const MONITOR_SPLITS: [&str; 4] = ["val", "valid", "validation", "test"];
+/// The monitor looks at so many pictures of the split at most.
+const MONITOR_PICTURES: usize = 10_000;
+/// Pictures of a batch when the monitor embeds.
+const MONITOR_BATCH: usize = 256;
+
+/// Scores the bank by the neighbours of a labelled split, as the reference does after each epoch.
+pub(super) struct Monitor {
+    split: Option<(Arc<dyn Source>, TableMeta)>,
+    labels: Vec<Option<ClassId>>,
+    threads: usize,
+}
+
+impl Monitor {
+    /// A monitor for the runs on this dataset.
+    pub(super) fn open(dataset: &Location, config: &TrainConfig) -> Result<Self, HookError> {
+        let manifest = Manifest::read(dataset)?;
+        let limit = if config.limit == 0 { None } else { Some(config.limit as usize) };
+        let train = DatasetSource::open(dataset, &manifest, &config.split, limit)?;
+        let labels = train.labels().to_vec();
+        let name = MONITOR_SPLITS
+            .into_iter()
+            .find(|name| manifest.splits.contains_key(*name) && *name != config.split);
+        let split = match name {
+            None => None,
+            Some(name) => {
+                let source = DatasetSource::open(dataset, &manifest, name, Some(MONITOR_PICTURES))?;
+                let meta = TableMeta {
+                    kind: Kind::Embedding,
+                    layer: "projection".into(),
+                    dim: config.dim,
+                    dataset_digest: manifest.dataset_digest.to_string(),
+                    split: name.into(),
+                    step: 0,
+                    unit_length: true,
+                    classes: manifest.classes.clone(),
+                };
+                Some((Arc::new(source) as Arc<dyn Source>, meta))
+            }
+        };
+        Ok(Self { split, labels, threads: config.loader_threads })
+    }
+
+    /// The scores of the bank as it is now; none where the dataset has no second split.
+    pub(super) fn judge(
+        &self,
+        encoder: &Encoder,
+        bank: &MemoryBank,
+    ) -> Result<Map<String, Value>, HookError> {
+        let mut scores = Map::new();
+        let Some((source, meta)) = &self.split else { return Ok(scores) };
+        let queries = encode(encoder, Arc::clone(source), meta.clone(), MONITOR_BATCH, self.threads, &Quiet)?;
+        let table = FeatureTable {
+            meta: TableMeta { kind: Kind::Bank, ..meta.clone() },
+            ids: (0..bank.len() as u32).map(InstanceId).collect(),
+            labels: self.labels.clone(),
+            updated_step: bank.updated_step().to_vec(),
+            features: bank.to_vec(),
+        };
+        let k = vec![1, 200.min(bank.len())];
+        let report = evaluate(&table, &queries, &KnnOptions { k, ..KnnOptions::default() })?;
+        for cell in &report.grid {
+            scores.insert(format!("knn{}_top1", cell.k), json!(cell.top1));
+        }
+        Ok(scores)
+    }
+}

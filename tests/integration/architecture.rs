@@ -1,0 +1,185 @@
+//! The promises of docs/architecture.md that the compiler does not hold.
+
+use std::path::{Path, PathBuf};
+
+use super::support::root;
+
+/// Modules from the foundation up; each may import the ones named with it.
+const IMPORTS: [(&str, &[&str]); 19] = [
+    ("ids", &[]),
+    ("units", &[]),
+    ("rng", &[]),
+    ("failure", &[]),
+    ("progress", &[]),
+    ("storage", &["failure"]),
+    ("picture", FOUNDATION),
+    ("dataset", FOUNDATION),
+    ("feature_table", FOUNDATION),
+    ("checkpoint", FOUNDATION),
+    ("model", FOUNDATION),
+    ("bank", FOUNDATION),
+    ("objective", &["bank", "ids", "units", "rng", "failure", "progress", "storage"]),
+    ("ingest", BELOW_STAGES),
+    ("loader", BELOW_STAGES),
+    ("trainer", BELOW_STAGES_AND_LOADER),
+    ("eval", BELOW_STAGES_AND_LOADER),
+    ("config", &[]),
+    ("cli", EVERYTHING),
+];
+const FOUNDATION: &[&str] = &["ids", "units", "rng", "failure", "progress", "storage"];
+const BELOW_STAGES: &[&str] = &[
+    "ids", "units", "rng", "failure", "progress", "storage", "picture", "dataset", "feature_table",
+    "checkpoint",
+];
+const BELOW_STAGES_AND_LOADER: &[&str] = &[
+    "ids", "units", "rng", "failure", "progress", "storage", "picture", "dataset", "feature_table",
+    "checkpoint", "model", "bank", "objective", "loader",
+];
+const EVERYTHING: &[&str] = &[
+    "ids", "units", "rng", "failure", "progress", "storage", "picture", "dataset", "feature_table",
+    "checkpoint", "model", "bank", "objective", "ingest", "loader", "trainer", "eval", "config",
+];
+/// Places that may name tensors.
+const TENSORS: [&str; 6] =
+    ["src/model/", "src/objective/", "src/bank/", "src/trainer/", "src/eval/embed.rs", "src/cli/replay.rs"];
+/// Lines of a file without its tests.
+const LONGEST_FILE: usize = 300;
+
+/// Every source file: path from the root, text.
+fn sources() -> Vec<(String, String)> {
+    let files = walkdir::WalkDir::new(root().join("src")).sort_by_file_name();
+    let files = files.into_iter().map(|entry| entry.expect("readable"));
+    let sources: Vec<_> = files
+        .filter(|entry| entry.path().extension().is_some_and(|extension| extension == "rs"))
+        .map(|entry| {
+            let path = entry.path().strip_prefix(root()).expect("below").to_string_lossy().into_owned();
+            (path, std::fs::read_to_string(entry.path()).expect("text"))
+        })
+        .collect();
+    assert!(sources.len() > 50, "the sources are found");
+    sources
+}
+
+/// The module of a file: the first part of its path below src.
+fn module(path: &str) -> &str {
+    let below = path.strip_prefix("src/").expect("a source");
+    below.split('/').next().expect("a part").trim_end_matches(".rs")
+}
+
+/// Names after `crate::` in the lines of code.
+fn imports(text: &str) -> Vec<String> {
+    let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+    code.flat_map(|line| {
+        line.split("crate::").skip(1).map(|rest| {
+            rest.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect::<String>()
+        })
+    })
+    .collect()
+}
+
+#[test]
+fn imports_go_down_the_layers() {
+    let mut wrong = Vec::new();
+    for (path, text) in sources() {
+        let own = module(&path);
+        if ["lib", "main"].contains(&own) {
+            continue;
+        }
+        let Some((_, allowed)) = IMPORTS.iter().find(|(name, _)| *name == own) else {
+            wrong.push(format!("{path}: module {own} has no place in the table"));
+            continue;
+        };
+        let foreign = imports(&text).into_iter().filter(|name| name != own && !allowed.contains(&name.as_str()));
+        wrong.extend(foreign.map(|name| format!("{path}: imports {name}")));
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn only_the_learning_side_names_tensors() {
+    let is_allowed = |path: &str| TENSORS.iter().any(|allowed| path.starts_with(allowed));
+    let names = |text: &str| text.lines().any(|line| line.contains("tch::") && !line.trim_start().starts_with("//"));
+    let wrong: Vec<_> =
+        sources().into_iter().filter(|(path, text)| names(text) && !is_allowed(path)).map(|(path, _)| path).collect();
+    assert!(wrong.is_empty(), "{wrong:?}");
+}
+
+#[test]
+fn only_the_shell_knows_anyhow() {
+    let wrong: Vec<_> = sources()
+        .into_iter()
+        .filter(|(path, text)| text.contains("anyhow") && !["cli", "main"].contains(&module(path)))
+        .filter(|(_, text)| text.lines().any(|line| line.contains("anyhow") && !line.trim_start().starts_with("//")))
+        .map(|(path, _)| path)
+        .collect();
+    assert!(wrong.is_empty(), "{wrong:?}");
+}
+
+#[test]
+fn files_are_short() {
+    let is_test = |path: &str| path.ends_with("tests.rs") || path.contains("/tests/");
+    let lines = |text: &str| text.lines().take_while(|line| !line.starts_with("#[cfg(test)]")).count();
+    let long: Vec<_> = sources()
+        .into_iter()
+        .filter(|(path, text)| !is_test(path) && lines(text) > LONGEST_FILE)
+        .map(|(path, text)| format!("{path}: {}", lines(&text)))
+        .collect();
+    assert!(long.is_empty(), "{long:?}");
+}
+
+/// Paths in code spans and links of our documents, from the root, from src or from the document's folder.
+#[test]
+fn documents_name_files_that_exist() {
+    let documents = ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/numerics.md"];
+    let mut missing = Vec::new();
+    let mut found = 0;
+    for document in documents {
+        let text = std::fs::read_to_string(root().join(document)).expect("the document");
+        let folder = Path::new(document).parent().expect("a folder");
+        for name in code_spans(&text).into_iter().chain(links(&text)) {
+            let places: [PathBuf; 3] = [root().join(&name), root().join("src").join(&name), root().join(folder).join(&name)];
+            found += 1;
+            if !places.iter().any(|place| place.exists()) {
+                missing.push(format!("{document}: {name}"));
+            }
+        }
+    }
+    assert!(found > 20 && missing.is_empty(), "{found} {missing:#?}");
+}
+
+/// Code spans that look like a source file, or a folder of the sources.
+fn code_spans(text: &str) -> Vec<String> {
+    let spans = text.split('`').skip(1).step_by(2);
+    let is_path = |span: &str| {
+        let plain = span.chars().all(|c| c.is_ascii_alphanumeric() || "_-./".contains(c));
+        plain && (span.ends_with(".rs") || span.ends_with(".py")) && span != "x/tests.rs"
+            && !span.starts_with("main.py") && !["NCEAverage.py", "NCECriterion.py"].contains(&span)
+    };
+    spans.filter(|span| is_path(span)).map(ToOwned::to_owned).collect()
+}
+
+fn links(text: &str) -> Vec<String> {
+    let targets = text.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(target, _)| target);
+    targets.filter(|target| !target.contains("://")).map(ToOwned::to_owned).collect()
+}
+
+#[cfg(feature = "torch")]
+#[test]
+fn every_run_file_is_a_valid_configuration() {
+    #[derive(serde::Serialize)]
+    struct NoFlags {}
+    let mut seen = 0;
+    for entry in std::fs::read_dir(root().join("jobs/runs")).expect("the folder") {
+        let path = entry.expect("an entry").path();
+        let text = std::fs::read_to_string(&path).expect("text");
+        let name = path.display().to_string();
+        let config: instdisc::trainer::TrainConfig =
+            instdisc::config::resolve(Some((&name, &text)), &NoFlags {}).expect("a configuration");
+        config.validate().expect("valid");
+        for word in ["command:", "expected:", "hours:", "source:"] {
+            assert!(text.lines().any(|line| line.starts_with('#') && line.contains(word)), "{name}: no {word}");
+        }
+        seen += 1;
+    }
+    assert!(seen >= 4, "{seen} files");
+}

@@ -1,0 +1,44 @@
+//! The encoder against torchvision's ResNet, with the same weights.
+
+use instdisc::model::{Architecture, Encoder, EncoderConfig, NamedTensors, Normalisation};
+use tch::{Device, Kind, Tensor};
+
+use super::support::{python, scratch};
+
+#[test]
+fn the_encoder_agrees_with_torchvision() {
+    let dir = scratch();
+    for (name, arch, side) in [
+        ("resnet18", Architecture::ResNet18, 64),
+        ("resnet34", Architecture::ResNet34, 64),
+        ("resnet50", Architecture::ResNet50, 64),
+        ("resnet18-cifar", Architecture::ResNet18Cifar, 32),
+    ] {
+        let config = EncoderConfig {
+            arch,
+            dim: 128,
+            normalisation: Normalisation::IMAGENET,
+            image_size: side,
+            evaluation_resize: side,
+        };
+        let encoder = Encoder::new(config, 3, Device::Cpu);
+        let side = i64::from(side);
+        let pixels = |batch| Tensor::randint(256, [batch, 3, side, side], (Kind::Uint8, Device::Cpu));
+        // Two passes in training mode, so that the running statistics are not the initial ones.
+        for _ in 0..2 {
+            let _ = encoder.forward(&pixels(8), true);
+        }
+        let given = pixels(4);
+        let features = tch::no_grad(|| encoder.forward(&given, false));
+        let weights = dir.path().join("model.safetensors");
+        let sample = dir.path().join("sample.safetensors");
+        std::fs::write(&weights, encoder.weights().to_bytes()).expect("written");
+        let tensors = [("pixels".to_owned(), given.to_kind(Kind::Float)), ("features".to_owned(), features)];
+        std::fs::write(&sample, NamedTensors::from_tensors(tensors).to_bytes()).expect("written");
+        let args = [weights.as_path(), sample.as_path(), name.as_ref()];
+        let test = "the_encoder_agrees_with_torchvision";
+        let Some(output) = python(test, "tests/python/check_encoder.py", &args) else { return };
+        let difference: f64 = output.trim().parse().expect("a number");
+        assert!(difference <= 1e-4, "{name}: {difference}");
+    }
+}

@@ -1,0 +1,242 @@
+//! What goes wrong gives one clear error, its exit code, and leaves nothing half-published.
+
+use std::path::Path;
+
+use super::support::{contents, copy, dataset, instdisc, pictures, scratch, skip};
+
+const WRONG_DATA: i32 = 65;
+const IO: i32 = 74;
+
+fn no_dataset_at(dest: &Path) {
+    assert!(!dest.join("manifest.json").exists(), "a manifest was published");
+}
+
+#[test]
+fn an_empty_folder_is_no_source() {
+    let dir = scratch();
+    let (source, dest) = (dir.path().join("empty"), dir.path().join("dest"));
+    std::fs::create_dir(&source).expect("a folder");
+    let error = instdisc("ingest").arg("--source", &source).arg("--dest", &dest).fails(WRONG_DATA);
+    assert!(error.contains("empty: there is no picture"), "{error}");
+    no_dataset_at(&dest);
+}
+
+#[test]
+fn a_folder_without_class_folders_is_no_source() {
+    let dir = scratch();
+    let (source, dest) = (dir.path().join("flat"), dir.path().join("dest"));
+    let picture = contents(pictures()).remove(0).1;
+    std::fs::create_dir(&source).expect("a folder");
+    std::fs::write(source.join("1.jpg"), picture).expect("a picture");
+    let error = instdisc("ingest").arg("--source", &source).arg("--dest", &dest).fails(WRONG_DATA);
+    assert!(error.contains("no class folders"), "{error}");
+    no_dataset_at(&dest);
+}
+
+#[test]
+fn a_destination_with_another_dataset_is_left_alone() {
+    let dir = scratch();
+    let (source, dest) = (dir.path().join("source"), dir.path().join("dest"));
+    copy(&pictures().join("val"), &source);
+    instdisc("ingest --split train").arg("--source", &source).arg("--dest", &dest).ok();
+    let before = contents(&dest);
+    let other = instdisc("ingest --split train").arg("--source", pictures().join("train")).arg("--dest", &dest);
+    let error = other.fails(WRONG_DATA);
+    assert!(error.contains("already holds another dataset"), "{error}");
+    assert_eq!(contents(&dest), before);
+}
+
+#[test]
+fn a_source_that_is_not_there_is_named() {
+    let dir = scratch();
+    let dest = dir.path().join("dest");
+    let error = instdisc("ingest --source /nonexistent/pictures").arg("--dest", &dest).fails(IO);
+    assert!(error.contains("/nonexistent/pictures"), "{error}");
+    no_dataset_at(&dest);
+}
+
+#[test]
+fn a_truncated_tar_is_refused() {
+    let dir = scratch();
+    let (tar, dest) = (dir.path().join("pictures.tar"), dir.path().join("dest"));
+    let mut builder = tar::Builder::new(Vec::new());
+    builder.append_dir_all("", pictures()).expect("a tar");
+    let whole = builder.into_inner().expect("a tar");
+    std::fs::write(&tar, &whole[..whole.len() / 2]).expect("half");
+    let error = instdisc("ingest").arg("--source", &tar).arg("--dest", &dest).fails(WRONG_DATA);
+    assert!(error.contains("pictures.tar: byte "), "{error}");
+    no_dataset_at(&dest);
+}
+
+#[test]
+fn a_destination_that_cannot_be_written_is_named() {
+    let dir = scratch();
+    let file = dir.path().join("file");
+    std::fs::write(&file, "").expect("a file");
+    let dest = file.join("dataset");
+    let error = instdisc("ingest").arg("--source", pictures()).arg("--dest", &dest).fails(IO);
+    assert!(error.contains("file/dataset"), "{error}");
+}
+
+/// A file system in memory for the time of a test; only root can mount one.
+struct Mounted<'a>(&'a Path);
+
+impl<'a> Mounted<'a> {
+    fn new(folder: &'a Path, options: &str) -> Option<Self> {
+        std::fs::create_dir_all(folder).expect("a folder");
+        let mut mount = std::process::Command::new("mount");
+        let output = mount.args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(folder).output().ok()?;
+        output.status.success().then_some(Self(folder))
+    }
+}
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg(self.0).status();
+    }
+}
+
+#[test]
+fn a_full_destination_is_an_io_error_and_a_rerun_goes_on() {
+    let dir = scratch();
+    let disk = dir.path().join("disk");
+    let Some(mounted) = Mounted::new(&disk, "size=64k") else {
+        skip("a_full_destination_is_an_io_error_and_a_rerun_goes_on", "tmpfs cannot be mounted here");
+        return;
+    };
+    let dest = disk.join("dataset");
+    let ingest = || instdisc("ingest --row-group 16").arg("--source", pictures()).arg("--dest", &dest);
+    let error = ingest().fails(IO);
+    assert!(error.contains("dataset") && error.contains("No space left"), "{error}");
+    no_dataset_at(&dest);
+    let mut remount = std::process::Command::new("mount");
+    assert!(remount.args(["-o", "remount,size=64m"]).arg(mounted.0).status().expect("mount").success());
+    ingest().ok();
+    assert_eq!(contents(&dest), contents(dataset()));
+}
+
+#[test]
+fn a_read_only_destination_is_an_io_error() {
+    let dir = scratch();
+    let disk = dir.path().join("disk");
+    let Some(_mounted) = Mounted::new(&disk, "ro") else {
+        skip("a_read_only_destination_is_an_io_error", "tmpfs cannot be mounted here");
+        return;
+    };
+    let call = instdisc("ingest").arg("--source", pictures()).arg("--dest", disk.join("dataset"));
+    let error = call.fails(IO);
+    assert!(error.contains("Read-only file system"), "{error}");
+}
+
+#[test]
+fn a_folder_that_holds_nothing_of_ours_is_said_so() {
+    let error = instdisc("inspect").arg("", pictures()).fails(WRONG_DATA);
+    assert!(error.contains("neither a dataset, a checkpoint nor a feature table"), "{error}");
+}
+
+#[test]
+fn a_wrong_flag_is_a_usage_error() {
+    let output = instdisc("ingest --sauce x").command().output().expect("starts");
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("--source"));
+}
+
+#[cfg(feature = "torch")]
+mod training {
+    use super::*;
+    use crate::support::train;
+
+    const CONFIG: i32 = 78;
+    const OTHER: i32 = 1;
+
+    fn checkpoints(run: &Path) -> Vec<String> {
+        let Ok(folder) = std::fs::read_dir(run.join("checkpoints")) else { return Vec::new() };
+        let names = folder.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned());
+        names.collect()
+    }
+
+    #[test]
+    fn a_corrupt_shard_is_named_with_its_row_group() {
+        let dir = scratch();
+        let (data, run) = (dir.path().join("data"), dir.path().join("run"));
+        copy(dataset(), &data);
+        let shard = data.join("train/shard-00000.parquet");
+        let mut bytes = std::fs::read(&shard).expect("a shard");
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 0x40;
+        std::fs::write(&shard, bytes).expect("changed");
+        let error = train(&data, &run, "--epochs 1").fails(WRONG_DATA);
+        assert!(error.contains("train/shard-00000.parquet row group "), "{error}");
+        assert_eq!(checkpoints(&run), ["step-00000000"]);
+        let error = instdisc("inspect --verify").arg("", &data).fails(WRONG_DATA);
+        assert!(error.contains("train/shard-00000.parquet"), "{error}");
+    }
+
+    #[test]
+    fn a_run_on_another_dataset_is_refused() {
+        let dir = scratch();
+        let (data, run) = (dir.path().join("data"), dir.path().join("run"));
+        instdisc("ingest --split train").arg("--source", pictures().join("val")).arg("--dest", &data).ok();
+        train(dataset(), &run, "--epochs 1").ok();
+        let before = contents(&run);
+        let error = train(&data, &run, "--epochs 2").fails(WRONG_DATA);
+        assert!(error.contains("step-00000008 is of the dataset"), "{error}");
+        let embed = instdisc("embed --split train --device cpu")
+            .arg("--checkpoint", run.join("checkpoints/step-00000008"))
+            .arg("--dataset", &data)
+            .arg("--output", dir.path().join("out.arrow"));
+        let error = embed.fails(WRONG_DATA);
+        assert!(error.contains("is of the dataset"), "{error}");
+        assert!(!dir.path().join("out.arrow").exists());
+        assert_eq!(contents(&run), before);
+    }
+
+    #[test]
+    fn a_run_with_another_configuration_is_refused() {
+        let dir = scratch();
+        let run = dir.path().join("run");
+        train(dataset(), &run, "--epochs 1").ok();
+        let error = train(dataset(), &run, "--epochs 2 --temperature 0.2").fails(CONFIG);
+        assert!(error.contains("temperature = 0.07"), "{error}");
+    }
+
+    #[test]
+    fn a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint() {
+        let dir = scratch();
+        let run = dir.path().join("run");
+        let error = train(dataset(), &run, "--epochs 3 --lr 1e38").fails(OTHER);
+        assert!(error.contains("step ") && error.contains("is NaN") || error.contains("is inf"), "{error}");
+        assert_eq!(checkpoints(&run), ["step-00000000"]);
+        instdisc("inspect --verify").arg("", run.join("checkpoints/step-00000000")).ok();
+    }
+
+    #[test]
+    fn a_wrong_key_is_named_with_the_right_one() {
+        let dir = scratch();
+        let (file, run) = (dir.path().join("run.toml"), dir.path().join("run"));
+        std::fs::write(&file, "temprature = 0.1\n").expect("a file");
+        let error = train(dataset(), &run, "").arg("--config", &file).fails(CONFIG);
+        assert!(error.contains(r#"unknown key "temprature"; did you mean "temperature"?"#), "{error}");
+        assert!(!run.exists());
+    }
+
+    #[test]
+    fn k_larger_than_the_bank_is_refused() {
+        let dir = scratch();
+        let run = dir.path().join("run");
+        train(dataset(), &run, "--epochs 1 --no-monitor").ok();
+        let bank = run.join("checkpoints/step-00000008/bank.arrow");
+        let call = instdisc("knn --k 121").arg("--bank", &bank).arg("--queries", &bank);
+        let error = call.arg("--output", dir.path().join("knn.json")).fails(2);
+        assert!(error.contains("121") && error.contains("120"), "{error}");
+        assert!(!dir.path().join("knn.json").exists());
+    }
+
+    #[test]
+    fn a_device_that_is_not_there_is_a_configuration_error() {
+        let dir = scratch();
+        let call = instdisc("train --device cuda:99").arg("--dataset", dataset());
+        let error = call.arg("--run", dir.path().join("run")).fails(CONFIG);
+        assert!(error.contains("cuda:99 cannot be used"), "{error}");
+    }
+}

@@ -1,0 +1,154 @@
+//! The whole path, as the README shows it.
+
+use super::support::{contents, dataset, instdisc, pictures, scratch};
+
+#[test]
+fn ingesting_again_changes_nothing_and_says_so() {
+    let before = contents(dataset());
+    let report = instdisc("ingest --row-group 16").arg("--source", pictures()).arg("--dest", dataset()).json();
+    assert_eq!(report["already_done"], true);
+    assert_eq!(contents(dataset()), before);
+}
+
+#[test]
+fn the_number_of_threads_does_not_change_a_byte() {
+    let dir = scratch();
+    for threads in ["1", "5"] {
+        instdisc(&format!("ingest --row-group 16 --threads {threads}"))
+            .arg("--source", pictures())
+            .arg("--dest", dir.path().join(threads))
+            .ok();
+    }
+    assert_eq!(contents(&dir.path().join("1")), contents(&dir.path().join("5")));
+    assert_eq!(contents(&dir.path().join("1")), contents(dataset()));
+}
+
+#[test]
+fn inspect_says_what_is_there_and_verify_reads_it() {
+    let summary = instdisc("inspect --verify --format json").arg("", dataset()).json();
+    assert_eq!(summary["splits"]["train"]["instances"], 120);
+    assert_eq!(summary["splits"]["val"]["instances"], 40);
+    assert_eq!(summary["verified"], true);
+    let table = instdisc("inspect").arg("", dataset()).ok();
+    assert!(table.lines().any(|line| line.starts_with("splits.train.instances") && line.ends_with(" 120")));
+}
+
+#[test]
+fn synth_draws_the_same_pictures_for_the_same_seed() {
+    let dir = scratch();
+    let draw = |name: &str, seed: u32| {
+        let call = instdisc(&format!("synth --train-per-class 2 --val-per-class 1 --image-size 24 --seed {seed}"));
+        call.arg("--dest", dir.path().join(name)).ok();
+        contents(&dir.path().join(name))
+    };
+    let first = draw("a", 1);
+    assert_eq!(first.len(), 30);
+    assert_eq!(draw("b", 1), first);
+    assert_ne!(draw("c", 2), first);
+}
+
+#[test]
+fn completions_name_every_command() {
+    for shell in ["bash", "zsh", "fish"] {
+        let script = instdisc(&format!("completions {shell}")).ok();
+        assert!(["ingest", "inspect", "knn", "synth"].iter().all(|name| script.contains(name)), "{shell}");
+    }
+}
+
+#[test]
+fn every_command_has_a_help_with_an_example() {
+    let help = instdisc("--help").ok();
+    let commands: Vec<_> = ["ingest", "inspect", "train", "embed", "knn", "synth", "replay"]
+        .into_iter()
+        .filter(|name| help.lines().any(|line| line.trim_start().starts_with(name)))
+        .collect();
+    assert!(commands.len() >= 4, "{help}");
+    for command in commands {
+        let text = instdisc(command).command().arg("--help").output().expect("help").stdout;
+        let text = String::from_utf8(text).expect("text");
+        assert!(text.contains(&format!("Example: instdisc {command}")), "{text}");
+    }
+}
+
+#[cfg(feature = "torch")]
+mod trained {
+    use serde_json::Value;
+
+    use super::*;
+    use crate::support::train;
+
+    #[test]
+    fn from_pictures_to_a_page() {
+        let dir = scratch();
+        let run = dir.path().join("run");
+        let finished = train(dataset(), &run, "--epochs 2").json();
+        assert_eq!(finished["finished"], true);
+        assert_eq!(finished["step"], 16);
+
+        let metrics = std::fs::read_to_string(run.join("metrics.jsonl")).expect("metrics");
+        let lines: Vec<Value> =
+            metrics.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        assert_eq!(lines.len(), 2);
+        assert!(lines.iter().all(|line| line["knn1_top1"].is_number() && line["loss"].as_f64() > Some(0.0)));
+
+        let again = train(dataset(), &run, "--epochs 2").json();
+        assert_eq!(again["step"], 16);
+
+        let checkpoint = run.join("checkpoints/step-00000016");
+        let summary = instdisc("inspect --verify --format json").arg("", &checkpoint).json();
+        assert_eq!((&summary["kind"], &summary["step"]), (&"checkpoint".into(), &16.into()));
+
+        let (queries, report) = (dir.path().join("val.arrow"), dir.path().join("knn.json"));
+        instdisc("embed --split val --device cpu")
+            .arg("--checkpoint", &checkpoint)
+            .arg("--dataset", dataset())
+            .arg("--output", &queries)
+            .ok();
+        let scores = instdisc("knn --k 5,120 --temperature 0.07,0.5")
+            .arg("--bank", checkpoint.join("bank.arrow"))
+            .arg("--queries", &queries)
+            .arg("--dataset", dataset())
+            .arg("--output", &report)
+            .arg("--neighbours", dir.path().join("neighbours.parquet"))
+            .json();
+        assert_eq!((&scores["queries"], &scores["bank_rows"]), (&40.into(), &120.into()));
+        assert_eq!(scores["grid"].as_array().map(Vec::len), Some(4));
+        let written: Value =
+            serde_json::from_slice(&std::fs::read(&report).expect("report")).expect("JSON");
+        assert_eq!(written["top1"], scores["top1"]);
+
+        let page = std::fs::read_to_string(dir.path().join("knn.html")).expect("page");
+        assert!(page.contains("data:image/jpeg;base64,"));
+        for outside in ["src=\"http", "href=\"http", "@import", "url(http"] {
+            assert!(!page.contains(outside), "the page needs the network: {outside}");
+        }
+    }
+
+    #[test]
+    fn a_run_is_judged_by_its_newest_checkpoint() {
+        let dir = scratch();
+        let run = dir.path().join("run");
+        train(dataset(), &run, "--epochs 1 --no-monitor").ok();
+        let scores =
+            instdisc("knn --k 5 --split val").arg("--run", &run).arg("--dataset", dataset()).json();
+        assert_eq!(scores["step"], 8);
+        assert!(run.join("eval/knn-step-00000008.json").exists());
+        assert!(run.join("eval/knn-step-00000008.html").exists());
+    }
+
+    /// The loss of the exact softmax starts near ln n + 1/(2 dim τ²) and falls.
+    #[test]
+    fn the_exact_softmax_trains_too() {
+        let dir = scratch();
+        let run = dir.path().join("run");
+        train(dataset(), &run, "--epochs 6 --objective softmax --temperature 0.2 --no-monitor").ok();
+        let metrics = std::fs::read_to_string(run.join("metrics.jsonl")).expect("metrics");
+        let losses: Vec<f64> = metrics
+            .lines()
+            .map(|line| serde_json::from_str::<Value>(line).expect("JSON")["loss"].as_f64().expect("loss"))
+            .collect();
+        let start = 120_f64.ln() + 1.0 / (2.0 * 16.0 * 0.04);
+        assert!((losses[0] - start).abs() < 0.6, "{losses:?} {start}");
+        assert!(losses[5] < losses[0], "{losses:?}");
+    }
+}

@@ -1,0 +1,156 @@
+//! What the tests share: running the program, a small dataset, the Python to compare with.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// The binary under test.
+pub(crate) const INSTDISC: &str = env!("CARGO_BIN_EXE_instdisc");
+
+/// A call of the program; flags and values are separated by spaces, folders by `arg`.
+#[derive(Debug)]
+pub(crate) struct Call(Command);
+
+/// Starts a call.
+pub(crate) fn instdisc(words: &str) -> Call {
+    let mut command = Command::new(INSTDISC);
+    command.args(words.split_whitespace()).env_remove("INSTDISC_LOG");
+    Call(command)
+}
+
+impl Call {
+    pub(crate) fn arg(mut self, flag: &str, value: impl AsRef<Path>) -> Self {
+        if !flag.is_empty() {
+            self.0.arg(flag);
+        }
+        self.0.arg(value.as_ref());
+        self
+    }
+
+    pub(crate) fn command(self) -> Command {
+        self.0
+    }
+
+    fn output(mut self) -> (String, Output) {
+        let shown = format!("{:?}", self.0);
+        (shown, self.0.output().expect("the program starts"))
+    }
+
+    /// Runs the call, which must succeed.
+    pub(crate) fn ok(self) -> String {
+        let (shown, output) = self.output();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{shown}: {}\n{stderr}", output.status);
+        String::from_utf8(output.stdout).expect("text")
+    }
+
+    /// Runs the call, which must succeed and print JSON.
+    pub(crate) fn json(self) -> Value {
+        serde_json::from_str(&self.ok()).expect("JSON on stdout")
+    }
+
+    /// Runs the call, which must fail with this exit code and one error line; gives that line.
+    pub(crate) fn fails(self, code: i32) -> String {
+        let (shown, output) = self.output();
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{shown}\n{stderr}");
+        let errors: Vec<_> = stderr.lines().filter(|line| line.starts_with("error: ")).collect();
+        assert_eq!(errors.len(), 1, "{shown}\n{stderr}");
+        errors[0].to_owned()
+    }
+}
+
+/// A folder that is removed at the end of the test.
+pub(crate) fn scratch() -> TempDir {
+    tempfile::tempdir().expect("a folder")
+}
+
+/// Pictures drawn by `synth`, 10 classes: `train` with 12 and `val` with 4 pictures each, 32×32.
+pub(crate) fn pictures() -> &'static Path {
+    static PICTURES: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
+    let (_, path) = PICTURES.get_or_init(|| {
+        let dir = scratch();
+        let path = dir.path().join("pictures");
+        instdisc("synth --train-per-class 12 --val-per-class 4 --image-size 32").arg("--dest", &path).ok();
+        (dir, path)
+    });
+    path
+}
+
+/// The dataset of [`pictures`], in several shards and row groups.
+pub(crate) fn dataset() -> &'static Path {
+    static DATASET: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
+    let (_, path) = DATASET.get_or_init(|| {
+        let dir = scratch();
+        let path = dir.path().join("dataset");
+        instdisc("ingest --row-group 16").arg("--source", pictures()).arg("--dest", &path).ok();
+        (dir, path)
+    });
+    path
+}
+
+/// A training call on a dataset that takes well under a second an epoch.
+#[cfg(feature = "torch")]
+pub(crate) fn train(dataset: &Path, run: &Path, more: &str) -> Call {
+    let base = "train --arch resnet20-cifar --image-size 16 --dim 16 --batch-size 16 --negatives 32 --device cpu";
+    instdisc(&format!("{base} {more}")).arg("--dataset", dataset).arg("--run", run)
+}
+
+/// A copy of a folder.
+pub(crate) fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a folder");
+    for entry in std::fs::read_dir(from).expect("a folder") {
+        let entry = entry.expect("an entry");
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).expect("copied");
+        }
+    }
+}
+
+/// All files below a folder with their contents, sorted by path.
+pub(crate) fn contents(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let files = walkdir::WalkDir::new(folder).sort_by_file_name();
+    let files = files.into_iter().filter_map(Result::ok).filter(|entry| entry.file_type().is_file());
+    let read = |entry: walkdir::DirEntry| {
+        let path = entry.path().strip_prefix(folder).expect("below the folder").to_owned();
+        (path, std::fs::read(entry.path()).expect("readable"))
+    };
+    files.map(read).collect()
+}
+
+/// The repository's root.
+pub(crate) fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Says that a test is skipped, past the test runner's capture.
+pub(crate) fn skip(test: &str, reason: &str) {
+    let _ = writeln!(std::io::stderr(), "skipped: {test}: {reason}");
+}
+
+/// Runs a script of tests/python with the Python of `make python` (or of INSTDISC_PYTHON); its output, or
+/// `None` where there is no such Python.
+pub(crate) fn python(test: &str, script: &str, args: &[&Path]) -> Option<String> {
+    let interpreter = std::env::var_os("INSTDISC_PYTHON")
+        .map_or_else(|| root().join(".venv-python/bin/python"), PathBuf::from);
+    if !interpreter.exists() {
+        skip(test, "there is no .venv-python (make python)");
+        return None;
+    }
+    let output = Command::new(&interpreter)
+        .arg(root().join(script))
+        .args(args)
+        .env("HF_DATASETS_OFFLINE", "1")
+        .output()
+        .expect("Python starts");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{script}: {}\n{stderr}", output.status);
+    Some(String::from_utf8(output.stdout).expect("text"))
+}

@@ -1,0 +1,94 @@
+//! What the build without libtorch can do: everything from pictures to votes, given feature tables.
+//!
+//! These tests run in either build and use only the commands that both have.
+
+use arrow::array::{ArrayRef, FixedSizeListArray, Float32Array, Int64Array};
+use arrow::datatypes::{DataType, Field};
+use instdisc::feature_table::{FeatureTable, Kind, TableMeta};
+use instdisc::ids::{ClassId, InstanceId};
+use instdisc::storage::Location;
+
+use super::support::{dataset, instdisc, scratch};
+
+/// A table of unit vectors on a circle, two classes on opposite sides.
+fn table(kind: Kind, rows: usize, dataset_digest: &str) -> FeatureTable {
+    let angle = |row: usize| (row % 2) as f32 * std::f32::consts::PI + row as f32 * 0.001;
+    FeatureTable {
+        meta: TableMeta {
+            kind,
+            layer: "projection".into(),
+            dim: 2,
+            dataset_digest: dataset_digest.into(),
+            split: "train".into(),
+            step: 1,
+            unit_length: true,
+            classes: vec!["left".into(), "right".into()],
+        },
+        ids: (0..rows as u32).map(InstanceId).collect(),
+        labels: (0..rows).map(|row| ClassId::from_stored((row % 2) as i64).flatten()).collect(),
+        updated_step: vec![None; rows],
+        features: (0..rows).flat_map(|row| [angle(row).cos(), angle(row).sin()]).collect(),
+    }
+}
+
+fn write(table: &FeatureTable, path: &std::path::Path) {
+    table.write(&Location::from_path(path).expect("a location")).expect("written");
+}
+
+#[test]
+fn a_vote_over_two_tables_needs_no_dataset() {
+    let dir = scratch();
+    let (bank, queries) = (dir.path().join("bank.arrow"), dir.path().join("queries.arrow"));
+    write(&table(Kind::Bank, 40, "d"), &bank);
+    write(&table(Kind::Embedding, 3, "d"), &queries);
+    let report = dir.path().join("knn.json");
+    let scores = instdisc("knn --k 5,1")
+        .arg("--bank", &bank)
+        .arg("--queries", &queries)
+        .arg("--output", &report)
+        .json();
+    assert_eq!((&scores["top1"], &scores["k"], &scores["queries"]), (&1.0.into(), &5.into(), &3.into()));
+    assert!(dir.path().join("knn.html").exists() && report.exists());
+}
+
+#[test]
+fn tables_of_different_datasets_do_not_vote() {
+    let dir = scratch();
+    let (bank, queries) = (dir.path().join("bank.arrow"), dir.path().join("queries.arrow"));
+    write(&table(Kind::Bank, 40, "one"), &bank);
+    write(&table(Kind::Embedding, 4, "another"), &queries);
+    let error = instdisc("knn --k 5").arg("--bank", &bank).arg("--queries", &queries).fails(65);
+    assert!(error.contains("one") && error.contains("another"), "{error}");
+}
+
+#[test]
+fn a_foreign_arrow_file_is_no_feature_table() {
+    let dir = scratch();
+    let path = dir.path().join("foreign.arrow");
+    let values: ArrayRef = std::sync::Arc::new(Float32Array::from(vec![1.0, 0.0]));
+    let field = std::sync::Arc::new(Field::new("item", DataType::Float32, false));
+    let feature: ArrayRef = std::sync::Arc::new(FixedSizeListArray::new(field, 2, values, None));
+    let ids: ArrayRef = std::sync::Arc::new(Int64Array::from(vec![0]));
+    let batch = arrow::array::RecordBatch::try_from_iter([("instance_id", ids), ("feature", feature)])
+        .expect("a batch");
+    let mut writer =
+        arrow::ipc::writer::FileWriter::try_new(Vec::new(), &batch.schema()).expect("a writer");
+    writer.write(&batch).and_then(|()| writer.finish()).expect("written");
+    std::fs::write(&path, writer.into_inner().expect("bytes")).expect("written");
+    let error = instdisc("inspect").arg("", &path).fails(65);
+    assert!(error.contains("foreign.arrow"), "{error}");
+}
+
+#[test]
+fn inspect_verifies_a_dataset() {
+    let summary = instdisc("inspect --verify --format json").arg("", dataset()).json();
+    assert_eq!(summary["verified"], true);
+}
+
+/// In the build without libtorch; the command exists, and says what is missing.
+#[cfg(not(feature = "torch"))]
+#[test]
+fn knn_of_a_run_says_that_it_needs_libtorch() {
+    let call = instdisc("knn --run somewhere").arg("--dataset", dataset());
+    assert!(call.fails(2).contains("libtorch"));
+}
