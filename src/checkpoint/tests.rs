@@ -5,9 +5,7 @@ fn published(root: &Location, step: u64) -> Location {
     let entry = publish_file(&folder, MODEL, vec![1, 2, 3]).expect("a file");
     let trained_on =
         TrainedOn { dataset_digest: "d".into(), split: "train".into(), split_digest: "s".into() };
-    CheckpointManifest::new(step, 0, trained_on, vec![entry])
-        .publish(&folder)
-        .expect("a manifest");
+    CheckpointManifest::new(step, 0, trained_on, vec![entry]).publish(&folder).expect("a manifest");
     folder
 }
 
@@ -61,7 +59,7 @@ fn a_folder_without_manifest_is_no_checkpoint() {
 fn the_state_keeps_every_bit_of_the_partition() {
     let state = TrainState {
         cursor: Cursor { step: 7, epoch: 1, step_in_epoch: 2 },
-        ln_partition: Some(14.860_123_456_789_012_3),
+        ln_partition: Some(14.860_123_456_789_012),
         instances: 10,
         encoder: serde_json::json!({"arch": "resnet18"}),
         config: serde_json::json!({"lr": 0.1}),

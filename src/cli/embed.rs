@@ -8,9 +8,10 @@ use crate::eval::{EmbedJob, embed};
 use crate::model::DeviceChoice;
 
 /// Write the features of a split under a checkpoint's encoder, as a feature table (Arrow IPC).
-///
-/// Example: instdisc embed --checkpoint runs/r50/checkpoints/step-00005004 --dataset data/in1k --split val --output runs/r50/val.arrow
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  instdisc embed --checkpoint runs/r50/checkpoints/step-00005004 --dataset data/in1k \\\n    --split val --output runs/r50/val.arrow"
+)]
 pub(super) struct EmbedArgs {
     /// The checkpoint's folder
     #[arg(long, value_name = "URL")]

@@ -18,6 +18,22 @@ pub(super) fn failure(error: &anyhow::Error) -> Failure {
     error.chain().find_map(known).unwrap_or(Failure::Other)
 }
 
+/// The error and its causes on one line; a cause that the text before it repeats is left out.
+pub(super) fn one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain() {
+        let text = cause.to_string();
+        if line.contains(&text) {
+            continue;
+        }
+        if !line.is_empty() {
+            line += ": ";
+        }
+        line += &text;
+    }
+    line.replace('\n', " ")
+}
+
 /// Whether whoever read our output went away, which is no error of ours.
 pub(super) fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
@@ -53,6 +69,12 @@ mod tests {
     use anyhow::Context;
 
     use super::*;
+
+    #[test]
+    fn a_cause_that_was_said_is_not_said_again() {
+        let error = anyhow::anyhow!("the disk is full").context("write: the disk is full").context("a");
+        assert_eq!(one_line(&error), "a: write: the disk is full");
+    }
 
     #[test]
     fn context_does_not_hide_the_kind_of_failure() {

@@ -11,9 +11,10 @@ use crate::units::Fraction;
 ///
 /// The source is an ImageFolder (<class>/<file> or <split>/<class>/<file>), as a directory or inside a tar.
 /// Each picture is decoded once as a check; one that cannot be decoded goes to rejects/ with its reason.
-///
-/// Example: instdisc ingest --source /data/ILSVRC2012/train --dest s3://bucket/in1k --split train
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  instdisc ingest --source /data/ILSVRC2012/train --dest s3://bucket/in1k --split train"
+)]
 pub(super) struct IngestArgs {
     /// The pictures: a folder or a tar
     #[arg(long, value_name = "PATH|URL")]

@@ -12,9 +12,8 @@ use crate::feature_table::FeatureTable;
 use crate::storage::Location;
 
 /// Say what lies at a location: a dataset, a checkpoint or a feature table.
-///
-/// Example: instdisc inspect --verify s3://bucket/in1k
 #[derive(Debug, Args)]
+#[command(after_help = "Example:\n  instdisc inspect --verify s3://bucket/in1k")]
 pub(super) struct InspectArgs {
     /// A dataset's or a checkpoint's folder, or a feature table
     #[arg(value_name = "URL")]

@@ -18,12 +18,10 @@ use crate::units::Temperature;
 /// Each query is given the class for which its K most similar bank rows vote, with weights exp(s/τ). The
 /// report is JSON; with --output, a page (.html) is written beside it, which shows pictures if --dataset is
 /// given.
-///
-/// Examples:
-///   instdisc knn --bank runs/r50/checkpoints/step-00005004/bank.arrow --queries runs/r50/val.arrow --output runs/r50/eval/knn.json
-///   instdisc knn --run runs/r50 --dataset data/in1k --split val
 #[derive(Debug, Args)]
-#[command(verbatim_doc_comment)]
+#[command(
+    after_help = "Example:\n  instdisc knn --bank runs/r50/checkpoints/step-00005004/bank.arrow \\\n    --queries runs/r50/val.arrow --output runs/r50/eval/knn.json\n  instdisc knn --run runs/r50 --dataset data/in1k --split val"
+)]
 pub(super) struct KnnArgs {
     /// The feature table that votes
     #[arg(long, value_name = "URL", requires = "queries", required_unless_present = "run")]

@@ -62,21 +62,14 @@ impl GlobalArgs {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Turn pictures into a dataset of Parquet shards
     Ingest(ingest::IngestArgs),
-    /// Say what lies at a location: a dataset, a checkpoint or a feature table
     Inspect(inspect::InspectArgs),
-    /// Train an encoder and its memory bank
     #[cfg(feature = "torch")]
     Train(Box<train::TrainArgs>),
-    /// Write the features of a split under a checkpoint's encoder
     #[cfg(feature = "torch")]
     Embed(embed::EmbedArgs),
-    /// Judge features by a weighted k-nearest-neighbour vote
     Knn(knn::KnnArgs),
-    /// Write a small labelled picture set for trying things out
     Synth(synth::SynthArgs),
-    /// Run objective and bank update on given tensors, to compare implementations
     #[cfg(feature = "torch")]
     Replay(replay::ReplayArgs),
     /// Print a completion script for a shell
@@ -99,7 +92,7 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if exit::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            progress::say(&format!("error: {error:#}"));
+            progress::say(&format!("error: {}", exit::one_line(&error)));
             ExitCode::from(exit::failure(&error).exit_code())
         }
     }

@@ -15,11 +15,17 @@ pub(super) fn stop_on_signals(flag: &'static AtomicBool) -> anyhow::Result<()> {
             while signals.recv().await.is_some() {
                 let again = flag.swap(true, Ordering::Relaxed);
                 if again && kind == SignalKind::interrupt() {
-                    std::process::exit(130);
+                    end_at_once();
                 }
                 tracing::info!("signal {}: stopping after this step", kind.as_raw_value());
             }
         });
     }
     Ok(())
+}
+
+/// Who presses Ctrl-C twice does not want to wait for a checkpoint; 130 is the shell's code for that.
+#[expect(clippy::disallowed_methods, reason = "there is no error to return from a signal's task")]
+fn end_at_once() -> ! {
+    std::process::exit(130)
 }

@@ -12,9 +12,8 @@ use crate::ingest::{SynthOptions, synth};
 ///
 /// The classes are textured shapes; pose, scale, colours and background are random and say nothing of the
 /// class.
-///
-/// Example: instdisc synth --dest pictures
 #[derive(Debug, Args)]
+#[command(after_help = "Example:\n  instdisc synth --dest pictures")]
 pub(super) struct SynthArgs {
     /// The folder to write; it must be empty or absent
     #[arg(long, value_name = "PATH")]
@@ -40,7 +39,6 @@ pub(super) fn run(args: &SynthArgs) -> anyhow::Result<()> {
         val_per_class: args.val_per_class,
         image_size: args.image_size,
         seed: args.seed,
-        ..SynthOptions::default()
     };
     write_json(&synth(&options, &Terminal::default())?)
 }

@@ -43,4 +43,5 @@ pub struct Row {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "tests make foreign files by hand")]
 mod tests;

@@ -4,7 +4,7 @@ use std::io::Cursor;
 use std::ops::Range;
 use std::sync::Arc;
 
-use arrow::array::{AsArray, RecordBatch};
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::datatypes::{Int32Type, Int64Type};
 use bytes::Bytes;
 use parquet::arrow::ProjectionMask;
@@ -174,6 +174,9 @@ impl ShardReader {
     }
 
     fn append(&self, row_group: usize, batch: &RecordBatch, rows: &mut Vec<Row>) -> Result<(), DatasetError> {
+        if batch.columns().iter().any(|column| column.null_count() > 0) || has_nulls(batch.column(1)) {
+            return Err(self.wrong(row_group, "a value is missing".into()));
+        }
         let ids = batch.column(0).as_primitive::<Int64Type>();
         let image = batch.column(1).as_struct();
         let (bytes, paths) = (image.column(0).as_binary::<i32>(), image.column(1).as_string::<i32>());
@@ -218,6 +221,10 @@ impl ShardReader {
     fn wrong(&self, row_group: usize, reason: String) -> DatasetError {
         DatasetError::RowGroup { shard: self.shown.clone(), row_group, reason }
     }
+}
+
+fn has_nulls(image: &ArrayRef) -> bool {
+    image.as_struct().columns().iter().any(|column| column.null_count() > 0)
 }
 
 type Footer = Result<parquet::file::metadata::ParquetMetaData, ParquetError>;

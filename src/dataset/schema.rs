@@ -4,18 +4,19 @@ use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Fields, Schema};
 
-/// The columns.
+/// The columns. No value is ever null; they are declared as nullable because Hugging Face `datasets` takes its
+/// features from the metadata only where the declared type is its own, which is.
 pub(super) fn schema() -> Schema {
     let image = Fields::from(vec![
-        Field::new("bytes", DataType::Binary, false),
-        Field::new("path", DataType::Utf8, false),
+        Field::new("bytes", DataType::Binary, true),
+        Field::new("path", DataType::Utf8, true),
     ]);
     Schema::new(vec![
-        Field::new("instance_id", DataType::Int64, false),
-        Field::new("image", DataType::Struct(image), false),
-        Field::new("label", DataType::Int64, false),
-        Field::new("width", DataType::Int32, false),
-        Field::new("height", DataType::Int32, false),
+        Field::new("instance_id", DataType::Int64, true),
+        Field::new("image", DataType::Struct(image), true),
+        Field::new("label", DataType::Int64, true),
+        Field::new("width", DataType::Int32, true),
+        Field::new("height", DataType::Int32, true),
     ])
 }
 
@@ -44,7 +45,7 @@ pub fn schema_text() -> String {
                 DataType::Struct(children) => ("struct".to_owned(), Some(children)),
                 other => (other.to_string(), None),
             };
-            *text += &format!("{indent}{} {kind} required\n", field.name());
+            *text += &format!("{indent}{} {kind} without nulls\n", field.name());
             if let Some(children) = children {
                 lines(text, children, &format!("{indent}  "));
             }

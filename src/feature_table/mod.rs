@@ -90,4 +90,5 @@ impl FeatureTable {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "tests make foreign files by hand")]
 mod tests;

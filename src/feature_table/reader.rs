@@ -61,7 +61,7 @@ impl FeatureTable {
         }
         self.updated_step.extend(steps.iter().map(|step| step.and_then(|step| u64::try_from(step).ok())));
         let values = batch.column(1).as_fixed_size_list();
-        let from = values.value_offset_at(0) as usize;
+        let from = values.value_offset_at(0);
         let count = batch.num_rows() * self.meta.dim;
         if let Some(values) = values.values().as_primitive_opt::<Float32Type>() {
             self.features.extend_from_slice(&values.values()[from..from + count]);

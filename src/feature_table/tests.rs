@@ -14,7 +14,7 @@ fn table(rows: usize) -> FeatureTable {
             classes: vec!["a \"quoted\" class".into(), "b".into()],
         },
         ids: (0..rows as u32).map(InstanceId).collect(),
-        labels: (0..rows).map(|row| (row % 3 > 0).then(|| ClassId((row % 2) as u16))).collect(),
+        labels: (0..rows).map(|row| (row % 3 > 0).then_some(ClassId((row % 2) as u16))).collect(),
         updated_step: (0..rows).map(|row| (row % 2 == 0).then_some(row as u64 % 9)).collect(),
         features: (0..rows).flat_map(|row| [(row as f32).cos(), (row as f32).sin()]).collect(),
     }

@@ -85,4 +85,5 @@ impl IngestOptions {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "tests make foreign files by hand")]
 mod tests;

@@ -1,7 +1,7 @@
 //! A small labelled picture set, drawn: textured shapes on cluttered ground.
 //!
-//! A class is a shape and a texture. Pose, size, colours, ground and noise are random and say nothing of
-//! it; so raw pixels tell little, and an encoder that learned to ignore crops and colours tells much.
+//! A class is a shape and a texture. Pose, size, hues, ground and noise are random and say nothing of it; so
+//! raw pixels tell little, and an encoder that learned to ignore crops and colours tells much.
 
 use std::f64::consts::{PI, TAU};
 use std::path::PathBuf;
@@ -15,6 +15,10 @@ use crate::progress::Progress;
 use crate::rng::{Purpose, Stream};
 use crate::storage::{Location, PublishMode, StorageError};
 
+/// Luma of the three inks, 0..255: a shape can be told from its ground whatever the hues.
+const INK: (f64, f64) = (20.0, 80.0);
+const GROUND: (f64, f64) = (110.0, 150.0);
+const OTHER_INK: (f64, f64) = (185.0, 240.0);
 /// The quality of the JPEG files.
 const QUALITY: u8 = 90;
 /// Classes: every shape has two textures of its own.
@@ -193,24 +197,21 @@ struct Scene {
 
 impl Scene {
     fn random(stream: &mut Stream) -> Self {
-        let ink = colour(stream);
-        let other_ink = far_from(stream, &[ink]);
-        let ground = far_from(stream, &[ink, other_ink]);
-        let blobs = (0..4)
+        let blobs = (0..2)
             .map(|_| {
                 let [x, y] = [stream.range(-1.0, 1.0), stream.range(-1.0, 1.0)];
-                (x, y, stream.range(0.1, 0.3), far_from(stream, &[ink, other_ink]))
+                (x, y, stream.range(0.1, 0.25), colour(stream, GROUND))
             })
             .collect();
         Self {
             centre: (stream.range(-0.2, 0.2), stream.range(-0.2, 0.2)),
             radius: stream.range(0.6, 0.85),
-            angle: stream.range(0.0, TAU),
+            angle: stream.range(-0.5, 0.5),
             period: stream.range(0.85, 1.15),
-            ink,
-            other_ink,
-            ground,
-            slope: [stream.range(-40.0, 40.0), stream.range(-40.0, 40.0), stream.range(-40.0, 40.0)],
+            ink: colour(stream, INK),
+            other_ink: colour(stream, OTHER_INK),
+            ground: colour(stream, GROUND),
+            slope: [stream.range(-30.0, 30.0), stream.range(-30.0, 30.0), stream.range(-30.0, 30.0)],
             slope_angle: stream.range(0.0, TAU),
             blobs,
         }
@@ -263,16 +264,12 @@ impl Texture {
     }
 }
 
-fn colour(stream: &mut Stream) -> [f64; 3] {
-    std::array::from_fn(|_| stream.range(0.0, 255.0))
-}
-
-/// A colour that can be told from the others.
-fn far_from(stream: &mut Stream, others: &[[f64; 3]]) -> [f64; 3] {
+/// Any colour whose luma (ITU-R BT.601) lies in the range.
+fn colour(stream: &mut Stream, luma: (f64, f64)) -> [f64; 3] {
     loop {
-        let drawn = colour(stream);
-        let distance = |other: &[f64; 3]| (0..3).map(|c| (drawn[c] - other[c]).abs()).sum::<f64>();
-        if others.iter().all(|other| distance(other) > 160.0) {
+        let drawn: [f64; 3] = std::array::from_fn(|_| stream.range(0.0, 255.0));
+        let own = 0.299 * drawn[0] + 0.587 * drawn[1] + 0.114 * drawn[2];
+        if (luma.0..luma.1).contains(&own) {
             return drawn;
         }
     }

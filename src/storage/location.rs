@@ -164,10 +164,21 @@ impl Location {
         let local = self.local.is_some();
         match error {
             object_store::Error::NotFound { .. } => StorageError::NotFound { location, local },
+            // A path below a file: nothing can be there.
+            ref error if operation != "write" && is_below_a_file(error) => {
+                StorageError::NotFound { location, local }
+            }
             object_store::Error::AlreadyExists { .. } => StorageError::AlreadyExists { location },
             source => StorageError::Failed { operation, location, local, source: Box::new(source) },
         }
     }
+}
+
+fn is_below_a_file(error: &object_store::Error) -> bool {
+    let causes = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
+    causes
+        .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
+        .any(|io| io.kind() == std::io::ErrorKind::NotADirectory)
 }
 
 /// Resolves `.` and `..` by name alone, as a shell's `cd` does.

@@ -28,16 +28,52 @@ const IMPORTS: [(&str, &[&str]); 19] = [
 ];
 const FOUNDATION: &[&str] = &["ids", "units", "rng", "failure", "progress", "storage"];
 const BELOW_STAGES: &[&str] = &[
-    "ids", "units", "rng", "failure", "progress", "storage", "picture", "dataset", "feature_table",
+    "ids",
+    "units",
+    "rng",
+    "failure",
+    "progress",
+    "storage",
+    "picture",
+    "dataset",
+    "feature_table",
     "checkpoint",
 ];
 const BELOW_STAGES_AND_LOADER: &[&str] = &[
-    "ids", "units", "rng", "failure", "progress", "storage", "picture", "dataset", "feature_table",
-    "checkpoint", "model", "bank", "objective", "loader",
+    "ids",
+    "units",
+    "rng",
+    "failure",
+    "progress",
+    "storage",
+    "picture",
+    "dataset",
+    "feature_table",
+    "checkpoint",
+    "model",
+    "bank",
+    "objective",
+    "loader",
 ];
 const EVERYTHING: &[&str] = &[
-    "ids", "units", "rng", "failure", "progress", "storage", "picture", "dataset", "feature_table",
-    "checkpoint", "model", "bank", "objective", "ingest", "loader", "trainer", "eval", "config",
+    "ids",
+    "units",
+    "rng",
+    "failure",
+    "progress",
+    "storage",
+    "picture",
+    "dataset",
+    "feature_table",
+    "checkpoint",
+    "model",
+    "bank",
+    "objective",
+    "ingest",
+    "loader",
+    "trainer",
+    "eval",
+    "config",
 ];
 /// Places that may name tensors.
 const TENSORS: [&str; 6] =
@@ -89,7 +125,8 @@ fn imports_go_down_the_layers() {
             wrong.push(format!("{path}: module {own} has no place in the table"));
             continue;
         };
-        let foreign = imports(&text).into_iter().filter(|name| name != own && !allowed.contains(&name.as_str()));
+        let foreign =
+            imports(&text).into_iter().filter(|name| name != own && !allowed.contains(&name.as_str()));
         wrong.extend(foreign.map(|name| format!("{path}: imports {name}")));
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
@@ -98,9 +135,17 @@ fn imports_go_down_the_layers() {
 #[test]
 fn only_the_learning_side_names_tensors() {
     let is_allowed = |path: &str| TENSORS.iter().any(|allowed| path.starts_with(allowed));
-    let names = |text: &str| text.lines().any(|line| line.contains("tch::") && !line.trim_start().starts_with("//"));
-    let wrong: Vec<_> =
-        sources().into_iter().filter(|(path, text)| names(text) && !is_allowed(path)).map(|(path, _)| path).collect();
+    let is_use = |line: &str| {
+        let mut parts = line.split("tch::");
+        let before = parts.next().unwrap_or_default();
+        parts.next().is_some() && !before.ends_with(|c: char| c.is_ascii_alphanumeric() || c == '_')
+    };
+    let names = |text: &str| text.lines().any(|line| is_use(line) && !line.trim_start().starts_with("//"));
+    let wrong: Vec<_> = sources()
+        .into_iter()
+        .filter(|(path, text)| names(text) && !is_allowed(path))
+        .map(|(path, _)| path)
+        .collect();
     assert!(wrong.is_empty(), "{wrong:?}");
 }
 
@@ -109,7 +154,9 @@ fn only_the_shell_knows_anyhow() {
     let wrong: Vec<_> = sources()
         .into_iter()
         .filter(|(path, text)| text.contains("anyhow") && !["cli", "main"].contains(&module(path)))
-        .filter(|(_, text)| text.lines().any(|line| line.contains("anyhow") && !line.trim_start().starts_with("//")))
+        .filter(|(_, text)| {
+            text.lines().any(|line| line.contains("anyhow") && !line.trim_start().starts_with("//"))
+        })
         .map(|(path, _)| path)
         .collect();
     assert!(wrong.is_empty(), "{wrong:?}");
@@ -137,7 +184,8 @@ fn documents_name_files_that_exist() {
         let text = std::fs::read_to_string(root().join(document)).expect("the document");
         let folder = Path::new(document).parent().expect("a folder");
         for name in code_spans(&text).into_iter().chain(links(&text)) {
-            let places: [PathBuf; 3] = [root().join(&name), root().join("src").join(&name), root().join(folder).join(&name)];
+            let places: [PathBuf; 3] =
+                [root().join(&name), root().join("src").join(&name), root().join(folder).join(&name)];
             found += 1;
             if !places.iter().any(|place| place.exists()) {
                 missing.push(format!("{document}: {name}"));
@@ -152,8 +200,11 @@ fn code_spans(text: &str) -> Vec<String> {
     let spans = text.split('`').skip(1).step_by(2);
     let is_path = |span: &str| {
         let plain = span.chars().all(|c| c.is_ascii_alphanumeric() || "_-./".contains(c));
-        plain && (span.ends_with(".rs") || span.ends_with(".py")) && span != "x/tests.rs"
-            && !span.starts_with("main.py") && !["NCEAverage.py", "NCECriterion.py"].contains(&span)
+        plain
+            && (span.ends_with(".rs") || span.ends_with(".py"))
+            && span != "x/tests.rs"
+            && !span.starts_with("main.py")
+            && !["NCEAverage.py", "NCECriterion.py"].contains(&span)
     };
     spans.filter(|span| is_path(span)).map(ToOwned::to_owned).collect()
 }
@@ -177,7 +228,10 @@ fn every_run_file_is_a_valid_configuration() {
             instdisc::config::resolve(Some((&name, &text)), &NoFlags {}).expect("a configuration");
         config.validate().expect("valid");
         for word in ["command:", "expected:", "hours:", "source:"] {
-            assert!(text.lines().any(|line| line.starts_with('#') && line.contains(word)), "{name}: no {word}");
+            assert!(
+                text.lines().any(|line| line.starts_with('#') && line.contains(word)),
+                "{name}: no {word}"
+            );
         }
         seen += 1;
     }

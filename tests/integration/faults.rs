@@ -40,7 +40,8 @@ fn a_destination_with_another_dataset_is_left_alone() {
     copy(&pictures().join("val"), &source);
     instdisc("ingest --split train").arg("--source", &source).arg("--dest", &dest).ok();
     let before = contents(&dest);
-    let other = instdisc("ingest --split train").arg("--source", pictures().join("train")).arg("--dest", &dest);
+    let other =
+        instdisc("ingest --split train").arg("--source", pictures().join("train")).arg("--dest", &dest);
     let error = other.fails(WRONG_DATA);
     assert!(error.contains("already holds another dataset"), "{error}");
     assert_eq!(contents(&dest), before);

@@ -5,7 +5,8 @@ use super::support::{contents, dataset, instdisc, pictures, scratch};
 #[test]
 fn ingesting_again_changes_nothing_and_says_so() {
     let before = contents(dataset());
-    let report = instdisc("ingest --row-group 16").arg("--source", pictures()).arg("--dest", dataset()).json();
+    let report =
+        instdisc("ingest --row-group 16").arg("--source", pictures()).arg("--dest", dataset()).json();
     assert_eq!(report["already_done"], true);
     assert_eq!(contents(dataset()), before);
 }
@@ -37,12 +38,13 @@ fn inspect_says_what_is_there_and_verify_reads_it() {
 fn synth_draws_the_same_pictures_for_the_same_seed() {
     let dir = scratch();
     let draw = |name: &str, seed: u32| {
-        let call = instdisc(&format!("synth --train-per-class 2 --val-per-class 1 --image-size 24 --seed {seed}"));
+        let call =
+            instdisc(&format!("synth --train-per-class 2 --val-per-class 1 --image-size 24 --seed {seed}"));
         call.arg("--dest", dir.path().join(name)).ok();
         contents(&dir.path().join(name))
     };
     let first = draw("a", 1);
-    assert_eq!(first.len(), 30);
+    assert_eq!(first.len(), 31, "thirty pictures and the mark");
     assert_eq!(draw("b", 1), first);
     assert_ne!(draw("c", 2), first);
 }
@@ -66,7 +68,7 @@ fn every_command_has_a_help_with_an_example() {
     for command in commands {
         let text = instdisc(command).command().arg("--help").output().expect("help").stdout;
         let text = String::from_utf8(text).expect("text");
-        assert!(text.contains(&format!("Example: instdisc {command}")), "{text}");
+        assert!(text.contains(&format!("Example:\n  instdisc {command}")), "{text}");
     }
 }
 
@@ -113,8 +115,7 @@ mod trained {
             .json();
         assert_eq!((&scores["queries"], &scores["bank_rows"]), (&40.into(), &120.into()));
         assert_eq!(scores["grid"].as_array().map(Vec::len), Some(4));
-        let written: Value =
-            serde_json::from_slice(&std::fs::read(&report).expect("report")).expect("JSON");
+        let written: Value = serde_json::from_slice(&std::fs::read(&report).expect("report")).expect("JSON");
         assert_eq!(written["top1"], scores["top1"]);
 
         let page = std::fs::read_to_string(dir.path().join("knn.html")).expect("page");
@@ -129,14 +130,13 @@ mod trained {
         let dir = scratch();
         let run = dir.path().join("run");
         train(dataset(), &run, "--epochs 1 --no-monitor").ok();
-        let scores =
-            instdisc("knn --k 5 --split val").arg("--run", &run).arg("--dataset", dataset()).json();
+        let scores = instdisc("knn --k 5 --split val").arg("--run", &run).arg("--dataset", dataset()).json();
         assert_eq!(scores["step"], 8);
         assert!(run.join("eval/knn-step-00000008.json").exists());
         assert!(run.join("eval/knn-step-00000008.html").exists());
     }
 
-    /// The loss of the exact softmax starts near ln n + 1/(2 dim τ²) and falls.
+    /// Of n = 120 instances, a bank that says nothing gives ln n.
     #[test]
     fn the_exact_softmax_trains_too() {
         let dir = scratch();
@@ -147,8 +147,6 @@ mod trained {
             .lines()
             .map(|line| serde_json::from_str::<Value>(line).expect("JSON")["loss"].as_f64().expect("loss"))
             .collect();
-        let start = 120_f64.ln() + 1.0 / (2.0 * 16.0 * 0.04);
-        assert!((losses[0] - start).abs() < 0.6, "{losses:?} {start}");
-        assert!(losses[5] < losses[0], "{losses:?}");
+        assert!(losses[5] < losses[0] && losses[5] < 120_f64.ln() + 0.1, "{losses:?}");
     }
 }

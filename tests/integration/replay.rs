@@ -124,7 +124,8 @@ fn a_missing_tensor_is_named() {
     let input = dir.path().join("in.safetensors");
     let bytes = 0.0_f32.to_le_bytes();
     let view = TensorView::new(Dtype::F32, vec![1, 1], &bytes).expect("a tensor");
-    std::fs::write(&input, safetensors::serialize([("other", view)], None).expect("tensors")).expect("written");
+    std::fs::write(&input, safetensors::serialize([("other", view)], None).expect("tensors"))
+        .expect("written");
     let call = instdisc("replay").arg("--input", &input).arg("--output", dir.path().join("out"));
     let error = call.fails(65);
     assert!(error.contains("bank"), "{error}");

@@ -10,7 +10,12 @@ use super::support::{contents, dataset, scratch, train};
 const OPTIONS: &str = "--epochs 12 --checkpoint-every-steps 5 --keep 0 --no-monitor";
 
 fn start(run: &Path) -> Child {
-    train(dataset(), run, OPTIONS).command().stderr(Stdio::null()).stdout(Stdio::null()).spawn().expect("starts")
+    train(dataset(), run, OPTIONS)
+        .command()
+        .stderr(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("starts")
 }
 
 /// Waits until the run has published the checkpoint of a step, then sends the signal; the exit code.

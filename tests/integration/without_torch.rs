@@ -71,8 +71,7 @@ fn a_foreign_arrow_file_is_no_feature_table() {
     let ids: ArrayRef = std::sync::Arc::new(Int64Array::from(vec![0]));
     let batch = arrow::array::RecordBatch::try_from_iter([("instance_id", ids), ("feature", feature)])
         .expect("a batch");
-    let mut writer =
-        arrow::ipc::writer::FileWriter::try_new(Vec::new(), &batch.schema()).expect("a writer");
+    let mut writer = arrow::ipc::writer::FileWriter::try_new(Vec::new(), &batch.schema()).expect("a writer");
     writer.write(&batch).and_then(|()| writer.finish()).expect("written");
     std::fs::write(&path, writer.into_inner().expect("bytes")).expect("written");
     let error = instdisc("inspect").arg("", &path).fails(65);

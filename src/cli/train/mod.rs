@@ -27,9 +27,10 @@ use crate::trainer::{
 /// Running the same command again goes on from the newest checkpoint. SIGTERM and SIGUSR1 save a
 /// checkpoint and end with exit code 75. Every option below is also a key of the TOML file, with
 /// underscores; a flag wins.
-///
-/// Example: instdisc train --dataset s3://bucket/in1k --run s3://bucket/runs/r50 --config jobs/runs/imagenet-resnet50.toml
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  instdisc train --dataset s3://bucket/in1k --run s3://bucket/runs/r50 \\\n    --config jobs/runs/imagenet-resnet50.toml"
+)]
 pub(super) struct TrainArgs {
     /// The dataset's folder
     #[arg(long, value_name = "URL")]

@@ -18,7 +18,7 @@ pub(crate) struct Call(Command);
 /// Starts a call.
 pub(crate) fn instdisc(words: &str) -> Call {
     let mut command = Command::new(INSTDISC);
-    command.args(words.split_whitespace()).env_remove("INSTDISC_LOG");
+    command.args(words.split_whitespace()).env_remove("INSTDISC_LOG").env("OMP_NUM_THREADS", "1");
     Call(command)
 }
 
@@ -96,7 +96,8 @@ pub(crate) fn dataset() -> &'static Path {
 /// A training call on a dataset that takes well under a second an epoch.
 #[cfg(feature = "torch")]
 pub(crate) fn train(dataset: &Path, run: &Path, more: &str) -> Call {
-    let base = "train --arch resnet20-cifar --image-size 16 --dim 16 --batch-size 16 --negatives 32 --device cpu";
+    let base =
+        "train --arch resnet20-cifar --image-size 16 --dim 16 --batch-size 16 --negatives 32 --device cpu";
     instdisc(&format!("{base} {more}")).arg("--dataset", dataset).arg("--run", run)
 }
 
