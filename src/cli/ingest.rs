@@ -9,7 +9,7 @@ use crate::units::Fraction;
 
 /// Turn pictures into a dataset: Parquet shards with instance ids, and a manifest.
 ///
-/// The source is an ImageFolder (<class>/<file> or <split>/<class>/<file>), as a directory or inside a tar.
+/// The source is an ImageFolder (`<class>/<file>` or `<split>/<class>/<file>`), as a directory or inside a tar.
 /// Each picture is decoded once as a check; one that cannot be decoded goes to rejects/ with its reason.
 #[derive(Debug, Args)]
 #[command(

@@ -12,6 +12,7 @@ mod knn;
 mod progress;
 #[cfg(feature = "torch")]
 mod replay;
+#[cfg(feature = "torch")]
 mod signals;
 mod synth;
 #[cfg(feature = "torch")]

@@ -16,9 +16,9 @@ use crate::units::{BankMomentum, Temperature};
 
 /// Run objective and bank update on given tensors, to compare implementations number by number.
 ///
-/// The input (safetensors) holds `bank` [n, dim], and for each step t from 0 `features_t` [batch, dim],
-/// `ids_t` [batch] and, for nce, `negatives_t` [batch, K] (ids int32 or int64). The output holds `loss_t`,
-/// `gradient_t` [batch, dim] with respect to the features, `bank_t` [n, dim] after the step's update, and,
+/// The input (safetensors) holds `bank` (n × dim), and for each step t from 0 `features_t` (batch × dim),
+/// `ids_t` (batch) and, for nce, `negatives_t` (batch × K); ids are int32 or int64. The output holds `loss_t`,
+/// `gradient_t` (batch × dim) with respect to the features, `bank_t` (n × dim) after the step's update, and,
 /// for nce, `z_t`. Z is estimated from step 0.
 #[derive(Debug, Args)]
 #[command(

@@ -51,7 +51,7 @@ pub struct Split {
     pub labelled: u64,
     /// The sum of the encoded pictures' sizes, in bytes.
     pub image_bytes: u64,
-    /// Pictures that were refused at ingest; rejects/<split>.jsonl names them.
+    /// Pictures that were refused at ingest; `rejects/<split>.jsonl` names them.
     pub rejected: u64,
     /// The digest of its content; see [`ContentDigest`].
     pub digest: Digest,

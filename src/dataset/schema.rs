@@ -1,8 +1,12 @@
 //! The columns of a shard, and what its metadata says to other readers.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Fields, Schema};
+
+/// The key of the metadata entry.
+pub(super) const HUGGINGFACE: &str = "huggingface";
 
 /// The columns. No value is ever null; they are declared as nullable because Hugging Face `datasets` takes its
 /// features from the metadata only where the declared type is its own, which is.
@@ -20,8 +24,10 @@ pub(super) fn schema() -> Schema {
     ])
 }
 
-pub(super) fn arc() -> Arc<Schema> {
-    Arc::new(schema())
+/// The columns of a dataset with these classes. The entry lies in the Arrow schema too, where pyarrow looks.
+pub(super) fn labelled_schema(classes: &[String]) -> Arc<Schema> {
+    let metadata = HashMap::from([(HUGGINGFACE.to_owned(), huggingface_entry(classes))]);
+    Arc::new(schema().with_metadata(metadata))
 }
 
 /// The value of the `huggingface` metadata entry, by which `datasets` and pandas see images and classes.

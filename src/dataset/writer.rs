@@ -10,7 +10,7 @@ use parquet::basic::{Compression, Encoding};
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterVersion};
 
-use super::schema::{arc, huggingface_entry};
+use super::schema::{HUGGINGFACE, huggingface_entry, labelled_schema};
 use super::{DatasetError, Row, ShardEntry};
 use crate::ids::ClassId;
 use crate::storage::{Digest, Location, Upload};
@@ -46,8 +46,8 @@ impl ShardWriter {
     pub fn start(dataset: &Location, path: &str, options: &WriterOptions) -> Result<Self, DatasetError> {
         let location = dataset.join(path);
         let upload = Upload::start(&location)?;
-        let schema = arc();
-        let metadata = KeyValue::new("huggingface".to_owned(), huggingface_entry(&options.classes));
+        let schema = labelled_schema(&options.classes);
+        let metadata = KeyValue::new(HUGGINGFACE.to_owned(), huggingface_entry(&options.classes));
         let properties = WriterProperties::builder()
             .set_writer_version(WriterVersion::PARQUET_1_0)
             .set_created_by("instdisc dataset 1".to_owned())

@@ -35,7 +35,7 @@ pub enum SourceFormat {
     /// What the source's content says it is.
     #[default]
     Auto,
-    /// A folder: <class>/<file>, or <split>/<class>/<file>.
+    /// A folder: `<class>/<file>`, or `<split>/<class>/<file>`.
     Imagefolder,
     /// A tar that holds such a folder.
     Tar,

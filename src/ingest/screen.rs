@@ -22,7 +22,7 @@ pub(super) struct Facts {
     colour: Colour,
 }
 
-/// A refused picture, a line of rejects/<split>.jsonl.
+/// A refused picture, a line of `rejects/<split>.jsonl`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Reject {
     pub(super) path: String,

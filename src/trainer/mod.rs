@@ -1,7 +1,7 @@
 //! The training job.
 //!
 //! [`train`] reads a dataset, moves encoder and memory bank step by step, and publishes checkpoints from
-//! which the same command goes on. Everything that changes state is a visible call in [`Trainer::step`].
+//! which the same command goes on. Everything that changes state is a visible call in `Trainer::step`.
 //! The trainer does not know how its progress is shown or how the bank is judged: hooks do that.
 //!
 //! Invariant: after a resume, weights and bank are bit for bit those of an uninterrupted run (on the CPU,
