@@ -47,7 +47,7 @@ pub(super) struct KnnArgs {
     /// A query's own row does not vote, for queries from the bank's own split
     #[arg(long)]
     leave_one_out: bool,
-    /// The report's place (.json); a page lies beside it (.html) [default: stdout, or <run>/eval]
+    /// The report's place (.json); a page lies beside it (.html) [default: stdout, or the run's eval folder]
     #[arg(long, value_name = "URL")]
     output: Option<String>,
     /// Write neighbour ids and similarities here, as Parquet

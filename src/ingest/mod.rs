@@ -2,7 +2,7 @@
 //!
 //! [`ingest`] lists the source, decodes every picture once as a check, gives the accepted ones their ids,
 //! writes shards and last the manifest. The result depends on the source and the options alone, not on
-//! threads, time or place. [`synth`] draws a picture set for trying things out.
+//! threads, time or place. [`synth()`] draws a picture set for trying things out.
 //!
 //! Invariant: until the manifest is published there is no dataset, and nothing that a published manifest
 //! names is ever overwritten.
