@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 /// The picture's number within its split.
 ///
-/// Invariants: a split of `n` pictures holds exactly the ids `0..n`; the id is also the picture's row in
-/// the memory bank; it never changes once the dataset is published.
+/// Invariants: a split of `n` pictures holds exactly the ids `0..n`; an id never changes once the dataset is
+/// published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct InstanceId(pub u32);
@@ -34,6 +34,30 @@ impl InstanceId {
 impl fmt::Display for InstanceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+/// A picture's place among those that a job works on, and its row in the memory bank.
+///
+/// Where a job works on a whole split, it is the number of the picture's [`InstanceId`]; where it works on a
+/// sample (`--limit`), the sample's ids are numbered in their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Position(pub u32);
+
+impl Position {
+    /// The position as an index.
+    pub fn row(self) -> usize {
+        self.0 as usize
+    }
+
+    /// Reads a position from a tensor's number; `None` where it is negative or too large.
+    pub fn from_index(value: i64) -> Option<Self> {
+        u32::try_from(value).ok().map(Self)
+    }
+
+    /// The position as a tensor's number.
+    pub fn to_index(self) -> i64 {
+        i64::from(self.0)
     }
 }
 

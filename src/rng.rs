@@ -25,6 +25,8 @@ pub enum Purpose {
     WeightInit = 6,
     /// The synthetic picture set; counters: class, picture.
     Synth = 7,
+    /// The sample of a split that `--limit` takes; counter: its size.
+    Sample = 9,
     /// Subsampling for reports and monitors; counter: free.
     Report = 8,
 }

@@ -1,6 +1,6 @@
 //! The memory bank: one unit vector for each picture.
 //!
-//! Row `i` is the running feature of `InstanceId(i)`. Rows move only through [`MemoryBank::update`], which
+//! Row `i` is the running feature of the picture at `Position(i)`. Rows move only through [`MemoryBank::update`], which
 //! the training loop calls; evaluating an objective never writes them, and no autograd graph passes through
 //! the bank. The bank knows nothing of files: it turns into a feature table and back.
 
@@ -11,7 +11,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 
 pub use blocks::Blocks;
 
-use crate::ids::InstanceId;
+use crate::ids::Position;
 use crate::units::BankMomentum;
 
 /// A sum of old row and new feature shorter than this cannot be normalised.
@@ -77,43 +77,47 @@ impl MemoryBank {
         &self.updated_step
     }
 
-    /// The rows of `ids`.
+    /// The rows of `positions`.
     ///
     /// # Shape
-    /// `ids: [batch]` -> `[batch, dim]`
-    pub fn gather(&self, ids: &[InstanceId]) -> Tensor {
-        self.rows.index_select(0, &self.index(ids))
+    /// `positions: [batch]` -> `[batch, dim]`
+    pub fn gather(&self, positions: &[Position]) -> Tensor {
+        self.rows.index_select(0, &self.index(positions))
     }
 
-    /// Moves the rows of `ids` towards `features` and renormalises them.
+    /// Moves the rows of `positions` towards `features` and renormalises them.
     ///
     /// `row <- normalise(momentum * row + (1 - momentum) * feature)`; where the sum is too short to be
     /// normalised (row and feature are antipodal), the row becomes the feature.
     ///
     /// # Shape
-    /// `ids: [batch]` distinct, `features: [batch, dim]` unit rows
+    /// `positions: [batch]` distinct, `features: [batch, dim]` unit rows
     ///
     /// # Panics
-    /// If an id occurs twice (the winner would be undefined), or on other shapes.
+    /// If a position occurs twice (the winner would be undefined), or on other shapes.
     ///
     /// # Source
     /// Reference `NCEAverage.py`, which does this inside `backward`; here the loop calls it.
-    pub fn update(&mut self, ids: &[InstanceId], features: &Tensor, momentum: BankMomentum, step: u64) {
-        assert_eq!(features.size(), [ids.len() as i64, self.dim() as i64], "one feature for each id");
-        let mut distinct: Vec<_> = ids.to_vec();
+    pub fn update(&mut self, positions: &[Position], features: &Tensor, momentum: BankMomentum, step: u64) {
+        assert_eq!(
+            features.size(),
+            [positions.len() as i64, self.dim() as i64],
+            "one feature for each position"
+        );
+        let mut distinct: Vec<_> = positions.to_vec();
         distinct.sort_unstable();
-        assert!(distinct.windows(2).all(|pair| pair[0] != pair[1]), "an id occurs twice in the batch");
+        assert!(distinct.windows(2).all(|pair| pair[0] != pair[1]), "a position occurs twice in the batch");
         no_grad(|| {
             let features = features.detach().to_kind(Kind::Float);
-            let old = self.gather(ids);
+            let old = self.gather(positions);
             let sum = old * momentum.get() + &features * (1.0 - momentum.get());
             let length = sum.norm_scalaropt_dim(2, [1_i64].as_slice(), true);
             let moved = &sum / &length;
             let rows = moved.where_self(&length.gt(SHORTEST_SUM), &features);
-            let _ = self.rows.index_copy_(0, &self.index(ids), &rows);
+            let _ = self.rows.index_copy_(0, &self.index(positions), &rows);
         });
-        for id in ids {
-            self.updated_step[id.row()] = Some(step);
+        for position in positions {
+            self.updated_step[position.row()] = Some(step);
         }
     }
 
@@ -127,9 +131,9 @@ impl MemoryBank {
         values
     }
 
-    fn index(&self, ids: &[InstanceId]) -> Tensor {
-        let ids: Vec<i64> = ids.iter().map(|id| id.to_stored()).collect();
-        Tensor::from_slice(&ids).to_device(self.rows.device())
+    fn index(&self, positions: &[Position]) -> Tensor {
+        let positions: Vec<i64> = positions.iter().map(|position| position.to_index()).collect();
+        Tensor::from_slice(&positions).to_device(self.rows.device())
     }
 }
 

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 use tch::{Device, Kind, Tensor};
 
 use super::{Blocks, MemoryBank};
-use crate::ids::InstanceId;
+use crate::ids::Position;
 use crate::units::BankMomentum;
 
 fn momentum(value: f64) -> BankMomentum {
@@ -20,7 +20,7 @@ fn feature(values: [f32; 2]) -> Tensor {
 #[test]
 fn an_orthogonal_feature_turns_the_row_by_half_a_right_angle() {
     let mut bank = bank(&[[1.0, 0.0]]);
-    bank.update(&[InstanceId(0)], &feature([0.0, 1.0]), momentum(0.5), 3);
+    bank.update(&[Position(0)], &feature([0.0, 1.0]), momentum(0.5), 3);
     let half = std::f32::consts::FRAC_1_SQRT_2;
     assert!(bank.to_vec().iter().all(|value| (value - half).abs() < 1e-6));
     assert_eq!(bank.updated_step(), [Some(3)]);
@@ -29,7 +29,7 @@ fn an_orthogonal_feature_turns_the_row_by_half_a_right_angle() {
 #[test]
 fn momentum_weighs_the_old_row() {
     let mut bank = bank(&[[1.0, 0.0]]);
-    bank.update(&[InstanceId(0)], &feature([0.0, 1.0]), momentum(0.9), 0);
+    bank.update(&[Position(0)], &feature([0.0, 1.0]), momentum(0.9), 0);
     let row = bank.to_vec();
     assert!((row[0] / row[1] - 9.0).abs() < 1e-4, "{row:?}");
 }
@@ -37,7 +37,7 @@ fn momentum_weighs_the_old_row() {
 #[test]
 fn an_antipodal_feature_replaces_the_row() {
     let mut bank = bank(&[[1.0, 0.0]]);
-    bank.update(&[InstanceId(0)], &feature([-1.0, 0.0]), momentum(0.5), 0);
+    bank.update(&[Position(0)], &feature([-1.0, 0.0]), momentum(0.5), 0);
     assert_eq!(bank.to_vec(), [-1.0, 0.0]);
 }
 
@@ -46,7 +46,7 @@ fn other_rows_are_untouched() {
     let mut bank = MemoryBank::random(50, 8, 1, Device::Cpu);
     let before = bank.to_vec();
     let features = MemoryBank::random(2, 8, 2, Device::Cpu);
-    bank.update(&[InstanceId(7), InstanceId(3)], features.rows(), momentum(0.5), 0);
+    bank.update(&[Position(7), Position(3)], features.rows(), momentum(0.5), 0);
     let after = bank.to_vec();
     for row in 0..50 {
         let same = before[row * 8..][..8] == after[row * 8..][..8];
@@ -58,7 +58,7 @@ fn other_rows_are_untouched() {
 fn each_feature_reaches_the_row_of_its_own_id() {
     let mut bank = bank(&[[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]);
     let features = Tensor::from_slice(&[0.0_f32, 1.0, -0.6, 0.8]).view([2, 2]);
-    bank.update(&[InstanceId(2), InstanceId(0)], &features, momentum(0.0), 0);
+    bank.update(&[Position(2), Position(0)], &features, momentum(0.0), 0);
     assert_eq!(bank.to_vec(), [-0.6, 0.8, 1.0, 0.0, 0.0, 1.0]);
 }
 
@@ -67,13 +67,13 @@ fn each_feature_reaches_the_row_of_its_own_id() {
 fn duplicate_ids_are_refused() {
     let mut bank = MemoryBank::random(5, 4, 0, Device::Cpu);
     let features = MemoryBank::random(2, 4, 1, Device::Cpu);
-    bank.update(&[InstanceId(1), InstanceId(1)], features.rows(), momentum(0.5), 0);
+    bank.update(&[Position(1), Position(1)], features.rows(), momentum(0.5), 0);
 }
 
 #[test]
 fn gathered_rows_carry_no_gradient() {
     let bank = MemoryBank::random(5, 4, 0, Device::Cpu);
-    assert!(!bank.gather(&[InstanceId(1)]).requires_grad());
+    assert!(!bank.gather(&[Position(1)]).requires_grad());
 }
 
 #[test]
@@ -113,11 +113,11 @@ proptest! {
         let mut bank = MemoryBank::random(3, 8, seed, Device::Cpu);
         let target = MemoryBank::random(1, 8, seed + 5000, Device::Cpu);
         let cosine = |bank: &MemoryBank| {
-            (bank.gather(&[InstanceId(1)]) * target.rows()).sum(Kind::Double).double_value(&[])
+            (bank.gather(&[Position(1)]) * target.rows()).sum(Kind::Double).double_value(&[])
         };
         let before = cosine(&bank);
-        bank.update(&[InstanceId(1)], target.rows(), momentum(m), 0);
-        let length = bank.gather(&[InstanceId(1)]).norm().double_value(&[]);
+        bank.update(&[Position(1)], target.rows(), momentum(m), 0);
+        let length = bank.gather(&[Position(1)]).norm().double_value(&[]);
         prop_assert!((length - 1.0).abs() < 1e-5);
         prop_assert!(cosine(&bank) >= before - 1e-5);
     }

@@ -25,7 +25,7 @@ pub(super) struct EmbedArgs {
     /// The feature table's place
     #[arg(long, value_name = "URL")]
     output: String,
-    /// Embed the first N instances only; 0 for all
+    /// Embed a uniform sample of N instances, the one that train --limit takes; 0 for all
     #[arg(long, value_name = "N", default_value_t = 0)]
     limit: u64,
     /// Pictures of a batch

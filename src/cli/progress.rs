@@ -75,6 +75,8 @@ pub(super) struct Meter {
     stage: String,
     total: u64,
     done: u64,
+    /// What was done before this call.
+    before: u64,
     started: Instant,
     last_line: Instant,
 }
@@ -94,7 +96,7 @@ impl Meter {
             bar
         });
         let now = Instant::now();
-        Self { bar, stage: stage.to_owned(), total, done, started: now, last_line: now }
+        Self { bar, stage: stage.to_owned(), total, done, before: done, started: now, last_line: now }
     }
 
     /// Counts items, with a message of the moment.
@@ -112,9 +114,9 @@ impl Meter {
     }
 
     fn line(&self, message: &str) {
-        let rate = self.done as f64 / self.started.elapsed().as_secs_f64().max(1e-9);
+        let rate = (self.done - self.before) as f64 / self.started.elapsed().as_secs_f64().max(1e-9);
         let share = 100.0 * self.done as f64 / self.total.max(1) as f64;
-        say(&format!("{}: {}/{} ({share:.0} %) {rate:.0}/s {message}", self.stage, self.done, self.total));
+        say(&format!("{}: {}/{} ({share:.0} %) {rate:.1}/s {message}", self.stage, self.done, self.total));
     }
 }
 

@@ -8,7 +8,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::exit::WrongData;
 use crate::bank::MemoryBank;
-use crate::ids::InstanceId;
+use crate::ids::Position;
 use crate::model::NamedTensors;
 use crate::objective::{Nce, NceOptions, Negatives, Objective, ObjectiveKind, Partition, Queries, Softmax};
 use crate::storage::{Location, PublishMode};
@@ -73,7 +73,7 @@ fn replay(args: &ReplayArgs, input: &NamedTensors) -> anyhow::Result<NamedTensor
         ensure!(features.size() == expected, "features_{step}: {:?}, not {expected:?}", features.size());
         let negatives = negatives(args.objective, input, step, &ids, instances)?;
         let objective = objective.get_or_insert_with(|| new_objective(args, negatives.as_ref()));
-        let queries = Queries { features: &features, ids: &ids };
+        let queries = Queries { features: &features, positions: &ids };
         objective.prepare(queries, &bank, negatives.as_ref());
         let evaluation = objective.evaluate(queries, &bank, negatives.as_ref());
         bank.update(&ids, &features, args.bank_momentum, step);
@@ -89,21 +89,21 @@ fn replay(args: &ReplayArgs, input: &NamedTensors) -> anyhow::Result<NamedTensor
     Ok(NamedTensors::from_tensors(results))
 }
 
-fn ids(input: &NamedTensors, step: u64, instances: i64) -> anyhow::Result<Vec<InstanceId>> {
+fn ids(input: &NamedTensors, step: u64, instances: i64) -> anyhow::Result<Vec<Position>> {
     let name = format!("ids_{step}");
     let values = indices(input.get(&name)?, &name, instances)?;
     let values = Vec::<i64>::try_from(values.reshape([-1]))?;
     let mut distinct = values.clone();
     distinct.sort_unstable();
     ensure!(distinct.windows(2).all(|pair| pair[0] != pair[1]), "{name}: an id occurs twice");
-    values.into_iter().map(|id| InstanceId::from_stored(id).context("an id is out of range")).collect()
+    values.into_iter().map(|id| Position::from_index(id).context("an id is out of range")).collect()
 }
 
 fn negatives(
     objective: ObjectiveKind,
     input: &NamedTensors,
     step: u64,
-    ids: &[InstanceId],
+    ids: &[Position],
     instances: i64,
 ) -> anyhow::Result<Option<Negatives>> {
     if objective != ObjectiveKind::Nce {

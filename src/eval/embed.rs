@@ -26,7 +26,7 @@ pub struct EmbedJob {
     pub split: String,
     /// The feature table's place.
     pub output: Location,
-    /// Embed the first so many instances only; 0 for all.
+    /// Embed so many instances only, a uniform sample; 0 for all.
     pub limit: u64,
     /// Pictures of a batch.
     pub batch_size: usize,

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use crate::dataset::Manifest;
-use crate::ids::InstanceId;
+use crate::ids::{InstanceId, Position};
 use crate::loader::{DatasetSource, EvalTransform, Source, evaluate_pixels};
 use crate::picture::{Limits, Picture, decode, encode_jpeg};
 use crate::storage::Location;
@@ -38,7 +38,7 @@ impl Thumbnails {
             if id.row() >= source.len() || jpegs.contains_key(&id) {
                 continue;
             }
-            let rows = source.read(&[id])?;
+            let rows = source.read(&[Position(id.0)])?;
             // A picture that cannot be shown leaves its place empty.
             let decoded = rows.first().and_then(|row| decode(&row.bytes, &Limits::default()).ok());
             if let Some(jpeg) = decoded.and_then(|picture| thumbnail(&picture)) {

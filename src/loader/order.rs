@@ -1,6 +1,6 @@
 //! The order of an epoch.
 
-use crate::ids::InstanceId;
+use crate::ids::Position;
 use crate::rng::{Purpose, Stream};
 
 /// Rounds of the Feistel network; four make a pseudo-random permutation, six leave a margin.
@@ -29,17 +29,17 @@ impl EpochOrder {
         Self { len: len as u64, half_bits: bits.div_ceil(2), keys: std::array::from_fn(|_| stream.bits()) }
     }
 
-    /// The instance at a position of the epoch.
+    /// Which of the pictures comes at a place of the epoch.
     ///
     /// # Panics
     /// If there is no such position.
-    pub fn at(&self, position: usize) -> InstanceId {
+    pub fn at(&self, position: usize) -> Position {
         assert!((position as u64) < self.len, "the epoch has {} positions", self.len);
         let mut value = position as u64;
         loop {
             value = self.permute(value);
             if value < self.len {
-                return InstanceId(value as u32);
+                return Position(value as u32);
             }
         }
     }

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use super::apply::{EvalTransform, augment, evaluate_pixels};
 use super::{EpochOrder, LoaderError, Recipe, Source};
 use crate::dataset::Row;
-use crate::ids::{ClassId, InstanceId};
+use crate::ids::{ClassId, InstanceId, Position};
 use crate::picture::{Limits, Picture, decode};
 use crate::rng::{Purpose, Stream};
 
@@ -25,6 +25,8 @@ pub struct Batch {
     pub step_in_epoch: u64,
     /// `[batch]`: the instances.
     pub ids: Vec<InstanceId>,
+    /// `[batch]`: their positions in the source.
+    pub positions: Vec<Position>,
     /// `[batch]`: their labels.
     pub labels: Vec<Option<ClassId>>,
     /// `[batch, 3, side, side]`, row after row.
@@ -53,7 +55,7 @@ pub struct LoaderOptions {
 /// Which instances a step has, and what is done to a picture.
 trait Plan: Send + Sync + 'static {
     /// The instances of a step; none after the last.
-    fn ids(&self, step: u64) -> Vec<InstanceId>;
+    fn positions(&self, step: u64) -> Vec<Position>;
     /// The side of the square that comes out.
     fn side(&self) -> u32;
     /// Writes the pixels of one picture.
@@ -68,7 +70,7 @@ struct TrainingPlan {
 }
 
 impl Plan for TrainingPlan {
-    fn ids(&self, step: u64) -> Vec<InstanceId> {
+    fn positions(&self, step: u64) -> Vec<Position> {
         let start = (step as usize).saturating_mul(self.options.batch_size);
         let end = start.saturating_add(self.options.batch_size);
         if self.options.drop_last && end > self.instances {
@@ -96,10 +98,10 @@ struct EvaluationPlan {
 }
 
 impl Plan for EvaluationPlan {
-    fn ids(&self, step: u64) -> Vec<InstanceId> {
+    fn positions(&self, step: u64) -> Vec<Position> {
         let start = (step as usize).saturating_mul(self.batch_size).min(self.instances);
         let end = (start + self.batch_size).min(self.instances);
-        (start as u32..end as u32).map(InstanceId).collect()
+        (start as u32..end as u32).map(Position).collect()
     }
 
     fn side(&self) -> u32 {
@@ -232,11 +234,12 @@ fn produce(
     stop: &AtomicBool,
 ) {
     for step in first_step.. {
-        let ids = plan.ids(step);
-        if ids.is_empty() || stop.load(Ordering::Relaxed) {
+        let positions = plan.positions(step);
+        if positions.is_empty() || stop.load(Ordering::Relaxed) {
             return;
         }
-        let batch = source.read(&ids).and_then(|rows| make_batch(plan, pool, step, rows, stop));
+        let rows = source.read(&positions);
+        let batch = rows.and_then(|rows| make_batch(plan, pool, step, positions, rows, stop));
         let failed = batch.is_err();
         if batches.send(batch).is_err() || failed {
             return;
@@ -248,6 +251,7 @@ fn make_batch(
     plan: &impl Plan,
     pool: &rayon::ThreadPool,
     step: u64,
+    positions: Vec<Position>,
     rows: Vec<Row>,
     stop: &AtomicBool,
 ) -> Result<Batch, LoaderError> {
@@ -266,6 +270,7 @@ fn make_batch(
     Ok(Batch {
         step_in_epoch: step,
         ids: rows.iter().map(|row| row.id).collect(),
+        positions,
         labels: rows.iter().map(|row| row.label).collect(),
         pixels,
     })

@@ -5,36 +5,41 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::LoaderError;
 use crate::dataset::{DatasetError, Manifest, Row, ShardReader};
-use crate::ids::{ClassId, InstanceId};
+use crate::ids::{ClassId, InstanceId, Position};
+use crate::rng::{Purpose, Stream};
 use crate::storage::Location;
 
 /// Bytes of encoded pictures that are kept in memory; a smaller split is read once.
 const CACHE_BYTES: u64 = 4 << 30;
 
-/// Gives rows by their ids.
+/// Gives rows by their positions.
 pub trait Source: Send + Sync {
-    /// The number of instances; their ids are `0..len`.
+    /// The number of instances; their positions are `0..len`.
     fn len(&self) -> usize;
+
+    /// The instance at each position, in ascending order.
+    fn ids(&self) -> &[InstanceId];
 
     /// Whether there is none.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The label of every instance, in the order of the ids.
+    /// The label at each position.
     fn labels(&self) -> &[Option<ClassId>];
 
-    /// The rows of these ids, in their order.
+    /// The rows at these positions, in their order.
     ///
     /// # Errors
     /// If a row cannot be read.
-    fn read(&self, ids: &[InstanceId]) -> Result<Vec<Row>, LoaderError>;
+    fn read(&self, positions: &[Position]) -> Result<Vec<Row>, LoaderError>;
 }
 
 /// Rows that are in memory already.
 #[derive(Clone, Debug)]
 pub struct MemorySource {
     rows: Vec<Row>,
+    ids: Vec<InstanceId>,
     labels: Vec<Option<ClassId>>,
 }
 
@@ -42,11 +47,12 @@ impl MemorySource {
     /// A source of rows in the order of their ids.
     ///
     /// # Panics
-    /// If the ids are not `0..len`.
+    /// If the ids do not ascend.
     pub fn new(rows: Vec<Row>) -> Self {
-        assert!(rows.iter().enumerate().all(|(index, row)| row.id.row() == index), "ids are 0..len");
+        let ids: Vec<_> = rows.iter().map(|row| row.id).collect();
+        assert!(ids.is_sorted_by(|a, b| a < b), "ids ascend");
         let labels = rows.iter().map(|row| row.label).collect();
-        Self { rows, labels }
+        Self { rows, ids, labels }
     }
 }
 
@@ -55,12 +61,16 @@ impl Source for MemorySource {
         self.rows.len()
     }
 
+    fn ids(&self) -> &[InstanceId] {
+        &self.ids
+    }
+
     fn labels(&self) -> &[Option<ClassId>] {
         &self.labels
     }
 
-    fn read(&self, ids: &[InstanceId]) -> Result<Vec<Row>, LoaderError> {
-        Ok(ids.iter().map(|id| self.rows[id.row()].clone()).collect())
+    fn read(&self, positions: &[Position]) -> Result<Vec<Row>, LoaderError> {
+        Ok(positions.iter().map(|position| self.rows[position.row()].clone()).collect())
     }
 }
 
@@ -75,14 +85,16 @@ struct Group {
 #[derive(Debug)]
 pub struct DatasetSource {
     shards: Vec<ShardReader>,
-    /// By id: the row group and the row within it.
+    ids: Vec<InstanceId>,
+    /// By position: the row group and the row within it.
     places: Vec<(Group, u32)>,
     labels: Vec<Option<ClassId>>,
     cache: Mutex<Cache>,
 }
 
 impl DatasetSource {
-    /// Opens a split and reads the ids and labels of all rows; with `limit`, the first so many ids alone.
+    /// Opens a split and reads the ids and labels of all rows; with `limit`, so many of them are taken, a
+    /// uniform sample that depends on nothing but the two numbers.
     ///
     /// # Errors
     /// If there is no such split, or a shard is missing or damaged.
@@ -110,17 +122,17 @@ impl DatasetSource {
                 }
             }
         }
-        let len = limit.unwrap_or(usize::MAX).min(found.len());
-        let mut places = Vec::with_capacity(len);
-        let mut labels = Vec::with_capacity(len);
-        for (id, place) in found.into_iter().take(len).enumerate() {
-            let Some((group, row, label)) = place else {
+        let ids = sample(found.len(), limit.unwrap_or(usize::MAX));
+        let mut places = Vec::with_capacity(ids.len());
+        let mut labels = Vec::with_capacity(ids.len());
+        for &id in &ids {
+            let Some((group, row, label)) = found[id.row()] else {
                 return Err(damaged(&dataset.to_string(), format!("instance {id} is in no shard")));
             };
             places.push((group, row));
             labels.push(label);
         }
-        Ok(Self { shards, places, labels, cache: Mutex::new(Cache::default()) })
+        Ok(Self { shards, ids, places, labels, cache: Mutex::new(Cache::default()) })
     }
 
     fn group(&self, group: Group) -> Result<Arc<Vec<Row>>, LoaderError> {
@@ -137,6 +149,17 @@ impl DatasetSource {
     }
 }
 
+/// `limit` of the ids `0..instances`, ascending.
+fn sample(instances: usize, limit: usize) -> Vec<InstanceId> {
+    let mut ids: Vec<_> = (0..instances as u32).map(InstanceId).collect();
+    if limit < instances {
+        Stream::new(0, Purpose::Sample, limit as u64, 0).shuffle(&mut ids);
+        ids.truncate(limit);
+        ids.sort_unstable();
+    }
+    ids
+}
+
 fn damaged(shard: &str, reason: String) -> LoaderError {
     DatasetError::Damaged { shard: shard.to_owned(), reason }.into()
 }
@@ -146,24 +169,29 @@ impl Source for DatasetSource {
         self.places.len()
     }
 
+    fn ids(&self) -> &[InstanceId] {
+        &self.ids
+    }
+
     fn labels(&self) -> &[Option<ClassId>] {
         &self.labels
     }
 
-    fn read(&self, ids: &[InstanceId]) -> Result<Vec<Row>, LoaderError> {
-        let read = |id: &InstanceId| {
-            let (group, place) = self.places[id.row()];
+    fn read(&self, positions: &[Position]) -> Result<Vec<Row>, LoaderError> {
+        let read = |position: &Position| {
+            let position = position.row();
+            let (group, place) = self.places[position];
             let rows = self.group(group)?;
             // Ids and labels were read apart from the rows, without a check.
-            let label = self.labels[id.row()];
-            let row = rows.get(place as usize).filter(|row| row.id == *id && row.label == label).cloned();
+            let (id, label) = (self.ids[position], self.labels[position]);
+            let row = rows.get(place as usize).filter(|row| row.id == id && row.label == label).cloned();
             row.ok_or_else(|| {
                 let reason = format!("row {place} is not what its id and label said");
                 let shard = self.shards[group.shard as usize].shown().to_owned();
                 DatasetError::RowGroup { shard, row_group: group.row_group as usize, reason }.into()
             })
         };
-        ids.iter().map(read).collect()
+        positions.iter().map(read).collect()
     }
 }
 

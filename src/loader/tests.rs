@@ -5,7 +5,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::dataset::{DatasetError, Row};
-use crate::ids::{ClassId, InstanceId};
+use crate::ids::{ClassId, InstanceId, Position};
 use crate::picture::{Picture, encode_png};
 use crate::rng::{Purpose, Stream};
 
@@ -79,7 +79,7 @@ fn pixels_belong_to_the_id_that_the_batch_names() {
     let source = source(30);
     for batch in batches(&source, options()) {
         for (id, pixels) in batch.ids.iter().zip(batch.pixels.chunks(3 * 16 * 16)) {
-            let row = &source.read(&[*id]).expect("a row")[0];
+            let row = &source.read(&[Position(id.0)]).expect("a row")[0];
             let picture = crate::picture::decode(&row.bytes, &Default::default()).expect("decoded");
             let mut stream = Stream::new(1, Purpose::Augmentation, 2, u64::from(id.0));
             let drawn = Recipe::imagenet(16).draw(&mut stream, picture.width, picture.height);
@@ -121,7 +121,7 @@ fn dropping_a_loader_in_mid_epoch_returns_at_once() {
 
 #[test]
 fn a_picture_that_cannot_be_decoded_is_named_and_ends_the_epoch() {
-    let mut rows = source(10).read(&(0..10).map(InstanceId).collect::<Vec<_>>()).expect("rows");
+    let mut rows = source(10).read(&(0..10).map(Position).collect::<Vec<_>>()).expect("rows");
     rows[4].bytes = Bytes::from_static(b"no picture");
     let source: Arc<dyn Source> = Arc::new(MemorySource::new(rows));
     let mut loader = Loader::start(source, Recipe::cifar(16), options()).expect("started");
@@ -138,11 +138,15 @@ impl Source for Broken {
         100
     }
 
+    fn ids(&self) -> &[InstanceId] {
+        &[InstanceId(0); 100]
+    }
+
     fn labels(&self) -> &[Option<ClassId>] {
         &[None; 100]
     }
 
-    fn read(&self, _ids: &[InstanceId]) -> Result<Vec<Row>, LoaderError> {
+    fn read(&self, _positions: &[Position]) -> Result<Vec<Row>, LoaderError> {
         Err(DatasetError::NotThere { dataset: "x".into() }.into())
     }
 }

@@ -18,7 +18,7 @@ pub use negatives::Negatives;
 pub use softmax::Softmax;
 
 use crate::bank::MemoryBank;
-use crate::ids::InstanceId;
+use crate::ids::Position;
 
 /// Bytes of bank rows that an objective gathers at a time.
 const TILE_BYTES: usize = 32 << 20;
@@ -38,8 +38,8 @@ pub enum ObjectiveKind {
 pub struct Queries<'a> {
     /// `[batch, dim]` unit rows, f32, without a graph.
     pub features: &'a Tensor,
-    /// `[batch]`: the instance of each row.
-    pub ids: &'a [InstanceId],
+    /// `[batch]`: the bank's row of each.
+    pub positions: &'a [Position],
 }
 
 /// What an objective says of a batch.

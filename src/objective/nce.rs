@@ -96,7 +96,7 @@ impl Nce {
             parts.push(scaled.logsumexp([0_i64].as_slice(), false));
         });
         let sum = Tensor::stack(&parts, 0).logsumexp([0_i64].as_slice(), false).double_value(&[]);
-        let terms = queries.ids.len() * (1 + negatives.rows().size()[1] as usize);
+        let terms = queries.positions.len() * (1 + negatives.rows().size()[1] as usize);
         self.partition = Partition::Fixed { ln_z: (bank.len() as f64).ln() + sum - (terms as f64).ln() };
     }
 
@@ -115,13 +115,13 @@ impl Nce {
             let positive = logit(&self.positive_similarities(queries, bank));
             let mut loss = (-&positive).softplus().sum(Kind::Double);
             let weights = -(-&positive).sigmoid().unsqueeze(1);
-            let mut gradient = bank.gather(queries.ids) * weights;
+            let mut gradient = bank.gather(queries.positions) * weights;
             self.for_each_tile(queries, bank, negatives, |similarities, rows| {
                 let logits = logit(similarities);
                 loss += logits.softplus().sum(Kind::Double);
                 gradient += logits.sigmoid().unsqueeze(1).bmm(rows).squeeze_dim(1);
             });
-            let batch = queries.ids.len() as f64;
+            let batch = queries.positions.len() as f64;
             let offset = if count > 0.0 { count * (ln_c - noise.ln()) } else { 0.0 };
             Evaluation {
                 loss: loss.double_value(&[]) / batch + offset,
@@ -132,7 +132,11 @@ impl Nce {
 
     /// `[batch]`: the similarity of each query to its own row.
     fn positive_similarities(&self, queries: Queries<'_>, bank: &MemoryBank) -> Tensor {
-        (bank.gather(queries.ids) * queries.features).sum_dim_intlist([1_i64].as_slice(), false, Kind::Float)
+        (bank.gather(queries.positions) * queries.features).sum_dim_intlist(
+            [1_i64].as_slice(),
+            false,
+            Kind::Float,
+        )
     }
 
     /// Calls `visit` with similarities `[batch, tile]` and rows `[batch, tile, dim]` of one tile after the
@@ -144,7 +148,7 @@ impl Nce {
         negatives: &Negatives,
         mut visit: impl FnMut(&Tensor, &Tensor),
     ) {
-        let (batch, dim) = (queries.ids.len() as i64, bank.dim() as i64);
+        let (batch, dim) = (queries.positions.len() as i64, bank.dim() as i64);
         let count = negatives.rows().size()[1];
         let row_bytes = batch as usize * dim as usize * size_of::<f32>();
         let tile = (TILE_BYTES / row_bytes.max(1)).max(1) as i64;

@@ -27,9 +27,9 @@ impl Softmax {
     /// The loss of the batch and its gradient.
     pub fn evaluate(&self, queries: Queries<'_>, bank: &MemoryBank) -> Evaluation {
         let temperature = self.temperature.get();
-        let batch = queries.ids.len() as f64;
+        let batch = queries.positions.len() as f64;
         no_grad(|| {
-            let own = bank.gather(queries.ids);
+            let own = bank.gather(queries.positions);
             let positive = (&own * queries.features).sum_dim_intlist([1_i64].as_slice(), false, Kind::Double)
                 / temperature;
             let mut parts = Vec::new();
@@ -55,7 +55,7 @@ impl Softmax {
 /// Calls `visit` with similarities `[batch, tile]` and rows `[tile, dim]` of one tile after the other.
 fn for_each_tile(queries: Queries<'_>, bank: &MemoryBank, mut visit: impl FnMut(&Tensor, &Tensor)) {
     let rows = bank.len() as i64;
-    let row_bytes = (bank.dim() + 2 * queries.ids.len()) * size_of::<f32>();
+    let row_bytes = (bank.dim() + 2 * queries.positions.len()) * size_of::<f32>();
     let tile = (TILE_BYTES / row_bytes).max(1) as i64;
     let mut start = 0;
     while start < rows {

@@ -3,7 +3,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::{Nce, NceOptions, Negatives, Partition, Queries, Softmax};
 use crate::bank::MemoryBank;
-use crate::ids::InstanceId;
+use crate::ids::Position;
 use crate::rng::{Purpose, Stream};
 use crate::units::Temperature;
 
@@ -21,13 +21,13 @@ fn options(negatives: usize, tau: f64, eps: f64) -> NceOptions {
 struct Case {
     bank: MemoryBank,
     features: Tensor,
-    ids: Vec<InstanceId>,
+    ids: Vec<Position>,
     negatives: Negatives,
 }
 
 impl Case {
     fn random(seed: u64, instances: usize, batch: usize, negatives: usize) -> Self {
-        let mut ids: Vec<_> = (0..instances as u32).map(InstanceId).collect();
+        let mut ids: Vec<_> = (0..instances as u32).map(Position).collect();
         Stream::new(seed, Purpose::Report, 0, 0).shuffle(&mut ids);
         ids.truncate(batch);
         Self {
@@ -39,7 +39,7 @@ impl Case {
     }
 
     fn queries(&self) -> Queries<'_> {
-        Queries { features: &self.features, ids: &self.ids }
+        Queries { features: &self.features, positions: &self.ids }
     }
 
     fn feature(&self, query: usize) -> Vec<f64> {
@@ -93,11 +93,11 @@ fn loss_is_one_plus_k_times_ln_two_when_model_equals_noise() {
     let row: Vec<f32> = [1.0].into_iter().chain([0.0; DIM - 1]).collect();
     let bank = MemoryBank::from_rows(&row.repeat(100), DIM, vec![None; 100], Device::Cpu);
     let features = bank.rows().narrow(0, 0, 2);
-    let ids = [InstanceId(0), InstanceId(1)];
+    let ids = [Position(0), Position(1)];
     let negatives = Negatives::draw(0, 0, 2, 4096, 100, Device::Cpu);
     let ln_z = 1.0 / 0.07 - (4096.0_f64 / 100.0).ln();
     let nce = Nce::new(options(4096, 0.07, 0.0), Partition::Fixed { ln_z });
-    let loss = nce.evaluate(Queries { features: &features, ids: &ids }, &bank, &negatives).loss;
+    let loss = nce.evaluate(Queries { features: &features, positions: &ids }, &bank, &negatives).loss;
     assert!(close(loss, 4097.0 * 2.0_f64.ln(), 1e-6), "{loss}");
 }
 
@@ -161,7 +161,7 @@ fn exact_softmax_of_a_uniform_bank_is_ln_n() {
     let bank = MemoryBank::from_rows(&row.repeat(64), DIM, vec![None; 64], Device::Cpu);
     let features = bank.rows().narrow(0, 0, 1);
     let evaluation = Softmax::new(temperature(0.07))
-        .evaluate(Queries { features: &features, ids: &[InstanceId(0)] }, &bank);
+        .evaluate(Queries { features: &features, positions: &[Position(0)] }, &bank);
     assert!(close(evaluation.loss, 64.0_f64.ln(), 1e-6));
     assert!(evaluation.gradient.abs().max().double_value(&[]) < 1e-4);
 }
@@ -206,7 +206,7 @@ proptest! {
         let evaluation = Softmax::new(temperature(0.1)).evaluate(case.queries(), &case.bank);
         let features = case.features.to_kind(Kind::Double).set_requires_grad(true);
         let logits = features.matmul(&case.bank.rows().to_kind(Kind::Double).tr()) / 0.1;
-        let target: Vec<i64> = case.ids.iter().map(|id| id.to_stored()).collect();
+        let target: Vec<i64> = case.ids.iter().map(|id| id.to_index()).collect();
         let loss = logits.cross_entropy_for_logits(&Tensor::from_slice(&target));
         loss.backward();
         prop_assert!(close(evaluation.loss, loss.double_value(&[]), 1e-5));

@@ -61,7 +61,7 @@ pub enum Precision {
 pub struct TrainConfig {
     /// The split to train on.
     pub split: String,
-    /// Train on the first so many instances only; 0 for all.
+    /// Train on so many instances only, a uniform sample; 0 for all.
     pub limit: u64,
     /// The backbone.
     pub arch: Architecture,

@@ -2,8 +2,8 @@
 
 use crate::bank::MemoryBank;
 use crate::checkpoint::{
-    self, BANK, Checkpoint, CheckpointManifest, FileEntry, MODEL, OPTIMIZER, STATE, TrainState, TrainedOn,
-    checkpoint_name, list_checkpoints, publish_file, remove_checkpoint,
+    BANK, Checkpoint, CheckpointError, CheckpointManifest, FileEntry, MODEL, OPTIMIZER, STATE, TrainState,
+    TrainedOn, checkpoint_name, list_checkpoints, publish_file, remove_checkpoint,
 };
 use crate::feature_table::{FeatureTable, Kind, TableMeta};
 use crate::ids::{ClassId, InstanceId};
@@ -18,6 +18,7 @@ use super::step::Trainer;
 pub(super) struct DataIdentity {
     pub(super) trained_on: TrainedOn,
     pub(super) classes: Vec<String>,
+    pub(super) ids: Vec<InstanceId>,
     pub(super) labels: Vec<Option<ClassId>>,
 }
 
@@ -57,6 +58,10 @@ impl Trainer {
         self.encoder.load(&NamedTensors::from_bytes(&from.read(MODEL)?)?)?;
         self.optimizer.load(&NamedTensors::from_bytes(&from.read(OPTIMIZER)?)?)?;
         let table = FeatureTable::read(&from.folder().join(BANK))?;
+        if table.ids != data.ids {
+            let file = from.folder().join(BANK).to_string();
+            return Err(CheckpointError::Damaged { file }.into());
+        }
         let device = self.encoder.device();
         self.bank = MemoryBank::from_rows(&table.features, table.meta.dim, table.updated_step, device);
         self.set_partition(state.ln_partition);
@@ -91,7 +96,7 @@ impl Trainer {
                 unit_length: true,
                 classes: data.classes.clone(),
             },
-            ids: (0..self.bank.len() as u32).map(InstanceId).collect(),
+            ids: data.ids.clone(),
             labels: data.labels.clone(),
             updated_step: self.bank.updated_step().to_vec(),
             features: self.bank.to_vec(),
@@ -104,7 +109,7 @@ pub(super) fn newest(run: &Location) -> Result<Option<Checkpoint>, TrainError> {
     for (_, folder) in list_checkpoints(run)?.into_iter().rev() {
         match Checkpoint::open(&folder).and_then(|checkpoint| checkpoint.verify().map(|()| checkpoint)) {
             Ok(checkpoint) => return Ok(Some(checkpoint)),
-            Err(checkpoint::CheckpointError::Storage(error)) => return Err(error.into()),
+            Err(CheckpointError::Storage(error)) => return Err(error.into()),
             Err(error) => tracing::warn!("{error}; the checkpoint before it is used"),
         }
     }

@@ -75,6 +75,7 @@ impl<'a> Session<'a> {
                 split_digest: manifest.split(&job.dataset, &config.split)?.digest.to_string(),
             },
             classes: manifest.classes.clone(),
+            ids: source.ids().to_vec(),
             labels: source.labels().to_vec(),
         };
         let found = newest(&job.run)?;

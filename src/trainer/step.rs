@@ -58,7 +58,7 @@ impl Trainer {
         let detached = features.detach();
         self.check("features' sum", detached.sum(Kind::Double).double_value(&[]), &batch.ids)?;
 
-        let queries = Queries { features: &detached, ids: &batch.ids };
+        let queries = Queries { features: &detached, positions: &batch.positions };
         let negatives = self.draw_negatives(batch.ids.len());
         self.objective.prepare(queries, &self.bank, negatives.as_ref());
         let evaluation = self.objective.evaluate(queries, &self.bank, negatives.as_ref());
@@ -70,7 +70,7 @@ impl Trainer {
         self.check("gradient's norm", gradient_norm, &batch.ids)?;
 
         self.optimizer.step(learning_rate(&self.config, self.cursor.epoch));
-        self.bank.update(&batch.ids, &detached, self.config.bank_momentum, step);
+        self.bank.update(&batch.positions, &detached, self.config.bank_momentum, step);
         self.cursor.step += 1;
         self.cursor.step_in_epoch += 1;
         Ok(StepOutcome { loss: evaluation.loss, gradient_norm })

@@ -125,6 +125,32 @@ mod trained {
         }
     }
 
+    /// Ids follow the classes, 12 of each: so the label of instance i is i / 12.
+    #[test]
+    fn a_sample_covers_the_classes_and_its_rows_keep_their_ids() {
+        let dir = scratch();
+        let run = dir.path().join("run");
+        train(dataset(), &run, "--epochs 1 --limit 40").ok();
+        let location = instdisc::storage::Location::from_path(&run).expect("a location");
+        let bank = location.join("checkpoints/step-00000003/bank.arrow");
+        let bank = instdisc::feature_table::FeatureTable::read(&bank).expect("the bank");
+        assert_eq!(bank.len(), 40);
+        let classes: std::collections::BTreeSet<_> = bank.labels.iter().flatten().copied().collect();
+        assert!(classes.len() >= 8, "{classes:?}");
+        for (id, label) in bank.ids.iter().zip(&bank.labels) {
+            assert_eq!(label.map(|class| class.index()), Some(id.row() / 12), "{id}");
+        }
+        let table = dir.path().join("train.arrow");
+        instdisc("embed --split train --limit 40 --device cpu")
+            .arg("--checkpoint", run.join("checkpoints/step-00000003"))
+            .arg("--dataset", dataset())
+            .arg("--output", &table)
+            .ok();
+        let table = instdisc::storage::Location::from_path(&table).expect("a location");
+        let table = instdisc::feature_table::FeatureTable::read(&table).expect("the table");
+        assert_eq!((table.ids, table.labels), (bank.ids, bank.labels));
+    }
+
     #[test]
     fn a_run_is_judged_by_its_newest_checkpoint() {
         let dir = scratch();

@@ -16,7 +16,7 @@ pub(super) struct TrainFlags {
     #[arg(long, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     split: Option<String>,
-    /// Train on the first N instances only; 0 for all
+    /// Train on a uniform sample of N instances; 0 for all
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     limit: Option<u64>,

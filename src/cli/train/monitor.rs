@@ -25,6 +25,7 @@ const MONITOR_BATCH: usize = 256;
 /// Scores the bank by the neighbours of a labelled split, as the reference does after each epoch.
 pub(super) struct Monitor {
     split: Option<(Arc<dyn Source>, TableMeta)>,
+    ids: Vec<InstanceId>,
     labels: Vec<Option<ClassId>>,
     threads: usize,
 }
@@ -35,7 +36,7 @@ impl Monitor {
         let manifest = Manifest::read(dataset)?;
         let limit = if config.limit == 0 { None } else { Some(config.limit as usize) };
         let train = DatasetSource::open(dataset, &manifest, &config.split, limit)?;
-        let labels = train.labels().to_vec();
+        let (ids, labels) = (train.ids().to_vec(), train.labels().to_vec());
         let name = MONITOR_SPLITS
             .into_iter()
             .find(|name| manifest.splits.contains_key(*name) && *name != config.split);
@@ -56,7 +57,7 @@ impl Monitor {
                 Some((Arc::new(source) as Arc<dyn Source>, meta))
             }
         };
-        Ok(Self { split, labels, threads: config.loader_threads })
+        Ok(Self { split, ids, labels, threads: config.loader_threads })
     }
 
     /// The scores of the bank as it is now; none where the dataset has no second split.
@@ -70,7 +71,7 @@ impl Monitor {
         let queries = encode(encoder, Arc::clone(source), meta.clone(), MONITOR_BATCH, self.threads, &Quiet)?;
         let table = FeatureTable {
             meta: TableMeta { kind: Kind::Bank, ..meta.clone() },
-            ids: (0..bank.len() as u32).map(InstanceId).collect(),
+            ids: self.ids.clone(),
             labels: self.labels.clone(),
             updated_step: bank.updated_step().to_vec(),
             features: bank.to_vec(),
