@@ -80,8 +80,8 @@ impl FeatureTable {
             if std::mem::replace(&mut seen[id.row()], true) {
                 return wrong("it occurs twice");
             }
-            if self.meta.kind == Kind::Bank && id.row() != row {
-                return wrong("row i of a bank is of instance i");
+            if self.meta.kind == Kind::Bank && row > 0 && self.ids[row - 1] > *id {
+                return wrong("the ids of a bank ascend");
             }
         }
         for (row, feature) in self.features.chunks_exact(self.meta.dim).enumerate() {

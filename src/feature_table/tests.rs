@@ -82,7 +82,7 @@ fn a_row_that_is_not_of_unit_length_is_named() {
 fn duplicate_and_misplaced_ids_are_named() {
     let mut wrong = table(10);
     wrong.ids.swap(4, 5);
-    assert!(matches!(read_error(&wrong), TableError::Id { row: 4, .. }));
+    assert!(matches!(read_error(&wrong), TableError::Id { row: 5, .. }));
     wrong.meta.kind = Kind::Embedding;
     wrong.ids[9] = InstanceId(0);
     assert!(matches!(read_error(&wrong), TableError::Id { row: 9, id: 0, .. }));
