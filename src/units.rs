@@ -90,6 +90,78 @@ unit!(
     Fraction, "fraction", "between 0 and 1", |value| (0.0..=1.0).contains(&value)
 );
 
+/// A number of bytes, written as `4096`, `512KiB`, `1.5GB` and the like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "ByteText", into = "u64")]
+pub struct ByteSize(pub u64);
+
+/// What a configuration file may hold for a [`ByteSize`].
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum ByteText {
+    Number(u64),
+    Text(String),
+}
+
+/// Units by their names; a name of two letters counts in thousands.
+const BYTE_UNITS: [(&str, u64); 10] = [
+    ("", 1),
+    ("B", 1),
+    ("kB", 1000),
+    ("MB", 1_000_000),
+    ("GB", 1_000_000_000),
+    ("TB", 1_000_000_000_000),
+    ("KiB", 1 << 10),
+    ("MiB", 1 << 20),
+    ("GiB", 1 << 30),
+    ("TiB", 1 << 40),
+];
+
+impl TryFrom<ByteText> for ByteSize {
+    type Error = String;
+
+    fn try_from(text: ByteText) -> Result<Self, String> {
+        match text {
+            ByteText::Number(bytes) => Ok(Self(bytes)),
+            ByteText::Text(text) => text.parse(),
+        }
+    }
+}
+
+impl From<ByteSize> for u64 {
+    fn from(size: ByteSize) -> u64 {
+        size.0
+    }
+}
+
+impl fmt::Display for ByteSize {
+    /// The largest unit of powers of two in which the number is whole.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let whole = |(_, bytes): &&(&str, u64)| self.0 > 0 && self.0.is_multiple_of(*bytes);
+        match BYTE_UNITS[6..].iter().rev().find(whole) {
+            Some((name, bytes)) => write!(f, "{}{name}", self.0 / bytes),
+            None => write!(f, "{}", self.0),
+        }
+    }
+}
+
+impl std::str::FromStr for ByteSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("{text:?} is no size; write 4096, 512KiB, 128MiB, 1.5GB");
+        let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+        let (number, unit) = text.split_at(digits);
+        let unit = unit.trim();
+        let known = BYTE_UNITS.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit));
+        let (_, bytes) = known.ok_or_else(wrong)?;
+        let value: f64 = number.parse().map_err(|_| wrong())?;
+        let total = value * *bytes as f64;
+        // Beyond 2^53 not every number of bytes can be written so.
+        if total.is_finite() && total < (1_u64 << 53) as f64 { Ok(Self(total as u64)) } else { Err(wrong()) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -113,5 +185,20 @@ mod tests {
     fn the_error_names_the_quantity_and_the_value() {
         let error = Temperature::new(-1.0).expect_err("negative");
         assert_eq!(error.to_string(), "temperature must be finite and above 0, not -1");
+    }
+
+    #[test]
+    fn sizes_are_read_in_every_unit_and_shown_in_the_largest_whole_one() {
+        let read = |text: &str| text.parse::<ByteSize>().map(|size| size.0);
+        assert_eq!(read("4096"), Ok(4096));
+        assert_eq!(read("512KiB"), Ok(512 << 10));
+        assert_eq!(read("1.5 GB"), Ok(1_500_000_000));
+        assert_eq!(read("2mib"), Ok(2 << 20));
+        for wrong in ["", "MiB", "-1", "1XB", "1e3", "1.2.3", "9999999TiB"] {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(ByteSize(128 << 20).to_string(), "128MiB");
+        assert_eq!(ByteSize(1000).to_string(), "1000");
+        assert_eq!(ByteSize(0).to_string(), "0");
     }
 }

@@ -3,22 +3,30 @@
 use clap::Args;
 
 use super::progress::{Terminal, say};
-use super::{GlobalArgs, write_json};
-use crate::ingest::{IngestOptions, SourceFormat, ingest};
-use crate::units::Fraction;
+use super::{GlobalArgs, braces, write_json};
+use crate::ingest::{CheckDepth, IngestOptions, SourceFormat, ingest};
+use crate::units::{ByteSize, Fraction};
 
 /// Turn pictures into a dataset: Parquet shards with instance ids, and a manifest.
 ///
-/// The source is an ImageFolder (`<class>/<file>` or `<split>/<class>/<file>`), as a directory or inside a tar.
-/// Each picture is decoded once as a check; one that cannot be decoded goes to rejects/ with its reason.
+/// The source is an ImageFolder (`<class>/<file>` or `<split>/<class>/<file>`), the official ImageNet archives
+/// or their folder, WebDataset shards or a tar of an ImageFolder, Hugging Face Parquet files, CIFAR's binary
+/// archives, or a csv or jsonl of paths and labels; its content says which. Nothing is unpacked beside it.
+///
+/// Each picture is checked once; one that cannot be decoded goes to rejects/ with its reason and gets no id.
+/// A killed ingest goes on when the same command is given again, with the same result.
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Example:\n  instdisc ingest --source /data/ILSVRC2012/train --dest s3://bucket/in1k --split train"
-)]
+#[command(after_help = "Example:
+  instdisc ingest --source /data/ILSVRC2012/train --dest s3://bucket/in1k --split train
+
+More:
+  instdisc ingest --source /downloads/imagenet --dest in1k         # ILSVRC2012_img_{train,val}.tar, devkit
+  instdisc ingest --source 's3://bucket/wds/train-{000..146}.tar' --dest in1k --classes wnids.txt
+  instdisc ingest --source more/ --dest in1k --split train --append")]
 pub(super) struct IngestArgs {
-    /// The pictures: a folder or a tar
-    #[arg(long, value_name = "PATH|URL")]
-    source: String,
+    /// The pictures: a folder, a file, or several files; {000..146} and {a,b} stand for each of theirs
+    #[arg(long, value_name = "PATH|URL", required = true, num_args = 1..)]
+    source: Vec<String>,
     /// The dataset's folder
     #[arg(long, value_name = "URL")]
     dest: String,
@@ -28,41 +36,94 @@ pub(super) struct IngestArgs {
     /// The split's name; of a source with several splits, the one to take [default: train, or all]
     #[arg(long, value_name = "NAME")]
     split: Option<String>,
+    /// The labels of the ImageNet validation archive: the development kit or a csv of file and WordNet id
+    /// [default: what lies beside the archive]
+    #[arg(long, value_name = "URL")]
+    labels: Option<String>,
+    /// The names of classes that are numbers in the source: a file with a line for each
+    #[arg(long, value_name = "URL")]
+    classes: Option<String>,
+    /// Take no labels, and pictures without class folders
+    #[arg(long)]
+    unlabelled: bool,
+    /// Add the pictures to a split that is there: new ids after the old ones
+    #[arg(long)]
+    append: bool,
+    /// Leave out training pictures with a twin in another split that is there or comes with them
+    #[arg(long)]
+    drop_leaks: bool,
     /// The share of refused pictures above which the job fails
     #[arg(long, value_name = "FRACTION", default_value = "0.01")]
     max_reject_fraction: Fraction,
-    /// The size of a shard, in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 128, value_parser = clap::value_parser!(u64).range(1..=65536))]
-    shard_size: u64,
+    /// The size at which a shard is full
+    #[arg(long, value_name = "BYTES", default_value_t = IngestOptions::SHARD_SIZE)]
+    shard_size: ByteSize,
     /// Rows of a row group
-    #[arg(long, value_name = "ROWS", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "ROWS", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=65536))]
     row_group: u32,
     /// The seed of the rows' order over the shards
     #[arg(long, value_name = "N", default_value_t = 0)]
     shuffle_seed: u64,
+    /// How much of a picture is looked at
+    #[arg(long, value_enum, default_value = "full")]
+    check: CheckDepth,
     /// A picture with more pixels is refused
     #[arg(long, value_name = "N", default_value_t = 100_000_000)]
     max_pixels: u64,
+    /// Make pictures smaller until their longer side has at most N pixels
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    max_side: Option<u32>,
+    /// Make pictures smaller until their shorter side has at most N pixels
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    short_side: Option<u32>,
+    /// The JPEG quality of pictures that were made smaller
+    #[arg(long, value_name = "N", default_value_t = 90, value_parser = clap::value_parser!(u8).range(1..=100))]
+    quality: u8,
+    /// Turn progressive JPEGs into baseline ones: the same pixels, decoded in less time
+    #[arg(long)]
+    baseline: bool,
     /// Threads that check pictures; 0 for one on each core
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
+    /// Shards that are written at once, at most one for each thread
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
+    uploads: u32,
 }
 
 pub(super) fn run(global: &GlobalArgs, args: &IngestArgs) -> anyhow::Result<()> {
+    let mut sources = Vec::new();
+    for pattern in &args.source {
+        for source in braces::expand(pattern)? {
+            sources.push(global.location(&source)?);
+        }
+    }
+    let optional = |text: &Option<String>| text.as_deref().map(|text| global.location(text)).transpose();
     let options = IngestOptions {
         format: args.format,
         split: args.split.clone(),
+        labels: optional(&args.labels)?,
+        classes: optional(&args.classes)?,
+        unlabelled: args.unlabelled,
+        append: args.append,
+        drop_leaks: args.drop_leaks,
         max_reject_fraction: args.max_reject_fraction,
-        shard_bytes: args.shard_size << 20,
+        shard_bytes: args.shard_size.0.max(1),
         row_group: args.row_group as usize,
         shuffle_seed: args.shuffle_seed,
+        check: args.check,
         max_pixels: args.max_pixels,
+        max_side: args.max_side,
+        short_side: args.short_side,
+        quality: args.quality,
+        baseline: args.baseline,
         threads: args.threads,
-        ..IngestOptions::new(global.location(&args.source)?, global.location(&args.dest)?)
+        uploads: args.uploads as usize,
+        ..IngestOptions::new(sources[0].clone(), global.location(&args.dest)?)
     };
-    let report = ingest(&options, &Terminal::default())?;
+    let report = ingest(&IngestOptions { sources, ..options }, &Terminal::default())?;
     if report.already_done {
         say(&format!("{}: holds this dataset already", args.dest));
     }
+    report.lines().iter().for_each(|line| say(line));
     write_json(&report)
 }

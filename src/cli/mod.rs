@@ -3,6 +3,8 @@
 //! Results a program reads go to stdout, logs and progress to stderr. Each subcommand is a file with its
 //! arguments and one function that turns them into a job of the library.
 
+mod bench;
+mod braces;
 #[cfg(feature = "torch")]
 mod embed;
 mod exit;
@@ -63,7 +65,7 @@ impl GlobalArgs {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Ingest(ingest::IngestArgs),
+    Ingest(Box<ingest::IngestArgs>),
     Inspect(inspect::InspectArgs),
     #[cfg(feature = "torch")]
     Train(Box<train::TrainArgs>),
@@ -73,6 +75,7 @@ enum Command {
     Synth(synth::SynthArgs),
     #[cfg(feature = "torch")]
     Replay(replay::ReplayArgs),
+    Bench(bench::BenchArgs),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -119,6 +122,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Synth(args) => synth::run(args),
         #[cfg(feature = "torch")]
         Command::Replay(args) => replay::run(args),
+        Command::Bench(args) => bench::run(&cli.global, args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut command(), "instdisc", &mut script);

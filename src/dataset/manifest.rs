@@ -29,7 +29,21 @@ pub struct ShardEntry {
     pub row_groups: Vec<Digest>,
 }
 
-/// How a split was made: enough to know the same command again.
+/// A file of the dataset beside the shards.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileEntry {
+    /// Its path within the dataset's folder.
+    pub path: String,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// The blake3 digest of its contents.
+    pub digest: Digest,
+}
+
+/// How a part of a split was made: enough to know the same command again, and what was found.
+///
+/// A split has one part, and one more for each time that pictures were appended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IngestRecord {
     /// The program and its version.
@@ -40,6 +54,48 @@ pub struct IngestRecord {
     pub source_fingerprint: Digest,
     /// The options that decide what the shards hold.
     pub options: BTreeMap<String, serde_json::Value>,
+    /// The part's instances; their ids follow those of the parts before.
+    pub instances: u64,
+    /// The part's index; see [`super::IndexRow`].
+    pub index: FileEntry,
+    /// What was found in the source.
+    pub report: PartReport,
+}
+
+/// What was found in a source.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartReport {
+    /// Pictures looked at.
+    pub looked_at: u64,
+    /// How many were refused for which kind of reason.
+    pub refused: BTreeMap<String, u64>,
+    /// Pictures left out because another split holds them too (`--drop-leaks`).
+    pub dropped_leaks: u64,
+    /// Entries of the source that are no pictures by their names.
+    pub passed_over: u64,
+    /// How many pictures have which format and colour space.
+    pub kinds: BTreeMap<String, u64>,
+    /// Bytes of the encoded pictures: smallest, mean, largest.
+    pub picture_bytes: [u64; 3],
+    /// The shorter side in pixels: smallest, mean, largest.
+    pub short_side: [u64; 3],
+    /// The longer side in pixels: smallest, mean, largest.
+    pub long_side: [u64; 3],
+    /// Pictures made smaller (`--max-side`, `--short-side`) or baseline (`--baseline`).
+    pub re_encoded: u64,
+}
+
+/// Pictures that occur more than once, in all splits together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DuplicateCounts {
+    /// Groups whose pictures are equal byte for byte.
+    pub identical_groups: u64,
+    /// Groups whose pictures look the same.
+    pub visual_groups: u64,
+    /// Pictures in groups.
+    pub pictures: u64,
+    /// Training pictures that have a twin in another split.
+    pub leaks: u64,
 }
 
 /// A split of a dataset.
@@ -57,8 +113,8 @@ pub struct Split {
     pub digest: Digest,
     /// Its shards.
     pub shards: Vec<ShardEntry>,
-    /// How it was made.
-    pub ingest: IngestRecord,
+    /// How it was made: the first part, and what was appended.
+    pub ingest: Vec<IngestRecord>,
 }
 
 /// The contents of `manifest.json`.
@@ -69,10 +125,14 @@ pub struct Manifest {
     /// The digest of the content of all splits: the identity of the dataset, the same wherever, whenever
     /// and by however many threads it was made.
     pub dataset_digest: Digest,
-    /// The names of the classes, sorted by their bytes; a label is an index into them.
+    /// The names of the classes; a label is an index into them. Sorted by their bytes, unless the source
+    /// gives them an order.
     pub classes: Vec<String>,
     /// The splits by name.
     pub splits: BTreeMap<String, Split>,
+    /// Pictures that occur more than once; `duplicates.parquet` names them.
+    #[serde(default)]
+    pub duplicates: DuplicateCounts,
 }
 
 impl Manifest {
@@ -85,7 +145,8 @@ impl Manifest {
             absorb(&mut hasher, split.instances, [name.as_bytes(), split.digest.0.as_slice()]);
         }
         let dataset_digest = hasher.finalize().into();
-        Self { format_version: FORMAT_VERSION, dataset_digest, classes, splits }
+        let duplicates = DuplicateCounts::default();
+        Self { format_version: FORMAT_VERSION, dataset_digest, classes, splits, duplicates }
     }
 
     /// Reads the manifest of a dataset.

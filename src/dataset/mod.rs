@@ -5,17 +5,23 @@
 //! described in docs/formats.md. This module knows no picture codec and no tensors.
 //!
 //! Invariants of a published split: it holds exactly the ids `0..instances`; ids follow the order of a
-//! sorted ImageFolder; nothing that a manifest names is ever changed.
+//! sorted ImageFolder (what was appended later comes after, in its own order); nothing that a manifest names is ever changed.
 
+mod duplicates;
 mod error;
+mod index;
 mod manifest;
 mod reader;
 mod schema;
 mod summary;
 mod writer;
 
+pub use duplicates::{DUPLICATES_FILE, DuplicateRow, write_duplicates};
 pub use error::DatasetError;
-pub use manifest::{ContentDigest, IngestRecord, Manifest, ShardEntry, Split};
+pub use index::{IndexRow, ViewHash, read_index, write_index};
+pub use manifest::{
+    ContentDigest, DuplicateCounts, FileEntry, IngestRecord, Manifest, PartReport, ShardEntry, Split,
+};
 pub use reader::ShardReader;
 pub use schema::schema_text;
 pub use summary::{DatasetSummary, SplitSummary, summarise, verify};

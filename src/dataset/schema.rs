@@ -43,25 +43,29 @@ pub(super) fn huggingface_entry(classes: &[String]) -> String {
     .to_string()
 }
 
-/// The schema as text, as `schemas/dataset.txt` holds it.
+/// The schemas of the dataset's files as text, as `schemas/dataset.txt` holds them.
 pub fn schema_text() -> String {
-    fn lines(text: &mut String, fields: &Fields, indent: &str) {
+    fn lines(text: &mut String, fields: &Fields, indent: &str, nulls: bool) {
         for field in fields {
             let (kind, children) = match field.data_type() {
                 DataType::Struct(children) => ("struct".to_owned(), Some(children)),
                 other => (other.to_string(), None),
             };
-            *text += &format!("{indent}{} {kind} without nulls\n", field.name());
+            let nulls = if nulls && field.is_nullable() { "nullable" } else { "without nulls" };
+            *text += &format!("{indent}{} {kind} {nulls}\n", field.name());
             if let Some(children) = children {
-                lines(text, children, &format!("{indent}  "));
+                lines(text, children, &format!("{indent}  "), false);
             }
         }
     }
     let mut text =
         String::from("Dataset shard, version 1: a Parquet file, PLAIN and uncompressed\n\ncolumns\n");
-    lines(&mut text, schema().fields(), "  ");
+    lines(&mut text, schema().fields(), "  ", false);
     text += "\nkey-value metadata\n  huggingface (for two classes a and b):\n    ";
     text += &huggingface_entry(&["a".into(), "b".into()]);
-    text.push('\n');
+    text += "\n\nindex/<split>.parquet: a Parquet file\n\ncolumns\n";
+    lines(&mut text, super::index::schema().fields(), "  ", true);
+    text += "\nduplicates.parquet: a Parquet file\n\ncolumns\n";
+    lines(&mut text, super::duplicates::schema().fields(), "  ", true);
     text
 }

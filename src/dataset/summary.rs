@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::{DatasetError, Manifest, ShardEntry, ShardReader, Split};
+use super::{DatasetError, Manifest, ShardEntry, ShardReader, Split, read_index};
+use crate::ids::{ClassId, InstanceId};
 use crate::progress::Progress;
 use crate::storage::{Digest, Location};
 
@@ -59,22 +60,33 @@ pub fn summarise(manifest: &Manifest) -> DatasetSummary {
     }
 }
 
-/// Reads every byte of every shard again and checks digests, ids and the content's digest.
+/// Where a picture was found, and what it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Sighting {
+    label: Option<ClassId>,
+    picture: Digest,
+    shard: u32,
+    row: u32,
+}
+
+/// Reads every byte of every shard and index again and checks digests, ids and the content's digest.
 ///
 /// # Errors
 /// The first thing that is wrong.
 pub fn verify(dataset: &Location, manifest: &Manifest, progress: &dyn Progress) -> Result<(), DatasetError> {
     for (name, split) in &manifest.splits {
         progress.begin(&format!("verify {name}"), split.instances);
-        let mut found: Vec<Option<(Option<crate::ids::ClassId>, Digest)>> =
-            vec![None; split.instances as usize];
-        for entry in &split.shards {
+        let mut found: Vec<Option<Sighting>> = vec![None; split.instances as usize];
+        for (shard, entry) in (0..).zip(&split.shards) {
             check_digest(dataset, entry)?;
             let reader = ShardReader::open(dataset, entry, manifest.classes.len(), split.instances)?;
+            let mut place = 0;
             for group in 0..reader.row_groups() {
                 for row in reader.read_row_group(group)? {
-                    let before = found[row.id.row()].replace((row.label, Digest::of(&row.bytes)));
-                    if before.is_some() {
+                    let picture = Digest::of(&row.bytes);
+                    let sighting = Sighting { label: row.label, picture, shard, row: place };
+                    place += 1;
+                    if found[row.id.row()].replace(sighting).is_some() {
                         let reason = format!("instance id {} occurs twice in the split", row.id);
                         return Err(DatasetError::RowGroup {
                             shard: entry.path.clone(),
@@ -88,6 +100,7 @@ pub fn verify(dataset: &Location, manifest: &Manifest, progress: &dyn Progress) 
         }
         progress.finish();
         check_content(dataset, name, split, &found)?;
+        check_index(dataset, split, &found)?;
     }
     Ok(())
 }
@@ -109,16 +122,37 @@ fn check_content(
     dataset: &Location,
     name: &str,
     split: &Split,
-    found: &[Option<(Option<crate::ids::ClassId>, Digest)>],
+    found: &[Option<Sighting>],
 ) -> Result<(), DatasetError> {
     let wrong = |reason: String| DatasetError::Damaged { shard: format!("{dataset} split {name}"), reason };
     let mut digest = super::ContentDigest::default();
-    for (id, instance) in (0..).map(crate::ids::InstanceId).zip(found) {
-        let (label, picture) = instance.ok_or_else(|| wrong(format!("instance {id} is missing")))?;
-        digest.add(id, label, picture);
+    for (id, sighting) in (0..).map(InstanceId).zip(found) {
+        let sighting = sighting.ok_or_else(|| wrong(format!("instance {id} is missing")))?;
+        digest.add(id, sighting.label, sighting.picture);
     }
     if digest.finish() != split.digest {
         return Err(wrong("its content is not that of the manifest's digest".into()));
+    }
+    Ok(())
+}
+
+/// Each part's index has its instances, in their order, where and as they are.
+fn check_index(dataset: &Location, split: &Split, found: &[Option<Sighting>]) -> Result<(), DatasetError> {
+    let mut ids = (0..).map(InstanceId);
+    for part in &split.ingest {
+        let shown = dataset.join(&part.index.path).to_string();
+        let wrong = |reason: String| DatasetError::Damaged { shard: shown.clone(), reason };
+        let rows = read_index(dataset, &part.index)?;
+        if rows.len() as u64 != part.instances {
+            return Err(wrong(format!("it has {} rows, the manifest says {}", rows.len(), part.instances)));
+        }
+        for row in rows {
+            let expected = ids.next().expect("ids do not end");
+            let said = Sighting { label: row.label, picture: row.picture, shard: row.shard, row: row.row };
+            if row.id != expected || found.get(expected.row()).copied().flatten() != Some(said) {
+                return Err(wrong(format!("what it says of instance {expected} is not so")));
+            }
+        }
     }
     Ok(())
 }

@@ -17,6 +17,22 @@ fn row(id: u32, picture: &'static [u8]) -> Row {
 
 const PICTURES: [&[u8]; 5] = [b"zero", b"one", b"two", b"", b"four"];
 
+/// Where `published` puts its rows: (shard, row) of each instance.
+const PLACES: [(u32, u32); 5] = [(0, 1), (1, 1), (1, 0), (0, 0), (0, 2)];
+
+fn index_rows() -> Vec<IndexRow> {
+    let index_row = |id: u32| IndexRow {
+        id: InstanceId(id),
+        label: row(id, b"").label,
+        path: format!("class/{id}.jpg"),
+        shard: PLACES[id as usize].0,
+        row: PLACES[id as usize].1,
+        picture: Digest::of(PICTURES[id as usize]),
+        view: None,
+    };
+    (0..5).map(index_row).collect()
+}
+
 /// A dataset of five rows in two shards, row groups of two.
 fn published() -> (tempfile::TempDir, Location, Manifest) {
     let dir = tempfile::tempdir().expect("a folder");
@@ -34,6 +50,7 @@ fn published() -> (tempfile::TempDir, Location, Manifest) {
     for (id, picture) in (0..).zip(PICTURES) {
         digest.add(InstanceId(id), row(id, picture).label, Digest::of(picture));
     }
+    let index = write_index(&dataset, "index/train.parquet", &index_rows()).expect("written");
     let split = Split {
         instances: 5,
         labelled: 4,
@@ -41,12 +58,15 @@ fn published() -> (tempfile::TempDir, Location, Manifest) {
         rejected: 0,
         digest: digest.finish(),
         shards: shards.collect(),
-        ingest: IngestRecord {
+        ingest: vec![IngestRecord {
             program: "test".into(),
             format: "imagefolder".into(),
             source_fingerprint: Digest::of(b"source"),
             options: BTreeMap::new(),
-        },
+            instances: 5,
+            index,
+            report: PartReport::default(),
+        }],
     };
     let manifest = Manifest::new(options.classes, BTreeMap::from([("train".into(), split)]));
     manifest.publish(&dataset, PublishMode::Create).expect("published");
@@ -87,6 +107,26 @@ fn a_changed_byte_in_a_shard_is_found_by_verify() {
     change(&dataset.join("train/shard-00001.parquet"), 40);
     let error = verify(&dataset, &manifest, &Quiet).expect_err("changed");
     assert!(error.to_string().contains("shard-00001.parquet: damaged"), "{error}");
+}
+
+#[test]
+fn an_index_that_says_something_else_is_found_by_verify() {
+    let (_dir, dataset, manifest) = published();
+    let changes: [fn(&mut IndexRow); 4] = [
+        |row| row.label = None,
+        |row| row.row += 1,
+        |row| row.id = InstanceId(0),
+        |row| row.picture = Digest::of(b"other"),
+    ];
+    for change in changes {
+        let mut rows = index_rows();
+        change(&mut rows[3]);
+        let mut changed = manifest.clone();
+        let split = changed.splits.get_mut("train").expect("the split");
+        split.ingest[0].index = write_index(&dataset, "index/train.parquet", &rows).expect("written");
+        let error = verify(&dataset, &changed, &Quiet).expect_err("changed");
+        assert!(error.to_string().contains("what it says of instance 3 is not so"), "{error}");
+    }
 }
 
 #[test]
@@ -154,7 +194,7 @@ fn the_digest_depends_on_content_alone() {
     let mut splits = manifest.splits.clone();
     let split = splits.get_mut("train").expect("the split");
     split.shards.pop();
-    split.ingest.program = "another".into();
+    split.ingest[0].program = "another".into();
     assert_eq!(
         Manifest::new(manifest.classes.clone(), splits.clone()).dataset_digest,
         manifest.dataset_digest

@@ -15,10 +15,14 @@ use super::{DatasetError, Row, ShardEntry};
 use crate::ids::ClassId;
 use crate::storage::{Digest, Location, Upload};
 
+/// A row group ends early where its pictures reach this size: it is in memory whole when it is written and
+/// when it is read, and Parquet's offsets within it have 31 bits.
+const ROW_GROUP_BYTES: usize = 256 << 20;
+
 /// How shards are laid out.
 #[derive(Clone, Debug)]
 pub struct WriterOptions {
-    /// Rows of a row group: what one ranged read fetches.
+    /// Rows of a row group, what one ranged read fetches; fewer where the pictures are huge.
     pub row_group: usize,
     /// The names of the classes, for the metadata.
     pub classes: Vec<String>,
@@ -35,6 +39,7 @@ pub struct ShardWriter {
     writer: ArrowWriter<GroupDigests>,
     row_group: usize,
     pending: Vec<Row>,
+    pending_bytes: usize,
     rows: u64,
 }
 
@@ -64,7 +69,8 @@ impl ShardWriter {
             .map_err(|source| DatasetError::Write { shard: shown.clone(), source })?;
         let row_group = options.row_group;
         let path = path.to_owned();
-        let mut shard = Self { path, shown, schema, writer, row_group, pending: Vec::new(), rows: 0 };
+        let mut shard =
+            Self { path, shown, schema, writer, row_group, pending: Vec::new(), pending_bytes: 0, rows: 0 };
         // The format's first bytes belong to no row group.
         shard.sync()?;
         shard.writer.inner_mut().current.reset();
@@ -76,6 +82,10 @@ impl ShardWriter {
     /// # Errors
     /// If the store fails.
     pub fn push(&mut self, row: Row) -> Result<(), DatasetError> {
+        if self.pending_bytes + row.bytes.len() > ROW_GROUP_BYTES {
+            self.flush()?;
+        }
+        self.pending_bytes += row.bytes.len();
         self.pending.push(row);
         self.rows += 1;
         if self.pending.len() == self.row_group { self.flush() } else { Ok(()) }
@@ -105,6 +115,7 @@ impl ShardWriter {
         }
         let batch = record_batch(&self.schema, &self.pending);
         self.pending.clear();
+        self.pending_bytes = 0;
         self.writer
             .write(&batch)
             .and_then(|()| self.writer.flush())

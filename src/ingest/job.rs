@@ -3,67 +3,82 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use super::layout::{Candidate, layout};
+use rayon::ThreadPool;
+
+use super::duplicates::{Listed, Look, find, groups};
+use super::part::PartJob;
+use super::plan::Plan;
 use super::report::{IngestReport, SplitReport};
-use super::screen::{Reject, Screened, screen};
 use super::source::Source;
-use super::write::{Instance, deal, write_shards};
-use super::{IngestError, IngestOptions};
-use crate::dataset::{ContentDigest, DatasetError, IngestRecord, Manifest, Split};
-use crate::ids::{ClassId, InstanceId};
-use crate::picture::Limits;
+use super::work::{Workshop, tidy};
+use super::{IngestError, IngestOptions, TRAINING_SPLIT};
+use crate::dataset::{
+    DatasetError, DuplicateCounts, IndexRow, Manifest, Split, read_index, write_duplicates,
+};
 use crate::progress::Progress;
 use crate::storage::{PublishMode, StorageError};
 
-/// How many reasons an error or a report shows.
-const SHOWN_REJECTS: usize = 5;
-
 /// Ingests a source into a dataset.
 ///
-/// Another split can be added to a dataset of the same classes. The same command again finds its work done.
+/// Another split can be added to a dataset of the same classes, and pictures be appended to a split. The same
+/// command again finds its work done, or goes on where it was killed.
 ///
 /// # Errors
 /// See [`IngestError`]; then no manifest was published by this call.
 pub fn ingest(options: &IngestOptions, progress: &dyn Progress) -> Result<IngestReport, IngestError> {
     let started = Instant::now();
-    let source = Source::open(&options.source, options.format)?;
-    let found = layout(&options.source.to_string(), &source.files, options.split.as_deref())?;
-    let ignored_entries = source.ignored + found.other_files;
-    let existing = match Manifest::read(&options.dest) {
-        Ok(manifest) => Some(manifest),
-        Err(DatasetError::NotThere { .. }) => None,
-        Err(error) => return Err(error.into()),
-    };
-    let classes = classes(&found.splits);
-    check_class_count(options, &classes)?;
-    let todo = unfinished(options, &source, found.splits, &classes, existing.as_ref())?;
+    let checkers = pool(options.threads)?;
+    let source = checkers.install(|| Source::open(options))?;
     let report = |manifest: &Manifest, splits: BTreeMap<String, SplitReport>| IngestReport {
         dest: options.dest.to_string(),
         already_done: splits.is_empty(),
+        format: source.format,
         dataset_digest: manifest.dataset_digest,
         classes: manifest.classes.len(),
         splits,
-        ignored_entries,
+        duplicates: manifest.duplicates,
+        ignored_entries: source.passed_over + source.refused.len() as u64,
         seconds: started.elapsed().as_secs_f64(),
     };
-    if let (true, Some(manifest)) = (todo.is_empty(), &existing) {
+    let existing = existing(options)?;
+    if let (Some(manifest), true) =
+        (&existing, Plan::new(options, &source, existing.as_ref())?.parts.is_empty())
+    {
+        tidy(&options.dest)?;
         return Ok(report(manifest, BTreeMap::new()));
     }
-    let classes = existing.as_ref().map_or(classes, |manifest| manifest.classes.clone());
-    let pool =
-        rayon::ThreadPoolBuilder::new().num_threads(options.threads).build().map_err(IngestError::Threads)?;
-    let mut splits = existing.as_ref().map(|manifest| manifest.splits.clone()).unwrap_or_default();
-    let mut reports = BTreeMap::new();
-    for (name, (candidates, record)) in todo {
-        let job = SplitJob { source: &source, options, name: &name, classes: &classes };
-        let (split, done) = pool.install(|| job.run(candidates, record, progress))?;
-        splits.insert(name.clone(), split);
-        reports.insert(name, done);
+    let workshop = Workshop::open(&options.dest)?;
+    // Whoever held the lock before may have published.
+    let existing = self::existing(options)?;
+    let plan = Plan::new(options, &source, existing.as_ref())?;
+    let goes_on = workshop.claim(plan.digest())?;
+    if goes_on {
+        tracing::info!("{}: going on with an ingest that was interrupted", options.dest);
     }
-    let manifest = Manifest::new(classes, splits);
-    let mode = if existing.is_some() { PublishMode::Overwrite } else { PublishMode::Create };
-    publish(options, &manifest, mode)?;
+    let ingest =
+        Ingest { options, source: &source, plan: &plan, existing: existing.as_ref(), workshop: &workshop };
+    ingest.remove_strays(goes_on)?;
+    let (manifest, reports) = ingest.run(&checkers, progress)?;
+    workshop.check()?;
+    publish(
+        options,
+        &manifest,
+        if existing.is_some() { PublishMode::Overwrite } else { PublishMode::Create },
+    )?;
+    workshop.clear()?;
     Ok(report(&manifest, reports))
+}
+
+fn pool(threads: usize) -> Result<ThreadPool, IngestError> {
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build().map_err(IngestError::Threads)
+}
+
+fn existing(options: &IngestOptions) -> Result<Option<Manifest>, IngestError> {
+    match Manifest::read(&options.dest) {
+        Ok(manifest) => Ok(Some(manifest)),
+        Err(DatasetError::NotThere { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Publishes the manifest; where another ingest of the same content was faster, that is as good.
@@ -80,166 +95,131 @@ fn publish(options: &IngestOptions, manifest: &Manifest, mode: PublishMode) -> R
     }
 }
 
-/// The class names of all splits together, sorted by their bytes.
-fn classes(splits: &BTreeMap<String, Vec<Candidate>>) -> Vec<String> {
-    let names: BTreeSet<&String> = splits.values().flatten().map(|candidate| &candidate.class).collect();
-    names.into_iter().cloned().collect()
+/// An ingest that holds the lock.
+struct Ingest<'a> {
+    options: &'a IngestOptions,
+    source: &'a Source,
+    plan: &'a Plan<'a>,
+    existing: Option<&'a Manifest>,
+    workshop: &'a Workshop,
 }
 
-fn check_class_count(options: &IngestOptions, classes: &[String]) -> Result<(), IngestError> {
-    if classes.len() <= usize::from(u16::MAX) {
-        return Ok(());
-    }
-    let reason = format!("{} class folders are more than {}", classes.len(), u16::MAX);
-    Err(IngestError::Layout { location: options.source.to_string(), reason })
-}
-
-type Todo = BTreeMap<String, (Vec<Candidate>, IngestRecord)>;
-
-/// The splits that the destination does not hold yet.
-fn unfinished(
-    options: &IngestOptions,
-    source: &Source,
-    splits: BTreeMap<String, Vec<Candidate>>,
-    classes: &[String],
-    existing: Option<&Manifest>,
-) -> Result<Todo, IngestError> {
-    let other = |reason: String| IngestError::OtherDataset { dest: options.dest.to_string(), reason };
-    let mut todo = Todo::new();
-    for (name, candidates) in splits {
-        let record = record(options, source, &candidates);
-        match existing.and_then(|manifest| manifest.splits.get(&name)) {
-            Some(split) if split.ingest.source_fingerprint != record.source_fingerprint => {
-                return Err(other(format!("its split {name:?} was made from other pictures")));
+impl Ingest<'_> {
+    /// Removes what no manifest names: half-written files, and the shards of an ingest that was given up.
+    fn remove_strays(&self, goes_on: bool) -> Result<(), IngestError> {
+        for part in &self.plan.parts {
+            let folder = self.options.dest.join(part.split);
+            folder.delete_unfinished_uploads()?;
+            if goes_on {
+                continue;
             }
-            Some(split) if split.ingest.options != record.options => {
-                return Err(other(format!("its split {name:?} was made with other options")));
-            }
-            Some(_) => {}
-            None => {
-                todo.insert(name, (candidates, record));
+            let named: BTreeSet<&str> = self
+                .existing
+                .and_then(|manifest| manifest.splits.get(part.split))
+                .map(|split| split.shards.iter().map(|shard| shard.path.as_str()).collect())
+                .unwrap_or_default();
+            for entry in folder.list()? {
+                let path = format!("{}/{}", part.split, entry.name);
+                if !named.contains(path.as_str()) {
+                    tracing::warn!("{}: {path} belongs to no dataset and is removed", self.options.dest);
+                    self.options.dest.join(&path).delete()?;
+                }
             }
         }
+        for folder in ["rejects", "index"] {
+            self.options.dest.join(folder).delete_unfinished_uploads()?;
+        }
+        Ok(self.options.dest.delete_unfinished_uploads()?)
     }
-    if let (Some(manifest), false) = (existing, todo.is_empty())
-        && let Some(class) = classes.iter().find(|class| !manifest.classes.contains(class))
-    {
-        return Err(other(format!("it has no class {class:?}")));
-    }
-    Ok(todo)
-}
 
-/// What decides a split's shards: the source's names and sizes, and the options.
-fn record(options: &IngestOptions, source: &Source, candidates: &[Candidate]) -> IngestRecord {
-    let mut hasher = blake3::Hasher::new();
-    for candidate in candidates {
-        hasher.update(&(candidate.path.len() as u64).to_le_bytes());
-        hasher.update(candidate.path.as_bytes());
-        hasher.update(&candidate.file.bytes.to_le_bytes());
-    }
-    let options = [
-        ("shard_bytes", options.shard_bytes),
-        ("row_group", options.row_group as u64),
-        ("shuffle_seed", options.shuffle_seed),
-        ("max_pixels", options.max_pixels),
-    ];
-    IngestRecord {
-        program: concat!("instdisc ", env!("CARGO_PKG_VERSION")).into(),
-        format: format!("{:?}", source.format).to_lowercase(),
-        source_fingerprint: hasher.finalize().into(),
-        options: options.map(|(name, value)| (name.to_owned(), value.into())).into(),
-    }
-}
-
-/// The work on one split.
-struct SplitJob<'a> {
-    source: &'a Source,
-    options: &'a IngestOptions,
-    name: &'a str,
-    classes: &'a [String],
-}
-
-impl SplitJob<'_> {
     fn run(
         &self,
-        candidates: Vec<Candidate>,
-        record: IngestRecord,
+        checkers: &ThreadPool,
         progress: &dyn Progress,
-    ) -> Result<(Split, SplitReport), IngestError> {
-        let limits = Limits { max_pixels: self.options.max_pixels };
-        progress.begin(&format!("check {}", self.name), candidates.len() as u64);
-        let screened = screen(self.source, candidates, &limits, progress)?;
-        progress.finish();
-        self.check_rejects(&screened)?;
-
-        let instances = self.number(&screened);
-        let mut digest = ContentDigest::default();
-        for instance in &instances {
-            digest.add(instance.id, Some(instance.class), instance.facts.digest);
+    ) -> Result<(Manifest, BTreeMap<String, SplitReport>), IngestError> {
+        let writers = pool(self.options.uploads.clamp(1, checkers.current_num_threads()))?;
+        let mut splits: BTreeMap<String, Split> =
+            self.existing.map(|manifest| manifest.splits.clone()).unwrap_or_default();
+        let mut index = self.read_indexes(&splits)?;
+        let mut reports = BTreeMap::new();
+        for part in &self.plan.parts {
+            let job = PartJob {
+                options: self.options,
+                source: self.source,
+                plan: self.plan,
+                part,
+                work: self.workshop.part(&part.name()),
+                before: splits.get(part.split),
+            };
+            let mut checked = checkers.install(|| job.check(progress))?;
+            if self.options.drop_leaks && part.split == TRAINING_SPLIT {
+                drop_leaks(&mut checked, &index);
+            }
+            let before = index.remove(part.split).unwrap_or_default();
+            let (split, rows, report) = writers.install(|| job.write(&checked, &before, progress))?;
+            index.insert(part.split.to_owned(), rows);
+            splits.insert(part.split.to_owned(), split);
+            reports.insert(part.split.to_owned(), report);
         }
-        let count = instances.len() as u64;
-        let image_bytes = instances.iter().map(|instance| instance.facts.bytes).sum();
-        progress.begin(&format!("write {}", self.name), count);
-        let dealt = deal(instances, self.options.shuffle_seed, self.options.shard_bytes);
-        let shards = write_shards(self.source, self.options, self.name, self.classes, &dealt, progress)?;
-        progress.finish();
-        self.publish_rejects(&screened.rejects)?;
-
-        let report = SplitReport {
-            instances: count,
-            rejected: screened.rejects.len() as u64,
-            first_rejects: screened.rejects.iter().take(SHOWN_REJECTS).map(show).collect(),
-            image_bytes,
-            shards: shards.len(),
-            kinds: screened.kinds(),
-        };
-        let split = Split {
-            instances: count,
-            labelled: count,
-            image_bytes,
-            rejected: report.rejected,
-            digest: digest.finish(),
-            shards,
-            ingest: record,
-        };
-        Ok((split, report))
+        let mut manifest = Manifest::new(self.plan.classes.clone(), splits);
+        manifest.duplicates = checkers.install(|| self.write_duplicates(&index))?;
+        Ok((manifest, reports))
     }
 
-    fn check_rejects(&self, screened: &Screened) -> Result<(), IngestError> {
-        let (rejected, kept) = (screened.rejects.len(), screened.accepted.len());
-        let total = rejected + kept;
-        let allowed = self.options.max_reject_fraction.get() * total as f64;
-        if kept > 0 && rejected as f64 <= allowed {
-            return Ok(());
+    /// The rows of every split that is there, in the order of their ids.
+    fn read_indexes(
+        &self,
+        splits: &BTreeMap<String, Split>,
+    ) -> Result<BTreeMap<String, Vec<IndexRow>>, IngestError> {
+        let mut index = BTreeMap::new();
+        for (name, split) in splits {
+            let rows: &mut Vec<IndexRow> = index.entry(name.clone()).or_default();
+            for part in &split.ingest {
+                rows.extend(read_index(&self.options.dest, &part.index)?);
+            }
         }
-        let first: Vec<String> = screened.rejects.iter().take(SHOWN_REJECTS).map(show).collect();
-        Err(IngestError::TooManyRejects { split: self.name.into(), rejected, total, first: first.join("; ") })
+        Ok(index)
     }
 
-    /// Gives the accepted pictures their ids and classes.
-    fn number<'a>(&self, screened: &'a Screened) -> Vec<Instance<'a>> {
-        let class = |name: &String| {
-            let index = self.classes.binary_search(name).expect("every class is in the list");
-            ClassId(u16::try_from(index).expect("the number of classes was checked"))
-        };
-        (0..)
-            .zip(&screened.accepted)
-            .map(|(id, (candidate, facts))| Instance {
-                id: InstanceId(id),
-                class: class(&candidate.class),
-                candidate,
-                facts: *facts,
-            })
-            .collect()
-    }
-
-    fn publish_rejects(&self, rejects: &[Reject]) -> Result<(), StorageError> {
-        let file = self.options.dest.join(&format!("rejects/{}.jsonl", self.name));
-        let line = |reject: &Reject| serde_json::to_string(reject).expect("a reject is plain data") + "\n";
-        file.publish(rejects.iter().map(line).collect::<String>(), PublishMode::Overwrite)
+    fn write_duplicates(
+        &self,
+        index: &BTreeMap<String, Vec<IndexRow>>,
+    ) -> Result<DuplicateCounts, IngestError> {
+        let pictures: Vec<Listed<'_>> =
+            index.iter().flat_map(|(split, rows)| rows.iter().map(|row| listed(split, row))).collect();
+        let (rows, counts) = find(&pictures);
+        write_duplicates(&self.options.dest, &rows)?;
+        Ok(counts)
     }
 }
 
-fn show(reject: &Reject) -> String {
-    format!("{}: {}", reject.path, reject.reason)
+fn listed<'a>(split: &'a str, row: &'a IndexRow) -> Listed<'a> {
+    let look = Look { digest: row.picture, view: row.view };
+    Listed { split, id: row.id, path: &row.path, look }
+}
+
+/// Marks training pictures that have a twin in another split.
+fn drop_leaks(checked: &mut super::part::Checked, index: &BTreeMap<String, Vec<IndexRow>>) {
+    let others: Vec<(&str, &IndexRow)> = index
+        .iter()
+        .filter(|(split, _)| *split != TRAINING_SPLIT)
+        .flat_map(|(split, rows)| rows.iter().map(|row| (split.as_str(), row)))
+        .collect();
+    let mut looks: Vec<Look> =
+        others.iter().map(|(_, row)| Look { digest: row.picture, view: row.view }).collect();
+    let accepted = checked.accepted();
+    looks.extend(accepted.iter().map(|(_, facts)| Look { digest: facts.digest, view: facts.view }));
+    let roots = groups(&looks);
+    // The root of a group is its first member, so a group with a picture of another split has one as root.
+    let leaks: Vec<(usize, String)> = accepted
+        .iter()
+        .zip(&roots[others.len()..])
+        .filter_map(|((place, _), &root)| {
+            let (split, row) = others.get(root as usize)?;
+            Some((*place, format!("{split} {}", row.path)))
+        })
+        .collect();
+    for (place, twin) in leaks {
+        checked.drop_leak(place, &twin);
+    }
 }

@@ -1,57 +1,76 @@
 //! Ingestion: from the pictures that people hold to a dataset.
 //!
-//! [`ingest`] lists the source, decodes every picture once as a check, gives the accepted ones their ids,
-//! writes shards and last the manifest. The result depends on the source and the options alone, not on
-//! threads, time or place. [`synth()`] draws a picture set for trying things out.
+//! [`ingest`] lists the source, checks every picture once, gives the accepted ones their ids, writes shards and
+//! last the manifest. The result depends on the source and the options alone, not on threads, time, place or on
+//! how often it was killed. [`synth()`] draws a picture set for trying things out.
 //!
 //! Invariant: until the manifest is published there is no dataset, and nothing that a published manifest
 //! names is ever overwritten.
 
+mod bench;
+mod duplicates;
 mod error;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod job;
-mod layout;
+mod part;
+mod plan;
 mod report;
 mod screen;
 mod source;
 mod synth;
-mod tar_index;
+mod view_hash;
+mod work;
 mod write;
 
 use clap::ValueEnum;
-use serde::{Deserialize, Serialize};
 
+pub use bench::{BenchOptions, BenchReport, bench};
 pub use error::IngestError;
 pub use job::ingest;
 pub use report::{IngestReport, SplitReport};
+pub use source::SourceFormat;
 pub use synth::{SynthError, SynthOptions, SynthReport, synth};
 
 use crate::storage::Location;
-use crate::units::Fraction;
+use crate::units::{ByteSize, Fraction};
 
-/// The forms of sources.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum SourceFormat {
-    /// What the source's content says it is.
+/// The split that is trained on; pictures that it shares with another are leaks.
+const TRAINING_SPLIT: &str = "train";
+/// The program as manifests name it.
+const PROGRAM: &str = concat!("instdisc ", env!("CARGO_PKG_VERSION"));
+
+/// How much of a picture is looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum CheckDepth {
+    /// Every coefficient is decoded.
     #[default]
-    Auto,
-    /// A folder: `<class>/<file>`, or `<split>/<class>/<file>`.
-    Imagefolder,
-    /// A tar that holds such a folder.
-    Tar,
+    Full,
+    /// Header and end alone: damage between them is met in training, and look-alikes are not found.
+    Header,
 }
 
 /// What to ingest, and how.
 #[derive(Clone, Debug)]
 pub struct IngestOptions {
-    /// The pictures.
-    pub source: Location,
+    /// The pictures: one folder or file, or several files.
+    pub sources: Vec<Location>,
     /// The dataset's folder.
     pub dest: Location,
     /// What the source is.
     pub format: SourceFormat,
     /// The split's name; of a source with several splits, the one to take.
     pub split: Option<String>,
+    /// The labels of the ILSVRC2012 validation archive: the development kit or a csv.
+    pub labels: Option<Location>,
+    /// The names of classes that are numbers in the source, a line each.
+    pub classes: Option<Location>,
+    /// Take no labels.
+    pub unlabelled: bool,
+    /// Add the pictures to a split that is there.
+    pub append: bool,
+    /// Leave out training pictures that have a twin in another split.
+    pub drop_leaks: bool,
     /// The share of refused pictures above which the job fails.
     pub max_reject_fraction: Fraction,
     /// The size at which a shard is full, in bytes of encoded pictures.
@@ -60,28 +79,54 @@ pub struct IngestOptions {
     pub row_group: usize,
     /// The seed of the rows' order over the shards.
     pub shuffle_seed: u64,
+    /// How much of a picture is looked at.
+    pub check: CheckDepth,
     /// A picture with more pixels is refused.
     pub max_pixels: u64,
+    /// Make pictures smaller until their longer side has at most so many pixels.
+    pub max_side: Option<u32>,
+    /// The same for the shorter side.
+    pub short_side: Option<u32>,
+    /// The JPEG quality of pictures that were made smaller, 1 to 100.
+    pub quality: u8,
+    /// Turn progressive JPEGs into baseline ones with the same pixels.
+    pub baseline: bool,
     /// Threads that check pictures; 0 for one on each core.
     pub threads: usize,
+    /// Shards that are written at once.
+    pub uploads: usize,
 }
 
 impl IngestOptions {
     /// The default options for this source and destination.
     pub fn new(source: Location, dest: Location) -> Self {
         Self {
-            source,
+            sources: vec![source],
             dest,
             format: SourceFormat::Auto,
             split: None,
+            labels: None,
+            classes: None,
+            unlabelled: false,
+            append: false,
+            drop_leaks: false,
             max_reject_fraction: Fraction::new(0.01).expect("in range"),
-            shard_bytes: 128 << 20,
+            shard_bytes: Self::SHARD_SIZE.0,
             row_group: 256,
             shuffle_seed: 0,
+            check: CheckDepth::Full,
             max_pixels: 100_000_000,
+            max_side: None,
+            short_side: None,
+            quality: 90,
+            baseline: false,
             threads: 0,
+            uploads: 4,
         }
     }
+
+    /// The size of a shard where none is given.
+    pub const SHARD_SIZE: ByteSize = ByteSize(128 << 20);
 }
 
 #[cfg(test)]

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use super::SourceFormat;
+use crate::dataset::{DuplicateCounts, PartReport};
 use crate::storage::Digest;
 
 /// What an ingest did, as the command prints it.
@@ -13,14 +15,18 @@ pub struct IngestReport {
     pub dest: String,
     /// Whether the dataset was there before; then nothing was written.
     pub already_done: bool,
+    /// What the source is.
+    pub format: SourceFormat,
     /// The dataset's identity.
     pub dataset_digest: Digest,
     /// The number of classes.
     pub classes: usize,
-    /// The splits that this call wrote.
+    /// The splits that this call wrote, or appended to.
     pub splits: BTreeMap<String, SplitReport>,
-    /// Entries of the source that are no pictures: other files, links, devices.
-    pub ignored_entries: usize,
+    /// Pictures that occur more than once, in all splits together.
+    pub duplicates: DuplicateCounts,
+    /// Entries of the source that are not taken: other files, links, devices, names that lead outside.
+    pub ignored_entries: u64,
     /// How long it took.
     pub seconds: f64,
 }
@@ -28,16 +34,63 @@ pub struct IngestReport {
 /// What was done with a split.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SplitReport {
-    /// Pictures that are in the dataset.
+    /// Pictures that this call put into the dataset.
     pub instances: u64,
     /// Pictures that were refused.
     pub rejected: u64,
     /// The first reasons.
     pub first_rejects: Vec<String>,
+    /// How ids and the places in the sorted ImageFolder hang together.
+    pub ids: String,
     /// The encoded pictures' sizes together, in bytes.
     pub image_bytes: u64,
     /// Shards written.
     pub shards: usize,
-    /// How many pictures have which format and colour space.
-    pub kinds: BTreeMap<String, u64>,
+    /// What was found in the source.
+    #[serde(flatten)]
+    pub found: PartReport,
+}
+
+impl IngestReport {
+    /// The report as lines for people.
+    pub fn lines(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        for (name, split) in &self.splits {
+            let found = &split.found;
+            let megabytes = split.image_bytes as f64 / 1e6;
+            let mut line = |label: &str, text: String| lines.push(format!("{name:>8}  {label:<16} {text}"));
+            line("pictures", format!("{} in {} shards, {megabytes:.1} MB", split.instances, split.shards));
+            line("ids", split.ids.clone());
+            line("kinds", counts(&found.kinds));
+            let range = |[least, mean, most]: [u64; 3]| format!("{least} to {most}, mean {mean}");
+            line("bytes", range(found.picture_bytes));
+            line("shorter side", range(found.short_side));
+            line("longer side", range(found.long_side));
+            if found.re_encoded > 0 {
+                line("re-encoded", found.re_encoded.to_string());
+            }
+            if split.rejected > 0 {
+                line("refused", counts(&found.refused));
+            }
+            for reject in &split.first_rejects {
+                line("", reject.clone());
+            }
+        }
+        let DuplicateCounts { identical_groups, visual_groups, pictures, leaks } = self.duplicates;
+        if pictures > 0 {
+            lines.push(format!(
+                "duplicates: {pictures} pictures in {identical_groups} identical and {visual_groups} look-alike groups (duplicates.parquet)"
+            ));
+        }
+        if leaks > 0 {
+            lines.push(format!(
+                "leaks: {leaks} training pictures have a twin in another split; a kNN score counts them (--drop-leaks)"
+            ));
+        }
+        lines
+    }
+}
+
+fn counts(of: &BTreeMap<String, u64>) -> String {
+    of.iter().map(|(name, count)| format!("{count} {name}")).collect::<Vec<_>>().join(", ")
 }

@@ -1,89 +1,159 @@
-//! The check of every picture: it is decoded whole, once.
-
-use std::collections::BTreeMap;
+//! The check of every picture, once.
 
 use rayon::prelude::*;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::layout::Candidate;
-use super::source::Source;
-use crate::picture::{Colour, Format, Limits, decode, probe};
+use super::source::{Entry, Source};
+use super::view_hash::view_hash;
+use super::work::Work;
+use super::{CheckDepth, IngestError, IngestOptions};
+use crate::dataset::ViewHash;
+use crate::picture::{
+    Colour, Format, Header, Limits, Picture, PictureError, check, check_header, decode, encode_jpeg, luma,
+    progressive_to_baseline, shrink,
+};
 use crate::progress::Progress;
-use crate::storage::{Digest, StorageError};
+use crate::storage::Digest;
 
-/// What the check found out about a picture.
-#[derive(Clone, Copy, Debug)]
+/// Pictures whose verdicts are saved together: what a kill can cost.
+const PICTURES_OF_CHUNK: usize = 4096;
+/// Pictures that a thread fetches together.
+const PICTURES_AT_ONCE: usize = 16;
+/// A larger file is no picture; it is refused unread.
+const MOST_PICTURE_BYTES: u64 = 1 << 30;
+
+/// What the check found out about a picture, as it goes into a shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Facts {
     pub(super) width: u32,
     pub(super) height: u32,
     pub(super) bytes: u64,
     pub(super) digest: Digest,
-    format: Format,
-    colour: Colour,
+    pub(super) view: Option<ViewHash>,
+    pub(super) format: Format,
+    pub(super) colour: Colour,
+    /// Whether the bytes are not those of the source.
+    pub(super) re_encoded: bool,
 }
 
-/// A refused picture, a line of `rejects/<split>.jsonl`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub(super) struct Reject {
-    pub(super) path: String,
+/// Why a picture is refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Refusal {
+    /// The kind of reason, for counting.
+    pub(super) kind: String,
     pub(super) reason: String,
 }
 
-/// The pictures of a split after the check, in their order.
-#[derive(Debug)]
-pub(super) struct Screened {
-    pub(super) accepted: Vec<(Candidate, Facts)>,
-    pub(super) rejects: Vec<Reject>,
-}
+/// The verdict on a picture.
+pub(super) type Verdict = Result<Facts, Refusal>;
 
-impl Screened {
-    /// How many pictures have which format and colour space.
-    pub(super) fn kinds(&self) -> BTreeMap<String, u64> {
-        let mut kinds = BTreeMap::new();
-        for (_, facts) in &self.accepted {
-            let name = format!("{:?} {:?}", facts.format, facts.colour).to_lowercase();
-            *kinds.entry(name).or_default() += 1;
-        }
-        kinds
-    }
-}
-
-/// Checks all pictures of a split, on the threads of the pool that this runs in.
+/// Checks all pictures of a split on the threads of the pool that this runs in; the verdicts keep the order.
 ///
-/// A source that cannot be read is an error; a picture that cannot be decoded is a reject.
+/// What an earlier call of the same work has saved is not done again.
+///
+/// # Errors
+/// If the source or the destination fails. A picture that cannot be decoded is no error but a refusal.
 pub(super) fn screen(
     source: &Source,
-    candidates: Vec<Candidate>,
-    limits: &Limits,
+    entries: &[Entry],
+    options: &IngestOptions,
+    work: &Work,
     progress: &dyn Progress,
-) -> Result<Screened, StorageError> {
-    let verdicts: Vec<Result<Facts, String>> = candidates
-        .par_iter()
-        .map(|candidate| {
-            let bytes = source.read(&candidate.file)?;
-            progress.advance(1);
-            Ok(look_at(&bytes, limits))
-        })
-        .collect::<Result<_, StorageError>>()?;
-    let mut screened = Screened { accepted: Vec::new(), rejects: Vec::new() };
-    for (candidate, verdict) in candidates.into_iter().zip(verdicts) {
-        match verdict {
-            Ok(facts) => screened.accepted.push((candidate, facts)),
-            Err(reason) => screened.rejects.push(Reject { path: candidate.file.path, reason }),
+) -> Result<Vec<Verdict>, IngestError> {
+    let chunk = |(number, entries): (usize, &[Entry])| -> Result<Vec<Verdict>, IngestError> {
+        let saved: Option<Vec<Verdict>> = work.load(&format!("checked-{number:05}"))?;
+        if let Some(verdicts) = saved.filter(|verdicts| verdicts.len() == entries.len()) {
+            progress.advance(entries.len() as u64);
+            return Ok(verdicts);
         }
-    }
-    Ok(screened)
+        let groups: Vec<Vec<Verdict>> = entries
+            .par_chunks(PICTURES_AT_ONCE)
+            .map(|entries| look_at_all(source, entries, options, progress))
+            .collect::<Result<_, IngestError>>()?;
+        let verdicts: Vec<Verdict> = groups.into_iter().flatten().collect();
+        work.save(&format!("checked-{number:05}"), &verdicts)?;
+        Ok(verdicts)
+    };
+    let chunks: Vec<Vec<Verdict>> =
+        entries.par_chunks(PICTURES_OF_CHUNK).enumerate().map(chunk).collect::<Result<_, IngestError>>()?;
+    Ok(chunks.into_iter().flatten().collect())
 }
 
-fn look_at(bytes: &[u8], limits: &Limits) -> Result<Facts, String> {
-    let header = probe(bytes).map_err(|error| error.to_string())?;
-    let picture = decode(bytes, limits).map_err(|error| error.to_string())?;
-    Ok(Facts {
-        width: picture.width,
-        height: picture.height,
+fn look_at_all(
+    source: &Source,
+    entries: &[Entry],
+    options: &IngestOptions,
+    progress: &dyn Progress,
+) -> Result<Vec<Verdict>, IngestError> {
+    let readable: Vec<&Entry> = entries.iter().filter(|entry| entry.bytes <= MOST_PICTURE_BYTES).collect();
+    let mut read = source.read_all(&readable)?.into_iter();
+    let mut verdicts = Vec::with_capacity(entries.len());
+    for entry in entries {
+        let verdict = if entry.bytes > MOST_PICTURE_BYTES {
+            let reason = format!("{} bytes are more than {MOST_PICTURE_BYTES}", entry.bytes);
+            Err(Refusal { kind: "too large".into(), reason })
+        } else {
+            let bytes = read.next().expect("one for each that is readable");
+            prepare(&bytes, options)
+                .map(|prepared| prepared.facts)
+                .map_err(|error| Refusal { kind: error.kind().into(), reason: error.to_string() })
+        };
+        verdicts.push(verdict);
+        progress.advance(1);
+    }
+    Ok(verdicts)
+}
+
+/// A picture as it goes into a shard.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    /// `None` where the source's bytes are taken as they are.
+    pub(super) bytes: Option<Vec<u8>>,
+    pub(super) facts: Facts,
+}
+
+/// Checks a picture, and makes it smaller or baseline where that is asked for.
+///
+/// # Errors
+/// If it is no picture, or a bad or too large one.
+pub(super) fn prepare(source: &[u8], options: &IngestOptions) -> Result<Prepared, PictureError> {
+    let limits = Limits { max_pixels: options.max_pixels };
+    if options.max_side.is_some() || options.short_side.is_some() {
+        let picture = decode(source, &limits)?;
+        if let Some(smaller) = shrink(&picture, options.max_side, options.short_side) {
+            return shrunk(&smaller, options);
+        }
+    }
+    let baseline = if options.baseline { progressive_to_baseline(source)? } else { None };
+    let bytes = baseline.as_deref().unwrap_or(source);
+    let (header, view) = match options.check {
+        CheckDepth::Full => {
+            let (header, luma) = check(bytes, &limits)?;
+            (header, view_hash(&luma))
+        }
+        CheckDepth::Header => (check_header(bytes, &limits)?, None),
+    };
+    let facts = facts(bytes, header, view, baseline.is_some());
+    Ok(Prepared { bytes: baseline, facts })
+}
+
+fn shrunk(picture: &Picture, options: &IngestOptions) -> Result<Prepared, PictureError> {
+    let bytes = encode_jpeg(picture, options.quality)?;
+    let header =
+        Header { format: Format::Jpeg, width: picture.width, height: picture.height, colour: Colour::Rgb };
+    let facts = facts(&bytes, header, view_hash(&luma(picture)), true);
+    Ok(Prepared { bytes: Some(bytes), facts })
+}
+
+fn facts(bytes: &[u8], header: Header, view: Option<ViewHash>, re_encoded: bool) -> Facts {
+    Facts {
+        width: header.width,
+        height: header.height,
         bytes: bytes.len() as u64,
         digest: Digest::of(bytes),
+        view,
         format: header.format,
         colour: header.colour,
-    })
+        re_encoded,
+    }
 }

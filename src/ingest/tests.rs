@@ -78,7 +78,7 @@ fn a_folder_becomes_a_dataset_that_verifies() {
     let report = ingest(&options(&at.source, &at.dest), &Quiet).expect("ingested");
     let split = &report.splits["train"];
     assert_eq!((split.instances, split.rejected, report.classes), (12, 0, 2));
-    assert_eq!(split.kinds["png rgb"], 1);
+    assert_eq!(split.found.kinds["png rgb"], 1);
     assert!(split.shards > 1);
     let manifest = Manifest::read(&location(&at.dest)).expect("a manifest");
     assert_eq!(manifest.classes, ["cat", "dog breed"]);
@@ -222,7 +222,10 @@ fn a_missing_source_and_a_file_that_is_no_tar_are_told_apart() {
     let text = at.source.join("x.tar");
     fs::write(&text, "no tar").expect("a file");
     let error = ingest(&options(&text, &at.dest), &Quiet).expect_err("no tar");
-    assert!(error.to_string().ends_with("it is neither a folder nor a tar"), "{error}");
+    assert!(
+        error.to_string().ends_with("it is neither a folder, a tar, a Parquet file nor a list"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -34,3 +34,16 @@ pub enum PictureError {
         reason: String,
     },
 }
+
+impl PictureError {
+    /// The kind of reason, for counting.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Empty => "empty",
+            Self::UnknownFormat => "unknown format",
+            Self::TooLarge { .. } => "too large",
+            Self::Corrupt { .. } => "corrupt",
+            Self::Encode { .. } => "cannot be encoded",
+        }
+    }
+}

@@ -2,13 +2,16 @@
 
 use std::cell::RefCell;
 
-use turbojpeg::{Colorspace, Compressor, Decompressor, Image, PixelFormat, Subsamp};
+use turbojpeg::{Colorspace, Compressor, Decompressor, Image, PixelFormat, Subsamp, Transform, Transformer};
 
 use super::{Colour, Format, Header, Picture, PictureError};
 
 /// What libjpeg warns of and a picture survives whole, as in Pillow. Any other warning means lost pixels.
 const HARMLESS_WARNINGS: [&str; 3] =
     ["extraneous bytes before marker", "JFIF revision", "Invalid SOS parameters"];
+
+/// Scans of a progressive JPEG; each costs the time of a whole decode, and a file of 100 kB can name thousands.
+const MOST_SCANS: u32 = 100;
 
 thread_local! {
     /// A decompressor for each thread: making one costs more than decoding a thumbnail.
@@ -21,10 +24,16 @@ fn with_decompressor<T>(
     DECOMPRESSOR.with_borrow_mut(|slot| {
         let decompressor = match slot {
             Some(decompressor) => decompressor,
-            None => slot.insert(Decompressor::new().map_err(|error| corrupt(&error))?),
+            None => slot.insert(decompressor().map_err(|error| corrupt(&error))?),
         };
         work(decompressor).map_err(|error| corrupt(&error))
     })
+}
+
+fn decompressor() -> Result<Decompressor, turbojpeg::Error> {
+    let mut decompressor = Decompressor::new()?;
+    decompressor.set_scan_limit(MOST_SCANS)?;
+    Ok(decompressor)
 }
 
 fn corrupt(error: &turbojpeg::Error) -> PictureError {
@@ -51,8 +60,21 @@ pub(super) fn probe(bytes: &[u8]) -> Result<Header, PictureError> {
 }
 
 pub(super) fn decode(bytes: &[u8], header: Header) -> Result<Picture, PictureError> {
-    let (width, height) = (header.width as usize, header.height as usize);
     let format = if header.colour == Colour::Cmyk { PixelFormat::CMYK } else { PixelFormat::RGB };
+    let mut pixels = decode_as(bytes, header, format)?;
+    if header.colour == Colour::Cmyk {
+        pixels = rgb_from_inverted_cmyk(&pixels);
+    }
+    Ok(Picture { width: header.width, height: header.height, rgb: pixels })
+}
+
+/// The brightness alone; not of a picture in inks.
+pub(super) fn decode_grey(bytes: &[u8], header: Header) -> Result<Vec<u8>, PictureError> {
+    decode_as(bytes, header, PixelFormat::GRAY)
+}
+
+fn decode_as(bytes: &[u8], header: Header, format: PixelFormat) -> Result<Vec<u8>, PictureError> {
+    let (width, height) = (header.width as usize, header.height as usize);
     let pitch = width * format.size();
     let mut pixels = vec![0; pitch * height];
     let output = Image { pixels: pixels.as_mut_slice(), width, pitch, height, format };
@@ -62,10 +84,7 @@ pub(super) fn decode(bytes: &[u8], header: Header) -> Result<Picture, PictureErr
     {
         decoded?;
     }
-    if header.colour == Colour::Cmyk {
-        pixels = rgb_from_inverted_cmyk(&pixels);
-    }
-    Ok(Picture { width: header.width, height: header.height, rgb: pixels })
+    Ok(pixels)
 }
 
 /// JPEG files hold CMYK inverted, by Adobe's convention; so 255 is no ink.
@@ -99,4 +118,31 @@ pub(super) fn encode(picture: &Picture, quality: u8) -> Result<Vec<u8>, PictureE
         format: PixelFormat::RGB,
     };
     compressor.compress_to_vec(image).map_err(failed)
+}
+
+/// Whether the picture's frame is a progressive one.
+pub(super) fn is_progressive(bytes: &[u8]) -> bool {
+    let mut at = 2;
+    while let Some([0xFF, marker, high, low]) = bytes.get(at..at + 4) {
+        match marker {
+            0xC2 | 0xCA => return true,
+            0xC0..=0xC3 | 0xC9..=0xCB | 0xDA => return false,
+            0xFF => at += 1,
+            _ => at += 2 + usize::from(u16::from_be_bytes([*high, *low])),
+        }
+    }
+    false
+}
+
+/// Whether the end marker is there.
+pub(super) fn has_end(bytes: &[u8]) -> bool {
+    bytes.windows(2).rev().any(|pair| pair == [0xFF, 0xD9])
+}
+
+/// The same coefficients as one scan, so the same pixels.
+pub(super) fn to_baseline(bytes: &[u8]) -> Result<Vec<u8>, PictureError> {
+    let mut transform = Transform::default();
+    transform.optimize = true;
+    let mut transformer = Transformer::new().map_err(|error| corrupt(&error))?;
+    transformer.transform_to_vec(&transform, bytes).map_err(|error| corrupt(&error))
 }

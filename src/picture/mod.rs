@@ -7,11 +7,15 @@
 
 mod error;
 mod jpeg;
+mod luma;
 mod other;
+mod resize;
 
 use serde::{Deserialize, Serialize};
 
 pub use error::PictureError;
+pub use luma::{Luma, check, luma};
+pub use resize::shrink;
 
 /// What is accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +27,16 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self { max_pixels: 100_000_000 }
+    }
+}
+
+impl Limits {
+    fn check(&self, header: &Header) -> Result<(), PictureError> {
+        let (width, height) = (header.width, header.height);
+        if u64::from(width) * u64::from(height) > self.max_pixels {
+            return Err(PictureError::TooLarge { width, height, limit: self.max_pixels });
+        }
+        Ok(())
     }
 }
 
@@ -99,18 +113,36 @@ pub fn probe(bytes: &[u8]) -> Result<Header, PictureError> {
 /// If the file is of no known kind, too large, cut or corrupt.
 pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Picture, PictureError> {
     let header = probe(bytes)?;
-    let pixels = u64::from(header.width) * u64::from(header.height);
-    if pixels > limits.max_pixels {
-        return Err(PictureError::TooLarge {
-            width: header.width,
-            height: header.height,
-            limit: limits.max_pixels,
-        });
-    }
+    limits.check(&header)?;
     match header.format {
         Format::Jpeg => jpeg::decode(bytes, header),
-        format => other::decode(bytes, format),
+        format => other::decode(bytes, format, limits),
     }
+}
+
+/// Checks the header, and that the file's end is there where its format marks one. No pixel is decoded.
+///
+/// # Errors
+/// As [`decode`], but damage between header and end is not seen.
+pub fn check_header(bytes: &[u8], limits: &Limits) -> Result<Header, PictureError> {
+    let header = probe(bytes)?;
+    limits.check(&header)?;
+    if header.format == Format::Jpeg && !jpeg::has_end(bytes) {
+        return Err(PictureError::Corrupt { format: "JPEG", reason: "its end is missing".into() });
+    }
+    Ok(header)
+}
+
+/// A progressive JPEG as a baseline one with the same coefficients, so with the same pixels: it decodes
+/// faster. `None` for any other file.
+///
+/// # Errors
+/// If the file is cut or corrupt.
+pub fn progressive_to_baseline(bytes: &[u8]) -> Result<Option<Vec<u8>>, PictureError> {
+    if format(bytes)? != Format::Jpeg || !jpeg::is_progressive(bytes) {
+        return Ok(None);
+    }
+    jpeg::to_baseline(bytes).map(Some)
 }
 
 /// Encodes as baseline JPEG with 4:2:0 subsampling.

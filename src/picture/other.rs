@@ -5,7 +5,11 @@ use std::io::Cursor;
 use image::codecs::png::PngEncoder;
 use image::{ColorType, ExtendedColorType, ImageEncoder, ImageFormat, ImageReader};
 
-use super::{Colour, Format, Header, Picture, PictureError};
+use super::{Colour, Format, Header, Limits, Picture, PictureError};
+
+/// The memory that a decoder may take: for each allowed pixel four channels of 16 bits, twice, and a floor.
+const BYTES_PER_PIXEL: u64 = 16;
+const LEAST_ALLOCATION: u64 = 1 << 24;
 
 pub(super) fn format(bytes: &[u8]) -> Option<Format> {
     Some(match image::guess_format(bytes).ok()? {
@@ -44,8 +48,11 @@ pub(super) fn probe(bytes: &[u8], format: Format) -> Result<Header, PictureError
     Ok(Header { format, width, height, colour })
 }
 
-pub(super) fn decode(bytes: &[u8], format: Format) -> Result<Picture, PictureError> {
-    let reader = ImageReader::with_format(Cursor::new(bytes), names(format).0);
+pub(super) fn decode(bytes: &[u8], format: Format, limits: &Limits) -> Result<Picture, PictureError> {
+    let mut reader = ImageReader::with_format(Cursor::new(bytes), names(format).0);
+    let mut memory = image::Limits::default();
+    memory.max_alloc = Some(limits.max_pixels.saturating_mul(BYTES_PER_PIXEL).max(LEAST_ALLOCATION));
+    reader.limits(memory);
     let rgb = reader.decode().map_err(corrupt(format))?.into_rgb8();
     Ok(Picture { width: rgb.width(), height: rgb.height(), rgb: rgb.into_raw() })
 }

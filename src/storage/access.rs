@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use bytes::Bytes;
-use futures::TryStreamExt;
+use futures::{StreamExt, TryStreamExt};
 use object_store::{ObjectStoreExt, PutMode, PutOptions, PutPayload};
 
 use super::{Location, StorageError, block_on};
@@ -113,6 +113,68 @@ impl Location {
             Err(error) => Err(self.failed("delete", error)),
         }
     }
+
+    /// Removes every file below the folder, and on this machine the folders too.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn delete_folder(&self) -> Result<(), StorageError> {
+        if let Some(path) = self.local_path() {
+            return match std::fs::remove_dir_all(path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    Err(self.failed_locally("delete", error))
+                }
+                _ => Ok(()),
+            };
+        }
+        self.list()?.iter().try_for_each(|entry| self.join(&entry.name).delete())
+    }
+
+    /// Removes what killed uploads into this folder have left. Stores in the cloud show none; the bucket's
+    /// lifecycle rule removes theirs.
+    ///
+    /// # Errors
+    /// If the folder cannot be read or a file not be removed.
+    pub fn delete_unfinished_uploads(&self) -> Result<(), StorageError> {
+        let Some(path) = self.local_path() else { return Ok(()) };
+        let entries = match std::fs::read_dir(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            other => other.map_err(|error| self.failed_locally("list", error))?,
+        };
+        for entry in entries {
+            let entry = entry.map_err(|error| self.failed_locally("list", error))?;
+            // The local store stages a file as `name#number`.
+            let name = entry.file_name();
+            let staged = name.to_str().and_then(|name| name.rsplit_once('#')).is_some_and(|(_, number)| {
+                !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
+            });
+            if staged {
+                std::fs::remove_file(entry.path()).map_err(|error| self.failed_locally("delete", error))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reads several files or ranges of files, `at_once` of them at the same time; the results keep the order.
+///
+/// # Errors
+/// The first failure.
+pub fn read_concurrently(
+    wanted: Vec<(Location, Option<Range<u64>>)>,
+    at_once: usize,
+) -> Result<Vec<Bytes>, StorageError> {
+    let read = |(location, range): (Location, Option<Range<u64>>)| async move {
+        let read = match range {
+            Some(range) => location.store().get_range(location.key(), range).await,
+            None => match location.store().get(location.key()).await {
+                Ok(found) => found.bytes().await,
+                Err(error) => Err(error),
+            },
+        };
+        read.map_err(|error| location.failed("read", error))
+    };
+    block_on(futures::stream::iter(wanted).map(read).buffered(at_once.max(1)).try_collect())
 }
 
 #[cfg(test)]

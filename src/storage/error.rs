@@ -27,6 +27,14 @@ pub enum StorageError {
         /// The file.
         location: String,
     },
+    /// Another process works there.
+    #[error("{location}: another process works here ({holder})")]
+    Locked {
+        /// The lock's file.
+        location: String,
+        /// What the holder wrote of itself.
+        holder: String,
+    },
     /// The operation failed for any other reason.
     #[error("{location}: {operation} failed")]
     Failed {
@@ -48,6 +56,7 @@ impl StorageError {
         match self {
             Self::BadLocation { .. } => Failure::Usage,
             Self::AlreadyExists { .. } => Failure::Io,
+            Self::Locked { .. } => Failure::Unavailable,
             Self::NotFound { local, .. } | Self::Failed { local, .. } => {
                 if *local {
                     Failure::Io

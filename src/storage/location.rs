@@ -9,7 +9,7 @@ use object_store::aws::AmazonS3Builder;
 use object_store::azure::MicrosoftAzureBuilder;
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::local::LocalFileSystem;
-use object_store::path::Path;
+use object_store::path::{Path, PathPart};
 use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
 use url::Url;
 
@@ -112,7 +112,11 @@ impl Location {
         let mut path = self.path.clone();
         let mut local = self.local.clone();
         for part in relative.split('/').filter(|part| !part.is_empty()) {
-            path = path.join(part);
+            // What a store listed is a legal part already; it must not be encoded again.
+            path = match PathPart::parse(part) {
+                Ok(legal) => path.join(legal),
+                Err(_) => path.join(part),
+            };
             if let Some(local) = &mut local {
                 local.push(part);
             }
@@ -138,6 +142,22 @@ impl Location {
         })
     }
 
+    /// The folder that holds this file; `None` for a bucket itself.
+    #[must_use]
+    pub fn folder(&self) -> Option<Self> {
+        let parts: Vec<_> = self.path.parts().collect();
+        let (_, folder) = parts.split_last()?;
+        let shown = self.shown.trim_end_matches('/');
+        let shown =
+            shown.rsplit_once('/').map_or(".", |(folder, _)| if folder.is_empty() { "/" } else { folder });
+        Some(Self {
+            store: Arc::clone(&self.store),
+            path: Path::from_iter(folder.iter().cloned()),
+            shown: shown.to_owned(),
+            local: self.local.as_ref().and_then(|path| path.parent()).map(LocalPath::to_owned),
+        })
+    }
+
     /// The path on this machine, where the location has one.
     pub fn local_path(&self) -> Option<&LocalPath> {
         self.local.as_deref()
@@ -156,6 +176,19 @@ impl Location {
     /// The key within the store.
     pub fn key(&self) -> &Path {
         &self.path
+    }
+
+    /// A place in the memory of this process, which behaves as an object store.
+    #[cfg(test)]
+    pub(crate) fn in_memory() -> Self {
+        let store = Arc::new(object_store::memory::InMemory::new());
+        Self { store, path: Path::from("test"), shown: "memory://test".into(), local: None }
+    }
+
+    /// Puts the location's name to an error of this machine's file system.
+    pub(super) fn failed_locally(&self, operation: &'static str, error: std::io::Error) -> StorageError {
+        let location = self.shown.clone();
+        StorageError::Failed { operation, location, local: true, source: Box::new(error) }
     }
 
     /// Puts the location's name to an error of the store.

@@ -9,11 +9,13 @@
 mod access;
 mod error;
 mod location;
+mod lock;
 mod runtime;
 mod upload;
 
-pub use access::{Entry, PublishMode};
+pub use access::{Entry, PublishMode, read_concurrently};
 pub use error::StorageError;
 pub use location::{Location, StorageOptions};
+pub use lock::Lock;
 pub use runtime::{block_on, handle};
 pub use upload::{Digest, Published, Upload};

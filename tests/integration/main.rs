@@ -5,7 +5,9 @@
 mod architecture;
 mod compatibility;
 mod faults;
+mod killed;
 mod path;
+mod sources;
 mod support;
 mod without_torch;
 

@@ -1,0 +1,28 @@
+//! `instdisc bench`: measurements, as JSON.
+
+mod ingest;
+
+use clap::{Args, Subcommand};
+
+use super::GlobalArgs;
+
+/// Measure a part of the program on this machine; prints JSON.
+///
+/// Trust ratios of one run: machines differ from run to run.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  instdisc bench ingest --source imagenet-sample.tar --threads 2")]
+pub(super) struct BenchArgs {
+    #[command(subcommand)]
+    what: Bench,
+}
+
+#[derive(Debug, Subcommand)]
+enum Bench {
+    Ingest(ingest::BenchIngestArgs),
+}
+
+pub(super) fn run(global: &GlobalArgs, args: &BenchArgs) -> anyhow::Result<()> {
+    match &args.what {
+        Bench::Ingest(args) => ingest::run(global, args),
+    }
+}

@@ -1,0 +1,217 @@
+//! The index of a part of a split: a row for each instance, without its picture.
+//!
+//! It tells what is where without a look into the shards, and it is what duplicates are found by.
+
+use std::sync::Arc;
+
+use arrow::array::{
+    Array, ArrayRef, AsArray, FixedSizeBinaryArray, FixedSizeBinaryBuilder, Int32Array, Int64Array,
+    RecordBatch, StringArray,
+};
+use arrow::datatypes::{DataType, Field, Int32Type, Int64Type, Schema};
+use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use serde::{Deserialize, Serialize};
+
+use super::{DatasetError, FileEntry};
+use crate::ids::{ClassId, InstanceId};
+use crate::storage::{Digest, Location, Upload};
+
+/// What a picture looks like, in 256 bits; pictures that look the same differ in few of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ViewHash(pub [u64; 4]);
+
+impl ViewHash {
+    /// The number of bits in which two hashes differ.
+    pub fn distance(&self, other: &Self) -> u32 {
+        self.0.iter().zip(other.0).map(|(a, b)| (a ^ b).count_ones()).sum()
+    }
+
+    fn to_bytes(self) -> [u8; 32] {
+        let mut bytes = [0; 32];
+        for (part, word) in bytes.chunks_exact_mut(8).zip(self.0) {
+            part.copy_from_slice(&word.to_be_bytes());
+        }
+        bytes
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Self {
+        let word = |at: usize| u64::from_be_bytes(bytes[at * 8..at * 8 + 8].try_into().expect("eight bytes"));
+        Self([0, 1, 2, 3].map(word))
+    }
+}
+
+/// What the index says of an instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IndexRow {
+    /// Its number in the split.
+    pub id: InstanceId,
+    /// Its class, where it has one.
+    pub label: Option<ClassId>,
+    /// Where it came from: `<class>/<file>`.
+    pub path: String,
+    /// Its shard: a position in the manifest's list.
+    pub shard: u32,
+    /// Its row in the shard.
+    pub row: u32,
+    /// The digest of its encoded bytes.
+    pub picture: Digest,
+    /// What it looks like; none for a picture without contrast, or where no pixel was decoded.
+    pub view: Option<ViewHash>,
+}
+
+/// The columns.
+pub(super) fn schema() -> Schema {
+    Schema::new(vec![
+        Field::new("instance_id", DataType::Int64, false),
+        Field::new("label", DataType::Int64, false),
+        Field::new("path", DataType::Utf8, false),
+        Field::new("shard", DataType::Int32, false),
+        Field::new("row", DataType::Int32, false),
+        Field::new("digest", DataType::FixedSizeBinary(32), false),
+        Field::new("view_hash", DataType::FixedSizeBinary(32), true),
+    ])
+}
+
+/// Rows of a row group of the index.
+const ROW_GROUP: usize = 1 << 16;
+
+/// Writes an index at `path` within the dataset's folder.
+///
+/// # Errors
+/// If the store fails.
+pub fn write_index(dataset: &Location, path: &str, rows: &[IndexRow]) -> Result<FileEntry, DatasetError> {
+    let location = dataset.join(path);
+    let batches = rows.chunks(ROW_GROUP).map(record_batch);
+    write_table(&location, Arc::new(schema()), batches, path)
+}
+
+/// Writes a small Parquet file of ours.
+pub(super) fn write_table(
+    location: &Location,
+    schema: Arc<Schema>,
+    batches: impl Iterator<Item = RecordBatch>,
+    path: &str,
+) -> Result<FileEntry, DatasetError> {
+    let failed = |source| DatasetError::Write { shard: location.to_string(), source };
+    let properties = WriterProperties::builder()
+        .set_created_by("instdisc dataset 1".to_owned())
+        .set_compression(Compression::ZSTD(ZstdLevel::default()))
+        .set_statistics_enabled(EnabledStatistics::None)
+        .build();
+    let mut writer =
+        ArrowWriter::try_new(Upload::start(location)?, schema, Some(properties)).map_err(failed)?;
+    for batch in batches {
+        writer.write(&batch).and_then(|()| writer.flush()).map_err(failed)?;
+    }
+    let published = writer.into_inner().map_err(failed)?.finish()?;
+    Ok(FileEntry { path: path.to_owned(), bytes: published.bytes, digest: published.digest })
+}
+
+fn record_batch(rows: &[IndexRow]) -> RecordBatch {
+    let digests =
+        FixedSizeBinaryArray::try_from_iter(rows.iter().map(|row| row.picture.0)).expect("32 bytes each");
+    let mut views = FixedSizeBinaryBuilder::with_capacity(rows.len(), 32);
+    for row in rows {
+        match row.view {
+            Some(view) => views.append_value(view.to_bytes()).expect("32 bytes"),
+            None => views.append_null(),
+        }
+    }
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(Int64Array::from_iter_values(rows.iter().map(|row| row.id.to_stored()))),
+        Arc::new(Int64Array::from_iter_values(rows.iter().map(|row| ClassId::to_stored(row.label)))),
+        Arc::new(StringArray::from_iter_values(rows.iter().map(|row| &row.path))),
+        Arc::new(Int32Array::from_iter_values(rows.iter().map(|row| row.shard as i32))),
+        Arc::new(Int32Array::from_iter_values(rows.iter().map(|row| row.row as i32))),
+        Arc::new(digests),
+        Arc::new(views.finish()),
+    ];
+    RecordBatch::try_new(Arc::new(schema()), columns).expect("the columns are those of the schema")
+}
+
+/// Reads an index and checks it against the manifest's digest.
+///
+/// # Errors
+/// If it is missing or damaged, or the store fails.
+pub fn read_index(dataset: &Location, entry: &FileEntry) -> Result<Vec<IndexRow>, DatasetError> {
+    let location = dataset.join(&entry.path);
+    let damaged = |reason: String| DatasetError::Damaged { shard: location.to_string(), reason };
+    let bytes = match location.read() {
+        Err(error) if error.is_not_found() => return Err(damaged("it is missing".into())),
+        other => other?,
+    };
+    if Digest::of(&bytes) != entry.digest {
+        return Err(damaged("its digest is not that of the manifest".into()));
+    }
+    let reader = ParquetRecordBatchReaderBuilder::try_new(bytes)
+        .and_then(|builder| {
+            if builder.schema().fields() != schema().fields() {
+                return Err(parquet::errors::ParquetError::General("its columns are not an index's".into()));
+            }
+            builder.with_batch_size(ROW_GROUP).build()
+        })
+        .map_err(|error| damaged(error.to_string()))?;
+    let mut rows = Vec::new();
+    for batch in reader {
+        let batch = batch.map_err(|error| damaged(error.to_string()))?;
+        append(&batch, &mut rows).ok_or_else(|| damaged("a value is out of range".into()))?;
+    }
+    Ok(rows)
+}
+
+fn append(batch: &RecordBatch, rows: &mut Vec<IndexRow>) -> Option<()> {
+    let (ids, labels) =
+        (batch.column(0).as_primitive::<Int64Type>(), batch.column(1).as_primitive::<Int64Type>());
+    let paths = batch.column(2).as_string::<i32>();
+    let (shards, places) =
+        (batch.column(3).as_primitive::<Int32Type>(), batch.column(4).as_primitive::<Int32Type>());
+    let (digests, views) = (batch.column(5).as_fixed_size_binary(), batch.column(6).as_fixed_size_binary());
+    for row in 0..batch.num_rows() {
+        rows.push(IndexRow {
+            id: InstanceId::from_stored(ids.value(row))?,
+            label: ClassId::from_stored(labels.value(row))?,
+            path: paths.value(row).to_owned(),
+            shard: u32::try_from(shards.value(row)).ok()?,
+            row: u32::try_from(places.value(row)).ok()?,
+            picture: Digest(digests.value(row).try_into().ok()?),
+            view: views.is_valid(row).then(|| ViewHash::from_bytes(views.value(row))),
+        });
+    }
+    Some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_index_comes_back_as_it_was_written_and_damage_is_found() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let dataset = Location::from_path(dir.path()).expect("a location");
+        let row = |id: u32| IndexRow {
+            id: InstanceId(id),
+            label: (id > 0).then_some(ClassId(id as u16)),
+            path: format!("class/{id}.jpg"),
+            shard: id / 2,
+            row: id % 2,
+            picture: Digest::of(&[id as u8]),
+            view: (id != 1).then_some(ViewHash([u64::from(id), 1, 2, u64::MAX])),
+        };
+        let rows: Vec<IndexRow> = (0..5).map(row).collect();
+        let entry = write_index(&dataset, "index/train.parquet", &rows).expect("written");
+        assert_eq!(read_index(&dataset, &entry).expect("read"), rows);
+        let other = FileEntry { digest: Digest::of(b"other"), ..entry };
+        let error = read_index(&dataset, &other).expect_err("another digest");
+        assert!(error.to_string().contains("index/train.parquet: damaged"), "{error}");
+    }
+
+    #[test]
+    fn a_distance_counts_differing_bits() {
+        let hash = ViewHash([0, u64::MAX, 5, 6]);
+        assert_eq!(hash.distance(&hash), 0);
+        assert_eq!(hash.distance(&ViewHash([3, u64::MAX, 5, 7])), 3);
+    }
+}

@@ -1,0 +1,150 @@
+//! How long an ingest takes beside decoding the same pictures once.
+
+use std::time::Instant;
+
+use rayon::prelude::*;
+use serde::Serialize;
+
+use super::source::Source;
+use super::{CheckDepth, IngestError, IngestOptions, ingest};
+use crate::picture::{Limits, decode};
+use crate::progress::Quiet;
+use crate::storage::{Location, Upload};
+
+/// What to measure.
+#[derive(Clone, Debug)]
+pub struct BenchOptions {
+    /// The pictures, in any form that is ingested.
+    pub source: Location,
+    /// A folder for the copies and the datasets; what is made there is removed.
+    pub scratch: Location,
+    /// The pictures are repeated until they have at least so many bytes.
+    pub bytes: u64,
+    /// Threads.
+    pub threads: usize,
+    /// How much of a picture the ingest looks at.
+    pub check: CheckDepth,
+    /// Rounds; in each both are measured, one after the other.
+    pub rounds: usize,
+}
+
+/// What was measured. Ratios are of one round; the rest is of the round with the median ratio.
+#[derive(Clone, Debug, Serialize)]
+pub struct BenchReport {
+    /// Pictures.
+    pub pictures: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Threads.
+    pub threads: usize,
+    /// Decoding every picture once to RGB, in seconds.
+    pub decode_seconds: f64,
+    /// Ingesting them, in seconds.
+    pub ingest_seconds: f64,
+    /// Millions of bytes a second of the ingest.
+    pub ingest_megabytes_per_second: f64,
+    /// The ingest's time over that of decoding, in the median.
+    pub ratio_to_plain_decode: f64,
+    /// The same of every round.
+    pub ratios: Vec<f64>,
+    /// The most memory that the process had, in bytes; none where the system does not say.
+    pub peak_memory_bytes: Option<u64>,
+}
+
+/// Measures.
+///
+/// # Errors
+/// As [`ingest`].
+pub fn bench(options: &BenchOptions) -> Result<BenchReport, IngestError> {
+    let tar = options.scratch.join("pictures.tar");
+    repeat(options, &tar)?;
+    let mut rounds = Vec::new();
+    for round in 0..options.rounds.max(1) {
+        let dest = options.scratch.join(&format!("dataset-{round}"));
+        let job = IngestOptions {
+            threads: options.threads,
+            uploads: options.threads,
+            check: options.check,
+            ..IngestOptions::new(tar.clone(), dest.clone())
+        };
+        let decode_seconds = decode_all(&job)?;
+        let started = Instant::now();
+        let report = ingest(&job, &Quiet)?;
+        let ingest_seconds = started.elapsed().as_secs_f64();
+        dest.delete_folder()?;
+        rounds.push((ingest_seconds / decode_seconds, decode_seconds, ingest_seconds, report));
+    }
+    tar.delete()?;
+    let ratios = rounds.iter().map(|(ratio, ..)| *ratio).collect();
+    rounds.sort_by(|(a, ..), (b, ..)| a.total_cmp(b));
+    let (ratio_to_plain_decode, decode_seconds, ingest_seconds, report) =
+        rounds.swap_remove(rounds.len() / 2);
+    let splits = || report.splits.values();
+    let bytes = splits().map(|split| split.image_bytes).sum();
+    Ok(BenchReport {
+        pictures: splits().map(|split| split.instances).sum(),
+        bytes,
+        threads: options.threads,
+        decode_seconds,
+        ingest_seconds,
+        ingest_megabytes_per_second: bytes as f64 / 1e6 / ingest_seconds,
+        ratio_to_plain_decode,
+        ratios,
+        peak_memory_bytes: peak_memory(),
+    })
+}
+
+/// Writes a tar with the pictures again and again under other names.
+fn repeat(options: &BenchOptions, tar: &Location) -> Result<(), IngestError> {
+    let source = Source::open(&IngestOptions::new(options.source.clone(), options.scratch.clone()))?;
+    let failed = |error: std::io::Error| IngestError::Tar {
+        tar: tar.to_string(),
+        offset: 0,
+        reason: error.to_string(),
+    };
+    let mut builder = tar::Builder::new(Upload::start(tar)?);
+    let mut written = 0;
+    for copy in 0.. {
+        for (split, entries) in &source.splits {
+            for entry in entries {
+                let bytes = source.read(entry)?;
+                let class = entry.class.map_or("none", |class| &source.classes[class.index()]);
+                let name = entry.path.rsplit('/').next().unwrap_or(&entry.path);
+                let mut header = tar::Header::new_ustar();
+                header.set_size(bytes.len() as u64);
+                header.set_mode(0o644);
+                let path = format!("{class}/{copy:04}-{split}-{name}");
+                builder.append_data(&mut header, path, bytes.as_ref()).map_err(failed)?;
+                written += bytes.len() as u64;
+            }
+        }
+        if written >= options.bytes {
+            break;
+        }
+    }
+    builder.into_inner().map_err(failed)?.finish()?;
+    Ok(())
+}
+
+fn decode_all(options: &IngestOptions) -> Result<f64, IngestError> {
+    let source = Source::open(options)?;
+    let pool =
+        rayon::ThreadPoolBuilder::new().num_threads(options.threads).build().map_err(IngestError::Threads)?;
+    let started = Instant::now();
+    pool.install(|| {
+        source.splits.values().flatten().collect::<Vec<_>>().par_iter().try_for_each(|entry| {
+            let bytes = source.read(entry)?;
+            // A picture that cannot be decoded is refused by the ingest, too, after the same work.
+            let _ = std::hint::black_box(decode(&bytes, &Limits::default()));
+            Ok::<_, IngestError>(())
+        })
+    })?;
+    Ok(started.elapsed().as_secs_f64())
+}
+
+/// The most memory that this process had, in bytes.
+fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()? * 1024)
+}

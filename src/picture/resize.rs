@@ -1,0 +1,27 @@
+//! Making a picture smaller.
+
+use fast_image_resize::images::{Image, ImageRef};
+use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+
+use super::Picture;
+
+/// A picture made smaller so that its longer side has at most `max_side` pixels and its shorter one at most
+/// `short_side`; `None` where it is small enough. The ratio of the sides is kept, but for rounding.
+///
+/// The filter is Pillow's antialiased Lanczos, which keeps what later crops need.
+pub fn shrink(picture: &Picture, max_side: Option<u32>, short_side: Option<u32>) -> Option<Picture> {
+    let (long, short) = (picture.width.max(picture.height), picture.width.min(picture.height));
+    let limit = |side: u32, limit: Option<u32>| limit.map_or(1.0, |limit| f64::from(limit) / f64::from(side));
+    let factor = limit(long, max_side).min(limit(short, short_side));
+    if factor >= 1.0 {
+        return None;
+    }
+    let side = |side: u32| ((f64::from(side) * factor).round() as u32).max(1);
+    let (width, height) = (side(picture.width), side(picture.height));
+    let source = ImageRef::new(picture.width, picture.height, &picture.rgb, PixelType::U8x3)
+        .expect("a picture holds three bytes for each pixel");
+    let mut resized = Image::new(width, height, PixelType::U8x3);
+    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3));
+    Resizer::new().resize(&source, &mut resized, &options).expect("both have the same kind of pixels");
+    Some(Picture { width, height, rgb: resized.into_vec() })
+}

@@ -1,0 +1,124 @@
+//! An ingest that is killed goes on, and what comes out is what an uninterrupted one gives, byte for byte.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use instdisc::rng::{Purpose, Stream};
+
+use super::support::{contents, instdisc, pictures, scratch};
+
+/// Kills that must have met a living process.
+const KILLS: usize = 50;
+
+/// Many small shards, so that a kill meets every kind of step.
+fn command(dest: &Path) -> Command {
+    let call = instdisc("ingest --shard-size 24KiB --row-group 8 --threads 2 --log error");
+    call.arg("--source", pictures()).arg("--dest", dest).command()
+}
+
+fn run(dest: &Path) -> Duration {
+    let started = Instant::now();
+    let output = command(dest).output().expect("starts");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    started.elapsed()
+}
+
+#[test]
+fn an_ingest_killed_at_any_moment_goes_on_to_the_same_bytes() {
+    let dir = scratch();
+    let whole = dir.path().join("whole");
+    let duration = run(&whole);
+    let expected = contents(&whole);
+    assert!(expected.len() > 20, "there are many files");
+    let mut moments = Stream::new(std::process::id().into(), Purpose::Report, 0, 0);
+    let (mut kills, mut tries) = (0, 0);
+    while kills < KILLS {
+        let dest = dir.path().join(format!("killed-{tries}"));
+        // Several kills of one ingest, then it may finish.
+        for _ in 0..5 {
+            let mut child =
+                command(&dest).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starts");
+            std::thread::sleep(duration.mul_f64(moments.unit()));
+            let finished = child.try_wait().expect("a child").is_some();
+            child.kill().expect("killed");
+            child.wait().expect("ended");
+            kills += usize::from(!finished);
+        }
+        run(&dest);
+        let found = contents(&dest);
+        let names =
+            |files: &[(PathBuf, Vec<u8>)]| files.iter().map(|(path, _)| path.clone()).collect::<Vec<_>>();
+        assert_eq!(names(&found), names(&expected));
+        assert!(found == expected, "the names agree, the bytes do not");
+        std::fs::remove_dir_all(&dest).expect("removed");
+        tries += 1;
+        assert!(tries < 20 * KILLS, "kills meet the process now and then");
+    }
+}
+
+/// Starts an ingest and kills it as soon as `mark` is there; whether it died with work left to do.
+fn killed_at(dest: &Path, mark: &Path) -> bool {
+    let mut child = command(dest).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starts");
+    while !mark.exists() && child.try_wait().expect("a child").is_none() {
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    child.kill().expect("killed");
+    child.wait().expect("ended");
+    mark.exists() && !dest.join("manifest.json").exists()
+}
+
+/// A destination whose ingest was killed at this mark; a process may be faster than the eye, so several tries.
+fn killed_midway(dir: &Path, mark: &str) -> PathBuf {
+    let dests = (0..50).map(|number| dir.join(format!("midway-{number}")));
+    let mut killed = dests.filter(|dest| killed_at(dest, &dest.join(mark)));
+    killed.next().expect("one of fifty is killed in time")
+}
+
+#[test]
+fn finished_shards_are_not_written_again() {
+    let dir = scratch();
+    let dest = killed_midway(dir.path(), ".work/val/shard-00000.json");
+    let shard = dest.join("val/shard-00000.parquet");
+    let changed = || std::fs::metadata(&shard).and_then(|meta| meta.modified()).expect("the shard");
+    let before = changed();
+    run(&dest);
+    assert_eq!(changed(), before);
+}
+
+#[test]
+fn work_with_other_options_is_thrown_away() {
+    let dir = scratch();
+    let dest = killed_midway(dir.path(), ".work/val/shard-00000.json");
+    let other = |dest: &Path| {
+        let call = instdisc("ingest --shard-size 40KiB --row-group 16 --log error");
+        call.arg("--source", pictures()).arg("--dest", dest).ok()
+    };
+    other(&dest);
+    other(&dir.path().join("fresh"));
+    assert!(contents(&dest) == contents(&dir.path().join("fresh")), "nothing of the first is left");
+}
+
+#[test]
+fn of_two_ingests_at_once_one_works_and_the_other_is_told_or_finds_it_done() {
+    let dir = scratch();
+    let (whole, dest) = (dir.path().join("whole"), dir.path().join("out"));
+    run(&whole);
+    for _ in 0..5 {
+        let start = || command(&dest).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("starts");
+        let children = [start(), start(), start()];
+        let mut done = 0;
+        for child in children {
+            let output = child.wait_with_output().expect("ended");
+            let text = String::from_utf8_lossy(&output.stderr).into_owned();
+            match output.status.code() {
+                Some(0) => done += 1,
+                Some(69) => assert!(text.contains("another process works here (process "), "{text}"),
+                other => panic!("{other:?}: {text}"),
+            }
+        }
+        assert!(done > 0, "one of them works");
+        assert!(contents(&dest) == contents(&whole), "not a mixture");
+        std::fs::remove_dir_all(&dest).expect("removed");
+    }
+}
