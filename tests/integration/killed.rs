@@ -13,7 +13,7 @@ const KILLS: usize = 50;
 
 /// Many small shards, so that a kill meets every kind of step.
 fn command(dest: &Path) -> Command {
-    let call = instdisc("ingest --shard-size 24KiB --row-group 8 --threads 2 --log error");
+    let call = instdisc("ingest --shard-size 6KiB --row-group 4 --threads 2 --log error");
     call.arg("--source", pictures()).arg("--dest", dest).command()
 }
 

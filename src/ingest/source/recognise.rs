@@ -9,6 +9,8 @@ use crate::storage::{Location, StorageError};
 
 /// Bytes of a file that are looked at.
 const HEAD_BYTES: u64 = 4096;
+/// Bytes of a compressed file that are looked at: the first block of zstd is not longer.
+const COMPRESSED_HEAD_BYTES: u64 = 192 << 10;
 /// Bytes of a tar's header.
 const TAR_HEADER_BYTES: usize = 512;
 
@@ -132,6 +134,7 @@ fn kind(location: &Location) -> Result<File, IngestError> {
         return Ok(File::Parquet);
     }
     if let Some(compression) = compression(&head) {
+        let head = location.read_range(0..bytes.min(COMPRESSED_HEAD_BYTES))?;
         let inside = first_bytes(&head, compression, TAR_HEADER_BYTES);
         let is_tar = tar_index::looks_like_tar(&inside);
         return Ok(if is_tar { File::Tar(Some(compression)) } else { File::Other });
