@@ -1,3 +1,6 @@
+mod hostile;
+mod stores;
+
 use std::fs;
 use std::path::Path;
 
