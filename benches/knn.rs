@@ -1,6 +1,8 @@
 //! The exact search on small drawn tables. `instdisc bench knn` times one at full size, and
 //! benches/knn_faiss.py compares it with faiss.
 
+#![expect(missing_docs, reason = "criterion's macro makes a public function")]
+
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use instdisc::eval::{Shape, draw_tables, search};
 

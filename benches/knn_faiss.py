@@ -13,7 +13,6 @@ counts the others, and must be 0.
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -56,12 +55,17 @@ def vectors(path):
 
 def instdisc(*arguments):
     call = [options.instdisc, "bench", "knn", "--threads", str(options.threads), "--k", str(options.k)]
-    return json.loads(subprocess.run([*call, *arguments], check=True, stdout=subprocess.PIPE).stdout)
+    child = subprocess.Popen([*call, *arguments], stdout=subprocess.PIPE)
+    text = child.stdout.read()
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    assert child.returncode == 0, f"{call}: exit code {child.returncode}"
+    return json.loads(text) | {"peak_bytes": usage.ru_maxrss * 1024}
 
 
 with tempfile.TemporaryDirectory() as folder:
     sizes = ["--rows", options.rows, "--query-rows", options.query_rows, "--dim", options.dim]
-    draw = subprocess.run(
+    subprocess.run(
         [options.instdisc, "bench", "knn", *map(str, sizes), "--shape", options.shape, "--k", "1"]
         + ["--repeat", "1", "--save", folder],
         check=True,
@@ -117,7 +121,7 @@ json.dump(
         "disagreements": int(disagreements),
         "rounding_swaps_at_the_end": boundary,
         "largest_difference_of_similarities": largest,
-        "peak_bytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
+        "instdisc_peak_bytes": report["peak_bytes"],
     },
     sys.stdout,
     indent=1,

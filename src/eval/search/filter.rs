@@ -58,7 +58,7 @@ impl Task for Portable<'_> {
         let blocks = tile.codes.chunks_exact(tile.quads * BLOCK_ROWS * QUAD);
         for (block, codes) in blocks.enumerate() {
             let rests = &tile.rests[block * BLOCK_ROWS..][..BLOCK_ROWS];
-            for query in 0..group.len() {
+            for (query, least) in thresholds.iter().enumerate().take(group.len()) {
                 let mut sums = [0_i32; BLOCK_ROWS];
                 for (sum, rest) in sums.iter_mut().zip(rests) {
                     *sum = (group.reach * rest) as i32;
@@ -71,7 +71,7 @@ impl Task for Portable<'_> {
                 }
                 let mut passed = 0;
                 for (row, sum) in sums.iter().enumerate() {
-                    passed |= u32::from(*sum > thresholds[query]) << row;
+                    passed |= u32::from(sum > least) << row;
                 }
                 push(found, tile, block, query, passed);
             }
