@@ -55,12 +55,7 @@ def vectors(path):
 
 def instdisc(*arguments):
     call = [options.instdisc, "bench", "knn", "--threads", str(options.threads), "--k", str(options.k)]
-    child = subprocess.Popen([*call, *arguments], stdout=subprocess.PIPE)
-    text = child.stdout.read()
-    _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    assert child.returncode == 0, f"{call}: exit code {child.returncode}"
-    return json.loads(text) | {"peak_bytes": usage.ru_maxrss * 1024}
+    return json.loads(subprocess.run([*call, *arguments], check=True, stdout=subprocess.PIPE).stdout)
 
 
 with tempfile.TemporaryDirectory() as folder:

@@ -72,6 +72,8 @@ struct Report {
     cpu_seconds: Vec<Option<f64>>,
     /// Queries per second of the quickest search.
     queries_per_second: f64,
+    /// The most memory that the process had, where the system tells it.
+    peak_bytes: Option<u64>,
 }
 
 pub(super) fn run(global: &GlobalArgs, args: &BenchKnnArgs) -> anyhow::Result<()> {
@@ -121,6 +123,7 @@ fn time(
         threads: pool.current_num_threads(),
         bank: place,
         queries_per_second: queries.len() as f64 / quickest,
+        peak_bytes: peak_bytes(),
         search_seconds,
         cpu_seconds,
     })
@@ -134,4 +137,11 @@ fn process_seconds() -> Option<f64> {
         nanoseconds += account.split(' ').next()?.parse::<f64>().ok()?;
     }
     Some(nanoseconds / 1e9)
+}
+
+/// The largest resident set of this process, from Linux's account.
+fn peak_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    peak.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kilobytes| kilobytes << 10)
 }

@@ -3,8 +3,10 @@
 //! A query `q` is written as `q = t·m + p`, with whole numbers `m` and a rest `p`. For a row
 //! `x = c + s·n + r` of a tile,
 //!
-//!     q·x = q·c + t·s·(m·n) + t·(m·r) + p·(x − c)
-//!         ≤ q·c + t·s·(m·n + ‖m‖·‖r‖/s) + ‖p‖·‖x − c‖        (Cauchy–Schwarz)
+//! ```text
+//! q·x = q·c + t·s·(m·n) + t·(m·r) + p·(x − c)
+//!     ≤ q·c + t·s·(m·n + ‖m‖·‖r‖/s) + ‖p‖·‖x − c‖        (Cauchy–Schwarz)
+//! ```
 //!
 //! so that a row whose right side stays below the similarity of the k-th best so far is no neighbour. The
 //! bound and the rounding of the similarity itself are taken generously; a candidate is looked at exactly.
