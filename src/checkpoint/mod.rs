@@ -14,7 +14,9 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 pub use error::CheckpointError;
-pub use run::{checkpoint_name, list_checkpoints, remove_checkpoint};
+pub use run::{
+    checkpoint_name, finished_step, list_checkpoints, mark_finished, remove_checkpoint, unmark_finished,
+};
 pub use state::{Cursor, TrainState};
 
 use crate::storage::{Digest, Location, PublishMode};

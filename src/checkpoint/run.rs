@@ -1,7 +1,9 @@
 //! The checkpoints of a run.
 
+use serde::{Deserialize, Serialize};
+
 use super::{CheckpointError, MANIFEST};
-use crate::storage::Location;
+use crate::storage::{Location, PublishMode};
 
 /// The folder's name of the checkpoint after this many steps.
 pub fn checkpoint_name(step: u64) -> String {
@@ -41,4 +43,47 @@ pub fn remove_checkpoint(folder: &Location) -> Result<(), CheckpointError> {
         let _ = std::fs::remove_dir(path);
     }
     Ok(())
+}
+
+/// The file that marks a run as finished.
+const FINISHED: &str = "finished.json";
+
+/// What `finished.json` says.
+#[derive(Debug, Serialize, Deserialize)]
+struct Finished {
+    /// Steps of the whole run.
+    step: u64,
+}
+
+/// Marks the run as finished: its last checkpoint is published, and no other will come.
+///
+/// # Errors
+/// If the store fails.
+pub fn mark_finished(run: &Location, step: u64) -> Result<(), CheckpointError> {
+    let text = serde_json::to_string(&Finished { step }).expect("a number is plain data");
+    Ok(run.join(FINISHED).publish(text + "\n", PublishMode::Overwrite)?)
+}
+
+/// Takes the mark away, for a run that goes on with more epochs.
+///
+/// # Errors
+/// If the store fails.
+pub fn unmark_finished(run: &Location) -> Result<(), CheckpointError> {
+    Ok(run.join(FINISHED).delete()?)
+}
+
+/// The steps of the run, once it is marked as finished.
+///
+/// # Errors
+/// If the store fails or the mark is damaged.
+pub fn finished_step(run: &Location) -> Result<Option<u64>, CheckpointError> {
+    let file = run.join(FINISHED);
+    match file.read() {
+        Ok(text) => match serde_json::from_slice::<Finished>(&text) {
+            Ok(finished) => Ok(Some(finished.step)),
+            Err(source) => Err(CheckpointError::Malformed { file: file.to_string(), source }),
+        },
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }

@@ -1,5 +1,11 @@
 //! `instdisc knn`.
 
+#[cfg(not(feature = "torch"))]
+#[path = "knn/without_torch.rs"]
+mod of_run;
+#[cfg(feature = "torch")]
+mod of_run;
+
 use anyhow::bail;
 use clap::Args;
 
@@ -7,9 +13,9 @@ use super::progress::say;
 use super::{GlobalArgs, write_json};
 use crate::dataset::Manifest;
 use crate::eval::{
-    EvalError, KnnOptions, PageInput, Thumbnails, evaluate_with_neighbours, page, write_neighbours,
+    EvalError, KnnOptions, KnnReport, PageInput, Thumbnails, evaluate_with_neighbours, page, write_neighbours,
 };
-use crate::feature_table::FeatureTable;
+use crate::feature_table::{FeatureTable, StoredTable};
 use crate::storage::{Location, PublishMode};
 use crate::units::Temperature;
 
@@ -20,7 +26,7 @@ use crate::units::Temperature;
 /// given.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  instdisc knn --bank runs/r50/checkpoints/step-00005004/bank.arrow \\\n    --queries runs/r50/val.arrow --output runs/r50/eval/knn.json\n  instdisc knn --run runs/r50 --dataset data/in1k --split val"
+    after_help = "Example:\n  instdisc knn --bank runs/r50/checkpoints/step-00005004/bank.arrow \\\n    --queries runs/r50/val.arrow --output runs/r50/eval/knn.json\n  instdisc knn --run runs/r50 --dataset data/in1k --split val --watch"
 )]
 pub(super) struct KnnArgs {
     /// The feature table that votes
@@ -38,6 +44,16 @@ pub(super) struct KnnArgs {
     /// The split that --run embeds
     #[arg(long, value_name = "NAME", default_value = "val")]
     split: String,
+    /// Judge each checkpoint of --run as it appears, once, also across restarts and several watchers; ends
+    /// when the run is finished
+    #[arg(long, requires = "run", conflicts_with_all = ["output", "neighbours"])]
+    watch: bool,
+    /// With --watch, end after so many seconds without a new checkpoint; 0 for never
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, requires = "watch")]
+    idle_timeout: u64,
+    /// With --watch, look at the run every so many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, requires = "watch", value_parser = clap::value_parser!(u64).range(1..))]
+    poll_interval: u64,
     /// K, neighbours that vote; several with commas between, the first is the headline
     #[arg(long, value_name = "K", value_delimiter = ',', default_value = "200")]
     k: Vec<usize>,
@@ -60,21 +76,33 @@ pub(super) struct KnnArgs {
 
 /// What is judged by what, and where the report goes.
 struct Tables {
-    bank: FeatureTable,
+    bank: StoredTable,
     queries: FeatureTable,
     output: Option<Location>,
 }
 
 pub(super) fn run(global: &GlobalArgs, args: &KnnArgs) -> anyhow::Result<()> {
-    let tables = match (&args.bank, &args.queries, &args.run) {
-        (Some(bank), Some(queries), _) => Tables {
-            bank: FeatureTable::read(&global.location(bank)?)?,
-            queries: FeatureTable::read(&global.location(queries)?)?,
-            output: args.output.as_ref().map(|output| global.location(output)).transpose()?,
-        },
-        (_, _, Some(run)) => of_run(global, args, run)?,
+    match (&args.bank, &args.queries, &args.run) {
+        (Some(bank), Some(queries), _) => {
+            let tables = Tables {
+                bank: StoredTable::open(&global.location(bank)?)?,
+                queries: FeatureTable::read(&global.location(queries)?)?,
+                output: args.output.as_ref().map(|output| global.location(output)).transpose()?,
+            };
+            write_json(&judge(global, args, &tables, PublishMode::Overwrite)?)
+        }
+        (_, _, Some(run)) => of_run::judge_run(global, args, &global.location(run)?),
         _ => bail!("either --bank and --queries, or --run"),
-    };
+    }
+}
+
+/// Votes, and publishes what was asked for.
+fn judge(
+    global: &GlobalArgs,
+    args: &KnnArgs,
+    tables: &Tables,
+    mode: PublishMode,
+) -> anyhow::Result<KnnReport> {
     let options = KnnOptions {
         k: args.k.clone(),
         temperature: args.temperature.clone(),
@@ -93,9 +121,9 @@ pub(super) fn run(global: &GlobalArgs, args: &KnnArgs) -> anyhow::Result<()> {
             queries: &tables.queries,
             neighbours: &neighbours,
         };
-        publish(global, args, output, &input)?;
+        publish(global, args, output, &input, mode)?;
     }
-    write_json(&report)
+    Ok(report)
 }
 
 /// Publishes the report and the page beside it.
@@ -104,6 +132,7 @@ fn publish(
     args: &KnnArgs,
     output: &Location,
     input: &PageInput<'_>,
+    mode: PublishMode,
 ) -> anyhow::Result<()> {
     let (queries, bank) = match &args.dataset {
         Some(dataset) => pictures(&global.location(dataset)?, input)?,
@@ -112,21 +141,21 @@ fn publish(
     let html = beside(output)?;
     html.publish(page(input, &queries, &bank), PublishMode::Overwrite)?;
     let json = serde_json::to_string_pretty(input.report)? + "\n";
-    output.publish(json, PublishMode::Overwrite)?;
+    output.publish(json, mode)?;
     say(&format!("report {output}, page {html}"));
     Ok(())
 }
 
 fn pictures(dataset: &Location, input: &PageInput<'_>) -> anyhow::Result<(Thumbnails, Thumbnails)> {
     let manifest = Manifest::read(dataset)?;
-    if manifest.dataset_digest.to_string() != input.bank.meta.dataset_digest {
+    if manifest.dataset_digest.to_string() != input.bank.meta().dataset_digest {
         let reason = format!("--dataset {dataset} is another dataset than theirs");
         return Err(EvalError::Mismatch { reason }.into());
     }
     let query_ids: Vec<_> = input.shown_queries().into_iter().map(|row| input.queries.ids[row]).collect();
     Ok((
         Thumbnails::load(dataset, &manifest, &input.queries.meta.split, query_ids)?,
-        Thumbnails::load(dataset, &manifest, &input.bank.meta.split, input.shown_bank_instances())?,
+        Thumbnails::load(dataset, &manifest, &input.bank.meta().split, input.shown_bank_instances())?,
     ))
 }
 
@@ -135,45 +164,4 @@ fn beside(output: &Location) -> anyhow::Result<Location> {
     output
         .with_file_name(&format!("{}.html", output.file_name().trim_end_matches(".json")))
         .ok_or_else(|| anyhow::anyhow!("--output {output} names no file"))
-}
-
-#[cfg(not(feature = "torch"))]
-fn of_run(_global: &GlobalArgs, _args: &KnnArgs, _run: &str) -> anyhow::Result<Tables> {
-    Err(EvalError::Options { reason: "--run needs a build with libtorch; use --bank and --queries".into() }
-        .into())
-}
-
-#[cfg(feature = "torch")]
-fn of_run(global: &GlobalArgs, args: &KnnArgs, run: &str) -> anyhow::Result<Tables> {
-    use super::progress::Terminal;
-    use crate::checkpoint::{BANK, CheckpointError, list_checkpoints};
-    use crate::eval::{EmbedJob, embed};
-    use crate::model::DeviceChoice;
-
-    let run_at = global.location(run)?;
-    let Some((step, checkpoint)) = list_checkpoints(&run_at)?.pop() else {
-        return Err(CheckpointError::NotThere { folder: format!("{run_at}/checkpoints") }.into());
-    };
-    let name = format!("eval/knn-step-{step:08}");
-    let table = run_at.join(&format!("eval/{}-step-{step:08}.arrow", args.split));
-    let job = EmbedJob {
-        checkpoint: checkpoint.clone(),
-        dataset: global.location(args.dataset.as_deref().unwrap_or_default())?,
-        split: args.split.clone(),
-        output: table.clone(),
-        limit: 0,
-        batch_size: 256,
-        threads: args.threads,
-        device: DeviceChoice::Auto,
-    };
-    embed(&job, &Terminal::default())?;
-    let output = match &args.output {
-        Some(output) => global.location(output)?,
-        None => run_at.join(&format!("{name}.json")),
-    };
-    Ok(Tables {
-        bank: FeatureTable::read(&checkpoint.join(BANK))?,
-        queries: FeatureTable::read(&table)?,
-        output: Some(output),
-    })
 }

@@ -1,18 +1,23 @@
 //! The score of a bank by the neighbours of labelled queries.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
-use serde::Serialize;
+use rayon::prelude::*;
 
 use super::EvalError;
+use super::interval::bootstrap_interval;
+use super::report::{ClassScore, Confusion, GridCell, KnnReport, Timing};
 use super::search::{Neighbours, search};
-use super::vote::vote;
-use crate::feature_table::{FeatureTable, Kind};
+use super::vote::{Ballot, Outcome};
+use crate::feature_table::{FeatureTable, Kind, Table};
 use crate::ids::ClassId;
 use crate::units::Temperature;
 
 /// A class counts for top-5 when it is among so many.
 const TOP: usize = 5;
+/// Pairs of classes that a report names as confused.
+const CONFUSIONS: usize = 30;
 
 /// How neighbours vote.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,84 +38,12 @@ impl Default for KnnOptions {
     }
 }
 
-/// What a vote gave. Scores are shares in 0..1.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct KnnReport {
-    /// The share of queries whose class won, for the first `k` and temperature.
-    pub top1: f64,
-    /// The share of queries whose class was among the first five.
-    pub top5: f64,
-    /// The first number of neighbours.
-    pub k: usize,
-    /// The first temperature.
-    pub temperature: f64,
-    /// Which features voted: scores of different features cannot be compared.
-    pub feature: String,
-    /// Labelled queries, the ones that were scored.
-    pub queries: usize,
-    /// Queries without a label.
-    pub unlabelled_queries: usize,
-    /// Rows that could vote.
-    pub bank_rows: usize,
-    /// The number of classes.
-    pub classes: usize,
-    /// The score of guessing: one over the number of classes.
-    pub chance: f64,
-    /// Whether a query's own row was left out.
-    pub leave_one_out: bool,
-    /// Every `k` with every temperature.
-    pub grid: Vec<GridCell>,
-    /// The score of each class, for the first `k` and temperature.
-    pub per_class: Vec<ClassScore>,
-    /// The dataset.
-    pub dataset_digest: String,
-    /// The split of the queries.
-    pub split: String,
-    /// The training step of the bank.
-    pub step: u64,
-    /// How long it took.
-    pub timing: Timing,
-}
-
-/// Scores of one `k` with one temperature.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct GridCell {
-    /// Neighbours.
-    pub k: usize,
-    /// τ.
-    pub temperature: f64,
-    /// See [`KnnReport::top1`].
-    pub top1: f64,
-    /// See [`KnnReport::top5`].
-    pub top5: f64,
-}
-
-/// The score of a class.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct ClassScore {
-    /// Its name.
-    pub class: String,
-    /// Its queries.
-    pub queries: usize,
-    /// The share of them whose class won.
-    pub top1: f64,
-}
-
-/// How long the parts took, in seconds.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Timing {
-    /// Finding the neighbours.
-    pub search_seconds: f64,
-    /// Voting.
-    pub vote_seconds: f64,
-}
-
 /// Scores the bank.
 ///
 /// # Errors
 /// If the tables do not belong together, nothing has a label, or `k` is too large.
 pub fn evaluate(
-    bank: &FeatureTable,
+    bank: &dyn Table,
     queries: &FeatureTable,
     options: &KnnOptions,
 ) -> Result<KnnReport, EvalError> {
@@ -119,61 +52,31 @@ pub fn evaluate(
 
 /// Scores the bank and gives the neighbours too; their rows are those of `bank`.
 ///
+/// The bank goes by once, whatever the number of cells of the grid.
+///
 /// # Errors
 /// As [`evaluate`].
 pub fn evaluate_with_neighbours(
-    bank: &FeatureTable,
+    bank: &dyn Table,
     queries: &FeatureTable,
     options: &KnnOptions,
 ) -> Result<(KnnReport, Neighbours), EvalError> {
     check(bank, queries, options)?;
-    let voters = bank.labels.iter().flatten().count();
     let largest = options.k.iter().copied().max().unwrap_or(0);
-    let available = bank.len() - usize::from(options.leave_one_out);
+    let available = bank.ids().len() - usize::from(options.leave_one_out);
     if largest > available {
         return Err(EvalError::KTooLarge { k: largest, rows: available });
     }
     let started = Instant::now();
-    let neighbours = search(bank, queries, largest, options.leave_one_out);
+    let neighbours = search(bank, queries, largest, options.leave_one_out)?;
     let search_seconds = started.elapsed().as_secs_f64();
-
     let started = Instant::now();
-    let mut grid = Vec::new();
-    let mut first_hits = Vec::new();
-    for &k in &options.k {
-        for &temperature in &options.temperature {
-            let hits = hits(bank, queries, &neighbours, k, temperature);
-            let share = |within: usize| share(&hits, |rank| rank < within);
-            grid.push(GridCell { k, temperature: temperature.get(), top1: share(1), top5: share(TOP) });
-            if first_hits.is_empty() {
-                first_hits = hits;
-            }
-        }
-    }
-    let classes = bank.meta.classes.len();
-    let report = KnnReport {
-        top1: grid[0].top1,
-        top5: grid[0].top5,
-        k: grid[0].k,
-        temperature: grid[0].temperature,
-        feature: feature_name(bank),
-        queries: first_hits.len(),
-        unlabelled_queries: queries.len() - first_hits.len(),
-        bank_rows: voters,
-        classes,
-        chance: 1.0 / classes.max(1) as f64,
-        leave_one_out: options.leave_one_out,
-        per_class: per_class(bank, &first_hits),
-        dataset_digest: bank.meta.dataset_digest.clone(),
-        split: queries.meta.split.clone(),
-        step: bank.meta.step,
-        grid,
-        timing: Timing { search_seconds, vote_seconds: started.elapsed().as_secs_f64() },
-    };
-    Ok((report, neighbours))
+    let votes = count(bank, queries, &neighbours, options);
+    let timing = Timing { search_seconds, vote_seconds: started.elapsed().as_secs_f64() };
+    Ok((report(bank, queries, options, votes, timing), neighbours))
 }
 
-fn check(bank: &FeatureTable, queries: &FeatureTable, options: &KnnOptions) -> Result<(), EvalError> {
+fn check(bank: &dyn Table, queries: &FeatureTable, options: &KnnOptions) -> Result<(), EvalError> {
     let options_wrong = |reason: &str| Err(EvalError::Options { reason: reason.into() });
     if options.k.is_empty() || options.k.contains(&0) || options.temperature.is_empty() {
         return options_wrong("k and temperature need at least one value, and k is above 0");
@@ -181,55 +84,159 @@ fn check(bank: &FeatureTable, queries: &FeatureTable, options: &KnnOptions) -> R
     let differ = |what: &str, bank: &dyn std::fmt::Display, queries: &dyn std::fmt::Display| {
         Err(EvalError::Mismatch { reason: format!("{what} {bank} and {queries}") })
     };
-    let (a, b) = (&bank.meta, &queries.meta);
+    let (a, b) = (bank.meta(), &queries.meta);
     if a.dataset_digest != b.dataset_digest {
         return differ("they are of the datasets", &a.dataset_digest, &b.dataset_digest);
     }
     if a.dim != b.dim {
         return differ("their vectors have lengths", &a.dim, &b.dim);
     }
-    if bank.labels.iter().flatten().next().is_none() || queries.labels.iter().flatten().next().is_none() {
+    if bank.labels().iter().flatten().next().is_none() || queries.labels.iter().flatten().next().is_none() {
         return Err(EvalError::Mismatch { reason: "one of them has no labels".into() });
     }
     Ok(())
 }
 
-/// For every labelled query its class and the rank (from 0) that the vote gives it; `usize::MAX` for none.
-fn hits(
-    bank: &FeatureTable,
+/// Hits of one cell of the grid: top-1 and top-5.
+type Hits = [usize; 2];
+
+/// What all votes gave.
+struct Votes {
+    /// For every `k` with every temperature, in the order of the options.
+    cells: Vec<Hits>,
+    /// The class of every labelled query, and the outcome of its vote in the first cell.
+    first: Vec<(ClassId, Outcome)>,
+}
+
+fn count(bank: &dyn Table, queries: &FeatureTable, neighbours: &Neighbours, options: &KnnOptions) -> Votes {
+    // Each k where its outcome comes, when the ks ascend.
+    let mut ascending: Vec<usize> = (0..options.k.len()).collect();
+    ascending.sort_by_key(|&at| options.k[at]);
+    let ks: Vec<usize> = ascending.iter().map(|&at| options.k[at]).collect();
+    let labels = bank.labels();
+    let classes = labels.iter().flatten().map(|class| class.index() + 1).max().unwrap_or(0);
+    let width = options.temperature.len();
+    let labelled: Vec<(usize, ClassId)> =
+        queries.labels.iter().enumerate().filter_map(|(query, label)| Some((query, (*label)?))).collect();
+    let vote = |ballot: &mut Ballot, &(query, class): &(usize, ClassId)| {
+        let mut cells = vec![Outcome { winner: None, rank: None }; ks.len() * width];
+        for (column, &temperature) in options.temperature.iter().enumerate() {
+            let voters = neighbours.of(query).map(|(row, similarity)| (labels[row], similarity));
+            let outcomes = ballot.outcomes(voters, class, &ks, temperature);
+            for (&at, outcome) in ascending.iter().zip(outcomes) {
+                cells[at * width + column] = outcome;
+            }
+        }
+        cells
+    };
+    let none = || vec![[0, 0]; ks.len() * width];
+    let add = |mut sums: Vec<Hits>, cells: &[Outcome]| {
+        for (sum, outcome) in sums.iter_mut().zip(cells) {
+            sum[0] += usize::from(outcome.rank == Some(0));
+            sum[1] += usize::from(outcome.rank.is_some_and(|rank| rank < TOP));
+        }
+        sums
+    };
+    let merge = |mut a: Vec<Hits>, b: Vec<Hits>| {
+        for (a, b) in a.iter_mut().zip(b) {
+            *a = [a[0] + b[0], a[1] + b[1]];
+        }
+        a
+    };
+    let outcomes: Vec<Vec<Outcome>> = labelled.par_iter().map_init(|| Ballot::new(classes), vote).collect();
+    Votes {
+        cells: outcomes.par_iter().fold(none, |sums, cells| add(sums, cells)).reduce(none, merge),
+        first: labelled.iter().zip(&outcomes).map(|(&(_, class), cells)| (class, cells[0])).collect(),
+    }
+}
+
+fn report(
+    bank: &dyn Table,
     queries: &FeatureTable,
-    neighbours: &Neighbours,
-    k: usize,
-    temperature: Temperature,
-) -> Vec<(ClassId, usize)> {
-    let rank = |query: usize, class: ClassId| {
-        let voters = neighbours
-            .of(query)
-            .take(k)
-            .filter_map(|(row, similarity)| Some((bank.labels[row]?, similarity)));
-        let ranked = vote(voters, temperature);
-        ranked.iter().position(|&ranked| ranked == class).unwrap_or(usize::MAX)
+    options: &KnnOptions,
+    votes: Votes,
+    timing: Timing,
+) -> KnnReport {
+    let meta = bank.meta();
+    let scored = votes.first.len();
+    let pairs = options.k.iter().flat_map(|&k| options.temperature.iter().map(move |t| (k, t.get())));
+    let cell = |((k, temperature), [top1, top5]): ((usize, f64), Hits)| GridCell {
+        k,
+        temperature,
+        top1: top1 as f64 / scored as f64,
+        top5: top5 as f64 / scored as f64,
+        top1_interval: bootstrap_interval(top1, scored),
+        top5_interval: bootstrap_interval(top5, scored),
     };
-    let labelled = queries.labels.iter().enumerate().filter_map(|(query, label)| Some((query, (*label)?)));
-    labelled.map(|(query, class)| (class, rank(query, class))).collect()
+    let grid: Vec<GridCell> = pairs.zip(votes.cells).map(cell).collect();
+    KnnReport {
+        top1: grid[0].top1,
+        top5: grid[0].top5,
+        top1_interval: grid[0].top1_interval,
+        top5_interval: grid[0].top5_interval,
+        k: grid[0].k,
+        temperature: grid[0].temperature,
+        feature: feature_name(bank),
+        queries: scored,
+        unlabelled_queries: queries.len() - scored,
+        bank_rows: bank.labels().iter().flatten().count(),
+        classes: meta.classes.len(),
+        chance: 1.0 / meta.classes.len().max(1) as f64,
+        leave_one_out: options.leave_one_out,
+        grid,
+        per_class: per_class(&meta.classes, &votes.first),
+        confusions: confusions(&meta.classes, &votes.first),
+        dataset_digest: meta.dataset_digest.clone(),
+        split: queries.meta.split.clone(),
+        step: meta.step,
+        timing,
+    }
 }
 
-fn share(hits: &[(ClassId, usize)], is_hit: impl Fn(usize) -> bool) -> f64 {
-    hits.iter().filter(|(_, rank)| is_hit(*rank)).count() as f64 / hits.len().max(1) as f64
-}
-
-fn per_class(bank: &FeatureTable, hits: &[(ClassId, usize)]) -> Vec<ClassScore> {
-    let score = |(index, name): (usize, &String)| {
-        let own: Vec<_> = hits.iter().filter(|(class, _)| class.index() == index).copied().collect();
-        ClassScore { class: name.clone(), queries: own.len(), top1: share(&own, |rank| rank == 0) }
+fn per_class(classes: &[String], votes: &[(ClassId, Outcome)]) -> Vec<ClassScore> {
+    let mut counts = vec![(0, [0, 0]); classes.len()];
+    for (class, outcome) in votes {
+        if let Some((queries, [top1, top5])) = counts.get_mut(class.index()) {
+            *queries += 1;
+            *top1 += usize::from(outcome.rank == Some(0));
+            *top5 += usize::from(outcome.rank.is_some_and(|rank| rank < TOP));
+        }
+    }
+    let score = |(class, (queries, hits)): (&String, (usize, Hits))| {
+        let [top1, top5] = hits.map(|hits| hits as f64 / queries.max(1) as f64);
+        ClassScore { class: class.clone(), queries, top1, top5 }
     };
-    bank.meta.classes.iter().enumerate().map(score).collect()
+    classes.iter().zip(counts).map(score).collect()
 }
 
-fn feature_name(bank: &FeatureTable) -> String {
-    let origin = match bank.meta.kind {
+/// The most frequent first; of equal ones the lower classes.
+fn confusions(classes: &[String], votes: &[(ClassId, Outcome)]) -> Vec<Confusion> {
+    let mut queries = BTreeMap::<ClassId, usize>::new();
+    let mut pairs = BTreeMap::<(ClassId, ClassId), usize>::new();
+    for &(class, outcome) in votes {
+        *queries.entry(class).or_default() += 1;
+        if let Some(winner) = outcome.winner.filter(|&winner| winner != class) {
+            *pairs.entry((class, winner)).or_default() += 1;
+        }
+    }
+    let mut pairs: Vec<_> = pairs.into_iter().collect();
+    pairs.sort_by_key(|&(classes, count)| (std::cmp::Reverse(count), classes));
+    pairs.truncate(CONFUSIONS);
+    let name = |class: ClassId| classes.get(class.index()).cloned().unwrap_or_else(|| class.to_string());
+    let confusion = |((class, voted), count): ((ClassId, ClassId), usize)| Confusion {
+        class: name(class),
+        voted: name(voted),
+        queries: count,
+        share: count as f64 / queries[&class] as f64,
+    };
+    pairs.into_iter().map(confusion).collect()
+}
+
+fn feature_name(bank: &dyn Table) -> String {
+    let meta = bank.meta();
+    let origin = match meta.kind {
         Kind::Bank => "bank as stored",
         Kind::Embedding => "re-encoded",
     };
-    format!("{origin}, {}, {}-d", bank.meta.layer, bank.meta.dim)
+    format!("{origin}, {}, {}-d", meta.layer, meta.dim)
 }

@@ -6,7 +6,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 use super::{KnnReport, Neighbours, Thumbnails};
-use crate::feature_table::FeatureTable;
+use crate::feature_table::{FeatureTable, Table};
 use crate::ids::{ClassId, InstanceId};
 
 const STYLE: &str = include_str!("page.css");
@@ -23,7 +23,7 @@ pub struct PageInput<'a> {
     /// The scores.
     pub report: &'a KnnReport,
     /// The bank.
-    pub bank: &'a FeatureTable,
+    pub bank: &'a dyn Table,
     /// The queries.
     pub queries: &'a FeatureTable,
     /// Their neighbours.
@@ -42,7 +42,7 @@ impl PageInput<'_> {
     /// Instances of the bank that the gallery shows.
     pub fn shown_bank_instances(&self) -> Vec<InstanceId> {
         let shown = |query| self.neighbours.of(query).take(SHOWN_NEIGHBOURS);
-        self.shown_queries().into_iter().flat_map(shown).map(|(row, _)| self.bank.ids[row]).collect()
+        self.shown_queries().into_iter().flat_map(shown).map(|(row, _)| self.bank.ids()[row]).collect()
     }
 }
 
@@ -152,7 +152,7 @@ fn classes(out: &mut String, report: &KnnReport) {
 fn gallery(out: &mut String, input: &PageInput<'_>, query_pictures: &Thumbnails, bank_pictures: &Thumbnails) {
     let name = |label: Option<ClassId>| {
         label
-            .and_then(|class| input.bank.meta.classes.get(class.index()))
+            .and_then(|class| input.bank.meta().classes.get(class.index()))
             .map_or("unlabelled", String::as_str)
     };
     let shown = input.shown_queries();
@@ -176,12 +176,12 @@ fn gallery(out: &mut String, input: &PageInput<'_>, query_pictures: &Thumbnails,
             image(query_pictures, input.queries.ids[row], own)
         );
         for (neighbour, similarity) in input.neighbours.of(row).take(SHOWN_NEIGHBOURS) {
-            let class = name(input.bank.labels[neighbour]);
+            let class = name(input.bank.labels()[neighbour]);
             let verdict = if class == own { "right" } else { "wrong" };
             add!(
                 out,
                 "<figure class=\"{verdict}\">{}<figcaption>{}<br>{similarity:.3}</figcaption></figure>\n",
-                image(bank_pictures, input.bank.ids[neighbour], class),
+                image(bank_pictures, input.bank.ids()[neighbour], class),
                 escape(class)
             );
         }

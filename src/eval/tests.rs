@@ -1,9 +1,11 @@
 use proptest::prelude::*;
 
+use super::vote::{Ballot, Outcome};
 use super::*;
-use crate::feature_table::{FeatureTable, Kind, TableMeta};
+use crate::feature_table::{FeatureTable, Kind, StoredTable, Table, TableMeta};
 use crate::ids::{ClassId, InstanceId};
 use crate::rng::{Purpose, Stream};
+use crate::storage::Location;
 use crate::units::Temperature;
 
 fn temperature(value: f64) -> Temperature {
@@ -40,32 +42,35 @@ fn options(k: usize) -> KnnOptions {
     KnnOptions { k: vec![k], ..KnnOptions::default() }
 }
 
-/// Every similarity in f64 and a full sort.
-fn slow_neighbours(bank: &FeatureTable, query: &[f32], k: usize) -> Vec<(u32, f64)> {
-    let dot = |row: usize| -> f64 {
-        bank.feature(row).iter().zip(query).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
-    };
-    let mut all: Vec<(u32, f64)> = (0..bank.len()).map(|row| (row as u32, dot(row))).collect();
-    all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-    all.truncate(k);
-    all
-}
-
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(30))]
+    #![proptest_config(ProptestConfig::with_cases(50))]
 
+    /// The ballot counts once for all k; `vote` counts anew for each.
     #[test]
-    fn the_search_finds_what_a_full_sort_finds(
-        seed in 0_u64..1000, rows in 1_usize..1400, queries in 1_usize..40, dim in 1_usize..40, share in 0.0_f64..1.0,
+    fn a_ballot_gives_the_outcomes_of_separate_votes(
+        drawn in prop::collection::vec((prop::option::weighted(0.9, 0_u16..6), -1.0_f32..1.0), 1..60),
+        whole: bool,
+        right in 0_u16..7,
+        sharp: bool,
     ) {
-        let (bank, asked) = (table(seed, rows, dim, 3), table(seed + 7, queries, dim, 3));
-        let k = ((rows as f64 * share) as usize).max(1);
-        let found = search(&bank, &asked, k, false);
-        for query in 0..queries {
-            let expected = slow_neighbours(&bank, asked.feature(query), k);
-            for ((row, similarity), (_, exact)) in found.of(query).zip(expected) {
-                // Equal up to rounding: rows of nearly equal similarity may change places.
-                prop_assert!((f64::from(similarity) - exact).abs() < 1e-5, "{row}");
+        let mut neighbours: Vec<(Option<ClassId>, f32)> = drawn
+            .into_iter()
+            .map(|(class, s)| (class.map(ClassId), if whole { (2.0 * s).round() } else { s }))
+            .collect();
+        neighbours.sort_by(|a, b| b.1.total_cmp(&a.1));
+        let temperature = temperature(if sharp { 1e-4 } else { 0.07 });
+        let ks: Vec<usize> = [1, 2, 2, neighbours.len() / 2 + 1, neighbours.len()].into();
+        let mut ks: Vec<usize> = ks.into_iter().filter(|&k| k <= neighbours.len()).collect();
+        ks.sort_unstable();
+        let mut ballot = Ballot::new(6);
+        // Twice: a ballot box is empty after each query.
+        for _ in 0..2 {
+            let outcomes = ballot.outcomes(neighbours.iter().copied(), ClassId(right), &ks, temperature);
+            for (k, outcome) in ks.iter().zip(outcomes) {
+                let voters = neighbours.iter().take(*k).filter_map(|&(class, s)| Some((class?, s)));
+                let ranked = vote(voters, temperature);
+                let rank = ranked.iter().position(|&class| class == ClassId(right));
+                prop_assert_eq!(outcome, Outcome { winner: ranked.first().copied(), rank }, "k = {}", k);
             }
         }
     }
@@ -184,6 +189,33 @@ fn the_grid_has_every_k_with_every_temperature() {
             ..evaluate(&bank, &queries, &options(1)).expect("scored").grid[0].clone()
         }
     );
+}
+
+#[test]
+fn confusions_name_the_worst_pairs_and_add_up_with_the_scores() {
+    let (bank, queries) = (table(17, 400, 8, 4), table(18, 200, 8, 4));
+    let report = evaluate(&bank, &queries, &options(7)).expect("scored");
+    let wrong: usize = report.confusions.iter().map(|pair| pair.queries).sum();
+    assert_eq!(wrong, 200 - (200.0 * report.top1).round() as usize);
+    assert!(report.confusions.windows(2).all(|pair| pair[0].queries >= pair[1].queries));
+    assert!(report.confusions.iter().all(|pair| pair.class != pair.voted));
+    let by_class: f64 = report.per_class.iter().map(|class| class.top1 * class.queries as f64).sum();
+    assert!((by_class - 200.0 * report.top1).abs() < 1e-9);
+    let [low, high] = report.top1_interval;
+    assert!(low < report.top1 && report.top1 < high);
+}
+
+#[test]
+fn a_bank_in_a_file_scores_as_one_in_memory() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let location = Location::from_path(&dir.path().join("bank.arrow")).expect("a location");
+    let (bank, queries) = (table(19, 3000, 16, 5), table(20, 30, 16, 5));
+    bank.write(&location).expect("written");
+    let stored = StoredTable::open(&location).expect("opened");
+    let [a, b]: [(KnnReport, Neighbours); 2] = [&bank as &dyn Table, &stored]
+        .map(|bank| evaluate_with_neighbours(bank, &queries, &options(9)).expect("scored"));
+    assert_eq!(a.1, b.1);
+    assert_eq!((a.0.grid, a.0.per_class), (b.0.grid, b.0.per_class));
 }
 
 #[test]

@@ -16,14 +16,92 @@ pub fn vote(
     neighbours: impl Iterator<Item = (ClassId, f32)> + Clone,
     temperature: Temperature,
 ) -> Vec<ClassId> {
-    let most =
-        neighbours.clone().map(|(_, similarity)| f64::from(similarity)).fold(f64::NEG_INFINITY, f64::max);
+    let most = neighbours.clone().map(|(_, similarity)| similarity).fold(f32::NEG_INFINITY, f32::max);
     let mut weights: BTreeMap<ClassId, f64> = BTreeMap::new();
     for (class, similarity) in neighbours {
-        *weights.entry(class).or_default() += ((f64::from(similarity) - most) / temperature.get()).exp();
+        *weights.entry(class).or_default() += weight(similarity, most, temperature);
     }
     let mut ranked: Vec<(ClassId, f64)> = weights.into_iter().collect();
     // The sort is stable and the map is sorted by class.
     ranked.sort_by(|(_, a), (_, b)| b.total_cmp(a));
     ranked.into_iter().map(|(class, _)| class).collect()
+}
+
+/// `exp((s - most) / τ)`. The exponential is that of the crate libm, which gives the same bits on every
+/// machine; that of the system does not.
+fn weight(similarity: f32, most: f32, temperature: Temperature) -> f64 {
+    // Equal infinities differ by nothing.
+    let below = if similarity == most { 0.0 } else { f64::from(similarity) - f64::from(most) };
+    libm::exp(below / temperature.get())
+}
+
+/// How a vote ended for the class that is right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Outcome {
+    /// The class that won.
+    pub(super) winner: Option<ClassId>,
+    /// The rank of the right class, from 0; none where no neighbour has it.
+    pub(super) rank: Option<usize>,
+}
+
+/// A ballot box that is used for one query after another.
+#[derive(Clone, Debug)]
+pub(super) struct Ballot {
+    /// The weight of each class, and whether it has a vote.
+    weights: Vec<Option<f64>>,
+    /// The classes that have votes.
+    voted: Vec<ClassId>,
+}
+
+impl Ballot {
+    /// A box for classes below `classes`.
+    pub(super) fn new(classes: usize) -> Self {
+        Self { weights: vec![None; classes], voted: Vec::new() }
+    }
+
+    /// The outcomes of the votes of the first `k` neighbours, for each `k` of a list that ascends. Neighbours
+    /// come most similar first; one without a class does not vote, but is one of the `k`.
+    ///
+    /// The same as [`vote`] for each `k`, but each neighbour is counted once.
+    pub(super) fn outcomes(
+        &mut self,
+        neighbours: impl Iterator<Item = (Option<ClassId>, f32)>,
+        right: ClassId,
+        ks: &[usize],
+        temperature: Temperature,
+    ) -> Vec<Outcome> {
+        let mut outcomes = Vec::with_capacity(ks.len());
+        let mut ks = ks.iter().copied().peekable();
+        let mut most = None;
+        for (at, (class, similarity)) in neighbours.enumerate() {
+            while ks.next_if_eq(&at).is_some() {
+                outcomes.push(self.outcome(right));
+            }
+            let Some(class) = class else { continue };
+            let most = *most.get_or_insert(similarity);
+            let weight = weight(similarity, most, temperature);
+            match &mut self.weights[class.index()] {
+                Some(sum) => *sum += weight,
+                none => {
+                    *none = Some(weight);
+                    self.voted.push(class);
+                }
+            }
+        }
+        outcomes.extend(ks.map(|_| self.outcome(right)));
+        for class in self.voted.drain(..) {
+            self.weights[class.index()] = None;
+        }
+        outcomes
+    }
+
+    fn outcome(&self, right: ClassId) -> Outcome {
+        let weight = |class: ClassId| self.weights.get(class.index()).copied().flatten();
+        let heavier = |a: ClassId, b: ClassId| {
+            weight(a).partial_cmp(&weight(b)).is_some_and(|order| order.then(b.cmp(&a)).is_gt())
+        };
+        let winner = self.voted.iter().copied().reduce(|a, b| if heavier(b, a) { b } else { a });
+        let rank = weight(right).map(|_| self.voted.iter().filter(|&&other| heavier(other, right)).count());
+        Outcome { winner, rank }
+    }
 }

@@ -10,12 +10,16 @@
 mod error;
 mod meta;
 mod reader;
+mod rows;
 mod schema;
+mod stored;
 mod writer;
 
 pub use error::TableError;
 pub use meta::{Kind, TableMeta};
+pub use rows::{Reading, Table, Vectors};
 pub use schema::schema_text;
+pub use stored::StoredTable;
 
 use serde::Serialize;
 

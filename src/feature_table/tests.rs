@@ -123,3 +123,95 @@ fn the_schema_file_is_that_of_the_code() {
     }
     assert_eq!(std::fs::read_to_string(file).expect("the schema file"), schema_text());
 }
+
+/// All vectors of a table, read in ranges of at most so many rows.
+fn read_in_ranges(table: &dyn Table, longest: usize) -> Result<Vec<f32>, TableError> {
+    let mut features = Vec::new();
+    for range in table.ranges(longest) {
+        let vectors = table.start_read(range.clone()).finish()?;
+        let middle = range.start + range.len() / 2;
+        features.extend_from_slice(&vectors.rows(range.start..middle)?);
+        features.extend_from_slice(&vectors.rows(middle..range.end)?);
+    }
+    Ok(features)
+}
+
+#[test]
+fn a_stored_table_gives_what_a_whole_read_gives() {
+    let (_dir, location) = location();
+    for rows in [0, 1, 77, 70_000] {
+        let written = table(rows);
+        written.write(&location).expect("written");
+        let stored = StoredTable::open(&location).expect("opened");
+        assert_eq!(
+            (stored.meta(), stored.ids(), stored.labels()),
+            (&written.meta, &written.ids[..], &written.labels[..])
+        );
+        for longest in [1 << 20, 10_001, rows.div_ceil(3).max(1)] {
+            assert_eq!(read_in_ranges(&stored, longest).expect("read"), written.features, "{rows} {longest}");
+            assert_eq!(read_in_ranges(&written, longest).expect("read"), written.features);
+        }
+    }
+}
+
+#[test]
+fn a_stored_table_that_is_cut_or_foreign_is_refused() {
+    let (_dir, location) = location();
+    table(1000).write(&location).expect("written");
+    let bytes = location.read().expect("bytes");
+    for cut in [0, 7, 20, bytes.len() / 2, bytes.len() - 1] {
+        location.publish(bytes.slice(..cut), PublishMode::Overwrite).expect("cut");
+        assert!(matches!(StoredTable::open(&location), Err(TableError::Malformed { .. })), "{cut}");
+    }
+    // The end is there, the rows before it are not.
+    location.publish(bytes.slice(5000..), PublishMode::Overwrite).expect("cut");
+    assert!(StoredTable::open(&location).is_err());
+}
+
+#[test]
+fn a_wrong_row_of_a_stored_table_is_named_with_its_file() {
+    let (_dir, location) = location();
+    let mut wrong = table(70_000);
+    wrong.features[2 * 66_000] = f32::NAN;
+    wrong.write(&location).expect("written");
+    let error =
+        read_in_ranges(&StoredTable::open(&location).expect("opened"), 1000).expect_err("not a number");
+    assert_eq!(error.to_string(), format!("{location} row 66000: the feature is not finite"));
+    wrong.features[2 * 66_000] = 9.0;
+    wrong.write(&location).expect("written");
+    let error = read_in_ranges(&StoredTable::open(&location).expect("opened"), 1000).expect_err("not unit");
+    assert!(matches!(error, TableError::NotUnit { row: 66_000, .. }));
+    let mut wrong = table(10);
+    wrong.ids.swap(4, 5);
+    wrong.write(&location).expect("written");
+    assert!(matches!(StoredTable::open(&location), Err(TableError::Id { row: 5, .. })));
+}
+
+#[test]
+fn half_precision_vectors_are_read_either_way() {
+    use arrow::array::{ArrayRef, FixedSizeListArray, Float16Array, Int64Array, RecordBatch};
+    use arrow::datatypes::{DataType, Field, Schema};
+    use std::sync::Arc;
+
+    let (_dir, location) = location();
+    let plain = table(5);
+    let schema = Schema::new_with_metadata(schema::fields(2, DataType::Float16), plain.meta.to_metadata());
+    let halves: Vec<half::f16> = plain.features.iter().map(|x| half::f16::from_f32(*x)).collect();
+    let item = Arc::new(Field::new("item", DataType::Float16, false));
+    let values = Arc::new(Float16Array::from(halves.clone()));
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(Int64Array::from_iter_values(0..5)),
+        Arc::new(FixedSizeListArray::new(item, 2, values, None)),
+        Arc::new(Int64Array::from(vec![None, Some(1), Some(0), None, Some(0)])),
+        Arc::new(Int64Array::from(vec![None::<i64>; 5])),
+    ];
+    let batch = RecordBatch::try_new(Arc::new(schema.clone()), columns).expect("a batch");
+    let mut writer = arrow::ipc::writer::FileWriter::try_new(Vec::new(), &schema).expect("a writer");
+    writer.write(&batch).and_then(|()| writer.finish()).expect("written");
+    location.publish(writer.into_inner().expect("bytes"), PublishMode::Overwrite).expect("published");
+    let expected: Vec<f32> = halves.iter().map(|x| x.to_f32()).collect();
+    assert_eq!(FeatureTable::read(&location).expect("read").features, expected);
+    let stored = StoredTable::open(&location).expect("opened");
+    assert_eq!(read_in_ranges(&stored, 2).expect("read"), expected);
+    assert_eq!(stored.labels()[..3], [None, Some(ClassId(1)), Some(ClassId(0))]);
+}

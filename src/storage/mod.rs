@@ -10,6 +10,7 @@ mod access;
 mod error;
 mod location;
 mod lock;
+mod pending;
 mod runtime;
 mod upload;
 
@@ -17,5 +18,6 @@ pub use access::{Entry, PublishMode, read_concurrently};
 pub use error::StorageError;
 pub use location::{Location, StorageOptions};
 pub use lock::Lock;
+pub use pending::PendingRead;
 pub use runtime::{block_on, handle};
 pub use upload::{Digest, Published, Upload};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::checkpoint::TrainedOn;
+use crate::checkpoint::{TrainedOn, mark_finished, unmark_finished};
 use crate::dataset::Manifest;
 use crate::loader::{DatasetSource, Loader, LoaderOptions, Source};
 use crate::model::select_device;
@@ -40,12 +40,15 @@ pub enum Outcome {
 pub fn train(job: &TrainJob, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<Outcome, TrainError> {
     let mut session = Session::open(job, hooks)?;
     if session.trainer.cursor.epoch >= job.config.epochs {
+        mark_finished(&job.run, session.trainer.cursor.step)?;
         return Ok(Outcome::AlreadyFinished { step: session.trainer.cursor.step });
     }
+    unmark_finished(&job.run)?;
     while session.trainer.cursor.epoch < job.config.epochs {
         session.epoch(hooks, stop)?;
     }
     let checkpoint = session.last_checkpoint.expect("the last epoch ends with a checkpoint");
+    mark_finished(&job.run, session.trainer.cursor.step)?;
     Ok(Outcome::Finished { step: session.trainer.cursor.step, checkpoint })
 }
 

@@ -6,6 +6,7 @@ mod architecture;
 mod compatibility;
 mod faults;
 mod killed;
+mod knn;
 mod path;
 mod sources;
 mod support;

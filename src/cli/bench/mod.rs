@@ -1,6 +1,7 @@
 //! `instdisc bench`: measurements, as JSON.
 
 mod ingest;
+mod knn;
 
 use clap::{Args, Subcommand};
 
@@ -19,10 +20,12 @@ pub(super) struct BenchArgs {
 #[derive(Debug, Subcommand)]
 enum Bench {
     Ingest(ingest::BenchIngestArgs),
+    Knn(knn::BenchKnnArgs),
 }
 
 pub(super) fn run(global: &GlobalArgs, args: &BenchArgs) -> anyhow::Result<()> {
     match &args.what {
         Bench::Ingest(args) => ingest::run(global, args),
+        Bench::Knn(args) => knn::run(global, args),
     }
 }

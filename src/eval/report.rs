@@ -1,0 +1,100 @@
+//! What a vote gave, as the report says it. Scores are shares in 0..1.
+
+use serde::Serialize;
+
+/// A kNN report.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct KnnReport {
+    /// The share of queries whose class won, for the first `k` and temperature.
+    pub top1: f64,
+    /// The share of queries whose class was among the first five.
+    pub top5: f64,
+    /// The 95 % bootstrap interval of `top1`.
+    pub top1_interval: [f64; 2],
+    /// The 95 % bootstrap interval of `top5`.
+    pub top5_interval: [f64; 2],
+    /// The first number of neighbours.
+    pub k: usize,
+    /// The first temperature.
+    pub temperature: f64,
+    /// Which features voted: scores of different features cannot be compared.
+    pub feature: String,
+    /// Labelled queries, the ones that were scored.
+    pub queries: usize,
+    /// Queries without a label.
+    pub unlabelled_queries: usize,
+    /// Rows that could vote.
+    pub bank_rows: usize,
+    /// The number of classes.
+    pub classes: usize,
+    /// The score of guessing: one over the number of classes.
+    pub chance: f64,
+    /// Whether a query's own row was left out.
+    pub leave_one_out: bool,
+    /// Every `k` with every temperature.
+    pub grid: Vec<GridCell>,
+    /// The score of each class, for the first `k` and temperature.
+    pub per_class: Vec<ClassScore>,
+    /// The pairs of classes that were taken for one another most often, for the first `k` and temperature.
+    pub confusions: Vec<Confusion>,
+    /// The dataset.
+    pub dataset_digest: String,
+    /// The split of the queries.
+    pub split: String,
+    /// The training step of the bank.
+    pub step: u64,
+    /// How long it took.
+    pub timing: Timing,
+}
+
+/// Scores of one `k` with one temperature.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct GridCell {
+    /// Neighbours.
+    pub k: usize,
+    /// τ.
+    pub temperature: f64,
+    /// See [`KnnReport::top1`].
+    pub top1: f64,
+    /// See [`KnnReport::top5`].
+    pub top5: f64,
+    /// See [`KnnReport::top1_interval`].
+    pub top1_interval: [f64; 2],
+    /// See [`KnnReport::top5_interval`].
+    pub top5_interval: [f64; 2],
+}
+
+/// The score of a class.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ClassScore {
+    /// Its name.
+    pub class: String,
+    /// Its queries.
+    pub queries: usize,
+    /// The share of them whose class won.
+    pub top1: f64,
+    /// The share of them whose class was among the first five.
+    pub top5: f64,
+}
+
+/// Queries of one class for which another class won.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Confusion {
+    /// The class of the queries.
+    pub class: String,
+    /// The class that won.
+    pub voted: String,
+    /// How many queries.
+    pub queries: usize,
+    /// Their share of the queries of the class.
+    pub share: f64,
+}
+
+/// How long the parts took, in seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Timing {
+    /// Reading the bank's vectors and finding the neighbours.
+    pub search_seconds: f64,
+    /// Voting.
+    pub vote_seconds: f64,
+}

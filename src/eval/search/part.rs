@@ -1,0 +1,99 @@
+//! A run of the queries on its way through the bank.
+
+use super::best::{Best, Found};
+use super::filter::{Candidate, filter};
+use super::group::{GROUP, Group};
+use super::level::{Level, prefetch};
+use super::similarity::similarity;
+use super::tile::Tile;
+use crate::feature_table::FeatureTable;
+use crate::ids::InstanceId;
+
+/// Candidates by which the memory is asked ahead of the comparison.
+const AHEAD: usize = 6;
+
+/// Rows of the bank as they are.
+pub(super) struct Rows<'a> {
+    /// The place of the first in the bank.
+    pub(super) first: usize,
+    /// `[rows]`.
+    pub(super) ids: &'a [InstanceId],
+    /// `[rows * dim]`.
+    pub(super) features: &'a [f32],
+}
+
+impl Rows<'_> {
+    fn feature(&self, row: usize, dim: usize) -> &[f32] {
+        &self.features[row * dim..(row + 1) * dim]
+    }
+}
+
+/// Some queries, with the best that was found for each so far.
+pub(super) struct Part<'a> {
+    queries: &'a FeatureTable,
+    first: usize,
+    groups: Vec<Group>,
+    best: Vec<Best>,
+    leave_one_out: bool,
+    candidates: Vec<Candidate>,
+}
+
+impl<'a> Part<'a> {
+    /// Prepares the queries from `first` to before `end` for the search of `k` neighbours.
+    pub(super) fn new(
+        level: Level,
+        queries: &'a FeatureTable,
+        (first, end): (usize, usize),
+        k: usize,
+        leave_one_out: bool,
+    ) -> Self {
+        let group = |start: usize| {
+            let rows = (start..(start + GROUP).min(end)).map(|row| queries.feature(row));
+            Group::new(rows, queries.meta.dim, level.query_limit())
+        };
+        Self {
+            queries,
+            first,
+            groups: (first..end).step_by(GROUP).map(group).collect(),
+            best: vec![Best::new(k); end - first],
+            leave_one_out,
+            candidates: Vec::new(),
+        }
+    }
+
+    /// Takes the neighbours that lie in a tile, which was made of `rows`.
+    pub(super) fn scan(&mut self, level: Level, tile: &Tile, rows: &Rows<'_>) {
+        let (queries, dim) = (self.queries, self.queries.meta.dim);
+        for (at, group) in self.groups.iter().enumerate() {
+            let first = self.first + at * GROUP;
+            let best = &mut self.best[at * GROUP..][..group.len()];
+            let mut thresholds = [i32::MAX; GROUP];
+            for (at, best) in best.iter().enumerate() {
+                let query = queries.feature(first + at);
+                thresholds[at] = group.threshold(level, at, query, tile, best.threshold());
+            }
+            if thresholds == [i32::MAX; GROUP] {
+                continue;
+            }
+            self.candidates.clear();
+            filter(level, tile, group, &thresholds, &mut self.candidates);
+            for (i, candidate) in self.candidates.iter().enumerate() {
+                if let Some(soon) = self.candidates.get(i + AHEAD) {
+                    prefetch(rows.feature(soon.row as usize, dim));
+                }
+                let (at, row) = (candidate.query as usize, candidate.row as usize);
+                let (query, id) = (first + at, rows.ids[row]);
+                if self.leave_one_out && id == queries.ids[query] {
+                    continue;
+                }
+                let similarity = similarity(level, queries.feature(query), rows.feature(row, dim));
+                best[at].push(Found { similarity, id, row: (rows.first + row) as u32 });
+            }
+        }
+    }
+
+    /// The neighbours of each query, best first.
+    pub(super) fn finish(self) -> impl Iterator<Item = Found> {
+        self.best.into_iter().flat_map(Best::finish)
+    }
+}

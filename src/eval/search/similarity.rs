@@ -1,0 +1,58 @@
+//! The one definition of a similarity.
+//!
+//! The similarity of two vectors is their inner product, summed in f64 in a fixed order and rounded once to
+//! f32. A product of two f32 is exact in f64, so that a fused multiply-add gives the same bits as a product
+//! and a sum: the result is the same on every CPU, at any vector width, for any compiler flags.
+
+use super::level::Level;
+
+/// Partial sums: component `i` goes to sum `i % LANES`; at the end the upper half is added to the lower
+/// half until one is left.
+pub(super) const LANES: usize = 16;
+
+/// The similarity, as results hold it.
+pub(super) fn similarity(level: Level, a: &[f32], b: &[f32]) -> f32 {
+    // Adding 0 turns −0 into 0: the two are equal similarities.
+    inner_product(level, a, b) as f32 + 0.0
+}
+
+/// The inner product before it is rounded.
+#[inline]
+pub(super) fn inner_product(level: Level, a: &[f32], b: &[f32]) -> f64 {
+    let (a_chunks, a_rest) = a.as_chunks::<LANES>();
+    let (b_chunks, b_rest) = b.as_chunks::<LANES>();
+    let mut sums = match level {
+        #[cfg(target_arch = "x86_64")]
+        Level::Vnni(level) => level.partial_sums(a_chunks, b_chunks),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2(level) => level.partial_sums(a_chunks, b_chunks),
+        Level::Portable => partial_sums(a_chunks, b_chunks),
+    };
+    for (sum, (a, b)) in sums.iter_mut().zip(a_rest.iter().zip(b_rest)) {
+        *sum += f64::from(*a) * f64::from(*b);
+    }
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            sums[lane] += sums[lane + width];
+        }
+        width /= 2;
+    }
+    sums[0]
+}
+
+/// The partial sums over whole chunks.
+fn partial_sums(a: &[[f32; LANES]], b: &[[f32; LANES]]) -> [f64; LANES] {
+    let mut sums = [0.0; LANES];
+    for (a, b) in a.iter().zip(b) {
+        for lane in 0..LANES {
+            sums[lane] += f64::from(a[lane]) * f64::from(b[lane]);
+        }
+    }
+    sums
+}
+
+/// The length of a vector.
+pub(super) fn length(a: &[f32]) -> f64 {
+    inner_product(Level::Portable, a, a).sqrt()
+}

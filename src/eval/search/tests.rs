@@ -1,0 +1,277 @@
+use proptest::prelude::*;
+
+use super::filter::{Candidate, filter};
+use super::group::Group;
+use super::similarity::{inner_product, similarity};
+use super::*;
+use crate::feature_table::{Kind, TableMeta};
+use crate::ids::InstanceId;
+use crate::rng::{Purpose, Stream};
+
+fn table(features: Vec<f32>, dim: usize) -> FeatureTable {
+    let rows = features.len() / dim;
+    FeatureTable {
+        meta: TableMeta {
+            kind: Kind::Embedding,
+            layer: "projection".into(),
+            dim,
+            dataset_digest: "d".into(),
+            split: "val".into(),
+            step: 1,
+            unit_length: false,
+            classes: vec!["one".into()],
+        },
+        // Descending, so that ids and rows are not the same thing.
+        ids: (0..rows as u32).rev().map(InstanceId).collect(),
+        labels: vec![None; rows],
+        updated_step: vec![None; rows],
+        features,
+    }
+}
+
+/// Vectors that are hard for a bound or for the order of results.
+#[derive(Clone, Copy, Debug)]
+enum Shape {
+    Unit,
+    /// A narrow cone, as the features of an untrained encoder.
+    Crowded,
+    /// All within a few units of the last place of one another.
+    Close,
+    /// Small whole numbers: many equal similarities.
+    Whole,
+    /// A few vectors, many times each; some are zero.
+    Repeated,
+    /// Lengths from 1e-6 to 1e6 in one table.
+    Lengths,
+    /// One component a thousand times the others.
+    Spiky,
+    /// Beyond what f32 can square.
+    Huge,
+    /// Below what f32 can square, some subnormal.
+    Tiny,
+}
+
+const SHAPES: [Shape; 9] = [
+    Shape::Unit,
+    Shape::Crowded,
+    Shape::Close,
+    Shape::Whole,
+    Shape::Repeated,
+    Shape::Lengths,
+    Shape::Spiky,
+    Shape::Huge,
+    Shape::Tiny,
+];
+
+fn vectors(shape: Shape, seed: u64, rows: usize, dim: usize) -> Vec<f32> {
+    // Bank and queries of one shape share their first stream: the crowd's direction, the repeated vectors.
+    let mut common = Stream::new(7, Purpose::Report, 0, 0);
+    let mut own = Stream::new(seed, Purpose::Report, 1, 0);
+    let few: Vec<Vec<f64>> = (0..3).map(|_| (0..dim).map(|_| common.normal()).collect()).collect();
+    let mut features = Vec::with_capacity(rows * dim);
+    for _ in 0..rows {
+        let drawn: Vec<f64> = (0..dim).map(|_| own.normal()).collect();
+        let length = drawn.iter().map(|x| x * x).sum::<f64>().sqrt();
+        let scale = 10_f64.powf(own.range(-6.0, 6.0));
+        let which = own.below(4) as usize;
+        let spike = own.below(dim as u64) as usize;
+        features.extend(drawn.iter().enumerate().map(|(i, x)| {
+            let unit = x / length;
+            (match shape {
+                Shape::Unit => unit,
+                Shape::Crowded => few[0][i] + 0.02 * unit,
+                Shape::Close => few[0][i] + 1e-7 * unit,
+                Shape::Whole => (1.5 * x).round(),
+                Shape::Repeated => few.get(which).map_or(0.0, |vector| vector[i]),
+                Shape::Lengths => unit * scale,
+                Shape::Spiky => {
+                    if i == spike {
+                        1000.0 * x
+                    } else {
+                        *x
+                    }
+                }
+                Shape::Huge => x * 1e25,
+                Shape::Tiny => x * 1e-41,
+            }) as f32
+        }));
+    }
+    features
+}
+
+/// Every similarity by its definition, and a full sort.
+fn slow(bank: &FeatureTable, query: &[f32], without: Option<InstanceId>, k: usize) -> Vec<(usize, u32)> {
+    let mut all: Vec<(f32, InstanceId, usize)> = (0..bank.len())
+        .filter(|&row| Some(bank.ids[row]) != without)
+        .map(|row| (similarity(Level::Portable, query, bank.feature(row)), bank.ids[row], row))
+        .collect();
+    all.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+    all.iter().take(k).map(|(similarity, _, row)| (*row, similarity.to_bits())).collect()
+}
+
+fn found(neighbours: &Neighbours, query: usize) -> Vec<(usize, u32)> {
+    neighbours.of(query).map(|(row, similarity)| (row, similarity.to_bits())).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    #[test]
+    fn the_search_is_a_full_sort_bit_for_bit_at_every_level(
+        shape in prop::sample::select(&SHAPES[..]),
+        seed in 0_u64..1_000_000,
+        (rows, queries, dim) in (1_usize..900, 1_usize..30, 1_usize..70),
+        share in 0.0_f64..1.0,
+        leave_one_out: bool,
+    ) {
+        let bank = table(vectors(shape, seed, rows, dim), dim);
+        let asked = table(vectors(shape, seed + 1, queries, dim), dim);
+        let available = rows - usize::from(leave_one_out);
+        prop_assume!(available > 0);
+        // Small numbers of neighbours more often than large ones.
+        let k = ((available as f64 * share.powi(3)) as usize).max(1);
+        for level in Level::available() {
+            let neighbours = search_at(level, &bank, &asked, k, leave_one_out).expect("found");
+            for query in 0..queries {
+                let own = leave_one_out.then_some(asked.ids[query]);
+                let expected = slow(&bank, asked.feature(query), own, k);
+                prop_assert_eq!(found(&neighbours, query), expected, "{:?} query {}", level, query);
+            }
+        }
+    }
+
+    /// The bound's proof, tried: a pair whose similarity is asked for always passes.
+    #[test]
+    fn a_row_that_reaches_the_similarity_is_always_a_candidate(
+        shapes in (prop::sample::select(&SHAPES[..]), prop::sample::select(&SHAPES[..])),
+        seed in 0_u64..1_000_000,
+        (rows, dim) in (1_usize..100, 1_usize..200),
+    ) {
+        let bank = vectors(shapes.0, seed, rows, dim);
+        let asked = vectors(shapes.1, seed + 1, GROUP - 1, dim);
+        for level in Level::available() {
+            let mut tile = Tile::default();
+            level.run(tile.encode(&bank, dim));
+            let group = Group::new(asked.chunks_exact(dim), dim, level.query_limit());
+            for (row, x) in bank.chunks_exact(dim).enumerate() {
+                let mut thresholds = [i32::MAX; GROUP];
+                for (at, query) in asked.chunks_exact(dim).enumerate() {
+                    let least = similarity(level, query, x);
+                    thresholds[at] = group.threshold(level, at, query, &tile, least);
+                }
+                let mut found = Vec::new();
+                filter(level, &tile, &group, &thresholds, &mut found);
+                let own = found.iter().filter(|candidate| candidate.row == row as u32).count();
+                prop_assert_eq!(own, GROUP - 1, "{:?} row {}", level, row);
+            }
+        }
+    }
+
+    #[test]
+    fn the_filters_of_all_levels_agree(seed in 0_u64..1_000_000, rows in 1_usize..200, dim in 1_usize..150) {
+        let bank = vectors(Shape::Unit, seed, rows, dim);
+        let asked = vectors(Shape::Unit, seed + 1, GROUP, dim);
+        let mut tile = Tile::default();
+        Level::Portable.run(tile.encode(&bank, dim));
+        // Codes that every level can take.
+        let group = Group::new(asked.chunks_exact(dim), dim, 63.0);
+        let of_level = |level: Level| {
+            let thresholds: [i32; GROUP] = std::array::from_fn(|at| {
+                group.threshold(level, at, &asked[at * dim..(at + 1) * dim], &tile, 0.1)
+            });
+            let mut found = Vec::new();
+            filter(level, &tile, &group, &thresholds, &mut found);
+            found.sort_unstable();
+            found
+        };
+        let expected: Vec<Candidate> = of_level(Level::Portable);
+        for level in Level::available() {
+            prop_assert_eq!(&of_level(level), &expected, "{:?}", level);
+        }
+    }
+
+    #[test]
+    fn inner_products_of_all_levels_have_the_same_bits(
+        shape in prop::sample::select(&SHAPES[..]), seed in 0_u64..1_000_000, dim in 1_usize..300,
+    ) {
+        let pair = vectors(shape, seed, 2, dim);
+        let of_level = |level| inner_product(level, &pair[..dim], &pair[dim..]).to_bits();
+        for level in Level::available() {
+            prop_assert_eq!(of_level(level), of_level(Level::Portable), "{:?}", level);
+        }
+    }
+}
+
+#[test]
+fn similarities_are_correctly_rounded_inner_products() {
+    // 1 + 2⁻²⁴ lies between two f32 and rounds to even; a sum in f32 would lose the small terms one by one.
+    let small = 2_f32.powi(-26);
+    let a = [1.0, small, small, small, small, 0.0, 0.0, small];
+    assert_eq!(similarity(Level::Portable, &a, &[1.0; 8]), 1.0 + 2_f32.powi(-23));
+    assert_eq!(similarity(Level::Portable, &[-1e-30, 0.0], &[1e-30, 0.0]).to_bits(), 0);
+}
+
+/// Without this the search would be right and slow.
+#[test]
+fn the_filter_leaves_few_rows_to_compare() {
+    let dim = 128;
+    for shape in [Shape::Unit, Shape::Crowded] {
+        let bank = table(vectors(shape, 1, 2048, dim), dim);
+        let asked = vectors(shape, 2, GROUP, dim);
+        for level in Level::available() {
+            let mut tile = Tile::default();
+            level.run(tile.encode(&bank.features, dim));
+            let group = Group::new(asked.chunks_exact(dim), dim, level.query_limit());
+            let thresholds: [i32; GROUP] = std::array::from_fn(|at| {
+                let query = &asked[at * dim..(at + 1) * dim];
+                let (_, twentieth) = slow(&bank, query, None, 20)[19];
+                group.threshold(level, at, query, &tile, f32::from_bits(twentieth))
+            });
+            let mut found = Vec::new();
+            filter(level, &tile, &group, &thresholds, &mut found);
+            assert!(found.len() < 60 * GROUP, "{shape:?} {level:?}: {} for {GROUP} queries", found.len());
+        }
+    }
+}
+
+#[test]
+fn tiles_threads_and_the_order_of_rows_change_nothing() {
+    let (dim, rows) = (24, 5000);
+    let bank = table(vectors(Shape::Whole, 3, rows, dim), dim);
+    let asked = table(vectors(Shape::Whole, 4, 50, dim), dim);
+    let ids = |bank: &FeatureTable, found: &Neighbours| {
+        found.rows.iter().map(|&row| bank.ids[row as usize]).collect::<Vec<_>>()
+    };
+    let expected = search(&bank, &asked, 17, false).expect("found");
+    let mut order: Vec<usize> = (0..rows).collect();
+    Stream::new(5, Purpose::Report, 0, 0).shuffle(&mut order);
+    let shuffled = FeatureTable {
+        ids: order.iter().map(|&row| bank.ids[row]).collect(),
+        features: order.iter().flat_map(|&row| bank.feature(row).to_vec()).collect(),
+        ..bank.clone()
+    };
+    for threads in [1, 3] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+        let found = pool.install(|| search(&shuffled, &asked, 17, false)).expect("found");
+        assert_eq!(ids(&shuffled, &found), ids(&bank, &expected));
+        assert_eq!(found.similarities, expected.similarities);
+    }
+}
+
+#[test]
+fn a_vector_that_is_not_finite_is_named() {
+    let good = table(vectors(Shape::Unit, 1, 700, 8), 8);
+    let mut bad = good.clone();
+    bad.features[8 * 601 + 3] = f32::NAN;
+    for (bank, queries) in [(&bad, &good), (&good, &bad)] {
+        let error = search(bank, queries, 5, false).expect_err("not a number");
+        assert!(matches!(error, TableError::NotFinite { row: 601, .. }), "{error}");
+    }
+}
+
+#[test]
+fn tiles_cover_a_chunk_and_start_small() {
+    let ranges = tile_ranges(&(0..5000), 2048);
+    assert_eq!(ranges, [0..256, 256..512, 512..1024, 1024..2048, 2048..4096, 4096..5000]);
+    assert_eq!(tile_ranges(&(16384..18500), 2048), [16384..18432, 18432..18500]);
+}

@@ -1,0 +1,216 @@
+//! Vectors of a table by ranges of rows, in memory or as they come from a file.
+
+use std::borrow::Cow;
+use std::fmt::Debug;
+use std::ops::Range;
+
+use bytes::Bytes;
+use half::f16;
+
+use super::{FeatureTable, TableError, TableMeta, UNIT_TOLERANCE};
+use crate::ids::{ClassId, InstanceId};
+use crate::storage::PendingRead;
+
+/// What errors call a table that is no file.
+const IN_MEMORY: &str = "a table in memory";
+
+/// A feature table whose vectors may lie in memory or in a file.
+pub trait Table: Debug + Sync {
+    /// What the features are.
+    fn meta(&self) -> &TableMeta;
+
+    /// `[rows]`: the instance of each row.
+    fn ids(&self) -> &[InstanceId];
+
+    /// `[rows]`: its class, where it has one.
+    fn labels(&self) -> &[Option<ClassId>];
+
+    /// All rows in order, in ranges of at most `longest` that can each be read in one go.
+    fn ranges(&self, longest: usize) -> Vec<Range<usize>>;
+
+    /// Starts to read the vectors of one of [`Table::ranges`].
+    fn start_read(&self, rows: Range<usize>) -> Reading<'_>;
+}
+
+/// Vectors on their way.
+#[derive(Debug)]
+pub struct Reading<'a>(Source<'a>);
+
+#[derive(Debug)]
+enum Source<'a> {
+    Memory { features: &'a [f32], dim: usize, first: usize },
+    File { read: PendingRead, values: Values, table: &'a str, meta: &'a TableMeta, first: usize },
+}
+
+/// How a file holds its numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Values {
+    F32,
+    F16,
+}
+
+impl Values {
+    pub(super) fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 => 2,
+        }
+    }
+}
+
+impl<'a> Reading<'a> {
+    pub(super) fn file(
+        read: PendingRead,
+        values: Values,
+        table: &'a str,
+        meta: &'a TableMeta,
+        first: usize,
+    ) -> Self {
+        Self(Source::File { read, values, table, meta, first })
+    }
+
+    /// Waits for the vectors.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn finish(self) -> Result<Vectors<'a>, TableError> {
+        Ok(match self.0 {
+            Source::Memory { features, dim, first } => Vectors(Held::Memory { features, dim, first }),
+            Source::File { read, values, table, meta, first } => {
+                Vectors(Held::File { bytes: read.finish()?, values, table, meta, first })
+            }
+        })
+    }
+}
+
+/// Vectors of a range of rows.
+#[derive(Debug)]
+pub struct Vectors<'a>(Held<'a>);
+
+#[derive(Debug)]
+enum Held<'a> {
+    Memory { features: &'a [f32], dim: usize, first: usize },
+    File { bytes: Bytes, values: Values, table: &'a str, meta: &'a TableMeta, first: usize },
+}
+
+impl Vectors<'_> {
+    /// The vectors of some rows, counted from the start of the table and checked as the format promises.
+    ///
+    /// # Errors
+    /// The first row that is not finite, or not of unit length where the table says so.
+    ///
+    /// # Panics
+    /// If a row lies outside the range that was read.
+    pub fn rows(&self, rows: Range<usize>) -> Result<Cow<'_, [f32]>, TableError> {
+        match &self.0 {
+            Held::Memory { features, dim, first } => {
+                let features = &features[(rows.start - first) * dim..(rows.end - first) * dim];
+                check_finite(IN_MEMORY, *dim, rows.start, features)?;
+                Ok(Cow::Borrowed(features))
+            }
+            Held::File { bytes, values, table, meta, first } => {
+                let size = meta.dim * values.bytes();
+                let features =
+                    decode(&bytes[(rows.start - first) * size..(rows.end - first) * size], *values);
+                check_vectors(table, meta, rows.start, &features)?;
+                Ok(Cow::Owned(features))
+            }
+        }
+    }
+}
+
+fn decode(bytes: &[u8], values: Values) -> Vec<f32> {
+    match values {
+        Values::F32 => bytes.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect(),
+        Values::F16 => bytes.as_chunks().0.iter().map(|&bytes| f16::from_le_bytes(bytes).to_f32()).collect(),
+    }
+}
+
+/// Checks what the format promises of vectors; `first` is the row of the first one.
+pub(super) fn check_vectors(
+    table: &str,
+    meta: &TableMeta,
+    first: usize,
+    features: &[f32],
+) -> Result<(), TableError> {
+    if !meta.unit_length {
+        return check_finite(table, meta.dim, first, features);
+    }
+    for (row, feature) in features.chunks_exact(meta.dim).enumerate() {
+        // In f32 it is quick, and good enough for rows that are clearly right.
+        let quick = f64::from(square_length(feature)).sqrt();
+        if (quick - 1.0).abs() < UNIT_TOLERANCE / 2.0 {
+            continue;
+        }
+        check_finite(table, meta.dim, first + row, feature)?;
+        let length = feature.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>().sqrt();
+        if (length - 1.0).abs() > UNIT_TOLERANCE {
+            return Err(TableError::NotUnit { table: table.into(), row: first + row, length });
+        }
+    }
+    Ok(())
+}
+
+/// Checks that vectors are finite.
+fn check_finite(table: &str, dim: usize, first: usize, features: &[f32]) -> Result<(), TableError> {
+    let is_finite = |values: &[f32]| values.iter().fold(true, |all, value| all & value.is_finite());
+    if is_finite(features) {
+        return Ok(());
+    }
+    let row = features.chunks_exact(dim).position(|row| !is_finite(row)).unwrap_or(0);
+    Err(TableError::NotFinite { table: table.into(), row: first + row })
+}
+
+impl FeatureTable {
+    /// Checks what the format promises of the vectors: they are finite, and of unit length where the table
+    /// says so.
+    ///
+    /// # Errors
+    /// The first row that is wrong.
+    pub fn check(&self) -> Result<(), TableError> {
+        check_vectors(IN_MEMORY, &self.meta, 0, &self.features)
+    }
+}
+
+/// The sum of squares, by partial sums that a CPU takes side by side.
+fn square_length(feature: &[f32]) -> f32 {
+    const LANES: usize = 16;
+    let mut sums = [0.0_f32; LANES];
+    let (chunks, rest) = feature.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (sum, value) in sums.iter_mut().zip(chunk) {
+            *sum += value * value;
+        }
+    }
+    sums.iter().sum::<f32>() + rest.iter().map(|value| value * value).sum::<f32>()
+}
+
+impl Table for FeatureTable {
+    fn meta(&self) -> &TableMeta {
+        &self.meta
+    }
+
+    fn ids(&self) -> &[InstanceId] {
+        &self.ids
+    }
+
+    fn labels(&self) -> &[Option<ClassId>] {
+        &self.labels
+    }
+
+    fn ranges(&self, longest: usize) -> Vec<Range<usize>> {
+        split(0..self.len(), longest).collect()
+    }
+
+    fn start_read(&self, rows: Range<usize>) -> Reading<'_> {
+        let dim = self.meta.dim;
+        let features = &self.features[rows.start * dim..rows.end * dim];
+        Reading(Source::Memory { features, dim, first: rows.start })
+    }
+}
+
+/// A range in parts of at most `longest`.
+pub(super) fn split(range: Range<usize>, longest: usize) -> impl Iterator<Item = Range<usize>> {
+    let end = range.end;
+    range.step_by(longest).map(move |start| start..(start + longest).min(end))
+}

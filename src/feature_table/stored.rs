@@ -1,0 +1,227 @@
+//! A feature table that stays where it lies.
+//!
+//! Opening one reads the footer, ids, labels and steps; vectors are read later, by ranges of rows, so that
+//! a table of any size needs little memory.
+
+use std::ops::Range;
+
+use arrow::array::PrimitiveArray;
+use arrow::array::types::Int64Type;
+use arrow::buffer::{BooleanBuffer, Buffer, NullBuffer, ScalarBuffer};
+use arrow::datatypes::DataType;
+use arrow::error::ArrowError;
+use arrow::ipc::convert::try_fb_to_schema;
+use arrow::ipc::reader::read_footer_length;
+use arrow::ipc::{root_as_footer, root_as_message};
+use bytes::Bytes;
+
+use super::reader::{Columns, value_type};
+use super::rows::{Reading, Table, Values, split};
+use super::{TableError, TableMeta};
+use crate::ids::{ClassId, InstanceId};
+use crate::storage::Location;
+
+/// Bytes after the footer: its length and the magic word.
+const TRAILER_BYTES: u64 = 10;
+/// Bytes before a message: a marker and the message's length.
+const MESSAGE_PREFIX: usize = 8;
+
+/// See the module.
+#[derive(Debug)]
+pub struct StoredTable {
+    location: Location,
+    name: String,
+    meta: TableMeta,
+    values: Values,
+    columns: Columns,
+    batches: Vec<Batch>,
+}
+
+/// Where a record batch lies in the file.
+#[derive(Clone, Debug)]
+struct Batch {
+    rows: Range<usize>,
+    /// Where its vectors begin.
+    features: u64,
+    /// Its other columns: validity, which may be empty, and values.
+    ids: Range<u64>,
+    labels: [Range<u64>; 2],
+    steps: [Range<u64>; 2],
+}
+
+impl StoredTable {
+    /// Opens a table and checks everything but its vectors, which are checked as they are read.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with the row that it is about.
+    pub fn open(location: &Location) -> Result<Self, TableError> {
+        let name = location.to_string();
+        let not_whole = |reason: String| TableError::Malformed {
+            table: name.clone(),
+            source: ArrowError::ParseError(reason),
+        };
+        let size = location.size()?;
+        let cut = || not_whole("it is cut".into());
+        let trailer_at = size.checked_sub(TRAILER_BYTES).ok_or_else(cut)?;
+        let trailer = location.read_range(trailer_at..size)?;
+        let trailer = <[u8; TRAILER_BYTES as usize]>::try_from(&trailer[..]).map_err(|_| cut())?;
+        let length = read_footer_length(trailer)
+            .map_err(|source| TableError::Malformed { table: name.clone(), source })?;
+        let footer_at = trailer_at.checked_sub(length as u64).ok_or_else(cut)?;
+        let footer = location.read_range(footer_at..trailer_at)?;
+        let footer = root_as_footer(&footer).map_err(|error| not_whole(error.to_string()))?;
+        let schema = footer.schema().ok_or_else(|| not_whole("it has no schema".into()))?;
+        let schema = try_fb_to_schema(schema)
+            .map_err(|source| TableError::Malformed { table: name.clone(), source })?;
+        let not_a_table = |reason| TableError::NotATable { table: name.clone(), reason };
+        let meta = TableMeta::from_metadata(&schema).map_err(not_a_table)?;
+        let values = match value_type(&schema, meta.dim).map_err(not_a_table)? {
+            DataType::Float16 => Values::F16,
+            _ => Values::F32,
+        };
+        let blocks = footer.recordBatches().map(|blocks| blocks.iter().collect()).unwrap_or_default();
+        let batches =
+            find_batches(location, size, blocks, meta.dim * values.bytes()).map_err(|error| match error {
+                Wrong::Store(error) => error.into(),
+                Wrong::Contents(reason) => not_whole(reason),
+            })?;
+        let columns = read_columns(location, &name, &batches)?;
+        columns.check(&name, meta.kind)?;
+        Ok(Self { location: location.clone(), name, meta, values, columns, batches })
+    }
+}
+
+/// What keeps batches from being found.
+enum Wrong {
+    Store(crate::storage::StorageError),
+    Contents(String),
+}
+
+impl From<&str> for Wrong {
+    fn from(reason: &str) -> Self {
+        Self::Contents(reason.into())
+    }
+}
+
+/// Reads the messages of the blocks.
+fn find_batches(
+    location: &Location,
+    size: u64,
+    blocks: Vec<&arrow::ipc::Block>,
+    vector_bytes: usize,
+) -> Result<Vec<Batch>, Wrong> {
+    let mut started = Vec::new();
+    for block in blocks {
+        let place = |value: i64| u64::try_from(value).map_err(|_| Wrong::from("a block lies nowhere"));
+        let at = place(block.offset())?;
+        let body = at + place(block.metaDataLength().into())?;
+        let end = body.checked_add(place(block.bodyLength())?).filter(|end| *end <= size);
+        let end = end.ok_or("a block lies beyond the end")?;
+        started.push((location.start_read_range(at..body), body..end));
+    }
+    let mut batches = Vec::new();
+    let mut row = 0;
+    for (read, body) in started {
+        let message = read.finish().map_err(Wrong::Store)?;
+        let batch = find_batch(&message, row, body, vector_bytes)?;
+        row = batch.rows.end;
+        batches.push(batch);
+    }
+    Ok(batches)
+}
+
+/// Finds the columns of a batch in its body.
+fn find_batch(message: &Bytes, row: usize, body: Range<u64>, vector_bytes: usize) -> Result<Batch, Wrong> {
+    let message = message.get(MESSAGE_PREFIX..).ok_or("a message is cut")?;
+    let message = root_as_message(message).map_err(|error| Wrong::Contents(error.to_string()))?;
+    let batch = message.header_as_record_batch().ok_or("a block is no record batch")?;
+    if batch.compression().is_some() {
+        return Err("its batches are compressed".into());
+    }
+    let rows = usize::try_from(batch.length()).map_err(|_| "a batch has no length")?;
+    let nodes = batch.nodes().ok_or("a batch has no columns")?;
+    // The nodes are id, feature, its numbers, label, step.
+    if nodes.len() != 5 || nodes.iter().take(3).any(|node| node.null_count() != 0) {
+        return Err("an id or a feature is null".into());
+    }
+    let buffers = batch.buffers().ok_or("a batch has no columns")?;
+    // Each has a validity and values; a list has a validity alone.
+    if buffers.len() != 9 {
+        return Err("a batch has other columns".into());
+    }
+    let range = |at: usize, least: usize| {
+        let buffer = buffers.get(at);
+        let start = u64::try_from(buffer.offset()).ok().and_then(|offset| body.start.checked_add(offset));
+        let bytes = u64::try_from(buffer.length()).ok().filter(|bytes| *bytes >= least as u64);
+        let (start, bytes) = start.zip(bytes).ok_or("a column is too short")?;
+        let end = start.checked_add(bytes).filter(|end| *end <= body.end).ok_or("a column lies elsewhere")?;
+        Ok::<_, Wrong>(start..end)
+    };
+    let validity = |at: usize, node: usize| {
+        let least = if nodes.get(node).null_count() == 0 { 0 } else { rows.div_ceil(8) };
+        range(at, least)
+    };
+    Ok(Batch {
+        ids: range(1, rows * 8)?,
+        features: range(4, rows * vector_bytes)?.start,
+        labels: [validity(5, 3)?, range(6, rows * 8)?],
+        steps: [validity(7, 4)?, range(8, rows * 8)?],
+        rows: row..row + rows,
+    })
+}
+
+/// Reads all but the vectors.
+fn read_columns(location: &Location, name: &str, batches: &[Batch]) -> Result<Columns, TableError> {
+    let mut columns = Columns::default();
+    let started: Vec<_> = batches
+        .iter()
+        .map(|batch| {
+            let [a, b] = &batch.labels;
+            let [c, d] = &batch.steps;
+            [&batch.ids, a, b, c, d].map(|range| location.start_read_range(range.clone()))
+        })
+        .collect();
+    for (batch, reads) in batches.iter().zip(started) {
+        let [ids, label_validity, labels, step_validity, steps] = reads;
+        let rows = batch.rows.len();
+        let column = |validity: Option<Bytes>, values: Bytes| {
+            let is_valid = validity.filter(|bits| !bits.is_empty());
+            let nulls = is_valid.map(|bits| NullBuffer::new(BooleanBuffer::new(Buffer::from(bits), 0, rows)));
+            let values: Vec<i64> =
+                values.as_chunks().0.iter().take(rows).map(|&b| i64::from_le_bytes(b)).collect();
+            PrimitiveArray::<Int64Type>::new(ScalarBuffer::from(values), nulls)
+        };
+        let ids = column(None, ids.finish()?);
+        let labels = column(Some(label_validity.finish()?), labels.finish()?);
+        let steps = column(Some(step_validity.finish()?), steps.finish()?);
+        columns.append(name, &ids, &labels, &steps)?;
+    }
+    Ok(columns)
+}
+
+impl Table for StoredTable {
+    fn meta(&self) -> &TableMeta {
+        &self.meta
+    }
+
+    fn ids(&self) -> &[InstanceId] {
+        &self.columns.ids
+    }
+
+    fn labels(&self) -> &[Option<ClassId>] {
+        &self.columns.labels
+    }
+
+    fn ranges(&self, longest: usize) -> Vec<Range<usize>> {
+        self.batches.iter().flat_map(|batch| split(batch.rows.clone(), longest)).collect()
+    }
+
+    fn start_read(&self, rows: Range<usize>) -> Reading<'_> {
+        let holds = |batch: &&Batch| batch.rows.start <= rows.start && rows.end <= batch.rows.end;
+        let batch = self.batches.iter().find(holds).expect("the rows are one of the table's ranges");
+        let size = (self.meta.dim * self.values.bytes()) as u64;
+        let at = |row: usize| batch.features + (row - batch.rows.start) as u64 * size;
+        let read = self.location.start_read_range(at(rows.start)..at(rows.end));
+        Reading::file(read, self.values, &self.name, &self.meta, rows.start)
+    }
+}

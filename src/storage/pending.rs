@@ -1,0 +1,88 @@
+//! A read that goes on while its caller does something else.
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use object_store::{ObjectStore, ObjectStoreExt};
+use tokio::task::JoinHandle;
+
+use super::{Location, StorageError, block_on, handle};
+
+/// A range of bytes on its way; where it is dropped, the read is given up.
+#[derive(Debug)]
+pub struct PendingRead {
+    location: Location,
+    bytes: u64,
+    task: JoinHandle<object_store::Result<Bytes>>,
+}
+
+impl Location {
+    /// Starts to read a range of bytes.
+    pub fn start_read_range(&self, range: Range<u64>) -> PendingRead {
+        let (store, key): (Arc<dyn ObjectStore>, _) = (Arc::clone(self.store()), self.key().clone());
+        let bytes = range.end.saturating_sub(range.start);
+        let task = handle().spawn(async move {
+            // Stores refuse to read nothing.
+            if bytes == 0 { Ok(Bytes::new()) } else { store.get_range(&key, range).await }
+        });
+        PendingRead { location: self.clone(), bytes, task }
+    }
+}
+
+impl PendingRead {
+    /// Waits for the bytes.
+    ///
+    /// # Errors
+    /// As [`Location::read_range`].
+    pub fn finish(mut self) -> Result<Bytes, StorageError> {
+        let read = match block_on(&mut self.task) {
+            Ok(read) => read,
+            Err(lost) => Err(object_store::Error::JoinError { source: lost }),
+        };
+        let read = read.map_err(|error| self.location.failed("read", error))?;
+        if read.len() as u64 == self.bytes {
+            return Ok(read);
+        }
+        Err(StorageError::Failed {
+            operation: "read",
+            location: self.location.to_string(),
+            local: self.location.local_path().is_some(),
+            source: Box::new(io::Error::from(io::ErrorKind::UnexpectedEof)),
+        })
+    }
+}
+
+impl Drop for PendingRead {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::PublishMode;
+
+    #[test]
+    fn a_started_read_gives_what_a_plain_read_gives() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let file = Location::from_path(&dir.path().join("x")).expect("a location");
+        file.publish("0123456789", PublishMode::Create).expect("a file");
+        assert!(file.start_read_range(4..4).finish().expect("nothing").is_empty());
+        let (second, first) = (file.start_read_range(5..10), file.start_read_range(0..5));
+        assert_eq!(first.finish().expect("bytes"), "01234");
+        assert_eq!(second.finish().expect("bytes"), "56789");
+        assert!(file.start_read_range(0..11).finish().is_err());
+        drop(file.start_read_range(0..3));
+        assert!(
+            file.with_file_name("y")
+                .expect("a name")
+                .start_read_range(0..1)
+                .finish()
+                .expect_err("none")
+                .is_not_found()
+        );
+    }
+}

@@ -1,0 +1,147 @@
+//! The kNN search and vote against plain NumPy, and the errors of `instdisc knn`.
+
+use std::path::Path;
+
+use instdisc::feature_table::{FeatureTable, Kind, TableMeta};
+use instdisc::ids::{ClassId, InstanceId};
+use instdisc::rng::{Purpose, Stream};
+use instdisc::storage::Location;
+
+use super::support::{instdisc, python, scratch};
+
+struct Case {
+    rows: usize,
+    queries: usize,
+    dim: usize,
+    classes: usize,
+    k: &'static str,
+}
+
+/// Unit vectors; `coarse` makes many of them equal, so that ties decide.
+fn table(seed: u64, kind: Kind, rows: usize, case: &Case, coarse: bool) -> FeatureTable {
+    let mut stream = Stream::new(seed, Purpose::Report, 0, 0);
+    let mut features = Vec::new();
+    for _ in 0..rows {
+        let mut drawn: Vec<f64> = (0..case.dim).map(|_| stream.normal()).collect();
+        if coarse {
+            drawn.iter_mut().for_each(|x| *x = x.clamp(-1.0, 1.0).round());
+            drawn[0] = 1.0;
+        }
+        let length = drawn.iter().map(|x| x * x).sum::<f64>().sqrt();
+        features.extend(drawn.iter().map(|x| (x / length) as f32));
+    }
+    let label = |stream: &mut Stream| {
+        let labelled = !stream.chance(0.1);
+        labelled.then(|| ClassId(stream.below(case.classes as u64) as u16))
+    };
+    let mut labels: Vec<_> = (0..rows).map(|_| label(&mut stream)).collect();
+    labels[0] = Some(ClassId(0));
+    FeatureTable {
+        meta: TableMeta {
+            kind,
+            layer: "projection".into(),
+            dim: case.dim,
+            dataset_digest: "d".into(),
+            split: "train".into(),
+            step: 1,
+            unit_length: true,
+            classes: (0..case.classes).map(|class| format!("class {class}")).collect(),
+        },
+        ids: (0..rows as u32).map(InstanceId).collect(),
+        labels,
+        updated_step: vec![None; rows],
+        features,
+    }
+}
+
+fn write(table: &FeatureTable, path: &Path) {
+    table.write(&Location::from_path(path).expect("a location")).expect("written");
+}
+
+#[test]
+fn neighbours_and_scores_are_those_of_plain_numpy() {
+    let test = "neighbours_and_scores_are_those_of_plain_numpy";
+    let cases = [
+        Case { rows: 1, queries: 1, dim: 1, classes: 1, k: "1" },
+        Case { rows: 33, queries: 1, dim: 5, classes: 1, k: "33,1" },
+        Case { rows: 97, queries: 13, dim: 17, classes: 3, k: "5,97,1" },
+        Case { rows: 2500, queries: 25, dim: 30, classes: 7, k: "200,1,20" },
+        Case { rows: 3001, queries: 37, dim: 128, classes: 40, k: "10,3001" },
+    ];
+    let dir = scratch();
+    let file = |name: &str| dir.path().join(name);
+    for (number, case) in cases.iter().enumerate() {
+        for coarse in [false, true] {
+            let seed = 2 * number as u64;
+            let mut bank = table(seed, Kind::Embedding, case.rows, case, coarse);
+            // Rows in another order than their ids.
+            Stream::new(seed, Purpose::Report, 1, 0).shuffle(&mut bank.ids);
+            write(&bank, &file("bank.arrow"));
+            write(&table(seed + 1, Kind::Embedding, case.queries, case, coarse), &file("queries.arrow"));
+            instdisc(&format!("knn --temperature 0.07,1 --k {}", case.k))
+                .arg("--bank", file("bank.arrow"))
+                .arg("--queries", file("queries.arrow"))
+                .arg("--neighbours", file("neighbours.parquet"))
+                .arg("--output", file("report.json"))
+                .ok();
+            let names = ["bank.arrow", "queries.arrow", "neighbours.parquet", "report.json"].map(file);
+            let names = names.each_ref().map(|name| name.as_path());
+            let Some(output) = python(test, "tests/python/neighbours.py", &names) else { return };
+            assert!(output.starts_with("checked"), "{output}");
+        }
+    }
+}
+
+#[test]
+fn a_row_that_is_not_a_number_is_named_with_its_file() {
+    let dir = scratch();
+    let (bank_at, queries_at) = (dir.path().join("bank.arrow"), dir.path().join("queries.arrow"));
+    let case = Case { rows: 50, queries: 4, dim: 6, classes: 2, k: "5" };
+    let mut bank = table(1, Kind::Bank, case.rows, &case, false);
+    bank.features[6 * 31 + 2] = f32::NAN;
+    write(&bank, &bank_at);
+    write(&table(2, Kind::Embedding, case.queries, &case, false), &queries_at);
+    let call = || instdisc("knn --k 5").arg("--bank", &bank_at).arg("--queries", &queries_at);
+    let error = call().fails(65);
+    assert!(error.contains("bank.arrow row 31: the feature is not finite"), "{error}");
+}
+
+#[test]
+fn vectors_of_another_length_do_not_vote() {
+    let dir = scratch();
+    let (bank, queries) = (dir.path().join("bank.arrow"), dir.path().join("queries.arrow"));
+    let case = Case { rows: 50, queries: 4, dim: 6, classes: 2, k: "5" };
+    write(&table(1, Kind::Bank, case.rows, &case, false), &bank);
+    write(&table(2, Kind::Embedding, case.queries, &Case { dim: 7, ..case }, false), &queries);
+    let error = instdisc("knn --k 5").arg("--bank", &bank).arg("--queries", &queries).fails(65);
+    assert!(error.contains("6 and 7"), "{error}");
+}
+
+#[test]
+fn bench_knn_tells_its_times_as_json() {
+    let report = instdisc("bench knn --rows 3000 --query-rows 20 --dim 16 --k 10 --repeat 2").json();
+    assert_eq!((&report["rows"], &report["queries"], &report["k"]), (&3000.into(), &20.into(), &10.into()));
+    assert_eq!(report["search_seconds"].as_array().map(Vec::len), Some(2));
+}
+
+#[cfg(feature = "torch")]
+#[test]
+fn a_watcher_judges_each_checkpoint_once_and_ends_with_the_run() {
+    use super::support::{dataset, train};
+
+    let dir = scratch();
+    let run = dir.path().join("run");
+    train(dataset(), &run, "--epochs 2 --no-monitor --checkpoint-every-epochs 1 --keep 0").ok();
+    let watch = || {
+        let call = instdisc("knn --watch --split val --k 5 --poll-interval 1");
+        call.arg("--run", &run).arg("--dataset", dataset()).json()
+    };
+    assert_eq!(watch(), serde_json::json!({"judged": [0, 8, 16], "end": "finished"}));
+    assert_eq!(watch(), serde_json::json!({"judged": [], "end": "finished"}));
+    for step in [0, 8, 16] {
+        let report = run.join(format!("eval/knn-step-{step:08}.json"));
+        let report: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(report).expect("a report")).expect("JSON");
+        assert_eq!((&report["step"], &report["k"]), (&step.into(), &5.into()));
+    }
+}

@@ -1,0 +1,58 @@
+"""Checks neighbours and scores of `instdisc knn` against plain NumPy, exactly.
+
+Usage: neighbours.py BANK.arrow QUERIES.arrow NEIGHBOURS.parquet REPORT.json
+"""
+
+import json
+import sys
+
+import numpy
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+def read(path):
+    table = pa.ipc.open_file(pa.memory_map(path)).read_all()
+    dim = table.schema.field("feature").type.list_size
+    features = numpy.concatenate([chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table["feature"].chunks])
+    labels = numpy.array([-1 if label is None else label for label in table["label"].to_pylist()])
+    return table["instance_id"].to_numpy(), features.reshape(-1, dim).astype(numpy.float64), labels
+
+
+bank_ids, bank, bank_labels = read(sys.argv[1])
+query_ids, queries, labels = read(sys.argv[2])
+written = pq.read_table(sys.argv[3])
+report = json.load(open(sys.argv[4]))
+classes = report["classes"]
+
+similarities = (queries @ bank.T).astype(numpy.float32) + numpy.float32(0)
+k = max(cell["k"] for cell in report["grid"])
+# By similarity, the largest first; of equal ones the lower id.
+order = numpy.stack([numpy.lexsort((bank_ids, -row)) for row in similarities])[:, :k]
+found_ids = numpy.array(written["neighbour_ids"].to_pylist())
+found = numpy.array(written["similarities"].to_pylist(), dtype=numpy.float32)
+assert (written["query_id"].to_numpy() == query_ids).all()
+nearest = numpy.take_along_axis(similarities, order, axis=1)
+assert (found_ids == bank_ids[order]).all(), "other neighbours"
+assert (found == nearest).all(), "other similarities"
+
+scored = labels >= 0
+for cell in report["grid"]:
+    near, classes_near = nearest[:, : cell["k"]].astype(numpy.float64), bank_labels[order[:, : cell["k"]]]
+    weights = numpy.exp((near - near[:, :1]) / cell["temperature"])
+    scores = numpy.full((len(queries), classes), -1.0)
+    for query in range(len(queries)):
+        for weight, label in zip(weights[query], classes_near[query]):
+            if label >= 0:
+                scores[query, label] = max(scores[query, label], 0.0) + weight
+    ranked = (-scores).argsort(axis=1, kind="stable")[:, :5]
+    hit = (ranked == labels[:, None]) & (numpy.take_along_axis(scores, ranked, axis=1) >= 0)
+    for name, hits in [("top1", hit[:, 0]), ("top5", hit.any(axis=1))]:
+        expected = hits[scored].sum() / scored.sum()
+        assert cell[name] == expected, (cell, name, expected)
+        # The bootstrap interval, by drawn replicates.
+        low, high = cell[name + "_interval"]
+        drawn = numpy.random.default_rng(0).binomial(scored.sum(), expected, 20000) / scored.sum()
+        assert low <= expected <= high or low == high
+        assert ((drawn < low).mean() <= 0.03) and ((drawn > high).mean() <= 0.03)
+print(f"checked {len(queries)} queries and {len(report['grid'])} cells")
