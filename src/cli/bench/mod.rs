@@ -1,6 +1,7 @@
 //! `instdisc bench`: measurements, as JSON.
 
 mod ingest;
+mod loader;
 
 use clap::{Args, Subcommand};
 
@@ -19,10 +20,12 @@ pub(super) struct BenchArgs {
 #[derive(Debug, Subcommand)]
 enum Bench {
     Ingest(ingest::BenchIngestArgs),
+    Loader(loader::BenchLoaderArgs),
 }
 
 pub(super) fn run(global: &GlobalArgs, args: &BenchArgs) -> anyhow::Result<()> {
     match &args.what {
         Bench::Ingest(args) => ingest::run(global, args),
+        Bench::Loader(args) => loader::run(global, args),
     }
 }
