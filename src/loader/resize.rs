@@ -121,6 +121,13 @@ pub(super) struct Target {
 }
 
 impl Resizer {
+    fn prepare(&mut self, width: usize, height: usize, target: Target) {
+        self.down.prepare(height, target.height, false);
+        self.across.prepare(width, target.width, target.flip);
+        self.rows.resize(BAND * width.next_multiple_of(8), 0);
+        self.columns.resize(width.next_multiple_of(8), [0; BAND]);
+    }
+
     /// Resizes planes of `width` columns and `height` rows.
     ///
     /// # Shape
@@ -133,10 +140,7 @@ impl Resizer {
         target: Target,
         out: &mut [u8],
     ) {
-        self.down.prepare(height, target.height, false);
-        self.across.prepare(width, target.width, target.flip);
-        self.rows.resize(BAND * width.next_multiple_of(8), 0);
-        self.columns.resize(width.next_multiple_of(8), [0; BAND]);
+        self.prepare(width, height, target);
         let planes = source.chunks_exact(width * height);
         for (source, out) in planes.zip(out.chunks_exact_mut(target.width * target.height)) {
             #[cfg(target_arch = "x86_64")]
@@ -257,3 +261,6 @@ fn sum_columns(columns: &[[u16; BAND]], across: &Filter, target: Target, out: &m
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

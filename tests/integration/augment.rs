@@ -110,9 +110,10 @@ fn operations_and_compositions_are_torchvisions() {
     let number = |path: &str| seen.pointer(path).and_then(Value::as_f64).expect(path);
     assert!(number("/operation/largest") <= 2.0, "{seen}");
     assert!(number("/resize/largest") <= 2.0, "{seen}");
-    // The mean over the pixels of the worst picture, beside uint8 tensors and beside PIL images.
+    // Pillow rounds hue and saturation to bytes, so single pixels differ more there.
+    assert!(number("/operation_pil/mean") < 1.0, "{seen}");
+    // The mean over the pixels of the worst picture.
     assert!(number("/composition/worst_mean") < 1.0, "{seen}");
-    assert!(number("/composition_pil/mean") < 1.0, "{seen}");
     // Shown with --nocapture, for docs/performance.md.
     let _ = writeln!(std::io::stderr(), "{seen}");
 }

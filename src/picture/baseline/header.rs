@@ -1,6 +1,6 @@
 //! The markers before the entropy-coded data.
 
-use super::huffman::TableSpec;
+use super::code::TableSpec;
 
 /// Components of a frame that is decoded here: one (grey) or three (YCbCr).
 pub(super) const MOST_COMPONENTS: usize = 3;

@@ -7,15 +7,17 @@
 //! all, is left to libjpeg, which decides what is corrupt.
 
 mod bits;
+mod code;
 mod header;
 mod huffman;
 mod idct;
 mod pixels;
+mod plane;
 mod scan;
 mod transcode;
 
+pub(super) use code::TableSpec;
 pub(super) use header::Frame;
-pub(super) use huffman::TableSpec;
 pub(super) use scan::needed_segments;
 pub(super) use transcode::{RecodeError, recode};
 

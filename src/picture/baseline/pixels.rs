@@ -5,7 +5,8 @@
 //! (`ycc_rgb_convert`).
 
 use super::header::{Frame, Sampling};
-use super::scan::{Plane, halved};
+use super::plane::Plane;
+use super::scan::halved;
 use crate::picture::Region;
 use crate::simd;
 

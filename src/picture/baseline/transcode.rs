@@ -1,8 +1,9 @@
 //! The same coefficients under another restart interval: bits are copied, only DC differences at the seams change.
 
 use super::bits::{Bits, Segments};
+use super::code::TableSpec;
 use super::header::Frame;
-use super::huffman::{Kind, Table, TableSpec};
+use super::huffman::{Kind, Table};
 
 /// Writes bits, most significant first, with byte stuffing.
 #[derive(Debug, Default)]
