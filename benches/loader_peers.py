@@ -111,7 +111,7 @@ def dali(pictures):
         )
         image = fn.resize(image, size=(SIDE, SIDE), interp_type=types.INTERP_TRIANGULAR, antialias=True)
         if stage == "full":
-            grey = fn.random.coin_flip(probability=0.2, dtype=types.FLOAT)
+            grey = fn.cast(fn.random.coin_flip(probability=0.2), dtype=types.FLOAT)
             image = fn.saturation(image, saturation=1.0 - grey)
             span = (1 - JITTER, 1 + JITTER)
             image = fn.color_twist(
@@ -150,7 +150,12 @@ def tf_data(pictures):
         shape = tf.io.extract_jpeg_shape(bytes)
         no_boxes = tf.zeros([1, 0, 4])
         begin, size, _ = tf.image.sample_distorted_bounding_box(
-            shape, no_boxes, 0, 0, 0.1, RATIO, SCALE, 10, use_image_if_no_bounding_boxes=True
+            shape,
+            no_boxes,
+            aspect_ratio_range=RATIO,
+            area_range=SCALE,
+            max_attempts=10,
+            use_image_if_no_bounding_boxes=True,
         )
         window = tf.stack([begin[0], begin[1], size[0], size[1]])
         image = tf.io.decode_and_crop_jpeg(bytes, window, channels=3, dct_method="INTEGER_ACCURATE")

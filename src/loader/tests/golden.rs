@@ -102,6 +102,23 @@ fn the_composition_is_torchvisions() {
 }
 
 #[test]
+fn a_jpeg_goes_the_whole_way_as_with_torchvision() {
+    let golden = golden();
+    let jitter: Vec<_> = golden["order"].as_array().expect("steps").iter().map(operation).collect();
+    let cropped = plain(crop([3, 2, 17, 13]));
+    let grey = Augmentation { grayscale: true, jitter, ..cropped.clone() };
+    let last = Augmentation { order: Order::JitterFirst, ..grey.clone() };
+    let file = bytes(&golden["jpeg"]);
+    for (name, drawn, most) in
+        [("jpeg_resized", cropped, 1), ("jpeg_grey_first", grey, 4), ("jpeg_jitter_first", last, 4)]
+    {
+        let mut out = vec![0; 3 * 12 * 12];
+        augment(&file, |_, _| drawn, 12, &mut out).expect("a good picture");
+        assert_close(&out, &bytes(&golden[name]), most, 1.0, name);
+    }
+}
+
+#[test]
 fn the_evaluation_transform_is_torchvisions() {
     let golden = golden();
     let mut out = vec![0; 3 * 12 * 12];
