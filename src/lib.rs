@@ -10,6 +10,7 @@ pub mod failure;
 pub mod ids;
 pub mod progress;
 pub mod rng;
+pub mod simd;
 pub mod storage;
 pub mod units;
 

@@ -12,6 +12,7 @@ mod ingest;
 mod inspect;
 mod knn;
 mod progress;
+mod render;
 #[cfg(feature = "torch")]
 mod replay;
 #[cfg(feature = "torch")]
@@ -73,6 +74,7 @@ enum Command {
     Embed(embed::EmbedArgs),
     Knn(knn::KnnArgs),
     Synth(synth::SynthArgs),
+    Render(render::RenderArgs),
     #[cfg(feature = "torch")]
     Replay(replay::ReplayArgs),
     Bench(bench::BenchArgs),
@@ -120,6 +122,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Embed(args) => embed::run(&cli.global, args),
         Command::Knn(args) => knn::run(&cli.global, args),
         Command::Synth(args) => synth::run(args),
+        Command::Render(args) => render::run(&cli.global, args),
         #[cfg(feature = "torch")]
         Command::Replay(args) => replay::run(args),
         Command::Bench(args) => bench::run(&cli.global, args),

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use crate::dataset::Manifest;
 use crate::ids::{InstanceId, Position};
 use crate::loader::{DatasetSource, EvalTransform, Source, evaluate_pixels};
-use crate::picture::{Limits, Picture, decode, encode_jpeg};
+use crate::picture::{Picture, encode_jpeg};
 use crate::storage::Location;
 
 use super::EvalError;
@@ -40,8 +40,7 @@ impl Thumbnails {
             }
             let rows = source.read(&[Position(id.0)])?;
             // A picture that cannot be shown leaves its place empty.
-            let decoded = rows.first().and_then(|row| decode(&row.bytes, &Limits::default()).ok());
-            if let Some(jpeg) = decoded.and_then(|picture| thumbnail(&picture)) {
+            if let Some(jpeg) = rows.first().and_then(|row| thumbnail(&row.bytes)) {
                 jpegs.insert(id, jpeg);
             }
         }
@@ -54,10 +53,11 @@ impl Thumbnails {
     }
 }
 
-fn thumbnail(picture: &Picture) -> Option<Vec<u8>> {
+fn thumbnail(bytes: &[u8]) -> Option<Vec<u8>> {
     let plane = (SIDE * SIDE) as usize;
     let mut planes = vec![0; 3 * plane];
-    evaluate_pixels(picture, EvalTransform::ResizeCenterCrop { resize: SIDE, crop: SIDE }, &mut planes);
+    let transform = EvalTransform::ResizeCenterCrop { resize: SIDE, crop: SIDE };
+    evaluate_pixels(bytes, transform, &mut planes).ok()?;
     let rgb = (0..plane).flat_map(|at| [planes[at], planes[plane + at], planes[2 * plane + at]]).collect();
     encode_jpeg(&Picture { width: SIDE, height: SIDE, rgb }, QUALITY).ok()
 }

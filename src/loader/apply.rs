@@ -1,16 +1,17 @@
-//! From a decoded picture to the pixels that the encoder sees.
+//! From an encoded picture to the pixels that the encoder sees.
 //!
-//! The layout of the output is planar: `[3, side, side]` u8, red first, as a batch tensor wants it.
+//! The layout of the output is planar: `[3, side, side]` u8, red first, as a batch tensor wants it; it is written
+//! in place. Only the pixels under the crop are decoded, and only their brightness where the colours would be
+//! taken away at once: docs/numerics.md says how far that is from torchvision's grey.
 
 use std::cell::RefCell;
 
-use fast_image_resize::images::{Image, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 use serde::{Deserialize, Serialize};
 
-use super::colour::{adjust, grayscale};
-use super::recipe::{Augmentation, CropBox, Order};
-use crate::picture::Picture;
+use super::colour::{Step, recolour, recolour_grey, to_grey};
+use super::recipe::{Augmentation, Order};
+use super::resize::{Resizer, Rounding, Target};
+use crate::picture::{Channels, Encoded, Limits, PictureError, Planes, Region, RegionDecoder};
 
 /// What is done to a picture for evaluation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,93 +35,194 @@ impl EvalTransform {
 }
 
 thread_local! {
-    /// A resizer for each thread: it keeps its buffers and coefficients.
-    static RESIZER: RefCell<Resizer> = RefCell::new(Resizer::new());
+    static RENDERER: RefCell<Renderer> = RefCell::default();
 }
 
-/// Crops, resizes, recolours and flips a picture.
+/// Does [`Renderer::augment`] with this thread's renderer.
 ///
-/// # Shape
-/// `out: [3 * side * side]`, planar
+/// # Errors
+/// If the picture is cut or corrupt.
 ///
 /// # Panics
 /// If the crop is not inside the picture or `out` is of another size.
-pub fn augment(picture: &Picture, augmentation: &Augmentation, side: u32, out: &mut [u8]) {
-    let mut pixels = resize(picture, augmentation.crop, side, side);
-    if augmentation.grayscale && augmentation.order == Order::GrayscaleFirst {
-        grayscale(&mut pixels);
-    }
-    for &operation in &augmentation.jitter {
-        adjust(&mut pixels, operation);
-    }
-    if augmentation.grayscale && augmentation.order == Order::JitterFirst {
-        grayscale(&mut pixels);
-    }
-    to_planes(&pixels, side as usize, augmentation.flip, out);
+pub fn augment(
+    bytes: &[u8],
+    draw: impl FnOnce(u32, u32) -> Augmentation,
+    side: u32,
+    out: &mut [u8],
+) -> Result<Augmentation, PictureError> {
+    RENDERER.with_borrow_mut(|renderer| renderer.augment(bytes, draw, side, out))
 }
 
-/// Resizes and cuts out the centre of a picture, as the reference does for evaluation.
+/// Does [`Renderer::evaluate`] with this thread's renderer.
 ///
-/// # Shape
-/// `out: [3 * side * side]`, planar
+/// # Errors
+/// If the picture is cut or corrupt.
 ///
 /// # Panics
 /// If `out` is of another size.
-///
-/// # Source
-/// torchvision `Resize` (longer side cut to an integer) and `CenterCrop` (offset rounded half to even).
-pub fn evaluate_pixels(picture: &Picture, transform: EvalTransform, out: &mut [u8]) {
-    let EvalTransform::ResizeCenterCrop { resize: short, crop } = transform;
-    let (width, height) = (picture.width, picture.height);
-    let longer = |long: u32, shorter: u32| (u64::from(short) * u64::from(long) / u64::from(shorter)) as u32;
-    let (new_width, new_height) =
-        if width <= height { (short, longer(height, width)) } else { (longer(width, height), short) };
-    let whole = CropBox { left: 0, top: 0, width, height };
-    let resized = resize(picture, whole, new_width, new_height);
-    let offset = |size: u32| (f64::from(size - crop) / 2.0).round_ties_even() as usize;
-    let (left, top, side) = (offset(new_width), offset(new_height), crop as usize);
-    let pitch = new_width as usize * 3;
-    let square: Vec<u8> = (top..top + side)
-        .flat_map(|row| resized[row * pitch + left * 3..][..side * 3].iter().copied())
-        .collect();
-    to_planes(&square, side, false, out);
+pub fn evaluate_pixels(bytes: &[u8], transform: EvalTransform, out: &mut [u8]) -> Result<(), PictureError> {
+    RENDERER.with_borrow_mut(|renderer| renderer.evaluate(bytes, transform, out))
 }
 
-/// Resizes a part of a picture by an antialiased bilinear filter (Pillow's, in its support and rounding).
-fn resize(picture: &Picture, part: CropBox, width: u32, height: u32) -> Vec<u8> {
-    // The part is cut out first, as torchvision does: the filter must not see beyond it.
-    let part_rgb = cut_out(picture, part);
-    if (part.width, part.height) == (width, height) {
-        return part_rgb;
+/// A part of the work on a picture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Reading the header and drawing what is done.
+    Open,
+    /// From the bytes to the pixels under the crop.
+    Decode,
+    /// To the size of the output, and the flip.
+    Resize,
+    /// Grayscale and colour jitter.
+    Colour,
+}
+
+/// Makes pixels from encoded pictures; it keeps its buffers from picture to picture.
+#[derive(Debug, Default)]
+pub struct Renderer {
+    decoder: RegionDecoder,
+    resizer: Resizer,
+    resized: Vec<u8>,
+}
+
+/// Pictures were checked when they were ingested.
+const LIMITS: Limits = Limits { max_pixels: u64::MAX };
+
+impl Renderer {
+    /// Crops, resizes, recolours and flips a picture as `draw` says for its size (columns, rows).
+    ///
+    /// # Shape
+    /// `out: [3, side, side]`
+    ///
+    /// # Errors
+    /// If the picture is cut or corrupt.
+    ///
+    /// # Panics
+    /// If the crop is not inside the picture or `out` is of another size.
+    pub fn augment(
+        &mut self,
+        bytes: &[u8],
+        draw: impl FnOnce(u32, u32) -> Augmentation,
+        side: u32,
+        out: &mut [u8],
+    ) -> Result<Augmentation, PictureError> {
+        self.augment_observed(Encoded::open(bytes, &LIMITS)?, draw, side, out, |_| ())
     }
-    let source = ImageRef::new(part.width, part.height, &part_rgb, PixelType::U8x3)
-        .expect("a picture holds three bytes for each pixel");
-    let mut resized = Image::new(width, height, PixelType::U8x3);
-    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear));
-    RESIZER
-        .with_borrow_mut(|resizer| resizer.resize(&source, &mut resized, &options))
-        .expect("both have the same kind of pixels");
-    resized.into_vec()
-}
 
-fn cut_out(picture: &Picture, part: CropBox) -> Vec<u8> {
-    let pitch = picture.width as usize * 3;
-    let (left, columns) = (part.left as usize * 3, part.width as usize * 3);
-    let mut rgb = Vec::with_capacity(columns * part.height as usize);
-    for row in part.top as usize..(part.top + part.height) as usize {
-        rgb.extend_from_slice(&picture.rgb[row * pitch + left..][..columns]);
+    /// Does [`Renderer::augment`] on a picture that is open, and calls `done` after each stage.
+    ///
+    /// # Errors
+    /// If the picture is cut or corrupt.
+    ///
+    /// # Panics
+    /// If the crop is not inside the picture or `out` is of another size.
+    pub fn augment_observed(
+        &mut self,
+        encoded: Encoded,
+        draw: impl FnOnce(u32, u32) -> Augmentation,
+        side: u32,
+        out: &mut [u8],
+        mut done: impl FnMut(Stage),
+    ) -> Result<Augmentation, PictureError> {
+        let (width, height) = encoded.size();
+        let augmentation = draw(width, height);
+        let channels = if is_grey_first(&augmentation) { Channels::Luma } else { Channels::Rgb };
+        done(Stage::Open);
+        let planes = self.decoder.decode(&encoded, region(&augmentation), channels)?;
+        done(Stage::Decode);
+        resize(planes, &augmentation, side, &mut self.resizer, out);
+        done(Stage::Resize);
+        recolour_all(planes.count == 1, &augmentation, out);
+        done(Stage::Colour);
+        Ok(augmentation)
     }
-    rgb
-}
 
-fn to_planes(pixels: &[u8], side: usize, flip: bool, out: &mut [u8]) {
-    assert_eq!(out.len(), 3 * side * side, "three planes of the side");
-    let (red, rest) = out.split_at_mut(side * side);
-    let (green, blue) = rest.split_at_mut(side * side);
-    for (row, line) in pixels.chunks_exact(side * 3).enumerate() {
-        for (column, pixel) in line.as_chunks::<3>().0.iter().enumerate() {
-            let at = row * side + if flip { side - 1 - column } else { column };
-            (red[at], green[at], blue[at]) = (pixel[0], pixel[1], pixel[2]);
+    /// Resizes and cuts out the centre of a picture, as the reference does for evaluation.
+    ///
+    /// # Shape
+    /// `out: [3, side, side]`
+    ///
+    /// # Errors
+    /// If the picture is cut or corrupt.
+    ///
+    /// # Panics
+    /// If `out` is of another size.
+    ///
+    /// # Source
+    /// torchvision `Resize` (longer side cut to an integer) and `CenterCrop` (offset rounded half to even).
+    pub fn evaluate(
+        &mut self,
+        bytes: &[u8],
+        transform: EvalTransform,
+        out: &mut [u8],
+    ) -> Result<(), PictureError> {
+        let EvalTransform::ResizeCenterCrop { resize: short, crop } = transform;
+        let encoded = Encoded::open(bytes, &LIMITS)?;
+        let (width, height) = encoded.size();
+        let whole = Region { left: 0, top: 0, width: width as usize, height: height as usize };
+        let planes = self.decoder.decode(&encoded, whole, Channels::Rgb)?;
+        let longer =
+            |long: u32, shorter: u32| (u64::from(short) * u64::from(long) / u64::from(shorter)) as u32;
+        let (new_width, new_height) =
+            if width <= height { (short, longer(height, width)) } else { (longer(width, height), short) };
+        let (columns, rows) = (new_width as usize, new_height as usize);
+        self.resized.resize(planes.count * columns * rows, 0);
+        let target = Target { width: columns, height: rows, flip: false, rounding: Rounding::Nearest };
+        self.resizer.resize(planes.samples, planes.width, planes.height, target, &mut self.resized);
+        let offset = |size: u32| (f64::from(size - crop) / 2.0).round_ties_even() as usize;
+        let (left, top, side) = (offset(new_width), offset(new_height), crop as usize);
+        assert_eq!(out.len(), 3 * side * side, "three planes of the side");
+        for (channel, out) in out.chunks_exact_mut(side * side).enumerate() {
+            let plane = &self.resized[channel.min(planes.count - 1) * columns * rows..];
+            for (row, out) in (top..).zip(out.chunks_exact_mut(side)) {
+                out.copy_from_slice(&plane[row * columns + left..][..side]);
+            }
         }
+        Ok(())
     }
 }
+
+fn region(augmentation: &Augmentation) -> Region {
+    let crop = augmentation.crop;
+    let [left, top, width, height] = [crop.left, crop.top, crop.width, crop.height].map(|side| side as usize);
+    Region { left, top, width, height }
+}
+
+fn is_grey_first(augmentation: &Augmentation) -> bool {
+    augmentation.grayscale && augmentation.order == Order::GrayscaleFirst
+}
+
+/// To the size of the output; brightness that all channels share goes to the first plane.
+fn resize(planes: Planes, augmentation: &Augmentation, side: u32, resizer: &mut Resizer, out: &mut [u8]) {
+    let side = side as usize;
+    let plane = side * side;
+    assert_eq!(out.len(), 3 * plane, "three planes of the side");
+    let becomes_grey = planes.count == 1 && is_grey_first(augmentation);
+    let rounding = if becomes_grey { Rounding::Down } else { Rounding::Nearest };
+    let target = Target { width: side, height: side, flip: augmentation.flip, rounding };
+    resizer.resize(planes.samples, planes.width, planes.height, target, &mut out[..planes.count * plane]);
+}
+
+/// Everything after the resize.
+fn recolour_all(is_shared: bool, augmentation: &Augmentation, out: &mut [u8]) {
+    let mut steps = [Step::Grayscale; MOST_STEPS];
+    let jitter = augmentation.jitter.iter().map(|&operation| Step::Jitter(operation));
+    let count = steps.iter_mut().zip(jitter).map(|(step, jitter)| *step = jitter).count();
+    let grey_last = augmentation.grayscale && augmentation.order == Order::JitterFirst;
+    let steps = &steps[..count + usize::from(grey_last)];
+    if !is_shared && !is_grey_first(augmentation) {
+        recolour(out, steps);
+        return;
+    }
+    if !is_shared {
+        to_grey(out);
+    }
+    let plane = out.len() / 3;
+    let (shared, others) = out.split_at_mut(plane);
+    recolour_grey(shared, steps);
+    others.chunks_exact_mut(plane).for_each(|other| other.copy_from_slice(shared));
+}
+
+/// Four steps of colour jitter and grayscale.
+const MOST_STEPS: usize = 5;

@@ -1,106 +1,266 @@
-//! Colour operations on interleaved u8 pixels.
+//! Colour operations on planes of bytes, in place, in one or two passes.
+//!
+//! Each operation is torchvision's on uint8 tensors: the same formulas in f32, clamped and cut to integers after
+//! each step. A few dozen pixels at a time go through all steps up to contrast, which needs the mean of the whole
+//! picture, and then through the rest. f32 operations are not fused, so all machines give the same bytes.
 //!
 //! # Source
-//! torchvision `transforms/v2/functional/_color.py` on uint8 tensors: the same formulas in f32, clamped
-//! and cut to integers after each step.
+//! torchvision `transforms/v2/functional/_color.py`; hue by the formula of a colour's distance to the three
+//! primaries on the circle, which saves torchvision's way over a saturation and two remainders.
 
 use super::recipe::ColourOperation;
+use crate::simd;
 
 /// The weights of red, green and blue in grey (ITU-R 601, torchvision's digits).
 const GREY: [f32; 3] = [0.2989, 0.587, 0.114];
-/// torchvision turns a colour in 0..1 into a byte by this factor and cutting.
-const UNIT_TO_BYTE: f32 = 255.999;
+/// torchvision turns a colour in 0..1 into a byte by the factor 255.999 and cutting.
+const BYTE_TO_BYTE: f32 = 255.999 / 255.0;
+/// Pixels that go through all steps together.
+const CHUNK: usize = 128;
+/// Added to an integer below it, it leaves the integer in the low bits of the sum.
+const MAGIC: f32 = 8_388_608.0;
 
-/// Does one step of colour jitter.
-pub(super) fn adjust(pixels: &mut [u8], operation: ColourOperation) {
-    match operation {
-        ColourOperation::Brightness(factor) => {
-            let table = byte_table(|value| value * factor as f32);
-            pixels.iter_mut().for_each(|value| *value = table[usize::from(*value)]);
+/// One of the steps, with what it needs to know.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Step {
+    /// One of the four steps of colour jitter.
+    Jitter(ColourOperation),
+    /// The colours are taken away.
+    Grayscale,
+}
+
+/// A few pixels: red, green, blue. Loops run over slices of them, whose length the compiler does not know: it
+/// then keeps the loops, and does not spread them over more registers than there are.
+type Pixels = [[f32; CHUNK]; 3];
+
+/// Does the steps on red, green and blue.
+///
+/// # Shape
+/// `planes: [3, pixels]`
+///
+/// # Panics
+/// If the planes are of different lengths.
+pub(super) fn recolour(planes: &mut [u8], steps: &[Step]) {
+    let is_contrast = |step: &Step| matches!(step, Step::Jitter(ColourOperation::Contrast(_)));
+    let mut rest = steps;
+    let mut mean = 0.0;
+    while !rest.is_empty() {
+        // The first step may be a contrast, whose mean is known by now; the next one is not.
+        let len = rest.iter().skip(1).position(is_contrast).map_or(rest.len(), |at| at + 1);
+        let (now, later) = rest.split_at(len);
+        if is_contrast(&rest[0]) && rest.len() == steps.len() {
+            mean = simd::run(Pass { planes: &mut *planes, steps: &[], mean, sums: true });
         }
-        ColourOperation::Contrast(factor) => {
-            let mean = mean_grey(pixels);
+        mean = simd::run(Pass { planes: &mut *planes, steps: now, mean, sums: !later.is_empty() });
+        rest = later;
+    }
+}
+
+/// Takes the colours away and leaves the result in the first plane.
+///
+/// # Shape
+/// `planes: [3, pixels]`
+pub(super) fn to_grey(planes: &mut [u8]) {
+    simd::run(ToGrey { planes });
+}
+
+/// Does the steps on a plane whose value red, green and blue share.
+pub(super) fn recolour_grey(plane: &mut [u8], steps: &[Step]) {
+    let mut table: [u8; 256] = std::array::from_fn(|value| value as u8);
+    for &step in steps {
+        let mean = match step {
+            Step::Jitter(ColourOperation::Contrast(_)) => {
+                let greys = table.map(|value| grey([f32::from(value); 3]) as u8);
+                let sum: u64 = plane.iter().map(|&value| u64::from(greys[usize::from(value)])).sum();
+                mean_of(sum, plane.len())
+            }
+            _ => 0.0,
+        };
+        let mut pixels = [[0.0; CHUNK]; 3];
+        for values in table.chunks_mut(CHUNK) {
+            pixels.iter_mut().for_each(|channel| load(values, channel));
+            apply(step, mean, &mut pixels, values.len());
+            store(&pixels[0], values);
+        }
+    }
+    for value in plane {
+        *value = table[usize::from(*value)];
+    }
+}
+
+fn mean_of(sum: u64, len: usize) -> f32 {
+    (sum as f64 / len.max(1) as f64) as f32
+}
+
+/// Does steps on all pixels; gives the mean grey of the result if `sums` is set.
+struct Pass<'a> {
+    planes: &'a mut [u8],
+    steps: &'a [Step],
+    mean: f32,
+    sums: bool,
+}
+
+impl simd::Kernel for Pass<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run(self) -> f32 {
+        let Self { planes, steps, mean, sums } = self;
+        let len = planes.len() / 3;
+        let (red, rest) = planes.split_at_mut(len);
+        let (green, blue) = rest.split_at_mut(len);
+        let mut sum = 0;
+        let mut pixels = [[0.0; CHUNK]; 3];
+        let chunks = red.chunks_mut(CHUNK).zip(green.chunks_mut(CHUNK)).zip(blue.chunks_mut(CHUNK));
+        for ((red, green), blue) in chunks {
+            load(red, &mut pixels[0]);
+            load(green, &mut pixels[1]);
+            load(blue, &mut pixels[2]);
+            for &step in steps {
+                apply(step, mean, &mut pixels, red.len());
+            }
+            if !steps.is_empty() {
+                store(&pixels[0], red);
+                store(&pixels[1], green);
+                store(&pixels[2], blue);
+            }
+            if sums {
+                sum += u64::from(sum_of_greys(&pixels, red.len()));
+            }
+        }
+        mean_of(sum, len)
+    }
+}
+
+#[inline(always)]
+fn load(bytes: &[u8], values: &mut [f32; CHUNK]) {
+    for (value, &byte) in values.iter_mut().zip(bytes) {
+        *value = f32::from(byte);
+    }
+}
+
+#[inline(always)]
+fn store(values: &[f32; CHUNK], bytes: &mut [u8]) {
+    for (byte, &value) in bytes.iter_mut().zip(values) {
+        *byte = to_byte(value);
+    }
+}
+
+/// A whole number from 0 to 255 as a byte.
+#[inline(always)]
+fn to_byte(value: f32) -> u8 {
+    (value + MAGIC).to_bits() as u8
+}
+
+#[inline(always)]
+fn sum_of_greys(pixels: &Pixels, len: usize) -> u32 {
+    let [red, green, blue] = pixels.each_ref().map(|channel| &channel[..len]);
+    let greys =
+        red.iter().zip(green).zip(blue).map(|((&red, &green), &blue)| grey([red, green, blue]).floor());
+    greys.map(|grey| (grey + MAGIC).to_bits() - MAGIC.to_bits()).sum()
+}
+
+#[inline(always)]
+fn grey([red, green, blue]: [f32; 3]) -> f32 {
+    red * GREY[0] + green * GREY[1] + blue * GREY[2]
+}
+
+struct ToGrey<'a> {
+    planes: &'a mut [u8],
+}
+
+impl simd::Kernel for ToGrey<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let len = self.planes.len() / 3;
+        let (red, rest) = self.planes.split_at_mut(len);
+        let (green, blue) = rest.split_at(len);
+        for ((red, &green), &blue) in red.iter_mut().zip(green).zip(blue) {
+            *red = to_byte(grey([f32::from(*red), f32::from(green), f32::from(blue)]).floor());
+        }
+    }
+}
+
+/// Does a step on the first `len` pixels; `mean` is what contrast blends with.
+#[inline(always)]
+fn apply(step: Step, mean: f32, pixels: &mut Pixels, len: usize) {
+    let [red, green, blue] = pixels.each_mut().map(|channel| &mut channel[..len]);
+    match step {
+        Step::Jitter(ColourOperation::Brightness(factor)) => {
+            [red, green, blue].into_iter().for_each(|channel| blend(channel, factor as f32, 0.0));
+        }
+        Step::Jitter(ColourOperation::Contrast(factor)) => {
             let (own, other) = (factor as f32, (1.0 - factor) as f32 * mean);
-            let table = byte_table(|value| value * own + other);
-            pixels.iter_mut().for_each(|value| *value = table[usize::from(*value)]);
+            [red, green, blue].into_iter().for_each(|channel| blend(channel, own, other));
         }
-        ColourOperation::Saturation(factor) => saturate(pixels, factor as f32, (1.0 - factor) as f32),
-        ColourOperation::Hue(shift) => turn_hue(pixels, shift as f32),
+        Step::Jitter(ColourOperation::Saturation(factor)) => {
+            saturate(red, green, blue, factor as f32, (1.0 - factor) as f32);
+        }
+        Step::Jitter(ColourOperation::Hue(shift)) => turn_hue(red, green, blue, shift as f32 * 6.0),
+        Step::Grayscale => saturate(red, green, blue, 0.0, 1.0),
     }
 }
 
-/// Takes the colours away.
-pub(super) fn grayscale(pixels: &mut [u8]) {
-    for pixel in pixels.as_chunks_mut::<3>().0 {
-        *pixel = [grey(pixel) as u8; 3];
+#[inline(always)]
+fn blend(channel: &mut [f32], own: f32, other: f32) {
+    for value in channel {
+        *value = cut(*value * own + other);
     }
 }
 
-fn grey(pixel: &[u8; 3]) -> f32 {
-    f32::from(pixel[0]) * GREY[0] + f32::from(pixel[1]) * GREY[1] + f32::from(pixel[2]) * GREY[2]
+/// To a whole number from 0 to 255.
+#[inline(always)]
+fn cut(value: f32) -> f32 {
+    value.clamp(0.0, 255.0).floor()
 }
 
-/// The mean of the grey values, each cut to an integer.
-fn mean_grey(pixels: &[u8]) -> f32 {
-    let (pixels, _) = pixels.as_chunks::<3>();
-    let sum: u64 = pixels.iter().map(|pixel| grey(pixel) as u64).sum();
-    (sum as f64 / pixels.len().max(1) as f64) as f32
-}
-
-fn byte_table(value: impl Fn(f32) -> f32) -> [u8; 256] {
-    std::array::from_fn(|byte| value(byte as f32).clamp(0.0, 255.0) as u8)
-}
-
-fn saturate(pixels: &mut [u8], own: f32, other: f32) {
-    for pixel in pixels.as_chunks_mut::<3>().0 {
-        let grey = grey(pixel).floor() * other;
-        *pixel = pixel.map(|value| (f32::from(value) * own + grey).clamp(0.0, 255.0) as u8);
+#[inline(always)]
+fn saturate(red: &mut [f32], green: &mut [f32], blue: &mut [f32], own: f32, other: f32) {
+    for ((red, green), blue) in red.iter_mut().zip(green).zip(blue) {
+        let grey = grey([*red, *green, *blue]).floor() * other;
+        *red = cut(*red * own + grey);
+        *green = cut(*green * own + grey);
+        *blue = cut(*blue * own + grey);
     }
 }
 
-fn turn_hue(pixels: &mut [u8], shift: f32) {
-    for pixel in pixels.as_chunks_mut::<3>().0 {
-        let (hue, saturation, value) = hsv_of(pixel.map(|byte| f32::from(byte) / 255.0));
-        let turned = (hue + shift).rem_euclid(1.0);
-        *pixel = rgb_of(turned, saturation, value).map(|unit| (unit * UNIT_TO_BYTE) as u8);
+/// Turns the colour circle, which has six units.
+#[inline(always)]
+fn turn_hue(red: &mut [f32], green: &mut [f32], blue: &mut [f32], shift: f32) {
+    for ((red, green), blue) in red.iter_mut().zip(green).zip(blue) {
+        let (r, g, b) = (*red, *green, *blue);
+        let most = larger(larger(r, g), b);
+        let least = smaller(smaller(r, g), b);
+        let chroma = most - least;
+        // Of equal channels red counts before green and green before blue; grey has no hue.
+        let (difference, start) = if most == g { (b - r, 2.0) } else { (r - g, 4.0) };
+        let (difference, start) = if most == r { (g - b, 0.0) } else { (difference, start) };
+        let hue = difference / larger(chroma, 1.0) + start + shift;
+        let hue = if hue < 0.0 { hue + 6.0 } else { hue };
+        let hue = if hue >= 6.0 { hue - 6.0 } else { hue };
+        let channel = |share: f32| {
+            let share = smaller(larger(share, 0.0), 1.0);
+            ((least + chroma * share) * BYTE_TO_BYTE).floor()
+        };
+        *red = channel((hue - 3.0).abs() - 1.0);
+        *green = channel(2.0 - (hue - 2.0).abs());
+        *blue = channel(2.0 - (hue - 4.0).abs());
     }
 }
 
-/// # Source
-/// torchvision `_rgb_to_hsv`; a grey pixel has hue 0.
-fn hsv_of([red, green, blue]: [f32; 3]) -> (f32, f32, f32) {
-    let most = red.max(green).max(blue);
-    let least = red.min(green).min(blue);
-    let chroma = most - least;
-    if chroma == 0.0 {
-        return (0.0, 0.0, most);
-    }
-    let [r, g, b] = [red, green, blue].map(|channel| (most - channel) / chroma);
-    let sector = if most == red {
-        b - g
-    } else if most == green {
-        2.0 + r - b
-    } else {
-        4.0 + g - r
-    };
-    ((sector / 6.0 + 1.0).fract(), chroma / most, most)
+/// The larger of two numbers; no operand is NaN, and one instruction does it.
+#[inline(always)]
+fn larger(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
 }
 
-/// # Source
-/// torchvision `_hsv_to_rgb`.
-fn rgb_of(hue: f32, saturation: f32, value: f32) -> [f32; 3] {
-    let scaled = hue * 6.0;
-    let sector = scaled.floor();
-    let within = scaled - sector;
-    let p = (value * (1.0 - saturation)).clamp(0.0, 1.0);
-    let q = (value * (1.0 - saturation * within)).clamp(0.0, 1.0);
-    let t = (value * (1.0 - saturation * (1.0 - within))).clamp(0.0, 1.0);
-    match sector as i32 % 6 {
-        0 => [value, t, p],
-        1 => [q, value, p],
-        2 => [p, value, t],
-        3 => [p, q, value],
-        4 => [t, p, value],
-        _ => [value, p, q],
-    }
+/// The smaller of two numbers.
+#[inline(always)]
+fn smaller(a: f32, b: f32) -> f32 {
+    if a < b { a } else { b }
 }
+
+#[cfg(test)]
+mod tests;

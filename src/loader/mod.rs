@@ -14,9 +14,10 @@ mod error;
 mod order;
 mod pipeline;
 mod recipe;
+mod resize;
 mod source;
 
-pub use apply::{EvalTransform, augment, evaluate_pixels};
+pub use apply::{EvalTransform, Renderer, Stage, augment, evaluate_pixels};
 pub use error::LoaderError;
 pub use order::EpochOrder;
 pub use pipeline::{Batch, Loader, LoaderOptions, evaluation_batches};

@@ -12,8 +12,7 @@ use super::apply::{EvalTransform, augment, evaluate_pixels};
 use super::{EpochOrder, LoaderError, Recipe, Source};
 use crate::dataset::Row;
 use crate::ids::{ClassId, InstanceId, Position};
-use crate::picture::{Limits, Picture, decode};
-use crate::rng::{Purpose, Stream};
+use crate::picture::PictureError;
 
 /// Batches made ahead when a split is evaluated.
 const EVALUATION_PREFETCH: usize = 2;
@@ -58,8 +57,8 @@ trait Plan: Send + Sync + 'static {
     fn positions(&self, step: u64) -> Vec<Position>;
     /// The side of the square that comes out.
     fn side(&self) -> u32;
-    /// Writes the pixels of one picture.
-    fn render(&self, id: InstanceId, picture: &Picture, out: &mut [u8]);
+    /// Writes the pixels of one encoded picture.
+    fn render(&self, id: InstanceId, bytes: &[u8], out: &mut [u8]) -> Result<(), PictureError>;
 }
 
 struct TrainingPlan {
@@ -83,11 +82,10 @@ impl Plan for TrainingPlan {
         self.recipe.image_size
     }
 
-    fn render(&self, id: InstanceId, picture: &Picture, out: &mut [u8]) {
+    fn render(&self, id: InstanceId, bytes: &[u8], out: &mut [u8]) -> Result<(), PictureError> {
         let LoaderOptions { seed, epoch, .. } = self.options;
-        let mut stream = Stream::new(seed, Purpose::Augmentation, epoch, u64::from(id.0));
-        let drawn = self.recipe.draw(&mut stream, picture.width, picture.height);
-        augment(picture, &drawn, self.recipe.image_size, out);
+        let draw = |width, height| self.recipe.draw_for(seed, epoch, id, width, height);
+        augment(bytes, draw, self.recipe.image_size, out).map(drop)
     }
 }
 
@@ -108,8 +106,8 @@ impl Plan for EvaluationPlan {
         self.transform.side()
     }
 
-    fn render(&self, _id: InstanceId, picture: &Picture, out: &mut [u8]) {
-        evaluate_pixels(picture, self.transform, out);
+    fn render(&self, _id: InstanceId, bytes: &[u8], out: &mut [u8]) -> Result<(), PictureError> {
+        evaluate_pixels(bytes, self.transform, out)
     }
 }
 
@@ -261,10 +259,11 @@ fn make_batch(
         if stop.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let picture = decode(&row.bytes, &Limits { max_pixels: u64::MAX })
-            .map_err(|source| LoaderError::Picture { id: row.id, path: row.path.clone(), source })?;
-        plan.render(row.id, &picture, out);
-        Ok(())
+        plan.render(row.id, &row.bytes, out).map_err(|source| LoaderError::Picture {
+            id: row.id,
+            path: row.path.clone(),
+            source,
+        })
     };
     pool.install(|| rows.par_iter().zip(pixels.par_chunks_mut(picture_bytes)).try_for_each(render))?;
     Ok(Batch {

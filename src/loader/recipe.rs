@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::rng::Stream;
+use crate::ids::InstanceId;
+use crate::rng::{Purpose, Stream};
 
 /// Tries to find a crop that fits before the centre is taken (torchvision's number).
 const CROP_TRIES: usize = 10;
@@ -129,6 +130,12 @@ impl Recipe {
             flip: stream.chance(self.flip),
             order: self.order,
         }
+    }
+
+    /// Draws the augmentation of an instance in an epoch: a function of its arguments and of nothing else.
+    pub fn draw_for(&self, seed: u64, epoch: u64, id: InstanceId, width: u32, height: u32) -> Augmentation {
+        let mut stream = Stream::new(seed, Purpose::Augmentation, epoch, u64::from(id.0));
+        self.draw(&mut stream, width, height)
     }
 
     /// # Source

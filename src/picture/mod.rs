@@ -5,17 +5,22 @@
 //! applied (torchvision's loader does not apply it either). The size is read from the header and checked
 //! before any pixel is allocated.
 
+mod baseline;
 mod error;
 mod jpeg;
 mod luma;
 mod other;
+mod region;
 mod resize;
+mod tiles;
 
 use serde::{Deserialize, Serialize};
 
 pub use error::PictureError;
 pub use luma::{Luma, check, luma};
+pub use region::{Channels, Encoded, Planes, Region, RegionDecoder};
 pub use resize::shrink;
+pub use tiles::{Tiled, needed_bytes, restore, transcode};
 
 /// What is accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -112,3 +112,67 @@ fn a_bomb_is_refused_by_its_header() {
     let error = decode(&bytes, &Limits { max_pixels: 3599 }).expect_err("too large");
     assert_eq!(error.to_string(), "60x60 pixels are more than the limit of 3599");
 }
+
+/// What tests of regions and tiles share.
+pub(super) mod support {
+    use crate::picture::{Picture, Region};
+    use crate::rng::{Purpose, Stream};
+
+    /// A smooth picture with noise and hard edges, so that all kinds of coefficients occur.
+    pub(in crate::picture) fn noisy(width: u32, height: u32, seed: u64) -> Picture {
+        let mut stream = Stream::new(seed, Purpose::Report, 1, 0);
+        let rgb = (0..height)
+            .flat_map(|y| (0..width).map(move |x| (x, y)))
+            .flat_map(|(x, y)| {
+                let noise = if (x / 32 + y / 16) % 3 == 0 { stream.below(120) as u32 } else { 0 };
+                let edge = if (x / 11) % 4 == 1 { 200 } else { 0 };
+                [x * 3 + noise, y * 2 + edge, x + y + noise / 2].map(|value| value.min(255) as u8)
+            })
+            .collect();
+        Picture { width, height, rgb }
+    }
+
+    /// A JPEG with Huffman tables of its own if `optimize` is set.
+    pub(in crate::picture) fn compressed(
+        picture: &Picture,
+        subsamp: turbojpeg::Subsamp,
+        quality: i32,
+        optimize: bool,
+        progressive: bool,
+    ) -> Vec<u8> {
+        let mut compressor = turbojpeg::Compressor::new().expect("a compressor");
+        compressor.set_quality(quality).expect("quality");
+        compressor.set_subsamp(subsamp).expect("subsampling");
+        compressor.set_optimize(optimize).expect("optimize");
+        compressor.set_progressive(progressive).expect("progressive");
+        let image = turbojpeg::Image {
+            pixels: picture.rgb.as_slice(),
+            width: picture.width as usize,
+            pitch: picture.width as usize * 3,
+            height: picture.height as usize,
+            format: turbojpeg::PixelFormat::RGB,
+        };
+        compressor.compress_to_vec(image).expect("encoded")
+    }
+
+    /// Random regions of a picture, the whole first.
+    pub(in crate::picture) fn regions(
+        stream: &mut Stream,
+        width: u32,
+        height: u32,
+        count: usize,
+    ) -> Vec<Region> {
+        let whole = Region { left: 0, top: 0, width: width as usize, height: height as usize };
+        let mut draw = || {
+            let columns = 1 + stream.below(u64::from(width)) as usize;
+            let rows = 1 + stream.below(u64::from(height)) as usize;
+            Region {
+                left: stream.below((width as usize - columns + 1) as u64) as usize,
+                top: stream.below((height as usize - rows + 1) as u64) as usize,
+                width: columns,
+                height: rows,
+            }
+        };
+        std::iter::once(whole).chain(std::iter::repeat_with(&mut draw).take(count)).collect()
+    }
+}

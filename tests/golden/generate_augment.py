@@ -1,11 +1,13 @@
 """Writes augment.json: torchvision's own results for each step of the recipe on small random pictures.
 
 Operations on uint8 tensors are torchvision.transforms.v2.functional's; resizing is Pillow's antialiased
-bilinear filter with a box, which is what torchvision does to PIL pictures.
+bilinear filter with a box, which is what torchvision does to PIL pictures. A JPEG with 4:2:0 chroma goes the whole
+way, with grayscale before and after the jitter.
 Run: python generate_augment.py > augment.json
 """
 
 import base64
+import io
 import json
 import sys
 
@@ -60,6 +62,16 @@ def main():
     for name, factor in order:
         composed = STEPS[name](composed, factor)
     composed = F.horizontal_flip(composed)
+    jpeg = io.BytesIO()
+    smooth = F.gaussian_blur(source, 5)
+    Image.fromarray(smooth.permute(1, 2, 0).numpy()).save(jpeg, "JPEG", quality=92, subsampling="4:2:0")
+    decoded = F.pil_to_tensor(Image.open(io.BytesIO(jpeg.getvalue())).convert("RGB"))
+    grey_first = F.rgb_to_grayscale(resized(decoded, box, (SIDE, SIDE)), num_output_channels=3)
+    jitter_first = resized(decoded, box, (SIDE, SIDE))
+    for name, factor in order:
+        grey_first = STEPS[name](grey_first, factor)
+        jitter_first = STEPS[name](jitter_first, factor)
+    jitter_first = F.rgb_to_grayscale(jitter_first, num_output_channels=3)
     evaluated = Image.fromarray(source.permute(1, 2, 0).numpy())
     evaluated = F.center_crop(F.resize(evaluated, [14], antialias=True), [SIDE, SIDE])
     golden = {
@@ -75,6 +87,10 @@ def main():
         "enlarged": b64(resized(source, (4, 4, 7, 5), (SIDE, SIDE))),
         "order": [{"name": name, "factor": factor} for name, factor in order],
         "composed": b64(composed),
+        "jpeg": base64.b64encode(jpeg.getvalue()).decode(),
+        "jpeg_resized": b64(resized(decoded, box, (SIDE, SIDE))),
+        "jpeg_grey_first": b64(grey_first),
+        "jpeg_jitter_first": b64(jitter_first),
         "evaluated": b64(F.pil_to_tensor(evaluated)),
         "evaluation_resize": 14,
     }

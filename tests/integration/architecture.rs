@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use super::support::root;
 
 /// Modules from the foundation up; each may import the ones named with it.
-const IMPORTS: [(&str, &[&str]); 19] = [
+const IMPORTS: [(&str, &[&str]); 20] = [
     ("ids", &[]),
     ("units", &[]),
     ("rng", &[]),
+    ("simd", &[]),
     ("failure", &[]),
     ("progress", &[]),
     ("storage", &["failure"]),
@@ -26,11 +27,12 @@ const IMPORTS: [(&str, &[&str]); 19] = [
     ("config", &[]),
     ("cli", EVERYTHING),
 ];
-const FOUNDATION: &[&str] = &["ids", "units", "rng", "failure", "progress", "storage"];
+const FOUNDATION: &[&str] = &["ids", "units", "rng", "simd", "failure", "progress", "storage"];
 const BELOW_STAGES: &[&str] = &[
     "ids",
     "units",
     "rng",
+    "simd",
     "failure",
     "progress",
     "storage",
@@ -43,6 +45,7 @@ const BELOW_STAGES_AND_LOADER: &[&str] = &[
     "ids",
     "units",
     "rng",
+    "simd",
     "failure",
     "progress",
     "storage",
@@ -59,6 +62,7 @@ const EVERYTHING: &[&str] = &[
     "ids",
     "units",
     "rng",
+    "simd",
     "failure",
     "progress",
     "storage",

@@ -3,6 +3,7 @@
 #![expect(clippy::disallowed_methods, reason = "tests make damaged and foreign files by hand")]
 
 mod architecture;
+mod augment;
 mod compatibility;
 mod faults;
 mod killed;

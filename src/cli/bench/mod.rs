@@ -2,6 +2,7 @@
 
 mod ingest;
 mod knn;
+mod loader;
 
 use clap::{Args, Subcommand};
 
@@ -21,11 +22,13 @@ pub(super) struct BenchArgs {
 enum Bench {
     Ingest(ingest::BenchIngestArgs),
     Knn(knn::BenchKnnArgs),
+    Loader(loader::BenchLoaderArgs),
 }
 
 pub(super) fn run(global: &GlobalArgs, args: &BenchArgs) -> anyhow::Result<()> {
     match &args.what {
         Bench::Ingest(args) => ingest::run(global, args),
         Bench::Knn(args) => knn::run(global, args),
+        Bench::Loader(args) => loader::run(global, args),
     }
 }

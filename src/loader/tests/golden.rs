@@ -4,10 +4,10 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
-use crate::loader::colour::{adjust, grayscale};
+use crate::loader::colour::{Step, recolour, to_grey};
 use crate::loader::recipe::Order;
 use crate::loader::{Augmentation, ColourOperation, CropBox, EvalTransform, augment, evaluate_pixels};
-use crate::picture::Picture;
+use crate::picture::{Picture, encode_png};
 
 fn golden() -> Value {
     let text = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/augment.json"));
@@ -24,9 +24,17 @@ fn interleaved(planes: &[u8]) -> Vec<u8> {
     (0..plane).flat_map(|at| [planes[at], planes[plane + at], planes[2 * plane + at]]).collect()
 }
 
-fn picture(golden: &Value) -> Picture {
+/// The source as a file without loss.
+fn picture(golden: &Value) -> Vec<u8> {
     let side = |name: &str| golden[name].as_u64().expect("a number") as u32;
-    Picture { width: side("width"), height: side("height"), rgb: interleaved(&bytes(&golden["source"])) }
+    let rgb = interleaved(&bytes(&golden["source"]));
+    encode_png(&Picture { width: side("width"), height: side("height"), rgb }).expect("encoded")
+}
+
+fn augmented(golden: &Value, drawn: Augmentation) -> Vec<u8> {
+    let mut out = vec![0; 3 * 12 * 12];
+    augment(&picture(golden), |_, _| drawn, 12, &mut out).expect("a good picture");
+    out
 }
 
 fn operation(value: &Value) -> ColourOperation {
@@ -59,22 +67,27 @@ fn plain(crop: CropBox) -> Augmentation {
 #[test]
 fn every_colour_operation_is_torchvisions() {
     let golden = golden();
+    let source = bytes(&golden["source"]);
     for case in golden["colour"].as_array().expect("cases") {
-        let mut pixels = picture(&golden).rgb;
-        adjust(&mut pixels, operation(case));
-        assert_close(&pixels, &interleaved(&bytes(&case["pixels"])), 1, 0.05, &case["name"].to_string());
+        let mut planes = source.clone();
+        recolour(&mut planes, &[Step::Jitter(operation(case))]);
+        assert_close(&planes, &bytes(&case["pixels"]), 1, 0.05, &case["name"].to_string());
     }
-    let mut pixels = picture(&golden).rgb;
-    grayscale(&mut pixels);
-    assert_close(&pixels, &interleaved(&bytes(&golden["grayscale"])), 1, 0.05, "grayscale");
+    let expected = bytes(&golden["grayscale"]);
+    let mut planes = source.clone();
+    recolour(&mut planes, &[Step::Grayscale]);
+    assert_close(&planes, &expected, 1, 0.05, "grayscale");
+    let mut planes = source;
+    to_grey(&mut planes);
+    let plane = planes.len() / 3;
+    assert_close(&planes[..plane], &expected[..plane], 1, 0.05, "grey");
 }
 
 #[test]
 fn resizing_is_pillows() {
     let golden = golden();
     for (name, at) in [("resized", [3, 2, 17, 13]), ("enlarged", [4, 4, 7, 5])] {
-        let mut out = vec![0; 3 * 12 * 12];
-        augment(&picture(&golden), &plain(crop(at)), 12, &mut out);
+        let out = augmented(&golden, plain(crop(at)));
         assert_close(&out, &bytes(&golden[name]), 1, 0.5, name);
     }
 }
@@ -84,15 +97,32 @@ fn the_composition_is_torchvisions() {
     let golden = golden();
     let jitter = golden["order"].as_array().expect("steps").iter().map(operation).collect();
     let drawn = Augmentation { jitter, flip: true, ..plain(crop([3, 2, 17, 13])) };
-    let mut out = vec![0; 3 * 12 * 12];
-    augment(&picture(&golden), &drawn, 12, &mut out);
+    let out = augmented(&golden, drawn);
     assert_close(&out, &bytes(&golden["composed"]), 4, 1.0, "composed");
+}
+
+#[test]
+fn a_jpeg_goes_the_whole_way_as_with_torchvision() {
+    let golden = golden();
+    let jitter: Vec<_> = golden["order"].as_array().expect("steps").iter().map(operation).collect();
+    let cropped = plain(crop([3, 2, 17, 13]));
+    let grey = Augmentation { grayscale: true, jitter, ..cropped.clone() };
+    let last = Augmentation { order: Order::JitterFirst, ..grey.clone() };
+    let file = bytes(&golden["jpeg"]);
+    for (name, drawn, most) in
+        [("jpeg_resized", cropped, 1), ("jpeg_grey_first", grey, 4), ("jpeg_jitter_first", last, 4)]
+    {
+        let mut out = vec![0; 3 * 12 * 12];
+        augment(&file, |_, _| drawn, 12, &mut out).expect("a good picture");
+        assert_close(&out, &bytes(&golden[name]), most, 1.0, name);
+    }
 }
 
 #[test]
 fn the_evaluation_transform_is_torchvisions() {
     let golden = golden();
     let mut out = vec![0; 3 * 12 * 12];
-    evaluate_pixels(&picture(&golden), EvalTransform::ResizeCenterCrop { resize: 14, crop: 12 }, &mut out);
+    let transform = EvalTransform::ResizeCenterCrop { resize: 14, crop: 12 };
+    evaluate_pixels(&picture(&golden), transform, &mut out).expect("a good picture");
     assert_close(&out, &bytes(&golden["evaluated"]), 1, 0.5, "evaluated");
 }

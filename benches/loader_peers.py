@@ -1,0 +1,249 @@
+"""Measures loaders on the same pictures in the same run and prints a table in Markdown.
+
+    pip install torch torchvision pillow albumentations tensorflow-cpu nvidia-dali-cuda120
+    python benches/loader_peers.py --pictures FOLDER|TAR --instdisc target/release/instdisc
+
+A peer that is not installed is left out. Each does the work in its own fastest usual way on one thread, from JPEG bytes
+in memory to uint8 pixels: whole decode; random resized crop and flip; the whole recipe. Rounds of all peers
+alternate. Figures are pictures per second of CPU time of the whole process, so threads that a peer starts count too.
+"""
+
+import argparse
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[name] = "1"
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+
+SIDE, SCALE, RATIO, JITTER = 224, (0.2, 1.0), (3 / 4, 4 / 3), 0.4
+STAGES = ("decode", "crop", "full")
+
+
+def read(path):
+    path = Path(path)
+    if path.is_dir():
+        return [file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()]
+    with tarfile.open(path) as archive:
+        return [archive.extractfile(entry).read() for entry in archive if entry.isfile()]
+
+
+def torchvision_pillow(pictures):
+    from PIL import Image
+    from torchvision import transforms as T
+    import torchvision
+    import torch
+
+    torch.set_num_threads(1)
+    crop = [T.RandomResizedCrop(SIDE, SCALE, RATIO), T.RandomHorizontalFlip(), T.PILToTensor()]
+    full = [crop[0], T.RandomGrayscale(0.2), T.ColorJitter(*[JITTER] * 4), *crop[1:]]
+    steps = {"decode": lambda p: p.load(), "crop": T.Compose(crop), "full": T.Compose(full)}
+
+    def run(stage):
+        for bytes in pictures:
+            steps[stage](Image.open(io.BytesIO(bytes)).convert("RGB"))
+
+    return f"torchvision {torchvision.__version__} on Pillow", run
+
+
+def torchvision_tensors(pictures):
+    import torch
+    import torchvision
+    from torchvision.transforms import v2 as T
+
+    torch.set_num_threads(1)
+    tensors = [torch.frombuffer(bytearray(bytes), dtype=torch.uint8) for bytes in pictures]
+    crop = [T.RandomResizedCrop(SIDE, SCALE, RATIO, antialias=True), T.RandomHorizontalFlip()]
+    full = [crop[0], T.RandomGrayscale(0.2), T.ColorJitter(*[JITTER] * 4), crop[1]]
+    steps = {"decode": lambda p: p, "crop": T.Compose(crop), "full": T.Compose(full)}
+    rgb = torchvision.io.ImageReadMode.RGB
+
+    def run(stage):
+        for tensor in tensors:
+            steps[stage](torchvision.io.decode_jpeg(tensor, mode=rgb))
+
+    return f"torchvision {torchvision.__version__} v2 on tensors", run
+
+
+def albumentations(pictures):
+    import albumentations as A
+    import cv2
+    import numpy as np
+
+    cv2.setNumThreads(0)
+    arrays = [np.frombuffer(bytes, np.uint8) for bytes in pictures]
+    crop = [A.RandomResizedCrop((SIDE, SIDE), SCALE, RATIO), A.HorizontalFlip(p=0.5)]
+    span = (1 - JITTER, 1 + JITTER)
+    jitter = A.ColorJitter(span, span, span, (-JITTER, JITTER), p=1)
+    full = [crop[0], A.ToGray(p=0.2), jitter, crop[1]]
+    steps = {"decode": lambda image: image, "crop": A.Compose(crop), "full": A.Compose(full)}
+
+    def run(stage):
+        for array in arrays:
+            steps[stage](image=cv2.imdecode(array, cv2.IMREAD_COLOR_RGB))
+
+    return f"albumentations {A.__version__} on OpenCV {cv2.__version__}", run
+
+
+def dali(pictures):
+    import numpy as np
+    import nvidia.dali as dali
+    from nvidia.dali import fn, types
+
+    arrays = [np.frombuffer(bytes, np.uint8) for bytes in pictures]
+    batch = 50
+    exact = dict(jpeg_fancy_upsampling=True, use_fast_idct=False)
+
+    @dali.pipeline_def(batch_size=batch, num_threads=1, device_id=None, prefetch_queue_depth=1)
+    def pipeline(stage):
+        encoded = fn.external_source(name="files", dtype=types.UINT8, ndim=1)
+        if stage == "decode":
+            return fn.decoders.image(encoded, device="cpu", **exact)
+        image = fn.decoders.image_random_crop(
+            encoded, device="cpu", random_area=SCALE, random_aspect_ratio=RATIO, **exact
+        )
+        image = fn.resize(image, size=(SIDE, SIDE), interp_type=types.INTERP_TRIANGULAR, antialias=True)
+        if stage == "full":
+            grey = fn.cast(fn.random.coin_flip(probability=0.2), dtype=types.FLOAT)
+            image = fn.saturation(image, saturation=1.0 - grey)
+            span = (1 - JITTER, 1 + JITTER)
+            image = fn.color_twist(
+                image,
+                brightness=fn.random.uniform(range=span),
+                contrast=fn.random.uniform(range=span),
+                saturation=fn.random.uniform(range=span),
+                hue=fn.random.uniform(range=(-360 * JITTER, 360 * JITTER)),
+            )
+        mirror = fn.random.coin_flip(probability=0.5)
+        return fn.crop_mirror_normalize(image, dtype=types.UINT8, output_layout="CHW", mirror=mirror)
+
+    built = {}
+
+    def run(stage):
+        if stage not in built:
+            built[stage] = pipeline(stage)
+            built[stage].build()
+        for start in range(0, len(arrays) - batch + 1, batch):
+            built[stage].feed_input("files", arrays[start : start + batch])
+            built[stage].run()
+
+    return f"DALI {dali.__version__} CPU (hue in YIQ)", run
+
+
+def tf_data(pictures):
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+
+    def decode(bytes):
+        return tf.io.decode_jpeg(bytes, channels=3, dct_method="INTEGER_ACCURATE")
+
+    def crop(bytes):
+        shape = tf.io.extract_jpeg_shape(bytes)
+        no_boxes = tf.zeros([1, 0, 4])
+        begin, size, _ = tf.image.sample_distorted_bounding_box(
+            shape,
+            no_boxes,
+            aspect_ratio_range=RATIO,
+            area_range=SCALE,
+            max_attempts=10,
+            use_image_if_no_bounding_boxes=True,
+        )
+        window = tf.stack([begin[0], begin[1], size[0], size[1]])
+        image = tf.io.decode_and_crop_jpeg(bytes, window, channels=3, dct_method="INTEGER_ACCURATE")
+        image = tf.image.resize(image, [SIDE, SIDE], antialias=True)
+        return tf.image.random_flip_left_right(image)
+
+    def full(bytes):
+        image = crop(bytes) / 255.0
+        grey = lambda: tf.image.grayscale_to_rgb(tf.image.rgb_to_grayscale(image))
+        image = tf.cond(tf.random.uniform([]) < 0.2, grey, lambda: image)
+        image = image * tf.random.uniform([], 1 - JITTER, 1 + JITTER)
+        image = tf.image.random_contrast(image, 1 - JITTER, 1 + JITTER)
+        image = tf.image.random_saturation(tf.clip_by_value(image, 0, 1), 1 - JITTER, 1 + JITTER)
+        return tf.image.random_hue(tf.clip_by_value(image, 0, 1), JITTER)
+
+    to_byte = lambda image: tf.cast(tf.clip_by_value(image, 0, 255), tf.uint8)
+    steps = {
+        "decode": decode,
+        "crop": lambda bytes: to_byte(crop(bytes)),
+        "full": lambda bytes: to_byte(full(bytes) * 255),
+    }
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = 1
+    options.autotune.enabled = False
+    sets = {}
+
+    def run(stage):
+        if stage not in sets:
+            source = tf.data.Dataset.from_tensor_slices(pictures)
+            sets[stage] = source.map(steps[stage]).with_options(options)
+        for _ in sets[stage]:
+            pass
+
+    return f"tf.data {tf.__version__}", run
+
+
+def instdisc(binary, path, limit, *more):
+    """Pictures per second of CPU time by stage, and of plain decoding, for one round."""
+    seen = {}
+    for stage in STAGES:
+        command = [binary, "bench", "loader", "--pictures", path, "--rounds", "1", "--stage", stage, *more]
+        if limit:
+            command += ["--limit", str(limit)]
+        report = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+        seen[stage] = 1e3 / sum(report["milliseconds_per_picture"].values())
+        seen.setdefault("plain", []).append(1e3 / report["plain_decode_milliseconds_per_picture"])
+    seen["plain"] = sum(seen["plain"]) / len(seen["plain"])
+    return seen
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", required=True, help="JPEG files: a folder or a tar")
+    parser.add_argument("--instdisc", default="target/release/instdisc")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--limit", type=int, default=0, help="take so many pictures; 0 for all")
+    args = parser.parse_args()
+    pictures = read(args.pictures)[: args.limit or None]
+    peers = []
+    for make in (torchvision_pillow, torchvision_tensors, albumentations, dali, tf_data):
+        try:
+            peers.append(make(pictures))
+        except ImportError as error:
+            print(f"{make.__name__} is left out: {error}", file=sys.stderr)
+    for name, run in peers:
+        for stage in STAGES:
+            run(stage)
+    spent = {(name, stage): [] for name, _ in peers for stage in STAGES}
+    own = {"instdisc": [], "instdisc, tiles": []}
+    for _ in range(args.rounds):
+        own["instdisc"].append(instdisc(args.instdisc, args.pictures, args.limit))
+        own["instdisc, tiles"].append(instdisc(args.instdisc, args.pictures, args.limit, "--tiles"))
+        for name, run in peers:
+            for stage in STAGES:
+                began = time.process_time()
+                run(stage)
+                spent[name, stage].append(time.process_time() - began)
+    mean = lambda values: sum(values) / len(values)
+    plain = mean([seen["plain"] for seens in own.values() for seen in seens])
+    print("| pictures/s of CPU time | decode whole | crop, resize, flip | whole recipe | recipe / plain decode |")
+    print("|---|---|---|---|---|")
+    print(f"| libjpeg-turbo, plain decode | {plain:.0f} | | | |")
+    for name, seen in own.items():
+        rates = [mean([one[stage] for one in seen]) for stage in STAGES]
+        print(f"| {name} | " + " | ".join(f"{rate:.0f}" for rate in rates) + f" | {rates[2] / plain:.2f} |")
+    for name, _ in peers:
+        rates = [len(pictures) / mean(spent[name, stage]) for stage in STAGES]
+        print(f"| {name} | " + " | ".join(f"{rate:.0f}" for rate in rates) + f" | {rates[2] / plain:.2f} |")
+
+
+main()

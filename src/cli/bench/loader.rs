@@ -1,0 +1,292 @@
+//! `instdisc bench loader`.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use clap::{Args, ValueEnum};
+use rustix::time::{ClockId, clock_gettime};
+use serde_json::{Value, json};
+use turbojpeg::{Decompressor, Image, PixelFormat};
+
+use crate::cli::{GlobalArgs, write_json};
+use crate::dataset::Manifest;
+use crate::ids::{InstanceId, Position};
+use crate::loader::{DatasetSource, JitterStrength, Recipe, Renderer, Source, Stage};
+use crate::picture::{Channels, Encoded, Limits, Region, RegionDecoder, Tiled, transcode};
+
+/// Measure how fast pictures become pixels, beside plainly decoding the same pictures.
+///
+/// Plain decoding is libjpeg-turbo's, whole pictures to RGB, and nothing else. Both are done to one picture
+/// after the other, so that the ratio holds on a busy machine too. Pictures are read into memory before.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  instdisc bench loader --pictures imagenet-sample-500.tar --stage full --threads 1"
+)]
+pub(super) struct BenchLoaderArgs {
+    /// JPEG files: a folder or a tar
+    #[arg(long, value_name = "PATH", required_unless_present = "dataset")]
+    pictures: Option<PathBuf>,
+    /// A dataset, instead of files
+    #[arg(long, value_name = "URL", conflicts_with = "pictures")]
+    dataset: Option<String>,
+    /// The dataset's split
+    #[arg(long, value_name = "NAME", default_value = "train")]
+    split: String,
+    /// Take so many pictures at most
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    limit: usize,
+    /// How far to go
+    #[arg(long, value_enum, default_value = "full")]
+    stage: Depth,
+    /// Threads
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    threads: u16,
+    /// Passes over the pictures, each with other crops
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
+    rounds: u64,
+    /// The side of the square that comes out, in pixels
+    #[arg(long, value_name = "PIXELS", default_value_t = 224, value_parser = clap::value_parser!(u32).range(1..))]
+    image_size: u32,
+    /// Give the pictures tiles before, which makes crops cheaper
+    #[arg(long)]
+    tiles: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Depth {
+    /// Decode whole pictures
+    Decode,
+    /// Decode and resize random crops, flip
+    Crop,
+    /// The whole recipe: crop, grayscale, colour jitter, flip
+    Full,
+}
+
+/// Time spent by one thread.
+#[derive(Clone, Copy, Debug, Default)]
+struct Spent {
+    cpu: Duration,
+    wall: Duration,
+}
+
+/// Measures from one call to the next.
+struct Watch {
+    cpu: Duration,
+    wall: Instant,
+}
+
+impl Watch {
+    fn start() -> Self {
+        Self { cpu: thread_time(), wall: Instant::now() }
+    }
+
+    fn add_to(&mut self, spent: &mut Spent) {
+        let now = Self::start();
+        spent.cpu += now.cpu - self.cpu;
+        spent.wall += now.wall - self.wall;
+        *self = now;
+    }
+}
+
+fn thread_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// What one thread measured: plain decoding, and the stages in their order.
+#[derive(Clone, Copy, Debug, Default)]
+struct Times {
+    plain: Spent,
+    stages: [Spent; 4],
+}
+
+const STAGES: [&str; 4] = ["open", "decode", "resize", "colour"];
+
+pub(super) fn run(global: &GlobalArgs, args: &BenchLoaderArgs) -> anyhow::Result<()> {
+    let mut files = match (&args.pictures, &args.dataset) {
+        (Some(path), _) => read_files(path).with_context(|| path.display().to_string())?,
+        (None, Some(dataset)) => read_dataset(global, dataset, args)?,
+        (None, None) => Vec::new(),
+    };
+    files.retain(|bytes| bytes.starts_with(&[0xFF, 0xD8]));
+    files.truncate(args.limit);
+    ensure!(!files.is_empty(), "there is no JPEG to decode");
+    let untouched = |bytes: &Vec<u8>| Tiled { bytes: bytes.clone(), offsets: Vec::new(), restorable: true };
+    let tiled: Option<Vec<Tiled>> = args
+        .tiles
+        .then(|| files.iter().map(|bytes| transcode(bytes).unwrap_or_else(|| untouched(bytes))).collect());
+    let began = Instant::now();
+    let times = std::thread::scope(|scope| {
+        let start = |thread| {
+            let (files, tiled) = (&files, tiled.as_deref());
+            scope.spawn(move || measure(args, files, tiled, thread))
+        };
+        let threads: Vec<_> = (0..usize::from(args.threads)).map(start).collect();
+        let join = |thread: std::thread::ScopedJoinHandle<'_, anyhow::Result<Times>>| {
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        threads.into_iter().map(join).collect::<anyhow::Result<Vec<_>>>()
+    })?;
+    write_json(&report(args, &files, tiled.as_deref(), &times, began.elapsed()))
+}
+
+/// Does this thread's share of the pictures, plain decoding and the stages in turn.
+fn measure(
+    args: &BenchLoaderArgs,
+    files: &[Vec<u8>],
+    tiled: Option<&[Tiled]>,
+    thread: usize,
+) -> anyhow::Result<Times> {
+    let mut plain = PlainDecoder::new()?;
+    let mut renderer = Renderer::default();
+    let mut decoder = RegionDecoder::default();
+    let mut out = vec![0; 3 * (args.image_size as usize).pow(2)];
+    let mut recipe = Recipe::imagenet(args.image_size);
+    if args.stage == Depth::Crop {
+        recipe.jitter = JitterStrength { brightness: 0.0, contrast: 0.0, saturation: 0.0, hue: 0.0 };
+        recipe.grayscale = 0.0;
+    }
+    let mut times = Times::default();
+    let limits = Limits { max_pixels: u64::MAX };
+    // The first pass fills the caches and buffers and is not counted.
+    for round in 0..=args.rounds {
+        for (index, file) in files.iter().enumerate().skip(thread).step_by(usize::from(args.threads)) {
+            if round == 1 && index == thread {
+                times = Times::default();
+            }
+            let mut watch = Watch::start();
+            plain.decode(file)?;
+            watch.add_to(&mut times.plain);
+            let encoded = match tiled.map(|tiled| &tiled[index]) {
+                Some(tiled) if tiled.offsets.is_empty() => Encoded::open(&tiled.bytes, &limits)?,
+                Some(tiled) => Encoded::open(&tiled.bytes, &limits)?.with_tiles(&tiled.offsets),
+                None => Encoded::open(file, &limits)?,
+            };
+            if args.stage == Depth::Decode {
+                let (width, height) = encoded.size();
+                let whole = Region { left: 0, top: 0, width: width as usize, height: height as usize };
+                watch.add_to(&mut times.stages[0]);
+                std::hint::black_box(decoder.decode(&encoded, whole, Channels::Rgb)?);
+                watch.add_to(&mut times.stages[1]);
+                continue;
+            }
+            let draw = |width, height| recipe.draw_for(0, round, InstanceId(index as u32), width, height);
+            renderer.augment_observed(encoded, draw, args.image_size, &mut out, |stage| {
+                let at = match stage {
+                    Stage::Open => 0,
+                    Stage::Decode => 1,
+                    Stage::Resize => 2,
+                    Stage::Colour => 3,
+                };
+                watch.add_to(&mut times.stages[at]);
+            })?;
+            std::hint::black_box(&mut out);
+        }
+    }
+    Ok(times)
+}
+
+/// libjpeg-turbo with its default settings, into a buffer that is kept.
+struct PlainDecoder {
+    decompressor: Decompressor,
+    pixels: Vec<u8>,
+}
+
+impl PlainDecoder {
+    fn new() -> anyhow::Result<Self> {
+        Ok(Self { decompressor: Decompressor::new()?, pixels: Vec::new() })
+    }
+
+    fn decode(&mut self, file: &[u8]) -> anyhow::Result<()> {
+        let header = self.decompressor.read_header(file)?;
+        let pitch = header.width * 3;
+        if self.pixels.len() < pitch * header.height {
+            self.pixels.resize(pitch * header.height, 0);
+        }
+        let pixels = &mut self.pixels[..pitch * header.height];
+        let (width, height, format) = (header.width, header.height, PixelFormat::RGB);
+        // A warning does not matter here; both sides decode the same file.
+        let _ = self.decompressor.decompress(file, Image { pixels, width, pitch, height, format });
+        std::hint::black_box(&mut self.pixels);
+        Ok(())
+    }
+}
+
+fn report(
+    args: &BenchLoaderArgs,
+    files: &[Vec<u8>],
+    tiled: Option<&[Tiled]>,
+    times: &[Times],
+    elapsed: Duration,
+) -> Value {
+    let sum = |of: &dyn Fn(&Times) -> Duration| times.iter().map(of).sum::<Duration>().as_secs_f64();
+    let plain_cpu = sum(&|times| times.plain.cpu);
+    let plain_wall = sum(&|times| times.plain.wall);
+    let own_cpu = sum(&|times| times.stages.iter().map(|spent| spent.cpu).sum());
+    let own_wall = sum(&|times| times.stages.iter().map(|spent| spent.wall).sum());
+    let done = files.len() as f64 * args.rounds as f64;
+    let threads = f64::from(args.threads);
+    let bytes: usize = files.iter().map(Vec::len).sum();
+    let stored: usize = tiled.map_or(bytes, |tiled| tiled.iter().map(|tiled| tiled.bytes.len()).sum());
+    let stages: serde_json::Map<_, _> = STAGES
+        .iter()
+        .enumerate()
+        .map(|(at, name)| ((*name).to_owned(), json!(sum(&|times| times.stages[at].cpu) / done * 1e3)))
+        .collect();
+    json!({
+        "stage": args.stage.to_possible_value().map(|value| value.get_name().to_owned()),
+        "threads": args.threads,
+        "pictures": files.len(),
+        "rounds": args.rounds,
+        "tiles": args.tiles,
+        "images_per_second": done / own_wall * threads,
+        "plain_decode_images_per_second": done / plain_wall * threads,
+        "ratio_to_plain_decode": plain_cpu / own_cpu,
+        "ratio_to_plain_decode_wall": plain_wall / own_wall,
+        "milliseconds_per_picture": stages,
+        "plain_decode_milliseconds_per_picture": plain_cpu / done * 1e3,
+        "megabytes_per_second": bytes as f64 * args.rounds as f64 / own_wall * threads / 1e6,
+        "mean_picture_bytes": bytes / files.len(),
+        "stored_bytes_ratio": stored as f64 / bytes as f64,
+        "peak_rss_bytes": peak_rss(),
+        "elapsed_seconds": elapsed.as_secs_f64(),
+    })
+}
+
+/// The most memory that this process has held; `None` where the system does not say.
+fn peak_rss() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)
+}
+
+fn read_files(path: &Path) -> anyhow::Result<Vec<Vec<u8>>> {
+    if path.is_dir() {
+        let entries = walkdir::WalkDir::new(path).sort_by_file_name().into_iter();
+        return entries
+            .filter(|entry| entry.as_ref().map_or(true, |entry| entry.file_type().is_file()))
+            .map(|entry| Ok(std::fs::read(entry?.path())?))
+            .collect();
+    }
+    let mut archive = tar::Archive::new(std::fs::File::open(path)?);
+    let mut files = Vec::new();
+    for entry in archive.entries()? {
+        let mut entry = entry?;
+        if entry.header().entry_type().is_file() {
+            let mut bytes = Vec::new();
+            entry.read_to_end(&mut bytes)?;
+            files.push(bytes);
+        }
+    }
+    Ok(files)
+}
+
+fn read_dataset(global: &GlobalArgs, dataset: &str, args: &BenchLoaderArgs) -> anyhow::Result<Vec<Vec<u8>>> {
+    let location = global.location(dataset)?;
+    let manifest = Manifest::read(&location)?;
+    let source = DatasetSource::open(&location, &manifest, &args.split, Some(args.limit))?;
+    let positions: Vec<_> = (0..source.len() as u32).map(Position).collect();
+    Ok(source.read(&positions)?.into_iter().map(|row| row.bytes.to_vec()).collect())
+}

@@ -1,0 +1,266 @@
+//! Resizing planes by an antialiased bilinear filter.
+//!
+//! The filter is Pillow's, in its support and weights. Sums are kept with 8 bits below the byte between the two
+//! passes, where Pillow rounds to bytes, so results lie within 1 of Pillow's. All arithmetic is on integers: the
+//! same bytes on any machine. Output columns may run backwards, which makes a flip free.
+
+use crate::simd::{self, transposed};
+
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+/// Rows of the output that are made at a time: two wide registers of 16-bit lanes.
+const BAND: usize = 32;
+/// Columns of the first pass that are summed at a time.
+const CHUNK: usize = 64;
+
+/// How sums become bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rounding {
+    /// To the nearest.
+    Nearest,
+    /// Down, as torchvision's grey is cut.
+    Down,
+}
+
+impl Rounding {
+    /// What is added to a sum of so many terms, each cut at its 8th bit below the byte.
+    fn bias(self, terms: usize) -> u16 {
+        let cut = (terms / 2) as u16;
+        match self {
+            Self::Nearest => 128 + cut,
+            // Of a value without fraction torchvision's grey is one less: its factors sum to 0.9999.
+            Self::Down => cut.saturating_sub(3),
+        }
+    }
+}
+
+/// The weights of one direction.
+#[derive(Clone, Debug, Default)]
+struct Filter {
+    /// Of each output: the first input.
+    firsts: Vec<u32>,
+    /// Terms of each output's sum: as many as the longest has, so that loops are of one length. Weights that an
+    /// output does not need are 0.
+    terms: usize,
+    /// Fractions of 65,536.
+    weights: Vec<u16>,
+    /// The weights of one output before they are rounded.
+    exact: Vec<f64>,
+}
+
+impl Filter {
+    /// # Source
+    /// Pillow, `precompute_coeffs` of Resample.c.
+    fn prepare(&mut self, from: usize, to: usize, backwards: bool) {
+        let scale = from as f64 / to as f64;
+        let reach = scale.max(1.0);
+        // Inputs whose centres are less than `reach` from an output's.
+        self.terms = ((2.0 * reach).ceil() as usize).min(from);
+        self.firsts.clear();
+        self.weights.clear();
+        self.exact.resize(self.terms, 0.0);
+        let slope = 1.0 / reach;
+        for at in 0..to {
+            let at = if backwards { to - 1 - at } else { at };
+            let centre = (at as f64 + 0.5) * scale;
+            let first = (centre - reach + 0.5).max(0.0) as usize;
+            let first = first.min(from - self.terms);
+            let mut total = 0.0;
+            let mut distance = first as f64 + 0.5 - centre;
+            for weight in &mut self.exact {
+                *weight = (1.0 - distance.abs() * slope).max(0.0);
+                total += *weight;
+                distance += 1.0;
+            }
+            let factor = 65_536.0 / total;
+            let mut left = 65_535;
+            let start = self.weights.len();
+            let mut heaviest = start;
+            for &weight in &self.exact {
+                let weight = ((weight * factor + 0.5) as i32).min(65_535);
+                left -= weight;
+                if weight > i32::from(self.weights.get(heaviest).copied().unwrap_or(0)) {
+                    heaviest = self.weights.len();
+                }
+                self.weights.push(weight as u16);
+            }
+            self.weights[heaviest] = (i32::from(self.weights[heaviest]) + left) as u16;
+            self.firsts.push(first as u32);
+        }
+    }
+
+    #[inline(always)]
+    fn terms(&self, at: usize) -> (usize, &[u16]) {
+        (self.firsts[at] as usize, &self.weights[at * self.terms..][..self.terms])
+    }
+}
+
+/// Filters and buffers, kept from picture to picture.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Resizer {
+    down: Filter,
+    across: Filter,
+    /// A band after the first pass, row after row.
+    rows: Vec<u16>,
+    /// The same, column after column.
+    columns: Vec<[u16; BAND]>,
+}
+
+/// What is made of planes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Target {
+    /// Columns.
+    pub(super) width: usize,
+    /// Rows.
+    pub(super) height: usize,
+    /// Whether left and right are exchanged.
+    pub(super) flip: bool,
+    /// How sums become bytes.
+    pub(super) rounding: Rounding,
+}
+
+impl Resizer {
+    fn prepare(&mut self, width: usize, height: usize, target: Target) {
+        self.down.prepare(height, target.height, false);
+        self.across.prepare(width, target.width, target.flip);
+        self.rows.resize(BAND * width.next_multiple_of(8), 0);
+        self.columns.resize(width.next_multiple_of(8), [0; BAND]);
+    }
+
+    /// Resizes planes of `width` columns and `height` rows.
+    ///
+    /// # Shape
+    /// `source: [planes, height, width]`, `out: [planes, target.height, target.width]`
+    pub(super) fn resize(
+        &mut self,
+        source: &[u8],
+        width: usize,
+        height: usize,
+        target: Target,
+        out: &mut [u8],
+    ) {
+        self.prepare(width, height, target);
+        let planes = source.chunks_exact(width * height);
+        for (source, out) in planes.zip(out.chunks_exact_mut(target.width * target.height)) {
+            #[cfg(target_arch = "x86_64")]
+            if x86::suits(width, target) {
+                let Self { down, across, rows, columns } = self;
+                x86::resize_plane((down, across), rows, columns, (source, width), target, out);
+                continue;
+            }
+            simd::run(Plane { resizer: self, source, width, target, out });
+        }
+    }
+}
+
+struct Plane<'a> {
+    resizer: &'a mut Resizer,
+    source: &'a [u8],
+    width: usize,
+    target: Target,
+    out: &'a mut [u8],
+}
+
+impl simd::Kernel for Plane<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Self { resizer, source, width, target, out } = self;
+        let Resizer { down, across, rows, columns } = resizer;
+        let pitch = width.next_multiple_of(8);
+        for (band, out) in out.chunks_mut(BAND * target.width).enumerate() {
+            let lines = out.len() / target.width;
+            for (line, row) in rows.chunks_exact_mut(pitch).take(lines).enumerate() {
+                let (first, weights) = down.terms(band * BAND + line);
+                sum_rows(&source[first * width..], width, weights, &mut row[..width]);
+            }
+            turn(rows, pitch, columns);
+            sum_columns(columns, across, target, out);
+        }
+    }
+}
+
+/// The weighted sum of rows, with 8 bits below the byte.
+#[inline(always)]
+fn sum_rows(source: &[u8], width: usize, weights: &[u16], out: &mut [u16]) {
+    let bias = (weights.len() / 2) as u16;
+    let (chunks, rest) = out.as_chunks_mut::<CHUNK>();
+    let whole = chunks.len() * CHUNK;
+    for (index, chunk) in chunks.iter_mut().enumerate() {
+        let mut sums = [bias; CHUNK];
+        for (row, &weight) in source[index * CHUNK..].chunks(width).zip(weights) {
+            for (sum, &value) in sums.iter_mut().zip(&row[..CHUNK]) {
+                *sum += product(u16::from(value) << 8, weight);
+            }
+        }
+        *chunk = sums;
+    }
+    rest.fill(bias);
+    if !rest.is_empty() {
+        for (row, &weight) in source.chunks(width).zip(weights) {
+            for (sum, &value) in rest.iter_mut().zip(&row[whole..]) {
+                *sum += product(u16::from(value) << 8, weight);
+            }
+        }
+    }
+}
+
+/// The high half of a product: one instruction for many lanes.
+#[inline(always)]
+fn product(value: u16, weight: u16) -> u16 {
+    ((u32::from(value) * u32::from(weight)) >> 16) as u16
+}
+
+/// Turns the rows of a band into columns.
+#[inline(always)]
+fn turn(rows: &[u16], pitch: usize, columns: &mut [[u16; BAND]]) {
+    for (block, columns) in columns.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+        for half in 0..BAND / 8 {
+            let tile = transposed(std::array::from_fn(|line| {
+                let start = (half * 8 + line) * pitch + block * 8;
+                *rows[start..].first_chunk().expect("rows are whole blocks")
+            }));
+            for (column, values) in columns.iter_mut().zip(tile) {
+                column[half * 8..half * 8 + 8].copy_from_slice(&values);
+            }
+        }
+    }
+}
+
+/// The weighted sums of columns, as bytes in rows.
+#[inline(always)]
+fn sum_columns(columns: &[[u16; BAND]], across: &Filter, target: Target, out: &mut [u8]) {
+    let lines = out.len() / target.width;
+    let mut sums = [[0_u16; BAND]; 8];
+    for start in (0..target.width).step_by(8) {
+        let count = (target.width - start).min(8);
+        for (offset, sums) in sums[..count].iter_mut().enumerate() {
+            let (first, weights) = across.terms(start + offset);
+            let mut sum = [target.rounding.bias(weights.len()); BAND];
+            for (column, &weight) in columns[first..].iter().zip(weights) {
+                for (sum, &value) in sum.iter_mut().zip(column) {
+                    *sum += product(value, weight);
+                }
+            }
+            *sums = sum;
+        }
+        for half in 0..lines.div_ceil(8) {
+            let tile = transposed(std::array::from_fn(|offset| {
+                *sums[offset][half * 8..].first_chunk().expect("a half band")
+            }));
+            for (line, values) in tile.iter().enumerate().take(lines - half * 8) {
+                let at = (half * 8 + line) * target.width + start;
+                let bytes = values.map(|value| (value >> 8) as u8);
+                match out[at..].first_chunk_mut::<8>() {
+                    Some(out) if count == 8 => *out = bytes,
+                    _ => out[at..at + count].copy_from_slice(&bytes[..count]),
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

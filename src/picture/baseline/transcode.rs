@@ -1,0 +1,191 @@
+//! The same coefficients under another restart interval: bits are copied, only DC differences at the seams change.
+
+use super::bits::{Bits, Segments};
+use super::code::TableSpec;
+use super::header::Frame;
+use super::huffman::{Kind, Table};
+
+/// Writes bits, most significant first, with byte stuffing.
+#[derive(Debug, Default)]
+struct BitWriter {
+    bytes: Vec<u8>,
+    pending: u64,
+    count: u32,
+}
+
+impl BitWriter {
+    /// Appends up to 32 bits.
+    fn put(&mut self, bits: u32, len: u32) {
+        self.pending = self.pending << len | u64::from(bits);
+        self.count += len;
+        while self.count >= 8 {
+            self.count -= 8;
+            let byte = (self.pending >> self.count) as u8;
+            self.bytes.push(byte);
+            if byte == 0xFF {
+                self.bytes.push(0);
+            }
+        }
+    }
+
+    /// Fills the last byte with ones, as libjpeg does.
+    fn align(&mut self) {
+        let open = (8 - self.count) % 8;
+        self.put((1 << open) - 1, open);
+    }
+}
+
+/// For each number of value bits the code that says it, if the table has one.
+type DcCodes = [Option<(u32, u32)>; 16];
+
+fn dc_codes(spec: &TableSpec) -> DcCodes {
+    let mut codes = [None; 16];
+    for (code, bits, symbol) in spec.codes() {
+        if let Some(slot) = codes.get_mut(usize::from(symbol)) {
+            *slot = Some((code, bits));
+        }
+    }
+    codes
+}
+
+/// Entropy-coded data under a restart interval.
+#[derive(Debug)]
+pub(in crate::picture) struct Recoded {
+    /// The data, with byte stuffing and restart markers.
+    pub(in crate::picture) bytes: Vec<u8>,
+    /// Where each segment begins in them.
+    pub(in crate::picture) starts: Vec<usize>,
+    /// Where the scan ended in the file it was taken from.
+    pub(in crate::picture) end: usize,
+}
+
+/// Why data could not be coded again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::picture) enum RecodeError {
+    /// The file is not what its header says.
+    Corrupt,
+    /// A DC difference has no code in the tables that were given.
+    NoCode,
+}
+
+/// Codes a scan again with another restart interval (0: none) and with these DC tables.
+pub(in crate::picture) fn recode(
+    file: &[u8],
+    frame: &Frame,
+    interval: usize,
+    new_tables: [Option<TableSpec>; 4],
+) -> Result<Recoded, RecodeError> {
+    let components = &frame.components[..frame.sampling.components()];
+    let mut tables = Vec::new();
+    for component in components {
+        tables.push(
+            component_tables(frame, component.dc, component.ac, &new_tables).ok_or(RecodeError::Corrupt)?,
+        );
+    }
+    let mut segments = Segments::default();
+    segments.unstuff(file, frame.scan_start).ok_or(RecodeError::Corrupt)?;
+    let (across, down) = frame.mcus();
+    let old_interval = if frame.restart_interval == 0 { usize::MAX } else { frame.restart_interval };
+    let new_interval = if interval == 0 { usize::MAX } else { interval };
+    if segments.len() != (across * down).div_ceil(old_interval) {
+        return Err(RecodeError::Corrupt);
+    }
+    let (luma_across, luma_down) = frame.sampling.luma_blocks();
+    let mut writer = BitWriter::default();
+    let mut starts = vec![0];
+    let mut last = [(0_i32, 0_i32); 3];
+    let (mut bits, mut end) = segments.read(0);
+    for mcu in 0..across * down {
+        if mcu > 0 && mcu % old_interval == 0 {
+            check_end(&bits, end)?;
+            (bits, end) = segments.read(mcu / old_interval);
+            last.iter_mut().for_each(|(old, _)| *old = 0);
+        }
+        if mcu > 0 && mcu % new_interval == 0 {
+            writer.align();
+            writer.bytes.extend_from_slice(&[0xFF, 0xD0 | (starts.len() - 1) as u8 & 7]);
+            starts.push(writer.bytes.len());
+            last.iter_mut().for_each(|(_, new)| *new = 0);
+        }
+        for (index, (tables, last)) in tables.iter().zip(&mut last).enumerate() {
+            let blocks = if index == 0 { luma_across * luma_down } else { 1 };
+            for _ in 0..blocks {
+                tables.copy_block(&segments, &mut bits, last, &mut writer)?;
+            }
+        }
+    }
+    check_end(&bits, end)?;
+    writer.align();
+    Ok(Recoded { bytes: writer.bytes, starts, end: segments.end() })
+}
+
+fn check_end(bits: &Bits, end: usize) -> Result<(), RecodeError> {
+    // Whole bytes left over would be lost.
+    if bits.overran(end) || bits.position() + 8 <= end * 8 { Err(RecodeError::Corrupt) } else { Ok(()) }
+}
+
+/// What is needed to copy a component's blocks.
+struct ComponentTables {
+    dc: Table,
+    ac: Table,
+    codes: DcCodes,
+    is_same: bool,
+}
+
+fn component_tables(
+    frame: &Frame,
+    dc: usize,
+    ac: usize,
+    new_tables: &[Option<TableSpec>; 4],
+) -> Option<ComponentTables> {
+    let old = (*frame.dc_tables.get(dc)?)?;
+    let new = (*new_tables.get(dc)?)?;
+    let mut tables = ComponentTables {
+        dc: Table::new(Kind::Dc),
+        ac: Table::new(Kind::Ac),
+        codes: dc_codes(&new),
+        is_same: old == new,
+    };
+    tables.dc.load(old)?;
+    tables.ac.load((*frame.ac_tables.get(ac)?)?)?;
+    Some(tables)
+}
+
+impl ComponentTables {
+    fn copy_block(
+        &self,
+        segments: &Segments,
+        bits: &mut Bits,
+        last: &mut (i32, i32),
+        writer: &mut BitWriter,
+    ) -> Result<(), RecodeError> {
+        let start = bits.position();
+        let difference = self.dc.difference(bits).ok_or(RecodeError::Corrupt)?;
+        let behind = bits.position();
+        let value = last.0 + difference;
+        let new_difference = value - last.1;
+        *last = (value, value);
+        let copied_from = if new_difference == difference && self.is_same {
+            start
+        } else {
+            let size = 32 - new_difference.unsigned_abs().leading_zeros();
+            let known = self.codes.get(size as usize).copied().flatten();
+            let (code, code_bits) = known.ok_or(RecodeError::NoCode)?;
+            writer.put(code, code_bits);
+            let value_bits =
+                if new_difference < 0 { new_difference + (1 << size) - 1 } else { new_difference };
+            writer.put(value_bits as u32, size);
+            behind
+        };
+        self.ac.pass(bits).ok_or(RecodeError::Corrupt)?;
+        let mut copy = segments.read_at(copied_from);
+        let mut left = bits.position() - copied_from;
+        while left > 0 {
+            copy.refill();
+            let len = left.min(16) as u32;
+            writer.put(copy.take(len), len);
+            left -= len as usize;
+        }
+        Ok(())
+    }
+}
