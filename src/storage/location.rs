@@ -158,6 +158,13 @@ impl Location {
         &self.path
     }
 
+    /// A place in the memory of this process, which behaves as an object store.
+    #[cfg(test)]
+    pub(crate) fn in_memory() -> Self {
+        let store = Arc::new(object_store::memory::InMemory::new());
+        Self { store, path: Path::from("test"), shown: "memory://test".into(), local: None }
+    }
+
     /// Puts the location's name to an error of the store.
     pub(super) fn failed(&self, operation: &'static str, error: object_store::Error) -> StorageError {
         let location = self.shown.clone();
