@@ -9,6 +9,7 @@
 
 mod error;
 mod manifest;
+mod pages;
 mod reader;
 mod schema;
 mod summary;
