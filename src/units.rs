@@ -90,6 +90,58 @@ unit!(
     Fraction, "fraction", "between 0 and 1", |value| (0.0..=1.0).contains(&value)
 );
 
+/// A number of bytes, written as a number or with a unit: `4GiB`, `500MB`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "BytesAsWritten", into = "u64")]
+pub struct ByteCount(pub u64);
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum BytesAsWritten {
+    Number(u64),
+    Text(String),
+}
+
+impl TryFrom<BytesAsWritten> for ByteCount {
+    type Error = String;
+
+    fn try_from(written: BytesAsWritten) -> Result<Self, String> {
+        match written {
+            BytesAsWritten::Number(bytes) => Ok(Self(bytes)),
+            BytesAsWritten::Text(text) => text.parse(),
+        }
+    }
+}
+
+impl From<ByteCount> for u64 {
+    fn from(bytes: ByteCount) -> Self {
+        bytes.0
+    }
+}
+
+impl std::str::FromStr for ByteCount {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("{text:?} is no number of bytes such as 500MB or 4GiB");
+        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let number: u64 = text[..digits].parse().map_err(|_| wrong())?;
+        let unit = match text[digits..].trim() {
+            "" | "B" => 1,
+            "kB" | "KB" => 1000,
+            "MB" => 1000_u64.pow(2),
+            "GB" => 1000_u64.pow(3),
+            "TB" => 1000_u64.pow(4),
+            "KiB" => 1 << 10,
+            "MiB" => 1 << 20,
+            "GiB" => 1 << 30,
+            "TiB" => 1 << 40,
+            _ => return Err(wrong()),
+        };
+        number.checked_mul(unit).map(Self).ok_or_else(wrong)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,6 +159,18 @@ mod tests {
     fn a_momentum_of_one_is_refused_because_rows_would_never_move() {
         assert!(BankMomentum::new(1.0).is_err());
         assert!(BankMomentum::new(0.0).is_ok());
+    }
+
+    #[test]
+    fn bytes_are_written_with_or_without_a_unit() {
+        let parse = |text: &str| text.parse::<ByteCount>().map(|bytes| bytes.0);
+        assert_eq!(parse("4096"), Ok(4096));
+        assert_eq!(parse("3kB"), Ok(3000));
+        assert_eq!(parse("4GiB"), Ok(4 << 30));
+        assert!(parse("4 apples").is_err() && parse("-1").is_err() && parse("99999999TiB").is_err());
+        let table: toml::Table = "a = 5\nb = \"2MiB\"".parse().expect("TOML");
+        let read = |key: &str| table[key].clone().try_into::<ByteCount>().expect("bytes").0;
+        assert_eq!((read("a"), read("b")), (5, 2 << 20));
     }
 
     #[test]
