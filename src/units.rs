@@ -91,7 +91,7 @@ unit!(
 );
 
 /// A number of bytes, written as `4096`, `512KiB`, `1.5GB` and the like.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "ByteText", into = "u64")]
 pub struct ByteSize(pub u64);
 
@@ -179,6 +179,18 @@ mod tests {
     fn a_momentum_of_one_is_refused_because_rows_would_never_move() {
         assert!(BankMomentum::new(1.0).is_err());
         assert!(BankMomentum::new(0.0).is_ok());
+    }
+
+    #[test]
+    fn bytes_are_written_with_or_without_a_unit() {
+        let parse = |text: &str| text.parse::<ByteSize>().map(|bytes| bytes.0);
+        assert_eq!(parse("4096"), Ok(4096));
+        assert_eq!(parse("3kB"), Ok(3000));
+        assert_eq!(parse("4GiB"), Ok(4 << 30));
+        assert!(parse("4 apples").is_err() && parse("-1").is_err() && parse("99999999TiB").is_err());
+        let table: toml::Table = "a = 5\nb = \"2MiB\"".parse().expect("TOML");
+        let read = |key: &str| table[key].clone().try_into::<ByteSize>().expect("bytes").0;
+        assert_eq!((read("a"), read("b")), (5, 2 << 20));
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod duplicates;
 mod error;
 mod index;
 mod manifest;
+mod pages;
 mod reader;
 mod schema;
 mod summary;

@@ -1,6 +1,5 @@
 //! Reading a shard, one row group at a time.
 
-use std::io::Cursor;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -13,9 +12,9 @@ use parquet::arrow::arrow_reader::{
 };
 use parquet::errors::ParquetError;
 use parquet::file::metadata::ParquetMetaDataReader;
-use parquet::file::reader::{ChunkReader, Length};
 
-use super::schema::schema;
+use super::pages::{FilePart, pictures};
+use super::schema::{IMAGE_BYTES, INSTANCE_ID, LABEL, schema};
 use super::{DatasetError, Row, ShardEntry};
 use crate::ids::{ClassId, InstanceId};
 use crate::storage::{Digest, Location};
@@ -97,18 +96,52 @@ impl ShardReader {
         range.end - range.start
     }
 
+    /// The digest of a row group's bytes, by the manifest.
+    pub fn row_group_digest(&self, row_group: usize) -> Digest {
+        self.digests[row_group]
+    }
+
+    /// The place of a row group within the shard: what is fetched and what its digest is over.
+    pub fn row_group_range(&self, row_group: usize) -> Range<u64> {
+        self.range(row_group, usize::MAX)
+    }
+
+    /// The shard's file.
+    pub fn location(&self) -> &Location {
+        &self.location
+    }
+
     /// Reads a row group by one ranged read and checks its bytes against the manifest's digest.
     ///
     /// # Errors
     /// If the store fails or the bytes are not those that were written.
     pub fn read_row_group(&self, row_group: usize) -> Result<Vec<Row>, DatasetError> {
-        let mut rows = Vec::with_capacity(self.rows(row_group));
         let part = self.fetch(row_group, self.range(row_group, usize::MAX))?;
-        if Digest::of(&part.bytes) != self.digests[row_group] {
+        self.parse_row_group(row_group, part.bytes)
+    }
+
+    /// The rows of a row group's bytes, which are checked against the manifest's digest. The pictures share
+    /// memory with `bytes`.
+    ///
+    /// # Errors
+    /// If the bytes are not those that were written.
+    pub fn parse_row_group(&self, row_group: usize, bytes: Bytes) -> Result<Vec<Row>, DatasetError> {
+        if Digest::of(&bytes) != self.digests[row_group] {
             return Err(self.wrong(row_group, "its bytes are not those that were written".into()));
         }
-        for batch in self.batches(row_group, ProjectionMask::all(), part)? {
-            self.append(row_group, &batch, &mut rows)?;
+        let range = self.range(row_group, usize::MAX);
+        if range.end > self.bytes || range.end.checked_sub(range.start) != Some(bytes.len() as u64) {
+            return Err(self.wrong(row_group, "its place is outside of the shard".into()));
+        }
+        let part = FilePart { start: range.start, len: self.bytes, bytes };
+        let pictures = pictures(&self.metadata, row_group, &part)
+            .map_err(|reason| self.wrong(row_group, reason.to_string()))?;
+        let schema = self.metadata.metadata().file_metadata().schema_descr_ptr();
+        let mask =
+            ProjectionMask::leaves(&schema, (0..schema.num_columns()).filter(|&leaf| leaf != IMAGE_BYTES));
+        let mut rows = Vec::with_capacity(pictures.len());
+        for batch in self.batches(row_group, mask, part)? {
+            self.append(row_group, &batch, &pictures, &mut rows)?;
         }
         Ok(rows)
     }
@@ -120,13 +153,11 @@ impl ShardReader {
     /// If the store fails or the rows are damaged.
     pub fn read_labels(&self, row_group: usize) -> Result<Vec<(InstanceId, Option<ClassId>)>, DatasetError> {
         let schema = self.metadata.metadata().file_metadata().schema_descr_ptr();
-        // Leaves: instance_id, image.bytes, image.path, label, …
-        let (id_leaf, label_leaf) = (0, 3);
-        let id_mask = ProjectionMask::leaves(&schema, [id_leaf]);
-        let label_mask = ProjectionMask::leaves(&schema, [label_leaf]);
-        let ids = self.fetch(row_group, self.range(row_group, id_leaf))?;
+        let id_mask = ProjectionMask::leaves(&schema, [INSTANCE_ID]);
+        let label_mask = ProjectionMask::leaves(&schema, [LABEL]);
+        let ids = self.fetch(row_group, self.range(row_group, INSTANCE_ID))?;
         let ids = self.batches(row_group, id_mask, ids)?;
-        let labels = self.fetch(row_group, self.range(row_group, label_leaf))?;
+        let labels = self.fetch(row_group, self.range(row_group, LABEL))?;
         let labels = self.batches(row_group, label_mask, labels)?;
         let column = |batches: &[RecordBatch]| -> Vec<i64> {
             batches
@@ -173,13 +204,18 @@ impl ShardReader {
         reader.map(|batch| batch.map_err(|error| failed(error.to_string()))).collect()
     }
 
-    fn append(&self, row_group: usize, batch: &RecordBatch, rows: &mut Vec<Row>) -> Result<(), DatasetError> {
+    fn append(
+        &self,
+        row_group: usize,
+        batch: &RecordBatch,
+        pictures: &[Bytes],
+        rows: &mut Vec<Row>,
+    ) -> Result<(), DatasetError> {
         if batch.columns().iter().any(|column| column.null_count() > 0) || has_nulls(batch.column(1)) {
             return Err(self.wrong(row_group, "a value is missing".into()));
         }
         let ids = batch.column(0).as_primitive::<Int64Type>();
-        let image = batch.column(1).as_struct();
-        let (bytes, paths) = (image.column(0).as_binary::<i32>(), image.column(1).as_string::<i32>());
+        let paths = batch.column(1).as_struct().column(0).as_string::<i32>();
         let labels = batch.column(2).as_primitive::<Int64Type>();
         let (widths, heights) =
             (batch.column(3).as_primitive::<Int32Type>(), batch.column(4).as_primitive::<Int32Type>());
@@ -189,10 +225,12 @@ impl ShardReader {
                 let wrong = || self.wrong(row_group, format!("row {}: a side of {value} pixels", rows.len()));
                 u32::try_from(value).ok().filter(|&value| value > 0).ok_or_else(wrong)
             };
+            let missing = || self.wrong(row_group, format!("row {} has no picture", rows.len()));
+            let picture = pictures.get(rows.len()).cloned().ok_or_else(missing)?;
             rows.push(Row {
                 id,
                 label,
-                bytes: Bytes::copy_from_slice(bytes.value(row)),
+                bytes: picture,
                 path: paths.value(row).to_owned(),
                 width: side(widths.value(row))?,
                 height: side(heights.value(row))?,
@@ -243,42 +281,5 @@ fn footer(location: &Location, bytes: u64) -> Result<Footer, DatasetError> {
             }
             Err(error) => return Ok(Err(error)),
         }
-    }
-}
-
-/// A part of a file that stands for the whole: reads outside of it are errors.
-#[derive(Clone)]
-struct FilePart {
-    start: u64,
-    len: u64,
-    bytes: Bytes,
-}
-
-impl FilePart {
-    fn slice(&self, start: u64, len: usize) -> parquet::errors::Result<Bytes> {
-        let outside = || ParquetError::General("it points outside of its row group".into());
-        let from =
-            usize::try_from(start.checked_sub(self.start).ok_or_else(outside)?).map_err(|_| outside())?;
-        let to = from.checked_add(len).filter(|&to| to <= self.bytes.len()).ok_or_else(outside)?;
-        Ok(self.bytes.slice(from..to))
-    }
-}
-
-impl Length for FilePart {
-    fn len(&self) -> u64 {
-        self.len
-    }
-}
-
-impl ChunkReader for FilePart {
-    type T = Cursor<Bytes>;
-
-    fn get_read(&self, start: u64) -> parquet::errors::Result<Self::T> {
-        let rest = self.bytes.len() as u64 - start.saturating_sub(self.start).min(self.bytes.len() as u64);
-        Ok(Cursor::new(self.slice(start, rest as usize)?))
-    }
-
-    fn get_bytes(&self, start: u64, length: usize) -> parquet::errors::Result<Bytes> {
-        self.slice(start, length)
     }
 }

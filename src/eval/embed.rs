@@ -162,9 +162,9 @@ pub fn encode(
         EvalTransform::ResizeCenterCrop { resize: config.evaluation_resize, crop: config.image_size };
     let rows = source.len();
     let mut table = FeatureTable {
-        features: Vec::with_capacity(rows * meta.dim),
-        ids: Vec::with_capacity(rows),
-        labels: Vec::with_capacity(rows),
+        features: vec![0.0; rows * meta.dim],
+        ids: source.ids().to_vec(),
+        labels: source.labels().to_vec(),
         updated_step: vec![None; rows],
         meta,
     };
@@ -174,14 +174,16 @@ pub fn encode(
         let side = i64::from(config.image_size);
         let pixels = Tensor::from_slice(&batch.pixels).view([batch.ids.len() as i64, 3, side, side]);
         let features = no_grad(|| encoder.forward(&pixels, false));
-        let start = table.features.len();
-        let count = batch.ids.len() * table.meta.dim;
-        table.features.resize(start + count, 0.0);
         let features = features.to_device(tch::Device::Cpu).to_kind(TensorKind::Float).contiguous();
-        features.copy_data(&mut table.features[start..], count);
+        let dim = table.meta.dim;
+        let mut rows = vec![0.0; batch.ids.len() * dim];
+        let count = rows.len();
+        features.copy_data(&mut rows, count);
+        // Batches come as the pictures lie, not in the order of the ids.
+        for (position, row) in batch.positions.iter().zip(rows.chunks_exact(dim)) {
+            table.features[position.row() * dim..][..dim].copy_from_slice(row);
+        }
         progress.advance(batch.ids.len() as u64);
-        table.ids.extend(batch.ids);
-        table.labels.extend(batch.labels);
     }
     progress.finish();
     Ok(table)

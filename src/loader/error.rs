@@ -1,9 +1,12 @@
 //! Why a batch cannot be made.
 
+use std::sync::Arc;
+
 use crate::dataset::DatasetError;
 use crate::failure::Failure;
 use crate::ids::InstanceId;
 use crate::picture::PictureError;
+use crate::storage::StorageError;
 
 /// A batch cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -12,16 +15,46 @@ pub enum LoaderError {
     #[error(transparent)]
     Dataset(#[from] DatasetError),
     /// A picture cannot be decoded, although it could when it was ingested.
-    #[error("instance {id} ({path}): the picture cannot be decoded")]
+    #[error("instance {id} ({place}): the picture cannot be decoded")]
     Picture {
         /// The instance.
         id: InstanceId,
-        /// Where it came from.
-        path: String,
+        /// Where it lies.
+        place: String,
         /// The cause.
         #[source]
         source: PictureError,
     },
+    /// More pictures are corrupt than may be left out.
+    #[error("{corrupt} pictures are corrupt, of which at most {limit} may be left out; the last one")]
+    TooManyCorrupt {
+        /// How many there are so far.
+        corrupt: u64,
+        /// How many may be.
+        limit: u64,
+        /// What is wrong with the last one.
+        #[source]
+        source: Arc<LoaderError>,
+    },
+    /// What the options need does not fit into the memory that they allow.
+    #[error("the loader needs {needed} bytes of memory and may take {limit}: {what}")]
+    Memory {
+        /// The bytes that are needed.
+        needed: u64,
+        /// The limit.
+        limit: u64,
+        /// What needs them, and what to change.
+        what: String,
+    },
+    /// The cache's folder cannot be used.
+    #[error("the cache cannot be used")]
+    Cache(#[source] StorageError),
+    /// The loader was dropped while it read; nobody sees this.
+    #[error("the loader was stopped")]
+    Stopped,
+    /// The same error is told of several rows.
+    #[error(transparent)]
+    Shared(Arc<LoaderError>),
     /// The threads cannot be started.
     #[error("the loader's threads cannot be started")]
     Threads(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -32,8 +65,23 @@ impl LoaderError {
     pub fn failure(&self) -> Failure {
         match self {
             Self::Dataset(error) => error.failure(),
-            Self::Picture { .. } => Failure::Data,
-            Self::Threads(_) => Failure::Other,
+            Self::Picture { .. } | Self::TooManyCorrupt { .. } => Failure::Data,
+            Self::Memory { .. } => Failure::Config,
+            Self::Cache(error) => error.failure(),
+            Self::Shared(error) => error.failure(),
+            Self::Stopped | Self::Threads(_) => Failure::Other,
+        }
+    }
+
+    /// Whether the data themselves are wrong or missing, so that another try will not help and the rows can
+    /// only be left out.
+    pub fn is_corruption(&self) -> bool {
+        match self {
+            Self::Dataset(DatasetError::Storage(error)) => error.is_not_found(),
+            Self::Dataset(DatasetError::Damaged { .. } | DatasetError::RowGroup { .. }) => true,
+            Self::Picture { .. } => true,
+            Self::Shared(error) => error.is_corruption(),
+            _ => false,
         }
     }
 }

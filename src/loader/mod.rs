@@ -1,28 +1,47 @@
 //! The loader: from a dataset to batches of pixels.
 //!
-//! [`Loader`] gives the augmented batches of an epoch, [`evaluation_batches`] every picture once. A batch
-//! carries the ids of its instances. The order is a function of (seed, epoch), the pixels of an instance a
-//! function of (seed, epoch, instance): neither depends on threads, prefetch or where a run was resumed.
-//! This module knows no tensors and no files; bytes come through a [`Source`].
+//! [`Loader`] gives the augmented batches of epochs, one after the other; [`evaluation_batches`] every picture
+//! once. A batch carries the ids of its instances. The order is a function of (seed, epoch) and the shuffle,
+//! the pixels of an instance a function of (seed, epoch, instance): neither depends on threads, prefetch,
+//! memory, cache, place or where a run was resumed. This module knows no tensors and no files; bytes come
+//! through a [`Source`].
 //!
 //! Invariants: every instance is in exactly one batch of an epoch; an error in any stage reaches the
-//! consumer; dropping a loader ends its threads.
+//! consumer; dropping a loader ends its threads; encoded pictures, decoding and batches together hold to the
+//! memory limit.
 
 mod apply;
+mod budget;
 mod colour;
+mod dataset_source;
+mod ending;
 mod error;
+mod group_reads;
+mod groups;
+mod layout;
+mod options;
 mod order;
 mod pipeline;
+mod plan;
 mod recipe;
 mod resize;
 mod source;
+mod stages;
+mod stats;
+mod view;
+mod windowed;
 
 pub use apply::{EvalTransform, Renderer, Stage, augment, evaluate_pixels};
+pub use dataset_source::DatasetSource;
 pub use error::LoaderError;
-pub use order::EpochOrder;
-pub use pipeline::{Batch, Loader, LoaderOptions, evaluation_batches};
+pub use layout::Layout;
+pub use options::{LoaderOptions, OnCorrupt};
+pub use order::{EpochOrder, Shuffle};
+pub use pipeline::{Batch, Loader, evaluation_batches};
+pub use plan::Part;
 pub use recipe::{Augmentation, ColourOperation, CropBox, JitterStrength, Order, Recipe};
-pub use source::{DatasetSource, MemorySource, Source};
+pub use source::{Encoded, Fetched, MemorySource, Reading, Source};
+pub use stats::{Counter, Counters, LoaderStats};
 
 #[cfg(test)]
 mod tests;

@@ -6,40 +6,48 @@ use crate::rng::{Purpose, Stream};
 /// Rounds of the Feistel network; four make a pseudo-random permutation, six leave a margin.
 const ROUNDS: usize = 6;
 
-/// A permutation of the ids `0..len`, a function of (seed, epoch) alone, in constant memory.
+/// How the instances of an epoch are mixed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shuffle {
+    /// Uniformly over the whole split; each picture is read by itself.
+    Exact,
+    /// Row groups in a random order, and their rows mixed over windows of about so many rows; whole row groups
+    /// are read, as a store wants it.
+    Windowed {
+        /// Rows of a window.
+        rows: usize,
+    },
+}
+
+/// A permutation of `0..len`, evaluated and not stored.
 ///
-/// A Feistel network permutes the smallest square of a power of two that holds all ids; positions that fall
+/// A Feistel network permutes the smallest square of a power of two that holds all numbers; those that fall
 /// outside walk on until they are inside.
 #[derive(Clone, Debug)]
-pub struct EpochOrder {
+pub(super) struct Permutation {
     len: u64,
     half_bits: u32,
     keys: [u64; ROUNDS],
 }
 
-impl EpochOrder {
-    /// The order of an epoch of `len` instances.
-    ///
-    /// # Panics
-    /// If there are more instances than ids.
-    pub fn new(seed: u64, epoch: u64, len: usize) -> Self {
-        assert!(u32::try_from(len).is_ok(), "an id has 32 bits");
-        let mut stream = Stream::new(seed, Purpose::EpochOrder, epoch, 0);
-        let bits = u64::BITS - (len.max(2) as u64 - 1).leading_zeros();
-        Self { len: len as u64, half_bits: bits.div_ceil(2), keys: std::array::from_fn(|_| stream.bits()) }
+impl Permutation {
+    /// A permutation drawn from a stream.
+    pub(super) fn draw(stream: &mut Stream, len: u64) -> Self {
+        let bits = u64::BITS - (len.max(2) - 1).leading_zeros();
+        Self { len, half_bits: bits.div_ceil(2), keys: std::array::from_fn(|_| stream.bits()) }
     }
 
-    /// Which of the pictures comes at a place of the epoch.
+    /// Where a number goes.
     ///
     /// # Panics
-    /// If there is no such position.
-    pub fn at(&self, position: usize) -> Position {
-        assert!((position as u64) < self.len, "the epoch has {} positions", self.len);
-        let mut value = position as u64;
+    /// If there is no such number.
+    pub(super) fn at(&self, place: u64) -> u64 {
+        assert!(place < self.len, "there are {} places", self.len);
+        let mut value = place;
         loop {
             value = self.permute(value);
             if value < self.len {
-                return Position(value as u32);
+                return value;
             }
         }
     }
@@ -51,6 +59,31 @@ impl EpochOrder {
             (left, right) = (right, left ^ (mix(right ^ key) & mask));
         }
         (left << self.half_bits) | right
+    }
+}
+
+/// The order of [`Shuffle::Exact`]: a uniform permutation of the positions `0..len`, a function of
+/// (seed, epoch) alone, in constant memory.
+#[derive(Clone, Debug)]
+pub struct EpochOrder(Permutation);
+
+impl EpochOrder {
+    /// The order of an epoch of `len` instances.
+    ///
+    /// # Panics
+    /// If there are more instances than ids.
+    pub fn new(seed: u64, epoch: u64, len: usize) -> Self {
+        assert!(u32::try_from(len).is_ok(), "an id has 32 bits");
+        let mut stream = Stream::new(seed, Purpose::EpochOrder, epoch, 0);
+        Self(Permutation::draw(&mut stream, len as u64))
+    }
+
+    /// Which of the pictures comes at a place of the epoch.
+    ///
+    /// # Panics
+    /// If there is no such place.
+    pub fn at(&self, place: usize) -> Position {
+        Position(self.0.at(place as u64) as u32)
     }
 }
 

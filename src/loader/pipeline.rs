@@ -1,25 +1,33 @@
-//! Threads that make batches ahead of need.
+//! The loader's threads, and the batches that they make ahead of need.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded};
-use rayon::prelude::*;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 
-use super::apply::{EvalTransform, augment, evaluate_pixels};
-use super::{EpochOrder, LoaderError, Recipe, Source};
-use crate::dataset::Row;
+use super::apply::EvalTransform;
+use super::budget::Budget;
+use super::ending::{Ending, OnPanic, chain};
+use super::options::{LoaderOptions, MAKERS, OnCorrupt, Shares};
+use super::plan::{Passes, Planner};
+use super::source::Reading;
+use super::stages::{Made, Making, gather, make, plan, read};
+use super::stats::LoaderStats;
+use super::view::{EvaluationView, TrainingView, View};
+use super::{Counters, LoaderError, Recipe, Source};
 use crate::ids::{ClassId, InstanceId, Position};
-use crate::picture::PictureError;
 
-/// Batches made ahead when a split is evaluated.
-const EVALUATION_PREFETCH: usize = 2;
+/// How often a consumer that waits for a batch looks whether it should stop.
+const STOP_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Pictures of one step, ready for the encoder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
+    /// The epoch, from 0.
+    pub epoch: u64,
     /// The step within the epoch, from 0.
     pub step_in_epoch: u64,
     /// `[batch]`: the instances.
@@ -32,99 +40,33 @@ pub struct Batch {
     pub pixels: Vec<u8>,
 }
 
-/// How an epoch is loaded.
-#[derive(Clone, Copy, Debug)]
-pub struct LoaderOptions {
-    /// Pictures of a batch.
-    pub batch_size: usize,
-    /// The seed of order and pixels.
-    pub seed: u64,
-    /// The epoch, from 0.
-    pub epoch: u64,
-    /// The first step that is needed; earlier ones are not read.
-    pub first_step: u64,
-    /// Leave out the last batch if it is short.
-    pub drop_last: bool,
-    /// Threads that decode and augment; 0 for one on each core.
-    pub threads: usize,
-    /// Batches that are made ahead of need.
-    pub prefetch: usize,
-}
-
-/// Which instances a step has, and what is done to a picture.
-trait Plan: Send + Sync + 'static {
-    /// The instances of a step; none after the last.
-    fn positions(&self, step: u64) -> Vec<Position>;
-    /// The side of the square that comes out.
-    fn side(&self) -> u32;
-    /// Writes the pixels of one encoded picture.
-    fn render(&self, id: InstanceId, bytes: &[u8], out: &mut [u8]) -> Result<(), PictureError>;
-}
-
-struct TrainingPlan {
-    order: EpochOrder,
-    recipe: Recipe,
-    options: LoaderOptions,
-    instances: usize,
-}
-
-impl Plan for TrainingPlan {
-    fn positions(&self, step: u64) -> Vec<Position> {
-        let start = (step as usize).saturating_mul(self.options.batch_size);
-        let end = start.saturating_add(self.options.batch_size);
-        if self.options.drop_last && end > self.instances {
-            return Vec::new();
-        }
-        (start..end.min(self.instances)).map(|position| self.order.at(position)).collect()
-    }
-
-    fn side(&self) -> u32 {
-        self.recipe.image_size
-    }
-
-    fn render(&self, id: InstanceId, bytes: &[u8], out: &mut [u8]) -> Result<(), PictureError> {
-        let LoaderOptions { seed, epoch, .. } = self.options;
-        let draw = |width, height| self.recipe.draw_for(seed, epoch, id, width, height);
-        augment(bytes, draw, self.recipe.image_size, out).map(drop)
-    }
-}
-
-struct EvaluationPlan {
-    transform: EvalTransform,
-    batch_size: usize,
-    instances: usize,
-}
-
-impl Plan for EvaluationPlan {
-    fn positions(&self, step: u64) -> Vec<Position> {
-        let start = (step as usize).saturating_mul(self.batch_size).min(self.instances);
-        let end = (start + self.batch_size).min(self.instances);
-        (start as u32..end as u32).map(Position).collect()
-    }
-
-    fn side(&self) -> u32 {
-        self.transform.side()
-    }
-
-    fn render(&self, _id: InstanceId, bytes: &[u8], out: &mut [u8]) -> Result<(), PictureError> {
-        evaluate_pixels(bytes, self.transform, out)
-    }
-}
-
-/// The batches of an epoch, made by threads of its own, in order.
+/// The batches of some epochs, made by threads of its own, in order.
+///
+/// Dropping it ends its threads within a moment, whatever they are doing.
 #[derive(Debug)]
 pub struct Loader {
-    batches: Option<Receiver<Result<Batch, LoaderError>>>,
-    producer: Option<JoinHandle<()>>,
-    stop: Arc<AtomicBool>,
-    waited: Duration,
+    /// The makers' batches; the makers take turns. Empty once the loader has ended.
+    makers: Vec<Receiver<Made>>,
+    turn: usize,
+    /// The epoch and step of the next batch.
+    next: (u64, u64),
+    steps: u64,
+    threads: Vec<JoinHandle<()>>,
+    ending: Ending,
+    counters: Arc<Counters>,
+    started: Instant,
+    thread_counts: (usize, usize),
+    buffers: Sender<Vec<u8>>,
+    on_corrupt: OnCorrupt,
+    max_corrupt: u64,
+    corrupt: HashSet<Position>,
 }
 
 impl Loader {
-    /// Starts to load an epoch from `first_step` on.
+    /// Starts to load epochs from `first_step` on.
     ///
     /// # Errors
-    /// If threads cannot be started.
+    /// If the memory limit is too small, or threads cannot be started.
     ///
     /// # Panics
     /// If the batch size is 0.
@@ -133,39 +75,184 @@ impl Loader {
         recipe: Recipe,
         options: LoaderOptions,
     ) -> Result<Self, LoaderError> {
-        assert!(options.batch_size > 0, "a batch has pictures");
-        let instances = source.len();
-        let order = EpochOrder::new(options.seed, options.epoch, instances);
-        let plan = TrainingPlan { order, recipe, options, instances };
-        Self::spawn(source, plan, options.first_step, options.threads, options.prefetch)
+        let LoaderOptions { seed, shuffle, .. } = options;
+        let view = TrainingView { recipe, seed };
+        Self::spawn(source, Box::new(view), Passes::Shuffled { shuffle, seed }, options)
     }
 
     /// How long the consumer has waited for batches so far.
     pub fn waited(&self) -> Duration {
-        self.waited
+        Duration::from_nanos(self.counters.consumer_wait.get())
+    }
+
+    /// What was done so far, and where the time went.
+    pub fn stats(&self) -> LoaderStats {
+        let seconds = self.started.elapsed().as_secs_f64();
+        LoaderStats::new(&self.counters, seconds, self.thread_counts, self.ending.fetched.peak())
+    }
+
+    /// The epoch of the next batch.
+    pub fn epoch(&self) -> u64 {
+        self.next.0
+    }
+
+    /// The next batch of this epoch; `None` when the epoch is over, or soon after `stop` was set.
+    pub fn next_of(&mut self, epoch: u64, stop: &AtomicBool) -> Option<Result<Batch, LoaderError>> {
+        if self.next.0 == epoch { self.receive(Some(stop)) } else { None }
+    }
+
+    /// Takes back the memory of a batch that is not needed any more.
+    pub fn give_back(&self, batch: Batch) {
+        // Where enough are waiting to be used again, it is freed.
+        let _ = self.buffers.try_send(batch.pixels);
     }
 
     fn spawn(
         source: Arc<dyn Source>,
-        plan: impl Plan,
-        first_step: u64,
-        threads: usize,
-        prefetch: usize,
+        view: Box<dyn View>,
+        passes: Passes,
+        options: LoaderOptions,
     ) -> Result<Self, LoaderError> {
+        assert!(options.batch_size > 0, "a batch has pictures");
+        let failed = |error: Box<dyn std::error::Error + Send + Sync>| LoaderError::Threads(error);
         let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
+            .num_threads(options.threads)
             .thread_name(|index| format!("loader-{index}"))
             .build()
-            .map_err(|error| LoaderError::Threads(error.into()))?;
-        let (sender, receiver) = bounded(prefetch.max(1));
-        let stop = Arc::new(AtomicBool::new(false));
-        let producer = {
-            let stop = Arc::clone(&stop);
-            let produce = move || produce(source.as_ref(), &plan, &pool, first_step, &sender, &stop);
-            let thread = std::thread::Builder::new().name("loader".into());
-            thread.spawn(produce).map_err(|error| LoaderError::Threads(error.into()))?
+            .map_err(|error| failed(error.into()))?;
+        let thread_counts = (options.read_threads.max(1), pool.current_num_threads());
+        let plan_options = options.plan(source.as_ref(), passes);
+        let shares =
+            Shares::of(source.as_ref(), &options, plan_options, pool.current_num_threads(), view.side())?;
+        let planner = Planner::new(Arc::clone(&source), plan_options);
+        let (fetched, memory) = (Budget::new(shares.fetched), Budget::new(shares.decoding));
+        let reading = Reading::default();
+        let counters = Arc::clone(&reading.counters);
+        let ending = Ending { reading: reading.clone(), fetched: fetched.clone(), memory: memory.clone() };
+        let steps = options.steps(source.len());
+        let next = if options.first_step < steps {
+            (options.epoch, options.first_step)
+        } else {
+            (options.epoch + 1, 0)
         };
-        Ok(Self { batches: Some(receiver), producer: Some(producer), stop, waited: Duration::ZERO })
+        let (buffers, returned) = bounded(options.prefetch + MAKERS);
+        let mut loader = Self {
+            makers: Vec::new(),
+            turn: 0,
+            next,
+            steps,
+            threads: Vec::new(),
+            ending,
+            counters,
+            started: Instant::now(),
+            thread_counts,
+            buffers,
+            on_corrupt: options.on_corrupt,
+            max_corrupt: options.max_corrupt,
+            corrupt: HashSet::new(),
+        };
+
+        let (task_sender, tasks) = bounded(thread_counts.0);
+        let (step_sender, step_receiver) = unbounded();
+        let (arrived_sender, arrived) = unbounded();
+        {
+            let (source, reading, budget) = (Arc::clone(&source), reading.clone(), fetched.clone());
+            loader.run("plan", move || {
+                plan(planner, source.as_ref(), &budget, &reading, &task_sender, &step_sender);
+            })?;
+        }
+        for _ in 0..thread_counts.0 {
+            let (source, reading) = (Arc::clone(&source), reading.clone());
+            let (tasks, arrived) = (tasks.clone(), arrived_sender.clone());
+            loader.run("read", move || read(source.as_ref(), &reading, &tasks, &arrived))?;
+        }
+        drop((tasks, arrived_sender));
+        let making =
+            Arc::new(Making { source, view, pool, memory, reading: reading.clone(), buffers: returned });
+        let mut work_senders = Vec::new();
+        for _ in 0..MAKERS {
+            let (work_sender, works) = bounded(1);
+            let (batch_sender, batches) = bounded(options.prefetch.div_ceil(MAKERS).max(1));
+            work_senders.push(work_sender);
+            loader.makers.push(batches);
+            let making = Arc::clone(&making);
+            loader.run("make", move || make(&making, &works, &batch_sender))?;
+        }
+        loader.run("gather", move || gather(&reading, &fetched, &step_receiver, &arrived, &work_senders))?;
+        Ok(loader)
+    }
+
+    fn run(&mut self, stage: &str, work: impl FnOnce() + Send + 'static) -> Result<(), LoaderError> {
+        let ending = self.ending.clone();
+        let thread = std::thread::Builder::new().name(format!("loader-{stage}")).spawn(move || {
+            let _ends_all_if_it_panics = OnPanic(ending);
+            work();
+        });
+        self.threads.push(thread.map_err(|error| LoaderError::Threads(error.into()))?);
+        Ok(())
+    }
+
+    fn receive(&mut self, stop: Option<&AtomicBool>) -> Option<Result<Batch, LoaderError>> {
+        let turn = self.turn;
+        let batches = self.makers.get(turn)?;
+        self.counters.ready.add(self.makers.iter().map(|batches| batches.len() as u64).sum());
+        let received = self.counters.consumer_wait.time(|| {
+            loop {
+                match batches.recv_timeout(STOP_INTERVAL) {
+                    Err(RecvTimeoutError::Timeout)
+                        if stop.is_none_or(|stop| !stop.load(Ordering::Relaxed)) => {}
+                    other => return other,
+                }
+            }
+        });
+        let made = match received {
+            Ok(made) => made,
+            Err(RecvTimeoutError::Timeout) => return None,
+            Err(RecvTimeoutError::Disconnected) => {
+                self.end();
+                return None;
+            }
+        };
+        self.turn = (turn + 1) % self.makers.len();
+        self.counters.batches.add(1);
+        let (epoch, step) = self.next;
+        self.next = if step + 1 < self.steps { (epoch, step + 1) } else { (epoch + 1, 0) };
+        let batch = self.accept(made);
+        if batch.is_err() {
+            self.makers.clear();
+        }
+        Some(batch)
+    }
+
+    /// Decides about what is missing from a batch; in the order of batches, so that it does not depend on
+    /// threads.
+    fn accept(&mut self, made: Made) -> Result<Batch, LoaderError> {
+        for (position, error) in made.missing {
+            let owned = |error| Arc::try_unwrap(error).unwrap_or_else(LoaderError::Shared);
+            if self.on_corrupt == OnCorrupt::Fail || !error.is_corruption() {
+                return Err(owned(error));
+            }
+            if self.corrupt.insert(position) {
+                tracing::warn!("left out: {}", chain(error.as_ref()));
+                self.counters.corrupt.add(1);
+            }
+            let corrupt = self.corrupt.len() as u64;
+            if corrupt > self.max_corrupt || made.batch.ids.is_empty() {
+                return Err(LoaderError::TooManyCorrupt { corrupt, limit: self.max_corrupt, source: error });
+            }
+        }
+        Ok(made.batch)
+    }
+
+    /// Waits for the threads, which are done; if one panicked, so does the consumer.
+    fn end(&mut self) {
+        self.makers.clear();
+        self.ending.end_all();
+        for thread in self.threads.drain(..) {
+            if let Err(panic) = thread.join() {
+                std::panic::resume_unwind(panic);
+            }
+        }
     }
 }
 
@@ -173,39 +260,23 @@ impl Iterator for Loader {
     type Item = Result<Batch, LoaderError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let asked = Instant::now();
-        let batch = self.batches.as_ref()?.recv();
-        self.waited += asked.elapsed();
-        let Ok(batch) = batch else {
-            // The producer is done, or it panicked: then so does the consumer.
-            self.batches = None;
-            if let Some(producer) = self.producer.take()
-                && let Err(panic) = producer.join()
-            {
-                std::panic::resume_unwind(panic);
-            }
-            return None;
-        };
-        if batch.is_err() {
-            self.batches = None;
-        }
-        Some(batch)
+        self.receive(None)
     }
 }
 
 impl Drop for Loader {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        // Without a receiver a producer that waits to send gives up.
-        self.batches = None;
-        if let Some(producer) = self.producer.take() {
-            // A panic of the producer was for the consumer, who does not want batches any more.
-            let _ = producer.join();
+        self.ending.end_all();
+        // Without a receiver a maker that waits to send gives up, and all before it.
+        self.makers.clear();
+        for thread in self.threads.drain(..) {
+            // A panic was for the consumer, who does not want batches any more.
+            let _ = thread.join();
         }
     }
 }
 
-/// Every picture of a source exactly once, in the order of the ids, under the evaluation transform.
+/// Every picture of a source exactly once, in the order in which they lie, under the evaluation transform.
 ///
 /// # Errors
 /// If threads cannot be started.
@@ -218,59 +289,6 @@ pub fn evaluation_batches(
     batch_size: usize,
     threads: usize,
 ) -> Result<Loader, LoaderError> {
-    assert!(batch_size > 0, "a batch has pictures");
-    let plan = EvaluationPlan { transform, batch_size, instances: source.len() };
-    Loader::spawn(source, plan, 0, threads, EVALUATION_PREFETCH)
-}
-
-fn produce(
-    source: &dyn Source,
-    plan: &impl Plan,
-    pool: &rayon::ThreadPool,
-    first_step: u64,
-    batches: &Sender<Result<Batch, LoaderError>>,
-    stop: &AtomicBool,
-) {
-    for step in first_step.. {
-        let positions = plan.positions(step);
-        if positions.is_empty() || stop.load(Ordering::Relaxed) {
-            return;
-        }
-        let rows = source.read(&positions);
-        let batch = rows.and_then(|rows| make_batch(plan, pool, step, positions, rows, stop));
-        let failed = batch.is_err();
-        if batches.send(batch).is_err() || failed {
-            return;
-        }
-    }
-}
-
-fn make_batch(
-    plan: &impl Plan,
-    pool: &rayon::ThreadPool,
-    step: u64,
-    positions: Vec<Position>,
-    rows: Vec<Row>,
-    stop: &AtomicBool,
-) -> Result<Batch, LoaderError> {
-    let picture_bytes = 3 * (plan.side() as usize).pow(2);
-    let mut pixels = vec![0; rows.len() * picture_bytes];
-    let render = |(row, out): (&Row, &mut [u8])| -> Result<(), LoaderError> {
-        if stop.load(Ordering::Relaxed) {
-            return Ok(());
-        }
-        plan.render(row.id, &row.bytes, out).map_err(|source| LoaderError::Picture {
-            id: row.id,
-            path: row.path.clone(),
-            source,
-        })
-    };
-    pool.install(|| rows.par_iter().zip(pixels.par_chunks_mut(picture_bytes)).try_for_each(render))?;
-    Ok(Batch {
-        step_in_epoch: step,
-        ids: rows.iter().map(|row| row.id).collect(),
-        positions,
-        labels: rows.iter().map(|row| row.label).collect(),
-        pixels,
-    })
+    let options = LoaderOptions { batch_size, threads, ..LoaderOptions::default() };
+    Loader::spawn(source, Box::new(EvaluationView(transform)), Passes::Stored, options)
 }

@@ -1,18 +1,40 @@
 //! Where encoded pictures come from.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use super::LoaderError;
-use crate::dataset::{DatasetError, Manifest, Row, ShardReader};
+use bytes::Bytes;
+
+use super::layout::Layout;
+use super::{Counters, LoaderError};
+use crate::dataset::Row;
 use crate::ids::{ClassId, InstanceId, Position};
-use crate::rng::{Purpose, Stream};
-use crate::storage::Location;
+use crate::storage::Cancel;
 
-/// Bytes of encoded pictures that are kept in memory; a smaller split is read once.
-const CACHE_BYTES: u64 = 4 << 30;
+/// Rows of a group where rows in memory are taken in groups.
+const ROWS_OF_A_GROUP: usize = 256;
 
-/// Gives rows by their positions.
+/// A picture as it was read.
+#[derive(Clone, Debug)]
+pub struct Encoded {
+    /// Its encoded bytes.
+    pub bytes: Bytes,
+    /// How many pixels it has, for the memory that decoding takes.
+    pub pixels: u64,
+}
+
+/// What became of a row that was to be read; one error may be that of many rows.
+pub type Fetched = Result<Encoded, Arc<LoaderError>>;
+
+/// What a read takes note of.
+#[derive(Clone, Debug, Default)]
+pub struct Reading {
+    /// Ends reads under way.
+    pub cancel: Cancel,
+    /// What was read.
+    pub counters: Arc<Counters>,
+}
+
+/// Gives pictures by their positions.
 pub trait Source: Send + Sync {
     /// The number of instances; their positions are `0..len`.
     fn len(&self) -> usize;
@@ -28,11 +50,47 @@ pub trait Source: Send + Sync {
     /// The label at each position.
     fn labels(&self) -> &[Option<ClassId>];
 
-    /// The rows at these positions, in their order.
+    /// Which rows lie together.
+    fn layout(&self) -> &Layout;
+
+    /// Where a row lies, for errors.
+    fn place(&self, position: Position) -> String;
+
+    /// The whole rows at these positions, in their order: for a look at a few, not for speed.
     ///
     /// # Errors
     /// If a row cannot be read.
     fn read(&self, positions: &[Position]) -> Result<Vec<Row>, LoaderError>;
+
+    /// The pictures at these positions, in their order.
+    fn fetch_rows(&self, positions: &[Position], reading: &Reading) -> Vec<Fetched>;
+
+    /// The pictures of a row group, in the order of the layout.
+    fn fetch_group(&self, group: usize, reading: &Reading) -> Vec<Fetched> {
+        self.fetch_rows(self.layout().members(group), reading)
+    }
+
+    /// Whether a row by itself costs no more than its share of a row group.
+    fn reads_rows(&self) -> bool {
+        true
+    }
+
+    /// Makes itself ready to read rows by themselves, holding at most so many bytes in memory for it; how
+    /// many it will hold.
+    ///
+    /// # Errors
+    /// [`LoaderError::Memory`] if it cannot.
+    fn prepare_rows(&self, _memory: u64) -> Result<u64, LoaderError> {
+        Ok(0)
+    }
+
+    /// Takes note of when a row group is needed next, so that a cache keeps what comes soonest.
+    fn expect(&self, _group: usize, _next_use: u64) {}
+
+    /// Bytes that it holds for each instance and row group as long as it lives.
+    fn held_bytes(&self) -> u64 {
+        0
+    }
 }
 
 /// Rows that are in memory already.
@@ -41,6 +99,7 @@ pub struct MemorySource {
     rows: Vec<Row>,
     ids: Vec<InstanceId>,
     labels: Vec<Option<ClassId>>,
+    layout: Layout,
 }
 
 impl MemorySource {
@@ -49,10 +108,20 @@ impl MemorySource {
     /// # Panics
     /// If the ids do not ascend.
     pub fn new(rows: Vec<Row>) -> Self {
+        Self::in_groups(rows, ROWS_OF_A_GROUP)
+    }
+
+    /// Likewise, with so many rows in a group.
+    ///
+    /// # Panics
+    /// If the ids do not ascend.
+    pub fn in_groups(rows: Vec<Row>, rows_of_a_group: usize) -> Self {
         let ids: Vec<_> = rows.iter().map(|row| row.id).collect();
         assert!(ids.is_sorted_by(|a, b| a < b), "ids ascend");
         let labels = rows.iter().map(|row| row.label).collect();
-        Self { rows, ids, labels }
+        let bytes = rows.iter().map(|row| row.bytes.len() as u64).sum();
+        let layout = Layout::regular(rows.len(), rows_of_a_group, bytes);
+        Self { rows, ids, labels, layout }
     }
 }
 
@@ -69,162 +138,23 @@ impl Source for MemorySource {
         &self.labels
     }
 
+    fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    fn place(&self, position: Position) -> String {
+        self.rows[position.row()].path.clone()
+    }
+
     fn read(&self, positions: &[Position]) -> Result<Vec<Row>, LoaderError> {
         Ok(positions.iter().map(|position| self.rows[position.row()].clone()).collect())
     }
-}
 
-/// Where a row lies in a split.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Group {
-    shard: u32,
-    row_group: u32,
-}
-
-/// A split of a dataset. Row groups are read whole and kept up to a budget of bytes.
-#[derive(Debug)]
-pub struct DatasetSource {
-    shards: Vec<ShardReader>,
-    ids: Vec<InstanceId>,
-    /// By position: the row group and the row within it.
-    places: Vec<(Group, u32)>,
-    labels: Vec<Option<ClassId>>,
-    cache: Mutex<Cache>,
-}
-
-impl DatasetSource {
-    /// Opens a split and reads the ids and labels of all rows; with `limit`, so many of them are taken, a
-    /// uniform sample that depends on nothing but the two numbers.
-    ///
-    /// # Errors
-    /// If there is no such split, or a shard is missing or damaged.
-    pub fn open(
-        dataset: &Location,
-        manifest: &Manifest,
-        split: &str,
-        limit: Option<usize>,
-    ) -> Result<Self, LoaderError> {
-        let split = manifest.split(dataset, split)?;
-        let classes = manifest.classes.len();
-        let open = |entry| ShardReader::open(dataset, entry, classes, split.instances);
-        let shards = split.shards.iter().map(open).collect::<Result<Vec<_>, _>>()?;
-        let mut found = vec![None; split.instances as usize];
-        for (shard, reader) in shards.iter().enumerate() {
-            for row_group in 0..reader.row_groups() {
-                let group = Group { shard: shard as u32, row_group: row_group as u32 };
-                for (row, (id, label)) in (0..).zip(reader.read_labels(row_group)?) {
-                    if found[id.row()].replace((group, row, label)).is_some() {
-                        return Err(damaged(
-                            &split.shards[shard].path,
-                            format!("instance {id} occurs twice"),
-                        ));
-                    }
-                }
-            }
-        }
-        let ids = sample(found.len(), limit.unwrap_or(usize::MAX));
-        let mut places = Vec::with_capacity(ids.len());
-        let mut labels = Vec::with_capacity(ids.len());
-        for &id in &ids {
-            let Some((group, row, label)) = found[id.row()] else {
-                return Err(damaged(&dataset.to_string(), format!("instance {id} is in no shard")));
-            };
-            places.push((group, row));
-            labels.push(label);
-        }
-        Ok(Self { shards, ids, places, labels, cache: Mutex::new(Cache::default()) })
-    }
-
-    fn group(&self, group: Group) -> Result<Arc<Vec<Row>>, LoaderError> {
-        if let Some(rows) = self.cache().get(group) {
-            return Ok(rows);
-        }
-        let rows = Arc::new(self.shards[group.shard as usize].read_row_group(group.row_group as usize)?);
-        self.cache().insert(group, Arc::clone(&rows));
-        Ok(rows)
-    }
-
-    fn cache(&self) -> std::sync::MutexGuard<'_, Cache> {
-        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// `limit` of the ids `0..instances`, ascending.
-fn sample(instances: usize, limit: usize) -> Vec<InstanceId> {
-    let mut ids: Vec<_> = (0..instances as u32).map(InstanceId).collect();
-    if limit < instances {
-        Stream::new(0, Purpose::Sample, limit as u64, 0).shuffle(&mut ids);
-        ids.truncate(limit);
-        ids.sort_unstable();
-    }
-    ids
-}
-
-fn damaged(shard: &str, reason: String) -> LoaderError {
-    DatasetError::Damaged { shard: shard.to_owned(), reason }.into()
-}
-
-impl Source for DatasetSource {
-    fn len(&self) -> usize {
-        self.places.len()
-    }
-
-    fn ids(&self) -> &[InstanceId] {
-        &self.ids
-    }
-
-    fn labels(&self) -> &[Option<ClassId>] {
-        &self.labels
-    }
-
-    fn read(&self, positions: &[Position]) -> Result<Vec<Row>, LoaderError> {
-        let read = |position: &Position| {
-            let position = position.row();
-            let (group, place) = self.places[position];
-            let rows = self.group(group)?;
-            // Ids and labels were read apart from the rows, without a check.
-            let (id, label) = (self.ids[position], self.labels[position]);
-            let row = rows.get(place as usize).filter(|row| row.id == id && row.label == label).cloned();
-            row.ok_or_else(|| {
-                let reason = format!("row {place} is not what its id and label said");
-                let shard = self.shards[group.shard as usize].shown().to_owned();
-                DatasetError::RowGroup { shard, row_group: group.row_group as usize, reason }.into()
-            })
+    fn fetch_rows(&self, positions: &[Position], _reading: &Reading) -> Vec<Fetched> {
+        let encoded = |position: &Position| {
+            let row = &self.rows[position.row()];
+            Ok(Encoded { bytes: row.bytes.clone(), pixels: u64::from(row.width) * u64::from(row.height) })
         };
-        positions.iter().map(read).collect()
+        positions.iter().map(encoded).collect()
     }
-}
-
-/// Row groups in memory; the one used longest ago goes first.
-#[derive(Debug, Default)]
-struct Cache {
-    groups: HashMap<Group, (Arc<Vec<Row>>, u64)>,
-    bytes: u64,
-    clock: u64,
-}
-
-impl Cache {
-    fn get(&mut self, group: Group) -> Option<Arc<Vec<Row>>> {
-        self.clock += 1;
-        let (rows, used) = self.groups.get_mut(&group)?;
-        *used = self.clock;
-        Some(Arc::clone(rows))
-    }
-
-    fn insert(&mut self, group: Group, rows: Arc<Vec<Row>>) {
-        self.bytes += bytes(&rows);
-        if let Some((before, _)) = self.groups.insert(group, (rows, self.clock)) {
-            self.bytes -= bytes(&before);
-        }
-        while self.bytes > CACHE_BYTES && self.groups.len() > 1 {
-            let oldest = self.groups.iter().min_by_key(|(_, (_, used))| *used).map(|(group, _)| *group);
-            if let Some((rows, _)) = oldest.and_then(|group| self.groups.remove(&group)) {
-                self.bytes -= bytes(&rows);
-            }
-        }
-    }
-}
-
-fn bytes(rows: &[Row]) -> u64 {
-    rows.iter().map(|row| row.bytes.len() as u64).sum()
 }

@@ -1,56 +1,22 @@
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use self::support::{batches, options, source};
 use super::*;
-use crate::dataset::{DatasetError, Row};
+use crate::dataset::Row;
 use crate::ids::{ClassId, InstanceId, Position};
 use crate::picture::{Picture, encode_png};
 use crate::rng::{Purpose, Stream};
-
-/// Pictures of different sizes; picture `i` has the colour of its number at its first pixel.
-fn source(len: u32) -> Arc<dyn Source> {
-    let row = |id: u32| {
-        let (width, height) = (20 + id % 7, 16 + id % 5);
-        let rgb = (0..width * height * 3).map(|at| (id * 31 + at * 7) as u8).collect();
-        let bytes = encode_png(&Picture { width, height, rgb }).expect("encoded");
-        Row {
-            id: InstanceId(id),
-            label: Some(ClassId((id % 3) as u16)),
-            bytes: Bytes::from(bytes),
-            path: format!("{id}.png"),
-            width,
-            height,
-        }
-    };
-    Arc::new(MemorySource::new((0..len).map(row).collect()))
-}
-
-fn options() -> LoaderOptions {
-    LoaderOptions {
-        batch_size: 8,
-        seed: 1,
-        epoch: 2,
-        first_step: 0,
-        drop_last: false,
-        threads: 2,
-        prefetch: 2,
-    }
-}
-
-fn batches(source: &Arc<dyn Source>, options: LoaderOptions) -> Vec<Batch> {
-    let loader = Loader::start(Arc::clone(source), Recipe::imagenet(16), options).expect("started");
-    loader.collect::<Result<_, _>>().expect("batches")
-}
 
 #[test]
 fn batches_do_not_depend_on_threads_or_prefetch() {
     let source = source(30);
     let expected = batches(&source, options());
     assert_eq!(expected.len(), 4);
-    for (threads, prefetch) in [(1, 1), (3, 7), (8, 2)] {
-        assert_eq!(batches(&source, LoaderOptions { threads, prefetch, ..options() }), expected);
+    for (threads, prefetch, read_threads) in [(1, 0, 1), (1, 1, 8), (3, 7, 2), (8, 2, 3)] {
+        let changed = LoaderOptions { threads, prefetch, read_threads, ..options() };
+        assert_eq!(batches(&source, changed), expected);
     }
 }
 
@@ -101,7 +67,7 @@ fn epochs_differ_in_order_and_pixels() {
 }
 
 #[test]
-fn evaluation_sees_each_picture_once_in_the_order_of_ids() {
+fn evaluation_sees_each_picture_once() {
     let transform = EvalTransform::ResizeCenterCrop { resize: 18, crop: 16 };
     let all: Vec<Batch> = evaluation_batches(source(30), transform, 7, 2)
         .expect("started")
@@ -109,54 +75,6 @@ fn evaluation_sees_each_picture_once_in_the_order_of_ids() {
         .expect("batches");
     let ids: Vec<u32> = all.iter().flat_map(|batch| batch.ids.iter().map(|id| id.0)).collect();
     assert_eq!(ids, (0..30).collect::<Vec<_>>());
-}
-
-#[test]
-fn dropping_a_loader_in_mid_epoch_returns_at_once() {
-    let mut loader = Loader::start(source(400), Recipe::imagenet(64), options()).expect("started");
-    loader.next().expect("a batch").expect("a good one");
-    let dropped = Instant::now();
-    drop(loader);
-    assert!(dropped.elapsed() < Duration::from_secs(1));
-}
-
-#[test]
-fn a_picture_that_cannot_be_decoded_is_named_and_ends_the_epoch() {
-    let mut rows = source(10).read(&(0..10).map(Position).collect::<Vec<_>>()).expect("rows");
-    rows[4].bytes = Bytes::from_static(b"no picture");
-    let source: Arc<dyn Source> = Arc::new(MemorySource::new(rows));
-    let mut loader = Loader::start(source, Recipe::cifar(16), options()).expect("started");
-    let error = loader.find_map(Result::err).expect("an error");
-    assert_eq!(error.to_string(), "instance 4 (4.png): the picture cannot be decoded");
-    assert!(loader.next().is_none());
-}
-
-/// A source whose reading fails.
-struct Broken;
-
-impl Source for Broken {
-    fn len(&self) -> usize {
-        100
-    }
-
-    fn ids(&self) -> &[InstanceId] {
-        &[InstanceId(0); 100]
-    }
-
-    fn labels(&self) -> &[Option<ClassId>] {
-        &[None; 100]
-    }
-
-    fn read(&self, _positions: &[Position]) -> Result<Vec<Row>, LoaderError> {
-        Err(DatasetError::NotThere { dataset: "x".into() }.into())
-    }
-}
-
-#[test]
-fn an_error_of_the_source_reaches_the_consumer_once() {
-    let loader = Loader::start(Arc::new(Broken), Recipe::cifar(16), options()).expect("started");
-    let all: Vec<_> = loader.collect();
-    assert!(all.len() == 1 && all[0].is_err());
 }
 
 #[test]
@@ -176,4 +94,8 @@ fn crops_lie_inside_the_picture_and_keep_to_their_area() {
     }
 }
 
+mod ends;
 mod golden;
+mod orders;
+mod streams;
+mod support;

@@ -7,17 +7,23 @@
 //! Invariant: a location prints as the user wrote it, without credentials, and no error text holds any.
 
 mod access;
+mod blob_cache;
+mod cancel;
 mod error;
 mod location;
 mod lock;
 mod pending;
+mod ranged;
 mod runtime;
 mod upload;
 
 pub use access::{Entry, PublishMode, read_concurrently};
+pub use blob_cache::{BlobCache, Kept};
+pub use cancel::Cancel;
 pub use error::StorageError;
 pub use location::{Location, StorageOptions};
 pub use lock::Lock;
 pub use pending::PendingRead;
+pub use ranged::LocalFile;
 pub use runtime::{block_on, handle};
 pub use upload::{Digest, Published, Upload};

@@ -3,10 +3,12 @@
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use crate::loader::Recipe;
+use crate::loader::{OnCorrupt, Recipe};
 use crate::model::{Architecture, DeviceChoice, EncoderConfig, Normalisation};
 use crate::objective::ObjectiveKind;
-use crate::units::{BankMomentum, Temperature};
+use crate::units::{BankMomentum, ByteSize, Temperature};
+
+use super::data::ShuffleKind;
 
 /// The augmentation recipes by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
@@ -101,6 +103,26 @@ pub struct TrainConfig {
     pub device: DeviceChoice,
     /// In which precision the network computes.
     pub precision: Precision,
+    /// How the instances of an epoch are mixed.
+    pub shuffle: ShuffleKind,
+    /// Rows of a window of the windowed shuffle.
+    pub window: usize,
+    /// Leave out the last batch of an epoch if it is short.
+    pub drop_last: bool,
+    /// What happens to a picture that is missing or corrupt.
+    pub on_corrupt: OnCorrupt,
+    /// So many instances may be left out as corrupt.
+    pub max_corrupt: u64,
+    /// The memory of the loader; 0 for a default of 4 GiB.
+    pub memory_limit: ByteSize,
+    /// A folder of this machine that keeps row groups of an object store; empty for none.
+    pub cache: String,
+    /// The bytes that are kept there.
+    pub cache_size: ByteSize,
+    /// Threads that read.
+    pub read_threads: usize,
+    /// Print after each epoch what each stage of the loader did and waited for.
+    pub stats: bool,
     /// Threads that decode and augment; 0 for one on each core.
     pub loader_threads: usize,
     /// Batches that are made ahead of need.
@@ -139,6 +161,16 @@ impl Default for TrainConfig {
             seed: 0,
             device: DeviceChoice::Auto,
             precision: Precision::F32,
+            shuffle: ShuffleKind::Exact,
+            window: 16_384,
+            drop_last: false,
+            on_corrupt: OnCorrupt::Fail,
+            max_corrupt: 100,
+            memory_limit: ByteSize(0),
+            cache: String::new(),
+            cache_size: ByteSize(0),
+            read_threads: 8,
+            stats: false,
             loader_threads: 0,
             prefetch: 2,
             checkpoint_every_epochs: 1,
@@ -203,7 +235,14 @@ impl TrainConfig {
     /// Keys that change neither the weights nor the order of what was done may differ: the number of
     /// epochs, what is saved and shown, the device, threads.
     pub fn incompatibility(&self, earlier: &serde_json::Value) -> Option<(String, String, String)> {
-        const HARMLESS: [&str; 8] = [
+        const HARMLESS: [&str; 15] = [
+            "on_corrupt",
+            "max_corrupt",
+            "memory_limit",
+            "cache",
+            "cache_size",
+            "read_threads",
+            "stats",
             "epochs",
             "device",
             "loader_threads",
@@ -214,9 +253,11 @@ impl TrainConfig {
             "no_monitor",
         ];
         let own = serde_json::to_value(self).expect("a configuration is plain data");
+        // A run that was begun before a key existed was begun with its default.
+        let defaults = serde_json::to_value(Self::default()).expect("a configuration is plain data");
         own.as_object()?.iter().filter(|(key, _)| !HARMLESS.contains(&key.as_str())).find_map(
             |(key, value)| {
-                let before = earlier.get(key).unwrap_or(&serde_json::Value::Null);
+                let before = earlier.get(key).or(defaults.get(key)).unwrap_or(&serde_json::Value::Null);
                 (before != value).then(|| (key.clone(), before.to_string(), value.to_string()))
             },
         )

@@ -8,6 +8,7 @@
 //! with the same number of threads).
 
 mod config;
+mod data;
 mod error;
 mod metrics;
 mod saving;
@@ -21,6 +22,7 @@ use std::sync::atomic::AtomicBool;
 use serde_json::{Map, Value};
 
 pub use config::{InvalidConfig, Precision, RecipeKind, TrainConfig};
+pub use data::ShuffleKind;
 pub use error::{PartError, TrainError};
 pub use metrics::MetricsLine;
 pub use session::{Outcome, train};

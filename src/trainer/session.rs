@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use crate::checkpoint::{TrainedOn, mark_finished, unmark_finished};
 use crate::dataset::Manifest;
-use crate::loader::{DatasetSource, Loader, LoaderOptions, Source};
+use crate::loader::{Loader, Source};
 use crate::model::select_device;
 use crate::storage::{Location, PublishMode};
 
+use super::data;
 use super::metrics::Metrics;
 use super::saving::{DataIdentity, newest, prune};
 use super::schedule::learning_rate;
@@ -55,9 +56,9 @@ pub fn train(job: &TrainJob, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<O
 /// A run that is under way.
 struct Session<'a> {
     job: &'a TrainJob,
-    source: Arc<dyn Source>,
     data: DataIdentity,
     trainer: Trainer,
+    loader: Loader,
     metrics: Metrics,
     last_checkpoint: Option<Location>,
 }
@@ -67,11 +68,10 @@ impl<'a> Session<'a> {
         let config = &job.config;
         config.validate()?;
         let manifest = Manifest::read(&job.dataset)?;
-        let limit = if config.limit == 0 { None } else { Some(config.limit as usize) };
-        let source = DatasetSource::open(&job.dataset, &manifest, &config.split, limit)?;
+        let source = data::open(job, &manifest)?;
         let instances = source.len();
         check_size(job, instances)?;
-        let data = DataIdentity {
+        let identity = DataIdentity {
             trained_on: TrainedOn {
                 dataset_digest: manifest.dataset_digest.to_string(),
                 split: config.split.clone(),
@@ -87,7 +87,7 @@ impl<'a> Session<'a> {
         let mut last_checkpoint = None;
         match &found {
             Some(checkpoint) => {
-                trainer.restore(checkpoint, &data)?;
+                trainer.restore(checkpoint, &identity)?;
                 last_checkpoint = Some(checkpoint.folder().clone());
             }
             None => {
@@ -96,7 +96,7 @@ impl<'a> Session<'a> {
             }
         }
         let parameters = trainer.encoder.parameters().iter().map(|(_, tensor)| tensor.numel()).sum();
-        let steps = (instances as u64).div_ceil(config.batch_size as u64);
+        let steps = config.loader().steps(instances);
         hooks.started(&RunSummary {
             device: format!("{:?} ({})", selected.device, selected.reason),
             instances,
@@ -105,7 +105,9 @@ impl<'a> Session<'a> {
             total_steps: steps * config.epochs,
         });
         let metrics = Metrics::resume(&job.run, trainer.cursor.step)?;
-        let mut session = Self { job, source: Arc::new(source), data, trainer, metrics, last_checkpoint };
+        let source: Arc<dyn Source> = Arc::new(source);
+        let loader = data::load(config, &source, trainer.cursor)?;
+        let mut session = Self { job, data: identity, trainer, loader, metrics, last_checkpoint };
         if found.is_none() {
             session.save()?;
         }
@@ -116,22 +118,13 @@ impl<'a> Session<'a> {
     fn epoch(&mut self, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<(), TrainError> {
         let config = &self.job.config;
         let cursor = self.trainer.cursor;
-        let options = LoaderOptions {
-            batch_size: config.batch_size,
-            seed: config.seed,
-            epoch: cursor.epoch,
-            first_step: cursor.step_in_epoch,
-            drop_last: false,
-            threads: config.loader_threads,
-            prefetch: config.prefetch,
-        };
-        let recipe = config.recipe.recipe(config.image_size);
-        let mut loader = Loader::start(Arc::clone(&self.source), recipe, options)?;
         let mut meter = Meter::start(learning_rate(config, cursor.epoch));
-        while let Some(batch) = loader.next() {
+        let waited = self.loader.waited();
+        while let Some(batch) = self.loader.next_of(cursor.epoch, stop) {
             let batch = batch?;
             let outcome = self.trainer.step(&batch)?;
-            meter.add(outcome, batch.ids.len(), loader.waited());
+            meter.add(outcome, batch.ids.len(), self.loader.waited() - waited);
+            self.loader.give_back(batch);
             hooks.stepped(&meter.report(self.trainer.cursor.step, cursor.epoch));
             if stop.load(Ordering::Relaxed) {
                 self.save()?;
@@ -141,6 +134,16 @@ impl<'a> Session<'a> {
             if every > 0 && self.trainer.cursor.step.is_multiple_of(every) {
                 self.save()?;
             }
+        }
+        if self.loader.epoch() == cursor.epoch {
+            // Stopped while it waited for data, or the loader ended without a word.
+            self.save()?;
+            return Err(TrainError::Stopped { step: self.trainer.cursor.step });
+        }
+        let stats = self.loader.stats();
+        tracing::info!("{}", stats.verdict());
+        if config.stats {
+            stats.table().lines().for_each(|line| tracing::info!("{line}"));
         }
         self.trainer.cursor.epoch += 1;
         self.trainer.cursor.step_in_epoch = 0;
@@ -177,6 +180,13 @@ impl<'a> Session<'a> {
 fn check_size(job: &TrainJob, instances: usize) -> Result<(), TrainError> {
     if instances < 2 {
         let reason = format!("split {:?} has {instances} pictures; training needs two", job.config.split);
+        return Err(TrainError::Config { reason });
+    }
+    if job.config.loader().steps(instances) == 0 {
+        let reason = format!(
+            "split {:?} has {instances} pictures, fewer than a batch of {}, and drop_last leaves short ones out",
+            job.config.split, job.config.batch_size
+        );
         return Err(TrainError::Config { reason });
     }
     Ok(())

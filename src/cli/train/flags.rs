@@ -4,10 +4,11 @@ use clap::Args;
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::loader::OnCorrupt;
 use crate::model::{Architecture, DeviceChoice};
 use crate::objective::ObjectiveKind;
-use crate::trainer::{Precision, RecipeKind, TrainConfig};
-use crate::units::{BankMomentum, Temperature};
+use crate::trainer::{Precision, RecipeKind, ShuffleKind, TrainConfig};
+use crate::units::{BankMomentum, ByteSize, Temperature};
 
 /// The keys of [`TrainConfig`] as flags.
 #[derive(Debug, Default, Args, Serialize)]
@@ -96,6 +97,46 @@ pub(super) struct TrainFlags {
     #[arg(long, value_enum, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     precision: Option<Precision>,
+    /// How the instances of an epoch are mixed: exact, or windowed, which streams whole row groups
+    #[arg(long, value_enum, value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shuffle: Option<ShuffleKind>,
+    /// Rows of a window (--shuffle windowed); more mix better and take more memory
+    #[arg(long, value_name = "ROWS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    window: Option<usize>,
+    /// Leave out the last batch of an epoch if it is short
+    #[arg(long, num_args = 0, default_missing_value = "true")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    drop_last: Option<bool>,
+    /// What happens to a missing or corrupt picture: fail, or skip, which leaves it out and counts it
+    #[arg(long, value_enum, value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    on_corrupt: Option<OnCorrupt>,
+    /// So many instances may be left out (--on-corrupt skip)
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_corrupt: Option<u64>,
+    /// The memory of the loader, such as 4GiB; 0 for 4 GiB
+    #[arg(long, value_name = "BYTES")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory_limit: Option<ByteSize>,
+    /// A folder on a local disk that keeps data of an object store; several jobs may share it
+    #[arg(long, value_name = "DIR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cache: Option<String>,
+    /// The bytes that --cache keeps, such as 200GiB
+    #[arg(long, value_name = "BYTES")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cache_size: Option<ByteSize>,
+    /// Threads that read
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    read_threads: Option<usize>,
+    /// Print after each epoch what each stage of the loader did and waited for
+    #[arg(long, num_args = 0, default_missing_value = "true")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stats: Option<bool>,
     /// Threads that decode and augment; 0 for one on each core
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -129,6 +170,7 @@ pub(in crate::cli) fn show_defaults(command: clap::Command) -> clap::Command {
         let key = arg.get_id().as_str().to_owned();
         let default = match defaults.get(&key) {
             None | Some(Value::Bool(_)) => return arg,
+            Some(Value::String(text)) if text.is_empty() => return arg,
             Some(Value::String(text)) => text.clone(),
             Some(Value::Array(items)) => items.iter().map(Value::to_string).collect::<Vec<_>>().join(","),
             Some(other) => other.to_string(),

@@ -1,0 +1,100 @@
+//! What is known of row groups that were read: where their pictures lie, and whole ones in memory.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+
+use crate::dataset::Row;
+
+/// Where the pictures of a row group lie within its bytes, in 12 bytes a row.
+#[derive(Debug)]
+pub(super) struct GroupIndex {
+    /// By row: offset, length, pixels.
+    rows: Box<[(u32, u32, u32)]>,
+}
+
+impl GroupIndex {
+    /// The index of rows whose pictures are slices of `group`.
+    pub(super) fn new(group: &Bytes, rows: &[Row]) -> Self {
+        let place = |row: &Row| {
+            let offset = row.bytes.as_ptr() as usize - group.as_ptr() as usize;
+            let pixels = u64::from(row.width) * u64::from(row.height);
+            (offset as u32, row.bytes.len() as u32, u32::try_from(pixels).unwrap_or(u32::MAX))
+        };
+        Self { rows: rows.iter().map(place).collect() }
+    }
+
+    /// The place of a picture in a file where the row group starts at `start`.
+    pub(super) fn range(&self, row: usize, start: u64) -> Range<u64> {
+        let (offset, len, _) = self.rows[row];
+        let start = start + u64::from(offset);
+        start..start + u64::from(len)
+    }
+
+    /// The pixels of a picture.
+    pub(super) fn pixels(&self, row: usize) -> u64 {
+        u64::from(self.rows[row].2)
+    }
+}
+
+/// Whole row groups in memory, up to a limit of bytes; the one used longest ago goes first.
+#[derive(Debug)]
+pub(super) struct Resident {
+    limit: AtomicU64,
+    groups: Mutex<Groups>,
+}
+
+#[derive(Debug, Default)]
+struct Groups {
+    by_number: HashMap<usize, Entry>,
+    bytes: u64,
+    clock: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    rows: Arc<Vec<Row>>,
+    bytes: u64,
+    used: u64,
+}
+
+impl Resident {
+    pub(super) fn new(limit: u64) -> Self {
+        Self { limit: AtomicU64::new(limit), groups: Mutex::default() }
+    }
+
+    /// Allows so many bytes from now on.
+    pub(super) fn set_limit(&self, limit: u64) {
+        self.limit.store(limit, Ordering::Relaxed);
+    }
+
+    pub(super) fn get(&self, group: usize) -> Option<Arc<Vec<Row>>> {
+        let mut groups = self.lock();
+        groups.clock += 1;
+        let clock = groups.clock;
+        let entry = groups.by_number.get_mut(&group)?;
+        entry.used = clock;
+        Some(Arc::clone(&entry.rows))
+    }
+
+    pub(super) fn insert(&self, group: usize, rows: Arc<Vec<Row>>, bytes: u64) {
+        let mut groups = self.lock();
+        groups.bytes += bytes;
+        let used = groups.clock;
+        if let Some(before) = groups.by_number.insert(group, Entry { rows, bytes, used }) {
+            groups.bytes -= before.bytes;
+        }
+        while groups.bytes > self.limit.load(Ordering::Relaxed) && groups.by_number.len() > 1 {
+            let oldest = groups.by_number.iter().min_by_key(|(_, entry)| entry.used).map(|(group, _)| *group);
+            let Some(entry) = oldest.and_then(|group| groups.by_number.remove(&group)) else { return };
+            groups.bytes -= entry.bytes;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Groups> {
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,167 @@
+//! How an epoch is loaded, and what memory its stages get.
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+use super::order::Shuffle;
+use super::plan::{Part, Passes, PlanOptions, Planner, Portions};
+use super::stages::mean_bytes;
+use super::{LoaderError, Source};
+
+/// The memory that is taken where no limit is given, in bytes.
+const DEFAULT_MEMORY: u64 = 4 << 30;
+/// The most memory for decoding that each thread can use, in bytes: a picture of 40 megapixels.
+const DECODE_MEMORY_OF_A_THREAD: u64 = 256 << 20;
+/// Steps that are read ahead of those that are decoded, where rows are read by themselves.
+const STEPS_READ_AHEAD: u64 = 4;
+/// Batches are made by so many threads in turn, so that one's last picture does not keep the pool idle.
+pub(super) const MAKERS: usize = 2;
+
+/// What happens to a picture that is missing or corrupt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum OnCorrupt {
+    /// The epoch ends with an error that names it.
+    #[default]
+    Fail,
+    /// It is left out of its batch, named in the log and counted.
+    Skip,
+}
+
+/// How epochs are loaded.
+///
+/// Of these, `batch_size`, `seed`, `shuffle`, `drop_last`, the epoch and the step decide which pictures a batch
+/// has and what they look like; nothing else does.
+#[derive(Clone, Copy, Debug)]
+pub struct LoaderOptions {
+    /// Pictures of a global batch.
+    pub batch_size: usize,
+    /// The seed of order and pixels.
+    pub seed: u64,
+    /// The first epoch.
+    pub epoch: u64,
+    /// Epochs, one after the other without a pause.
+    pub epochs: u64,
+    /// The first step that is needed of the first epoch; earlier ones are not read.
+    pub first_step: u64,
+    /// How instances are mixed.
+    pub shuffle: Shuffle,
+    /// Leave out the last batch if it is short.
+    pub drop_last: bool,
+    /// The part of each global batch that is loaded.
+    pub part: Part,
+    /// Threads that decode and augment; 0 for one on each core.
+    pub threads: usize,
+    /// Threads that read.
+    pub read_threads: usize,
+    /// Batches that are made ahead of need.
+    pub prefetch: usize,
+    /// The memory of the whole loader in bytes; 0 for a default.
+    pub memory_limit: u64,
+    /// What happens to a picture that is missing or corrupt.
+    pub on_corrupt: OnCorrupt,
+    /// So many distinct instances may be left out.
+    pub max_corrupt: u64,
+}
+
+impl Default for LoaderOptions {
+    fn default() -> Self {
+        Self {
+            batch_size: 256,
+            seed: 0,
+            epoch: 0,
+            epochs: 1,
+            first_step: 0,
+            shuffle: Shuffle::Exact,
+            drop_last: false,
+            part: Part::WHOLE,
+            threads: 0,
+            read_threads: 8,
+            prefetch: 2,
+            memory_limit: 0,
+            on_corrupt: OnCorrupt::Fail,
+            max_corrupt: 100,
+        }
+    }
+}
+
+impl LoaderOptions {
+    /// The steps of an epoch of so many instances.
+    pub fn steps(&self, instances: usize) -> u64 {
+        let (instances, batch) = (instances as u64, self.batch_size as u64);
+        if self.drop_last { instances / batch } else { instances.div_ceil(batch) }
+    }
+
+    /// The plan of these options for a source.
+    pub(super) fn plan(&self, source: &dyn Source, passes: Passes) -> PlanOptions {
+        let exact = matches!(passes, Passes::Shuffled { shuffle: Shuffle::Exact, .. });
+        let portions = if exact || source.reads_rows() { Portions::Rows } else { Portions::Groups };
+        PlanOptions {
+            passes,
+            portions,
+            batch_size: self.batch_size,
+            drop_last: self.drop_last,
+            part: self.part,
+            first_epoch: self.epoch,
+            first_step: self.first_step,
+            end_epoch: self.epoch.saturating_add(self.epochs),
+        }
+    }
+}
+
+/// What memory the stages get, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shares {
+    /// Encoded pictures, from the request to the decoder.
+    pub(super) fetched: u64,
+    /// Decoding.
+    pub(super) decoding: u64,
+}
+
+impl Shares {
+    /// Divides the limit.
+    ///
+    /// # Errors
+    /// [`LoaderError::Memory`] if it is too small.
+    pub(super) fn of(
+        source: &dyn Source,
+        options: &LoaderOptions,
+        plan: PlanOptions,
+        threads: usize,
+        side: u32,
+    ) -> Result<Self, LoaderError> {
+        let limit = if options.memory_limit == 0 { DEFAULT_MEMORY } else { options.memory_limit };
+        let own = plan.part.of(plan.batch_size).len() as u64;
+        // Those ready, one with each maker, one with the consumer, one given back.
+        let batches = options.prefetch.max(MAKERS) as u64 + MAKERS as u64 + 2;
+        let fixed = source.held_bytes() + batches * own * 3 * u64::from(side).pow(2);
+        let rest = limit.saturating_sub(fixed);
+        let decoding = (rest / 4).min(threads as u64 * DECODE_MEMORY_OF_A_THREAD).max(1);
+        let rest = rest - decoding.min(rest);
+        let (needed, useful, what) = match plan.portions {
+            Portions::Rows => {
+                let step = own * mean_bytes(source);
+                let ahead = options.prefetch as u64 + MAKERS as u64 + STEPS_READ_AHEAD;
+                (source.prepare_rows(rest)? + step, step * ahead, "a batch's pictures")
+            }
+            Portions::Groups => {
+                let window = Planner::largest_window(source, plan);
+                let group = source.layout().largest_group();
+                let what = "a window of row groups (a smaller --window needs less)";
+                let batch = own * mean_bytes(source);
+                (
+                    window + 2 * group + batch,
+                    2 * window + batch + options.read_threads as u64 * 2 * group,
+                    what,
+                )
+            }
+        };
+        if needed > rest {
+            let needed = fixed + decoding + needed;
+            let what = format!("{what} beside batches, tables and decoding");
+            return Err(LoaderError::Memory { needed, limit, what });
+        }
+        let reserved = if plan.portions == Portions::Rows { needed - own * mean_bytes(source) } else { 0 };
+        Ok(Self { fetched: (rest - reserved).min(useful.max(1)), decoding })
+    }
+}

@@ -1,0 +1,261 @@
+//! What is read when: the steps of a run, and before each what has to be fetched for it.
+//!
+//! A plan is a function of the options and the layout alone, and knows the future: the fetcher follows it
+//! ahead of need, over the end of an epoch into the next.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::Source;
+use super::order::{EpochOrder, Shuffle};
+use super::windowed::GroupedOrder;
+use crate::ids::Position;
+
+/// Rows that one read task fetches one after the other.
+const ROWS_OF_A_FETCH: usize = 16;
+
+/// A part of each global batch: what one rank of several loads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Which part, from 0.
+    pub rank: usize,
+    /// The number of parts.
+    pub ranks: usize,
+}
+
+impl Part {
+    /// All of it.
+    pub const WHOLE: Self = Self { rank: 0, ranks: 1 };
+
+    /// The part of a batch of this length: contiguous, and the parts together are the batch.
+    pub fn of(self, len: usize) -> Range<usize> {
+        len * self.rank / self.ranks..len * (self.rank + 1) / self.ranks
+    }
+}
+
+/// Which pictures a plan goes through, in which order.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Passes {
+    /// Epochs, each in an order of its own.
+    Shuffled { shuffle: Shuffle, seed: u64 },
+    /// Each picture as it lies.
+    Stored,
+}
+
+/// In which portions a source is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Portions {
+    /// Rows by themselves.
+    Rows,
+    /// Whole row groups.
+    Groups,
+}
+
+/// What a plan is made from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PlanOptions {
+    pub(super) passes: Passes,
+    pub(super) portions: Portions,
+    pub(super) batch_size: usize,
+    pub(super) drop_last: bool,
+    pub(super) part: Part,
+    pub(super) first_epoch: u64,
+    pub(super) first_step: u64,
+    /// The epoch before which the plan ends.
+    pub(super) end_epoch: u64,
+}
+
+/// One step.
+#[derive(Clone, Debug)]
+pub(super) struct Step {
+    pub(super) epoch: u64,
+    pub(super) step: u64,
+    /// The global batch.
+    pub(super) positions: Vec<Position>,
+    /// The part of it that is made here.
+    pub(super) own: Range<usize>,
+    /// Rows that arrive with others and that no step needs.
+    pub(super) discard: Vec<Position>,
+    /// So many fetches since the start must have arrived.
+    pub(super) needs: u64,
+}
+
+/// One portion to read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Fetch {
+    Rows(Vec<Position>),
+    /// A row group, and when it is needed next, counted in row groups from the first epoch on.
+    Group {
+        group: usize,
+        next_use: u64,
+    },
+}
+
+#[derive(Clone, Debug)]
+enum Order {
+    Exact(EpochOrder),
+    Grouped(GroupedOrder),
+}
+
+/// The steps in their order, each with what is fetched before it.
+pub(super) struct Planner {
+    source: Arc<dyn Source>,
+    options: PlanOptions,
+    order: Order,
+    /// When each row group is needed in the epoch after this one.
+    uses_after: Vec<u64>,
+    epoch: u64,
+    step: u64,
+    /// The next window to fetch.
+    window: usize,
+    fetches: u64,
+}
+
+impl Planner {
+    pub(super) fn new(source: Arc<dyn Source>, options: PlanOptions) -> Self {
+        let epoch = options.first_epoch;
+        let order = order(source.as_ref(), options.passes, epoch);
+        let mut planner = Self {
+            source,
+            options,
+            order,
+            uses_after: Vec::new(),
+            epoch,
+            step: options.first_step,
+            window: 0,
+            fetches: 0,
+        };
+        planner.uses_after = planner.uses(epoch + 1);
+        if let Order::Grouped(order) = &planner.order {
+            planner.window = order.window_at(planner.first_place());
+        }
+        planner
+    }
+
+    /// When each row group is needed first.
+    pub(super) fn first_uses(&self) -> Vec<u64> {
+        let Order::Grouped(order) = &self.order else { return Vec::new() };
+        let first: u64 = (0..self.window).map(|window| order.groups(window).len() as u64).sum();
+        let ranks = order.ranks(self.source.layout());
+        let base = self.epoch * ranks.len() as u64;
+        let use_of = |(rank, after): (u64, &u64)| {
+            if rank >= first && rank != u64::MAX { base + rank } else { *after }
+        };
+        ranks.into_iter().zip(&self.uses_after).map(use_of).collect()
+    }
+
+    /// The bytes of the largest window, for reading whole row groups.
+    pub(super) fn largest_window(source: &dyn Source, options: PlanOptions) -> u64 {
+        let layout = source.layout();
+        let bytes = |order: &GroupedOrder| {
+            let of = |window| order.groups(window).iter().map(|&group| layout.bytes(group as usize)).sum();
+            (0..order.windows()).map(of).max().unwrap_or(0)
+        };
+        let last = options.end_epoch.min(options.first_epoch.saturating_add(1));
+        let epochs = options.first_epoch..=last;
+        let orders = epochs.map(|epoch| order(source, options.passes, epoch));
+        orders
+            .map(|order| if let Order::Grouped(order) = order { bytes(&order) } else { 0 })
+            .max()
+            .unwrap_or(0)
+    }
+
+    fn uses(&self, epoch: u64) -> Vec<u64> {
+        let layout = self.source.layout();
+        let groups = layout.groups() as u64;
+        if epoch >= self.options.end_epoch || self.options.portions == Portions::Rows {
+            return vec![u64::MAX; layout.groups()];
+        }
+        match order(self.source.as_ref(), self.options.passes, epoch) {
+            Order::Exact(_) => vec![u64::MAX; layout.groups()],
+            Order::Grouped(order) => {
+                let ranks = order.ranks(layout).into_iter();
+                ranks.map(|rank| rank.saturating_add(epoch * groups)).collect()
+            }
+        }
+    }
+
+    fn first_place(&self) -> u64 {
+        self.step.saturating_mul(self.options.batch_size as u64).min(self.source.len() as u64)
+    }
+
+    fn at(&self, place: u64) -> Position {
+        match &self.order {
+            Order::Exact(order) => order.at(place as usize),
+            Order::Grouped(order) => order.at(self.source.layout(), place),
+        }
+    }
+
+    fn begin_epoch(&mut self) {
+        self.epoch += 1;
+        self.step = 0;
+        self.window = 0;
+        self.order = order(self.source.as_ref(), self.options.passes, self.epoch);
+        self.uses_after = self.uses(self.epoch + 1);
+    }
+
+    /// The fetches for places up to `end`, and the rows that come with them but belong to no step.
+    fn fetch_groups(&mut self, start: u64, end: u64, is_last: bool) -> (Vec<Fetch>, Vec<Position>) {
+        let Order::Grouped(order) = &self.order else { return (Vec::new(), Vec::new()) };
+        let last = order.window_at(end - 1);
+        let mut discard = 0..0;
+        if self.fetches == 0 {
+            discard = order.places(self.window).start..start;
+        }
+        let fetch = |&group: &u32| {
+            let group = group as usize;
+            Fetch::Group { group, next_use: self.uses_after[group] }
+        };
+        let fetches = (self.window..=last).flat_map(|window| order.groups(window)).map(fetch).collect();
+        let unused = if is_last { end..order.places(last).end } else { 0..0 };
+        let discard = discard.chain(unused).map(|place| self.at(place)).collect();
+        self.window = last + 1;
+        (fetches, discard)
+    }
+}
+
+impl Iterator for Planner {
+    type Item = (Vec<Fetch>, Step);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (rows, batch) = (self.source.len() as u64, self.options.batch_size as u64);
+        loop {
+            if self.epoch >= self.options.end_epoch {
+                return None;
+            }
+            let start = self.first_place();
+            let end = (start + batch).min(rows);
+            if start == end || (self.options.drop_last && end - start < batch) {
+                self.begin_epoch();
+                continue;
+            }
+            let is_last = end == rows || (self.options.drop_last && end + batch > rows);
+            let positions: Vec<_> = (start..end).map(|place| self.at(place)).collect();
+            let own = self.options.part.of(positions.len());
+            let (fetches, discard) = match self.options.portions {
+                Portions::Groups => self.fetch_groups(start, end, is_last),
+                Portions::Rows => {
+                    let chunks = positions[own.clone()].chunks(ROWS_OF_A_FETCH);
+                    (chunks.map(|rows| Fetch::Rows(rows.to_vec())).collect(), Vec::new())
+                }
+            };
+            self.fetches += fetches.len() as u64;
+            let step =
+                Step { epoch: self.epoch, step: self.step, positions, own, discard, needs: self.fetches };
+            self.step += 1;
+            return Some((fetches, step));
+        }
+    }
+}
+
+fn order(source: &dyn Source, passes: Passes, epoch: u64) -> Order {
+    match passes {
+        Passes::Shuffled { shuffle: Shuffle::Exact, seed } => {
+            Order::Exact(EpochOrder::new(seed, epoch, source.len()))
+        }
+        Passes::Shuffled { shuffle: Shuffle::Windowed { rows }, seed } => {
+            Order::Grouped(GroupedOrder::shuffled(seed, epoch, source.layout(), rows))
+        }
+        Passes::Stored => Order::Grouped(GroupedOrder::stored(source.layout())),
+    }
+}

@@ -1,0 +1,211 @@
+//! Where the time goes: what each stage of the loader did and waited for.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+/// Below this share of time the wait for data is not worth a word.
+const NO_WAIT: f64 = 0.02;
+
+/// An amount that threads add to.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds to it.
+    pub fn add(&self, amount: u64) {
+        self.0.fetch_add(amount, Ordering::Relaxed);
+    }
+
+    /// What was added so far.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Adds the nanoseconds that something takes.
+    pub(super) fn time<T>(&self, work: impl FnOnce() -> T) -> T {
+        let started = Instant::now();
+        let result = work();
+        self.add(started.elapsed().as_nanos() as u64);
+        result
+    }
+
+    fn seconds(&self) -> f64 {
+        Duration::from_nanos(self.get()).as_secs_f64()
+    }
+}
+
+/// What the stages count as they go; times are in nanoseconds, added over threads.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// The planner's wait for memory: the loader is as far ahead as it may be.
+    pub plan_wait: Counter,
+    /// Reading.
+    pub read_busy: Counter,
+    /// Read tasks without work.
+    pub read_wait: Counter,
+    /// Waiting for rows that are being read.
+    pub gather_wait: Counter,
+    /// Decoding and augmenting.
+    pub make_busy: Counter,
+    /// Makers without rows.
+    pub make_wait: Counter,
+    /// Finished batches that wait for room.
+    pub ready_wait: Counter,
+    /// The consumer's wait for a batch.
+    pub consumer_wait: Counter,
+    /// Batches that were ready when one was asked for, added up.
+    pub ready: Counter,
+    /// Batches asked for.
+    pub batches: Counter,
+    /// Pictures made.
+    pub pictures: Counter,
+    /// Bytes that came from where the dataset lies.
+    pub bytes: Counter,
+    /// Reads of where the dataset lies.
+    pub requests: Counter,
+    /// Reads that were done again because what came was damaged.
+    pub retries: Counter,
+    /// Row groups that the cache had.
+    pub cache_hits: Counter,
+    /// Row groups that it did not have.
+    pub cache_misses: Counter,
+    /// Bytes that came from the cache.
+    pub cache_bytes: Counter,
+    /// Distinct instances that were left out as corrupt.
+    pub corrupt: Counter,
+}
+
+/// What a loader did since it started.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct LoaderStats {
+    /// Since the start, in seconds, as are all times; those of several threads are added up.
+    pub seconds: f64,
+    /// Threads that read.
+    pub read_threads: usize,
+    /// Threads that decode.
+    pub decode_threads: usize,
+    /// The planner's wait for memory: the loader is as far ahead as it may be.
+    pub plan_wait: f64,
+    /// Reading.
+    pub read_busy: f64,
+    /// Readers without work.
+    pub read_wait: f64,
+    /// Waiting for rows that are being read.
+    pub gather_wait: f64,
+    /// Decoding and augmenting.
+    pub make_busy: f64,
+    /// Makers without rows.
+    pub make_wait: f64,
+    /// Finished batches that wait for room.
+    pub ready_wait: f64,
+    /// The consumer's wait for batches.
+    pub consumer_wait: f64,
+    /// Batches that were ready when one was asked for, on average.
+    pub ready: f64,
+    /// Batches delivered.
+    pub batches: u64,
+    /// Pictures made.
+    pub pictures: u64,
+    /// Bytes read from where the dataset lies.
+    pub bytes: u64,
+    /// Reads there.
+    pub requests: u64,
+    /// Reads done again because what came was damaged.
+    pub retries: u64,
+    /// Row groups that the cache had.
+    pub cache_hits: u64,
+    /// Row groups that it did not have.
+    pub cache_misses: u64,
+    /// Bytes read from the cache.
+    pub cache_bytes: u64,
+    /// Distinct instances left out as corrupt.
+    pub corrupt: u64,
+    /// The most bytes of encoded pictures that were held at once.
+    pub peak_bytes: u64,
+}
+
+impl LoaderStats {
+    pub(super) fn new(counters: &Counters, seconds: f64, threads: (usize, usize), peak_bytes: u64) -> Self {
+        let batches = counters.batches.get();
+        Self {
+            seconds,
+            read_threads: threads.0,
+            decode_threads: threads.1,
+            plan_wait: counters.plan_wait.seconds(),
+            read_busy: counters.read_busy.seconds(),
+            read_wait: counters.read_wait.seconds(),
+            gather_wait: counters.gather_wait.seconds(),
+            make_busy: counters.make_busy.seconds(),
+            make_wait: counters.make_wait.seconds(),
+            ready_wait: counters.ready_wait.seconds(),
+            consumer_wait: counters.consumer_wait.seconds(),
+            ready: counters.ready.get() as f64 / batches.max(1) as f64,
+            batches,
+            pictures: counters.pictures.get(),
+            bytes: counters.bytes.get(),
+            requests: counters.requests.get(),
+            retries: counters.retries.get(),
+            cache_hits: counters.cache_hits.get(),
+            cache_misses: counters.cache_misses.get(),
+            cache_bytes: counters.cache_bytes.get(),
+            corrupt: counters.corrupt.get(),
+            peak_bytes,
+        }
+    }
+
+    /// One line that says what limits the speed: the consumer (the encoder, on whatever it computes), the
+    /// CPU that decodes, or the storage.
+    pub fn verdict(&self) -> String {
+        let seconds = self.seconds.max(1e-9);
+        let wait = self.consumer_wait / seconds;
+        let decoding = self.make_busy / (seconds * self.decode_threads.max(1) as f64);
+        let limit = if wait < NO_WAIT {
+            "the encoder"
+        } else if self.gather_wait > self.consumer_wait / 2.0 {
+            "the storage"
+        } else {
+            "the CPU that decodes"
+        };
+        let (wait, decoding) = (100.0 * wait, 100.0 * decoding);
+        let rate = self.bytes as f64 / 1e6 / seconds;
+        format!(
+            "data wait {wait:.1} %, decoders busy {decoding:.0} %, {rate:.1} MB/s read: the limit is {limit}"
+        )
+    }
+
+    /// The stages, a line each.
+    pub fn table(&self) -> String {
+        let readers = self.read_threads;
+        format!(
+            "plan     waited {:.2} s for memory, {:.1} MB held at most\n\
+             read     busy {:.2} s, idle {:.2} s over {readers} threads; {} reads, {:.1} MB, {} again\n\
+             cache    {} hits, {} misses, {:.1} MB\n\
+             gather   waited {:.2} s for rows\n\
+             make     busy {:.2} s over {} threads, waited {:.2} s for rows and {:.2} s for room; {} pictures, {} corrupt\n\
+             consumer waited {:.2} s of {:.2} s for {} batches; {:.1} were ready on average",
+            self.plan_wait,
+            self.peak_bytes as f64 / 1e6,
+            self.read_busy,
+            self.read_wait,
+            self.requests,
+            self.bytes as f64 / 1e6,
+            self.retries,
+            self.cache_hits,
+            self.cache_misses,
+            self.cache_bytes as f64 / 1e6,
+            self.gather_wait,
+            self.make_busy,
+            self.decode_threads,
+            self.make_wait,
+            self.ready_wait,
+            self.pictures,
+            self.corrupt,
+            self.consumer_wait,
+            self.seconds,
+            self.batches,
+            self.ready,
+        )
+    }
+}

@@ -1,0 +1,48 @@
+//! How a picture is seen: in training, and when it is evaluated.
+
+use super::apply::{EvalTransform, augment, evaluate_pixels};
+use super::recipe::Recipe;
+use crate::ids::InstanceId;
+use crate::picture::PictureError;
+
+/// Turns encoded bytes into the pixels of a batch.
+pub(super) trait View: Send + Sync {
+    /// The side of the square that comes out.
+    fn side(&self) -> u32;
+
+    /// Writes all pixels of one picture.
+    ///
+    /// # Shape
+    /// `out: [3 * side * side]`, planar
+    fn render(&self, epoch: u64, id: InstanceId, bytes: &[u8], out: &mut [u8]) -> Result<(), PictureError>;
+}
+
+/// Augmented; the pixels are a function of (seed, epoch, instance).
+pub(super) struct TrainingView {
+    pub(super) recipe: Recipe,
+    pub(super) seed: u64,
+}
+
+impl View for TrainingView {
+    fn side(&self) -> u32 {
+        self.recipe.image_size
+    }
+
+    fn render(&self, epoch: u64, id: InstanceId, bytes: &[u8], out: &mut [u8]) -> Result<(), PictureError> {
+        let draw = |width, height| self.recipe.draw_for(self.seed, epoch, id, width, height);
+        augment(bytes, draw, self.recipe.image_size, out).map(drop)
+    }
+}
+
+/// The evaluation's transform, the same in every epoch.
+pub(super) struct EvaluationView(pub(super) EvalTransform);
+
+impl View for EvaluationView {
+    fn side(&self) -> u32 {
+        self.0.side()
+    }
+
+    fn render(&self, _epoch: u64, _id: InstanceId, bytes: &[u8], out: &mut [u8]) -> Result<(), PictureError> {
+        evaluate_pixels(bytes, self.0, out)
+    }
+}

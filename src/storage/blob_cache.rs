@@ -1,0 +1,226 @@
+//! Bytes of an object store kept on a local disk, under their digests.
+//!
+//! A file's name is the digest of its contents, so that whoever reads can check them and several jobs, of
+//! several datasets, can share a folder. What is not whole never has such a name: contents are written aside
+//! and renamed. Whoever changes the folder holds an operating system's lock, which a kill releases; nobody
+//! waits for it for long, since not to keep something is always right.
+
+use std::fs::{File, TryLockError};
+use std::io::Write;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+
+use super::{Digest, StorageError};
+
+/// How long a change waits for another job that is changing the folder.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+/// After a change that failed, none is tried for so long.
+const PAUSE: Duration = Duration::from_secs(30);
+/// What no job has used for so long, and this one does not know, may go.
+const IDLE: Duration = Duration::from_secs(3600);
+/// The lock, and the folder of what is not whole yet.
+const LOCK: &str = "lock";
+const UNFINISHED: &str = "unfinished";
+
+/// A folder of bytes under their digests, of a limited size.
+#[derive(Debug)]
+pub struct BlobCache {
+    folder: PathBuf,
+    limit: u64,
+    /// Until when nothing is written, after a failure.
+    paused: Mutex<Option<Instant>>,
+}
+
+/// What became of bytes that were to be kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// They are there.
+    Yes,
+    /// All that is there is needed sooner.
+    NoRoom,
+    /// The folder could not be changed now.
+    NotNow,
+}
+
+/// A file of the folder.
+struct Entry {
+    digest: Digest,
+    path: PathBuf,
+    bytes: u64,
+    used: SystemTime,
+}
+
+impl BlobCache {
+    /// Opens the folder, made if need be; `limit` bytes are kept there by all jobs that say so.
+    ///
+    /// # Errors
+    /// If the folder cannot be made.
+    pub fn open(folder: &Path, limit: u64) -> Result<Self, StorageError> {
+        let cache = Self { folder: folder.to_owned(), limit, paused: Mutex::new(None) };
+        std::fs::create_dir_all(folder.join(UNFINISHED)).map_err(|source| StorageError::Failed {
+            operation: "write",
+            location: folder.display().to_string(),
+            local: true,
+            source: Box::new(source),
+        })?;
+        Ok(cache)
+    }
+
+    /// The bytes that may be kept.
+    pub fn limit(&self) -> u64 {
+        self.limit
+    }
+
+    /// The contents under a digest, which the caller checks.
+    pub fn get(&self, digest: Digest) -> Option<Bytes> {
+        let path = self.path(digest);
+        let bytes = std::fs::read(&path).ok()?;
+        // Tells other jobs that it is in use; if that fails, they may remove it, no more.
+        let _ = File::open(&path).and_then(|file| file.set_modified(SystemTime::now()));
+        Some(bytes.into())
+    }
+
+    /// A part of the contents under a digest.
+    pub fn read(&self, digest: Digest, range: Range<u64>) -> Option<Bytes> {
+        let file = File::open(self.path(digest)).ok()?;
+        let mut bytes = vec![0; range.end.checked_sub(range.start)? as usize];
+        file.read_exact_at(&mut bytes, range.start).ok()?;
+        Some(bytes.into())
+    }
+
+    /// Removes what turned out to be damaged.
+    pub fn remove(&self, digest: Digest) {
+        // If it cannot be removed, it is found damaged again, and read from the store again.
+        let _ = std::fs::remove_file(self.path(digest));
+    }
+
+    /// Keeps bytes under their digest, where need be in place of others that are needed later.
+    ///
+    /// `next_use` tells when something is needed next, in any unit; `None` for what this job does not know,
+    /// which is removed only if no job has used it for an hour.
+    pub fn put(&self, digest: Digest, contents: &[u8], next_use: &dyn Fn(Digest) -> Option<u64>) -> Kept {
+        let mut paused = self.paused.lock().unwrap_or_else(PoisonError::into_inner);
+        if paused.is_some_and(|until| Instant::now() < until) {
+            return Kept::NotNow;
+        }
+        match self.put_locked(digest, contents, next_use) {
+            Ok(kept) => kept,
+            Err(error) => {
+                tracing::warn!("{}: nothing is kept for a while: {error}", self.folder.display());
+                *paused = Some(Instant::now() + PAUSE);
+                Kept::NotNow
+            }
+        }
+    }
+
+    fn put_locked(
+        &self,
+        digest: Digest,
+        contents: &[u8],
+        next_use: &dyn Fn(Digest) -> Option<u64>,
+    ) -> std::io::Result<Kept> {
+        let _lock = self.lock()?;
+        self.remove_unfinished()?;
+        let path = self.path(digest);
+        if path.exists() {
+            return Ok(Kept::Yes);
+        }
+        if !self.make_room(contents.len() as u64, next_use(digest), next_use)? {
+            return Ok(Kept::NoRoom);
+        }
+        let unfinished = self.folder.join(UNFINISHED).join(digest.to_string());
+        write(&unfinished, contents)?;
+        std::fs::rename(&unfinished, &path)?;
+        Ok(Kept::Yes)
+    }
+
+    /// The lock of the folder, given back when the file is dropped.
+    fn lock(&self) -> std::io::Result<File> {
+        let file = open_lock(&self.folder.join(LOCK))?;
+        let asked = Instant::now();
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(file),
+                Err(TryLockError::WouldBlock) if asked.elapsed() < LOCK_PATIENCE => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Removes what a killed job left: whoever has the lock is the only one who writes.
+    fn remove_unfinished(&self) -> std::io::Result<()> {
+        for entry in std::fs::read_dir(self.folder.join(UNFINISHED))? {
+            std::fs::remove_file(entry?.path())?;
+        }
+        Ok(())
+    }
+
+    /// Whether so many bytes fit, after removing what is needed later than `own_use`, the latest first.
+    fn make_room(
+        &self,
+        bytes: u64,
+        own_use: Option<u64>,
+        next_use: &dyn Fn(Digest) -> Option<u64>,
+    ) -> std::io::Result<bool> {
+        let entries = self.entries()?;
+        let mut total: u64 = entries.iter().map(|entry| entry.bytes).sum();
+        let now = SystemTime::now();
+        let own_use = own_use.unwrap_or(u64::MAX);
+        let mut victims: Vec<_> = entries
+            .into_iter()
+            .filter_map(|entry| {
+                let idle = now.duration_since(entry.used).unwrap_or_default();
+                let use_of = next_use(entry.digest).or((idle > IDLE).then_some(u64::MAX))?;
+                let may_go = use_of > own_use || (use_of == u64::MAX && idle > IDLE);
+                may_go.then_some((use_of, idle, entry))
+            })
+            .collect();
+        victims.sort_by_key(|(use_of, idle, _)| (*use_of, *idle));
+        let possible: u64 = victims.iter().map(|(.., entry)| entry.bytes).sum();
+        if (total - possible).saturating_add(bytes) > self.limit {
+            return Ok(false);
+        }
+        while total.saturating_add(bytes) > self.limit {
+            let Some((.., entry)) = victims.pop() else { return Ok(false) };
+            std::fs::remove_file(&entry.path)?;
+            total -= entry.bytes;
+        }
+        Ok(true)
+    }
+
+    fn entries(&self) -> std::io::Result<Vec<Entry>> {
+        let mut entries = Vec::new();
+        for found in std::fs::read_dir(&self.folder)? {
+            let found = found?;
+            let digest = found.file_name().to_str().and_then(|name| Digest::try_from(name.to_owned()).ok());
+            let (Some(digest), Ok(metadata)) = (digest, found.metadata()) else { continue };
+            let used = metadata.modified()?;
+            entries.push(Entry { digest, path: found.path(), bytes: metadata.len(), used });
+        }
+        Ok(entries)
+    }
+
+    fn path(&self, digest: Digest) -> PathBuf {
+        self.folder.join(digest.to_string())
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "a lock file holds no result")]
+fn open_lock(path: &Path) -> std::io::Result<File> {
+    File::options().read(true).write(true).create(true).truncate(false).open(path)
+}
+
+#[expect(clippy::disallowed_methods, reason = "a cache is no result: it is not published")]
+fn write(path: &Path, contents: &[u8]) -> std::io::Result<()> {
+    File::create(path)?.write_all(contents)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,74 @@
+//! How a run reads its data: the loader's options from the configuration.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+use super::{TrainConfig, TrainJob};
+use crate::checkpoint::Cursor;
+use crate::dataset::Manifest;
+use crate::loader::{DatasetSource, Loader, LoaderError, LoaderOptions, Shuffle, Source};
+use crate::storage::BlobCache;
+
+/// How the instances of an epoch are mixed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum ShuffleKind {
+    /// Uniformly over the whole split; for data on this machine, in memory or in a cache.
+    Exact,
+    /// Row groups in random order, and rows mixed over a window of them; for streaming.
+    Windowed,
+}
+
+/// The split that a run trains on.
+pub(super) fn open(job: &TrainJob, manifest: &Manifest) -> Result<DatasetSource, LoaderError> {
+    let config = &job.config;
+    let limit = if config.limit == 0 { None } else { Some(config.limit as usize) };
+    let source = DatasetSource::open(&job.dataset, manifest, &config.split, limit)?;
+    if config.cache.is_empty() {
+        return Ok(source);
+    }
+    let cache = BlobCache::open(Path::new(&config.cache), config.cache_size.0);
+    Ok(source.with_cache(cache.map_err(LoaderError::Cache)?))
+}
+
+/// A loader of all that a run still needs.
+pub(super) fn load(
+    config: &TrainConfig,
+    source: &Arc<dyn Source>,
+    cursor: Cursor,
+) -> Result<Loader, LoaderError> {
+    let recipe = config.recipe.recipe(config.image_size);
+    let options = LoaderOptions {
+        epoch: cursor.epoch,
+        epochs: config.epochs.saturating_sub(cursor.epoch),
+        first_step: cursor.step_in_epoch,
+        ..config.loader()
+    };
+    Loader::start(Arc::clone(source), recipe, options)
+}
+
+impl TrainConfig {
+    /// The loader's options, for an epoch from its start.
+    pub fn loader(&self) -> LoaderOptions {
+        let shuffle = match self.shuffle {
+            ShuffleKind::Exact => Shuffle::Exact,
+            ShuffleKind::Windowed => Shuffle::Windowed { rows: self.window },
+        };
+        LoaderOptions {
+            batch_size: self.batch_size,
+            seed: self.seed,
+            shuffle,
+            drop_last: self.drop_last,
+            threads: self.loader_threads,
+            read_threads: self.read_threads,
+            prefetch: self.prefetch,
+            memory_limit: self.memory_limit.0,
+            on_corrupt: self.on_corrupt,
+            max_corrupt: self.max_corrupt,
+            ..LoaderOptions::default()
+        }
+    }
+}
