@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::*;
-use crate::dataset::{ContentDigest, IngestRecord, Manifest, ShardWriter, Split, WriterOptions};
+use crate::dataset::{ContentDigest, Manifest, ShardWriter, Split, WriterOptions};
 use crate::storage::{Digest, Location, PublishMode};
 
 /// Pictures of different sizes; no two are the same.
@@ -63,12 +63,7 @@ pub(super) fn publish(dataset: &Location, rows: &[Row], row_group: usize) -> Man
         rejected: 0,
         digest: digest.finish(),
         shards: shards.collect(),
-        ingest: IngestRecord {
-            program: "test".into(),
-            format: "imagefolder".into(),
-            source_fingerprint: Digest::of(b"source"),
-            options: BTreeMap::new(),
-        },
+        ingest: Vec::new(),
     };
     let manifest = Manifest::new(options.classes, BTreeMap::from([("train".into(), split)]));
     manifest.publish(dataset, PublishMode::Create).expect("published");
