@@ -191,7 +191,7 @@ pub(super) fn make(making: &Making, works: &Receiver<Work>, batches: &Sender<Mad
         if making.reading.cancel.is_cancelled() {
             return;
         }
-        if counters.ready_wait.time(|| batches.send(made)).is_err() {
+        if !counters.ready_wait.time(|| batches.send(made).is_ok()) {
             return;
         }
     }

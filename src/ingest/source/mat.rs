@@ -101,9 +101,9 @@ fn synsets(mut matrix: &[u8]) -> Result<Option<Vec<Synset>>, String> {
     if flags.first() != Some(&STRUCT_CLASS) || name != b"synsets" {
         return Ok(None);
     }
-    let sides =
+    let mut sides =
         dimensions.chunks_exact(4).map(|side| i32::from_le_bytes(side.try_into().expect("four bytes")));
-    let count = sides.fold(Some(1_usize), |count, side| count?.checked_mul(usize::try_from(side).ok()?));
+    let count = sides.try_fold(1_usize, |count, side| count.checked_mul(usize::try_from(side).ok()?));
     let count = count.filter(|&count| count <= MOST_STRUCTS).ok_or("its size makes no sense")?;
     let (_, length) = element(&mut matrix)?;
     let length = length.first().copied().filter(|&length| length > 0).ok_or("it names no fields")?;

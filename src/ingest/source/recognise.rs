@@ -55,14 +55,14 @@ pub(super) fn look(sources: &[Location], wanted: SourceFormat) -> Result<Content
         }
         [] => unreachable!("the command line asks for a source"),
     };
-    let fits = match (&content, wanted) {
-        (_, SourceFormat::Auto) => true,
-        (Content::Folder { .. }, SourceFormat::Imagefolder)
-        | (Content::Tars(_), SourceFormat::Tar | SourceFormat::Imagenet | SourceFormat::Cifar)
-        | (Content::Parquet(_), SourceFormat::Parquet)
-        | (Content::List(_), SourceFormat::List) => true,
-        _ => false,
-    };
+    let fits = matches!(
+        (&content, wanted),
+        (_, SourceFormat::Auto)
+            | (Content::Folder { .. }, SourceFormat::Imagefolder)
+            | (Content::Tars(_), SourceFormat::Tar | SourceFormat::Imagenet | SourceFormat::Cifar)
+            | (Content::Parquet(_), SourceFormat::Parquet)
+            | (Content::List(_), SourceFormat::List)
+    );
     if fits {
         return Ok(content);
     }

@@ -28,7 +28,7 @@ struct Troubled {
 }
 
 impl Troubled {
-    fn new(trouble: Trouble, good_reads: usize) -> Arc<dyn Source> {
+    fn source(trouble: Trouble, good_reads: usize) -> Arc<dyn Source> {
         let inner = MemorySource::new(rows(100));
         Arc::new(Self { inner, trouble, good_reads, reads: AtomicUsize::new(0) })
     }
@@ -94,8 +94,8 @@ fn a_dropped_loader_ends_its_threads_whatever_they_are_doing() {
     for (source, batches) in [
         (source(400), 0),
         (source(400), 1),
-        (Troubled::new(Trouble::Hang, 0), 0),
-        (Troubled::new(Trouble::Hang, 4), 1),
+        (Troubled::source(Trouble::Hang, 0), 0),
+        (Troubled::source(Trouble::Hang, 4), 1),
     ] {
         let mut loader = started(&source, 3);
         for _ in 0..batches {
@@ -110,7 +110,7 @@ fn a_dropped_loader_ends_its_threads_whatever_they_are_doing() {
 
 #[test]
 fn an_error_of_the_source_reaches_the_consumer_once() {
-    let source = Troubled::new(Trouble::Fail, 0);
+    let source = Troubled::source(Trouble::Fail, 0);
     let mut loader = started(&source, 2);
     assert!(loader.next().expect("an answer").is_err());
     assert!(loader.next().is_none());
@@ -120,7 +120,7 @@ fn an_error_of_the_source_reaches_the_consumer_once() {
 
 #[test]
 fn a_panic_of_a_stage_reaches_the_consumer() {
-    let source = Troubled::new(Trouble::Panic, 3);
+    let source = Troubled::source(Trouble::Panic, 3);
     let loader = started(&source, 2);
     let asked = Instant::now();
     let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
@@ -133,7 +133,7 @@ fn a_panic_of_a_stage_reaches_the_consumer() {
 
 #[test]
 fn a_consumer_that_waits_for_a_store_that_hangs_can_be_stopped() {
-    let source = Troubled::new(Trouble::Hang, 0);
+    let source = Troubled::source(Trouble::Hang, 0);
     let mut loader = started(&source, 2);
     let stop = Arc::new(AtomicBool::new(false));
     let stopper = std::thread::spawn({

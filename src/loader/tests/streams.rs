@@ -80,6 +80,7 @@ fn evaluation_sees_each_picture_of_a_store_once_and_fetches_each_row_group_once(
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "damages a file by hand")]
 fn a_cache_cold_warm_small_or_damaged_changes_no_batch() {
     let (dir, store) = (tempdir().expect("a folder"), in_store());
     let bare: Arc<dyn Source> = Arc::new(open(&store));
