@@ -1,0 +1,73 @@
+"""How far the view hash of a picture moves when it is re-encoded or resized, and how far apart pictures are.
+
+The hash is that of src/ingest/view_hash.rs, written again in NumPy. Needs numpy and pillow.
+Usage: view_hash.py PICTURES.tar
+"""
+
+import io
+import sys
+import tarfile
+
+import numpy as np
+from PIL import Image
+
+GRID, FREQUENCIES = 64, 16
+COSINES = np.array(
+    [[round(np.cos(np.pi / GRID * (cell + 0.5) * f) * 16384) for cell in range(GRID)] for f in range(1, FREQUENCIES + 1)],
+    dtype=np.int64,
+)
+
+
+def sums(values):
+    """Sums over the first axis in GRID cells, and the cells' lengths."""
+    size = len(values)
+    bounds = [(i * size // GRID, max((i + 1) * size // GRID, i * size // GRID + 1)) for i in range(GRID)]
+    running = np.concatenate([np.zeros((1, values.shape[1]), np.int64), np.cumsum(values, 0)])
+    return np.array([running[end] - running[start] for start, end in bounds]), np.array([e - s for s, e in bounds])
+
+
+def view_hash(picture):
+    grey = np.asarray(picture.convert("L")).astype(np.int64)
+    rows, heights = sums(grey)
+    cells, widths = sums(rows.T)
+    cells = cells.T * 256 // (heights[:, None] * widths[None, :])
+    if cells.std() / 256 < 4:
+        return None
+    spectrum = (((COSINES @ cells) >> 8) @ COSINES.T).ravel()
+    return spectrum > np.sort(spectrum)[128]
+
+
+def encoded(picture, quality):
+    buffer = io.BytesIO()
+    picture.convert("RGB").save(buffer, "JPEG", quality=quality)
+    return Image.open(buffer)
+
+
+def short(picture, side):
+    factor = side / min(picture.size)
+    return picture.resize([max(1, round(length * factor)) for length in picture.size], Image.BILINEAR)
+
+
+CHANGES = {
+    "JPEG quality 30": lambda picture: encoded(picture, 30),
+    "JPEG quality 75": lambda picture: encoded(picture, 75),
+    "shorter side 256": lambda picture: short(picture, 256),
+    "shorter side 128": lambda picture: short(picture, 128),
+    "224 by 224, quality 75": lambda picture: encoded(picture.resize((224, 224), Image.BILINEAR), 75),
+}
+
+hashes, moved = [], {name: [] for name in CHANGES}
+archive = tarfile.open(sys.argv[1])
+for member in archive:
+    if not member.isfile():
+        continue
+    picture = Image.open(archive.extractfile(member))
+    own = view_hash(picture)
+    hashes.append(own)
+    for name, change in CHANGES.items():
+        moved[name].append(int((view_hash(change(picture)) != own).sum()))
+for name, bits in moved.items():
+    print(f"{name:24} median {np.median(bits):.0f}, most {max(bits)}")
+stacked = np.array(hashes)
+between = (stacked[:, None, :] != stacked[None, :, :]).sum(-1)[np.triu_indices(len(stacked), 1)]
+print(f"{len(stacked)} pictures, {len(between)} pairs: least {between.min()}, mean {between.mean():.0f}")
