@@ -83,7 +83,11 @@ pub(super) fn tidy(dest: &Location) -> Result<(), StorageError> {
         return Ok(());
     }
     match Workshop::open(dest) {
-        Ok(workshop) => workshop.clear(),
+        Ok(workshop) => {
+            // The manifest's own staging file, if the kill came between publishing and removing it.
+            dest.delete_unfinished_uploads()?;
+            workshop.clear()
+        }
         Err(StorageError::Locked { .. }) => Ok(()),
         Err(error) => Err(error),
     }

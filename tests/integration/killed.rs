@@ -13,7 +13,7 @@ const KILLS: usize = 50;
 
 /// Many small shards, so that a kill meets every kind of step.
 fn command(dest: &Path) -> Command {
-    let call = instdisc("ingest --shard-size 6KiB --row-group 4 --threads 2 --log error");
+    let call = instdisc("ingest --shard-size 8KiB --row-group 4 --threads 2 --log error");
     call.arg("--source", pictures()).arg("--dest", dest).command()
 }
 
@@ -28,7 +28,7 @@ fn run(dest: &Path) -> Duration {
 fn an_ingest_killed_at_any_moment_goes_on_to_the_same_bytes() {
     let dir = scratch();
     let whole = dir.path().join("whole");
-    let duration = run(&whole);
+    let mut duration = run(&whole);
     let expected = contents(&whole);
     assert!(expected.len() > 20, "there are many files");
     let mut moments = Stream::new(std::process::id().into(), Purpose::Report, 0, 0);
@@ -45,7 +45,8 @@ fn an_ingest_killed_at_any_moment_goes_on_to_the_same_bytes() {
             child.wait().expect("ended");
             kills += usize::from(!finished);
         }
-        run(&dest);
+        // Only the time of an ingest that had work left is a measure, and a busy machine's is too long.
+        duration = duration.min(run(&dest).max(duration / 2));
         let found = contents(&dest);
         let names =
             |files: &[(PathBuf, Vec<u8>)]| files.iter().map(|(path, _)| path.clone()).collect::<Vec<_>>();
