@@ -9,7 +9,7 @@ use crate::checkpoint::{TrainedOn, mark_finished, unmark_finished};
 use crate::dataset::Manifest;
 use crate::loader::{Loader, Source};
 use crate::model::{NamedTensors, allow_tf32, select_device};
-use crate::storage::Location;
+use crate::storage::{Location, Lock};
 
 use super::background::Writer;
 use super::data;
@@ -69,6 +69,8 @@ struct Session<'a> {
     writer: Writer,
     /// When the last checkpoint was begun.
     saved: Instant,
+    /// Of several jobs on one run, the one that may write.
+    lock: Lock,
 }
 
 impl<'a> Session<'a> {
@@ -89,6 +91,7 @@ impl<'a> Session<'a> {
             ids: source.ids().to_vec(),
             labels: source.labels().to_vec(),
         };
+        let lock = Lock::take(&job.run.join("lock"))?;
         let found = newest(&job.run)?;
         remove_unpublished(&job.run)?;
         let selected = select_device(config.device)?;
@@ -122,7 +125,7 @@ impl<'a> Session<'a> {
         let last = found.as_ref().map(|checkpoint| checkpoint.folder().clone());
         let writer = Writer::new(job.run.clone(), retention, last);
         let (data, saved) = (Arc::new(identity), Instant::now());
-        let mut session = Self { job, data, trainer, loader, metrics, writer, saved };
+        let mut session = Self { job, data, trainer, loader, metrics, writer, saved, lock };
         if found.is_none() {
             session.save()?;
         }
@@ -207,6 +210,7 @@ impl<'a> Session<'a> {
 
     /// Starts to write a checkpoint; how long training stood still for it.
     fn save(&mut self) -> Result<Duration, TrainError> {
+        self.lock.check()?;
         let (trainer, data, metrics) = (&self.trainer, &self.data, &mut self.metrics);
         let stall = self.writer.start(|| trainer.snapshot(data, metrics.files()))?;
         tracing::debug!(

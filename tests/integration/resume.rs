@@ -19,7 +19,8 @@ const VARIANTS: [&str; 5] = [
 ];
 
 fn start(run: &Path, more: &str) -> Child {
-    train(dataset(), run, &format!("{OPTIONS} {more}"))
+    let options = if more.contains("--epochs") { OPTIONS.replace("--epochs 12", "") } else { OPTIONS.into() };
+    train(dataset(), run, &format!("{options} {more}"))
         .command()
         .stderr(Stdio::null())
         .stdout(Stdio::null())
@@ -127,6 +128,25 @@ fn a_run_killed_while_it_writes_checkpoints_always_goes_on() {
     let end = format!("checkpoints/step-{:08}", epochs * 8);
     assert!(contents(&whole.join(&end)) == contents(&broken.join(&end)));
     assert!(!checkpoints(&broken).1, "what killed writers left is gone");
+}
+
+#[test]
+fn a_second_job_on_the_same_run_is_refused_while_the_first_is_alive() {
+    let dir = scratch();
+    let mut first = start(dir.path(), "--epochs 10000");
+    let marker = dir.path().join("checkpoints/step-00000005/checkpoint.json");
+    let deadline = Instant::now() + Duration::from_secs(300);
+    while !marker.exists() {
+        assert!(Instant::now() < deadline, "no checkpoint");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let mut second = start(dir.path(), "--epochs 10000");
+    let code = second.wait().expect("ends").code();
+    assert_eq!(code, Some(69));
+    assert!(first.try_wait().expect("a look").is_none(), "the first goes on");
+    first.kill().expect("killed");
+    first.wait().expect("ended");
+    train(dataset(), dir.path(), OPTIONS).ok();
 }
 
 #[test]
