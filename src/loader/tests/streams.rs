@@ -123,9 +123,10 @@ fn a_small_cache_keeps_what_comes_soonest() {
         let (_, stats) = measured(&source, one_reader);
         stats.cache_hits as f64 / (stats.cache_hits + stats.cache_misses) as f64
     };
-    // To keep any half of the split for ever gives one half.
+    // Ten of 21 row groups fit, and the first epoch of forty finds none: 0.464, and no rule can do better, since
+    // each hit is of a row group that was kept over the end of an epoch. The least recently used gives 0.14.
     let hits = share(50);
-    assert!(hits > 0.5, "{hits}");
+    assert!((0.45..0.48).contains(&hits), "{hits}");
 }
 
 #[test]
