@@ -44,9 +44,10 @@ fn an_ingest_killed_at_any_moment_goes_on_to_the_same_bytes() {
             child.kill().expect("killed");
             child.wait().expect("ended");
             kills += usize::from(!finished);
+            // The machine may be busier or idler than before: most kills shall meet a living process.
+            duration = duration.mul_f64(if finished { 0.8 } else { 1.05 });
         }
-        // Only the time of an ingest that had work left is a measure, and a busy machine's is too long.
-        duration = duration.min(run(&dest).max(duration / 2));
+        run(&dest);
         let found = contents(&dest);
         let names =
             |files: &[(PathBuf, Vec<u8>)]| files.iter().map(|(path, _)| path.clone()).collect::<Vec<_>>();
