@@ -1,9 +1,9 @@
 //! Compressed tars: unpacked once into a file without a name, since their members can only be read in order.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read, Write};
+use std::io::{self, BufReader, Read};
 
-use super::store::failed;
+use super::store::Spool;
 use super::window::Window;
 use crate::ingest::IngestError;
 use crate::storage::Location;
@@ -67,18 +67,17 @@ pub(super) fn unpack(
         Some(Compression::Gzip) => Box::new(flate2::bufread::MultiGzDecoder::new(reader)),
         Some(Compression::Zstd) => Box::new(zstd::Decoder::with_buffer(reader).map_err(damaged)?),
     };
-    let temporary = |error| failed("write", std::env::temp_dir().display().to_string(), error);
-    let mut file = tempfile::tempfile().map_err(temporary)?;
+    let mut spool = Spool::new()?;
     let mut decoder = decoder.take(limit + 1);
-    let (mut buffer, mut written) = (vec![0; 1 << 20], 0);
+    let mut buffer = vec![0; 1 << 20];
     loop {
         let count = decoder.read(&mut buffer).map_err(damaged)?;
         if count == 0 {
             break;
         }
-        file.write_all(&buffer[..count]).map_err(temporary)?;
-        written += count as u64;
+        spool.push(&buffer[..count])?;
     }
+    let (file, written) = spool.finish();
     if written > limit {
         return Err(damaged(io::Error::other(format!("it unpacks to more than {limit} bytes"))));
     }
