@@ -1,5 +1,6 @@
 //! The loader's threads, and the batches that they make ahead of need.
 
+use std::any::Any;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -246,13 +247,19 @@ impl Loader {
 
     /// Waits for the threads, which are done; if one panicked, so does the consumer.
     fn end(&mut self) {
-        self.makers.clear();
-        self.ending.end_all();
-        for thread in self.threads.drain(..) {
-            if let Err(panic) = thread.join() {
-                std::panic::resume_unwind(panic);
-            }
+        if let Some(panic) = self.join() {
+            std::panic::resume_unwind(panic);
         }
+    }
+
+    /// Ends all threads and waits for each of them; gives the first panic.
+    fn join(&mut self) -> Option<Box<dyn Any + Send>> {
+        self.ending.end_all();
+        // Without a receiver a maker that waits to send gives up, and all before it.
+        self.makers.clear();
+        let panics = self.threads.drain(..).filter_map(|thread| thread.join().err());
+        // Collected, so that no thread is left behind when the first one is found.
+        panics.collect::<Vec<_>>().into_iter().next()
     }
 }
 
@@ -266,13 +273,8 @@ impl Iterator for Loader {
 
 impl Drop for Loader {
     fn drop(&mut self) {
-        self.ending.end_all();
-        // Without a receiver a maker that waits to send gives up, and all before it.
-        self.makers.clear();
-        for thread in self.threads.drain(..) {
-            // A panic was for the consumer, who does not want batches any more.
-            let _ = thread.join();
-        }
+        // A panic was for the consumer, who does not want batches any more.
+        let _ = self.join();
     }
 }
 
