@@ -5,7 +5,7 @@ SHELL := /bin/bash
 CARGO ?= cargo
 DATA ?=
 
-.PHONY: help deps check-deps libtorch python build test lint demo clean-demo
+.PHONY: help deps check-deps libtorch python build test lint demo clean-demo gpu-bundle gpu-check
 
 help: ## Say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -42,3 +42,10 @@ demo: build ## From pictures to a kNN score and a page; DATA=/path/to/imagefolde
 
 clean-demo: ## Remove what the demo made
 	rm -rf demo
+
+gpu-bundle: build ## Pack binary, checks and DATA=/path/to/dataset for a machine with a GPU
+	@jobs/gpu/bundle.sh $(if $(DATA),"$(DATA)")
+
+gpu-check: ## On such a machine, in the unpacked bundle or here: compare devices, measure, train CIFAR-10
+	@if [ -x ./instdisc ]; then ./check.sh; else \
+	  $(MAKE) gpu-bundle && target/gpu-bundle/check.sh; fi

@@ -45,6 +45,14 @@ impl Blocks {
         self.count
     }
 
+    /// The blocks that hold any of these rows.
+    pub fn overlapping(self, rows: Range<usize>) -> Range<u64> {
+        let (start, end) = (rows.start as u64, rows.end as u64);
+        let first = (0..self.count).find(|&block| self.range(block).end > start).unwrap_or(self.count);
+        let after = (first..self.count).find(|&block| self.range(block).start >= end).unwrap_or(self.count);
+        first..after
+    }
+
     /// The rows of one block.
     pub fn range(self, block: u64) -> Range<u64> {
         let edge = |block: u64| (u128::from(block) * u128::from(self.rows) / u128::from(self.count)) as u64;

@@ -1,36 +1,52 @@
 //! The bank's first rows.
 
 use rayon::prelude::*;
+use tch::{Device, Kind, Tensor, no_grad};
 
-use super::Blocks;
+use super::{BankInit, Blocks};
 use crate::rng::{Purpose, Stream};
 
-/// Rows drawn uniformly in ±1 and normalised, block by block.
-///
-/// The reference's bound √(3/dim) is immaterial once a row is normalised.
+/// Blocks that are drawn at a time: enough for every core, and a small part of a large bank.
+const BLOCKS_AT_ONCE: u64 = 16;
+
+/// Random unit rows, block by block.
 ///
 /// # Shape
-/// -> `[instances * dim]`, row after row
-pub(super) fn uniform_unit_rows(instances: usize, dim: usize, seed: u64) -> Vec<f32> {
+/// -> `[instances, dim]` of this kind
+pub(super) fn random_rows(instances: usize, dim: usize, kind: Kind, draw: Drawing, device: Device) -> Tensor {
     let blocks = Blocks::new(instances, Blocks::FOR_INITIAL_ROWS);
-    let mut values = vec![0.0_f32; instances * dim];
-    let mut rest = values.as_mut_slice();
-    let mut parts = Vec::new();
-    for block in 0..blocks.count() {
-        let range = blocks.range(block);
-        let (part, after) = rest.split_at_mut((range.end - range.start) as usize * dim);
-        parts.push((block, part));
-        rest = after;
+    let all = Tensor::empty([instances as i64, dim as i64], (kind, device));
+    for first in (0..blocks.count()).step_by(BLOCKS_AT_ONCE as usize) {
+        let some = first..(first + BLOCKS_AT_ONCE).min(blocks.count());
+        let values: Vec<f32> = some
+            .clone()
+            .into_par_iter()
+            .flat_map_iter(|block| {
+                let range = blocks.range(block);
+                let mut stream = Stream::new(draw.seed, Purpose::BankInit, block, 0);
+                (range.start..range.end).flat_map(move |_| unit_row(&mut stream, dim, draw.init))
+            })
+            .collect();
+        let rows = Tensor::from_slice(&values).view([-1, dim as i64]);
+        let start = blocks.range(some.start).start as i64;
+        no_grad(|| all.narrow(0, start, rows.size()[0]).copy_(&rows));
     }
-    parts.into_par_iter().for_each(|(block, part)| {
-        let mut stream = Stream::new(seed, Purpose::BankInit, block, 0);
-        for row in part.chunks_exact_mut(dim) {
-            let drawn: Vec<f64> = row.iter().map(|_| stream.range(-1.0, 1.0)).collect();
-            let length = drawn.iter().map(|x| x * x).sum::<f64>().sqrt();
-            for (slot, value) in row.iter_mut().zip(drawn) {
-                *slot = (value / length) as f32;
-            }
-        }
-    });
-    values
+    all
+}
+
+/// How rows are drawn.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Drawing {
+    pub(super) init: BankInit,
+    pub(super) seed: u64,
+}
+
+fn unit_row(stream: &mut Stream, dim: usize, init: BankInit) -> Vec<f32> {
+    // The reference's bound √(3/dim) is immaterial once a row is normalised.
+    let drawn: Vec<f64> = match init {
+        BankInit::Normal => (0..dim).map(|_| stream.normal()).collect(),
+        BankInit::Uniform | BankInit::Encode => (0..dim).map(|_| stream.range(-1.0, 1.0)).collect(),
+    };
+    let length = drawn.iter().map(|x| x * x).sum::<f64>().sqrt();
+    drawn.into_iter().map(|x| (x / length) as f32).collect()
 }

@@ -6,11 +6,16 @@
 
 mod blocks;
 mod init;
+mod options;
+mod part;
 
 use tch::{Device, Kind, Tensor, no_grad};
 
 pub use blocks::Blocks;
+pub use options::{BankDtype, BankInit, BankOptions};
+pub use part::BankPart;
 
+use self::init::Drawing;
 use crate::ids::Position;
 use crate::units::BankMomentum;
 
@@ -19,7 +24,7 @@ const SHORTEST_SUM: f64 = 1e-6;
 
 /// One unit vector for each picture.
 ///
-/// Invariants: every row has unit length (within 1e-5); there are as many rows as the split has
+/// Invariants: every row has unit length (within 1e-5, or what its type can hold); there are as many rows as the split has
 /// instances; rows never take part in autograd.
 #[derive(Debug)]
 pub struct MemoryBank {
@@ -27,16 +32,31 @@ pub struct MemoryBank {
     updated_step: Vec<Option<u64>>,
 }
 
+/// What an update saw, as f64 scalars on the bank's device.
+#[derive(Debug)]
+pub struct Moved {
+    /// The mean cosine of a row before and after.
+    pub row_cosine: Tensor,
+    /// The mean squared distance of a feature to its row before.
+    pub distance: Tensor,
+}
+
 impl MemoryBank {
-    /// A bank of random unit rows, a function of the seed alone.
+    /// A bank before its first step, a function of the seed alone.
     ///
     /// # Source
     /// Reference `NCEAverage.py`: uniform in ±√(3/dim). There the rows are only approximately of unit length
     /// until their first update; here they are normalised.
-    pub fn random(instances: usize, dim: usize, seed: u64, device: Device) -> Self {
-        let values = init::uniform_unit_rows(instances, dim, seed);
-        let rows = Tensor::from_slice(&values).view([instances as i64, dim as i64]).to_device(device);
+    pub fn initial(options: BankOptions, seed: u64, device: Device) -> Self {
+        let BankOptions { instances, dim, dtype, init } = options;
+        let rows = init::random_rows(instances, dim, dtype.kind(), Drawing { init, seed }, device);
         Self { rows, updated_step: vec![None; instances] }
+    }
+
+    /// A bank of random unit rows in f32.
+    pub fn random(instances: usize, dim: usize, seed: u64, device: Device) -> Self {
+        let (dtype, init) = (BankDtype::F32, BankInit::Uniform);
+        Self::initial(BankOptions { instances, dim, dtype, init }, seed, device)
     }
 
     /// A bank with given rows.
@@ -50,6 +70,37 @@ impl MemoryBank {
         assert_eq!(rows.len(), updated_step.len() * dim, "one row of {dim} for each instance");
         let rows = Tensor::from_slice(rows).view([updated_step.len() as i64, dim as i64]).to_device(device);
         Self { rows, updated_step }
+    }
+
+    /// The same rows, kept in another type.
+    #[must_use]
+    pub fn with_dtype(self, dtype: BankDtype) -> Self {
+        Self { rows: self.rows.to_kind(dtype.kind()), ..self }
+    }
+
+    /// Writes the first rows of some positions, as if no step had written them.
+    ///
+    /// # Shape
+    /// `positions: [batch]`, `rows: [batch, dim]` unit rows
+    pub fn set_initial(&mut self, positions: &[Position], rows: &Tensor) {
+        let rows = rows.to_kind(self.rows.kind());
+        let _ = no_grad(|| self.rows.index_copy_(0, &self.index(positions), &rows));
+    }
+
+    /// All rows as one part.
+    pub fn whole(&self) -> BankPart {
+        BankPart::new(self.rows.shallow_clone(), 0, self.len())
+    }
+
+    /// The rows in so many parts of nearly equal length, as several owners would have them.
+    pub fn parts(&self, count: usize) -> Vec<BankPart> {
+        let blocks = Blocks::new(self.len(), count as u64);
+        let part = |block| {
+            let range = blocks.range(block);
+            let rows = self.rows.narrow(0, range.start as i64, (range.end - range.start) as i64);
+            BankPart::new(rows, range.start as usize, self.len())
+        };
+        (0..blocks.count()).map(part).collect()
     }
 
     /// The number of rows.
@@ -80,9 +131,9 @@ impl MemoryBank {
     /// The rows of `positions`.
     ///
     /// # Shape
-    /// `positions: [batch]` -> `[batch, dim]`
+    /// `positions: [batch]` -> `[batch, dim]` f32
     pub fn gather(&self, positions: &[Position]) -> Tensor {
-        self.rows.index_select(0, &self.index(positions))
+        self.rows.index_select(0, &self.index(positions)).to_kind(Kind::Float)
     }
 
     /// Moves the rows of `positions` towards `features` and renormalises them.
@@ -98,7 +149,13 @@ impl MemoryBank {
     ///
     /// # Source
     /// Reference `NCEAverage.py`, which does this inside `backward`; here the loop calls it.
-    pub fn update(&mut self, positions: &[Position], features: &Tensor, momentum: BankMomentum, step: u64) {
+    pub fn update(
+        &mut self,
+        positions: &[Position],
+        features: &Tensor,
+        momentum: BankMomentum,
+        step: u64,
+    ) -> Moved {
         assert_eq!(
             features.size(),
             [positions.len() as i64, self.dim() as i64],
@@ -107,18 +164,23 @@ impl MemoryBank {
         let mut distinct: Vec<_> = positions.to_vec();
         distinct.sort_unstable();
         assert!(distinct.windows(2).all(|pair| pair[0] != pair[1]), "a position occurs twice in the batch");
-        no_grad(|| {
-            let features = features.detach().to_kind(Kind::Float);
-            let old = self.gather(positions);
-            let sum = old * momentum.get() + &features * (1.0 - momentum.get());
-            let length = sum.norm_scalaropt_dim(2, [1_i64].as_slice(), true);
-            let moved = &sum / &length;
-            let rows = moved.where_self(&length.gt(SHORTEST_SUM), &features);
-            let _ = self.rows.index_copy_(0, &self.index(positions), &rows);
-        });
         for position in positions {
             self.updated_step[position.row()] = Some(step);
         }
+        no_grad(|| {
+            let features = features.detach().to_kind(Kind::Float);
+            let old = self.gather(positions);
+            let sum = &old * momentum.get() + &features * (1.0 - momentum.get());
+            let length = sum.norm_scalaropt_dim(2, [1_i64].as_slice(), true);
+            let moved = &sum / &length;
+            let rows = moved.where_self(&length.gt(SHORTEST_SUM), &features);
+            let _ = self.rows.index_copy_(0, &self.index(positions), &rows.to_kind(self.rows.kind()));
+            let count = positions.len() as f64;
+            Moved {
+                row_cosine: (&old * rows).sum(Kind::Double) / count,
+                distance: (features - old).square().sum(Kind::Double) / count,
+            }
+        })
     }
 
     /// A copy of the rows on the host, row after row.
@@ -126,7 +188,7 @@ impl MemoryBank {
         let mut values = vec![0.0; self.rows.numel()];
         let count = values.len();
         if count > 0 {
-            self.rows.to_device(Device::Cpu).contiguous().copy_data(&mut values, count);
+            self.rows.to_device(Device::Cpu).to_kind(Kind::Float).contiguous().copy_data(&mut values, count);
         }
         values
     }

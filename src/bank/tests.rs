@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 use tch::{Device, Kind, Tensor};
 
-use super::{Blocks, MemoryBank};
+use super::{BankDtype, BankInit, BankOptions, Blocks, MemoryBank};
 use crate::ids::Position;
 use crate::units::BankMomentum;
 
@@ -20,7 +20,7 @@ fn feature(values: [f32; 2]) -> Tensor {
 #[test]
 fn an_orthogonal_feature_turns_the_row_by_half_a_right_angle() {
     let mut bank = bank(&[[1.0, 0.0]]);
-    bank.update(&[Position(0)], &feature([0.0, 1.0]), momentum(0.5), 3);
+    let _ = bank.update(&[Position(0)], &feature([0.0, 1.0]), momentum(0.5), 3);
     let half = std::f32::consts::FRAC_1_SQRT_2;
     assert!(bank.to_vec().iter().all(|value| (value - half).abs() < 1e-6));
     assert_eq!(bank.updated_step(), [Some(3)]);
@@ -29,7 +29,7 @@ fn an_orthogonal_feature_turns_the_row_by_half_a_right_angle() {
 #[test]
 fn momentum_weighs_the_old_row() {
     let mut bank = bank(&[[1.0, 0.0]]);
-    bank.update(&[Position(0)], &feature([0.0, 1.0]), momentum(0.9), 0);
+    let _ = bank.update(&[Position(0)], &feature([0.0, 1.0]), momentum(0.9), 0);
     let row = bank.to_vec();
     assert!((row[0] / row[1] - 9.0).abs() < 1e-4, "{row:?}");
 }
@@ -37,7 +37,7 @@ fn momentum_weighs_the_old_row() {
 #[test]
 fn an_antipodal_feature_replaces_the_row() {
     let mut bank = bank(&[[1.0, 0.0]]);
-    bank.update(&[Position(0)], &feature([-1.0, 0.0]), momentum(0.5), 0);
+    let _ = bank.update(&[Position(0)], &feature([-1.0, 0.0]), momentum(0.5), 0);
     assert_eq!(bank.to_vec(), [-1.0, 0.0]);
 }
 
@@ -46,7 +46,7 @@ fn other_rows_are_untouched() {
     let mut bank = MemoryBank::random(50, 8, 1, Device::Cpu);
     let before = bank.to_vec();
     let features = MemoryBank::random(2, 8, 2, Device::Cpu);
-    bank.update(&[Position(7), Position(3)], features.rows(), momentum(0.5), 0);
+    let _ = bank.update(&[Position(7), Position(3)], features.rows(), momentum(0.5), 0);
     let after = bank.to_vec();
     for row in 0..50 {
         let same = before[row * 8..][..8] == after[row * 8..][..8];
@@ -58,7 +58,7 @@ fn other_rows_are_untouched() {
 fn each_feature_reaches_the_row_of_its_own_id() {
     let mut bank = bank(&[[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]);
     let features = Tensor::from_slice(&[0.0_f32, 1.0, -0.6, 0.8]).view([2, 2]);
-    bank.update(&[Position(2), Position(0)], &features, momentum(0.0), 0);
+    let _ = bank.update(&[Position(2), Position(0)], &features, momentum(0.0), 0);
     assert_eq!(bank.to_vec(), [-0.6, 0.8, 1.0, 0.0, 0.0, 1.0]);
 }
 
@@ -67,7 +67,7 @@ fn each_feature_reaches_the_row_of_its_own_id() {
 fn duplicate_ids_are_refused() {
     let mut bank = MemoryBank::random(5, 4, 0, Device::Cpu);
     let features = MemoryBank::random(2, 4, 1, Device::Cpu);
-    bank.update(&[Position(1), Position(1)], features.rows(), momentum(0.5), 0);
+    let _ = bank.update(&[Position(1), Position(1)], features.rows(), momentum(0.5), 0);
 }
 
 #[test]
@@ -116,9 +116,63 @@ proptest! {
             (bank.gather(&[Position(1)]) * target.rows()).sum(Kind::Double).double_value(&[])
         };
         let before = cosine(&bank);
-        bank.update(&[Position(1)], target.rows(), momentum(m), 0);
+        let _ = bank.update(&[Position(1)], target.rows(), momentum(m), 0);
         let length = bank.gather(&[Position(1)]).norm().double_value(&[]);
         prop_assert!((length - 1.0).abs() < 1e-5);
         prop_assert!(cosine(&bank) >= before - 1e-5);
     }
+}
+
+#[test]
+fn parts_cover_the_bank_and_each_knows_its_positions() {
+    let bank = MemoryBank::random(11, 4, 1, Device::Cpu);
+    let parts = bank.parts(3);
+    let rows: Vec<_> = parts.iter().map(|part| part.rows().shallow_clone()).collect();
+    assert!(Tensor::cat(&rows, 0).equal(bank.rows()));
+    let positions = [Position(10), Position(0), Position(5)];
+    let owned: Vec<Vec<_>> = parts.iter().map(|part| part.owned(&positions).collect()).collect();
+    assert_eq!(owned, [vec![(1, 0)], vec![(2, 2)], vec![(0, 3)]]);
+}
+
+#[test]
+fn a_normal_start_differs_from_a_uniform_one_and_is_of_unit_length() {
+    let start = |init| {
+        let options = BankOptions { instances: 500, dim: 8, dtype: BankDtype::F32, init };
+        MemoryBank::initial(options, 3, Device::Cpu)
+    };
+    let (normal, uniform) = (start(BankInit::Normal), start(BankInit::Uniform));
+    assert_ne!(normal.to_vec(), uniform.to_vec());
+    let lengths = normal.rows().norm_scalaropt_dim(2, [1_i64].as_slice(), false);
+    assert!((lengths - 1.0).abs().max().double_value(&[]) < 1e-6);
+}
+
+#[test]
+fn a_bank_of_16_bits_keeps_its_rows_near_unit_length_and_moves_them_alike() {
+    for (dtype, tolerance) in [(BankDtype::Bf16, 2.0_f64.powi(-8)), (BankDtype::F16, 2.0_f64.powi(-11))] {
+        let mut exact = MemoryBank::random(20, 8, 1, Device::Cpu);
+        let mut coarse = MemoryBank::random(20, 8, 1, Device::Cpu).with_dtype(dtype);
+        let features = MemoryBank::random(2, 8, 2, Device::Cpu);
+        for bank in [&mut exact, &mut coarse] {
+            let _ = bank.update(&[Position(7), Position(3)], features.rows(), momentum(0.5), 0);
+        }
+        let difference = (coarse.rows().to_kind(Kind::Float) - exact.rows()).abs().max().double_value(&[]);
+        assert!(difference > 0.0 && difference < 2.0 * tolerance, "{difference}");
+    }
+}
+
+#[test]
+fn an_update_says_how_far_rows_moved() {
+    let mut bank = bank(&[[1.0, 0.0]]);
+    let moved = bank.update(&[Position(0)], &feature([0.0, 1.0]), momentum(0.5), 0);
+    assert!((moved.row_cosine.double_value(&[]) - std::f64::consts::FRAC_1_SQRT_2).abs() < 1e-6);
+    assert!((moved.distance.double_value(&[]) - 2.0).abs() < 1e-6);
+}
+
+#[test]
+fn blocks_that_overlap_rows_are_found() {
+    let blocks = Blocks::new(10, 4);
+    // Blocks are 0..2, 2..5, 5..7, 7..10.
+    assert_eq!(blocks.overlapping(0..10), 0..4);
+    assert_eq!(blocks.overlapping(4..6), 1..3);
+    assert_eq!(blocks.overlapping(5..7), 2..3);
 }

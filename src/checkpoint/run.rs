@@ -1,5 +1,7 @@
 //! The checkpoints of a run.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use super::{CheckpointError, MANIFEST};
@@ -21,12 +23,35 @@ pub fn list_checkpoints(run: &Location) -> Result<Vec<(u64, Location)>, Checkpoi
         .into_iter()
         .filter_map(|entry| {
             let (name, file) = entry.name.split_once('/')?;
-            let step = name.strip_prefix("step-")?.parse().ok()?;
+            let step = step_of(name)?;
             (file == MANIFEST).then(|| (step, folder.join(name)))
         })
         .collect();
     found.sort_by_key(|(step, _)| *step);
     Ok(found)
+}
+
+/// The folders of checkpoints that were begun and not published, or whose removal was begun.
+///
+/// # Errors
+/// If the store fails.
+pub fn list_unpublished(run: &Location) -> Result<Vec<Location>, CheckpointError> {
+    let folder = run.join("checkpoints");
+    let published: BTreeSet<u64> = list_checkpoints(run)?.into_iter().map(|(step, _)| step).collect();
+    let mut found = BTreeSet::new();
+    for entry in folder.list()? {
+        found.extend(entry.name.split_once('/').and_then(|(name, _)| step_of(name)));
+    }
+    if let Some(path) = folder.local_path() {
+        // A listing passes over files that are being written, and with them folders that have no others.
+        let names = std::fs::read_dir(path).into_iter().flatten().flatten();
+        found.extend(names.filter_map(|entry| step_of(entry.file_name().to_str()?)));
+    }
+    Ok(found.difference(&published).map(|&step| folder.join(&checkpoint_name(step))).collect())
+}
+
+fn step_of(name: &str) -> Option<u64> {
+    name.strip_prefix("step-")?.parse().ok()
 }
 
 /// Removes a checkpoint, its manifest first: what a kill leaves is no checkpoint any more.
@@ -39,8 +64,8 @@ pub fn remove_checkpoint(folder: &Location) -> Result<(), CheckpointError> {
         folder.join(&entry.name).delete()?;
     }
     if let Some(path) = folder.local_path() {
-        // An empty folder that stays behind harms nobody.
-        let _ = std::fs::remove_dir(path);
+        // With it goes what a killed writer left half done; a folder that stays behind harms nobody.
+        let _ = std::fs::remove_dir_all(path);
     }
     Ok(())
 }

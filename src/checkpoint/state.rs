@@ -24,6 +24,15 @@ pub struct TrainState {
     pub cursor: Cursor,
     /// The natural logarithm of the partition constant Z of `nce`, once estimated.
     pub ln_partition: Option<f64>,
+    /// Steps that the optimiser has taken: fewer than the cursor's where steps were skipped.
+    #[serde(default)]
+    pub optimizer_steps: Option<u64>,
+    /// Steps that moved nothing, because a number was not finite.
+    #[serde(default)]
+    pub skipped_steps: u64,
+    /// The loss scale of f16, and what it depends on; null in other precisions.
+    #[serde(default)]
+    pub loss_scale: serde_json::Value,
     /// The number of instances trained on, and of rows in the bank.
     pub instances: u64,
     /// What the encoder is built from, for whoever only embeds.

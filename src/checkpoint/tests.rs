@@ -60,6 +60,9 @@ fn the_state_keeps_every_bit_of_the_partition() {
     let state = TrainState {
         cursor: Cursor { step: 7, epoch: 1, step_in_epoch: 2 },
         ln_partition: Some(14.860_123_456_789_012),
+        optimizer_steps: Some(6),
+        skipped_steps: 1,
+        loss_scale: serde_json::Value::Null,
         instances: 10,
         encoder: serde_json::json!({"arch": "resnet18"}),
         config: serde_json::json!({"lr": 0.1}),
@@ -68,4 +71,24 @@ fn the_state_keeps_every_bit_of_the_partition() {
     let read: TrainState = serde_json::from_str(&text).expect("our own JSON");
     assert_eq!(read.ln_partition.map(f64::to_bits), state.ln_partition.map(f64::to_bits));
     assert_eq!(read, state);
+}
+
+#[test]
+fn unfinished_checkpoints_are_listed_and_removed_with_what_is_half_written() {
+    let (dir, root) = root();
+    published(&root, 3);
+    publish_file(&root.join("checkpoints/step-00000007"), MODEL, vec![1]).expect("a lone file");
+    // What a killed writer leaves of a file: the store's listing passes it over.
+    let staged = dir.path().join("checkpoints/step-00000009");
+    std::fs::create_dir_all(&staged).expect("a folder");
+    std::fs::hard_link(dir.path().join("checkpoints/step-00000003").join(MODEL), staged.join("bank.arrow#1"))
+        .expect("a staged file");
+    let found = list_unpublished(&root).expect("a list");
+    let names: Vec<_> = found.iter().map(Location::file_name).collect();
+    assert_eq!(names, ["step-00000007", "step-00000009"]);
+    for folder in &found {
+        remove_checkpoint(folder).expect("removed");
+    }
+    assert!(!staged.exists() && list_unpublished(&root).expect("a list").is_empty());
+    assert_eq!(list_checkpoints(&root).expect("a list").len(), 1);
 }

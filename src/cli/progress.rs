@@ -116,7 +116,10 @@ impl Meter {
     fn line(&self, message: &str) {
         let rate = (self.done - self.before) as f64 / self.started.elapsed().as_secs_f64().max(1e-9);
         let share = 100.0 * self.done as f64 / self.total.max(1) as f64;
-        say(&format!("{}: {}/{} ({share:.0} %) {rate:.1}/s {message}", self.stage, self.done, self.total));
+        let left = self.total.saturating_sub(self.done) as f64 / rate.max(1e-9);
+        let left = indicatif::HumanDuration(Duration::from_secs_f64(left.min(1e9)));
+        let Self { stage, done, total, .. } = self;
+        say(&format!("{stage}: {done}/{total} ({share:.0} %) {rate:.1}/s, {left} left, {message}"));
     }
 }
 

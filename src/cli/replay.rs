@@ -7,19 +7,21 @@ use clap::Args;
 use tch::{Device, Kind, Tensor};
 
 use super::exit::WrongData;
-use crate::bank::MemoryBank;
+use crate::bank::{BankDtype, MemoryBank};
 use crate::ids::Position;
 use crate::model::NamedTensors;
-use crate::objective::{Nce, NceOptions, Negatives, Objective, ObjectiveKind, Partition, Queries, Softmax};
+use crate::objective::{
+    Negatives, Objective, ObjectiveKind, ObjectiveOptions, Partition, PartitionChoice, Queries,
+};
 use crate::storage::{Location, PublishMode};
 use crate::units::{BankMomentum, Temperature};
 
 /// Run objective and bank update on given tensors, to compare implementations number by number.
 ///
 /// The input (safetensors) holds `bank` (n × dim), and for each step t from 0 `features_t` (batch × dim),
-/// `ids_t` (batch) and, for nce, `negatives_t` (batch × K); ids are int32 or int64. The output holds `loss_t`,
-/// `gradient_t` (batch × dim) with respect to the features, `bank_t` (n × dim) after the step's update, and,
-/// for nce, `z_t`. Z is estimated from step 0.
+/// `ids_t` (batch) and, for nce and infonce, `negatives_t` (batch × K, or K rows that all share); ids are int32
+/// or int64. The output holds `loss_t`, `gradient_t` (batch × dim) with respect to the features, `bank_t`
+/// (n × dim) after the step's update, and, for nce, `z_t`, the Z of that step. Z is estimated from step 0.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  instdisc replay --input in.safetensors --output out.safetensors --objective nce \\\n    --temperature 0.07 --bank-momentum 0.5"
@@ -43,6 +45,24 @@ pub(super) struct ReplayArgs {
     /// Added to the noise's probability (nce); the reference has 1e-7
     #[arg(long, value_name = "EPS", default_value_t = 0.0)]
     eps: f64,
+    /// Where Z comes from (nce): fixed (step 0), ema (a moving average), or a number
+    #[arg(long, value_name = "CHOICE", default_value_t = PartitionChoice::Fixed)]
+    partition: PartitionChoice,
+    /// The weight of the old Z in the moving average
+    #[arg(long, value_name = "D", default_value_t = 0.99)]
+    partition_decay: f64,
+    /// λ of the proximal term
+    #[arg(long, value_name = "LAMBDA", default_value_t = 0.0)]
+    proximal_weight: f64,
+    /// Leave out a sampled row that is the query's own
+    #[arg(long)]
+    exclude_positive: bool,
+    /// The type in which the bank keeps its numbers
+    #[arg(long, value_enum, value_name = "NAME", default_value = "f32")]
+    bank_dtype: BankDtype,
+    /// Evaluate as so many owners of parts of the bank would
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    blocks: usize,
 }
 
 pub(super) fn run(args: &ReplayArgs) -> anyhow::Result<()> {
@@ -61,10 +81,11 @@ fn replay(args: &ReplayArgs, input: &NamedTensors) -> anyhow::Result<NamedTensor
     let mut values = vec![0.0; rows.numel()];
     let count = values.len();
     rows.contiguous().copy_data(&mut values, count);
-    let mut bank = MemoryBank::from_rows(&values, dim as usize, vec![None; instances as usize], Device::Cpu);
+    let bank = MemoryBank::from_rows(&values, dim as usize, vec![None; instances as usize], Device::Cpu);
+    let mut bank = bank.with_dtype(args.bank_dtype);
 
     let mut results = Vec::new();
-    let mut objective = None;
+    let mut objective = Objective::new(options(args), Partition::Unset);
     for step in 0_u64.. {
         let Ok(features) = input.get(&format!("features_{step}")) else { break };
         let features = features.to_kind(Kind::Float);
@@ -72,17 +93,20 @@ fn replay(args: &ReplayArgs, input: &NamedTensors) -> anyhow::Result<NamedTensor
         let expected = [ids.len() as i64, dim];
         ensure!(features.size() == expected, "features_{step}: {:?}, not {expected:?}", features.size());
         let negatives = negatives(args.objective, input, step, &ids, instances)?;
-        let objective = objective.get_or_insert_with(|| new_objective(args, negatives.as_ref()));
-        let queries = Queries { features: &features, positions: &ids };
-        objective.prepare(queries, &bank, negatives.as_ref());
-        let evaluation = objective.evaluate(queries, &bank, negatives.as_ref());
-        bank.update(&ids, &features, args.bank_momentum, step);
+        let queries = Queries::whole(&features, &ids);
+        let parts = bank.parts(args.blocks.max(1));
+        objective.prepare(queries, &parts, negatives.as_ref());
+        let evaluation = objective.evaluate(queries, &parts, negatives.as_ref());
+        let _ = bank.update(&ids, &features, args.bank_momentum, step);
 
-        results.push((format!("loss_{step}"), Tensor::from(evaluation.loss)));
+        results.push((format!("loss_{step}"), evaluation.loss));
         results.push((format!("gradient_{step}"), evaluation.gradient));
         results.push((format!("bank_{step}"), bank.rows().copy()));
-        if let Some(ln_z) = objective.ln_partition() {
+        if let Some(ln_z) = objective.partition().ln_z() {
             results.push((format!("z_{step}"), Tensor::from(ln_z.exp())));
+        }
+        if let Some(estimate) = evaluation.ln_partition {
+            objective.observe(estimate.double_value(&[]));
         }
     }
     ensure!(!results.is_empty(), "tensor \"features_0\" is missing");
@@ -106,13 +130,14 @@ fn negatives(
     ids: &[Position],
     instances: i64,
 ) -> anyhow::Result<Option<Negatives>> {
-    if objective != ObjectiveKind::Nce {
+    if objective == ObjectiveKind::Softmax {
         return Ok(None);
     }
     let name = format!("negatives_{step}");
     let rows = indices(input.get(&name)?, &name, instances)?;
     let size = rows.size();
-    ensure!(size.len() == 2 && size[0] == ids.len() as i64, "{name}: its shape is {size:?}, not [batch, K]");
+    let own = size.len() == 2 && size[0] == ids.len() as i64;
+    ensure!(own || size.len() == 1, "{name}: its shape is {size:?}, neither [batch, K] nor [K]");
     Ok(Some(Negatives::given(rows)))
 }
 
@@ -128,13 +153,14 @@ fn indices(tensor: &Tensor, name: &str, instances: i64) -> anyhow::Result<Tensor
     Ok(rows)
 }
 
-fn new_objective(args: &ReplayArgs, negatives: Option<&Negatives>) -> Objective {
-    match (args.objective, negatives) {
-        (ObjectiveKind::Nce, Some(negatives)) => {
-            let negatives = negatives.rows().size()[1] as usize;
-            let options = NceOptions { negatives, temperature: args.temperature, eps: args.eps };
-            Objective::Nce(Nce::new(options, Partition::Unset))
-        }
-        _ => Objective::Softmax(Softmax::new(args.temperature)),
+fn options(args: &ReplayArgs) -> ObjectiveOptions {
+    ObjectiveOptions {
+        eps: args.eps,
+        partition: args.partition,
+        partition_decay: args.partition_decay,
+        proximal_weight: args.proximal_weight,
+        exclude_positive: args.exclude_positive,
+        // How many there are is what the input has.
+        ..ObjectiveOptions::new(args.objective, args.temperature, 0)
     }
 }

@@ -3,6 +3,8 @@
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
+use super::plain::{ALEXNET, PlainLayout, VGG16};
+
 /// A backbone: how many blocks of which kind, behind which stem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 pub enum Architecture {
@@ -18,6 +20,26 @@ pub enum Architecture {
     #[serde(rename = "resnet50")]
     #[value(name = "resnet50")]
     ResNet50,
+    /// ResNet-101 with the ImageNet stem.
+    #[serde(rename = "resnet101")]
+    #[value(name = "resnet101")]
+    ResNet101,
+    /// ResNet-152 with the ImageNet stem.
+    #[serde(rename = "resnet152")]
+    #[value(name = "resnet152")]
+    ResNet152,
+    /// AlexNet as torchvision has it, for pictures of 64 pixels or more.
+    #[serde(rename = "alexnet")]
+    #[value(name = "alexnet")]
+    AlexNet,
+    /// VGG-16, for pictures of 32 pixels or more.
+    #[serde(rename = "vgg16")]
+    #[value(name = "vgg16")]
+    Vgg16,
+    /// VGG-16 with batch norms.
+    #[serde(rename = "vgg16-bn")]
+    #[value(name = "vgg16-bn")]
+    Vgg16Bn,
     /// ResNet-18 with a 3×3 stem, for 32×32 pictures (reference `models/resnet_cifar.py`).
     #[serde(rename = "resnet18-cifar")]
     #[value(name = "resnet18-cifar")]
@@ -41,15 +63,42 @@ pub(super) struct Layout {
     pub(super) small_stem: bool,
 }
 
+/// How any architecture is put together.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum NetworkLayout {
+    ResNet(Layout),
+    Plain(PlainLayout),
+}
+
 impl Architecture {
-    pub(super) fn layout(self) -> Layout {
-        let imagenet = Layout { blocks: &[2, 2, 2, 2], width: 64, bottleneck: false, small_stem: false };
-        match self {
-            Self::ResNet18 => imagenet,
-            Self::ResNet34 => Layout { blocks: &[3, 4, 6, 3], ..imagenet },
-            Self::ResNet50 => Layout { blocks: &[3, 4, 6, 3], bottleneck: true, ..imagenet },
-            Self::ResNet18Cifar => Layout { small_stem: true, ..imagenet },
-            Self::ResNet20Cifar => Layout { blocks: &[3, 3, 3], width: 16, small_stem: true, ..imagenet },
+    /// The name of the last layer, which is the projection, with a dot behind.
+    pub(super) fn projection(self) -> &'static str {
+        match self.layout() {
+            NetworkLayout::ResNet(_) => "fc.",
+            NetworkLayout::Plain(_) => "classifier.6.",
         }
+    }
+
+    pub(super) fn layout(self) -> NetworkLayout {
+        let basic = Layout { blocks: &[2, 2, 2, 2], width: 64, bottleneck: false, small_stem: false };
+        let deep = |blocks| Layout { blocks, bottleneck: true, ..basic };
+        let vgg =
+            |batch_norm| PlainLayout { pieces: VGG16, batch_norm, pooled_side: 7, classifier: [0, 3, 6] };
+        NetworkLayout::ResNet(match self {
+            Self::ResNet18 => basic,
+            Self::ResNet34 => Layout { blocks: &[3, 4, 6, 3], ..basic },
+            Self::ResNet50 => deep(&[3, 4, 6, 3]),
+            Self::ResNet101 => deep(&[3, 4, 23, 3]),
+            Self::ResNet152 => deep(&[3, 8, 36, 3]),
+            Self::ResNet18Cifar => Layout { small_stem: true, ..basic },
+            Self::ResNet20Cifar => Layout { blocks: &[3, 3, 3], width: 16, small_stem: true, ..basic },
+            Self::AlexNet => {
+                let classifier = [1, 4, 6];
+                let layout = PlainLayout { pieces: ALEXNET, batch_norm: false, pooled_side: 6, classifier };
+                return NetworkLayout::Plain(layout);
+            }
+            Self::Vgg16 => return NetworkLayout::Plain(vgg(false)),
+            Self::Vgg16Bn => return NetworkLayout::Plain(vgg(true)),
+        })
     }
 }

@@ -101,6 +101,18 @@ pub fn select_device(choice: DeviceChoice) -> Result<SelectedDevice, DeviceError
     }
 }
 
+/// Waits until the device has done what it was told.
+pub fn wait_for(device: Device) {
+    if let Device::Cuda(number) = device {
+        tch::Cuda::synchronize(number as i64);
+    }
+}
+
+/// The threads on which the CPU computes.
+pub fn threads() -> usize {
+    usize::try_from(tch::get_num_threads()).unwrap_or(1)
+}
+
 /// The number of CUDA devices, or why there is none.
 fn cuda_devices() -> Result<usize, String> {
     load_cuda_part()?;

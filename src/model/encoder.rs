@@ -4,8 +4,9 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, nn};
 
 use super::architecture::Architecture;
+use super::compute::Compute;
 use super::init::initial_value;
-use super::resnet::ResNet;
+use super::network::Network;
 use super::weights::{NamedTensors, WeightsError};
 
 /// Keeps the division by a feature's length finite, as `torch.nn.functional.normalize` does.
@@ -49,7 +50,8 @@ pub struct EncoderConfig {
 #[derive(Debug)]
 pub struct Encoder {
     variables: nn::VarStore,
-    network: ResNet,
+    network: Network,
+    compute: Compute,
     mean: Tensor,
     std: Tensor,
     config: EncoderConfig,
@@ -59,12 +61,13 @@ impl Encoder {
     /// An encoder with the initial weights of `seed`.
     pub fn new(config: EncoderConfig, seed: u64, device: Device) -> Self {
         let variables = nn::VarStore::new(device);
-        let network = ResNet::new(&variables.root(), config.arch.layout(), config.dim as i64);
+        let network = Network::new(&variables.root(), config.arch, config.dim as i64);
         let channel = |values: [f64; 3]| {
             Tensor::from_slice(&values).to_kind(Kind::Float).view([1, 3, 1, 1]).to_device(device)
         };
         let encoder = Self {
             network,
+            compute: Compute::default(),
             mean: channel(config.normalisation.mean),
             std: channel(config.normalisation.std),
             variables,
@@ -87,13 +90,29 @@ impl Encoder {
         self.variables.device()
     }
 
+    /// Computes in another way from now on; the weights stay in f32.
+    pub fn set_compute(&mut self, compute: Compute) {
+        self.compute = compute;
+        if compute.channels_last {
+            for (_, mut variable) in self.named_variables() {
+                if variable.dim() == 4 {
+                    let moved = tch::no_grad(|| channels_last(&variable.detach()));
+                    variable.set_data(&moved);
+                }
+            }
+        }
+    }
+
     /// The unit features of a batch; with `train`, batch statistics are used and running ones updated.
     ///
     /// # Shape
     /// `[batch, 3, height, width]` u8 pixels on any device -> `[batch, dim]` f32, attached to the graph
     pub fn forward(&self, pixels: &Tensor, train: bool) -> Tensor {
         let pixels = pixels.to_device(self.device()).to_kind(Kind::Float);
-        let normalised = (pixels / 255.0 - &self.mean) / &self.std;
+        let mut normalised = ((pixels / 255.0 - &self.mean) / &self.std).to_kind(self.compute.kind());
+        if self.compute.channels_last {
+            normalised = channels_last(&normalised);
+        }
         let projected = self.network.project(&self.network.pooled(&normalised, train));
         let length = projected.norm_scalaropt_dim(2, [1_i64].as_slice(), true).clamp_min(SHORTEST_LENGTH);
         projected / length
@@ -102,6 +121,12 @@ impl Encoder {
     /// The trainable parameters by name, in the order of their names.
     pub fn parameters(&self) -> Vec<(String, Tensor)> {
         self.named_variables().into_iter().filter(|(_, variable)| variable.requires_grad()).collect()
+    }
+
+    /// Batch norm's running statistics, in the order of their names.
+    pub fn statistics(&self) -> Vec<Tensor> {
+        let all = self.named_variables().into_iter();
+        all.filter(|(_, variable)| !variable.requires_grad()).map(|(_, variable)| variable).collect()
     }
 
     /// Weights and batch-norm statistics under torchvision's names.
@@ -117,9 +142,40 @@ impl Encoder {
         weights.copy_into(self.named_variables())
     }
 
+    /// Puts the weights of a model that may have been trained for something else in place: a last layer of
+    /// another shape, or none, leaves the projection as it is. Whether all was taken.
+    ///
+    /// # Errors
+    /// As [`Encoder::load`], for all other layers; then nothing is copied.
+    pub fn load_backbone(&mut self, weights: &NamedTensors) -> Result<bool, WeightsError> {
+        let prefix = self.config.arch.projection();
+        let of_projection = |name: &str| name.starts_with(prefix);
+        let variables = self.named_variables();
+        let (projection, backbone): (Vec<_>, Vec<_>) =
+            variables.into_iter().partition(|(name, _)| of_projection(name));
+        let fits = |(name, variable): &(String, Tensor)| {
+            weights.get(name).is_ok_and(|given| given.size() == variable.size())
+        };
+        if projection.iter().all(fits) {
+            return self.load(weights).map(|()| true);
+        }
+        let rest = weights.iter().filter(|(name, _)| !of_projection(name));
+        let rest =
+            NamedTensors::from_tensors(rest.map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())));
+        rest.copy_into(backbone).map(|()| false)
+    }
+
     fn named_variables(&self) -> Vec<(String, Tensor)> {
         let mut variables: Vec<_> = self.variables.variables().into_iter().collect();
         variables.sort_by(|(a, _), (b, _)| a.cmp(b));
         variables
     }
 }
+
+/// The same numbers with the channels last in memory, `[batch, height, width, channels]`.
+fn channels_last(tensor: &Tensor) -> Tensor {
+    tensor.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
+}
+
+#[cfg(test)]
+mod tests;

@@ -4,10 +4,11 @@
 //! He et al. 2016; torchvision `models/resnet.py` for names, strides (on the 3×3 of a bottleneck) and
 //! padding. The stems for 32×32 pictures are those of the reference's `models/resnet_cifar.py`.
 
-use tch::nn::{self, BatchNorm, Conv2D, Linear, Module, ModuleT};
+use tch::nn::{self, BatchNorm, Linear, ModuleT};
 use tch::{Kind, Tensor};
 
 use super::architecture::Layout;
+use super::layers::{ConvShape, Convolution, batch_norm, linear};
 
 /// The output of a bottleneck is this many times wider than its 3×3 convolution.
 const BOTTLENECK_EXPANSION: i64 = 4;
@@ -15,8 +16,8 @@ const BOTTLENECK_EXPANSION: i64 = 4;
 #[derive(Debug)]
 struct Block {
     /// Convolutions with their batch norms; a ReLU stands between them.
-    layers: Vec<(Conv2D, BatchNorm)>,
-    downsample: Option<(Conv2D, BatchNorm)>,
+    layers: Vec<(Convolution, BatchNorm)>,
+    downsample: Option<(Convolution, BatchNorm)>,
 }
 
 impl Block {
@@ -61,7 +62,7 @@ impl Block {
 /// A ResNet with its `fc` layer as the projection.
 #[derive(Debug)]
 pub(super) struct ResNet {
-    stem: (Conv2D, BatchNorm),
+    stem: (Convolution, BatchNorm),
     small_stem: bool,
     blocks: Vec<Block>,
     projection: Linear,
@@ -110,15 +111,10 @@ impl ResNet {
     /// # Shape
     /// `[batch, channels]` -> `[batch, dim]`
     pub(super) fn project(&self, pooled: &Tensor) -> Tensor {
-        self.projection.forward(pooled)
+        linear(&self.projection, pooled)
     }
 }
 
-fn convolution(path: &nn::Path, input: i64, output: i64, kernel: i64, stride: i64) -> Conv2D {
-    let config = nn::ConvConfig { stride, padding: kernel / 2, bias: false, ..nn::ConvConfig::default() };
-    nn::conv2d(path, input, output, kernel, config)
-}
-
-fn batch_norm(path: &nn::Path, channels: i64) -> BatchNorm {
-    nn::batch_norm2d(path, channels, nn::BatchNormConfig::default())
+fn convolution(path: &nn::Path, input: i64, output: i64, kernel: i64, stride: i64) -> Convolution {
+    Convolution::new(path, ConvShape { input, output, kernel, stride, padding: kernel / 2, bias: false })
 }

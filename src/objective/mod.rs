@@ -1,104 +1,194 @@
 //! Objectives: how a batch of features is judged against the memory bank.
 //!
-//! An objective returns its loss and the gradient with respect to the features in closed form, computed
-//! over tiles of the bank. It holds neither `[batch, instances]` logits nor `[batch, negatives, dim]` rows,
-//! and no autograd graph passes through it. Evaluating changes nothing: the partition constant Z is named
-//! state, set by one explicit call.
+//! With similarity `s`, temperature τ, `n` instances and a query's own row `v`:
+//!
+//! ```text
+//! softmax   -ln( exp(s_own/τ) / sum over all rows exp(s_i/τ) )
+//! infonce   the same over the own row and K sampled ones
+//! nce       softplus(-u_own) + sum_j softplus(u_j),  u = s/τ - ln Z - ln(K/n + eps),  j over K sampled rows
+//! all       + λ ‖f - v‖², the proximal term; and the mean over the batch
+//! ```
+//!
+//! There is one code path: tiles of candidate rows go into sums (`log_sum`, `noise_sum`), sums over disjoint
+//! parts of the bank merge, and a [`Partial`] of all rows gives loss and gradient in closed form. Neither
+//! `[batch, instances]` logits nor `[batch, K, dim]` rows are ever held, and no autograd graph passes through.
+//! Evaluating changes nothing: Z is named state, moved by [`Objective::prepare`] and [`Objective::observe`].
+//!
+//! # Source
+//! Paper, equations 2-10; reference `LinearAverage.py`, `NCEAverage.py`, `NCECriterion.py`, whose `eps` of
+//! 1e-7 is an option here. docs/numerics.md says what differs and why.
 
-mod nce;
+mod candidates;
+mod log_sum;
 mod negatives;
-mod softmax;
+mod noise_sum;
+mod options;
+mod own;
+mod partial;
+mod partition;
 
-use clap::ValueEnum;
-use serde::{Deserialize, Serialize};
-use tch::Tensor;
+use tch::{Tensor, no_grad};
 
-pub use nce::{Nce, NceOptions, Partition};
-pub use negatives::Negatives;
-pub use softmax::Softmax;
+pub use negatives::{Draw, Negatives};
+pub use options::{ObjectiveKind, ObjectiveOptions, PartitionChoice, Sampling};
+pub use partial::Partial;
+pub use partition::Partition;
 
-use crate::bank::MemoryBank;
+use self::candidates::{Candidates, for_each_tile};
+use self::noise_sum::Noise;
+use self::own::Own;
+use self::partition::PartitionSum;
+use crate::bank::BankPart;
 use crate::ids::Position;
 
-/// Bytes of bank rows that an objective gathers at a time.
-const TILE_BYTES: usize = 32 << 20;
-
-/// The objectives by name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum ObjectiveKind {
-    /// Noise-contrastive estimation against sampled rows (paper section 3.2; the reference's default).
-    Nce,
-    /// The exact softmax over all instances (paper equation 2; the reference's `--nce-k 0`).
-    Softmax,
-}
-
-/// A batch as an objective sees it.
+/// Queries as an objective sees them: a batch, or a part of one.
 #[derive(Clone, Copy, Debug)]
 pub struct Queries<'a> {
-    /// `[batch, dim]` unit rows, f32, without a graph.
+    /// `[queries, dim]` unit rows, f32, without a graph.
     pub features: &'a Tensor,
-    /// `[batch]`: the bank's row of each.
+    /// `[queries]`: the bank's row of each.
     pub positions: &'a [Position],
+    /// How many the whole batch has; losses and gradients of its parts add up to those of the batch.
+    pub batch: usize,
+}
+
+impl<'a> Queries<'a> {
+    /// A whole batch.
+    pub fn whole(features: &'a Tensor, positions: &'a [Position]) -> Self {
+        Self { features, positions, batch: positions.len() }
+    }
 }
 
 /// What an objective says of a batch.
 #[derive(Debug)]
 pub struct Evaluation {
-    /// The mean loss over the batch, in nats.
-    pub loss: f64,
-    /// Its gradient with respect to the features, `[batch, dim]` f32.
+    /// The mean loss over the batch, in nats; a f64 scalar on the features' device.
+    pub loss: Tensor,
+    /// Its gradient with respect to the features, `[queries, dim]` f32.
     pub gradient: Tensor,
+    /// ln Z as this batch estimates it, where Z is a moving average; a f64 scalar.
+    pub ln_partition: Option<Tensor>,
 }
 
 /// An objective with its state.
 #[derive(Clone, Debug)]
-pub enum Objective {
-    /// See [`Nce`].
-    Nce(Nce),
-    /// See [`Softmax`].
-    Softmax(Softmax),
+pub struct Objective {
+    options: ObjectiveOptions,
+    partition: Partition,
 }
 
 impl Objective {
-    /// Sets what must be known before the first evaluation: the partition constant of `nce`, from the
-    /// first batch. Does nothing where it is set already.
-    pub fn prepare(&mut self, queries: Queries<'_>, bank: &MemoryBank, negatives: Option<&Negatives>) {
-        if let (Self::Nce(nce), Some(negatives)) = (self, negatives) {
-            nce.estimate_partition(queries, bank, negatives);
-        }
+    /// An objective in a given state; [`Partition::Unset`] at the start of a run.
+    pub fn new(options: ObjectiveOptions, partition: Partition) -> Self {
+        let partition = match (options.partition, partition) {
+            (PartitionChoice::Given(z), _) => Partition::Set { ln_z: z.ln() },
+            (_, state) => state,
+        };
+        Self { options, partition }
+    }
+
+    /// The settings.
+    pub fn options(&self) -> ObjectiveOptions {
+        self.options
+    }
+
+    /// Z of `nce`.
+    pub fn partition(&self) -> Partition {
+        self.partition
+    }
+
+    /// How many negatives each query needs.
+    pub fn negatives(&self) -> Option<usize> {
+        (self.options.kind != ObjectiveKind::Softmax).then_some(self.options.negatives)
+    }
+
+    /// Sets what must be known before the first evaluation: Z of `nce`, from the first batch. Does nothing
+    /// where it is set, or where there is none.
+    ///
+    /// # Source
+    /// Reference `NCEAverage.py`: `n` times the mean of `exp(s/τ)` over positives and negatives.
+    pub fn prepare(&mut self, queries: Queries<'_>, parts: &[BankPart], negatives: Option<&Negatives>) {
+        let (Partition::Unset, ObjectiveKind::Nce) = (self.partition, self.options.kind) else { return };
+        let estimate = no_grad(|| {
+            let mut sum = PartitionSum::empty();
+            let mut own: Option<Own> = None;
+            for part in parts {
+                let candidates = self.candidates(negatives);
+                for_each_tile(queries, self.options.temperature, part, candidates, |tile| sum.add(&tile));
+                let found = Own::of(queries, self.options.temperature, part);
+                match &mut own {
+                    None => own = Some(found),
+                    Some(own) => own.merge(&found),
+                }
+            }
+            sum.add_logits(&own.expect("a bank has a part").logits);
+            sum.ln_estimate(parts[0].instances())
+        });
+        self.partition = Partition::Set { ln_z: estimate.double_value(&[]) };
     }
 
     /// The loss of the batch and its gradient.
     ///
     /// # Panics
-    /// If `nce` gets no negatives or [`Objective::prepare`] was not called before.
+    /// If `nce` or `infonce` gets no negatives, or Z of `nce` is not set.
     pub fn evaluate(
         &self,
         queries: Queries<'_>,
-        bank: &MemoryBank,
+        parts: &[BankPart],
         negatives: Option<&Negatives>,
     ) -> Evaluation {
-        match self {
-            Self::Nce(nce) => nce.evaluate(queries, bank, negatives.expect("nce needs negatives")),
-            Self::Softmax(softmax) => softmax.evaluate(queries, bank),
+        let partials = parts.iter().map(|part| self.partial(queries, part, negatives));
+        let whole = partials.reduce(|mut whole, part| {
+            no_grad(|| whole.merge(part));
+            whole
+        });
+        self.finish(queries, whole.expect("a bank has a part"))
+    }
+
+    /// What a part of the bank says of the batch.
+    ///
+    /// # Panics
+    /// As [`Objective::evaluate`].
+    pub fn partial(&self, queries: Queries<'_>, part: &BankPart, negatives: Option<&Negatives>) -> Partial {
+        let (temperature, candidates) = (self.options.temperature, self.candidates(negatives));
+        no_grad(|| match self.options.kind {
+            ObjectiveKind::Softmax | ObjectiveKind::InfoNce => {
+                Partial::softmax(queries, temperature, part, candidates)
+            }
+            ObjectiveKind::Nce => {
+                let noise = self.noise(negatives.map_or(0, Negatives::count), part.instances());
+                let estimate = self.options.partition == PartitionChoice::Ema;
+                Partial::nce(queries, temperature, part, candidates, (noise, estimate))
+            }
+        })
+    }
+
+    /// Loss and gradient from what all parts said.
+    pub fn finish(&self, queries: Queries<'_>, partial: Partial) -> Evaluation {
+        no_grad(|| partial.finish(queries, self.options.proximal_weight))
+    }
+
+    /// Moves Z where it is a moving average; the loop calls this after each step.
+    pub fn observe(&mut self, ln_estimate: f64) {
+        if self.options.partition == PartitionChoice::Ema {
+            self.partition = self.partition.average(ln_estimate, self.options.partition_decay);
         }
     }
 
-    /// How many negatives each query needs.
-    pub fn negatives(&self) -> Option<usize> {
-        match self {
-            Self::Nce(nce) => Some(nce.options().negatives),
-            Self::Softmax(_) => None,
+    fn candidates<'a>(&self, negatives: Option<&'a Negatives>) -> Candidates<'a> {
+        if self.options.kind == ObjectiveKind::Softmax {
+            return Candidates::Others;
         }
+        let negatives = negatives.expect("nce and infonce need negatives");
+        Candidates::Sampled { negatives, exclude_own: self.options.exclude_positive }
     }
 
-    /// The natural logarithm of the partition constant Z, where the objective has one and it is set.
-    pub fn ln_partition(&self) -> Option<f64> {
-        match self {
-            Self::Nce(nce) => nce.partition().ln_z(),
-            Self::Softmax(_) => None,
-        }
+    fn noise(&self, count: usize, instances: usize) -> Noise {
+        let ln_z = self.partition.ln_z().expect("Z is estimated before the first evaluation");
+        let probability = count as f64 / instances as f64;
+        let ln_c = (probability + self.options.eps).ln();
+        let constant = if self.options.eps > 0.0 { ln_c - probability.ln() } else { 0.0 };
+        Noise { offset: ln_z + ln_c, constant }
     }
 }
 

@@ -1,58 +1,242 @@
 //! The noise samples of a step.
+//!
+//! A draw is a hash of (seed, step, block of rows, query, number): no draw needs another, so any tile of
+//! them is made when it is needed, on the device that needs it, and `[batch, K]` indices are never held.
+
+use std::ops::Range;
 
 use rayon::prelude::*;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
-use crate::bank::Blocks;
+use super::Sampling;
+use crate::bank::{BankPart, Blocks};
 use crate::rng::{Purpose, Stream};
 
-/// Bank rows drawn as noise, for each query of a batch its own.
+/// The increment of SplitMix64, 2⁶⁴ over the golden ratio.
+const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
+/// The multipliers of SplitMix64's finaliser.
+const MIX: [u64; 2] = [0xBF58_476D_1CE4_E5B9, 0x94D0_49BB_1331_11EB];
+
+/// Bank rows drawn as noise.
 #[derive(Debug)]
-pub struct Negatives {
-    rows: Tensor,
+pub struct Negatives(Source);
+
+#[derive(Debug)]
+enum Source {
+    /// `[batch, negatives]`, or `[1, negatives]` where all queries share them.
+    Given(Tensor),
+    Drawn(Drawn),
+}
+
+#[derive(Debug)]
+struct Drawn {
+    /// For each block a random key.
+    keys: Vec<u64>,
+    blocks: Blocks,
+    per_block: usize,
+    /// The queries' numbers within the step's batch; `0..1` where all share.
+    queries: Range<usize>,
+}
+
+/// What is drawn for a step.
+#[derive(Clone, Copy, Debug)]
+pub struct Draw {
+    /// The run's seed.
+    pub seed: u64,
+    /// The step.
+    pub step: u64,
+    /// K.
+    pub count: usize,
+    /// Who shares them.
+    pub sampling: Sampling,
 }
 
 impl Negatives {
-    /// Draws `count` rows for each of `batch` queries, uniformly and with replacement; a query's own row is
-    /// not left out.
+    /// The draws for some of a step's queries, by their numbers within the batch: uniform and with
+    /// replacement; a query's own row is not left out.
     ///
-    /// The draws are spread evenly over blocks of rows, each with a stream of (seed, step, block), so that
-    /// an owner of some blocks draws the same ones alone.
+    /// The draws are spread evenly over blocks of rows, so that an owner of some blocks makes its own alone,
+    /// and the same ones. Within a block of `len` rows each row's probability is right within `len / 2³²`.
     ///
     /// # Source
-    /// Reference `alias_multinomial.py` with uniform weights; spreading over blocks is ours.
-    pub fn draw(seed: u64, step: u64, batch: usize, count: usize, instances: usize, device: Device) -> Self {
+    /// Reference `alias_multinomial.py` with uniform weights; spreading over blocks is ours. SplitMix64:
+    /// Steele, Lea and Flood 2014.
+    pub fn draw(draw: Draw, queries: Range<usize>, instances: usize) -> Self {
+        let Draw { seed, step, count, sampling } = draw;
         let blocks = Blocks::for_negatives(instances, count);
-        let per_block = count / blocks.count() as usize;
-        let drawn: Vec<Vec<i64>> = (0..blocks.count())
-            .into_par_iter()
-            .map(|block| {
-                let range = blocks.range(block);
-                let mut stream = Stream::new(seed, Purpose::Negatives, step, block);
-                let mut row = || (range.start + stream.below(range.end - range.start)) as i64;
-                (0..batch * per_block).map(|_| row()).collect()
-            })
-            .collect();
-        let mut rows = vec![0_i64; batch * count];
-        rows.par_chunks_mut(count.max(1)).enumerate().for_each(|(query, row)| {
-            for (block, part) in row.chunks_exact_mut(per_block.max(1)).enumerate() {
-                part.copy_from_slice(&drawn[block][query * per_block..][..per_block]);
-            }
-        });
-        let shape = [batch as i64, count as i64];
-        Self { rows: Tensor::from_slice(&rows).view(shape).to_device(device) }
+        let key = |block| Stream::new(seed, Purpose::Negatives, step, block).bits();
+        Self(Source::Drawn(Drawn {
+            keys: (0..blocks.count()).map(key).collect(),
+            blocks,
+            per_block: count / blocks.count() as usize,
+            queries: if sampling == Sampling::Shared { 0..1 } else { queries },
+        }))
     }
 
-    /// Given rows.
+    /// Given rows of the bank.
     ///
     /// # Shape
-    /// `[batch, negatives]` int64, each a row of the bank
+    /// `[batch, negatives]` int64, or `[negatives]` where all queries share them
     pub fn given(rows: Tensor) -> Self {
-        Self { rows }
+        Self(Source::Given(if rows.dim() == 1 { rows.unsqueeze(0) } else { rows }))
     }
 
-    /// `[batch, negatives]` int64.
-    pub fn rows(&self) -> &Tensor {
-        &self.rows
+    /// How many there are for each query.
+    pub fn count(&self) -> usize {
+        match &self.0 {
+            Source::Given(rows) => rows.size()[1] as usize,
+            Source::Drawn(drawn) => drawn.keys.len() * drawn.per_block,
+        }
+    }
+
+    /// Whether all queries have the same ones.
+    pub fn shared(&self) -> bool {
+        match &self.0 {
+            Source::Given(rows) => rows.size()[0] == 1,
+            Source::Drawn(drawn) => drawn.queries == (0..1),
+        }
+    }
+
+    /// All of them, `[batch, negatives]` (or `[1, negatives]`) int64.
+    pub fn rows(&self, device: Device) -> Tensor {
+        self.columns(0..self.count(), device)
+    }
+
+    /// The columns in which rows of this part can be.
+    pub(super) fn columns_for(&self, part: &BankPart) -> Range<usize> {
+        match &self.0 {
+            Source::Given(_) => 0..self.count(),
+            Source::Drawn(drawn) => {
+                let blocks = drawn.blocks.overlapping(part.range());
+                blocks.start as usize * drawn.per_block..blocks.end as usize * drawn.per_block
+            }
+        }
+    }
+
+    /// Some columns, `[batch, columns]` (or `[1, columns]`) int64.
+    pub(super) fn columns(&self, columns: Range<usize>, device: Device) -> Tensor {
+        match &self.0 {
+            Source::Given(rows) => {
+                rows.narrow(1, columns.start as i64, columns.len() as i64).to_device(device)
+            }
+            Source::Drawn(drawn) if device == Device::Cpu => drawn.on_host(columns),
+            Source::Drawn(drawn) => drawn.on_device(columns, device),
+        }
+    }
+}
+
+impl Drawn {
+    /// The key of a column's block, its first row and its length.
+    fn block_of(&self, column: usize) -> (u64, u64, u64) {
+        let block = (column / self.per_block) as u64;
+        let rows = self.blocks.range(block);
+        (self.keys[block as usize], rows.start, rows.end - rows.start)
+    }
+
+    /// The number of a draw within its block.
+    fn counter(&self, query: usize, column: usize) -> u64 {
+        (query * self.per_block + column % self.per_block) as u64
+    }
+
+    fn on_host(&self, columns: Range<usize>) -> Tensor {
+        let shape = [self.queries.len() as i64, columns.len() as i64];
+        let blocks: Vec<_> = columns.clone().map(|column| self.block_of(column)).collect();
+        let mut rows = vec![0_i64; self.queries.len() * columns.len()];
+        rows.par_chunks_mut(columns.len().max(1)).zip(self.queries.clone()).for_each(|(row, query)| {
+            for ((slot, column), (key, first, len)) in row.iter_mut().zip(columns.clone()).zip(&blocks) {
+                let bits = mix(key.wrapping_add(self.counter(query, column).wrapping_mul(GOLDEN)));
+                *slot = (first + (((bits >> 32) * len) >> 32)) as i64;
+            }
+        });
+        Tensor::from_slice(&rows).view(shape)
+    }
+
+    /// The same numbers by tensor operations, so that nothing of size `[batch, columns]` is uploaded.
+    fn on_device(&self, columns: Range<usize>, device: Device) -> Tensor {
+        let upload = |of: &dyn Fn(usize) -> u64| {
+            let values: Vec<i64> = columns.clone().map(|column| of(column) as i64).collect();
+            Tensor::from_slice(&values).to_device(device).unsqueeze(0)
+        };
+        let state = upload(&|column| {
+            let first = self.counter(self.queries.start, column).wrapping_mul(GOLDEN);
+            self.block_of(column).0.wrapping_add(first)
+        });
+        let (first, len) =
+            (upload(&|column| self.block_of(column).1), upload(&|column| self.block_of(column).2));
+        let stride = (self.per_block as u64).wrapping_mul(GOLDEN) as i64;
+        let query = Tensor::arange(self.queries.len() as i64, (Kind::Int64, device)).unsqueeze(1);
+        let bits = mix_tensor(state + query * stride);
+        first + logical_shift(&(logical_shift(&bits, 32) * len), 32)
+    }
+}
+
+/// The finaliser of SplitMix64.
+fn mix(mut bits: u64) -> u64 {
+    bits = (bits ^ (bits >> 30)).wrapping_mul(MIX[0]);
+    bits = (bits ^ (bits >> 27)).wrapping_mul(MIX[1]);
+    bits ^ (bits >> 31)
+}
+
+/// [`mix`] on int64 tensors, whose products wrap.
+fn mix_tensor(bits: Tensor) -> Tensor {
+    let bits = bits.bitwise_xor_tensor(&logical_shift(&bits, 30)) * MIX[0] as i64;
+    let bits = bits.bitwise_xor_tensor(&logical_shift(&bits, 27)) * MIX[1] as i64;
+    bits.bitwise_xor_tensor(&logical_shift(&bits, 31))
+}
+
+/// A shift to the right that brings in zeros, where torch's brings in the sign.
+fn logical_shift(bits: &Tensor, by: i64) -> Tensor {
+    bits.bitwise_right_shift_tensor_scalar(by).bitwise_and((1_i64 << (64 - by)) - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INSTANCES: usize = 1000;
+
+    fn draw(seed: u64, step: u64, count: usize, sampling: Sampling, queries: Range<usize>) -> Negatives {
+        Negatives::draw(Draw { seed, step, count, sampling }, queries, INSTANCES)
+    }
+
+    #[test]
+    fn they_are_uniform_over_the_rows_and_a_function_of_seed_and_step() {
+        let rows = |seed, step| draw(seed, step, 4096, Sampling::PerSample, 0..64).rows(Device::Cpu);
+        let counts =
+            rows(1, 1).flatten(0, -1).bincount(None::<Tensor>, INSTANCES as i64).to_kind(Kind::Double);
+        // 262 draws for each row, standard deviation 16; blocks of 3 or 4 rows differ by design.
+        assert!(counts.min().double_value(&[]) > 150.0 && counts.max().double_value(&[]) < 450.0);
+        assert!(rows(1, 1).equal(&rows(1, 1)));
+        assert!(!rows(1, 1).equal(&rows(1, 2)));
+        assert!(!rows(1, 1).equal(&rows(2, 1)));
+    }
+
+    #[test]
+    fn rows_of_one_block_are_equally_likely() {
+        // An odd K has one block: 1000 rows, 7 * 30,000 draws, 210 each, deviation 14.5.
+        let rows = draw(3, 0, 7, Sampling::PerSample, 0..30_000).rows(Device::Cpu);
+        let counts = rows.flatten(0, -1).bincount(None::<Tensor>, INSTANCES as i64).to_kind(Kind::Double);
+        assert!(counts.min().double_value(&[]) > 140.0 && counts.max().double_value(&[]) < 290.0);
+    }
+
+    #[test]
+    fn every_query_has_its_own_unless_they_are_shared() {
+        let own = draw(1, 1, 64, Sampling::PerSample, 0..2).rows(Device::Cpu);
+        assert!(!own.get(0).equal(&own.get(1)));
+        assert_eq!(draw(1, 1, 64, Sampling::Shared, 0..2).rows(Device::Cpu).size(), [1, 64]);
+    }
+
+    #[test]
+    fn a_part_of_the_batch_draws_what_the_whole_draws() {
+        let whole = draw(1, 1, 64, Sampling::PerSample, 0..8).rows(Device::Cpu);
+        let part = draw(1, 1, 64, Sampling::PerSample, 3..5).rows(Device::Cpu);
+        assert!(whole.narrow(0, 3, 2).equal(&part));
+    }
+
+    #[test]
+    fn tensor_operations_draw_the_same_numbers_as_the_host() {
+        let negatives = draw(5, 9, 96, Sampling::PerSample, 2..7);
+        let Source::Drawn(drawn) = &negatives.0 else { panic!("drawn") };
+        assert!(drawn.on_device(5..90, Device::Cpu).equal(&drawn.on_host(5..90)));
     }
 }

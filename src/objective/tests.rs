@@ -1,216 +1,298 @@
 use proptest::prelude::*;
 use tch::{Device, Kind, Tensor};
 
-use super::{Nce, NceOptions, Negatives, Partition, Queries, Softmax};
-use crate::bank::MemoryBank;
-use crate::ids::Position;
+use super::*;
+use crate::bank::{BankDtype, MemoryBank};
 use crate::rng::{Purpose, Stream};
 use crate::units::Temperature;
 
+#[path = "../../tests/integration/support/oracle.rs"]
+mod oracle;
+
+use oracle::{Problem, Settings};
+
 const DIM: usize = 8;
 
-fn temperature(value: f64) -> Temperature {
-    Temperature::new(value).expect("a temperature")
+fn options(kind: ObjectiveKind, negatives: usize, temperature: f64) -> ObjectiveOptions {
+    ObjectiveOptions::new(kind, Temperature::new(temperature).expect("a temperature"), negatives)
 }
 
-fn options(negatives: usize, tau: f64, eps: f64) -> NceOptions {
-    NceOptions { negatives, temperature: temperature(tau), eps }
-}
-
-/// A small case: bank, features, ids, negatives.
+/// A small case: bank, features, positions, negatives.
 struct Case {
     bank: MemoryBank,
     features: Tensor,
-    ids: Vec<Position>,
+    positions: Vec<Position>,
     negatives: Negatives,
 }
 
 impl Case {
-    fn random(seed: u64, instances: usize, batch: usize, negatives: usize) -> Self {
-        let mut ids: Vec<_> = (0..instances as u32).map(Position).collect();
-        Stream::new(seed, Purpose::Report, 0, 0).shuffle(&mut ids);
-        ids.truncate(batch);
+    fn random(seed: u64, instances: usize, batch: usize, count: usize, sampling: Sampling) -> Self {
+        let mut positions: Vec<_> = (0..instances as u32).map(Position).collect();
+        Stream::new(seed, Purpose::Report, 0, 0).shuffle(&mut positions);
+        positions.truncate(batch);
         Self {
             bank: MemoryBank::random(instances, DIM, seed, Device::Cpu),
             features: MemoryBank::random(batch, DIM, seed + 1, Device::Cpu).rows().shallow_clone(),
-            ids,
-            negatives: Negatives::draw(seed, 1, batch, negatives, instances, Device::Cpu),
+            positions,
+            negatives: Negatives::draw(Draw { seed, step: 1, count, sampling }, 0..batch, instances),
         }
     }
 
     fn queries(&self) -> Queries<'_> {
-        Queries { features: &self.features, positions: &self.ids }
+        Queries::whole(&self.features, &self.positions)
     }
 
-    fn feature(&self, query: usize) -> Vec<f64> {
-        (0..DIM as i64).map(|k| self.features.double_value(&[query as i64, k])).collect()
+    fn objective(&self, options: ObjectiveOptions) -> Objective {
+        let mut objective = Objective::new(options, Partition::Unset);
+        objective.prepare(self.queries(), &[self.bank.whole()], Some(&self.negatives));
+        objective
     }
 
-    fn row(&self, row: usize) -> Vec<f64> {
-        self.bank.to_vec()[row * DIM..][..DIM].iter().map(|&x| f64::from(x)).collect()
+    fn evaluate(&self, objective: &Objective, parts: usize) -> (f64, Tensor) {
+        let parts = self.bank.parts(parts);
+        let evaluation = objective.evaluate(self.queries(), &parts, Some(&self.negatives));
+        (evaluation.loss.double_value(&[]), evaluation.gradient)
     }
 
-    /// exp(s/τ) of the query's own row and of each negative.
-    fn exponentials(&self, query: usize, tau: f64) -> Vec<f64> {
-        let feature = self.feature(query);
-        let count = self.negatives.rows().size()[1];
-        let own = self.ids[query].row();
-        let drawn = (0..count).map(|j| self.negatives.rows().int64_value(&[query as i64, j]) as usize);
-        std::iter::once(own).chain(drawn).map(|row| (dot(&feature, &self.row(row)) / tau).exp()).collect()
+    fn problem(&self) -> Problem {
+        let rows =
+            |tensor: &Tensor| Vec::<Vec<f64>>::try_from(tensor.to_kind(Kind::Double)).expect("a matrix");
+        let drawn = self.negatives.rows(Device::Cpu);
+        let drawn = drawn.expand([self.positions.len() as i64, drawn.size()[1]], false);
+        Problem {
+            bank: rows(self.bank.rows()),
+            features: rows(&self.features),
+            own: self.positions.iter().map(|position| position.row()).collect(),
+            negatives: rows(&drawn).iter().map(|row| row.iter().map(|&x| x as usize).collect()).collect(),
+        }
     }
 }
 
-fn dot(a: &[f64], b: &[f64]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
+fn settings(options: &ObjectiveOptions) -> Settings {
+    Settings {
+        objective: match options.kind {
+            ObjectiveKind::Nce => "nce",
+            ObjectiveKind::Softmax => "softmax",
+            ObjectiveKind::InfoNce => "infonce",
+        },
+        temperature: options.temperature.get(),
+        eps: options.eps,
+        exclude_positive: options.exclude_positive,
+        proximal_weight: options.proximal_weight,
+    }
 }
 
-fn nce(options: NceOptions, case: &Case) -> Nce {
-    let mut nce = Nce::new(options, Partition::Unset);
-    nce.estimate_partition(case.queries(), &case.bank, &case.negatives);
-    nce
+fn close(actual: f64, expected: f64) -> bool {
+    (actual - expected).abs() <= 1e-5 * expected.abs().max(1e-3)
 }
 
-/// The reference's formulas, word for word, in f64 (lib/NCECriterion.py).
-fn reference_loss(case: &Case, tau: f64, z: f64, eps: f64) -> f64 {
-    let batch = case.ids.len();
-    let total: f64 = (0..batch)
-        .map(|query| {
-            let p: Vec<f64> = case.exponentials(query, tau).iter().map(|o| o / z).collect();
-            let c = (p.len() - 1) as f64 / case.bank.len() as f64;
-            (p[0] / (p[0] + c + eps)).ln() + p[1..].iter().map(|p| (c / (p + c + eps)).ln()).sum::<f64>()
-        })
-        .sum();
-    -total / batch as f64
-}
-
-fn close(actual: f64, expected: f64, relative: f64) -> bool {
-    (actual - expected).abs() <= relative * expected.abs().max(1e-3)
+/// Whether a gradient is the oracle's, relative to its largest number.
+fn same_gradient(actual: &Tensor, expected: &[Vec<f64>]) -> bool {
+    let expected = Tensor::from_slice2(expected);
+    let largest = expected.abs().max().double_value(&[]).max(1e-3);
+    (actual.to_kind(Kind::Double) - expected).abs().max().double_value(&[]) <= 1e-5 * largest
 }
 
 #[test]
-fn loss_is_one_plus_k_times_ln_two_when_model_equals_noise() {
+fn nce_is_one_plus_k_times_ln_two_when_model_equals_noise() {
     // u = 0 everywhere: one row for all instances, and Z = exp(s/τ) n / K.
     let row: Vec<f32> = [1.0].into_iter().chain([0.0; DIM - 1]).collect();
-    let bank = MemoryBank::from_rows(&row.repeat(100), DIM, vec![None; 100], Device::Cpu);
-    let features = bank.rows().narrow(0, 0, 2);
-    let ids = [Position(0), Position(1)];
-    let negatives = Negatives::draw(0, 0, 2, 4096, 100, Device::Cpu);
+    let mut case = Case::random(0, 100, 2, 4096, Sampling::PerSample);
+    case.bank = MemoryBank::from_rows(&row.repeat(100), DIM, vec![None; 100], Device::Cpu);
+    case.features = case.bank.rows().narrow(0, 0, 2);
     let ln_z = 1.0 / 0.07 - (4096.0_f64 / 100.0).ln();
-    let nce = Nce::new(options(4096, 0.07, 0.0), Partition::Fixed { ln_z });
-    let loss = nce.evaluate(Queries { features: &features, positions: &ids }, &bank, &negatives).loss;
-    assert!(close(loss, 4097.0 * 2.0_f64.ln(), 1e-6), "{loss}");
+    let nce = Objective::new(options(ObjectiveKind::Nce, 4096, 0.07), Partition::Set { ln_z });
+    let (loss, _) = case.evaluate(&nce, 1);
+    assert!(close(loss, 4097.0 * 2.0_f64.ln()), "{loss}");
 }
 
 #[test]
-fn the_partition_is_n_times_the_mean_over_positives_and_negatives() {
-    let case = Case::random(3, 40, 4, 6);
-    let all: Vec<f64> = (0..4).flat_map(|query| case.exponentials(query, 0.1)).collect();
-    let expected = 40.0 * all.iter().sum::<f64>() / all.len() as f64;
-    let ln_z = nce(options(6, 0.1, 0.0), &case).partition().ln_z().expect("estimated");
-    assert!(close(ln_z.exp(), expected, 1e-6), "{} {expected}", ln_z.exp());
+fn a_partition_once_set_stays_unless_it_is_a_moving_average() {
+    let case = Case::random(3, 40, 4, 6, Sampling::PerSample);
+    let mut fixed = Objective::new(options(ObjectiveKind::Nce, 6, 0.1), Partition::Set { ln_z: 1.25 });
+    fixed.prepare(case.queries(), &[case.bank.whole()], Some(&case.negatives));
+    fixed.observe(9.0);
+    assert_eq!(fixed.partition().ln_z(), Some(1.25));
+    let moving = ObjectiveOptions { partition: PartitionChoice::Ema, ..options(ObjectiveKind::Nce, 6, 0.1) };
+    let mut moving = Objective::new(moving, Partition::Set { ln_z: 1.25 });
+    moving.observe(9.0);
+    assert!(moving.partition().ln_z().expect("set") > 1.25);
 }
 
 #[test]
-fn a_partition_once_set_stays() {
-    let case = Case::random(3, 40, 4, 6);
-    let mut nce = Nce::new(options(6, 0.1, 0.0), Partition::Fixed { ln_z: 1.25 });
-    nce.estimate_partition(case.queries(), &case.bank, &case.negatives);
-    assert_eq!(nce.partition().ln_z(), Some(1.25));
+fn a_given_partition_wins_over_the_state() {
+    let given =
+        ObjectiveOptions { partition: PartitionChoice::Given(7.0), ..options(ObjectiveKind::Nce, 6, 0.1) };
+    let ln_z = Objective::new(given, Partition::Set { ln_z: 1.0 }).partition().ln_z();
+    assert_eq!(ln_z, Some(7.0_f64.ln()));
 }
 
 #[test]
-fn loss_stays_finite_for_extreme_logits() {
-    let case = Case::random(5, 30, 3, 4);
-    for ln_z in [-200.0, 200.0] {
-        let nce = Nce::new(options(4, 0.01, 0.0), Partition::Fixed { ln_z });
-        let evaluation = nce.evaluate(case.queries(), &case.bank, &case.negatives);
-        assert!(evaluation.loss.is_finite());
-        assert!(evaluation.gradient.isfinite().all().int64_value(&[]) == 1);
+fn every_estimate_of_the_partition_is_that_of_the_oracle() {
+    for (exclude_positive, parts) in [(false, 1), (true, 1), (false, 3), (true, 3)] {
+        let case = Case::random(5, 9, 4, 8, Sampling::PerSample);
+        let options = ObjectiveOptions {
+            exclude_positive,
+            partition: PartitionChoice::Ema,
+            ..options(ObjectiveKind::Nce, 8, 0.1)
+        };
+        let expected = case.problem().partition(&settings(&options));
+        let mut objective = Objective::new(options, Partition::Unset);
+        objective.prepare(case.queries(), &case.bank.parts(parts), Some(&case.negatives));
+        assert!(close(objective.partition().ln_z().expect("set").exp(), expected));
+        let evaluation = objective.evaluate(case.queries(), &case.bank.parts(parts), Some(&case.negatives));
+        assert!(close(evaluation.ln_partition.expect("asked for").double_value(&[]).exp(), expected));
     }
 }
 
 #[test]
-fn a_more_similar_positive_lowers_the_loss() {
-    let mut case = Case::random(6, 50, 1, 8);
-    let nce = nce(options(8, 0.1, 0.0), &case);
-    let before = nce.evaluate(case.queries(), &case.bank, &case.negatives).loss;
-    case.features = case.bank.gather(&case.ids);
-    assert!(nce.evaluate(case.queries(), &case.bank, &case.negatives).loss < before);
+fn losses_and_gradients_stay_finite_for_extreme_logits() {
+    let case = Case::random(5, 30, 3, 4, Sampling::PerSample);
+    for kind in [ObjectiveKind::Nce, ObjectiveKind::Softmax, ObjectiveKind::InfoNce] {
+        for ln_z in [-200.0, 200.0] {
+            let objective = Objective::new(options(kind, 4, 0.001), Partition::Set { ln_z });
+            let (loss, gradient) = case.evaluate(&objective, 2);
+            assert!(loss.is_finite() && gradient.isfinite().all().int64_value(&[]) == 1, "{kind:?}");
+        }
+    }
 }
 
 #[test]
-fn negatives_are_uniform_over_the_rows_and_a_function_of_seed_and_step() {
-    let draw = |seed, step| Negatives::draw(seed, step, 64, 4096, 1000, Device::Cpu);
-    let counts = draw(1, 1).rows().flatten(0, -1).bincount(None::<Tensor>, 1000).to_kind(Kind::Double);
-    // 262 draws for each row, standard deviation 16; blocks of 3 or 4 rows differ by design.
-    assert!(counts.min().double_value(&[]) > 150.0 && counts.max().double_value(&[]) < 450.0);
-    assert!(draw(1, 1).rows().equal(draw(1, 1).rows()));
-    assert!(!draw(1, 1).rows().equal(draw(1, 2).rows()));
-    assert!(!draw(1, 1).rows().equal(draw(2, 1).rows()));
+fn a_nearly_certain_positive_keeps_its_digits() {
+    // p = 1 - 4e-9 is 1 in f32: a difference of probabilities would be 0.
+    let rows: Vec<f32> = [[1.0, 0.0], [0.0, 1.0]].concat();
+    let bank = MemoryBank::from_rows(&rows, 2, vec![None; 2], Device::Cpu);
+    let features = bank.rows().narrow(0, 0, 1);
+    let temperature = 1.0 / 19.0;
+    let objective = Objective::new(options(ObjectiveKind::Softmax, 0, temperature), Partition::Unset);
+    let queries = Queries::whole(&features, &[Position(0)]);
+    let evaluation = objective.evaluate(queries, &[bank.whole()], None);
+    let expected = (-19.0_f64).exp();
+    assert!((evaluation.loss.double_value(&[]) / expected - 1.0).abs() < 1e-5);
+    let slope = evaluation.gradient.double_value(&[0, 1]);
+    assert!((slope / (19.0 * expected) - 1.0).abs() < 1e-5, "{slope}");
 }
 
 #[test]
-fn every_query_has_its_own_negatives() {
-    let negatives = Negatives::draw(1, 1, 2, 64, 100_000, Device::Cpu);
-    assert!(!negatives.rows().get(0).equal(&negatives.rows().get(1)));
+fn a_more_similar_positive_lowers_every_loss() {
+    for kind in [ObjectiveKind::Nce, ObjectiveKind::Softmax, ObjectiveKind::InfoNce] {
+        let mut case = Case::random(6, 50, 1, 8, Sampling::PerSample);
+        let objective = case.objective(options(kind, 8, 0.1));
+        let (before, _) = case.evaluate(&objective, 1);
+        case.features = case.bank.gather(&case.positions);
+        assert!(case.evaluate(&objective, 1).0 < before);
+    }
 }
 
 #[test]
 fn exact_softmax_of_a_uniform_bank_is_ln_n() {
     let row: Vec<f32> = [1.0].into_iter().chain([0.0; DIM - 1]).collect();
-    let bank = MemoryBank::from_rows(&row.repeat(64), DIM, vec![None; 64], Device::Cpu);
-    let features = bank.rows().narrow(0, 0, 1);
-    let evaluation = Softmax::new(temperature(0.07))
-        .evaluate(Queries { features: &features, positions: &[Position(0)] }, &bank);
-    assert!(close(evaluation.loss, 64.0_f64.ln(), 1e-6));
-    assert!(evaluation.gradient.abs().max().double_value(&[]) < 1e-4);
+    let mut case = Case::random(0, 64, 1, 1, Sampling::PerSample);
+    case.bank = MemoryBank::from_rows(&row.repeat(64), DIM, vec![None; 64], Device::Cpu);
+    case.features = case.bank.rows().narrow(0, 0, 1);
+    let (loss, gradient) = case.evaluate(&case.objective(options(ObjectiveKind::Softmax, 1, 0.07)), 1);
+    assert!(close(loss, 64.0_f64.ln()));
+    assert!(gradient.abs().max().double_value(&[]) < 1e-4);
+}
+
+#[test]
+fn a_bank_of_one_row_has_no_loss() {
+    let case = Case::random(0, 1, 1, 1, Sampling::PerSample);
+    let (loss, gradient) = case.evaluate(&case.objective(options(ObjectiveKind::Softmax, 1, 0.07)), 1);
+    assert_eq!((loss, gradient.abs().max().double_value(&[])), (0.0, 0.0));
+}
+
+#[test]
+fn parts_of_a_batch_add_up_to_the_batch() {
+    for kind in [ObjectiveKind::Nce, ObjectiveKind::Softmax, ObjectiveKind::InfoNce] {
+        let case = Case::random(8, 40, 6, 16, Sampling::PerSample);
+        let objective = case.objective(options(kind, 16, 0.1));
+        let (loss, gradient) = case.evaluate(&objective, 1);
+        let mut sum = 0.0;
+        let mut rows = Vec::new();
+        for queries in [0..2, 2..6] {
+            let features = case.features.narrow(0, queries.start, queries.end - queries.start);
+            let positions = &case.positions[queries.start as usize..queries.end as usize];
+            let range = queries.start as usize..queries.end as usize;
+            let draw = Draw { seed: 8, step: 1, count: 16, sampling: Sampling::PerSample };
+            let negatives = Negatives::draw(draw, range, 40);
+            let queries = Queries { features: &features, positions, batch: 6 };
+            let evaluation = objective.evaluate(queries, &[case.bank.whole()], Some(&negatives));
+            sum += evaluation.loss.double_value(&[]);
+            rows.push(evaluation.gradient);
+        }
+        assert!(close(sum, loss), "{sum} {loss}");
+        assert!((Tensor::cat(&rows, 0) - gradient).abs().max().double_value(&[]) < 1e-6);
+    }
+}
+
+#[test]
+fn many_tiles_give_what_one_gives() {
+    // 120,000 rows: several tiles of the dense walk at a batch of 64.
+    let bank = MemoryBank::random(120_000, DIM, 1, Device::Cpu);
+    let features = MemoryBank::random(64, DIM, 2, Device::Cpu);
+    let positions: Vec<_> = (0..64).map(|k| Position(k * 1873)).collect();
+    let queries = Queries::whole(features.rows(), &positions);
+    let objective = Objective::new(options(ObjectiveKind::Softmax, 0, 0.07), Partition::Unset);
+    let actual = objective.evaluate(queries, &[bank.whole()], None);
+    let features = features.rows().to_kind(Kind::Double).set_requires_grad(true);
+    let logits = features.matmul(&bank.rows().to_kind(Kind::Double).tr()) / 0.07;
+    let target: Vec<i64> = positions.iter().map(|position| position.to_index()).collect();
+    let loss = logits.cross_entropy_for_logits(&Tensor::from_slice(&target));
+    loss.backward();
+    assert!(close(actual.loss.double_value(&[]), loss.double_value(&[])));
+    let largest = features.grad().abs().max().double_value(&[]);
+    let difference = (features.grad() - actual.gradient).abs().max().double_value(&[]);
+    assert!(difference <= 1e-5 * largest, "{difference} {largest}");
+}
+
+#[test]
+fn a_bank_of_16_bits_is_judged_as_its_own_values_are() {
+    for dtype in [BankDtype::Bf16, BankDtype::F16] {
+        let mut case = Case::random(4, 30, 3, 8, Sampling::PerSample);
+        case.bank = case.bank.with_dtype(dtype);
+        for kind in [ObjectiveKind::Nce, ObjectiveKind::Softmax, ObjectiveKind::InfoNce] {
+            let options = options(kind, 8, 0.1);
+            let objective = case.objective(options);
+            let z = objective.partition().ln_z().unwrap_or_default().exp();
+            let expected = case.problem().solve(&settings(&options), z);
+            let (loss, gradient) = case.evaluate(&objective, 1);
+            assert!(close(loss, expected.loss) && same_gradient(&gradient, &expected.gradient));
+        }
+    }
+}
+
+prop_compose! {
+    fn any_options()(
+        kind in prop::sample::select(vec![ObjectiveKind::Nce, ObjectiveKind::Softmax, ObjectiveKind::InfoNce]),
+        temperature in 0.05_f64..1.0,
+        negatives in 1_usize..20,
+        shared in any::<bool>(),
+        exclude_positive in any::<bool>(),
+        eps in prop::sample::select(vec![0.0, 1e-7, 1e-2]),
+        proximal_weight in prop::sample::select(vec![0.0, 0.5, 30.0]),
+    ) -> ObjectiveOptions {
+        ObjectiveOptions {
+            sampling: if shared { Sampling::Shared } else { Sampling::PerSample },
+            exclude_positive, eps, proximal_weight,
+            ..options(kind, negatives, temperature)
+        }
+    }
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(40))]
+    #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
-    fn nce_equals_the_reference_formulas_in_f64(
-        seed in 0_u64..1000, batch in 1_usize..6, k in 1_usize..20, eps in prop::sample::select(vec![0.0, 1e-7, 1e-2]),
+    fn every_objective_equals_the_oracle_for_any_division_of_the_bank(
+        options in any_options(), seed in 0_u64..1000, batch in 1_usize..6, parts in 1_usize..6,
     ) {
-        let case = Case::random(seed, 30, batch, k);
-        let nce = nce(options(k, 0.2, eps), &case);
-        let z = nce.partition().ln_z().expect("estimated").exp();
-        let actual = nce.evaluate(case.queries(), &case.bank, &case.negatives).loss;
-        let expected = reference_loss(&case, 0.2, z, eps);
-        prop_assert!(close(actual, expected, 1e-5), "{actual} {expected}");
-    }
-
-    /// The closed form against automatic differentiation of the same formulas.
-    #[test]
-    fn nce_gradient_equals_autograd(seed in 0_u64..1000, batch in 1_usize..6, k in 1_usize..20) {
-        let case = Case::random(seed, 30, batch, k);
-        let nce = nce(options(k, 0.2, 0.0), &case);
-        let evaluation = nce.evaluate(case.queries(), &case.bank, &case.negatives);
-        let ln_z = nce.partition().ln_z().expect("estimated");
-        let features = case.features.to_kind(Kind::Double).set_requires_grad(true);
-        let own = case.bank.gather(&case.ids).unsqueeze(1);
-        let drawn = case.bank.rows().index_select(0, &case.negatives.rows().reshape([-1]));
-        let rows = Tensor::cat(&[own, drawn.view([batch as i64, k as i64, DIM as i64])], 1).to_kind(Kind::Double);
-        let u = rows.bmm(&features.unsqueeze(2)).squeeze_dim(2) / 0.2 - (ln_z + (k as f64 / 30.0).ln());
-        let loss = (-u.narrow(1, 0, 1)).softplus().sum(Kind::Double)
-            + u.narrow(1, 1, k as i64).softplus().sum(Kind::Double);
-        (loss / batch as f64).backward();
-        let difference = (features.grad() - evaluation.gradient).abs().max().double_value(&[]);
-        prop_assert!(difference < 1e-5, "{difference}");
-    }
-
-    #[test]
-    fn softmax_equals_cross_entropy_and_its_autograd(seed in 0_u64..1000, batch in 1_usize..6) {
-        let case = Case::random(seed, 30, batch, 1);
-        let evaluation = Softmax::new(temperature(0.1)).evaluate(case.queries(), &case.bank);
-        let features = case.features.to_kind(Kind::Double).set_requires_grad(true);
-        let logits = features.matmul(&case.bank.rows().to_kind(Kind::Double).tr()) / 0.1;
-        let target: Vec<i64> = case.ids.iter().map(|id| id.to_index()).collect();
-        let loss = logits.cross_entropy_for_logits(&Tensor::from_slice(&target));
-        loss.backward();
-        prop_assert!(close(evaluation.loss, loss.double_value(&[]), 1e-5));
-        let difference = (features.grad() - evaluation.gradient).abs().max().double_value(&[]);
-        prop_assert!(difference < 1e-5, "{difference}");
+        let case = Case::random(seed, 13, batch, options.negatives, options.sampling);
+        let objective = case.objective(options);
+        let z = objective.partition().ln_z().unwrap_or_default().exp();
+        let expected = case.problem().solve(&settings(&options), z);
+        let (loss, gradient) = case.evaluate(&objective, parts);
+        prop_assert!(close(loss, expected.loss), "{loss} {}", expected.loss);
+        prop_assert!(same_gradient(&gradient, &expected.gradient));
     }
 }

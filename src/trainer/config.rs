@@ -1,59 +1,23 @@
 //! The configuration of a training run.
 
-use clap::ValueEnum;
+mod checks;
+mod choices;
+mod compatibility;
+mod recipe;
+
 use serde::{Deserialize, Serialize};
 
-use crate::loader::{OnCorrupt, Recipe};
-use crate::model::{Architecture, DeviceChoice, EncoderConfig, Normalisation};
-use crate::objective::ObjectiveKind;
-use crate::units::{BankMomentum, ByteSize, Temperature};
+pub use checks::InvalidConfig;
+pub use choices::{LrSchedule, OnNonFinite, OptimizerKind, Precision};
+pub use compatibility::Difference;
+pub use recipe::RecipeKind;
 
 use super::data::ShuffleKind;
-
-/// The augmentation recipes by name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum RecipeKind {
-    /// Crop, grayscale, colour jitter, flip (reference `main.py`).
-    Imagenet,
-    /// Crop, colour jitter, grayscale, no flip (reference `cifar.py`).
-    Cifar,
-}
-
-impl RecipeKind {
-    /// The recipe for pictures of this size.
-    pub fn recipe(self, image_size: u32) -> Recipe {
-        match self {
-            Self::Imagenet => Recipe::imagenet(image_size),
-            Self::Cifar => Recipe::cifar(image_size),
-        }
-    }
-
-    /// The shorter side to which a picture is resized before its centre is cut out for evaluation:
-    /// 256 for 224 as the reference does, and no margin for small pictures.
-    fn evaluation_resize(self, image_size: u32) -> u32 {
-        match self {
-            Self::Imagenet => image_size * 256 / 224,
-            Self::Cifar => image_size,
-        }
-    }
-
-    /// The statistics by which pixels are normalised.
-    pub fn normalisation(self) -> Normalisation {
-        match self {
-            Self::Imagenet => Normalisation::IMAGENET,
-            Self::Cifar => Normalisation::CIFAR,
-        }
-    }
-}
-
-/// In which precision the network computes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Precision {
-    /// 32-bit floating point throughout.
-    F32,
-}
+use crate::bank::{BankDtype, BankInit, BankOptions};
+use crate::loader::OnCorrupt;
+use crate::model::{Architecture, DeviceChoice, EncoderConfig};
+use crate::objective::{ObjectiveKind, ObjectiveOptions, PartitionChoice, Sampling};
+use crate::units::{BankMomentum, ByteSize, Temperature};
 
 /// Everything that a run is made from, apart from where it reads and writes.
 ///
@@ -67,6 +31,9 @@ pub struct TrainConfig {
     pub limit: u64,
     /// The backbone.
     pub arch: Architecture,
+    /// Begin with the weights of this file (safetensors, torchvision's names): a path or URL; empty for random
+    /// ones. A projection of another shape than the run's is passed over.
+    pub init: String,
     /// The length of the embedding.
     pub dim: usize,
     /// The side of the square that the encoder sees, in pixels.
@@ -75,34 +42,75 @@ pub struct TrainConfig {
     pub recipe: RecipeKind,
     /// Pictures of one step.
     pub batch_size: usize,
+    /// In how many parts a step's pictures go through the network, to save memory. Loss, gradient and bank
+    /// are those of the whole step; only batch norm sees each part by itself.
+    pub accumulate: usize,
     /// Passes over the split.
     pub epochs: u64,
     /// The objective.
     pub objective: ObjectiveKind,
-    /// K, noise samples of each picture, for `nce`.
+    /// K, sampled rows of each picture, for `nce` and `infonce`.
     pub negatives: usize,
+    /// Whether each picture has sampled rows of its own.
+    pub negative_sampling: Sampling,
+    /// Leave out a sampled row that is the picture's own.
+    pub exclude_positive: bool,
     /// τ.
     pub temperature: Temperature,
     /// The weight of the old row when the bank is updated.
     pub bank_momentum: BankMomentum,
+    /// The type in which the bank keeps its numbers.
+    pub bank_dtype: BankDtype,
+    /// The bank's rows before the first step.
+    pub bank_init: BankInit,
     /// Added to the noise's probability by `nce`; the reference has 1e-7, see docs/numerics.md.
     pub eps: f64,
-    /// The learning rate of the first epoch.
+    /// Where Z of `nce` comes from: `fixed`, `ema` or a number.
+    pub partition: PartitionChoice,
+    /// The weight of the old Z where it is a moving average.
+    pub partition_decay: f64,
+    /// λ of the proximal term `λ ‖f - v‖²` (paper, equation 9); the reference has none.
+    pub proximal_weight: f64,
+    /// The optimiser.
+    pub optimizer: OptimizerKind,
+    /// The learning rate after the warm-up.
     pub lr: f64,
-    /// Epochs at which the learning rate is multiplied by `lr_decay`.
+    /// How the learning rate falls.
+    pub lr_schedule: LrSchedule,
+    /// Epochs at which `step` multiplies the learning rate by `lr_decay`.
     pub lr_milestones: Vec<u64>,
     /// See `lr_milestones`.
     pub lr_decay: f64,
-    /// The momentum of SGD.
+    /// Where `cosine` ends.
+    pub lr_final: f64,
+    /// Epochs in which the learning rate rises from 0, step by step.
+    pub warmup_epochs: u64,
+    /// The momentum of `sgd` and `lars`.
     pub momentum: f64,
-    /// Weight decay, on every parameter as in the reference.
+    /// Nesterov's form of the momentum (`sgd`).
+    pub nesterov: bool,
+    /// The decay of `adamw`'s mean of gradients.
+    pub adam_beta1: f64,
+    /// The decay of `adamw`'s mean of squared gradients.
+    pub adam_beta2: f64,
+    /// The ratio of a layer's step to its weights that `lars` aims at.
+    pub lars_trust: f64,
+    /// Weight decay; on every parameter as in the reference, unless `decay_matrices_only`.
     pub weight_decay: f64,
+    /// No weight decay on biases and on batch norm's parameters (and none of `lars`'s scaling).
+    pub decay_matrices_only: bool,
+    /// Gradients are scaled down to this norm where theirs is larger; 0 for never.
+    pub clip_norm: f64,
     /// The seed of every random number of the run.
     pub seed: u64,
     /// `auto`, `cpu` or `cuda:N`.
     pub device: DeviceChoice,
     /// In which precision the network computes.
     pub precision: Precision,
+    /// Keep activations and kernels with the channels last in memory, as tensor cores like them.
+    pub channels_last: bool,
+    /// What a step does whose loss, features or gradient are no finite numbers.
+    pub on_nonfinite: OnNonFinite,
     /// How the instances of an epoch are mixed.
     pub shuffle: ShuffleKind,
     /// Rows of a window of the windowed shuffle.
@@ -131,8 +139,14 @@ pub struct TrainConfig {
     pub checkpoint_every_epochs: u64,
     /// A checkpoint after every so many steps too; 0 for none.
     pub checkpoint_every_steps: u64,
+    /// A checkpoint where so many minutes have passed since the last one; 0 for none.
+    pub checkpoint_every_minutes: f64,
     /// How many of the newest checkpoints are kept, beside the initial one; 0 for all.
     pub keep: usize,
+    /// The checkpoint of every so many epochs is kept for ever; 0 for none.
+    pub keep_every_epochs: u64,
+    /// A line of the metrics after every so many steps, beside those of the epochs; 0 for none.
+    pub log_every_steps: u64,
     /// Do not judge the bank on the val split after each epoch.
     pub no_monitor: bool,
 }
@@ -143,24 +157,45 @@ impl Default for TrainConfig {
             split: "train".into(),
             limit: 0,
             arch: Architecture::ResNet18,
+            init: String::new(),
             dim: 128,
             image_size: 224,
             recipe: RecipeKind::Imagenet,
             batch_size: 256,
+            accumulate: 1,
             epochs: 200,
             objective: ObjectiveKind::Nce,
             negatives: 4096,
+            negative_sampling: Sampling::PerSample,
+            exclude_positive: false,
             temperature: Temperature::new(0.07).expect("in range"),
             bank_momentum: BankMomentum::new(0.5).expect("in range"),
+            bank_dtype: BankDtype::F32,
+            bank_init: BankInit::Uniform,
             eps: 0.0,
+            partition: PartitionChoice::Fixed,
+            partition_decay: 0.99,
+            proximal_weight: 0.0,
+            optimizer: OptimizerKind::Sgd,
             lr: 0.03,
+            lr_schedule: LrSchedule::Step,
             lr_milestones: vec![120, 160],
             lr_decay: 0.1,
+            lr_final: 0.0,
+            warmup_epochs: 0,
             momentum: 0.9,
+            nesterov: false,
+            adam_beta1: 0.9,
+            adam_beta2: 0.999,
+            lars_trust: 0.001,
             weight_decay: 1e-4,
+            decay_matrices_only: false,
+            clip_norm: 0.0,
             seed: 0,
             device: DeviceChoice::Auto,
             precision: Precision::F32,
+            channels_last: false,
+            on_nonfinite: OnNonFinite::Fail,
             shuffle: ShuffleKind::Exact,
             window: 16_384,
             drop_last: false,
@@ -175,48 +210,34 @@ impl Default for TrainConfig {
             prefetch: 2,
             checkpoint_every_epochs: 1,
             checkpoint_every_steps: 0,
+            checkpoint_every_minutes: 0.0,
             keep: 3,
+            keep_every_epochs: 0,
+            log_every_steps: 50,
             no_monitor: false,
         }
     }
 }
 
-/// A value of the configuration is out of range.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{key} must be {range}, not {value}")]
-pub struct InvalidConfig {
-    key: &'static str,
-    range: &'static str,
-    value: String,
-}
-
 impl TrainConfig {
-    /// Checks what the types do not.
-    ///
-    /// # Errors
-    /// The first key that is out of range.
-    pub fn validate(&self) -> Result<(), InvalidConfig> {
-        let rate = |value: f64| value.is_finite() && value >= 0.0;
-        let checks: [(bool, &'static str, &'static str, String); 9] = [
-            (self.dim > 0, "dim", "above 0", self.dim.to_string()),
-            (self.image_size >= 8, "image_size", "at least 8", self.image_size.to_string()),
-            (self.batch_size >= 2, "batch_size", "at least 2", self.batch_size.to_string()),
-            (self.epochs > 0, "epochs", "above 0", self.epochs.to_string()),
-            (self.negatives > 0, "negatives", "above 0", self.negatives.to_string()),
-            (rate(self.eps), "eps", "finite and at least 0", self.eps.to_string()),
-            (rate(self.lr), "lr", "finite and at least 0", self.lr.to_string()),
-            (rate(self.weight_decay), "weight_decay", "finite and at least 0", self.weight_decay.to_string()),
-            (
-                (0.0..1.0).contains(&self.momentum),
-                "momentum",
-                "at least 0 and below 1",
-                self.momentum.to_string(),
-            ),
-        ];
-        match checks.into_iter().find(|(good, ..)| !good) {
-            Some((_, key, range, value)) => Err(InvalidConfig { key, range, value }),
-            None => Ok(()),
+    /// What the objective is.
+    pub fn objective(&self) -> ObjectiveOptions {
+        ObjectiveOptions {
+            kind: self.objective,
+            temperature: self.temperature,
+            negatives: self.negatives,
+            sampling: self.negative_sampling,
+            exclude_positive: self.exclude_positive,
+            eps: self.eps,
+            partition: self.partition,
+            partition_decay: self.partition_decay,
+            proximal_weight: self.proximal_weight,
         }
+    }
+
+    /// What the bank of so many instances is.
+    pub fn bank(&self, instances: usize) -> BankOptions {
+        BankOptions { instances, dim: self.dim, dtype: self.bank_dtype, init: self.bank_init }
     }
 
     /// What the encoder is built from.
@@ -228,67 +249,5 @@ impl TrainConfig {
             image_size: self.image_size,
             evaluation_resize: self.recipe.evaluation_resize(self.image_size),
         }
-    }
-
-    /// The first key in which a run cannot be continued under this configuration, with both values.
-    ///
-    /// Keys that change neither the weights nor the order of what was done may differ: the number of
-    /// epochs, what is saved and shown, the device, threads.
-    pub fn incompatibility(&self, earlier: &serde_json::Value) -> Option<(String, String, String)> {
-        const HARMLESS: [&str; 15] = [
-            "on_corrupt",
-            "max_corrupt",
-            "memory_limit",
-            "cache",
-            "cache_size",
-            "read_threads",
-            "stats",
-            "epochs",
-            "device",
-            "loader_threads",
-            "prefetch",
-            "checkpoint_every_epochs",
-            "checkpoint_every_steps",
-            "keep",
-            "no_monitor",
-        ];
-        let own = serde_json::to_value(self).expect("a configuration is plain data");
-        // A run that was begun before a key existed was begun with its default.
-        let defaults = serde_json::to_value(Self::default()).expect("a configuration is plain data");
-        own.as_object()?.iter().filter(|(key, _)| !HARMLESS.contains(&key.as_str())).find_map(
-            |(key, value)| {
-                let before = earlier.get(key).or(defaults.get(key)).unwrap_or(&serde_json::Value::Null);
-                (before != value).then(|| (key.clone(), before.to_string(), value.to_string()))
-            },
-        )
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_defaults_are_valid_and_those_of_the_reference() {
-        let config = TrainConfig::default();
-        assert_eq!(config.validate(), Ok(()));
-        assert_eq!((config.negatives, config.temperature.get(), config.lr), (4096, 0.07, 0.03));
-    }
-
-    #[test]
-    fn a_value_out_of_range_is_named() {
-        let config = TrainConfig { batch_size: 1, ..TrainConfig::default() };
-        let error = config.validate().expect_err("batch norm needs two");
-        assert_eq!(error.to_string(), "batch_size must be at least 2, not 1");
-    }
-
-    #[test]
-    fn more_epochs_are_compatible_and_another_temperature_is_not() {
-        let earlier = serde_json::to_value(TrainConfig::default()).expect("plain data");
-        let longer = TrainConfig { epochs: 400, ..TrainConfig::default() };
-        assert_eq!(longer.incompatibility(&earlier), None);
-        let warmer = TrainConfig { temperature: Temperature::new(0.1).expect("valid"), ..longer };
-        let (key, before, now) = warmer.incompatibility(&earlier).expect("named");
-        assert_eq!((key.as_str(), before.as_str(), now.as_str()), ("temperature", "0.07", "0.1"));
     }
 }

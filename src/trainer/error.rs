@@ -8,7 +8,7 @@ use crate::loader::LoaderError;
 use crate::model::{DeviceError, WeightsError};
 use crate::storage::StorageError;
 
-use super::InvalidConfig;
+use super::{Difference, InvalidConfig};
 
 /// A training run cannot start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -20,16 +20,12 @@ pub enum TrainError {
         reason: String,
     },
     /// The run was begun with another configuration.
-    #[error("the run {run} was begun with {key} = {before}, and cannot go on with {key} = {now}")]
+    #[error("the run of {checkpoint} was begun with another configuration and cannot go on: {}", shown(.differences))]
     OtherConfig {
-        /// The run.
-        run: String,
-        /// The first key that differs.
-        key: String,
-        /// Its value in the run.
-        before: String,
-        /// Its value now.
-        now: String,
+        /// The checkpoint from which it would go on.
+        checkpoint: String,
+        /// Every key that differs.
+        differences: Vec<Difference>,
     },
     /// The run was begun on another dataset.
     #[error("the checkpoint {checkpoint} is of the dataset {before}, not of {now}")]
@@ -61,6 +57,9 @@ pub enum TrainError {
         /// Steps done.
         step: u64,
     },
+    /// The operating system gives no thread to write checkpoints with.
+    #[error("no thread can be started")]
+    Threads(#[source] std::io::Error),
     /// A part below failed.
     #[error(transparent)]
     Part(#[from] PartError),
@@ -95,6 +94,10 @@ pub enum PartError {
     Monitor(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
+fn shown(differences: &[Difference]) -> String {
+    differences.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
 impl From<InvalidConfig> for TrainError {
     fn from(error: InvalidConfig) -> Self {
         Self::Config { reason: error.to_string() }
@@ -119,7 +122,7 @@ impl TrainError {
         match self {
             Self::Config { .. } | Self::OtherConfig { .. } => Failure::Config,
             Self::OtherDataset { .. } => Failure::Data,
-            Self::NotFinite { .. } => Failure::Other,
+            Self::NotFinite { .. } | Self::Threads(_) => Failure::Other,
             Self::Stopped { .. } => Failure::Stopped,
             Self::Part(part) => part.failure(),
         }

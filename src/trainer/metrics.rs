@@ -1,46 +1,119 @@
-//! The run's record of numbers, `metrics.jsonl`.
+//! The run's record of numbers: `metrics.jsonl`, and the same for TensorBoard.
+
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 use serde_json::Value;
 
+use super::events::EventFile;
+use super::health::BankHealth;
 use crate::storage::{Location, PublishMode, StorageError};
+
+/// What a line covers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scope {
+    /// The steps since the last line of either kind.
+    Interval,
+    /// The epoch, or its part since a resume.
+    Epoch,
+}
 
 /// One line of the record.
 #[derive(Clone, Debug, Serialize)]
 pub struct MetricsLine {
+    /// What it covers.
+    pub scope: Scope,
+    /// Seconds since 1970.
+    pub time: f64,
     /// Steps done.
     pub step: u64,
     /// The epoch, from 0.
     pub epoch: u64,
-    /// The mean loss since the line before, in nats.
+    /// The mean loss, in nats.
     pub loss: f64,
-    /// The learning rate.
+    /// The learning rate of the last step.
     pub lr: f64,
     /// Pictures trained on, per second.
     pub images_per_second: f64,
     /// The share of the time in which the trainer waited for data, in 0..1.
     pub data_wait: f64,
-    /// The gradient's norm at the last step.
+    /// The gradient's norm at the last step, before clipping.
     pub gradient_norm: f64,
+    /// The mean cosine of an updated bank row before and after.
+    pub row_cosine: f64,
+    /// The mean of `‖f - v‖²` over features and their own rows (Wang and Isola 2020, with α = 2).
+    pub alignment: f64,
+    /// ln Z as `nce` assumed it at the last step.
+    pub ln_partition: Option<f64>,
+    /// Steps that moved nothing.
+    pub skipped_steps: u64,
+    /// Seconds in which training stood still for checkpoints.
+    pub checkpoint_stall: f64,
+    /// How the bank is, after an epoch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bank: Option<BankHealth>,
     /// What the monitor measured, if it ran.
     #[serde(flatten)]
     pub monitor: serde_json::Map<String, Value>,
 }
 
-/// The record, held in memory and published whole.
-///
-/// A resumed run first drops the lines of steps that it will do again.
+impl MetricsLine {
+    /// Its numbers by name; those of an epoch have `epoch/` before it, those of the bank `bank/`.
+    pub fn scalars(&self) -> Vec<(String, f64)> {
+        let prefix = if self.scope == Scope::Epoch { "epoch/" } else { "" };
+        let value = serde_json::to_value(self).expect("a line is plain data");
+        let number = |(name, value): (&String, &Value)| value.as_f64().map(|number| (name.clone(), number));
+        let own = value.as_object().into_iter().flatten().filter_map(number);
+        let own = own.filter(|(name, _)| !matches!(name.as_str(), "time" | "step"));
+        let mut all: Vec<_> = own.map(|(name, number)| (format!("{prefix}{name}"), number)).collect();
+        let bank = value["bank"].as_object().into_iter().flatten().filter_map(number);
+        all.extend(bank.map(|(name, number)| (format!("bank/{name}"), number)));
+        all
+    }
+}
+
+/// Seconds since 1970.
+pub(super) fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+}
+
+/// The record as it was at one moment, ready to be published.
 #[derive(Debug)]
-pub(super) struct Metrics {
+pub(super) struct MetricsFiles {
     file: Location,
     text: String,
+    /// The events since the last publication: a file of its own.
+    events: Option<(Location, Vec<u8>)>,
 }
+
+impl MetricsFiles {
+    /// Publishes the record.
+    pub(super) fn publish(&self) -> Result<(), StorageError> {
+        if let Some((file, bytes)) = &self.events {
+            file.publish(bytes.clone(), PublishMode::Overwrite)?;
+        }
+        self.file.publish(self.text.clone(), PublishMode::Overwrite)
+    }
+}
+
+/// The record, held in memory. The lines are published whole each time; events go into one file after
+/// the other, each named by the step of its first event, as TensorBoard reads them.
+///
+/// A resumed run first drops lines and events of steps that it will do again.
+#[derive(Debug)]
+pub(super) struct Metrics {
+    run: Location,
+    text: String,
+    events: Option<(u64, EventFile)>,
+}
+
+const EVENTS: &str = "events.out.tfevents.";
 
 impl Metrics {
     /// Goes on with the record of a run that has done `step` steps.
     pub(super) fn resume(run: &Location, step: u64) -> Result<Self, StorageError> {
-        let file = run.join("metrics.jsonl");
-        let before = match file.read() {
+        let before = match run.join("metrics.jsonl").read() {
             Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
             Err(error) if error.is_not_found() => String::new(),
             Err(error) => return Err(error),
@@ -50,17 +123,64 @@ impl Metrics {
             value.and_then(|value| value["step"].as_u64()).is_some_and(|of_line| of_line <= step)
         };
         let text = before.lines().filter(done).flat_map(|line| [line, "\n"]).collect();
-        Ok(Self { file, text })
+        let folder = run.join("tensorboard");
+        for entry in folder.list()? {
+            let first =
+                entry.name.strip_prefix(EVENTS).and_then(|rest| rest.split('.').next()?.parse::<u64>().ok());
+            if first.is_some_and(|first| first > step) {
+                folder.join(&entry.name).delete()?;
+            }
+        }
+        Ok(Self { run: run.clone(), text, events: None })
     }
 
     /// Adds a line.
     pub(super) fn push(&mut self, line: &MetricsLine) {
         self.text += &serde_json::to_string(line).expect("a line is plain data");
         self.text.push('\n');
+        let (_, events) = self.events.get_or_insert_with(|| (line.step, EventFile::new(line.time)));
+        events.scalars(line.time, line.step, line.scalars());
+        if let Some(bank) = &line.bank {
+            events.histogram(line.time, line.step, "bank/age", &bank.age_histogram);
+        }
     }
 
-    /// Publishes the record.
-    pub(super) fn publish(&self) -> Result<(), StorageError> {
-        self.file.publish(self.text.clone(), PublishMode::Overwrite)
+    /// The record as it is now.
+    pub(super) fn files(&mut self) -> MetricsFiles {
+        let events = self.events.take().map(|(step, events)| {
+            let name = format!("{EVENTS}{step:010}.instdisc");
+            (self.run.join("tensorboard").join(&name), events.into_bytes())
+        });
+        MetricsFiles { file: self.run.join("metrics.jsonl"), text: self.text.clone(), events }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::meter::Meter;
+    use super::*;
+
+    #[test]
+    fn a_resumed_record_drops_the_lines_and_events_of_steps_that_come_again() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let run = Location::from_path(dir.path()).expect("a location");
+        let mut metrics = Metrics::resume(&run, 0).expect("a new record");
+        for step in [10, 20, 30] {
+            metrics.push(&Meter::start().line(Scope::Interval, step, 0));
+            metrics.files().publish().expect("published");
+        }
+        let mut metrics = Metrics::resume(&run, 20).expect("the record");
+        metrics.push(&Meter::start().line(Scope::Epoch, 25, 0));
+        metrics.files().publish().expect("published");
+        let text =
+            String::from_utf8(run.join("metrics.jsonl").read().expect("there").to_vec()).expect("text");
+        let steps: Vec<_> = text
+            .lines()
+            .map(|line| serde_json::from_str::<Value>(line).expect("JSON")["step"].as_u64().expect("a step"))
+            .collect();
+        assert_eq!(steps, [10, 20, 25]);
+        let files: Vec<_> =
+            run.join("tensorboard").list().expect("a list").into_iter().map(|e| e.name).collect();
+        assert_eq!(files, [10, 20, 25].map(|step| format!("{EVENTS}{step:010}.instdisc")));
     }
 }

@@ -7,24 +7,37 @@
 //! Invariant: after a resume, weights and bank are bit for bit those of an uninterrupted run (on the CPU,
 //! with the same number of threads).
 
+mod background;
+mod bench;
+mod clock;
 mod config;
 mod data;
+mod encode;
 mod error;
+mod events;
+mod health;
+mod meter;
 mod metrics;
+mod optimizer;
+mod retention;
 mod saving;
+mod scaler;
 mod schedule;
 mod session;
-mod sgd;
 mod step;
 
 use std::sync::atomic::AtomicBool;
 
 use serde_json::{Map, Value};
 
-pub use config::{InvalidConfig, Precision, RecipeKind, TrainConfig};
+pub use bench::StepBench;
+pub use config::{
+    Difference, InvalidConfig, LrSchedule, OnNonFinite, OptimizerKind, Precision, RecipeKind, TrainConfig,
+};
 pub use data::ShuffleKind;
 pub use error::{PartError, TrainError};
-pub use metrics::MetricsLine;
+pub use health::BankHealth;
+pub use metrics::{MetricsLine, Scope};
 pub use session::{Outcome, train};
 
 use crate::bank::MemoryBank;
@@ -38,6 +51,8 @@ pub struct TrainJob {
     pub dataset: Location,
     /// The run's folder.
     pub run: Location,
+    /// The file of weights to begin with, where the configuration names one.
+    pub init: Option<Location>,
     /// The configuration.
     pub config: TrainConfig,
 }
@@ -90,8 +105,8 @@ pub trait Hooks {
         Ok(Map::new())
     }
 
-    /// Called after an epoch with its line of the metrics.
-    fn epoch_ended(&mut self, _line: &MetricsLine) {}
+    /// Called with each line of the metrics: every so many steps, and after each epoch.
+    fn measured(&mut self, _line: &MetricsLine) {}
 }
 
 /// Any error of a hook.

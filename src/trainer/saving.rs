@@ -1,16 +1,20 @@
 //! A run's state, to a checkpoint and back.
 
+use std::sync::Arc;
+
 use crate::bank::MemoryBank;
 use crate::checkpoint::{
     BANK, Checkpoint, CheckpointError, CheckpointManifest, FileEntry, MODEL, OPTIMIZER, STATE, TrainState,
-    TrainedOn, checkpoint_name, list_checkpoints, publish_file, remove_checkpoint,
+    TrainedOn, checkpoint_name, list_checkpoints, publish_file,
 };
 use crate::feature_table::{FeatureTable, Kind, TableMeta};
 use crate::ids::{ClassId, InstanceId};
 use crate::model::NamedTensors;
-use crate::storage::Location;
+use crate::objective::{Objective, Partition};
+use crate::storage::{Location, PublishMode};
 
 use super::TrainError;
+use super::metrics::MetricsFiles;
 use super::step::Trainer;
 
 /// What a checkpoint says of the data it was trained on.
@@ -22,31 +26,47 @@ pub(super) struct DataIdentity {
     pub(super) labels: Vec<Option<ClassId>>,
 }
 
+/// A copy of everything that a checkpoint holds, on the host: training can go on while it is written.
+#[derive(Debug)]
+pub(super) struct Snapshot {
+    pub(super) step: u64,
+    epoch: u64,
+    model: NamedTensors,
+    optimizer: NamedTensors,
+    bank: Vec<f32>,
+    dim: usize,
+    updated_step: Vec<Option<u64>>,
+    state: Vec<u8>,
+    metrics: MetricsFiles,
+    data: Arc<DataIdentity>,
+}
+
 impl Trainer {
-    /// Publishes a checkpoint of the state as it is.
-    ///
-    /// # Errors
-    /// If the store fails; then earlier checkpoints stand.
-    pub(super) fn save(&self, run: &Location, data: &DataIdentity) -> Result<Location, TrainError> {
-        let step = self.cursor.step;
-        let folder = run.join("checkpoints").join(&checkpoint_name(step));
+    /// Copies the state as it is.
+    pub(super) fn snapshot(&self, data: &Arc<DataIdentity>, metrics: MetricsFiles) -> Snapshot {
+        let json = |value: serde_json::Result<serde_json::Value>| value.expect("it is plain data");
         let state = TrainState {
             cursor: self.cursor,
-            ln_partition: self.objective.ln_partition(),
+            ln_partition: self.objective.partition().ln_z(),
+            optimizer_steps: Some(self.optimizer.steps()),
+            skipped_steps: self.skipped,
+            loss_scale: json(serde_json::to_value(self.loss_scale)),
             instances: self.bank.len() as u64,
-            encoder: serde_json::to_value(self.encoder.config()).expect("a configuration is plain data"),
-            config: serde_json::to_value(&self.config).expect("a configuration is plain data"),
+            encoder: json(serde_json::to_value(self.encoder.config())),
+            config: json(serde_json::to_value(&self.config)),
         };
-        let state = serde_json::to_vec_pretty(&state).expect("a state is plain data");
-        let bank = self.bank_table(data).write(&folder.join(BANK))?;
-        let files = vec![
-            publish_file(&folder, MODEL, self.encoder.weights().to_bytes())?,
-            publish_file(&folder, OPTIMIZER, self.optimizer.buffers().to_bytes())?,
-            FileEntry { name: BANK.into(), bytes: bank.bytes, digest: bank.digest },
-            publish_file(&folder, STATE, state)?,
-        ];
-        CheckpointManifest::new(step, self.cursor.epoch, data.trained_on.clone(), files).publish(&folder)?;
-        Ok(folder)
+        Snapshot {
+            step: self.cursor.step,
+            epoch: self.cursor.epoch,
+            model: self.encoder.weights(),
+            optimizer: self.optimizer.buffers(),
+            bank: self.bank.to_vec(),
+            dim: self.bank.dim(),
+            updated_step: self.bank.updated_step().to_vec(),
+            state: serde_json::to_vec_pretty(&state).expect("a state is plain data"),
+            metrics,
+            data: Arc::clone(data),
+        }
     }
 
     /// Puts the state of a checkpoint in place.
@@ -56,15 +76,20 @@ impl Trainer {
     pub(super) fn restore(&mut self, from: &Checkpoint, data: &DataIdentity) -> Result<(), TrainError> {
         let state = self.check_compatible(from, data)?;
         self.encoder.load(&NamedTensors::from_bytes(&from.read(MODEL)?)?)?;
-        self.optimizer.load(&NamedTensors::from_bytes(&from.read(OPTIMIZER)?)?)?;
+        let steps = state.optimizer_steps.unwrap_or(state.cursor.step);
+        self.optimizer.load(&NamedTensors::from_bytes(&from.read(OPTIMIZER)?)?, steps)?;
+        let damaged = |name| CheckpointError::Damaged { file: from.folder().join(name).to_string() };
         let table = FeatureTable::read(&from.folder().join(BANK))?;
         if table.ids != data.ids {
-            let file = from.folder().join(BANK).to_string();
-            return Err(CheckpointError::Damaged { file }.into());
+            return Err(damaged(BANK).into());
         }
         let device = self.encoder.device();
-        self.bank = MemoryBank::from_rows(&table.features, table.meta.dim, table.updated_step, device);
-        self.set_partition(state.ln_partition);
+        let rows = MemoryBank::from_rows(&table.features, table.meta.dim, table.updated_step, device);
+        self.bank = rows.with_dtype(self.config.bank_dtype);
+        let partition = state.ln_partition.map_or(Partition::Unset, |ln_z| Partition::Set { ln_z });
+        self.objective = Objective::new(self.config.objective(), partition);
+        self.loss_scale = serde_json::from_value(state.loss_scale).map_err(|_| damaged(STATE))?;
+        self.skipped = state.skipped_steps;
         self.cursor = state.cursor;
         Ok(())
     }
@@ -77,31 +102,59 @@ impl Trainer {
             return Err(TrainError::OtherDataset { checkpoint, before, now });
         }
         let state = from.state()?;
-        if let Some((key, before, now)) = self.config.incompatibility(&state.config) {
-            return Err(TrainError::OtherConfig { run: checkpoint, key, before, now });
+        let differences = self.config.incompatibilities(&state.config);
+        if !differences.is_empty() {
+            return Err(TrainError::OtherConfig { checkpoint, differences });
         }
         Ok(state)
     }
+}
 
-    /// The bank as a feature table.
-    fn bank_table(&self, data: &DataIdentity) -> FeatureTable {
-        FeatureTable {
+impl Snapshot {
+    /// Publishes the checkpoint, and the metrics up to it before.
+    ///
+    /// # Errors
+    /// If the store fails; then earlier checkpoints stand.
+    pub(super) fn write(self, run: &Location) -> Result<Location, TrainError> {
+        self.metrics.publish()?;
+        let folder = run.join("checkpoints").join(&checkpoint_name(self.step));
+        let data = Arc::clone(&self.data);
+        let (step, epoch) = (self.step, self.epoch);
+        let mut files = vec![
+            publish_file(&folder, MODEL, self.model.to_bytes())?,
+            publish_file(&folder, OPTIMIZER, self.optimizer.to_bytes())?,
+            publish_file(&folder, STATE, self.state)?,
+        ];
+        let bank = FeatureTable {
             meta: TableMeta {
                 kind: Kind::Bank,
                 layer: "projection".into(),
-                dim: self.bank.dim(),
+                dim: self.dim,
                 dataset_digest: data.trained_on.dataset_digest.clone(),
                 split: data.trained_on.split.clone(),
-                step: self.cursor.step,
+                step,
                 unit_length: true,
                 classes: data.classes.clone(),
             },
             ids: data.ids.clone(),
             labels: data.labels.clone(),
-            updated_step: self.bank.updated_step().to_vec(),
-            features: self.bank.to_vec(),
-        }
+            updated_step: self.updated_step,
+            features: self.bank,
+        };
+        let written = bank.write(&folder.join(BANK))?;
+        files.push(FileEntry { name: BANK.into(), bytes: written.bytes, digest: written.digest });
+        CheckpointManifest::new(step, epoch, data.trained_on.clone(), files).publish(&folder)?;
+        Ok(folder)
     }
+}
+
+/// Publishes the configuration of a run that begins.
+///
+/// # Errors
+/// If the store fails.
+pub(super) fn publish_config(trainer: &Trainer, run: &Location) -> Result<(), TrainError> {
+    let text = toml::to_string(&trainer.config).expect("a configuration is plain data");
+    Ok(run.join("config.toml").publish(text, PublishMode::Overwrite)?)
 }
 
 /// The newest checkpoint that is whole; damaged newer ones are reported and passed over.
@@ -114,14 +167,4 @@ pub(super) fn newest(run: &Location) -> Result<Option<Checkpoint>, TrainError> {
         }
     }
     Ok(None)
-}
-
-/// Removes all but the newest `keep` checkpoints and the initial one.
-pub(super) fn prune(run: &Location, keep: usize) -> Result<(), TrainError> {
-    let all = list_checkpoints(run)?;
-    let old = if keep == 0 { 0 } else { all.len().saturating_sub(keep) };
-    for (_, folder) in all[..old].iter().filter(|(step, _)| *step > 0) {
-        remove_checkpoint(folder)?;
-    }
-    Ok(())
 }

@@ -4,18 +4,23 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use crate::bank::BankInit;
 use crate::checkpoint::{TrainedOn, mark_finished, unmark_finished};
 use crate::dataset::Manifest;
 use crate::loader::{Loader, Source};
-use crate::model::select_device;
-use crate::storage::{Location, PublishMode};
+use crate::model::{NamedTensors, allow_tf32, select_device};
+use crate::storage::{Location, Lock};
 
+use super::background::Writer;
 use super::data;
+use super::encode::encode_bank;
+use super::health::BankHealth;
+use super::meter::Meter;
 use super::metrics::Metrics;
-use super::saving::{DataIdentity, newest, prune};
-use super::schedule::learning_rate;
-use super::step::{StepOutcome, Trainer};
-use super::{Hooks, MetricsLine, RunSummary, StepReport, StopFlag, TrainError, TrainJob};
+use super::retention::{Retention, remove_unpublished};
+use super::saving::{DataIdentity, newest, publish_config};
+use super::step::Trainer;
+use super::{Hooks, MetricsLine, Precision, RunSummary, Scope, StopFlag, TrainConfig, TrainError, TrainJob};
 
 /// How a call of [`train`] ended well.
 #[derive(Clone, Debug)]
@@ -48,7 +53,8 @@ pub fn train(job: &TrainJob, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<O
     while session.trainer.cursor.epoch < job.config.epochs {
         session.epoch(hooks, stop)?;
     }
-    let checkpoint = session.last_checkpoint.expect("the last epoch ends with a checkpoint");
+    session.writer.finish()?;
+    let checkpoint = session.writer.last().cloned().expect("the last epoch ends with a checkpoint");
     mark_finished(&job.run, session.trainer.cursor.step)?;
     Ok(Outcome::Finished { step: session.trainer.cursor.step, checkpoint })
 }
@@ -56,11 +62,15 @@ pub fn train(job: &TrainJob, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<O
 /// A run that is under way.
 struct Session<'a> {
     job: &'a TrainJob,
-    data: DataIdentity,
+    data: Arc<DataIdentity>,
     trainer: Trainer,
     loader: Loader,
     metrics: Metrics,
-    last_checkpoint: Option<Location>,
+    writer: Writer,
+    /// When the last checkpoint was begun.
+    saved: Instant,
+    /// Of several jobs on one run, the one that may write.
+    lock: Lock,
 }
 
 impl<'a> Session<'a> {
@@ -81,22 +91,27 @@ impl<'a> Session<'a> {
             ids: source.ids().to_vec(),
             labels: source.labels().to_vec(),
         };
+        let lock = Lock::take(&job.run.join("lock"))?;
         let found = newest(&job.run)?;
+        remove_unpublished(&job.run)?;
         let selected = select_device(config.device)?;
+        set_precision(config, selected.device);
         let mut trainer = Trainer::new(config.clone(), instances, selected.device);
-        let mut last_checkpoint = None;
+        let source: Arc<dyn Source> = Arc::new(source);
         match &found {
-            Some(checkpoint) => {
-                trainer.restore(checkpoint, &identity)?;
-                last_checkpoint = Some(checkpoint.folder().clone());
-            }
+            Some(checkpoint) => trainer.restore(checkpoint, &identity)?,
             None => {
-                let text = toml::to_string(config).expect("a configuration is plain data");
-                job.run.join("config.toml").publish(text, PublishMode::Overwrite)?;
+                publish_config(&trainer, &job.run)?;
+                if let Some(file) = &job.init {
+                    begin_with(&mut trainer, file)?;
+                }
+                if config.bank_init == BankInit::Encode {
+                    encode_bank(&mut trainer, &source)?;
+                }
             }
         }
         let parameters = trainer.encoder.parameters().iter().map(|(_, tensor)| tensor.numel()).sum();
-        let steps = config.loader().steps(instances);
+        let steps = trainer.steps_per_epoch();
         hooks.started(&RunSummary {
             device: format!("{:?} ({})", selected.device, selected.reason),
             instances,
@@ -105,9 +120,12 @@ impl<'a> Session<'a> {
             total_steps: steps * config.epochs,
         });
         let metrics = Metrics::resume(&job.run, trainer.cursor.step)?;
-        let source: Arc<dyn Source> = Arc::new(source);
         let loader = data::load(config, &source, trainer.cursor)?;
-        let mut session = Self { job, data: identity, trainer, loader, metrics, last_checkpoint };
+        let retention = Retention { newest: config.keep, every_steps: config.keep_every_epochs * steps };
+        let last = found.as_ref().map(|checkpoint| checkpoint.folder().clone());
+        let writer = Writer::new(job.run.clone(), retention, last);
+        let (data, saved) = (Arc::new(identity), Instant::now());
+        let mut session = Self { job, data, trainer, loader, metrics, writer, saved, lock };
         if found.is_none() {
             session.save()?;
         }
@@ -118,26 +136,39 @@ impl<'a> Session<'a> {
     fn epoch(&mut self, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<(), TrainError> {
         let config = &self.job.config;
         let cursor = self.trainer.cursor;
-        let mut meter = Meter::start(learning_rate(config, cursor.epoch));
+        let (mut meter, mut interval) = (Meter::start(), Meter::start());
         let waited = self.loader.waited();
+        let mut waited_before = waited;
         while let Some(batch) = self.loader.next_of(cursor.epoch, stop) {
             let batch = batch?;
             let outcome = self.trainer.step(&batch)?;
             meter.add(outcome, batch.ids.len(), self.loader.waited() - waited);
+            interval.add(outcome, batch.ids.len(), self.loader.waited() - waited_before);
             self.loader.give_back(batch);
-            hooks.stepped(&meter.report(self.trainer.cursor.step, cursor.epoch));
-            if stop.load(Ordering::Relaxed) {
-                self.save()?;
-                return Err(TrainError::Stopped { step: self.trainer.cursor.step });
+            let step = self.trainer.cursor.step;
+            hooks.stepped(&meter.report(step, cursor.epoch));
+            if config.log_every_steps > 0 && step.is_multiple_of(config.log_every_steps) {
+                let line = interval.line(Scope::Interval, step, cursor.epoch);
+                self.metrics.push(&line);
+                hooks.measured(&line);
+                (interval, waited_before) = (Meter::start(), self.loader.waited());
             }
-            let every = config.checkpoint_every_steps;
-            if every > 0 && self.trainer.cursor.step.is_multiple_of(every) {
-                self.save()?;
+            if stop.load(Ordering::Relaxed) {
+                let _ = self.save()?;
+                self.writer.finish()?;
+                return Err(TrainError::Stopped { step });
+            }
+            self.writer.check()?;
+            if self.is_due() {
+                let stall = self.save()?;
+                meter.stalled(stall);
+                interval.stalled(stall);
             }
         }
         if self.loader.epoch() == cursor.epoch {
             // Stopped while it waited for data, or the loader ended without a word.
-            self.save()?;
+            let _ = self.save()?;
+            self.writer.finish()?;
             return Err(TrainError::Stopped { step: self.trainer.cursor.step });
         }
         let stats = self.loader.stats();
@@ -159,21 +190,55 @@ impl<'a> Session<'a> {
             let judged = hooks.judge(&self.trainer.encoder, &self.trainer.bank);
             judged.map_err(|source| TrainError::Part(super::PartError::Monitor(source)))?
         };
-        let line = MetricsLine { monitor, ..meter.line(self.trainer.cursor.step, epoch) };
+        let bank = Some(BankHealth::of(&self.trainer));
+        let line = MetricsLine { monitor, bank, ..meter.line(Scope::Epoch, self.trainer.cursor.step, epoch) };
         self.metrics.push(&line);
-        hooks.epoch_ended(&line);
+        hooks.measured(&line);
         if done == config.epochs || done.is_multiple_of(config.checkpoint_every_epochs.max(1)) {
-            self.save()?;
+            let _ = self.save()?;
         }
         Ok(())
     }
 
-    fn save(&mut self) -> Result<(), TrainError> {
-        self.metrics.publish()?;
-        let folder = self.trainer.save(&self.job.run, &self.data)?;
-        tracing::info!("checkpoint {folder}");
-        self.last_checkpoint = Some(folder);
-        prune(&self.job.run, self.job.config.keep)
+    /// Whether it is time for a checkpoint in the middle of an epoch.
+    fn is_due(&self) -> bool {
+        let TrainConfig { checkpoint_every_steps: steps, checkpoint_every_minutes: minutes, .. } =
+            self.job.config;
+        let by_steps = steps > 0 && self.trainer.cursor.step.is_multiple_of(steps);
+        by_steps || (minutes > 0.0 && self.saved.elapsed().as_secs_f64() >= minutes * 60.0)
+    }
+
+    /// Starts to write a checkpoint; how long training stood still for it.
+    fn save(&mut self) -> Result<Duration, TrainError> {
+        self.lock.check()?;
+        let (trainer, data, metrics) = (&self.trainer, &self.data, &mut self.metrics);
+        let stall = self.writer.start(|| trainer.snapshot(data, metrics.files()))?;
+        tracing::debug!(
+            "step {}: training stood still for {:.3} s",
+            trainer.cursor.step,
+            stall.as_secs_f64()
+        );
+        self.saved = Instant::now();
+        Ok(stall)
+    }
+}
+
+/// Puts the weights of a file in place of the initial ones.
+fn begin_with(trainer: &mut Trainer, file: &Location) -> Result<(), TrainError> {
+    let weights = NamedTensors::from_bytes(&file.read()?)?;
+    let whole = trainer.encoder.load_backbone(&weights)?;
+    tracing::info!("weights of {file}{}", if whole { "" } else { ", without its last layer" });
+    Ok(())
+}
+
+/// Sets libtorch's switches for f32 products.
+pub(super) fn set_precision(config: &TrainConfig, device: tch::Device) {
+    let tf32 = config.precision == Precision::Tf32;
+    if let Err(reason) = allow_tf32(tf32) {
+        tracing::warn!("{reason}");
+    }
+    if tf32 && !device.is_cuda() {
+        tracing::warn!("precision tf32 is that of CUDA's tensor cores; here it is f32");
     }
 }
 
@@ -190,57 +255,4 @@ fn check_size(job: &TrainJob, instances: usize) -> Result<(), TrainError> {
         return Err(TrainError::Config { reason });
     }
     Ok(())
-}
-
-/// Adds up what an epoch measures.
-struct Meter {
-    started: Instant,
-    lr: f64,
-    steps: u64,
-    images: u64,
-    loss_sum: f64,
-    last: StepOutcome,
-    waited: Duration,
-}
-
-impl Meter {
-    fn start(lr: f64) -> Self {
-        let last = StepOutcome { loss: 0.0, gradient_norm: 0.0 };
-        let waited = Duration::ZERO;
-        Self { started: Instant::now(), lr, steps: 0, images: 0, loss_sum: 0.0, last, waited }
-    }
-
-    fn add(&mut self, outcome: StepOutcome, images: usize, waited: Duration) {
-        self.steps += 1;
-        self.images += images as u64;
-        self.loss_sum += outcome.loss;
-        self.last = outcome;
-        self.waited = waited;
-    }
-
-    fn report(&self, step: u64, epoch: u64) -> StepReport {
-        let seconds = self.started.elapsed().as_secs_f64().max(1e-9);
-        StepReport {
-            step,
-            epoch,
-            loss: self.last.loss,
-            lr: self.lr,
-            images_per_second: self.images as f64 / seconds,
-            data_wait: self.waited.as_secs_f64() / seconds,
-        }
-    }
-
-    fn line(&self, step: u64, epoch: u64) -> MetricsLine {
-        let report = self.report(step, epoch);
-        MetricsLine {
-            step,
-            epoch,
-            loss: self.loss_sum / self.steps.max(1) as f64,
-            lr: self.lr,
-            images_per_second: report.images_per_second,
-            data_wait: report.data_wait,
-            gradient_norm: self.last.gradient_norm,
-            monitor: serde_json::Map::new(),
-        }
-    }
 }

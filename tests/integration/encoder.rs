@@ -1,4 +1,4 @@
-//! The encoder against torchvision's ResNet, with the same weights.
+//! The encoder against torchvision's networks, with the same weights.
 
 use instdisc::model::{Architecture, Encoder, EncoderConfig, NamedTensors, Normalisation};
 use tch::{Device, Kind, Tensor};
@@ -12,6 +12,11 @@ fn the_encoder_agrees_with_torchvision() {
         ("resnet18", Architecture::ResNet18, 64),
         ("resnet34", Architecture::ResNet34, 64),
         ("resnet50", Architecture::ResNet50, 64),
+        ("resnet101", Architecture::ResNet101, 64),
+        ("resnet152", Architecture::ResNet152, 64),
+        ("alexnet", Architecture::AlexNet, 64),
+        ("vgg16", Architecture::Vgg16, 32),
+        ("vgg16-bn", Architecture::Vgg16Bn, 32),
         ("resnet18-cifar", Architecture::ResNet18Cifar, 32),
     ] {
         let config = EncoderConfig {

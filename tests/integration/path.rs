@@ -83,15 +83,26 @@ mod trained {
     fn from_pictures_to_a_page() {
         let dir = scratch();
         let run = dir.path().join("run");
-        let finished = train(dataset(), &run, "--epochs 2").json();
+        let finished = train(dataset(), &run, "--epochs 2 --log-every-steps 3").json();
         assert_eq!(finished["finished"], true);
         assert_eq!(finished["step"], 16);
 
         let metrics = std::fs::read_to_string(run.join("metrics.jsonl")).expect("metrics");
         let lines: Vec<Value> =
             metrics.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
-        assert_eq!(lines.len(), 2);
-        assert!(lines.iter().all(|line| line["knn1_top1"].is_number() && line["loss"].as_f64() > Some(0.0)));
+        let steps: Vec<_> =
+            lines.iter().map(|line| (line["step"].as_u64(), line["scope"].as_str())).collect();
+        let expected = [(3, "interval"), (6, "interval"), (8, "epoch"), (9, "interval")];
+        assert_eq!(steps[..4], expected.map(|(step, scope)| (Some(step), Some(scope))));
+        assert!(lines.iter().all(|line| line["loss"].as_f64() > Some(0.0)));
+        let epochs: Vec<_> = lines.iter().filter(|line| line["scope"] == "epoch").collect();
+        assert_eq!(epochs.len(), 2);
+        for epoch in epochs {
+            assert!(epoch["knn1_top1"].is_number());
+            assert!(epoch["bank"]["effective_rank"].as_f64() > Some(1.0));
+            assert!(epoch["bank"]["ln_partition_true"].is_number());
+            assert_eq!(epoch["bank"]["never_written"], 0);
+        }
 
         let again = train(dataset(), &run, "--epochs 2").json();
         assert_eq!(again["step"], 16);

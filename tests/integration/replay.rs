@@ -1,4 +1,4 @@
-//! `instdisc replay` against the reference's formulas, evaluated by PyTorch autograd in float64.
+//! `instdisc replay` against the formulas of reference and paper, by PyTorch autograd in float64.
 
 use std::path::Path;
 
@@ -29,8 +29,8 @@ fn tensor(value: &Value) -> (Vec<usize>, Vec<f64>) {
     (shape, numbers)
 }
 
-/// Writes the inputs of a golden as replay reads them.
-fn write_input(golden: &Value, file: &Path) {
+/// Writes the inputs of a golden as replay reads them, with the negatives of this name.
+fn write_input(golden: &Value, negatives: &str, file: &Path) {
     let mut parts: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
     let mut add = |name: String, value: &Value, integers: bool| {
         let (shape, numbers) = tensor(value);
@@ -45,7 +45,7 @@ fn write_input(golden: &Value, file: &Path) {
     for (step, given) in golden["steps"].as_array().expect("steps").iter().enumerate() {
         add(format!("features_{step}"), &given["features"], false);
         add(format!("ids_{step}"), &given["ids"], true);
-        add(format!("negatives_{step}"), &given["negatives"], true);
+        add(format!("negatives_{step}"), &given[negatives], true);
     }
     let views = parts.iter().map(|(name, dtype, shape, bytes)| {
         (name.as_str(), TensorView::new(*dtype, shape.clone(), bytes).expect("a tensor"))
@@ -69,43 +69,65 @@ fn numbers(view: &TensorView<'_>) -> Vec<f64> {
     }
 }
 
+/// The flags of a case, beside those that all cases share.
+fn flags(golden: &Value, case: &Value) -> String {
+    let mut words = vec!["replay".to_owned()];
+    for name in ["temperature", "bank_momentum", "partition_decay"] {
+        words.push(format!("--{} {}", name.replace('_', "-"), golden[name]));
+    }
+    for name in ["objective", "partition", "eps", "proximal_weight"] {
+        match &case[name] {
+            Value::Null => {}
+            Value::String(text) => words.push(format!("--{name} {text}")),
+            number => words.push(format!("--{} {number}", name.replace('_', "-"))),
+        }
+    }
+    if case["exclude_positive"] == true {
+        words.push("--exclude-positive".into());
+    }
+    words.join(" ")
+}
+
+/// Compares all cases, with the bank in one piece and in several.
 fn check(golden: &Value) {
+    let cases = golden["cases"].as_array().expect("cases");
+    assert_eq!(cases.len(), 10);
+    for case in cases {
+        for blocks in [1, 5] {
+            check_case(golden, case, blocks);
+        }
+    }
+}
+
+fn check_case(golden: &Value, case: &Value, blocks: usize) {
     let dir = scratch();
     let (input, output) = (dir.path().join("in.safetensors"), dir.path().join("out.safetensors"));
-    write_input(golden, &input);
-    let cases = golden["cases"].as_array().expect("cases");
-    assert!(cases.len() == 2);
-    for case in cases {
-        let (temperature, momentum, eps) = (&golden["temperature"], &golden["bank_momentum"], &case["eps"]);
-        instdisc(&format!(
-            "replay --objective nce --temperature {temperature} --bank-momentum {momentum} --eps {eps}"
-        ))
-        .arg("--input", &input)
-        .arg("--output", &output)
-        .ok();
-        let bytes = std::fs::read(&output).expect("output");
-        let tensors = SafeTensors::deserialize(&bytes).expect("safetensors");
-        let mut compared = 0;
-        for (step, expected) in case["expected"].as_array().expect("steps").iter().enumerate() {
-            for (name, expected) in expected.as_object().expect("tensors") {
-                let (shape, expected) = tensor(expected);
-                let view = tensors.tensor(&format!("{name}_{step}")).expect("named so");
-                assert_eq!(view.shape(), shape, "{name}_{step}");
-                let largest = expected.iter().fold(0.0_f64, |largest, x| largest.max(x.abs()));
-                for (actual, expected) in numbers(&view).iter().zip(&expected) {
-                    let difference = (actual - expected).abs();
-                    assert!(difference <= TOLERANCE * largest, "{name}_{step}: {actual} {expected}");
-                    compared += 1;
-                }
+    write_input(golden, if case["shared"] == true { "shared" } else { "negatives" }, &input);
+    let call = instdisc(&format!("{} --blocks {blocks}", flags(golden, case)));
+    call.arg("--input", &input).arg("--output", &output).ok();
+    let bytes = std::fs::read(&output).expect("output");
+    let tensors = SafeTensors::deserialize(&bytes).expect("safetensors");
+    let mut compared = 0;
+    for (step, expected) in case["expected"].as_array().expect("steps").iter().enumerate() {
+        for (name, expected) in expected.as_object().expect("tensors") {
+            let (shape, expected) = tensor(expected);
+            let view = tensors.tensor(&format!("{name}_{step}")).expect("named so");
+            assert_eq!(view.shape(), shape, "{name}_{step}");
+            let largest = expected.iter().fold(0.0_f64, |largest, x| largest.max(x.abs()));
+            for (actual, expected) in numbers(&view).iter().zip(&expected) {
+                let difference = (actual - expected).abs();
+                let what = format!("{} {name}_{step}: {actual} {expected}", flags(golden, case));
+                assert!(difference <= TOLERANCE * largest, "{what}");
+                compared += 1;
             }
         }
-        assert!(compared > 100);
     }
+    assert!(compared > 100);
 }
 
 #[test]
 fn replay_agrees_with_the_golden() {
-    let text = std::fs::read_to_string(root().join("tests/golden/replay_nce.json")).expect("golden");
+    let text = std::fs::read_to_string(root().join("tests/golden/replay.json")).expect("golden");
     check(&serde_json::from_str(&text).expect("JSON"));
 }
 

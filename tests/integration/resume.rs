@@ -9,8 +9,18 @@ use super::support::{contents, dataset, scratch, train};
 /// Enough steps that a signal comes in between.
 const OPTIONS: &str = "--epochs 12 --checkpoint-every-steps 5 --keep 0 --no-monitor";
 
-fn start(run: &Path) -> Child {
-    train(dataset(), run, OPTIONS)
+/// Every objective, with the options that add state: optimisers, moving averages, 16-bit rows, parts.
+const VARIANTS: [&str; 5] = [
+    "--objective nce",
+    "--objective nce --partition ema --optimizer adamw --lr 0.001 --lr-schedule cosine --warmup-epochs 2",
+    "--objective softmax --nesterov --accumulate 3 --clip-norm 1 --bank-init encode --proximal-weight 0.5",
+    "--objective infonce --optimizer lars --lr 1 --decay-matrices-only --bank-dtype bf16 --exclude-positive",
+    "--objective infonce --negative-sampling shared --bank-dtype f16 --bank-init normal --on-nonfinite skip",
+];
+
+fn start(run: &Path, more: &str) -> Child {
+    let options = if more.contains("--epochs") { OPTIONS.replace("--epochs 12", "") } else { OPTIONS.into() };
+    train(dataset(), run, &format!("{options} {more}"))
         .command()
         .stderr(Stdio::null())
         .stdout(Stdio::null())
@@ -19,10 +29,10 @@ fn start(run: &Path) -> Child {
 }
 
 /// Waits until the run has published the checkpoint of a step, then sends the signal; the exit code.
-fn signal_after(run: &Path, step: u32, signal: &str) -> Option<i32> {
-    let mut child = start(run);
+fn signal_after(run: &Path, more: &str, step: u32, signal: &str) -> Option<i32> {
+    let mut child = start(run, more);
     let marker = run.join(format!("checkpoints/step-{step:08}/checkpoint.json"));
-    let deadline = Instant::now() + Duration::from_secs(120);
+    let deadline = Instant::now() + Duration::from_secs(300);
     while !marker.exists() {
         assert!(Instant::now() < deadline, "no checkpoint at step {step}");
         std::thread::sleep(Duration::from_millis(2));
@@ -37,24 +47,124 @@ fn last(run: &Path) -> Vec<(std::path::PathBuf, Vec<u8>)> {
     contents(&run.join("checkpoints/step-00000096"))
 }
 
+fn assert_same_end(whole: &Path, broken: &Path, more: &str) {
+    let (expected, actual) = (last(whole), last(broken));
+    assert_eq!((expected.len(), actual.len()), (5, 5));
+    for ((name, expected), (_, actual)) in expected.iter().zip(&actual) {
+        assert!(expected == actual, "{more}: {} differs", name.display());
+    }
+}
+
 #[test]
 fn resumed_run_equals_uninterrupted_run() {
+    for more in VARIANTS {
+        let dir = scratch();
+        let (whole, broken) = (dir.path().join("whole"), dir.path().join("broken"));
+        train(dataset(), &whole, &format!("{OPTIONS} {more}")).ok();
+
+        // A signal saves where it comes; a kill loses the steps since the checkpoint before.
+        assert_eq!(signal_after(&broken, more, 10, "-TERM"), Some(75));
+        assert_eq!(signal_after(&broken, more, 25, "-USR1"), Some(75));
+        assert_eq!(signal_after(&broken, more, 45, "-KILL"), None);
+        train(dataset(), &broken, &format!("{OPTIONS} {more}")).ok();
+        assert_same_end(&whole, &broken, more);
+    }
+}
+
+/// The steps of the published checkpoints, and whether one is being written.
+fn checkpoints(run: &Path) -> (Vec<u32>, bool) {
+    let (mut published, mut unpublished) = (Vec::new(), false);
+    for entry in std::fs::read_dir(run.join("checkpoints")).into_iter().flatten().flatten() {
+        let name = entry.file_name().into_string().expect("text");
+        let step: u32 = name.strip_prefix("step-").and_then(|step| step.parse().ok()).expect("a step");
+        if entry.path().join("checkpoint.json").exists() {
+            published.push(step);
+        } else {
+            unpublished = true;
+        }
+    }
+    published.sort_unstable();
+    (published, unpublished)
+}
+
+/// Set INSTDISC_KILLS for more than a dozen.
+#[test]
+fn a_run_killed_while_it_writes_checkpoints_always_goes_on() {
+    let kills: u32 = std::env::var("INSTDISC_KILLS").map_or(12, |text| text.parse().expect("a number"));
     let dir = scratch();
     let (whole, broken) = (dir.path().join("whole"), dir.path().join("broken"));
-    train(dataset(), &whole, OPTIONS).ok();
-
-    // A signal saves where it comes; a kill loses the steps since the checkpoint before.
-    assert_eq!(signal_after(&broken, 10, "-TERM"), Some(75));
-    assert_eq!(signal_after(&broken, 25, "-USR1"), Some(75));
-    assert_eq!(signal_after(&broken, 45, "-KILL"), None);
-    train(dataset(), &broken, OPTIONS).ok();
-
-    let (expected, actual) = (last(&whole), last(&broken));
-    assert_eq!(expected.len(), 5);
-    for ((name, expected), (_, actual)) in expected.iter().zip(&actual) {
-        assert!(expected == actual, "{} differs", name.display());
+    let options = "--objective softmax --checkpoint-every-steps 1 --keep 2 --no-monitor";
+    let mut newest = 0;
+    let mut caught_writing = 0;
+    for kill in 0..kills {
+        let call = train(dataset(), &broken, &format!("{options} --epochs 10000"));
+        let mut child = call.command().stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("starts");
+        let deadline = Instant::now() + Duration::from_secs(300);
+        // A newer checkpoint than before, and then one that is under way.
+        loop {
+            let (published, unpublished) = checkpoints(&broken);
+            if unpublished && published.last().is_some_and(|&last| last > newest) {
+                break;
+            }
+            assert!(Instant::now() < deadline, "kill {kill}: the run does not go on");
+            assert!(child.try_wait().expect("a look").is_none(), "kill {kill}: the run ended by itself");
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        // Spread over the time that writing takes.
+        std::thread::sleep(Duration::from_micros(u64::from(kill * 977 % 4000)));
+        child.kill().expect("killed");
+        let output = child.wait_with_output().expect("ended");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(!stderr.contains("damaged"), "kill {kill}: what was published was not whole\n{stderr}");
+        let (published, unpublished) = checkpoints(&broken);
+        newest = *published.last().expect("a checkpoint");
+        caught_writing += u32::from(unpublished);
     }
-    assert_eq!(expected.len(), actual.len());
+    assert!(caught_writing > 0, "no kill came while a checkpoint was written");
+    let epochs = newest / 8 + 2;
+    for run in [&broken, &whole] {
+        train(dataset(), run, &format!("{options} --epochs {epochs}")).ok();
+    }
+    let end = format!("checkpoints/step-{:08}", epochs * 8);
+    assert!(contents(&whole.join(&end)) == contents(&broken.join(&end)));
+    assert!(!checkpoints(&broken).1, "what killed writers left is gone");
+}
+
+#[test]
+fn a_second_job_on_the_same_run_is_refused_while_the_first_is_alive() {
+    let dir = scratch();
+    let mut first = start(dir.path(), "--epochs 10000");
+    let marker = dir.path().join("checkpoints/step-00000005/checkpoint.json");
+    let deadline = Instant::now() + Duration::from_secs(300);
+    while !marker.exists() {
+        assert!(Instant::now() < deadline, "no checkpoint");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let mut second = start(dir.path(), "--epochs 10000");
+    let code = second.wait().expect("ends").code();
+    assert_eq!(code, Some(69));
+    assert!(first.try_wait().expect("a look").is_none(), "the first goes on");
+    first.kill().expect("killed");
+    first.wait().expect("ended");
+    train(dataset(), dir.path(), OPTIONS).ok();
+}
+
+#[test]
+fn checkpoints_are_kept_by_number_and_every_so_many_epochs_for_ever() {
+    let dir = scratch();
+    let options = "--epochs 5 --keep 1 --keep-every-epochs 2 --no-monitor --checkpoint-every-steps 3";
+    train(dataset(), dir.path(), options).ok();
+    assert_eq!(checkpoints(dir.path()).0, [0, 16, 32, 40]);
+}
+
+#[test]
+fn another_configuration_is_refused_key_by_key_and_a_harmless_one_goes_on() {
+    let dir = scratch();
+    train(dataset(), dir.path(), "--epochs 1 --no-monitor").ok();
+    let error = train(dataset(), dir.path(), "--epochs 2 --temperature 0.5 --lr 0.2").fails(78);
+    assert!(error.contains("temperature = 0.07 (now 0.5), lr = 0.03 (now 0.2)"), "{error}");
+    let report = train(dataset(), dir.path(), "--epochs 2 --keep 1 --no-monitor").json();
+    assert_eq!(report["step"], 16);
 }
 
 #[test]
@@ -62,7 +172,7 @@ fn a_damaged_newest_checkpoint_is_passed_over() {
     let dir = scratch();
     let (whole, damaged) = (dir.path().join("whole"), dir.path().join("damaged"));
     train(dataset(), &whole, OPTIONS).ok();
-    assert_eq!(signal_after(&damaged, 20, "-KILL"), None);
+    assert_eq!(signal_after(&damaged, "", 20, "-KILL"), None);
     let newest = std::fs::read_dir(damaged.join("checkpoints"))
         .expect("checkpoints")
         .map(|entry| entry.expect("an entry").path())

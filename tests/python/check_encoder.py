@@ -1,4 +1,4 @@
-"""Prints the largest difference between given features and those of torchvision's ResNet.
+"""Prints the largest difference between given features and those of torchvision's network.
 
 Usage: check_encoder.py MODEL.safetensors SAMPLE.safetensors ARCH
 """
@@ -10,7 +10,7 @@ import torchvision
 from safetensors.torch import load_file
 
 weights, sample, arch = sys.argv[1:]
-model = getattr(torchvision.models, arch.removesuffix("-cifar"))(num_classes=128)
+model = getattr(torchvision.models, arch.removesuffix("-cifar").replace("-", "_"))(num_classes=128)
 if arch.endswith("-cifar"):
     model.conv1 = torch.nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
     model.maxpool = torch.nn.Identity()

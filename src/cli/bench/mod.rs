@@ -3,6 +3,10 @@
 mod ingest;
 mod knn;
 mod loader;
+#[cfg(feature = "torch")]
+mod objective;
+#[cfg(feature = "torch")]
+mod step;
 
 use clap::{Args, Subcommand};
 
@@ -23,6 +27,10 @@ enum Bench {
     Ingest(ingest::BenchIngestArgs),
     Knn(knn::BenchKnnArgs),
     Loader(loader::BenchLoaderArgs),
+    #[cfg(feature = "torch")]
+    Objective(objective::ObjectiveArgs),
+    #[cfg(feature = "torch")]
+    Step(Box<step::StepArgs>),
 }
 
 pub(super) fn run(global: &GlobalArgs, args: &BenchArgs) -> anyhow::Result<()> {
@@ -30,5 +38,9 @@ pub(super) fn run(global: &GlobalArgs, args: &BenchArgs) -> anyhow::Result<()> {
         Bench::Ingest(args) => ingest::run(global, args),
         Bench::Knn(args) => knn::run(global, args),
         Bench::Loader(args) => loader::run(global, args),
+        #[cfg(feature = "torch")]
+        Bench::Objective(args) => objective::run(args),
+        #[cfg(feature = "torch")]
+        Bench::Step(args) => step::run(args),
     }
 }

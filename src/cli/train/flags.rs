@@ -4,15 +4,18 @@ use clap::Args;
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::bank::{BankDtype, BankInit};
 use crate::loader::OnCorrupt;
 use crate::model::{Architecture, DeviceChoice};
-use crate::objective::ObjectiveKind;
-use crate::trainer::{Precision, RecipeKind, ShuffleKind, TrainConfig};
+use crate::objective::{ObjectiveKind, PartitionChoice, Sampling};
+use crate::trainer::{
+    LrSchedule, OnNonFinite, OptimizerKind, Precision, RecipeKind, ShuffleKind, TrainConfig,
+};
 use crate::units::{BankMomentum, ByteSize, Temperature};
 
 /// The keys of [`TrainConfig`] as flags.
 #[derive(Debug, Default, Args, Serialize)]
-pub(super) struct TrainFlags {
+pub(in crate::cli) struct TrainFlags {
     /// The split to train on
     #[arg(long, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -25,6 +28,10 @@ pub(super) struct TrainFlags {
     #[arg(long, value_enum, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     arch: Option<Architecture>,
+    /// Begin with the weights of this safetensors file with torchvision's names (URL)
+    #[arg(long, value_name = "URL")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    init: Option<String>,
     /// The length of the embedding
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -41,6 +48,10 @@ pub(super) struct TrainFlags {
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     batch_size: Option<usize>,
+    /// In how many parts a step's pictures go through the network, to save memory
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    accumulate: Option<usize>,
     /// Passes over the split
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -49,10 +60,18 @@ pub(super) struct TrainFlags {
     #[arg(long, value_enum, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     objective: Option<ObjectiveKind>,
-    /// K, noise samples of each picture (nce)
+    /// K, sampled rows of each picture (nce, infonce)
     #[arg(long, value_name = "K")]
     #[serde(skip_serializing_if = "Option::is_none")]
     negatives: Option<usize>,
+    /// Whether each picture has sampled rows of its own
+    #[arg(long, value_enum, value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    negative_sampling: Option<Sampling>,
+    /// Leave out a sampled row that is the picture's own
+    #[arg(long, num_args = 0, default_missing_value = "true")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    exclude_positive: Option<bool>,
     /// τ, by which similarities are divided
     #[arg(long, value_name = "TAU")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -61,15 +80,43 @@ pub(super) struct TrainFlags {
     #[arg(long, value_name = "M")]
     #[serde(skip_serializing_if = "Option::is_none")]
     bank_momentum: Option<BankMomentum>,
+    /// The type in which the bank keeps its numbers
+    #[arg(long, value_enum, value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bank_dtype: Option<BankDtype>,
+    /// The bank's rows before the first step
+    #[arg(long, value_enum, value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bank_init: Option<BankInit>,
+    /// Where Z comes from (nce): fixed (the first batch), ema (a moving average), or a number
+    #[arg(long, value_name = "CHOICE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    partition: Option<PartitionChoice>,
+    /// The weight of the old Z in the moving average
+    #[arg(long, value_name = "D")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    partition_decay: Option<f64>,
+    /// λ of the proximal term (paper, equation 9); the reference has none
+    #[arg(long, value_name = "LAMBDA")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    proximal_weight: Option<f64>,
     /// Added to the noise's probability (nce); the reference has 1e-7
     #[arg(long, value_name = "EPS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     eps: Option<f64>,
-    /// The learning rate of the first epoch
+    /// The optimiser
+    #[arg(long, value_enum, value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    optimizer: Option<OptimizerKind>,
+    /// The learning rate after the warm-up
     #[arg(long, value_name = "RATE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     lr: Option<f64>,
-    /// Epochs at which the learning rate is multiplied by --lr-decay, with commas between
+    /// How the learning rate falls
+    #[arg(long, value_enum, value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lr_schedule: Option<LrSchedule>,
+    /// Epochs at which the schedule step multiplies the learning rate by --lr-decay, with commas between
     #[arg(long, value_name = "EPOCHS", value_delimiter = ',')]
     #[serde(skip_serializing_if = "Option::is_none")]
     lr_milestones: Option<Vec<u64>>,
@@ -77,14 +124,46 @@ pub(super) struct TrainFlags {
     #[arg(long, value_name = "FACTOR")]
     #[serde(skip_serializing_if = "Option::is_none")]
     lr_decay: Option<f64>,
-    /// The momentum of SGD
+    /// Where the schedule cosine ends
+    #[arg(long, value_name = "RATE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lr_final: Option<f64>,
+    /// Epochs in which the learning rate rises from 0, step by step
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    warmup_epochs: Option<u64>,
+    /// The momentum of sgd and lars
     #[arg(long, value_name = "M")]
     #[serde(skip_serializing_if = "Option::is_none")]
     momentum: Option<f64>,
-    /// Weight decay on every parameter
+    /// Nesterov's form of the momentum (sgd)
+    #[arg(long, num_args = 0, default_missing_value = "true")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nesterov: Option<bool>,
+    /// The decay of the mean of gradients (adamw)
+    #[arg(long, value_name = "B")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    adam_beta1: Option<f64>,
+    /// The decay of the mean of squared gradients (adamw)
+    #[arg(long, value_name = "B")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    adam_beta2: Option<f64>,
+    /// The ratio of a layer's step to its weights (lars)
+    #[arg(long, value_name = "RATIO")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lars_trust: Option<f64>,
+    /// Weight decay, on every parameter unless --decay-matrices-only
     #[arg(long, value_name = "W")]
     #[serde(skip_serializing_if = "Option::is_none")]
     weight_decay: Option<f64>,
+    /// No weight decay on biases and on batch norm's parameters
+    #[arg(long, num_args = 0, default_missing_value = "true")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    decay_matrices_only: Option<bool>,
+    /// Scale gradients down to this norm where theirs is larger; 0 for never
+    #[arg(long, value_name = "NORM")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    clip_norm: Option<f64>,
     /// The seed of every random number of the run
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -97,6 +176,14 @@ pub(super) struct TrainFlags {
     #[arg(long, value_enum, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     precision: Option<Precision>,
+    /// Keep activations and kernels with the channels last in memory
+    #[arg(long, num_args = 0, default_missing_value = "true")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    channels_last: Option<bool>,
+    /// What becomes of a step whose loss, features or gradient are not finite
+    #[arg(long, value_enum, value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    on_nonfinite: Option<OnNonFinite>,
     /// How the instances of an epoch are mixed: exact, or windowed, which streams whole row groups
     #[arg(long, value_enum, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -153,10 +240,22 @@ pub(super) struct TrainFlags {
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     checkpoint_every_steps: Option<u64>,
+    /// A checkpoint where N minutes have passed since the last one; 0 for none
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    checkpoint_every_minutes: Option<f64>,
     /// How many of the newest checkpoints are kept, beside the initial one; 0 for all
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     keep: Option<usize>,
+    /// The checkpoint of every N-th epoch is kept for ever; 0 for none
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    keep_every_epochs: Option<u64>,
+    /// A line of the metrics after every N steps, beside those of the epochs; 0 for none
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    log_every_steps: Option<u64>,
     /// Do not judge the bank on the val split after each epoch
     #[arg(long, num_args = 0, default_missing_value = "true")]
     #[serde(skip_serializing_if = "Option::is_none")]

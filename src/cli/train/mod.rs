@@ -1,5 +1,6 @@
 //! `instdisc train`.
 
+mod exporter;
 mod flags;
 mod monitor;
 
@@ -9,9 +10,9 @@ use anyhow::Context;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-pub(super) use flags::show_defaults;
+pub(super) use flags::{TrainFlags, show_defaults};
 
-use self::flags::TrainFlags;
+use self::exporter::Exporter;
 use self::monitor::Monitor;
 use super::progress::{Meter, say};
 use super::{GlobalArgs, signals, write_json};
@@ -19,7 +20,8 @@ use crate::bank::MemoryBank;
 use crate::config;
 use crate::model::Encoder;
 use crate::trainer::{
-    HookError, Hooks, MetricsLine, Outcome, RunSummary, StepReport, StopFlag, TrainConfig, TrainJob, train,
+    HookError, Hooks, MetricsLine, Outcome, RunSummary, Scope, StepReport, StopFlag, TrainConfig, TrainJob,
+    train,
 };
 
 /// Train an encoder and its memory bank.
@@ -41,6 +43,9 @@ pub(super) struct TrainArgs {
     /// A TOML file with options
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Serve the run's numbers for Prometheus at this address, such as 0.0.0.0:9400
+    #[arg(long, value_name = "ADDR")]
+    metrics_listen: Option<String>,
     #[command(flatten)]
     options: TrainFlags,
 }
@@ -56,9 +61,16 @@ pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
     };
     let file = text.as_ref().map(|(name, text)| (name.as_str(), text.as_str()));
     let config: TrainConfig = config::resolve(file, &args.options)?;
-    let job = TrainJob { dataset: global.location(&args.dataset)?, run: global.location(&args.run)?, config };
+    let init = (!config.init.is_empty()).then(|| global.location(&config.init)).transpose()?;
+    let (dataset, run) = (global.location(&args.dataset)?, global.location(&args.run)?);
+    let job = TrainJob { dataset, run, init, config };
     signals::stop_on_signals(&STOP)?;
-    let mut hooks = TerminalHooks { job: &job, meter: None, monitor: None, total_epochs: job.config.epochs };
+    let exporter = args.metrics_listen.as_deref().map(Exporter::listen).transpose()?;
+    if let Some(exporter) = &exporter {
+        tracing::info!("metrics at http://{}/metrics", exporter.address());
+    }
+    let total_epochs = job.config.epochs;
+    let mut hooks = TerminalHooks { job: &job, meter: None, monitor: None, exporter, total_epochs };
     let result = train(&job, &mut hooks, &STOP);
     hooks.meter = None;
     match result? {
@@ -77,6 +89,7 @@ struct TerminalHooks<'a> {
     job: &'a TrainJob,
     meter: Option<Meter>,
     monitor: Option<Monitor>,
+    exporter: Option<Exporter>,
     total_epochs: u64,
 }
 
@@ -100,6 +113,9 @@ impl Hooks for TerminalHooks<'_> {
     }
 
     fn stepped(&mut self, report: &StepReport) {
+        if let Some(exporter) = &self.exporter {
+            exporter.set([("step".to_owned(), report.step as f64)]);
+        }
         if let Some(meter) = &mut self.meter {
             let message = format!(
                 "epoch {}/{} loss {:.4} lr {} {:.0} pictures/s data wait {:.0} %",
@@ -121,7 +137,13 @@ impl Hooks for TerminalHooks<'_> {
         self.monitor.as_ref().map_or_else(|| Ok(Map::new()), |monitor| monitor.judge(encoder, bank))
     }
 
-    fn epoch_ended(&mut self, line: &MetricsLine) {
+    fn measured(&mut self, line: &MetricsLine) {
+        if let Some(exporter) = &self.exporter {
+            exporter.set(line.scalars());
+        }
+        if line.scope == Scope::Interval {
+            return;
+        }
         let monitor: Vec<String> = line
             .monitor
             .iter()

@@ -1,0 +1,123 @@
+//! `instdisc bench objective`.
+
+use std::time::Instant;
+
+use anyhow::ensure;
+use clap::Args;
+use serde_json::json;
+
+use crate::bank::{BankDtype, BankInit, BankOptions, MemoryBank};
+use crate::cli::write_json;
+use crate::ids::Position;
+use crate::model::{DeviceChoice, allow_tf32, select_device, threads, wait_for};
+use crate::objective::{
+    Draw, Negatives, Objective, ObjectiveKind, ObjectiveOptions, Partition, Queries, Sampling,
+};
+use crate::rng::{Purpose, Stream};
+use crate::units::Temperature;
+
+/// Loss and gradient of one batch against a bank of random rows.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  instdisc bench objective --objective softmax --instances 1281167 --batch-size 256"
+)]
+pub(in crate::cli) struct ObjectiveArgs {
+    /// The objective
+    #[arg(long, value_enum, value_name = "NAME", default_value = "nce")]
+    objective: ObjectiveKind,
+    /// Rows of the bank
+    #[arg(long, value_name = "N", default_value_t = 1_281_167)]
+    instances: usize,
+    /// The length of a row
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    dim: usize,
+    /// Queries of a batch
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    batch_size: usize,
+    /// K, sampled rows of each query (nce, infonce)
+    #[arg(long, value_name = "K", default_value_t = 4096)]
+    negatives: usize,
+    /// Whether each query has sampled rows of its own
+    #[arg(long, value_enum, value_name = "NAME", default_value = "per-sample")]
+    negative_sampling: Sampling,
+    /// τ
+    #[arg(long, value_name = "TAU", default_value = "0.07")]
+    temperature: Temperature,
+    /// The type in which the bank keeps its numbers
+    #[arg(long, value_enum, value_name = "NAME", default_value = "f32")]
+    bank_dtype: BankDtype,
+    /// Let tensor cores round the factors of products (CUDA)
+    #[arg(long)]
+    tf32: bool,
+    /// Where to compute: auto, cpu or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    device: DeviceChoice,
+    /// Evaluations that are measured, after one that is not
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    repeats: usize,
+}
+
+pub(super) fn run(args: &ObjectiveArgs) -> anyhow::Result<()> {
+    ensure!(args.batch_size <= args.instances, "--batch-size is at most --instances");
+    ensure!(args.repeats > 0, "--repeats is above 0");
+    let selected = select_device(args.device)?;
+    allow_tf32(args.tf32).map_err(anyhow::Error::msg)?;
+    let device = selected.device;
+    let &ObjectiveArgs { instances, dim, batch_size, .. } = args;
+    let options = BankOptions { instances, dim, dtype: args.bank_dtype, init: BankInit::Uniform };
+    let bank = MemoryBank::initial(options, 0, device);
+    let before = peak_resident_bytes();
+    let queries = MemoryBank::random(batch_size, dim, 1, device);
+    let mut positions: Vec<_> = (0..instances as u32).map(Position).collect();
+    Stream::new(0, Purpose::Report, 0, 0).shuffle(&mut positions);
+    positions.truncate(batch_size);
+    let queries = Queries::whole(queries.rows(), &positions);
+    let mut objective = Objective::new(
+        ObjectiveOptions {
+            sampling: args.negative_sampling,
+            ..ObjectiveOptions::new(args.objective, args.temperature, args.negatives)
+        },
+        Partition::Unset,
+    );
+    let parts = [bank.whole()];
+    let mut seconds = Vec::new();
+    let mut loss = 0.0;
+    for step in 0..=args.repeats as u64 {
+        wait_for(device);
+        let began = Instant::now();
+        let draw = Draw { seed: 0, step, count: args.negatives, sampling: args.negative_sampling };
+        let negatives = objective.negatives().map(|_| Negatives::draw(draw, 0..batch_size, instances));
+        objective.prepare(queries, &parts, negatives.as_ref());
+        let evaluation = objective.evaluate(queries, &parts, negatives.as_ref());
+        wait_for(device);
+        if step > 0 {
+            seconds.push(began.elapsed().as_secs_f64());
+        }
+        loss = evaluation.loss.double_value(&[]);
+    }
+    seconds.sort_by(f64::total_cmp);
+    write_json(&json!({
+        "objective": args.objective,
+        "instances": instances,
+        "dim": dim,
+        "batch_size": batch_size,
+        "negatives": objective.negatives(),
+        "negative_sampling": objective.negatives().map(|_| args.negative_sampling),
+        "bank_dtype": args.bank_dtype,
+        "device": format!("{device:?} ({})", selected.reason),
+        "threads": threads(),
+        "tf32": args.tf32,
+        "loss": loss,
+        "seconds": {"minimum": seconds[0], "median": seconds[seconds.len() / 2], "all": seconds},
+        "bank_bytes": bank.rows().numel() * bank.rows().kind().elt_size_in_bytes(),
+        "peak_resident_bytes_with_the_bank_alone": before,
+        "peak_resident_bytes": peak_resident_bytes(),
+    }))
+}
+
+/// The most memory that the process has had so far, where the system says so (Linux).
+fn peak_resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kibibytes| kibibytes * 1024)
+}

@@ -1,0 +1,51 @@
+//! `instdisc bench step`.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, ensure};
+use clap::Args;
+
+use crate::cli::train::TrainFlags;
+use crate::cli::write_json;
+use crate::config;
+use crate::trainer::{StepBench, TrainConfig};
+
+/// Training steps on drawn pixels, split into their phases.
+///
+/// Options and run files are those of `instdisc train`; nothing is read or written.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  instdisc bench step --arch resnet50 --batch-size 256 --precision bf16 --channels-last --device cuda:0"
+)]
+pub(in crate::cli) struct StepArgs {
+    /// Rows of the bank
+    #[arg(long, value_name = "N", default_value_t = 1_281_167)]
+    instances: usize,
+    /// Steps that are measured
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    steps: usize,
+    /// Steps before those, which are not
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    warmup_steps: usize,
+    /// A TOML file with options
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    options: TrainFlags,
+}
+
+pub(super) fn run(args: &StepArgs) -> anyhow::Result<()> {
+    ensure!(args.steps > 0, "--steps is above 0");
+    let text = match &args.config {
+        Some(path) => {
+            let text = std::fs::read_to_string(path);
+            Some((path.display().to_string(), text.with_context(|| format!("--config {}", path.display()))?))
+        }
+        None => None,
+    };
+    let file = text.as_ref().map(|(name, text)| (name.as_str(), text.as_str()));
+    let config: TrainConfig = config::resolve(file, &args.options)?;
+    ensure!(config.batch_size <= args.instances, "--batch-size is at most --instances");
+    let bench = StepBench { instances: args.instances, steps: args.steps, warmup_steps: args.warmup_steps };
+    write_json(&bench.run(config)?)
+}

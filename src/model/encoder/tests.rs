@@ -1,0 +1,86 @@
+use super::*;
+use crate::model::ComputeType;
+
+fn encoder(arch: Architecture) -> Encoder {
+    let config = EncoderConfig {
+        arch,
+        dim: 32,
+        normalisation: Normalisation::CIFAR,
+        image_size: 32,
+        evaluation_resize: 32,
+    };
+    Encoder::new(config, 1, Device::Cpu)
+}
+
+fn pixels() -> Tensor {
+    tch::manual_seed(3);
+    Tensor::randint(256, [4, 3, 32, 32], (Kind::Uint8, Device::Cpu))
+}
+
+/// The features and the first kernel's gradient under some way of computing.
+fn run(compute: Compute, train: bool) -> (Tensor, Tensor) {
+    let mut encoder = encoder(Architecture::ResNet20Cifar);
+    encoder.set_compute(compute);
+    let features = encoder.forward(&pixels(), train);
+    features.narrow(1, 0, 1).sum(Kind::Float).backward();
+    let (_, kernel) = encoder.parameters().swap_remove(2);
+    assert_eq!(kernel.size(), [16, 3, 3, 3]);
+    (features.detach(), kernel.grad())
+}
+
+fn relative(a: &Tensor, b: &Tensor) -> f64 {
+    ((a - b).norm() / b.norm()).double_value(&[])
+}
+
+#[test]
+fn channels_last_gives_the_same_features_and_gradients() {
+    let (features, gradient) = run(Compute::default(), true);
+    let (moved, moved_gradient) = run(Compute { channels_last: true, ..Compute::default() }, true);
+    assert!(relative(&moved, &features) < 1e-5 && relative(&moved_gradient, &gradient) < 1e-4);
+}
+
+#[test]
+fn channels_last_moves_the_kernels_and_leaves_the_file_as_it_is() {
+    let mut encoder = encoder(Architecture::ResNet20Cifar);
+    let before = encoder.weights().to_bytes();
+    encoder.set_compute(Compute { channels_last: true, ..Compute::default() });
+    let (_, kernel) = encoder.parameters().swap_remove(2);
+    assert_eq!(kernel.stride(), [27, 1, 9, 3]);
+    assert!(encoder.weights().to_bytes() == before);
+}
+
+#[test]
+fn bf16_gives_nearly_the_same_unit_features_in_f32() {
+    // With the statistics of a small batch an untrained network enlarges every rounding, as PyTorch's does.
+    let (features, gradient) = run(Compute::default(), false);
+    let compute = Compute { kind: ComputeType::Bf16, channels_last: false };
+    let (rounded, rounded_gradient) = run(compute, false);
+    assert_eq!((rounded.kind(), rounded_gradient.kind()), (Kind::Float, Kind::Float));
+    assert!(relative(&rounded, &features) < 0.1, "{}", relative(&rounded, &features));
+    assert!(relative(&rounded_gradient, &gradient) < 0.3, "{}", relative(&rounded_gradient, &gradient));
+    let lengths = rounded.norm_scalaropt_dim(2, [1_i64].as_slice(), false);
+    assert!((lengths - 1.0).abs().max().double_value(&[]) < 1e-6);
+}
+
+#[test]
+fn weights_of_a_classifier_leave_the_projection_as_it_is() {
+    let mut target = encoder(Architecture::ResNet20Cifar);
+    let before = target.weights();
+    let other = Encoder::new(EncoderConfig { dim: 10, ..target.config() }, 9, Device::Cpu).weights();
+    assert!(!target.load_backbone(&other).expect("a backbone"));
+    let after = target.weights();
+    let same = |a: &NamedTensors, b: &NamedTensors, name| {
+        a.get(name).expect("there").equal(b.get(name).expect("there"))
+    };
+    assert!(same(&after, &before, "fc.weight") && same(&after, &other, "conv1.weight"));
+    let whole = Encoder::new(target.config(), 9, Device::Cpu).weights();
+    assert!(target.load_backbone(&whole).expect("all of it"));
+    assert!(same(&target.weights(), &whole, "fc.weight"));
+}
+
+#[test]
+fn weights_of_another_architecture_are_refused_by_name() {
+    let mut target = encoder(Architecture::ResNet20Cifar);
+    let other = encoder(Architecture::ResNet18Cifar).weights();
+    assert!(target.load_backbone(&other).is_err());
+}

@@ -1,0 +1,45 @@
+//! Either kind of network behind one face.
+
+use tch::{Tensor, nn};
+
+use super::architecture::{Architecture, NetworkLayout};
+use super::plain::Plain;
+use super::resnet::ResNet;
+
+/// A network with its last layer as the projection.
+#[derive(Debug)]
+pub(super) enum Network {
+    ResNet(ResNet),
+    Plain(Plain),
+}
+
+impl Network {
+    pub(super) fn new(root: &nn::Path, arch: Architecture, dim: i64) -> Self {
+        match arch.layout() {
+            NetworkLayout::ResNet(layout) => Self::ResNet(ResNet::new(root, layout, dim)),
+            NetworkLayout::Plain(layout) => Self::Plain(Plain::new(root, layout, dim)),
+        }
+    }
+
+    /// The feature before the projection.
+    ///
+    /// # Shape
+    /// `[batch, 3, height, width]` normalised pixels of any float type -> `[batch, width]` f32
+    pub(super) fn pooled(&self, pixels: &Tensor, train: bool) -> Tensor {
+        match self {
+            Self::ResNet(network) => network.pooled(pixels, train),
+            Self::Plain(network) => network.pooled(pixels, train),
+        }
+    }
+
+    /// The projection of that, not yet of unit length.
+    ///
+    /// # Shape
+    /// `[batch, width]` -> `[batch, dim]`
+    pub(super) fn project(&self, pooled: &Tensor) -> Tensor {
+        match self {
+            Self::ResNet(network) => network.project(pooled),
+            Self::Plain(network) => network.project(pooled),
+        }
+    }
+}

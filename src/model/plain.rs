@@ -1,0 +1,147 @@
+//! AlexNet and VGG-16 with torchvision's names and shapes, their last layer as the projection.
+//!
+//! There is no dropout: a feature is a function of the picture, and a resumed run needs no generator's
+//! state. In evaluation torchvision's have none either.
+//!
+//! # Source
+//! Krizhevsky 2014 and Simonyan and Zisserman 2015; torchvision `models/alexnet.py`, `models/vgg.py`.
+
+use tch::nn::{self, BatchNorm, Linear, ModuleT};
+use tch::{Kind, Tensor};
+
+use super::layers::{ConvShape, Convolution, batch_norm, linear};
+
+/// The width of the hidden linear layers.
+const HIDDEN: i64 = 4096;
+
+/// A piece of the convolutional part, as torchvision numbers them.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Piece {
+    /// Output channels, kernel, stride, padding; a ReLU follows.
+    Conv(i64, i64, i64, i64),
+    /// Kernel; the stride is 2.
+    MaxPool(i64),
+}
+
+/// How such a network is put together.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PlainLayout {
+    pub(super) pieces: &'static [Piece],
+    /// A batch norm behind each convolution.
+    pub(super) batch_norm: bool,
+    /// The side of the square to which the last map is averaged.
+    pub(super) pooled_side: i64,
+    /// The numbers of the linear layers within torchvision's `classifier`.
+    pub(super) classifier: [u8; 3],
+}
+
+/// torchvision's `alexnet`.
+pub(super) const ALEXNET: &[Piece] = &[
+    Piece::Conv(64, 11, 4, 2),
+    Piece::MaxPool(3),
+    Piece::Conv(192, 5, 1, 2),
+    Piece::MaxPool(3),
+    Piece::Conv(384, 3, 1, 1),
+    Piece::Conv(256, 3, 1, 1),
+    Piece::Conv(256, 3, 1, 1),
+    Piece::MaxPool(3),
+];
+
+/// torchvision's configuration `D`.
+pub(super) const VGG16: &[Piece] = &[
+    Piece::Conv(64, 3, 1, 1),
+    Piece::Conv(64, 3, 1, 1),
+    Piece::MaxPool(2),
+    Piece::Conv(128, 3, 1, 1),
+    Piece::Conv(128, 3, 1, 1),
+    Piece::MaxPool(2),
+    Piece::Conv(256, 3, 1, 1),
+    Piece::Conv(256, 3, 1, 1),
+    Piece::Conv(256, 3, 1, 1),
+    Piece::MaxPool(2),
+    Piece::Conv(512, 3, 1, 1),
+    Piece::Conv(512, 3, 1, 1),
+    Piece::Conv(512, 3, 1, 1),
+    Piece::MaxPool(2),
+    Piece::Conv(512, 3, 1, 1),
+    Piece::Conv(512, 3, 1, 1),
+    Piece::Conv(512, 3, 1, 1),
+    Piece::MaxPool(2),
+];
+
+#[derive(Debug)]
+enum Layer {
+    Conv(Convolution, Option<BatchNorm>),
+    MaxPool(i64),
+}
+
+/// A network without shortcuts.
+#[derive(Debug)]
+pub(super) struct Plain {
+    layers: Vec<Layer>,
+    pooled_side: i64,
+    hidden: [Linear; 2],
+    projection: Linear,
+}
+
+impl Plain {
+    pub(super) fn new(root: &nn::Path, layout: PlainLayout, dim: i64) -> Self {
+        let features = root / "features";
+        let (mut layers, mut number, mut channels) = (Vec::new(), 0, 3);
+        for piece in layout.pieces {
+            match *piece {
+                Piece::MaxPool(kernel) => layers.push(Layer::MaxPool(kernel)),
+                Piece::Conv(output, kernel, stride, padding) => {
+                    let shape = ConvShape { input: channels, output, kernel, stride, padding, bias: true };
+                    let conv = Convolution::new(&(&features / number), shape);
+                    let norm = layout.batch_norm.then(|| batch_norm(&(&features / (number + 1)), output));
+                    layers.push(Layer::Conv(conv, norm));
+                    // The ReLU and the batch norm have numbers too.
+                    number += if layout.batch_norm { 2 } else { 1 };
+                    channels = output;
+                }
+            }
+            number += 1;
+        }
+        let classifier = root / "classifier";
+        let [first, second, last] = layout.classifier;
+        let layer = |number, input, output| {
+            nn::linear(&classifier / number, input, output, nn::LinearConfig::default())
+        };
+        let pooled = channels * layout.pooled_side * layout.pooled_side;
+        Self {
+            layers,
+            pooled_side: layout.pooled_side,
+            hidden: [layer(first, pooled, HIDDEN), layer(second, HIDDEN, HIDDEN)],
+            projection: layer(last, HIDDEN, dim),
+        }
+    }
+
+    /// # Shape
+    /// `[batch, 3, height, width]` normalised pixels -> `[batch, 4096]` f32
+    pub(super) fn pooled(&self, pixels: &Tensor, train: bool) -> Tensor {
+        let mut hidden = pixels.shallow_clone();
+        for layer in &self.layers {
+            hidden = match layer {
+                Layer::MaxPool(kernel) => hidden.max_pool2d([*kernel; 2], [2; 2], [0; 2], [1; 2], false),
+                Layer::Conv(conv, norm) => {
+                    let mapped = conv.forward(&hidden);
+                    norm.as_ref()
+                        .map_or_else(|| mapped.shallow_clone(), |norm| norm.forward_t(&mapped, train))
+                        .relu()
+                }
+            };
+        }
+        hidden = hidden.adaptive_avg_pool2d([self.pooled_side; 2]).flatten(1, -1);
+        for layer in &self.hidden {
+            hidden = linear(layer, &hidden).relu();
+        }
+        hidden.to_kind(Kind::Float)
+    }
+
+    /// # Shape
+    /// `[batch, 4096]` -> `[batch, dim]`
+    pub(super) fn project(&self, pooled: &Tensor) -> Tensor {
+        linear(&self.projection, pooled)
+    }
+}

@@ -1,0 +1,38 @@
+//! The queries' own rows.
+
+use tch::{Kind, Tensor};
+
+use super::Queries;
+use super::candidates::index;
+use crate::bank::BankPart;
+use crate::units::Temperature;
+
+/// What a part of the bank knows of the queries' own rows; zero for queries whose row lies elsewhere.
+#[derive(Debug)]
+pub(super) struct Own {
+    /// `[batch]` f32: similarity over temperature.
+    pub(super) logits: Tensor,
+    /// `[batch, dim]` f32.
+    pub(super) rows: Tensor,
+}
+
+impl Own {
+    pub(super) fn of(queries: Queries<'_>, temperature: Temperature, part: &BankPart) -> Self {
+        let device = queries.features.device();
+        let pairs: Vec<_> = part.owned(queries.positions).collect();
+        let found = index(pairs.iter().map(|&(_, row)| row as i64), device);
+        let mut rows = part.rows().index_select(0, &found).to_kind(Kind::Float);
+        if pairs.len() < queries.positions.len() {
+            let query = index(pairs.iter().map(|&(query, _)| query as i64), device);
+            rows = queries.features.zeros_like().index_copy(0, &query, &rows);
+        }
+        let products = &rows * (queries.features / temperature.get());
+        Self { logits: products.sum_dim_intlist([1_i64].as_slice(), false, Kind::Float), rows }
+    }
+
+    /// Adds what a disjoint part knows.
+    pub(super) fn merge(&mut self, other: &Self) {
+        self.logits += &other.logits;
+        self.rows += &other.rows;
+    }
+}

@@ -1,0 +1,90 @@
+//! Measuring the training step.
+
+use std::time::Instant;
+
+use serde_json::{Map, Value, json};
+
+use super::clock::Phase;
+use super::step::Trainer;
+use super::{TrainConfig, TrainError};
+use crate::ids::{InstanceId, Position};
+use crate::loader::{Batch, EpochOrder};
+use crate::model::{select_device, threads, wait_for};
+use crate::rng::{Purpose, Stream};
+
+/// Different batches that are drawn before the clock starts.
+const BATCHES: usize = 4;
+
+/// What is measured.
+#[derive(Clone, Copy, Debug)]
+pub struct StepBench {
+    /// Rows of the bank.
+    pub instances: usize,
+    /// Steps that are measured.
+    pub steps: usize,
+    /// Steps before those, which are not.
+    pub warmup_steps: usize,
+}
+
+impl StepBench {
+    /// Runs the steps on drawn pixels: once as in training, for the rate, and once with a wait for the device
+    /// after each phase, for the split.
+    ///
+    /// # Errors
+    /// If the configuration makes no sense, or a number is not finite.
+    pub fn run(self, config: TrainConfig) -> Result<Value, TrainError> {
+        config.validate()?;
+        let selected = select_device(config.device)?;
+        super::session::set_precision(&config, selected.device);
+        let mut trainer = Trainer::new(config, self.instances, selected.device);
+        let batches: Vec<Batch> =
+            (0..BATCHES).map(|number| draw(&trainer.config, self.instances, number)).collect();
+        let steps = |trainer: &mut Trainer, count: usize| {
+            (0..count).try_for_each(|step| trainer.step(&batches[step % BATCHES]).map(drop))
+        };
+        steps(&mut trainer, self.warmup_steps)?;
+        wait_for(selected.device);
+        let began = Instant::now();
+        steps(&mut trainer, self.steps)?;
+        wait_for(selected.device);
+        let seconds = began.elapsed().as_secs_f64() / self.steps as f64;
+        trainer.clock.start(selected.device);
+        steps(&mut trainer, self.steps)?;
+        let each = trainer.clock.seconds.iter().map(|sum| json!(sum / self.steps as f64));
+        let split: Map<_, _> = Phase::NAMES.iter().map(|name| (*name).to_owned()).zip(each).collect();
+        let total: f64 = trainer.clock.seconds.iter().sum();
+        Ok(json!({
+            "device": format!("{:?} ({})", selected.device, selected.reason),
+            "threads": threads(),
+            "arch": trainer.config.arch,
+            "image_size": trainer.config.image_size,
+            "batch_size": trainer.config.batch_size,
+            "precision": trainer.config.precision,
+            "channels_last": trainer.config.channels_last,
+            "objective": trainer.config.objective,
+            "negatives": trainer.objective.negatives(),
+            "instances": self.instances,
+            "steps": self.steps,
+            "step_seconds": seconds,
+            "images_per_second": trainer.config.batch_size as f64 / seconds,
+            "split_seconds": split,
+            "objective_share": trainer.clock.seconds[Phase::Objective as usize] / total,
+        }))
+    }
+}
+
+fn draw(config: &TrainConfig, instances: usize, number: usize) -> Batch {
+    let places = number * config.batch_size..(number + 1) * config.batch_size;
+    let order = EpochOrder::new(0, 0, instances);
+    let positions: Vec<Position> = places.map(|place| order.at(place % instances)).collect();
+    let mut stream = Stream::new(0, Purpose::Report, 1, number as u64);
+    let side = config.image_size as usize;
+    Batch {
+        epoch: 0,
+        step_in_epoch: 0,
+        ids: positions.iter().map(|position| InstanceId(position.0)).collect(),
+        labels: vec![None; positions.len()],
+        pixels: (0..positions.len() * 3 * side * side).map(|_| stream.bits() as u8).collect(),
+        positions,
+    }
+}

@@ -1,0 +1,164 @@
+//! How the memory bank is: what an epoch's line of the metrics says of it.
+//!
+//! Nothing here moves anything. Rows are sampled where a number needs pairs or a decomposition.
+
+use serde::Serialize;
+use tch::{Kind, Tensor, no_grad};
+
+use super::step::Trainer;
+use crate::bank::MemoryBank;
+use crate::ids::Position;
+use crate::objective::{Objective, ObjectiveKind, Partition, Queries};
+use crate::rng::{Purpose, Stream};
+
+/// Rows that are sampled for norms, pairs and the rank.
+const SAMPLED_ROWS: usize = 2048;
+/// Queries for which the sum over the whole bank is made.
+const SAMPLED_QUERIES: usize = 16;
+
+/// The state of the bank after an epoch.
+#[derive(Clone, Debug, Serialize)]
+pub struct BankHealth {
+    /// Rows by their age, the steps since they were written: `[steps, rows]`, `steps` the upper edge (a power
+    /// of two) of a bucket.
+    pub age_histogram: Vec<(u64, u64)>,
+    /// The mean age in steps of the rows that were ever written.
+    pub age_mean: f64,
+    /// The largest age.
+    pub age_maximum: u64,
+    /// Rows that no step has written.
+    pub never_written: u64,
+    /// How far the length of a sampled row is from 1 at most.
+    pub norm_error: f64,
+    /// `ln mean exp(-2 ‖x - y‖²)` over pairs of sampled rows: the lower, the more evenly they are spread.
+    ///
+    /// # Source
+    /// Wang and Isola 2020.
+    pub uniformity: f64,
+    /// `exp` of the entropy of the sampled rows' singular values: how many directions they use.
+    ///
+    /// # Source
+    /// Roy and Vetterli 2007; Garrido et al. 2023 (RankMe).
+    pub effective_rank: f64,
+    /// For `nce`: ln Z over all rows for sampled queries, to be held against the one assumed.
+    pub ln_partition_true: Option<f64>,
+}
+
+impl BankHealth {
+    /// Looks at the bank after the step at the trainer's cursor.
+    pub(super) fn of(trainer: &Trainer) -> Self {
+        let (bank, step) = (&trainer.bank, trainer.cursor.step);
+        let written = bank.updated_step().iter().flatten();
+        let ages: Vec<u64> = written.map(|&at| step.saturating_sub(at + 1)).collect();
+        let rows = bank.gather(&sample(bank.len(), step));
+        no_grad(|| Self {
+            age_histogram: histogram(&ages),
+            age_mean: ages.iter().sum::<u64>() as f64 / ages.len().max(1) as f64,
+            age_maximum: ages.iter().copied().max().unwrap_or(0),
+            never_written: (bank.len() - ages.len()) as u64,
+            norm_error: norm_error(&rows),
+            uniformity: uniformity(&rows),
+            effective_rank: effective_rank(&rows),
+            ln_partition_true: trainer.last_batch().and_then(|queries| {
+                let nce = trainer.objective.options().kind == ObjectiveKind::Nce;
+                nce.then(|| true_partition(queries, bank, &trainer.objective))
+            }),
+        })
+    }
+}
+
+fn sample(rows: usize, step: u64) -> Vec<Position> {
+    if rows <= SAMPLED_ROWS {
+        return (0..rows as u32).map(Position).collect();
+    }
+    let mut stream = Stream::new(0, Purpose::Report, step, 2);
+    (0..SAMPLED_ROWS).map(|_| Position(stream.below(rows as u64) as u32)).collect()
+}
+
+/// `(upper edge, count)` for each power of two up to the largest age.
+fn histogram(ages: &[u64]) -> Vec<(u64, u64)> {
+    let mut counts = Vec::new();
+    for age in ages {
+        let bucket = (u64::BITS - age.leading_zeros()) as usize;
+        if counts.len() <= bucket {
+            counts.resize(bucket + 1, 0);
+        }
+        counts[bucket] += 1;
+    }
+    counts.into_iter().enumerate().map(|(bucket, count)| (1_u64 << bucket, count)).collect()
+}
+
+fn norm_error(rows: &Tensor) -> f64 {
+    let lengths = rows.norm_scalaropt_dim(2, [1_i64].as_slice(), false);
+    (lengths - 1.0).abs().max().double_value(&[])
+}
+
+fn uniformity(rows: &Tensor) -> f64 {
+    let count = rows.size()[0];
+    if count < 2 {
+        return 0.0;
+    }
+    // Of unit rows, ‖x - y‖² = 2 - 2 x·y; the diagonal is left out.
+    let terms = ((rows.matmul(&rows.tr()) - 1.0) * 4.0).exp();
+    let pairs = terms.sum(Kind::Double) - terms.diagonal(0, 0, 1).sum(Kind::Double);
+    (pairs / (count * (count - 1)) as f64).log().double_value(&[])
+}
+
+fn effective_rank(rows: &Tensor) -> f64 {
+    let (_, values, _) = rows.to_kind(Kind::Double).svd(true, false);
+    let shares = &values / values.sum(Kind::Double) + 1e-12;
+    (-(&shares * shares.log()).sum(Kind::Double)).exp().double_value(&[])
+}
+
+/// ln of the mean over queries of `sum_i exp(s_i/τ)`, exact over all rows.
+fn true_partition(queries: Queries<'_>, bank: &MemoryBank, assumed: &Objective) -> f64 {
+    let mut options = assumed.options();
+    options.kind = ObjectiveKind::Softmax;
+    options.proximal_weight = 0.0;
+    let exact = Objective::new(options, Partition::Unset);
+    let count = queries.positions.len().min(SAMPLED_QUERIES);
+    let logs: Vec<f64> = (0..count)
+        .map(|query| {
+            let features = queries.features.narrow(0, query as i64, 1);
+            let positions = &queries.positions[query..=query];
+            let loss = exact.evaluate(Queries::whole(&features, positions), &[bank.whole()], None).loss;
+            let own = (features * bank.gather(positions)).sum(Kind::Double) / options.temperature.get();
+            (loss + own).double_value(&[])
+        })
+        .collect();
+    let largest = logs.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    largest + (logs.iter().map(|ln| (ln - largest).exp()).sum::<f64>() / count as f64).ln()
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+
+    #[test]
+    fn ages_fall_into_powers_of_two() {
+        assert_eq!(histogram(&[0, 1, 2, 3, 4, 7, 8]), [(1, 1), (2, 1), (4, 2), (8, 2), (16, 1)]);
+    }
+
+    #[test]
+    fn equal_rows_have_rank_one_and_no_spread() {
+        let rows = Tensor::from_slice2(&[[1.0_f32, 0.0], [1.0, 0.0], [1.0, 0.0]]);
+        assert!((effective_rank(&rows) - 1.0).abs() < 1e-6);
+        assert!(uniformity(&rows).abs() < 1e-6);
+    }
+
+    #[test]
+    fn orthogonal_rows_use_every_direction_and_are_spread() {
+        let rows = Tensor::eye(4, (Kind::Float, Device::Cpu));
+        assert!((effective_rank(&rows) - 4.0).abs() < 1e-6);
+        // ‖x - y‖² = 2 for every pair.
+        assert!((uniformity(&rows) + 4.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_row_that_is_too_long_is_seen() {
+        let rows = Tensor::from_slice2(&[[1.25_f32, 0.0], [0.0, 1.0]]);
+        assert!((norm_error(&rows) - 0.25).abs() < 1e-6);
+    }
+}

@@ -1,0 +1,111 @@
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::{Value, json};
+use tch::Tensor;
+
+use super::*;
+
+fn tensor(value: &Value) -> Tensor {
+    let rows = |value: &Value| -> Vec<f32> {
+        value.as_array().expect("a list").iter().map(|x| x.as_f64().expect("a number") as f32).collect()
+    };
+    match value[0] {
+        Value::Array(_) => {
+            let all: Vec<Vec<f32>> = value.as_array().expect("a list").iter().map(rows).collect();
+            Tensor::from_slice2(&all)
+        }
+        _ => Tensor::from_slice(&rows(value)),
+    }
+}
+
+fn config(golden: &Value, case: &Value) -> TrainConfig {
+    let mut all = serde_json::to_value(TrainConfig::default()).expect("plain data");
+    for (key, value) in case.as_object().expect("an object") {
+        if key != "expected" {
+            all[key] = value.clone();
+        }
+    }
+    all["lr"] = golden["lr"].clone();
+    all["weight_decay"] = golden["weight_decay"].clone();
+    serde_json::from_value(all).expect("a configuration")
+}
+
+fn set_gradient(parameter: &Tensor, gradient: &Tensor) {
+    // There is no setter: the gradient of (parameter * g).sum() is g.
+    (parameter * gradient).sum(Kind::Float).backward();
+}
+
+/// Runs every case as the trainer would, and compares after each step.
+fn check(golden: &Value) {
+    for case in golden["cases"].as_array().expect("cases") {
+        let config = config(golden, case);
+        let names = ["matrix", "vector"];
+        let parameters = names.map(|name| tensor(&golden["start"][name]).set_requires_grad(true));
+        let named = names.iter().zip(&parameters).map(|(name, p)| ((*name).to_owned(), p.shallow_clone()));
+        let mut optimizer = Optimizer::new(named.collect(), &config);
+        let steps = golden["gradients"].as_array().expect("steps");
+        for (gradients, expected) in steps.iter().zip(case["expected"].as_array().expect("steps")) {
+            optimizer.zero_gradients();
+            for (name, parameter) in names.iter().zip(&parameters) {
+                set_gradient(parameter, &tensor(&gradients[name]));
+            }
+            if config.clip_norm > 0.0 {
+                let norm = optimizer.gradient_norm().double_value(&[]);
+                optimizer.scale_gradients((config.clip_norm / (norm + 1e-6)).min(1.0));
+            }
+            optimizer.step(config.lr);
+            for (name, parameter) in names.iter().zip(&parameters) {
+                let expected = tensor(&expected[name]);
+                let difference = (parameter - &expected).abs().max().double_value(&[]);
+                let largest = expected.abs().max().double_value(&[]);
+                assert!(difference <= 2e-6 * largest, "{:?} {name}: {difference}", config.optimizer);
+            }
+        }
+    }
+}
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
+}
+
+#[test]
+fn every_optimiser_follows_pytorchs() {
+    let text = std::fs::read_to_string(folder().join("optimizers.json")).expect("golden");
+    check(&serde_json::from_str(&text).expect("JSON"));
+}
+
+#[test]
+fn every_optimiser_follows_pytorchs_on_other_numbers() {
+    let python = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv-python/bin/python");
+    if python.exists() {
+        let script = folder().join("generate_optimizers.py");
+        let output = Command::new(python).arg(script).arg("7").output().expect("Python starts");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        check(&serde_json::from_slice(&output.stdout).expect("JSON"));
+    }
+}
+
+#[test]
+fn buffers_and_steps_put_back_go_on_alike() {
+    for optimizer in ["sgd", "lars", "adamw"] {
+        let config = config(&json!({"lr": 0.1, "weight_decay": 0.01}), &json!({"optimizer": optimizer}));
+        let weight = || Tensor::from_slice(&[1.0_f32, -2.0]).view([1, 2]).set_requires_grad(true);
+        let (whole, broken) = (weight(), weight());
+        let new = |weight: &Tensor| Optimizer::new(vec![("w".into(), weight.shallow_clone())], &config);
+        let step = |optimizer: &mut Optimizer, weight: &Tensor| {
+            optimizer.zero_gradients();
+            weight.square().sum(Kind::Float).backward();
+            optimizer.step(0.1);
+        };
+        let (mut first, mut before) = (new(&whole), new(&broken));
+        for _ in 0..2 {
+            step(&mut first, &whole);
+        }
+        step(&mut before, &broken);
+        let mut after = new(&broken);
+        after.load(&before.buffers(), before.steps()).expect("its own buffers");
+        step(&mut after, &broken);
+        assert!(whole.equal(&broken), "{optimizer}");
+    }
+}

@@ -1,0 +1,142 @@
+use tch::Device;
+
+use super::*;
+use crate::ids::{InstanceId, Position};
+use crate::model::Architecture;
+use crate::objective::{ObjectiveKind, PartitionChoice};
+use crate::rng::{Purpose, Stream};
+use crate::units::Temperature;
+
+const INSTANCES: usize = 24;
+const SIDE: u32 = 16;
+
+fn config() -> TrainConfig {
+    TrainConfig {
+        arch: Architecture::ResNet20Cifar,
+        image_size: SIDE,
+        dim: 8,
+        batch_size: 8,
+        negatives: 16,
+        ..TrainConfig::default()
+    }
+}
+
+fn batch(step: u64) -> Batch {
+    let mut stream = Stream::new(1, Purpose::Report, step, 0);
+    let mut ids: Vec<u32> = (0..INSTANCES as u32).collect();
+    stream.shuffle(&mut ids);
+    ids.truncate(8);
+    let pixels = (0..8 * 3 * SIDE * SIDE).map(|_| stream.below(256) as u8).collect();
+    Batch {
+        epoch: 0,
+        step_in_epoch: step,
+        ids: ids.iter().copied().map(InstanceId).collect(),
+        positions: ids.into_iter().map(Position).collect(),
+        labels: vec![None; 8],
+        pixels,
+    }
+}
+
+fn trainer(config: TrainConfig) -> Trainer {
+    Trainer::new(config, INSTANCES, Device::Cpu)
+}
+
+fn spoil(trainer: &Trainer) {
+    let (_, mut bias) =
+        trainer.encoder.parameters().into_iter().find(|(name, _)| name == "fc.bias").expect("it has");
+    let _ = no_grad(|| bias.fill_(f64::NAN));
+}
+
+/// Bytes of weights, buffers and bank.
+fn state(trainer: &Trainer) -> (Vec<u8>, Vec<u8>, Vec<f32>) {
+    (trainer.encoder.weights().to_bytes(), trainer.optimizer.buffers().to_bytes(), trainer.bank.to_vec())
+}
+
+#[test]
+fn parts_are_nearly_equal_and_never_empty() {
+    assert_eq!(parts(7, 3).collect::<Vec<_>>(), [0..2, 2..4, 4..7]);
+    assert_eq!(parts(1, 4).collect::<Vec<_>>(), [0..1]);
+}
+
+#[test]
+fn a_batch_seen_again_costs_less_under_every_objective() {
+    for objective in [ObjectiveKind::Nce, ObjectiveKind::Softmax, ObjectiveKind::InfoNce] {
+        let temperature = Temperature::new(0.5).expect("a temperature");
+        let mut trainer = trainer(TrainConfig { objective, temperature, ..config() });
+        let losses: Vec<f64> = (0..2).map(|_| trainer.step(&batch(0)).expect("a step").loss).collect();
+        assert!(losses[1] < losses[0], "{objective:?} {losses:?}");
+        assert!(trainer.bank.updated_step()[batch(0).positions[0].row()] == Some(1));
+    }
+}
+
+/// Both parts have the same pictures, so that batch norm sees the same in a part as in the whole.
+#[test]
+fn accumulated_parts_move_as_the_whole_batch_does() {
+    let mut batch = batch(0);
+    batch.pixels.truncate(batch.pixels.len() / 2);
+    batch.pixels = batch.pixels.repeat(2);
+    let config = TrainConfig { objective: ObjectiveKind::InfoNce, proximal_weight: 0.1, ..config() };
+    let outcome = |accumulate| {
+        let mut trainer = trainer(TrainConfig { accumulate, ..config.clone() });
+        let outcome = trainer.step(&batch).expect("a step");
+        (outcome.loss, outcome.gradient_norm, trainer.bank.to_vec())
+    };
+    let (whole, parts) = (outcome(1), outcome(2));
+    assert!((whole.0 / parts.0 - 1.0).abs() < 1e-5 && (whole.1 / parts.1 - 1.0).abs() < 1e-3);
+    assert!(whole.2.iter().zip(&parts.2).all(|(a, b)| (a - b).abs() < 1e-5));
+}
+
+#[test]
+fn a_number_that_is_not_finite_names_step_quantity_and_ids() {
+    let mut trainer = trainer(config());
+    trainer.step(&batch(0)).expect("a step");
+    spoil(&trainer);
+    let error = trainer.step(&batch(1)).expect_err("not a number").to_string();
+    let first = batch(1).ids[0].0;
+    assert!(error.starts_with("step 1: the features' sum is NaN"), "{error}");
+    assert!(error.contains(&format!("[{first}, ")), "{error}");
+}
+
+#[test]
+fn a_skipped_step_moves_nothing_and_is_counted() {
+    let mut trainer = trainer(TrainConfig { on_nonfinite: OnNonFinite::Skip, ..config() });
+    trainer.step(&batch(0)).expect("a step");
+    spoil(&trainer);
+    let before = state(&trainer);
+    let outcome = trainer.step(&batch(1)).expect("skipped");
+    assert!(outcome.skipped && trainer.skipped == 1 && trainer.cursor.step == 2);
+    assert!(state(&trainer) == before);
+}
+
+#[test]
+fn a_loss_scale_leaves_no_trace_in_f32_numbers() {
+    let mut plain = trainer(config());
+    let mut scaled = trainer(config());
+    scaled.loss_scale = Some(LossScale { factor: 1024.0, good_steps: 0 });
+    for step in 0..3 {
+        let (a, b) = (plain.step(&batch(step)).expect("a step"), scaled.step(&batch(step)).expect("a step"));
+        // Powers of two change no digit.
+        assert_eq!((a.loss, a.gradient_norm), (b.loss, b.gradient_norm));
+    }
+    assert!(state(&plain) == state(&scaled));
+}
+
+#[test]
+fn a_moving_average_of_z_moves_and_a_fixed_one_does_not() {
+    for (partition, moves) in [(PartitionChoice::Ema, true), (PartitionChoice::Fixed, false)] {
+        let mut trainer = trainer(TrainConfig { partition, partition_decay: 0.5, ..config() });
+        let first = trainer.step(&batch(0)).expect("a step").ln_partition;
+        let second = trainer.step(&batch(1)).expect("a step").ln_partition;
+        let third = trainer.step(&batch(2)).expect("a step").ln_partition;
+        assert!(first.is_some() && (second != third) == moves);
+    }
+}
+
+#[test]
+fn bf16_trains_with_weights_in_f32() {
+    let (precision, objective) = (Precision::Bf16, ObjectiveKind::Softmax);
+    let mut trainer = trainer(TrainConfig { precision, objective, channels_last: true, ..config() });
+    let losses: Vec<f64> = (0..2).map(|_| trainer.step(&batch(0)).expect("a step").loss).collect();
+    assert!(losses[1] < losses[0], "{losses:?}");
+    assert!(trainer.encoder.parameters().iter().all(|(_, weight)| weight.kind() == Kind::Float));
+}
