@@ -161,6 +161,18 @@ fn a_bank_of_16_bits_keeps_its_rows_near_unit_length_and_moves_them_alike() {
 }
 
 #[test]
+fn rows_of_16_bits_are_of_unit_length_as_a_table_means_it() {
+    for dtype in [BankDtype::Bf16, BankDtype::F16] {
+        for dim in [1, 2, 3, 8] {
+            let bank = MemoryBank::random(20_000, dim, 5, Device::Cpu).with_dtype(dtype);
+            let lengths = bank.rows().to_kind(Kind::Double).norm_scalaropt_dim(2, [1_i64].as_slice(), false);
+            let off = (lengths - 1.0).abs().max().double_value(&[]);
+            assert!(off < crate::feature_table::UNIT_TOLERANCE, "{dtype:?}, {dim}: {off}");
+        }
+    }
+}
+
+#[test]
 fn an_update_says_how_far_rows_moved() {
     let mut bank = bank(&[[1.0, 0.0]]);
     let moved = bank.update(&[Position(0)], &feature([0.0, 1.0]), momentum(0.5), 0);

@@ -114,7 +114,8 @@ impl Snapshot {
     /// Publishes the checkpoint, and the metrics up to it before.
     ///
     /// # Errors
-    /// If the store fails; then earlier checkpoints stand.
+    /// If a row of the bank is not finite or not of unit length, or if the store fails; earlier checkpoints
+    /// stand.
     pub(super) fn write(self, run: &Location) -> Result<Location, TrainError> {
         self.metrics.publish()?;
         let folder = run.join("checkpoints").join(&checkpoint_name(self.step));
@@ -141,6 +142,8 @@ impl Snapshot {
             updated_step: self.updated_step,
             features: self.bank,
         };
+        // What a reader would refuse is not published.
+        bank.check()?;
         let written = bank.write(&folder.join(BANK))?;
         files.push(FileEntry { name: BANK.into(), bytes: written.bytes, digest: written.digest });
         CheckpointManifest::new(step, epoch, data.trained_on.clone(), files).publish(&folder)?;

@@ -34,7 +34,8 @@ fn signal_after(run: &Path, more: &str, step: u32, signal: &str) -> Option<i32> 
     let marker = run.join(format!("checkpoints/step-{step:08}/checkpoint.json"));
     let deadline = Instant::now() + Duration::from_secs(300);
     while !marker.exists() {
-        assert!(Instant::now() < deadline, "no checkpoint at step {step}");
+        assert!(Instant::now() < deadline, "{more}: no checkpoint at step {step}");
+        assert!(child.try_wait().expect("a look").is_none(), "{more}: ended before step {step}");
         std::thread::sleep(Duration::from_millis(2));
     }
     let sent = Command::new("kill").args([signal, &child.id().to_string()]).status().expect("kill");
@@ -138,6 +139,7 @@ fn a_second_job_on_the_same_run_is_refused_while_the_first_is_alive() {
     let deadline = Instant::now() + Duration::from_secs(300);
     while !marker.exists() {
         assert!(Instant::now() < deadline, "no checkpoint");
+        assert!(first.try_wait().expect("a look").is_none(), "the first ended by itself");
         std::thread::sleep(Duration::from_millis(2));
     }
     let mut second = start(dir.path(), "--epochs 10000");

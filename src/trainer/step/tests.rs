@@ -55,7 +55,7 @@ fn state(trainer: &Trainer) -> (Vec<u8>, Vec<u8>, Vec<f32>) {
 #[test]
 fn parts_are_nearly_equal_and_never_empty() {
     assert_eq!(parts(7, 3).collect::<Vec<_>>(), [0..2, 2..4, 4..7]);
-    assert_eq!(parts(1, 4).collect::<Vec<_>>(), [0..1]);
+    assert_eq!(parts(1, 4).collect::<Vec<_>>(), vec![0..1; 1]);
 }
 
 #[test]
