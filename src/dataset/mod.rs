@@ -12,6 +12,7 @@ mod error;
 mod index;
 mod manifest;
 mod pages;
+mod places;
 mod reader;
 mod schema;
 mod summary;
@@ -23,10 +24,11 @@ pub use index::{IndexRow, ViewHash, read_index, write_index};
 pub use manifest::{
     ContentDigest, DuplicateCounts, FileEntry, IngestRecord, Manifest, PartReport, ShardEntry, Split,
 };
+pub use places::{Located, Place};
 pub use reader::ShardReader;
 pub use schema::schema_text;
 pub use summary::{DatasetSummary, SplitSummary, summarise, verify};
-pub use writer::{ShardWriter, WriterOptions};
+pub use writer::{ShardWriter, WriterOptions, WrittenShard};
 
 use bytes::Bytes;
 

@@ -7,10 +7,12 @@ use arrow::array::{ArrayRef, BinaryArray, Int32Array, Int64Array, RecordBatch, S
 use arrow::datatypes::{DataType, Schema};
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, Encoding};
-use parquet::file::metadata::KeyValue;
+use parquet::errors::ParquetError;
+use parquet::file::metadata::{KeyValue, ParquetMetaData};
 use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterVersion};
+use serde::{Deserialize, Serialize};
 
-use super::schema::{HUGGINGFACE, huggingface_entry, labelled_schema};
+use super::schema::{HUGGINGFACE, IMAGE_BYTES, huggingface_entry, labelled_schema};
 use super::{DatasetError, Row, ShardEntry};
 use crate::ids::ClassId;
 use crate::storage::{Digest, Location, Upload};
@@ -28,6 +30,15 @@ pub struct WriterOptions {
     pub classes: Vec<String>,
 }
 
+/// A shard that was written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WrittenShard {
+    /// What the manifest says of it.
+    pub entry: ShardEntry,
+    /// By row: where the picture's encoded bytes begin in the file.
+    pub offsets: Vec<u64>,
+}
+
 /// Writes one shard; it appears when [`ShardWriter::finish`] succeeds.
 ///
 /// The bytes are a function of the rows and the options.
@@ -40,7 +51,8 @@ pub struct ShardWriter {
     row_group: usize,
     pending: Vec<Row>,
     pending_bytes: usize,
-    rows: u64,
+    /// By row: the size of its picture in bytes.
+    sizes: Vec<u64>,
 }
 
 impl ShardWriter {
@@ -64,13 +76,21 @@ impl ShardWriter {
             .set_key_value_metadata(Some(vec![metadata]))
             .build();
         let shown = location.to_string();
-        let digests = GroupDigests { upload, current: blake3::Hasher::new(), done: Vec::new() };
+        let digests = GroupDigests { upload: Some(upload), current: blake3::Hasher::new(), done: Vec::new() };
         let writer = ArrowWriter::try_new(digests, Arc::clone(&schema), Some(properties))
             .map_err(|source| DatasetError::Write { shard: shown.clone(), source })?;
         let row_group = options.row_group;
         let path = path.to_owned();
-        let mut shard =
-            Self { path, shown, schema, writer, row_group, pending: Vec::new(), pending_bytes: 0, rows: 0 };
+        let mut shard = Self {
+            path,
+            shown,
+            schema,
+            writer,
+            row_group,
+            pending: Vec::new(),
+            pending_bytes: 0,
+            sizes: Vec::new(),
+        };
         // The format's first bytes belong to no row group.
         shard.sync()?;
         shard.writer.inner_mut().current.reset();
@@ -86,8 +106,8 @@ impl ShardWriter {
             self.flush()?;
         }
         self.pending_bytes += row.bytes.len();
+        self.sizes.push(row.bytes.len() as u64);
         self.pending.push(row);
-        self.rows += 1;
         if self.pending.len() == self.row_group { self.flush() } else { Ok(()) }
     }
 
@@ -95,18 +115,24 @@ impl ShardWriter {
     ///
     /// # Errors
     /// If the store fails; then nothing is published.
-    pub fn finish(mut self) -> Result<ShardEntry, DatasetError> {
+    pub fn finish(mut self) -> Result<WrittenShard, DatasetError> {
         self.flush()?;
-        let shard = self.shown.clone();
-        let digests = self.writer.into_inner().map_err(|source| DatasetError::Write { shard, source })?;
-        let published = digests.upload.finish()?;
-        Ok(ShardEntry {
+        let failed = |source| DatasetError::Write { shard: self.shown.clone(), source };
+        let metadata = self.writer.finish().map_err(failed)?;
+        let offsets = picture_offsets(&metadata, &self.sizes)
+            .ok_or_else(|| failed(ParquetError::General("where its pictures lie is not known".into())))?;
+        let digests = self.writer.inner_mut();
+        let row_groups = std::mem::take(&mut digests.done);
+        let upload = digests.upload.take().expect("a writer is finished once");
+        let published = upload.finish()?;
+        let entry = ShardEntry {
             path: self.path,
-            rows: self.rows,
+            rows: self.sizes.len() as u64,
             bytes: published.bytes,
             digest: published.digest,
-            row_groups: digests.done,
-        })
+            row_groups,
+        };
+        Ok(WrittenShard { entry, offsets })
     }
 
     fn flush(&mut self) -> Result<(), DatasetError> {
@@ -132,15 +158,42 @@ impl ShardWriter {
     }
 }
 
+/// Where each picture begins: a page ends with its values, each after its length in four bytes.
+fn picture_offsets(metadata: &ParquetMetaData, sizes: &[u64]) -> Option<Vec<u64>> {
+    const LENGTH_BYTES: u64 = 4;
+    let mut offsets = Vec::with_capacity(sizes.len());
+    for (number, group) in metadata.row_groups().iter().enumerate() {
+        let first_of_group = offsets.len();
+        let pages = metadata.page_index()?.offset_index(number, IMAGE_BYTES)?.page_locations();
+        for (number, page) in pages.iter().enumerate() {
+            let next = pages.get(number + 1).map_or(group.num_rows(), |next| next.first_row_index);
+            let rows = first_of_group + page.first_row_index as usize..first_of_group + next as usize;
+            let values: u64 = sizes.get(rows.clone())?.iter().map(|size| LENGTH_BYTES + size).sum();
+            let end = page.offset as u64 + page.compressed_page_size as u64;
+            let mut at = end.checked_sub(values)?;
+            for size in &sizes[rows] {
+                offsets.push(at + LENGTH_BYTES);
+                at += LENGTH_BYTES + size;
+            }
+        }
+    }
+    (offsets.len() == sizes.len()).then_some(offsets)
+}
+
 /// Passes bytes on to the upload and takes the digest of each row group.
 #[derive(Debug)]
 struct GroupDigests {
-    upload: Upload,
+    /// Until it is finished.
+    upload: Option<Upload>,
     current: blake3::Hasher,
     done: Vec<Digest>,
 }
 
 impl GroupDigests {
+    fn open(&mut self) -> std::io::Result<&mut Upload> {
+        self.upload.as_mut().ok_or_else(|| std::io::Error::other("the shard is finished"))
+    }
+
     fn end_group(&mut self) {
         self.done.push(self.current.finalize().into());
         self.current.reset();
@@ -149,13 +202,13 @@ impl GroupDigests {
 
 impl Write for GroupDigests {
     fn write(&mut self, buffer: &[u8]) -> std::io::Result<usize> {
-        let taken = self.upload.write(buffer)?;
+        let taken = self.open()?.write(buffer)?;
         self.current.update(&buffer[..taken]);
         Ok(taken)
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
-        self.upload.flush()
+        self.open()?.flush()
     }
 }
 

@@ -11,7 +11,9 @@ use super::source::Source;
 use super::work::Work;
 use super::write::{Instance, ShardJob, deal};
 use super::{IngestError, IngestOptions, PROGRAM};
-use crate::dataset::{ContentDigest, IndexRow, IngestRecord, PartReport, ShardEntry, Split, write_index};
+use crate::dataset::{
+    ContentDigest, IndexRow, IngestRecord, PartReport, Place, ShardEntry, Split, WrittenShard, write_index,
+};
 use crate::ids::InstanceId;
 use crate::progress::Progress;
 use crate::storage::{PublishMode, StorageError};
@@ -105,7 +107,7 @@ impl PartJob<'_> {
         };
         let shards = job.write(&dealt, &self.work, progress)?;
         progress.finish();
-        let new_rows = index_rows(&dealt, first, rows.len());
+        let new_rows = index_rows(&dealt, &shards, first, rows.len());
         let path = format!("index/{}.parquet", self.part.name());
         let index = write_index(&self.options.dest, &path, &new_rows)?;
         self.publish_rejects(&checked.0)?;
@@ -131,6 +133,7 @@ impl PartJob<'_> {
         };
         let mut rows = rows.to_vec();
         rows.extend(new_rows);
+        let shards = shards.into_iter().map(|written| written.entry).collect();
         let split = self.split(&rows, shards, record, &report);
         Ok((split, rows, report))
     }
@@ -249,17 +252,23 @@ impl PartJob<'_> {
 }
 
 /// The rows of the index, in the order of the ids.
-fn index_rows(shards: &[Vec<Instance<'_>>], first_shard: usize, first_id: usize) -> Vec<IndexRow> {
+fn index_rows(
+    shards: &[Vec<Instance<'_>>],
+    written: &[WrittenShard],
+    first_shard: usize,
+    first_id: usize,
+) -> Vec<IndexRow> {
     let count = shards.iter().map(Vec::len).sum();
     let mut rows: Vec<Option<IndexRow>> = vec![None; count];
-    for (shard, instances) in shards.iter().enumerate() {
-        for (row, instance) in (0..).zip(instances) {
+    for (shard, (instances, written)) in shards.iter().zip(written).enumerate() {
+        for (row, (instance, &offset)) in (0..).zip(instances.iter().zip(&written.offsets)) {
+            let Facts { width, height, bytes, .. } = *instance.facts;
+            let shard = (first_shard + shard) as u32;
             rows[instance.id.row() - first_id] = Some(IndexRow {
                 id: instance.id,
                 label: instance.class,
                 path: instance.entry.path.to_string(),
-                shard: (first_shard + shard) as u32,
-                row,
+                place: Place { shard, row, offset, bytes: bytes as u32, width, height },
                 picture: instance.facts.digest,
                 view: instance.facts.view,
             });

@@ -6,7 +6,7 @@ use super::screen::{Facts, prepare};
 use super::source::{Entry, Source};
 use super::work::Work;
 use super::{IngestError, IngestOptions};
-use crate::dataset::{Row, ShardEntry, ShardWriter, WriterOptions};
+use crate::dataset::{Row, ShardWriter, WriterOptions, WrittenShard};
 use crate::ids::{ClassId, InstanceId};
 use crate::progress::Progress;
 use crate::rng::{Purpose, Stream};
@@ -73,15 +73,15 @@ impl ShardJob<'_> {
         shards: &[Vec<Instance<'_>>],
         work: &Work,
         progress: &dyn Progress,
-    ) -> Result<Vec<ShardEntry>, IngestError> {
+    ) -> Result<Vec<WrittenShard>, IngestError> {
         let layout = WriterOptions { row_group: self.options.row_group, classes: self.classes.to_vec() };
         let write = |(number, shard): (usize, &Vec<Instance<'_>>)| {
             let name = format!("shard-{:05}", self.first + number);
-            if let Some(entry) = work.load::<ShardEntry>(&name)?
-                && self.dest.join(&entry.path).size().is_ok_and(|bytes| bytes == entry.bytes)
+            if let Some(written) = work.load::<WrittenShard>(&name)?
+                && self.dest.join(&written.entry.path).size().is_ok_and(|bytes| bytes == written.entry.bytes)
             {
-                progress.advance(entry.rows);
-                return Ok(entry);
+                progress.advance(written.entry.rows);
+                return Ok(written);
             }
             let path = format!("{}/{name}.parquet", self.split);
             let mut writer = ShardWriter::start(self.dest, &path, &layout)?;
@@ -91,9 +91,9 @@ impl ShardJob<'_> {
                 }
                 progress.advance(instances.len() as u64);
             }
-            let entry = writer.finish()?;
-            work.save(&name, &entry)?;
-            Ok(entry)
+            let written = writer.finish()?;
+            work.save(&name, &written)?;
+            Ok(written)
         };
         shards.par_iter().enumerate().map(write).collect()
     }
