@@ -150,13 +150,11 @@ impl Ingest<'_> {
                 part,
                 work: self.workshop.part(&part.name()),
                 before: splits.get(part.split),
+                rows: index.remove(part.split).unwrap_or_default(),
+                checkers,
+                writers: &writers,
             };
-            let mut checked = checkers.install(|| job.check(progress))?;
-            if self.options.drop_leaks && part.split == TRAINING_SPLIT {
-                drop_leaks(&mut checked, &index);
-            }
-            let before = index.remove(part.split).unwrap_or_default();
-            let (split, rows, report) = writers.install(|| job.write(&checked, &before, progress))?;
+            let (split, rows, report) = job.run(|checked| drop_leaks(checked, &index), progress)?;
             index.insert(part.split.to_owned(), rows);
             splits.insert(part.split.to_owned(), split);
             reports.insert(part.split.to_owned(), report);

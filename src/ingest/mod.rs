@@ -10,9 +10,11 @@
 mod bench;
 mod duplicates;
 mod error;
+mod findings;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod job;
+mod one_pass;
 mod part;
 mod plan;
 mod report;
@@ -123,6 +125,11 @@ impl IngestOptions {
             threads: 0,
             uploads: 4,
         }
+    }
+
+    /// Whether pictures may come into the dataset otherwise than they lie in the source.
+    fn changes_pictures(&self) -> bool {
+        self.max_side.is_some() || self.short_side.is_some() || self.baseline
     }
 
     /// The size of a shard where none is given.

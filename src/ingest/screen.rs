@@ -1,5 +1,6 @@
 //! The check of every picture, once.
 
+use bytes::Bytes;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -18,9 +19,9 @@ use crate::storage::Digest;
 /// Pictures whose verdicts are saved together: what a kill can cost.
 const PICTURES_OF_CHUNK: usize = 4096;
 /// Pictures that a thread fetches together.
-const PICTURES_AT_ONCE: usize = 16;
+pub(super) const PICTURES_AT_ONCE: usize = 16;
 /// A larger file is no picture; it is refused unread.
-const MOST_PICTURE_BYTES: u64 = 1 << 30;
+pub(super) const MOST_PICTURE_BYTES: u64 = 1 << 30;
 
 /// What the check found out about a picture, as it goes into a shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,7 +48,8 @@ pub(super) struct Refusal {
 /// The verdict on a picture.
 pub(super) type Verdict = Result<Facts, Refusal>;
 
-/// Checks all pictures of a split on the threads of the pool that this runs in; the verdicts keep the order.
+/// Checks the pictures of a split of which nothing is `known` yet, on the threads of the pool that this runs in; the
+/// verdicts keep the order.
 ///
 /// What an earlier call of the same work has saved is not done again.
 ///
@@ -56,11 +58,21 @@ pub(super) type Verdict = Result<Facts, Refusal>;
 pub(super) fn screen(
     source: &Source,
     entries: &[Entry],
+    known: &[Option<Verdict>],
     options: &IngestOptions,
     work: &Work,
     progress: &dyn Progress,
 ) -> Result<Vec<Verdict>, IngestError> {
-    let chunk = |(number, entries): (usize, &[Entry])| -> Result<Vec<Verdict>, IngestError> {
+    type Pictures<'a> = (&'a [Entry], &'a [Option<Verdict>]);
+    let look = |(entries, known): Pictures<'_>| -> Result<Vec<Verdict>, IngestError> {
+        let open = entries.iter().zip(known).filter(|(_, known)| known.is_none());
+        let open: Vec<&Entry> = open.map(|(entry, _)| entry).collect();
+        let mut found = look_at_all(source, &open, options)?.into_iter().map(|(verdict, _)| verdict);
+        progress.advance(entries.len() as u64);
+        let mut next = || found.next().expect("one for each that is open");
+        Ok(known.iter().map(|known| known.clone().unwrap_or_else(&mut next)).collect())
+    };
+    let chunk = |(number, (entries, known)): (usize, Pictures<'_>)| -> Result<Vec<Verdict>, IngestError> {
         let saved: Option<Vec<Verdict>> = work.load(&format!("checked-{number:05}"))?;
         if let Some(verdicts) = saved.filter(|verdicts| verdicts.len() == entries.len()) {
             progress.advance(entries.len() as u64);
@@ -68,38 +80,44 @@ pub(super) fn screen(
         }
         let groups: Vec<Vec<Verdict>> = entries
             .par_chunks(PICTURES_AT_ONCE)
-            .map(|entries| look_at_all(source, entries, options, progress))
+            .zip(known.par_chunks(PICTURES_AT_ONCE))
+            .map(look)
             .collect::<Result<_, IngestError>>()?;
         let verdicts: Vec<Verdict> = groups.into_iter().flatten().collect();
         work.save(&format!("checked-{number:05}"), &verdicts)?;
         Ok(verdicts)
     };
-    let chunks: Vec<Vec<Verdict>> =
-        entries.par_chunks(PICTURES_OF_CHUNK).enumerate().map(chunk).collect::<Result<_, IngestError>>()?;
+    let chunks: Vec<Vec<Verdict>> = entries
+        .par_chunks(PICTURES_OF_CHUNK)
+        .zip(known.par_chunks(PICTURES_OF_CHUNK))
+        .enumerate()
+        .map(chunk)
+        .collect::<Result<_, IngestError>>()?;
     Ok(chunks.into_iter().flatten().collect())
 }
 
-fn look_at_all(
+/// Reads and checks pictures; with each verdict come the bytes as they lie in the source, none of what is not read.
+pub(super) fn look_at_all(
     source: &Source,
-    entries: &[Entry],
+    entries: &[&Entry],
     options: &IngestOptions,
-    progress: &dyn Progress,
-) -> Result<Vec<Verdict>, IngestError> {
-    let readable: Vec<&Entry> = entries.iter().filter(|entry| entry.bytes <= MOST_PICTURE_BYTES).collect();
+) -> Result<Vec<(Verdict, Bytes)>, IngestError> {
+    let is_readable = |entry: &&&Entry| entry.bytes <= MOST_PICTURE_BYTES;
+    let readable: Vec<&Entry> = entries.iter().filter(is_readable).copied().collect();
     let mut read = source.read_all(&readable)?.into_iter();
     let mut verdicts = Vec::with_capacity(entries.len());
     for entry in entries {
         let verdict = if entry.bytes > MOST_PICTURE_BYTES {
             let reason = format!("{} bytes are more than {MOST_PICTURE_BYTES}", entry.bytes);
-            Err(Refusal { kind: "too large".into(), reason })
+            (Err(Refusal { kind: "too large".into(), reason }), Bytes::new())
         } else {
             let bytes = read.next().expect("one for each that is readable");
-            prepare(&bytes, options)
+            let verdict = prepare(&bytes, options)
                 .map(|prepared| prepared.facts)
-                .map_err(|error| Refusal { kind: error.kind().into(), reason: error.to_string() })
+                .map_err(|error| Refusal { kind: error.kind().into(), reason: error.to_string() });
+            (verdict, bytes)
         };
         verdicts.push(verdict);
-        progress.advance(1);
     }
     Ok(verdicts)
 }

@@ -1,4 +1,5 @@
 mod hostile;
+mod one_pass;
 mod stores;
 
 use std::fs;

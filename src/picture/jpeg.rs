@@ -26,7 +26,12 @@ fn with_decompressor<T>(
             Some(decompressor) => decompressor,
             None => slot.insert(decompressor().map_err(|error| corrupt(&error))?),
         };
-        work(decompressor).map_err(|error| corrupt(&error))
+        let result = work(decompressor).map_err(|error| corrupt(&error));
+        if result.is_err() {
+            // After an error in a header it would refuse every picture that comes: it goes on in the middle of one.
+            *slot = None;
+        }
+        result
     })
 }
 

@@ -17,6 +17,8 @@ mod tiles;
 use serde::{Deserialize, Serialize};
 
 pub use error::PictureError;
+#[cfg(fuzzing)]
+pub(crate) use luma::check_is_libjpegs;
 pub use luma::{Luma, check, luma};
 pub use region::{Channels, Encoded, Planes, Region, RegionDecoder};
 pub use resize::shrink;

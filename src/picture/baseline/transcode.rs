@@ -162,8 +162,8 @@ impl ComponentTables {
         let start = bits.position();
         let difference = self.dc.difference(bits).ok_or(RecodeError::Corrupt)?;
         let behind = bits.position();
-        let value = last.0 + difference;
-        let new_difference = value - last.1;
+        let value = last.0.checked_add(difference).ok_or(RecodeError::Corrupt)?;
+        let new_difference = value.checked_sub(last.1).ok_or(RecodeError::Corrupt)?;
         *last = (value, value);
         let copied_from = if new_difference == difference && self.is_same {
             start
