@@ -10,11 +10,13 @@
 mod bench;
 mod duplicates;
 mod error;
+mod export;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod job;
 mod part;
 mod plan;
+mod remake;
 mod report;
 mod screen;
 mod source;
@@ -27,6 +29,7 @@ use clap::ValueEnum;
 
 pub use bench::{BenchOptions, BenchReport, bench};
 pub use error::IngestError;
+pub use export::{ExportOptions, ExportReport, ExportedSplit, export};
 pub use job::ingest;
 pub use report::{IngestReport, SplitReport};
 pub use source::SourceFormat;
@@ -91,6 +94,8 @@ pub struct IngestOptions {
     pub quality: u8,
     /// Turn progressive JPEGs into baseline ones with the same pixels.
     pub baseline: bool,
+    /// Give baseline JPEGs restart markers, so that crops decode faster.
+    pub tile_index: bool,
     /// Threads that check pictures; 0 for one on each core.
     pub threads: usize,
     /// Shards that are written at once.
@@ -120,6 +125,7 @@ impl IngestOptions {
             short_side: None,
             quality: 90,
             baseline: false,
+            tile_index: false,
             threads: 0,
             uploads: 4,
         }

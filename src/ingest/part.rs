@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::plan::{PartPlan, Plan};
+use super::remake::Changes;
 use super::report::SplitReport;
 use super::screen::{Facts, Refusal, Verdict, screen};
 use super::source::Source;
@@ -234,6 +235,9 @@ impl PartJob<'_> {
             let mean = values().sum::<u64>() / values().count().max(1) as u64;
             [values().min().unwrap_or(0), mean, values().max().unwrap_or(0)]
         };
+        let changed = |is: fn(&Changes) -> bool| {
+            instances.iter().filter(|instance| is(&instance.facts.changes)).count() as u64
+        };
         PartReport {
             looked_at: verdicts.len() as u64,
             dropped_leaks: refused.get(LEAK).copied().unwrap_or(0),
@@ -243,7 +247,8 @@ impl PartJob<'_> {
             picture_bytes: range(|facts| facts.bytes),
             short_side: range(|facts| u64::from(facts.width.min(facts.height))),
             long_side: range(|facts| u64::from(facts.width.max(facts.height))),
-            re_encoded: instances.iter().filter(|instance| instance.facts.re_encoded).count() as u64,
+            re_encoded: changed(|changes| changes.smaller || changes.baseline),
+            tiled: changed(|changes| changes.tiled),
         }
     }
 }

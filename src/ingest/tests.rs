@@ -1,5 +1,8 @@
-mod hostile;
+mod hostile_pictures;
+mod hostile_sources;
+mod remade;
 mod stores;
+mod support;
 
 use std::fs;
 use std::path::Path;
