@@ -80,3 +80,15 @@ fn a_parquet_file_of_other_columns_is_refused_with_their_types() {
     let error = ingest(&options(&file, &at.dest), &Quiet).expect_err("damaged");
     assert_eq!(error.failure(), crate::failure::Failure::Data);
 }
+
+#[test]
+fn a_split_with_the_name_of_another_folder_is_refused() {
+    let at = place();
+    folder(&at.source);
+    for name in ["index", "rejects", ".work", "..", "a/b", ""] {
+        let named = IngestOptions { split: Some(name.into()), ..options(&at.source, &at.dest) };
+        let error = ingest(&named, &Quiet).expect_err("no name of a split");
+        assert!(error.to_string().contains(&format!("a split cannot be called {name:?}")), "{error}");
+        assert!(!at.dest.exists());
+    }
+}
