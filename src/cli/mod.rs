@@ -8,6 +8,7 @@ mod braces;
 #[cfg(feature = "torch")]
 mod embed;
 mod exit;
+mod export;
 mod ingest;
 mod inspect;
 mod knn;
@@ -75,6 +76,7 @@ enum Command {
     Knn(knn::KnnArgs),
     Synth(synth::SynthArgs),
     Render(render::RenderArgs),
+    Export(export::ExportArgs),
     #[cfg(feature = "torch")]
     Replay(replay::ReplayArgs),
     Bench(bench::BenchArgs),
@@ -123,6 +125,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Knn(args) => knn::run(&cli.global, args),
         Command::Synth(args) => synth::run(args),
         Command::Render(args) => render::run(&cli.global, args),
+        Command::Export(args) => export::run(&cli.global, args),
         #[cfg(feature = "torch")]
         Command::Replay(args) => replay::run(args),
         Command::Bench(args) => bench::run(&cli.global, args),

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::plan::PartPlan;
+use super::remake::Changes;
 use super::screen::{Facts, Verdict};
 use super::source::Source;
 use super::write::Instance;
@@ -94,6 +95,9 @@ impl Findings<'_> {
             let mean = values().sum::<u64>() / values().count().max(1) as u64;
             [values().min().unwrap_or(0), mean, values().max().unwrap_or(0)]
         };
+        let changed = |is: fn(&Changes) -> bool| {
+            instances.iter().filter(|instance| is(&instance.facts.changes)).count() as u64
+        };
         PartReport {
             looked_at: verdicts.len() as u64,
             dropped_leaks: refused.get(LEAK).copied().unwrap_or(0),
@@ -103,7 +107,8 @@ impl Findings<'_> {
             picture_bytes: range(|facts| facts.bytes),
             short_side: range(|facts| u64::from(facts.width.min(facts.height))),
             long_side: range(|facts| u64::from(facts.width.max(facts.height))),
-            re_encoded: instances.iter().filter(|instance| instance.facts.re_encoded).count() as u64,
+            re_encoded: changed(|changes| changes.smaller || changes.baseline),
+            tiled: changed(|changes| changes.tiled),
         }
     }
 }

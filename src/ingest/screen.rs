@@ -4,15 +4,13 @@ use bytes::Bytes;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::remake::{self, Changes};
 use super::source::{Entry, Source};
 use super::view_hash::view_hash;
 use super::work::Work;
 use super::{CheckDepth, IngestError, IngestOptions};
 use crate::dataset::ViewHash;
-use crate::picture::{
-    Colour, Format, Header, Limits, Picture, PictureError, check, check_header, decode, encode_jpeg, luma,
-    progressive_to_baseline, shrink,
-};
+use crate::picture::{Colour, Format, Header, Picture, PictureError, check, check_header, encode_jpeg, luma};
 use crate::progress::Progress;
 use crate::storage::Digest;
 
@@ -33,8 +31,8 @@ pub(super) struct Facts {
     pub(super) view: Option<ViewHash>,
     pub(super) format: Format,
     pub(super) colour: Colour,
-    /// Whether the bytes are not those of the source.
-    pub(super) re_encoded: bool,
+    /// What is not as in the source.
+    pub(super) changes: Changes,
 }
 
 /// Why a picture is refused.
@@ -113,7 +111,6 @@ pub(super) fn look_at_all(
         } else {
             let bytes = read.next().expect("one for each that is readable");
             let verdict = prepare(&bytes, options)
-                .map(|prepared| prepared.facts)
                 .map_err(|error| Refusal { kind: error.kind().into(), reason: error.to_string() });
             (verdict, bytes)
         };
@@ -122,48 +119,37 @@ pub(super) fn look_at_all(
     Ok(verdicts)
 }
 
-/// A picture as it goes into a shard.
-#[derive(Debug)]
-pub(super) struct Prepared {
-    /// `None` where the source's bytes are taken as they are.
-    pub(super) bytes: Option<Vec<u8>>,
-    pub(super) facts: Facts,
-}
-
-/// Checks a picture, and makes it smaller or baseline where that is asked for.
+/// Checks a picture, and says what goes into a shard: its bytes, or others where that is asked for.
 ///
 /// # Errors
 /// If it is no picture, or a bad or too large one.
-pub(super) fn prepare(source: &[u8], options: &IngestOptions) -> Result<Prepared, PictureError> {
-    let limits = Limits { max_pixels: options.max_pixels };
-    if options.max_side.is_some() || options.short_side.is_some() {
-        let picture = decode(source, &limits)?;
-        if let Some(smaller) = shrink(&picture, options.max_side, options.short_side) {
-            return shrunk(&smaller, options);
-        }
+pub(super) fn prepare(source: &[u8], options: &IngestOptions) -> Result<Facts, PictureError> {
+    if let Some(picture) = remake::smaller(source, options)? {
+        return shrunk(&picture, options);
     }
-    let baseline = if options.baseline { progressive_to_baseline(source)? } else { None };
-    let bytes = baseline.as_deref().unwrap_or(source);
+    // The source is checked, not what is made of it: repairs may then trust it.
+    let limits = remake::limits(options);
     let (header, view) = match options.check {
         CheckDepth::Full => {
-            let (header, luma) = check(bytes, &limits)?;
+            let (header, luma) = check(source, &limits)?;
             (header, view_hash(&luma))
         }
-        CheckDepth::Header => (check_header(bytes, &limits)?, None),
+        CheckDepth::Header => (check_header(source, &limits)?, None),
     };
-    let facts = facts(bytes, header, view, baseline.is_some());
-    Ok(Prepared { bytes: baseline, facts })
+    let (bytes, changes) = remake::repair(source, options);
+    Ok(facts(bytes.as_deref().unwrap_or(source), header, view, changes))
 }
 
-fn shrunk(picture: &Picture, options: &IngestOptions) -> Result<Prepared, PictureError> {
-    let bytes = encode_jpeg(picture, options.quality)?;
+fn shrunk(picture: &Picture, options: &IngestOptions) -> Result<Facts, PictureError> {
+    let encoded = encode_jpeg(picture, options.quality)?;
     let header =
         Header { format: Format::Jpeg, width: picture.width, height: picture.height, colour: Colour::Rgb };
-    let facts = facts(&bytes, header, view_hash(&luma(picture)), true);
-    Ok(Prepared { bytes: Some(bytes), facts })
+    let (repaired, changes) = remake::repair(&encoded, options);
+    let changes = Changes { smaller: true, ..changes };
+    Ok(facts(repaired.as_deref().unwrap_or(&encoded), header, view_hash(&luma(picture)), changes))
 }
 
-fn facts(bytes: &[u8], header: Header, view: Option<ViewHash>, re_encoded: bool) -> Facts {
+fn facts(bytes: &[u8], header: Header, view: Option<ViewHash>, changes: Changes) -> Facts {
     Facts {
         width: header.width,
         height: header.height,
@@ -172,6 +158,6 @@ fn facts(bytes: &[u8], header: Header, view: Option<ViewHash>, re_encoded: bool)
         view,
         format: header.format,
         colour: header.colour,
-        re_encoded,
+        changes,
     }
 }

@@ -4,7 +4,8 @@ use bytes::Bytes;
 use rayon::prelude::*;
 use serde::de::DeserializeOwned;
 
-use super::screen::{Facts, PICTURES_AT_ONCE, prepare};
+use super::remake;
+use super::screen::{Facts, PICTURES_AT_ONCE};
 use super::source::{Entry, Source};
 use super::work::Work;
 use super::{IngestError, IngestOptions};
@@ -148,10 +149,11 @@ impl ShardJob<'_> {
         let read = self.source.read_all(&entries)?;
         let mut rows = Vec::with_capacity(instances.len());
         for (instance, source) in instances.iter().zip(read) {
-            let bytes = if instance.facts.re_encoded {
-                prepare(&source, self.options).ok().and_then(|prepared| prepared.bytes).map(Into::into)
-            } else {
+            let changes = instance.facts.changes;
+            let bytes = if changes.none() {
                 Some(source)
+            } else {
+                remake::again(&source, changes, self.options).map(Into::into)
             };
             let bytes = bytes.filter(|bytes| Digest::of(bytes) == instance.facts.digest);
             let bytes = bytes.ok_or_else(|| IngestError::Layout {

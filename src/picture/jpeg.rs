@@ -144,8 +144,13 @@ pub(super) fn has_end(bytes: &[u8]) -> bool {
     bytes.windows(2).rev().any(|pair| pair == [0xFF, 0xD9])
 }
 
-/// The same coefficients as one scan, so the same pixels.
+/// The same coefficients as one scan.
 pub(super) fn to_baseline(bytes: &[u8]) -> Result<Vec<u8>, PictureError> {
+    // The transformer itself knows no limit.
+    if memchr::memmem::find_iter(bytes, &[0xFF, 0xDA]).count() > MOST_SCANS as usize {
+        let reason = format!("it has more than {MOST_SCANS} scans");
+        return Err(PictureError::Corrupt { format: "JPEG", reason });
+    }
     let mut transform = Transform::default();
     transform.optimize = true;
     let mut transformer = Transformer::new().map_err(|error| corrupt(&error))?;
