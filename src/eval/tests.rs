@@ -176,7 +176,7 @@ fn the_grid_has_every_k_with_every_temperature() {
     let both = KnnOptions {
         k: vec![10, 1],
         temperature: vec![temperature(0.07), temperature(1.0)],
-        leave_one_out: false,
+        ..KnnOptions::default()
     };
     let report = evaluate(&bank, &queries, &both).expect("scored");
     let cells: Vec<_> = report.grid.iter().map(|cell| (cell.k, cell.temperature)).collect();
@@ -223,8 +223,19 @@ fn the_page_escapes_names_and_loads_nothing() {
     let (mut bank, queries) = (table(15, 40, 8, 2), table(16, 8, 8, 2));
     bank.meta.classes = vec!["<script>alert(1)</script>".into(), "a & \"b\"".into()];
     let (report, neighbours) = evaluate_with_neighbours(&bank, &queries, &options(5)).expect("scored");
-    let input = PageInput { report: &report, bank: &bank, queries: &queries, neighbours: &neighbours };
-    let html = page(&input, &Thumbnails::default(), &Thumbnails::default());
+    let cases = cases(&bank, &queries, &neighbours, 5, temperature(0.07));
+    let map = map(&queries, 100).expect("mapped");
+    let reports = KnnReports { first: report, other_features: Vec::new() };
+    let input = PageInput {
+        reports: &reports,
+        bank: &bank,
+        queries: &queries,
+        neighbours: &neighbours,
+        cases: &cases,
+        history: &[],
+        map: Some(&map),
+    };
+    let html = page(&input, &PagePictures::default());
     assert!(!html.contains("<script>alert") && html.contains("&lt;script&gt;alert"));
     assert!(!html.contains("http://") && !html.contains("https://"));
     assert_eq!(html.matches("<article").count(), 8);

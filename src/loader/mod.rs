@@ -18,6 +18,7 @@ mod ending;
 mod error;
 mod group_reads;
 mod groups;
+mod label_subset;
 mod layout;
 mod options;
 mod order;
@@ -28,12 +29,14 @@ mod resize;
 mod source;
 mod stages;
 mod stats;
+mod subset;
 mod view;
 mod windowed;
 
 pub use apply::{EvalTransform, Renderer, Stage, augment, evaluate_pixels};
 pub use dataset_source::DatasetSource;
 pub use error::LoaderError;
+pub use label_subset::{SubsetRecord, balanced_rows};
 pub use layout::Layout;
 pub use options::{LoaderOptions, OnCorrupt};
 pub use order::{EpochOrder, Shuffle};
@@ -42,6 +45,7 @@ pub use plan::Part;
 pub use recipe::{Augmentation, ColourOperation, CropBox, JitterStrength, Order, Recipe};
 pub use source::{Encoded, Fetched, MemorySource, Reading, Source};
 pub use stats::{Counter, Counters, LoaderStats};
+pub use subset::Subset;
 
 #[cfg(test)]
 mod tests;

@@ -14,6 +14,7 @@ use crate::objective::{Objective, Partition};
 use crate::storage::{Location, PublishMode};
 
 use super::TrainError;
+use super::background::Saved;
 use super::metrics::MetricsFiles;
 use super::step::Trainer;
 
@@ -29,7 +30,7 @@ pub(super) struct DataIdentity {
 /// A copy of everything that a checkpoint holds, on the host: training can go on while it is written.
 #[derive(Debug)]
 pub(super) struct Snapshot {
-    pub(super) step: u64,
+    step: u64,
     epoch: u64,
     model: NamedTensors,
     optimizer: NamedTensors,
@@ -110,12 +111,12 @@ impl Trainer {
     }
 }
 
-impl Snapshot {
-    /// Publishes the checkpoint, and the metrics up to it before.
-    ///
-    /// # Errors
-    /// If the store fails; then earlier checkpoints stand.
-    pub(super) fn write(self, run: &Location) -> Result<Location, TrainError> {
+impl Saved for Snapshot {
+    fn step(&self) -> u64 {
+        self.step
+    }
+
+    fn write(self, run: &Location) -> Result<Location, TrainError> {
         self.metrics.publish()?;
         let folder = run.join("checkpoints").join(&checkpoint_name(self.step));
         let data = Arc::clone(&self.data);
