@@ -139,8 +139,13 @@ pub(super) fn run(global: &GlobalArgs, args: &FinetuneArgs) -> anyhow::Result<()
     static STOP: StopFlag = StopFlag::new(false);
     let (dataset, run) = (global.location(&args.dataset)?, global.location(&args.run)?);
     let from = global.location(&args.checkpoint)?;
-    let of_run: TrainConfig = serde_json::from_value(Checkpoint::open(&from)?.state()?.config)
-        .with_context(|| format!("the configuration of {from}"))?;
+    let mut of_run = Checkpoint::open(&from)?.state()?.config;
+    if let Some(keys) = of_run.as_object_mut() {
+        // The checkpoint may itself be of a fine-tuning.
+        keys.remove("finetune");
+    }
+    let of_run: TrainConfig =
+        serde_json::from_value(of_run).with_context(|| format!("the configuration of {from}"))?;
     let protocol = toml::to_string(&finetune_protocol(&of_run)).context("the protocol")?;
     let config: TrainConfig = config::resolve(Some(("the protocol", &protocol)), &args.flags)?;
     let manifest = Manifest::read(&dataset)?;

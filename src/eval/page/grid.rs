@@ -2,7 +2,7 @@
 
 use super::Section;
 use super::text::{add, escape, interval, percent};
-use crate::eval::{KnnReport, KnnReports};
+use crate::eval::{GridCell, KnnReport, KnnReports};
 
 pub(super) fn section(reports: &KnnReports) -> Option<Section> {
     let all: Vec<&KnnReport> = std::iter::once(&reports.first).chain(&reports.other_features).collect();
@@ -22,12 +22,12 @@ pub(super) fn section(reports: &KnnReports) -> Option<Section> {
 }
 
 fn heat(html: &mut String, report: &KnnReport) {
-    let mut temperatures: Vec<f64> = Vec::new();
-    for cell in &report.grid {
-        if !temperatures.contains(&cell.temperature) {
-            temperatures.push(cell.temperature);
-        }
-    }
+    let mut temperatures: Vec<f64> = report.grid.iter().map(|cell| cell.temperature).collect();
+    temperatures.sort_by(f64::total_cmp);
+    temperatures.dedup();
+    let mut rows: Vec<&GridCell> = report.grid.iter().collect();
+    rows.sort_by(|a, b| a.k.cmp(&b.k).then(a.temperature.total_cmp(&b.temperature)));
+    rows.dedup_by_key(|cell| (cell.k, cell.temperature.to_bits()));
     let best = report.grid.iter().map(|cell| cell.top1).fold(0.0, f64::max);
     let least = report.grid.iter().map(|cell| cell.top1).fold(1.0, f64::min);
     add!(
@@ -40,7 +40,7 @@ fn heat(html: &mut String, report: &KnnReport) {
         add!(html, "<th scope=\"col\">{temperature}</th>");
     }
     html.push_str("</tr></thead>\n<tbody>\n");
-    for row in report.grid.chunks(temperatures.len().max(1)) {
+    for row in rows.chunks(temperatures.len().max(1)) {
         add!(html, "<tr><th scope=\"row\">{}</th>", row[0].k);
         for cell in row {
             let heat = if best > least { (cell.top1 - least) / (best - least) } else { 1.0 };

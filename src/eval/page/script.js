@@ -108,7 +108,9 @@ function makeMap(data) {
     context.scale(scale, scale);
     const order = points.map((_, at) => at).sort((a, b) => isChosen(a) - isChosen(b));
     if (mark === "pictures") {
-      drawPictures(context, order.reverse());
+      // In an order that favours no class, but for the chosen one.
+      const scattered = (at) => Math.imul(at + 1, 2654435761) >>> 0;
+      drawPictures(context, order.sort((a, b) => isChosen(b) - isChosen(a) || scattered(a) - scattered(b)));
     } else {
       for (const at of order) {
         const [x, y] = place(at);
