@@ -133,12 +133,16 @@ fn duplicates_that_ingest_found_do_not_vote() {
     copy(pictures(), &source);
     // A val picture is in train too, under another class.
     let folders = |split: &str| {
-        let mut names: Vec<_> = std::fs::read_dir(source.join(split)).expect("a folder").map(|e| e.expect("one").path()).collect();
+        let mut names: Vec<_> = std::fs::read_dir(source.join(split))
+            .expect("a folder")
+            .map(|e| e.expect("one").path())
+            .collect();
         names.sort();
         names
     };
     let first = |folder: &Path| {
-        let mut files: Vec<_> = std::fs::read_dir(folder).expect("a folder").map(|e| e.expect("one").path()).collect();
+        let mut files: Vec<_> =
+            std::fs::read_dir(folder).expect("a folder").map(|e| e.expect("one").path()).collect();
         files.sort();
         files.swap_remove(0)
     };

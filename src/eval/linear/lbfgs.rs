@@ -113,7 +113,9 @@ fn search(
     let mut best: Option<Point> = None;
     for _ in 0..TRIALS {
         let next = evaluate(&from.at + direction * length);
-        if !(next.value <= from.value + DECREASE * length * slope) {
+        // A value that is not a number is no decrease.
+        let decreases = next.value <= from.value + DECREASE * length * slope;
+        if !decreases {
             high = length;
         } else if dot(&next.gradient, direction) < CURVATURE * slope {
             low = length;
