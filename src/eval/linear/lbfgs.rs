@@ -14,6 +14,9 @@ const MEMORY: usize = 20;
 const DECREASE: f64 = 1e-4;
 /// The share of the slope that may be left after a step.
 const CURVATURE: f64 = 0.9;
+/// The largest number of the gradient that counts as nil where rounding allows no further decrease;
+/// scikit-learn's default tolerance.
+const NIL: f64 = 1e-4;
 /// Evaluations of a line search at most.
 const TRIALS: usize = 30;
 
@@ -24,7 +27,7 @@ pub(super) struct Minimum {
     pub(super) at: Tensor,
     /// Steps taken.
     pub(super) steps: u64,
-    /// Whether the largest number of the gradient fell below the tolerance.
+    /// Whether the gradient is nil, within the tolerance or as far as rounding allows.
     pub(super) converged: bool,
 }
 
@@ -65,7 +68,10 @@ pub(super) fn minimise(
         }
         let first =
             if memory.is_empty() { 1.0 / point.gradient.norm().double_value(&[]).max(1.0) } else { 1.0 };
-        let Some(next) = search(&point, &direction, slope, first, &mut evaluate) else { break };
+        let Some(next) = search(&point, &direction, slope, first, &mut evaluate) else {
+            let converged = largest(&point.gradient) <= NIL.max(tolerance);
+            return Minimum { at: point.at, steps, converged };
+        };
         let (step, change) = (&next.at - &point.at, &next.gradient - &point.gradient);
         let product = dot(&step, &change);
         if product > f64::EPSILON * dot(&change, &change) {

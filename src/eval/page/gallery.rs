@@ -34,10 +34,10 @@ fn article(html: &mut String, input: &PageInput<'_>, pictures: &PagePictures, ca
     let own = input.class_name(input.queries.labels[case.query]);
     let winner = input.class_name(Some(case.winner));
     let verdict = if winner == own {
-        format!("<span class=\"right\">voted right</span> with {}", percent(case.own_share))
+        format!("<span class=\"right\">voted right</span> with {} of the votes", percent(case.own_share))
     } else {
         format!(
-            "voted <span class=\"wrong\">{}</span> with {}, its own class has {}",
+            "voted <span class=\"wrong\">{}</span> with {} of the votes, its own class has {}",
             escape(winner),
             percent(case.winner_share),
             percent(case.own_share)
