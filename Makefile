@@ -21,6 +21,7 @@ libtorch: check-deps ## Fetch libtorch 2.11.0 into .venv, unless LIBTORCH names 
 
 python: check-deps ## Make .venv-python, with which tests compare against PyTorch, pyarrow and others
 	@jobs/setup/python.sh
+	@jobs/setup/browser.sh
 
 build: libtorch ## Build target/release/instdisc
 	$(CARGO) build --release

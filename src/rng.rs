@@ -29,6 +29,10 @@ pub enum Purpose {
     Sample = 9,
     /// Subsampling for reports and monitors; counter: free.
     Report = 8,
+    /// Which labels a probe or a fine-tuning may see; counter: instance.
+    LabelSubset = 10,
+    /// The order in which a probe sees its rows; counter: epoch.
+    ProbeOrder = 11,
 }
 
 /// A stream of random numbers.

@@ -1,11 +1,17 @@
 //! `instdisc embed`.
 
+use anyhow::bail;
 use clap::Args;
 
+use super::exit::WrongUsage;
 use super::progress::Terminal;
 use super::{GlobalArgs, write_json};
-use crate::eval::{EmbedJob, embed};
-use crate::model::DeviceChoice;
+
+use crate::eval::{EmbedJob, RowChoice, embed};
+use crate::model::{DeviceChoice, FeatureLayer};
+
+/// In `--output`, where the layer's name goes.
+const PLACEHOLDER: &str = "{feature}";
 
 /// Write the features of a split under a checkpoint's encoder, as a feature table (Arrow IPC).
 #[derive(Debug, Args)]
@@ -22,7 +28,11 @@ pub(super) struct EmbedArgs {
     /// The split
     #[arg(long, value_name = "NAME", default_value = "val")]
     split: String,
-    /// The feature table's place
+    /// Layers, with commas between: projection (the embedding, of unit length), pooled (what the projection
+    /// sees), conv1 to conv5 (the maps behind the stages, averaged to about 9000 numbers)
+    #[arg(long, value_name = "LAYERS", value_delimiter = ',', default_value = "projection")]
+    feature: Vec<FeatureLayer>,
+    /// The feature table's place; with several layers it holds {feature}, which becomes the layer's name
     #[arg(long, value_name = "URL")]
     output: String,
     /// Embed a uniform sample of N instances, the one that train --limit takes; 0 for all
@@ -40,20 +50,35 @@ pub(super) struct EmbedArgs {
 }
 
 pub(super) fn run(global: &GlobalArgs, args: &EmbedArgs) -> anyhow::Result<()> {
+    if args.feature.len() > 1 && !args.output.contains(PLACEHOLDER) {
+        bail!(WrongUsage(format!("--output needs {PLACEHOLDER} in its name where there are several layers")));
+    }
+    let place = |layer: &FeatureLayer| {
+        Ok((*layer, global.location(&args.output.replace(PLACEHOLDER, &layer.to_string()))?))
+    };
     let job = EmbedJob {
         checkpoint: global.location(&args.checkpoint)?,
         dataset: global.location(&args.dataset)?,
         split: args.split.clone(),
-        output: global.location(&args.output)?,
-        limit: args.limit,
+        outputs: args.feature.iter().map(place).collect::<anyhow::Result<_>>()?,
+        rows: if args.limit == 0 { RowChoice::All } else { RowChoice::Sample(args.limit as usize) },
         batch_size: args.batch_size as usize,
         threads: args.threads,
         device: args.device,
     };
     let published = embed(&job, &Terminal::default())?;
-    write_json(&serde_json::json!({
-        "output": args.output,
-        "bytes": published.bytes,
-        "blake3": published.digest,
-    }))
+    let tables: Vec<_> = job
+        .outputs
+        .iter()
+        .zip(&published)
+        .map(|((layer, output), published)| {
+            serde_json::json!({
+                "feature": layer.to_string(),
+                "output": output.to_string(),
+                "bytes": published.bytes,
+                "blake3": published.digest,
+            })
+        })
+        .collect();
+    write_json(&if let [one] = tables.as_slice() { one.clone() } else { serde_json::Value::from(tables) })
 }

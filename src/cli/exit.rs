@@ -13,6 +13,11 @@ use crate::storage::StorageError;
 #[error("{0}")]
 pub(super) struct WrongData(pub(super) String);
 
+/// Options do not go together.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct WrongUsage(pub(super) String);
+
 /// The kind of failure of an error: that of the outermost error of ours in its chain.
 pub(super) fn failure(error: &anyhow::Error) -> Failure {
     error.chain().find_map(known).unwrap_or(Failure::Other)
@@ -50,7 +55,7 @@ fn known(cause: &(dyn std::error::Error + 'static)) -> Option<Failure> {
     first_of!(StorageError, DatasetError, TableError, CheckpointError);
     first_of!(crate::ingest::IngestError, crate::ingest::SynthError, crate::eval::EvalError);
     #[cfg(feature = "torch")]
-    first_of!(crate::trainer::TrainError, crate::eval::EmbedError);
+    first_of!(crate::trainer::TrainError, crate::eval::EmbedError, crate::eval::LinearError);
     #[cfg(feature = "torch")]
     if cause.is::<WrongData>() {
         return Some(Failure::Data);
@@ -58,7 +63,7 @@ fn known(cause: &(dyn std::error::Error + 'static)) -> Option<Failure> {
     if cause.is::<ConfigError>() {
         return Some(Failure::Config);
     }
-    if cause.is::<crate::units::OutOfRange>() {
+    if cause.is::<crate::units::OutOfRange>() || cause.is::<WrongUsage>() {
         return Some(Failure::Usage);
     }
     cause.is::<std::io::Error>().then_some(Failure::Io)

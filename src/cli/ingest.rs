@@ -82,7 +82,7 @@ pub(super) struct IngestArgs {
     /// Turn progressive JPEGs into baseline ones: the same pixels, decoded in less time
     #[arg(long)]
     baseline: bool,
-    /// Give JPEGs restart markers: the same pixels, crops decoded in less time; `export` takes them out again
+    /// Give JPEGs restart markers: the same pixels, crops decoded in less time; `export pictures` takes them out again
     #[arg(long)]
     tile_index: bool,
     /// Threads that check pictures; 0 for one on each core

@@ -9,32 +9,39 @@ mod of_run;
 use anyhow::bail;
 use clap::Args;
 
+use super::exit::WrongUsage;
 use super::progress::say;
 use super::{GlobalArgs, write_json};
-use crate::dataset::Manifest;
+use crate::dataset::{Manifest, read_duplicates};
 use crate::eval::{
-    EvalError, KnnOptions, KnnReport, PageInput, Thumbnails, evaluate_with_neighbours, page, write_neighbours,
+    Duplicates, EvalError, KnnOptions, KnnReports, PageInput, PagePictures, Thumbnails, cases,
+    evaluate_with_neighbours, history, map, page, sprite, write_neighbours,
 };
-use crate::feature_table::{FeatureTable, StoredTable};
+use crate::feature_table::{FeatureTable, StoredTable, Table};
+use crate::picture::encode_jpeg;
 use crate::storage::{Location, PublishMode};
 use crate::units::Temperature;
 
+/// The quality of the map's pictures.
+const SPRITE_QUALITY: u8 = 78;
+
 /// Judge features by a weighted k-nearest-neighbour vote.
 ///
-/// Each query is given the class for which its K most similar bank rows vote, with weights exp(s/τ). The
-/// report is JSON; with --output, a page (.html) is written beside it, which shows pictures if --dataset is
-/// given.
+/// Each query is given the class for which its K most similar bank rows vote, with weights exp(s/τ), where s
+/// is their cosine. The report is JSON; with --output, a page (.html) is written beside it, which shows
+/// pictures if --dataset is given. Several features are judged in one call: give --bank and --queries once
+/// for each, or --feature with --run.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  instdisc knn --bank runs/r50/checkpoints/step-00005004/bank.arrow \\\n    --queries runs/r50/val.arrow --output runs/r50/eval/knn.json\n  instdisc knn --run runs/r50 --dataset data/in1k --split val --watch"
 )]
 pub(super) struct KnnArgs {
-    /// The feature table that votes
+    /// The feature table that votes; may be repeated, with as many --queries
     #[arg(long, value_name = "URL", requires = "queries", required_unless_present = "run")]
-    bank: Option<String>,
+    bank: Vec<String>,
     /// The feature table that is judged
     #[arg(long, value_name = "URL", requires = "bank")]
-    queries: Option<String>,
+    queries: Vec<String>,
     /// A run: its newest checkpoint's bank votes on the split, embedded by its encoder
     #[arg(long, value_name = "URL", conflicts_with_all = ["bank", "queries"], requires = "dataset")]
     run: Option<String>,
@@ -44,6 +51,10 @@ pub(super) struct KnnArgs {
     /// The split that --run embeds
     #[arg(long, value_name = "NAME", default_value = "val")]
     split: String,
+    /// What votes in --run: bank (as stored), or a layer by which both splits are embedded: projection, pooled,
+    /// conv1 to conv5; several with commas between, the first is the headline
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = "bank", requires = "run")]
+    feature: Vec<String>,
     /// Judge each checkpoint of --run as it appears, once, also across restarts and several watchers; ends
     /// when the run is finished
     #[arg(long, requires = "run", conflicts_with_all = ["output", "neighbours"])]
@@ -63,100 +74,141 @@ pub(super) struct KnnArgs {
     /// A query's own row does not vote, for queries from the bank's own split
     #[arg(long)]
     leave_one_out: bool,
+    /// Rows that show a query's own picture do not vote; ingest found them (--dataset)
+    #[arg(long, requires = "dataset")]
+    exclude_duplicates: bool,
     /// The report's place (.json); a page lies beside it (.html) [default: stdout, or the run's eval folder]
     #[arg(long, value_name = "URL")]
     output: Option<String>,
-    /// Write neighbour ids and similarities here, as Parquet
+    /// Write neighbour ids and similarities of the first feature here, as Parquet
     #[arg(long, value_name = "URL")]
     neighbours: Option<String>,
+    /// Queries on the page's map; 0 for no map
+    #[arg(long, value_name = "N", default_value_t = 2000)]
+    map_points: usize,
     /// Threads that search; 0 for one on each core
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
 }
 
-/// What is judged by what, and where the report goes.
-struct Tables {
+/// One feature: what votes, and what is judged.
+struct Pair {
     bank: StoredTable,
     queries: FeatureTable,
-    output: Option<Location>,
+}
+
+/// Where results go.
+struct Place {
+    output: Location,
+    /// The run whose checkpoints the page shows beside one another.
+    run: Option<Location>,
+    mode: PublishMode,
 }
 
 pub(super) fn run(global: &GlobalArgs, args: &KnnArgs) -> anyhow::Result<()> {
-    match (&args.bank, &args.queries, &args.run) {
-        (Some(bank), Some(queries), _) => {
-            let tables = Tables {
-                bank: StoredTable::open(&global.location(bank)?)?,
-                queries: FeatureTable::read(&global.location(queries)?)?,
-                output: args.output.as_ref().map(|output| global.location(output)).transpose()?,
-            };
-            write_json(&judge(global, args, &tables, PublishMode::Overwrite)?)
-        }
-        (_, _, Some(run)) => of_run::judge_run(global, args, &global.location(run)?),
-        _ => bail!("either --bank and --queries, or --run"),
+    if let Some(run) = &args.run {
+        return of_run::judge_run(global, args, &global.location(run)?);
     }
+    if args.bank.len() != args.queries.len() {
+        bail!(WrongUsage("there are as many --bank as --queries".into()));
+    }
+    let pair = |(bank, queries): (&String, &String)| {
+        anyhow::Ok(Pair {
+            bank: StoredTable::open(&global.location(bank)?)?,
+            queries: FeatureTable::read(&global.location(queries)?)?,
+        })
+    };
+    let pairs = args.bank.iter().zip(&args.queries).map(pair).collect::<anyhow::Result<Vec<_>>>()?;
+    let output = args.output.as_ref().map(|output| global.location(output)).transpose()?;
+    let place = output.map(|output| Place { output, run: None, mode: PublishMode::Overwrite });
+    write_json(&judge(global, args, &pairs, place.as_ref())?)
 }
 
-/// Votes, and publishes what was asked for.
+/// Votes with each feature, and publishes what was asked for.
 fn judge(
     global: &GlobalArgs,
     args: &KnnArgs,
-    tables: &Tables,
-    mode: PublishMode,
-) -> anyhow::Result<KnnReport> {
-    let options = KnnOptions {
-        k: args.k.clone(),
-        temperature: args.temperature.clone(),
-        leave_one_out: args.leave_one_out,
-    };
+    pairs: &[Pair],
+    place: Option<&Place>,
+) -> anyhow::Result<KnnReports> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads).build()?;
-    let (report, neighbours) =
-        pool.install(|| evaluate_with_neighbours(&tables.bank, &tables.queries, &options))?;
-    if let Some(neighbours_at) = &args.neighbours {
-        write_neighbours(&global.location(neighbours_at)?, &tables.bank, &tables.queries, &neighbours)?;
-    }
-    if let Some(output) = &tables.output {
-        let input = PageInput {
-            report: &report,
-            bank: &tables.bank,
-            queries: &tables.queries,
-            neighbours: &neighbours,
+    let duplicates = match &args.dataset {
+        Some(dataset) if args.exclude_duplicates => Some(read_duplicates(&global.location(dataset)?)?),
+        _ => None,
+    };
+    let mut judged = Vec::new();
+    for pair in pairs {
+        let splits = (&pair.queries.meta.split, &pair.bank.meta().split);
+        let exclude = duplicates.as_ref().map(|rows| Duplicates::between(rows, splits.0, splits.1));
+        let options = KnnOptions {
+            k: args.k.clone(),
+            temperature: args.temperature.clone(),
+            leave_one_out: args.leave_one_out,
+            exclude,
         };
-        publish(global, args, output, &input, mode)?;
+        judged.push(pool.install(|| evaluate_with_neighbours(&pair.bank, &pair.queries, &options))?);
     }
-    Ok(report)
+    let mut judged = judged.into_iter();
+    let Some(((first, neighbours), pair)) = judged.next().zip(pairs.first()) else {
+        bail!(WrongUsage("there is no feature to judge".into()));
+    };
+    let reports = KnnReports { first, other_features: judged.map(|(report, _)| report).collect() };
+    if let Some(neighbours_at) = &args.neighbours {
+        write_neighbours(&global.location(neighbours_at)?, &pair.bank, &pair.queries, &neighbours)?;
+    }
+    if let Some(place) = place {
+        let shown = cases(&pair.bank, &pair.queries, &neighbours, reports.first.k, args.temperature[0]);
+        let history = place.run.as_ref().map(|run| history(run, &reports.first)).transpose()?;
+        let map = (args.map_points > 0)
+            .then(|| pool.install(|| map(&pair.queries, args.map_points)))
+            .transpose()?;
+        let input = PageInput {
+            reports: &reports,
+            bank: &pair.bank,
+            queries: &pair.queries,
+            neighbours: &neighbours,
+            cases: &shown,
+            history: &history.unwrap_or_default(),
+            map: map.as_ref(),
+        };
+        publish(global, args, place, &input)?;
+    }
+    Ok(reports)
 }
 
 /// Publishes the report and the page beside it.
-fn publish(
-    global: &GlobalArgs,
-    args: &KnnArgs,
-    output: &Location,
-    input: &PageInput<'_>,
-    mode: PublishMode,
-) -> anyhow::Result<()> {
-    let (queries, bank) = match &args.dataset {
+fn publish(global: &GlobalArgs, args: &KnnArgs, place: &Place, input: &PageInput<'_>) -> anyhow::Result<()> {
+    let pictures = match &args.dataset {
         Some(dataset) => pictures(&global.location(dataset)?, input)?,
-        None => Default::default(),
+        None => PagePictures::default(),
     };
-    let html = beside(output)?;
-    html.publish(page(input, &queries, &bank), PublishMode::Overwrite)?;
-    let json = serde_json::to_string_pretty(input.report)? + "\n";
-    output.publish(json, mode)?;
-    say(&format!("report {output}, page {html}"));
+    let html = beside(&place.output)?;
+    html.publish(page(input, &pictures), PublishMode::Overwrite)?;
+    let json = serde_json::to_string_pretty(input.reports)? + "\n";
+    place.output.publish(json, place.mode)?;
+    say(&format!("report {}, page {html}", place.output));
     Ok(())
 }
 
-fn pictures(dataset: &Location, input: &PageInput<'_>) -> anyhow::Result<(Thumbnails, Thumbnails)> {
+fn pictures(dataset: &Location, input: &PageInput<'_>) -> anyhow::Result<PagePictures> {
     let manifest = Manifest::read(dataset)?;
     if manifest.dataset_digest.to_string() != input.bank.meta().dataset_digest {
         let reason = format!("--dataset {dataset} is another dataset than theirs");
         return Err(EvalError::Mismatch { reason }.into());
     }
-    let query_ids: Vec<_> = input.shown_queries().into_iter().map(|row| input.queries.ids[row]).collect();
-    Ok((
-        Thumbnails::load(dataset, &manifest, &input.queries.meta.split, query_ids)?,
-        Thumbnails::load(dataset, &manifest, &input.bank.meta().split, input.shown_bank_instances())?,
-    ))
+    let split = &input.queries.meta.split;
+    let mapped = input.mapped();
+    // From a store every point would cost a row group; the map has pictures where pictures are at hand.
+    let sprite = if mapped.is_empty() || dataset.local_path().is_none() {
+        None
+    } else {
+        Some(encode_jpeg(&sprite(dataset, &manifest, split, &mapped)?, SPRITE_QUALITY)?)
+    };
+    Ok(PagePictures {
+        queries: Thumbnails::load(dataset, &manifest, split, input.shown_queries())?,
+        bank: Thumbnails::load(dataset, &manifest, &input.bank.meta().split, input.shown_neighbours())?,
+        sprite,
+    })
 }
 
 /// The page's place: the report's, with another ending.

@@ -9,9 +9,13 @@ mod braces;
 mod embed;
 mod exit;
 mod export;
+#[cfg(feature = "torch")]
+mod finetune;
 mod ingest;
 mod inspect;
 mod knn;
+#[cfg(feature = "torch")]
+mod linear;
 mod progress;
 mod render;
 #[cfg(feature = "torch")]
@@ -74,9 +78,13 @@ enum Command {
     #[cfg(feature = "torch")]
     Embed(embed::EmbedArgs),
     Knn(knn::KnnArgs),
+    #[cfg(feature = "torch")]
+    Linear(linear::LinearArgs),
+    #[cfg(feature = "torch")]
+    Finetune(Box<finetune::FinetuneArgs>),
+    Export(export::ExportArgs),
     Synth(synth::SynthArgs),
     Render(render::RenderArgs),
-    Export(export::ExportArgs),
     #[cfg(feature = "torch")]
     Replay(replay::ReplayArgs),
     Bench(bench::BenchArgs),
@@ -123,9 +131,13 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         #[cfg(feature = "torch")]
         Command::Embed(args) => embed::run(&cli.global, args),
         Command::Knn(args) => knn::run(&cli.global, args),
+        #[cfg(feature = "torch")]
+        Command::Linear(args) => linear::run(&cli.global, args),
+        #[cfg(feature = "torch")]
+        Command::Finetune(args) => finetune::run(&cli.global, args),
+        Command::Export(args) => export::run(&cli.global, args),
         Command::Synth(args) => synth::run(args),
         Command::Render(args) => render::run(&cli.global, args),
-        Command::Export(args) => export::run(&cli.global, args),
         #[cfg(feature = "torch")]
         Command::Replay(args) => replay::run(args),
         Command::Bench(args) => bench::run(&cli.global, args),

@@ -2,8 +2,11 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, BooleanArray, Int32Array, Int64Array, RecordBatch, StringArray};
-use arrow::datatypes::{DataType, Field, Schema};
+use arrow::array::{
+    Array, ArrayRef, AsArray, BooleanArray, Int32Array, Int64Array, RecordBatch, StringArray,
+};
+use arrow::datatypes::{DataType, Field, Int32Type, Int64Type, Schema};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use super::index::write_table;
 use super::{DatasetError, FileEntry};
@@ -58,4 +61,76 @@ pub fn write_duplicates(dataset: &Location, rows: &[DuplicateRow]) -> Result<Fil
     let schema = Arc::new(schema());
     let batch = RecordBatch::try_new(Arc::clone(&schema), columns).expect("the columns are the schema's");
     write_table(&dataset.join(DUPLICATES_FILE), schema, std::iter::once(batch), DUPLICATES_FILE)
+}
+
+/// Reads the file.
+///
+/// # Errors
+/// If it is missing or damaged, or the store fails.
+pub fn read_duplicates(dataset: &Location) -> Result<Vec<DuplicateRow>, DatasetError> {
+    let location = dataset.join(DUPLICATES_FILE);
+    let damaged = |reason: String| DatasetError::Damaged { shard: location.to_string(), reason };
+    let bytes = match location.read() {
+        Err(error) if error.is_not_found() => {
+            return Err(damaged("it is missing; ingest looks for duplicates and writes it".into()));
+        }
+        other => other?,
+    };
+    let reader = ParquetRecordBatchReaderBuilder::try_new(bytes)
+        .and_then(|builder| {
+            if builder.schema().fields() != schema().fields() {
+                let reason = "its columns are not those of duplicates".to_owned();
+                return Err(parquet::errors::ParquetError::General(reason));
+            }
+            builder.build()
+        })
+        .map_err(|error| damaged(error.to_string()))?;
+    let mut rows = Vec::new();
+    for batch in reader {
+        let batch = batch.map_err(|error| damaged(error.to_string()))?;
+        append(&batch, &mut rows).ok_or_else(|| damaged("a value is out of range".into()))?;
+    }
+    Ok(rows)
+}
+
+fn append(batch: &RecordBatch, rows: &mut Vec<DuplicateRow>) -> Option<()> {
+    let int64 = |at: usize| batch.column(at).as_primitive::<Int64Type>();
+    let text = |at: usize| batch.column(at).as_string::<i32>();
+    let distances = batch.column(5).as_primitive::<Int32Type>();
+    for row in 0..batch.num_rows() {
+        let distance = distances.is_valid(row).then(|| u32::try_from(distances.value(row)));
+        rows.push(DuplicateRow {
+            group: u64::try_from(int64(0).value(row)).ok()?,
+            split: text(1).value(row).to_owned(),
+            id: InstanceId::from_stored(int64(2).value(row))?,
+            path: text(3).value(row).to_owned(),
+            identical: batch.column(4).as_boolean().value(row),
+            distance: distance.transpose().ok()?,
+        });
+    }
+    Some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn duplicates_come_back_as_they_were_written_and_a_missing_file_is_named() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let dataset = Location::from_path(dir.path()).expect("a location");
+        let error = read_duplicates(&dataset).expect_err("nothing there");
+        assert!(error.to_string().contains(DUPLICATES_FILE), "{error}");
+        let row = |id: u32, split: &str| DuplicateRow {
+            group: u64::from(id / 2),
+            split: split.into(),
+            id: InstanceId(id),
+            path: format!("a/{id}.jpg"),
+            identical: id.is_multiple_of(2),
+            distance: (id > 1).then_some(id),
+        };
+        let rows = [row(0, "train"), row(1, "val"), row(2, "train"), row(3, "train")];
+        write_duplicates(&dataset, &rows).expect("written");
+        assert_eq!(read_duplicates(&dataset).expect("read"), rows);
+    }
 }

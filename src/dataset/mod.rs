@@ -10,6 +10,7 @@
 mod duplicates;
 mod error;
 mod index;
+mod label_subset;
 mod manifest;
 mod pages;
 mod places;
@@ -18,9 +19,10 @@ mod schema;
 mod summary;
 mod writer;
 
-pub use duplicates::{DUPLICATES_FILE, DuplicateRow, write_duplicates};
+pub use duplicates::{DUPLICATES_FILE, DuplicateRow, read_duplicates, write_duplicates};
 pub use error::DatasetError;
 pub use index::{IndexRow, ViewHash, read_index, write_index};
+pub use label_subset::write_label_subset;
 pub use manifest::{
     ContentDigest, DuplicateCounts, FileEntry, IngestRecord, Manifest, PartReport, ShardEntry, Split,
 };

@@ -2,18 +2,21 @@
 
 use std::sync::Arc;
 
-use tch::{Kind as TensorKind, Tensor, no_grad};
+use tch::{Kind as TensorKind, Tensor};
 
 use crate::checkpoint::{Checkpoint, CheckpointError, MODEL};
 use crate::dataset::{DatasetError, Manifest};
 use crate::failure::Failure;
 use crate::feature_table::{FeatureTable, Kind, TableError, TableMeta};
-use crate::loader::{DatasetSource, EvalTransform, LoaderError, Source, evaluation_batches};
+use crate::loader::{EvalTransform, LoaderError, Source, evaluation_batches};
 use crate::model::{
-    DeviceChoice, DeviceError, Encoder, EncoderConfig, NamedTensors, WeightsError, select_device,
+    DeviceChoice, DeviceError, Encoder, EncoderConfig, FeatureLayer, NamedTensors, NoSuchLayer, WeightsError,
+    select_device,
 };
 use crate::progress::Progress;
 use crate::storage::{Location, Published};
+
+use super::RowChoice;
 
 /// What to embed with what, and where to.
 #[derive(Clone, Debug)]
@@ -24,10 +27,10 @@ pub struct EmbedJob {
     pub dataset: Location,
     /// The split.
     pub split: String,
-    /// The feature table's place.
-    pub output: Location,
-    /// Embed so many instances only, a uniform sample; 0 for all.
-    pub limit: u64,
+    /// The layers, each with the place of its feature table; all are made in one pass.
+    pub outputs: Vec<(FeatureLayer, Location)>,
+    /// Which rows of the split.
+    pub rows: RowChoice,
     /// Pictures of a batch.
     pub batch_size: usize,
     /// Threads that decode; 0 for one on each core.
@@ -57,6 +60,9 @@ pub enum EmbedError {
         /// The instance.
         instance: u32,
     },
+    /// The encoder has no such layer.
+    #[error(transparent)]
+    Layer(#[from] NoSuchLayer),
     /// The checkpoint cannot be used.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
@@ -81,6 +87,7 @@ impl EmbedError {
     /// The kind of failure, for the exit code.
     pub fn failure(&self) -> Failure {
         match self {
+            Self::Layer(_) => Failure::Usage,
             Self::OtherDataset { .. } | Self::NotFinite { .. } | Self::Weights(_) => Failure::Data,
             Self::Checkpoint(error) => error.failure(),
             Self::Dataset(error) => error.failure(),
@@ -91,43 +98,56 @@ impl EmbedError {
     }
 }
 
-/// Embeds a split and publishes the feature table.
+/// Embeds a split and publishes the feature tables.
 ///
 /// # Errors
 /// See [`EmbedError`]; then no table is published.
-pub fn embed(job: &EmbedJob, progress: &dyn Progress) -> Result<Published, EmbedError> {
+pub fn embed(job: &EmbedJob, progress: &dyn Progress) -> Result<Vec<Published>, EmbedError> {
     let checkpoint = Checkpoint::open(&job.checkpoint)?;
     let manifest = Manifest::read(&job.dataset)?;
-    let actual = manifest.dataset_digest.to_string();
-    let trained_on = &checkpoint.manifest().trained_on;
-    let same_split = manifest.splits.get(&trained_on.split).map(|split| split.digest.to_string());
-    if same_split.as_ref() != Some(&trained_on.split_digest) {
-        let expected = trained_on.dataset_digest.clone();
-        return Err(EmbedError::OtherDataset { checkpoint: job.checkpoint.to_string(), expected, actual });
-    }
-    let limit = if job.limit == 0 { None } else { Some(job.limit as usize) };
-    let source = Arc::new(DatasetSource::open(&job.dataset, &manifest, &job.split, limit)?);
+    check_dataset(&checkpoint, &manifest)?;
+    let source = job.rows.open(&job.dataset, &manifest, &job.split)?;
     let selected = select_device(job.device)?;
     tracing::info!("device {:?} ({})", selected.device, selected.reason);
     let encoder = load_encoder(&checkpoint, selected.device)?;
     let about = TableMeta {
         kind: Kind::Embedding,
-        layer: "projection".into(),
-        dim: encoder.config().dim,
-        dataset_digest: actual,
+        layer: String::new(),
+        dim: 0,
+        dataset_digest: manifest.dataset_digest.to_string(),
         split: job.split.clone(),
         step: checkpoint.manifest().step,
         unit_length: true,
         classes: manifest.classes.clone(),
     };
-    let table = encode(&encoder, source, about, job.batch_size, job.threads, progress)?;
-    if let Some(bad) =
-        table.features.chunks(table.meta.dim).position(|row| row.iter().any(|x| !x.is_finite()))
-    {
-        let instance = table.ids[bad].0;
-        return Err(EmbedError::NotFinite { checkpoint: job.checkpoint.to_string(), instance });
+    let layers: Vec<FeatureLayer> = job.outputs.iter().map(|(layer, _)| *layer).collect();
+    let tables = encode_layers(&encoder, source, about, &layers, (job.batch_size, job.threads), progress)?;
+    for table in &tables {
+        let mut rows = table.features.chunks(table.meta.dim);
+        if let Some(bad) = rows.position(|row| row.iter().any(|x| !x.is_finite())) {
+            let instance = table.ids[bad].0;
+            return Err(EmbedError::NotFinite { checkpoint: job.checkpoint.to_string(), instance });
+        }
     }
-    Ok(table.write(&job.output)?)
+    let outputs = tables.iter().zip(&job.outputs);
+    outputs.map(|(table, (_, output))| Ok(table.write(output)?)).collect()
+}
+
+/// Whether a checkpoint was trained on a split of this dataset.
+///
+/// # Errors
+/// [`EmbedError::OtherDataset`]
+pub fn check_dataset(checkpoint: &Checkpoint, manifest: &Manifest) -> Result<(), EmbedError> {
+    let trained_on = &checkpoint.manifest().trained_on;
+    let same_split = manifest.splits.get(&trained_on.split).map(|split| split.digest.to_string());
+    if same_split.as_ref() == Some(&trained_on.split_digest) {
+        return Ok(());
+    }
+    Err(EmbedError::OtherDataset {
+        checkpoint: checkpoint.folder().to_string(),
+        expected: trained_on.dataset_digest.clone(),
+        actual: manifest.dataset_digest.to_string(),
+    })
 }
 
 /// The encoder of a checkpoint.
@@ -145,7 +165,7 @@ pub fn load_encoder(checkpoint: &Checkpoint, device: tch::Device) -> Result<Enco
     Ok(encoder)
 }
 
-/// The features of every picture of a source, each exactly once, in the order of the ids.
+/// The embedding of every picture of a source, each exactly once, in the order of the ids.
 ///
 /// # Errors
 /// If a picture cannot be loaded.
@@ -157,34 +177,68 @@ pub fn encode(
     threads: usize,
     progress: &dyn Progress,
 ) -> Result<FeatureTable, EmbedError> {
-    let config = encoder.config();
-    let transform =
-        EvalTransform::ResizeCenterCrop { resize: config.evaluation_resize, crop: config.image_size };
+    let layers = [FeatureLayer::Projection];
+    let mut tables = encode_layers(encoder, source, meta, &layers, (batch_size, threads), progress)?;
+    Ok(tables.remove(0))
+}
+
+/// Likewise for several layers, a table for each; one pass over the pictures makes all. `meta` is completed
+/// with what depends on the layer.
+///
+/// # Errors
+/// If a picture cannot be loaded, or the encoder has no such layer.
+pub fn encode_layers(
+    encoder: &Encoder,
+    source: Arc<dyn Source>,
+    meta: TableMeta,
+    layers: &[FeatureLayer],
+    (batch_size, threads): (usize, usize),
+    progress: &dyn Progress,
+) -> Result<Vec<FeatureTable>, EmbedError> {
     let rows = source.len();
-    let mut table = FeatureTable {
-        features: vec![0.0; rows * meta.dim],
+    let table = |&layer: &FeatureLayer| FeatureTable {
+        features: Vec::new(),
         ids: source.ids().to_vec(),
         labels: source.labels().to_vec(),
         updated_step: vec![None; rows],
-        meta,
+        meta: TableMeta {
+            layer: layer.to_string(),
+            dim: encoder.config().dim,
+            unit_length: layer == FeatureLayer::Projection,
+            ..meta.clone()
+        },
     };
+    let mut tables: Vec<FeatureTable> = layers.iter().map(table).collect();
     progress.begin("embed", rows as u64);
+    let transform = EvalTransform::ResizeCenterCrop {
+        resize: encoder.config().evaluation_resize,
+        crop: encoder.config().image_size,
+    };
     for batch in evaluation_batches(source, transform, batch_size, threads)? {
         let batch = batch?;
-        let side = i64::from(config.image_size);
+        let side = i64::from(encoder.config().image_size);
         let pixels = Tensor::from_slice(&batch.pixels).view([batch.ids.len() as i64, 3, side, side]);
-        let features = no_grad(|| encoder.forward(&pixels, false));
-        let features = features.to_device(tch::Device::Cpu).to_kind(TensorKind::Float).contiguous();
-        let dim = table.meta.dim;
-        let mut rows = vec![0.0; batch.ids.len() * dim];
-        let count = rows.len();
-        features.copy_data(&mut rows, count);
-        // Batches come as the pictures lie, not in the order of the ids.
-        for (position, row) in batch.positions.iter().zip(rows.chunks_exact(dim)) {
-            table.features[position.row() * dim..][..dim].copy_from_slice(row);
+        for (table, features) in tables.iter_mut().zip(encoder.features(&pixels, layers)?) {
+            let dim = features.size()[1] as usize;
+            table.meta.dim = dim;
+            table.features.resize(rows * dim, 0.0);
+            let features = to_host(&features);
+            // Batches come as the pictures lie, not in the order of the ids.
+            for (position, row) in batch.positions.iter().zip(features.chunks_exact(dim)) {
+                table.features[position.row() * dim..][..dim].copy_from_slice(row);
+            }
         }
         progress.advance(batch.ids.len() as u64);
     }
     progress.finish();
-    Ok(table)
+    Ok(tables)
+}
+
+/// The numbers of a tensor, row after row.
+fn to_host(features: &Tensor) -> Vec<f32> {
+    let features = features.to_device(tch::Device::Cpu).to_kind(TensorKind::Float).contiguous();
+    let mut numbers = vec![0.0; features.numel()];
+    let count = numbers.len();
+    features.copy_data(&mut numbers, count);
+    numbers
 }

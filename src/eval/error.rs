@@ -1,5 +1,7 @@
 //! Why features cannot be judged.
 
+use crate::checkpoint::CheckpointError;
+use crate::dataset::DatasetError;
 use crate::failure::Failure;
 use crate::feature_table::TableError;
 use crate::loader::LoaderError;
@@ -31,6 +33,12 @@ pub enum EvalError {
     /// A table cannot be read or written.
     #[error(transparent)]
     Table(#[from] TableError),
+    /// A checkpoint cannot be read.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The dataset cannot be read.
+    #[error(transparent)]
+    Dataset(#[from] DatasetError),
     /// The pictures for the page cannot be loaded.
     #[error(transparent)]
     Loader(#[from] LoaderError),
@@ -46,6 +54,8 @@ impl EvalError {
             Self::Options { .. } | Self::KTooLarge { .. } => Failure::Usage,
             Self::Mismatch { .. } => Failure::Data,
             Self::Table(error) => error.failure(),
+            Self::Checkpoint(error) => error.failure(),
+            Self::Dataset(error) => error.failure(),
             Self::Loader(error) => error.failure(),
             Self::Storage(error) => error.failure(),
         }

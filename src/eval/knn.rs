@@ -5,12 +5,12 @@ use std::time::Instant;
 
 use rayon::prelude::*;
 
-use super::EvalError;
 use super::interval::bootstrap_interval;
 use super::report::{ClassScore, Confusion, GridCell, KnnReport, Timing};
 use super::search::{Neighbours, search};
 use super::vote::{Ballot, Outcome};
-use crate::feature_table::{FeatureTable, Kind, Table};
+use super::{Duplicates, EvalError};
+use crate::feature_table::{FeatureTable, Kind, Table, UnitRows};
 use crate::ids::ClassId;
 use crate::units::Temperature;
 
@@ -28,13 +28,15 @@ pub struct KnnOptions {
     pub temperature: Vec<Temperature>,
     /// A bank row of the query's own id does not vote; for queries from the bank's own split.
     pub leave_one_out: bool,
+    /// Bank rows that show a query's own picture and do not vote; none for all to vote.
+    pub exclude: Option<Duplicates>,
 }
 
 impl Default for KnnOptions {
     /// The paper's: 200 neighbours, τ = 0.07.
     fn default() -> Self {
         let temperature = Temperature::new(0.07).expect("in range");
-        Self { k: vec![200], temperature: vec![temperature], leave_one_out: false }
+        Self { k: vec![200], temperature: vec![temperature], leave_one_out: false, exclude: None }
     }
 }
 
@@ -62,13 +64,27 @@ pub fn evaluate_with_neighbours(
     options: &KnnOptions,
 ) -> Result<(KnnReport, Neighbours), EvalError> {
     check(bank, queries, options)?;
+    let unit;
+    let bank: &dyn Table = if bank.meta().unit_length {
+        bank
+    } else {
+        unit = UnitRows::new(bank);
+        &unit
+    };
+    let queries = &*queries.at_unit_length();
     let largest = options.k.iter().copied().max().unwrap_or(0);
-    let available = bank.ids().len() - usize::from(options.leave_one_out);
+    let duplicates = options.exclude.as_ref();
+    // With so many more, the first k that are no duplicates are among those found.
+    let more = duplicates.map_or(0, Duplicates::most);
+    let available = bank.ids().len().saturating_sub(usize::from(options.leave_one_out) + more);
     if largest > available {
         return Err(EvalError::KTooLarge { k: largest, rows: available });
     }
     let started = Instant::now();
-    let neighbours = search(bank, queries, largest, options.leave_one_out)?;
+    let mut neighbours = search(bank, queries, largest + more, options.leave_one_out)?;
+    if let Some(duplicates) = duplicates {
+        neighbours = duplicates.leave_out(neighbours, largest, bank, &queries.ids);
+    }
     let search_seconds = started.elapsed().as_secs_f64();
     let started = Instant::now();
     let votes = count(bank, queries, &neighbours, options);
@@ -183,6 +199,7 @@ fn report(
         classes: meta.classes.len(),
         chance: 1.0 / meta.classes.len().max(1) as f64,
         leave_one_out: options.leave_one_out,
+        excluded_duplicates: options.exclude.as_ref().map(|duplicates| duplicates.pairs(&queries.ids)),
         grid,
         per_class: per_class(&meta.classes, &votes.first),
         confusions: confusions(&meta.classes, &votes.first),

@@ -4,30 +4,53 @@
 //! makes such a table from a checkpoint. Results do not depend on threads, tiles or the order of the bank's
 //! rows: similarities are summed in one fixed order, and every tie has a rule.
 
+mod cases;
 mod drawn;
+mod duplicates;
 #[cfg(feature = "torch")]
 mod embed;
 mod error;
+mod export;
+mod history;
 mod interval;
 mod knn;
+#[cfg(feature = "torch")]
+mod linear;
+mod map;
 mod neighbours;
 mod page;
 mod report;
+mod row_choice;
+#[cfg(feature = "torch")]
+mod run_tables;
 mod search;
 mod thumbnails;
 mod vote;
 mod watch;
 
+pub use cases::{Case, CaseKind, cases};
 pub use drawn::{Shape, draw_tables};
+pub use duplicates::Duplicates;
 #[cfg(feature = "torch")]
-pub use embed::{EmbedError, EmbedJob, embed, encode, load_encoder};
+pub use embed::{EmbedError, EmbedJob, check_dataset, embed, encode, encode_layers, load_encoder};
 pub use error::EvalError;
+pub use export::{ProjectorJob, export_parquet, export_projector, export_torchvision};
+pub use history::{HistoryPoint, history};
 pub use knn::{KnnOptions, evaluate, evaluate_with_neighbours};
+#[cfg(feature = "torch")]
+pub use linear::{
+    AugmentedJob, ClassifierReport, LinearError, LinearOptions, LinearReport, ProbeReport, Solver, SweepCell,
+    classify, probe, probe_augmented,
+};
+pub use map::{EmbeddingMap, map};
 pub use neighbours::write_neighbours;
-pub use page::{PageInput, page};
-pub use report::{ClassScore, Confusion, GridCell, KnnReport, Timing};
+pub use page::{PageInput, PagePictures, page};
+pub use report::{ClassScore, Confusion, GridCell, KnnReport, KnnReports, Timing};
+pub use row_choice::RowChoice;
+#[cfg(feature = "torch")]
+pub use run_tables::{RunTables, run_tables};
 pub use search::{Neighbours, search};
-pub use thumbnails::Thumbnails;
+pub use thumbnails::{SPRITE_COLUMNS, SPRITE_SIDE, Thumbnails, sprite};
 pub use vote::vote;
 pub use watch::{Claim, WatchEnd, WatchOptions, WatchSummary, report_location, watch};
 

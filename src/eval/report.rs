@@ -31,6 +31,8 @@ pub struct KnnReport {
     pub chance: f64,
     /// Whether a query's own row was left out.
     pub leave_one_out: bool,
+    /// Pairs of a query and a bank row with the same picture that did not vote; none where all voted.
+    pub excluded_duplicates: Option<usize>,
     /// Every `k` with every temperature.
     pub grid: Vec<GridCell>,
     /// The score of each class, for the first `k` and temperature.
@@ -45,6 +47,17 @@ pub struct KnnReport {
     pub step: u64,
     /// How long it took.
     pub timing: Timing,
+}
+
+/// A kNN report over one or several features.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct KnnReports {
+    /// That of the first feature.
+    #[serde(flatten)]
+    pub first: KnnReport,
+    /// Those of the others.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub other_features: Vec<KnnReport>,
 }
 
 /// Scores of one `k` with one temperature.

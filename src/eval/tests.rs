@@ -176,7 +176,7 @@ fn the_grid_has_every_k_with_every_temperature() {
     let both = KnnOptions {
         k: vec![10, 1],
         temperature: vec![temperature(0.07), temperature(1.0)],
-        leave_one_out: false,
+        ..KnnOptions::default()
     };
     let report = evaluate(&bank, &queries, &both).expect("scored");
     let cells: Vec<_> = report.grid.iter().map(|cell| (cell.k, cell.temperature)).collect();
@@ -223,9 +223,161 @@ fn the_page_escapes_names_and_loads_nothing() {
     let (mut bank, queries) = (table(15, 40, 8, 2), table(16, 8, 8, 2));
     bank.meta.classes = vec!["<script>alert(1)</script>".into(), "a & \"b\"".into()];
     let (report, neighbours) = evaluate_with_neighbours(&bank, &queries, &options(5)).expect("scored");
-    let input = PageInput { report: &report, bank: &bank, queries: &queries, neighbours: &neighbours };
-    let html = page(&input, &Thumbnails::default(), &Thumbnails::default());
+    let cases = cases(&bank, &queries, &neighbours, 5, temperature(0.07));
+    let map = map(&queries, 100).expect("mapped");
+    let reports = KnnReports { first: report, other_features: Vec::new() };
+    let input = PageInput {
+        reports: &reports,
+        bank: &bank,
+        queries: &queries,
+        neighbours: &neighbours,
+        cases: &cases,
+        history: &[],
+        map: Some(&map),
+    };
+    let html = page(&input, &PagePictures::default());
     assert!(!html.contains("<script>alert") && html.contains("&lt;script&gt;alert"));
     assert!(!html.contains("http://") && !html.contains("https://"));
     assert_eq!(html.matches("<article").count(), 8);
+}
+
+fn duplicate(group: u64, split: &str, id: u32) -> crate::dataset::DuplicateRow {
+    let path = format!("{split}/{id}");
+    crate::dataset::DuplicateRow {
+        group,
+        split: split.into(),
+        id: InstanceId(id),
+        path,
+        identical: true,
+        distance: None,
+    }
+}
+
+/// Leaving duplicates out is the same as a bank without them, query by query.
+#[test]
+fn a_duplicate_does_not_vote_and_the_rest_is_as_if_it_were_not_there() {
+    let (mut bank, queries) = (table(21, 300, 8, 4), table(22, 12, 8, 4));
+    bank.meta.split = "train".into();
+    // Query 3 is there twice, query 5 once.
+    for (row, query) in [(10, 3), (200, 3), (77, 5)] {
+        bank.features[row * 8..][..8].copy_from_slice(queries.feature(query));
+    }
+    let twins = [
+        duplicate(0, "train", 10),
+        duplicate(0, "train", 200),
+        duplicate(0, "val", 3),
+        duplicate(1, "train", 77),
+        duplicate(1, "val", 5),
+        duplicate(2, "val", 0),
+        duplicate(2, "val", 1),
+    ];
+    let duplicates = Duplicates::between(&twins, "val", "train");
+    assert_eq!((duplicates.most(), duplicates.pairs(&queries.ids)), (2, 3));
+    let excluding = KnnOptions { exclude: Some(duplicates), ..options(20) };
+    let (report, found) = evaluate_with_neighbours(&bank, &queries, &excluding).expect("scored");
+    assert_eq!(report.excluded_duplicates, Some(3));
+    for query in 0..queries.len() {
+        let gone: &[usize] = match query {
+            3 => &[10, 200],
+            5 => &[77],
+            _ => &[],
+        };
+        let kept: Vec<usize> = (0..bank.len()).filter(|row| !gone.contains(row)).collect();
+        let rest = FeatureTable {
+            ids: kept.iter().map(|&row| bank.ids[row]).collect(),
+            labels: kept.iter().map(|&row| bank.labels[row]).collect(),
+            updated_step: vec![None; kept.len()],
+            features: kept.iter().flat_map(|&row| bank.feature(row)).copied().collect(),
+            meta: bank.meta.clone(),
+        };
+        let expected = search(&rest, &queries, 20, false).expect("found");
+        let expected: Vec<_> = expected.of(query).map(|(row, s)| (rest.ids[row], s)).collect();
+        let own: Vec<_> = found.of(query).map(|(row, s)| (bank.ids[row], s)).collect();
+        assert_eq!(own, expected, "query {query}");
+    }
+    let all = evaluate_with_neighbours(&bank, &queries, &options(20)).expect("scored");
+    assert_eq!(all.1.of(3).next().map(|(row, _)| row), Some(10));
+    assert_eq!(all.0.excluded_duplicates, None);
+}
+
+#[test]
+fn within_one_split_a_query_is_no_duplicate_of_itself() {
+    let twins = [duplicate(0, "train", 4), duplicate(0, "train", 9)];
+    let duplicates = Duplicates::between(&twins, "train", "train");
+    assert_eq!((duplicates.most(), duplicates.pairs(&[InstanceId(4), InstanceId(9)])), (1, 2));
+}
+
+#[test]
+fn rows_that_are_not_of_unit_length_vote_by_their_cosines() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let location = Location::from_path(&dir.path().join("bank.arrow")).expect("a location");
+    let (bank, queries) = (table(23, 500, 8, 4), table(24, 40, 8, 4));
+    let stretched = |table: &FeatureTable| {
+        let mut longer = table.clone();
+        longer.meta.unit_length = false;
+        for (row, feature) in longer.features.chunks_exact_mut(8).enumerate() {
+            // Powers of two: the numbers keep their digits.
+            feature.iter_mut().for_each(|x| *x *= [0.25, 1.0, 8.0][row % 3]);
+        }
+        longer
+    };
+    let (long_bank, long_queries) = (stretched(&bank), stretched(&queries));
+    long_bank.write(&location).expect("written");
+    let stored = StoredTable::open(&location).expect("opened");
+    let plain = evaluate(&bank, &queries, &options(15)).expect("scored");
+    for bank in [&long_bank as &dyn Table, &stored] {
+        let report = evaluate(bank, &long_queries, &options(15)).expect("scored");
+        assert_eq!((report.top1, report.top5), (plain.top1, plain.top5));
+    }
+}
+
+#[test]
+fn the_gallery_shows_each_class_before_any_twice_and_the_surest_first() {
+    let (bank, queries) = (table(25, 900, 8, 6), table(26, 400, 8, 6));
+    let (_, found) = evaluate_with_neighbours(&bank, &queries, &options(21)).expect("scored");
+    let cases = cases(&bank, &queries, &found, 9, temperature(0.07));
+    let of = |kind: CaseKind| cases.iter().filter(|case| case.kind == kind).collect::<Vec<_>>();
+    for kind in [CaseKind::Best, CaseKind::Worst, CaseKind::Typical] {
+        let shown = of(kind);
+        assert_eq!(shown.len(), 20, "{kind:?}");
+        let class = |case: &&Case| queries.labels[case.query];
+        let mut first: Vec<_> = shown.iter().take(6).map(class).collect();
+        first.sort_unstable();
+        first.dedup();
+        assert_eq!(first.len(), 6, "{kind:?}");
+    }
+    let mut queries_shown: Vec<usize> = cases.iter().map(|case| case.query).collect();
+    queries_shown.sort_unstable();
+    queries_shown.dedup();
+    assert_eq!(queries_shown.len(), 60, "no query is shown twice");
+    for case in of(CaseKind::Best) {
+        assert_eq!(Some(case.winner), queries.labels[case.query]);
+        assert!(case.own_share > 0.0 && case.own_share <= 1.0);
+    }
+    for case in of(CaseKind::Worst) {
+        assert_ne!(Some(case.winner), queries.labels[case.query]);
+        assert!(case.winner_share >= case.own_share);
+    }
+}
+
+#[test]
+fn the_history_has_the_reports_that_can_be_compared() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let run = Location::from_path(dir.path()).expect("a location");
+    let (bank, queries) = (table(27, 100, 8, 4), table(28, 20, 8, 4));
+    let report = evaluate(&bank, &queries, &options(5)).expect("scored");
+    let publish = |step: u64, report: KnnReport| {
+        let reports = KnnReports { first: report, other_features: Vec::new() };
+        let text = serde_json::to_string(&reports).expect("JSON");
+        let mode = crate::storage::PublishMode::Overwrite;
+        report_location(&run, step).publish(text, mode).expect("published");
+    };
+    publish(40, KnnReport { step: 40, ..report.clone() });
+    publish(20, KnnReport { step: 20, top1: 0.25, ..report.clone() });
+    publish(30, KnnReport { step: 30, k: 7, ..report.clone() });
+    publish(10, KnnReport { step: 10, feature: "another".into(), ..report.clone() });
+    let newest = KnnReport { step: 60, ..report };
+    let points = history(&run, &newest).expect("read");
+    assert_eq!(points.iter().map(|point| point.step).collect::<Vec<_>>(), [20, 40, 60]);
+    assert_eq!(points[0].top1, 0.25);
 }

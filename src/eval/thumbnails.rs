@@ -1,22 +1,31 @@
 //! Small pictures for the page.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+
+use rayon::prelude::*;
 
 use crate::dataset::Manifest;
 use crate::ids::{InstanceId, Position};
-use crate::loader::{DatasetSource, EvalTransform, Source, evaluate_pixels};
-use crate::picture::{Picture, encode_jpeg};
+use crate::loader::{DatasetSource, EvalTransform, Reading, Source, evaluate_pixels};
+use crate::picture::{Picture, encode_jpeg, probe};
 use crate::storage::Location;
 
 use super::EvalError;
 
-/// The side of a thumbnail, in pixels.
-const SIDE: u32 = 64;
+/// The longest side of a thumbnail, in pixels.
+const SIDE: u32 = 96;
 /// The quality of its JPEG.
-const QUALITY: u8 = 80;
+const QUALITY: u8 = 82;
+/// Pictures that are held in memory at a time.
+const CHUNK: usize = 128;
+
+/// The side of a picture of a sprite, in pixels.
+pub const SPRITE_SIDE: u32 = 32;
+/// Pictures of a row of a sprite.
+pub const SPRITE_COLUMNS: u32 = 50;
 
 /// Thumbnails of some instances of a split.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Thumbnails {
     jpegs: HashMap<InstanceId, Vec<u8>>,
 }
@@ -33,18 +42,12 @@ impl Thumbnails {
         ids: impl IntoIterator<Item = InstanceId>,
     ) -> Result<Self, EvalError> {
         let source = DatasetSource::open(dataset, manifest, split, None)?;
-        let mut jpegs = HashMap::new();
-        for id in ids {
-            if id.row() >= source.len() || jpegs.contains_key(&id) {
-                continue;
-            }
-            let rows = source.read(&[Position(id.0)])?;
-            // A picture that cannot be shown leaves its place empty.
-            if let Some(jpeg) = rows.first().and_then(|row| thumbnail(&row.bytes)) {
-                jpegs.insert(id, jpeg);
-            }
-        }
-        Ok(Self { jpegs })
+        Ok(Self {
+            jpegs: squares(&source, ids, |bytes| {
+                let picture = square(bytes, SIDE)?;
+                encode_jpeg(&picture, QUALITY).ok()
+            }),
+        })
     }
 
     /// The JPEG of an instance.
@@ -53,11 +56,70 @@ impl Thumbnails {
     }
 }
 
-fn thumbnail(bytes: &[u8]) -> Option<Vec<u8>> {
-    let plane = (SIDE * SIDE) as usize;
+/// Small pictures of some instances, side by side in one JPEG: rows of [`SPRITE_COLUMNS`] squares of
+/// [`SPRITE_SIDE`] pixels, in the order given.
+///
+/// # Errors
+/// If the split cannot be read.
+pub fn sprite(
+    dataset: &Location,
+    manifest: &Manifest,
+    split: &str,
+    ids: &[InstanceId],
+) -> Result<Picture, EvalError> {
+    let source = DatasetSource::open(dataset, manifest, split, None)?;
+    let squares = squares(&source, ids.iter().copied(), |bytes| square(bytes, SPRITE_SIDE));
+    let (side, columns) = (SPRITE_SIDE as usize, SPRITE_COLUMNS as usize);
+    let (width, height) = (side * columns, side * ids.len().div_ceil(columns).max(1));
+    let mut rgb = vec![0; 3 * width * height];
+    for (at, id) in ids.iter().enumerate() {
+        let Some(picture) = squares.get(id) else { continue };
+        let own = picture.width as usize;
+        for y in 0..side {
+            for x in 0..side {
+                // A smaller picture is made larger by repeating its pixels.
+                let from = 3 * ((y * own / side) * own + x * own / side);
+                let to = 3 * ((at / columns * side + y) * width + at % columns * side + x);
+                rgb[to..to + 3].copy_from_slice(&picture.rgb[from..from + 3]);
+            }
+        }
+    }
+    Ok(Picture { width: width as u32, height: height as u32, rgb })
+}
+
+/// What `make` makes of each instance's encoded picture; one that cannot be shown is left out.
+fn squares<T: Send>(
+    source: &DatasetSource,
+    ids: impl IntoIterator<Item = InstanceId>,
+    make: impl Fn(&[u8]) -> Option<T> + Sync,
+) -> HashMap<InstanceId, T> {
+    let wanted: BTreeSet<InstanceId> = ids.into_iter().filter(|id| id.row() < source.len()).collect();
+    // In the order in which they lie: a row group that has to be read whole is read once.
+    let layout = source.layout();
+    let in_order: Vec<Position> = (0..layout.groups())
+        .flat_map(|group| layout.members(group))
+        .copied()
+        .filter(|position| wanted.contains(&source.ids()[position.row()]))
+        .collect();
+    let reading = Reading::default();
+    let mut made = HashMap::new();
+    for some in in_order.chunks(CHUNK) {
+        let fetched = source.fetch_rows(some, &reading);
+        made.par_extend(some.par_iter().zip(&fetched).filter_map(|(position, fetched)| {
+            Some((source.ids()[position.row()], make(&fetched.as_ref().ok()?.bytes)?))
+        }));
+    }
+    made
+}
+
+/// The middle of a picture as a square of at most `side` pixels; a small picture is not made larger.
+fn square(bytes: &[u8], side: u32) -> Option<Picture> {
+    let header = probe(bytes).ok()?;
+    let side = header.width.min(header.height).clamp(1, side);
+    let plane = (side * side) as usize;
     let mut planes = vec![0; 3 * plane];
-    let transform = EvalTransform::ResizeCenterCrop { resize: SIDE, crop: SIDE };
+    let transform = EvalTransform::ResizeCenterCrop { resize: side, crop: side };
     evaluate_pixels(bytes, transform, &mut planes).ok()?;
     let rgb = (0..plane).flat_map(|at| [planes[at], planes[plane + at], planes[2 * plane + at]]).collect();
-    encode_jpeg(&Picture { width: SIDE, height: SIDE, rgb }, QUALITY).ok()
+    Some(Picture { width: side, height: side, rgb })
 }

@@ -40,7 +40,8 @@ pub struct TableMeta {
 }
 
 impl TableMeta {
-    pub(super) fn to_metadata(&self) -> HashMap<String, String> {
+    /// The entries as they stand in the metadata of a schema.
+    pub fn to_metadata(&self) -> HashMap<String, String> {
         let plain = |value: serde_json::Value| match value {
             serde_json::Value::String(text) => text,
             other => other.to_string(),

@@ -13,6 +13,7 @@ mod reader;
 mod rows;
 mod schema;
 mod stored;
+mod unit;
 mod writer;
 
 pub use error::TableError;
@@ -20,6 +21,7 @@ pub use meta::{Kind, TableMeta};
 pub use rows::{Reading, Table, Vectors};
 pub use schema::schema_text;
 pub use stored::StoredTable;
+pub use unit::UnitRows;
 
 use serde::Serialize;
 

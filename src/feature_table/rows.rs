@@ -7,6 +7,7 @@ use std::ops::Range;
 use bytes::Bytes;
 use half::f16;
 
+use super::unit::normalise;
 use super::{FeatureTable, TableError, TableMeta, UNIT_TOLERANCE};
 use crate::ids::{ClassId, InstanceId};
 use crate::storage::PendingRead;
@@ -28,13 +29,20 @@ pub trait Table: Debug + Sync {
     /// All rows in order, in ranges of at most `longest` that can each be read in one go.
     fn ranges(&self, longest: usize) -> Vec<Range<usize>>;
 
+    /// `[rows]`: in a bank, the training step that last wrote the row.
+    fn updated_steps(&self) -> &[Option<u64>];
+
     /// Starts to read the vectors of one of [`Table::ranges`].
     fn start_read(&self, rows: Range<usize>) -> Reading<'_>;
 }
 
 /// Vectors on their way.
 #[derive(Debug)]
-pub struct Reading<'a>(Source<'a>);
+pub struct Reading<'a> {
+    source: Source<'a>,
+    /// Whether they are brought to unit length.
+    unit: bool,
+}
 
 #[derive(Debug)]
 enum Source<'a> {
@@ -66,7 +74,12 @@ impl<'a> Reading<'a> {
         meta: &'a TableMeta,
         first: usize,
     ) -> Self {
-        Self(Source::File { read, values, table, meta, first })
+        Self { source: Source::File { read, values, table, meta, first }, unit: false }
+    }
+
+    /// Likewise, but the vectors will be brought to unit length.
+    pub(super) fn at_unit_length(self) -> Self {
+        Self { unit: true, ..self }
     }
 
     /// Waits for the vectors.
@@ -74,18 +87,22 @@ impl<'a> Reading<'a> {
     /// # Errors
     /// If the store fails.
     pub fn finish(self) -> Result<Vectors<'a>, TableError> {
-        Ok(match self.0 {
-            Source::Memory { features, dim, first } => Vectors(Held::Memory { features, dim, first }),
+        let held = match self.source {
+            Source::Memory { features, dim, first } => Held::Memory { features, dim, first },
             Source::File { read, values, table, meta, first } => {
-                Vectors(Held::File { bytes: read.finish()?, values, table, meta, first })
+                Held::File { bytes: read.finish()?, values, table, meta, first }
             }
-        })
+        };
+        Ok(Vectors { held, unit: self.unit })
     }
 }
 
 /// Vectors of a range of rows.
 #[derive(Debug)]
-pub struct Vectors<'a>(Held<'a>);
+pub struct Vectors<'a> {
+    held: Held<'a>,
+    unit: bool,
+}
 
 #[derive(Debug)]
 enum Held<'a> {
@@ -102,20 +119,24 @@ impl Vectors<'_> {
     /// # Panics
     /// If a row lies outside the range that was read.
     pub fn rows(&self, rows: Range<usize>) -> Result<Cow<'_, [f32]>, TableError> {
-        match &self.0 {
+        let (mut features, dim) = match &self.held {
             Held::Memory { features, dim, first } => {
                 let features = &features[(rows.start - first) * dim..(rows.end - first) * dim];
                 check_finite(IN_MEMORY, *dim, rows.start, features)?;
-                Ok(Cow::Borrowed(features))
+                (Cow::Borrowed(features), *dim)
             }
             Held::File { bytes, values, table, meta, first } => {
                 let size = meta.dim * values.bytes();
                 let features =
                     decode(&bytes[(rows.start - first) * size..(rows.end - first) * size], *values);
                 check_vectors(table, meta, rows.start, &features)?;
-                Ok(Cow::Owned(features))
+                (Cow::Owned(features), meta.dim)
             }
+        };
+        if self.unit {
+            normalise(features.to_mut(), dim);
         }
+        Ok(features)
     }
 }
 
@@ -198,6 +219,10 @@ impl Table for FeatureTable {
         &self.labels
     }
 
+    fn updated_steps(&self) -> &[Option<u64>] {
+        &self.updated_step
+    }
+
     fn ranges(&self, longest: usize) -> Vec<Range<usize>> {
         split(0..self.len(), longest).collect()
     }
@@ -205,7 +230,7 @@ impl Table for FeatureTable {
     fn start_read(&self, rows: Range<usize>) -> Reading<'_> {
         let dim = self.meta.dim;
         let features = &self.features[rows.start * dim..rows.end * dim];
-        Reading(Source::Memory { features, dim, first: rows.start })
+        Reading { source: Source::Memory { features, dim, first: rows.start }, unit: false }
     }
 }
 

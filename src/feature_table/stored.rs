@@ -212,6 +212,10 @@ impl Table for StoredTable {
         &self.columns.labels
     }
 
+    fn updated_steps(&self) -> &[Option<u64>] {
+        &self.columns.updated_step
+    }
+
     fn ranges(&self, longest: usize) -> Vec<Range<usize>> {
         self.batches.iter().flat_map(|batch| split(batch.rows.clone(), longest)).collect()
     }

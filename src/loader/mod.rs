@@ -19,6 +19,7 @@ mod error;
 mod evaluation;
 mod group_reads;
 mod groups;
+mod label_subset;
 mod layout;
 mod options;
 mod order;
@@ -29,6 +30,7 @@ mod resize;
 mod source;
 mod stages;
 mod stats;
+mod subset;
 mod view;
 mod windowed;
 
@@ -36,6 +38,7 @@ pub use apply::{EvalTransform, Renderer, Stage, augment, evaluate_pixels};
 pub use dataset_source::DatasetSource;
 pub use error::LoaderError;
 pub use evaluation::{evaluation_batches, evaluation_batches_with};
+pub use label_subset::{SubsetRecord, balanced_rows};
 pub use layout::Layout;
 pub use options::{LoaderOptions, OnCorrupt};
 pub use order::{EpochOrder, Shuffle};
@@ -44,6 +47,7 @@ pub use plan::Part;
 pub use recipe::{Augmentation, ColourOperation, CropBox, JitterStrength, Order, Recipe};
 pub use source::{Encoded, Fetched, MemorySource, Reading, Source};
 pub use stats::{Counter, Counters, LoaderStats};
+pub use subset::Subset;
 
 #[cfg(test)]
 mod tests;

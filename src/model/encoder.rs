@@ -8,6 +8,7 @@ use tch::{Device, Kind, Tensor, nn};
 use super::architecture::Architecture;
 use super::compute::Compute;
 use super::init::initial_value;
+use super::layer::{FeatureLayer, NoSuchLayer, STAGES, flat};
 use super::network::Network;
 use super::weights::{NamedTensors, WeightsError};
 
@@ -115,14 +116,48 @@ impl Encoder {
     /// # Shape
     /// `[batch, 3, height, width]` u8 pixels on any device -> `[batch, dim]` f32, attached to the graph
     pub fn forward(&self, pixels: &Tensor, train: bool) -> Tensor {
+        unit_rows(&self.projected(pixels, train))
+    }
+
+    /// What [`Encoder::forward`] brings to unit length: where the projection has an output for each class,
+    /// the classes' scores.
+    ///
+    /// # Shape
+    /// As that of [`Encoder::forward`]
+    pub fn projected(&self, pixels: &Tensor, train: bool) -> Tensor {
+        self.network.project(&self.network.pooled(&self.normalised(pixels), train))
+    }
+
+    /// What several layers make of a batch, in evaluation mode and in one pass. The projection comes at unit
+    /// length, all others as they are.
+    ///
+    /// # Shape
+    /// `[batch, 3, height, width]` u8 pixels on any device -> for each layer `[batch, its width]` f32
+    ///
+    /// # Errors
+    /// The first layer that this network has not.
+    pub fn features(&self, pixels: &Tensor, layers: &[FeatureLayer]) -> Result<Vec<Tensor>, NoSuchLayer> {
+        tch::no_grad(|| {
+            let mut maps: [Option<Tensor>; STAGES] = Default::default();
+            let pooled =
+                self.network.pooled_with_stages(&self.normalised(pixels), false, &mut |stage, map| {
+                    if layers.iter().any(|layer| layer.stage() == Some(stage)) {
+                        maps[stage] = Some(flat(map));
+                    }
+                });
+            let of_layer = |&layer: &FeatureLayer| match layer.stage() {
+                Some(stage) => maps[stage].as_ref().map(Tensor::shallow_clone).ok_or(NoSuchLayer { layer }),
+                None if layer == FeatureLayer::Pooled => Ok(pooled.shallow_clone()),
+                None => Ok(unit_rows(&self.network.project(&pooled))),
+            };
+            layers.iter().map(of_layer).collect()
+        })
+    }
+
+    fn normalised(&self, pixels: &Tensor) -> Tensor {
         let pixels = pixels.to_device(self.device()).to_kind(Kind::Float);
-        let mut normalised = ((pixels / 255.0 - &self.mean) / &self.std).to_kind(self.compute.kind());
-        if self.compute.channels_last {
-            normalised = channels_last(&normalised);
-        }
-        let projected = self.network.project(&self.network.pooled(&normalised, train));
-        let length = projected.norm_scalaropt_dim(2, [1_i64].as_slice(), true).clamp_min(SHORTEST_LENGTH);
-        projected / length
+        let normalised = ((pixels / 255.0 - &self.mean) / &self.std).to_kind(self.compute.kind());
+        if self.compute.channels_last { channels_last(&normalised) } else { normalised }
     }
 
     /// The trainable parameters by name, in the order of their names.
@@ -172,11 +207,29 @@ impl Encoder {
         rest.copy_into(backbone).map(|()| false)
     }
 
+    /// Puts the last layer of a model of this kind in place.
+    ///
+    /// # Errors
+    /// If the layer is missing or of another shape.
+    pub fn load_projection(&mut self, weights: &NamedTensors) -> Result<(), WeightsError> {
+        let prefix = self.config.arch.projection();
+        let variables = self.named_variables().into_iter().filter(|(name, _)| name.starts_with(prefix));
+        let own = weights.iter().filter(|(name, _)| name.starts_with(prefix));
+        let own =
+            NamedTensors::from_tensors(own.map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())));
+        own.copy_into(variables.collect())
+    }
+
     fn named_variables(&self) -> Vec<(String, Tensor)> {
         let mut variables: Vec<_> = self.variables.variables().into_iter().collect();
         variables.sort_by(|(a, _), (b, _)| a.cmp(b));
         variables
     }
+}
+
+fn unit_rows(projected: &Tensor) -> Tensor {
+    let length = projected.norm_scalaropt_dim(2, [1_i64].as_slice(), true).clamp_min(SHORTEST_LENGTH);
+    projected / length
 }
 
 /// The same numbers with the channels last in memory, `[batch, height, width, channels]`.

@@ -26,9 +26,19 @@ impl Network {
     /// # Shape
     /// `[batch, 3, height, width]` normalised pixels of any float type -> `[batch, width]` f32
     pub(super) fn pooled(&self, pixels: &Tensor, train: bool) -> Tensor {
+        self.pooled_with_stages(pixels, train, &mut |_, _| {})
+    }
+
+    /// Likewise; `at_stage` sees the map of each stage, counted from 0, on the way.
+    pub(super) fn pooled_with_stages(
+        &self,
+        pixels: &Tensor,
+        train: bool,
+        at_stage: &mut dyn FnMut(usize, &Tensor),
+    ) -> Tensor {
         match self {
-            Self::ResNet(network) => network.pooled(pixels, train),
-            Self::Plain(network) => network.pooled(pixels, train),
+            Self::ResNet(network) => network.pooled(pixels, train, at_stage),
+            Self::Plain(network) => network.pooled(pixels, train, at_stage),
         }
     }
 

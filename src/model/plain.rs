@@ -14,6 +14,9 @@ use super::layers::{ConvShape, Convolution, batch_norm, linear};
 /// The width of the hidden linear layers.
 const HIDDEN: i64 = 4096;
 
+/// Stages whose maps can be looked at: AlexNet has as many convolutions, VGG as many blocks of them.
+const STAGES: usize = 5;
+
 /// A piece of the convolutional part, as torchvision numbers them.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Piece {
@@ -117,11 +120,20 @@ impl Plain {
         }
     }
 
+    /// `at_stage` sees the map of each convolution of AlexNet, and of each block of VGG before it is pooled.
+    ///
     /// # Shape
     /// `[batch, 3, height, width]` normalised pixels -> `[batch, 4096]` f32
-    pub(super) fn pooled(&self, pixels: &Tensor, train: bool) -> Tensor {
+    pub(super) fn pooled(
+        &self,
+        pixels: &Tensor,
+        train: bool,
+        at_stage: &mut dyn FnMut(usize, &Tensor),
+    ) -> Tensor {
         let mut hidden = pixels.shallow_clone();
-        for layer in &self.layers {
+        let mut stages = 0;
+        let convolutions = self.layers.iter().filter(|layer| matches!(layer, Layer::Conv(..))).count();
+        for (number, layer) in self.layers.iter().enumerate() {
             hidden = match layer {
                 Layer::MaxPool(kernel) => hidden.max_pool2d([*kernel; 2], [2; 2], [0; 2], [1; 2], false),
                 Layer::Conv(layer) => {
@@ -132,6 +144,11 @@ impl Plain {
                         .relu()
                 }
             };
+            let is_pooled_next = matches!(self.layers.get(number + 1), None | Some(Layer::MaxPool(_)));
+            if matches!(layer, Layer::Conv(..)) && (convolutions == STAGES || is_pooled_next) {
+                at_stage(stages, &hidden);
+                stages += 1;
+            }
         }
         hidden = hidden.adaptive_avg_pool2d([self.pooled_side; 2]).flatten(1, -1);
         for layer in &self.hidden {

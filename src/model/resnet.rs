@@ -65,6 +65,8 @@ pub(super) struct ResNet {
     stem: (Convolution, BatchNorm),
     small_stem: bool,
     blocks: Vec<Block>,
+    /// The number of blocks up to the end of each stage.
+    stage_ends: Vec<usize>,
     projection: Linear,
 }
 
@@ -75,7 +77,7 @@ impl ResNet {
             convolution(&(root / "conv1"), 3, layout.width, kernel, stride),
             batch_norm(&(root / "bn1"), layout.width),
         );
-        let mut blocks = Vec::new();
+        let (mut blocks, mut stage_ends) = (Vec::new(), Vec::new());
         let mut channels = layout.width;
         for (stage, &count) in layout.blocks.iter().enumerate() {
             let width = layout.width << stage;
@@ -85,23 +87,33 @@ impl ResNet {
                 blocks.push(Block::new(&path, channels, width, stride, layout.bottleneck));
                 channels = if layout.bottleneck { width * BOTTLENECK_EXPANSION } else { width };
             }
+            stage_ends.push(blocks.len());
         }
         let projection = nn::linear(root / "fc", channels, dim, nn::LinearConfig::default());
-        Self { stem, small_stem: layout.small_stem, blocks, projection }
+        Self { stem, small_stem: layout.small_stem, blocks, stage_ends, projection }
     }
 
-    /// The pooled feature of the last stage.
+    /// The pooled feature of the last stage. `at_stage` sees the map behind the stem (0) and each stage.
     ///
     /// # Shape
     /// `[batch, 3, height, width]` normalised pixels -> `[batch, channels]`
-    pub(super) fn pooled(&self, pixels: &Tensor, train: bool) -> Tensor {
+    pub(super) fn pooled(
+        &self,
+        pixels: &Tensor,
+        train: bool,
+        at_stage: &mut dyn FnMut(usize, &Tensor),
+    ) -> Tensor {
         let (conv, norm) = &self.stem;
         let mut hidden = norm.forward_t(&conv.forward(pixels), train).relu();
         if !self.small_stem {
             hidden = hidden.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false);
         }
-        for block in &self.blocks {
+        at_stage(0, &hidden);
+        for (number, block) in (1..).zip(&self.blocks) {
             hidden = block.forward(&hidden, train);
+            if let Some(stage) = self.stage_ends.iter().position(|&end| end == number) {
+                at_stage(stage + 1, &hidden);
+            }
         }
         hidden.mean_dim([2_i64, 3].as_slice(), false, Kind::Float)
     }

@@ -15,6 +15,7 @@ mod data;
 mod encode;
 mod error;
 mod events;
+mod finetune;
 mod health;
 mod meter;
 mod metrics;
@@ -37,6 +38,7 @@ pub use config::{
 };
 pub use data::ShuffleKind;
 pub use error::{PartError, TrainError};
+pub use finetune::{FinetuneHooks, FinetuneJob, LabelOptions, finetune, finetune_protocol};
 pub use health::BankHealth;
 pub use metrics::{MetricsLine, Scope};
 pub use session::{Outcome, train};

@@ -13,6 +13,7 @@ use crate::model::NamedTensors;
 use crate::objective::{Objective, Partition};
 use crate::storage::{Location, PublishMode};
 
+use super::background::Saved;
 use super::metrics::MetricsFiles;
 use super::step::Trainer;
 use super::{Difference, TrainError};
@@ -31,7 +32,7 @@ pub(super) struct DataIdentity {
 /// A copy of everything that a checkpoint holds, on the host: training can go on while it is written.
 #[derive(Debug)]
 pub(super) struct Snapshot {
-    pub(super) step: u64,
+    step: u64,
     epoch: u64,
     model: NamedTensors,
     optimizer: NamedTensors,
@@ -118,13 +119,12 @@ impl Trainer {
     }
 }
 
-impl Snapshot {
-    /// Publishes the checkpoint, and the metrics up to it before.
-    ///
-    /// # Errors
-    /// If a weight or a row of the bank is not finite, a row is not of unit length, or the store fails; earlier
-    /// checkpoints stand.
-    pub(super) fn write(self, run: &Location) -> Result<Location, TrainError> {
+impl Saved for Snapshot {
+    fn step(&self) -> u64 {
+        self.step
+    }
+
+    fn write(self, run: &Location) -> Result<Location, TrainError> {
         if let Some(name) = self.model.not_finite() {
             return Err(TrainError::Poisoned { step: self.step, name: name.to_owned() });
         }

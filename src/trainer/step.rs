@@ -133,11 +133,7 @@ impl Trainer {
             self.objective.set_partition(partition);
             outcome.skipped = true;
         } else {
-            let clip = match self.config.clip_norm {
-                0.0 => 1.0,
-                longest => (longest / (outcome.gradient_norm + SHORTEST_NORM)).min(1.0),
-            };
-            self.optimizer.scale_gradients(clip / scale);
+            self.optimizer.scale_gradients(clip_factor(&self.config, outcome.gradient_norm) / scale);
             self.optimizer.step(lr);
             self.clock.mark(Phase::Optimizer);
             let momentum = self.config.bank_momentum;
@@ -249,7 +245,15 @@ impl Trainer {
     }
 }
 
-fn compute(config: &TrainConfig) -> Compute {
+/// What gradients of this norm are multiplied by, so that it does not exceed `clip_norm`.
+pub(super) fn clip_factor(config: &TrainConfig, norm: f64) -> f64 {
+    match config.clip_norm {
+        0.0 => 1.0,
+        longest => (longest / (norm + SHORTEST_NORM)).min(1.0),
+    }
+}
+
+pub(super) fn compute(config: &TrainConfig) -> Compute {
     let kind = match config.precision {
         Precision::F32 | Precision::Tf32 => ComputeType::F32,
         Precision::Bf16 => ComputeType::Bf16,
@@ -259,13 +263,13 @@ fn compute(config: &TrainConfig) -> Compute {
 }
 
 /// `0..total` in so many runs of nearly equal length, none of one picture alone unless there is no other.
-fn parts(total: usize, count: usize) -> impl Iterator<Item = Range<usize>> {
+pub(super) fn parts(total: usize, count: usize) -> impl Iterator<Item = Range<usize>> {
     let count = count.min(total / 2).max(1);
     (0..count).map(move |part| part * total / count..(part + 1) * total / count)
 }
 
 /// Reads f64 scalars from their device at once: one wait instead of three.
-fn read<const N: usize>(scalars: [&Tensor; N]) -> [f64; N] {
+pub(super) fn read<const N: usize>(scalars: [&Tensor; N]) -> [f64; N] {
     let all = Tensor::stack(&scalars, 0).to_device(tch::Device::Cpu);
     std::array::from_fn(|index| all.double_value(&[index as i64]))
 }

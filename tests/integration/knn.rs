@@ -124,6 +124,53 @@ fn bench_knn_tells_its_times_as_json() {
     assert_eq!(report["search_seconds"].as_array().map(Vec::len), Some(2));
 }
 
+/// Twins that ingest finds do not vote with --exclude-duplicates.
+#[test]
+fn duplicates_that_ingest_found_do_not_vote() {
+    use super::support::{copy, pictures};
+    let dir = scratch();
+    let source = dir.path().join("pictures");
+    copy(pictures(), &source);
+    // A val picture is in train too, under another class.
+    let folders = |split: &str| {
+        let mut names: Vec<_> = std::fs::read_dir(source.join(split))
+            .expect("a folder")
+            .map(|e| e.expect("one").path())
+            .collect();
+        names.sort();
+        names
+    };
+    let first = |folder: &Path| {
+        let mut files: Vec<_> =
+            std::fs::read_dir(folder).expect("a folder").map(|e| e.expect("one").path()).collect();
+        files.sort();
+        files.swap_remove(0)
+    };
+    let twin = first(&folders("val")[0]);
+    std::fs::copy(&twin, folders("train")[1].join("zz-twin.png")).expect("copied");
+    let dataset = dir.path().join("dataset");
+    instdisc("ingest").arg("--source", &source).arg("--dest", &dataset).ok();
+    let digest = {
+        let manifest = std::fs::read(dataset.join("manifest.json")).expect("a manifest");
+        let manifest: serde_json::Value = serde_json::from_slice(&manifest).expect("JSON");
+        manifest["dataset_digest"].as_str().expect("a digest").to_owned()
+    };
+    let case = Case { rows: 121, queries: 40, dim: 6, classes: 10, k: "5" };
+    let named = |table: FeatureTable, split: &str| FeatureTable {
+        meta: TableMeta { dataset_digest: digest.clone(), split: split.into(), ..table.meta },
+        ..table
+    };
+    let (bank, queries) = (dir.path().join("bank.arrow"), dir.path().join("queries.arrow"));
+    write(&named(table(1, Kind::Embedding, case.rows, &case, false), "train"), &bank);
+    write(&named(table(2, Kind::Embedding, case.queries, &case, false), "val"), &queries);
+    let knn = |more: &str| {
+        let call = instdisc(&format!("knn --k 5 {more}")).arg("--bank", &bank).arg("--queries", &queries);
+        call.arg("--dataset", &dataset).json()
+    };
+    assert!(knn("--exclude-duplicates")["excluded_duplicates"].as_u64() >= Some(1));
+    assert!(knn("")["excluded_duplicates"].is_null());
+}
+
 #[cfg(feature = "torch")]
 #[test]
 fn a_watcher_judges_each_checkpoint_once_and_ends_with_the_run() {

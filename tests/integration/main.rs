@@ -17,6 +17,14 @@ mod without_torch;
 #[cfg(feature = "torch")]
 mod encoder;
 #[cfg(feature = "torch")]
+mod export;
+#[cfg(feature = "torch")]
+mod finetune;
+#[cfg(feature = "torch")]
+mod linear;
+#[cfg(feature = "torch")]
+mod page;
+#[cfg(feature = "torch")]
 mod replay;
 #[cfg(feature = "torch")]
 mod resume;

@@ -60,10 +60,11 @@ fn completions_name_every_command() {
 #[test]
 fn every_command_has_a_help_with_an_example() {
     let help = instdisc("--help").ok();
-    let commands: Vec<_> = ["ingest", "inspect", "train", "embed", "knn", "synth", "replay"]
-        .into_iter()
-        .filter(|name| help.lines().any(|line| line.trim_start().starts_with(name)))
-        .collect();
+    let commands: Vec<_> =
+        ["ingest", "inspect", "train", "embed", "knn", "linear", "finetune", "export", "synth", "replay"]
+            .into_iter()
+            .filter(|name| help.lines().any(|line| line.trim_start().starts_with(name)))
+            .collect();
     assert!(commands.len() >= 4, "{help}");
     for command in commands {
         let text = instdisc(command).command().arg("--help").output().expect("help").stdout;

@@ -38,7 +38,7 @@ fn a_tile_index_changes_no_pixel_of_a_training_batch_and_can_be_taken_out() {
     assert_eq!(plain.len(), 6);
     assert!(plain == tiled, "the batches differ");
 
-    instdisc("export").arg("--dataset", path("tiled")).arg("--dest", path("exported")).ok();
+    instdisc("export pictures").arg("--dataset", path("tiled")).arg("--dest", path("exported")).ok();
     let files = |name: &str| {
         let all = contents(&path(name)).into_iter();
         all.filter(|(path, _)| path.extension().is_some_and(|end| end == "jpg")).collect::<Vec<_>>()

@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
-use super::{Tables, judge};
-use crate::checkpoint::{BANK, CheckpointError, list_checkpoints};
+use super::{Pair, Place, judge};
+use crate::checkpoint::{BANK, Checkpoint, CheckpointError, list_checkpoints};
+use crate::cli::exit::WrongUsage;
 use crate::cli::knn::KnnArgs;
 use crate::cli::progress::{Terminal, say};
 use crate::cli::{GlobalArgs, write_json};
-use crate::eval::{Claim, EmbedJob, KnnReport, WatchOptions, embed, report_location, watch};
+use crate::eval::{Claim, KnnReport, RowChoice, RunTables, WatchOptions, report_location, run_tables, watch};
 use crate::feature_table::{FeatureTable, StoredTable};
-use crate::model::DeviceChoice;
+use crate::model::{DeviceChoice, FeatureLayer};
 use crate::progress::Progress;
 use crate::storage::{Location, PublishMode, StorageError};
 
@@ -20,8 +21,11 @@ const BATCH_SIZE: usize = 256;
 
 /// Judges the newest checkpoint, or with `--watch` all of them.
 pub(super) fn judge_run(global: &GlobalArgs, args: &KnnArgs, run: &Location) -> anyhow::Result<()> {
+    let features =
+        args.feature.iter().map(|name| Feature::parse(name)).collect::<anyhow::Result<Vec<_>>>()?;
+    let whole = Judging { global, args, run, features };
     if args.watch {
-        return watch_run(global, args, run);
+        return whole.watch();
     }
     let Some((step, folder)) = list_checkpoints(run)?.pop() else {
         return Err(CheckpointError::NotThere { folder: format!("{run}/checkpoints") }.into());
@@ -30,29 +34,134 @@ pub(super) fn judge_run(global: &GlobalArgs, args: &KnnArgs, run: &Location) -> 
         Some(output) => global.location(output)?,
         None => report_location(run, step),
     };
-    let tables = embed_split(global, args, run, (step, &folder), output, &Terminal::default())?;
-    write_json(&judge(global, args, &tables, PublishMode::Overwrite)?)
+    let pairs = whole.tables(&folder, &Terminal::default())?;
+    let place = Place { output, run: Some(run.clone()), mode: PublishMode::Overwrite };
+    write_json(&judge(global, args, &pairs, Some(&place))?)
 }
 
-fn watch_run(global: &GlobalArgs, args: &KnnArgs, run: &Location) -> anyhow::Result<()> {
-    let options = WatchOptions {
-        poll: Duration::from_secs(args.poll_interval),
-        idle_timeout: (args.idle_timeout > 0).then(|| Duration::from_secs(args.idle_timeout)),
-        lease: LEASE,
-    };
-    let summary = watch(run, &options, |step, folder, claim| {
-        let progress = Renewing { terminal: Terminal::default(), claim };
-        let output = report_location(run, step);
-        let tables = embed_split(global, args, run, (step, folder), output, &progress)?;
-        claim.renew()?;
-        match judge(global, args, &tables, PublishMode::Create) {
-            Ok(report) => say(&line(&report)),
-            Err(error) if is_done_already(&error) => say(&format!("step {step}: judged by another watcher")),
-            Err(error) => return Err(error),
+/// What votes.
+#[derive(Clone, Copy, PartialEq)]
+enum Feature {
+    /// The bank as it lies in the checkpoint, on queries by the projection.
+    Bank,
+    /// Both splits, embedded.
+    Layer(FeatureLayer),
+}
+
+impl Feature {
+    fn parse(name: &str) -> anyhow::Result<Self> {
+        if name == "bank" {
+            return Ok(Self::Bank);
         }
-        Ok(())
-    })?;
-    write_json(&summary)
+        let layer =
+            name.parse().map_err(|error| WrongUsage(format!("--feature {name}: not bank, and {error}")))?;
+        Ok(Self::Layer(layer))
+    }
+
+    /// The layer by which queries are embedded.
+    fn layer(self) -> FeatureLayer {
+        match self {
+            Self::Bank => FeatureLayer::Projection,
+            Self::Layer(layer) => layer,
+        }
+    }
+}
+
+/// A run that is judged.
+struct Judging<'a> {
+    global: &'a GlobalArgs,
+    args: &'a KnnArgs,
+    run: &'a Location,
+    features: Vec<Feature>,
+}
+
+impl Judging<'_> {
+    fn watch(&self) -> anyhow::Result<()> {
+        let Self { global, args, run, .. } = *self;
+        let options = WatchOptions {
+            poll: Duration::from_secs(args.poll_interval),
+            idle_timeout: (args.idle_timeout > 0).then(|| Duration::from_secs(args.idle_timeout)),
+            lease: LEASE,
+        };
+        let summary = watch(run, &options, |step, folder, claim| {
+            let progress = Renewing { terminal: Terminal::default(), claim };
+            let pairs = self.tables(folder, &progress)?;
+            claim.renew()?;
+            let output = report_location(run, step);
+            let place = Place { output, run: Some(run.clone()), mode: PublishMode::Create };
+            match judge(global, args, &pairs, Some(&place)) {
+                Ok(reports) => say(&line(&reports.first)),
+                Err(error) if is_done_already(&error) => {
+                    say(&format!("step {step}: judged by another watcher"));
+                }
+                Err(error) => return Err(error),
+            }
+            Ok(())
+        })?;
+        write_json(&summary)
+    }
+
+    /// The tables of each feature; of each split, all layers are embedded in one pass.
+    fn tables(&self, checkpoint: &Location, progress: &dyn Progress) -> anyhow::Result<Vec<Pair>> {
+        let opened = Checkpoint::open(checkpoint)?;
+        let split = &opened.manifest().trained_on.split;
+        let rows = trained_rows(&opened)?;
+        let queries =
+            self.embedded(checkpoint, &self.args.split, RowChoice::All, &self.features, progress)?;
+        let embedded: Vec<Feature> =
+            self.features.iter().copied().filter(|&feature| feature != Feature::Bank).collect();
+        let mut banks = if embedded.is_empty() {
+            Vec::new()
+        } else {
+            self.embedded(checkpoint, split, rows, &embedded, progress)?
+        }
+        .into_iter();
+        let mut pairs = Vec::new();
+        for (feature, queries) in self.features.iter().zip(queries) {
+            let bank = match feature {
+                Feature::Bank => checkpoint.join(BANK),
+                Feature::Layer(_) => banks.next().expect("each embedded feature has its table"),
+            };
+            pairs.push(Pair { bank: StoredTable::open(&bank)?, queries: FeatureTable::read(&queries)? });
+        }
+        Ok(pairs)
+    }
+
+    fn embedded(
+        &self,
+        checkpoint: &Location,
+        split: &str,
+        rows: RowChoice,
+        features: &[Feature],
+        progress: &dyn Progress,
+    ) -> anyhow::Result<Vec<Location>> {
+        let mut layers: Vec<FeatureLayer> = Vec::new();
+        for layer in features.iter().map(|feature| feature.layer()) {
+            if !layers.contains(&layer) {
+                layers.push(layer);
+            }
+        }
+        let job = RunTables {
+            run: self.run.clone(),
+            checkpoint: checkpoint.clone(),
+            dataset: self.global.location(self.args.dataset.as_deref().unwrap_or_default())?,
+            split: split.to_owned(),
+            rows,
+            layers: layers.clone(),
+            batch_size: BATCH_SIZE,
+            threads: self.args.threads,
+            device: DeviceChoice::Auto,
+        };
+        let places = run_tables(&job, progress)?;
+        let place = |feature: &Feature| layers.iter().position(|&layer| layer == feature.layer());
+        Ok(features.iter().filter_map(place).map(|at| places[at].clone()).collect())
+    }
+}
+
+/// The rows of its split on which a checkpoint was trained.
+fn trained_rows(checkpoint: &Checkpoint) -> anyhow::Result<RowChoice> {
+    let limit = checkpoint.state()?.config["limit"].as_u64().unwrap_or(0);
+    Ok(if limit == 0 { RowChoice::All } else { RowChoice::Sample(limit as usize) })
 }
 
 fn line(report: &KnnReport) -> String {
@@ -70,33 +179,6 @@ fn line(report: &KnnReport) -> String {
 /// Whether a watcher whose claim this one took over published the report after all.
 fn is_done_already(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref::<StorageError>(), Some(StorageError::AlreadyExists { .. }))
-}
-
-fn embed_split(
-    global: &GlobalArgs,
-    args: &KnnArgs,
-    run: &Location,
-    (step, checkpoint): (u64, &Location),
-    output: Location,
-    progress: &dyn Progress,
-) -> anyhow::Result<Tables> {
-    let table = run.join(&format!("eval/{}-step-{step:08}.arrow", args.split));
-    let job = EmbedJob {
-        checkpoint: checkpoint.clone(),
-        dataset: global.location(args.dataset.as_deref().unwrap_or_default())?,
-        split: args.split.clone(),
-        output: table.clone(),
-        limit: 0,
-        batch_size: BATCH_SIZE,
-        threads: args.threads,
-        device: DeviceChoice::Auto,
-    };
-    embed(&job, progress)?;
-    Ok(Tables {
-        bank: StoredTable::open(&checkpoint.join(BANK))?,
-        queries: FeatureTable::read(&table)?,
-        output: Some(output),
-    })
 }
 
 /// Shows progress, and renews the claim on the way.

@@ -177,7 +177,7 @@ fn an_export_writes_no_file_outside_of_its_folder() {
     digest.add(InstanceId(0), None, Digest::of(&bytes));
     let path = "../../outside.jpg".into();
     writer.push(Row { id: InstanceId(0), label: None, bytes, path, width, height }).expect("pushed");
-    let shards = vec![writer.finish().expect("published")];
+    let shards = vec![writer.finish().expect("published").entry];
     let split = Split {
         instances: 1,
         labelled: 0,

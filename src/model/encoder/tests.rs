@@ -84,3 +84,27 @@ fn weights_of_another_architecture_are_refused_by_name() {
     let other = encoder(Architecture::ResNet18Cifar).weights();
     assert!(target.load_backbone(&other).is_err());
 }
+
+#[test]
+fn features_of_layers_are_those_of_the_one_pass_and_a_missing_layer_is_named() {
+    use crate::model::FeatureLayer::{Pooled, Projection, Stage};
+    let config = EncoderConfig {
+        arch: Architecture::ResNet20Cifar,
+        dim: 16,
+        normalisation: Normalisation::CIFAR,
+        image_size: 16,
+        evaluation_resize: 16,
+    };
+    let encoder = Encoder::new(config, 3, Device::Cpu);
+    let pixels = Tensor::randint(256, [2, 3, 16, 16], (Kind::Uint8, Device::Cpu));
+    let layers = [Stage(1), Stage(4), Pooled, Projection];
+    let features = encoder.features(&pixels, &layers).expect("all are there");
+    let widths: Vec<i64> = features.iter().map(|feature| feature.size()[1]).collect();
+    assert_eq!(widths, [16 * 256, 64 * 16, 64, 16]);
+    // The last stage's map, averaged, is the pooled feature; the projection is what training sees.
+    let averaged = features[1].view([2, 64, 16]).mean_dim([2_i64].as_slice(), false, Kind::Float);
+    assert!(averaged.allclose(&features[2], 1e-5, 1e-6, false));
+    assert_eq!(features[3], tch::no_grad(|| encoder.forward(&pixels, false)));
+    let error = encoder.features(&pixels, &[Projection, Stage(5)]).expect_err("three stages and a stem");
+    assert_eq!(error.layer, Stage(5));
+}

@@ -239,7 +239,6 @@ impl ComponentTables {
     ) -> Result<(), RecodeError> {
         let start = bits.position();
         let difference = self.dc.difference(bits).ok_or(RecodeError::Corrupt)?;
-        let behind = bits.position();
         // A file can drive the sum anywhere; real ones keep to 16 bits.
         let value = last.0.checked_add(difference).ok_or(RecodeError::Corrupt)?;
         let new_difference = value.checked_sub(last.1).ok_or(RecodeError::Corrupt)?;

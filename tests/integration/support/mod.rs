@@ -139,19 +139,35 @@ pub(crate) fn skip(test: &str, reason: &str) {
 /// Runs a script of tests/python with the Python of `make python` (or of INSTDISC_PYTHON); its output, or
 /// `None` where there is no such Python.
 pub(crate) fn python(test: &str, script: &str, args: &[&Path]) -> Option<String> {
+    let output = run_python(test, script, args)?;
+    Some(succeeded(script, output))
+}
+
+/// Likewise, but the script may end with code 3 to say that it lacks something, which skips the test.
+#[cfg(feature = "torch")]
+pub(crate) fn python_or_skip(test: &str, script: &str, args: &[&Path], needed: &str) -> Option<String> {
+    let output = run_python(test, script, args)?;
+    if output.status.code() == Some(3) {
+        skip(test, &format!("there is no {needed} (make python)"));
+        return None;
+    }
+    Some(succeeded(script, output))
+}
+
+fn run_python(test: &str, script: &str, args: &[&Path]) -> Option<Output> {
     let interpreter = std::env::var_os("INSTDISC_PYTHON")
         .map_or_else(|| root().join(".venv-python/bin/python"), PathBuf::from);
     if !interpreter.exists() {
         skip(test, "there is no .venv-python (make python)");
         return None;
     }
-    let output = Command::new(&interpreter)
-        .arg(root().join(script))
-        .args(args)
-        .env("HF_DATASETS_OFFLINE", "1")
-        .output()
-        .expect("Python starts");
+    let mut command = Command::new(&interpreter);
+    command.arg(root().join(script)).args(args).env("HF_DATASETS_OFFLINE", "1");
+    Some(command.output().expect("Python starts"))
+}
+
+fn succeeded(script: &str, output: Output) -> String {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{script}: {}\n{stderr}", output.status);
-    Some(String::from_utf8(output.stdout).expect("text"))
+    String::from_utf8(output.stdout).expect("text")
 }

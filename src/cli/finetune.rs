@@ -1,0 +1,254 @@
+//! `instdisc finetune`.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use clap::Args;
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use super::progress::{Meter, Terminal, say};
+use super::{GlobalArgs, signals, write_json};
+use crate::checkpoint::{Checkpoint, checkpoint_name};
+use crate::config;
+use crate::dataset::Manifest;
+use crate::eval::{ClassifierReport, RowChoice, classify, load_encoder};
+use crate::loader::Source;
+use crate::model::{DeviceChoice, Encoder, select_device};
+use crate::progress::Quiet;
+use crate::storage::{Location, PublishMode};
+use crate::trainer::{
+    FinetuneHooks, FinetuneJob, HookError, LabelOptions, MetricsLine, Outcome, Precision, RecipeKind,
+    RunSummary, Scope, StepReport, StopFlag, TrainConfig, TrainJob, finetune, finetune_protocol,
+};
+use crate::units::Fraction;
+
+/// Pictures of a batch when the classifier is judged.
+const BATCH_SIZE: usize = 256;
+
+/// Fine-tune a checkpoint's encoder on few labels, and judge the classifier.
+///
+/// All layers learn; a classifier takes the projection's place. The labels are a share of the split's, the same
+/// number for each class; which these are is written to <run>/labels.parquet. Defaults are the paper's: 70
+/// epochs, learning rate 0.01, a tenth of it after 30 and 60. Running the same command again goes on from the
+/// newest checkpoint; SIGTERM and SIGUSR1 save one and end with exit code 75.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  instdisc finetune --checkpoint runs/r50/checkpoints/step-01000800 --dataset data/in1k \\\n    --run runs/r50-labels-0.1 --label-fraction 0.1"
+)]
+pub(super) struct FinetuneArgs {
+    /// The checkpoint's folder, whose encoder it begins with
+    #[arg(long, value_name = "URL")]
+    checkpoint: String,
+    /// The dataset's folder
+    #[arg(long, value_name = "URL")]
+    dataset: String,
+    /// The folder of this run: configuration, metrics, checkpoints
+    #[arg(long, value_name = "URL")]
+    run: String,
+    /// The share of the labels, the same number for each class
+    #[arg(long, value_name = "SHARE", default_value = "0.01")]
+    label_fraction: Fraction,
+    /// The seed by which labels are chosen
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    label_seed: u64,
+    /// Begin with random weights instead: what the labels teach by themselves
+    #[arg(long)]
+    from_scratch: bool,
+    /// The split on which the classifier is judged, after each epoch and at the end
+    #[arg(long, value_name = "NAME", default_value = "val")]
+    judge_split: String,
+    #[command(flatten)]
+    flags: FinetuneFlags,
+}
+
+/// Keys of the configuration as flags; what is not given is the paper's, or that of the checkpoint's run.
+#[derive(Debug, Args, Serialize)]
+struct FinetuneFlags {
+    /// The split whose labels are seen
+    #[arg(long, value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    split: Option<String>,
+    /// The augmentations
+    #[arg(long, value_enum, value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    recipe: Option<RecipeKind>,
+    /// Passes over the labels [default: 70]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    epochs: Option<u64>,
+    /// Pictures of one step [default: 256]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    batch_size: Option<usize>,
+    /// In how many parts a step's pictures go through the network
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    accumulate: Option<usize>,
+    /// The learning rate [default: 0.01]
+    #[arg(long, value_name = "RATE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lr: Option<f64>,
+    /// Epochs at which the learning rate becomes a tenth, with commas between [default: 30,60]
+    #[arg(long, value_name = "EPOCHS", value_delimiter = ',')]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lr_milestones: Option<Vec<u64>>,
+    /// Weight decay [default: 0.0001]
+    #[arg(long, value_name = "W")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    weight_decay: Option<f64>,
+    /// The seed of order, pixels and the classifier's first weights
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seed: Option<u64>,
+    /// Where to compute: auto, cpu or cuda:N
+    #[arg(long, value_name = "DEVICE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    device: Option<DeviceChoice>,
+    /// In which precision the network computes; f16 is not among them
+    #[arg(long, value_enum, value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    precision: Option<Precision>,
+    /// Threads that decode and augment; 0 for one on each core
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    loader_threads: Option<usize>,
+    /// A checkpoint after every N epochs, and always after the last
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    checkpoint_every_epochs: Option<u64>,
+    /// A checkpoint after every N steps too; 0 for none
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    checkpoint_every_steps: Option<u64>,
+    /// How many of the newest checkpoints are kept, beside the initial one; 0 for all
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    keep: Option<usize>,
+    /// A line of the metrics after every N steps, beside those of the epochs; 0 for none
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    log_every_steps: Option<u64>,
+    /// Do not judge the classifier after each epoch, only at the end
+    #[arg(long, num_args = 0, default_missing_value = "true")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    no_monitor: Option<bool>,
+}
+
+pub(super) fn run(global: &GlobalArgs, args: &FinetuneArgs) -> anyhow::Result<()> {
+    static STOP: StopFlag = StopFlag::new(false);
+    let (dataset, run) = (global.location(&args.dataset)?, global.location(&args.run)?);
+    let from = global.location(&args.checkpoint)?;
+    let mut of_run = Checkpoint::open(&from)?.state()?.config;
+    if let Some(keys) = of_run.as_object_mut() {
+        // The checkpoint may itself be of a fine-tuning.
+        keys.remove("finetune");
+    }
+    let of_run: TrainConfig =
+        serde_json::from_value(of_run).with_context(|| format!("the configuration of {from}"))?;
+    let protocol = toml::to_string(&finetune_protocol(&of_run)).context("the protocol")?;
+    let config: TrainConfig = config::resolve(Some(("the protocol", &protocol)), &args.flags)?;
+    let manifest = Manifest::read(&dataset)?;
+    let judged = RowChoice::All.open(&dataset, &manifest, &args.judge_split)?;
+    let train = TrainJob { dataset, run: run.clone(), init: None, config };
+    let labels = LabelOptions {
+        fraction: args.label_fraction,
+        seed: args.label_seed,
+        from_scratch: args.from_scratch,
+    };
+    let job = FinetuneJob { train, from, labels };
+    signals::stop_on_signals(&STOP)?;
+    let mut hooks = Shown { job: &job, judged: Arc::clone(&judged), meter: None };
+    let outcome = finetune(&job, &mut hooks, &STOP);
+    hooks.meter = None;
+    let step = match outcome? {
+        Outcome::AlreadyFinished { step } => {
+            say(&format!("{run}: finished already, {step} steps"));
+            step
+        }
+        Outcome::Finished { step, .. } => step,
+    };
+    let report = judge(&run, step, args, &job, judged)?;
+    let mut result = json!({"run": args.run, "finished": true, "step": step});
+    if let (Some(result), Value::Object(report)) = (result.as_object_mut(), report) {
+        result.extend(report);
+    }
+    write_json(&result)
+}
+
+/// The report of the last checkpoint, which is made and published where there is none.
+fn judge(
+    run: &Location,
+    step: u64,
+    args: &FinetuneArgs,
+    job: &FinetuneJob,
+    judged: Arc<dyn Source>,
+) -> anyhow::Result<Value> {
+    let place = run.join(&format!("eval/classifier-{}-step-{step:08}.json", args.judge_split));
+    if place.exists()? {
+        return serde_json::from_slice(&place.read()?).with_context(|| place.to_string());
+    }
+    let checkpoint = Checkpoint::open(&run.join("checkpoints").join(&checkpoint_name(step)))?;
+    let encoder = load_encoder(&checkpoint, select_device(job.train.config.device)?.device)?;
+    let report =
+        classify(&encoder, judged, BATCH_SIZE, job.train.config.loader_threads, &Terminal::default())?;
+    let mut report = serde_json::to_value(report)?;
+    report["split"] = json!(args.judge_split);
+    report["labels"] = checkpoint.state()?.config["finetune"].clone();
+    place.publish(serde_json::to_string_pretty(&report)? + "\n", PublishMode::Overwrite)?;
+    say(&format!("report {place}"));
+    Ok(report)
+}
+
+/// Shows a run in the terminal and judges the classifier after each epoch.
+struct Shown<'a> {
+    job: &'a FinetuneJob,
+    judged: Arc<dyn Source>,
+    meter: Option<Meter>,
+}
+
+impl FinetuneHooks for Shown<'_> {
+    fn started(&mut self, summary: &RunSummary) {
+        tracing::info!("device {}", summary.device);
+        let resumed = match summary.resumed_step {
+            0 => String::new(),
+            step => format!(", going on after step {step}"),
+        };
+        tracing::info!(
+            "{} labels, {} steps of {} pictures{resumed}",
+            summary.instances,
+            summary.total_steps,
+            self.job.train.config.batch_size
+        );
+        self.meter = Some(Meter::new("finetune", summary.total_steps, summary.resumed_step));
+    }
+
+    fn stepped(&mut self, report: &StepReport) {
+        if let Some(meter) = &mut self.meter {
+            let epochs = self.job.train.config.epochs;
+            let message = format!(
+                "epoch {}/{epochs} loss {:.4} lr {} {:.0} pictures/s",
+                report.epoch + 1,
+                report.loss,
+                report.lr,
+                report.images_per_second
+            );
+            meter.advance(1, &message);
+        }
+    }
+
+    fn judge(&mut self, encoder: &Encoder) -> Result<Map<String, Value>, HookError> {
+        let threads = self.job.train.config.loader_threads;
+        let ClassifierReport { top1, top5, .. } =
+            classify(encoder, Arc::clone(&self.judged), BATCH_SIZE, threads, &Quiet)?;
+        Ok(Map::from_iter([("top1".to_owned(), json!(top1)), ("top5".to_owned(), json!(top5))]))
+    }
+
+    fn measured(&mut self, line: &MetricsLine) {
+        if line.scope == Scope::Epoch {
+            let top1 = line.monitor.get("top1").and_then(Value::as_f64);
+            let top1 = top1.map_or_else(String::new, |top1| format!(" top-1 {:.2} %", 100.0 * top1));
+            say(&format!("epoch {} loss {:.4}{top1}", line.epoch + 1, line.loss));
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! `instdisc linear`.
+
+use anyhow::bail;
+use clap::{Args, ValueEnum};
+
+use super::exit::WrongUsage;
+use super::progress::{Terminal, say};
+use super::{GlobalArgs, write_json};
+use crate::checkpoint::{Checkpoint, CheckpointError, list_checkpoints};
+use crate::dataset::write_label_subset;
+use crate::eval::{
+    AugmentedJob, LinearOptions, LinearReport, ProbeReport, RowChoice, RunTables, Solver, probe,
+    probe_augmented, run_tables,
+};
+use crate::feature_table::FeatureTable;
+use crate::ids::{ClassId, InstanceId};
+use crate::loader::{SubsetRecord, balanced_rows};
+use crate::model::{DeviceChoice, FeatureLayer};
+use crate::storage::{Location, PublishMode};
+use crate::units::Fraction;
+
+/// Pictures of a batch when rows are embedded.
+const BATCH_SIZE: usize = 256;
+
+/// Judge features by a linear classifier that is trained on them.
+///
+/// Multinomial logistic regression on frozen features, of feature tables or of a run's newest checkpoint; of
+/// several layers, such as the paper's conv1 to conv5, in one call. The sweep over --lr and --weight-decay is
+/// decided by a tenth of the training rows, and the split that is judged is looked at once.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  instdisc linear --run runs/r50 --dataset data/in1k --split val \\\n    --feature conv1,conv2,conv3,conv4,conv5,pooled\n  instdisc linear --run runs/r50 --dataset data/in1k --label-fraction 0.01\n  instdisc linear --train train.arrow --test val.arrow --solver sgd --lr 30,3,0.3"
+)]
+pub(super) struct LinearArgs {
+    /// A feature table to train on; may be repeated, with as many --test
+    #[arg(long, value_name = "URL", requires = "test", required_unless_present = "run")]
+    train: Vec<String>,
+    /// The feature table that is judged
+    #[arg(long, value_name = "URL", requires = "train")]
+    test: Vec<String>,
+    /// A run: the features are those of its newest checkpoint, embedded once and kept in <run>/eval/features
+    #[arg(long, value_name = "URL", conflicts_with_all = ["train", "test"], requires = "dataset")]
+    run: Option<String>,
+    /// The dataset of --run
+    #[arg(long, value_name = "URL")]
+    dataset: Option<String>,
+    /// The split that is judged
+    #[arg(long, value_name = "NAME", default_value = "val")]
+    split: String,
+    /// The split that is trained on [default: that of the run]
+    #[arg(long, value_name = "NAME")]
+    train_split: Option<String>,
+    /// Layers, with commas between: projection, pooled, conv1 to conv5; the first is the headline
+    #[arg(long, value_name = "LAYERS", value_delimiter = ',', default_value = "pooled", requires = "run")]
+    feature: Vec<FeatureLayer>,
+    /// Train on a uniform sample of N rows, the one that train --limit takes; 0 for all
+    #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "label_fraction")]
+    limit: u64,
+    /// Train on this share of the labels, the same number for each class; --seed fixes which
+    #[arg(long, value_name = "SHARE")]
+    label_fraction: Option<Fraction>,
+    /// Train on other crops and mirror images in each epoch (with --run and --solver sgd)
+    #[arg(long, requires = "run")]
+    augment: bool,
+    /// lbfgs: all rows at once, to the minimum; sgd: in steps. [default: lbfgs, with --augment sgd]
+    #[arg(long, value_enum, value_name = "NAME")]
+    solver: Option<SolverName>,
+    /// Learning rates (sgd); each is tried with each weight decay
+    #[arg(long, value_name = "RATES", value_delimiter = ',', default_value = "30,3,0.3,0.03")]
+    lr: Vec<f64>,
+    /// Weight decays; scikit-learn's C is 1 / (decay × rows)
+    #[arg(long, value_name = "DECAYS", value_delimiter = ',', default_value = "1e-3,1e-4,1e-5,1e-6")]
+    weight_decay: Vec<f64>,
+    /// Passes over the rows (sgd)
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    epochs: u64,
+    /// Rows of a step (sgd)
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    batch_size: usize,
+    /// Steps at most (lbfgs)
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    iterations: usize,
+    /// Bring each number of the features to mean 0 and variance 1 first
+    #[arg(long)]
+    standardize: bool,
+    /// The seed of orders and choices
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// The report's place (.json) [default: stdout alone, or the run's eval folder]
+    #[arg(long, value_name = "URL")]
+    output: Option<String>,
+    /// Threads that decode; 0 for one on each core
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    threads: usize,
+    /// Where to compute: auto, cpu or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    device: DeviceChoice,
+}
+
+/// See [`Solver`].
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+enum SolverName {
+    Lbfgs,
+    Sgd,
+}
+
+/// Reports, and the labels that were used where not all were.
+type Probed = (Vec<ProbeReport>, Option<Labels>);
+
+/// Which labels were used.
+struct Labels {
+    ids: Vec<InstanceId>,
+    labels: Vec<Option<ClassId>>,
+}
+
+pub(super) fn run(global: &GlobalArgs, args: &LinearArgs) -> anyhow::Result<()> {
+    let solver = match args.solver {
+        Some(SolverName::Lbfgs) => Solver::Lbfgs,
+        Some(SolverName::Sgd) => Solver::Sgd,
+        None if args.augment => Solver::Sgd,
+        None => Solver::Lbfgs,
+    };
+    let options = LinearOptions {
+        solver,
+        lr: args.lr.clone(),
+        weight_decay: args.weight_decay.clone(),
+        epochs: args.epochs,
+        batch_size: args.batch_size,
+        iterations: args.iterations,
+        standardize: args.standardize,
+        seed: args.seed,
+        device: args.device,
+    };
+    options.validate()?;
+    let mut output = args.output.as_ref().map(|output| global.location(output)).transpose()?;
+    let (reports, labels) = match &args.run {
+        Some(run) => {
+            let run = global.location(run)?;
+            let Some((step, folder)) = list_checkpoints(&run)?.pop() else {
+                return Err(CheckpointError::NotThere { folder: format!("{run}/checkpoints") }.into());
+            };
+            output.get_or_insert_with(|| run.join(&format!("eval/linear-step-{step:08}.json")));
+            of_run(global, args, &run, &folder, &options)?
+        }
+        None => of_tables(global, args, &options)?,
+    };
+    let record = labels.as_ref().map(|labels| SubsetRecord::new(&labels.ids, &labels.labels));
+    let marked =
+        |report| ProbeReport { label_fraction: args.label_fraction, labels: record.clone(), ..report };
+    let mut reports = reports.into_iter().map(marked);
+    let Some(first) = reports.next() else {
+        bail!(WrongUsage("there is no feature to judge".into()));
+    };
+    let report = LinearReport { first, other_features: reports.collect() };
+    if let Some(output) = &output {
+        if let Some(Labels { ids, labels }) = &labels {
+            let name = format!("{}-labels.parquet", output.file_name().trim_end_matches(".json"));
+            if let Some(folder) = output.folder() {
+                write_label_subset(&folder, &name, ids, labels)?;
+            }
+        }
+        output.publish(serde_json::to_string_pretty(&report)? + "\n", PublishMode::Overwrite)?;
+        say(&format!("report {output}"));
+    }
+    write_json(&report)
+}
+
+fn of_tables(global: &GlobalArgs, args: &LinearArgs, options: &LinearOptions) -> anyhow::Result<Probed> {
+    if args.train.len() != args.test.len() {
+        bail!(WrongUsage("there are as many --train as --test".into()));
+    }
+    let (mut reports, mut labels) = (Vec::new(), None);
+    for (train, test) in args.train.iter().zip(&args.test) {
+        let mut train = FeatureTable::read(&global.location(train)?)?;
+        if let Some(fraction) = args.label_fraction {
+            train = chosen(&train, &balanced_rows(&train.ids, &train.labels, fraction, args.seed));
+            labels = Some(Labels { ids: train.ids.clone(), labels: train.labels.clone() });
+        }
+        let test = FeatureTable::read(&global.location(test)?)?;
+        reports.push(probe(&train, &test, options)?);
+    }
+    Ok((reports, labels))
+}
+
+fn chosen(table: &FeatureTable, rows: &[usize]) -> FeatureTable {
+    FeatureTable {
+        meta: table.meta.clone(),
+        ids: rows.iter().map(|&row| table.ids[row]).collect(),
+        labels: rows.iter().map(|&row| table.labels[row]).collect(),
+        updated_step: rows.iter().map(|&row| table.updated_step[row]).collect(),
+        features: rows.iter().flat_map(|&row| table.feature(row)).copied().collect(),
+    }
+}
+
+fn of_run(
+    global: &GlobalArgs,
+    args: &LinearArgs,
+    run: &Location,
+    checkpoint: &Location,
+    options: &LinearOptions,
+) -> anyhow::Result<Probed> {
+    let dataset = global.location(args.dataset.as_deref().unwrap_or_default())?;
+    let train_split = match &args.train_split {
+        Some(split) => split.clone(),
+        None => Checkpoint::open(checkpoint)?.manifest().trained_on.split.clone(),
+    };
+    let rows = match (args.label_fraction, args.limit) {
+        (Some(fraction), _) => RowChoice::Labels { fraction, seed: args.seed },
+        (None, 0) => RowChoice::All,
+        (None, limit) => RowChoice::Sample(limit as usize),
+    };
+    let progress = Terminal::default();
+    let tables = |split: &str, rows: RowChoice| {
+        let job = RunTables {
+            run: run.clone(),
+            checkpoint: checkpoint.clone(),
+            dataset: dataset.clone(),
+            split: split.to_owned(),
+            rows,
+            layers: args.feature.clone(),
+            batch_size: BATCH_SIZE,
+            threads: args.threads,
+            device: args.device,
+        };
+        run_tables(&job, &progress)
+    };
+    let tests = tables(&args.split, RowChoice::All)?;
+    let labels_of = |ids: &[InstanceId], labels: &[Option<ClassId>]| {
+        args.label_fraction.map(|_| Labels { ids: ids.to_vec(), labels: labels.to_vec() })
+    };
+    if args.augment {
+        let job = AugmentedJob {
+            checkpoint: checkpoint.clone(),
+            dataset: dataset.clone(),
+            train_split: train_split.clone(),
+            rows,
+            layers: args.feature.clone(),
+            batch_size: BATCH_SIZE,
+            threads: args.threads,
+        };
+        let tests = tests.iter().map(FeatureTable::read).collect::<Result<Vec<_>, _>>()?;
+        let reports = probe_augmented(&job, &tests, options, &progress)?;
+        let manifest = crate::dataset::Manifest::read(&dataset)?;
+        let source = rows.open(&dataset, &manifest, &train_split)?;
+        return Ok((reports, labels_of(source.ids(), source.labels())));
+    }
+    let (mut reports, mut labels) = (Vec::new(), None);
+    for (train, test) in tables(&train_split, rows)?.iter().zip(&tests) {
+        let train = FeatureTable::read(train)?;
+        labels = labels_of(&train.ids, &train.labels);
+        reports.push(probe(&train, &FeatureTable::read(test)?, options)?);
+    }
+    Ok((reports, labels))
+}

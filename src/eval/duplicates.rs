@@ -1,0 +1,73 @@
+//! Rows of the bank that show a query's own picture, and do not vote.
+
+use std::collections::BTreeMap;
+
+use super::Neighbours;
+use crate::dataset::DuplicateRow;
+use crate::feature_table::Table;
+use crate::ids::InstanceId;
+
+/// For each query, the instances of the bank that are its duplicates.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Duplicates(BTreeMap<InstanceId, Vec<InstanceId>>);
+
+impl Duplicates {
+    /// The duplicates that `ingest` found, between queries of one split and a bank of one split. A query's own
+    /// row is not its duplicate.
+    pub fn between(rows: &[DuplicateRow], query_split: &str, bank_split: &str) -> Self {
+        let mut groups = BTreeMap::<u64, (Vec<InstanceId>, Vec<InstanceId>)>::new();
+        for row in rows {
+            let (queries, bank) = groups.entry(row.group).or_default();
+            if row.split == query_split {
+                queries.push(row.id);
+            }
+            if row.split == bank_split {
+                bank.push(row.id);
+            }
+        }
+        let mut all = BTreeMap::new();
+        for (queries, bank) in groups.into_values() {
+            for query in queries {
+                let is_other = |id: &&InstanceId| query_split != bank_split || **id != query;
+                let own: Vec<_> = bank.iter().filter(is_other).copied().collect();
+                if !own.is_empty() {
+                    all.insert(query, own);
+                }
+            }
+        }
+        Self(all)
+    }
+
+    /// The most duplicates that any query has.
+    pub fn most(&self) -> usize {
+        self.0.values().map(Vec::len).max().unwrap_or(0)
+    }
+
+    /// Pairs of one of these queries and a duplicate.
+    pub fn pairs(&self, queries: &[InstanceId]) -> usize {
+        queries.iter().filter_map(|query| self.0.get(query)).map(Vec::len).sum()
+    }
+
+    /// The `k` nearest that are no duplicates, of neighbours that were found with [`Duplicates::most`] more.
+    pub(super) fn leave_out(
+        &self,
+        found: Neighbours,
+        k: usize,
+        bank: &dyn Table,
+        queries: &[InstanceId],
+    ) -> Neighbours {
+        if found.k == k {
+            return found;
+        }
+        let (mut rows, mut similarities) = (Vec::new(), Vec::new());
+        for (at, query) in queries.iter().enumerate() {
+            let own = self.0.get(query).map_or(&[] as &[_], Vec::as_slice);
+            let kept = found.of(at).filter(|(row, _)| !own.contains(&bank.ids()[*row])).take(k);
+            for (row, similarity) in kept {
+                rows.push(row as u32);
+                similarities.push(similarity);
+            }
+        }
+        Neighbours { k, rows, similarities }
+    }
+}

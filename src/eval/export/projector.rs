@@ -1,0 +1,77 @@
+//! Files for TensorBoard's embedding projector.
+
+use std::fmt::Write;
+
+use super::super::{EvalError, SPRITE_SIDE, sprite};
+use crate::dataset::Manifest;
+use crate::feature_table::FeatureTable;
+use crate::picture::encode_png;
+use crate::rng::{Purpose, Stream};
+use crate::storage::{Location, PublishMode};
+
+/// What to export.
+#[derive(Clone, Debug)]
+pub struct ProjectorJob {
+    /// The feature table.
+    pub table: Location,
+    /// The dataset, for the pictures.
+    pub dataset: Option<Location>,
+    /// The folder that TensorBoard is pointed at.
+    pub output: Location,
+    /// A uniform sample of so many rows at most.
+    pub limit: usize,
+}
+
+/// Publishes `tensors.tsv`, `metadata.tsv`, with a dataset `sprite.png`, and last `projector_config.pbtxt`; gives
+/// the number of rows.
+///
+/// # Errors
+/// If the table or the dataset cannot be read or do not belong together, or the store fails.
+pub fn export_projector(job: &ProjectorJob) -> Result<usize, EvalError> {
+    let table = FeatureTable::read(&job.table)?;
+    let mut rows: Vec<usize> = (0..table.len()).collect();
+    if rows.len() > job.limit {
+        Stream::new(0, Purpose::Report, 6, 0).shuffle(&mut rows);
+        rows.truncate(job.limit);
+        rows.sort_unstable();
+    }
+    let mut tensors = String::new();
+    let mut metadata = String::from("instance_id\tclass\n");
+    for &row in &rows {
+        let numbers: Vec<String> = table.feature(row).iter().map(ToString::to_string).collect();
+        tensors += &numbers.join("\t");
+        tensors.push('\n');
+        let class = table.labels[row].and_then(|class| table.meta.classes.get(class.index()));
+        let class = class.map_or("", String::as_str).replace(['\t', '\n', '\r'], " ");
+        writeln!(metadata, "{}\t{class}", table.ids[row]).expect("a String takes everything");
+    }
+    let name = format!("{}, {}, step {}", table.meta.split, table.meta.layer, table.meta.step);
+    let mut config = format!(
+        "embeddings {{\n  tensor_name: {}\n  tensor_path: \"tensors.tsv\"\n  metadata_path: \"metadata.tsv\"\n",
+        serde_json::Value::from(name)
+    );
+    let publish = |name: &str, contents: Vec<u8>| {
+        job.output.join(name).publish(contents, PublishMode::Overwrite).map_err(EvalError::from)
+    };
+    if let Some(dataset) = &job.dataset {
+        let manifest = Manifest::read(dataset)?;
+        if manifest.dataset_digest.to_string() != table.meta.dataset_digest {
+            let reason = format!("{dataset} is another dataset than that of {}", job.table);
+            return Err(EvalError::Mismatch { reason });
+        }
+        let ids: Vec<_> = rows.iter().map(|&row| table.ids[row]).collect();
+        let pictures = sprite(dataset, &manifest, &table.meta.split, &ids)?;
+        let png = encode_png(&pictures).map_err(|error| EvalError::Options { reason: error.to_string() })?;
+        publish("sprite.png", png)?;
+        write!(
+            config,
+            "  sprite {{\n    image_path: \"sprite.png\"\n    single_image_dim: {SPRITE_SIDE}\n    single_image_dim: {SPRITE_SIDE}\n  }}\n"
+        )
+        .expect("a String takes everything");
+    }
+    config.push_str("}\n");
+    publish("tensors.tsv", tensors.into_bytes())?;
+    publish("metadata.tsv", metadata.into_bytes())?;
+    publish("projector_config.pbtxt", config.into_bytes())?;
+    Ok(rows.len())
+}

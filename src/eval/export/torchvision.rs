@@ -1,0 +1,46 @@
+//! Weights as torchvision loads them.
+
+use std::collections::HashMap;
+
+use safetensors::SafeTensors;
+
+use crate::checkpoint::{Checkpoint, CheckpointError, MODEL};
+use crate::storage::{Location, PublishMode};
+
+use super::super::EvalError;
+
+/// Publishes a checkpoint's weights as one safetensors file; gives the number of tensors.
+///
+/// Without the projection, the file holds the backbone alone: a torchvision model whose last layer is
+/// `torch.nn.Identity()` loads it.
+///
+/// # Errors
+/// If the checkpoint is damaged, or the store fails.
+pub fn export_torchvision(
+    folder: &Location,
+    output: &Location,
+    with_projection: bool,
+) -> Result<usize, EvalError> {
+    let checkpoint = Checkpoint::open(folder)?;
+    let state = checkpoint.state()?;
+    let bytes = checkpoint.read(MODEL)?;
+    let damaged = || CheckpointError::Damaged { file: folder.join(MODEL).to_string() };
+    let weights = SafeTensors::deserialize(&bytes).map_err(|_| damaged())?;
+    let arch = state.encoder["arch"].as_str().unwrap_or_default().to_owned();
+    let projection = if arch.starts_with("resnet") { "fc." } else { "classifier.6." };
+    let kept: Vec<_> = weights
+        .tensors()
+        .into_iter()
+        .filter(|(name, _)| with_projection || !name.starts_with(projection))
+        .collect();
+    let count = kept.len();
+    // PyTorch's tools look for the first entry.
+    let about = HashMap::from([
+        ("format".to_owned(), "pt".to_owned()),
+        ("arch".to_owned(), arch),
+        ("step".to_owned(), checkpoint.manifest().step.to_string()),
+    ]);
+    let file = safetensors::serialize(kept, Some(about)).map_err(|_| damaged())?;
+    output.publish(file, PublishMode::Overwrite)?;
+    Ok(count)
+}

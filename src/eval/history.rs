@@ -1,0 +1,77 @@
+//! The scores of a run's checkpoints so far, from their reports.
+
+use serde::Deserialize;
+
+use super::KnnReport;
+use crate::storage::{Location, StorageError};
+
+/// The scores of one checkpoint.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct HistoryPoint {
+    /// The training step.
+    pub step: u64,
+    /// See [`KnnReport::top1`].
+    pub top1: f64,
+    /// See [`KnnReport::top5`].
+    pub top5: f64,
+    /// See [`KnnReport::top1_interval`].
+    pub top1_interval: [f64; 2],
+    /// See [`KnnReport::top5_interval`].
+    pub top5_interval: [f64; 2],
+    feature: String,
+    k: usize,
+    temperature: f64,
+    split: String,
+    queries: usize,
+}
+
+impl HistoryPoint {
+    /// The scores of a report.
+    pub fn of(report: &KnnReport) -> Self {
+        Self {
+            step: report.step,
+            top1: report.top1,
+            top5: report.top5,
+            top1_interval: report.top1_interval,
+            top5_interval: report.top5_interval,
+            feature: report.feature.clone(),
+            k: report.k,
+            temperature: report.temperature,
+            split: report.split.clone(),
+            queries: report.queries,
+        }
+    }
+
+    /// Whether the scores mean the same: same feature, votes and queries.
+    fn compares_with(&self, other: &Self) -> bool {
+        (&self.feature, self.k, &self.split, self.queries)
+            == (&other.feature, other.k, &other.split, other.queries)
+            && self.temperature == other.temperature
+    }
+}
+
+/// The scores of the run's checkpoints that can be compared with this report, by step; its own is among them.
+///
+/// # Errors
+/// If the store fails. A file that is no report is passed over.
+pub fn history(run: &Location, report: &KnnReport) -> Result<Vec<HistoryPoint>, StorageError> {
+    let own = HistoryPoint::of(report);
+    let folder = run.join("eval");
+    let mut points = vec![own.clone()];
+    for entry in folder.list()? {
+        let is_report = entry.name.starts_with("knn-step-") && entry.name.ends_with(".json");
+        if !is_report {
+            continue;
+        }
+        let text = match folder.join(&entry.name).read() {
+            Ok(text) => text,
+            // Another job may be replacing it.
+            Err(error) if error.is_not_found() => continue,
+            Err(error) => return Err(error),
+        };
+        let point = serde_json::from_slice::<HistoryPoint>(&text).ok();
+        points.extend(point.filter(|point| point.step != own.step && point.compares_with(&own)));
+    }
+    points.sort_by_key(|point| point.step);
+    Ok(points)
+}

@@ -1,0 +1,67 @@
+//! How often a classifier is right: an encoder whose projection has an output for each class.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+use tch::{Tensor, no_grad};
+
+use super::head::Score;
+use crate::eval::EmbedError;
+use crate::eval::interval::bootstrap_interval;
+use crate::loader::{EvalTransform, Source, evaluation_batches};
+use crate::model::Encoder;
+use crate::progress::Progress;
+
+/// The scores of a classifier. Shares are in 0..1.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ClassifierReport {
+    /// The share of labelled pictures whose class has the highest score.
+    pub top1: f64,
+    /// The share of labelled pictures whose class is among the five highest.
+    pub top5: f64,
+    /// The 95 % bootstrap interval of `top1`.
+    pub top1_interval: [f64; 2],
+    /// The 95 % bootstrap interval of `top5`.
+    pub top5_interval: [f64; 2],
+    /// Labelled pictures.
+    pub queries: usize,
+}
+
+/// Scores a classifier on every labelled picture of a source.
+///
+/// # Errors
+/// If a picture cannot be loaded.
+pub fn classify(
+    encoder: &Encoder,
+    source: Arc<dyn Source>,
+    batch_size: usize,
+    threads: usize,
+    progress: &dyn Progress,
+) -> Result<ClassifierReport, EmbedError> {
+    let config = encoder.config();
+    let transform =
+        EvalTransform::ResizeCenterCrop { resize: config.evaluation_resize, crop: config.image_size };
+    let mut score = Score { top1: 0, top5: 0, rows: 0 };
+    progress.begin("classify", source.len() as u64);
+    for batch in evaluation_batches(source, transform, batch_size, threads)? {
+        let batch = batch?;
+        let side = i64::from(config.image_size);
+        let pixels = Tensor::from_slice(&batch.pixels).view([batch.ids.len() as i64, 3, side, side]);
+        let (rows, labels): (Vec<i64>, Vec<i64>) =
+            (0..).zip(&batch.labels).filter_map(|(row, label)| Some((row, i64::from((*label)?.0)))).unzip();
+        if !rows.is_empty() {
+            let logits = no_grad(|| encoder.projected(&pixels, false));
+            let rows = Tensor::from_slice(&rows).to_device(logits.device());
+            score.add(&logits.index_select(0, &rows), &Tensor::from_slice(&labels));
+        }
+        progress.advance(batch.ids.len() as u64);
+    }
+    progress.finish();
+    Ok(ClassifierReport {
+        top1: score.share(score.top1),
+        top5: score.share(score.top5),
+        top1_interval: bootstrap_interval(score.top1, score.rows),
+        top5_interval: bootstrap_interval(score.top5, score.rows),
+        queries: score.rows,
+    })
+}

@@ -1,0 +1,92 @@
+//! Logistic regression by L-BFGS.
+
+use tch::{Device, Kind, Tensor, no_grad};
+
+use super::examples::{Examples, Scale};
+use super::head::Head;
+use super::lbfgs::minimise;
+use super::sgd::{Cell, unscaled};
+
+/// The largest number of the gradient at the minimum. The loss is a mean, so this does not grow with the rows;
+/// scikit-learn's default is 1e-4.
+const TOLERANCE: f64 = 2e-6;
+
+/// The minimum for each weight decay. The strongest is found first, and each is the start of the next.
+pub(super) fn fit(
+    rows: &Examples,
+    cells: &[Cell],
+    classes: usize,
+    scale: Option<&Scale>,
+    iterations: usize,
+    device: Device,
+) -> Vec<Head> {
+    let dim = rows.features.size()[1];
+    let shape = Shape { dim, classes: classes as i64 };
+    let mut order: Vec<usize> = (0..cells.len()).collect();
+    order.sort_by(|&a, &b| cells[b].weight_decay.total_cmp(&cells[a].weight_decay));
+    let mut start = Tensor::zeros([(dim + 1) * shape.classes], (Kind::Double, device));
+    let mut heads: Vec<Option<Head>> = cells.iter().map(|_| None).collect();
+    for at in order {
+        let mut loss = |parameters: &Tensor| {
+            no_grad(|| mean_loss(rows, parameters, shape, cells[at].weight_decay, scale))
+        };
+        let minimum = minimise(&start, &mut loss, TOLERANCE, iterations);
+        start = minimum.at.copy();
+        let (weight, bias) = shape.parts(&minimum.at);
+        let (weight, bias) = unscaled(weight.to_kind(Kind::Float), bias.to_kind(Kind::Float), scale);
+        heads[at] = Some(Head { weight, bias, steps: minimum.steps, converged: minimum.converged });
+    }
+    heads.into_iter().flatten().collect()
+}
+
+/// Weights and bias as one vector.
+#[derive(Clone, Copy)]
+struct Shape {
+    dim: i64,
+    classes: i64,
+}
+
+impl Shape {
+    /// `[dim, classes]` and `[classes]`.
+    fn parts(self, parameters: &Tensor) -> (Tensor, Tensor) {
+        let weights = self.dim * self.classes;
+        let weight = parameters.narrow(0, 0, weights).view([self.dim, self.classes]);
+        (weight, parameters.narrow(0, weights, self.classes))
+    }
+}
+
+/// The mean cross entropy with the weights' decay, and its gradient. Products are f32, sums f64.
+fn mean_loss(
+    rows: &Examples,
+    parameters: &Tensor,
+    shape: Shape,
+    weight_decay: f64,
+    scale: Option<&Scale>,
+) -> (f64, Tensor) {
+    let (device, count) = (parameters.device(), rows.len() as f64);
+    let (weight, bias) = shape.parts(parameters);
+    let (narrow_weight, narrow_bias) = (weight.to_kind(Kind::Float), bias.to_kind(Kind::Float));
+    let mut loss = Tensor::zeros([0_i64; 0], (Kind::Double, device));
+    let mut weight_gradient = weight.zeros_like();
+    let mut bias_gradient = bias.zeros_like();
+    for (features, labels) in rows.chunks() {
+        let mut features = features.to_device(device);
+        if let Some(scale) = scale {
+            features = scale.apply(&features);
+        }
+        let labels = labels.to_device(device).unsqueeze(1);
+        let logits = features.matmul(&narrow_weight) + &narrow_bias;
+        let log_sum = logits.logsumexp([1_i64].as_slice(), true);
+        loss += (&log_sum - logits.gather(1, &labels, false)).sum(Kind::Double);
+        let minus_one = Tensor::full_like(&labels, -1.0).to_kind(Kind::Float);
+        let error = (logits - log_sum).exp().scatter_add(1, &labels, &minus_one);
+        weight_gradient += features.transpose(0, 1).matmul(&error).to_kind(Kind::Double);
+        bias_gradient += error.sum_dim_intlist([0_i64].as_slice(), false, Kind::Double);
+    }
+    let decay = 0.5 * weight_decay * weight.square().sum(Kind::Double).double_value(&[]);
+    let gradient = Tensor::cat(
+        &[(weight_gradient / count + &weight * weight_decay).flatten(0, -1), bias_gradient / count],
+        0,
+    );
+    (loss.double_value(&[]) / count + decay, gradient)
+}

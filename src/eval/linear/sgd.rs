@@ -1,0 +1,158 @@
+//! Logistic regression by stochastic gradient descent: every setting of a sweep, and every layer, in one go
+//! over the data.
+
+use tch::{Device, Kind, Tensor, no_grad};
+
+use super::LinearError;
+use super::examples::{Examples, Scale};
+use super::head::Head;
+use crate::rng::{Purpose, Stream};
+
+const MOMENTUM: f64 = 0.9;
+
+/// One setting of a sweep.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Cell {
+    /// None where there is no learning rate.
+    pub(super) lr: Option<f64>,
+    pub(super) weight_decay: f64,
+}
+
+/// Gives the batches of epochs, for one layer or several.
+pub(super) trait Passes {
+    /// Steps of an epoch.
+    fn steps(&self) -> u64;
+
+    /// Shows each batch of an epoch: for each layer its examples.
+    fn epoch(&mut self, epoch: u64, see: &mut dyn FnMut(&[Examples])) -> Result<(), LinearError>;
+}
+
+/// Passes over rows in memory, in another order each time.
+#[derive(Debug)]
+pub(super) struct CachedPasses<'a> {
+    rows: &'a Examples,
+    batch_size: usize,
+    seed: u64,
+}
+
+impl<'a> CachedPasses<'a> {
+    pub(super) fn new(rows: &'a Examples, batch_size: usize, seed: u64) -> Self {
+        Self { rows, batch_size, seed }
+    }
+}
+
+impl Passes for CachedPasses<'_> {
+    fn steps(&self) -> u64 {
+        self.rows.len().div_ceil(self.batch_size) as u64
+    }
+
+    fn epoch(&mut self, epoch: u64, see: &mut dyn FnMut(&[Examples])) -> Result<(), LinearError> {
+        let mut order: Vec<usize> = (0..self.rows.len()).collect();
+        Stream::new(self.seed, Purpose::ProbeOrder, epoch, 0).shuffle(&mut order);
+        for batch in order.chunks(self.batch_size) {
+            see(&[self.rows.select(batch)]);
+        }
+        Ok(())
+    }
+}
+
+/// The probes of one layer, side by side.
+struct Stack {
+    /// `[cells, dim, classes]`
+    weight: Tensor,
+    /// `[cells, 1, classes]`
+    bias: Tensor,
+    momenta: [Tensor; 2],
+    /// `[cells, 1, 1]`
+    lr: Tensor,
+    weight_decay: Tensor,
+}
+
+impl Stack {
+    fn new(cells: &[Cell], dim: i64, classes: usize, device: Device) -> Self {
+        let (count, classes) = (cells.len() as i64, classes as i64);
+        let zeros = |shape: [i64; 3]| Tensor::zeros(shape, (Kind::Float, device));
+        let column = |value: &dyn Fn(&Cell) -> f64| {
+            let values: Vec<f32> = cells.iter().map(|cell| value(cell) as f32).collect();
+            Tensor::from_slice(&values).view([count, 1, 1]).to_device(device)
+        };
+        Self {
+            weight: zeros([count, dim, classes]),
+            bias: zeros([count, 1, classes]),
+            momenta: [zeros([count, dim, classes]), zeros([count, 1, classes])],
+            lr: column(&|cell| cell.lr.unwrap_or(0.0)),
+            weight_decay: column(&|cell| cell.weight_decay),
+        }
+    }
+
+    /// One step of all, as `torch.optim.SGD` takes it; `share` is that of the full rate.
+    fn step(&mut self, features: &Tensor, labels: &Tensor, share: f64) {
+        let rows = labels.size()[0];
+        // The same features for every probe.
+        let shared = features.unsqueeze(0);
+        let logits = shared.matmul(&self.weight) + &self.bias;
+        let labels = labels.view([1, rows, 1]).expand([logits.size()[0], rows, 1], false);
+        let minus_one = Tensor::full_like(&labels, -1.0).to_kind(Kind::Float);
+        let error = logits.softmax(2, Kind::Float).scatter_add(2, &labels, &minus_one) / rows as f64;
+        let weight_gradient = shared.transpose(1, 2).matmul(&error) + &self.weight * &self.weight_decay;
+        let bias_gradient = error.sum_dim_intlist([1_i64].as_slice(), true, Kind::Float);
+        let rate = &self.lr * share;
+        let [weight_momentum, bias_momentum] = &mut self.momenta;
+        *weight_momentum = &*weight_momentum * MOMENTUM + weight_gradient;
+        *bias_momentum = &*bias_momentum * MOMENTUM + bias_gradient;
+        self.weight -= &rate * &*weight_momentum;
+        self.bias -= &rate * &*bias_momentum;
+    }
+}
+
+/// Trains the probes of each layer's cells from zero. `scales` is empty, or has one for each layer.
+///
+/// # Errors
+/// If a batch cannot be made.
+pub(super) fn fit(
+    passes: &mut dyn Passes,
+    cells: &[Vec<Cell>],
+    classes: usize,
+    scales: &[Scale],
+    epochs: u64,
+    device: Device,
+) -> Result<Vec<Vec<Head>>, LinearError> {
+    let total = (epochs * passes.steps()).max(1) as f64;
+    let mut stacks: Vec<Option<Stack>> = cells.iter().map(|_| None).collect();
+    let mut steps = 0_u64;
+    for epoch in 0..epochs {
+        passes.epoch(epoch, &mut |layers| {
+            let share = 0.5 * (1.0 + (std::f64::consts::PI * steps as f64 / total).cos());
+            no_grad(|| {
+                for (at, examples) in layers.iter().enumerate() {
+                    let mut features = examples.features.to_device(device);
+                    if let Some(scale) = scales.get(at) {
+                        features = scale.apply(&features);
+                    }
+                    let dim = features.size()[1];
+                    let stack =
+                        stacks[at].get_or_insert_with(|| Stack::new(&cells[at], dim, classes, device));
+                    stack.step(&features, &examples.labels.to_device(device), share);
+                }
+            });
+            steps += 1;
+        })?;
+    }
+    let heads = |(at, stack): (usize, Stack)| {
+        let head = |cell: usize| {
+            let (weight, bias) = (stack.weight.get(cell as i64), stack.bias.get(cell as i64).squeeze_dim(0));
+            let (weight, bias) = unscaled(weight, bias, scales.get(at));
+            Head { weight, bias, steps, converged: true }
+        };
+        (0..cells[at].len()).map(head).collect()
+    };
+    Ok(stacks.into_iter().flatten().enumerate().map(heads).collect())
+}
+
+/// The map of scaled features as one of features as they are.
+pub(super) fn unscaled(weight: Tensor, bias: Tensor, scale: Option<&Scale>) -> (Tensor, Tensor) {
+    match scale {
+        None => (weight, bias),
+        Some(scale) => scale.fold_into(&weight, &bias),
+    }
+}

@@ -1,0 +1,81 @@
+//! Queries with their nearest neighbours.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+
+use super::text::{add, escape, percent};
+use super::{PageInput, PagePictures, SHOWN_NEIGHBOURS, Section};
+use crate::eval::{Case, CaseKind, Thumbnails};
+use crate::ids::InstanceId;
+
+const KINDS: [(&str, &str); 4] =
+    [("", "all"), ("best", "surest right"), ("worst", "surest wrong"), ("typical", "at random")];
+
+pub(super) fn section(input: &PageInput<'_>, pictures: &PagePictures) -> Option<Section> {
+    if input.cases.is_empty() {
+        return None;
+    }
+    let mut html = String::from(
+        "<p class=\"legend\"><span class=\"right\">right class</span> <span class=\"wrong\">another class</span> The most similar first, with their cosine.</p>\n<div class=\"bar-head\"><div class=\"segments\" role=\"group\" aria-label=\"Which queries\" id=\"kinds\">",
+    );
+    for (kind, name) in KINDS {
+        let pressed = kind.is_empty();
+        add!(html, "<button type=\"button\" data-kind=\"{kind}\" aria-pressed=\"{pressed}\">{name}</button>");
+    }
+    html.push_str("</div><span id=\"shown\" role=\"status\"></span></div>\n<div class=\"gallery\">\n");
+    for case in input.cases {
+        article(&mut html, input, pictures, case);
+    }
+    html.push_str("</div>\n<p class=\"about\" id=\"none-shown\" hidden>No query of this class is among those shown.</p>\n");
+    Some(Section { id: "gallery", title: "Queries and neighbours", html })
+}
+
+fn article(html: &mut String, input: &PageInput<'_>, pictures: &PagePictures, case: &Case) {
+    let own = input.class_name(input.queries.labels[case.query]);
+    let winner = input.class_name(Some(case.winner));
+    let verdict = if winner == own {
+        format!("<span class=\"right\">voted right</span> with {} of the votes", percent(case.own_share))
+    } else {
+        format!(
+            "voted <span class=\"wrong\">{}</span> with {} of the votes, its own class has {}",
+            escape(winner),
+            percent(case.winner_share),
+            percent(case.own_share)
+        )
+    };
+    let kind = match case.kind {
+        CaseKind::Best => "surest right",
+        CaseKind::Worst => "surest wrong",
+        CaseKind::Typical => "at random",
+    };
+    add!(
+        html,
+        "<article data-class=\"{0}\" data-kind=\"{1}\">\n<figure class=\"query\">{2}</figure>\n<div class=\"found\">\n\
+         <p class=\"verdict\"><b>{0}</b> <span class=\"tag\">{kind}</span> <span>{verdict}</span></p>\n<div class=\"neighbours\">\n",
+        escape(own),
+        case.kind.name(),
+        image(&pictures.queries, input.queries.ids[case.query], own)
+    );
+    for (neighbour, similarity) in input.neighbours.of(case.query).take(SHOWN_NEIGHBOURS) {
+        let class = input.class_name(input.bank.labels()[neighbour]);
+        let verdict = if class == own { "right" } else { "wrong" };
+        add!(
+            html,
+            "<figure class=\"{verdict}\" title=\"{0}, cosine {similarity:.3}\">{1}<figcaption><span>{0}</span> {similarity:.2}</figcaption></figure>\n",
+            escape(class),
+            image(&pictures.bank, input.bank.ids()[neighbour], class)
+        );
+    }
+    html.push_str("</div>\n</div>\n</article>\n");
+}
+
+fn image(pictures: &Thumbnails, id: InstanceId, class: &str) -> String {
+    match pictures.get(id) {
+        Some(jpeg) => format!(
+            "<img src=\"data:image/jpeg;base64,{}\" width=\"96\" height=\"96\" alt=\"instance {id}, {}\">",
+            STANDARD.encode(jpeg),
+            escape(class)
+        ),
+        None => format!("<span class=\"missing\">{id}</span>"),
+    }
+}

@@ -1,0 +1,57 @@
+//! What was judged, and the scores.
+
+use super::PageInput;
+use super::text::{add, escape, grouped, interval, percent};
+
+pub(super) fn write(out: &mut String, input: &PageInput<'_>) {
+    let report = input.report();
+    add!(
+        out,
+        "<header>\n<p class=\"kicker\">Nearest-neighbour report</p>\n<h1>{} of queries get their class right</h1>\n",
+        percent(report.top1)
+    );
+    add!(
+        out,
+        "<p class=\"about\">{} queries of split <b>{}</b> ask {} labelled rows: <b>{}</b>, step {}. {} classes, dataset \
+         <code title=\"{}\">{}</code>.{}{}</p>\n",
+        grouped(report.queries as u64),
+        escape(&report.split),
+        grouped(report.bank_rows as u64),
+        escape(&report.feature),
+        grouped(report.step),
+        report.classes,
+        escape(&report.dataset_digest),
+        escape(report.dataset_digest.get(..12).unwrap_or(&report.dataset_digest)),
+        if report.leave_one_out { " A query's own row does not vote." } else { "" },
+        report.excluded_duplicates.map_or_else(String::new, |pairs| {
+            format!(" {} rows with a query's own picture did not vote.", grouped(pairs as u64))
+        }),
+    );
+    out.push_str("<dl class=\"scores\">\n");
+    let votes = format!("k = {}, τ = {}", report.k, report.temperature);
+    for (name, value, range) in
+        [("top-1", report.top1, report.top1_interval), ("top-5", report.top5, report.top5_interval)]
+    {
+        add!(
+            out,
+            "<div><dt>{name} <span>{votes}</span></dt><dd>{}</dd>\
+             <dd class=\"gauge\" style=\"--share:{value:.4};--low:{:.4};--high:{:.4};--chance:{:.4}\" aria-hidden=\"true\"></dd>\
+             <dd class=\"note\">{} (95 %)</dd></div>\n",
+            percent(value),
+            range[0],
+            range[1],
+            if name == "top-1" { report.chance } else { (5.0 * report.chance).min(1.0) },
+            interval(range),
+        );
+    }
+    add!(
+        out,
+        "<div><dt>chance <span>guessing a class</span></dt><dd>{}</dd>\
+         <dd class=\"gauge\" style=\"--share:{1:.4};--low:{1:.4};--high:{1:.4};--chance:{1:.4}\" aria-hidden=\"true\"></dd>\
+         <dd class=\"note\">top-1 is {2:.1} times that</dd></div>\n",
+        percent(report.chance),
+        report.chance,
+        report.top1 / report.chance.max(f64::MIN_POSITIVE)
+    );
+    out.push_str("</dl>\n</header>\n");
+}

@@ -1,0 +1,54 @@
+//! Which rows of a split: all, a sample, or few labels.
+
+use std::sync::Arc;
+
+use crate::dataset::Manifest;
+use crate::loader::{DatasetSource, LoaderError, Source, Subset};
+use crate::storage::Location;
+use crate::units::Fraction;
+
+/// Rows of a split.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum RowChoice {
+    /// All.
+    #[default]
+    All,
+    /// A uniform sample of so many, the one that training's `limit` takes.
+    Sample(usize),
+    /// A share of the labels, the same number for each class.
+    Labels {
+        /// The share.
+        fraction: Fraction,
+        /// The seed by which the rows are chosen.
+        seed: u64,
+    },
+}
+
+impl RowChoice {
+    /// These rows of a split.
+    ///
+    /// # Errors
+    /// If the split cannot be read.
+    pub fn open(
+        self,
+        dataset: &Location,
+        manifest: &Manifest,
+        split: &str,
+    ) -> Result<Arc<dyn Source>, LoaderError> {
+        let limit = if let Self::Sample(rows) = self { Some(rows) } else { None };
+        let source: Arc<dyn Source> = Arc::new(DatasetSource::open(dataset, manifest, split, limit)?);
+        Ok(match self {
+            Self::Labels { fraction, seed } => Arc::new(Subset::of_labels(source, fraction, seed)),
+            Self::All | Self::Sample(_) => source,
+        })
+    }
+
+    /// A piece of a file's name that tells this choice from others; nothing for all rows.
+    pub(super) fn name(self) -> String {
+        match self {
+            Self::All => String::new(),
+            Self::Sample(rows) => format!("-sample{rows}"),
+            Self::Labels { fraction, seed } => format!("-labels{fraction}-seed{seed}"),
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! The feature tables of a run's checkpoint, made once and kept in the run's folder.
+
+use super::embed::{EmbedError, EmbedJob, embed};
+use super::row_choice::RowChoice;
+use crate::checkpoint::{Checkpoint, MODEL};
+use crate::dataset::Manifest;
+use crate::feature_table::{StoredTable, Table};
+use crate::model::{DeviceChoice, FeatureLayer};
+use crate::progress::Progress;
+use crate::storage::{Digest, Location};
+
+/// Digits of the weights' digest in a table's name.
+const DIGEST_DIGITS: usize = 8;
+
+/// Which tables.
+#[derive(Clone, Debug)]
+pub struct RunTables {
+    /// The run's folder.
+    pub run: Location,
+    /// The checkpoint's folder.
+    pub checkpoint: Location,
+    /// The dataset's folder.
+    pub dataset: Location,
+    /// The split.
+    pub split: String,
+    /// Which rows of it.
+    pub rows: RowChoice,
+    /// The layers, a table for each.
+    pub layers: Vec<FeatureLayer>,
+    /// Pictures of a batch.
+    pub batch_size: usize,
+    /// Threads that decode; 0 for one on each core.
+    pub threads: usize,
+    /// Where to compute.
+    pub device: DeviceChoice,
+}
+
+/// Makes the tables that are not there yet, all in one pass, and gives the places of all.
+///
+/// A table's name holds split, rows, layer, step and the digest of the weights, so what is found is what
+/// would be made again.
+///
+/// # Errors
+/// If a table cannot be made.
+pub fn run_tables(job: &RunTables, progress: &dyn Progress) -> Result<Vec<Location>, EmbedError> {
+    let checkpoint = Checkpoint::open(&job.checkpoint)?;
+    let manifest = Manifest::read(&job.dataset)?;
+    let entry = checkpoint.manifest().files.iter().find(|entry| entry.name == MODEL);
+    let weights = entry.map_or_else(|| Digest([0; 32]), |entry| entry.digest).to_string();
+    let weights = &weights[..DIGEST_DIGITS.min(weights.len())];
+    let (rows, step) = (job.rows.name(), checkpoint.manifest().step);
+    let place = |layer: &FeatureLayer| {
+        let name = format!("{}{rows}-{layer}-step-{step:08}-{weights}.arrow", job.split);
+        job.run.join("eval/features").join(&name)
+    };
+    let digest = manifest.dataset_digest.to_string();
+    let outputs: Vec<_> = job.layers.iter().map(|layer| (*layer, place(layer))).collect();
+    let is_there =
+        |table: &Location| StoredTable::open(table).is_ok_and(|table| table.meta().dataset_digest == digest);
+    let (kept, missing): (Vec<_>, Vec<_>) =
+        outputs.iter().cloned().partition(|(_, location)| is_there(location));
+    for (_, location) in &kept {
+        tracing::info!("{location}: kept from before");
+    }
+    if !missing.is_empty() {
+        let job = EmbedJob {
+            checkpoint: job.checkpoint.clone(),
+            dataset: job.dataset.clone(),
+            split: job.split.clone(),
+            outputs: missing,
+            rows: job.rows,
+            batch_size: job.batch_size,
+            threads: job.threads,
+            device: job.device,
+        };
+        embed(&job, progress)?;
+    }
+    Ok(outputs.into_iter().map(|(_, location)| location).collect())
+}

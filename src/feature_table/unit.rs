@@ -1,0 +1,71 @@
+//! A table with its rows at unit length, so that inner products are cosines.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use super::rows::{Reading, Table};
+use super::{FeatureTable, TableMeta};
+use crate::ids::{ClassId, InstanceId};
+
+/// A table whose rows come at unit length, whatever length they have; a row of zeros stays.
+#[derive(Debug)]
+pub struct UnitRows<'a> {
+    table: &'a dyn Table,
+    meta: TableMeta,
+}
+
+impl<'a> UnitRows<'a> {
+    /// The rows of `table` at unit length.
+    pub fn new(table: &'a dyn Table) -> Self {
+        Self { table, meta: TableMeta { unit_length: true, ..table.meta().clone() } }
+    }
+}
+
+impl Table for UnitRows<'_> {
+    fn meta(&self) -> &TableMeta {
+        &self.meta
+    }
+
+    fn ids(&self) -> &[InstanceId] {
+        self.table.ids()
+    }
+
+    fn labels(&self) -> &[Option<ClassId>] {
+        self.table.labels()
+    }
+
+    fn updated_steps(&self) -> &[Option<u64>] {
+        self.table.updated_steps()
+    }
+
+    fn ranges(&self, longest: usize) -> Vec<Range<usize>> {
+        self.table.ranges(longest)
+    }
+
+    fn start_read(&self, rows: Range<usize>) -> Reading<'_> {
+        self.table.start_read(rows).at_unit_length()
+    }
+}
+
+impl FeatureTable {
+    /// The table itself where its rows are of unit length, else a copy with rows that are.
+    pub fn at_unit_length(&self) -> Cow<'_, Self> {
+        if self.meta.unit_length {
+            return Cow::Borrowed(self);
+        }
+        let mut copy = self.clone();
+        normalise(&mut copy.features, self.meta.dim);
+        copy.meta.unit_length = true;
+        Cow::Owned(copy)
+    }
+}
+
+/// Brings rows to unit length; the sums run in f64 and in order, so that they are the same everywhere.
+pub(super) fn normalise(features: &mut [f32], dim: usize) {
+    for row in features.chunks_exact_mut(dim) {
+        let length = row.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+        if length > 0.0 {
+            row.iter_mut().for_each(|x| *x = (f64::from(*x) / length) as f32);
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! Fine-tuning: an encoder goes on to learn from few labels, with a classifier in place of its projection.
+//!
+//! The run is one like that of [`train`](super::train): the same loader, optimisers, schedules, checkpoints and
+//! metrics, and the same command goes on where it was. Only the loss differs, which is the cross entropy of the
+//! labels, and there is no bank.
+//!
+//! # Source
+//! Paper, section 4.3 (semi-supervised learning): 70 epochs, learning rate 0.01, a tenth of it after every 30.
+
+mod saving;
+mod session;
+mod tuner;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+pub use session::finetune;
+
+use super::{HookError, LrSchedule, MetricsLine, RunSummary, StepReport, TrainConfig, TrainJob};
+use crate::loader::SubsetRecord;
+use crate::model::Encoder;
+use crate::storage::{Digest, Location};
+use crate::units::Fraction;
+
+/// What to fine-tune, on what, and how.
+#[derive(Clone, Debug)]
+pub struct FinetuneJob {
+    /// The dataset, the run and the configuration. Of the latter, what concerns objective and bank has no meaning;
+    /// the embedding's length becomes the number of classes.
+    pub train: TrainJob,
+    /// The checkpoint with whose weights it begins.
+    pub from: Location,
+    /// Which labels, and whether the weights count.
+    pub labels: LabelOptions,
+}
+
+/// Which labels are seen.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LabelOptions {
+    /// Their share, the same number for each class.
+    pub fraction: Fraction,
+    /// The seed by which they are chosen.
+    pub seed: u64,
+    /// Begin with random weights instead: what the labels teach by themselves.
+    pub from_scratch: bool,
+}
+
+/// What a checkpoint of a fine-tuning says of its labels.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct LabelRecord {
+    options: LabelOptions,
+    /// Which these are.
+    subset: SubsetRecord,
+    /// The weights with which it began; none for random ones.
+    weights: Option<Digest>,
+}
+
+/// What others do while a fine-tuning goes on.
+pub trait FinetuneHooks {
+    /// Called once, when the run is set up.
+    fn started(&mut self, _summary: &RunSummary) {}
+
+    /// Called after each step.
+    fn stepped(&mut self, _report: &StepReport) {}
+
+    /// Judges the classifier after an epoch; what it returns goes into the metrics.
+    ///
+    /// # Errors
+    /// Whatever keeps it from judging; this ends the run.
+    fn judge(&mut self, _encoder: &Encoder) -> Result<Map<String, Value>, HookError> {
+        Ok(Map::new())
+    }
+
+    /// Called with each line of the metrics.
+    fn measured(&mut self, _line: &MetricsLine) {}
+}
+
+/// The paper's schedule; the rest is that of the run whose encoder is fine-tuned.
+pub fn finetune_protocol(of_run: &TrainConfig) -> TrainConfig {
+    TrainConfig {
+        split: of_run.split.clone(),
+        arch: of_run.arch,
+        image_size: of_run.image_size,
+        recipe: of_run.recipe,
+        epochs: 70,
+        lr: 0.01,
+        lr_schedule: LrSchedule::Step,
+        lr_milestones: vec![30, 60],
+        lr_decay: 0.1,
+        ..TrainConfig::default()
+    }
+}

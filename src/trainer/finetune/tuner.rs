@@ -1,0 +1,105 @@
+//! One step of fine-tuning, and everything it moves.
+
+use tch::{Kind, Reduction, Tensor};
+
+use super::super::TrainConfig;
+use super::super::error::TrainError;
+use super::super::optimizer::Optimizer;
+use super::super::schedule::learning_rate;
+use super::super::step::{StepOutcome, clip_factor, compute, parts, read};
+use crate::checkpoint::Cursor;
+use crate::loader::Batch;
+use crate::model::{Encoder, NamedTensors, WeightsError};
+
+/// How many ids of a batch an error names.
+const IDS_IN_ERROR: usize = 8;
+/// A label that counts for nothing, as PyTorch has it.
+const NO_LABEL: i64 = -100;
+
+/// The state of a fine-tuning.
+#[derive(Debug)]
+pub(super) struct Tuner {
+    pub(super) config: TrainConfig,
+    pub(super) encoder: Encoder,
+    pub(super) optimizer: Optimizer,
+    pub(super) cursor: Cursor,
+    instances: usize,
+}
+
+impl Tuner {
+    /// The state before the first step, with random weights.
+    pub(super) fn new(config: TrainConfig, instances: usize, device: tch::Device) -> Self {
+        let mut encoder = Encoder::new(config.encoder(), config.seed, device);
+        encoder.set_compute(compute(&config));
+        let optimizer = Optimizer::new(encoder.parameters(), &config);
+        Self { config, encoder, optimizer, cursor: Cursor::default(), instances }
+    }
+
+    /// Takes the backbone's weights from a model whose last layer was something else.
+    ///
+    /// # Errors
+    /// If they are not of this architecture.
+    pub(super) fn begin_with(&mut self, weights: &NamedTensors) -> Result<(), WeightsError> {
+        // Also where the embedding happens to be as long as there are classes.
+        let projection = self.encoder.weights();
+        let whole = self.encoder.load_backbone(weights)?;
+        if whole {
+            self.encoder.load_projection(&projection)?;
+        }
+        Ok(())
+    }
+
+    /// Steps of an epoch.
+    pub(super) fn steps_per_epoch(&self) -> u64 {
+        self.config.loader().steps(self.instances)
+    }
+
+    /// Trains on one batch.
+    ///
+    /// # Errors
+    /// If loss or gradient are not finite.
+    pub(super) fn step(&mut self, batch: &Batch) -> Result<StepOutcome, TrainError> {
+        let lr = learning_rate(&self.config, self.cursor, self.steps_per_epoch());
+        self.optimizer.zero_gradients();
+        let total = batch.ids.len();
+        let side = i64::from(self.config.image_size);
+        let picture = (3 * side * side) as usize;
+        let mut losses = Vec::new();
+        for range in parts(total, self.config.accumulate) {
+            let pixels = &batch.pixels[range.start * picture..range.end * picture];
+            let pixels = Tensor::from_slice(pixels).view([range.len() as i64, 3, side, side]);
+            let labels: Vec<i64> = batch.labels[range]
+                .iter()
+                .map(|label| label.map_or(NO_LABEL, |class| i64::from(class.0)))
+                .collect();
+            let labels = Tensor::from_slice(&labels).to_device(self.encoder.device());
+            let logits = self.encoder.projected(&pixels, true).to_kind(Kind::Float);
+            let weights: Option<Tensor> = None;
+            let loss =
+                logits.cross_entropy_loss(&labels, weights, Reduction::Sum, NO_LABEL, 0.0) / total as f64;
+            loss.backward();
+            losses.push(loss.detach());
+        }
+        let loss = Tensor::stack(&losses, 0).sum(Kind::Double);
+        let [loss, norm] = read([&loss, &self.optimizer.gradient_norm()]);
+        for (quantity, value) in [("loss", loss), ("gradient's norm", norm)] {
+            if !value.is_finite() {
+                let ids = batch.ids.iter().take(IDS_IN_ERROR).map(|id| id.0).collect();
+                return Err(TrainError::NotFinite { step: self.cursor.step, quantity, value, ids });
+            }
+        }
+        self.optimizer.scale_gradients(clip_factor(&self.config, norm));
+        self.optimizer.step(lr);
+        self.cursor.step += 1;
+        self.cursor.step_in_epoch += 1;
+        Ok(StepOutcome {
+            loss,
+            gradient_norm: norm,
+            lr,
+            row_cosine: 1.0,
+            alignment: 0.0,
+            ln_partition: None,
+            skipped: false,
+        })
+    }
+}

@@ -1,0 +1,34 @@
+//! Exported files, opened by the programs they are for.
+
+use std::path::Path;
+
+use super::support::{dataset, instdisc, python, scratch};
+
+#[test]
+fn exports_open_in_torchvision_duckdb_and_the_projector() {
+    let dir = scratch();
+    let run = dir.path().join("run");
+    // A network that torchvision has.
+    instdisc("train --arch resnet18 --image-size 32 --dim 24 --batch-size 32 --negatives 32 --device cpu --epochs 1 --limit 64 --no-monitor")
+        .arg("--dataset", dataset())
+        .arg("--run", &run)
+        .ok();
+    let checkpoint = run.join("checkpoints/step-00000002");
+    let bank = checkpoint.join("bank.arrow");
+    let file = |name: &str| dir.path().join(name);
+    let weights = |more: &str, name: &str| {
+        let call = instdisc(&format!("export torchvision {more}"));
+        call.arg("--checkpoint", &checkpoint).arg("--output", file(name)).json()
+    };
+    let whole = weights("", "whole.safetensors")["tensors"].as_u64().expect("a number");
+    assert_eq!(weights("--without-projection", "backbone.safetensors")["tensors"], whole - 2);
+    let parquet =
+        instdisc("export parquet").arg("--table", &bank).arg("--output", file("table.parquet")).json();
+    assert_eq!(parquet["rows"], 64);
+    let projector = instdisc("export projector --limit 50").arg("--table", &bank).arg("--dataset", dataset());
+    assert_eq!(projector.arg("--output", file("projector")).json()["rows"], 50);
+    let test = "exports_open_in_torchvision_duckdb_and_the_projector";
+    let arguments = [dir.path(), Path::new("resnet18"), Path::new("24")];
+    let Some(output) = python(test, "tests/python/check_export.py", &arguments) else { return };
+    assert_eq!(output.trim(), "checked 64 rows, 50 points");
+}

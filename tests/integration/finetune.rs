@@ -1,0 +1,88 @@
+//! Fine-tuning: few labels, the same machinery as training.
+
+use std::path::Path;
+
+use super::support::{Call, contents, dataset, instdisc, python, scratch, train};
+
+fn finetune(checkpoint: &Path, run: &Path, more: &str) -> Call {
+    let base = "finetune --device cpu --batch-size 16";
+    instdisc(&format!("{base} {more}"))
+        .arg("--checkpoint", checkpoint)
+        .arg("--dataset", dataset())
+        .arg("--run", run)
+}
+
+/// A small run and its last checkpoint.
+fn trained(folder: &Path) -> std::path::PathBuf {
+    let run = folder.join("run");
+    train(dataset(), &run, "--epochs 1 --no-monitor").ok();
+    run.join("checkpoints/step-00000008")
+}
+
+#[test]
+fn a_stopped_fine_tuning_goes_on_to_the_same_weights() {
+    let dir = scratch();
+    let checkpoint = trained(dir.path());
+    let (whole, parts) = (dir.path().join("whole"), dir.path().join("parts"));
+    let report = finetune(&checkpoint, &whole, "--epochs 4").json();
+    // Half of 120 labels: six of each of ten classes, in four batches.
+    assert_eq!((&report["step"], &report["labels"]["subset"]["rows"]), (&16.into(), &60.into()));
+    assert_eq!(report["labels"]["subset"]["rows_per_class"], 6);
+    finetune(&checkpoint, &parts, "--epochs 2").ok();
+    let resumed = finetune(&checkpoint, &parts, "--epochs 4").json();
+    assert_eq!((&resumed["top1"], &resumed["top5"]), (&report["top1"], &report["top5"]));
+    for name in ["model.safetensors", "optimizer.safetensors"] {
+        let read =
+            |run: &Path| std::fs::read(run.join("checkpoints/step-00000016").join(name)).expect("a file");
+        assert!(read(&whole) == read(&parts), "{name} differs");
+    }
+    assert_eq!(
+        std::fs::read(whole.join("labels.parquet")).ok(),
+        std::fs::read(parts.join("labels.parquet")).ok()
+    );
+    let metrics = std::fs::read_to_string(whole.join("metrics.jsonl")).expect("metrics");
+    let epochs: Vec<serde_json::Value> = metrics
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"))
+        .filter(|line| line["scope"] == "epoch")
+        .collect();
+    assert_eq!(epochs.len(), 4);
+    assert!(epochs[3]["loss"].as_f64() < epochs[0]["loss"].as_f64(), "{metrics}");
+    assert_eq!(epochs[3]["top1"], report["top1"]);
+
+    let checked = python(
+        "a_stopped_fine_tuning_goes_on_to_the_same_weights",
+        "tests/python/check_classifier.py",
+        &[&whole.join("checkpoints/step-00000016")],
+    );
+    assert!(checked.is_none_or(|output| output.trim() == "10 classes"));
+
+    // Finished: the same command says so, and changes nothing.
+    let before = contents(&whole);
+    assert_eq!(finetune(&checkpoint, &whole, "--epochs 4").json()["top1"], report["top1"]);
+    assert_eq!(contents(&whole), before);
+    let error = finetune(&checkpoint, &whole, "--epochs 4 --label-seed 7").fails(78);
+    assert!(error.contains("finetune"), "{error}");
+}
+
+/// The first checkpoint has the encoder's backbone and a new last layer; with random weights, neither.
+#[test]
+fn a_fine_tuning_begins_with_the_backbone_alone() {
+    let dir = scratch();
+    let checkpoint = trained(dir.path());
+    let read = |folder: &Path| {
+        let bytes = std::fs::read(folder.join("model.safetensors")).expect("weights");
+        let file = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+        let tensor = |name: &str| file.tensor(name).map(|view| (view.shape().to_vec(), view.data().to_vec()));
+        (tensor("layer2.0.conv1.weight").expect("a kernel"), tensor("fc.weight").expect("the classifier"))
+    };
+    let (kernel, projection) = read(&checkpoint);
+    let begin = |name: &str, more: &str| {
+        let run = dir.path().join(name);
+        finetune(&checkpoint, &run, &format!("--epochs 1 --keep 0 --no-monitor {more}")).ok();
+        read(&run.join("checkpoints/step-00000000"))
+    };
+    let (tuned_kernel, classifier) = begin("tuned", "");
+    assert!(tuned_kernel == kernel && classifier.0 == [10, 64] && classifier.1 != projection.1);
+    assert!(begin("scratch", "--from-scratch").0 != kernel);
+}

@@ -1,0 +1,168 @@
+//! The linear probe against scikit-learn, and `instdisc linear` on a run.
+
+use std::path::Path;
+
+use instdisc::feature_table::{FeatureTable, Kind, TableMeta};
+use instdisc::ids::{ClassId, InstanceId};
+use instdisc::rng::{Purpose, Stream};
+use instdisc::storage::Location;
+use serde_json::Value;
+
+use super::support::{dataset, instdisc, python_or_skip, scratch, train};
+
+/// Unit vectors around ten directions, as hard to tell apart as the features of a trained encoder.
+fn table(seed: u64, rows: usize, split: &str) -> FeatureTable {
+    const DIM: usize = 64;
+    const CLASSES: usize = 10;
+    let direction = |stream: &mut Stream| -> Vec<f64> { (0..DIM).map(|_| stream.normal()).collect() };
+    let mut centres = Stream::new(99, Purpose::Report, 0, 0);
+    let centres: Vec<Vec<f64>> = (0..CLASSES).map(|_| direction(&mut centres)).collect();
+    let mut stream = Stream::new(seed, Purpose::Report, 1, 0);
+    let labels: Vec<usize> = (0..rows).map(|_| stream.below(CLASSES as u64) as usize).collect();
+    let mut features = Vec::new();
+    for &label in &labels {
+        let own = direction(&mut stream);
+        let mixed: Vec<f64> =
+            own.iter().zip(&centres[label]).map(|(own, centre)| own + 0.25 * centre).collect();
+        let length = mixed.iter().map(|x| x * x).sum::<f64>().sqrt();
+        features.extend(mixed.iter().map(|x| (x / length) as f32));
+    }
+    FeatureTable {
+        meta: TableMeta {
+            kind: Kind::Embedding,
+            layer: "projection".into(),
+            dim: DIM,
+            dataset_digest: "d".into(),
+            split: split.into(),
+            step: 1,
+            unit_length: true,
+            classes: (0..CLASSES).map(|class| format!("class {class}")).collect(),
+        },
+        ids: (0..rows as u32).map(InstanceId).collect(),
+        labels: labels.iter().map(|&label| Some(ClassId(label as u16))).collect(),
+        updated_step: vec![None; rows],
+        features,
+    }
+}
+
+fn write(table: &FeatureTable, path: &Path) {
+    table.write(&Location::from_path(path).expect("a location")).expect("written");
+}
+
+fn assert_like_sklearn(test: &str, own: &Value, tables: [&Path; 2], decay: &str) {
+    let arguments = [tables[0], tables[1], Path::new(decay)];
+    let Some(output) = python_or_skip(test, "tests/python/check_linear.py", &arguments, "scikit-learn")
+    else {
+        return;
+    };
+    let theirs: Value = serde_json::from_str(&output).expect("JSON");
+    for name in ["top1", "top5"] {
+        let (own, theirs) = (own[name].as_f64().expect("a score"), theirs[name].as_f64().expect("a score"));
+        assert!((own - theirs).abs() <= 0.003, "{name}: {own}, scikit-learn {theirs}");
+    }
+}
+
+#[test]
+fn the_probe_scores_as_scikit_learn_does() {
+    let test = "the_probe_scores_as_scikit_learn_does";
+    let dir = scratch();
+    let (train, judged) = (dir.path().join("train.arrow"), dir.path().join("test.arrow"));
+    write(&table(1, 4000, "train"), &train);
+    write(&table(2, 4000, "val"), &judged);
+    for decay in ["1e-2", "1e-4", "1e-6"] {
+        let call = instdisc(&format!("linear --device cpu --weight-decay {decay}"));
+        let report = call.arg("--train", &train).arg("--test", &judged).json();
+        assert_eq!(report["converged"], true);
+        assert!(report["top1"].as_f64() > Some(0.3) && report["top1"].as_f64() < Some(0.9), "{report}");
+        assert_like_sklearn(test, &report, [&train, &judged], decay);
+    }
+}
+
+/// Features of an encoder: of a picture's layers, at their own scale.
+#[test]
+fn the_probe_of_a_run_scores_as_scikit_learn_on_its_cached_features() {
+    let test = "the_probe_of_a_run_scores_as_scikit_learn_on_its_cached_features";
+    let dir = scratch();
+    let run = dir.path().join("run");
+    train(dataset(), &run, "--epochs 1 --no-monitor").ok();
+    let probe = || {
+        instdisc("linear --device cpu --split val --feature pooled,conv2 --weight-decay 1e-3")
+            .arg("--run", &run)
+            .arg("--dataset", dataset())
+            .json()
+    };
+    let report = probe();
+    assert_eq!((&report["feature"], &report["train_rows"]), (&"pooled, 64-d".into(), &120.into()));
+    assert_eq!(report["other_features"][0]["feature"], "conv2, 4096-d");
+    let features = run.join("eval/features");
+    let cached = |split: &str, layer: &str| {
+        let names =
+            std::fs::read_dir(&features).expect("the folder").map(|entry| entry.expect("an entry").path());
+        let start = format!("{split}-{layer}-step-00000008-");
+        let mut found = names
+            .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&start)));
+        found.next().expect("the table is kept")
+    };
+    let (train, judged) = (cached("train", "pooled"), cached("val", "pooled"));
+    assert_like_sklearn(test, &report, [&train, &judged], "1e-3");
+    let written = std::fs::metadata(&train).and_then(|file| file.modified()).expect("a time");
+    let again = probe();
+    assert_eq!(again["top1"], report["top1"]);
+    assert_eq!(std::fs::metadata(&train).and_then(|file| file.modified()).expect("a time"), written);
+    assert!(run.join("eval/linear-step-00000008.json").exists());
+}
+
+#[test]
+fn few_labels_are_a_fixed_and_balanced_subset_that_is_recorded() {
+    let dir = scratch();
+    let (train, judged) = (dir.path().join("train.arrow"), dir.path().join("test.arrow"));
+    write(&table(3, 2000, "train"), &train);
+    write(&table(4, 500, "val"), &judged);
+    let probe = |fraction: &str, seed: u32, name: &str| {
+        instdisc(&format!(
+            "linear --device cpu --weight-decay 1e-3 --label-fraction {fraction} --seed {seed}"
+        ))
+        .arg("--train", &train)
+        .arg("--test", &judged)
+        .arg("--output", dir.path().join(name))
+        .json()
+    };
+    let tenth = probe("0.1", 0, "a.json");
+    assert_eq!((&tenth["train_rows"], &tenth["labels"]["rows_per_class"]), (&200.into(), &20.into()));
+    assert_eq!(tenth["labels"], probe("0.1", 0, "b.json")["labels"]);
+    assert_ne!(tenth["labels"], probe("0.1", 1, "c.json")["labels"]);
+    let all =
+        instdisc("linear --device cpu --weight-decay 1e-3").arg("--train", &train).arg("--test", &judged);
+    assert!(all.json()["top1"].as_f64() > tenth["top1"].as_f64());
+    let record = std::fs::read(dir.path().join("a-labels.parquet")).expect("the record");
+    let record =
+        parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(bytes::Bytes::from(record));
+    let batches = record.and_then(|builder| builder.build()).expect("Parquet");
+    let rows: usize = batches.map(|batch| batch.expect("a batch").num_rows()).sum();
+    assert_eq!(rows, 200);
+}
+
+#[test]
+fn other_crops_in_each_epoch_train_a_probe_too() {
+    let dir = scratch();
+    let run = dir.path().join("run");
+    train(dataset(), &run, "--epochs 1 --no-monitor").ok();
+    let call = instdisc(
+        "linear --augment --device cpu --feature conv1,pooled --epochs 6 --batch-size 32 --lr 0.1,0.01 --weight-decay 0",
+    );
+    let report = call.arg("--run", &run).arg("--dataset", dataset()).json();
+    assert_eq!((&report["augmented"], &report["solver"]), (&true.into(), &"sgd".into()));
+    assert_eq!(report["sweep"].as_array().map(Vec::len), Some(2));
+    assert_eq!(report["iterations"], 6 * 4);
+    assert!(report["top1"].as_f64() > Some(0.2), "ten classes: {report}");
+    assert_eq!(report["other_features"][0]["feature"], "pooled, 64-d");
+}
+
+#[test]
+fn a_layer_that_the_network_has_not_is_wrong_usage() {
+    let dir = scratch();
+    let run = dir.path().join("run");
+    train(dataset(), &run, "--epochs 1 --no-monitor").ok();
+    let call = instdisc("linear --device cpu --feature conv5").arg("--run", &run).arg("--dataset", dataset());
+    assert!(call.fails(2).contains("no layer conv5"));
+}

@@ -1,0 +1,60 @@
+//! The report page in a browser, and what it shows.
+
+use serde_json::Value;
+
+use super::support::{dataset, instdisc, python_or_skip, scratch};
+
+/// The page of a run with three checkpoints and two features, opened in headless Chromium.
+#[test]
+fn a_page_works_in_a_browser() {
+    use super::support::train;
+    let test = "a_page_works_in_a_browser";
+    let dir = scratch();
+    let run = dir.path().join("run");
+    train(dataset(), &run, "--epochs 2 --no-monitor --keep 0").ok();
+    let call = instdisc("knn --watch --split val --feature bank,pooled --k 20,1,5 --temperature 0.07,0.5");
+    call.arg("--run", &run).arg("--dataset", dataset()).ok();
+    let page = run.join("eval/knn-step-00000016.html");
+    let html = std::fs::read_to_string(&page).expect("a page");
+    assert!(html.matches("<tr><th scope=\"row\">").count() >= 2 + 6, "checkpoints and cells");
+    let Some(output) = python_or_skip(test, "tests/python/check_page.py", &[&page], "a browser") else {
+        return;
+    };
+    let seen: Value = serde_json::from_str(&output).expect("JSON");
+    for view in ["light", "dark", "phone"] {
+        let seen = &seen[view];
+        assert_eq!(seen["classes"], 10, "{view}");
+        // Each query has 20 neighbours; the map has its pictures in one.
+        let articles = seen["articles"].as_u64().expect("a number");
+        assert!(articles >= 30 && seen["pictures"].as_u64() == Some(21 * articles + 1), "{view}: {seen}");
+        let sections: Vec<&str> =
+            seen["sections"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        let expected = [
+            "Over training",
+            "Neighbours and temperature",
+            "Classes",
+            "Map",
+            "Queries and neighbours",
+            "Age of the bank",
+        ];
+        assert_eq!(sections, expected, "{view}");
+    }
+}
+
+#[test]
+fn several_features_are_judged_in_one_pass() {
+    use super::support::train;
+    let dir = scratch();
+    let run = dir.path().join("run");
+    train(dataset(), &run, "--epochs 1 --no-monitor").ok();
+    let call = instdisc("knn --split val --feature bank,projection,pooled --k 5,1 --map-points 0");
+    let report = call.arg("--run", &run).arg("--dataset", dataset()).json();
+    let features: Vec<&str> = std::iter::once(&report)
+        .chain(report["other_features"].as_array().into_iter().flatten())
+        .filter_map(|report| report["feature"].as_str())
+        .collect();
+    let expected =
+        ["bank as stored, projection, 16-d", "re-encoded, projection, 16-d", "re-encoded, pooled, 64-d"];
+    assert_eq!(features, expected);
+    assert!(report["other_features"][1]["grid"].as_array().is_some_and(|grid| grid.len() == 2));
+}

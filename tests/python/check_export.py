@@ -1,0 +1,49 @@
+"""Opens exported files with the programs they are for. Usage: check_export.py FOLDER ARCH DIM
+
+FOLDER has whole.safetensors, backbone.safetensors, table.parquet and projector/.
+"""
+
+import csv
+import sys
+from pathlib import Path
+
+import duckdb
+import pyarrow.parquet as pq
+import torch
+import torchvision
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+folder, arch, dim = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+
+model = getattr(torchvision.models, arch)(num_classes=dim)
+model.load_state_dict(load_file(folder / "whole.safetensors"))
+backbone = getattr(torchvision.models, arch)()
+backbone.fc = torch.nn.Identity()
+backbone.load_state_dict(load_file(folder / "backbone.safetensors"))
+pictures = torch.rand(2, 3, 64, 64)
+model.eval(), backbone.eval()
+with torch.no_grad():
+    assert torch.equal(model.fc(backbone(pictures)), model(pictures))
+assert safe_open(folder / "whole.safetensors", "pt").metadata()["format"] == "pt"
+
+table = folder / "table.parquet"
+columns = "count(*), count(distinct instance_id), min(len(feature)), max(len(feature)), count(class)"
+rows, distinct, shortest, longest, named = duckdb.sql(f"select {columns} from '{table}'").fetchone()
+assert rows == distinct == named and shortest == longest == dim, (rows, distinct, shortest, longest, named)
+nearest = f"""select b.instance_id from '{table}' a, '{table}' b where a.instance_id = 3
+    order by list_inner_product(a.feature::float[], b.feature::float[]) desc limit 1"""
+assert duckdb.sql(nearest).fetchone() == (3,), "the nearest of a unit vector is itself"
+assert pq.read_schema(table).field("feature").type.list_size == dim
+
+projector = folder / "projector"
+vectors = [[float(x) for x in line] for line in csv.reader((projector / "tensors.tsv").open(), delimiter="\t")]
+names = list(csv.DictReader((projector / "metadata.tsv").open(), delimiter="\t"))
+assert len(vectors) == len(names) and all(len(vector) == dim for vector in vectors)
+assert all(row["class"] for row in names)
+sprite = Image.open(projector / "sprite.png").convert("RGB")
+config = (projector / "projector_config.pbtxt").read_text()
+assert sprite.width % 32 == 0 and (sprite.width // 32) * (sprite.height // 32) >= len(vectors)
+assert len(set(sprite.getdata())) > 100 and "single_image_dim: 32" in config and "tensors.tsv" in config
+print(f"checked {rows} rows, {len(vectors)} points")
