@@ -116,8 +116,16 @@ impl ShardReader {
     /// # Errors
     /// If the store fails or the bytes are not those that were written.
     pub fn read_row_group(&self, row_group: usize) -> Result<Vec<Row>, DatasetError> {
-        let part = self.fetch(row_group, self.range(row_group, usize::MAX))?;
-        self.parse_row_group(row_group, part.bytes)
+        let range = self.range(row_group, usize::MAX);
+        let read = || self.parse_row_group(row_group, self.fetch(row_group, range.clone())?.bytes);
+        match read() {
+            // What was damaged on its way is whole the second time.
+            Err(error @ DatasetError::RowGroup { .. }) => {
+                tracing::warn!("{error}; it is read once more");
+                read()
+            }
+            other => other,
+        }
     }
 
     /// The rows of a row group's bytes, which are checked against the manifest's digest. The pictures share
