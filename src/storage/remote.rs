@@ -119,8 +119,14 @@ pub(super) fn open_store(
     let client = ClientOptions::new().with_timeout_disabled().with_read_timeout(READ_TIMEOUT);
     let unknown = |key: &str| format!("{key:?} is no option of {scheme} stores");
     macro_rules! configured {
-        ($builder:expr) => {{
+        ($prefix:expr, $builder:expr) => {{
             let mut builder = $builder.with_client_options(client).with_retry(options.retry.config());
+            // Once more: setting the client's options has dropped those of the environment.
+            for (key, value) in std::env::vars().filter(|(key, _)| key.starts_with($prefix)) {
+                if let Ok(known) = key.to_lowercase().parse() {
+                    builder = builder.with_config(known, value);
+                }
+            }
             for (key, value) in &options.pairs {
                 let known = key.to_lowercase().parse().map_err(|_| unknown(key))?;
                 builder = builder.with_config(known, value_of(key, value)?);
@@ -136,16 +142,18 @@ pub(super) fn open_store(
     }
     match scheme {
         "s3" | "s3a" => {
-            let builder = configured!(AmazonS3Builder::from_env().with_bucket_name(bucket));
+            let builder = configured!("AWS_", AmazonS3Builder::from_env().with_bucket_name(bucket));
             let endpoint = builder.get_config_value(&AmazonS3ConfigKey::Endpoint).unwrap_or_default();
             if endpoint.contains('@') {
                 return Err("the endpoint must hold no credentials".into());
             }
             built!(builder)
         }
-        "gs" => built!(configured!(GoogleCloudStorageBuilder::from_env().with_bucket_name(bucket))),
+        "gs" => {
+            built!(configured!("GOOGLE_", GoogleCloudStorageBuilder::from_env().with_bucket_name(bucket)))
+        }
         "az" | "abfs" | "abfss" => {
-            built!(configured!(MicrosoftAzureBuilder::from_env().with_container_name(bucket)))
+            built!(configured!("AZURE_", MicrosoftAzureBuilder::from_env().with_container_name(bucket)))
         }
         _ => Err(format!("scheme {scheme:?} is unknown; use a path, file://, s3://, gs:// or az://")),
     }

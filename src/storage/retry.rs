@@ -83,7 +83,8 @@ pub(super) fn is_lost(error: &object_store::Error) -> bool {
         matches!(error, object_store::Error::Generic { .. }).then_some(error);
     while let Some(error) = cause {
         if error.is::<HttpError>() {
-            return true;
+            // A request that cannot be made, as with http:// where it is not allowed, was not lost.
+            return !error.to_string().contains("builder error");
         }
         cause = error.source();
     }
