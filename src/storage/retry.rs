@@ -59,7 +59,8 @@ impl Attempts {
     /// Says how many there were, where it was more than one.
     pub(super) fn tell(&self, error: object_store::Error) -> object_store::Error {
         let tries = self.made;
-        if tries == 1 {
+        // That nothing is there, or something, is an answer at any try.
+        if tries == 1 || !matches!(error, object_store::Error::Generic { .. }) {
             return error;
         }
         let seconds = self.started.elapsed().as_secs_f64();
@@ -166,6 +167,25 @@ mod tests {
         let text = format!("{error}: {}", error.source().expect("a cause"));
         assert!(text.contains("file: list failed") && text.contains("after 3 tries"), "{text}");
         assert!(text.contains("cut"), "{text}");
+    }
+
+    #[test]
+    fn that_nothing_is_there_is_an_answer_also_after_a_lost_one() {
+        let location = Location::in_memory().join("file");
+        let calls = AtomicUsize::new(0);
+        let action = || {
+            let first = calls.fetch_add(1, Ordering::Relaxed) == 0;
+            let location = &location;
+            async move {
+                if first {
+                    Err(lost())
+                } else {
+                    location.store().get_opts(location.key(), Default::default()).await
+                }
+            }
+        };
+        let error = block_on(location.attempt("read", action)).expect_err("nothing there");
+        assert!(error.is_not_found(), "{error}");
     }
 
     #[test]
