@@ -20,8 +20,8 @@ class Concurrency(unittest.TestCase):
     def tearDownClass(cls):
         cls.store.stop()
 
-    def trainer(self, name, *more):
-        words = ["--dataset", dataset(), "--run", f"s3://{BUCKET}/{name}", *TRAIN, "--epochs", EPOCHS]
+    def trainer(self, name, *more, epochs=EPOCHS):
+        words = ["--dataset", dataset(), "--run", f"s3://{BUCKET}/{name}", *TRAIN, "--epochs", epochs]
         return start("train", *words, *more, env=self.env)
 
     def test_of_three_ingests_at_one_destination_one_works_or_all_find_it_done(self):
@@ -35,9 +35,9 @@ class Concurrency(unittest.TestCase):
         self.assertEqual(dataset_digest(dest, env=self.env), dataset_digest(dataset()))
 
     def test_of_two_trainers_on_one_run_the_second_is_told_who_works(self):
-        first = self.trainer("two", "--epochs", "2000")
+        first = self.trainer("two", epochs=5000)
         wait_until("the first has the run", lambda: any("checkpoint.json" in key for key in self.store.keys("two/")))
-        second = finish(self.trainer("two", "--epochs", "2000"), code=UNAVAILABLE)
+        second = finish(self.trainer("two", epochs=5000), code=UNAVAILABLE)
         self.assertRegex(second.err, r"another process works here \(process \d+ on .*sign of life")
         self.assertIsNone(first.poll(), "the first is not disturbed")
         first.send_signal(signal.SIGTERM)

@@ -78,7 +78,7 @@ class Faults(unittest.TestCase):
         seconds = time.monotonic() - began
         errors = [line for line in result.err.splitlines() if line.startswith("error: ")]
         self.assertEqual(len(errors), 1, result.err)
-        self.assertRegex(errors[0], r"s3://bucket/gone/dataset/\S+: (read|write|list|look up|delete) failed: .*retries")
+        self.assertRegex(errors[0], r"s3://bucket/gone/dataset/\S+: (read|write|list|look up|delete) failed: .*(re)?tries")
         note(f"after {seconds:.0f} s with --retry-seconds 5: {errors[0][:300]}")
         self.assertLess(seconds, 60)
         self.store.start_gateway()

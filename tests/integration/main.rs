@@ -6,6 +6,7 @@ mod architecture;
 mod augment;
 mod compatibility;
 mod faults;
+mod jobs;
 mod killed;
 mod knn;
 mod path;
