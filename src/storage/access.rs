@@ -1,11 +1,13 @@
 //! Reading, listing and publishing whole files.
 
+use std::io::Write;
 use std::ops::Range;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 
+use super::upload::{PART_BYTES, Upload};
 use super::{Digest, Location, StorageError, block_on};
 
 /// A file below a folder.
@@ -119,7 +121,20 @@ impl Location {
         match mode {
             PublishMode::Create if self.remote().is_some() => block_on(self.create(contents)),
             PublishMode::Create => block_on(self.create_locally(contents)),
+            PublishMode::Overwrite if self.remote().is_some() && contents.len() > PART_BYTES => {
+                let mut upload = Upload::start(self)?;
+                upload.write_all(&contents).map_err(|error| self.failed_upload(error))?;
+                upload.finish().map(drop)
+            }
             PublishMode::Overwrite => block_on(self.replace(contents)),
+        }
+    }
+
+    /// The error of a part of an upload.
+    fn failed_upload(&self, error: std::io::Error) -> StorageError {
+        match error.downcast::<StorageError>() {
+            Ok(error) => error,
+            Err(error) => self.failed_locally("write", error),
         }
     }
 

@@ -13,6 +13,7 @@ use object_store::{
 };
 
 use super::retry::{Attempts, is_lost, random_bits};
+use super::traffic::operation;
 use super::{Location, StorageError};
 
 /// The file's attribute that names its writer.
@@ -49,6 +50,11 @@ impl Location {
             return self.create_alone(contents).await;
         }
         self.require_creates().await?;
+        operation(self.create_shared(contents)).await
+    }
+
+    /// For a store that creates.
+    async fn create_shared(&self, contents: Bytes) -> Result<(), StorageError> {
         let writer = writer_id();
         let mut attempts = Attempts::new(self.retry_limits());
         loop {
@@ -64,7 +70,7 @@ impl Location {
             }
             match self.owner(&writer, &contents).await? {
                 Owner::Us => {
-                    tracing::debug!("{self}: the answer was lost, the file is there: {error}");
+                    tracing::debug!("{self}: the answer was lost, the file is there: {}", self.told(&error));
                     return Ok(());
                 }
                 Owner::Another => {

@@ -44,6 +44,16 @@ pub enum StorageError {
         /// What was to be created.
         location: String,
     },
+    /// The store refuses the credentials, or they do not suffice.
+    #[error("{location}: {operation} is not allowed: {reason}")]
+    Denied {
+        /// What was tried.
+        operation: &'static str,
+        /// The file or folder.
+        location: String,
+        /// What the store says.
+        reason: String,
+    },
     /// The operation failed for any other reason.
     #[error("{location}: {operation} failed")]
     Failed {
@@ -65,7 +75,7 @@ impl StorageError {
         match self {
             Self::BadLocation { .. } => Failure::Usage,
             Self::AlreadyExists { .. } => Failure::Io,
-            Self::NoCreate { .. } => Failure::Config,
+            Self::NoCreate { .. } | Self::Denied { .. } => Failure::Config,
             Self::Locked { .. } => Failure::Unavailable,
             Self::NotFound { local, .. } | Self::Failed { local, .. } => {
                 if *local {

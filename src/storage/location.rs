@@ -11,6 +11,7 @@ use url::Url;
 
 use super::StorageError;
 use super::remote::{Remote, StorageOptions, open_store};
+use super::secrets::Told;
 
 /// A file or a folder, on this machine or in an object store.
 #[derive(Clone)]
@@ -59,10 +60,12 @@ impl Location {
         if bucket.is_empty() || bucket.contains('@') {
             return Err(bad("it must name a bucket, and no credentials".into()));
         }
-        let store = open_store(scheme, bucket, options).map_err(bad)?;
+        let remote = Remote::new(options);
+        let store =
+            open_store(scheme, bucket, options).map_err(|reason| bad(remote.secrets.told_text(&reason)))?;
         let path = Path::parse(key.trim_end_matches('/')).map_err(|error| bad(error.to_string()))?;
         let shown = text.trim_end_matches('/').to_owned();
-        Ok(Self { store, path, shown, local: None, remote: Some(Remote::new(options)) })
+        Ok(Self { store, path, shown, local: None, remote: Some(remote) })
     }
 
     /// A location on this machine; a relative path starts at the working directory.
@@ -198,8 +201,23 @@ impl Location {
                 StorageError::NotFound { location, local }
             }
             object_store::Error::AlreadyExists { .. } => StorageError::AlreadyExists { location },
-            source => StorageError::Failed { operation, location, local, source: Box::new(source) },
+            ref error @ (object_store::Error::PermissionDenied { .. }
+            | object_store::Error::Unauthenticated { .. })
+                if !local =>
+            {
+                StorageError::Denied { operation, location, reason: self.told(error) }
+            }
+            source if local => StorageError::Failed { operation, location, local, source: Box::new(source) },
+            source => {
+                let source = Box::new(Told(self.told(&source)));
+                StorageError::Failed { operation, location, local, source }
+            }
         }
+    }
+
+    /// What may be said of an error of the store.
+    pub(super) fn told(&self, error: &object_store::Error) -> String {
+        self.remote.as_ref().map_or_else(|| error.to_string(), |remote| remote.secrets.told(error))
     }
 }
 

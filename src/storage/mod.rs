@@ -2,7 +2,8 @@
 //!
 //! A [`Location`] names a file or a folder; reading, listing and publishing are its methods. What is
 //! published appears whole or not at all, and is durable when the call returns. Retries and back-off, and
-//! what several writers at one place may do, are settled here once. What this layer does not know: any file format, and any of the jobs.
+//! what several writers at one place may do, are settled here once. What this layer does not know: any file
+//! format, and any of the jobs.
 //!
 //! Invariant: a location prints as the user wrote it, without credentials, and no error text holds any.
 
@@ -19,6 +20,7 @@ mod ranged;
 mod remote;
 mod retry;
 mod runtime;
+mod secrets;
 mod traffic;
 mod upload;
 

@@ -9,12 +9,14 @@ use object_store::azure::MicrosoftAzureBuilder;
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
 
+use super::secrets::{Secrets, is_secret};
 use super::traffic::Counting;
 
-/// A stalled body is given up and resumed after this long without a byte.
-const READ_TIMEOUT: Duration = Duration::from_secs(10);
+/// A stalled answer is given up and asked for again after this long without a byte. A part of an upload has to
+/// be on its way within it, too: four parts of 8 MiB want 1.6 MB/s.
+const READ_TIMEOUT: Duration = Duration::from_secs(20);
 /// A signed request is sent again as it is; stores refuse a signature that is older than some minutes.
-const SIGNATURE_LIFE: Duration = Duration::from_secs(240);
+pub(super) const SIGNATURE_LIFE: Duration = Duration::from_secs(240);
 
 /// How long and how often a request is tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +52,7 @@ impl RetryLimits {
 /// Settings of the object stores, as `key=value` pairs in the object_store crate's own names.
 #[derive(Clone, Default)]
 pub struct StorageOptions {
-    pairs: Vec<(String, String)>,
+    pub(super) pairs: Vec<(String, String)>,
     /// How long and how often a request is tried.
     pub retry: RetryLimits,
     /// The user says that no other process writes, so a store need not create conditionally.
@@ -78,22 +80,16 @@ pub(super) struct Remote {
     pub(super) single_writer: bool,
     /// Set when a probe found that the store creates conditionally.
     pub(super) creates: OnceLock<()>,
+    pub(super) secrets: Secrets,
 }
 
 impl Remote {
     pub(super) fn new(options: &StorageOptions) -> Arc<Self> {
         let StorageOptions { retry, single_writer, .. } = *options;
-        Arc::new(Self { retry, single_writer, creates: OnceLock::new() })
+        let given = options.pairs.iter().filter(|(key, _)| is_secret(key));
+        let given = given.filter_map(|(key, value)| value_of(key, value).ok());
+        Arc::new(Self { retry, single_writer, creates: OnceLock::new(), secrets: Secrets::new(given) })
     }
-}
-
-/// Whether the value of such an option must not be seen by other users of the machine.
-fn is_secret(key: &str) -> bool {
-    let key = key.to_lowercase();
-    let marks = ["secret", "token", "password", "account_key", "master_key", "service_account_key", "sas"];
-    // Names of files and addresses, from which a secret is fetched, are none.
-    let public = key.ends_with("_file") || key.ends_with("_uri") || key.ends_with("_path");
-    !public && marks.iter().any(|mark| key.contains(mark))
 }
 
 /// The value of an option: itself, or what the file after `@` holds.
@@ -174,7 +170,6 @@ mod tests {
         let at_file = format!("@{}", file.display());
         assert_eq!(value_of("aws_secret_access_key", &at_file).as_deref(), Ok("hunter2"));
         assert_eq!(value_of("aws_endpoint", "http://localhost:7480").as_deref(), Ok("http://localhost:7480"));
-        assert!(!is_secret("aws_web_identity_token_file"));
     }
 
     #[test]

@@ -10,10 +10,11 @@ use std::hash::{BuildHasher, Hasher};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use object_store::client::HttpError;
+use object_store::client::{HttpError, HttpErrorKind};
 use object_store::retry::{RetryContext, RetryFailure, RetryPolicy};
 
-use super::remote::RetryLimits;
+use super::remote::{RetryLimits, SIGNATURE_LIFE};
+use super::traffic::{failed_tries, operation};
 use super::{Location, StorageError};
 
 /// The first pause; each further one is about twice as long.
@@ -38,27 +39,41 @@ fn pause(attempt: usize) -> Duration {
 pub(super) struct Attempts {
     limits: RetryLimits,
     started: Instant,
+    /// When the last attempt began.
+    last: Instant,
     made: usize,
 }
 
 impl Attempts {
     pub(super) fn new(limits: RetryLimits) -> Self {
-        Self { limits, started: Instant::now(), made: 1 }
+        let now = Instant::now();
+        Self { limits, started: now, last: now, made: 1 }
     }
 
     /// Waits before another attempt; `false` where the limits allow none.
     pub(super) async fn again(&mut self) -> bool {
-        if self.made > self.limits.tries || self.started.elapsed() >= self.limits.time {
+        if self.tries() > self.limits.tries || self.started.elapsed() >= self.limits.time {
             return false;
         }
         tokio::time::sleep(pause(self.made)).await;
         self.made += 1;
+        self.last = Instant::now();
         true
+    }
+
+    /// Whether the last attempt ended for its signature's age alone.
+    fn grew_old(&self) -> bool {
+        self.last.elapsed() >= SIGNATURE_LIFE
+    }
+
+    /// Tries that failed, those within an attempt too.
+    fn tries(&self) -> usize {
+        failed_tries().max(self.made)
     }
 
     /// Says how many there were, where it was more than one.
     pub(super) fn tell(&self, error: object_store::Error) -> object_store::Error {
-        let tries = self.made;
+        let tries = self.tries();
         // That nothing is there, or something, is an answer at any try.
         if tries == 1 || !matches!(error, object_store::Error::Generic { .. }) {
             return error;
@@ -102,23 +117,27 @@ impl Location {
     /// Does what can be done twice, again where it was lost.
     pub(super) async fn attempt<T, F>(
         &self,
-        operation: &'static str,
+        name: &'static str,
         action: impl Fn() -> F,
     ) -> Result<T, StorageError>
     where
         F: Future<Output = object_store::Result<T>>,
     {
-        let mut attempts = Attempts::new(self.retry_limits());
-        loop {
-            let error = match action().await {
-                Ok(done) => return Ok(done),
-                Err(error) => error,
-            };
-            if !is_lost(&error) || !attempts.again().await {
-                return Err(self.failed(operation, attempts.tell(error)));
+        operation(async {
+            let mut attempts = Attempts::new(self.retry_limits());
+            loop {
+                let error = match action().await {
+                    Ok(done) => return Ok(done),
+                    Err(error) => error,
+                };
+                if !(is_lost(&error) || attempts.grew_old()) || !attempts.again().await {
+                    return Err(self.failed(name, attempts.tell(error)));
+                }
+                let told = self.told(&error);
+                tracing::info!("{self}: {name} was lost on the way and is tried again: {told}");
             }
-            tracing::info!("{self}: {operation} was lost on the way and is tried again: {error}");
-        }
+        })
+        .await
     }
 }
 
@@ -129,8 +148,12 @@ pub(super) struct PartPatience(pub(super) RetryLimits);
 #[async_trait]
 impl RetryPolicy for PartPatience {
     async fn retry(&self, context: RetryContext) -> bool {
-        let lost = matches!(context.failure, RetryFailure::Transport(_));
-        if !lost || context.attempt > self.0.tries || context.elapsed >= self.0.time {
+        // Other failures were tried again within the attempt, as long as its signature lived.
+        let lost = RetryFailure::Transport(HttpErrorKind::Unknown);
+        let cut = RetryFailure::Transport(HttpErrorKind::Decode);
+        let grew_old = context.elapsed >= SIGNATURE_LIFE * context.attempt as u32;
+        let open = [lost, cut].contains(&context.failure) || grew_old;
+        if !open || context.attempt > self.0.tries || context.elapsed >= self.0.time {
             return false;
         }
         tokio::time::sleep(pause(context.attempt)).await;
@@ -142,8 +165,6 @@ impl RetryPolicy for PartPatience {
 mod tests {
     use std::io;
     use std::sync::atomic::{AtomicUsize, Ordering};
-
-    use object_store::client::HttpErrorKind;
 
     use super::*;
     use crate::storage::block_on;

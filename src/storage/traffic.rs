@@ -2,6 +2,7 @@
 //!
 //! Every request to a store passes through [`Counted`], below the retries: each attempt counts.
 
+use std::cell::Cell;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,6 +16,27 @@ use object_store::client::{
 };
 
 static TOTAL: Counters = Counters::new();
+
+tokio::task_local! {
+    /// The tries of the operation under way that failed.
+    static FAILED_TRIES: Cell<usize>;
+}
+
+/// Does an operation, whose requests that fail are counted by [`failed_tries`].
+pub(super) async fn operation<F: Future>(operation: F) -> F::Output {
+    FAILED_TRIES.scope(Cell::new(0), operation).await
+}
+
+/// How many requests of the operation under way have failed, those that object_store repeats by itself too.
+pub(super) fn failed_tries() -> usize {
+    FAILED_TRIES.try_with(Cell::get).unwrap_or(0)
+}
+
+fn count_fault(counter: &AtomicU64) {
+    count(counter, 1);
+    // Parts of an upload are requests of tasks of their own.
+    let _ = FAILED_TRIES.try_with(|tries| tries.set(tries.get() + 1));
+}
 
 /// The status with which a store asks for patience.
 const TOO_MANY_REQUESTS: u16 = 429;
@@ -132,13 +154,13 @@ impl HttpService for Counted {
         let answer = match self.0.execute(request).await {
             Ok(answer) => answer,
             Err(error) => {
-                count(&TOTAL.broken, 1);
+                count_fault(&TOTAL.broken);
                 return Err(error);
             }
         };
         let status = answer.status();
         if status.is_server_error() || status.as_u16() == TOO_MANY_REQUESTS {
-            count(&TOTAL.refused, 1);
+            count_fault(&TOTAL.refused);
         }
         let (head, body) = answer.into_parts();
         let cut = Arc::new(AtomicU64::new(0));
@@ -150,7 +172,7 @@ impl HttpService for Counted {
             .map_err(move |error| {
                 // A body may report its end more than once.
                 if cut.fetch_add(1, Ordering::Relaxed) == 0 {
-                    count(&TOTAL.cut, 1);
+                    count_fault(&TOTAL.cut);
                 }
                 error
             });

@@ -12,7 +12,7 @@ use super::retry::PartPatience;
 use super::{Location, StorageError, block_on, handle};
 
 /// Bytes of one part of a multipart upload; S3 allows 10,000 parts, so a file may reach 80 GB.
-const PART_BYTES: usize = 8 << 20;
+pub(super) const PART_BYTES: usize = 8 << 20;
 /// Parts of one file on their way at once: with [`PART_BYTES`] this bounds the memory of an upload.
 const PARTS_IN_FLIGHT: usize = 4;
 
@@ -121,7 +121,8 @@ impl Upload {
             if !there {
                 return Err(self.location.failed("write", error));
             }
-            tracing::info!("{}: the answer was lost, the file is there: {error}", self.location);
+            let told = self.location.told(&error);
+            tracing::info!("{}: the answer was lost, the file is there: {told}", self.location);
         }
         Ok(Published { bytes: self.bytes, digest: self.hasher.finalize().into() })
     }
@@ -149,7 +150,8 @@ impl Drop for Upload {
         if let Some(writer) = self.writer.take()
             && let Err(error) = block_on(writer.abort())
         {
-            tracing::warn!("{}: the unfinished upload could not be removed: {error}", self.location);
+            let told = self.location.told(&error);
+            tracing::warn!("{}: the unfinished upload could not be removed: {told}", self.location);
         }
     }
 }

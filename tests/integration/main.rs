@@ -11,6 +11,7 @@ mod killed;
 mod knn;
 mod path;
 mod sources;
+mod stores;
 mod support;
 mod without_torch;
 
