@@ -160,11 +160,8 @@ impl Checkpoint {
         let file = self.folder.join(name);
         let entry = self.manifest.files.iter().find(|entry| entry.name == name);
         let entry = entry.ok_or_else(|| CheckpointError::Damaged { file: file.to_string() })?;
-        let contents = file.read()?;
-        if Digest::of(&contents) != entry.digest {
-            return Err(CheckpointError::Damaged { file: file.to_string() });
-        }
-        Ok(contents)
+        let contents = file.read_checked(Location::read, entry.digest)?;
+        contents.ok_or_else(|| CheckpointError::Damaged { file: file.to_string() })
     }
 
     /// Reads every file and checks its digest.

@@ -28,12 +28,13 @@ mod train;
 
 use std::io::Write;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
-use crate::storage::{Location, StorageOptions};
+use crate::storage::{Location, RetryLimits, StorageOptions, Traffic};
 
 /// Instance discrimination at ImageNet scale, as batch jobs.
 ///
@@ -54,9 +55,19 @@ struct Cli {
 
 #[derive(Debug, Args)]
 struct GlobalArgs {
-    /// A setting of the object store, such as aws_endpoint=http://localhost:7480; may be repeated
+    /// A setting of the object store, such as aws_endpoint=http://localhost:7480; may be repeated;
+    /// KEY=@FILE takes the value from a file, as secrets must be
     #[arg(long, global = true, value_name = "KEY=VALUE", value_parser = key_value)]
     storage_option: Vec<(String, String)>,
+    /// A request to an object store is not tried again so many seconds after its first attempt
+    #[arg(long, global = true, value_name = "SECONDS", default_value_t = 180)]
+    retry_seconds: u64,
+    /// A request to an object store is tried again so many times at most
+    #[arg(long, global = true, value_name = "N", default_value_t = 100)]
+    retry_tries: usize,
+    /// No other process writes at this place: take also stores that cannot create a file only if it is not there
+    #[arg(long, global = true)]
+    single_writer: bool,
     /// Logs: error, warn, info, debug, or a filter such as instdisc=debug
     #[arg(long, global = true, value_name = "FILTER", default_value = "info", env = "INSTDISC_LOG")]
     log: String,
@@ -64,7 +75,10 @@ struct GlobalArgs {
 
 impl GlobalArgs {
     fn location(&self, text: &str) -> anyhow::Result<Location> {
-        let options = StorageOptions::new(self.storage_option.clone());
+        let mut options = StorageOptions::new(self.storage_option.clone());
+        options.retry =
+            RetryLimits { time: Duration::from_secs(self.retry_seconds), tries: self.retry_tries };
+        options.single_writer = self.single_writer;
         Ok(Location::parse(text, &options)?)
     }
 }
@@ -104,7 +118,12 @@ pub fn main() -> ExitCode {
         Err(error) => error.exit(),
     };
     let logs = progress::start_logs(&cli.global.log);
-    match logs.and_then(|()| run(&cli)) {
+    let result = logs.and_then(|()| run(&cli));
+    let traffic = Traffic::of_this_process();
+    if traffic.requests() > 0 {
+        progress::say(&traffic.to_string());
+    }
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if exit::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
@@ -112,6 +131,16 @@ pub fn main() -> ExitCode {
             ExitCode::from(exit::failure(&error).exit_code())
         }
     }
+}
+
+/// Reads a command line, which begins with the program's name, without running it: so that scripts can be
+/// checked.
+///
+/// # Errors
+/// What is wrong with it, as the program would say.
+pub fn check_command_line(words: &[String]) -> Result<(), String> {
+    let matches = command().try_get_matches_from(words).map_err(|error| error.to_string())?;
+    <Cli as clap::FromArgMatches>::from_arg_matches(&matches).map(drop).map_err(|error| error.to_string())
 }
 
 /// The command line, its help completed with the defaults of the configuration.

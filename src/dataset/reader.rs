@@ -125,7 +125,15 @@ impl ShardReader {
         if range.end > self.bytes || range.start > range.end {
             return Err(self.wrong(row_group, "its place is outside of the shard".into()));
         }
-        self.parse_row_group(row_group, self.location.read_range(range)?)
+        let read = || self.parse_row_group(row_group, self.location.read_range(range.clone())?);
+        match read() {
+            // What was damaged on its way is whole the second time.
+            Err(error @ DatasetError::RowGroup { .. }) => {
+                tracing::warn!("{error}; it is read once more");
+                read()
+            }
+            other => other,
+        }
     }
 
     /// The rows of a row group's bytes, which are checked against the manifest's digest. The pictures share

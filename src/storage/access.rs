@@ -1,12 +1,14 @@
 //! Reading, listing and publishing whole files.
 
+use std::io::Write;
 use std::ops::Range;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
-use object_store::{ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 
-use super::{Location, StorageError, block_on};
+use super::upload::{PART_BYTES, Upload};
+use super::{Digest, Location, StorageError, block_on};
 
 /// A file below a folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,8 +34,7 @@ impl Location {
     /// # Errors
     /// If nothing is there or the store fails.
     pub fn read(&self) -> Result<Bytes, StorageError> {
-        block_on(async { self.store().get(self.key()).await?.bytes().await })
-            .map_err(|error| self.failed("read", error))
+        block_on(self.attempt("read", || async { self.store().get(self.key()).await?.bytes().await }))
     }
 
     /// Reads a range of bytes.
@@ -41,7 +42,34 @@ impl Location {
     /// # Errors
     /// If nothing is there, the file is shorter, or the store fails.
     pub fn read_range(&self, range: Range<u64>) -> Result<Bytes, StorageError> {
-        block_on(self.store().get_range(self.key(), range)).map_err(|error| self.failed("read", error))
+        block_on(self.read_part(range))
+    }
+
+    /// Reads a range of bytes; see [`Location::read_range`].
+    pub(super) async fn read_part(&self, range: Range<u64>) -> Result<Bytes, StorageError> {
+        self.attempt("read", || self.store().get_range(self.key(), range.clone())).await
+    }
+
+    /// Reads bytes and compares them; where they differ, reads them once more, as what was damaged on its
+    /// way is whole the second time. `None` where they differ again.
+    ///
+    /// # Errors
+    /// As the read.
+    pub fn read_checked(
+        &self,
+        read: impl Fn(&Self) -> Result<Bytes, StorageError>,
+        digest: Digest,
+    ) -> Result<Option<Bytes>, StorageError> {
+        for last in [false, true] {
+            let bytes = read(self)?;
+            if Digest::of(&bytes) == digest {
+                return Ok(Some(bytes));
+            }
+            if !last {
+                tracing::warn!("{self}: what was read has another digest; it is read once more");
+            }
+        }
+        Ok(None)
     }
 
     /// The file's size in bytes.
@@ -49,7 +77,7 @@ impl Location {
     /// # Errors
     /// If nothing is there or the store fails.
     pub fn size(&self) -> Result<u64, StorageError> {
-        let meta = block_on(self.store().head(self.key())).map_err(|error| self.failed("look up", error))?;
+        let meta = block_on(self.attempt("look up", || self.store().head(self.key())))?;
         Ok(meta.size)
     }
 
@@ -70,8 +98,8 @@ impl Location {
     /// # Errors
     /// If the store fails.
     pub fn list(&self) -> Result<Vec<Entry>, StorageError> {
-        let found: Vec<_> = block_on(self.store().list(Some(self.key())).try_collect())
-            .map_err(|error| self.failed("list", error))?;
+        let list = || self.store().list(Some(self.key())).try_collect();
+        let found: Vec<_> = block_on(self.attempt("list", list))?;
         let mut entries: Vec<Entry> = found
             .into_iter()
             .filter_map(|meta| {
@@ -89,18 +117,31 @@ impl Location {
     /// # Errors
     /// If the store fails, or on [`PublishMode::Create`] where a file exists.
     pub fn publish(&self, contents: impl Into<Bytes>, mode: PublishMode) -> Result<(), StorageError> {
-        let mode = match mode {
-            PublishMode::Overwrite => PutMode::Overwrite,
-            PublishMode::Create => PutMode::Create,
-        };
-        let payload = PutPayload::from(contents.into());
-        let options = PutOptions { mode, ..PutOptions::default() };
-        block_on(async {
-            use object_store::ObjectStore;
-            self.store().put_opts(self.key(), payload, options).await
-        })
-        .map_err(|error| self.failed("write", error))?;
-        Ok(())
+        let contents = contents.into();
+        match mode {
+            PublishMode::Create if self.remote().is_some() => block_on(self.create(contents)),
+            PublishMode::Create => block_on(self.create_locally(contents)),
+            PublishMode::Overwrite if self.remote().is_some() && contents.len() > PART_BYTES => {
+                let mut upload = Upload::start(self)?;
+                upload.write_all(&contents).map_err(|error| self.failed_upload(error))?;
+                upload.finish().map(drop)
+            }
+            PublishMode::Overwrite => block_on(self.replace(contents)),
+        }
+    }
+
+    /// The error of a part of an upload.
+    fn failed_upload(&self, error: std::io::Error) -> StorageError {
+        match error.downcast::<StorageError>() {
+            Ok(error) => error,
+            Err(error) => self.failed_locally("write", error),
+        }
+    }
+
+    async fn create_locally(&self, contents: Bytes) -> Result<(), StorageError> {
+        let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+        let put = self.store().put_opts(self.key(), PutPayload::from(contents), options).await;
+        put.map(drop).map_err(|error| self.failed("write", error))
     }
 
     /// Removes the file; where there is none, that is no error.
@@ -108,9 +149,9 @@ impl Location {
     /// # Errors
     /// If the store fails.
     pub fn delete(&self) -> Result<(), StorageError> {
-        match block_on(self.store().delete(self.key())) {
-            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(error) => Err(self.failed("delete", error)),
+        match block_on(self.attempt("delete", || self.store().delete(self.key()))) {
+            Err(error) if !error.is_not_found() => Err(error),
+            _ => Ok(()),
         }
     }
 
@@ -165,14 +206,14 @@ pub fn read_concurrently(
     at_once: usize,
 ) -> Result<Vec<Bytes>, StorageError> {
     let read = |(location, range): (Location, Option<Range<u64>>)| async move {
-        let read = match range {
-            Some(range) => location.store().get_range(location.key(), range).await,
-            None => match location.store().get(location.key()).await {
-                Ok(found) => found.bytes().await,
-                Err(error) => Err(error),
-            },
-        };
-        read.map_err(|error| location.failed("read", error))
+        match range {
+            Some(range) => location.read_part(range).await,
+            None => {
+                location
+                    .attempt("read", || async { location.store().get(location.key()).await?.bytes().await })
+                    .await
+            }
+        }
     };
     block_on(futures::stream::iter(wanted).map(read).buffered(at_once.max(1)).try_collect())
 }

@@ -35,6 +35,25 @@ pub enum StorageError {
         /// What the holder wrote of itself.
         holder: String,
     },
+    /// The store cannot be shared by several writers.
+    #[error(
+        "{location}: the store overwrites a file that is to be created, so of several writers one would lose \
+         its work; use another store, or --single-writer if no other process writes here"
+    )]
+    NoCreate {
+        /// What was to be created.
+        location: String,
+    },
+    /// The store refuses the credentials, or they do not suffice.
+    #[error("{location}: {operation} is not allowed: {reason}")]
+    Denied {
+        /// What was tried.
+        operation: &'static str,
+        /// The file or folder.
+        location: String,
+        /// What the store says.
+        reason: String,
+    },
     /// The operation failed for any other reason.
     #[error("{location}: {operation} failed")]
     Failed {
@@ -56,6 +75,7 @@ impl StorageError {
         match self {
             Self::BadLocation { .. } => Failure::Usage,
             Self::AlreadyExists { .. } => Failure::Io,
+            Self::NoCreate { .. } | Self::Denied { .. } => Failure::Config,
             Self::Locked { .. } => Failure::Unavailable,
             Self::NotFound { local, .. } | Self::Failed { local, .. } => {
                 if *local {

@@ -3,40 +3,15 @@
 use std::fmt;
 use std::path::{Component, Path as LocalPath, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
-use object_store::aws::AmazonS3Builder;
-use object_store::azure::MicrosoftAzureBuilder;
-use object_store::gcp::GoogleCloudStorageBuilder;
+use object_store::ObjectStore;
 use object_store::local::LocalFileSystem;
 use object_store::path::{Path, PathPart};
-use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
 use url::Url;
 
 use super::StorageError;
-
-/// A stalled body is given up and resumed after this long without a byte.
-const READ_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Settings of the object stores, as `key=value` pairs in the object_store crate's own names.
-#[derive(Clone, Default)]
-pub struct StorageOptions {
-    pairs: Vec<(String, String)>,
-}
-
-impl StorageOptions {
-    /// Options from `key=value` pairs; they win over the environment.
-    pub fn new(pairs: Vec<(String, String)>) -> Self {
-        Self { pairs }
-    }
-}
-
-impl fmt::Debug for StorageOptions {
-    /// Shows the keys alone: values may be secrets.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.pairs.iter().map(|(key, _)| key)).finish()
-    }
-}
+use super::remote::{Remote, StorageOptions, open_store};
+use super::secrets::Told;
 
 /// A file or a folder, on this machine or in an object store.
 #[derive(Clone)]
@@ -45,6 +20,7 @@ pub struct Location {
     path: Path,
     shown: String,
     local: Option<PathBuf>,
+    remote: Option<Arc<Remote>>,
 }
 
 impl fmt::Display for Location {
@@ -84,9 +60,12 @@ impl Location {
         if bucket.is_empty() || bucket.contains('@') {
             return Err(bad("it must name a bucket, and no credentials".into()));
         }
-        let store = remote_store(scheme, bucket, options).map_err(bad)?;
+        let remote = Remote::new(options);
+        let store =
+            open_store(scheme, bucket, options).map_err(|reason| bad(remote.secrets.told_text(&reason)))?;
         let path = Path::parse(key.trim_end_matches('/')).map_err(|error| bad(error.to_string()))?;
-        Ok(Self { store, path, shown: text.trim_end_matches('/').to_owned(), local: None })
+        let shown = text.trim_end_matches('/').to_owned();
+        Ok(Self { store, path, shown, local: None, remote: Some(remote) })
     }
 
     /// A location on this machine; a relative path starts at the working directory.
@@ -103,6 +82,7 @@ impl Location {
             path: key,
             shown: path.display().to_string(),
             local: Some(absolute),
+            remote: None,
         })
     }
 
@@ -122,7 +102,7 @@ impl Location {
             }
         }
         let shown = format!("{}/{relative}", self.shown.trim_end_matches('/'));
-        Self { store: Arc::clone(&self.store), path, shown, local }
+        Self { path, shown, local, ..self.clone() }
     }
 
     /// The location of another file in the same folder; `None` for a bucket itself.
@@ -139,6 +119,7 @@ impl Location {
             path: Path::from_iter(folder.iter().cloned()).join(name),
             shown,
             local: self.local.as_ref().map(|path| path.with_file_name(name)),
+            remote: self.remote.clone(),
         })
     }
 
@@ -155,6 +136,7 @@ impl Location {
             path: Path::from_iter(folder.iter().cloned()),
             shown: shown.to_owned(),
             local: self.local.as_ref().and_then(|path| path.parent()).map(LocalPath::to_owned),
+            remote: self.remote.clone(),
         })
     }
 
@@ -168,21 +150,38 @@ impl Location {
         self.shown.rsplit('/').find(|part| !part.is_empty()).unwrap_or("")
     }
 
+    /// What it shares with other locations of an object store; `None` on this machine.
+    pub(super) fn remote(&self) -> Option<&Remote> {
+        self.remote.as_deref()
+    }
+
     /// The store behind the location.
-    pub fn store(&self) -> &Arc<dyn ObjectStore> {
+    pub(super) fn store(&self) -> &Arc<dyn ObjectStore> {
         &self.store
     }
 
     /// The key within the store.
-    pub fn key(&self) -> &Path {
+    pub(super) fn key(&self) -> &Path {
         &self.path
     }
 
     /// A place in the memory of this process, which behaves as an object store.
     #[cfg(test)]
     pub(crate) fn in_memory() -> Self {
-        let store = Arc::new(object_store::memory::InMemory::new());
-        Self { store, path: Path::from("test"), shown: "memory://test".into(), local: None }
+        Self::in_memory_within(super::RetryLimits::default())
+    }
+
+    #[cfg(test)]
+    pub(super) fn in_memory_within(retry: super::RetryLimits) -> Self {
+        let options = StorageOptions { retry, ..StorageOptions::default() };
+        Self::on_store(Arc::new(object_store::memory::InMemory::new()), &options)
+    }
+
+    /// A place in some store.
+    #[cfg(test)]
+    pub(super) fn on_store(store: Arc<dyn ObjectStore>, options: &StorageOptions) -> Self {
+        let (path, shown, remote) = (Path::from("test"), "memory://test".into(), Some(Remote::new(options)));
+        Self { store, path, shown, local: None, remote }
     }
 
     /// Puts the location's name to an error of this machine's file system.
@@ -202,8 +201,23 @@ impl Location {
                 StorageError::NotFound { location, local }
             }
             object_store::Error::AlreadyExists { .. } => StorageError::AlreadyExists { location },
-            source => StorageError::Failed { operation, location, local, source: Box::new(source) },
+            ref error @ (object_store::Error::PermissionDenied { .. }
+            | object_store::Error::Unauthenticated { .. })
+                if !local =>
+            {
+                StorageError::Denied { operation, location, reason: self.told(error) }
+            }
+            source if local => StorageError::Failed { operation, location, local, source: Box::new(source) },
+            source => {
+                let source = Box::new(Told(self.told(&source)));
+                StorageError::Failed { operation, location, local, source }
+            }
         }
+    }
+
+    /// What may be said of an error of the store.
+    pub(super) fn told(&self, error: &object_store::Error) -> String {
+        self.remote.as_ref().map_or_else(|| error.to_string(), |remote| remote.secrets.told(error))
     }
 }
 
@@ -233,45 +247,6 @@ fn without_credentials(text: &str) -> String {
     match (text.find("://"), text.rfind('@')) {
         (Some(scheme), Some(at)) if at > scheme => format!("{}…{}", &text[..scheme + 3], &text[at..]),
         _ => text.to_owned(),
-    }
-}
-
-/// Retries outlive an outage of a minute: the defaults of object_store give up after two seconds of 503.
-fn patience() -> RetryConfig {
-    RetryConfig {
-        backoff: BackoffConfig {
-            init_backoff: Duration::from_millis(500),
-            max_backoff: Duration::from_secs(15),
-            base: 3.0,
-        },
-        max_retries: 15,
-        retry_timeout: Duration::from_secs(180),
-    }
-}
-
-fn remote_store(
-    scheme: &str,
-    bucket: &str,
-    options: &StorageOptions,
-) -> Result<Arc<dyn ObjectStore>, String> {
-    let client = ClientOptions::new().with_timeout_disabled().with_read_timeout(READ_TIMEOUT);
-    let unknown = |key: &str| format!("{key:?} is no option of {scheme} stores");
-    macro_rules! build {
-        ($builder:expr) => {{
-            let mut builder = $builder.with_client_options(client).with_retry(patience());
-            for (key, value) in &options.pairs {
-                let known = key.to_lowercase().parse().map_err(|_| unknown(key))?;
-                builder = builder.with_config(known, value);
-            }
-            let store = builder.build().map_err(|error| error.to_string())?;
-            Ok(Arc::new(store) as Arc<dyn ObjectStore>)
-        }};
-    }
-    match scheme {
-        "s3" | "s3a" => build!(AmazonS3Builder::from_env().with_bucket_name(bucket)),
-        "gs" => build!(GoogleCloudStorageBuilder::from_env().with_bucket_name(bucket)),
-        "az" | "abfs" | "abfss" => build!(MicrosoftAzureBuilder::from_env().with_container_name(bucket)),
-        _ => Err(format!("scheme {scheme:?} is unknown; use a path, file://, s3://, gs:// or az://")),
     }
 }
 

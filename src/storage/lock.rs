@@ -1,40 +1,31 @@
 //! A lock on a folder: of several processes one works there.
 //!
 //! On this machine it is the operating system's file lock, which a kill releases. In an object store it is a
-//! small object that its holder writes again and again; one that no longer changes is taken over. All
-//! changes are conditional, so of several takers one wins.
+//! lease of small files (`lease.rs`), which is taken over where its holder shows no life. A store that cannot
+//! create conditionally has none: there the user has said that nobody else writes.
 
 use std::fmt;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Write};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
-use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, UpdateVersion};
-
-use super::{Location, StorageError, block_on, handle};
-
-/// When the holder writes, and after how long without a change the lock is free.
-#[derive(Clone, Copy)]
-struct Pace {
-    beat: Duration,
-    patience: Duration,
-}
-
-const PACE: Pace = Pace { beat: Duration::from_secs(10), patience: Duration::from_secs(45) };
+use super::lease::{Lease, PACE};
+use super::{Location, StorageError};
 
 /// The lock, held; dropping it gives it back.
 pub struct Lock(Held);
 
 enum Held {
     Local { file: Option<File>, location: Location },
-    Lease { location: Location, lost: Arc<AtomicBool>, heart: tokio::task::JoinHandle<()> },
+    Lease(Lease),
+    Nothing { location: Location },
 }
 
 impl fmt::Debug for Lock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Held::Local { location, .. } | Held::Lease { location, .. }) = &self.0;
+        let location = match &self.0 {
+            Held::Local { location, .. } | Held::Nothing { location } => location,
+            Held::Lease(lease) => lease.location(),
+        };
         write!(f, "Lock({location})")
     }
 }
@@ -49,21 +40,22 @@ impl Lock {
         let holder = format!("process {} on {}", std::process::id(), host());
         match location.local_path() {
             Some(path) => take_file(location, path, &holder),
-            None => take_lease(location, &holder, PACE),
+            None if location.remote().is_some_and(|remote| remote.single_writer) => {
+                Ok(Self(Held::Nothing { location: location.clone() }))
+            }
+            None => Ok(Self(Held::Lease(Lease::take(location, &holder, PACE)?))),
         }
     }
 
     /// Whether the lock is still held: call it before a step that must not be done by two.
     ///
     /// # Errors
-    /// [`StorageError::Locked`] if another process took it over, which happens after a pause of this one.
+    /// [`StorageError::Locked`] if another process took it over, which happens after a pause of this one; or if
+    /// the store cannot be asked.
     pub fn check(&self) -> Result<(), StorageError> {
         match &self.0 {
-            Held::Lease { location, lost, .. } if lost.load(Ordering::Acquire) => {
-                let holder = "it took over while this process paused".into();
-                Err(StorageError::Locked { location: location.to_string(), holder })
-            }
-            _ => Ok(()),
+            Held::Lease(lease) => lease.check(),
+            Held::Local { .. } | Held::Nothing { .. } => Ok(()),
         }
     }
 }
@@ -115,99 +107,6 @@ fn is_the_file_at(file: &File, path: &std::path::Path) -> std::io::Result<bool> 
     }
 }
 
-fn take_lease(location: &Location, holder: &str, pace: Pace) -> Result<Lock, StorageError> {
-    let failed = |error| location.failed("lock", error);
-    let created = block_on(put(location, holder, 0, PutMode::Create));
-    let version = match created {
-        Ok(version) => version,
-        Err(object_store::Error::AlreadyExists { .. }) => {
-            let old = match block_on(watch(location, pace)).map_err(failed)? {
-                Watched::Unchanged(version) => version,
-                Watched::Changed(holder) => {
-                    return Err(StorageError::Locked { location: location.to_string(), holder });
-                }
-                Watched::Gone => return take_lease(location, holder, pace),
-            };
-            tracing::warn!("{location}: its holder is gone; taken over");
-            match block_on(put(location, holder, 0, PutMode::Update(old))) {
-                Err(object_store::Error::Precondition { .. }) => {
-                    let holder = "another process took over first".into();
-                    return Err(StorageError::Locked { location: location.to_string(), holder });
-                }
-                other => other.map_err(failed)?,
-            }
-        }
-        Err(error) => return Err(failed(error)),
-    };
-    let lost = Arc::new(AtomicBool::new(false));
-    let heart = handle().spawn(beat(location.clone(), holder.to_owned(), version, pace, Arc::clone(&lost)));
-    Ok(Lock(Held::Lease { location: location.clone(), lost, heart }))
-}
-
-async fn put(
-    location: &Location,
-    holder: &str,
-    beat: u64,
-    mode: PutMode,
-) -> Result<UpdateVersion, object_store::Error> {
-    let payload = PutPayload::from(format!("{holder}, sign of life {beat}"));
-    let options = PutOptions { mode, ..PutOptions::default() };
-    Ok(location.store().put_opts(location.key(), payload, options).await?.into())
-}
-
-enum Watched {
-    Unchanged(UpdateVersion),
-    Changed(String),
-    Gone,
-}
-
-/// Looks whether the holder is alive.
-async fn watch(location: &Location, pace: Pace) -> Result<Watched, object_store::Error> {
-    let look = || async {
-        let found = match location.store().get(location.key()).await {
-            Err(object_store::Error::NotFound { .. }) => return Ok(None),
-            other => other?,
-        };
-        let version = UpdateVersion { e_tag: found.meta.e_tag.clone(), version: found.meta.version.clone() };
-        let text = String::from_utf8_lossy(&found.bytes().await?).into_owned();
-        Ok::<_, object_store::Error>(Some((version, text)))
-    };
-    let Some((first, text)) = look().await? else { return Ok(Watched::Gone) };
-    tracing::info!("{location}: held by {text}; waiting for a sign of life");
-    let deadline = tokio::time::Instant::now() + pace.patience;
-    while tokio::time::Instant::now() < deadline {
-        tokio::time::sleep(pace.beat / 4).await;
-        match look().await? {
-            None => return Ok(Watched::Gone),
-            Some((_, now)) if now != text => return Ok(Watched::Changed(now)),
-            Some(_) => {}
-        }
-    }
-    Ok(Watched::Unchanged(first))
-}
-
-/// Writes signs of life until the lock is lost.
-async fn beat(
-    location: Location,
-    holder: String,
-    mut version: UpdateVersion,
-    pace: Pace,
-    lost: Arc<AtomicBool>,
-) {
-    for number in 1.. {
-        tokio::time::sleep(pace.beat).await;
-        match put(&location, &holder, number, PutMode::Update(version.clone())).await {
-            Ok(next) => version = next,
-            Err(object_store::Error::Precondition { .. } | object_store::Error::NotFound { .. }) => {
-                lost.store(true, Ordering::Release);
-                return;
-            }
-            // The store may be back for the next one.
-            Err(error) => tracing::warn!("{location}: no sign of life could be written: {error}"),
-        }
-    }
-}
-
 impl Drop for Lock {
     fn drop(&mut self) {
         match &mut self.0 {
@@ -223,21 +122,22 @@ impl Drop for Lock {
                 }
                 file.take();
             }
-            Held::Lease { location, lost, heart } => {
-                heart.abort();
-                if !lost.load(Ordering::Acquire)
-                    && let Err(error) = location.delete()
-                {
-                    tracing::warn!("the lock could not be given back: {error}");
-                }
-            }
+            // A lease gives itself back.
+            Held::Lease(_) | Held::Nothing { .. } => {}
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use super::super::lease::Pace;
     use super::*;
+
+    fn take_lease(location: &Location, holder: &str, pace: Pace) -> Result<Lock, StorageError> {
+        Ok(Lock(Held::Lease(Lease::take(location, holder, pace)?)))
+    }
 
     const QUICK: Pace = Pace { beat: Duration::from_millis(40), patience: Duration::from_millis(400) };
 
@@ -274,6 +174,21 @@ mod tests {
         assert!(matches!(dead.check(), Err(StorageError::Locked { .. })));
         drop(dead);
         lock.check().expect("still held");
-        assert!(location.exists().expect("a look"));
+        drop(lock);
+        assert!(location.folder().expect("a folder").list().expect("a list").is_empty());
+    }
+
+    #[test]
+    fn of_many_that_find_the_holder_dead_one_takes_over() {
+        let location = Location::in_memory().join("lock");
+        let silent = Pace { beat: Duration::from_secs(3600), patience: Duration::from_secs(3600) };
+        let dead = take_lease(&location, "dead", silent).expect("free");
+        let take = |number: usize| take_lease(&location, &format!("heir {number}"), QUICK);
+        let results: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..6).map(|number| scope.spawn(move || take(number))).collect();
+            threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+        });
+        assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 1);
+        assert!(matches!(dead.check(), Err(StorageError::Locked { .. })));
     }
 }

@@ -2,10 +2,8 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
 
 use bytes::Bytes;
-use object_store::{ObjectStore, ObjectStoreExt};
 use tokio::task::JoinHandle;
 
 use super::{Location, StorageError, block_on, handle};
@@ -15,17 +13,17 @@ use super::{Location, StorageError, block_on, handle};
 pub struct PendingRead {
     location: Location,
     bytes: u64,
-    task: JoinHandle<object_store::Result<Bytes>>,
+    task: JoinHandle<Result<Bytes, StorageError>>,
 }
 
 impl Location {
     /// Starts to read a range of bytes.
     pub fn start_read_range(&self, range: Range<u64>) -> PendingRead {
-        let (store, key): (Arc<dyn ObjectStore>, _) = (Arc::clone(self.store()), self.key().clone());
+        let location = self.clone();
         let bytes = range.end.saturating_sub(range.start);
         let task = handle().spawn(async move {
             // Stores refuse to read nothing.
-            if bytes == 0 { Ok(Bytes::new()) } else { store.get_range(&key, range).await }
+            if bytes == 0 { Ok(Bytes::new()) } else { location.read_part(range).await }
         });
         PendingRead { location: self.clone(), bytes, task }
     }
@@ -38,10 +36,11 @@ impl PendingRead {
     /// As [`Location::read_range`].
     pub fn finish(mut self) -> Result<Bytes, StorageError> {
         let read = match block_on(&mut self.task) {
-            Ok(read) => read,
-            Err(lost) => Err(object_store::Error::JoinError { source: lost }),
+            Ok(read) => read?,
+            Err(source) => {
+                return Err(self.location.failed("read", object_store::Error::JoinError { source }));
+            }
         };
-        let read = read.map_err(|error| self.location.failed("read", error))?;
         if read.len() as u64 == self.bytes {
             return Ok(read);
         }

@@ -5,7 +5,6 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use bytes::Bytes;
-use object_store::ObjectStoreExt;
 
 use super::{Cancel, Location, StorageError, block_on};
 
@@ -60,10 +59,9 @@ impl Location {
         let read = block_on(async {
             tokio::select! {
                 () = cancel.cancelled() => Ok(None),
-                read = self.store().get_range(self.key(), range) => read.map(Some),
+                read = self.read_part(range) => read.map(Some),
             }
-        });
-        let read = read.map_err(|error| self.failed("read", error))?;
+        })?;
         // A store cuts a range at the end of the object.
         if read.as_ref().is_some_and(|bytes| bytes.len() as u64 != wanted) {
             let short = std::io::Error::from(std::io::ErrorKind::UnexpectedEof);

@@ -2,14 +2,17 @@
 
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 
-use object_store::{ObjectStoreExt, WriteMultipart};
+use object_store::{ObjectStore, PutMultipartOptions, WriteMultipart};
 use serde::{Deserialize, Serialize};
 
+use super::create::{attributes, writer_id};
+use super::retry::PartPatience;
 use super::{Location, StorageError, block_on, handle};
 
 /// Bytes of one part of a multipart upload; S3 allows 10,000 parts, so a file may reach 80 GB.
-const PART_BYTES: usize = 8 << 20;
+pub(super) const PART_BYTES: usize = 8 << 20;
 /// Parts of one file on their way at once: with [`PART_BYTES`] this bounds the memory of an upload.
 const PARTS_IN_FLIGHT: usize = 4;
 
@@ -73,6 +76,8 @@ pub struct Upload {
     writer: Option<WriteMultipart>,
     hasher: blake3::Hasher,
     bytes: u64,
+    /// Tells this file from another writer's, where the store keeps attributes.
+    id: String,
 }
 
 impl fmt::Debug for Upload {
@@ -87,13 +92,20 @@ impl Upload {
     /// # Errors
     /// If the store refuses.
     pub fn start(location: &Location) -> Result<Self, StorageError> {
-        let upload = block_on(location.store().put_multipart(location.key()))
-            .map_err(|error| location.failed("write", error))?;
+        let id = writer_id();
+        let options = || {
+            let of_stores = || PutMultipartOptions { attributes: attributes(&id), ..Default::default() };
+            let options = location.remote().map(|_| of_stores()).unwrap_or_default();
+            options.with_retry_policy(Arc::new(PartPatience(location.retry_limits())))
+        };
+        let start = || location.store().put_multipart_opts(location.key(), options());
+        let upload = block_on(location.attempt("write", start))?;
         Ok(Self {
             location: location.clone(),
             writer: Some(WriteMultipart::new_with_chunk_size(upload, PART_BYTES)),
             hasher: blake3::Hasher::new(),
             bytes: 0,
+            id,
         })
     }
 
@@ -103,7 +115,15 @@ impl Upload {
     /// If the store fails; then nothing is published.
     pub fn finish(mut self) -> Result<Published, StorageError> {
         let writer = self.writer.take().expect("the writer is taken only here and in drop");
-        block_on(writer.finish()).map_err(|error| self.location.failed("write", error))?;
+        if let Err(error) = block_on(writer.finish()) {
+            // The answer to the last request can be lost after the store acted.
+            let there = self.location.remote().is_some() && block_on(self.location.is_of(&self.id))?;
+            if !there {
+                return Err(self.location.failed("write", error));
+            }
+            let told = self.location.told(&error);
+            tracing::info!("{}: the answer was lost, the file is there: {told}", self.location);
+        }
         Ok(Published { bytes: self.bytes, digest: self.hasher.finalize().into() })
     }
 }
@@ -130,7 +150,8 @@ impl Drop for Upload {
         if let Some(writer) = self.writer.take()
             && let Err(error) = block_on(writer.abort())
         {
-            tracing::warn!("{}: the unfinished upload could not be removed: {error}", self.location);
+            let told = self.location.told(&error);
+            tracing::warn!("{}: the unfinished upload could not be removed: {told}", self.location);
         }
     }
 }

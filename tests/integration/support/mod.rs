@@ -1,5 +1,7 @@
 //! What the tests share: running the program, a small dataset, the Python to compare with.
 
+pub(crate) mod bucket;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -22,6 +24,12 @@ pub(crate) fn instdisc(words: &str) -> Call {
     Call(command)
 }
 
+impl From<Command> for Call {
+    fn from(command: Command) -> Self {
+        Self(command)
+    }
+}
+
 impl Call {
     pub(crate) fn arg(mut self, flag: &str, value: impl AsRef<Path>) -> Self {
         if !flag.is_empty() {
@@ -31,11 +39,16 @@ impl Call {
         self
     }
 
+    pub(crate) fn word(mut self, word: &str) -> Self {
+        self.0.arg(word);
+        self
+    }
+
     pub(crate) fn command(self) -> Command {
         self.0
     }
 
-    fn output(mut self) -> (String, Output) {
+    pub(crate) fn output(mut self) -> (String, Output) {
         let shown = format!("{:?}", self.0);
         (shown, self.0.output().expect("the program starts"))
     }

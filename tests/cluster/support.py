@@ -1,0 +1,187 @@
+"""What the tests of this folder share: the program, pictures, a reference run, processes that end by their id."""
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+WORK = Path(os.environ.get("CLUSTER_WORK") or ROOT / "target/test-cluster").resolve()
+INSTDISC = Path(os.environ.get("INSTDISC") or ROOT / "target/release/instdisc").resolve()
+LIBTORCH = Path(os.environ.get("LIBTORCH") or ROOT / ".libtorch").resolve()
+
+# A network that a CPU trains in a moment; the same everywhere, so that banks can be compared bit for bit.
+TRAIN = (
+    "--arch resnet20-cifar --image-size 16 --dim 16 --batch-size 16 --negatives 32 --device cpu --no-monitor "
+    "--loader-threads 1 --read-threads 2"
+).split()
+EPOCHS = 12
+UNAVAILABLE, IO, STOPPED, CONFIG = 69, 74, 75, 78
+
+
+def note(text):
+    """Says something beside the tests' own lines."""
+    print(f"   .. {text}", file=sys.stderr, flush=True)
+
+
+def environment(**more):
+    """The environment of the program: no credentials of the caller's, one thread for tensors."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "INSTDISC_", "SLURM_"))}
+    paths = f"{WORK / 'bin'}:{kept['PATH']}"
+    return kept | {"OMP_NUM_THREADS": "1", "LD_LIBRARY_PATH": f"{LIBTORCH}/lib", "PATH": paths} | more
+
+
+def scratch(name):
+    """An empty folder."""
+    folder = WORK / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+class Result:
+    def __init__(self, command, code, out, err, seconds):
+        self.command, self.code, self.out, self.err, self.seconds = command, code, out, err, seconds
+
+    @property
+    def json(self):
+        return json.loads(self.out)
+
+    @property
+    def faults(self):
+        """How many faults the program says that its retries met."""
+        line = [line for line in self.err.splitlines() if line.startswith("object store: ")]
+        return int(line[-1].split("; ")[1].split()[0]) if line and "; " in line[-1] else 0
+
+
+def start(*words, env=None, **options):
+    """Starts the program."""
+    command = [str(INSTDISC), *map(str, words)]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
+    return subprocess.Popen(command, env=env or environment(), **options)
+
+
+def finish(process, code=0, timeout=300):
+    """Waits for the program, which must end with this code (or one of these)."""
+    began = time.monotonic()
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        out, err = process.communicate()
+        raise AssertionError(f"{process.args} did not end in {timeout} s\n{err[-3000:]}") from None
+    codes = code if isinstance(code, (set, tuple)) else {code}
+    assert process.returncode in codes, f"{process.args}: {process.returncode}, not {codes}\n{err[-3000:]}"
+    return Result(process.args, process.returncode, out, err, time.monotonic() - began)
+
+
+def run(*words, code=0, env=None, timeout=300):
+    """Runs the program, which must end with this code."""
+    return finish(start(*words, env=env), code, timeout)
+
+
+def train(dataset, run_at, *more, epochs=EPOCHS, **options):
+    """Trains the small network."""
+    return run("train", "--dataset", dataset, "--run", run_at, *TRAIN, "--epochs", epochs, *more, **options)
+
+
+@functools.cache
+def pictures():
+    """160 pictures of 10 classes, in two splits."""
+    folder = WORK / "pictures"
+    shutil.rmtree(folder, ignore_errors=True)
+    run("synth", "--dest", folder, "--train-per-class", 12, "--val-per-class", 4, "--image-size", 32)
+    return folder
+
+
+@functools.cache
+def dataset():
+    """Their dataset on this machine."""
+    folder = WORK / "dataset"
+    shutil.rmtree(folder, ignore_errors=True)
+    run("ingest", "--source", pictures(), "--dest", folder, *INGEST)
+    return folder
+
+
+INGEST = ["--row-group", "16", "--shard-size", "64KiB", "--threads", "2"]
+
+
+@functools.cache
+def reference(epochs=EPOCHS, more=()):
+    """The digest of the bank of a run that nothing disturbed."""
+    folder = WORK / f"reference-{epochs}"
+    shutil.rmtree(folder, ignore_errors=True)
+    train(dataset(), folder, *more, epochs=epochs)
+    return digest(newest(folder) / "bank.arrow")
+
+
+def newest(run_at):
+    """The newest checkpoint of a run on this machine."""
+    return max(path.parent for path in Path(run_at).glob("checkpoints/step-*/checkpoint.json"))
+
+
+def dataset_digest(location, **options):
+    return run("inspect", "--format", "json", location, **options).json["dataset_digest"]
+
+
+def digest(path_or_bytes):
+    data = path_or_bytes if isinstance(path_or_bytes, bytes) else Path(path_or_bytes).read_bytes()
+    return hashlib.sha256(data).hexdigest()
+
+
+def wait_until(what, condition, seconds=60, every=0.1):
+    """Waits for a condition; its value."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        value = condition()
+        if value:
+            return value
+        time.sleep(every)
+    raise AssertionError(f"after {seconds} s still not: {what}")
+
+
+def is_open(port):
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def stop(process, grace=5):
+    """Ends a process that we started, by its id."""
+    if process.poll() is not None:
+        return
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(grace)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def tool(*words, **options):
+    """Runs a tool, which must succeed; its output."""
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=300, **options)
+    assert done.returncode == 0, f"{words}: {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    return done.stdout.strip()
+
+
+def link_program():
+    """Puts the program on the PATH of jobs."""
+    folder = WORK / "bin"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "instdisc").unlink(missing_ok=True)
+    (folder / "instdisc").symlink_to(INSTDISC)

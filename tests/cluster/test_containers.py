@@ -1,0 +1,198 @@
+"""The images of jobs/container and the pods of jobs/kubernetes, run by podman: non-root, read-only, SIGTERM."""
+
+import copy
+import os
+import shutil
+import subprocess
+import time
+import unittest
+from pathlib import Path
+
+from s3 import BUCKET, Ceph
+from support import (
+    INGEST, LIBTORCH, ROOT, STOPPED, TRAIN, WORK, dataset, dataset_digest, note, pictures, run, scratch, tool, wait_until,
+)
+from test_manifests import built
+
+# What is not there on some machines: systemd, hybrid control groups under crun, a high limit of open files.
+CONF = """
+[containers]
+default_ulimits = ["nofile=20000:20000", "nproc=4096:4096"]
+log_driver = "k8s-file"
+[engine]
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+runtime = "runc"
+[network]
+network_backend = "netavark"
+"""
+BASE = "docker.io/library/debian:12.11-slim"
+USER = 10001
+
+
+def podman(*words, check=True):
+    env = os.environ | {"CONTAINERS_CONF": str(WORK / "containers.conf")}
+    done = subprocess.run(["podman", *map(str, words)], capture_output=True, text=True, env=env, timeout=600)
+    assert not check or done.returncode == 0, f"podman {words}: {done.returncode}\n{done.stderr[-3000:]}"
+    return done.stdout.strip()
+
+
+def make_base():
+    """Debian's minimal system as the base that the Dockerfile names, which no registry is asked for."""
+    archive = WORK / "debian.tar"
+    if not archive.exists():
+        sources = [*Path("/etc/apt/sources.list.d").glob("*"), Path("/etc/apt/sources.list")]
+        words = " ".join(path.read_text() for path in sources if path.is_file()).split()
+        mirror = next(word for word in words if word.startswith("http"))
+        unfinished = WORK / "debian-unfinished.tar"
+        tool("mmdebstrap", "--variant=minbase", "bookworm", unfinished, mirror)
+        unfinished.rename(archive)
+    if not podman("images", "-q", BASE):
+        podman("import", archive, BASE)
+
+
+def copy_program(program, target):
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(program, target)
+    subprocess.run(["strip", "--strip-debug", target], check=False)
+
+
+def build(target, context):
+    """Builds a target of the Dockerfile; what its build stage would make is given."""
+    image = f"localhost/instdisc-{target}:dev"
+    words = ["--pull=never", "--network=host", "--ulimit", "nofile=20000:20000", "--target", target, "-t", image]
+    words += ["--build-context", f"build-{target}={context}", "-f", ROOT / "jobs/container/Dockerfile"]
+    podman("build", *words, ROOT)
+    megabytes = int(podman("image", "inspect", "--format", "{{.Size}}", image)) / 1e6
+    note(f"built: {image}, {megabytes:.0f} MB")
+    return image
+
+
+class Containers(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        program = Path(os.environ.get("INSTDISC_CPU_TOOLS") or ROOT / "target/cpu-tools/debug/instdisc")
+        (WORK / "containers.conf").write_text(CONF)
+        hello = podman("info", "--format", "{{.Host.OCIRuntime.Name}}", check=False)
+        if not hello:
+            raise unittest.SkipTest("not run: podman does not work here")
+        make_base()
+        context = scratch("image-train")
+        copy_program(Path(os.environ.get("INSTDISC") or ROOT / "target/release/instdisc"), context / "instdisc")
+        lib = context / "libtorch/torch/lib"
+        lib.mkdir(parents=True)
+        for name in ("libtorch.so", "libtorch_cpu.so", "libc10.so", "libgomp.so.1"):
+            os.link(LIBTORCH / "lib" / name, lib / name) if same_disk(lib) else shutil.copy(LIBTORCH / "lib" / name, lib)
+        nvidia = LIBTORCH.resolve().parent / "nvidia"
+        for file in [*nvidia.rglob("libcudart.so*"), *nvidia.rglob("libcupti.so*")]:
+            target = context / "libtorch" / file.relative_to(nvidia.parent)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, target)
+        cls.train = build("train", context)
+        cls.tools = None
+        if program.exists():
+            context = scratch("image-cpu-tools")
+            copy_program(program, context / "instdisc")
+            cls.tools = build("cpu-tools", context)
+        cls.store = Ceph("ceph-containers")
+        version = podman("--version")
+        note(f"{version} with {hello}, {tool('buildah', '--version').split(' (')[0]}")
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.store.stop()
+
+    def play(self, name, image, args, mounts=()):
+        """Runs the pod template of a job as the manifests have it, with other arguments; its container."""
+        import yaml
+
+        (spec,) = [item["spec"] for item in built("overlays/local") if item["metadata"]["name"] == f"instdisc-{name}"
+                   and item["kind"] == "Job"]
+        pod = copy.deepcopy(spec["template"]["spec"])
+        container = pod["containers"][0]
+        # podman 4.3 plays pods, not jobs; it has no service accounts, and no names of other pods.
+        for key in ("serviceAccountName", "automountServiceAccountToken", "subdomain"):
+            pod.pop(key, None)
+        pod["hostNetwork"] = True
+        container.update(image=image, imagePullPolicy="Never", args=[str(word) for word in args])
+        # Control groups for limits are not everywhere; their values are checked in test_manifests.
+        container.pop("resources", None)
+        env = {**self.store.env(), "JOB_COMPLETION_INDEX": "0", "OMP_NUM_THREADS": "1"}
+        names = [key for key in env if key.startswith("AWS_") or key in ("JOB_COMPLETION_INDEX", "OMP_NUM_THREADS")]
+        container["env"] = [{"name": key, "value": env[key]} for key in names]
+        container.pop("envFrom", None)
+        for number, (path, at) in enumerate(mounts):
+            volume = {"name": f"host{number}", "hostPath": {"path": str(path), "type": "Directory"}}
+            pod["volumes"].append(volume)
+            container["volumeMounts"].append({"name": f"host{number}", "mountPath": at})
+        pod_name = f"t-{name}-{os.getpid()}"
+        manifest = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": pod_name}, "spec": pod}
+        file = WORK / f"{pod_name}.yaml"
+        file.write_text(yaml.safe_dump(manifest))
+        self.addCleanup(podman, "pod", "rm", "-f", "-t", 1, pod_name, check=False)
+        podman("kube", "play", file)
+        return f"{pod_name}-{container['name']}"
+
+    def end(self, container, code=0, seconds=180):
+        ended = lambda: podman("inspect", "--format", "{{.State.Status}}", container) == "exited"
+        wait_until(f"{container} ends", ended, seconds, every=0.5)
+        logs = subprocess.run(
+            ["podman", "logs", container], capture_output=True, text=True,
+            env=os.environ | {"CONTAINERS_CONF": str(WORK / "containers.conf")},
+        )
+        found = int(podman("inspect", "--format", "{{.State.ExitCode}}", container))
+        self.assertEqual(found, code, logs.stderr[-3000:] + logs.stdout[-500:])
+        return logs.stderr
+
+    def test_the_pods_ingest_train_and_judge_and_a_sigterm_in_training_saves_a_checkpoint(self):
+        at = f"s3://{BUCKET}/pods"
+        image = self.tools or self.train
+        words = ["ingest", "--source", "/pictures", "--dest", f"{at}/dataset", *INGEST]
+        self.end(self.play("ingest", image, words, [(pictures(), "/pictures")]))
+        self.assertEqual(dataset_digest(f"{at}/dataset", env=self.store.env()), dataset_digest(dataset()))
+        cache = ["--shuffle", "windowed", "--cache", "/cache", "--cache-size", "1GiB"]
+        words = ["train", "--dataset", f"{at}/dataset", "--run", f"{at}/run", *TRAIN, *cache, "--epochs", 3000]
+        container = self.play("train", self.train, words)
+        wait_until("it trains", lambda: any("checkpoint.json" in key for key in self.store.keys("pods/run/")), 60)
+        time.sleep(3)
+        began = time.monotonic()
+        podman("kill", "--signal", "TERM", container)
+        log = self.end(container, code=STOPPED, seconds=60)
+        note(f"SIGTERM to process 1: exit code 75 after {time.monotonic() - began:.1f} s")
+        self.assertNotIn("Permission denied", log)
+        steps = sorted(key.split("/")[3] for key in self.store.keys("pods/run/") if key.endswith("checkpoint.json"))
+        self.assertGreater(int(steps[-1].removeprefix("step-")), 0)
+        run("inspect", "--verify", f"{at}/run/checkpoints/{steps[-1]}", env=self.store.env())
+        words = ["knn", "--run", f"{at}/run", "--dataset", f"{at}/dataset", "--watch", "--idle-timeout", 1, "--k", 20]
+        self.end(self.play("knn", self.train, words))
+        reports = [key for key in self.store.keys("pods/run/eval/") if key.endswith(".json")]
+        self.assertEqual(len(reports), len(steps))
+
+    def test_the_program_is_process_1_runs_as_nobody_special_and_cannot_change_its_image(self):
+        image = self.tools or self.train
+        words = ["run", "--rm", "--network=none", "--read-only", "--entrypoint", "/bin/sh", image, "-c"]
+        shown = podman(*words, "id -u; touch /usr/x 2>&1 || true")
+        self.assertIn(str(USER), shown)
+        self.assertIn("Read-only file system", shown)
+        entry = podman("image", "inspect", "--format", "{{json .Config.Entrypoint}}", image)
+        self.assertEqual(entry, '["/usr/local/bin/instdisc"]')
+
+    def test_the_small_image_has_no_libtorch_and_ingests(self):
+        if self.tools is None:
+            self.skipTest("not run: no binary without libtorch (target/cpu-tools, or INSTDISC_CPU_TOOLS)")
+        at = scratch("image-ingest")
+        at.chmod(0o777)
+        mounts = ["-v", f"{pictures()}:/pictures:ro", "-v", f"{at}:/out"]
+        words = ["run", "--rm", "--network=none", "--read-only", *mounts, self.tools, "ingest", "--source", "/pictures"]
+        podman(*words, "--dest", "/out/dataset", *INGEST)
+        self.assertEqual(dataset_digest(at / "dataset"), dataset_digest(dataset()))
+        files = podman("run", "--rm", "--network=none", "--entrypoint", "/bin/ls", self.tools, "/opt", "/usr/local/bin")
+        self.assertNotIn("libtorch", files)
+
+
+def same_disk(folder):
+    return os.stat(folder).st_dev == os.stat(LIBTORCH / "lib").st_dev
+
+
+if __name__ == "__main__":
+    unittest.main()

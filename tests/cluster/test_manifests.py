@@ -1,0 +1,142 @@
+"""The manifests of jobs/kubernetes: against the API's schemas, and what these leave open."""
+
+import functools
+import re
+import subprocess
+import unittest
+
+from support import ROOT, WORK, environment, note, tool
+
+MANIFESTS = ROOT / "jobs/kubernetes"
+PLACES = ("base", "overlays/local", "overlays/gpu")
+VERSIONS = ("1.32", "1.34")
+NEVER_WORTH_A_RETRY = [2, 65, 78]
+# Seconds in which a checkpoint must have reached the store: a step, and twice a gigabyte at 20 MB/s.
+CHECKPOINT = 110
+QUANTITY = re.compile(r"^(\d+|\d+m|\d+(\.\d+)?(Ki|Mi|Gi|Ti))$")
+
+
+@functools.cache
+def built(place):
+    """The objects that `kubectl kustomize` makes of a folder."""
+    import yaml
+
+    text = tool(WORK / "kubectl/kubectl", "kustomize", MANIFESTS / place)
+    (WORK / f"{place.replace('/', '-')}.yaml").write_text(text)
+    return list(yaml.safe_load_all(text))
+
+
+def of_kind(place, kind):
+    return [item for item in built(place) if item["kind"] == kind]
+
+
+def jobs(place):
+    """Name and specification of every job, those of cron jobs and job sets too."""
+    found = [(item["metadata"]["name"], item["spec"]) for item in of_kind(place, "Job")]
+    found += [(item["metadata"]["name"], item["spec"]["jobTemplate"]["spec"]) for item in of_kind(place, "CronJob")]
+    for item in of_kind(place, "JobSet"):
+        found += [(part["name"], part["template"]["spec"]) for part in item["spec"]["replicatedJobs"]]
+    return found
+
+
+class Manifests(unittest.TestCase):
+    def test_every_object_is_valid_by_the_schemas_of_the_api(self):
+        version = tool(WORK / "kubectl/kubectl", "version", "--client").splitlines()[0]
+        note(f"kubectl {version}, kubernetes-validate against {', '.join(VERSIONS)}")
+        for place in PLACES:
+            self.assertTrue(built(place))
+            file = WORK / f"{place.replace('/', '-')}.yaml"
+            for version in VERSIONS:
+                tool(WORK / "venv/bin/kubernetes-validate", "--strict", "-k", version, file)
+
+    def each_job(self):
+        for place in (*PLACES, "jobset"):
+            for name, spec in jobs(place):
+                with self.subTest(place=place, job=name):
+                    yield name, spec, spec["template"]["spec"]
+
+    def test_jobs_retry_what_is_worth_it(self):
+        for name, spec, pod in self.each_job():
+            container = pod["containers"][0]["name"]
+            self.assertEqual(pod["restartPolicy"], "Never")
+            self.assertEqual(spec["podReplacementPolicy"], "Failed")
+            self.assertIsInstance(spec["backoffLimit"], int)
+            ignore, fail = spec["podFailurePolicy"]["rules"]
+            self.assertEqual(ignore["action"], "Ignore")
+            self.assertEqual(ignore["onPodConditions"], [{"type": "DisruptionTarget", "status": "True"}])
+            self.assertEqual(fail["action"], "FailJob")
+            codes = {"containerName": container, "operator": "In", "values": NEVER_WORTH_A_RETRY}
+            self.assertEqual(fail["onExitCodes"], codes)
+
+    def test_pods_have_no_rights_and_their_limits(self):
+        for name, spec, pod in self.each_job():
+            self.assertIs(pod["securityContext"]["runAsNonRoot"], True)
+            self.assertGreater(pod["securityContext"]["runAsUser"], 0)
+            self.assertIs(pod["automountServiceAccountToken"], False)
+            (container,) = pod["containers"]
+            rights = container["securityContext"]
+            self.assertIs(rights["readOnlyRootFilesystem"], True)
+            self.assertIs(rights["allowPrivilegeEscalation"], False)
+            self.assertEqual(rights["capabilities"], {"drop": ["ALL"]})
+            for kind in ("requests", "limits"):
+                for what, amount in container["resources"][kind].items():
+                    self.assertRegex(str(amount), QUANTITY, what)
+                    if what == "nvidia.com/gpu":
+                        self.assertIsInstance(amount, int)
+                self.assertLessEqual({"cpu", "memory"}, set(container["resources"][kind]))
+            mounts = {mount["name"] for mount in container["volumeMounts"]}
+            self.assertEqual(mounts, {volume["name"] for volume in pod["volumes"]})
+
+    def test_secrets_are_named_and_not_written(self):
+        for name, spec, pod in self.each_job():
+            sources = pod["containers"][0]["envFrom"]
+            self.assertIn("instdisc-credentials", [s["secretRef"]["name"] for s in sources if "secretRef" in s])
+        for place in PLACES:
+            self.assertEqual(of_kind(place, "Secret"), [])
+            for item in of_kind(place, "ConfigMap"):
+                self.assertFalse([key for key in item["data"] if re.search("SECRET|TOKEN|PASSWORD|ACCESS_KEY", key)])
+
+    def test_training_is_an_indexed_job_with_a_headless_service(self):
+        for place in PLACES:
+            (spec,) = [spec for name, spec in jobs(place) if name == "instdisc-train"]
+            (service,) = of_kind(place, "Service")
+            self.assertEqual(spec["completionMode"], "Indexed")
+            self.assertEqual(spec["completions"], spec["parallelism"])
+            self.assertEqual(service["spec"]["clusterIP"], "None")
+            self.assertIs(service["spec"]["publishNotReadyAddresses"], True)
+            self.assertEqual(service["spec"]["selector"], {"job-name": "instdisc-train"})
+            pod = spec["template"]["spec"]
+            self.assertEqual(pod["subdomain"], service["metadata"]["name"])
+            env = {item["name"]: item["value"] for item in pod["containers"][0]["env"]}
+            self.assertEqual(env["MASTER_ADDR"], "instdisc-train-0.instdisc-train")
+            self.assertEqual(spec["template"]["metadata"]["annotations"]["prometheus.io/port"], "9400")
+
+    def test_training_has_time_to_save_a_checkpoint_when_it_is_told_to_stop(self):
+        for name, spec, pod in self.each_job():
+            if "train" in name:
+                self.assertGreaterEqual(pod["terminationGracePeriodSeconds"], CHECKPOINT)
+
+    def test_the_gpu_overlay_asks_for_a_gpu_a_fast_cache_and_a_queue(self):
+        (spec,) = [spec for name, spec in jobs("overlays/gpu") if name == "instdisc-train"]
+        pod = spec["template"]["spec"]
+        self.assertEqual(pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"], 1)
+        cache = [volume for volume in pod["volumes"] if volume["name"] == "cache"][0]
+        self.assertEqual(set(cache), {"name", "ephemeral"})
+        shared = [volume for volume in pod["volumes"] if volume["name"] == "shm"][0]
+        self.assertEqual(shared["emptyDir"]["medium"], "Memory")
+        for item in of_kind("overlays/gpu", "Job"):
+            self.assertEqual(item["metadata"]["labels"]["kueue.x-k8s.io/queue-name"], "research")
+            self.assertEqual(item["metadata"]["labels"]["app.kubernetes.io/name"], "instdisc")
+
+    def test_the_job_set_orders_its_parts(self):
+        (job_set,) = of_kind("jobset", "JobSet")
+        parts = {part["name"]: part for part in job_set["spec"]["replicatedJobs"]}
+        self.assertEqual(list(parts), ["ingest", "train", "knn"])
+        for name in ("train", "knn"):
+            self.assertEqual(parts[name]["dependsOn"], [{"name": "ingest", "status": "Complete"}])
+        rule = {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+        self.assertEqual(job_set["spec"]["failurePolicy"]["rules"], [rule])
+
+
+if __name__ == "__main__":
+    unittest.main()

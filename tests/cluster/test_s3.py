@@ -1,0 +1,130 @@
+"""The whole path with everything in a bucket of a real S3 server: the same results as on this machine."""
+
+import io
+import secrets
+import subprocess
+import tarfile
+import unittest
+from pathlib import Path
+
+from proxy import Proxy
+from s3 import BUCKET, Ceph, Moto
+from support import (
+    CONFIG, EPOCHS, INGEST, TRAIN, dataset, dataset_digest, digest, finish, note, pictures, reference, run, start, train,
+)
+
+
+def packed():
+    """The pictures as a tar of an ImageFolder."""
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as tar:
+        for path in sorted(Path(pictures()).rglob("*")):
+            if path.is_file():
+                tar.add(path, path.relative_to(pictures()))
+    return data.getvalue()
+
+
+def whole_path(env, at, seen=None):
+    """Ingest, train and watch, all below a URL; what each said."""
+    data, run_at = f"{at}/dataset", f"{at}/run"
+    said = [run("ingest", "--source", f"{at}/pictures.tar", "--dest", data, *INGEST, env=env)]
+    said.append(train(data, run_at, "--shuffle", "exact", "--checkpoint-every-epochs", EPOCHS // 2, env=env))
+    watch = ["--watch", "--poll-interval", 1, "--k", 20]
+    said.append(run("knn", "--run", run_at, "--dataset", data, *watch, env=env))
+    return said
+
+
+class OnCeph(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.secret = "planted-" + secrets.token_hex(12)
+        cls.store = Ceph("ceph", secret=cls.secret)
+        cls.store.put("path/pictures.tar", packed())
+        cls.said = whole_path(cls.store.env(), f"s3://{BUCKET}/path")
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.store.stop()
+
+    def test_the_dataset_is_that_of_this_machine(self):
+        at = f"s3://{BUCKET}/path/dataset"
+        self.assertEqual(dataset_digest(at, env=self.store.env()), dataset_digest(dataset()))
+        run("inspect", "--verify", at, env=self.store.env())
+
+    def test_the_bank_is_that_of_this_machine_bit_for_bit(self):
+        self.assertEqual(digest(self.store.newest_bank("path/run")), reference())
+
+    def test_every_checkpoint_has_its_report(self):
+        keys = self.store.keys("path/run/")
+        steps = [key.split("/")[3] for key in keys if key.endswith("/checkpoint.json")]
+        reports = [key.split("knn-")[1].split(".")[0] for key in keys if "/eval/knn-" in key and key.endswith(".json")]
+        self.assertEqual(sorted(reports), sorted(steps))
+        self.assertEqual(len(steps), 3)
+
+    def test_nothing_but_results_is_left_in_the_bucket(self):
+        keys = self.store.keys("path/")
+        strays = [key for key in keys if "/.work/" in key or "/lock." in key or "probe" in key or ".claim" in key]
+        self.assertEqual(strays, [])
+
+    def test_a_job_says_what_it_asked_of_the_store(self):
+        for result in self.said:
+            self.assertIn("object store: ", result.err)
+            note(f"{result.command[1]}: {result.err.splitlines()[-1]}")
+
+    def test_a_secret_is_in_no_file_no_output_and_no_list_of_processes(self):
+        for key in self.store.keys():
+            self.assertNotIn(self.secret.encode(), self.store.get(key), key)
+        for result in self.said:
+            self.assertNotIn(self.secret, result.err + result.out)
+        # An error, with everything logged.
+        wrong = self.store.env() | {"AWS_SECRET_ACCESS_KEY": self.secret[::-1]}
+        refused = run("inspect", f"s3://{BUCKET}/path/dataset", "--log", "trace", code=69, env=wrong)
+        self.assertNotIn(self.secret[::-1], refused.err)
+        self.assertIn(f"s3://{BUCKET}/path/dataset", refused.err)
+        option = f"aws_secret_access_key={self.secret}"
+        refused = run("inspect", "s3://bucket/x", "--storage-option", option, code=2, env=self.store.env())
+        self.assertNotIn(self.secret, refused.err)
+        running = start("train", "--dataset", f"s3://{BUCKET}/path/dataset", "--run", f"s3://{BUCKET}/secret/run",
+                        *TRAIN, "--epochs", EPOCHS, env=self.store.env())
+        listed = subprocess.run(["ps", "-ww", "-o", "args=", "-p", str(running.pid)], capture_output=True, text=True)
+        self.assertIn("train", listed.stdout)
+        self.assertNotIn(self.secret, listed.stdout)
+        finish(running)
+
+    def test_a_second_call_finds_everything_done(self):
+        at = f"s3://{BUCKET}/path"
+        again = run("ingest", "--source", f"{at}/pictures.tar", "--dest", f"{at}/dataset", *INGEST, env=self.store.env())
+        self.assertIn("holds this dataset already", again.err)
+        train(f"{at}/dataset", f"{at}/run", "--checkpoint-every-epochs", EPOCHS // 2, env=self.store.env())
+
+
+class OnMoto(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.store = Moto()
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.store.stop()
+
+    def test_the_path_gives_the_same_results_on_another_server(self):
+        self.store.put("path/pictures.tar", packed())
+        at = f"s3://{BUCKET}/path"
+        whole_path(self.store.env(), at)
+        self.assertEqual(dataset_digest(f"{at}/dataset", env=self.store.env()), dataset_digest(dataset()))
+        self.assertEqual(digest(self.store.newest_bank("path/run")), reference())
+
+    def test_a_store_that_overwrites_silently_is_refused_unless_there_is_one_writer(self):
+        proxy = Proxy(self.store.port, unconditional=True)
+        self.addCleanup(proxy.stop)
+        env, dest = self.store.env(proxy.port), f"s3://{BUCKET}/silent/dataset"
+        words = ["ingest", "--source", pictures(), "--dest", dest, *INGEST]
+        refused = run(*words, code=CONFIG, env=env)
+        self.assertIn("--single-writer", refused.err)
+        self.assertEqual(self.store.keys("silent/"), [])
+        run(*words, "--single-writer", env=env)
+        self.assertEqual(dataset_digest(dest, env=env), dataset_digest(dataset()))
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,166 @@
+//! Every command that the job scripts, manifests and guides give is one that the program takes.
+
+use std::path::Path;
+
+use instdisc::cli::check_command_line;
+use walkdir::WalkDir;
+
+use super::support::root;
+
+/// What stands for the value of a variable: it is taken for a path, a number and a name.
+const VALUE: &str = "1";
+
+/// Words of a shell's command line, up to where it ends or its output goes elsewhere. Variables become values.
+fn words(line: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    let (mut word, mut begun, mut quote) = (String::new(), false, None);
+    let mut characters = line.chars().peekable();
+    while let Some(character) = characters.next() {
+        match (character, quote) {
+            ('\'' | '"', None) => (quote, begun) = (Some(character), true),
+            (character, Some(open)) if character == open => quote = None,
+            ('$', None | Some('"')) => {
+                let bracket = match characters.peek() {
+                    Some('{') => Some('}'),
+                    Some('(') => Some(')'),
+                    _ => None,
+                };
+                let mut name = String::new();
+                match bracket {
+                    Some(end) => name.extend(characters.by_ref().take_while(|&character| character != end)),
+                    None => {
+                        while let Some(next) =
+                            characters.next_if(|next| next.is_alphanumeric() || *next == '_')
+                        {
+                            name.push(next);
+                        }
+                    }
+                }
+                // An array of options may be empty.
+                if !name.contains('@') {
+                    (word, begun) = (word + VALUE, true);
+                }
+            }
+            (' ', None) => {
+                if begun {
+                    words.push(std::mem::take(&mut word));
+                }
+                begun = false;
+            }
+            ('|' | ';' | '&' | '<' | '>' | '#', None) if !begun => return words,
+            ('>' | ';' | ')', None) => break,
+            (character, _) => {
+                word.push(character);
+                begun = true;
+            }
+        }
+    }
+    if begun {
+        words.push(word);
+    }
+    words
+}
+
+/// Lines with their continuations.
+fn lines(text: &str) -> Vec<String> {
+    text.replace("\\\n", " ").lines().map(|line| line.trim().to_owned()).collect()
+}
+
+/// The commands of a shell script or of the indented lines of a guide.
+fn shell_commands(text: &str) -> Vec<Vec<String>> {
+    let mut commands = Vec::new();
+    for line in lines(text) {
+        for name in ["instdisc ", "$instdisc "] {
+            let starts =
+                |at: usize| line[..at].chars().next_back().is_none_or(|before| " (".contains(before));
+            let at = line.match_indices(name).map(|(at, _)| at).find(|&at| starts(at));
+            let Some(at) = at.filter(|_| !line.starts_with('#')) else { continue };
+            let mut found = words(&line[at + name.len()..]);
+            if found.first().is_some_and(|word| word.chars().all(|letter| letter.is_ascii_lowercase())) {
+                found.insert(0, "instdisc".into());
+                commands.push(found);
+            }
+        }
+    }
+    commands
+}
+
+/// The arguments of the containers of a manifest.
+fn manifest_commands(text: &str) -> Vec<Vec<String>> {
+    let mut commands = Vec::new();
+    let mut lines = text.lines().peekable();
+    while let Some(line) = lines.next() {
+        let Some(rest) = line.trim_start().strip_prefix("args:") else { continue };
+        let mut found = vec!["instdisc".to_owned()];
+        if let Some(list) = rest.trim().strip_prefix('[') {
+            found.extend(list.trim_end_matches(']').split(", ").map(with_values));
+        }
+        while let Some(item) = lines.peek().and_then(|line| line.trim_start().strip_prefix("- ")) {
+            found.push(with_values(item));
+            lines.next();
+        }
+        commands.push(found);
+    }
+    commands
+}
+
+/// `$(NAME)` becomes a value.
+fn with_values(item: &str) -> String {
+    match (item.find("$("), item.find(')')) {
+        (Some(start), Some(end)) if start < end => format!("{}{VALUE}{}", &item[..start], &item[end + 1..]),
+        _ => item.trim_matches('"').to_owned(),
+    }
+}
+
+fn check(file: &Path, commands: &[Vec<String>]) {
+    for command in commands {
+        if let Err(error) = check_command_line(command) {
+            panic!("{}: {command:?}: {error}", file.display());
+        }
+    }
+}
+
+#[test]
+#[cfg(feature = "torch")]
+fn every_command_of_the_jobs_is_one_that_the_program_takes() {
+    let mut count = 0;
+    for entry in WalkDir::new(root().join("jobs")).into_iter().filter_map(Result::ok) {
+        let path = entry.path();
+        let ending = path.extension().and_then(|ending| ending.to_str());
+        let read = || std::fs::read_to_string(path).expect("a text");
+        let commands = match ending {
+            Some("sbatch" | "sh") => shell_commands(&read()),
+            Some("yaml") => manifest_commands(&read()),
+            _ => continue,
+        };
+        check(path, &commands);
+        count += commands.len();
+    }
+    // Three for SLURM, four and three for Kubernetes, and those of the demo.
+    assert!(count >= 15, "only {count} commands were found");
+}
+
+#[test]
+#[cfg(feature = "torch")]
+fn every_command_of_the_guide_to_operations_is_one_that_the_program_takes() {
+    let file = root().join("docs/operations.md");
+    let text = std::fs::read_to_string(&file).expect("the guide");
+    let indented: String =
+        text.lines().filter(|line| line.starts_with("    ")).map(|line| line.to_owned() + "\n").collect();
+    let commands = shell_commands(&indented);
+    assert!(commands.len() >= 5, "only {} commands were found", commands.len());
+    check(&file, &commands);
+}
+
+#[test]
+fn a_command_that_the_program_does_not_take_is_found() {
+    let script =
+        "srun --kill-on-bad-exit=1 \\\n  instdisc ingest --sauce \"$SOURCE\" --dest ${DEST:-x} >out.json\n";
+    let commands = shell_commands(script);
+    assert_eq!(commands, [["instdisc", "ingest", "--sauce", "1", "--dest", "1"]]);
+    assert!(check_command_line(&commands[0]).expect_err("unknown").contains("--sauce"));
+    let manifest = "  args:\n    - ingest\n    - --dest=$(DATASET)\n  env: []\n";
+    let commands = manifest_commands(manifest);
+    assert_eq!(commands, [["instdisc", "ingest", "--dest=1"]]);
+    assert!(check_command_line(&commands[0]).expect_err("incomplete").contains("--source"));
+}

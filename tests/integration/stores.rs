@@ -1,0 +1,198 @@
+//! The jobs with everything in an object store, whole and faulty.
+
+use std::path::Path;
+use std::process::Output;
+use std::time::{Duration, Instant};
+
+use super::support::bucket::{Bucket, Faults};
+use super::support::{Call, contents, dataset, instdisc, pictures, scratch};
+
+const WRONG_DATA: i32 = 65;
+const UNAVAILABLE: i32 = 69;
+const CONFIG: i32 = 78;
+
+/// A network as bad as the path has to bear.
+fn bad_network() -> Faults {
+    Faults { refused: 0.3, cut: 0.05, lost: 0.05, late: 0.05, ..Faults::default() }
+}
+
+fn ingest(bucket: &Bucket) -> Call {
+    let call = instdisc("ingest --row-group 16").arg("--source", pictures());
+    bucket.of(call.arg("--dest", bucket.url("data")))
+}
+
+/// The files of a folder by name, as a bucket gives them.
+fn local(folder: &Path) -> Vec<(String, Vec<u8>)> {
+    let name = |path: std::path::PathBuf| path.to_str().expect("text").to_owned();
+    contents(folder).into_iter().map(|(path, bytes)| (name(path), bytes)).collect()
+}
+
+fn names(files: &[(String, Vec<u8>)]) -> Vec<&str> {
+    files.iter().map(|(name, _)| name.as_str()).collect()
+}
+
+fn assert_same(found: &[(String, Vec<u8>)], expected: &[(String, Vec<u8>)]) {
+    assert_eq!(names(found), names(expected));
+    for ((name, found), (_, expected)) in found.iter().zip(expected) {
+        assert!(found == expected, "{name} differs");
+    }
+}
+
+fn ran(call: Call) -> (Output, String) {
+    let (shown, output) = call.output();
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{shown}: {}\n{stderr}", output.status);
+    (output, stderr)
+}
+
+#[test]
+fn an_ingest_into_a_store_over_a_bad_network_gives_the_bytes_of_one_into_a_folder() {
+    let bucket = Bucket::start(bad_network());
+    let (_, stderr) = ran(ingest(&bucket));
+    assert!(stderr.contains("faults met by retries: "), "{stderr}");
+    assert_same(&bucket.contents("data"), &local(dataset()));
+    let (_, stderr) = ran(bucket.of(instdisc("inspect --verify").arg("", bucket.url("data"))));
+    assert!(stderr.contains("object store: "), "{stderr}");
+    let (again, _) = ran(ingest(&bucket));
+    assert!(String::from_utf8_lossy(&again.stdout).contains("\"already_done\": true"));
+    assert_same(&bucket.contents("data"), &local(dataset()));
+}
+
+#[test]
+fn two_ingests_at_one_destination_of_a_store_give_one_dataset() {
+    let bucket = Bucket::start(Faults { lost: 0.1, late: 0.1, ..Faults::default() });
+    let results: Vec<Output> = std::thread::scope(|scope| {
+        let start = || scope.spawn(|| ingest(&bucket).output().1);
+        [start(), start()].map(|thread| thread.join().expect("no panic")).into()
+    });
+    let codes: Vec<_> = results.iter().map(|output| output.status.code()).collect();
+    // The second waits until the first is done, or is told that another works there.
+    assert!(codes.contains(&Some(0)), "{results:?}");
+    assert!(codes.iter().all(|code| [Some(0), Some(UNAVAILABLE)].contains(code)), "{results:?}");
+    assert_same(&bucket.contents("data"), &local(dataset()));
+}
+
+#[test]
+fn a_store_that_overwrites_silently_is_for_a_single_writer() {
+    let bucket = Bucket::start(Faults { overwrites: true, ..Faults::default() });
+    let error = ingest(&bucket).fails(CONFIG);
+    assert!(error.contains("the store overwrites") && error.contains("--single-writer"), "{error}");
+    assert!(bucket.contents("data").is_empty());
+    ran(ingest(&bucket).word("--single-writer"));
+    assert_same(&bucket.contents("data"), &local(dataset()));
+}
+
+#[test]
+fn a_store_that_is_gone_ends_a_job_with_one_error_within_its_time() {
+    let bucket = Bucket::start(Faults::default());
+    let call = ingest(&bucket).word("--retry-seconds=3").word("--log=error");
+    bucket.stop();
+    let started = Instant::now();
+    let error = call.fails(UNAVAILABLE);
+    assert!(error.contains("s3://bucket/data/manifest.json: read failed"), "{error}");
+    assert!(error.contains(" tries in ") && error.contains("Connection refused"), "{error}");
+    assert!(started.elapsed() < Duration::from_secs(40), "{:?}", started.elapsed());
+}
+
+#[test]
+fn a_store_that_only_refuses_is_asked_as_often_as_allowed() {
+    let bucket = Bucket::start(Faults { refused: 1.0, ..Faults::default() });
+    let call = ingest(&bucket).word("--retry-tries=2").word("--log=error");
+    let error = call.fails(UNAVAILABLE);
+    assert!(error.contains("s3://bucket/data/manifest.json: read failed"), "{error}");
+    assert!(error.contains("503") && error.contains("SlowDown") && error.contains("3 tries"), "{error}");
+    assert_eq!(bucket.requests(), ["GET data/manifest.json"; 3]);
+}
+
+#[test]
+fn an_ingest_whose_store_goes_away_publishes_no_dataset() {
+    let whole = Bucket::start(Faults::default());
+    ran(ingest(&whole));
+    let bucket = Bucket::start(Faults::default());
+    let call = ingest(&bucket).word("--retry-seconds=2").word("--log=error");
+    bucket.refuse_after(whole.requests().len() / 2);
+    let error = call.fails(UNAVAILABLE);
+    assert!(error.contains("s3://bucket/data") && error.contains("503"), "{error}");
+    assert!(!bucket.contents("data").iter().any(|(name, _)| name == "manifest.json"));
+}
+
+#[test]
+fn bytes_that_were_damaged_on_their_way_are_read_once_more() {
+    let bucket = Bucket::start(Faults::default());
+    ran(ingest(&bucket));
+    let verify = || bucket.of(instdisc("inspect --verify").arg("", bucket.url("data")));
+    bucket.set_faults(Faults { damaged: Some((".parquet", 1)), ..Faults::default() });
+    let (_, stderr) = ran(verify());
+    assert!(stderr.contains("once more"), "{stderr}");
+    bucket.set_faults(Faults { damaged: Some((".parquet", usize::MAX)), ..Faults::default() });
+    let error = verify().fails(WRONG_DATA);
+    assert!(error.contains(".parquet"), "{error}");
+}
+
+#[test]
+fn no_secret_is_told_even_where_the_store_repeats_it() {
+    const SECRETS: [&str; 2] = ["a-planted-secret", "a-planted-token"];
+    let bucket = Bucket::start(Faults { denies: true, ..Faults::default() });
+    for level in ["--log=trace", "--log=error"] {
+        let mut command = ingest(&bucket).word(level).command();
+        let output = command.env("AWS_SESSION_TOKEN", SECRETS[1]).output().expect("starts");
+        assert_eq!(output.status.code(), Some(CONFIG));
+        let told = format!("{output:?}");
+        assert!(told.contains("SignatureDoesNotMatch"), "{told}");
+        assert!(SECRETS.iter().all(|secret| !told.contains(secret)), "{told}");
+    }
+    bucket.set_faults(Faults::default());
+    let mut command = ingest(&bucket).word("--log=trace").command();
+    let output = command.env("AWS_SESSION_TOKEN", SECRETS[1]).output().expect("starts");
+    assert!(output.status.success());
+    let mut told = output.stderr;
+    told.extend(output.stdout);
+    told.extend(bucket.contents("data").into_iter().flat_map(|(_, bytes)| bytes));
+    let told = String::from_utf8_lossy(&told);
+    assert!(SECRETS.iter().all(|secret| !told.contains(secret)));
+}
+
+#[test]
+fn a_secret_on_the_command_line_is_refused_without_being_repeated() {
+    let call = instdisc("inspect --storage-option aws_secret_access_key=a-planted-secret s3://bucket/data");
+    let error = call.fails(2);
+    assert!(error.contains("aws_secret_access_key=@FILE") && !error.contains("a-planted"), "{error}");
+}
+
+#[cfg(feature = "torch")]
+mod training {
+    use super::*;
+    use crate::support::train;
+
+    fn checkpoints(files: Vec<(String, Vec<u8>)>) -> Vec<(String, Vec<u8>)> {
+        files.into_iter().filter(|(name, _)| name.starts_with("checkpoints/")).collect()
+    }
+
+    #[test]
+    fn a_run_in_a_store_over_a_bad_network_equals_one_in_a_folder_and_is_judged_the_same() {
+        let dir = scratch();
+        let run = dir.path().join("run");
+        let more = "--epochs 2 --keep 0 --no-monitor";
+        train(dataset(), &run, more).ok();
+        let knn = "knn --watch --split val --k 5 --poll-interval 1";
+        instdisc(knn).arg("--run", &run).arg("--dataset", dataset()).ok();
+
+        let bucket = Bucket::start(Faults::default());
+        ran(ingest(&bucket));
+        bucket.set_faults(bad_network());
+        let (data, place) = (bucket.url("data"), bucket.url("run"));
+        let (_, stderr) = ran(bucket.of(train(Path::new(&data), Path::new(&place), more)));
+        assert!(stderr.contains("faults met by retries: "), "{stderr}");
+        ran(bucket.of(instdisc(knn).arg("--run", &place).arg("--dataset", &data)));
+
+        assert_same(&checkpoints(bucket.contents("run")), &checkpoints(local(&run)));
+        let top1 = |files: Vec<(String, Vec<u8>)>| -> Vec<serde_json::Value> {
+            let reports = files.into_iter().filter(|(name, _)| name.ends_with(".json"));
+            let report = |bytes: Vec<u8>| serde_json::from_slice::<serde_json::Value>(&bytes).expect("JSON");
+            reports.map(|(_, bytes)| report(bytes)["top1"].clone()).collect()
+        };
+        let expected = top1(local(&run.join("eval")));
+        assert_eq!(expected.len(), 3);
+        assert_eq!(top1(bucket.contents("run/eval")), expected);
+    }
+}
