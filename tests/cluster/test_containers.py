@@ -121,6 +121,8 @@ class Containers(unittest.TestCase):
         names = [key for key in env if key.startswith("AWS_") or key in ("JOB_COMPLETION_INDEX", "OMP_NUM_THREADS")]
         container["env"] = [{"name": key, "value": env[key]} for key in names]
         container.pop("envFrom", None)
+        # Without a network of its own a pod forwards no ports.
+        container.pop("ports", None)
         for number, (path, at) in enumerate(mounts):
             volume = {"name": f"host{number}", "hostPath": {"path": str(path), "type": "Directory"}}
             pod["volumes"].append(volume)

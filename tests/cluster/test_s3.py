@@ -1,6 +1,8 @@
 """The whole path with everything in a bucket of a real S3 server: the same results as on this machine."""
 
 import io
+import json
+import re
 import secrets
 import subprocess
 import tarfile
@@ -90,6 +92,19 @@ class OnCeph(unittest.TestCase):
         self.assertIn("train", listed.stdout)
         self.assertNotIn(self.secret, listed.stdout)
         finish(running)
+
+    def test_an_epoch_that_streams_reads_each_row_group_once(self):
+        data = f"s3://{BUCKET}/path/dataset"
+        manifest = json.loads(self.store.get("path/dataset/manifest.json"))
+        groups = sum(len(shard["row_groups"]) for shard in manifest["splits"]["train"]["shards"])
+        gets = []
+        for epochs in (1, 5):
+            words = ["--shuffle", "windowed", "--window", 16, "--checkpoint-every-epochs", 100]
+            said = train(data, f"s3://{BUCKET}/gets-{epochs}", *words, epochs=epochs, env=self.store.env())
+            gets.append(int(re.search(r"\((\d+) GET", said.err).group(1)))
+        note(f"{groups} row groups: {gets[0]} GETs with one epoch, {gets[1]} with five")
+        # Every ten seconds the lock is looked at, with two GETs.
+        self.assertIn(gets[1] - gets[0], range(4 * groups, 4 * groups + 12))
 
     def test_a_second_call_finds_everything_done(self):
         at = f"s3://{BUCKET}/path"
