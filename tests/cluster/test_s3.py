@@ -12,7 +12,8 @@ from pathlib import Path
 from proxy import Proxy
 from s3 import BUCKET, Ceph, Moto
 from support import (
-    CONFIG, EPOCHS, INGEST, TRAIN, dataset, dataset_digest, digest, finish, note, pictures, reference, run, start, train,
+    CONFIG, EPOCHS, INGEST, TRAIN, dataset, dataset_digest, digest, finish, note, pictures, reference, run, start,
+    train,
 )
 
 
@@ -26,7 +27,7 @@ def packed():
     return data.getvalue()
 
 
-def whole_path(env, at, seen=None):
+def whole_path(env, at):
     """Ingest, train and watch, all below a URL; what each said."""
     data, run_at = f"{at}/dataset", f"{at}/run"
     said = [run("ingest", "--source", f"{at}/pictures.tar", "--dest", data, *INGEST, env=env)]
@@ -108,7 +109,8 @@ class OnCeph(unittest.TestCase):
 
     def test_a_second_call_finds_everything_done(self):
         at = f"s3://{BUCKET}/path"
-        again = run("ingest", "--source", f"{at}/pictures.tar", "--dest", f"{at}/dataset", *INGEST, env=self.store.env())
+        words = ["--source", f"{at}/pictures.tar", "--dest", f"{at}/dataset", *INGEST]
+        again = run("ingest", *words, env=self.store.env())
         self.assertIn("holds this dataset already", again.err)
         train(f"{at}/dataset", f"{at}/run", "--checkpoint-every-epochs", EPOCHS // 2, env=self.store.env())
 
