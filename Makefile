@@ -4,8 +4,9 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 CARGO ?= cargo
 DATA ?=
+PARTS ?=
 
-.PHONY: help deps check-deps libtorch python build test lint demo clean-demo gpu-bundle gpu-check
+.PHONY: help deps check-deps libtorch python build test test-cluster lint demo clean-demo gpu-bundle gpu-check
 
 help: ## Say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -28,6 +29,10 @@ build: libtorch ## Build target/release/instdisc
 
 test: libtorch ## Run all tests
 	$(CARGO) test
+
+test-cluster: build ## Test on a real SLURM, real S3 servers, faults, Kubernetes pods (as root)
+	$(CARGO) build --no-default-features --target-dir target/cpu-tools
+	tests/cluster/run.py $(PARTS)
 
 lint: libtorch ## Check format, lints, documentation, licences
 	$(CARGO) fmt --check

@@ -54,8 +54,15 @@ struct Counters {
 
 impl Counters {
     const fn new() -> Self {
-        const ZERO: AtomicU64 = AtomicU64::new(0);
-        Self { get: ZERO, put: ZERO, other: ZERO, received: ZERO, refused: ZERO, broken: ZERO, cut: ZERO }
+        Self {
+            get: AtomicU64::new(0),
+            put: AtomicU64::new(0),
+            other: AtomicU64::new(0),
+            received: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            broken: AtomicU64::new(0),
+            cut: AtomicU64::new(0),
+        }
     }
 }
 

@@ -98,6 +98,7 @@ class Server:
         connection.request(method, urllib.parse.quote(path) + (f"?{query}" if query else ""), body, headers)
         answer = connection.getresponse()
         data = answer.read()
+        connection.close()
         assert answer.status < 300, f"{method} {path}: {answer.status} {data[:300]}"
         return data
 

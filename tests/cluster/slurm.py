@@ -34,7 +34,8 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SchedulerType=sched/backfill
 SchedulerParameters=bf_interval=1,sched_interval=2,batch_sched_delay=0
-ReturnToService=2
+# A node that was taken down stays down until it is resumed.
+ReturnToService=1
 SlurmdTimeout=30
 # Four cores a node, whatever this machine has.
 SlurmdParameters=config_overrides
@@ -85,7 +86,8 @@ class Slurm:
         self.daemon("slurmctld", "-D")
         for node in NODES:
             self.daemon("slurmd", "-D", "-N", node)
-        wait_until("two nodes are idle", lambda: self.tell("sinfo", "-h", "-N", "-p", "main", "-o", "%t").count("idle") == 2)
+        states = lambda: self.tell("sinfo", "-h", "-N", "-p", "main", "-o", "%t")
+        wait_until("two nodes are idle", lambda: states().count("idle") == 2)
         munge = tool("munged", "--version").split(" (")[0]
         note(f"started: {tool('sbatch', '--version', env=self.env)} ({munge}, slurmctld, slurmd n1 and n2)")
 

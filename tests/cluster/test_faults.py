@@ -55,7 +55,8 @@ class Faults(unittest.TestCase):
         run("ingest", "--source", pictures(), "--dest", f"{at}/dataset", *INGEST, env=env)
         words = ["--dataset", f"{at}/dataset", "--run", f"{at}/run", *TRAIN, "--epochs", EPOCHS]
         job = start("train", *words, "--checkpoint-every-steps", 4, env=env)
-        wait_until("the run has checkpoints", lambda: len(self.store.keys("outage/run/checkpoints/")) > 5, every=0.05)
+        saved = lambda: self.store.keys("outage/run/checkpoints/")
+        wait_until("the run has checkpoints", lambda: len(saved()) > 5, every=0.05)
         self.store.kill_gateway()
         time.sleep(20)
         self.assertIsNone(job.poll(), "the run waits")
@@ -78,7 +79,8 @@ class Faults(unittest.TestCase):
         seconds = time.monotonic() - began
         errors = [line for line in result.err.splitlines() if line.startswith("error: ")]
         self.assertEqual(len(errors), 1, result.err)
-        self.assertRegex(errors[0], r"s3://bucket/gone/dataset/\S+: (read|write|list|look up|delete) failed: .*(re)?tries")
+        said = r"s3://bucket/gone/dataset/\S+: (read|write|list|look up|delete) failed: .*(re)?tries"
+        self.assertRegex(errors[0], said)
         note(f"after {seconds:.0f} s with --retry-seconds 5: {errors[0][:300]}")
         self.assertLess(seconds, 60)
         self.store.start_gateway()

@@ -1,6 +1,8 @@
 """The whole path with everything in a bucket of a real S3 server: the same results as on this machine."""
 
 import io
+import json
+import re
 import secrets
 import subprocess
 import tarfile
@@ -10,7 +12,8 @@ from pathlib import Path
 from proxy import Proxy
 from s3 import BUCKET, Ceph, Moto
 from support import (
-    CONFIG, EPOCHS, INGEST, TRAIN, dataset, dataset_digest, digest, finish, note, pictures, reference, run, start, train,
+    CONFIG, EPOCHS, INGEST, TRAIN, dataset, dataset_digest, digest, finish, note, pictures, reference, run, start,
+    train,
 )
 
 
@@ -24,7 +27,7 @@ def packed():
     return data.getvalue()
 
 
-def whole_path(env, at, seen=None):
+def whole_path(env, at):
     """Ingest, train and watch, all below a URL; what each said."""
     data, run_at = f"{at}/dataset", f"{at}/run"
     said = [run("ingest", "--source", f"{at}/pictures.tar", "--dest", data, *INGEST, env=env)]
@@ -91,9 +94,23 @@ class OnCeph(unittest.TestCase):
         self.assertNotIn(self.secret, listed.stdout)
         finish(running)
 
+    def test_an_epoch_that_streams_reads_each_row_group_once(self):
+        data = f"s3://{BUCKET}/path/dataset"
+        manifest = json.loads(self.store.get("path/dataset/manifest.json"))
+        groups = sum(len(shard["row_groups"]) for shard in manifest["splits"]["train"]["shards"])
+        gets = []
+        for epochs in (1, 5):
+            words = ["--shuffle", "windowed", "--window", 16, "--checkpoint-every-epochs", 100]
+            said = train(data, f"s3://{BUCKET}/gets-{epochs}", *words, epochs=epochs, env=self.store.env())
+            gets.append(int(re.search(r"\((\d+) GET", said.err).group(1)))
+        note(f"{groups} row groups: {gets[0]} GETs with one epoch, {gets[1]} with five")
+        # Every ten seconds the lock is looked at, with two GETs.
+        self.assertIn(gets[1] - gets[0], range(4 * groups, 4 * groups + 12))
+
     def test_a_second_call_finds_everything_done(self):
         at = f"s3://{BUCKET}/path"
-        again = run("ingest", "--source", f"{at}/pictures.tar", "--dest", f"{at}/dataset", *INGEST, env=self.store.env())
+        words = ["--source", f"{at}/pictures.tar", "--dest", f"{at}/dataset", *INGEST]
+        again = run("ingest", *words, env=self.store.env())
         self.assertIn("holds this dataset already", again.err)
         train(f"{at}/dataset", f"{at}/run", "--checkpoint-every-epochs", EPOCHS // 2, env=self.store.env())
 
