@@ -16,11 +16,14 @@ pub(super) struct Object {
     pub(super) attributes: Vec<(String, String)>,
 }
 
+/// An upload under way: its attributes, and its parts by their numbers.
+type Uploading = (Vec<(String, String)>, BTreeMap<usize, Vec<u8>>);
+
 #[derive(Default)]
 pub(super) struct State {
     pub(super) faults: Faults,
     pub(super) objects: BTreeMap<String, Object>,
-    pub(super) uploads: BTreeMap<String, (Vec<(String, String)>, BTreeMap<usize, Vec<u8>>)>,
+    pub(super) uploads: BTreeMap<String, Uploading>,
     pub(super) log: Vec<String>,
     pub(super) drawn: u64,
     pub(super) refuse_after: Option<usize>,
