@@ -129,8 +129,7 @@ impl Table {
         }
         let advance = match (self.kind, symbol) {
             (Kind::Dc, _) => 0,
-            (Kind::Ac, 0) => END_OF_BLOCK,
-            (Kind::Ac, _) => u32::from(symbol >> 4) + 1,
+            (Kind::Ac, _) => advance_of(symbol),
         };
         let each = 1 << (spare - size);
         for value in 0..1 << size {
@@ -190,7 +189,7 @@ impl Table {
                 if entry.bits() == 0 {
                     let symbol = self.long_symbol(entry, bits)?;
                     let size = u32::from(symbol & 15);
-                    at += if symbol == 0 { END_OF_BLOCK } else { u32::from(symbol >> 4) + 1 };
+                    at += advance_of(symbol);
                     let value = extend(bits.take(size), size);
                     block[usize::from(order[(at - 1) as usize & 255])] = value as i16;
                     break;
@@ -241,7 +240,7 @@ impl Table {
         }
         let symbol = self.long_symbol(entry, bits)?;
         bits.take(u32::from(symbol & 15));
-        Some(if symbol == 0 { END_OF_BLOCK } else { u32::from(symbol >> 4) + 1 })
+        Some(advance_of(symbol))
     }
 
     /// The next symbol, of which a look gave this entry; afterwards there are bits for a value.
@@ -266,6 +265,15 @@ impl Table {
         let index = (word >> (LONGEST_CODE - len)) as i32 + self.offsets[len];
         self.symbols.get(index as usize).copied()
     }
+}
+
+/// How far an AC symbol leads in its block.
+///
+/// # Source
+/// libjpeg-turbo, jdhuff.c: every run without a value but the longest ends the block, not 0 alone.
+#[inline(always)]
+fn advance_of(symbol: u8) -> u32 {
+    if symbol & 15 == 0 && symbol != 0xF0 { END_OF_BLOCK } else { u32::from(symbol >> 4) + 1 }
 }
 
 /// Where a block ends whose decoding went on to here; `None` if a run went beyond the block.

@@ -80,3 +80,11 @@ fn the_brightness_is_that_of_the_decoded_picture() {
     let expected = luma(&decode(&file, &Limits::default()).expect("decoded"));
     assert!(found.values.iter().zip(&expected.values).all(|(a, b)| a.abs_diff(*b) <= 2));
 }
+
+/// Found by the fuzzer: a table with the symbol 0x30, which means nothing in a baseline file.
+#[test]
+fn a_run_without_a_value_ends_the_block_as_in_libjpeg() {
+    let file = include_bytes!("../../../tests/golden/run_without_value.jpg");
+    assert!(fast(file).is_some(), "it is not left to libjpeg");
+    assert!(check_is_libjpegs(file, &Limits::default()));
+}
