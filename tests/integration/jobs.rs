@@ -39,6 +39,8 @@ fn words(line: &str) -> Vec<String> {
                 // An array of options may be empty.
                 if !name.contains('@') {
                     (word, begun) = (word + VALUE, true);
+                } else if word.is_empty() {
+                    begun = false;
                 }
             }
             (' ', None) => {

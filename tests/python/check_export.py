@@ -30,11 +30,11 @@ assert safe_open(folder / "whole.safetensors", "pt").metadata()["format"] == "pt
 
 table = folder / "table.parquet"
 columns = "count(*), count(distinct instance_id), min(len(feature)), max(len(feature)), count(class)"
-rows, distinct, shortest, longest, named = duckdb.sql(f"select {columns} from '{table}'").fetchone()
+rows, distinct, shortest, longest, named = duckdb.sql(f"select {columns} from '{table}'").fetchall()[0]
 assert rows == distinct == named and shortest == longest == dim, (rows, distinct, shortest, longest, named)
 nearest = f"""select b.instance_id from '{table}' a, '{table}' b where a.instance_id = 3
     order by list_inner_product(a.feature::float[], b.feature::float[]) desc limit 1"""
-assert duckdb.sql(nearest).fetchone() == (3,), "the nearest of a unit vector is itself"
+assert duckdb.sql(nearest).fetchall() == [(3,)], "the nearest of a unit vector is itself"
 assert pq.read_schema(table).field("feature").type.list_size == dim
 
 projector = folder / "projector"

@@ -26,6 +26,11 @@ impl<'a> TableSpec<'a> {
         (symbols.len() <= 256).then_some(Self { lengths, symbols })
     }
 
+    /// Whether all symbols are such.
+    pub(super) fn has_only(&self, is_such: impl Fn(u8) -> bool) -> bool {
+        self.symbols.iter().all(|&symbol| is_such(symbol))
+    }
+
     /// Whether no code consists of ones alone, which libjpeg insists on.
     pub(super) fn spares_ones(&self) -> bool {
         let mut code = 0_u32;

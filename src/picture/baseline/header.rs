@@ -104,6 +104,15 @@ struct ColourHints {
     adobe_transform: Option<u8>,
 }
 
+/// The bits of the largest difference of DC values in 8-bit pictures (T.81, table F.1).
+const MOST_DC_BITS: u8 = 11;
+
+/// Whether an AC symbol means something in 8-bit baseline: a run of up to 15 zeros and a value of 1 to 10 bits, 16
+/// zeros, or the block's end (T.81, F.1.2.2).
+fn is_baseline_ac(symbol: u8) -> bool {
+    matches!(symbol, 0 | 0xF0) || (1..=10).contains(&(symbol & 15))
+}
+
 impl<'a> Frame<'a> {
     /// Reads the header, up to the start of the first scan.
     ///
@@ -243,11 +252,14 @@ impl<'a> Frame<'a> {
         }
     }
 
-    /// Whether libjpeg takes the Huffman tables that the scan names.
+    /// Whether the Huffman tables that the scan names are such as encoders write, which libjpeg takes and about
+    /// whose symbols nobody can be of two minds.
     pub(super) fn tables_are_libjpegs(&self) -> bool {
         self.components[..self.sampling.components()].iter().all(|component| {
             let tables = [self.dc_tables.get(component.dc), self.ac_tables.get(component.ac)];
-            tables.iter().all(|table| table.copied().flatten().is_some_and(|table| table.spares_ones()))
+            let [dc, ac] = tables.map(|table| table.copied().flatten().filter(|table| table.spares_ones()));
+            dc.is_some_and(|table| table.has_only(|symbol| symbol <= MOST_DC_BITS))
+                && ac.is_some_and(|table| table.has_only(is_baseline_ac))
         })
     }
 
