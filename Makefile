@@ -47,6 +47,5 @@ clean-demo: ## Remove what the demo made
 gpu-bundle: build ## Pack binary, checks and DATA=/path/to/dataset for a machine with a GPU
 	@jobs/gpu/bundle.sh $(if $(DATA),"$(DATA)")
 
-gpu-check: ## On such a machine, in the unpacked bundle or here: compare devices, measure, train CIFAR-10
-	@if [ -x ./instdisc ]; then ./check.sh; else \
-	  $(MAKE) gpu-bundle && target/gpu-bundle/check.sh; fi
+gpu-check: gpu-bundle ## Here, as there in the unpacked bundle: compare devices, measure, train CIFAR-10
+	@$(MAKE) -C target/gpu-bundle gpu-check

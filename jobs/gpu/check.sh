@@ -14,6 +14,8 @@ instdisc() { ./instdisc "$@"; }
 save() { tee "results/$1.json"; }
 
 agree() {
+  # Losses, gradients and banks of both devices on given tensors, and the first losses of two small runs.
+  $python agree.py ./instdisc
   # The same losses from both devices: the same draws, the same sums up to rounding.
   for objective in nce infonce softmax; do
     for device in cpu cuda:0; do

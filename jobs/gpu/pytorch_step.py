@@ -1,7 +1,7 @@
 """The training step of instdisc written in PyTorch eager, on drawn pixels: the peer of `instdisc bench step`.
 
-Prints JSON with the same names. Network, optimiser and objective are PyTorch's and torchvision's own; the
-objective is written as the papers' codes write it (nce and infonce gather `[batch, K, dim]` rows, softmax
+Prints JSON with the same names. The network is torchvision's ResNet, written out so that PyTorch alone is needed;
+the objective is written as the papers' codes write it (nce and infonce gather `[batch, K, dim]` rows, softmax
 holds `[batch, instances]` logits). Run: python jobs/gpu/pytorch_step.py --arch resnet50 --objective nce
 """
 
@@ -10,8 +10,44 @@ import json
 import time
 
 import torch
-import torchvision
+from torch import nn
 from torch.nn.functional import cross_entropy, normalize, softplus
+
+BLOCKS = {"resnet18": [2, 2, 2, 2], "resnet34": [3, 4, 6, 3], "resnet50": [3, 4, 6, 3]}
+
+
+def convolution(inputs, outputs, side, stride=1):
+    conv = nn.Conv2d(inputs, outputs, side, stride, side // 2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs))
+
+
+class Block(nn.Module):
+    def __init__(self, inputs, width, stride, bottleneck):
+        super().__init__()
+        outputs = width * 4 if bottleneck else width
+        sides = [(1, 1), (3, stride), (1, 1)] if bottleneck else [(3, stride), (3, 1)]
+        widths = [inputs, width, width, outputs] if bottleneck else [inputs, width, outputs]
+        layers = []
+        for number, (side, step) in enumerate(sides):
+            layers += [convolution(widths[number], widths[number + 1], side, step), nn.ReLU(inplace=True)]
+        self.residual = nn.Sequential(*layers[:-1])
+        same = stride == 1 and inputs == outputs
+        self.shortcut = nn.Identity() if same else convolution(inputs, outputs, 1, stride)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        return self.relu(self.residual(x) + self.shortcut(x))
+
+
+def resnet(arch, dim):
+    bottleneck, inputs, layers = arch == "resnet50", 64, []
+    for stage, count in enumerate(BLOCKS[arch]):
+        width = 64 << stage
+        for number in range(count):
+            layers.append(Block(inputs, width, 2 if stage and not number else 1, bottleneck))
+            inputs = width * 4 if bottleneck else width
+    stem = [convolution(3, 64, 7, 2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)]
+    return nn.Sequential(*stem, *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, dim))
 
 
 def loss_of(args, features, bank, own):
@@ -28,7 +64,7 @@ def loss_of(args, features, bank, own):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--arch", default="resnet50")
+    parser.add_argument("--arch", choices=list(BLOCKS), default="resnet50")
     parser.add_argument("--objective", choices=["nce", "infonce", "softmax"], default="nce")
     parser.add_argument("--negatives", type=int, default=4096)
     parser.add_argument("--instances", type=int, default=1_281_167)
@@ -46,11 +82,13 @@ def main():
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.precision == "tf32"
     device = torch.device(args.device)
     format = torch.channels_last if args.channels_last else torch.contiguous_format
-    model = getattr(torchvision.models, args.arch)(num_classes=args.dim).to(device, memory_format=format)
+    model = resnet(args.arch, args.dim).to(device, memory_format=format)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.03, momentum=0.9, weight_decay=1e-4)
     bank = normalize(torch.rand(args.instances, args.dim, device=device) - 0.5)
     shape = (args.batch_size, 3, args.image_size, args.image_size)
     batches = [torch.randint(256, shape, dtype=torch.uint8) for _ in range(4)]
+    # Each batch has its own instances, as the loader's batches have; drawing them is not part of the step.
+    owns = [torch.randint(args.instances, (args.batch_size,), device=device) for _ in range(4)]
     mean = torch.tensor([0.485, 0.456, 0.406], device=device).view(1, 3, 1, 1)
     std = torch.tensor([0.229, 0.224, 0.225], device=device).view(1, 3, 1, 1)
 
@@ -59,7 +97,7 @@ def main():
             torch.cuda.synchronize()
 
     def step(number):
-        own = torch.randperm(args.instances, device=device)[: args.batch_size]
+        own = owns[number % 4]
         pixels = (batches[number % 4].to(device).float() / 255 - mean) / std
         pixels = pixels.contiguous(memory_format=format)
         with torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bf16"):

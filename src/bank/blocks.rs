@@ -17,6 +17,9 @@ impl Blocks {
     pub const FOR_INITIAL_ROWS: u64 = 256;
     /// The most blocks over which the negatives of one query are spread.
     pub const MOST_FOR_NEGATIVES: u64 = 256;
+    /// The fewest rows of a block from which negatives are drawn. Blocks differ by a row at most, and equally
+    /// many are drawn from each, so each row's probability is right within one part in so many.
+    pub const FEWEST_ROWS_FOR_NEGATIVES: u64 = 1024;
 
     /// `count` blocks, or one for each row where there are fewer rows.
     ///
@@ -28,11 +31,11 @@ impl Blocks {
     }
 
     /// The blocks from which `negatives` draws for one query are taken, equally many from each: the
-    /// largest power of two up to [`Blocks::MOST_FOR_NEGATIVES`] that divides `negatives` and does not
-    /// exceed the rows.
+    /// largest power of two up to [`Blocks::MOST_FOR_NEGATIVES`] that divides `negatives` and leaves each
+    /// [`Blocks::FEWEST_ROWS_FOR_NEGATIVES`].
     pub fn for_negatives(rows: usize, negatives: usize) -> Self {
         let mut count = 1;
-        while count * 2 <= Self::MOST_FOR_NEGATIVES.min(rows as u64)
+        while count * 2 <= Self::MOST_FOR_NEGATIVES.min(rows as u64 / Self::FEWEST_ROWS_FOR_NEGATIVES)
             && (negatives as u64).is_multiple_of(count * 2)
         {
             count *= 2;

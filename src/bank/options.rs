@@ -12,7 +12,7 @@ pub enum BankDtype {
     /// 32 bits.
     #[default]
     F32,
-    /// 16 bits, 8 of them for the fraction: half the memory, rows of unit length within 0.2 %.
+    /// 16 bits, 8 of them for the fraction: half the memory, rows of unit length within 0.4 %.
     Bf16,
     /// 16 bits, 11 of them for the fraction: half the memory, rows of unit length within 0.05 %.
     F16,

@@ -100,10 +100,11 @@ fn blocks_cover_every_row_once() {
 }
 
 #[test]
-fn negatives_spread_over_as_many_blocks_as_divide_them() {
+fn negatives_spread_over_as_many_blocks_as_divide_them_and_are_not_short() {
     assert_eq!(Blocks::for_negatives(1_281_167, 4096).count(), 256);
     assert_eq!(Blocks::for_negatives(1_281_167, 10).count(), 2);
-    assert_eq!(Blocks::for_negatives(100, 4096).count(), 64);
+    assert_eq!(Blocks::for_negatives(10_000, 4096).count(), 8);
+    assert_eq!(Blocks::for_negatives(100, 4096).count(), 1);
     assert_eq!(Blocks::for_negatives(1, 7).count(), 1);
 }
 

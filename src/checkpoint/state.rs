@@ -33,6 +33,9 @@ pub struct TrainState {
     /// The loss scale of f16, and what it depends on; null in other precisions.
     #[serde(default)]
     pub loss_scale: serde_json::Value,
+    /// The digest of what lies in which row group, with `shuffle = windowed`: the order depends on it.
+    #[serde(default)]
+    pub layout: Option<String>,
     /// The number of instances trained on, and of rows in the bank.
     pub instances: u64,
     /// What the encoder is built from, for whoever only embeds.

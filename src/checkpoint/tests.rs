@@ -63,6 +63,7 @@ fn the_state_keeps_every_bit_of_the_partition() {
         optimizer_steps: Some(6),
         skipped_steps: 1,
         loss_scale: serde_json::Value::Null,
+        layout: Some("a digest".into()),
         instances: 10,
         encoder: serde_json::json!({"arch": "resnet18"}),
         config: serde_json::json!({"lr": 0.1}),

@@ -82,6 +82,9 @@ pub(super) struct IngestArgs {
     /// Turn progressive JPEGs into baseline ones: the same pixels, decoded in less time
     #[arg(long)]
     baseline: bool,
+    /// Give JPEGs restart markers: the same pixels, crops decoded in less time; `export` takes them out again
+    #[arg(long)]
+    tile_index: bool,
     /// Threads that check pictures; 0 for one on each core
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
@@ -116,6 +119,7 @@ pub(super) fn run(global: &GlobalArgs, args: &IngestArgs) -> anyhow::Result<()> 
         short_side: args.short_side,
         quality: args.quality,
         baseline: args.baseline,
+        tile_index: args.tile_index,
         threads: args.threads,
         uploads: args.uploads as usize,
         ..IngestOptions::new(sources[0].clone(), global.location(&args.dest)?)

@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use super::exit::WrongData;
 use crate::bank::{BankDtype, MemoryBank};
 use crate::ids::Position;
-use crate::model::NamedTensors;
+use crate::model::{DeviceChoice, NamedTensors, select_device};
 use crate::objective::{
     Negatives, Objective, ObjectiveKind, ObjectiveOptions, Partition, PartitionChoice, Queries,
 };
@@ -60,6 +60,9 @@ pub(super) struct ReplayArgs {
     /// The type in which the bank keeps its numbers
     #[arg(long, value_enum, value_name = "NAME", default_value = "f32")]
     bank_dtype: BankDtype,
+    /// Where to compute: auto, cpu or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    device: DeviceChoice,
     /// Evaluate as so many owners of parts of the bank would
     #[arg(long, value_name = "N", default_value_t = 1)]
     blocks: usize,
@@ -81,14 +84,15 @@ fn replay(args: &ReplayArgs, input: &NamedTensors) -> anyhow::Result<NamedTensor
     let mut values = vec![0.0; rows.numel()];
     let count = values.len();
     rows.contiguous().copy_data(&mut values, count);
-    let bank = MemoryBank::from_rows(&values, dim as usize, vec![None; instances as usize], Device::Cpu);
+    let device = select_device(args.device)?.device;
+    let bank = MemoryBank::from_rows(&values, dim as usize, vec![None; instances as usize], device);
     let mut bank = bank.with_dtype(args.bank_dtype);
 
     let mut results = Vec::new();
     let mut objective = Objective::new(options(args), Partition::Unset);
     for step in 0_u64.. {
         let Ok(features) = input.get(&format!("features_{step}")) else { break };
-        let features = features.to_kind(Kind::Float);
+        let features = features.to_kind(Kind::Float).to_device(device);
         let ids = ids(input, step, instances)?;
         let expected = [ids.len() as i64, dim];
         ensure!(features.size() == expected, "features_{step}: {:?}, not {expected:?}", features.size());

@@ -1,6 +1,7 @@
 //! The index of a part of a split: a row for each instance, without its picture.
 //!
-//! It tells what is where without a look into the shards, and it is what duplicates are found by.
+//! It tells what is where without a look into the shards, so that a picture is read by itself and checked by
+//! its own digest; and it is what duplicates are found by.
 
 use std::sync::Arc;
 
@@ -8,14 +9,15 @@ use arrow::array::{
     Array, ArrayRef, AsArray, FixedSizeBinaryArray, FixedSizeBinaryBuilder, Int32Array, Int64Array,
     RecordBatch, StringArray,
 };
-use arrow::datatypes::{DataType, Field, Int32Type, Int64Type, Schema};
-use parquet::arrow::ArrowWriter;
+use arrow::datatypes::{DataType, Field, Schema};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::arrow::{ArrowWriter, ProjectionMask};
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use serde::{Deserialize, Serialize};
 
-use super::{DatasetError, FileEntry};
+use super::places::located;
+use super::{DatasetError, FileEntry, Place};
 use crate::ids::{ClassId, InstanceId};
 use crate::storage::{Digest, Location, Upload};
 
@@ -52,10 +54,8 @@ pub struct IndexRow {
     pub label: Option<ClassId>,
     /// Where it came from: `<class>/<file>`.
     pub path: String,
-    /// Its shard: a position in the manifest's list.
-    pub shard: u32,
-    /// Its row in the shard.
-    pub row: u32,
+    /// Where it lies.
+    pub place: Place,
     /// The digest of its encoded bytes.
     pub picture: Digest,
     /// What it looks like; none for a picture without contrast, or where no pixel was decoded.
@@ -70,6 +70,10 @@ pub(super) fn schema() -> Schema {
         Field::new("path", DataType::Utf8, false),
         Field::new("shard", DataType::Int32, false),
         Field::new("row", DataType::Int32, false),
+        Field::new("offset", DataType::Int64, false),
+        Field::new("bytes", DataType::Int32, false),
+        Field::new("width", DataType::Int32, false),
+        Field::new("height", DataType::Int32, false),
         Field::new("digest", DataType::FixedSizeBinary(32), false),
         Field::new("view_hash", DataType::FixedSizeBinary(32), true),
     ])
@@ -124,12 +128,20 @@ fn record_batch(rows: &[IndexRow]) -> RecordBatch {
         Arc::new(Int64Array::from_iter_values(rows.iter().map(|row| row.id.to_stored()))),
         Arc::new(Int64Array::from_iter_values(rows.iter().map(|row| ClassId::to_stored(row.label)))),
         Arc::new(StringArray::from_iter_values(rows.iter().map(|row| &row.path))),
-        Arc::new(Int32Array::from_iter_values(rows.iter().map(|row| row.shard as i32))),
-        Arc::new(Int32Array::from_iter_values(rows.iter().map(|row| row.row as i32))),
+        numbers(rows, |place| place.shard),
+        numbers(rows, |place| place.row),
+        Arc::new(Int64Array::from_iter_values(rows.iter().map(|row| row.place.offset as i64))),
+        numbers(rows, |place| place.bytes),
+        numbers(rows, |place| place.width),
+        numbers(rows, |place| place.height),
         Arc::new(digests),
         Arc::new(views.finish()),
     ];
     RecordBatch::try_new(Arc::new(schema()), columns).expect("the columns are those of the schema")
+}
+
+fn numbers(rows: &[IndexRow], of: fn(&Place) -> u32) -> ArrayRef {
+    Arc::new(Int32Array::from_iter_values(rows.iter().map(|row| of(&row.place) as i32)))
 }
 
 /// Reads an index and checks it against the manifest's digest.
@@ -137,6 +149,27 @@ fn record_batch(rows: &[IndexRow]) -> RecordBatch {
 /// # Errors
 /// If it is missing or damaged, or the store fails.
 pub fn read_index(dataset: &Location, entry: &FileEntry) -> Result<Vec<IndexRow>, DatasetError> {
+    read(dataset, entry, &ProjectionMask::all(), |batch, rows| {
+        let (paths, views) = (text(batch, "path")?, fixed(batch, "view_hash")?);
+        let located = located(batch)?;
+        rows.extend(located.into_iter().enumerate().map(|(row, found)| IndexRow {
+            id: found.id,
+            label: found.label,
+            path: paths.value(row).to_owned(),
+            place: found.place,
+            picture: found.picture,
+            view: views.is_valid(row).then(|| ViewHash::from_bytes(views.value(row))),
+        }));
+        Some(())
+    })
+}
+
+pub(super) fn read<T>(
+    dataset: &Location,
+    entry: &FileEntry,
+    mask: &ProjectionMask,
+    append: impl Fn(&RecordBatch, &mut Vec<T>) -> Option<()>,
+) -> Result<Vec<T>, DatasetError> {
     let location = dataset.join(&entry.path);
     let damaged = |reason: String| DatasetError::Damaged { shard: location.to_string(), reason };
     let bytes = match location.read() {
@@ -151,7 +184,7 @@ pub fn read_index(dataset: &Location, entry: &FileEntry) -> Result<Vec<IndexRow>
             if builder.schema().fields() != schema().fields() {
                 return Err(parquet::errors::ParquetError::General("its columns are not an index's".into()));
             }
-            builder.with_batch_size(ROW_GROUP).build()
+            builder.with_projection(mask.clone()).with_batch_size(ROW_GROUP).build()
         })
         .map_err(|error| damaged(error.to_string()))?;
     let mut rows = Vec::new();
@@ -162,29 +195,17 @@ pub fn read_index(dataset: &Location, entry: &FileEntry) -> Result<Vec<IndexRow>
     Ok(rows)
 }
 
-fn append(batch: &RecordBatch, rows: &mut Vec<IndexRow>) -> Option<()> {
-    let (ids, labels) =
-        (batch.column(0).as_primitive::<Int64Type>(), batch.column(1).as_primitive::<Int64Type>());
-    let paths = batch.column(2).as_string::<i32>();
-    let (shards, places) =
-        (batch.column(3).as_primitive::<Int32Type>(), batch.column(4).as_primitive::<Int32Type>());
-    let (digests, views) = (batch.column(5).as_fixed_size_binary(), batch.column(6).as_fixed_size_binary());
-    for row in 0..batch.num_rows() {
-        rows.push(IndexRow {
-            id: InstanceId::from_stored(ids.value(row))?,
-            label: ClassId::from_stored(labels.value(row))?,
-            path: paths.value(row).to_owned(),
-            shard: u32::try_from(shards.value(row)).ok()?,
-            row: u32::try_from(places.value(row)).ok()?,
-            picture: Digest(digests.value(row).try_into().ok()?),
-            view: views.is_valid(row).then(|| ViewHash::from_bytes(views.value(row))),
-        });
-    }
-    Some(())
+fn text<'a>(batch: &'a RecordBatch, name: &str) -> Option<&'a StringArray> {
+    Some(batch.column_by_name(name)?.as_string::<i32>())
+}
+
+pub(super) fn fixed<'a>(batch: &'a RecordBatch, name: &str) -> Option<&'a FixedSizeBinaryArray> {
+    Some(batch.column_by_name(name)?.as_fixed_size_binary())
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::places::{Located, read_places};
     use super::*;
 
     #[test]
@@ -195,14 +216,17 @@ mod tests {
             id: InstanceId(id),
             label: (id > 0).then_some(ClassId(id as u16)),
             path: format!("class/{id}.jpg"),
-            shard: id / 2,
-            row: id % 2,
+            place: Place { shard: id / 2, row: id % 2, offset: 1 << 40, bytes: id, width: 3, height: 4 },
             picture: Digest::of(&[id as u8]),
             view: (id != 1).then_some(ViewHash([u64::from(id), 1, 2, u64::MAX])),
         };
         let rows: Vec<IndexRow> = (0..5).map(row).collect();
         let entry = write_index(&dataset, "index/train.parquet", &rows).expect("written");
         assert_eq!(read_index(&dataset, &entry).expect("read"), rows);
+        let located =
+            |row: &IndexRow| Located { id: row.id, label: row.label, place: row.place, picture: row.picture };
+        let expected: Vec<Located> = rows.iter().map(located).collect();
+        assert_eq!(read_places(&dataset, &entry).expect("read"), expected);
         let other = FileEntry { digest: Digest::of(b"other"), ..entry };
         let error = read_index(&dataset, &other).expect_err("another digest");
         assert!(error.to_string().contains("index/train.parquet: damaged"), "{error}");

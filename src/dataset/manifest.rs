@@ -83,6 +83,9 @@ pub struct PartReport {
     pub long_side: [u64; 3],
     /// Pictures made smaller (`--max-side`, `--short-side`) or baseline (`--baseline`).
     pub re_encoded: u64,
+    /// Pictures with tiles (`--tile-index`); their bytes before can be restored. Manifests from before have none.
+    #[serde(default)]
+    pub tiled: u64,
 }
 
 /// Pictures that occur more than once, in all splits together.

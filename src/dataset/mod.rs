@@ -13,6 +13,7 @@ mod index;
 mod label_subset;
 mod manifest;
 mod pages;
+mod places;
 mod reader;
 mod schema;
 mod summary;
@@ -25,10 +26,11 @@ pub use label_subset::write_label_subset;
 pub use manifest::{
     ContentDigest, DuplicateCounts, FileEntry, IngestRecord, Manifest, PartReport, ShardEntry, Split,
 };
+pub use places::{Located, Place};
 pub use reader::ShardReader;
 pub use schema::schema_text;
 pub use summary::{DatasetSummary, SplitSummary, summarise, verify};
-pub use writer::{ShardWriter, WriterOptions};
+pub use writer::{ShardWriter, WriterOptions, WrittenShard};
 
 use bytes::Bytes;
 

@@ -14,7 +14,7 @@ use parquet::errors::ParquetError;
 use parquet::file::metadata::ParquetMetaDataReader;
 
 use super::pages::{FilePart, pictures};
-use super::schema::{IMAGE_BYTES, INSTANCE_ID, LABEL, schema};
+use super::schema::{IMAGE_BYTES, schema};
 use super::{DatasetError, Row, ShardEntry};
 use crate::ids::{ClassId, InstanceId};
 use crate::storage::{Digest, Location};
@@ -92,7 +92,7 @@ impl ShardReader {
 
     /// The size of a row group in bytes: what reading it fetches.
     pub fn row_group_bytes(&self, row_group: usize) -> u64 {
-        let range = self.range(row_group, usize::MAX);
+        let range = self.row_group_range(row_group);
         range.end - range.start
     }
 
@@ -103,7 +103,12 @@ impl ShardReader {
 
     /// The place of a row group within the shard: what is fetched and what its digest is over.
     pub fn row_group_range(&self, row_group: usize) -> Range<u64> {
-        self.range(row_group, usize::MAX)
+        let columns = self.metadata.metadata().row_group(row_group).columns().iter();
+        let ranges = columns.map(|column| {
+            let (start, len) = column.byte_range();
+            start..start.saturating_add(len)
+        });
+        ranges.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)).unwrap_or(0..0)
     }
 
     /// The shard's file.
@@ -116,8 +121,11 @@ impl ShardReader {
     /// # Errors
     /// If the store fails or the bytes are not those that were written.
     pub fn read_row_group(&self, row_group: usize) -> Result<Vec<Row>, DatasetError> {
-        let part = self.fetch(row_group, self.range(row_group, usize::MAX))?;
-        self.parse_row_group(row_group, part.bytes)
+        let range = self.row_group_range(row_group);
+        if range.end > self.bytes || range.start > range.end {
+            return Err(self.wrong(row_group, "its place is outside of the shard".into()));
+        }
+        self.parse_row_group(row_group, self.location.read_range(range)?)
     }
 
     /// The rows of a row group's bytes, which are checked against the manifest's digest. The pictures share
@@ -129,7 +137,7 @@ impl ShardReader {
         if Digest::of(&bytes) != self.digests[row_group] {
             return Err(self.wrong(row_group, "its bytes are not those that were written".into()));
         }
-        let range = self.range(row_group, usize::MAX);
+        let range = self.row_group_range(row_group);
         if range.end > self.bytes || range.end.checked_sub(range.start) != Some(bytes.len() as u64) {
             return Err(self.wrong(row_group, "its place is outside of the shard".into()));
         }
@@ -144,48 +152,6 @@ impl ShardReader {
             self.append(row_group, &batch, &pictures, &mut rows)?;
         }
         Ok(rows)
-    }
-
-    /// Reads the ids and labels of a row group, without its pictures. They are a part of its bytes and cannot
-    /// be checked alone: whoever reads the rows later compares.
-    ///
-    /// # Errors
-    /// If the store fails or the rows are damaged.
-    pub fn read_labels(&self, row_group: usize) -> Result<Vec<(InstanceId, Option<ClassId>)>, DatasetError> {
-        let schema = self.metadata.metadata().file_metadata().schema_descr_ptr();
-        let id_mask = ProjectionMask::leaves(&schema, [INSTANCE_ID]);
-        let label_mask = ProjectionMask::leaves(&schema, [LABEL]);
-        let ids = self.fetch(row_group, self.range(row_group, INSTANCE_ID))?;
-        let ids = self.batches(row_group, id_mask, ids)?;
-        let labels = self.fetch(row_group, self.range(row_group, LABEL))?;
-        let labels = self.batches(row_group, label_mask, labels)?;
-        let column = |batches: &[RecordBatch]| -> Vec<i64> {
-            batches
-                .iter()
-                .flat_map(|batch| batch.column(0).as_primitive::<Int64Type>().values().to_vec())
-                .collect()
-        };
-        let pairs = column(&ids).into_iter().zip(column(&labels));
-        pairs.enumerate().map(|(row, (id, label))| self.identity(row_group, row, id, label)).collect()
-    }
-
-    /// The bytes of one column (a leaf), or of all.
-    fn range(&self, row_group: usize, leaf: usize) -> Range<u64> {
-        let group = self.metadata.metadata().row_group(row_group);
-        let columns =
-            group.columns().iter().enumerate().filter(|(index, _)| leaf == usize::MAX || leaf == *index);
-        let ranges = columns.map(|(_, column)| {
-            let (start, len) = column.byte_range();
-            start..start.saturating_add(len)
-        });
-        ranges.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)).unwrap_or(0..0)
-    }
-
-    fn fetch(&self, row_group: usize, range: Range<u64>) -> Result<FilePart, DatasetError> {
-        if range.end > self.bytes || range.start > range.end {
-            return Err(self.wrong(row_group, "its place is outside of the shard".into()));
-        }
-        Ok(FilePart { start: range.start, len: self.bytes, bytes: self.location.read_range(range)? })
     }
 
     fn batches(

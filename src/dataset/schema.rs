@@ -8,12 +8,8 @@ use arrow::datatypes::{DataType, Field, Fields, Schema};
 /// The key of the metadata entry.
 pub(super) const HUGGINGFACE: &str = "huggingface";
 
-/// The leaf column of the ids.
-pub(super) const INSTANCE_ID: usize = 0;
 /// The leaf column of the encoded pictures.
 pub(super) const IMAGE_BYTES: usize = 1;
-/// The leaf column of the labels; between them lie the paths.
-pub(super) const LABEL: usize = 3;
 
 /// The columns. No value is ever null; they are declared as nullable because Hugging Face `datasets` takes its
 /// features from the metadata only where the declared type is its own, which is.

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use serde::Serialize;
 
-use super::{DatasetError, Manifest, ShardEntry, ShardReader, Split, read_index};
+use super::{DatasetError, Located, Manifest, Place, ShardEntry, ShardReader, Split};
 use crate::ids::{ClassId, InstanceId};
 use crate::progress::Progress;
 use crate::storage::{Digest, Location};
@@ -60,33 +61,30 @@ pub fn summarise(manifest: &Manifest) -> DatasetSummary {
     }
 }
 
-/// Where a picture was found, and what it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Sighting {
-    label: Option<ClassId>,
-    picture: Digest,
-    shard: u32,
-    row: u32,
-}
+/// What was found of an instance: its class and its picture.
+type Sighting = (Option<ClassId>, Digest);
 
-/// Reads every byte of every shard and index again and checks digests, ids and the content's digest.
+/// Reads every byte of every shard and index again and checks digests, ids, the content's digest, and that the
+/// indexes tell where each picture is.
 ///
 /// # Errors
 /// The first thing that is wrong.
 pub fn verify(dataset: &Location, manifest: &Manifest, progress: &dyn Progress) -> Result<(), DatasetError> {
     for (name, split) in &manifest.splits {
         progress.begin(&format!("verify {name}"), split.instances);
+        let indexed = split.read_places(dataset)?;
         let mut found: Vec<Option<Sighting>> = vec![None; split.instances as usize];
         for (shard, entry) in (0..).zip(&split.shards) {
-            check_digest(dataset, entry)?;
+            let bytes = read_shard(dataset, entry)?;
             let reader = ShardReader::open(dataset, entry, manifest.classes.len(), split.instances)?;
             let mut place = 0;
             for group in 0..reader.row_groups() {
-                for row in reader.read_row_group(group)? {
+                let range = reader.row_group_range(group);
+                for row in
+                    reader.parse_row_group(group, bytes.slice(range.start as usize..range.end as usize))?
+                {
                     let picture = Digest::of(&row.bytes);
-                    let sighting = Sighting { label: row.label, picture, shard, row: place };
-                    place += 1;
-                    if found[row.id.row()].replace(sighting).is_some() {
+                    if found[row.id.row()].replace((row.label, picture)).is_some() {
                         let reason = format!("instance id {} occurs twice in the split", row.id);
                         return Err(DatasetError::RowGroup {
                             shard: entry.path.clone(),
@@ -94,18 +92,30 @@ pub fn verify(dataset: &Location, manifest: &Manifest, progress: &dyn Progress) 
                             reason,
                         });
                     }
+                    let said = indexed[row.id.row()];
+                    let size = row.bytes.len() as u32;
+                    let (width, height, offset) = (row.width, row.height, said.place.offset);
+                    let actual = Place { shard, row: place, offset, bytes: size, width, height };
+                    let is_there = || {
+                        let end = usize::try_from(offset).ok()?.checked_add(row.bytes.len())?;
+                        bytes.get(offset as usize..end).map(|bytes| bytes == row.bytes)
+                    };
+                    let located = Located { id: row.id, label: row.label, place: actual, picture };
+                    if said != located || is_there() != Some(true) {
+                        return Err(split.wrong_index(dataset, row.id));
+                    }
+                    place += 1;
                 }
                 progress.advance(reader.rows(group) as u64);
             }
         }
         progress.finish();
         check_content(dataset, name, split, &found)?;
-        check_index(dataset, split, &found)?;
     }
     Ok(())
 }
 
-fn check_digest(dataset: &Location, entry: &ShardEntry) -> Result<(), DatasetError> {
+fn read_shard(dataset: &Location, entry: &ShardEntry) -> Result<Bytes, DatasetError> {
     let location = dataset.join(&entry.path);
     let damaged = |reason: &str| DatasetError::Damaged { shard: location.to_string(), reason: reason.into() };
     let bytes = match location.read() {
@@ -115,7 +125,7 @@ fn check_digest(dataset: &Location, entry: &ShardEntry) -> Result<(), DatasetErr
     if Digest::of(&bytes) != entry.digest {
         return Err(damaged("its digest is not that of the manifest"));
     }
-    Ok(())
+    Ok(bytes)
 }
 
 fn check_content(
@@ -127,32 +137,11 @@ fn check_content(
     let wrong = |reason: String| DatasetError::Damaged { shard: format!("{dataset} split {name}"), reason };
     let mut digest = super::ContentDigest::default();
     for (id, sighting) in (0..).map(InstanceId).zip(found) {
-        let sighting = sighting.ok_or_else(|| wrong(format!("instance {id} is missing")))?;
-        digest.add(id, sighting.label, sighting.picture);
+        let (label, picture) = sighting.ok_or_else(|| wrong(format!("instance {id} is missing")))?;
+        digest.add(id, label, picture);
     }
     if digest.finish() != split.digest {
         return Err(wrong("its content is not that of the manifest's digest".into()));
-    }
-    Ok(())
-}
-
-/// Each part's index has its instances, in their order, where and as they are.
-fn check_index(dataset: &Location, split: &Split, found: &[Option<Sighting>]) -> Result<(), DatasetError> {
-    let mut ids = (0..).map(InstanceId);
-    for part in &split.ingest {
-        let shown = dataset.join(&part.index.path).to_string();
-        let wrong = |reason: String| DatasetError::Damaged { shard: shown.clone(), reason };
-        let rows = read_index(dataset, &part.index)?;
-        if rows.len() as u64 != part.instances {
-            return Err(wrong(format!("it has {} rows, the manifest says {}", rows.len(), part.instances)));
-        }
-        for row in rows {
-            let expected = ids.next().expect("ids do not end");
-            let said = Sighting { label: row.label, picture: row.picture, shard: row.shard, row: row.row };
-            if row.id != expected || found.get(expected.row()).copied().flatten() != Some(said) {
-                return Err(wrong(format!("what it says of instance {expected} is not so")));
-            }
-        }
     }
     Ok(())
 }

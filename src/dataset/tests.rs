@@ -20,13 +20,17 @@ const PICTURES: [&[u8]; 5] = [b"zero", b"one", b"two", b"", b"four"];
 /// Where `published` puts its rows: (shard, row) of each instance.
 const PLACES: [(u32, u32); 5] = [(0, 1), (1, 1), (1, 0), (0, 0), (0, 2)];
 
-fn index_rows() -> Vec<IndexRow> {
+fn index_rows(written: &[WrittenShard]) -> Vec<IndexRow> {
+    let place = |id: u32| {
+        let (shard, row) = PLACES[id as usize];
+        let offset = written[shard as usize].offsets[row as usize];
+        Place { shard, row, offset, bytes: PICTURES[id as usize].len() as u32, width: 3, height: 4 }
+    };
     let index_row = |id: u32| IndexRow {
         id: InstanceId(id),
         label: row(id, b"").label,
         path: format!("class/{id}.jpg"),
-        shard: PLACES[id as usize].0,
-        row: PLACES[id as usize].1,
+        place: place(id),
         picture: Digest::of(PICTURES[id as usize]),
         view: None,
     };
@@ -38,26 +42,27 @@ fn published() -> (tempfile::TempDir, Location, Manifest) {
     let dir = tempfile::tempdir().expect("a folder");
     let dataset = Location::from_path(dir.path()).expect("a location");
     let options = WriterOptions { row_group: 2, classes: vec!["a".into(), "b".into()] };
-    let shards = [vec![3, 0, 4], vec![2, 1]].into_iter().enumerate().map(|(shard, ids)| {
+    let write = |(shard, ids): (usize, Vec<u32>)| {
         let path = format!("train/shard-{shard:05}.parquet");
         let mut writer = ShardWriter::start(&dataset, &path, &options).expect("started");
         for id in ids {
             writer.push(row(id, PICTURES[id as usize])).expect("pushed");
         }
         writer.finish().expect("published")
-    });
+    };
+    let written: Vec<_> = [vec![3, 0, 4], vec![2, 1]].into_iter().enumerate().map(write).collect();
     let mut digest = ContentDigest::default();
     for (id, picture) in (0..).zip(PICTURES) {
         digest.add(InstanceId(id), row(id, picture).label, Digest::of(picture));
     }
-    let index = write_index(&dataset, "index/train.parquet", &index_rows()).expect("written");
+    let index = write_index(&dataset, "index/train.parquet", &index_rows(&written)).expect("written");
     let split = Split {
         instances: 5,
         labelled: 4,
         image_bytes: 14,
         rejected: 0,
         digest: digest.finish(),
-        shards: shards.collect(),
+        shards: written.into_iter().map(|written| written.entry).collect(),
         ingest: vec![IngestRecord {
             program: "test".into(),
             format: "imagefolder".into(),
@@ -89,9 +94,38 @@ fn rows_come_back_as_they_were_written() {
     assert_eq!(reader.row_groups(), 2);
     assert_eq!(reader.read_row_group(0).expect("rows"), [row(3, b""), row(0, b"zero")]);
     assert_eq!(reader.read_row_group(1).expect("rows"), [row(4, b"four")]);
-    let labels = reader.read_labels(0).expect("labels");
-    assert_eq!(labels, [(InstanceId(3), Some(ClassId(1))), (InstanceId(0), Some(ClassId(0)))]);
     verify(&dataset, &manifest, &Quiet).expect("whole");
+}
+
+#[test]
+fn an_index_tells_where_each_picture_lies_in_its_file() {
+    let (_dir, dataset, manifest) = published();
+    let split = &manifest.splits["train"];
+    for found in split.read_places(&dataset).expect("an index") {
+        let file = dataset.join(&split.shards[found.place.shard as usize].path);
+        let range = found.place.offset..found.place.offset + u64::from(found.place.bytes);
+        let bytes = file.read().expect("bytes").slice(range.start as usize..range.end as usize);
+        assert_eq!(bytes, PICTURES[found.id.row()]);
+    }
+}
+
+#[test]
+fn pictures_are_found_in_row_groups_of_many_pages() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let dataset = Location::from_path(dir.path()).expect("a location");
+    let options = WriterOptions { row_group: 3000, classes: vec!["a".into(), "b".into()] };
+    let mut writer = ShardWriter::start(&dataset, "shard.parquet", &options).expect("started");
+    // Parquet closes a page after some megabytes or some thousand rows.
+    let picture = |id: u32| -> Bytes { vec![id as u8; (id as usize * 37) % 4000].into() };
+    for id in 0..5000 {
+        writer.push(Row { bytes: picture(id), ..row(id, b"") }).expect("pushed");
+    }
+    let written = writer.finish().expect("published");
+    let file = dataset.join("shard.parquet").read().expect("bytes");
+    for (id, offset) in (0..5000).zip(written.offsets) {
+        let expected = picture(id);
+        assert_eq!(file.slice(offset as usize..offset as usize + expected.len()), expected);
+    }
 }
 
 #[test]
@@ -112,20 +146,25 @@ fn a_changed_byte_in_a_shard_is_found_by_verify() {
 #[test]
 fn an_index_that_says_something_else_is_found_by_verify() {
     let (_dir, dataset, manifest) = published();
-    let changes: [fn(&mut IndexRow); 4] = [
+    let true_rows = read_index(&dataset, &manifest.splits["train"].ingest[0].index).expect("an index");
+    let changes: [fn(&mut IndexRow); 8] = [
         |row| row.label = None,
-        |row| row.row += 1,
-        |row| row.id = InstanceId(0),
+        |row| row.place.shard = 1,
+        |row| row.place.row += 1,
+        |row| row.place.offset += 1,
+        |row| row.place.bytes = 3,
+        |row| row.place.width = 5,
+        |row| row.id = InstanceId(1),
         |row| row.picture = Digest::of(b"other"),
     ];
     for change in changes {
-        let mut rows = index_rows();
-        change(&mut rows[3]);
+        let mut rows = true_rows.clone();
+        change(&mut rows[0]);
         let mut changed = manifest.clone();
         let split = changed.splits.get_mut("train").expect("the split");
         split.ingest[0].index = write_index(&dataset, "index/train.parquet", &rows).expect("written");
         let error = verify(&dataset, &changed, &Quiet).expect_err("changed");
-        assert!(error.to_string().contains("what it says of instance 3 is not so"), "{error}");
+        assert!(error.to_string().contains("what it says of instance 0 is not so"), "{error}");
     }
 }
 

@@ -1,16 +1,19 @@
 //! Writing a shard.
 
+use std::fmt;
 use std::io::Write;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, BinaryArray, Int32Array, Int64Array, RecordBatch, StringArray, StructArray};
-use arrow::datatypes::{DataType, Schema};
-use parquet::arrow::ArrowWriter;
+use parquet::arrow::{ArrowSchemaConverter, add_encoded_arrow_schema_to_metadata};
 use parquet::basic::{Compression, Encoding};
-use parquet::file::metadata::KeyValue;
+use parquet::data_type::{ByteArray, ByteArrayType, DataType, Int32Type, Int64Type};
+use parquet::errors::ParquetError;
+use parquet::file::metadata::{KeyValue, ParquetMetaData};
 use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterVersion};
+use parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
+use serde::{Deserialize, Serialize};
 
-use super::schema::{HUGGINGFACE, huggingface_entry, labelled_schema};
+use super::schema::{HUGGINGFACE, IMAGE_BYTES, huggingface_entry, labelled_schema};
 use super::{DatasetError, Row, ShardEntry};
 use crate::ids::ClassId;
 use crate::storage::{Digest, Location, Upload};
@@ -28,19 +31,34 @@ pub struct WriterOptions {
     pub classes: Vec<String>,
 }
 
+/// A shard that was written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WrittenShard {
+    /// What the manifest says of it.
+    pub entry: ShardEntry,
+    /// By row: where the picture's encoded bytes begin in the file.
+    pub offsets: Vec<u64>,
+}
+
 /// Writes one shard; it appears when [`ShardWriter::finish`] succeeds.
 ///
-/// The bytes are a function of the rows and the options.
-#[derive(Debug)]
+/// The bytes are a function of the rows and the options. Columns are written straight from the rows: building Arrow
+/// arrays of pictures first would copy each twice more, into memory that is fetched anew for each row group.
 pub struct ShardWriter {
     path: String,
     shown: String,
-    schema: Arc<Schema>,
-    writer: ArrowWriter<GroupDigests>,
+    writer: SerializedFileWriter<GroupDigests>,
     row_group: usize,
     pending: Vec<Row>,
     pending_bytes: usize,
-    rows: u64,
+    /// By row: the size of its picture in bytes.
+    sizes: Vec<u64>,
+}
+
+impl fmt::Debug for ShardWriter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ShardWriter({}, {} rows)", self.shown, self.sizes.len())
+    }
 }
 
 impl ShardWriter {
@@ -53,24 +71,26 @@ impl ShardWriter {
         let upload = Upload::start(&location)?;
         let schema = labelled_schema(&options.classes);
         let metadata = KeyValue::new(HUGGINGFACE.to_owned(), huggingface_entry(&options.classes));
-        let properties = WriterProperties::builder()
+        let mut properties = WriterProperties::builder()
             .set_writer_version(WriterVersion::PARQUET_1_0)
             .set_created_by("instdisc dataset 1".to_owned())
             .set_compression(Compression::UNCOMPRESSED)
             .set_encoding(Encoding::PLAIN)
             .set_dictionary_enabled(false)
             .set_statistics_enabled(EnabledStatistics::None)
-            .set_max_row_group_row_count(Some(options.row_group))
             .set_key_value_metadata(Some(vec![metadata]))
             .build();
         let shown = location.to_string();
-        let digests = GroupDigests { upload, current: blake3::Hasher::new(), done: Vec::new() };
-        let writer = ArrowWriter::try_new(digests, Arc::clone(&schema), Some(properties))
-            .map_err(|source| DatasetError::Write { shard: shown.clone(), source })?;
+        let digests = GroupDigests { upload: Some(upload), current: blake3::Hasher::new(), done: Vec::new() };
+        let failed = |source| DatasetError::Write { shard: shown.clone(), source };
+        add_encoded_arrow_schema_to_metadata(&schema, &mut properties);
+        let columns = ArrowSchemaConverter::new().convert(&schema).map_err(failed)?;
+        let writer = SerializedFileWriter::new(digests, columns.root_schema_ptr(), Arc::new(properties))
+            .map_err(failed)?;
         let row_group = options.row_group;
         let path = path.to_owned();
         let mut shard =
-            Self { path, shown, schema, writer, row_group, pending: Vec::new(), pending_bytes: 0, rows: 0 };
+            Self { path, shown, writer, row_group, pending: Vec::new(), pending_bytes: 0, sizes: Vec::new() };
         // The format's first bytes belong to no row group.
         shard.sync()?;
         shard.writer.inner_mut().current.reset();
@@ -86,8 +106,8 @@ impl ShardWriter {
             self.flush()?;
         }
         self.pending_bytes += row.bytes.len();
+        self.sizes.push(row.bytes.len() as u64);
         self.pending.push(row);
-        self.rows += 1;
         if self.pending.len() == self.row_group { self.flush() } else { Ok(()) }
     }
 
@@ -95,31 +115,34 @@ impl ShardWriter {
     ///
     /// # Errors
     /// If the store fails; then nothing is published.
-    pub fn finish(mut self) -> Result<ShardEntry, DatasetError> {
+    pub fn finish(mut self) -> Result<WrittenShard, DatasetError> {
         self.flush()?;
-        let shard = self.shown.clone();
-        let digests = self.writer.into_inner().map_err(|source| DatasetError::Write { shard, source })?;
-        let published = digests.upload.finish()?;
-        Ok(ShardEntry {
+        let failed = |source| DatasetError::Write { shard: self.shown.clone(), source };
+        let metadata = self.writer.finish().map_err(failed)?;
+        let offsets = picture_offsets(&metadata, &self.sizes)
+            .ok_or_else(|| failed(ParquetError::General("where its pictures lie is not known".into())))?;
+        let digests = self.writer.inner_mut();
+        let row_groups = std::mem::take(&mut digests.done);
+        let upload = digests.upload.take().expect("a writer is finished once");
+        let published = upload.finish()?;
+        let entry = ShardEntry {
             path: self.path,
-            rows: self.rows,
+            rows: self.sizes.len() as u64,
             bytes: published.bytes,
             digest: published.digest,
-            row_groups: digests.done,
-        })
+            row_groups,
+        };
+        Ok(WrittenShard { entry, offsets })
     }
 
     fn flush(&mut self) -> Result<(), DatasetError> {
         if self.pending.is_empty() {
             return Ok(());
         }
-        let batch = record_batch(&self.schema, &self.pending);
+        let written = write_group(&mut self.writer, &self.pending);
+        written.map_err(|source| DatasetError::Write { shard: self.shown.clone(), source })?;
         self.pending.clear();
         self.pending_bytes = 0;
-        self.writer
-            .write(&batch)
-            .and_then(|()| self.writer.flush())
-            .map_err(|source| DatasetError::Write { shard: self.shown.clone(), source })?;
         self.sync()?;
         self.writer.inner_mut().end_group();
         Ok(())
@@ -128,19 +151,46 @@ impl ShardWriter {
     /// Hands all bytes to the upload.
     fn sync(&mut self) -> Result<(), DatasetError> {
         let failed = |source| DatasetError::Write { shard: self.shown.clone(), source };
-        self.writer.sync().map_err(|error| failed(error.into()))
+        self.writer.flush().map_err(|error| failed(error.into()))
     }
+}
+
+/// Where each picture begins: a page ends with its values, each after its length in four bytes.
+fn picture_offsets(metadata: &ParquetMetaData, sizes: &[u64]) -> Option<Vec<u64>> {
+    const LENGTH_BYTES: u64 = 4;
+    let mut offsets = Vec::with_capacity(sizes.len());
+    for (number, group) in metadata.row_groups().iter().enumerate() {
+        let first_of_group = offsets.len();
+        let pages = metadata.page_index()?.offset_index(number, IMAGE_BYTES)?.page_locations();
+        for (number, page) in pages.iter().enumerate() {
+            let next = pages.get(number + 1).map_or(group.num_rows(), |next| next.first_row_index);
+            let rows = first_of_group + page.first_row_index as usize..first_of_group + next as usize;
+            let values: u64 = sizes.get(rows.clone())?.iter().map(|size| LENGTH_BYTES + size).sum();
+            let end = page.offset as u64 + page.compressed_page_size as u64;
+            let mut at = end.checked_sub(values)?;
+            for size in &sizes[rows] {
+                offsets.push(at + LENGTH_BYTES);
+                at += LENGTH_BYTES + size;
+            }
+        }
+    }
+    (offsets.len() == sizes.len()).then_some(offsets)
 }
 
 /// Passes bytes on to the upload and takes the digest of each row group.
 #[derive(Debug)]
 struct GroupDigests {
-    upload: Upload,
+    /// Until it is finished.
+    upload: Option<Upload>,
     current: blake3::Hasher,
     done: Vec<Digest>,
 }
 
 impl GroupDigests {
+    fn open(&mut self) -> std::io::Result<&mut Upload> {
+        self.upload.as_mut().ok_or_else(|| std::io::Error::other("the shard is finished"))
+    }
+
     fn end_group(&mut self) {
         self.done.push(self.current.finalize().into());
         self.current.reset();
@@ -149,29 +199,41 @@ impl GroupDigests {
 
 impl Write for GroupDigests {
     fn write(&mut self, buffer: &[u8]) -> std::io::Result<usize> {
-        let taken = self.upload.write(buffer)?;
+        let taken = self.open()?.write(buffer)?;
         self.current.update(&buffer[..taken]);
         Ok(taken)
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
-        self.upload.flush()
+        self.open()?.flush()
     }
 }
 
-fn record_batch(schema: &Arc<Schema>, rows: &[Row]) -> RecordBatch {
-    let DataType::Struct(image) = schema.field(1).data_type().clone() else {
-        unreachable!("the image column is a struct");
-    };
-    let bytes: ArrayRef = Arc::new(BinaryArray::from_iter_values(rows.iter().map(|row| &row.bytes)));
-    let paths: ArrayRef = Arc::new(StringArray::from_iter_values(rows.iter().map(|row| &row.path)));
-    let sides = |side: fn(&Row) -> u32| Int32Array::from_iter_values(rows.iter().map(|row| side(row) as i32));
-    let columns: Vec<ArrayRef> = vec![
-        Arc::new(Int64Array::from_iter_values(rows.iter().map(|row| row.id.to_stored()))),
-        Arc::new(StructArray::new(image, vec![bytes, paths], None)),
-        Arc::new(Int64Array::from_iter_values(rows.iter().map(|row| ClassId::to_stored(row.label)))),
-        Arc::new(sides(|row| row.width)),
-        Arc::new(sides(|row| row.height)),
-    ];
-    RecordBatch::try_new(Arc::clone(schema), columns).expect("the columns are those of the schema")
+/// Writes rows as one row group; the columns are those of [`schema`](super::schema::schema).
+fn write_group(writer: &mut SerializedFileWriter<GroupDigests>, rows: &[Row]) -> Result<(), ParquetError> {
+    let mut group = writer.next_row_group()?;
+    let list = |of: fn(&Row) -> i64| rows.iter().map(of).collect::<Vec<i64>>();
+    let sides = |of: fn(&Row) -> u32| rows.iter().map(|row| of(row) as i32).collect::<Vec<i32>>();
+    let bytes: Vec<ByteArray> = rows.iter().map(|row| row.bytes.clone().into()).collect();
+    let paths: Vec<ByteArray> = rows.iter().map(|row| row.path.as_str().into()).collect();
+    put::<Int64Type>(&mut group, &list(|row| row.id.to_stored()))?;
+    put::<ByteArrayType>(&mut group, &bytes)?;
+    put::<ByteArrayType>(&mut group, &paths)?;
+    put::<Int64Type>(&mut group, &list(|row| ClassId::to_stored(row.label)))?;
+    put::<Int32Type>(&mut group, &sides(|row| row.width))?;
+    put::<Int32Type>(&mut group, &sides(|row| row.height))?;
+    group.close()?;
+    Ok(())
+}
+
+/// Writes the next column; no value is null.
+fn put<T: DataType>(
+    group: &mut SerializedRowGroupWriter<'_, GroupDigests>,
+    values: &[T::T],
+) -> Result<(), ParquetError> {
+    let mut column = group.next_column()?.expect("as many columns as the schema has");
+    let typed = column.typed::<T>();
+    let levels = vec![typed.get_descriptor().max_def_level(); values.len()];
+    typed.write_batch(values, Some(&levels), None)?;
+    column.close()
 }

@@ -28,7 +28,9 @@ use serde::Serialize;
 use crate::ids::{ClassId, InstanceId};
 
 /// How far from 1 the length of a row may be where a table says that its rows are of unit length.
-pub const UNIT_TOLERANCE: f64 = 1e-3;
+///
+/// A bank in bf16 sets it: rounding to 8 bits changes each value, and so the length, by up to 2^-8.
+pub const UNIT_TOLERANCE: f64 = 0.004;
 
 /// A feature table in memory.
 #[derive(Clone, Debug, PartialEq)]

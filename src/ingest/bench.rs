@@ -3,10 +3,11 @@
 use std::time::Instant;
 
 use rayon::prelude::*;
+use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
 use super::source::Source;
-use super::{CheckDepth, IngestError, IngestOptions, ingest};
+use super::{CheckDepth, IngestError, IngestOptions, IngestReport, ingest};
 use crate::picture::{Limits, decode};
 use crate::progress::Quiet;
 use crate::storage::{Location, Upload};
@@ -41,12 +42,18 @@ pub struct BenchReport {
     pub decode_seconds: f64,
     /// Ingesting them, in seconds.
     pub ingest_seconds: f64,
+    /// Processor time of decoding them, all threads together, in seconds.
+    pub decode_cpu_seconds: f64,
+    /// Processor time of ingesting them, in seconds.
+    pub ingest_cpu_seconds: f64,
     /// Millions of bytes a second of the ingest.
     pub ingest_megabytes_per_second: f64,
     /// The ingest's time over that of decoding, in the median.
     pub ratio_to_plain_decode: f64,
     /// The same of every round.
     pub ratios: Vec<f64>,
+    /// Ratios of processor time, of every round.
+    pub cpu_ratios: Vec<f64>,
     /// The most memory that the process had, in bytes; none where the system does not say.
     pub peak_memory_bytes: Option<u64>,
 }
@@ -67,31 +74,64 @@ pub fn bench(options: &BenchOptions) -> Result<BenchReport, IngestError> {
             check: options.check,
             ..IngestOptions::new(tar.clone(), dest.clone())
         };
-        let decode_seconds = decode_all(&job)?;
-        let started = Instant::now();
-        let report = ingest(&job, &Quiet)?;
-        let ingest_seconds = started.elapsed().as_secs_f64();
+        let (decode, _) = timed(|| decode_all(&job))?;
+        let (ingest, report) = timed(|| ingest(&job, &Quiet))?;
         dest.delete_folder()?;
-        rounds.push((ingest_seconds / decode_seconds, decode_seconds, ingest_seconds, report));
+        rounds.push(Round { decode, ingest, report });
     }
     tar.delete()?;
-    let ratios = rounds.iter().map(|(ratio, ..)| *ratio).collect();
-    rounds.sort_by(|(a, ..), (b, ..)| a.total_cmp(b));
-    let (ratio_to_plain_decode, decode_seconds, ingest_seconds, report) =
-        rounds.swap_remove(rounds.len() / 2);
+    let ratios = rounds.iter().map(Round::ratio).collect();
+    let cpu_ratios = rounds.iter().map(|round| round.ingest.cpu / round.decode.cpu).collect();
+    rounds.sort_by(|a, b| a.ratio().total_cmp(&b.ratio()));
+    let median = rounds.swap_remove(rounds.len() / 2);
+    let ratio_to_plain_decode = median.ratio();
+    let Round { decode, ingest, report } = median;
     let splits = || report.splits.values();
     let bytes = splits().map(|split| split.image_bytes).sum();
     Ok(BenchReport {
         pictures: splits().map(|split| split.instances).sum(),
         bytes,
         threads: options.threads,
-        decode_seconds,
-        ingest_seconds,
-        ingest_megabytes_per_second: bytes as f64 / 1e6 / ingest_seconds,
+        decode_seconds: decode.wall,
+        ingest_seconds: ingest.wall,
+        decode_cpu_seconds: decode.cpu,
+        ingest_cpu_seconds: ingest.cpu,
+        ingest_megabytes_per_second: bytes as f64 / 1e6 / ingest.wall,
         ratio_to_plain_decode,
         ratios,
+        cpu_ratios,
         peak_memory_bytes: peak_memory(),
     })
+}
+
+/// What a piece of work took, in seconds.
+#[derive(Clone, Copy, Debug)]
+struct Taken {
+    wall: f64,
+    cpu: f64,
+}
+
+/// Both halves of a round.
+struct Round {
+    decode: Taken,
+    ingest: Taken,
+    report: IngestReport,
+}
+
+impl Round {
+    fn ratio(&self) -> f64 {
+        self.ingest.wall / self.decode.wall
+    }
+}
+
+fn timed<T>(work: impl FnOnce() -> Result<T, IngestError>) -> Result<(Taken, T), IngestError> {
+    let cpu = || {
+        let time = clock_gettime(ClockId::ProcessCPUTime);
+        time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
+    };
+    let (started, before) = (Instant::now(), cpu());
+    let result = work()?;
+    Ok((Taken { wall: started.elapsed().as_secs_f64(), cpu: cpu() - before }, result))
 }
 
 /// Writes a tar with the pictures again and again under other names.
@@ -126,11 +166,10 @@ fn repeat(options: &BenchOptions, tar: &Location) -> Result<(), IngestError> {
     Ok(())
 }
 
-fn decode_all(options: &IngestOptions) -> Result<f64, IngestError> {
+fn decode_all(options: &IngestOptions) -> Result<(), IngestError> {
     let source = Source::open(options)?;
     let pool =
         rayon::ThreadPoolBuilder::new().num_threads(options.threads).build().map_err(IngestError::Threads)?;
-    let started = Instant::now();
     pool.install(|| {
         source.splits.values().flatten().collect::<Vec<_>>().par_iter().try_for_each(|entry| {
             let bytes = source.read(entry)?;
@@ -138,8 +177,7 @@ fn decode_all(options: &IngestOptions) -> Result<f64, IngestError> {
             let _ = std::hint::black_box(decode(&bytes, &Limits::default()));
             Ok::<_, IngestError>(())
         })
-    })?;
-    Ok(started.elapsed().as_secs_f64())
+    })
 }
 
 /// The most memory that this process had, in bytes.

@@ -27,7 +27,8 @@ pub enum IngestError {
     },
     /// Too many pictures were refused.
     #[error(
-        "split {split}: {rejected} of {total} pictures were refused, more than --max-reject-fraction allows; the first: {first}"
+        "split {split}: {rejected} of {total} pictures were refused, {}; the first: {first}",
+        if rejected == total { "so none is left" } else { "more than --max-reject-fraction allows" }
     )]
     TooManyRejects {
         /// The split.
@@ -47,6 +48,14 @@ pub enum IngestError {
         /// What differs.
         reason: String,
     },
+    /// The folder of a split holds files of somebody else, the source's perhaps.
+    #[error("{dest}: {file} is no file of a dataset; the destination must be a folder of its own")]
+    NotOurs {
+        /// The destination.
+        dest: String,
+        /// One of the files.
+        file: String,
+    },
     /// A dataset cannot be read or written.
     #[error(transparent)]
     Dataset(#[from] DatasetError),
@@ -65,7 +74,8 @@ impl IngestError {
             Self::Layout { .. }
             | Self::Tar { .. }
             | Self::TooManyRejects { .. }
-            | Self::OtherDataset { .. } => Failure::Data,
+            | Self::OtherDataset { .. }
+            | Self::NotOurs { .. } => Failure::Data,
             Self::Dataset(error) => error.failure(),
             Self::Storage(error) => error.failure(),
             Self::Threads(_) => Failure::Other,

@@ -1,6 +1,7 @@
 //! Ways in for the fuzzer: what reads bytes that somebody else wrote.
 
 use super::{IngestOptions, screen, source};
+use crate::picture::{Limits, check_is_libjpegs};
 use crate::storage::Location;
 
 /// Reads the headers of a tar and groups its members.
@@ -20,6 +21,9 @@ pub fn picture(bytes: &[u8]) -> bool {
     let mut options = IngestOptions::new(here.clone(), here);
     options.max_pixels = 1 << 22;
     options.baseline = choice & 1 == 1;
+    options.tile_index = choice & 4 == 4;
     options.short_side = (choice & 2 == 2).then_some(32);
+    let limits = Limits { max_pixels: options.max_pixels };
+    assert!(check_is_libjpegs(bytes, &limits), "the quick check and libjpeg differ");
     screen::prepare(bytes, &options).is_ok()
 }

@@ -41,12 +41,12 @@ pub fn ingest(options: &IngestOptions, progress: &dyn Progress) -> Result<Ingest
         seconds: started.elapsed().as_secs_f64(),
     };
     let existing = existing(options)?;
-    if let (Some(manifest), true) =
-        (&existing, Plan::new(options, &source, existing.as_ref())?.parts.is_empty())
-    {
+    let plan = Plan::new(options, &source, existing.as_ref())?;
+    if let (Some(manifest), true) = (&existing, plan.parts.is_empty()) {
         tidy(&options.dest)?;
         return Ok(report(manifest, BTreeMap::new()));
     }
+    refuse_foreign_files(options, &plan)?;
     let workshop = Workshop::open(&options.dest)?;
     // Whoever held the lock before may have published.
     let existing = self::existing(options)?;
@@ -67,6 +67,24 @@ pub fn ingest(options: &IngestOptions, progress: &dyn Progress) -> Result<Ingest
     )?;
     workshop.clear()?;
     Ok(report(&manifest, reports))
+}
+
+/// Files that no ingest wrote are not ours to remove.
+fn refuse_foreign_files(options: &IngestOptions, plan: &Plan<'_>) -> Result<(), IngestError> {
+    for part in &plan.parts {
+        let files = options.dest.join(part.split).list()?;
+        if let Some(foreign) = files.iter().find(|file| !is_shard(&file.name)) {
+            let file = format!("{}/{}", part.split, foreign.name);
+            return Err(IngestError::NotOurs { dest: options.dest.to_string(), file });
+        }
+    }
+    Ok(())
+}
+
+/// Whether a file in the folder of a split has the name of a shard.
+fn is_shard(name: &str) -> bool {
+    let number = name.strip_prefix("shard-").and_then(|rest| rest.strip_suffix(".parquet"));
+    number.is_some_and(|number| number.len() >= 5 && number.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 fn pool(threads: usize) -> Result<ThreadPool, IngestError> {
@@ -150,13 +168,11 @@ impl Ingest<'_> {
                 part,
                 work: self.workshop.part(&part.name()),
                 before: splits.get(part.split),
+                rows: index.remove(part.split).unwrap_or_default(),
+                checkers,
+                writers: &writers,
             };
-            let mut checked = checkers.install(|| job.check(progress))?;
-            if self.options.drop_leaks && part.split == TRAINING_SPLIT {
-                drop_leaks(&mut checked, &index);
-            }
-            let before = index.remove(part.split).unwrap_or_default();
-            let (split, rows, report) = writers.install(|| job.write(&checked, &before, progress))?;
+            let (split, rows, report) = job.run(|checked| drop_leaks(checked, &index), progress)?;
             index.insert(part.split.to_owned(), rows);
             splits.insert(part.split.to_owned(), split);
             reports.insert(part.split.to_owned(), report);

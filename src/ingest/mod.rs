@@ -10,11 +10,15 @@
 mod bench;
 mod duplicates;
 mod error;
+mod export;
+mod findings;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod job;
+mod one_pass;
 mod part;
 mod plan;
+mod remake;
 mod report;
 mod screen;
 mod source;
@@ -27,6 +31,7 @@ use clap::ValueEnum;
 
 pub use bench::{BenchOptions, BenchReport, bench};
 pub use error::IngestError;
+pub use export::{ExportOptions, ExportReport, ExportedSplit, export};
 pub use job::ingest;
 pub use report::{IngestReport, SplitReport};
 pub use source::SourceFormat;
@@ -91,6 +96,8 @@ pub struct IngestOptions {
     pub quality: u8,
     /// Turn progressive JPEGs into baseline ones with the same pixels.
     pub baseline: bool,
+    /// Give baseline JPEGs restart markers, so that crops decode faster.
+    pub tile_index: bool,
     /// Threads that check pictures; 0 for one on each core.
     pub threads: usize,
     /// Shards that are written at once.
@@ -120,9 +127,15 @@ impl IngestOptions {
             short_side: None,
             quality: 90,
             baseline: false,
+            tile_index: false,
             threads: 0,
             uploads: 4,
         }
+    }
+
+    /// Whether pictures may come into the dataset otherwise than they lie in the source.
+    fn changes_pictures(&self) -> bool {
+        self.max_side.is_some() || self.short_side.is_some() || self.baseline || self.tile_index
     }
 
     /// The size of a shard where none is given.

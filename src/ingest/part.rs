@@ -1,36 +1,25 @@
 //! One part of a split: checked, numbered, written.
 
-use std::collections::BTreeMap;
+use rayon::ThreadPool;
 
-use serde::Serialize;
-
+use super::findings::{Findings, LEAK};
+use super::one_pass::{OnePass, Outcome};
 use super::plan::{PartPlan, Plan};
 use super::report::SplitReport;
 use super::screen::{Facts, Refusal, Verdict, screen};
-use super::source::Source;
+use super::source::{Entry, Source};
 use super::work::Work;
 use super::write::{Instance, ShardJob, deal};
-use super::{IngestError, IngestOptions, PROGRAM};
-use crate::dataset::{ContentDigest, IndexRow, IngestRecord, PartReport, ShardEntry, Split, write_index};
+use super::{IngestError, IngestOptions, PROGRAM, TRAINING_SPLIT};
+use crate::dataset::{
+    ContentDigest, IndexRow, IngestRecord, Place, ShardEntry, Split, WrittenShard, write_index,
+};
 use crate::ids::InstanceId;
 use crate::progress::Progress;
-use crate::storage::{PublishMode, StorageError};
-
-/// How many reasons an error or a report shows.
-const SHOWN_REJECTS: usize = 5;
-/// The kind of reason of a training picture that another split holds too.
-const LEAK: &str = "leak";
-
-/// A line of `rejects/<split>.jsonl`.
-#[derive(Serialize)]
-struct Reject<'a> {
-    path: &'a str,
-    reason: &'a str,
-}
 
 /// The verdicts on a part's pictures, in their order.
 #[derive(Debug)]
-pub(super) struct Checked(Vec<Verdict>);
+pub(super) struct Checked(pub(super) Vec<Verdict>);
 
 impl Checked {
     /// The accepted pictures with their places.
@@ -57,65 +46,108 @@ pub(super) struct PartJob<'a> {
     pub(super) work: Work,
     /// The split as it is, if the part is appended.
     pub(super) before: Option<&'a Split>,
+    /// Its rows.
+    pub(super) rows: Vec<IndexRow>,
+    /// The threads that check pictures.
+    pub(super) checkers: &'a ThreadPool,
+    /// The threads that write shards, where that comes after checking.
+    pub(super) writers: &'a ThreadPool,
 }
 
 impl PartJob<'_> {
-    /// Looks at every picture.
+    /// Makes the part: looks at every picture, gives the accepted ones their ids and writes shards, index and
+    /// rejects. `drop_leaks` marks those of the accepted ones that are to be left out.
+    ///
+    /// All rows of the split come back.
     ///
     /// # Errors
-    /// If too many are refused, or a store fails.
-    pub(super) fn check(&self, progress: &dyn Progress) -> Result<Checked, IngestError> {
+    /// If too many are refused, the source changes, there are more pictures than ids, or a store fails.
+    pub(super) fn run(
+        self,
+        drop_leaks: impl FnOnce(&mut Checked),
+        progress: &dyn Progress,
+    ) -> Result<(Split, Vec<IndexRow>, SplitReport), IngestError> {
+        self.ids(self.part.entries.len())?;
+        let can_drop = self.options.drop_leaks && self.part.split == TRAINING_SPLIT;
+        let outcome = if can_drop || self.options.changes_pictures() {
+            Outcome::Refused(vec![None; self.part.entries.len()])
+        } else {
+            self.check_and_write(progress)?
+        };
+        match outcome {
+            Outcome::Whole { facts, shards } => {
+                let checked = Checked(facts.into_iter().map(Ok).collect());
+                let accepted = checked.accepted();
+                let instances = self.number(&accepted)?;
+                self.finish(&checked, &instances, &self.deal(&instances), shards)
+            }
+            Outcome::Refused(known) => {
+                self.shard_job().remove_others(&self.work)?;
+                let mut checked = self.checkers.install(|| self.check(&known, progress))?;
+                if can_drop {
+                    drop_leaks(&mut checked);
+                }
+                let accepted = checked.accepted();
+                let instances = self.number(&accepted)?;
+                let dealt = self.deal(&instances);
+                progress.begin(&format!("write {}", self.part.split), instances.len() as u64);
+                let write = || self.shard_job().write(&dealt, &self.work, progress);
+                let shards = self.writers.install(write)?;
+                progress.finish();
+                self.finish(&checked, &instances, &dealt, shards)
+            }
+        }
+    }
+
+    fn check_and_write(&self, progress: &dyn Progress) -> Result<Outcome, IngestError> {
+        progress.begin(&format!("check and write {}", self.part.split), self.part.entries.len() as u64);
+        let sizes: Vec<u64> = self.part.entries.iter().map(|entry| entry.bytes).collect();
+        let outcome = OnePass {
+            job: &self.shard_job(),
+            plan: self.plan,
+            entries: self.part.entries,
+            work: &self.work,
+            first_id: self.rows.len(),
+            checkers: self.checkers,
+            uploads: self.writers.current_num_threads(),
+            progress,
+        }
+        .run(&self.places(&sizes))?;
+        progress.finish();
+        Ok(outcome)
+    }
+
+    fn check(&self, known: &[Option<Verdict>], progress: &dyn Progress) -> Result<Checked, IngestError> {
         progress.begin(&format!("check {}", self.part.split), self.part.entries.len() as u64);
-        let verdicts = screen(self.source, self.part.entries, self.options, &self.work, progress)?;
+        let verdicts = screen(self.source, self.part.entries, known, self.options, &self.work, progress)?;
         progress.finish();
         let (rejected, total) = (verdicts.iter().filter(|verdict| verdict.is_err()).count(), verdicts.len());
         let allowed = self.options.max_reject_fraction.get() * total as f64;
         if rejected < total && rejected as f64 <= allowed {
             return Ok(Checked(verdicts));
         }
-        let first = self.first_rejects(&verdicts).join("; ");
+        let first = self.findings(&verdicts).first_rejects().join("; ");
         Err(IngestError::TooManyRejects { split: self.part.split.into(), rejected, total, first })
     }
 
-    /// Gives the accepted pictures their ids and writes shards, index and rejects.
-    ///
-    /// `rows` are those of the split so far. All rows come back.
-    ///
-    /// # Errors
-    /// If the source changed, there are more pictures than ids, or a store fails.
-    pub(super) fn write(
+    fn finish(
         &self,
         checked: &Checked,
-        rows: &[IndexRow],
-        progress: &dyn Progress,
+        instances: &[Instance<'_>],
+        dealt: &[Vec<Instance<'_>>],
+        shards: Vec<WrittenShard>,
     ) -> Result<(Split, Vec<IndexRow>, SplitReport), IngestError> {
-        let accepted = checked.accepted();
-        let instances = self.number(&accepted, rows.len())?;
-        progress.begin(&format!("write {}", self.part.split), instances.len() as u64);
-        let number = self.part.number as u64;
-        let dealt = deal(&instances, self.options.shuffle_seed, number, self.options.shard_bytes);
-        let first = self.before.map_or(0, |split| split.shards.len());
-        let job = ShardJob {
-            source: self.source,
-            options: self.options,
-            dest: &self.options.dest,
-            split: self.part.split,
-            classes: &self.plan.classes,
-            first,
-        };
-        let shards = job.write(&dealt, &self.work, progress)?;
-        progress.finish();
-        let new_rows = index_rows(&dealt, first, rows.len());
+        let findings = self.findings(&checked.0);
+        let new_rows = index_rows(dealt, &shards, self.first_shard(), self.rows.len());
         let path = format!("index/{}.parquet", self.part.name());
         let index = write_index(&self.options.dest, &path, &new_rows)?;
-        self.publish_rejects(&checked.0)?;
-
-        let found = self.report(&checked.0, &instances);
+        findings.publish_rejects(&self.options.dest)?;
+        let found = findings.report(instances);
         let report = SplitReport {
             instances: instances.len() as u64,
             rejected: found.refused.values().sum(),
-            first_rejects: self.first_rejects(&checked.0),
-            ids: self.describe_ids(&checked.0),
+            first_rejects: findings.first_rejects(),
+            ids: findings.describe_ids(),
             image_bytes: instances.iter().map(|instance| instance.facts.bytes).sum(),
             shards: shards.len(),
             found: found.clone(),
@@ -129,26 +161,65 @@ impl PartJob<'_> {
             index,
             report: found,
         };
-        let mut rows = rows.to_vec();
+        let mut rows = self.rows.clone();
         rows.extend(new_rows);
+        let shards = shards.into_iter().map(|written| written.entry).collect();
         let split = self.split(&rows, shards, record, &report);
         Ok((split, rows, report))
     }
 
-    fn number<'b>(
-        &'b self,
-        accepted: &'b [(usize, Facts)],
-        first: usize,
-    ) -> Result<Vec<Instance<'b>>, IngestError> {
-        if u32::try_from(first + accepted.len()).is_err() {
-            let reason = "it has more pictures than there are ids (2^32)".into();
-            return Err(IngestError::Layout { location: self.options.sources[0].to_string(), reason });
+    fn findings<'b>(&'b self, verdicts: &'b [Verdict]) -> Findings<'b> {
+        Findings { source: self.source, part: self.part, verdicts }
+    }
+
+    fn shard_job(&self) -> ShardJob<'_> {
+        ShardJob {
+            source: self.source,
+            options: self.options,
+            dest: &self.options.dest,
+            split: self.part.split,
+            classes: &self.plan.classes,
+            first: self.first_shard(),
         }
+    }
+
+    fn first_shard(&self) -> usize {
+        self.before.map_or(0, |split| split.shards.len())
+    }
+
+    /// The places of pictures of these sizes in the shards.
+    fn places(&self, sizes: &[u64]) -> Vec<Vec<u32>> {
+        deal(sizes, self.options.shuffle_seed, self.part.number as u64, self.options.shard_bytes)
+    }
+
+    /// The pictures of each shard. Where pictures stay as they are, the listing's sizes count: they are known first.
+    fn deal<'b>(&self, instances: &[Instance<'b>]) -> Vec<Vec<Instance<'b>>> {
+        let size = |instance: &Instance<'_>| {
+            if self.options.changes_pictures() { instance.facts.bytes } else { instance.entry.bytes }
+        };
+        let shards = self.places(&instances.iter().map(size).collect::<Vec<u64>>());
+        let pictures = |places: Vec<u32>| places.into_iter().map(|place| instances[place as usize]).collect();
+        shards.into_iter().map(pictures).collect()
+    }
+
+    /// The numbers of new ids.
+    fn ids(&self, count: usize) -> Result<std::ops::Range<u32>, IngestError> {
+        let first = self.rows.len();
+        match (u32::try_from(first), u32::try_from(first + count)) {
+            (Ok(first), Ok(end)) => Ok(first..end),
+            _ => {
+                let reason = "it has more pictures than there are ids (2^32)".into();
+                Err(IngestError::Layout { location: self.options.sources[0].to_string(), reason })
+            }
+        }
+    }
+
+    fn number<'b>(&'b self, accepted: &'b [(usize, Facts)]) -> Result<Vec<Instance<'b>>, IngestError> {
         let instance = |(id, (place, facts)): (u32, &'b (usize, Facts))| {
-            let entry = &self.part.entries[*place];
+            let entry: &Entry = &self.part.entries[*place];
             Instance { id: InstanceId(id), class: self.plan.class(entry), entry, facts }
         };
-        Ok((first as u32..).zip(accepted).map(instance).collect())
+        Ok(self.ids(accepted.len())?.zip(accepted).map(instance).collect())
     }
 
     fn split(
@@ -177,89 +248,26 @@ impl PartJob<'_> {
             ingest,
         }
     }
-
-    /// Refused pictures with their reasons: by their names first, then by their contents.
-    fn rejects<'b>(&'b self, verdicts: &'b [Verdict]) -> impl Iterator<Item = Reject<'b>> {
-        // Names that are not taken belong to no split; the first of the source lists them.
-        let is_first = self.source.splits.keys().next().is_some_and(|first| first == self.part.split);
-        let names = self.source.refused.iter().filter(move |_| is_first);
-        let names = names.map(|(path, reason)| Reject { path, reason });
-        let contents = self.part.entries.iter().zip(verdicts);
-        names.chain(contents.filter_map(|(entry, verdict)| {
-            Some(Reject { path: &entry.path, reason: &verdict.as_ref().err()?.reason })
-        }))
-    }
-
-    fn first_rejects(&self, verdicts: &[Verdict]) -> Vec<String> {
-        let show = |reject: Reject<'_>| format!("{}: {}", reject.path, reject.reason);
-        self.rejects(verdicts).take(SHOWN_REJECTS).map(show).collect()
-    }
-
-    fn publish_rejects(&self, verdicts: &[Verdict]) -> Result<(), StorageError> {
-        let file = self.options.dest.join(&format!("rejects/{}.jsonl", self.part.name()));
-        let line =
-            |reject: Reject<'_>| serde_json::to_string(&reject).expect("a reject is plain data") + "\n";
-        file.publish(self.rejects(verdicts).map(line).collect::<String>(), PublishMode::Overwrite)
-    }
-
-    /// How ids and the places in the sorted folder hang together.
-    fn describe_ids(&self, verdicts: &[Verdict]) -> String {
-        let refused = verdicts.iter().position(Result::is_err);
-        match (refused, self.part.number) {
-            (None, 0) => "those of the sorted ImageFolder".into(),
-            (None, _) => {
-                "the appended pictures follow those before, in the order of their sorted ImageFolder".into()
-            }
-            (Some(place), _) => format!(
-                "the places in the sorted ImageFolder, less the refused pictures before; the first refused one has place {place}"
-            ),
-        }
-    }
-
-    fn report(&self, verdicts: &[Verdict], instances: &[Instance<'_>]) -> PartReport {
-        let mut refused: BTreeMap<String, u64> = BTreeMap::new();
-        let kinds = verdicts.iter().filter_map(|verdict| Some(verdict.as_ref().err()?.kind.as_str()));
-        kinds.for_each(|kind| *refused.entry(kind.to_owned()).or_default() += 1);
-        let names = self.rejects(verdicts).count() as u64 - refused.values().sum::<u64>();
-        if names > 0 {
-            refused.insert("name or kind of entry".into(), names);
-        }
-        let mut pictures: BTreeMap<String, u64> = BTreeMap::new();
-        for instance in instances {
-            let kind = format!("{:?} {:?}", instance.facts.format, instance.facts.colour).to_lowercase();
-            *pictures.entry(kind).or_default() += 1;
-        }
-        let range = |of: fn(&Facts) -> u64| {
-            let values = || instances.iter().map(|instance| of(instance.facts));
-            let mean = values().sum::<u64>() / values().count().max(1) as u64;
-            [values().min().unwrap_or(0), mean, values().max().unwrap_or(0)]
-        };
-        PartReport {
-            looked_at: verdicts.len() as u64,
-            dropped_leaks: refused.get(LEAK).copied().unwrap_or(0),
-            refused,
-            passed_over: self.source.passed_over,
-            kinds: pictures,
-            picture_bytes: range(|facts| facts.bytes),
-            short_side: range(|facts| u64::from(facts.width.min(facts.height))),
-            long_side: range(|facts| u64::from(facts.width.max(facts.height))),
-            re_encoded: instances.iter().filter(|instance| instance.facts.re_encoded).count() as u64,
-        }
-    }
 }
 
 /// The rows of the index, in the order of the ids.
-fn index_rows(shards: &[Vec<Instance<'_>>], first_shard: usize, first_id: usize) -> Vec<IndexRow> {
+fn index_rows(
+    shards: &[Vec<Instance<'_>>],
+    written: &[WrittenShard],
+    first_shard: usize,
+    first_id: usize,
+) -> Vec<IndexRow> {
     let count = shards.iter().map(Vec::len).sum();
     let mut rows: Vec<Option<IndexRow>> = vec![None; count];
-    for (shard, instances) in shards.iter().enumerate() {
-        for (row, instance) in (0..).zip(instances) {
+    for (shard, (instances, written)) in shards.iter().zip(written).enumerate() {
+        for (row, (instance, &offset)) in (0..).zip(instances.iter().zip(&written.offsets)) {
+            let Facts { width, height, bytes, .. } = *instance.facts;
+            let shard = (first_shard + shard) as u32;
             rows[instance.id.row() - first_id] = Some(IndexRow {
                 id: instance.id,
                 label: instance.class,
                 path: instance.entry.path.to_string(),
-                shard: (first_shard + shard) as u32,
-                row,
+                place: Place { shard, row, offset, bytes: bytes as u32, width, height },
                 picture: instance.facts.digest,
                 view: instance.facts.view,
             });

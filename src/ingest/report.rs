@@ -69,6 +69,9 @@ impl IngestReport {
             if found.re_encoded > 0 {
                 line("re-encoded", found.re_encoded.to_string());
             }
+            if found.tiled > 0 {
+                line("with tiles", found.tiled.to_string());
+            }
             if split.rejected > 0 {
                 line("refused", counts(&found.refused));
             }

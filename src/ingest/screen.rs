@@ -1,26 +1,25 @@
 //! The check of every picture, once.
 
+use bytes::Bytes;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::remake::{self, Changes};
 use super::source::{Entry, Source};
 use super::view_hash::view_hash;
 use super::work::Work;
 use super::{CheckDepth, IngestError, IngestOptions};
 use crate::dataset::ViewHash;
-use crate::picture::{
-    Colour, Format, Header, Limits, Picture, PictureError, check, check_header, decode, encode_jpeg, luma,
-    progressive_to_baseline, shrink,
-};
+use crate::picture::{Colour, Format, Header, Picture, PictureError, check, check_header, encode_jpeg, luma};
 use crate::progress::Progress;
 use crate::storage::Digest;
 
 /// Pictures whose verdicts are saved together: what a kill can cost.
 const PICTURES_OF_CHUNK: usize = 4096;
 /// Pictures that a thread fetches together.
-const PICTURES_AT_ONCE: usize = 16;
+pub(super) const PICTURES_AT_ONCE: usize = 16;
 /// A larger file is no picture; it is refused unread.
-const MOST_PICTURE_BYTES: u64 = 1 << 30;
+pub(super) const MOST_PICTURE_BYTES: u64 = 1 << 30;
 
 /// What the check found out about a picture, as it goes into a shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,8 +31,8 @@ pub(super) struct Facts {
     pub(super) view: Option<ViewHash>,
     pub(super) format: Format,
     pub(super) colour: Colour,
-    /// Whether the bytes are not those of the source.
-    pub(super) re_encoded: bool,
+    /// What is not as in the source.
+    pub(super) changes: Changes,
 }
 
 /// Why a picture is refused.
@@ -47,7 +46,8 @@ pub(super) struct Refusal {
 /// The verdict on a picture.
 pub(super) type Verdict = Result<Facts, Refusal>;
 
-/// Checks all pictures of a split on the threads of the pool that this runs in; the verdicts keep the order.
+/// Checks the pictures of a split of which nothing is `known` yet, on the threads of the pool that this runs in; the
+/// verdicts keep the order.
 ///
 /// What an earlier call of the same work has saved is not done again.
 ///
@@ -56,11 +56,21 @@ pub(super) type Verdict = Result<Facts, Refusal>;
 pub(super) fn screen(
     source: &Source,
     entries: &[Entry],
+    known: &[Option<Verdict>],
     options: &IngestOptions,
     work: &Work,
     progress: &dyn Progress,
 ) -> Result<Vec<Verdict>, IngestError> {
-    let chunk = |(number, entries): (usize, &[Entry])| -> Result<Vec<Verdict>, IngestError> {
+    type Pictures<'a> = (&'a [Entry], &'a [Option<Verdict>]);
+    let look = |(entries, known): Pictures<'_>| -> Result<Vec<Verdict>, IngestError> {
+        let open = entries.iter().zip(known).filter(|(_, known)| known.is_none());
+        let open: Vec<&Entry> = open.map(|(entry, _)| entry).collect();
+        let mut found = look_at_all(source, &open, options)?.into_iter().map(|(verdict, _)| verdict);
+        progress.advance(entries.len() as u64);
+        let mut next = || found.next().expect("one for each that is open");
+        Ok(known.iter().map(|known| known.clone().unwrap_or_else(&mut next)).collect())
+    };
+    let chunk = |(number, (entries, known)): (usize, Pictures<'_>)| -> Result<Vec<Verdict>, IngestError> {
         let saved: Option<Vec<Verdict>> = work.load(&format!("checked-{number:05}"))?;
         if let Some(verdicts) = saved.filter(|verdicts| verdicts.len() == entries.len()) {
             progress.advance(entries.len() as u64);
@@ -68,84 +78,78 @@ pub(super) fn screen(
         }
         let groups: Vec<Vec<Verdict>> = entries
             .par_chunks(PICTURES_AT_ONCE)
-            .map(|entries| look_at_all(source, entries, options, progress))
+            .zip(known.par_chunks(PICTURES_AT_ONCE))
+            .map(look)
             .collect::<Result<_, IngestError>>()?;
         let verdicts: Vec<Verdict> = groups.into_iter().flatten().collect();
         work.save(&format!("checked-{number:05}"), &verdicts)?;
         Ok(verdicts)
     };
-    let chunks: Vec<Vec<Verdict>> =
-        entries.par_chunks(PICTURES_OF_CHUNK).enumerate().map(chunk).collect::<Result<_, IngestError>>()?;
+    let chunks: Vec<Vec<Verdict>> = entries
+        .par_chunks(PICTURES_OF_CHUNK)
+        .zip(known.par_chunks(PICTURES_OF_CHUNK))
+        .enumerate()
+        .map(chunk)
+        .collect::<Result<_, IngestError>>()?;
     Ok(chunks.into_iter().flatten().collect())
 }
 
-fn look_at_all(
+/// Reads and checks pictures; with each verdict come the bytes as they lie in the source, none of what is not read.
+pub(super) fn look_at_all(
     source: &Source,
-    entries: &[Entry],
+    entries: &[&Entry],
     options: &IngestOptions,
-    progress: &dyn Progress,
-) -> Result<Vec<Verdict>, IngestError> {
-    let readable: Vec<&Entry> = entries.iter().filter(|entry| entry.bytes <= MOST_PICTURE_BYTES).collect();
+) -> Result<Vec<(Verdict, Bytes)>, IngestError> {
+    let is_readable = |entry: &&&Entry| entry.bytes <= MOST_PICTURE_BYTES;
+    let readable: Vec<&Entry> = entries.iter().filter(is_readable).copied().collect();
     let mut read = source.read_all(&readable)?.into_iter();
     let mut verdicts = Vec::with_capacity(entries.len());
     for entry in entries {
         let verdict = if entry.bytes > MOST_PICTURE_BYTES {
             let reason = format!("{} bytes are more than {MOST_PICTURE_BYTES}", entry.bytes);
-            Err(Refusal { kind: "too large".into(), reason })
+            (Err(Refusal { kind: "too large".into(), reason }), Bytes::new())
         } else {
             let bytes = read.next().expect("one for each that is readable");
-            prepare(&bytes, options)
-                .map(|prepared| prepared.facts)
-                .map_err(|error| Refusal { kind: error.kind().into(), reason: error.to_string() })
+            let verdict = prepare(&bytes, options)
+                .map_err(|error| Refusal { kind: error.kind().into(), reason: error.to_string() });
+            (verdict, bytes)
         };
         verdicts.push(verdict);
-        progress.advance(1);
     }
     Ok(verdicts)
 }
 
-/// A picture as it goes into a shard.
-#[derive(Debug)]
-pub(super) struct Prepared {
-    /// `None` where the source's bytes are taken as they are.
-    pub(super) bytes: Option<Vec<u8>>,
-    pub(super) facts: Facts,
-}
-
-/// Checks a picture, and makes it smaller or baseline where that is asked for.
+/// Checks a picture, and says what goes into a shard: its bytes, or others where that is asked for.
 ///
 /// # Errors
 /// If it is no picture, or a bad or too large one.
-pub(super) fn prepare(source: &[u8], options: &IngestOptions) -> Result<Prepared, PictureError> {
-    let limits = Limits { max_pixels: options.max_pixels };
-    if options.max_side.is_some() || options.short_side.is_some() {
-        let picture = decode(source, &limits)?;
-        if let Some(smaller) = shrink(&picture, options.max_side, options.short_side) {
-            return shrunk(&smaller, options);
-        }
+pub(super) fn prepare(source: &[u8], options: &IngestOptions) -> Result<Facts, PictureError> {
+    if let Some(picture) = remake::smaller(source, options)? {
+        return shrunk(&picture, options);
     }
-    let baseline = if options.baseline { progressive_to_baseline(source)? } else { None };
-    let bytes = baseline.as_deref().unwrap_or(source);
+    // The source is checked, not what is made of it: repairs may then trust it.
+    let limits = remake::limits(options);
     let (header, view) = match options.check {
         CheckDepth::Full => {
-            let (header, luma) = check(bytes, &limits)?;
+            let (header, luma) = check(source, &limits)?;
             (header, view_hash(&luma))
         }
-        CheckDepth::Header => (check_header(bytes, &limits)?, None),
+        CheckDepth::Header => (check_header(source, &limits)?, None),
     };
-    let facts = facts(bytes, header, view, baseline.is_some());
-    Ok(Prepared { bytes: baseline, facts })
+    let (bytes, changes) = remake::repair(source, options);
+    Ok(facts(bytes.as_deref().unwrap_or(source), header, view, changes))
 }
 
-fn shrunk(picture: &Picture, options: &IngestOptions) -> Result<Prepared, PictureError> {
-    let bytes = encode_jpeg(picture, options.quality)?;
+fn shrunk(picture: &Picture, options: &IngestOptions) -> Result<Facts, PictureError> {
+    let encoded = encode_jpeg(picture, options.quality)?;
     let header =
         Header { format: Format::Jpeg, width: picture.width, height: picture.height, colour: Colour::Rgb };
-    let facts = facts(&bytes, header, view_hash(&luma(picture)), true);
-    Ok(Prepared { bytes: Some(bytes), facts })
+    let (repaired, changes) = remake::repair(&encoded, options);
+    let changes = Changes { smaller: true, ..changes };
+    Ok(facts(repaired.as_deref().unwrap_or(&encoded), header, view_hash(&luma(picture)), changes))
 }
 
-fn facts(bytes: &[u8], header: Header, view: Option<ViewHash>, re_encoded: bool) -> Facts {
+fn facts(bytes: &[u8], header: Header, view: Option<ViewHash>, changes: Changes) -> Facts {
     Facts {
         width: header.width,
         height: header.height,
@@ -154,6 +158,6 @@ fn facts(bytes: &[u8], header: Header, view: Option<ViewHash>, re_encoded: bool)
         view,
         format: header.format,
         colour: header.colour,
-        re_encoded,
+        changes,
     }
 }

@@ -1,5 +1,9 @@
-mod hostile;
+mod hostile_pictures;
+mod hostile_sources;
+mod one_pass;
+mod remade;
 mod stores;
+mod support;
 
 use std::fs;
 use std::path::Path;
@@ -177,6 +181,28 @@ fn a_bad_picture_is_rejected_with_its_reason_and_leaves_no_gap() {
     assert!(rejects.contains("cat/2.jpg") && rejects.lines().count() == 1, "{rejects}");
     verify(&location(&at.dest), &Manifest::read(&location(&at.dest)).expect("a manifest"), &Quiet)
         .expect("no gap");
+}
+
+#[test]
+fn where_every_picture_is_refused_the_error_says_that_none_is_left() {
+    let at = place();
+    fs::create_dir_all(at.source.join("cat")).expect("a folder");
+    fs::write(at.source.join("cat/1.jpg"), &jpeg(3)[..100]).expect("cut");
+    let all = Fraction::new(1.0).expect("valid");
+    let lenient = IngestOptions { max_reject_fraction: all, ..options(&at.source, &at.dest) };
+    let error = ingest(&lenient, &Quiet).expect_err("nothing is left").to_string();
+    assert!(error.contains("1 of 1 pictures were refused, so none is left; the first: cat/1.jpg"), "{error}");
+}
+
+#[test]
+fn a_destination_that_holds_the_pictures_themselves_is_refused_and_they_stay() {
+    let at = place();
+    folder(&at.source.join("train"));
+    let before = files(&at.source);
+    let error = ingest(&options(&at.source, &at.source), &Quiet).expect_err("the source itself");
+    assert!(matches!(&error, IngestError::NotOurs { file, .. } if file == "train/cat/0.jpg"), "{error}");
+    assert_eq!(error.failure(), crate::failure::Failure::Data);
+    assert_eq!(files(&at.source), before);
 }
 
 #[test]

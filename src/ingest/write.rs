@@ -1,19 +1,19 @@
 //! Writing the shards of a split.
 
+use bytes::Bytes;
 use rayon::prelude::*;
+use serde::de::DeserializeOwned;
 
-use super::screen::{Facts, prepare};
+use super::remake;
+use super::screen::{Facts, PICTURES_AT_ONCE};
 use super::source::{Entry, Source};
 use super::work::Work;
 use super::{IngestError, IngestOptions};
-use crate::dataset::{Row, ShardEntry, ShardWriter, WriterOptions};
+use crate::dataset::{DatasetError, Row, ShardWriter, WriterOptions, WrittenShard};
 use crate::ids::{ClassId, InstanceId};
 use crate::progress::Progress;
 use crate::rng::{Purpose, Stream};
-use crate::storage::{Digest, Location};
-
-/// Pictures that are fetched together.
-const PICTURES_AT_ONCE: usize = 16;
+use crate::storage::{Digest, Location, StorageError};
 
 /// A picture with everything that its row says.
 #[derive(Clone, Copy, Debug)]
@@ -24,21 +24,29 @@ pub(super) struct Instance<'a> {
     pub(super) facts: &'a Facts,
 }
 
-/// Deals instances to shards: permuted by the seed, so that each shard is a uniform sample, and cut where
-/// a shard is full.
-pub(super) fn deal<'a>(
-    instances: &[Instance<'a>],
-    seed: u64,
-    part: u64,
-    shard_bytes: u64,
-) -> Vec<Vec<Instance<'a>>> {
-    let mut order: Vec<u32> = (0..instances.len() as u32).collect();
+impl Instance<'_> {
+    /// Its row.
+    pub(super) fn row(&self, bytes: Bytes) -> Row {
+        Row {
+            id: self.id,
+            label: self.class,
+            bytes,
+            path: self.entry.path.to_string(),
+            width: self.facts.width,
+            height: self.facts.height,
+        }
+    }
+}
+
+/// Deals pictures of these sizes to shards: permuted by the seed, so that each shard is a uniform sample, and cut
+/// where a shard is full. The shards hold places in the list.
+pub(super) fn deal(sizes: &[u64], seed: u64, part: u64, shard_bytes: u64) -> Vec<Vec<u32>> {
+    let mut order: Vec<u32> = (0..sizes.len() as u32).collect();
     Stream::new(seed, Purpose::ShardOrder, part, 0).shuffle(&mut order);
     let (mut shards, mut shard, mut bytes) = (Vec::new(), Vec::new(), 0);
     for place in order {
-        let instance = instances[place as usize];
-        bytes += instance.facts.bytes;
-        shard.push(instance);
+        bytes += sizes[place as usize];
+        shard.push(place);
         if bytes >= shard_bytes {
             shards.push(std::mem::take(&mut shard));
             bytes = 0;
@@ -63,6 +71,48 @@ pub(super) struct ShardJob<'a> {
 }
 
 impl ShardJob<'_> {
+    /// The name of a shard of the part, by its number in it.
+    pub(super) fn name(&self, number: usize) -> String {
+        format!("shard-{:05}", self.first + number)
+    }
+
+    /// Starts a shard.
+    pub(super) fn start(&self, number: usize) -> Result<ShardWriter, DatasetError> {
+        let layout = WriterOptions { row_group: self.options.row_group, classes: self.classes.to_vec() };
+        ShardWriter::start(self.dest, &format!("{}/{}.parquet", self.split, self.name(number)), &layout)
+    }
+
+    /// What an earlier call recorded of a shard, if the shard is there.
+    pub(super) fn finished<T: DeserializeOwned>(
+        &self,
+        work: &Work,
+        record: &str,
+        written: impl Fn(&T) -> &WrittenShard,
+    ) -> Result<Option<T>, StorageError> {
+        let there = |found: &T| {
+            let entry = &written(found).entry;
+            self.dest.join(&entry.path).size().is_ok_and(|bytes| bytes == entry.bytes)
+        };
+        Ok(work.load(record)?.filter(there))
+    }
+
+    /// Removes shards of this part that [`ShardJob::write`] has not finished.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(super) fn remove_others(&self, work: &Work) -> Result<(), StorageError> {
+        let folder = self.dest.join(self.split);
+        for entry in folder.list()? {
+            let name = entry.name.trim_end_matches(".parquet");
+            let number = name.strip_prefix("shard-").and_then(|number| number.parse::<usize>().ok());
+            let is_ours = number.is_some_and(|number| number >= self.first);
+            if is_ours && self.finished(work, name, |written: &WrittenShard| written)?.is_none() {
+                folder.join(&entry.name).delete()?;
+            }
+        }
+        Ok(())
+    }
+
     /// Writes the shards, one on each thread of the pool that this runs in; those that an earlier call
     /// finished are left as they are.
     ///
@@ -73,27 +123,23 @@ impl ShardJob<'_> {
         shards: &[Vec<Instance<'_>>],
         work: &Work,
         progress: &dyn Progress,
-    ) -> Result<Vec<ShardEntry>, IngestError> {
-        let layout = WriterOptions { row_group: self.options.row_group, classes: self.classes.to_vec() };
+    ) -> Result<Vec<WrittenShard>, IngestError> {
         let write = |(number, shard): (usize, &Vec<Instance<'_>>)| {
-            let name = format!("shard-{:05}", self.first + number);
-            if let Some(entry) = work.load::<ShardEntry>(&name)?
-                && self.dest.join(&entry.path).size().is_ok_and(|bytes| bytes == entry.bytes)
-            {
-                progress.advance(entry.rows);
-                return Ok(entry);
+            let name = self.name(number);
+            if let Some(written) = self.finished(work, &name, |written: &WrittenShard| written)? {
+                progress.advance(written.entry.rows);
+                return Ok(written);
             }
-            let path = format!("{}/{name}.parquet", self.split);
-            let mut writer = ShardWriter::start(self.dest, &path, &layout)?;
+            let mut writer = self.start(number)?;
             for instances in shard.chunks(PICTURES_AT_ONCE) {
                 for row in self.rows(instances)? {
                     writer.push(row)?;
                 }
                 progress.advance(instances.len() as u64);
             }
-            let entry = writer.finish()?;
-            work.save(&name, &entry)?;
-            Ok(entry)
+            let written = writer.finish()?;
+            work.save(&name, &written)?;
+            Ok(written)
         };
         shards.par_iter().enumerate().map(write).collect()
     }
@@ -103,24 +149,18 @@ impl ShardJob<'_> {
         let read = self.source.read_all(&entries)?;
         let mut rows = Vec::with_capacity(instances.len());
         for (instance, source) in instances.iter().zip(read) {
-            let bytes = if instance.facts.re_encoded {
-                prepare(&source, self.options).ok().and_then(|prepared| prepared.bytes).map(Into::into)
-            } else {
+            let changes = instance.facts.changes;
+            let bytes = if changes.none() {
                 Some(source)
+            } else {
+                remake::again(&source, changes, self.options).map(Into::into)
             };
             let bytes = bytes.filter(|bytes| Digest::of(bytes) == instance.facts.digest);
             let bytes = bytes.ok_or_else(|| IngestError::Layout {
                 location: format!("{} in {}", instance.entry.path, self.options.sources[0]),
                 reason: "it changed while it was ingested".into(),
             })?;
-            rows.push(Row {
-                id: instance.id,
-                label: instance.class,
-                bytes,
-                path: instance.entry.path.to_string(),
-                width: instance.facts.width,
-                height: instance.facts.height,
-            });
+            rows.push(instance.row(bytes));
         }
         Ok(rows)
     }

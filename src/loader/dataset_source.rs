@@ -1,31 +1,61 @@
 //! A split of a dataset as a source: on this machine row by row, from an object store by row groups.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use rayon::prelude::*;
+
 use super::LoaderError;
-use super::group_reads::Indexed;
 use super::groups::Resident;
 use super::layout::Layout;
 use super::source::{Fetched, Reading, Source};
-use crate::dataset::{DatasetError, Manifest, Row, ShardReader};
+use crate::dataset::{DatasetError, Located, Manifest, Row, ShardEntry, ShardReader};
 use crate::ids::{ClassId, InstanceId, Position};
 use crate::rng::{Purpose, Stream};
 use crate::storage::{BlobCache, Digest, LocalFile, Location};
 
-/// Row groups that are read whole at the same time to index them, where rows are read by themselves.
-const INDEXED_AT_ONCE: usize = 4;
+/// Row groups that are read whole at the same time, where rows are wanted one by one.
+const GROUPS_AT_ONCE: usize = 4;
+/// Shards whose footers are read at the same time.
+const OPENED_AT_ONCE: usize = 16;
 /// Row groups that [`Source::read`] keeps in memory, in bytes.
 const READ_MEMORY: u64 = 1 << 30;
 /// What an instance takes in the tables of this source, and a row group in the shards' footers, in bytes.
-const BYTES_OF_AN_INSTANCE: u64 = 32;
+const BYTES_OF_AN_INSTANCE: u64 = 64;
 const BYTES_OF_A_GROUP: u64 = 4 << 10;
+
+/// A picture of the split.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stored {
+    /// Its group, and the row within it.
+    pub(super) group: u32,
+    pub(super) row: u32,
+    /// Where its encoded bytes lie in the shard's file.
+    offset: u64,
+    bytes: u32,
+    pub(super) pixels: u32,
+    /// Of the digest of its bytes the first half, which no damage leaves unchanged.
+    digest: [u8; 16],
+}
+
+impl Stored {
+    /// The place of its encoded bytes in the shard's file.
+    pub(super) fn range(&self) -> Range<u64> {
+        self.offset..self.offset + u64::from(self.bytes)
+    }
+
+    /// Whether these are its bytes.
+    pub(super) fn is(&self, bytes: &[u8]) -> bool {
+        Digest::of(bytes).0[..16] == self.digest
+    }
+}
 
 /// A split of a dataset.
 ///
-/// A picture reaches the loader only from a row group whose bytes were compared with the manifest's digest:
-/// at each read of a whole group; before the first read of a row, where rows are read by themselves.
+/// A picture reaches the loader only if its bytes have the index's digest, or its row group's bytes have the
+/// manifest's.
 #[derive(Debug)]
 pub struct DatasetSource {
     pub(super) shards: Vec<ShardReader>,
@@ -34,12 +64,10 @@ pub struct DatasetSource {
     pub(super) layout: Layout,
     pub(super) ids: Vec<InstanceId>,
     pub(super) labels: Vec<Option<ClassId>>,
-    /// By position: the group, and the row within it.
-    pub(super) places: Vec<(u32, u32)>,
+    /// By position.
+    pub(super) pictures: Vec<Stored>,
     pub(super) is_local: bool,
-    /// By group: what the first look at it found.
-    pub(super) indexed: Vec<Mutex<Option<Indexed>>>,
-    pub(super) turns: [Mutex<()>; INDEXED_AT_ONCE],
+    pub(super) turns: [Mutex<()>; GROUPS_AT_ONCE],
     pub(super) files: Mutex<HashMap<u32, Arc<LocalFile>>>,
     pub(super) resident: Resident,
     pub(super) cache: Option<BlobCache>,
@@ -49,11 +77,11 @@ pub struct DatasetSource {
 }
 
 impl DatasetSource {
-    /// Opens a split and reads the ids and labels of all rows; with `limit`, so many of them are taken, a
+    /// Opens a split by its index and the footers of its shards; with `limit`, so many instances are taken, a
     /// uniform sample that depends on nothing but the two numbers.
     ///
     /// # Errors
-    /// If there is no such split, or a shard is missing or damaged.
+    /// If there is no such split, or its index or a shard is missing or damaged.
     pub fn open(
         dataset: &Location,
         manifest: &Manifest,
@@ -62,46 +90,43 @@ impl DatasetSource {
     ) -> Result<Self, LoaderError> {
         let split = manifest.split(dataset, split)?;
         let classes = manifest.classes.len();
-        let open = |entry| ShardReader::open(dataset, entry, classes, split.instances);
-        let shards = split.shards.iter().map(open).collect::<Result<Vec<_>, _>>()?;
-        let mut found = vec![None; split.instances as usize];
+        let indexed = split.read_places(dataset)?;
+        let shards = open_shards(dataset, &split.shards, classes, split.instances)?;
         let mut groups = Vec::new();
+        // By shard: its first group, and the first row of each of its groups.
+        let mut first_rows = Vec::with_capacity(shards.len());
         for (shard, reader) in shards.iter().enumerate() {
-            for row_group in 0..reader.row_groups() {
-                let group = groups.len() as u32;
-                groups.push((shard as u32, row_group as u32));
-                for (row, (id, label)) in (0_u32..).zip(reader.read_labels(row_group)?) {
-                    if found[id.row()].replace((group, row, label)).is_some() {
-                        return Err(damaged(
-                            &split.shards[shard].path,
-                            format!("instance {id} occurs twice"),
-                        ));
-                    }
-                }
-            }
+            let first_group = groups.len();
+            let counts = (0..reader.row_groups()).map(|row_group| reader.rows(row_group));
+            let first = |end: &mut usize, rows| Some(std::mem::replace(end, *end + rows));
+            first_rows.push((first_group, counts.scan(0, first).collect::<Vec<usize>>()));
+            groups.extend((0..reader.row_groups()).map(|row_group| (shard as u32, row_group as u32)));
         }
-        let ids = sample(found.len(), limit.unwrap_or(usize::MAX));
-        let mut places = Vec::with_capacity(ids.len());
+        let ids = sample(indexed.len(), limit.unwrap_or(usize::MAX));
+        let mut pictures = Vec::with_capacity(ids.len());
         let mut labels = Vec::with_capacity(ids.len());
         for &id in &ids {
-            let Some((group, row, label)) = found[id.row()] else {
-                return Err(damaged(&dataset.to_string(), format!("instance {id} is in no shard")));
+            let found = &indexed[id.row()];
+            let stored = stored(found, &shards, &first_rows);
+            let label = found.label.filter(|class| class.index() < classes);
+            let Some(stored) = stored.filter(|_| label == found.label) else {
+                let reason = format!("its index says of instance {id} what cannot be");
+                return Err(DatasetError::Damaged { shard: dataset.to_string(), reason }.into());
             };
-            places.push((group, row));
+            pictures.push(stored);
             labels.push(label);
         }
         let bytes_of =
             |&(shard, row_group): &(u32, u32)| shards[shard as usize].row_group_bytes(row_group as usize);
         let bytes: Vec<u64> = groups.iter().map(bytes_of).collect();
         Ok(Self {
-            layout: layout(&places, &bytes),
-            indexed: groups.iter().map(|_| Mutex::new(None)).collect(),
+            layout: layout(&pictures, &bytes),
             next_use: groups.iter().map(|_| AtomicU64::new(u64::MAX)).collect(),
             shards,
             groups,
             ids,
             labels,
-            places,
+            pictures,
             is_local: dataset.local_path().is_some(),
             turns: Default::default(),
             files: Mutex::default(),
@@ -120,18 +145,50 @@ impl DatasetSource {
         }
         self
     }
+}
 
-    /// What this source needs of memory, to read rows by themselves, beyond what stays.
-    fn indexing_bytes(&self) -> u64 {
-        self.turns.len() as u64 * self.layout.largest_group()
-    }
+/// Opens the shards, several at the same time: from an object store each takes two requests.
+fn open_shards(
+    dataset: &Location,
+    entries: &[ShardEntry],
+    classes: usize,
+    instances: u64,
+) -> Result<Vec<ShardReader>, LoaderError> {
+    let threads = entries.len().clamp(1, OPENED_AT_ONCE);
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build()
+        .map_err(|error| LoaderError::Threads(Box::new(error)))?;
+    let open = |entry| ShardReader::open(dataset, entry, classes, instances);
+    Ok(pool.install(|| entries.par_iter().map(open).collect::<Result<_, _>>())?)
+}
+
+/// What an index says, if it can be so.
+fn stored(found: &Located, shards: &[ShardReader], first_rows: &[(usize, Vec<usize>)]) -> Option<Stored> {
+    let place = found.place;
+    let (first_group, first_rows) = first_rows.get(place.shard as usize)?;
+    let row_group = first_rows.partition_point(|&first| first <= place.row as usize).checked_sub(1)?;
+    let shard = &shards[place.shard as usize];
+    let row = place.row as usize - first_rows[row_group];
+    let group = shard.row_group_range(row_group);
+    let end = place.offset.checked_add(u64::from(place.bytes))?;
+    let is_within = row < shard.rows(row_group) && group.start <= place.offset && end <= group.end;
+    let pixels = u64::from(place.width) * u64::from(place.height);
+    is_within.then(|| Stored {
+        group: (first_group + row_group) as u32,
+        row: row as u32,
+        offset: place.offset,
+        bytes: place.bytes,
+        pixels: u32::try_from(pixels).unwrap_or(u32::MAX),
+        digest: found.picture.0[..16].try_into().expect("half a digest"),
+    })
 }
 
 /// The row groups, each with the positions that lie there in the order of their rows.
-fn layout(places: &[(u32, u32)], bytes: &[u64]) -> Layout {
+fn layout(pictures: &[Stored], bytes: &[u64]) -> Layout {
     let mut members = vec![Vec::new(); bytes.len()];
-    for (position, &(group, row)) in (0..).zip(places) {
-        members[group as usize].push((row, Position(position)));
+    for (position, picture) in (0..).zip(pictures) {
+        members[picture.group as usize].push((picture.row, Position(position)));
     }
     let sorted = |mut group: Vec<(u32, Position)>| {
         group.sort_unstable();
@@ -151,13 +208,9 @@ fn sample(len: usize, limit: usize) -> Vec<InstanceId> {
     ids
 }
 
-fn damaged(shard: &str, reason: String) -> LoaderError {
-    DatasetError::Damaged { shard: shard.to_owned(), reason }.into()
-}
-
 impl Source for DatasetSource {
     fn len(&self) -> usize {
-        self.places.len()
+        self.pictures.len()
     }
 
     fn ids(&self) -> &[InstanceId] {
@@ -173,7 +226,7 @@ impl Source for DatasetSource {
     }
 
     fn place(&self, position: Position) -> String {
-        let (group, row) = self.places[position.row()];
+        let Stored { group, row, .. } = self.pictures[position.row()];
         let (shard, row_group) = self.shard(group as usize);
         let place = format!("{} row group {row_group} row {row}", shard.shown());
         match self.read(&[position]) {
@@ -184,7 +237,7 @@ impl Source for DatasetSource {
 
     fn read(&self, positions: &[Position]) -> Result<Vec<Row>, LoaderError> {
         let read = |position: &Position| {
-            let (group, row) = self.places[position.row()];
+            let Stored { group, row, .. } = self.pictures[position.row()];
             let rows = self.resident(group as usize, &Reading::default()).map_err(LoaderError::Shared)?;
             Ok(rows[row as usize].clone())
         };
@@ -204,16 +257,20 @@ impl Source for DatasetSource {
     }
 
     fn prepare_rows(&self, memory: u64) -> Result<u64, LoaderError> {
-        let (total, indexing) = (self.layout.total_bytes(), self.indexing_bytes());
-        if self.is_local || self.cache.as_ref().is_some_and(|cache| cache.limit() >= total) {
+        if self.is_local {
+            return Ok(0);
+        }
+        let reading = self.turns.len() as u64 * self.layout.largest_group();
+        let total = self.layout.total_bytes();
+        if self.cache.as_ref().is_some_and(|cache| cache.limit() >= total) {
             self.resident.set_limit((memory / 8).min(READ_MEMORY));
             for next_use in &self.next_use {
                 // Everything is needed all the time: nothing goes for anything else.
                 next_use.store(0, Ordering::Relaxed);
             }
-            return Ok(indexing);
+            return Ok(reading);
         }
-        let needed = total + indexing;
+        let needed = total + reading;
         if needed > memory {
             let what = "the exact order on an object store takes the whole split into memory; give --cache DIR \
                         and a --cache-size that holds it, or --shuffle windowed";
@@ -228,6 +285,6 @@ impl Source for DatasetSource {
     }
 
     fn held_bytes(&self) -> u64 {
-        BYTES_OF_AN_INSTANCE * self.places.len() as u64 + BYTES_OF_A_GROUP * self.groups.len() as u64
+        BYTES_OF_AN_INSTANCE * self.pictures.len() as u64 + BYTES_OF_A_GROUP * self.groups.len() as u64
     }
 }

@@ -1,12 +1,12 @@
-//! How a [`DatasetSource`] reads: row groups whole, and rows by themselves once their group was checked.
+//! How a [`DatasetSource`] reads: row groups whole, and rows by themselves.
 
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
-use super::dataset_source::DatasetSource;
-use super::groups::GroupIndex;
+use super::dataset_source::{DatasetSource, Stored};
 use super::source::{Encoded, Fetched, Reading};
 use super::{Counters, LoaderError};
 use crate::dataset::{DatasetError, Row, ShardReader};
@@ -15,9 +15,6 @@ use crate::storage::{Digest, LocalFile};
 
 /// Shards that are held open.
 const OPEN_FILES: usize = 256;
-
-/// A group that was read, or why it never can be.
-pub(super) type Indexed = Result<Arc<GroupIndex>, Arc<LoaderError>>;
 
 impl DatasetSource {
     /// The shard of a group, and the row group within it.
@@ -80,11 +77,11 @@ impl DatasetSource {
         let (shard, row_group) = self.shard(group);
         let rows = shard.parse_row_group(row_group, bytes.clone())?;
         for &position in self.layout.members(group) {
-            let (_, row) = self.places[position.row()];
-            // Ids and labels were read apart from the rows, without a check.
+            let row = self.pictures[position.row()].row;
+            // The index tells ids and labels apart from the rows.
             let (id, label) = (self.ids[position.row()], self.labels[position.row()]);
             if rows.get(row as usize).is_none_or(|row| row.id != id || row.label != label) {
-                let reason = format!("row {row} is not what its id and label said");
+                let reason = format!("row {row} is not what the index says of it");
                 return Err(
                     DatasetError::RowGroup { shard: shard.shown().to_owned(), row_group, reason }.into()
                 );
@@ -93,48 +90,49 @@ impl DatasetSource {
         Ok(rows)
     }
 
-    /// Where the pictures of a row group lie, once its bytes were checked; the first call reads all of it.
-    fn index(&self, group: usize, reading: &Reading) -> Indexed {
-        let mut indexed = lock(&self.indexed[group]);
-        if let Some(index) = indexed.as_ref() {
-            return index.clone();
-        }
-        let _few_at_once = self.turn(group);
-        let index = match self.load(group, reading) {
-            Ok((bytes, rows)) => Ok(Arc::new(GroupIndex::new(&bytes, &rows))),
-            Err(error) => Err(Arc::new(error)),
-        };
-        if index.as_ref().err().is_none_or(|error| error.is_corruption()) {
-            *indexed = Some(index.clone());
-        }
-        index
-    }
-
-    /// Rows read by themselves.
+    /// A row read by itself.
     pub(super) fn fetch_row(&self, position: Position, reading: &Reading) -> Fetched {
         if reading.cancel.is_cancelled() {
             return Err(Arc::new(LoaderError::Stopped));
         }
-        let (group, row) = self.places[position.row()];
-        let (group, row) = (group as usize, row as usize);
-        let stored = |error| Arc::new(LoaderError::from(DatasetError::from(error)));
+        let stored = self.pictures[position.row()];
+        let group = stored.group as usize;
+        let pixels = u64::from(stored.pixels);
         if self.is_local {
-            let index = self.index(group, reading)?;
-            let (shard, row_group) = self.shard(group);
-            let range = index.range(row, shard.row_group_range(row_group).start);
-            let bytes = self.file(group)?.read(range).map_err(stored)?;
-            count(&reading.counters, &bytes);
-            return Ok(Encoded { bytes, pixels: index.pixels(row) });
+            return self.read_row(&stored, reading).map(|bytes| Encoded { bytes, pixels });
         }
         if let Some(cache) = &self.cache {
-            let index = self.index(group, reading)?;
-            if let Some(bytes) = cache.read(self.digest(group), index.range(row, 0)) {
+            let start = self.shard_range(group).start;
+            let Range { start: from, end } = stored.range();
+            let kept = cache.read(self.digest(group), from - start..end - start);
+            if let Some(bytes) = kept.filter(|bytes| stored.is(bytes)) {
                 reading.counters.cache_bytes.add(bytes.len() as u64);
-                return Ok(Encoded { bytes, pixels: index.pixels(row) });
+                return Ok(Encoded { bytes, pixels });
             }
         }
         let rows = self.resident(group, reading)?;
-        Ok(encoded(&rows[row], rows[row].bytes.clone()))
+        Ok(encoded(&rows[stored.row as usize], rows[stored.row as usize].bytes.clone()))
+    }
+
+    /// A picture of a shard of this machine, checked against its digest.
+    fn read_row(&self, stored: &Stored, reading: &Reading) -> Result<Bytes, Arc<LoaderError>> {
+        let group = stored.group as usize;
+        let bytes = self
+            .file(group)?
+            .read(stored.range())
+            .map_err(|error| Arc::new(LoaderError::from(DatasetError::from(error))))?;
+        count(&reading.counters, &bytes);
+        if stored.is(&bytes) {
+            return Ok(bytes);
+        }
+        let (shard, row_group) = self.shard(group);
+        let reason = format!("row {}: its bytes are not those that were written", stored.row);
+        Err(Arc::new(DatasetError::RowGroup { shard: shard.shown().to_owned(), row_group, reason }.into()))
+    }
+
+    fn shard_range(&self, group: usize) -> Range<u64> {
+        let (shard, row_group) = self.shard(group);
+        shard.row_group_range(row_group)
     }
 
     /// All rows of a group, each in memory of its own, so that it can be freed alone.
@@ -143,7 +141,7 @@ impl DatasetSource {
         match self.load(group, reading) {
             Ok((_, rows)) => {
                 let copy = |&position: &Position| {
-                    let row = &rows[self.places[position.row()].1 as usize];
+                    let row = &rows[self.pictures[position.row()].row as usize];
                     Ok(encoded(row, Bytes::copy_from_slice(&row.bytes)))
                 };
                 members.iter().map(copy).collect()

@@ -1,44 +1,10 @@
-//! What is known of row groups that were read: where their pictures lie, and whole ones in memory.
+//! Row groups in memory.
 
 use std::collections::HashMap;
-use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::Bytes;
-
 use crate::dataset::Row;
-
-/// Where the pictures of a row group lie within its bytes, in 12 bytes a row.
-#[derive(Debug)]
-pub(super) struct GroupIndex {
-    /// By row: offset, length, pixels.
-    rows: Box<[(u32, u32, u32)]>,
-}
-
-impl GroupIndex {
-    /// The index of rows whose pictures are slices of `group`.
-    pub(super) fn new(group: &Bytes, rows: &[Row]) -> Self {
-        let place = |row: &Row| {
-            let offset = row.bytes.as_ptr() as usize - group.as_ptr() as usize;
-            let pixels = u64::from(row.width) * u64::from(row.height);
-            (offset as u32, row.bytes.len() as u32, u32::try_from(pixels).unwrap_or(u32::MAX))
-        };
-        Self { rows: rows.iter().map(place).collect() }
-    }
-
-    /// The place of a picture in a file where the row group starts at `start`.
-    pub(super) fn range(&self, row: usize, start: u64) -> Range<u64> {
-        let (offset, len, _) = self.rows[row];
-        let start = start + u64::from(offset);
-        start..start + u64::from(len)
-    }
-
-    /// The pixels of a picture.
-    pub(super) fn pixels(&self, row: usize) -> u64 {
-        u64::from(self.rows[row].2)
-    }
-}
 
 /// Whole row groups in memory, up to a limit of bytes; the one used longest ago goes first.
 #[derive(Debug)]

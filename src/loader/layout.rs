@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::ids::Position;
+use crate::storage::Digest;
 
 /// The row groups of a source, each with the positions of its rows and its size.
 ///
@@ -37,6 +38,15 @@ impl Layout {
             (members, share)
         });
         Self::new(groups)
+    }
+
+    /// A digest of which positions lie in which group, in which order.
+    pub fn digest(&self) -> Digest {
+        let mut hasher = blake3::Hasher::new();
+        for number in self.starts.iter().copied().chain(self.members.iter().map(|position| position.0)) {
+            hasher.update(&number.to_le_bytes());
+        }
+        hasher.finalize().into()
     }
 
     /// The number of groups.

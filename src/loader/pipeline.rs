@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 
-use super::apply::EvalTransform;
 use super::budget::Budget;
 use super::ending::{Ending, OnPanic, chain};
 use super::options::{LoaderOptions, MAKERS, OnCorrupt, Shares};
@@ -17,7 +16,7 @@ use super::plan::{Passes, Planner};
 use super::source::Reading;
 use super::stages::{Made, Making, gather, make, plan, read};
 use super::stats::LoaderStats;
-use super::view::{EvaluationView, TrainingView, View};
+use super::view::{TrainingView, View};
 use super::{Counters, LoaderError, Recipe, Source};
 use crate::ids::{ClassId, InstanceId, Position};
 
@@ -108,7 +107,7 @@ impl Loader {
         let _ = self.buffers.try_send(batch.pixels);
     }
 
-    fn spawn(
+    pub(super) fn spawn(
         source: Arc<dyn Source>,
         view: Box<dyn View>,
         passes: Passes,
@@ -276,21 +275,4 @@ impl Drop for Loader {
         // A panic was for the consumer, who does not want batches any more.
         let _ = self.join();
     }
-}
-
-/// Every picture of a source exactly once, in the order in which they lie, under the evaluation transform.
-///
-/// # Errors
-/// If threads cannot be started.
-///
-/// # Panics
-/// If the batch size is 0.
-pub fn evaluation_batches(
-    source: Arc<dyn Source>,
-    transform: EvalTransform,
-    batch_size: usize,
-    threads: usize,
-) -> Result<Loader, LoaderError> {
-    let options = LoaderOptions { batch_size, threads, ..LoaderOptions::default() };
-    Loader::spawn(source, Box::new(EvaluationView(transform)), Passes::Stored, options)
 }

@@ -1,5 +1,7 @@
 //! The encoder: normalisation of pixels, backbone, projection, unit length.
 
+use std::collections::HashMap;
+
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, nn};
 
@@ -74,8 +76,13 @@ impl Encoder {
             variables,
             config,
         };
-        for (index, (name, mut variable)) in encoder.named_variables().into_iter().enumerate() {
-            let value = initial_value(seed, index as u64, &name, &variable.size());
+        let variables = encoder.named_variables();
+        let shapes: HashMap<String, Vec<i64>> =
+            variables.iter().map(|(name, variable)| (name.clone(), variable.size())).collect();
+        for (index, (name, mut variable)) in variables.into_iter().enumerate() {
+            let weight = name.strip_suffix("bias").and_then(|layer| shapes.get(&format!("{layer}weight")));
+            let weight = weight.map_or(&[][..], Vec::as_slice);
+            let value = initial_value(seed, index as u64, &name, &variable.size(), weight);
             tch::no_grad(|| variable.copy_(&value));
         }
         encoder

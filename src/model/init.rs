@@ -8,23 +8,25 @@ use crate::rng::{Purpose, Stream};
 /// The initial value of the parameter with this torchvision name.
 ///
 /// Convolutions are normal with variance 2 / (kernel² · output channels), batch norms start as the
-/// identity, the projection is uniform in ±1/√input as PyTorch's `Linear` is.
+/// identity, linear layers with their biases are uniform in ±1/√input as PyTorch's `Linear` is. `weight` is
+/// the shape of the layer's weight.
 ///
 /// # Source
 /// Reference `models/resnet.py`, constructor.
-pub(super) fn initial_value(seed: u64, index: u64, name: &str, shape: &[i64]) -> Tensor {
+pub(super) fn initial_value(seed: u64, index: u64, name: &str, shape: &[i64], weight: &[i64]) -> Tensor {
     let count: i64 = shape.iter().product();
+    let linear_bound = |input: i64| 1.0 / (input as f64).sqrt();
     let values: Vec<f32> = match shape {
         [output, _, height, width] => {
             let deviation = (2.0 / (output * height * width) as f64).sqrt();
             draw(seed, index, count, |stream| stream.normal() * deviation)
         }
         [_, input] => {
-            let bound = 1.0 / (*input as f64).sqrt();
+            let bound = linear_bound(*input);
             draw(seed, index, count, |stream| stream.range(-bound, bound))
         }
-        _ if name == "fc.bias" => {
-            let bound = 1.0 / (count as f64).sqrt();
+        _ if weight.len() == 2 && name.ends_with("bias") => {
+            let bound = linear_bound(weight[1]);
             draw(seed, index, count, |stream| stream.range(-bound, bound))
         }
         _ => {

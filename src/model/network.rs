@@ -9,14 +9,14 @@ use super::resnet::ResNet;
 /// A network with its last layer as the projection.
 #[derive(Debug)]
 pub(super) enum Network {
-    ResNet(ResNet),
+    ResNet(Box<ResNet>),
     Plain(Plain),
 }
 
 impl Network {
     pub(super) fn new(root: &nn::Path, arch: Architecture, dim: i64) -> Self {
         match arch.layout() {
-            NetworkLayout::ResNet(layout) => Self::ResNet(ResNet::new(root, layout, dim)),
+            NetworkLayout::ResNet(layout) => Self::ResNet(Box::new(ResNet::new(root, layout, dim))),
             NetworkLayout::Plain(layout) => Self::Plain(Plain::new(root, layout, dim)),
         }
     }

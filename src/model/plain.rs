@@ -74,7 +74,7 @@ pub(super) const VGG16: &[Piece] = &[
 
 #[derive(Debug)]
 enum Layer {
-    Conv(Convolution, Option<BatchNorm>),
+    Conv(Box<(Convolution, Option<BatchNorm>)>),
     MaxPool(i64),
 }
 
@@ -98,7 +98,7 @@ impl Plain {
                     let shape = ConvShape { input: channels, output, kernel, stride, padding, bias: true };
                     let conv = Convolution::new(&(&features / number), shape);
                     let norm = layout.batch_norm.then(|| batch_norm(&(&features / (number + 1)), output));
-                    layers.push(Layer::Conv(conv, norm));
+                    layers.push(Layer::Conv(Box::new((conv, norm))));
                     // The ReLU and the batch norm have numbers too.
                     number += if layout.batch_norm { 2 } else { 1 };
                     channels = output;
@@ -136,7 +136,8 @@ impl Plain {
         for (number, layer) in self.layers.iter().enumerate() {
             hidden = match layer {
                 Layer::MaxPool(kernel) => hidden.max_pool2d([*kernel; 2], [2; 2], [0; 2], [1; 2], false),
-                Layer::Conv(conv, norm) => {
+                Layer::Conv(layer) => {
+                    let (conv, norm) = &**layer;
                     let mapped = conv.forward(&hidden);
                     norm.as_ref()
                         .map_or_else(|| mapped.shallow_clone(), |norm| norm.forward_t(&mapped, train))

@@ -66,6 +66,12 @@ impl NamedTensors {
         self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))
     }
 
+    /// The name of a tensor that has a value which is not finite.
+    pub fn not_finite(&self) -> Option<&str> {
+        let is_finite = |tensor: &Tensor| tensor.isfinite().all().int64_value(&[]) == 1;
+        self.iter().find(|(_, tensor)| !is_finite(tensor)).map(|(name, _)| name)
+    }
+
     /// The tensor with this name.
     ///
     /// # Errors

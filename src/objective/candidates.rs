@@ -8,10 +8,22 @@ use super::{Negatives, Queries};
 use crate::bank::BankPart;
 use crate::units::Temperature;
 
-/// Bytes of a tile of logits where rows are taken as they lie: it should stay in a cache.
-const DENSE_TILE_BYTES: usize = 4 << 20;
-/// Bytes of a tile of rows that are gathered for each query.
-const GATHERED_TILE_BYTES: usize = 16 << 20;
+/// Bytes of a tile, of its logits or of its rows in f32, whichever are more.
+struct TileBytes {
+    /// Where rows are taken as they lie.
+    dense: usize,
+    /// Where they are gathered for each query.
+    gathered: usize,
+}
+
+/// On the CPU a tile should stay in a cache; on a GPU each of its few operations should be worth a launch.
+fn tile_bytes(device: Device) -> TileBytes {
+    if device.is_cuda() {
+        TileBytes { dense: 256 << 20, gathered: 512 << 20 }
+    } else {
+        TileBytes { dense: 4 << 20, gathered: 16 << 20 }
+    }
+}
 
 /// Which rows those are.
 #[derive(Clone, Copy, Debug)]
@@ -68,7 +80,8 @@ pub(super) fn for_each_tile(
 
 fn others(queries: Queries<'_>, scaled: &Tensor, part: &BankPart, mut visit: impl FnMut(Tile)) {
     let own = OwnRows::new(queries, part);
-    let tile = (DENSE_TILE_BYTES / (queries.positions.len() * size_of::<f32>()).max(1)).max(1);
+    let row_bytes = queries.positions.len().max(part.dim()) * size_of::<f32>();
+    let tile = (tile_bytes(scaled.device()).dense / row_bytes.max(1)).max(1);
     for start in (0..part.len()).step_by(tile) {
         let len = tile.min(part.len() - start);
         let rows = part.rows().narrow(0, start as i64, len as i64).to_kind(Kind::Float);
@@ -89,10 +102,9 @@ fn sampled(
     let (batch, dim) = (queries.positions.len(), part.dim());
     let device = scaled.device();
     let columns = negatives.columns_for(part);
-    let row_bytes =
-        if negatives.shared() { size_of::<f32>() * batch } else { size_of::<f32>() * batch * dim };
-    let bytes = if negatives.shared() { DENSE_TILE_BYTES } else { GATHERED_TILE_BYTES };
-    let tile = (bytes / row_bytes.max(1)).max(1);
+    let TileBytes { dense, gathered } = tile_bytes(device);
+    let (bytes, numbers) = if negatives.shared() { (dense, batch.max(dim)) } else { (gathered, batch * dim) };
+    let tile = (bytes / (numbers * size_of::<f32>()).max(1)).max(1);
     let own = exclude_own.then(|| index(queries.positions.iter().map(|p| p.to_index()), device).unsqueeze(1));
     let whole = part.len() == part.instances();
     for start in columns.clone().step_by(tile) {

@@ -97,6 +97,11 @@ impl Objective {
         self.partition
     }
 
+    /// Puts an earlier state in place: for a step that is not to have happened.
+    pub fn set_partition(&mut self, partition: Partition) {
+        self.partition = partition;
+    }
+
     /// How many negatives each query needs.
     pub fn negatives(&self) -> Option<usize> {
         (self.options.kind != ObjectiveKind::Softmax).then_some(self.options.negatives)

@@ -3,6 +3,7 @@
 //! A draw is a hash of (seed, step, block of rows, query, number): no draw needs another, so any tile of
 //! them is made when it is needed, on the device that needs it, and `[batch, K]` indices are never held.
 
+use std::cell::OnceCell;
 use std::ops::Range;
 
 use rayon::prelude::*;
@@ -19,7 +20,19 @@ const MIX: [u64; 2] = [0xBF58_476D_1CE4_E5B9, 0x94D0_49BB_1331_11EB];
 
 /// Bank rows drawn as noise.
 #[derive(Debug)]
-pub struct Negatives(Source);
+pub struct Negatives {
+    source: Source,
+    /// What the draws depend on, once it is on the device: a step's tiles share it.
+    uploaded: OnceCell<Uploaded>,
+}
+
+/// By column, `[1, K]` int64: what the first query's draw is a hash of, and its block's first row and length.
+#[derive(Debug)]
+struct Uploaded {
+    state: Tensor,
+    first: Tensor,
+    len: Tensor,
+}
 
 #[derive(Debug)]
 enum Source {
@@ -56,7 +69,8 @@ impl Negatives {
     /// replacement; a query's own row is not left out.
     ///
     /// The draws are spread evenly over blocks of rows, so that an owner of some blocks makes its own alone,
-    /// and the same ones. Within a block of `len` rows each row's probability is right within `len / 2³²`.
+    /// and the same ones. Each row's probability is right within one part in
+    /// [`Blocks::FEWEST_ROWS_FOR_NEGATIVES`]: blocks may differ by a row.
     ///
     /// # Source
     /// Reference `alias_multinomial.py` with uniform weights; spreading over blocks is ours. SplitMix64:
@@ -65,7 +79,7 @@ impl Negatives {
         let Draw { seed, step, count, sampling } = draw;
         let blocks = Blocks::for_negatives(instances, count);
         let key = |block| Stream::new(seed, Purpose::Negatives, step, block).bits();
-        Self(Source::Drawn(Drawn {
+        Self::new(Source::Drawn(Drawn {
             keys: (0..blocks.count()).map(key).collect(),
             blocks,
             per_block: count / blocks.count() as usize,
@@ -78,12 +92,16 @@ impl Negatives {
     /// # Shape
     /// `[batch, negatives]` int64, or `[negatives]` where all queries share them
     pub fn given(rows: Tensor) -> Self {
-        Self(Source::Given(if rows.dim() == 1 { rows.unsqueeze(0) } else { rows }))
+        Self::new(Source::Given(if rows.dim() == 1 { rows.unsqueeze(0) } else { rows }))
+    }
+
+    fn new(source: Source) -> Self {
+        Self { source, uploaded: OnceCell::new() }
     }
 
     /// How many there are for each query.
     pub fn count(&self) -> usize {
-        match &self.0 {
+        match &self.source {
             Source::Given(rows) => rows.size()[1] as usize,
             Source::Drawn(drawn) => drawn.keys.len() * drawn.per_block,
         }
@@ -91,7 +109,7 @@ impl Negatives {
 
     /// Whether all queries have the same ones.
     pub fn shared(&self) -> bool {
-        match &self.0 {
+        match &self.source {
             Source::Given(rows) => rows.size()[0] == 1,
             Source::Drawn(drawn) => drawn.queries == (0..1),
         }
@@ -104,7 +122,7 @@ impl Negatives {
 
     /// The columns in which rows of this part can be.
     pub(super) fn columns_for(&self, part: &BankPart) -> Range<usize> {
-        match &self.0 {
+        match &self.source {
             Source::Given(_) => 0..self.count(),
             Source::Drawn(drawn) => {
                 let blocks = drawn.blocks.overlapping(part.range());
@@ -115,12 +133,14 @@ impl Negatives {
 
     /// Some columns, `[batch, columns]` (or `[1, columns]`) int64.
     pub(super) fn columns(&self, columns: Range<usize>, device: Device) -> Tensor {
-        match &self.0 {
+        match &self.source {
             Source::Given(rows) => {
                 rows.narrow(1, columns.start as i64, columns.len() as i64).to_device(device)
             }
             Source::Drawn(drawn) if device == Device::Cpu => drawn.on_host(columns),
-            Source::Drawn(drawn) => drawn.on_device(columns, device),
+            Source::Drawn(drawn) => {
+                drawn.on_device(columns, self.uploaded.get_or_init(|| drawn.upload(device)))
+            }
         }
     }
 }
@@ -151,22 +171,34 @@ impl Drawn {
         Tensor::from_slice(&rows).view(shape)
     }
 
+    /// What the draws of all columns depend on.
+    fn upload(&self, device: Device) -> Uploaded {
+        let count = self.keys.len() * self.per_block;
+        let mut values = vec![0_i64; 3 * count];
+        let (state, places) = values.split_at_mut(count);
+        let (first, len) = places.split_at_mut(count);
+        let slots = state.chunks_mut(self.per_block).zip(first.chunks_mut(self.per_block));
+        for (block, ((state, first), len)) in slots.zip(len.chunks_mut(self.per_block)).enumerate() {
+            let (key, start, rows) = self.block_of(block * self.per_block);
+            first.fill(start as i64);
+            len.fill(rows as i64);
+            for (number, slot) in state.iter_mut().enumerate() {
+                let counter = self.counter(self.queries.start, number);
+                *slot = key.wrapping_add(counter.wrapping_mul(GOLDEN)) as i64;
+            }
+        }
+        let all = Tensor::from_slice(&values).view([3, 1, count as i64]).to_device(device);
+        Uploaded { state: all.get(0), first: all.get(1), len: all.get(2) }
+    }
+
     /// The same numbers by tensor operations, so that nothing of size `[batch, columns]` is uploaded.
-    fn on_device(&self, columns: Range<usize>, device: Device) -> Tensor {
-        let upload = |of: &dyn Fn(usize) -> u64| {
-            let values: Vec<i64> = columns.clone().map(|column| of(column) as i64).collect();
-            Tensor::from_slice(&values).to_device(device).unsqueeze(0)
-        };
-        let state = upload(&|column| {
-            let first = self.counter(self.queries.start, column).wrapping_mul(GOLDEN);
-            self.block_of(column).0.wrapping_add(first)
-        });
-        let (first, len) =
-            (upload(&|column| self.block_of(column).1), upload(&|column| self.block_of(column).2));
+    fn on_device(&self, columns: Range<usize>, uploaded: &Uploaded) -> Tensor {
+        let some = |all: &Tensor| all.narrow(1, columns.start as i64, columns.len() as i64);
         let stride = (self.per_block as u64).wrapping_mul(GOLDEN) as i64;
-        let query = Tensor::arange(self.queries.len() as i64, (Kind::Int64, device)).unsqueeze(1);
-        let bits = mix_tensor(state + query * stride);
-        first + logical_shift(&(logical_shift(&bits, 32) * len), 32)
+        let kind = (Kind::Int64, uploaded.state.device());
+        let query = Tensor::arange(self.queries.len() as i64, kind).unsqueeze(1);
+        let bits = mix_tensor(some(&uploaded.state) + query * stride);
+        some(&uploaded.first) + logical_shift(&(logical_shift(&bits, 32) * some(&uploaded.len)), 32)
     }
 }
 
@@ -194,6 +226,8 @@ mod tests {
     use super::*;
 
     const INSTANCES: usize = 1000;
+    /// Enough for blocks.
+    const MANY_INSTANCES: usize = 20_000;
 
     fn draw(seed: u64, step: u64, count: usize, sampling: Sampling, queries: Range<usize>) -> Negatives {
         Negatives::draw(Draw { seed, step, count, sampling }, queries, INSTANCES)
@@ -204,8 +238,8 @@ mod tests {
         let rows = |seed, step| draw(seed, step, 4096, Sampling::PerSample, 0..64).rows(Device::Cpu);
         let counts =
             rows(1, 1).flatten(0, -1).bincount(None::<Tensor>, INSTANCES as i64).to_kind(Kind::Double);
-        // 262 draws for each row, standard deviation 16; blocks of 3 or 4 rows differ by design.
-        assert!(counts.min().double_value(&[]) > 150.0 && counts.max().double_value(&[]) < 450.0);
+        // 262 draws for each row, standard deviation 16.
+        assert!(counts.min().double_value(&[]) > 180.0 && counts.max().double_value(&[]) < 345.0);
         assert!(rows(1, 1).equal(&rows(1, 1)));
         assert!(!rows(1, 1).equal(&rows(1, 2)));
         assert!(!rows(1, 1).equal(&rows(2, 1)));
@@ -235,8 +269,13 @@ mod tests {
 
     #[test]
     fn tensor_operations_draw_the_same_numbers_as_the_host() {
-        let negatives = draw(5, 9, 96, Sampling::PerSample, 2..7);
-        let Source::Drawn(drawn) = &negatives.0 else { panic!("drawn") };
-        assert!(drawn.on_device(5..90, Device::Cpu).equal(&drawn.on_host(5..90)));
+        let draw = Draw { seed: 5, step: 9, count: 96, sampling: Sampling::PerSample };
+        let negatives = Negatives::draw(draw, 2..7, MANY_INSTANCES);
+        let Source::Drawn(drawn) = &negatives.source else { panic!("drawn") };
+        assert!(drawn.blocks.count() > 1);
+        let uploaded = drawn.upload(Device::Cpu);
+        for columns in [0..96, 5..90] {
+            assert!(drawn.on_device(columns.clone(), &uploaded).equal(&drawn.on_host(columns)));
+        }
     }
 }

@@ -95,6 +95,6 @@ mod tests {
     #[test]
     fn huge_values_do_not_overflow() {
         let z = Partition::Set { ln_z: 2000.0 }.average(2001.0, 0.5);
-        assert!((z.ln_z().expect("set") - 2000.620_114_506_958_3).abs() < 1e-9);
+        assert!((z.ln_z().expect("set") - 2_000.620_114_506_958_3).abs() < 1e-9);
     }
 }

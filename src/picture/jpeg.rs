@@ -26,7 +26,12 @@ fn with_decompressor<T>(
             Some(decompressor) => decompressor,
             None => slot.insert(decompressor().map_err(|error| corrupt(&error))?),
         };
-        work(decompressor).map_err(|error| corrupt(&error))
+        let result = work(decompressor).map_err(|error| corrupt(&error));
+        if result.is_err() {
+            // After an error in a header it would refuse every picture that comes: it goes on in the middle of one.
+            *slot = None;
+        }
+        result
     })
 }
 
@@ -139,8 +144,13 @@ pub(super) fn has_end(bytes: &[u8]) -> bool {
     bytes.windows(2).rev().any(|pair| pair == [0xFF, 0xD9])
 }
 
-/// The same coefficients as one scan, so the same pixels.
+/// The same coefficients as one scan.
 pub(super) fn to_baseline(bytes: &[u8]) -> Result<Vec<u8>, PictureError> {
+    // The transformer itself knows no limit.
+    if memchr::memmem::find_iter(bytes, &[0xFF, 0xDA]).count() > MOST_SCANS as usize {
+        let reason = format!("it has more than {MOST_SCANS} scans");
+        return Err(PictureError::Corrupt { format: "JPEG", reason });
+    }
     let mut transform = Transform::default();
     transform.optimize = true;
     let mut transformer = Transformer::new().map_err(|error| corrupt(&error))?;

@@ -17,10 +17,12 @@ mod tiles;
 use serde::{Deserialize, Serialize};
 
 pub use error::PictureError;
+#[cfg(fuzzing)]
+pub(crate) use luma::check_is_libjpegs;
 pub use luma::{Luma, check, luma};
 pub use region::{Channels, Encoded, Planes, Region, RegionDecoder};
-pub use resize::shrink;
-pub use tiles::{Tiled, needed_bytes, restore, transcode};
+pub use resize::{shrink, shrunk_size};
+pub use tiles::{Tiled, needed_bytes, restore, set_tiles, transcode};
 
 /// What is accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,8 +140,9 @@ pub fn check_header(bytes: &[u8], limits: &Limits) -> Result<Header, PictureErro
     Ok(header)
 }
 
-/// A progressive JPEG as a baseline one with the same coefficients, so with the same pixels: it decodes
-/// faster. `None` for any other file.
+/// A progressive JPEG as a baseline one with the same coefficients: it decodes faster. `None` for any other file.
+///
+/// The pixels are the same too, unless the scans leave out bits of coefficients: decoders smooth over those.
 ///
 /// # Errors
 /// If the file is cut or corrupt.

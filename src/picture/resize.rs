@@ -5,19 +5,25 @@ use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer
 
 use super::Picture;
 
-/// A picture made smaller so that its longer side has at most `max_side` pixels and its shorter one at most
-/// `short_side`; `None` where it is small enough. The ratio of the sides is kept, but for rounding.
+/// The sides of a picture made smaller so that its longer one has at most `max_side` pixels and its shorter one at
+/// most `short_side`; `None` where it is small enough. The ratio of the sides is kept, but for rounding.
+pub fn shrunk_size(
+    width: u32,
+    height: u32,
+    max_side: Option<u32>,
+    short_side: Option<u32>,
+) -> Option<(u32, u32)> {
+    let limit = |side: u32, limit: Option<u32>| limit.map_or(1.0, |limit| f64::from(limit) / f64::from(side));
+    let factor = limit(width.max(height), max_side).min(limit(width.min(height), short_side));
+    let side = |side: u32| ((f64::from(side) * factor).round() as u32).max(1);
+    (factor < 1.0).then(|| (side(width), side(height)))
+}
+
+/// A picture made as small as [`shrunk_size`] says.
 ///
 /// The filter is Pillow's antialiased Lanczos, which keeps what later crops need.
 pub fn shrink(picture: &Picture, max_side: Option<u32>, short_side: Option<u32>) -> Option<Picture> {
-    let (long, short) = (picture.width.max(picture.height), picture.width.min(picture.height));
-    let limit = |side: u32, limit: Option<u32>| limit.map_or(1.0, |limit| f64::from(limit) / f64::from(side));
-    let factor = limit(long, max_side).min(limit(short, short_side));
-    if factor >= 1.0 {
-        return None;
-    }
-    let side = |side: u32| ((f64::from(side) * factor).round() as u32).max(1);
-    let (width, height) = (side(picture.width), side(picture.height));
+    let (width, height) = shrunk_size(picture.width, picture.height, max_side, short_side)?;
     let source = ImageRef::new(picture.width, picture.height, &picture.rgb, PixelType::U8x3)
         .expect("a picture holds three bytes for each pixel");
     let mut resized = Image::new(width, height, PixelType::U8x3);

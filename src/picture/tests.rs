@@ -31,6 +31,18 @@ fn a_jpeg_comes_back_nearly_as_it_was() {
 }
 
 #[test]
+fn a_broken_header_does_not_spoil_the_pictures_after_it() {
+    let good = encode_jpeg(&gradient(40, 30), 95).expect("encoded");
+    let tables = good.windows(2).position(|pair| pair == [0xFF, 0xC4]).expect("a table");
+    let mut broken = good.clone();
+    broken[tables + 5..tables + 7].fill(0xFF);
+    let first = check(&broken, &Limits::default()).expect_err("broken");
+    assert_eq!(check(&broken, &Limits::default()), Err(first), "the reason stays the same");
+    assert!(check(&good, &Limits::default()).is_ok());
+    assert!(decode(&broken, &Limits::default()).is_err() && decode(&good, &Limits::default()).is_ok());
+}
+
+#[test]
 fn a_png_comes_back_exactly() {
     let picture = gradient(17, 5);
     let bytes = encode_png(&picture).expect("encoded");

@@ -12,7 +12,6 @@ use std::ops::Range;
 
 use super::baseline::{Frame, RecodeError, TableSpec, needed_segments, recode};
 use super::region::Region;
-use super::{Limits, decode};
 
 /// MCUs of a tile, as near as its number divides the MCUs of a row.
 const TILE: usize = 8;
@@ -26,39 +25,24 @@ pub struct Tiled {
     pub bytes: Vec<u8>,
     /// Where each tile begins in the file; the last entry is where the last tile ends.
     pub offsets: Vec<u32>,
-    /// Whether [`restore`] gives the original back.
-    pub restorable: bool,
 }
 
 /// The DC table of ITU-T T.81, K.3.1: it has a code for every difference.
 const EVERY_DC: ([u8; 16], [u8; 12]) =
     ([0, 1, 5, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0], [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]);
 
-/// Sets restart markers, without a change to any pixel.
+/// Sets restart markers, without a change to any pixel; [`restore`] gives these bytes back.
 ///
-/// `None`: not a JPEG that has tiles here (CMYK, RGB, arithmetic coding, unusual sampling), or a broken one. A
-/// progressive picture becomes a baseline one, from which it cannot be restored.
+/// `None`: not a JPEG that has tiles here (progressive, CMYK, RGB, arithmetic coding, unusual sampling), one that
+/// has tiles already, a broken one, or one that could not be restored to the last bit.
 pub fn transcode(bytes: &[u8]) -> Option<Tiled> {
-    if let Some(frame) = Frame::parse(bytes) {
-        let mut tiled = tile(bytes, &frame)?;
-        tiled.restorable = restore(&tiled.bytes).is_some_and(|restored| restored == bytes);
-        return Some(tiled);
-    }
-    let sequential = sequential(bytes)?;
-    let tiled = tile(&sequential, &Frame::parse(&sequential)?)?;
-    // A broken progressive picture must not become a good one.
-    let limits = Limits { max_pixels: u64::MAX };
-    (decode(bytes, &limits).ok()? == decode(&tiled.bytes, &limits).ok()?).then_some(tiled)
+    let tiled = set_tiles(bytes)?;
+    (restore(&tiled.bytes).as_deref() == Some(bytes)).then_some(tiled)
 }
 
-/// The baseline form of a progressive JPEG.
-fn sequential(bytes: &[u8]) -> Option<Vec<u8>> {
-    if !bytes.starts_with(&[0xFF, 0xD8]) {
-        return None;
-    }
-    let mut transform = turbojpeg::Transform::default();
-    transform.optimize = true;
-    turbojpeg::transform(&transform, bytes).ok().map(|buffer| buffer.to_vec())
+/// The same for a file of which [`transcode`] gave tiles before, without the check that it can be restored.
+pub fn set_tiles(bytes: &[u8]) -> Option<Tiled> {
+    tile(bytes, &Frame::parse(bytes)?)
 }
 
 fn tile(bytes: &[u8], frame: &Frame) -> Option<Tiled> {
@@ -92,7 +76,7 @@ fn tile(bytes: &[u8], frame: &Frame) -> Option<Tiled> {
     out.extend_from_slice(&recoded.bytes);
     offsets.push(out.len() as u32);
     out.extend_from_slice(&bytes[recoded.end..]);
-    Some(Tiled { bytes: out, offsets, restorable: false })
+    Some(Tiled { bytes: out, offsets })
 }
 
 /// The original of a file that [`transcode`] made; `None` if it made none like it.

@@ -35,7 +35,7 @@ impl StepBench {
     pub fn run(self, config: TrainConfig) -> Result<Value, TrainError> {
         config.validate()?;
         let selected = select_device(config.device)?;
-        super::session::set_precision(&config, selected.device);
+        super::start::set_precision(&config, selected.device);
         let mut trainer = Trainer::new(config, self.instances, selected.device);
         let batches: Vec<Batch> =
             (0..BATCHES).map(|number| draw(&trainer.config, self.instances, number)).collect();

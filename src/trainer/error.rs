@@ -38,9 +38,7 @@ pub enum TrainError {
         now: String,
     },
     /// A quantity is not a finite number any more.
-    #[error(
-        "step {step}: the {quantity} is {value}; the last checkpoint stands (the batch's first ids: {ids:?})"
-    )]
+    #[error("step {step}: the {quantity} is {value}; the last checkpoint stands (ids: {ids:?})")]
     NotFinite {
         /// The step, counted from 0.
         step: u64,
@@ -48,11 +46,19 @@ pub enum TrainError {
         quantity: &'static str,
         /// Its value.
         value: f64,
-        /// The first instances of the batch.
+        /// The instances whose features are not finite, else those of the batch.
         ids: Vec<u32>,
     },
-    /// Stopped by a signal; a checkpoint was saved.
-    #[error("stopped after step {step} by a signal; a checkpoint is saved, the same command goes on")]
+    /// The weights are not finite: no checkpoint is made of them.
+    #[error("step {step}: {name} is not finite; the checkpoint before it stands")]
+    Poisoned {
+        /// Steps done.
+        step: u64,
+        /// The weight or buffer.
+        name: String,
+    },
+    /// Stopped by a signal, with everything saved.
+    #[error("stopped after step {step} by a signal; the same command goes on")]
     Stopped {
         /// Steps done.
         step: u64,
@@ -89,9 +95,6 @@ pub enum PartError {
     /// The store.
     #[error(transparent)]
     Storage(#[from] StorageError),
-    /// The monitor.
-    #[error("the monitor failed")]
-    Monitor(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 fn shown(differences: &[Difference]) -> String {
@@ -122,7 +125,7 @@ impl TrainError {
         match self {
             Self::Config { .. } | Self::OtherConfig { .. } => Failure::Config,
             Self::OtherDataset { .. } => Failure::Data,
-            Self::NotFinite { .. } | Self::Threads(_) => Failure::Other,
+            Self::NotFinite { .. } | Self::Poisoned { .. } | Self::Threads(_) => Failure::Other,
             Self::Stopped { .. } => Failure::Stopped,
             Self::Part(part) => part.failure(),
         }
@@ -139,7 +142,6 @@ impl PartError {
             Self::Weights(_) => Failure::Data,
             Self::Device(_) => Failure::Config,
             Self::Storage(error) => error.failure(),
-            Self::Monitor(_) => Failure::Other,
         }
     }
 }

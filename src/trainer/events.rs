@@ -102,8 +102,8 @@ impl EventFile {
     }
 
     /// The file's bytes.
-    pub(super) fn into_bytes(self) -> Vec<u8> {
-        self.0
+    pub(super) fn to_bytes(&self) -> Vec<u8> {
+        self.0.clone()
     }
 
     fn add(&mut self, wall_time: f64, step: u64, what: What) {
@@ -128,7 +128,7 @@ mod tests {
     #[test]
     fn the_bytes_are_those_that_tensorboard_writes() {
         // From tensorboard's own EventFileWriter: the version record of a file begun at time 1.0.
-        let file = EventFile::new(1.0).into_bytes();
+        let file = EventFile::new(1.0).to_bytes();
         assert_eq!(file[..8], 24_u64.to_le_bytes());
         assert_eq!(file[12..21], [0x09, 0, 0, 0, 0, 0, 0, 0xF0, 0x3F]);
         assert_eq!(&file[21..36], b"\x1a\x0dbrain.Event:2");

@@ -1,5 +1,6 @@
 //! The run's record of numbers: `metrics.jsonl`, and the same for TensorBoard.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
@@ -83,29 +84,42 @@ pub(super) fn now() -> f64 {
 pub(super) struct MetricsFiles {
     file: Location,
     text: String,
-    /// The events since the last publication: a file of its own.
+    /// Events since the last checkpoint: a file of its own.
     events: Option<(Location, Vec<u8>)>,
+    /// The longest text that was published, by any thread.
+    published: Arc<Mutex<usize>>,
 }
 
 impl MetricsFiles {
-    /// Publishes the record.
-    pub(super) fn publish(&self) -> Result<(), StorageError> {
-        if let Some((file, bytes)) = &self.events {
-            file.publish(bytes.clone(), PublishMode::Overwrite)?;
+    /// Publishes the record; its text not where a later one is there already.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(super) fn publish(self) -> Result<(), StorageError> {
+        if let Some((file, bytes)) = self.events {
+            file.publish(bytes, PublishMode::Overwrite)?;
         }
-        self.file.publish(self.text.clone(), PublishMode::Overwrite)
+        let mut published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.text.len() < *published {
+            return Ok(());
+        }
+        *published = self.text.len();
+        self.file.publish(self.text, PublishMode::Overwrite)
     }
 }
 
 /// The record, held in memory. The lines are published whole each time; events go into one file after
-/// the other, each named by the step of its first event, as TensorBoard reads them.
+/// the other, one for each checkpoint, named by the step of its first event, as TensorBoard reads them.
 ///
 /// A resumed run first drops lines and events of steps that it will do again.
 #[derive(Debug)]
 pub(super) struct Metrics {
     run: Location,
     text: String,
-    events: Option<(u64, EventFile)>,
+    events: Option<(String, EventFile)>,
+    /// The step after which the newest event file is named, and how many have that name.
+    named: (u64, u32),
+    published: Arc<Mutex<usize>>,
 }
 
 const EVENTS: &str = "events.out.tfevents.";
@@ -131,14 +145,18 @@ impl Metrics {
                 folder.join(&entry.name).delete()?;
             }
         }
-        Ok(Self { run: run.clone(), text, events: None })
+        Ok(Self { run: run.clone(), text, events: None, named: (step, 0), published: Arc::default() })
     }
 
     /// Adds a line.
     pub(super) fn push(&mut self, line: &MetricsLine) {
         self.text += &serde_json::to_string(line).expect("a line is plain data");
         self.text.push('\n');
-        let (_, events) = self.events.get_or_insert_with(|| (line.step, EventFile::new(line.time)));
+        let (_, events) = self.events.get_or_insert_with(|| {
+            self.named =
+                if self.named.0 == line.step { (line.step, self.named.1 + 1) } else { (line.step, 0) };
+            (format!("{EVENTS}{:010}.{}.instdisc", self.named.0, self.named.1), EventFile::new(line.time))
+        });
         events.scalars(line.time, line.step, line.scalars());
         if let Some(bank) = &line.bank {
             events.histogram(line.time, line.step, "bank/age", &bank.age_histogram);
@@ -146,12 +164,19 @@ impl Metrics {
     }
 
     /// The record as it is now.
-    pub(super) fn files(&mut self) -> MetricsFiles {
-        let events = self.events.take().map(|(step, events)| {
-            let name = format!("{EVENTS}{step:010}.instdisc");
-            (self.run.join("tensorboard").join(&name), events.into_bytes())
-        });
-        MetricsFiles { file: self.run.join("metrics.jsonl"), text: self.text.clone(), events }
+    pub(super) fn files(&self) -> MetricsFiles {
+        let place = |name: &str| self.run.join("tensorboard").join(name);
+        let events = self.events.as_ref().map(|(name, events)| (place(name), events.to_bytes()));
+        let published = Arc::clone(&self.published);
+        MetricsFiles { file: self.run.join("metrics.jsonl"), text: self.text.clone(), events, published }
+    }
+
+    /// The record as it is now, for a checkpoint: what comes after it goes into another file of events, which
+    /// goes when a resume drops it.
+    pub(super) fn files_of_checkpoint(&mut self) -> MetricsFiles {
+        let files = self.files();
+        self.events = None;
+        files
     }
 }
 
@@ -167,7 +192,7 @@ mod tests {
         let mut metrics = Metrics::resume(&run, 0).expect("a new record");
         for step in [10, 20, 30] {
             metrics.push(&Meter::start().line(Scope::Interval, step, 0));
-            metrics.files().publish().expect("published");
+            metrics.files_of_checkpoint().publish().expect("published");
         }
         let mut metrics = Metrics::resume(&run, 20).expect("the record");
         metrics.push(&Meter::start().line(Scope::Epoch, 25, 0));
@@ -181,6 +206,26 @@ mod tests {
         assert_eq!(steps, [10, 20, 25]);
         let files: Vec<_> =
             run.join("tensorboard").list().expect("a list").into_iter().map(|e| e.name).collect();
-        assert_eq!(files, [10, 20, 25].map(|step| format!("{EVENTS}{step:010}.instdisc")));
+        assert_eq!(files, [10, 20, 25].map(|step| format!("{EVENTS}{step:010}.0.instdisc")));
+    }
+
+    #[test]
+    fn an_older_record_does_not_replace_a_newer_one() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let run = Location::from_path(dir.path()).expect("a location");
+        let mut metrics = Metrics::resume(&run, 0).expect("a new record");
+        metrics.push(&Meter::start().line(Scope::Interval, 10, 0));
+        let older = metrics.files_of_checkpoint();
+        // Of the same step, after the checkpoint: in a file of its own.
+        metrics.push(&Meter::start().line(Scope::Epoch, 10, 0));
+        metrics.files().publish().expect("published");
+        older.publish().expect("published");
+        let text = run.join("metrics.jsonl").read().expect("there");
+        assert_eq!(text.iter().filter(|&&byte| byte == b'\n').count(), 2);
+        let names = run.join("tensorboard").list().expect("a list").into_iter().map(|entry| entry.name);
+        assert_eq!(
+            names.collect::<Vec<_>>(),
+            [0, 1].map(|number| format!("{EVENTS}0000000010.{number}.instdisc"))
+        );
     }
 }

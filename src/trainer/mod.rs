@@ -25,6 +25,7 @@ mod saving;
 mod scaler;
 mod schedule;
 mod session;
+mod start;
 mod step;
 
 use std::sync::atomic::AtomicBool;
@@ -102,7 +103,7 @@ pub trait Hooks {
     /// Judges the encoder and the bank after an epoch; what it returns goes into the metrics.
     ///
     /// # Errors
-    /// Whatever keeps it from judging; this ends the run.
+    /// Whatever keeps it from judging; the run goes on without.
     fn judge(&mut self, _encoder: &Encoder, _bank: &MemoryBank) -> Result<Map<String, Value>, HookError> {
         Ok(Map::new())
     }

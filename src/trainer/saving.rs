@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::bank::MemoryBank;
 use crate::checkpoint::{
     BANK, Checkpoint, CheckpointError, CheckpointManifest, FileEntry, MODEL, OPTIMIZER, STATE, TrainState,
-    TrainedOn, checkpoint_name, list_checkpoints, publish_file,
+    TrainedOn, checkpoint_name, list_checkpoints, publish_file, remove_checkpoint,
 };
 use crate::feature_table::{FeatureTable, Kind, TableMeta};
 use crate::ids::{ClassId, InstanceId};
@@ -13,10 +13,10 @@ use crate::model::NamedTensors;
 use crate::objective::{Objective, Partition};
 use crate::storage::{Location, PublishMode};
 
-use super::TrainError;
 use super::background::Saved;
 use super::metrics::MetricsFiles;
 use super::step::Trainer;
+use super::{Difference, TrainError};
 
 /// What a checkpoint says of the data it was trained on.
 #[derive(Clone, Debug)]
@@ -25,6 +25,8 @@ pub(super) struct DataIdentity {
     pub(super) classes: Vec<String>,
     pub(super) ids: Vec<InstanceId>,
     pub(super) labels: Vec<Option<ClassId>>,
+    /// The digest of what lies in which row group, where the order of the pictures depends on it.
+    pub(super) layout: Option<String>,
 }
 
 /// A copy of everything that a checkpoint holds, on the host: training can go on while it is written.
@@ -55,6 +57,7 @@ impl Trainer {
             instances: self.bank.len() as u64,
             encoder: json(serde_json::to_value(self.encoder.config())),
             config: json(serde_json::to_value(&self.config)),
+            layout: data.layout.clone(),
         };
         Snapshot {
             step: self.cursor.step,
@@ -103,7 +106,12 @@ impl Trainer {
             return Err(TrainError::OtherDataset { checkpoint, before, now });
         }
         let state = from.state()?;
-        let differences = self.config.incompatibilities(&state.config);
+        let mut differences = self.config.incompatibilities(&state.config);
+        if state.layout != data.layout {
+            let shown = |layout: &Option<String>| layout.clone().unwrap_or_else(|| "any".into());
+            let key = "row groups of the dataset, on which a windowed order depends".into();
+            differences.push(Difference { key, before: shown(&state.layout), now: shown(&data.layout) });
+        }
         if !differences.is_empty() {
             return Err(TrainError::OtherConfig { checkpoint, differences });
         }
@@ -117,6 +125,9 @@ impl Saved for Snapshot {
     }
 
     fn write(self, run: &Location) -> Result<Location, TrainError> {
+        if let Some(name) = self.model.not_finite() {
+            return Err(TrainError::Poisoned { step: self.step, name: name.to_owned() });
+        }
         self.metrics.publish()?;
         let folder = run.join("checkpoints").join(&checkpoint_name(self.step));
         let data = Arc::clone(&self.data);
@@ -142,6 +153,8 @@ impl Saved for Snapshot {
             updated_step: self.updated_step,
             features: self.bank,
         };
+        // What a reader would refuse is not published.
+        bank.check()?;
         let written = bank.write(&folder.join(BANK))?;
         files.push(FileEntry { name: BANK.into(), bytes: written.bytes, digest: written.digest });
         CheckpointManifest::new(step, epoch, data.trained_on.clone(), files).publish(&folder)?;
@@ -158,14 +171,28 @@ pub(super) fn publish_config(trainer: &Trainer, run: &Location) -> Result<(), Tr
     Ok(run.join("config.toml").publish(text, PublishMode::Overwrite)?)
 }
 
-/// The newest checkpoint that is whole; damaged newer ones are reported and passed over.
+/// The newest checkpoint that is whole. Damaged newer ones are reported and removed: they would count as
+/// newer than what the run saves next. Only for who alone writes to the run.
+///
+/// # Errors
+/// If none is whole, one is of a version that this program does not know, or the store fails.
 pub(super) fn newest(run: &Location) -> Result<Option<Checkpoint>, TrainError> {
+    let mut damaged = Vec::new();
     for (_, folder) in list_checkpoints(run)?.into_iter().rev() {
         match Checkpoint::open(&folder).and_then(|checkpoint| checkpoint.verify().map(|()| checkpoint)) {
-            Ok(checkpoint) => return Ok(Some(checkpoint)),
-            Err(CheckpointError::Storage(error)) => return Err(error.into()),
-            Err(error) => tracing::warn!("{error}; the checkpoint before it is used"),
+            Ok(checkpoint) => {
+                for (folder, error) in damaged {
+                    tracing::warn!("{error}; it is removed, the checkpoint before it is used");
+                    remove_checkpoint(&folder)?;
+                }
+                return Ok(Some(checkpoint));
+            }
+            Err(error @ (CheckpointError::Storage(_) | CheckpointError::Version { .. })) => {
+                return Err(error.into());
+            }
+            Err(error) => damaged.push((folder, error)),
         }
     }
-    Ok(None)
+    // With all checkpoints lost, to begin anew in the same place is not for the program to decide.
+    damaged.into_iter().next().map_or(Ok(None), |(_, error)| Err(error.into()))
 }

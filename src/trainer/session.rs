@@ -7,20 +7,24 @@ use std::time::{Duration, Instant};
 use crate::bank::BankInit;
 use crate::checkpoint::{TrainedOn, mark_finished, unmark_finished};
 use crate::dataset::Manifest;
-use crate::loader::{Loader, Source};
-use crate::model::{NamedTensors, allow_tf32, select_device};
+use crate::loader::{Loader, LoaderError, Source};
+use crate::model::select_device;
 use crate::storage::{Location, Lock};
 
 use super::background::Writer;
-use super::data;
+use super::data::{self, ShuffleKind};
 use super::encode::encode_bank;
 use super::health::BankHealth;
 use super::meter::Meter;
 use super::metrics::Metrics;
 use super::retention::{Retention, remove_unpublished};
 use super::saving::{DataIdentity, newest, publish_config};
+use super::start::{begin_with, check_size, set_precision};
 use super::step::Trainer;
-use super::{Hooks, MetricsLine, Precision, RunSummary, Scope, StopFlag, TrainConfig, TrainError, TrainJob};
+use super::{Hooks, MetricsLine, RunSummary, Scope, StopFlag, TrainConfig, TrainError, TrainJob};
+
+/// The metrics are published at least so often, where there are any.
+const SHOWN_EVERY: Duration = Duration::from_secs(60);
 
 /// How a call of [`train`] ended well.
 #[derive(Clone, Debug)]
@@ -44,16 +48,19 @@ pub enum Outcome {
 /// # Errors
 /// See [`TrainError`]; the checkpoints published so far stand.
 pub fn train(job: &TrainJob, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<Outcome, TrainError> {
-    let mut session = Session::open(job, hooks)?;
+    let mut session = Session::open(job, hooks, stop)?;
     if session.trainer.cursor.epoch >= job.config.epochs {
         mark_finished(&job.run, session.trainer.cursor.step)?;
         return Ok(Outcome::AlreadyFinished { step: session.trainer.cursor.step });
     }
     unmark_finished(&job.run)?;
-    while session.trainer.cursor.epoch < job.config.epochs {
-        session.epoch(hooks, stop)?;
+    let trained = session.epochs(hooks, stop);
+    if trained.is_err()
+        && let Err(error) = session.metrics.files().publish()
+    {
+        tracing::warn!("the last metrics could not be written: {error}");
     }
-    session.writer.finish()?;
+    trained?;
     let checkpoint = session.writer.last().cloned().expect("the last epoch ends with a checkpoint");
     mark_finished(&job.run, session.trainer.cursor.step)?;
     Ok(Outcome::Finished { step: session.trainer.cursor.step, checkpoint })
@@ -67,14 +74,17 @@ struct Session<'a> {
     loader: Loader,
     metrics: Metrics,
     writer: Writer,
-    /// When the last checkpoint was begun.
+    /// When the last checkpoint was begun, and of which step it is.
     saved: Instant,
+    saved_step: Option<u64>,
+    /// When the metrics were last published.
+    shown: Instant,
     /// Of several jobs on one run, the one that may write.
     lock: Lock,
 }
 
 impl<'a> Session<'a> {
-    fn open(job: &'a TrainJob, hooks: &mut dyn Hooks) -> Result<Self, TrainError> {
+    fn open(job: &'a TrainJob, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<Self, TrainError> {
         let config = &job.config;
         config.validate()?;
         let manifest = Manifest::read(&job.dataset)?;
@@ -90,6 +100,7 @@ impl<'a> Session<'a> {
             classes: manifest.classes.clone(),
             ids: source.ids().to_vec(),
             labels: source.labels().to_vec(),
+            layout: (config.shuffle == ShuffleKind::Windowed).then(|| source.layout().digest().to_string()),
         };
         let lock = Lock::take(&job.run.join("lock"))?;
         let found = newest(&job.run)?;
@@ -99,14 +110,17 @@ impl<'a> Session<'a> {
         let mut trainer = Trainer::new(config.clone(), instances, selected.device);
         let source: Arc<dyn Source> = Arc::new(source);
         match &found {
-            Some(checkpoint) => trainer.restore(checkpoint, &identity)?,
+            Some(checkpoint) => {
+                trainer.restore(checkpoint, &identity)?;
+                publish_config(&trainer, &job.run)?;
+            }
             None => {
                 publish_config(&trainer, &job.run)?;
                 if let Some(file) = &job.init {
                     begin_with(&mut trainer, file)?;
                 }
                 if config.bank_init == BankInit::Encode {
-                    encode_bank(&mut trainer, &source)?;
+                    encode_bank(&mut trainer, &source, stop)?;
                 }
             }
         }
@@ -125,11 +139,21 @@ impl<'a> Session<'a> {
         let last = found.as_ref().map(|checkpoint| checkpoint.folder().clone());
         let writer = Writer::new(job.run.clone(), retention, last);
         let (data, saved) = (Arc::new(identity), Instant::now());
-        let mut session = Self { job, data, trainer, loader, metrics, writer, saved, lock };
+        let (saved_step, shown) = (found.as_ref().map(|_| trainer.cursor.step), saved);
+        let mut session =
+            Self { job, data, trainer, loader, metrics, writer, saved, saved_step, shown, lock };
         if found.is_none() {
             session.save()?;
         }
         Ok(session)
+    }
+
+    /// Trains to the end of the last epoch.
+    fn epochs(&mut self, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<(), TrainError> {
+        while self.trainer.cursor.epoch < self.job.config.epochs {
+            self.epoch(hooks, stop)?;
+        }
+        self.writer.finish()
     }
 
     /// Trains to the end of the epoch that is under way.
@@ -152,13 +176,16 @@ impl<'a> Session<'a> {
                 self.metrics.push(&line);
                 hooks.measured(&line);
                 (interval, waited_before) = (Meter::start(), self.loader.waited());
-            }
-            if stop.load(Ordering::Relaxed) {
-                let _ = self.save()?;
-                self.writer.finish()?;
-                return Err(TrainError::Stopped { step });
+                self.show()?;
             }
             self.writer.check()?;
+            if self.trainer.cursor.epoch > cursor.epoch {
+                // What comes at its end saves it, with the epoch after it as the next one.
+                break;
+            }
+            if stop.load(Ordering::Relaxed) {
+                return self.stopped();
+            }
             if self.is_due() {
                 let stall = self.save()?;
                 meter.stalled(stall);
@@ -167,35 +194,67 @@ impl<'a> Session<'a> {
         }
         if self.loader.epoch() == cursor.epoch {
             // Stopped while it waited for data, or the loader ended without a word.
-            let _ = self.save()?;
-            self.writer.finish()?;
-            return Err(TrainError::Stopped { step: self.trainer.cursor.step });
+            return if stop.load(Ordering::Relaxed) {
+                self.stopped()
+            } else {
+                Err(LoaderError::Stopped.into())
+            };
         }
         let stats = self.loader.stats();
         tracing::info!("{}", stats.verdict());
         if config.stats {
             stats.table().lines().for_each(|line| tracing::info!("{line}"));
         }
-        self.trainer.cursor.epoch += 1;
-        self.trainer.cursor.step_in_epoch = 0;
-        self.end_epoch(&meter, cursor.epoch, hooks)
+        self.end_epoch(meter, cursor.epoch, hooks, stop)
     }
 
-    fn end_epoch(&mut self, meter: &Meter, epoch: u64, hooks: &mut dyn Hooks) -> Result<(), TrainError> {
+    /// Saves, then judges: what the monitor meets costs no steps.
+    fn end_epoch(
+        &mut self,
+        mut meter: Meter,
+        epoch: u64,
+        hooks: &mut dyn Hooks,
+        stop: &StopFlag,
+    ) -> Result<(), TrainError> {
         let config = &self.job.config;
         let done = self.trainer.cursor.epoch;
-        let monitor = if config.no_monitor {
-            serde_json::Map::new()
-        } else {
-            let judged = hooks.judge(&self.trainer.encoder, &self.trainer.bank);
-            judged.map_err(|source| TrainError::Part(super::PartError::Monitor(source)))?
-        };
+        let falls_on = |every: u64| every > 0 && done.is_multiple_of(every);
+        let is_stopped = || stop.load(Ordering::Relaxed);
+        let is_due = done == config.epochs
+            || falls_on(config.checkpoint_every_epochs.max(1))
+            || falls_on(config.keep_every_epochs);
+        if is_due || is_stopped() {
+            let stall = self.save()?;
+            meter.stalled(stall);
+        }
+        let mut monitor = serde_json::Map::new();
+        if !config.no_monitor && !is_stopped() {
+            match hooks.judge(&self.trainer.encoder, &self.trainer.bank) {
+                Ok(scores) => monitor = scores,
+                Err(error) => tracing::warn!("epoch {}: the monitor failed: {}", epoch + 1, chain(&*error)),
+            }
+        }
         let bank = Some(BankHealth::of(&self.trainer));
         let line = MetricsLine { monitor, bank, ..meter.line(Scope::Epoch, self.trainer.cursor.step, epoch) };
         self.metrics.push(&line);
         hooks.measured(&line);
-        if done == config.epochs || done.is_multiple_of(config.checkpoint_every_epochs.max(1)) {
-            let _ = self.save()?;
+        self.metrics.files().publish()?;
+        self.shown = Instant::now();
+        if is_stopped() { self.stopped() } else { Ok(()) }
+    }
+
+    /// Saves what is not saved yet and ends.
+    fn stopped(&mut self) -> Result<(), TrainError> {
+        let _ = self.save()?;
+        self.writer.finish()?;
+        Err(TrainError::Stopped { step: self.trainer.cursor.step })
+    }
+
+    /// Publishes the metrics from time to time: a run is watched while it goes on.
+    fn show(&mut self) -> Result<(), TrainError> {
+        if self.shown.elapsed() >= SHOWN_EVERY {
+            self.metrics.files().publish()?;
+            self.shown = Instant::now();
         }
         Ok(())
     }
@@ -208,51 +267,29 @@ impl<'a> Session<'a> {
         by_steps || (minutes > 0.0 && self.saved.elapsed().as_secs_f64() >= minutes * 60.0)
     }
 
-    /// Starts to write a checkpoint; how long training stood still for it.
+    /// Starts to write a checkpoint, unless that of this step is written; how long training stood still.
     fn save(&mut self) -> Result<Duration, TrainError> {
+        let step = self.trainer.cursor.step;
+        if self.saved_step == Some(step) {
+            return Ok(Duration::ZERO);
+        }
         self.lock.check()?;
         let (trainer, data, metrics) = (&self.trainer, &self.data, &mut self.metrics);
-        let stall = self.writer.start(|| trainer.snapshot(data, metrics.files()))?;
+        let stall = self.writer.start(|| trainer.snapshot(data, metrics.files_of_checkpoint()))?;
         tracing::debug!(
             "step {}: training stood still for {:.3} s",
             trainer.cursor.step,
             stall.as_secs_f64()
         );
-        self.saved = Instant::now();
+        (self.saved, self.saved_step) = (Instant::now(), Some(step));
         Ok(stall)
     }
 }
 
-/// Puts the weights of a file in place of the initial ones.
-fn begin_with(trainer: &mut Trainer, file: &Location) -> Result<(), TrainError> {
-    let weights = NamedTensors::from_bytes(&file.read()?)?;
-    let whole = trainer.encoder.load_backbone(&weights)?;
-    tracing::info!("weights of {file}{}", if whole { "" } else { ", without its last layer" });
-    Ok(())
-}
-
-/// Sets libtorch's switches for f32 products.
-pub(super) fn set_precision(config: &TrainConfig, device: tch::Device) {
-    let tf32 = config.precision == Precision::Tf32;
-    if let Err(reason) = allow_tf32(tf32) {
-        tracing::warn!("{reason}");
-    }
-    if tf32 && !device.is_cuda() {
-        tracing::warn!("precision tf32 is that of CUDA's tensor cores; here it is f32");
-    }
-}
-
-fn check_size(job: &TrainJob, instances: usize) -> Result<(), TrainError> {
-    if instances < 2 {
-        let reason = format!("split {:?} has {instances} pictures; training needs two", job.config.split);
-        return Err(TrainError::Config { reason });
-    }
-    if job.config.loader().steps(instances) == 0 {
-        let reason = format!(
-            "split {:?} has {instances} pictures, fewer than a batch of {}, and drop_last leaves short ones out",
-            job.config.split, job.config.batch_size
-        );
-        return Err(TrainError::Config { reason });
-    }
-    Ok(())
+/// An error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    std::iter::successors(Some(error), |error| error.source())
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(": ")
 }

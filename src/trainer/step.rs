@@ -17,8 +17,8 @@ use crate::loader::Batch;
 use crate::model::{Compute, ComputeType, Encoder};
 use crate::objective::{Draw, Negatives, Objective, Partition, Queries};
 
-/// How many ids of a batch an error names.
-const IDS_IN_ERROR: usize = 8;
+/// After so many steps that moved nothing, one after the other, the run is over: it would move nothing more.
+const MOST_SKIPPED_IN_A_ROW: u64 = 1000;
 /// Keeps the division by the gradient's norm finite, as `torch.nn.utils.clip_grad_norm_` does.
 const SHORTEST_NORM: f64 = 1e-6;
 
@@ -35,6 +35,7 @@ pub(super) struct Trainer {
     pub(super) loss_scale: Option<LossScale>,
     /// Steps that moved nothing, because a number was not finite.
     pub(super) skipped: u64,
+    skipped_in_a_row: u64,
     pub(super) clock: Clock,
     /// The features and positions of the last step, for whoever looks at the run.
     last: Option<(Tensor, Vec<Position>)>,
@@ -84,6 +85,7 @@ impl Trainer {
             cursor,
             loss_scale,
             skipped: 0,
+            skipped_in_a_row: 0,
             clock: Clock::off(),
             last: None,
         }
@@ -108,7 +110,7 @@ impl Trainer {
         let lr = learning_rate(&self.config, self.cursor, self.steps_per_epoch());
         let scale = self.loss_scale.map_or(1.0, |scale| scale.factor);
         let statistics = self.kept_statistics();
-        let ln_partition = self.objective.partition().ln_z();
+        let (partition, ln_partition) = (self.objective.partition(), self.objective.partition().ln_z());
 
         self.optimizer.zero_gradients();
         let passes = self.passes(batch, scale);
@@ -126,8 +128,9 @@ impl Trainer {
 
         let quantities = [("features' sum", sum), ("loss", loss), ("gradient's norm", norm)];
         if let Some(&(quantity, value)) = quantities.iter().find(|(_, value)| !value.is_finite()) {
-            self.excuse(quantity, value, batch)?;
+            self.excuse(quantity, value, &passes.features, batch)?;
             put_back(statistics);
+            self.objective.set_partition(partition);
             outcome.skipped = true;
         } else {
             self.optimizer.scale_gradients(clip_factor(&self.config, outcome.gradient_norm) / scale);
@@ -138,6 +141,7 @@ impl Trainer {
             if let Some(estimate) = passes.ln_partition {
                 self.objective.observe(estimate.double_value(&[]));
             }
+            self.skipped_in_a_row = 0;
             if let Some(scale) = &mut self.loss_scale {
                 scale.succeeded();
             }
@@ -148,6 +152,9 @@ impl Trainer {
         }
         self.cursor.step += 1;
         self.cursor.step_in_epoch += 1;
+        if self.cursor.step_in_epoch == self.steps_per_epoch() {
+            (self.cursor.epoch, self.cursor.step_in_epoch) = (self.cursor.epoch + 1, 0);
+        }
         Ok(outcome)
     }
 
@@ -185,15 +192,26 @@ impl Trainer {
     }
 
     /// Whether a step with such a number may be skipped.
-    fn excuse(&mut self, quantity: &'static str, value: f64, batch: &Batch) -> Result<(), TrainError> {
+    fn excuse(
+        &mut self,
+        quantity: &'static str,
+        value: f64,
+        features: &Tensor,
+        batch: &Batch,
+    ) -> Result<(), TrainError> {
         let overflow =
             quantity == "gradient's norm" && self.loss_scale.as_mut().is_some_and(LossScale::overflowed);
-        let ids = batch.ids.iter().take(IDS_IN_ERROR).map(|id| id.0).collect();
+        let is_finite = features.isfinite().all_dim(1, false).to_device(tch::Device::Cpu);
+        let wrong = (0..).zip(&batch.ids).filter(|(row, _)| is_finite.int64_value(&[*row]) == 0);
+        let wrong: Vec<u32> = wrong.map(|(_, id)| id.0).collect();
+        let ids = if wrong.is_empty() { batch.ids.iter().map(|id| id.0).collect() } else { wrong };
         let error = TrainError::NotFinite { step: self.cursor.step, quantity, value, ids };
-        if !overflow && self.config.on_nonfinite == OnNonFinite::Fail {
+        self.skipped += 1;
+        self.skipped_in_a_row += 1;
+        let is_hopeless = self.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW;
+        if is_hopeless || (!overflow && self.config.on_nonfinite == OnNonFinite::Fail) {
             return Err(error);
         }
-        self.skipped += 1;
         if overflow {
             tracing::debug!("step {}: f16 gradients overflowed; the loss scale halves", self.cursor.step);
         } else {
@@ -244,9 +262,9 @@ pub(super) fn compute(config: &TrainConfig) -> Compute {
     Compute { kind, channels_last: config.channels_last }
 }
 
-/// `0..total` in so many runs of nearly equal length, none empty.
+/// `0..total` in so many runs of nearly equal length, none of one picture alone unless there is no other.
 pub(super) fn parts(total: usize, count: usize) -> impl Iterator<Item = Range<usize>> {
-    let count = count.min(total).max(1);
+    let count = count.min(total / 2).max(1);
     (0..count).map(move |part| part * total / count..(part + 1) * total / count)
 }
 

@@ -6,39 +6,56 @@ use std::time::{Duration, Instant};
 
 use instdisc::rng::{Purpose, Stream};
 
-use super::support::{contents, instdisc, pictures, scratch};
+use super::support::{contents, copy, instdisc, pictures, scratch};
 
 /// Kills that must have met a living process.
 const KILLS: usize = 50;
 
 /// Many small shards, so that a kill meets every kind of step.
-fn command(dest: &Path) -> Command {
-    let call = instdisc("ingest --shard-size 8KiB --row-group 4 --threads 2 --log error");
-    call.arg("--source", pictures()).arg("--dest", dest).command()
+fn command(source: &Path, dest: &Path) -> Command {
+    let words = "ingest --shard-size 8KiB --row-group 4 --threads 2 --max-reject-fraction 0.5 --log error";
+    instdisc(words).arg("--source", source).arg("--dest", dest).command()
 }
 
-fn run(dest: &Path) -> Duration {
+fn run(source: &Path, dest: &Path) -> Duration {
     let started = Instant::now();
-    let output = command(dest).output().expect("starts");
+    let output = command(source, dest).output().expect("starts");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     started.elapsed()
 }
 
 #[test]
 fn an_ingest_killed_at_any_moment_goes_on_to_the_same_bytes() {
+    killed_again_and_again(pictures(), KILLS);
+}
+
+/// One refused picture ends the way that checks and writes in one pass.
+#[test]
+fn an_ingest_with_a_refused_picture_killed_at_any_moment_goes_on_to_the_same_bytes() {
+    let dir = scratch();
+    copy(pictures(), dir.path());
+    let entries = walkdir::WalkDir::new(dir.path().join("train")).sort_by_file_name();
+    let files = entries.into_iter().filter_map(Result::ok).filter(|entry| entry.file_type().is_file());
+    let picture = files.last().expect("a picture").into_path();
+    let bytes = std::fs::read(&picture).expect("readable");
+    std::fs::write(&picture, &bytes[..bytes.len() / 2]).expect("cut");
+    killed_again_and_again(dir.path(), KILLS / 2);
+}
+
+fn killed_again_and_again(source: &Path, wanted: usize) {
     let dir = scratch();
     let whole = dir.path().join("whole");
-    let mut duration = run(&whole);
+    let mut duration = run(source, &whole);
     let expected = contents(&whole);
     assert!(expected.len() > 20, "there are many files");
     let mut moments = Stream::new(std::process::id().into(), Purpose::Report, 0, 0);
     let (mut kills, mut tries) = (0, 0);
-    while kills < KILLS {
+    while kills < wanted {
         let dest = dir.path().join(format!("killed-{tries}"));
         // Several kills of one ingest, then it may finish.
         for _ in 0..5 {
             let mut child =
-                command(&dest).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starts");
+                command(source, &dest).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starts");
             std::thread::sleep(duration.mul_f64(moments.unit()));
             let finished = child.try_wait().expect("a child").is_some();
             child.kill().expect("killed");
@@ -47,7 +64,7 @@ fn an_ingest_killed_at_any_moment_goes_on_to_the_same_bytes() {
             // The machine may be busier or idler than before: most kills shall meet a living process.
             duration = duration.mul_f64(if finished { 0.8 } else { 1.05 });
         }
-        run(&dest);
+        run(source, &dest);
         let found = contents(&dest);
         let names =
             |files: &[(PathBuf, Vec<u8>)]| files.iter().map(|(path, _)| path.clone()).collect::<Vec<_>>();
@@ -55,13 +72,14 @@ fn an_ingest_killed_at_any_moment_goes_on_to_the_same_bytes() {
         assert!(found == expected, "the names agree, the bytes do not");
         std::fs::remove_dir_all(&dest).expect("removed");
         tries += 1;
-        assert!(tries < 20 * KILLS, "kills meet the process now and then");
+        assert!(tries < 20 * wanted, "kills meet the process now and then");
     }
 }
 
 /// Starts an ingest and kills it as soon as `mark` is there; whether it died with work left to do.
 fn killed_at(dest: &Path, mark: &Path) -> bool {
-    let mut child = command(dest).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starts");
+    let mut child =
+        command(pictures(), dest).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starts");
     while !mark.exists() && child.try_wait().expect("a child").is_none() {
         std::thread::sleep(Duration::from_micros(200));
     }
@@ -80,18 +98,18 @@ fn killed_midway(dir: &Path, mark: &str) -> PathBuf {
 #[test]
 fn finished_shards_are_not_written_again() {
     let dir = scratch();
-    let dest = killed_midway(dir.path(), ".work/val/shard-00000.json");
+    let dest = killed_midway(dir.path(), ".work/val/whole-00000.json");
     let shard = dest.join("val/shard-00000.parquet");
     let changed = || std::fs::metadata(&shard).and_then(|meta| meta.modified()).expect("the shard");
     let before = changed();
-    run(&dest);
+    run(pictures(), &dest);
     assert_eq!(changed(), before);
 }
 
 #[test]
 fn work_with_other_options_is_thrown_away() {
     let dir = scratch();
-    let dest = killed_midway(dir.path(), ".work/val/shard-00000.json");
+    let dest = killed_midway(dir.path(), ".work/val/whole-00000.json");
     let other = |dest: &Path| {
         let call = instdisc("ingest --shard-size 40KiB --row-group 16 --log error");
         call.arg("--source", pictures()).arg("--dest", dest).ok()
@@ -105,9 +123,11 @@ fn work_with_other_options_is_thrown_away() {
 fn of_two_ingests_at_once_one_works_and_the_other_is_told_or_finds_it_done() {
     let dir = scratch();
     let (whole, dest) = (dir.path().join("whole"), dir.path().join("out"));
-    run(&whole);
+    run(pictures(), &whole);
     for _ in 0..5 {
-        let start = || command(&dest).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("starts");
+        let start = || {
+            command(pictures(), &dest).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("starts")
+        };
         let children = [start(), start(), start()];
         let mut done = 0;
         for child in children {

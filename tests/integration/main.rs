@@ -11,6 +11,7 @@ mod knn;
 mod path;
 mod sources;
 mod support;
+mod tiles;
 mod without_torch;
 
 #[cfg(feature = "torch")]

@@ -10,12 +10,13 @@ use super::support::{contents, dataset, scratch, train};
 const OPTIONS: &str = "--epochs 12 --checkpoint-every-steps 5 --keep 0 --no-monitor";
 
 /// Every objective, with the options that add state: optimisers, moving averages, 16-bit rows, parts.
-const VARIANTS: [&str; 5] = [
+const VARIANTS: [&str; 6] = [
     "--objective nce",
     "--objective nce --partition ema --optimizer adamw --lr 0.001 --lr-schedule cosine --warmup-epochs 2",
     "--objective softmax --nesterov --accumulate 3 --clip-norm 1 --bank-init encode --proximal-weight 0.5",
     "--objective infonce --optimizer lars --lr 1 --decay-matrices-only --bank-dtype bf16 --exclude-positive",
     "--objective infonce --negative-sampling shared --bank-dtype f16 --bank-init normal --on-nonfinite skip",
+    "--objective nce --precision bf16 --shuffle windowed --window 32 --loader-threads 2",
 ];
 
 fn start(run: &Path, more: &str) -> Child {
@@ -34,7 +35,8 @@ fn signal_after(run: &Path, more: &str, step: u32, signal: &str) -> Option<i32> 
     let marker = run.join(format!("checkpoints/step-{step:08}/checkpoint.json"));
     let deadline = Instant::now() + Duration::from_secs(300);
     while !marker.exists() {
-        assert!(Instant::now() < deadline, "no checkpoint at step {step}");
+        assert!(Instant::now() < deadline, "{more}: no checkpoint at step {step}");
+        assert!(child.try_wait().expect("a look").is_none(), "{more}: ended before step {step}");
         std::thread::sleep(Duration::from_millis(2));
     }
     let sent = Command::new("kill").args([signal, &child.id().to_string()]).status().expect("kill");
@@ -138,6 +140,7 @@ fn a_second_job_on_the_same_run_is_refused_while_the_first_is_alive() {
     let deadline = Instant::now() + Duration::from_secs(300);
     while !marker.exists() {
         assert!(Instant::now() < deadline, "no checkpoint");
+        assert!(first.try_wait().expect("a look").is_none(), "the first ended by itself");
         std::thread::sleep(Duration::from_millis(2));
     }
     let mut second = start(dir.path(), "--epochs 10000");
@@ -171,7 +174,8 @@ fn another_configuration_is_refused_key_by_key_and_a_harmless_one_goes_on() {
 fn a_damaged_newest_checkpoint_is_passed_over() {
     let dir = scratch();
     let (whole, damaged) = (dir.path().join("whole"), dir.path().join("damaged"));
-    train(dataset(), &whole, OPTIONS).ok();
+    let options = OPTIONS.replace("--keep 0", "--keep 1");
+    train(dataset(), &whole, &options).ok();
     assert_eq!(signal_after(&damaged, "", 20, "-KILL"), None);
     let newest = std::fs::read_dir(damaged.join("checkpoints"))
         .expect("checkpoints")
@@ -184,8 +188,22 @@ fn a_damaged_newest_checkpoint_is_passed_over() {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     std::fs::write(&model, bytes).expect("changed");
-    train(dataset(), &damaged, OPTIONS).ok();
+    train(dataset(), &damaged, &options).ok();
     assert_eq!(last(&whole), last(&damaged));
+    assert_eq!(checkpoints(&damaged).0, [0, 96], "the damaged one does not count as newer");
+}
+
+#[test]
+fn a_run_with_no_whole_checkpoint_is_not_begun_anew() {
+    let dir = scratch();
+    train(dataset(), dir.path(), "--epochs 1 --no-monitor").ok();
+    for step in [0, 8] {
+        let model = dir.path().join(format!("checkpoints/step-{step:08}/model.safetensors"));
+        std::fs::write(model, b"damaged").expect("written");
+    }
+    let error = train(dataset(), dir.path(), "--epochs 2 --no-monitor").fails(65);
+    assert!(error.contains("step-00000008"), "{error}");
+    assert!(dir.path().join("checkpoints/step-00000000/checkpoint.json").exists(), "nothing is lost");
 }
 
 #[test]

@@ -113,7 +113,7 @@ pub(super) fn run(global: &GlobalArgs, args: &BenchLoaderArgs) -> anyhow::Result
     files.retain(|bytes| bytes.starts_with(&[0xFF, 0xD8]));
     files.truncate(args.limit);
     ensure!(!files.is_empty(), "there is no JPEG to decode");
-    let untouched = |bytes: &Vec<u8>| Tiled { bytes: bytes.clone(), offsets: Vec::new(), restorable: true };
+    let untouched = |bytes: &Vec<u8>| Tiled { bytes: bytes.clone(), offsets: Vec::new() };
     let tiled: Option<Vec<Tiled>> = args
         .tiles
         .then(|| files.iter().map(|bytes| transcode(bytes).unwrap_or_else(|| untouched(bytes))).collect());

@@ -12,6 +12,9 @@ use crate::storage::Location;
 /// The split's name where neither the source nor the user names one.
 pub(super) const DEFAULT_SPLIT: &str = "train";
 
+/// Folders of a dataset that are no splits.
+const OWN_FOLDERS: [&str; 2] = ["index", "rejects"];
+
 /// What a form says of a picture's class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Label<'a> {
@@ -45,6 +48,11 @@ pub(super) struct Collector<'a> {
     /// The names of classes that are numbers in the source.
     given: Option<Vec<String>>,
     highest: Option<u16>,
+}
+
+/// Whether a split may have this name: that of one folder, and of none that a dataset has for itself.
+fn is_split_name(name: &str) -> bool {
+    !name.is_empty() && !name.starts_with('.') && !name.contains('/') && !OWN_FOLDERS.contains(&name)
 }
 
 impl<'a> Collector<'a> {
@@ -155,6 +163,10 @@ impl<'a> Collector<'a> {
                 Some(split) => format!("there is no picture of a split {split:?}"),
                 None => "there is no picture".into(),
             };
+            return Err(super::wrong(self.location(), reason));
+        }
+        if let Some(split) = self.splits.keys().find(|split| !is_split_name(split)) {
+            let reason = format!("a split cannot be called {split:?}: it is a folder of the dataset");
             return Err(super::wrong(self.location(), reason));
         }
         let classes = match self.highest {

@@ -200,7 +200,7 @@ fn a_shard_that_vanishes_is_named() {
 }
 
 #[test]
-fn the_rows_of_a_damaged_row_group_are_left_out_and_no_others() {
+fn a_damaged_picture_is_left_out_and_no_other_or_its_row_group_where_groups_are_read() {
     let (_dir, places) = both_places();
     for place in &places {
         let whole = batches(&(Arc::new(open(place)) as Arc<dyn Source>), windowed());
@@ -208,11 +208,15 @@ fn the_rows_of_a_damaged_row_group_are_left_out_and_no_others() {
         let source: Arc<dyn Source> = Arc::new(open(place));
         let options = LoaderOptions { on_corrupt: OnCorrupt::Skip, ..windowed() };
         let (left, stats) = measured(&source, options);
-        assert_eq!(stats.corrupt, 5);
+        // One byte of one picture: on this machine it is read and checked by itself.
+        let lost: u64 = if place.local_path().is_some() { 1 } else { 5 };
+        assert_eq!(stats.corrupt, lost);
         let count = |batches: &[Batch]| batches.iter().map(|batch| batch.ids.len()).sum::<usize>();
-        assert_eq!(count(&whole) - count(&left), 3 * 5);
-        let few = LoaderOptions { max_corrupt: 4, ..options };
-        assert!(first_error(source, few).starts_with("5 pictures are corrupt, of which at most 4"));
+        assert_eq!((count(&whole) - count(&left)) as u64, 3 * lost);
+        let few = LoaderOptions { max_corrupt: lost - 1, ..options };
+        let expected = format!("{lost} pictures are corrupt, of which at most {}", lost - 1);
+        let error = first_error(source, few);
+        assert!(error.starts_with(&expected), "{error}");
     }
 }
 

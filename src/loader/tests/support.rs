@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::*;
-use crate::dataset::{ContentDigest, Manifest, ShardWriter, Split, WriterOptions};
+use crate::dataset::{
+    ContentDigest, IndexRow, IngestRecord, Manifest, PartReport, Place, ShardWriter, Split, WriterOptions,
+    write_index,
+};
 use crate::storage::{Digest, Location, PublishMode};
 
 /// Pictures of different sizes; no two are the same.
@@ -44,14 +47,33 @@ pub(super) fn publish(dataset: &Location, rows: &[Row], row_group: usize) -> Man
     let options = WriterOptions { row_group, classes: vec!["a".into(), "b".into(), "c".into()] };
     let mut dealt: Vec<&Row> = rows.iter().collect();
     Stream::new(5, Purpose::Report, 0, 0).shuffle(&mut dealt);
-    let shards = dealt.chunks(rows.len().div_ceil(3)).enumerate().map(|(shard, rows)| {
+    let mut index = Vec::new();
+    let mut shards = Vec::new();
+    for (shard, rows) in (0..).zip(dealt.chunks(rows.len().div_ceil(3))) {
         let path = format!("train/shard-{shard:05}.parquet");
         let mut writer = ShardWriter::start(dataset, &path, &options).expect("started");
         for row in rows {
             writer.push((*row).clone()).expect("pushed");
         }
-        writer.finish().expect("published")
-    });
+        let written = writer.finish().expect("published");
+        index.extend((0..).zip(rows.iter().zip(written.offsets)).map(|(row, (of, offset))| IndexRow {
+            id: of.id,
+            label: of.label,
+            path: of.path.clone(),
+            place: Place {
+                shard,
+                row,
+                offset,
+                bytes: of.bytes.len() as u32,
+                width: of.width,
+                height: of.height,
+            },
+            picture: Digest::of(&of.bytes),
+            view: None,
+        }));
+        shards.push(written.entry);
+    }
+    index.sort_by_key(|row| row.id);
     let mut digest = ContentDigest::default();
     for row in rows {
         digest.add(row.id, row.label, Digest::of(&row.bytes));
@@ -62,8 +84,16 @@ pub(super) fn publish(dataset: &Location, rows: &[Row], row_group: usize) -> Man
         image_bytes: rows.iter().map(|row| row.bytes.len() as u64).sum(),
         rejected: 0,
         digest: digest.finish(),
-        shards: shards.collect(),
-        ingest: Vec::new(),
+        shards,
+        ingest: vec![IngestRecord {
+            program: "test".into(),
+            format: "test".into(),
+            source_fingerprint: Digest::of(b"source"),
+            options: BTreeMap::new(),
+            instances: rows.len() as u64,
+            index: write_index(dataset, "index/train.parquet", &index).expect("written"),
+            report: PartReport::default(),
+        }],
     };
     let manifest = Manifest::new(options.classes, BTreeMap::from([("train".into(), split)]));
     manifest.publish(dataset, PublishMode::Create).expect("published");

@@ -47,7 +47,7 @@ impl<'a> Bits<'a> {
         self.count -= len;
     }
 
-    /// Takes up to 16 bits, which are valid.
+    /// Takes up to 32 bits, which are valid.
     #[inline(always)]
     pub(super) fn take(&mut self, len: u32) -> u32 {
         let taken = (self.window >> 32 >> (32 - len)) as u32;

@@ -26,6 +26,15 @@ impl<'a> TableSpec<'a> {
         (symbols.len() <= 256).then_some(Self { lengths, symbols })
     }
 
+    /// Whether no code consists of ones alone, which libjpeg insists on.
+    pub(super) fn spares_ones(&self) -> bool {
+        let mut code = 0_u32;
+        (1..).zip(self.lengths).all(|(bits, &count)| {
+            code = (code << 1) + u32::from(count);
+            count == 0 || code < 1 << bits
+        })
+    }
+
     /// Each code: its bits, their number, its symbol.
     pub(super) fn codes(&self) -> impl Iterator<Item = (u32, u32, u8)> {
         let mut code = 0_u32;

@@ -243,6 +243,14 @@ impl<'a> Frame<'a> {
         }
     }
 
+    /// Whether libjpeg takes the Huffman tables that the scan names.
+    pub(super) fn tables_are_libjpegs(&self) -> bool {
+        self.components[..self.sampling.components()].iter().all(|component| {
+            let tables = [self.dc_tables.get(component.dc), self.ac_tables.get(component.ac)];
+            tables.iter().all(|table| table.copied().flatten().is_some_and(|table| table.spares_ones()))
+        })
+    }
+
     /// The quantisation steps of a component, in natural order.
     pub(super) fn steps(&self, component: usize) -> Option<&[u16; 64]> {
         self.quantisation.get(self.components[component].quantisation)?.as_ref()

@@ -27,6 +27,8 @@ pub(super) struct ScanDecoder {
     dc_tables: [Table; 4],
     ac_tables: [Table; 4],
     segments: Segments,
+    /// The most bits that a segment of the last picture had left over.
+    unread: usize,
     pub(super) planes: [Plane; MOST_COMPONENTS],
 }
 
@@ -37,6 +39,7 @@ impl Default for ScanDecoder {
             dc_tables: tables(Kind::Dc),
             ac_tables: tables(Kind::Ac),
             segments: Segments::default(),
+            unread: 0,
             planes: Default::default(),
         }
     }
@@ -66,7 +69,8 @@ impl ScanDecoder {
         region: Region,
         wanted: usize,
     ) -> Option<()> {
-        let Self { dc_tables, ac_tables, segments, planes } = self;
+        let Self { dc_tables, ac_tables, segments, unread, planes } = self;
+        *unread = 0;
         let components = &frame.components[..frame.sampling.components()];
         for component in components {
             dc_tables.get_mut(component.dc)?.load(frame.dc_tables[component.dc]?)?;
@@ -110,8 +114,18 @@ impl ScanDecoder {
             if bits.overran(end) {
                 return None;
             }
+            *unread = (*unread).max(end * 8 - bits.position());
         }
         Some(())
+    }
+
+    /// Whether the last picture, decoded whole, used up its data, to the marker that ends the file.
+    pub(super) fn used_all(&self, file: &[u8], frame: &Frame) -> bool {
+        let (across, down) = frame.mcus();
+        let interval = if frame.restart_interval == 0 { usize::MAX } else { frame.restart_interval };
+        self.segments.len() == (across * down).div_ceil(interval)
+            && self.unread < 8
+            && file.get(self.segments.end()..).is_some_and(|rest| rest.starts_with(&[0xFF, 0xD9]))
     }
 }
 
@@ -235,7 +249,7 @@ impl simd::Kernel for Segment<'_, '_, '_> {
                         if under && part.plane.columns.contains(&block) && part.plane.rows.contains(&line) {
                             decode_block(part, bits, block, line)?;
                         } else {
-                            part.last_dc += part.dc.difference(bits)?;
+                            part.last_dc = part.last_dc.checked_add(part.dc.difference(bits)?)?;
                             part.ac.pass(bits)?;
                         }
                     }
@@ -253,7 +267,7 @@ impl simd::Kernel for Segment<'_, '_, '_> {
 #[inline(always)]
 fn decode_block(part: &mut Part, bits: &mut Bits, column: usize, row: usize) -> Option<()> {
     let mut block = [0_i16; 64 + 1];
-    part.last_dc += part.dc.difference(bits)?;
+    part.last_dc = part.last_dc.checked_add(part.dc.difference(bits)?)?;
     block[0] = part.last_dc as i16;
     let end = part.ac.coefficients(bits, &ORDER, &mut block)?;
     let samples = if end == 1 {

@@ -4,8 +4,11 @@ use super::bits::{Bits, Segments};
 use super::code::TableSpec;
 use super::header::Frame;
 use super::huffman::{Kind, Table};
+use crate::simd;
 
 /// Writes bits, most significant first, with byte stuffing.
+///
+/// Invariant: fewer than 32 bits are pending.
 #[derive(Debug, Default)]
 struct BitWriter {
     bytes: Vec<u8>,
@@ -15,24 +18,44 @@ struct BitWriter {
 
 impl BitWriter {
     /// Appends up to 32 bits.
+    #[inline(always)]
     fn put(&mut self, bits: u32, len: u32) {
         self.pending = self.pending << len | u64::from(bits);
         self.count += len;
-        while self.count >= 8 {
-            self.count -= 8;
-            let byte = (self.pending >> self.count) as u8;
-            self.bytes.push(byte);
-            if byte == 0xFF {
-                self.bytes.push(0);
+        if self.count >= 32 {
+            self.count -= 32;
+            let word = (self.pending >> self.count) as u32;
+            if has_full_byte(word) {
+                word.to_be_bytes().into_iter().for_each(|byte| self.push(byte));
+            } else {
+                self.bytes.extend_from_slice(&word.to_be_bytes());
             }
         }
     }
 
-    /// Fills the last byte with ones, as libjpeg does.
-    fn align(&mut self) {
-        let open = (8 - self.count) % 8;
-        self.put((1 << open) - 1, open);
+    fn push(&mut self, byte: u8) {
+        self.bytes.push(byte);
+        if byte == 0xFF {
+            self.bytes.push(0);
+        }
     }
+
+    /// Fills the last byte with ones, as libjpeg does, and writes what is pending.
+    fn align(&mut self) {
+        let open = (8 - self.count % 8) % 8;
+        self.put((1 << open) - 1, open);
+        while self.count > 0 {
+            self.count -= 8;
+            self.push((self.pending >> self.count) as u8);
+        }
+    }
+}
+
+/// Whether a byte of the word has all its bits set.
+#[inline(always)]
+fn has_full_byte(word: u32) -> bool {
+    let zeros = !word;
+    zeros.wrapping_sub(0x0101_0101) & !zeros & 0x8080_8080 != 0
 }
 
 /// For each number of value bits the code that says it, if the table has one.
@@ -91,32 +114,87 @@ pub(in crate::picture) fn recode(
         return Err(RecodeError::Corrupt);
     }
     let (luma_across, luma_down) = frame.sampling.luma_blocks();
-    let mut writer = BitWriter::default();
-    let mut starts = vec![0];
-    let mut last = [(0_i32, 0_i32); 3];
-    let (mut bits, mut end) = segments.read(0);
-    for mcu in 0..across * down {
-        if mcu > 0 && mcu % old_interval == 0 {
-            check_end(&bits, end)?;
-            (bits, end) = segments.read(mcu / old_interval);
-            last.iter_mut().for_each(|(old, _)| *old = 0);
-        }
-        if mcu > 0 && mcu % new_interval == 0 {
-            writer.align();
-            writer.bytes.extend_from_slice(&[0xFF, 0xD0 | (starts.len() - 1) as u8 & 7]);
-            starts.push(writer.bytes.len());
-            last.iter_mut().for_each(|(_, new)| *new = 0);
-        }
-        for (index, (tables, last)) in tables.iter().zip(&mut last).enumerate() {
-            let blocks = if index == 0 { luma_across * luma_down } else { 1 };
-            for _ in 0..blocks {
-                tables.copy_block(&segments, &mut bits, last, &mut writer)?;
+    simd::run(Recode {
+        segments: &segments,
+        tables: &tables,
+        luma_blocks: luma_across * luma_down,
+        mcus: across * down,
+        old_interval,
+        new_interval,
+    })
+}
+
+/// The work on the entropy-coded data alone.
+struct Recode<'a> {
+    segments: &'a Segments,
+    tables: &'a [ComponentTables],
+    luma_blocks: usize,
+    mcus: usize,
+    old_interval: usize,
+    new_interval: usize,
+}
+
+impl simd::Kernel for Recode<'_> {
+    type Output = Result<Recoded, RecodeError>;
+
+    #[inline(always)]
+    fn run(self) -> Self::Output {
+        let Self { segments, tables, luma_blocks, mcus, old_interval, new_interval } = self;
+        let mut starts = vec![0];
+        let mut last = [(0_i32, 0_i32); 3];
+        let (mut bits, mut end) = segments.read(0);
+        let mut copier = Copier { segments, from: 0, writer: BitWriter::default() };
+        copier.writer.bytes.reserve(segments.end());
+        for mcu in 0..mcus {
+            if mcu > 0 && mcu % old_interval == 0 {
+                check_end(&bits, end)?;
+                copier.copy_up_to(bits.position());
+                (bits, end) = segments.read(mcu / old_interval);
+                copier.from = bits.position();
+                last.iter_mut().for_each(|(old, _)| *old = 0);
+            }
+            if mcu > 0 && mcu % new_interval == 0 {
+                copier.copy_up_to(bits.position());
+                copier.writer.align();
+                copier.writer.bytes.extend_from_slice(&[0xFF, 0xD0 | (starts.len() - 1) as u8 & 7]);
+                starts.push(copier.writer.bytes.len());
+                last.iter_mut().for_each(|(_, new)| *new = 0);
+            }
+            for (index, (tables, last)) in tables.iter().zip(&mut last).enumerate() {
+                let blocks = if index == 0 { luma_blocks } else { 1 };
+                for _ in 0..blocks {
+                    tables.copy_block(&mut bits, last, &mut copier)?;
+                }
             }
         }
+        check_end(&bits, end)?;
+        copier.copy_up_to(bits.position());
+        copier.writer.align();
+        Ok(Recoded { bytes: copier.writer.bytes, starts, end: segments.end() })
     }
-    check_end(&bits, end)?;
-    writer.align();
-    Ok(Recoded { bytes: writer.bytes, starts, end: segments.end() })
+}
+
+/// Copies bits in runs that are as long as nothing changes.
+struct Copier<'a> {
+    segments: &'a Segments,
+    /// The first bit that was not copied yet.
+    from: usize,
+    writer: BitWriter,
+}
+
+impl Copier<'_> {
+    #[inline(always)]
+    fn copy_up_to(&mut self, to: usize) {
+        let mut bits = self.segments.read_at(self.from);
+        let mut left = to - self.from;
+        while left > 0 {
+            bits.refill();
+            let len = left.min(32) as u32;
+            self.writer.put(bits.take(len), len);
+            left -= len as usize;
+        }
+        self.from = to;
+    }
 }
 
 fn check_end(bits: &Bits, end: usize) -> Result<(), RecodeError> {
@@ -152,40 +230,31 @@ fn component_tables(
 }
 
 impl ComponentTables {
+    #[inline(always)]
     fn copy_block(
         &self,
-        segments: &Segments,
         bits: &mut Bits,
         last: &mut (i32, i32),
-        writer: &mut BitWriter,
+        copier: &mut Copier,
     ) -> Result<(), RecodeError> {
         let start = bits.position();
         let difference = self.dc.difference(bits).ok_or(RecodeError::Corrupt)?;
         let behind = bits.position();
-        let value = last.0 + difference;
-        let new_difference = value - last.1;
+        // A file can drive the sum anywhere; real ones keep to 16 bits.
+        let value = last.0.checked_add(difference).ok_or(RecodeError::Corrupt)?;
+        let new_difference = value.checked_sub(last.1).ok_or(RecodeError::Corrupt)?;
         *last = (value, value);
-        let copied_from = if new_difference == difference && self.is_same {
-            start
-        } else {
+        if new_difference != difference || !self.is_same {
+            copier.copy_up_to(start);
             let size = 32 - new_difference.unsigned_abs().leading_zeros();
             let known = self.codes.get(size as usize).copied().flatten();
             let (code, code_bits) = known.ok_or(RecodeError::NoCode)?;
-            writer.put(code, code_bits);
+            copier.writer.put(code, code_bits);
             let value_bits =
                 if new_difference < 0 { new_difference + (1 << size) - 1 } else { new_difference };
-            writer.put(value_bits as u32, size);
-            behind
-        };
-        self.ac.pass(bits).ok_or(RecodeError::Corrupt)?;
-        let mut copy = segments.read_at(copied_from);
-        let mut left = bits.position() - copied_from;
-        while left > 0 {
-            copy.refill();
-            let len = left.min(16) as u32;
-            writer.put(copy.take(len), len);
-            left -= len as usize;
+            copier.writer.put(value_bits as u32, size);
+            copier.from = bits.position();
         }
-        Ok(())
+        self.ac.pass(bits).ok_or(RecodeError::Corrupt)
     }
 }

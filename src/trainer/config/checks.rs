@@ -34,6 +34,7 @@ impl TrainConfig {
             rate("proximal_weight", self.proximal_weight),
             rate("lr", self.lr),
             rate("lr_final", self.lr_final),
+            rate("lr_decay", self.lr_decay),
             rate("weight_decay", self.weight_decay),
             rate("clip_norm", self.clip_norm),
             rate("lars_trust", self.lars_trust),

@@ -8,7 +8,8 @@ use super::{LrSchedule, TrainConfig};
 
 /// Keys that change neither the weights nor the order of what was done: what is saved and shown, threads.
 /// A run may also go on elsewhere (`device`), though not bit for bit.
-const HARMLESS: [&str; 19] = [
+const HARMLESS: [&str; 20] = [
+    "init",
     "on_corrupt",
     "max_corrupt",
     "memory_limit",

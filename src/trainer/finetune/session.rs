@@ -10,13 +10,14 @@ use super::super::meter::Meter;
 use super::super::metrics::Metrics;
 use super::super::retention::{Retention, remove_unpublished};
 use super::super::saving::{DataIdentity, newest};
-use super::super::session::{Outcome, set_precision};
-use super::super::{MetricsLine, PartError, Precision, RunSummary, Scope, StopFlag, TrainConfig, TrainError};
+use super::super::session::Outcome;
+use super::super::start::set_precision;
+use super::super::{MetricsLine, Precision, RunSummary, Scope, StopFlag, TrainConfig, TrainError};
 use super::tuner::Tuner;
 use super::{FinetuneHooks, FinetuneJob, LabelRecord};
 use crate::checkpoint::{Checkpoint, MODEL, TrainedOn, mark_finished, unmark_finished};
 use crate::dataset::{Manifest, write_label_subset};
-use crate::loader::{Loader, Source, Subset, SubsetRecord};
+use crate::loader::{Loader, LoaderError, Source, Subset, SubsetRecord};
 use crate::model::{NamedTensors, select_device};
 use crate::storage::{Lock, PublishMode};
 
@@ -40,10 +41,13 @@ pub fn finetune(
         return Ok(Outcome::AlreadyFinished { step: session.tuner.cursor.step });
     }
     unmark_finished(run)?;
-    while session.tuner.cursor.epoch < epochs {
-        session.epoch(hooks, stop)?;
+    let trained = session.epochs(hooks, stop);
+    if trained.is_err()
+        && let Err(error) = session.metrics.files().publish()
+    {
+        tracing::warn!("the last metrics could not be written: {error}");
     }
-    session.writer.finish()?;
+    trained?;
     let checkpoint = session.writer.last().cloned().expect("the last epoch ends with a checkpoint");
     mark_finished(run, session.tuner.cursor.step)?;
     Ok(Outcome::Finished { step: session.tuner.cursor.step, checkpoint })
@@ -58,7 +62,9 @@ struct Session<'a> {
     loader: Loader,
     metrics: Metrics,
     writer: Writer,
+    /// When the last checkpoint was begun, and of which step it is.
     saved: Instant,
+    saved_step: Option<u64>,
     lock: Lock,
 }
 
@@ -87,6 +93,7 @@ impl<'a> Session<'a> {
             classes: manifest.classes.clone(),
             ids: source.ids().to_vec(),
             labels: source.labels().to_vec(),
+            layout: None,
         };
         let from = Checkpoint::open(&job.from)?;
         let weights =
@@ -128,11 +135,20 @@ impl<'a> Session<'a> {
         let last = found.as_ref().map(|checkpoint| checkpoint.folder().clone());
         let writer = Writer::new(run.clone(), retention, last);
         let (data, saved) = (Arc::new(identity), Instant::now());
-        let mut session = Self { job, data, labels, tuner, loader, metrics, writer, saved, lock };
+        let saved_step = found.as_ref().map(|_| tuner.cursor.step);
+        let mut session = Self { job, data, labels, tuner, loader, metrics, writer, saved, saved_step, lock };
         if found.is_none() {
             session.save()?;
         }
         Ok(session)
+    }
+
+    /// Trains to the end of the last epoch.
+    fn epochs(&mut self, hooks: &mut dyn FinetuneHooks, stop: &StopFlag) -> Result<(), TrainError> {
+        while self.tuner.cursor.epoch < self.tuner.config.epochs {
+            self.epoch(hooks, stop)?;
+        }
+        self.writer.finish()
     }
 
     /// Trains to the end of the epoch that is under way.
@@ -156,37 +172,55 @@ impl<'a> Session<'a> {
                 hooks.measured(&line);
                 (interval, waited_before) = (Meter::start(), self.loader.waited());
             }
-            if stop.load(Ordering::Relaxed) {
-                return self.stop();
-            }
             self.writer.check()?;
+            if self.tuner.cursor.epoch > cursor.epoch {
+                return self.end_epoch(&meter, cursor.epoch, hooks, stop);
+            }
+            if stop.load(Ordering::Relaxed) {
+                return self.stopped();
+            }
             if self.is_due() {
                 self.save()?;
             }
         }
-        if self.loader.epoch() == cursor.epoch {
-            return self.stop();
-        }
-        self.tuner.cursor.epoch += 1;
-        self.tuner.cursor.step_in_epoch = 0;
-        let monitor = if self.tuner.config.no_monitor {
-            serde_json::Map::new()
-        } else {
-            hooks.judge(&self.tuner.encoder).map_err(|source| TrainError::Part(PartError::Monitor(source)))?
-        };
-        let step = self.tuner.cursor.step;
-        let line = MetricsLine { monitor, ..meter.line(Scope::Epoch, step, cursor.epoch) };
-        self.metrics.push(&line);
-        hooks.measured(&line);
-        let (done, config) = (self.tuner.cursor.epoch, &self.tuner.config);
-        if done == config.epochs || done.is_multiple_of(config.checkpoint_every_epochs.max(1)) {
-            self.save()?;
-        }
-        Ok(())
+        // Stopped while it waited for data, or the loader ended without a word.
+        if stop.load(Ordering::Relaxed) { self.stopped() } else { Err(LoaderError::Stopped.into()) }
     }
 
-    /// Saves a checkpoint and ends the run with the error that says so.
-    fn stop(&mut self) -> Result<(), TrainError> {
+    /// Saves, then judges: what that meets costs no steps.
+    fn end_epoch(
+        &mut self,
+        meter: &Meter,
+        epoch: u64,
+        hooks: &mut dyn FinetuneHooks,
+        stop: &StopFlag,
+    ) -> Result<(), TrainError> {
+        let is_stopped = || stop.load(Ordering::Relaxed);
+        let (done, config) = (self.tuner.cursor.epoch, &self.tuner.config);
+        let falls_on = |every: u64| every > 0 && done.is_multiple_of(every);
+        let is_due = done == config.epochs
+            || falls_on(config.checkpoint_every_epochs.max(1))
+            || falls_on(config.keep_every_epochs);
+        let judges = !config.no_monitor && !is_stopped();
+        if is_due || is_stopped() {
+            self.save()?;
+        }
+        let mut monitor = serde_json::Map::new();
+        if judges {
+            match hooks.judge(&self.tuner.encoder) {
+                Ok(scores) => monitor = scores,
+                Err(error) => tracing::warn!("epoch {}: the classifier was not judged: {error}", epoch + 1),
+            }
+        }
+        let line = MetricsLine { monitor, ..meter.line(Scope::Epoch, self.tuner.cursor.step, epoch) };
+        self.metrics.push(&line);
+        hooks.measured(&line);
+        self.metrics.files().publish()?;
+        if is_stopped() { self.stopped() } else { Ok(()) }
+    }
+
+    /// Saves what is not saved yet and ends the run with the error that says so.
+    fn stopped(&mut self) -> Result<(), TrainError> {
         self.save()?;
         self.writer.finish()?;
         Err(TrainError::Stopped { step: self.tuner.cursor.step })
@@ -200,13 +234,16 @@ impl<'a> Session<'a> {
         by_steps || (minutes > 0.0 && self.saved.elapsed().as_secs_f64() >= minutes * 60.0)
     }
 
-    /// Starts to write a checkpoint.
+    /// Starts to write a checkpoint, unless that of this step is written.
     fn save(&mut self) -> Result<(), TrainError> {
+        let step = self.tuner.cursor.step;
+        if self.saved_step == Some(step) {
+            return Ok(());
+        }
         self.lock.check()?;
         let (tuner, data, labels, metrics) = (&self.tuner, &self.data, &self.labels, &mut self.metrics);
-        self.writer.start(|| tuner.snapshot(data, labels, metrics.files()))?;
-        self.saved = Instant::now();
-        tracing::debug!("{}: checkpoint of step {}", self.job.train.run, self.tuner.cursor.step);
+        self.writer.start(|| tuner.snapshot(data, labels, metrics.files_of_checkpoint()))?;
+        (self.saved, self.saved_step) = (Instant::now(), Some(step));
         Ok(())
     }
 }

@@ -1,6 +1,8 @@
-use tch::Device;
+use tch::{Device, Kind};
 
 use super::*;
+use crate::bank::BankDtype;
+use crate::feature_table::UNIT_TOLERANCE;
 use crate::ids::{InstanceId, Position};
 use crate::model::Architecture;
 use crate::objective::{ObjectiveKind, PartitionChoice};
@@ -53,9 +55,10 @@ fn state(trainer: &Trainer) -> (Vec<u8>, Vec<u8>, Vec<f32>) {
 }
 
 #[test]
-fn parts_are_nearly_equal_and_never_empty() {
+fn parts_are_nearly_equal_and_hold_two_pictures_at_least() {
     assert_eq!(parts(7, 3).collect::<Vec<_>>(), [0..2, 2..4, 4..7]);
-    assert_eq!(parts(1, 4).collect::<Vec<_>>(), [0..1]);
+    assert_eq!(parts(1, 4).collect::<Vec<_>>(), vec![0..1; 1]);
+    assert_eq!(parts(5, 4).collect::<Vec<_>>(), [0..2, 2..5]);
 }
 
 #[test]
@@ -109,6 +112,24 @@ fn a_skipped_step_moves_nothing_and_is_counted() {
 }
 
 #[test]
+fn a_skipped_first_step_does_not_set_z() {
+    let mut trainer = trainer(TrainConfig { on_nonfinite: OnNonFinite::Skip, ..config() });
+    spoil(&trainer);
+    assert!(trainer.step(&batch(0)).expect("skipped").skipped);
+    assert_eq!(trainer.objective.partition(), Partition::Unset);
+}
+
+#[test]
+fn the_last_step_of_an_epoch_leads_to_the_next_one() {
+    let mut trainer = trainer(config());
+    let steps = trainer.steps_per_epoch();
+    for step in 0..steps {
+        trainer.step(&batch(step)).expect("a step");
+    }
+    assert_eq!(trainer.cursor, Cursor { step: steps, epoch: 1, step_in_epoch: 0 });
+}
+
+#[test]
 fn a_loss_scale_leaves_no_trace_in_f32_numbers() {
     let mut plain = trainer(config());
     let mut scaled = trainer(config());
@@ -139,4 +160,16 @@ fn bf16_trains_with_weights_in_f32() {
     let losses: Vec<f64> = (0..2).map(|_| trainer.step(&batch(0)).expect("a step").loss).collect();
     assert!(losses[1] < losses[0], "{losses:?}");
     assert!(trainer.encoder.parameters().iter().all(|(_, weight)| weight.kind() == Kind::Float));
+}
+
+#[test]
+fn rows_of_16_bits_are_of_unit_length_as_a_table_means_it() {
+    for dtype in [BankDtype::Bf16, BankDtype::F16] {
+        for dim in [1, 2, 3, 8] {
+            let bank = MemoryBank::random(20_000, dim, 5, Device::Cpu).with_dtype(dtype);
+            let lengths = bank.rows().to_kind(Kind::Double).norm_scalaropt_dim(2, [1_i64].as_slice(), false);
+            let off = (lengths - 1.0).abs().max().double_value(&[]);
+            assert!(off < UNIT_TOLERANCE, "{dtype:?}, {dim}: {off}");
+        }
+    }
 }

@@ -1,37 +1,11 @@
-//! Input that somebody made badly or with bad intent: a refusal with a reason, never a crash.
+//! Pictures that somebody made badly, oddly or with bad intent: a refusal with a reason, never a crash.
 
 use image::codecs::gif::GifEncoder;
 use image::{DynamicImage, Frame, ImageFormat, Rgba, RgbaImage};
-use turbojpeg::{Colorspace, Compressor, PixelFormat, Subsamp};
+use turbojpeg::{Colorspace, PixelFormat};
 
+use super::support::{compressed, detailed, verdicts};
 use super::*;
-
-/// Ingests pictures with these names and contents beside a good one; what was accepted and why the rest was
-/// refused, by name.
-fn verdicts(
-    pictures: &[(&str, Vec<u8>)],
-    change: impl Fn(&mut IngestOptions),
-) -> (Vec<Row>, Vec<(String, String)>) {
-    let at = place();
-    fs::create_dir_all(at.source.join("a")).expect("a folder");
-    fs::write(at.source.join("a/0-good.jpg"), jpeg(1)).expect("a file");
-    for (name, bytes) in pictures {
-        fs::write(at.source.join("a").join(name), bytes).expect("a file");
-    }
-    let mut options = options(&at.source, &at.dest);
-    options.max_reject_fraction = Fraction::new(1.0).expect("valid");
-    change(&mut options);
-    ingest(&options, &Quiet).expect("ingested");
-    let dataset = location(&at.dest);
-    let accepted = rows(&dataset, &Manifest::read(&dataset).expect("a manifest"));
-    let text = fs::read_to_string(at.dest.join("rejects/train.jsonl")).expect("rejects");
-    let refused = text.lines().map(|line| {
-        let value: serde_json::Value = serde_json::from_str(line).expect("JSON");
-        let field = |name: &str| value[name].as_str().expect("text").to_owned();
-        (field("path"), field("reason"))
-    });
-    (accepted, refused.collect())
-}
 
 fn refused(name: &str, bytes: Vec<u8>) -> String {
     let (accepted, refused) = verdicts(&[(name, bytes)], |_| {});
@@ -48,24 +22,16 @@ fn accepted(name: &str, bytes: Vec<u8>) -> Picture {
     crate::picture::decode(&bytes, &Default::default()).expect("decoded")
 }
 
-fn detailed(width: u32, height: u32) -> Picture {
-    let rgb = (0..width * height * 3).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
-    Picture { width, height, rgb }
-}
-
 fn saved(picture: &DynamicImage, format: ImageFormat) -> Vec<u8> {
     let mut bytes = std::io::Cursor::new(Vec::new());
     picture.write_to(&mut bytes, format).expect("encoded");
     bytes.into_inner()
 }
 
-fn compressed(pixels: &[u8], format: PixelFormat, change: impl Fn(&mut Compressor)) -> Vec<u8> {
-    let mut compressor = Compressor::new().expect("a compressor");
-    compressor.set_subsamp(Subsamp::None).expect("subsampling");
-    compressor.set_quality(95).expect("quality");
-    change(&mut compressor);
-    let image = turbojpeg::Image { pixels, width: 16, pitch: 16 * format.size(), height: 16, format };
-    compressor.compress_to_vec(image).expect("encoded")
+fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0, |sum, &byte| {
+        (0..8).fold(sum ^ u32::from(byte), |sum, _| (sum >> 1) ^ (0xEDB8_8320 & (sum & 1).wrapping_neg()))
+    })
 }
 
 #[test]
@@ -100,12 +66,6 @@ fn a_decompression_bomb_is_refused_by_its_header() {
     let frame = jpeg.windows(2).position(|pair| pair == [0xFF, 0xC0]).expect("a frame");
     jpeg[frame + 5..frame + 9].copy_from_slice(&[0xEA, 0x60, 0xEA, 0x60]);
     assert_eq!(refused("bomb.jpg", jpeg), "60000x60000 pixels are more than the limit of 100000000");
-}
-
-fn crc32(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(!0, |sum, &byte| {
-        (0..8).fold(sum ^ u32::from(byte), |sum, _| (sum >> 1) ^ (0xEDB8_8320 & (sum & 1).wrapping_neg()))
-    })
 }
 
 #[test]
@@ -197,85 +157,6 @@ fn of_moving_pictures_the_first_frame_counts() {
 }
 
 #[test]
-fn names_with_spaces_unicode_and_line_breaks_are_kept() {
-    let at = place();
-    let classes = ["a line\nbreak", "españa", "with space", "日本"];
-    for class in classes {
-        fs::create_dir_all(at.source.join(class)).expect("a folder");
-        fs::write(at.source.join(class).join("a \"b\"\n.jpg"), jpeg(3)).expect("a file");
-    }
-    ingest(&options(&at.source, &at.dest), &Quiet).expect("ingested");
-    let dataset = location(&at.dest);
-    let manifest = Manifest::read(&dataset).expect("a manifest");
-    assert_eq!(manifest.classes, classes);
-    let paths: Vec<String> = rows(&dataset, &manifest).into_iter().map(|row| row.path).collect();
-    assert_eq!(paths, classes.map(|class| format!("{class}/a \"b\"\n.jpg")));
-}
-
-#[test]
-#[cfg(unix)]
-fn a_name_that_is_no_text_is_refused() {
-    use std::os::unix::ffi::OsStrExt;
-    let at = place();
-    folder(&at.source);
-    let name = std::ffi::OsStr::from_bytes(b"cat/\xFF\xFE.jpg");
-    fs::write(at.source.join(name), jpeg(3)).expect("a file");
-    let report = ingest(&options(&at.source, &at.dest), &Quiet).expect("ingested");
-    assert_eq!((report.splits["train"].instances, report.splits["train"].rejected), (12, 1));
-    let rejects = fs::read_to_string(at.dest.join("rejects/train.jsonl")).expect("rejects");
-    assert!(rejects.contains("its name is not UTF-8"), "{rejects}");
-}
-
-#[test]
-fn a_tar_header_with_a_wrong_size_is_an_error_that_names_the_place() {
-    let at = place();
-    folder(&at.source);
-    let tar = at.dest.with_extension("tar");
-    tar_of(&at.source, &tar);
-    let whole = fs::read(&tar).expect("a tar");
-    let member =
-        (0..whole.len()).step_by(512).find(|&start| whole[start..].starts_with(b"pictures/cat/0.jpg"));
-    let start = member.expect("the member");
-    for size in ["77777777777", "00000000000"] {
-        let mut changed = whole.clone();
-        changed[start + 124..start + 135].copy_from_slice(size.as_bytes());
-        changed[start + 148..start + 156].fill(b' ');
-        let sum: u32 = changed[start..start + 512].iter().map(|&byte| u32::from(byte)).sum();
-        changed[start + 148..start + 156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-        fs::write(&tar, changed).expect("a tar");
-        let error = ingest(&options(&tar, &at.dest), &Quiet).expect_err("a wrong size");
-        assert!(matches!(error, IngestError::Tar { .. }), "{size}: {error}");
-        assert!(!at.dest.exists());
-    }
-}
-
-#[test]
-fn a_parquet_file_of_other_columns_is_refused_with_their_types() {
-    use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray};
-    let at = place();
-    let file = at.source.join("x.parquet");
-    let text: ArrayRef = std::sync::Arc::new(StringArray::from(vec!["no picture"]));
-    let number: ArrayRef = std::sync::Arc::new(Int64Array::from(vec![1]));
-    for (name, column, reason) in [
-        ("image", text.clone(), "its column \"image\" is Utf8, not a struct of bytes and path"),
-        ("other", number, "it has no column \"image\""),
-    ] {
-        let batch = RecordBatch::try_from_iter([(name, column)]).expect("a batch");
-        let mut bytes = Vec::new();
-        let mut writer =
-            parquet::arrow::ArrowWriter::try_new(&mut bytes, batch.schema(), None).expect("a writer");
-        writer.write(&batch).expect("written");
-        writer.close().expect("written");
-        fs::write(&file, bytes).expect("a file");
-        let error = ingest(&options(&file, &at.dest), &Quiet).expect_err("no pictures");
-        assert!(error.to_string().ends_with(reason), "{error}");
-    }
-    fs::write(&file, b"PAR1 and nothing else PAR1").expect("a file");
-    let error = ingest(&options(&file, &at.dest), &Quiet).expect_err("damaged");
-    assert_eq!(error.failure(), crate::failure::Failure::Data);
-}
-
-#[test]
 fn a_shallow_check_sees_headers_and_ends() {
     let whole = encode_jpeg(&detailed(120, 90), 90).expect("encoded");
     let mut corrupt = whole.clone();
@@ -288,22 +169,4 @@ fn a_shallow_check_sees_headers_and_ends() {
         ["a/0-good.jpg", "a/corrupt.jpg"]
     );
     assert_eq!(refused[0], ("a/cut.jpg".into(), "JPEG: its end is missing".into()));
-}
-
-#[test]
-fn pictures_are_made_smaller_and_baseline_where_that_is_asked_for() {
-    let large = encode_jpeg(&detailed(120, 90), 90).expect("encoded");
-    let progressive = compressed(&detailed(16, 16).rgb, PixelFormat::RGB, |compressor| {
-        compressor.set_progressive(true).expect("progressive");
-    });
-    let pictures = [("large.jpg", large), ("progressive.jpg", progressive.clone())];
-    let (accepted, _) = verdicts(&pictures, |options| {
-        options.short_side = Some(45);
-        options.baseline = true;
-    });
-    assert_eq!((accepted[1].width, accepted[1].height), (60, 45));
-    let decoded = |bytes: &[u8]| crate::picture::decode(bytes, &Default::default()).expect("decoded");
-    assert_eq!(decoded(&accepted[1].bytes).width, 60);
-    assert_ne!(accepted[2].bytes, progressive);
-    assert_eq!(decoded(&accepted[2].bytes), decoded(&progressive), "not a pixel changes");
 }

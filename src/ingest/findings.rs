@@ -1,0 +1,114 @@
+//! What was found out about the pictures of a part, as reports and `rejects/` say it.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::plan::PartPlan;
+use super::remake::Changes;
+use super::screen::{Facts, Verdict};
+use super::source::Source;
+use super::write::Instance;
+use crate::dataset::PartReport;
+use crate::storage::{Location, PublishMode, StorageError};
+
+/// How many reasons an error or a report shows.
+const SHOWN_REJECTS: usize = 5;
+/// The kind of reason of a training picture that another split holds too.
+pub(super) const LEAK: &str = "leak";
+
+/// A line of `rejects/<split>.jsonl`.
+#[derive(Serialize)]
+struct Reject<'a> {
+    path: &'a str,
+    reason: &'a str,
+}
+
+/// The verdicts on a part's pictures.
+pub(super) struct Findings<'a> {
+    pub(super) source: &'a Source,
+    pub(super) part: &'a PartPlan<'a>,
+    pub(super) verdicts: &'a [Verdict],
+}
+
+impl Findings<'_> {
+    /// Refused pictures with their reasons: by their names first, then by their contents.
+    fn rejects(&self) -> impl Iterator<Item = Reject<'_>> {
+        // Names that are not taken belong to no split; the first of the source lists them.
+        let is_first = self.source.splits.keys().next().is_some_and(|first| first == self.part.split);
+        let names = self.source.refused.iter().filter(move |_| is_first);
+        let names = names.map(|(path, reason)| Reject { path, reason });
+        let contents = self.part.entries.iter().zip(self.verdicts);
+        names.chain(contents.filter_map(|(entry, verdict)| {
+            Some(Reject { path: &entry.path, reason: &verdict.as_ref().err()?.reason })
+        }))
+    }
+
+    /// The first refused pictures and why.
+    pub(super) fn first_rejects(&self) -> Vec<String> {
+        let show = |reject: Reject<'_>| format!("{}: {}", reject.path, reject.reason);
+        self.rejects().take(SHOWN_REJECTS).map(show).collect()
+    }
+
+    /// Writes the list of refused pictures.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(super) fn publish_rejects(&self, dest: &Location) -> Result<(), StorageError> {
+        let file = dest.join(&format!("rejects/{}.jsonl", self.part.name()));
+        let line =
+            |reject: Reject<'_>| serde_json::to_string(&reject).expect("a reject is plain data") + "\n";
+        file.publish(self.rejects().map(line).collect::<String>(), PublishMode::Overwrite)
+    }
+
+    /// How ids and the places in the sorted folder hang together.
+    pub(super) fn describe_ids(&self) -> String {
+        let refused = self.verdicts.iter().position(Result::is_err);
+        match (refused, self.part.number) {
+            (None, 0) => "those of the sorted ImageFolder".into(),
+            (None, _) => {
+                "the appended pictures follow those before, in the order of their sorted ImageFolder".into()
+            }
+            (Some(place), _) => format!(
+                "the places in the sorted ImageFolder, less the refused pictures before; the first refused one has place {place}"
+            ),
+        }
+    }
+
+    /// Counts; `instances` are the accepted pictures.
+    pub(super) fn report(&self, instances: &[Instance<'_>]) -> PartReport {
+        let verdicts = self.verdicts;
+        let mut refused: BTreeMap<String, u64> = BTreeMap::new();
+        let kinds = verdicts.iter().filter_map(|verdict| Some(verdict.as_ref().err()?.kind.as_str()));
+        kinds.for_each(|kind| *refused.entry(kind.to_owned()).or_default() += 1);
+        let names = self.rejects().count() as u64 - refused.values().sum::<u64>();
+        if names > 0 {
+            refused.insert("name or kind of entry".into(), names);
+        }
+        let mut pictures: BTreeMap<String, u64> = BTreeMap::new();
+        for instance in instances {
+            let kind = format!("{:?} {:?}", instance.facts.format, instance.facts.colour).to_lowercase();
+            *pictures.entry(kind).or_default() += 1;
+        }
+        let range = |of: fn(&Facts) -> u64| {
+            let values = || instances.iter().map(|instance| of(instance.facts));
+            let mean = values().sum::<u64>() / values().count().max(1) as u64;
+            [values().min().unwrap_or(0), mean, values().max().unwrap_or(0)]
+        };
+        let changed = |is: fn(&Changes) -> bool| {
+            instances.iter().filter(|instance| is(&instance.facts.changes)).count() as u64
+        };
+        PartReport {
+            looked_at: verdicts.len() as u64,
+            dropped_leaks: refused.get(LEAK).copied().unwrap_or(0),
+            refused,
+            passed_over: self.source.passed_over,
+            kinds: pictures,
+            picture_bytes: range(|facts| facts.bytes),
+            short_side: range(|facts| u64::from(facts.width.min(facts.height))),
+            long_side: range(|facts| u64::from(facts.width.max(facts.height))),
+            re_encoded: changed(|changes| changes.smaller || changes.baseline),
+            tiled: changed(|changes| changes.tiled),
+        }
+    }
+}

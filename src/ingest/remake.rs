@@ -1,0 +1,88 @@
+//! What is stored instead of a picture's own bytes, where that is asked for.
+//!
+//! Three changes, in this order: made smaller (`--max-side`, `--short-side`), progressive made baseline
+//! (`--baseline`), tiles (`--tile-index`). The last two change no pixel, and a picture of which that cannot be
+//! said stays as it is; tiles can be taken out again, bit for bit.
+
+use serde::{Deserialize, Serialize};
+
+use super::IngestOptions;
+use crate::picture::{
+    Limits, Picture, PictureError, decode, encode_jpeg, probe, progressive_to_baseline, set_tiles, shrink,
+    shrunk_size, transcode,
+};
+
+/// What was changed of a picture's bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Changes {
+    pub(super) smaller: bool,
+    pub(super) baseline: bool,
+    pub(super) tiled: bool,
+}
+
+impl Changes {
+    /// Whether the bytes are those of the source.
+    pub(super) fn none(self) -> bool {
+        self == Self::default()
+    }
+}
+
+/// The picture made smaller; `None` where it is small enough, or that is not asked for.
+///
+/// # Errors
+/// If it is no picture, or a bad or too large one.
+pub(super) fn smaller(source: &[u8], options: &IngestOptions) -> Result<Option<Picture>, PictureError> {
+    let (max_side, short_side) = (options.max_side, options.short_side);
+    if max_side.is_none() && short_side.is_none() {
+        return Ok(None);
+    }
+    let header = probe(source)?;
+    if shrunk_size(header.width, header.height, max_side, short_side).is_none() {
+        return Ok(None);
+    }
+    Ok(shrink(&decode(source, &limits(options))?, max_side, short_side))
+}
+
+/// The bytes without loss as later decoding likes them best, of a picture that was checked.
+pub(super) fn repair(source: &[u8], options: &IngestOptions) -> (Option<Vec<u8>>, Changes) {
+    let (mut bytes, mut changes) = (None, Changes::default());
+    if options.baseline
+        && let Ok(Some(baseline)) = progressive_to_baseline(source)
+        && has_same_pixels(source, &baseline, options)
+    {
+        (bytes, changes.baseline) = (Some(baseline), true);
+    }
+    if options.tile_index
+        && let Some(tiled) = transcode(bytes.as_deref().unwrap_or(source))
+    {
+        (bytes, changes.tiled) = (Some(tiled.bytes), true);
+    }
+    (bytes, changes)
+}
+
+/// libjpeg smooths a progressive picture whose scans do not bring every bit, but no baseline one.
+fn has_same_pixels(source: &[u8], baseline: &[u8], options: &IngestOptions) -> bool {
+    let pixels = |bytes| decode(bytes, &limits(options));
+    pixels(source).is_ok_and(|expected| pixels(baseline).is_ok_and(|actual| actual == expected))
+}
+
+/// Makes the bytes again that a check of the same source has made, without its checks; `None` if the source is
+/// another one.
+pub(super) fn again(source: &[u8], changes: Changes, options: &IngestOptions) -> Option<Vec<u8>> {
+    let mut bytes = None;
+    if changes.smaller {
+        bytes = Some(encode_jpeg(&smaller(source, options).ok()??, options.quality).ok()?);
+    }
+    if changes.baseline {
+        bytes = progressive_to_baseline(source).ok()?;
+    }
+    if changes.tiled {
+        bytes = Some(set_tiles(bytes.as_deref().unwrap_or(source))?.bytes);
+    }
+    bytes
+}
+
+/// What is accepted under these options.
+pub(super) fn limits(options: &IngestOptions) -> Limits {
+    Limits { max_pixels: options.max_pixels }
+}

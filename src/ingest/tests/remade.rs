@@ -1,0 +1,196 @@
+//! Pictures whose stored bytes are not the source's.
+
+use turbojpeg::{Colorspace, PixelFormat, Subsamp};
+
+use super::support::{compressed, detailed, verdicts};
+use super::*;
+use crate::picture::{decode, restore};
+
+fn pixels(bytes: &[u8]) -> Picture {
+    decode(bytes, &Default::default()).expect("decoded")
+}
+
+fn progressive() -> Vec<u8> {
+    compressed(&detailed(16, 16).rgb, PixelFormat::RGB, |compressor| {
+        compressor.set_progressive(true).expect("progressive");
+    })
+}
+
+#[test]
+fn pictures_are_made_smaller_and_baseline_where_that_is_asked_for() {
+    let large = encode_jpeg(&detailed(120, 90), 90).expect("encoded");
+    let progressive = compressed(&detailed(16, 16).rgb, PixelFormat::RGB, |compressor| {
+        compressor.set_progressive(true).expect("progressive");
+    });
+    let pictures = [("large.jpg", large), ("progressive.jpg", progressive.clone())];
+    let (accepted, _) = verdicts(&pictures, |options| {
+        options.short_side = Some(45);
+        options.baseline = true;
+    });
+    assert_eq!((accepted[1].width, accepted[1].height), (60, 45));
+    let decoded = |bytes: &[u8]| crate::picture::decode(bytes, &Default::default()).expect("decoded");
+    assert_eq!(decoded(&accepted[1].bytes).width, 60);
+    assert_ne!(accepted[2].bytes, progressive);
+    assert_eq!(decoded(&accepted[2].bytes), decoded(&progressive), "not a pixel changes");
+}
+
+#[test]
+fn a_picture_that_is_small_enough_stays_as_it_is() {
+    let pictures = [("fits.jpg", encode_jpeg(&detailed(60, 45), 90).expect("encoded"))];
+    let (accepted, _) = verdicts(&pictures, |options| options.max_side = Some(60));
+    assert_eq!(accepted[1].bytes, pictures[0].1);
+}
+
+#[test]
+fn a_progressive_jpeg_that_smoothing_would_change_stays_as_it_is() {
+    // Without its last scans it decodes without a warning, but libjpeg smooths over what is missing.
+    let smooth = |at: u32| (at % 48 / 3 * 4 + at / 48 * 9) as u8;
+    let rgb: Vec<u8> = (0..16 * 16 * 3).map(smooth).collect();
+    let mut bytes = compressed(&rgb, PixelFormat::RGB, |compressor| {
+        compressor.set_progressive(true).expect("progressive");
+        compressor.set_quality(30).expect("quality");
+    });
+    let scans: Vec<usize> = (0..bytes.len() - 1).filter(|&at| bytes[at..at + 2] == [0xFF, 0xDA]).collect();
+    bytes.truncate(scans[1]);
+    bytes.extend_from_slice(&[0xFF, 0xD9]);
+    let (accepted, refused) =
+        verdicts(&[("first-scan.jpg", bytes.clone())], |options| options.baseline = true);
+    assert_eq!(refused, []);
+    let changed = crate::picture::progressive_to_baseline(&bytes).expect("transcoded").expect("progressive");
+    assert_ne!(pixels(&changed), pixels(&bytes), "the case is one");
+    assert_eq!(accepted[1].bytes, bytes);
+}
+
+#[test]
+fn a_bomb_or_thousands_of_scans_are_refused_before_anything_is_made_of_them() {
+    let whole = progressive();
+    let last = whole.windows(2).rposition(|pair| pair == [0xFF, 0xDA]).expect("a scan");
+    let mut scans = whole[..last].to_vec();
+    (0..5000).for_each(|_| scans.extend_from_slice(&whole[last..whole.len() - 2]));
+    scans.extend_from_slice(&[0xFF, 0xD9]);
+    let mut bomb = whole.clone();
+    let frame = bomb.windows(2).position(|pair| pair == [0xFF, 0xC2]).expect("a frame");
+    bomb[frame + 5..frame + 9].copy_from_slice(&[0xFF, 0xDC, 0xFF, 0xDC]);
+    let pictures = [("bomb.jpg", bomb), ("scans.jpg", scans.clone())];
+    for check in [CheckDepth::Full, CheckDepth::Header] {
+        let (accepted, refused) = verdicts(&pictures, |options| {
+            (options.check, options.baseline, options.tile_index) = (check, true, true);
+        });
+        assert!(refused[0].1.contains("65500x65500 pixels are more than"), "{refused:?}");
+        // The header is that of a good picture; then it is left alone.
+        match check {
+            CheckDepth::Full => assert!(refused[1].1.contains("scans"), "{refused:?}"),
+            CheckDepth::Header => assert_eq!(accepted[1].bytes, scans),
+        }
+    }
+}
+
+/// JPEGs of every kind, a PNG and a file that has tiles already, by their names.
+fn every_kind() -> Vec<(&'static str, Vec<u8>)> {
+    let wide = detailed(203, 61);
+    let mut pictures = vec![
+        ("0-wide.jpg", encode_jpeg(&wide, 85).expect("encoded")),
+        ("1-progressive.jpg", progressive()),
+        ("2.png", encode_png(&detailed(50, 50)).expect("encoded")),
+    ];
+    let rgb = detailed(16, 16).rgb;
+    for (name, subsampling) in
+        [("3-full.jpg", Subsamp::None), ("4-half.jpg", Subsamp::Sub2x1), ("5-grey.jpg", Subsamp::Gray)]
+    {
+        let set = |compressor: &mut turbojpeg::Compressor| {
+            compressor.set_subsamp(subsampling).expect("subsampling");
+        };
+        pictures.push((name, compressed(&rgb, PixelFormat::RGB, set)));
+    }
+    let inks = compressed(&[9, 8, 7, 6].repeat(256), PixelFormat::CMYK, |compressor| {
+        compressor.set_colorspace(Colorspace::CMYK).expect("a colour space");
+    });
+    pictures.push(("6-inks.jpg", inks));
+    pictures
+}
+
+#[test]
+fn tiles_change_no_pixel_and_the_source_comes_back_bit_for_bit() {
+    let pictures = every_kind();
+    let (accepted, refused) = verdicts(&pictures, |options| options.tile_index = true);
+    assert_eq!(refused, []);
+    for (row, (name, source)) in accepted[1..].iter().zip(&pictures) {
+        assert_eq!(pixels(&row.bytes), pixels(source), "{name}");
+        let has_tiles = !["1-progressive.jpg", "2.png", "6-inks.jpg"].contains(name);
+        assert_eq!(restore(&row.bytes).as_ref(), has_tiles.then_some(source), "{name}");
+        assert_eq!(row.bytes == source, !has_tiles, "{name}");
+    }
+}
+
+#[test]
+fn an_export_gives_the_files_back_that_were_ingested() {
+    let at = place();
+    folder(&at.source.join("train"));
+    for (name, bytes) in every_kind() {
+        fs::write(at.source.join("train/dog breed").join(name), bytes).expect("a file");
+    }
+    let tiled = IngestOptions { tile_index: true, ..options(&at.source, &at.dest) };
+    let report = ingest(&tiled, &Quiet).expect("ingested");
+    assert_eq!((report.splits["train"].found.tiled, report.splits["train"].found.re_encoded), (15, 0));
+    let manifest = Manifest::read(&location(&at.dest)).expect("a manifest");
+    assert_eq!(manifest.splits["train"].ingest[0].options["tile_index"], true);
+    let target = at.dest.with_file_name("exported");
+    let job = ExportOptions { dataset: location(&at.dest), dest: location(&target), split: None };
+    for _ in 0..2 {
+        let split = export(&job, &Quiet).expect("exported").splits["train"];
+        assert_eq!(split, ExportedSplit { pictures: 19, restored: 15, not_original: 0 });
+        assert_eq!(files(&target), files(&at.source));
+    }
+    fs::write(target.join("train/cat/0.jpg"), b"another").expect("a file");
+    let error = export(&job, &Quiet).expect_err("a file is in the way");
+    assert!(error.to_string().contains("train/cat/0.jpg: exists already"), "{error}");
+    let missing = ExportOptions { split: Some("test".into()), ..job };
+    assert_eq!(export(&missing, &Quiet).expect_err("no split").failure(), crate::failure::Failure::Data);
+}
+
+#[test]
+fn an_export_without_tiles_keeps_the_tiles_of_the_source() {
+    let at = place();
+    folder(&at.source.join("train"));
+    let tiled = crate::picture::transcode(&encode_jpeg(&detailed(203, 61), 85).expect("encoded"));
+    fs::write(at.source.join("train/cat/9.jpg"), tiled.expect("tiles").bytes).expect("a file");
+    ingest(&options(&at.source, &at.dest), &Quiet).expect("ingested");
+    let target = at.dest.with_file_name("exported");
+    let job =
+        ExportOptions { dataset: location(&at.dest), dest: location(&target), split: Some("train".into()) };
+    assert_eq!(export(&job, &Quiet).expect("exported").splits["train"].restored, 0);
+    assert_eq!(files(&target), files(&at.source));
+}
+
+#[test]
+fn an_export_writes_no_file_outside_of_its_folder() {
+    use crate::dataset::{ContentDigest, ShardWriter, Split, WriterOptions};
+    use crate::ids::InstanceId;
+    use crate::storage::{Digest, PublishMode};
+    let at = place();
+    let dataset = location(&at.dest);
+    let layout = WriterOptions { row_group: 1, classes: vec!["a".into()] };
+    let mut writer = ShardWriter::start(&dataset, "train/shard-00000.parquet", &layout).expect("started");
+    let bytes = bytes::Bytes::from(jpeg(1));
+    let (width, height) = (20, 16);
+    let mut digest = ContentDigest::default();
+    digest.add(InstanceId(0), None, Digest::of(&bytes));
+    let path = "../../outside.jpg".into();
+    writer.push(Row { id: InstanceId(0), label: None, bytes, path, width, height }).expect("pushed");
+    let shards = vec![writer.finish().expect("published")];
+    let split = Split {
+        instances: 1,
+        labelled: 0,
+        image_bytes: 1,
+        rejected: 0,
+        digest: digest.finish(),
+        shards,
+        ingest: Vec::new(),
+    };
+    let manifest = Manifest::new(layout.classes, [("train".to_owned(), split)].into());
+    manifest.publish(&dataset, PublishMode::Create).expect("published");
+    let job = ExportOptions { dataset, dest: location(&at.source.join("a/b")), split: None };
+    let error = export(&job, &Quiet).expect_err("a path that leads outside");
+    assert!(error.to_string().contains("leads outside of the split"), "{error}");
+    assert_eq!(files(&at.source), []);
+}

@@ -1,0 +1,46 @@
+//! What the tests of pictures share: ingesting a few made by hand.
+
+use turbojpeg::{Compressor, PixelFormat, Subsamp};
+
+use super::*;
+
+/// Ingests pictures with these names and contents beside a good one; what was accepted and why the rest was
+/// refused, by name.
+pub(super) fn verdicts(
+    pictures: &[(&str, Vec<u8>)],
+    change: impl Fn(&mut IngestOptions),
+) -> (Vec<Row>, Vec<(String, String)>) {
+    let at = place();
+    fs::create_dir_all(at.source.join("a")).expect("a folder");
+    fs::write(at.source.join("a/0-good.jpg"), jpeg(1)).expect("a file");
+    for (name, bytes) in pictures {
+        fs::write(at.source.join("a").join(name), bytes).expect("a file");
+    }
+    let mut options = options(&at.source, &at.dest);
+    options.max_reject_fraction = Fraction::new(1.0).expect("valid");
+    change(&mut options);
+    ingest(&options, &Quiet).expect("ingested");
+    let dataset = location(&at.dest);
+    let accepted = rows(&dataset, &Manifest::read(&dataset).expect("a manifest"));
+    let text = fs::read_to_string(at.dest.join("rejects/train.jsonl")).expect("rejects");
+    let refused = text.lines().map(|line| {
+        let value: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        let field = |name: &str| value[name].as_str().expect("text").to_owned();
+        (field("path"), field("reason"))
+    });
+    (accepted, refused.collect())
+}
+
+pub(super) fn detailed(width: u32, height: u32) -> Picture {
+    let rgb = (0..width * height * 3).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    Picture { width, height, rgb }
+}
+
+pub(super) fn compressed(pixels: &[u8], format: PixelFormat, change: impl Fn(&mut Compressor)) -> Vec<u8> {
+    let mut compressor = Compressor::new().expect("a compressor");
+    compressor.set_subsamp(Subsamp::None).expect("subsampling");
+    compressor.set_quality(95).expect("quality");
+    change(&mut compressor);
+    let image = turbojpeg::Image { pixels, width: 16, pitch: 16 * format.size(), height: 16, format };
+    compressor.compress_to_vec(image).expect("encoded")
+}
