@@ -29,7 +29,7 @@ const BATCH_SIZE: usize = 256;
 /// Fine-tune a checkpoint's encoder on few labels, and judge the classifier.
 ///
 /// All layers learn; a classifier takes the projection's place. The labels are a share of the split's, the same
-/// number for each class; which these are is written to <run>/labels.parquet. Defaults are the paper's: 70
+/// number for each class; which these are is written to the run's labels.parquet. Defaults are the paper's: 70
 /// epochs, learning rate 0.01, a tenth of it after 30 and 60. Running the same command again goes on from the
 /// newest checkpoint; SIGTERM and SIGUSR1 save one and end with exit code 75.
 #[derive(Debug, Args)]

@@ -38,7 +38,7 @@ pub(super) struct LinearArgs {
     /// The feature table that is judged
     #[arg(long, value_name = "URL", requires = "train")]
     test: Vec<String>,
-    /// A run: the features are those of its newest checkpoint, embedded once and kept in <run>/eval/features
+    /// A run: the features are those of its newest checkpoint, embedded once and kept in its eval/features
     #[arg(long, value_name = "URL", conflicts_with_all = ["train", "test"], requires = "dataset")]
     run: Option<String>,
     /// The dataset of --run

@@ -17,6 +17,7 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use serde::{Deserialize, Serialize};
 
 use super::places::located;
+use super::whole::read_whole;
 use super::{DatasetError, FileEntry, Place};
 use crate::ids::{ClassId, InstanceId};
 use crate::storage::{Digest, Location, Upload};
@@ -172,13 +173,7 @@ pub(super) fn read<T>(
 ) -> Result<Vec<T>, DatasetError> {
     let location = dataset.join(&entry.path);
     let damaged = |reason: String| DatasetError::Damaged { shard: location.to_string(), reason };
-    let bytes = match location.read() {
-        Err(error) if error.is_not_found() => return Err(damaged("it is missing".into())),
-        other => other?,
-    };
-    if Digest::of(&bytes) != entry.digest {
-        return Err(damaged("its digest is not that of the manifest".into()));
-    }
+    let bytes = read_whole(&location, entry.digest)?;
     let reader = ParquetRecordBatchReaderBuilder::try_new(bytes)
         .and_then(|builder| {
             if builder.schema().fields() != schema().fields() {

@@ -17,6 +17,7 @@ mod places;
 mod reader;
 mod schema;
 mod summary;
+mod whole;
 mod writer;
 
 pub use duplicates::{DUPLICATES_FILE, DuplicateRow, read_duplicates, write_duplicates};

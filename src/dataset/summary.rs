@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use serde::Serialize;
 
+use super::whole::read_whole;
 use super::{DatasetError, Located, Manifest, Place, ShardEntry, ShardReader, Split};
 use crate::ids::{ClassId, InstanceId};
 use crate::progress::Progress;
@@ -75,7 +76,7 @@ pub fn verify(dataset: &Location, manifest: &Manifest, progress: &dyn Progress) 
         let indexed = split.read_places(dataset)?;
         let mut found: Vec<Option<Sighting>> = vec![None; split.instances as usize];
         for (shard, entry) in (0..).zip(&split.shards) {
-            let bytes = read_shard(dataset, entry)?;
+            let bytes = read_whole(&dataset.join(&entry.path), entry.digest)?;
             let reader = ShardReader::open(dataset, entry, manifest.classes.len(), split.instances)?;
             let mut place = 0;
             for group in 0..reader.row_groups() {
@@ -113,19 +114,6 @@ pub fn verify(dataset: &Location, manifest: &Manifest, progress: &dyn Progress) 
         check_content(dataset, name, split, &found)?;
     }
     Ok(())
-}
-
-fn read_shard(dataset: &Location, entry: &ShardEntry) -> Result<Bytes, DatasetError> {
-    let location = dataset.join(&entry.path);
-    let damaged = |reason: &str| DatasetError::Damaged { shard: location.to_string(), reason: reason.into() };
-    let bytes = match location.read() {
-        Err(error) if error.is_not_found() => return Err(damaged("it is missing")),
-        other => other?,
-    };
-    if Digest::of(&bytes) != entry.digest {
-        return Err(damaged("its digest is not that of the manifest"));
-    }
-    Ok(bytes)
 }
 
 fn check_content(

@@ -18,7 +18,8 @@ pub(super) trait Saved: Send + 'static {
     /// Publishes the checkpoint, and the metrics up to it before.
     ///
     /// # Errors
-    /// If the store fails; then earlier checkpoints stand.
+    /// If a weight or a row of the bank is not finite, a row is not of unit length, or the store fails; earlier
+    /// checkpoints stand.
     fn write(self, run: &Location) -> Result<Location, TrainError>;
 }
 

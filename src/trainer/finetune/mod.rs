@@ -66,7 +66,7 @@ pub trait FinetuneHooks {
     /// Judges the classifier after an epoch; what it returns goes into the metrics.
     ///
     /// # Errors
-    /// Whatever keeps it from judging; this ends the run.
+    /// Whatever keeps it from judging; the log says so, and the run goes on.
     fn judge(&mut self, _encoder: &Encoder) -> Result<Map<String, Value>, HookError> {
         Ok(Map::new())
     }

@@ -53,6 +53,7 @@ impl Tuner {
             instances: data.ids.len() as u64,
             encoder: plain(serde_json::to_value(self.encoder.config())),
             config,
+            layout: None,
         };
         TunerSnapshot {
             step: self.cursor.step,
@@ -105,6 +106,9 @@ impl Saved for TunerSnapshot {
     }
 
     fn write(self, run: &Location) -> Result<Location, TrainError> {
+        if let Some(name) = self.model.not_finite() {
+            return Err(TrainError::Poisoned { step: self.step, name: name.to_owned() });
+        }
         self.metrics.publish()?;
         let folder = run.join("checkpoints").join(&checkpoint_name(self.step));
         let files = vec![

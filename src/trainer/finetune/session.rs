@@ -10,7 +10,7 @@ use super::super::meter::Meter;
 use super::super::metrics::Metrics;
 use super::super::retention::{Retention, remove_unpublished};
 use super::super::saving::{DataIdentity, newest};
-use super::super::session::{Outcome, chain};
+use super::super::session::Outcome;
 use super::super::start::set_precision;
 use super::super::{MetricsLine, Precision, RunSummary, Scope, StopFlag, TrainConfig, TrainError};
 use super::tuner::Tuner;
@@ -41,10 +41,13 @@ pub fn finetune(
         return Ok(Outcome::AlreadyFinished { step: session.tuner.cursor.step });
     }
     unmark_finished(run)?;
-    while session.tuner.cursor.epoch < epochs {
-        session.epoch(hooks, stop)?;
+    let trained = session.epochs(hooks, stop);
+    if trained.is_err()
+        && let Err(error) = session.metrics.files().publish()
+    {
+        tracing::warn!("the last metrics could not be written: {error}");
     }
-    session.writer.finish()?;
+    trained?;
     let checkpoint = session.writer.last().cloned().expect("the last epoch ends with a checkpoint");
     mark_finished(run, session.tuner.cursor.step)?;
     Ok(Outcome::Finished { step: session.tuner.cursor.step, checkpoint })
@@ -59,6 +62,7 @@ struct Session<'a> {
     loader: Loader,
     metrics: Metrics,
     writer: Writer,
+    /// When the last checkpoint was begun, and of which step it is.
     saved: Instant,
     saved_step: Option<u64>,
     lock: Lock,
@@ -139,6 +143,14 @@ impl<'a> Session<'a> {
         Ok(session)
     }
 
+    /// Trains to the end of the last epoch.
+    fn epochs(&mut self, hooks: &mut dyn FinetuneHooks, stop: &StopFlag) -> Result<(), TrainError> {
+        while self.tuner.cursor.epoch < self.tuner.config.epochs {
+            self.epoch(hooks, stop)?;
+        }
+        self.writer.finish()
+    }
+
     /// Trains to the end of the epoch that is under way.
     fn epoch(&mut self, hooks: &mut dyn FinetuneHooks, stop: &StopFlag) -> Result<(), TrainError> {
         let every = self.tuner.config.log_every_steps;
@@ -161,47 +173,54 @@ impl<'a> Session<'a> {
                 (interval, waited_before) = (Meter::start(), self.loader.waited());
             }
             self.writer.check()?;
-            if self.tuner.cursor.step_in_epoch == self.tuner.steps_per_epoch() {
-                // What comes at its end saves it, with the epoch after it as the next one.
-                break;
+            if self.tuner.cursor.epoch > cursor.epoch {
+                return self.end_epoch(&meter, cursor.epoch, hooks, stop);
             }
             if stop.load(Ordering::Relaxed) {
-                return self.stop();
+                return self.stopped();
             }
             if self.is_due() {
                 self.save()?;
             }
         }
-        if self.loader.epoch() == cursor.epoch {
-            return if stop.load(Ordering::Relaxed) { self.stop() } else { Err(LoaderError::Stopped.into()) };
-        }
-        self.tuner.cursor.epoch += 1;
-        self.tuner.cursor.step_in_epoch = 0;
+        // Stopped while it waited for data, or the loader ended without a word.
+        if stop.load(Ordering::Relaxed) { self.stopped() } else { Err(LoaderError::Stopped.into()) }
+    }
+
+    /// Saves, then judges: what that meets costs no steps.
+    fn end_epoch(
+        &mut self,
+        meter: &Meter,
+        epoch: u64,
+        hooks: &mut dyn FinetuneHooks,
+        stop: &StopFlag,
+    ) -> Result<(), TrainError> {
+        let is_stopped = || stop.load(Ordering::Relaxed);
         let (done, config) = (self.tuner.cursor.epoch, &self.tuner.config);
         let falls_on = |every: u64| every > 0 && done.is_multiple_of(every);
         let is_due = done == config.epochs
             || falls_on(config.checkpoint_every_epochs.max(1))
             || falls_on(config.keep_every_epochs);
-        if is_due || stop.load(Ordering::Relaxed) {
+        let judges = !config.no_monitor && !is_stopped();
+        if is_due || is_stopped() {
             self.save()?;
         }
         let mut monitor = serde_json::Map::new();
-        if !self.tuner.config.no_monitor && !stop.load(Ordering::Relaxed) {
+        if judges {
             match hooks.judge(&self.tuner.encoder) {
                 Ok(scores) => monitor = scores,
-                Err(error) => tracing::warn!("epoch {done}: the monitor failed: {}", chain(&*error)),
+                Err(error) => tracing::warn!("epoch {}: the classifier was not judged: {error}", epoch + 1),
             }
         }
-        let step = self.tuner.cursor.step;
-        let line = MetricsLine { monitor, ..meter.line(Scope::Epoch, step, cursor.epoch) };
+        let line = MetricsLine { monitor, ..meter.line(Scope::Epoch, self.tuner.cursor.step, epoch) };
         self.metrics.push(&line);
         hooks.measured(&line);
         self.metrics.files().publish()?;
-        if stop.load(Ordering::Relaxed) { self.stop() } else { Ok(()) }
+        if is_stopped() { self.stopped() } else { Ok(()) }
     }
 
-    /// Saves a checkpoint and ends the run with the error that says so.
-    fn stop(&mut self) -> Result<(), TrainError> {
+    /// Saves what is not saved yet and ends the run with the error that says so.
+    fn stopped(&mut self) -> Result<(), TrainError> {
         self.save()?;
         self.writer.finish()?;
         Err(TrainError::Stopped { step: self.tuner.cursor.step })
@@ -217,14 +236,14 @@ impl<'a> Session<'a> {
 
     /// Starts to write a checkpoint, unless that of this step is written.
     fn save(&mut self) -> Result<(), TrainError> {
-        if self.saved_step == Some(self.tuner.cursor.step) {
+        let step = self.tuner.cursor.step;
+        if self.saved_step == Some(step) {
             return Ok(());
         }
         self.lock.check()?;
         let (tuner, data, labels, metrics) = (&self.tuner, &self.data, &self.labels, &mut self.metrics);
         self.writer.start(|| tuner.snapshot(data, labels, metrics.files_of_checkpoint()))?;
-        (self.saved, self.saved_step) = (Instant::now(), Some(self.tuner.cursor.step));
-        tracing::debug!("{}: checkpoint of step {}", self.job.train.run, self.tuner.cursor.step);
+        (self.saved, self.saved_step) = (Instant::now(), Some(step));
         Ok(())
     }
 }

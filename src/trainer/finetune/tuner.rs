@@ -92,6 +92,10 @@ impl Tuner {
         self.optimizer.step(lr);
         self.cursor.step += 1;
         self.cursor.step_in_epoch += 1;
+        if self.cursor.step_in_epoch == self.steps_per_epoch() {
+            self.cursor.epoch += 1;
+            self.cursor.step_in_epoch = 0;
+        }
         Ok(StepOutcome {
             loss,
             gradient_norm: norm,
