@@ -81,7 +81,7 @@ class OnCeph(unittest.TestCase):
             self.assertNotIn(self.secret, result.err + result.out)
         # An error, with everything logged.
         wrong = self.store.env() | {"AWS_SECRET_ACCESS_KEY": self.secret[::-1]}
-        refused = run("inspect", f"s3://{BUCKET}/path/dataset", "--log", "trace", code=69, env=wrong)
+        refused = run("inspect", f"s3://{BUCKET}/path/dataset", "--log", "trace", code=CONFIG, env=wrong)
         self.assertNotIn(self.secret[::-1], refused.err)
         self.assertIn(f"s3://{BUCKET}/path/dataset", refused.err)
         option = f"aws_secret_access_key={self.secret}"
