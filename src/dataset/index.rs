@@ -172,13 +172,10 @@ pub(super) fn read<T>(
 ) -> Result<Vec<T>, DatasetError> {
     let location = dataset.join(&entry.path);
     let damaged = |reason: String| DatasetError::Damaged { shard: location.to_string(), reason };
-    let bytes = match location.read() {
+    let bytes = match location.read_checked(Location::read, entry.digest) {
         Err(error) if error.is_not_found() => return Err(damaged("it is missing".into())),
-        other => other?,
+        other => other?.ok_or_else(|| damaged("its digest is not that of the manifest".into()))?,
     };
-    if Digest::of(&bytes) != entry.digest {
-        return Err(damaged("its digest is not that of the manifest".into()));
-    }
     let reader = ParquetRecordBatchReaderBuilder::try_new(bytes)
         .and_then(|builder| {
             if builder.schema().fields() != schema().fields() {

@@ -118,14 +118,10 @@ pub fn verify(dataset: &Location, manifest: &Manifest, progress: &dyn Progress) 
 fn read_shard(dataset: &Location, entry: &ShardEntry) -> Result<Bytes, DatasetError> {
     let location = dataset.join(&entry.path);
     let damaged = |reason: &str| DatasetError::Damaged { shard: location.to_string(), reason: reason.into() };
-    let bytes = match location.read() {
-        Err(error) if error.is_not_found() => return Err(damaged("it is missing")),
-        other => other?,
-    };
-    if Digest::of(&bytes) != entry.digest {
-        return Err(damaged("its digest is not that of the manifest"));
+    match location.read_checked(Location::read, entry.digest) {
+        Err(error) if error.is_not_found() => Err(damaged("it is missing")),
+        other => other?.ok_or_else(|| damaged("its digest is not that of the manifest")),
     }
-    Ok(bytes)
 }
 
 fn check_content(
