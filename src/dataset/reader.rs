@@ -47,6 +47,22 @@ impl ShardReader {
         classes: usize,
         instances: u64,
     ) -> Result<Self, DatasetError> {
+        match Self::open_once(dataset, entry, classes, instances) {
+            // What was damaged on its way is whole the second time.
+            Err(error @ DatasetError::Damaged { .. }) if dataset.local_path().is_none() => {
+                tracing::warn!("{error}; it is read once more");
+                Self::open_once(dataset, entry, classes, instances)
+            }
+            other => other,
+        }
+    }
+
+    fn open_once(
+        dataset: &Location,
+        entry: &ShardEntry,
+        classes: usize,
+        instances: u64,
+    ) -> Result<Self, DatasetError> {
         let location = dataset.join(&entry.path);
         let shown = location.to_string();
         let damaged = |reason: String| DatasetError::Damaged { shard: shown.clone(), reason };

@@ -11,17 +11,8 @@ use crate::storage::{Digest, Location};
 /// If it is missing or damaged, or the store fails.
 pub(super) fn read_whole(location: &Location, digest: Digest) -> Result<Bytes, DatasetError> {
     let damaged = |reason: &str| DatasetError::Damaged { shard: location.to_string(), reason: reason.into() };
-    for is_last in [false, true] {
-        let bytes = match location.read() {
-            Err(error) if error.is_not_found() => return Err(damaged("it is missing")),
-            other => other?,
-        };
-        if Digest::of(&bytes) == digest {
-            return Ok(bytes);
-        }
-        if !is_last {
-            tracing::warn!("{location}: its digest is not that of the manifest; it is read once more");
-        }
+    match location.read_checked(Location::read, digest) {
+        Err(error) if error.is_not_found() => Err(damaged("it is missing")),
+        other => other?.ok_or_else(|| damaged("its digest is not that of the manifest")),
     }
-    Err(damaged("its digest is not that of the manifest"))
 }

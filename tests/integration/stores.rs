@@ -11,7 +11,7 @@ const WRONG_DATA: i32 = 65;
 const UNAVAILABLE: i32 = 69;
 const CONFIG: i32 = 78;
 
-/// A network as bad as the path has to bear.
+/// A network as bad as an ingest has to bear here; `make test-cluster` is as hard on the whole path.
 fn bad_network() -> Faults {
     Faults { refused: 0.3, cut: 0.05, lost: 0.05, late: 0.05, ..Faults::default() }
 }
@@ -121,9 +121,12 @@ fn bytes_that_were_damaged_on_their_way_are_read_once_more() {
     let bucket = Bucket::start(Faults::default());
     ran(ingest(&bucket));
     let verify = || bucket.of(instdisc("inspect --verify").arg("", bucket.url("data")));
-    bucket.set_faults(Faults { damaged: Some((".parquet", 1)), ..Faults::default() });
-    let (_, stderr) = ran(verify());
-    assert!(stderr.contains("once more"), "{stderr}");
+    // The index, a footer, a shard: whichever is read first.
+    for ending in ["index/train.parquet", "val/shard-00000.parquet", ".parquet"] {
+        bucket.set_faults(Faults { damaged: Some((ending, 1)), ..Faults::default() });
+        let (_, stderr) = ran(verify());
+        assert!(stderr.contains("once more"), "{ending}: {stderr}");
+    }
     bucket.set_faults(Faults { damaged: Some((".parquet", usize::MAX)), ..Faults::default() });
     let error = verify().fails(WRONG_DATA);
     assert!(error.contains(".parquet"), "{error}");
@@ -172,14 +175,14 @@ mod training {
     fn a_run_in_a_store_over_a_bad_network_equals_one_in_a_folder_and_is_judged_the_same() {
         let dir = scratch();
         let run = dir.path().join("run");
-        let more = "--epochs 2 --keep 0 --no-monitor";
+        let more = "--epochs 1 --keep 0 --no-monitor";
         train(dataset(), &run, more).ok();
         let knn = "knn --watch --split val --k 5 --poll-interval 1";
         instdisc(knn).arg("--run", &run).arg("--dataset", dataset()).ok();
 
         let bucket = Bucket::start(Faults::default());
         ran(ingest(&bucket));
-        bucket.set_faults(bad_network());
+        bucket.set_faults(Faults { refused: 0.1, ..bad_network() });
         let (data, place) = (bucket.url("data"), bucket.url("run"));
         let (_, stderr) = ran(bucket.of(train(Path::new(&data), Path::new(&place), more)));
         assert!(stderr.contains("faults met by retries: "), "{stderr}");
@@ -192,7 +195,7 @@ mod training {
             reports.map(|(_, bytes)| report(bytes)["top1"].clone()).collect()
         };
         let expected = top1(local(&run.join("eval")));
-        assert_eq!(expected.len(), 3);
+        assert_eq!(expected.len(), 2);
         assert_eq!(top1(bucket.contents("run/eval")), expected);
     }
 }
