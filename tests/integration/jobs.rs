@@ -36,11 +36,10 @@ fn words(line: &str) -> Vec<String> {
                         }
                     }
                 }
-                // An array of options may be empty.
-                if !name.contains('@') {
-                    (word, begun) = (word + VALUE, true);
-                } else if word.is_empty() {
-                    begun = false;
+                // An array of options may be empty, and is no word then.
+                match name.contains('@') {
+                    true => begun = !word.is_empty(),
+                    false => (word, begun) = (word + VALUE, true),
                 }
             }
             (' ', None) => {
@@ -71,7 +70,16 @@ fn lines(text: &str) -> Vec<String> {
 /// The commands of a shell script or of the indented lines of a guide.
 fn shell_commands(text: &str) -> Vec<Vec<String>> {
     let mut commands = Vec::new();
+    // The variables of loops, each with its first value: an option may take no other.
+    let mut loops: Vec<(String, String)> = Vec::new();
     for line in lines(text) {
+        let mut words_of_loop = line.trim_end_matches("; do").split_whitespace();
+        if let (Some("for"), Some(name), Some("in"), Some(value)) =
+            (words_of_loop.next(), words_of_loop.next(), words_of_loop.next(), words_of_loop.next())
+        {
+            loops.push((format!("${name}"), value.to_owned()));
+        }
+        let line = loops.iter().rev().fold(line, |line, (name, value)| line.replace(name, value));
         for name in ["instdisc ", "$instdisc "] {
             let starts =
                 |at: usize| line[..at].chars().next_back().is_none_or(|before| " (".contains(before));
@@ -161,6 +169,9 @@ fn a_command_that_the_program_does_not_take_is_found() {
     let commands = shell_commands(script);
     assert_eq!(commands, [["instdisc", "ingest", "--sauce", "1", "--dest", "1"]]);
     assert!(check_command_line(&commands[0]).expect_err("unknown").contains("--sauce"));
+    let script =
+        "for kind in nce softmax; do\n  instdisc bench --objective $kind \"${more[@]}\" >out\ndone\n";
+    assert_eq!(shell_commands(script), [["instdisc", "bench", "--objective", "nce"]]);
     let manifest = "  args:\n    - ingest\n    - --dest=$(DATASET)\n  env: []\n";
     let commands = manifest_commands(manifest);
     assert_eq!(commands, [["instdisc", "ingest", "--dest=1"]]);
