@@ -2,11 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use bytes::Bytes;
 use serde::Serialize;
 
 use super::whole::read_whole;
-use super::{DatasetError, Located, Manifest, Place, ShardEntry, ShardReader, Split};
+use super::{DatasetError, Located, Manifest, Place, ShardReader, Split};
 use crate::ids::{ClassId, InstanceId};
 use crate::progress::Progress;
 use crate::storage::{Digest, Location};

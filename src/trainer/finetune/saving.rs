@@ -53,7 +53,6 @@ impl Tuner {
             instances: data.ids.len() as u64,
             encoder: plain(serde_json::to_value(self.encoder.config())),
             config,
-            layout: None,
         };
         TunerSnapshot {
             step: self.cursor.step,

@@ -54,8 +54,7 @@ pub fn finetune(
 }
 
 /// A fine-tuning that is under way.
-struct Session<'a> {
-    job: &'a FinetuneJob,
+struct Session {
     data: Arc<DataIdentity>,
     labels: LabelRecord,
     tuner: Tuner,
@@ -68,8 +67,8 @@ struct Session<'a> {
     lock: Lock,
 }
 
-impl<'a> Session<'a> {
-    fn open(job: &'a FinetuneJob, hooks: &mut dyn FinetuneHooks) -> Result<Self, TrainError> {
+impl Session {
+    fn open(job: &FinetuneJob, hooks: &mut dyn FinetuneHooks) -> Result<Self, TrainError> {
         let (run, manifest) = (&job.train.run, Manifest::read(&job.train.dataset)?);
         let config = TrainConfig { dim: manifest.classes.len(), ..job.train.config.clone() };
         config.validate()?;
@@ -136,7 +135,7 @@ impl<'a> Session<'a> {
         let writer = Writer::new(run.clone(), retention, last);
         let (data, saved) = (Arc::new(identity), Instant::now());
         let saved_step = found.as_ref().map(|_| tuner.cursor.step);
-        let mut session = Self { job, data, labels, tuner, loader, metrics, writer, saved, saved_step, lock };
+        let mut session = Self { data, labels, tuner, loader, metrics, writer, saved, saved_step, lock };
         if found.is_none() {
             session.save()?;
         }
