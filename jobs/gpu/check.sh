@@ -48,7 +48,7 @@ bench() {
 }
 
 train() {
-  [ -d dataset ] || { echo "there is no dataset/ beside this script (CIFAR-10, by instdisc ingest)" >&2; exit 1; }
+  [ -d dataset ] || { echo "there is no dataset/ beside this script (CIFAR-10, ingested)" >&2; exit 1; }
   instdisc train --dataset dataset --run results/cifar10 --config cifar10-resnet18.toml \
     --precision bf16 --channels-last --device cuda:0
 }
