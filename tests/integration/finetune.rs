@@ -5,7 +5,7 @@ use std::path::Path;
 use super::support::{Call, contents, dataset, instdisc, python, scratch, train};
 
 fn finetune(checkpoint: &Path, run: &Path, more: &str) -> Call {
-    let base = "finetune --device cpu --batch-size 16";
+    let base = "finetune --device cpu --batch-size 16 --label-fraction 0.5";
     instdisc(&format!("{base} {more}"))
         .arg("--checkpoint", checkpoint)
         .arg("--dataset", dataset())
