@@ -43,6 +43,7 @@ impl RowChoice {
         })
     }
 
+    #[cfg(feature = "torch")]
     /// A piece of a file's name that tells this choice from others; nothing for all rows.
     pub(super) fn name(self) -> String {
         match self {

@@ -131,7 +131,6 @@ fn check(file: &Path, commands: &[Vec<String>]) {
 }
 
 #[test]
-#[cfg(feature = "torch")]
 fn every_command_of_the_jobs_is_one_that_the_program_takes() {
     let mut count = 0;
     for entry in WalkDir::new(root().join("jobs")).into_iter().filter_map(Result::ok) {
@@ -151,7 +150,6 @@ fn every_command_of_the_jobs_is_one_that_the_program_takes() {
 }
 
 #[test]
-#[cfg(feature = "torch")]
 fn every_command_of_the_guide_to_operations_is_one_that_the_program_takes() {
     let file = root().join("docs/operations.md");
     let text = std::fs::read_to_string(&file).expect("the guide");

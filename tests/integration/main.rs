@@ -6,6 +6,7 @@ mod architecture;
 mod augment;
 mod compatibility;
 mod faults;
+#[cfg(feature = "torch")]
 mod jobs;
 mod killed;
 mod knn;

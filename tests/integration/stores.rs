@@ -5,7 +5,9 @@ use std::process::Output;
 use std::time::{Duration, Instant};
 
 use super::support::bucket::{Bucket, Faults};
-use super::support::{Call, contents, dataset, instdisc, pictures, scratch};
+#[cfg(feature = "torch")]
+use super::support::scratch;
+use super::support::{Call, contents, dataset, instdisc, pictures};
 
 const WRONG_DATA: i32 = 65;
 const UNAVAILABLE: i32 = 69;
