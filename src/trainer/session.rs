@@ -192,7 +192,7 @@ impl<'a> Session<'a> {
                 interval.stalled(stall);
             }
         }
-        if self.loader.epoch() == cursor.epoch {
+        if self.trainer.cursor.epoch == cursor.epoch {
             // Stopped while it waited for data, or the loader ended without a word.
             return if stop.load(Ordering::Relaxed) {
                 self.stopped()
