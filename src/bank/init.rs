@@ -1,5 +1,7 @@
 //! The bank's first rows.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor, no_grad};
 
@@ -9,15 +11,22 @@ use crate::rng::{Purpose, Stream};
 /// Blocks that are drawn at a time: enough for every core, and a small part of a large bank.
 const BLOCKS_AT_ONCE: u64 = 16;
 
-/// Random unit rows, block by block.
+/// Random unit rows, block by block: those of an owner of some rows are the same whoever has the others.
 ///
 /// # Shape
-/// -> `[instances, dim]` of this kind
-pub(super) fn random_rows(instances: usize, dim: usize, kind: Kind, draw: Drawing, device: Device) -> Tensor {
+/// -> `[owned, dim]` of this kind
+pub(super) fn random_rows(
+    (instances, owned): (usize, Range<usize>),
+    dim: usize,
+    kind: Kind,
+    draw: Drawing,
+    device: Device,
+) -> Tensor {
     let blocks = Blocks::new(instances, Blocks::FOR_INITIAL_ROWS);
-    let all = Tensor::empty([instances as i64, dim as i64], (kind, device));
-    for first in (0..blocks.count()).step_by(BLOCKS_AT_ONCE as usize) {
-        let some = first..(first + BLOCKS_AT_ONCE).min(blocks.count());
+    let all = Tensor::empty([owned.len() as i64, dim as i64], (kind, device));
+    let needed = blocks.overlapping(owned.clone());
+    for first in needed.clone().step_by(BLOCKS_AT_ONCE as usize) {
+        let some = first..(first + BLOCKS_AT_ONCE).min(needed.end);
         let values: Vec<f32> = some
             .clone()
             .into_par_iter()
@@ -28,8 +37,10 @@ pub(super) fn random_rows(instances: usize, dim: usize, kind: Kind, draw: Drawin
             })
             .collect();
         let rows = Tensor::from_slice(&values).view([-1, dim as i64]);
-        let start = blocks.range(some.start).start as i64;
-        no_grad(|| all.narrow(0, start, rows.size()[0]).copy_(&rows));
+        let drawn = blocks.range(some.start).start as usize..blocks.range(some.end - 1).end as usize;
+        let (start, end) = (drawn.start.max(owned.start), drawn.end.min(owned.end));
+        let rows = rows.narrow(0, (start - drawn.start) as i64, (end - start) as i64);
+        no_grad(|| all.narrow(0, (start - owned.start) as i64, (end - start) as i64).copy_(&rows));
     }
     all
 }

@@ -9,6 +9,8 @@ mod init;
 mod options;
 mod part;
 
+use std::ops::Range;
+
 use tch::{Device, Kind, Tensor, no_grad};
 
 pub use blocks::Blocks;
@@ -22,23 +24,40 @@ use crate::units::BankMomentum;
 /// A sum of old row and new feature shorter than this cannot be normalised.
 const SHORTEST_SUM: f64 = 1e-6;
 
-/// One unit vector for each picture.
+/// One unit vector for each picture, or for a run of them: several processes own some each.
 ///
-/// Invariants: every row has unit length (within 1e-5, or what its type can hold); there are as many rows as the split has
-/// instances; rows never take part in autograd.
+/// Invariants: every row has unit length (within 1e-5, or what its type can hold); all owners together have as
+/// many rows as the split has instances; rows never take part in autograd.
 #[derive(Debug)]
 pub struct MemoryBank {
+    /// `[owned, dim]`
     rows: Tensor,
+    /// `[owned]`
     updated_step: Vec<Option<u64>>,
+    first_row: usize,
+    instances: usize,
 }
 
-/// What an update saw, as f64 scalars on the bank's device.
+/// What an update saw, as f64 scalars on the bank's device; what several owners saw of a batch adds up.
 #[derive(Debug)]
 pub struct Moved {
     /// The mean cosine of a row before and after.
     pub row_cosine: Tensor,
     /// The mean squared distance of a feature to its row before.
     pub distance: Tensor,
+}
+
+/// Rows as they were kept, with the steps that wrote them.
+#[derive(Debug)]
+pub struct StoredRows<'a> {
+    /// `[owned * dim]`, row after row, each of unit length.
+    pub rows: &'a [f32],
+    /// `[owned]`
+    pub updated_step: Vec<Option<u64>>,
+    /// The place of the first one.
+    pub first_row: usize,
+    /// The rows of all owners.
+    pub instances: usize,
 }
 
 impl MemoryBank {
@@ -48,9 +67,15 @@ impl MemoryBank {
     /// Reference `NCEAverage.py`: uniform in ±√(3/dim). There the rows are only approximately of unit length
     /// until their first update; here they are normalised.
     pub fn initial(options: BankOptions, seed: u64, device: Device) -> Self {
+        Self::initial_rows(options, 0..options.instances, seed, device)
+    }
+
+    /// Some rows of that bank.
+    pub fn initial_rows(options: BankOptions, owned: Range<usize>, seed: u64, device: Device) -> Self {
         let BankOptions { instances, dim, dtype, init } = options;
-        let rows = init::random_rows(instances, dim, dtype.kind(), Drawing { init, seed }, device);
-        Self { rows, updated_step: vec![None; instances] }
+        let places = (instances, owned.clone());
+        let rows = init::random_rows(places, dim, dtype.kind(), Drawing { init, seed }, device);
+        Self { rows, updated_step: vec![None; owned.len()], first_row: owned.start, instances }
     }
 
     /// A bank of random unit rows in f32.
@@ -67,9 +92,20 @@ impl MemoryBank {
     /// # Panics
     /// If the lengths do not fit each other.
     pub fn from_rows(rows: &[f32], dim: usize, updated_step: Vec<Option<u64>>, device: Device) -> Self {
+        let instances = updated_step.len();
+        Self::from_stored(StoredRows { rows, updated_step, first_row: 0, instances }, dim, device)
+    }
+
+    /// Some rows of a bank, as they were kept.
+    ///
+    /// # Panics
+    /// If the lengths do not fit each other.
+    pub fn from_stored(stored: StoredRows<'_>, dim: usize, device: Device) -> Self {
+        let StoredRows { rows, updated_step, first_row, instances } = stored;
         assert_eq!(rows.len(), updated_step.len() * dim, "one row of {dim} for each instance");
+        assert!(first_row + updated_step.len() <= instances, "the rows are some of the bank's");
         let rows = Tensor::from_slice(rows).view([updated_step.len() as i64, dim as i64]).to_device(device);
-        Self { rows, updated_step }
+        Self { rows, updated_step, first_row, instances }
     }
 
     /// The same rows, kept in another type.
@@ -78,18 +114,19 @@ impl MemoryBank {
         Self { rows: self.rows.to_kind(dtype.kind()), ..self }
     }
 
-    /// Writes the first rows of some positions, as if no step had written them.
+    /// Writes the first rows of some positions, as if no step had written them; those of others are left out.
     ///
     /// # Shape
     /// `positions: [batch]`, `rows: [batch, dim]` unit rows
     pub fn set_initial(&mut self, positions: &[Position], rows: &Tensor) {
-        let rows = rows.to_kind(self.rows.kind());
-        let _ = no_grad(|| self.rows.index_copy_(0, &self.index(positions), &rows));
+        let (query, place) = self.owned_of(positions);
+        let rows = rows.index_select(0, &query).to_kind(self.rows.kind());
+        let _ = no_grad(|| self.rows.index_copy_(0, &place, &rows));
     }
 
-    /// All rows as one part.
-    pub fn whole(&self) -> BankPart {
-        BankPart::new(self.rows.shallow_clone(), 0, self.len())
+    /// The rows that are here, as one part.
+    pub fn owned(&self) -> BankPart {
+        BankPart::new(self.rows.shallow_clone(), self.first_row, self.instances)
     }
 
     /// The rows in so many parts of nearly equal length, as several owners would have them.
@@ -98,19 +135,29 @@ impl MemoryBank {
         let part = |block| {
             let range = blocks.range(block);
             let rows = self.rows.narrow(0, range.start as i64, (range.end - range.start) as i64);
-            BankPart::new(rows, range.start as usize, self.len())
+            BankPart::new(rows, self.first_row + range.start as usize, self.instances)
         };
         (0..blocks.count()).map(part).collect()
     }
 
-    /// The number of rows.
+    /// The number of rows that are here.
     pub fn len(&self) -> usize {
         self.updated_step.len()
     }
 
-    /// Whether the bank has no rows.
+    /// Whether no row is here.
     pub fn is_empty(&self) -> bool {
         self.updated_step.is_empty()
+    }
+
+    /// The rows of all owners: one for each instance.
+    pub fn instances(&self) -> usize {
+        self.instances
+    }
+
+    /// The places of the rows that are here.
+    pub fn range(&self) -> Range<usize> {
+        self.first_row..self.first_row + self.len()
     }
 
     /// The length of a row.
@@ -118,12 +165,12 @@ impl MemoryBank {
         self.rows.size()[1] as usize
     }
 
-    /// All rows, `[instances, dim]`, without a graph.
+    /// The rows that are here, `[owned, dim]`, without a graph.
     pub fn rows(&self) -> &Tensor {
         &self.rows
     }
 
-    /// The step that last wrote each row; `None` where it is still the initial one.
+    /// `[owned]`: the step that last wrote each row; `None` where it is still the initial one.
     pub fn updated_step(&self) -> &[Option<u64>] {
         &self.updated_step
     }
@@ -131,12 +178,28 @@ impl MemoryBank {
     /// The rows of `positions`.
     ///
     /// # Shape
-    /// `positions: [batch]` -> `[batch, dim]` f32
+    /// `positions: [batch]`, all of them here -> `[batch, dim]` f32
+    ///
+    /// # Panics
+    /// If a row is not here.
     pub fn gather(&self, positions: &[Position]) -> Tensor {
-        self.rows.index_select(0, &self.index(positions)).to_kind(Kind::Float)
+        let (query, place) = self.owned_of(positions);
+        assert_eq!(query.size()[0], positions.len() as i64, "the rows are here");
+        self.rows.index_select(0, &place).to_kind(Kind::Float)
     }
 
-    /// Moves the rows of `positions` towards `features` and renormalises them.
+    /// The rows of those positions that are here, and zeros for all others: what all owners have adds up.
+    ///
+    /// # Shape
+    /// `positions: [batch]` -> `[batch, dim]` f32
+    pub fn gather_owned(&self, positions: &[Position]) -> Tensor {
+        let (query, place) = self.owned_of(positions);
+        let rows = self.rows.index_select(0, &place).to_kind(Kind::Float);
+        let shape = [positions.len() as i64, self.dim() as i64];
+        Tensor::zeros(shape, (Kind::Float, self.rows.device())).index_copy(0, &query, &rows)
+    }
+
+    /// Moves the rows of `positions` that are here towards `features` and renormalises them.
     ///
     /// `row <- normalise(momentum * row + (1 - momentum) * feature)`; where the sum is too short to be
     /// normalised (row and feature are antipodal), the row becomes the feature.
@@ -164,17 +227,21 @@ impl MemoryBank {
         let mut distinct: Vec<_> = positions.to_vec();
         distinct.sort_unstable();
         assert!(distinct.windows(2).all(|pair| pair[0] != pair[1]), "a position occurs twice in the batch");
-        for position in positions {
-            self.updated_step[position.row()] = Some(step);
+        for (_, row) in self.owned().owned(positions) {
+            self.updated_step[row] = Some(step);
         }
         no_grad(|| {
-            let features = features.detach().to_kind(Kind::Float);
-            let old = self.gather(positions);
+            let (query, place) = self.owned_of(positions);
+            let mut features = features.detach().to_kind(Kind::Float);
+            if self.len() < self.instances {
+                features = features.index_select(0, &query);
+            }
+            let old = self.rows.index_select(0, &place).to_kind(Kind::Float);
             let sum = &old * momentum.get() + &features * (1.0 - momentum.get());
             let length = sum.norm_scalaropt_dim(2, [1_i64].as_slice(), true);
             let moved = &sum / &length;
             let rows = moved.where_self(&length.gt(SHORTEST_SUM), &features);
-            let _ = self.rows.index_copy_(0, &self.index(positions), &rows.to_kind(self.rows.kind()));
+            let _ = self.rows.index_copy_(0, &place, &rows.to_kind(self.rows.kind()));
             let count = positions.len() as f64;
             Moved {
                 row_cosine: (&old * rows).sum(Kind::Double) / count,
@@ -193,9 +260,14 @@ impl MemoryBank {
         values
     }
 
-    fn index(&self, positions: &[Position]) -> Tensor {
-        let positions: Vec<i64> = positions.iter().map(|position| position.to_index()).collect();
-        Tensor::from_slice(&positions).to_device(self.rows.device())
+    /// Of these positions those whose rows are here: their indices, and the rows' places among those here.
+    fn owned_of(&self, positions: &[Position]) -> (Tensor, Tensor) {
+        let owned: Vec<_> = self.owned().owned(positions).collect();
+        let index = |values: Vec<i64>| Tensor::from_slice(&values).to_device(self.rows.device());
+        (
+            index(owned.iter().map(|&(query, _)| query as i64).collect()),
+            index(owned.iter().map(|&(_, row)| row as i64).collect()),
+        )
     }
 }
 

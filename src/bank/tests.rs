@@ -177,3 +177,33 @@ fn blocks_that_overlap_rows_are_found() {
     assert_eq!(blocks.overlapping(4..6), 1..3);
     assert_eq!(blocks.overlapping(5..7), 2..3);
 }
+
+/// Rows, features and updates of owners of any runs of rows are those of one owner.
+#[test]
+fn what_several_owners_have_together_is_the_whole_bank() {
+    let options = BankOptions { instances: 301, dim: 8, dtype: BankDtype::F32, init: BankInit::Normal };
+    let mut whole = MemoryBank::initial(options, 7, Device::Cpu);
+    let edges = [0, 1, 100, 250, 301];
+    let mut parts: Vec<MemoryBank> = edges
+        .windows(2)
+        .map(|edges| MemoryBank::initial_rows(options, edges[0]..edges[1], 7, Device::Cpu))
+        .collect();
+    let together = |parts: &[MemoryBank]| parts.iter().flat_map(MemoryBank::to_vec).collect::<Vec<_>>();
+    assert_eq!(together(&parts), whole.to_vec());
+
+    let positions = [300, 0, 99, 100, 5, 249].map(Position);
+    let features = MemoryBank::random(6, 8, 2, Device::Cpu);
+    let moved = whole.update(&positions, features.rows(), momentum(0.5), 4);
+    let of_parts: Vec<_> =
+        parts.iter_mut().map(|part| part.update(&positions, features.rows(), momentum(0.5), 4)).collect();
+    assert_eq!(together(&parts), whole.to_vec());
+    let steps: Vec<_> = parts.iter().flat_map(|part| part.updated_step().to_vec()).collect();
+    assert_eq!(steps, whole.updated_step());
+    let sum: f64 = of_parts.iter().map(|moved| moved.row_cosine.double_value(&[])).sum();
+    assert!((sum - moved.row_cosine.double_value(&[])).abs() < 1e-6);
+
+    let rows = parts.iter().map(|part| part.gather_owned(&positions)).reduce(|sum, rows| sum + rows);
+    assert_eq!(rows.expect("parts"), whole.gather(&positions));
+    assert_eq!(parts[2].range(), 100..250);
+    assert_eq!(parts[2].instances(), 301);
+}

@@ -28,6 +28,11 @@ pub const MODEL: &str = "model.safetensors";
 pub const OPTIMIZER: &str = "optimizer.safetensors";
 /// The memory bank, a feature table.
 pub const BANK: &str = "bank.arrow";
+/// A part of the bank where so many processes own some each, in the order of the rows: a feature table too.
+pub fn bank_part(rank: usize, ranks: usize) -> String {
+    if ranks == 1 { BANK.to_owned() } else { format!("bank-{rank:05}-of-{ranks:05}.arrow") }
+}
+
 /// Everything else a run depends on; see [`TrainState`].
 pub const STATE: &str = "state.json";
 /// The list of the other files, written last.
@@ -145,6 +150,21 @@ impl Checkpoint {
     /// What the checkpoint says of itself.
     pub fn manifest(&self) -> &CheckpointManifest {
         &self.manifest
+    }
+
+    /// The files of its bank, in the order of their rows; one, unless several processes wrote it.
+    ///
+    /// # Errors
+    /// If it has none.
+    pub fn bank(&self) -> Result<Vec<Location>, CheckpointError> {
+        let names = self.manifest.files.iter().map(|entry| entry.name.as_str());
+        let mut names: Vec<&str> =
+            names.filter(|name| name.starts_with("bank") && name.ends_with(".arrow")).collect();
+        names.sort_unstable();
+        if names.is_empty() {
+            return Err(CheckpointError::Damaged { file: self.folder.join(BANK).to_string() });
+        }
+        Ok(names.into_iter().map(|name| self.folder.join(name)).collect())
     }
 
     /// Where it lies.

@@ -5,6 +5,7 @@ use clap::Args;
 
 use super::exit::WrongUsage;
 use super::progress::Terminal;
+use super::ranks::{RankFlags, progress_of};
 use super::{GlobalArgs, write_json};
 
 use crate::eval::{EmbedJob, RowChoice, embed};
@@ -47,12 +48,15 @@ pub(super) struct EmbedArgs {
     /// Where to compute: auto, cpu or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: DeviceChoice,
+    #[command(flatten)]
+    ranks: RankFlags,
 }
 
 pub(super) fn run(global: &GlobalArgs, args: &EmbedArgs) -> anyhow::Result<()> {
     if args.feature.len() > 1 && !args.output.contains(PLACEHOLDER) {
         bail!(WrongUsage(format!("--output needs {PLACEHOLDER} in its name where there are several layers")));
     }
+    let rendezvous = args.ranks.rendezvous()?;
     let place = |layer: &FeatureLayer| {
         Ok((*layer, global.location(&args.output.replace(PLACEHOLDER, &layer.to_string()))?))
     };
@@ -65,8 +69,13 @@ pub(super) fn run(global: &GlobalArgs, args: &EmbedArgs) -> anyhow::Result<()> {
         batch_size: args.batch_size as usize,
         threads: args.threads,
         device: args.device,
+        local_rank: rendezvous.local_rank(),
     };
-    let published = embed(&job, &Terminal::default())?;
+    let group = args.ranks.join(&rendezvous)?;
+    let published = embed(&job, &group, progress_of(group.is_first(), &Terminal::default()))?;
+    if !group.is_first() {
+        return Ok(());
+    }
     let tables: Vec<_> = job
         .outputs
         .iter()

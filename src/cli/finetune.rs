@@ -1,6 +1,7 @@
 //! `instdisc finetune`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
@@ -12,6 +13,7 @@ use super::{GlobalArgs, signals, write_json};
 use crate::checkpoint::{Checkpoint, checkpoint_name};
 use crate::config;
 use crate::dataset::Manifest;
+use crate::distributed::Rendezvous;
 use crate::eval::{ClassifierReport, RowChoice, classify, load_encoder};
 use crate::loader::Source;
 use crate::model::{DeviceChoice, Encoder, select_device};
@@ -150,7 +152,14 @@ pub(super) fn run(global: &GlobalArgs, args: &FinetuneArgs) -> anyhow::Result<()
     let config: TrainConfig = config::resolve(Some(("the protocol", &protocol)), &args.flags)?;
     let manifest = Manifest::read(&dataset)?;
     let judged = RowChoice::All.open(&dataset, &manifest, &args.judge_split)?;
-    let train = TrainJob { dataset, run: run.clone(), init: None, config };
+    let train = TrainJob {
+        dataset,
+        run: run.clone(),
+        init: None,
+        config,
+        rendezvous: Rendezvous::alone(),
+        collective_timeout: Duration::ZERO,
+    };
     let labels = LabelOptions {
         fraction: args.label_fraction,
         seed: args.label_seed,

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::progress::Terminal;
 use super::{GlobalArgs, write_json, write_stdout};
-use crate::checkpoint::{BANK, Checkpoint, MANIFEST};
+use crate::checkpoint::{Checkpoint, MANIFEST};
 use crate::dataset::{Manifest, summarise, verify};
 use crate::feature_table::FeatureTable;
 use crate::storage::Location;
@@ -58,7 +58,7 @@ fn inspect(location: &Location, check: bool) -> anyhow::Result<Value> {
         if check {
             checkpoint.verify()?;
         }
-        let bank = FeatureTable::read(&location.join(BANK))?;
+        let bank = FeatureTable::read_all(&checkpoint.bank()?)?;
         let mut summary = serde_json::to_value(checkpoint.manifest())?;
         summary["kind"] = json!("checkpoint");
         summary["bank"] = serde_json::to_value(bank.summary())?;

@@ -1,21 +1,28 @@
 //! `instdisc knn`.
 
-#[cfg(not(feature = "torch"))]
-#[path = "knn/without_torch.rs"]
-mod of_run;
 #[cfg(feature = "torch")]
 mod of_run;
+#[cfg(feature = "torch")]
+mod peers;
+#[cfg(not(feature = "torch"))]
+mod without_torch;
 
 use anyhow::bail;
 use clap::Args;
 
+#[cfg(feature = "torch")]
+use self::{of_run::judge_run, peers::Peers};
+#[cfg(not(feature = "torch"))]
+use self::{without_torch::Peers, without_torch::judge_run};
+
 use super::exit::WrongUsage;
 use super::progress::say;
 use super::{GlobalArgs, write_json};
+use crate::checkpoint::{Checkpoint, MANIFEST};
 use crate::dataset::{Manifest, read_duplicates};
 use crate::eval::{
-    Duplicates, EvalError, KnnOptions, KnnReports, PageInput, PagePictures, Thumbnails, cases,
-    evaluate_with_neighbours, history, map, page, sprite, write_neighbours,
+    Duplicates, EvalError, KnnOptions, KnnReports, PageInput, PagePictures, Thumbnails, cases, history, map,
+    page, sprite, write_neighbours,
 };
 use crate::feature_table::{FeatureTable, StoredTable, Table};
 use crate::picture::encode_jpeg;
@@ -36,7 +43,7 @@ const SPRITE_QUALITY: u8 = 78;
     after_help = "Example:\n  instdisc knn --bank runs/r50/checkpoints/step-00005004/bank.arrow \\\n    --queries runs/r50/val.arrow --output runs/r50/eval/knn.json\n  instdisc knn --run runs/r50 --dataset data/in1k --split val --watch"
 )]
 pub(super) struct KnnArgs {
-    /// The feature table that votes; may be repeated, with as many --queries
+    /// The feature table that votes, or the checkpoint whose bank does; may be repeated, with as many --queries
     #[arg(long, value_name = "URL", requires = "queries", required_unless_present = "run")]
     bank: Vec<String>,
     /// The feature table that is judged
@@ -89,6 +96,9 @@ pub(super) struct KnnArgs {
     /// Threads that search; 0 for one on each core
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
+    #[cfg(feature = "torch")]
+    #[command(flatten)]
+    ranks: super::ranks::RankFlags,
 }
 
 /// One feature: what votes, and what is judged.
@@ -106,31 +116,46 @@ struct Place {
 }
 
 pub(super) fn run(global: &GlobalArgs, args: &KnnArgs) -> anyhow::Result<()> {
+    let peers = Peers::join(args)?;
     if let Some(run) = &args.run {
-        return of_run::judge_run(global, args, &global.location(run)?);
+        return judge_run(global, args, &global.location(run)?, &peers);
     }
     if args.bank.len() != args.queries.len() {
         bail!(WrongUsage("there are as many --bank as --queries".into()));
     }
     let pair = |(bank, queries): (&String, &String)| {
         anyhow::Ok(Pair {
-            bank: StoredTable::open(&global.location(bank)?)?,
+            bank: open_bank(&global.location(bank)?)?,
             queries: FeatureTable::read(&global.location(queries)?)?,
         })
     };
     let pairs = args.bank.iter().zip(&args.queries).map(pair).collect::<anyhow::Result<Vec<_>>>()?;
     let output = args.output.as_ref().map(|output| global.location(output)).transpose()?;
     let place = output.map(|output| Place { output, run: None, mode: PublishMode::Overwrite });
-    write_json(&judge(global, args, &pairs, place.as_ref())?)
+    say_reports(judge(global, args, &pairs, place.as_ref(), &peers)?.as_ref())
 }
 
-/// Votes with each feature, and publishes what was asked for.
+fn say_reports(reports: Option<&KnnReports>) -> anyhow::Result<()> {
+    reports.map_or(Ok(()), |reports| write_json(reports))
+}
+
+/// A feature table, or the bank of a checkpoint's folder.
+fn open_bank(place: &Location) -> anyhow::Result<StoredTable> {
+    if place.file_name().ends_with(".arrow") || !place.join(MANIFEST).exists()? {
+        return Ok(StoredTable::open(place)?);
+    }
+    Ok(StoredTable::open_all(&Checkpoint::open(place)?.bank()?)?)
+}
+
+/// Votes with each feature, and publishes what was asked for. Several processes search together; process 0 has
+/// the reports.
 fn judge(
     global: &GlobalArgs,
     args: &KnnArgs,
     pairs: &[Pair],
     place: Option<&Place>,
-) -> anyhow::Result<KnnReports> {
+    peers: &Peers,
+) -> anyhow::Result<Option<KnnReports>> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads).build()?;
     let duplicates = match &args.dataset {
         Some(dataset) if args.exclude_duplicates => Some(read_duplicates(&global.location(dataset)?)?),
@@ -146,7 +171,10 @@ fn judge(
             leave_one_out: args.leave_one_out,
             exclude,
         };
-        judged.push(pool.install(|| evaluate_with_neighbours(&pair.bank, &pair.queries, &options))?);
+        judged.push(peers.evaluate(pair, &options, &pool)?);
+    }
+    if !peers.is_first() {
+        return Ok(None);
     }
     let mut judged = judged.into_iter();
     let Some(((first, neighbours), pair)) = judged.next().zip(pairs.first()) else {
@@ -173,7 +201,7 @@ fn judge(
         };
         publish(global, args, place, &input)?;
     }
-    Ok(reports)
+    Ok(Some(reports))
 }
 
 /// Publishes the report and the page beside it.

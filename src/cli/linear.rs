@@ -8,6 +8,7 @@ use super::progress::{Terminal, say};
 use super::{GlobalArgs, write_json};
 use crate::checkpoint::{Checkpoint, CheckpointError, list_checkpoints};
 use crate::dataset::write_label_subset;
+use crate::distributed::ProcessGroup;
 use crate::eval::{
     AugmentedJob, LinearOptions, LinearReport, ProbeReport, RowChoice, RunTables, Solver, probe,
     probe_augmented, run_tables,
@@ -221,8 +222,9 @@ fn of_run(
             batch_size: BATCH_SIZE,
             threads: args.threads,
             device: args.device,
+            local_rank: 0,
         };
-        run_tables(&job, &progress)
+        run_tables(&job, &ProcessGroup::alone(), &progress)
     };
     let tests = tables(&args.split, RowChoice::All)?;
     let labels_of = |ids: &[InstanceId], labels: &[Option<ClassId>]| {

@@ -17,6 +17,8 @@ mod knn;
 #[cfg(feature = "torch")]
 mod linear;
 mod progress;
+#[cfg(feature = "torch")]
+mod ranks;
 mod render;
 #[cfg(feature = "torch")]
 mod replay;

@@ -19,11 +19,21 @@ fn bars() -> &'static MultiProgress {
     BARS.get_or_init(MultiProgress::new)
 }
 
+/// What each line begins with.
+static LABEL: OnceLock<String> = OnceLock::new();
+
+/// Begins each line from now on with this; the first call counts.
+#[cfg(feature = "torch")]
+pub(super) fn begin_lines_with(label: &str) {
+    LABEL.get_or_init(|| label.to_owned());
+}
+
 /// Writes a line to stderr without tearing the bars.
 pub(super) fn say(line: &str) {
+    let label = LABEL.get().map_or("", String::as_str);
     bars().suspend(|| {
-        // There is nobody left to tell when stderr is gone.
-        let _ = writeln!(std::io::stderr(), "{line}");
+        // There is nobody left to tell when stderr is gone. One write, so that processes do not mix lines.
+        let _ = std::io::stderr().write_all(format!("{label}{line}\n").as_bytes());
     });
 }
 

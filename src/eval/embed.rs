@@ -6,17 +6,19 @@ use tch::{Kind as TensorKind, Tensor};
 
 use crate::checkpoint::{Checkpoint, CheckpointError, MODEL};
 use crate::dataset::{DatasetError, Manifest};
+use crate::distributed::{DistributedError, ProcessGroup};
 use crate::failure::Failure;
 use crate::feature_table::{FeatureTable, Kind, TableError, TableMeta};
-use crate::loader::{EvalTransform, LoaderError, Source, evaluation_batches};
+use crate::loader::{EvalTransform, LoaderError, Source, Subset, evaluation_batches};
 use crate::model::{
     DeviceChoice, DeviceError, Encoder, EncoderConfig, FeatureLayer, NamedTensors, NoSuchLayer, WeightsError,
-    select_device,
+    select_device_of,
 };
 use crate::progress::Progress;
 use crate::storage::{Location, Published};
 
 use super::RowChoice;
+use super::over_ranks::{gather_table, share};
 
 /// What to embed with what, and where to.
 #[derive(Clone, Debug)]
@@ -37,6 +39,8 @@ pub struct EmbedJob {
     pub threads: usize,
     /// Where to compute.
     pub device: DeviceChoice,
+    /// Which of the processes on this machine this is; each takes a CUDA device of its own.
+    pub local_rank: usize,
 }
 
 /// A split cannot be embedded.
@@ -81,6 +85,9 @@ pub enum EmbedError {
     /// The device cannot be used.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// The other processes failed.
+    #[error(transparent)]
+    Distributed(#[from] DistributedError),
 }
 
 impl EmbedError {
@@ -94,21 +101,29 @@ impl EmbedError {
             Self::Loader(error) => error.failure(),
             Self::Table(error) => error.failure(),
             Self::Device(_) => Failure::Config,
+            Self::Distributed(error) => error.failure(),
         }
     }
 }
 
-/// Embeds a split and publishes the feature tables.
+/// Embeds a split and publishes the feature tables. Of several processes each embeds a part of the split, and
+/// rank 0 publishes and says what; the others say nothing, and return once all is there.
 ///
 /// # Errors
 /// See [`EmbedError`]; then no table is published.
-pub fn embed(job: &EmbedJob, progress: &dyn Progress) -> Result<Vec<Published>, EmbedError> {
+pub fn embed(
+    job: &EmbedJob,
+    group: &ProcessGroup,
+    progress: &dyn Progress,
+) -> Result<Vec<Published>, EmbedError> {
     let checkpoint = Checkpoint::open(&job.checkpoint)?;
     let manifest = Manifest::read(&job.dataset)?;
     check_dataset(&checkpoint, &manifest)?;
     let source = job.rows.open(&job.dataset, &manifest, &job.split)?;
-    let selected = select_device(job.device)?;
+    let selected = select_device_of(job.device, job.local_rank, group.world())?;
     tracing::info!("device {:?} ({})", selected.device, selected.reason);
+    group.agree("the dataset's digest", &manifest.dataset_digest.to_string())?;
+    group.agree("the checkpoint", &format!("{:?}", checkpoint.manifest().files))?;
     let encoder = load_encoder(&checkpoint, selected.device)?;
     let about = TableMeta {
         kind: Kind::Embedding,
@@ -121,7 +136,12 @@ pub fn embed(job: &EmbedJob, progress: &dyn Progress) -> Result<Vec<Published>, 
         classes: manifest.classes.clone(),
     };
     let layers: Vec<FeatureLayer> = job.outputs.iter().map(|(layer, _)| *layer).collect();
-    let tables = encode_layers(&encoder, source, about, &layers, (job.batch_size, job.threads), progress)?;
+    let (ids, labels) = (source.ids().to_vec(), source.labels().to_vec());
+    let own = share(ids.len(), group);
+    let source = if group.world() == 1 { source } else { Arc::new(Subset::of_range(source, own)) };
+    let parts = encode_layers(&encoder, source, about, &layers, (job.batch_size, job.threads), progress)?;
+    let whole = |part| gather_table(group, part, (&ids, &labels), false);
+    let tables = parts.into_iter().map(whole).collect::<Result<Vec<_>, _>>()?;
     for table in &tables {
         let mut rows = table.features.chunks(table.meta.dim);
         if let Some(bad) = rows.position(|row| row.iter().any(|x| !x.is_finite())) {
@@ -129,8 +149,11 @@ pub fn embed(job: &EmbedJob, progress: &dyn Progress) -> Result<Vec<Published>, 
             return Err(EmbedError::NotFinite { checkpoint: job.checkpoint.to_string(), instance });
         }
     }
-    let outputs = tables.iter().zip(&job.outputs);
-    outputs.map(|(table, (_, output))| Ok(table.write(output)?)).collect()
+    let outputs = tables.iter().zip(&job.outputs).filter(|_| group.is_first());
+    let published = outputs.map(|(table, (_, output))| Ok(table.write(output)?));
+    let published = published.collect::<Result<_, EmbedError>>()?;
+    group.barrier()?;
+    Ok(published)
 }
 
 /// Whether a checkpoint was trained on a split of this dataset.

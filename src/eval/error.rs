@@ -45,6 +45,10 @@ pub enum EvalError {
     /// The store failed.
     #[error(transparent)]
     Storage(#[from] StorageError),
+    /// The other processes failed.
+    #[cfg(feature = "torch")]
+    #[error(transparent)]
+    Distributed(#[from] crate::distributed::DistributedError),
 }
 
 impl EvalError {
@@ -58,6 +62,8 @@ impl EvalError {
             Self::Dataset(error) => error.failure(),
             Self::Loader(error) => error.failure(),
             Self::Storage(error) => error.failure(),
+            #[cfg(feature = "torch")]
+            Self::Distributed(error) => error.failure(),
         }
     }
 }

@@ -63,14 +63,29 @@ pub fn evaluate_with_neighbours(
     queries: &FeatureTable,
     options: &KnnOptions,
 ) -> Result<(KnnReport, Neighbours), EvalError> {
-    check(bank, queries, options)?;
     let unit;
-    let bank: &dyn Table = if bank.meta().unit_length {
+    let rows: &dyn Table = if bank.meta().unit_length {
         bank
     } else {
         unit = UnitRows::new(bank);
         &unit
     };
+    let find = |queries: &FeatureTable, k| Ok(search(rows, queries, k, options.leave_one_out)?);
+    evaluate_by(bank, queries, options, &find)
+}
+
+/// Likewise, with neighbours from elsewhere: of `bank` only ids, labels and what it says of itself are used.
+/// `find` gives the most similar rows of it for queries at unit length.
+///
+/// # Errors
+/// As [`evaluate`].
+pub fn evaluate_by(
+    bank: &dyn Table,
+    queries: &FeatureTable,
+    options: &KnnOptions,
+    find: &dyn Fn(&FeatureTable, usize) -> Result<Neighbours, EvalError>,
+) -> Result<(KnnReport, Neighbours), EvalError> {
+    check(bank, queries, options)?;
     let queries = &*queries.at_unit_length();
     let largest = options.k.iter().copied().max().unwrap_or(0);
     let duplicates = options.exclude.as_ref();
@@ -81,7 +96,7 @@ pub fn evaluate_with_neighbours(
         return Err(EvalError::KTooLarge { k: largest, rows: available });
     }
     let started = Instant::now();
-    let mut neighbours = search(bank, queries, largest + more, options.leave_one_out)?;
+    let mut neighbours = find(queries, largest + more)?;
     if let Some(duplicates) = duplicates {
         neighbours = duplicates.leave_out(neighbours, largest, bank, &queries.ids);
     }

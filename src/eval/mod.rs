@@ -18,6 +18,8 @@ mod knn;
 mod linear;
 mod map;
 mod neighbours;
+#[cfg(feature = "torch")]
+mod over_ranks;
 mod page;
 mod report;
 mod row_choice;
@@ -36,7 +38,7 @@ pub use embed::{EmbedError, EmbedJob, check_dataset, embed, encode, encode_layer
 pub use error::EvalError;
 pub use export::{ProjectorJob, export_parquet, export_projector, export_torchvision};
 pub use history::{HistoryPoint, history};
-pub use knn::{KnnOptions, evaluate, evaluate_with_neighbours};
+pub use knn::{KnnOptions, evaluate, evaluate_by, evaluate_with_neighbours};
 #[cfg(feature = "torch")]
 pub use linear::{
     AugmentedJob, ClassifierReport, LinearError, LinearOptions, LinearReport, ProbeReport, Solver, SweepCell,
@@ -44,6 +46,8 @@ pub use linear::{
 };
 pub use map::{EmbeddingMap, map};
 pub use neighbours::write_neighbours;
+#[cfg(feature = "torch")]
+pub use over_ranks::{gather_table, search_over, share};
 pub use page::{PageInput, PagePictures, page};
 pub use report::{ClassScore, Confusion, GridCell, KnnReport, KnnReports, Timing};
 pub use row_choice::RowChoice;

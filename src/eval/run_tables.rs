@@ -4,6 +4,7 @@ use super::embed::{EmbedError, EmbedJob, embed};
 use super::row_choice::RowChoice;
 use crate::checkpoint::{Checkpoint, MODEL};
 use crate::dataset::Manifest;
+use crate::distributed::ProcessGroup;
 use crate::feature_table::{StoredTable, Table};
 use crate::model::{DeviceChoice, FeatureLayer};
 use crate::progress::Progress;
@@ -33,6 +34,8 @@ pub struct RunTables {
     pub threads: usize,
     /// Where to compute.
     pub device: DeviceChoice,
+    /// Which of the processes on this machine this is; each takes a CUDA device of its own.
+    pub local_rank: usize,
 }
 
 /// Makes the tables that are not there yet, all in one pass, and gives the places of all.
@@ -42,7 +45,11 @@ pub struct RunTables {
 ///
 /// # Errors
 /// If a table cannot be made.
-pub fn run_tables(job: &RunTables, progress: &dyn Progress) -> Result<Vec<Location>, EmbedError> {
+pub fn run_tables(
+    job: &RunTables,
+    group: &ProcessGroup,
+    progress: &dyn Progress,
+) -> Result<Vec<Location>, EmbedError> {
     let checkpoint = Checkpoint::open(&job.checkpoint)?;
     let manifest = Manifest::read(&job.dataset)?;
     let entry = checkpoint.manifest().files.iter().find(|entry| entry.name == MODEL);
@@ -57,8 +64,13 @@ pub fn run_tables(job: &RunTables, progress: &dyn Progress) -> Result<Vec<Locati
     let outputs: Vec<_> = job.layers.iter().map(|layer| (*layer, place(layer))).collect();
     let is_there =
         |table: &Location| StoredTable::open(table).is_ok_and(|table| table.meta().dataset_digest == digest);
+    // Rank 0 looks: a table that another process of this job has just published is not one from before.
+    let found: Vec<u8> =
+        outputs.iter().map(|(_, table)| u8::from(group.is_first() && is_there(table))).collect();
+    let found = group.gather_bytes(&found)?.swap_remove(0);
+    let mut found = found.into_iter().map(|flag| flag == 1);
     let (kept, missing): (Vec<_>, Vec<_>) =
-        outputs.iter().cloned().partition(|(_, location)| is_there(location));
+        outputs.iter().cloned().partition(|_| found.next().unwrap_or(false));
     for (_, location) in &kept {
         tracing::info!("{location}: kept from before");
     }
@@ -72,8 +84,9 @@ pub fn run_tables(job: &RunTables, progress: &dyn Progress) -> Result<Vec<Locati
             batch_size: job.batch_size,
             threads: job.threads,
             device: job.device,
+            local_rank: job.local_rank,
         };
-        embed(&job, progress)?;
+        embed(&job, group, progress)?;
     }
     Ok(outputs.into_iter().map(|(_, location)| location).collect())
 }

@@ -12,6 +12,7 @@ mod meta;
 mod reader;
 mod rows;
 mod schema;
+mod slice;
 mod stored;
 mod unit;
 mod writer;
@@ -20,6 +21,7 @@ pub use error::TableError;
 pub use meta::{Kind, TableMeta};
 pub use rows::{Reading, Table, Vectors};
 pub use schema::schema_text;
+pub use slice::TableSlice;
 pub use stored::StoredTable;
 pub use unit::UnitRows;
 

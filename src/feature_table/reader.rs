@@ -13,6 +13,32 @@ use crate::ids::{ClassId, InstanceId};
 use crate::storage::Location;
 
 impl FeatureTable {
+    /// Reads a table that lies in several files, each a table of its own: a bank of several owners.
+    ///
+    /// # Errors
+    /// As [`FeatureTable::read`]; also if the files are not parts of one table.
+    ///
+    /// # Panics
+    /// If there is no file.
+    pub fn read_all(files: &[Location]) -> Result<Self, TableError> {
+        let mut whole = Self::read(&files[0])?;
+        for file in &files[1..] {
+            let part = Self::read(file)?;
+            if part.meta != whole.meta {
+                let reason = format!("it is not of one table with {}", files[0]);
+                return Err(TableError::NotATable { table: file.to_string(), reason });
+            }
+            whole.ids.extend(part.ids);
+            whole.labels.extend(part.labels);
+            whole.updated_step.extend(part.updated_step);
+            whole.features.extend(part.features);
+        }
+        if files.len() > 1 {
+            check_ids(&files[0].to_string(), whole.meta.kind, &whole.ids)?;
+        }
+        Ok(whole)
+    }
+
     /// Reads a table and checks everything that the format promises.
     ///
     /// # Errors
@@ -68,6 +94,13 @@ pub(super) struct Columns {
 }
 
 impl Columns {
+    /// Adds the rows of another file.
+    pub(super) fn extend(&mut self, other: Self) {
+        self.ids.extend(other.ids);
+        self.labels.extend(other.labels);
+        self.updated_step.extend(other.updated_step);
+    }
+
     /// Adds the rows of a batch.
     pub(super) fn append(
         &mut self,
@@ -95,16 +128,20 @@ impl Columns {
 
     /// Checks what the format promises of ids.
     pub(super) fn check(&self, table: &str, kind: Kind) -> Result<(), TableError> {
-        let mut seen = vec![false; self.ids.iter().map(|id| id.row() + 1).max().unwrap_or(0)];
-        for (row, id) in self.ids.iter().enumerate() {
-            let wrong = |reason| Err(TableError::Id { table: table.into(), row, id: id.to_stored(), reason });
-            if std::mem::replace(&mut seen[id.row()], true) {
-                return wrong("it occurs twice");
-            }
-            if kind == Kind::Bank && row > 0 && self.ids[row - 1] > *id {
-                return wrong("the ids of a bank ascend");
-            }
-        }
-        Ok(())
+        check_ids(table, kind, &self.ids)
     }
+}
+
+fn check_ids(table: &str, kind: Kind, ids: &[InstanceId]) -> Result<(), TableError> {
+    let mut seen = vec![false; ids.iter().map(|id| id.row() + 1).max().unwrap_or(0)];
+    for (row, id) in ids.iter().enumerate() {
+        let wrong = |reason| Err(TableError::Id { table: table.into(), row, id: id.to_stored(), reason });
+        if std::mem::replace(&mut seen[id.row()], true) {
+            return wrong("it occurs twice");
+        }
+        if kind == Kind::Bank && row > 0 && ids[row - 1] > *id {
+            return wrong("the ids of a bank ascend");
+        }
+    }
+    Ok(())
 }

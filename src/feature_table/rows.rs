@@ -82,6 +82,13 @@ impl<'a> Reading<'a> {
         Self { unit: true, ..self }
     }
 
+    /// Likewise, with rows counted from one of the table's.
+    pub(super) fn counted_from(mut self, row: usize) -> Self {
+        let (Source::Memory { first, .. } | Source::File { first, .. }) = &mut self.source;
+        *first -= row;
+        self
+    }
+
     /// Waits for the vectors.
     ///
     /// # Errors

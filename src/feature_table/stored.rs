@@ -29,8 +29,9 @@ const MESSAGE_PREFIX: usize = 8;
 /// See the module.
 #[derive(Debug)]
 pub struct StoredTable {
-    location: Location,
-    name: String,
+    /// Its files, one after the other.
+    files: Vec<Location>,
+    names: Vec<String>,
     meta: TableMeta,
     values: Values,
     columns: Columns,
@@ -40,6 +41,8 @@ pub struct StoredTable {
 /// Where a record batch lies in the file.
 #[derive(Clone, Debug)]
 struct Batch {
+    /// Its file.
+    file: usize,
     rows: Range<usize>,
     /// Where its vectors begin.
     features: u64,
@@ -55,40 +58,77 @@ impl StoredTable {
     /// # Errors
     /// The first thing that is wrong, with the row that it is about.
     pub fn open(location: &Location) -> Result<Self, TableError> {
-        let name = location.to_string();
-        let not_whole = |reason: String| TableError::Malformed {
-            table: name.clone(),
-            source: ArrowError::ParseError(reason),
-        };
-        let size = location.size()?;
-        let cut = || not_whole("it is cut".into());
-        let trailer_at = size.checked_sub(TRAILER_BYTES).ok_or_else(cut)?;
-        let trailer = location.read_range(trailer_at..size)?;
-        let trailer = <[u8; TRAILER_BYTES as usize]>::try_from(&trailer[..]).map_err(|_| cut())?;
-        let length = read_footer_length(trailer)
-            .map_err(|source| TableError::Malformed { table: name.clone(), source })?;
-        let footer_at = trailer_at.checked_sub(length as u64).ok_or_else(cut)?;
-        let footer = location.read_range(footer_at..trailer_at)?;
-        let footer = root_as_footer(&footer).map_err(|error| not_whole(error.to_string()))?;
-        let schema = footer.schema().ok_or_else(|| not_whole("it has no schema".into()))?;
-        let schema = try_fb_to_schema(schema)
-            .map_err(|source| TableError::Malformed { table: name.clone(), source })?;
-        let not_a_table = |reason| TableError::NotATable { table: name.clone(), reason };
-        let meta = TableMeta::from_metadata(&schema).map_err(not_a_table)?;
-        let values = match value_type(&schema, meta.dim).map_err(not_a_table)? {
-            DataType::Float16 => Values::F16,
-            _ => Values::F32,
-        };
-        let blocks = footer.recordBatches().map(|blocks| blocks.iter().collect()).unwrap_or_default();
-        let batches =
-            find_batches(location, size, blocks, meta.dim * values.bytes()).map_err(|error| match error {
-                Wrong::Store(error) => error.into(),
-                Wrong::Contents(reason) => not_whole(reason),
-            })?;
-        let columns = read_columns(location, &name, &batches)?;
-        columns.check(&name, meta.kind)?;
-        Ok(Self { location: location.clone(), name, meta, values, columns, batches })
+        Self::open_all(std::slice::from_ref(location))
     }
+
+    /// Opens a table that lies in several files, each a table of its own: a bank of several owners.
+    ///
+    /// # Errors
+    /// As [`StoredTable::open`]; also if the files are not parts of one table.
+    ///
+    /// # Panics
+    /// If there is no file.
+    pub fn open_all(files: &[Location]) -> Result<Self, TableError> {
+        let mut opened: Option<(TableMeta, Values)> = None;
+        let (mut columns, mut batches) = (Columns::default(), Vec::new());
+        let names: Vec<String> = files.iter().map(ToString::to_string).collect();
+        for (file, location) in files.iter().enumerate() {
+            let first_row = batches.last().map_or(0, |batch: &Batch| batch.rows.end);
+            let (meta, values, mut own) = open_file(location)?;
+            match &opened {
+                None => opened = Some((meta, values)),
+                Some(first) if *first == (meta, values) => {}
+                Some(_) => {
+                    let reason = format!("it is not of one table with {}", names[0]);
+                    return Err(TableError::NotATable { table: location.to_string(), reason });
+                }
+            }
+            columns.extend(read_columns(location, &names[file], &own)?);
+            for batch in &mut own {
+                batch.file = file;
+                batch.rows = batch.rows.start + first_row..batch.rows.end + first_row;
+            }
+            batches.extend(own);
+        }
+        let (meta, values) = opened.expect("a table has a file");
+        columns.check(&names[0], meta.kind)?;
+        Ok(Self { files: files.to_vec(), names, meta, values, columns, batches })
+    }
+}
+
+/// What the footer of a file says, and its batches, counted from row 0.
+fn open_file(location: &Location) -> Result<(TableMeta, Values, Vec<Batch>), TableError> {
+    let name = location.to_string();
+    let not_whole = |reason: String| TableError::Malformed {
+        table: name.clone(),
+        source: ArrowError::ParseError(reason),
+    };
+    let size = location.size()?;
+    let cut = || not_whole("it is cut".into());
+    let trailer_at = size.checked_sub(TRAILER_BYTES).ok_or_else(cut)?;
+    let trailer = location.read_range(trailer_at..size)?;
+    let trailer = <[u8; TRAILER_BYTES as usize]>::try_from(&trailer[..]).map_err(|_| cut())?;
+    let length = read_footer_length(trailer)
+        .map_err(|source| TableError::Malformed { table: name.clone(), source })?;
+    let footer_at = trailer_at.checked_sub(length as u64).ok_or_else(cut)?;
+    let footer = location.read_range(footer_at..trailer_at)?;
+    let footer = root_as_footer(&footer).map_err(|error| not_whole(error.to_string()))?;
+    let schema = footer.schema().ok_or_else(|| not_whole("it has no schema".into()))?;
+    let schema =
+        try_fb_to_schema(schema).map_err(|source| TableError::Malformed { table: name.clone(), source })?;
+    let not_a_table = |reason| TableError::NotATable { table: name.clone(), reason };
+    let meta = TableMeta::from_metadata(&schema).map_err(not_a_table)?;
+    let values = match value_type(&schema, meta.dim).map_err(not_a_table)? {
+        DataType::Float16 => Values::F16,
+        _ => Values::F32,
+    };
+    let blocks = footer.recordBatches().map(|blocks| blocks.iter().collect()).unwrap_or_default();
+    let batches =
+        find_batches(location, size, blocks, meta.dim * values.bytes()).map_err(|error| match error {
+            Wrong::Store(error) => error.into(),
+            Wrong::Contents(reason) => not_whole(reason),
+        })?;
+    Ok((meta, values, batches))
 }
 
 /// What keeps batches from being found.
@@ -162,6 +202,7 @@ fn find_batch(message: &Bytes, row: usize, body: Range<u64>, vector_bytes: usize
         range(at, least)
     };
     Ok(Batch {
+        file: 0,
         ids: range(1, rows * 8)?,
         features: range(4, rows * vector_bytes)?.start,
         labels: [validity(5, 3)?, range(6, rows * 8)?],
@@ -225,7 +266,7 @@ impl Table for StoredTable {
         let batch = self.batches.iter().find(holds).expect("the rows are one of the table's ranges");
         let size = (self.meta.dim * self.values.bytes()) as u64;
         let at = |row: usize| batch.features + (row - batch.rows.start) as u64 * size;
-        let read = self.location.start_read_range(at(rows.start)..at(rows.end));
-        Reading::file(read, self.values, &self.name, &self.meta, rows.start)
+        let read = self.files[batch.file].start_read_range(at(rows.start)..at(rows.end));
+        Reading::file(read, self.values, &self.names[batch.file], &self.meta, rows.start)
     }
 }

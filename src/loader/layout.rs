@@ -79,6 +79,20 @@ impl Layout {
         self.bytes.iter().copied().max().unwrap_or(0)
     }
 
+    /// By position: the slot in which its row lies, counted through all groups.
+    pub(super) fn slots_by_position(&self) -> Vec<u32> {
+        let mut slots = vec![0; self.members.len()];
+        for (slot, position) in (0..).zip(&self.members) {
+            slots[position.row()] = slot;
+        }
+        slots
+    }
+
+    /// The group of a slot.
+    pub(super) fn group_of_slot(&self, slot: u32) -> u32 {
+        self.starts.partition_point(|&start| start <= slot) as u32 - 1
+    }
+
     fn slots(&self, group: usize) -> Range<usize> {
         self.starts[group] as usize..self.starts[group + 1] as usize
     }

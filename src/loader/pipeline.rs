@@ -12,7 +12,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use super::budget::Budget;
 use super::ending::{Ending, OnPanic, chain};
 use super::options::{LoaderOptions, MAKERS, OnCorrupt, Shares};
-use super::plan::{Passes, Planner};
+use super::plan::{GlobalBatch, Passes, Planner};
 use super::source::Reading;
 use super::stages::{Made, Making, gather, make, plan, read};
 use super::stats::LoaderStats;
@@ -30,6 +30,8 @@ pub struct Batch {
     pub epoch: u64,
     /// The step within the epoch, from 0.
     pub step_in_epoch: u64,
+    /// The global batch of which this is a part; all of it, unless there are several ranks.
+    pub global: Arc<GlobalBatch>,
     /// `[batch]`: the instances.
     pub ids: Vec<InstanceId>,
     /// `[batch]`: their positions in the source.

@@ -3,6 +3,7 @@
 //! A plan is a function of the options and the layout alone, and knows the future: the fetcher follows it
 //! ahead of need, over the end of an epoch into the next.
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -27,9 +28,48 @@ impl Part {
     /// All of it.
     pub const WHOLE: Self = Self { rank: 0, ranks: 1 };
 
-    /// The part of a batch of this length: contiguous, and the parts together are the batch.
+    /// How many of so many pictures it has, as ranks of `0..len`.
     pub fn of(self, len: usize) -> Range<usize> {
         len * self.rank / self.ranks..len * (self.rank + 1) / self.ranks
+    }
+}
+
+/// A global batch, and who has which of its pictures.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GlobalBatch {
+    /// Its pictures in the order of the epoch.
+    pub positions: Vec<Position>,
+    /// By rank: its pictures, as ascending indices into `positions`. Every picture has one rank.
+    pub shares: Vec<Vec<usize>>,
+}
+
+impl GlobalBatch {
+    /// A batch of one rank.
+    pub fn whole(positions: Vec<Position>) -> Self {
+        Self { shares: vec![(0..positions.len()).collect()], positions }
+    }
+
+    /// Deals a batch to so many ranks by position, as if pictures lay in their order.
+    pub fn dealt(positions: Vec<Position>, ranks: usize) -> Self {
+        let last = positions.iter().map(|position| position.0).max().unwrap_or(0);
+        Self::deal(positions, ranks, &(0..=last).collect::<Vec<_>>())
+    }
+
+    /// Deals a batch to so many ranks. Each gets a run of the pictures in the order in which they lie in the
+    /// shards, by `slots`: in every step and epoch it has pictures of about the same region of the split, and
+    /// reads and caches about that region alone. What all ranks have together does not depend on their number.
+    fn deal(positions: Vec<Position>, ranks: usize, slots: &[u32]) -> Self {
+        let mut indices: Vec<usize> = (0..positions.len()).collect();
+        if ranks > 1 {
+            indices.sort_unstable_by_key(|&index| slots[positions[index].row()]);
+        }
+        let share = |rank| {
+            let mut own = indices[Part { rank, ranks }.of(positions.len())].to_vec();
+            own.sort_unstable();
+            own
+        };
+        let shares = (0..ranks).map(share).collect();
+        Self { positions, shares }
     }
 }
 
@@ -70,10 +110,9 @@ pub(super) struct PlanOptions {
 pub(super) struct Step {
     pub(super) epoch: u64,
     pub(super) step: u64,
-    /// The global batch.
-    pub(super) positions: Vec<Position>,
-    /// The part of it that is made here.
-    pub(super) own: Range<usize>,
+    pub(super) global: Arc<GlobalBatch>,
+    /// The pictures of it that are made here, as ascending indices.
+    pub(super) own: Vec<usize>,
     /// Rows that arrive with others and that no step needs.
     pub(super) discard: Vec<Position>,
     /// So many fetches since the start must have arrived.
@@ -102,6 +141,8 @@ pub(super) struct Planner {
     source: Arc<dyn Source>,
     options: PlanOptions,
     order: Order,
+    /// By position: its place in the order of the shards; empty where one rank has all.
+    slots: Vec<u32>,
     /// When each row group is needed in the epoch after this one.
     uses_after: Vec<u64>,
     epoch: u64,
@@ -115,10 +156,12 @@ impl Planner {
     pub(super) fn new(source: Arc<dyn Source>, options: PlanOptions) -> Self {
         let epoch = options.first_epoch;
         let order = order(source.as_ref(), options.passes, epoch);
+        let slots = if options.part.ranks > 1 { source.layout().slots_by_position() } else { Vec::new() };
         let mut planner = Self {
             source,
             options,
             order,
+            slots,
             uses_after: Vec::new(),
             epoch,
             step: options.first_step,
@@ -202,15 +245,39 @@ impl Planner {
         if self.fetches == 0 {
             discard = order.places(self.window).start..start;
         }
-        let fetch = |&group: &u32| {
+        let fetch = |group: u32| {
             let group = group as usize;
             Fetch::Group { group, next_use: self.uses_after[group] }
         };
-        let fetches = (self.window..=last).flat_map(|window| order.groups(window)).map(fetch).collect();
+        let fetches = (self.window..=last).flat_map(|window| self.own_groups(order, window)).map(fetch);
+        let fetches = fetches.collect();
         let unused = if is_last { end..order.places(last).end } else { 0..0 };
         let discard = discard.chain(unused).map(|place| self.at(place)).collect();
         self.window = last + 1;
         (fetches, discard)
+    }
+
+    /// The row groups of a window that hold pictures which are made here.
+    fn own_groups(&self, order: &GroupedOrder, window: usize) -> Vec<u32> {
+        if self.options.part.ranks == 1 {
+            return order.groups(window).to_vec();
+        }
+        let (places, batch) = (order.places(window), self.options.batch_size as u64);
+        let mut needed = HashSet::new();
+        for step in places.start / batch..places.end.div_ceil(batch) {
+            let first = step * batch;
+            let global = self.global(first..(first + batch).min(self.source.len() as u64));
+            let own = global.shares[self.options.part.rank].iter().map(|&index| first + index as u64);
+            let layout = self.source.layout();
+            let own = own.filter(|place| places.contains(place));
+            needed.extend(own.map(|place| layout.group_of_slot(self.slots[self.at(place).row()])));
+        }
+        order.groups(window).iter().copied().filter(|group| needed.contains(group)).collect()
+    }
+
+    fn global(&self, places: Range<u64>) -> GlobalBatch {
+        let positions = places.map(|place| self.at(place)).collect();
+        GlobalBatch::deal(positions, self.options.part.ranks, &self.slots)
     }
 }
 
@@ -230,18 +297,20 @@ impl Iterator for Planner {
                 continue;
             }
             let is_last = end == rows || (self.options.drop_last && end + batch > rows);
-            let positions: Vec<_> = (start..end).map(|place| self.at(place)).collect();
-            let own = self.options.part.of(positions.len());
+            let global = self.global(start..end);
+            let own = global.shares[self.options.part.rank].clone();
             let (fetches, discard) = match self.options.portions {
                 Portions::Groups => self.fetch_groups(start, end, is_last),
                 Portions::Rows => {
-                    let chunks = positions[own.clone()].chunks(ROWS_OF_A_FETCH);
-                    (chunks.map(|rows| Fetch::Rows(rows.to_vec())).collect(), Vec::new())
+                    let row = |&index: &usize| global.positions[index];
+                    let chunks = own.chunks(ROWS_OF_A_FETCH);
+                    let fetch = |chunk: &[usize]| Fetch::Rows(chunk.iter().map(row).collect());
+                    (chunks.map(fetch).collect(), Vec::new())
                 }
             };
             self.fetches += fetches.len() as u64;
-            let step =
-                Step { epoch: self.epoch, step: self.step, positions, own, discard, needs: self.fetches };
+            let (epoch, step, needs, global) = (self.epoch, self.step, self.fetches, Arc::new(global));
+            let step = Step { epoch, step, global, own, discard, needs };
             self.step += 1;
             return Some((fetches, step));
         }

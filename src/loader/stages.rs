@@ -8,7 +8,7 @@ use crossbeam_channel::{Receiver, Sender};
 use rayon::prelude::*;
 
 use super::budget::{Budget, Permit};
-use super::plan::{Fetch, Planner, Step};
+use super::plan::{Fetch, GlobalBatch, Planner, Step};
 use super::source::{Encoded, Reading, Source};
 use super::view::View;
 use super::{Batch, LoaderError};
@@ -45,6 +45,7 @@ pub(super) struct Arrived {
 pub(super) struct Work {
     epoch: u64,
     step: u64,
+    global: Arc<GlobalBatch>,
     rows: Vec<(Position, Row)>,
 }
 
@@ -156,15 +157,16 @@ pub(super) fn gather(
         for &position in &step.discard {
             shelf.remove(&(step.epoch, position));
         }
-        let mut rows = Vec::with_capacity(step.own.len());
-        for (place, &position) in step.positions.iter().enumerate() {
-            // The rest of a global batch is on the shelf too, where whole row groups are read.
-            let row = shelf.remove(&(step.epoch, position));
-            if step.own.contains(&place) {
-                rows.push((position, row.expect("a step's fetches bring its rows")));
-            }
+        let mut take = |index: usize| shelf.remove(&(step.epoch, step.global.positions[index]));
+        let brought = |index: usize, row: Option<Row>| {
+            (step.global.positions[index], row.expect("a step's fetches bring its rows"))
+        };
+        let rows = step.own.iter().map(|&index| brought(index, take(index))).collect();
+        if step.own.len() < step.global.positions.len() {
+            // What comes with whole row groups is other ranks'.
+            (0..step.global.positions.len()).for_each(|index| drop(take(index)));
         }
-        let work = Work { epoch: step.epoch, step: step.step, rows };
+        let work = Work { epoch: step.epoch, step: step.step, global: step.global, rows };
         if makers[turn % makers.len()].send(work).is_err() {
             return;
         }
@@ -222,6 +224,7 @@ fn make_batch(making: &Making, work: Work) -> Made {
     let batch = Batch {
         epoch: work.epoch,
         step_in_epoch: work.step,
+        global: work.global,
         ids: positions.iter().map(|position| source.ids()[position.row()]).collect(),
         labels: positions.iter().map(|position| source.labels()[position.row()]).collect(),
         positions,

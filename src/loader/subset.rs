@@ -1,5 +1,6 @@
 //! Some of the rows of a source.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::label_subset::balanced_rows;
@@ -50,6 +51,11 @@ impl Subset {
             positions,
             inner,
         }
+    }
+
+    /// The rows of `inner` at a run of positions.
+    pub fn of_range(inner: Arc<dyn Source>, positions: Range<usize>) -> Self {
+        Self::new(inner, positions.map(|row| Position(row as u32)).collect())
     }
 
     /// A share of the labels, chosen by [`balanced_rows`].

@@ -101,6 +101,33 @@ pub fn select_device(choice: DeviceChoice) -> Result<SelectedDevice, DeviceError
     }
 }
 
+/// Takes the device asked for, in one of several processes: of a machine's CUDA devices each gets its own.
+///
+/// # Errors
+/// If a device was asked for by number and is not there, or there are fewer devices than processes.
+pub fn select_device_of(
+    choice: DeviceChoice,
+    local_rank: usize,
+    ranks: usize,
+) -> Result<SelectedDevice, DeviceError> {
+    let selected = select_device(choice)?;
+    if ranks == 1 || choice != DeviceChoice::Auto || !selected.device.is_cuda() {
+        return Ok(selected);
+    }
+    // A launcher may show each process the one device that is its own.
+    match usize::try_from(tch::Cuda::device_count()).unwrap_or(0) {
+        1 => Ok(SelectedDevice { reason: "the one CUDA device that it sees".into(), ..selected }),
+        count if local_rank < count => {
+            let reason = format!("local rank {local_rank} of {count} CUDA devices");
+            Ok(SelectedDevice { device: Device::Cuda(local_rank), reason })
+        }
+        count => Err(DeviceError {
+            number: local_rank,
+            reason: format!("there are {count} CUDA devices for local rank {local_rank}"),
+        }),
+    }
+}
+
 /// Waits until the device has done what it was told.
 pub fn wait_for(device: Device) {
     if let Device::Cuda(number) = device {

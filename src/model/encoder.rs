@@ -1,11 +1,13 @@
 //! The encoder: normalisation of pixels, backbone, projection, unit length.
 
 use std::collections::HashMap;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, nn};
 
 use super::architecture::Architecture;
+use super::batch_norm::{Statistics, SumOverRanks};
 use super::compute::Compute;
 use super::init::initial_value;
 use super::layer::{FeatureLayer, NoSuchLayer, STAGES, flat};
@@ -50,7 +52,6 @@ pub struct EncoderConfig {
 /// A trainable encoder.
 ///
 /// Invariant: its outputs are unit rows (within rounding), in f32.
-#[derive(Debug)]
 pub struct Encoder {
     variables: nn::VarStore,
     network: Network,
@@ -58,6 +59,13 @@ pub struct Encoder {
     mean: Tensor,
     std: Tensor,
     config: EncoderConfig,
+    sum_over_ranks: Option<SumOverRanks>,
+}
+
+impl fmt::Debug for Encoder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Encoder").field("config", &self.config).finish_non_exhaustive()
+    }
 }
 
 impl Encoder {
@@ -75,6 +83,7 @@ impl Encoder {
             std: channel(config.normalisation.std),
             variables,
             config,
+            sum_over_ranks: None,
         };
         let variables = encoder.named_variables();
         let shapes: HashMap<String, Vec<i64>> =
@@ -111,6 +120,11 @@ impl Encoder {
         }
     }
 
+    /// From now on batch norm takes mean and variance over the pictures of all processes in training.
+    pub fn share_statistics(&mut self, sum_over_ranks: SumOverRanks) {
+        self.sum_over_ranks = Some(sum_over_ranks);
+    }
+
     /// The unit features of a batch; with `train`, batch statistics are used and running ones updated.
     ///
     /// # Shape
@@ -125,7 +139,12 @@ impl Encoder {
     /// # Shape
     /// As that of [`Encoder::forward`]
     pub fn projected(&self, pixels: &Tensor, train: bool) -> Tensor {
-        self.network.project(&self.network.pooled(&self.normalised(pixels), train))
+        let statistics = match &self.sum_over_ranks {
+            _ if !train => Statistics::Running,
+            None => Statistics::OfBatch,
+            Some(sum) => Statistics::OfAllRanks(sum),
+        };
+        self.network.project(&self.network.pooled(&self.normalised(pixels), statistics))
     }
 
     /// What several layers make of a batch, in evaluation mode and in one pass. The projection comes at unit
@@ -139,12 +158,15 @@ impl Encoder {
     pub fn features(&self, pixels: &Tensor, layers: &[FeatureLayer]) -> Result<Vec<Tensor>, NoSuchLayer> {
         tch::no_grad(|| {
             let mut maps: [Option<Tensor>; STAGES] = Default::default();
-            let pooled =
-                self.network.pooled_with_stages(&self.normalised(pixels), false, &mut |stage, map| {
+            let pooled = self.network.pooled_with_stages(
+                &self.normalised(pixels),
+                Statistics::Running,
+                &mut |stage, map| {
                     if layers.iter().any(|layer| layer.stage() == Some(stage)) {
                         maps[stage] = Some(flat(map));
                     }
-                });
+                },
+            );
             let of_layer = |&layer: &FeatureLayer| match layer.stage() {
                 Some(stage) => maps[stage].as_ref().map(Tensor::shallow_clone).ok_or(NoSuchLayer { layer }),
                 None if layer == FeatureLayer::Pooled => Ok(pooled.shallow_clone()),

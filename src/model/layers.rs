@@ -4,7 +4,7 @@
 //! autograd brings the gradient back to f32. That is what PyTorch's autocast does, on every device.
 
 use tch::Tensor;
-use tch::nn::{self, BatchNorm, Conv2D, Linear};
+use tch::nn::{self, Conv2D, Linear};
 
 /// A square convolution.
 #[derive(Debug)]
@@ -43,9 +43,4 @@ impl Convolution {
 pub(super) fn linear(layer: &Linear, input: &Tensor) -> Tensor {
     let kind = input.kind();
     input.linear(&layer.ws.to_kind(kind), layer.bs.as_ref().map(|bias| bias.to_kind(kind)))
-}
-
-/// A batch norm with PyTorch's settings; its weights and statistics stay in f32 whatever its input is.
-pub(super) fn batch_norm(path: &nn::Path, channels: i64) -> BatchNorm {
-    nn::batch_norm2d(path, channels, nn::BatchNormConfig::default())
 }

@@ -5,6 +5,7 @@
 //! are a function of the seed alone. What a model does not know: the objective, the bank, the optimiser.
 
 mod architecture;
+mod batch_norm;
 mod compute;
 mod device;
 mod encoder;
@@ -17,8 +18,11 @@ mod resnet;
 mod weights;
 
 pub use architecture::Architecture;
+pub use batch_norm::SumOverRanks;
 pub use compute::{Compute, ComputeType, allow_tf32};
-pub use device::{DeviceChoice, DeviceError, SelectedDevice, select_device, threads, wait_for};
+pub use device::{
+    DeviceChoice, DeviceError, SelectedDevice, select_device, select_device_of, threads, wait_for,
+};
 pub use encoder::{Encoder, EncoderConfig, Normalisation};
 pub use layer::{FeatureLayer, NoSuchLayer};
 pub use weights::{NamedTensors, WeightsError};

@@ -3,6 +3,7 @@
 use tch::{Tensor, nn};
 
 use super::architecture::{Architecture, NetworkLayout};
+use super::batch_norm::Statistics;
 use super::plain::Plain;
 use super::resnet::ResNet;
 
@@ -25,20 +26,20 @@ impl Network {
     ///
     /// # Shape
     /// `[batch, 3, height, width]` normalised pixels of any float type -> `[batch, width]` f32
-    pub(super) fn pooled(&self, pixels: &Tensor, train: bool) -> Tensor {
-        self.pooled_with_stages(pixels, train, &mut |_, _| {})
+    pub(super) fn pooled(&self, pixels: &Tensor, statistics: Statistics<'_>) -> Tensor {
+        self.pooled_with_stages(pixels, statistics, &mut |_, _| {})
     }
 
     /// Likewise; `at_stage` sees the map of each stage, counted from 0, on the way.
     pub(super) fn pooled_with_stages(
         &self,
         pixels: &Tensor,
-        train: bool,
+        statistics: Statistics<'_>,
         at_stage: &mut dyn FnMut(usize, &Tensor),
     ) -> Tensor {
         match self {
-            Self::ResNet(network) => network.pooled(pixels, train, at_stage),
-            Self::Plain(network) => network.pooled(pixels, train, at_stage),
+            Self::ResNet(network) => network.pooled(pixels, statistics, at_stage),
+            Self::Plain(network) => network.pooled(pixels, statistics, at_stage),
         }
     }
 

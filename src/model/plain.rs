@@ -6,10 +6,11 @@
 //! # Source
 //! Krizhevsky 2014 and Simonyan and Zisserman 2015; torchvision `models/alexnet.py`, `models/vgg.py`.
 
-use tch::nn::{self, BatchNorm, Linear, ModuleT};
+use tch::nn::{self, Linear};
 use tch::{Kind, Tensor};
 
-use super::layers::{ConvShape, Convolution, batch_norm, linear};
+use super::batch_norm::{BatchNorm, Statistics};
+use super::layers::{ConvShape, Convolution, linear};
 
 /// The width of the hidden linear layers.
 const HIDDEN: i64 = 4096;
@@ -97,7 +98,7 @@ impl Plain {
                 Piece::Conv(output, kernel, stride, padding) => {
                     let shape = ConvShape { input: channels, output, kernel, stride, padding, bias: true };
                     let conv = Convolution::new(&(&features / number), shape);
-                    let norm = layout.batch_norm.then(|| batch_norm(&(&features / (number + 1)), output));
+                    let norm = layout.batch_norm.then(|| BatchNorm::new(&(&features / (number + 1)), output));
                     layers.push(Layer::Conv(Box::new((conv, norm))));
                     // The ReLU and the batch norm have numbers too.
                     number += if layout.batch_norm { 2 } else { 1 };
@@ -127,7 +128,7 @@ impl Plain {
     pub(super) fn pooled(
         &self,
         pixels: &Tensor,
-        train: bool,
+        statistics: Statistics<'_>,
         at_stage: &mut dyn FnMut(usize, &Tensor),
     ) -> Tensor {
         let mut hidden = pixels.shallow_clone();
@@ -140,7 +141,7 @@ impl Plain {
                     let (conv, norm) = &**layer;
                     let mapped = conv.forward(&hidden);
                     norm.as_ref()
-                        .map_or_else(|| mapped.shallow_clone(), |norm| norm.forward_t(&mapped, train))
+                        .map_or_else(|| mapped.shallow_clone(), |norm| norm.forward(&mapped, statistics))
                         .relu()
                 }
             };

@@ -4,11 +4,12 @@
 //! He et al. 2016; torchvision `models/resnet.py` for names, strides (on the 3×3 of a bottleneck) and
 //! padding. The stems for 32×32 pictures are those of the reference's `models/resnet_cifar.py`.
 
-use tch::nn::{self, BatchNorm, Linear, ModuleT};
+use tch::nn::{self, Linear};
 use tch::{Kind, Tensor};
 
 use super::architecture::Layout;
-use super::layers::{ConvShape, Convolution, batch_norm, linear};
+use super::batch_norm::{BatchNorm, Statistics};
+use super::layers::{ConvShape, Convolution, linear};
 
 /// The output of a bottleneck is this many times wider than its 3×3 convolution.
 const BOTTLENECK_EXPANSION: i64 = 4;
@@ -33,26 +34,26 @@ impl Block {
             .zip(shapes)
             .map(|(number, (input, output, kernel, stride))| {
                 let conv = convolution(&(path / format!("conv{number}")), input, output, kernel, stride);
-                (conv, batch_norm(&(path / format!("bn{number}")), output))
+                (conv, BatchNorm::new(&(path / format!("bn{number}")), output))
             })
             .collect();
         let downsample = (stride != 1 || input != output).then(|| {
             let path = path / "downsample";
-            (convolution(&(&path / "0"), input, output, 1, stride), batch_norm(&(&path / "1"), output))
+            (convolution(&(&path / "0"), input, output, 1, stride), BatchNorm::new(&(&path / "1"), output))
         });
         Self { layers, downsample }
     }
 
-    fn forward(&self, input: &Tensor, train: bool) -> Tensor {
+    fn forward(&self, input: &Tensor, statistics: Statistics<'_>) -> Tensor {
         let mut hidden = input.shallow_clone();
         for (number, (conv, norm)) in self.layers.iter().enumerate() {
             if number > 0 {
                 hidden = hidden.relu();
             }
-            hidden = norm.forward_t(&conv.forward(&hidden), train);
+            hidden = norm.forward(&conv.forward(&hidden), statistics);
         }
         let shortcut = match &self.downsample {
-            Some((conv, norm)) => norm.forward_t(&conv.forward(input), train),
+            Some((conv, norm)) => norm.forward(&conv.forward(input), statistics),
             None => input.shallow_clone(),
         };
         (hidden + shortcut).relu()
@@ -75,7 +76,7 @@ impl ResNet {
         let (kernel, stride) = if layout.small_stem { (3, 1) } else { (7, 2) };
         let stem = (
             convolution(&(root / "conv1"), 3, layout.width, kernel, stride),
-            batch_norm(&(root / "bn1"), layout.width),
+            BatchNorm::new(&(root / "bn1"), layout.width),
         );
         let (mut blocks, mut stage_ends) = (Vec::new(), Vec::new());
         let mut channels = layout.width;
@@ -100,17 +101,17 @@ impl ResNet {
     pub(super) fn pooled(
         &self,
         pixels: &Tensor,
-        train: bool,
+        statistics: Statistics<'_>,
         at_stage: &mut dyn FnMut(usize, &Tensor),
     ) -> Tensor {
         let (conv, norm) = &self.stem;
-        let mut hidden = norm.forward_t(&conv.forward(pixels), train).relu();
+        let mut hidden = norm.forward(&conv.forward(pixels), statistics).relu();
         if !self.small_stem {
             hidden = hidden.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false);
         }
         at_stage(0, &hidden);
         for (number, block) in (1..).zip(&self.blocks) {
-            hidden = block.forward(&hidden, train);
+            hidden = block.forward(&hidden, statistics);
             if let Some(stage) = self.stage_ends.iter().position(|&end| end == number) {
                 at_stage(stage + 1, &hidden);
             }

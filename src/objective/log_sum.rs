@@ -18,11 +18,11 @@ const LOWEST: f64 = -1e30;
 #[derive(Debug)]
 pub(super) struct LogSum {
     /// `[batch, 1]` f32: the largest logit so far.
-    maximum: Tensor,
+    pub(super) maximum: Tensor,
     /// `[batch]` f64: the sum of `exp(logit - maximum)`.
-    sum: Tensor,
+    pub(super) sum: Tensor,
     /// `[batch, dim]` f32: the rows in that sum.
-    weighted: Tensor,
+    pub(super) weighted: Tensor,
 }
 
 impl LogSum {
@@ -64,7 +64,7 @@ impl LogSum {
     }
 
     /// Raises the maximum where the other is larger.
-    fn rise(&mut self, other: &Tensor) {
+    pub(super) fn rise(&mut self, other: &Tensor) {
         let maximum = self.maximum.maximum(other);
         let shrink = (&self.maximum - &maximum).exp();
         self.sum *= shrink.squeeze_dim(1);

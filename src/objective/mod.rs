@@ -10,7 +10,7 @@
 //! ```
 //!
 //! There is one code path: tiles of candidate rows go into sums (`log_sum`, `noise_sum`), sums over disjoint
-//! parts of the bank merge, and a [`Partial`] of all rows gives loss and gradient in closed form. Neither
+//! parts of the bank merge (in one process or over several), and a [`Partial`] of all rows gives loss and gradient in closed form. Neither
 //! `[batch, instances]` logits nor `[batch, K, dim]` rows are ever held, and no autograd graph passes through.
 //! Evaluating changes nothing: Z is named state, moved by [`Objective::prepare`] and [`Objective::observe`].
 //!
@@ -24,6 +24,7 @@ mod negatives;
 mod noise_sum;
 mod options;
 mod own;
+mod owners;
 mod partial;
 mod partition;
 
@@ -39,6 +40,7 @@ use self::noise_sum::Noise;
 use self::own::Own;
 use self::partition::PartitionSum;
 use crate::bank::BankPart;
+use crate::distributed::{DistributedError, ProcessGroup};
 use crate::ids::Position;
 
 /// Queries as an objective sees them: a batch, or a part of one.
@@ -108,12 +110,29 @@ impl Objective {
     }
 
     /// Sets what must be known before the first evaluation: Z of `nce`, from the first batch. Does nothing
-    /// where it is set, or where there is none.
+    /// where it is set, or where there is none. For where all parts of the bank are here.
     ///
     /// # Source
     /// Reference `NCEAverage.py`: `n` times the mean of `exp(s/τ)` over positives and negatives.
     pub fn prepare(&mut self, queries: Queries<'_>, parts: &[BankPart], negatives: Option<&Negatives>) {
-        let (Partition::Unset, ObjectiveKind::Nce) = (self.partition, self.options.kind) else { return };
+        let all_is_here = self.prepare_over(queries, parts, negatives, &ProcessGroup::alone());
+        all_is_here.expect("one process waits for nobody");
+    }
+
+    /// Likewise, where each owner has some parts of the bank.
+    ///
+    /// # Errors
+    /// If a collective fails.
+    pub fn prepare_over(
+        &mut self,
+        queries: Queries<'_>,
+        parts: &[BankPart],
+        negatives: Option<&Negatives>,
+        owners: &ProcessGroup,
+    ) -> Result<(), DistributedError> {
+        let (Partition::Unset, ObjectiveKind::Nce) = (self.partition, self.options.kind) else {
+            return Ok(());
+        };
         let estimate = no_grad(|| {
             let mut sum = PartitionSum::empty();
             let mut own: Option<Own> = None;
@@ -126,13 +145,17 @@ impl Objective {
                     Some(own) => own.merge(&found),
                 }
             }
-            sum.add_logits(&own.expect("a bank has a part").logits);
-            sum.ln_estimate(parts[0].instances())
-        });
+            let mut own = own.expect("a bank has a part");
+            sum.sum_over(owners)?;
+            own.sum_logits_over(owners)?;
+            sum.add_logits(&own.logits);
+            Ok::<_, DistributedError>(sum.ln_estimate(parts[0].instances()))
+        })?;
         self.partition = Partition::Set { ln_z: estimate.double_value(&[]) };
+        Ok(())
     }
 
-    /// The loss of the batch and its gradient.
+    /// The loss of the batch and its gradient, where all parts of the bank are here.
     ///
     /// # Panics
     /// If `nce` or `infonce` gets no negatives, or Z of `nce` is not set.
@@ -142,12 +165,32 @@ impl Objective {
         parts: &[BankPart],
         negatives: Option<&Negatives>,
     ) -> Evaluation {
+        let all_is_here = self.evaluate_over(queries, parts, negatives, &ProcessGroup::alone());
+        all_is_here.expect("one process waits for nobody")
+    }
+
+    /// Likewise, where each owner has some parts of the bank; the same at all of them.
+    ///
+    /// # Errors
+    /// If a collective fails.
+    ///
+    /// # Panics
+    /// As [`Objective::evaluate`].
+    pub fn evaluate_over(
+        &self,
+        queries: Queries<'_>,
+        parts: &[BankPart],
+        negatives: Option<&Negatives>,
+        owners: &ProcessGroup,
+    ) -> Result<Evaluation, DistributedError> {
         let partials = parts.iter().map(|part| self.partial(queries, part, negatives));
         let whole = partials.reduce(|mut whole, part| {
             no_grad(|| whole.merge(part));
             whole
         });
-        self.finish(queries, whole.expect("a bank has a part"))
+        let mut whole = whole.expect("a bank has a part");
+        no_grad(|| whole.sum_over(owners))?;
+        Ok(self.finish(queries, whole))
     }
 
     /// What a part of the bank says of the batch.

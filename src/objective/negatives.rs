@@ -7,7 +7,7 @@ use std::cell::OnceCell;
 use std::ops::Range;
 
 use rayon::prelude::*;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 use super::Sampling;
 use crate::bank::{BankPart, Blocks};
@@ -26,12 +26,14 @@ pub struct Negatives {
     uploaded: OnceCell<Uploaded>,
 }
 
-/// By column, `[1, K]` int64: what the first query's draw is a hash of, and its block's first row and length.
+/// By column, `[1, K]` int64: what the draw of query 0 is a hash of, and its block's first row and length.
 #[derive(Debug)]
 struct Uploaded {
     state: Tensor,
     first: Tensor,
     len: Tensor,
+    /// `[queries, 1]` int64: their numbers.
+    queries: Tensor,
 }
 
 #[derive(Debug)]
@@ -47,8 +49,9 @@ struct Drawn {
     keys: Vec<u64>,
     blocks: Blocks,
     per_block: usize,
-    /// The queries' numbers within the step's batch; `0..1` where all share.
-    queries: Range<usize>,
+    /// The queries' numbers within the step's batch; 0 alone where all share.
+    queries: Vec<usize>,
+    shared: bool,
 }
 
 /// What is drawn for a step.
@@ -75,7 +78,7 @@ impl Negatives {
     /// # Source
     /// Reference `alias_multinomial.py` with uniform weights; spreading over blocks is ours. SplitMix64:
     /// Steele, Lea and Flood 2014.
-    pub fn draw(draw: Draw, queries: Range<usize>, instances: usize) -> Self {
+    pub fn draw(draw: Draw, queries: impl IntoIterator<Item = usize>, instances: usize) -> Self {
         let Draw { seed, step, count, sampling } = draw;
         let blocks = Blocks::for_negatives(instances, count);
         let key = |block| Stream::new(seed, Purpose::Negatives, step, block).bits();
@@ -83,7 +86,8 @@ impl Negatives {
             keys: (0..blocks.count()).map(key).collect(),
             blocks,
             per_block: count / blocks.count() as usize,
-            queries: if sampling == Sampling::Shared { 0..1 } else { queries },
+            queries: if sampling == Sampling::Shared { vec![0] } else { queries.into_iter().collect() },
+            shared: sampling == Sampling::Shared,
         }))
     }
 
@@ -111,7 +115,7 @@ impl Negatives {
     pub fn shared(&self) -> bool {
         match &self.source {
             Source::Given(rows) => rows.size()[0] == 1,
-            Source::Drawn(drawn) => drawn.queries == (0..1),
+            Source::Drawn(drawn) => drawn.shared,
         }
     }
 
@@ -162,7 +166,7 @@ impl Drawn {
         let shape = [self.queries.len() as i64, columns.len() as i64];
         let blocks: Vec<_> = columns.clone().map(|column| self.block_of(column)).collect();
         let mut rows = vec![0_i64; self.queries.len() * columns.len()];
-        rows.par_chunks_mut(columns.len().max(1)).zip(self.queries.clone()).for_each(|(row, query)| {
+        rows.par_chunks_mut(columns.len().max(1)).zip(&self.queries).for_each(|(row, &query)| {
             for ((slot, column), (key, first, len)) in row.iter_mut().zip(columns.clone()).zip(&blocks) {
                 let bits = mix(key.wrapping_add(self.counter(query, column).wrapping_mul(GOLDEN)));
                 *slot = (first + (((bits >> 32) * len) >> 32)) as i64;
@@ -183,21 +187,20 @@ impl Drawn {
             first.fill(start as i64);
             len.fill(rows as i64);
             for (number, slot) in state.iter_mut().enumerate() {
-                let counter = self.counter(self.queries.start, number);
-                *slot = key.wrapping_add(counter.wrapping_mul(GOLDEN)) as i64;
+                *slot = key.wrapping_add(self.counter(0, number).wrapping_mul(GOLDEN)) as i64;
             }
         }
         let all = Tensor::from_slice(&values).view([3, 1, count as i64]).to_device(device);
-        Uploaded { state: all.get(0), first: all.get(1), len: all.get(2) }
+        let queries: Vec<i64> = self.queries.iter().map(|&query| query as i64).collect();
+        let queries = Tensor::from_slice(&queries).unsqueeze(1).to_device(device);
+        Uploaded { state: all.get(0), first: all.get(1), len: all.get(2), queries }
     }
 
     /// The same numbers by tensor operations, so that nothing of size `[batch, columns]` is uploaded.
     fn on_device(&self, columns: Range<usize>, uploaded: &Uploaded) -> Tensor {
         let some = |all: &Tensor| all.narrow(1, columns.start as i64, columns.len() as i64);
         let stride = (self.per_block as u64).wrapping_mul(GOLDEN) as i64;
-        let kind = (Kind::Int64, uploaded.state.device());
-        let query = Tensor::arange(self.queries.len() as i64, kind).unsqueeze(1);
-        let bits = mix_tensor(some(&uploaded.state) + query * stride);
+        let bits = mix_tensor(some(&uploaded.state) + &uploaded.queries * stride);
         some(&uploaded.first) + logical_shift(&(logical_shift(&bits, 32) * some(&uploaded.len)), 32)
     }
 }
@@ -223,6 +226,8 @@ fn logical_shift(bits: &Tensor, by: i64) -> Tensor {
 
 #[cfg(test)]
 mod tests {
+    use tch::Kind;
+
     use super::*;
 
     const INSTANCES: usize = 1000;
@@ -270,7 +275,7 @@ mod tests {
     #[test]
     fn tensor_operations_draw_the_same_numbers_as_the_host() {
         let draw = Draw { seed: 5, step: 9, count: 96, sampling: Sampling::PerSample };
-        let negatives = Negatives::draw(draw, 2..7, MANY_INSTANCES);
+        let negatives = Negatives::draw(draw, [2, 3, 9, 5, 40], MANY_INSTANCES);
         let Source::Drawn(drawn) = &negatives.source else { panic!("drawn") };
         assert!(drawn.blocks.count() > 1);
         let uploaded = drawn.upload(Device::Cpu);

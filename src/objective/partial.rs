@@ -14,15 +14,15 @@ use crate::units::Temperature;
 /// Sums over a part of the rows; those over disjoint parts merge.
 #[derive(Debug)]
 pub struct Partial {
-    own: Own,
-    candidates: Sum,
-    partition: Option<PartitionSum>,
+    pub(super) own: Own,
+    pub(super) candidates: Sum,
+    pub(super) partition: Option<PartitionSum>,
     instances: usize,
     temperature: Temperature,
 }
 
 #[derive(Debug)]
-enum Sum {
+pub(super) enum Sum {
     /// Of `softmax` and `infonce`.
     Exponentials(LogSum),
     /// Of `nce`.

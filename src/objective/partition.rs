@@ -73,11 +73,28 @@ impl PartitionSum {
         self.terms.extend(other.terms);
     }
 
+    /// The logarithm of the sum so far, a f64 scalar.
+    pub(super) fn ln_sum(&self) -> Tensor {
+        Tensor::stack(&self.ln_sums, 0).logsumexp([0_i64].as_slice(), false)
+    }
+
+    /// How many terms it has, a f64 scalar.
+    pub(super) fn terms(&self) -> Tensor {
+        Tensor::stack(&self.terms, 0).sum(Kind::Double)
+    }
+
+    /// Puts sums that were made elsewhere in place.
+    ///
+    /// # Shape
+    /// `ln_sums: [sums]` f64, `terms` a f64 scalar
+    pub(super) fn set(&mut self, ln_sums: &Tensor, terms: Tensor) {
+        self.ln_sums = ln_sums.unbind(0);
+        self.terms = vec![terms];
+    }
+
     /// `ln(n * mean)`, a f64 scalar.
     pub(super) fn ln_estimate(&self, instances: usize) -> Tensor {
-        let sum = Tensor::stack(&self.ln_sums, 0).logsumexp([0_i64].as_slice(), false);
-        let terms = Tensor::stack(&self.terms, 0).sum(Kind::Double);
-        sum - terms.log() + (instances as f64).ln()
+        self.ln_sum() - self.terms().log() + (instances as f64).ln()
     }
 }
 

@@ -44,7 +44,7 @@ impl Case {
 
     fn objective(&self, options: ObjectiveOptions) -> Objective {
         let mut objective = Objective::new(options, Partition::Unset);
-        objective.prepare(self.queries(), &[self.bank.whole()], Some(&self.negatives));
+        objective.prepare(self.queries(), &[self.bank.owned()], Some(&self.negatives));
         objective
     }
 
@@ -110,7 +110,7 @@ fn nce_is_one_plus_k_times_ln_two_when_model_equals_noise() {
 fn a_partition_once_set_stays_unless_it_is_a_moving_average() {
     let case = Case::random(3, 40, 4, 6, Sampling::PerSample);
     let mut fixed = Objective::new(options(ObjectiveKind::Nce, 6, 0.1), Partition::Set { ln_z: 1.25 });
-    fixed.prepare(case.queries(), &[case.bank.whole()], Some(&case.negatives));
+    fixed.prepare(case.queries(), &[case.bank.owned()], Some(&case.negatives));
     fixed.observe(9.0);
     assert_eq!(fixed.partition().ln_z(), Some(1.25));
     let moving = ObjectiveOptions { partition: PartitionChoice::Ema, ..options(ObjectiveKind::Nce, 6, 0.1) };
@@ -166,7 +166,7 @@ fn a_nearly_certain_positive_keeps_its_digits() {
     let temperature = 1.0 / 19.0;
     let objective = Objective::new(options(ObjectiveKind::Softmax, 0, temperature), Partition::Unset);
     let queries = Queries::whole(&features, &[Position(0)]);
-    let evaluation = objective.evaluate(queries, &[bank.whole()], None);
+    let evaluation = objective.evaluate(queries, &[bank.owned()], None);
     let expected = (-19.0_f64).exp();
     assert!((evaluation.loss.double_value(&[]) / expected - 1.0).abs() < 1e-5);
     let slope = evaluation.gradient.double_value(&[0, 1]);
@@ -217,7 +217,7 @@ fn parts_of_a_batch_add_up_to_the_batch() {
             let draw = Draw { seed: 8, step: 1, count: 16, sampling: Sampling::PerSample };
             let negatives = Negatives::draw(draw, range, 40);
             let queries = Queries { features: &features, positions, batch: 6 };
-            let evaluation = objective.evaluate(queries, &[case.bank.whole()], Some(&negatives));
+            let evaluation = objective.evaluate(queries, &[case.bank.owned()], Some(&negatives));
             sum += evaluation.loss.double_value(&[]);
             rows.push(evaluation.gradient);
         }
@@ -234,7 +234,7 @@ fn many_tiles_give_what_one_gives() {
     let positions: Vec<_> = (0..64).map(|k| Position(k * 1873)).collect();
     let queries = Queries::whole(features.rows(), &positions);
     let objective = Objective::new(options(ObjectiveKind::Softmax, 0, 0.07), Partition::Unset);
-    let actual = objective.evaluate(queries, &[bank.whole()], None);
+    let actual = objective.evaluate(queries, &[bank.owned()], None);
     let features = features.rows().to_kind(Kind::Double).set_requires_grad(true);
     let logits = features.matmul(&bank.rows().to_kind(Kind::Double).tr()) / 0.07;
     let target: Vec<i64> = positions.iter().map(|position| position.to_index()).collect();

@@ -27,14 +27,15 @@ pub(super) trait Saved: Send + 'static {
 #[derive(Debug)]
 pub(super) struct Writer {
     run: Location,
-    retention: Retention,
+    /// Of several processes one removes checkpoints.
+    retention: Option<Retention>,
     under_way: Option<JoinHandle<Result<Location, TrainError>>>,
     last: Option<Location>,
 }
 
 impl Writer {
     /// A writer for the run, whose newest checkpoint so far is `last`.
-    pub(super) fn new(run: Location, retention: Retention, last: Option<Location>) -> Self {
+    pub(super) fn new(run: Location, retention: Option<Retention>, last: Option<Location>) -> Self {
         Self { run, retention, under_way: None, last }
     }
 
@@ -51,7 +52,7 @@ impl Writer {
             let (began, step) = (Instant::now(), snapshot.step());
             let folder = snapshot.write(&run)?;
             tracing::debug!("step {step}: written in {:.2} s", began.elapsed().as_secs_f64());
-            retention.apply(&run)?;
+            retention.map_or(Ok(()), |retention| retention.apply(&run))?;
             Ok(folder)
         };
         let thread = std::thread::Builder::new().name("checkpoint".into()).spawn(write);

@@ -1,15 +1,18 @@
 //! Measuring the training step.
 
-use std::time::Instant;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
 
 use super::clock::Phase;
-use super::step::Trainer;
+use super::state::Trainer;
 use super::{TrainConfig, TrainError};
+use crate::distributed::{ProcessGroup, Rendezvous};
 use crate::ids::{InstanceId, Position};
-use crate::loader::{Batch, EpochOrder};
-use crate::model::{select_device, threads, wait_for};
+use crate::loader::{Batch, EpochOrder, GlobalBatch, Part};
+use crate::model::{select_device_of, threads, wait_for};
 use crate::rng::{Purpose, Stream};
 
 /// Different batches that are drawn before the clock starts.
@@ -28,17 +31,24 @@ pub struct StepBench {
 
 impl StepBench {
     /// Runs the steps on drawn pixels: once as in training, for the rate, and once with a wait for the device
-    /// after each phase, for the split.
+    /// after each phase, for the split. Of several processes each has a part of the batch and of the bank.
     ///
     /// # Errors
-    /// If the configuration makes no sense, or a number is not finite.
-    pub fn run(self, config: TrainConfig) -> Result<Value, TrainError> {
+    /// If the configuration makes no sense, a number is not finite, or another process is lost.
+    pub fn run(
+        self,
+        config: TrainConfig,
+        rendezvous: &Rendezvous,
+        timeout: Duration,
+    ) -> Result<Value, TrainError> {
         config.validate()?;
-        let selected = select_device(config.device)?;
+        let selected = select_device_of(config.device, rendezvous.local_rank(), rendezvous.world())?;
         super::start::set_precision(&config, selected.device);
-        let mut trainer = Trainer::new(config, self.instances, selected.device);
+        let group = Rc::new(ProcessGroup::join(rendezvous, selected.device, timeout)?);
+        let mut trainer = Trainer::over(Rc::clone(&group), config, self.instances, selected.device)?;
+        let part = Part { rank: group.rank(), ranks: group.world() };
         let batches: Vec<Batch> =
-            (0..BATCHES).map(|number| draw(&trainer.config, self.instances, number)).collect();
+            (0..BATCHES).map(|number| draw(&trainer.config, self.instances, number, part)).collect();
         let steps = |trainer: &mut Trainer, count: usize| {
             (0..count).try_for_each(|step| trainer.step(&batches[step % BATCHES]).map(drop))
         };
@@ -56,6 +66,10 @@ impl StepBench {
         Ok(json!({
             "device": format!("{:?} ({})", selected.device, selected.reason),
             "threads": threads(),
+            "ranks": group.world(),
+            "bank_rows": trainer.bank.len(),
+            "bank_bytes": trainer.bank.rows().numel() * trainer.bank.rows().kind().elt_size_in_bytes(),
+            "gradient_bytes": trainer.encoder.parameters().iter().map(|(_, t)| t.numel() * 4).sum::<usize>(),
             "arch": trainer.config.arch,
             "image_size": trainer.config.image_size,
             "batch_size": trainer.config.batch_size,
@@ -73,10 +87,12 @@ impl StepBench {
     }
 }
 
-fn draw(config: &TrainConfig, instances: usize, number: usize) -> Batch {
+fn draw(config: &TrainConfig, instances: usize, number: usize, part: Part) -> Batch {
     let places = number * config.batch_size..(number + 1) * config.batch_size;
     let order = EpochOrder::new(0, 0, instances);
-    let positions: Vec<Position> = places.map(|place| order.at(place % instances)).collect();
+    let global = GlobalBatch::dealt(places.map(|place| order.at(place % instances)).collect(), part.ranks);
+    let own = &global.shares[part.rank];
+    let positions: Vec<Position> = own.iter().map(|&index| global.positions[index]).collect();
     let mut stream = Stream::new(0, Purpose::Report, 1, number as u64);
     let side = config.image_size as usize;
     Batch {
@@ -86,5 +102,6 @@ fn draw(config: &TrainConfig, instances: usize, number: usize) -> Batch {
         labels: vec![None; positions.len()],
         pixels: (0..positions.len() * 3 * side * side).map(|_| stream.bits() as u8).collect(),
         positions,
+        global: Arc::new(global),
     }
 }

@@ -107,6 +107,8 @@ pub struct TrainConfig {
     pub device: DeviceChoice,
     /// In which precision the network computes.
     pub precision: Precision,
+    /// Batch norm takes mean and variance over the pictures of all processes, not over those of each.
+    pub sync_batch_norm: bool,
     /// Keep activations and kernels with the channels last in memory, as tensor cores like them.
     pub channels_last: bool,
     /// What a step does whose loss, features or gradient are no finite numbers.
@@ -194,6 +196,7 @@ impl Default for TrainConfig {
             seed: 0,
             device: DeviceChoice::Auto,
             precision: Precision::F32,
+            sync_batch_norm: false,
             channels_last: false,
             on_nonfinite: OnNonFinite::Fail,
             shuffle: ShuffleKind::Exact,

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{TrainConfig, TrainJob};
 use crate::checkpoint::Cursor;
 use crate::dataset::Manifest;
-use crate::loader::{DatasetSource, Loader, LoaderError, LoaderOptions, Shuffle, Source};
+use crate::loader::{DatasetSource, Loader, LoaderError, LoaderOptions, Part, Shuffle, Source};
 use crate::storage::BlobCache;
 
 /// How the instances of an epoch are mixed.
@@ -34,17 +34,19 @@ pub(super) fn open(job: &TrainJob, manifest: &Manifest) -> Result<DatasetSource,
     Ok(source.with_cache(cache.map_err(LoaderError::Cache)?))
 }
 
-/// A loader of all that a run still needs.
+/// A loader of all that a run still needs; of each global batch a part.
 pub(super) fn load(
     config: &TrainConfig,
     source: &Arc<dyn Source>,
     cursor: Cursor,
+    part: Part,
 ) -> Result<Loader, LoaderError> {
     let recipe = config.recipe.recipe(config.image_size);
     let options = LoaderOptions {
         epoch: cursor.epoch,
         epochs: config.epochs.saturating_sub(cursor.epoch),
         first_step: cursor.step_in_epoch,
+        part,
         ..config.loader()
     };
     Loader::start(Arc::clone(source), recipe, options)

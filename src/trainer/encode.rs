@@ -1,13 +1,15 @@
 //! The bank's first rows by one pass of the encoder.
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use tch::{Tensor, no_grad};
 
-use super::step::Trainer;
+use super::gathered::{Gathered, any, present};
+use super::state::Trainer;
 use super::{StopFlag, TrainError};
-use crate::loader::{EvalTransform, Source, evaluation_batches_with};
+use crate::loader::{EvalTransform, LoaderOptions, Part, Source, evaluation_batches_with};
 
 /// Writes what the encoder, in evaluation mode, makes of each picture's centre into the picture's row.
 ///
@@ -22,14 +24,19 @@ pub(super) fn encode_bank(
     let transform =
         EvalTransform::ResizeCenterCrop { resize: encoder.evaluation_resize, crop: encoder.image_size };
     let side = i64::from(transform.side());
-    for batch in evaluation_batches_with(Arc::clone(source), transform, trainer.config.loader())? {
-        if stop.load(Ordering::Relaxed) {
+    let group = Rc::clone(&trainer.group);
+    let part = Part { rank: group.rank(), ranks: group.world() };
+    let options = LoaderOptions { part, ..trainer.config.loader() };
+    for batch in evaluation_batches_with(Arc::clone(source), transform, options)? {
+        if any(&group, stop.load(Ordering::Relaxed))? {
             return Err(TrainError::Stopped { step: 0 });
         }
         let batch = batch?;
         let pixels = Tensor::from_slice(&batch.pixels).view([-1, 3, side, side]);
         let features = no_grad(|| trainer.encoder.forward(&pixels, false));
-        trainer.bank.set_initial(&batch.positions, &features);
+        let global = present(&group, &batch, trainer.config.on_corrupt)?;
+        let gathered = Gathered::gather(&group, &global, (0, 1), &features)?;
+        trainer.bank.set_initial(&gathered.positions, &gathered.features);
     }
     Ok(())
 }

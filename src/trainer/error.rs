@@ -2,6 +2,7 @@
 
 use crate::checkpoint::CheckpointError;
 use crate::dataset::DatasetError;
+use crate::distributed::DistributedError;
 use crate::failure::Failure;
 use crate::feature_table::TableError;
 use crate::loader::LoaderError;
@@ -63,6 +64,14 @@ pub enum TrainError {
         /// Steps done.
         step: u64,
     },
+    /// Another rank could not do its part; it ends with its own error.
+    #[error("rank {rank}: {reason}")]
+    OtherRank {
+        /// The rank.
+        rank: usize,
+        /// What it said.
+        reason: String,
+    },
     /// The operating system gives no thread to write checkpoints with.
     #[error("no thread can be started")]
     Threads(#[source] std::io::Error),
@@ -95,6 +104,9 @@ pub enum PartError {
     /// The store.
     #[error(transparent)]
     Storage(#[from] StorageError),
+    /// The other processes of the run.
+    #[error(transparent)]
+    Distributed(#[from] DistributedError),
 }
 
 fn shown(differences: &[Difference]) -> String {
@@ -117,7 +129,16 @@ macro_rules! from_parts {
     };
 }
 
-from_parts!(DatasetError, LoaderError, CheckpointError, TableError, WeightsError, DeviceError, StorageError);
+from_parts!(
+    DatasetError,
+    LoaderError,
+    CheckpointError,
+    TableError,
+    WeightsError,
+    DeviceError,
+    StorageError,
+    DistributedError
+);
 
 impl TrainError {
     /// The kind of failure, for the exit code.
@@ -126,6 +147,7 @@ impl TrainError {
             Self::Config { .. } | Self::OtherConfig { .. } => Failure::Config,
             Self::OtherDataset { .. } => Failure::Data,
             Self::NotFinite { .. } | Self::Poisoned { .. } | Self::Threads(_) => Failure::Other,
+            Self::OtherRank { .. } => Failure::Unavailable,
             Self::Stopped { .. } => Failure::Stopped,
             Self::Part(part) => part.failure(),
         }
@@ -142,6 +164,7 @@ impl PartError {
             Self::Weights(_) => Failure::Data,
             Self::Device(_) => Failure::Config,
             Self::Storage(error) => error.failure(),
+            Self::Distributed(error) => error.failure(),
         }
     }
 }

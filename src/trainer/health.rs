@@ -2,11 +2,12 @@
 //!
 //! Nothing here moves anything. Rows are sampled where a number needs pairs or a decomposition.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, no_grad};
 
-use super::step::Trainer;
+use super::state::Trainer;
 use crate::bank::MemoryBank;
+use crate::distributed::{DistributedError, ProcessGroup, Reduce};
 use crate::ids::Position;
 use crate::objective::{Objective, ObjectiveKind, Partition, Queries};
 use crate::rng::{Purpose, Stream};
@@ -45,25 +46,81 @@ pub struct BankHealth {
 }
 
 impl BankHealth {
-    /// Looks at the bank after the step at the trainer's cursor.
-    pub(super) fn of(trainer: &Trainer) -> Self {
-        let (bank, step) = (&trainer.bank, trainer.cursor.step);
-        let written = bank.updated_step().iter().flatten();
-        let ages: Vec<u64> = written.map(|&at| step.saturating_sub(at + 1)).collect();
-        let rows = bank.gather(&sample(bank.len(), step));
-        no_grad(|| Self {
-            age_histogram: histogram(&ages),
-            age_mean: ages.iter().sum::<u64>() as f64 / ages.len().max(1) as f64,
-            age_maximum: ages.iter().copied().max().unwrap_or(0),
-            never_written: (bank.len() - ages.len()) as u64,
-            norm_error: norm_error(&rows),
-            uniformity: uniformity(&rows),
-            effective_rank: effective_rank(&rows),
-            ln_partition_true: trainer.last_batch().and_then(|queries| {
-                let nce = trainer.objective.options().kind == ObjectiveKind::Nce;
-                nce.then(|| true_partition(queries, bank, &trainer.objective))
-            }),
+    /// Looks at the bank after the step at the trainer's cursor; in every process the same.
+    ///
+    /// # Errors
+    /// If a collective fails.
+    pub(super) fn of(trainer: &Trainer) -> Result<Self, DistributedError> {
+        let (bank, step, group) = (&trainer.bank, trainer.cursor.step, trainer.group.as_ref());
+        let ages = Ages::of(bank, step).sum_over(group)?;
+        no_grad(|| {
+            let rows = gather(bank, &sample(bank.instances(), step), group)?;
+            let ln_partition_true = match trainer.last_batch() {
+                Some(queries) if trainer.objective.options().kind == ObjectiveKind::Nce => {
+                    Some(true_partition(queries, bank, &trainer.objective, group)?)
+                }
+                _ => None,
+            };
+            Ok(Self {
+                age_histogram: ages.histogram(),
+                age_mean: ages.sum as f64 / ages.count.max(1) as f64,
+                age_maximum: ages.maximum,
+                never_written: bank.instances() as u64 - ages.count,
+                norm_error: norm_error(&rows),
+                uniformity: uniformity(&rows),
+                effective_rank: effective_rank(&rows),
+                ln_partition_true,
+            })
         })
+    }
+}
+
+/// How long ago rows were written, in steps.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Ages {
+    /// By power of two: how many.
+    buckets: Vec<u64>,
+    count: u64,
+    sum: u64,
+    maximum: u64,
+}
+
+impl Ages {
+    fn of(bank: &MemoryBank, step: u64) -> Self {
+        let written = bank.updated_step().iter().flatten();
+        let mut ages = Self::default();
+        for age in written.map(|&at| step.saturating_sub(at + 1)) {
+            let bucket = (u64::BITS - age.leading_zeros()) as usize;
+            ages.buckets.resize(ages.buckets.len().max(bucket + 1), 0);
+            ages.buckets[bucket] += 1;
+            ages.count += 1;
+            ages.sum += age;
+            ages.maximum = ages.maximum.max(age);
+        }
+        ages
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.buckets.resize(self.buckets.len().max(other.buckets.len()), 0);
+        self.buckets.iter_mut().zip(&other.buckets).for_each(|(sum, count)| *sum += count);
+        self.count += other.count;
+        self.sum += other.sum;
+        self.maximum = self.maximum.max(other.maximum);
+    }
+
+    /// Those of all owners.
+    fn sum_over(self, owners: &ProcessGroup) -> Result<Self, DistributedError> {
+        let words = owners.gather_bytes(&serde_json::to_vec(&self).expect("ages are plain data"))?;
+        let mut all = Self::default();
+        for word in words {
+            all.add(&serde_json::from_slice(&word).expect("every owner says ages"));
+        }
+        Ok(all)
+    }
+
+    /// `(upper edge, count)` for each power of two up to the largest age.
+    fn histogram(&self) -> Vec<(u64, u64)> {
+        (0..).map(|bucket| 1_u64 << bucket).zip(self.buckets.iter().copied()).collect()
     }
 }
 
@@ -75,17 +132,18 @@ fn sample(rows: usize, step: u64) -> Vec<Position> {
     (0..SAMPLED_ROWS).map(|_| Position(stream.below(rows as u64) as u32)).collect()
 }
 
-/// `(upper edge, count)` for each power of two up to the largest age.
-fn histogram(ages: &[u64]) -> Vec<(u64, u64)> {
-    let mut counts = Vec::new();
-    for age in ages {
-        let bucket = (u64::BITS - age.leading_zeros()) as usize;
-        if counts.len() <= bucket {
-            counts.resize(bucket + 1, 0);
-        }
-        counts[bucket] += 1;
+/// Rows of the bank, whoever has them.
+fn gather(
+    bank: &MemoryBank,
+    positions: &[Position],
+    owners: &ProcessGroup,
+) -> Result<Tensor, DistributedError> {
+    if owners.world() == 1 {
+        return Ok(bank.gather(positions));
     }
-    counts.into_iter().enumerate().map(|(bucket, count)| (1_u64 << bucket, count)).collect()
+    let rows = bank.gather_owned(positions);
+    owners.all_reduce(&rows, Reduce::Sum)?;
+    Ok(rows)
 }
 
 fn norm_error(rows: &Tensor) -> f64 {
@@ -111,23 +169,29 @@ fn effective_rank(rows: &Tensor) -> f64 {
 }
 
 /// ln of the mean over queries of `sum_i exp(s_i/τ)`, exact over all rows.
-fn true_partition(queries: Queries<'_>, bank: &MemoryBank, assumed: &Objective) -> f64 {
+fn true_partition(
+    queries: Queries<'_>,
+    bank: &MemoryBank,
+    assumed: &Objective,
+    owners: &ProcessGroup,
+) -> Result<f64, DistributedError> {
     let mut options = assumed.options();
     options.kind = ObjectiveKind::Softmax;
     options.proximal_weight = 0.0;
     let exact = Objective::new(options, Partition::Unset);
     let count = queries.positions.len().min(SAMPLED_QUERIES);
-    let logs: Vec<f64> = (0..count)
-        .map(|query| {
-            let features = queries.features.narrow(0, query as i64, 1);
-            let positions = &queries.positions[query..=query];
-            let loss = exact.evaluate(Queries::whole(&features, positions), &[bank.whole()], None).loss;
-            let own = (features * bank.gather(positions)).sum(Kind::Double) / options.temperature.get();
-            (loss + own).double_value(&[])
-        })
-        .collect();
+    let mut logs = Vec::with_capacity(count);
+    for query in 0..count {
+        let features = queries.features.narrow(0, query as i64, 1);
+        let positions = &queries.positions[query..=query];
+        let whole = Queries::whole(&features, positions);
+        let loss = exact.evaluate_over(whole, &[bank.owned()], None, owners)?.loss;
+        let row = gather(bank, positions, owners)?;
+        let own = (features * row).sum(Kind::Double) / options.temperature.get();
+        logs.push((loss + own).double_value(&[]));
+    }
     let largest = logs.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    largest + (logs.iter().map(|ln| (ln - largest).exp()).sum::<f64>() / count as f64).ln()
+    Ok(largest + (logs.iter().map(|ln| (ln - largest).exp()).sum::<f64>() / count as f64).ln())
 }
 
 #[cfg(test)]
@@ -138,7 +202,10 @@ mod tests {
 
     #[test]
     fn ages_fall_into_powers_of_two() {
-        assert_eq!(histogram(&[0, 1, 2, 3, 4, 7, 8]), [(1, 1), (2, 1), (4, 2), (8, 2), (16, 1)]);
+        let written = [9, 8, 7, 6, 5, 2, 1].map(Some).to_vec();
+        let rows = [1.0_f32, 0.0].repeat(written.len());
+        let bank = MemoryBank::from_rows(&rows, 2, written, Device::Cpu);
+        assert_eq!(Ages::of(&bank, 10).histogram(), [(1, 1), (2, 1), (4, 2), (8, 2), (16, 1)]);
     }
 
     #[test]

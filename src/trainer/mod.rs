@@ -16,19 +16,23 @@ mod encode;
 mod error;
 mod events;
 mod finetune;
+mod gathered;
 mod health;
 mod meter;
 mod metrics;
 mod optimizer;
+mod parts_of_ranks;
 mod retention;
 mod saving;
 mod scaler;
 mod schedule;
 mod session;
 mod start;
+mod state;
 mod step;
 
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use serde_json::{Map, Value};
 
@@ -44,6 +48,7 @@ pub use metrics::{MetricsLine, Scope};
 pub use session::{Outcome, train};
 
 use crate::bank::MemoryBank;
+use crate::distributed::{ProcessGroup, Rendezvous};
 use crate::model::Encoder;
 use crate::storage::Location;
 
@@ -58,6 +63,10 @@ pub struct TrainJob {
     pub init: Option<Location>,
     /// The configuration.
     pub config: TrainConfig,
+    /// Which of the run's processes this is.
+    pub rendezvous: Rendezvous,
+    /// After so long without an answer another process counts as lost.
+    pub collective_timeout: Duration,
 }
 
 /// What a run is, once it has been set up.
@@ -65,6 +74,8 @@ pub struct TrainJob {
 pub struct RunSummary {
     /// Where it computes, and why there.
     pub device: String,
+    /// The processes of the run.
+    pub ranks: usize,
     /// The number of instances, and of rows in the bank.
     pub instances: usize,
     /// Trainable numbers in the encoder.
@@ -92,6 +103,17 @@ pub struct StepReport {
     pub data_wait: f64,
 }
 
+/// What is judged after an epoch.
+#[derive(Clone, Copy, Debug)]
+pub struct Judged<'a> {
+    /// The encoder.
+    pub encoder: &'a Encoder,
+    /// The rows of the bank that are here.
+    pub bank: &'a MemoryBank,
+    /// The processes of the run.
+    pub group: &'a ProcessGroup,
+}
+
 /// What others do while a run goes on.
 pub trait Hooks {
     /// Called once, when the run is set up.
@@ -100,11 +122,12 @@ pub trait Hooks {
     /// Called after each step.
     fn stepped(&mut self, _report: &StepReport) {}
 
-    /// Judges the encoder and the bank after an epoch; what it returns goes into the metrics.
+    /// Judges the encoder and the bank after an epoch; what it returns goes into the metrics. Called in every
+    /// process of a run, each of which has some rows of the bank; all must make the same collectives.
     ///
     /// # Errors
     /// Whatever keeps it from judging; the run goes on without.
-    fn judge(&mut self, _encoder: &Encoder, _bank: &MemoryBank) -> Result<Map<String, Value>, HookError> {
+    fn judge(&mut self, _state: Judged<'_>) -> Result<Map<String, Value>, HookError> {
         Ok(Map::new())
     }
 

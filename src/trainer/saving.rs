@@ -1,22 +1,30 @@
 //! A run's state, to a checkpoint and back.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use crate::bank::MemoryBank;
+use crate::bank::{MemoryBank, StoredRows};
 use crate::checkpoint::{
     BANK, Checkpoint, CheckpointError, CheckpointManifest, FileEntry, MODEL, OPTIMIZER, STATE, TrainState,
-    TrainedOn, checkpoint_name, list_checkpoints, publish_file, remove_checkpoint,
+    TrainedOn, bank_part, checkpoint_name, list_checkpoints, publish_file, remove_checkpoint,
 };
-use crate::feature_table::{FeatureTable, Kind, TableMeta};
+use crate::dataset::Manifest;
+use crate::feature_table::{FeatureTable, Kind, StoredTable, Table, TableMeta};
 use crate::ids::{ClassId, InstanceId};
+use crate::loader::Source;
 use crate::model::NamedTensors;
 use crate::objective::{Objective, Partition};
 use crate::storage::{Location, PublishMode};
 
 use super::background::Saved;
+use super::data::ShuffleKind;
 use super::metrics::MetricsFiles;
-use super::step::Trainer;
-use super::{Difference, TrainError};
+use super::parts_of_ranks::PartsOfRanks;
+use super::state::Trainer;
+use super::{Difference, TrainError, TrainJob};
+
+/// Rows of a bank that are read at a time: 32 MiB at 128 numbers a row.
+const ROWS_OF_A_READ: usize = 1 << 16;
 
 /// What a checkpoint says of the data it was trained on.
 #[derive(Clone, Debug)]
@@ -29,24 +37,73 @@ pub(super) struct DataIdentity {
     pub(super) layout: Option<String>,
 }
 
-/// A copy of everything that a checkpoint holds, on the host: training can go on while it is written.
+impl DataIdentity {
+    /// What a job trains on.
+    ///
+    /// # Errors
+    /// If the dataset has no such split.
+    pub(super) fn of(job: &TrainJob, manifest: &Manifest, source: &dyn Source) -> Result<Self, TrainError> {
+        let config = &job.config;
+        Ok(Self {
+            trained_on: TrainedOn {
+                dataset_digest: manifest.dataset_digest.to_string(),
+                split: config.split.clone(),
+                split_digest: manifest.split(&job.dataset, &config.split)?.digest.to_string(),
+            },
+            classes: manifest.classes.clone(),
+            ids: source.ids().to_vec(),
+            labels: source.labels().to_vec(),
+            layout: (config.shuffle == ShuffleKind::Windowed).then(|| source.layout().digest().to_string()),
+        })
+    }
+}
+
+/// A copy of everything that a process adds to a checkpoint, on the host: training can go on while it is written.
 #[derive(Debug)]
 pub(super) struct Snapshot {
     step: u64,
-    epoch: u64,
-    model: NamedTensors,
-    optimizer: NamedTensors,
+    /// Of rank 0.
+    common: Option<Common>,
     bank: Vec<f32>,
     dim: usize,
     updated_step: Vec<Option<u64>>,
+    /// The places of the bank's rows.
+    owned: Range<usize>,
+    data: Arc<DataIdentity>,
+    ranks: PartsOfRanks,
+}
+
+/// What is the same in all processes.
+#[derive(Debug)]
+struct Common {
+    epoch: u64,
+    model: NamedTensors,
+    optimizer: NamedTensors,
     state: Vec<u8>,
     metrics: MetricsFiles,
-    data: Arc<DataIdentity>,
 }
 
 impl Trainer {
-    /// Copies the state as it is.
-    pub(super) fn snapshot(&self, data: &Arc<DataIdentity>, metrics: MetricsFiles) -> Snapshot {
+    /// Copies the state as it is; `metrics` are rank 0's.
+    pub(super) fn snapshot(
+        &self,
+        data: &Arc<DataIdentity>,
+        metrics: Option<MetricsFiles>,
+        ranks: &PartsOfRanks,
+    ) -> Snapshot {
+        Snapshot {
+            step: self.cursor.step,
+            common: metrics.map(|metrics| self.common(data, metrics)),
+            bank: self.bank.to_vec(),
+            dim: self.bank.dim(),
+            updated_step: self.bank.updated_step().to_vec(),
+            owned: self.bank.range(),
+            data: Arc::clone(data),
+            ranks: ranks.clone(),
+        }
+    }
+
+    fn common(&self, data: &DataIdentity, metrics: MetricsFiles) -> Common {
         let json = |value: serde_json::Result<serde_json::Value>| value.expect("it is plain data");
         let state = TrainState {
             cursor: self.cursor,
@@ -54,22 +111,17 @@ impl Trainer {
             optimizer_steps: Some(self.optimizer.steps()),
             skipped_steps: self.skipped,
             loss_scale: json(serde_json::to_value(self.loss_scale)),
-            instances: self.bank.len() as u64,
+            instances: self.bank.instances() as u64,
             encoder: json(serde_json::to_value(self.encoder.config())),
             config: json(serde_json::to_value(&self.config)),
             layout: data.layout.clone(),
         };
-        Snapshot {
-            step: self.cursor.step,
+        Common {
             epoch: self.cursor.epoch,
             model: self.encoder.weights(),
             optimizer: self.optimizer.buffers(),
-            bank: self.bank.to_vec(),
-            dim: self.bank.dim(),
-            updated_step: self.bank.updated_step().to_vec(),
             state: serde_json::to_vec_pretty(&state).expect("a state is plain data"),
             metrics,
-            data: Arc::clone(data),
         }
     }
 
@@ -83,13 +135,17 @@ impl Trainer {
         let steps = state.optimizer_steps.unwrap_or(state.cursor.step);
         self.optimizer.load(&NamedTensors::from_bytes(&from.read(OPTIMIZER)?)?, steps)?;
         let damaged = |name| CheckpointError::Damaged { file: from.folder().join(name).to_string() };
-        let table = FeatureTable::read(&from.folder().join(BANK))?;
-        if table.ids != data.ids {
+        let table = StoredTable::open_all(&from.bank()?)?;
+        if table.ids() != data.ids {
             return Err(damaged(BANK).into());
         }
-        let device = self.encoder.device();
-        let rows = MemoryBank::from_rows(&table.features, table.meta.dim, table.updated_step, device);
-        self.bank = rows.with_dtype(self.config.bank_dtype);
+        let owned = self.bank.range();
+        let rows = read_rows(&table, &owned)?;
+        let updated_step = table.updated_steps()[owned.clone()].to_vec();
+        let (first_row, instances) = (owned.start, data.ids.len());
+        let stored = StoredRows { rows: &rows, updated_step, first_row, instances };
+        let bank = MemoryBank::from_stored(stored, table.meta().dim, self.encoder.device());
+        self.bank = bank.with_dtype(self.config.bank_dtype);
         let partition = state.ln_partition.map_or(Partition::Unset, |ln_z| Partition::Set { ln_z });
         self.objective = Objective::new(self.config.objective(), partition);
         self.loss_scale = serde_json::from_value(state.loss_scale).map_err(|_| damaged(STATE))?;
@@ -125,41 +181,79 @@ impl Saved for Snapshot {
     }
 
     fn write(self, run: &Location) -> Result<Location, TrainError> {
-        if let Some(name) = self.model.not_finite() {
-            return Err(TrainError::Poisoned { step: self.step, name: name.to_owned() });
-        }
-        self.metrics.publish()?;
-        let folder = run.join("checkpoints").join(&checkpoint_name(self.step));
-        let data = Arc::clone(&self.data);
-        let (step, epoch) = (self.step, self.epoch);
-        let mut files = vec![
-            publish_file(&folder, MODEL, self.model.to_bytes())?,
-            publish_file(&folder, OPTIMIZER, self.optimizer.to_bytes())?,
-            publish_file(&folder, STATE, self.state)?,
-        ];
-        let bank = FeatureTable {
+        let Self { step, common, ranks, data, owned, dim, .. } = self;
+        let folder = run.join("checkpoints").join(&checkpoint_name(step));
+        let table = FeatureTable {
             meta: TableMeta {
                 kind: Kind::Bank,
                 layer: "projection".into(),
-                dim: self.dim,
+                dim,
                 dataset_digest: data.trained_on.dataset_digest.clone(),
                 split: data.trained_on.split.clone(),
                 step,
                 unit_length: true,
                 classes: data.classes.clone(),
             },
-            ids: data.ids.clone(),
-            labels: data.labels.clone(),
+            ids: data.ids[owned.clone()].to_vec(),
+            labels: data.labels[owned].to_vec(),
             updated_step: self.updated_step,
             features: self.bank,
         };
-        // What a reader would refuse is not published.
-        bank.check()?;
-        let written = bank.write(&folder.join(BANK))?;
-        files.push(FileEntry { name: BANK.into(), bytes: written.bytes, digest: written.digest });
-        CheckpointManifest::new(step, epoch, data.trained_on.clone(), files).publish(&folder)?;
+        let name = bank_part(ranks.rank, ranks.ranks);
+        match common {
+            None => ranks.hand_in(step, write_bank(&table, &folder, name))?,
+            Some(common) => {
+                let published = common.write(step, &folder, &data.trained_on, || {
+                    let own = write_bank(&table, &folder, name)?;
+                    Ok(std::iter::once(own).chain(ranks.collect(step)?).collect())
+                });
+                ranks.publish(step, published)?;
+            }
+        }
         Ok(folder)
     }
+}
+
+impl Common {
+    /// Writes everything, the manifest last; `bank` writes the bank, and waits for what others write of it.
+    fn write(
+        self,
+        step: u64,
+        folder: &Location,
+        trained_on: &TrainedOn,
+        bank: impl FnOnce() -> Result<Vec<FileEntry>, TrainError>,
+    ) -> Result<(), TrainError> {
+        if let Some(name) = self.model.not_finite() {
+            return Err(TrainError::Poisoned { step, name: name.to_owned() });
+        }
+        self.metrics.publish()?;
+        let mut files = vec![
+            publish_file(folder, MODEL, self.model.to_bytes())?,
+            publish_file(folder, OPTIMIZER, self.optimizer.to_bytes())?,
+            publish_file(folder, STATE, self.state)?,
+        ];
+        files.extend(bank()?);
+        Ok(CheckpointManifest::new(step, self.epoch, trained_on.clone(), files).publish(folder)?)
+    }
+}
+
+/// Publishes rows of the bank, unless a reader would refuse them.
+fn write_bank(table: &FeatureTable, folder: &Location, name: String) -> Result<FileEntry, TrainError> {
+    table.check()?;
+    let written = table.write(&folder.join(&name))?;
+    Ok(FileEntry { name, bytes: written.bytes, digest: written.digest })
+}
+
+/// Some rows of a table, row after row, without the others.
+fn read_rows(table: &StoredTable, rows: &Range<usize>) -> Result<Vec<f32>, TrainError> {
+    let mut values = Vec::with_capacity(rows.len() * table.meta().dim);
+    for range in table.ranges(ROWS_OF_A_READ) {
+        let wanted = range.start.max(rows.start)..range.end.min(rows.end);
+        if !wanted.is_empty() {
+            values.extend_from_slice(&table.start_read(range).finish()?.rows(wanted)?);
+        }
+    }
+    Ok(values)
 }
 
 /// Publishes the configuration of a run that begins.

@@ -1,27 +1,32 @@
 //! A run from its start or its newest checkpoint to its end.
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use tch::Tensor;
+
 use crate::bank::BankInit;
-use crate::checkpoint::{TrainedOn, mark_finished, unmark_finished};
+use crate::checkpoint::{mark_finished, unmark_finished};
 use crate::dataset::Manifest;
-use crate::loader::{Loader, LoaderError, Source};
-use crate::model::select_device;
+use crate::distributed::{ProcessGroup, Reduce};
+use crate::loader::{Loader, LoaderError, Part, Source};
+use crate::model::select_device_of;
 use crate::storage::{Location, Lock};
 
 use super::background::Writer;
-use super::data::{self, ShuffleKind};
+use super::data;
 use super::encode::encode_bank;
 use super::health::BankHealth;
 use super::meter::Meter;
 use super::metrics::Metrics;
-use super::retention::{Retention, remove_unpublished};
-use super::saving::{DataIdentity, newest, publish_config};
-use super::start::{begin_with, check_size, set_precision};
-use super::step::Trainer;
-use super::{Hooks, MetricsLine, RunSummary, Scope, StopFlag, TrainConfig, TrainError, TrainJob};
+use super::parts_of_ranks::PartsOfRanks;
+use super::retention::Retention;
+use super::saving::{DataIdentity, publish_config};
+use super::start::{Start, agree, begin_with, check_size, set_precision};
+use super::state::Trainer;
+use super::{Hooks, Judged, MetricsLine, RunSummary, Scope, StopFlag, TrainConfig, TrainError, TrainJob};
 
 /// The metrics are published at least so often, where there are any.
 const SHOWN_EVERY: Duration = Duration::from_secs(60);
@@ -50,20 +55,31 @@ pub enum Outcome {
 pub fn train(job: &TrainJob, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<Outcome, TrainError> {
     let mut session = Session::open(job, hooks, stop)?;
     if session.trainer.cursor.epoch >= job.config.epochs {
-        mark_finished(&job.run, session.trainer.cursor.step)?;
+        if session.is_first() {
+            mark_finished(&job.run, session.trainer.cursor.step)?;
+        }
         return Ok(Outcome::AlreadyFinished { step: session.trainer.cursor.step });
     }
-    unmark_finished(&job.run)?;
+    if session.is_first() {
+        unmark_finished(&job.run)?;
+    }
     let trained = session.epochs(hooks, stop);
-    if trained.is_err()
-        && let Err(error) = session.metrics.files().publish()
-    {
-        tracing::warn!("the last metrics could not be written: {error}");
+    if let Err(error) = &trained {
+        session.failed(error);
     }
     trained?;
     let checkpoint = session.writer.last().cloned().expect("the last epoch ends with a checkpoint");
-    mark_finished(&job.run, session.trainer.cursor.step)?;
+    if session.is_first() {
+        mark_finished(&job.run, session.trainer.cursor.step)?;
+    }
     Ok(Outcome::Finished { step: session.trainer.cursor.step, checkpoint })
+}
+
+/// What all processes of a run do next.
+#[derive(Clone, Copy, Debug)]
+struct Decision {
+    stop: bool,
+    save: bool,
 }
 
 /// A run that is under way.
@@ -72,15 +88,17 @@ struct Session<'a> {
     data: Arc<DataIdentity>,
     trainer: Trainer,
     loader: Loader,
-    metrics: Metrics,
+    /// Of rank 0.
+    metrics: Option<Metrics>,
     writer: Writer,
+    ranks: PartsOfRanks,
     /// When the last checkpoint was begun, and of which step it is.
     saved: Instant,
     saved_step: Option<u64>,
     /// When the metrics were last published.
     shown: Instant,
-    /// Of several jobs on one run, the one that may write.
-    lock: Lock,
+    /// Of several jobs on one run, the one that may write; rank 0's.
+    lock: Option<Lock>,
 }
 
 impl<'a> Session<'a> {
@@ -91,31 +109,18 @@ impl<'a> Session<'a> {
         let source = data::open(job, &manifest)?;
         let instances = source.len();
         check_size(job, instances)?;
-        let identity = DataIdentity {
-            trained_on: TrainedOn {
-                dataset_digest: manifest.dataset_digest.to_string(),
-                split: config.split.clone(),
-                split_digest: manifest.split(&job.dataset, &config.split)?.digest.to_string(),
-            },
-            classes: manifest.classes.clone(),
-            ids: source.ids().to_vec(),
-            labels: source.labels().to_vec(),
-            layout: (config.shuffle == ShuffleKind::Windowed).then(|| source.layout().digest().to_string()),
-        };
-        let lock = Lock::take(&job.run.join("lock"))?;
-        let found = newest(&job.run)?;
-        remove_unpublished(&job.run)?;
-        let selected = select_device(config.device)?;
+        let identity = DataIdentity::of(job, &manifest, &source)?;
+        let selected = select_device_of(config.device, job.rendezvous.local_rank(), job.rendezvous.world())?;
         set_precision(config, selected.device);
-        let mut trainer = Trainer::new(config.clone(), instances, selected.device);
+        let group = ProcessGroup::join(&job.rendezvous, selected.device, job.collective_timeout)?;
+        agree(&group, config, &identity.trained_on, selected.device)?;
+        let Start { lock, found } = Start::of(&group, &job.run)?;
+        let group = Rc::new(group);
+        let mut trainer = Trainer::over(Rc::clone(&group), config.clone(), instances, selected.device)?;
         let source: Arc<dyn Source> = Arc::new(source);
         match &found {
-            Some(checkpoint) => {
-                trainer.restore(checkpoint, &identity)?;
-                publish_config(&trainer, &job.run)?;
-            }
+            Some(checkpoint) => trainer.restore(checkpoint, &identity)?,
             None => {
-                publish_config(&trainer, &job.run)?;
                 if let Some(file) = &job.init {
                     begin_with(&mut trainer, file)?;
                 }
@@ -124,28 +129,51 @@ impl<'a> Session<'a> {
                 }
             }
         }
+        if group.is_first() {
+            publish_config(&trainer, &job.run)?;
+        }
         let parameters = trainer.encoder.parameters().iter().map(|(_, tensor)| tensor.numel()).sum();
         let steps = trainer.steps_per_epoch();
         hooks.started(&RunSummary {
             device: format!("{:?} ({})", selected.device, selected.reason),
+            ranks: group.world(),
             instances,
             parameters,
             resumed_step: trainer.cursor.step,
             total_steps: steps * config.epochs,
         });
-        let metrics = Metrics::resume(&job.run, trainer.cursor.step)?;
-        let loader = data::load(config, &source, trainer.cursor)?;
+        let step = trainer.cursor.step;
+        let metrics = group.is_first().then(|| Metrics::resume(&job.run, step)).transpose()?;
+        let part = Part { rank: group.rank(), ranks: group.world() };
+        let loader = data::load(config, &source, trainer.cursor, part)?;
         let retention = Retention { newest: config.keep, every_steps: config.keep_every_epochs * steps };
         let last = found.as_ref().map(|checkpoint| checkpoint.folder().clone());
-        let writer = Writer::new(job.run.clone(), retention, last);
+        let writer = Writer::new(job.run.clone(), group.is_first().then_some(retention), last);
+        let ranks = PartsOfRanks::new(&group, job.collective_timeout);
         let (data, saved) = (Arc::new(identity), Instant::now());
         let (saved_step, shown) = (found.as_ref().map(|_| trainer.cursor.step), saved);
         let mut session =
-            Self { job, data, trainer, loader, metrics, writer, saved, saved_step, shown, lock };
+            Self { job, data, trainer, loader, metrics, writer, ranks, saved, saved_step, shown, lock };
         if found.is_none() {
             session.save()?;
         }
         Ok(session)
+    }
+
+    fn is_first(&self) -> bool {
+        self.trainer.group.is_first()
+    }
+
+    /// What is still to be done when a run ends with an error.
+    fn failed(&mut self, error: &TrainError) {
+        if !matches!(error, TrainError::Stopped { .. }) {
+            self.ranks.give_up();
+        }
+        if let Some(metrics) = &self.metrics
+            && let Err(error) = metrics.files().publish()
+        {
+            tracing::warn!("the last metrics could not be written: {error}");
+        }
     }
 
     /// Trains to the end of the last epoch.
@@ -163,42 +191,33 @@ impl<'a> Session<'a> {
         let (mut meter, mut interval) = (Meter::start(), Meter::start());
         let waited = self.loader.waited();
         let mut waited_before = waited;
-        while let Some(batch) = self.loader.next_of(cursor.epoch, stop) {
-            let batch = batch?;
+        while self.trainer.cursor.epoch == cursor.epoch {
+            // Stopped while it waited for data, or the loader ended without a word.
+            let batch = self.loader.next_of(cursor.epoch, stop).transpose()?;
+            let has_ended = batch.is_none() && !stop.load(Ordering::Relaxed);
+            let decided = self.decide(stop.load(Ordering::Relaxed), self.is_due())?;
+            let Some(batch) = batch.filter(|_| !decided.stop) else {
+                return if has_ended { Err(LoaderError::Stopped.into()) } else { self.stopped() };
+            };
+            if decided.save {
+                let stall = self.save()?;
+                meter.stalled(stall);
+                interval.stalled(stall);
+            }
             let outcome = self.trainer.step(&batch)?;
-            meter.add(outcome, batch.ids.len(), self.loader.waited() - waited);
-            interval.add(outcome, batch.ids.len(), self.loader.waited() - waited_before);
+            let pictures = batch.global.positions.len();
+            meter.add(outcome, pictures, self.loader.waited() - waited);
+            interval.add(outcome, pictures, self.loader.waited() - waited_before);
             self.loader.give_back(batch);
             let step = self.trainer.cursor.step;
             hooks.stepped(&meter.report(step, cursor.epoch));
             if config.log_every_steps > 0 && step.is_multiple_of(config.log_every_steps) {
                 let line = interval.line(Scope::Interval, step, cursor.epoch);
-                self.metrics.push(&line);
-                hooks.measured(&line);
+                self.push(&line, hooks);
                 (interval, waited_before) = (Meter::start(), self.loader.waited());
                 self.show()?;
             }
             self.writer.check()?;
-            if self.trainer.cursor.epoch > cursor.epoch {
-                // What comes at its end saves it, with the epoch after it as the next one.
-                break;
-            }
-            if stop.load(Ordering::Relaxed) {
-                return self.stopped();
-            }
-            if self.is_due() {
-                let stall = self.save()?;
-                meter.stalled(stall);
-                interval.stalled(stall);
-            }
-        }
-        if self.trainer.cursor.epoch == cursor.epoch {
-            // Stopped while it waited for data, or the loader ended without a word.
-            return if stop.load(Ordering::Relaxed) {
-                self.stopped()
-            } else {
-                Err(LoaderError::Stopped.into())
-            };
         }
         let stats = self.loader.stats();
         tracing::info!("{}", stats.verdict());
@@ -219,28 +238,49 @@ impl<'a> Session<'a> {
         let config = &self.job.config;
         let done = self.trainer.cursor.epoch;
         let falls_on = |every: u64| every > 0 && done.is_multiple_of(every);
-        let is_stopped = || stop.load(Ordering::Relaxed);
         let is_due = done == config.epochs
             || falls_on(config.checkpoint_every_epochs.max(1))
             || falls_on(config.keep_every_epochs);
-        if is_due || is_stopped() {
+        let decided = self.decide(stop.load(Ordering::Relaxed), is_due)?;
+        if decided.save || decided.stop {
             let stall = self.save()?;
             meter.stalled(stall);
         }
         let mut monitor = serde_json::Map::new();
-        if !config.no_monitor && !is_stopped() {
-            match hooks.judge(&self.trainer.encoder, &self.trainer.bank) {
+        if !config.no_monitor && !decided.stop {
+            let Trainer { encoder, bank, group, .. } = &self.trainer;
+            match hooks.judge(Judged { encoder, bank, group }) {
                 Ok(scores) => monitor = scores,
                 Err(error) => tracing::warn!("epoch {}: the monitor failed: {}", epoch + 1, chain(&*error)),
             }
         }
-        let bank = Some(BankHealth::of(&self.trainer));
+        let bank = Some(BankHealth::of(&self.trainer)?);
         let line = MetricsLine { monitor, bank, ..meter.line(Scope::Epoch, self.trainer.cursor.step, epoch) };
-        self.metrics.push(&line);
-        hooks.measured(&line);
-        self.metrics.files().publish()?;
+        self.push(&line, hooks);
+        if let Some(metrics) = &self.metrics {
+            metrics.files().publish()?;
+        }
         self.shown = Instant::now();
-        if is_stopped() { self.stopped() } else { Ok(()) }
+        let stop = decided.stop || self.decide(stop.load(Ordering::Relaxed), false)?.stop;
+        if stop { self.stopped() } else { Ok(()) }
+    }
+
+    fn push(&mut self, line: &MetricsLine, hooks: &mut dyn Hooks) {
+        if let Some(metrics) = &mut self.metrics {
+            metrics.push(line);
+        }
+        hooks.measured(line);
+    }
+
+    /// What all processes do next: they stop where one was told to, and save where rank 0's clock says so.
+    fn decide(&self, stop: bool, save: bool) -> Result<Decision, TrainError> {
+        let group = &self.trainer.group;
+        if group.world() == 1 {
+            return Ok(Decision { stop, save });
+        }
+        let wishes = Tensor::from_slice(&[i64::from(stop), i64::from(save && self.is_first())]);
+        group.all_reduce(&wishes, Reduce::Max)?;
+        Ok(Decision { stop: wishes.int64_value(&[0]) == 1, save: wishes.int64_value(&[1]) == 1 })
     }
 
     /// Saves what is not saved yet and ends.
@@ -252,8 +292,10 @@ impl<'a> Session<'a> {
 
     /// Publishes the metrics from time to time: a run is watched while it goes on.
     fn show(&mut self) -> Result<(), TrainError> {
-        if self.shown.elapsed() >= SHOWN_EVERY {
-            self.metrics.files().publish()?;
+        if let Some(metrics) = &self.metrics
+            && self.shown.elapsed() >= SHOWN_EVERY
+        {
+            metrics.files().publish()?;
             self.shown = Instant::now();
         }
         Ok(())
@@ -273,9 +315,11 @@ impl<'a> Session<'a> {
         if self.saved_step == Some(step) {
             return Ok(Duration::ZERO);
         }
-        self.lock.check()?;
-        let (trainer, data, metrics) = (&self.trainer, &self.data, &mut self.metrics);
-        let stall = self.writer.start(|| trainer.snapshot(data, metrics.files_of_checkpoint()))?;
+        self.lock.as_ref().map_or(Ok(()), Lock::check)?;
+        self.trainer.make_replicas_equal()?;
+        let (trainer, data, ranks) = (&self.trainer, &self.data, &self.ranks);
+        let metrics = self.metrics.as_mut().map(Metrics::files_of_checkpoint);
+        let stall = self.writer.start(|| trainer.snapshot(data, metrics, ranks))?;
         tracing::debug!(
             "step {}: training stood still for {:.3} s",
             trainer.cursor.step,

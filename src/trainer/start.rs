@@ -1,10 +1,95 @@
 //! What comes before the first step.
 
+use crate::checkpoint::{Checkpoint, TrainedOn, checkpoint_name};
+use crate::distributed::ProcessGroup;
 use crate::model::{NamedTensors, allow_tf32};
-use crate::storage::Location;
+use crate::storage::{Location, Lock};
 
-use super::step::Trainer;
+use super::retention::remove_unpublished;
+use super::saving::newest;
+use super::state::Trainer;
 use super::{Precision, TrainConfig, TrainError, TrainJob};
+
+/// Keys of the configuration that may differ from process to process: what a machine has.
+const OF_A_MACHINE: [&str; 7] =
+    ["device", "cache", "cache_size", "memory_limit", "read_threads", "loader_threads", "prefetch"];
+
+/// What a call finds.
+#[derive(Debug)]
+pub(super) struct Start {
+    /// Rank 0's.
+    pub(super) lock: Option<Lock>,
+    /// The checkpoint from which the run goes on.
+    pub(super) found: Option<Checkpoint>,
+}
+
+impl Start {
+    /// Rank 0 takes the run's lock, looks for the newest checkpoint that is whole and removes what is not; the
+    /// others take its word.
+    ///
+    /// # Errors
+    /// If another job has the lock, no checkpoint is whole, or the store fails.
+    pub(super) fn of(group: &ProcessGroup, run: &Location) -> Result<Self, TrainError> {
+        let here = group.is_first().then(|| Self::alone(run));
+        if group.world() > 1 {
+            let word = match &here {
+                None => Ok(None),
+                Some(Ok(start)) => Ok(start.found.as_ref().map(|found| found.manifest().step)),
+                Some(Err(error)) => Err(error.to_string()),
+            };
+            let words = group.gather_bytes(&serde_json::to_vec(&word).expect("a word is plain data"))?;
+            if here.is_none() {
+                let word = serde_json::from_slice::<Result<Option<u64>, String>>(&words[0]);
+                let other_rank = |reason| TrainError::OtherRank { rank: 0, reason };
+                let step = word.map_err(|error| other_rank(error.to_string()))?.map_err(other_rank)?;
+                let open = |step| Checkpoint::open(&run.join("checkpoints").join(&checkpoint_name(step)));
+                return Ok(Self { lock: None, found: step.map(open).transpose()? });
+            }
+        }
+        here.expect("rank 0 has looked")
+    }
+
+    fn alone(run: &Location) -> Result<Self, TrainError> {
+        let lock = Lock::take(&run.join("lock"))?;
+        let found = newest(run)?;
+        remove_unpublished(run)?;
+        Ok(Self { lock: Some(lock), found })
+    }
+}
+
+/// Whether all processes are of one run.
+///
+/// # Errors
+/// What differs, and on which rank.
+pub(super) fn agree(
+    group: &ProcessGroup,
+    config: &TrainConfig,
+    trained_on: &TrainedOn,
+    device: tch::Device,
+) -> Result<(), TrainError> {
+    if group.world() == 1 {
+        return Ok(());
+    }
+    group.agree("the program", &program())?;
+    group.agree("the dataset's digest", &trained_on.dataset_digest)?;
+    group.agree("the kind of device", if device.is_cuda() { "cuda" } else { "cpu" })?;
+    let plain = serde_json::to_value(config).expect("a configuration is plain data");
+    let keys = plain.as_object().into_iter().flatten();
+    for (key, value) in keys.filter(|(key, _)| !OF_A_MACHINE.contains(&key.as_str())) {
+        group.agree(&format!("the option {key}"), &value.to_string())?;
+    }
+    Ok(())
+}
+
+/// What program this is: its version, and the digest of its file where that can be read.
+fn program() -> String {
+    let version = env!("CARGO_PKG_VERSION");
+    let digest = std::env::current_exe().and_then(std::fs::File::open).and_then(|file| {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_reader(file).map(|hasher| hasher.finalize().to_hex())
+    });
+    digest.map_or_else(|_| version.to_owned(), |digest| format!("{version} ({})", &digest[..16]))
+}
 
 /// Puts the weights of a file in place of the initial ones.
 pub(super) fn begin_with(trainer: &mut Trainer, file: &Location) -> Result<(), TrainError> {
@@ -31,6 +116,15 @@ pub(super) fn set_precision(config: &TrainConfig, device: tch::Device) {
 /// # Errors
 /// If there are not.
 pub(super) fn check_size(job: &TrainJob, instances: usize) -> Result<(), TrainError> {
+    let ranks = job.rendezvous.world();
+    if instances < ranks || job.config.batch_size < 2 * ranks {
+        let batch = job.config.batch_size;
+        let reason = format!(
+            "{ranks} ranks need {ranks} pictures and a batch of {} at least; there are {instances} and {batch}",
+            2 * ranks
+        );
+        return Err(TrainError::Config { reason });
+    }
     if instances < 2 {
         let reason = format!("split {:?} has {instances} pictures; training needs two", job.config.split);
         return Err(TrainError::Config { reason });

@@ -4,42 +4,22 @@ use std::ops::Range;
 
 use tch::{Kind, Tensor, no_grad};
 
-use super::clock::{Clock, Phase};
+use super::clock::Phase;
 use super::config::OnNonFinite;
-use super::optimizer::Optimizer;
+use super::gathered::{Gathered, part, part_count, present};
 use super::scaler::LossScale;
 use super::schedule::learning_rate;
-use super::{Precision, TrainConfig, TrainError};
-use crate::bank::MemoryBank;
-use crate::checkpoint::Cursor;
+use super::state::Trainer;
+use super::{TrainConfig, TrainError};
+use crate::distributed::Reduce;
 use crate::ids::Position;
 use crate::loader::Batch;
-use crate::model::{Compute, ComputeType, Encoder};
-use crate::objective::{Draw, Negatives, Objective, Partition, Queries};
+use crate::objective::{Draw, Negatives, Queries};
 
 /// After so many steps that moved nothing, one after the other, the run is over: it would move nothing more.
 const MOST_SKIPPED_IN_A_ROW: u64 = 1000;
 /// Keeps the division by the gradient's norm finite, as `torch.nn.utils.clip_grad_norm_` does.
 const SHORTEST_NORM: f64 = 1e-6;
-
-/// The state of a run.
-#[derive(Debug)]
-pub(super) struct Trainer {
-    pub(super) config: TrainConfig,
-    pub(super) encoder: Encoder,
-    pub(super) optimizer: Optimizer,
-    pub(super) bank: MemoryBank,
-    pub(super) objective: Objective,
-    pub(super) cursor: Cursor,
-    /// With `precision = f16` only.
-    pub(super) loss_scale: Option<LossScale>,
-    /// Steps that moved nothing, because a number was not finite.
-    pub(super) skipped: u64,
-    skipped_in_a_row: u64,
-    pub(super) clock: Clock,
-    /// The features and positions of the last step, for whoever looks at the run.
-    last: Option<(Tensor, Vec<Position>)>,
-}
 
 /// What a step measured.
 #[derive(Clone, Copy, Debug)]
@@ -60,51 +40,21 @@ pub(super) struct StepOutcome {
 
 /// What the passes through the network left behind: gradients in the parameters, and this.
 struct Passes {
-    /// `[batch, dim]`
+    /// `[batch, dim]`: of the global batch.
     features: Tensor,
+    /// `[batch]`
+    positions: Vec<Position>,
+    /// `[own, dim]`: of the pictures of this process.
+    own: Tensor,
     loss: Tensor,
     ln_partition: Option<Tensor>,
 }
 
 impl Trainer {
-    /// The state before the first step.
-    pub(super) fn new(config: TrainConfig, instances: usize, device: tch::Device) -> Self {
-        let mut encoder = Encoder::new(config.encoder(), config.seed, device);
-        encoder.set_compute(compute(&config));
-        let optimizer = Optimizer::new(encoder.parameters(), &config);
-        let bank = MemoryBank::initial(config.bank(instances), config.seed, device);
-        let objective = Objective::new(config.objective(), Partition::Unset);
-        let loss_scale = (config.precision == Precision::F16).then(LossScale::default);
-        let cursor = Cursor::default();
-        Self {
-            config,
-            encoder,
-            optimizer,
-            bank,
-            objective,
-            cursor,
-            loss_scale,
-            skipped: 0,
-            skipped_in_a_row: 0,
-            clock: Clock::off(),
-            last: None,
-        }
-    }
-
-    /// The last step's batch, as an objective sees it.
-    pub(super) fn last_batch(&self) -> Option<Queries<'_>> {
-        self.last.as_ref().map(|(features, positions)| Queries::whole(features, positions))
-    }
-
-    /// Steps of an epoch.
-    pub(super) fn steps_per_epoch(&self) -> u64 {
-        self.config.loader().steps(self.bank.len())
-    }
-
     /// Trains on one batch.
     ///
     /// # Errors
-    /// If a quantity is not finite and that is not to be skipped.
+    /// If a quantity is not finite and that is not to be skipped, or a collective fails.
     pub(super) fn step(&mut self, batch: &Batch) -> Result<StepOutcome, TrainError> {
         let step = self.cursor.step;
         let lr = learning_rate(&self.config, self.cursor, self.steps_per_epoch());
@@ -113,7 +63,7 @@ impl Trainer {
         let (partition, ln_partition) = (self.objective.partition(), self.objective.partition().ln_z());
 
         self.optimizer.zero_gradients();
-        let passes = self.passes(batch, scale);
+        let passes = self.passes(batch, scale)?;
         let [sum, loss, norm] =
             read([&passes.features.sum(Kind::Double), &passes.loss, &self.optimizer.gradient_norm()]);
         let mut outcome = StepOutcome {
@@ -128,7 +78,7 @@ impl Trainer {
 
         let quantities = [("features' sum", sum), ("loss", loss), ("gradient's norm", norm)];
         if let Some(&(quantity, value)) = quantities.iter().find(|(_, value)| !value.is_finite()) {
-            self.excuse(quantity, value, &passes.features, batch)?;
+            self.excuse(quantity, value, &passes.own, batch)?;
             put_back(statistics);
             self.objective.set_partition(partition);
             outcome.skipped = true;
@@ -137,7 +87,9 @@ impl Trainer {
             self.optimizer.step(lr);
             self.clock.mark(Phase::Optimizer);
             let momentum = self.config.bank_momentum;
-            let moved = self.bank.update(&batch.positions, &passes.features, momentum, step);
+            let moved = self.bank.update(&passes.positions, &passes.features, momentum, step);
+            let moved = Tensor::stack(&[moved.row_cosine, moved.distance], 0);
+            self.group.all_reduce(&moved, Reduce::Sum)?;
             if let Some(estimate) = passes.ln_partition {
                 self.objective.observe(estimate.double_value(&[]));
             }
@@ -145,10 +97,10 @@ impl Trainer {
             if let Some(scale) = &mut self.loss_scale {
                 scale.succeeded();
             }
-            [outcome.row_cosine, outcome.alignment] = read([&moved.row_cosine, &moved.distance]);
+            [outcome.row_cosine, outcome.alignment] = read([&moved.get(0), &moved.get(1)]);
             self.clock.mark(Phase::Bank);
             outcome.ln_partition = ln_partition.or(self.objective.partition().ln_z());
-            self.last = Some((passes.features, batch.positions.clone()));
+            self.last = Some((passes.features, passes.positions));
         }
         self.cursor.step += 1;
         self.cursor.step_in_epoch += 1;
@@ -159,36 +111,49 @@ impl Trainer {
     }
 
     /// Forward and backward, part by part; parameters get the gradient of the whole batch, times `scale`.
-    fn passes(&mut self, batch: &Batch, scale: f64) -> Passes {
-        let rows = [self.bank.whole()];
-        let total = batch.ids.len();
-        let (mut features, mut losses, mut estimates) = (Vec::new(), Vec::new(), Vec::new());
-        for range in parts(total, self.config.accumulate) {
-            let pixels = self.pixels(batch, &range);
+    fn passes(&mut self, batch: &Batch, scale: f64) -> Result<Passes, TrainError> {
+        let global = present(&self.group, batch, self.config.on_corrupt)?;
+        let rows = [self.bank.owned()];
+        let total = global.positions.len();
+        let count = part_count(&global, self.config.accumulate);
+        // The reducer gives the mean over ranks; the loss is a sum over them.
+        let scale = scale * self.group.world() as f64;
+        let (mut features, mut own, mut positions) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut losses, mut estimates) = (Vec::new(), Vec::new());
+        for number in 0..count {
+            let pixels = self.pixels(batch, &part(batch.ids.len(), count, number));
             self.clock.mark(Phase::Data);
             let attached = self.encoder.forward(&pixels, true);
             self.clock.mark(Phase::Forward);
             let detached = attached.detach();
-            let positions = &batch.positions[range.clone()];
-            let queries = Queries { features: &detached, positions, batch: total };
-            let negatives = self.draw_negatives(range.clone());
-            self.objective.prepare(queries, &rows, negatives.as_ref());
-            let evaluation = self.objective.evaluate(queries, &rows, negatives.as_ref());
+            let gathered = Gathered::gather(&self.group, &global, (number, count), &detached)?;
+            let queries =
+                Queries { features: &gathered.features, positions: &gathered.positions, batch: total };
+            let negatives = self.draw_negatives(&gathered.numbers);
+            self.objective.prepare_over(queries, &rows, negatives.as_ref(), &self.group)?;
+            let evaluation = self.objective.evaluate_over(queries, &rows, negatives.as_ref(), &self.group)?;
             self.clock.mark(Phase::Objective);
-            (attached * &evaluation.gradient * scale).sum(Kind::Float).backward();
+            let made_here = &gathered.own;
+            let gradient = evaluation.gradient.narrow(0, made_here.start as i64, made_here.len() as i64);
+            let loss = (attached * gradient * scale).sum(Kind::Float);
+            self.reducer.backward(&loss, number + 1 == count)?;
             self.clock.mark(Phase::Backward);
-            let share = (range.len() as f64 / total as f64).ln();
+            let share = (gathered.positions.len() as f64 / total as f64).ln();
             estimates.extend(evaluation.ln_partition.map(|estimate| estimate + share));
             losses.push(evaluation.loss);
-            features.push(detached);
+            features.push(gathered.features);
+            positions.extend(gathered.positions);
+            own.push(detached);
         }
         let stack = |values: &[Tensor]| Tensor::stack(values, 0);
-        Passes {
+        Ok(Passes {
             features: Tensor::cat(&features, 0),
+            positions,
+            own: Tensor::cat(&own, 0),
             loss: stack(&losses).sum(Kind::Double),
             ln_partition: (!estimates.is_empty())
                 .then(|| stack(&estimates).logsumexp([0_i64].as_slice(), false)),
-        }
+        })
     }
 
     /// Whether a step with such a number may be skipped.
@@ -203,7 +168,7 @@ impl Trainer {
             quantity == "gradient's norm" && self.loss_scale.as_mut().is_some_and(LossScale::overflowed);
         let is_finite = features.isfinite().all_dim(1, false).to_device(tch::Device::Cpu);
         let wrong = (0..).zip(&batch.ids).filter(|(row, _)| is_finite.int64_value(&[*row]) == 0);
-        let wrong: Vec<u32> = wrong.map(|(_, id)| id.0).collect();
+        let wrong: Vec<u32> = self.ids_of_all(wrong.map(|(_, id)| id.0).collect())?;
         let ids = if wrong.is_empty() { batch.ids.iter().map(|id| id.0).collect() } else { wrong };
         let error = TrainError::NotFinite { step: self.cursor.step, quantity, value, ids };
         self.skipped += 1;
@@ -237,11 +202,18 @@ impl Trainer {
             .to_device(self.encoder.device())
     }
 
-    fn draw_negatives(&self, queries: Range<usize>) -> Option<Negatives> {
+    /// Ids from every process.
+    fn ids_of_all(&self, ids: Vec<u32>) -> Result<Vec<u32>, TrainError> {
+        let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+        let all = self.group.gather_bytes(&bytes)?.concat();
+        Ok(all.as_chunks().0.iter().map(|&id| u32::from_le_bytes(id)).collect())
+    }
+
+    fn draw_negatives(&self, queries: &[usize]) -> Option<Negatives> {
         let count = self.objective.negatives()?;
         let (seed, sampling) = (self.config.seed, self.config.negative_sampling);
         let draw = Draw { seed, step: self.cursor.step, count, sampling };
-        Some(Negatives::draw(draw, queries, self.bank.len()))
+        Some(Negatives::draw(draw, queries.iter().copied(), self.bank.instances()))
     }
 }
 
@@ -251,21 +223,6 @@ pub(super) fn clip_factor(config: &TrainConfig, norm: f64) -> f64 {
         0.0 => 1.0,
         longest => (longest / (norm + SHORTEST_NORM)).min(1.0),
     }
-}
-
-pub(super) fn compute(config: &TrainConfig) -> Compute {
-    let kind = match config.precision {
-        Precision::F32 | Precision::Tf32 => ComputeType::F32,
-        Precision::Bf16 => ComputeType::Bf16,
-        Precision::F16 => ComputeType::F16,
-    };
-    Compute { kind, channels_last: config.channels_last }
-}
-
-/// `0..total` in so many runs of nearly equal length, none of one picture alone unless there is no other.
-pub(super) fn parts(total: usize, count: usize) -> impl Iterator<Item = Range<usize>> {
-    let count = count.min(total / 2).max(1);
-    (0..count).map(move |part| part * total / count..(part + 1) * total / count)
 }
 
 /// Reads f64 scalars from their device at once: one wait instead of three.

@@ -18,6 +18,8 @@ mod tiles;
 mod without_torch;
 
 #[cfg(feature = "torch")]
+mod distributed;
+#[cfg(feature = "torch")]
 mod encoder;
 #[cfg(feature = "torch")]
 mod export;

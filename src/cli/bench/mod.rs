@@ -6,6 +6,8 @@ mod loader;
 #[cfg(feature = "torch")]
 mod objective;
 #[cfg(feature = "torch")]
+mod scaling;
+#[cfg(feature = "torch")]
 mod step;
 
 use clap::{Args, Subcommand};
@@ -30,6 +32,8 @@ enum Bench {
     #[cfg(feature = "torch")]
     Objective(objective::ObjectiveArgs),
     #[cfg(feature = "torch")]
+    Scaling(scaling::ScalingArgs),
+    #[cfg(feature = "torch")]
     Step(Box<step::StepArgs>),
 }
 
@@ -40,6 +44,8 @@ pub(super) fn run(global: &GlobalArgs, args: &BenchArgs) -> anyhow::Result<()> {
         Bench::Loader(args) => loader::run(global, args),
         #[cfg(feature = "torch")]
         Bench::Objective(args) => objective::run(args),
+        #[cfg(feature = "torch")]
+        Bench::Scaling(args) => scaling::run(args),
         #[cfg(feature = "torch")]
         Bench::Step(args) => step::run(args),
     }

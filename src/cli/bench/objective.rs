@@ -79,7 +79,7 @@ pub(super) fn run(args: &ObjectiveArgs) -> anyhow::Result<()> {
         },
         Partition::Unset,
     );
-    let parts = [bank.whole()];
+    let parts = [bank.owned()];
     let mut seconds = Vec::new();
     let mut loss = 0.0;
     for step in 0..=args.repeats as u64 {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, ensure};
 use clap::Args;
 
+use crate::cli::ranks::RankFlags;
 use crate::cli::train::TrainFlags;
 use crate::cli::write_json;
 use crate::config;
@@ -12,7 +13,8 @@ use crate::trainer::{StepBench, TrainConfig};
 
 /// Training steps on drawn pixels, split into their phases.
 ///
-/// Options and run files are those of `instdisc train`; nothing is read or written.
+/// Options and run files are those of `instdisc train`; nothing is read or written. Under torchrun or srun it
+/// measures several processes.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  instdisc bench step --arch resnet50 --batch-size 256 --precision bf16 --channels-last --device cuda:0"
@@ -32,6 +34,8 @@ pub(in crate::cli) struct StepArgs {
     config: Option<PathBuf>,
     #[command(flatten)]
     options: TrainFlags,
+    #[command(flatten)]
+    ranks: RankFlags,
 }
 
 pub(super) fn run(args: &StepArgs) -> anyhow::Result<()> {
@@ -47,5 +51,7 @@ pub(super) fn run(args: &StepArgs) -> anyhow::Result<()> {
     let config: TrainConfig = config::resolve(file, &args.options)?;
     ensure!(config.batch_size <= args.instances, "--batch-size is at most --instances");
     let bench = StepBench { instances: args.instances, steps: args.steps, warmup_steps: args.warmup_steps };
-    write_json(&bench.run(config)?)
+    let rendezvous = args.ranks.rendezvous()?;
+    let measured = bench.run(config, &rendezvous, args.ranks.timeout())?;
+    if rendezvous.rank() == 0 { write_json(&measured) } else { Ok(()) }
 }

@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
-use super::{Pair, Place, judge};
-use crate::checkpoint::{BANK, Checkpoint, CheckpointError, list_checkpoints};
+use super::peers::Peers;
+use super::{Pair, Place, judge, say_reports};
+use crate::checkpoint::{Checkpoint, CheckpointError, list_checkpoints};
 use crate::cli::exit::WrongUsage;
 use crate::cli::knn::KnnArgs;
 use crate::cli::progress::{Terminal, say};
+use crate::cli::ranks::progress_of;
 use crate::cli::{GlobalArgs, write_json};
 use crate::eval::{Claim, KnnReport, RowChoice, RunTables, WatchOptions, report_location, run_tables, watch};
 use crate::feature_table::{FeatureTable, StoredTable};
@@ -20,11 +22,21 @@ const LEASE: Duration = Duration::from_secs(300);
 const BATCH_SIZE: usize = 256;
 
 /// Judges the newest checkpoint, or with `--watch` all of them.
-pub(super) fn judge_run(global: &GlobalArgs, args: &KnnArgs, run: &Location) -> anyhow::Result<()> {
+pub(super) fn judge_run(
+    global: &GlobalArgs,
+    args: &KnnArgs,
+    run: &Location,
+    peers: &Peers,
+) -> anyhow::Result<()> {
     let features =
         args.feature.iter().map(|name| Feature::parse(name)).collect::<anyhow::Result<Vec<_>>>()?;
-    let whole = Judging { global, args, run, features };
+    let whole = Judging { global, args, run, features, peers };
     if args.watch {
+        if peers.group.world() > 1 {
+            let reason =
+                "--watch is for one process; several watchers share a run's checkpoints by themselves";
+            return Err(WrongUsage(reason.into()).into());
+        }
         return whole.watch();
     }
     let Some((step, folder)) = list_checkpoints(run)?.pop() else {
@@ -34,9 +46,10 @@ pub(super) fn judge_run(global: &GlobalArgs, args: &KnnArgs, run: &Location) -> 
         Some(output) => global.location(output)?,
         None => report_location(run, step),
     };
-    let pairs = whole.tables(&folder, &Terminal::default())?;
+    peers.group.agree("the newest checkpoint's step", &step.to_string())?;
+    let pairs = whole.tables(&folder, progress_of(peers.is_first(), &Terminal::default()))?;
     let place = Place { output, run: Some(run.clone()), mode: PublishMode::Overwrite };
-    write_json(&judge(global, args, &pairs, Some(&place))?)
+    say_reports(judge(global, args, &pairs, Some(&place), peers)?.as_ref())
 }
 
 /// What votes.
@@ -73,11 +86,12 @@ struct Judging<'a> {
     args: &'a KnnArgs,
     run: &'a Location,
     features: Vec<Feature>,
+    peers: &'a Peers,
 }
 
 impl Judging<'_> {
     fn watch(&self) -> anyhow::Result<()> {
-        let Self { global, args, run, .. } = *self;
+        let Self { global, args, run, peers, .. } = *self;
         let options = WatchOptions {
             poll: Duration::from_secs(args.poll_interval),
             idle_timeout: (args.idle_timeout > 0).then(|| Duration::from_secs(args.idle_timeout)),
@@ -89,8 +103,8 @@ impl Judging<'_> {
             claim.renew()?;
             let output = report_location(run, step);
             let place = Place { output, run: Some(run.clone()), mode: PublishMode::Create };
-            match judge(global, args, &pairs, Some(&place)) {
-                Ok(reports) => say(&line(&reports.first)),
+            match judge(global, args, &pairs, Some(&place), peers) {
+                Ok(reports) => reports.iter().for_each(|reports| say(&line(&reports.first))),
                 Err(error) if is_done_already(&error) => {
                     say(&format!("step {step}: judged by another watcher"));
                 }
@@ -119,10 +133,10 @@ impl Judging<'_> {
         let mut pairs = Vec::new();
         for (feature, queries) in self.features.iter().zip(queries) {
             let bank = match feature {
-                Feature::Bank => checkpoint.join(BANK),
-                Feature::Layer(_) => banks.next().expect("each embedded feature has its table"),
+                Feature::Bank => opened.bank()?,
+                Feature::Layer(_) => vec![banks.next().expect("each embedded feature has its table")],
             };
-            pairs.push(Pair { bank: StoredTable::open(&bank)?, queries: FeatureTable::read(&queries)? });
+            pairs.push(Pair { bank: StoredTable::open_all(&bank)?, queries: FeatureTable::read(&queries)? });
         }
         Ok(pairs)
     }
@@ -151,8 +165,9 @@ impl Judging<'_> {
             batch_size: BATCH_SIZE,
             threads: self.args.threads,
             device: DeviceChoice::Auto,
+            local_rank: self.peers.local_rank,
         };
-        let places = run_tables(&job, progress)?;
+        let places = run_tables(&job, &self.peers.group, progress)?;
         let place = |feature: &Feature| layers.iter().position(|&layer| layer == feature.layer());
         Ok(features.iter().filter_map(place).map(|at| places[at].clone()).collect())
     }

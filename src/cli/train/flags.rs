@@ -176,6 +176,10 @@ pub(in crate::cli) struct TrainFlags {
     #[arg(long, value_enum, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     precision: Option<Precision>,
+    /// Batch norm takes mean and variance over the pictures of all processes
+    #[arg(long, num_args = 0, default_missing_value = "true")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sync_batch_norm: Option<bool>,
     /// Keep activations and kernels with the channels last in memory
     #[arg(long, num_args = 0, default_missing_value = "true")]
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -15,13 +15,12 @@ pub(super) use flags::{TrainFlags, show_defaults};
 use self::exporter::Exporter;
 use self::monitor::Monitor;
 use super::progress::{Meter, say};
+use super::ranks::RankFlags;
 use super::{GlobalArgs, signals, write_json};
-use crate::bank::MemoryBank;
 use crate::config;
-use crate::model::Encoder;
 use crate::trainer::{
-    HookError, Hooks, MetricsLine, Outcome, RunSummary, Scope, StepReport, StopFlag, TrainConfig, TrainJob,
-    train,
+    HookError, Hooks, Judged, MetricsLine, Outcome, RunSummary, Scope, StepReport, StopFlag, TrainConfig,
+    TrainJob, train,
 };
 
 /// Train an encoder and its memory bank.
@@ -48,6 +47,8 @@ pub(super) struct TrainArgs {
     metrics_listen: Option<String>,
     #[command(flatten)]
     options: TrainFlags,
+    #[command(flatten)]
+    ranks: RankFlags,
 }
 
 pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
@@ -63,17 +64,22 @@ pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
     let config: TrainConfig = config::resolve(file, &args.options)?;
     let init = (!config.init.is_empty()).then(|| global.location(&config.init)).transpose()?;
     let (dataset, run) = (global.location(&args.dataset)?, global.location(&args.run)?);
-    let job = TrainJob { dataset, run, init, config };
+    let rendezvous = args.ranks.rendezvous()?;
+    let is_first = rendezvous.rank() == 0;
+    let collective_timeout = args.ranks.timeout();
+    let job = TrainJob { dataset, run, init, config, rendezvous, collective_timeout };
     signals::stop_on_signals(&STOP)?;
-    let exporter = args.metrics_listen.as_deref().map(Exporter::listen).transpose()?;
+    let listen = args.metrics_listen.as_deref().filter(|_| is_first);
+    let exporter = listen.map(Exporter::listen).transpose()?;
     if let Some(exporter) = &exporter {
         tracing::info!("metrics at http://{}/metrics", exporter.address());
     }
     let total_epochs = job.config.epochs;
-    let mut hooks = TerminalHooks { job: &job, meter: None, monitor: None, exporter, total_epochs };
+    let mut hooks = TerminalHooks { job: &job, is_first, meter: None, monitor: None, exporter, total_epochs };
     let result = train(&job, &mut hooks, &STOP);
     hooks.meter = None;
     match result? {
+        _ if !is_first => Ok(()),
         Outcome::AlreadyFinished { step } => {
             say(&format!("{}: finished already, {step} steps", job.run));
             write_json(&json!({"run": args.run, "finished": true, "step": step}))
@@ -87,6 +93,8 @@ pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
 /// Shows a run in the terminal and judges the bank after each epoch.
 struct TerminalHooks<'a> {
     job: &'a TrainJob,
+    /// Of several processes one speaks.
+    is_first: bool,
     meter: Option<Meter>,
     monitor: Option<Monitor>,
     exporter: Option<Exporter>,
@@ -96,13 +104,17 @@ struct TerminalHooks<'a> {
 impl Hooks for TerminalHooks<'_> {
     fn started(&mut self, summary: &RunSummary) {
         tracing::info!("device {}", summary.device);
+        if !self.is_first {
+            return;
+        }
         let config = &self.job.config;
         tracing::info!(
-            "{} instances, {:.1} million parameters, {} steps of {} pictures{}",
+            "{} instances, {:.1} million parameters, {} steps of {} pictures{}{}",
             summary.instances,
             summary.parameters as f64 / 1e6,
             summary.total_steps,
             config.batch_size,
+            if summary.ranks > 1 { format!(" by {} processes", summary.ranks) } else { String::new() },
             if summary.resumed_step > 0 {
                 format!(", going on after step {}", summary.resumed_step)
             } else {
@@ -130,18 +142,18 @@ impl Hooks for TerminalHooks<'_> {
         }
     }
 
-    fn judge(&mut self, encoder: &Encoder, bank: &MemoryBank) -> Result<Map<String, Value>, HookError> {
+    fn judge(&mut self, state: Judged<'_>) -> Result<Map<String, Value>, HookError> {
         if self.monitor.is_none() {
             self.monitor = Some(Monitor::open(&self.job.dataset, &self.job.config)?);
         }
-        self.monitor.as_ref().map_or_else(|| Ok(Map::new()), |monitor| monitor.judge(encoder, bank))
+        self.monitor.as_ref().map_or_else(|| Ok(Map::new()), |monitor| monitor.judge(state))
     }
 
     fn measured(&mut self, line: &MetricsLine) {
         if let Some(exporter) = &self.exporter {
             exporter.set(line.scalars());
         }
-        if line.scope == Scope::Interval {
+        if line.scope == Scope::Interval || !self.is_first {
             return;
         }
         let monitor: Vec<String> = line

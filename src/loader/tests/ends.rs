@@ -181,7 +181,8 @@ fn a_corrupt_picture_is_left_out_and_all_others_stay_what_they_are() {
     for (whole, left) in whole.iter().zip(&left) {
         let kept = (0..whole.ids.len()).filter(|&row| ![4, 17].contains(&whole.ids[row].0));
         let picture = 3 * 16 * 16;
-        let mut expected = Batch { ids: vec![], positions: vec![], labels: vec![], pixels: vec![], ..*whole };
+        let mut expected =
+            Batch { ids: vec![], positions: vec![], labels: vec![], pixels: vec![], ..(*whole).clone() };
         for row in kept {
             expected.ids.push(whole.ids[row]);
             expected.positions.push(whole.positions[row]);

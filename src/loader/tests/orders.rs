@@ -124,10 +124,90 @@ fn the_parts_of_any_number_of_ranks_are_the_global_batch() {
             let part = |rank| batches(&source, LoaderOptions { part: Part { rank, ranks }, ..options });
             let parts: Vec<_> = (0..ranks).map(part).collect();
             for (step, whole) in whole.iter().enumerate() {
-                let of = |rank: usize| parts[rank][step].ids.clone();
-                assert_eq!((0..ranks).flat_map(of).collect::<Vec<_>>(), whole.ids);
+                let pictures = |batch: &Batch| {
+                    let side = batch.pixels.len() / batch.ids.len().max(1);
+                    let pixels = batch.pixels.chunks(side.max(1)).map(<[u8]>::to_vec);
+                    batch.ids.iter().copied().zip(pixels).collect::<Vec<_>>()
+                };
+                let mut together: Vec<_> = (0..ranks).flat_map(|rank| pictures(&parts[rank][step])).collect();
+                together.sort();
+                let mut expected = pictures(whole);
+                expected.sort();
+                assert_eq!(together, expected);
+                for (rank, of_rank) in parts.iter().enumerate() {
+                    let global = &of_rank[step].global;
+                    assert_eq!(global.positions, whole.positions);
+                    let own: Vec<_> =
+                        global.shares[rank].iter().map(|&index| global.positions[index]).collect();
+                    assert_eq!(own, of_rank[step].positions);
+                }
             }
         }
+    }
+}
+
+/// Counts the row groups that are read.
+struct Counted(InGroups, std::sync::Mutex<std::collections::BTreeSet<usize>>);
+
+impl Source for Counted {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn ids(&self) -> &[InstanceId] {
+        self.0.ids()
+    }
+
+    fn labels(&self) -> &[Option<ClassId>] {
+        self.0.labels()
+    }
+
+    fn layout(&self) -> &Layout {
+        self.0.layout()
+    }
+
+    fn place(&self, position: Position) -> String {
+        self.0.place(position)
+    }
+
+    fn read(&self, positions: &[Position]) -> Result<Vec<Row>, LoaderError> {
+        self.0.read(positions)
+    }
+
+    fn fetch_rows(&self, positions: &[Position], reading: &Reading) -> Vec<Fetched> {
+        self.0.fetch_rows(positions, reading)
+    }
+
+    fn fetch_group(&self, group: usize, reading: &Reading) -> Vec<Fetched> {
+        self.1.lock().expect("a lock").insert(group);
+        self.0.fetch_group(group, reading)
+    }
+
+    fn reads_rows(&self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn a_rank_reads_about_its_own_region_of_the_shards_in_every_epoch() {
+    let (ranks, groups) = (4, 60);
+    let mut read = Vec::new();
+    for rank in 0..ranks {
+        let inner = InGroups(MemorySource::in_groups(rows(groups * 4), 4));
+        let source = Arc::new(Counted(inner, std::sync::Mutex::default()));
+        let part = Part { rank, ranks };
+        let shuffle = Shuffle::Windowed { rows: 120 };
+        let options = LoaderOptions { shuffle, epochs: 3, batch_size: 60, part, ..options() };
+        batches(&(Arc::clone(&source) as Arc<dyn Source>), options);
+        read.push(source.1.lock().expect("a lock").clone());
+    }
+    let all: std::collections::BTreeSet<usize> = read.iter().flatten().copied().collect();
+    assert_eq!(all.len(), groups as usize);
+    for groups_of_rank in &read {
+        // A quarter, and what lies around its edges.
+        assert!(groups_of_rank.len() < 42, "{groups_of_rank:?}");
+        let span = groups_of_rank.last().expect("some") - groups_of_rank.first().expect("some");
+        assert!(span < 45, "{groups_of_rank:?}");
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::super::background::Writer;
-use super::super::data::{self, ShuffleKind};
+use super::super::data;
 use super::super::meter::Meter;
 use super::super::metrics::Metrics;
 use super::super::retention::{Retention, remove_unpublished};
@@ -15,9 +15,9 @@ use super::super::start::set_precision;
 use super::super::{MetricsLine, Precision, RunSummary, Scope, StopFlag, TrainConfig, TrainError};
 use super::tuner::Tuner;
 use super::{FinetuneHooks, FinetuneJob, LabelRecord};
-use crate::checkpoint::{Checkpoint, MODEL, TrainedOn, mark_finished, unmark_finished};
+use crate::checkpoint::{Checkpoint, MODEL, mark_finished, unmark_finished};
 use crate::dataset::{Manifest, write_label_subset};
-use crate::loader::{Loader, LoaderError, Source, Subset, SubsetRecord};
+use crate::loader::{Loader, LoaderError, Part, Source, Subset, SubsetRecord};
 use crate::model::{NamedTensors, select_device};
 use crate::storage::{Lock, PublishMode};
 
@@ -83,17 +83,7 @@ impl Session {
             let reason = format!("{} labels of split {:?} make no batch", source.len(), config.split);
             return Err(TrainError::Config { reason });
         }
-        let identity = DataIdentity {
-            trained_on: TrainedOn {
-                dataset_digest: manifest.dataset_digest.to_string(),
-                split: config.split.clone(),
-                split_digest: manifest.split(&job.train.dataset, &config.split)?.digest.to_string(),
-            },
-            classes: manifest.classes.clone(),
-            ids: source.ids().to_vec(),
-            labels: source.labels().to_vec(),
-            layout: (config.shuffle == ShuffleKind::Windowed).then(|| source.layout().digest().to_string()),
-        };
+        let identity = DataIdentity::of(&job.train, &manifest, source.as_ref())?;
         let from = Checkpoint::open(&job.from)?;
         let weights =
             from.manifest().files.iter().find(|entry| entry.name == MODEL).map(|entry| entry.digest);
@@ -123,16 +113,17 @@ impl Session {
         let steps = tuner.steps_per_epoch();
         hooks.started(&RunSummary {
             device: format!("{:?} ({})", selected.device, selected.reason),
+            ranks: 1,
             instances: source.len(),
             parameters,
             resumed_step: tuner.cursor.step,
             total_steps: steps * config.epochs,
         });
         let metrics = Metrics::resume(run, tuner.cursor.step)?;
-        let loader = data::load(&config, &source, tuner.cursor)?;
+        let loader = data::load(&config, &source, tuner.cursor, Part::WHOLE)?;
         let retention = Retention { newest: config.keep, every_steps: config.keep_every_epochs * steps };
         let last = found.as_ref().map(|checkpoint| checkpoint.folder().clone());
-        let writer = Writer::new(run.clone(), retention, last);
+        let writer = Writer::new(run.clone(), Some(retention), last);
         let (data, saved) = (Arc::new(identity), Instant::now());
         let saved_step = found.as_ref().map(|_| tuner.cursor.step);
         let mut session = Self { data, labels, tuner, loader, metrics, writer, saved, saved_step, lock };

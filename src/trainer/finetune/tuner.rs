@@ -4,9 +4,11 @@ use tch::{Kind, Reduction, Tensor};
 
 use super::super::TrainConfig;
 use super::super::error::TrainError;
+use super::super::gathered::parts;
 use super::super::optimizer::Optimizer;
 use super::super::schedule::learning_rate;
-use super::super::step::{StepOutcome, clip_factor, compute, parts, read};
+use super::super::state::compute;
+use super::super::step::{StepOutcome, clip_factor, read};
 use crate::checkpoint::Cursor;
 use crate::loader::Batch;
 use crate::model::{Encoder, NamedTensors, WeightsError};

@@ -1,12 +1,17 @@
+use std::sync::Arc;
+
 use tch::{Device, Kind};
 
 use super::*;
-use crate::bank::BankDtype;
+use crate::bank::{BankDtype, MemoryBank};
+use crate::checkpoint::Cursor;
 use crate::feature_table::UNIT_TOLERANCE;
 use crate::ids::{InstanceId, Position};
+use crate::loader::GlobalBatch;
 use crate::model::Architecture;
-use crate::objective::{ObjectiveKind, PartitionChoice};
+use crate::objective::{ObjectiveKind, Partition, PartitionChoice};
 use crate::rng::{Purpose, Stream};
+use crate::trainer::Precision;
 use crate::units::Temperature;
 
 const INSTANCES: usize = 24;
@@ -29,11 +34,13 @@ fn batch(step: u64) -> Batch {
     stream.shuffle(&mut ids);
     ids.truncate(8);
     let pixels = (0..8 * 3 * SIDE * SIDE).map(|_| stream.below(256) as u8).collect();
+    let positions: Vec<_> = ids.iter().copied().map(Position).collect();
     Batch {
         epoch: 0,
         step_in_epoch: step,
+        global: Arc::new(GlobalBatch::whole(positions.clone())),
         ids: ids.iter().copied().map(InstanceId).collect(),
-        positions: ids.into_iter().map(Position).collect(),
+        positions,
         labels: vec![None; 8],
         pixels,
     }
@@ -52,13 +59,6 @@ fn spoil(trainer: &Trainer) {
 /// Bytes of weights, buffers and bank.
 fn state(trainer: &Trainer) -> (Vec<u8>, Vec<u8>, Vec<f32>) {
     (trainer.encoder.weights().to_bytes(), trainer.optimizer.buffers().to_bytes(), trainer.bank.to_vec())
-}
-
-#[test]
-fn parts_are_nearly_equal_and_hold_two_pictures_at_least() {
-    assert_eq!(parts(7, 3).collect::<Vec<_>>(), [0..2, 2..4, 4..7]);
-    assert_eq!(parts(1, 4).collect::<Vec<_>>(), vec![0..1; 1]);
-    assert_eq!(parts(5, 4).collect::<Vec<_>>(), [0..2, 2..5]);
 }
 
 #[test]

@@ -66,12 +66,22 @@ impl Call {
         serde_json::from_str(&self.ok()).expect("JSON on stdout")
     }
 
+    pub(crate) fn env(mut self, name: &str, value: &str) -> Self {
+        self.0.env(name, value);
+        self
+    }
+
     /// Runs the call, which must fail with this exit code and one error line; gives that line.
     pub(crate) fn fails(self, code: i32) -> String {
+        self.fails_as(code, "error: ")
+    }
+
+    /// Likewise, where error lines begin otherwise.
+    pub(crate) fn fails_as(self, code: i32, beginning: &str) -> String {
         let (shown, output) = self.output();
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(code), "{shown}\n{stderr}");
-        let errors: Vec<_> = stderr.lines().filter(|line| line.starts_with("error: ")).collect();
+        let errors: Vec<_> = stderr.lines().filter(|line| line.starts_with(beginning)).collect();
         assert_eq!(errors.len(), 1, "{shown}\n{stderr}");
         errors[0].to_owned()
     }

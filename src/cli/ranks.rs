@@ -1,0 +1,54 @@
+//! Several processes that do one job.
+
+use std::time::Duration;
+
+use clap::Args;
+
+use super::progress::{Terminal, begin_lines_with};
+use crate::distributed::{DistributedError, ProcessGroup, Rendezvous, RendezvousFlags};
+use crate::progress::{Progress, Quiet};
+
+/// Which process of a job this is. torchrun and srun say it in the environment; flags win.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Several processes")]
+pub(super) struct RankFlags {
+    /// The number of this process, from 0 [default: what torchrun or srun says]
+    #[arg(long, value_name = "N", requires_all = ["world_size", "master"])]
+    rank: Option<usize>,
+    /// How many processes there are
+    #[arg(long, value_name = "N", requires = "rank")]
+    world_size: Option<usize>,
+    /// Where process 0 listens
+    #[arg(long, value_name = "HOST:PORT", requires = "rank")]
+    master: Option<String>,
+    /// Another process counts as lost after so many seconds without an answer
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..))]
+    collective_timeout: u64,
+}
+
+/// Process 0 shows how far a job is.
+pub(super) fn progress_of(is_first: bool, terminal: &Terminal) -> &dyn Progress {
+    if is_first { terminal } else { &Quiet }
+}
+
+impl RankFlags {
+    /// Which process this is; from now on its lines begin with its rank, where there are several.
+    pub(super) fn rendezvous(&self) -> Result<Rendezvous, DistributedError> {
+        let Self { rank, world_size, master, .. } = self;
+        let flags = RendezvousFlags { rank: *rank, world_size: *world_size, master: master.clone() };
+        let rendezvous = Rendezvous::find(&flags, &|name| std::env::var(name).ok())?;
+        if rendezvous.world() > 1 {
+            begin_lines_with(&format!("rank {}: ", rendezvous.rank()));
+        }
+        Ok(rendezvous)
+    }
+
+    pub(super) fn timeout(&self) -> Duration {
+        Duration::from_secs(self.collective_timeout)
+    }
+
+    /// Brings the processes together for work whose results are on the host.
+    pub(super) fn join(&self, rendezvous: &Rendezvous) -> Result<ProcessGroup, DistributedError> {
+        ProcessGroup::join(rendezvous, tch::Device::Cpu, self.timeout())
+    }
+}

@@ -1,0 +1,157 @@
+//! Search and embedding by several processes: each does a part, and the result is that of one.
+
+use std::ops::Range;
+
+use super::EvalError;
+use super::search::Neighbours;
+use crate::distributed::{DistributedError, ProcessGroup};
+use crate::feature_table::{FeatureTable, TableError};
+use crate::ids::{ClassId, InstanceId};
+
+/// Numbers that each process sends at a time when tables are brought together: 64 MiB.
+const NUMBERS_AT_ONCE: usize = 16 << 20;
+
+/// The rows of so many that a process has.
+pub fn share(rows: usize, group: &ProcessGroup) -> Range<usize> {
+    let edge = |rank: usize| rows * rank / group.world();
+    edge(group.rank())..edge(group.rank() + 1)
+}
+
+/// The `k` most similar rows of a bank of which each process has some, for the same queries in all; with
+/// `leave_one_out`, a row of the query's own id does not count.
+///
+/// `ids` are those of all rows, `own` the places of this process's; `find` gives the most similar of these,
+/// counted from the first, and leaves nothing out.
+///
+/// # Errors
+/// If a vector cannot be read, or a collective fails.
+///
+/// # Panics
+/// If `k` exceeds the rows that can be found.
+pub fn search_over(
+    group: &ProcessGroup,
+    (ids, own): (&[InstanceId], Range<usize>),
+    queries: &FeatureTable,
+    (k, leave_one_out): (usize, bool),
+    find: impl FnOnce(usize) -> Result<Neighbours, TableError>,
+) -> Result<Neighbours, EvalError> {
+    // The own row is left out when all have been asked: only one of them has it.
+    let mut found = find((k + usize::from(leave_one_out)).min(own.len()))?;
+    let first = own.start;
+    found.rows.iter_mut().for_each(|row| *row += first as u32);
+    let parts: Vec<Neighbours> =
+        group.gather_bytes(&to_bytes(&found))?.iter().map(|bytes| from_bytes(bytes)).collect();
+    let left_out = |query: usize| leave_one_out.then(|| queries.ids[query]);
+    Ok(merge(&parts, ids, queries.len(), k, left_out))
+}
+
+/// The best of what several found in different rows.
+fn merge(
+    parts: &[Neighbours],
+    ids: &[InstanceId],
+    queries: usize,
+    k: usize,
+    left_out: impl Fn(usize) -> Option<InstanceId>,
+) -> Neighbours {
+    let mut whole = Neighbours { k, rows: Vec::new(), similarities: Vec::new() };
+    for query in 0..queries {
+        let mut all: Vec<(usize, f32)> = parts.iter().flat_map(|part| part.of(query)).collect();
+        all.retain(|&(row, _)| Some(ids[row]) != left_out(query));
+        all.sort_by(|a, b| b.1.total_cmp(&a.1).then(ids[a.0].cmp(&ids[b.0])));
+        assert!(all.len() >= k, "the bank has k rows");
+        whole.rows.extend(all[..k].iter().map(|&(row, _)| row as u32));
+        whole.similarities.extend(all[..k].iter().map(|&(_, similarity)| similarity));
+    }
+    whole
+}
+
+fn to_bytes(neighbours: &Neighbours) -> Vec<u8> {
+    let k = (neighbours.k as u32).to_le_bytes();
+    let rows = neighbours.rows.iter().flat_map(|row| row.to_le_bytes());
+    let similarities = neighbours.similarities.iter().flat_map(|value| value.to_le_bytes());
+    k.into_iter().chain(rows).chain(similarities).collect()
+}
+
+fn from_bytes(bytes: &[u8]) -> Neighbours {
+    let words: &[[u8; 4]] = bytes.as_chunks().0;
+    let (k, rest) = words.split_first().expect("a message begins with k");
+    let (rows, similarities) = rest.split_at(rest.len() / 2);
+    Neighbours {
+        k: u32::from_le_bytes(*k) as usize,
+        rows: rows.iter().map(|&word| u32::from_le_bytes(word)).collect(),
+        similarities: similarities.iter().map(|&word| f32::from_le_bytes(word)).collect(),
+    }
+}
+
+/// Makes one table of the parts that the processes have, in the order of the ranks. It comes to every process
+/// with `everywhere`, else to rank 0; the others keep their part.
+///
+/// # Errors
+/// If a collective fails.
+pub fn gather_table(
+    group: &ProcessGroup,
+    part: FeatureTable,
+    whole: (&[InstanceId], &[Option<ClassId>]),
+    everywhere: bool,
+) -> Result<FeatureTable, DistributedError> {
+    if group.world() == 1 {
+        return Ok(part);
+    }
+    let keeps = everywhere || group.is_first();
+    let mut of_ranks: Vec<Vec<f32>> = vec![Vec::new(); group.world()];
+    let longest = whole.0.len().div_ceil(group.world()) * part.meta.dim;
+    for start in (0..longest).step_by(NUMBERS_AT_ONCE) {
+        let end = (start + NUMBERS_AT_ONCE).min(part.features.len());
+        let own = part.features.get(start.min(end)..end).unwrap_or_default();
+        let sent: Vec<u8> = own.iter().flat_map(|value| value.to_le_bytes()).collect();
+        for (values, bytes) in of_ranks.iter_mut().zip(group.gather_bytes(&sent)?) {
+            if keeps {
+                values.extend(bytes.as_chunks().0.iter().map(|&word| f32::from_le_bytes(word)));
+            }
+        }
+    }
+    if !keeps {
+        return Ok(part);
+    }
+    Ok(FeatureTable {
+        ids: whole.0.to_vec(),
+        labels: whole.1.to_vec(),
+        updated_step: vec![None; whole.0.len()],
+        features: of_ranks.concat(),
+        meta: part.meta,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::eval::{Shape, draw_tables, search};
+    use crate::feature_table::{Table, TableSlice};
+
+    #[test]
+    fn what_parts_of_the_bank_find_is_what_the_whole_finds() {
+        let (bank, mut queries) = draw_tables(Shape::Uniform, 300, 40, 16, 1);
+        // Some queries are rows of the bank, and some rows are equal.
+        queries.features[..16].copy_from_slice(bank.feature(7));
+        let mut bank = bank;
+        let row = bank.feature(7).to_vec();
+        bank.features[250 * 16..251 * 16].copy_from_slice(&row);
+        let ids = bank.ids.clone();
+        for leave_one_out in [false, true] {
+            for k in [1, 5, 120] {
+                let whole = search(&bank, &queries, k, leave_one_out).expect("found");
+                let edges = [0, 3, 100, 300];
+                let part = |range: &[usize]| {
+                    let slice = TableSlice::new(&bank, range[0]..range[1]);
+                    let wanted = (k + usize::from(leave_one_out)).min(slice.ids().len());
+                    let mut found = search(&slice, &queries, wanted, false).expect("found");
+                    found.rows.iter_mut().for_each(|row| *row += range[0] as u32);
+                    from_bytes(&to_bytes(&found))
+                };
+                let parts: Vec<_> = edges.windows(2).map(part).collect();
+                let left_out = |query: usize| leave_one_out.then(|| queries.ids[query]);
+                assert_eq!(merge(&parts, &ids, queries.len(), k, left_out), whole);
+            }
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! Some rows of a table as a table.
+
+use std::ops::Range;
+
+use super::TableMeta;
+use super::rows::{Reading, Table};
+use crate::ids::{ClassId, InstanceId};
+
+/// A run of a table's rows, counted from 0.
+#[derive(Debug)]
+pub struct TableSlice<'a> {
+    table: &'a dyn Table,
+    rows: Range<usize>,
+}
+
+impl<'a> TableSlice<'a> {
+    /// These rows of `table`.
+    ///
+    /// # Panics
+    /// If there are no such rows.
+    pub fn new(table: &'a dyn Table, rows: Range<usize>) -> Self {
+        assert!(rows.start <= rows.end && rows.end <= table.ids().len(), "the table has the rows");
+        Self { table, rows }
+    }
+}
+
+impl Table for TableSlice<'_> {
+    fn meta(&self) -> &TableMeta {
+        self.table.meta()
+    }
+
+    fn ids(&self) -> &[InstanceId] {
+        &self.table.ids()[self.rows.clone()]
+    }
+
+    fn labels(&self) -> &[Option<ClassId>] {
+        &self.table.labels()[self.rows.clone()]
+    }
+
+    fn updated_steps(&self) -> &[Option<u64>] {
+        &self.table.updated_steps()[self.rows.clone()]
+    }
+
+    fn ranges(&self, longest: usize) -> Vec<Range<usize>> {
+        let own = |range: Range<usize>| range.start.max(self.rows.start)..range.end.min(self.rows.end);
+        let here = self.table.ranges(longest).into_iter().map(own).filter(|range| !range.is_empty());
+        here.map(|range| range.start - self.rows.start..range.end - self.rows.start).collect()
+    }
+
+    fn start_read(&self, rows: Range<usize>) -> Reading<'_> {
+        let start = self.rows.start;
+        self.table.start_read(rows.start + start..rows.end + start).counted_from(start)
+    }
+}

@@ -1,0 +1,124 @@
+//! Batch norm, over a process's pictures or over those of all.
+//!
+//! # Source
+//! Ioffe and Szegedy 2015; PyTorch's `BatchNorm2d` and `SyncBatchNorm` for names, settings and the unbiased
+//! variance in the running statistics.
+
+use std::rc::Rc;
+
+use tch::nn::{self, ModuleT};
+use tch::{Kind, Tensor, no_grad};
+
+/// Sums a tensor over all processes; autograd goes through it.
+pub type SumOverRanks = Rc<dyn Fn(&Tensor) -> Tensor>;
+
+/// By which mean and variance a batch is normalised.
+#[derive(Clone, Copy)]
+pub(super) enum Statistics<'a> {
+    /// The running ones, which stay as they are.
+    Running,
+    /// Those of the pictures in this process; the running ones move.
+    OfBatch,
+    /// Those of the pictures in all processes; the running ones move, everywhere alike.
+    OfAllRanks(&'a SumOverRanks),
+}
+
+/// A batch norm with PyTorch's settings; its weights and statistics stay in f32 whatever its input is.
+#[derive(Debug)]
+pub(super) struct BatchNorm(nn::BatchNorm);
+
+impl BatchNorm {
+    pub(super) fn new(path: &nn::Path, channels: i64) -> Self {
+        Self(nn::batch_norm2d(path, channels, nn::BatchNormConfig::default()))
+    }
+
+    /// # Shape
+    /// `[batch, channels, height, width]` of any float type -> the same
+    pub(super) fn forward(&self, input: &Tensor, statistics: Statistics<'_>) -> Tensor {
+        match statistics {
+            Statistics::Running => self.0.forward_t(input, false),
+            Statistics::OfBatch => self.0.forward_t(input, true),
+            Statistics::OfAllRanks(sum) => self.over_ranks(input, sum),
+        }
+    }
+
+    /// One message each way: sums of `x - shift` and its square, and their count. The shift is the running mean,
+    /// the same in all processes and near the mean, so that the variance is no difference of large numbers.
+    fn over_ranks(&self, input: &Tensor, sum: &SumOverRanks) -> Tensor {
+        let config = nn::BatchNormConfig::default();
+        let by_channel = |values: &Tensor| values.view([1, -1, 1, 1]);
+        let x = input.to_kind(Kind::Float);
+        let shift = self.0.running_mean.detach().copy();
+        let shifted = &x - by_channel(&shift);
+        let over = [0_i64, 2, 3];
+        let total = |values: &Tensor| values.sum_dim_intlist(over.as_slice(), false, Kind::Float);
+        let size = x.size();
+        let count = Tensor::full([1], size[0] * size[2] * size[3], (Kind::Double, x.device()));
+        let sums = Tensor::cat(
+            &[total(&shifted).to_kind(Kind::Double), total(&shifted.square()).to_kind(Kind::Double), count],
+            0,
+        );
+        let sums = sum(&sums);
+        let channels = size[1];
+        let count = sums.narrow(0, 2 * channels, 1).detach();
+        let mean = sums.narrow(0, 0, channels) / &count;
+        let variance = (sums.narrow(0, channels, channels) / &count - mean.square()).clamp_min(0.0);
+        no_grad(|| {
+            let unbiased = &variance * (&count / (&count - 1.0).clamp_min(1.0));
+            let follow = |running: &Tensor, now: &Tensor| {
+                let mut running = running.shallow_clone();
+                let moved = &running * (1.0 - config.momentum) + now.to_kind(Kind::Float) * config.momentum;
+                running.copy_(&moved);
+            };
+            follow(&self.0.running_mean, &(&mean + shift.to_kind(Kind::Double)));
+            follow(&self.0.running_var, &unbiased);
+        });
+        let scale = (variance + config.eps).rsqrt().to_kind(Kind::Float);
+        let normalised = (shifted - by_channel(&mean.to_kind(Kind::Float))) * by_channel(&scale);
+        let normalised = match (&self.0.ws, &self.0.bs) {
+            (Some(weight), Some(bias)) => normalised * by_channel(weight) + by_channel(bias),
+            _ => normalised,
+        };
+        normalised.to_kind(input.kind())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+
+    fn norm() -> (nn::VarStore, BatchNorm) {
+        let variables = nn::VarStore::new(Device::Cpu);
+        let norm = BatchNorm::new(&(variables.root() / "bn"), 3);
+        (variables, norm)
+    }
+
+    #[test]
+    fn over_one_process_it_is_the_plain_batch_norm_with_its_gradient_and_statistics() {
+        let everything = |statistics: Statistics<'_>| {
+            tch::manual_seed(1);
+            let (variables, norm) = norm();
+            let mut state = Vec::new();
+            for step in 0..3 {
+                let input = Tensor::randn([5, 3, 4, 4], (Kind::Float, Device::Cpu)) * 2.0 + f64::from(step);
+                let input = input.set_requires_grad(true);
+                let weights = Tensor::randn([5, 3, 4, 4], (Kind::Float, Device::Cpu));
+                let output = norm.forward(&input, statistics);
+                (&output * weights).sum(Kind::Float).backward();
+                state.extend([output.detach(), input.grad()]);
+            }
+            let mut variables: Vec<_> = variables.variables().into_iter().collect();
+            variables.sort_by(|(a, _), (b, _)| a.cmp(b));
+            state.extend(variables.into_iter().map(|(_, variable)| variable.detach()));
+            state
+        };
+        let alone: SumOverRanks = Rc::new(Tensor::shallow_clone);
+        let (plain, synced) = (everything(Statistics::OfBatch), everything(Statistics::OfAllRanks(&alone)));
+        assert_eq!(plain.len(), 10);
+        for (plain, synced) in plain.iter().zip(&synced) {
+            assert!(plain.allclose(synced, 1e-5, 1e-5, false), "{plain} {synced}");
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! How what several processes write becomes one checkpoint.
+//!
+//! Each writes its part of the bank and says so in the store that all share; rank 0 waits for all of them,
+//! writes the rest and the manifest, and says that the checkpoint is there. This runs on the threads that
+//! write, so it uses no collective.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::TrainError;
+use crate::checkpoint::FileEntry;
+use crate::distributed::{ProcessGroup, Store};
+
+/// How often a process looks whether another has written.
+const POLL: Duration = Duration::from_millis(20);
+
+/// What a process says when it has done its part.
+#[derive(Debug, Serialize, Deserialize)]
+enum Word {
+    Written(FileEntry),
+    Published,
+    Failed(String),
+}
+
+/// Where the processes of a run tell each other what they have written.
+#[derive(Clone, Debug)]
+pub(super) struct PartsOfRanks {
+    store: Store,
+    pub(super) rank: usize,
+    pub(super) ranks: usize,
+    timeout: Duration,
+    /// Set when the run has failed: nobody waits any more.
+    given_up: Arc<AtomicBool>,
+}
+
+impl PartsOfRanks {
+    pub(super) fn new(group: &ProcessGroup, timeout: Duration) -> Self {
+        let (rank, ranks) = (group.rank(), group.world());
+        Self { store: group.store(), rank, ranks, timeout, given_up: Arc::default() }
+    }
+
+    /// Ends all waiting for others: the run has failed.
+    pub(super) fn give_up(&self) {
+        self.given_up.store(true, Ordering::Relaxed);
+    }
+
+    /// Tells rank 0 what became of this process's part, and waits until the checkpoint is there.
+    ///
+    /// # Errors
+    /// What went wrong here or there.
+    pub(super) fn hand_in(&self, step: u64, part: Result<FileEntry, TrainError>) -> Result<(), TrainError> {
+        let word = match &part {
+            Ok(entry) => Word::Written(entry.clone()),
+            Err(error) => Word::Failed(error.to_string()),
+        };
+        self.say(step, self.rank, &word)?;
+        part?;
+        self.hear(step, 0).map(drop)
+    }
+
+    /// What all other processes wrote.
+    ///
+    /// # Errors
+    /// If one could not, or does not answer.
+    pub(super) fn collect(&self, step: u64) -> Result<Vec<FileEntry>, TrainError> {
+        (1..self.ranks)
+            .map(|rank| match self.hear(step, rank)? {
+                Word::Written(entry) => Ok(entry),
+                _ => Err(Self::failed(step, rank, "it did not name its file".into())),
+            })
+            .collect()
+    }
+
+    /// Tells the others what became of the checkpoint.
+    pub(super) fn publish<T>(&self, step: u64, published: Result<T, TrainError>) -> Result<T, TrainError> {
+        if self.ranks > 1 {
+            let word = match &published {
+                Ok(_) => Word::Published,
+                Err(error) => Word::Failed(error.to_string()),
+            };
+            let said = self.say(step, 0, &word);
+            return published.and_then(|published| said.map(|()| published));
+        }
+        published
+    }
+
+    fn say(&self, step: u64, rank: usize, word: &Word) -> Result<(), TrainError> {
+        let text = serde_json::to_vec(word).expect("a word is plain data");
+        Ok(self.store.set(&key(step, rank), &text)?)
+    }
+
+    /// Waits for what a process says of its part.
+    fn hear(&self, step: u64, rank: usize) -> Result<Word, TrainError> {
+        let began = Instant::now();
+        loop {
+            if let Some(text) = self.store.try_get(&key(step, rank))? {
+                return match serde_json::from_slice(&text) {
+                    Ok(Word::Failed(reason)) => Err(Self::failed(step, rank, reason)),
+                    Ok(word) => Ok(word),
+                    Err(error) => Err(Self::failed(step, rank, error.to_string())),
+                };
+            }
+            if self.given_up.load(Ordering::Relaxed) {
+                return Err(Self::failed(step, rank, "the run ended before it did".into()));
+            }
+            if began.elapsed() > self.timeout {
+                let seconds = self.timeout.as_secs();
+                return Err(Self::failed(step, rank, format!("nothing was heard of it for {seconds} s")));
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+
+    fn failed(step: u64, rank: usize, reason: String) -> TrainError {
+        TrainError::OtherRank { rank, reason: format!("checkpoint of step {step}: {reason}") }
+    }
+}
+
+fn key(step: u64, rank: usize) -> String {
+    format!("checkpoint/{step}/{rank}")
+}

@@ -1,0 +1,126 @@
+//! What a run moves: encoder, optimiser, bank, objective, cursor.
+
+use std::rc::Rc;
+
+use tch::Tensor;
+
+use super::clock::Clock;
+use super::gathered::part;
+use super::optimizer::Optimizer;
+use super::scaler::LossScale;
+use super::{Precision, TrainConfig, TrainError};
+use crate::bank::MemoryBank;
+use crate::checkpoint::Cursor;
+use crate::distributed::{GradientReducer, ProcessGroup};
+use crate::ids::Position;
+use crate::model::{Compute, ComputeType, Encoder};
+use crate::objective::{Objective, Partition, Queries};
+use crate::storage::Digest;
+
+/// The state of a run.
+#[derive(Debug)]
+pub(super) struct Trainer {
+    pub(super) config: TrainConfig,
+    /// The processes of the run. Encoder and optimiser are the same in all; of the bank each has some rows.
+    pub(super) group: Rc<ProcessGroup>,
+    pub(super) reducer: GradientReducer,
+    pub(super) encoder: Encoder,
+    pub(super) optimizer: Optimizer,
+    pub(super) bank: MemoryBank,
+    pub(super) objective: Objective,
+    pub(super) cursor: Cursor,
+    /// With `precision = f16` only.
+    pub(super) loss_scale: Option<LossScale>,
+    /// Steps that moved nothing, because a number was not finite.
+    pub(super) skipped: u64,
+    pub(super) skipped_in_a_row: u64,
+    pub(super) clock: Clock,
+    /// The features and positions of the last step's global batch, for whoever looks at the run.
+    pub(super) last: Option<(Tensor, Vec<Position>)>,
+}
+
+impl Trainer {
+    /// The state before the first step, in one process.
+    #[cfg(test)]
+    pub(super) fn new(config: TrainConfig, instances: usize, device: tch::Device) -> Self {
+        let alone = Rc::new(ProcessGroup::alone());
+        Self::over(alone, config, instances, device).expect("one process waits for nobody")
+    }
+
+    /// The state before the first step, in one of several processes.
+    ///
+    /// # Errors
+    /// If a collective fails.
+    pub(super) fn over(
+        group: Rc<ProcessGroup>,
+        config: TrainConfig,
+        instances: usize,
+        device: tch::Device,
+    ) -> Result<Self, TrainError> {
+        let mut encoder = Encoder::new(config.encoder(), config.seed, device);
+        encoder.set_compute(compute(&config));
+        if config.sync_batch_norm {
+            let group = Rc::clone(&group);
+            // A failure shows in the next collective, which names it.
+            let sum = move |values: &Tensor| {
+                group.sum_with_gradient(values).unwrap_or_else(|_| values.shallow_clone())
+            };
+            encoder.share_statistics(Rc::new(sum));
+        }
+        let optimizer = Optimizer::new(encoder.parameters(), &config);
+        let parameters: Vec<Tensor> = encoder.parameters().into_iter().map(|(_, tensor)| tensor).collect();
+        let reducer = GradientReducer::new(&group, &parameters)?;
+        let owned = part(instances, group.world(), group.rank());
+        let bank = MemoryBank::initial_rows(config.bank(instances), owned, config.seed, device);
+        let objective = Objective::new(config.objective(), Partition::Unset);
+        let loss_scale = (config.precision == Precision::F16).then(LossScale::default);
+        let cursor = Cursor::default();
+        Ok(Self {
+            config,
+            group,
+            reducer,
+            encoder,
+            optimizer,
+            bank,
+            objective,
+            cursor,
+            loss_scale,
+            skipped: 0,
+            skipped_in_a_row: 0,
+            clock: Clock::off(),
+            last: None,
+        })
+    }
+
+    /// The last step's batch, as an objective sees it.
+    pub(super) fn last_batch(&self) -> Option<Queries<'_>> {
+        self.last.as_ref().map(|(features, positions)| Queries::whole(features, positions))
+    }
+
+    /// Steps of an epoch.
+    pub(super) fn steps_per_epoch(&self) -> u64 {
+        self.config.loader().steps(self.bank.instances())
+    }
+
+    /// Gives every process rank 0's statistics of batch norm, and makes sure that all weights are the same.
+    ///
+    /// # Errors
+    /// If weights differ, or a collective fails.
+    pub(super) fn make_replicas_equal(&self) -> Result<(), TrainError> {
+        if self.group.world() == 1 {
+            return Ok(());
+        }
+        self.group.broadcast(&self.encoder.statistics(), 0)?;
+        let digest = Digest::of(&self.encoder.weights().to_bytes()).to_string();
+        Ok(self.group.agree(&format!("the weights' digest after step {}", self.cursor.step), &digest)?)
+    }
+}
+
+pub(super) fn compute(config: &TrainConfig) -> Compute {
+    let kind = match config.precision {
+        Precision::F32 | Precision::Tf32 => ComputeType::F32,
+        Precision::Bf16 => ComputeType::Bf16,
+        Precision::F16 => ComputeType::F16,
+    };
+    Compute { kind, channels_last: config.channels_last }
+}

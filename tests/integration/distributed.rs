@@ -1,0 +1,339 @@
+//! Several processes do what one does: training, going on with another number of them, embedding, the vote.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use instdisc::checkpoint::Checkpoint;
+use instdisc::feature_table::FeatureTable;
+use instdisc::storage::Location;
+use serde_json::Value;
+
+use super::support::{Call, INSTDISC, contents, dataset, instdisc, root, scratch, skip, train};
+
+/// Batch norm sees all pictures of a step, so that the mathematics does not depend on the processes. The steps are
+/// small: at usual ones this network multiplies a rounding error tenfold in each, also in one process.
+const OPTIONS: &str =
+    "--sync-batch-norm --no-monitor --log-every-steps 1 --temperature 1 --epochs 3 --keep 0 --lr 0.00002";
+/// A run that ends when it is told to.
+const ENDLESS: &str = "--sync-batch-norm --no-monitor --objective softmax --epochs 100000";
+/// How long processes that lost one may go on.
+const LOST_WITHIN: Duration = Duration::from_secs(5);
+
+/// The processes of a job.
+struct Ranks(Vec<Child>);
+
+impl Ranks {
+    /// Starts so many processes of a call.
+    fn start(count: usize, call: impl Fn(usize) -> Call) -> Self {
+        let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+        let master = format!("127.0.0.1:{}", port.expect("a free port").port());
+        let start = |rank: usize| {
+            let mut command = call(rank).command();
+            if count > 1 {
+                let numbers = [rank, count].map(|number| number.to_string());
+                command.args(["--rank", &numbers[0], "--world-size", &numbers[1], "--master", &master]);
+            }
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts")
+        };
+        Self((0..count).map(start).collect())
+    }
+
+    fn signal(&self, rank: usize, signal: &str) {
+        let sent = Command::new("kill").args([signal, &self.0[rank].id().to_string()]).status();
+        assert!(sent.expect("kill").success());
+    }
+
+    /// Waits for all of them.
+    fn end(mut self) -> Vec<Output> {
+        // Each on a thread: one that fills its pipe must not wait for another.
+        let threads: Vec<_> = std::mem::take(&mut self.0)
+            .into_iter()
+            .map(|child| std::thread::spawn(move || child.wait_with_output().expect("ends")))
+            .collect();
+        threads.into_iter().map(|thread| thread.join().expect("joined")).collect()
+    }
+
+    /// Waits for all of them, which must succeed; what process 0 prints.
+    fn ok(self) -> String {
+        let outputs = self.end();
+        for (rank, output) in outputs.iter().enumerate() {
+            assert!(output.status.success(), "rank {rank}: {}\n{}", output.status, stderr(output));
+            assert!(rank == 0 || output.stdout.is_empty(), "process 0 speaks for all");
+        }
+        String::from_utf8(outputs[0].stdout.clone()).expect("text")
+    }
+}
+
+impl Drop for Ranks {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            let _ = child.kill();
+        }
+    }
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn trained_by(count: usize, run: &Path, more: &str) {
+    Ranks::start(count, |_| train(dataset(), run, &format!("{OPTIONS} {more}"))).ok();
+}
+
+/// Loss and gradient's norm of each step, from the record.
+fn steps(run: &Path) -> Vec<(u64, [f64; 2])> {
+    let text = std::fs::read_to_string(run.join("metrics.jsonl")).expect("a record");
+    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+    let number = |line: &Value, key: &str| line[key].as_f64().expect("a number");
+    let steps = lines.filter(|line| line["scope"] == "interval");
+    let numbers = |line: &Value| [number(line, "loss"), number(line, "gradient_norm")];
+    steps.map(|line| (line["step"].as_u64().expect("a step"), numbers(&line))).collect()
+}
+
+/// The newest checkpoint's bank, whoever wrote which rows.
+fn bank(run: &Path) -> (FeatureTable, usize) {
+    let folders = std::fs::read_dir(run.join("checkpoints")).expect("checkpoints");
+    let newest = folders.map(|entry| entry.expect("an entry").path()).max().expect("a checkpoint");
+    let checkpoint = Checkpoint::open(&Location::from_path(&newest).expect("a place")).expect("whole");
+    checkpoint.verify().expect("undamaged");
+    let files = checkpoint.bank().expect("a bank");
+    (FeatureTable::read_all(&files).expect("a bank"), files.len())
+}
+
+/// Whether two runs went the same way: losses and rows within 1e-5, gradients' norms within 1e-4, and every row
+/// written in the same step.
+fn assert_same_run(one: &Path, other: &Path, what: &str) {
+    let (expected, actual) = (steps(one), steps(other));
+    assert!(expected.len() > 20 && expected.len() == actual.len(), "{what}");
+    for ((step, expected), (_, actual)) in expected.iter().zip(&actual) {
+        for (at, tolerance) in [(0, 1e-5), (1, 1e-4)] {
+            let difference = (actual[at] / expected[at] - 1.0).abs();
+            assert!(difference < tolerance, "{what}: step {step}: {actual:?}, not {expected:?}");
+        }
+    }
+    let ((expected, _), (actual, _)) = (bank(one), bank(other));
+    assert_eq!((&expected.ids, &expected.labels), (&actual.ids, &actual.labels), "{what}");
+    // Which picture was in which step's batch.
+    assert_eq!(expected.updated_step, actual.updated_step, "{what}");
+    let differences = expected.features.iter().zip(&actual.features).map(|(a, b)| (a - b).abs());
+    let largest = differences.fold(0.0, f32::max);
+    assert!(largest < 1e-5, "{what}: a row differs by {largest}");
+}
+
+/// 21 steps and more; of 114 pictures the last batch of an epoch has two, fewer than there are processes.
+#[test]
+fn any_number_of_processes_trains_as_one_does() {
+    for (more, counts) in [
+        ("--objective nce", &[2, 4][..]),
+        ("--objective softmax --limit 114 --accumulate 2", &[2, 4]),
+        ("--objective infonce --shuffle windowed --window 32 --bank-init encode --partition ema", &[3]),
+        (
+            "--objective nce --partition ema --optimizer adamw --weight-decay 0 --negative-sampling shared",
+            &[2],
+        ),
+    ] {
+        let dir = scratch();
+        let one = dir.path().join("1");
+        trained_by(1, &one, more);
+        assert_eq!(bank(&one).1, 1);
+        for &count in counts {
+            let several = dir.path().join(count.to_string());
+            trained_by(count, &several, more);
+            assert_eq!(bank(&several).1, count);
+            assert_same_run(&one, &several, &format!("{more}, {count} processes"));
+        }
+    }
+}
+
+/// Waits until a run has published the checkpoint of a step.
+fn wait_for_checkpoint(run: &Path, step: u32, ranks: &mut Ranks) {
+    let marker = run.join(format!("checkpoints/step-{step:08}/checkpoint.json"));
+    let deadline = Instant::now() + Duration::from_secs(300);
+    while !marker.exists() {
+        assert!(Instant::now() < deadline, "no checkpoint at step {step}");
+        for child in &mut ranks.0 {
+            assert!(child.try_wait().expect("a look").is_none(), "ended before step {step}");
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn a_run_goes_on_with_another_number_of_processes_where_it_was_stopped() {
+    let dir = scratch();
+    let (whole, moved) = (dir.path().join("whole"), dir.path().join("moved"));
+    let more = "--objective nce --checkpoint-every-steps 3";
+    trained_by(1, &whole, more);
+    let call = |_| train(dataset(), &moved, &format!("{OPTIONS} {more}"));
+    // Told to one of them, and each time in the middle of an epoch of eight steps.
+    for (count, told, step) in [(2, 1, 3), (1, 0, 12), (4, 2, 18)] {
+        let mut ranks = Ranks::start(count, call);
+        wait_for_checkpoint(&moved, step, &mut ranks);
+        ranks.signal(told, "-TERM");
+        for (rank, output) in ranks.end().iter().enumerate() {
+            let text = stderr(output);
+            assert_eq!(output.status.code(), Some(75), "{count} processes, rank {rank}\n{text}");
+        }
+    }
+    Ranks::start(2, call).ok();
+    assert_same_run(&whole, &moved, "stopped three times");
+}
+
+/// Waits for all but the lost rank and gives what they say; they must end with code 69 within that time.
+fn others(mut ranks: Ranks, lost: usize, within: Duration) -> Vec<String> {
+    let began = Instant::now();
+    for (rank, child) in ranks.0.iter_mut().enumerate().filter(|(rank, _)| *rank != lost) {
+        while child.try_wait().expect("a look").is_none() {
+            assert!(began.elapsed() < within, "rank {rank} goes on without rank {lost}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+    let _ = ranks.0[lost].kill();
+    let ended = ranks.end().into_iter().enumerate().filter(|(rank, _)| *rank != lost);
+    let said = |(rank, output): (usize, Output)| {
+        assert_eq!(output.status.code(), Some(69), "rank {rank}\n{}", stderr(&output));
+        stderr(&output)
+    };
+    ended.map(said).collect()
+}
+
+#[test]
+fn the_loss_of_a_process_ends_all_others_at_once_and_names_it() {
+    for lost in [2, 0] {
+        let dir = scratch();
+        let run = dir.path().join("run");
+        let long = format!("{ENDLESS} --checkpoint-every-steps 2");
+        let mut ranks = Ranks::start(4, |_| train(dataset(), &run, &long));
+        wait_for_checkpoint(&run, 4, &mut ranks);
+        ranks.signal(lost, "-KILL");
+        for text in others(ranks, lost, LOST_WITHIN) {
+            assert!(text.contains(&format!("rank {lost} was lost")), "{text}");
+        }
+        // The same command goes on from the newest checkpoint.
+        let mut again = Ranks::start(4, |_| train(dataset(), &run, &long));
+        let step = newest_step(&run);
+        wait_for_checkpoint(&run, step + 2, &mut again);
+        again.signal(0, "-TERM");
+        assert!(again.end().iter().all(|output| output.status.code() == Some(75)));
+    }
+}
+
+fn newest_step(run: &Path) -> u32 {
+    let folders = std::fs::read_dir(run.join("checkpoints")).expect("checkpoints");
+    let published = folders.map(|entry| entry.expect("an entry").path());
+    let published = published.filter(|folder| folder.join("checkpoint.json").exists());
+    let name = published.max().expect("a checkpoint");
+    let name = name.file_name().and_then(|name| name.to_str()).expect("a name").to_owned();
+    name["step-".len()..].parse().expect("a step")
+}
+
+#[test]
+fn a_process_that_stands_still_ends_the_others_within_the_timeout() {
+    let dir = scratch();
+    let run = dir.path().join("run");
+    let call = |_| {
+        train(dataset(), &run, &format!("{ENDLESS} --checkpoint-every-steps 2"))
+            .word("--collective-timeout")
+            .word("6")
+    };
+    let mut ranks = Ranks::start(3, call);
+    wait_for_checkpoint(&run, 2, &mut ranks);
+    ranks.signal(1, "-STOP");
+    for text in others(ranks, 1, Duration::from_secs(6 + 6)) {
+        assert!(text.contains("rank 1 did not answer for"), "{text}");
+    }
+}
+
+#[test]
+fn processes_that_do_not_fit_each_other_are_refused_with_the_difference() {
+    let dir = scratch();
+    let run = dir.path().join("run");
+    let lr = |rank: usize| if rank == 1 { "--temperature 0.5" } else { "--temperature 0.07" };
+    let outputs = Ranks::start(2, |rank| train(dataset(), &run, lr(rank))).end();
+    for output in &outputs {
+        let text = stderr(output);
+        assert_eq!(output.status.code(), Some(78), "{text}");
+        assert!(text.contains("the option temperature differs: rank 1 has 0.5, rank 0 has 0.07"), "{text}");
+    }
+    assert!(!run.join("checkpoints").exists());
+
+    let text = train(dataset(), &run, "--rank 1 --world-size 2 --master 127.0.0.1:1 --collective-timeout 2")
+        .fails_as(69, "rank 1: error: ");
+    assert!(text.contains("rank 0 did not listen at 127.0.0.1:1 within 2 s"), "{text}");
+    let text = train(dataset(), &run, "--epochs 1")
+        .env("RANK", "0")
+        .env("WORLD_SIZE", "3")
+        .env("MASTER_ADDR", "127.0.0.1")
+        .fails(78);
+    assert!(text.contains("MASTER_PORT"), "{text}");
+}
+
+#[test]
+fn several_processes_embed_and_vote_as_one_does() {
+    let dir = scratch();
+    let run = dir.path().join("run");
+    trained_by(2, &run, "--objective nce");
+    let checkpoint = run.join(format!("checkpoints/step-{:08}", newest_step(&run)));
+    let embed = |count: usize, split: &str| {
+        let output = dir.path().join(format!("{split}-{count}.arrow"));
+        let call = |_| {
+            instdisc("embed --device cpu --batch-size 7")
+                .arg("--checkpoint", &checkpoint)
+                .arg("--dataset", dataset())
+                .arg("--split", split)
+                .arg("--output", &output)
+        };
+        Ranks::start(count, call).ok();
+        output
+    };
+    let (val, train_split) = (embed(1, "val"), embed(1, "train"));
+    assert_eq!(std::fs::read(&val).expect("there"), std::fs::read(embed(3, "val")).expect("there"));
+    let vote = |count: usize, bank: &Path, more: &str| {
+        let call = |_| {
+            instdisc(&format!("knn --k 5,1,40 --temperature 0.07,1 {more}"))
+                .arg("--bank", bank)
+                .arg("--queries", if more.is_empty() { &val } else { &train_split })
+        };
+        let mut report: Value = serde_json::from_str(&Ranks::start(count, call).ok()).expect("JSON");
+        report.as_object_mut().expect("an object").remove("timing");
+        report
+    };
+    for (bank, more) in [(&checkpoint, ""), (&train_split, ""), (&train_split, "--leave-one-out")] {
+        let one = vote(1, bank, more);
+        assert_eq!(one, vote(2, bank, more));
+        assert_eq!(one, vote(3, bank, more));
+    }
+    // The parts are whole tables of their own, and the bank is what --run votes with.
+    let judge = |count: usize| {
+        let call = |_| instdisc("knn --k 5 --split val").arg("--run", &run).arg("--dataset", dataset());
+        serde_json::from_str::<Value>(&Ranks::start(count, call).ok()).expect("JSON")["grid"].clone()
+    };
+    assert_eq!(judge(1), judge(2));
+    let summary = instdisc("inspect --format json").arg("", &checkpoint).json();
+    assert_eq!(summary["bank"]["rows"], 120);
+}
+
+#[test]
+fn torchrun_starts_the_processes_with_the_same_command() {
+    let interpreter = std::env::var_os("INSTDISC_PYTHON")
+        .map_or_else(|| root().join(".venv-python/bin/python"), std::path::PathBuf::from);
+    if !interpreter.exists() {
+        return skip("torchrun", "there is no .venv-python (make python)");
+    }
+    let dir = scratch();
+    let (one, two) = (dir.path().join("1"), dir.path().join("2"));
+    trained_by(1, &one, "--objective nce");
+    let call = train(dataset(), &two, &format!("{OPTIONS} --objective nce")).command();
+    let mut torchrun = Command::new(interpreter);
+    torchrun.args(["-m", "torch.distributed.run", "--no-python", "--nproc-per-node", "2"]);
+    torchrun.args(["--master-addr", "127.0.0.1", "--master-port", "0", "--rdzv-backend", "c10d"]);
+    // Its parser would take --run for an option of its own without the dashes.
+    torchrun.args(["--rdzv-endpoint", "127.0.0.1:0", "--", INSTDISC]).args(call.get_args());
+    let output = torchrun.env("OMP_NUM_THREADS", "1").output().expect("torchrun");
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_same_run(&one, &two, "torchrun");
+    assert_eq!(bank(&two).1, 2);
+    assert!(contents(&two).len() > 10);
+}
