@@ -89,8 +89,12 @@ impl Coming<'_> {
         }
     }
 
-    /// An error that names the missing ranks, once the time is over.
+    /// An error that names the missing ranks, once the time is over here or at rank 0.
     fn or_too_late(&self, missing: &[usize]) -> Result<(), DistributedError> {
+        if let Some(reason) = self.try_get("gave_up")? {
+            let reason = String::from_utf8_lossy(&reason).into_owned();
+            return Err(DistributedError::Rendezvous { reason });
+        }
         if Instant::now() < self.deadline {
             return Ok(());
         }
@@ -101,6 +105,11 @@ impl Coming<'_> {
             ranks(missing),
             self.world
         );
+        if self.rank == 0 {
+            // The store goes with this rank; whoever came reads there why.
+            self.set("gave_up", reason.as_bytes())?;
+            std::thread::sleep(10 * PAUSE);
+        }
         Err(DistributedError::Rendezvous { reason })
     }
 
