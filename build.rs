@@ -1,12 +1,97 @@
-//! Writes libtorch's folder into the binary's run path, so that no `LD_LIBRARY_PATH` is needed.
+//! Compiles the shim over libtorch's c10d, and writes libtorch's folder into the binary's run path, so that no
+//! `LD_LIBRARY_PATH` is needed.
+//!
+//! The shim's parts in `src/distributed/shim` that need libtorch_cpu alone become a static library. The part for
+//! NCCL becomes a shared library that the program carries within itself and loads when it uses a GPU: so it
+//! starts where nothing of CUDA is installed.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const SHIM: &str = "src/distributed/shim";
+/// Headers that ProcessGroupNCCL.hpp needs, and where the wheels of NVIDIA put them.
+const CUDA_HEADERS: [&str; 4] = ["nccl.h", "cuda_runtime.h", "crt/host_config.h", "nv/target"];
 
 fn main() {
     println!("cargo:rerun-if-env-changed=LIBTORCH");
+    println!("cargo:rerun-if-changed={SHIM}");
     if std::env::var_os("CARGO_FEATURE_TORCH").is_none() {
         return;
     }
     if let Ok(libtorch) = std::env::var("LIBTORCH") {
-        let lib = std::path::Path::new(&libtorch).join("lib");
+        let lib = Path::new(&libtorch).join("lib");
         println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
     }
+    let lib = std::env::var_os("DEP_TCH_LIBTORCH_LIB").expect("torch-sys tells where libtorch is");
+    let lib = std::fs::canonicalize(lib).expect("libtorch is there");
+    compiler(&lib)
+        .file(format!("{SHIM}/store.cpp"))
+        .file(format!("{SHIM}/gloo.cpp"))
+        .file(format!("{SHIM}/group.cpp"))
+        .file(format!("{SHIM}/reducer.cpp"))
+        .compile("instdisc_c10d");
+    if std::env::var_os("CARGO_FEATURE_NCCL").is_some() {
+        build_nccl_part(&lib);
+    }
+}
+
+fn compiler(lib: &Path) -> cc::Build {
+    let include = lib.with_file_name("include");
+    let mut build = cc::Build::new();
+    build.cpp(true).std("c++17").pic(true).debug(false).opt_level(2).flag("-fvisibility=hidden");
+    build.include(format!("{SHIM}/stand_in"));
+    for folder in [include.join("torch/csrc/api/include"), include] {
+        build.flag("-isystem").flag(&folder);
+    }
+    build
+}
+
+fn build_nccl_part(lib: &Path) {
+    let folders = cuda_folders(lib);
+    for header in CUDA_HEADERS {
+        assert!(
+            folders.iter().any(|folder| folder.join(header).exists()),
+            "feature nccl: {header} is in none of {folders:?}. `make libtorch` fetches it; NCCL_HOME and \
+             CUDA_HOME name other places. To build without GPUs: --no-default-features --features torch"
+        );
+    }
+    assert!(
+        lib.join("libtorch_cuda.so").exists(),
+        "feature nccl: {} has no libtorch_cuda.so. `make libtorch` fetches a libtorch with CUDA. To build \
+         without GPUs: --no-default-features --features torch",
+        lib.display()
+    );
+    let mut build = compiler(lib);
+    for folder in &folders {
+        build.flag("-isystem").flag(folder);
+    }
+    // Last, so that real headers win: what ATen's headers want of cuBLAS, cuSPARSE and cuSOLVER is a few names.
+    build.flag("-isystem").flag(format!("{SHIM}/stand_in/cuda"));
+    let objects = build.file(format!("{SHIM}/nccl.cpp")).compile_intermediates();
+    let part = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets it")).join("libinstdisc_nccl.so");
+    let mut link = build.get_compiler().to_command();
+    link.args(["-shared", "-s", "-Wl,--no-as-needed", "-o"]).arg(&part).args(&objects);
+    link.arg("-L").arg(lib).args(["-ltorch_cuda", "-lc10_cuda", "-ltorch_cpu", "-lc10"]);
+    run(&mut link);
+    println!("cargo:rustc-env=INSTDISC_NCCL_PART={}", part.display());
+}
+
+/// Folders that may hold the headers of NCCL and CUDA.
+fn cuda_folders(lib: &Path) -> Vec<PathBuf> {
+    let mut folders = Vec::new();
+    for home in ["NCCL_HOME", "CUDA_HOME"] {
+        println!("cargo:rerun-if-env-changed={home}");
+        folders.extend(std::env::var_os(home).map(|home| Path::new(&home).join("include")));
+    }
+    // The wheels: site-packages/torch/lib beside site-packages/nvidia.
+    if let Some(packages) = lib.parent().and_then(Path::parent) {
+        folders.extend(["nvidia/nccl/include", "nvidia/cu13/include"].map(|folder| packages.join(folder)));
+    }
+    folders.retain(|folder| folder.is_dir());
+    folders
+}
+
+fn run(command: &mut Command) {
+    let status = command.status().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(status.success(), "{command:?}: {status}");
 }

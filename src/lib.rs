@@ -22,6 +22,8 @@ pub mod picture;
 #[cfg(feature = "torch")]
 pub mod bank;
 #[cfg(feature = "torch")]
+pub mod distributed;
+#[cfg(feature = "torch")]
 pub mod model;
 #[cfg(feature = "torch")]
 pub mod objective;

@@ -2,7 +2,8 @@
 # Puts libtorch 2.11.0 into .venv and a link .libtorch to it, unless LIBTORCH names one.
 #
 # It comes from the wheel that PyTorch publishes. Without an NVIDIA GPU two of its 28 dependencies are
-# enough: the CPU part of libtorch needs only CUDA's runtime and CUPTI (0.5 GB instead of 2.7).
+# enough: the CPU part of libtorch needs only CUDA's runtime and CUPTI (0.5 GB instead of 2.7). Headers of NCCL and
+# CUDA come too, since the NCCL part is compiled everywhere (feature nccl); of NCCL's wheel nothing else is kept.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -30,4 +31,24 @@ if [ ! -e "$stamp" ] || [ ! -e .libtorch/lib/libtorch_cpu.so ]; then
   torch=$(echo .venv/lib/python3*/site-packages/torch)
   ln -sfn "$torch" .libtorch
   touch "$stamp"
+fi
+
+# What is there without its headers gets only them.
+headers=.venv/nccl-headers-2.28.9-13.0.88-13.0.85
+if [ ! -e "$headers" ]; then
+  echo "fetching headers of NCCL 2.28.9 and CUDA 13.0 into .venv"
+  pip=(.venv/bin/pip --quiet --disable-pip-version-check --no-cache-dir)
+  "${pip[@]}" install --no-deps nvidia-cuda-crt==13.0.88 nvidia-cuda-cccl==13.0.85
+  packages=$(echo .venv/lib/python3*/site-packages)
+  if [ ! -e "$packages/nvidia/nccl/include/nccl.h" ]; then
+    aside=$(mktemp -d .venv/nccl.XXXXXX)
+    trap 'rm -rf "$aside"' EXIT
+    "${pip[@]}" download --no-deps --dest "$aside" nvidia-nccl-cu13==2.28.9
+    .venv/bin/python - "$aside" "$packages" <<'PYTHON'
+import pathlib, sys, zipfile
+wheel = zipfile.ZipFile(next(pathlib.Path(sys.argv[1]).glob("*.whl")))
+wheel.extractall(sys.argv[2], [name for name in wheel.namelist() if name.startswith("nvidia/nccl/include/")])
+PYTHON
+  fi
+  touch "$headers"
 fi

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::support::root;
 
 /// Modules from the foundation up; each may import the ones named with it.
-const IMPORTS: [(&str, &[&str]); 20] = [
+const IMPORTS: [(&str, &[&str]); 21] = [
     ("ids", &[]),
     ("units", &[]),
     ("rng", &[]),
@@ -19,6 +19,7 @@ const IMPORTS: [(&str, &[&str]); 20] = [
     ("checkpoint", FOUNDATION),
     ("model", FOUNDATION),
     ("bank", FOUNDATION),
+    ("distributed", &["failure"]),
     ("objective", &["bank", "ids", "units", "rng", "failure", "progress", "storage"]),
     ("ingest", BELOW_STAGES),
     ("loader", BELOW_STAGES),
@@ -56,6 +57,7 @@ const BELOW_STAGES_AND_LOADER: &[&str] = &[
     "model",
     "bank",
     "objective",
+    "distributed",
     "loader",
 ];
 const EVERYTHING: &[&str] = &[
@@ -73,6 +75,7 @@ const EVERYTHING: &[&str] = &[
     "model",
     "bank",
     "objective",
+    "distributed",
     "ingest",
     "loader",
     "trainer",
@@ -80,8 +83,9 @@ const EVERYTHING: &[&str] = &[
     "config",
 ];
 /// Places that may name tensors.
-const TENSORS: [&str; 7] = [
+const TENSORS: [&str; 8] = [
     "src/model/",
+    "src/distributed/",
     "src/objective/",
     "src/bank/",
     "src/trainer/",

@@ -1,0 +1,273 @@
+//! The C functions of `shim/`, as safe Rust. The only file of this module with unsafe code.
+//!
+//! A handle here owns its C++ object. The C++ side catches every exception, keeps no pointer that it is given
+//! (tensors are counted references there), and tells a failure as 1 with a message for the calling thread.
+
+#![expect(
+    unsafe_code,
+    reason = "C++ is reached through C functions; all of them are declared and called here"
+)]
+
+use std::ffi::{CStr, CString, c_char, c_void};
+use std::os::fd::{IntoRawFd, OwnedFd};
+use std::ptr::{NonNull, null, null_mut};
+use std::time::Duration;
+
+use tch::Tensor;
+use torch_sys::C_tensor;
+
+mod nccl;
+
+pub(super) use nccl::Nccl;
+
+/// The message of a C++ exception.
+pub(super) type Message = String;
+
+unsafe extern "C" {
+    fn dist_last_error() -> *const c_char;
+    fn dist_prepare() -> i32;
+    fn dist_store_new(
+        host: *const c_char,
+        port: u16,
+        listening: i32,
+        timeout_ms: i64,
+        out: *mut *mut c_void,
+    ) -> i32;
+    fn dist_store_free(store: *mut c_void);
+    fn dist_store_set(store: *mut c_void, key: *const c_char, bytes: *const u8, len: usize) -> i32;
+    fn dist_store_try_get(
+        store: *mut c_void,
+        key: *const c_char,
+        bytes: *mut *mut u8,
+        len: *mut usize,
+    ) -> i32;
+    fn dist_bytes_free(bytes: *mut u8);
+    fn dist_store_add(store: *mut c_void, key: *const c_char, by: i64, sum: *mut i64) -> i32;
+    fn dist_group_new(
+        store: *mut c_void,
+        prefix: *const c_char,
+        rank: i32,
+        world: i32,
+        timeout_ms: i64,
+        address: *const c_char,
+        cuda_device: i32,
+        make_nccl: *const c_void,
+        out: *mut *mut c_void,
+    ) -> i32;
+    fn dist_group_free(group: *mut c_void);
+    fn dist_all_reduce(group: *mut c_void, tensor: *const C_tensor, op: i32) -> i32;
+    fn dist_broadcast(group: *mut c_void, tensors: *const *const C_tensor, count: usize, from: i32) -> i32;
+    fn dist_all_gather(group: *mut c_void, all: *const C_tensor, own: *const C_tensor) -> i32;
+    fn dist_reduce_scatter(group: *mut c_void, own: *const C_tensor, all: *const C_tensor) -> i32;
+    fn dist_sum_with_gradient(group: *mut c_void, own: *const C_tensor, sum: *mut *mut C_tensor) -> i32;
+    fn dist_reducer_new(
+        group: *mut c_void,
+        parameters: *const *const C_tensor,
+        count: usize,
+        out: *mut *mut c_void,
+    ) -> i32;
+    fn dist_reducer_free(reducer: *mut c_void);
+    fn dist_reducer_backward(reducer: *mut c_void, loss: *const C_tensor, last: i32) -> i32;
+}
+
+fn done(code: i32) -> Result<(), Message> {
+    if code == 0 {
+        return Ok(());
+    }
+    // SAFETY: the message lives until this thread's next call into the shim, and is copied before.
+    let message = unsafe { CStr::from_ptr(dist_last_error()) };
+    Err(message.to_string_lossy().into_owned())
+}
+
+fn text(text: &str) -> Result<CString, Message> {
+    CString::new(text).map_err(|_| format!("{text:?} holds a zero byte"))
+}
+
+fn milliseconds(time: Duration) -> i64 {
+    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
+}
+
+fn handle(pointer: *mut c_void) -> Result<NonNull<c_void>, Message> {
+    NonNull::new(pointer).ok_or_else(|| "the shim gave no object".to_owned())
+}
+
+/// Fails where the libtorch that was loaded is not the one that this was built for.
+pub(super) fn prepare() -> Result<(), Message> {
+    // SAFETY: takes nothing; sets a flag of libtorch's logging, which every caller sets to the same.
+    done(unsafe { dist_prepare() })
+}
+
+/// A client of a TCPStore, or its server too.
+#[derive(Debug)]
+pub(super) struct Store(NonNull<c_void>);
+
+// SAFETY: TCPStore holds a lock during each operation; the object belongs to no thread.
+unsafe impl Send for Store {}
+// SAFETY: as above.
+unsafe impl Sync for Store {}
+
+impl Store {
+    /// With `listening`, a bound socket, this store serves.
+    pub(super) fn open(
+        host: &str,
+        port: u16,
+        listening: Option<OwnedFd>,
+        timeout: Duration,
+    ) -> Result<Self, Message> {
+        let host = text(host)?;
+        let listening = listening.map_or(-1, IntoRawFd::into_raw_fd);
+        let mut out = null_mut();
+        // SAFETY: the texts and `out` live through the call; the socket's ownership goes over.
+        let code = unsafe { dist_store_new(host.as_ptr(), port, listening, milliseconds(timeout), &mut out) };
+        done(code)?;
+        Ok(Self(handle(out)?))
+    }
+
+    pub(super) fn set(&self, key: &str, value: &[u8]) -> Result<(), Message> {
+        let key = text(key)?;
+        // SAFETY: the handle is valid until dropped; pointer and length are of one slice, which is copied.
+        done(unsafe { dist_store_set(self.0.as_ptr(), key.as_ptr(), value.as_ptr(), value.len()) })
+    }
+
+    pub(super) fn try_get(&self, key: &str) -> Result<Option<Vec<u8>>, Message> {
+        let key = text(key)?;
+        let (mut bytes, mut len) = (null_mut(), 0);
+        // SAFETY: the handle is valid; the results are written before the call returns 0.
+        done(unsafe { dist_store_try_get(self.0.as_ptr(), key.as_ptr(), &mut bytes, &mut len) })?;
+        if bytes.is_null() {
+            return Ok(None);
+        }
+        // SAFETY: the shim allocated at least `len` bytes there and leaves them to us.
+        let value = unsafe { std::slice::from_raw_parts(bytes, len) }.to_vec();
+        // SAFETY: allocated by the shim, freed once.
+        unsafe { dist_bytes_free(bytes) };
+        Ok(Some(value))
+    }
+
+    pub(super) fn add(&self, key: &str, by: i64) -> Result<i64, Message> {
+        let key = text(key)?;
+        let mut sum = 0;
+        // SAFETY: the handle is valid; `sum` lives through the call.
+        done(unsafe { dist_store_add(self.0.as_ptr(), key.as_ptr(), by, &mut sum) })?;
+        Ok(sum)
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        // SAFETY: made by dist_store_new, freed once. Groups count their own reference to the store.
+        unsafe { dist_store_free(self.0.as_ptr()) }
+    }
+}
+
+/// What a group is made of.
+#[derive(Debug)]
+pub(super) struct GroupParts<'a> {
+    pub(super) store: &'a Store,
+    pub(super) prefix: &'a str,
+    pub(super) rank: usize,
+    pub(super) world: usize,
+    pub(super) timeout: Duration,
+    /// Where gloo listens, where c10d's own choice would not do.
+    pub(super) address: Option<&'a str>,
+    pub(super) nccl: Option<Nccl>,
+}
+
+/// c10d's process group with its backends.
+#[derive(Debug)]
+pub(super) struct Group(NonNull<c_void>);
+
+// SAFETY: the object belongs to no thread; without Sync, one thread at a time uses it.
+unsafe impl Send for Group {}
+
+impl Group {
+    pub(super) fn new(parts: &GroupParts<'_>) -> Result<Self, Message> {
+        let prefix = text(parts.prefix)?;
+        let address = parts.address.map(text).transpose()?;
+        let rank = |number: usize| i32::try_from(number).map_err(|_| format!("rank {number} is too high"));
+        let mut out = null_mut();
+        // SAFETY: all pointers live through the call; `make_nccl` is only called with a device, and is then
+        // the function of that type in the loaded library.
+        let code = unsafe {
+            dist_group_new(
+                parts.store.0.as_ptr(),
+                prefix.as_ptr(),
+                rank(parts.rank)?,
+                rank(parts.world)?,
+                milliseconds(parts.timeout),
+                address.as_ref().map_or(null(), |address| address.as_ptr()),
+                parts.nccl.as_ref().map_or(-1, |nccl| nccl.device),
+                parts.nccl.as_ref().map_or(null(), |nccl| nccl.make),
+                &mut out,
+            )
+        };
+        done(code)?;
+        Ok(Self(handle(out)?))
+    }
+
+    pub(super) fn all_reduce(&self, tensor: &Tensor, op: i32) -> Result<(), Message> {
+        // SAFETY: handle and tensor are valid; `op` is one of the three that the shim knows.
+        done(unsafe { dist_all_reduce(self.0.as_ptr(), tensor.as_ptr(), op.clamp(0, 2)) })
+    }
+
+    pub(super) fn broadcast(&self, tensors: &[Tensor], from: usize) -> Result<(), Message> {
+        let pointers: Vec<_> = tensors.iter().map(Tensor::as_ptr).collect();
+        let from = i32::try_from(from).unwrap_or(-1);
+        // SAFETY: the handle is valid, and so are as many tensors as are said.
+        done(unsafe { dist_broadcast(self.0.as_ptr(), pointers.as_ptr(), pointers.len(), from) })
+    }
+
+    pub(super) fn all_gather(&self, all: &Tensor, own: &Tensor) -> Result<(), Message> {
+        // SAFETY: handle and tensors are valid; c10d checks their sizes.
+        done(unsafe { dist_all_gather(self.0.as_ptr(), all.as_ptr(), own.as_ptr()) })
+    }
+
+    pub(super) fn reduce_scatter(&self, own: &Tensor, all: &Tensor) -> Result<(), Message> {
+        // SAFETY: handle and tensors are valid; c10d checks their sizes.
+        done(unsafe { dist_reduce_scatter(self.0.as_ptr(), own.as_ptr(), all.as_ptr()) })
+    }
+
+    pub(super) fn sum_with_gradient(&self, own: &Tensor) -> Result<Tensor, Message> {
+        let mut sum = null_mut();
+        // SAFETY: handle and tensor are valid; `sum` lives through the call.
+        done(unsafe { dist_sum_with_gradient(self.0.as_ptr(), own.as_ptr(), &mut sum) })?;
+        // SAFETY: a new tensor, which is ours.
+        Ok(unsafe { Tensor::from_ptr(sum) })
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // SAFETY: made by dist_group_new, freed once. Reducers count their own reference to c10d's group.
+        unsafe { dist_group_free(self.0.as_ptr()) }
+    }
+}
+
+/// c10d's Reducer.
+#[derive(Debug)]
+pub(super) struct Reducer(NonNull<c_void>);
+
+// SAFETY: the object belongs to no thread; without Sync, one thread at a time uses it.
+unsafe impl Send for Reducer {}
+
+impl Reducer {
+    pub(super) fn new(group: &Group, parameters: &[Tensor]) -> Result<Self, Message> {
+        let pointers: Vec<_> = parameters.iter().map(Tensor::as_ptr).collect();
+        let mut out = null_mut();
+        // SAFETY: the group is valid, and so are as many tensors as are said.
+        done(unsafe { dist_reducer_new(group.0.as_ptr(), pointers.as_ptr(), pointers.len(), &mut out) })?;
+        Ok(Self(handle(out)?))
+    }
+
+    pub(super) fn backward(&self, loss: &Tensor, last: bool) -> Result<(), Message> {
+        // SAFETY: handle and tensor are valid.
+        done(unsafe { dist_reducer_backward(self.0.as_ptr(), loss.as_ptr(), i32::from(last)) })
+    }
+}
+
+impl Drop for Reducer {
+    fn drop(&mut self) {
+        // SAFETY: made by dist_reducer_new, freed once.
+        unsafe { dist_reducer_free(self.0.as_ptr()) }
+    }
+}

@@ -1,0 +1,238 @@
+//! The ranks as one group, and what they do together.
+
+use std::time::Duration;
+
+use tch::{Device, Kind, Tensor};
+
+use super::join::{Joined, join};
+use super::{DistributedError, Rendezvous, Store, ffi};
+
+/// How values of all ranks become one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reduce {
+    /// Their sum; of bools whether any is true.
+    Sum,
+    /// The greatest.
+    Max,
+    /// The least.
+    Min,
+}
+
+/// The ranks, as one of them sees them.
+///
+/// Collectives must be called by all ranks in the same order with tensors of the same shapes and kinds, by one
+/// thread of each. They return when the result is there (on CUDA: when the current stream waits for it). After an
+/// error the group is of no more use: the process ends, and is started again with the others.
+///
+/// Tensors of the CPU travel by gloo, those of a CUDA device by NCCL. Dropping says goodbye to the others.
+#[derive(Debug)]
+pub struct ProcessGroup {
+    rank: usize,
+    world: usize,
+    // Before `joined`, so that rank 0's server outlives its own client.
+    store: Store,
+    pub(super) joined: Option<Joined>,
+}
+
+impl ProcessGroup {
+    /// The group of one rank: no store, no port, and every collective leaves things as they are.
+    pub fn alone() -> Self {
+        Self { rank: 0, world: 1, store: Store::in_memory(), joined: None }
+    }
+
+    /// Joins the other ranks. Rank 0 opens a store where the others look for it.
+    ///
+    /// `timeout` holds for the joining and then for each collective. `device`: the one whose tensors this rank's
+    /// collectives will take, besides the CPU's.
+    ///
+    /// # Errors
+    /// If a port is in use, ranks do not come (they are named), two are the same, NCCL is needed and cannot be
+    /// used, or the libtorch loaded is not the one this was built for.
+    pub fn join(
+        rendezvous: &Rendezvous,
+        device: Device,
+        timeout: Duration,
+    ) -> Result<Self, DistributedError> {
+        let Some(meeting) = &rendezvous.meeting else {
+            return Ok(Self::alone());
+        };
+        let (joined, store) = join(rendezvous, meeting, device, timeout)?;
+        Ok(Self { rank: rendezvous.rank(), world: rendezvous.world(), store, joined: Some(joined) })
+    }
+
+    /// This rank's number.
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// The number of ranks.
+    pub fn world(&self) -> usize {
+        self.world
+    }
+
+    /// Whether this is rank 0.
+    pub fn is_first(&self) -> bool {
+        self.rank == 0
+    }
+
+    /// Makes the tensor on every rank the sum, the greatest or the least of all ranks' ones, in place.
+    ///
+    /// # Shape
+    /// Any, the same on every rank; bool, i8, i16, i32, i64, u8, f16, bf16, f32 or f64.
+    /// # Errors
+    /// If a rank is lost or does not come in time.
+    pub fn all_reduce(&self, tensor: &Tensor, how: Reduce) -> Result<(), DistributedError> {
+        let op = match how {
+            Reduce::Sum => 0,
+            Reduce::Max => 1,
+            Reduce::Min => 2,
+        };
+        self.collective("all-reduce", |group| group.all_reduce(tensor, op)).map(|_| ())
+    }
+
+    /// Gives every rank rank `from`'s tensors, in place. They travel together, as bytes.
+    ///
+    /// # Shape
+    /// Any mixture of shapes and kinds, the same on every rank.
+    /// # Errors
+    /// If a rank is lost or does not come in time.
+    pub fn broadcast(&self, tensors: &[Tensor], from: usize) -> Result<(), DistributedError> {
+        self.collective("broadcast", |group| group.broadcast(tensors, from)).map(|_| ())
+    }
+
+    /// The ranks' tensors one below the other, by rank.
+    ///
+    /// # Shape
+    /// `own: [n, ...]` -> `[world * n, ...]`, any kind.
+    /// # Errors
+    /// If a rank is lost or does not come in time.
+    pub fn all_gather(&self, own: &Tensor) -> Result<Tensor, DistributedError> {
+        let mut shape = own.size();
+        if let Some(rows) = shape.first_mut() {
+            *rows *= self.world as i64;
+        }
+        let gather = |group: &ffi::Group| {
+            let all = Tensor::empty(&shape, (own.kind(), own.device()));
+            group.all_gather(&all, own).map(|()| all)
+        };
+        let all = self.collective("all-gather", gather)?;
+        Ok(all.unwrap_or_else(|| own.detach().copy()))
+    }
+
+    /// This rank's part of the sum of all ranks' tensors: its `rank`-th of `world` equal runs of rows.
+    ///
+    /// # Shape
+    /// `all: [world * n, ...]` -> `[n, ...]`; i32, i64, f16, bf16, f32 or f64.
+    /// # Errors
+    /// If the rows cannot be cut evenly, or a rank is lost or does not come in time.
+    pub fn reduce_scatter(&self, all: &Tensor) -> Result<Tensor, DistributedError> {
+        let mut shape = all.size();
+        match shape.first_mut() {
+            Some(rows) if *rows % self.world as i64 == 0 => *rows /= self.world as i64,
+            _ => {
+                let message = format!("{shape:?} cannot be cut into {} runs of rows", self.world);
+                return Err(DistributedError::Backend { what: "reduce-scatter".into(), message });
+            }
+        }
+        let scatter = |group: &ffi::Group| {
+            let own = Tensor::empty(&shape, (all.kind(), all.device()));
+            group.reduce_scatter(&own, all).map(|()| own)
+        };
+        let own = self.collective("reduce-scatter", scatter)?;
+        Ok(own.unwrap_or_else(|| all.detach().copy()))
+    }
+
+    /// The sum over the ranks, through which gradients flow: each rank's gradient is the sum of those that arrive
+    /// at the ranks' sums.
+    ///
+    /// # Shape
+    /// Any -> the same; a floating kind.
+    /// # Errors
+    /// If a rank is lost or does not come in time. The backward pass has errors of its own.
+    pub fn sum_with_gradient(&self, tensor: &Tensor) -> Result<Tensor, DistributedError> {
+        let sum = self.collective("sum", |group| group.sum_with_gradient(tensor))?;
+        Ok(sum.unwrap_or_else(|| tensor.shallow_clone()))
+    }
+
+    /// Every rank's bytes, by rank. Their lengths may differ.
+    ///
+    /// # Errors
+    /// If a rank is lost or does not come in time.
+    pub fn gather_bytes(&self, own: &[u8]) -> Result<Vec<Vec<u8>>, DistributedError> {
+        let lens = self.all_gather(&Tensor::from_slice(&[own.len() as i64]))?;
+        let lens = Vec::<i64>::try_from(&lens).expect("a vector of i64 on the CPU");
+        let longest = lens.iter().copied().max().unwrap_or(0);
+        let mut padded = own.to_vec();
+        padded.resize(longest as usize, 0);
+        let all = self.all_gather(&Tensor::from_slice(&padded))?;
+        let all = Vec::<u8>::try_from(&all).expect("a vector of u8 on the CPU");
+        let of_rank = |rank: usize| {
+            let begin = rank * longest as usize;
+            all[begin..begin + lens[rank] as usize].to_vec()
+        };
+        Ok((0..self.world).map(of_rank).collect())
+    }
+
+    /// Checks that all ranks have the same value of what is named.
+    ///
+    /// # Errors
+    /// On every rank the same, with the first rank that differs from rank 0 and both values.
+    pub fn agree(&self, what: &str, value: &str) -> Result<(), DistributedError> {
+        let values = self.gather_bytes(value.as_bytes())?;
+        let text = |rank: usize| String::from_utf8_lossy(&values[rank]).into_owned();
+        match (0..self.world).find(|rank| values[*rank] != values[0]) {
+            None => Ok(()),
+            Some(rank) => Err(DistributedError::Disagreement {
+                what: what.to_owned(),
+                rank,
+                theirs: text(rank),
+                first: text(0),
+            }),
+        }
+    }
+
+    /// Returns when all ranks have called it. Devices may still be at work.
+    ///
+    /// # Errors
+    /// If a rank is lost or does not come in time.
+    pub fn barrier(&self) -> Result<(), DistributedError> {
+        let token = Tensor::zeros([1], (Kind::Int, Device::Cpu));
+        self.collective("barrier", |group| group.all_reduce(&token, 0)).map(|_| ())
+    }
+
+    /// Says at once whether ranks are known to be lost: for a rank that waits for something else than the others.
+    ///
+    /// # Errors
+    /// If ranks are lost.
+    pub fn check(&self) -> Result<(), DistributedError> {
+        self.joined.as_ref().map_or(Ok(()), |joined| joined.watch.check())
+    }
+
+    /// Calls `then` if ranks are lost and this group is still there `grace` later: for a rank that is blocked where
+    /// no error can reach it, as in a device's queue behind a collective that never ends. It is called once, by a
+    /// thread of its own; what it can do is end the process.
+    pub fn when_lost(&self, grace: Duration, then: impl FnOnce(DistributedError) + Send + 'static) {
+        if let Some(joined) = &self.joined {
+            joined.watch.when_lost(grace, Box::new(then));
+        }
+    }
+
+    /// The group's store of small values, for any thread.
+    pub fn store(&self) -> Store {
+        self.store.clone()
+    }
+
+    /// Runs a collective and explains its error; nothing with one rank.
+    fn collective<T>(
+        &self,
+        what: &str,
+        body: impl FnOnce(&ffi::Group) -> Result<T, ffi::Message>,
+    ) -> Result<Option<T>, DistributedError> {
+        let Some(Joined { handle: Some(handle), watch, .. }) = &self.joined else {
+            return Ok(None);
+        };
+        watch.check()?;
+        let number = watch.begin();
+        body(handle).map(Some).map_err(|message| watch.explain(what, number, &message))
+    }
+}

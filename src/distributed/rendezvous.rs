@@ -1,0 +1,251 @@
+//! Who this process is among its peers, and where they meet: from flags, torchrun or SLURM.
+
+use std::net::TcpListener;
+use std::sync::Arc;
+
+use super::DistributedError;
+use super::nodelist;
+
+/// What the command line says. All three are needed as soon as one is given.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RendezvousFlags {
+    /// `--rank`, from 0.
+    pub rank: Option<usize>,
+    /// `--world-size`, the number of ranks.
+    pub world_size: Option<usize>,
+    /// `--master`, HOST:PORT at which rank 0 listens.
+    pub master: Option<String>,
+}
+
+/// Where the ranks meet.
+#[derive(Clone, Debug)]
+pub(super) struct Meeting {
+    /// Where rank 0 is.
+    pub(super) host: String,
+    pub(super) port: u16,
+    /// Rank 0 opens the store. Not so where torchrun's agent keeps one there already.
+    pub(super) serve: bool,
+    /// Stands before all keys, since torchrun's agent keeps its store over restarts of its workers.
+    pub(super) prefix: String,
+    /// A socket that is bound to the port already.
+    pub(super) listener: Option<Arc<TcpListener>>,
+}
+
+/// One process's place among the ranks.
+#[derive(Clone, Debug)]
+pub struct Rendezvous {
+    rank: usize,
+    world: usize,
+    local_rank: usize,
+    pub(super) meeting: Option<Meeting>,
+}
+
+/// Reads an environment variable.
+type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+/// Step numbers from here on are SLURM's own: the batch script, an interactive shell.
+const FIRST_RESERVED_STEP: u64 = 0xffff_fff0;
+
+impl Rendezvous {
+    /// The only rank.
+    pub fn alone() -> Self {
+        Self { rank: 0, world: 1, local_rank: 0, meeting: None }
+    }
+
+    /// Finds this process's place: the flags' if any is given, else torchrun's (`RANK`, `WORLD_SIZE`), else that
+    /// in a SLURM step of several tasks, else it is alone.
+    ///
+    /// The ranks of a SLURM step meet on its first node at `MASTER_PORT`, or 20000 + the job's number % 20000. A
+    /// batch script that does not use srun is alone. `MASTER_ADDR` names another host or address of rank 0's.
+    ///
+    /// # Errors
+    /// If variables or flags are missing or contradict each other.
+    pub fn find(flags: &RendezvousFlags, env: Environment<'_>) -> Result<Self, DistributedError> {
+        // An empty variable counts as none.
+        let env: Environment<'_> = &|name| env(name).filter(|value| !value.is_empty());
+        if *flags != RendezvousFlags::default() {
+            Self::of_flags(flags, env)
+        } else if env("RANK").is_some() || env("WORLD_SIZE").is_some() {
+            Self::of_torchrun(env)
+        } else if in_slurm_step(env)? {
+            Self::of_slurm(env)
+        } else {
+            Ok(Self::alone())
+        }
+    }
+
+    /// This process's number.
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// The number of processes.
+    pub fn world(&self) -> usize {
+        self.world
+    }
+
+    /// This process's number on its machine, by which it takes its GPU. With `--rank` alone it is the rank where
+    /// the master is this machine by a loopback address, and else 0.
+    pub fn local_rank(&self) -> usize {
+        self.local_rank
+    }
+
+    fn of_flags(flags: &RendezvousFlags, env: Environment<'_>) -> Result<Self, DistributedError> {
+        let given = [
+            ("--rank", flags.rank.is_some()),
+            ("--world-size", flags.world_size.is_some()),
+            ("--master", flags.master.is_some()),
+        ];
+        let beside = given.iter().find(|(_, given)| *given).map_or("--rank", |(name, _)| name);
+        let missing = |name| DistributedError::MissingVariable { name, beside };
+        let rank = flags.rank.ok_or_else(|| missing("--rank"))?;
+        let world = flags.world_size.ok_or_else(|| missing("--world-size"))?;
+        let master = flags.master.as_deref().ok_or_else(|| missing("--master"))?;
+        let (host, port) = split_address(master)?;
+        let is_here = host == "localhost" || host.starts_with("127.") || host == "::1";
+        let local_rank = number(env, "LOCAL_RANK")?.unwrap_or(if is_here { rank } else { 0 });
+        Self::checked(("--rank", rank), ("--world-size", world), local_rank, Meeting::new(host, port))
+    }
+
+    fn of_torchrun(env: Environment<'_>) -> Result<Self, DistributedError> {
+        let missing = |name, beside| DistributedError::MissingVariable { name, beside };
+        let rank = number(env, "RANK")?.ok_or_else(|| missing("RANK", "WORLD_SIZE"))?;
+        let world = number(env, "WORLD_SIZE")?.ok_or_else(|| missing("WORLD_SIZE", "RANK"))?;
+        let local_rank = number(env, "LOCAL_RANK")?.unwrap_or(0);
+        if let Some(local_world) = number(env, "LOCAL_WORLD_SIZE")?
+            && local_rank >= local_world
+        {
+            return contradiction(format!("LOCAL_RANK={local_rank} with LOCAL_WORLD_SIZE={local_world}"));
+        }
+        if world == 1 && rank == 0 {
+            return Ok(Self { local_rank, ..Self::alone() });
+        }
+        let host = env("MASTER_ADDR").ok_or_else(|| missing("MASTER_ADDR", "RANK"))?;
+        let port = port(env)?.ok_or_else(|| missing("MASTER_PORT", "RANK"))?;
+        let mut meeting = Meeting::new(host, port);
+        if env("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|value| value == "True") {
+            meeting.serve = false;
+            meeting.prefix += &format!("{}/", env("TORCHELASTIC_RESTART_COUNT").unwrap_or_default());
+        }
+        Self::checked(("RANK", rank), ("WORLD_SIZE", world), local_rank, meeting)
+    }
+
+    fn of_slurm(env: Environment<'_>) -> Result<Self, DistributedError> {
+        let missing = |name| DistributedError::MissingVariable { name, beside: "SLURM_PROCID" };
+        let rank = number(env, "SLURM_PROCID")?.ok_or_else(|| missing("SLURM_PROCID"))?;
+        let world = slurm_tasks(env)?.ok_or_else(|| missing("SLURM_NTASKS"))?;
+        let local_rank = number(env, "SLURM_LOCALID")?.ok_or_else(|| missing("SLURM_LOCALID"))?;
+        let nodes = match number(env, "SLURM_STEP_NUM_NODES")? {
+            Some(nodes) => Some(nodes),
+            None => number(env, "SLURM_NNODES")?,
+        };
+        let host = match env("MASTER_ADDR") {
+            Some(host) => host,
+            // Nothing to look up, and nobody else can connect.
+            None if nodes == Some(1) => "127.0.0.1".to_owned(),
+            None => {
+                let list = env("SLURM_STEP_NODELIST").or_else(|| env("SLURM_JOB_NODELIST"));
+                let list = list.ok_or_else(|| missing("SLURM_JOB_NODELIST"))?;
+                nodelist::first_host(&list).or_else(|| nodelist::ask_scontrol(&list)).ok_or_else(|| {
+                    DistributedError::Contradiction {
+                        what: format!("SLURM's node list {list:?} names no node"),
+                    }
+                })?
+            }
+        };
+        let port = match port(env)? {
+            Some(port) => port,
+            None => {
+                let job = number(env, "SLURM_JOB_ID")?.ok_or_else(|| missing("SLURM_JOB_ID"))?;
+                20_000 + u16::try_from(job % 20_000).expect("below 20,000")
+            }
+        };
+        let names = (("SLURM_PROCID", rank), ("SLURM_NTASKS", world));
+        Self::checked(names.0, names.1, local_rank, Meeting::new(host, port))
+    }
+
+    fn checked(
+        (rank_name, rank): (&str, usize),
+        (world_name, world): (&str, usize),
+        local_rank: usize,
+        meeting: Meeting,
+    ) -> Result<Self, DistributedError> {
+        if rank >= world {
+            return contradiction(format!(
+                "{rank_name}={rank} with {world_name}={world}: ranks count from 0, so the last one is {}",
+                world.saturating_sub(1)
+            ));
+        }
+        let meeting = (world > 1).then_some(meeting);
+        Ok(Self { rank, world, local_rank, meeting })
+    }
+
+    /// Ranks of one process, for tests: rank 0 takes the socket.
+    #[cfg(test)]
+    pub(super) fn at(listener: &Arc<TcpListener>, rank: usize, world: usize) -> Self {
+        let port = listener.local_addr().expect("bound").port();
+        let mut meeting = Meeting::new("127.0.0.1".into(), port);
+        meeting.listener = (rank == 0).then(|| listener.clone());
+        Self { rank, world, local_rank: rank, meeting: (world > 1).then_some(meeting) }
+    }
+}
+
+impl Meeting {
+    fn new(host: String, port: u16) -> Self {
+        Self { host, port, serve: true, prefix: "instdisc/".into(), listener: None }
+    }
+}
+
+fn contradiction<T>(what: String) -> Result<T, DistributedError> {
+    Err(DistributedError::Contradiction { what })
+}
+
+/// A number, if the variable is there.
+fn number(env: Environment<'_>, name: &str) -> Result<Option<usize>, DistributedError> {
+    let Some(text) = env(name) else {
+        return Ok(None);
+    };
+    let number = text.trim().parse();
+    number.map(Some).or_else(|_| contradiction(format!("{name}={text:?} is no number")))
+}
+
+fn port(env: Environment<'_>) -> Result<Option<u16>, DistributedError> {
+    match number(env, "MASTER_PORT")? {
+        None => Ok(None),
+        Some(port) => match u16::try_from(port) {
+            Ok(port) if port > 0 => Ok(Some(port)),
+            _ => contradiction(format!("MASTER_PORT={port} is no port")),
+        },
+    }
+}
+
+/// Tasks of the step. `SLURM_NTASKS` may be the job's.
+fn slurm_tasks(env: Environment<'_>) -> Result<Option<usize>, DistributedError> {
+    match number(env, "SLURM_STEP_NUM_TASKS")? {
+        Some(tasks) => Ok(Some(tasks)),
+        None => number(env, "SLURM_NTASKS"),
+    }
+}
+
+/// Whether srun started this process as one of several. In a batch script SLURM_PROCID is set too.
+fn in_slurm_step(env: Environment<'_>) -> Result<bool, DistributedError> {
+    let step = env("SLURM_STEP_ID").or_else(|| env("SLURM_STEPID"));
+    let is_step = step.and_then(|id| id.parse::<u64>().ok()).is_some_and(|id| id < FIRST_RESERVED_STEP);
+    Ok(is_step && env("SLURM_PROCID").is_some() && slurm_tasks(env)?.is_some_and(|tasks| tasks > 1))
+}
+
+/// HOST:PORT, where an IPv6 address stands in brackets.
+fn split_address(address: &str) -> Result<(String, u16), DistributedError> {
+    let wrong = || DistributedError::Contradiction { what: format!("--master {address:?} is no HOST:PORT") };
+    let (host, port) = address.rsplit_once(':').ok_or_else(wrong)?;
+    let port: u16 = port.parse().map_err(|_| wrong())?;
+    let is_bracketed = host.starts_with('[') && host.ends_with(']');
+    let host = if is_bracketed { &host[1..host.len() - 1] } else { host };
+    if host.is_empty() || port == 0 || (host.contains(':') && !is_bracketed) {
+        return Err(wrong());
+    }
+    Ok((host.to_owned(), port))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,138 @@
+//! Small values that all ranks see.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
+use std::time::{Duration, Instant};
+
+use super::watch::Watch;
+use super::{DistributedError, ffi};
+
+/// A handle to the group's store of keys and values.
+///
+/// Its connection is not the one that collectives use, so that any thread may use it while another is in a
+/// collective. With one rank it is a map in memory. The store lives as long as rank 0's group.
+#[derive(Clone, Debug)]
+pub struct Store {
+    keeper: Arc<Keeper>,
+    timeout: Duration,
+}
+
+#[derive(Debug)]
+enum Keeper {
+    Memory(Mutex<BTreeMap<String, Vec<u8>>>, Condvar),
+    Client { client: ffi::Store, prefix: String, watch: Weak<Watch> },
+}
+
+/// Between two looks for a key.
+const LOOK: Duration = Duration::from_millis(10);
+
+impl Store {
+    pub(super) fn in_memory() -> Self {
+        let keeper = Keeper::Memory(Mutex::default(), Condvar::new());
+        Self { keeper: Arc::new(keeper), timeout: Duration::from_secs(600) }
+    }
+
+    pub(super) fn of_client(client: ffi::Store, prefix: &str, watch: &Arc<Watch>, timeout: Duration) -> Self {
+        let prefix = format!("{prefix}user/");
+        Self { keeper: Arc::new(Keeper::Client { client, prefix, watch: Arc::downgrade(watch) }), timeout }
+    }
+
+    /// Gives the key this value.
+    ///
+    /// # Errors
+    /// If rank 0 is lost.
+    pub fn set(&self, key: &str, value: &[u8]) -> Result<(), DistributedError> {
+        match &*self.keeper {
+            Keeper::Memory(map, changed) => {
+                locked(map).insert(key.to_owned(), value.to_owned());
+                changed.notify_all();
+                Ok(())
+            }
+            Keeper::Client { client, prefix, .. } => {
+                client.set(&(prefix.clone() + key), value).map_err(|message| self.failed(key, &message))
+            }
+        }
+    }
+
+    /// The key's value, as soon as it has one. Waits up to the group's timeout.
+    ///
+    /// # Errors
+    /// If the key gets no value in time, or ranks are lost meanwhile.
+    pub fn get(&self, key: &str) -> Result<Vec<u8>, DistributedError> {
+        let until = Instant::now() + self.timeout;
+        loop {
+            if let Some(value) = self.try_get(key)? {
+                return Ok(value);
+            }
+            if let Keeper::Client { watch, .. } = &*self.keeper
+                && let Some(watch) = watch.upgrade()
+            {
+                watch.check()?;
+            }
+            if Instant::now() >= until {
+                return Err(DistributedError::Timeout {
+                    what: format!("waiting for the store's key {key:?}"),
+                    after: self.timeout,
+                    message: "no rank has set it".into(),
+                });
+            }
+            self.wait_a_little();
+        }
+    }
+
+    /// The key's value, if it has one.
+    ///
+    /// # Errors
+    /// If rank 0 is lost.
+    pub fn try_get(&self, key: &str) -> Result<Option<Vec<u8>>, DistributedError> {
+        match &*self.keeper {
+            Keeper::Memory(map, _) => Ok(locked(map).get(key).cloned()),
+            Keeper::Client { client, prefix, .. } => {
+                client.try_get(&(prefix.clone() + key)).map_err(|message| self.failed(key, &message))
+            }
+        }
+    }
+
+    /// Adds to the key's number, which starts at 0; gives the sum. No other rank sees a sum twice.
+    ///
+    /// # Errors
+    /// If rank 0 is lost, or the key has a value that is no number.
+    pub fn add(&self, key: &str, by: i64) -> Result<i64, DistributedError> {
+        match &*self.keeper {
+            Keeper::Memory(map, changed) => {
+                let mut map = locked(map);
+                let text = map.get(key).map(|value| String::from_utf8_lossy(value).into_owned());
+                let number = text.map_or(Ok(0), |text| text.parse::<i64>());
+                let sum = by + number.map_err(|error| self.failed(key, &error.to_string()))?;
+                map.insert(key.to_owned(), sum.to_string().into_bytes());
+                changed.notify_all();
+                Ok(sum)
+            }
+            Keeper::Client { client, prefix, .. } => {
+                client.add(&(prefix.clone() + key), by).map_err(|message| self.failed(key, &message))
+            }
+        }
+    }
+
+    fn wait_a_little(&self) {
+        match &*self.keeper {
+            Keeper::Memory(map, changed) => drop(changed.wait_timeout(locked(map), LOOK)),
+            // Not within the client, whose lock would keep other threads out.
+            Keeper::Client { .. } => std::thread::sleep(LOOK),
+        }
+    }
+
+    fn failed(&self, key: &str, message: &str) -> DistributedError {
+        let what = format!("the store's key {key:?}");
+        if let Keeper::Client { watch, .. } = &*self.keeper
+            && let Some(watch) = watch.upgrade()
+        {
+            return watch.explain(&what, 0, message);
+        }
+        DistributedError::Backend { what, message: message.to_owned() }
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}

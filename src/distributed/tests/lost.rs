@@ -1,0 +1,196 @@
+//! Ranks that are killed, stopped, late, or simply done. A rank that dies is a process of its own: this test
+//! program, started again for the one test that does nothing but be a rank.
+
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+
+use super::*;
+
+const PLACE: &str = "INSTDISC_TEST_PLACE";
+
+/// Not a test by itself: a rank that comes to one barrier and then sleeps.
+#[test]
+#[ignore = "started by the other tests here, as a rank of its own"]
+fn rank_of_its_own() {
+    let Ok(place) = std::env::var(PLACE) else { return };
+    let mut parts = place.split(' ');
+    let mut number = || parts.next().and_then(|part| part.parse().ok()).expect("a number");
+    let (rank, world, port, seconds): (usize, usize, usize, usize) = (number(), number(), number(), number());
+    let flags = RendezvousFlags {
+        rank: Some(rank),
+        world_size: Some(world),
+        master: Some(format!("127.0.0.1:{port}")),
+    };
+    let rendezvous = Rendezvous::find(&flags, &|_| None).expect("complete");
+    let timeout = Duration::from_secs(seconds as u64);
+    let group = ProcessGroup::join(&rendezvous, Device::Cpu, timeout).expect("all come");
+    group.barrier().expect("all come");
+    std::thread::sleep(LONG);
+}
+
+struct Rank(Child);
+
+impl Rank {
+    fn start(rank: usize, world: usize, port: u16, timeout: Duration) -> Self {
+        let test = "distributed::tests::lost::rank_of_its_own";
+        let mut command = Command::new(std::env::current_exe().expect("this program"));
+        command.args(["--exact", test, "--ignored", "--nocapture"]);
+        command.env(PLACE, format!("{rank} {world} {port} {}", timeout.as_secs()));
+        Self(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("started"))
+    }
+
+    fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([name, &self.0.id().to_string()]).status();
+        assert!(status.expect("kill runs").success());
+    }
+}
+
+impl Drop for Rank {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Ranks 0 and 1 wait in a collective, rank 2 does something else, and rank 3 gets a signal. Gives their errors, and
+/// the time that the slowest of them took.
+fn after_signal(name: &str, timeout: Duration) -> (Vec<DistributedError>, Duration) {
+    let listener = listener();
+    let port = listener.local_addr().expect("bound").port();
+    let victim = Rank::start(3, 4, port, timeout);
+    let signalled = std::sync::Mutex::new(None);
+    let all_came = std::sync::Barrier::new(3);
+    let run = |rank: usize| {
+        let group =
+            ProcessGroup::join(&Rendezvous::at(&listener, rank, 4), Device::Cpu, timeout).expect("all come");
+        group.barrier().expect("all come");
+        all_came.wait();
+        if rank == 0 {
+            *signalled.lock().expect("no panic") = Some(Instant::now());
+            victim.signal(name);
+        }
+        let error = loop {
+            let still_well = if rank == 2 { group.check() } else { group.barrier() };
+            match still_well {
+                Ok(()) => std::thread::sleep(Duration::from_millis(5)),
+                Err(error) => break error,
+            }
+        };
+        (error, Instant::now())
+    };
+    let ended: Vec<_> = std::thread::scope(|scope| {
+        let ranks: Vec<_> = (0..3).map(|rank| scope.spawn(move || run(rank))).collect();
+        ranks.into_iter().map(|rank| rank.join().expect("no panic")).collect()
+    });
+    let since = signalled.lock().expect("no panic").expect("signalled");
+    let slowest = ended.iter().map(|(_, at)| at.duration_since(since)).max().expect("three");
+    (ended.into_iter().map(|(error, _)| error).collect(), slowest)
+}
+
+#[test]
+fn a_killed_rank_is_named_by_all_others_within_five_seconds() {
+    let (errors, time) = after_signal("-KILL", LONG);
+    for error in errors {
+        assert_eq!(error.to_string(), "rank 3 was lost: its connection ended");
+        assert_eq!(error.failure(), Failure::Unavailable);
+    }
+    assert!(time < Duration::from_secs(5), "{time:?}");
+}
+
+#[test]
+fn a_stopped_rank_is_named_by_all_others_within_the_timeout() {
+    let timeout = Duration::from_secs(4);
+    let (errors, time) = after_signal("-STOP", timeout);
+    for error in errors {
+        let DistributedError::PeerLost { lost } = &error else { panic!("{error}") };
+        let silent =
+            |lost: &LostRank| lost.rank == 3 && matches!(lost.fate, Fate::Silent { seconds } if seconds >= 2);
+        assert!(lost.len() == 1 && silent(&lost[0]), "{error}");
+    }
+    // A collective that waited in vain then still waits for the verdict.
+    assert!(time < timeout + Duration::from_secs(3), "{time:?}");
+}
+
+#[test]
+fn the_loss_of_rank_0_is_seen_by_all_others() {
+    let port = listener().local_addr().expect("bound").port();
+    let mut first = Rank::start(0, 3, port, LONG);
+    let (joined, wait) = (std::sync::Barrier::new(3), std::sync::Barrier::new(3));
+    let run = |rank: usize| {
+        let master = Some(format!("127.0.0.1:{port}"));
+        let flags = RendezvousFlags { rank: Some(rank), world_size: Some(3), master };
+        let rendezvous = Rendezvous::find(&flags, &|_| None).expect("complete");
+        let group = ProcessGroup::join(&rendezvous, Device::Cpu, LONG).expect("all come");
+        group.barrier().expect("all come");
+        joined.wait();
+        wait.wait();
+        let waiting = if rank == 1 { group.barrier() } else { group.store().get("never").map(drop) };
+        waiting.expect_err("rank 0 is gone")
+    };
+    std::thread::scope(|scope| {
+        let ranks = [1, 2].map(|rank| scope.spawn(move || run(rank)));
+        joined.wait();
+        first.0.kill().expect("killed");
+        first.0.wait().expect("ended");
+        wait.wait();
+        for rank in ranks {
+            let error = rank.join().expect("no panic");
+            assert_eq!(error.to_string(), "rank 0 was lost: its connection ended");
+        }
+    });
+}
+
+#[test]
+fn a_rank_that_does_not_come_to_a_collective_is_named() {
+    let done = std::sync::Barrier::new(3);
+    let errors = each_of(3, Duration::from_secs(3), |group| {
+        group.barrier().expect("all come");
+        let error = (group.rank() != 2).then(|| group.barrier().expect_err("rank 2 does something else"));
+        done.wait();
+        error
+    });
+    for error in errors.into_iter().flatten() {
+        let text = "rank 2 did not come to collective 2 within 3 s (it is at 1)";
+        assert_eq!(error.to_string(), text);
+    }
+}
+
+#[test]
+fn ranks_that_end_at_different_moments_alarm_nobody() {
+    let order = std::sync::Barrier::new(3);
+    each_of(3, LONG, |group| {
+        group.barrier().expect("all come");
+        let rank = group.rank();
+        let kept = (rank != 1).then_some(group);
+        order.wait();
+        std::thread::sleep(Duration::from_millis(300));
+        if let Some(group) = kept {
+            group.check().expect("an orderly end is no loss");
+        }
+    });
+}
+
+#[test]
+fn a_rank_that_left_is_named_by_those_who_still_need_it() {
+    let errors = each_of(3, LONG, |group| {
+        group.barrier().expect("all come");
+        (group.rank() != 1).then(|| group.barrier().expect_err("rank 1 has left"))
+    });
+    for error in errors.into_iter().flatten() {
+        assert_eq!(error.to_string(), "rank 1 was lost: it ended before the others");
+    }
+}
+
+#[test]
+fn a_loss_reaches_a_rank_that_asks_for_nothing() {
+    let listener = listener();
+    let port = listener.local_addr().expect("bound").port();
+    let victim = Rank::start(1, 2, port, LONG);
+    let group = ProcessGroup::join(&Rendezvous::at(&listener, 0, 2), Device::Cpu, LONG).expect("both come");
+    let (sender, receiver) = std::sync::mpsc::channel();
+    group.when_lost(Duration::from_millis(100), move |error| sender.send(error.to_string()).expect("heard"));
+    group.barrier().expect("both come");
+    victim.signal("-KILL");
+    let told = receiver.recv_timeout(Duration::from_secs(5)).expect("told in time");
+    assert_eq!(told, "rank 1 was lost: its connection ended");
+}

@@ -1,0 +1,251 @@
+//! Finds out which rank was lost, since libtorch's errors do not say.
+//!
+//! Every rank keeps one TCP connection to rank 0 and gives a sign of life each second, with the number of
+//! collectives that it has begun. Rank 0 sees who ends without a goodbye, who falls silent, and, where a
+//! collective was waited for in vain, who did not begin it; it tells all the others. Losing rank 0 every rank sees by
+//! itself. The threads only watch: what follows from a verdict is decided by who asks for it.
+
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use super::DistributedError;
+use super::error::{Cause, Fate, LostRank, cause, first_line};
+
+mod hub;
+mod line;
+mod member;
+
+use hub::Hub;
+use member::Member;
+
+/// Between signs of life.
+const BEAT: Duration = Duration::from_secs(1);
+/// How long a thread waits at most before it looks at everything.
+const TICK: Duration = Duration::from_millis(50);
+/// A pause of a watcher's own thread beyond which it trusts its clock no longer.
+const GAP: Duration = Duration::from_secs(2);
+/// How long a failed collective waits for the verdict.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What the threads of one rank share.
+#[derive(Debug)]
+struct Shared {
+    rank: usize,
+    world: usize,
+    /// Without a sign of life for so long a rank counts as lost.
+    silence: Duration,
+    begun: AtomicU64,
+    closing: AtomicBool,
+    hub_left: AtomicBool,
+    verdict: Mutex<Option<Vec<LostRank>>>,
+    changed: Condvar,
+}
+
+impl Shared {
+    fn begun(&self) -> u64 {
+        self.begun.load(Ordering::SeqCst)
+    }
+
+    fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::SeqCst)
+    }
+
+    fn note_left(&self, rank: usize) {
+        debug_assert_eq!(rank, 0, "of the others rank 0 keeps account");
+        self.hub_left.store(true, Ordering::SeqCst);
+    }
+
+    fn has_left(&self, rank: usize) -> bool {
+        rank == 0 && self.hub_left.load(Ordering::SeqCst)
+    }
+
+    fn locked(&self) -> MutexGuard<'_, Option<Vec<LostRank>>> {
+        self.verdict.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn verdict(&self) -> Option<Vec<LostRank>> {
+        self.locked().clone()
+    }
+
+    /// The first verdict stands.
+    fn decide(&self, lost: Vec<LostRank>) {
+        self.locked().get_or_insert(lost);
+        self.changed.notify_all();
+    }
+
+    fn wait_for_verdict(&self, patience: Duration) -> Option<Vec<LostRank>> {
+        let until = Instant::now() + patience;
+        let mut verdict = self.locked();
+        while verdict.is_none() && Instant::now() < until && !self.has_left(0) {
+            let left = until.saturating_duration_since(Instant::now());
+            let waited = self.changed.wait_timeout(verdict, left.min(TICK));
+            verdict = waited.unwrap_or_else(std::sync::PoisonError::into_inner).0;
+        }
+        verdict.clone()
+    }
+}
+
+#[derive(Debug)]
+enum Side {
+    Hub(Arc<Hub>),
+    Member(Member),
+}
+
+/// One rank's watcher.
+#[derive(Debug)]
+pub(super) struct Watch {
+    shared: Arc<Shared>,
+    side: Side,
+    timeout: Duration,
+}
+
+impl Watch {
+    /// Rank 0's. Gives the port at which it listens.
+    pub(super) fn lead(
+        world: usize,
+        at: IpAddr,
+        token: String,
+        timeout: Duration,
+    ) -> std::io::Result<(Self, u16)> {
+        let shared = shared(0, world, timeout);
+        let (hub, port) = Hub::start(&shared, at, token)?;
+        Ok((Self { shared, side: Side::Hub(hub), timeout }, port))
+    }
+
+    /// Another rank's.
+    pub(super) fn follow(
+        (rank, world): (usize, usize),
+        (host, port): (&str, u16),
+        token: String,
+        timeout: Duration,
+    ) -> std::io::Result<Self> {
+        let shared = shared(rank, world, timeout);
+        let member = Member::start(&shared, host, port, token, timeout)?;
+        Ok(Self { shared, side: Side::Member(member), timeout })
+    }
+
+    /// At rank 0, the ranks that have not connected.
+    pub(super) fn absent(&self) -> Vec<usize> {
+        match &self.side {
+            Side::Hub(hub) => hub.absent(),
+            Side::Member(_) => Vec::new(),
+        }
+    }
+
+    /// A collective begins. Gives its number.
+    pub(super) fn begin(&self) -> u64 {
+        self.shared.begun.fetch_add(1, Ordering::SeqCst) + 1
+    }
+
+    /// The verdict, if there is one.
+    pub(super) fn check(&self) -> Result<(), DistributedError> {
+        self.shared.verdict().map_or(Ok(()), |lost| Err(DistributedError::PeerLost { lost }))
+    }
+
+    /// Calls `then` from a thread of its own, once, if ranks are lost and this watcher is still there a while after.
+    pub(super) fn when_lost(&self, grace: Duration, then: Box<dyn FnOnce(DistributedError) + Send>) {
+        let shared = self.shared.clone();
+        let wait = move || {
+            let mut verdict = shared.locked();
+            let lost = loop {
+                if shared.is_closing() {
+                    return;
+                }
+                if let Some(lost) = verdict.clone() {
+                    break lost;
+                }
+                let waited = shared.changed.wait_timeout(verdict, BEAT);
+                verdict = waited.unwrap_or_else(std::sync::PoisonError::into_inner).0;
+            };
+            drop(verdict);
+            let until = Instant::now() + grace;
+            while Instant::now() < until {
+                if shared.is_closing() {
+                    return;
+                }
+                std::thread::sleep(TICK);
+            }
+            then(DistributedError::PeerLost { lost });
+        };
+        // Without the thread the ranks still learn of a loss by their collectives.
+        let _ = std::thread::Builder::new().name("watch".into()).spawn(wait);
+    }
+
+    /// Says goodbye: from here on this rank's end alarms nobody.
+    pub(super) fn say_goodbye(&self) {
+        match &self.side {
+            Side::Hub(hub) => hub.say_goodbye(),
+            Side::Member(member) => member.say_goodbye(),
+        }
+    }
+
+    /// At rank 0, waits a little until all the others have left: they may still ask the store something.
+    pub(super) fn let_others_leave(&self, patience: Duration) {
+        let until = Instant::now() + patience;
+        if let Side::Hub(hub) = &self.side {
+            while Instant::now() < until && self.shared.verdict().is_none() && hub.has_members() {
+                std::thread::sleep(TICK / 10);
+            }
+        }
+    }
+
+    /// Ends the threads.
+    pub(super) fn close(&self) {
+        if self.shared.closing.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        self.say_goodbye();
+        match &self.side {
+            Side::Hub(hub) => hub.hang_up(),
+            Side::Member(member) => member.hang_up(),
+        }
+        self.shared.changed.notify_all();
+    }
+
+    /// What a failure of libtorch's means: who was lost, if that can be found out within two seconds.
+    pub(super) fn explain(&self, what: &str, collective: u64, message: &str) -> DistributedError {
+        let cause = cause(message);
+        if cause == Cause::Other && self.shared.verdict().is_none() {
+            return DistributedError::Backend { what: what.into(), message: first_line(message) };
+        }
+        let waited = (cause == Cause::Timeout).then_some(self.timeout.as_secs());
+        match &self.side {
+            Side::Hub(hub) => hub.note_failure(collective, waited),
+            Side::Member(member) => member.tell_failure(self.shared.begun(), collective, waited),
+        }
+        let verdict = self.shared.wait_for_verdict(PATIENCE);
+        let left = || self.shared.has_left(0).then(|| vec![LostRank { rank: 0, fate: Fate::Left }]);
+        match (verdict.or_else(left), cause) {
+            (Some(lost), _) => DistributedError::PeerLost { lost },
+            (None, Cause::Timeout) => DistributedError::Timeout {
+                what: what.into(),
+                after: self.timeout,
+                message: first_line(message),
+            },
+            (None, _) => DistributedError::Backend { what: what.into(), message: first_line(message) },
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+fn shared(rank: usize, world: usize, timeout: Duration) -> Arc<Shared> {
+    // Half the timeout, so that who waited in vain learns why; not below three missed signs.
+    let silence = (timeout / 2).clamp(Duration::from_secs(3), Duration::from_secs(60));
+    Arc::new(Shared {
+        rank,
+        world,
+        silence,
+        begun: AtomicU64::new(0),
+        closing: AtomicBool::new(false),
+        hub_left: AtomicBool::new(false),
+        verdict: Mutex::new(None),
+        changed: Condvar::new(),
+    })
+}

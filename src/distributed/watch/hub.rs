@@ -1,0 +1,241 @@
+//! The watcher of rank 0: hears all the others, finds out who is lost, and tells everybody.
+//!
+//! The first loss counts, with all that happen within a moment of it: a machine that dies takes several ranks, and
+//! ranks that end because of it are not lost themselves.
+
+use std::net::{IpAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use super::line::{Heard, Line, Lines, prepare, tell};
+use super::{BEAT, GAP, Shared, TICK};
+use crate::distributed::error::{Fate, LostRank};
+
+/// How long after a loss others count to it.
+const MOMENT: Duration = Duration::from_millis(100);
+/// How long a failure that some rank tells waits for a connection to end, before others are suspected.
+const SUSPICION: Duration = Duration::from_millis(500);
+/// Silence that makes a rank suspect where somebody waited for it in vain.
+const QUIET: Duration = Duration::from_millis(2500);
+
+/// Rank 0's side.
+#[derive(Debug)]
+pub(super) struct Hub {
+    ranks: Mutex<Ranks>,
+    shared: Arc<Shared>,
+    token: String,
+}
+
+#[derive(Debug)]
+struct Ranks {
+    /// By rank; that of rank 0 stays empty.
+    members: Vec<Option<Seen>>,
+    losses: Vec<LostRank>,
+    first_loss: Option<Instant>,
+    failure: Option<(Instant, u64, Option<u64>)>,
+}
+
+#[derive(Debug)]
+struct Seen {
+    stream: TcpStream,
+    last: Instant,
+    begun: u64,
+    left: bool,
+}
+
+impl Hub {
+    /// Listens on the address, at a port that it tells, and starts the thread.
+    pub(super) fn start(
+        shared: &Arc<Shared>,
+        at: IpAddr,
+        token: String,
+    ) -> std::io::Result<(Arc<Self>, u16)> {
+        let listener = TcpListener::bind((at, 0))?;
+        let port = listener.local_addr()?.port();
+        listener.set_nonblocking(true)?;
+        let members = (0..shared.world).map(|_| None).collect();
+        let ranks = Ranks { members, losses: Vec::new(), first_loss: None, failure: None };
+        let hub = Arc::new(Self { ranks: Mutex::new(ranks), shared: shared.clone(), token });
+        let own = hub.clone();
+        std::thread::Builder::new().name("watch".into()).spawn(move || own.run(&listener))?;
+        Ok((hub, port))
+    }
+
+    /// Ranks that have not connected.
+    pub(super) fn absent(&self) -> Vec<usize> {
+        let ranks = self.ranks();
+        (1..self.shared.world).filter(|rank| ranks.members[*rank].is_none()).collect()
+    }
+
+    pub(super) fn note_failure(&self, collective: u64, waited: Option<u64>) {
+        let mut ranks = self.ranks();
+        // A wait in vain tells more than a broken connection.
+        let says_more = |old: Option<u64>| old.is_none() && waited.is_some();
+        if ranks.failure.is_none_or(|(_, _, old)| says_more(old)) {
+            let since = ranks.failure.map_or_else(Instant::now, |(since, _, _)| since);
+            ranks.failure = Some((since, collective, waited));
+        }
+    }
+
+    pub(super) fn say_goodbye(&self) {
+        // A verdict that is still being collected goes out before.
+        if self.ranks().first_loss.is_some() {
+            self.conclude();
+        }
+        self.tell_all(&Line::Bye);
+    }
+
+    /// Whether some rank is still connected.
+    pub(super) fn has_members(&self) -> bool {
+        self.ranks().members.iter().flatten().any(|seen| !seen.left)
+    }
+
+    pub(super) fn hang_up(&self) {
+        for seen in self.ranks().members.iter().flatten() {
+            let _ = seen.stream.shutdown(std::net::Shutdown::Both);
+        }
+    }
+
+    fn ranks(&self) -> MutexGuard<'_, Ranks> {
+        self.ranks.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn tell_all(&self, line: &Line) {
+        // Copies, so that a slow connection holds nobody else up.
+        let streams: Vec<_> = {
+            let ranks = self.ranks();
+            let present = ranks.members.iter().flatten().filter(|seen| !seen.left);
+            present.filter_map(|seen| seen.stream.try_clone().ok()).collect()
+        };
+        for stream in streams {
+            tell(&stream, line);
+        }
+    }
+
+    fn run(self: &Arc<Self>, listener: &TcpListener) {
+        let (mut told, mut round) = (Instant::now(), Instant::now());
+        while !self.shared.is_closing() {
+            while let Ok((stream, _)) = listener.accept() {
+                let hub = self.clone();
+                let _ = std::thread::Builder::new().name("watch".into()).spawn(move || hub.hear(stream));
+            }
+            if round.elapsed() > GAP {
+                // This process was stopped itself: what it did not hear proves nothing.
+                self.ranks().members.iter_mut().flatten().for_each(|seen| seen.last = Instant::now());
+            }
+            round = Instant::now();
+            self.judge();
+            if told.elapsed() >= BEAT {
+                told = Instant::now();
+                self.tell_all(&Line::Beat { begun: 0 });
+            }
+            std::thread::sleep(TICK);
+        }
+    }
+
+    /// Hears one connection to its end.
+    fn hear(&self, stream: TcpStream) {
+        let lines = prepare(&stream).and_then(|()| Lines::new(stream.try_clone()?, self.shared.silence));
+        let Ok(mut lines) = lines else { return };
+        let rank = match lines.next() {
+            Heard::Line(Line::Hello { token, rank }) if token == self.token && rank < self.shared.world => {
+                rank
+            }
+            // A stranger.
+            _ => return,
+        };
+        self.ranks().members[rank] = Some(Seen { stream, last: Instant::now(), begun: 0, left: false });
+        loop {
+            let heard = lines.next();
+            let mut ranks = self.ranks();
+            let Some(seen) = ranks.members[rank].as_mut() else { return };
+            match heard {
+                Heard::Line(Line::Beat { begun }) => (seen.last, seen.begun) = (Instant::now(), begun),
+                Heard::Line(Line::Bye) => seen.left = true,
+                Heard::Line(Line::Failed { collective, waited }) => {
+                    drop(ranks);
+                    self.note_failure(collective, waited);
+                }
+                Heard::Line(_) | Heard::Nothing => {}
+                Heard::End => {
+                    if !seen.left {
+                        seen.left = true;
+                        ranks.lose(rank, Fate::Ended);
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    fn judge(&self) {
+        if self.shared.verdict().is_some() {
+            return;
+        }
+        let mut ranks = self.ranks();
+        for rank in 1..self.shared.world {
+            let silent =
+                ranks.members[rank].as_ref().filter(|seen| !seen.left).map(|seen| seen.last.elapsed());
+            if let Some(silent) = silent.filter(|silent| *silent > self.shared.silence) {
+                ranks.lose(rank, Fate::Silent { seconds: silent.as_secs() });
+            }
+        }
+        if let Some((since, collective, waited)) = ranks.failure
+            && ranks.first_loss.is_none()
+            && since.elapsed() > SUSPICION
+        {
+            let suspects = ranks.suspects(self.shared.begun(), collective, waited);
+            for suspect in suspects {
+                ranks.lose(suspect.rank, suspect.fate);
+            }
+        }
+        if ranks.first_loss.is_some_and(|first| first.elapsed() > MOMENT) {
+            drop(ranks);
+            self.conclude();
+        }
+    }
+
+    fn conclude(&self) {
+        let lost = self.ranks().losses.clone();
+        self.shared.decide(lost.clone());
+        self.tell_all(&Line::Lost { lost });
+    }
+}
+
+impl Ranks {
+    fn lose(&mut self, rank: usize, fate: Fate) {
+        if !self.losses.iter().any(|known| known.rank == rank) {
+            self.first_loss.get_or_insert_with(Instant::now);
+            self.losses.push(LostRank { rank, fate });
+        }
+    }
+
+    /// Who may be the reason that a collective failed: whoever is quiet, else whoever has not begun it, else
+    /// whoever has said goodbye. Quiet and late ranks are looked for only where somebody waited in vain.
+    fn suspects(&self, begun_here: u64, collective: u64, waited: Option<u64>) -> Vec<LostRank> {
+        let members =
+            || self.members.iter().enumerate().filter_map(|(rank, seen)| Some((rank, seen.as_ref()?)));
+        let present = || members().filter(|(_, seen)| !seen.left);
+        let mut found = Vec::new();
+        if let Some(seconds) = waited {
+            let quiet = present().filter(|(_, seen)| seen.last.elapsed() > QUIET);
+            found.extend(quiet.map(|(rank, seen)| LostRank {
+                rank,
+                fate: Fate::Silent { seconds: seen.last.elapsed().as_secs() },
+            }));
+            if found.is_empty() {
+                let own = std::iter::once((0, begun_here));
+                let counts = own.chain(present().map(|(rank, seen)| (rank, seen.begun)));
+                let late = counts.filter(|(_, begun)| *begun < collective);
+                found.extend(
+                    late.map(|(rank, at)| LostRank { rank, fate: Fate::Late { collective, at, seconds } }),
+                );
+            }
+        }
+        if found.is_empty() {
+            let left = members().filter(|(_, seen)| seen.left);
+            found.extend(left.map(|(rank, _)| LostRank { rank, fate: Fate::Left }));
+        }
+        found
+    }
+}
