@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # On a machine with a GPU and Python's torch 2.11.0: compares the GPU with the CPU, measures the step and the
 # objective against PyTorch, and trains CIFAR-10. Run it from the unpacked bundle; results go to results/.
-# Usage: check.sh [agree|bench|train]...   (all three by default; `train` goes on where it was)
+# Usage: check.sh [agree|ranks|bench|train]...   (all by default; `train` goes on where it was)
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -47,11 +47,42 @@ bench() {
   done
 }
 
+ranks() {
+  # Steps whose gradients go through NCCL: one process, and two where there are two GPUs.
+  local data=results/ranks steps
+  rm -rf "$data"
+  instdisc synth --train-per-class 100 --val-per-class 10 --image-size 64 --dest "$data/pictures" >/dev/null
+  instdisc ingest --source "$data/pictures" --dest "$data/dataset" >/dev/null
+  steps="train --dataset $data/dataset --arch resnet18 --image-size 64 --batch-size 64 --negatives 512 --lr 0.00002
+    --temperature 1 --epochs 2 --sync-batch-norm --no-monitor --log-every-steps 1"
+  instdisc $steps --run "$data/alone" --device cuda:0
+  instdisc $steps --run "$data/nccl-1" --device cuda:0 --rank 0 --world-size 1 --master 127.0.0.1:29511
+  local runs=("$data/nccl-1")
+  if [ "$(nvidia-smi -L | wc -l)" -ge 2 ]; then
+    $python -m torch.distributed.run --no-python --nproc-per-node 2 -- ./instdisc $steps --run "$data/nccl-2"
+    runs+=("$data/nccl-2")
+    instdisc bench scaling --ranks 1,2 --batch-size 256 -- --arch resnet50 --precision bf16 --channels-last |
+      save scaling
+  fi
+  $python - "$data/alone" "${runs[@]}" <<'PY'
+import json, sys
+def losses(run):
+    lines = map(json.loads, open(f"{run}/metrics.jsonl"))
+    return [line["loss"] for line in lines if line["scope"] == "interval"]
+alone, *others = sys.argv[1:]
+expected = losses(alone)
+for run in others:
+    worst = max(abs(a / b - 1) for a, b in zip(losses(run), expected, strict=True))
+    assert worst < 1e-3, (run, worst)
+    print(f"agree: {run}, {len(expected)} steps, largest relative difference {worst:.1e}")
+PY
+}
+
 train() {
   [ -d dataset ] || { echo "there is no dataset/ beside this script (CIFAR-10, ingested)" >&2; exit 1; }
   instdisc train --dataset dataset --run results/cifar10 --config cifar10-resnet18.toml \
     --precision bf16 --channels-last --device cuda:0
 }
 
-[ $# -gt 0 ] || set -- agree bench train
+[ $# -gt 0 ] || set -- agree ranks bench train
 for part in "$@"; do "$part"; done

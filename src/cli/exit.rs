@@ -57,6 +57,8 @@ fn known(cause: &(dyn std::error::Error + 'static)) -> Option<Failure> {
     #[cfg(feature = "torch")]
     first_of!(crate::trainer::TrainError, crate::eval::EmbedError, crate::eval::LinearError);
     #[cfg(feature = "torch")]
+    first_of!(crate::distributed::DistributedError);
+    #[cfg(feature = "torch")]
     if cause.is::<WrongData>() {
         return Some(Failure::Data);
     }

@@ -159,6 +159,7 @@ pub(super) fn run(global: &GlobalArgs, args: &FinetuneArgs) -> anyhow::Result<()
         config,
         rendezvous: Rendezvous::alone(),
         collective_timeout: Duration::ZERO,
+        on_lost: drop,
     };
     let labels = LabelOptions {
         fraction: args.label_fraction,

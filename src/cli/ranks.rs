@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::progress::{Terminal, begin_lines_with};
+use super::progress::{Terminal, begin_lines_with, say};
 use crate::distributed::{DistributedError, ProcessGroup, Rendezvous, RendezvousFlags};
 use crate::progress::{Progress, Quiet};
 
@@ -29,6 +29,12 @@ pub(super) struct RankFlags {
 /// Process 0 shows how far a job is.
 pub(super) fn progress_of(is_first: bool, terminal: &Terminal) -> &dyn Progress {
     if is_first { terminal } else { &Quiet }
+}
+
+/// Ends the process: others were lost, and it is blocked.
+pub(super) fn end_as_lost(error: DistributedError) {
+    say(&format!("error: {error}"));
+    std::process::exit(error.failure().exit_code().into());
 }
 
 impl RankFlags {

@@ -52,8 +52,9 @@ impl Rendezvous {
         Self { rank: 0, world: 1, local_rank: 0, meeting: None }
     }
 
-    /// Finds this process's place: the flags' if any is given, else torchrun's (`RANK`, `WORLD_SIZE`), else that
-    /// in a SLURM step of several tasks, else it is alone.
+    /// Finds this process's place: the flags' if any is given, else torchrun's (`RANK`, `WORLD_SIZE`), where the index
+    /// of a Kubernetes Indexed Job stands for a missing `RANK`, else that in a SLURM step of several tasks, else it is
+    /// alone.
     ///
     /// The ranks of a SLURM step meet on its first node at `MASTER_PORT`, or 20000 + the job's number % 20000. A
     /// batch script that does not use srun is alone. `MASTER_ADDR` names another host or address of rank 0's.
@@ -104,13 +105,24 @@ impl Rendezvous {
         let (host, port) = split_address(master)?;
         let is_here = host == "localhost" || host.starts_with("127.") || host == "::1";
         let local_rank = number(env, "LOCAL_RANK")?.unwrap_or(if is_here { rank } else { 0 });
-        Self::checked(("--rank", rank), ("--world-size", world), local_rank, Meeting::new(host, port))
+        let meeting = Meeting::new(host, port);
+        let found = Self::checked(("--rank", rank), ("--world-size", world), local_rank, meeting.clone())?;
+        // One process that asks for it goes the way of several: so NCCL can be tried on one GPU.
+        Ok(Self { meeting: Some(meeting), ..found })
     }
 
     fn of_torchrun(env: Environment<'_>) -> Result<Self, DistributedError> {
         let missing = |name, beside| DistributedError::MissingVariable { name, beside };
-        let rank = number(env, "RANK")?.ok_or_else(|| missing("RANK", "WORLD_SIZE"))?;
         let world = number(env, "WORLD_SIZE")?.ok_or_else(|| missing("WORLD_SIZE", "RANK"))?;
+        let rank = match number(env, "RANK")? {
+            Some(rank) => rank,
+            // A pod of an Indexed Job of Kubernetes has its number there.
+            None => match number(env, "JOB_COMPLETION_INDEX")? {
+                Some(index) => index,
+                None if world == 1 => 0,
+                None => return Err(missing("RANK", "WORLD_SIZE")),
+            },
+        };
         let local_rank = number(env, "LOCAL_RANK")?.unwrap_or(0);
         if let Some(local_world) = number(env, "LOCAL_WORLD_SIZE")?
             && local_rank >= local_world

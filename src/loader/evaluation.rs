@@ -36,6 +36,6 @@ pub fn evaluation_batches_with(
     transform: EvalTransform,
     options: LoaderOptions,
 ) -> Result<Loader, LoaderError> {
-    let options = LoaderOptions { drop_last: false, epoch: 0, first_step: 0, ..options };
+    let options = LoaderOptions { drop_last: false, epoch: 0, first_step: 0, parts: 1, ..options };
     Loader::spawn(source, Box::new(EvaluationView(transform)), Passes::Stored, options)
 }

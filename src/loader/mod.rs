@@ -43,7 +43,7 @@ pub use layout::Layout;
 pub use options::{LoaderOptions, OnCorrupt};
 pub use order::{EpochOrder, Shuffle};
 pub use pipeline::{Batch, Loader};
-pub use plan::{GlobalBatch, Part};
+pub use plan::{GlobalBatch, Part, in_parts};
 pub use recipe::{Augmentation, ColourOperation, CropBox, JitterStrength, Order, Recipe};
 pub use source::{Encoded, Fetched, MemorySource, Reading, Source};
 pub use stats::{Counter, Counters, LoaderStats};

@@ -50,6 +50,8 @@ pub struct LoaderOptions {
     pub drop_last: bool,
     /// The part of each global batch that is loaded.
     pub part: Part,
+    /// Parts in which a batch will go through the network, each dealt to all ranks.
+    pub parts: usize,
     /// Threads that decode and augment; 0 for one on each core.
     pub threads: usize,
     /// Threads that read.
@@ -75,6 +77,7 @@ impl Default for LoaderOptions {
             shuffle: Shuffle::Exact,
             drop_last: false,
             part: Part::WHOLE,
+            parts: 1,
             threads: 0,
             read_threads: 8,
             prefetch: 2,
@@ -102,6 +105,7 @@ impl LoaderOptions {
             batch_size: self.batch_size,
             drop_last: self.drop_last,
             part: self.part,
+            parts: self.parts,
             first_epoch: self.epoch,
             first_step: self.first_step,
             end_epoch: self.epoch.saturating_add(self.epochs),

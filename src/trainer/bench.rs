@@ -90,7 +90,11 @@ impl StepBench {
 fn draw(config: &TrainConfig, instances: usize, number: usize, part: Part) -> Batch {
     let places = number * config.batch_size..(number + 1) * config.batch_size;
     let order = EpochOrder::new(0, 0, instances);
-    let global = GlobalBatch::dealt(places.map(|place| order.at(place % instances)).collect(), part.ranks);
+    let global = GlobalBatch::dealt(
+        places.map(|place| order.at(place % instances)).collect(),
+        part.ranks,
+        config.accumulate,
+    );
     let own = &global.shares[part.rank];
     let positions: Vec<Position> = own.iter().map(|&index| global.positions[index]).collect();
     let mut stream = Stream::new(0, Purpose::Report, 1, number as u64);

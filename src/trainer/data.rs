@@ -64,6 +64,7 @@ impl TrainConfig {
             seed: self.seed,
             shuffle,
             drop_last: self.drop_last,
+            parts: self.accumulate,
             threads: self.loader_threads,
             read_threads: self.read_threads,
             prefetch: self.prefetch,

@@ -35,7 +35,7 @@ pub(super) fn encode_bank(
         let pixels = Tensor::from_slice(&batch.pixels).view([-1, 3, side, side]);
         let features = no_grad(|| trainer.encoder.forward(&pixels, false));
         let global = present(&group, &batch, trainer.config.on_corrupt)?;
-        let gathered = Gathered::gather(&group, &global, (0, 1), &features)?;
+        let gathered = Gathered::gather(&group, &global, 0, &features)?;
         trainer.bank.set_initial(&gathered.positions, &gathered.features);
     }
     Ok(())

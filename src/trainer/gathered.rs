@@ -33,8 +33,11 @@ pub(super) fn present(
 ) -> Result<Arc<GlobalBatch>, DistributedError> {
     if group.world() == 1 {
         let all = batch.positions.len() == batch.global.positions.len();
-        let kept = || Arc::new(GlobalBatch::whole(batch.positions.clone()));
-        return Ok(if all { Arc::clone(&batch.global) } else { kept() });
+        let global = &batch.global;
+        let mut here = batch.positions.iter().peekable();
+        let mut is_there =
+            || global.positions.iter().map(|at| here.next_if_eq(&at).is_some()).collect::<Vec<_>>();
+        return Ok(if all { Arc::clone(global) } else { Arc::new(global.kept(&is_there())) });
     }
     if on_corrupt == OnCorrupt::Fail {
         return Ok(Arc::clone(&batch.global));
@@ -48,35 +51,7 @@ pub(super) fn present(
     for (share, flags) in global.shares.iter().zip(&of_ranks) {
         share.iter().zip(flags).for_each(|(&index, &flag)| is_there[index] = flag == 1);
     }
-    // By index: its index among those that are there.
-    let count = |next: &mut usize, &there: &bool| Some(std::mem::replace(next, *next + usize::from(there)));
-    let renumbered: Vec<usize> = is_there.iter().scan(0, count).collect();
-    let kept = |share: &Vec<usize>| {
-        share.iter().filter(|&&index| is_there[index]).map(|&index| renumbered[index]).collect()
-    };
-    let positions = global.positions.iter().zip(&is_there).filter(|(_, there)| **there);
-    Ok(Arc::new(GlobalBatch {
-        positions: positions.map(|(position, _)| *position).collect(),
-        shares: global.shares.iter().map(kept).collect(),
-    }))
-}
-
-/// In how many parts each rank's pictures go through the network: as many as asked for, but none with fewer than
-/// two pictures, unless there are no more.
-pub(super) fn part_count(global: &GlobalBatch, asked: usize) -> usize {
-    let fewest = global.shares.iter().map(Vec::len).min().unwrap_or(0);
-    asked.min(fewest / 2).max(1)
-}
-
-/// One of so many parts of nearly equal length.
-pub(super) fn part(total: usize, count: usize, number: usize) -> Range<usize> {
-    number * total / count..(number + 1) * total / count
-}
-
-/// The parts of the pictures of one process.
-pub(super) fn parts(total: usize, asked: usize) -> impl Iterator<Item = Range<usize>> {
-    let count = asked.min(total / 2).max(1);
-    (0..count).map(move |number| part(total, count, number))
+    Ok(Arc::new(global.kept(&is_there)))
 }
 
 /// The features of a part of the batch from all ranks, the same at each of them.
@@ -93,7 +68,7 @@ pub(super) struct Gathered {
 }
 
 impl Gathered {
-    /// Brings together what the ranks made of their share of a part, number `number` of `count`.
+    /// Brings together what the ranks made of their pictures of a part.
     ///
     /// # Shape
     /// `own: [own, dim]`
@@ -103,28 +78,23 @@ impl Gathered {
     pub(super) fn gather(
         group: &ProcessGroup,
         global: &GlobalBatch,
-        (number, count): (usize, usize),
+        part: usize,
         own: &Tensor,
     ) -> Result<Self, DistributedError> {
-        let share = |share: &'_ Vec<usize>| share[part(share.len(), count, number)].to_vec();
-        let shares: Vec<Vec<usize>> = global.shares.iter().map(share).collect();
-        let before: usize = shares[..group.rank()].iter().map(Vec::len).sum();
+        let shares: Vec<&[usize]> = (0..group.world()).map(|rank| global.of_rank(rank, part).1).collect();
+        let before: usize = shares[..group.rank()].iter().map(|share| share.len()).sum();
         let own_range = before..before + shares[group.rank()].len();
         let features =
             if group.world() == 1 { own.shallow_clone() } else { gather_rows(group, &shares, own)? };
-        let numbers: Vec<usize> = shares.into_iter().flatten().collect();
+        let numbers: Vec<usize> = shares.concat();
         let positions = numbers.iter().map(|&number| global.positions[number]).collect();
         Ok(Self { features, positions, numbers, own: own_range })
     }
 }
 
 /// Rows of ranks with shares of different lengths: each sends as many as the longest has.
-fn gather_rows(
-    group: &ProcessGroup,
-    shares: &[Vec<usize>],
-    own: &Tensor,
-) -> Result<Tensor, DistributedError> {
-    let longest = shares.iter().map(Vec::len).max().unwrap_or(0);
+fn gather_rows(group: &ProcessGroup, shares: &[&[usize]], own: &Tensor) -> Result<Tensor, DistributedError> {
+    let longest = shares.iter().map(|share| share.len()).max().unwrap_or(0);
     let missing = longest as i64 - own.size()[0];
     let padded = if missing == 0 {
         own.contiguous()
@@ -141,22 +111,4 @@ fn gather_rows(
         .enumerate()
         .flat_map(|(rank, share)| (0..share.len()).map(move |row| (rank * longest + row) as i64));
     Ok(all.index_select(0, &Tensor::from_slice(&rows.collect::<Vec<_>>()).to_device(own.device())))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn parts_are_nearly_equal_and_hold_two_pictures_at_least() {
-        let parts = |shares: &[usize], asked| {
-            let shares = shares.iter().map(|&len| (0..len).collect()).collect();
-            let count = part_count(&GlobalBatch { positions: Vec::new(), shares }, asked);
-            (0..count).map(|number| part(7, count, number)).collect::<Vec<_>>()
-        };
-        assert_eq!(parts(&[7], 3), [0..2, 2..4, 4..7]);
-        assert_eq!(parts(&[7, 4], 3), [0..3, 3..7]);
-        assert_eq!(parts(&[7, 1], 4), vec![0..7; 1]);
-        assert_eq!(parts(&[7, 0], 4), vec![0..7; 1]);
-    }
 }

@@ -48,7 +48,7 @@ pub use metrics::{MetricsLine, Scope};
 pub use session::{Outcome, train};
 
 use crate::bank::MemoryBank;
-use crate::distributed::{ProcessGroup, Rendezvous};
+use crate::distributed::{DistributedError, ProcessGroup, Rendezvous};
 use crate::model::Encoder;
 use crate::storage::Location;
 
@@ -67,6 +67,9 @@ pub struct TrainJob {
     pub rendezvous: Rendezvous,
     /// After so long without an answer another process counts as lost.
     pub collective_timeout: Duration,
+    /// Called on a thread of its own where others were lost and this process is blocked where no error reaches it;
+    /// what it can do is end the process.
+    pub on_lost: fn(DistributedError),
 }
 
 /// What a run is, once it has been set up.

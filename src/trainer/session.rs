@@ -31,6 +31,9 @@ use super::{Hooks, Judged, MetricsLine, RunSummary, Scope, StopFlag, TrainConfig
 /// The metrics are published at least so often, where there are any.
 const SHOWN_EVERY: Duration = Duration::from_secs(60);
 
+/// So long a process whose peers were lost may take to find out by itself: it may wait for data, or for a device.
+const LOST_GRACE: Duration = Duration::from_secs(3);
+
 /// How a call of [`train`] ended well.
 #[derive(Clone, Debug)]
 pub enum Outcome {
@@ -113,6 +116,7 @@ impl<'a> Session<'a> {
         let selected = select_device_of(config.device, job.rendezvous.local_rank(), job.rendezvous.world())?;
         set_precision(config, selected.device);
         let group = ProcessGroup::join(&job.rendezvous, selected.device, job.collective_timeout)?;
+        group.when_lost(LOST_GRACE, job.on_lost);
         agree(&group, config, &identity.trained_on, selected.device)?;
         let Start { lock, found } = Start::of(&group, &job.run)?;
         let group = Rc::new(group);

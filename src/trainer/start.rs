@@ -117,10 +117,11 @@ pub(super) fn set_precision(config: &TrainConfig, device: tch::Device) {
 /// If there are not.
 pub(super) fn check_size(job: &TrainJob, instances: usize) -> Result<(), TrainError> {
     let ranks = job.rendezvous.world();
-    if instances < ranks || job.config.batch_size < 2 * ranks {
-        let batch = job.config.batch_size;
+    let part = job.config.batch_size / job.config.accumulate;
+    if ranks > 1 && (instances < ranks || part < 2 * ranks) {
         let reason = format!(
-            "{ranks} ranks need {ranks} pictures and a batch of {} at least; there are {instances} and {batch}",
+            "{ranks} ranks need {ranks} pictures at least and {} in each part of a batch; there are {instances} \
+             and {part}",
             2 * ranks
         );
         return Err(TrainError::Config { reason });

@@ -5,7 +5,6 @@ use std::rc::Rc;
 use tch::Tensor;
 
 use super::clock::Clock;
-use super::gathered::part;
 use super::optimizer::Optimizer;
 use super::scaler::LossScale;
 use super::{Precision, TrainConfig, TrainError};
@@ -13,6 +12,7 @@ use crate::bank::MemoryBank;
 use crate::checkpoint::Cursor;
 use crate::distributed::{GradientReducer, ProcessGroup};
 use crate::ids::Position;
+use crate::loader::Part;
 use crate::model::{Compute, ComputeType, Encoder};
 use crate::objective::{Objective, Partition, Queries};
 use crate::storage::Digest;
@@ -70,7 +70,7 @@ impl Trainer {
         let optimizer = Optimizer::new(encoder.parameters(), &config);
         let parameters: Vec<Tensor> = encoder.parameters().into_iter().map(|(_, tensor)| tensor).collect();
         let reducer = GradientReducer::new(&group, &parameters)?;
-        let owned = part(instances, group.world(), group.rank());
+        let owned = Part { rank: group.rank(), ranks: group.world() }.of(instances);
         let bank = MemoryBank::initial_rows(config.bank(instances), owned, config.seed, device);
         let objective = Objective::new(config.objective(), Partition::Unset);
         let loss_scale = (config.precision == Precision::F16).then(LossScale::default);

@@ -6,7 +6,7 @@ use tch::{Kind, Tensor, no_grad};
 
 use super::clock::Phase;
 use super::config::OnNonFinite;
-use super::gathered::{Gathered, part, part_count, present};
+use super::gathered::{Gathered, present};
 use super::scaler::LossScale;
 use super::schedule::learning_rate;
 use super::state::Trainer;
@@ -115,18 +115,18 @@ impl Trainer {
         let global = present(&self.group, batch, self.config.on_corrupt)?;
         let rows = [self.bank.owned()];
         let total = global.positions.len();
-        let count = part_count(&global, self.config.accumulate);
+        let last = global.parts.len() - 1;
         // The reducer gives the mean over ranks; the loss is a sum over them.
         let scale = scale * self.group.world() as f64;
         let (mut features, mut own, mut positions) = (Vec::new(), Vec::new(), Vec::new());
         let (mut losses, mut estimates) = (Vec::new(), Vec::new());
-        for number in 0..count {
-            let pixels = self.pixels(batch, &part(batch.ids.len(), count, number));
+        for number in 0..=last {
+            let pixels = self.pixels(batch, &global.of_rank(self.group.rank(), number).0);
             self.clock.mark(Phase::Data);
             let attached = self.encoder.forward(&pixels, true);
             self.clock.mark(Phase::Forward);
             let detached = attached.detach();
-            let gathered = Gathered::gather(&self.group, &global, (number, count), &detached)?;
+            let gathered = Gathered::gather(&self.group, &global, number, &detached)?;
             let queries =
                 Queries { features: &gathered.features, positions: &gathered.positions, batch: total };
             let negatives = self.draw_negatives(&gathered.numbers);
@@ -136,7 +136,7 @@ impl Trainer {
             let made_here = &gathered.own;
             let gradient = evaluation.gradient.narrow(0, made_here.start as i64, made_here.len() as i64);
             let loss = (attached * gradient * scale).sum(Kind::Float);
-            self.reducer.backward(&loss, number + 1 == count)?;
+            self.reducer.backward(&loss, number == last)?;
             self.clock.mark(Phase::Backward);
             let share = (gathered.positions.len() as f64 / total as f64).ln();
             estimates.extend(evaluation.ln_partition.map(|estimate| estimate + share));

@@ -15,7 +15,7 @@ pub(super) use flags::{TrainFlags, show_defaults};
 use self::exporter::Exporter;
 use self::monitor::Monitor;
 use super::progress::{Meter, say};
-use super::ranks::RankFlags;
+use super::ranks::{RankFlags, end_as_lost};
 use super::{GlobalArgs, signals, write_json};
 use crate::config;
 use crate::trainer::{
@@ -67,7 +67,8 @@ pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
     let rendezvous = args.ranks.rendezvous()?;
     let is_first = rendezvous.rank() == 0;
     let collective_timeout = args.ranks.timeout();
-    let job = TrainJob { dataset, run, init, config, rendezvous, collective_timeout };
+    let on_lost = end_as_lost;
+    let job = TrainJob { dataset, run, init, config, rendezvous, collective_timeout, on_lost };
     signals::stop_on_signals(&STOP)?;
     let listen = args.metrics_listen.as_deref().filter(|_| is_first);
     let exporter = listen.map(Exporter::listen).transpose()?;

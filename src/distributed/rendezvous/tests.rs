@@ -153,3 +153,21 @@ fn a_missing_or_senseless_flag_is_named() {
         assert!(error.to_string().contains(master), "{error}");
     }
 }
+
+#[test]
+fn a_pod_of_an_indexed_job_takes_its_index_for_its_rank() {
+    let pod = |index: &'static str, size: &'static str| {
+        move |name: &str| match name {
+            "JOB_COMPLETION_INDEX" => Some(index.to_owned()),
+            "WORLD_SIZE" => Some(size.to_owned()),
+            "MASTER_ADDR" => Some("train-0.train".to_owned()),
+            "MASTER_PORT" => Some("29500".to_owned()),
+            _ => None,
+        }
+    };
+    let found = Rendezvous::find(&RendezvousFlags::default(), &pod("2", "4")).expect("a place");
+    assert_eq!((found.rank(), found.world(), found.local_rank()), (2, 4, 0));
+    let alone = Rendezvous::find(&RendezvousFlags::default(), &pod("", "1")).expect("alone");
+    assert_eq!((alone.rank(), alone.world()), (0, 1));
+    assert!(Rendezvous::find(&RendezvousFlags::default(), &pod("", "4")).is_err());
+}

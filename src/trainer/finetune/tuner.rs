@@ -4,13 +4,12 @@ use tch::{Kind, Reduction, Tensor};
 
 use super::super::TrainConfig;
 use super::super::error::TrainError;
-use super::super::gathered::parts;
 use super::super::optimizer::Optimizer;
 use super::super::schedule::learning_rate;
 use super::super::state::compute;
 use super::super::step::{StepOutcome, clip_factor, read};
 use crate::checkpoint::Cursor;
-use crate::loader::Batch;
+use crate::loader::{Batch, in_parts};
 use crate::model::{Encoder, NamedTensors, WeightsError};
 
 /// How many ids of a batch an error names.
@@ -67,7 +66,7 @@ impl Tuner {
         let side = i64::from(self.config.image_size);
         let picture = (3 * side * side) as usize;
         let mut losses = Vec::new();
-        for range in parts(total, self.config.accumulate) {
+        for range in in_parts(total, self.config.accumulate) {
             let pixels = &batch.pixels[range.start * picture..range.end * picture];
             let pixels = Tensor::from_slice(pixels).view([range.len() as i64, 3, side, side]);
             let labels: Vec<i64> = batch.labels[range]

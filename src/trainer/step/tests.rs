@@ -81,6 +81,8 @@ fn accumulated_parts_move_as_the_whole_batch_does() {
     let config = TrainConfig { objective: ObjectiveKind::InfoNce, proximal_weight: 0.1, ..config() };
     let outcome = |accumulate| {
         let mut trainer = trainer(TrainConfig { accumulate, ..config.clone() });
+        let global = Arc::new(GlobalBatch::dealt(batch.positions.clone(), 1, accumulate));
+        let batch = Batch { global, ..batch.clone() };
         let outcome = trainer.step(&batch).expect("a step");
         (outcome.loss, outcome.gradient_norm, trainer.bank.to_vec())
     };
