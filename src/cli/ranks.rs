@@ -55,6 +55,6 @@ impl RankFlags {
 
     /// Brings the processes together for work whose results are on the host.
     pub(super) fn join(&self, rendezvous: &Rendezvous) -> Result<ProcessGroup, DistributedError> {
-        ProcessGroup::join(rendezvous, tch::Device::Cpu, self.timeout())
+        ProcessGroup::join_on_host(rendezvous, self.timeout())
     }
 }

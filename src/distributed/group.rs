@@ -60,6 +60,14 @@ impl ProcessGroup {
         Ok(Self { rank: rendezvous.rank(), world: rendezvous.world(), store, joined: Some(joined) })
     }
 
+    /// Likewise, for tensors of the CPU alone.
+    ///
+    /// # Errors
+    /// As [`ProcessGroup::join`].
+    pub fn join_on_host(rendezvous: &Rendezvous, timeout: Duration) -> Result<Self, DistributedError> {
+        Self::join(rendezvous, Device::Cpu, timeout)
+    }
+
     /// This rank's number.
     pub fn rank(&self) -> usize {
         self.rank

@@ -3,8 +3,9 @@
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
+use super::global_batch::Part;
 use super::order::Shuffle;
-use super::plan::{Part, Passes, PlanOptions, Planner, Portions};
+use super::plan::{Passes, PlanOptions, Planner, Portions};
 use super::stages::mean_bytes;
 use super::{LoaderError, Source};
 

@@ -11,8 +11,9 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 
 use super::budget::Budget;
 use super::ending::{Ending, OnPanic, chain};
+use super::global_batch::GlobalBatch;
 use super::options::{LoaderOptions, MAKERS, OnCorrupt, Shares};
-use super::plan::{GlobalBatch, Passes, Planner};
+use super::plan::{Passes, Planner};
 use super::source::Reading;
 use super::stages::{Made, Making, gather, make, plan, read};
 use super::stats::LoaderStats;

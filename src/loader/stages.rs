@@ -8,7 +8,8 @@ use crossbeam_channel::{Receiver, Sender};
 use rayon::prelude::*;
 
 use super::budget::{Budget, Permit};
-use super::plan::{Fetch, GlobalBatch, Planner, Step};
+use super::global_batch::GlobalBatch;
+use super::plan::{Fetch, Planner, Step};
 use super::source::{Encoded, Reading, Source};
 use super::view::View;
 use super::{Batch, LoaderError};

