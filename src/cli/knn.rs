@@ -136,7 +136,7 @@ pub(super) fn run(global: &GlobalArgs, args: &KnnArgs) -> anyhow::Result<()> {
 }
 
 fn say_reports(reports: Option<&KnnReports>) -> anyhow::Result<()> {
-    reports.map_or(Ok(()), |reports| write_json(reports))
+    reports.map_or(Ok(()), write_json)
 }
 
 /// A feature table, or the bank of a checkpoint's folder.

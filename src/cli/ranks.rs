@@ -32,6 +32,7 @@ pub(super) fn progress_of(is_first: bool, terminal: &Terminal) -> &dyn Progress 
 }
 
 /// Ends the process: others were lost, and it is blocked.
+#[expect(clippy::disallowed_methods, reason = "no error can reach the shell from where it is blocked")]
 pub(super) fn end_as_lost(error: DistributedError) {
     say(&format!("error: {error}"));
     std::process::exit(error.failure().exit_code().into());
