@@ -24,14 +24,15 @@ fn main() {
     }
     let lib = std::env::var_os("DEP_TCH_LIBTORCH_LIB").expect("torch-sys tells where libtorch is");
     let lib = std::fs::canonicalize(lib).expect("libtorch is there");
+    let nccl = std::env::var_os("CARGO_FEATURE_NCCL").map(|_| nccl_compiler(&lib));
     compiler(&lib)
         .file(format!("{SHIM}/store.cpp"))
         .file(format!("{SHIM}/gloo.cpp"))
         .file(format!("{SHIM}/group.cpp"))
         .file(format!("{SHIM}/reducer.cpp"))
         .compile("instdisc_c10d");
-    if std::env::var_os("CARGO_FEATURE_NCCL").is_some() {
-        build_nccl_part(&lib);
+    if let Some(nccl) = nccl {
+        build_nccl_part(&lib, nccl);
     }
 }
 
@@ -46,27 +47,31 @@ fn compiler(lib: &Path) -> cc::Build {
     build
 }
 
-fn build_nccl_part(lib: &Path) {
+/// Fails where something is missing: a program that lacks NCCL would say so only on the cluster.
+fn nccl_compiler(lib: &Path) -> cc::Build {
     let folders = cuda_folders(lib);
-    for header in CUDA_HEADERS {
-        assert!(
-            folders.iter().any(|folder| folder.join(header).exists()),
-            "feature nccl: {header} is in none of {folders:?}. `make libtorch` fetches it; NCCL_HOME and \
-             CUDA_HOME name other places. To build without GPUs: --no-default-features --features torch"
+    let headers =
+        CUDA_HEADERS.map(|header| (header, folders.iter().any(|folder| folder.join(header).exists())));
+    let missing = headers.into_iter().find(|(_, found)| !found).map(|(header, _)| header);
+    let missing = missing.or((!lib.join("libtorch_cuda.so").exists()).then_some("libtorch_cuda.so"));
+    if let Some(missing) = missing {
+        panic!(
+            "feature nccl: {missing} is neither in {} nor in {folders:?}. `make libtorch` fetches it, unless \
+             LIBTORCH names another libtorch; NCCL_HOME and CUDA_HOME name other places of headers. Without \
+             GPUs: --no-default-features --features torch",
+            lib.display()
         );
     }
-    assert!(
-        lib.join("libtorch_cuda.so").exists(),
-        "feature nccl: {} has no libtorch_cuda.so. `make libtorch` fetches a libtorch with CUDA. To build \
-         without GPUs: --no-default-features --features torch",
-        lib.display()
-    );
     let mut build = compiler(lib);
     for folder in &folders {
         build.flag("-isystem").flag(folder);
     }
     // Last, so that real headers win: what ATen's headers want of cuBLAS, cuSPARSE and cuSOLVER is a few names.
     build.flag("-isystem").flag(format!("{SHIM}/stand_in/cuda"));
+    build
+}
+
+fn build_nccl_part(lib: &Path, mut build: cc::Build) {
     let objects = build.file(format!("{SHIM}/nccl.cpp")).compile_intermediates();
     let part = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets it")).join("libinstdisc_nccl.so");
     let mut link = build.get_compiler().to_command();

@@ -138,6 +138,7 @@ impl DistributedError {
                 Failure::Config
             }
             Self::NoNccl { .. } => Failure::Config,
+            Self::Backend { message, .. } if cause(message) == Cause::Connection => Failure::Unavailable,
             Self::Backend { .. } => Failure::Other,
         }
     }

@@ -70,10 +70,12 @@ pub(super) fn join(
     let unreached = |message: String| DistributedError::Rendezvous {
         reason: format!("the store at {} cannot be used: {}", meeting.name(), first_line(&message)),
     };
+    let (host, port) =
+        (if listener.is_some() { meeting.own_host() } else { meeting.host.clone() }, meeting.port);
     let listener = listener.map(OwnedFd::from);
-    let keeper = ffi::Store::open(&meeting.host, meeting.port, listener, timeout).map_err(unreached)?;
+    let keeper = ffi::Store::open(&host, port, listener, timeout).map_err(unreached)?;
     let keeper = Arc::new(keeper);
-    let client = ffi::Store::open(&meeting.host, meeting.port, None, timeout).map_err(unreached)?;
+    let client = ffi::Store::open(&host, port, None, timeout).map_err(unreached)?;
     let come = Coming { store: &client, meeting, rank, world, deadline, timeout };
     let (watch, places) = come.meet()?;
     let here = &places[rank];
@@ -90,6 +92,14 @@ impl Meeting {
     pub(super) fn name(&self) -> String {
         let host = &self.host;
         if host.contains(':') { format!("[{host}]:{}", self.port) } else { format!("{host}:{}", self.port) }
+    }
+
+    /// Where rank 0 finds itself: its own name may lead nowhere yet.
+    fn own_host(&self) -> String {
+        match self.interface() {
+            address if address.is_loopback() => address.to_string(),
+            _ => Ipv4Addr::LOCALHOST.to_string(),
+        }
     }
 
     /// Where rank 0 listens: on the loopback alone where the others look for it there.

@@ -4,6 +4,7 @@ use std::ffi::{c_char, c_void};
 
 /// The NCCL part, loaded for one device.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(not(feature = "nccl"), allow(dead_code, reason = "never made"))]
 pub(in crate::distributed) struct Nccl {
     pub(super) device: i32,
     pub(super) make: *const c_void,
@@ -13,6 +14,7 @@ pub(in crate::distributed) struct Nccl {
 // SAFETY: two functions of a library that is never unloaded.
 unsafe impl Send for Nccl {}
 
+#[cfg_attr(not(feature = "nccl"), allow(dead_code, reason = "never made"))]
 impl Nccl {
     /// Makes the device the calling thread's current one, which NCCL's streams are taken from.
     pub(in crate::distributed) fn make_current(&self) -> Result<(), String> {

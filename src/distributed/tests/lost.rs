@@ -1,12 +1,14 @@
 //! Ranks that are killed, stopped, late, or simply done. A rank that dies is a process of its own: this test
 //! program, started again for the one test that does nothing but be a rank.
 
+use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use super::*;
 
 const PLACE: &str = "INSTDISC_TEST_PLACE";
+const READY: &str = "ready to join";
 
 /// Not a test by itself: a rank that comes to one barrier and then sleeps.
 #[test]
@@ -23,6 +25,8 @@ fn rank_of_its_own() {
     };
     let rendezvous = Rendezvous::find(&flags, &|_| None).expect("complete");
     let timeout = Duration::from_secs(seconds as u64);
+    // The others begin to wait for this rank only now.
+    writeln!(std::io::stdout(), "{READY}").expect("heard");
     let group = ProcessGroup::join(&rendezvous, Device::Cpu, timeout).expect("all come");
     group.barrier().expect("all come");
     std::thread::sleep(LONG);
@@ -36,7 +40,11 @@ impl Rank {
         let mut command = Command::new(std::env::current_exe().expect("this program"));
         command.args(["--exact", test, "--ignored", "--nocapture"]);
         command.env(PLACE, format!("{rank} {world} {port} {}", timeout.as_secs()));
-        Self(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("started"))
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("started");
+        let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+        let is_ready = |line: std::io::Result<String>| line.is_ok_and(|line| line.ends_with(READY));
+        assert!(lines.into_iter().any(is_ready), "it becomes a rank");
+        Self(child)
     }
 
     fn signal(&self, name: &str) {
