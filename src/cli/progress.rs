@@ -1,6 +1,7 @@
 //! Logs and progress on stderr: bars where it is a terminal, a line every so often where it is none.
 
 use std::io::{IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,10 +23,15 @@ fn bars() -> &'static MultiProgress {
 /// What each line begins with.
 static LABEL: OnceLock<String> = OnceLock::new();
 
-/// Begins each line from now on with this; the first call counts.
+/// Whether the log's information is left to another process.
+static ONLY_WARNINGS: AtomicBool = AtomicBool::new(false);
+
+/// Begins each line from now on with the rank; what the log says for information only rank 0 says. (What is asked for
+/// with `--log debug` all say.)
 #[cfg(feature = "torch")]
-pub(super) fn begin_lines_with(label: &str) {
-    LABEL.get_or_init(|| label.to_owned());
+pub(super) fn speak_as_rank(rank: usize) {
+    LABEL.get_or_init(|| format!("rank {rank}: "));
+    ONLY_WARNINGS.store(rank > 0, Ordering::Relaxed);
 }
 
 /// Writes a line to stderr without tearing the bars.
@@ -52,19 +58,27 @@ pub(super) fn start_logs(filter: &str) -> anyhow::Result<()> {
 /// Writes log lines above the bars.
 struct AboveBars;
 
-struct LineAboveBars(Vec<u8>);
+struct LineAboveBars {
+    line: Vec<u8>,
+    is_shown: bool,
+}
 
 impl<'a> MakeWriter<'a> for AboveBars {
     type Writer = LineAboveBars;
 
     fn make_writer(&'a self) -> LineAboveBars {
-        LineAboveBars(Vec::new())
+        LineAboveBars { line: Vec::new(), is_shown: true }
+    }
+
+    fn make_writer_for(&'a self, about: &tracing::Metadata<'_>) -> LineAboveBars {
+        let is_detail = *about.level() == tracing::Level::INFO;
+        LineAboveBars { line: Vec::new(), is_shown: !(is_detail && ONLY_WARNINGS.load(Ordering::Relaxed)) }
     }
 }
 
 impl Write for LineAboveBars {
     fn write(&mut self, buffer: &[u8]) -> std::io::Result<usize> {
-        self.0.extend_from_slice(buffer);
+        self.line.extend_from_slice(buffer);
         Ok(buffer.len())
     }
 
@@ -75,7 +89,9 @@ impl Write for LineAboveBars {
 
 impl Drop for LineAboveBars {
     fn drop(&mut self) {
-        say(String::from_utf8_lossy(&self.0).trim_end());
+        if self.is_shown {
+            say(String::from_utf8_lossy(&self.line).trim_end());
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::progress::{Terminal, begin_lines_with, say};
+use super::progress::{Terminal, say, speak_as_rank};
 use crate::distributed::{DistributedError, ProcessGroup, Rendezvous, RendezvousFlags};
 use crate::progress::{Progress, Quiet};
 
@@ -45,7 +45,7 @@ impl RankFlags {
         let flags = RendezvousFlags { rank: *rank, world_size: *world_size, master: master.clone() };
         let rendezvous = Rendezvous::find(&flags, &|name| std::env::var(name).ok())?;
         if rendezvous.world() > 1 {
-            begin_lines_with(&format!("rank {}: ", rendezvous.rank()));
+            speak_as_rank(rendezvous.rank());
         }
         Ok(rendezvous)
     }

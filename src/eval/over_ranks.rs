@@ -36,11 +36,18 @@ pub fn search_over(
     find: impl FnOnce(usize) -> Result<Neighbours, TableError>,
 ) -> Result<Neighbours, EvalError> {
     // The own row is left out when all have been asked: only one of them has it.
-    let mut found = find((k + usize::from(leave_one_out)).min(own.len()))?;
-    let first = own.start;
-    found.rows.iter_mut().for_each(|row| *row += first as u32);
-    let parts: Vec<Neighbours> =
-        group.gather_bytes(&to_bytes(&found))?.iter().map(|bytes| from_bytes(bytes)).collect();
+    let mut found = find((k + usize::from(leave_one_out)).min(own.len()));
+    if let Ok(found) = &mut found {
+        let first = own.start;
+        found.rows.iter_mut().for_each(|row| *row += first as u32);
+    }
+    // Where one could not search, all hear of it.
+    let said = group.gather_bytes(&found.as_ref().map(to_bytes).unwrap_or_default())?;
+    found?;
+    if let Some(rank) = said.iter().position(Vec::is_empty) {
+        return Err(EvalError::OtherRank { rank });
+    }
+    let parts: Vec<Neighbours> = said.iter().map(|bytes| from_bytes(bytes)).collect();
     let left_out = |query: usize| leave_one_out.then(|| queries.ids[query]);
     Ok(merge(&parts, ids, queries.len(), k, left_out))
 }

@@ -82,7 +82,7 @@ impl<'a> Session<'a> {
         let retention = Retention { newest: config.keep, every_steps: config.keep_every_epochs * steps };
         let last = found.as_ref().map(|checkpoint| checkpoint.folder().clone());
         let writer = Writer::new(job.run.clone(), group.is_first().then_some(retention), last);
-        let ranks = PartsOfRanks::new(&group, job.collective_timeout);
+        let ranks = PartsOfRanks::new(&group);
         let (data, saved) = (Arc::new(identity), Instant::now());
         let (saved_step, shown) = (found.as_ref().map(|_| trainer.cursor.step), saved);
         let mut session =

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -31,15 +31,14 @@ pub(super) struct PartsOfRanks {
     store: Store,
     pub(super) rank: usize,
     pub(super) ranks: usize,
-    timeout: Duration,
     /// Set when the run has failed: nobody waits any more.
     given_up: Arc<AtomicBool>,
 }
 
 impl PartsOfRanks {
-    pub(super) fn new(group: &ProcessGroup, timeout: Duration) -> Self {
+    pub(super) fn new(group: &ProcessGroup) -> Self {
         let (rank, ranks) = (group.rank(), group.world());
-        Self { store: group.store(), rank, ranks, timeout, given_up: Arc::default() }
+        Self { store: group.store(), rank, ranks, given_up: Arc::default() }
     }
 
     /// Ends all waiting for others: the run has failed.
@@ -92,9 +91,9 @@ impl PartsOfRanks {
         Ok(self.store.set(&key(step, rank), &text)?)
     }
 
-    /// Waits for what a process says of its part.
+    /// Waits for what a process says of its part. A slow store may take its time: that a process is lost the
+    /// group finds out, and ends the waiting.
     fn hear(&self, step: u64, rank: usize) -> Result<Word, TrainError> {
-        let began = Instant::now();
         loop {
             if let Some(text) = self.store.try_get(&key(step, rank))? {
                 return match serde_json::from_slice(&text) {
@@ -105,10 +104,6 @@ impl PartsOfRanks {
             }
             if self.given_up.load(Ordering::Relaxed) {
                 return Err(Self::failed(step, rank, "the run ended before it did".into()));
-            }
-            if began.elapsed() > self.timeout {
-                let seconds = self.timeout.as_secs();
-                return Err(Self::failed(step, rank, format!("nothing was heard of it for {seconds} s")));
             }
             std::thread::sleep(POLL);
         }

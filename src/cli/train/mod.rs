@@ -144,8 +144,17 @@ impl Hooks for TerminalHooks<'_> {
     }
 
     fn judge(&mut self, state: Judged<'_>) -> Result<Map<String, Value>, HookError> {
-        if self.monitor.is_none() {
-            self.monitor = Some(Monitor::open(&self.job.dataset, &self.job.config)?);
+        let opened = match self.monitor {
+            Some(_) => Ok(()),
+            None => {
+                Monitor::open(&self.job.dataset, &self.job.config).map(|opened| self.monitor = Some(opened))
+            }
+        };
+        // Where one process cannot judge, none does.
+        let failed = state.group.gather_bytes(&[u8::from(opened.is_err())])?;
+        opened?;
+        if let Some(rank) = failed.iter().position(|flag| flag == &[1]) {
+            return Err(format!("rank {rank} cannot open the dataset").into());
         }
         self.monitor.as_ref().map_or_else(|| Ok(Map::new()), |monitor| monitor.judge(state))
     }

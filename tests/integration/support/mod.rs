@@ -66,6 +66,7 @@ impl Call {
         serde_json::from_str(&self.ok()).expect("JSON on stdout")
     }
 
+    #[cfg(feature = "torch")]
     pub(crate) fn env(mut self, name: &str, value: &str) -> Self {
         self.0.env(name, value);
         self
