@@ -4,7 +4,7 @@
 //! are never worth a retry, 69, 74 and 75 are.
 
 /// The kinds of failure that a job tells apart, each with an exit code (from sysexits where one fits).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Failure {
     /// The command line or an argument makes no sense.
     Usage,

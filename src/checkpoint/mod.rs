@@ -28,11 +28,6 @@ pub const MODEL: &str = "model.safetensors";
 pub const OPTIMIZER: &str = "optimizer.safetensors";
 /// The memory bank, a feature table.
 pub const BANK: &str = "bank.arrow";
-/// A part of the bank where so many processes own some each, in the order of the rows: a feature table too.
-pub fn bank_part(rank: usize, ranks: usize) -> String {
-    if ranks == 1 { BANK.to_owned() } else { format!("bank-{rank:05}-of-{ranks:05}.arrow") }
-}
-
 /// Everything else a run depends on; see [`TrainState`].
 pub const STATE: &str = "state.json";
 /// The list of the other files, written last.
@@ -40,6 +35,11 @@ pub const MANIFEST: &str = "checkpoint.json";
 
 /// The version that this code writes and reads.
 const FORMAT_VERSION: u32 = 1;
+
+/// A part of the bank where so many processes own some each, in the order of the rows: a feature table too.
+pub fn bank_part(rank: usize, ranks: usize) -> String {
+    if ranks == 1 { BANK.to_owned() } else { format!("bank-{rank:05}-of-{ranks:05}.arrow") }
+}
 
 /// A file of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -73,6 +73,7 @@ pub(super) fn run(global: &GlobalArgs, args: &EmbedArgs) -> anyhow::Result<()> {
     };
     let group = args.ranks.join(&rendezvous)?;
     let published = embed(&job, &group, progress_of(group.is_first(), &Terminal::default()))?;
+    group.leave();
     if !group.is_first() {
         return Ok(());
     }

@@ -173,6 +173,7 @@ fn judge(
         };
         judged.push(peers.evaluate(pair, &options, &pool)?);
     }
+    peers.leave();
     if !peers.is_first() {
         return Ok(None);
     }

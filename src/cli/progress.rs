@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -71,7 +72,8 @@ impl<'a> MakeWriter<'a> for AboveBars {
     }
 
     fn make_writer_for(&'a self, about: &tracing::Metadata<'_>) -> LineAboveBars {
-        let is_detail = *about.level() == tracing::Level::INFO;
+        let is_asked_for = LevelFilter::current() > LevelFilter::INFO;
+        let is_detail = *about.level() == tracing::Level::INFO && !is_asked_for;
         LineAboveBars { line: Vec::new(), is_shown: !(is_detail && ONLY_WARNINGS.load(Ordering::Relaxed)) }
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::progress::{Terminal, say, speak_as_rank};
-use crate::distributed::{DistributedError, ProcessGroup, Rendezvous, RendezvousFlags};
+use crate::distributed::{DistributedError, ProcessGroup, Rendezvous, RendezvousFlags, end_process};
 use crate::progress::{Progress, Quiet};
 
 /// Which process of a job this is. torchrun and srun say it in the environment; flags win.
@@ -32,10 +32,9 @@ pub(super) fn progress_of(is_first: bool, terminal: &Terminal) -> &dyn Progress 
 }
 
 /// Ends the process: others were lost, and it is blocked.
-#[expect(clippy::disallowed_methods, reason = "no error can reach the shell from where it is blocked")]
 pub(super) fn end_as_lost(error: DistributedError) {
     say(&format!("error: {error}"));
-    std::process::exit(error.failure().exit_code().into());
+    end_process(error.failure().exit_code());
 }
 
 impl RankFlags {

@@ -26,6 +26,7 @@ pub(super) type Message = String;
 unsafe extern "C" {
     fn dist_last_error() -> *const c_char;
     fn dist_prepare() -> i32;
+    fn dist_end_process(code: i32) -> !;
     fn dist_store_new(
         host: *const c_char,
         port: u16,
@@ -92,6 +93,12 @@ fn handle(pointer: *mut c_void) -> Result<NonNull<c_void>, Message> {
 }
 
 /// Fails where the libtorch that was loaded is not the one that this was built for.
+/// Ends the process at once.
+pub(super) fn end_process(code: u8) -> ! {
+    // SAFETY: it takes a number and does not return.
+    unsafe { dist_end_process(code.into()) }
+}
+
 pub(super) fn prepare() -> Result<(), Message> {
     // SAFETY: takes nothing; sets a flag of libtorch's logging, which every caller sets to the same.
     done(unsafe { dist_prepare() })

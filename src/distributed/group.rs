@@ -24,7 +24,7 @@ pub enum Reduce {
 /// thread of each. They return when the result is there (on CUDA: when the current stream waits for it). After an
 /// error the group is of no more use: the process ends, and is started again with the others.
 ///
-/// Tensors of the CPU travel by gloo, those of a CUDA device by NCCL. Dropping says goodbye to the others.
+/// Tensors of the CPU travel by gloo, those of a CUDA device by NCCL. Whoever ends well calls [`ProcessGroup::leave`] before.
 #[derive(Debug)]
 pub struct ProcessGroup {
     rank: usize,
@@ -222,6 +222,14 @@ impl ProcessGroup {
     pub fn when_lost(&self, grace: Duration, then: impl FnOnce(DistributedError) + Send + 'static) {
         if let Some(joined) = &self.joined {
             joined.watch.when_lost(grace, Box::new(then));
+        }
+    }
+
+    /// This rank has done its work, and so have the others: its end will alarm nobody. A rank that ends without is
+    /// lost to the others, whatever its reason.
+    pub fn leave(&self) {
+        if let Some(joined) = &self.joined {
+            joined.watch.leave();
         }
     }
 

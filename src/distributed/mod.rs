@@ -20,6 +20,12 @@ mod watch;
 #[cfg(test)]
 mod tests;
 
+/// Ends the process at once, without the exit handlers of libraries: for one that is blocked in a device's queue behind
+/// a rank that is lost, where those would wait for ever.
+pub fn end_process(code: u8) -> ! {
+    ffi::end_process(code)
+}
+
 pub use error::{DistributedError, Fate, LostRank};
 pub use group::{ProcessGroup, Reduce};
 pub use reducer::GradientReducer;

@@ -56,7 +56,7 @@ impl Rendezvous {
     /// of a Kubernetes Indexed Job stands for a missing `RANK`, else that in a SLURM step of several tasks, else it is
     /// alone.
     ///
-    /// The ranks of a SLURM step meet on its first node at `MASTER_PORT`, or 20000 + the job's number % 20000. A
+    /// The ranks of a SLURM step meet on its first node at `MASTER_PORT`, or 20000 + (job + 97 step) % 12000. A
     /// batch script that does not use srun is alone. `MASTER_ADDR` names another host or address of rank 0's.
     ///
     /// # Errors
@@ -147,6 +147,10 @@ impl Rendezvous {
         let rank = number(env, "SLURM_PROCID")?.ok_or_else(|| missing("SLURM_PROCID"))?;
         let world = slurm_tasks(env)?.ok_or_else(|| missing("SLURM_NTASKS"))?;
         let local_rank = number(env, "SLURM_LOCALID")?.ok_or_else(|| missing("SLURM_LOCALID"))?;
+        let step = match number(env, "SLURM_STEP_ID")? {
+            Some(step) => step,
+            None => number(env, "SLURM_STEPID")?.unwrap_or(0),
+        };
         let nodes = match number(env, "SLURM_STEP_NUM_NODES")? {
             Some(nodes) => Some(nodes),
             None => number(env, "SLURM_NNODES")?,
@@ -168,12 +172,15 @@ impl Rendezvous {
         let port = match port(env)? {
             Some(port) => port,
             None => {
+                // Below the ports that the system gives away, and another one for each step of a job.
                 let job = number(env, "SLURM_JOB_ID")?.ok_or_else(|| missing("SLURM_JOB_ID"))?;
-                20_000 + u16::try_from(job % 20_000).expect("below 20,000")
+                20_000 + u16::try_from((job + 97 * step) % 12_000).expect("below 12,000")
             }
         };
         let names = (("SLURM_PROCID", rank), ("SLURM_NTASKS", world));
-        Self::checked(names.0, names.1, local_rank, Meeting::new(host, port))
+        let mut meeting = Meeting::new(host, port);
+        meeting.prefix += &format!("step-{step}/");
+        Self::checked(names.0, names.1, local_rank, meeting)
     }
 
     fn checked(

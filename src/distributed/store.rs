@@ -64,11 +64,7 @@ impl Store {
             if let Some(value) = self.try_get(key)? {
                 return Ok(value);
             }
-            if let Keeper::Client { watch, .. } = &*self.keeper
-                && let Some(watch) = watch.upgrade()
-            {
-                watch.check()?;
-            }
+            self.check()?;
             if Instant::now() >= until {
                 return Err(DistributedError::Timeout {
                     what: format!("waiting for the store's key {key:?}"),
@@ -76,6 +72,32 @@ impl Store {
                     message: "no rank has set it".into(),
                 });
             }
+            self.wait_a_little();
+        }
+    }
+
+    /// Says at once whether ranks are known to be lost.
+    ///
+    /// # Errors
+    /// If ranks are lost.
+    pub fn check(&self) -> Result<(), DistributedError> {
+        match &*self.keeper {
+            Keeper::Client { watch, .. } => watch.upgrade().map_or(Ok(()), |watch| watch.check()),
+            Keeper::Memory(..) => Ok(()),
+        }
+    }
+
+    /// The key's value as soon as it has one, however long that takes: what another rank does may take its time,
+    /// and that a rank is lost the watcher finds out.
+    ///
+    /// # Errors
+    /// If ranks are lost meanwhile.
+    pub fn wait_for(&self, key: &str) -> Result<Vec<u8>, DistributedError> {
+        loop {
+            if let Some(value) = self.try_get(key)? {
+                return Ok(value);
+            }
+            self.check()?;
             self.wait_a_little();
         }
     }

@@ -36,7 +36,11 @@ struct Shared {
     world: usize,
     /// Without a sign of life for so long a rank counts as lost.
     silence: Duration,
+    /// So long others may wait for a rank in a collective.
+    timeout: Duration,
     begun: AtomicU64,
+    /// This rank's end will alarm nobody.
+    leaving: AtomicBool,
     closing: AtomicBool,
     hub_left: AtomicBool,
     verdict: Mutex<Option<Vec<LostRank>>>,
@@ -173,11 +177,19 @@ impl Watch {
         let _ = std::thread::Builder::new().name("watch".into()).spawn(wait);
     }
 
-    /// Says goodbye: from here on this rank's end alarms nobody.
+    /// From here on this rank's end alarms nobody: its work is done, as that of all.
+    pub(super) fn leave(&self) {
+        self.shared.leaving.store(true, Ordering::SeqCst);
+    }
+
+    /// Says goodbye, if this rank is leaving; else the others see its connection end.
     pub(super) fn say_goodbye(&self) {
+        if !self.shared.leaving.load(Ordering::SeqCst) {
+            return;
+        }
         match &self.side {
             Side::Hub(hub) => hub.say_goodbye(),
-            Side::Member(member) => member.say_goodbye(),
+            Side::Member(member) => member.say_goodbye(self.shared.begun()),
         }
     }
 
@@ -242,7 +254,9 @@ fn shared(rank: usize, world: usize, timeout: Duration) -> Arc<Shared> {
         rank,
         world,
         silence,
+        timeout,
         begun: AtomicU64::new(0),
+        leaving: AtomicBool::new(false),
         closing: AtomicBool::new(false),
         hub_left: AtomicBool::new(false),
         verdict: Mutex::new(None),

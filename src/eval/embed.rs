@@ -152,7 +152,13 @@ pub fn embed(
     let outputs = tables.iter().zip(&job.outputs).filter(|_| group.is_first());
     let published = outputs.map(|(table, (_, output))| Ok(table.write(output)?));
     let published = published.collect::<Result<_, EmbedError>>()?;
-    group.barrier()?;
+    // Rank 0 may write for long: no collective, which would give up.
+    let key = format!("embedded/{}", job.outputs.iter().map(|(_, at)| at.to_string()).collect::<String>());
+    if group.is_first() {
+        group.store().set(&key, b"published")?;
+    } else {
+        group.store().wait_for(&key)?;
+    }
     Ok(published)
 }
 

@@ -2,13 +2,15 @@
 
 use std::ops::Range;
 
+use rayon::prelude::*;
+
 use super::EvalError;
 use super::search::Neighbours;
 use crate::distributed::{DistributedError, ProcessGroup};
 use crate::feature_table::{FeatureTable, TableError};
 use crate::ids::{ClassId, InstanceId};
 
-/// Numbers that each process sends at a time when tables are brought together: 64 MiB.
+/// Numbers that all processes together send at a time when tables are brought together: 64 MiB.
 const NUMBERS_AT_ONCE: usize = 16 << 20;
 
 /// The rows of so many that a process has.
@@ -58,18 +60,22 @@ fn merge(
     ids: &[InstanceId],
     queries: usize,
     k: usize,
-    left_out: impl Fn(usize) -> Option<InstanceId>,
+    left_out: impl Fn(usize) -> Option<InstanceId> + Sync,
 ) -> Neighbours {
-    let mut whole = Neighbours { k, rows: Vec::new(), similarities: Vec::new() };
-    for query in 0..queries {
+    let best = |query: usize| {
         let mut all: Vec<(usize, f32)> = parts.iter().flat_map(|part| part.of(query)).collect();
         all.retain(|&(row, _)| Some(ids[row]) != left_out(query));
         all.sort_by(|a, b| b.1.total_cmp(&a.1).then(ids[a.0].cmp(&ids[b.0])));
         assert!(all.len() >= k, "the bank has k rows");
-        whole.rows.extend(all[..k].iter().map(|&(row, _)| row as u32));
-        whole.similarities.extend(all[..k].iter().map(|&(_, similarity)| similarity));
+        all.truncate(k);
+        all
+    };
+    let all: Vec<(usize, f32)> = (0..queries).into_par_iter().flat_map_iter(best).collect();
+    Neighbours {
+        k,
+        rows: all.iter().map(|&(row, _)| row as u32).collect(),
+        similarities: all.into_iter().map(|(_, similarity)| similarity).collect(),
     }
-    whole
 }
 
 fn to_bytes(neighbours: &Neighbours) -> Vec<u8> {
@@ -107,8 +113,9 @@ pub fn gather_table(
     let keeps = everywhere || group.is_first();
     let mut of_ranks: Vec<Vec<f32>> = vec![Vec::new(); group.world()];
     let longest = whole.0.len().div_ceil(group.world()) * part.meta.dim;
-    for start in (0..longest).step_by(NUMBERS_AT_ONCE) {
-        let end = (start + NUMBERS_AT_ONCE).min(part.features.len());
+    let at_once = NUMBERS_AT_ONCE / group.world();
+    for start in (0..longest).step_by(at_once) {
+        let end = (start + at_once).min(part.features.len());
         let own = part.features.get(start.min(end)..end).unwrap_or_default();
         let sent: Vec<u8> = own.iter().flat_map(|value| value.to_le_bytes()).collect();
         for (values, bytes) in of_ranks.iter_mut().zip(group.gather_bytes(&sent)?) {

@@ -240,7 +240,9 @@ impl Loader {
                 self.counters.corrupt.add(1);
             }
             let corrupt = self.corrupt.len() as u64;
-            if corrupt > self.max_corrupt || made.batch.ids.is_empty() {
+            // Of several ranks one may have nothing left of a batch.
+            let nothing_left = made.batch.ids.is_empty() && made.batch.global.shares.len() == 1;
+            if corrupt > self.max_corrupt || nothing_left {
                 return Err(LoaderError::TooManyCorrupt { corrupt, limit: self.max_corrupt, source: error });
             }
         }

@@ -37,9 +37,21 @@ impl BatchNorm {
     pub(super) fn forward(&self, input: &Tensor, statistics: Statistics<'_>) -> Tensor {
         match statistics {
             Statistics::Running => self.0.forward_t(input, false),
-            Statistics::OfBatch => self.0.forward_t(input, true),
+            Statistics::OfBatch => self.of_batch(input),
             Statistics::OfAllRanks(sum) => self.over_ranks(input, sum),
         }
+    }
+
+    fn of_batch(&self, input: &Tensor) -> Tensor {
+        let values = input.size().iter().product::<i64>() / input.size()[1].max(1);
+        if values > 1 {
+            return self.0.forward_t(input, true);
+        }
+        // One value has no variance to follow, and none at all no mean.
+        let config = nn::BatchNormConfig::default();
+        let (weight, bias) = (self.0.ws.as_ref(), self.0.bs.as_ref());
+        let nothing = None::<&Tensor>;
+        input.batch_norm(weight, bias, nothing, nothing, true, config.momentum, config.eps, false)
     }
 
     /// One message each way: sums of `x - shift` and its square, and their count. The shift is the running mean,
@@ -93,6 +105,17 @@ mod tests {
         let variables = nn::VarStore::new(Device::Cpu);
         let norm = BatchNorm::new(&(variables.root() / "bn"), 3);
         (variables, norm)
+    }
+
+    #[test]
+    fn a_single_value_leaves_the_running_statistics_as_they_are() {
+        let (_variables, norm) = norm();
+        for batch in [1, 0] {
+            let input = Tensor::ones([batch, 3, 1, 1], (Kind::Float, Device::Cpu));
+            assert_eq!(norm.forward(&input, Statistics::OfBatch).size(), [batch, 3, 1, 1]);
+        }
+        assert!(norm.0.running_mean.equal(&norm.0.running_mean.zeros_like()));
+        assert!(norm.0.running_var.equal(&norm.0.running_var.ones_like()));
     }
 
     #[test]

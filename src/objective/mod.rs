@@ -10,8 +10,8 @@
 //! ```
 //!
 //! There is one code path: tiles of candidate rows go into sums (`log_sum`, `noise_sum`), sums over disjoint
-//! parts of the bank merge (in one process or over several), and a [`Partial`] of all rows gives loss and gradient in closed form. Neither
-//! `[batch, instances]` logits nor `[batch, K, dim]` rows are ever held, and no autograd graph passes through.
+//! parts of the bank merge, in one process or over several, and a [`Partial`] of all rows gives loss and gradient in
+//! closed form. Neither `[batch, instances]` logits nor `[batch, K, dim]` rows are ever held, and no autograd graph passes through.
 //! Evaluating changes nothing: Z is named state, moved by [`Objective::prepare`] and [`Objective::observe`].
 //!
 //! # Source

@@ -63,6 +63,7 @@ impl StepBench {
         let each = trainer.clock.seconds.iter().map(|sum| json!(sum / self.steps as f64));
         let split: Map<_, _> = Phase::NAMES.iter().map(|name| (*name).to_owned()).zip(each).collect();
         let total: f64 = trainer.clock.seconds.iter().sum();
+        group.leave();
         Ok(json!({
             "device": format!("{:?} ({})", selected.device, selected.reason),
             "threads": threads(),

@@ -28,10 +28,10 @@ pub(super) fn encode_bank(
     let part = Part { rank: group.rank(), ranks: group.world() };
     let options = LoaderOptions { part, ..trainer.config.loader() };
     for batch in evaluation_batches_with(Arc::clone(source), transform, options)? {
+        let batch = batch?;
         if any(&group, stop.load(Ordering::Relaxed))? {
             return Err(TrainError::Stopped { step: 0 });
         }
-        let batch = batch?;
         let pixels = Tensor::from_slice(&batch.pixels).view([-1, 3, side, side]);
         let features = no_grad(|| trainer.encoder.forward(&pixels, false));
         let global = present(&group, &batch, trainer.config.on_corrupt)?;

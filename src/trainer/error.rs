@@ -71,6 +71,8 @@ pub enum TrainError {
         rank: usize,
         /// What it said.
         reason: String,
+        /// The kind of its failure.
+        failure: Failure,
     },
     /// The operating system gives no thread to write checkpoints with.
     #[error("no thread can be started")]
@@ -147,7 +149,7 @@ impl TrainError {
             Self::Config { .. } | Self::OtherConfig { .. } => Failure::Config,
             Self::OtherDataset { .. } => Failure::Data,
             Self::NotFinite { .. } | Self::Poisoned { .. } | Self::Threads(_) => Failure::Other,
-            Self::OtherRank { .. } => Failure::Unavailable,
+            Self::OtherRank { failure, .. } => *failure,
             Self::Stopped { .. } => Failure::Stopped,
             Self::Part(part) => part.failure(),
         }

@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 use super::TrainError;
 use crate::checkpoint::FileEntry;
 use crate::distributed::{ProcessGroup, Store};
+use crate::failure::Failure;
+use crate::storage::Location;
 
 /// How often a process looks whether another has written.
 const POLL: Duration = Duration::from_millis(20);
@@ -22,7 +24,7 @@ const POLL: Duration = Duration::from_millis(20);
 enum Word {
     Written(FileEntry),
     Published,
-    Failed(String),
+    Failed(String, Failure),
 }
 
 /// Where the processes of a run tell each other what they have written.
@@ -53,21 +55,30 @@ impl PartsOfRanks {
     pub(super) fn hand_in(&self, step: u64, part: Result<FileEntry, TrainError>) -> Result<(), TrainError> {
         let word = match &part {
             Ok(entry) => Word::Written(entry.clone()),
-            Err(error) => Word::Failed(error.to_string()),
+            Err(error) => Word::Failed(error.to_string(), error.failure()),
         };
-        self.say(step, self.rank, &word)?;
+        let said = self.say(step, self.rank, &word);
         part?;
+        said?;
         self.hear(step, 0).map(drop)
     }
 
-    /// What all other processes wrote.
+    /// What all other processes wrote into this folder.
     ///
     /// # Errors
-    /// If one could not, or does not answer.
-    pub(super) fn collect(&self, step: u64) -> Result<Vec<FileEntry>, TrainError> {
+    /// If one could not, is lost, or wrote elsewhere: a path may be another place on another machine.
+    pub(super) fn collect(&self, step: u64, folder: &Location) -> Result<Vec<FileEntry>, TrainError> {
         (1..self.ranks)
             .map(|rank| match self.hear(step, rank)? {
-                Word::Written(entry) => Ok(entry),
+                Word::Written(entry) => match folder.join(&entry.name).size() {
+                    Ok(bytes) if bytes == entry.bytes => Ok(entry),
+                    Err(error) if !error.is_not_found() => Err(error.into()),
+                    _ => {
+                        let reason =
+                            format!("what it wrote is not in {folder}: all need one place for the run");
+                        Err(TrainError::OtherRank { rank, reason, failure: Failure::Config })
+                    }
+                },
                 _ => Err(Self::failed(step, rank, "it did not name its file".into())),
             })
             .collect()
@@ -78,7 +89,7 @@ impl PartsOfRanks {
         if self.ranks > 1 {
             let word = match &published {
                 Ok(_) => Word::Published,
-                Err(error) => Word::Failed(error.to_string()),
+                Err(error) => Word::Failed(error.to_string(), error.failure()),
             };
             let said = self.say(step, 0, &word);
             return published.and_then(|published| said.map(|()| published));
@@ -97,11 +108,15 @@ impl PartsOfRanks {
         loop {
             if let Some(text) = self.store.try_get(&key(step, rank))? {
                 return match serde_json::from_slice(&text) {
-                    Ok(Word::Failed(reason)) => Err(Self::failed(step, rank, reason)),
+                    Ok(Word::Failed(reason, failure)) => {
+                        let reason = format!("checkpoint of step {step}: {reason}");
+                        Err(TrainError::OtherRank { rank, reason, failure })
+                    }
                     Ok(word) => Ok(word),
                     Err(error) => Err(Self::failed(step, rank, error.to_string())),
                 };
             }
+            self.store.check()?;
             if self.given_up.load(Ordering::Relaxed) {
                 return Err(Self::failed(step, rank, "the run ended before it did".into()));
             }
@@ -110,7 +125,8 @@ impl PartsOfRanks {
     }
 
     fn failed(step: u64, rank: usize, reason: String) -> TrainError {
-        TrainError::OtherRank { rank, reason: format!("checkpoint of step {step}: {reason}") }
+        let reason = format!("checkpoint of step {step}: {reason}");
+        TrainError::OtherRank { rank, reason, failure: Failure::Unavailable }
     }
 }
 

@@ -205,7 +205,7 @@ impl Saved for Snapshot {
             Some(common) => {
                 let published = common.write(step, &folder, &data.trained_on, || {
                     let own = write_bank(&table, &folder, name)?;
-                    Ok(std::iter::once(own).chain(ranks.collect(step)?).collect())
+                    Ok(std::iter::once(own).chain(ranks.collect(step, &folder)?).collect())
                 });
                 ranks.publish(step, published)?;
             }

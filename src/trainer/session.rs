@@ -50,6 +50,7 @@ pub fn train(job: &TrainJob, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<O
         if session.is_first() {
             mark_finished(&job.run, session.trainer.cursor.step)?;
         }
+        session.trainer.group.leave();
         return Ok(Outcome::AlreadyFinished { step: session.trainer.cursor.step });
     }
     if session.is_first() {
@@ -58,6 +59,9 @@ pub fn train(job: &TrainJob, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<O
     let trained = session.epochs(hooks, stop);
     if let Err(error) = &trained {
         session.failed(error);
+    }
+    if matches!(trained, Ok(()) | Err(TrainError::Stopped { .. })) {
+        session.trainer.group.leave();
     }
     trained?;
     let checkpoint = session.writer.last().cloned().expect("the last epoch ends with a checkpoint");
@@ -78,11 +82,12 @@ struct Decision {
 pub(super) struct Session<'a> {
     pub(super) job: &'a TrainJob,
     pub(super) data: Arc<DataIdentity>,
+    /// Before the trainer, whose group it needs to end well.
+    pub(super) writer: Writer,
     pub(super) trainer: Trainer,
     pub(super) loader: Loader,
     /// Of rank 0.
     pub(super) metrics: Option<Metrics>,
-    pub(super) writer: Writer,
     pub(super) ranks: PartsOfRanks,
     /// When the last checkpoint was begun, and of which step it is.
     pub(super) saved: Instant,
@@ -100,7 +105,8 @@ impl Session<'_> {
 
     /// What is still to be done when a run ends with an error.
     fn failed(&mut self, error: &TrainError) {
-        if !matches!(error, TrainError::Stopped { .. }) {
+        // Errors that all processes meet leave the checkpoint that is under way as it is.
+        if !matches!(error, TrainError::Stopped { .. } | TrainError::NotFinite { .. }) {
             self.ranks.give_up();
         }
         if let Some(metrics) = &self.metrics
@@ -128,10 +134,12 @@ impl Session<'_> {
         while self.trainer.cursor.epoch == cursor.epoch {
             // Stopped while it waited for data, or the loader ended without a word.
             let batch = self.loader.next_of(cursor.epoch, stop).transpose()?;
-            let has_ended = batch.is_none() && !stop.load(Ordering::Relaxed);
+            if batch.is_none() && !stop.load(Ordering::Relaxed) {
+                return Err(LoaderError::Stopped.into());
+            }
             let decided = self.decide(stop.load(Ordering::Relaxed), self.is_due())?;
             let Some(batch) = batch.filter(|_| !decided.stop) else {
-                return if has_ended { Err(LoaderError::Stopped.into()) } else { self.stopped() };
+                return self.stopped();
             };
             if decided.save {
                 let stall = self.save()?;
@@ -183,6 +191,7 @@ impl Session<'_> {
         let mut monitor = serde_json::Map::new();
         if !config.no_monitor && !decided.stop {
             let Trainer { encoder, bank, group, .. } = &self.trainer;
+            group.broadcast(&encoder.statistics(), 0)?;
             match hooks.judge(Judged { encoder, bank, group }) {
                 Ok(scores) => monitor = scores,
                 Err(error) => tracing::warn!("epoch {}: the monitor failed: {}", epoch + 1, chain(&*error)),

@@ -2,6 +2,7 @@
 
 use crate::checkpoint::{Checkpoint, TrainedOn, checkpoint_name};
 use crate::distributed::ProcessGroup;
+use crate::failure::Failure;
 use crate::model::{NamedTensors, allow_tf32};
 use crate::storage::{Location, Lock};
 
@@ -10,6 +11,8 @@ use super::saving::newest;
 use super::state::Trainer;
 use super::{Precision, TrainConfig, TrainError, TrainJob};
 
+/// The key under which rank 0 says from where the run goes on.
+const FOUND: &str = "found";
 /// Keys of the configuration that may differ from process to process: what a machine has.
 const OF_A_MACHINE: [&str; 7] =
     ["device", "cache", "cache_size", "memory_limit", "read_threads", "loader_threads", "prefetch"];
@@ -35,13 +38,17 @@ impl Start {
             let word = match &here {
                 None => Ok(None),
                 Some(Ok(start)) => Ok(start.found.as_ref().map(|found| found.manifest().step)),
-                Some(Err(error)) => Err(error.to_string()),
+                Some(Err(error)) => Err((error.to_string(), error.failure())),
             };
-            let words = group.gather_bytes(&serde_json::to_vec(&word).expect("a word is plain data"))?;
-            if here.is_none() {
-                let word = serde_json::from_slice::<Result<Option<u64>, String>>(&words[0]);
-                let other_rank = |reason| TrainError::OtherRank { rank: 0, reason };
-                let step = word.map_err(|error| other_rank(error.to_string()))?.map_err(other_rank)?;
+            // Rank 0 may read a large checkpoint: no collective, which would give up.
+            if group.is_first() {
+                group.store().set(FOUND, &serde_json::to_vec(&word).expect("a word is plain data"))?;
+            } else {
+                let said = group.store().wait_for(FOUND)?;
+                let word = serde_json::from_slice::<Result<Option<u64>, (String, Failure)>>(&said);
+                let other_rank = |(reason, failure)| TrainError::OtherRank { rank: 0, reason, failure };
+                let word = word.map_err(|error| other_rank((error.to_string(), Failure::Other)))?;
+                let step = word.map_err(other_rank)?;
                 let open = |step| Checkpoint::open(&run.join("checkpoints").join(&checkpoint_name(step)));
                 return Ok(Self { lock: None, found: step.map(open).transpose()? });
             }

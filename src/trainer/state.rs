@@ -1,5 +1,6 @@
 //! What a run moves: encoder, optimiser, bank, objective, cursor.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 
 use tch::Tensor;
@@ -10,7 +11,7 @@ use super::scaler::LossScale;
 use super::{Precision, TrainConfig, TrainError};
 use crate::bank::MemoryBank;
 use crate::checkpoint::Cursor;
-use crate::distributed::{GradientReducer, ProcessGroup};
+use crate::distributed::{DistributedError, GradientReducer, ProcessGroup};
 use crate::ids::Position;
 use crate::loader::Part;
 use crate::model::{Compute, ComputeType, Encoder};
@@ -23,6 +24,8 @@ pub(super) struct Trainer {
     pub(super) config: TrainConfig,
     /// The processes of the run. Encoder and optimiser are the same in all; of the bank each has some rows.
     pub(super) group: Rc<ProcessGroup>,
+    /// What went wrong while batch norm summed over the processes: the passes through the network cannot say it.
+    pub(super) failed: Rc<RefCell<Option<DistributedError>>>,
     pub(super) reducer: GradientReducer,
     pub(super) encoder: Encoder,
     pub(super) optimizer: Optimizer,
@@ -59,11 +62,14 @@ impl Trainer {
     ) -> Result<Self, TrainError> {
         let mut encoder = Encoder::new(config.encoder(), config.seed, device);
         encoder.set_compute(compute(&config));
+        let failed: Rc<RefCell<Option<DistributedError>>> = Rc::default();
         if config.sync_batch_norm {
-            let group = Rc::clone(&group);
-            // A failure shows in the next collective, which names it.
+            let (group, failed) = (Rc::clone(&group), Rc::clone(&failed));
             let sum = move |values: &Tensor| {
-                group.sum_with_gradient(values).unwrap_or_else(|_| values.shallow_clone())
+                group.sum_with_gradient(values).unwrap_or_else(|error| {
+                    failed.borrow_mut().get_or_insert(error);
+                    values.shallow_clone()
+                })
             };
             encoder.share_statistics(Rc::new(sum));
         }
@@ -78,6 +84,7 @@ impl Trainer {
         Ok(Self {
             config,
             group,
+            failed,
             reducer,
             encoder,
             optimizer,

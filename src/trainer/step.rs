@@ -59,6 +59,8 @@ impl Trainer {
         let step = self.cursor.step;
         let lr = learning_rate(&self.config, self.cursor, self.steps_per_epoch());
         let scale = self.loss_scale.map_or(1.0, |scale| scale.factor);
+        // The reducer gives the mean over ranks; the loss is a sum over them.
+        let ranks = self.group.world() as f64;
         let statistics = self.kept_statistics();
         let (partition, ln_partition) = (self.objective.partition(), self.objective.partition().ln_z());
 
@@ -68,7 +70,7 @@ impl Trainer {
             read([&passes.features.sum(Kind::Double), &passes.loss, &self.optimizer.gradient_norm()]);
         let mut outcome = StepOutcome {
             loss,
-            gradient_norm: norm / scale,
+            gradient_norm: norm * ranks / scale,
             lr,
             row_cosine: 1.0,
             alignment: 0.0,
@@ -83,7 +85,7 @@ impl Trainer {
             self.objective.set_partition(partition);
             outcome.skipped = true;
         } else {
-            self.optimizer.scale_gradients(clip_factor(&self.config, outcome.gradient_norm) / scale);
+            self.optimizer.scale_gradients(clip_factor(&self.config, outcome.gradient_norm) * ranks / scale);
             self.optimizer.step(lr);
             self.clock.mark(Phase::Optimizer);
             let momentum = self.config.bank_momentum;
@@ -116,14 +118,15 @@ impl Trainer {
         let rows = [self.bank.owned()];
         let total = global.positions.len();
         let last = global.parts.len() - 1;
-        // The reducer gives the mean over ranks; the loss is a sum over them.
-        let scale = scale * self.group.world() as f64;
         let (mut features, mut own, mut positions) = (Vec::new(), Vec::new(), Vec::new());
         let (mut losses, mut estimates) = (Vec::new(), Vec::new());
         for number in 0..=last {
             let pixels = self.pixels(batch, &global.of_rank(self.group.rank(), number).0);
             self.clock.mark(Phase::Data);
             let attached = self.encoder.forward(&pixels, true);
+            if let Some(error) = self.failed.take() {
+                return Err(error.into());
+            }
             self.clock.mark(Phase::Forward);
             let detached = attached.detach();
             let gathered = Gathered::gather(&self.group, &global, number, &detached)?;

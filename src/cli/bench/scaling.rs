@@ -86,14 +86,14 @@ fn call(args: &ScalingArgs, processes: usize, world: usize) -> anyhow::Result<Ve
             command.args(["--rank", &rank.to_string(), "--world-size", &world.to_string()]);
             command.args(["--master", &master]);
         }
-        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("a process cannot be started")
+        command.stdout(Stdio::piped()).spawn().context("a process cannot be started")
     };
     let children = (0..processes).map(start).collect::<anyhow::Result<Vec<_>>>()?;
     let mut printed = Vec::new();
     for child in children {
         let output = child.wait_with_output()?;
         if !output.status.success() {
-            bail!("a process failed: {}", String::from_utf8_lossy(&output.stderr).trim_end());
+            bail!("a process failed: {}", output.status);
         }
         if !output.stdout.is_empty() {
             printed.push(serde_json::from_slice(&output.stdout)?);

@@ -27,6 +27,11 @@ impl Peers {
         self.group.is_first()
     }
 
+    /// What was to be done together is done.
+    pub(super) fn leave(&self) {
+        self.group.leave();
+    }
+
     /// Scores a feature.
     pub(super) fn evaluate(
         &self,

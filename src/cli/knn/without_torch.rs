@@ -18,6 +18,8 @@ impl Peers {
         true
     }
 
+    pub(super) fn leave(&self) {}
+
     pub(super) fn evaluate(
         &self,
         pair: &Pair,

@@ -40,6 +40,8 @@ struct Seen {
     stream: TcpStream,
     last: Instant,
     begun: u64,
+    /// Since when others have begun more than this.
+    behind: Option<Instant>,
     left: bool,
 }
 
@@ -144,13 +146,19 @@ impl Hub {
             // A stranger.
             _ => return,
         };
-        self.ranks().members[rank] = Some(Seen { stream, last: Instant::now(), begun: 0, left: false });
+        self.ranks().members[rank] =
+            Some(Seen { stream, last: Instant::now(), begun: 0, behind: None, left: false });
         loop {
             let heard = lines.next();
             let mut ranks = self.ranks();
             let Some(seen) = ranks.members[rank].as_mut() else { return };
             match heard {
-                Heard::Line(Line::Beat { begun }) => (seen.last, seen.begun) = (Instant::now(), begun),
+                Heard::Line(Line::Beat { begun }) => {
+                    if seen.begun != begun {
+                        seen.behind = None;
+                    }
+                    (seen.last, seen.begun) = (Instant::now(), begun);
+                }
                 Heard::Line(Line::Bye) => seen.left = true,
                 Heard::Line(Line::Failed { collective, waited }) => {
                     drop(ranks);
@@ -180,6 +188,7 @@ impl Hub {
                 ranks.lose(rank, Fate::Silent { seconds: silent.as_secs() });
             }
         }
+        ranks.look_for_missed(self.shared.begun(), self.shared.timeout);
         if let Some((since, collective, waited)) = ranks.failure
             && ranks.first_loss.is_none()
             && since.elapsed() > SUSPICION
@@ -208,6 +217,30 @@ impl Ranks {
             self.first_loss.get_or_insert_with(Instant::now);
             self.losses.push(LostRank { rank, fate });
         }
+    }
+
+    /// Loses who has said goodbye though others go on, and who does not come to a collective for the whole timeout:
+    /// a device's queue may hold all others up without an error.
+    fn look_for_missed(&mut self, begun_here: u64, timeout: Duration) {
+        let begun = self.members.iter().flatten().map(|seen| seen.begun);
+        let most = begun.max().unwrap_or(0).max(begun_here);
+        let mut missed = Vec::new();
+        for (rank, seen) in self.members.iter_mut().enumerate() {
+            let Some(seen) = seen else { continue };
+            if seen.begun >= most {
+                seen.behind = None;
+                continue;
+            }
+            let behind = seen.behind.get_or_insert_with(Instant::now).elapsed();
+            if seen.left && behind > SUSPICION {
+                missed.push((rank, Fate::Left));
+            } else if !seen.left && behind > timeout {
+                let (collective, at, seconds) = (seen.begun + 1, seen.begun, timeout.as_secs());
+                missed.push((rank, Fate::Late { collective, at, seconds }));
+            }
+        }
+        // A rank whose connection ended is in the account of losses already.
+        missed.into_iter().for_each(|(rank, fate)| self.lose(rank, fate));
     }
 
     /// Who may be the reason that a collective failed: whoever is quiet, else whoever has not begun it, else

@@ -38,7 +38,8 @@ impl Member {
         tell(&self.stream, &Line::Failed { collective, waited });
     }
 
-    pub(super) fn say_goodbye(&self) {
+    pub(super) fn say_goodbye(&self, begun: u64) {
+        tell(&self.stream, &Line::Beat { begun });
         tell(&self.stream, &Line::Bye);
     }
 
