@@ -95,7 +95,9 @@ fn contradictory_variables_are_refused() {
 
 #[test]
 fn tasks_of_a_slurm_step_meet_on_its_first_node() {
-    assert_eq!(place(&of(&STEP).expect("complete")), (5, 8, 1, Some(("gpu07", 20_123))));
+    assert_eq!(place(&of(&STEP).expect("complete")), (5, 8, 1, Some(("gpu07", 24_123))));
+    let second = with(&STEP, "SLURM_STEP_ID", Some("1"));
+    assert_eq!(place(&of(&second).expect("complete")), (5, 8, 1, Some(("gpu07", 24_220))));
     let named = with(&with(&STEP, "MASTER_PORT", Some("4000")), "MASTER_ADDR", Some("10.0.0.7"));
     assert_eq!(place(&of(&named).expect("complete")), (5, 8, 1, Some(("10.0.0.7", 4000))));
     let of_step = with(&STEP, "SLURM_STEP_NODELIST", Some("gpu08"));

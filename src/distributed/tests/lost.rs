@@ -168,6 +168,7 @@ fn ranks_that_end_at_different_moments_alarm_nobody() {
     let order = std::sync::Barrier::new(3);
     each_of(3, LONG, |group| {
         group.barrier().expect("all come");
+        group.leave();
         let rank = group.rank();
         let kept = (rank != 1).then_some(group);
         order.wait();
@@ -179,10 +180,29 @@ fn ranks_that_end_at_different_moments_alarm_nobody() {
 }
 
 #[test]
+fn a_rank_that_ends_without_leaving_is_lost_to_the_others() {
+    let order = std::sync::Barrier::new(3);
+    let errors = each_of(3, LONG, |group| {
+        group.barrier().expect("all come");
+        let kept = (group.rank() != 1).then_some(group);
+        order.wait();
+        std::thread::sleep(Duration::from_millis(500));
+        kept.map(|group| group.check().expect_err("rank 1 has ended"))
+    });
+    for error in errors.into_iter().flatten() {
+        assert_eq!(error.to_string(), "rank 1 was lost: its connection ended");
+    }
+}
+
+#[test]
 fn a_rank_that_left_is_named_by_those_who_still_need_it() {
     let errors = each_of(3, LONG, |group| {
         group.barrier().expect("all come");
-        (group.rank() != 1).then(|| group.barrier().expect_err("rank 1 has left"))
+        if group.rank() == 1 {
+            group.leave();
+            return None;
+        }
+        Some(group.barrier().expect_err("rank 1 has left"))
     });
     for error in errors.into_iter().flatten() {
         assert_eq!(error.to_string(), "rank 1 was lost: it ended before the others");
