@@ -30,8 +30,8 @@ build: libtorch ## Build target/release/instdisc
 test: libtorch ## Run all tests
 	$(CARGO) test
 
-test-cluster: build ## Test on a real SLURM, real S3 servers, faults, Kubernetes pods (as root)
-	$(CARGO) build --no-default-features --target-dir target/cpu-tools
+test-cluster: libtorch ## Test on a real SLURM, real S3 servers, faults, Kubernetes pods (as root)
+	$(if $(INSTDISC),,$(CARGO) build)
 	tests/cluster/run.py $(PARTS)
 
 lint: libtorch ## Check format, lints, documentation, licences

@@ -68,6 +68,8 @@ impl Location {
             if !matches!(error, Error::AlreadyExists { .. }) && !is_lost(&error) {
                 return Err(self.failed("write", error));
             }
+            // Not for the whole time once more.
+            self.note_answers(!(is_lost(&error) && attempts.are_over()));
             match self.owner(&writer, &contents).await? {
                 Owner::Us => {
                     tracing::debug!("{self}: the answer was lost, the file is there: {}", self.told(&error));

@@ -1,8 +1,8 @@
 //! Object stores: their settings, and how long they are given.
 
 use std::fmt;
-use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::azure::MicrosoftAzureBuilder;
@@ -17,6 +17,12 @@ use super::traffic::Counting;
 const READ_TIMEOUT: Duration = Duration::from_secs(20);
 /// A signed request is sent again as it is; stores refuse a signature that is older than some minutes.
 pub(super) const SIGNATURE_LIFE: Duration = Duration::from_secs(240);
+
+/// After an operation was given up, the job ends and tidies up: what it still asks of the store is given so long,
+/// or each step of that would take the whole time once more.
+pub(super) const LAST_PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 5 });
+/// A store that was given up may be back after so long, for a job that went on without it.
+const GONE: Duration = Duration::from_secs(60);
 
 /// How long and how often a request is tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,14 +87,29 @@ pub(super) struct Remote {
     /// Set when a probe found that the store creates conditionally.
     pub(super) creates: OnceLock<()>,
     pub(super) secrets: Secrets,
+    /// When an operation was given up; nothing once the store has answered again.
+    given_up: Mutex<Option<Instant>>,
 }
 
 impl Remote {
+    /// Notes that the store answers, or that it was given up.
+    pub(super) fn note(&self, answers: bool) {
+        let given_up = (!answers).then(Instant::now);
+        *self.given_up.lock().unwrap_or_else(PoisonError::into_inner) = given_up;
+    }
+
+    /// Whether the store was given up a short time ago.
+    pub(super) fn is_gone(&self) -> bool {
+        let given_up = *self.given_up.lock().unwrap_or_else(PoisonError::into_inner);
+        given_up.is_some_and(|at| at.elapsed() < GONE)
+    }
+
     pub(super) fn new(options: &StorageOptions) -> Arc<Self> {
         let StorageOptions { retry, single_writer, .. } = *options;
         let given = options.pairs.iter().filter(|(key, _)| is_secret(key));
         let given = given.filter_map(|(key, value)| value_of(key, value).ok());
-        Arc::new(Self { retry, single_writer, creates: OnceLock::new(), secrets: Secrets::new(given) })
+        let (creates, secrets, given_up) = (OnceLock::new(), Secrets::new(given), Mutex::new(None));
+        Arc::new(Self { retry, single_writer, creates, secrets, given_up })
     }
 }
 

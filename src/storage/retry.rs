@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use object_store::client::{HttpError, HttpErrorKind};
 use object_store::retry::{RetryContext, RetryFailure, RetryPolicy};
 
-use super::remote::{RetryLimits, SIGNATURE_LIFE};
+use super::remote::{LAST_PATIENCE, Remote, RetryLimits, SIGNATURE_LIFE};
 use super::traffic::{failed_tries, operation};
 use super::{Location, StorageError};
 
@@ -52,13 +52,18 @@ impl Attempts {
 
     /// Waits before another attempt; `false` where the limits allow none.
     pub(super) async fn again(&mut self) -> bool {
-        if self.tries() > self.limits.tries || self.started.elapsed() >= self.limits.time {
+        if self.tries() > self.limits.tries || self.are_over() {
             return false;
         }
         tokio::time::sleep(pause(self.made)).await;
         self.made += 1;
         self.last = Instant::now();
         true
+    }
+
+    /// Whether the time is over.
+    pub(super) fn are_over(&self) -> bool {
+        self.started.elapsed() >= self.limits.time
     }
 
     /// Whether the last attempt ended for its signature's age alone.
@@ -93,6 +98,11 @@ struct GaveUp {
     source: object_store::Error,
 }
 
+/// An operation that was cut short.
+#[derive(Debug, thiserror::Error)]
+#[error("no answer in {} s, after the store was given up", LAST_PATIENCE.as_secs())]
+struct CutShort;
+
 /// Whether the request or its answer was lost on the way, as opposed to being refused.
 pub(super) fn is_lost(error: &object_store::Error) -> bool {
     let mut cause: Option<&(dyn Error + 'static)> =
@@ -114,6 +124,18 @@ impl Location {
         self.remote().map_or(none, |remote| remote.retry)
     }
 
+    /// Notes that the store answers, or that it was given up.
+    pub(super) fn note_answers(&self, answers: bool) {
+        if let Some(remote) = self.remote() {
+            remote.note(answers);
+        }
+    }
+
+    /// Whether the store was given up a short time ago.
+    pub(super) fn is_gone(&self) -> bool {
+        self.remote().is_some_and(Remote::is_gone)
+    }
+
     /// Does what can be done twice, again where it was lost.
     pub(super) async fn attempt<T, F>(
         &self,
@@ -123,21 +145,37 @@ impl Location {
     where
         F: Future<Output = object_store::Result<T>>,
     {
-        operation(async {
-            let mut attempts = Attempts::new(self.retry_limits());
-            loop {
-                let error = match action().await {
-                    Ok(done) => return Ok(done),
-                    Err(error) => error,
-                };
-                if !(is_lost(&error) || attempts.grew_old()) || !attempts.again().await {
-                    return Err(self.failed(name, attempts.tell(error)));
-                }
-                let told = self.told(&error);
-                tracing::info!("{self}: {name} was lost on the way and is tried again: {told}");
-            }
+        let attempts = operation(self.attempts(name, action));
+        if !self.is_gone() {
+            return attempts.await;
+        }
+        tokio::time::timeout(LAST_PATIENCE, attempts).await.unwrap_or_else(|_| {
+            let source = Box::new(CutShort);
+            Err(self.failed(name, object_store::Error::Generic { store: "object store", source }))
         })
-        .await
+    }
+
+    async fn attempts<T, F>(&self, name: &'static str, action: impl Fn() -> F) -> Result<T, StorageError>
+    where
+        F: Future<Output = object_store::Result<T>>,
+    {
+        let mut attempts = Attempts::new(self.retry_limits());
+        loop {
+            let error = match action().await {
+                Ok(done) => {
+                    self.note_answers(true);
+                    return Ok(done);
+                }
+                Err(error) => error,
+            };
+            let was_lost = is_lost(&error) || attempts.grew_old();
+            if !was_lost || !attempts.again().await {
+                self.note_answers(!was_lost);
+                return Err(self.failed(name, attempts.tell(error)));
+            }
+            let told = self.told(&error);
+            tracing::info!("{self}: {name} was lost on the way and is tried again: {told}");
+        }
     }
 }
 
@@ -188,6 +226,21 @@ mod tests {
         let text = format!("{error}: {}", error.source().expect("a cause"));
         assert!(text.contains("file: list failed") && text.contains("after 3 tries"), "{text}");
         assert!(text.contains("cut"), "{text}");
+    }
+
+    #[test]
+    fn once_the_store_was_given_up_what_is_still_asked_takes_no_time() {
+        let limits = RetryLimits { time: Duration::ZERO, tries: 0 };
+        let location = Location::in_memory_within(limits);
+        let began = Instant::now();
+        block_on(location.attempt("list", || async { Err::<(), _>(lost()) })).expect_err("lost");
+        let hangs = || futures::future::pending::<object_store::Result<()>>();
+        let error = block_on(location.attempt("delete", hangs)).expect_err("hangs");
+        assert!(error.source().expect("a cause").to_string().contains("given up"), "{error:?}");
+        assert!(began.elapsed() < LAST_PATIENCE * 10, "{:?}", began.elapsed());
+        assert!(location.is_gone());
+        block_on(location.attempt("list", || async { Ok(()) })).expect("it is back");
+        assert!(!location.is_gone());
     }
 
     #[test]

@@ -3,12 +3,13 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 use object_store::{ObjectStore, PutMultipartOptions, WriteMultipart};
 use serde::{Deserialize, Serialize};
 
 use super::create::{attributes, writer_id};
-use super::retry::PartPatience;
+use super::retry::{PartPatience, is_lost};
 use super::{Location, StorageError, block_on, handle};
 
 /// Bytes of one part of a multipart upload; S3 allows 10,000 parts, so a file may reach 80 GB.
@@ -109,13 +110,30 @@ impl Upload {
         })
     }
 
+    /// Waits until fewer parts than this are on their way.
+    fn wait_for_parts(&mut self, at_most: usize) -> Result<(), StorageError> {
+        let writer = self.writer.as_mut().expect("the writer is taken only by finish and drop");
+        block_on(writer.wait_for_capacity(at_most)).map_err(|error| {
+            // Parts are tried again for all the time that there is.
+            if is_lost(&error) {
+                self.location.note_answers(false);
+            }
+            self.location.failed("write", error)
+        })
+    }
+
     /// Publishes the file; durable when this returns.
     ///
     /// # Errors
     /// If the store fails; then nothing is published.
     pub fn finish(mut self) -> Result<Published, StorageError> {
+        self.wait_for_parts(0)?;
         let writer = self.writer.take().expect("the writer is taken only here and in drop");
+        let began = Instant::now();
         if let Err(error) = block_on(writer.finish()) {
+            if is_lost(&error) && began.elapsed() >= self.location.retry_limits().time {
+                self.location.note_answers(false);
+            }
             // The answer to the last request can be lost after the store acted.
             let there = self.location.remote().is_some() && block_on(self.location.is_of(&self.id))?;
             if !there {
@@ -131,9 +149,8 @@ impl Upload {
 impl io::Write for Upload {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
         let _inside_the_runtime = handle().enter();
+        self.wait_for_parts(PARTS_IN_FLIGHT).map_err(io::Error::other)?;
         let writer = self.writer.as_mut().expect("the writer is taken only by finish and drop");
-        block_on(writer.wait_for_capacity(PARTS_IN_FLIGHT))
-            .map_err(|error| io::Error::other(self.location.failed("write", error)))?;
         writer.write(buffer);
         self.hasher.update(buffer);
         self.bytes += buffer.len() as u64;
@@ -147,9 +164,10 @@ impl io::Write for Upload {
 
 impl Drop for Upload {
     fn drop(&mut self) {
-        if let Some(writer) = self.writer.take()
-            && let Err(error) = block_on(writer.abort())
-        {
+        let Some(writer) = self.writer.take() else { return };
+        if self.location.is_gone() {
+            tracing::warn!("{}: the unfinished upload is left there: the store is gone", self.location);
+        } else if let Err(error) = block_on(writer.abort()) {
             let told = self.location.told(&error);
             tracing::warn!("{}: the unfinished upload could not be removed: {told}", self.location);
         }

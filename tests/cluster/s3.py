@@ -11,7 +11,9 @@ import subprocess
 import urllib.parse
 import uuid
 
-from support import WORK, environment, free_port, is_open, note, scratch, stop, tool, wait_until
+from support import (
+    WORK, environment, free_port, is_open, note, note_started, running, scratch, spawn, stop, tool, wait_until,
+)
 
 BUCKET = "bucket"
 
@@ -126,19 +128,25 @@ class Ceph(Server):
     """A monitor, a store in memory and a gateway; the gateway can be killed and come back."""
 
     def __init__(self, name="ceph", secret="testtest"):
-        self.at, self.port, self.secret = scratch(name), free_port(), secret
-        for folder in ("mon", "osd", "run", "log", "rgw"):
-            (self.at / folder).mkdir()
-        fsid, conf = str(uuid.uuid4()), self.at / "ceph.conf"
-        mon1, mon2 = free_port(), free_port()
-        conf.write_text(CEPH.format(fsid=fsid, at=self.at, port=self.port, mon1=mon1, mon2=mon2))
-        self.c, self.processes = ["-c", str(conf)], []
-        try:
-            self.start(fsid, mon1, mon2)
-        except Exception:
-            logs = "\n".join(path.read_text()[-1500:] for path in (self.at / "log").iterdir())
-            self.stop()
-            raise AssertionError(f"Ceph does not start\n{logs}") from None
+        self.secret, self.processes = secret, []
+        running.append(self)
+        for last in (False, True):
+            self.at, self.port = scratch(name), free_port()
+            for folder in ("mon", "osd", "run", "log", "rgw"):
+                (self.at / folder).mkdir()
+            fsid, conf = str(uuid.uuid4()), self.at / "ceph.conf"
+            mon1, mon2 = free_port(), free_port()
+            conf.write_text(CEPH.format(fsid=fsid, at=self.at, port=self.port, mon1=mon1, mon2=mon2))
+            self.c = ["-c", str(conf)]
+            try:
+                return self.start(fsid, mon1, mon2)
+            except Exception as error:
+                logs = "\n".join(path.read_text()[-1500:] for path in (self.at / "log").iterdir())
+                note(f"Ceph does not start{'' if last else ', once more'}: {error}\n{logs}")
+                self.end_processes()
+                if last:
+                    self.stop()
+                    raise
 
     def start(self, fsid, mon1, mon2):
         keyring = self.at / "keyring"
@@ -167,7 +175,7 @@ class Ceph(Server):
         tool("radosgw-admin", *self.c, "user", "create", *user)
         self.request("PUT", f"/{BUCKET}")
         version = tool("radosgw", "--version").split(" (")[0]
-        note(f"started: {version}, RADOS gateway with ceph-mon and ceph-osd (memstore), port {self.port}")
+        note_started(f"{version}, RADOS gateway with ceph-mon and ceph-osd (memstore)", f"port {self.port}")
 
     def asks(self, *words):
         done = subprocess.run(["timeout", "5", "ceph", *self.c, *words], capture_output=True, text=True)
@@ -175,8 +183,7 @@ class Ceph(Server):
 
     def daemon(self, name, *words):
         with open(self.at / "log" / f"{name}.out", "a") as log:
-            options = {"stdout": log, "stderr": log, "start_new_session": True}
-            process = subprocess.Popen([name, *self.c, *words], **options)
+            process = spawn([name, *self.c, *words], stdout=log, stderr=log, start_new_session=True)
         self.processes.append(process)
         return process
 
@@ -189,10 +196,14 @@ class Ceph(Server):
         self.gateway.kill()
         self.gateway.wait()
 
-    def stop(self):
+    def end_processes(self):
         # An osd without a monitor does not end by itself, so the last started ends first.
-        for process in reversed(self.processes):
-            stop(process, grace=3)
+        while self.processes:
+            stop(self.processes.pop(), grace=3)
+
+    def stop(self):
+        running.remove(self)
+        self.end_processes()
         shutil.rmtree(self.at, ignore_errors=True)
 
 
@@ -204,12 +215,14 @@ class Moto(Server):
         program = WORK / "venv/bin/moto_server"
         env = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")}
         command = [program, "-H", "127.0.0.1", "-p", str(self.port)]
+        running.append(self)
         with open(WORK / "moto.log", "w") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=env)
+            self.process = spawn(command, stdout=log, stderr=log, env=env)
         wait_until("moto listens", lambda: is_open(self.port))
         self.request("PUT", f"/{BUCKET}")
         version = tool(WORK / "venv/bin/python", "-c", "import moto; print(moto.__version__)")
-        note(f"started: moto_server {version}, port {self.port}")
+        note_started(f"moto_server {version}", f"port {self.port}")
 
     def stop(self):
+        running.remove(self)
         stop(self.process)

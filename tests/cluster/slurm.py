@@ -1,11 +1,17 @@
-"""A real SLURM on one machine: munge, slurmctld and two slurmd, with all state in a folder of its own."""
+"""A real SLURM on one machine: munge, slurmctld and two slurmd, with all state in a folder of its own.
 
+`with cluster() as slurm:` starts it; in `slurm.env` all of SLURM's commands work, and `slurm.srun(2, ...)` runs a
+command as two tasks, on a node each. What tests several processes of one job belongs to test_slurm.py, at its end.
+"""
+
+import contextlib
 import os
 import re
+import shutil
 import subprocess
 import time
 
-from support import environment, free_port, link_program, note, scratch, stop, tool, wait_until
+from support import environment, free_port, link_program, note_started, running, scratch, spawn, stop, tool, wait_until
 
 NODES = ("n1", "n2")
 
@@ -50,9 +56,20 @@ PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMo
 """
 
 
+@contextlib.contextmanager
+def cluster():
+    """A SLURM of two nodes, for as long as the block lasts."""
+    slurm = Slurm()
+    try:
+        yield slurm
+    finally:
+        slurm.stop()
+
+
 class Slurm:
     def __init__(self):
         link_program()
+        running.append(self)
         # A new folder each time: job ids that come again confuse slurmd.
         self.at, self.processes = scratch(f"slurm-{os.getpid()}"), []
         for folder in ("run", "ctld", "log", "key"):
@@ -89,18 +106,23 @@ class Slurm:
         states = lambda: self.tell("sinfo", "-h", "-N", "-p", "main", "-o", "%t")
         wait_until("two nodes are idle", lambda: states().count("idle") == 2)
         munge = tool("munged", "--version").split(" (")[0]
-        note(f"started: {tool('sbatch', '--version', env=self.env)} ({munge}, slurmctld, slurmd n1 and n2)")
+        note_started(f"{self.tell('sbatch', '--version')} with {munge}", "slurmctld, slurmd n1 and n2")
 
     def daemon(self, *command):
         with open(self.at / "log" / f"{command[0]}.out", "a") as log:
             options = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "start_new_session": True}
-            self.processes.append(subprocess.Popen(command, env=self.env, **options))
+            self.processes.append(spawn(command, env=self.env, **options))
 
     def tell(self, *words, **more):
         return tool(*words, env=self.env | more)
 
     def submit(self, *words, **more):
         return self.tell("sbatch", "--parsable", *words, **more)
+
+    def srun(self, tasks, *command, **more):
+        """Runs a command as so many tasks, spread over the nodes; what they print, with each task's number before."""
+        words = ["--ntasks", tasks, "--nodes", min(tasks, len(NODES)), "--mem=500M", "--label", "--kill-on-bad-exit=1"]
+        return self.tell("srun", *words, *command, **more)
 
     def field(self, job, name):
         """A field of a job, such as JobState."""
@@ -122,10 +144,13 @@ class Slurm:
         self.tell("scontrol", "update", f"JobId={job}", "StartTime=now")
 
     def stop(self):
-        subprocess.run(["scancel", "-u", tool("id", "-un")], env=self.env, check=False)
+        running.remove(self)
         # slurmstepd outlives its slurmd, so jobs end first.
         try:
+            everything = ["scancel", "-u", tool("id", "-un")]
+            subprocess.run(everything, env=self.env, check=False, timeout=30, capture_output=True)
             wait_until("no job is left", lambda: not self.tell("squeue", "-h", "-t", "PD,R,CG,CF"), 30)
         finally:
             for process in reversed(self.processes):
                 stop(process)
+            shutil.rmtree(self.at, ignore_errors=True)

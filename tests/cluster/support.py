@@ -1,10 +1,12 @@
 """What the tests of this folder share: the program, pictures, a reference run, processes that end by their id."""
 
+import atexit
 import contextlib
 import functools
 import hashlib
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -15,13 +17,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK = Path(os.environ.get("CLUSTER_WORK") or ROOT / "target/test-cluster").resolve()
-INSTDISC = Path(os.environ.get("INSTDISC") or ROOT / "target/release/instdisc").resolve()
+INSTDISC = Path(os.environ.get("INSTDISC") or ROOT / "target/debug/instdisc").resolve()
 LIBTORCH = Path(os.environ.get("LIBTORCH") or ROOT / ".libtorch").resolve()
 
 # A network that a CPU trains in a moment; the same everywhere, so that banks can be compared bit for bit.
 TRAIN = (
     "--arch resnet20-cifar --image-size 16 --dim 16 --batch-size 16 --negatives 32 --device cpu --no-monitor "
-    "--loader-threads 1 --read-threads 2"
+    "--loader-threads 1"
 ).split()
 EPOCHS = 12
 UNAVAILABLE, IO, STOPPED, CONFIG = 69, 74, 75, 78
@@ -30,6 +32,17 @@ UNAVAILABLE, IO, STOPPED, CONFIG = 69, 74, 75, 78
 def note(text):
     """Says something beside the tests' own lines."""
     print(f"   .. {text}", file=sys.stderr, flush=True)
+
+
+# Every server that was started, by name and version, without repetitions.
+started_servers = []
+
+
+def note_started(server, place):
+    """Says which server was started, and remembers it for the summary."""
+    if server not in started_servers:
+        started_servers.append(server)
+    note(f"started: {server}, {place}")
 
 
 def environment(**more):
@@ -56,17 +69,44 @@ class Result:
         return json.loads(self.out)
 
     @property
+    def traffic(self):
+        """What the program says that it asked of its store."""
+        line = [line for line in self.err.splitlines() if line.startswith("object store: ")]
+        return line[-1] if line else ""
+
+    @property
+    def requests(self):
+        return int(self.traffic.split()[2]) if self.traffic else 0
+
+    @property
     def faults(self):
         """How many faults the program says that its retries met."""
-        line = [line for line in self.err.splitlines() if line.startswith("object store: ")]
-        return int(line[-1].split("; ")[1].split()[0]) if line and "; " in line[-1] else 0
+        return int(self.traffic.split("; ")[1].split()[0]) if "; " in self.traffic else 0
+
+
+def spawn(command, **options):
+    """Starts a process that is killed where this one ends without having stopped it, whatever ended this one."""
+    command = [str(word) for word in command]
+    process = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *command], **options)
+    process.args = command
+    return process
+
+
+# What has to be stopped yet; it is at the end, the last first, where a test did not come to it.
+running = []
+
+
+@atexit.register
+def stop_all():
+    for server in reversed(list(running)):
+        note(f"stopping {type(server).__name__}, which is still there")
+        server.stop()
 
 
 def start(*words, env=None, **options):
     """Starts the program."""
-    command = [str(INSTDISC), *map(str, words)]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
-    return subprocess.Popen(command, env=env or environment(), **options)
+    return spawn([INSTDISC, *words], env=env or environment(), **options)
 
 
 def finish(process, code=0, timeout=300):
@@ -115,9 +155,9 @@ INGEST = ["--row-group", "16", "--shard-size", "64KiB", "--threads", "2"]
 
 
 @functools.cache
-def reference(epochs=EPOCHS, more=()):
-    """The digest of the bank of a run that nothing disturbed."""
-    folder = WORK / f"reference-{epochs}"
+def reference(*more, epochs=EPOCHS):
+    """The digest of the bank of a run on this machine that nothing disturbed."""
+    folder = WORK / "-".join(["reference", str(epochs), *map(str, more)]).replace("---", "-")
     shutil.rmtree(folder, ignore_errors=True)
     train(dataset(), folder, *more, epochs=epochs)
     return digest(newest(folder) / "bank.arrow")
@@ -154,10 +194,18 @@ def is_open(port):
     return False
 
 
+given_ports = set()
+
+
 def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """A port on which nobody listens, below those that the system gives to outgoing connections."""
+    while True:
+        port = random.randrange(15000, 32000)
+        with contextlib.suppress(OSError), socket.socket() as listener:
+            listener.bind(("127.0.0.1", port))
+            if port not in given_ports:
+                given_ports.add(port)
+                return port
 
 
 def stop(process, grace=5):

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from s3 import BUCKET, Ceph
 from support import (
-    INGEST, INSTDISC, LIBTORCH, ROOT, STOPPED, TRAIN, WORK, dataset, dataset_digest, note, pictures, run, scratch, tool,
-    wait_until,
+    INGEST, INSTDISC, LIBTORCH, ROOT, STOPPED, TRAIN, WORK, dataset, dataset_digest, note, note_started, pictures,
+    run, scratch, tool, wait_until,
 )
 from test_manifests import built
 
@@ -28,12 +28,19 @@ runtime = "runc"
 network_backend = "netavark"
 """
 BASE = "docker.io/library/debian:12.11-slim"
+RUST = "docker.io/library/rust:1.89.0-slim-bookworm"
+# Debian with this machine's Rust and the crates that it has fetched already. It need not be fast.
+RUST_FILE = f"""
+FROM {BASE}
+ENV PATH=/opt/rust/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \\
+    CARGO_HOME=/opt/cargo CARGO_NET_OFFLINE=true CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_DEBUG=false
+"""
 USER = 10001
 
 
-def podman(*words, check=True):
+def podman(*words, check=True, timeout=300):
     env = os.environ | {"CONTAINERS_CONF": str(WORK / "containers.conf")}
-    done = subprocess.run(["podman", *map(str, words)], capture_output=True, text=True, env=env, timeout=600)
+    done = subprocess.run(["podman", *map(str, words)], capture_output=True, text=True, env=env, timeout=timeout)
     assert not check or done.returncode == 0, f"podman {words}: {done.returncode}\n{done.stderr[-3000:]}"
     return done.stdout.strip()
 
@@ -41,6 +48,8 @@ def podman(*words, check=True):
 def make_base():
     """Debian's minimal system as the base that the Dockerfile names, which no registry is asked for."""
     archive = WORK / "debian.tar"
+    if podman("images", "-q", BASE):
+        return
     if not archive.exists():
         sources = [*Path("/etc/apt/sources.list.d").glob("*"), Path("/etc/apt/sources.list")]
         words = " ".join(path.read_text() for path in sources if path.is_file()).split()
@@ -48,8 +57,31 @@ def make_base():
         unfinished = WORK / "debian-unfinished.tar"
         tool("mmdebstrap", "--variant=minbase", "bookworm", unfinished, mirror)
         unfinished.rename(archive)
-    if not podman("images", "-q", BASE):
-        podman("import", archive, BASE)
+    podman("import", archive, BASE)
+
+
+def build_cpu_tools(context):
+    """Runs the Dockerfile's own stages up to the program of cpu-tools, on a stand-in for Rust's image."""
+    began = time.monotonic()
+    rust = scratch("image-rust")
+    (rust / "Containerfile").write_text(RUST_FILE)
+    podman("build", "--pull=never", "-t", RUST, rust)
+    sysroot = tool("rustc", "--print", "sysroot", cwd=ROOT)
+    crates = Path(os.environ.get("CARGO_HOME") or Path.home() / ".cargo") / "registry"
+    # What was compiled is kept for the next time; it is no part of the image.
+    compiled = WORK / "cpu-tools-target"
+    compiled.mkdir(exist_ok=True)
+    volumes = [f"{sysroot}:/opt/rust:ro", f"{crates}:/opt/cargo/registry", f"{compiled}:/build/target"]
+    words = ["--pull=never", "--network=host", "--ulimit", "nofile=20000:20000", "--target", "build-cpu-tools"]
+    words += [word for volume in volumes for word in ("-v", volume)]
+    image = "localhost/instdisc-build-cpu-tools:dev"
+    podman("build", *words, "-t", image, "-f", ROOT / "jobs/container/Dockerfile", ROOT, timeout=1800)
+    container = podman("create", image, "true")
+    podman("cp", f"{container}:/instdisc", context / "instdisc")
+    podman("rm", container)
+    podman("rmi", image)
+    version = tool("rustc", "--version", cwd=ROOT)
+    note(f"built: stages sources and build-cpu-tools in {time.monotonic() - began:.0f} s, with {version}")
 
 
 def copy_program(program, target):
@@ -72,7 +104,6 @@ def build(target, context):
 class Containers(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        program = Path(os.environ.get("INSTDISC_CPU_TOOLS") or ROOT / "target/cpu-tools/debug/instdisc")
         (WORK / "containers.conf").write_text(CONF)
         hello = podman("info", "--format", "{{.Host.OCIRuntime.Name}}", check=False)
         if not hello:
@@ -90,18 +121,22 @@ class Containers(unittest.TestCase):
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(file, target)
         cls.train = build("train", context)
-        cls.tools = None
-        if program.exists():
-            context = scratch("image-cpu-tools")
+        context = scratch("image-cpu-tools")
+        if program := os.environ.get("INSTDISC_CPU_TOOLS"):
             copy_program(program, context / "instdisc")
-            cls.tools = build("cpu-tools", context)
+        else:
+            build_cpu_tools(context)
+        cls.tools = build("cpu-tools", context)
+        buildah = tool("buildah", "--version").split(" (")[0]
+        note_started(f"{podman('--version')} with {hello}, {buildah}", "pods and images")
         cls.store = Ceph("ceph-containers")
-        version = podman("--version")
-        note(f"{version} with {hello}, {tool('buildah', '--version').split(' (')[0]}")
 
     @classmethod
     def tearDownClass(cls):
         cls.store.stop()
+        for name in ("train", "cpu-tools"):
+            podman("rmi", "--force", f"localhost/instdisc-{name}:dev", check=False)
+            shutil.rmtree(WORK / f"image-{name}", ignore_errors=True)
 
     def play(self, name, image, args, mounts=()):
         """Runs the pod template of a job as the manifests have it, with other arguments; its container."""
@@ -149,7 +184,7 @@ class Containers(unittest.TestCase):
 
     def test_the_pods_ingest_train_and_judge_and_a_sigterm_in_training_saves_a_checkpoint(self):
         at = f"s3://{BUCKET}/pods"
-        image = self.tools or self.train
+        image = self.tools
         words = ["ingest", "--source", "/pictures", "--dest", f"{at}/dataset", *INGEST]
         self.end(self.play("ingest", image, words, [(pictures(), "/pictures")]))
         self.assertEqual(dataset_digest(f"{at}/dataset", env=self.store.env()), dataset_digest(dataset()))
@@ -172,7 +207,7 @@ class Containers(unittest.TestCase):
         self.assertEqual(len(reports), len(steps))
 
     def test_the_program_is_process_1_runs_as_nobody_special_and_cannot_change_its_image(self):
-        image = self.tools or self.train
+        image = self.tools
         words = ["run", "--rm", "--network=none", "--read-only", "--entrypoint", "/bin/sh", image, "-c"]
         shown = podman(*words, "id -u; touch /usr/x 2>&1 || true")
         self.assertIn(str(USER), shown)
@@ -181,8 +216,6 @@ class Containers(unittest.TestCase):
         self.assertEqual(entry, '["/usr/local/bin/instdisc"]')
 
     def test_the_small_image_has_no_libtorch_and_ingests(self):
-        if self.tools is None:
-            self.skipTest("not run: no binary without libtorch (target/cpu-tools, or INSTDISC_CPU_TOOLS)")
         at = scratch("image-ingest")
         at.chmod(0o777)
         mounts = ["-v", f"{pictures()}:/pictures:ro", "-v", f"{at}:/out"]

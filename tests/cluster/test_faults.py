@@ -32,12 +32,16 @@ class Faults(unittest.TestCase):
         self.store.put("faulty/pictures.tar", packed())
         proxy = self.proxy(seed=11, refuse=0.3, cut=0.05, latency=0.1)
         at = f"s3://{BUCKET}/faulty"
-        said = whole_path(self.store.env(proxy.port), at)
+        # As a store is read: each row group once an epoch. In the exact order each picture would be a request.
+        shuffle = ("--shuffle", "windowed", "--window", "64")
+        said = whole_path(self.store.env(proxy.port), at, shuffle)
         self.assertEqual(dataset_digest(f"{at}/dataset", env=self.store.env()), dataset_digest(dataset()))
-        self.assertEqual(digest(self.store.newest_bank("faulty/run")), reference())
+        self.assertEqual(digest(self.store.newest_bank("faulty/run")), reference(*shuffle))
         for result in said:
             self.assertGreater(result.faults, 0, "each job met faults, and says so")
-            note(f"{result.command[1]} in {result.seconds:.0f} s: {result.err.splitlines()[-1]}")
+            # Of 100 requests 30 are refused and 3.5 cut; more would be retries that breed retries.
+            self.assertLess(result.faults, 0.5 * result.requests)
+            note(f"{result.command[1]} in {result.seconds:.0f} s: {result.traffic}")
         self.assertGreater(proxy.injected["cut"], 0)
 
     def test_answers_that_are_lost_after_the_store_acted_change_no_result(self):
@@ -63,7 +67,7 @@ class Faults(unittest.TestCase):
         self.store.start_gateway()
         result = finish(job)
         self.assertGreater(result.faults, 0)
-        note(f"train: {result.err.splitlines()[-1]}")
+        note(f"train: {result.traffic}")
         self.assertEqual(digest(self.store.newest_bank("outage/run")), reference())
 
     def test_a_server_that_is_gone_gives_one_error_in_time_and_leaves_nothing_half_published(self):
@@ -82,7 +86,8 @@ class Faults(unittest.TestCase):
         said = r"s3://bucket/gone/dataset/\S+: (read|write|list|look up|delete) failed: .*(re)?tries"
         self.assertRegex(errors[0], said)
         note(f"after {seconds:.0f} s with --retry-seconds 5: {errors[0][:300]}")
-        self.assertLess(seconds, 60)
+        # The operation under way, and a few seconds for the lock and what else is tidied up.
+        self.assertLess(seconds, 40)
         self.store.start_gateway()
         self.assertFalse(any(key.endswith("manifest.json") for key in self.store.keys("gone/")))
         # The same command goes on, once the dead one's lock is overtaken.

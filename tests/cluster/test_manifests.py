@@ -49,6 +49,15 @@ class Manifests(unittest.TestCase):
             for version in VERSIONS:
                 tool(WORK / "venv/bin/kubernetes-validate", "--strict", "-k", version, file)
 
+    def test_the_secret_that_the_jobs_name_is_made_from_a_file_of_variables(self):
+        import yaml
+
+        file = WORK / "credentials.env"
+        file.write_text("AWS_ACCESS_KEY_ID=test\nAWS_SECRET_ACCESS_KEY=planted\n")
+        words = ["create", "secret", "generic", "instdisc-credentials", f"--from-env-file={file}"]
+        made = yaml.safe_load(tool(WORK / "kubectl/kubectl", *words, "--dry-run=client", "-o", "yaml"))
+        self.assertEqual(sorted(made["data"]), ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
+
     def each_job(self):
         for place in (*PLACES, "jobset"):
             for name, spec in jobs(place):

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import secrets
+import shutil
 import subprocess
 import tarfile
 import unittest
@@ -12,8 +13,8 @@ from pathlib import Path
 from proxy import Proxy
 from s3 import BUCKET, Ceph, Moto
 from support import (
-    CONFIG, EPOCHS, INGEST, TRAIN, dataset, dataset_digest, digest, finish, note, pictures, reference, run, start,
-    train,
+    CONFIG, EPOCHS, INGEST, TRAIN, WORK, dataset, dataset_digest, digest, environment, finish, note, pictures,
+    reference, run, scratch, start, train,
 )
 
 
@@ -27,11 +28,11 @@ def packed():
     return data.getvalue()
 
 
-def whole_path(env, at):
+def whole_path(env, at, shuffle=("--shuffle", "exact")):
     """Ingest, train and watch, all below a URL; what each said."""
     data, run_at = f"{at}/dataset", f"{at}/run"
     said = [run("ingest", "--source", f"{at}/pictures.tar", "--dest", data, *INGEST, env=env)]
-    said.append(train(data, run_at, "--shuffle", "exact", "--checkpoint-every-epochs", EPOCHS // 2, env=env))
+    said.append(train(data, run_at, *shuffle, "--checkpoint-every-epochs", EPOCHS // 2, env=env))
     watch = ["--watch", "--poll-interval", 1, "--k", 20]
     said.append(run("knn", "--run", run_at, "--dataset", data, *watch, env=env))
     return said
@@ -72,7 +73,7 @@ class OnCeph(unittest.TestCase):
     def test_a_job_says_what_it_asked_of_the_store(self):
         for result in self.said:
             self.assertIn("object store: ", result.err)
-            note(f"{result.command[1]}: {result.err.splitlines()[-1]}")
+            note(f"{result.command[1]} in {result.seconds:.0f} s: {result.traffic}")
 
     def test_a_secret_is_in_no_file_no_output_and_no_list_of_processes(self):
         for key in self.store.keys():
@@ -84,6 +85,13 @@ class OnCeph(unittest.TestCase):
         refused = run("inspect", f"s3://{BUCKET}/path/dataset", "--log", "trace", code=CONFIG, env=wrong)
         self.assertNotIn(self.secret[::-1], refused.err)
         self.assertIn(f"s3://{BUCKET}/path/dataset", refused.err)
+        # In a file it is safe; on the command line it is refused.
+        file = scratch("secret") / "key"
+        file.write_text(self.secret + "\n")
+        options = ["aws_endpoint=" + wrong["AWS_ENDPOINT"], "aws_allow_http=true", f"aws_secret_access_key=@{file}"]
+        bare = {key: value for key, value in wrong.items() if key in ("AWS_ACCESS_KEY_ID", "AWS_REGION")}
+        words = [word for option in options for word in ("--storage-option", option)]
+        run("inspect", f"s3://{BUCKET}/path/dataset", *words, env=environment(**bare))
         option = f"aws_secret_access_key={self.secret}"
         refused = run("inspect", "s3://bucket/x", "--storage-option", option, code=2, env=self.store.env())
         self.assertNotIn(self.secret, refused.err)
@@ -107,12 +115,44 @@ class OnCeph(unittest.TestCase):
         # Every ten seconds the lock is looked at, with two GETs.
         self.assertIn(gets[1] - gets[0], range(4 * groups, 4 * groups + 12))
 
+    def test_a_probe_a_fine_tuning_and_exports_give_what_they_give_on_this_machine(self):
+        reference()
+        here, there = scratch("after"), f"s3://{BUCKET}/path"
+        (here / "dataset").symlink_to(dataset())
+        shutil.copytree(WORK / f"reference-{EPOCHS}", here / "run")
+        last = f"run/checkpoints/step-{EPOCHS * 8:08}"
+        for words in (
+            "linear --run @run --dataset @dataset --device cpu --weight-decay 1e-3 --output @after/linear.json",
+            f"finetune --checkpoint @{last} --dataset @dataset --run @after/tuned --epochs 2 --batch-size 16 "
+            "--label-fraction 0.5 --device cpu",
+            f"export torchvision --checkpoint @{last} --output @after/weights.safetensors",
+            f"export parquet --table @{last}/bank.arrow --output @after/bank.parquet",
+            f"export projector --table @{last}/bank.arrow --dataset @dataset --output @after/projector",
+            "export pictures --dataset @dataset --split val --dest @after/pictures",
+        ):
+            with self.subTest(words):
+                found, expected = (
+                    run(*words.replace("@", f"{place}/").split(), env=env).json
+                    for place, env in ((there, self.store.env()), (here, None))
+                )
+                for key in ("top1", "top5", "step", "labels", "tensors", "rows", "splits"):
+                    self.assertEqual(found.get(key), expected.get(key), key)
+        files = lambda names: [name for name in names if not re.search(r"json|events|metrics|toml$", name)]
+        names = [str(path.relative_to(here / "after")) for path in (here / "after").rglob("*") if path.is_file()]
+        kept = [key.removeprefix("path/after/") for key in self.store.keys("path/after/")]
+        self.assertEqual(sorted(files(kept)), sorted(files(names)))
+        for name in files(names):
+            self.assertEqual(digest(self.store.get(f"path/after/{name}")), digest(here / "after" / name), name)
+
     def test_a_second_call_finds_everything_done(self):
         at = f"s3://{BUCKET}/path"
         words = ["--source", f"{at}/pictures.tar", "--dest", f"{at}/dataset", *INGEST]
         again = run("ingest", *words, env=self.store.env())
         self.assertIn("holds this dataset already", again.err)
-        train(f"{at}/dataset", f"{at}/run", "--checkpoint-every-epochs", EPOCHS // 2, env=self.store.env())
+        words = ["--checkpoint-every-epochs", EPOCHS // 2, "--log", "debug"]
+        again = train(f"{at}/dataset", f"{at}/run", *words, env=self.store.env())
+        self.assertTrue(again.json["finished"])
+        run("inspect", f"{at}/run/checkpoints/step-{EPOCHS * 8:08}", env=self.store.env())
 
 
 class OnMoto(unittest.TestCase):

@@ -1,14 +1,15 @@
 """The job scripts of jobs/slurm on a real SLURM."""
 
+import os
 import unittest
 
 from slurm import Slurm
-from support import ROOT, WORK, dataset, dataset_digest, digest, newest, pictures, run, scratch, wait_until
+from support import ROOT, dataset, dataset_digest, digest, newest, pictures, run, scratch, wait_until
 
 JOBS = ROOT / "jobs/slurm"
 SMALL = ["--cpus-per-task=1", "--mem=500M"]
 # So long that it can be interrupted several times.
-EPOCHS = 100
+EPOCHS = 60
 CONFIG = """
 arch = "resnet20-cifar"
 image_size = 16
@@ -24,6 +25,8 @@ no_monitor = true
 
 
 class OnSlurm(unittest.TestCase):
+    bank = None
+
     @classmethod
     def setUpClass(cls):
         cls.slurm = Slurm()
@@ -57,9 +60,10 @@ class OnSlurm(unittest.TestCase):
         config = self.config(at, 2, 1)
         options = [*SMALL, "--chdir", str(at)]
         command = [JOBS / "pipeline.sh", pictures(), at / "dataset", at / "run", config, *options]
-        lines = self.slurm.tell(*command, K="20").split()
+        lines = self.slurm.tell(*command, K="20", TRAIN_OPTIONS="--nice=1 --comment=of-train").split()
         jobs = dict(zip(lines[0::2], lines[1::2]))
         self.assertEqual(list(jobs), ["ingest", "train", "knn"])
+        self.assertEqual([self.slurm.field(job, "Comment") for job in jobs.values()], ["", "of-train", ""])
         for name, job in jobs.items():
             ended = self.slurm.wait(job, "COMPLETED", "FAILED", "CANCELLED", seconds=180)
             self.assertEqual(ended, "COMPLETED", name)
@@ -102,13 +106,40 @@ class OnSlurm(unittest.TestCase):
         wait_until(f"job {job} trains", lambda: marks() > restarts, 60)
 
     def undisturbed(self, at):
-        """The bank of the same configuration, run without SLURM."""
-        name = f"undisturbed-{EPOCHS}"
-        if not list(WORK.glob(f"{name}/checkpoints/*{EPOCHS * 8}/checkpoint.json")):
-            scratch(name)
-            words = ["--dataset", dataset(), "--run", WORK / name, "--config", at / "run.toml"]
+        """The bank of the same configuration, run once without SLURM."""
+        if self.bank is None:
+            folder = scratch("undisturbed")
+            words = ["--dataset", dataset(), "--run", folder, "--config", at / "run.toml"]
             run("train", *words, "--loader-threads", 1)
-        return digest(newest(WORK / name) / "bank.arrow")
+            type(self).bank = digest(newest(folder) / "bank.arrow")
+        return self.bank
+
+    def test_a_signal_to_the_tasks_saves_a_checkpoint_and_puts_the_job_back(self):
+        at = scratch("slurm-signal")
+        job = self.start_training(at)
+        self.wait_until_it_trains(at, job, 0)
+        self.slurm.tell("scancel", "--signal=TERM", job)
+        self.slurm.skip_hold(job)
+        self.assertEqual(self.slurm.wait(job, "COMPLETED", "FAILED", "CANCELLED"), "COMPLETED")
+        self.assertEqual(self.slurm.field(job, "Restarts"), "1")
+        self.assertEqual(digest(newest(at / "run") / "bank.arrow"), self.undisturbed(at))
+
+    def test_what_is_worth_another_try_is_put_back_and_what_is_not_fails(self):
+        at = scratch("slurm-codes")
+        script = at / "code.sbatch"
+        script.write_text('#!/usr/bin/env bash\nsource "$INSTDISC_JOBS/resumable.sh"\nresumable sh -c "exit $CODE"\n')
+        codes = {75: True, 143: True, 69: True, 1: False, 2: False, 65: False, 74: False, 78: False, 137: False}
+        words = ["--requeue", "--cpus-per-task=1", "--mem=100M", "--chdir", at, script]
+        jobs = {code: self.slurm.submit(*words, CODE=str(code), INSTDISC_JOBS=str(JOBS)) for code in codes}
+        for code, goes_on in codes.items():
+            with self.subTest(code=code):
+                if goes_on:
+                    wait_until("it is put back", lambda: self.slurm.field(jobs[code], "Restarts") == "1", 60)
+                    self.slurm.tell("scancel", jobs[code])
+                else:
+                    self.assertEqual(self.slurm.wait(jobs[code], "FAILED", "COMPLETED"), "FAILED")
+                    self.assertEqual(self.slurm.field(jobs[code], "ExitCode"), f"{code}:0")
+                    self.assertEqual(self.slurm.field(jobs[code], "Restarts"), "0")
 
     def test_a_run_whose_node_goes_down_goes_on_elsewhere(self):
         at = scratch("slurm-node-down")
@@ -141,9 +172,12 @@ class OnSlurm(unittest.TestCase):
 
     def test_a_cancelled_ingest_goes_on_to_the_same_dataset_when_it_is_submitted_again(self):
         at = scratch("slurm-ingest")
-        many = WORK / "many-pictures"
-        if not many.exists():
-            run("synth", "--dest", many, "--train-per-class", 400, "--val-per-class", 10, "--image-size", 64)
+        # Twenty thousand files: some seconds of work.
+        many = scratch("many-pictures") / "pictures"
+        run("synth", "--dest", many, "--train-per-class", 100, "--val-per-class", 10, "--image-size", 64)
+        for picture in list(many.glob("train/*/*")):
+            for number in range(20):
+                os.link(picture, picture.with_stem(f"{picture.stem}-{number}"))
         run("ingest", "--source", many, "--dest", at / "whole")
         env = {"SOURCE": str(many), "DATASET": str(at / "dataset"), "INSTDISC_JOBS": str(JOBS)}
         submit = lambda: self.slurm.submit(*SMALL, "--chdir", at, JOBS / "ingest.sbatch", **env)
@@ -164,6 +198,12 @@ class OnSlurm(unittest.TestCase):
         codes = sorted(line.split()[-1] for line in (at / "log").read_text().splitlines() if "ended with" in line)
         self.assertIn(codes, [["0", "0"], ["0", "69"]])
         self.assertEqual(dataset_digest(at / "dataset"), dataset_digest(dataset()))
+
+    def test_the_tasks_of_a_job_know_their_rank_their_number_and_where_the_first_one_is(self):
+        script = 'echo "$SLURM_PROCID of $SLURM_NTASKS on $SLURMD_NODENAME, $SLURM_LOCALID, $MASTER_ADDR"'
+        said = self.slurm.srun(2, "sh", "-c", script)
+        expected = ["0: 0 of 2 on n1, 0, 127.0.0.1", "1: 1 of 2 on n2, 0, 127.0.0.1"]
+        self.assertEqual(sorted(said.splitlines()), expected)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::support::{Call, contents, dataset, instdisc, python, scratch, train};
+use super::support::{Call, contents, dataset, instdisc, python, scratch, signal_at, train};
 
 fn finetune(checkpoint: &Path, run: &Path, more: &str) -> Call {
     let base = "finetune --device cpu --batch-size 16 --label-fraction 0.5";
@@ -63,6 +63,45 @@ fn a_stopped_fine_tuning_goes_on_to_the_same_weights() {
     assert_eq!(contents(&whole), before);
     let error = finetune(&checkpoint, &whole, "--epochs 4 --label-seed 7").fails(78);
     assert!(error.contains("finetune"), "{error}");
+}
+
+/// Kills lose the steps since the checkpoint before, or meet one that is being written; a signal saves where it comes.
+#[test]
+fn a_killed_fine_tuning_goes_on_to_the_weights_of_an_undisturbed_one() {
+    let dir = scratch();
+    let checkpoint = trained(dir.path());
+    let (whole, broken) = (dir.path().join("whole"), dir.path().join("broken"));
+    let call = |run: &Path, every: u32| {
+        finetune(&checkpoint, run, &format!("--epochs 8 --keep 2 --checkpoint-every-steps {every}"))
+    };
+    let report = call(&whole, 1).json();
+    assert_eq!(report["step"], 32);
+    for (every, step, signal, code) in [
+        (3, 3, "-KILL", None),
+        (1, 7, "-KILL", None),
+        (3, 9, "-TERM", Some(75)),
+        (1, 14, "-KILL", None),
+        (5, 20, "-USR1", Some(75)),
+        (1, 25, "-KILL", None),
+        // The last one: it is killed before or while the classifier is judged.
+        (1, 32, "-KILL", None),
+    ] {
+        let ended = signal_at(call(&broken, every), &broken, step, signal);
+        assert_eq!(ended, code, "{signal} at step {step}");
+    }
+    let resumed = call(&broken, 1).json();
+    assert_eq!((&resumed["top1"], &resumed["labels"]), (&report["top1"], &report["labels"]));
+    let end = "checkpoints/step-00000032";
+    assert_eq!(contents(&broken.join(end)).len(), 4);
+    assert!(contents(&broken.join(end)) == contents(&whole.join(end)));
+    let folders = std::fs::read_dir(broken.join("checkpoints")).expect("checkpoints");
+    let left: Vec<_> = folders.map(|entry| entry.expect("an entry").path()).collect();
+    assert!(
+        left.iter().all(|folder| folder.join("checkpoint.json").exists()),
+        "killed writers left {left:?}"
+    );
+    // The first and the two newest; the last kill may have come before the third was removed.
+    assert!((3..=4).contains(&left.len()), "{left:?}");
 }
 
 /// The first checkpoint has the encoder's backbone and a new last layer; with random weights, neither.

@@ -1,10 +1,10 @@
 //! A run that is interrupted ends as one that is not.
 
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use super::support::{contents, dataset, scratch, train};
+use super::support::{Call, contents, dataset, scratch, signal_at, train};
 
 /// Enough steps that a signal comes in between.
 const OPTIONS: &str = "--epochs 12 --checkpoint-every-steps 5 --keep 0 --no-monitor";
@@ -19,29 +19,17 @@ const VARIANTS: [&str; 6] = [
     "--objective nce --precision bf16 --shuffle windowed --window 32 --loader-threads 2",
 ];
 
-fn start(run: &Path, more: &str) -> Child {
+fn call(run: &Path, more: &str) -> Call {
     let options = if more.contains("--epochs") { OPTIONS.replace("--epochs 12", "") } else { OPTIONS.into() };
     train(dataset(), run, &format!("{options} {more}"))
-        .command()
-        .stderr(Stdio::null())
-        .stdout(Stdio::null())
-        .spawn()
-        .expect("starts")
 }
 
-/// Waits until the run has published the checkpoint of a step, then sends the signal; the exit code.
+fn start(run: &Path, more: &str) -> Child {
+    call(run, more).command().stderr(Stdio::null()).stdout(Stdio::null()).spawn().expect("starts")
+}
+
 fn signal_after(run: &Path, more: &str, step: u32, signal: &str) -> Option<i32> {
-    let mut child = start(run, more);
-    let marker = run.join(format!("checkpoints/step-{step:08}/checkpoint.json"));
-    let deadline = Instant::now() + Duration::from_secs(300);
-    while !marker.exists() {
-        assert!(Instant::now() < deadline, "{more}: no checkpoint at step {step}");
-        assert!(child.try_wait().expect("a look").is_none(), "{more}: ended before step {step}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    let sent = Command::new("kill").args([signal, &child.id().to_string()]).status().expect("kill");
-    assert!(sent.success());
-    child.wait().expect("ends").code()
+    signal_at(call(run, more), run, step, signal)
 }
 
 /// The files of the last checkpoint that training determines.

@@ -200,4 +200,69 @@ mod training {
         assert_eq!(expected.len(), 2);
         assert_eq!(top1(bucket.contents("run/eval")), expected);
     }
+    #[test]
+    fn probes_fine_tunings_and_exports_over_a_bad_network_equal_those_in_folders() {
+        let dir = scratch();
+        let more = "--epochs 1 --keep 0 --no-monitor";
+        train(dataset(), &dir.path().join("run"), more).ok();
+        let bucket = Bucket::start(Faults::default());
+        ran(ingest(&bucket));
+        ran(bucket.of(train(Path::new(&bucket.url("data")), Path::new(&bucket.url("run")), more)));
+        bucket.set_faults(Faults { refused: 0.1, ..bad_network() });
+
+        let last = "run/checkpoints/step-00000008";
+        let bank = format!("{last}/bank.arrow");
+        let calls: [(&str, &[(&str, &str)]); 8] = [
+            ("linear --device cpu --weight-decay 1e-3", &[("--run", "run"), ("--dataset", "data")]),
+            (
+                "finetune --device cpu --epochs 2 --batch-size 16 --label-fraction 0.5",
+                &[("--checkpoint", last), ("--dataset", "data"), ("--run", "tuned")],
+            ),
+            (
+                "embed --split val --device cpu",
+                &[("--checkpoint", last), ("--dataset", "data"), ("--output", "out/val.arrow")],
+            ),
+            (
+                "knn --k 5",
+                &[("--bank", bank.as_str()), ("--queries", "out/val.arrow"), ("--output", "out/knn.json")],
+            ),
+            ("export torchvision", &[("--checkpoint", last), ("--output", "out/weights.safetensors")]),
+            ("export parquet", &[("--table", "out/val.arrow"), ("--output", "out/val.parquet")]),
+            (
+                "export projector",
+                &[("--table", "out/val.arrow"), ("--dataset", "data"), ("--output", "out/projector")],
+            ),
+            ("export pictures --split val", &[("--dataset", "data"), ("--dest", "pictures")]),
+        ];
+        for (words, places) in calls {
+            let [here, there] = [false, true].map(|remote| {
+                places.iter().fold(instdisc(words), |call, (flag, place)| match (remote, *place) {
+                    (true, place) => call.arg(flag, bucket.url(place)),
+                    (false, "data") => call.arg(flag, dataset()),
+                    (false, place) => call.arg(flag, dir.path().join(place)),
+                })
+            });
+            let report = here.json();
+            let (output, stderr) = ran(bucket.of(there));
+            assert!(stderr.contains("object store: "), "{words}: {stderr}");
+            let other: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+            for key in ["top1", "top5", "rows", "tensors", "step", "labels", "splits"] {
+                assert_eq!(other[key], report[key], "{words}: {key}");
+            }
+        }
+        // Reports name places and times; everything else is the same, byte for byte.
+        for folder in ["run/eval/features", "tuned/checkpoints", "out", "pictures"] {
+            let (found, expected) = (bucket.contents(folder), local(&dir.path().join(folder)));
+            assert!(!found.is_empty(), "{folder}");
+            assert_eq!(names(&found), names(&expected), "{folder}");
+            let is_report = |name: &str| folder == "out" && name.starts_with("knn.");
+            let plain = |files: Vec<(String, Vec<u8>)>| -> Vec<(String, Vec<u8>)> {
+                files.into_iter().filter(|(name, _)| !is_report(name)).collect()
+            };
+            assert_same(&plain(found), &plain(expected));
+        }
+        let labels = bucket.contents("tuned").into_iter().find(|(name, _)| name == "labels.parquet");
+        let expected = std::fs::read(dir.path().join("tuned/labels.parquet")).ok();
+        assert_eq!(labels.map(|(_, bytes)| bytes), expected);
+    }
 }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use safetensors::SafeTensors;
+use serde_json::{Map, Value};
 
 use crate::checkpoint::{Checkpoint, CheckpointError, MODEL};
 use crate::storage::{Location, PublishMode};
@@ -40,7 +41,22 @@ pub fn export_torchvision(
         ("arch".to_owned(), arch),
         ("step".to_owned(), checkpoint.manifest().step.to_string()),
     ]);
-    let file = safetensors::serialize(kept, Some(about)).map_err(|_| damaged())?;
+    let mut file = safetensors::serialize(kept, Some(about)).map_err(|_| damaged())?;
+    sort_metadata(&mut file).ok_or_else(damaged)?;
     output.publish(file, PublishMode::Overwrite)?;
     Ok(count)
+}
+
+/// Brings the metadata of a safetensors file into the order of their keys. They come out of a hash map, and the same
+/// weights shall give the same bytes.
+fn sort_metadata(file: &mut [u8]) -> Option<()> {
+    let (length, rest) = file.split_first_chunk_mut::<8>()?;
+    let header = rest.get_mut(..usize::try_from(u64::from_le_bytes(*length)).ok()?)?;
+    let mut entries: Map<String, Value> = serde_json::from_slice(header).ok()?;
+    entries.get_mut("__metadata__")?.as_object_mut()?.sort_keys();
+    // Spaces fill it up, as they did.
+    let text = serde_json::to_vec(&entries).ok()?;
+    header.get_mut(..text.len())?.copy_from_slice(&text);
+    header[text.len()..].fill(b' ');
+    Some(())
 }

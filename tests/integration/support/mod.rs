@@ -4,8 +4,12 @@ pub(crate) mod bucket;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+#[cfg(feature = "torch")]
+use std::process::Stdio;
 use std::process::{Command, Output};
 use std::sync::OnceLock;
+#[cfg(feature = "torch")]
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -123,6 +127,24 @@ pub(crate) fn train(dataset: &Path, run: &Path, more: &str) -> Call {
     let base =
         "train --arch resnet20-cifar --image-size 16 --dim 16 --batch-size 16 --negatives 32 --device cpu";
     instdisc(&format!("{base} {more}")).arg("--dataset", dataset).arg("--run", run)
+}
+
+/// Starts a call and waits until its run has published the checkpoint of a step, then sends the signal; the exit code.
+#[cfg(feature = "torch")]
+pub(crate) fn signal_at(call: Call, run: &Path, step: u32, signal: &str) -> Option<i32> {
+    let mut command = call.command();
+    let shown = format!("{command:?}");
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starts");
+    let marker = run.join(format!("checkpoints/step-{step:08}/checkpoint.json"));
+    let deadline = Instant::now() + Duration::from_secs(300);
+    while !marker.exists() {
+        assert!(Instant::now() < deadline, "{shown}: no checkpoint at step {step}");
+        assert!(child.try_wait().expect("a look").is_none(), "{shown}: ended before step {step}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let sent = Command::new("kill").args([signal, &child.id().to_string()]).status().expect("kill");
+    assert!(sent.success());
+    child.wait().expect("ends").code()
 }
 
 /// A copy of a folder.
