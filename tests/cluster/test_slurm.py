@@ -1,5 +1,6 @@
 """The job scripts of jobs/slurm on a real SLURM."""
 
+import json
 import os
 import unittest
 
@@ -204,6 +205,39 @@ class OnSlurm(unittest.TestCase):
         said = self.slurm.srun(2, "sh", "-c", script)
         expected = ["0: 0 of 2 on n1, 0, 127.0.0.1", "1: 1 of 2 on n2, 0, 127.0.0.1"]
         self.assertEqual(sorted(said.splitlines()), expected)
+
+    def test_the_tasks_of_a_job_train_as_one_process_does(self):
+        at = scratch("slurm-ranks")
+        words = "train --arch resnet20-cifar --image-size 16 --dim 64 --batch-size 16 --negatives 32 --device cpu"
+        # Batch norm over all pictures and small steps: then roundings alone differ.
+        words += " --sync-batch-norm --temperature 1 --lr 0.000005 --epochs 3 --no-monitor --log-every-steps 1"
+        words = [*words.split(), "--loader-threads", "1", "--dataset", dataset(), "--run"]
+        run(*words, at / "one")
+        self.slurm.srun(2, "instdisc", *words, at / "two")
+        parts = sorted(path.name for path in newest(at / "two").glob("bank*.arrow"))
+        self.assertEqual(parts, ["bank-00000-of-00002.arrow", "bank-00001-of-00002.arrow"])
+        run("inspect", "--verify", newest(at / "two"))
+
+        def losses(folder):
+            lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+            return [line["loss"] for line in lines if line["scope"] == "interval"]
+
+        one, two = losses(at / "one"), losses(at / "two")
+        self.assertEqual(len(one), len(two))
+        self.assertGreater(len(one), 20)
+        self.assertLess(max(abs(a / b - 1) for a, b in zip(one, two)), 1e-5)
+
+    def test_a_run_on_two_nodes_that_is_told_to_stop_saves_one_checkpoint_and_goes_on(self):
+        at = scratch("slurm-two-nodes")
+        job = self.start_training(at, "--nodes=2", "--ntasks-per-node=1")
+        self.wait_until_it_trains(at, job, 0)
+        self.slurm.tell("scancel", "--signal=TERM", job)
+        self.slurm.skip_hold(job)
+        self.assertEqual(self.slurm.wait(job, "COMPLETED", "FAILED", "CANCELLED"), "COMPLETED")
+        self.assertEqual(self.slurm.field(job, "Restarts"), "1")
+        self.assertEqual(self.log(at, "train", job).count("exit code 75, state RUNNING"), 1)
+        self.assertIn("by 2 processes", self.log(at, "train", job))
+        run("inspect", "--verify", newest(at / "run"))
 
 
 if __name__ == "__main__":
