@@ -132,7 +132,7 @@ class Slurm:
     def state(self, job):
         return self.field(job, "JobState")
 
-    def wait(self, job, *states, seconds=120):
+    def wait(self, job, *states, seconds=300):
         """Waits until the job is in one of these states."""
         return wait_until(f"job {job} is {states}", lambda: (now := self.state(job)) in states and now, seconds)
 

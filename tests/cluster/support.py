@@ -177,7 +177,7 @@ def digest(path_or_bytes):
     return hashlib.sha256(data).hexdigest()
 
 
-def wait_until(what, condition, seconds=60, every=0.1):
+def wait_until(what, condition, seconds=120, every=0.1):
     """Waits for a condition; its value."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

@@ -104,7 +104,7 @@ class OnSlurm(unittest.TestCase):
         """Waits until the job is past its start, and trains."""
         self.slurm.wait(job, "RUNNING")
         marks = lambda: self.log(at, "train", job).count("parameters")
-        wait_until(f"job {job} trains", lambda: marks() > restarts, 60)
+        wait_until(f"job {job} trains", lambda: marks() > restarts)
 
     def undisturbed(self, at):
         """The bank of the same configuration, run once without SLURM."""
