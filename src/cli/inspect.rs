@@ -71,7 +71,7 @@ fn inspect(location: &Location, check: bool) -> anyhow::Result<Value> {
         return Ok(serde_json::to_value(FeatureTable::read(location)?.summary())?);
     }
     let manifest = Manifest::read(location)
-        .with_context(|| format!("{location}: neither a dataset, a checkpoint nor a feature table"))?;
+        .with_context(|| format!("{location}: neither a dataset, a checkpoint nor a feature table (of a run, inspect one of its checkpoints)"))?;
     if check {
         verify(location, &manifest, &Terminal::default())?;
     }

@@ -29,6 +29,8 @@ use crate::picture::encode_jpeg;
 use crate::storage::{Location, PublishMode};
 use crate::units::Temperature;
 
+/// Neighbours that vote where nothing else is asked for (paper, section 3.4).
+const DEFAULT_K: usize = 200;
 /// The quality of the map's pictures.
 const SPRITE_QUALITY: u8 = 78;
 
@@ -72,8 +74,9 @@ pub(super) struct KnnArgs {
     /// With --watch, look at the run every so many seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 10, requires = "watch", value_parser = clap::value_parser!(u64).range(1..))]
     poll_interval: u64,
-    /// K, neighbours that vote; several with commas between, the first is the headline
-    #[arg(long, value_name = "K", value_delimiter = ',', default_value = "200")]
+    /// K, neighbours that vote; several with commas between, the first is the headline [default: 200, or all rows
+    /// of a smaller bank]
+    #[arg(long, value_name = "K", value_delimiter = ',')]
     k: Vec<usize>,
     /// τ of the weights exp(s/τ); several with commas between
     #[arg(long, value_name = "TAU", value_delimiter = ',', default_value = "0.07")]
@@ -166,7 +169,7 @@ fn judge(
         let splits = (&pair.queries.meta.split, &pair.bank.meta().split);
         let exclude = duplicates.as_ref().map(|rows| Duplicates::between(rows, splits.0, splits.1));
         let options = KnnOptions {
-            k: args.k.clone(),
+            k: if args.k.is_empty() { vec![most_neighbours(args, pair)] } else { args.k.clone() },
             temperature: args.temperature.clone(),
             leave_one_out: args.leave_one_out,
             exclude,
@@ -203,6 +206,12 @@ fn judge(
         publish(global, args, place, &input)?;
     }
     Ok(Some(reports))
+}
+
+/// K where none is asked for: the paper's, or as many rows as can vote.
+fn most_neighbours(args: &KnnArgs, pair: &Pair) -> usize {
+    let votes = pair.bank.ids().len().saturating_sub(usize::from(args.leave_one_out));
+    votes.clamp(1, DEFAULT_K)
 }
 
 /// Publishes the report and the page beside it.

@@ -71,6 +71,15 @@ pub(super) enum NetworkLayout {
 }
 
 impl Architecture {
+    /// The least side of a picture, in pixels, that leaves something of every map.
+    pub fn least_side(self) -> u32 {
+        match self {
+            Self::AlexNet => 64,
+            Self::Vgg16 | Self::Vgg16Bn => 32,
+            _ => 8,
+        }
+    }
+
     /// The name of the last layer, which is the projection, with a dot behind.
     pub(super) fn projection(self) -> &'static str {
         match self.layout() {

@@ -26,8 +26,8 @@ use crate::trainer::{
 /// Train an encoder and its memory bank.
 ///
 /// Running the same command again goes on from the newest checkpoint. SIGTERM and SIGUSR1 save a
-/// checkpoint and end with exit code 75. Every option below is also a key of the TOML file, with
-/// underscores; a flag wins.
+/// checkpoint and end with exit code 75. Every option below but places, storage and processes is also a key of the TOML
+/// file, with underscores; a flag wins.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  instdisc train --dataset s3://bucket/in1k --run s3://bucket/runs/r50 \\\n    --config jobs/runs/imagenet-resnet50.toml"

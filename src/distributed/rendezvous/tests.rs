@@ -101,9 +101,9 @@ fn tasks_of_a_slurm_step_meet_on_its_first_node() {
     let named = with(&with(&STEP, "MASTER_PORT", Some("4000")), "MASTER_ADDR", Some("10.0.0.7"));
     assert_eq!(place(&of(&named).expect("complete")), (5, 8, 1, Some(("10.0.0.7", 4000))));
     let of_step = with(&STEP, "SLURM_STEP_NODELIST", Some("gpu08"));
-    assert_eq!(place(&of(&of_step).expect("complete")).3, Some(("gpu08", 20_123)));
+    assert_eq!(place(&of(&of_step).expect("complete")).3, Some(("gpu08", 24_123)));
     let one_node = with(&STEP, "SLURM_NNODES", Some("1"));
-    assert_eq!(place(&of(&one_node).expect("complete")).3, Some(("127.0.0.1", 20_123)));
+    assert_eq!(place(&of(&one_node).expect("complete")).3, Some(("127.0.0.1", 24_123)));
 }
 
 #[test]

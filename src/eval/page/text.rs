@@ -11,7 +11,8 @@ pub(super) use add;
 
 /// A share as text.
 pub(super) fn percent(share: f64) -> String {
-    format!("{:.1} %", 100.0 * share)
+    // The sum of nothing is -0.
+    format!("{:.1} %", 100.0 * share + 0.0)
 }
 
 /// An interval of shares as text.

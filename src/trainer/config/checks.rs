@@ -46,6 +46,10 @@ impl TrainConfig {
         if let Some((key, _, range, value)) = checks.into_iter().find(|(_, good, ..)| !good) {
             return Err(InvalidConfig { key, range, value: value.to_string() });
         }
+        if self.image_size < self.arch.least_side() {
+            let range = "at least 64 for alexnet, and 32 for vgg16";
+            return Err(InvalidConfig { key: "image_size", range, value: self.image_size.to_string() });
+        }
         if self.batch_size / self.accumulate < 2 {
             let range = "so small that each part of a batch has two pictures";
             return Err(InvalidConfig { key: "accumulate", range, value: self.accumulate.to_string() });
@@ -57,6 +61,7 @@ impl TrainConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Architecture;
 
     #[test]
     fn the_defaults_are_valid_and_those_of_the_reference() {
@@ -72,6 +77,13 @@ mod tests {
         assert_eq!(error.to_string(), "batch_size must be at least 2, not 1");
         let config = TrainConfig { clip_norm: f64::NAN, ..TrainConfig::default() };
         assert!(config.validate().expect_err("no number").to_string().starts_with("clip_norm"));
+    }
+
+    #[test]
+    fn a_picture_that_is_too_small_for_the_network_is_refused() {
+        let config = TrainConfig { arch: Architecture::AlexNet, image_size: 32, ..TrainConfig::default() };
+        assert!(config.validate().expect_err("too small").to_string().contains("at least 64 for alexnet"));
+        assert!(TrainConfig { image_size: 64, ..config }.validate().is_ok());
     }
 
     #[test]
