@@ -41,11 +41,20 @@ pub(super) fn probe(bytes: &[u8], format: Format) -> Result<Header, PictureError
     let reader = ImageReader::with_format(Cursor::new(bytes), names(format).0);
     let decoder = reader.into_decoder().map_err(corrupt(format))?;
     let (width, height) = image::ImageDecoder::dimensions(&decoder);
+    check_is_something((width, height), format)?;
     let colour = match image::ImageDecoder::color_type(&decoder) {
         ColorType::L8 | ColorType::La8 | ColorType::L16 | ColorType::La16 => Colour::Grey,
         _ => Colour::Rgb,
     };
     Ok(Header { format, width, height, colour })
+}
+
+/// A GIF may say that it is 0 pixels wide.
+fn check_is_something((width, height): (u32, u32), format: Format) -> Result<(), PictureError> {
+    if width > 0 && height > 0 {
+        return Ok(());
+    }
+    Err(PictureError::Corrupt { format: names(format).1, reason: "it has no pixels".into() })
 }
 
 pub(super) fn decode(bytes: &[u8], format: Format, limits: &Limits) -> Result<Picture, PictureError> {
@@ -54,6 +63,7 @@ pub(super) fn decode(bytes: &[u8], format: Format, limits: &Limits) -> Result<Pi
     memory.max_alloc = Some(limits.max_pixels.saturating_mul(BYTES_PER_PIXEL).max(LEAST_ALLOCATION));
     reader.limits(memory);
     let rgb = reader.decode().map_err(corrupt(format))?.into_rgb8();
+    check_is_something(rgb.dimensions(), format)?;
     Ok(Picture { width: rgb.width(), height: rgb.height(), rgb: rgb.into_raw() })
 }
 

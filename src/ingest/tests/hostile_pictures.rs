@@ -170,3 +170,10 @@ fn a_shallow_check_sees_headers_and_ends() {
     );
     assert_eq!(refused[0], ("a/cut.jpg".into(), "JPEG: its end is missing".into()));
 }
+
+/// Found by the fuzzer: it was decoded to nothing, and the search for twins looked at its first row.
+#[test]
+fn a_gif_of_no_width_is_refused() {
+    let bytes = include_bytes!("../../../fuzz/findings/picture-gif-of-no-width");
+    assert_eq!(refused("no-width.gif", bytes[1..].to_vec()), "corrupt GIF: it has no pixels");
+}
