@@ -92,15 +92,16 @@ fn handle(pointer: *mut c_void) -> Result<NonNull<c_void>, Message> {
     NonNull::new(pointer).ok_or_else(|| "the shim gave no object".to_owned())
 }
 
-/// Fails where the libtorch that was loaded is not the one that this was built for.
 /// Ends the process at once.
 pub(super) fn end_process(code: u8) -> ! {
     // SAFETY: it takes a number and does not return.
     unsafe { dist_end_process(code.into()) }
 }
 
+/// Fails where the libtorch that was loaded is not the one that this was built for.
 pub(super) fn prepare() -> Result<(), Message> {
-    // SAFETY: takes nothing; sets a flag of libtorch's logging, which every caller sets to the same.
+    // SAFETY: takes nothing; sets a flag of libtorch's logging, which every caller sets to the same, and a variable
+    // of the environment, once.
     done(unsafe { dist_prepare() })
 }
 

@@ -291,7 +291,7 @@ fn two_processes_with_one_rank_are_refused() {
     let first = || Rendezvous::at(&listener, 0, 3);
     let again = Rendezvous::at(&listener, 1, 3);
     let join = |rendezvous: &Rendezvous| {
-        ProcessGroup::join(rendezvous, Device::Cpu, Duration::from_millis(1500))
+        ProcessGroup::join(rendezvous, Device::Cpu, Duration::from_secs(5))
             .map(drop)
             .expect_err("three needed")
     };

@@ -4,6 +4,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
 #include <optional>
 
 #include <ATen/Version.h>
@@ -44,6 +45,10 @@ int32_t dist_prepare() {
     TORCH_CHECK(
         told.find("TORCH_VERSION=" TORCH_VERSION) != std::string::npos,
         "built for libtorch " TORCH_VERSION ", but another one was loaded: ", told);
+    // libtorch's recorder of collectives, which nothing here reads, is not safe where several groups of one process
+    // record at once. Who wants its dumps sets the variable.
+    static std::once_flag recorder;
+    std::call_once(recorder, [] { setenv("TORCH_FR_BUFFER_SIZE", "0", /*overwrite=*/0); });
     if (std::getenv("TORCH_CPP_LOG_LEVEL") != nullptr) {
       c10::initLogging();
     } else {
