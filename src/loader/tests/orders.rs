@@ -1,13 +1,16 @@
 //! The orders: complete, the same however they are read, resumable anywhere, and mixed well.
 
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+
 use super::support::{batches, options, rows, source};
 use super::*;
 use crate::loader::windowed::GroupedOrder;
 
 const WINDOWED: Shuffle = Shuffle::Windowed { rows: 24 };
 
-/// A source that is read in whole row groups, as one in an object store is.
-struct InGroups(MemorySource);
+/// A source that is read in whole row groups, as one in an object store is, and knows which were.
+struct InGroups(MemorySource, Mutex<BTreeSet<usize>>);
 
 impl Source for InGroups {
     fn len(&self) -> usize {
@@ -38,6 +41,11 @@ impl Source for InGroups {
         self.0.fetch_rows(positions, reading)
     }
 
+    fn fetch_group(&self, group: usize, reading: &Reading) -> Vec<Fetched> {
+        self.1.lock().expect("a lock").insert(group);
+        self.0.fetch_group(group, reading)
+    }
+
     fn reads_rows(&self) -> bool {
         false
     }
@@ -46,7 +54,7 @@ impl Source for InGroups {
 /// Row groups of seven rows, read by rows and by groups.
 fn both(len: u32) -> [Arc<dyn Source>; 2] {
     let source = MemorySource::in_groups(rows(len), 7);
-    [Arc::new(source.clone()), Arc::new(InGroups(source))]
+    [Arc::new(source.clone()), Arc::new(InGroups(source, Mutex::default()))]
 }
 
 fn ids(batches: &[Batch]) -> Vec<u32> {
@@ -146,62 +154,20 @@ fn the_parts_of_any_number_of_ranks_are_the_global_batch() {
     }
 }
 
-/// Counts the row groups that are read.
-struct Counted(InGroups, std::sync::Mutex<std::collections::BTreeSet<usize>>);
-
-impl Source for Counted {
-    fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    fn ids(&self) -> &[InstanceId] {
-        self.0.ids()
-    }
-
-    fn labels(&self) -> &[Option<ClassId>] {
-        self.0.labels()
-    }
-
-    fn layout(&self) -> &Layout {
-        self.0.layout()
-    }
-
-    fn place(&self, position: Position) -> String {
-        self.0.place(position)
-    }
-
-    fn read(&self, positions: &[Position]) -> Result<Vec<Row>, LoaderError> {
-        self.0.read(positions)
-    }
-
-    fn fetch_rows(&self, positions: &[Position], reading: &Reading) -> Vec<Fetched> {
-        self.0.fetch_rows(positions, reading)
-    }
-
-    fn fetch_group(&self, group: usize, reading: &Reading) -> Vec<Fetched> {
-        self.1.lock().expect("a lock").insert(group);
-        self.0.fetch_group(group, reading)
-    }
-
-    fn reads_rows(&self) -> bool {
-        false
-    }
-}
-
 #[test]
 fn a_rank_reads_about_its_own_region_of_the_shards_in_every_epoch() {
     let (ranks, groups) = (4, 60);
     let mut read = Vec::new();
     for rank in 0..ranks {
-        let inner = InGroups(MemorySource::in_groups(rows(groups * 4), 4));
-        let source = Arc::new(Counted(inner, std::sync::Mutex::default()));
+        let source = MemorySource::in_groups(rows(groups * 4), 4);
+        let source = Arc::new(InGroups(source, Mutex::default()));
         let part = Part { rank, ranks };
         let shuffle = Shuffle::Windowed { rows: 120 };
         let options = LoaderOptions { shuffle, epochs: 3, batch_size: 60, part, ..options() };
         batches(&(Arc::clone(&source) as Arc<dyn Source>), options);
         read.push(source.1.lock().expect("a lock").clone());
     }
-    let all: std::collections::BTreeSet<usize> = read.iter().flatten().copied().collect();
+    let all: BTreeSet<usize> = read.iter().flatten().copied().collect();
     assert_eq!(all.len(), groups as usize);
     for groups_of_rank in &read {
         // A quarter, and what lies around its edges.
