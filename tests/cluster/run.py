@@ -22,7 +22,7 @@ from support import INSTDISC, WORK, link_program, note, started_servers  # noqa:
 
 SLURM = {"slurmctld": "slurmctld slurmd slurm-client munge"}
 CEPH = {"radosgw": "ceph-mon ceph-osd radosgw"}
-PODMAN = {"podman": "podman runc buildah netavark catatonit binutils", "mmdebstrap": "mmdebstrap"}
+PODMAN = {"podman": "podman runc buildah netavark catatonit binutils", "mmdebstrap": "mmdebstrap debian-archive-keyring"}
 # The parts, and for each the programs that it needs, with their packages.
 PARTS = {
     "manifests": {},

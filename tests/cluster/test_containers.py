@@ -51,11 +51,11 @@ def make_base():
     if podman("images", "-q", BASE):
         return
     if not archive.exists():
-        sources = [*Path("/etc/apt/sources.list.d").glob("*"), Path("/etc/apt/sources.list")]
-        words = " ".join(path.read_text() for path in sources if path.is_file()).split()
-        mirror = next(word for word in words if word.startswith("http"))
+        # The mirror that this machine uses for Debian, where it does; else mmdebstrap knows one.
+        targets = tool("apt-get", "indextargets", "--format", "$(ORIGIN) $(CODENAME) $(REPO_URI)", "Created-By: Packages")
+        mirrors = [line.split()[2] for line in targets.splitlines() if line.startswith("Debian bookworm ")]
         unfinished = WORK / "debian-unfinished.tar"
-        tool("mmdebstrap", "--variant=minbase", "bookworm", unfinished, mirror)
+        tool("mmdebstrap", "--variant=minbase", "bookworm", unfinished, *mirrors[:1])
         unfinished.rename(archive)
     podman("import", archive, BASE)
 
