@@ -33,9 +33,12 @@ RUST = "docker.io/library/rust:1.89.0-slim-bookworm"
 RUST_FILE = f"""
 FROM {BASE}
 ENV PATH=/opt/rust/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \\
-    CARGO_HOME=/opt/cargo CARGO_NET_OFFLINE=true CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_DEBUG=false
+    CARGO_HOME=/opt/cargo CARGO_NET_OFFLINE=true CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_DEBUG=false \\
+    PIP_CERT=/opt/certificates.crt
 """
 USER = 10001
+# Where this machine keeps those that it trusts, for pip.
+CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 
 
 def podman(*words, check=True, timeout=300):
@@ -60,44 +63,57 @@ def make_base():
     podman("import", archive, BASE)
 
 
-def build_cpu_tools(context):
-    """Runs the Dockerfile's own stages up to the program of cpu-tools, on a stand-in for Rust's image."""
-    began = time.monotonic()
+def own_stages(target):
+    """Options with which a build runs the Dockerfile's own stages for the program, on a stand-in for Rust's image."""
     rust = scratch("image-rust")
     (rust / "Containerfile").write_text(RUST_FILE)
     podman("build", "--pull=never", "-t", RUST, rust)
     sysroot = tool("rustc", "--print", "sysroot", cwd=ROOT)
     crates = Path(os.environ.get("CARGO_HOME") or Path.home() / ".cargo") / "registry"
     # What was compiled is kept for the next time; it is no part of the image.
-    compiled = WORK / "cpu-tools-target"
+    compiled = WORK / f"{target}-target"
     compiled.mkdir(exist_ok=True)
     volumes = [f"{sysroot}:/opt/rust:ro", f"{crates}:/opt/cargo/registry", f"{compiled}:/build/target"]
-    words = ["--pull=never", "--network=host", "--ulimit", "nofile=20000:20000", "--target", "build-cpu-tools"]
-    words += [word for volume in volumes for word in ("-v", volume)]
-    image = "localhost/instdisc-build-cpu-tools:dev"
-    podman("build", *words, "-t", image, "-f", ROOT / "jobs/container/Dockerfile", ROOT, timeout=1800)
-    container = podman("create", image, "true")
-    podman("cp", f"{container}:/instdisc", context / "instdisc")
-    podman("rm", container)
-    podman("rmi", image)
-    version = tool("rustc", "--version", cwd=ROOT)
-    note(f"built: stages sources and build-cpu-tools in {time.monotonic() - began:.0f} s, with {version}")
+    if CERTIFICATES.exists():
+        volumes.append(f"{CERTIFICATES}:/opt/certificates.crt:ro")
+    return [word for volume in volumes for word in ("-v", volume)]
+
+
+def stand_in(target, fill):
+    """Options with which a build takes another folder for what its stage for the program makes."""
+    context = scratch(f"image-{target}")
+    fill(context)
+    return ["--build-context", f"build-{target}={context}"]
+
+
+def this_program(context):
+    """The program that is tested and the CPU's part of libtorch, as stage build-train leaves them."""
+    copy_program(INSTDISC, context / "instdisc")
+    lib = context / "libtorch/torch/lib"
+    lib.mkdir(parents=True)
+    for name in ("libtorch.so", "libtorch_cpu.so", "libc10.so", "libgomp.so.1"):
+        shutil.copy(LIBTORCH / "lib" / name, lib)
+    nvidia = LIBTORCH.resolve().parent / "nvidia"
+    for file in [*nvidia.rglob("libcudart.so*"), *nvidia.rglob("libcupti.so*")]:
+        target = context / "libtorch" / file.relative_to(nvidia.parent)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, target)
 
 
 def copy_program(program, target):
-    target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(program, target)
     subprocess.run(["strip", "--strip-debug", target], check=False)
 
 
-def build(target, context):
-    """Builds a target of the Dockerfile; what its build stage would make is given."""
+def build(target, options):
+    """Builds a target of the Dockerfile."""
+    began = time.monotonic()
     image = f"localhost/instdisc-{target}:dev"
     words = ["--pull=never", "--network=host", "--ulimit", "nofile=20000:20000", "--target", target, "-t", image]
-    words += ["--build-context", f"build-{target}={context}", "-f", ROOT / "jobs/container/Dockerfile"]
-    podman("build", *words, ROOT)
+    podman("build", *words, *options, "-f", ROOT / "jobs/container/Dockerfile", ROOT, timeout=7200)
     megabytes = int(podman("image", "inspect", "--format", "{{.Size}}", image)) / 1e6
-    note(f"built: {image}, {megabytes:.0f} MB")
+    stages = "a program from elsewhere" if "--build-context" in options else tool("rustc", "--version", cwd=ROOT)
+    note(f"built: {image}, {megabytes:.0f} MB, with {stages}, in {time.monotonic() - began:.0f} s")
     return image
 
 
@@ -109,24 +125,10 @@ class Containers(unittest.TestCase):
         if not hello:
             raise unittest.SkipTest("not run: podman does not work here")
         make_base()
-        context = scratch("image-train")
-        copy_program(INSTDISC, context / "instdisc")
-        lib = context / "libtorch/torch/lib"
-        lib.mkdir(parents=True)
-        for name in ("libtorch.so", "libtorch_cpu.so", "libc10.so", "libgomp.so.1"):
-            shutil.copy(LIBTORCH / "lib" / name, lib)
-        nvidia = LIBTORCH.resolve().parent / "nvidia"
-        for file in [*nvidia.rglob("libcudart.so*"), *nvidia.rglob("libcupti.so*")]:
-            target = context / "libtorch" / file.relative_to(nvidia.parent)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(file, target)
-        cls.train = build("train", context)
-        context = scratch("image-cpu-tools")
-        if program := os.environ.get("INSTDISC_CPU_TOOLS"):
-            copy_program(program, context / "instdisc")
-        else:
-            build_cpu_tools(context)
-        cls.tools = build("cpu-tools", context)
+        # Stage build-train fetches and keeps 10 GB of CUDA's libraries: on demand.
+        own = os.environ.get("CLUSTER_BUILD_TRAIN")
+        cls.train = build("train", own_stages("train") if own else stand_in("train", this_program))
+        cls.tools = build("cpu-tools", own_stages("cpu-tools"))
         buildah = tool("buildah", "--version").split(" (")[0]
         note_started(f"{podman('--version')} with {hello}, {buildah}", "pods and images")
         cls.store = Ceph("ceph-containers")
