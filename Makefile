@@ -30,7 +30,7 @@ build: libtorch ## Build target/release/instdisc
 test: libtorch ## Run all tests
 	$(CARGO) test
 
-test-cluster: libtorch ## Test on a real SLURM, real S3 servers, faults, Kubernetes pods (as root)
+test-cluster: deps libtorch ## Test on a real SLURM, real S3 servers, faults, Kubernetes pods (as root)
 	$(if $(INSTDISC),,$(CARGO) build)
 	tests/cluster/run.py $(PARTS)
 

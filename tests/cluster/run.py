@@ -20,10 +20,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from support import INSTDISC, WORK, link_program, note, started_servers  # noqa: E402
 
-SLURM = {"slurmctld": "slurmctld slurmd slurm-client munge"}
-CEPH = {"radosgw": "ceph-mon ceph-osd radosgw"}
-PODMAN = {"podman": "podman runc buildah netavark catatonit binutils", "mmdebstrap": "mmdebstrap debian-archive-keyring"}
-# The parts, and for each the programs that it needs, with their packages.
+SLURM = {"slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client", "munged": "munge"}
+CEPH = {"ceph-mon": "ceph-mon", "ceph-osd": "ceph-osd", "radosgw": "radosgw"}
+PODMAN = {
+    "podman": "podman netavark catatonit",
+    "runc": "runc",
+    "buildah": "buildah",
+    "strip": "binutils",
+    "mmdebstrap": "mmdebstrap debian-archive-keyring",
+}
+# The parts, and for each the programs that it needs, with their packages. What is part of every Debian is not here.
 PARTS = {
     "manifests": {},
     "s3": CEPH,
@@ -107,6 +113,10 @@ def main():
         sys.exit(f"error: no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     if not INSTDISC.exists():
         sys.exit(f"error: there is no {INSTDISC}: cargo build, or make test-cluster, which does that")
+    # Others read what is made here: users of containers, daemons.
+    os.umask(0o022)
+    # Daemons lie where only root looks.
+    os.environ["PATH"] += ":/usr/sbin:/sbin"
     WORK.mkdir(parents=True, exist_ok=True)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, interrupted)

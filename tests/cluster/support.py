@@ -55,6 +55,9 @@ def environment(**more):
 def scratch(name):
     """An empty folder."""
     folder = WORK / name
+    if folder.is_mount():
+        # Left by a run that was killed.
+        tool("umount", folder)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder

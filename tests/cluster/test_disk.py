@@ -5,8 +5,19 @@ import unittest
 
 from s3 import BUCKET, Ceph
 from support import (
-    INGEST, IO, dataset, dataset_digest, digest, newest, note, pictures, reference, run, scratch, tool, train,
+    INGEST, IO, dataset, dataset_digest, digest, newest, note, pictures, reference, run, running, scratch, tool, train,
 )
+
+
+class Mounted:
+    """A file system that is there until it is stopped."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def stop(self):
+        running.remove(self)
+        tool("umount", self.folder)
 
 
 class Disk(unittest.TestCase):
@@ -17,7 +28,9 @@ class Disk(unittest.TestCase):
         done = subprocess.run(mount, capture_output=True, text=True)
         if done.returncode != 0:
             self.skipTest(f"not run: no tmpfs can be mounted here: {done.stderr.strip()}")
-        self.addCleanup(tool, "umount", folder)
+        disk = Mounted(folder)
+        running.append(disk)
+        self.addCleanup(disk.stop)
         return folder
 
     def grow(self, folder, size):

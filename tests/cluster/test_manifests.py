@@ -1,5 +1,6 @@
 """The manifests of jobs/kubernetes: against the API's schemas, and what these leave open."""
 
+import copy
 import functools
 import re
 import subprocess
@@ -69,7 +70,9 @@ class Manifests(unittest.TestCase):
             container = pod["containers"][0]["name"]
             self.assertEqual(pod["restartPolicy"], "Never")
             self.assertEqual(spec["podReplacementPolicy"], "Failed")
-            self.assertIsInstance(spec["backoffLimit"], int)
+            # One pod that is lost ends all others of the run, and each of them counts.
+            least = 2 if name.endswith("hourly") else 6 * spec.get("completions", 1)
+            self.assertGreaterEqual(spec["backoffLimit"], least)
             ignore, fail = spec["podFailurePolicy"]["rules"]
             self.assertEqual(ignore["action"], "Ignore")
             self.assertEqual(ignore["onPodConditions"], [{"type": "DisruptionTarget", "status": "True"}])
@@ -136,6 +139,9 @@ class Manifests(unittest.TestCase):
         for item in of_kind("overlays/gpu", "Job"):
             self.assertEqual(item["metadata"]["labels"]["kueue.x-k8s.io/queue-name"], "research")
             self.assertEqual(item["metadata"]["labels"]["app.kubernetes.io/name"], "instdisc")
+        (cron,) = of_kind("overlays/gpu", "CronJob")
+        made = cron["spec"]["jobTemplate"]["metadata"]["labels"]
+        self.assertEqual(made["kueue.x-k8s.io/queue-name"], "research")
 
     def test_the_job_set_orders_its_parts(self):
         (job_set,) = of_kind("jobset", "JobSet")
@@ -143,6 +149,21 @@ class Manifests(unittest.TestCase):
         self.assertEqual(list(parts), ["ingest", "train", "knn"])
         for name in ("train", "knn"):
             self.assertEqual(parts[name]["dependsOn"], [{"name": "ingest", "status": "Complete"}])
+        # A part is the job of the overlay gpu, whose pods are found by other names, with a cache of the node's.
+        alone = dict(jobs("overlays/gpu"))
+        for name, spec in jobs("jobset"):
+            expected = copy.deepcopy(alone[f"instdisc-{name}"])
+            pod, expected_pod = spec["template"]["spec"], expected["template"]["spec"]
+            expected_pod.pop("subdomain", None)
+            for item in expected_pod["containers"][0].get("env", []):
+                item["value"] = item["value"].replace("instdisc-train-0.instdisc-train", "instdisc-train-0-0.instdisc")
+            for volume in expected_pod["volumes"]:
+                if volume["name"] == "cache":
+                    volume.pop("ephemeral")
+                    volume["emptyDir"] = {"sizeLimit": "200Gi"}
+            self.assertEqual(pod, expected_pod, name)
+            for key in expected.keys() - {"template"}:
+                self.assertEqual(spec[key], expected[key], f"{name}: {key}")
         rule = {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
         self.assertEqual(job_set["spec"]["failurePolicy"]["rules"], [rule])
 

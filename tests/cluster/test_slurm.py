@@ -125,10 +125,34 @@ class OnSlurm(unittest.TestCase):
         self.assertEqual(self.slurm.field(job, "Restarts"), "1")
         self.assertEqual(digest(newest(at / "run") / "bank.arrow"), self.undisturbed(at))
 
+    def resumable(self, at, command):
+        """A job script that runs the command as those of jobs/ run theirs."""
+        script = at / "job.sbatch"
+        script.write_text(f'#!/usr/bin/env bash\nsource "$INSTDISC_JOBS/resumable.sh"\nresumable {command}\n')
+        return script
+
+    def test_each_element_of_an_array_is_put_back_by_itself(self):
+        at = scratch("slurm-array")
+        words = ["--array=0-1", "--requeue", "--cpus-per-task=1", "--mem=100M", "--chdir", at]
+        array = self.slurm.submit(*words, self.resumable(at, 'sh -c "exit 75"'), INSTDISC_JOBS=str(JOBS))
+        try:
+            for job in (f"{array}_0", f"{array}_1"):
+                wait_until(f"{job} is put back", lambda: self.slurm.field(job, "Restarts") == "1", 60)
+        finally:
+            self.slurm.tell("scancel", array)
+
+    def test_a_task_has_the_cores_that_its_job_asked_for(self):
+        at = scratch("slurm-cores")
+        # Exact: what a step did not ask for it does not get, as it is where tasks are bound to cores.
+        script = self.resumable(at, "srun --exact sh -c 'scontrol --oneliner show step $SLURM_JOB_ID.$SLURM_STEP_ID'")
+        words = ["--ntasks=1", "--cpus-per-task=3", "--mem=100M", "--output", at / "log", "--chdir", at]
+        job = self.slurm.submit(*words, script, INSTDISC_JOBS=str(JOBS))
+        self.assertEqual(self.slurm.wait(job, "COMPLETED", "FAILED"), "COMPLETED")
+        self.assertRegex((at / "log").read_text(), r"\bCPUs=3\b")
+
     def test_what_is_worth_another_try_is_put_back_and_what_is_not_fails(self):
         at = scratch("slurm-codes")
-        script = at / "code.sbatch"
-        script.write_text('#!/usr/bin/env bash\nsource "$INSTDISC_JOBS/resumable.sh"\nresumable sh -c "exit $CODE"\n')
+        script = self.resumable(at, 'sh -c "exit $CODE"')
         codes = {75: True, 143: True, 69: True, 1: False, 2: False, 65: False, 74: False, 78: False, 137: False}
         words = ["--requeue", "--cpus-per-task=1", "--mem=100M", "--chdir", at, script]
         jobs = {code: self.slurm.submit(*words, CODE=str(code), INSTDISC_JOBS=str(JOBS)) for code in codes}
