@@ -16,11 +16,11 @@ use crate::dataset::Manifest;
 use crate::distributed::Rendezvous;
 use crate::eval::{ClassifierReport, RowChoice, classify, load_encoder};
 use crate::loader::Source;
-use crate::model::{DeviceChoice, Encoder, select_device};
+use crate::model::{DeviceChoice, select_device};
 use crate::progress::Quiet;
 use crate::storage::{Location, PublishMode};
 use crate::trainer::{
-    FinetuneHooks, FinetuneJob, HookError, LabelOptions, MetricsLine, Outcome, Precision, RecipeKind,
+    FinetuneJob, HookError, Hooks, Judged, LabelOptions, MetricsLine, Outcome, Precision, RecipeKind,
     RunSummary, Scope, StepReport, StopFlag, TrainConfig, TrainJob, finetune, finetune_protocol,
 };
 use crate::units::Fraction;
@@ -217,7 +217,7 @@ struct Shown<'a> {
     meter: Option<Meter>,
 }
 
-impl FinetuneHooks for Shown<'_> {
+impl Hooks for Shown<'_> {
     fn started(&mut self, summary: &RunSummary) {
         tracing::info!("device {}", summary.device);
         let resumed = match summary.resumed_step {
@@ -247,10 +247,10 @@ impl FinetuneHooks for Shown<'_> {
         }
     }
 
-    fn judge(&mut self, encoder: &Encoder) -> Result<Map<String, Value>, HookError> {
+    fn judge(&mut self, state: Judged<'_>) -> Result<Map<String, Value>, HookError> {
         let threads = self.job.train.config.loader_threads;
         let ClassifierReport { top1, top5, .. } =
-            classify(encoder, Arc::clone(&self.judged), BATCH_SIZE, threads, &Quiet)?;
+            classify(state.encoder, Arc::clone(&self.judged), BATCH_SIZE, threads, &Quiet)?;
         Ok(Map::from_iter([("top1".to_owned(), json!(top1)), ("top5".to_owned(), json!(top5))]))
     }
 

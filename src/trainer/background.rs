@@ -8,20 +8,8 @@ use std::time::{Duration, Instant};
 
 use super::TrainError;
 use super::retention::Retention;
+use super::saving::Snapshot;
 use crate::storage::Location;
-
-/// A copy of a run's state that can be written while training goes on.
-pub(super) trait Saved: Send + 'static {
-    /// Its step.
-    fn step(&self) -> u64;
-
-    /// Publishes the checkpoint, and the metrics up to it before.
-    ///
-    /// # Errors
-    /// If a weight or a row of the bank is not finite, a row is not of unit length, or the store fails; earlier
-    /// checkpoints stand.
-    fn write(self, run: &Location) -> Result<Location, TrainError>;
-}
 
 /// The writer of a run's checkpoints.
 #[derive(Debug)]
@@ -43,13 +31,13 @@ impl Writer {
     ///
     /// # Errors
     /// If the checkpoint before it could not be written.
-    pub(super) fn start<S: Saved>(&mut self, take: impl FnOnce() -> S) -> Result<Duration, TrainError> {
+    pub(super) fn start(&mut self, take: impl FnOnce() -> Snapshot) -> Result<Duration, TrainError> {
         let began = Instant::now();
         self.finish()?;
         let snapshot = take();
         let (run, retention) = (self.run.clone(), self.retention);
         let write = move || {
-            let (began, step) = (Instant::now(), snapshot.step());
+            let (began, step) = (Instant::now(), snapshot.step);
             let folder = snapshot.write(&run)?;
             tracing::debug!("step {step}: written in {:.2} s", began.elapsed().as_secs_f64());
             retention.map_or(Ok(()), |retention| retention.apply(&run))?;

@@ -29,7 +29,7 @@ pub(super) fn encode_bank(
     let options = LoaderOptions { part, ..trainer.config.loader() };
     for batch in evaluation_batches_with(Arc::clone(source), transform, options)? {
         let batch = batch?;
-        if any(&group, stop.load(Ordering::Relaxed))? {
+        if any(&group, [stop.load(Ordering::Relaxed)])? == [true] {
             return Err(TrainError::Stopped { step: 0 });
         }
         let pixels = Tensor::from_slice(&batch.pixels).view([-1, 3, side, side]);

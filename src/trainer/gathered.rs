@@ -9,17 +9,17 @@ use crate::distributed::{DistributedError, ProcessGroup, Reduce};
 use crate::ids::Position;
 use crate::loader::{Batch, GlobalBatch, OnCorrupt};
 
-/// Whether it is so in any process.
+/// Of each flag, whether it is set in any process.
 ///
 /// # Errors
 /// If a collective fails.
-pub(super) fn any(group: &ProcessGroup, here: bool) -> Result<bool, DistributedError> {
-    if group.world() == 1 {
-        return Ok(here);
-    }
-    let flag = Tensor::from_slice(&[i64::from(here)]);
-    group.all_reduce(&flag, Reduce::Max)?;
-    Ok(flag.int64_value(&[0]) == 1)
+pub(super) fn any<const N: usize>(
+    group: &ProcessGroup,
+    here: [bool; N],
+) -> Result<[bool; N], DistributedError> {
+    let flags = Tensor::from_slice(&here.map(i64::from));
+    group.all_reduce(&flags, Reduce::Max)?;
+    Ok(std::array::from_fn(|index| flags.int64_value(&[index as i64]) == 1))
 }
 
 /// The global batch without the pictures that a loader left out.
@@ -31,18 +31,10 @@ pub(super) fn present(
     batch: &Batch,
     on_corrupt: OnCorrupt,
 ) -> Result<Arc<GlobalBatch>, DistributedError> {
-    if group.world() == 1 {
-        let all = batch.positions.len() == batch.global.positions.len();
-        let global = &batch.global;
-        let mut here = batch.positions.iter().peekable();
-        let mut is_there =
-            || global.positions.iter().map(|at| here.next_if_eq(&at).is_some()).collect::<Vec<_>>();
-        return Ok(if all { Arc::clone(global) } else { Arc::new(global.kept(&is_there())) });
-    }
-    if on_corrupt == OnCorrupt::Fail {
-        return Ok(Arc::clone(&batch.global));
-    }
     let global = &batch.global;
+    if on_corrupt == OnCorrupt::Fail {
+        return Ok(Arc::clone(global));
+    }
     let mut here = batch.positions.iter().peekable();
     let is_here = |&index: &usize| u8::from(here.next_if_eq(&&global.positions[index]).is_some());
     let own: Vec<u8> = global.shares[group.rank()].iter().map(is_here).collect();

@@ -18,11 +18,13 @@ mod events;
 mod finetune;
 mod gathered;
 mod health;
+mod learner;
 mod meter;
 mod metrics;
 mod opening;
 mod optimizer;
 mod parts_of_ranks;
+mod restoring;
 mod retention;
 mod saving;
 mod scaler;
@@ -43,10 +45,11 @@ pub use config::{
 };
 pub use data::ShuffleKind;
 pub use error::{PartError, TrainError};
-pub use finetune::{FinetuneHooks, FinetuneJob, LabelOptions, finetune, finetune_protocol};
+pub use finetune::{FinetuneJob, LabelOptions, finetune, finetune_protocol};
 pub use health::BankHealth;
 pub use metrics::{MetricsLine, Scope};
-pub use session::{Outcome, train};
+pub use opening::train;
+pub use session::Outcome;
 
 use crate::bank::MemoryBank;
 use crate::distributed::{DistributedError, ProcessGroup, Rendezvous};
@@ -112,8 +115,8 @@ pub struct StepReport {
 pub struct Judged<'a> {
     /// The encoder.
     pub encoder: &'a Encoder,
-    /// The rows of the bank that are here.
-    pub bank: &'a MemoryBank,
+    /// The rows of the bank that are here; a fine-tuning has none.
+    pub bank: Option<&'a MemoryBank>,
     /// The processes of the run.
     pub group: &'a ProcessGroup,
 }
@@ -126,7 +129,7 @@ pub trait Hooks {
     /// Called after each step.
     fn stepped(&mut self, _report: &StepReport) {}
 
-    /// Judges the encoder and the bank after an epoch; what it returns goes into the metrics. Called in every
+    /// Judges the encoder and its bank after an epoch; what it returns goes into the metrics. Called in every
     /// process of a run, each of which has some rows of the bank; all must make the same collectives.
     ///
     /// # Errors

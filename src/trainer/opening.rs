@@ -8,16 +8,18 @@ use crate::bank::BankInit;
 use crate::dataset::Manifest;
 use crate::distributed::ProcessGroup;
 use crate::loader::{Part, Source};
-use crate::model::select_device_of;
+use crate::model::{SelectedDevice, select_device_of};
+use crate::storage::Location;
 
 use super::background::Writer;
 use super::data;
 use super::encode::encode_bank;
+use super::learner::{Learned, Learner};
 use super::metrics::Metrics;
 use super::parts_of_ranks::PartsOfRanks;
 use super::retention::Retention;
 use super::saving::{DataIdentity, publish_config};
-use super::session::Session;
+use super::session::{Outcome, Session};
 use super::start::{Start, agree, begin_with, check_size, set_precision};
 use super::state::Trainer;
 use super::{Hooks, RunSummary, StopFlag, TrainError, TrainJob};
@@ -25,34 +27,48 @@ use super::{Hooks, RunSummary, StopFlag, TrainError, TrainJob};
 /// So long a process whose peers were lost may take to find out by itself: it may wait for data, or for a device.
 const LOST_GRACE: Duration = Duration::from_secs(3);
 
-impl<'a> Session<'a> {
-    /// Brings the processes together, and each to where the newest checkpoint is; a new run's first one is begun.
-    ///
-    /// # Errors
-    /// See [`TrainError`].
-    pub(super) fn open(
-        job: &'a TrainJob,
-        hooks: &mut dyn Hooks,
-        stop: &StopFlag,
-    ) -> Result<Self, TrainError> {
+/// Trains to the end of the last epoch, going on from the newest checkpoint if there is one.
+///
+/// # Errors
+/// See [`TrainError`]; the checkpoints published so far stand.
+pub fn train(job: &TrainJob, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<Outcome, TrainError> {
+    Opened::of(job, stop)?.begin(hooks)?.run(hooks, stop)
+}
+
+/// A run before its next step.
+pub(super) struct Opened<L> {
+    pub(super) run: Location,
+    /// The processes of the run.
+    pub(super) group: Rc<ProcessGroup>,
+    /// Where the newest checkpoint is, or at its start.
+    pub(super) learner: L,
+    pub(super) source: Arc<dyn Source>,
+    pub(super) data: DataIdentity,
+    pub(super) device: SelectedDevice,
+    pub(super) start: Start,
+}
+
+impl Opened<Trainer> {
+    /// Brings the processes together, and each to where the newest checkpoint is.
+    fn of(job: &TrainJob, stop: &StopFlag) -> Result<Self, TrainError> {
         let config = &job.config;
         config.validate()?;
         let manifest = Manifest::read(&job.dataset)?;
         let source = data::open(job, &manifest)?;
         let instances = source.len();
         check_size(job, instances)?;
-        let identity = DataIdentity::of(job, &manifest, &source)?;
-        let selected = select_device_of(config.device, job.rendezvous.local_rank(), job.rendezvous.world())?;
-        set_precision(config, selected.device);
-        let group = ProcessGroup::join(&job.rendezvous, selected.device, job.collective_timeout)?;
+        let data = DataIdentity::of(job, &manifest, &source)?;
+        let device = select_device_of(config.device, job.rendezvous.local_rank(), job.rendezvous.world())?;
+        set_precision(config, device.device);
+        let group = ProcessGroup::join(&job.rendezvous, device.device, job.collective_timeout)?;
         group.when_lost(LOST_GRACE, job.on_lost);
-        agree(&group, config, &identity.trained_on, selected.device)?;
-        let Start { lock, found } = Start::of(&group, &job.run)?;
+        agree(&group, config, &data.trained_on, device.device)?;
+        let start = Start::of(&group, &job.run)?;
         let group = Rc::new(group);
-        let mut trainer = Trainer::over(Rc::clone(&group), config.clone(), instances, selected.device)?;
+        let mut trainer = Trainer::over(Rc::clone(&group), config.clone(), instances, device.device)?;
         let source: Arc<dyn Source> = Arc::new(source);
-        match &found {
-            Some(checkpoint) => trainer.restore(checkpoint, &identity)?,
+        match &start.found {
+            Some(checkpoint) => trainer.restore(checkpoint, &data)?,
             None => {
                 if let Some(file) = &job.init {
                     begin_with(&mut trainer, file)?;
@@ -63,30 +79,50 @@ impl<'a> Session<'a> {
             }
         }
         if group.is_first() {
-            publish_config(&trainer, &job.run)?;
+            publish_config(config, &job.run)?;
         }
-        let parameters = trainer.encoder.parameters().iter().map(|(_, tensor)| tensor.numel()).sum();
-        let steps = trainer.steps_per_epoch();
+        Ok(Self { run: job.run.clone(), group, learner: trainer, source, data, device, start })
+    }
+}
+
+impl<L: Learner> Opened<L> {
+    /// Says what the run is, and starts what it needs; a new run's first checkpoint is begun.
+    ///
+    /// # Errors
+    /// If data, metrics or store cannot be used.
+    pub(super) fn begin(self, hooks: &mut dyn Hooks) -> Result<Session<L>, TrainError> {
+        let Self { run, group, learner, source, data, device, start: Start { lock, found } } = self;
+        let Learned { config, encoder, cursor, .. } = learner.learned();
+        let steps = config.loader().steps(source.len());
         hooks.started(&RunSummary {
-            device: format!("{:?} ({})", selected.device, selected.reason),
+            device: format!("{:?} ({})", device.device, device.reason),
             ranks: group.world(),
-            instances,
-            parameters,
-            resumed_step: trainer.cursor.step,
+            instances: source.len(),
+            parameters: encoder.parameters().iter().map(|(_, tensor)| tensor.numel()).sum(),
+            resumed_step: cursor.step,
             total_steps: steps * config.epochs,
         });
-        let step = trainer.cursor.step;
-        let metrics = group.is_first().then(|| Metrics::resume(&job.run, step)).transpose()?;
+        let metrics = group.is_first().then(|| Metrics::resume(&run, cursor.step)).transpose()?;
         let part = Part { rank: group.rank(), ranks: group.world() };
-        let loader = data::load(config, &source, trainer.cursor, part)?;
+        let loader = data::load(config, &source, cursor, part)?;
         let retention = Retention { newest: config.keep, every_steps: config.keep_every_epochs * steps };
         let last = found.as_ref().map(|checkpoint| checkpoint.folder().clone());
-        let writer = Writer::new(job.run.clone(), group.is_first().then_some(retention), last);
-        let ranks = PartsOfRanks::new(&group);
-        let (data, saved) = (Arc::new(identity), Instant::now());
-        let (saved_step, shown) = (found.as_ref().map(|_| trainer.cursor.step), saved);
-        let mut session =
-            Self { job, data, trainer, loader, metrics, writer, ranks, saved, saved_step, shown, lock };
+        let writer = Writer::new(run.clone(), group.is_first().then_some(retention), last);
+        let now = Instant::now();
+        let mut session = Session {
+            run,
+            data: Arc::new(data),
+            writer,
+            ranks: PartsOfRanks::new(&group),
+            saved: now,
+            saved_step: found.as_ref().map(|_| cursor.step),
+            shown: now,
+            learner,
+            group,
+            loader,
+            metrics,
+            lock,
+        };
         if found.is_none() {
             session.save()?;
         }

@@ -1,29 +1,29 @@
 //! A run from its start or its newest checkpoint to its end.
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use tch::Tensor;
-
-use crate::checkpoint::{mark_finished, unmark_finished};
-use crate::distributed::Reduce;
+use crate::checkpoint::{Cursor, mark_finished, unmark_finished};
+use crate::distributed::ProcessGroup;
 use crate::loader::{Loader, LoaderError};
 use crate::storage::{Location, Lock};
 
 use super::background::Writer;
-use super::health::BankHealth;
+use super::gathered::any;
+use super::learner::{Learned, Learner};
 use super::meter::Meter;
 use super::metrics::Metrics;
 use super::parts_of_ranks::PartsOfRanks;
-use super::saving::DataIdentity;
-use super::state::Trainer;
-use super::{Hooks, Judged, MetricsLine, Scope, StopFlag, TrainConfig, TrainError, TrainJob};
+use super::saving::{DataIdentity, Snapshot};
+use super::state::make_replicas_equal;
+use super::{Hooks, Judged, MetricsLine, Scope, StopFlag, TrainConfig, TrainError};
 
 /// The metrics are published at least so often, where there are any.
 const SHOWN_EVERY: Duration = Duration::from_secs(60);
 
-/// How a call of [`train`] ended well.
+/// How a call of [`train`](super::train) or [`finetune`](super::finetune()) ended well.
 #[derive(Clone, Debug)]
 pub enum Outcome {
     /// The run was finished before.
@@ -40,37 +40,6 @@ pub enum Outcome {
     },
 }
 
-/// Trains to the end of the last epoch, going on from the newest checkpoint if there is one.
-///
-/// # Errors
-/// See [`TrainError`]; the checkpoints published so far stand.
-pub fn train(job: &TrainJob, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<Outcome, TrainError> {
-    let mut session = Session::open(job, hooks, stop)?;
-    if session.trainer.cursor.epoch >= job.config.epochs {
-        if session.is_first() {
-            mark_finished(&job.run, session.trainer.cursor.step)?;
-        }
-        session.trainer.group.leave();
-        return Ok(Outcome::AlreadyFinished { step: session.trainer.cursor.step });
-    }
-    if session.is_first() {
-        unmark_finished(&job.run)?;
-    }
-    let trained = session.epochs(hooks, stop);
-    if let Err(error) = &trained {
-        session.failed(error);
-    }
-    if matches!(trained, Ok(()) | Err(TrainError::Stopped { .. })) {
-        session.trainer.group.leave();
-    }
-    trained?;
-    let checkpoint = session.writer.last().cloned().expect("the last epoch ends with a checkpoint");
-    if session.is_first() {
-        mark_finished(&job.run, session.trainer.cursor.step)?;
-    }
-    Ok(Outcome::Finished { step: session.trainer.cursor.step, checkpoint })
-}
-
 /// What all processes of a run do next.
 #[derive(Clone, Copy, Debug)]
 struct Decision {
@@ -78,13 +47,15 @@ struct Decision {
     save: bool,
 }
 
-/// A run that is under way.
-pub(super) struct Session<'a> {
-    pub(super) job: &'a TrainJob,
+/// A run that is under way: a training, or a fine-tuning.
+pub(super) struct Session<L> {
+    pub(super) run: Location,
     pub(super) data: Arc<DataIdentity>,
-    /// Before the trainer, whose group it needs to end well.
+    /// Before the group, which it needs to end well.
     pub(super) writer: Writer,
-    pub(super) trainer: Trainer,
+    pub(super) learner: L,
+    /// The processes of the run.
+    pub(super) group: Rc<ProcessGroup>,
     pub(super) loader: Loader,
     /// Of rank 0.
     pub(super) metrics: Option<Metrics>,
@@ -98,9 +69,50 @@ pub(super) struct Session<'a> {
     pub(super) lock: Option<Lock>,
 }
 
-impl Session<'_> {
-    fn is_first(&self) -> bool {
-        self.trainer.group.is_first()
+impl<L: Learner> Session<L> {
+    /// Trains to the end of the last epoch, unless that is done.
+    ///
+    /// # Errors
+    /// See [`TrainError`]; the checkpoints published so far stand.
+    pub(super) fn run(mut self, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<Outcome, TrainError> {
+        if self.is_done() {
+            self.mark_finished()?;
+            self.group.leave();
+            return Ok(Outcome::AlreadyFinished { step: self.cursor().step });
+        }
+        if self.group.is_first() {
+            unmark_finished(&self.run)?;
+        }
+        let trained = self.epochs(hooks, stop);
+        if let Err(error) = &trained {
+            self.failed(error);
+        }
+        if matches!(trained, Ok(()) | Err(TrainError::Stopped { .. })) {
+            self.group.leave();
+        }
+        trained?;
+        let checkpoint = self.writer.last().cloned().expect("the last epoch ends with a checkpoint");
+        self.mark_finished()?;
+        Ok(Outcome::Finished { step: self.cursor().step, checkpoint })
+    }
+
+    fn config(&self) -> &TrainConfig {
+        self.learner.learned().config
+    }
+
+    fn cursor(&self) -> Cursor {
+        self.learner.learned().cursor
+    }
+
+    fn is_done(&self) -> bool {
+        self.cursor().epoch >= self.config().epochs
+    }
+
+    fn mark_finished(&self) -> Result<(), TrainError> {
+        if self.group.is_first() {
+            mark_finished(&self.run, self.cursor().step)?;
+        }
+        Ok(())
     }
 
     /// What is still to be done when a run ends with an error.
@@ -118,7 +130,7 @@ impl Session<'_> {
 
     /// Trains to the end of the last epoch.
     fn epochs(&mut self, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<(), TrainError> {
-        while self.trainer.cursor.epoch < self.job.config.epochs {
+        while !self.is_done() {
             self.epoch(hooks, stop)?;
         }
         self.writer.finish()
@@ -126,14 +138,14 @@ impl Session<'_> {
 
     /// Trains to the end of the epoch that is under way.
     fn epoch(&mut self, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<(), TrainError> {
-        let config = &self.job.config;
-        let cursor = self.trainer.cursor;
+        let every = self.config().log_every_steps;
+        let epoch = self.cursor().epoch;
         let (mut meter, mut interval) = (Meter::start(), Meter::start());
         let waited = self.loader.waited();
         let mut waited_before = waited;
-        while self.trainer.cursor.epoch == cursor.epoch {
+        while self.cursor().epoch == epoch {
             // Stopped while it waited for data, or the loader ended without a word.
-            let batch = self.loader.next_of(cursor.epoch, stop).transpose()?;
+            let batch = self.loader.next_of(epoch, stop).transpose()?;
             if batch.is_none() && !stop.load(Ordering::Relaxed) {
                 return Err(LoaderError::Stopped.into());
             }
@@ -146,15 +158,15 @@ impl Session<'_> {
                 meter.stalled(stall);
                 interval.stalled(stall);
             }
-            let outcome = self.trainer.step(&batch)?;
+            let outcome = self.learner.step(&batch)?;
             let pictures = batch.global.positions.len();
             meter.add(outcome, pictures, self.loader.waited() - waited);
             interval.add(outcome, pictures, self.loader.waited() - waited_before);
             self.loader.give_back(batch);
-            let step = self.trainer.cursor.step;
-            hooks.stepped(&meter.report(step, cursor.epoch));
-            if config.log_every_steps > 0 && step.is_multiple_of(config.log_every_steps) {
-                let line = interval.line(Scope::Interval, step, cursor.epoch);
+            let step = self.cursor().step;
+            hooks.stepped(&meter.report(step, epoch));
+            if every > 0 && step.is_multiple_of(every) {
+                let line = interval.line(Scope::Interval, step, epoch);
                 self.push(&line, hooks);
                 (interval, waited_before) = (Meter::start(), self.loader.waited());
                 self.show()?;
@@ -163,10 +175,10 @@ impl Session<'_> {
         }
         let stats = self.loader.stats();
         tracing::info!("{}", stats.verdict());
-        if config.stats {
+        if self.config().stats {
             stats.table().lines().for_each(|line| tracing::info!("{line}"));
         }
-        self.end_epoch(meter, cursor.epoch, hooks, stop)
+        self.end_epoch(meter, epoch, hooks, stop)
     }
 
     /// Saves, then judges: what the monitor meets costs no steps.
@@ -177,8 +189,9 @@ impl Session<'_> {
         hooks: &mut dyn Hooks,
         stop: &StopFlag,
     ) -> Result<(), TrainError> {
-        let config = &self.job.config;
-        let done = self.trainer.cursor.epoch;
+        let config = self.config();
+        let judges = !config.no_monitor;
+        let done = self.cursor().epoch;
         let falls_on = |every: u64| every > 0 && done.is_multiple_of(every);
         let is_due = done == config.epochs
             || falls_on(config.checkpoint_every_epochs.max(1))
@@ -189,16 +202,17 @@ impl Session<'_> {
             meter.stalled(stall);
         }
         let mut monitor = serde_json::Map::new();
-        if !config.no_monitor && !decided.stop {
-            let Trainer { encoder, bank, group, .. } = &self.trainer;
+        if judges && !decided.stop {
+            let (encoder, bank, group) =
+                (self.learner.learned().encoder, self.learner.bank(), self.group.as_ref());
             group.broadcast(&encoder.statistics(), 0)?;
             match hooks.judge(Judged { encoder, bank, group }) {
                 Ok(scores) => monitor = scores,
                 Err(error) => tracing::warn!("epoch {}: the monitor failed: {}", epoch + 1, chain(&*error)),
             }
         }
-        let bank = Some(BankHealth::of(&self.trainer)?);
-        let line = MetricsLine { monitor, bank, ..meter.line(Scope::Epoch, self.trainer.cursor.step, epoch) };
+        let bank = self.learner.bank_health()?;
+        let line = MetricsLine { monitor, bank, ..meter.line(Scope::Epoch, self.cursor().step, epoch) };
         self.push(&line, hooks);
         if let Some(metrics) = &self.metrics {
             metrics.files().publish()?;
@@ -217,20 +231,15 @@ impl Session<'_> {
 
     /// What all processes do next: they stop where one was told to, and save where rank 0's clock says so.
     fn decide(&self, stop: bool, save: bool) -> Result<Decision, TrainError> {
-        let group = &self.trainer.group;
-        if group.world() == 1 {
-            return Ok(Decision { stop, save });
-        }
-        let wishes = Tensor::from_slice(&[i64::from(stop), i64::from(save && self.is_first())]);
-        group.all_reduce(&wishes, Reduce::Max)?;
-        Ok(Decision { stop: wishes.int64_value(&[0]) == 1, save: wishes.int64_value(&[1]) == 1 })
+        let [stop, save] = any(&self.group, [stop, save && self.group.is_first()])?;
+        Ok(Decision { stop, save })
     }
 
     /// Saves what is not saved yet and ends.
     fn stopped(&mut self) -> Result<(), TrainError> {
         let _ = self.save()?;
         self.writer.finish()?;
-        Err(TrainError::Stopped { step: self.trainer.cursor.step })
+        Err(TrainError::Stopped { step: self.cursor().step })
     }
 
     /// Publishes the metrics from time to time: a run is watched while it goes on.
@@ -247,27 +256,24 @@ impl Session<'_> {
     /// Whether it is time for a checkpoint in the middle of an epoch.
     fn is_due(&self) -> bool {
         let TrainConfig { checkpoint_every_steps: steps, checkpoint_every_minutes: minutes, .. } =
-            self.job.config;
-        let by_steps = steps > 0 && self.trainer.cursor.step.is_multiple_of(steps);
+            *self.config();
+        let by_steps = steps > 0 && self.cursor().step.is_multiple_of(steps);
         by_steps || (minutes > 0.0 && self.saved.elapsed().as_secs_f64() >= minutes * 60.0)
     }
 
     /// Starts to write a checkpoint, unless that of this step is written; how long training stood still.
     pub(super) fn save(&mut self) -> Result<Duration, TrainError> {
-        let step = self.trainer.cursor.step;
+        let Learned { encoder, cursor, .. } = self.learner.learned();
+        let step = cursor.step;
         if self.saved_step == Some(step) {
             return Ok(Duration::ZERO);
         }
         self.lock.as_ref().map_or(Ok(()), Lock::check)?;
-        self.trainer.make_replicas_equal()?;
-        let (trainer, data, ranks) = (&self.trainer, &self.data, &self.ranks);
+        make_replicas_equal(&self.group, encoder, step)?;
+        let (learner, data, ranks) = (&self.learner, &self.data, &self.ranks);
         let metrics = self.metrics.as_mut().map(Metrics::files_of_checkpoint);
-        let stall = self.writer.start(|| trainer.snapshot(data, metrics, ranks))?;
-        tracing::debug!(
-            "step {}: training stood still for {:.3} s",
-            trainer.cursor.step,
-            stall.as_secs_f64()
-        );
+        let stall = self.writer.start(|| Snapshot::take(learner, data, metrics, ranks))?;
+        tracing::debug!("step {step}: training stood still for {:.3} s", stall.as_secs_f64());
         (self.saved, self.saved_step) = (Instant::now(), Some(step));
         Ok(stall)
     }

@@ -6,8 +6,8 @@ use crate::failure::Failure;
 use crate::model::{NamedTensors, allow_tf32};
 use crate::storage::{Location, Lock};
 
+use super::restoring::newest;
 use super::retention::remove_unpublished;
-use super::saving::newest;
 use super::state::Trainer;
 use super::{Precision, TrainConfig, TrainError, TrainJob};
 

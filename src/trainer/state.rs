@@ -108,19 +108,23 @@ impl Trainer {
     pub(super) fn steps_per_epoch(&self) -> u64 {
         self.config.loader().steps(self.bank.instances())
     }
+}
 
-    /// Gives every process rank 0's statistics of batch norm, and makes sure that all weights are the same.
-    ///
-    /// # Errors
-    /// If weights differ, or a collective fails.
-    pub(super) fn make_replicas_equal(&self) -> Result<(), TrainError> {
-        if self.group.world() == 1 {
-            return Ok(());
-        }
-        self.group.broadcast(&self.encoder.statistics(), 0)?;
-        let digest = Digest::of(&self.encoder.weights().to_bytes()).to_string();
-        Ok(self.group.agree(&format!("the weights' digest after step {}", self.cursor.step), &digest)?)
+/// Gives every process rank 0's statistics of batch norm, and makes sure that all weights are the same.
+///
+/// # Errors
+/// If weights differ, or a collective fails.
+pub(super) fn make_replicas_equal(
+    group: &ProcessGroup,
+    encoder: &Encoder,
+    step: u64,
+) -> Result<(), TrainError> {
+    if group.world() == 1 {
+        return Ok(());
     }
+    group.broadcast(&encoder.statistics(), 0)?;
+    let digest = Digest::of(&encoder.weights().to_bytes()).to_string();
+    Ok(group.agree(&format!("the weights' digest after step {step}"), &digest)?)
 }
 
 pub(super) fn compute(config: &TrainConfig) -> Compute {

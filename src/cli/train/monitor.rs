@@ -63,7 +63,7 @@ impl Monitor {
     pub(super) fn judge(&self, state: Judged<'_>) -> Result<Map<String, Value>, HookError> {
         let Judged { encoder, bank, group } = state;
         let mut scores = Map::new();
-        let Some((source, meta)) = &self.split else { return Ok(scores) };
+        let (Some((source, meta)), Some(bank)) = (&self.split, bank) else { return Ok(scores) };
         let own = share(source.len(), group);
         let pictures: Arc<dyn Source> = if group.world() == 1 {
             Arc::clone(source)

@@ -7,18 +7,16 @@
 //! # Source
 //! Paper, section 4.3 (semi-supervised learning): 70 epochs, learning rate 0.01, a tenth of it after every 30.
 
+mod opening;
 mod saving;
-mod session;
 mod tuner;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 
-pub use session::finetune;
+pub use opening::finetune;
 
-use super::{HookError, LrSchedule, MetricsLine, RunSummary, StepReport, TrainConfig, TrainJob};
+use super::{LrSchedule, TrainConfig, TrainJob};
 use crate::loader::SubsetRecord;
-use crate::model::Encoder;
 use crate::storage::{Digest, Location};
 use crate::units::Fraction;
 
@@ -53,26 +51,6 @@ struct LabelRecord {
     subset: SubsetRecord,
     /// The weights with which it began; none for random ones.
     weights: Option<Digest>,
-}
-
-/// What others do while a fine-tuning goes on.
-pub trait FinetuneHooks {
-    /// Called once, when the run is set up.
-    fn started(&mut self, _summary: &RunSummary) {}
-
-    /// Called after each step.
-    fn stepped(&mut self, _report: &StepReport) {}
-
-    /// Judges the classifier after an epoch; what it returns goes into the metrics.
-    ///
-    /// # Errors
-    /// Whatever keeps it from judging; the log says so, and the run goes on.
-    fn judge(&mut self, _encoder: &Encoder) -> Result<Map<String, Value>, HookError> {
-        Ok(Map::new())
-    }
-
-    /// Called with each line of the metrics.
-    fn measured(&mut self, _line: &MetricsLine) {}
 }
 
 /// The paper's schedule; the rest is that of the run whose encoder is fine-tuned.

@@ -8,6 +8,7 @@ use super::super::optimizer::Optimizer;
 use super::super::schedule::learning_rate;
 use super::super::state::compute;
 use super::super::step::{StepOutcome, clip_factor, read};
+use super::LabelRecord;
 use crate::checkpoint::Cursor;
 use crate::loader::{Batch, in_parts};
 use crate::model::{Encoder, NamedTensors, WeightsError};
@@ -24,16 +25,22 @@ pub(super) struct Tuner {
     pub(super) encoder: Encoder,
     pub(super) optimizer: Optimizer,
     pub(super) cursor: Cursor,
+    pub(super) labels: LabelRecord,
     instances: usize,
 }
 
 impl Tuner {
     /// The state before the first step, with random weights.
-    pub(super) fn new(config: TrainConfig, instances: usize, device: tch::Device) -> Self {
+    pub(super) fn new(
+        config: TrainConfig,
+        labels: LabelRecord,
+        instances: usize,
+        device: tch::Device,
+    ) -> Self {
         let mut encoder = Encoder::new(config.encoder(), config.seed, device);
         encoder.set_compute(compute(&config));
         let optimizer = Optimizer::new(encoder.parameters(), &config);
-        Self { config, encoder, optimizer, cursor: Cursor::default(), instances }
+        Self { config, encoder, optimizer, cursor: Cursor::default(), labels, instances }
     }
 
     /// Takes the backbone's weights from a model whose last layer was something else.
@@ -51,7 +58,7 @@ impl Tuner {
     }
 
     /// Steps of an epoch.
-    pub(super) fn steps_per_epoch(&self) -> u64 {
+    fn steps_per_epoch(&self) -> u64 {
         self.config.loader().steps(self.instances)
     }
 

@@ -1,0 +1,73 @@
+//! What a run moves, as the loop of its steps and its checkpoints see it.
+
+use super::health::BankHealth;
+use super::optimizer::Optimizer;
+use super::state::Trainer;
+use super::step::StepOutcome;
+use super::{TrainConfig, TrainError};
+use crate::bank::MemoryBank;
+use crate::checkpoint::{Cursor, TrainState};
+use crate::loader::Batch;
+use crate::model::Encoder;
+
+/// The state of a training or of a fine-tuning.
+pub(super) trait Learner {
+    /// What every run has.
+    fn learned(&self) -> Learned<'_>;
+
+    /// Trains on one batch, and moves the cursor.
+    ///
+    /// # Errors
+    /// If a quantity is not finite and that is not to be skipped, or a collective fails.
+    fn step(&mut self, batch: &Batch) -> Result<StepOutcome, TrainError>;
+
+    /// Adds to state.json what not every run has.
+    fn complete(&self, state: &mut TrainState);
+
+    /// Its bank.
+    fn bank(&self) -> Option<&MemoryBank> {
+        None
+    }
+
+    /// How its bank is.
+    ///
+    /// # Errors
+    /// If a collective fails.
+    fn bank_health(&self) -> Result<Option<BankHealth>, TrainError> {
+        Ok(None)
+    }
+}
+
+/// What every run has.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Learned<'a> {
+    pub(super) config: &'a TrainConfig,
+    pub(super) encoder: &'a Encoder,
+    pub(super) optimizer: &'a Optimizer,
+    pub(super) cursor: Cursor,
+}
+
+impl Learner for Trainer {
+    fn learned(&self) -> Learned<'_> {
+        let Self { config, encoder, optimizer, cursor, .. } = self;
+        Learned { config, encoder, optimizer, cursor: *cursor }
+    }
+
+    fn step(&mut self, batch: &Batch) -> Result<StepOutcome, TrainError> {
+        Self::step(self, batch)
+    }
+
+    fn complete(&self, state: &mut TrainState) {
+        state.ln_partition = self.objective.partition().ln_z();
+        state.skipped_steps = self.skipped;
+        state.loss_scale = serde_json::to_value(self.loss_scale).expect("it is plain data");
+    }
+
+    fn bank(&self) -> Option<&MemoryBank> {
+        Some(&self.bank)
+    }
+
+    fn bank_health(&self) -> Result<Option<BankHealth>, TrainError> {
+        Ok(Some(BankHealth::of(self)?))
+    }
+}
