@@ -22,7 +22,6 @@ mod ranks;
 mod render;
 #[cfg(feature = "torch")]
 mod replay;
-#[cfg(feature = "torch")]
 mod signals;
 mod synth;
 #[cfg(feature = "torch")]
@@ -111,6 +110,16 @@ enum Command {
     },
 }
 
+impl Command {
+    /// Whether it stops on purpose when a signal comes.
+    fn heeds_signals(&self) -> bool {
+        #[cfg(feature = "torch")]
+        return matches!(self, Self::Train(_) | Self::Finetune(_));
+        #[cfg(not(feature = "torch"))]
+        false
+    }
+}
+
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     let command = command();
@@ -154,6 +163,9 @@ fn command() -> clap::Command {
 }
 
 fn run(cli: &Cli) -> anyhow::Result<()> {
+    if !cli.command.heeds_signals() {
+        signals::end_on_signals()?;
+    }
     match &cli.command {
         Command::Ingest(args) => ingest::run(&cli.global, args),
         Command::Inspect(args) => inspect::run(&cli.global, args),

@@ -1,5 +1,10 @@
 //! Signals that ask a job to stop.
+//!
+//! What saves checkpoints stops on purpose. Everything else goes on from its files when it is started again: there a
+//! signal may end the process where it is, as the system's default does, except for the first process of a container,
+//! which the system shields from signals that it does not handle.
 
+#[cfg(feature = "torch")]
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -7,6 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::storage;
 
 /// Sets the flag on SIGTERM, SIGUSR1 and SIGINT; a second SIGINT ends the process at once.
+#[cfg(feature = "torch")]
 pub(super) fn stop_on_signals(flag: &'static AtomicBool) -> anyhow::Result<()> {
     let _inside_the_runtime = storage::handle().enter();
     for kind in [SignalKind::terminate(), SignalKind::user_defined1(), SignalKind::interrupt()] {
@@ -15,7 +21,8 @@ pub(super) fn stop_on_signals(flag: &'static AtomicBool) -> anyhow::Result<()> {
             while signals.recv().await.is_some() {
                 let again = flag.swap(true, Ordering::Relaxed);
                 if again && kind == SignalKind::interrupt() {
-                    end_at_once();
+                    // Who presses Ctrl-C twice does not want to wait for a checkpoint.
+                    end_with_signal(kind);
                 }
                 tracing::info!("signal {}: stopping after this step", kind.as_raw_value());
             }
@@ -24,8 +31,29 @@ pub(super) fn stop_on_signals(flag: &'static AtomicBool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Who presses Ctrl-C twice does not want to wait for a checkpoint; 130 is the shell's code for that.
-#[expect(clippy::disallowed_methods, reason = "there is no error to return from a signal's task")]
-fn end_at_once() -> ! {
-    std::process::exit(130)
+/// Ends the process at a SIGTERM or SIGINT if it is the first one of a container, as these would end any other.
+pub(super) fn end_on_signals() -> anyhow::Result<()> {
+    if std::process::id() != 1 {
+        return Ok(());
+    }
+    let _inside_the_runtime = storage::handle().enter();
+    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
+        let mut signals = signal(kind)?;
+        storage::handle().spawn(async move {
+            if signals.recv().await.is_some() {
+                end_with_signal(kind);
+            }
+        });
+    }
+    Ok(())
+}
+
+/// Ends the process with the code that a shell gives for a signal, without exit handlers: threads are at work.
+fn end_with_signal(kind: SignalKind) -> ! {
+    let code = 128 + kind.as_raw_value();
+    #[cfg(feature = "torch")]
+    crate::distributed::end_process(code as u8);
+    #[cfg(not(feature = "torch"))]
+    #[expect(clippy::disallowed_methods, reason = "there is no error to return from a signal's task")]
+    std::process::exit(code)
 }

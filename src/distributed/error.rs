@@ -13,6 +13,11 @@ pub enum Fate {
     Ended,
     /// Its process said goodbye while the others went on.
     Left,
+    /// It met an error of its own.
+    Failed {
+        /// Of what kind.
+        failure: Failure,
+    },
     /// It gave no sign of life for so many seconds: stopped, or its machine or network is.
     Silent {
         /// Seconds since its last sign.
@@ -44,6 +49,9 @@ impl std::fmt::Display for LostRank {
         match self.fate {
             Fate::Ended => write!(f, "rank {rank} was lost: its connection ended"),
             Fate::Left => write!(f, "rank {rank} was lost: it ended before the others"),
+            Fate::Failed { failure } => {
+                write!(f, "rank {rank} failed with exit code {}; its own log says why", failure.exit_code())
+            }
             Fate::Silent { seconds } => write!(f, "rank {rank} did not answer for {seconds} s"),
             Fate::Late { collective, at, seconds } => write!(
                 f,
@@ -132,7 +140,15 @@ impl DistributedError {
     /// What kind of failure it is. What a new start may mend is worth a retry.
     pub fn failure(&self) -> Failure {
         match self {
-            Self::PeerLost { .. } | Self::Timeout { .. } | Self::Rendezvous { .. } => Failure::Unavailable,
+            // What failed one rank would fail it again, or not, whatever became of the others.
+            Self::PeerLost { lost } => {
+                let own = |lost: &LostRank| match lost.fate {
+                    Fate::Failed { failure } => Some(failure),
+                    _ => None,
+                };
+                lost.iter().find_map(own).unwrap_or(Failure::Unavailable)
+            }
+            Self::Timeout { .. } | Self::Rendezvous { .. } => Failure::Unavailable,
             Self::PortInUse { .. } => Failure::Unavailable,
             Self::MissingVariable { .. } | Self::Contradiction { .. } | Self::Disagreement { .. } => {
                 Failure::Config

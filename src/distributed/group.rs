@@ -6,6 +6,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::join::{Joined, join};
 use super::{DistributedError, Rendezvous, Store, ffi};
+use crate::failure::Failure;
 
 /// How values of all ranks become one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -230,6 +231,14 @@ impl ProcessGroup {
     pub fn leave(&self) {
         if let Some(joined) = &self.joined {
             joined.watch.leave();
+        }
+    }
+
+    /// This rank is about to end with an error of its own: the others end with the same kind of failure, so that
+    /// whoever started them all knows whether to start them again.
+    pub fn fail(&self, failure: Failure) {
+        if let Some(joined) = &self.joined {
+            joined.watch.fail(failure);
         }
     }
 

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::DistributedError;
 use super::error::{Cause, Fate, LostRank, cause, first_line};
+use crate::failure::Failure;
 
 mod hub;
 mod line;
@@ -175,6 +176,14 @@ impl Watch {
         };
         // Without the thread the ranks still learn of a loss by their collectives.
         let _ = std::thread::Builder::new().name("watch".into()).spawn(wait);
+    }
+
+    /// This rank is about to end with an error of its own, which the others are to know as the cause.
+    pub(super) fn fail(&self, failure: Failure) {
+        match &self.side {
+            Side::Hub(hub) => hub.tell_failure(failure),
+            Side::Member(member) => member.tell_end(failure),
+        }
     }
 
     /// From here on this rank's end alarms nobody: its work is done, as that of all.

@@ -54,6 +54,8 @@ struct ClaimFile {
 #[derive(Debug)]
 pub struct Claim {
     file: Location,
+    /// Claims before it, which ran out.
+    before: Vec<Location>,
     lease: Duration,
     renewed: Mutex<Instant>,
 }
@@ -70,6 +72,12 @@ impl Claim {
             *renewed = Instant::now();
         }
         Ok(())
+    }
+
+    /// Gives it up. Where the report is `published`, claims of watchers that died are of no use any more.
+    fn give_up(self, published: bool) -> Result<(), StorageError> {
+        let before = if published { self.before } else { Vec::new() };
+        before.iter().chain([&self.file]).try_for_each(Location::delete)
     }
 }
 
@@ -114,7 +122,7 @@ pub fn watch<E: From<CheckpointError>>(
             // Another watcher may have published and given up its claim since the look above.
             let done = report.exists().map_err(CheckpointError::from)?;
             let result = if done { Ok(()) } else { judge(*step, folder, &claim) };
-            claim.file.delete().map_err(CheckpointError::from)?;
+            claim.give_up(result.is_ok()).map_err(CheckpointError::from)?;
             if let Err(error) = result {
                 if is_listed(run, *step)? {
                     return Err(error);
@@ -145,11 +153,12 @@ fn is_listed(run: &Location, step: u64) -> Result<bool, CheckpointError> {
 
 /// Takes the claim of a report; none where another watcher holds it.
 fn take_claim(report: &Location, lease: Duration) -> Result<Option<Claim>, StorageError> {
+    let mut before = Vec::new();
     for number in 0_u32.. {
         let name = format!("{}.claim-{number}", report.file_name());
         let Some(file) = report.with_file_name(&name) else { break };
         match file.publish(claim_text(lease), PublishMode::Create) {
-            Ok(()) => return Ok(Some(Claim { file, lease, renewed: Mutex::new(Instant::now()) })),
+            Ok(()) => return Ok(Some(Claim { file, before, lease, renewed: Mutex::new(Instant::now()) })),
             Err(StorageError::AlreadyExists { .. }) => {}
             Err(error) => return Err(error),
         }
@@ -162,6 +171,7 @@ fn take_claim(report: &Location, lease: Duration) -> Result<Option<Claim>, Stora
         if until > seconds() {
             return Ok(None);
         }
+        before.push(file);
     }
     Ok(None)
 }

@@ -56,9 +56,20 @@ impl Secrets {
 /// Whether the value of such a setting must not be seen by others.
 pub(super) fn is_secret(name: &str) -> bool {
     let name = name.to_lowercase();
-    let marks = ["secret", "token", "password", "account_key", "master_key", "service_account_key", "sas"];
-    // Names of files and addresses, from which a secret is fetched, are none.
-    let public = ["_file", "_uri", "_path"].iter().any(|ending| name.ends_with(ending));
+    let marks = [
+        "secret",
+        "token",
+        "password",
+        "account_key",
+        "access_key",
+        "master_key",
+        "customer_key",
+        "encryption_key",
+        "sas",
+    ];
+    // Names of files, addresses and keys, by which a secret is found, are none.
+    let public =
+        ["_file", "_uri", "_url", "_path", "access_key_id"].iter().any(|ending| name.ends_with(ending));
     !public && marks.iter().any(|mark| name.contains(mark))
 }
 
@@ -106,7 +117,19 @@ mod tests {
 
     #[test]
     fn names_of_files_are_no_secrets() {
-        assert!(is_secret("AWS_SECRET_ACCESS_KEY") && is_secret("aws_session_token"));
+        let secret = [
+            "AWS_SECRET_ACCESS_KEY",
+            "aws_session_token",
+            "azure_storage_access_key",
+            "access_key",
+            "azure_storage_account_key",
+            "aws_sse_customer_key_base64",
+            "encryption_key",
+            "google_service_account_key",
+            "azure_storage_sas_key",
+        ];
+        assert!(secret.into_iter().all(is_secret));
+        assert!(!is_secret("AWS_ACCESS_KEY_ID") && !is_secret("access_key_id"));
         assert!(!is_secret("AWS_WEB_IDENTITY_TOKEN_FILE") && !is_secret("AWS_ENDPOINT"));
     }
 }

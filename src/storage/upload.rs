@@ -3,12 +3,16 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use object_store::{ObjectStore, PutMultipartOptions, WriteMultipart};
+use async_trait::async_trait;
+use object_store::{
+    MultipartUpload, ObjectStore, PutMultipartOptions, PutPayload, PutResult, UploadPart, WriteMultipart,
+};
 use serde::{Deserialize, Serialize};
 
 use super::create::{attributes, writer_id};
+use super::remote::LAST_PATIENCE;
 use super::retry::{PartPatience, is_lost};
 use super::{Location, StorageError, block_on, handle};
 
@@ -101,6 +105,7 @@ impl Upload {
         };
         let start = || location.store().put_multipart_opts(location.key(), options());
         let upload = block_on(location.attempt("write", start))?;
+        let upload = Box::new(Tidied { upload, location: location.clone() });
         Ok(Self {
             location: location.clone(),
             writer: Some(WriteMultipart::new_with_chunk_size(upload, PART_BYTES)),
@@ -113,13 +118,7 @@ impl Upload {
     /// Waits until fewer parts than this are on their way.
     fn wait_for_parts(&mut self, at_most: usize) -> Result<(), StorageError> {
         let writer = self.writer.as_mut().expect("the writer is taken only by finish and drop");
-        block_on(writer.wait_for_capacity(at_most)).map_err(|error| {
-            // Parts are tried again for all the time that there is.
-            if is_lost(&error) {
-                self.location.note_answers(false);
-            }
-            self.location.failed("write", error)
-        })
+        block_on(writer.wait_for_capacity(at_most)).map_err(|error| self.location.failed("write", error))
     }
 
     /// Publishes the file; durable when this returns.
@@ -129,11 +128,7 @@ impl Upload {
     pub fn finish(mut self) -> Result<Published, StorageError> {
         self.wait_for_parts(0)?;
         let writer = self.writer.take().expect("the writer is taken only here and in drop");
-        let began = Instant::now();
         if let Err(error) = block_on(writer.finish()) {
-            if is_lost(&error) && began.elapsed() >= self.location.retry_limits().time {
-                self.location.note_answers(false);
-            }
             // The answer to the last request can be lost after the store acted.
             let there = self.location.remote().is_some() && block_on(self.location.is_of(&self.id))?;
             if !there {
@@ -167,10 +162,53 @@ impl Drop for Upload {
         let Some(writer) = self.writer.take() else { return };
         if self.location.is_gone() {
             tracing::warn!("{}: the unfinished upload is left there: the store is gone", self.location);
-        } else if let Err(error) = block_on(writer.abort()) {
-            let told = self.location.told(&error);
-            tracing::warn!("{}: the unfinished upload could not be removed: {told}", self.location);
+        } else {
+            // What goes wrong is told there.
+            let _ = block_on(writer.abort());
         }
+    }
+}
+
+/// An upload whose removal, after it failed, neither hides why it failed nor takes the time of all retries again.
+#[derive(Debug)]
+struct Tidied {
+    upload: Box<dyn MultipartUpload>,
+    location: Location,
+}
+
+#[async_trait]
+impl MultipartUpload for Tidied {
+    fn put_part(&mut self, data: PutPayload) -> UploadPart {
+        let (part, location) = (self.upload.put_part(data), self.location.clone());
+        Box::pin(async move {
+            let put = part.await;
+            // Parts are tried again for all the time that there is.
+            if put.as_ref().is_err_and(is_lost) {
+                location.note_answers(false);
+            }
+            put
+        })
+    }
+
+    async fn complete(&mut self) -> object_store::Result<PutResult> {
+        let began = Instant::now();
+        let completed = self.upload.complete().await;
+        if completed.as_ref().is_err_and(is_lost) && began.elapsed() >= self.location.retry_limits().time {
+            self.location.note_answers(false);
+        }
+        completed
+    }
+
+    async fn abort(&mut self) -> object_store::Result<()> {
+        let location = &self.location;
+        let more = if location.is_gone() { Duration::ZERO } else { location.retry_limits().time };
+        let left = match tokio::time::timeout(LAST_PATIENCE + more, self.upload.abort()).await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(error)) => location.told(&error),
+            Err(_) => "no answer".to_owned(),
+        };
+        tracing::warn!("{location}: the unfinished upload could not be removed: {left}");
+        Ok(())
     }
 }
 
@@ -178,7 +216,10 @@ impl Drop for Upload {
 mod tests {
     use std::io::Write;
 
+    use object_store::client::{HttpError, HttpErrorKind};
+
     use super::*;
+    use crate::storage::RetryLimits;
 
     #[test]
     fn an_upload_appears_only_when_finished() {
@@ -191,6 +232,47 @@ mod tests {
         let published = upload.finish().expect("published");
         assert_eq!(published, Published { bytes: 20 << 20, digest: Digest::of(&contents) });
         assert_eq!(file.read().expect("its bytes"), contents);
+    }
+
+    /// An upload to a store that is gone: what is asked last is never answered.
+    #[derive(Debug)]
+    struct Silent;
+
+    #[async_trait]
+    impl MultipartUpload for Silent {
+        fn put_part(&mut self, _: PutPayload) -> UploadPart {
+            Box::pin(async { Err(lost()) })
+        }
+
+        async fn complete(&mut self) -> object_store::Result<PutResult> {
+            Err(lost())
+        }
+
+        async fn abort(&mut self) -> object_store::Result<()> {
+            std::future::pending().await
+        }
+    }
+
+    fn lost() -> object_store::Error {
+        let error = HttpError::new(HttpErrorKind::Interrupted, io::Error::other("the cause"));
+        object_store::Error::Generic { store: "test", source: Box::new(error) }
+    }
+
+    #[test]
+    fn an_upload_to_a_store_that_is_gone_ends_soon_and_with_its_cause() {
+        for bytes in [0, 1] {
+            let limits = RetryLimits { time: Duration::from_millis(0), tries: 0 };
+            let location = Location::in_memory_within(limits).join("file");
+            let mut upload = Upload::start(&location).expect("started");
+            let silent = Box::new(Tidied { upload: Box::new(Silent), location: location.clone() });
+            upload.writer = Some(WriteMultipart::new_with_chunk_size(silent, PART_BYTES));
+            upload.write_all(&vec![7; bytes]).expect("kept for a part");
+            let began = Instant::now();
+            let error = upload.finish().expect_err("the store is gone");
+            assert!(began.elapsed() < LAST_PATIENCE * 2, "{:?}", began.elapsed());
+            let cause = std::error::Error::source(&error).expect("a cause").to_string();
+            assert!(cause.contains("the cause"), "{cause}");
+        }
     }
 
     #[test]

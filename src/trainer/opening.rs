@@ -121,7 +121,7 @@ impl<L: Learner> Opened<L> {
             group,
             loader,
             metrics,
-            lock,
+            lock: lock.map(Arc::new),
         };
         if found.is_none() {
             session.save()?;

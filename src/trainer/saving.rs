@@ -15,7 +15,7 @@ use crate::feature_table::{FeatureTable, Kind, TableMeta};
 use crate::ids::{ClassId, InstanceId};
 use crate::loader::Source;
 use crate::model::NamedTensors;
-use crate::storage::{Location, PublishMode};
+use crate::storage::{Location, Lock, PublishMode};
 
 use super::data::ShuffleKind;
 use super::learner::{Learned, Learner};
@@ -74,6 +74,8 @@ struct Common {
     optimizer: NamedTensors,
     state: Vec<u8>,
     metrics: MetricsFiles,
+    /// The run's: who lost it while it wrote publishes nothing.
+    lock: Arc<Lock>,
 }
 
 /// The rows of the bank that a process has.
@@ -87,16 +89,16 @@ struct BankRows {
 }
 
 impl Snapshot {
-    /// Copies the state as it is; `metrics` are rank 0's.
+    /// Copies the state as it is; `first` has what rank 0 alone has.
     pub(super) fn take(
         learner: &impl Learner,
         data: &Arc<DataIdentity>,
-        metrics: Option<MetricsFiles>,
+        first: Option<(MetricsFiles, Arc<Lock>)>,
         ranks: &PartsOfRanks,
     ) -> Self {
         Self {
             step: learner.learned().cursor.step,
-            common: metrics.map(|metrics| Common::of(learner, data, metrics)),
+            common: first.map(|(metrics, lock)| Common::of(learner, data, metrics, lock)),
             bank: learner.bank().map(BankRows::of),
             data: Arc::clone(data),
             ranks: ranks.clone(),
@@ -106,8 +108,8 @@ impl Snapshot {
     /// Publishes the checkpoint, and the metrics up to it before.
     ///
     /// # Errors
-    /// If a weight or a row of the bank is not finite, a row is not of unit length, or the store fails; earlier
-    /// checkpoints stand.
+    /// If a weight or a row of the bank is not finite, a row is not of unit length, another process took the run over
+    /// meanwhile, or the store fails; earlier checkpoints stand.
     pub(super) fn write(self, run: &Location) -> Result<Location, TrainError> {
         let Self { step, common, bank, data, ranks } = self;
         let folder = run.join("checkpoints").join(&checkpoint_name(step));
@@ -166,7 +168,7 @@ impl BankRows {
 }
 
 impl Common {
-    fn of(learner: &impl Learner, data: &DataIdentity, metrics: MetricsFiles) -> Self {
+    fn of(learner: &impl Learner, data: &DataIdentity, metrics: MetricsFiles, lock: Arc<Lock>) -> Self {
         let Learned { config, encoder, optimizer, cursor } = learner.learned();
         let json = |value: serde_json::Result<Value>| value.expect("it is plain data");
         let mut state = TrainState {
@@ -187,6 +189,7 @@ impl Common {
             optimizer: optimizer.buffers(),
             state: serde_json::to_vec_pretty(&state).expect("a state is plain data"),
             metrics,
+            lock,
         }
     }
 
@@ -208,6 +211,7 @@ impl Common {
             publish_file(folder, STATE, self.state)?,
         ];
         files.extend(bank()?);
+        self.lock.check()?;
         Ok(CheckpointManifest::new(step, self.epoch, trained_on.clone(), files).publish(folder)?)
     }
 }
@@ -219,4 +223,40 @@ impl Common {
 pub(super) fn publish_config(config: &TrainConfig, run: &Location) -> Result<(), TrainError> {
     let text = toml::to_string(config).expect("a configuration is plain data");
     Ok(run.join("config.toml").publish(text, PublishMode::Overwrite)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::list_checkpoints;
+    use crate::trainer::metrics::Metrics;
+
+    fn common(run: &Location, lock: Lock) -> Common {
+        let metrics = Metrics::resume(run, 0).expect("a new run").files();
+        let (model, optimizer) = (NamedTensors::from_tensors([]), NamedTensors::from_tensors([]));
+        Common { epoch: 0, model, optimizer, state: b"{}".to_vec(), metrics, lock: Arc::new(lock) }
+    }
+
+    #[test]
+    fn who_loses_the_run_while_it_writes_publishes_no_checkpoint() {
+        let run = Location::in_memory().join("run");
+        let folder = run.join("checkpoints").join(&checkpoint_name(5));
+        let digest = || "0".repeat(64);
+        let trained_on =
+            TrainedOn { dataset_digest: digest(), split: "train".into(), split_digest: digest() };
+        let lock = || Lock::take(&run.join("lock"));
+        let overtaken = common(&run, lock().expect("free"));
+        let overtake = || {
+            run.join("lock.00000001").publish("another process", PublishMode::Overwrite)?;
+            Ok(Vec::new())
+        };
+        let error = overtaken.write(5, &folder, &trained_on, overtake).expect_err("it is another's");
+        assert_eq!(error.failure(), crate::failure::Failure::Unavailable, "{error}");
+        assert!(list_checkpoints(&run).expect("a list").is_empty());
+
+        run.join("lock.00000001").delete().expect("removed");
+        let holder = common(&run, lock().expect("free again"));
+        holder.write(5, &folder, &trained_on, || Ok(Vec::new())).expect("published");
+        assert_eq!(list_checkpoints(&run).expect("a list").len(), 1);
+    }
 }

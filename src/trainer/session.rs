@@ -18,7 +18,7 @@ use super::metrics::Metrics;
 use super::parts_of_ranks::PartsOfRanks;
 use super::saving::{DataIdentity, Snapshot};
 use super::state::make_replicas_equal;
-use super::{Hooks, Judged, MetricsLine, Scope, StopFlag, TrainConfig, TrainError};
+use super::{Hooks, Judged, MetricsLine, PartError, Scope, StopFlag, TrainConfig, TrainError};
 
 /// The metrics are published at least so often, where there are any.
 const SHOWN_EVERY: Duration = Duration::from_secs(60);
@@ -66,7 +66,7 @@ pub(super) struct Session<L> {
     /// When the metrics were last published.
     pub(super) shown: Instant,
     /// Of several jobs on one run, the one that may write; rank 0's.
-    pub(super) lock: Option<Lock>,
+    pub(super) lock: Option<Arc<Lock>>,
 }
 
 impl<L: Learner> Session<L> {
@@ -110,9 +110,15 @@ impl<L: Learner> Session<L> {
 
     fn mark_finished(&self) -> Result<(), TrainError> {
         if self.group.is_first() {
+            self.check_lock()?;
             mark_finished(&self.run, self.cursor().step)?;
         }
         Ok(())
+    }
+
+    /// Whether this process may write to the run.
+    fn check_lock(&self) -> Result<(), TrainError> {
+        Ok(self.lock.as_ref().map_or(Ok(()), |lock| lock.check())?)
     }
 
     /// What is still to be done when a run ends with an error.
@@ -120,6 +126,9 @@ impl<L: Learner> Session<L> {
         // Errors that all processes meet leave the checkpoint that is under way as it is.
         if !matches!(error, TrainError::Stopped { .. } | TrainError::NotFinite { .. }) {
             self.ranks.give_up();
+            if !matches!(error, TrainError::Part(PartError::Distributed(_))) {
+                self.group.fail(error.failure());
+            }
         }
         if let Some(metrics) = &self.metrics
             && let Err(error) = metrics.files().publish()
@@ -268,11 +277,12 @@ impl<L: Learner> Session<L> {
         if self.saved_step == Some(step) {
             return Ok(Duration::ZERO);
         }
-        self.lock.as_ref().map_or(Ok(()), Lock::check)?;
+        self.check_lock()?;
         make_replicas_equal(&self.group, encoder, step)?;
         let (learner, data, ranks) = (&self.learner, &self.data, &self.ranks);
         let metrics = self.metrics.as_mut().map(Metrics::files_of_checkpoint);
-        let stall = self.writer.start(|| Snapshot::take(learner, data, metrics, ranks))?;
+        let first = metrics.zip(self.lock.clone());
+        let stall = self.writer.start(|| Snapshot::take(learner, data, first, ranks))?;
         tracing::debug!("step {step}: training stood still for {:.3} s", stall.as_secs_f64());
         (self.saved, self.saved_step) = (Instant::now(), Some(step));
         Ok(stall)

@@ -195,6 +195,25 @@ fn a_rank_that_ends_without_leaving_is_lost_to_the_others() {
 }
 
 #[test]
+fn an_error_of_one_rank_is_that_of_all() {
+    for failing in [0, 1] {
+        let errors = each_of(3, LONG, |group| {
+            group.barrier().expect("all come");
+            if group.rank() == failing {
+                group.fail(Failure::Data);
+                return None;
+            }
+            Some(group.barrier().expect_err("one rank has failed"))
+        });
+        for error in errors.into_iter().flatten() {
+            let text = format!("rank {failing} failed with exit code 65; its own log says why");
+            assert_eq!(error.to_string(), text);
+            assert_eq!(error.failure(), Failure::Data);
+        }
+    }
+}
+
+#[test]
 fn a_rank_that_left_is_named_by_those_who_still_need_it() {
     let errors = each_of(3, LONG, |group| {
         group.barrier().expect("all come");

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::line::{Heard, Line, Lines, prepare, tell};
 use super::{BEAT, GAP, Shared, TICK};
 use crate::distributed::error::{Fate, LostRank};
+use crate::failure::Failure;
 
 /// How long after a loss others count to it.
 const MOMENT: Duration = Duration::from_millis(100);
@@ -77,6 +78,12 @@ impl Hub {
             let since = ranks.failure.map_or_else(Instant::now, |(since, _, _)| since);
             ranks.failure = Some((since, collective, waited));
         }
+    }
+
+    /// Rank 0 is about to end with an error of its own.
+    pub(super) fn tell_failure(&self, failure: Failure) {
+        self.ranks().lose(0, Fate::Failed { failure });
+        self.conclude();
     }
 
     pub(super) fn say_goodbye(&self) {
@@ -160,6 +167,7 @@ impl Hub {
                     (seen.last, seen.begun) = (Instant::now(), begun);
                 }
                 Heard::Line(Line::Bye) => seen.left = true,
+                Heard::Line(Line::Ends { failure }) => ranks.lose(rank, Fate::Failed { failure }),
                 Heard::Line(Line::Failed { collective, waited }) => {
                     drop(ranks);
                     self.note_failure(collective, waited);

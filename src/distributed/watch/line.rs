@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::distributed::error::LostRank;
+use crate::failure::Failure;
 
 /// A line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,6 +18,8 @@ pub(super) enum Line {
     Beat { begun: u64 },
     /// A rank's collective failed. `waited` in seconds where it waited in vain.
     Failed { collective: u64, waited: Option<u64> },
+    /// A rank is about to end with an error of its own.
+    Ends { failure: Failure },
     /// Rank 0's verdict.
     Lost { lost: Vec<LostRank> },
     /// An orderly end.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::line::{Heard, Line, Lines, prepare, tell};
 use super::{BEAT, GAP, Shared, TICK};
 use crate::distributed::error::{Fate, LostRank};
+use crate::failure::Failure;
 
 /// The connection to rank 0.
 #[derive(Debug)]
@@ -36,6 +37,11 @@ impl Member {
     pub(super) fn tell_failure(&self, begun: u64, collective: u64, waited: Option<u64>) {
         tell(&self.stream, &Line::Beat { begun });
         tell(&self.stream, &Line::Failed { collective, waited });
+    }
+
+    /// This rank is about to end with an error of its own.
+    pub(super) fn tell_end(&self, failure: Failure) {
+        tell(&self.stream, &Line::Ends { failure });
     }
 
     pub(super) fn say_goodbye(&self, begun: u64) {

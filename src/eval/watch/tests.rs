@@ -98,6 +98,7 @@ fn a_claim_is_respected_until_its_lease_is_over() {
     held.file.publish(r#"{"until": 1.0}"#, PublishMode::Overwrite).expect("run out");
     let summary = watch(&run, &options(), |step, _, _| publish(&run, step)).expect("watched");
     assert_eq!(summary.judged, [7]);
+    assert!(!held.file.exists().expect("a look"), "a dead watcher's claim goes with the report");
 }
 
 #[test]
