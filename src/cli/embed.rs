@@ -7,7 +7,8 @@ use super::exit::WrongUsage;
 use super::progress::Terminal;
 use super::ranks::{RankFlags, progress_of};
 use super::{GlobalArgs, write_json};
-
+use crate::checkpoint::Checkpoint;
+use crate::dataset::Manifest;
 use crate::eval::{EmbedJob, RowChoice, embed};
 use crate::model::{DeviceChoice, FeatureLayer};
 
@@ -60,9 +61,11 @@ pub(super) fn run(global: &GlobalArgs, args: &EmbedArgs) -> anyhow::Result<()> {
     let place = |layer: &FeatureLayer| {
         Ok((*layer, global.location(&args.output.replace(PLACEHOLDER, &layer.to_string()))?))
     };
+    let dataset = global.location(&args.dataset)?;
     let job = EmbedJob {
-        checkpoint: global.location(&args.checkpoint)?,
-        dataset: global.location(&args.dataset)?,
+        checkpoint: Checkpoint::open(&global.location(&args.checkpoint)?)?,
+        manifest: Manifest::read(&dataset)?,
+        dataset,
         split: args.split.clone(),
         outputs: args.feature.iter().map(place).collect::<anyhow::Result<_>>()?,
         rows: if args.limit == 0 { RowChoice::All } else { RowChoice::Sample(args.limit as usize) },

@@ -5,23 +5,23 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
-use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use super::learn_flags::LearnFlags;
 use super::progress::{Meter, Terminal, say};
-use super::{GlobalArgs, signals, write_json};
+use super::{GlobalArgs, learn_flags, signals, write_json};
 use crate::checkpoint::{Checkpoint, checkpoint_name};
 use crate::config;
 use crate::dataset::Manifest;
 use crate::distributed::Rendezvous;
 use crate::eval::{ClassifierReport, RowChoice, classify, load_encoder};
 use crate::loader::Source;
-use crate::model::{DeviceChoice, select_device};
+use crate::model::select_device;
 use crate::progress::Quiet;
 use crate::storage::{Location, PublishMode};
 use crate::trainer::{
-    FinetuneJob, HookError, Hooks, Judged, LabelOptions, MetricsLine, Outcome, Precision, RecipeKind,
-    RunSummary, Scope, StepReport, StopFlag, TrainConfig, TrainJob, finetune, finetune_protocol,
+    FinetuneJob, HookError, Hooks, Judged, LabelOptions, MetricsLine, Outcome, RunSummary, Scope, StepReport,
+    StopFlag, TrainConfig, TrainJob, finetune, finetune_protocol,
 };
 use crate::units::Fraction;
 
@@ -32,7 +32,8 @@ const BATCH_SIZE: usize = 256;
 ///
 /// All layers learn; a classifier takes the projection's place. The labels are a share of the split's, the same
 /// number for each class; which these are is written to the run's labels.parquet. Defaults are the paper's: 70
-/// epochs, learning rate 0.01, a tenth of it after 30 and 60. Running the same command again goes on from the
+/// epochs, learning rate 0.01, a tenth of it after 30 and 60; split, architecture, side and augmentations are those of
+/// the checkpoint's run. Running the same command again goes on from the
 /// newest checkpoint; SIGTERM and SIGUSR1 save one and end with exit code 75.
 #[derive(Debug, Args)]
 #[command(
@@ -61,80 +62,15 @@ pub(super) struct FinetuneArgs {
     #[arg(long, value_name = "NAME", default_value = "val")]
     judge_split: String,
     #[command(flatten)]
-    flags: FinetuneFlags,
+    flags: LearnFlags,
 }
 
-/// Keys of the configuration as flags; what is not given is the paper's, or that of the checkpoint's run.
-#[derive(Debug, Args, Serialize)]
-struct FinetuneFlags {
-    /// The split whose labels are seen
-    #[arg(long, value_name = "NAME")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    split: Option<String>,
-    /// The augmentations
-    #[arg(long, value_enum, value_name = "NAME")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    recipe: Option<RecipeKind>,
-    /// Passes over the labels [default: 70]
-    #[arg(long, value_name = "N")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    epochs: Option<u64>,
-    /// Pictures of one step [default: 256]
-    #[arg(long, value_name = "N")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    batch_size: Option<usize>,
-    /// In how many parts a step's pictures go through the network
-    #[arg(long, value_name = "N")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    accumulate: Option<usize>,
-    /// The learning rate [default: 0.01]
-    #[arg(long, value_name = "RATE")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    lr: Option<f64>,
-    /// Epochs at which the learning rate becomes a tenth, with commas between [default: 30,60]
-    #[arg(long, value_name = "EPOCHS", value_delimiter = ',')]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    lr_milestones: Option<Vec<u64>>,
-    /// Weight decay [default: 0.0001]
-    #[arg(long, value_name = "W")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    weight_decay: Option<f64>,
-    /// The seed of order, pixels and the classifier's first weights
-    #[arg(long, value_name = "N")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    seed: Option<u64>,
-    /// Where to compute: auto, cpu or cuda:N
-    #[arg(long, value_name = "DEVICE")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    device: Option<DeviceChoice>,
-    /// In which precision the network computes; f16 is not among them
-    #[arg(long, value_enum, value_name = "NAME")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    precision: Option<Precision>,
-    /// Threads that decode and augment; 0 for one on each core
-    #[arg(long, value_name = "N")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    loader_threads: Option<usize>,
-    /// A checkpoint after every N epochs, and always after the last
-    #[arg(long, value_name = "N")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    checkpoint_every_epochs: Option<u64>,
-    /// A checkpoint after every N steps too; 0 for none
-    #[arg(long, value_name = "N")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    checkpoint_every_steps: Option<u64>,
-    /// How many of the newest checkpoints are kept, beside the initial one; 0 for all
-    #[arg(long, value_name = "N")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    keep: Option<usize>,
-    /// A line of the metrics after every N steps, beside those of the epochs; 0 for none
-    #[arg(long, value_name = "N")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    log_every_steps: Option<u64>,
-    /// Do not judge the classifier after each epoch, only at the end
-    #[arg(long, num_args = 0, default_missing_value = "true")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    no_monitor: Option<bool>,
+/// Keys of which a fine-tuning has those of the checkpoint's run.
+const OF_THE_RUN: [&str; 2] = ["split", "recipe"];
+
+/// Writes the paper's defaults into the help.
+pub(super) fn show_defaults(command: clap::Command) -> clap::Command {
+    learn_flags::show_defaults(command, &finetune_protocol(&TrainConfig::default()), &OF_THE_RUN)
 }
 
 pub(super) fn run(global: &GlobalArgs, args: &FinetuneArgs) -> anyhow::Result<()> {

@@ -7,7 +7,7 @@ use super::exit::WrongUsage;
 use super::progress::{Terminal, say};
 use super::{GlobalArgs, write_json};
 use crate::checkpoint::{Checkpoint, CheckpointError, list_checkpoints};
-use crate::dataset::write_label_subset;
+use crate::dataset::{Manifest, write_label_subset};
 use crate::distributed::ProcessGroup;
 use crate::eval::{
     AugmentedJob, LinearOptions, LinearReport, ProbeReport, RowChoice, RunTables, Solver, probe,
@@ -201,10 +201,8 @@ fn of_run(
     options: &LinearOptions,
 ) -> anyhow::Result<Probed> {
     let dataset = global.location(args.dataset.as_deref().unwrap_or_default())?;
-    let train_split = match &args.train_split {
-        Some(split) => split.clone(),
-        None => Checkpoint::open(checkpoint)?.manifest().trained_on.split.clone(),
-    };
+    let (checkpoint, manifest) = (Checkpoint::open(checkpoint)?, Manifest::read(&dataset)?);
+    let train_split = args.train_split.as_ref().unwrap_or(&checkpoint.manifest().trained_on.split).clone();
     let rows = match (args.label_fraction, args.limit) {
         (Some(fraction), _) => RowChoice::Labels { fraction, seed: args.seed },
         (None, 0) => RowChoice::All,
@@ -216,6 +214,7 @@ fn of_run(
             run: run.clone(),
             checkpoint: checkpoint.clone(),
             dataset: dataset.clone(),
+            manifest: manifest.clone(),
             split: split.to_owned(),
             rows,
             layers: args.feature.clone(),
@@ -234,6 +233,7 @@ fn of_run(
         let job = AugmentedJob {
             checkpoint: checkpoint.clone(),
             dataset: dataset.clone(),
+            manifest: manifest.clone(),
             train_split: train_split.clone(),
             rows,
             layers: args.feature.clone(),
@@ -242,7 +242,6 @@ fn of_run(
         };
         let tests = tests.iter().map(FeatureTable::read).collect::<Result<Vec<_>, _>>()?;
         let reports = probe_augmented(&job, &tests, options, &progress)?;
-        let manifest = crate::dataset::Manifest::read(&dataset)?;
         let source = rows.open(&dataset, &manifest, &train_split)?;
         return Ok((reports, labels_of(source.ids(), source.labels())));
     }

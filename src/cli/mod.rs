@@ -15,6 +15,8 @@ mod ingest;
 mod inspect;
 mod knn;
 #[cfg(feature = "torch")]
+mod learn_flags;
+#[cfg(feature = "torch")]
 mod linear;
 mod progress;
 #[cfg(feature = "torch")]
@@ -158,7 +160,9 @@ pub fn check_command_line(words: &[String]) -> Result<(), String> {
 fn command() -> clap::Command {
     let command = Cli::command();
     #[cfg(feature = "torch")]
-    let command = command.mut_subcommand("train", train::show_defaults);
+    let command = command
+        .mut_subcommand("train", train::show_defaults)
+        .mut_subcommand("finetune", finetune::show_defaults);
     command
 }
 

@@ -6,9 +6,9 @@ use arrow::array::{
     Array, ArrayRef, AsArray, BooleanArray, Int32Array, Int64Array, RecordBatch, StringArray,
 };
 use arrow::datatypes::{DataType, Field, Int32Type, Int64Type, Schema};
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::arrow::ProjectionMask;
 
-use super::index::write_table;
+use super::table::{read_table, write_table};
 use super::{DatasetError, FileEntry};
 use crate::ids::InstanceId;
 use crate::storage::Location;
@@ -69,28 +69,14 @@ pub fn write_duplicates(dataset: &Location, rows: &[DuplicateRow]) -> Result<Fil
 /// If it is missing or damaged, or the store fails.
 pub fn read_duplicates(dataset: &Location) -> Result<Vec<DuplicateRow>, DatasetError> {
     let location = dataset.join(DUPLICATES_FILE);
-    let damaged = |reason: String| DatasetError::Damaged { shard: location.to_string(), reason };
     let bytes = match location.read() {
         Err(error) if error.is_not_found() => {
-            return Err(damaged("it is missing; ingest looks for duplicates and writes it".into()));
+            let reason = "it is missing; ingest looks for duplicates and writes it".into();
+            return Err(DatasetError::Damaged { shard: location.to_string(), reason });
         }
         other => other?,
     };
-    let reader = ParquetRecordBatchReaderBuilder::try_new(bytes)
-        .and_then(|builder| {
-            if builder.schema().fields() != schema().fields() {
-                let reason = "its columns are not those of duplicates".to_owned();
-                return Err(parquet::errors::ParquetError::General(reason));
-            }
-            builder.build()
-        })
-        .map_err(|error| damaged(error.to_string()))?;
-    let mut rows = Vec::new();
-    for batch in reader {
-        let batch = batch.map_err(|error| damaged(error.to_string()))?;
-        append(&batch, &mut rows).ok_or_else(|| damaged("a value is out of range".into()))?;
-    }
-    Ok(rows)
+    read_table(bytes, &location, &schema(), ProjectionMask::all(), append)
 }
 
 fn append(batch: &RecordBatch, rows: &mut Vec<DuplicateRow>) -> Option<()> {

@@ -10,17 +10,15 @@ use arrow::array::{
     RecordBatch, StringArray,
 };
 use arrow::datatypes::{DataType, Field, Schema};
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
-use parquet::arrow::{ArrowWriter, ProjectionMask};
-use parquet::basic::{Compression, ZstdLevel};
-use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use parquet::arrow::ProjectionMask;
 use serde::{Deserialize, Serialize};
 
 use super::places::located;
+use super::table::{read_table, write_table};
 use super::whole::read_whole;
 use super::{DatasetError, FileEntry, Place};
 use crate::ids::{ClassId, InstanceId};
-use crate::storage::{Digest, Location, Upload};
+use crate::storage::{Digest, Location};
 
 /// What a picture looks like, in 256 bits; pictures that look the same differ in few of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -93,28 +91,6 @@ pub fn write_index(dataset: &Location, path: &str, rows: &[IndexRow]) -> Result<
     write_table(&location, Arc::new(schema()), batches, path)
 }
 
-/// Writes a small Parquet file of ours.
-pub(super) fn write_table(
-    location: &Location,
-    schema: Arc<Schema>,
-    batches: impl Iterator<Item = RecordBatch>,
-    path: &str,
-) -> Result<FileEntry, DatasetError> {
-    let failed = |source| DatasetError::Write { shard: location.to_string(), source };
-    let properties = WriterProperties::builder()
-        .set_created_by("instdisc dataset 1".to_owned())
-        .set_compression(Compression::ZSTD(ZstdLevel::default()))
-        .set_statistics_enabled(EnabledStatistics::None)
-        .build();
-    let mut writer =
-        ArrowWriter::try_new(Upload::start(location)?, schema, Some(properties)).map_err(failed)?;
-    for batch in batches {
-        writer.write(&batch).and_then(|()| writer.flush()).map_err(failed)?;
-    }
-    let published = writer.into_inner().map_err(failed)?.finish()?;
-    Ok(FileEntry { path: path.to_owned(), bytes: published.bytes, digest: published.digest })
-}
-
 fn record_batch(rows: &[IndexRow]) -> RecordBatch {
     let digests =
         FixedSizeBinaryArray::try_from_iter(rows.iter().map(|row| row.picture.0)).expect("32 bytes each");
@@ -172,22 +148,7 @@ pub(super) fn read<T>(
     append: impl Fn(&RecordBatch, &mut Vec<T>) -> Option<()>,
 ) -> Result<Vec<T>, DatasetError> {
     let location = dataset.join(&entry.path);
-    let damaged = |reason: String| DatasetError::Damaged { shard: location.to_string(), reason };
-    let bytes = read_whole(&location, entry.digest)?;
-    let reader = ParquetRecordBatchReaderBuilder::try_new(bytes)
-        .and_then(|builder| {
-            if builder.schema().fields() != schema().fields() {
-                return Err(parquet::errors::ParquetError::General("its columns are not an index's".into()));
-            }
-            builder.with_projection(mask.clone()).with_batch_size(ROW_GROUP).build()
-        })
-        .map_err(|error| damaged(error.to_string()))?;
-    let mut rows = Vec::new();
-    for batch in reader {
-        let batch = batch.map_err(|error| damaged(error.to_string()))?;
-        append(&batch, &mut rows).ok_or_else(|| damaged("a value is out of range".into()))?;
-    }
-    Ok(rows)
+    read_table(read_whole(&location, entry.digest)?, &location, &schema(), mask.clone(), append)
 }
 
 fn text<'a>(batch: &'a RecordBatch, name: &str) -> Option<&'a StringArray> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, Int64Array, RecordBatch};
 use arrow::datatypes::{DataType, Field, Schema};
 
-use super::index::write_table;
+use super::table::write_table;
 use super::{DatasetError, FileEntry};
 use crate::ids::{ClassId, InstanceId};
 use crate::storage::Location;

@@ -17,6 +17,7 @@ mod places;
 mod reader;
 mod schema;
 mod summary;
+mod table;
 mod whole;
 mod writer;
 

@@ -23,10 +23,12 @@ use super::over_ranks::{gather_table, share};
 /// What to embed with what, and where to.
 #[derive(Clone, Debug)]
 pub struct EmbedJob {
-    /// The checkpoint's folder.
-    pub checkpoint: Location,
+    /// The checkpoint.
+    pub checkpoint: Checkpoint,
     /// The dataset's folder.
     pub dataset: Location,
+    /// What the dataset says of itself.
+    pub manifest: Manifest,
     /// The split.
     pub split: String,
     /// The layers, each with the place of its feature table; all are made in one pass.
@@ -116,15 +118,14 @@ pub fn embed(
     group: &ProcessGroup,
     progress: &dyn Progress,
 ) -> Result<Vec<Published>, EmbedError> {
-    let checkpoint = Checkpoint::open(&job.checkpoint)?;
-    let manifest = Manifest::read(&job.dataset)?;
-    check_dataset(&checkpoint, &manifest)?;
-    let source = job.rows.open(&job.dataset, &manifest, &job.split)?;
+    let EmbedJob { checkpoint, manifest, .. } = job;
+    check_dataset(checkpoint, manifest)?;
+    let source = job.rows.open(&job.dataset, manifest, &job.split)?;
     let selected = select_device_of(job.device, job.local_rank, group.world())?;
     tracing::info!("device {:?} ({})", selected.device, selected.reason);
     group.agree("the dataset's digest", &manifest.dataset_digest.to_string())?;
     group.agree("the checkpoint", &format!("{:?}", checkpoint.manifest().files))?;
-    let encoder = load_encoder(&checkpoint, selected.device)?;
+    let encoder = load_encoder(checkpoint, selected.device)?;
     let about = TableMeta {
         kind: Kind::Embedding,
         layer: String::new(),
@@ -146,7 +147,7 @@ pub fn embed(
         let mut rows = table.features.chunks(table.meta.dim);
         if let Some(bad) = rows.position(|row| row.iter().any(|x| !x.is_finite())) {
             let instance = table.ids[bad].0;
-            return Err(EmbedError::NotFinite { checkpoint: job.checkpoint.to_string(), instance });
+            return Err(EmbedError::NotFinite { checkpoint: checkpoint.folder().to_string(), instance });
         }
     }
     let outputs = tables.iter().zip(&job.outputs).filter(|_| group.is_first());

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use super::KnnReport;
-use crate::storage::{Location, StorageError};
+use crate::storage::{Location, StorageError, read_concurrently};
 
 /// The scores of one checkpoint.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -58,12 +58,10 @@ pub fn history(run: &Location, report: &KnnReport) -> Result<Vec<HistoryPoint>, 
     let own = HistoryPoint::of(report);
     let folder = run.join("eval");
     let mut points = vec![own.clone()];
-    for entry in folder.list()? {
-        let is_report = entry.name.starts_with("knn-step-") && entry.name.ends_with(".json");
-        if !is_report {
-            continue;
-        }
-        let text = match folder.join(&entry.name).read() {
+    let is_report = |name: &str| name.starts_with("knn-step-") && name.ends_with(".json");
+    let names = folder.list()?.into_iter().map(|entry| entry.name).filter(|name| is_report(name));
+    for read in read_concurrently(names.map(|name| (folder.join(&name), None)).collect()) {
+        let text = match read {
             Ok(text) => text,
             // Another job may be replacing it.
             Err(error) if error.is_not_found() => continue,

@@ -18,10 +18,12 @@ const DIGEST_DIGITS: usize = 8;
 pub struct RunTables {
     /// The run's folder.
     pub run: Location,
-    /// The checkpoint's folder.
-    pub checkpoint: Location,
+    /// The checkpoint.
+    pub checkpoint: Checkpoint,
     /// The dataset's folder.
     pub dataset: Location,
+    /// What the dataset says of itself.
+    pub manifest: Manifest,
     /// The split.
     pub split: String,
     /// Which rows of it.
@@ -50,17 +52,16 @@ pub fn run_tables(
     group: &ProcessGroup,
     progress: &dyn Progress,
 ) -> Result<Vec<Location>, EmbedError> {
-    let checkpoint = Checkpoint::open(&job.checkpoint)?;
-    let manifest = Manifest::read(&job.dataset)?;
-    let entry = checkpoint.manifest().files.iter().find(|entry| entry.name == MODEL);
+    let of_checkpoint = job.checkpoint.manifest();
+    let entry = of_checkpoint.files.iter().find(|entry| entry.name == MODEL);
     let weights = entry.map_or_else(|| Digest([0; 32]), |entry| entry.digest).to_string();
     let weights = &weights[..DIGEST_DIGITS.min(weights.len())];
-    let (rows, step) = (job.rows.name(), checkpoint.manifest().step);
+    let (rows, step) = (job.rows.name(), of_checkpoint.step);
     let place = |layer: &FeatureLayer| {
         let name = format!("{}{rows}-{layer}-step-{step:08}-{weights}.arrow", job.split);
         job.run.join("eval/features").join(&name)
     };
-    let digest = manifest.dataset_digest.to_string();
+    let digest = job.manifest.dataset_digest.to_string();
     let outputs: Vec<_> = job.layers.iter().map(|layer| (*layer, place(layer))).collect();
     let is_there =
         |table: &Location| StoredTable::open(table).is_ok_and(|table| table.meta().dataset_digest == digest);
@@ -78,6 +79,7 @@ pub fn run_tables(
         let job = EmbedJob {
             checkpoint: job.checkpoint.clone(),
             dataset: job.dataset.clone(),
+            manifest: job.manifest.clone(),
             split: job.split.clone(),
             outputs: missing,
             rows: job.rows,

@@ -5,6 +5,7 @@
 //! that runs out, and another takes the next one; claims are numbered and never replaced by others, so two
 //! watchers cannot both take over. State lies beside the reports alone: a watcher can be started anew anywhere.
 
+use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -12,6 +13,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{CheckpointError, finished_step, list_checkpoints};
 use crate::storage::{Location, PublishMode, StorageError};
+
+/// The folder of a run's reports.
+const REPORTS: &str = "eval";
 
 /// How to watch.
 #[derive(Clone, Copy, Debug)]
@@ -83,7 +87,7 @@ impl Claim {
 
 /// The place of the report of a checkpoint of a run.
 pub fn report_location(run: &Location, step: u64) -> Location {
-    run.join(&format!("eval/knn-step-{step:08}.json"))
+    run.join(REPORTS).join(&format!("knn-step-{step:08}.json"))
 }
 
 /// Judges every checkpoint of the run that has no report, oldest first, and waits for more.
@@ -108,11 +112,12 @@ pub fn watch<E: From<CheckpointError>>(
         if step > newest {
             (newest, last_news) = (step, Instant::now());
         }
+        let reports = reports(run)?;
         let mut open = false;
         let mut worked = false;
         for (step, folder) in &checkpoints {
             let report = report_location(run, *step);
-            if report.exists().map_err(CheckpointError::from)? {
+            if reports.contains(report.file_name()) {
                 continue;
             }
             let Some(claim) = take_claim(&report, options.lease).map_err(CheckpointError::from)? else {
@@ -145,6 +150,11 @@ pub fn watch<E: From<CheckpointError>>(
             std::thread::sleep(options.poll);
         }
     }
+}
+
+/// The names of the reports, and of what else lies in their folder.
+fn reports(run: &Location) -> Result<BTreeSet<String>, CheckpointError> {
+    Ok(run.join(REPORTS).list()?.into_iter().map(|entry| entry.name).collect())
 }
 
 fn is_listed(run: &Location, step: u64) -> Result<bool, CheckpointError> {

@@ -23,6 +23,8 @@ use crate::storage::Location;
 
 /// Bytes after the footer: its length and the magic word.
 const TRAILER_BYTES: u64 = 10;
+/// Read from the end at once: as a rule the footer, with the names of a thousand classes.
+const TAIL_BYTES: u64 = 64 << 10;
 /// Bytes before a message: a marker and the message's length.
 const MESSAGE_PREFIX: usize = 8;
 
@@ -106,12 +108,16 @@ fn open_file(location: &Location) -> Result<(TableMeta, Values, Vec<Batch>), Tab
     let size = location.size()?;
     let cut = || not_whole("it is cut".into());
     let trailer_at = size.checked_sub(TRAILER_BYTES).ok_or_else(cut)?;
-    let trailer = location.read_range(trailer_at..size)?;
-    let trailer = <[u8; TRAILER_BYTES as usize]>::try_from(&trailer[..]).map_err(|_| cut())?;
-    let length = read_footer_length(trailer)
+    let tail_at = size.saturating_sub(TAIL_BYTES);
+    let tail = location.read_range(tail_at..size)?;
+    let trailer = tail.last_chunk().filter(|_| tail.len() as u64 == size - tail_at).ok_or_else(cut)?;
+    let length = read_footer_length(*trailer)
         .map_err(|source| TableError::Malformed { table: name.clone(), source })?;
     let footer_at = trailer_at.checked_sub(length as u64).ok_or_else(cut)?;
-    let footer = location.read_range(footer_at..trailer_at)?;
+    let footer = match footer_at.checked_sub(tail_at) {
+        Some(from) => tail.slice(from as usize..(trailer_at - tail_at) as usize),
+        None => location.read_range(footer_at..trailer_at)?,
+    };
     let footer = root_as_footer(&footer).map_err(|error| not_whole(error.to_string()))?;
     let schema = footer.schema().ok_or_else(|| not_whole("it has no schema".into()))?;
     let schema =

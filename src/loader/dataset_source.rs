@@ -10,9 +10,9 @@ use rayon::prelude::*;
 use super::LoaderError;
 use super::groups::Resident;
 use super::layout::Layout;
-use super::source::{Fetched, Reading, Source};
+use super::source::{Fetched, Instances, Reading, Source};
 use crate::dataset::{DatasetError, Located, Manifest, Row, ShardEntry, ShardReader};
-use crate::ids::{ClassId, InstanceId, Position};
+use crate::ids::{InstanceId, Position};
 use crate::rng::{Purpose, Stream};
 use crate::storage::{BlobCache, Digest, LocalFile, Location};
 
@@ -61,9 +61,7 @@ pub struct DatasetSource {
     pub(super) shards: Vec<ShardReader>,
     /// By group: the shard, and the row group within it.
     pub(super) groups: Vec<(u32, u32)>,
-    pub(super) layout: Layout,
-    pub(super) ids: Vec<InstanceId>,
-    pub(super) labels: Vec<Option<ClassId>>,
+    pub(super) instances: Instances,
     /// By position.
     pub(super) pictures: Vec<Stored>,
     pub(super) is_local: bool,
@@ -120,12 +118,10 @@ impl DatasetSource {
             |&(shard, row_group): &(u32, u32)| shards[shard as usize].row_group_bytes(row_group as usize);
         let bytes: Vec<u64> = groups.iter().map(bytes_of).collect();
         Ok(Self {
-            layout: layout(&pictures, &bytes),
+            instances: Instances { ids, labels, layout: layout(&pictures, &bytes) },
             next_use: groups.iter().map(|_| AtomicU64::new(u64::MAX)).collect(),
             shards,
             groups,
-            ids,
-            labels,
             pictures,
             is_local: dataset.local_path().is_some(),
             turns: Default::default(),
@@ -209,20 +205,8 @@ fn sample(len: usize, limit: usize) -> Vec<InstanceId> {
 }
 
 impl Source for DatasetSource {
-    fn len(&self) -> usize {
-        self.pictures.len()
-    }
-
-    fn ids(&self) -> &[InstanceId] {
-        &self.ids
-    }
-
-    fn labels(&self) -> &[Option<ClassId>] {
-        &self.labels
-    }
-
-    fn layout(&self) -> &Layout {
-        &self.layout
+    fn instances(&self) -> &Instances {
+        &self.instances
     }
 
     fn place(&self, position: Position) -> String {
@@ -260,8 +244,8 @@ impl Source for DatasetSource {
         if self.is_local {
             return Ok(0);
         }
-        let reading = self.turns.len() as u64 * self.layout.largest_group();
-        let total = self.layout.total_bytes();
+        let reading = self.turns.len() as u64 * self.layout().largest_group();
+        let total = self.layout().total_bytes();
         if self.cache.as_ref().is_some_and(|cache| cache.limit() >= total) {
             self.resident.set_limit((memory / 8).min(READ_MEMORY));
             for next_use in &self.next_use {

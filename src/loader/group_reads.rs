@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 
 use super::dataset_source::{DatasetSource, Stored};
-use super::source::{Encoded, Fetched, Reading};
+use super::source::{Encoded, Fetched, Reading, Source};
 use super::{Counters, LoaderError};
 use crate::dataset::{DatasetError, Row, ShardReader};
 use crate::ids::Position;
@@ -64,10 +64,16 @@ impl DatasetSource {
     }
 
     fn read_whole(&self, group: usize, reading: &Reading) -> Result<Bytes, LoaderError> {
+        if reading.cancel.is_cancelled() {
+            return Err(LoaderError::Stopped);
+        }
         let (shard, row_group) = self.shard(group);
         let range = shard.row_group_range(row_group);
-        let read = shard.location().read_range_unless(range, &reading.cancel).map_err(DatasetError::from)?;
-        let bytes = read.ok_or(LoaderError::Stopped)?;
+        let read = match shard.location().open_local().map_err(DatasetError::from)? {
+            Some(file) => file.read(range).map(Some),
+            None => shard.location().start_read_range(range).finish_unless(&reading.cancel),
+        };
+        let bytes = read.map_err(DatasetError::from)?.ok_or(LoaderError::Stopped)?;
         count(&reading.counters, &bytes);
         Ok(bytes)
     }
@@ -76,10 +82,10 @@ impl DatasetSource {
     fn parse(&self, group: usize, bytes: &Bytes) -> Result<Vec<Row>, LoaderError> {
         let (shard, row_group) = self.shard(group);
         let rows = shard.parse_row_group(row_group, bytes.clone())?;
-        for &position in self.layout.members(group) {
+        for &position in self.layout().members(group) {
             let row = self.pictures[position.row()].row;
             // The index tells ids and labels apart from the rows.
-            let (id, label) = (self.ids[position.row()], self.labels[position.row()]);
+            let (id, label) = (self.ids()[position.row()], self.labels()[position.row()]);
             if rows.get(row as usize).is_none_or(|row| row.id != id || row.label != label) {
                 let reason = format!("row {row} is not what the index says of it");
                 return Err(
@@ -137,7 +143,7 @@ impl DatasetSource {
 
     /// All rows of a group, each in memory of its own, so that it can be freed alone.
     pub(super) fn fetch_members(&self, group: usize, reading: &Reading) -> Vec<Fetched> {
-        let members = self.layout.members(group);
+        let members = self.layout().members(group);
         match self.load(group, reading) {
             Ok((_, rows)) => {
                 let copy = |&position: &Position| {
@@ -167,7 +173,7 @@ impl DatasetSource {
             return Ok(rows);
         }
         let rows = Arc::new(self.load(group, reading)?.1);
-        self.resident.insert(group, Arc::clone(&rows), self.layout.bytes(group));
+        self.resident.insert(group, Arc::clone(&rows), self.layout().bytes(group));
         Ok(rows)
     }
 

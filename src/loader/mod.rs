@@ -46,7 +46,7 @@ pub use options::{LoaderOptions, OnCorrupt};
 pub use order::{EpochOrder, Shuffle};
 pub use pipeline::{Batch, Loader};
 pub use recipe::{Augmentation, ColourOperation, CropBox, JitterStrength, Order, Recipe};
-pub use source::{Encoded, Fetched, MemorySource, Reading, Source};
+pub use source::{Encoded, Fetched, Instances, MemorySource, Reading, Source};
 pub use stats::{Counter, Counters, LoaderStats};
 pub use subset::Subset;
 

@@ -34,24 +34,46 @@ pub struct Reading {
     pub counters: Arc<Counters>,
 }
 
+/// Which instances a source has.
+#[derive(Clone, Debug)]
+pub struct Instances {
+    /// The instance at each position, in ascending order.
+    pub ids: Vec<InstanceId>,
+    /// The label at each position.
+    pub labels: Vec<Option<ClassId>>,
+    /// Which rows lie together.
+    pub layout: Layout,
+}
+
 /// Gives pictures by their positions.
 pub trait Source: Send + Sync {
-    /// The number of instances; their positions are `0..len`.
-    fn len(&self) -> usize;
+    /// Which instances it has; their positions are `0..len`.
+    fn instances(&self) -> &Instances;
 
-    /// The instance at each position, in ascending order.
-    fn ids(&self) -> &[InstanceId];
+    /// The number of instances.
+    fn len(&self) -> usize {
+        self.instances().ids.len()
+    }
 
     /// Whether there is none.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
+    /// The instance at each position, in ascending order.
+    fn ids(&self) -> &[InstanceId] {
+        &self.instances().ids
+    }
+
     /// The label at each position.
-    fn labels(&self) -> &[Option<ClassId>];
+    fn labels(&self) -> &[Option<ClassId>] {
+        &self.instances().labels
+    }
 
     /// Which rows lie together.
-    fn layout(&self) -> &Layout;
+    fn layout(&self) -> &Layout {
+        &self.instances().layout
+    }
 
     /// Where a row lies, for errors.
     fn place(&self, position: Position) -> String;
@@ -97,9 +119,7 @@ pub trait Source: Send + Sync {
 #[derive(Clone, Debug)]
 pub struct MemorySource {
     rows: Vec<Row>,
-    ids: Vec<InstanceId>,
-    labels: Vec<Option<ClassId>>,
-    layout: Layout,
+    instances: Instances,
 }
 
 impl MemorySource {
@@ -121,25 +141,13 @@ impl MemorySource {
         let labels = rows.iter().map(|row| row.label).collect();
         let bytes = rows.iter().map(|row| row.bytes.len() as u64).sum();
         let layout = Layout::regular(rows.len(), rows_of_a_group, bytes);
-        Self { rows, ids, labels, layout }
+        Self { rows, instances: Instances { ids, labels, layout } }
     }
 }
 
 impl Source for MemorySource {
-    fn len(&self) -> usize {
-        self.rows.len()
-    }
-
-    fn ids(&self) -> &[InstanceId] {
-        &self.ids
-    }
-
-    fn labels(&self) -> &[Option<ClassId>] {
-        &self.labels
-    }
-
-    fn layout(&self) -> &Layout {
-        &self.layout
+    fn instances(&self) -> &Instances {
+        &self.instances
     }
 
     fn place(&self, position: Position) -> String {

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use super::label_subset::balanced_rows;
 use super::layout::Layout;
-use super::{Fetched, LoaderError, Reading, Source};
+use super::{Fetched, Instances, LoaderError, Reading, Source};
 use crate::dataset::Row;
-use crate::ids::{ClassId, InstanceId, Position};
+use crate::ids::Position;
 use crate::units::Fraction;
 
 /// A source that gives some rows of another, under positions of its own.
@@ -15,9 +15,7 @@ pub struct Subset {
     inner: Arc<dyn Source>,
     /// By own position: that in the inner source.
     positions: Vec<Position>,
-    ids: Vec<InstanceId>,
-    labels: Vec<Option<ClassId>>,
-    layout: Layout,
+    instances: Instances,
     /// By own group: the inner group, and the places in it of the rows that count.
     groups: Vec<(usize, Vec<usize>)>,
 }
@@ -43,14 +41,12 @@ impl Subset {
                 members.push((kept, inner.layout().bytes(group)));
             }
         }
-        Self {
+        let instances = Instances {
             ids: positions.iter().map(|position| inner.ids()[position.row()]).collect(),
             labels: positions.iter().map(|position| inner.labels()[position.row()]).collect(),
             layout: Layout::new(members),
-            groups,
-            positions,
-            inner,
-        }
+        };
+        Self { inner, positions, instances, groups }
     }
 
     /// The rows of `inner` at a run of positions.
@@ -77,20 +73,8 @@ impl std::fmt::Debug for Subset {
 }
 
 impl Source for Subset {
-    fn len(&self) -> usize {
-        self.positions.len()
-    }
-
-    fn ids(&self) -> &[InstanceId] {
-        &self.ids
-    }
-
-    fn labels(&self) -> &[Option<ClassId>] {
-        &self.labels
-    }
-
-    fn layout(&self) -> &Layout {
-        &self.layout
+    fn instances(&self) -> &Instances {
+        &self.instances
     }
 
     fn place(&self, position: Position) -> String {
@@ -134,6 +118,7 @@ mod tests {
 
     use super::super::MemorySource;
     use super::*;
+    use crate::ids::{ClassId, InstanceId};
 
     #[test]
     fn a_subset_gives_the_same_pictures_by_rows_and_by_groups() {

@@ -34,20 +34,26 @@ impl Location {
     /// # Errors
     /// If nothing is there or the store fails.
     pub fn read(&self) -> Result<Bytes, StorageError> {
-        block_on(self.attempt("read", || async { self.store().get(self.key()).await?.bytes().await }))
+        block_on(self.read_part(None))
     }
 
-    /// Reads a range of bytes.
+    /// Reads a range of bytes; fewer where the file ends before.
     ///
     /// # Errors
-    /// If nothing is there, the file is shorter, or the store fails.
+    /// If nothing is there or the store fails.
     pub fn read_range(&self, range: Range<u64>) -> Result<Bytes, StorageError> {
-        block_on(self.read_part(range))
+        block_on(self.read_part(Some(range)))
     }
 
-    /// Reads a range of bytes; see [`Location::read_range`].
-    pub(super) async fn read_part(&self, range: Range<u64>) -> Result<Bytes, StorageError> {
-        self.attempt("read", || self.store().get_range(self.key(), range.clone())).await
+    /// Reads the whole file or a range of bytes: what every read of a store comes to.
+    pub(super) async fn read_part(&self, range: Option<Range<u64>>) -> Result<Bytes, StorageError> {
+        let read = || async {
+            match &range {
+                Some(range) => self.store().get_range(self.key(), range.clone()).await,
+                None => self.store().get(self.key()).await?.bytes().await,
+            }
+        };
+        self.attempt("read", read).await
     }
 
     /// Reads bytes and compares them; where they differ, reads them once more, as what was damaged on its
@@ -197,25 +203,14 @@ impl Location {
     }
 }
 
-/// Reads several files or ranges of files, `at_once` of them at the same time; the results keep the order.
-///
-/// # Errors
-/// The first failure.
-pub fn read_concurrently(
-    wanted: Vec<(Location, Option<Range<u64>>)>,
-    at_once: usize,
-) -> Result<Vec<Bytes>, StorageError> {
-    let read = |(location, range): (Location, Option<Range<u64>>)| async move {
-        match range {
-            Some(range) => location.read_part(range).await,
-            None => {
-                location
-                    .attempt("read", || async { location.store().get(location.key()).await?.bytes().await })
-                    .await
-            }
-        }
-    };
-    block_on(futures::stream::iter(wanted).map(read).buffered(at_once.max(1)).try_collect())
+/// Reads that [`read_concurrently`] has on their way at once.
+const READS_AT_ONCE: usize = 16;
+
+/// Reads several files or ranges of files, some of them at the same time; the results keep the order.
+pub fn read_concurrently(wanted: Vec<(Location, Option<Range<u64>>)>) -> Vec<Result<Bytes, StorageError>> {
+    let read =
+        |(location, range): (Location, Option<Range<u64>>)| async move { location.read_part(range).await };
+    block_on(futures::stream::iter(wanted).map(read).buffered(READS_AT_ONCE).collect())
 }
 
 #[cfg(test)]

@@ -4,9 +4,9 @@ use std::io;
 use std::ops::Range;
 
 use bytes::Bytes;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 
-use super::{Location, StorageError, block_on, handle};
+use super::{Cancel, Location, StorageError, block_on, handle};
 
 /// A range of bytes on its way; where it is dropped, the read is given up.
 #[derive(Debug)]
@@ -16,6 +16,9 @@ pub struct PendingRead {
     task: JoinHandle<Result<Bytes, StorageError>>,
 }
 
+/// How the task of a read ended.
+type Joined = Result<Result<Bytes, StorageError>, JoinError>;
+
 impl Location {
     /// Starts to read a range of bytes.
     pub fn start_read_range(&self, range: Range<u64>) -> PendingRead {
@@ -23,7 +26,7 @@ impl Location {
         let bytes = range.end.saturating_sub(range.start);
         let task = handle().spawn(async move {
             // Stores refuse to read nothing.
-            if bytes == 0 { Ok(Bytes::new()) } else { location.read_part(range).await }
+            if bytes == 0 { Ok(Bytes::new()) } else { location.read_part(Some(range)).await }
         });
         PendingRead { location: self.clone(), bytes, task }
     }
@@ -33,9 +36,29 @@ impl PendingRead {
     /// Waits for the bytes.
     ///
     /// # Errors
-    /// As [`Location::read_range`].
+    /// As [`Location::read_range`]; also if the file is shorter.
     pub fn finish(mut self) -> Result<Bytes, StorageError> {
-        let read = match block_on(&mut self.task) {
+        let joined = block_on(&mut self.task);
+        self.checked(joined)
+    }
+
+    /// Waits for the bytes, unless that is cancelled: then `None`, at once even where the store hangs.
+    ///
+    /// # Errors
+    /// As [`PendingRead::finish`].
+    pub fn finish_unless(mut self, cancel: &Cancel) -> Result<Option<Bytes>, StorageError> {
+        let joined = block_on(async {
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => None,
+                joined = &mut self.task => Some(joined),
+            }
+        });
+        joined.map(|joined| self.checked(joined)).transpose()
+    }
+
+    fn checked(&self, joined: Joined) -> Result<Bytes, StorageError> {
+        let read = match joined {
             Ok(read) => read?,
             Err(source) => {
                 return Err(self.location.failed("read", object_store::Error::JoinError { source }));
@@ -44,6 +67,7 @@ impl PendingRead {
         if read.len() as u64 == self.bytes {
             return Ok(read);
         }
+        // A store cuts a range at the end of the object.
         Err(StorageError::Failed {
             operation: "read",
             location: self.location.to_string(),
@@ -83,5 +107,17 @@ mod tests {
                 .expect_err("none")
                 .is_not_found()
         );
+    }
+
+    #[test]
+    fn a_cancelled_read_gives_nothing_and_others_give_their_bytes() {
+        let file = Location::in_memory().join("file");
+        file.publish("0123456789", PublishMode::Create).expect("written");
+        let cancel = Cancel::default();
+        let read = file.start_read_range(2..5).finish_unless(&cancel).expect("read");
+        assert_eq!(read.as_deref(), Some(b"234".as_slice()));
+        file.start_read_range(8..12).finish_unless(&cancel).expect_err("it is shorter");
+        cancel.cancel();
+        assert_eq!(file.start_read_range(2..5).finish_unless(&cancel).expect("no error"), None);
     }
 }

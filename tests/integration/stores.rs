@@ -200,6 +200,28 @@ mod training {
         assert_eq!(expected.len(), 2);
         assert_eq!(top1(bucket.contents("run/eval")), expected);
     }
+
+    #[test]
+    fn a_watcher_opens_each_checkpoint_once_and_looks_up_no_file_of_it_but_the_bank() {
+        let bucket = Bucket::start(Faults::default());
+        ran(ingest(&bucket));
+        let (data, run) = (bucket.url("data"), bucket.url("run"));
+        ran(bucket.of(train(Path::new(&data), Path::new(&run), "--epochs 1 --keep 0 --no-monitor")));
+        let before = bucket.requests().len();
+        let knn = instdisc("knn --watch --split val --k 5 --poll-interval 1");
+        ran(bucket.of(knn.arg("--run", &run).arg("--dataset", &data)));
+        let asked = bucket.requests().split_off(before);
+        let of = |step: u64, what: &str| {
+            let place = format!("run/checkpoints/step-{step:08}/");
+            let of_step = asked.iter().filter(|line| line.contains(&place) && line.starts_with(what));
+            of_step.map(|line| line.rsplit('/').next().expect("a name")).collect::<Vec<_>>()
+        };
+        for step in [0, 8] {
+            assert_eq!(of(step, "GET").iter().filter(|name| **name == "checkpoint.json").count(), 1);
+            assert_eq!(of(step, "HEAD"), ["bank.arrow"]);
+        }
+    }
+
     #[test]
     fn probes_fine_tunings_and_exports_over_a_bad_network_equal_those_in_folders() {
         let dir = scratch();

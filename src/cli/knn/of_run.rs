@@ -10,6 +10,7 @@ use crate::cli::knn::KnnArgs;
 use crate::cli::progress::{Terminal, say};
 use crate::cli::ranks::progress_of;
 use crate::cli::{GlobalArgs, write_json};
+use crate::dataset::Manifest;
 use crate::eval::{Claim, KnnReport, RowChoice, RunTables, WatchOptions, report_location, run_tables, watch};
 use crate::feature_table::{FeatureTable, StoredTable};
 use crate::model::{DeviceChoice, FeatureLayer};
@@ -117,23 +118,23 @@ impl Judging<'_> {
 
     /// The tables of each feature; of each split, all layers are embedded in one pass.
     fn tables(&self, checkpoint: &Location, progress: &dyn Progress) -> anyhow::Result<Vec<Pair>> {
-        let opened = Checkpoint::open(checkpoint)?;
-        let split = &opened.manifest().trained_on.split;
-        let rows = trained_rows(&opened)?;
-        let queries =
-            self.embedded(checkpoint, &self.args.split, RowChoice::All, &self.features, progress)?;
+        let dataset = self.global.location(self.args.dataset.as_deref().unwrap_or_default())?;
+        let (checkpoint, manifest) = (Checkpoint::open(checkpoint)?, Manifest::read(&dataset)?);
+        let of = Of { checkpoint, dataset, manifest };
+        let split = &of.checkpoint.manifest().trained_on.split;
+        let queries = self.embedded(&of, &self.args.split, RowChoice::All, &self.features, progress)?;
         let embedded: Vec<Feature> =
             self.features.iter().copied().filter(|&feature| feature != Feature::Bank).collect();
         let mut banks = if embedded.is_empty() {
             Vec::new()
         } else {
-            self.embedded(checkpoint, split, rows, &embedded, progress)?
+            self.embedded(&of, split, trained_rows(&of.checkpoint)?, &embedded, progress)?
         }
         .into_iter();
         let mut pairs = Vec::new();
         for (feature, queries) in self.features.iter().zip(queries) {
             let bank = match feature {
-                Feature::Bank => opened.bank()?,
+                Feature::Bank => of.checkpoint.bank()?,
                 Feature::Layer(_) => vec![banks.next().expect("each embedded feature has its table")],
             };
             pairs.push(Pair { bank: StoredTable::open_all(&bank)?, queries: FeatureTable::read(&queries)? });
@@ -143,7 +144,7 @@ impl Judging<'_> {
 
     fn embedded(
         &self,
-        checkpoint: &Location,
+        of: &Of,
         split: &str,
         rows: RowChoice,
         features: &[Feature],
@@ -157,8 +158,9 @@ impl Judging<'_> {
         }
         let job = RunTables {
             run: self.run.clone(),
-            checkpoint: checkpoint.clone(),
-            dataset: self.global.location(self.args.dataset.as_deref().unwrap_or_default())?,
+            checkpoint: of.checkpoint.clone(),
+            dataset: of.dataset.clone(),
+            manifest: of.manifest.clone(),
             split: split.to_owned(),
             rows,
             layers: layers.clone(),
@@ -171,6 +173,13 @@ impl Judging<'_> {
         let place = |feature: &Feature| layers.iter().position(|&layer| layer == feature.layer());
         Ok(features.iter().filter_map(place).map(|at| places[at].clone()).collect())
     }
+}
+
+/// What is embedded with what, opened once.
+struct Of {
+    checkpoint: Checkpoint,
+    dataset: Location,
+    manifest: Manifest,
 }
 
 /// The rows of its split on which a checkpoint was trained.

@@ -2,24 +2,21 @@
 
 use clap::Args;
 use serde::Serialize;
-use serde_json::Value;
 
 use crate::bank::{BankDtype, BankInit};
+use crate::cli::learn_flags::LearnFlags;
 use crate::loader::OnCorrupt;
-use crate::model::{Architecture, DeviceChoice};
+use crate::model::Architecture;
 use crate::objective::{ObjectiveKind, PartitionChoice, Sampling};
-use crate::trainer::{
-    LrSchedule, OnNonFinite, OptimizerKind, Precision, RecipeKind, ShuffleKind, TrainConfig,
-};
+use crate::trainer::{LrSchedule, OnNonFinite, OptimizerKind, ShuffleKind};
 use crate::units::{BankMomentum, ByteSize, Temperature};
 
-/// The keys of [`TrainConfig`] as flags.
+/// The keys of [`TrainConfig`](crate::trainer::TrainConfig) as flags.
 #[derive(Debug, Default, Args, Serialize)]
 pub(in crate::cli) struct TrainFlags {
-    /// The split to train on
-    #[arg(long, value_name = "NAME")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    split: Option<String>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    learn: LearnFlags,
     /// Train on a uniform sample of N instances; 0 for all
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -40,22 +37,6 @@ pub(in crate::cli) struct TrainFlags {
     #[arg(long, value_name = "PIXELS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     image_size: Option<u32>,
-    /// The augmentations: those of the reference for ImageNet or for CIFAR
-    #[arg(long, value_enum, value_name = "NAME")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    recipe: Option<RecipeKind>,
-    /// Pictures of one step
-    #[arg(long, value_name = "N")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    batch_size: Option<usize>,
-    /// In how many parts a step's pictures go through the network, to save memory
-    #[arg(long, value_name = "N")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    accumulate: Option<usize>,
-    /// Passes over the split
-    #[arg(long, value_name = "N")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    epochs: Option<u64>,
     /// The objective
     #[arg(long, value_enum, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -108,18 +89,10 @@ pub(in crate::cli) struct TrainFlags {
     #[arg(long, value_enum, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     optimizer: Option<OptimizerKind>,
-    /// The learning rate after the warm-up
-    #[arg(long, value_name = "RATE")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    lr: Option<f64>,
     /// How the learning rate falls
     #[arg(long, value_enum, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     lr_schedule: Option<LrSchedule>,
-    /// Epochs at which the schedule step multiplies the learning rate by --lr-decay, with commas between
-    #[arg(long, value_name = "EPOCHS", value_delimiter = ',')]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    lr_milestones: Option<Vec<u64>>,
     /// The factor at each of --lr-milestones
     #[arg(long, value_name = "FACTOR")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -152,10 +125,6 @@ pub(in crate::cli) struct TrainFlags {
     #[arg(long, value_name = "RATIO")]
     #[serde(skip_serializing_if = "Option::is_none")]
     lars_trust: Option<f64>,
-    /// Weight decay, on every parameter unless --decay-matrices-only
-    #[arg(long, value_name = "W")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    weight_decay: Option<f64>,
     /// No weight decay on biases and on batch norm's parameters
     #[arg(long, num_args = 0, default_missing_value = "true")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -164,18 +133,6 @@ pub(in crate::cli) struct TrainFlags {
     #[arg(long, value_name = "NORM")]
     #[serde(skip_serializing_if = "Option::is_none")]
     clip_norm: Option<f64>,
-    /// The seed of every random number of the run
-    #[arg(long, value_name = "N")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    seed: Option<u64>,
-    /// Where to compute: auto, cpu or cuda:N
-    #[arg(long, value_name = "DEVICE")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    device: Option<DeviceChoice>,
-    /// In which precision the network computes
-    #[arg(long, value_enum, value_name = "NAME")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    precision: Option<Precision>,
     /// Batch norm takes mean and variance over the pictures of all processes
     #[arg(long, num_args = 0, default_missing_value = "true")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -228,57 +185,16 @@ pub(in crate::cli) struct TrainFlags {
     #[arg(long, num_args = 0, default_missing_value = "true")]
     #[serde(skip_serializing_if = "Option::is_none")]
     stats: Option<bool>,
-    /// Threads that decode and augment; 0 for one on each core
-    #[arg(long, value_name = "N")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    loader_threads: Option<usize>,
     /// Batches that are made ahead of need
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     prefetch: Option<usize>,
-    /// A checkpoint after every N epochs, and always after the last
-    #[arg(long, value_name = "N")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    checkpoint_every_epochs: Option<u64>,
-    /// A checkpoint after every N steps too; 0 for none
-    #[arg(long, value_name = "N")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    checkpoint_every_steps: Option<u64>,
     /// A checkpoint where N minutes have passed since the last one; 0 for none
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     checkpoint_every_minutes: Option<f64>,
-    /// How many of the newest checkpoints are kept, beside the initial one; 0 for all
-    #[arg(long, value_name = "N")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    keep: Option<usize>,
     /// The checkpoint of every N-th epoch is kept for ever; 0 for none
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     keep_every_epochs: Option<u64>,
-    /// A line of the metrics after every N steps, beside those of the epochs; 0 for none
-    #[arg(long, value_name = "N")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    log_every_steps: Option<u64>,
-    /// Do not judge the bank on the val split after each epoch
-    #[arg(long, num_args = 0, default_missing_value = "true")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    no_monitor: Option<bool>,
-}
-
-/// Writes the defaults into the help texts, from the one place that has them.
-pub(in crate::cli) fn show_defaults(command: clap::Command) -> clap::Command {
-    let defaults = serde_json::to_value(TrainConfig::default()).unwrap_or_default();
-    command.mut_args(|arg| {
-        let key = arg.get_id().as_str().to_owned();
-        let default = match defaults.get(&key) {
-            None | Some(Value::Bool(_)) => return arg,
-            Some(Value::String(text)) if text.is_empty() => return arg,
-            Some(Value::String(text)) => text.clone(),
-            Some(Value::Array(items)) => items.iter().map(Value::to_string).collect::<Vec<_>>().join(","),
-            Some(other) => other.to_string(),
-        };
-        let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
-        arg.help(format!("{help} [default: {default}]"))
-    })
 }

@@ -10,13 +10,13 @@ use anyhow::Context;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-pub(super) use flags::{TrainFlags, show_defaults};
+pub(super) use flags::TrainFlags;
 
 use self::exporter::Exporter;
 use self::monitor::Monitor;
 use super::progress::{Meter, say};
 use super::ranks::{RankFlags, end_as_lost};
-use super::{GlobalArgs, signals, write_json};
+use super::{GlobalArgs, learn_flags, signals, write_json};
 use crate::config;
 use crate::trainer::{
     HookError, Hooks, Judged, MetricsLine, Outcome, RunSummary, Scope, StepReport, StopFlag, TrainConfig,
@@ -49,6 +49,11 @@ pub(super) struct TrainArgs {
     options: TrainFlags,
     #[command(flatten)]
     ranks: RankFlags,
+}
+
+/// Writes the defaults into the help.
+pub(super) fn show_defaults(command: clap::Command) -> clap::Command {
+    learn_flags::show_defaults(command, &TrainConfig::default(), &[])
 }
 
 pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {

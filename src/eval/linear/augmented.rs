@@ -26,10 +26,12 @@ use crate::storage::Location;
 /// What to probe, and on what.
 #[derive(Clone, Debug)]
 pub struct AugmentedJob {
-    /// The checkpoint's folder.
-    pub checkpoint: Location,
+    /// The checkpoint.
+    pub checkpoint: Checkpoint,
     /// The dataset's folder.
     pub dataset: Location,
+    /// What the dataset says of itself.
+    pub manifest: Manifest,
     /// The split that is trained on.
     pub train_split: String,
     /// Which rows of it.
@@ -60,11 +62,10 @@ pub fn probe_augmented(
     }
     let started = Instant::now();
     let device = selected(options)?;
-    let checkpoint = Checkpoint::open(&job.checkpoint)?;
-    let manifest = Manifest::read(&job.dataset)?;
-    check_dataset(&checkpoint, &manifest)?;
-    let encoder = load_encoder(&checkpoint, device)?;
-    let source = labelled(job.rows.open(&job.dataset, &manifest, &job.train_split)?);
+    let AugmentedJob { checkpoint, manifest, .. } = job;
+    check_dataset(checkpoint, manifest)?;
+    let encoder = load_encoder(checkpoint, device)?;
+    let source = labelled(job.rows.open(&job.dataset, manifest, &job.train_split)?);
     let classes = manifest.classes.len();
     let fit = |source: &Arc<dyn Source>, cells: &[Vec<Cell>]| {
         let mut passes = CropPasses { encoder: &encoder, source, job, options, progress };
@@ -75,7 +76,7 @@ pub fn probe_augmented(
     if cells.len() > 1 {
         let (kept, held_out) = split_off(source.ids(), source.labels(), options.seed)?;
         let heads = fit(&some(&source, &kept), &vec![cells.clone(); job.layers.len()])?;
-        let meta = about(&checkpoint, &manifest, &job.train_split);
+        let meta = about(checkpoint, manifest, &job.train_split);
         let sizes = (job.batch_size, job.threads);
         let tables = encode_layers(&encoder, some(&source, &held_out), meta, &job.layers, sizes, progress)?;
         for ((chosen, table), heads) in chosen.iter_mut().zip(&tables).zip(&heads) {
@@ -93,7 +94,7 @@ pub fn probe_augmented(
         let meta = TableMeta {
             layer: layer.to_string(),
             dim: test.meta.dim,
-            ..about(&checkpoint, &manifest, &job.train_split)
+            ..about(checkpoint, manifest, &job.train_split)
         };
         check(&meta, &test.meta)?;
         let head = heads.remove(0);

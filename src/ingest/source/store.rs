@@ -9,9 +9,6 @@ use bytes::Bytes;
 use super::{Entry, cifar};
 use crate::storage::{Location, StorageError, read_concurrently};
 
-/// Reads from an object store that are on their way at once, for each thread that checks pictures.
-const READS_AT_ONCE: usize = 16;
-
 /// A part of a store.
 #[derive(Debug)]
 pub(super) enum Part {
@@ -80,7 +77,7 @@ impl Store {
         };
         let wanted: Vec<_> = entries.iter().map(remote).collect();
         if wanted.iter().all(Option::is_some) {
-            return read_concurrently(wanted.into_iter().flatten().collect(), READS_AT_ONCE);
+            return read_concurrently(wanted.into_iter().flatten().collect()).into_iter().collect();
         }
         entries.iter().map(|entry| self.read(entry)).collect()
     }

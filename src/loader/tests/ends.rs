@@ -35,20 +35,8 @@ impl Troubled {
 }
 
 impl Source for Troubled {
-    fn len(&self) -> usize {
-        self.inner.len()
-    }
-
-    fn ids(&self) -> &[InstanceId] {
-        self.inner.ids()
-    }
-
-    fn labels(&self) -> &[Option<ClassId>] {
-        self.inner.labels()
-    }
-
-    fn layout(&self) -> &Layout {
-        self.inner.layout()
+    fn instances(&self) -> &Instances {
+        self.inner.instances()
     }
 
     fn place(&self, position: Position) -> String {

@@ -13,20 +13,8 @@ const WINDOWED: Shuffle = Shuffle::Windowed { rows: 24 };
 struct InGroups(MemorySource, Mutex<BTreeSet<usize>>);
 
 impl Source for InGroups {
-    fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    fn ids(&self) -> &[InstanceId] {
-        self.0.ids()
-    }
-
-    fn labels(&self) -> &[Option<ClassId>] {
-        self.0.labels()
-    }
-
-    fn layout(&self) -> &Layout {
-        self.0.layout()
+    fn instances(&self) -> &Instances {
+        self.0.instances()
     }
 
     fn place(&self, position: Position) -> String {

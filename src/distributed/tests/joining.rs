@@ -1,0 +1,72 @@
+//! How ranks come together, and what is told where they do not.
+
+use super::*;
+
+#[test]
+fn ranks_that_do_not_come_are_named_everywhere() {
+    let listener = listener();
+    let (world, timeout) = (4, Duration::from_millis(1200));
+    let join = |rank| ProcessGroup::join(&Rendezvous::at(&listener, rank, world), Device::Cpu, timeout);
+    std::thread::scope(|scope| {
+        let ranks: Vec<_> =
+            [0, 2].into_iter().map(|rank| scope.spawn(move || join(rank).map(drop))).collect();
+        for rank in ranks {
+            let error = rank.join().expect("no panic").expect_err("two are missing");
+            assert_eq!(error.to_string(), "ranks 1, 3 did not come within 1 s; 2 of 4 ranks came");
+            assert_eq!(error.failure(), Failure::Unavailable);
+        }
+    });
+}
+
+#[test]
+fn rank_0_that_does_not_come_is_named() {
+    let free = listener().local_addr().expect("bound").port();
+    let flags =
+        RendezvousFlags { rank: Some(1), world_size: Some(2), master: Some(format!("127.0.0.1:{free}")) };
+    let rendezvous = Rendezvous::find(&flags, &|_| None).expect("complete");
+    let error = ProcessGroup::join(&rendezvous, Device::Cpu, Duration::from_millis(300)).expect_err("nobody");
+    assert!(error.to_string().starts_with(&format!("rank 0 did not listen at 127.0.0.1:{free}")), "{error}");
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    let taken = listener().local_addr().expect("bound").port();
+    let _taker = TcpListener::bind(("127.0.0.1", taken)).expect("just freed");
+    let master = Some(format!("127.0.0.1:{taken}"));
+    let flags = RendezvousFlags { rank: Some(0), world_size: Some(2), master };
+    let rendezvous = Rendezvous::find(&flags, &|_| None).expect("complete");
+    let error = ProcessGroup::join(&rendezvous, Device::Cpu, LONG).expect_err("taken");
+    assert!(
+        matches!(&error, DistributedError::PortInUse { address } if address.ends_with(&taken.to_string()))
+    );
+}
+
+#[test]
+fn two_processes_with_one_rank_are_refused() {
+    let listener = listener();
+    let first = || Rendezvous::at(&listener, 0, 3);
+    let again = Rendezvous::at(&listener, 1, 3);
+    let join = |rendezvous: &Rendezvous| {
+        ProcessGroup::join(rendezvous, Device::Cpu, Duration::from_secs(5))
+            .map(drop)
+            .expect_err("three needed")
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| join(&first()));
+        let twins = [scope.spawn(|| join(&again)), scope.spawn(|| join(&again))];
+        let refused = twins.map(|twin| twin.join().expect("no panic").to_string());
+        let is_twin = |text: &&String| *text == "two processes say that they are rank 1";
+        assert_eq!(refused.iter().filter(is_twin).count(), 1, "{refused:?}");
+    });
+}
+
+#[test]
+fn ranks_on_gpus_that_are_not_there_are_refused() {
+    if std::path::Path::new("/dev/nvidia0").exists() {
+        return;
+    }
+    let error =
+        ProcessGroup::join(&Rendezvous::at(&listener(), 0, 2), Device::Cuda(0), LONG).expect_err("no GPU");
+    assert!(matches!(error, DistributedError::NoNccl { .. }), "{error}");
+    assert_eq!(error.to_string().lines().count(), 1, "{error}");
+}

@@ -1,0 +1,142 @@
+//! What a report says of a bank and queries.
+
+use super::*;
+
+#[test]
+fn permuting_the_bank_does_not_change_the_report() {
+    let (bank, queries) = (table(1, 700, 16, 5), table(2, 60, 16, 5));
+    let mut order: Vec<usize> = (0..bank.len()).collect();
+    Stream::new(3, Purpose::Report, 0, 0).shuffle(&mut order);
+    let permuted = FeatureTable {
+        ids: order.iter().map(|&row| bank.ids[row]).collect(),
+        labels: order.iter().map(|&row| bank.labels[row]).collect(),
+        features: order.iter().flat_map(|&row| bank.feature(row).to_vec()).collect(),
+        ..bank.clone()
+    };
+    let [a, b] = [&bank, &permuted]
+        .map(|bank| evaluate_with_neighbours(bank, &queries, &options(50)).expect("scored"));
+    assert_eq!((a.0.top1, a.0.top5), (b.0.top1, b.0.top5));
+    let ids = |bank: &FeatureTable, found: &Neighbours| {
+        found.rows.iter().map(|&row| bank.ids[row as usize]).collect::<Vec<_>>()
+    };
+    assert_eq!(ids(&bank, &a.1), ids(&permuted, &b.1));
+    assert_eq!(a.1.similarities, b.1.similarities);
+}
+
+#[test]
+fn k_of_one_is_the_nearest_neighbour() {
+    let bank = table(4, 300, 8, 3);
+    let report = evaluate(&bank, &bank, &options(1)).expect("scored");
+    assert_eq!(report.top1, 1.0);
+    let left_out = evaluate(&bank, &bank, &KnnOptions { leave_one_out: true, ..options(1) }).expect("scored");
+    assert!(left_out.top1 < 0.6);
+}
+
+#[test]
+fn k_may_be_the_whole_bank_and_not_more() {
+    let (bank, queries) = (table(5, 30, 8, 3), table(6, 1, 8, 3));
+    assert!(evaluate(&bank, &queries, &options(30)).is_ok());
+    let error = evaluate(&bank, &queries, &options(31)).expect_err("too many");
+    assert_eq!(error.to_string(), "k = 31 is larger than the bank, which has 30 rows to vote");
+    let all = KnnOptions { leave_one_out: true, ..options(30) };
+    assert!(matches!(evaluate(&bank, &queries, &all), Err(EvalError::KTooLarge { rows: 29, .. })));
+}
+
+#[test]
+fn one_class_and_few_classes_are_scored() {
+    let (bank, queries) = (table(7, 20, 8, 1), table(8, 3, 8, 1));
+    let report = evaluate(&bank, &queries, &options(5)).expect("scored");
+    assert_eq!((report.top1, report.top5, report.chance), (1.0, 1.0, 1.0));
+}
+
+#[test]
+fn unlabelled_rows_do_not_vote_and_unlabelled_queries_are_not_scored() {
+    let (mut bank, mut queries) = (table(9, 50, 8, 2), table(10, 10, 8, 2));
+    bank.labels[..40].fill(None);
+    queries.labels[..4].fill(None);
+    let report = evaluate(&bank, &queries, &options(50)).expect("scored");
+    assert_eq!((report.queries, report.unlabelled_queries, report.bank_rows), (6, 4, 10));
+    queries.labels.fill(None);
+    assert!(matches!(evaluate(&bank, &queries, &options(5)), Err(EvalError::Mismatch { .. })));
+}
+
+#[test]
+fn tables_of_other_datasets_or_lengths_are_refused() {
+    let bank = table(11, 50, 8, 2);
+    let mut other = table(12, 5, 8, 2);
+    other.meta.dataset_digest = "e".into();
+    assert!(matches!(evaluate(&bank, &other, &options(5)), Err(EvalError::Mismatch { .. })));
+    assert!(matches!(evaluate(&bank, &table(12, 5, 9, 2), &options(5)), Err(EvalError::Mismatch { .. })));
+}
+
+#[test]
+fn the_grid_has_every_k_with_every_temperature() {
+    let (bank, queries) = (table(13, 100, 8, 4), table(14, 20, 8, 4));
+    let both = KnnOptions {
+        k: vec![10, 1],
+        temperature: vec![temperature(0.07), temperature(1.0)],
+        ..KnnOptions::default()
+    };
+    let report = evaluate(&bank, &queries, &both).expect("scored");
+    let cells: Vec<_> = report.grid.iter().map(|cell| (cell.k, cell.temperature)).collect();
+    assert_eq!(cells, [(10, 0.07), (10, 1.0), (1, 0.07), (1, 1.0)]);
+    assert_eq!(
+        report.grid[2],
+        GridCell {
+            k: 1,
+            temperature: 0.07,
+            ..evaluate(&bank, &queries, &options(1)).expect("scored").grid[0].clone()
+        }
+    );
+}
+
+#[test]
+fn confusions_name_the_worst_pairs_and_add_up_with_the_scores() {
+    let (bank, queries) = (table(17, 400, 8, 4), table(18, 200, 8, 4));
+    let report = evaluate(&bank, &queries, &options(7)).expect("scored");
+    let wrong: usize = report.confusions.iter().map(|pair| pair.queries).sum();
+    assert_eq!(wrong, 200 - (200.0 * report.top1).round() as usize);
+    assert!(report.confusions.windows(2).all(|pair| pair[0].queries >= pair[1].queries));
+    assert!(report.confusions.iter().all(|pair| pair.class != pair.voted));
+    let by_class: f64 = report.per_class.iter().map(|class| class.top1 * class.queries as f64).sum();
+    assert!((by_class - 200.0 * report.top1).abs() < 1e-9);
+    let [low, high] = report.top1_interval;
+    assert!(low < report.top1 && report.top1 < high);
+}
+
+#[test]
+fn a_bank_in_a_file_scores_as_one_in_memory() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let location = Location::from_path(&dir.path().join("bank.arrow")).expect("a location");
+    let (bank, queries) = (table(19, 3000, 16, 5), table(20, 30, 16, 5));
+    bank.write(&location).expect("written");
+    let stored = StoredTable::open(&location).expect("opened");
+    let [a, b]: [(KnnReport, Neighbours); 2] = [&bank as &dyn Table, &stored]
+        .map(|bank| evaluate_with_neighbours(bank, &queries, &options(9)).expect("scored"));
+    assert_eq!(a.1, b.1);
+    assert_eq!((a.0.grid, a.0.per_class), (b.0.grid, b.0.per_class));
+}
+
+#[test]
+fn rows_that_are_not_of_unit_length_vote_by_their_cosines() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let location = Location::from_path(&dir.path().join("bank.arrow")).expect("a location");
+    let (bank, queries) = (table(23, 500, 8, 4), table(24, 40, 8, 4));
+    let stretched = |table: &FeatureTable| {
+        let mut longer = table.clone();
+        longer.meta.unit_length = false;
+        for (row, feature) in longer.features.chunks_exact_mut(8).enumerate() {
+            // Powers of two: the numbers keep their digits.
+            feature.iter_mut().for_each(|x| *x *= [0.25, 1.0, 8.0][row % 3]);
+        }
+        longer
+    };
+    let (long_bank, long_queries) = (stretched(&bank), stretched(&queries));
+    long_bank.write(&location).expect("written");
+    let stored = StoredTable::open(&location).expect("opened");
+    let plain = evaluate(&bank, &queries, &options(15)).expect("scored");
+    for bank in [&long_bank as &dyn Table, &stored] {
+        let report = evaluate(bank, &long_queries, &options(15)).expect("scored");
+        assert_eq!((report.top1, report.top5), (plain.top1, plain.top5));
+    }
+}
