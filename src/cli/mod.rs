@@ -55,23 +55,28 @@ struct Cli {
     command: Command,
 }
 
+/// The heading of the options of stores in the help of each command.
+const STORAGE: &str = "Object storage";
+/// The heading of the options of what is printed and logged.
+const OUTPUT: &str = "Output";
+
 #[derive(Debug, Args)]
 struct GlobalArgs {
     /// A setting of the object store, such as aws_endpoint=http://localhost:7480; may be repeated;
     /// KEY=@FILE takes the value from a file, as secrets must be
-    #[arg(long, global = true, value_name = "KEY=VALUE", value_parser = key_value)]
+    #[arg(long, global = true, value_name = "KEY=VALUE", value_parser = key_value, help_heading = STORAGE)]
     storage_option: Vec<(String, String)>,
     /// A request to an object store is not tried again so many seconds after its first attempt
-    #[arg(long, global = true, value_name = "SECONDS", default_value_t = 180)]
+    #[arg(long, global = true, value_name = "SECONDS", default_value_t = 180, help_heading = STORAGE)]
     retry_seconds: u64,
     /// A request to an object store is tried again so many times at most
-    #[arg(long, global = true, value_name = "N", default_value_t = 100)]
+    #[arg(long, global = true, value_name = "N", default_value_t = 100, help_heading = STORAGE)]
     retry_tries: usize,
     /// No other process writes at this place: take also stores that cannot create a file only if it is not there
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = STORAGE)]
     single_writer: bool,
     /// Logs: error, warn, info, debug, or a filter such as instdisc=debug
-    #[arg(long, global = true, value_name = "FILTER", default_value = "info", env = "INSTDISC_LOG")]
+    #[arg(long, global = true, value_name = "FILTER", default_value = "info", env = "INSTDISC_LOG", help_heading = OUTPUT)]
     log: String,
 }
 
@@ -149,7 +154,10 @@ pub fn check_command_line(words: &[String]) -> Result<(), String> {
 fn command() -> clap::Command {
     let command = Cli::command();
     #[cfg(feature = "torch")]
-    let command = command.mut_subcommand("train", train::show_defaults);
+    let command = command
+        .mut_subcommand("train", |train| train::under_headings(train::show_defaults(train)))
+        .mut_subcommand("finetune", train::under_headings)
+        .mut_subcommand("bench", |bench| bench.mut_subcommand("step", train::under_headings));
     command
 }
 

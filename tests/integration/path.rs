@@ -73,6 +73,37 @@ fn every_command_has_a_help_with_an_example() {
     }
 }
 
+/// The headings of a help, with the flags below each.
+fn help(command: &str) -> Vec<(String, Vec<String>)> {
+    let text = instdisc(command).word("--help").ok();
+    let mut headings: Vec<(String, Vec<String>)> = Vec::new();
+    for line in text.lines() {
+        if let Some(name) = line.strip_suffix(':').filter(|line| !line.starts_with(' ')) {
+            headings.push((name.to_owned(), Vec::new()));
+        }
+        let flag = line.split_whitespace().find(|word| word.starts_with("--"));
+        if let Some((flag, (_, flags))) = flag.filter(|_| line.starts_with("  ")).zip(headings.last_mut()) {
+            flags.push(flag.to_owned());
+        }
+    }
+    headings
+}
+
+#[test]
+fn the_options_of_stores_and_of_logs_have_headings_of_their_own() {
+    for command in ["ingest", "inspect", "knn", "render"] {
+        let headings = help(command);
+        let under = |name: &str| headings.iter().find(|(heading, _)| heading == name).map(|(_, flags)| flags);
+        let stores = under("Object storage").expect("a heading");
+        for flag in ["--storage-option", "--retry-seconds", "--retry-tries", "--single-writer"] {
+            assert!(stores.iter().any(|listed| listed == flag), "{command} {flag}: {headings:?}");
+        }
+        assert!(under("Output").is_some_and(|flags| flags[0] == "--log"), "{command}: {headings:?}");
+        let own = under("Options").expect("a heading");
+        assert!(!own.iter().any(|flag| stores.contains(flag)), "{command}: {headings:?}");
+    }
+}
+
 #[cfg(feature = "torch")]
 mod trained {
     use serde_json::Value;

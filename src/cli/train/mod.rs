@@ -2,6 +2,7 @@
 
 mod exporter;
 mod flags;
+mod headings;
 mod monitor;
 
 use std::path::PathBuf;
@@ -10,6 +11,7 @@ use anyhow::Context;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
+pub(super) use headings::under_headings;
 pub(super) use flags::{TrainFlags, show_defaults};
 
 use self::exporter::Exporter;
@@ -26,8 +28,8 @@ use crate::trainer::{
 /// Train an encoder and its memory bank.
 ///
 /// Running the same command again goes on from the newest checkpoint. SIGTERM and SIGUSR1 save a
-/// checkpoint and end with exit code 75. Every option below but places, storage and processes is also a key of the TOML
-/// file, with underscores; a flag wins.
+/// checkpoint and end with exit code 75. What stands below under the headings from data to checkpoints is also a
+/// key of the TOML file, with underscores; a flag wins.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  instdisc train --dataset s3://bucket/in1k --run s3://bucket/runs/r50 \\\n    --config jobs/runs/imagenet-resnet50.toml"
