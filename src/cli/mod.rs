@@ -32,10 +32,11 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
+use crate::config::ConfigError;
 use crate::storage::{Location, RetryLimits, StorageOptions, Traffic};
 
 /// Instance discrimination at ImageNet scale, as batch jobs.
@@ -44,7 +45,7 @@ use crate::storage::{Location, RetryLimits, StorageOptions, Traffic};
 /// tables, knn judges them. Locations are paths or URLs (s3://, gs://, az://); credentials come from the
 /// environment in the names of the object_store crate (AWS_ACCESS_KEY_ID, AWS_ENDPOINT, ...).
 ///
-/// Exit codes: 0 done; 2 wrong usage; 65 wrong data; 69 a store is unavailable; 74 an I/O error; 75 stopped
+/// Exit codes: 0 done; 2 wrong usage; 65 wrong or absent data; 69 a store is unavailable; 74 an I/O error; 75 stopped
 /// by a signal after a checkpoint; 78 wrong configuration; 1 anything else. 69, 74 and 75 are worth a retry.
 #[derive(Debug, Parser)]
 #[command(name = "instdisc", version, max_term_width = 100)]
@@ -87,6 +88,16 @@ impl GlobalArgs {
             RetryLimits { time: Duration::from_secs(self.retry_seconds), tries: self.retry_tries };
         options.single_writer = self.single_writer;
         Ok(Location::parse(text, &options)?)
+    }
+
+    /// The place of a file that an option names, which has to be there.
+    fn file(&self, option: &'static str, text: &str) -> anyhow::Result<Location> {
+        let location = self.location(text)?;
+        if !location.exists()? {
+            let source = std::io::ErrorKind::NotFound.into();
+            bail!(ConfigError::File { option, file: location.to_string(), source });
+        }
+        Ok(location)
     }
 }
 
@@ -134,7 +145,7 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if exit::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            progress::say(&format!("error: {}", exit::one_line(&error)));
+            progress::say(&format!("error: {}", exit::text(&error)));
             ExitCode::from(exit::failure(&error).exit_code())
         }
     }

@@ -7,12 +7,11 @@ mod monitor;
 
 use std::path::PathBuf;
 
-use anyhow::Context;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-pub(super) use headings::under_headings;
 pub(super) use flags::{TrainFlags, show_defaults};
+pub(super) use headings::under_headings;
 
 use self::exporter::Exporter;
 use self::monitor::Monitor;
@@ -55,16 +54,10 @@ pub(super) struct TrainArgs {
 
 pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
     static STOP: StopFlag = StopFlag::new(false);
-    let text = match &args.config {
-        Some(path) => {
-            let text = std::fs::read_to_string(path);
-            Some((path.display().to_string(), text.with_context(|| format!("--config {}", path.display()))?))
-        }
-        None => None,
-    };
+    let text = args.config.as_deref().map(config::read).transpose()?;
     let file = text.as_ref().map(|(name, text)| (name.as_str(), text.as_str()));
     let config: TrainConfig = config::resolve(file, &args.options)?;
-    let init = (!config.init.is_empty()).then(|| global.location(&config.init)).transpose()?;
+    let init = (!config.init.is_empty()).then(|| global.file("--init", &config.init)).transpose()?;
     let (dataset, run) = (global.location(&args.dataset)?, global.location(&args.run)?);
     let rendezvous = args.ranks.rendezvous()?;
     let is_first = rendezvous.rank() == 0;
