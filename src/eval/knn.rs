@@ -122,8 +122,12 @@ fn check(bank: &dyn Table, queries: &FeatureTable, options: &KnnOptions) -> Resu
     if a.dim != b.dim {
         return differ("their vectors have lengths", &a.dim, &b.dim);
     }
-    if bank.labels().iter().flatten().next().is_none() || queries.labels.iter().flatten().next().is_none() {
-        return Err(EvalError::Mismatch { reason: "one of them has no labels".into() });
+    for (table, labels) in [("the bank has", bank.labels()), ("the queries have", queries.labels.as_slice())]
+    {
+        if labels.iter().flatten().next().is_none() {
+            let reason = format!("{table} no labels; ingest the split with its classes");
+            return Err(EvalError::Mismatch { reason });
+        }
     }
     Ok(())
 }

@@ -163,5 +163,5 @@ fn a_layer_that_the_network_has_not_is_wrong_usage() {
     let run = dir.path().join("run");
     train(dataset(), &run, "--epochs 1 --no-monitor").ok();
     let call = instdisc("linear --device cpu --feature conv5").arg("--run", &run).arg("--dataset", dataset());
-    assert!(call.fails(2).contains("no layer conv5"));
+    assert!(call.fails(2).contains("no layer conv5; it has conv1 to conv4, pooled and projection"));
 }

@@ -203,7 +203,7 @@ fn split_off(
     let held_out = balanced_rows(ids, labels, tenth, seed);
     let kept: Vec<usize> = (0..ids.len()).filter(|row| held_out.binary_search(row).is_err()).collect();
     if kept.is_empty() {
-        let reason = "there are too few labels to choose one of several settings by; give one of each".into();
+        let reason = "there are too few labels to choose one of several settings by; give one --lr and one --weight-decay".into();
         return Err(EvalError::Options { reason });
     }
     Ok((kept, held_out))
