@@ -20,7 +20,7 @@ const PLACEHOLDER: &str = "{feature}";
     after_help = "Example:\n  instdisc embed --checkpoint runs/r50/checkpoints/step-00005004 --dataset data/in1k \\\n    --split val --output runs/r50/val.arrow"
 )]
 pub(super) struct EmbedArgs {
-    /// The checkpoint's folder
+    /// The checkpoint's folder, or that of a run, whose newest checkpoint it is then
     #[arg(long, value_name = "URL")]
     checkpoint: String,
     /// The dataset's folder; it must be the one that the checkpoint was trained on
@@ -61,7 +61,7 @@ pub(super) fn run(global: &GlobalArgs, args: &EmbedArgs) -> anyhow::Result<()> {
         Ok((*layer, global.location(&args.output.replace(PLACEHOLDER, &layer.to_string()))?))
     };
     let job = EmbedJob {
-        checkpoint: global.location(&args.checkpoint)?,
+        checkpoint: global.checkpoint(&args.checkpoint)?,
         dataset: global.location(&args.dataset)?,
         split: args.split.clone(),
         outputs: args.feature.iter().map(place).collect::<anyhow::Result<_>>()?,

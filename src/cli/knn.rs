@@ -18,11 +18,11 @@ use self::{without_torch::Peers, without_torch::judge_run};
 use super::exit::WrongUsage;
 use super::progress::say;
 use super::{GlobalArgs, write_json};
-use crate::checkpoint::{Checkpoint, MANIFEST};
+use crate::checkpoint::{Checkpoint, CheckpointError, checkpoint_at};
 use crate::dataset::{Manifest, read_duplicates};
 use crate::eval::{
-    Duplicates, EvalError, KnnOptions, KnnReports, PageInput, PagePictures, Thumbnails, cases, history, map,
-    page, sprite, write_neighbours,
+    Duplicates, EvalError, KnnOptions, KnnReports, PageInput, PagePictures, Thumbnails, cases,
+    history, map, page, sprite, write_neighbours,
 };
 use crate::feature_table::{FeatureTable, StoredTable, Table};
 use crate::picture::encode_jpeg;
@@ -45,7 +45,8 @@ const SPRITE_QUALITY: u8 = 78;
     after_help = "Example:\n  instdisc knn --bank runs/r50/checkpoints/step-00005004/bank.arrow \\\n    --queries runs/r50/val.arrow --output runs/r50/eval/knn.json\n  instdisc knn --run runs/r50 --dataset data/in1k --split val --watch"
 )]
 pub(super) struct KnnArgs {
-    /// The feature table that votes, or the checkpoint whose bank does; may be repeated, with as many --queries
+    /// The feature table that votes, or the checkpoint (of a run, its newest) whose bank does; may be repeated, with
+    /// as many --queries
     #[arg(long, value_name = "URL", requires = "queries", required_unless_present = "run")]
     bank: Vec<String>,
     /// The feature table that is judged
@@ -142,12 +143,16 @@ fn say_reports(reports: Option<&KnnReports>) -> anyhow::Result<()> {
     reports.map_or(Ok(()), write_json)
 }
 
-/// A feature table, or the bank of a checkpoint's folder.
+/// A feature table, or the bank of a checkpoint or of a run's newest.
 fn open_bank(place: &Location) -> anyhow::Result<StoredTable> {
-    if place.file_name().ends_with(".arrow") || !place.join(MANIFEST).exists()? {
+    if place.file_name().ends_with(".arrow") {
         return Ok(StoredTable::open(place)?);
     }
-    Ok(StoredTable::open_all(&Checkpoint::open(place)?.bank()?)?)
+    match checkpoint_at(place) {
+        Ok((_, folder)) => Ok(StoredTable::open_all(&Checkpoint::open(&folder)?.bank()?)?),
+        Err(CheckpointError::NotThere { .. }) => Ok(StoredTable::open(place)?),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Votes with each feature, and publishes what was asked for. Several processes search together; process 0 has

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use super::exit::WrongUsage;
 use super::progress::{Terminal, say};
 use super::{GlobalArgs, write_json};
-use crate::checkpoint::{Checkpoint, CheckpointError, list_checkpoints};
+use crate::checkpoint::{Checkpoint, checkpoint_at};
 use crate::dataset::write_label_subset;
 use crate::distributed::ProcessGroup;
 use crate::eval::{
@@ -137,9 +137,7 @@ pub(super) fn run(global: &GlobalArgs, args: &LinearArgs) -> anyhow::Result<()> 
     let (reports, labels) = match &args.run {
         Some(run) => {
             let run = global.location(run)?;
-            let Some((step, folder)) = list_checkpoints(&run)?.pop() else {
-                return Err(CheckpointError::NotThere { folder: format!("{run}/checkpoints") }.into());
-            };
+            let (step, folder) = checkpoint_at(&run)?;
             output.get_or_insert_with(|| run.join(&format!("eval/linear-step-{step:08}.json")));
             of_run(global, args, &run, &folder, &options)?
         }

@@ -36,6 +36,7 @@ use anyhow::{Context, bail};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
+use crate::checkpoint::checkpoint_at;
 use crate::config::ConfigError;
 use crate::storage::{Location, RetryLimits, StorageOptions, Traffic};
 
@@ -98,6 +99,16 @@ impl GlobalArgs {
             bail!(ConfigError::File { option, file: location.to_string(), source });
         }
         Ok(location)
+    }
+
+    /// The checkpoint that an option names: by its folder, or the newest of the run whose folder it names.
+    fn checkpoint(&self, text: &str) -> anyhow::Result<Location> {
+        let place = self.location(text)?;
+        let (_, folder) = checkpoint_at(&place)?;
+        if folder.to_string() != place.to_string() {
+            tracing::info!("{place}: a run, of which {folder} is the newest checkpoint");
+        }
+        Ok(folder)
     }
 }
 

@@ -152,7 +152,7 @@ fn a_read_only_destination_is_an_io_error() {
 #[test]
 fn a_folder_that_holds_nothing_of_ours_is_said_so() {
     let error = instdisc("inspect").arg("", pictures()).fails(WRONG_DATA);
-    assert!(error.contains("neither a dataset, a checkpoint nor a feature table"), "{error}");
+    assert!(error.contains("neither a dataset, a run, a checkpoint nor a feature table"), "{error}");
 }
 
 #[test]
@@ -264,6 +264,16 @@ mod training {
         assert!(lines[0].starts_with("error: ") && lines[0].contains("run.toml: "), "{stderr}");
         assert!(lines.contains(&"2 | batch_size = 6 4"), "{stderr}");
         assert!(lines.iter().any(|line| line.trim_start_matches([' ', '|']).starts_with('^')), "{stderr}");
+    }
+
+    #[test]
+    fn a_run_that_is_not_there_is_named() {
+        let absent = Path::new("/nonexistent/run");
+        let calls = [("knn", "--run"), ("linear", "--run"), ("embed --output x", "--checkpoint")];
+        for (words, option) in calls {
+            let error = instdisc(words).arg(option, absent).arg("--dataset", dataset()).fails(WRONG_DATA);
+            assert!(error.contains("/nonexistent/run: no checkpoint is there, nor a run"), "{error}");
+        }
     }
 
     #[test]

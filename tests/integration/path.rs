@@ -106,6 +106,8 @@ fn the_options_of_stores_and_of_logs_have_headings_of_their_own() {
 
 #[cfg(feature = "torch")]
 mod trained {
+    use std::path::Path;
+
     use serde_json::Value;
 
     use super::*;
@@ -203,6 +205,31 @@ mod trained {
         assert_eq!(scores["step"], 8);
         assert!(run.join("eval/knn-step-00000008.json").exists());
         assert!(run.join("eval/knn-step-00000008.html").exists());
+    }
+
+    /// Where a checkpoint is asked for, a run stands for its newest one.
+    #[test]
+    fn a_run_is_inspected_and_stands_for_its_newest_checkpoint() {
+        let dir = scratch();
+        let run = dir.path().join("run");
+        train(dataset(), &run, "--epochs 2 --no-monitor --seed 7").ok();
+        let summary = instdisc("inspect --verify --format json").arg("", &run).json();
+        assert_eq!((&summary["kind"], &summary["finished"]), (&"run".into(), &true.into()));
+        let names = serde_json::json!(["step-00000000", "step-00000008", "step-00000016"]);
+        assert_eq!((&summary["step"], &summary["checkpoints"]), (&16.into(), &names));
+        let newest = run.join("checkpoints/step-00000016");
+        assert_eq!(summary["newest"].as_str().map(Path::new), Some(newest.as_path()));
+        let table = |checkpoint: &Path, name: &str| {
+            let call = instdisc("embed --split val --device cpu").arg("--checkpoint", checkpoint);
+            call.arg("--dataset", dataset()).arg("--output", dir.path().join(name)).ok();
+            std::fs::read(dir.path().join(name)).expect("a table")
+        };
+        assert_eq!(table(&run, "a.arrow"), table(&newest, "b.arrow"));
+        let knn = |bank: &Path| {
+            let call = instdisc("knn --k 5").arg("--bank", bank);
+            call.arg("--queries", dir.path().join("a.arrow")).json()["grid"].clone()
+        };
+        assert_eq!(knn(&run), knn(&newest));
     }
 
     /// Of n = 120 instances, a bank that says nothing gives ln n.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::peers::Peers;
 use super::{Pair, Place, judge, say_reports};
-use crate::checkpoint::{Checkpoint, CheckpointError, list_checkpoints};
+use crate::checkpoint::{Checkpoint, checkpoint_at};
 use crate::cli::exit::WrongUsage;
 use crate::cli::knn::KnnArgs;
 use crate::cli::progress::{Terminal, say};
@@ -39,9 +39,7 @@ pub(super) fn judge_run(
         }
         return whole.watch();
     }
-    let Some((step, folder)) = list_checkpoints(run)?.pop() else {
-        return Err(CheckpointError::NotThere { folder: format!("{run}/checkpoints") }.into());
-    };
+    let (step, folder) = checkpoint_at(run)?;
     let output = match &args.output {
         Some(output) => global.location(output)?,
         None => report_location(run, step),
