@@ -176,7 +176,7 @@ fn of_tables(global: &GlobalArgs, args: &LinearArgs, options: &LinearOptions) ->
             labels = Some(Labels { ids: train.ids.clone(), labels: train.labels.clone() });
         }
         let test = FeatureTable::read(&global.location(test)?)?;
-        reports.push(probe(&train, &test, options)?);
+        reports.push(probe(&train, &test, options, &Terminal::default())?);
     }
     Ok((reports, labels))
 }
@@ -248,7 +248,7 @@ fn of_run(
     for (train, test) in tables(&train_split, rows)?.iter().zip(&tests) {
         let train = FeatureTable::read(train)?;
         labels = labels_of(&train.ids, &train.labels);
-        reports.push(probe(&train, &FeatureTable::read(test)?, options)?);
+        reports.push(probe(&train, &FeatureTable::read(test)?, options, &progress)?);
     }
     Ok((reports, labels))
 }
