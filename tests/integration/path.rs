@@ -232,6 +232,24 @@ mod trained {
         assert_eq!(knn(&run), knn(&newest));
     }
 
+    #[test]
+    fn a_picture_is_drawn_as_the_run_saw_it() {
+        let dir = scratch();
+        let run = dir.path().join("run");
+        train(dataset(), &run, "--epochs 1 --no-monitor --seed 7 --recipe cifar").ok();
+        let drawn = |of_run: bool, words: &str| {
+            let output = dir.path().join("x.png");
+            let call = instdisc(&format!("render --instance 5 --epoch 3 {words}")).arg("--output", &output);
+            let call = if of_run { call.arg("--run", &run) } else { call };
+            (call.arg("--dataset", dataset()).json(), std::fs::read(output).expect("a picture"))
+        };
+        let seen = drawn(true, "");
+        assert_eq!(seen, drawn(false, "--seed 7 --recipe cifar --image-size 16 --split train"));
+        assert_ne!(seen, drawn(true, "--seed 8"));
+        let call = instdisc("render --instance 120 --output x.png").arg("--dataset", dataset());
+        assert!(call.fails(2).contains("split train has 120 instances"));
+    }
+
     /// Of n = 120 instances, a bank that says nothing gives ln n.
     #[test]
     fn the_exact_softmax_trains_too() {
