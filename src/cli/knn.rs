@@ -17,11 +17,11 @@ use self::{without_torch::Peers, without_torch::judge_run};
 
 use super::exit::WrongUsage;
 use super::progress::say;
-use super::{GlobalArgs, write_json};
+use super::{GlobalArgs, write_json, write_stdout};
 use crate::checkpoint::{Checkpoint, CheckpointError, checkpoint_at};
 use crate::dataset::{Manifest, read_duplicates};
 use crate::eval::{
-    Duplicates, EvalError, KnnOptions, KnnReports, PageInput, PagePictures, Thumbnails, cases,
+    Duplicates, EvalError, KnnOptions, KnnReport, KnnReports, PageInput, PagePictures, Thumbnails, cases,
     history, map, page, sprite, write_neighbours,
 };
 use crate::feature_table::{FeatureTable, StoredTable, Table};
@@ -88,7 +88,8 @@ pub(super) struct KnnArgs {
     /// Rows that show a query's own picture do not vote; ingest found them (--dataset)
     #[arg(long, requires = "dataset")]
     exclude_duplicates: bool,
-    /// The report's place (.json); a page lies beside it (.html) [default: stdout, or the run's eval folder]
+    /// The report's place (.json), a page lies beside it (.html); stdout then has a line of scores [default: stdout
+    /// alone, or the run's eval folder and stdout]
     #[arg(long, value_name = "URL")]
     output: Option<String>,
     /// Write neighbour ids and similarities of the first feature here, as Parquet
@@ -136,11 +137,24 @@ pub(super) fn run(global: &GlobalArgs, args: &KnnArgs) -> anyhow::Result<()> {
     let pairs = args.bank.iter().zip(&args.queries).map(pair).collect::<anyhow::Result<Vec<_>>>()?;
     let output = args.output.as_ref().map(|output| global.location(output)).transpose()?;
     let place = output.map(|output| Place { output, run: None, mode: PublishMode::Overwrite });
-    say_reports(judge(global, args, &pairs, place.as_ref(), &peers)?.as_ref())
+    print_reports(args, judge(global, args, &pairs, place.as_ref(), &peers)?.as_ref())
 }
 
-fn say_reports(reports: Option<&KnnReports>) -> anyhow::Result<()> {
-    reports.map_or(Ok(()), write_json)
+/// Prints the reports as JSON; where they were written to a place that the user chose, a line of each.
+fn print_reports(args: &KnnArgs, reports: Option<&KnnReports>) -> anyhow::Result<()> {
+    let Some(reports) = reports else { return Ok(()) };
+    if args.output.is_none() {
+        return write_json(reports);
+    }
+    let all = std::iter::once(&reports.first).chain(&reports.other_features);
+    write_stdout(all.map(|report| line(report) + "\n").collect::<String>().as_bytes())
+}
+
+/// A report for people.
+fn line(report: &KnnReport) -> String {
+    let KnnReport { step, k, temperature, feature, .. } = report;
+    let (top1, top5) = (100.0 * report.top1, 100.0 * report.top5);
+    format!("step {step}: top-1 {top1:.2} %, top-5 {top5:.2} % (k = {k}, τ = {temperature}, {feature})")
 }
 
 /// A feature table, or the bank of a checkpoint or of a run's newest.
@@ -190,6 +204,8 @@ fn judge(
         bail!(WrongUsage("there is no feature to judge".into()));
     };
     let reports = KnnReports { first, other_features: judged.map(|(report, _)| report).collect() };
+    // The others have the same rows.
+    reports.first.notes.iter().for_each(|note| tracing::warn!("{note}"));
     if let Some(neighbours_at) = &args.neighbours {
         write_neighbours(&global.location(neighbours_at)?, &pair.bank, &pair.queries, &neighbours)?;
     }

@@ -5,7 +5,7 @@ use clap::{Args, ValueEnum};
 
 use super::exit::WrongUsage;
 use super::progress::{Terminal, say};
-use super::{GlobalArgs, write_json};
+use super::{GlobalArgs, write_json, write_stdout};
 use crate::checkpoint::{Checkpoint, checkpoint_at};
 use crate::dataset::write_label_subset;
 use crate::distributed::ProcessGroup;
@@ -87,7 +87,8 @@ pub(super) struct LinearArgs {
     /// The seed of orders and choices
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// The report's place (.json) [default: stdout alone, or the run's eval folder]
+    /// The report's place (.json); stdout then has a line of scores [default: stdout alone, or the run's eval folder
+    /// and stdout]
     #[arg(long, value_name = "URL")]
     output: Option<String>,
     /// Threads that decode; 0 for one on each core
@@ -161,7 +162,18 @@ pub(super) fn run(global: &GlobalArgs, args: &LinearArgs) -> anyhow::Result<()> 
         output.publish(serde_json::to_string_pretty(&report)? + "\n", PublishMode::Overwrite)?;
         say(&format!("report {output}"));
     }
-    write_json(&report)
+    if args.output.is_none() {
+        return write_json(&report);
+    }
+    let all = std::iter::once(&report.first).chain(&report.other_features);
+    write_stdout(all.map(|report| line(report) + "\n").collect::<String>().as_bytes())
+}
+
+/// A report for people.
+fn line(report: &ProbeReport) -> String {
+    let ProbeReport { step, train_rows, feature, .. } = report;
+    let (top1, top5) = (100.0 * report.top1, 100.0 * report.top5);
+    format!("step {step}: top-1 {top1:.2} %, top-5 {top5:.2} % (linear on {train_rows} rows, {feature})")
 }
 
 fn of_tables(global: &GlobalArgs, args: &LinearArgs, options: &LinearOptions) -> anyhow::Result<Probed> {
