@@ -2,6 +2,8 @@
 //!
 //! Every option has one name: `batch_size` in the file, `--batch-size` as a flag.
 
+use std::path::Path;
+
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use toml::Table;
@@ -12,12 +14,23 @@ const LIKENESS: f64 = 0.7;
 /// A configuration is wrong.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
+    /// A file that the configuration names is not there or cannot be read.
+    #[error("{option} {file}: the file cannot be read")]
+    File {
+        /// The option that names it.
+        option: &'static str,
+        /// The file.
+        file: String,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
     /// The file is no TOML.
-    #[error("{file}: it is no TOML: {reason}")]
+    #[error("{file}: {reason}")]
     Syntax {
         /// The file.
         file: String,
-        /// What the parser says, with the line.
+        /// What the parser says, on several lines: the place, the line, and where in it.
         reason: String,
     },
     /// A key that no option has.
@@ -40,6 +53,18 @@ pub enum ConfigError {
     },
 }
 
+/// The name and the text of the file that `--config` names.
+///
+/// # Errors
+/// If it is not there or cannot be read.
+pub fn read(path: &Path) -> Result<(String, String), ConfigError> {
+    let file = path.display().to_string();
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok((file, text)),
+        Err(source) => Err(ConfigError::File { option: "--config", file, source }),
+    }
+}
+
 /// The configuration that defaults, file and flags give together.
 ///
 /// `flags` is a struct whose fields are options of the same names, `None` where a flag was not given.
@@ -56,7 +81,7 @@ where
     if let Some((name, text)) = file {
         let given: Table = text.parse().map_err(|error: toml::de::Error| ConfigError::Syntax {
             file: name.to_owned(),
-            reason: error.to_string(),
+            reason: error.to_string().trim_end().to_owned(),
         })?;
         for (key, value) in given {
             check_key(name, &key, &defaults)?;

@@ -6,8 +6,8 @@ use crate::storage::StorageError;
 /// A checkpoint cannot be used or written.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
-    /// The folder holds no published checkpoint.
-    #[error("{folder}: no checkpoint is there")]
+    /// The folder holds no published checkpoint, and no run that has one.
+    #[error("{folder}: no checkpoint is there, nor a run that has one")]
     NotThere {
         /// The folder.
         folder: String,

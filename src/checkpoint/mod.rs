@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 
 pub use error::CheckpointError;
 pub use run::{
-    checkpoint_name, finished_step, list_checkpoints, list_unpublished, mark_finished, remove_checkpoint,
-    unmark_finished,
+    checkpoint_at, checkpoint_name, finished_step, list_checkpoints, list_unpublished, mark_finished,
+    remove_checkpoint, unmark_finished,
 };
 pub use state::{Cursor, TrainState};
 

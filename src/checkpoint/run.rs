@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::{CheckpointError, MANIFEST};
+use super::{Checkpoint, CheckpointError, MANIFEST};
 use crate::storage::{Location, PublishMode};
 
 /// The folder's name of the checkpoint after this many steps.
@@ -29,6 +29,17 @@ pub fn list_checkpoints(run: &Location) -> Result<Vec<(u64, Location)>, Checkpoi
         .collect();
     found.sort_by_key(|(step, _)| *step);
     Ok(found)
+}
+
+/// The checkpoint that a location means, as (step, folder): the one that lies there, or of a run the newest.
+///
+/// # Errors
+/// If neither lies there, or the store fails.
+pub fn checkpoint_at(place: &Location) -> Result<(u64, Location), CheckpointError> {
+    if place.join(MANIFEST).exists()? {
+        return Ok((Checkpoint::open(place)?.manifest().step, place.clone()));
+    }
+    list_checkpoints(place)?.pop().ok_or_else(|| CheckpointError::NotThere { folder: place.to_string() })
 }
 
 /// The folders of checkpoints that were begun and not published, or whose removal was begun.

@@ -21,7 +21,7 @@ const PLACEHOLDER: &str = "{feature}";
     after_help = "Example:\n  instdisc embed --checkpoint runs/r50/checkpoints/step-00005004 --dataset data/in1k \\\n    --split val --output runs/r50/val.arrow"
 )]
 pub(super) struct EmbedArgs {
-    /// The checkpoint's folder
+    /// The checkpoint's folder, or that of a run, whose newest checkpoint it is then
     #[arg(long, value_name = "URL")]
     checkpoint: String,
     /// The dataset's folder; it must be the one that the checkpoint was trained on
@@ -63,7 +63,7 @@ pub(super) fn run(global: &GlobalArgs, args: &EmbedArgs) -> anyhow::Result<()> {
     };
     let dataset = global.location(&args.dataset)?;
     let job = EmbedJob {
-        checkpoint: Checkpoint::open(&global.location(&args.checkpoint)?)?,
+        checkpoint: Checkpoint::open(&global.checkpoint(&args.checkpoint)?)?,
         manifest: Manifest::read(&dataset)?,
         dataset,
         split: args.split.clone(),

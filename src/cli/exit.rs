@@ -23,8 +23,9 @@ pub(super) fn failure(error: &anyhow::Error) -> Failure {
     error.chain().find_map(known).unwrap_or(Failure::Other)
 }
 
-/// The error and its causes on one line; a cause that the text before it repeats is left out.
-pub(super) fn one_line(error: &anyhow::Error) -> String {
+/// The error and its causes; a cause that the text before it repeats is left out. It is one line, but where a
+/// file's syntax is wrong: then the place in the file is shown below.
+pub(super) fn text(error: &anyhow::Error) -> String {
     let mut line = String::new();
     for cause in error.chain() {
         let text = cause.to_string();
@@ -36,7 +37,10 @@ pub(super) fn one_line(error: &anyhow::Error) -> String {
         }
         line += &text;
     }
-    line.replace('\n', " ")
+    let shows_a_place = |cause: &(dyn std::error::Error + 'static)| {
+        matches!(cause.downcast_ref(), Some(ConfigError::Syntax { .. }))
+    };
+    if error.chain().any(shows_a_place) { line } else { line.replace('\n', " ") }
 }
 
 /// Whether whoever read our output went away, which is no error of ours.
@@ -80,7 +84,15 @@ mod tests {
     #[test]
     fn a_cause_that_was_said_is_not_said_again() {
         let error = anyhow::anyhow!("the disk is full").context("write: the disk is full").context("a");
-        assert_eq!(one_line(&error), "a: write: the disk is full");
+        assert_eq!(text(&error), "a: write: the disk is full");
+    }
+
+    #[test]
+    fn a_place_in_a_file_keeps_its_lines_and_all_else_is_one_line() {
+        let reason = "line 2\n2 | lr = \n  |      ^";
+        let error = anyhow::Error::from(ConfigError::Syntax { file: "a.toml".into(), reason: reason.into() });
+        assert_eq!(text(&error), format!("a.toml: {reason}"));
+        assert_eq!(text(&anyhow::anyhow!("two\nlines")), "two lines");
     }
 
     #[test]

@@ -24,7 +24,7 @@ enum Form {
     Pictures(pictures::PicturesArgs),
     /// Weights as one safetensors file with torchvision's names
     Torchvision {
-        /// The checkpoint's folder
+        /// The checkpoint's folder, or that of a run, whose newest checkpoint it is then
         #[arg(long, value_name = "URL")]
         checkpoint: String,
         /// Leave out the last layer: for a model whose last layer is torch.nn.Identity()
@@ -64,7 +64,7 @@ pub(super) fn run(global: &GlobalArgs, args: &ExportArgs) -> anyhow::Result<()> 
     match &args.form {
         Form::Pictures(args) => pictures::run(global, args),
         Form::Torchvision { checkpoint, without_projection, output } => {
-            let (checkpoint, place) = (global.location(checkpoint)?, global.location(output)?);
+            let (checkpoint, place) = (global.checkpoint(checkpoint)?, global.location(output)?);
             let tensors = export_torchvision(&checkpoint, &place, !without_projection)?;
             write_json(&json!({"output": output, "tensors": tensors}))
         }

@@ -40,7 +40,7 @@ const BATCH_SIZE: usize = 256;
     after_help = "Example:\n  instdisc finetune --checkpoint runs/r50/checkpoints/step-01000800 --dataset data/in1k \\\n    --run runs/r50-labels-0.1 --label-fraction 0.1"
 )]
 pub(super) struct FinetuneArgs {
-    /// The checkpoint's folder, whose encoder it begins with
+    /// The checkpoint whose encoder it begins with: its folder, or that of a run for its newest
     #[arg(long, value_name = "URL")]
     checkpoint: String,
     /// The dataset's folder
@@ -76,7 +76,7 @@ pub(super) fn show_defaults(command: clap::Command) -> clap::Command {
 pub(super) fn run(global: &GlobalArgs, args: &FinetuneArgs) -> anyhow::Result<()> {
     static STOP: StopFlag = StopFlag::new(false);
     let (dataset, run) = (global.location(&args.dataset)?, global.location(&args.run)?);
-    let from = global.location(&args.checkpoint)?;
+    let from = global.checkpoint(&args.checkpoint)?;
     let mut of_run = Checkpoint::open(&from)?.state()?.config;
     if let Some(keys) = of_run.as_object_mut() {
         // The checkpoint may itself be of a fine-tuning.

@@ -100,12 +100,13 @@ pub(super) fn run(global: &GlobalArgs, args: &IngestArgs) -> anyhow::Result<()> 
             sources.push(global.location(&source)?);
         }
     }
-    let optional = |text: &Option<String>| text.as_deref().map(|text| global.location(text)).transpose();
+    let optional =
+        |option, text: &Option<String>| text.as_deref().map(|text| global.file(option, text)).transpose();
     let options = IngestOptions {
         format: args.format,
         split: args.split.clone(),
-        labels: optional(&args.labels)?,
-        classes: optional(&args.classes)?,
+        labels: optional("--labels", &args.labels)?,
+        classes: optional("--classes", &args.classes)?,
         unlabelled: args.unlabelled,
         append: args.append,
         drop_leaks: args.drop_leaks,

@@ -6,16 +6,18 @@ use serde_json::{Value, json};
 
 use super::progress::Terminal;
 use super::{GlobalArgs, write_json, write_stdout};
-use crate::checkpoint::{Checkpoint, MANIFEST};
-use crate::dataset::{Manifest, summarise, verify};
+use crate::checkpoint::{
+    Checkpoint, CheckpointManifest, MANIFEST, checkpoint_name, finished_step, list_checkpoints,
+};
+use crate::dataset::{DatasetError, Manifest, summarise, verify};
 use crate::feature_table::FeatureTable;
-use crate::storage::Location;
+use crate::storage::{Digest, Location};
 
-/// Say what lies at a location: a dataset, a checkpoint or a feature table.
+/// Say what lies at a location: a dataset, a run, a checkpoint or a feature table.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  instdisc inspect --verify s3://bucket/in1k")]
 pub(super) struct InspectArgs {
-    /// A dataset's or a checkpoint's folder, or a feature table
+    /// The folder of a dataset, a run or a checkpoint, or a feature table
     #[arg(value_name = "URL")]
     location: String,
     /// Read every byte again and check it against its digest
@@ -70,12 +72,47 @@ fn inspect(location: &Location, check: bool) -> anyhow::Result<Value> {
         // Reading a table checks it whole.
         return Ok(serde_json::to_value(FeatureTable::read(location)?.summary())?);
     }
-    let manifest = Manifest::read(location)
-        .with_context(|| format!("{location}: neither a dataset, a checkpoint nor a feature table (of a run, inspect one of its checkpoints)"))?;
+    let manifest = match Manifest::read(location) {
+        Err(error @ DatasetError::NotThere { .. }) => match list_checkpoints(location)? {
+            empty if empty.is_empty() => {
+                return Err(error).with_context(|| {
+                    format!("{location}: neither a dataset, a run, a checkpoint nor a feature table")
+                });
+            }
+            checkpoints => return inspect_run(location, &checkpoints, check),
+        },
+        other => other?,
+    };
     if check {
         verify(location, &manifest, &Terminal::default())?;
     }
     Ok(serde_json::to_value(summarise(&manifest))?)
+}
+
+/// What a run is, by its newest checkpoint, and which checkpoints it has.
+fn inspect_run(run: &Location, checkpoints: &[(u64, Location)], check: bool) -> anyhow::Result<Value> {
+    let opened = checkpoints.iter().map(|(_, folder)| Checkpoint::open(folder));
+    let opened = opened.collect::<Result<Vec<_>, _>>()?;
+    if check {
+        opened.iter().try_for_each(Checkpoint::verify)?;
+    }
+    let newest = opened.last().context("the list has one at least")?;
+    let CheckpointManifest { step, epoch, trained_on, .. } = newest.manifest();
+    let config = newest.state()?.config;
+    Ok(json!({
+        "kind": "run",
+        "config_digest": Digest::of(config.to_string().as_bytes()),
+        "arch": config["arch"],
+        "objective": config["objective"],
+        "dataset_digest": trained_on.dataset_digest,
+        "split": trained_on.split,
+        "split_digest": trained_on.split_digest,
+        "finished": finished_step(run)?.is_some(),
+        "newest": newest.folder().to_string(),
+        "step": step,
+        "epoch": epoch,
+        "checkpoints": checkpoints.iter().map(|(step, _)| checkpoint_name(*step)).collect::<Vec<_>>(),
+    }))
 }
 
 /// One line for each value, its path before it.

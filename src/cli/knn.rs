@@ -17,12 +17,12 @@ use self::{without_torch::Peers, without_torch::judge_run};
 
 use super::exit::WrongUsage;
 use super::progress::say;
-use super::{GlobalArgs, write_json};
-use crate::checkpoint::{Checkpoint, MANIFEST};
+use super::{GlobalArgs, write_json, write_stdout};
+use crate::checkpoint::{Checkpoint, CheckpointError, checkpoint_at};
 use crate::dataset::{Manifest, read_duplicates};
 use crate::eval::{
-    Duplicates, EvalError, KnnOptions, KnnReports, PageInput, PagePictures, Thumbnails, cases, history, map,
-    page, sprite, write_neighbours,
+    Duplicates, EvalError, KnnOptions, KnnReport, KnnReports, PageInput, PagePictures, Thumbnails, cases,
+    history, map, page, sprite, write_neighbours,
 };
 use crate::feature_table::{FeatureTable, StoredTable, Table};
 use crate::picture::encode_jpeg;
@@ -45,7 +45,8 @@ const SPRITE_QUALITY: u8 = 78;
     after_help = "Example:\n  instdisc knn --bank runs/r50/checkpoints/step-00005004/bank.arrow \\\n    --queries runs/r50/val.arrow --output runs/r50/eval/knn.json\n  instdisc knn --run runs/r50 --dataset data/in1k --split val --watch"
 )]
 pub(super) struct KnnArgs {
-    /// The feature table that votes, or the checkpoint whose bank does; may be repeated, with as many --queries
+    /// The feature table that votes, or the checkpoint (of a run, its newest) whose bank does; may be repeated, with
+    /// as many --queries
     #[arg(long, value_name = "URL", requires = "queries", required_unless_present = "run")]
     bank: Vec<String>,
     /// The feature table that is judged
@@ -87,7 +88,8 @@ pub(super) struct KnnArgs {
     /// Rows that show a query's own picture do not vote; ingest found them (--dataset)
     #[arg(long, requires = "dataset")]
     exclude_duplicates: bool,
-    /// The report's place (.json); a page lies beside it (.html) [default: stdout, or the run's eval folder]
+    /// The report's place (.json), a page lies beside it (.html); stdout then has a line of scores [default: stdout
+    /// alone, or the run's eval folder and stdout]
     #[arg(long, value_name = "URL")]
     output: Option<String>,
     /// Write neighbour ids and similarities of the first feature here, as Parquet
@@ -135,19 +137,36 @@ pub(super) fn run(global: &GlobalArgs, args: &KnnArgs) -> anyhow::Result<()> {
     let pairs = args.bank.iter().zip(&args.queries).map(pair).collect::<anyhow::Result<Vec<_>>>()?;
     let output = args.output.as_ref().map(|output| global.location(output)).transpose()?;
     let place = output.map(|output| Place { output, run: None, mode: PublishMode::Overwrite });
-    say_reports(judge(global, args, &pairs, place.as_ref(), &peers)?.as_ref())
+    print_reports(args, judge(global, args, &pairs, place.as_ref(), &peers)?.as_ref())
 }
 
-fn say_reports(reports: Option<&KnnReports>) -> anyhow::Result<()> {
-    reports.map_or(Ok(()), write_json)
+/// Prints the reports as JSON; where they were written to a place that the user chose, a line of each.
+fn print_reports(args: &KnnArgs, reports: Option<&KnnReports>) -> anyhow::Result<()> {
+    let Some(reports) = reports else { return Ok(()) };
+    if args.output.is_none() {
+        return write_json(reports);
+    }
+    let all = std::iter::once(&reports.first).chain(&reports.other_features);
+    write_stdout(all.map(|report| line(report) + "\n").collect::<String>().as_bytes())
 }
 
-/// A feature table, or the bank of a checkpoint's folder.
+/// A report for people.
+fn line(report: &KnnReport) -> String {
+    let KnnReport { step, k, temperature, feature, .. } = report;
+    let (top1, top5) = (100.0 * report.top1, 100.0 * report.top5);
+    format!("step {step}: top-1 {top1:.2} %, top-5 {top5:.2} % (k = {k}, τ = {temperature}, {feature})")
+}
+
+/// A feature table, or the bank of a checkpoint or of a run's newest.
 fn open_bank(place: &Location) -> anyhow::Result<StoredTable> {
-    if place.file_name().ends_with(".arrow") || !place.join(MANIFEST).exists()? {
+    if place.file_name().ends_with(".arrow") {
         return Ok(StoredTable::open(place)?);
     }
-    Ok(StoredTable::open_all(&Checkpoint::open(place)?.bank()?)?)
+    match checkpoint_at(place) {
+        Ok((_, folder)) => Ok(StoredTable::open_all(&Checkpoint::open(&folder)?.bank()?)?),
+        Err(CheckpointError::NotThere { .. }) => Ok(StoredTable::open(place)?),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Votes with each feature, and publishes what was asked for. Several processes search together; process 0 has
@@ -185,6 +204,8 @@ fn judge(
         bail!(WrongUsage("there is no feature to judge".into()));
     };
     let reports = KnnReports { first, other_features: judged.map(|(report, _)| report).collect() };
+    // The others have the same rows.
+    reports.first.notes.iter().for_each(|note| tracing::warn!("{note}"));
     if let Some(neighbours_at) = &args.neighbours {
         write_neighbours(&global.location(neighbours_at)?, &pair.bank, &pair.queries, &neighbours)?;
     }

@@ -5,8 +5,8 @@ use clap::{Args, ValueEnum};
 
 use super::exit::WrongUsage;
 use super::progress::{Terminal, say};
-use super::{GlobalArgs, write_json};
-use crate::checkpoint::{Checkpoint, CheckpointError, list_checkpoints};
+use super::{GlobalArgs, write_json, write_stdout};
+use crate::checkpoint::{Checkpoint, checkpoint_at};
 use crate::dataset::{Manifest, write_label_subset};
 use crate::distributed::ProcessGroup;
 use crate::eval::{
@@ -87,7 +87,8 @@ pub(super) struct LinearArgs {
     /// The seed of orders and choices
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// The report's place (.json) [default: stdout alone, or the run's eval folder]
+    /// The report's place (.json); stdout then has a line of scores [default: stdout alone, or the run's eval folder
+    /// and stdout]
     #[arg(long, value_name = "URL")]
     output: Option<String>,
     /// Threads that decode; 0 for one on each core
@@ -137,9 +138,7 @@ pub(super) fn run(global: &GlobalArgs, args: &LinearArgs) -> anyhow::Result<()> 
     let (reports, labels) = match &args.run {
         Some(run) => {
             let run = global.location(run)?;
-            let Some((step, folder)) = list_checkpoints(&run)?.pop() else {
-                return Err(CheckpointError::NotThere { folder: format!("{run}/checkpoints") }.into());
-            };
+            let (step, folder) = checkpoint_at(&run)?;
             output.get_or_insert_with(|| run.join(&format!("eval/linear-step-{step:08}.json")));
             of_run(global, args, &run, &folder, &options)?
         }
@@ -163,7 +162,18 @@ pub(super) fn run(global: &GlobalArgs, args: &LinearArgs) -> anyhow::Result<()> 
         output.publish(serde_json::to_string_pretty(&report)? + "\n", PublishMode::Overwrite)?;
         say(&format!("report {output}"));
     }
-    write_json(&report)
+    if args.output.is_none() {
+        return write_json(&report);
+    }
+    let all = std::iter::once(&report.first).chain(&report.other_features);
+    write_stdout(all.map(|report| line(report) + "\n").collect::<String>().as_bytes())
+}
+
+/// A report for people.
+fn line(report: &ProbeReport) -> String {
+    let ProbeReport { step, train_rows, feature, .. } = report;
+    let (top1, top5) = (100.0 * report.top1, 100.0 * report.top5);
+    format!("step {step}: top-1 {top1:.2} %, top-5 {top5:.2} % (linear on {train_rows} rows, {feature})")
 }
 
 fn of_tables(global: &GlobalArgs, args: &LinearArgs, options: &LinearOptions) -> anyhow::Result<Probed> {
@@ -178,7 +188,7 @@ fn of_tables(global: &GlobalArgs, args: &LinearArgs, options: &LinearOptions) ->
             labels = Some(Labels { ids: train.ids.clone(), labels: train.labels.clone() });
         }
         let test = FeatureTable::read(&global.location(test)?)?;
-        reports.push(probe(&train, &test, options)?);
+        reports.push(probe(&train, &test, options, &Terminal::default())?);
     }
     Ok((reports, labels))
 }
@@ -249,7 +259,7 @@ fn of_run(
     for (train, test) in tables(&train_split, rows)?.iter().zip(&tests) {
         let train = FeatureTable::read(train)?;
         labels = labels_of(&train.ids, &train.labels);
-        reports.push(probe(&train, &FeatureTable::read(test)?, options)?);
+        reports.push(probe(&train, &FeatureTable::read(test)?, options, &progress)?);
     }
     Ok((reports, labels))
 }

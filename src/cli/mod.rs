@@ -33,10 +33,12 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
+use crate::checkpoint::checkpoint_at;
+use crate::config::ConfigError;
 use crate::storage::{Location, RetryLimits, StorageOptions, Traffic};
 
 /// Instance discrimination at ImageNet scale, as batch jobs.
@@ -45,7 +47,7 @@ use crate::storage::{Location, RetryLimits, StorageOptions, Traffic};
 /// tables, knn judges them. Locations are paths or URLs (s3://, gs://, az://); credentials come from the
 /// environment in the names of the object_store crate (AWS_ACCESS_KEY_ID, AWS_ENDPOINT, ...).
 ///
-/// Exit codes: 0 done; 2 wrong usage; 65 wrong data; 69 a store is unavailable; 74 an I/O error; 75 stopped
+/// Exit codes: 0 done; 2 wrong usage; 65 wrong or absent data; 69 a store is unavailable; 74 an I/O error; 75 stopped
 /// by a signal after a checkpoint; 78 wrong configuration; 1 anything else. 69, 74 and 75 are worth a retry.
 #[derive(Debug, Parser)]
 #[command(name = "instdisc", version, max_term_width = 100)]
@@ -56,23 +58,28 @@ struct Cli {
     command: Command,
 }
 
+/// The heading of the options of stores in the help of each command.
+const STORAGE: &str = "Object storage";
+/// The heading of the options of what is printed and logged.
+const OUTPUT: &str = "Output";
+
 #[derive(Debug, Args)]
 struct GlobalArgs {
     /// A setting of the object store, such as aws_endpoint=http://localhost:7480; may be repeated;
     /// KEY=@FILE takes the value from a file, as secrets must be
-    #[arg(long, global = true, value_name = "KEY=VALUE", value_parser = key_value)]
+    #[arg(long, global = true, value_name = "KEY=VALUE", value_parser = key_value, help_heading = STORAGE)]
     storage_option: Vec<(String, String)>,
     /// A request to an object store is not tried again so many seconds after its first attempt
-    #[arg(long, global = true, value_name = "SECONDS", default_value_t = 180)]
+    #[arg(long, global = true, value_name = "SECONDS", default_value_t = 180, help_heading = STORAGE)]
     retry_seconds: u64,
     /// A request to an object store is tried again so many times at most
-    #[arg(long, global = true, value_name = "N", default_value_t = 100)]
+    #[arg(long, global = true, value_name = "N", default_value_t = 100, help_heading = STORAGE)]
     retry_tries: usize,
     /// No other process writes at this place: take also stores that cannot create a file only if it is not there
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = STORAGE)]
     single_writer: bool,
     /// Logs: error, warn, info, debug, or a filter such as instdisc=debug
-    #[arg(long, global = true, value_name = "FILTER", default_value = "info", env = "INSTDISC_LOG")]
+    #[arg(long, global = true, value_name = "FILTER", default_value = "info", env = "INSTDISC_LOG", help_heading = OUTPUT)]
     log: String,
 }
 
@@ -83,6 +90,26 @@ impl GlobalArgs {
             RetryLimits { time: Duration::from_secs(self.retry_seconds), tries: self.retry_tries };
         options.single_writer = self.single_writer;
         Ok(Location::parse(text, &options)?)
+    }
+
+    /// The place of a file that an option names, which has to be there.
+    fn file(&self, option: &'static str, text: &str) -> anyhow::Result<Location> {
+        let location = self.location(text)?;
+        if !location.exists()? {
+            let source = std::io::ErrorKind::NotFound.into();
+            bail!(ConfigError::File { option, file: location.to_string(), source });
+        }
+        Ok(location)
+    }
+
+    /// The checkpoint that an option names: by its folder, or the newest of the run whose folder it names.
+    fn checkpoint(&self, text: &str) -> anyhow::Result<Location> {
+        let place = self.location(text)?;
+        let (_, folder) = checkpoint_at(&place)?;
+        if folder.to_string() != place.to_string() {
+            tracing::info!("{place}: a run, of which {folder} is the newest checkpoint");
+        }
+        Ok(folder)
     }
 }
 
@@ -140,7 +167,7 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if exit::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            progress::say(&format!("error: {}", exit::one_line(&error)));
+            progress::say(&format!("error: {}", exit::text(&error)));
             ExitCode::from(exit::failure(&error).exit_code())
         }
     }
@@ -161,8 +188,9 @@ fn command() -> clap::Command {
     let command = Cli::command();
     #[cfg(feature = "torch")]
     let command = command
-        .mut_subcommand("train", train::show_defaults)
-        .mut_subcommand("finetune", finetune::show_defaults);
+        .mut_subcommand("train", |train| train::under_headings(train::show_defaults(train)))
+        .mut_subcommand("finetune", |finetune| train::under_headings(finetune::show_defaults(finetune)))
+        .mut_subcommand("bench", |bench| bench.mut_subcommand("step", train::under_headings));
     command
 }
 

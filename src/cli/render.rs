@@ -1,10 +1,12 @@
 //! `instdisc render`.
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
-use serde_json::json;
+use serde_json::{Value, json};
 
+use super::exit::WrongUsage;
 use super::{GlobalArgs, write_json};
+use crate::checkpoint::{Checkpoint, TrainedOn};
 use crate::dataset::Manifest;
 use crate::ids::{InstanceId, Position};
 use crate::loader::{CropBox, DatasetSource, Recipe, Source, augment};
@@ -20,33 +22,36 @@ const GROUND: [u8; 3] = [255, 255, 255];
 /// Draw what the network saw of a picture in an epoch, beside the original with the crop marked.
 ///
 /// The pixels are a function of seed, epoch and instance, so they are exactly those of a run with this seed,
-/// recipe and size. What was drawn goes to stdout as JSON.
+/// recipe and size; --run takes these from a run. What was drawn goes to stdout as JSON.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  instdisc render --dataset in1k --instance 12345 --epoch 17 --output x.png"
+    after_help = "Example:\n  instdisc render --dataset in1k --run runs/r50 --instance 12345 --epoch 17 --output x.png"
 )]
 pub(super) struct RenderArgs {
     /// The dataset's folder
     #[arg(long, value_name = "URL")]
     dataset: String,
-    /// The dataset's split
-    #[arg(long, value_name = "NAME", default_value = "train")]
-    split: String,
+    /// The run, or a checkpoint of it, whose split, seed, recipe and size these are, but for what is given here
+    #[arg(long, value_name = "URL")]
+    run: Option<String>,
+    /// The dataset's split [default: that of --run, else train]
+    #[arg(long, value_name = "NAME")]
+    split: Option<String>,
     /// The instance
     #[arg(long, value_name = "N")]
     instance: u32,
     /// The epoch, from 0
     #[arg(long, value_name = "N", default_value_t = 0)]
     epoch: u64,
-    /// The seed of the run
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    seed: u64,
-    /// The recipe of the run
-    #[arg(long, value_enum, default_value = "imagenet")]
-    recipe: RecipeName,
-    /// The side of the square that the network sees, in pixels
-    #[arg(long, value_name = "PIXELS", default_value_t = 224, value_parser = clap::value_parser!(u32).range(1..))]
-    image_size: u32,
+    /// The seed of the run [default: that of --run, else 0]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// The recipe of the run [default: that of --run, else imagenet]
+    #[arg(long, value_enum)]
+    recipe: Option<RecipeName>,
+    /// The side of the square that the network sees, in pixels [default: that of --run, else 224]
+    #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(1..))]
+    image_size: Option<u32>,
     /// The PNG file to write
     #[arg(long, value_name = "URL")]
     output: String,
@@ -60,33 +65,79 @@ enum RecipeName {
     Cifar,
 }
 
+/// What decides the pixels, beside instance and epoch.
+struct Drawing {
+    split: String,
+    seed: u64,
+    recipe: RecipeName,
+    image_size: u32,
+}
+
+impl Drawing {
+    /// What was asked for, then what the run was begun with, then what `train` does by default.
+    fn of(args: &RenderArgs, run: &Value) -> Self {
+        let number = |key: &str| run[key].as_u64();
+        let recipe = run["recipe"].as_str().and_then(|name| RecipeName::from_str(name, false).ok());
+        let split = args.split.as_deref().or(run["split"].as_str()).unwrap_or("train");
+        let image_size = number("image_size").and_then(|size| u32::try_from(size).ok());
+        Self {
+            split: split.to_owned(),
+            seed: args.seed.or(number("seed")).unwrap_or(0),
+            recipe: args.recipe.or(recipe).unwrap_or(RecipeName::Imagenet),
+            image_size: args.image_size.or(image_size).unwrap_or(224),
+        }
+    }
+}
+
 pub(super) fn run(global: &GlobalArgs, args: &RenderArgs) -> anyhow::Result<()> {
     let location = global.location(&args.dataset)?;
     let manifest = Manifest::read(&location)?;
-    let source = DatasetSource::open(&location, &manifest, &args.split, None)?;
+    let config = args.run.as_ref().map(|run| config_of(global, run, args, &manifest)).transpose()?;
+    let Drawing { split, seed, recipe, image_size } = Drawing::of(args, &config.unwrap_or_default());
+    let source = DatasetSource::open(&location, &manifest, &split, None)?;
     let id = InstanceId(args.instance);
-    ensure!(id.row() < source.len(), "split {} has {} instances", args.split, source.len());
+    if id.row() >= source.len() {
+        bail!(WrongUsage(format!("--instance {id}: split {split} has {} instances, from 0", source.len())));
+    }
     let rows = source.read(&[Position(id.0)])?;
     let row = rows.first().context("the split gave no row")?;
     let original = decode(&row.bytes, &Limits::default()).with_context(|| row.path.clone())?;
-    let recipe = match args.recipe {
-        RecipeName::Imagenet => Recipe::imagenet(args.image_size),
-        RecipeName::Cifar => Recipe::cifar(args.image_size),
+    let recipe = match recipe {
+        RecipeName::Imagenet => Recipe::imagenet(image_size),
+        RecipeName::Cifar => Recipe::cifar(image_size),
     };
-    let mut planes = vec![0; 3 * (args.image_size as usize).pow(2)];
-    let draw = |width, height| recipe.draw_for(args.seed, args.epoch, id, width, height);
-    let drawn = augment(&row.bytes, draw, args.image_size, &mut planes).with_context(|| row.path.clone())?;
-    let picture = beside(&original, drawn.crop, &planes, args.image_size);
+    let mut planes = vec![0; 3 * (image_size as usize).pow(2)];
+    let draw = |width, height| recipe.draw_for(seed, args.epoch, id, width, height);
+    let drawn = augment(&row.bytes, draw, image_size, &mut planes).with_context(|| row.path.clone())?;
+    let picture = beside(&original, drawn.crop, &planes, image_size);
     global.location(&args.output)?.publish(encode_png(&picture)?, PublishMode::Overwrite)?;
     write_json(&json!({
         "instance": args.instance,
         "path": row.path,
         "width": original.width,
         "height": original.height,
-        "seed": args.seed,
+        "split": split,
+        "seed": seed,
         "epoch": args.epoch,
+        "image_size": image_size,
         "augmentation": drawn,
     }))
+}
+
+/// The configuration of a run on this dataset.
+fn config_of(
+    global: &GlobalArgs,
+    run: &str,
+    args: &RenderArgs,
+    manifest: &Manifest,
+) -> anyhow::Result<Value> {
+    let checkpoint = Checkpoint::open(&global.checkpoint(run)?)?;
+    let TrainedOn { split, split_digest, .. } = &checkpoint.manifest().trained_on;
+    if manifest.splits.get(split).is_none_or(|own| own.digest.to_string() != *split_digest) {
+        let dataset = &args.dataset;
+        bail!(WrongUsage(format!("--run {run} was trained on another {split} split than that of {dataset}")));
+    }
+    Ok(checkpoint.state()?.config)
 }
 
 /// The original with the crop's frame, and right of it the planes as they are.

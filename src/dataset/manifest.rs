@@ -71,7 +71,7 @@ pub struct PartReport {
     pub refused: BTreeMap<String, u64>,
     /// Pictures left out because another split holds them too (`--drop-leaks`).
     pub dropped_leaks: u64,
-    /// Entries of the source that are no pictures by their names.
+    /// Entries of the whole source that are no pictures by their names, or lie outside the class folders.
     pub passed_over: u64,
     /// How many pictures have which format and colour space.
     pub kinds: BTreeMap<String, u64>,

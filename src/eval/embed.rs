@@ -49,7 +49,9 @@ pub struct EmbedJob {
 #[derive(Debug, thiserror::Error)]
 pub enum EmbedError {
     /// The checkpoint is of another dataset.
-    #[error("the checkpoint {checkpoint} is of the dataset {expected}, not of {actual}")]
+    #[error(
+        "the checkpoint {checkpoint} is of the dataset {expected}, not of {actual}; give the one that it was trained on"
+    )]
     OtherDataset {
         /// The checkpoint's folder.
         checkpoint: String,

@@ -17,7 +17,7 @@ pub enum EvalError {
         reason: String,
     },
     /// More neighbours were asked for than there are.
-    #[error("k = {k} is larger than the bank, which has {rows} rows to vote")]
+    #[error("k = {k} is larger than the bank, which has {rows} rows to vote; give --k {rows} or less")]
     KTooLarge {
         /// Neighbours asked for.
         k: usize,

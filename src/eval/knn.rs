@@ -1,6 +1,6 @@
 //! The score of a bank by the neighbours of labelled queries.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Instant;
 
 use rayon::prelude::*;
@@ -122,8 +122,12 @@ fn check(bank: &dyn Table, queries: &FeatureTable, options: &KnnOptions) -> Resu
     if a.dim != b.dim {
         return differ("their vectors have lengths", &a.dim, &b.dim);
     }
-    if bank.labels().iter().flatten().next().is_none() || queries.labels.iter().flatten().next().is_none() {
-        return Err(EvalError::Mismatch { reason: "one of them has no labels".into() });
+    for (table, labels) in [("the bank has", bank.labels()), ("the queries have", queries.labels.as_slice())]
+    {
+        if labels.iter().flatten().next().is_none() {
+            let reason = format!("{table} no labels; ingest the split with its classes");
+            return Err(EvalError::Mismatch { reason });
+        }
     }
     Ok(())
 }
@@ -221,8 +225,26 @@ fn report(
         dataset_digest: meta.dataset_digest.clone(),
         split: queries.meta.split.clone(),
         step: meta.step,
+        notes: own_votes(bank, queries, options).into_iter().collect(),
         timing,
     }
+}
+
+/// That queries are judged by themselves, where they are.
+fn own_votes(bank: &dyn Table, queries: &FeatureTable, options: &KnnOptions) -> Option<String> {
+    if options.leave_one_out || bank.meta().split != queries.meta.split {
+        return None;
+    }
+    let rows: HashSet<_> = bank.ids().iter().collect();
+    let own = queries.ids.iter().filter(|id| rows.contains(id)).count();
+    (own > 0).then(|| {
+        format!(
+            "{own} of {} queries of split {:?} find themselves in the bank and vote for their own class, so the \
+             scores are too high: give --leave-one-out",
+            queries.len(),
+            queries.meta.split
+        )
+    })
 }
 
 fn per_class(classes: &[String], votes: &[(ClassId, Outcome)]) -> Vec<ClassScore> {

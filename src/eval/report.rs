@@ -45,6 +45,9 @@ pub struct KnnReport {
     pub split: String,
     /// The training step of the bank.
     pub step: u64,
+    /// What a reader of the scores has to know; a sentence each.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     /// How long it took.
     pub timing: Timing,
 }

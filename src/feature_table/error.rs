@@ -6,6 +6,12 @@ use crate::storage::StorageError;
 /// A feature table cannot be used or written.
 #[derive(Debug, thiserror::Error)]
 pub enum TableError {
+    /// Nothing lies at the table's place.
+    #[error("{table}: no feature table is there")]
+    NotThere {
+        /// The table.
+        table: String,
+    },
     /// The bytes are no Arrow IPC file, or are cut.
     #[error("{table}: it is no whole Arrow file")]
     Malformed {

@@ -105,7 +105,10 @@ fn open_file(location: &Location) -> Result<(TableMeta, Values, Vec<Batch>), Tab
         table: name.clone(),
         source: ArrowError::ParseError(reason),
     };
-    let size = location.size()?;
+    let size = match location.size() {
+        Err(error) if error.is_not_found() => return Err(TableError::NotThere { table: name }),
+        other => other?,
+    };
     let cut = || not_whole("it is cut".into());
     let trailer_at = size.checked_sub(TRAILER_BYTES).ok_or_else(cut)?;
     let tail_at = size.saturating_sub(TAIL_BYTES);

@@ -155,24 +155,22 @@ impl LoaderStats {
         }
     }
 
-    /// One line that says what limits the speed: the consumer (the encoder, on whatever it computes), the
-    /// CPU that decodes, or the storage.
+    /// One line that says what limits the speed: the CPU that decodes, or the storage; or that nothing waits for
+    /// data, and so the consumer does (the encoder, on whatever it computes).
     pub fn verdict(&self) -> String {
         let seconds = self.seconds.max(1e-9);
         let wait = self.consumer_wait / seconds;
         let decoding = self.make_busy / (seconds * self.decode_threads.max(1) as f64);
         let limit = if wait < NO_WAIT {
-            "the encoder"
+            "nothing waits for data, the encoder sets the pace"
         } else if self.gather_wait > self.consumer_wait / 2.0 {
-            "the storage"
+            "the limit is the storage"
         } else {
-            "the CPU that decodes"
+            "the limit is the CPU that decodes"
         };
         let (wait, decoding) = (100.0 * wait, 100.0 * decoding);
         let rate = self.bytes as f64 / 1e6 / seconds;
-        format!(
-            "data wait {wait:.1} %, decoders busy {decoding:.0} %, {rate:.1} MB/s read: the limit is {limit}"
-        )
+        format!("data wait {wait:.1} %, decoders busy {decoding:.0} %, {rate:.1} MB/s read: {limit}")
     }
 
     /// The stages, a line each.
@@ -207,5 +205,29 @@ impl LoaderStats {
             self.batches,
             self.ready,
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verdict(consumer: f64, gather: f64) -> String {
+        let counters = Counters::default();
+        counters.consumer_wait.add((consumer * 1e9) as u64);
+        counters.gather_wait.add((gather * 1e9) as u64);
+        LoaderStats::new(&counters, 100.0, (1, 1), 0).verdict()
+    }
+
+    #[test]
+    fn where_nothing_waits_for_data_the_loader_is_no_limit() {
+        for (waits, expected) in [
+            ((0.9, 0.9), "data wait 0.9 %, decoders busy 0 %, 0.0 MB/s read: nothing waits for data"),
+            ((30.0, 1.0), "the limit is the CPU that decodes"),
+            ((30.0, 29.0), "the limit is the storage"),
+        ] {
+            let said = verdict(waits.0, waits.1);
+            assert!(said.contains(expected), "{said}");
+        }
     }
 }

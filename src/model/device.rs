@@ -3,10 +3,14 @@
 //! A plain build links libtorch's CPU part alone, so that the binary starts where CUDA's libraries are
 //! missing. The CUDA part registers itself with libtorch when it is loaded; that happens here.
 
+use std::path::Path;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use tch::Device;
+
+/// What NVIDIA's driver puts up where there is a GPU.
+const DRIVER: &str = "/dev/nvidiactl";
 
 /// The device asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,7 +92,7 @@ pub fn select_device(choice: DeviceChoice) -> Result<SelectedDevice, DeviceError
             Ok(SelectedDevice { device: Device::Cuda(0), reason })
         }
         (_, Err(reason)) if choice == DeviceChoice::Auto => {
-            Ok(SelectedDevice { device: Device::Cpu, reason })
+            Ok(SelectedDevice { device: Device::Cpu, reason: without_cuda(Path::new(DRIVER), reason) })
         }
         (DeviceChoice::Cuda(number), Ok(count)) if number < count => {
             Ok(SelectedDevice { device: Device::Cuda(number), reason: "asked for".into() })
@@ -99,6 +103,15 @@ pub fn select_device(choice: DeviceChoice) -> Result<SelectedDevice, DeviceError
         (DeviceChoice::Cuda(number), Err(reason)) => Err(DeviceError { number, reason }),
         (DeviceChoice::Auto | DeviceChoice::Cpu, _) => unreachable!("both are settled above"),
     }
+}
+
+/// Why the CPU was taken: no more than that where the machine has no GPU, else why that cannot be used.
+fn without_cuda(driver: &Path, reason: String) -> String {
+    if driver.exists() {
+        return format!("there is a GPU, but {reason}");
+    }
+    tracing::debug!("{reason}");
+    "no GPU is seen here".into()
 }
 
 /// Takes the device asked for, in one of several processes: of a machine's CUDA devices each gets its own.
@@ -176,6 +189,13 @@ mod tests {
         assert_eq!("cuda:3".parse(), Ok(DeviceChoice::Cuda(3)));
         assert_eq!("auto".parse(), Ok(DeviceChoice::Auto));
         assert!("gpu".parse::<DeviceChoice>().is_err());
+    }
+
+    #[test]
+    fn that_there_is_no_gpu_is_no_fault_and_that_one_cannot_be_used_is() {
+        let reason = || "the CUDA part cannot be loaded (no such file)".to_owned();
+        assert_eq!(without_cuda(Path::new("/nonexistent/driver"), reason()), "no GPU is seen here");
+        assert!(without_cuda(Path::new("/"), reason()).contains("cannot be loaded"));
     }
 
     #[test]

@@ -158,17 +158,21 @@ impl Encoder {
     pub fn features(&self, pixels: &Tensor, layers: &[FeatureLayer]) -> Result<Vec<Tensor>, NoSuchLayer> {
         tch::no_grad(|| {
             let mut maps: [Option<Tensor>; STAGES] = Default::default();
+            let mut stages = 0;
             let pooled = self.network.pooled_with_stages(
                 &self.normalised(pixels),
                 Statistics::Running,
                 &mut |stage, map| {
+                    stages = stage + 1;
                     if layers.iter().any(|layer| layer.stage() == Some(stage)) {
                         maps[stage] = Some(flat(map));
                     }
                 },
             );
             let of_layer = |&layer: &FeatureLayer| match layer.stage() {
-                Some(stage) => maps[stage].as_ref().map(Tensor::shallow_clone).ok_or(NoSuchLayer { layer }),
+                Some(stage) => {
+                    maps[stage].as_ref().map(Tensor::shallow_clone).ok_or(NoSuchLayer { layer, stages })
+                }
                 None if layer == FeatureLayer::Pooled => Ok(pooled.shallow_clone()),
                 None => Ok(unit_rows(&self.network.project(&pooled))),
             };

@@ -28,10 +28,12 @@ pub enum FeatureLayer {
 
 /// A network has no such layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("this network has no layer {layer}")]
+#[error("this network has no layer {layer}; it has conv1 to conv{stages}, pooled and projection")]
 pub struct NoSuchLayer {
     /// The layer.
     pub layer: FeatureLayer,
+    /// The stages that it has.
+    pub stages: usize,
 }
 
 impl FeatureLayer {

@@ -28,7 +28,7 @@ pub enum StorageError {
         location: String,
     },
     /// Another process works there.
-    #[error("{location}: another process works here ({holder})")]
+    #[error("{location}: another process works here ({holder}); wait for it, or name another place")]
     Locked {
         /// The lock's file.
         location: String,

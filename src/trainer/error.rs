@@ -21,7 +21,8 @@ pub enum TrainError {
         reason: String,
     },
     /// The run was begun with another configuration.
-    #[error("the run of {checkpoint} was begun with another configuration and cannot go on: {}", shown(.differences))]
+    #[error("the run of {checkpoint} was begun with another configuration and cannot go on: {}; give it those values, or another \
+         --run", shown(.differences))]
     OtherConfig {
         /// The checkpoint from which it would go on.
         checkpoint: String,
@@ -29,7 +30,9 @@ pub enum TrainError {
         differences: Vec<Difference>,
     },
     /// The run was begun on another dataset.
-    #[error("the checkpoint {checkpoint} is of the dataset {before}, not of {now}")]
+    #[error(
+        "the checkpoint {checkpoint} is of the dataset {before}, not of {now}; give that --dataset, or another --run"
+    )]
     OtherDataset {
         /// The checkpoint's folder.
         checkpoint: String,

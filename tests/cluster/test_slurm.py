@@ -80,7 +80,7 @@ class OnSlurm(unittest.TestCase):
         lines = self.slurm.tell(*command, *SMALL, "--chdir", at).split()
         ingest, train, knn = lines[1::2]
         self.assertEqual(self.slurm.wait(ingest, "FAILED", "COMPLETED"), "FAILED")
-        self.assertEqual(self.slurm.field(ingest, "ExitCode"), "74:0")
+        self.assertEqual(self.slurm.field(ingest, "ExitCode"), "65:0")
         self.assertEqual(self.slurm.field(ingest, "Restarts"), "0", "a lasting failure is not requeued")
         for job in (train, knn):
             self.assertEqual(self.slurm.wait(job, "CANCELLED", "COMPLETED"), "CANCELLED")

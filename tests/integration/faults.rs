@@ -6,6 +6,7 @@ use super::support::{contents, copy, dataset, instdisc, pictures, scratch, skip}
 
 const WRONG_DATA: i32 = 65;
 const IO: i32 = 74;
+const CONFIG: i32 = 78;
 
 fn no_dataset_at(dest: &Path) {
     assert!(!dest.join("manifest.json").exists(), "a manifest was published");
@@ -51,9 +52,28 @@ fn a_destination_with_another_dataset_is_left_alone() {
 fn a_source_that_is_not_there_is_named() {
     let dir = scratch();
     let dest = dir.path().join("dest");
-    let error = instdisc("ingest --source /nonexistent/pictures").arg("--dest", &dest).fails(IO);
-    assert!(error.contains("/nonexistent/pictures"), "{error}");
+    for source in ["/nonexistent/pictures", "/nonexistent/pictures.tar", "/nonexistent/{a,b}.tar"] {
+        let error = instdisc("ingest").word("--source").word(source).arg("--dest", &dest).fails(WRONG_DATA);
+        assert!(error.contains("/nonexistent/") && error.contains("no such source is there"), "{error}");
+    }
+    for option in ["--labels", "--classes"] {
+        let call = instdisc("ingest").arg("--source", pictures()).arg("--dest", &dest);
+        let error = call.arg(option, dir.path().join("absent.txt")).fails(CONFIG);
+        assert!(error.contains(option) && error.contains("absent.txt: the file cannot be read"), "{error}");
+    }
     no_dataset_at(&dest);
+}
+
+#[test]
+fn a_table_that_is_not_there_is_named() {
+    for (command, [first, second]) in
+        [("knn", ["--bank", "--queries"]), ("export parquet", ["--table", "--output"])]
+    {
+        let call =
+            instdisc(command).arg(first, "/nonexistent/one.arrow").arg(second, "/nonexistent/two.arrow");
+        let error = call.fails(WRONG_DATA);
+        assert!(error.contains("/nonexistent/one.arrow: no feature table is there"), "{error}");
+    }
 }
 
 #[test]
@@ -132,7 +152,7 @@ fn a_read_only_destination_is_an_io_error() {
 #[test]
 fn a_folder_that_holds_nothing_of_ours_is_said_so() {
     let error = instdisc("inspect").arg("", pictures()).fails(WRONG_DATA);
-    assert!(error.contains("neither a dataset, a checkpoint nor a feature table"), "{error}");
+    assert!(error.contains("neither a dataset, a run, a checkpoint nor a feature table"), "{error}");
 }
 
 #[test]
@@ -147,7 +167,6 @@ mod training {
     use super::*;
     use crate::support::train;
 
-    const CONFIG: i32 = 78;
     const OTHER: i32 = 1;
 
     fn checkpoints(run: &Path) -> Vec<String> {
@@ -198,7 +217,7 @@ mod training {
         let run = dir.path().join("run");
         train(dataset(), &run, "--epochs 1").ok();
         let error = train(dataset(), &run, "--epochs 2 --temperature 0.2").fails(CONFIG);
-        assert!(error.contains("temperature = 0.07"), "{error}");
+        assert!(error.contains("temperature = 0.07") && error.ends_with("or another --run"), "{error}");
     }
 
     #[test]
@@ -219,6 +238,42 @@ mod training {
         let error = train(dataset(), &run, "").arg("--config", &file).fails(CONFIG);
         assert!(error.contains(r#"unknown key "temprature"; did you mean "temperature"?"#), "{error}");
         assert!(!run.exists());
+    }
+
+    #[test]
+    fn a_configuration_that_is_not_there_is_named() {
+        let dir = scratch();
+        let run = dir.path().join("run");
+        let absent = dir.path().join("absent");
+        for option in ["--config", "--init"] {
+            let error = train(dataset(), &run, "").arg(option, &absent).fails(CONFIG);
+            assert!(error.contains(option) && error.contains("absent: the file cannot be read"), "{error}");
+        }
+        assert!(!run.exists());
+    }
+
+    #[test]
+    fn wrong_toml_is_shown_with_its_line_and_the_place_in_it() {
+        let dir = scratch();
+        let (file, run) = (dir.path().join("run.toml"), dir.path().join("run"));
+        std::fs::write(&file, "lr = 0.1\nbatch_size = 6 4\n").expect("a file");
+        let (_, output) = train(dataset(), &run, "").arg("--config", &file).output();
+        assert_eq!(output.status.code(), Some(CONFIG));
+        let stderr = String::from_utf8(output.stderr).expect("text");
+        let lines: Vec<&str> = stderr.lines().collect();
+        assert!(lines[0].starts_with("error: ") && lines[0].contains("run.toml: "), "{stderr}");
+        assert!(lines.contains(&"2 | batch_size = 6 4"), "{stderr}");
+        assert!(lines.iter().any(|line| line.trim_start_matches([' ', '|']).starts_with('^')), "{stderr}");
+    }
+
+    #[test]
+    fn a_run_that_is_not_there_is_named() {
+        let absent = Path::new("/nonexistent/run");
+        let calls = [("knn", "--run"), ("linear", "--run"), ("embed --output x", "--checkpoint")];
+        for (words, option) in calls {
+            let error = instdisc(words).arg(option, absent).arg("--dataset", dataset()).fails(WRONG_DATA);
+            assert!(error.contains("/nonexistent/run: no checkpoint is there, nor a run"), "{error}");
+        }
     }
 
     #[test]

@@ -107,6 +107,31 @@ fn a_row_that_is_not_a_number_is_named_with_its_file() {
 }
 
 #[test]
+fn queries_that_find_themselves_are_warned_of() {
+    let dir = scratch();
+    let (table_at, report_at) = (dir.path().join("train.arrow"), dir.path().join("knn.json"));
+    let case = Case { rows: 50, queries: 0, dim: 6, classes: 2, k: "5" };
+    write(&table(1, Kind::Embedding, case.rows, &case, false), &table_at);
+    let judged = |more: &str| {
+        let call =
+            instdisc(&format!("knn --k 5 {more}")).arg("--bank", &table_at).arg("--queries", &table_at);
+        let (shown, output) = call.arg("--output", &report_at).output();
+        assert!(output.status.success(), "{shown}");
+        let report = std::fs::read(&report_at).expect("the report");
+        let page = std::fs::read_to_string(dir.path().join("knn.html")).expect("the page");
+        let report: serde_json::Value = serde_json::from_slice(&report).expect("JSON");
+        (report, page, String::from_utf8(output.stderr).expect("text"))
+    };
+    let (report, page, said) = judged("");
+    let note = "50 of 50 queries of split \"train\" find themselves in the bank";
+    assert!(report["notes"][0].as_str().is_some_and(|text| text.starts_with(note)), "{report}");
+    assert!(said.contains("WARN") && said.contains(note) && said.contains("--leave-one-out"), "{said}");
+    assert!(page.contains("<p class=\"warning\" role=\"note\">50 of 50 queries"));
+    let (report, page, said) = judged("--leave-one-out");
+    assert!(report.get("notes").is_none() && !page.contains("class=\"warning\"") && !said.contains("WARN"));
+}
+
+#[test]
 fn vectors_of_another_length_do_not_vote() {
     let dir = scratch();
     let (bank, queries) = (dir.path().join("bank.arrow"), dir.path().join("queries.arrow"));

@@ -73,8 +73,41 @@ fn every_command_has_a_help_with_an_example() {
     }
 }
 
+/// The headings of a help, with the flags below each.
+fn help(command: &str) -> Vec<(String, Vec<String>)> {
+    let text = instdisc(command).word("--help").ok();
+    let mut headings: Vec<(String, Vec<String>)> = Vec::new();
+    for line in text.lines() {
+        if let Some(name) = line.strip_suffix(':').filter(|line| !line.starts_with(' ')) {
+            headings.push((name.to_owned(), Vec::new()));
+        }
+        let flag = line.split_whitespace().find(|word| word.starts_with("--"));
+        if let Some((flag, (_, flags))) = flag.filter(|_| line.starts_with("  ")).zip(headings.last_mut()) {
+            flags.push(flag.to_owned());
+        }
+    }
+    headings
+}
+
+#[test]
+fn the_options_of_stores_and_of_logs_have_headings_of_their_own() {
+    for command in ["ingest", "inspect", "knn", "render"] {
+        let headings = help(command);
+        let under = |name: &str| headings.iter().find(|(heading, _)| heading == name).map(|(_, flags)| flags);
+        let stores = under("Object storage").expect("a heading");
+        for flag in ["--storage-option", "--retry-seconds", "--retry-tries", "--single-writer"] {
+            assert!(stores.iter().any(|listed| listed == flag), "{command} {flag}: {headings:?}");
+        }
+        assert!(under("Output").is_some_and(|flags| flags[0] == "--log"), "{command}: {headings:?}");
+        let own = under("Options").expect("a heading");
+        assert!(!own.iter().any(|flag| stores.contains(flag)), "{command}: {headings:?}");
+    }
+}
+
 #[cfg(feature = "torch")]
 mod trained {
+    use std::path::Path;
+
     use serde_json::Value;
 
     use super::*;
@@ -118,17 +151,18 @@ mod trained {
             .arg("--dataset", dataset())
             .arg("--output", &queries)
             .ok();
-        let scores = instdisc("knn --k 5,120 --temperature 0.07,0.5")
+        let said = instdisc("knn --k 5,120 --temperature 0.07,0.5")
             .arg("--bank", checkpoint.join("bank.arrow"))
             .arg("--queries", &queries)
             .arg("--dataset", dataset())
             .arg("--output", &report)
             .arg("--neighbours", dir.path().join("neighbours.parquet"))
-            .json();
+            .ok();
+        assert!(said.starts_with("step 16: top-1 ") && said.lines().count() == 1, "{said}");
+        let scores: Value = serde_json::from_slice(&std::fs::read(&report).expect("report")).expect("JSON");
         assert_eq!((&scores["queries"], &scores["bank_rows"]), (&40.into(), &120.into()));
         assert_eq!(scores["grid"].as_array().map(Vec::len), Some(4));
-        let written: Value = serde_json::from_slice(&std::fs::read(&report).expect("report")).expect("JSON");
-        assert_eq!(written["top1"], scores["top1"]);
+        assert_eq!(scores.get("notes"), None);
 
         let page = std::fs::read_to_string(dir.path().join("knn.html")).expect("page");
         assert!(page.contains("data:image/jpeg;base64,"));
@@ -172,6 +206,49 @@ mod trained {
         assert_eq!(scores["step"], 8);
         assert!(run.join("eval/knn-step-00000008.json").exists());
         assert!(run.join("eval/knn-step-00000008.html").exists());
+    }
+
+    /// Where a checkpoint is asked for, a run stands for its newest one.
+    #[test]
+    fn a_run_is_inspected_and_stands_for_its_newest_checkpoint() {
+        let dir = scratch();
+        let run = dir.path().join("run");
+        train(dataset(), &run, "--epochs 2 --no-monitor --seed 7").ok();
+        let summary = instdisc("inspect --verify --format json").arg("", &run).json();
+        assert_eq!((&summary["kind"], &summary["finished"]), (&"run".into(), &true.into()));
+        let names = serde_json::json!(["step-00000000", "step-00000008", "step-00000016"]);
+        assert_eq!((&summary["step"], &summary["checkpoints"]), (&16.into(), &names));
+        let newest = run.join("checkpoints/step-00000016");
+        assert_eq!(summary["newest"].as_str().map(Path::new), Some(newest.as_path()));
+        let table = |checkpoint: &Path, name: &str| {
+            let call = instdisc("embed --split val --device cpu").arg("--checkpoint", checkpoint);
+            call.arg("--dataset", dataset()).arg("--output", dir.path().join(name)).ok();
+            std::fs::read(dir.path().join(name)).expect("a table")
+        };
+        assert_eq!(table(&run, "a.arrow"), table(&newest, "b.arrow"));
+        let knn = |bank: &Path| {
+            let call = instdisc("knn --k 5").arg("--bank", bank);
+            call.arg("--queries", dir.path().join("a.arrow")).json()["grid"].clone()
+        };
+        assert_eq!(knn(&run), knn(&newest));
+    }
+
+    #[test]
+    fn a_picture_is_drawn_as_the_run_saw_it() {
+        let dir = scratch();
+        let run = dir.path().join("run");
+        train(dataset(), &run, "--epochs 1 --no-monitor --seed 7 --recipe cifar").ok();
+        let drawn = |of_run: bool, words: &str| {
+            let output = dir.path().join("x.png");
+            let call = instdisc(&format!("render --instance 5 --epoch 3 {words}")).arg("--output", &output);
+            let call = if of_run { call.arg("--run", &run) } else { call };
+            (call.arg("--dataset", dataset()).json(), std::fs::read(output).expect("a picture"))
+        };
+        let seen = drawn(true, "");
+        assert_eq!(seen, drawn(false, "--seed 7 --recipe cifar --image-size 16 --split train"));
+        assert_ne!(seen, drawn(true, "--seed 8"));
+        let call = instdisc("render --instance 120 --output x.png").arg("--dataset", dataset());
+        assert!(call.fails(2).contains("split train has 120 instances"));
     }
 
     /// Of n = 120 instances, a bank that says nothing gives ln n.

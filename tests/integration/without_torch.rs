@@ -42,11 +42,14 @@ fn a_vote_over_two_tables_needs_no_dataset() {
     write(&table(Kind::Bank, 40, "d"), &bank);
     write(&table(Kind::Embedding, 3, "d"), &queries);
     let report = dir.path().join("knn.json");
-    let scores = instdisc("knn --k 5,1")
-        .arg("--bank", &bank)
-        .arg("--queries", &queries)
-        .arg("--output", &report)
-        .json();
+    let said =
+        instdisc("knn --k 5,1").arg("--bank", &bank).arg("--queries", &queries).arg("--output", &report).ok();
+    assert_eq!(
+        said,
+        "step 1: top-1 100.00 %, top-5 100.00 % (k = 5, τ = 0.07, bank as stored, projection, 2-d)\n"
+    );
+    let scores = std::fs::read(&report).expect("the report");
+    let scores: serde_json::Value = serde_json::from_slice(&scores).expect("JSON");
     assert_eq!((&scores["top1"], &scores["k"], &scores["queries"]), (&1.0.into(), &5.into(), &3.into()));
     assert!(dir.path().join("knn.html").exists() && report.exists());
 }

@@ -30,6 +30,12 @@ VIEWS = {
 GALLERY = """() => [...document.querySelectorAll("article")].filter((a) => a.getClientRects().length > 0)
     .map((a) => ({ class: a.dataset.class, kind: a.dataset.kind }))"""
 IMAGES = """() => [...document.images].map((i) => i.complete && i.naturalWidth > 0)"""
+CUT = """() => [...document.querySelectorAll("figcaption, figcaption span, .bars .name, .verdict b, .end")]
+    .filter((e) => e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).display !== "inline").map((e) => e.innerText)"""
+COVERED = """() => {
+    const ends = [...document.querySelectorAll(".end")].map((e) => [e.innerText, e.getBoundingClientRect()]);
+    return ends.flatMap(([a, p]) => ends.filter(([b, q]) => a < b && Math.abs(p.top - q.top) < 14).map(([b]) => a + " and " + b));
+}"""
 INKED = """() => {
     const canvas = document.getElementById("map-canvas");
     const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
@@ -54,6 +60,10 @@ def visit(browser, name, settings):
     assert all(seen["pictures"]), f"{name}: {seen['pictures'].count(False)} pictures have not loaded"
     width = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
     assert width[0] <= width[1], f"{name}: the page is wider than the screen, {width}"
+
+    cut, covered = page.evaluate(CUT), page.evaluate(COVERED)
+    assert not cut, f"{name}: names are cut: {cut[:5]}"
+    assert not covered, f"{name}: labels cover one another: {covered}"
 
     everything = page.evaluate(GALLERY)
     if folder:

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use clap::Args;
 
 use crate::cli::ranks::RankFlags;
@@ -40,13 +40,7 @@ pub(in crate::cli) struct StepArgs {
 
 pub(super) fn run(args: &StepArgs) -> anyhow::Result<()> {
     ensure!(args.steps > 0, "--steps is above 0");
-    let text = match &args.config {
-        Some(path) => {
-            let text = std::fs::read_to_string(path);
-            Some((path.display().to_string(), text.with_context(|| format!("--config {}", path.display()))?))
-        }
-        None => None,
-    };
+    let text = args.config.as_deref().map(config::read).transpose()?;
     let file = text.as_ref().map(|(name, text)| (name.as_str(), text.as_str()));
     let config: TrainConfig = config::resolve(file, &args.options)?;
     ensure!(config.batch_size <= args.instances, "--batch-size is at most --instances");

@@ -3,15 +3,15 @@
 use std::time::Duration;
 
 use super::peers::Peers;
-use super::{Pair, Place, judge, say_reports};
-use crate::checkpoint::{Checkpoint, CheckpointError, list_checkpoints};
+use super::{Pair, Place, judge, line, print_reports};
+use crate::checkpoint::{Checkpoint, checkpoint_at};
 use crate::cli::exit::WrongUsage;
 use crate::cli::knn::KnnArgs;
 use crate::cli::progress::{Terminal, say};
 use crate::cli::ranks::progress_of;
 use crate::cli::{GlobalArgs, write_json};
 use crate::dataset::Manifest;
-use crate::eval::{Claim, KnnReport, RowChoice, RunTables, WatchOptions, report_location, run_tables, watch};
+use crate::eval::{Claim, RowChoice, RunTables, WatchOptions, report_location, run_tables, watch};
 use crate::feature_table::{FeatureTable, StoredTable};
 use crate::model::{DeviceChoice, FeatureLayer};
 use crate::progress::Progress;
@@ -40,9 +40,7 @@ pub(super) fn judge_run(
         }
         return whole.watch();
     }
-    let Some((step, folder)) = list_checkpoints(run)?.pop() else {
-        return Err(CheckpointError::NotThere { folder: format!("{run}/checkpoints") }.into());
-    };
+    let (step, folder) = checkpoint_at(run)?;
     let output = match &args.output {
         Some(output) => global.location(output)?,
         None => report_location(run, step),
@@ -50,7 +48,7 @@ pub(super) fn judge_run(
     peers.group.agree("the newest checkpoint's step", &step.to_string())?;
     let pairs = whole.tables(&folder, progress_of(peers.is_first(), &Terminal::default()))?;
     let place = Place { output, run: Some(run.clone()), mode: PublishMode::Overwrite };
-    say_reports(judge(global, args, &pairs, Some(&place), peers)?.as_ref())
+    print_reports(args, judge(global, args, &pairs, Some(&place), peers)?.as_ref())
 }
 
 /// What votes.
@@ -186,18 +184,6 @@ struct Of {
 fn trained_rows(checkpoint: &Checkpoint) -> anyhow::Result<RowChoice> {
     let limit = checkpoint.state()?.config["limit"].as_u64().unwrap_or(0);
     Ok(if limit == 0 { RowChoice::All } else { RowChoice::Sample(limit as usize) })
-}
-
-fn line(report: &KnnReport) -> String {
-    format!(
-        "step {}: top-1 {:.2} %, top-5 {:.2} % (k = {}, τ = {}, {})",
-        report.step,
-        100.0 * report.top1,
-        100.0 * report.top5,
-        report.k,
-        report.temperature,
-        report.feature
-    )
 }
 
 /// Whether a watcher whose claim this one took over published the report after all.

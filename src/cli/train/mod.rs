@@ -2,15 +2,16 @@
 
 mod exporter;
 mod flags;
+mod headings;
 mod monitor;
 
 use std::path::PathBuf;
 
-use anyhow::Context;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
 pub(super) use flags::TrainFlags;
+pub(super) use headings::under_headings;
 
 use self::exporter::Exporter;
 use self::monitor::Monitor;
@@ -26,8 +27,8 @@ use crate::trainer::{
 /// Train an encoder and its memory bank.
 ///
 /// Running the same command again goes on from the newest checkpoint. SIGTERM and SIGUSR1 save a
-/// checkpoint and end with exit code 75. Every option below but places, storage and processes is also a key of the TOML
-/// file, with underscores; a flag wins.
+/// checkpoint and end with exit code 75. What stands below under the headings from data to checkpoints is also a
+/// key of the TOML file, with underscores; a flag wins.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  instdisc train --dataset s3://bucket/in1k --run s3://bucket/runs/r50 \\\n    --config jobs/runs/imagenet-resnet50.toml"
@@ -58,16 +59,10 @@ pub(super) fn show_defaults(command: clap::Command) -> clap::Command {
 
 pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
     static STOP: StopFlag = StopFlag::new(false);
-    let text = match &args.config {
-        Some(path) => {
-            let text = std::fs::read_to_string(path);
-            Some((path.display().to_string(), text.with_context(|| format!("--config {}", path.display()))?))
-        }
-        None => None,
-    };
+    let text = args.config.as_deref().map(config::read).transpose()?;
     let file = text.as_ref().map(|(name, text)| (name.as_str(), text.as_str()));
     let config: TrainConfig = config::resolve(file, &args.options)?;
-    let init = (!config.init.is_empty()).then(|| global.location(&config.init)).transpose()?;
+    let init = (!config.init.is_empty()).then(|| global.file("--init", &config.init)).transpose()?;
     let (dataset, run) = (global.location(&args.dataset)?, global.location(&args.run)?);
     let rendezvous = args.ranks.rendezvous()?;
     let is_first = rendezvous.rank() == 0;

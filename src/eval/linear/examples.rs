@@ -56,7 +56,9 @@ impl Examples {
         let labelled: Vec<i64> =
             (0..table.len()).filter(|&row| table.labels[row].is_some()).map(|row| row as i64).collect();
         if labelled.is_empty() {
-            return Err(EvalError::Mismatch { reason: "one of them has no labels".into() });
+            return Err(EvalError::Mismatch {
+                reason: "one of them has no labels; ingest the split with its classes".into(),
+            });
         }
         let all = Tensor::from_slice(&table.features).view([-1, dim]);
         let features = if labelled.len() == table.len() {

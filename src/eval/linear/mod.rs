@@ -34,6 +34,7 @@ use crate::feature_table::{FeatureTable, TableMeta};
 use crate::ids::{ClassId, InstanceId};
 use crate::loader::{SubsetRecord, balanced_rows};
 use crate::model::{DeviceChoice, select_device};
+use crate::progress::Progress;
 use crate::units::Fraction;
 
 /// The share of the training rows by which one of several settings is chosen.
@@ -114,6 +115,7 @@ pub fn probe(
     train: &FeatureTable,
     test: &FeatureTable,
     options: &LinearOptions,
+    progress: &dyn Progress,
 ) -> Result<ProbeReport, LinearError> {
     options.validate()?;
     check(&train.meta, &test.meta)?;
@@ -122,7 +124,13 @@ pub fn probe(
     let classes = train.meta.classes.len();
     let (rows, judged) = (Examples::of(train)?, Examples::of(test)?);
     let cells = options.cells();
-    let fit = |rows: &Examples, cells: &[Cell]| fit_cached(rows, cells, classes, options, device);
+    let fit = |rows: &Examples, cells: &[Cell]| {
+        let passes = if options.solver == Solver::Lbfgs { cells.len() as u64 } else { options.epochs };
+        progress.begin(&format!("fit {}", train.meta.layer), passes);
+        let heads = fit_cached(rows, cells, classes, options, device, progress);
+        progress.finish();
+        heads
+    };
     let (chosen, sweep) = if cells.len() == 1 {
         (cells[0], Vec::new())
     } else {
@@ -170,15 +178,17 @@ fn fit_cached(
     classes: usize,
     options: &LinearOptions,
     device: Device,
+    progress: &dyn Progress,
 ) -> Result<Vec<Head>, LinearError> {
     let scale = options.standardize.then(|| rows.scale());
     match options.solver {
         Solver::Lbfgs => {
-            Ok(regression::fit(rows, cells, classes, scale.as_ref(), options.iterations, device))
+            let (scale, iterations) = (scale.as_ref(), options.iterations);
+            Ok(regression::fit(rows, cells, classes, scale, iterations, device, progress))
         }
         Solver::Sgd => {
             let scales = scale.into_iter().collect::<Vec<_>>();
-            let mut passes = CachedPasses::new(rows, options.batch_size, options.seed);
+            let mut passes = CachedPasses::new(rows, options.batch_size, options.seed, progress);
             let cells = [cells.to_vec()];
             Ok(sgd::fit(&mut passes as &mut dyn Passes, &cells, classes, &scales, options.epochs, device)?
                 .remove(0))
@@ -203,7 +213,7 @@ fn split_off(
     let held_out = balanced_rows(ids, labels, tenth, seed);
     let kept: Vec<usize> = (0..ids.len()).filter(|row| held_out.binary_search(row).is_err()).collect();
     if kept.is_empty() {
-        let reason = "there are too few labels to choose one of several settings by; give one of each".into();
+        let reason = "there are too few labels to choose one of several settings by; give one --lr and one --weight-decay".into();
         return Err(EvalError::Options { reason });
     }
     Ok((kept, held_out))

@@ -6,6 +6,7 @@ use super::examples::{Examples, Scale};
 use super::head::Head;
 use super::lbfgs::minimise;
 use super::sgd::{Cell, unscaled};
+use crate::progress::Progress;
 
 /// The largest number of the gradient at the minimum. The loss is a mean, so this does not grow with the rows;
 /// scikit-learn's default is 1e-4.
@@ -19,6 +20,7 @@ pub(super) fn fit(
     scale: Option<&Scale>,
     iterations: usize,
     device: Device,
+    progress: &dyn Progress,
 ) -> Vec<Head> {
     let dim = rows.features.size()[1];
     let shape = Shape { dim, classes: classes as i64 };
@@ -35,6 +37,7 @@ pub(super) fn fit(
         let (weight, bias) = shape.parts(&minimum.at);
         let (weight, bias) = unscaled(weight.to_kind(Kind::Float), bias.to_kind(Kind::Float), scale);
         heads[at] = Some(Head { weight, bias, steps: minimum.steps, converged: minimum.converged });
+        progress.advance(1);
     }
     heads.into_iter().flatten().collect()
 }

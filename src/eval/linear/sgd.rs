@@ -6,6 +6,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 use super::LinearError;
 use super::examples::{Examples, Scale};
 use super::head::Head;
+use crate::progress::Progress;
 use crate::rng::{Purpose, Stream};
 
 const MOMENTUM: f64 = 0.9;
@@ -28,16 +29,16 @@ pub(super) trait Passes {
 }
 
 /// Passes over rows in memory, in another order each time.
-#[derive(Debug)]
 pub(super) struct CachedPasses<'a> {
     rows: &'a Examples,
     batch_size: usize,
     seed: u64,
+    progress: &'a dyn Progress,
 }
 
 impl<'a> CachedPasses<'a> {
-    pub(super) fn new(rows: &'a Examples, batch_size: usize, seed: u64) -> Self {
-        Self { rows, batch_size, seed }
+    pub(super) fn new(rows: &'a Examples, batch_size: usize, seed: u64, progress: &'a dyn Progress) -> Self {
+        Self { rows, batch_size, seed, progress }
     }
 }
 
@@ -52,6 +53,7 @@ impl Passes for CachedPasses<'_> {
         for batch in order.chunks(self.batch_size) {
             see(&[self.rows.select(batch)]);
         }
+        self.progress.advance(1);
         Ok(())
     }
 }

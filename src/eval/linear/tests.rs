@@ -1,7 +1,10 @@
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use super::sgd::Cell;
 use super::*;
 use crate::feature_table::Kind;
 use crate::ids::{ClassId, InstanceId};
+use crate::progress::Quiet;
 use crate::rng::{Purpose, Stream};
 
 /// Classes around corners of a cube, with noise; the numbers differ in size a thousandfold.
@@ -48,7 +51,7 @@ fn options(solver: Solver) -> LinearOptions {
 }
 
 fn run(train: &FeatureTable, test: &FeatureTable, options: &LinearOptions) -> ProbeReport {
-    probe(train, test, options).expect("a probe")
+    probe(train, test, options, &Quiet).expect("a probe")
 }
 
 #[test]
@@ -75,8 +78,8 @@ fn the_bias_is_such_that_each_class_is_predicted_as_often_as_it_occurs() {
     let rows = Examples::of(&train).expect("rows");
     let standardized = LinearOptions { standardize: true, ..options(Solver::Lbfgs) };
     let cell = Cell { lr: None, weight_decay: 1e-3 };
-    let head = fit_cached(&rows, &[cell], 4, &standardized, Device::Cpu).expect("fitted").remove(0);
-    let predicted = (rows.features.matmul(&head.weight) + &head.bias).softmax(1, tch::Kind::Double);
+    let head = fit_cached(&rows, &[cell], 4, &standardized, Device::Cpu, &Quiet).expect("fitted");
+    let predicted = (rows.features.matmul(&head[0].weight) + &head[0].bias).softmax(1, tch::Kind::Double);
     let predicted = predicted.mean_dim([0_i64].as_slice(), false, tch::Kind::Double);
     for class in 0..4 {
         let share =
@@ -98,6 +101,35 @@ fn of_several_settings_the_one_is_taken_that_does_best_on_rows_it_did_not_see() 
     assert_eq!(report.lr, Some(0.5));
 }
 
+/// Counts the items that were announced, those that were done, and the stages that were finished.
+#[derive(Default)]
+struct Counted([AtomicU64; 3]);
+
+impl Progress for Counted {
+    fn begin(&self, _stage: &str, total: u64) {
+        self.0[0].fetch_add(total, Ordering::Relaxed);
+    }
+
+    fn advance(&self, items: u64) {
+        self.0[1].fetch_add(items, Ordering::Relaxed);
+    }
+
+    fn finish(&self) {
+        self.0[2].fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_probe_tells_how_far_it_is() {
+    let sweep = |solver| LinearOptions { weight_decay: vec![1e-2, 1e-3], epochs: 5, ..options(solver) };
+    // Both settings and then the better one; for sgd five passes each time.
+    for (solver, items) in [(Solver::Lbfgs, 3), (Solver::Sgd, 10)] {
+        let counted = Counted::default();
+        probe(&table(1, 200, false), &table(2, 100, false), &sweep(solver), &counted).expect("a probe");
+        assert_eq!(counted.0.map(AtomicU64::into_inner), [items, items, 2], "{solver:?}");
+    }
+}
+
 #[test]
 fn scores_that_are_not_finite_miss() {
     let rows = Examples::of(&table(6, 40, false)).expect("rows");
@@ -113,11 +145,11 @@ fn tables_that_do_not_belong_together_are_refused() {
     let train = table(7, 50, false);
     let mut other = table(8, 50, false);
     other.meta.layer = "projection".into();
-    let error = probe(&train, &other, &options(Solver::Lbfgs)).expect_err("another layer");
+    let error = probe(&train, &other, &options(Solver::Lbfgs), &Quiet).expect_err("another layer");
     assert!(error.to_string().contains("pooled and projection"), "{error}");
     let mut unlabelled = table(9, 50, false);
     unlabelled.labels.fill(None);
-    assert!(probe(&train, &unlabelled, &options(Solver::Lbfgs)).is_err());
+    assert!(probe(&train, &unlabelled, &options(Solver::Lbfgs), &Quiet).is_err());
     let none = LinearOptions { weight_decay: Vec::new(), ..options(Solver::Lbfgs) };
-    assert!(probe(&train, &train, &none).is_err());
+    assert!(probe(&train, &train, &none, &Quiet).is_err());
 }

@@ -1,7 +1,7 @@
 //! The score of each class, and the pairs that are taken for one another.
 
 use super::Section;
-use super::text::{add, escape, percent};
+use super::text::{add, breakable, escape, percent};
 use crate::eval::{Confusion, KnnReport};
 
 /// Pairs that are shown at once.
@@ -19,13 +19,14 @@ pub(super) fn section(report: &KnnReport) -> Option<Section> {
     for class in scored {
         add!(
             html,
-            "<li data-class=\"{0}\" data-top1=\"{1:.6}\"><button type=\"button\" class=\"name\" title=\"Show only {0}\">{0}</button>\
+            "<li data-class=\"{0}\" data-top1=\"{1:.6}\"><button type=\"button\" class=\"name\" title=\"Show only {0}\">{5}</button>\
              <span class=\"bar\" style=\"--share:{1:.4}\"></span><span class=\"value\" title=\"{2} queries, top-5 {3}\">{4}</span></li>\n",
             escape(&class.class),
             class.top1,
             class.queries,
             percent(class.top5),
-            percent(class.top1)
+            percent(class.top1),
+            breakable(&class.class)
         );
     }
     html.push_str("</ul>\n</div>\n<div>\n<div class=\"bar-head\"><h3>Taken for one another</h3></div>\n");
@@ -52,13 +53,14 @@ fn pairs(html: &mut String, pairs: &[Confusion], most: f64) {
     for pair in pairs {
         add!(
             html,
-            "<li data-class=\"{0}\"><span class=\"name\"><b>{0}</b> voted <b>{1}</b></span><span class=\"bar wrong\" style=\"--share:{2:.4}\"></span>\
+            "<li data-class=\"{0}\"><span class=\"name\"><b>{5}</b> voted <b>{1}</b></span><span class=\"bar wrong\" style=\"--share:{2:.4}\"></span>\
              <span class=\"value\" title=\"{3} queries\">{4}</span></li>\n",
             escape(&pair.class),
-            escape(&pair.voted),
+            breakable(&pair.voted),
             pair.share / most,
             pair.queries,
-            percent(pair.share)
+            percent(pair.share),
+            breakable(&pair.class)
         );
     }
     html.push_str("</ul>\n");

@@ -3,7 +3,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use super::text::{add, escape, percent};
+use super::text::{add, breakable, escape, percent};
 use super::{PageInput, PagePictures, SHOWN_NEIGHBOURS, Section};
 use crate::eval::{Case, CaseKind, Thumbnails};
 use crate::ids::InstanceId;
@@ -61,9 +61,10 @@ fn article(html: &mut String, input: &PageInput<'_>, pictures: &PagePictures, ca
         let verdict = if class == own { "right" } else { "wrong" };
         add!(
             html,
-            "<figure class=\"{verdict}\" title=\"{0}, cosine {similarity:.3}\">{1}<figcaption><span>{0}</span> {similarity:.2}</figcaption></figure>\n",
+            "<figure class=\"{verdict}\" title=\"{0}, cosine {similarity:.3}\">{1}<figcaption>{2} <span>{similarity:.2}</span></figcaption></figure>\n",
             escape(class),
-            image(&pictures.bank, input.bank.ids()[neighbour], class)
+            image(&pictures.bank, input.bank.ids()[neighbour], class),
+            breakable(class)
         );
     }
     html.push_str("</div>\n</div>\n</article>\n");

@@ -27,6 +27,9 @@ pub(super) fn write(out: &mut String, input: &PageInput<'_>) {
             format!(" {} rows with a query's own picture did not vote.", grouped(pairs as u64))
         }),
     );
+    for note in &report.notes {
+        add!(out, "<p class=\"warning\" role=\"note\">{}</p>\n", escape(note));
+    }
     out.push_str("<dl class=\"scores\">\n");
     let votes = format!("k = {}, τ = {}", report.k, report.temperature);
     for (name, value, range) in

@@ -42,9 +42,19 @@ pub(super) fn escape(text: &str) -> String {
         .replace('\'', "&#39;")
 }
 
+/// Likewise for a name, which may be broken after each underline.
+pub(super) fn breakable(name: &str) -> String {
+    escape(name).replace('_', "_<wbr>")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_is_broken_between_its_words_alone() {
+        assert_eq!(breakable("great_white<shark"), "great_<wbr>white&lt;shark");
+    }
 
     #[test]
     fn thousands_are_set_apart() {

@@ -7,6 +7,8 @@ use super::{HistoryPoint, PageInput, Section};
 const SCALES: [f64; 6] = [0.01, 0.02, 0.05, 0.1, 0.2, 0.25];
 /// Lines of the vertical scale at most.
 const MOST_LINES: f64 = 6.0;
+/// The least distance of two labels at the right edge, in hundredths of the chart's height.
+const LABEL_DISTANCE: f64 = 9.0;
 
 pub(super) fn section(input: &PageInput<'_>) -> Option<Section> {
     let points = input.history;
@@ -30,7 +32,7 @@ pub(super) fn section(input: &PageInput<'_>) -> Option<Section> {
             100.0 * share
         );
     }
-    add!(html, "<span class=\"rule chance\" style=\"top:{:.2}%\"><i>chance</i></span>", y(chance));
+    add!(html, "<span class=\"rule chance\" style=\"top:{:.2}%\"></span>", y(chance));
     html.push_str("<svg viewBox=\"0 0 100 100\" preserveAspectRatio=\"none\">");
     type Read = fn(&HistoryPoint) -> (f64, [f64; 2]);
     let series: [(&str, Read); 2] = [
@@ -59,8 +61,11 @@ pub(super) fn section(input: &PageInput<'_>) -> Option<Section> {
                 percent(share)
             );
         }
-        let (share, label) = (read(last).0, if name == "top1" { "top-1" } else { "top-5" });
-        add!(html, "<span class=\"end {name}\" style=\"top:{:.2}%\">{label}</span>", y(share));
+    }
+    let labels = [("top5", "top-5"), ("top1", "top-1"), ("chance", "chance")];
+    let places = apart([y(last.top5), y(last.top1), y(chance)]);
+    for ((name, label), place) in labels.into_iter().zip(places) {
+        add!(html, "<span class=\"end {name}\" style=\"top:{place:.2}%\">{label}</span>");
     }
     add!(
         html,
@@ -70,6 +75,21 @@ pub(super) fn section(input: &PageInput<'_>) -> Option<Section> {
     );
     table(&mut html, points, input.report().step);
     Some(Section { id: "training", title: "Over training", html })
+}
+
+/// Places near these, in their order, of which no two are nearer than labels are high; none is below the chart.
+fn apart<const N: usize>(mut places: [f64; N]) -> [f64; N] {
+    let mut order: Vec<usize> = (0..N).collect();
+    order.sort_by(|&a, &b| places[a].total_cmp(&places[b]));
+    for pair in order.windows(2) {
+        places[pair[1]] = places[pair[1]].max(places[pair[0]] + LABEL_DISTANCE);
+    }
+    let mut lowest = 100.0;
+    for at in order.into_iter().rev() {
+        places[at] = places[at].min(lowest);
+        lowest = places[at] - LABEL_DISTANCE;
+    }
+    places
 }
 
 fn table(html: &mut String, points: &[HistoryPoint], own: u64) {
@@ -87,4 +107,16 @@ fn table(html: &mut String, points: &[HistoryPoint], own: u64) {
         );
     }
     html.push_str("</tbody>\n</table>\n</div>\n</details>\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::apart;
+
+    #[test]
+    fn labels_stay_where_they_are_or_move_as_far_as_they_must() {
+        assert_eq!(apart([10.0, 50.0, 90.0]), [10.0, 50.0, 90.0]);
+        assert_eq!(apart([40.0, 45.0, 41.0]), [40.0, 58.0, 49.0]);
+        assert_eq!(apart([98.0, 99.0, 100.0]), [82.0, 91.0, 100.0]);
+    }
 }

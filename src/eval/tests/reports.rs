@@ -37,7 +37,10 @@ fn k_may_be_the_whole_bank_and_not_more() {
     let (bank, queries) = (table(5, 30, 8, 3), table(6, 1, 8, 3));
     assert!(evaluate(&bank, &queries, &options(30)).is_ok());
     let error = evaluate(&bank, &queries, &options(31)).expect_err("too many");
-    assert_eq!(error.to_string(), "k = 31 is larger than the bank, which has 30 rows to vote");
+    assert_eq!(
+        error.to_string(),
+        "k = 31 is larger than the bank, which has 30 rows to vote; give --k 30 or less"
+    );
     let all = KnnOptions { leave_one_out: true, ..options(30) };
     assert!(matches!(evaluate(&bank, &queries, &all), Err(EvalError::KTooLarge { rows: 29, .. })));
 }

@@ -47,14 +47,20 @@ enum File {
 /// # Errors
 /// If they are of no known form or not of the wanted one, or the store fails.
 pub(super) fn look(sources: &[Location], wanted: SourceFormat) -> Result<Content, IngestError> {
-    let content = match sources {
-        [one] => look_at(one)?,
+    let found = match sources {
+        [one] => look_at(one),
         [first, ..] => {
             let files = sources.iter().map(|file| Ok((file.clone(), kind(file)?)));
-            of_files(first, files.collect::<Result<_, IngestError>>()?)?
+            files.collect::<Result<_, IngestError>>().and_then(|files| of_files(first, files))
         }
         [] => unreachable!("the command line asks for a source"),
     };
+    let content = found.map_err(|error| match error {
+        IngestError::Storage(StorageError::NotFound { location, .. }) => {
+            IngestError::Layout { location, reason: "no such source is there".into() }
+        }
+        other => other,
+    })?;
     let fits = matches!(
         (&content, wanted),
         (_, SourceFormat::Auto)
