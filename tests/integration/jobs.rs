@@ -20,21 +20,22 @@ fn words(line: &str) -> Vec<String> {
             ('\'' | '"', None) => (quote, begun) = (Some(character), true),
             (character, Some(open)) if character == open => quote = None,
             ('$', None | Some('"')) => {
-                let bracket = match characters.peek() {
-                    Some('{') => Some('}'),
-                    Some('(') => Some(')'),
-                    _ => None,
-                };
                 let mut name = String::new();
-                match bracket {
-                    Some(end) => name.extend(characters.by_ref().take_while(|&character| character != end)),
-                    None => {
-                        while let Some(next) =
-                            characters.next_if(|next| next.is_alphanumeric() || *next == '_')
-                        {
-                            name.push(next);
-                        }
+                if matches!(characters.peek(), Some('{' | '(')) {
+                    let mut depth = 0;
+                    name.extend(characters.by_ref().take_while(|character| {
+                        depth += i32::from("{(".contains(*character)) - i32::from("})".contains(*character));
+                        depth > 0
+                    }));
+                } else {
+                    while let Some(next) = characters.next_if(|next| next.is_alphanumeric() || *next == '_') {
+                        name.push(next);
                     }
+                }
+                // Words that are there where the variable is set.
+                if let Some((_, more)) = name.split_once(":+").filter(|_| quote.is_none() && !begun) {
+                    words.extend(self::words(more));
+                    continue;
                 }
                 // An array of options may be empty, and is no word then.
                 match name.contains('@') {
