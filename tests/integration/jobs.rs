@@ -27,7 +27,14 @@ fn words(line: &str) -> Vec<String> {
                 };
                 let mut name = String::new();
                 match bracket {
-                    Some(end) => name.extend(characters.by_ref().take_while(|&character| character != end)),
+                    Some(end) => {
+                        // Brackets within are its own.
+                        let (begin, mut depth) = (if end == '}' { '{' } else { '(' }, 0);
+                        name.extend(characters.by_ref().take_while(|&character| {
+                            depth += i32::from(character == begin) - i32::from(character == end);
+                            depth > 0
+                        }));
+                    }
                     None => {
                         while let Some(next) =
                             characters.next_if(|next| next.is_alphanumeric() || *next == '_')
@@ -35,6 +42,11 @@ fn words(line: &str) -> Vec<String> {
                             name.push(next);
                         }
                     }
+                }
+                // Words that are given where a variable is set are checked as if it were.
+                if let Some((_, given)) = name.split_once(":+") {
+                    words.extend(self::words(given));
+                    continue;
                 }
                 // An array of options may be empty, and is no word then.
                 match name.contains('@') {
@@ -170,6 +182,9 @@ fn a_command_that_the_program_does_not_take_is_found() {
     let script =
         "for kind in nce softmax; do\n  instdisc bench --objective $kind \"${more[@]}\" >out\ndone\n";
     assert_eq!(shell_commands(script), [["instdisc", "bench", "--objective", "nce"]]);
+    let script = "instdisc train --run x \\\n  ${CACHE:+--cash \"$CACHE\" --cache-size \"${SIZE:-9GiB}\"}\n";
+    let commands = shell_commands(script);
+    assert_eq!(commands, [["instdisc", "train", "--run", "x", "--cash", "1", "--cache-size", "1"]]);
     let manifest = "  args:\n    - ingest\n    - --dest=$(DATASET)\n  env: []\n";
     let commands = manifest_commands(manifest);
     assert_eq!(commands, [["instdisc", "ingest", "--dest=1"]]);
