@@ -247,7 +247,8 @@ fn links_devices_and_names_that_lead_outside_are_passed_over() {
 fn a_missing_source_and_a_file_that_is_no_tar_are_told_apart() {
     let at = place();
     let missing = ingest(&options(&at.source.join("nowhere"), &at.dest), &Quiet).expect_err("missing");
-    assert_eq!(missing.failure(), crate::failure::Failure::Io);
+    assert_eq!(missing.failure(), crate::failure::Failure::Data);
+    assert!(missing.to_string().ends_with("nowhere: no such source is there"), "{missing}");
     let text = at.source.join("x.tar");
     fs::write(&text, "no tar").expect("a file");
     let error = ingest(&options(&text, &at.dest), &Quiet).expect_err("no tar");

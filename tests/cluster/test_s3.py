@@ -122,7 +122,7 @@ class OnCeph(unittest.TestCase):
         shutil.copytree(WORK / f"reference-{EPOCHS}", here / "run")
         last = f"run/checkpoints/step-{EPOCHS * 8:08}"
         for words in (
-            "linear --run @run --dataset @dataset --device cpu --weight-decay 1e-3 --output @after/linear.json",
+            "linear --run @run --dataset @dataset --device cpu --weight-decay 1e-3",
             f"finetune --checkpoint @{last} --dataset @dataset --run @after/tuned --epochs 2 --batch-size 16 "
             "--label-fraction 0.5 --device cpu",
             f"export torchvision --checkpoint @{last} --output @after/weights.safetensors",

@@ -171,6 +171,9 @@ fn a_command_that_the_program_does_not_take_is_found() {
     let script =
         "for kind in nce softmax; do\n  instdisc bench --objective $kind \"${more[@]}\" >out\ndone\n";
     assert_eq!(shell_commands(script), [["instdisc", "bench", "--objective", "nce"]]);
+    let script = "instdisc train --run x \\\n  ${CACHE:+--cash \"$CACHE\" --cache-size \"${SIZE:-9GiB}\"}\n";
+    let commands = shell_commands(script);
+    assert_eq!(commands, [["instdisc", "train", "--run", "x", "--cash", "1", "--cache-size", "1"]]);
     let manifest = "  args:\n    - ingest\n    - --dest=$(DATASET)\n  env: []\n";
     let commands = manifest_commands(manifest);
     assert_eq!(commands, [["instdisc", "ingest", "--dest=1"]]);

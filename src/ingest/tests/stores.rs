@@ -42,6 +42,7 @@ fn a_place_where_nothing_is_is_said_so() {
     let store = Location::in_memory();
     let nothing = IngestOptions { sources: vec![store.join("nothing")], ..options(&at.source, &at.dest) };
     let error = ingest(&nothing, &Quiet).expect_err("nothing there");
-    assert_eq!(error.failure(), crate::failure::Failure::Unavailable);
-    assert!(error.to_string().contains("memory://test/nothing"), "{error}");
+    // Another try would find no more.
+    assert_eq!(error.failure(), crate::failure::Failure::Data);
+    assert!(error.to_string().contains("memory://test/nothing: no such source is there"), "{error}");
 }
