@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import json
 import os
 import re
 import shutil
@@ -184,29 +185,27 @@ class Containers(unittest.TestCase):
         return f"{pod_name}-{container['name']}"
 
     def secret(self):
-        """The Secret that the manifests name, with the server's keys."""
-        import yaml
-
+        """The Secret that the manifests name, with the server's keys, in the form in which podman 4.3 reads one."""
         data = {"AWS_ACCESS_KEY_ID": self.store.key, "AWS_SECRET_ACCESS_KEY": self.store.secret}
-        data = {name: base64.b64encode(value.encode()).decode() for name, value in data.items()}
-        file = WORK / "secret.yaml"
-        metadata = {"name": "instdisc-credentials"}
-        file.write_text(yaml.safe_dump({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": data}))
+        file = WORK / "secret.json"
+        file.write_text(json.dumps({name: base64.b64encode(value.encode()).decode() for name, value in data.items()}))
         podman("secret", "rm", "instdisc-credentials", check=False)
-        self.addCleanup(podman, "secret", "rm", "instdisc-credentials", check=False)
-        podman("kube", "play", file)
+        podman("secret", "create", "instdisc-credentials", file)
         file.unlink()
+        self.addCleanup(podman, "secret", "rm", "instdisc-credentials", check=False)
 
     def end(self, container, code=0, seconds=180):
         ended = lambda: podman("inspect", "--format", "{{.State.Status}}", container) == "exited"
         wait_until(f"{container} ends", ended, seconds, every=0.5)
-        logs = subprocess.run(
-            ["podman", "logs", container], capture_output=True, text=True,
-            env=os.environ | {"CONTAINERS_CONF": str(WORK / "containers.conf")},
-        )
+        log = self.log(container)
         found = int(podman("inspect", "--format", "{{.State.ExitCode}}", container))
-        self.assertEqual(found, code, logs.stderr[-3000:] + logs.stdout[-500:])
-        return logs.stderr
+        self.assertEqual(found, code, log[-3000:])
+        return log
+
+    def log(self, container):
+        env = os.environ | {"CONTAINERS_CONF": str(WORK / "containers.conf")}
+        words = ["podman", "logs", container]
+        return subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env).stdout
 
     def test_the_pods_ingest_train_and_judge_and_a_sigterm_in_training_saves_a_checkpoint(self):
         self.secret()
@@ -227,9 +226,12 @@ class Containers(unittest.TestCase):
         steps = sorted(key.split("/")[3] for key in self.store.keys("pods/run/") if key.endswith("checkpoint.json"))
         self.assertGreater(int(steps[-1].removeprefix("step-")), 0)
         run("inspect", "--verify", f"{at}/run/checkpoints/{steps[-1]}", env=self.store.env())
-        watcher = self.play("knn", self.train, ["--device", "cpu"], where)
+        watcher = self.play("knn", self.train, [], where)
         reports = lambda: [key for key in self.store.keys("pods/run/eval/") if key.endswith(".json")]
-        wait_until("every checkpoint has its report", lambda: len(reports()) == len(steps), 120, every=1)
+        try:
+            wait_until("every checkpoint has its report", lambda: len(reports()) == len(steps), 120, every=1)
+        except AssertionError as error:
+            raise AssertionError(f"{reports()} of {steps}: {self.log(watcher)[-3000:]}") from error
         # The run is not finished, so it watches on. It has nothing to save, and must not wait to be killed.
         began = time.monotonic()
         podman("kill", "--signal", "TERM", watcher)
