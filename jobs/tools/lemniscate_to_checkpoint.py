@@ -1,7 +1,7 @@
 """Turns a checkpoint of lemniscate.pytorch (.pth.tar) into one of instdisc's.
 
     python jobs/tools/lemniscate_to_checkpoint.py lemniscate_resnet18.pth.tar \\
-        --dataset /data/in1k --arch resnet18 --output /runs/lemniscate/checkpoints/step-01000800
+        --dataset /data/in1k --arch resnet18 --output /runs/lemniscate/checkpoints/step-01001000
 
 What is taken: the network's weights (`state_dict`, with DataParallel's `module.` before each name), and, where
 the file has it, the memory bank. lemniscate pickles a whole module as `lemniscate`; its class is not needed

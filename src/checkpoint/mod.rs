@@ -1,6 +1,6 @@
 //! Checkpoints as files: what lies in one, how it is published, which is the newest.
 //!
-//! A checkpoint is a folder `step-00005004` below `<run>/checkpoints`. Its `checkpoint.json` is written
+//! A checkpoint is a folder `step-00005005` below `<run>/checkpoints`. Its `checkpoint.json` is written
 //! last and names every other file with size and digest; a folder without it does not exist for a reader.
 //! This module knows bytes and JSON, no tensors.
 //!

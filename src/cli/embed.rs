@@ -18,7 +18,7 @@ const PLACEHOLDER: &str = "{feature}";
 /// Write the features of a split under a checkpoint's encoder, as a feature table (Arrow IPC).
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  instdisc embed --checkpoint runs/r50/checkpoints/step-00005004 --dataset data/in1k \\\n    --split val --output runs/r50/val.arrow"
+    after_help = "Example:\n  instdisc embed --checkpoint runs/r50/checkpoints/step-00005005 --dataset data/in1k \\\n    --split val --output runs/r50/val.arrow"
 )]
 pub(super) struct EmbedArgs {
     /// The checkpoint's folder, or that of a run, whose newest checkpoint it is then

@@ -12,7 +12,7 @@ use crate::feature_table::StoredTable;
 /// Write weights, embeddings or pictures in other programs' forms.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  instdisc export torchvision --checkpoint runs/r50/checkpoints/step-00005004 \\\n    --without-projection --output r50.safetensors\n  instdisc export parquet --table val.arrow --output val.parquet\n  instdisc export projector --table val.arrow --dataset data/in1k --output projector"
+    after_help = "Example:\n  instdisc export torchvision --checkpoint runs/r50/checkpoints/step-00005005 \\\n    --without-projection --output r50.safetensors\n  instdisc export parquet --table val.arrow --output val.parquet\n  instdisc export projector --table val.arrow --dataset data/in1k --output projector"
 )]
 pub(super) struct ExportArgs {
     #[command(subcommand)]

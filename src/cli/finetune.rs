@@ -37,7 +37,7 @@ const BATCH_SIZE: usize = 256;
 /// newest checkpoint; SIGTERM and SIGUSR1 save one and end with exit code 75.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  instdisc finetune --checkpoint runs/r50/checkpoints/step-01000800 --dataset data/in1k \\\n    --run runs/r50-labels-0.1 --label-fraction 0.1"
+    after_help = "Example:\n  instdisc finetune --checkpoint runs/r50/checkpoints/step-01001000 --dataset data/in1k \\\n    --run runs/r50-labels-0.1 --label-fraction 0.1"
 )]
 pub(super) struct FinetuneArgs {
     /// The checkpoint whose encoder it begins with: its folder, or that of a run for its newest

@@ -42,7 +42,7 @@ const SPRITE_QUALITY: u8 = 78;
 /// for each, or --feature with --run.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  instdisc knn --bank runs/r50/checkpoints/step-00005004/bank.arrow \\\n    --queries runs/r50/val.arrow --output runs/r50/eval/knn.json\n  instdisc knn --run runs/r50 --dataset data/in1k --split val --watch"
+    after_help = "Example:\n  instdisc knn --bank runs/r50/checkpoints/step-00005005/bank.arrow \\\n    --queries runs/r50/val.arrow --output runs/r50/eval/knn.json\n  instdisc knn --run runs/r50 --dataset data/in1k --split val --watch"
 )]
 pub(super) struct KnnArgs {
     /// The feature table that votes, or the checkpoint (of a run, its newest) whose bank does; may be repeated, with

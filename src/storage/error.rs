@@ -54,6 +54,16 @@ pub enum StorageError {
         /// What the store says.
         reason: String,
     },
+    /// The store has no such bucket, or has it in another region.
+    #[error("{location}: {operation} failed, there is no such bucket here: {reason}")]
+    NoBucket {
+        /// What was tried.
+        operation: &'static str,
+        /// The file or folder.
+        location: String,
+        /// What the store says.
+        reason: String,
+    },
     /// The operation failed for any other reason.
     #[error("{location}: {operation} failed")]
     Failed {
@@ -75,7 +85,7 @@ impl StorageError {
         match self {
             Self::BadLocation { .. } => Failure::Usage,
             Self::AlreadyExists { .. } => Failure::Io,
-            Self::NoCreate { .. } | Self::Denied { .. } => Failure::Config,
+            Self::NoCreate { .. } | Self::Denied { .. } | Self::NoBucket { .. } => Failure::Config,
             Self::Locked { .. } => Failure::Unavailable,
             Self::NotFound { local, .. } | Self::Failed { local, .. } => {
                 if *local {

@@ -194,6 +194,9 @@ impl Location {
     pub(super) fn failed(&self, operation: &'static str, error: object_store::Error) -> StorageError {
         let location = self.shown.clone();
         let local = self.local.is_some();
+        if let Some(reason) = self.remote().map(|_| self.told(&error)).filter(|told| names_no_bucket(told)) {
+            return StorageError::NoBucket { operation, location, reason };
+        }
         match error {
             object_store::Error::NotFound { .. } => StorageError::NotFound { location, local },
             // A path below a file: nothing can be there.
@@ -219,6 +222,11 @@ impl Location {
     pub(super) fn told(&self, error: &object_store::Error) -> String {
         self.remote.as_ref().map_or_else(|| error.to_string(), |remote| remote.secrets.told(error))
     }
+}
+
+/// Whether the store says that the bucket's name or the region is wrong, which no retry mends.
+fn names_no_bucket(told: &str) -> bool {
+    ["NoSuchBucket", "incorrectly configured region"].iter().any(|mark| told.contains(mark))
 }
 
 fn is_below_a_file(error: &object_store::Error) -> bool {
@@ -270,6 +278,19 @@ mod tests {
         assert!(!format!("{error} {error:?}").contains("hunter2"));
         let options = StorageOptions::new(vec![("aws_secret_access_key".into(), "hunter2".into())]);
         assert!(!format!("{options:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn a_bucket_that_is_not_there_is_no_file_that_is_not_there() {
+        let failed = |answer: &str| {
+            let source = Box::new(std::io::Error::other(answer.to_owned()));
+            let error = object_store::Error::NotFound { path: "x".into(), source };
+            Location::in_memory().join("x").failed("read", error)
+        };
+        let error = failed("<Error><Code>NoSuchBucket</Code><Message>No.</Message></Error>");
+        assert_eq!(error.failure(), crate::failure::Failure::Config);
+        assert!(error.to_string().contains("NoSuchBucket"), "{error}");
+        assert!(failed("<Error><Code>NoSuchKey</Code><Message>No.</Message></Error>").is_not_found());
     }
 
     #[test]

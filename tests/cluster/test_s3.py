@@ -13,7 +13,7 @@ from proxy import Proxy
 from s3 import BUCKET, Ceph, Moto
 from support import (
     CONFIG, EPOCHS, INGEST, TRAIN, WORK, dataset, dataset_digest, digest, environment, finish, note, pictures,
-    reference, run, scratch, start, train,
+    reference, run, scratch, start, train, wait_until,
 )
 
 
@@ -94,10 +94,12 @@ class OnCeph(unittest.TestCase):
         option = f"aws_secret_access_key={self.secret}"
         refused = run("inspect", "s3://bucket/x", "--storage-option", option, code=2, env=self.store.env())
         self.assertNotIn(self.secret, refused.err)
+        absent = run("inspect", "s3://there-is-none/x", code=CONFIG, env=self.store.env())
+        self.assertIn("NoSuchBucket", absent.err)
         running = start("train", "--dataset", f"s3://{BUCKET}/path/dataset", "--run", f"s3://{BUCKET}/secret/run",
                         *TRAIN, "--epochs", EPOCHS, env=self.store.env())
-        # What `ps` shows to every user.
-        listed = Path(f"/proc/{running.pid}/cmdline").read_text()
+        # What `ps` shows to every user; nothing for the moment in which a process takes its program's place.
+        listed = wait_until("it is listed", Path(f"/proc/{running.pid}/cmdline").read_text, 10)
         self.assertIn("train", listed)
         self.assertNotIn(self.secret, listed)
         finish(running)

@@ -27,7 +27,7 @@ use crate::trainer::{
 /// Train an encoder and its memory bank.
 ///
 /// Running the same command again goes on from the newest checkpoint. SIGTERM and SIGUSR1 save a
-/// checkpoint and end with exit code 75. What stands below under the headings from data to checkpoints is also a
+/// checkpoint and end with exit code 75. What stands below under the headings from data to objective is also a
 /// key of the TOML file, with underscores; a flag wins.
 #[derive(Debug, Args)]
 #[command(
