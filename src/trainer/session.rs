@@ -126,7 +126,8 @@ impl<L: Learner> Session<L> {
         // Errors that all processes meet leave the checkpoint that is under way as it is.
         if !matches!(error, TrainError::Stopped { .. } | TrainError::NotFinite { .. }) {
             self.ranks.give_up();
-            if !matches!(error, TrainError::Part(PartError::Distributed(_))) {
+            // Of another rank's error that rank tells itself.
+            if !matches!(error, TrainError::OtherRank { .. } | TrainError::Part(PartError::Distributed(_))) {
                 self.group.fail(error.failure());
             }
         }

@@ -23,9 +23,13 @@ const LOST_WITHIN: Duration = Duration::from_secs(5);
 
 /// A call of `train`: with longer rows than other tests, whose numbers then differ less.
 fn train(run: &Path, more: &str) -> Call {
+    train_on(dataset(), run, more)
+}
+
+fn train_on(dataset: &Path, run: &Path, more: &str) -> Call {
     let base =
         "train --arch resnet20-cifar --image-size 16 --dim 64 --batch-size 16 --negatives 32 --device cpu";
-    instdisc(&format!("{base} {more}")).arg("--dataset", dataset()).arg("--run", run)
+    instdisc(&format!("{base} {more}")).arg("--dataset", dataset).arg("--run", run)
 }
 
 /// The processes of a job.
@@ -250,6 +254,31 @@ fn a_process_that_stands_still_ends_the_others_within_the_timeout() {
     ranks.signal(1, "-STOP");
     for text in others(ranks, 1, Duration::from_secs(6 + 6)) {
         assert!(text.contains("rank 1 did not answer for"), "{text}");
+    }
+}
+
+/// So that nobody starts them all again for what no new start mends.
+#[test]
+fn what_one_process_cannot_read_ends_all_with_its_exit_code() {
+    let dir = scratch();
+    let (run, damaged) = (dir.path().join("run"), dir.path().join("damaged"));
+    let copied = Command::new("cp").arg("-r").args([dataset(), &damaged]).status();
+    assert!(copied.expect("cp").success());
+    for shard in std::fs::read_dir(damaged.join("train")).expect("shards") {
+        let shard = shard.expect("an entry").path();
+        if shard.extension().is_some_and(|ending| ending == "parquet") {
+            let mut bytes = std::fs::read(&shard).expect("its bytes");
+            let middle = bytes.len() / 2;
+            bytes[middle..][..16].fill(b'X');
+            std::fs::write(&shard, bytes).expect("damaged");
+        }
+    }
+    let call = |rank| train_on(if rank == 1 { &damaged } else { dataset() }, &run, ENDLESS);
+    let outputs = Ranks::start(3, call).end();
+    for (rank, output) in outputs.iter().enumerate() {
+        assert_eq!(output.status.code(), Some(65), "rank {rank}: {}", stderr(output));
+        let said = if rank == 1 { "its bytes are not those" } else { "rank 1 failed with exit code 65" };
+        assert!(stderr(output).contains(said), "rank {rank}: {}", stderr(output));
     }
 }
 
