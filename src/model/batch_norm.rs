@@ -29,7 +29,9 @@ pub(super) struct BatchNorm(nn::BatchNorm);
 
 impl BatchNorm {
     pub(super) fn new(path: &nn::Path, channels: i64) -> Self {
-        Self(nn::batch_norm2d(path, channels, nn::BatchNormConfig::default()))
+        // tch begins with random weights, from the one generator of all threads.
+        let config = nn::BatchNormConfig { ws_init: nn::Init::Const(1.0), ..nn::BatchNormConfig::default() };
+        Self(nn::batch_norm2d(path, channels, config))
     }
 
     /// # Shape
@@ -100,6 +102,7 @@ mod tests {
     use tch::Device;
 
     use super::*;
+    use crate::rng::{Purpose, Stream};
 
     fn norm() -> (nn::VarStore, BatchNorm) {
         let variables = nn::VarStore::new(Device::Cpu);
@@ -121,15 +124,21 @@ mod tests {
     #[test]
     fn over_one_process_it_is_the_plain_batch_norm_with_its_gradient_and_statistics() {
         let everything = |statistics: Statistics<'_>| {
-            tch::manual_seed(1);
+            let mut stream = Stream::new(1, Purpose::Report, 0, 0);
+            let mut normal = || {
+                let values: Vec<f32> = (0..5 * 3 * 4 * 4).map(|_| stream.normal() as f32).collect();
+                Tensor::from_slice(&values).view([5, 3, 4, 4])
+            };
             let (variables, norm) = norm();
+            let (mut weight, mut bias) =
+                (norm.0.ws.as_ref().expect("it has").detach(), norm.0.bs.as_ref().expect("it has").detach());
+            weight.copy_(&Tensor::from_slice(&[0.5_f32, -1.5, 2.0]));
+            bias.copy_(&Tensor::from_slice(&[0.25_f32, 0.0, -1.0]));
             let mut state = Vec::new();
             for step in 0..3 {
-                let input = Tensor::randn([5, 3, 4, 4], (Kind::Float, Device::Cpu)) * 2.0 + f64::from(step);
-                let input = input.set_requires_grad(true);
-                let weights = Tensor::randn([5, 3, 4, 4], (Kind::Float, Device::Cpu));
+                let input = (normal() * 2.0 + f64::from(step)).set_requires_grad(true);
                 let output = norm.forward(&input, statistics);
-                (&output * weights).sum(Kind::Float).backward();
+                (&output * normal()).sum(Kind::Float).backward();
                 state.extend([output.detach(), input.grad()]);
             }
             let mut variables: Vec<_> = variables.variables().into_iter().collect();

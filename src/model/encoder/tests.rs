@@ -1,5 +1,6 @@
 use super::*;
 use crate::model::ComputeType;
+use crate::rng::{Purpose, Stream};
 
 fn encoder(arch: Architecture) -> Encoder {
     let config = EncoderConfig {
@@ -12,16 +13,18 @@ fn encoder(arch: Architecture) -> Encoder {
     Encoder::new(config, 1, Device::Cpu)
 }
 
-fn pixels() -> Tensor {
-    tch::manual_seed(3);
-    Tensor::randint(256, [4, 3, 32, 32], (Kind::Uint8, Device::Cpu))
+/// The same at every call. libtorch's generator is one for all threads: other tests would draw from it in between.
+fn pixels(batch: i64, side: i64) -> Tensor {
+    let mut stream = Stream::new(3, Purpose::Report, 0, 0);
+    let values: Vec<u8> = (0..batch * 3 * side * side).map(|_| stream.below(256) as u8).collect();
+    Tensor::from_slice(&values).view([batch, 3, side, side])
 }
 
 /// The features and the first kernel's gradient under some way of computing.
 fn run(compute: Compute, train: bool) -> (Tensor, Tensor) {
     let mut encoder = encoder(Architecture::ResNet20Cifar);
     encoder.set_compute(compute);
-    let features = encoder.forward(&pixels(), train);
+    let features = encoder.forward(&pixels(4, 32), train);
     features.narrow(1, 0, 1).sum(Kind::Float).backward();
     let (_, kernel) = encoder.parameters().swap_remove(2);
     assert_eq!(kernel.size(), [16, 3, 3, 3]);
@@ -96,7 +99,7 @@ fn features_of_layers_are_those_of_the_one_pass_and_a_missing_layer_is_named() {
         evaluation_resize: 16,
     };
     let encoder = Encoder::new(config, 3, Device::Cpu);
-    let pixels = Tensor::randint(256, [2, 3, 16, 16], (Kind::Uint8, Device::Cpu));
+    let pixels = pixels(2, 16);
     let layers = [Stage(1), Stage(4), Pooled, Projection];
     let features = encoder.features(&pixels, &layers).expect("all are there");
     let widths: Vec<i64> = features.iter().map(|feature| feature.size()[1]).collect();
