@@ -6,6 +6,7 @@
 # CUDA come too, since the NCCL part is compiled everywhere (feature nccl); of NCCL's wheel nothing else is kept.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+source jobs/setup/again.sh
 
 version=2.11.0
 if [ -n "${LIBTORCH:-}" ]; then
@@ -22,12 +23,13 @@ else
   kind=cpu
   wheels=(--no-deps "torch==$version" nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85)
 fi
+quiet=(--quiet --disable-pip-version-check --no-cache-dir --retries 10 --timeout 60)
 # The stamp is written last: an interrupted install is done again.
 stamp=.venv/libtorch-$version-$kind
 if [ ! -e "$stamp" ] || [ ! -e .libtorch/lib/libtorch_cpu.so ]; then
   echo "fetching libtorch $version ($kind) into .venv"
   python3 -m venv --clear .venv
-  .venv/bin/pip install --quiet --disable-pip-version-check --no-cache-dir "${wheels[@]}"
+  again .venv/bin/pip "${quiet[@]}" install "${wheels[@]}"
   torch=$(echo .venv/lib/python3*/site-packages/torch)
   ln -sfn "$torch" .libtorch
   touch "$stamp"
@@ -37,7 +39,7 @@ fi
 headers=.venv/nccl-headers-2.28.9-13.0.88-13.0.85
 if [ ! -e "$headers" ]; then
   echo "fetching headers of NCCL 2.28.9 and CUDA 13.0 into .venv"
-  pip=(.venv/bin/pip --quiet --disable-pip-version-check --no-cache-dir)
+  pip=(again .venv/bin/pip "${quiet[@]}")
   "${pip[@]}" install --no-deps nvidia-cuda-crt==13.0.88 nvidia-cuda-cccl==13.0.85
   packages=$(echo .venv/lib/python3*/site-packages)
   if [ ! -e "$packages/nvidia/nccl/include/nccl.h" ]; then

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Names or installs the system packages that a build needs. Usage: packages.sh check|install
 set -euo pipefail
+source "$(dirname "$0")/again.sh"
 
 missing=()
 need() { # need PACKAGE COMMAND...: the package is missing if the command fails
@@ -26,8 +27,10 @@ as_root=""
 command="${as_root}apt-get update && ${as_root}apt-get install -y --no-install-recommends ${missing[*]}"
 if [ "${1:-check}" = install ] && [ "$(id -u)" = 0 ]; then
   echo "installing ${missing[*]}"
-  apt-get update -qq
-  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"
+  apt=(apt-get -qq -o Acquire::Retries=5 -o DPkg::Lock::Timeout=300)
+  # A source that is not needed here may fail; whether all was found is seen next.
+  "${apt[@]}" update || true
+  DEBIAN_FRONTEND=noninteractive again "${apt[@]}" install -y --no-install-recommends "${missing[@]}"
 else
   echo "error: missing: ${missing[*]}. Install with: $command" >&2
   [ "$(id -u)" != 0 ] || echo "or: make deps" >&2

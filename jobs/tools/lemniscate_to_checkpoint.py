@@ -17,6 +17,7 @@ import argparse
 import json
 import pickle
 import re
+import warnings
 from pathlib import Path
 
 import blake3
@@ -48,6 +49,8 @@ class PickleModule:
 
 
 def read(path):
+    # Old files carry the source of pickled classes, and it is not the stand-in's.
+    warnings.simplefilter("ignore", torch.serialization.SourceChangeWarning)
     return torch.load(path, map_location="cpu", pickle_module=PickleModule, weights_only=False)
 
 
@@ -106,12 +109,24 @@ def main():
     parser.add_argument("--output", type=Path, required=True, help="<run>/checkpoints/step-<number>")
     args = parser.parse_args()
 
+    number = re.fullmatch(r"step-(\d+)", args.output.name)
+    if number is None:
+        parser.error(f"--output: its last part is step-<number>, not {args.output.name}")
+    if (args.output / "checkpoint.json").exists():
+        parser.error(f"--output: {args.output} is a checkpoint already")
     manifest = json.loads((args.dataset / "manifest.json").read_text())
+    if args.split not in manifest["splits"]:
+        parser.error(f"--split: the dataset has {', '.join(manifest['splits'])}, not {args.split}")
     split = manifest["splits"][args.split]
     checkpoint = read(args.checkpoint)
     tensors = weights(checkpoint)
+    if "fc.weight" not in tensors:
+        raise SystemExit(f"error: the network in {args.checkpoint} has no fc.weight: it is no ResNet of lemniscate's")
     rows, params = memory(checkpoint)
-    step = int(re.fullmatch(r"step-(\d+)", args.output.name).group(1))
+    if rows is not None and len(rows) != split["instances"]:
+        pictures = f"split {args.split} of {args.dataset} has {split['instances']} pictures"
+        raise SystemExit(f"error: the bank in {args.checkpoint} has {len(rows)} rows, {pictures}")
+    step = int(number.group(1))
     dim = tensors["fc.weight"].shape[0]
     args.output.mkdir(parents=True, exist_ok=True)
     save_file(tensors, args.output / "model.safetensors")
@@ -131,8 +146,6 @@ def main():
     }
     (args.output / "state.json").write_text(json.dumps(state, indent=2) + "\n")
     if rows is not None:
-        if len(rows) != split["instances"]:
-            raise SystemExit(f"the bank has {len(rows)} rows, split {args.split} has {split['instances']} pictures")
         about = {
             "format_version": "1",
             "kind": "bank",

@@ -1,6 +1,6 @@
 //! `instdisc ingest`.
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 
 use super::progress::{Terminal, say};
 use super::{GlobalArgs, braces, write_json};
@@ -23,6 +23,7 @@ More:
   instdisc ingest --source /downloads/imagenet --dest in1k         # ILSVRC2012_img_{train,val}.tar, devkit
   instdisc ingest --source 's3://bucket/wds/train-{000..146}.tar' --dest in1k --classes wnids.txt
   instdisc ingest --source more/ --dest in1k --split train --append")]
+#[command(group = ArgGroup::new("smaller").args(["max_side", "short_side"]).multiple(true))]
 pub(super) struct IngestArgs {
     /// The pictures: a folder, a file, or several files; {000..146} and {a,b} stand for each of theirs
     #[arg(long, value_name = "PATH|URL", required = true, num_args = 1..)]
@@ -77,7 +78,7 @@ pub(super) struct IngestArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     short_side: Option<u32>,
     /// The JPEG quality of pictures that were made smaller
-    #[arg(long, value_name = "N", default_value_t = 90, value_parser = clap::value_parser!(u8).range(1..=100))]
+    #[arg(long, value_name = "N", default_value_t = 90, requires = "smaller", value_parser = clap::value_parser!(u8).range(1..=100))]
     quality: u8,
     /// Turn progressive JPEGs into baseline ones: the same pixels, decoded in less time
     #[arg(long)]

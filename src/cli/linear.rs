@@ -151,6 +151,8 @@ pub(super) fn run(global: &GlobalArgs, args: &LinearArgs) -> anyhow::Result<()> 
     let Some(first) = reports.next() else {
         bail!(WrongUsage("there is no feature to judge".into()));
     };
+    // Those of other layers say the same.
+    first.notes.iter().for_each(|note| tracing::warn!("{note}"));
     let report = LinearReport { first, other_features: reports.collect() };
     if let Some(output) = &output {
         if let Some(Labels { ids, labels }) = &labels {

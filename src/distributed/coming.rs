@@ -3,6 +3,7 @@
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::address::Place;
@@ -13,6 +14,8 @@ use super::{DistributedError, ffi};
 
 /// Between two looks for what is missing.
 const PAUSE: Duration = Duration::from_millis(20);
+/// How long rank 0 stays for the others to read why it gives up.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// A rank that looks for the others in the store.
 #[derive(Debug)]
@@ -23,6 +26,7 @@ pub(super) struct Coming<'a> {
     pub(super) world: usize,
     pub(super) deadline: Instant,
     pub(super) timeout: Duration,
+    pub(super) stop: &'a AtomicBool,
 }
 
 impl Coming<'_> {
@@ -89,11 +93,15 @@ impl Coming<'_> {
         }
     }
 
-    /// An error that names the missing ranks, once the time is over here or at rank 0.
+    /// An error that names the missing ranks, once the time is over here or at rank 0, or somebody was stopped.
     fn or_too_late(&self, missing: &[usize]) -> Result<(), DistributedError> {
         if let Some(reason) = self.try_get("gave_up")? {
             let reason = String::from_utf8_lossy(&reason).into_owned();
             return Err(DistributedError::Rendezvous { reason });
+        }
+        if self.stop.load(Ordering::Relaxed) {
+            self.give_up(&format!("rank {} was stopped before all had come", self.rank))?;
+            return Err(DistributedError::Stopped);
         }
         if Instant::now() < self.deadline {
             return Ok(());
@@ -106,11 +114,19 @@ impl Coming<'_> {
             self.world
         );
         if self.rank == 0 {
-            // The store goes with this rank; whoever came reads there why.
-            self.set("gave_up", reason.as_bytes())?;
-            std::thread::sleep(10 * PAUSE);
+            self.give_up(&reason)?;
         }
         Err(DistributedError::Rendezvous { reason })
+    }
+
+    /// Tells whoever came why nobody need wait.
+    fn give_up(&self, reason: &str) -> Result<(), DistributedError> {
+        self.set("gave_up", reason.as_bytes())?;
+        if self.rank == 0 {
+            // The store goes with this rank.
+            std::thread::sleep(FAREWELL);
+        }
+        Ok(())
     }
 
     fn key(&self, name: &str) -> String {

@@ -86,6 +86,9 @@ pub enum DistributedError {
         /// Who came and who did not.
         reason: String,
     },
+    /// A signal asked to stop before all ranks had come.
+    #[error("stopped before all ranks had come")]
+    Stopped,
     /// Rank 0 cannot listen where the others look for it.
     #[error(
         "rank 0 cannot listen at {address}: the port is in use; choose another (MASTER_PORT or --master)"
@@ -150,6 +153,7 @@ impl DistributedError {
             }
             Self::Timeout { .. } | Self::Rendezvous { .. } => Failure::Unavailable,
             Self::PortInUse { .. } => Failure::Unavailable,
+            Self::Stopped => Failure::Stopped,
             Self::MissingVariable { .. } | Self::Contradiction { .. } | Self::Disagreement { .. } => {
                 Failure::Config
             }

@@ -1,5 +1,6 @@
 //! The ranks as one group, and what they do together.
 
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tch::{Device, Kind, Tensor};
@@ -54,10 +55,23 @@ impl ProcessGroup {
         device: Device,
         timeout: Duration,
     ) -> Result<Self, DistributedError> {
+        Self::join_unless_stopped(rendezvous, device, timeout, &AtomicBool::new(false))
+    }
+
+    /// Likewise, until `stop` is set: then it gives up, and those who wait with it do too.
+    ///
+    /// # Errors
+    /// As [`ProcessGroup::join`], and if it was stopped.
+    pub fn join_unless_stopped(
+        rendezvous: &Rendezvous,
+        device: Device,
+        timeout: Duration,
+        stop: &AtomicBool,
+    ) -> Result<Self, DistributedError> {
         let Some(meeting) = &rendezvous.meeting else {
             return Ok(Self::alone());
         };
-        let (joined, store) = join(rendezvous, meeting, device, timeout)?;
+        let (joined, store) = join(rendezvous, meeting, device, timeout, stop)?;
         Ok(Self { rank: rendezvous.rank(), world: rendezvous.world(), store, joined: Some(joined) })
     }
 

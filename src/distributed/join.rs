@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tch::Device;
@@ -31,6 +32,9 @@ const LINGER: Duration = Duration::from_secs(1);
 /// Between two attempts to reach rank 0, or looks for what is missing.
 const PAUSE: Duration = Duration::from_millis(20);
 
+/// A machine that is not up yet may answer nothing at all, and a signal is looked for between attempts.
+const LONGEST_ATTEMPT: Duration = Duration::from_secs(2);
+
 impl Drop for Joined {
     fn drop(&mut self) {
         self.watch.say_goodbye();
@@ -40,12 +44,13 @@ impl Drop for Joined {
     }
 }
 
-/// Joins the others; see [`super::ProcessGroup::join`].
+/// Joins the others; see [`super::ProcessGroup::join_unless_stopped`].
 pub(super) fn join(
     rendezvous: &Rendezvous,
     meeting: &Meeting,
     device: Device,
     timeout: Duration,
+    stop: &AtomicBool,
 ) -> Result<(Joined, Store), DistributedError> {
     let (rank, world) = (rendezvous.rank(), rendezvous.world());
     let backend = |what: &str| {
@@ -65,7 +70,7 @@ pub(super) fn join(
     let deadline = Instant::now() + timeout;
     let listener = if rank == 0 && meeting.serve { Some(listen(meeting)?) } else { None };
     if listener.is_none() {
-        reach(meeting, deadline, timeout)?;
+        reach(meeting, deadline, timeout, stop)?;
     }
     let unreached = |message: String| DistributedError::Rendezvous {
         reason: format!("the store at {} cannot be used: {}", meeting.name(), first_line(&message)),
@@ -76,7 +81,7 @@ pub(super) fn join(
     let keeper = ffi::Store::open(&host, port, listener, timeout).map_err(unreached)?;
     let keeper = Arc::new(keeper);
     let client = ffi::Store::open(&host, port, None, timeout).map_err(unreached)?;
-    let come = Coming { store: &client, meeting, rank, world, deadline, timeout };
+    let come = Coming { store: &client, meeting, rank, world, deadline, timeout, stop };
     let (watch, places) = come.meet()?;
     let here = &places[rank];
     let interface_named = std::env::var_os("GLOO_SOCKET_IFNAME").is_some_and(|name| !name.is_empty());
@@ -128,9 +133,14 @@ fn listen(meeting: &Meeting) -> Result<TcpListener, DistributedError> {
 }
 
 /// Waits until rank 0 listens.
-fn reach(meeting: &Meeting, deadline: Instant, timeout: Duration) -> Result<(), DistributedError> {
+fn reach(
+    meeting: &Meeting,
+    deadline: Instant,
+    timeout: Duration,
+    stop: &AtomicBool,
+) -> Result<(), DistributedError> {
     loop {
-        let left = deadline.saturating_duration_since(Instant::now()).max(PAUSE);
+        let left = deadline.saturating_duration_since(Instant::now()).clamp(PAUSE, LONGEST_ATTEMPT);
         // The name too may come later than this process.
         let addresses = (meeting.host.as_str(), meeting.port).to_socket_addrs();
         let attempt = addresses.and_then(|addresses| {
@@ -144,6 +154,9 @@ fn reach(meeting: &Meeting, deadline: Instant, timeout: Duration) -> Result<(), 
             Err(last)
         });
         let Err(error) = attempt else { return Ok(()) };
+        if stop.load(Ordering::Relaxed) {
+            return Err(DistributedError::Stopped);
+        }
         if Instant::now() >= deadline {
             let seconds = timeout.as_secs();
             let reason = format!("rank 0 did not listen at {} within {seconds} s: {error}", meeting.name());

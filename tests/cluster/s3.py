@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import urllib.parse
 import uuid
+from pathlib import Path
 
 from support import (
     WORK, environment, free_port, is_open, note, note_started, running, scratch, spawn, stop, tool, wait_until,
@@ -141,7 +142,9 @@ class Ceph(Server):
             try:
                 return self.start(fsid, mon1, mon2)
             except Exception as error:
-                logs = "\n".join(path.read_text()[-1500:] for path in (self.at / "log").iterdir())
+                # A daemon that crashes leaves folders there.
+                files = filter(Path.is_file, (self.at / "log").iterdir())
+                logs = "\n".join(path.read_text(errors="replace")[-1500:] for path in files)
                 note(f"Ceph does not start{'' if last else ', once more'}: {error}\n{logs}")
                 self.end_processes()
                 if last:
@@ -178,7 +181,7 @@ class Ceph(Server):
         note_started(f"{version}, RADOS gateway with ceph-mon and ceph-osd (memstore)", f"port {self.port}")
 
     def asks(self, *words):
-        done = subprocess.run(["timeout", "5", "ceph", *self.c, *words], capture_output=True, text=True)
+        done = subprocess.run(["timeout", "30", "ceph", *self.c, *words], capture_output=True, text=True)
         return done.stdout if done.returncode == 0 else ""
 
     def daemon(self, name, *words):
@@ -189,7 +192,8 @@ class Ceph(Server):
 
     def start_gateway(self):
         self.gateway = self.daemon("radosgw", "-n", "client.rgw", "-f")
-        wait_until("the gateway listens", lambda: is_open(self.port))
+        wait_until("the gateway listens or has ended", lambda: is_open(self.port) or self.gateway.poll() is not None)
+        assert is_open(self.port), (self.at / "log/radosgw.out").read_text(errors="replace")[-1500:]
 
     def kill_gateway(self):
         """Kills the gateway as a crash would; what was stored stays."""

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import time
 
-from support import environment, free_port, link_program, note_started, running, scratch, spawn, stop, tool, wait_until
+from support import environment, free_port, link_program, note, note_started, running, scratch, spawn, stop, tool, wait_until
 
 NODES = ("n1", "n2")
 
@@ -45,7 +45,9 @@ ReturnToService=1
 SlurmdTimeout=30
 # Four cores a node, whatever this machine has.
 SlurmdParameters=config_overrides
-KillWait=5
+KillWait=30
+# A machine that builds beside this answers late.
+MessageTimeout=60
 MinJobAge=600
 JobRequeue=1
 PreemptType=preempt/partition_prio
@@ -85,6 +87,8 @@ class Slurm:
             place = f"NodeHostname={host} NodeAddr=127.0.0.1 Port={free_port()}"
             lines.append(f"NodeName={node} {place} CPUs=4 RealMemory=4000 Gres=gpu:1 State=UNKNOWN")
         (self.at / "slurm.conf").write_text("\n".join(lines) + "\n")
+        # Control groups are not used, but slurmd begins with them, and with those of version 2 wants systemd.
+        (self.at / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
         # Any character device stands for a GPU.
         (self.at / "gres.conf").write_text("NodeName=n[1-2] Name=gpu File=/dev/zero\n")
         self.env = environment(SLURM_CONF=str(self.at / "slurm.conf"), MASTER_ADDR="127.0.0.1")
@@ -93,7 +97,8 @@ class Slurm:
         munged += [f"--log-file={self.at}/log/munged.log", f"--seed-file={self.at}/key/seed"]
         try:
             self.start(munged)
-        except Exception:
+        except Exception as error:
+            note(f"SLURM does not start: {error}\n{self.logs()}")
             self.stop()
             raise
 
@@ -134,13 +139,22 @@ class Slurm:
 
     def wait(self, job, *states, seconds=300):
         """Waits until the job is in one of these states."""
-        return wait_until(f"job {job} is {states}", lambda: (now := self.state(job)) in states and now, seconds)
+        try:
+            return wait_until(f"job {job} is {states}", lambda: (now := self.state(job)) in states and now, seconds)
+        except AssertionError as error:
+            job = self.tell("scontrol", "--oneliner", "show", "job", job)
+            raise AssertionError(f"{error}\n{job}\n{self.logs()}") from None
+
+    def logs(self):
+        """The last lines of the daemons."""
+        files = sorted((self.at / "log").iterdir())
+        return "\n".join(f"{file.name}: {file.read_text(errors='replace')[-1500:]}" for file in files)
 
     def skip_hold(self, job):
         """After a requeue: waits until the job is pending, and skips SLURM's hold of two minutes."""
         self.wait(job, "PENDING")
         # Any sooner, and the job fails with "Job credential revoked".
-        time.sleep(2.5)
+        time.sleep(4)
         self.tell("scontrol", "update", f"JobId={job}", "StartTime=now")
 
     def stop(self):
@@ -149,7 +163,9 @@ class Slurm:
         try:
             everything = ["scancel", "-u", tool("id", "-un")]
             subprocess.run(everything, env=self.env, check=False, timeout=30, capture_output=True)
-            wait_until("no job is left", lambda: not self.tell("squeue", "-h", "-t", "PD,R,CG,CF"), 30)
+            wait_until("no job is left", lambda: not self.tell("squeue", "-h", "-t", "PD,R,CG,CF"), 120)
+        except AssertionError as error:
+            note(f"{error}\n{self.logs()}")
         finally:
             for process in reversed(self.processes):
                 stop(process)

@@ -49,6 +49,8 @@ def environment(**more):
     """The environment of the program: no credentials of the caller's, one thread for tensors."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "INSTDISC_", "SLURM_"))}
     paths = f"{WORK / 'bin'}:{kept['PATH']}"
+    # A proxy is for the world outside.
+    kept |= {"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}
     return kept | {"OMP_NUM_THREADS": "1", "LD_LIBRARY_PATH": f"{LIBTORCH}/lib", "PATH": paths} | more
 
 
@@ -181,14 +183,16 @@ def digest(path_or_bytes):
 
 
 def wait_until(what, condition, seconds=120, every=0.1):
-    """Waits for a condition; its value."""
-    deadline = time.monotonic() + seconds
+    """Waits for a condition; its value. Who is asked may fail to answer for a while."""
+    deadline, last = time.monotonic() + seconds, ""
     while time.monotonic() < deadline:
-        value = condition()
-        if value:
-            return value
+        try:
+            if value := condition():
+                return value
+        except (AssertionError, OSError, subprocess.TimeoutExpired) as error:
+            last = f"; last it failed: {error}"
         time.sleep(every)
-    raise AssertionError(f"after {seconds} s still not: {what}")
+    raise AssertionError(f"after {seconds} s still not: {what}{last}")
 
 
 def is_open(port):
@@ -225,7 +229,8 @@ def stop(process, grace=5):
 
 def tool(*words, **options):
     """Runs a tool, which must succeed; its output."""
-    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=300, **options)
+    options = {"timeout": 300} | options
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, **options)
     assert done.returncode == 0, f"{words}: {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
     return done.stdout.strip()
 

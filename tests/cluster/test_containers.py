@@ -5,6 +5,7 @@ import copy
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -15,15 +16,15 @@ from pathlib import Path
 
 from s3 import BUCKET, Ceph
 from support import (
-    INGEST, INSTDISC, LIBTORCH, ROOT, STOPPED, TRAIN, WORK, dataset, dataset_digest, note, note_started, pictures,
-    run, scratch, tool, wait_until,
+    INGEST, INSTDISC, LIBTORCH, ROOT, STOPPED, TRAIN, WORK, dataset, dataset_digest, free_port, note, note_started,
+    pictures, run, scratch, tool, wait_until,
 )
 from test_manifests import built
 
 # What is not there on some machines: systemd, hybrid control groups under crun, a high limit of open files.
 CONF = """
 [containers]
-default_ulimits = ["nofile=20000:20000", "nproc=4096:4096"]
+default_ulimits = ["nofile={files}:{files}", "nproc=4096:4096"]
 log_driver = "k8s-file"
 [engine]
 cgroup_manager = "cgroupfs"
@@ -42,6 +43,10 @@ ENV PATH=/opt/rust/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/
     PIP_CERT=/opt/certificates.crt
 """
 USER = 10001
+# Open files of a process: what this machine allows, where that is little.
+FILES = min(20000, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+# How the names of the pods begin.
+PODS = "instdisc-test-"
 # Where this machine keeps those that it trusts, for pip.
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 
@@ -63,7 +68,8 @@ def make_base():
         targets = tool("apt-get", "indextargets", "--format", "$(ORIGIN) $(CODENAME) $(REPO_URI)", "Created-By: Packages")
         mirrors = [line.split()[2] for line in targets.splitlines() if line.startswith("Debian bookworm ")]
         unfinished = WORK / "debian-unfinished.tar"
-        tool("mmdebstrap", "--variant=minbase", "bookworm", unfinished, *mirrors[:1])
+        retries = '--aptopt=Acquire::Retries "10"'
+        tool("mmdebstrap", "--variant=minbase", retries, "bookworm", unfinished, *mirrors[:1], timeout=1800)
         unfinished.rename(archive)
     podman("import", archive, BASE)
 
@@ -114,7 +120,7 @@ def build(target, options):
     """Builds a target of the Dockerfile."""
     began = time.monotonic()
     image = f"localhost/instdisc-{target}:dev"
-    words = ["--pull=never", "--network=host", "--ulimit", "nofile=20000:20000", "--target", target, "-t", image]
+    words = ["--pull=never", "--network=host", "--ulimit", f"nofile={FILES}:{FILES}", "--target", target, "-t", image]
     podman("build", *words, *options, "-f", ROOT / "jobs/container/Dockerfile", ROOT, timeout=7200)
     megabytes = int(podman("image", "inspect", "--format", "{{.Size}}", image)) / 1e6
     stages = "a program from elsewhere" if "--build-context" in options else tool("rustc", "--version", cwd=ROOT)
@@ -125,10 +131,13 @@ def build(target, options):
 class Containers(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        (WORK / "containers.conf").write_text(CONF)
+        (WORK / "containers.conf").write_text(CONF.format(files=FILES))
         hello = podman("info", "--format", "{{.Host.OCIRuntime.Name}}", check=False)
         if not hello:
             raise unittest.SkipTest("not run: podman does not work here")
+        left = [name for name in podman("pod", "ls", "--format", "{{.Name}}").split() if name.startswith(PODS)]
+        if left:
+            podman("pod", "rm", "--force", "--time", 1, *left)
         make_base()
         # Stage build-train fetches and keeps 10 GB of CUDA's libraries: on demand.
         own = os.environ.get("CLUSTER_BUILD_TRAIN")
@@ -164,7 +173,8 @@ class Containers(unittest.TestCase):
         (config_map,) = [copy.deepcopy(item) for item in built("overlays/local") if item["kind"] == "ConfigMap"]
         config_map["data"] |= {"AWS_ENDPOINT": f"http://127.0.0.1:{self.store.port}"} | locations
         more = [str(word) for word in more]
-        args = [arg for arg in container["args"] if arg.split("=")[0] not in more]
+        given = {word.split("=")[0] for word in more}
+        args = [arg for arg in container["args"] if arg.split("=")[0] not in given]
         # What the kubelet does and podman 4.3 does not.
         args = [re.sub(r"\$\((\w+)\)", lambda name: config_map["data"][name.group(1)], arg) for arg in args]
         container.update(image=image, imagePullPolicy="Never", args=args + more)
@@ -175,7 +185,7 @@ class Containers(unittest.TestCase):
             volume = {"name": f"host{number}", "hostPath": {"path": str(path), "type": "Directory"}}
             pod["volumes"].append(volume)
             container["volumeMounts"].append({"name": f"host{number}", "mountPath": at})
-        pod_name = f"t-{name}-{os.getpid()}"
+        pod_name = f"{PODS}{name}-{os.getpid()}"
         manifest = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": pod_name}, "spec": pod}
         file, config = WORK / f"{pod_name}.yaml", WORK / f"{pod_name}-locations.yaml"
         file.write_text(yaml.safe_dump(manifest))
@@ -196,11 +206,18 @@ class Containers(unittest.TestCase):
 
     def end(self, container, code=0, seconds=180):
         ended = lambda: podman("inspect", "--format", "{{.State.Status}}", container) == "exited"
-        wait_until(f"{container} ends", ended, seconds, every=0.5)
+        self.wait_for(f"{container} ends", ended, container, seconds)
         log = self.log(container)
         found = int(podman("inspect", "--format", "{{.State.ExitCode}}", container))
         self.assertEqual(found, code, log[-3000:])
         return log
+
+    def wait_for(self, what, condition, container, seconds):
+        """Waits for something that a container does."""
+        try:
+            return wait_until(what, condition, seconds, every=0.5)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.log(container)[-3000:]}") from None
 
     def log(self, container):
         env = os.environ | {"CONTAINERS_CONF": str(WORK / "containers.conf")}
@@ -213,11 +230,17 @@ class Containers(unittest.TestCase):
         where = {"SOURCE": "/pictures", "DATASET": f"{at}/dataset", "RUN": f"{at}/run"}
         self.end(self.play("ingest", self.tools, INGEST, where, [(pictures(), "/pictures")]))
         self.assertEqual(dataset_digest(f"{at}/dataset", env=self.store.env()), dataset_digest(dataset()))
-        container = self.play("train", self.train, [*TRAIN, "--epochs", 3000], where)
-        wait_until("it trains", lambda: any("checkpoint.json" in key for key in self.store.keys("pods/run/")), 60)
-        time.sleep(3)
-        with urllib.request.urlopen("http://127.0.0.1:9400/metrics", timeout=10) as answer:
-            self.assertIn("instdisc_", answer.read().decode())
+        # The pod has no network of its own here, and its port may be taken.
+        listen = f"--metrics-listen=127.0.0.1:{free_port()}"
+        container = self.play("train", self.train, [listen, *TRAIN, "--epochs", 3000], where)
+
+        def step():
+            # No proxy is asked for what is on this machine.
+            opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+            with opener.open(f"http://{listen.split('=')[1]}/metrics", timeout=10) as answer:
+                return float(re.search(r"^instdisc_step (\S+)", answer.read().decode(), re.MULTILINE).group(1))
+
+        self.wait_for("it trains", lambda: step() > 0, container, 180)
         began = time.monotonic()
         podman("kill", "--signal", "TERM", container)
         log = self.end(container, code=STOPPED, seconds=60)
@@ -228,10 +251,7 @@ class Containers(unittest.TestCase):
         run("inspect", "--verify", f"{at}/run/checkpoints/{steps[-1]}", env=self.store.env())
         watcher = self.play("knn", self.train, [], where)
         reports = lambda: [key for key in self.store.keys("pods/run/eval/") if key.endswith(".json")]
-        try:
-            wait_until("every checkpoint has its report", lambda: len(reports()) == len(steps), 120, every=1)
-        except AssertionError as error:
-            raise AssertionError(f"{reports()} of {steps}: {self.log(watcher)[-3000:]}") from error
+        self.wait_for(f"each of {steps} has its report", lambda: len(reports()) == len(steps), watcher, 180)
         # The run is not finished, so it watches on. It has nothing to save, and must not wait to be killed.
         began = time.monotonic()
         podman("kill", "--signal", "TERM", watcher)

@@ -9,6 +9,8 @@ from support import ROOT, dataset, dataset_digest, digest, newest, pictures, run
 
 JOBS = ROOT / "jobs/slurm"
 SMALL = ["--cpus-per-task=1", "--mem=500M"]
+# What a job's own command gets besides.
+FLAG = "--retry-seconds=600"
 # So long that it can be interrupted several times.
 EPOCHS = 60
 CONFIG = """
@@ -20,6 +22,7 @@ negatives = 32
 device = "cpu"
 epochs = {epochs}
 checkpoint_every_epochs = {every}
+checkpoint_every_steps = {steps}
 read_threads = 2
 no_monitor = true
 """
@@ -37,9 +40,9 @@ class OnSlurm(unittest.TestCase):
     def tearDownClass(cls):
         cls.slurm.stop()
 
-    def config(self, at, epochs, every):
+    def config(self, at, epochs, every, steps=0):
         path = at / "run.toml"
-        path.write_text(CONFIG.format(epochs=epochs, every=every))
+        path.write_text(CONFIG.format(epochs=epochs, every=every, steps=steps))
         return path
 
     def log(self, at, name, job):
@@ -51,17 +54,18 @@ class OnSlurm(unittest.TestCase):
         env = {
             "DATASET": str(dataset()),
             "RUN": str(at / "run"),
-            "CONFIG": str(self.config(at, EPOCHS, EPOCHS)),
+            "CONFIG": str(self.config(at, EPOCHS, EPOCHS, steps=20)),
             "INSTDISC_JOBS": str(JOBS),
         }
-        return self.slurm.submit(*SMALL, *options, "--chdir", at, JOBS / "train.sbatch", **env)
+        return self.slurm.submit(*SMALL, *options, "--chdir", at, JOBS / "train.sbatch", FLAG, **env)
 
     def test_the_pipeline_gives_a_dataset_a_run_and_a_report_for_each_checkpoint(self):
         at = scratch("slurm-pipeline")
         config = self.config(at, 2, 1)
         options = [*SMALL, "--chdir", str(at)]
         command = [JOBS / "pipeline.sh", pictures(), at / "dataset", at / "run", config, *options]
-        lines = self.slurm.tell(*command, K="20", TRAIN_OPTIONS="--nice=1 --comment=of-train").split()
+        flags = {"K": "20", "INGEST_FLAGS": "--row-group=8 --uploads=1", "KNN_FLAGS": "--leave-one-out"}
+        lines = self.slurm.tell(*command, **flags, TRAIN_OPTIONS="--nice=1 --comment=of-train").split()
         jobs = dict(zip(lines[0::2], lines[1::2]))
         self.assertEqual(list(jobs), ["ingest", "train", "knn"])
         self.assertEqual([self.slurm.field(job, "Comment") for job in jobs.values()], ["", "of-train", ""])
@@ -73,6 +77,10 @@ class OnSlurm(unittest.TestCase):
         reports = sorted(path.stem.removeprefix("knn-") for path in at.glob("run/eval/knn-*.json"))
         self.assertEqual(reports, steps)
         self.assertEqual(len(steps), 3)
+        shard = json.loads((at / "dataset/manifest.json").read_text())["splits"]["train"]["shards"][0]
+        self.assertEqual(len(shard["row_groups"]), -(-shard["rows"] // 8))
+        report = json.loads((at / f"run/eval/knn-{steps[0]}.json").read_text())
+        self.assertTrue(report["leave_one_out"])
 
     def test_a_failed_ingest_stops_the_chain(self):
         at = scratch("slurm-chain")
@@ -98,13 +106,20 @@ class OnSlurm(unittest.TestCase):
         self.assertEqual(self.slurm.wait(job, "COMPLETED", "FAILED", "CANCELLED"), "COMPLETED")
         self.assertEqual(self.slurm.field(job, "Restarts"), "3")
         self.assertEqual(self.log(at, "train", job).count("exit code 75, state RUNNING"), 3)
+        self.assertEqual(self.log(at, "train", job).count(FLAG), 4, "each restart has the same command")
         self.assertEqual(digest(newest(at / "run") / "bank.arrow"), self.undisturbed(at))
 
     def wait_until_it_trains(self, at, job, restarts):
         """Waits until the job is past its start, and trains."""
         self.slurm.wait(job, "RUNNING")
         marks = lambda: self.log(at, "train", job).count("parameters")
-        wait_until(f"job {job} trains", lambda: marks() > restarts)
+        wait_until(f"job {job} has begun", lambda: marks() > restarts, 300)
+        begun = self.step(at)
+        wait_until(f"job {job} has saved a step after {begun}", lambda: self.step(at) > begun, 300)
+
+    def step(self, at):
+        """That of the newest checkpoint."""
+        return int(newest(at / "run").name.removeprefix("step-"))
 
     def undisturbed(self, at):
         """The bank of the same configuration, run once without SLURM."""
@@ -188,8 +203,7 @@ class OnSlurm(unittest.TestCase):
         self.slurm.tell("scancel", job)
         self.slurm.wait(job, "CANCELLED")
         self.assertEqual(self.slurm.field(job, "Restarts"), "0")
-        step = int(newest(at / "run").name.removeprefix("step-"))
-        self.assertGreater(step, 0, "SIGTERM saved a checkpoint")
+        self.assertIn("exit code 75", self.log(at, "train", job), "SIGTERM saved a checkpoint")
         run("inspect", "--verify", newest(at / "run"))
         again = self.start_training(at)
         self.assertEqual(self.slurm.wait(again, "COMPLETED", "FAILED"), "COMPLETED")

@@ -267,6 +267,15 @@ mod training {
     }
 
     #[test]
+    fn a_quality_without_a_size_is_refused() {
+        let error = instdisc("ingest --source a --dest b --quality 80").fails(2);
+        assert!(error.contains("required"), "{error}");
+        let smaller = instdisc("ingest --dest b --quality 80 --max-side 64 --short-side 32");
+        let error = smaller.arg("--source", "/nonexistent/pictures").fails(WRONG_DATA);
+        assert!(error.contains("/nonexistent/pictures"), "{error}");
+    }
+
+    #[test]
     fn a_run_that_is_not_there_is_named() {
         let absent = Path::new("/nonexistent/run");
         let calls = [("knn", "--run"), ("linear", "--run"), ("embed --output x", "--checkpoint")];

@@ -27,6 +27,8 @@ fn words(line: &str) -> Vec<String> {
                         depth += i32::from("{(".contains(*character)) - i32::from("})".contains(*character));
                         depth > 0
                     }));
+                } else if let Some(all) = characters.next_if_eq(&'@') {
+                    name.push(all);
                 } else {
                     while let Some(next) = characters.next_if(|next| next.is_alphanumeric() || *next == '_') {
                         name.push(next);
@@ -163,8 +165,7 @@ fn every_command_of_the_guide_to_operations_is_one_that_the_program_takes() {
 
 #[test]
 fn a_command_that_the_program_does_not_take_is_found() {
-    let script =
-        "srun --kill-on-bad-exit=1 \\\n  instdisc ingest --sauce \"$SOURCE\" --dest ${DEST:-x} >out.json\n";
+    let script = "srun --kill-on-bad-exit=1 \\\n  instdisc ingest --sauce \"$SOURCE\" --dest ${DEST:-x} \"$@\" >out.json\n";
     let commands = shell_commands(script);
     assert_eq!(commands, [["instdisc", "ingest", "--sauce", "1", "--dest", "1"]]);
     assert!(check_command_line(&commands[0]).expect_err("unknown").contains("--sauce"));

@@ -26,6 +26,8 @@ mod export;
 #[cfg(feature = "torch")]
 mod finetune;
 #[cfg(feature = "torch")]
+mod lemniscate;
+#[cfg(feature = "torch")]
 mod linear;
 #[cfg(feature = "torch")]
 mod page;

@@ -1,5 +1,7 @@
 //! How ranks come together, and what is told where they do not.
 
+use std::sync::atomic::AtomicBool;
+
 use super::*;
 
 #[test]
@@ -19,8 +21,39 @@ fn ranks_that_do_not_come_are_named_everywhere() {
 }
 
 #[test]
+fn one_that_is_stopped_while_it_waits_keeps_nobody_waiting() {
+    let listener = listener();
+    let join = |rank, stop: &AtomicBool| {
+        let rendezvous = Rendezvous::at(&listener, rank, 3);
+        let joined = ProcessGroup::join_unless_stopped(&rendezvous, Device::Cpu, LONG, stop);
+        joined.map(drop).expect_err("rank 2 is missing")
+    };
+    let (stop, stay) = (AtomicBool::new(true), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| join(0, &stay));
+        let stopped = join(1, &stop);
+        assert!(matches!(stopped, DistributedError::Stopped) && stopped.failure() == Failure::Stopped);
+        let first = first.join().expect("no panic");
+        assert_eq!(first.to_string(), "rank 1 was stopped before all had come");
+        assert_eq!(first.failure(), Failure::Unavailable);
+    });
+    assert!(matches!(join(0, &stop), DistributedError::Stopped));
+}
+
+#[test]
+fn who_waits_for_rank_0_can_be_stopped() {
+    let free = free_port();
+    let flags =
+        RendezvousFlags { rank: Some(1), world_size: Some(2), master: Some(format!("127.0.0.1:{free}")) };
+    let rendezvous = Rendezvous::find(&flags, &|_| None).expect("complete");
+    let stop = AtomicBool::new(true);
+    let joined = ProcessGroup::join_unless_stopped(&rendezvous, Device::Cpu, LONG, &stop);
+    assert!(matches!(joined.expect_err("stopped"), DistributedError::Stopped));
+}
+
+#[test]
 fn rank_0_that_does_not_come_is_named() {
-    let free = listener().local_addr().expect("bound").port();
+    let free = free_port();
     let flags =
         RendezvousFlags { rank: Some(1), world_size: Some(2), master: Some(format!("127.0.0.1:{free}")) };
     let rendezvous = Rendezvous::find(&flags, &|_| None).expect("complete");
@@ -30,8 +63,8 @@ fn rank_0_that_does_not_come_is_named() {
 
 #[test]
 fn a_port_in_use_is_named() {
-    let taken = listener().local_addr().expect("bound").port();
-    let _taker = TcpListener::bind(("127.0.0.1", taken)).expect("just freed");
+    let taker = listener();
+    let taken = taker.local_addr().expect("bound").port();
     let master = Some(format!("127.0.0.1:{taken}"));
     let flags = RendezvousFlags { rank: Some(0), world_size: Some(2), master };
     let rendezvous = Rendezvous::find(&flags, &|_| None).expect("complete");

@@ -107,12 +107,12 @@ fn a_killed_rank_is_named_by_all_others_within_five_seconds() {
 
 #[test]
 fn a_stopped_rank_is_named_by_all_others_within_the_timeout() {
-    let timeout = Duration::from_secs(4);
+    let timeout = Duration::from_secs(12);
     let (errors, time) = after_signal("-STOP", timeout);
     for error in errors {
         let DistributedError::PeerLost { lost } = &error else { panic!("{error}") };
         let silent =
-            |lost: &LostRank| lost.rank == 3 && matches!(lost.fate, Fate::Silent { seconds } if seconds >= 2);
+            |lost: &LostRank| lost.rank == 3 && matches!(lost.fate, Fate::Silent { seconds } if seconds >= 6);
         assert!(lost.len() == 1 && silent(&lost[0]), "{error}");
     }
     // A collective that waited in vain then still waits for the verdict.
@@ -121,7 +121,7 @@ fn a_stopped_rank_is_named_by_all_others_within_the_timeout() {
 
 #[test]
 fn the_loss_of_rank_0_is_seen_by_all_others() {
-    let port = listener().local_addr().expect("bound").port();
+    let port = free_port();
     let mut first = Rank::start(0, 3, port, LONG);
     let (joined, wait) = (std::sync::Barrier::new(3), std::sync::Barrier::new(3));
     let run = |rank: usize| {
@@ -151,14 +151,14 @@ fn the_loss_of_rank_0_is_seen_by_all_others() {
 #[test]
 fn a_rank_that_does_not_come_to_a_collective_is_named() {
     let done = std::sync::Barrier::new(3);
-    let errors = each_of(3, Duration::from_secs(3), |group| {
+    let errors = each_of(3, Duration::from_secs(6), |group| {
         group.barrier().expect("all come");
         let error = (group.rank() != 2).then(|| group.barrier().expect_err("rank 2 does something else"));
         done.wait();
         error
     });
     for error in errors.into_iter().flatten() {
-        let text = "rank 2 did not come to collective 2 within 3 s (it is at 1)";
+        let text = "rank 2 did not come to collective 2 within 6 s (it is at 1)";
         assert_eq!(error.to_string(), text);
     }
 }
@@ -186,8 +186,13 @@ fn a_rank_that_ends_without_leaving_is_lost_to_the_others() {
         group.barrier().expect("all come");
         let kept = (group.rank() != 1).then_some(group);
         order.wait();
-        std::thread::sleep(Duration::from_millis(500));
-        kept.map(|group| group.check().expect_err("rank 1 has ended"))
+        let lost = |group: ProcessGroup| loop {
+            match group.check() {
+                Ok(()) => std::thread::sleep(Duration::from_millis(5)),
+                Err(error) => return error,
+            }
+        };
+        kept.map(lost)
     });
     for error in errors.into_iter().flatten() {
         assert_eq!(error.to_string(), "rank 1 was lost: its connection ended");
@@ -238,6 +243,6 @@ fn a_loss_reaches_a_rank_that_asks_for_nothing() {
     group.when_lost(Duration::from_millis(100), move |error| sender.send(error.to_string()).expect("heard"));
     group.barrier().expect("both come");
     victim.signal("-KILL");
-    let told = receiver.recv_timeout(Duration::from_secs(5)).expect("told in time");
+    let told = receiver.recv_timeout(LONG).expect("told in time");
     assert_eq!(told, "rank 1 was lost: its connection ended");
 }

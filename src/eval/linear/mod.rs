@@ -16,6 +16,7 @@ mod regression;
 mod report;
 mod sgd;
 
+use std::collections::HashSet;
 use std::time::Instant;
 
 use tch::Device;
@@ -145,7 +146,14 @@ pub fn probe(
         &train.meta,
         &test.meta,
         options,
-        Fitted { chosen, sweep, head, score, rows: rows.len() },
+        Fitted {
+            chosen,
+            sweep,
+            head,
+            score,
+            rows: rows.len(),
+            notes: remembered(&train.meta, &train.ids, test),
+        },
         started,
     ))
 }
@@ -235,6 +243,22 @@ struct Fitted {
     head: Head,
     score: Score,
     rows: usize,
+    notes: Vec<String>,
+}
+
+/// That rows are judged that were trained on, where they are.
+fn remembered(train: &TableMeta, trained_on: &[InstanceId], test: &FeatureTable) -> Vec<String> {
+    if train.split != test.meta.split {
+        return Vec::new();
+    }
+    let trained_on: HashSet<_> = trained_on.iter().collect();
+    let seen = test.ids.iter().filter(|id| trained_on.contains(id)).count();
+    let note = format!(
+        "{seen} of {} rows of split {:?} that are judged were trained on, so the scores tell what is remembered",
+        test.len(),
+        test.meta.split
+    );
+    if seen > 0 { vec![note] } else { Vec::new() }
 }
 
 fn report(
@@ -244,7 +268,7 @@ fn report(
     fitted: Fitted,
     started: Instant,
 ) -> ProbeReport {
-    let Fitted { chosen, sweep, head, score, rows } = fitted;
+    let Fitted { chosen, sweep, head, score, rows, notes } = fitted;
     ProbeReport {
         top1: score.share(score.top1),
         top5: score.share(score.top5),
@@ -270,6 +294,7 @@ fn report(
         train_split: train.split.clone(),
         split: test.split.clone(),
         step: train.step,
+        notes,
         seconds: started.elapsed().as_secs_f64(),
     }
 }

@@ -70,6 +70,9 @@ pub struct ProbeReport {
     pub split: String,
     /// The training step of the encoder.
     pub step: u64,
+    /// What should be known when the scores are read.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     /// How long it took, without embedding.
     pub seconds: f64,
 }

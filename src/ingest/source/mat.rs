@@ -8,7 +8,7 @@ use std::io::Read;
 
 /// Bytes of the file's header.
 const HEADER_BYTES: usize = 128;
-/// What a compressed element may unpack to.
+/// What the compressed elements together may unpack to.
 const MOST_BYTES: u64 = 64 << 20;
 /// Structs of the array; the real one has 1676.
 const MOST_STRUCTS: usize = 1 << 20;
@@ -50,13 +50,16 @@ pub(in crate::ingest) fn read_synsets(file: &[u8]) -> Result<Vec<Synset>, String
         return Err("its byte order is not little-endian".into());
     }
     let mut rest = &file[HEADER_BYTES..];
+    let mut left = MOST_BYTES;
     while !rest.is_empty() {
         let (kind, data) = element(&mut rest)?;
         let unpacked;
         let matrix = if kind == COMPRESSED {
             let mut bytes = Vec::new();
-            let mut decoder = flate2::read::ZlibDecoder::new(data).take(MOST_BYTES);
+            let mut decoder = flate2::read::ZlibDecoder::new(data).take(left + 1);
             decoder.read_to_end(&mut bytes).map_err(|error| error.to_string())?;
+            let too_much = || format!("it unpacks to more than {} MiB", MOST_BYTES >> 20);
+            left = left.checked_sub(bytes.len() as u64).ok_or_else(too_much)?;
             unpacked = bytes;
             let (kind, data) = element(&mut unpacked.as_slice())?;
             (kind == MATRIX).then_some(data)
@@ -193,5 +196,21 @@ mod tests {
         for cut in 0..PLAIN_FILE.len() - 8 {
             assert!(read_synsets(&PLAIN_FILE[..cut]).is_err(), "{cut}");
         }
+    }
+
+    #[test]
+    fn elements_that_unpack_to_too_much_together_are_refused() {
+        let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
+        // Each alone is within the limit.
+        let zeros = vec![0; MOST_BYTES as usize / 2];
+        std::io::Write::write_all(&mut encoder, &zeros).expect("written");
+        let packed = encoder.finish().expect("finished");
+        let mut file = PLAIN_FILE[..HEADER_BYTES].to_vec();
+        for _ in 0..3 {
+            file.extend(COMPRESSED.to_le_bytes());
+            file.extend((packed.len() as u32).to_le_bytes());
+            file.extend(&packed);
+        }
+        assert_eq!(read_synsets(&file), Err("it unpacks to more than 64 MiB".into()));
     }
 }

@@ -129,17 +129,32 @@ pub(crate) fn train(dataset: &Path, run: &Path, more: &str) -> Call {
     instdisc(&format!("{base} {more}")).arg("--dataset", dataset).arg("--run", run)
 }
 
-/// Starts a call and waits until its run has published the checkpoint of a step, then sends the signal; the exit code.
+/// The newest published checkpoint's step.
+#[cfg(feature = "torch")]
+pub(crate) fn newest_step(run: &Path) -> Option<u32> {
+    let folders = std::fs::read_dir(run.join("checkpoints")).into_iter().flatten().flatten();
+    let published = folders.filter(|folder| folder.path().join("checkpoint.json").exists());
+    let names = published.filter_map(|folder| folder.file_name().into_string().ok());
+    names.filter_map(|name| name.strip_prefix("step-")?.parse().ok()).max()
+}
+
+/// Starts a call and waits until its run has published a checkpoint, of this step at least, then sends the signal;
+/// the exit code. That the checkpoint is a new one shows that the call is at work.
 #[cfg(feature = "torch")]
 pub(crate) fn signal_at(call: Call, run: &Path, step: u32, signal: &str) -> Option<i32> {
     let mut command = call.command();
     let shown = format!("{command:?}");
+    let step = newest_step(run).map_or(step, |newest| step.max(newest + 1));
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starts");
-    let marker = run.join(format!("checkpoints/step-{step:08}/checkpoint.json"));
     let deadline = Instant::now() + Duration::from_secs(300);
-    while !marker.exists() {
+    loop {
+        let ended = child.try_wait().expect("a look");
+        match (newest_step(run) >= Some(step), ended) {
+            (true, None) => break,
+            (true, Some(status)) => return status.code(),
+            (false, ended) => assert_eq!(ended, None, "{shown}: ended before step {step}"),
+        }
         assert!(Instant::now() < deadline, "{shown}: no checkpoint at step {step}");
-        assert!(child.try_wait().expect("a look").is_none(), "{shown}: ended before step {step}");
         std::thread::sleep(Duration::from_millis(2));
     }
     let sent = Command::new("kill").args([signal, &child.id().to_string()]).status().expect("kill");
@@ -198,6 +213,15 @@ pub(crate) fn python_or_skip(test: &str, script: &str, args: &[&Path], needed: &
         return None;
     }
     Some(succeeded(script, output))
+}
+
+/// Likewise, but the script must fail with this exit code; what it said.
+#[cfg(feature = "torch")]
+pub(crate) fn python_fails(test: &str, script: &str, args: &[&Path], code: i32) -> Option<String> {
+    let output = run_python(test, script, args)?;
+    let stderr = String::from_utf8(output.stderr).expect("text");
+    assert_eq!(output.status.code(), Some(code), "{script}: {stderr}");
+    Some(stderr)
 }
 
 fn run_python(test: &str, script: &str, args: &[&Path]) -> Option<Output> {
