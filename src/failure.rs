@@ -14,7 +14,7 @@ pub enum Failure {
     Unavailable,
     /// Reading or writing failed: a full disk, a read-only destination.
     Io,
-    /// Stopped by a signal after a checkpoint was saved.
+    /// Stopped by a signal, with everything saved that there was to save.
     Stopped,
     /// The configuration is wrong: an unknown key, a value out of range.
     Config,

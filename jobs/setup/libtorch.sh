@@ -23,7 +23,7 @@ else
   kind=cpu
   wheels=(--no-deps "torch==$version" nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85)
 fi
-quiet=(--quiet --disable-pip-version-check --no-cache-dir --retries 10 --timeout 60)
+quiet=(--quiet --disable-pip-version-check --no-cache-dir --timeout 60)
 # The stamp is written last: an interrupted install is done again.
 stamp=.venv/libtorch-$version-$kind
 if [ ! -e "$stamp" ] || [ ! -e .libtorch/lib/libtorch_cpu.so ]; then

@@ -27,10 +27,7 @@ as_root=""
 command="${as_root}apt-get update && ${as_root}apt-get install -y --no-install-recommends ${missing[*]}"
 if [ "${1:-check}" = install ] && [ "$(id -u)" = 0 ]; then
   echo "installing ${missing[*]}"
-  apt=(apt-get -qq -o Acquire::Retries=5 -o DPkg::Lock::Timeout=300)
-  # A source that is not needed here may fail; whether all was found is seen next.
-  "${apt[@]}" update || true
-  DEBIAN_FRONTEND=noninteractive again "${apt[@]}" install -y --no-install-recommends "${missing[@]}"
+  install_packages "${missing[@]}"
 else
   echo "error: missing: ${missing[*]}. Install with: $command" >&2
   [ "$(id -u)" != 0 ] || echo "or: make deps" >&2

@@ -17,7 +17,8 @@ export SOURCE=$1 DATASET=$2 RUN=$3 CONFIG=$4 INSTDISC_JOBS=$jobs
 shift 4
 submit() { sbatch --parsable --export=ALL "$@"; }
 
-# Options of one job may be several words.
+# Options of one job may be several words, and no patterns of files.
+set -f
 # shellcheck disable=SC2086
 {
   ingest=$(submit "$@" ${INGEST_OPTIONS:-} "$jobs/ingest.sbatch" ${INGEST_FLAGS:-})

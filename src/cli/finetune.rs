@@ -14,7 +14,7 @@ use crate::checkpoint::{Checkpoint, checkpoint_name};
 use crate::config;
 use crate::dataset::Manifest;
 use crate::distributed::Rendezvous;
-use crate::eval::{ClassifierReport, RowChoice, classify, load_encoder};
+use crate::eval::{ClassifierReport, classify, load_encoder};
 use crate::loader::Source;
 use crate::model::select_device;
 use crate::progress::Quiet;
@@ -87,7 +87,7 @@ pub(super) fn run(global: &GlobalArgs, args: &FinetuneArgs) -> anyhow::Result<()
     let protocol = toml::to_string(&finetune_protocol(&of_run)).context("the protocol")?;
     let config: TrainConfig = config::resolve(Some(("the protocol", &protocol)), &args.flags)?;
     let manifest = Manifest::read(&dataset)?;
-    let judged = RowChoice::All.open(&dataset, &manifest, &args.judge_split)?;
+    let judged: Arc<dyn Source> = Arc::new(config.source(&dataset, &manifest, &args.judge_split, None)?);
     let train = TrainJob {
         dataset,
         run: run.clone(),

@@ -78,7 +78,8 @@ pub(super) struct IngestArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     short_side: Option<u32>,
     /// The JPEG quality of pictures that were made smaller
-    #[arg(long, value_name = "N", default_value_t = 90, requires = "smaller", value_parser = clap::value_parser!(u8).range(1..=100))]
+    #[arg(long, value_name = "N", default_value_t = 90, requires = "smaller")]
+    #[arg(value_parser = clap::value_parser!(u8).range(1..=100))]
     quality: u8,
     /// Turn progressive JPEGs into baseline ones: the same pixels, decoded in less time
     #[arg(long)]

@@ -1,5 +1,7 @@
 //! `instdisc linear`.
 
+use std::collections::BTreeSet;
+
 use anyhow::bail;
 use clap::{Args, ValueEnum};
 
@@ -151,9 +153,10 @@ pub(super) fn run(global: &GlobalArgs, args: &LinearArgs) -> anyhow::Result<()> 
     let Some(first) = reports.next() else {
         bail!(WrongUsage("there is no feature to judge".into()));
     };
-    // Those of other layers say the same.
-    first.notes.iter().for_each(|note| tracing::warn!("{note}"));
     let report = LinearReport { first, other_features: reports.collect() };
+    let all = std::iter::once(&report.first).chain(&report.other_features);
+    let notes: BTreeSet<_> = all.flat_map(|report| &report.notes).collect();
+    notes.iter().for_each(|note| tracing::warn!("{note}"));
     if let Some(output) = &output {
         if let Some(Labels { ids, labels }) = &labels {
             let name = format!("{}-labels.parquet", output.file_name().trim_end_matches(".json"));

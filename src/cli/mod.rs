@@ -48,7 +48,7 @@ use crate::storage::{Location, RetryLimits, StorageOptions, Traffic};
 /// environment in the names of the object_store crate (AWS_ACCESS_KEY_ID, AWS_ENDPOINT, ...).
 ///
 /// Exit codes: 0 done; 2 wrong usage; 65 wrong or absent data; 69 a store is unavailable; 74 an I/O error; 75 stopped
-/// by a signal after a checkpoint; 78 wrong configuration; 1 anything else. 69, 74 and 75 are worth a retry.
+/// by a signal, with everything saved; 78 wrong configuration; 1 anything else. 69, 74 and 75 are worth a retry.
 #[derive(Debug, Parser)]
 #[command(name = "instdisc", version, max_term_width = 100)]
 struct Cli {

@@ -24,7 +24,7 @@ pub(super) fn stop_on_signals(flag: &'static AtomicBool) -> anyhow::Result<()> {
                     // Who presses Ctrl-C twice does not want to wait for a checkpoint.
                     end_with_signal(kind);
                 }
-                tracing::info!("signal {}: stopping after this step", kind.as_raw_value());
+                tracing::info!("signal {}: stopping", kind.as_raw_value());
             }
         });
     }

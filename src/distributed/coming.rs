@@ -95,13 +95,14 @@ impl Coming<'_> {
 
     /// An error that names the missing ranks, once the time is over here or at rank 0, or somebody was stopped.
     fn or_too_late(&self, missing: &[usize]) -> Result<(), DistributedError> {
+        if self.stop.load(Ordering::Relaxed) {
+            // Whoever can hear it: others may be gone already, stopped like this one.
+            let _ = self.give_up(&format!("rank {} was stopped before all had come", self.rank));
+            return Err(DistributedError::Stopped);
+        }
         if let Some(reason) = self.try_get("gave_up")? {
             let reason = String::from_utf8_lossy(&reason).into_owned();
             return Err(DistributedError::Rendezvous { reason });
-        }
-        if self.stop.load(Ordering::Relaxed) {
-            self.give_up(&format!("rank {} was stopped before all had come", self.rank))?;
-            return Err(DistributedError::Stopped);
         }
         if Instant::now() < self.deadline {
             return Ok(());

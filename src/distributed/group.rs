@@ -75,7 +75,7 @@ impl ProcessGroup {
         Ok(Self { rank: rendezvous.rank(), world: rendezvous.world(), store, joined: Some(joined) })
     }
 
-    /// Likewise, for tensors of the CPU alone.
+    /// As [`ProcessGroup::join`], for tensors of the CPU alone.
     ///
     /// # Errors
     /// As [`ProcessGroup::join`].

@@ -87,7 +87,7 @@ pub(super) fn join(
     let interface_named = std::env::var_os("GLOO_SOCKET_IFNAME").is_some_and(|name| !name.is_empty());
     let address = address::listening(&places, here, &meeting.host, interface_named);
     tracing::debug!(rank, world, address = ?address, "the ranks have met");
-    let handle = make_group(&keeper, meeting, (rank, world), timeout, address, nccl, &watch)?;
+    let handle = make_group(&keeper, meeting, (rank, world), timeout, address, nccl, (&watch, stop))?;
     let store = Store::of_client(client, &meeting.prefix, &watch, timeout);
     Ok((Joined { handle: Some(handle), watch, keeper }, store))
 }
@@ -174,7 +174,7 @@ fn make_group(
     timeout: Duration,
     address: Option<IpAddr>,
     nccl: Option<Nccl>,
-    watch: &Watch,
+    (watch, stop): (&Watch, &AtomicBool),
 ) -> Result<ffi::Group, DistributedError> {
     let (store, prefix) = (keeper.clone(), meeting.prefix.clone());
     let (sender, receiver) = std::sync::mpsc::channel();
@@ -197,6 +197,9 @@ fn make_group(
                 return Err(DistributedError::NoNccl { reason: first_line(&message) });
             }
             Ok(Err(message)) => return Err(watch.explain("joining the group", 0, &message)),
+            Err(std::sync::mpsc::RecvTimeoutError::Timeout) if stop.load(Ordering::Relaxed) => {
+                return Err(DistributedError::Stopped);
+            }
             Err(std::sync::mpsc::RecvTimeoutError::Timeout) => watch.check()?,
             Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => {
                 let what = "joining the group".into();

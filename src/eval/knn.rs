@@ -1,10 +1,11 @@
 //! The score of a bank by the neighbours of labelled queries.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use rayon::prelude::*;
 
+use super::common_rows::common_rows;
 use super::interval::bootstrap_interval;
 use super::report::{ClassScore, Confusion, GridCell, KnnReport, Timing};
 use super::search::{Neighbours, search};
@@ -232,19 +233,14 @@ fn report(
 
 /// That queries are judged by themselves, where they are.
 fn own_votes(bank: &dyn Table, queries: &FeatureTable, options: &KnnOptions) -> Option<String> {
-    if options.leave_one_out || bank.meta().split != queries.meta.split {
+    if options.leave_one_out {
         return None;
     }
-    let rows: HashSet<_> = bank.ids().iter().collect();
-    let own = queries.ids.iter().filter(|id| rows.contains(id)).count();
-    (own > 0).then(|| {
-        format!(
-            "{own} of {} queries of split {:?} find themselves in the bank and vote for their own class, so the \
-             scores are too high: give --leave-one-out",
-            queries.len(),
-            queries.meta.split
-        )
-    })
+    let own = common_rows(&bank.meta().split, bank.ids(), queries)?;
+    Some(format!(
+        "{own} find themselves in the bank and vote for their own class, so the scores are too high: give \
+         --leave-one-out"
+    ))
 }
 
 fn per_class(classes: &[String], votes: &[(ClassId, Outcome)]) -> Vec<ClassScore> {

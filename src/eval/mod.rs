@@ -5,6 +5,7 @@
 //! rows: similarities are summed in one fixed order, and every tie has a rule.
 
 mod cases;
+mod common_rows;
 mod drawn;
 mod duplicates;
 #[cfg(feature = "torch")]

@@ -7,10 +7,13 @@
 use std::fmt;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Write};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::lease::{Lease, PACE};
 use super::{Location, StorageError};
+
+/// How long a holder may take to say who it is.
+const NAMING: Duration = Duration::from_secs(1);
 
 /// The lock, held; dropping it gives it back.
 pub struct Lock(Held);
@@ -69,6 +72,7 @@ fn host() -> String {
 #[expect(clippy::disallowed_methods, reason = "a lock file holds no result")]
 fn take_file(location: &Location, path: &std::path::Path, holder: &str) -> Result<Lock, StorageError> {
     let failed = |error| location.failed_locally("lock", error);
+    let asked = Instant::now();
     loop {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(failed)?;
@@ -82,7 +86,13 @@ fn take_file(location: &Location, path: &std::path::Path, holder: &str) -> Resul
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                let holder = name_of_holder(&mut file).map_err(failed)?;
+                let mut holder = String::new();
+                file.read_to_string(&mut holder).map_err(failed)?;
+                if holder.is_empty() && asked.elapsed() < NAMING {
+                    // Its holder took it just now.
+                    std::thread::sleep(NAMING / 100);
+                    continue;
+                }
                 return Err(StorageError::Locked { location: location.to_string(), holder });
             }
             Err(TryLockError::Error(error)) => return Err(failed(error)),
@@ -94,19 +104,6 @@ fn take_file(location: &Location, path: &std::path::Path, holder: &str) -> Resul
         file.set_len(0).and_then(|()| file.write_all(holder.as_bytes())).map_err(failed)?;
         return Ok(Lock(Held::Local { file: Some(file), location: location.clone() }));
     }
-}
-
-/// What the holder wrote into the locked file; it may have locked it just now.
-fn name_of_holder(file: &mut File) -> std::io::Result<String> {
-    let mut name = String::new();
-    for _ in 0..100 {
-        file.read_to_string(&mut name)?;
-        if !name.is_empty() {
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    Ok(name)
 }
 
 #[cfg(unix)]

@@ -10,7 +10,7 @@ use super::{TrainConfig, TrainJob};
 use crate::checkpoint::Cursor;
 use crate::dataset::Manifest;
 use crate::loader::{DatasetSource, Loader, LoaderError, LoaderOptions, Part, Shuffle, Source};
-use crate::storage::BlobCache;
+use crate::storage::{BlobCache, Location};
 
 /// How the instances of an epoch are mixed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
@@ -26,12 +26,7 @@ pub enum ShuffleKind {
 pub(super) fn open(job: &TrainJob, manifest: &Manifest) -> Result<DatasetSource, LoaderError> {
     let config = &job.config;
     let limit = if config.limit == 0 { None } else { Some(config.limit as usize) };
-    let source = DatasetSource::open(&job.dataset, manifest, &config.split, limit)?;
-    if config.cache.is_empty() {
-        return Ok(source);
-    }
-    let cache = BlobCache::open(Path::new(&config.cache), config.cache_size.0);
-    Ok(source.with_cache(cache.map_err(LoaderError::Cache)?))
+    config.source(&job.dataset, manifest, &config.split, limit)
 }
 
 /// A loader of all that a run still needs; of each global batch a part.
@@ -53,6 +48,25 @@ pub(super) fn load(
 }
 
 impl TrainConfig {
+    /// A split of the dataset, or a uniform sample of so many of its rows, read through the run's cache if it has one.
+    ///
+    /// # Errors
+    /// If there is no such split, or the split or the cache cannot be read.
+    pub fn source(
+        &self,
+        dataset: &Location,
+        manifest: &Manifest,
+        split: &str,
+        limit: Option<usize>,
+    ) -> Result<DatasetSource, LoaderError> {
+        let source = DatasetSource::open(dataset, manifest, split, limit)?;
+        if self.cache.is_empty() {
+            return Ok(source);
+        }
+        let cache = BlobCache::open(Path::new(&self.cache), self.cache_size.0);
+        Ok(source.with_cache(cache.map_err(LoaderError::Cache)?))
+    }
+
     /// The loader's options, for an epoch from its start.
     pub fn loader(&self) -> LoaderOptions {
         let shuffle = match self.shuffle {

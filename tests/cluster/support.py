@@ -189,6 +189,7 @@ def wait_until(what, condition, seconds=120, every=0.1):
         try:
             if value := condition():
                 return value
+            last = ""
         except (AssertionError, OSError, subprocess.TimeoutExpired) as error:
             last = f"; last it failed: {error}"
         time.sleep(every)

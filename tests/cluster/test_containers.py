@@ -65,7 +65,8 @@ def make_base():
         return
     if not archive.exists():
         # The mirror that this machine uses for Debian, where it does; else mmdebstrap knows one.
-        targets = tool("apt-get", "indextargets", "--format", "$(ORIGIN) $(CODENAME) $(REPO_URI)", "Created-By: Packages")
+        fields = "$(ORIGIN) $(CODENAME) $(REPO_URI)"
+        targets = tool("apt-get", "indextargets", "--format", fields, "Created-By: Packages")
         mirrors = [line.split()[2] for line in targets.splitlines() if line.startswith("Debian bookworm ")]
         unfinished = WORK / "debian-unfinished.tar"
         retries = '--aptopt=Acquire::Retries "10"'
@@ -135,7 +136,9 @@ class Containers(unittest.TestCase):
         hello = podman("info", "--format", "{{.Host.OCIRuntime.Name}}", check=False)
         if not hello:
             raise unittest.SkipTest("not run: podman does not work here")
-        left = [name for name in podman("pod", "ls", "--format", "{{.Name}}").split() if name.startswith(PODS)]
+        names = podman("pod", "ls", "--format", "{{.Name}}").split()
+        # Their last part is the process that made them.
+        left = [name for name in names if name.startswith(PODS) and not Path("/proc", name.split("-")[-1]).exists()]
         if left:
             podman("pod", "rm", "--force", "--time", 1, *left)
         make_base()
@@ -238,7 +241,9 @@ class Containers(unittest.TestCase):
             # No proxy is asked for what is on this machine.
             opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
             with opener.open(f"http://{listen.split('=')[1]}/metrics", timeout=10) as answer:
-                return float(re.search(r"^instdisc_step (\S+)", answer.read().decode(), re.MULTILINE).group(1))
+                found = re.search(r"^instdisc_step (\S+)", answer.read().decode(), re.MULTILINE)
+            # Nothing before the first step.
+            return float(found.group(1)) if found else 0
 
         self.wait_for("it trains", lambda: step() > 0, container, 180)
         began = time.monotonic()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import unittest
 
 from slurm import Slurm
@@ -118,8 +119,9 @@ class OnSlurm(unittest.TestCase):
         wait_until(f"job {job} has saved a step after {begun}", lambda: self.step(at) > begun, 300)
 
     def step(self, at):
-        """That of the newest checkpoint."""
-        return int(newest(at / "run").name.removeprefix("step-"))
+        """That of the newest checkpoint; -1 where there is none."""
+        names = [path.parent.name for path in at.glob("run/checkpoints/step-*/checkpoint.json")]
+        return max((int(name.removeprefix("step-")) for name in names), default=-1)
 
     def undisturbed(self, at):
         """The bank of the same configuration, run once without SLURM."""
@@ -203,7 +205,8 @@ class OnSlurm(unittest.TestCase):
         self.slurm.tell("scancel", job)
         self.slurm.wait(job, "CANCELLED")
         self.assertEqual(self.slurm.field(job, "Restarts"), "0")
-        self.assertIn("exit code 75", self.log(at, "train", job), "SIGTERM saved a checkpoint")
+        said = re.search(r"stopped after step (\d+) by a signal", self.log(at, "train", job))
+        self.assertEqual(self.step(at), int(said.group(1)), "SIGTERM saved a checkpoint")
         run("inspect", "--verify", newest(at / "run"))
         again = self.start_training(at)
         self.assertEqual(self.slurm.wait(again, "COMPLETED", "FAILED"), "COMPLETED")

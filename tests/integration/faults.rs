@@ -156,6 +156,16 @@ fn a_folder_that_holds_nothing_of_ours_is_said_so() {
 }
 
 #[test]
+fn a_quality_without_a_size_is_refused() {
+    let (shown, output) = instdisc("ingest --source a --dest b --quality 80").output();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(2) && stderr.contains("--max-side <N>|--short-side <N>"), "{shown}");
+    let smaller = instdisc("ingest --dest b --quality 80 --max-side 64 --short-side 32");
+    let error = smaller.arg("--source", "/nonexistent/pictures").fails(WRONG_DATA);
+    assert!(error.contains("/nonexistent/pictures"), "{error}");
+}
+
+#[test]
 fn a_wrong_flag_is_a_usage_error() {
     let output = instdisc("ingest --sauce x").command().output().expect("starts");
     assert_eq!(output.status.code(), Some(2));
@@ -264,15 +274,6 @@ mod training {
         assert!(lines[0].starts_with("error: ") && lines[0].contains("run.toml: "), "{stderr}");
         assert!(lines.contains(&"2 | batch_size = 6 4"), "{stderr}");
         assert!(lines.iter().any(|line| line.trim_start_matches([' ', '|']).starts_with('^')), "{stderr}");
-    }
-
-    #[test]
-    fn a_quality_without_a_size_is_refused() {
-        let error = instdisc("ingest --source a --dest b --quality 80").fails(2);
-        assert!(error.contains("required"), "{error}");
-        let smaller = instdisc("ingest --dest b --quality 80 --max-side 64 --short-side 32");
-        let error = smaller.arg("--source", "/nonexistent/pictures").fails(WRONG_DATA);
-        assert!(error.contains("/nonexistent/pictures"), "{error}");
     }
 
     #[test]

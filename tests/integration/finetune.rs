@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::support::{Call, contents, dataset, instdisc, python, scratch, signal_at, train};
+use super::support::{Call, contents, dataset, instdisc, python, scratch, signal_at, skip, train};
 
 fn finetune(checkpoint: &Path, run: &Path, more: &str) -> Call {
     let base = "finetune --device cpu --batch-size 16 --label-fraction 0.5";
@@ -90,6 +90,9 @@ fn a_killed_fine_tuning_goes_on_to_the_weights_of_an_undisturbed_one() {
     // The last one: it is killed before or while the classifier is judged, or comes too late.
     let ended = signal_at(call(&broken, 1), &broken, 64, "-KILL");
     assert!(matches!(ended, None | Some(0)), "{ended:?}");
+    if ended.is_some() {
+        skip("a_killed_fine_tuning", "its last kill came too late");
+    }
     let resumed = call(&broken, 1).json();
     assert_eq!((&resumed["top1"], &resumed["labels"]), (&report["top1"], &report["labels"]));
     let end = "checkpoints/step-00000064";

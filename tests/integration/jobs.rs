@@ -165,7 +165,8 @@ fn every_command_of_the_guide_to_operations_is_one_that_the_program_takes() {
 
 #[test]
 fn a_command_that_the_program_does_not_take_is_found() {
-    let script = "srun --kill-on-bad-exit=1 \\\n  instdisc ingest --sauce \"$SOURCE\" --dest ${DEST:-x} \"$@\" >out.json\n";
+    let script = "srun --kill-on-bad-exit=1 \\\n  \
+                  instdisc ingest --sauce \"$SOURCE\" --dest ${DEST:-x} \"$@\" >out.json\n";
     let commands = shell_commands(script);
     assert_eq!(commands, [["instdisc", "ingest", "--sauce", "1", "--dest", "1"]]);
     assert!(check_command_line(&commands[0]).expect_err("unknown").contains("--sauce"));

@@ -223,6 +223,24 @@ mod training {
     }
 
     #[test]
+    fn pictures_that_are_judged_after_each_epoch_are_fetched_once() {
+        let bucket = Bucket::start(Faults::default());
+        ran(ingest(&bucket));
+        let (dir, data) = (scratch(), bucket.url("data"));
+        let fetched = |epochs: u32| {
+            let (before, name) = (bucket.requests().len(), format!("run-{epochs}"));
+            let more = format!("--epochs {epochs} --cache-size 64MiB");
+            let call = train(Path::new(&data), Path::new(&bucket.url(&name)), &more);
+            ran(bucket.of(call.arg("--cache", dir.path().join(&name))));
+            let asked = bucket.requests().split_off(before);
+            asked.iter().filter(|line| line.starts_with("GET") && line.contains("data/val/")).count()
+        };
+        let once = fetched(1);
+        assert!(once > 0);
+        assert_eq!(fetched(3), once);
+    }
+
+    #[test]
     fn probes_fine_tunings_and_exports_over_a_bad_network_equal_those_in_folders() {
         let dir = scratch();
         let more = "--epochs 1 --keep 0 --no-monitor";

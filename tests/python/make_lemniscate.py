@@ -3,7 +3,8 @@
 A ResNet-18 with a 128-d projection behind DataParallel's prefix, an optimiser, and the module NCEAverage, pickled
 whole with the class that draws its negatives, in the form of files of that time. Row i of the bank points where
 picture i of the sorted ImageFolder's class does, so that a leave-one-out vote is right for all only where rows and
-pictures have stayed together. Its rows are not quite of unit length, as sums in f32 leave them. WEIGHTS gets the network alone, as safetensors.
+pictures have stayed together. Its rows are not quite of unit length, as sums in f32 leave them.
+WEIGHTS gets the network alone, as safetensors.
 """
 
 import importlib
@@ -20,6 +21,7 @@ CLASSES = {
     "NCEAverage": "from torch import nn\n\n\nclass NCEAverage(nn.Module):\n    pass\n",
 }
 
+torch.manual_seed(1)
 targets = torchvision.datasets.ImageFolder(sys.argv[1]).targets
 network = torchvision.models.resnet18(num_classes=128)
 optimizer = torch.optim.SGD(network.parameters(), 0.03, momentum=0.9, weight_decay=1e-4)

@@ -41,7 +41,7 @@ impl Monitor {
         let split = match name {
             None => None,
             Some(name) => {
-                let source = DatasetSource::open(dataset, &manifest, name, Some(MONITOR_PICTURES))?;
+                let source = config.source(dataset, &manifest, name, Some(MONITOR_PICTURES))?;
                 let meta = TableMeta {
                     kind: Kind::Embedding,
                     layer: "projection".into(),

@@ -38,6 +38,13 @@ fn one_that_is_stopped_while_it_waits_keeps_nobody_waiting() {
         assert_eq!(first.failure(), Failure::Unavailable);
     });
     assert!(matches!(join(0, &stop), DistributedError::Stopped));
+    // Told to all at once, as a job's signal is, it is nobody's failure.
+    std::thread::scope(|scope| {
+        let ranks = [0, 1].map(|rank| scope.spawn(move || join(rank, &AtomicBool::new(true))));
+        for rank in ranks {
+            assert!(matches!(rank.join().expect("no panic"), DistributedError::Stopped));
+        }
+    });
 }
 
 #[test]

@@ -10,8 +10,8 @@ use super::examples::Examples;
 use super::head::{Head, Score};
 use super::sgd::{self, Cell, Passes};
 use super::{
-    Fitted, LinearError, LinearOptions, ProbeReport, Solver, check, choose, remembered, report, selected,
-    split_off,
+    Fitted, LinearError, LinearOptions, ProbeReport, Solver, check, choose, report, selected, split_off,
+    trained_on_note,
 };
 use crate::checkpoint::Checkpoint;
 use crate::dataset::Manifest;
@@ -100,8 +100,8 @@ pub fn probe_augmented(
         check(&meta, &test.meta)?;
         let head = heads.remove(0);
         let score = head.score(&Examples::of(test)?, device);
-        let notes = remembered(&meta, source.ids(), test);
-        let fitted = Fitted { chosen, sweep, head, score, rows: source.len(), notes };
+        let note = trained_on_note(&meta, source.ids(), test);
+        let fitted = Fitted { chosen, sweep, head, score, rows: source.len(), note };
         let report = report(&meta, &test.meta, options, fitted, started);
         reports.push(ProbeReport { augmented: true, ..report });
     }

@@ -16,7 +16,6 @@ mod regression;
 mod report;
 mod sgd;
 
-use std::collections::HashSet;
 use std::time::Instant;
 
 use tch::Device;
@@ -29,6 +28,7 @@ pub use report::{LinearReport, ProbeReport, SweepCell};
 use self::examples::Examples;
 use self::head::{Head, Score};
 use self::sgd::{CachedPasses, Cell, Passes};
+use super::common_rows::common_rows;
 use super::interval::bootstrap_interval;
 use super::{EmbedError, EvalError};
 use crate::feature_table::{FeatureTable, TableMeta};
@@ -152,7 +152,7 @@ pub fn probe(
             head,
             score,
             rows: rows.len(),
-            notes: remembered(&train.meta, &train.ids, test),
+            note: trained_on_note(&train.meta, &train.ids, test),
         },
         started,
     ))
@@ -243,22 +243,13 @@ struct Fitted {
     head: Head,
     score: Score,
     rows: usize,
-    notes: Vec<String>,
+    note: Option<String>,
 }
 
 /// That rows are judged that were trained on, where they are.
-fn remembered(train: &TableMeta, trained_on: &[InstanceId], test: &FeatureTable) -> Vec<String> {
-    if train.split != test.meta.split {
-        return Vec::new();
-    }
-    let trained_on: HashSet<_> = trained_on.iter().collect();
-    let seen = test.ids.iter().filter(|id| trained_on.contains(id)).count();
-    let note = format!(
-        "{seen} of {} rows of split {:?} that are judged were trained on, so the scores tell what is remembered",
-        test.len(),
-        test.meta.split
-    );
-    if seen > 0 { vec![note] } else { Vec::new() }
+fn trained_on_note(train: &TableMeta, ids: &[InstanceId], test: &FeatureTable) -> Option<String> {
+    let seen = common_rows(&train.split, ids, test)?;
+    Some(format!("{seen} were trained on, so the scores tell what is remembered"))
 }
 
 fn report(
@@ -268,7 +259,7 @@ fn report(
     fitted: Fitted,
     started: Instant,
 ) -> ProbeReport {
-    let Fitted { chosen, sweep, head, score, rows, notes } = fitted;
+    let Fitted { chosen, sweep, head, score, rows, note } = fitted;
     ProbeReport {
         top1: score.share(score.top1),
         top5: score.share(score.top5),
@@ -294,7 +285,7 @@ fn report(
         train_split: train.split.clone(),
         split: test.split.clone(),
         step: train.step,
-        notes,
+        notes: note.into_iter().collect(),
         seconds: started.elapsed().as_secs_f64(),
     }
 }

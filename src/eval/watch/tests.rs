@@ -70,7 +70,7 @@ fn two_watchers_do_each_checkpoint_once() {
     mark_finished(&run, 11).expect("marked");
     let calls = Mutex::new(Vec::new());
     // While the other one judges the last there is nothing to do for one of them.
-    let options = WatchOptions { idle_timeout: None, ..options() };
+    let options = WatchOptions { idle_timeout: Some(Duration::from_secs(60)), ..options() };
     let watcher = || {
         watch(&run, &options, |step, _, _| {
             calls.lock().expect("no panic").push(step);
