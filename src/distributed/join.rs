@@ -31,7 +31,6 @@ pub(super) struct Joined {
 const LINGER: Duration = Duration::from_secs(1);
 /// Between two attempts to reach rank 0, or looks for what is missing.
 const PAUSE: Duration = Duration::from_millis(20);
-
 /// A machine that is not up yet may answer nothing at all, and a signal is looked for between attempts.
 const LONGEST_ATTEMPT: Duration = Duration::from_secs(2);
 
