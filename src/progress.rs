@@ -8,6 +8,8 @@ pub trait Progress: Sync {
     fn advance(&self, items: u64);
     /// The stage is over.
     fn finish(&self);
+    /// Something that the user should know before the work begins.
+    fn note(&self, _line: &str) {}
 }
 
 /// Shows nothing.

@@ -1,52 +1,78 @@
 //! `instdisc ingest`.
 
-use clap::{ArgGroup, Args};
+use anyhow::Context;
+use clap::{ArgGroup, Args, ValueEnum};
 
 use super::progress::{Terminal, say};
-use super::{GlobalArgs, braces, write_json};
-use crate::ingest::{CheckDepth, IngestOptions, SourceFormat, ingest};
+use super::{GlobalArgs, braces, write_json, write_stdout};
+use crate::ingest::{CheckDepth, IngestOptions, LabelsAs, PathGlob, SourceFormat, ingest, plan};
 use crate::units::{ByteSize, Fraction};
 
-/// Turn pictures into a dataset: Parquet shards with instance ids, and a manifest.
+/// Turn images into a dataset: Parquet shards with instance ids, and a manifest.
 ///
 /// The source is an ImageFolder (`<class>/<file>` or `<split>/<class>/<file>`), the official ImageNet archives
 /// or their folder, WebDataset shards or a tar of an ImageFolder, Hugging Face Parquet files, CIFAR's binary
-/// archives, or a csv or jsonl of paths and labels; its content says which. Nothing is unpacked beside it.
+/// archives, or a csv or jsonl of paths and labels; its content decides. How it was understood (splits, classes,
+/// labels, what is passed over) is printed before anything is written; what can be read in two ways is an error
+/// that names the option to decide. docs/formats.md has the rules.
 ///
-/// Each picture is checked once; one that cannot be decoded goes to rejects/ with its reason and gets no id.
-/// A killed ingest goes on when the same command is given again, with the same result.
+/// Each image is validated once; one that cannot be decoded is listed in rejects/ with its reason and gets no id.
+/// The same command resumes a killed ingest, with the same result.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   instdisc ingest --source /data/ILSVRC2012/train --dest s3://bucket/in1k --split train
 
 More:
+  instdisc ingest --source downloads/ --plan                       # what would become of it; writes nothing
   instdisc ingest --source /downloads/imagenet --dest in1k         # ILSVRC2012_img_{train,val}.tar, devkit
   instdisc ingest --source 's3://bucket/wds/train-{000..146}.tar' --dest in1k --classes wnids.txt
   instdisc ingest --source more/ --dest in1k --split train --append")]
 #[command(group = ArgGroup::new("smaller").args(["max_side", "short_side"]).multiple(true))]
 pub(super) struct IngestArgs {
-    /// The pictures: a folder, a file, or several files; {000..146} and {a,b} stand for each of theirs
+    /// The images: a folder, a file, or several files; {000..146} and {a,b} stand for each of theirs
     #[arg(long, value_name = "PATH|URL", required = true, num_args = 1..)]
     source: Vec<String>,
     /// The dataset's folder
-    #[arg(long, value_name = "URL")]
-    dest: String,
+    #[arg(long, value_name = "URL", required_unless_present = "plan")]
+    dest: Option<String>,
     /// What the source is
     #[arg(long, value_enum, default_value = "auto")]
     format: SourceFormat,
-    /// The split's name; of a source with several splits, the one to take [default: train, or all]
+    /// Of a source with several splits, take this one; name the split of any other source
+    /// [default: all splits, or the source's own name if that is a split, or train]
     #[arg(long, value_name = "NAME")]
     split: Option<String>,
-    /// The labels of the ImageNet validation archive: the development kit or a csv of file and WordNet id
-    /// [default: what lies beside the archive]
+    /// Put the images that match the pattern into the split NAME, whatever their names say; repeatable
+    #[arg(long, value_name = "NAME=GLOB")]
+    splits: Vec<String>,
+    /// Leave out what matches; a pattern without `/` matches a file or folder name at any depth; repeatable
+    #[arg(long, value_name = "GLOB")]
+    ignore: Vec<String>,
+    /// Labels of images outside class folders: ImageNet's development kit, or a csv of image and class
+    /// [default: ImageNet's, beside its validation images]
     #[arg(long, value_name = "URL")]
     labels: Option<String>,
-    /// The names of classes that are numbers in the source: a file with a line for each
+    /// Names of classes that are numbers in the source: a file with a line for each
     #[arg(long, value_name = "URL")]
     classes: Option<String>,
-    /// Take no labels, and pictures without class folders
+    /// How the text of labels is read
+    #[arg(long, value_enum, default_value = "auto")]
+    labels_as: LabelsAs,
+    /// The column (csv, Parquet) or field (jsonl, WebDataset's json) of labels [default: one with a known name]
+    #[arg(long, value_name = "NAME")]
+    label_column: Option<String>,
+    /// The column of images (Parquet) or of their paths (csv, jsonl) [default: one with a known name]
+    #[arg(long, value_name = "NAME")]
+    image_column: Option<String>,
+    /// Take no labels, and images without class folders
     #[arg(long)]
     unlabelled: bool,
+    /// Take no labels of this split; repeatable
+    #[arg(long, value_name = "NAME")]
+    unlabelled_split: Vec<String>,
+    /// Print how the source is understood, as text or (`--plan=json`) as JSON, and write nothing
+    #[arg(long, value_enum, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "text")]
+    plan: Option<PlanFormat>,
     /// Add the pictures to a split that is there: new ids after the old ones
     #[arg(long)]
     append: bool,
@@ -95,6 +121,26 @@ pub(super) struct IngestArgs {
     uploads: u32,
 }
 
+/// How a plan is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum PlanFormat {
+    Text,
+    Json,
+}
+
+/// `NAME=GLOB`.
+fn split_pattern(text: &str) -> anyhow::Result<(String, PathGlob)> {
+    let (name, glob) = text
+        .split_once('=')
+        .filter(|(name, _)| !name.is_empty())
+        .with_context(|| format!("`--splits {text}`: expected NAME=GLOB, such as `train=train_images/**`"))?;
+    Ok((name.to_owned(), pattern("--splits", glob)?))
+}
+
+fn pattern(option: &str, glob: &str) -> anyhow::Result<PathGlob> {
+    PathGlob::new(glob).map_err(|reason| anyhow::anyhow!("`{option} {glob}`: {reason}"))
+}
+
 pub(super) fn run(global: &GlobalArgs, args: &IngestArgs) -> anyhow::Result<()> {
     let mut sources = Vec::new();
     for pattern in &args.source {
@@ -102,11 +148,22 @@ pub(super) fn run(global: &GlobalArgs, args: &IngestArgs) -> anyhow::Result<()> 
             sources.push(global.location(&source)?);
         }
     }
+    let dest = match &args.dest {
+        Some(dest) => global.location(dest)?,
+        // A plan writes nothing.
+        None => sources[0].clone(),
+    };
     let optional =
         |option, text: &Option<String>| text.as_deref().map(|text| global.file(option, text)).transpose();
     let options = IngestOptions {
         format: args.format,
         split: args.split.clone(),
+        splits: args.splits.iter().map(|text| split_pattern(text)).collect::<Result<_, _>>()?,
+        ignore: args.ignore.iter().map(|glob| pattern("--ignore", glob)).collect::<Result<_, _>>()?,
+        labels_as: args.labels_as,
+        label_column: args.label_column.clone(),
+        image_column: args.image_column.clone(),
+        unlabelled_splits: args.unlabelled_split.clone(),
         labels: optional("--labels", &args.labels)?,
         classes: optional("--classes", &args.classes)?,
         unlabelled: args.unlabelled,
@@ -125,11 +182,19 @@ pub(super) fn run(global: &GlobalArgs, args: &IngestArgs) -> anyhow::Result<()> 
         tile_index: args.tile_index,
         threads: args.threads,
         uploads: args.uploads as usize,
-        ..IngestOptions::new(sources[0].clone(), global.location(&args.dest)?)
+        ..IngestOptions::new(sources[0].clone(), dest)
     };
-    let report = ingest(&IngestOptions { sources, ..options }, &Terminal::default())?;
+    let options = IngestOptions { sources, ..options };
+    if let Some(format) = args.plan {
+        let plan = plan(&options)?;
+        return match format {
+            PlanFormat::Json => write_json(&plan),
+            PlanFormat::Text => write_stdout((plan.lines().join("\n") + "\n").as_bytes()),
+        };
+    }
+    let report = ingest(&options, &Terminal::default())?;
     if report.already_done {
-        say(&format!("{}: holds this dataset already", args.dest));
+        say(&format!("{}: holds this dataset already", report.dest));
     }
     report.lines().iter().for_each(|line| say(line));
     write_json(&report)

@@ -172,6 +172,10 @@ impl Terminal {
 }
 
 impl Progress for Terminal {
+    fn note(&self, line: &str) {
+        say(line);
+    }
+
     fn begin(&self, stage: &str, total: u64) {
         *self.meter() = Some(Meter::new(stage, total, 0));
     }

@@ -32,16 +32,12 @@ pub(super) struct Findings<'a> {
 }
 
 impl Findings<'_> {
-    /// Refused pictures with their reasons: by their names first, then by their contents.
+    /// Rejected images with their reasons.
     fn rejects(&self) -> impl Iterator<Item = Reject<'_>> {
-        // Names that are not taken belong to no split; the first of the source lists them.
-        let is_first = self.source.splits.keys().next().is_some_and(|first| first == self.part.split);
-        let names = self.source.refused.iter().filter(move |_| is_first);
-        let names = names.map(|(path, reason)| Reject { path, reason });
         let contents = self.part.entries.iter().zip(self.verdicts);
-        names.chain(contents.filter_map(|(entry, verdict)| {
+        contents.filter_map(|(entry, verdict)| {
             Some(Reject { path: &entry.path, reason: &verdict.as_ref().err()?.reason })
-        }))
+        })
     }
 
     /// The first refused pictures and why.
@@ -81,10 +77,6 @@ impl Findings<'_> {
         let mut refused: BTreeMap<String, u64> = BTreeMap::new();
         let kinds = verdicts.iter().filter_map(|verdict| Some(verdict.as_ref().err()?.kind.as_str()));
         kinds.for_each(|kind| *refused.entry(kind.to_owned()).or_default() += 1);
-        let names = self.rejects().count() as u64 - refused.values().sum::<u64>();
-        if names > 0 {
-            refused.insert("name or kind of entry".into(), names);
-        }
         let mut pictures: BTreeMap<String, u64> = BTreeMap::new();
         for instance in instances {
             let kind = format!("{:?} {:?}", instance.facts.format, instance.facts.colour).to_lowercase();
@@ -102,7 +94,7 @@ impl Findings<'_> {
             looked_at: verdicts.len() as u64,
             dropped_leaks: refused.get(LEAK).copied().unwrap_or(0),
             refused,
-            passed_over: self.source.passed_over,
+            passed_over: self.source.plan.passed_over.values().map(|counted| counted.count).sum(),
             kinds: pictures,
             picture_bytes: range(|facts| facts.bytes),
             short_side: range(|facts| u64::from(facts.width.min(facts.height))),

@@ -11,7 +11,7 @@ use super::plan::Plan;
 use super::report::{IngestReport, SplitReport};
 use super::source::Source;
 use super::work::{Workshop, tidy};
-use super::{IngestError, IngestOptions, TRAINING_SPLIT};
+use super::{IngestError, IngestOptions, SourcePlan, TRAINING_SPLIT};
 use crate::dataset::{
     DatasetError, DuplicateCounts, IndexRow, Manifest, Split, read_index, write_duplicates,
 };
@@ -28,7 +28,9 @@ use crate::storage::{PublishMode, StorageError};
 pub fn ingest(options: &IngestOptions, progress: &dyn Progress) -> Result<IngestReport, IngestError> {
     let started = Instant::now();
     let checkers = pool(options.threads)?;
-    let source = checkers.install(|| Source::open(options))?;
+    let mut source = checkers.install(|| Source::open(options))?;
+    source.plan.lines().iter().for_each(|line| progress.note(line));
+    checkers.install(|| source.fetch(progress))?;
     let report = |manifest: &Manifest, splits: BTreeMap<String, SplitReport>| IngestReport {
         dest: options.dest.to_string(),
         already_done: splits.is_empty(),
@@ -37,7 +39,7 @@ pub fn ingest(options: &IngestOptions, progress: &dyn Progress) -> Result<Ingest
         classes: manifest.classes.len(),
         splits,
         duplicates: manifest.duplicates,
-        ignored_entries: source.passed_over + source.refused.len() as u64,
+        plan: source.plan.clone(),
         seconds: started.elapsed().as_secs_f64(),
     };
     let existing = existing(options)?;
@@ -67,6 +69,15 @@ pub fn ingest(options: &IngestOptions, progress: &dyn Progress) -> Result<Ingest
     )?;
     workshop.clear()?;
     Ok(report(&manifest, reports))
+}
+
+/// What would become of a source; nothing is written.
+///
+/// # Errors
+/// As [`ingest`], where the source cannot be understood.
+pub fn plan(options: &IngestOptions) -> Result<SourcePlan, IngestError> {
+    let threads = pool(options.threads)?;
+    Ok(threads.install(|| Source::open(options))?.plan)
 }
 
 /// Files that no ingest wrote are not ours to remove.

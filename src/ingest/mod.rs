@@ -32,9 +32,9 @@ use clap::ValueEnum;
 pub use bench::{BenchOptions, BenchReport, bench};
 pub use error::IngestError;
 pub use export::{ExportOptions, ExportReport, ExportedSplit, export};
-pub use job::ingest;
+pub use job::{ingest, plan};
 pub use report::{IngestReport, SplitReport};
-pub use source::SourceFormat;
+pub use source::{ClassesPlan, Counted, LabelsAs, PathGlob, SourceFormat, SourcePlan, SplitPlan};
 pub use synth::{SynthError, SynthOptions, SynthReport, synth};
 
 use crate::storage::Location;
@@ -66,12 +66,24 @@ pub struct IngestOptions {
     pub format: SourceFormat,
     /// The split's name; of a source with several splits, the one to take.
     pub split: Option<String>,
-    /// The labels of the ILSVRC2012 validation archive: the development kit or a csv.
+    /// The split of what each pattern matches; where there are any, nothing else decides it.
+    pub splits: Vec<(String, PathGlob)>,
+    /// What is left out of the source.
+    pub ignore: Vec<PathGlob>,
+    /// The labels of images outside class folders: ILSVRC2012's development kit, or a csv of image and class.
     pub labels: Option<Location>,
     /// The names of classes that are numbers in the source, a line each.
     pub classes: Option<Location>,
+    /// How the text of labels is read.
+    pub labels_as: LabelsAs,
+    /// The column or field of labels; by default one with a known name.
+    pub label_column: Option<String>,
+    /// The column of images, or of their paths; by default one with a known name.
+    pub image_column: Option<String>,
     /// Take no labels.
     pub unlabelled: bool,
+    /// Splits of which no labels are taken.
+    pub unlabelled_splits: Vec<String>,
     /// Add the pictures to a split that is there.
     pub append: bool,
     /// Leave out training pictures that have a twin in another split.
@@ -112,9 +124,15 @@ impl IngestOptions {
             dest,
             format: SourceFormat::Auto,
             split: None,
+            splits: Vec::new(),
+            ignore: Vec::new(),
             labels: None,
             classes: None,
+            labels_as: LabelsAs::Auto,
+            label_column: None,
+            image_column: None,
             unlabelled: false,
+            unlabelled_splits: Vec::new(),
             append: false,
             drop_leaks: false,
             max_reject_fraction: Fraction::new(0.01).expect("in range"),

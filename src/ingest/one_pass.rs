@@ -71,8 +71,10 @@ impl OnePass<'_> {
     /// # Errors
     /// If the source or the destination fails.
     pub(super) fn run(&self, shards: &[Vec<u32>]) -> Result<Outcome, IngestError> {
-        let has_bad_size = |entry: &Entry| entry.bytes == 0 || entry.bytes > MOST_PICTURE_BYTES;
-        let ended = self.work.load::<bool>(ENDED)?.is_some() || self.entries.iter().any(has_bad_size);
+        let is_rejected = |entry: &Entry| {
+            entry.fault.is_some() || entry.bytes == 0 || entry.bytes > MOST_PICTURE_BYTES
+        };
+        let ended = self.work.load::<bool>(ENDED)?.is_some() || self.entries.iter().any(is_rejected);
         let ended = AtomicBool::new(ended);
         let mut tried = self.write_all(shards, &ended)?;
         tried.sort_by_key(|(number, _)| *number);

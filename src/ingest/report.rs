@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::SourceFormat;
+use super::{SourceFormat, SourcePlan};
 use crate::dataset::{DuplicateCounts, PartReport};
 use crate::storage::Digest;
 
@@ -25,9 +25,8 @@ pub struct IngestReport {
     pub splits: BTreeMap<String, SplitReport>,
     /// Pictures that occur more than once, in all splits together.
     pub duplicates: DuplicateCounts,
-    /// Entries of the source that are not taken: files without a picture's name or outside the class folders
-    /// (`passed_over` of the splits), and links, devices and names that lead outside (`refused`).
-    pub ignored_entries: u64,
+    /// How the source was understood.
+    pub plan: SourcePlan,
     /// How long it took.
     pub seconds: f64,
 }
@@ -89,12 +88,6 @@ impl IngestReport {
         if leaks > 0 {
             lines.push(format!(
                 "leaks: {leaks} training pictures have a twin in another split; a kNN score counts them (--drop-leaks)"
-            ));
-        }
-        if self.ignored_entries > 0 {
-            lines.push(format!(
-                "passed over: {} (files without a picture's name or outside the class folders, links, devices)",
-                self.ignored_entries
             ));
         }
         lines

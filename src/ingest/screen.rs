@@ -100,12 +100,15 @@ pub(super) fn look_at_all(
     entries: &[&Entry],
     options: &IngestOptions,
 ) -> Result<Vec<(Verdict, Bytes)>, IngestError> {
-    let is_readable = |entry: &&&Entry| entry.bytes <= MOST_PICTURE_BYTES;
+    let is_readable = |entry: &&&Entry| entry.fault.is_none() && entry.bytes <= MOST_PICTURE_BYTES;
     let readable: Vec<&Entry> = entries.iter().filter(is_readable).copied().collect();
     let mut read = source.read_all(&readable)?.into_iter();
     let mut verdicts = Vec::with_capacity(entries.len());
     for entry in entries {
-        let verdict = if entry.bytes > MOST_PICTURE_BYTES {
+        let verdict = if let Some(fault) = entry.fault {
+            let reason = fault.reason().to_owned();
+            (Err(Refusal { kind: "name or kind of entry".into(), reason }), Bytes::new())
+        } else if entry.bytes > MOST_PICTURE_BYTES {
             let reason = format!("{} bytes are more than {MOST_PICTURE_BYTES}", entry.bytes);
             (Err(Refusal { kind: "too large".into(), reason }), Bytes::new())
         } else {

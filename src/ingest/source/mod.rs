@@ -1,25 +1,26 @@
-//! The forms in which people hold pictures, as one kind of list.
+//! The forms in which people hold images, as one kind of list.
 //!
-//! A [`Source`] is every picture with its split, class and place, in the order of a sorted ImageFolder, and
-//! the bytes of any of them on demand. What a source is, its content decides. No picture is decoded here.
+//! A [`Source`] is every image with its split, class and place, in the order of a sorted ImageFolder, and the bytes
+//! of any of them on demand. It is made in three steps, each in files of its own:
+//!
+//! 1. [`discover`]: what is there, by its content.
+//! 2. [`formats`]: what a layout means, over [`archive`], where bytes come from. Every form gives the same
+//!    list of [`records`], with what it knows of each image's class.
+//! 3. [`arrange`]: [`splits`] and [`classes`], decided over all records together, and the [`plan`] that is shown
+//!    before anything is done. What can be read in two ways is an error that names both.
+//!
+//! No image is decoded here.
 
-mod cifar;
-mod collect;
-mod compressed;
-mod devkit;
-mod folder;
-mod imagenet;
-mod layout;
-mod list;
-mod mat;
+mod archive;
+mod arrange;
+mod classes;
+mod discover;
+mod formats;
+mod globs;
 mod names;
-mod parquet;
-mod recognise;
-mod store;
-mod tar_index;
-mod tars;
-mod webdataset;
-mod window;
+mod plan;
+mod records;
+mod splits;
 
 use std::collections::BTreeMap;
 
@@ -29,13 +30,16 @@ use serde::{Deserialize, Serialize};
 
 use super::{IngestError, IngestOptions};
 use crate::ids::ClassId;
+use crate::progress::Progress;
 use crate::storage::{Location, StorageError};
-use collect::Collector;
-use recognise::Content;
-use store::Store;
+use archive::{Containers, Extent, Request};
+use discover::{Content, Discovered, discover};
+use formats::parquet::Table;
+use records::Records;
 
-#[cfg(fuzzing)]
-pub(super) use {mat::read_synsets, tars::list_bytes};
+pub use globs::PathGlob;
+pub use plan::{ClassesPlan, Counted, SourcePlan, SplitPlan};
+pub(super) use records::Fault;
 
 /// The forms of sources.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
@@ -58,19 +62,68 @@ pub enum SourceFormat {
     List,
 }
 
-/// A picture of a source that nobody has looked at yet.
+impl SourceFormat {
+    /// Its name as an option.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Imagefolder => "imagefolder",
+            Self::Imagenet => "imagenet",
+            Self::Tar => "tar",
+            Self::Parquet => "parquet",
+            Self::Cifar => "cifar",
+            Self::List => "list",
+        }
+    }
+
+    /// What it is, for people.
+    fn describe(self) -> &'static str {
+        match self {
+            Self::Auto => "unknown",
+            Self::Imagefolder => "a folder of images",
+            Self::Imagenet => "the ILSVRC2012 archives",
+            Self::Tar => "tars",
+            Self::Parquet => "Parquet tables",
+            Self::Cifar => "CIFAR's binary archives",
+            Self::List => "a list of images",
+        }
+    }
+}
+
+/// How the text of labels is read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum LabelsAs {
+    /// Digits are numbers, everything else is a name; what can be both is an error.
+    #[default]
+    Auto,
+    /// Every text is a class of its own, digits too.
+    Names,
+    /// Every text is the number of a class.
+    Numbers,
+}
+
+/// An image of a source that has not been validated yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
     /// `<class>/<file>`, or the path within the source.
     pub(super) path: Box<str>,
     /// Its class: an index into the source's list.
     pub(super) class: Option<ClassId>,
-    /// Its size in bytes, as it lies in the source.
+    /// Its size in bytes, as it is in the source.
     pub(super) bytes: u64,
-    /// Which part of the store holds it.
-    part: u32,
-    /// Where in that part it begins.
-    offset: u64,
+    /// Why it cannot be taken, if it cannot; it is rejected unread.
+    pub(super) fault: Option<Fault>,
+    container: u32,
+    extent: Extent,
+    /// Its file's path below its container, where that is not `path`.
+    read_path: Option<Box<str>>,
+}
+
+impl Entry {
+    fn request(&self) -> Request<'_> {
+        let path = self.read_path.as_deref().unwrap_or(&self.path);
+        Request { container: self.container, extent: &self.extent, path, bytes: self.bytes }
+    }
 }
 
 /// A source that was listed.
@@ -78,57 +131,108 @@ pub(super) struct Entry {
 pub(super) struct Source {
     /// What it is; never [`SourceFormat::Auto`].
     pub(super) format: SourceFormat,
-    /// Its pictures by split, each split in the order of a sorted ImageFolder.
+    /// Its images by split, each split in the order of a sorted ImageFolder.
     pub(super) splits: BTreeMap<String, Vec<Entry>>,
     /// The names of its classes, sorted by their bytes unless the source gives them an order.
     pub(super) classes: Vec<String>,
-    /// Entries that are no pictures by their names.
-    pub(super) passed_over: u64,
-    /// Entries with a picture's name that are not taken, with the reason: links, names that lead outside.
-    pub(super) refused: Vec<(String, &'static str)>,
-    store: Store,
+    /// How it was understood.
+    pub(super) plan: SourcePlan,
+    containers: Containers,
+    /// Tables whose images have not been copied yet; see [`Source::fetch`].
+    tables: Vec<Table>,
 }
 
 impl Source {
-    /// Lists what is there.
+    /// Lists what is there and decides what it means.
     ///
     /// # Errors
-    /// If nothing is there, it is of no known form, it is cut, or the store fails.
+    /// If nothing is there, it is of no known form, it is damaged, it can be read in two ways, an option has no
+    /// effect, or the store fails.
     pub(super) fn open(options: &IngestOptions) -> Result<Self, IngestError> {
-        let content = recognise::look(&options.sources, options.format)?;
-        let mut collector = Collector::new(options);
+        let Discovered { content, passed_over, others } = discover(options)?;
+        let mut records = Records::new(options);
+        records.passed_over = passed_over;
+        let mut tables = Vec::new();
         let format = match content {
             Content::Folder { root, listing } => {
-                folder::collect(&mut collector, &root, listing)?;
+                formats::folder::collect(&mut records, &root, listing);
                 SourceFormat::Imagefolder
             }
-            Content::Tars(tars) => tars::collect(&mut collector, &tars)?,
-            Content::Parquet(files) => {
-                parquet::collect(&mut collector, &files)?;
+            Content::Tars(tars) => formats::tars::collect(&mut records, &tars, &others)?,
+            Content::Tables(files) => {
+                tables = formats::parquet::collect(&mut records, &files)?;
                 SourceFormat::Parquet
             }
-            Content::List(list) => {
-                list::collect(&mut collector, &list)?;
+            Content::Lists(lists) => {
+                formats::list::collect(&mut records, &lists)?;
                 SourceFormat::List
             }
         };
-        collector.finish(format)
+        refuse_idle_options(options, format)?;
+        formats::devkit::find_labels(&mut records, format, &others)?;
+        let source = arrange::arrange(records, format)?;
+        Ok(Self { tables, ..source })
     }
 
-    /// Reads one picture as it lies in the source.
+    /// Copies what can only be read in order to this machine: the images of Parquet tables.
     ///
     /// # Errors
-    /// If the store fails.
+    /// If a table is damaged, or a store or the folder for temporary files fails.
+    pub(super) fn fetch(&mut self, progress: &dyn Progress) -> Result<(), IngestError> {
+        let tables = std::mem::take(&mut self.tables);
+        if tables.is_empty() {
+            return Ok(());
+        }
+        formats::parquet::fetch(&tables, &mut self.splits, &mut self.containers, progress)
+    }
+
+    /// Reads one image as it is in the source.
+    ///
+    /// # Errors
+    /// If it changed since it was listed, or the store fails.
     pub(super) fn read(&self, entry: &Entry) -> Result<Bytes, StorageError> {
-        self.store.read(entry)
+        self.containers.read(entry.request())
     }
 
-    /// Reads several pictures, from an object store at the same time.
+    /// Reads several images, from an object store at the same time.
     ///
     /// # Errors
-    /// If the store fails.
+    /// If one changed since it was listed, or the store fails.
     pub(super) fn read_all(&self, entries: &[&Entry]) -> Result<Vec<Bytes>, StorageError> {
-        self.store.read_all(entries)
+        let requests: Vec<Request<'_>> = entries.iter().map(|entry| entry.request()).collect();
+        self.containers.read_all(&requests)
+    }
+}
+
+/// An option that has no effect on this form is an error.
+fn refuse_idle_options(options: &IngestOptions, format: SourceFormat) -> Result<(), IngestError> {
+    let is = |formats: &[SourceFormat]| formats.contains(&format);
+    let columns = is(&[SourceFormat::Parquet, SourceFormat::List, SourceFormat::Tar]);
+    let idle = [
+        (options.labels.is_some() && options.unlabelled, "--labels", "`--unlabelled` takes no labels"),
+        (options.classes.is_some() && options.unlabelled, "--classes", "`--unlabelled` takes no labels"),
+        (
+            options.labels.is_some() && !is(&[SourceFormat::Imagenet, SourceFormat::Imagefolder, SourceFormat::Tar]),
+            "--labels",
+            "it labels images without class folders, and this form has labels of its own",
+        ),
+        (
+            options.image_column.is_some() && !is(&[SourceFormat::Parquet, SourceFormat::List]),
+            "--image-column",
+            "only Parquet and lists have columns of images",
+        ),
+        (
+            options.label_column.is_some() && !columns,
+            "--label-column",
+            "only Parquet, lists and WebDataset's json have columns of labels",
+        ),
+    ];
+    match idle.into_iter().find(|(is_idle, ..)| *is_idle) {
+        Some((_, option, why)) => {
+            let reason = format!("`{option}` has no effect on {}: {why}", format.describe());
+            Err(wrong(&options.sources[0], reason))
+        }
+        None => Ok(()),
     }
 }
 

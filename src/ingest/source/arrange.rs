@@ -1,0 +1,367 @@
+//! From records to a source: each image's split, class and path, decided over all records together.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use super::classes::{Classes, Label, label};
+use super::discover::examples;
+use super::names::{as_path_part, file_name, folder_order, is_layout_folder, is_split_word};
+use super::plan::SourcePlan;
+use super::records::{Evidence, Fault, Naming, Record, Records, count};
+use super::splits::{Assigned, Splits};
+use super::{Entry, Source, SourceFormat};
+use crate::ingest::{IngestError, IngestOptions};
+
+/// Folders of a dataset that are not splits.
+const OWN_FOLDERS: [&str; 2] = ["index", "rejects"];
+
+/// Whether a split may have this name: that of one folder, and of none that a dataset has for itself.
+fn is_split_name(name: &str) -> bool {
+    !name.is_empty() && !name.starts_with('.') && !name.contains('/') && !OWN_FOLDERS.contains(&name)
+}
+
+/// Decides splits, classes and paths.
+///
+/// # Errors
+/// If there is no image, something can be read in two ways, or an option has no effect.
+pub(super) fn arrange(mut records: Records<'_>, format: SourceFormat) -> Result<Source, IngestError> {
+    let options = records.options;
+    refuse_idle_globs(&records)?;
+    if records.list.iter().all(|record| record.fault.is_some()) {
+        let reason = match records.list.first() {
+            Some(record) => format!(
+                "none of its {} images can be taken; `{}`: {}",
+                records.list.len(),
+                records.shown(record),
+                record.fault.map_or("", Fault::reason)
+            ),
+            None => "there is no image in it".into(),
+        };
+        return Err(records.wrong(reason));
+    }
+    let mut splits = Splits::find(&records)?;
+    if let Some(name) = splits.names.iter().find(|name| !is_split_name(name)) {
+        let reason = format!("a split cannot be called `{name}`: a dataset has its own folder of that name");
+        return Err(records.wrong(reason));
+    }
+    check_unlabelled_splits(&records, &splits)?;
+    let mut understood = vec![std::mem::take(&mut splits.understood)];
+    if let Some(folder) = strip_common_folder(&records, &mut splits) {
+        understood.push(format!("class folders: below `{folder}/`, which holds every image"));
+    }
+    let mut faults: Vec<Option<Fault>> = records.list.iter().map(|record| record.fault).collect();
+    find_stray_images(&records, &splits, &mut faults)?;
+    let labels = labels_of(&records, &splits, &faults);
+    let classes = Classes::find(&records, &labels)?;
+    check_lone_classes(&records, &splits, &labels)?;
+    understood.extend(classes.understood.clone());
+    understood.append(&mut records.understood.clone());
+    let mut warnings = records.warnings.clone();
+    warnings.extend(classes.warnings.iter().cloned());
+    let paths: Vec<String> = records
+        .list
+        .iter()
+        .zip(&splits.of)
+        .zip(&labels)
+        .map(|((record, assigned), label)| path(&records, record, *assigned, label))
+        .collect();
+    let class_of: Vec<_> = labels.iter().map(|label| classes.class(label)).collect();
+    drop(labels);
+    let mut entries: BTreeMap<String, Vec<Entry>> =
+        splits.names.iter().map(|name| (name.clone(), Vec::new())).collect();
+    let mut folders: HashMap<String, u32> = HashMap::new();
+    let mut other_splits = 0_u64;
+    let rows = std::mem::take(&mut records.list).into_iter().zip(&splits.of).zip(paths).zip(class_of).zip(faults);
+    for ((((record, assigned), path), class), fault) in rows {
+        let Some(assigned) = assigned else {
+            other_splits += 1;
+            count(&mut records.passed_over, "of another split than asked for", || record.path.to_string());
+            continue;
+        };
+        let mut container = record.place.container;
+        let mut read_path = None;
+        if let Some((folder, root)) = &records.folder
+            && container == *folder
+            && *record.path != *path
+        {
+            match record.path.strip_suffix(&*path).filter(|prefix| prefix.ends_with('/')) {
+                // The files of a split have one folder above them: its name is not kept with each of them.
+                Some(prefix) => {
+                    container = *folders
+                        .entry(prefix.to_owned())
+                        .or_insert_with(|| records.containers.add_folder(root.join(prefix.trim_end_matches('/'))));
+                }
+                None => read_path = Some(record.path.clone()),
+            }
+        }
+        let name = &splits.names[usize::from(assigned.split)];
+        let list = entries.get_mut(name).expect("every split has a list");
+        let path = path.into_boxed_str();
+        let (bytes, extent) = (record.place.bytes, record.place.extent);
+        list.push(Entry { path, class, bytes, fault, container, extent, read_path });
+    }
+    if other_splits > 0 {
+        understood.push(format!("{other_splits} images of other splits are left out"));
+    }
+    for list in entries.values_mut() {
+        // Images without a label come last; a stable sort keeps the source's order of equal paths.
+        list.sort_by(|a, b| {
+            let key = |entry: &Entry| entry.class.map_or(u32::MAX, |class| u32::from(class.0));
+            (key(a), folder_order(&a.path)).cmp(&(key(b), folder_order(&b.path)))
+        });
+    }
+    let Records { containers, passed_over, .. } = records;
+    let mut plan = SourcePlan::new(format, &entries, &classes.names, passed_over, understood, warnings);
+    warn(&mut plan, options, &entries, &classes.names);
+    Ok(Source { format, splits: entries, classes: classes.names, plan, containers, tables: Vec::new() })
+}
+
+/// An option that has no effect is an error.
+fn refuse_idle_globs(records: &Records<'_>) -> Result<(), IngestError> {
+    match records.options.ignore.iter().find(|glob| !glob.has_matched()) {
+        Some(glob) => Err(records.wrong(format!("`--ignore {}` matches nothing", glob.text()))),
+        None => Ok(()),
+    }
+}
+
+fn check_unlabelled_splits(records: &Records<'_>, splits: &Splits) -> Result<(), IngestError> {
+    match records.options.unlabelled_splits.iter().find(|name| !splits.names.contains(name)) {
+        Some(name) => {
+            let reason = format!("`--unlabelled-split {name}`: there are {}", examples(&splits.names));
+            Err(records.wrong(reason))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Whether the images of a split get no labels, by an option.
+fn is_unlabelled(options: &IngestOptions, splits: &Splits, assigned: Assigned) -> bool {
+    options.unlabelled || options.unlabelled_splits.contains(&splits.names[usize::from(assigned.split)])
+}
+
+/// A record's path below its split's folder.
+fn below<'a>(record: &'a Record, assigned: Option<Assigned>) -> &'a str {
+    &record.path[assigned.map_or(0, |assigned| assigned.below as usize)..]
+}
+
+/// The records whose folders are classes, by their numbers.
+fn by_folders<'a>(records: &'a Records<'_>, splits: &'a Splits) -> impl Iterator<Item = (usize, Assigned)> + 'a {
+    let candidates = records.list.iter().zip(&splits.of).enumerate();
+    candidates.filter_map(|(number, (record, assigned))| {
+        let assigned = (*assigned)?;
+        let counts = record.evidence == Evidence::Folders
+            && record.fault.is_none()
+            && !is_unlabelled(records.options, splits, assigned);
+        counts.then_some((number, assigned))
+    })
+}
+
+/// Goes down while all images are below one folder that has folders of its own: such a folder is not a class.
+/// The folder above the classes, if there is one.
+fn strip_common_folder(records: &Records<'_>, splits: &mut Splits) -> Option<String> {
+    let mut stripped: Option<String> = None;
+    loop {
+        let mut common: Option<&str> = None;
+        let (mut deep, mut total) = (0_u64, 0_u64);
+        let mut next: BTreeSet<&str> = BTreeSet::new();
+        for (number, assigned) in by_folders(records, splits) {
+            // What is beside the folders, such as a flat `test/`, is looked at later.
+            let Some((first, rest)) = below(&records.list[number], Some(assigned)).split_once('/') else { continue };
+            if common.is_some_and(|common| common != first) {
+                return stripped;
+            }
+            common = Some(first);
+            total += 1;
+            if let Some((folder, _)) = rest.split_once('/') {
+                deep += 1;
+                if next.len() < 2 {
+                    next.insert(folder);
+                }
+            }
+        }
+        let Some(common) = common.map(str::to_owned) else { return stripped };
+        // `n01440764/images/*.JPEG` is one class, not a class called `images`.
+        let is_class = next.len() == 1 && next.iter().all(|folder| is_layout_folder(folder));
+        if deep * 2 <= total || is_class {
+            return stripped;
+        }
+        let has_folder = |(number, assigned): &(usize, Assigned)| {
+            below(&records.list[*number], Some(*assigned)).contains('/')
+        };
+        let inside: Vec<usize> =
+            by_folders(records, splits).filter(has_folder).map(|(number, _)| number).collect();
+        for number in inside {
+            if let Some(assigned) = &mut splits.of[number] {
+                assigned.below += common.len() as u32 + 1;
+            }
+        }
+        stripped = Some(stripped.map_or(common.clone(), |above| format!("{above}/{common}")));
+    }
+}
+
+/// Finds images beside class folders, and splits without any.
+fn find_stray_images(
+    records: &Records<'_>,
+    splits: &Splits,
+    faults: &mut [Option<Fault>],
+) -> Result<(), IngestError> {
+    let mut in_class = vec![0_u64; splits.names.len()];
+    let mut labelled = in_class.clone();
+    let mut flat: Vec<Vec<usize>> = vec![Vec::new(); splits.names.len()];
+    for (number, assigned) in by_folders(records, splits) {
+        let record = &records.list[number];
+        let split = usize::from(assigned.split);
+        if below(record, Some(assigned)).contains('/') {
+            in_class[split] += 1;
+        } else if given_label(records, record).is_some() {
+            labelled[split] += 1;
+        } else {
+            flat[split].push(number);
+        }
+    }
+    let labelled_by_list: u64 = labelled.iter().sum();
+    if records.options.labels.is_some() && labelled_by_list == 0 {
+        let reason = "`--labels` has no effect: it labels images outside class folders, and names none of those there";
+        return Err(records.wrong(reason));
+    }
+    if in_class.iter().sum::<u64>() + labelled_by_list == 0 {
+        let Some(&number) = flat.iter().flatten().next() else { return Ok(()) };
+        let reason = format!(
+            "there are images, such as `{}`, but no class folders: `--unlabelled` takes them without classes, \
+             `--labels FILE` names their classes",
+            records.shown(&records.list[number])
+        );
+        return Err(records.wrong(reason));
+    }
+    for (split, flat) in flat.into_iter().enumerate() {
+        if let (Some(&number), true) = (flat.first(), labelled[split] > 0) {
+            let reason = format!(
+                "{} images, such as `{}`, are not in the list of labels, which names {} of their split",
+                flat.len(),
+                records.shown(&records.list[number]),
+                labelled[split]
+            );
+            return Err(records.wrong(reason));
+        }
+        // A split without any class folder, such as a flat `test/`, is unlabelled.
+        if in_class[split] > 0 {
+            flat.into_iter().for_each(|number| faults[number] = Some(Fault::OutsideClasses));
+        }
+    }
+    Ok(())
+}
+
+fn given_label<'a>(records: &'a Records<'_>, record: &Record) -> Option<&'a str> {
+    let name = file_name(&record.path);
+    let stem = name.split('.').next().unwrap_or(name);
+    let word = records.labels.as_ref()?.get(stem)?;
+    Some(records.text(*word))
+}
+
+fn labels_of<'a>(records: &'a Records<'_>, splits: &Splits, faults: &[Option<Fault>]) -> Vec<Label<'a>> {
+    let all = records.list.iter().zip(&splits.of).zip(faults);
+    all.map(|((record, assigned), fault)| match assigned {
+        None => Label::None,
+        Some(assigned) if is_unlabelled(records.options, splits, *assigned) => Label::None,
+        Some(_) if *fault == Some(Fault::OutsideClasses) => Label::None,
+        Some(assigned) => {
+            let folder = below(record, Some(*assigned)).split_once('/').map(|(class, _)| class);
+            let folder = folder.or_else(|| given_label(records, record));
+            label(records, record.evidence, folder)
+        }
+    })
+    .collect()
+}
+
+/// A split whose only class folder is not a class of the other splits is flat, under one more folder.
+fn check_lone_classes(records: &Records<'_>, splits: &Splits, labels: &[Label<'_>]) -> Result<(), IngestError> {
+    let mut classes: Vec<BTreeSet<&str>> = vec![BTreeSet::new(); splits.names.len()];
+    for (label, assigned) in labels.iter().zip(&splits.of) {
+        if let (Label::Name(name), Some(assigned)) = (label, assigned) {
+            classes[usize::from(assigned.split)].insert(name);
+        }
+    }
+    for (split, own) in classes.iter().enumerate() {
+        let mut of_others = classes.iter().enumerate().filter(|(other, _)| *other != split).map(|(_, other)| other);
+        let others: BTreeSet<&str> = of_others.by_ref().flatten().copied().collect();
+        let name = &splits.names[split];
+        if let (1, Some(class)) = (own.len(), own.first())
+            && others.len() > 1
+            && !others.contains(class)
+        {
+            return Err(records.wrong(format!(
+                "all images of split `{name}` are in one folder `{class}`, which is not a class of any other split: \
+                 `--unlabelled-split {name}` takes them without classes, `--split NAME` takes another split alone, \
+                 `--ignore GLOB` leaves them out"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// The path of an image in the dataset.
+fn path(records: &Records<'_>, record: &Record, assigned: Option<Assigned>, label: &Label<'_>) -> String {
+    let class = match label {
+        Label::None => None,
+        Label::Name(name) | Label::Text(name) if super::classes::is_absent(name) && matches!(label, Label::Text(_)) => None,
+        Label::Name(name) | Label::Text(name) => Some(as_path_part(name)),
+    };
+    match (records.naming, class) {
+        (Naming::AsIs, _) | (Naming::ByLabel, None) => record.path.to_string(),
+        (Naming::ByLabel, Some(class)) => format!("{class}/{}", file_name(&record.path)),
+        (Naming::BelowSplit, class) => {
+            let below = below(record, assigned);
+            match class {
+                // Its class is given by a list of labels.
+                Some(class) if !below.contains('/') => format!("{class}/{below}"),
+                _ => below.to_owned(),
+            }
+        }
+    }
+}
+
+/// What a user should look at before it is done.
+fn warn(
+    plan: &mut SourcePlan,
+    options: &IngestOptions,
+    entries: &BTreeMap<String, Vec<Entry>>,
+    classes: &[String],
+) {
+    let mut warnings = Vec::new();
+    let labelled = entries.values().flatten().filter(|entry| entry.class.is_some()).count();
+    if labelled == 0 && !options.unlabelled {
+        warnings.push("no image has a label".into());
+    }
+    if let ([class], true) = (classes, labelled > 0) {
+        warnings.push(format!("there is one class only, `{class}`"));
+    }
+    for class in classes {
+        let word = class.trim_end_matches(|c: char| c.is_ascii_digit());
+        if is_split_word(word) {
+            warnings.push(format!("the class `{class}` is called like a split"));
+        } else if is_layout_folder(class) {
+            warnings.push(format!("the class `{class}` is called like a folder of a layout"));
+        }
+    }
+    let of_split = |list: &[Entry]| -> BTreeSet<u16> { list.iter().filter_map(|entry| Some(entry.class?.0)).collect() };
+    let sets: Vec<(&String, BTreeSet<u16>)> = entries.iter().map(|(name, list)| (name, of_split(list))).collect();
+    for (place, (one, own)) in sets.iter().enumerate() {
+        for (other, others) in &sets[place + 1..] {
+            if !own.is_empty() && !others.is_empty() && own.is_disjoint(others) {
+                warnings.push(format!("the splits `{one}` and `{other}` have no class in common"));
+            }
+        }
+    }
+    for (name, list) in entries {
+        let mut paths: Vec<&str> = list.iter().map(|entry| &*entry.path).collect();
+        paths.sort_unstable();
+        let double: Vec<&str> = paths.windows(2).filter(|pair| pair[0] == pair[1]).map(|pair| pair[0]).collect();
+        if !double.is_empty() {
+            warnings.push(format!(
+                "{} paths of split `{name}` occur more than once ({}): each is an image of its own",
+                double.len(),
+                examples(&double)
+            ));
+        }
+    }
+    plan.warnings.extend(warnings);
+}

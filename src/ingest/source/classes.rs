@@ -1,0 +1,303 @@
+//! What labels mean: names or numbers, decided over all records together.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use super::discover::examples;
+use super::records::{Evidence, Records};
+use super::{LabelsAs, records};
+use crate::ids::ClassId;
+use crate::ingest::IngestError;
+
+/// The classes that a label can count.
+const MOST_CLASSES: usize = u16::MAX as usize - 1;
+/// Numbers are far apart if fewer than one in this many of those up to the highest occur.
+const LEAST_DENSITY: usize = 2;
+
+/// What a record's label is, before classes have numbers.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Label<'a> {
+    None,
+    Name(&'a str),
+    /// Text that is a name or a number, or a number of the source's own.
+    Text(&'a str),
+}
+
+/// The classes of a source.
+#[derive(Debug, Default)]
+pub(super) struct Classes {
+    pub(super) names: Vec<String>,
+    of: HashMap<String, ClassId>,
+    /// How labels were understood, for people; none where there are no labels.
+    pub(super) understood: Option<String>,
+    pub(super) warnings: Vec<String>,
+}
+
+/// What a label's text is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Parsed {
+    Absent,
+    Number { value: u64, padded: bool },
+    Negative,
+    Name,
+}
+
+fn parse(text: &str) -> Parsed {
+    let whole = text.split_once('.').filter(|(_, fraction)| {
+        !fraction.is_empty() && fraction.bytes().all(|digit| digit == b'0')
+    });
+    let digits = whole.map_or(text, |(whole, _)| whole);
+    if text.is_empty() || digits == "-1" || text.eq_ignore_ascii_case("nan") {
+        return Parsed::Absent;
+    }
+    let is_number = |digits: &str| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    if digits.strip_prefix(['-', '+']).is_some_and(is_number) {
+        return Parsed::Negative;
+    }
+    match digits.parse::<u64>() {
+        Ok(value) if is_number(digits) => {
+            Parsed::Number { value, padded: digits.len() > 1 && digits.starts_with('0') }
+        }
+        _ => Parsed::Name,
+    }
+}
+
+/// Whether a text says that there is no label.
+pub(super) fn is_absent(text: &str) -> bool {
+    parse(text.trim()) == Parsed::Absent
+}
+
+impl Classes {
+    /// Decides what the labels mean.
+    ///
+    /// # Errors
+    /// If they can be read in two ways, a number has no name, two classes have one name, or there are too many.
+    pub(super) fn find(records: &Records<'_>, labels: &[Label<'_>]) -> Result<Self, IngestError> {
+        let options = records.options;
+        let names: BTreeSet<&str> =
+            labels.iter().filter_map(|label| if let Label::Name(name) = label { Some(*name) } else { None }).collect();
+        let texts: BTreeSet<&str> =
+            labels.iter().filter_map(|label| if let Label::Text(text) = label { Some(*text) } else { None }).collect();
+        let absent: Vec<&str> = texts.iter().copied().filter(|text| is_absent(text) && !text.is_empty()).collect();
+        let texts: BTreeSet<&str> = texts.into_iter().filter(|text| !is_absent(text)).collect();
+        let odd: Vec<&str> = absent.iter().copied().filter(|text| text.eq_ignore_ascii_case("nan")).collect();
+        let mut found = Self::default();
+        if !odd.is_empty() {
+            found.warnings.push(format!("the label {} is read as absent", examples(&odd)));
+        }
+        if options.labels_as != LabelsAs::Auto && texts.is_empty() {
+            let reason = "`--labels-as` has no effect: the source has no labels that are text or numbers";
+            return Err(records.wrong(reason));
+        }
+        let are_numbers = found.are_numbers(records, &texts)? && !texts.is_empty();
+        let given = given_names(records, are_numbers)?;
+        if are_numbers && !names.is_empty() {
+            return Err(records.wrong(format!(
+                "some labels are names ({}) and some are numbers ({})",
+                examples(&names.iter().collect::<Vec<_>>()),
+                examples(&texts.iter().collect::<Vec<_>>())
+            )));
+        }
+        if are_numbers {
+            found.number(records, &texts, given)?;
+        } else {
+            found.names = names.union(&texts).map(|name| (*name).to_owned()).collect();
+            found.of = found.names.iter().zip(0..).map(|(name, id)| (name.clone(), ClassId(id))).collect();
+        }
+        if found.names.len() > MOST_CLASSES {
+            let reason = format!("{} classes; a label counts at most {MOST_CLASSES}", found.names.len());
+            return Err(records.wrong(reason));
+        }
+        Ok(found)
+    }
+
+    /// The class of a label.
+    pub(super) fn class(&self, label: &Label<'_>) -> Option<ClassId> {
+        match label {
+            Label::None => None,
+            Label::Name(name) | Label::Text(name) => self.of.get(*name).copied(),
+        }
+    }
+
+    /// Whether the texts are numbers rather than names.
+    fn are_numbers(&mut self, records: &Records<'_>, texts: &BTreeSet<&str>) -> Result<bool, IngestError> {
+        let of_kind = |is: fn(Parsed) -> bool| -> Vec<&str> {
+            texts.iter().copied().filter(|text| is(parse(text))).collect()
+        };
+        let names = of_kind(|parsed| parsed == Parsed::Name);
+        let negative = of_kind(|parsed| parsed == Parsed::Negative);
+        let numbers = of_kind(|parsed| matches!(parsed, Parsed::Number { .. }));
+        match records.options.labels_as {
+            LabelsAs::Names => return Ok(false),
+            LabelsAs::Numbers if names.is_empty() && negative.is_empty() => return Ok(true),
+            LabelsAs::Numbers => {
+                let other: Vec<&str> = names.into_iter().chain(negative).collect();
+                let reason = format!("`--labels-as numbers`: {} is not the number of a class", examples(&other));
+                return Err(records.wrong(reason));
+            }
+            LabelsAs::Auto => {}
+        }
+        if !names.is_empty() {
+            if !numbers.is_empty() {
+                self.warnings.push(format!(
+                    "some labels are digits ({}) and some are not ({}): all are names",
+                    examples(&numbers),
+                    examples(&names)
+                ));
+            }
+            return Ok(false);
+        }
+        if !negative.is_empty() {
+            return Err(records.wrong(format!(
+                "the label {} is neither the number of a class, which counts from 0, nor -1 for none: `--labels-as names` \
+                 makes every text a class",
+                examples(&negative)
+            )));
+        }
+        let mut spellings: BTreeMap<u64, &str> = BTreeMap::new();
+        for text in &numbers {
+            let Parsed::Number { value, .. } = parse(text) else { continue };
+            if let Some(other) = spellings.insert(value, text) {
+                return Err(records.wrong(format!(
+                    "the labels `{other}` and `{text}` are one number, but two names: `--labels-as numbers` makes them one \
+                     class, `--labels-as names` makes them two"
+                )));
+            }
+        }
+        Ok(true)
+    }
+
+    fn number(
+        &mut self,
+        records: &Records<'_>,
+        texts: &BTreeSet<&str>,
+        given: Option<records::ClassNames>,
+    ) -> Result<(), IngestError> {
+        let mut numbers: BTreeMap<u64, &str> = BTreeMap::new();
+        let mut padded = false;
+        for text in texts {
+            let Parsed::Number { value, padded: is_padded } = parse(text) else { continue };
+            numbers.insert(value, text);
+            padded |= is_padded;
+        }
+        let highest = numbers.keys().next_back().copied().unwrap_or(0);
+        let rank: BTreeMap<u64, usize> = if let Some(given) = given {
+            if highest >= given.names.len() as u64 {
+                let reason = format!(
+                    "a label is {highest}, but {} names {} classes, 0 to {}",
+                    given.origin,
+                    given.names.len(),
+                    given.names.len().saturating_sub(1)
+                );
+                return Err(records.wrong(reason));
+            }
+            self.understood = Some(format!("labels: numbers, named by {}", given.origin));
+            self.names = given.names;
+            numbers.keys().map(|&number| (number, number as usize)).collect()
+        } else if !padded && highest < (LEAST_DENSITY * numbers.len()) as u64 {
+            self.understood = Some(format!("labels: numbers, 0 to {highest}"));
+            self.names = (0..=highest).map(|number| number.to_string()).collect();
+            let empty: Vec<String> = (0..=highest)
+                .filter(|number| !numbers.contains_key(number))
+                .map(|number| number.to_string())
+                .collect();
+            if !empty.is_empty() {
+                let counts_from_one = if empty == ["0"] { "; labels seem to count from 1" } else { "" };
+                self.warnings.push(format!("{} classes have no image: {}{counts_from_one}", empty.len(), examples(&empty)));
+            }
+            numbers.keys().map(|&number| (number, number as usize)).collect()
+        } else {
+            if !padded {
+                self.warnings.push(format!(
+                    "labels are far apart ({} numbers up to {highest}): classes are numbered by rank, and named by their \
+                     number",
+                    numbers.len()
+                ));
+            }
+            self.understood = Some("labels: numbers, as classes by their rank".into());
+            self.names = numbers
+                .iter()
+                .map(|(number, text)| if padded { (*text).to_owned() } else { number.to_string() })
+                .collect();
+            numbers.keys().enumerate().map(|(rank, &number)| (number, rank)).collect()
+        };
+        for text in texts {
+            let Parsed::Number { value, .. } = parse(text) else { continue };
+            let class = rank.get(&value).and_then(|&rank| u16::try_from(rank).ok());
+            self.of.extend(class.map(|class| ((*text).to_owned(), ClassId(class))));
+        }
+        Ok(())
+    }
+}
+
+/// The names that numbers stand for, from `--classes` or the source.
+fn given_names(
+    records: &Records<'_>,
+    are_numbers: bool,
+) -> Result<Option<records::ClassNames>, IngestError> {
+    let given = match &records.options.classes {
+        Some(_) if !are_numbers => {
+            let reason = "`--classes` has no effect: it names classes that are numbers in the source, and there are none";
+            return Err(records.wrong(reason));
+        }
+        Some(file) => {
+            let names = read_class_names(file)?;
+            Some(records::ClassNames { names, origin: format!("`--classes {file}`") })
+        }
+        None => records.class_names.clone().filter(|_| are_numbers),
+    };
+    if let Some(given) = &given {
+        let mut first: HashMap<&str, usize> = HashMap::new();
+        for (number, name) in given.names.iter().enumerate() {
+            if let Some(other) = first.insert(name, number) {
+                return Err(records.wrong(format!(
+                    "classes {other} and {number} of {} have one name, `{name}`: give each class a name of its own \
+                     (`--classes FILE`, a line for each), such as its WordNet id",
+                    given.origin
+                )));
+            }
+        }
+    }
+    Ok(given)
+}
+
+/// The names of classes, a line each.
+///
+/// # Errors
+/// If the file cannot be read, is not text, or has a blank line before its end.
+pub(super) fn read_class_names(file: &crate::storage::Location) -> Result<Vec<String>, IngestError> {
+    let bytes = file.read()?;
+    let text = std::str::from_utf8(&bytes).map_err(|_| super::wrong(file, "not UTF-8 text"))?;
+    let lines: Vec<&str> = text.trim_start_matches('\u{FEFF}').trim_end().lines().map(str::trim).collect();
+    if let Some(blank) = lines.iter().position(|line| line.is_empty()) {
+        let reason = format!("line {} is blank, so the classes after it would have other numbers", blank + 1);
+        return Err(super::wrong(file, reason));
+    }
+    Ok(lines.into_iter().map(str::to_owned).collect())
+}
+
+/// The label of a record by what its form knows.
+pub(super) fn label<'a>(records: &'a Records<'_>, evidence: Evidence, folder: Option<&'a str>) -> Label<'a> {
+    match evidence {
+        Evidence::Folders => folder.map_or(Label::None, Label::Name),
+        Evidence::Absent => Label::None,
+        Evidence::Text(word) => Label::Text(records.text(word).trim()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn minus_one_null_and_empty_are_absent_and_whole_floats_are_numbers() {
+        for text in ["", "-1", "-1.0", "nan", "NaN"] {
+            assert_eq!(parse(text), Parsed::Absent, "{text}");
+        }
+        let number = |value, padded| Parsed::Number { value, padded };
+        assert_eq!([parse("0"), parse("10.0"), parse("007")], [number(0, false), number(10, false), number(7, true)]);
+        assert_eq!([parse("+1"), parse("-2")], [Parsed::Negative, Parsed::Negative]);
+        for text in ["1.5", "a", "1e3", "n01", "99999999999999999999999", "."] {
+            assert_eq!(parse(text), Parsed::Name, "{text}");
+        }
+    }
+}

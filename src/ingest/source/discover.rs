@@ -1,0 +1,331 @@
+//! What a source is, by what is there.
+
+use std::path::Path;
+
+use super::archive::{Compression, SourceFile, compression, first_bytes, looks_like_tar};
+use super::formats::folder::{self, Listing};
+use super::formats::list;
+use super::names::{is_image, is_list, is_table, is_tar};
+use super::records::{Counts, count, passed_over_reason};
+use super::{SourceFormat, wrong};
+use crate::ingest::{IngestError, IngestOptions};
+use crate::storage::{Location, StorageError};
+
+/// Bytes of a file that are looked at.
+const HEAD_BYTES: u64 = 4096;
+/// Bytes of a compressed file that are looked at: the first block of zstd is not longer.
+const COMPRESSED_HEAD_BYTES: u64 = 192 << 10;
+/// Bytes of a tar's header.
+const TAR_HEADER_BYTES: usize = 512;
+/// Names that an error shows of each kind.
+const SHOWN: usize = 3;
+
+/// A file that holds images or names them.
+#[derive(Clone, Debug)]
+pub(super) struct Container {
+    pub(super) location: Location,
+    /// Its name below the source.
+    pub(super) name: String,
+    /// Of a tar.
+    pub(super) compression: Option<Compression>,
+}
+
+/// What was found.
+#[derive(Debug)]
+pub(super) enum Content {
+    /// A folder of images.
+    Folder { root: Location, listing: Listing },
+    /// Tars.
+    Tars(Vec<Container>),
+    /// Parquet files.
+    Tables(Vec<Container>),
+    /// csv or jsonl files.
+    Lists(Vec<Container>),
+}
+
+/// What was found, and what was passed over.
+#[derive(Debug)]
+pub(super) struct Discovered {
+    pub(super) content: Content,
+    pub(super) passed_over: Counts,
+    /// Files of the source that are not containers: labels may be among them.
+    pub(super) others: Vec<(String, Location)>,
+}
+
+/// What a file is by its first bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Kind {
+    Tar(Option<Compression>),
+    Table,
+    List,
+    /// Something that is not read, and what to do with it.
+    Other(String),
+}
+
+/// Looks at the sources.
+///
+/// # Errors
+/// If they are of no known form, of two forms at once, not of the form that was asked for, or a store fails.
+pub(super) fn discover(options: &IngestOptions) -> Result<Discovered, IngestError> {
+    let found = match options.sources.as_slice() {
+        [one] => discover_one(options, one),
+        several => discover_files(options, several),
+    };
+    let found = found.map_err(|error| match error {
+        IngestError::Storage(StorageError::NotFound { location, .. }) => {
+            IngestError::Layout { location, reason: "no such source".into() }
+        }
+        other => other,
+    })?;
+    let fits = matches!(
+        (&found.content, options.format),
+        (_, SourceFormat::Auto)
+            | (Content::Folder { .. }, SourceFormat::Imagefolder)
+            | (Content::Tars(_), SourceFormat::Tar | SourceFormat::Imagenet | SourceFormat::Cifar)
+            | (Content::Tables(_), SourceFormat::Parquet)
+            | (Content::Lists(_), SourceFormat::List)
+    );
+    if fits {
+        return Ok(found);
+    }
+    let form = match found.content {
+        Content::Folder { .. } => "a folder of files",
+        Content::Tars(_) => "a tar",
+        Content::Tables(_) => "Parquet",
+        Content::Lists(_) => "a list",
+    };
+    let reason = format!("`--format {}` was asked for, but the source is {form}", options.format.name());
+    Err(wrong(&options.sources[0], reason))
+}
+
+fn discover_one(options: &IngestOptions, source: &Location) -> Result<Discovered, IngestError> {
+    if source.local_path().is_some_and(Path::is_dir) {
+        return discover_folder(options, source);
+    }
+    match kind_of(source) {
+        Ok(kind) => {
+            let file = (source.clone(), source.file_name().to_owned(), kind);
+            of_containers(source, vec![file], Counts::new(), Vec::new())
+        }
+        Err(IngestError::Storage(error)) if error.is_not_found() && source.local_path().is_none() => {
+            discover_folder(options, source)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Several files, such as the shards that a pattern names.
+fn discover_files(options: &IngestOptions, sources: &[Location]) -> Result<Discovered, IngestError> {
+    if let Some(folder) = sources.iter().find(|file| file.local_path().is_some_and(Path::is_dir)) {
+        let reason = "several sources must be files; a folder is a source of its own".to_owned();
+        return Err(wrong(folder, format!("{reason}: ingest it with `--append`, or name the folder above")));
+    }
+    let names = names_below_common_folder(sources);
+    let mut files = Vec::new();
+    let mut passed_over = Counts::new();
+    for (source, name) in sources.iter().zip(names) {
+        match passed_over_reason(options, &name) {
+            Some(reason) => count(&mut passed_over, reason, || name.clone()),
+            None => files.push((source.clone(), name, kind_of(source)?)),
+        }
+    }
+    of_containers(&sources[0], files, passed_over, Vec::new())
+}
+
+/// The names of files from the folder that they have in common, so that `train/0.tar` keeps its folder.
+fn names_below_common_folder(sources: &[Location]) -> Vec<String> {
+    let shown: Vec<String> = sources.iter().map(ToString::to_string).collect();
+    let first = shown.first().map_or("", String::as_str);
+    let common = shown.iter().fold(first.len(), |common, other| {
+        first.bytes().zip(other.bytes()).take(common).take_while(|(a, b)| a == b).count()
+    });
+    let start = first[..common].rfind('/').map_or(0, |slash| slash + 1);
+    shown.iter().map(|name| name[start..].to_owned()).collect()
+}
+
+/// A folder of images, or of files that hold them; both at once can be read in two ways.
+fn discover_folder(options: &IngestOptions, folder: &Location) -> Result<Discovered, IngestError> {
+    let mut listing = folder::list(folder)?;
+    if folder.local_path().is_none() && listing.files.is_empty() && listing.faults.is_empty() {
+        return Err(StorageError::NotFound { location: folder.to_string(), local: false }.into());
+    }
+    let mut passed_over = Counts::new();
+    let mut keep = |path: &str| match passed_over_reason(options, path) {
+        Some(reason) => {
+            count(&mut passed_over, reason, || path.to_owned());
+            false
+        }
+        None => true,
+    };
+    listing.files.retain(|(path, _)| keep(path));
+    listing.faults.retain(|(path, _)| keep(path));
+    let names = |is: fn(&str) -> bool| -> Vec<&str> {
+        listing.files.iter().map(|(path, _)| path.as_str()).filter(|path| is(path)).collect()
+    };
+    let (images, tars, tables, lists) = (names(is_image), names(is_tar), names(is_table), names(is_list));
+    let wants = |format| options.format == format || options.format == SourceFormat::Auto;
+    let wants_tars =
+        wants(SourceFormat::Tar) || wants(SourceFormat::Imagenet) || wants(SourceFormat::Cifar);
+    let forms = [
+        (!images.is_empty() && wants(SourceFormat::Imagefolder), "images", "imagefolder", &images),
+        (!tars.is_empty() && wants_tars, "tars", "tar", &tars),
+        (!tables.is_empty() && wants(SourceFormat::Parquet), "Parquet files", "parquet", &tables),
+    ];
+    let present: Vec<_> = forms.iter().filter(|form| form.0).collect();
+    if let [first, second, ..] = present.as_slice() {
+        let describe = |(_, kind, _, names): &(bool, &str, &str, &Vec<&str>)| {
+            format!("{} {kind} ({})", names.len(), examples(names))
+        };
+        let reason = format!(
+            "it holds {} and {}: `--ignore GLOB` leaves files out, `--format {}` or `--format {}` takes one kind",
+            describe(first),
+            describe(second),
+            first.2,
+            second.2
+        );
+        return Err(wrong(folder, reason));
+    }
+    let packed: Option<fn(&str) -> bool> = match present.first().map(|form| form.2) {
+        Some("tar") => Some(is_tar),
+        Some("parquet") => Some(is_table),
+        None if images.is_empty() && !lists.is_empty() && wants(SourceFormat::List) => Some(is_list),
+        _ => None,
+    };
+    let Some(is_packed) = packed else {
+        if present.is_empty() && listing.faults.iter().all(|(path, _)| !is_image(path)) {
+            return Err(wrong(folder, nothing_to_read(folder, &listing)?));
+        }
+        let others = listing.files.iter().filter(|(path, _)| is_list(path) || path.ends_with(".tar.gz"));
+        let others = others.map(|(path, _)| (path.clone(), folder.join(path))).collect();
+        let content = Content::Folder { root: folder.clone(), listing };
+        return Ok(Discovered { content, passed_over, others });
+    };
+    let (mut files, mut others) = (Vec::new(), Vec::new());
+    for (path, _) in &listing.files {
+        let location = folder.join(path);
+        if is_packed(path) {
+            let kind = kind_of(&location)?;
+            files.push((location, path.clone(), kind));
+        } else {
+            count(&mut passed_over, "files of another form", || path.clone());
+            others.push((path.clone(), location));
+        }
+    }
+    for (path, fault) in &listing.faults {
+        if is_packed(path) {
+            return Err(wrong(&folder.join(path), fault.reason()));
+        }
+        count(&mut passed_over, fault.reason(), || path.clone());
+    }
+    of_containers(folder, files, passed_over, others)
+}
+
+/// Why nothing in a folder can be ingested.
+fn nothing_to_read(folder: &Location, listing: &Listing) -> Result<String, IngestError> {
+    let Some((path, _)) = listing.files.first() else { return Ok("there is no image in it".into()) };
+    let reason = match kind_of(&folder.join(path))? {
+        Kind::Other(what) => format!("there is no image in it; `{path}`, for one: {what}"),
+        _ => format!("there is no image in it; `{path}` can be a source by itself"),
+    };
+    Ok(reason)
+}
+
+/// Up to three names.
+pub(super) fn examples(names: &[impl AsRef<str>]) -> String {
+    let shown: Vec<String> = names.iter().take(SHOWN).map(|name| format!("`{}`", name.as_ref())).collect();
+    let more = if names.len() > SHOWN { ", …" } else { "" };
+    shown.join(", ") + more
+}
+
+fn of_containers(
+    source: &Location,
+    files: Vec<(Location, String, Kind)>,
+    passed_over: Counts,
+    others: Vec<(String, Location)>,
+) -> Result<Discovered, IngestError> {
+    let (mut tars, mut tables, mut lists) = (Vec::new(), Vec::new(), Vec::new());
+    for (location, name, kind) in files {
+        let mut container = Container { location, name, compression: None };
+        match kind {
+            Kind::Tar(compression) => {
+                container.compression = compression;
+                tars.push(container);
+            }
+            Kind::Table => tables.push(container),
+            Kind::List => lists.push(container),
+            Kind::Other(reason) => return Err(wrong(&container.location, reason)),
+        }
+    }
+    let content = match (tars.is_empty(), tables.is_empty(), lists.is_empty()) {
+        (false, true, true) => Content::Tars(tars),
+        (true, false, true) => Content::Tables(tables),
+        (true, true, false) => Content::Lists(lists),
+        (true, true, true) => return Err(wrong(source, "`--ignore` leaves nothing of it")),
+        _ => {
+            let names: Vec<&str> =
+                [&tars, &tables, &lists].iter().filter_map(|kind| Some(kind.first()?.name.as_str())).collect();
+            let reason = "it mixes tars, Parquet files and lists";
+            return Err(wrong(source, format!("{reason} ({}): ingest one kind at a time", examples(&names))));
+        }
+    };
+    Ok(Discovered { content, passed_over, others })
+}
+
+/// What a file is by its content.
+fn kind_of(location: &Location) -> Result<Kind, IngestError> {
+    let file = SourceFile::open(location)?;
+    let head = file.head(HEAD_BYTES)?;
+    if head.starts_with(b"PAR1") {
+        return Ok(Kind::Table);
+    }
+    if let Some(compression) = compression(&head) {
+        if let Some(reason) = compression.unsupported() {
+            return Ok(Kind::Other(reason.into()));
+        }
+        let head = file.head(COMPRESSED_HEAD_BYTES)?;
+        let inside = first_bytes(&head, compression, TAR_HEADER_BYTES);
+        if looks_like_tar(&inside) {
+            return Ok(Kind::Tar(Some(compression)));
+        }
+        return Ok(Kind::Other("compressed, but not a tar; unpack it first".into()));
+    }
+    if looks_like_tar(&head) {
+        return Ok(Kind::Tar(None));
+    }
+    if is_tar(location.file_name()) && head.iter().all(|&byte| byte == 0) {
+        let what = if head.is_empty() { "empty" } else { "a tar without members" };
+        return Ok(Kind::Other(format!("{what}; leave it out with `--ignore`")));
+    }
+    if list::looks_like_list(&head) || is_list(location.file_name()) && std::str::from_utf8(&head).is_ok() {
+        return Ok(Kind::List);
+    }
+    Ok(Kind::Other(describe(&head)))
+}
+
+/// What a file that is not read probably is, and the way out.
+fn describe(head: &[u8]) -> String {
+    const KNOWN: [(&[u8], &str); 15] = [
+        (b"PK\x03\x04", "a zip (or npz); unpack it and ingest the folder"),
+        (b"PK\x05\x06", "an empty zip"),
+        (b"BZh", "compressed with bzip2; recompress it: `bzip2 -dc FILE | zstd > FILE.tar.zst`"),
+        (b"\xFD7zXZ\0", "compressed with xz; recompress it: `xz -dc FILE | zstd > FILE.tar.zst`"),
+        (b"7z\xBC\xAF\x27\x1C", "a 7z archive; unpack it and ingest the folder"),
+        (b"Rar!", "a rar archive; unpack it and ingest the folder"),
+        (b"\x89HDF\r\n\x1A\n", "HDF5; export its images as files, WebDataset or Parquet"),
+        (b"ARROW1", "an Arrow file; write it as Parquet: `pyarrow.parquet.write_table`"),
+        (b"version https://git-lfs", "a git-lfs pointer, not the file itself; run `git lfs pull`"),
+        (b"\xFF\xD8\xFF", "a single image; name the folder that holds it"),
+        (b"\x89PNG", "a single image; name the folder that holds it"),
+        (b"\x93NUMPY", "a numpy array; export its images as files, WebDataset or Parquet"),
+        (b"<!DOCTYPE", "an HTML page; the download probably failed"),
+        (b"<html", "an HTML page; the download probably failed"),
+        (b"\x80", "a Python pickle; of CIFAR take the binary version, else export its images as files"),
+    ];
+    if head.is_empty() {
+        return "empty".into();
+    }
+    match KNOWN.iter().find(|(magic, _)| head.starts_with(magic)) {
+        Some((_, what)) => (*what).into(),
+        None => "neither a folder, a tar, a Parquet file nor a list (a csv with a column `path`, or jsonl)".into(),
+    }
+}

@@ -1,0 +1,113 @@
+//! The binary archives of CIFAR-10 and CIFAR-100.
+//!
+//! A record is one label byte (CIFAR-100: coarse, then fine) and three planes of 32×32 bytes, red first. An
+//! image becomes a PNG, which loses nothing.
+
+use bytes::Bytes;
+
+use super::super::archive::{Extent, Member};
+use super::super::names::file_name;
+use super::super::records::{ClassNames, Evidence, Naming, Place, Record, Records};
+use super::super::wrong;
+use super::tars::Tar;
+use crate::ingest::IngestError;
+use crate::picture::{Picture, encode_png};
+
+/// The side of an image in pixels.
+const SIDE: usize = 32;
+/// Bytes of an image.
+const PIXEL_BYTES: u64 = 3 * (SIDE * SIDE) as u64;
+
+/// A file of records.
+struct Batch {
+    split: &'static str,
+    /// Bytes before the pixels; the last of them is the label.
+    labels: u64,
+    /// The file with the names of the classes.
+    names: &'static str,
+}
+
+/// What the file's name says, by the authors' description of the archives.
+fn batch(name: &str) -> Option<Batch> {
+    let ten = |split| Some(Batch { split, labels: 1, names: "batches.meta.txt" });
+    let hundred = |split| Some(Batch { split, labels: 2, names: "fine_label_names.txt" });
+    match name {
+        "test_batch.bin" => ten("test"),
+        "train.bin" => hundred("train"),
+        "test.bin" => hundred("test"),
+        name if name.starts_with("data_batch_") && name.ends_with(".bin") => ten("train"),
+        _ => None,
+    }
+}
+
+/// Whether a tar holds files of records.
+pub(super) fn is_archive(tar: &Tar) -> bool {
+    tar.index.members.iter().any(|member| batch(file_name(&member.path)).is_some())
+}
+
+/// Whether a tar is the version for Python, whose pickles are not read.
+pub(super) fn is_pickled(tar: &Tar) -> bool {
+    tar.index.members.iter().any(|member| member.path.starts_with("cifar-10") && member.path.contains("-py/"))
+}
+
+/// Adds all records, under the numbers that they have in the archive.
+pub(super) fn collect(records: &mut Records<'_>, tars: &[Tar]) -> Result<(), IngestError> {
+    records.naming = Naming::ByLabel;
+    for tar in tars {
+        let origin = records.add_origin(&tar.name);
+        let container = records.containers.add_records(tar.file.clone(), png);
+        for member in &tar.index.members {
+            let name = file_name(&member.path);
+            let Some(batch) = batch(name) else { continue };
+            let record_bytes = batch.labels + PIXEL_BYTES;
+            if member.bytes == 0 || !member.bytes.is_multiple_of(record_bytes) {
+                let reason = format!("`{}` is not a whole number of {record_bytes}-byte records", member.path);
+                return Err(wrong(&tar.location, reason));
+            }
+            let names = tar.index.members.iter().find(|member| file_name(&member.path) == batch.names);
+            if let (Some(names), None) = (names, &records.class_names) {
+                let text = String::from_utf8_lossy(&tar.read(names)?).into_owned();
+                let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+                let origin = format!("`{}`", names.path);
+                records.class_names = Some(ClassNames { names: lines.map(str::to_owned).collect(), origin });
+            }
+            let split = Some(records.word(batch.split));
+            let stem = name.trim_end_matches(".bin");
+            for (row, label) in (0_u64..).zip(read_labels(tar, member, &batch)?) {
+                let offset = row * record_bytes + batch.labels;
+                let extent = member.extent.slice(offset..offset + PIXEL_BYTES);
+                let place = Place { container, extent, bytes: PIXEL_BYTES };
+                let evidence = Evidence::Text(records.word(&label.to_string()));
+                let path = format!("{stem}-{row:05}.png").into();
+                records.push(Record { origin, path, evidence, split, place, fault: None });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn read_labels(tar: &Tar, member: &Member, batch: &Batch) -> Result<Vec<u8>, IngestError> {
+    // A piece of the member at a time: the whole of CIFAR-100's training file is 150 MB.
+    const RECORDS_AT_ONCE: u64 = 1000;
+    let record_bytes = batch.labels + PIXEL_BYTES;
+    let mut labels = Vec::new();
+    let mut at = 0;
+    while at < member.bytes {
+        let bytes = (RECORDS_AT_ONCE * record_bytes).min(member.bytes - at);
+        let extent: Extent = member.extent.slice(at..at + bytes);
+        let read = tar.file.read(&extent, bytes)?;
+        labels.extend(
+            read.chunks_exact(record_bytes as usize).map(|record| record[batch.labels as usize - 1]),
+        );
+        at += bytes;
+    }
+    Ok(labels)
+}
+
+/// The pixels of a record as a PNG.
+fn png(planes: &[u8]) -> Bytes {
+    let side = SIDE as u32;
+    let plane = SIDE * SIDE;
+    let rgb = (0..plane).flat_map(|at| [planes[at], planes[plane + at], planes[2 * plane + at]]).collect();
+    encode_png(&Picture { width: side, height: side, rgb }).expect("a small image fits in memory").into()
+}

@@ -1,0 +1,132 @@
+//! Labels of images that have no class folder: those of ILSVRC2012's validation images, or a csv of `--labels`.
+
+use std::collections::HashMap;
+
+use super::super::archive::{SourceFile, Spool, compression, looks_like_tar};
+use super::super::discover::Container;
+use super::super::names::file_name;
+use super::super::records::Records;
+use super::super::{SourceFormat, wrong};
+use super::mat;
+use super::tars::Tar;
+use crate::ingest::IngestError;
+use crate::storage::Location;
+
+/// The development kit's name as it is downloaded.
+pub(super) const ARCHIVE: &str = "ILSVRC2012_devkit_t12.tar.gz";
+/// The csv's name as it is downloaded.
+pub(super) const CSV: &str = "LOC_val_solution.csv";
+/// The file with the class number of each validation image, a line each.
+pub(super) const GROUND_TRUTH: &str = "ILSVRC2012_validation_ground_truth.txt";
+/// The file that gives numbers their WordNet ids.
+const META: &str = "data/meta.mat";
+/// How ILSVRC2012's validation images are called.
+const VALIDATION_PREFIX: &str = "ILSVRC2012_val_";
+
+/// Finds the labels of images without a class folder: `--labels`, or what is beside ILSVRC2012's validation images
+/// of a folder.
+///
+/// # Errors
+/// If the file cannot be read, or is not one of labels.
+pub(in super::super) fn find_labels(
+    records: &mut Records<'_>,
+    format: SourceFormat,
+    others: &[(String, Location)],
+) -> Result<(), IngestError> {
+    if records.options.unlabelled {
+        return Ok(());
+    }
+    if let Some(file) = &records.options.labels {
+        let labels = labels_from(file)?;
+        records.understood.push(format!("labels of images outside class folders: `{file}`"));
+        give_labels(records, labels);
+        return Ok(());
+    }
+    let has_validation = || records.list.iter().any(|record| file_name(&record.path).starts_with(VALIDATION_PREFIX));
+    if format != SourceFormat::Imagefolder || !has_validation() {
+        return Ok(());
+    }
+    let known = [CSV, ARCHIVE];
+    if let Some((name, file)) = others.iter().find(|(name, _)| known.contains(&file_name(name))) {
+        let labels = labels_from(file)?;
+        records.understood.push(format!("labels of images outside class folders: `{name}`"));
+        give_labels(records, labels);
+    }
+    Ok(())
+}
+
+/// Gives the records labels by their names.
+pub(super) fn give_labels(records: &mut Records<'_>, labels: HashMap<String, String>) {
+    let words = labels.into_iter().map(|(stem, class)| (stem, records.word(&class))).collect();
+    records.labels = Some(words);
+}
+
+/// The class of each image, by its name without ending, from a development kit or a csv.
+pub(super) fn labels_from(location: &Location) -> Result<HashMap<String, String>, IngestError> {
+    let head = SourceFile::open(location)?.head(512)?;
+    let compression = compression(&head);
+    if compression.is_some() || looks_like_tar(&head) {
+        let container = Container { location: location.clone(), name: location.file_name().to_owned(), compression };
+        return labels_of_kit(&Tar::open(&container, &Spool::new())?);
+    }
+    labels_of_csv(location)
+}
+
+/// The same from an open kit.
+pub(super) fn labels_of_kit(kit: &Tar) -> Result<HashMap<String, String>, IngestError> {
+    let read = |ending: &str| {
+        let member = kit.index.members.iter().find(|member| member.path.ends_with(ending));
+        kit.read(member.ok_or_else(|| wrong(&kit.location, format!("it does not hold `{ending}`")))?)
+    };
+    let synsets = mat::read_synsets(&read(META)?)
+        .map_err(|reason| wrong(&kit.location, format!("{META}: {reason}")))?;
+    let wnids: HashMap<u32, &str> = synsets
+        .iter()
+        .filter(|synset| synset.children == 0)
+        .map(|synset| (synset.id, synset.wnid.as_str()))
+        .collect();
+    let truth = read(GROUND_TRUTH)?;
+    let text = std::str::from_utf8(&truth);
+    let text = text.map_err(|_| wrong(&kit.location, format!("{GROUND_TRUTH} is not UTF-8 text")))?;
+    let mut labels = HashMap::new();
+    for (number, line) in (1..).zip(text.lines().map(str::trim).filter(|line| !line.is_empty())) {
+        let wnid = line.parse().ok().and_then(|id: u32| wnids.get(&id));
+        let wnid = wnid.ok_or_else(|| {
+            wrong(&kit.location, format!("{GROUND_TRUTH} line {number}: `{line}` is not a class of {META}"))
+        })?;
+        labels.insert(format!("ILSVRC2012_val_{number:08}"), (*wnid).to_owned());
+    }
+    Ok(labels)
+}
+
+/// A csv of image and class; what follows the class (Kaggle's boxes) is ignored, and so is a first line of titles.
+fn labels_of_csv(file: &Location) -> Result<HashMap<String, String>, IngestError> {
+    let bytes = file.read()?;
+    let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&bytes);
+    let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).trim(csv::Trim::All).from_reader(bytes);
+    let mut labels: HashMap<String, String> = HashMap::new();
+    for (line, record) in (1..).zip(reader.records()) {
+        let record = record.map_err(|error| wrong(file, error.to_string()))?;
+        let name = record.get(0).unwrap_or_default();
+        let text = record.get(1).unwrap_or_default();
+        // Kaggle's csv has a WordNet id and boxes in one field.
+        let class = text.split_whitespace().next().filter(|first| is_wnid(first)).unwrap_or(text);
+        if line == 1 && !super::super::names::is_image(name) && !is_wnid(class) {
+            continue;
+        }
+        if class.is_empty() {
+            return Err(wrong(file, format!("line {line}: expected an image and its class, as `1.jpg,cat`")));
+        }
+        let stem = file_name(name).split('.').next().unwrap_or(name);
+        if let Some(other) = labels.insert(stem.to_owned(), class.to_owned())
+            && other != class
+        {
+            return Err(wrong(file, format!("line {line}: `{stem}` has two classes, `{other}` and `{class}`")));
+        }
+    }
+    Ok(labels)
+}
+
+fn is_wnid(text: &str) -> bool {
+    text.len() > 1 && text.starts_with('n') && text[1..].bytes().all(|byte| byte.is_ascii_digit())
+}

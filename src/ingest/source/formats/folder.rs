@@ -1,0 +1,150 @@
+//! A folder of images, on this machine or in an object store.
+
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+
+use super::super::archive::{Extent, failed};
+use super::super::names::is_image;
+use super::super::records::{Evidence, Fault, Place, Record, Records};
+use crate::ingest::IngestError;
+use crate::storage::{Location, StorageError};
+
+/// What is below a folder.
+#[derive(Debug, Default)]
+pub(in super::super) struct Listing {
+    /// Path and size in bytes of each file, sorted by path.
+    pub(in super::super) files: Vec<(String, u64)>,
+    /// What cannot be taken, with the reason.
+    pub(in super::super) faults: Vec<(String, Fault)>,
+}
+
+/// Lists a folder.
+///
+/// # Errors
+/// If it is not there, or the store fails.
+pub(in super::super) fn list(root: &Location) -> Result<Listing, IngestError> {
+    let Some(path) = root.local_path() else {
+        let files = root.list()?.into_iter().map(|entry| (entry.name, entry.bytes)).collect();
+        return Ok(Listing { files, faults: Vec::new() });
+    };
+    let chain = vec![identity(path).map_err(|error| failed("list", root.to_string(), error))?];
+    let mut listing = list_local(path, "", &chain)?;
+    listing.files.sort_unstable();
+    listing.faults.sort_by(|a, b| a.0.cmp(&b.0));
+    Ok(listing)
+}
+
+/// What tells a folder from any other of this machine.
+fn identity(path: &Path) -> std::io::Result<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
+/// Something in a folder.
+enum Found {
+    File(String, u64),
+    Folder(PathBuf, String, (u64, u64)),
+    Fault(String, Fault),
+}
+
+/// Lists a folder of this machine, its subfolders at the same time; links are followed, as torchvision does.
+/// `chain` is the folders above, so that a circle of links ends.
+fn list_local(folder: &Path, below: &str, chain: &[(u64, u64)]) -> Result<Listing, StorageError> {
+    let fail = |error| failed("list", folder.display().to_string(), error);
+    let entries: Vec<std::fs::DirEntry> =
+        std::fs::read_dir(folder).and_then(Iterator::collect).map_err(fail)?;
+    let look = |entry: &std::fs::DirEntry| -> Result<Found, StorageError> {
+        use std::os::unix::fs::MetadataExt;
+        let (path, name) = (entry.path(), entry.file_name());
+        let shown = format!("{below}{}", name.to_string_lossy());
+        // One look-up a file: it follows links.
+        let metadata = match std::fs::metadata(&path) {
+            Ok(metadata) => metadata,
+            Err(_) if path.is_symlink() => return Ok(Found::Fault(shown, Fault::BrokenLink)),
+            Err(error) => return Err(failed("look up", path.display().to_string(), error)),
+        };
+        let id = (metadata.dev(), metadata.ino());
+        Ok(match () {
+            () if name.to_str().is_none() => Found::Fault(shown, Fault::NotUtf8),
+            () if metadata.is_dir() && chain.contains(&id) => Found::Fault(shown, Fault::BrokenLink),
+            () if metadata.is_dir() => Found::Folder(path, shown + "/", id),
+            () if metadata.is_file() => Found::File(shown, metadata.len()),
+            () => Found::Fault(shown, Fault::NotAFile),
+        })
+    };
+    let found: Vec<Found> = entries.par_iter().with_min_len(64).map(look).collect::<Result<_, _>>()?;
+    let mut listing = Listing::default();
+    let mut folders = Vec::new();
+    for found in found {
+        match found {
+            Found::File(path, bytes) => listing.files.push((path, bytes)),
+            Found::Fault(path, fault) => listing.faults.push((path, fault)),
+            Found::Folder(path, below, id) => folders.push((path, below, id)),
+        }
+    }
+    let inside = |(path, below, id): &(PathBuf, String, (u64, u64))| {
+        let chain: Vec<(u64, u64)> = chain.iter().chain([id]).copied().collect();
+        list_local(path, below, &chain)
+    };
+    let inside: Vec<Listing> = folders.par_iter().map(inside).collect::<Result<_, _>>()?;
+    for Listing { files, faults } in inside {
+        listing.files.extend(files);
+        listing.faults.extend(faults);
+    }
+    Ok(listing)
+}
+
+/// Adds the folder's images.
+pub(in super::super) fn collect(records: &mut Records<'_>, root: &Location, listing: Listing) {
+    let origin = records.add_origin("");
+    let container = records.containers.add_folder(root.clone());
+    records.folder = Some((container, root.clone()));
+    for (path, fault) in listing.faults {
+        if is_image(&path) {
+            push(records, origin, path, Place::NOWHERE, Some(fault));
+        } else {
+            records.pass_over(fault.reason(), &path);
+        }
+    }
+    for (path, bytes) in listing.files {
+        if is_image(&path) {
+            push(records, origin, path, Place { container, extent: Extent::Range { offset: 0 }, bytes }, None);
+        } else {
+            records.pass_over("not an image by its name", &path);
+        }
+    }
+}
+
+fn push(records: &mut Records<'_>, origin: u32, path: String, place: Place, fault: Option<Fault>) {
+    let path = path.into_boxed_str();
+    records.push(Record { origin, path, evidence: Evidence::Folders, split: None, place, fault });
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "tests make foreign files by hand")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_are_followed_once_and_broken_ones_are_told() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let root = dir.path();
+        std::fs::create_dir(root.join("a")).expect("a folder");
+        std::fs::write(root.join("a/1.jpg"), b"x").expect("a file");
+        let link = |target: &Path, name: &str| {
+            std::os::unix::fs::symlink(target, root.join(name)).expect("a link");
+        };
+        link(root, "a/up");
+        link(Path::new("1.jpg"), "a/2.jpg");
+        link(Path::new("nowhere"), "a/3.jpg");
+        link(&root.join("a"), "b");
+        let listing = list(&Location::from_path(root).expect("a location")).expect("listed");
+        let files: Vec<&str> = listing.files.iter().map(|(path, _)| path.as_str()).collect();
+        assert_eq!(files, ["a/1.jpg", "a/2.jpg", "b/1.jpg", "b/2.jpg"]);
+        let faults: Vec<(&str, Fault)> =
+            listing.faults.iter().map(|(path, fault)| (path.as_str(), *fault)).collect();
+        let broken = |path| (path, Fault::BrokenLink);
+        assert_eq!(faults, [broken("a/3.jpg"), broken("a/up"), broken("b/3.jpg"), broken("b/up")]);
+    }
+}

@@ -1,0 +1,163 @@
+//! The official ILSVRC2012 archives.
+//!
+//! The training archive is a tar of one tar for each class; the validation archive is flat and has its labels
+//! elsewhere: in the development kit, or in a csv of file name and WordNet id. Nothing is unpacked: an image is a
+//! range of the archive. The other archives of the download are passed over by name.
+
+use rayon::prelude::*;
+
+use super::super::archive::{Index, Member, read_nested};
+use super::super::names::{file_name, is_image, splits_of_container};
+use super::super::records::{Evidence, Naming, Place, Record, Records, shown};
+use super::super::wrong;
+use super::devkit;
+use super::tars::{Tar, push_skipped};
+use crate::ingest::IngestError;
+use crate::storage::Location;
+
+/// What an archive of the download is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Training,
+    Validation,
+    DevelopmentKit,
+    /// One that holds nothing to train or evaluate on.
+    PassedOver(&'static str),
+}
+
+fn kind(tar: &Tar) -> Option<Kind> {
+    let members = &tar.index.members;
+    let all = |is: fn(&Member) -> bool| !members.is_empty() && members.iter().all(is);
+    let first = members.first().map_or("", |member| file_name(&member.path));
+    Some(match () {
+        () if all(|member| member.path.ends_with(".tar")) && tar.name.contains("_t3") => {
+            Kind::PassedOver("the training images of task 3, which task 1 holds too")
+        }
+        () if all(|member| member.path.ends_with(".tar")) => Kind::Training,
+        // In a folder of their class they are an ImageFolder.
+        () if members.first().is_some_and(|member| member.path.starts_with("ILSVRC2012_val_")) => Kind::Validation,
+        () if first.starts_with("ILSVRC2012_test_") => Kind::PassedOver("test images, which have no labels"),
+        () if members.iter().any(|member| member.path.ends_with(devkit::GROUND_TRUTH)) => Kind::DevelopmentKit,
+        () if all(|member| member.path.ends_with(".xml")) => Kind::PassedOver("bounding boxes"),
+        () => return None,
+    })
+}
+
+/// Whether a tar is one of the official archives of labelled images.
+pub(super) fn is_archive(tar: &Tar) -> bool {
+    matches!(kind(tar), Some(Kind::Training | Kind::Validation))
+}
+
+/// Adds the images of the archives; `others` are files beside them.
+pub(super) fn collect(
+    records: &mut Records<'_>,
+    tars: Vec<Tar>,
+    others: &[(String, Location)],
+) -> Result<(), IngestError> {
+    records.naming = Naming::BelowSplit;
+    let (mut kits, mut training_archives) = (Vec::new(), Vec::new());
+    let mut validation_archive = None;
+    for tar in tars {
+        match kind(&tar) {
+            Some(Kind::Training) => {
+                training_archives.push(tar.name.clone());
+                if let [one, other] = training_archives.as_slice() {
+                    return Err(records.wrong(format!(
+                        "`{one}` and `{other}` are both archives of class tars: `--ignore GLOB` leaves one out"
+                    )));
+                }
+                training(records, tar)?;
+            }
+            Some(Kind::Validation) => {
+                validation_archive = Some(tar.location.clone());
+                validation(records, tar);
+            }
+            Some(Kind::DevelopmentKit) => kits.push(tar),
+            Some(Kind::PassedOver(what)) => records.pass_over(what, &tar.name),
+            None => {
+                let reason = "not an archive of ILSVRC2012's images, labels or boxes: `--ignore GLOB` leaves it out";
+                return Err(wrong(&tar.location, reason));
+            }
+        }
+    }
+    let Some(validation_archive) = validation_archive else { return Ok(()) };
+    if records.options.labels.is_some() || records.options.unlabelled {
+        return Ok(());
+    }
+    if let Some(kit) = kits.pop() {
+        let labels = devkit::labels_of_kit(&kit)?;
+        records.understood.push(format!("labels of the validation images: `{}`", kit.name));
+        devkit::give_labels(records, labels);
+        return Ok(());
+    }
+    let beside = [devkit::ARCHIVE, devkit::CSV]
+        .into_iter()
+        .filter_map(|name| validation_archive.with_file_name(name));
+    let listed = others.iter().filter(|(name, _)| file_name(name) == devkit::CSV).map(|(_, file)| file.clone());
+    for file in listed.chain(beside) {
+        if file.exists()? {
+            let labels = devkit::labels_from(&file)?;
+            records.understood.push(format!("labels of the validation images: `{file}`"));
+            devkit::give_labels(records, labels);
+            return Ok(());
+        }
+    }
+    let reason = format!(
+        "the validation images have no labels: put {} or {} beside the archive, name one with `--labels`, or take the \
+         training archive alone with `--split train`",
+        devkit::ARCHIVE,
+        devkit::CSV
+    );
+    if records.options.split.as_deref() == Some("train") {
+        return Ok(());
+    }
+    Err(wrong(&validation_archive, reason))
+}
+
+/// The archive's split, where its name does not say it.
+fn split_if_unnamed(records: &mut Records<'_>, tar: &Tar, split: &str) -> Option<super::super::records::Word> {
+    splits_of_container(file_name(&tar.name)).is_empty().then(|| records.word(split))
+}
+
+fn training(records: &mut Records<'_>, tar: Tar) -> Result<(), IngestError> {
+    let indexes: Vec<Index> = tar
+        .index
+        .members
+        .par_iter()
+        .map(|class| read_nested(&tar.file, class, &|_| false))
+        .collect::<Result<_, IngestError>>()?;
+    let split = split_if_unnamed(records, &tar, "train");
+    let origin = records.add_origin(&tar.name);
+    tar.push_skipped(records, origin);
+    let container = records.containers.add_file(tar.file.clone());
+    for (class, index) in tar.index.members.iter().zip(indexes) {
+        let name = file_name(&class.path).trim_end_matches(".tar");
+        push_skipped(records, origin, &index.others);
+        for Member { path, bytes, extent, .. } in index.members {
+            if !is_image(&path) {
+                records.pass_over("not an image by its name", &shown(&class.path, &path));
+                continue;
+            }
+            let path = format!("{name}/{}", file_name(&path)).into();
+            let place = Place { container, extent, bytes };
+            records.push(Record { origin, path, evidence: Evidence::Folders, split, place, fault: None });
+        }
+    }
+    Ok(())
+}
+
+fn validation(records: &mut Records<'_>, tar: Tar) {
+    let split = split_if_unnamed(records, &tar, "val");
+    let origin = records.add_origin(&tar.name);
+    tar.push_skipped(records, origin);
+    let container = records.containers.add_file(tar.file);
+    for Member { path, bytes, extent, .. } in tar.index.members {
+        if !is_image(&path) {
+            records.pass_over("not an image by its name", &path);
+            continue;
+        }
+        let place = Place { container, extent, bytes };
+        let path = path.into_boxed_str();
+        records.push(Record { origin, path, evidence: Evidence::Folders, split, place, fault: None });
+    }
+}

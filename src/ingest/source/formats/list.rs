@@ -1,0 +1,239 @@
+//! Lists of images: csv or jsonl of path and, optionally, label and split.
+//!
+//! Paths start at the folder of the list; on this machine they may be absolute. A list without a column of
+//! labels is a set of unlabelled images.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::super::archive::{Extent, failed};
+use super::super::discover::{Container, examples};
+use super::super::records::{Evidence, Fault, Naming, Place, Record, Records};
+use super::super::wrong;
+use super::columns::{self, LABEL_NAMES, SPLIT_NAME};
+use crate::ingest::{IngestError, IngestOptions};
+use crate::storage::Location;
+
+/// Names of the column that holds the path.
+const PATH_NAMES: [&str; 9] =
+    ["path", "file", "filename", "file_name", "image", "filepath", "file_path", "image_path", "img_path"];
+/// What separates the columns of a csv, tried in this order.
+const SEPARATORS: [char; 3] = [',', '\t', ';'];
+
+/// Whether a file that begins so is a list: jsonl, or a csv whose first line names a column of paths.
+pub(in super::super) fn looks_like_list(head: &[u8]) -> bool {
+    let first = head.split(|&byte| byte == b'\n').next().unwrap_or_default();
+    // The head may end within a character.
+    let first = match std::str::from_utf8(first) {
+        Ok(first) => first,
+        Err(error) if first.len() == head.len() && error.error_len().is_none() => {
+            std::str::from_utf8(&first[..error.valid_up_to()]).unwrap_or_default()
+        }
+        Err(_) => return false,
+    };
+    let first = first.trim_start_matches('\u{FEFF}').trim();
+    let is_header = |separator| first.split(separator).any(|name| PATH_NAMES.contains(&clean(name).as_str()));
+    SEPARATORS.iter().any(|&separator| is_header(separator))
+        || (first.starts_with('{') && PATH_NAMES.iter().any(|name| first.contains(&format!("\"{name}\""))))
+}
+
+fn clean(name: &str) -> String {
+    name.trim().trim_matches('"').to_ascii_lowercase()
+}
+
+/// A line of a list.
+struct Line {
+    number: u64,
+    path: String,
+    label: Option<String>,
+    split: Option<String>,
+}
+
+/// Adds the images of the lists.
+pub(in super::super) fn collect(records: &mut Records<'_>, lists: &[Container]) -> Result<(), IngestError> {
+    records.naming = Naming::AsIs;
+    let mut folders = Folders::default();
+    for container in lists {
+        let list = &container.location;
+        let origin = records.add_origin(&container.name);
+        let root = list.folder().unwrap_or_else(|| list.clone());
+        for Line { number, path, label, split } in lines(records, list)? {
+            let bad = |reason: String| wrong(list, format!("line {number}: {reason}"));
+            let plain = path.strip_prefix("file://").unwrap_or(&path);
+            if plain.contains("://") {
+                return Err(bad(format!("`{path}` is a URL; a list names files below its folder")));
+            }
+            let parts: Vec<&str> = plain.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
+            if parts.is_empty() || parts.contains(&"..") {
+                return Err(bad(format!("`{path}` is not a path below the folder of the list")));
+            }
+            let absolute = plain.starts_with('/');
+            if absolute && root.local_path().is_none() {
+                return Err(bad(format!("`{path}` is an absolute path, and the list is in an object store")));
+            }
+            let relative = parts.join("/");
+            let found = folders.find(records, &root, absolute, &relative)?;
+            let (place, fault) = match found {
+                Some(place) => (place, None),
+                None => (Place::NOWHERE, Some(Fault::NotThere)),
+            };
+            let evidence = match &label {
+                Some(label) => Evidence::Text(records.word(label)),
+                None => Evidence::Absent,
+            };
+            let split = split.map(|split| records.word(&split));
+            records.push(Record { origin, path: relative.into(), evidence, split, place, fault });
+        }
+    }
+    Ok(())
+}
+
+/// The folders that lists name files of.
+#[derive(Default)]
+struct Folders {
+    containers: HashMap<String, u32>,
+    /// The sizes of what is in an object store, listed once.
+    sizes: HashMap<String, BTreeMap<String, u64>>,
+}
+
+impl Folders {
+    /// Where a file is; `None` if it is not there.
+    fn find(
+        &mut self,
+        records: &mut Records<'_>,
+        root: &Location,
+        absolute: bool,
+        path: &str,
+    ) -> Result<Option<Place>, IngestError> {
+        let folder = if absolute { Location::from_path(std::path::Path::new("/"))? } else { root.clone() };
+        let key = folder.to_string();
+        let bytes = match folder.local_path() {
+            Some(local) => {
+                let file = local.join(path);
+                match std::fs::metadata(&file) {
+                    Ok(found) => found.is_file().then_some(found.len()),
+                    Err(error) if is_not_there(&error) => None,
+                    Err(error) => return Err(failed("look up", file.display().to_string(), error).into()),
+                }
+            }
+            None => {
+                if !self.sizes.contains_key(&key) {
+                    let sizes = folder.list()?.into_iter().map(|entry| (entry.name, entry.bytes)).collect();
+                    self.sizes.insert(key.clone(), sizes);
+                }
+                self.sizes.get(&key).and_then(|sizes| sizes.get(path).copied())
+            }
+        };
+        let containers = &mut records.containers;
+        let container = *self.containers.entry(key).or_insert_with(|| containers.add_folder(folder));
+        Ok(bytes.map(|bytes| Place { container, extent: Extent::Range { offset: 0 }, bytes }))
+    }
+}
+
+fn is_not_there(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory | std::io::ErrorKind::InvalidFilename)
+}
+
+fn lines(records: &mut Records<'_>, list: &Location) -> Result<Vec<Line>, IngestError> {
+    let bytes = list.read()?;
+    let text = std::str::from_utf8(&bytes)
+        .map_err(|_| wrong(list, "not UTF-8 text; convert it: `iconv -f UTF-16 -t UTF-8`"))?;
+    let text = text.trim_start_matches('\u{FEFF}');
+    if text.trim_start().starts_with('{') { jsonl(records.options, list, text) } else { csv(records, list, text) }
+}
+
+fn jsonl(options: &IngestOptions, list: &Location, text: &str) -> Result<Vec<Line>, IngestError> {
+    let mut lines = Vec::new();
+    for (number, line) in (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty()) {
+        let bad = |reason: String| wrong(list, format!("line {number}: {reason}"));
+        let value: serde_json::Value = serde_json::from_str(line).map_err(|error| bad(error.to_string()))?;
+        let Some(object) = value.as_object() else { return Err(bad("not a JSON object".into())) };
+        let names: Vec<&str> = object.keys().map(String::as_str).collect();
+        let column = |option, asked: &Option<String>, known: &[&str]| {
+            columns::choose(&names, option, asked.as_deref(), known).map_err(bad)
+        };
+        let path = column("--image-column", &options.image_column, &PATH_NAMES)?;
+        let Some(serde_json::Value::String(path)) = path.map(|at| &object[names[at]]) else {
+            return Err(bad(format!("no path; its fields are {}", examples(&names))));
+        };
+        let label = column("--label-column", &options.label_column, &LABEL_NAMES)?;
+        let label = match label.map(|at| &object[names[at]]) {
+            None | Some(serde_json::Value::Null) => None,
+            Some(serde_json::Value::String(name)) => Some(name.clone()),
+            Some(serde_json::Value::Number(number)) => Some(number.to_string()),
+            Some(_) => return Err(bad("its label is neither a name nor a number".into())),
+        };
+        let split = match object.get(SPLIT_NAME) {
+            Some(serde_json::Value::String(split)) if !split.is_empty() => Some(split.clone()),
+            _ => None,
+        };
+        lines.push(Line { number, path: path.clone(), label, split });
+    }
+    Ok(lines)
+}
+
+fn csv(records: &mut Records<'_>, list: &Location, text: &str) -> Result<Vec<Line>, IngestError> {
+    let options = records.options;
+    let first = text.lines().next().unwrap_or_default();
+    let names_path = |separator: &&char| {
+        first.split(**separator).any(|name| match &options.image_column {
+            Some(asked) => name.trim().trim_matches('"') == asked,
+            None => PATH_NAMES.contains(&clean(name).as_str()),
+        })
+    };
+    let Some(separator) = SEPARATORS.iter().find(names_path) else {
+        let columns: Vec<&str> = first.split(',').collect();
+        return Err(wrong(
+            list,
+            format!(
+                "its first line names no column of paths, but {}: add one, such as `path,label`, or name it with \
+                 `--image-column`",
+                examples(&columns)
+            ),
+        ));
+    };
+    let mut reader = csv::ReaderBuilder::new()
+        .trim(csv::Trim::All)
+        .delimiter(*separator as u8)
+        .from_reader(text.as_bytes());
+    let bad = |error: csv::Error| wrong(list, error.to_string());
+    let header = reader.headers().map_err(bad)?.clone();
+    let names: Vec<&str> = header.iter().collect();
+    let column = |option, asked: &Option<String>, known: &[&str]| {
+        columns::choose(&names, option, asked.as_deref(), known).map_err(|reason| wrong(list, reason))
+    };
+    let path = column("--image-column", &options.image_column, &PATH_NAMES)?.unwrap_or(0);
+    let label = column("--label-column", &options.label_column, &LABEL_NAMES)?;
+    let split = names.iter().position(|name| name.eq_ignore_ascii_case(SPLIT_NAME));
+    records.understood.push(match label {
+        Some(label) => format!("labels: from the column `{}`", names[label]),
+        None => "labels: none, since no column is called like one (`--label-column` names one)".into(),
+    });
+    let mut lines = Vec::new();
+    for record in reader.records() {
+        let record = record.map_err(bad)?;
+        let number = record.position().map_or(0, csv::Position::line);
+        let field = |at: usize| record.get(at).unwrap_or_default().to_owned();
+        let some = |at: Option<usize>| at.map(field).filter(|text| !text.is_empty());
+        lines.push(Line { number, path: field(path), label: some(label), split: some(split) });
+    }
+    Ok(lines)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_is_known_by_its_first_line() {
+        assert!(looks_like_list(b"path,label\na.jpg,1\n"));
+        assert!(looks_like_list(b"\"Filename\" , x\n"));
+        assert!(looks_like_list(b"label;path\n"));
+        assert!(looks_like_list(b"{\"file_name\": \"a.jpg\"}\n"));
+        assert!(!looks_like_list(b"no tar"));
+        assert!(!looks_like_list(b"{\"a\": 1}"));
+        assert!(!looks_like_list(&[0xFF, 0xFE, 0]));
+        let mut cut = b"path,".to_vec();
+        cut.extend("ü".as_bytes().iter().take(1));
+        assert!(looks_like_list(&cut));
+    }
+}

@@ -1,0 +1,401 @@
+//! Hugging Face image datasets: an `image` struct of `bytes` and `path`, and perhaps a `label`.
+//!
+//! Rows come out of compressed row groups in order only. So labels and names are read first, for the plan; the
+//! images are copied to this machine once it is carried out, and read from the copy in any order.
+
+use std::io::{Seek, SeekFrom};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use arrow::array::{Array, ArrayRef, AsArray, StructArray};
+use arrow::datatypes::{DataType, Schema};
+use bytes::Bytes;
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use parquet::errors::ParquetError;
+use parquet::file::reader::{ChunkReader, Length};
+use rayon::prelude::*;
+
+use super::super::archive::{Containers, Extent, SourceFile, Spool, Window};
+use super::super::discover::Container;
+use super::super::names::file_name;
+use super::super::records::{ClassNames, Evidence, Fault, Naming, Place, Record, Records};
+use super::super::{Entry, wrong};
+use super::columns::{self, LABEL_NAMES, SPLIT_NAME};
+use crate::ingest::{IngestError, IngestOptions};
+use crate::progress::Progress;
+use crate::storage::Location;
+
+/// Rows that are in memory at once.
+const ROWS: usize = 64;
+/// Rows of labels and names that are in memory at once.
+const SMALL_ROWS: usize = 8192;
+/// Names of the column of images.
+const IMAGE_NAMES: [&str; 6] = ["image", "img", "picture", "jpg", "jpeg", "png"];
+
+/// A table whose images are to be copied.
+#[derive(Debug)]
+pub(in super::super) struct Table {
+    location: Location,
+    /// The column of images.
+    image: String,
+}
+
+/// What a table says of its images, without their bytes.
+#[derive(Debug)]
+struct Listed {
+    table: Table,
+    names: Vec<Option<String>>,
+    labels: Option<Texts>,
+    splits: Option<Texts>,
+    class_names: Option<Vec<String>>,
+    label_column: Option<String>,
+    /// The mean size of an image by the table's metadata.
+    mean_bytes: u64,
+}
+
+/// A column of texts; null where there is none.
+type Texts = Vec<Option<String>>;
+
+/// Adds the images of the tables; their bytes are copied by [`fetch`].
+pub(in super::super) fn collect(
+    records: &mut Records<'_>,
+    files: &[Container],
+) -> Result<Vec<Table>, IngestError> {
+    records.naming = Naming::ByLabel;
+    let options = records.options;
+    let listed: Vec<Listed> = files
+        .par_iter()
+        .map(|file| guarded(&file.location, || list(options, &file.location)))
+        .collect::<Result<_, IngestError>>()?;
+    let mut tables = Vec::with_capacity(listed.len());
+    let mut first_names: Option<(String, Vec<String>)> = None;
+    for (file, listed) in files.iter().zip(listed) {
+        if let Some(names) = listed.class_names {
+            match &first_names {
+                Some((_, first)) if *first == names => {}
+                Some((other, first)) => {
+                    let at = first.iter().zip(&names).position(|(a, b)| a != b);
+                    let at = at.unwrap_or(first.len().min(names.len()));
+                    return Err(wrong(
+                        &file.location,
+                        format!(
+                            "its class names differ from those of `{other}`, first at class {at}: ingest tables of one \
+                             list of classes together"
+                        ),
+                    ));
+                }
+                None => first_names = Some((file.name.clone(), names)),
+            }
+        }
+        if tables.is_empty() {
+            records.understood.push(match &listed.label_column {
+                Some(column) => format!("labels: from the column `{column}`"),
+                None => "labels: none, since no column is called like one (`--label-column` names one)".into(),
+            });
+        }
+        let origin = records.add_origin(&file.name);
+        let number = tables.len() as u32;
+        let stem = file_name(&file.name).trim_end_matches(".parquet");
+        for (row, name) in listed.names.into_iter().enumerate() {
+            let name = name.map(|path| file_name(&path).to_owned()).filter(|name| !name.is_empty());
+            let path = name.unwrap_or_else(|| format!("{stem}-{row:08}")).into();
+            let evidence = match listed.labels.as_ref().and_then(|labels| labels[row].as_ref()) {
+                Some(text) => Evidence::Text(records.word(text)),
+                None => Evidence::Absent,
+            };
+            let split = listed.splits.as_ref().and_then(|splits| splits[row].as_ref());
+            let split = split.filter(|split| !split.is_empty()).map(|split| records.word(split));
+            let extent = Extent::Range { offset: row as u64 };
+            let place = Place { container: number, extent, bytes: listed.mean_bytes };
+            records.push(Record { origin, path, evidence, split, place, fault: None });
+        }
+        tables.push(listed.table);
+    }
+    if let Some((origin, names)) = first_names {
+        records.class_names = Some(ClassNames { names, origin: format!("the class list of `{origin}`") });
+    }
+    Ok(tables)
+}
+
+/// Parquet's reader may panic on a damaged file: that is an error of the file.
+fn guarded<T>(
+    location: &Location,
+    work: impl FnOnce() -> Result<T, IngestError>,
+) -> Result<T, IngestError> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(wrong(location, "damaged: its reader gave up")))
+}
+
+fn open(location: &Location) -> Result<ParquetRecordBatchReaderBuilder<Chunks>, IngestError> {
+    let file = SourceFile::open(location)?;
+    ParquetRecordBatchReaderBuilder::try_new(Chunks { file, location: location.clone() })
+        .map_err(|error| wrong(location, error.to_string()))
+}
+
+fn list(options: &IngestOptions, location: &Location) -> Result<Listed, IngestError> {
+    let builder = open(location)?;
+    let schema = builder.schema().clone();
+    let names: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
+    let choose = |option, asked: &Option<String>, known: &[&str]| {
+        columns::choose(&names, option, asked.as_deref(), known).map_err(|reason| wrong(location, reason))
+    };
+    let image = choose("--image-column", &options.image_column, &IMAGE_NAMES)?.ok_or_else(|| {
+        let reason = format!("no column of images; its columns are {} (`--image-column` names one)", all(&names));
+        wrong(location, reason)
+    })?;
+    check_image_column(location, &schema, image)?;
+    let label = choose("--label-column", &options.label_column, &LABEL_NAMES)?;
+    if let Some(label) = label {
+        check_label_column(location, &schema, label)?;
+    }
+    let split = names.iter().position(|name| name.eq_ignore_ascii_case(SPLIT_NAME));
+    let split = split.filter(|&at| is_text(schema.field(at).data_type()));
+    let class_names = label.and_then(|label| class_names(&builder, &schema, names[label]));
+    let (rows, image_bytes) = builder.metadata().row_groups().iter().fold((0, 0), |(rows, bytes), group| {
+        let columns = group.columns().iter();
+        let of_image = columns.filter(|column| {
+            let parts = column.column_path().parts();
+            parts.first().is_some_and(|first| first == names[image]) && parts.last().is_some_and(|last| last != "path")
+        });
+        let size = of_image.map(|column| u64::try_from(column.uncompressed_size()).unwrap_or(0)).sum::<u64>();
+        (rows + u64::try_from(group.num_rows()).unwrap_or(0), bytes + size)
+    });
+    // Only what is small: names, labels and splits.
+    let parquet_schema = builder.parquet_schema();
+    let is_small = |leaf: usize| {
+        let column = parquet_schema.column(leaf);
+        let parts = column.path().parts();
+        let root = parts.first().map_or("", String::as_str);
+        root == names[image] && parts.get(1).is_some_and(|part| part == "path")
+            || label.is_some_and(|label| root == names[label])
+            || split.is_some_and(|split| root == names[split])
+    };
+    let leaves: Vec<usize> = (0..parquet_schema.num_columns()).filter(|&leaf| is_small(leaf)).collect();
+    let mask = ProjectionMask::leaves(parquet_schema, leaves);
+    let reader = builder.with_projection(mask).with_batch_size(SMALL_ROWS).build();
+    let reader = reader.map_err(|error| wrong(location, error.to_string()))?;
+    let mut listed = Listed {
+        table: Table { location: location.clone(), image: names[image].to_owned() },
+        names: Vec::new(),
+        labels: label.map(|_| Vec::new()),
+        splits: split.map(|_| Vec::new()),
+        class_names,
+        label_column: label.map(|label| names[label].to_owned()),
+        mean_bytes: image_bytes / rows.max(1),
+    };
+    for batch in reader {
+        let batch = batch.map_err(|error| wrong(location, error.to_string()))?;
+        let column = |at: Option<usize>| at.and_then(|at| batch.column_by_name(names[at]));
+        let paths = column(Some(image)).and_then(|column| column.as_struct_opt()?.column_by_name("path").cloned());
+        match paths {
+            Some(paths) => listed.names.extend(texts(location, &paths)?),
+            None => listed.names.extend(std::iter::repeat_n(None, batch.num_rows())),
+        }
+        for (at, texts_of) in [(label, &mut listed.labels), (split, &mut listed.splits)] {
+            if let (Some(column), Some(list)) = (column(at), texts_of) {
+                list.extend(texts(location, column)?);
+            }
+        }
+    }
+    Ok(listed)
+}
+
+fn all(names: &[&str]) -> String {
+    names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+}
+
+fn check_image_column(location: &Location, schema: &Schema, image: usize) -> Result<(), IngestError> {
+    let field = schema.field(image);
+    let (name, kind) = (field.name(), field.data_type());
+    let has_bytes = match kind {
+        DataType::Struct(fields) => {
+            fields.find("bytes").is_some_and(|(_, field)| is_binary(field.data_type()))
+        }
+        other => is_binary(other),
+    };
+    if has_bytes {
+        return Ok(());
+    }
+    let reason = if is_text(kind) {
+        format!("its column `{name}` holds paths, not bytes; ingest the files by a csv list of `path,label`")
+    } else {
+        format!("its column `{name}` is {kind}; expected a struct of bytes and path, or binary (`--image-column`)")
+    };
+    Err(wrong(location, reason))
+}
+
+fn check_label_column(location: &Location, schema: &Schema, label: usize) -> Result<(), IngestError> {
+    let field = schema.field(label);
+    let kind = match field.data_type() {
+        DataType::Dictionary(_, values) => values,
+        other => other,
+    };
+    if is_text(kind) || kind.is_numeric() || matches!(kind, DataType::Null | DataType::Boolean) {
+        return Ok(());
+    }
+    let reason = format!(
+        "its column `{}` is {kind}; expected a number or a name for each image (`--label-column`, `--unlabelled`)",
+        field.name()
+    );
+    Err(wrong(location, reason))
+}
+
+fn is_binary(kind: &DataType) -> bool {
+    matches!(kind, DataType::Binary | DataType::LargeBinary | DataType::BinaryView)
+}
+
+fn is_text(kind: &DataType) -> bool {
+    matches!(kind, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View)
+        || matches!(kind, DataType::Dictionary(_, values) if is_text(values))
+}
+
+/// A column as texts, whatever holds them: strings, categories, numbers.
+fn texts(location: &Location, column: &ArrayRef) -> Result<Texts, IngestError> {
+    if column.data_type() == &DataType::Null {
+        return Ok(vec![None; column.len()]);
+    }
+    let column =
+        arrow::compute::cast(column, &DataType::Utf8).map_err(|error| wrong(location, error.to_string()))?;
+    Ok(column.as_string::<i32>().iter().map(|text| text.map(str::to_owned)).collect())
+}
+
+/// The class names of a column, from Hugging Face's entry.
+fn class_names(
+    builder: &ParquetRecordBatchReaderBuilder<Chunks>,
+    schema: &Schema,
+    column: &str,
+) -> Option<Vec<String>> {
+    let key_values = builder.metadata().file_metadata().key_value_metadata();
+    let entry = key_values.and_then(|entries| entries.iter().find(|entry| entry.key == "huggingface"));
+    let text = entry
+        .and_then(|entry| entry.value.clone())
+        .or_else(|| schema.metadata().get("huggingface").cloned())?;
+    let value: serde_json::Value = serde_json::from_str(&text).ok()?;
+    let names = value.get("info")?.get("features")?.get(column)?.get("names")?;
+    let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
+    match names {
+        serde_json::Value::Array(names) => names.iter().map(text).collect(),
+        // As dataset cards have it: number to name.
+        serde_json::Value::Object(names) => {
+            (0..names.len()).map(|number| text(names.get(&number.to_string())?)).collect()
+        }
+        _ => None,
+    }
+}
+
+/// Copies the images of the tables that entries name, and points the entries to the copy.
+pub(in super::super) fn fetch(
+    tables: &[Table],
+    splits: &mut std::collections::BTreeMap<String, Vec<Entry>>,
+    containers: &mut Containers,
+    progress: &dyn Progress,
+) -> Result<(), IngestError> {
+    let mut wanted: Vec<Vec<(u64, &mut Entry)>> = tables.iter().map(|_| Vec::new()).collect();
+    for entry in splits.values_mut().flatten() {
+        if let (None, &Extent::Range { offset: row }) = (entry.fault, &entry.extent) {
+            wanted[entry.container as usize].push((row, entry));
+        }
+    }
+    let total = wanted.iter().map(Vec::len).sum::<usize>();
+    progress.begin("copy the images of Parquet tables", total as u64);
+    let spool = Spool::new();
+    let mut copies = Vec::with_capacity(tables.len());
+    for (table, rows) in tables.iter().zip(&mut wanted) {
+        rows.sort_unstable_by_key(|(row, _)| *row);
+        let mut writer = spool.writer();
+        guarded(&table.location, || {
+            let mut next = rows.iter_mut().peekable();
+            let mut row = 0_u64;
+            for batch in images(table)? {
+                let batch = batch.map_err(|error| wrong(&table.location, error.to_string()))?;
+                let bytes = bytes_of(batch.column(0));
+                for at in 0..batch.num_rows() {
+                    if let Some((_, entry)) = next.next_if(|(wanted, _)| *wanted == row) {
+                        match value(&bytes, at) {
+                            Some(image) => {
+                                entry.extent = Extent::Range { offset: writer.push(image)? };
+                                entry.bytes = image.len() as u64;
+                            }
+                            None => entry.fault = Some(Fault::NoBytes),
+                        }
+                        progress.advance(1);
+                    }
+                    row += 1;
+                }
+            }
+            match next.next() {
+                Some((missing, _)) => {
+                    Err(wrong(&table.location, format!("damaged: it ends before row {missing}")))
+                }
+                None => Ok(()),
+            }
+        })?;
+        copies.push(containers.add_file(writer.finish(&format!("the copy of {}", table.location))));
+    }
+    for (rows, copy) in wanted.into_iter().zip(copies) {
+        rows.into_iter().for_each(|(_, entry)| entry.container = copy);
+    }
+    progress.finish();
+    Ok(())
+}
+
+/// The column of images, a few rows at a time.
+fn images(table: &Table) -> Result<ParquetRecordBatchReader, IngestError> {
+    let builder = open(&table.location)?;
+    let image = builder.schema().index_of(&table.image).map_err(|error| wrong(&table.location, error.to_string()))?;
+    let mask = ProjectionMask::roots(builder.parquet_schema(), [image]);
+    let reader = builder.with_projection(mask).with_batch_size(ROWS).build();
+    reader.map_err(|error| wrong(&table.location, error.to_string()))
+}
+
+/// The bytes of a column of images.
+fn bytes_of(column: &ArrayRef) -> ArrayRef {
+    match column.as_any().downcast_ref::<StructArray>() {
+        Some(parts) => parts.column_by_name("bytes").expect("the schema was checked").clone(),
+        None => column.clone(),
+    }
+}
+
+/// An image's bytes.
+fn value(column: &ArrayRef, at: usize) -> Option<&[u8]> {
+    if column.is_null(at) {
+        return None;
+    }
+    match column.data_type() {
+        DataType::Binary => Some(column.as_binary::<i32>().value(at)),
+        DataType::LargeBinary => Some(column.as_binary::<i64>().value(at)),
+        DataType::BinaryView => Some(column.as_binary_view().value(at)),
+        _ => None,
+    }
+}
+
+/// A file, wherever it is, as Parquet's reader wants it.
+struct Chunks {
+    file: SourceFile,
+    location: Location,
+}
+
+impl Length for Chunks {
+    fn len(&self) -> u64 {
+        self.file.len()
+    }
+}
+
+impl ChunkReader for Chunks {
+    type T = std::io::BufReader<Window>;
+
+    fn get_read(&self, start: u64) -> Result<Self::T, ParquetError> {
+        let window = Window::new(&self.file).map_err(|error| ParquetError::External(Box::new(error)))?;
+        let mut reader = std::io::BufReader::new(window.sequential());
+        reader.seek(SeekFrom::Start(start))?;
+        Ok(reader)
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes, ParquetError> {
+        let end = start.checked_add(length as u64).filter(|&end| end <= self.file.len());
+        let end = end.ok_or_else(|| {
+            ParquetError::EOF(format!("a column begins or ends outside of {}", self.location))
+        })?;
+        let extent = Extent::Range { offset: start };
+        self.file.read(&extent, end - start).map_err(|error| ParquetError::External(Box::new(error)))
+    }
+}

@@ -1,0 +1,127 @@
+//! Tars: what they hold decides what they are.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rayon::prelude::*;
+
+use super::super::archive::{Index, Member, Skipped, SourceFile, Spool, read_index, unpack};
+use super::super::discover::Container;
+use super::super::names::is_image;
+use super::super::records::{Evidence, Fault, Naming, Place, Record, Records};
+use super::super::{SourceFormat, wrong};
+use super::{cifar, imagenet, webdataset};
+use crate::ingest::IngestError;
+use crate::storage::Location;
+
+/// A member that holds words, not pixels, is not longer than this.
+const MOST_TEXT_BYTES: u64 = 16 << 20;
+
+/// A tar that was listed.
+#[derive(Debug)]
+pub(super) struct Tar {
+    pub(super) location: Location,
+    /// Its name below the source.
+    pub(super) name: String,
+    /// Its bytes: a copy, if it was compressed.
+    pub(super) file: SourceFile,
+    pub(super) index: Index,
+}
+
+impl Tar {
+    pub(super) fn open(container: &Container, spool: &Arc<Spool>) -> Result<Self, IngestError> {
+        let file = SourceFile::open(&container.location)?;
+        let file = match container.compression {
+            None => file,
+            compression => unpack(&file, compression, spool)?,
+        };
+        let index = read_index(&file, &webdataset::is_label)?;
+        Ok(Self { location: container.location.clone(), name: container.name.clone(), file, index })
+    }
+
+    /// Reads a small member.
+    pub(super) fn read(&self, member: &Member) -> Result<Bytes, IngestError> {
+        if member.bytes > MOST_TEXT_BYTES {
+            return Err(wrong(&self.location, format!("its member `{}` is too long", member.path)));
+        }
+        Ok(self.file.read(&member.extent, member.bytes)?)
+    }
+
+    /// Adds its entries that cannot be taken.
+    pub(super) fn push_skipped(&self, records: &mut Records<'_>, origin: u32) {
+        push_skipped(records, origin, &self.index.others);
+    }
+}
+
+/// Adds the entries of a tar that are not files.
+pub(super) fn push_skipped(records: &mut Records<'_>, origin: u32, others: &[(String, Skipped)]) {
+    for (path, skipped) in others {
+        let fault = match skipped {
+            Skipped::Directory => continue,
+            Skipped::SymbolicLink => Fault::SymbolicLink,
+            Skipped::HardLinkWithoutTarget(_) => Fault::DanglingHardLink,
+            Skipped::NotUtf8 => Fault::NotUtf8,
+            Skipped::LeadsOutside => Fault::LeadsOutside,
+            Skipped::TooManyHoles(_) | Skipped::SparseFormat => Fault::Sparse,
+            Skipped::Device | Skipped::Pipe | Skipped::Continuation | Skipped::UnknownType(_) => Fault::NotAFile,
+        };
+        if is_image(path) {
+            let path = path.as_str().into();
+            let record =
+                Record { origin, path, evidence: Evidence::Folders, split: None, place: Place::NOWHERE, fault: Some(fault) };
+            records.push(record);
+        } else {
+            records.pass_over(&skipped.to_string(), path);
+        }
+    }
+}
+
+/// Lists the tars and adds their images; `others` are files beside them.
+pub(in super::super) fn collect(
+    records: &mut Records<'_>,
+    containers: &[Container],
+    others: &[(String, Location)],
+) -> Result<SourceFormat, IngestError> {
+    let spool = Spool::new();
+    let tars: Vec<Tar> =
+        containers.par_iter().map(|container| Tar::open(container, &spool)).collect::<Result<_, IngestError>>()?;
+    let options = records.options;
+    let wants = |format| options.format == format || options.format == SourceFormat::Auto;
+    if wants(SourceFormat::Cifar) && tars.iter().all(cifar::is_archive) {
+        cifar::collect(records, &tars)?;
+        return Ok(SourceFormat::Cifar);
+    }
+    if let Some(tar) = tars.iter().find(|tar| cifar::is_pickled(tar)) {
+        let reason = "CIFAR in Python's pickle format; download the binary version (cifar-10-binary.tar.gz)";
+        return Err(wrong(&tar.location, reason));
+    }
+    if wants(SourceFormat::Imagenet) && tars.iter().any(imagenet::is_archive) {
+        imagenet::collect(records, tars, others)?;
+        return Ok(SourceFormat::Imagenet);
+    }
+    if !wants(SourceFormat::Tar) {
+        let reason = format!("`--format {}` was asked for, but it holds none of its files", options.format.name());
+        return Err(records.wrong(reason));
+    }
+    if tars.iter().any(webdataset::has_labels) {
+        webdataset::collect(records, tars)?;
+        return Ok(SourceFormat::Tar);
+    }
+    for tar in tars {
+        let origin = records.add_origin(&tar.name);
+        tar.push_skipped(records, origin);
+        let container = records.containers.add_file(tar.file);
+        for Member { path, bytes, extent, .. } in tar.index.members {
+            if is_image(&path) {
+                let place = Place { container, extent, bytes };
+                let path = path.into_boxed_str();
+                records.push(Record { origin, path, evidence: Evidence::Folders, split: None, place, fault: None });
+            } else {
+                let path = super::super::records::shown(&tar.name, &path);
+                records.pass_over("not an image by its name", &path);
+            }
+        }
+    }
+    records.naming = Naming::BelowSplit;
+    Ok(SourceFormat::Tar)
+}

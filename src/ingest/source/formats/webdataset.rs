@@ -1,0 +1,253 @@
+//! WebDataset shards: members with one key and several endings are one sample.
+//!
+//! A key ends at the first dot of the file name, as webdataset has it. `key.jpg` is the image; its label is in
+//! `key.cls` (a number or a name) or in `key.json`. Other members of a sample, such as a mask `key.seg.png`, are
+//! not images of their own.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use super::super::archive::Member;
+use super::super::names::{file_name, is_image, is_image_ending};
+use super::super::records::{Evidence, Fault, Naming, Place, Record, Records, shown};
+use super::super::wrong;
+use super::tars::Tar;
+use crate::ingest::IngestError;
+
+/// The endings of labels.
+const LABEL_ENDINGS: [&str; 2] = ["cls", "json"];
+/// The fields of a `.json` in which a label is looked for, in this order.
+const LABEL_FIELDS: [&str; 6] = ["cls", "label", "class_id", "wnid", "synset", "class"];
+
+/// What a label's member holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum LabelText {
+    /// A number or a name, and the field that it was in.
+    Text(String, Option<String>),
+    /// A description of an image that has no label.
+    None,
+    /// Neither, with the reason.
+    Unreadable(&'static str),
+}
+
+/// Key and ending: the name is cut at the first dot after the last slash.
+fn split_name(path: &str) -> (&str, &str) {
+    let name = path.len() - file_name(path).len();
+    match path[name..].find('.') {
+        Some(dot) => (&path[..name + dot], &path[name + dot + 1..]),
+        None => (path, ""),
+    }
+}
+
+/// Whether a member's name is that of a label.
+pub(super) fn is_label(path: &str) -> bool {
+    LABEL_ENDINGS.contains(&split_name(path).1)
+}
+
+/// Reads a label's member; `column` names the field of a `.json`.
+fn read_label(member: &Member, column: Option<&str>) -> LabelText {
+    let Some(bytes) = &member.text else { return LabelText::Unreadable("it is too long for a label") };
+    let Ok(text) = std::str::from_utf8(bytes).map(str::trim) else {
+        return LabelText::Unreadable("it is not UTF-8 text");
+    };
+    if split_name(&member.path).1 == "cls" {
+        return match text {
+            "" => LabelText::Unreadable("it is empty"),
+            text => LabelText::Text(text.to_owned(), None),
+        };
+    }
+    let Ok(value) = serde_json::from_str::<serde_json::Value>(text) else {
+        return LabelText::Unreadable("it is not JSON");
+    };
+    let found = match column {
+        Some(column) => value.get(column).map(|value| (column, value)),
+        None => LABEL_FIELDS.iter().find_map(|name| Some((*name, value.get(name)?))),
+    };
+    match found {
+        Some((field, serde_json::Value::String(name))) if !name.is_empty() => {
+            LabelText::Text(name.clone(), Some(field.to_owned()))
+        }
+        Some((field, serde_json::Value::Number(number))) => {
+            LabelText::Text(number.to_string(), Some(field.to_owned()))
+        }
+        None | Some((_, serde_json::Value::Null)) => LabelText::None,
+        Some(_) => LabelText::Unreadable("its label is neither a name nor a number"),
+    }
+}
+
+/// Whether a tar holds samples with labels.
+pub(super) fn has_labels(tar: &Tar) -> bool {
+    let keys: HashSet<&str> = tar
+        .index
+        .members
+        .iter()
+        .filter(|member| member.text.is_some())
+        .map(|member| split_name(&member.path).0)
+        .collect();
+    tar.index.members.iter().any(|member| is_image(&member.path) && keys.contains(split_name(&member.path).0))
+}
+
+/// What the members of a tar are.
+#[derive(Debug, Default)]
+struct Samples<'a> {
+    /// Each image with its label's member.
+    images: Vec<(&'a Member, Option<&'a Member>)>,
+    /// Images by their names whose sample has none, since its key ends at an earlier dot.
+    lost: Vec<&'a Member>,
+    others: Vec<&'a Member>,
+}
+
+/// Groups members by key.
+///
+/// # Errors
+/// The names of two images of one sample.
+fn samples(members: &[Member]) -> Result<Samples<'_>, (&str, &str)> {
+    let mut labels: HashMap<&str, &Member> = HashMap::new();
+    let mut images: HashMap<&str, &Member> = HashMap::new();
+    for member in members {
+        let (key, ending) = split_name(&member.path);
+        if LABEL_ENDINGS.contains(&ending) {
+            // A `.cls` beside a `.json` is the label.
+            let known = labels.entry(key).or_insert(member);
+            if ending == "cls" {
+                *known = member;
+            }
+        } else if is_image_ending(ending)
+            && let Some(other) = images.insert(key, member)
+        {
+            return Err((&other.path, &member.path));
+        }
+    }
+    let mut samples = Samples::default();
+    for member in members {
+        let (key, ending) = split_name(&member.path);
+        if is_image_ending(ending) {
+            samples.images.push((member, labels.get(key).copied()));
+        } else if is_image(&member.path) && !images.contains_key(key) {
+            samples.lost.push(member);
+        } else if !LABEL_ENDINGS.contains(&ending) {
+            samples.others.push(member);
+        }
+    }
+    Ok(samples)
+}
+
+/// Adds the samples.
+pub(super) fn collect(records: &mut Records<'_>, tars: Vec<Tar>) -> Result<(), IngestError> {
+    records.naming = Naming::ByLabel;
+    let options = records.options;
+    let mut fields: BTreeSet<String> = BTreeSet::new();
+    let mut without_field = 0_u64;
+    for tar in tars {
+        let origin = records.add_origin(&tar.name);
+        tar.push_skipped(records, origin);
+        let members: Vec<Member> = tar.index.members;
+        // Of two images of one sample one may be ignored.
+        let is_ignored = |member: &&Member| {
+            let path = shown(&tar.name, &member.path);
+            options.ignore.iter().any(|glob| glob.matches(&path))
+        };
+        let (ignored, members): (Vec<_>, Vec<_>) = members.into_iter().partition(|member| is_ignored(&member));
+        for member in &ignored {
+            records.pass_over("ignored", &shown(&tar.name, &member.path));
+        }
+        let samples = samples(&members).map_err(|(one, other)| {
+            let reason = format!("one sample has two images, `{one}` and `{other}`: `--ignore GLOB` leaves one out");
+            wrong(&tar.location, reason)
+        })?;
+        let container = records.containers.add_file(tar.file.clone());
+        for (image, label) in samples.images {
+            let evidence = match label.map(|member| (member, read_label(member, options.label_column.as_deref()))) {
+                Some((member, LabelText::Unreadable(reason))) if !options.unlabelled => {
+                    let reason = format!("its member `{}` holds no label: {reason}", member.path);
+                    return Err(wrong(&tar.location, reason));
+                }
+                Some((_, LabelText::Text(text, field))) => {
+                    fields.extend(field);
+                    Evidence::Text(records.word(&text))
+                }
+                Some((_, LabelText::None)) => {
+                    without_field += 1;
+                    Evidence::Absent
+                }
+                _ => Evidence::Absent,
+            };
+            let place = Place { container, extent: image.extent.clone(), bytes: image.bytes };
+            let path = image.path.as_str().into();
+            records.push(Record { origin, path, evidence, split: None, place, fault: None });
+        }
+        for member in samples.lost {
+            let fault = Some(Fault::KeyEndsAtFirstDot);
+            let path = member.path.as_str().into();
+            let evidence = Evidence::Absent;
+            records.push(Record { origin, path, evidence, split: None, place: Place::NOWHERE, fault });
+        }
+        for member in samples.others {
+            records.pass_over("other members of a sample", &shown(&tar.name, &member.path));
+        }
+    }
+    if !fields.is_empty() {
+        let fields: Vec<&String> = fields.iter().collect();
+        let names = super::super::discover::examples(&fields);
+        records.understood.push(format!("labels: from the field {names} of the json members"));
+    }
+    if without_field > 0 && !options.unlabelled {
+        records.warnings.push(format!(
+            "{without_field} json members have none of the fields {} (`--label-column` names another)",
+            LABEL_FIELDS.join(", ")
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::archive::Extent;
+    use super::*;
+
+    fn member(path: &str, text: &[u8]) -> Member {
+        let text = is_label(path).then(|| text.into());
+        Member { path: path.into(), bytes: 1, extent: Extent::Range { offset: 0 }, text }
+    }
+
+    #[test]
+    fn a_key_ends_at_the_first_dot_of_the_name() {
+        assert_eq!(split_name("a.b/key.seg.png"), ("a.b/key", "seg.png"));
+        assert_eq!(split_name("key"), ("key", ""));
+    }
+
+    #[test]
+    fn a_cls_wins_over_a_json_and_masks_are_not_images() {
+        let members: Vec<Member> = ["1.cls", "1.jpg", "1.json", "1.seg.png", "2.jpg", "3.txt", "4.5kg.jpg"]
+            .map(|path| member(path, b"1"))
+            .into();
+        let found = samples(&members).expect("one image each");
+        let images: Vec<_> = found
+            .images
+            .iter()
+            .map(|(image, label)| (image.path.as_str(), label.map(|member| member.path.as_str())))
+            .collect();
+        assert_eq!(images, [("1.jpg", Some("1.cls")), ("2.jpg", None)]);
+        let names = |members: &[&Member]| members.iter().map(|member| member.path.clone()).collect::<Vec<_>>();
+        assert_eq!((names(&found.lost), names(&found.others)), (vec!["4.5kg.jpg".into()], vec!["1.seg.png".into(), "3.txt".into()]));
+        let twice = ["1.jpg", "1.png"].map(|path| member(path, b""));
+        assert_eq!(samples(&twice).expect_err("two images"), ("1.jpg", "1.png"));
+    }
+
+    #[test]
+    fn labels_are_read_from_text_and_from_json() {
+        let read = |path: &str, text: &[u8]| read_label(&member(path, text), None);
+        let text = |text: &str, field: Option<&str>| LabelText::Text(text.into(), field.map(str::to_owned));
+        assert_eq!(read("1.cls", b" 17\n"), text("17", None));
+        assert_eq!(read("1.cls", b"n01440764"), text("n01440764", None));
+        assert_eq!(read("1.json", br#"{"label": 3, "caption": "x"}"#), text("3", Some("label")));
+        assert_eq!(read("1.json", br#"{"label": -1}"#), text("-1", Some("label")));
+        assert_eq!(read("1.json", br#"{"wnid": "n1", "class": "fish"}"#), text("n1", Some("wnid")));
+        assert_eq!(read("1.json", br#"{"caption": "x"}"#), LabelText::None);
+        for bytes in [&b"{"[..], br#"{"label": [1]}"#, &[0xFF]] {
+            assert!(matches!(read("1.json", bytes), LabelText::Unreadable(_)));
+        }
+        assert!(matches!(read("1.cls", b" "), LabelText::Unreadable(_)));
+        let named = read_label(&member("1.json", br#"{"label": 3, "kind": "x"}"#), Some("kind"));
+        assert_eq!(named, text("x", Some("kind")));
+    }
+}

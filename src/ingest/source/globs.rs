@@ -1,0 +1,92 @@
+//! Patterns that name what lies below a source: `--ignore GLOB` and `--splits NAME=GLOB`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use globset::{GlobBuilder, GlobMatcher};
+
+use super::names::file_name;
+
+/// A pattern for paths below a source.
+///
+/// One without `/` matches the name of a file or folder at any depth, one with `/` matches from the source's
+/// root; what is below a matched folder is matched too. `*` stays within a name, `**` crosses folders.
+#[derive(Clone, Debug)]
+pub struct PathGlob {
+    text: String,
+    glob: GlobMatcher,
+    any_depth: bool,
+    has_matched: Arc<AtomicBool>,
+}
+
+impl PathGlob {
+    /// Reads a pattern.
+    ///
+    /// # Errors
+    /// The reason, if it is not a pattern.
+    pub fn new(text: &str) -> Result<Self, String> {
+        let plain = text.trim_start_matches("./").trim_end_matches('/');
+        if plain.is_empty() {
+            return Err(format!("the pattern `{text}` is empty"));
+        }
+        let glob = GlobBuilder::new(plain).literal_separator(true).build().map_err(|error| error.to_string())?;
+        Ok(Self {
+            text: text.to_owned(),
+            glob: glob.compile_matcher(),
+            any_depth: !plain.contains('/') && plain != "**",
+            has_matched: Arc::default(),
+        })
+    }
+
+    /// Whether a path, or a folder above it, matches.
+    pub(in crate::ingest) fn matches(&self, path: &str) -> bool {
+        let folders = path.match_indices('/').map(|(end, _)| &path[..end]);
+        let is_match = folders.chain([path]).any(|prefix| {
+            self.glob.is_match(if self.any_depth { file_name(prefix) } else { prefix })
+        });
+        if is_match {
+            self.has_matched.store(true, Ordering::Relaxed);
+        }
+        is_match
+    }
+
+    /// Whether any path has matched so far.
+    pub(in crate::ingest) fn has_matched(&self) -> bool {
+        self.has_matched.load(Ordering::Relaxed)
+    }
+
+    /// The pattern as it was given.
+    pub(in crate::ingest) fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// The number of leading folders that the pattern names literally: below them are the class folders.
+    pub(super) fn fixed_folders(&self) -> usize {
+        let is_literal = |part: &&str| !part.contains(['*', '?', '[', '{']);
+        let parts: Vec<&str> = self.text.trim_start_matches("./").split('/').collect();
+        let folders = if self.text.ends_with('/') || parts.len() == 1 { parts.len() } else { parts.len() - 1 };
+        parts[..folders].iter().copied().filter(|part| !part.is_empty()).take_while(is_literal).count()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_match_names_at_any_depth_or_paths_from_the_root() {
+        let matches = |glob: &str, path: &str| PathGlob::new(glob).expect("a pattern").matches(path);
+        assert!(matches("*.png", "a/b/c.png") && matches("samples", "a/samples/c.jpg"));
+        assert!(matches("samples/", "samples/c.jpg") && matches("val_images/**", "val_images/a/c.jpg"));
+        assert!(matches("a/*", "a/b/c.png") && matches("**", "a/b") && matches("*", "a"));
+        assert!(!matches("b/*.png", "a/b/c.png") && !matches("sample", "samples/c.jpg"));
+        assert!(PathGlob::new("a[").is_err() && PathGlob::new("/").is_err());
+    }
+
+    #[test]
+    fn class_folders_begin_below_the_literal_folders_of_a_pattern() {
+        let fixed = |glob: &str| PathGlob::new(glob).expect("a pattern").fixed_folders();
+        assert_eq!([fixed("**"), fixed("val_images/**"), fixed("a/b/*.png"), fixed("a/b/")], [0, 1, 2, 2]);
+        assert_eq!([fixed("*/train/**"), fixed("val")], [0, 1]);
+    }
+}

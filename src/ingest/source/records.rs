@@ -1,0 +1,249 @@
+//! What every form of a source gives: one list of records, before anything is decided about them.
+
+use std::collections::{BTreeMap, HashMap};
+
+use serde::{Deserialize, Serialize};
+
+use super::archive::{Containers, Extent};
+use crate::ingest::{IngestError, IngestOptions};
+use crate::storage::Location;
+
+/// What a form knows of an image's class. What it means is decided over all records together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Evidence {
+    /// The folders of its path.
+    Folders,
+    /// A place for a label that is empty, null or −1.
+    Absent,
+    /// Text that is a name or a number.
+    Text(Word),
+}
+
+/// A text that occurs often, kept once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Word(u32);
+
+/// Why an entry with an image's name is not taken; it is listed in `rejects/` and counts as rejected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(in crate::ingest) enum Fault {
+    /// A link to nothing, or in a circle.
+    BrokenLink,
+    /// A symbolic link in an archive.
+    SymbolicLink,
+    /// A hard link whose target the archive does not hold.
+    DanglingHardLink,
+    /// A device, a pipe or a socket.
+    NotAFile,
+    /// Its name is not UTF-8.
+    NotUtf8,
+    /// Its name leads out of the archive.
+    LeadsOutside,
+    /// Beside the class folders, where torchvision's ImageFolder does not look either.
+    OutsideClasses,
+    /// A WebDataset member whose name has more than one dot, so that its sample has no image.
+    KeyEndsAtFirstDot,
+    /// A row that has at most a path.
+    NoBytes,
+    /// A sparse file that cannot be read.
+    Sparse,
+    /// A list names a file that does not exist.
+    NotThere,
+}
+
+impl Fault {
+    /// The reason, for people.
+    pub(in crate::ingest) fn reason(self) -> &'static str {
+        match self {
+            Self::BrokenLink => "a link that leads nowhere or in a circle",
+            Self::SymbolicLink => "a symbolic link (archive the files themselves: `tar -h`)",
+            Self::DanglingHardLink => "a hard link to a file that the archive does not hold",
+            Self::NotAFile => "not a file",
+            Self::NotUtf8 => "its name is not UTF-8",
+            Self::LeadsOutside => "its name leads outside of the archive",
+            Self::OutsideClasses => "outside the class folders",
+            Self::KeyEndsAtFirstDot => {
+                "WebDataset keys end at the first dot of the file name, so its sample has no image"
+            }
+            Self::NoBytes => {
+                "the row has a path, but no bytes; store the bytes (Hugging Face: `embed_table_storage`), or ingest \
+                 the files by a list"
+            }
+            Self::Sparse => "a sparse file whose map cannot be read, or with too many holes",
+            Self::NotThere => "the list names it, but there is no such file",
+        }
+    }
+}
+
+/// Where an image's bytes are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) container: u32,
+    pub(super) extent: Extent,
+    pub(super) bytes: u64,
+}
+
+impl Place {
+    /// Of an entry that is not taken.
+    pub(super) const NOWHERE: Self = Self { container: u32::MAX, extent: Extent::Range { offset: 0 }, bytes: 0 };
+}
+
+/// An image by its name.
+#[derive(Clone, Debug)]
+pub(super) struct Record {
+    /// The container that names it: an index into [`Records::origins`].
+    pub(super) origin: u32,
+    /// Its path within the container.
+    pub(super) path: Box<str>,
+    pub(super) evidence: Evidence,
+    /// The split that the form found in a column or an archive's structure.
+    pub(super) split: Option<Word>,
+    pub(super) place: Place,
+    pub(super) fault: Option<Fault>,
+}
+
+/// How many entries were passed over for one reason, and one of them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counted {
+    /// Entries.
+    pub count: u64,
+    /// The first.
+    pub example: String,
+}
+
+/// Counts by reason.
+pub(super) type Counts = BTreeMap<String, Counted>;
+
+/// Counts an entry under a reason.
+pub(super) fn count(counts: &mut Counts, reason: impl Into<String>, path: impl FnOnce() -> String) {
+    let counted = counts.entry(reason.into()).or_insert_with(|| Counted { count: 0, example: path() });
+    counted.count += 1;
+}
+
+/// What the path of an image in the dataset is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Naming {
+    /// Its path below the split's folder.
+    BelowSplit,
+    /// Its class, then its file's name; the whole path where it has no class.
+    ByLabel,
+    /// Its path.
+    AsIs,
+}
+
+/// The names of classes that a form gives its numbers.
+#[derive(Clone, Debug)]
+pub(super) struct ClassNames {
+    pub(super) names: Vec<String>,
+    /// Where they come from.
+    pub(super) origin: String,
+}
+
+/// The records of a source.
+#[derive(Debug)]
+pub(super) struct Records<'a> {
+    pub(super) options: &'a IngestOptions,
+    pub(super) containers: Containers,
+    /// The names of containers below the source, empty for the source itself.
+    pub(super) origins: Vec<String>,
+    pub(super) list: Vec<Record>,
+    pub(super) class_names: Option<ClassNames>,
+    /// Labels of images without a class folder, by the image's name without its ending.
+    pub(super) labels: Option<HashMap<String, Word>>,
+    pub(super) naming: Naming,
+    /// The folder whose files the images are, and its number among the containers.
+    pub(super) folder: Option<(u32, Location)>,
+    pub(super) passed_over: Counts,
+    /// What was understood, a sentence each.
+    pub(super) understood: Vec<String>,
+    pub(super) warnings: Vec<String>,
+    words: Vec<Box<str>>,
+    numbers: HashMap<Box<str>, u32>,
+}
+
+impl<'a> Records<'a> {
+    pub(super) fn new(options: &'a IngestOptions) -> Self {
+        Self {
+            options,
+            containers: Containers::default(),
+            origins: Vec::new(),
+            list: Vec::new(),
+            class_names: None,
+            labels: None,
+            naming: Naming::BelowSplit,
+            folder: None,
+            passed_over: Counts::new(),
+            understood: Vec::new(),
+            warnings: Vec::new(),
+            words: Vec::new(),
+            numbers: HashMap::new(),
+        }
+    }
+
+    /// Adds a container by its name below the source.
+    pub(super) fn add_origin(&mut self, name: &str) -> u32 {
+        self.origins.push(name.to_owned());
+        u32::try_from(self.origins.len() - 1).expect("fewer containers than records")
+    }
+
+    /// Keeps a text once.
+    pub(super) fn word(&mut self, text: &str) -> Word {
+        if let Some(&number) = self.numbers.get(text) {
+            return Word(number);
+        }
+        let number = u32::try_from(self.words.len()).expect("fewer words than records");
+        self.words.push(text.into());
+        self.numbers.insert(text.into(), number);
+        Word(number)
+    }
+
+    /// The text of a word.
+    pub(super) fn text(&self, word: Word) -> &str {
+        &self.words[word.0 as usize]
+    }
+
+    /// A record's path from the source's root, as people and patterns see it.
+    pub(super) fn shown(&self, record: &Record) -> String {
+        shown(&self.origins[record.origin as usize], &record.path)
+    }
+
+    /// Adds a record, unless its path is hidden or ignored.
+    pub(super) fn push(&mut self, record: Record) {
+        let path = self.shown(&record);
+        if !self.passes_over(&path) {
+            self.list.push(record);
+        }
+    }
+
+    /// Passes over an entry whose path is hidden or matches `--ignore`. Whether it was one.
+    pub(super) fn passes_over(&mut self, path: &str) -> bool {
+        let Some(reason) = passed_over_reason(self.options, path) else { return false };
+        count(&mut self.passed_over, reason, || path.to_owned());
+        true
+    }
+
+    /// Counts an entry that is not an image by its name.
+    pub(super) fn pass_over(&mut self, reason: &str, path: &str) {
+        if !self.passes_over(path) {
+            count(&mut self.passed_over, reason, || path.to_owned());
+        }
+    }
+
+    /// The source is not what it should be.
+    pub(super) fn wrong(&self, reason: impl Into<String>) -> IngestError {
+        super::wrong(&self.options.sources[0], reason)
+    }
+}
+
+/// Why a path is passed over by its name alone; `None` where it is not.
+pub(super) fn passed_over_reason(options: &IngestOptions, path: &str) -> Option<String> {
+    if super::names::hidden(path).is_some() {
+        return Some("hidden or litter of a system".into());
+    }
+    let glob = options.ignore.iter().find(|glob| glob.matches(path))?;
+    Some(format!("--ignore {}", glob.text()))
+}
+
+/// A path below a container below the source.
+pub(super) fn shown(origin: &str, path: &str) -> String {
+    if origin.is_empty() { path.to_owned() } else { format!("{origin}/{path}") }
+}

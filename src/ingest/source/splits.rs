@@ -1,0 +1,263 @@
+//! The split of each record: one rule for all forms.
+//!
+//! The words `train`, `training`, `val`, `valid`, `validation`, `dev`, `test` and `testing` name splits as a whole
+//! folder, between `-`, `_` and `.` in the name of a container, or in a column `split`. If every record has
+//! one, they are the splits; if none has, there is one split; anything else can be read in two ways and is an error.
+
+use std::collections::BTreeMap;
+
+use super::discover::examples;
+use super::names::{file_name, split_of_folder, splits_of_container};
+use super::records::{Record, Records};
+use crate::ingest::IngestError;
+use crate::storage::Location;
+
+/// The split's name where neither the source nor the user names one.
+pub(super) const DEFAULT_SPLIT: &str = "train";
+
+/// Where a record belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Assigned {
+    /// An index into [`Splits::names`].
+    pub(super) split: u16,
+    /// Where its path below the split's folder begins, in bytes.
+    pub(super) below: u32,
+}
+
+/// The splits of a source.
+#[derive(Debug)]
+pub(super) struct Splits {
+    pub(super) names: Vec<String>,
+    /// For each record its split; `None` for one that was not asked for.
+    pub(super) of: Vec<Option<Assigned>>,
+    /// How the splits were found, for people.
+    pub(super) understood: String,
+}
+
+impl Splits {
+    /// Finds the split of each record.
+    ///
+    /// # Errors
+    /// If the records can be read in two ways, or a split that was asked for does not exist.
+    pub(super) fn find(records: &Records<'_>) -> Result<Self, IngestError> {
+        if records.options.splits.is_empty() { by_words(records) } else { by_patterns(records) }
+    }
+
+    fn new() -> Self {
+        Self { names: Vec::new(), of: Vec::new(), understood: String::new() }
+    }
+
+    fn push(&mut self, split: &str, below: usize) {
+        let known = self.names.iter().position(|name| name == split);
+        let split = known.unwrap_or_else(|| {
+            self.names.push(split.to_owned());
+            self.names.len() - 1
+        });
+        self.of.push(Some(Assigned { split: split as u16, below: below as u32 }));
+    }
+}
+
+/// The splits that `--splits NAME=GLOB` names.
+fn by_patterns(records: &Records<'_>) -> Result<Splits, IngestError> {
+    let patterns = &records.options.splits;
+    let mut splits = Splits::new();
+    let mut unmatched = Vec::new();
+    for record in &records.list {
+        let path = records.shown(record);
+        let mut matching = patterns.iter().filter(|(_, glob)| glob.matches(&path));
+        let Some((name, glob)) = matching.next() else {
+            unmatched.push(path);
+            splits.of.push(None);
+            continue;
+        };
+        if let Some((other, _)) = matching.find(|(other, _)| other != name) {
+            let reason = format!("`{path}` matches the patterns of two splits, `{name}` and `{other}`");
+            return Err(records.wrong(reason));
+        }
+        let origin = &records.origins[record.origin as usize];
+        let depth = glob.fixed_folders().saturating_sub(origin.split('/').filter(|part| !part.is_empty()).count());
+        let folders: Vec<usize> = record.path.match_indices('/').map(|(at, _)| at + 1).collect();
+        let below = depth.min(folders.len()).checked_sub(1).map_or(0, |last| folders[last]);
+        splits.push(name, below);
+    }
+    if !unmatched.is_empty() {
+        let reason = format!(
+            "{} of {} images match no pattern of `--splits` ({}): add a pattern, or leave them out with `--ignore GLOB`",
+            unmatched.len(),
+            records.list.len(),
+            examples(&unmatched)
+        );
+        return Err(records.wrong(reason));
+    }
+    if let Some((name, glob)) = patterns.iter().find(|(_, glob)| !glob.has_matched()) {
+        return Err(records.wrong(format!("no image matches `--splits {name}={}`", glob.text())));
+    }
+    splits.understood = "splits: as `--splits` names them".into();
+    select(records, splits)
+}
+
+/// The word of a record, and where its path below the word's folder begins.
+type Found<'a> = Option<(&'a str, usize)>;
+
+fn by_words(records: &Records<'_>) -> Result<Splits, IngestError> {
+    let of_origins: Vec<Option<&str>> =
+        records.origins.iter().map(|origin| word_of_origin(records, origin)).collect::<Result<_, _>>()?;
+    let has_column = records.list.iter().any(|record| record.split.is_some());
+    let mut found: Vec<Found<'_>> = Vec::with_capacity(records.list.len());
+    for record in &records.list {
+        found.push(match record.split {
+            Some(word) => Some((records.text(word), 0)),
+            None if has_column => None,
+            None => word_of(records, record, of_origins[record.origin as usize])?,
+        });
+    }
+    let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
+    for (word, _) in found.iter().flatten() {
+        *counts.entry(word).or_default() += 1;
+    }
+    let with: u64 = counts.values().sum();
+    let wanted = records.options.split.as_deref();
+    let is_wanted = |word: &str| wanted.is_some_and(|wanted| wanted.eq_ignore_ascii_case(word));
+    let has_wanted = counts.keys().any(|word| is_wanted(word));
+    let mut splits = Splits::new();
+    if with == 0 {
+        let name = single_split(records, &mut splits);
+        records.list.iter().for_each(|_| splits.push(&name, 0));
+        return Ok(splits);
+    }
+    let all = with == records.list.len() as u64;
+    if !all && !has_wanted {
+        if let Some(name) = wanted {
+            splits.understood = format!("splits: all images are `{name}`, by `--split`");
+            records.list.iter().for_each(|_| splits.push(name, 0));
+            return Ok(splits);
+        }
+        return Err(mixed(records, &found, &counts));
+    }
+    if all && !has_wanted && let Some(name) = wanted {
+        let names: Vec<&str> = counts.keys().copied().collect();
+        let reason = format!(
+            "there is no split `{name}`; there are {}. `--splits '{name}=**'` takes all images as `{name}`",
+            examples(&names)
+        );
+        return Err(records.wrong(reason));
+    }
+    let source = if has_column { "the column `split`" } else { "the names of folders and containers" };
+    splits.understood = format!("splits: by {source}");
+    for found in found {
+        match found {
+            // The name as the user spells it.
+            Some((word, below)) if is_wanted(word) => splits.push(wanted.unwrap_or(word), below),
+            Some((word, below)) if wanted.is_none() => splits.push(word, below),
+            _ => splits.of.push(None),
+        }
+    }
+    Ok(splits)
+}
+
+/// Of splits that were found, those that `--split` asks for.
+fn select(records: &Records<'_>, mut splits: Splits) -> Result<Splits, IngestError> {
+    let Some(wanted) = &records.options.split else { return Ok(splits) };
+    let Some(number) = splits.names.iter().position(|name| name == wanted) else {
+        let reason = format!("there is no split `{wanted}`; there are {}", examples(&splits.names));
+        return Err(records.wrong(reason));
+    };
+    for assigned in &mut splits.of {
+        *assigned = assigned.filter(|assigned| usize::from(assigned.split) == number).map(|assigned| Assigned {
+            split: 0,
+            ..assigned
+        });
+    }
+    splits.names = vec![wanted.clone()];
+    Ok(splits)
+}
+
+/// The name of the one split of a source without words.
+fn single_split(records: &Records<'_>, splits: &mut Splits) -> String {
+    if let Some(name) = &records.options.split {
+        splits.understood = format!("splits: one, `{name}`, by `--split`");
+        return name.clone();
+    }
+    match own_word(&records.options.sources, &records.origins) {
+        Some(word) => {
+            splits.understood = format!("splits: one, `{word}`, by the source's own name (`--split` names it)");
+            word
+        }
+        None => {
+            splits.understood = format!("splits: one, `{DEFAULT_SPLIT}` (`--split` names it)");
+            DEFAULT_SPLIT.to_owned()
+        }
+    }
+}
+
+/// The word that the source's own folder is: that of a folder itself, that around a file.
+fn own_word(sources: &[Location], origins: &[String]) -> Option<String> {
+    let source = sources.first()?;
+    let is_folder = origins.iter().any(String::is_empty) || sources.len() == 1 && source.local_path().is_some_and(std::path::Path::is_dir);
+    let folder = if is_folder { source.clone() } else { source.folder()? };
+    let name = match folder.local_path() {
+        Some(path) => path.file_name()?.to_str()?.to_owned(),
+        None => folder.file_name().to_owned(),
+    };
+    split_of_folder(&name).map(str::to_owned)
+}
+
+/// The word in the name of a container and of the folders around it.
+fn word_of_origin<'a>(records: &Records<'_>, origin: &'a str) -> Result<Option<&'a str>, IngestError> {
+    let (folders, _) = origin.rsplit_once('/').unwrap_or(("", origin));
+    let mut words: Vec<&str> = folders.split('/').filter_map(split_of_folder).collect();
+    words.extend(splits_of_container(file_name(origin)));
+    let differing = words.iter().find(|word| !word.eq_ignore_ascii_case(words[0]));
+    match differing {
+        Some(other) => Err(two_words(records, origin, words[0], other)),
+        None => Ok(words.first().copied()),
+    }
+}
+
+/// The topmost folder of a record that is a word, or else the word of its container.
+fn word_of<'a>(
+    records: &'a Records<'_>,
+    record: &'a Record,
+    of_origin: Option<&'a str>,
+) -> Result<Found<'a>, IngestError> {
+    let mut start = 0;
+    for (end, _) in record.path.match_indices('/') {
+        if let Some(word) = split_of_folder(&record.path[start..end]) {
+            return match of_origin {
+                Some(other) if !other.eq_ignore_ascii_case(word) => {
+                    Err(two_words(records, &records.shown(record), other, word))
+                }
+                _ => Ok(Some((of_origin.unwrap_or(word), end + 1))),
+            };
+        }
+        start = end + 1;
+    }
+    Ok(of_origin.map(|word| (word, 0)))
+}
+
+fn two_words(records: &Records<'_>, path: &str, one: &str, other: &str) -> IngestError {
+    records.wrong(format!(
+        "`{path}` names two splits, `{one}` and `{other}`: `--splits NAME=GLOB` says which images are which split"
+    ))
+}
+
+/// Some records have a word and some have none.
+fn mixed(records: &Records<'_>, found: &[Found<'_>], counts: &BTreeMap<&str, u64>) -> IngestError {
+    let shown = |with: bool| -> Vec<String> {
+        let records_of_kind =
+            records.list.iter().zip(found).filter(|(_, found)| found.is_some() == with).map(|(record, _)| record);
+        records_of_kind.take(4).map(|record| records.shown(record)).collect()
+    };
+    let words: Vec<&str> = counts.keys().copied().collect();
+    let with: u64 = counts.values().sum();
+    let without = records.list.len() as u64 - with;
+    records.wrong(format!(
+        "{with} images belong to a split by their folder or container ({}), such as {}; {without} do not, such as {}. \
+         Either those are stray: leave them out with `--ignore GLOB`. Or the word is a class: `--splits 'train=**'` takes \
+         all images as one split. Or name each split: `--splits train=GLOB --splits val=GLOB`. `--split NAME` takes \
+         one split that was found alone",
+        examples(&words),
+        examples(&shown(true)),
+        examples(&shown(false)),
+    ))
+}
