@@ -7,7 +7,7 @@ use crate::storage::StorageError;
 /// An ingest cannot be done; no dataset is published.
 #[derive(Debug, thiserror::Error)]
 pub enum IngestError {
-    /// The source holds no pictures in a layout that is understood.
+    /// The source has no images in a layout that is understood, or can be understood in two ways.
     #[error("{location}: {reason}")]
     Layout {
         /// The source.
@@ -25,17 +25,17 @@ pub enum IngestError {
         /// What is wrong.
         reason: String,
     },
-    /// Too many pictures were refused.
+    /// Too many images were rejected.
     #[error(
-        "split {split}: {rejected} of {total} pictures were refused, {}; the first: {first}",
+        "split `{split}`: {rejected} of {total} images were rejected, {}; the first: {first}",
         if rejected == total { "so none is left" } else { "more than --max-reject-fraction allows" }
     )]
     TooManyRejects {
         /// The split.
         split: String,
-        /// Pictures refused.
+        /// Images rejected.
         rejected: usize,
-        /// Pictures looked at.
+        /// Images validated.
         total: usize,
         /// The first reasons.
         first: String,

@@ -57,16 +57,15 @@ impl Findings<'_> {
         file.publish(self.rejects().map(line).collect::<String>(), PublishMode::Overwrite)
     }
 
-    /// How ids and the places in the sorted folder hang together.
+    /// How ids relate to the order of the source.
     pub(super) fn describe_ids(&self) -> String {
-        let refused = self.verdicts.iter().position(Result::is_err);
-        match (refused, self.part.number) {
-            (None, 0) => "those of the sorted ImageFolder".into(),
-            (None, _) => {
-                "the appended pictures follow those before, in the order of their sorted ImageFolder".into()
-            }
-            (Some(place), _) => format!(
-                "the places in the sorted ImageFolder, less the refused pictures before; the first refused one has place {place}"
+        let rejected = self.verdicts.iter().position(Result::is_err);
+        match (rejected, self.part.number) {
+            (None, 0) => "0 to n-1 in the order of a sorted ImageFolder of these images".into(),
+            (None, _) => "after those before, in the order of a sorted ImageFolder of the appended images".into(),
+            (Some(index), _) => format!(
+                "in the order of a sorted ImageFolder, less the rejected images before; the first rejected one is number {index} \
+                 of that order, counted from 0"
             ),
         }
     }

@@ -23,7 +23,7 @@ pub struct IngestReport {
     pub classes: usize,
     /// The splits that this call wrote, or appended to.
     pub splits: BTreeMap<String, SplitReport>,
-    /// Pictures that occur more than once, in all splits together.
+    /// Images that occur more than once, in all splits together.
     pub duplicates: DuplicateCounts,
     /// How the source was understood.
     pub plan: SourcePlan,
@@ -34,15 +34,15 @@ pub struct IngestReport {
 /// What was done with a split.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SplitReport {
-    /// Pictures that this call put into the dataset.
+    /// Images that this call put into the dataset.
     pub instances: u64,
-    /// Pictures that were refused.
+    /// Images that were rejected.
     pub rejected: u64,
     /// The first reasons.
     pub first_rejects: Vec<String>,
-    /// How ids and the places in the sorted ImageFolder hang together.
+    /// How ids relate to the order of the source.
     pub ids: String,
-    /// The encoded pictures' sizes together, in bytes.
+    /// The encoded images' sizes together, in bytes.
     pub image_bytes: u64,
     /// Shards written.
     pub shards: usize,
@@ -59,7 +59,7 @@ impl IngestReport {
             let found = &split.found;
             let megabytes = split.image_bytes as f64 / 1e6;
             let mut line = |label: &str, text: String| lines.push(format!("{name:>8}  {label:<16} {text}"));
-            line("pictures", format!("{} in {} shards, {megabytes:.1} MB", split.instances, split.shards));
+            line("images", format!("{} in {} shards, {megabytes:.1} MB", split.instances, split.shards));
             line("ids", split.ids.clone());
             line("kinds", counts(&found.kinds));
             let range = |[least, mean, most]: [u64; 3]| format!("{least} to {most}, mean {mean}");
@@ -73,7 +73,7 @@ impl IngestReport {
                 line("with tiles", found.tiled.to_string());
             }
             if split.rejected > 0 {
-                line("refused", counts(&found.refused));
+                line("rejected", counts(&found.refused));
             }
             for reject in &split.first_rejects {
                 line("", reject.clone());
@@ -82,12 +82,12 @@ impl IngestReport {
         let DuplicateCounts { identical_groups, visual_groups, pictures, leaks } = self.duplicates;
         if pictures > 0 {
             lines.push(format!(
-                "duplicates: {pictures} pictures in {identical_groups} identical and {visual_groups} look-alike groups (duplicates.parquet)"
+                "near-duplicates: {pictures} images in {identical_groups} identical and {visual_groups} similar groups (duplicates.parquet)"
             ));
         }
         if leaks > 0 {
             lines.push(format!(
-                "leaks: {leaks} training pictures have a twin in another split; a kNN score counts them (--drop-leaks)"
+                "leaks: {leaks} training images have a near-duplicate in another split, which raises a kNN score (--drop-leaks leaves them out)"
             ));
         }
         lines

@@ -280,13 +280,10 @@ fn check_lone_classes(records: &Records<'_>, splits: &Splits, labels: &[Label<'_
             classes[usize::from(assigned.split)].insert(name);
         }
     }
-    for (split, own) in classes.iter().enumerate() {
-        let mut of_others = classes.iter().enumerate().filter(|(other, _)| *other != split).map(|(_, other)| other);
-        let others: BTreeSet<&str> = of_others.by_ref().flatten().copied().collect();
-        let name = &splits.names[split];
-        if let (1, Some(class)) = (own.len(), own.first())
-            && others.len() > 1
-            && !others.contains(class)
+    let of_several: BTreeSet<&str> = classes.iter().filter(|own| own.len() > 1).flatten().copied().collect();
+    for (name, own) in splits.names.iter().zip(&classes) {
+        if let (1, Some(class), false) = (own.len(), own.first(), of_several.is_empty())
+            && !of_several.contains(class)
         {
             return Err(records.wrong(format!(
                 "all images of split `{name}` are in one folder `{class}`, which is not a class of any other split: \

@@ -229,7 +229,7 @@ fn check_label_column(location: &Location, schema: &Schema, label: usize) -> Res
         DataType::Dictionary(_, values) => values,
         other => other,
     };
-    if is_text(kind) || kind.is_numeric() || matches!(kind, DataType::Null | DataType::Boolean) {
+    if is_text(kind) || kind.is_numeric() || *kind == DataType::Null {
         return Ok(());
     }
     let reason = format!(
