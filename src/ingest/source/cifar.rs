@@ -5,9 +5,9 @@
 
 use bytes::Bytes;
 
+use super::archive::Member;
 use super::collect::{Collector, Label, Place};
 use super::names::file_name;
-use super::tar_index::Member;
 use super::tars::Tar;
 use super::wrong;
 use crate::ingest::IngestError;
@@ -69,15 +69,16 @@ pub(super) fn collect(collector: &mut Collector<'_>, tars: &mut [Tar]) -> Result
             let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
             collector.give_names(lines.map(str::to_owned).collect());
         }
-        let part = tar.keep_records(collector)?;
+        let container = tar.keep_records(collector)?;
         for (member, records, labels) in batches {
             if !collector.wants(records.split) {
                 continue;
             }
             let stem = file_name(&member.path).trim_end_matches(".bin");
             for (row, label) in (0_u64..).zip(labels) {
-                let offset = member.offset + row * (records.labels + PIXEL_BYTES) + records.labels;
-                let place = Place { part, offset, bytes: PIXEL_BYTES };
+                let start = row * (records.labels + PIXEL_BYTES) + records.labels;
+                let extent = member.extent.slice(start..start + PIXEL_BYTES);
+                let place = Place { container, extent, bytes: PIXEL_BYTES };
                 let path = format!("{label}/{stem}-{row:05}.png");
                 collector.add(records.split, &path, Label::Number(u64::from(label)), place)?;
             }
@@ -94,7 +95,8 @@ fn read_labels(tar: &Tar, member: &Member, records: &Records) -> Result<Vec<u8>,
     let mut at = 0;
     while at < member.bytes {
         let bytes = (RECORDS_AT_ONCE * record_bytes).min(member.bytes - at);
-        let piece = Member { path: member.path.clone(), bytes, offset: member.offset + at, label: None };
+        let extent = member.extent.slice(at..at + bytes);
+        let piece = Member { path: member.path.clone(), bytes, extent, text: None };
         let read = tar.read(&piece)?;
         labels.extend(
             read.chunks_exact(record_bytes as usize).map(|record| record[records.labels as usize - 1]),

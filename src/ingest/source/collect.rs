@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use super::archive::{Containers, Extent};
 use super::names::{folder_order, is_picture};
-use super::store::Store;
 use super::{Entry, Source, SourceFormat};
 use crate::ids::ClassId;
 use crate::ingest::{IngestError, IngestOptions};
@@ -26,11 +26,11 @@ pub(super) enum Label<'a> {
     Number(u64),
 }
 
-/// Where a picture lies: a part of the store, and a place in it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Where an image is: a container, and a place in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Place {
-    pub(super) part: u32,
-    pub(super) offset: u64,
+    pub(super) container: u32,
+    pub(super) extent: Extent,
     pub(super) bytes: u64,
 }
 
@@ -38,10 +38,10 @@ pub(super) struct Place {
 #[derive(Debug)]
 pub(super) struct Collector<'a> {
     pub(super) options: &'a IngestOptions,
-    pub(super) store: Store,
+    pub(super) containers: Containers,
     pub(super) passed_over: u64,
     /// Entries with a picture's name that are not taken, with the reason.
-    refused: Vec<(String, &'static str)>,
+    refused: Vec<(String, String)>,
     splits: BTreeMap<String, Vec<Entry>>,
     names: Vec<String>,
     numbers: HashMap<String, u16>,
@@ -59,7 +59,7 @@ impl<'a> Collector<'a> {
     pub(super) fn new(options: &'a IngestOptions) -> Self {
         Self {
             options,
-            store: Store::default(),
+            containers: Containers::default(),
             passed_over: 0,
             refused: Vec::new(),
             splits: BTreeMap::new(),
@@ -86,9 +86,9 @@ impl<'a> Collector<'a> {
     }
 
     /// Leaves an entry out: with its reason if its name is that of a picture.
-    pub(super) fn pass_over(&mut self, path: &str, reason: &'static str) {
+    pub(super) fn pass_over(&mut self, path: &str, reason: impl Into<String>) {
         if is_picture(path) {
-            self.refused.push((path.to_owned(), reason));
+            self.refused.push((path.to_owned(), reason.into()));
         } else {
             self.passed_over += 1;
         }
@@ -128,8 +128,8 @@ impl<'a> Collector<'a> {
             path: path.into(),
             class: class.map(ClassId),
             bytes: place.bytes,
-            part: place.part,
-            offset: place.offset,
+            container: place.container,
+            extent: place.extent,
         };
         match self.splits.get_mut(split) {
             Some(entries) => entries.push(entry),
@@ -180,8 +180,8 @@ impl<'a> Collector<'a> {
                 (key(a), folder_order(&a.path)).cmp(&(key(b), folder_order(&b.path)))
             });
         }
-        let Self { store, splits, passed_over, refused, .. } = self;
-        Ok(Source { format, splits, classes, passed_over, refused, store })
+        let Self { containers, splits, passed_over, refused, .. } = self;
+        Ok(Source { format, splits, classes, passed_over, refused, containers })
     }
 
     fn number_classes(&self, highest: u16) -> Result<Vec<String>, IngestError> {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::compressed::compression;
+use super::archive::{SourceFile, Spool, compression, looks_like_tar};
 use super::recognise::Packed;
 use super::tars::Tar;
 use super::{mat, wrong};
@@ -20,10 +20,10 @@ const META: &str = "data/meta.mat";
 
 /// The class of each picture, by its name without ending, from a development kit or a csv.
 pub(super) fn labels_from(file: &Location) -> Result<HashMap<String, String>, IngestError> {
-    let head = file.read_range(0..file.size()?.min(512))?;
+    let head = SourceFile::open(file)?.head(512)?;
     let compression = compression(&head);
-    if compression.is_some() || super::tar_index::looks_like_tar(&head) {
-        return labels_of_kit(&Tar::open(&Packed { location: file.clone(), compression })?);
+    if compression.is_some() || looks_like_tar(&head) {
+        return labels_of_kit(&Tar::open(&Packed { location: file.clone(), compression }, &Spool::new()?)?);
     }
     labels_of_csv(file)
 }

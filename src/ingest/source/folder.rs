@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use super::archive::{Extent, failed};
 use super::collect::{Collector, Place};
 use super::layout::{self, Found};
-use super::store::{Part, failed};
 use crate::ingest::IngestError;
 use crate::storage::{Location, StorageError};
 
@@ -36,14 +36,17 @@ pub(super) fn collect(
     listing: Listing,
 ) -> Result<(), IngestError> {
     for (path, reason) in &listing.others {
-        collector.pass_over(path, reason);
+        collector.pass_over(path, *reason);
     }
-    let found = |(path, bytes)| Found { path, place: Place { part: 0, offset: 0, bytes } };
+    let found = |(path, bytes)| Found {
+        path,
+        place: Place { container: 0, extent: Extent::Range { offset: 0 }, bytes },
+    };
     let found: Vec<Found> = listing.files.into_iter().map(found).collect();
     let mut parts: BTreeMap<String, u32> = BTreeMap::new();
     layout::collect(collector, &found, |collector, split| {
         let part = parts.entry(split.to_owned());
-        Some(*part.or_insert_with(|| collector.store.add(Part::Folder(root.join(split)))))
+        Some(*part.or_insert_with(|| collector.containers.add_folder(root.join(split))))
     })
 }
 

@@ -8,11 +8,11 @@ use std::collections::HashMap;
 
 use rayon::prelude::*;
 
+use super::archive::{Index, Member};
 use super::collect::{Collector, Label, Place};
 use super::names::{file_name, is_picture};
-use super::tar_index::{Index, Member};
 use super::tars::Tar;
-use super::{devkit, wrong};
+use super::{devkit, tars, wrong};
 use crate::ingest::IngestError;
 
 /// The archive of class tars.
@@ -64,19 +64,19 @@ fn training(collector: &mut Collector<'_>, tar: &mut Tar, split: &str) -> Result
     let classes = std::mem::take(&mut tar.index.members);
     let indexes: Vec<Index> =
         classes.par_iter().map(|class| tar.index_of(class)).collect::<Result<_, IngestError>>()?;
-    let part = tar.keep(collector)?;
+    let container = tar.keep(collector);
     for (class, index) in classes.iter().zip(indexes) {
         let name = file_name(&class.path).trim_end_matches(".tar");
         for (path, reason) in &index.others {
-            collector.pass_over(path, reason);
+            tars::pass_over(collector, path, reason);
         }
-        for Member { path, bytes, offset, .. } in index.members {
+        for Member { path, bytes, extent, .. } in index.members {
             if !is_picture(&path) {
                 collector.passed_over += 1;
                 continue;
             }
             let path = format!("{name}/{}", file_name(&path));
-            collector.add(split, &path, Label::Name(name), Place { part, offset, bytes })?;
+            collector.add(split, &path, Label::Name(name), Place { container, extent, bytes })?;
         }
     }
     Ok(())
@@ -90,8 +90,8 @@ fn validation(
 ) -> Result<(), IngestError> {
     let labels = labels(collector, tar, kit)?;
     let members = std::mem::take(&mut tar.index.members);
-    let part = tar.keep(collector)?;
-    for Member { path, bytes, offset, .. } in members {
+    let container = tar.keep(collector);
+    for Member { path, bytes, extent, .. } in members {
         let name = file_name(&path);
         if !is_picture(name) {
             collector.passed_over += 1;
@@ -100,7 +100,7 @@ fn validation(
         let stem = name.split('.').next().unwrap_or(name);
         let class = labels.get(stem).ok_or_else(|| wrong(&tar.location, format!("{name} has no label")))?;
         let path = format!("{class}/{name}");
-        collector.add(split, &path, Label::Name(class), Place { part, offset, bytes })?;
+        collector.add(split, &path, Label::Name(class), Place { container, extent, bytes })?;
     }
     Ok(())
 }

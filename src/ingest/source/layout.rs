@@ -66,8 +66,8 @@ pub(super) fn collect(
             continue;
         }
         let folder = if splits { split } else { "" };
-        let part = part_of(collector, folder).unwrap_or(file.place.part);
-        collector.add(split, path, label, Place { part, ..file.place })?;
+        let container = part_of(collector, folder).unwrap_or(file.place.container);
+        collector.add(split, path, label, Place { container, ..file.place.clone() })?;
         added = true;
     }
     if !added {
@@ -81,7 +81,7 @@ pub(super) fn collect(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ingest::source::SourceFormat;
+    use crate::ingest::source::{SourceFormat, archive::Extent};
     use crate::ingest::{IngestOptions, source::Entry};
     use crate::storage::Location;
 
@@ -89,8 +89,9 @@ mod tests {
         let here = Location::from_path(std::path::Path::new("x")).expect("a location");
         let mut options = IngestOptions::new(here.clone(), here);
         options.split = wanted.map(str::to_owned);
-        let place = Place { part: 0, offset: 0, bytes: 1 };
-        let files: Vec<Found> = paths.iter().map(|path| Found { path: (*path).to_owned(), place }).collect();
+        let place = Place { container: 0, extent: Extent::Range { offset: 0 }, bytes: 1 };
+        let files: Vec<Found> =
+            paths.iter().map(|path| Found { path: (*path).to_owned(), place: place.clone() }).collect();
         let mut collector = Collector::new(&options);
         collect(&mut collector, &files, |_, _| None)?;
         let found = collector.finish(SourceFormat::Imagefolder)?;

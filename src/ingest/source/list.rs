@@ -5,8 +5,8 @@
 
 use std::collections::BTreeMap;
 
+use super::archive::{Extent, failed};
 use super::collect::{Collector, Label, Place};
-use super::store::{Part, failed};
 use super::webdataset::number_or_name;
 use super::wrong;
 use crate::ingest::IngestError;
@@ -50,7 +50,7 @@ struct Line {
 pub(super) fn collect(collector: &mut Collector<'_>, list: &Location) -> Result<(), IngestError> {
     let split = collector.default_split();
     let root = list.folder().unwrap_or_else(|| list.clone());
-    let below = collector.store.add(Part::Folder(root.clone()));
+    let below = collector.containers.add_folder(root.clone());
     let mut absolute = None;
     let mut sizes = None;
     for Line { number, path, label } in lines(list)? {
@@ -61,7 +61,7 @@ pub(super) fn collect(collector: &mut Collector<'_>, list: &Location) -> Result<
         let part = match (path.starts_with('/'), root.local_path()) {
             (true, Some(_)) => {
                 let slash = Location::from_path(std::path::Path::new("/"))?;
-                *absolute.get_or_insert_with(|| collector.store.add(Part::Folder(slash)))
+                *absolute.get_or_insert_with(|| collector.containers.add_folder(slash))
             }
             (true, None) => return Err(wrong(list, format!("line {number}: {path:?} is an absolute path"))),
             (false, _) => below,
@@ -70,7 +70,8 @@ pub(super) fn collect(collector: &mut Collector<'_>, list: &Location) -> Result<
         let bytes = size(&root, &path, part == below, &mut sizes)?
             .ok_or_else(|| wrong(list, format!("line {number}: {path:?} is not there")))?;
         let label = label.as_deref().map_or(Label::None, number_or_name);
-        collector.add(&split, &path, label, Place { part, offset: 0, bytes })?;
+        let place = Place { container: part, extent: Extent::Range { offset: 0 }, bytes };
+        collector.add(&split, &path, label, place)?;
     }
     Ok(())
 }

@@ -3,9 +3,9 @@
 //! A [`Source`] is every picture with its split, class and place, in the order of a sorted ImageFolder, and
 //! the bytes of any of them on demand. What a source is, its content decides. No picture is decoded here.
 
+mod archive;
 mod cifar;
 mod collect;
-mod compressed;
 mod devkit;
 mod folder;
 mod imagenet;
@@ -15,11 +15,8 @@ mod mat;
 mod names;
 mod parquet;
 mod recognise;
-mod store;
-mod tar_index;
 mod tars;
 mod webdataset;
-mod window;
 
 use std::collections::BTreeMap;
 
@@ -30,9 +27,9 @@ use serde::{Deserialize, Serialize};
 use super::{IngestError, IngestOptions};
 use crate::ids::ClassId;
 use crate::storage::{Location, StorageError};
+use archive::{Containers, Extent, Request};
 use collect::Collector;
 use recognise::Content;
-use store::Store;
 
 #[cfg(fuzzing)]
 pub(super) use {mat::read_synsets, tars::list_bytes};
@@ -67,10 +64,16 @@ pub(super) struct Entry {
     pub(super) class: Option<ClassId>,
     /// Its size in bytes, as it lies in the source.
     pub(super) bytes: u64,
-    /// Which part of the store holds it.
-    part: u32,
-    /// Where in that part it begins.
-    offset: u64,
+    /// The container that holds it.
+    container: u32,
+    /// Where in the container it is.
+    extent: Extent,
+}
+
+impl Entry {
+    fn request(&self) -> Request<'_> {
+        Request { container: self.container, extent: &self.extent, path: &self.path, bytes: self.bytes }
+    }
 }
 
 /// A source that was listed.
@@ -85,8 +88,8 @@ pub(super) struct Source {
     /// Entries that are no pictures by their names.
     pub(super) passed_over: u64,
     /// Entries with a picture's name that are not taken, with the reason: links, names that lead outside.
-    pub(super) refused: Vec<(String, &'static str)>,
-    store: Store,
+    pub(super) refused: Vec<(String, String)>,
+    containers: Containers,
 }
 
 impl Source {
@@ -120,7 +123,7 @@ impl Source {
     /// # Errors
     /// If the store fails.
     pub(super) fn read(&self, entry: &Entry) -> Result<Bytes, StorageError> {
-        self.store.read(entry)
+        self.containers.read(entry.request())
     }
 
     /// Reads several pictures, from an object store at the same time.
@@ -128,7 +131,8 @@ impl Source {
     /// # Errors
     /// If the store fails.
     pub(super) fn read_all(&self, entries: &[&Entry]) -> Result<Vec<Bytes>, StorageError> {
-        self.store.read_all(entries)
+        let requests: Vec<_> = entries.iter().map(|entry| entry.request()).collect();
+        self.containers.read_all(&requests)
     }
 }
 

@@ -13,10 +13,9 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::errors::ParquetError;
 use parquet::file::reader::{ChunkReader, Length};
 
+use super::archive::{Extent, SourceFile, Spool, SpoolWriter, Window};
 use super::collect::{Collector, Label, Place};
 use super::names::{file_name, split_of_shard};
-use super::store::{Part, Spool};
-use super::window::Window;
 use super::wrong;
 use crate::ingest::IngestError;
 use crate::storage::Location;
@@ -32,7 +31,7 @@ const LABEL_NAMES: [&str; 4] = ["label", "fine_label", "labels", "target"];
 pub(super) fn collect(collector: &mut Collector<'_>, files: &[Location]) -> Result<(), IngestError> {
     let named = files.iter().all(|file| split_of_shard(file.file_name()).is_some());
     let default = collector.default_split();
-    let mut spool = Spool::new()?;
+    let mut spool = Spool::new()?.writer();
     // The spool is the next part of the store: its number is known before it is complete.
     let mut rows = Vec::new();
     for file in files {
@@ -41,14 +40,14 @@ pub(super) fn collect(collector: &mut Collector<'_>, files: &[Location]) -> Resu
             read_file(collector, file, &split, &mut spool, &mut rows)?;
         }
     }
-    let part = collector.store.add(Part::Open(spool.finish().0, "the copy of the pictures".into()));
+    let container = collector.containers.add_file(spool.finish("the copy of the images"));
     for Picture { split, path, label, offset, bytes } in rows {
         let label = match &label {
             Stored::None => Label::None,
             Stored::Number(number) => Label::Number(*number),
             Stored::Name(name) => Label::Name(name),
         };
-        collector.add(&split, &path, label, Place { part, offset, bytes })?;
+        collector.add(&split, &path, label, Place { container, extent: Extent::Range { offset }, bytes })?;
     }
     Ok(())
 }
@@ -72,7 +71,7 @@ fn read_file(
     collector: &mut Collector<'_>,
     file: &Location,
     split: &str,
-    spool: &mut Spool,
+    spool: &mut SpoolWriter,
     rows: &mut Vec<Picture>,
 ) -> Result<(), IngestError> {
     let bad = |error: ParquetError| wrong(file, error.to_string());
@@ -214,19 +213,18 @@ fn class_names(text: &str, column: &str) -> Option<Vec<String>> {
 
 /// A file, wherever it lies, as Parquet's reader wants it.
 struct Chunks {
-    location: Location,
-    len: u64,
+    file: SourceFile,
 }
 
 impl Chunks {
     fn open(location: &Location) -> Result<Self, IngestError> {
-        Ok(Self { location: location.clone(), len: location.size()? })
+        Ok(Self { file: SourceFile::open(location)? })
     }
 }
 
 impl Length for Chunks {
     fn len(&self) -> u64 {
-        self.len
+        self.file.len()
     }
 }
 
@@ -234,15 +232,17 @@ impl ChunkReader for Chunks {
     type T = std::io::BufReader<Window>;
 
     fn get_read(&self, start: u64) -> Result<Self::T, ParquetError> {
-        let window = Window::new(&self.location).map_err(|error| ParquetError::External(Box::new(error)))?;
+        let window = Window::new(&self.file).map_err(|error| ParquetError::External(Box::new(error)))?;
         let mut reader = std::io::BufReader::new(window.sequential());
         reader.seek(SeekFrom::Start(start))?;
         Ok(reader)
     }
 
     fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes, ParquetError> {
-        let end = start.checked_add(length as u64).filter(|&end| end <= self.len);
+        let end = start.checked_add(length as u64).filter(|&end| end <= self.file.len());
         let end = end.ok_or_else(|| ParquetError::EOF("a column lies outside of the file".into()))?;
-        self.location.read_range(start..end).map_err(|error| ParquetError::External(Box::new(error)))
+        self.file
+            .read(&Extent::Range { offset: start }, end - start)
+            .map_err(|error| ParquetError::External(Box::new(error)))
     }
 }

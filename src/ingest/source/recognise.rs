@@ -1,9 +1,9 @@
 //! What a source is, by what lies there.
 
-use super::compressed::{Compression, compression, first_bytes};
+use super::archive::{Compression, SourceFile, compression, first_bytes, looks_like_tar};
 use super::folder::{self, Listing};
 use super::names::{is_picture, is_tar};
-use super::{SourceFormat, list, tar_index, wrong};
+use super::{SourceFormat, list, wrong};
 use crate::ingest::IngestError;
 use crate::storage::{Location, StorageError};
 
@@ -134,18 +134,21 @@ fn of_files(source: &Location, files: Vec<(Location, File)>) -> Result<Content, 
 }
 
 fn kind(location: &Location) -> Result<File, IngestError> {
-    let bytes = location.size()?;
-    let head = location.read_range(0..bytes.min(HEAD_BYTES))?;
+    let file = SourceFile::open(location)?;
+    let head = file.head(HEAD_BYTES)?;
     if head.starts_with(b"PAR1") {
         return Ok(File::Parquet);
     }
     if let Some(compression) = compression(&head) {
-        let head = location.read_range(0..bytes.min(COMPRESSED_HEAD_BYTES))?;
+        if let Some(reason) = compression.unsupported() {
+            return Err(wrong(location, reason));
+        }
+        let head = file.head(COMPRESSED_HEAD_BYTES)?;
         let inside = first_bytes(&head, compression, TAR_HEADER_BYTES);
-        let is_tar = tar_index::looks_like_tar(&inside);
+        let is_tar = looks_like_tar(&inside);
         return Ok(if is_tar { File::Tar(Some(compression)) } else { File::Other });
     }
-    if tar_index::looks_like_tar(&head) {
+    if looks_like_tar(&head) {
         return Ok(File::Tar(None));
     }
     Ok(if list::looks_like_list(&head) { File::List } else { File::Other })

@@ -4,9 +4,9 @@
 
 use std::collections::HashMap;
 
+use super::archive::Member;
 use super::collect::{Collector, Label, Place};
 use super::names::{file_name, is_picture};
-use super::tar_index::Member;
 use super::tars::Tar;
 use super::wrong;
 use crate::ingest::IngestError;
@@ -66,7 +66,7 @@ pub(super) fn is_shard(tar: &Tar) -> bool {
 /// Each picture with its label's member.
 pub(super) fn samples(members: &[Member]) -> impl Iterator<Item = (&Member, Option<&Member>)> {
     let mut labels: HashMap<&str, &Member> = HashMap::new();
-    for member in members.iter().filter(|member| member.label.is_some()) {
+    for member in members.iter().filter(|member| member.text.is_some()) {
         let (key, ending) = split_name(&member.path);
         // A `.cls` beside a `.json` is the label.
         let known = labels.entry(key).or_insert(member);
@@ -82,14 +82,16 @@ pub(super) fn samples(members: &[Member]) -> impl Iterator<Item = (&Member, Opti
 pub(super) fn collect(collector: &mut Collector<'_>, tars: &mut [Tar]) -> Result<(), IngestError> {
     let split = collector.default_split();
     for tar in tars {
-        let part = tar.keep(collector)?;
+        let container = tar.keep(collector);
         let members = &tar.index.members;
-        let others = members.iter().filter(|member| !is_picture(&member.path) && member.label.is_none());
+        let others = members.iter().filter(|member| !is_picture(&member.path) && member.text.is_none());
         collector.passed_over += others.count() as u64;
         for (picture, label) in samples(members) {
-            let label = match label.map(|member| (member, &member.label)) {
-                Some((_, Some(LabelText::Text(text)))) => number_or_name(text),
-                Some((member, Some(LabelText::Unreadable))) if !collector.options.unlabelled => {
+            let label = match label
+                .and_then(|member| Some((member, read_label(&member.path, member.text.as_ref()?))))
+            {
+                Some((_, LabelText::Text(ref text))) => number_or_name(text),
+                Some((member, LabelText::Unreadable)) if !collector.options.unlabelled => {
                     let reason = format!("its member {} holds no label", member.path);
                     return Err(wrong(&tar.location, reason));
                 }
@@ -101,7 +103,7 @@ pub(super) fn collect(collector: &mut Collector<'_>, tars: &mut [Tar]) -> Result
                 Label::Name(class) => format!("{class}/{name}"),
                 Label::Number(class) => format!("{class}/{name}"),
             };
-            let place = Place { part, offset: picture.offset, bytes: picture.bytes };
+            let place = Place { container, extent: picture.extent.clone(), bytes: picture.bytes };
             collector.add(&split, &path, label, place)?;
         }
     }
@@ -119,6 +121,7 @@ pub(super) fn number_or_name(text: &str) -> Label<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ingest::source::archive::Extent;
 
     #[test]
     fn a_key_ends_at_the_first_dot_of_the_name() {
@@ -129,8 +132,8 @@ mod tests {
     #[test]
     fn a_cls_wins_over_a_json() {
         let member = |path: &str| {
-            let label = is_label(path).then(|| read_label(path, b"1"));
-            Member { path: path.into(), bytes: 1, offset: 0, label }
+            let text = is_label(path).then(|| b"1"[..].into());
+            Member { path: path.into(), bytes: 1, extent: Extent::Range { offset: 0 }, text }
         };
         let members = [member("1.cls"), member("1.jpg"), member("1.json"), member("2.jpg"), member("3.txt")];
         let found: Vec<_> = samples(&members)

@@ -1,0 +1,37 @@
+//! Where the bytes of a source's images come from: folders, tars, compressed tars, and spooled copies.
+//!
+//! A [`SourceFile`] is one file, local, in an object store, or unpacked into the [`Spool`]. [`read_headers`]
+//! lists the members of a tar, each with the [`Extent`] of its bytes. [`Containers`] reads the bytes of any
+//! image later, in any order and from many threads, and never holds one open file for each container.
+//! Nothing here knows a format of datasets: what a path or a text means, the caller decides.
+
+mod bytes;
+mod compressed;
+mod extent;
+mod file;
+mod header;
+mod spool;
+mod tar;
+mod window;
+
+pub(in crate::ingest::source) use bytes::{Containers, Request};
+pub(in crate::ingest::source) use compressed::{Compression, compression, first_bytes, unpack};
+pub(in crate::ingest::source) use extent::Extent;
+pub(in crate::ingest::source) use file::SourceFile;
+pub(in crate::ingest::source) use header::looks_like_tar;
+pub(in crate::ingest::source) use spool::{Spool, SpoolWriter};
+#[cfg(fuzzing)]
+pub(in crate::ingest::source) use tar::read_headers;
+pub(in crate::ingest::source) use tar::{Index, Member, Skipped, read_index, read_nested};
+pub(in crate::ingest::source) use window::Window;
+
+use crate::storage::StorageError;
+
+/// Names the file in an error of the local file system.
+pub(in crate::ingest::source) fn failed(
+    operation: &'static str,
+    location: impl Into<String>,
+    source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+) -> StorageError {
+    StorageError::Failed { operation, location: location.into(), local: true, source: source.into() }
+}

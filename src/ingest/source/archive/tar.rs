@@ -1,0 +1,713 @@
+//! The members of a tar: names, sizes and where their bytes are.
+//!
+//! Only headers are read; contents are fetched later by ranged reads. The result is what unpacking gives: a
+//! later entry replaces an earlier one of the same name, a hard link is the member that has the target's name
+//! at that point, and a sparse member has its holes.
+//!
+//! Two blocks of zeros end a tar. A header after them begins another tar, as `cat a.tar b.tar` writes it, and
+//! is read on; zeros up to the end of the file are padding. Anything else is an error that names the byte: a
+//! header with a wrong checksum, a single block of zeros before more data, data after the end that is not a
+//! tar, and a file that stops before a block of zeros.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::Range;
+
+use super::extent::Piece;
+use super::header::{BLOCK, Header, decimal, pax_records, until_nul};
+use super::{Extent, SourceFile, Window};
+use crate::ingest::IngestError;
+use crate::storage::StorageError;
+
+/// A text that is kept is not longer than this.
+const MOST_TEXT_BYTES: u64 = 1 << 20;
+/// An extended header is not longer than this: a map of a million pieces.
+const MOST_EXTENDED_BYTES: u64 = 16 << 20;
+/// The holes of a sparse member are not longer than this in all: they take memory, and no file.
+const MOST_HOLE_BYTES: u64 = 1 << 30;
+
+/// Which members' texts are kept, by path.
+pub(in crate::ingest::source) type KeepText<'a> = &'a (dyn Fn(&str) -> bool + Sync);
+
+/// A file within a tar.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::ingest::source) struct Member {
+    /// Its path, relative and without `.` or `..`.
+    pub(in crate::ingest::source) path: String,
+    /// Its size in bytes, holes included.
+    pub(in crate::ingest::source) bytes: u64,
+    /// Where its bytes are in the file.
+    pub(in crate::ingest::source) extent: Extent,
+    /// Its bytes, if the caller wanted them kept and it has at most 1 MiB.
+    pub(in crate::ingest::source) text: Option<Box<[u8]>>,
+}
+
+/// What a tar holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(in crate::ingest::source) struct Index {
+    /// Its files, in their order in the tar.
+    pub(in crate::ingest::source) members: Vec<Member>,
+    /// The entries that are not files, with the reason.
+    pub(in crate::ingest::source) others: Vec<(String, Skipped)>,
+}
+
+/// Why an entry is not a member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::ingest::source) enum Skipped {
+    /// A folder.
+    Directory,
+    /// A symbolic link.
+    SymbolicLink,
+    /// A device.
+    Device,
+    /// A named pipe.
+    Pipe,
+    /// A hard link to a name that no earlier file of the tar has.
+    HardLinkWithoutTarget(String),
+    /// The name is not UTF-8.
+    NotUtf8,
+    /// The name is absolute, empty or contains `..`.
+    LeadsOutside,
+    /// A sparse file with holes of so many bytes.
+    TooManyHoles(u64),
+    /// A sparse file in a format that is not read.
+    SparseFormat,
+    /// The rest of a file that began on another volume.
+    Continuation,
+    /// An entry of a type that is not read.
+    UnknownType(u8),
+}
+
+impl fmt::Display for Skipped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Directory => f.write_str("a folder"),
+            Self::SymbolicLink => f.write_str("a symbolic link"),
+            Self::Device => f.write_str("a device"),
+            Self::Pipe => f.write_str("a named pipe"),
+            Self::HardLinkWithoutTarget(target) => {
+                write!(f, "a hard link to `{target}`, and the tar has no such file before it")
+            }
+            Self::NotUtf8 => f.write_str("its name is not UTF-8"),
+            Self::LeadsOutside => f.write_str("its name leads outside of the tar"),
+            Self::TooManyHoles(bytes) => {
+                write!(f, "a sparse file with {bytes} bytes of holes, more than {MOST_HOLE_BYTES}")
+            }
+            Self::SparseFormat => f.write_str("a sparse file in a format other than GNU tar's"),
+            Self::Continuation => f.write_str("the rest of a file from another volume"),
+            Self::UnknownType(kind) => write!(f, "an entry of unknown type `{}`", kind.escape_ascii()),
+        }
+    }
+}
+
+/// Reads the headers of a tar.
+///
+/// # Errors
+/// If it is cut or damaged or holds nothing, or the store fails.
+pub(in crate::ingest::source) fn read_index(
+    file: &SourceFile,
+    keep_text: KeepText<'_>,
+) -> Result<Index, IngestError> {
+    read_headers(file.name(), Window::new(file)?, file.len(), keep_text)
+}
+
+/// Reads the headers of a tar that is a member of a tar; extents are those of the outer file.
+///
+/// # Errors
+/// As [`read_index`].
+pub(in crate::ingest::source) fn read_nested(
+    file: &SourceFile,
+    member: &Member,
+    keep_text: KeepText<'_>,
+) -> Result<Index, IngestError> {
+    let name = format!("{} in {}", member.path, file.name());
+    let window = Window::on_part(file, member.extent.clone(), member.bytes)?;
+    let mut index = read_headers(&name, window, member.bytes, keep_text)?;
+    for inner in &mut index.members {
+        inner.extent = member.extent.within(&inner.extent, inner.bytes);
+    }
+    Ok(index)
+}
+
+/// Reads all headers. Offsets count from the reader's first byte; it has `len` bytes.
+///
+/// # Errors
+/// If it is cut or damaged or holds nothing, or the reader fails.
+pub(in crate::ingest::source) fn read_headers(
+    name: &str,
+    reader: impl Read + Seek,
+    len: u64,
+    keep_text: KeepText<'_>,
+) -> Result<Index, IngestError> {
+    let mut walk = Walk {
+        tar: Tar { name, reader, len },
+        keep_text,
+        at: 0,
+        slots: Vec::new(),
+        global: Records::default(),
+        pending: Pending::default(),
+    };
+    walk.run()?;
+    let Walk { mut tar, slots, .. } = walk;
+    index_of(&mut tar, slots, keep_text)
+}
+
+/// The bytes of a tar.
+struct Tar<'a, R> {
+    name: &'a str,
+    reader: R,
+    len: u64,
+}
+
+impl<R: Read + Seek> Tar<'_, R> {
+    fn wrong(&self, offset: u64, reason: impl Into<String>) -> IngestError {
+        IngestError::Tar { tar: self.name.to_owned(), offset, reason: reason.into() }
+    }
+
+    fn cut(&self, offset: u64, what: &str, needed: u64) -> IngestError {
+        let reason = format!(
+            "the tar is cut {what}: it has {} bytes, {needed} are needed; download or copy it again",
+            self.len
+        );
+        self.wrong(offset, reason)
+    }
+
+    /// Fills the buffer; the range is inside of the file.
+    fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), IngestError> {
+        let mut read = || {
+            self.reader.seek(SeekFrom::Start(offset))?;
+            self.reader.read_exact(buffer)
+        };
+        read().map_err(|error: io::Error| match error.downcast::<StorageError>() {
+            Ok(error) => error.into(),
+            Err(error) => super::failed("read", self.name, error).into(),
+        })
+    }
+
+    fn read_vec(&mut self, offset: u64, bytes: u64) -> Result<Vec<u8>, IngestError> {
+        let mut buffer = vec![0; bytes as usize];
+        self.read_at(offset, &mut buffer)?;
+        Ok(buffer)
+    }
+
+    fn block(&mut self, offset: u64) -> Result<Header, IngestError> {
+        if offset + BLOCK > self.len {
+            return Err(self.cut(offset, "in a header", offset + BLOCK));
+        }
+        let mut header = Header([0; BLOCK as usize]);
+        self.read_at(offset, &mut header.0)?;
+        Ok(header)
+    }
+}
+
+/// An entry before links are resolved.
+struct Slot {
+    path: String,
+    kind: Kind,
+}
+
+enum Kind {
+    File { bytes: u64, extent: Extent, text: Option<Box<[u8]>> },
+    HardLink { target: String },
+    Other(Skipped),
+}
+
+/// The records of extended headers that matter.
+#[derive(Clone, Debug, Default)]
+struct Records {
+    path: Option<Vec<u8>>,
+    link_path: Option<Vec<u8>>,
+    size: Option<u64>,
+    sparse: Option<SparseRecords>,
+    /// star's own way to say that a file is sparse.
+    is_star_sparse: bool,
+}
+
+/// What GNU tar writes of a sparse file, in its formats 0.0, 0.1 and 1.0.
+#[derive(Clone, Debug, Default)]
+struct SparseRecords {
+    major: Option<u64>,
+    minor: Option<u64>,
+    name: Option<Vec<u8>>,
+    size: Option<u64>,
+    count: Option<u64>,
+    map: Vec<(u64, u64)>,
+    /// An offset whose length has not come yet.
+    offset: Option<u64>,
+}
+
+impl Records {
+    /// Takes the records of one extended header; `None` if one is malformed.
+    fn take(&mut self, bytes: &[u8]) -> Option<()> {
+        for (key, value) in pax_records(bytes)? {
+            // An empty value takes back an earlier one.
+            let text = || (!value.is_empty()).then(|| value.to_vec());
+            match key {
+                b"path" => self.path = text(),
+                b"linkpath" => self.link_path = text(),
+                b"size" if value.is_empty() => self.size = None,
+                b"size" => self.size = Some(decimal(value)?),
+                b"SCHILY.filetype" => self.is_star_sparse = value == b"sparse",
+                _ => {
+                    if let Some(key) = key.strip_prefix(b"GNU.sparse.") {
+                        self.sparse.get_or_insert_default().take(key, value)?;
+                    }
+                }
+            }
+        }
+        Some(())
+    }
+}
+
+impl SparseRecords {
+    fn take(&mut self, key: &[u8], value: &[u8]) -> Option<()> {
+        match key {
+            b"major" => self.major = Some(decimal(value)?),
+            b"minor" => self.minor = Some(decimal(value)?),
+            b"name" => self.name = Some(value.to_vec()),
+            b"size" | b"realsize" => self.size = Some(decimal(value)?),
+            b"numblocks" => self.count = Some(decimal(value)?),
+            b"offset" => self.offset = Some(decimal(value)?),
+            b"numbytes" => self.map.push((self.offset.take()?, decimal(value)?)),
+            b"map" if value.is_empty() => {}
+            b"map" => {
+                let numbers: Option<Vec<u64>> = value.split(|&byte| byte == b',').map(decimal).collect();
+                let numbers = numbers?;
+                if !numbers.len().is_multiple_of(2) {
+                    return None;
+                }
+                self.map.extend(numbers.chunks_exact(2).map(|pair| (pair[0], pair[1])));
+            }
+            _ => {}
+        }
+        Some(())
+    }
+}
+
+/// What was read for the next member.
+#[derive(Default)]
+struct Pending {
+    /// Where the first of it begins.
+    start: Option<u64>,
+    records: Option<Records>,
+    long_name: Option<Vec<u8>>,
+    long_link: Option<Vec<u8>>,
+}
+
+struct Walk<'a, R> {
+    tar: Tar<'a, R>,
+    keep_text: KeepText<'a>,
+    at: u64,
+    slots: Vec<Slot>,
+    global: Records,
+    pending: Pending,
+}
+
+impl<R: Read + Seek> Walk<'_, R> {
+    fn run(&mut self) -> Result<(), IngestError> {
+        let mut zeros = 0_u64;
+        let mut is_empty = true;
+        while self.at < self.tar.len {
+            let start = self.at;
+            let left = self.tar.len - start;
+            if left < BLOCK {
+                let rest = self.tar.read_vec(start, left)?;
+                return match (zeros, rest.iter().all(|&byte| byte == 0)) {
+                    (0, _) => Err(self.tar.cut(start, "in a header", start + BLOCK)),
+                    (_, true) if is_empty => break,
+                    (_, true) => Ok(()),
+                    (_, false) => Err(self.garbage(start)),
+                };
+            }
+            let header = self.tar.block(start)?;
+            self.at += BLOCK;
+            if header.is_zero() {
+                self.check_nothing_pending()?;
+                zeros += 1;
+                continue;
+            }
+            let is_header = header.has_right_checksum();
+            match (zeros, is_header) {
+                (0, true) => {}
+                (0, false) => {
+                    let reason = "a header with a wrong checksum: the tar is damaged here, or the size of the \
+                                  member before is wrong; download or copy it again";
+                    return Err(self.tar.wrong(start, reason));
+                }
+                (1, _) => {
+                    let reason = "a block of zeros where a header was expected, and more data after it: the tar \
+                                  is damaged here; download or copy it again";
+                    return Err(self.tar.wrong(start - BLOCK, reason));
+                }
+                // Another tar begins; what the first said of all its members does not hold for it.
+                (_, true) => self.global = Records::default(),
+                (_, false) => return Err(self.garbage(start)),
+            }
+            (zeros, is_empty) = (0, false);
+            self.entry(&header, start)?;
+        }
+        if is_empty {
+            return Err(self.tar.wrong(0, "the tar holds no members"));
+        }
+        self.check_nothing_pending()?;
+        if zeros == 0 {
+            let reason = "the tar is cut: the blocks of zeros that end a tar are missing; download or copy it \
+                          again, or if it is known to be whole, append 1024 zero bytes";
+            return Err(self.tar.wrong(self.at, reason));
+        }
+        Ok(())
+    }
+
+    fn garbage(&self, offset: u64) -> IngestError {
+        self.tar.wrong(offset, "data after the end of the tar that are not another tar; cut them off, or download or copy it again")
+    }
+
+    /// An extended header belongs to a member.
+    fn check_nothing_pending(&self) -> Result<(), IngestError> {
+        match self.pending.start {
+            Some(start) => {
+                Err(self.tar.wrong(start, "an extended header without its member: the tar is damaged"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Takes the header at `start`, and what follows it up to the next one.
+    fn entry(&mut self, header: &Header, start: u64) -> Result<(), IngestError> {
+        let kind = header.kind();
+        if !matches!(kind, b'x' | b'X' | b'g' | b'L' | b'K') {
+            let pending = std::mem::take(&mut self.pending);
+            return self.member(header, start, pending);
+        }
+        let size = self.size(header, start)?;
+        if size > MOST_EXTENDED_BYTES {
+            let reason = format!("an extended header of {size} bytes, more than {MOST_EXTENDED_BYTES}");
+            return Err(self.tar.wrong(start, reason));
+        }
+        let data = self.at;
+        self.skip(data, size, || "in an extended header".into())?;
+        let bytes = self.tar.read_vec(data, size)?;
+        let taken = match kind {
+            b'g' => self.global.take(&bytes),
+            b'L' => {
+                self.pending.long_name = Some(until_nul(&bytes).to_vec());
+                Some(())
+            }
+            b'K' => {
+                self.pending.long_link = Some(until_nul(&bytes).to_vec());
+                Some(())
+            }
+            _ => self.pending.records.get_or_insert_with(|| self.global.clone()).take(&bytes),
+        };
+        if kind != b'g' {
+            self.pending.start.get_or_insert(start);
+        }
+        taken.ok_or_else(|| self.tar.wrong(start, "a malformed extended header: the tar is damaged"))
+    }
+
+    fn size(&self, header: &Header, start: u64) -> Result<u64, IngestError> {
+        header
+            .size()
+            .ok_or_else(|| self.tar.wrong(start, "a header without a valid size: the tar is damaged"))
+    }
+
+    /// Goes to the block after `bytes` bytes of data.
+    fn skip(&mut self, data: u64, bytes: u64, what: impl Fn() -> String) -> Result<(), IngestError> {
+        let end = bytes.checked_next_multiple_of(BLOCK).and_then(|padded| data.checked_add(padded));
+        match end.filter(|&end| end <= self.tar.len) {
+            Some(end) => {
+                self.at = end;
+                Ok(())
+            }
+            None => Err(self.tar.cut(data, &what(), data.saturating_add(bytes))),
+        }
+    }
+
+    /// Takes an entry that is no extended header.
+    fn member(&mut self, header: &Header, start: u64, pending: Pending) -> Result<(), IngestError> {
+        let records = pending.records.unwrap_or_else(|| self.global.clone());
+        let sparse = records.sparse.as_ref();
+        let real_name = sparse.and_then(|sparse| sparse.name.clone());
+        let name = real_name.or(records.path).or(pending.long_name).unwrap_or_else(|| header.name());
+        let shown = String::from_utf8_lossy(&name).into_owned();
+        let path = safe_path(&name);
+        let kind = header.kind();
+        // These have no data, whatever their size field holds; so do tar and Python's tarfile read them.
+        let without_data = match kind {
+            b'1' => {
+                let target = records.link_path.or(pending.long_link).unwrap_or_else(|| header.link_name());
+                Some(match safe_path(&target) {
+                    Ok(target) => Kind::HardLink { target },
+                    Err(_) => {
+                        let target = String::from_utf8_lossy(&target).into_owned();
+                        Kind::Other(Skipped::HardLinkWithoutTarget(target))
+                    }
+                })
+            }
+            b'2' => Some(Kind::Other(Skipped::SymbolicLink)),
+            b'3' | b'4' => Some(Kind::Other(Skipped::Device)),
+            b'5' => Some(Kind::Other(Skipped::Directory)),
+            b'6' => Some(Kind::Other(Skipped::Pipe)),
+            _ => None,
+        };
+        if let Some(found) = without_data {
+            return self.push(path, shown, found);
+        }
+        let is_regular = matches!(kind, b'0' | 0 | b'7');
+        let size = match records.size {
+            Some(size) => size,
+            None => self.size(header, start)?,
+        };
+        let old_map =
+            if kind == b'S' && header.is_gnu() { Some(self.old_sparse_map(header, start)?) } else { None };
+        let data = self.at;
+        self.skip(data, size, || format!("in the member `{shown}`"))?;
+        let map = match (old_map, sparse) {
+            (Some(map), _) => Some(SparseFile { data, ..map }),
+            (None, Some(sparse)) if is_regular => self.pax_sparse_map(sparse, start, data..data + size)?,
+            _ => None,
+        };
+        let found = match (map, kind) {
+            (Some(map), _) => self.sparse_file(map, data + size, start)?,
+            _ if is_regular && name.ends_with(b"/") => Kind::Other(Skipped::Directory),
+            _ if is_regular && (sparse.is_some() || records.is_star_sparse) => {
+                Kind::Other(Skipped::SparseFormat)
+            }
+            _ if is_regular => Kind::File { bytes: size, extent: Extent::Range { offset: data }, text: None },
+            (_, b'S') => Kind::Other(Skipped::SparseFormat),
+            (_, b'M') => Kind::Other(Skipped::Continuation),
+            (_, b'D') => Kind::Other(Skipped::Directory),
+            _ => Kind::Other(Skipped::UnknownType(kind)),
+        };
+        self.push(path, shown, found)
+    }
+
+    /// The map of an old GNU sparse member: in its header, and in blocks that follow it.
+    fn old_sparse_map(&mut self, header: &Header, start: u64) -> Result<SparseFile, IngestError> {
+        let malformed = |tar: &Tar<'_, R>| tar.wrong(start, MALFORMED_MAP);
+        let bytes = header.sparse_size().ok_or_else(|| malformed(&self.tar))?;
+        let (entries, mut more) = header.sparse_entries();
+        let mut map = entries.ok_or_else(|| malformed(&self.tar))?;
+        while more {
+            let block = self.tar.block(self.at)?;
+            self.at += BLOCK;
+            let (entries, goes_on) = block.more_sparse_entries();
+            map.extend(entries.ok_or_else(|| malformed(&self.tar))?);
+            more = goes_on;
+        }
+        Ok(SparseFile { map, bytes, data: self.at })
+    }
+
+    /// The map of a pax sparse member: in its extended header, or in format 1.0 before its data. `None` for a
+    /// later format.
+    fn pax_sparse_map(
+        &mut self,
+        records: &SparseRecords,
+        start: u64,
+        data: Range<u64>,
+    ) -> Result<Option<SparseFile>, IngestError> {
+        let malformed = |tar: &Tar<'_, R>| tar.wrong(start, MALFORMED_MAP);
+        let bytes = records.size.ok_or_else(|| malformed(&self.tar))?;
+        match (records.major, records.minor) {
+            (None, None) | (Some(0), Some(0 | 1)) => {
+                let count = records.map.len() as u64;
+                if records.offset.is_some() || records.count.is_some_and(|expected| expected != count) {
+                    return Err(malformed(&self.tar));
+                }
+                Ok(Some(SparseFile { map: records.map.clone(), bytes, data: data.start }))
+            }
+            (Some(1), Some(0)) => {
+                let mut numbers =
+                    Numbers { tar: &mut self.tar, at: data.start, end: data.end, left: Vec::new() };
+                let mut map = Vec::new();
+                if let Some(count) = numbers.next()? {
+                    for _ in 0..count {
+                        let (Some(offset), Some(length)) = (numbers.next()?, numbers.next()?) else {
+                            return Err(malformed(&self.tar));
+                        };
+                        map.push((offset, length));
+                    }
+                    let data = numbers.at;
+                    return Ok(Some(SparseFile { map, bytes, data }));
+                }
+                Err(malformed(&self.tar))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// A sparse member whose stored bytes end at `end`. They follow each other without gaps.
+    fn sparse_file(&self, file: SparseFile, end: u64, start: u64) -> Result<Kind, IngestError> {
+        let malformed = || self.tar.wrong(start, MALFORMED_MAP);
+        let mut physical = file.data;
+        let mut logical = 0;
+        let mut pieces = Vec::new();
+        for &(offset, length) in &file.map {
+            let after = offset.checked_add(length).filter(|_| offset >= logical).ok_or_else(malformed)?;
+            pieces.push(Piece { logical: offset, physical, bytes: length });
+            physical = physical.checked_add(length).filter(|&at| at <= end).ok_or_else(malformed)?;
+            logical = after;
+        }
+        if logical > file.bytes || physical != end {
+            return Err(malformed());
+        }
+        let holes = file.bytes - (end - file.data);
+        if holes > MOST_HOLE_BYTES {
+            return Ok(Kind::Other(Skipped::TooManyHoles(holes)));
+        }
+        Ok(Kind::File { bytes: file.bytes, extent: Extent::of_pieces(pieces, file.bytes), text: None })
+    }
+
+    fn push(&mut self, path: Result<String, Skipped>, shown: String, kind: Kind) -> Result<(), IngestError> {
+        let slot = match (path, kind) {
+            (Ok(path), Kind::File { bytes, extent, .. }) => {
+                let text = read_text(&mut self.tar, self.keep_text, &path, bytes, &extent)?;
+                Slot { path, kind: Kind::File { bytes, extent, text } }
+            }
+            (Ok(path), kind) => Slot { path, kind },
+            // What the entry is matters more than its name, unless it is a file.
+            (Err(_), Kind::Other(reason)) => Slot { path: shown, kind: Kind::Other(reason) },
+            (Err(reason), _) => Slot { path: shown, kind: Kind::Other(reason) },
+        };
+        self.slots.push(slot);
+        Ok(())
+    }
+}
+
+const MALFORMED_MAP: &str = "a sparse member with a malformed map: the tar is damaged";
+
+/// A sparse member's map, its size with holes, and where its stored bytes begin.
+struct SparseFile {
+    map: Vec<(u64, u64)>,
+    bytes: u64,
+    data: u64,
+}
+
+/// The lines of numbers before the data of a sparse member in format 1.0, padded to a block.
+struct Numbers<'a, 'b, R> {
+    tar: &'a mut Tar<'b, R>,
+    /// The next block, which is that of the data after the last number.
+    at: u64,
+    end: u64,
+    /// What was read and not used, in reverse.
+    left: Vec<u8>,
+}
+
+impl<R: Read + Seek> Numbers<'_, '_, R> {
+    /// The next number; `None` if there is none.
+    fn next(&mut self) -> Result<Option<u64>, IngestError> {
+        let mut digits = Vec::new();
+        loop {
+            match self.left.pop() {
+                Some(b'\n') if digits.is_empty() => return Ok(None),
+                Some(b'\n') => return Ok(decimal(&digits)),
+                // 2⁶⁴ has 20 digits.
+                Some(_) if digits.len() == 20 => return Ok(None),
+                Some(digit) => digits.push(digit),
+                None if self.at + BLOCK <= self.end => {
+                    self.left = self.tar.block(self.at)?.0.to_vec();
+                    self.left.reverse();
+                    self.at += BLOCK;
+                }
+                None => return Ok(None),
+            }
+        }
+    }
+}
+
+/// A small member whose text the caller wants.
+fn read_text<R: Read + Seek>(
+    tar: &mut Tar<'_, R>,
+    keep_text: KeepText<'_>,
+    path: &str,
+    bytes: u64,
+    extent: &Extent,
+) -> Result<Option<Box<[u8]>>, IngestError> {
+    if bytes > MOST_TEXT_BYTES || !keep_text(path) {
+        return Ok(None);
+    }
+    let text = extent.read(bytes, |offset, buffer| tar.read_at(offset, buffer))?;
+    Ok(Some(text.to_vec().into()))
+}
+
+/// Resolves hard links, and lets a later entry replace an earlier one of its name.
+fn index_of<R: Read + Seek>(
+    tar: &mut Tar<'_, R>,
+    slots: Vec<Slot>,
+    keep_text: KeepText<'_>,
+) -> Result<Index, IngestError> {
+    let mut last: HashMap<&str, usize> = HashMap::with_capacity(slots.len());
+    // The file that a link is, if there is one.
+    let mut targets: HashMap<usize, Option<usize>> = HashMap::new();
+    for (place, slot) in slots.iter().enumerate() {
+        let found = match &slot.kind {
+            Kind::HardLink { target } => {
+                let target = last.get(target.as_str()).copied();
+                // A link to a link is the file that this one is.
+                Some(target.and_then(|target| match slots[target].kind {
+                    Kind::File { .. } => Some(target),
+                    Kind::HardLink { .. } => targets[&target],
+                    Kind::Other(_) => None,
+                }))
+            }
+            Kind::File { .. } | Kind::Other(_) => None,
+        };
+        if let Some(found) = found {
+            targets.insert(place, found);
+        }
+        if slot.is_named() {
+            last.insert(&slot.path, place);
+        }
+    }
+    let stays: Vec<bool> = slots
+        .iter()
+        .enumerate()
+        .map(|(place, slot)| !slot.is_named() || last[slot.path.as_str()] == place)
+        .collect();
+    drop(last);
+    // Links are looked up before their files are moved out.
+    let mut linked = BTreeMap::new();
+    for (place, target) in targets {
+        let Some(Kind::File { bytes, extent, .. }) = target.map(|target| &slots[target].kind) else {
+            continue;
+        };
+        if stays[place] {
+            linked.insert(place, (*bytes, extent.clone()));
+        }
+    }
+    let mut index = Index::default();
+    for ((place, slot), stays) in slots.into_iter().enumerate().zip(stays) {
+        let path = slot.path;
+        match slot.kind {
+            _ if !stays => {}
+            Kind::File { bytes, extent, text } => index.members.push(Member { path, bytes, extent, text }),
+            Kind::Other(reason) => index.others.push((path, reason)),
+            Kind::HardLink { target } => match linked.remove(&place) {
+                Some((bytes, extent)) => {
+                    let text = read_text(tar, keep_text, &path, bytes, &extent)?;
+                    index.members.push(Member { path, bytes, extent, text });
+                }
+                None => index.others.push((path, Skipped::HardLinkWithoutTarget(target))),
+            },
+        }
+    }
+    Ok(index)
+}
+
+impl Slot {
+    /// Whether its path is a name that unpacking gives; of others the path is for errors only.
+    fn is_named(&self) -> bool {
+        !matches!(self.kind, Kind::Other(Skipped::NotUtf8 | Skipped::LeadsOutside))
+    }
+}
+
+/// The member's path without `./`, if it is text and stays inside of the tar.
+fn safe_path(bytes: &[u8]) -> Result<String, Skipped> {
+    let text = std::str::from_utf8(bytes).map_err(|_| Skipped::NotUtf8)?;
+    let parts: Vec<&str> = text.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
+    if text.starts_with('/') || parts.contains(&"..") || parts.is_empty() || text.contains('\0') {
+        return Err(Skipped::LeadsOutside);
+    }
+    Ok(parts.join("/"))
+}
