@@ -23,7 +23,7 @@ pub(super) fn labels_from(file: &Location) -> Result<HashMap<String, String>, In
     let head = SourceFile::open(file)?.head(512)?;
     let compression = compression(&head);
     if compression.is_some() || looks_like_tar(&head) {
-        return labels_of_kit(&Tar::open(&Packed { location: file.clone(), compression }, &Spool::new()?)?);
+        return labels_of_kit(&Tar::open(&Packed { location: file.clone(), compression }, &Spool::new())?);
     }
     labels_of_csv(file)
 }

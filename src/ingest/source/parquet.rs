@@ -31,7 +31,7 @@ const LABEL_NAMES: [&str; 4] = ["label", "fine_label", "labels", "target"];
 pub(super) fn collect(collector: &mut Collector<'_>, files: &[Location]) -> Result<(), IngestError> {
     let named = files.iter().all(|file| split_of_shard(file.file_name()).is_some());
     let default = collector.default_split();
-    let mut spool = Spool::new()?.writer();
+    let mut spool = Spool::new().writer();
     // The spool is the next part of the store: its number is known before it is complete.
     let mut rows = Vec::new();
     for file in files {

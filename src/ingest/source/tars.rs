@@ -58,7 +58,7 @@ impl Tar {
     pub(super) fn keep_records(&self, collector: &mut Collector<'_>) -> Result<u32, IngestError> {
         let mut file = self.file.clone();
         if file.is_remote() {
-            file = unpack(&file, None, &Spool::new()?)?;
+            file = unpack(&file, None, &Spool::new())?;
         }
         Ok(collector.containers.add_records(file, cifar::png))
     }
@@ -73,7 +73,7 @@ pub(super) fn pass_over(collector: &mut Collector<'_>, path: &str, reason: &Skip
 
 /// Lists the tars and adds their pictures.
 pub(super) fn collect(collector: &mut Collector<'_>, packed: &[Packed]) -> Result<SourceFormat, IngestError> {
-    let spool = Spool::new()?;
+    let spool = Spool::new();
     let mut tars: Vec<Tar> =
         packed.par_iter().map(|one| Tar::open(one, &spool)).collect::<Result<_, IngestError>>()?;
     for tar in &tars {

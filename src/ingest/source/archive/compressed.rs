@@ -21,10 +21,8 @@ pub(in crate::ingest::source) enum Compression {
     Gzip,
     /// `.zst`; several frames in a row are one.
     Zstd,
-    /// `.bz2`: recognised, not supported.
-    Bzip2,
-    /// `.xz`: recognised, not supported.
-    Xz,
+    /// One that is not supported, by its name.
+    Unsupported(&'static str),
 }
 
 /// The compression of a file that begins so.
@@ -32,21 +30,27 @@ pub(in crate::ingest::source) fn compression(head: &[u8]) -> Option<Compression>
     match head {
         [0x1F, 0x8B, ..] => Some(Compression::Gzip),
         [0x28, 0xB5, 0x2F, 0xFD, ..] => Some(Compression::Zstd),
-        [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41, 0x59, 0x26, 0x53, 0x59, ..] => Some(Compression::Bzip2),
-        [0xFD, b'7', b'z', b'X', b'Z', 0, ..] => Some(Compression::Xz),
+        // A skippable frame, with which pzstd begins.
+        [0x50..=0x5F, 0x2A, 0x4D, 0x18, ..] => Some(Compression::Zstd),
+        [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41, 0x59, 0x26, 0x53, 0x59, ..] => {
+            Some(Compression::Unsupported("bzip2"))
+        }
+        [0xFD, b'7', b'z', b'X', b'Z', 0, ..] => Some(Compression::Unsupported("xz")),
+        [0x04, 0x22, 0x4D, 0x18, ..] => Some(Compression::Unsupported("lz4")),
+        [b'L', b'Z', b'I', b'P', 0 | 1, ..] => Some(Compression::Unsupported("lzip")),
+        [0x1F, 0x9D, ..] => Some(Compression::Unsupported("compress")),
         _ => None,
     }
 }
 
 impl Compression {
     /// Why it cannot be read, if it cannot.
-    pub(in crate::ingest::source) fn unsupported(self) -> Option<&'static str> {
+    pub(in crate::ingest::source) fn unsupported(self) -> Option<String> {
         match self {
             Self::Gzip | Self::Zstd => None,
-            Self::Bzip2 => {
-                Some("bzip2 is not supported; unpack it, or compress it with zstd or gzip instead")
+            Self::Unsupported(name) => {
+                Some(format!("{name} is not supported; unpack it, or compress it with zstd or gzip instead"))
             }
-            Self::Xz => Some("xz is not supported; unpack it, or compress it with zstd or gzip instead"),
         }
     }
 }
@@ -63,7 +67,7 @@ pub(in crate::ingest::source) fn first_bytes(head: &[u8], compression: Compressi
             Ok(decoder) => decoder.take(count as u64).read_to_end(&mut bytes),
             Err(error) => Err(error),
         },
-        Compression::Bzip2 | Compression::Xz => Ok(0),
+        Compression::Unsupported(_) => Ok(0),
     };
     bytes
 }
@@ -78,7 +82,7 @@ pub(in crate::ingest::source) fn unpack(
     spool: &Arc<Spool>,
 ) -> Result<SourceFile, IngestError> {
     if let Some(reason) = compression.and_then(Compression::unsupported) {
-        return Err(IngestError::Layout { location: file.name().to_owned(), reason: reason.into() });
+        return Err(IngestError::Layout { location: file.name().to_owned(), reason });
     }
     spool.check_space(file.len())?;
     let limit = file.len().saturating_mul(MOST_RATIO).saturating_add(ALWAYS_ALLOWED);
@@ -106,7 +110,7 @@ pub(in crate::ingest::source) fn unpack(
         Some(Compression::Zstd) => zstd::Decoder::with_buffer(&mut reader)
             .map_err(Fault::Read)
             .and_then(|mut decoder| copy(&mut decoder)),
-        Some(Compression::Bzip2 | Compression::Xz) => unreachable!("refused above"),
+        Some(Compression::Unsupported(_)) => unreachable!("an error above"),
     };
     let position = reader.position;
     let wrong = |reason: String| IngestError::Tar { tar: file.name().to_owned(), offset: position, reason };

@@ -2,13 +2,13 @@
 //!
 //! All copies share one file without a name in the folder for temporary files (`TMPDIR`), so that thousands
 //! of compressed tars take one open file, and nothing is left when the process ends, however it ends. A copy
-//! is a list of pieces of that file.
+//! is a list of pieces of that file. The file is created with the first copy.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use ::bytes::Bytes;
 
@@ -28,25 +28,35 @@ const RESERVE: u64 = 64 << 20;
 /// The file of all copies.
 #[derive(Debug)]
 pub(in crate::ingest::source) struct Spool {
-    file: File,
     folder: PathBuf,
+    file: OnceLock<File>,
+    creating: Mutex<()>,
     /// Where the next piece begins.
     end: AtomicU64,
 }
 
 impl Spool {
-    /// Creates it in the folder for temporary files.
-    ///
-    /// # Errors
-    /// If that folder cannot be written to.
-    pub(in crate::ingest::source) fn new() -> Result<Arc<Self>, StorageError> {
+    /// A spool in the folder for temporary files.
+    pub(in crate::ingest::source) fn new() -> Arc<Self> {
         Self::in_folder(&std::env::temp_dir())
     }
 
-    pub(super) fn in_folder(folder: &Path) -> Result<Arc<Self>, StorageError> {
-        let file = tempfile::tempfile_in(folder)
-            .map_err(|error| failed("create a file for unpacked data", told(folder), error))?;
-        Ok(Arc::new(Self { file, folder: folder.to_owned(), end: AtomicU64::new(0) }))
+    pub(super) fn in_folder(folder: &Path) -> Arc<Self> {
+        let (folder, file, creating) = (folder.to_owned(), OnceLock::new(), Mutex::new(()));
+        Arc::new(Self { folder, file, creating, end: AtomicU64::new(0) })
+    }
+
+    fn file(&self) -> Result<&File, StorageError> {
+        let _one = match self.file.get() {
+            Some(file) => return Ok(file),
+            None => self.creating.lock().unwrap_or_else(PoisonError::into_inner),
+        };
+        if let Some(file) = self.file.get() {
+            return Ok(file);
+        }
+        let file = tempfile::tempfile_in(&self.folder)
+            .map_err(|error| failed("create a temporary file", told(&self.folder), error))?;
+        Ok(self.file.get_or_init(|| file))
     }
 
     /// Checks that `bytes` more bytes fit on the disk.
@@ -54,11 +64,12 @@ impl Spool {
     /// # Errors
     /// If they do not.
     pub(in crate::ingest::source) fn check_space(&self, bytes: u64) -> Result<(), StorageError> {
-        let found = rustix::fs::fstatvfs(&self.file).map_err(|error| {
+        let found = rustix::fs::fstatvfs(self.file()?).map_err(|error| {
             failed("look up the free space", told(&self.folder), std::io::Error::from(error))
         })?;
         let free = found.f_bavail.saturating_mul(found.f_frsize);
-        if free < bytes { Err(self.full(bytes, free)) } else { Ok(()) }
+        // Some network file systems count no blocks at all.
+        if found.f_blocks > 0 && free < bytes { Err(self.full(bytes, free)) } else { Ok(()) }
     }
 
     /// Begins a copy.
@@ -68,18 +79,24 @@ impl Spool {
 
     /// Reads a part of the spool.
     pub(super) fn read(&self, extent: &Extent, bytes: u64) -> Result<Bytes, StorageError> {
-        read_local(&self.file, extent, bytes).map_err(|error| failed("read", told(&self.folder), error))
+        read_local(self.file()?, extent, bytes).map_err(|error| failed("read", told(&self.folder), error))
     }
 
     fn full(&self, needed: u64, free: u64) -> StorageError {
         let mib = |bytes: u64| bytes.div_ceil(1 << 20);
         let reason = format!(
-            "no space for unpacked data: at least {} MiB needed, {} MiB free; \
-             set TMPDIR to a folder on a larger disk, or unpack the source",
+            "no space for temporary data: at least {} MiB needed, {} MiB free; \
+             set TMPDIR to a folder on a larger disk",
             mib(needed),
             free >> 20
         );
         failed("write", told(&self.folder), reason)
+    }
+
+    fn write_error(&self, error: std::io::Error, needed: u64) -> StorageError {
+        let is_full =
+            matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded);
+        if is_full { self.full(needed, 0) } else { failed("write", told(&self.folder), error) }
     }
 }
 
@@ -117,7 +134,7 @@ impl SpoolWriter {
             }
             let piece = self.pieces.last_mut().expect("there is room in one");
             let count = bytes.len().min(usize::try_from(self.room).unwrap_or(usize::MAX));
-            let written = self.spool.file.write_all_at(&bytes[..count], piece.physical + piece.bytes);
+            let written = self.spool.file()?.write_all_at(&bytes[..count], piece.physical + piece.bytes);
             written.map_err(|error| self.spool.write_error(error, count as u64))?;
             piece.bytes += count as u64;
             self.room -= count as u64;
@@ -136,13 +153,5 @@ impl SpoolWriter {
     pub(in crate::ingest::source) fn finish(self, name: &str) -> SourceFile {
         let extent = Extent::of_pieces(self.pieces, self.len);
         SourceFile::spooled(name, self.len, self.spool, extent)
-    }
-}
-
-impl Spool {
-    fn write_error(&self, error: std::io::Error, needed: u64) -> StorageError {
-        let is_full =
-            matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded);
-        if is_full { self.full(needed, 0) } else { failed("write", told(&self.folder), error) }
     }
 }

@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::extent::Piece;
 use super::header::{BLOCK, Header, decimal, pax_records, until_nul};
@@ -39,8 +40,8 @@ pub(in crate::ingest::source) struct Member {
     pub(in crate::ingest::source) bytes: u64,
     /// Where its bytes are in the file.
     pub(in crate::ingest::source) extent: Extent,
-    /// Its bytes, if the caller wanted them kept and it has at most 1 MiB.
-    pub(in crate::ingest::source) text: Option<Box<[u8]>>,
+    /// Its bytes, if the caller wanted them kept; `None` as well if it is sparse or has more than 1 MiB.
+    pub(in crate::ingest::source) text: Option<Arc<[u8]>>,
 }
 
 /// What a tar holds.
@@ -145,7 +146,6 @@ pub(in crate::ingest::source) fn read_headers(
         keep_text,
         at: 0,
         slots: Vec::new(),
-        global: Records::default(),
         pending: Pending::default(),
     };
     walk.run()?;
@@ -208,7 +208,7 @@ struct Slot {
 }
 
 enum Kind {
-    File { bytes: u64, extent: Extent, text: Option<Box<[u8]>> },
+    File { bytes: u64, extent: Extent, text: Option<Arc<[u8]>> },
     HardLink { target: String },
     Other(Skipped),
 }
@@ -285,6 +285,15 @@ impl SparseRecords {
     }
 }
 
+/// Takes the records of a header for all members that follow; `None` if it is malformed. Programs write comments
+/// and times there. A name or a size for all members at once is not a tar that a program wrote.
+fn check_global(bytes: &[u8]) -> Option<()> {
+    let sets_members = |key: &[u8]| {
+        matches!(key, b"path" | b"linkpath" | b"size" | b"SCHILY.filetype") || key.starts_with(b"GNU.sparse.")
+    };
+    pax_records(bytes)?.iter().all(|(key, _)| !sets_members(key)).then_some(())
+}
+
 /// What was read for the next member.
 #[derive(Default)]
 struct Pending {
@@ -300,7 +309,6 @@ struct Walk<'a, R> {
     keep_text: KeepText<'a>,
     at: u64,
     slots: Vec<Slot>,
-    global: Records,
     pending: Pending,
 }
 
@@ -329,7 +337,6 @@ impl<R: Read + Seek> Walk<'_, R> {
             }
             let is_header = header.has_right_checksum();
             match (zeros, is_header) {
-                (0, true) => {}
                 (0, false) => {
                     let reason = "a header with a wrong checksum: the tar is damaged here, or the size of the \
                                   member before is wrong; download or copy it again";
@@ -340,9 +347,9 @@ impl<R: Read + Seek> Walk<'_, R> {
                                   is damaged here; download or copy it again";
                     return Err(self.tar.wrong(start - BLOCK, reason));
                 }
-                // Another tar begins; what the first said of all its members does not hold for it.
-                (_, true) => self.global = Records::default(),
-                (_, false) => return Err(self.garbage(start)),
+                (2.., false) => return Err(self.garbage(start)),
+                // A member, or another tar.
+                (_, true) => {}
             }
             (zeros, is_empty) = (0, false);
             self.entry(&header, start)?;
@@ -389,7 +396,7 @@ impl<R: Read + Seek> Walk<'_, R> {
         self.skip(data, size, || "in an extended header".into())?;
         let bytes = self.tar.read_vec(data, size)?;
         let taken = match kind {
-            b'g' => self.global.take(&bytes),
+            b'g' => check_global(&bytes),
             b'L' => {
                 self.pending.long_name = Some(until_nul(&bytes).to_vec());
                 Some(())
@@ -398,7 +405,7 @@ impl<R: Read + Seek> Walk<'_, R> {
                 self.pending.long_link = Some(until_nul(&bytes).to_vec());
                 Some(())
             }
-            _ => self.pending.records.get_or_insert_with(|| self.global.clone()).take(&bytes),
+            _ => self.pending.records.get_or_insert_default().take(&bytes),
         };
         if kind != b'g' {
             self.pending.start.get_or_insert(start);
@@ -426,7 +433,7 @@ impl<R: Read + Seek> Walk<'_, R> {
 
     /// Takes an entry that is no extended header.
     fn member(&mut self, header: &Header, start: u64, pending: Pending) -> Result<(), IngestError> {
-        let records = pending.records.unwrap_or_else(|| self.global.clone());
+        let records = pending.records.unwrap_or_default();
         let sparse = records.sparse.as_ref();
         let real_name = sparse.and_then(|sparse| sparse.name.clone());
         let name = real_name.or(records.path).or(pending.long_name).unwrap_or_else(|| header.name());
@@ -623,12 +630,13 @@ fn read_text<R: Read + Seek>(
     path: &str,
     bytes: u64,
     extent: &Extent,
-) -> Result<Option<Box<[u8]>>, IngestError> {
+) -> Result<Option<Arc<[u8]>>, IngestError> {
+    // A hole is not text, and would take memory that the tar does not have.
+    let &Extent::Range { offset } = extent else { return Ok(None) };
     if bytes > MOST_TEXT_BYTES || !keep_text(path) {
         return Ok(None);
     }
-    let text = extent.read(bytes, |offset, buffer| tar.read_at(offset, buffer))?;
-    Ok(Some(text.to_vec().into()))
+    Ok(Some(tar.read_vec(offset, bytes)?.into()))
 }
 
 /// Resolves hard links, and lets a later entry replace an earlier one of its name.
@@ -669,13 +677,13 @@ fn index_of<R: Read + Seek>(
     // Links are looked up before their files are moved out.
     let mut linked = BTreeMap::new();
     for (place, target) in targets {
-        let Some(Kind::File { bytes, extent, .. }) = target.map(|target| &slots[target].kind) else {
-            continue;
-        };
-        if stays[place] {
-            linked.insert(place, (*bytes, extent.clone()));
+        let Some(target) = target.filter(|_| stays[place]) else { continue };
+        if let Kind::File { bytes, extent, text } = &slots[target].kind {
+            linked.insert(place, (target, *bytes, extent.clone(), text.clone()));
         }
     }
+    // Links to one file share its text, which the file itself has only if its own name asks for it.
+    let mut texts: HashMap<usize, Arc<[u8]>> = HashMap::new();
     let mut index = Index::default();
     for ((place, slot), stays) in slots.into_iter().enumerate().zip(stays) {
         let path = slot.path;
@@ -684,8 +692,15 @@ fn index_of<R: Read + Seek>(
             Kind::File { bytes, extent, text } => index.members.push(Member { path, bytes, extent, text }),
             Kind::Other(reason) => index.others.push((path, reason)),
             Kind::HardLink { target } => match linked.remove(&place) {
-                Some((bytes, extent)) => {
-                    let text = read_text(tar, keep_text, &path, bytes, &extent)?;
+                Some((file, bytes, extent, text)) => {
+                    let text = match (keep_text(&path), text.or_else(|| texts.get(&file).cloned())) {
+                        (false, _) => None,
+                        (true, Some(text)) => Some(text),
+                        (true, None) => read_text(tar, keep_text, &path, bytes, &extent)?,
+                    };
+                    if let Some(text) = &text {
+                        texts.insert(file, Arc::clone(text));
+                    }
                     index.members.push(Member { path, bytes, extent, text });
                 }
                 None => index.others.push((path, Skipped::HardLinkWithoutTarget(target))),
