@@ -87,10 +87,10 @@ pub(super) fn collect(collector: &mut Collector<'_>, tars: &mut [Tar]) -> Result
         let others = members.iter().filter(|member| !is_picture(&member.path) && member.text.is_none());
         collector.passed_over += others.count() as u64;
         for (picture, label) in samples(members) {
-            let label = match label
-                .and_then(|member| Some((member, read_label(&member.path, member.text.as_ref()?))))
-            {
-                Some((_, LabelText::Text(ref text))) => number_or_name(text),
+            let label =
+                label.and_then(|member| Some((member, read_label(&member.path, member.text.as_ref()?))));
+            let label = match &label {
+                Some((_, LabelText::Text(text))) => number_or_name(text),
                 Some((member, LabelText::Unreadable)) if !collector.options.unlabelled => {
                     let reason = format!("its member {} holds no label", member.path);
                     return Err(wrong(&tar.location, reason));
