@@ -112,7 +112,7 @@ mod tests {
             b"99999999999999999999 a=b\n",
             b"x",
             b"3 \n",
-            b"7 a=b\n\n",
+            b"5 a=b\n",
         ] {
             assert_eq!(pax_records(malformed), None, "{}", malformed.escape_ascii());
         }
