@@ -11,6 +11,8 @@ mod extent;
 mod file;
 mod spool;
 mod tar;
+#[cfg(test)]
+mod tests;
 mod window;
 
 pub(in crate::ingest::source) use bytes::{Containers, Request};
