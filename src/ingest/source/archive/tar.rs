@@ -307,7 +307,10 @@ impl<R: Read + Seek> Walk<'_, R> {
                 self.at = end;
                 Ok(())
             }
-            None => Err(self.tar.cut(data, &what(), data.saturating_add(bytes))),
+            None => {
+                let padded = bytes.checked_next_multiple_of(BLOCK).unwrap_or(bytes);
+                Err(self.tar.cut(data, &what(), data.saturating_add(padded)))
+            }
         }
     }
 
