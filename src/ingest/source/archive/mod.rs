@@ -12,6 +12,7 @@ mod file;
 mod spool;
 mod tar;
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "tests make foreign files by hand")]
 mod tests;
 mod window;
 

@@ -14,6 +14,7 @@ mod pax;
 mod reader;
 mod sparse;
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "tests make foreign files by hand")]
 mod tests;
 
 use std::collections::HashMap;
