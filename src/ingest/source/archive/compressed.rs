@@ -81,11 +81,21 @@ pub(in crate::ingest::source) fn unpack(
     compression: Option<Compression>,
     spool: &Arc<Spool>,
 ) -> Result<SourceFile, IngestError> {
+    let limit = file.len().saturating_mul(MOST_RATIO).saturating_add(ALWAYS_ALLOWED);
+    unpack_within(limit, file, compression, spool)
+}
+
+/// The same with a limit for the unpacked bytes.
+pub(super) fn unpack_within(
+    limit: u64,
+    file: &SourceFile,
+    compression: Option<Compression>,
+    spool: &Arc<Spool>,
+) -> Result<SourceFile, IngestError> {
     if let Some(reason) = compression.and_then(Compression::unsupported) {
         return Err(IngestError::Layout { location: file.name().to_owned(), reason });
     }
     spool.check_space(file.len())?;
-    let limit = file.len().saturating_mul(MOST_RATIO).saturating_add(ALWAYS_ALLOWED);
     let reader = BufReader::with_capacity(1 << 20, Window::new(file)?.sequential());
     let mut reader = Counted { reader, position: 0 };
     let mut writer = spool.writer();

@@ -9,20 +9,21 @@ mod bytes;
 mod compressed;
 mod extent;
 mod file;
-mod header;
 mod spool;
 mod tar;
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "tests make foreign files by hand")]
+mod tests;
 mod window;
 
 pub(in crate::ingest::source) use bytes::{Containers, Request};
 pub(in crate::ingest::source) use compressed::{Compression, compression, first_bytes, unpack};
 pub(in crate::ingest::source) use extent::Extent;
 pub(in crate::ingest::source) use file::SourceFile;
-pub(in crate::ingest::source) use header::looks_like_tar;
-pub(in crate::ingest::source) use spool::Spool;
+pub(in crate::ingest::source) use spool::{Spool, SpoolWriter};
 #[cfg(fuzzing)]
 pub(in crate::ingest::source) use tar::read_headers;
-pub(in crate::ingest::source) use tar::{Index, Member, Skipped, read_index, read_nested};
+pub(in crate::ingest::source) use tar::{Index, Member, Skipped, looks_like_tar, read_index, read_nested};
 pub(in crate::ingest::source) use window::Window;
 
 use crate::storage::StorageError;

@@ -64,12 +64,16 @@ impl Spool {
     /// # Errors
     /// If they do not.
     pub(in crate::ingest::source) fn check_space(&self, bytes: u64) -> Result<(), StorageError> {
+        self.check_space_after(0, bytes)
+    }
+
+    fn check_space_after(&self, written: u64, bytes: u64) -> Result<(), StorageError> {
         let found = rustix::fs::fstatvfs(self.file()?).map_err(|error| {
             failed("look up the free space", told(&self.folder), std::io::Error::from(error))
         })?;
         let free = found.f_bavail.saturating_mul(found.f_frsize);
         // Some network file systems count no blocks at all.
-        if found.f_blocks > 0 && free < bytes { Err(self.full(bytes, free)) } else { Ok(()) }
+        if found.f_blocks > 0 && free < bytes { Err(self.full(written, bytes, free)) } else { Ok(()) }
     }
 
     /// Begins a copy.
@@ -82,21 +86,22 @@ impl Spool {
         read_local(self.file()?, extent, bytes).map_err(|error| failed("read", told(&self.folder), error))
     }
 
-    fn full(&self, needed: u64, free: u64) -> StorageError {
+    fn full(&self, written: u64, needed: u64, free: u64) -> StorageError {
         let mib = |bytes: u64| bytes.div_ceil(1 << 20);
         let reason = format!(
-            "no space for temporary data: at least {} MiB needed, {} MiB free; \
+            "no space for temporary data: at least {} MiB needed after {} MiB that were written, {} MiB free; \
              set TMPDIR to a folder on a larger disk",
             mib(needed),
+            mib(written),
             free >> 20
         );
         failed("write", told(&self.folder), reason)
     }
 
-    fn write_error(&self, error: std::io::Error, needed: u64) -> StorageError {
+    fn write_error(&self, error: std::io::Error, written: u64, needed: u64) -> StorageError {
         let is_full =
             matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded);
-        if is_full { self.full(needed, 0) } else { failed("write", told(&self.folder), error) }
+        if is_full { self.full(written, needed, 0) } else { failed("write", told(&self.folder), error) }
     }
 }
 
@@ -123,7 +128,7 @@ impl SpoolWriter {
     pub(in crate::ingest::source) fn push(&mut self, mut bytes: &[u8]) -> Result<u64, StorageError> {
         let offset = self.len;
         if offset / LOOK_EVERY != (offset + bytes.len() as u64) / LOOK_EVERY {
-            self.spool.check_space(bytes.len() as u64 + RESERVE)?;
+            self.spool.check_space_after(offset, bytes.len() as u64 + RESERVE)?;
         }
         while !bytes.is_empty() {
             if self.room == 0 {
@@ -135,7 +140,7 @@ impl SpoolWriter {
             let piece = self.pieces.last_mut().expect("there is room in one");
             let count = bytes.len().min(usize::try_from(self.room).unwrap_or(usize::MAX));
             let written = self.spool.file()?.write_all_at(&bytes[..count], piece.physical + piece.bytes);
-            written.map_err(|error| self.spool.write_error(error, count as u64))?;
+            written.map_err(|error| self.spool.write_error(error, offset, count as u64))?;
             piece.bytes += count as u64;
             self.room -= count as u64;
             self.len += count as u64;

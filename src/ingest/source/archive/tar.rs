@@ -9,17 +9,27 @@
 //! header with a wrong checksum, a single block of zeros before more data, data after the end that is not a
 //! tar, and a file that stops before a block of zeros.
 
-use std::collections::{BTreeMap, HashMap};
+mod header;
+mod pax;
+mod reader;
+mod sparse;
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "tests make foreign files by hand")]
+mod tests;
+
+use std::collections::HashMap;
 use std::fmt;
-use std::io::{self, Read, Seek, SeekFrom};
-use std::ops::Range;
+use std::io::{Read, Seek};
 use std::sync::Arc;
 
-use super::extent::Piece;
-use super::header::{BLOCK, Header, decimal, pax_records, until_nul};
 use super::{Extent, SourceFile, Window};
 use crate::ingest::IngestError;
-use crate::storage::StorageError;
+use header::{BLOCK, Header, until_nul};
+use pax::{Records, check_global};
+use reader::TarReader;
+use sparse::SparseFile;
+
+pub(in crate::ingest::source) use header::looks_like_tar;
 
 /// A text that is kept is not longer than this.
 const MOST_TEXT_BYTES: u64 = 1 << 20;
@@ -142,7 +152,7 @@ pub(in crate::ingest::source) fn read_headers(
     keep_text: KeepText<'_>,
 ) -> Result<Index, IngestError> {
     let mut walk = Walk {
-        tar: Tar { name, reader, len },
+        tar: TarReader { name, reader, len },
         keep_text,
         at: 0,
         slots: Vec::new(),
@@ -151,54 +161,6 @@ pub(in crate::ingest::source) fn read_headers(
     walk.run()?;
     let Walk { mut tar, slots, .. } = walk;
     index_of(&mut tar, slots, keep_text)
-}
-
-/// The bytes of a tar.
-struct Tar<'a, R> {
-    name: &'a str,
-    reader: R,
-    len: u64,
-}
-
-impl<R: Read + Seek> Tar<'_, R> {
-    fn wrong(&self, offset: u64, reason: impl Into<String>) -> IngestError {
-        IngestError::Tar { tar: self.name.to_owned(), offset, reason: reason.into() }
-    }
-
-    fn cut(&self, offset: u64, what: &str, needed: u64) -> IngestError {
-        let reason = format!(
-            "the tar is cut {what}: it has {} bytes, {needed} are needed; download or copy it again",
-            self.len
-        );
-        self.wrong(offset, reason)
-    }
-
-    /// Fills the buffer; the range is inside of the file.
-    fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), IngestError> {
-        let mut read = || {
-            self.reader.seek(SeekFrom::Start(offset))?;
-            self.reader.read_exact(buffer)
-        };
-        read().map_err(|error: io::Error| match error.downcast::<StorageError>() {
-            Ok(error) => error.into(),
-            Err(error) => super::failed("read", self.name, error).into(),
-        })
-    }
-
-    fn read_vec(&mut self, offset: u64, bytes: u64) -> Result<Vec<u8>, IngestError> {
-        let mut buffer = vec![0; bytes as usize];
-        self.read_at(offset, &mut buffer)?;
-        Ok(buffer)
-    }
-
-    fn block(&mut self, offset: u64) -> Result<Header, IngestError> {
-        if offset + BLOCK > self.len {
-            return Err(self.cut(offset, "in a header", offset + BLOCK));
-        }
-        let mut header = Header([0; BLOCK as usize]);
-        self.read_at(offset, &mut header.0)?;
-        Ok(header)
-    }
 }
 
 /// An entry before links are resolved.
@@ -213,87 +175,6 @@ enum Kind {
     Other(Skipped),
 }
 
-/// The records of extended headers that matter.
-#[derive(Clone, Debug, Default)]
-struct Records {
-    path: Option<Vec<u8>>,
-    link_path: Option<Vec<u8>>,
-    size: Option<u64>,
-    sparse: Option<SparseRecords>,
-    /// star's own way to say that a file is sparse.
-    is_star_sparse: bool,
-}
-
-/// What GNU tar writes of a sparse file, in its formats 0.0, 0.1 and 1.0.
-#[derive(Clone, Debug, Default)]
-struct SparseRecords {
-    major: Option<u64>,
-    minor: Option<u64>,
-    name: Option<Vec<u8>>,
-    size: Option<u64>,
-    count: Option<u64>,
-    map: Vec<(u64, u64)>,
-    /// An offset whose length has not come yet.
-    offset: Option<u64>,
-}
-
-impl Records {
-    /// Takes the records of one extended header; `None` if one is malformed.
-    fn take(&mut self, bytes: &[u8]) -> Option<()> {
-        for (key, value) in pax_records(bytes)? {
-            // An empty value takes back an earlier one.
-            let text = || (!value.is_empty()).then(|| value.to_vec());
-            match key {
-                b"path" => self.path = text(),
-                b"linkpath" => self.link_path = text(),
-                b"size" if value.is_empty() => self.size = None,
-                b"size" => self.size = Some(decimal(value)?),
-                b"SCHILY.filetype" => self.is_star_sparse = value == b"sparse",
-                _ => {
-                    if let Some(key) = key.strip_prefix(b"GNU.sparse.") {
-                        self.sparse.get_or_insert_default().take(key, value)?;
-                    }
-                }
-            }
-        }
-        Some(())
-    }
-}
-
-impl SparseRecords {
-    fn take(&mut self, key: &[u8], value: &[u8]) -> Option<()> {
-        match key {
-            b"major" => self.major = Some(decimal(value)?),
-            b"minor" => self.minor = Some(decimal(value)?),
-            b"name" => self.name = Some(value.to_vec()),
-            b"size" | b"realsize" => self.size = Some(decimal(value)?),
-            b"numblocks" => self.count = Some(decimal(value)?),
-            b"offset" => self.offset = Some(decimal(value)?),
-            b"numbytes" => self.map.push((self.offset.take()?, decimal(value)?)),
-            b"map" if value.is_empty() => {}
-            b"map" => {
-                let numbers: Option<Vec<u64>> = value.split(|&byte| byte == b',').map(decimal).collect();
-                let numbers = numbers?;
-                if !numbers.len().is_multiple_of(2) {
-                    return None;
-                }
-                self.map.extend(numbers.chunks_exact(2).map(|pair| (pair[0], pair[1])));
-            }
-            _ => {}
-        }
-        Some(())
-    }
-}
-
-/// Takes the records of a header for all members that follow; `None` if it is malformed. Programs write comments
-/// and times there. A name or a size for all members at once is not a tar that a program wrote.
-fn check_global(bytes: &[u8]) -> Option<()> {
-    let sets_members = |key: &[u8]| {
-        matches!(key, b"path" | b"linkpath" | b"size" | b"SCHILY.filetype") || key.starts_with(b"GNU.sparse.")
-    };
-    pax_records(bytes)?.iter().all(|(key, _)| !sets_members(key)).then_some(())
-}
-
 /// What was read for the next member.
 #[derive(Default)]
 struct Pending {
@@ -305,7 +186,7 @@ struct Pending {
 }
 
 struct Walk<'a, R> {
-    tar: Tar<'a, R>,
+    tar: TarReader<'a, R>,
     keep_text: KeepText<'a>,
     at: u64,
     slots: Vec<Slot>,
@@ -427,7 +308,10 @@ impl<R: Read + Seek> Walk<'_, R> {
                 self.at = end;
                 Ok(())
             }
-            None => Err(self.tar.cut(data, &what(), data.saturating_add(bytes))),
+            None => {
+                let padded = bytes.checked_next_multiple_of(BLOCK).unwrap_or(bytes);
+                Err(self.tar.cut(data, &what(), data.saturating_add(padded)))
+            }
         }
     }
 
@@ -466,17 +350,24 @@ impl<R: Read + Seek> Walk<'_, R> {
             Some(size) => size,
             None => self.size(header, start)?,
         };
-        let old_map =
-            if kind == b'S' && header.is_gnu() { Some(self.old_sparse_map(header, start)?) } else { None };
+        let old_map = if kind == b'S' && header.is_gnu() {
+            let map = self.tar.old_sparse_map(header, start)?;
+            self.at = map.data;
+            Some(map)
+        } else {
+            None
+        };
         let data = self.at;
         self.skip(data, size, || format!("in the member `{shown}`"))?;
         let map = match (old_map, sparse) {
-            (Some(map), _) => Some(SparseFile { data, ..map }),
-            (None, Some(sparse)) if is_regular => self.pax_sparse_map(sparse, start, data..data + size)?,
+            (Some(map), _) => Some(map),
+            (None, Some(sparse)) if is_regular => {
+                self.tar.pax_sparse_map(sparse, start, data..data + size)?
+            }
             _ => None,
         };
         let found = match (map, kind) {
-            (Some(map), _) => self.sparse_file(map, data + size, start)?,
+            (Some(map), _) => self.sparse_file(&map, data + size, start)?,
             _ if is_regular && name.ends_with(b"/") => Kind::Other(Skipped::Directory),
             _ if is_regular && (sparse.is_some() || records.is_star_sparse) => {
                 Kind::Other(Skipped::SparseFormat)
@@ -490,80 +381,15 @@ impl<R: Read + Seek> Walk<'_, R> {
         self.push(path, shown, found)
     }
 
-    /// The map of an old GNU sparse member: in its header, and in blocks that follow it.
-    fn old_sparse_map(&mut self, header: &Header, start: u64) -> Result<SparseFile, IngestError> {
-        let malformed = |tar: &Tar<'_, R>| tar.wrong(start, MALFORMED_MAP);
-        let bytes = header.sparse_size().ok_or_else(|| malformed(&self.tar))?;
-        let (entries, mut more) = header.sparse_entries();
-        let mut map = entries.ok_or_else(|| malformed(&self.tar))?;
-        while more {
-            let block = self.tar.block(self.at)?;
-            self.at += BLOCK;
-            let (entries, goes_on) = block.more_sparse_entries();
-            map.extend(entries.ok_or_else(|| malformed(&self.tar))?);
-            more = goes_on;
-        }
-        Ok(SparseFile { map, bytes, data: self.at })
-    }
-
-    /// The map of a pax sparse member: in its extended header, or in format 1.0 before its data. `None` for a
-    /// later format.
-    fn pax_sparse_map(
-        &mut self,
-        records: &SparseRecords,
-        start: u64,
-        data: Range<u64>,
-    ) -> Result<Option<SparseFile>, IngestError> {
-        let malformed = |tar: &Tar<'_, R>| tar.wrong(start, MALFORMED_MAP);
-        let bytes = records.size.ok_or_else(|| malformed(&self.tar))?;
-        match (records.major, records.minor) {
-            (None, None) | (Some(0), Some(0 | 1)) => {
-                let count = records.map.len() as u64;
-                if records.offset.is_some() || records.count.is_some_and(|expected| expected != count) {
-                    return Err(malformed(&self.tar));
-                }
-                Ok(Some(SparseFile { map: records.map.clone(), bytes, data: data.start }))
-            }
-            (Some(1), Some(0)) => {
-                let mut numbers =
-                    Numbers { tar: &mut self.tar, at: data.start, end: data.end, left: Vec::new() };
-                let mut map = Vec::new();
-                if let Some(count) = numbers.next()? {
-                    for _ in 0..count {
-                        let (Some(offset), Some(length)) = (numbers.next()?, numbers.next()?) else {
-                            return Err(malformed(&self.tar));
-                        };
-                        map.push((offset, length));
-                    }
-                    let data = numbers.at;
-                    return Ok(Some(SparseFile { map, bytes, data }));
-                }
-                Err(malformed(&self.tar))
-            }
-            _ => Ok(None),
-        }
-    }
-
-    /// A sparse member whose stored bytes end at `end`. They follow each other without gaps.
-    fn sparse_file(&self, file: SparseFile, end: u64, start: u64) -> Result<Kind, IngestError> {
-        let malformed = || self.tar.wrong(start, MALFORMED_MAP);
-        let mut physical = file.data;
-        let mut logical = 0;
-        let mut pieces = Vec::new();
-        for &(offset, length) in &file.map {
-            let after = offset.checked_add(length).filter(|_| offset >= logical).ok_or_else(malformed)?;
-            pieces.push(Piece { logical: offset, physical, bytes: length });
-            physical = physical.checked_add(length).filter(|&at| at <= end).ok_or_else(malformed)?;
-            logical = after;
-        }
-        if logical > file.bytes || physical != end {
-            return Err(malformed());
-        }
+    /// A sparse member whose stored bytes end at `end`.
+    fn sparse_file(&self, file: &SparseFile, end: u64, start: u64) -> Result<Kind, IngestError> {
+        let extent = self.tar.sparse_extent(file, end, start)?;
         let holes = file.bytes - (end - file.data);
-        if holes > MOST_HOLE_BYTES {
-            return Ok(Kind::Other(Skipped::TooManyHoles(holes)));
-        }
-        Ok(Kind::File { bytes: file.bytes, extent: Extent::of_pieces(pieces, file.bytes), text: None })
+        Ok(if holes > MOST_HOLE_BYTES {
+            Kind::Other(Skipped::TooManyHoles(holes))
+        } else {
+            Kind::File { bytes: file.bytes, extent, text: None }
+        })
     }
 
     fn push(&mut self, path: Result<String, Skipped>, shown: String, kind: Kind) -> Result<(), IngestError> {
@@ -582,50 +408,9 @@ impl<R: Read + Seek> Walk<'_, R> {
     }
 }
 
-const MALFORMED_MAP: &str = "a sparse member with a malformed map: the tar is damaged";
-
-/// A sparse member's map, its size with holes, and where its stored bytes begin.
-struct SparseFile {
-    map: Vec<(u64, u64)>,
-    bytes: u64,
-    data: u64,
-}
-
-/// The lines of numbers before the data of a sparse member in format 1.0, padded to a block.
-struct Numbers<'a, 'b, R> {
-    tar: &'a mut Tar<'b, R>,
-    /// The next block, which is that of the data after the last number.
-    at: u64,
-    end: u64,
-    /// What was read and not used, in reverse.
-    left: Vec<u8>,
-}
-
-impl<R: Read + Seek> Numbers<'_, '_, R> {
-    /// The next number; `None` if there is none.
-    fn next(&mut self) -> Result<Option<u64>, IngestError> {
-        let mut digits = Vec::new();
-        loop {
-            match self.left.pop() {
-                Some(b'\n') if digits.is_empty() => return Ok(None),
-                Some(b'\n') => return Ok(decimal(&digits)),
-                // 2⁶⁴ has 20 digits.
-                Some(_) if digits.len() == 20 => return Ok(None),
-                Some(digit) => digits.push(digit),
-                None if self.at + BLOCK <= self.end => {
-                    self.left = self.tar.block(self.at)?.0.to_vec();
-                    self.left.reverse();
-                    self.at += BLOCK;
-                }
-                None => return Ok(None),
-            }
-        }
-    }
-}
-
 /// A small member whose text the caller wants.
 fn read_text<R: Read + Seek>(
-    tar: &mut Tar<'_, R>,
+    tar: &mut TarReader<'_, R>,
     keep_text: KeepText<'_>,
     path: &str,
     bytes: u64,
@@ -641,7 +426,7 @@ fn read_text<R: Read + Seek>(
 
 /// Resolves hard links, and lets a later entry replace an earlier one of its name.
 fn index_of<R: Read + Seek>(
-    tar: &mut Tar<'_, R>,
+    tar: &mut TarReader<'_, R>,
     slots: Vec<Slot>,
     keep_text: KeepText<'_>,
 ) -> Result<Index, IngestError> {
@@ -675,7 +460,7 @@ fn index_of<R: Read + Seek>(
         .collect();
     drop(last);
     // Links are looked up before their files are moved out.
-    let mut linked = BTreeMap::new();
+    let mut linked = HashMap::new();
     for (place, target) in targets {
         let Some(target) = target.filter(|_| stays[place]) else { continue };
         if let Kind::File { bytes, extent, text } = &slots[target].kind {

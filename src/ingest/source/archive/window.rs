@@ -58,11 +58,6 @@ impl Window {
         self
     }
 
-    /// The number of bytes.
-    pub(in crate::ingest::source) fn len(&self) -> u64 {
-        self.len
-    }
-
     fn fetch(&self, range: Range<u64>) -> Result<Bytes, StorageError> {
         let bytes = range.end - range.start;
         self.file.read_with(self.handle.as_ref(), &self.extent.slice(range), bytes)

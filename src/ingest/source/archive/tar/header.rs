@@ -1,4 +1,4 @@
-//! A tar's header blocks: their fields, checksums and extended records.
+//! A tar's header blocks: their fields and checksums.
 //!
 //! The formats are those of POSIX ustar and pax, GNU tar (old and new), star as far as it is ustar, and the
 //! Unix V7 of old.
@@ -109,20 +109,6 @@ fn octal(field: &[u8]) -> Option<u64> {
     u64::from_str_radix(text, 8).ok()
 }
 
-/// The records of an extended header, `length key=value` each; `None` if one is malformed.
-pub(super) fn pax_records(mut bytes: &[u8]) -> Option<Vec<(&[u8], &[u8])>> {
-    let mut records = Vec::new();
-    while bytes.iter().any(|&byte| byte != 0) {
-        let blank = bytes.iter().take(20).position(|&byte| byte == b' ')?;
-        let length: usize = decimal(&bytes[..blank])?.try_into().ok()?;
-        let record = bytes.get(blank + 1..length)?.strip_suffix(b"\n")?;
-        let equals = record.iter().position(|&byte| byte == b'=')?;
-        records.push((&record[..equals], &record[equals + 1..]));
-        bytes = &bytes[length..];
-    }
-    Some(records)
-}
-
 /// A number of decimal digits and nothing else.
 pub(super) fn decimal(digits: &[u8]) -> Option<u64> {
     if !digits.iter().all(u8::is_ascii_digit) {
@@ -160,23 +146,6 @@ mod tests {
             [&[0xFF; 12][..], b"            ", &[0; 12], b"18         \0", b"-1         \0", b"1 2        \0"]
         {
             assert_eq!(number(field), None, "{field:?}");
-        }
-    }
-
-    #[test]
-    fn pax_records_are_counted_not_split() {
-        let records = pax_records(b"12 path=a\nb\n9 size=7\n\0\0").expect("records");
-        assert_eq!(records, [(&b"path"[..], &b"a\nb"[..]), (b"size", b"7")]);
-        for malformed in [
-            &b"12 path=a\n"[..],
-            b"6 path\n",
-            b"0 a=b\n",
-            b"99999999999999999999 a=b\n",
-            b"x",
-            b"3 \n",
-            b"7 a=b\n\n",
-        ] {
-            assert_eq!(pax_records(malformed), None, "{}", malformed.escape_ascii());
         }
     }
 }
