@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::DatasetError;
 use crate::ids::{ClassId, InstanceId};
+use crate::picture::ExifOrientation;
 use crate::storage::{Digest, Location, PublishMode};
 
 /// The version that this code writes and reads.
@@ -118,6 +119,20 @@ pub struct Split {
     pub shards: Vec<ShardEntry>,
     /// How it was made: the first part, and what was appended.
     pub ingest: Vec<IngestRecord>,
+}
+
+/// The option of [`IngestRecord`] that says whether images are seen as EXIF says.
+pub const EXIF_ORIENTATION: &str = "exif_orientation";
+
+impl Split {
+    /// Whether its images are seen as EXIF says; all of its parts agree.
+    pub fn exif_orientation(&self) -> ExifOrientation {
+        let recorded = self.ingest.first().and_then(|part| part.options.get(EXIF_ORIENTATION));
+        match recorded.and_then(serde_json::Value::as_str) {
+            Some("apply") => ExifOrientation::Apply,
+            _ => ExifOrientation::Ignore,
+        }
+    }
 }
 
 /// The contents of `manifest.json`.

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use super::source::{Entry, Source};
 use super::{CheckDepth, IngestError, IngestOptions};
-use crate::dataset::{IngestRecord, Manifest};
+use crate::dataset::{EXIF_ORIENTATION, IngestRecord, Manifest};
 use crate::ids::ClassId;
+use crate::picture::ExifOrientation;
 use crate::storage::Digest;
 
 /// A part of a split that is to be made.
@@ -60,6 +61,12 @@ impl<'a> Plan<'a> {
                 None => 0,
                 Some(held) => match held.ingest.iter().find(|record| same(record)) {
                     Some(record) if record.options == recorded => continue,
+                    _ if options.append && held.exif_orientation() != options.exif_orientation => {
+                        let own = orientation_name(held.exif_orientation());
+                        return Err(other(format!(
+                            "its split {split:?} was made with --exif-orientation {own}; append with the same"
+                        )));
+                    }
                     _ if options.append => held.ingest.len(),
                     Some(_) => return Err(other(format!("its split {split:?} was made with other options"))),
                     None => return Err(other(format!("its split {split:?} was made from other pictures"))),
@@ -118,6 +125,13 @@ fn fingerprint(source: &Source, entries: &[Entry]) -> Digest {
     hasher.finalize().into()
 }
 
+fn orientation_name(orientation: ExifOrientation) -> &'static str {
+    match orientation {
+        ExifOrientation::Ignore => "ignore",
+        ExifOrientation::Apply => "apply",
+    }
+}
+
 /// The options that decide what the shards hold.
 fn recorded_options(options: &IngestOptions) -> BTreeMap<String, serde_json::Value> {
     let check = match options.check {
@@ -135,6 +149,10 @@ fn recorded_options(options: &IngestOptions) -> BTreeMap<String, serde_json::Val
     ]
     .map(|(name, value): (&str, serde_json::Value)| (name.to_owned(), value))
     .into();
+    // Absent where it is the default: manifests from before the option stay what they are.
+    if options.exif_orientation == ExifOrientation::Apply {
+        recorded.insert(EXIF_ORIENTATION.into(), orientation_name(options.exif_orientation).into());
+    }
     if options.tile_index {
         recorded.insert("tile_index".into(), true.into());
     }
