@@ -68,9 +68,8 @@ pub fn sprite(
     ids: &[InstanceId],
 ) -> Result<Picture, EvalError> {
     let source = DatasetSource::open(dataset, manifest, split, None)?;
-    let squares = squares(&source, ids.iter().copied(), |bytes, orientation| {
-        square(bytes, orientation, SPRITE_SIDE)
-    });
+    let squares =
+        squares(&source, ids.iter().copied(), |bytes, orientation| square(bytes, orientation, SPRITE_SIDE));
     let (side, columns) = (SPRITE_SIDE as usize, SPRITE_COLUMNS as usize);
     let (width, height) = (side * columns, side * ids.len().div_ceil(columns).max(1));
     let mut rgb = vec![0; 3 * width * height];

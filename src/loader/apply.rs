@@ -11,7 +11,9 @@ use serde::{Deserialize, Serialize};
 use super::colour::{Step, recolour, recolour_grey, to_grey};
 use super::recipe::{Augmentation, Order};
 use super::resize::{Axis, Resizer, Rounding, Target};
-use crate::picture::{Channels, Encoded, ExifOrientation, Limits, PictureError, Planes, Region, RegionDecoder};
+use crate::picture::{
+    Channels, Encoded, ExifOrientation, Limits, PictureError, Planes, Region, RegionDecoder,
+};
 
 /// What is done to a picture for evaluation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,6 +97,12 @@ pub struct Renderer {
 const LIMITS: Limits = Limits { max_pixels: u64::MAX };
 
 impl Renderer {
+    /// Bytes that resizing takes.
+    #[cfg(test)]
+    pub(super) fn held_bytes(&self) -> usize {
+        self.resizer.held_bytes()
+    }
+
     /// Crops, resizes, recolours and flips a picture as `draw` says for its size (columns, rows).
     ///
     /// # Shape

@@ -171,6 +171,14 @@ pub(super) struct Target {
 }
 
 impl Resizer {
+    /// Bytes of its filters and buffers.
+    #[cfg(test)]
+    pub(super) fn held_bytes(&self) -> usize {
+        let of =
+            |filter: &Filter| 4 * filter.firsts.len() + 2 * filter.weights.len() + 8 * filter.exact.len();
+        of(&self.down) + of(&self.across) + 2 * self.rows.len() + 2 * BAND * self.columns.len()
+    }
+
     fn prepare(&mut self, across: &Axis, down: &Axis, flip: bool) {
         self.down.prepare(down, false);
         self.across.prepare(across, flip);

@@ -251,8 +251,7 @@ fn render(
     let _memory = making.memory.acquire(needed).ok_or_else(stopped)?;
     let id = making.source.ids()[position.row()];
     let seen = Seen { bytes: &encoded.bytes, orientation: making.source.exif_orientation() };
-    let rendered =
-        making.reading.counters.make_busy.time(|| making.view.render(epoch, id, seen, out));
+    let rendered = making.reading.counters.make_busy.time(|| making.view.render(epoch, id, seen, out));
     drop((encoded, permit));
     rendered
         .map_err(|source| Arc::new(LoaderError::Picture { id, place: making.source.place(position), source }))

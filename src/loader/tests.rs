@@ -99,3 +99,4 @@ mod golden;
 mod orders;
 mod streams;
 mod support;
+mod upright;

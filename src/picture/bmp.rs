@@ -81,7 +81,9 @@ impl Layout {
                 let mask = |index: usize| field(40 + 4 * index);
                 Self::masked(bits, [mask(0)?, mask(1)?, mask(2)?])?
             }
-            _ => return Err(corrupt(format!("{bits} bits with compression {compression} are not supported"))),
+            _ => {
+                return Err(corrupt(format!("{bits} bits with compression {compression} are not supported")));
+            }
         };
         let colours = if colours == 0 && bits <= 8 { 1 << bits } else { colours as usize };
         let palette = FILE_HEADER + header + if has_masks { 12 } else { 0 };
@@ -129,7 +131,10 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Picture, PictureError> {
     let Layout { width, height, bits, .. } = layout;
     let data = bytes.get(layout.data..).ok_or_else(cut)?;
     let (start, colours, entry) = layout.palette;
-    let palette = Palette::new(bytes.get(start..).unwrap_or_default().get(..colours * entry).unwrap_or_default(), entry);
+    let palette = Palette::new(
+        bytes.get(start..).unwrap_or_default().get(..colours * entry).unwrap_or_default(),
+        entry,
+    );
     let palette = palette.reversed();
     let mut rgb = Vec::with_capacity(width * height * 3);
     let mut append = |row: &[u8]| match layout.coding {

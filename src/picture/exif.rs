@@ -32,7 +32,8 @@ pub(super) fn of_png(bytes: &[u8]) -> Option<u16> {
 }
 
 pub(super) fn of_webp(bytes: &[u8]) -> Option<u16> {
-    let chunk = |kind: &[u8; 4]| super::webp::chunks(bytes).find(|chunk| chunk.kind == kind).map(|chunk| chunk.data);
+    let chunk =
+        |kind: &[u8; 4]| super::webp::chunks(bytes).find(|chunk| chunk.kind == kind).map(|chunk| chunk.data);
     let exif = chunk(b"EXIF").and_then(of_tiff);
     exif.or_else(|| of_xmp(chunk(b"XMP ")?))
 }

@@ -21,6 +21,24 @@ fn open(bytes: &[u8]) -> Result<Decoder<Cursor<&[u8]>>, PictureError> {
     options.read_info(Cursor::new(bytes)).map_err(corrupt)
 }
 
+/// Where the flags of the screen are, and the flag that says that a palette of all frames follows.
+const SCREEN_FLAGS: usize = 10;
+const HAS_PALETTE: u8 = 0x80;
+
+/// A file in which no frame can be without a palette: the decoder takes no other. Colours are greys where there is none.
+fn with_palette(bytes: &[u8]) -> Option<Vec<u8>> {
+    let flags = *bytes.get(SCREEN_FLAGS)?;
+    let (screen, rest) = bytes.split_at_checked(13)?;
+    if flags & HAS_PALETTE != 0 {
+        return None;
+    }
+    let mut file = screen.to_vec();
+    file[SCREEN_FLAGS] |= HAS_PALETTE | 7;
+    file.extend((0..=255).flat_map(|grey: u8| [grey; 3]));
+    file.extend_from_slice(rest);
+    Some(file)
+}
+
 fn no_frame() -> PictureError {
     corrupt("it has no frame")
 }
@@ -34,7 +52,8 @@ fn size(decoder: &Decoder<Cursor<&[u8]>>, frame: &Frame) -> (u32, u32) {
 }
 
 pub(super) fn probe(bytes: &[u8]) -> Result<Header, PictureError> {
-    let mut decoder = open(bytes)?;
+    let changed = with_palette(bytes);
+    let mut decoder = open(changed.as_deref().unwrap_or(bytes))?;
     let frame = decoder.next_frame_info().map_err(corrupt)?.ok_or_else(no_frame)?.clone();
     if frame.width == 0 || frame.height == 0 {
         return Err(corrupt("it has no pixels"));
@@ -47,7 +66,8 @@ pub(super) fn probe(bytes: &[u8]) -> Result<Header, PictureError> {
 /// Pillow, `GifImagePlugin.py`: around the frame is the transparent colour, else the first of the palette; a palette that
 /// is a ramp of greys is none.
 pub(super) fn decode(bytes: &[u8]) -> Result<Picture, PictureError> {
-    let mut decoder = open(bytes)?;
+    let changed = with_palette(bytes);
+    let mut decoder = open(changed.as_deref().unwrap_or(bytes))?;
     let frame = decoder.read_next_frame().map_err(corrupt)?.ok_or_else(no_frame)?.clone();
     let (width, height) = size(&decoder, &frame);
     let colours = frame.palette.as_deref().or(decoder.global_palette()).unwrap_or_default();

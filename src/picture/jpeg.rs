@@ -91,7 +91,7 @@ pub(super) fn decode(bytes: &[u8], header: Header) -> Result<Picture, PictureErr
     let rgb = match header.colour {
         Colour::Grey => decode_grey(bytes, header)?.into_iter().flat_map(|value| [value; 3]).collect(),
         Colour::Rgb => decode_as(bytes, header, PixelFormat::RGB)?,
-        Colour::Cmyk => rgb_from_inverted_cmyk(&decode_as(bytes, header, PixelFormat::CMYK)?),
+        Colour::Cmyk => rgb_from_inverted_cmyk(&decode_inks(bytes, header)?),
     };
     Ok(Picture { width: header.width, height: header.height, rgb })
 }
@@ -99,6 +99,11 @@ pub(super) fn decode(bytes: &[u8], header: Header) -> Result<Picture, PictureErr
 /// The brightness of a grey image.
 pub(super) fn decode_grey(bytes: &[u8], header: Header) -> Result<Vec<u8>, PictureError> {
     decode_as(bytes, header, PixelFormat::GRAY)
+}
+
+/// The four inks of a pixel as they are stored.
+pub(super) fn decode_inks(bytes: &[u8], header: Header) -> Result<Vec<u8>, PictureError> {
+    decode_as(bytes, header, PixelFormat::CMYK)
 }
 
 fn decode_as(bytes: &[u8], header: Header, format: PixelFormat) -> Result<Vec<u8>, PictureError> {
@@ -116,7 +121,8 @@ fn decode_as(bytes: &[u8], header: Header, format: PixelFormat) -> Result<Vec<u8
     }
     match decoded {
         Err(PictureError::Corrupt { reason, .. })
-            if reason.contains(EXTRANEOUS_AT_END) || (reason.contains(EXTRANEOUS_BYTES) && is_whole(bytes)) => {}
+            if reason.contains(EXTRANEOUS_AT_END)
+                || (reason.contains(EXTRANEOUS_BYTES) && is_whole(bytes)) => {}
         other => other?,
     }
     Ok(pixels)

@@ -9,6 +9,8 @@ mod baseline;
 mod bmp;
 mod error;
 mod exif;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod gif;
 mod guard;
 mod jpeg;

@@ -167,7 +167,9 @@ mod tests {
                     };
                     let cut = |values: &[u8], pitch: usize, region: Region| -> Vec<u8> {
                         let lines = region.top..region.top + region.height;
-                        lines.flat_map(|row| values[row * pitch + region.left..][..region.width].to_vec()).collect()
+                        lines
+                            .flat_map(|row| values[row * pitch + region.left..][..region.width].to_vec())
+                            .collect()
                     };
                     let from = orientation.stored_region(region, (5, 4));
                     let found = orientation.turn(&cut(&stored, width, from), from.width, from.height);

@@ -35,8 +35,8 @@ impl Palette {
 pub(super) fn packed(bytes: &[u8], count: usize, bits: usize) -> impl Iterator<Item = u8> {
     let in_byte = (8 / bits).max(1);
     let mask = if bits < 8 { (1 << bits) - 1 } else { 0xFF };
-    let values = bytes.iter().flat_map(move |&byte| {
-        (1..=in_byte).map(move |place| (byte >> (8 - place * bits.min(8))) & mask)
-    });
+    let values = bytes
+        .iter()
+        .flat_map(move |&byte| (1..=in_byte).map(move |place| (byte >> (8 - place * bits.min(8))) & mask));
     values.take(count)
 }

@@ -135,7 +135,9 @@ fn append_row(
     match colour {
         ColorType::Indexed => rgb.extend(packed.flat_map(|index| palette.colour(index))),
         ColorType::Grayscale if bytes == 2 => {
-            rgb.extend(row.as_chunks::<2>().0.iter().flat_map(|&[high, low]| [if high > 0 { 255 } else { low }; 3]));
+            rgb.extend(
+                row.as_chunks::<2>().0.iter().flat_map(|&[high, low]| [if high > 0 { 255 } else { low }; 3]),
+            );
         }
         ColorType::Grayscale => {
             let factor = 255 / ((1_u16 << depth as u16) - 1) as u8;

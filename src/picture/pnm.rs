@@ -60,7 +60,10 @@ fn number(bytes: &[u8], at: usize) -> Result<(u32, usize), PictureError> {
     let number = text.iter().all(u8::is_ascii_digit).then(|| std::str::from_utf8(text).ok()?.parse().ok());
     let number = number.flatten().filter(|_| digits <= MOST_DIGITS);
     let shown = || String::from_utf8_lossy(text).into_owned();
-    Ok((number.ok_or_else(|| corrupt(format!("{:?} is not a number that fits here", shown())))?, start + digits))
+    Ok((
+        number.ok_or_else(|| corrupt(format!("{:?} is not a number that fits here", shown())))?,
+        start + digits,
+    ))
 }
 
 impl Layout {
@@ -105,7 +108,8 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Picture, PictureError> {
         (Some(largest), true) => text_values(data, count, largest, layout.samples)?,
         (Some(largest), false) => binary_values(data, count, largest, layout.samples)?,
     };
-    let rgb = if layout.samples == 3 { values } else { values.into_iter().flat_map(|value| [value; 3]).collect() };
+    let rgb =
+        if layout.samples == 3 { values } else { values.into_iter().flat_map(|value| [value; 3]).collect() };
     Ok(Picture { width: layout.width as u32, height: layout.height as u32, rgb })
 }
 
@@ -120,7 +124,10 @@ fn scaled(value: u32, largest: u32, samples: usize) -> u8 {
 fn binary_values(data: &[u8], count: usize, largest: u32, samples: usize) -> Result<Vec<u8>, PictureError> {
     if largest > 255 {
         let words = data.as_chunks::<2>().0.get(..count).ok_or_else(cut)?;
-        return Ok(words.iter().map(|&word| scaled(u16::from_be_bytes(word).into(), largest, samples)).collect());
+        return Ok(words
+            .iter()
+            .map(|&word| scaled(u16::from_be_bytes(word).into(), largest, samples))
+            .collect());
     }
     let table: [u8; 256] = std::array::from_fn(|value| scaled(value as u32, largest, samples));
     let bytes = data.get(..count).ok_or_else(cut)?;

@@ -126,7 +126,9 @@ fn markup(bytes: &[u8]) -> Option<&'static str> {
         b'<' if has("<svg") => Some("SVG"),
         b'<' if has("<html") || has("<!doctype html") || has("<head") => Some("an HTML page"),
         b'<' if has("<?xml") || has("<error>") => Some("an XML document"),
-        b'{' | b'[' if serde_json::from_slice::<serde::de::IgnoredAny>(bytes).is_ok() => Some("a JSON document"),
+        b'{' | b'[' if serde_json::from_slice::<serde::de::IgnoredAny>(bytes).is_ok() => {
+            Some("a JSON document")
+        }
         _ => None,
     }
 }
@@ -146,7 +148,10 @@ mod tests {
             (b"<?xml version='1.0'?>\n<svg xmlns='x'/>", "SVG is not supported"),
             (b"P7\nWIDTH 1\n", "PAM (P7) is not supported"),
             (b"\n<!DOCTYPE html><title>404</title>", "the file is an HTML page, not an image"),
-            (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "the file is an XML document, not an image"),
+            (
+                b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>",
+                "the file is an XML document, not an image",
+            ),
             (b"version https://git-lfs.github.com/spec/v1\n", "the file is a git-lfs pointer, not an image"),
             (b"PK\x03\x04\x14\0", "the file is a zip archive, not an image"),
             (b"{\"error\": 403}", "the file is a JSON document, not an image"),

@@ -1,3 +1,5 @@
+mod kinds;
+
 use image::{DynamicImage, GenericImage, ImageFormat, Rgba};
 
 use super::*;

@@ -136,7 +136,9 @@ impl<'a> Layout<'a> {
         };
         let is_grey = matches!(self.photometric, Photometric::WhiteIsZero | Photometric::BlackIsZero);
         let is_known = match (self.bits, self.sample) {
-            (1 | 2 | 4, Sample::Unsigned) => (is_grey || self.photometric == Photometric::Palette) && self.samples == 1,
+            (1 | 2 | 4, Sample::Unsigned) => {
+                (is_grey || self.photometric == Photometric::Palette) && self.samples == 1
+            }
             (8, Sample::Unsigned) => true,
             (8, Sample::Signed) | (32, _) => is_grey && self.samples == 1,
             (16, Sample::Unsigned) => !matches!(self.photometric, Photometric::Palette | Photometric::YCbCr),
@@ -207,7 +209,8 @@ impl Layout<'_> {
             let (left, top) = (place % across * self.chunk.0, place / across * self.chunk.1);
             let rows = self.chunk.1.min(self.height - top);
             let stored_rows = if self.is_tiled { self.chunk.1 } else { rows };
-            let chunk = Chunk { width: self.chunk.0, height: stored_rows, samples: in_chunk, bits: self.bits };
+            let chunk =
+                Chunk { width: self.chunk.0, height: stored_rows, samples: in_chunk, bits: self.bits };
             let start = usize::try_from(offset).ok().filter(|&start| start <= bytes.len());
             let rest = &bytes[start.ok_or_else(|| corrupt("its end is missing"))?..];
             // The length of what is not compressed is known without the tag.
@@ -231,7 +234,8 @@ impl Layout<'_> {
                 }
             }
         }
-        let is_rgb = self.compression == unpack::JPEG && self.photometric == Photometric::YCbCr && self.samples == 3;
+        let is_rgb =
+            self.compression == unpack::JPEG && self.photometric == Photometric::YCbCr && self.samples == 3;
         Ok((samples, is_rgb))
     }
 
@@ -239,9 +243,12 @@ impl Layout<'_> {
     fn reduced<'b>(&self, row: &'b [u8], count: usize) -> Box<dyn Iterator<Item = u8> + 'b> {
         let is_grey = matches!(self.photometric, Photometric::WhiteIsZero | Photometric::BlackIsZero);
         let is_big = self.directory.is_big;
-        let word = move |pair: &[u8; 2]| if is_big { u16::from_be_bytes(*pair) } else { u16::from_le_bytes(*pair) };
-        let long = move |four: &[u8; 4]| if is_big { u32::from_be_bytes(*four) } else { u32::from_le_bytes(*four) };
-        let (pairs, fours) = (row.as_chunks::<2>().0.iter().take(count), row.as_chunks::<4>().0.iter().take(count));
+        let word =
+            move |pair: &[u8; 2]| if is_big { u16::from_be_bytes(*pair) } else { u16::from_le_bytes(*pair) };
+        let long =
+            move |four: &[u8; 4]| if is_big { u32::from_be_bytes(*four) } else { u32::from_le_bytes(*four) };
+        let (pairs, fours) =
+            (row.as_chunks::<2>().0.iter().take(count), row.as_chunks::<4>().0.iter().take(count));
         match (self.bits, self.sample) {
             (16, Sample::Signed) => Box::new(pairs.map(move |pair| (word(pair) as i16).clamp(0, 255) as u8)),
             (16, _) if is_grey => Box::new(pairs.map(move |pair| word(pair).min(255) as u8)),
@@ -267,7 +274,9 @@ impl Layout<'_> {
                 let is_inverted = self.photometric == Photometric::WhiteIsZero && self.bits <= 8;
                 let invert = if is_inverted { 0xFF } else { 0 };
                 let is_multiplied = is_multiplied && self.samples > 1;
-                let value = |pixel: &[u8]| if is_multiplied { divided(pixel[0], pixel[1]) } else { pixel[0] * factor ^ invert };
+                let value = |pixel: &[u8]| {
+                    if is_multiplied { divided(pixel[0], pixel[1]) } else { pixel[0] * factor ^ invert }
+                };
                 pixels.flat_map(|pixel| [value(pixel); 3]).collect()
             }
             Photometric::Rgb if is_multiplied && self.samples > 3 => {
@@ -279,10 +288,13 @@ impl Layout<'_> {
                 pixels.flat_map(|pixel| palette.colour(pixel[0])).collect()
             }
             Photometric::Inks => {
-                let inverted: Vec<u8> = pixels.flat_map(|pixel| [0, 1, 2, 3].map(|ink| 255 - pixel[ink])).collect();
+                let inverted: Vec<u8> =
+                    pixels.flat_map(|pixel| [0, 1, 2, 3].map(|ink| 255 - pixel[ink])).collect();
                 jpeg::rgb_from_inverted_cmyk(&inverted)
             }
-            Photometric::YCbCr => pixels.flat_map(|pixel| rgb_from_ycbcr([pixel[0], pixel[1], pixel[2]])).collect(),
+            Photometric::YCbCr => {
+                pixels.flat_map(|pixel| rgb_from_ycbcr([pixel[0], pixel[1], pixel[2]])).collect()
+            }
         })
     }
 
@@ -290,7 +302,8 @@ impl Layout<'_> {
     fn palette(&self) -> Result<Palette, PictureError> {
         let map = self.directory.numbers(Tag::COLOUR_MAP)?.ok_or_else(|| corrupt("it has no palette"))?;
         let colours = map.len() / 3;
-        let entries = (0..colours).flat_map(|colour| [0, 1, 2].map(|channel| (map[channel * colours + colour] >> 8) as u8));
+        let entries = (0..colours)
+            .flat_map(|colour| [0, 1, 2].map(|channel| (map[channel * colours + colour] >> 8) as u8));
         Ok(Palette::new(&entries.collect::<Vec<u8>>(), 3))
     }
 }
@@ -300,9 +313,5 @@ impl Layout<'_> {
 fn rgb_from_ycbcr([y, cb, cr]: [u8; 3]) -> [u8; 3] {
     let scaled = |factor: f64, value: u8| (factor * 64.0 * (f64::from(value) - 128.0) + 0.5) as i32;
     let byte = |sum: i32| (i32::from(y) + (sum >> 6)).clamp(0, 255) as u8;
-    [
-        byte(scaled(1.402, cr)),
-        byte(scaled(-0.34414, cb) + scaled(-0.71414, cr)),
-        byte(scaled(1.772, cb)),
-    ]
+    [byte(scaled(1.402, cr)), byte(scaled(-0.34414, cb) + scaled(-0.71414, cr)), byte(scaled(1.772, cb))]
 }

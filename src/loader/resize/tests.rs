@@ -63,11 +63,8 @@ fn a_part_has_the_bytes_that_it_has_in_the_whole() {
         for (wide, high) in [(1, 1), (columns / 2 + 1, rows / 2 + 1)] {
             let across = Axis::part(width, columns, left..left + wide);
             let down = Axis::part(height, rows, top..top + high);
-            let inputs: Vec<u8> = down
-                .inputs()
-                .flat_map(|row| &source[row * width..][across.inputs()])
-                .copied()
-                .collect();
+            let inputs: Vec<u8> =
+                down.inputs().flat_map(|row| &source[row * width..][across.inputs()]).copied().collect();
             let mut part = vec![0; wide * high];
             Resizer::default().resize_part(&inputs, (&across, &down), target(wide, high), &mut part);
             let expected: Vec<u8> =

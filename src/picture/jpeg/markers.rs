@@ -15,6 +15,8 @@ pub(in crate::picture) struct Segment<'a> {
     pub(in crate::picture) marker: u8,
     /// Without the length.
     pub(in crate::picture) payload: &'a [u8],
+    /// Where what follows it begins.
+    end: usize,
 }
 
 /// The segments before the first scan, whose own is the last.
@@ -28,8 +30,9 @@ pub(in crate::picture) fn header_segments(bytes: &[u8]) -> impl Iterator<Item = 
                 continue;
             }
             let payload = payload(bytes, behind)?;
-            at = (marker != SCAN).then_some(behind + 2 + payload.len());
-            return Some(Segment { marker, payload });
+            let end = behind + 2 + payload.len();
+            at = (marker != SCAN).then_some(end);
+            return Some(Segment { marker, payload, end });
         }
     })
 }
@@ -71,21 +74,10 @@ pub(in crate::picture) fn is_progressive(bytes: &[u8]) -> bool {
     frame.is_some_and(|frame| matches!(frame.marker, 0xC2 | 0xC6 | 0xCA | 0xCE))
 }
 
-/// Whether the end marker is there, behind a scan: a thumbnail in the header has one of its own.
+/// Whether the end marker is there, behind the start of a scan: a thumbnail in the header has one of its own.
 pub(in crate::picture) fn has_end(bytes: &[u8]) -> bool {
-    let (mut at, mut has_scan) = (2, false);
-    while let Some((marker, behind)) = next_marker(bytes, at) {
-        match marker {
-            END => return has_scan,
-            marker if stands_alone(marker) => at = behind,
-            marker => {
-                let Some(payload) = payload(bytes, behind) else { return false };
-                has_scan |= marker == SCAN;
-                at = behind + 2 + payload.len();
-            }
-        }
-    }
-    false
+    let scan = header_segments(bytes).find(|segment| segment.marker == SCAN);
+    scan.is_some_and(|scan| memchr::memmem::find(&bytes[scan.end..], &[0xFF, END]).is_some())
 }
 
 /// The same image without what libjpeg would warn of in its headers, although no pixel depends on it.

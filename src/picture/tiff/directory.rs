@@ -95,7 +95,9 @@ impl<'a> Directory<'a> {
 
     /// The values of a tag, if it is there.
     pub(super) fn numbers(&self, tag: Tag) -> Result<Option<Vec<u64>>, PictureError> {
-        let Some((_, kind, values)) = self.entries.iter().find(|(found, ..)| *found == tag) else { return Ok(None) };
+        let Some((_, kind, values)) = self.entries.iter().find(|(found, ..)| *found == tag) else {
+            return Ok(None);
+        };
         if !matches!(kind, 1 | 3 | 4 | 13 | 16 | 18) {
             return Err(corrupt(format!("tag {} has values of type {kind}", tag.0)));
         }

@@ -182,13 +182,18 @@ fn unpack_jpeg(bytes: &[u8], chunk: Chunk, settings: &Settings) -> Result<Vec<u8
     let header = jpeg::probe(&file)?;
     let (width, height) = (header.width as usize, header.height as usize);
     let fits = width == chunk.width && height >= chunk.height && height <= chunk.height.next_multiple_of(16);
-    let is_colour = header.colour != Colour::Grey;
-    if !fits || chunk.bits != 8 || !matches!((chunk.samples, is_colour), (1, false) | (3, true)) {
+    let samples = match header.colour {
+        Colour::Grey => 1,
+        Colour::Rgb => 3,
+        Colour::Cmyk => 4,
+    };
+    if !fits || chunk.bits != 8 || chunk.samples != samples {
         return Err(corrupt("a part compressed by JPEG is not of the size that it should have"));
     }
     let mut samples = match header.colour {
         Colour::Grey => jpeg::decode_grey(&file, header)?,
-        _ => jpeg::decode(&file, header)?.rgb,
+        Colour::Rgb => jpeg::decode(&file, header)?.rgb,
+        Colour::Cmyk => jpeg::decode_inks(&file, header)?,
     };
     samples.truncate(chunk.row_bytes() * chunk.height);
     Ok(samples)
