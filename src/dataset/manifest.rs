@@ -234,6 +234,15 @@ pub struct ContentDigest {
 }
 
 impl ContentDigest {
+    /// Of a split whose images are seen like this: what is seen is a part of the content.
+    pub fn new(exif_orientation: ExifOrientation) -> Self {
+        let mut digest = Self::default();
+        if exif_orientation == ExifOrientation::Apply {
+            digest.hasher.update(b"EXIF orientation applied\n");
+        }
+        digest
+    }
+
     /// Adds the next instance.
     ///
     /// # Panics

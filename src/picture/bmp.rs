@@ -149,7 +149,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Picture, PictureError> {
             rgb.extend(pixels.flat_map(|pixel| places.map(|place| pixel[place])));
         }
     };
-    let mut indices = Vec::new();
+    let indices;
     let (rows, pitch) = if layout.coding == Coding::RunLength {
         indices = runs(data, width, height, bits)?;
         (indices.as_slice(), width)
@@ -166,8 +166,6 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Picture, PictureError> {
     for index in 0..height {
         append(row(if layout.is_top_down { index } else { height - 1 - index })?);
     }
-    drop(append);
-    drop(indices);
     Ok(Picture { width: width as u32, height: height as u32, rgb })
 }
 

@@ -1,9 +1,9 @@
-//! Pictures: encoded bytes to RGB pixels and back.
+//! Images: encoded bytes to RGB pixels and back.
 //!
 //! What a file is, its content decides, never its name. Pixels come out as Pillow's `convert("RGB")` gives
-//! them: grey is repeated, CMYK is converted, alpha is dropped without blending, and EXIF rotation is not
-//! applied (torchvision's loader does not apply it either). The size is read from the header and checked
-//! before any pixel is allocated.
+//! them: grey is repeated, CMYK is converted, alpha is dropped without blending. The size is read from the header and
+//! checked before any pixel is allocated. EXIF's orientation is applied where [`ExifOrientation`] says so. A decoder
+//! that panics rejects its image. docs/formats.md has what differs from Pillow.
 
 mod baseline;
 mod bmp;

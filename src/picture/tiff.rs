@@ -275,7 +275,7 @@ impl Layout<'_> {
                 let invert = if is_inverted { 0xFF } else { 0 };
                 let is_multiplied = is_multiplied && self.samples > 1;
                 let value = |pixel: &[u8]| {
-                    if is_multiplied { divided(pixel[0], pixel[1]) } else { pixel[0] * factor ^ invert }
+                    if is_multiplied { divided(pixel[0], pixel[1]) } else { (pixel[0] * factor) ^ invert }
                 };
                 pixels.flat_map(|pixel| [value(pixel); 3]).collect()
             }

@@ -175,6 +175,17 @@ fn with_apply_images_are_upright_and_their_bytes_stay() {
     assert!(index.view.expect("a view").distance(&expected) <= view_hash::MOST_DIFFERING_BITS);
     verify(&dataset, &manifest, &Quiet).expect("whole");
 
+    // Other pixels are another dataset, although the bytes are the same.
+    let ignoring = place();
+    let ignored = IngestOptions {
+        dest: location(&ignoring.dest),
+        exif_orientation: ExifOrientation::Ignore,
+        ..options.clone()
+    };
+    ingest(&ignored, &Quiet).expect("ingested");
+    let ignored = Manifest::read(&location(&ignoring.dest)).expect("a manifest");
+    assert_ne!(ignored.dataset_digest, manifest.dataset_digest);
+
     fs::write(at.source.join("a/0.jpg"), jpeg(3)).expect("a file");
     let other = IngestOptions { append: true, exif_orientation: ExifOrientation::Ignore, ..options };
     let error = ingest(&other, &Quiet).expect_err("a split is one or the other");
