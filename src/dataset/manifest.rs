@@ -6,7 +6,6 @@ use serde::{Deserialize, Serialize};
 
 use super::DatasetError;
 use crate::ids::{ClassId, InstanceId};
-use crate::picture::ExifOrientation;
 use crate::storage::{Digest, Location, PublishMode};
 
 /// The version that this code writes and reads.
@@ -126,12 +125,9 @@ pub const EXIF_ORIENTATION: &str = "exif_orientation";
 
 impl Split {
     /// Whether its images are seen as EXIF says; all of its parts agree.
-    pub fn exif_orientation(&self) -> ExifOrientation {
+    pub fn applies_exif_orientation(&self) -> bool {
         let recorded = self.ingest.first().and_then(|part| part.options.get(EXIF_ORIENTATION));
-        match recorded.and_then(serde_json::Value::as_str) {
-            Some("apply") => ExifOrientation::Apply,
-            _ => ExifOrientation::Ignore,
-        }
+        recorded.and_then(serde_json::Value::as_str) == Some("apply")
     }
 }
 
@@ -234,10 +230,10 @@ pub struct ContentDigest {
 }
 
 impl ContentDigest {
-    /// Of a split whose images are seen like this: what is seen is a part of the content.
-    pub fn new(exif_orientation: ExifOrientation) -> Self {
+    /// Of a split; whether its images are seen as EXIF says is a part of its content.
+    pub fn new(applies_exif_orientation: bool) -> Self {
         let mut digest = Self::default();
-        if exif_orientation == ExifOrientation::Apply {
+        if applies_exif_orientation {
             digest.hasher.update(b"EXIF orientation applied\n");
         }
         digest

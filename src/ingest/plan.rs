@@ -6,7 +6,6 @@ use super::source::{Entry, Source};
 use super::{CheckDepth, IngestError, IngestOptions};
 use crate::dataset::{EXIF_ORIENTATION, IngestRecord, Manifest};
 use crate::ids::ClassId;
-use crate::picture::ExifOrientation;
 use crate::storage::Digest;
 
 /// A part of a split that is to be made.
@@ -61,8 +60,10 @@ impl<'a> Plan<'a> {
                 None => 0,
                 Some(held) => match held.ingest.iter().find(|record| same(record)) {
                     Some(record) if record.options == recorded => continue,
-                    _ if options.append && held.exif_orientation() != options.exif_orientation => {
-                        let own = orientation_name(held.exif_orientation());
+                    _ if options.append
+                        && held.applies_exif_orientation() != options.exif_orientation.is_applied() =>
+                    {
+                        let own = orientation_name(held.applies_exif_orientation());
                         return Err(other(format!(
                             "its split {split:?} was made with --exif-orientation {own}; append with the same"
                         )));
@@ -125,11 +126,8 @@ fn fingerprint(source: &Source, entries: &[Entry]) -> Digest {
     hasher.finalize().into()
 }
 
-fn orientation_name(orientation: ExifOrientation) -> &'static str {
-    match orientation {
-        ExifOrientation::Ignore => "ignore",
-        ExifOrientation::Apply => "apply",
-    }
+fn orientation_name(is_applied: bool) -> &'static str {
+    if is_applied { "apply" } else { "ignore" }
 }
 
 /// The options that decide what the shards hold.
@@ -150,8 +148,8 @@ fn recorded_options(options: &IngestOptions) -> BTreeMap<String, serde_json::Val
     .map(|(name, value): (&str, serde_json::Value)| (name.to_owned(), value))
     .into();
     // Absent where it is the default: manifests from before the option stay what they are.
-    if options.exif_orientation == ExifOrientation::Apply {
-        recorded.insert(EXIF_ORIENTATION.into(), orientation_name(options.exif_orientation).into());
+    if options.exif_orientation.is_applied() {
+        recorded.insert(EXIF_ORIENTATION.into(), orientation_name(true).into());
     }
     if options.tile_index {
         recorded.insert("tile_index".into(), true.into());

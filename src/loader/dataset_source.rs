@@ -126,7 +126,7 @@ impl DatasetSource {
             groups,
             pictures,
             is_local: dataset.local_path().is_some(),
-            exif_orientation: split.exif_orientation(),
+            exif_orientation: ExifOrientation::applied(split.applies_exif_orientation()),
             turns: Default::default(),
             files: Mutex::default(),
             resident: Resident::new(READ_MEMORY),

@@ -20,6 +20,16 @@ pub enum ExifOrientation {
 }
 
 impl ExifOrientation {
+    /// Applied or not.
+    pub fn applied(is_applied: bool) -> Self {
+        if is_applied { Self::Apply } else { Self::Ignore }
+    }
+
+    /// Whether it is applied.
+    pub fn is_applied(self) -> bool {
+        self == Self::Apply
+    }
+
     /// How a file is to be turned.
     pub fn of(self, bytes: &[u8]) -> Orientation {
         match self {
