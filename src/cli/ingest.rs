@@ -6,6 +6,7 @@ use clap::{ArgGroup, Args, ValueEnum};
 use super::progress::{Terminal, say};
 use super::{GlobalArgs, braces, write_json, write_stdout};
 use crate::ingest::{CheckDepth, IngestOptions, LabelsAs, PathGlob, SourceFormat, ingest, plan};
+use crate::picture::ExifOrientation;
 use crate::units::{ByteSize, Fraction};
 
 /// Turn images into a dataset: Parquet shards with instance ids, and a manifest.
@@ -97,6 +98,9 @@ pub(super) struct IngestArgs {
     /// A picture with more pixels is refused
     #[arg(long, value_name = "N", default_value_t = 100_000_000)]
     max_pixels: u64,
+    /// Whether images are seen as the orientation in their EXIF says; their bytes stay as they are
+    #[arg(long, value_enum, value_name = "WHAT", default_value = "ignore")]
+    exif_orientation: ExifOrientation,
     /// Make pictures smaller until their longer side has at most N pixels
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_side: Option<u32>,
@@ -175,6 +179,7 @@ pub(super) fn run(global: &GlobalArgs, args: &IngestArgs) -> anyhow::Result<()> 
         shuffle_seed: args.shuffle_seed,
         check: args.check,
         max_pixels: args.max_pixels,
+        exif_orientation: args.exif_orientation,
         max_side: args.max_side,
         short_side: args.short_side,
         quality: args.quality,

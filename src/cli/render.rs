@@ -101,14 +101,19 @@ pub(super) fn run(global: &GlobalArgs, args: &RenderArgs) -> anyhow::Result<()> 
     }
     let rows = source.read(&[Position(id.0)])?;
     let row = rows.first().context("the split gave no row")?;
-    let original = decode(&row.bytes, &Limits::default()).with_context(|| row.path.clone())?;
+    let orientation = source.exif_orientation();
+    // Images were checked when they were ingested.
+    let limits = Limits { max_pixels: u64::MAX };
+    let original = decode(&row.bytes, &limits).with_context(|| row.path.clone())?;
+    let original = original.turned(orientation.of(&row.bytes));
     let recipe = match recipe {
         RecipeName::Imagenet => Recipe::imagenet(image_size),
         RecipeName::Cifar => Recipe::cifar(image_size),
     };
     let mut planes = vec![0; 3 * (image_size as usize).pow(2)];
     let draw = |width, height| recipe.draw_for(seed, args.epoch, id, width, height);
-    let drawn = augment(&row.bytes, draw, image_size, &mut planes).with_context(|| row.path.clone())?;
+    let drawn =
+        augment(&row.bytes, orientation, draw, image_size, &mut planes).with_context(|| row.path.clone())?;
     let picture = beside(&original, drawn.crop, &planes, image_size);
     global.location(&args.output)?.publish(encode_png(&picture)?, PublishMode::Overwrite)?;
     write_json(&json!({

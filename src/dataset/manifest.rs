@@ -120,6 +120,17 @@ pub struct Split {
     pub ingest: Vec<IngestRecord>,
 }
 
+/// The option of [`IngestRecord`] that says whether images are seen as EXIF says.
+pub const EXIF_ORIENTATION: &str = "exif_orientation";
+
+impl Split {
+    /// Whether its images are seen as EXIF says; all of its parts agree.
+    pub fn applies_exif_orientation(&self) -> bool {
+        let recorded = self.ingest.first().and_then(|part| part.options.get(EXIF_ORIENTATION));
+        recorded.and_then(serde_json::Value::as_str) == Some("apply")
+    }
+}
+
 /// The contents of `manifest.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
@@ -219,6 +230,15 @@ pub struct ContentDigest {
 }
 
 impl ContentDigest {
+    /// Of a split; whether its images are seen as EXIF says is a part of its content.
+    pub fn new(applies_exif_orientation: bool) -> Self {
+        let mut digest = Self::default();
+        if applies_exif_orientation {
+            digest.hasher.update(b"EXIF orientation applied\n");
+        }
+        digest
+    }
+
     /// Adds the next instance.
     ///
     /// # Panics

@@ -122,7 +122,7 @@ fn check_content(
     found: &[Option<Sighting>],
 ) -> Result<(), DatasetError> {
     let wrong = |reason: String| DatasetError::Damaged { shard: format!("{dataset} split {name}"), reason };
-    let mut digest = super::ContentDigest::default();
+    let mut digest = super::ContentDigest::new(split.applies_exif_orientation());
     for (id, sighting) in (0..).map(InstanceId).zip(found) {
         let (label, picture) = sighting.ok_or_else(|| wrong(format!("instance {id} is missing")))?;
         digest.add(id, label, picture);

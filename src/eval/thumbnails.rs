@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use crate::dataset::Manifest;
 use crate::ids::{InstanceId, Position};
 use crate::loader::{DatasetSource, EvalTransform, Reading, Source, evaluate_pixels};
-use crate::picture::{Picture, encode_jpeg, probe};
+use crate::picture::{ExifOrientation, Picture, encode_jpeg, probe};
 use crate::storage::Location;
 
 use super::EvalError;
@@ -43,8 +43,8 @@ impl Thumbnails {
     ) -> Result<Self, EvalError> {
         let source = DatasetSource::open(dataset, manifest, split, None)?;
         Ok(Self {
-            jpegs: squares(&source, ids, |bytes| {
-                let picture = square(bytes, SIDE)?;
+            jpegs: squares(&source, ids, |bytes, orientation| {
+                let picture = square(bytes, orientation, SIDE)?;
                 encode_jpeg(&picture, QUALITY).ok()
             }),
         })
@@ -68,7 +68,8 @@ pub fn sprite(
     ids: &[InstanceId],
 ) -> Result<Picture, EvalError> {
     let source = DatasetSource::open(dataset, manifest, split, None)?;
-    let squares = squares(&source, ids.iter().copied(), |bytes| square(bytes, SPRITE_SIDE));
+    let squares =
+        squares(&source, ids.iter().copied(), |bytes, orientation| square(bytes, orientation, SPRITE_SIDE));
     let (side, columns) = (SPRITE_SIDE as usize, SPRITE_COLUMNS as usize);
     let (width, height) = (side * columns, side * ids.len().div_ceil(columns).max(1));
     let mut rgb = vec![0; 3 * width * height];
@@ -91,7 +92,7 @@ pub fn sprite(
 fn squares<T: Send>(
     source: &DatasetSource,
     ids: impl IntoIterator<Item = InstanceId>,
-    make: impl Fn(&[u8]) -> Option<T> + Sync,
+    make: impl Fn(&[u8], ExifOrientation) -> Option<T> + Sync,
 ) -> HashMap<InstanceId, T> {
     let wanted: BTreeSet<InstanceId> = ids.into_iter().filter(|id| id.row() < source.len()).collect();
     // In the order in which they lie: a row group that has to be read whole is read once.
@@ -101,25 +102,26 @@ fn squares<T: Send>(
         .copied()
         .filter(|position| wanted.contains(&source.ids()[position.row()]))
         .collect();
+    let orientation = source.exif_orientation();
     let reading = Reading::default();
     let mut made = HashMap::new();
     for some in in_order.chunks(CHUNK) {
         let fetched = source.fetch_rows(some, &reading);
         made.par_extend(some.par_iter().zip(&fetched).filter_map(|(position, fetched)| {
-            Some((source.ids()[position.row()], make(&fetched.as_ref().ok()?.bytes)?))
+            Some((source.ids()[position.row()], make(&fetched.as_ref().ok()?.bytes, orientation)?))
         }));
     }
     made
 }
 
 /// The middle of a picture as a square of at most `side` pixels; a small picture is not made larger.
-fn square(bytes: &[u8], side: u32) -> Option<Picture> {
+fn square(bytes: &[u8], orientation: ExifOrientation, side: u32) -> Option<Picture> {
     let header = probe(bytes).ok()?;
     let side = header.width.min(header.height).clamp(1, side);
     let plane = (side * side) as usize;
     let mut planes = vec![0; 3 * plane];
     let transform = EvalTransform::ResizeCenterCrop { resize: side, crop: side };
-    evaluate_pixels(bytes, transform, &mut planes).ok()?;
+    evaluate_pixels(bytes, orientation, transform, &mut planes).ok()?;
     let rgb = (0..plane).flat_map(|at| [planes[at], planes[plane + at], planes[2 * plane + at]]).collect();
     Some(Picture { width: side, height: side, rgb })
 }

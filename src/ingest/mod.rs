@@ -37,6 +37,7 @@ pub use report::{IngestReport, SplitReport};
 pub use source::{ClassesPlan, Counted, LabelsAs, PathGlob, SourceFormat, SourcePlan, SplitPlan};
 pub use synth::{SynthError, SynthOptions, SynthReport, synth};
 
+use crate::picture::ExifOrientation;
 use crate::storage::Location;
 use crate::units::{ByteSize, Fraction};
 
@@ -100,6 +101,8 @@ pub struct IngestOptions {
     pub check: CheckDepth,
     /// A picture with more pixels is refused.
     pub max_pixels: u64,
+    /// What is done about EXIF's orientation; a split is one or the other.
+    pub exif_orientation: ExifOrientation,
     /// Make pictures smaller until their longer side has at most so many pixels.
     pub max_side: Option<u32>,
     /// The same for the shorter side.
@@ -141,6 +144,7 @@ impl IngestOptions {
             shuffle_seed: 0,
             check: CheckDepth::Full,
             max_pixels: 100_000_000,
+            exif_orientation: ExifOrientation::Ignore,
             max_side: None,
             short_side: None,
             quality: 90,

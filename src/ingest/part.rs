@@ -229,7 +229,7 @@ impl PartJob<'_> {
         record: IngestRecord,
         report: &SplitReport,
     ) -> Split {
-        let mut digest = ContentDigest::default();
+        let mut digest = ContentDigest::new(self.options.exif_orientation.is_applied());
         rows.iter().for_each(|row| digest.add(row.id, row.label, row.picture));
         let before = self.before.cloned();
         let (mut all_shards, mut ingest, bytes, rejected) = before

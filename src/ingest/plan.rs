@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::source::{Entry, Source};
 use super::{CheckDepth, IngestError, IngestOptions};
-use crate::dataset::{IngestRecord, Manifest};
+use crate::dataset::{EXIF_ORIENTATION, IngestRecord, Manifest};
 use crate::ids::ClassId;
 use crate::storage::Digest;
 
@@ -60,6 +60,14 @@ impl<'a> Plan<'a> {
                 None => 0,
                 Some(held) => match held.ingest.iter().find(|record| same(record)) {
                     Some(record) if record.options == recorded => continue,
+                    _ if options.append
+                        && held.applies_exif_orientation() != options.exif_orientation.is_applied() =>
+                    {
+                        let own = orientation_name(held.applies_exif_orientation());
+                        return Err(other(format!(
+                            "its split {split:?} was made with --exif-orientation {own}; append with the same"
+                        )));
+                    }
                     _ if options.append => held.ingest.len(),
                     Some(_) => return Err(other(format!("its split {split:?} was made with other options"))),
                     None => return Err(other(format!("its split {split:?} was made from other pictures"))),
@@ -118,6 +126,10 @@ fn fingerprint(source: &Source, entries: &[Entry]) -> Digest {
     hasher.finalize().into()
 }
 
+fn orientation_name(is_applied: bool) -> &'static str {
+    if is_applied { "apply" } else { "ignore" }
+}
+
 /// The options that decide what the shards hold.
 fn recorded_options(options: &IngestOptions) -> BTreeMap<String, serde_json::Value> {
     let check = match options.check {
@@ -135,6 +147,10 @@ fn recorded_options(options: &IngestOptions) -> BTreeMap<String, serde_json::Val
     ]
     .map(|(name, value): (&str, serde_json::Value)| (name.to_owned(), value))
     .into();
+    // Absent where it is the default: manifests from before the option stay what they are.
+    if options.exif_orientation.is_applied() {
+        recorded.insert(EXIF_ORIENTATION.into(), orientation_name(true).into());
+    }
     if options.tile_index {
         recorded.insert("tile_index".into(), true.into());
     }

@@ -40,7 +40,9 @@ pub(super) fn smaller(source: &[u8], options: &IngestOptions) -> Result<Option<P
     if shrunk_size(header.width, header.height, max_side, short_side).is_none() {
         return Ok(None);
     }
-    Ok(shrink(&decode(source, &limits(options))?, max_side, short_side))
+    // What is encoded anew has no EXIF: it is upright itself.
+    let picture = decode(source, &limits(options))?.turned(options.exif_orientation.of(source));
+    Ok(shrink(&picture, max_side, short_side))
 }
 
 /// The bytes without loss as later decoding likes them best, of a picture that was checked.

@@ -130,15 +130,18 @@ pub(super) fn prepare(source: &[u8], options: &IngestOptions) -> Result<Facts, P
     if let Some(picture) = remake::smaller(source, options)? {
         return shrunk(&picture, options);
     }
+    let orientation = options.exif_orientation.of(source);
     // The source is checked, not what is made of it: repairs may then trust it.
     let limits = remake::limits(options);
     let (header, view) = match options.check {
         CheckDepth::Full => {
             let (header, luma) = check(source, &limits)?;
-            (header, view_hash(&luma))
+            (header, view_hash(&luma.turned(orientation)))
         }
         CheckDepth::Header => (check_header(source, &limits)?, None),
     };
+    let (width, height) = orientation.size((header.width, header.height));
+    let header = Header { width, height, ..header };
     let (bytes, changes) = remake::repair(source, options);
     Ok(facts(bytes.as_deref().unwrap_or(source), header, view, changes))
 }

@@ -10,8 +10,10 @@ use serde::{Deserialize, Serialize};
 
 use super::colour::{Step, recolour, recolour_grey, to_grey};
 use super::recipe::{Augmentation, Order};
-use super::resize::{Resizer, Rounding, Target};
-use crate::picture::{Channels, Encoded, Limits, PictureError, Planes, Region, RegionDecoder};
+use super::resize::{Axis, Resizer, Rounding, Target};
+use crate::picture::{
+    Channels, Encoded, ExifOrientation, Limits, PictureError, Planes, Region, RegionDecoder,
+};
 
 /// What is done to a picture for evaluation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,11 +49,12 @@ thread_local! {
 /// If the crop is not inside the picture or `out` is of another size.
 pub fn augment(
     bytes: &[u8],
+    orientation: ExifOrientation,
     draw: impl FnOnce(u32, u32) -> Augmentation,
     side: u32,
     out: &mut [u8],
 ) -> Result<Augmentation, PictureError> {
-    RENDERER.with_borrow_mut(|renderer| renderer.augment(bytes, draw, side, out))
+    RENDERER.with_borrow_mut(|renderer| renderer.augment(bytes, orientation, draw, side, out))
 }
 
 /// Does [`Renderer::evaluate`] with this thread's renderer.
@@ -61,8 +64,13 @@ pub fn augment(
 ///
 /// # Panics
 /// If `out` is of another size.
-pub fn evaluate_pixels(bytes: &[u8], transform: EvalTransform, out: &mut [u8]) -> Result<(), PictureError> {
-    RENDERER.with_borrow_mut(|renderer| renderer.evaluate(bytes, transform, out))
+pub fn evaluate_pixels(
+    bytes: &[u8],
+    orientation: ExifOrientation,
+    transform: EvalTransform,
+    out: &mut [u8],
+) -> Result<(), PictureError> {
+    RENDERER.with_borrow_mut(|renderer| renderer.evaluate(bytes, orientation, transform, out))
 }
 
 /// A part of the work on a picture.
@@ -83,13 +91,18 @@ pub enum Stage {
 pub struct Renderer {
     decoder: RegionDecoder,
     resizer: Resizer,
-    resized: Vec<u8>,
 }
 
 /// Pictures were checked when they were ingested.
 const LIMITS: Limits = Limits { max_pixels: u64::MAX };
 
 impl Renderer {
+    /// Bytes that resizing takes.
+    #[cfg(test)]
+    pub(super) fn held_bytes(&self) -> usize {
+        self.resizer.held_bytes()
+    }
+
     /// Crops, resizes, recolours and flips a picture as `draw` says for its size (columns, rows).
     ///
     /// # Shape
@@ -103,11 +116,12 @@ impl Renderer {
     pub fn augment(
         &mut self,
         bytes: &[u8],
+        orientation: ExifOrientation,
         draw: impl FnOnce(u32, u32) -> Augmentation,
         side: u32,
         out: &mut [u8],
     ) -> Result<Augmentation, PictureError> {
-        self.augment_observed(Encoded::open(bytes, &LIMITS)?, draw, side, out, |_| ())
+        self.augment_observed(open(bytes, orientation)?, draw, side, out, |_| ())
     }
 
     /// Does [`Renderer::augment`] on a picture that is open, and calls `done` after each stage.
@@ -154,33 +168,43 @@ impl Renderer {
     pub fn evaluate(
         &mut self,
         bytes: &[u8],
+        orientation: ExifOrientation,
         transform: EvalTransform,
         out: &mut [u8],
     ) -> Result<(), PictureError> {
         let EvalTransform::ResizeCenterCrop { resize: short, crop } = transform;
-        let encoded = Encoded::open(bytes, &LIMITS)?;
+        let encoded = open(bytes, orientation)?;
         let (width, height) = encoded.size();
-        let whole = Region { left: 0, top: 0, width: width as usize, height: height as usize };
-        let planes = self.decoder.decode(&encoded, whole, Channels::Rgb)?;
         let longer =
             |long: u32, shorter: u32| (u64::from(short) * u64::from(long) / u64::from(shorter)) as u32;
         let (new_width, new_height) =
             if width <= height { (short, longer(height, width)) } else { (longer(width, height), short) };
-        let (columns, rows) = (new_width as usize, new_height as usize);
-        self.resized.resize(planes.count * columns * rows, 0);
-        let target = Target { width: columns, height: rows, flip: false, rounding: Rounding::Nearest };
-        self.resizer.resize(planes.samples, planes.width, planes.height, target, &mut self.resized);
-        let offset = |size: u32| (f64::from(size - crop) / 2.0).round_ties_even() as usize;
-        let (left, top, side) = (offset(new_width), offset(new_height), crop as usize);
-        assert_eq!(out.len(), 3 * side * side, "three planes of the side");
-        for (channel, out) in out.chunks_exact_mut(side * side).enumerate() {
-            let plane = &self.resized[channel.min(planes.count - 1) * columns * rows..];
-            for (row, out) in (top..).zip(out.chunks_exact_mut(side)) {
-                out.copy_from_slice(&plane[row * columns + left..][..side]);
-            }
+        // Of a long thin image the longer side becomes millions: what is not in the centre square is never made.
+        let side = crop as usize;
+        let part = |from: u32, to: u32| {
+            let first = (f64::from(to - crop) / 2.0).round_ties_even() as usize;
+            Axis::part(from as usize, to as usize, first..first + side)
+        };
+        let (across, down) = (part(width, new_width), part(height, new_height));
+        let (columns, rows) = (across.inputs(), down.inputs());
+        let region =
+            Region { left: columns.start, top: rows.start, width: columns.len(), height: rows.len() };
+        let planes = self.decoder.decode(&encoded, region, Channels::Rgb)?;
+        let plane = side * side;
+        assert_eq!(out.len(), 3 * plane, "three planes of the side");
+        let target = Target { width: side, height: side, flip: false, rounding: Rounding::Nearest };
+        let made = &mut out[..planes.count * plane];
+        self.resizer.resize_part(planes.samples, (&across, &down), target, made);
+        if planes.count == 1 {
+            let (shared, others) = out.split_at_mut(plane);
+            others.chunks_exact_mut(plane).for_each(|other| other.copy_from_slice(shared));
         }
         Ok(())
     }
+}
+
+fn open(bytes: &[u8], orientation: ExifOrientation) -> Result<Encoded<'_>, PictureError> {
+    Ok(Encoded::open(bytes, &LIMITS)?.turned(orientation.of(bytes)))
 }
 
 fn region(augmentation: &Augmentation) -> Region {

@@ -13,6 +13,7 @@ use super::layout::Layout;
 use super::source::{Fetched, Instances, Reading, Source};
 use crate::dataset::{DatasetError, Located, Manifest, Row, ShardEntry, ShardReader};
 use crate::ids::{InstanceId, Position};
+use crate::picture::ExifOrientation;
 use crate::rng::{Purpose, Stream};
 use crate::storage::{BlobCache, Digest, LocalFile, Location};
 
@@ -65,6 +66,7 @@ pub struct DatasetSource {
     /// By position.
     pub(super) pictures: Vec<Stored>,
     pub(super) is_local: bool,
+    exif_orientation: ExifOrientation,
     pub(super) turns: [Mutex<()>; GROUPS_AT_ONCE],
     pub(super) files: Mutex<HashMap<u32, Arc<LocalFile>>>,
     pub(super) resident: Resident,
@@ -124,6 +126,7 @@ impl DatasetSource {
             groups,
             pictures,
             is_local: dataset.local_path().is_some(),
+            exif_orientation: ExifOrientation::applied(split.applies_exif_orientation()),
             turns: Default::default(),
             files: Mutex::default(),
             resident: Resident::new(READ_MEMORY),
@@ -266,6 +269,10 @@ impl Source for DatasetSource {
 
     fn expect(&self, group: usize, next_use: u64) {
         self.next_use[group].store(next_use, Ordering::Relaxed);
+    }
+
+    fn exif_orientation(&self) -> ExifOrientation {
+        self.exif_orientation
     }
 
     fn held_bytes(&self) -> u64 {

@@ -4,6 +4,8 @@
 //! passes, where Pillow rounds to bytes, so results lie within 1 of Pillow's. All arithmetic is on integers: the
 //! same bytes on any machine. Output columns may run backwards, which makes a flip free.
 
+use std::ops::Range;
+
 use crate::simd::{self, transposed};
 
 #[cfg(target_arch = "x86_64")]
@@ -35,6 +37,56 @@ impl Rounding {
     }
 }
 
+/// One direction: how many pixels become how many, and which of them are there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Axis {
+    /// Pixels of the whole image.
+    from: usize,
+    /// Pixels that it would become.
+    to: usize,
+    /// Those that are wanted.
+    outputs: Range<usize>,
+    /// The first pixel of the image that is given.
+    inputs_from: usize,
+}
+
+impl Axis {
+    /// All pixels.
+    fn whole(from: usize, to: usize) -> Self {
+        Self { from, to, outputs: 0..to, inputs_from: 0 }
+    }
+
+    /// Some of the pixels, made of those that they need and no others.
+    pub(super) fn part(from: usize, to: usize, outputs: Range<usize>) -> Self {
+        let axis = Self { inputs_from: 0, ..Self::whole(from, to) };
+        Self { inputs_from: axis.first_input(outputs.start), outputs, ..axis }
+    }
+
+    /// The pixels of the image that are needed, up to the end of the last output's.
+    pub(super) fn inputs(&self) -> Range<usize> {
+        self.inputs_from..self.first_input(self.outputs.end - 1) + self.terms()
+    }
+
+    fn scale(&self) -> f64 {
+        self.from as f64 / self.to as f64
+    }
+
+    /// Inputs whose centres are less than this from an output's count.
+    fn reach(&self) -> f64 {
+        self.scale().max(1.0)
+    }
+
+    fn terms(&self) -> usize {
+        ((2.0 * self.reach()).ceil() as usize).min(self.from)
+    }
+
+    fn first_input(&self, at: usize) -> usize {
+        let centre = (at as f64 + 0.5) * self.scale();
+        let first = (centre - self.reach() + 0.5).max(0.0) as usize;
+        first.min(self.from - self.terms())
+    }
+}
+
 /// The weights of one direction.
 #[derive(Clone, Debug, Default)]
 struct Filter {
@@ -52,20 +104,18 @@ struct Filter {
 impl Filter {
     /// # Source
     /// Pillow, `precompute_coeffs` of Resample.c.
-    fn prepare(&mut self, from: usize, to: usize, backwards: bool) {
-        let scale = from as f64 / to as f64;
-        let reach = scale.max(1.0);
-        // Inputs whose centres are less than `reach` from an output's.
-        self.terms = ((2.0 * reach).ceil() as usize).min(from);
+    fn prepare(&mut self, axis: &Axis, backwards: bool) {
+        let (scale, reach) = (axis.scale(), axis.reach());
+        self.terms = axis.terms();
         self.firsts.clear();
         self.weights.clear();
         self.exact.resize(self.terms, 0.0);
         let slope = 1.0 / reach;
-        for at in 0..to {
-            let at = if backwards { to - 1 - at } else { at };
+        let Range { start, end } = axis.outputs;
+        for at in start..end {
+            let at = if backwards { start + end - 1 - at } else { at };
             let centre = (at as f64 + 0.5) * scale;
-            let first = (centre - reach + 0.5).max(0.0) as usize;
-            let first = first.min(from - self.terms);
+            let first = axis.first_input(at);
             let mut total = 0.0;
             let mut distance = first as f64 + 0.5 - centre;
             for weight in &mut self.exact {
@@ -86,7 +136,7 @@ impl Filter {
                 self.weights.push(weight as u16);
             }
             self.weights[heaviest] = (i32::from(self.weights[heaviest]) + left) as u16;
-            self.firsts.push(first as u32);
+            self.firsts.push((first - axis.inputs_from) as u32);
         }
     }
 
@@ -121,9 +171,18 @@ pub(super) struct Target {
 }
 
 impl Resizer {
-    fn prepare(&mut self, width: usize, height: usize, target: Target) {
-        self.down.prepare(height, target.height, false);
-        self.across.prepare(width, target.width, target.flip);
+    /// Bytes of its filters and buffers.
+    #[cfg(test)]
+    pub(super) fn held_bytes(&self) -> usize {
+        let of =
+            |filter: &Filter| 4 * filter.firsts.len() + 2 * filter.weights.len() + 8 * filter.exact.len();
+        of(&self.down) + of(&self.across) + 2 * self.rows.len() + 2 * BAND * self.columns.len()
+    }
+
+    fn prepare(&mut self, across: &Axis, down: &Axis, flip: bool) {
+        self.down.prepare(down, false);
+        self.across.prepare(across, flip);
+        let width = across.inputs().len();
         self.rows.resize(BAND * width.next_multiple_of(8), 0);
         self.columns.resize(width.next_multiple_of(8), [0; BAND]);
     }
@@ -140,7 +199,23 @@ impl Resizer {
         target: Target,
         out: &mut [u8],
     ) {
-        self.prepare(width, height, target);
+        let (across, down) = (Axis::whole(width, target.width), Axis::whole(height, target.height));
+        self.resize_part(source, (&across, &down), target, out);
+    }
+
+    /// Makes some columns and rows of the resized planes, of those that they need.
+    ///
+    /// # Shape
+    /// `source: [planes, down.inputs(), across.inputs()]`, `out: [planes, target.height, target.width]`
+    pub(super) fn resize_part(
+        &mut self,
+        source: &[u8],
+        (across, down): (&Axis, &Axis),
+        target: Target,
+        out: &mut [u8],
+    ) {
+        self.prepare(across, down, target.flip);
+        let (width, height) = (across.inputs().len(), down.inputs().len());
         let planes = source.chunks_exact(width * height);
         for (source, out) in planes.zip(out.chunks_exact_mut(target.width * target.height)) {
             #[cfg(target_arch = "x86_64")]

@@ -8,6 +8,7 @@ use super::layout::Layout;
 use super::{Counters, LoaderError};
 use crate::dataset::Row;
 use crate::ids::{ClassId, InstanceId, Position};
+use crate::picture::ExifOrientation;
 use crate::storage::Cancel;
 
 /// Rows of a group where rows in memory are taken in groups.
@@ -108,6 +109,11 @@ pub trait Source: Send + Sync {
 
     /// Takes note of when a row group is needed next, so that a cache keeps what comes soonest.
     fn expect(&self, _group: usize, _next_use: u64) {}
+
+    /// Whether its images are seen as EXIF says.
+    fn exif_orientation(&self) -> ExifOrientation {
+        ExifOrientation::Ignore
+    }
 
     /// Bytes that it holds for each instance and row group as long as it lives.
     fn held_bytes(&self) -> u64 {

@@ -11,7 +11,7 @@ use super::budget::{Budget, Permit};
 use super::global_batch::GlobalBatch;
 use super::plan::{Fetch, Planner, Step};
 use super::source::{Encoded, Reading, Source};
-use super::view::View;
+use super::view::{Seen, View};
 use super::{Batch, LoaderError};
 use crate::ids::Position;
 
@@ -250,8 +250,8 @@ fn render(
     let needed = encoded.pixels.saturating_mul(DECODE_BYTES_OF_A_PIXEL);
     let _memory = making.memory.acquire(needed).ok_or_else(stopped)?;
     let id = making.source.ids()[position.row()];
-    let rendered =
-        making.reading.counters.make_busy.time(|| making.view.render(epoch, id, &encoded.bytes, out));
+    let seen = Seen { bytes: &encoded.bytes, orientation: making.source.exif_orientation() };
+    let rendered = making.reading.counters.make_busy.time(|| making.view.render(epoch, id, seen, out));
     drop((encoded, permit));
     rendered
         .map_err(|source| Arc::new(LoaderError::Picture { id, place: making.source.place(position), source }))

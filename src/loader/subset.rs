@@ -8,6 +8,7 @@ use super::layout::Layout;
 use super::{Fetched, Instances, LoaderError, Reading, Source};
 use crate::dataset::Row;
 use crate::ids::Position;
+use crate::picture::ExifOrientation;
 use crate::units::Fraction;
 
 /// A source that gives some rows of another, under positions of its own.
@@ -105,6 +106,10 @@ impl Source for Subset {
 
     fn expect(&self, group: usize, next_use: u64) {
         self.inner.expect(self.groups[group].0, next_use);
+    }
+
+    fn exif_orientation(&self) -> ExifOrientation {
+        self.inner.exif_orientation()
     }
 
     fn held_bytes(&self) -> u64 {

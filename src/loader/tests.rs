@@ -6,7 +6,7 @@ use self::support::{batches, options, source};
 use super::*;
 use crate::dataset::Row;
 use crate::ids::{ClassId, InstanceId, Position};
-use crate::picture::{Picture, encode_png};
+use crate::picture::{ExifOrientation, Picture, encode_png};
 use crate::rng::{Purpose, Stream};
 
 #[test]
@@ -51,7 +51,7 @@ fn pixels_belong_to_the_id_that_the_batch_names() {
                 Recipe::imagenet(16).draw(&mut stream, width, height)
             };
             let mut expected = vec![0; 3 * 16 * 16];
-            augment(&row.bytes, draw, 16, &mut expected).expect("a good picture");
+            augment(&row.bytes, ExifOrientation::Ignore, draw, 16, &mut expected).expect("a good picture");
             assert_eq!(pixels, expected);
         }
     }
@@ -99,3 +99,4 @@ mod golden;
 mod orders;
 mod streams;
 mod support;
+mod upright;

@@ -3,18 +3,31 @@
 use super::apply::{EvalTransform, augment, evaluate_pixels};
 use super::recipe::Recipe;
 use crate::ids::InstanceId;
-use crate::picture::PictureError;
+use crate::picture::{ExifOrientation, PictureError};
+
+/// An encoded image, and how it is held.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Seen<'a> {
+    pub(super) bytes: &'a [u8],
+    pub(super) orientation: ExifOrientation,
+}
 
 /// Turns encoded bytes into the pixels of a batch.
 pub(super) trait View: Send + Sync {
     /// The side of the square that comes out.
     fn side(&self) -> u32;
 
-    /// Writes all pixels of one picture.
+    /// Writes all pixels of one image.
     ///
     /// # Shape
     /// `out: [3 * side * side]`, planar
-    fn render(&self, epoch: u64, id: InstanceId, bytes: &[u8], out: &mut [u8]) -> Result<(), PictureError>;
+    fn render(
+        &self,
+        epoch: u64,
+        id: InstanceId,
+        picture: Seen<'_>,
+        out: &mut [u8],
+    ) -> Result<(), PictureError>;
 }
 
 /// Augmented; the pixels are a function of (seed, epoch, instance).
@@ -28,9 +41,15 @@ impl View for TrainingView {
         self.recipe.image_size
     }
 
-    fn render(&self, epoch: u64, id: InstanceId, bytes: &[u8], out: &mut [u8]) -> Result<(), PictureError> {
+    fn render(
+        &self,
+        epoch: u64,
+        id: InstanceId,
+        picture: Seen<'_>,
+        out: &mut [u8],
+    ) -> Result<(), PictureError> {
         let draw = |width, height| self.recipe.draw_for(self.seed, epoch, id, width, height);
-        augment(bytes, draw, self.recipe.image_size, out).map(drop)
+        augment(picture.bytes, picture.orientation, draw, self.recipe.image_size, out).map(drop)
     }
 }
 
@@ -42,7 +61,13 @@ impl View for EvaluationView {
         self.0.side()
     }
 
-    fn render(&self, _epoch: u64, _id: InstanceId, bytes: &[u8], out: &mut [u8]) -> Result<(), PictureError> {
-        evaluate_pixels(bytes, self.0, out)
+    fn render(
+        &self,
+        _epoch: u64,
+        _id: InstanceId,
+        picture: Seen<'_>,
+        out: &mut [u8],
+    ) -> Result<(), PictureError> {
+        evaluate_pixels(picture.bytes, picture.orientation, self.0, out)
     }
 }

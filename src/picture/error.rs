@@ -7,8 +7,20 @@ pub enum PictureError {
     #[error("the file is empty")]
     Empty,
     /// Bytes of no known kind.
-    #[error("the file is no picture of a known kind")]
+    #[error("the file is not an image of a known kind")]
     UnknownFormat,
+    /// An image, but of a kind that is not decoded.
+    #[error("{kind} is not supported")]
+    Unsupported {
+        /// What the file is.
+        kind: &'static str,
+    },
+    /// Something else under the name of an image.
+    #[error("the file is {kind}, not an image")]
+    NotAnImage {
+        /// What the file is, with its article.
+        kind: &'static str,
+    },
     /// More pixels than allowed.
     #[error("{width}x{height} pixels are more than the limit of {limit}")]
     TooLarge {
@@ -41,6 +53,8 @@ impl PictureError {
         match self {
             Self::Empty => "empty",
             Self::UnknownFormat => "unknown format",
+            Self::Unsupported { .. } => "unsupported format",
+            Self::NotAnImage { .. } => "not an image",
             Self::TooLarge { .. } => "too large",
             Self::Corrupt { .. } => "corrupt",
             Self::Encode { .. } => "cannot be encoded",

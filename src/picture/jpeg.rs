@@ -4,11 +4,25 @@ use std::cell::RefCell;
 
 use turbojpeg::{Colorspace, Compressor, Decompressor, Image, PixelFormat, Subsamp, Transform, Transformer};
 
-use super::{Colour, Format, Header, Picture, PictureError};
+use self::markers::without_harmless_flaws;
+use super::baseline::{BaselineDecoder, Frame};
+use super::{Channels, Colour, Format, Header, Picture, PictureError, Region};
 
-/// What libjpeg warns of and a picture survives whole, as in Pillow. Any other warning means lost pixels.
-const HARMLESS_WARNINGS: [&str; 3] =
-    ["extraneous bytes before marker", "JFIF revision", "Invalid SOS parameters"];
+mod markers;
+
+pub(super) use self::markers::{has_end, header_segments, is_progressive};
+
+/// What libjpeg warns of although the image is whole, as in Pillow. Any other warning means lost pixels.
+const HARMLESS_WARNINGS: [&str; 5] = [
+    EXTRANEOUS_BYTES,
+    "JFIF revision",
+    "Invalid SOS parameters",
+    "bad ICC marker",
+    "Unknown Adobe color transform",
+];
+const EXTRANEOUS_BYTES: &str = "extraneous bytes before marker";
+/// Behind the last scan nothing is decoded.
+const EXTRANEOUS_AT_END: &str = "extraneous bytes before marker 0xd9";
 
 /// Scans of a progressive JPEG; each costs the time of a whole decode, and a file of 100 kB can name thousands.
 const MOST_SCANS: u32 = 100;
@@ -49,8 +63,17 @@ fn corrupt(error: &turbojpeg::Error) -> PictureError {
     PictureError::Corrupt { format: "JPEG", reason: text }
 }
 
+fn is_harmless(error: &PictureError) -> bool {
+    let PictureError::Corrupt { reason, .. } = error else { return false };
+    HARMLESS_WARNINGS.iter().any(|warning| reason.contains(warning))
+}
+
 pub(super) fn probe(bytes: &[u8]) -> Result<Header, PictureError> {
-    let header = with_decompressor(|decompressor| decompressor.read_header(bytes))?;
+    let read = |bytes: &[u8]| with_decompressor(|decompressor| decompressor.read_header(bytes));
+    let header = match read(bytes) {
+        Err(error) if is_harmless(&error) => read(&without_harmless_flaws(bytes))?,
+        other => other?,
+    };
     let side = |value: usize| u32::try_from(value).expect("JPEG sides have 16 bits");
     Ok(Header {
         format: Format::Jpeg,
@@ -65,38 +88,63 @@ pub(super) fn probe(bytes: &[u8]) -> Result<Header, PictureError> {
 }
 
 pub(super) fn decode(bytes: &[u8], header: Header) -> Result<Picture, PictureError> {
-    let format = if header.colour == Colour::Cmyk { PixelFormat::CMYK } else { PixelFormat::RGB };
-    let mut pixels = decode_as(bytes, header, format)?;
-    if header.colour == Colour::Cmyk {
-        pixels = rgb_from_inverted_cmyk(&pixels);
-    }
-    Ok(Picture { width: header.width, height: header.height, rgb: pixels })
+    let rgb = match header.colour {
+        Colour::Grey => decode_grey(bytes, header)?.into_iter().flat_map(|value| [value; 3]).collect(),
+        Colour::Rgb => decode_as(bytes, header, PixelFormat::RGB)?,
+        Colour::Cmyk => rgb_from_inverted_cmyk(&decode_inks(bytes, header)?),
+    };
+    Ok(Picture { width: header.width, height: header.height, rgb })
 }
 
-/// The brightness alone; not of a picture in inks.
+/// The brightness of a grey image.
 pub(super) fn decode_grey(bytes: &[u8], header: Header) -> Result<Vec<u8>, PictureError> {
     decode_as(bytes, header, PixelFormat::GRAY)
+}
+
+/// The four inks of a pixel as they are stored.
+pub(super) fn decode_inks(bytes: &[u8], header: Header) -> Result<Vec<u8>, PictureError> {
+    decode_as(bytes, header, PixelFormat::CMYK)
 }
 
 fn decode_as(bytes: &[u8], header: Header, format: PixelFormat) -> Result<Vec<u8>, PictureError> {
     let (width, height) = (header.width as usize, header.height as usize);
     let pitch = width * format.size();
     let mut pixels = vec![0; pitch * height];
-    let output = Image { pixels: pixels.as_mut_slice(), width, pitch, height, format };
-    let decoded = with_decompressor(|decompressor| decompressor.decompress(bytes, output));
-    if let Err(PictureError::Corrupt { reason, .. }) = &decoded
-        && !HARMLESS_WARNINGS.iter().any(|warning| reason.contains(warning))
-    {
-        decoded?;
+    let mut decode = |bytes: &[u8]| {
+        let output = Image { pixels: pixels.as_mut_slice(), width, pitch, height, format };
+        with_decompressor(|decompressor| decompressor.decompress(bytes, output))
+    };
+    let mut decoded = decode(bytes);
+    if decoded.as_ref().is_err_and(is_harmless) {
+        // libjpeg tells the first warning alone: without the cause of that one, the next is told.
+        decoded = decode(&without_harmless_flaws(bytes));
+    }
+    match decoded {
+        Err(PictureError::Corrupt { reason, .. })
+            if reason.contains(EXTRANEOUS_AT_END)
+                || (reason.contains(EXTRANEOUS_BYTES) && is_whole(bytes)) => {}
+        other => other?,
     }
     Ok(pixels)
+}
+
+/// Whether each part between restart markers has the data of all its blocks, and maybe more.
+///
+/// Of a kind that only libjpeg decodes that is not known.
+fn is_whole(bytes: &[u8]) -> bool {
+    let bytes = without_harmless_flaws(bytes);
+    let Some(frame) = Frame::parse(&bytes) else { return false };
+    let region = Region { left: 0, top: 0, width: frame.width, height: frame.height };
+    let decoded =
+        BaselineDecoder::default().decode(&bytes, &frame, None, region, Channels::Luma, &mut Vec::new());
+    decoded.is_some() && has_end(&bytes)
 }
 
 /// JPEG files hold CMYK inverted, by Adobe's convention; so 255 is no ink.
 ///
 /// # Source
 /// Pillow, `Convert.c` (`cmyk2rgb`) after its JPEG plugin's `CMYK;I`.
-fn rgb_from_inverted_cmyk(pixels: &[u8]) -> Vec<u8> {
+pub(super) fn rgb_from_inverted_cmyk(pixels: &[u8]) -> Vec<u8> {
     let scaled = |ink: u8, paper: u8| {
         let product = u32::from(ink) * u32::from(paper) + 128;
         (((product >> 8) + product) >> 8) as u8
@@ -123,25 +171,6 @@ pub(super) fn encode(picture: &Picture, quality: u8) -> Result<Vec<u8>, PictureE
         format: PixelFormat::RGB,
     };
     compressor.compress_to_vec(image).map_err(failed)
-}
-
-/// Whether the picture's frame is a progressive one.
-pub(super) fn is_progressive(bytes: &[u8]) -> bool {
-    let mut at = 2;
-    while let Some([0xFF, marker, high, low]) = bytes.get(at..at + 4) {
-        match marker {
-            0xC2 | 0xCA => return true,
-            0xC0..=0xC3 | 0xC9..=0xCB | 0xDA => return false,
-            0xFF => at += 1,
-            _ => at += 2 + usize::from(u16::from_be_bytes([*high, *low])),
-        }
-    }
-    false
-}
-
-/// Whether the end marker is there.
-pub(super) fn has_end(bytes: &[u8]) -> bool {
-    bytes.windows(2).rev().any(|pair| pair == [0xFF, 0xD9])
 }
 
 /// The same coefficients as one scan.

@@ -3,13 +3,14 @@
 use std::cell::RefCell;
 
 use super::baseline::{BaselineDecoder, Frame};
-use super::{Colour, Format, Header, Limits, Picture, PictureError, jpeg, other, probe};
+use super::guard::guard;
+use super::{Colour, Format, Header, Limits, Picture, PictureError, decode, jpeg, probe};
 
 /// Larger pictures are left to libjpeg: the decoder's buffers are kept, one for each thread.
 const MOST_KEPT_PIXELS: usize = 1 << 24;
 
 thread_local! {
-    static DECODER: RefCell<BaselineDecoder> = RefCell::default();
+    static DECODER: RefCell<Option<Box<BaselineDecoder>>> = RefCell::default();
 }
 
 /// The brightness of a picture.
@@ -25,40 +26,37 @@ pub struct Luma {
     pub values: Vec<u8>,
 }
 
-/// Checks a picture as [`super::decode`] does, but makes no colours: of a JPEG every coefficient is read and
-/// only its brightness computed. What libjpeg refuses is refused, with its words, but whole baseline JPEGs never get
-/// to it beyond their header.
+/// Checks an image as [`super::decode`] does, with the decoder and the pixel format that will decode it, and gives its
+/// brightness.
+///
+/// Of a whole baseline JPEG every coefficient is read, but no colours are made; what is wrong with any other JPEG, its
+/// words are libjpeg's.
 ///
 /// # Errors
 /// As [`super::decode`].
 pub fn check(bytes: &[u8], limits: &Limits) -> Result<(Header, Luma), PictureError> {
     let header = probe(bytes)?;
     limits.check(&header)?;
-    match (header.format, header.colour) {
-        (Format::Jpeg, Colour::Grey | Colour::Rgb) => {
-            let values = match baseline_luma(bytes) {
-                Some(values) => values,
-                None => jpeg::decode_grey(bytes, header)?,
-            };
-            Ok((header, Luma { width: header.width, height: header.height, values }))
-        }
-        (Format::Jpeg, Colour::Cmyk) => Ok((header, luma(&jpeg::decode(bytes, header)?))),
-        (format, _) => Ok((header, luma(&other::decode(bytes, format, limits)?))),
+    if (header.format, header.colour) == (Format::Jpeg, Colour::Cmyk) || header.format != Format::Jpeg {
+        return Ok((header, luma(&decode(bytes, limits)?)));
     }
+    let values = guard(header.format.name(), || match baseline_luma(bytes) {
+        Some(values) => Ok(values),
+        None if header.colour == Colour::Grey => jpeg::decode_grey(bytes, header),
+        None => Ok(luma(&jpeg::decode(bytes, header)?).values),
+    })?;
+    Ok((header, Luma { width: header.width, height: header.height, values }))
 }
 
-/// Whether [`check`] says what libjpeg alone would say, word for word and pixel for pixel.
+/// Whether [`check`] says what libjpeg alone would say, word for word.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn check_is_libjpegs(bytes: &[u8], limits: &Limits) -> bool {
-    let alone = |header: Header| match (header.format, header.colour) {
-        (Format::Jpeg, Colour::Grey | Colour::Rgb) => Some(jpeg::decode_grey(bytes, header)),
-        _ => None,
-    };
     match (check(bytes, limits), probe(bytes)) {
-        (found, Ok(header)) if limits.check(&header).is_ok() => {
-            alone(header).is_none_or(|alone| found.map(|(_, luma)| luma.values) == alone)
+        (found, Ok(header)) if header.format == Format::Jpeg && limits.check(&header).is_ok() => {
+            found.map(drop) == jpeg::decode(bytes, header).map(drop)
         }
-        (found, _) => found.is_err(),
+        (found, Ok(_)) => found.map(drop) == decode(bytes, limits).map(drop),
+        (found, Err(_)) => found.is_err(),
     }
 }
 
@@ -68,7 +66,13 @@ fn baseline_luma(bytes: &[u8]) -> Option<Vec<u8>> {
     if frame.width * frame.height > MOST_KEPT_PIXELS {
         return None;
     }
-    DECODER.with_borrow_mut(|decoder| decoder.check(bytes, &frame))
+    DECODER.with_borrow_mut(|slot| {
+        // Taken out, so that a decoder that panics is not used again.
+        let mut decoder = slot.take().unwrap_or_default();
+        let values = decoder.check(bytes, &frame);
+        *slot = Some(decoder);
+        values
+    })
 }
 
 /// # Source

@@ -1,25 +1,40 @@
-//! Pictures: encoded bytes to RGB pixels and back.
+//! Images: encoded bytes to RGB pixels and back.
 //!
 //! What a file is, its content decides, never its name. Pixels come out as Pillow's `convert("RGB")` gives
-//! them: grey is repeated, CMYK is converted, alpha is dropped without blending, and EXIF rotation is not
-//! applied (torchvision's loader does not apply it either). The size is read from the header and checked
-//! before any pixel is allocated.
+//! them: grey is repeated, CMYK is converted, alpha is dropped without blending. The size is read from the header and
+//! checked before any pixel is allocated. EXIF's orientation is applied where [`ExifOrientation`] says so. A decoder
+//! that panics rejects its image. docs/formats.md has what differs from Pillow.
 
 mod baseline;
+mod bmp;
 mod error;
+mod exif;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
+mod gif;
+mod guard;
 mod jpeg;
 mod luma;
-mod other;
+mod orientation;
+mod pixels;
+mod png;
+mod pnm;
 mod region;
 mod resize;
+mod sniff;
+mod tiff;
 mod tiles;
+mod webp;
 
 use serde::{Deserialize, Serialize};
+
+use self::guard::guard;
 
 pub use error::PictureError;
 #[cfg(fuzzing)]
 pub(crate) use luma::check_is_libjpegs;
 pub use luma::{Luma, check, luma};
+pub use orientation::{ExifOrientation, Orientation};
 pub use region::{Channels, Encoded, Planes, Region, RegionDecoder};
 pub use resize::{shrink, shrunk_size};
 pub use tiles::{Tiled, needed_bytes, restore, set_tiles, transcode};
@@ -63,6 +78,22 @@ pub enum Format {
     Bmp,
     /// The first page.
     Tiff,
+    /// A portable bitmap, graymap or pixmap (P1 to P6).
+    Pnm,
+}
+
+impl Format {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Jpeg => "JPEG",
+            Self::Png => "PNG",
+            Self::Gif => "GIF",
+            Self::Webp => "WebP",
+            Self::Bmp => "BMP",
+            Self::Tiff => "TIFF",
+            Self::Pnm => "PNM",
+        }
+    }
 }
 
 /// What the header of a file says.
@@ -108,23 +139,38 @@ pub struct Picture {
 /// # Errors
 /// If the file is of no known kind, or its header is broken.
 pub fn probe(bytes: &[u8]) -> Result<Header, PictureError> {
-    match format(bytes)? {
+    let format = sniff::format(bytes)?;
+    let header = guard(format.name(), || match format {
         Format::Jpeg => jpeg::probe(bytes),
-        format => other::probe(bytes, format),
+        Format::Png => png::probe(bytes),
+        Format::Gif => gif::probe(bytes),
+        Format::Webp => webp::probe(bytes),
+        Format::Bmp => bmp::probe(bytes),
+        Format::Tiff => tiff::probe(bytes),
+        Format::Pnm => pnm::probe(bytes),
+    })?;
+    if header.width == 0 || header.height == 0 {
+        return Err(PictureError::Corrupt { format: format.name(), reason: "it has no pixels".into() });
     }
+    Ok(header)
 }
 
-/// Decodes a picture whole.
+/// Decodes an image whole.
 ///
 /// # Errors
 /// If the file is of no known kind, too large, cut or corrupt.
 pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Picture, PictureError> {
     let header = probe(bytes)?;
     limits.check(&header)?;
-    match header.format {
+    guard(header.format.name(), || match header.format {
         Format::Jpeg => jpeg::decode(bytes, header),
-        format => other::decode(bytes, format, limits),
-    }
+        Format::Png => png::decode(bytes),
+        Format::Gif => gif::decode(bytes),
+        Format::Webp => webp::decode(bytes),
+        Format::Bmp => bmp::decode(bytes),
+        Format::Tiff => tiff::decode(bytes),
+        Format::Pnm => pnm::decode(bytes),
+    })
 }
 
 /// Checks the header, and that the file's end is there where its format marks one. No pixel is decoded.
@@ -147,10 +193,10 @@ pub fn check_header(bytes: &[u8], limits: &Limits) -> Result<Header, PictureErro
 /// # Errors
 /// If the file is cut or corrupt.
 pub fn progressive_to_baseline(bytes: &[u8]) -> Result<Option<Vec<u8>>, PictureError> {
-    if format(bytes)? != Format::Jpeg || !jpeg::is_progressive(bytes) {
+    if sniff::format(bytes)? != Format::Jpeg || !jpeg::is_progressive(bytes) {
         return Ok(None);
     }
-    jpeg::to_baseline(bytes).map(Some)
+    guard(Format::Jpeg.name(), || jpeg::to_baseline(bytes)).map(Some)
 }
 
 /// Encodes as baseline JPEG with 4:2:0 subsampling.
@@ -166,18 +212,7 @@ pub fn encode_jpeg(picture: &Picture, quality: u8) -> Result<Vec<u8>, PictureErr
 /// # Errors
 /// If the encoder fails.
 pub fn encode_png(picture: &Picture) -> Result<Vec<u8>, PictureError> {
-    other::encode_png(picture)
-}
-
-/// What the file is, by its first bytes.
-fn format(bytes: &[u8]) -> Result<Format, PictureError> {
-    if bytes.is_empty() {
-        return Err(PictureError::Empty);
-    }
-    if bytes.starts_with(&[0xFF, 0xD8]) {
-        return Ok(Format::Jpeg);
-    }
-    other::format(bytes).ok_or(PictureError::UnknownFormat)
+    png::encode(picture)
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! Decoding a rectangle of a picture.
 
 use super::baseline::{BaselineDecoder, Frame};
-use super::{Header, Limits, PictureError, decode, probe};
+use super::guard::guard;
+use super::{Format, Header, Limits, Orientation, PictureError, decode, probe};
 
 /// A rectangle of a picture, in pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +31,8 @@ pub enum Channels {
 pub struct RegionDecoder {
     baseline: BaselineDecoder,
     samples: Vec<u8>,
+    /// Samples before they are turned.
+    stored: Vec<u8>,
 }
 
 /// The pixels of a region.
@@ -55,6 +58,7 @@ pub struct Encoded<'a> {
     offsets: Option<&'a [u32]>,
     limits: Limits,
     kind: Kind<'a>,
+    orientation: Orientation,
 }
 
 #[derive(Clone, Debug)]
@@ -69,11 +73,12 @@ impl<'a> Encoded<'a> {
     /// # Errors
     /// If the file is of no known kind, its header is broken, or it is too large.
     pub fn open(bytes: &'a [u8], limits: &Limits) -> Result<Self, PictureError> {
-        let kind = match Frame::parse(bytes) {
+        let kind = match guard(Format::Jpeg.name(), || Ok(Frame::parse(bytes)))? {
             Some(frame) => Kind::Baseline(Box::new(frame)),
             None => Kind::Other(probe(bytes)?),
         };
-        let opened = Self { bytes, offsets: None, limits: *limits, kind };
+        let opened =
+            Self { bytes, offsets: None, limits: *limits, kind, orientation: Orientation::default() };
         let (width, height) = opened.size();
         if u64::from(width) * u64::from(height) > limits.max_pixels {
             return Err(PictureError::TooLarge { width, height, limit: limits.max_pixels });
@@ -89,8 +94,26 @@ impl<'a> Encoded<'a> {
         self
     }
 
+    /// Has the image turned: its size, regions and pixels are then those of the upright one.
+    #[must_use]
+    pub fn turned(mut self, orientation: Orientation) -> Self {
+        self.orientation = orientation;
+        self
+    }
+
     /// Columns and rows.
     pub fn size(&self) -> (u32, u32) {
+        self.orientation.size(self.stored_size())
+    }
+
+    fn format(&self) -> Format {
+        match &self.kind {
+            Kind::Baseline(_) => Format::Jpeg,
+            Kind::Other(header) => header.format,
+        }
+    }
+
+    fn stored_size(&self) -> (u32, u32) {
         match &self.kind {
             Kind::Baseline(frame) => (frame.width as u32, frame.height as u32),
             Kind::Other(header) => (header.width, header.height),
@@ -118,24 +141,37 @@ impl RegionDecoder {
         let Region { left, top, width: columns, height: rows } = region;
         assert!(columns > 0 && rows > 0, "a region has pixels");
         assert!(left + columns <= width as usize && top + rows <= height as usize, "a region is inside");
-        let fast = match &encoded.kind {
-            Kind::Baseline(frame) => {
-                let (bytes, offsets) = (encoded.bytes, encoded.offsets);
-                self.baseline.decode(bytes, frame, offsets, region, channels, &mut self.samples)
+        let stored = encoded.orientation.stored_region(region, encoded.stored_size());
+        let decoded = guard(encoded.format().name(), || self.decode_stored(encoded, stored, channels));
+        if decoded.is_err() {
+            // A panic may have left anything in it.
+            self.baseline = BaselineDecoder::default();
+        }
+        let count = decoded?;
+        if !encoded.orientation.is_upright() {
+            std::mem::swap(&mut self.samples, &mut self.stored);
+            self.samples.clear();
+            for plane in self.stored.chunks_exact(stored.width * stored.height) {
+                self.samples.extend(encoded.orientation.turn(plane, stored.width, stored.height));
             }
-            Kind::Other(_) => None,
-        };
-        let count = match fast {
-            Some(count) => count,
-            None => {
-                self.decode_whole(encoded, region)?;
-                3
-            }
-        };
+        }
         Ok(Planes { width: columns, height: rows, count, samples: &self.samples })
     }
 
-    fn decode_whole(&mut self, encoded: &Encoded, region: Region) -> Result<(), PictureError> {
+    /// Decodes a region of the image as it is stored, and tells how many planes there are.
+    fn decode_stored(
+        &mut self,
+        encoded: &Encoded,
+        region: Region,
+        channels: Channels,
+    ) -> Result<usize, PictureError> {
+        if let Kind::Baseline(frame) = &encoded.kind {
+            let (bytes, offsets) = (encoded.bytes, encoded.offsets);
+            let count = self.baseline.decode(bytes, frame, offsets, region, channels, &mut self.samples);
+            if let Some(count) = count {
+                return Ok(count);
+            }
+        }
         let picture = decode(encoded.bytes, &encoded.limits)?;
         let plane = region.width * region.height;
         self.samples.resize(3 * plane, 0);
@@ -148,7 +184,7 @@ impl RegionDecoder {
                 }
             }
         }
-        Ok(())
+        Ok(3)
     }
 }
 

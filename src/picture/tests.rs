@@ -1,3 +1,5 @@
+mod kinds;
+
 use image::{DynamicImage, GenericImage, ImageFormat, Rgba};
 
 use super::*;
@@ -47,6 +49,15 @@ fn a_png_comes_back_exactly() {
     let picture = gradient(17, 5);
     let bytes = encode_png(&picture).expect("encoded");
     assert_eq!(decode(&bytes, &Limits::default()), Ok(picture));
+}
+
+/// Datasets of CIFAR hold what is encoded here, and are known by its digest.
+#[test]
+fn a_png_has_the_bytes_that_it_always_had() {
+    let picture = gradient(40, 30);
+    let rgb = image::RgbImage::from_raw(40, 30, picture.rgb.clone()).expect("of this size");
+    let expected = saved(&DynamicImage::ImageRgb8(rgb), ImageFormat::Png);
+    assert_eq!(encode_png(&picture).expect("encoded"), expected);
 }
 
 #[test]

@@ -10,7 +10,9 @@
 
 use std::ops::Range;
 
+use super::Format;
 use super::baseline::{Frame, RecodeError, TableSpec, needed_segments, recode};
+use super::guard::guard;
 use super::region::Region;
 
 /// MCUs of a tile, as near as its number divides the MCUs of a row.
@@ -36,13 +38,22 @@ const EVERY_DC: ([u8; 16], [u8; 12]) =
 /// `None`: not a JPEG that has tiles here (progressive, CMYK, RGB, arithmetic coding, unusual sampling), one that
 /// has tiles already, a broken one, or one that could not be restored to the last bit.
 pub fn transcode(bytes: &[u8]) -> Option<Tiled> {
+    guarded(|| transcode_unguarded(bytes))
+}
+
+/// A panic is as good as a file that has no tiles here.
+fn guarded<T>(work: impl FnOnce() -> Option<T>) -> Option<T> {
+    guard(Format::Jpeg.name(), || Ok(work())).ok().flatten()
+}
+
+fn transcode_unguarded(bytes: &[u8]) -> Option<Tiled> {
     let tiled = set_tiles(bytes)?;
     (restore(&tiled.bytes).as_deref() == Some(bytes)).then_some(tiled)
 }
 
 /// The same for a file of which [`transcode`] gave tiles before, without the check that it can be restored.
 pub fn set_tiles(bytes: &[u8]) -> Option<Tiled> {
-    tile(bytes, &Frame::parse(bytes)?)
+    guarded(|| tile(bytes, &Frame::parse(bytes)?))
 }
 
 fn tile(bytes: &[u8], frame: &Frame) -> Option<Tiled> {

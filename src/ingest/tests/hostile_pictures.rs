@@ -6,6 +6,7 @@ use turbojpeg::{Colorspace, PixelFormat};
 
 use super::support::{compressed, detailed, verdicts};
 use super::*;
+use crate::picture::{ExifOrientation, Orientation, decode, luma};
 
 fn refused(name: &str, bytes: Vec<u8>) -> String {
     let (accepted, refused) = verdicts(&[(name, bytes)], |_| {});
@@ -38,7 +39,9 @@ fn crc32(bytes: &[u8]) -> u32 {
 fn empty_cut_and_corrupt_files_are_refused_with_their_reason() {
     let whole = encode_jpeg(&detailed(120, 90), 90).expect("encoded");
     assert_eq!(refused("zero.jpg", Vec::new()), "the file is empty");
-    assert_eq!(refused("text.jpg", b"<html>404</html>".to_vec()), "the file is no picture of a known kind");
+    let page = b"<html>404</html>".to_vec();
+    assert_eq!(refused("text.jpg", page), "the file is an HTML page, not an image");
+    assert_eq!(refused("new.jpg", b"\xFF\x0A\x01\x02".to_vec()), "JPEG XL is not supported");
     let cut = refused("cut.jpg", whole[..whole.len() / 2].to_vec());
     assert!(cut.starts_with("JPEG: Premature end"), "{cut}");
     let mut corrupt = whole.clone();
@@ -134,14 +137,72 @@ fn an_arithmetic_coded_jpeg_is_read() {
 #[test]
 fn rotation_by_exif_is_not_applied() {
     let plain = jpeg(7);
-    // Orientation 6: turned by a right angle.
+    let picture = accepted("turned.jpg", turned(&plain));
+    assert_eq!(picture, crate::picture::decode(&plain, &Default::default()).expect("decoded"));
+}
+
+/// The image with an EXIF tag that has it turned by a right angle.
+fn turned(plain: &[u8]) -> Vec<u8> {
     let tiff = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
     let mut turned = plain[..2].to_vec();
     turned.extend_from_slice(&[0xFF, 0xE1, 0, tiff.len() as u8 + 2]);
     turned.extend_from_slice(tiff);
     turned.extend_from_slice(&plain[2..]);
-    let picture = accepted("turned.jpg", turned);
-    assert_eq!(picture, crate::picture::decode(&plain, &Default::default()).expect("decoded"));
+    turned
+}
+
+#[test]
+fn with_apply_images_are_upright_and_their_bytes_stay() {
+    let plain = encode_jpeg(&detailed(40, 24), 90).expect("encoded");
+    let at = place();
+    fs::create_dir_all(at.source.join("a")).expect("a folder");
+    fs::write(at.source.join("a/0.jpg"), turned(&plain)).expect("a file");
+    let mut options = options(&at.source, &at.dest);
+    options.exif_orientation = ExifOrientation::Apply;
+    ingest(&options, &Quiet).expect("ingested");
+    let dataset = location(&at.dest);
+    let manifest = Manifest::read(&dataset).expect("a manifest");
+    assert!(manifest.splits["train"].applies_exif_orientation());
+    let row = &rows(&dataset, &manifest)[0];
+    assert_eq!((row.width, row.height, row.bytes.to_vec()), (24, 40, turned(&plain)));
+    // The same image, turned before it came: it looks the same.
+    let upright =
+        decode(&plain, &Default::default()).expect("decoded").turned(Orientation::of(&turned(&plain)));
+    assert_eq!((upright.width, upright.height), (24, 40));
+    let expected = view_hash::view_hash(&luma(&upright)).expect("a view");
+    let index = &crate::dataset::read_index(&dataset, &manifest.splits["train"].ingest[0].index)
+        .expect("an index")[0];
+    assert!(index.view.expect("a view").distance(&expected) <= view_hash::MOST_DIFFERING_BITS);
+    verify(&dataset, &manifest, &Quiet).expect("whole");
+
+    // Other pixels are another dataset, although the bytes are the same.
+    let ignoring = place();
+    let ignored = IngestOptions {
+        dest: location(&ignoring.dest),
+        exif_orientation: ExifOrientation::Ignore,
+        ..options.clone()
+    };
+    ingest(&ignored, &Quiet).expect("ingested");
+    let ignored = Manifest::read(&location(&ignoring.dest)).expect("a manifest");
+    assert_ne!(ignored.dataset_digest, manifest.dataset_digest);
+
+    fs::write(at.source.join("a/0.jpg"), jpeg(3)).expect("a file");
+    let other = IngestOptions { append: true, exif_orientation: ExifOrientation::Ignore, ..options };
+    let error = ingest(&other, &Quiet).expect_err("a split is one or the other");
+    assert!(error.to_string().contains("was made with --exif-orientation apply"), "{error}");
+}
+
+#[test]
+fn an_image_made_smaller_is_turned_first() {
+    let plain = encode_jpeg(&detailed(40, 24), 90).expect("encoded");
+    let (accepted, _) = verdicts(&[("turned.jpg", turned(&plain))], |options| {
+        options.exif_orientation = ExifOrientation::Apply;
+        options.max_side = Some(30);
+    });
+    let row = accepted.iter().find(|row| row.path == "a/turned.jpg").expect("accepted");
+    assert_eq!((row.width, row.height), (18, 30));
+    let stored = decode(&row.bytes, &Default::default()).expect("decoded");
+    assert_eq!((stored.width, stored.height), (18, 30));
 }
 
 #[test]

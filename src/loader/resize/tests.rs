@@ -20,7 +20,7 @@ fn resized(source: &[u8], width: usize, height: usize, target: Target) -> Vec<u8
 fn portable(source: &[u8], width: usize, height: usize, target: Target) -> Vec<u8> {
     let mut resizer = Resizer::default();
     let mut out = vec![0; target.width * target.height];
-    resizer.prepare(width, height, target);
+    resizer.prepare(&Axis::whole(width, target.width), &Axis::whole(height, target.height), target.flip);
     Plane { resizer: &mut resizer, source, width, target, out: &mut out }.run();
     out
 }
@@ -49,6 +49,27 @@ fn all_processors_give_the_same_bytes() {
                 let expected = portable(&source, width, height, target);
                 assert_eq!(resized(&source, width, height, target), expected, "{width}x{height} {target:?}");
             }
+        }
+    }
+}
+
+#[test]
+fn a_part_has_the_bytes_that_it_has_in_the_whole() {
+    let mut stream = Stream::new(3, Purpose::Report, 0, 0);
+    for (width, height, columns, rows) in SIZES {
+        let source = noise(&mut stream, width * height);
+        let whole = resized(&source, width, height, target(columns, rows));
+        let (left, top) = (columns / 3, rows / 4);
+        for (wide, high) in [(1, 1), (columns / 2 + 1, rows / 2 + 1)] {
+            let across = Axis::part(width, columns, left..left + wide);
+            let down = Axis::part(height, rows, top..top + high);
+            let inputs: Vec<u8> =
+                down.inputs().flat_map(|row| &source[row * width..][across.inputs()]).copied().collect();
+            let mut part = vec![0; wide * high];
+            Resizer::default().resize_part(&inputs, (&across, &down), target(wide, high), &mut part);
+            let expected: Vec<u8> =
+                (top..top + high).flat_map(|row| &whole[row * columns + left..][..wide]).copied().collect();
+            assert_eq!(part, expected, "{width}x{height} to {columns}x{rows}");
         }
     }
 }

@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::loader::colour::{Step, recolour, to_grey};
 use crate::loader::recipe::Order;
 use crate::loader::{Augmentation, ColourOperation, CropBox, EvalTransform, augment, evaluate_pixels};
-use crate::picture::{Picture, encode_png};
+use crate::picture::{ExifOrientation, Picture, encode_png};
 
 fn golden() -> Value {
     let text = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/augment.json"));
@@ -33,7 +33,7 @@ fn picture(golden: &Value) -> Vec<u8> {
 
 fn augmented(golden: &Value, drawn: Augmentation) -> Vec<u8> {
     let mut out = vec![0; 3 * 12 * 12];
-    augment(&picture(golden), |_, _| drawn, 12, &mut out).expect("a good picture");
+    augment(&picture(golden), ExifOrientation::Ignore, |_, _| drawn, 12, &mut out).expect("a good picture");
     out
 }
 
@@ -113,7 +113,7 @@ fn a_jpeg_goes_the_whole_way_as_with_torchvision() {
         [("jpeg_resized", cropped, 1), ("jpeg_grey_first", grey, 4), ("jpeg_jitter_first", last, 4)]
     {
         let mut out = vec![0; 3 * 12 * 12];
-        augment(&file, |_, _| drawn, 12, &mut out).expect("a good picture");
+        augment(&file, ExifOrientation::Ignore, |_, _| drawn, 12, &mut out).expect("a good picture");
         assert_close(&out, &bytes(&golden[name]), most, 1.0, name);
     }
 }
@@ -123,6 +123,6 @@ fn the_evaluation_transform_is_torchvisions() {
     let golden = golden();
     let mut out = vec![0; 3 * 12 * 12];
     let transform = EvalTransform::ResizeCenterCrop { resize: 14, crop: 12 };
-    evaluate_pixels(&picture(&golden), transform, &mut out).expect("a good picture");
+    evaluate_pixels(&picture(&golden), ExifOrientation::Ignore, transform, &mut out).expect("a good picture");
     assert_close(&out, &bytes(&golden["evaluated"]), 1, 0.5, "evaluated");
 }

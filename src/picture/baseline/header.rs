@@ -117,7 +117,7 @@ impl<'a> Frame<'a> {
     /// Reads the header, up to the start of the first scan.
     ///
     /// `None`: the file is broken, or something that libjpeg has to decode (progressive, CMYK, RGB, arithmetic
-    /// coding, 12 bits, several scans, another sampling).
+    /// coding, 12 bits, several scans, another sampling, tables that no encoder writes).
     pub(in crate::picture) fn parse(bytes: &'a [u8]) -> Option<Self> {
         if !bytes.starts_with(&[0xFF, 0xD8]) {
             return None;
@@ -162,7 +162,8 @@ impl<'a> Frame<'a> {
                     frame.read_scan(&mut fields, count)?;
                     frame.sampling = frame.sampling_of(count)?;
                     (frame.scan_marker, frame.scan_start) = (marker_at, at);
-                    return (count == 1 || frame.is_ycc(&hints)).then_some(frame);
+                    let is_known = (count == 1 || frame.is_ycc(&hints)) && frame.tables_are_libjpegs();
+                    return is_known.then_some(frame);
                 }
                 0xE1..=0xEF | 0xFE => {}
                 _ => return None,
@@ -254,7 +255,7 @@ impl<'a> Frame<'a> {
 
     /// Whether the Huffman tables that the scan names are such as encoders write, which libjpeg takes and about
     /// whose symbols nobody can be of two minds.
-    pub(super) fn tables_are_libjpegs(&self) -> bool {
+    fn tables_are_libjpegs(&self) -> bool {
         self.components[..self.sampling.components()].iter().all(|component| {
             let tables = [self.dc_tables.get(component.dc), self.ac_tables.get(component.ac)];
             let [dc, ac] = tables.map(|table| table.copied().flatten().filter(|table| table.spares_ones()));

@@ -61,9 +61,6 @@ impl BaselineDecoder {
     /// `None`: something that libjpeg has to judge, or would warn of. Header segments are not looked at closely;
     /// that is left to libjpeg's own look at them.
     pub(super) fn check(&mut self, file: &[u8], frame: &Frame) -> Option<Vec<u8>> {
-        if !frame.tables_are_libjpegs() {
-            return None;
-        }
         let region = Region { left: 0, top: 0, width: frame.width, height: frame.height };
         self.scan.decode(file, frame, None, region, 1)?;
         if !self.scan.used_all(file, frame) {

@@ -1,0 +1,7 @@
+//! A crop of an image that somebody else wrote: its pixels are those of the whole image.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    instdisc::picture::fuzzing::region(bytes);
+});
