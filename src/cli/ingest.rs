@@ -2,6 +2,7 @@
 
 use clap::{ArgGroup, Args};
 
+use super::exit::WrongUsage;
 use super::progress::{Terminal, say};
 use super::{GlobalArgs, braces, write_json};
 use crate::ingest::{CheckDepth, IngestOptions, SourceFormat, ingest};
@@ -25,7 +26,8 @@ More:
   instdisc ingest --source more/ --dest in1k --split train --append")]
 #[command(group = ArgGroup::new("smaller").args(["max_side", "short_side"]).multiple(true))]
 pub(super) struct IngestArgs {
-    /// The pictures: a folder, a file, or several files; {000..146} and {a,b} stand for each of theirs
+    /// The images: a folder, a file, or several files; {000..146} and {a,b} stand for each of theirs, as in bash
+    /// (`\{` names a brace), unless a path of exactly this name exists
     #[arg(long, value_name = "PATH|URL", required = true, num_args = 1..)]
     source: Vec<String>,
     /// The dataset's folder
@@ -95,10 +97,24 @@ pub(super) struct IngestArgs {
     uploads: u32,
 }
 
+/// The sources that a text names: a path of this machine that is there, or what its braces stand for.
+fn names(pattern: &str) -> anyhow::Result<Vec<String>> {
+    let has_braces = pattern.contains(['{', '}']);
+    if has_braces && std::path::Path::new(pattern).exists() {
+        tracing::info!("{pattern}: exists under this name, so its braces are not expanded");
+        return Ok(vec![pattern.to_owned()]);
+    }
+    let names = braces::expand(pattern).map_err(|error| WrongUsage(error.to_string()))?;
+    if let ([first, .., last], true) = (names.as_slice(), has_braces) {
+        tracing::info!("{pattern}: its braces stand for {} sources, from {first} to {last}", names.len());
+    }
+    Ok(names)
+}
+
 pub(super) fn run(global: &GlobalArgs, args: &IngestArgs) -> anyhow::Result<()> {
     let mut sources = Vec::new();
     for pattern in &args.source {
-        for source in braces::expand(pattern)? {
+        for source in names(pattern)? {
             sources.push(global.location(&source)?);
         }
     }

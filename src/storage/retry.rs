@@ -131,6 +131,13 @@ impl Location {
         }
     }
 
+    /// Notes that the store has done an operation for this process.
+    pub(super) fn note_done(&self, operation: &'static str) {
+        if let Some(remote) = self.remote() {
+            remote.note_done(operation);
+        }
+    }
+
     /// Whether the store was given up a short time ago.
     pub(super) fn is_gone(&self) -> bool {
         self.remote().is_some_and(Remote::is_gone)
@@ -145,6 +152,10 @@ impl Location {
     where
         F: Future<Output = object_store::Result<T>>,
     {
+        // A bucket itself is no file; some stores answer with a list of it.
+        if self.remote().is_some() && self.key().as_ref().is_empty() && ["read", "look up"].contains(&name) {
+            return Err(StorageError::NotFound { location: self.to_string(), local: false });
+        }
         let attempts = operation(self.attempts(name, action));
         if !self.is_gone() {
             return attempts.await;
@@ -161,13 +172,21 @@ impl Location {
     {
         let mut attempts = Attempts::new(self.retry_limits());
         loop {
+            let generation = self.generation();
             let error = match action().await {
                 Ok(done) => {
                     self.note_answers(true);
+                    self.note_done(name);
                     return Ok(done);
                 }
                 Err(error) => error,
             };
+            if matches!(error, object_store::Error::NotFound { .. }) {
+                self.note_done(name);
+            }
+            if self.has_new_credentials(&error, generation) {
+                continue;
+            }
             let was_lost = is_lost(&error) || attempts.grew_old();
             if !was_lost || !attempts.again().await {
                 self.note_answers(!was_lost);
