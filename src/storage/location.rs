@@ -230,6 +230,15 @@ impl Location {
         })
     }
 
+    /// Whether an error of the store says what is wrong with a bucket or, unless a file was absent, with credentials.
+    pub(super) fn explains(&self, error: &object_store::Error, was_absent: bool) -> bool {
+        match fault(error, &self.told(error)) {
+            Some(Fault::NoBucket) => true,
+            Some(Fault::Denied | Fault::Expired) => !was_absent,
+            _ => false,
+        }
+    }
+
     /// Which of the stores that were opened for the location is the one of now.
     pub(super) fn generation(&self) -> u64 {
         self.remote().map_or(0, Remote::generation)

@@ -254,7 +254,7 @@ fn a_refusal_in_the_middle_of_a_job_is_worth_a_retry() {
     let whole = Bucket::start(Faults::default());
     ran(ingest(&whole));
     let bucket = Bucket::start(Faults::default());
-    bucket.deny_after(whole.requests().len() - 5);
+    bucket.deny_after(whole.requests().len() / 2);
     let error = ingest(&bucket).word("--log=error").fails(UNAVAILABLE);
     assert!(error.contains("AccessDenied"), "{error}");
     // The rights to write may be missing where those to read are not.
