@@ -164,8 +164,19 @@ mod tests {
     #[test]
     fn a_pattern_that_makes_no_sense_is_named() {
         for pattern in [
-            "x{0..", "x{a", "x}", "a,b}", "{a,{b,c}", "x{a..c}", "x{-1..3}", "x{+1..3}", "x{1..2..0}", "x{1..}",
-            "x{0..99999999}", "{0..9999}{0..9999}", "x{0..1..2..3}",
+            "x{0..",
+            "x{a",
+            "x}",
+            "a,b}",
+            "{a,{b,c}",
+            "x{a..c}",
+            "x{-1..3}",
+            "x{+1..3}",
+            "x{1..2..0}",
+            "x{1..}",
+            "x{0..99999999}",
+            "{0..9999}{0..9999}",
+            "x{0..1..2..3}",
         ] {
             let error = expand(pattern).expect_err(pattern);
             assert!(error.to_string().starts_with(&format!("`{pattern}`: ")), "{error}");

@@ -102,7 +102,11 @@ impl Address {
         if let Some(variable) = shell_variable(rest) {
             return Err(format!("`{variable}` is expanded by a shell alone; write the URL out"));
         }
-        Ok(Self::Remote { scheme: scheme.into(), bucket: bucket.into(), key: key.trim_end_matches('/').into() })
+        Ok(Self::Remote {
+            scheme: scheme.into(),
+            bucket: bucket.into(),
+            key: key.trim_end_matches('/').into(),
+        })
     }
 }
 
@@ -155,9 +159,10 @@ fn of_host(host: &str, path: &str) -> Option<String> {
         if name == "s3" || name.starts_with("s3.") || name.starts_with("s3-") {
             return url("s3", first, rest);
         }
-        let bucket = name.rfind(".s3.").or(name.rfind(".s3-")).or_else(|| {
-            name.ends_with(".s3").then(|| name.len() - ".s3".len())
-        })?;
+        let bucket = name
+            .rfind(".s3.")
+            .or(name.rfind(".s3-"))
+            .or_else(|| name.ends_with(".s3").then(|| name.len() - ".s3".len()))?;
         return url("s3", &name[..bucket], path);
     }
     if host == "storage.googleapis.com" || host == "storage.cloud.google.com" {
@@ -171,7 +176,8 @@ fn of_host(host: &str, path: &str) -> Option<String> {
 
 /// The URL of a container of an account of Azure.
 fn azure(scheme: &str, container: &str, host: &str, key: &str) -> Option<String> {
-    let account = host.strip_suffix(".blob.core.windows.net").or(host.strip_suffix(".dfs.core.windows.net"))?;
+    let account =
+        host.strip_suffix(".blob.core.windows.net").or(host.strip_suffix(".dfs.core.windows.net"))?;
     let known = ["https", "az", "azure", "abfs", "abfss", "wasb", "wasbs"].contains(&scheme);
     (known && !container.is_empty() && !account.contains('.')).then(|| {
         let key = if key.is_empty() { String::new() } else { format!("/{key}") };
@@ -182,7 +188,8 @@ fn azure(scheme: &str, container: &str, host: &str, key: &str) -> Option<String>
 /// Whether a shell takes the first part for somebody's home.
 fn is_home(text: &str) -> bool {
     let first = text.split('/').next().unwrap_or("");
-    first == "~" || (text.contains('/') && first[1..].chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)))
+    first == "~"
+        || (text.contains('/') && first[1..].chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)))
 }
 
 /// The first `$NAME` or `${NAME}`. A name between two `$`, as in `_$folder$` of other programs, is none.
@@ -270,7 +277,10 @@ mod tests {
             ("hdfs:/x", "hdfs://"),
         ] {
             let error = refused(text);
-            assert!(error.contains(&format!("did you mean {meant}")) || error.contains(meant), "{text}: {error}");
+            assert!(
+                error.contains(&format!("did you mean {meant}")) || error.contains(meant),
+                "{text}: {error}"
+            );
             assert!(error.contains(&format!("`./{text}`")), "{text}: {error}");
             let written = format!("./{text}");
             assert_eq!(Address::parse(&written), Ok(Address::Local(written.into())));
@@ -303,12 +313,16 @@ mod tests {
             assert!(!error.contains("secret"), "{error}");
         }
         assert!(refused("ftp://host/x").contains("the scheme `ftp` is unknown"));
-        assert!(!without_credentials("https://b.s3.amazonaws.com/x?X-Amz-Signature=secret").contains("secret"));
+        assert!(
+            !without_credentials("https://b.s3.amazonaws.com/x?X-Amz-Signature=secret").contains("secret")
+        );
     }
 
     #[test]
     fn what_only_a_shell_expands_is_no_folder() {
-        for text in ["~", "~/c", "~user/c", "$HOME/c", "${HOME}/c", "/scratch/$USER/c", "runs/r-$JOB_ID", "./$HOME/c"] {
+        for text in
+            ["~", "~/c", "~user/c", "$HOME/c", "${HOME}/c", "/scratch/$USER/c", "runs/r-$JOB_ID", "./$HOME/c"]
+        {
             assert!(refused(text).contains("is expanded by a shell alone"), "{text}");
         }
         assert!(refused("/scratch/$USER/c").contains("`file:///scratch/$USER/c`"));

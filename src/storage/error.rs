@@ -119,7 +119,9 @@ impl StorageError {
             Self::BadLocation { .. } => Failure::Usage,
             Self::NotFound { .. } | Self::BadKey { .. } => Failure::Data,
             Self::AlreadyExists { .. } => Failure::Io,
-            Self::Denied { worked: true, .. } | Self::NoCredentials { worked: true, .. } => Failure::Unavailable,
+            Self::Denied { worked: true, .. } | Self::NoCredentials { worked: true, .. } => {
+                Failure::Unavailable
+            }
             Self::NoCreate { .. }
             | Self::Settings { .. }
             | Self::NoCredentials { .. }
@@ -143,7 +145,8 @@ fn credentials(location: &str) -> String {
         Some("gs") => "GOOGLE_APPLICATION_CREDENTIALS to the file of a service account".into(),
         Some("az" | "abfs" | "abfss") => "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY".into(),
         _ => {
-            let keys = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true for a public bucket";
+            let keys =
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true for a public bucket";
             let profile = match std::env::var_os("AWS_PROFILE") {
                 Some(_) => " (AWS_PROFILE is set, but profiles of ~/.aws are not read)",
                 None => "",

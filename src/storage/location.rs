@@ -70,16 +70,19 @@ impl Location {
     /// # Errors
     /// [`StorageError::BadLocation`] if the path cannot be expressed.
     pub fn from_path(path: &LocalPath) -> Result<Self, StorageError> {
-        let bad = |reason: String| StorageError::BadLocation { text: path.display().to_string(), reason };
+        let text = path.to_string_lossy();
+        let bad =
+            |reason: String| StorageError::BadLocation { text: text.escape_debug().to_string(), reason };
+        if text.contains(|c: char| c.is_ascii_control()) {
+            return Err(bad(
+                "a control character in a path is not supported; rename the folder, or name it by a link"
+                    .into(),
+            ));
+        }
         let absolute = std::path::absolute(path).map_err(|error| bad(error.to_string()))?;
         let absolute = without_dots(&absolute);
         let key = Path::from_absolute_path(&absolute).map_err(|error| bad(error.to_string()))?;
-        Ok(Self {
-            path: key,
-            shown: path.display().to_string(),
-            local: Some(absolute),
-            remote: None,
-        })
+        Ok(Self { path: key, shown: path.display().to_string(), local: Some(absolute), remote: None })
     }
 
     /// The location of `relative` (with `/` between folders) below this folder.
@@ -197,16 +200,20 @@ impl Location {
         let Some(remote) = self.remote() else { return failed_locally(operation, location, error) };
         let reason = remote.told(&error);
         match fault(&error, &reason) {
-            Some(Fault::Setting(advice)) => {
-                StorageError::Settings { location, reason: format!("{advice} ({operation} failed: {reason})") }
-            }
+            Some(Fault::Setting(advice)) => StorageError::Settings {
+                location,
+                reason: format!("{advice} ({operation} failed: {reason})"),
+            },
             Some(Fault::NoBucket) => StorageError::NoBucket { operation, location, reason },
             Some(Fault::NoCredentials) => {
                 StorageError::NoCredentials { operation, location, worked: remote.has_worked(None), reason }
             }
-            Some(Fault::Denied) => {
-                StorageError::Denied { operation, location, worked: remote.has_worked(Some(operation)), reason }
-            }
+            Some(Fault::Denied) => StorageError::Denied {
+                operation,
+                location,
+                worked: remote.has_worked(Some(operation)),
+                reason,
+            },
             Some(Fault::Expired) => {
                 StorageError::Denied { operation, location, worked: remote.has_worked(None), reason }
             }
@@ -371,6 +378,12 @@ mod tests {
         assert_eq!(error.failure(), crate::failure::Failure::Config);
         assert!(error.to_string().contains("NoSuchBucket"), "{error}");
         assert!(failed("<Error><Code>NoSuchKey</Code><Message>No.</Message></Error>").is_not_found());
+    }
+
+    #[test]
+    fn a_path_with_a_control_character_is_refused_and_shown() {
+        let error = Location::parse("/data/tab\there", &StorageOptions::default()).expect_err("a tab");
+        assert!(error.to_string().contains("`/data/tab\\there`: a control character"), "{error}");
     }
 
     #[test]

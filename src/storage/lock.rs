@@ -46,7 +46,9 @@ impl Lock {
             Some(path) => match take_file(location, path, &holder, File::try_lock)? {
                 Some(lock) => Ok(lock),
                 None => {
-                    tracing::info!("{location}: the file system has no locks (flock); a lease of files is taken");
+                    tracing::info!(
+                        "{location}: the file system has no locks (flock); a lease of files is taken"
+                    );
                     Ok(Self(Held::Lease(Lease::take(location, &holder, PACE)?)))
                 }
             },

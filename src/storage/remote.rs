@@ -190,7 +190,11 @@ impl Remote {
         }
         match recipe.open(generation + 1) {
             Ok(anew) if anew.values != opened.values => {
-                tracing::info!("{}://{}: the files of credentials were read again", recipe.scheme, recipe.bucket);
+                tracing::info!(
+                    "{}://{}: the files of credentials were read again",
+                    recipe.scheme,
+                    recipe.bucket
+                );
                 *opened = anew;
                 true
             }
@@ -294,7 +298,8 @@ fn open_store<'a>(
     match scheme {
         "s3" | "s3a" => {
             let mut builder = configured!("AWS_", AmazonS3Builder::from_env().with_bucket_name(bucket));
-            let is_endpoint = |key: &str| matches!(key.to_lowercase().parse(), Ok(AmazonS3ConfigKey::Endpoint));
+            let is_endpoint =
+                |key: &str| matches!(key.to_lowercase().parse(), Ok(AmazonS3ConfigKey::Endpoint));
             if let Some((_, endpoint)) = pairs.iter().rfind(|(key, _)| is_endpoint(key)) {
                 // An option wins over AWS_ENDPOINT_URL_S3 in the environment.
                 builder = builder.with_config(AmazonS3ConfigKey::S3Endpoint, *endpoint);

@@ -26,7 +26,8 @@ pub(super) fn has_no_links(error: &object_store::Error) -> bool {
 
 /// Whether an error says that the file system does not know an operation.
 fn is_unsupported(error: &io::Error) -> bool {
-    let unsupported = [Errno::PERM, Errno::NOTSUP, Errno::OPNOTSUPP, Errno::NOSYS, Errno::INVAL, Errno::MLINK];
+    let unsupported =
+        [Errno::PERM, Errno::NOTSUP, Errno::OPNOTSUPP, Errno::NOSYS, Errno::INVAL, Errno::MLINK];
     error.raw_os_error().is_some_and(|code| unsupported.iter().any(|known| known.raw_os_error() == code))
 }
 
@@ -73,7 +74,9 @@ fn publish(staged: &Path, path: &Path, rename_new: RenameNew) -> io::Result<()> 
     }
     match path.parent().map(|folder| File::open(folder).and_then(|folder| folder.sync_all())) {
         // Some file systems sync no folders.
-        Some(Err(error)) if !is_unsupported(&error) && error.kind() != ErrorKind::PermissionDenied => Err(error),
+        Some(Err(error)) if !is_unsupported(&error) && error.kind() != ErrorKind::PermissionDenied => {
+            Err(error)
+        }
         _ => Ok(()),
     }
 }
@@ -120,7 +123,13 @@ mod tests {
             store: "test",
             source: Box::new(io::Error::from(errno)),
         };
-        assert!([Errno::PERM, Errno::OPNOTSUPP, Errno::NOSYS].into_iter().all(|errno| has_no_links(&error(errno))));
-        assert!([Errno::NOSPC, Errno::ACCESS, Errno::ROFS].into_iter().all(|errno| !has_no_links(&error(errno))));
+        assert!(
+            [Errno::PERM, Errno::OPNOTSUPP, Errno::NOSYS]
+                .into_iter()
+                .all(|errno| has_no_links(&error(errno)))
+        );
+        assert!(
+            [Errno::NOSPC, Errno::ACCESS, Errno::ROFS].into_iter().all(|errno| !has_no_links(&error(errno)))
+        );
     }
 }

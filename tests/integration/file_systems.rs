@@ -55,8 +55,7 @@ fn an_ingest_without_locks_and_links_gives_the_same_dataset_and_leaves_nothing_e
     {
         let dir = scratch();
         let data = dir.path().join("data");
-        let ingest =
-            || instdisc("ingest --row-group 16").arg("--source", pictures()).arg("--dest", &data);
+        let ingest = || instdisc("ingest --row-group 16").arg("--source", pictures()).arg("--dest", &data);
         let output = on(ingest(), flock, link).output().1;
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{flock} {link}: {stderr}");
@@ -80,7 +79,10 @@ fn of_two_ingests_without_locks_one_works_at_a_time() {
         threads.map(|thread| thread.join().expect("no panic").status.code()).into()
     });
     // The second waits until the first is done, or is told that another works there.
-    assert!(codes.contains(&Some(0)) && codes.iter().all(|code| [Some(0), Some(69)].contains(code)), "{codes:?}");
+    assert!(
+        codes.contains(&Some(0)) && codes.iter().all(|code| [Some(0), Some(69)].contains(code)),
+        "{codes:?}"
+    );
     std::thread::sleep(Duration::from_millis(10));
     assert!(contents(&data) == contents(dataset()));
 }

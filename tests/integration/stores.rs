@@ -190,7 +190,8 @@ fn a_mistyped_url_makes_no_folder_and_the_error_says_what_was_meant() {
         ("~/ds", "./~/ds"),
         ("$HOME/ds", "file:///"),
     ] {
-        for words in [["ingest", "--dest"], ["export pictures --dataset data", "--dest"], ["synth", "--dest"]] {
+        for words in [["ingest", "--dest"], ["export pictures --dataset data", "--dest"], ["synth", "--dest"]]
+        {
             let call = instdisc(words[0]).arg(words[1], text);
             let call = if words[0] == "ingest" { call.arg("--source", pictures()) } else { call };
             let mut command = call.command();
@@ -292,9 +293,12 @@ fn a_token_that_was_rotated_in_its_file_is_read_again() {
 
 #[test]
 fn a_key_that_has_no_name_here_is_named() {
-    let jpeg = contents(pictures()).into_iter().find(|(path, _)| path.extension().is_some_and(|e| e == "jpg"));
+    let jpeg =
+        contents(pictures()).into_iter().find(|(path, _)| path.extension().is_some_and(|e| e == "jpg"));
     let (_, jpeg) = jpeg.expect("an image");
-    for (key, shown) in [("cat//7.jpg", "cat//7.jpg"), ("cat/./7.jpg", "cat/./7.jpg"), ("cat/7\t.jpg", "7\\t.jpg")] {
+    for (key, shown) in
+        [("cat//7.jpg", "cat//7.jpg"), ("cat/./7.jpg", "cat/./7.jpg"), ("cat/7\t.jpg", "7\\t.jpg")]
+    {
         let bucket = Bucket::start(Faults::default());
         for key in [key, "cat/1.jpg", "dog/1.jpg"] {
             bucket.put(&format!("images/{key}"), &jpeg);

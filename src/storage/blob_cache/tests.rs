@@ -94,7 +94,8 @@ fn links_that_others_put_there_are_not_followed() {
     let (digest, contents) = blob(1);
     let (victim, other) = (dir.path().join("victim"), dir.path().join("other"));
     plant(&victim);
-    std::os::unix::fs::symlink(&victim, cache.folder.join(UNFINISHED).join(digest.to_string())).expect("a link");
+    std::os::unix::fs::symlink(&victim, cache.folder.join(UNFINISHED).join(digest.to_string()))
+        .expect("a link");
     assert_eq!(put(&cache, 1, &[]), Kept::Yes);
     assert_eq!(cache.get(digest).as_deref(), Some(contents.as_slice()));
     assert_eq!(std::fs::read(&victim).expect("there"), b"precious");

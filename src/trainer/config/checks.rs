@@ -91,7 +91,10 @@ mod tests {
         for cache in ["~/c", "$HOME/c", "s3:/bucket/c", "s3://bucket/c"] {
             let config = TrainConfig { cache: cache.into(), ..TrainConfig::default() };
             let error = config.validate().expect_err(cache).to_string();
-            assert!(error.starts_with("cache must be a folder of this machine") && error.contains(cache), "{error}");
+            assert!(
+                error.starts_with("cache must be a folder of this machine") && error.contains(cache),
+                "{error}"
+            );
         }
     }
 
