@@ -14,6 +14,9 @@ use rustix::io::Errno;
 
 use super::retry::random_bits;
 
+/// How often a folder that vanishes is made again.
+const TRIES: usize = 10;
+
 /// Renames a file, unless one of the new name exists.
 type RenameNew = fn(&Path, &Path) -> io::Result<()>;
 
@@ -44,10 +47,16 @@ fn create_by(path: &Path, contents: &[u8], rename_new: RenameNew) -> io::Result<
     let mut staged = path.as_os_str().to_owned();
     staged.push(format!("#{}", random_bits()));
     let staged = PathBuf::from(staged);
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder)?;
-    }
-    let published = stage(&staged, contents).and_then(|()| publish(&staged, path, rename_new));
+    let mut tries = 0;
+    let published = loop {
+        let made =
+            path.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| stage(&staged, contents));
+        match made {
+            // The last holder of a lock removed its folder just now.
+            Err(error) if error.kind() == ErrorKind::NotFound && tries < TRIES => tries += 1,
+            made => break made.and_then(|()| publish(&staged, path, rename_new)),
+        }
+    };
     if published.is_err() {
         // The first error counts; what is left is removed when the job goes on.
         let _ = std::fs::remove_file(&staged);
