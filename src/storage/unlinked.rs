@@ -49,12 +49,12 @@ fn create_by(path: &Path, contents: &[u8], rename_new: RenameNew) -> io::Result<
     let staged = PathBuf::from(staged);
     let mut tries = 0;
     let published = loop {
-        let made =
-            path.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| stage(&staged, contents));
-        match made {
-            // The last holder of a lock removed its folder just now.
+        let folder = path.parent().map_or(Ok(()), std::fs::create_dir_all);
+        let staging = folder.and_then(|()| stage(&staged, contents));
+        match staging.and_then(|()| publish(&staged, path, rename_new)) {
+            // A job that ended removed the folder, with what was staged there, just now.
             Err(error) if error.kind() == ErrorKind::NotFound && tries < TRIES => tries += 1,
-            made => break made.and_then(|()| publish(&staged, path, rename_new)),
+            done => break done,
         }
     };
     if published.is_err() {
