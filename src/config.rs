@@ -165,6 +165,33 @@ mod tests {
     }
 
     #[test]
+    fn toml_as_people_write_it_is_read_or_its_fault_is_named() {
+        let read = |text: &str| resolve::<Example, _>(Some(("run.toml", text)), &Flags::default());
+        for text in [
+            "batch_size = 64\r\nlr = 0.1\r\n",
+            "\u{feff}batch_size = 64\nlr = 1e-1",
+            "\tlr=0.1\nbatch_size=64",
+        ] {
+            assert_eq!(read(text).expect(text), Example { batch_size: 64, lr: 0.1 });
+        }
+        assert_eq!(read("lr = 1\n").expect("an integer"), Example { batch_size: 256, lr: 1.0 });
+        assert_eq!(read("").expect("empty"), Example::default());
+        for text in [
+            "batch_size: 64\n",
+            "batch-size = 64\n",
+            "[train]\nbatch_size = 64\n",
+            "batch_size = 64.0\n",
+            "batch_size = -1\n",
+            "batch_size = 99999999999999999999\n",
+            "lr = 1\nlr = 2\n",
+            "lr = \"0.1\"\n",
+        ] {
+            let error = read(text).expect_err(text).to_string();
+            assert!(error.starts_with("run.toml"), "{error}");
+        }
+    }
+
+    #[test]
     fn a_wrong_key_is_named_with_the_nearest_right_one() {
         let file = Some(("run.toml", "bach_size = 64\n"));
         let error = resolve::<Example, _>(file, &Flags::default()).expect_err("wrong");

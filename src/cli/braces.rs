@@ -1,5 +1,8 @@
-//! `{000..146}` and `{a,b}` in the names of sources, as a shell would expand them; quoted, since a shell knows no
-//! object store.
+//! `{000..146}` and `{a,b}` in the names of sources, as bash expands them; quoted, since a shell knows no object store.
+//!
+//! As in bash, groups may hold groups, `{a}` and `${a}` stand for themselves, and numbers are padded where one of a
+//! range's ends begins with a zero. A backslash before `{`, `}` or `,` names that character. Ranges of letters and of
+//! numbers below zero, which bash knows, are errors, and so are braces without their partner.
 
 use anyhow::bail;
 
@@ -8,52 +11,175 @@ const MOST_NAMES: u64 = 1_000_000;
 
 /// Every name that the pattern stands for, in its order.
 pub(super) fn expand(pattern: &str) -> anyhow::Result<Vec<String>> {
-    let Some(open) = pattern.find('{') else { return Ok(vec![pattern.to_owned()]) };
-    let Some(close) = pattern[open..].find('}').map(|at| open + at) else {
-        bail!("{pattern}: the brace is not closed")
-    };
-    let (before, inside, after) = (&pattern[..open], &pattern[open + 1..close], &pattern[close + 1..]);
-    let middles = match inside.split_once("..") {
-        Some((first, last)) => range(pattern, first, last)?,
-        None => inside.split(',').map(str::to_owned).collect(),
-    };
-    let ends = expand(after)?;
-    if middles.len() as u64 * ends.len() as u64 > MOST_NAMES {
-        bail!("{pattern}: stands for more than {MOST_NAMES} names");
+    let mut parser = Parser { pattern, at: 0 };
+    let names = parser.names(false)?;
+    match parser.at == pattern.len() {
+        true => Ok(names),
+        false => bail!("`{pattern}`: a `}}` without its `{{`; {HINT}"),
     }
-    Ok(middles
-        .iter()
-        .flat_map(|middle| ends.iter().map(move |end| format!("{before}{middle}{end}")))
-        .collect())
 }
 
-fn range(pattern: &str, first: &str, last: &str) -> anyhow::Result<Vec<String>> {
-    let (Ok(from), Ok(to)) = (first.parse::<u64>(), last.parse::<u64>()) else {
-        bail!("{pattern}: {first}..{last} is no range of numbers")
-    };
-    if from > to || to - from >= MOST_NAMES {
-        bail!("{pattern}: {first}..{last} is no range that can be listed");
+/// How a brace is named.
+const HINT: &str = "write `\\{` and `\\}` for braces in a name";
+
+struct Parser<'a> {
+    pattern: &'a str,
+    /// The bytes that were read.
+    at: usize,
+}
+
+impl Parser<'_> {
+    fn rest(&self) -> &str {
+        &self.pattern[self.at..]
     }
-    let width = first.len();
-    Ok((from..=to).map(|number| format!("{number:0width$}")).collect())
+
+    /// What stands up to the end, or within a group to its next `,` or `}`.
+    fn names(&mut self, in_group: bool) -> anyhow::Result<Vec<String>> {
+        let mut names = vec![String::new()];
+        while let Some(first) = self.rest().chars().next() {
+            let literal = match first {
+                '}' => break,
+                ',' if in_group => break,
+                '{' => {
+                    let endings = self.group()?;
+                    self.limit(names.len() as u64 * endings.len() as u64)?;
+                    let with = |name: String| endings.iter().map(move |ending| format!("{name}{ending}"));
+                    names = names.into_iter().flat_map(with).collect();
+                    continue;
+                }
+                '\\' if self.rest()[1..].starts_with(['{', '}', ',']) => {
+                    self.at += 1;
+                    1
+                }
+                // A variable of a shell is none of ours.
+                '$' if self.rest()[1..].starts_with('{') => self.rest().find('}').map_or(2, |end| end + 1),
+                other => other.len_utf8(),
+            };
+            let end = self.at + literal;
+            names.iter_mut().for_each(|name| name.push_str(&self.pattern[self.at..end]));
+            self.at = end;
+        }
+        Ok(names)
+    }
+
+    /// A group from its `{` to its `}`.
+    fn group(&mut self) -> anyhow::Result<Vec<String>> {
+        let (open, mut members) = (self.at + 1, Vec::new());
+        let mut commas = 0;
+        loop {
+            self.at += 1;
+            members.extend(self.names(true)?);
+            self.limit(members.len() as u64)?;
+            match self.rest().chars().next() {
+                Some(',') => commas += 1,
+                Some(_) => break,
+                None => bail!("`{}`: a `{{` without its `}}`; {HINT}", self.pattern),
+            }
+        }
+        let inside = &self.pattern[open..self.at];
+        self.at += 1;
+        if commas > 0 {
+            return Ok(members);
+        }
+        match inside.contains("..") && !inside.contains(['{', '\\']) {
+            true => self.range(inside),
+            false => Ok(members.into_iter().map(|member| format!("{{{member}}}")).collect()),
+        }
+    }
+
+    fn range(&self, inside: &str) -> anyhow::Result<Vec<String>> {
+        let parts: Vec<_> = inside.split("..").collect();
+        let numbers: Option<Vec<u64>> = parts.iter().map(|part| number(part)).collect();
+        let (first, last, step) = match numbers.as_deref() {
+            Some(&[first, last]) => (first, last, 1),
+            Some(&[first, last, step]) if step > 0 => (first, last, step),
+            _ => bail!(
+                "`{}`: expected `{{FIRST..LAST}}` or `{{FIRST..LAST..STEP}}` with numbers from 0, and a step above 0, \
+                 not `{{{inside}}}`; {HINT}",
+                self.pattern
+            ),
+        };
+        let steps = first.abs_diff(last) / step;
+        self.limit(steps.saturating_add(1))?;
+        let is_padded = |text: &&&str| text.len() > 1 && text.starts_with('0');
+        let width = match parts[..2].iter().find(is_padded) {
+            Some(_) => parts[0].len().max(parts[1].len()),
+            None => 0,
+        };
+        let nth = |nth: u64| if first <= last { first + nth * step } else { first - nth * step };
+        Ok((0..=steps).map(|at| format!("{:0width$}", nth(at))).collect())
+    }
+
+    fn limit(&self, names: u64) -> anyhow::Result<()> {
+        if names > MOST_NAMES {
+            bail!("`{}`: stands for more than {MOST_NAMES} names", self.pattern);
+        }
+        Ok(())
+    }
+}
+
+/// A number in digits alone: `+1` is none.
+fn number(text: &str) -> Option<u64> {
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn expanded(pattern: &str) -> Vec<String> {
+        expand(pattern).expect(pattern)
+    }
+
     #[test]
-    fn ranges_keep_their_zeros_and_lists_their_order() {
-        assert_eq!(expand("a").expect("plain"), ["a"]);
-        assert_eq!(expand("s-{08..10}.tar").expect("a range"), ["s-08.tar", "s-09.tar", "s-10.tar"]);
-        assert_eq!(expand("{b,a}/{0..1}").expect("both"), ["b/0", "b/1", "a/0", "a/1"]);
+    fn ranges_and_lists_give_what_bash_gives() {
+        for (pattern, names) in [
+            ("a", "a"),
+            ("s-{08..10}.tar", "s-08.tar s-09.tar s-10.tar"),
+            ("{b,a}/{0..1}", "b/0 b/1 a/0 a/1"),
+            ("{a,{b,c}}", "a b c"),
+            ("x{a,b{0..1},}y", "xay xb0y xb1y xy"),
+            ("{{a,b}}", "{a} {b}"),
+            ("{a}", "{a}"),
+            ("{}", "{}"),
+            ("{00..2}", "00 01 02"),
+            ("{9..010}", "009 010"),
+            ("{3..1}", "3 2 1"),
+            ("{0..7..3}", "0 3 6"),
+            ("{a..b,c}", "a..b c"),
+            ("${HOME}/{a,b}", "${HOME}/a ${HOME}/b"),
+            ("back\\slash", "back\\slash"),
+            ("🐶{ü,ö}", "🐶ü 🐶ö"),
+        ] {
+            assert_eq!(expanded(pattern), names.split(' ').collect::<Vec<_>>(), "{pattern}");
+        }
+    }
+
+    #[test]
+    fn a_backslash_names_a_brace() {
+        assert_eq!(expanded("\\{a,b\\}"), ["{a,b}"]);
+        assert_eq!(expanded("{a\\,b,c}"), ["a,b", "c"]);
     }
 
     #[test]
     fn a_pattern_that_makes_no_sense_is_named() {
-        for pattern in ["x{0..", "x{a..c}", "x{3..1}", "x{0..99999999}"] {
-            let error = expand(pattern).expect_err("nonsense");
-            assert!(error.to_string().starts_with(pattern), "{error}");
+        for pattern in [
+            "x{0..",
+            "x{a",
+            "x}",
+            "a,b}",
+            "{a,{b,c}",
+            "x{a..c}",
+            "x{-1..3}",
+            "x{+1..3}",
+            "x{1..2..0}",
+            "x{1..}",
+            "x{0..99999999}",
+            "{0..9999}{0..9999}",
+            "x{0..1..2..3}",
+        ] {
+            let error = expand(pattern).expect_err(pattern);
+            assert!(error.to_string().starts_with(&format!("`{pattern}`: ")), "{error}");
         }
     }
 }

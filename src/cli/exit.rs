@@ -99,7 +99,7 @@ mod tests {
     fn context_does_not_hide_the_kind_of_failure() {
         let error = StorageError::NotFound { location: "x".into(), local: true };
         let wrapped = Err::<(), _>(error).context("reading the dataset").expect_err("an error");
-        assert_eq!(failure(&wrapped), Failure::Io);
+        assert_eq!(failure(&wrapped), Failure::Data);
         assert_eq!(failure(&anyhow::anyhow!("anything")), Failure::Other);
     }
 }

@@ -1,8 +1,8 @@
 //! `instdisc ingest`.
 
-use anyhow::Context;
 use clap::{ArgGroup, Args, ValueEnum};
 
+use super::exit::WrongUsage;
 use super::progress::{Terminal, say};
 use super::{GlobalArgs, braces, write_json, write_stdout};
 use crate::ingest::{CheckDepth, IngestOptions, LabelsAs, PathGlob, SourceFormat, ingest, plan};
@@ -30,7 +30,8 @@ More:
   instdisc ingest --source more/ --dest in1k --split train --append")]
 #[command(group = ArgGroup::new("smaller").args(["max_side", "short_side"]).multiple(true))]
 pub(super) struct IngestArgs {
-    /// The images: a folder, a file, or several files; {000..146} and {a,b} stand for each of theirs
+    /// The images: a folder, a file, or several files; {000..146} and {a,b} stand for each of theirs, as in bash
+    /// (`\{` names a brace), unless a path of exactly this name exists
     #[arg(long, value_name = "PATH|URL", required = true, num_args = 1..)]
     source: Vec<String>,
     /// The dataset's folder
@@ -137,18 +138,34 @@ fn split_pattern(text: &str) -> anyhow::Result<(String, PathGlob)> {
     let (name, glob) = text
         .split_once('=')
         .filter(|(name, _)| !name.is_empty())
-        .with_context(|| format!("`--splits {text}`: expected NAME=GLOB, such as `train=train_images/**`"))?;
+        .ok_or_else(|| {
+            WrongUsage(format!("`--splits {text}`: expected NAME=GLOB, such as `train=train_images/**`"))
+        })?;
     Ok((name.to_owned(), pattern("--splits", glob)?))
 }
 
 fn pattern(option: &str, glob: &str) -> anyhow::Result<PathGlob> {
-    PathGlob::new(glob).map_err(|reason| anyhow::anyhow!("`{option} {glob}`: {reason}"))
+    Ok(PathGlob::new(glob).map_err(|reason| WrongUsage(format!("`{option} {glob}`: {reason}")))?)
+}
+
+/// The sources that a text names: a path of this machine that is there, or what its braces stand for.
+fn names(pattern: &str) -> anyhow::Result<Vec<String>> {
+    let has_braces = pattern.contains(['{', '}']);
+    if has_braces && std::path::Path::new(pattern).exists() {
+        tracing::info!("{pattern}: exists under this name, so its braces are not expanded");
+        return Ok(vec![pattern.to_owned()]);
+    }
+    let names = braces::expand(pattern).map_err(|error| WrongUsage(error.to_string()))?;
+    if let ([first, .., last], true) = (names.as_slice(), has_braces) {
+        tracing::info!("{pattern}: its braces stand for {} sources, from {first} to {last}", names.len());
+    }
+    Ok(names)
 }
 
 pub(super) fn run(global: &GlobalArgs, args: &IngestArgs) -> anyhow::Result<()> {
     let mut sources = Vec::new();
     for pattern in &args.source {
-        for source in braces::expand(pattern)? {
+        for source in names(pattern)? {
             sources.push(global.location(&source)?);
         }
     }

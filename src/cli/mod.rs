@@ -30,6 +30,7 @@ mod synth;
 mod train;
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -48,7 +49,8 @@ use crate::storage::{Location, RetryLimits, StorageOptions, Traffic};
 /// environment in the names of the object_store crate (AWS_ACCESS_KEY_ID, AWS_ENDPOINT, ...).
 ///
 /// Exit codes: 0 done; 2 wrong usage; 65 wrong or absent data; 69 a store is unavailable; 74 an I/O error; 75 stopped
-/// by a signal, with everything saved; 78 wrong configuration; 1 anything else. 69, 74 and 75 are worth a retry.
+/// by a signal, with everything saved; 78 wrong configuration; 1 anything else. 69 and 75 are worth a retry at once,
+/// 74 once its cause is removed, 2, 65 and 78 never.
 #[derive(Debug, Parser)]
 #[command(name = "instdisc", version, max_term_width = 100)]
 struct Cli {
@@ -66,7 +68,7 @@ const OUTPUT: &str = "Output";
 #[derive(Debug, Args)]
 struct GlobalArgs {
     /// A setting of the object store, such as aws_endpoint=http://localhost:7480; may be repeated;
-    /// KEY=@FILE takes the value from a file, as secrets must be
+    /// KEY=@FILE takes the value from a file, as secrets must be, and reads it again when the store refuses it
     #[arg(long, global = true, value_name = "KEY=VALUE", value_parser = key_value, help_heading = STORAGE)]
     storage_option: Vec<(String, String)>,
     /// A request to an object store is not tried again so many seconds after its first attempt
@@ -234,6 +236,11 @@ fn write_stdout(bytes: &[u8]) -> anyhow::Result<()> {
 fn write_json<T: serde::Serialize>(value: &T) -> anyhow::Result<()> {
     let text = serde_json::to_string_pretty(value).context("JSON")?;
     write_stdout((text + "\n").as_bytes())
+}
+
+/// A path of this machine that an option names, by the rules of locations.
+fn local_path(text: &str) -> Result<PathBuf, String> {
+    Location::parse_local(text).map_err(|error| error.to_string())
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {

@@ -28,10 +28,10 @@ use crate::units::{BankMomentum, Temperature};
 )]
 pub(super) struct ReplayArgs {
     /// The file of given tensors
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = super::local_path)]
     input: PathBuf,
     /// The file of results
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = super::local_path)]
     output: PathBuf,
     /// The objective
     #[arg(long, value_enum, value_name = "NAME", default_value = "nce")]

@@ -16,7 +16,7 @@ use crate::ingest::{SynthOptions, synth};
 #[command(after_help = "Example:\n  instdisc synth --dest pictures")]
 pub(super) struct SynthArgs {
     /// The folder to write; it must be empty or absent
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", value_parser = super::local_path)]
     dest: PathBuf,
     /// Training pictures of each class
     #[arg(long, value_name = "N", default_value_t = SynthOptions::default().train_per_class)]

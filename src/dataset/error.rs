@@ -7,7 +7,7 @@ use crate::storage::StorageError;
 #[derive(Debug, thiserror::Error)]
 pub enum DatasetError {
     /// The folder has no manifest.
-    #[error("{dataset}: no dataset is there (it has no manifest.json)")]
+    #[error("{dataset}: no dataset is there (it has no manifest.json); `instdisc ingest` makes one")]
     NotThere {
         /// The folder.
         dataset: String,

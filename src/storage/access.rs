@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
-use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use object_store::{ObjectStore, ObjectStoreExt};
 
 use super::upload::{PART_BYTES, Upload};
 use super::{Digest, Location, StorageError, block_on};
@@ -53,7 +53,17 @@ impl Location {
                 None => self.store().get(self.key()).await?.bytes().await,
             }
         };
-        self.attempt("read", read).await
+        match (self.attempt("read", read).await, &range) {
+            // A range that begins at the end of a file, or of an empty one, is refused by some stores; others give
+            // nothing.
+            (Err(error @ StorageError::Failed { .. }), Some(range)) if !self.is_gone() => {
+                match self.attempt("look up", || async { self.store().head(self.key()).await }).await {
+                    Ok(meta) if meta.size <= range.start => Ok(Bytes::new()),
+                    _ => Err(error),
+                }
+            }
+            (read, _) => read,
+        }
     }
 
     /// Reads bytes and compares them; where they differ, reads them once more, as what was damaged on its
@@ -83,7 +93,7 @@ impl Location {
     /// # Errors
     /// If nothing is there or the store fails.
     pub fn size(&self) -> Result<u64, StorageError> {
-        let meta = block_on(self.attempt("look up", || self.store().head(self.key())))?;
+        let meta = block_on(self.attempt("look up", || async { self.store().head(self.key()).await }))?;
         Ok(meta.size)
     }
 
@@ -104,7 +114,7 @@ impl Location {
     /// # Errors
     /// If the store fails.
     pub fn list(&self) -> Result<Vec<Entry>, StorageError> {
-        let list = || self.store().list(Some(self.key())).try_collect();
+        let list = || async { self.store().list(Some(self.key())).try_collect().await };
         let found: Vec<_> = block_on(self.attempt("list", list))?;
         let mut entries: Vec<Entry> = found
             .into_iter()
@@ -125,8 +135,7 @@ impl Location {
     pub fn publish(&self, contents: impl Into<Bytes>, mode: PublishMode) -> Result<(), StorageError> {
         let contents = contents.into();
         match mode {
-            PublishMode::Create if self.remote().is_some() => block_on(self.create(contents)),
-            PublishMode::Create => block_on(self.create_locally(contents)),
+            PublishMode::Create => block_on(self.create(contents)),
             PublishMode::Overwrite if self.remote().is_some() && contents.len() > PART_BYTES => {
                 let mut upload = Upload::start(self)?;
                 upload.write_all(&contents).map_err(|error| self.failed_upload(error))?;
@@ -144,18 +153,12 @@ impl Location {
         }
     }
 
-    async fn create_locally(&self, contents: Bytes) -> Result<(), StorageError> {
-        let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-        let put = self.store().put_opts(self.key(), PutPayload::from(contents), options).await;
-        put.map(drop).map_err(|error| self.failed("write", error))
-    }
-
     /// Removes the file; where there is none, that is no error.
     ///
     /// # Errors
     /// If the store fails.
     pub fn delete(&self) -> Result<(), StorageError> {
-        match block_on(self.attempt("delete", || self.store().delete(self.key()))) {
+        match block_on(self.attempt("delete", || async { self.store().delete(self.key()).await })) {
             Err(error) if !error.is_not_found() => Err(error),
             _ => Ok(()),
         }
@@ -246,6 +249,16 @@ mod tests {
         assert!(matches!(error, StorageError::AlreadyExists { .. }));
         file.publish("third", PublishMode::Overwrite).expect("replaced");
         assert_eq!(file.read().expect("its bytes"), "third");
+    }
+
+    #[test]
+    fn a_range_behind_the_end_of_a_file_is_empty() {
+        let (_dir, folder) = folder();
+        for (folder, bytes) in [(&folder, ""), (&folder, "abc"), (&Location::in_memory(), "")] {
+            let file = folder.join(&format!("file-{}", bytes.len()));
+            file.publish(bytes, PublishMode::Create).expect("a file");
+            assert_eq!(file.read_range(bytes.len() as u64..9).expect("nothing"), "");
+        }
     }
 
     #[test]

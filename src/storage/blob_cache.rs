@@ -4,16 +4,21 @@
 //! several datasets, can share a folder. What is not whole never has such a name: contents are written aside
 //! and renamed. Whoever changes the folder holds an operating system's lock, which a kill releases; nobody
 //! waits for it for long, since not to keep something is always right.
+//!
+//! Others may write into the folder, too: no link is followed there, and what is no file is never waited for.
 
 use std::fs::{File, TryLockError};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
+use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, openat, renameat, unlinkat};
+use rustix::io::Errno;
 
 use super::{Digest, StorageError};
 
@@ -78,16 +83,17 @@ impl BlobCache {
 
     /// The contents under a digest, which the caller checks.
     pub fn get(&self, digest: Digest) -> Option<Bytes> {
-        let path = self.path(digest);
-        let bytes = std::fs::read(&path).ok()?;
+        let mut file = open_file(&self.path(digest)).ok()?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).ok()?;
         // Tells other jobs that it is in use; if that fails, they may remove it, no more.
-        let _ = File::open(&path).and_then(|file| file.set_modified(SystemTime::now()));
+        let _ = file.set_modified(SystemTime::now());
         Some(bytes.into())
     }
 
     /// A part of the contents under a digest.
     pub fn read(&self, digest: Digest, range: Range<u64>) -> Option<Bytes> {
-        let file = File::open(self.path(digest)).ok()?;
+        let file = open_file(&self.path(digest)).ok()?;
         let mut bytes = vec![0; range.end.checked_sub(range.start)? as usize];
         file.read_exact_at(&mut bytes, range.start).ok()?;
         Some(bytes.into())
@@ -125,17 +131,19 @@ impl BlobCache {
         next_use: &dyn Fn(Digest) -> Option<u64>,
     ) -> std::io::Result<Kept> {
         let _lock = self.lock()?;
-        self.remove_unfinished()?;
+        let unfinished = self.unfinished()?;
+        remove_all(&unfinished)?;
         let path = self.path(digest);
-        if path.exists() {
+        if std::fs::symlink_metadata(&path).is_ok_and(|there| there.is_file()) {
             return Ok(Kept::Yes);
         }
         if !self.make_room(contents.len() as u64, next_use(digest), next_use)? {
             return Ok(Kept::NoRoom);
         }
-        let unfinished = self.folder.join(UNFINISHED).join(digest.to_string());
-        write(&unfinished, contents)?;
-        std::fs::rename(&unfinished, &path)?;
+        let name = digest.to_string();
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        File::from(openat(&unfinished, &name, flags, Mode::from_raw_mode(0o666))?).write_all(contents)?;
+        renameat(&unfinished, &name, CWD, &path)?;
         Ok(Kept::Yes)
     }
 
@@ -154,12 +162,10 @@ impl BlobCache {
         }
     }
 
-    /// Removes what a killed job left: whoever has the lock is the only one who writes.
-    fn remove_unfinished(&self) -> std::io::Result<()> {
-        for entry in std::fs::read_dir(self.folder.join(UNFINISHED))? {
-            std::fs::remove_file(entry?.path())?;
-        }
-        Ok(())
+    /// The folder of what is not whole yet; a link to another folder is an error.
+    fn unfinished(&self) -> std::io::Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(openat(CWD, self.folder.join(UNFINISHED), flags, Mode::empty())?)
     }
 
     /// Whether so many bytes fit, after removing what is needed later than `own_use`, the latest first.
@@ -212,14 +218,34 @@ impl BlobCache {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "a lock file holds no result")]
-fn open_lock(path: &Path) -> std::io::Result<File> {
-    File::options().read(true).write(true).create(true).truncate(false).open(path)
+/// Removes what a killed job left in a folder: the holder of the lock is the only one that writes.
+fn remove_all(folder: &OwnedFd) -> std::io::Result<()> {
+    for entry in Dir::read_from(folder)? {
+        match unlinkat(folder, entry?.file_name(), AtFlags::empty()) {
+            // `.`, `..` and other folders, which hold nothing of ours.
+            Err(Errno::ISDIR | Errno::PERM) => {}
+            removed => removed?,
+        }
+    }
+    Ok(())
 }
 
-#[expect(clippy::disallowed_methods, reason = "a cache is no result: it is not published")]
-fn write(path: &Path, contents: &[u8]) -> std::io::Result<()> {
-    File::create(path)?.write_all(contents)
+/// Opens a file for reading; a link, a pipe and anything else but a file are errors at once.
+#[expect(clippy::disallowed_methods, reason = "it is only read")]
+fn open_file(path: &Path) -> std::io::Result<File> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = File::options().read(true).custom_flags(flags.bits() as i32).open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(std::io::ErrorKind::InvalidInput.into()),
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "a lock file holds no result")]
+fn open_lock(path: &Path) -> std::io::Result<File> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let mut options = File::options();
+    options.read(true).write(true).create(true).truncate(false).custom_flags(flags.bits() as i32).open(path)
 }
 
 #[cfg(test)]

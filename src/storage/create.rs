@@ -4,6 +4,7 @@
 //! after it acted; the next attempt then meets the writer's own file. So every file carries its writer's id,
 //! and a doubtful answer is settled by reading it back.
 
+use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -14,10 +15,10 @@ use object_store::{
 
 use super::retry::{Attempts, is_lost, random_bits};
 use super::traffic::operation;
-use super::{Location, StorageError};
+use super::{Location, StorageError, unlinked};
 
-/// The file's attribute that names its writer.
-const WRITER: &str = "instdisc-writer";
+/// The file's attribute that names its writer; letters alone, since Azure takes only names of C#'s identifiers.
+const WRITER: &str = "instdiscwriter";
 
 /// An id that no other write of any process has.
 pub(super) fn writer_id() -> String {
@@ -41,16 +42,35 @@ enum Owner {
 }
 
 impl Location {
-    /// Creates a file of an object store.
+    /// Creates a file.
     ///
     /// # Errors
     /// [`StorageError::AlreadyExists`] where another writer's file lies there; else if the store fails.
     pub(super) async fn create(&self, contents: Bytes) -> Result<(), StorageError> {
+        if let Some(path) = self.local_path() {
+            return self.create_locally(path, contents).await;
+        }
         if self.remote().is_some_and(|remote| remote.single_writer) {
             return self.create_alone(contents).await;
         }
         self.require_creates().await?;
         operation(self.create_shared(contents)).await
+    }
+
+    /// On this machine.
+    async fn create_locally(&self, path: &Path, contents: Bytes) -> Result<(), StorageError> {
+        let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+        let put = self.store().put_opts(self.key(), PutPayload::from(contents.clone()), options).await;
+        match put {
+            Ok(_) => Ok(()),
+            Err(error) if unlinked::has_no_links(&error) => match unlinked::create(path, &contents) {
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                    Err(StorageError::AlreadyExists { location: self.to_string() })
+                }
+                created => created.map_err(|error| self.failed_locally("write", error)),
+            },
+            Err(error) => Err(self.failed("write", error)),
+        }
     }
 
     /// For a store that creates.
@@ -60,11 +80,19 @@ impl Location {
         loop {
             let mode = PutMode::Create;
             let options = PutOptions { mode, attributes: attributes(&writer), ..PutOptions::default() };
-            let put = self.store().put_opts(self.key(), PutPayload::from(contents.clone()), options);
+            let generation = self.generation();
+            let store = self.store();
+            let put = store.put_opts(self.key(), PutPayload::from(contents.clone()), options);
             let error = match put.await {
-                Ok(_) => return Ok(()),
+                Ok(_) => {
+                    self.note_done("write");
+                    return Ok(());
+                }
                 Err(error) => error,
             };
+            if self.has_new_credentials(&error, generation) {
+                continue;
+            }
             if !matches!(error, Error::AlreadyExists { .. }) && !is_lost(&error) {
                 return Err(self.failed("write", error));
             }
@@ -86,7 +114,7 @@ impl Location {
 
     /// For a store that cannot create, where nobody else writes.
     async fn create_alone(&self, contents: Bytes) -> Result<(), StorageError> {
-        let there = self.attempt("look up", || self.store().head(self.key())).await;
+        let there = self.attempt("look up", || async { self.store().head(self.key()).await }).await;
         match there {
             Ok(_) => Err(StorageError::AlreadyExists { location: self.to_string() }),
             Err(error) if error.is_not_found() => self.replace(contents).await,
@@ -96,7 +124,7 @@ impl Location {
 
     /// Writes a file over what is there.
     pub(super) async fn replace(&self, contents: Bytes) -> Result<(), StorageError> {
-        let put = || self.store().put(self.key(), PutPayload::from(contents.clone()));
+        let put = || async { self.store().put(self.key(), PutPayload::from(contents.clone())).await };
         self.attempt("write", put).await.map(drop)
     }
 
@@ -149,7 +177,7 @@ impl Location {
         let probe = self.with_file_name(&name).unwrap_or_else(|| self.join(&name));
         probe.replace(Bytes::from_static(b"first")).await?;
         let second = probe.create_again().await;
-        probe.attempt("delete", || probe.store().delete(probe.key())).await?;
+        probe.attempt("delete", || async { probe.store().delete(probe.key()).await }).await?;
         if second? {
             return Err(StorageError::NoCreate { location: self.to_string() });
         }

@@ -6,7 +6,7 @@ use crate::failure::Failure;
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
     /// The text names no location.
-    #[error("{text:?} is no location: {reason}")]
+    #[error("invalid location `{text}`: {reason}")]
     BadLocation {
         /// What the user wrote, without credentials.
         text: String,
@@ -44,6 +44,29 @@ pub enum StorageError {
         /// What was to be created.
         location: String,
     },
+    /// The settings of the store are wrong or incomplete.
+    #[error("{location}: {reason}")]
+    Settings {
+        /// The file or folder.
+        location: String,
+        /// What is wrong, and what to set.
+        reason: String,
+    },
+    /// No credentials were found.
+    #[error(
+        "{location}: {operation} failed, no credentials were found: set {}: {reason}",
+        credentials(location)
+    )]
+    NoCredentials {
+        /// What was tried.
+        operation: &'static str,
+        /// The file or folder.
+        location: String,
+        /// Whether the store has answered this process before.
+        worked: bool,
+        /// What was asked for credentials, and its answer.
+        reason: String,
+    },
     /// The store refuses the credentials, or they do not suffice.
     #[error("{location}: {operation} is not allowed: {reason}")]
     Denied {
@@ -51,7 +74,17 @@ pub enum StorageError {
         operation: &'static str,
         /// The file or folder.
         location: String,
+        /// Whether it was allowed to this process before.
+        worked: bool,
         /// What the store says.
+        reason: String,
+    },
+    /// A store holds a key that has no name here.
+    #[error("{location}: list failed: {reason}; rename or remove it, or name a folder without it")]
+    BadKey {
+        /// The folder that was listed.
+        location: String,
+        /// The key, and what is wrong with it.
         reason: String,
     },
     /// The store has no such bucket, or has it in another region.
@@ -84,21 +117,41 @@ impl StorageError {
     pub fn failure(&self) -> Failure {
         match self {
             Self::BadLocation { .. } => Failure::Usage,
+            Self::NotFound { .. } | Self::BadKey { .. } => Failure::Data,
             Self::AlreadyExists { .. } => Failure::Io,
-            Self::NoCreate { .. } | Self::Denied { .. } | Self::NoBucket { .. } => Failure::Config,
-            Self::Locked { .. } => Failure::Unavailable,
-            Self::NotFound { local, .. } | Self::Failed { local, .. } => {
-                if *local {
-                    Failure::Io
-                } else {
-                    Failure::Unavailable
-                }
+            Self::Denied { worked: true, .. } | Self::NoCredentials { worked: true, .. } => {
+                Failure::Unavailable
             }
+            Self::NoCreate { .. }
+            | Self::Settings { .. }
+            | Self::NoCredentials { .. }
+            | Self::Denied { .. }
+            | Self::NoBucket { .. } => Failure::Config,
+            Self::Locked { .. } => Failure::Unavailable,
+            Self::Failed { local: true, .. } => Failure::Io,
+            Self::Failed { local: false, .. } => Failure::Unavailable,
         }
     }
 
     /// Whether the error says that nothing lies at the location.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::NotFound { .. })
+    }
+}
+
+/// The settings that give credentials to the store of a location.
+fn credentials(location: &str) -> String {
+    match location.split("://").next() {
+        Some("gs") => "GOOGLE_APPLICATION_CREDENTIALS to the file of a service account".into(),
+        Some("az" | "abfs" | "abfss") => "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY".into(),
+        _ => {
+            let keys =
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true for a public bucket";
+            let profile = match std::env::var_os("AWS_PROFILE") {
+                Some(_) => " (AWS_PROFILE is set, but profiles of ~/.aws are not read)",
+                None => "",
+            };
+            format!("{keys}{profile}")
+        }
     }
 }

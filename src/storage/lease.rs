@@ -1,4 +1,4 @@
-//! The lock of a folder in an object store, of files that are created and never changed.
+//! The lock of a folder in an object store, or where there are no file locks, of files that are created and never changed.
 //!
 //! Whoever created the file with the highest number holds the lock, and writes signs of life into a file of
 //! its own. A holder that shows none for long is overtaken by creating the next number, which one process
@@ -89,6 +89,10 @@ impl Drop for Lease {
         if let Err(error) = block_on(self.term.give_back(lost)) {
             tracing::warn!("the lock could not be given back: {error}");
         }
+        if let Some(folder) = self.term.lock.local_path().and_then(std::path::Path::parent) {
+            // Kept where it still holds something.
+            let _ = std::fs::remove_dir(folder);
+        }
     }
 }
 
@@ -142,7 +146,7 @@ impl Term {
 
 impl Location {
     async fn remove(&self) -> Result<(), StorageError> {
-        match self.attempt("delete", || self.store().delete(self.key())).await {
+        match self.attempt("delete", || async { self.store().delete(self.key()).await }).await {
             Err(error) if !error.is_not_found() => Err(error),
             _ => Ok(()),
         }
@@ -153,7 +157,7 @@ impl Location {
 async fn files(lock: &Location) -> Result<Files, StorageError> {
     let mut files = Files::default();
     let Some(folder) = lock.folder() else { return Ok(files) };
-    let list = || folder.store().list_with_delimiter(Some(folder.key()));
+    let list = || async { folder.store().list_with_delimiter(Some(folder.key())).await };
     let listed = lock.attempt("list", list).await?.objects;
     let prefix = format!("{}.", lock.file_name());
     for name in listed.iter().filter_map(|meta| meta.location.filename()) {

@@ -1,8 +1,8 @@
 //! A lock on a folder: of several processes one works there.
 //!
-//! On this machine it is the operating system's file lock, which a kill releases. In an object store it is a
-//! lease of small files (`lease.rs`), which is taken over where its holder shows no life. A store that cannot
-//! create conditionally has none: there the user has said that nobody else writes.
+//! On this machine it is the operating system's file lock, which a kill releases. In an object store, and on a file
+//! system that has no such locks, it is a lease of small files (`lease.rs`), which is taken over where its holder
+//! shows no life. A store that cannot create conditionally has none: there the user has said that nobody else writes.
 
 use std::fmt;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -43,7 +43,15 @@ impl Lock {
     pub fn take(location: &Location) -> Result<Self, StorageError> {
         let holder = format!("process {} on {}", std::process::id(), host());
         match location.local_path() {
-            Some(path) => take_file(location, path, &holder),
+            Some(path) => match take_file(location, path, &holder, File::try_lock)? {
+                Some(lock) => Ok(lock),
+                None => {
+                    tracing::info!(
+                        "{location}: the file system has no locks (flock); a lease of files is taken"
+                    );
+                    Ok(Self(Held::Lease(Lease::take(location, &holder, PACE)?)))
+                }
+            },
             None if location.remote().is_some_and(|remote| remote.single_writer) => {
                 Ok(Self(Held::Nothing { location: location.clone() }))
             }
@@ -69,8 +77,14 @@ fn host() -> String {
     if name.trim().is_empty() { "an unknown machine".into() } else { name.trim().to_owned() }
 }
 
+/// The operating system's lock of a file; `None` where the file system has none.
 #[expect(clippy::disallowed_methods, reason = "a lock file holds no result")]
-fn take_file(location: &Location, path: &std::path::Path, holder: &str) -> Result<Lock, StorageError> {
+fn take_file(
+    location: &Location,
+    path: &std::path::Path,
+    holder: &str,
+    try_lock: fn(&File) -> Result<(), TryLockError>,
+) -> Result<Option<Lock>, StorageError> {
     let failed = |error| location.failed_locally("lock", error);
     let asked = Instant::now();
     loop {
@@ -83,7 +97,7 @@ fn take_file(location: &Location, path: &std::path::Path, holder: &str) -> Resul
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
             other => other.map_err(failed)?,
         };
-        match file.try_lock() {
+        match try_lock(&file) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let mut holder = String::new();
@@ -95,6 +109,11 @@ fn take_file(location: &Location, path: &std::path::Path, holder: &str) -> Resul
                 }
                 return Err(StorageError::Locked { location: location.to_string(), holder });
             }
+            Err(TryLockError::Error(error)) if has_no_locks(&error) => {
+                // Not of use to anybody, and in the way of removing the folder.
+                let _ = std::fs::remove_file(path);
+                return Ok(None);
+            }
             Err(TryLockError::Error(error)) => return Err(failed(error)),
         }
         // Its last holder may have removed the file between opening and locking.
@@ -102,8 +121,16 @@ fn take_file(location: &Location, path: &std::path::Path, holder: &str) -> Resul
             continue;
         }
         file.set_len(0).and_then(|()| file.write_all(holder.as_bytes())).map_err(failed)?;
-        return Ok(Lock(Held::Local { file: Some(file), location: location.clone() }));
+        return Ok(Some(Lock(Held::Local { file: Some(file), location: location.clone() })));
     }
+}
+
+/// Whether an error says that the file system has no locks: Lustre mounted without `flock`, some of FUSE, NFS without
+/// its lock manager.
+fn has_no_locks(error: &std::io::Error) -> bool {
+    use rustix::io::Errno;
+    let codes = [Errno::NOSYS, Errno::NOTSUP, Errno::OPNOTSUPP, Errno::NOLCK];
+    error.raw_os_error().is_some_and(|code| codes.iter().any(|known| known.raw_os_error() == code))
 }
 
 #[cfg(unix)]
@@ -159,6 +186,28 @@ mod tests {
         drop(lock);
         assert!(!dir.path().join(".work").exists());
         Lock::take(&location).expect("free again").check().expect("held");
+    }
+
+    fn no_locks(_: &File) -> Result<(), TryLockError> {
+        Err(TryLockError::Error(rustix::io::Errno::NOSYS.into()))
+    }
+
+    #[test]
+    fn a_file_system_without_locks_gets_a_lease_that_leaves_nothing() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let location = Location::from_path(&dir.path().join("data/.work/lock")).expect("a location");
+        let path = location.local_path().expect("a path");
+        assert!(take_file(&location, path, "nobody", no_locks).expect("no error").is_none());
+        let lock = take_lease(&location, "first", QUICK).expect("free");
+        let error = take_lease(&location, "second", QUICK).expect_err("held");
+        assert!(error.to_string().contains("(first, sign of life"), "{error}");
+        lock.check().expect("still held");
+        drop(lock);
+        assert!(!dir.path().join("data/.work").exists());
+        let silent = Pace { beat: Duration::from_secs(3600), patience: Duration::from_secs(3600) };
+        let dead = take_lease(&location, "dead", silent).expect("free");
+        take_lease(&location, "heir", QUICK).expect("taken over").check().expect("held");
+        dead.check().expect_err("it was overtaken");
     }
 
     #[test]

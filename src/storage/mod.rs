@@ -8,6 +8,7 @@
 //! Invariant: a location prints as the user wrote it, without credentials, and no error text holds any.
 
 mod access;
+mod address;
 mod blob_cache;
 mod cancel;
 mod create;
@@ -22,6 +23,7 @@ mod retry;
 mod runtime;
 mod secrets;
 mod traffic;
+mod unlinked;
 mod upload;
 
 pub use access::{Entry, PublishMode, read_concurrently};

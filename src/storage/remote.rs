@@ -1,7 +1,8 @@
 //! Object stores: their settings, and how long they are given.
 
+use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
@@ -9,6 +10,7 @@ use object_store::azure::MicrosoftAzureBuilder;
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
 
+use super::StorageError;
 use super::secrets::{Secrets, is_secret};
 use super::traffic::Counting;
 
@@ -72,6 +74,13 @@ impl StorageOptions {
     }
 }
 
+impl StorageOptions {
+    /// Whether a value comes from a file.
+    fn names_files(&self) -> bool {
+        self.pairs.iter().any(|(_, value)| value.starts_with('@'))
+    }
+}
+
 impl fmt::Debug for StorageOptions {
     /// Shows the keys alone: values may be secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -86,12 +95,130 @@ pub(super) struct Remote {
     pub(super) single_writer: bool,
     /// Set when a probe found that the store creates conditionally.
     pub(super) creates: OnceLock<()>,
-    pub(super) secrets: Secrets,
+    opened: RwLock<Opened>,
+    /// What to open anew where files of the options have changed; nothing for a store of a test.
+    recipe: Option<Recipe>,
+    /// The operations that the store has done for this process.
+    worked: Mutex<BTreeSet<&'static str>>,
     /// When an operation was given up; nothing once the store has answered again.
     given_up: Mutex<Option<Instant>>,
 }
 
+/// A store, with the values of its options at the time.
+#[derive(Debug)]
+struct Opened {
+    store: Arc<dyn ObjectStore>,
+    secrets: Secrets,
+    values: Vec<String>,
+    /// How often it was opened anew.
+    generation: u64,
+}
+
+#[derive(Debug)]
+struct Recipe {
+    scheme: String,
+    bucket: String,
+    options: StorageOptions,
+}
+
+/// Why a store cannot be opened.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Unopened {
+    /// An option of the command line is wrong.
+    Option(String),
+    /// The settings, most of them from the environment, are wrong or incomplete.
+    Settings(String),
+}
+
+impl Unopened {
+    /// The error of the location that the text names.
+    pub(super) fn at(self, text: &str) -> StorageError {
+        let text = text.to_owned();
+        match self {
+            Self::Option(reason) => StorageError::BadLocation { text, reason },
+            Self::Settings(reason) => StorageError::Settings { location: text, reason },
+        }
+    }
+}
+
 impl Remote {
+    /// Opens the store of a bucket.
+    pub(super) fn open(scheme: &str, bucket: &str, options: &StorageOptions) -> Result<Arc<Self>, Unopened> {
+        let recipe = Recipe { scheme: scheme.into(), bucket: bucket.into(), options: options.clone() };
+        let opened = recipe.open(0)?;
+        Ok(Self::new(opened, Some(recipe), options))
+    }
+
+    /// For a store that is open.
+    #[cfg(test)]
+    pub(super) fn of_store(store: Arc<dyn ObjectStore>, options: &StorageOptions) -> Arc<Self> {
+        let opened = Opened { store, secrets: Secrets::new([]), values: Vec::new(), generation: 0 };
+        Self::new(opened, None, options)
+    }
+
+    fn new(opened: Opened, recipe: Option<Recipe>, options: &StorageOptions) -> Arc<Self> {
+        let StorageOptions { retry, single_writer, .. } = *options;
+        Arc::new(Self {
+            retry,
+            single_writer,
+            creates: OnceLock::new(),
+            opened: RwLock::new(opened),
+            recipe,
+            worked: Mutex::default(),
+            given_up: Mutex::default(),
+        })
+    }
+
+    pub(super) fn store(&self) -> Arc<dyn ObjectStore> {
+        Arc::clone(&self.opened.read().unwrap_or_else(PoisonError::into_inner).store)
+    }
+
+    /// How often the store was opened anew so far.
+    pub(super) fn generation(&self) -> u64 {
+        self.opened.read().unwrap_or_else(PoisonError::into_inner).generation
+    }
+
+    /// After a refusal by the store of a generation: whether there is now one with other credentials, since a file
+    /// that an option names holds something else than before.
+    pub(super) fn has_new_credentials(&self, generation: u64) -> bool {
+        let Some(recipe) = self.recipe.as_ref().filter(|recipe| recipe.options.names_files()) else {
+            return false;
+        };
+        let mut opened = self.opened.write().unwrap_or_else(PoisonError::into_inner);
+        if opened.generation != generation {
+            return true;
+        }
+        match recipe.open(generation + 1) {
+            Ok(anew) if anew.values != opened.values => {
+                tracing::info!(
+                    "{}://{}: the files of credentials were read again",
+                    recipe.scheme,
+                    recipe.bucket
+                );
+                *opened = anew;
+                true
+            }
+            // A file that is just being replaced is as good as one that is the same.
+            Ok(_) | Err(_) => false,
+        }
+    }
+
+    /// An error of the store, without secrets.
+    pub(super) fn told(&self, error: &object_store::Error) -> String {
+        self.opened.read().unwrap_or_else(PoisonError::into_inner).secrets.told(error)
+    }
+
+    /// Notes that the store has done an operation.
+    pub(super) fn note_done(&self, operation: &'static str) {
+        self.worked.lock().unwrap_or_else(PoisonError::into_inner).insert(operation);
+    }
+
+    /// Whether the store has done this operation, or any, for this process.
+    pub(super) fn has_worked(&self, operation: Option<&'static str>) -> bool {
+        let worked = self.worked.lock().unwrap_or_else(PoisonError::into_inner);
+        operation.map_or(!worked.is_empty(), |operation| worked.contains(operation))
+    }
+
     /// Notes that the store answers, or that it was given up.
     pub(super) fn note(&self, answers: bool) {
         let given_up = (!answers).then(Instant::now);
@@ -103,13 +230,22 @@ impl Remote {
         let given_up = *self.given_up.lock().unwrap_or_else(PoisonError::into_inner);
         given_up.is_some_and(|at| at.elapsed() < GONE)
     }
+}
 
-    pub(super) fn new(options: &StorageOptions) -> Arc<Self> {
-        let StorageOptions { retry, single_writer, .. } = *options;
-        let given = options.pairs.iter().filter(|(key, _)| is_secret(key));
-        let given = given.filter_map(|(key, value)| value_of(key, value).ok());
-        let (creates, secrets, given_up) = (OnceLock::new(), Secrets::new(given), Mutex::new(None));
-        Arc::new(Self { retry, single_writer, creates, secrets, given_up })
+impl Recipe {
+    fn open(&self, generation: u64) -> Result<Opened, Unopened> {
+        let pairs = &self.options.pairs;
+        let values = pairs.iter().map(|(key, value)| value_of(key, value)).collect::<Result<Vec<_>, _>>();
+        let values = values.map_err(Unopened::Option)?;
+        let given = pairs.iter().zip(&values).filter(|((key, _), _)| is_secret(key));
+        let secrets = Secrets::new(given.map(|(_, value)| value.clone()));
+        let keys = pairs.iter().map(|(key, _)| key.as_str()).zip(values.iter().map(String::as_str));
+        let store = open_store(&self.scheme, &self.bucket, keys, self.options.retry);
+        let store = store.map_err(|error| match error {
+            Unopened::Option(reason) => Unopened::Option(secrets.told_text(&reason)),
+            Unopened::Settings(reason) => Unopened::Settings(secrets.told_text(&reason)),
+        })?;
+        Ok(Opened { store, secrets, values, generation })
     }
 }
 
@@ -127,52 +263,58 @@ fn value_of(key: &str, value: &str) -> Result<String, String> {
     }
 }
 
-/// The store of a bucket.
-pub(super) fn open_store(
+/// The store of a bucket, with the environment's settings and those of `pairs`.
+fn open_store<'a>(
     scheme: &str,
     bucket: &str,
-    options: &StorageOptions,
-) -> Result<Arc<dyn ObjectStore>, String> {
+    pairs: impl Iterator<Item = (&'a str, &'a str)>,
+    retry: RetryLimits,
+) -> Result<Arc<dyn ObjectStore>, Unopened> {
+    let pairs: Vec<_> = pairs.collect();
     let client = ClientOptions::new().with_timeout_disabled().with_read_timeout(READ_TIMEOUT);
-    let unknown = |key: &str| format!("{key:?} is no option of {scheme} stores");
+    let unknown = |key: &str| Unopened::Option(format!("`{key}` is no option of {scheme} stores"));
     macro_rules! configured {
         ($prefix:expr, $builder:expr) => {{
-            let mut builder = $builder.with_client_options(client).with_retry(options.retry.config());
+            let mut builder = $builder.with_client_options(client).with_retry(retry.config());
             // Once more: setting the client's options has dropped those of the environment.
             for (key, value) in std::env::vars().filter(|(key, _)| key.starts_with($prefix)) {
                 if let Ok(known) = key.to_lowercase().parse() {
                     builder = builder.with_config(known, value);
                 }
             }
-            for (key, value) in &options.pairs {
+            for &(key, value) in &pairs {
                 let known = key.to_lowercase().parse().map_err(|_| unknown(key))?;
-                builder = builder.with_config(known, value_of(key, value)?);
+                builder = builder.with_config(known, value);
             }
             builder.with_http_connector(Counting)
         }};
     }
     macro_rules! built {
         ($builder:expr) => {{
-            let store = $builder.build().map_err(|error| error.to_string())?;
+            let store = $builder.build().map_err(|error| Unopened::Settings(error.to_string()))?;
             Ok(Arc::new(store) as Arc<dyn ObjectStore>)
         }};
     }
     match scheme {
         "s3" | "s3a" => {
-            let builder = configured!("AWS_", AmazonS3Builder::from_env().with_bucket_name(bucket));
-            let endpoint = builder.get_config_value(&AmazonS3ConfigKey::Endpoint).unwrap_or_default();
-            if endpoint.contains('@') {
-                return Err("the endpoint must hold no credentials".into());
+            let mut builder = configured!("AWS_", AmazonS3Builder::from_env().with_bucket_name(bucket));
+            let is_endpoint =
+                |key: &str| matches!(key.to_lowercase().parse(), Ok(AmazonS3ConfigKey::Endpoint));
+            if let Some((_, endpoint)) = pairs.iter().rfind(|(key, _)| is_endpoint(key)) {
+                // An option wins over AWS_ENDPOINT_URL_S3 in the environment.
+                builder = builder.with_config(AmazonS3ConfigKey::S3Endpoint, *endpoint);
+            }
+            for key in [AmazonS3ConfigKey::Endpoint, AmazonS3ConfigKey::S3Endpoint] {
+                if builder.get_config_value(&key).unwrap_or_default().contains('@') {
+                    return Err(Unopened::Settings("the endpoint must hold no credentials".into()));
+                }
             }
             built!(builder)
         }
         "gs" => {
             built!(configured!("GOOGLE_", GoogleCloudStorageBuilder::from_env().with_bucket_name(bucket)))
         }
-        "az" | "abfs" | "abfss" => {
-            built!(configured!("AZURE_", MicrosoftAzureBuilder::from_env().with_container_name(bucket)))
-        }
-        _ => Err(format!("scheme {scheme:?} is unknown; use a path, file://, s3://, gs:// or az://")),
+        _ => built!(configured!("AZURE_", MicrosoftAzureBuilder::from_env().with_container_name(bucket))),
     }
 }
 
@@ -196,7 +338,7 @@ mod tests {
     #[test]
     fn an_option_that_a_store_does_not_know_is_named() {
         let options = StorageOptions::new(vec![("aws_endpiont".into(), "x".into())]);
-        let error = open_store("s3", "bucket", &options).expect_err("unknown");
-        assert_eq!(error, "\"aws_endpiont\" is no option of s3 stores");
+        let error = Remote::open("s3", "bucket", &options).expect_err("unknown");
+        assert_eq!(error, Unopened::Option("`aws_endpiont` is no option of s3 stores".into()));
     }
 }

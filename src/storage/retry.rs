@@ -10,6 +10,8 @@ use std::hash::{BuildHasher, Hasher};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use futures::StreamExt;
+use object_store::ObjectStore;
 use object_store::client::{HttpError, HttpErrorKind};
 use object_store::retry::{RetryContext, RetryFailure, RetryPolicy};
 
@@ -117,6 +119,14 @@ pub(super) fn is_lost(error: &object_store::Error) -> bool {
     false
 }
 
+/// The operation whose answer has no text.
+const LOOK_UP: &str = "look up";
+
+/// Whether an answer 400 refused a request, as S3 refuses a token that has expired.
+fn is_bare_refusal(error: &object_store::Error) -> bool {
+    matches!(error, object_store::Error::Generic { .. }) && error.to_string().contains("400 Bad Request")
+}
+
 impl Location {
     /// The limits of attempts; there are no further ones on this machine.
     pub(super) fn retry_limits(&self) -> RetryLimits {
@@ -128,6 +138,13 @@ impl Location {
     pub(super) fn note_answers(&self, answers: bool) {
         if let Some(remote) = self.remote() {
             remote.note(answers);
+        }
+    }
+
+    /// Notes that the store has done an operation for this process.
+    pub(super) fn note_done(&self, operation: &'static str) {
+        if let Some(remote) = self.remote() {
+            remote.note_done(operation);
         }
     }
 
@@ -145,6 +162,10 @@ impl Location {
     where
         F: Future<Output = object_store::Result<T>>,
     {
+        // A bucket itself is no file; some stores answer with a list of it.
+        if self.remote().is_some() && self.key().as_ref().is_empty() && ["read", LOOK_UP].contains(&name) {
+            return Err(StorageError::NotFound { location: self.to_string(), local: false });
+        }
         let attempts = operation(self.attempts(name, action));
         if !self.is_gone() {
             return attempts.await;
@@ -155,19 +176,48 @@ impl Location {
         })
     }
 
+    /// What a list says of the error of a look-up (HEAD), whose answer has a status and no text: that it is the bucket
+    /// that is absent, or the credentials that are refused.
+    async fn explained(&self, error: object_store::Error) -> object_store::Error {
+        let Some(remote) = self.remote() else { return error };
+        let is_absent = matches!(error, object_store::Error::NotFound { .. });
+        // What was listed or read before lies in a bucket.
+        let is_known = is_absent && ["list", "read"].iter().any(|name| remote.has_worked(Some(name)));
+        if is_known || !(is_absent || is_bare_refusal(&error)) {
+            return error;
+        }
+        match self.store().list(Some(self.key())).next().await {
+            Some(Err(other)) if self.explains(&other, is_absent) => other,
+            Some(Err(_)) => error,
+            Some(Ok(_)) | None => {
+                self.note_done("list");
+                error
+            }
+        }
+    }
+
     async fn attempts<T, F>(&self, name: &'static str, action: impl Fn() -> F) -> Result<T, StorageError>
     where
         F: Future<Output = object_store::Result<T>>,
     {
         let mut attempts = Attempts::new(self.retry_limits());
         loop {
+            let generation = self.generation();
             let error = match action().await {
                 Ok(done) => {
                     self.note_answers(true);
+                    self.note_done(name);
                     return Ok(done);
                 }
                 Err(error) => error,
             };
+            let error = if name == LOOK_UP { self.explained(error).await } else { error };
+            if matches!(error, object_store::Error::NotFound { .. }) {
+                self.note_done(name);
+            }
+            if self.has_new_credentials(&error, generation) {
+                continue;
+            }
             let was_lost = is_lost(&error) || attempts.grew_old();
             if !was_lost || !attempts.again().await {
                 self.note_answers(!was_lost);

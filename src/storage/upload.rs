@@ -103,7 +103,7 @@ impl Upload {
             let options = location.remote().map(|_| of_stores()).unwrap_or_default();
             options.with_retry_policy(Arc::new(PartPatience(location.retry_limits())))
         };
-        let start = || location.store().put_multipart_opts(location.key(), options());
+        let start = || async { location.store().put_multipart_opts(location.key(), options()).await };
         let upload = block_on(location.attempt("write", start))?;
         let upload = Box::new(Tidied { upload, location: location.clone() });
         Ok(Self {

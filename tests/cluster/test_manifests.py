@@ -11,7 +11,7 @@ from support import ROOT, WORK, environment, note, tool
 MANIFESTS = ROOT / "jobs/kubernetes"
 PLACES = ("base", "overlays/local", "overlays/gpu")
 VERSIONS = ("1.32", "1.34")
-NEVER_WORTH_A_RETRY = [2, 65, 78]
+NEVER_WORTH_A_RETRY = [2, 65, 74, 78]
 # Seconds in which a checkpoint must have reached the store: a step, and twice a gigabyte at 20 MB/s.
 CHECKPOINT = 110
 QUANTITY = re.compile(r"^(\d+|\d+m|\d+(\.\d+)?(Ki|Mi|Gi|Ti))$")

@@ -1,40 +1,18 @@
 """The whole path with everything in a bucket of a real S3 server: the same results as on this machine."""
 
-import io
 import json
 import re
 import secrets
 import shutil
-import tarfile
 import unittest
 from pathlib import Path
 
 from proxy import Proxy
 from s3 import BUCKET, Ceph, Moto
 from support import (
-    CONFIG, EPOCHS, INGEST, TRAIN, WORK, dataset, dataset_digest, digest, environment, finish, note, pictures,
-    reference, run, scratch, start, train, wait_until,
+    CONFIG, EPOCHS, INGEST, TRAIN, WORK, dataset, dataset_digest, digest, environment, finish, note, packed, pictures,
+    reference, run, scratch, start, train, wait_until, whole_path,
 )
-
-
-def packed():
-    """The pictures as a tar of an ImageFolder."""
-    data = io.BytesIO()
-    with tarfile.open(fileobj=data, mode="w") as tar:
-        for path in sorted(Path(pictures()).rglob("*")):
-            if path.is_file():
-                tar.add(path, path.relative_to(pictures()))
-    return data.getvalue()
-
-
-def whole_path(env, at, shuffle=("--shuffle", "exact")):
-    """Ingest, train and watch, all below a URL; what each said."""
-    data, run_at = f"{at}/dataset", f"{at}/run"
-    said = [run("ingest", "--source", f"{at}/pictures.tar", "--dest", data, *INGEST, env=env)]
-    said.append(train(data, run_at, *shuffle, "--checkpoint-every-epochs", EPOCHS // 2, env=env))
-    watch = ["--watch", "--poll-interval", 1, "--k", 20]
-    said.append(run("knn", "--run", run_at, "--dataset", data, *watch, env=env))
-    return said
 
 
 class OnCeph(unittest.TestCase):

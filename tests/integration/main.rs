@@ -6,6 +6,7 @@ mod architecture;
 mod augment;
 mod compatibility;
 mod faults;
+mod file_systems;
 #[cfg(feature = "torch")]
 mod jobs;
 mod killed;

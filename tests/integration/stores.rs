@@ -5,9 +5,7 @@ use std::process::Output;
 use std::time::{Duration, Instant};
 
 use super::support::bucket::{Bucket, Faults};
-#[cfg(feature = "torch")]
-use super::support::scratch;
-use super::support::{Call, contents, dataset, instdisc, pictures};
+use super::support::{Call, contents, dataset, instdisc, pictures, scratch};
 
 const WRONG_DATA: i32 = 65;
 const UNAVAILABLE: i32 = 69;
@@ -162,6 +160,184 @@ fn a_secret_on_the_command_line_is_refused_without_being_repeated() {
     let call = instdisc("inspect --storage-option aws_secret_access_key=a-planted-secret s3://bucket/data");
     let error = call.fails(2);
     assert!(error.contains("aws_secret_access_key=@FILE") && !error.contains("a-planted"), "{error}");
+}
+
+/// A call with the settings of the store, but for some that are set otherwise or, with `None`, not at all.
+fn with(call: Call, settings: &[(&str, Option<&str>)]) -> Call {
+    let mut command = call.command();
+    for (name, value) in settings {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    Call::from(command)
+}
+
+fn inspect(bucket: &Bucket) -> Call {
+    bucket.of(instdisc("inspect --log=error").arg("", bucket.url("data")))
+}
+
+#[test]
+fn a_mistyped_url_makes_no_folder_and_the_error_says_what_was_meant() {
+    let dir = scratch();
+    for (text, meant) in [
+        ("s3:/bucket/ds", "s3://bucket/ds"),
+        ("s3:bucket/ds", "s3://bucket/ds"),
+        ("https://bucket.s3.amazonaws.com/ds", "s3://bucket/ds"),
+        ("file:/tmp/x", "file:///tmp/x"),
+        ("gs:/bucket/ds", "gs://bucket/ds"),
+        ("~/ds", "./~/ds"),
+        ("$HOME/ds", "file:///"),
+    ] {
+        for words in [["ingest", "--dest"], ["export pictures --dataset data", "--dest"], ["synth", "--dest"]]
+        {
+            let call = instdisc(words[0]).arg(words[1], text);
+            let call = if words[0] == "ingest" { call.arg("--source", pictures()) } else { call };
+            let mut command = call.command();
+            command.current_dir(dir.path());
+            // What clap refuses has its hints on further lines.
+            let output = command.output().expect("starts");
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(2), "{text}: {stderr}");
+            assert!(stderr.contains(meant), "{text}: {stderr}");
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).expect("listed").count(), 0, "{text}");
+    }
+}
+
+#[test]
+fn the_endpoint_is_found_under_each_of_its_names() {
+    let bucket = Bucket::start(Faults::default());
+    ran(ingest(&bucket));
+    let address = bucket.address();
+    let nowhere = Some("http://127.0.0.1:9");
+    for settings in [
+        [("AWS_ENDPOINT", None), ("AWS_ENDPOINT_URL", Some(address.as_str()))],
+        [("AWS_ENDPOINT", None), ("AWS_ENDPOINT_URL_S3", Some(address.as_str()))],
+        [("AWS_ENDPOINT", nowhere), ("AWS_ENDPOINT_URL_S3", Some(address.as_str()))],
+    ] {
+        ran(with(inspect(&bucket), &settings));
+    }
+    // An option wins over them all.
+    let option = format!("--storage-option=aws_endpoint={address}");
+    ran(with(inspect(&bucket).word(&option), &[("AWS_ENDPOINT", nowhere), ("AWS_ENDPOINT_URL_S3", nowhere)]));
+}
+
+#[test]
+fn wrong_settings_are_told_from_a_store_that_is_away() {
+    let bucket = Bucket::start(Faults::default());
+    let error = with(inspect(&bucket), &[("AWS_ALLOW_HTTP", None)]).fails(CONFIG);
+    assert!(error.contains("AWS_ALLOW_HTTP=true"), "{error}");
+    let error = with(inspect(&bucket), &[("AWS_SECRET_ACCESS_KEY", None)]).fails(CONFIG);
+    assert!(error.to_lowercase().contains("secret"), "{error}");
+    let metadata = format!("{}/169.254.169.254", bucket.address());
+    let none = [
+        ("AWS_ACCESS_KEY_ID", None),
+        ("AWS_SECRET_ACCESS_KEY", None),
+        ("AWS_METADATA_ENDPOINT", Some(metadata.as_str())),
+        ("AWS_PROFILE", Some("work")),
+    ];
+    let quick = || inspect(&bucket).word("--retry-tries=0").word("--retry-seconds=1");
+    let error = with(quick(), &none).fails(CONFIG);
+    assert!(error.contains("no credentials") && error.contains("AWS_ACCESS_KEY_ID"), "{error}");
+    assert!(error.contains("profiles of ~/.aws are not read"), "{error}");
+    bucket.set_faults(Faults { absent: true, ..Faults::default() });
+    let error = inspect(&bucket).fails(CONFIG);
+    assert!(error.contains("NoSuchBucket"), "{error}");
+    bucket.set_faults(Faults { token: Some("another"), ..Faults::default() });
+    let error = inspect(&bucket).fails(CONFIG);
+    assert!(error.contains("ExpiredToken"), "{error}");
+}
+
+#[test]
+fn a_refusal_in_the_middle_of_a_job_is_worth_a_retry() {
+    let whole = Bucket::start(Faults::default());
+    ran(ingest(&whole));
+    let bucket = Bucket::start(Faults::default());
+    bucket.deny_after(whole.requests().len() / 2);
+    let error = ingest(&bucket).word("--log=error").fails(UNAVAILABLE);
+    assert!(error.contains("AccessDenied"), "{error}");
+    // The rights to write may be missing where those to read are not.
+    let bucket = Bucket::start(Faults::default());
+    let first_put = whole.requests().iter().position(|line| line.starts_with("PUT")).expect("it writes");
+    bucket.deny_after(first_put);
+    ingest(&bucket).word("--log=error").fails(CONFIG);
+}
+
+#[test]
+fn a_token_that_was_rotated_in_its_file_is_read_again() {
+    let bucket = Bucket::start(Faults::default());
+    ran(ingest(&bucket));
+    bucket.set_faults(Faults { token: Some("the-second-token"), ..Faults::default() });
+    let dir = scratch();
+    let file = dir.path().join("token");
+    std::fs::write(&file, "the-first-token").expect("a file");
+    let option = format!("--storage-option=aws_session_token=@{}", file.display());
+    let error = inspect(&bucket).word(&option).fails(CONFIG);
+    assert!(error.contains("ExpiredToken") && !error.contains("the-first-token"), "{error}");
+    // A pipe gives the first token once, and then the second: as a file that is replaced meanwhile.
+    std::fs::remove_file(&file).expect("removed");
+    assert!(std::process::Command::new("mkfifo").arg(&file).status().expect("mkfifo").success());
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for token in ["the-first-token", "the-second-token"] {
+                std::fs::write(&file, token).expect("read by the program");
+                // Until the reader has closed it.
+                std::thread::sleep(Duration::from_millis(300));
+            }
+        });
+        ran(inspect(&bucket).word(&option));
+    });
+}
+
+#[test]
+fn a_key_that_has_no_name_here_is_named() {
+    let jpeg =
+        contents(pictures()).into_iter().find(|(path, _)| path.extension().is_some_and(|e| e == "jpg"));
+    let (_, jpeg) = jpeg.expect("an image");
+    for (key, shown) in
+        [("cat//7.jpg", "cat//7.jpg"), ("cat/./7.jpg", "cat/./7.jpg"), ("cat/7\t.jpg", "7\\t.jpg")]
+    {
+        let bucket = Bucket::start(Faults::default());
+        for key in [key, "cat/1.jpg", "dog/1.jpg"] {
+            bucket.put(&format!("images/{key}"), &jpeg);
+        }
+        let call = instdisc("ingest").arg("--source", bucket.url("images")).arg("--dest", bucket.url("data"));
+        let error = bucket.of(call).fails(WRONG_DATA);
+        assert!(error.contains(shown) && error.contains("has no name here"), "{error}");
+    }
+}
+
+#[test]
+fn a_bucket_itself_is_a_source() {
+    let bucket = Bucket::start(Faults::default());
+    for (path, bytes) in contents(pictures()).into_iter().filter(|(path, _)| path.starts_with("train")) {
+        bucket.put(path.to_str().expect("text"), &bytes);
+    }
+    for (number, source) in ["s3://bucket", "s3://bucket/"].into_iter().enumerate() {
+        let dir = scratch();
+        let call = instdisc("ingest").arg("--source", source).arg("--dest", dir.path().join("data"));
+        let report = bucket.of(call).json();
+        assert_eq!(report["splits"]["train"]["instances"], 120, "{number}");
+    }
+}
+
+#[test]
+fn what_is_named_and_not_there_is_absent_data_as_on_this_machine() {
+    let bucket = Bucket::start(Faults::default());
+    let none = bucket.url("none.arrow");
+    let dir = scratch();
+    for call in [
+        instdisc("knn").arg("--bank", &none).arg("--queries", &none),
+        instdisc("export parquet").arg("--table", &none).arg("--output", dir.path().join("x.parquet")),
+        instdisc("export pictures").arg("--dataset", bucket.url("none")).arg("--dest", dir.path().join("x")),
+        instdisc("inspect").arg("", bucket.url("none")),
+        instdisc("ingest").arg("--source", bucket.url("none")).arg("--dest", dir.path().join("data")),
+        instdisc("ingest").arg("--source", bucket.url("a-{0..1}.tar")).arg("--dest", dir.path().join("data")),
+    ] {
+        bucket.of(call).fails(WRONG_DATA);
+    }
 }
 
 #[cfg(feature = "torch")]

@@ -30,7 +30,7 @@ pub(super) struct BenchIngestArgs {
     #[arg(long, value_name = "N", default_value_t = 3)]
     rounds: usize,
     /// Where to put copies and datasets for the time of the measurement [default: the temporary folder]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = crate::cli::local_path)]
     scratch: Option<std::path::PathBuf>,
 }
 

@@ -26,7 +26,7 @@ use crate::picture::{Channels, Encoded, Limits, Region, RegionDecoder, Tiled, tr
 )]
 pub(super) struct BenchLoaderArgs {
     /// JPEG files: a folder or a tar
-    #[arg(long, value_name = "PATH", required_unless_present = "dataset")]
+    #[arg(long, value_name = "PATH", required_unless_present = "dataset", value_parser = crate::cli::local_path)]
     pictures: Option<PathBuf>,
     /// A dataset, instead of files
     #[arg(long, value_name = "URL", conflicts_with = "pictures")]

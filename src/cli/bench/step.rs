@@ -30,7 +30,7 @@ pub(in crate::cli) struct StepArgs {
     #[arg(long, value_name = "N", default_value_t = 5)]
     warmup_steps: usize,
     /// A TOML file with options
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = crate::cli::local_path)]
     config: Option<PathBuf>,
     #[command(flatten)]
     options: TrainFlags,

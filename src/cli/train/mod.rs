@@ -41,7 +41,7 @@ pub(super) struct TrainArgs {
     #[arg(long, value_name = "URL")]
     run: String,
     /// A TOML file with options
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = crate::cli::local_path)]
     config: Option<PathBuf>,
     /// Serve the run's numbers for Prometheus at this address, such as 0.0.0.0:9400
     #[arg(long, value_name = "ADDR")]

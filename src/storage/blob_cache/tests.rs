@@ -83,6 +83,48 @@ fn a_folder_that_cannot_be_written_is_no_error() {
     assert_eq!(cache.get(blob(1).0), None);
 }
 
+#[expect(clippy::disallowed_methods, reason = "a file of somebody else")]
+fn plant(path: &Path) {
+    std::fs::write(path, "precious").expect("a file");
+}
+
+#[test]
+fn links_that_others_put_there_are_not_followed() {
+    let (dir, cache) = opened(1000);
+    let (digest, contents) = blob(1);
+    let (victim, other) = (dir.path().join("victim"), dir.path().join("other"));
+    plant(&victim);
+    std::os::unix::fs::symlink(&victim, cache.folder.join(UNFINISHED).join(digest.to_string()))
+        .expect("a link");
+    assert_eq!(put(&cache, 1, &[]), Kept::Yes);
+    assert_eq!(cache.get(digest).as_deref(), Some(contents.as_slice()));
+    assert_eq!(std::fs::read(&victim).expect("there"), b"precious");
+    // A link under a digest's name is nothing, and is replaced.
+    cache.remove(digest);
+    std::os::unix::fs::symlink(&victim, cache.path(digest)).expect("a link");
+    assert_eq!(cache.get(digest), None);
+    assert_eq!(put(&cache, 1, &[]), Kept::Yes);
+    assert_eq!(cache.get(digest).as_deref(), Some(contents.as_slice()));
+    // Nor is the folder itself followed, of which everything is removed.
+    std::fs::remove_dir(cache.folder.join(UNFINISHED)).expect("removed");
+    std::fs::create_dir(&other).expect("a folder");
+    plant(&other.join("file"));
+    std::os::unix::fs::symlink(&other, cache.folder.join(UNFINISHED)).expect("a link");
+    assert_eq!(put(&cache, 2, &[]), Kept::NotNow);
+    assert!(other.join("file").exists());
+}
+
+#[test]
+fn a_pipe_under_a_digest_s_name_hangs_no_reader() {
+    let (_dir, cache) = opened(1000);
+    let (digest, contents) = blob(1);
+    let made = Command::new("mkfifo").arg(cache.path(digest)).status().expect("mkfifo");
+    assert!(made.success());
+    assert_eq!((cache.get(digest), cache.read(digest, 0..1)), (None, None));
+    assert_eq!(put(&cache, 1, &[]), Kept::Yes);
+    assert_eq!(cache.get(digest).as_deref(), Some(contents.as_slice()));
+}
+
 /// Not a test of its own: the body of the child that `a_kill_while_writing_leaves_only_whole_files` kills.
 #[test]
 #[ignore = "started by another test"]

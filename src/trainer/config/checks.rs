@@ -1,6 +1,7 @@
 //! What the types of the options do not say.
 
 use super::TrainConfig;
+use crate::storage::{Location, StorageError};
 
 /// A value of the configuration is out of range.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -46,6 +47,12 @@ impl TrainConfig {
         if let Some((key, _, range, value)) = checks.into_iter().find(|(_, good, ..)| !good) {
             return Err(InvalidConfig { key, range, value: value.to_string() });
         }
+        if !self.cache.is_empty()
+            && let Err(StorageError::BadLocation { text, reason }) = Location::parse_local(&self.cache)
+        {
+            let value = format!("`{text}`: {reason}");
+            return Err(InvalidConfig { key: "cache", range: "a folder of this machine", value });
+        }
         if self.image_size < self.arch.least_side() {
             let range = "at least 64 for alexnet, and 32 for vgg16";
             return Err(InvalidConfig { key: "image_size", range, value: self.image_size.to_string() });
@@ -77,6 +84,18 @@ mod tests {
         assert_eq!(error.to_string(), "batch_size must be at least 2, not 1");
         let config = TrainConfig { clip_norm: f64::NAN, ..TrainConfig::default() };
         assert!(config.validate().expect_err("no number").to_string().starts_with("clip_norm"));
+    }
+
+    #[test]
+    fn a_cache_that_only_a_shell_would_find_is_no_folder() {
+        for cache in ["~/c", "$HOME/c", "s3:/bucket/c", "s3://bucket/c"] {
+            let config = TrainConfig { cache: cache.into(), ..TrainConfig::default() };
+            let error = config.validate().expect_err(cache).to_string();
+            assert!(
+                error.starts_with("cache must be a folder of this machine") && error.contains(cache),
+                "{error}"
+            );
+        }
     }
 
     #[test]

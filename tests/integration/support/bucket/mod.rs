@@ -35,6 +35,10 @@ pub(crate) struct Faults {
     pub(crate) overwrites: bool,
     /// Every request is refused for its signature, as by stores that repeat the request in their answer.
     pub(crate) denies: bool,
+    /// Requests with another session token than this are refused.
+    pub(crate) token: Option<&'static str>,
+    /// The bucket is not there.
+    pub(crate) absent: bool,
     /// So many reads of a key that ends so give wrong bytes.
     pub(crate) damaged: Option<(&'static str, usize)>,
 }
@@ -81,7 +85,7 @@ impl Bucket {
 
     fn set(&self, command: &mut Command) {
         command
-            .env("AWS_ENDPOINT", format!("http://127.0.0.1:{}", self.port))
+            .env("AWS_ENDPOINT", self.address())
             .env("AWS_ALLOW_HTTP", "true")
             .env("AWS_REGION", "us-east-1")
             .env("AWS_ACCESS_KEY_ID", "test")
@@ -95,6 +99,21 @@ impl Bucket {
     /// From the given number of requests on, all are refused.
     pub(crate) fn refuse_after(&self, requests: usize) {
         self.state().refuse_after = Some(requests);
+    }
+
+    /// From the given number of requests on, all are forbidden.
+    pub(crate) fn deny_after(&self, requests: usize) {
+        self.state().deny_after = Some(requests);
+    }
+
+    /// Puts an object under a key, whatever the key.
+    pub(crate) fn put(&self, key: &str, bytes: &[u8]) {
+        self.state().store(key, bytes.to_vec(), Vec::new());
+    }
+
+    /// The server's address.
+    pub(crate) fn address(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
     }
 
     /// Ends the server: nobody listens on its port any more.
@@ -148,8 +167,10 @@ fn serve(stream: &TcpStream, state: &Mutex<State>, stopped: &AtomicBool) -> std:
         state.drawn += 1;
         let enough = state.refuse_after.is_some_and(|limit| state.log.len() > limit);
         let refused = draw.unit() < faults.refused || enough;
+        let forbidden = state.deny_after.is_some_and(|limit| state.log.len() > limit);
         let answer = match refused {
             true => Answer::error(503, "SlowDown"),
+            false if forbidden => Answer::error(403, "AccessDenied"),
             false => state.answer(&request),
         };
         drop(state);

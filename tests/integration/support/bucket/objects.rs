@@ -27,6 +27,7 @@ pub(super) struct State {
     pub(super) log: Vec<String>,
     pub(super) drawn: u64,
     pub(super) refuse_after: Option<usize>,
+    pub(super) deny_after: Option<usize>,
 }
 
 impl State {
@@ -41,6 +42,12 @@ impl State {
                      <CanonicalRequest>{text}</CanonicalRequest></Error>"
                 ),
             );
+        }
+        if self.faults.absent {
+            return Answer::error(404, "NoSuchBucket");
+        }
+        if self.faults.token.is_some_and(|token| request.header("x-amz-security-token") != Some(token)) {
+            return Answer::error(400, "ExpiredToken");
         }
         let has = |name: &str| request.query.contains_key(name);
         match request.method.as_str() {
@@ -88,7 +95,7 @@ impl State {
         answer
     }
 
-    fn store(&mut self, key: &str, bytes: Vec<u8>, attributes: Vec<(String, String)>) -> Answer {
+    pub(super) fn store(&mut self, key: &str, bytes: Vec<u8>, attributes: Vec<(String, String)>) -> Answer {
         let tag = format!("\"{}\"", &blake3::hash(&bytes).to_hex()[..32]);
         let mut answer = Answer::new(200, "");
         answer.head.push(("ETag".into(), tag.clone()));
