@@ -9,6 +9,7 @@ mod baseline;
 mod error;
 mod jpeg;
 mod luma;
+mod memory;
 mod other;
 mod region;
 mod resize;
@@ -20,6 +21,7 @@ pub use error::PictureError;
 #[cfg(fuzzing)]
 pub(crate) use luma::check_is_libjpegs;
 pub use luma::{Luma, check, luma};
+pub use memory::decoding_memory;
 pub use region::{Channels, Encoded, Planes, Region, RegionDecoder};
 pub use resize::{shrink, shrunk_size};
 pub use tiles::{Tiled, needed_bytes, restore, set_tiles, transcode};

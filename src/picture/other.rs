@@ -22,7 +22,7 @@ pub(super) fn format(bytes: &[u8]) -> Option<Format> {
     })
 }
 
-fn names(format: Format) -> (ImageFormat, &'static str) {
+pub(super) fn names(format: Format) -> (ImageFormat, &'static str) {
     match format {
         Format::Png => (ImageFormat::Png, "PNG"),
         Format::Gif => (ImageFormat::Gif, "GIF"),
