@@ -148,20 +148,21 @@ impl<'a> Band<'a> {
         let is_met = |bucket: usize| {
             self.has_new[bucket] || neighbours(bucket).any(|neighbour| self.has_new[neighbour])
         };
-        let balls: Vec<Vec<Ball>> = (0..BUCKETS)
-            .into_par_iter()
-            .map(|bucket| if is_met(bucket) { self.balls(bucket) } else { Vec::new() })
-            .collect();
-        (0..BUCKETS).into_par_iter().for_each(|bucket| {
-            let own = &balls[bucket];
+        let is_occupied = |bucket: &usize| self.starts[*bucket] < self.starts[*bucket + 1];
+        let met: Vec<usize> = (0..BUCKETS).filter(is_occupied).filter(|&bucket| is_met(bucket)).collect();
+        let balls: Vec<Vec<Ball>> = met.par_iter().map(|&bucket| self.balls(bucket)).collect();
+        let mut number_of = vec![None; BUCKETS];
+        met.iter().enumerate().for_each(|(number, &bucket)| number_of[bucket] = Some(number));
+        met.par_iter().zip(&balls).for_each(|(&bucket, own)| {
             if self.has_new[bucket] {
                 for (number, ball) in own.iter().enumerate() {
                     own[..number].iter().for_each(|other| self.link_balls(ball, other));
                 }
             }
             for neighbour in neighbours(bucket).filter(|&neighbour| neighbour > bucket) {
+                let Some(number) = number_of[neighbour] else { continue };
                 if self.has_new[bucket] || self.has_new[neighbour] {
-                    let others = &balls[neighbour];
+                    let others = &balls[number];
                     own.iter().for_each(|ball| others.iter().for_each(|other| self.link_balls(ball, other)));
                 }
             }

@@ -44,14 +44,14 @@ fn hard_sets() -> Vec<(&'static str, Vec<Look>)> {
         let bits = (f64::from(bits) * stream.unit()) as u32;
         flipped(scene, &mut stream, bits)
     };
-    let mut sets = vec![("random", looks(&random_views(600, 5)))];
+    let mut sets = vec![("random", looks(&random_views(300, 5)))];
     for bits in [4, 10, 14, 20, 30, 45] {
-        let views: Vec<ViewHash> = (0..600).map(|number| noisy(scenes[number % 3], bits)).collect();
+        let views: Vec<ViewHash> = (0..300).map(|number| noisy(scenes[number % 3], bits)).collect();
         sets.push(("scenes", looks(&views)));
     }
     // A scene that drifts: near ones of near ones reach far.
     let mut view = scenes[3];
-    let drift: Vec<ViewHash> = (0..600)
+    let drift: Vec<ViewHash> = (0..300)
         .map(|_| {
             view = flipped(view, &mut stream, 9);
             view
@@ -62,7 +62,7 @@ fn hard_sets() -> Vec<(&'static str, Vec<Look>)> {
     for apart in [21, 30, 41, 50, 61] {
         let other = flipped(scenes[4], &mut stream, apart);
         let views: Vec<ViewHash> =
-            (0..500).map(|number| flipped([scenes[4], other][number % 2], &mut stream, 5)).collect();
+            (0..300).map(|number| flipped([scenes[4], other][number % 2], &mut stream, 5)).collect();
         sets.push(("touching", looks(&views)));
     }
     // Differences in one half of the bits alone leave whole bands equal.
@@ -106,7 +106,7 @@ fn groups_do_not_depend_on_threads() {
 fn groups_that_are_extended_are_those_found_from_scratch() {
     let mut stream = Stream::new(8, Purpose::Report, 0, 0);
     for (name, looks) in hard_sets() {
-        for share in [0.0, 0.02, 0.5, 1.0] {
+        for share in [0.0, 0.02, 0.5] {
             let is_new: Vec<bool> = looks.iter().map(|_| stream.unit() < share).collect();
             let old: Vec<u32> =
                 (0..).zip(&is_new).filter(|(_, new)| !**new).map(|(image, _)| image).collect();
@@ -143,7 +143,7 @@ fn every_pair_within_the_limit_is_found_and_none_beyond_it() {
 fn many_near_images_are_grouped_without_comparing_each_with_each() {
     let mut stream = Stream::new(9, Purpose::Report, 0, 0);
     let scenes = random_views(2, 10);
-    let views: Vec<ViewHash> = (0..60_000)
+    let views: Vec<ViewHash> = (0..20_000)
         .map(|number| {
             let bits = (16.0 * stream.unit()) as u64;
             let mut words = scenes[number % 2].0;
