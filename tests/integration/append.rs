@@ -121,17 +121,18 @@ fn threads_together_decode_within_the_memory_limit() {
     const MIB: u64 = 1 << 20;
     let dir = scratch();
     let source = dir.path().join("source");
-    // 64 MiB each while they are decoded, brightness included.
-    large_images(&source, 12, 4096);
+    // 16 MiB each while they are decoded, brightness included.
+    large_images(&source, 12, 2048);
     let run = |dest: &str, limit: &str| {
         peak_memory(ingest(&source, &dir.path().join(dest), &format!("--threads 8 {limit}")))
     };
-    let (peak, code) = run("limited", "--memory-limit 128MiB");
+    let (peak, code) = run("limited", "--memory-limit 32MiB");
     assert_eq!(code, Some(0));
-    assert!(peak < (128 + 60) * MIB, "{} MiB", peak / MIB);
-    let error = ingest(&source, &dir.path().join("none"), "--memory-limit 64MiB").fails(65);
-    assert!(error.contains("a/0.png: decoding needs 64.0 MiB, `--memory-limit` is 64.0 MiB"), "{error}");
-    let (_, code) = run("whole", "");
+    assert!(peak < (32 + 64) * MIB, "{} MiB", peak / MIB);
+    let error = ingest(&source, &dir.path().join("none"), "--memory-limit 16MiB").fails(65);
+    assert!(error.contains("a/0.png: decoding needs 16.0 MiB, `--memory-limit` is 16.0 MiB"), "{error}");
+    let (whole, code) = run("whole", "");
     assert_eq!(code, Some(0));
+    assert!(whole > peak + 48 * MIB, "without the limit it takes {} MiB", whole / MIB);
     assert!(contents(&dir.path().join("limited")) == contents(&dir.path().join("whole")));
 }
