@@ -78,9 +78,15 @@ pub(super) struct IngestArgs {
     /// Add the pictures to a split that is there: new ids after the old ones
     #[arg(long)]
     append: bool,
-    /// Leave out training pictures with a twin in another split that is there or comes with them
+    /// Leave out training images with a near-duplicate in another split that is there or comes with them
     #[arg(long)]
     drop_leaks: bool,
+    /// Compare images by what they look like; off finds those that are equal byte for byte alone
+    #[arg(long, value_enum, default_value = "on")]
+    near_duplicates: Switch,
+    /// Read every image of a source that the destination holds already, and compare it with the dataset
+    #[arg(long)]
+    verify_source: bool,
     /// The share of refused pictures above which the job fails
     #[arg(long, value_name = "FRACTION", default_value = "0.01")]
     max_reject_fraction: Fraction,
@@ -124,6 +130,16 @@ pub(super) struct IngestArgs {
     /// Shards that are written at once, at most one for each thread
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
     uploads: u32,
+    /// The memory for images of all threads together, encoded and decoded; an image that needs more is rejected
+    /// [default: half of the machine's, and no image is rejected]
+    #[arg(long, value_name = "BYTES")]
+    memory_limit: Option<ByteSize>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Switch {
+    On,
+    Off,
 }
 
 /// How a plan is printed.
@@ -190,6 +206,8 @@ pub(super) fn run(global: &GlobalArgs, args: &IngestArgs) -> anyhow::Result<()> 
         unlabelled: args.unlabelled,
         append: args.append,
         drop_leaks: args.drop_leaks,
+        near_duplicates: args.near_duplicates == Switch::On,
+        verify_source: args.verify_source,
         max_reject_fraction: args.max_reject_fraction,
         shard_bytes: args.shard_size.0.max(1),
         row_group: args.row_group as usize,
@@ -204,6 +222,7 @@ pub(super) fn run(global: &GlobalArgs, args: &IngestArgs) -> anyhow::Result<()> 
         tile_index: args.tile_index,
         threads: args.threads,
         uploads: args.uploads as usize,
+        memory_limit: args.memory_limit.map(|limit| limit.0),
         ..IngestOptions::new(sources[0].clone(), dest)
     };
     let options = IngestOptions { sources, ..options };
@@ -216,7 +235,11 @@ pub(super) fn run(global: &GlobalArgs, args: &IngestArgs) -> anyhow::Result<()> 
     }
     let report = ingest(&options, &Terminal::default())?;
     if report.already_done {
-        say(&format!("{}: holds this dataset already", report.dest));
+        let basis = match report.verified_source {
+            Some(_) => "by the contents of its images",
+            None => "by the names, classes and sizes of its images; --verify-source reads and compares each",
+        };
+        say(&format!("{}: holds this dataset already, {basis}", report.dest));
     }
     report.lines().iter().for_each(|line| say(line));
     write_json(&report)

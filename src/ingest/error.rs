@@ -48,13 +48,37 @@ pub enum IngestError {
         /// What differs.
         reason: String,
     },
-    /// The folder of a split holds files of somebody else, the source's perhaps.
-    #[error("{dest}: {file} is no file of a dataset; the destination must be a folder of its own")]
+    /// A file that no ingest has recorded is where one would write.
+    #[error(
+        "{dest}: `{file}` is not a file that an ingest has recorded; move or delete it, or give another destination"
+    )]
     NotOurs {
         /// The destination.
         dest: String,
         /// One of the files.
         file: String,
+    },
+    /// Source and destination are the same or one holds the other.
+    #[error(
+        "the source {source_location} and the destination {dest} overlap; give a destination outside of the source"
+    )]
+    Overlap {
+        /// The source.
+        source_location: String,
+        /// The destination.
+        dest: String,
+    },
+    /// An image is not the one that the dataset was made of.
+    #[error("{source_location}: `{image}` is not as it was when {dest} was made: {reason}")]
+    SourceChanged {
+        /// The source.
+        source_location: String,
+        /// The first image that differs.
+        image: String,
+        /// The dataset.
+        dest: String,
+        /// How it differs.
+        reason: String,
     },
     /// A dataset cannot be read or written.
     #[error(transparent)]
@@ -75,7 +99,9 @@ impl IngestError {
             | Self::Tar { .. }
             | Self::TooManyRejects { .. }
             | Self::OtherDataset { .. }
-            | Self::NotOurs { .. } => Failure::Data,
+            | Self::NotOurs { .. }
+            | Self::Overlap { .. }
+            | Self::SourceChanged { .. } => Failure::Data,
             Self::Dataset(error) => error.failure(),
             Self::Storage(error) => error.failure(),
             Self::Threads(_) => Failure::Other,

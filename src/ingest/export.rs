@@ -1,18 +1,32 @@
-//! A dataset's pictures as files again: `<dest>/<split>/<class>/<file>`.
+//! A dataset's images as files again: `<dest>/<split>/<class>/<file>`.
 //!
 //! Tiles (`ingest --tile-index`) are taken out, so each file has the bytes that the ingest was given, bit for bit.
-//! Pictures that the ingest made smaller or baseline come as they are stored. The same export again changes nothing.
+//! Images that the ingest made smaller or baseline come as they are stored. The same export again changes nothing.
+//!
+//! Each image has a file of its own, named by the path of its row. Three kinds of rows get `-<instance id>` before the
+//! file's extension: all but the first of several rows with one path, a row whose path is a folder of another row, and a
+//! row with a name that is cut because file systems do not take it. Control characters, and a `#` before a number at
+//! the end, are written as `%` and two hexadecimal digits.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use rayon::prelude::*;
 use serde::Serialize;
 
 use super::IngestError;
-use crate::dataset::{Manifest, Row, ShardEntry, ShardReader, Split};
+use super::overlap::overlap;
+use crate::dataset::{IndexRow, Manifest, Row, ShardEntry, ShardReader, Split, read_index};
+use crate::ids::InstanceId;
 use crate::picture::restore;
 use crate::progress::Progress;
 use crate::storage::{Location, PublishMode, StorageError};
+
+/// What file systems take.
+const MOST_FOLDER_BYTES: usize = 255;
+/// A file is staged under its name and `#` with a number.
+const MOST_NAME_BYTES: usize = 250;
+/// Longer endings are not taken for an extension.
+const MOST_EXTENSION_BYTES: usize = 16;
 
 /// What to export, and where to.
 #[derive(Clone, Debug)]
@@ -41,29 +55,51 @@ pub struct ExportedSplit {
     pub restored: u64,
     /// Pictures whose bytes are not those that the ingest was given: it made them smaller or baseline.
     pub not_original: u64,
+    /// Images whose file has another name than their path.
+    pub renamed: u64,
 }
 
 /// Writes the pictures of a dataset as files.
 ///
 /// # Errors
-/// If the dataset is damaged, a picture's path leads outside of its split's folder, another file is in the way, or
-/// a store fails.
+/// If the dataset is damaged, the destination is within it, an image's path leads outside of its split's folder (then
+/// nothing is written), another file is in the way, or a store fails.
 pub fn export(options: &ExportOptions, progress: &dyn Progress) -> Result<ExportReport, IngestError> {
     let manifest = Manifest::read(&options.dataset)?;
     let is_wanted = |name: &str| options.split.as_deref().is_none_or(|wanted| wanted == name);
     if let Some(split) = options.split.as_ref().filter(|&split| !manifest.splits.contains_key(split)) {
         return Err(wrong(&options.dataset, format!("it has no split {split:?}")));
     }
+    let folders: Vec<_> = manifest
+        .splits
+        .iter()
+        .filter(|(name, _)| is_wanted(name))
+        .map(|(name, _)| options.dest.join(name))
+        .collect();
+    if folders.iter().any(|folder| overlap(folder, &options.dataset)) {
+        return Err(wrong(
+            &options.dest,
+            format!("it overlaps the dataset {}; give another folder", options.dataset),
+        ));
+    }
+    let wanted = manifest.splits.iter().filter(|(name, _)| is_wanted(name));
+    let named = wanted.map(|(name, split)| Ok((name, split, renamed(&options.dataset, split)?)));
+    // Before the first file is written it is known that each has a name.
+    let named = named.collect::<Result<Vec<_>, IngestError>>()?;
     let mut splits = BTreeMap::new();
-    for (name, split) in manifest.splits.iter().filter(|(name, _)| is_wanted(name)) {
+    for (name, split, names) in named {
         progress.begin(&format!("export {name}"), split.instances);
-        let job =
-            SplitJob { options, split, folder: options.dest.join(name), classes: manifest.classes.len() };
+        let (folder, classes) = (options.dest.join(name), manifest.classes.len());
+        let renamed = names.len() as u64;
+        let job = SplitJob { options, split, folder, classes, names };
         let restored =
             split.shards.par_iter().map(|shard| job.write(shard, progress)).sum::<Result<u64, _>>()?;
         progress.finish();
         let not_original = split.ingest.iter().map(|part| part.report.re_encoded).sum();
-        splits.insert(name.clone(), ExportedSplit { pictures: split.instances, restored, not_original });
+        splits.insert(
+            name.clone(),
+            ExportedSplit { pictures: split.instances, restored, not_original, renamed },
+        );
     }
     Ok(ExportReport { splits })
 }
@@ -73,6 +109,8 @@ struct SplitJob<'a> {
     split: &'a Split,
     folder: Location,
     classes: usize,
+    /// Names that are not the paths of their rows.
+    names: HashMap<InstanceId, String>,
 }
 
 impl SplitJob<'_> {
@@ -82,9 +120,10 @@ impl SplitJob<'_> {
         let mut restored = 0;
         for row_group in 0..reader.row_groups() {
             for row in reader.read_row_group(row_group)? {
-                let path = safe_path(&row.path).ok_or_else(|| {
-                    wrong(reader.shown(), format!("the path {:?} leads outside of the split", row.path))
-                })?;
+                let path = match self.names.get(&row.id) {
+                    Some(name) => name.clone(),
+                    None => safe_path(&row.path).ok_or_else(|| leads_outside(reader.shown(), &row.path))?,
+                };
                 let original = if self.has_tiles(&row) { restore(&row.bytes) } else { None };
                 restored += u64::from(original.is_some());
                 let bytes = original.map_or(row.bytes, Into::into);
@@ -110,10 +149,93 @@ impl SplitJob<'_> {
     }
 }
 
-/// The path below the split's folder; `None` where it leads out of it or nowhere.
+/// The names of the rows that cannot have their path as one; see the module's first lines.
+fn renamed(dataset: &Location, split: &Split) -> Result<HashMap<InstanceId, String>, IngestError> {
+    let mut rows: Vec<IndexRow> = Vec::new();
+    for part in &split.ingest {
+        rows.extend(read_index(dataset, &part.index)?);
+    }
+    let clean = |row: &IndexRow| safe_path(&row.path).ok_or_else(|| leads_outside(dataset, &row.path));
+    let paths = rows.iter().map(clean).collect::<Result<Vec<String>, _>>()?;
+    let folders: HashSet<&str> = paths.iter().flat_map(|path| ancestors(path)).collect();
+    let mut taken: HashSet<&str> = HashSet::with_capacity(paths.len());
+    let mut later = Vec::new();
+    for (row, path) in rows.iter().zip(&paths) {
+        let fits = last(path).len() <= MOST_NAME_BYTES
+            && ancestors(path).all(|folder| last(folder).len() <= MOST_FOLDER_BYTES);
+        if !fits || folders.contains(path.as_str()) || !taken.insert(path) {
+            later.push((row, path));
+        }
+    }
+    let cleaned = rows.iter().zip(&paths).filter(|(row, path)| row.path != **path);
+    let mut names: HashMap<InstanceId, String> = cleaned.map(|(row, path)| (row.id, path.clone())).collect();
+    let mut given: HashSet<String> = HashSet::with_capacity(later.len());
+    for (row, path) in later {
+        let mut name = numbered(path, row.id);
+        // Another row may have just this path.
+        while taken.contains(name.as_str()) || folders.contains(name.as_str()) || given.contains(&name) {
+            name = numbered(&name, row.id);
+        }
+        given.insert(name.clone());
+        names.insert(row.id, name);
+    }
+    Ok(names)
+}
+
+/// The folders of a path.
+fn ancestors(path: &str) -> impl Iterator<Item = &str> {
+    path.match_indices('/').map(|(end, _)| &path[..end])
+}
+
+/// The path with the instance's id before its extension, and its parts cut where they are too long.
+fn numbered(path: &str, id: InstanceId) -> String {
+    let mut numbered: String =
+        ancestors(path).map(|folder| cut(last(folder), MOST_FOLDER_BYTES).to_owned() + "/").collect();
+    let (stem, extension) = match last(path).rsplit_once('.') {
+        Some((stem, extension)) if !stem.is_empty() && extension.len() < MOST_EXTENSION_BYTES => {
+            (stem, format!(".{extension}"))
+        }
+        _ => (last(path), String::new()),
+    };
+    let end = format!("-{}{extension}", id.0);
+    numbered.push_str(cut(stem, MOST_NAME_BYTES - end.len()));
+    numbered + &end
+}
+
+/// The part after the last `/`.
+fn last(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
+}
+
+/// The first characters, at most so many bytes.
+fn cut(text: &str, bytes: usize) -> &str {
+    let ends = text.char_indices().map(|(start, character)| start + character.len_utf8());
+    &text[..ends.take_while(|&end| end <= bytes).last().unwrap_or(0)]
+}
+
+/// The path below the split's folder, without what file names do not take; `None` where it leads out of the folder, also
+/// where `\\` separates names, or nowhere.
 fn safe_path(path: &str) -> Option<String> {
     let parts: Vec<&str> = path.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
-    (!parts.is_empty() && !parts.contains(&"..")).then(|| parts.join("/"))
+    let leads_up = parts.iter().any(|part| part.split('\\').any(|part| part == ".."));
+    // The local store keeps `#` and a number for files that are being written.
+    let is_staging = |part: &str| {
+        let number = part.split_once('#').map_or("", |(_, number)| number);
+        !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
+    };
+    let clean = |part: &&str| {
+        let is_bad = |character: char| character.is_ascii_control() || character == '#' && is_staging(part);
+        let clean = |character: char| match character {
+            bad if is_bad(bad) => format!("%{:02X}", u32::from(bad)),
+            good => good.to_string(),
+        };
+        part.chars().map(clean).collect::<String>()
+    };
+    (!parts.is_empty() && !leads_up).then(|| parts.iter().map(clean).collect::<Vec<_>>().join("/"))
+}
+
+fn leads_outside(location: impl std::fmt::Display, path: &str) -> IngestError {
+    wrong(location, format!("the path {path:?} leads outside of the split"))
 }
 
 fn wrong(location: impl std::fmt::Display, reason: String) -> IngestError {

@@ -51,7 +51,7 @@ impl Findings<'_> {
     /// # Errors
     /// If the store fails.
     pub(super) fn publish_rejects(&self, dest: &Location) -> Result<(), StorageError> {
-        let file = dest.join(&format!("rejects/{}.jsonl", self.part.name()));
+        let file = dest.join(&self.part.rejects_file());
         let line =
             |reject: Reject<'_>| serde_json::to_string(&reject).expect("a reject is plain data") + "\n";
         file.publish(self.rejects().map(line).collect::<String>(), PublishMode::Overwrite)

@@ -5,18 +5,22 @@ use std::time::Instant;
 
 use rayon::ThreadPool;
 
-use super::duplicates::{Listed, Look, find, groups};
+use super::memory::MemoryBudget;
+use super::near_duplicates::{Listed, Look, count, extend_groups, groups, rows};
+use super::overlap::check_overlap;
 use super::part::PartJob;
-use super::plan::Plan;
+use super::plan::{Plan, part_name, rejects_file};
 use super::report::{IngestReport, SplitReport};
 use super::source::Source;
+use super::verify_source::VerifyJob;
 use super::work::{Workshop, tidy};
-use super::{IngestError, IngestOptions, SourcePlan, TRAINING_SPLIT};
+use super::{IngestError, IngestOptions, PROGRAM, SourcePlan, TRAINING_SPLIT};
 use crate::dataset::{
-    DatasetError, DuplicateCounts, IndexRow, Manifest, Split, read_index, write_duplicates,
+    DUPLICATES_FILE, DatasetError, DuplicateCounts, DuplicateRow, IndexRow, IngestRecord, Manifest, Split,
+    ViewHash, read_duplicates, read_index, write_duplicates,
 };
 use crate::progress::Progress;
-use crate::storage::{PublishMode, StorageError};
+use crate::storage::{Digest, PublishMode, StorageError};
 
 /// Ingests a source into a dataset.
 ///
@@ -27,11 +31,13 @@ use crate::storage::{PublishMode, StorageError};
 /// See [`IngestError`]; then no manifest was published by this call.
 pub fn ingest(options: &IngestOptions, progress: &dyn Progress) -> Result<IngestReport, IngestError> {
     let started = Instant::now();
+    check_overlap(options)?;
     let checkers = pool(options.threads)?;
+    let memory = MemoryBudget::new(options, checkers.current_num_threads());
     let mut source = checkers.install(|| Source::open(options))?;
     source.plan.lines().iter().for_each(|line| progress.note(line));
     checkers.install(|| source.fetch(progress))?;
-    let report = |manifest: &Manifest, splits: BTreeMap<String, SplitReport>| IngestReport {
+    let report = |manifest: &Manifest, splits: BTreeMap<String, SplitReport>, verified_source| IngestReport {
         dest: options.dest.to_string(),
         already_done: splits.is_empty(),
         format: source.format,
@@ -40,26 +46,51 @@ pub fn ingest(options: &IngestOptions, progress: &dyn Progress) -> Result<Ingest
         splits,
         duplicates: manifest.duplicates,
         plan: source.plan.clone(),
+        verified_source,
         seconds: started.elapsed().as_secs_f64(),
     };
     let existing = existing(options)?;
     let plan = Plan::new(options, &source, existing.as_ref())?;
+    let verified = match &existing {
+        Some(manifest) if options.verify_source && !plan.held.is_empty() => {
+            let job = VerifyJob {
+                options,
+                source: &source,
+                manifest,
+                memory: &memory,
+                checkers: &checkers,
+                progress,
+            };
+            Some(job.run(&plan.held)?)
+        }
+        _ => None,
+    };
     if let (Some(manifest), true) = (&existing, plan.parts.is_empty()) {
         tidy(&options.dest)?;
-        return Ok(report(manifest, BTreeMap::new()));
+        return Ok(report(manifest, BTreeMap::new(), verified));
     }
-    refuse_foreign_files(options, &plan)?;
     let workshop = Workshop::open(&options.dest)?;
     // Whoever held the lock before may have published.
     let existing = self::existing(options)?;
     let plan = Plan::new(options, &source, existing.as_ref())?;
-    let goes_on = workshop.claim(plan.digest())?;
+    let published = existing.as_ref().map(published).unwrap_or_default();
+    let goes_on = workshop.is_of(plan.digest())?;
     if goes_on {
         tracing::info!("{}: going on with an ingest that was interrupted", options.dest);
+        workshop.remove_unfinished()?;
+    } else {
+        workshop.discard(&published)?;
     }
-    let ingest =
-        Ingest { options, source: &source, plan: &plan, existing: existing.as_ref(), workshop: &workshop };
-    ingest.remove_strays(goes_on)?;
+    refuse_foreign_files(options, &plan, &published, &workshop.recorded()?)?;
+    workshop.claim(plan.digest())?;
+    let ingest = Ingest {
+        options,
+        source: &source,
+        plan: &plan,
+        existing: existing.as_ref(),
+        workshop: &workshop,
+        memory: &memory,
+    };
     let (manifest, reports) = ingest.run(&checkers, progress)?;
     workshop.check()?;
     publish(
@@ -68,7 +99,7 @@ pub fn ingest(options: &IngestOptions, progress: &dyn Progress) -> Result<Ingest
         if existing.is_some() { PublishMode::Overwrite } else { PublishMode::Create },
     )?;
     workshop.clear()?;
-    Ok(report(&manifest, reports))
+    Ok(report(&manifest, reports, verified))
 }
 
 /// What would become of a source; nothing is written.
@@ -80,22 +111,36 @@ pub fn plan(options: &IngestOptions) -> Result<SourcePlan, IngestError> {
     Ok(threads.install(|| Source::open(options))?.plan)
 }
 
-/// Files that no ingest wrote are not ours to remove.
-fn refuse_foreign_files(options: &IngestOptions, plan: &Plan<'_>) -> Result<(), IngestError> {
+/// The files of a dataset, by their paths within its folder.
+fn published(manifest: &Manifest) -> BTreeSet<String> {
+    let mut files = BTreeSet::from([DUPLICATES_FILE.to_owned()]);
+    for (name, split) in &manifest.splits {
+        files.extend(split.shards.iter().map(|shard| shard.path.clone()));
+        for (number, part) in split.ingest.iter().enumerate() {
+            files.extend([part.index.path.clone(), rejects_file(&part_name(name, number))]);
+        }
+    }
+    files
+}
+
+/// Files that no ingest has recorded are not ours to remove or to replace.
+fn refuse_foreign_files(
+    options: &IngestOptions,
+    plan: &Plan<'_>,
+    published: &BTreeSet<String>,
+    recorded: &BTreeSet<String>,
+) -> Result<(), IngestError> {
     for part in &plan.parts {
-        let files = options.dest.join(part.split).list()?;
-        if let Some(foreign) = files.iter().find(|file| !is_shard(&file.name)) {
-            let file = format!("{}/{}", part.split, foreign.name);
-            return Err(IngestError::NotOurs { dest: options.dest.to_string(), file });
+        let shards = options.dest.join(part.split).list()?;
+        let shards = shards.into_iter().map(|entry| format!("{}/{}", part.split, entry.name));
+        let is_ours = |file: &String| published.contains(file) || recorded.contains(file);
+        for file in shards.chain(part.files()).filter(|file| !is_ours(file)) {
+            if options.dest.join(&file).exists()? {
+                return Err(IngestError::NotOurs { dest: options.dest.to_string(), file });
+            }
         }
     }
     Ok(())
-}
-
-/// Whether a file in the folder of a split has the name of a shard.
-fn is_shard(name: &str) -> bool {
-    let number = name.strip_prefix("shard-").and_then(|rest| rest.strip_suffix(".parquet"));
-    number.is_some_and(|number| number.len() >= 5 && number.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 fn pool(threads: usize) -> Result<ThreadPool, IngestError> {
@@ -131,42 +176,18 @@ struct Ingest<'a> {
     plan: &'a Plan<'a>,
     existing: Option<&'a Manifest>,
     workshop: &'a Workshop,
+    memory: &'a MemoryBudget,
 }
 
 impl Ingest<'_> {
-    /// Removes what no manifest names: half-written files, and the shards of an ingest that was given up.
-    fn remove_strays(&self, goes_on: bool) -> Result<(), IngestError> {
-        for part in &self.plan.parts {
-            let folder = self.options.dest.join(part.split);
-            folder.delete_unfinished_uploads()?;
-            if goes_on {
-                continue;
-            }
-            let named: BTreeSet<&str> = self
-                .existing
-                .and_then(|manifest| manifest.splits.get(part.split))
-                .map(|split| split.shards.iter().map(|shard| shard.path.as_str()).collect())
-                .unwrap_or_default();
-            for entry in folder.list()? {
-                let path = format!("{}/{}", part.split, entry.name);
-                if !named.contains(path.as_str()) {
-                    tracing::warn!("{}: {path} belongs to no dataset and is removed", self.options.dest);
-                    self.options.dest.join(&path).delete()?;
-                }
-            }
-        }
-        for folder in ["rejects", "index"] {
-            self.options.dest.join(folder).delete_unfinished_uploads()?;
-        }
-        Ok(self.options.dest.delete_unfinished_uploads()?)
-    }
-
     fn run(
         &self,
         checkers: &ThreadPool,
         progress: &dyn Progress,
     ) -> Result<(Manifest, BTreeMap<String, SplitReport>), IngestError> {
-        let writers = pool(self.options.uploads.clamp(1, checkers.current_num_threads()))?;
+        let wanted = self.options.uploads.clamp(1, checkers.current_num_threads());
+        let entries = self.plan.parts.iter().flat_map(|part| part.entries);
+        let writers = pool(self.memory.writers(wanted, self.options.row_group, entries))?;
         let mut splits: BTreeMap<String, Split> =
             self.existing.map(|manifest| manifest.splits.clone()).unwrap_or_default();
         let mut index = self.read_indexes(&splits)?;
@@ -180,10 +201,12 @@ impl Ingest<'_> {
                 work: self.workshop.part(&part.name()),
                 before: splits.get(part.split),
                 rows: index.remove(part.split).unwrap_or_default(),
+                memory: self.memory,
                 checkers,
                 writers: &writers,
             };
-            let (split, rows, report) = job.run(|checked| drop_leaks(checked, &index), progress)?;
+            let near = self.options.near_duplicates;
+            let (split, rows, report) = job.run(|checked| drop_leaks(checked, &index, near), progress)?;
             index.insert(part.split.to_owned(), rows);
             splits.insert(part.split.to_owned(), split);
             reports.insert(part.split.to_owned(), report);
@@ -212,11 +235,65 @@ impl Ingest<'_> {
         &self,
         index: &BTreeMap<String, Vec<IndexRow>>,
     ) -> Result<DuplicateCounts, IngestError> {
-        let pictures: Vec<Listed<'_>> =
+        let images: Vec<Listed<'_>> =
             index.iter().flat_map(|(split, rows)| rows.iter().map(|row| listed(split, row))).collect();
-        let (rows, counts) = find(&pictures);
+        let near = self.options.near_duplicates;
+        let looks: Vec<Look> =
+            images.iter().map(|image| look(image.look.digest, image.look.view, near)).collect();
+        // The instances of a split that were there before come first in it.
+        let before = |split: &str| {
+            self.existing.and_then(|manifest| manifest.splits.get(split)).map_or(0, |split| split.instances)
+        };
+        let is_new = |image: &Listed<'_>| image.id.row() as u64 >= before(image.split);
+        let groups = match self.known_links(&images, is_new)? {
+            Some(known) => extend_groups(&looks, known, |image| is_new(&images[image as usize])),
+            None => groups(&looks),
+        };
+        let (rows, counts) = rows(&images, &groups);
         write_duplicates(&self.options.dest, &rows)?;
         Ok(counts)
+    }
+
+    /// Pairs of images of one group, which join the groups of the images that are not new; `None` where that is not known for sure.
+    fn known_links(
+        &self,
+        images: &[Listed<'_>],
+        is_new: impl Fn(&Listed<'_>) -> bool,
+    ) -> Result<Option<Vec<(u32, u32)>>, IngestError> {
+        let Some(manifest) = self.existing else { return Ok(None) };
+        // Another program may have another limit; a record without near-duplicates misses pairs.
+        let is_like_ours = |record: &IngestRecord| {
+            record.program == PROGRAM && !record.options.contains_key("near_duplicates")
+        };
+        let mut records = manifest.splits.values().flat_map(|split| &split.ingest);
+        if !self.options.near_duplicates || !records.all(is_like_ours) {
+            return Ok(None);
+        }
+        let rows = match read_duplicates(&self.options.dest) {
+            Ok(rows) => rows,
+            Err(DatasetError::Damaged { .. }) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        // A killed ingest may have replaced the file: then it has rows or counts that the manifest has not.
+        if count(&rows) != manifest.duplicates {
+            return Ok(None);
+        }
+        let mut starts: BTreeMap<&str, usize> = BTreeMap::new();
+        for (position, image) in images.iter().enumerate() {
+            starts.entry(image.split).or_insert(position);
+        }
+        let position = |row: &DuplicateRow| {
+            let position = starts.get(row.split.as_str())? + row.id.row();
+            let image = images.get(position)?;
+            let is_it = image.split == row.split && image.id == row.id && image.path == row.path;
+            (is_it && !is_new(image)).then_some(position as u32)
+        };
+        let Some(positions) = rows.iter().map(position).collect::<Option<Vec<u32>>>() else {
+            return Ok(None);
+        };
+        let pairs = rows.windows(2).zip(positions.windows(2));
+        let pairs = pairs.filter(|(rows, _)| rows[0].group == rows[1].group);
+        Ok(Some(pairs.map(|(_, positions)| (positions[0], positions[1])).collect()))
     }
 }
 
@@ -225,17 +302,21 @@ fn listed<'a>(split: &'a str, row: &'a IndexRow) -> Listed<'a> {
     Listed { split, id: row.id, path: &row.path, look }
 }
 
-/// Marks training pictures that have a twin in another split.
-fn drop_leaks(checked: &mut super::part::Checked, index: &BTreeMap<String, Vec<IndexRow>>) {
+/// What an image is compared by: its view too where near-duplicates are asked for.
+fn look(digest: Digest, view: Option<ViewHash>, near: bool) -> Look {
+    Look { digest, view: view.filter(|_| near) }
+}
+
+/// Marks training images that have a near-duplicate in another split.
+fn drop_leaks(checked: &mut super::part::Checked, index: &BTreeMap<String, Vec<IndexRow>>, near: bool) {
     let others: Vec<(&str, &IndexRow)> = index
         .iter()
         .filter(|(split, _)| *split != TRAINING_SPLIT)
         .flat_map(|(split, rows)| rows.iter().map(|row| (split.as_str(), row)))
         .collect();
-    let mut looks: Vec<Look> =
-        others.iter().map(|(_, row)| Look { digest: row.picture, view: row.view }).collect();
+    let mut looks: Vec<Look> = others.iter().map(|(_, row)| look(row.picture, row.view, near)).collect();
     let accepted = checked.accepted();
-    looks.extend(accepted.iter().map(|(_, facts)| Look { digest: facts.digest, view: facts.view }));
+    looks.extend(accepted.iter().map(|(_, facts)| look(facts.digest, facts.view, near)));
     let roots = groups(&looks);
     // The root of a group is its first member, so a group with a picture of another split has one as root.
     let leaks: Vec<(usize, String)> = accepted
@@ -246,7 +327,7 @@ fn drop_leaks(checked: &mut super::part::Checked, index: &BTreeMap<String, Vec<I
             Some((*place, format!("{split} {}", row.path)))
         })
         .collect();
-    for (place, twin) in leaks {
-        checked.drop_leak(place, &twin);
+    for (place, other) in leaks {
+        checked.drop_leak(place, &other);
     }
 }

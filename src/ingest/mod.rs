@@ -8,14 +8,16 @@
 //! names is ever overwritten.
 
 mod bench;
-mod duplicates;
 mod error;
 mod export;
 mod findings;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod job;
+mod memory;
+mod near_duplicates;
 mod one_pass;
+mod overlap;
 mod part;
 mod plan;
 mod remake;
@@ -23,6 +25,7 @@ mod report;
 mod screen;
 mod source;
 mod synth;
+mod verify_source;
 mod view_hash;
 mod work;
 mod write;
@@ -33,7 +36,7 @@ pub use bench::{BenchOptions, BenchReport, bench};
 pub use error::IngestError;
 pub use export::{ExportOptions, ExportReport, ExportedSplit, export};
 pub use job::{ingest, plan};
-pub use report::{IngestReport, SplitReport};
+pub use report::{AlreadyThere, IngestReport, SplitReport, VerifiedSource};
 pub use source::{ClassesPlan, Counted, LabelsAs, PathGlob, SourceFormat, SourcePlan, SplitPlan};
 pub use synth::{SynthError, SynthOptions, SynthReport, synth};
 
@@ -87,8 +90,12 @@ pub struct IngestOptions {
     pub unlabelled_splits: Vec<String>,
     /// Add the pictures to a split that is there.
     pub append: bool,
-    /// Leave out training pictures that have a twin in another split.
+    /// Leave out training images that have a near-duplicate in another split.
     pub drop_leaks: bool,
+    /// Compare images by what they look like; else only byte for byte.
+    pub near_duplicates: bool,
+    /// Where the destination holds the source already, read every image and compare it with the dataset's.
+    pub verify_source: bool,
     /// The share of refused pictures above which the job fails.
     pub max_reject_fraction: Fraction,
     /// The size at which a shard is full, in bytes of encoded pictures.
@@ -117,6 +124,8 @@ pub struct IngestOptions {
     pub threads: usize,
     /// Shards that are written at once.
     pub uploads: usize,
+    /// The memory for images, encoded and decoded, in bytes; half of the machine's where none is given.
+    pub memory_limit: Option<u64>,
 }
 
 impl IngestOptions {
@@ -138,6 +147,8 @@ impl IngestOptions {
             unlabelled_splits: Vec::new(),
             append: false,
             drop_leaks: false,
+            near_duplicates: true,
+            verify_source: false,
             max_reject_fraction: Fraction::new(0.01).expect("in range"),
             shard_bytes: Self::SHARD_SIZE.0,
             row_group: 256,
@@ -152,6 +163,7 @@ impl IngestOptions {
             tile_index: false,
             threads: 0,
             uploads: 4,
+            memory_limit: None,
         }
     }
 

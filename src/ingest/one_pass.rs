@@ -13,8 +13,9 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::IngestError;
+use super::memory::{MemoryBudget, runs};
 use super::plan::Plan;
-use super::screen::{Facts, MOST_PICTURE_BYTES, PICTURES_AT_ONCE, Verdict, look_at_all};
+use super::screen::{Facts, Keep, MOST_PICTURE_BYTES, PICTURES_AT_ONCE, Verdict, look_at_all};
 use super::source::Entry;
 use super::work::Work;
 use super::write::{Instance, ShardJob};
@@ -60,6 +61,7 @@ pub(super) struct OnePass<'a> {
     pub(super) first_id: usize,
     /// The pool that checks pictures; writing has threads of its own, that mostly wait.
     pub(super) checkers: &'a ThreadPool,
+    pub(super) memory: &'a MemoryBudget,
     /// Shards that are written at once.
     pub(super) uploads: usize,
     pub(super) progress: &'a dyn Progress,
@@ -151,7 +153,8 @@ impl OnePass<'_> {
             return Ok(Tried { verdicts, written: None });
         }
         let mut writer = self.job.start(number)?;
-        for places in shard.chunks(PICTURES_OF_BATCH) {
+        let bytes = |place: &u32| self.entries[*place as usize].bytes;
+        for places in runs(shard, PICTURES_OF_BATCH, self.memory.batch_bytes, bytes) {
             let checked = self.check(places)?;
             if checked.iter().any(|(verdict, _)| verdict.is_err()) {
                 ended.store(true, Ordering::Relaxed);
@@ -178,7 +181,7 @@ impl OnePass<'_> {
     fn check(&self, places: &[u32]) -> Result<Vec<(Verdict, Bytes)>, IngestError> {
         let look = |places: &[u32]| {
             let entries: Vec<&Entry> = places.iter().map(|&place| &self.entries[place as usize]).collect();
-            look_at_all(self.job.source, &entries, self.job.options)
+            look_at_all(self.job.source, &entries, self.job.options, self.memory, Keep::Bytes)
         };
         let parts: Vec<Vec<(Verdict, Bytes)>> = self
             .checkers

@@ -1,11 +1,14 @@
 //! One part of a split: checked, numbered, written.
 
+use std::collections::HashMap;
+
 use rayon::ThreadPool;
 
 use super::findings::{Findings, LEAK};
+use super::memory::{MemoryBudget, OVER_MEMORY_LIMIT};
 use super::one_pass::{OnePass, Outcome};
-use super::plan::{PartPlan, Plan};
-use super::report::SplitReport;
+use super::plan::{MEMORY_LIMIT, PartPlan, Plan};
+use super::report::{AlreadyThere, SplitReport};
 use super::screen::{Facts, Refusal, Verdict, screen};
 use super::source::{Entry, Source};
 use super::work::Work;
@@ -16,6 +19,7 @@ use crate::dataset::{
 };
 use crate::ids::InstanceId;
 use crate::progress::Progress;
+use crate::storage::Digest;
 
 /// The verdicts on a part's pictures, in their order.
 #[derive(Debug)]
@@ -31,9 +35,9 @@ impl Checked {
             .collect()
     }
 
-    /// Leaves a picture out because it has a twin in another split.
-    pub(super) fn drop_leak(&mut self, place: usize, twin: &str) {
-        self.0[place] = Err(Refusal { kind: LEAK.into(), reason: format!("a twin of {twin}") });
+    /// Leaves an image out because it has a near-duplicate in another split.
+    pub(super) fn drop_leak(&mut self, place: usize, other: &str) {
+        self.0[place] = Err(Refusal { kind: LEAK.into(), reason: format!("a near-duplicate of {other}") });
     }
 }
 
@@ -48,6 +52,7 @@ pub(super) struct PartJob<'a> {
     pub(super) before: Option<&'a Split>,
     /// Its rows.
     pub(super) rows: Vec<IndexRow>,
+    pub(super) memory: &'a MemoryBudget,
     /// The threads that check pictures.
     pub(super) checkers: &'a ThreadPool,
     /// The threads that write shards, where that comes after checking.
@@ -90,6 +95,7 @@ impl PartJob<'_> {
                 let accepted = checked.accepted();
                 let instances = self.number(&accepted)?;
                 let dealt = self.deal(&instances);
+                self.record_files(dealt.len())?;
                 progress.begin(&format!("write {}", self.part.split), instances.len() as u64);
                 let write = || self.shard_job().write(&dealt, &self.work, progress);
                 let shards = self.writers.install(write)?;
@@ -102,6 +108,8 @@ impl PartJob<'_> {
     fn check_and_write(&self, progress: &dyn Progress) -> Result<Outcome, IngestError> {
         progress.begin(&format!("check and write {}", self.part.split), self.part.entries.len() as u64);
         let sizes: Vec<u64> = self.part.entries.iter().map(|entry| entry.bytes).collect();
+        let shards = self.places(&sizes);
+        self.record_files(shards.len())?;
         let outcome = OnePass {
             job: &self.shard_job(),
             plan: self.plan,
@@ -109,17 +117,26 @@ impl PartJob<'_> {
             work: &self.work,
             first_id: self.rows.len(),
             checkers: self.checkers,
+            memory: self.memory,
             uploads: self.writers.current_num_threads(),
             progress,
         }
-        .run(&self.places(&sizes))?;
+        .run(&shards)?;
         progress.finish();
         Ok(outcome)
     }
 
+    /// Records what is going to be written, before the first of these files is.
+    fn record_files(&self, shards: usize) -> Result<(), IngestError> {
+        let job = self.shard_job();
+        let files = (0..shards).map(|number| job.path(number)).chain(self.part.files());
+        Ok(self.work.record_files(files)?)
+    }
+
     fn check(&self, known: &[Option<Verdict>], progress: &dyn Progress) -> Result<Checked, IngestError> {
         progress.begin(&format!("check {}", self.part.split), self.part.entries.len() as u64);
-        let verdicts = screen(self.source, self.part.entries, known, self.options, &self.work, progress)?;
+        let entries = self.part.entries;
+        let verdicts = screen(self.source, entries, known, self.options, self.memory, &self.work, progress)?;
         progress.finish();
         let (rejected, total) = (verdicts.iter().filter(|verdict| verdict.is_err()).count(), verdicts.len());
         let allowed = self.options.max_reject_fraction.get() * total as f64;
@@ -139,8 +156,7 @@ impl PartJob<'_> {
     ) -> Result<(Split, Vec<IndexRow>, SplitReport), IngestError> {
         let findings = self.findings(&checked.0);
         let new_rows = index_rows(dealt, &shards, self.first_shard(), self.rows.len());
-        let path = format!("index/{}.parquet", self.part.name());
-        let index = write_index(&self.options.dest, &path, &new_rows)?;
+        let index = write_index(&self.options.dest, &self.part.index_file(), &new_rows)?;
         findings.publish_rejects(&self.options.dest)?;
         let found = findings.report(instances);
         let report = SplitReport {
@@ -150,13 +166,21 @@ impl PartJob<'_> {
             ids: findings.describe_ids(),
             image_bytes: instances.iter().map(|instance| instance.facts.bytes).sum(),
             shards: shards.len(),
+            already_there: already_there(&self.rows, &new_rows),
             found: found.clone(),
         };
+        let mut options = self.plan.options.clone();
+        if let (Some(limit), true) =
+            (self.options.memory_limit, found.refused.contains_key(OVER_MEMORY_LIMIT))
+        {
+            // Only then it decides what the shards hold.
+            options.insert(MEMORY_LIMIT.into(), limit.into());
+        }
         let record = IngestRecord {
             program: PROGRAM.into(),
             format: format!("{:?}", self.source.format).to_lowercase(),
             source_fingerprint: self.part.fingerprint,
-            options: self.plan.options.clone(),
+            options,
             instances: report.instances,
             index,
             report: found,
@@ -176,6 +200,7 @@ impl PartJob<'_> {
         ShardJob {
             source: self.source,
             options: self.options,
+            memory: self.memory,
             dest: &self.options.dest,
             split: self.part.split,
             classes: &self.plan.classes,
@@ -248,6 +273,15 @@ impl PartJob<'_> {
             ingest,
         }
     }
+}
+
+/// How many appended images are byte for byte in the split already, with the first of them.
+fn already_there(before: &[IndexRow], appended: &[IndexRow]) -> Option<AlreadyThere> {
+    let held: HashMap<Digest, &IndexRow> = before.iter().rev().map(|row| (row.picture, row)).collect();
+    let mut found = appended.iter().filter_map(|row| Some((row, *held.get(&row.picture)?)));
+    let (row, same) = found.next()?;
+    let example = format!("{} (id {}) is {} (id {})", row.path, row.id.0, same.path, same.id.0);
+    Some(AlreadyThere { images: 1 + found.count() as u64, example })
 }
 
 /// The rows of the index, in the order of the ids.

@@ -1,10 +1,10 @@
 //! What of a source the destination does not hold yet.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::source::{Entry, Source};
 use super::{CheckDepth, IngestError, IngestOptions};
-use crate::dataset::{EXIF_ORIENTATION, IngestRecord, Manifest};
+use crate::dataset::{DUPLICATES_FILE, EXIF_ORIENTATION, IngestRecord, Manifest};
 use crate::ids::ClassId;
 use crate::storage::Digest;
 
@@ -18,10 +18,47 @@ pub(super) struct PartPlan<'a> {
     pub(super) fingerprint: Digest,
 }
 
+/// A part of a split that the destination holds already.
+#[derive(Debug)]
+pub(super) struct HeldPart<'a> {
+    pub(super) split: &'a str,
+    /// Its position in the split's list of parts.
+    pub(super) number: usize,
+    pub(super) entries: &'a [Entry],
+}
+
+/// The name of the option in a record; it is there only where an image was rejected by it.
+pub(super) const MEMORY_LIMIT: &str = "memory_limit";
+
+/// The file of rejected images of a part.
+pub(super) fn rejects_file(part: &str) -> String {
+    format!("rejects/{part}.jsonl")
+}
+
+/// A name for files of a part: the split's, and a number if it was appended.
+pub(super) fn part_name(split: &str, number: usize) -> String {
+    if number == 0 { split.to_owned() } else { format!("{split}-{number:04}") }
+}
+
 impl PartPlan<'_> {
-    /// A name for files of the part: the split's, and a number if it was appended.
+    /// A name for files of the part.
     pub(super) fn name(&self) -> String {
-        if self.number == 0 { self.split.to_owned() } else { format!("{}-{:04}", self.split, self.number) }
+        part_name(self.split, self.number)
+    }
+
+    /// The file of its index.
+    pub(super) fn index_file(&self) -> String {
+        format!("index/{}.parquet", self.name())
+    }
+
+    /// The file of its rejected images.
+    pub(super) fn rejects_file(&self) -> String {
+        rejects_file(&self.name())
+    }
+
+    /// The files that are written for it, beside the shards.
+    pub(super) fn files(&self) -> [String; 3] {
+        [self.index_file(), self.rejects_file(), DUPLICATES_FILE.to_owned()]
     }
 }
 
@@ -29,6 +66,8 @@ impl PartPlan<'_> {
 #[derive(Debug)]
 pub(super) struct Plan<'a> {
     pub(super) parts: Vec<PartPlan<'a>>,
+    /// What of the source is there already, by names, classes and sizes.
+    pub(super) held: Vec<HeldPart<'a>>,
     /// The dataset's classes afterwards.
     pub(super) classes: Vec<String>,
     /// For each of the source's classes its number in the dataset.
@@ -48,7 +87,7 @@ impl<'a> Plan<'a> {
     ) -> Result<Self, IngestError> {
         let other = |reason: String| IngestError::OtherDataset { dest: options.dest.to_string(), reason };
         let recorded = recorded_options(options);
-        let mut parts = Vec::new();
+        let (mut parts, mut held_parts) = (Vec::new(), Vec::new());
         for (split, entries) in &source.splits {
             let fingerprint = fingerprint(source, entries);
             let same = |record: &IngestRecord| record.source_fingerprint == fingerprint;
@@ -58,20 +97,38 @@ impl<'a> Plan<'a> {
                     return Err(other(format!("it has no split {split:?} to append to")));
                 }
                 None => 0,
-                Some(held) => match held.ingest.iter().find(|record| same(record)) {
-                    Some(record) if record.options == recorded => continue,
-                    _ if options.append
-                        && held.applies_exif_orientation() != options.exif_orientation.is_applied() =>
-                    {
-                        let own = orientation_name(held.applies_exif_orientation());
-                        return Err(other(format!(
-                            "its split {split:?} was made with --exif-orientation {own}; append with the same"
-                        )));
+                Some(held) => {
+                    let differing = |record: &IngestRecord| differing(&record.options, &recorded, options);
+                    let mut known = held.ingest.iter().enumerate().filter(|(_, record)| same(record));
+                    let differences = known.clone().next().map(|(_, record)| differing(record));
+                    match (known.find(|(_, record)| differing(record).is_empty()), differences) {
+                        (Some((number, _)), _) => {
+                            held_parts.push(HeldPart { split, number, entries });
+                            continue;
+                        }
+                        (None, Some(differences)) => {
+                            return Err(other(format!(
+                                "its split `{split}` was made from these images with other options: {}; give the same ones or another destination",
+                                differences.join(", ")
+                            )));
+                        }
+                        (None, None)
+                            if options.append
+                                && held.applies_exif_orientation() != options.exif_orientation.is_applied() =>
+                        {
+                            let own = orientation_name(held.applies_exif_orientation());
+                            return Err(other(format!(
+                                "its split `{split}` was made with `--exif-orientation {own}`; append with the same"
+                            )));
+                        }
+                        (None, None) if options.append => held.ingest.len(),
+                        (None, None) => {
+                            return Err(other(format!(
+                                "its split `{split}` was made from other images; --append adds these"
+                            )));
+                        }
                     }
-                    _ if options.append => held.ingest.len(),
-                    Some(_) => return Err(other(format!("its split {split:?} was made with other options"))),
-                    None => return Err(other(format!("its split {split:?} was made from other pictures"))),
-                },
+                }
             };
             parts.push(PartPlan { split, number, entries, fingerprint });
         }
@@ -94,7 +151,7 @@ impl<'a> Plan<'a> {
         }
         // Training pictures come last: by then it is known what the other splits hold.
         parts.sort_by_key(|part| part.split == super::TRAINING_SPLIT);
-        Ok(Self { parts, classes, class_numbers, options: recorded })
+        Ok(Self { parts, held: held_parts, classes, class_numbers, options: recorded })
     }
 
     /// The class of a picture in the dataset.
@@ -151,6 +208,9 @@ fn recorded_options(options: &IngestOptions) -> BTreeMap<String, serde_json::Val
     if options.exif_orientation.is_applied() {
         recorded.insert(EXIF_ORIENTATION.into(), orientation_name(true).into());
     }
+    if !options.near_duplicates {
+        recorded.insert("near_duplicates".into(), "off".into());
+    }
     if options.tile_index {
         recorded.insert("tile_index".into(), true.into());
     }
@@ -161,4 +221,23 @@ fn recorded_options(options: &IngestOptions) -> BTreeMap<String, serde_json::Val
         }
     }
     recorded
+}
+
+/// The options that differ, with their values then and now.
+fn differing(
+    before: &BTreeMap<String, serde_json::Value>,
+    now: &BTreeMap<String, serde_json::Value>,
+    options: &IngestOptions,
+) -> Vec<String> {
+    let mut now = now.clone();
+    if let (true, Some(limit)) = (before.contains_key(MEMORY_LIMIT), options.memory_limit) {
+        now.insert(MEMORY_LIMIT.into(), limit.into());
+    }
+    let shown = |value: Option<&serde_json::Value>| value.map_or("not given".into(), ToString::to_string);
+    let names: BTreeSet<&String> = before.keys().chain(now.keys()).collect();
+    names
+        .into_iter()
+        .filter(|name| before.get(*name) != now.get(*name))
+        .map(|name| format!("`{name}` was {} and is {} now", shown(before.get(name)), shown(now.get(name))))
+        .collect()
 }

@@ -27,8 +27,31 @@ pub struct IngestReport {
     pub duplicates: DuplicateCounts,
     /// How the source was understood.
     pub plan: SourcePlan,
+    /// What `--verify-source` has read; none where the option or the images were not there before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verified_source: Option<VerifiedSource>,
     /// How long it took.
     pub seconds: f64,
+}
+
+/// Appended images that the split holds already.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct AlreadyThere {
+    /// How many.
+    pub images: u64,
+    /// The first of them, and which one it is.
+    pub example: String,
+}
+
+/// What was read of a source that the dataset holds already (`--verify-source`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct VerifiedSource {
+    /// Images that were read and compared with the dataset's.
+    pub images: u64,
+    /// Those of which the dataset holds other bytes, which were made anew and compared.
+    pub rewritten: u64,
+    /// Those that were rejected then and now.
+    pub rejected: u64,
 }
 
 /// What was done with a split.
@@ -46,6 +69,9 @@ pub struct SplitReport {
     pub image_bytes: u64,
     /// Shards written.
     pub shards: usize,
+    /// Appended images that are byte for byte in the split already; they got ids of their own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub already_there: Option<AlreadyThere>,
     /// What was found in the source.
     #[serde(flatten)]
     pub found: PartReport,
@@ -72,6 +98,9 @@ impl IngestReport {
             if found.tiled > 0 {
                 line("with tiles", found.tiled.to_string());
             }
+            if let Some(AlreadyThere { images, example }) = &split.already_there {
+                line("already there", format!("{images} of the appended images, byte for byte; {example}"));
+            }
             if split.rejected > 0 {
                 line("rejected", counts(&found.refused));
             }
@@ -88,6 +117,11 @@ impl IngestReport {
         if leaks > 0 {
             lines.push(format!(
                 "leaks: {leaks} training images have a near-duplicate in another split, which raises a kNN score (--drop-leaks leaves them out)"
+            ));
+        }
+        if let Some(VerifiedSource { images, rewritten, rejected }) = self.verified_source {
+            lines.push(format!(
+                "verified: {images} images of the source are those of the dataset ({rewritten} rewritten, {rejected} rejected again)"
             ));
         }
         lines

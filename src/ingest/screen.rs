@@ -4,6 +4,7 @@ use bytes::Bytes;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::memory::{MemoryBudget, OVER_MEMORY_LIMIT, runs};
 use super::remake::{self, Changes};
 use super::source::{Entry, Source};
 use super::view_hash::view_hash;
@@ -58,6 +59,7 @@ pub(super) fn screen(
     entries: &[Entry],
     known: &[Option<Verdict>],
     options: &IngestOptions,
+    memory: &MemoryBudget,
     work: &Work,
     progress: &dyn Progress,
 ) -> Result<Vec<Verdict>, IngestError> {
@@ -65,14 +67,19 @@ pub(super) fn screen(
     let look = |(entries, known): Pictures<'_>| -> Result<Vec<Verdict>, IngestError> {
         let open = entries.iter().zip(known).filter(|(_, known)| known.is_none());
         let open: Vec<&Entry> = open.map(|(entry, _)| entry).collect();
-        let mut found = look_at_all(source, &open, options)?.into_iter().map(|(verdict, _)| verdict);
+        let mut found = look_at_all(source, &open, options, memory, Keep::Verdicts)?
+            .into_iter()
+            .map(|(verdict, _)| verdict);
         progress.advance(entries.len() as u64);
         let mut next = || found.next().expect("one for each that is open");
         Ok(known.iter().map(|known| known.clone().unwrap_or_else(&mut next)).collect())
     };
     let chunk = |(number, (entries, known)): (usize, Pictures<'_>)| -> Result<Vec<Verdict>, IngestError> {
         let saved: Option<Vec<Verdict>> = work.load(&format!("checked-{number:05}"))?;
-        if let Some(verdicts) = saved.filter(|verdicts| verdicts.len() == entries.len()) {
+        // The memory limit may be another one now.
+        let holds = |verdict: &Verdict| !matches!(verdict, Err(refusal) if refusal.kind == OVER_MEMORY_LIMIT);
+        let saved = saved.filter(|verdicts| verdicts.len() == entries.len() && verdicts.iter().all(holds));
+        if let Some(verdicts) = saved {
             progress.advance(entries.len() as u64);
             return Ok(verdicts);
         }
@@ -94,30 +101,46 @@ pub(super) fn screen(
     Ok(chunks.into_iter().flatten().collect())
 }
 
-/// Reads and checks pictures; with each verdict come the bytes as they lie in the source, none of what is not read.
+/// What is wanted of images that are checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Keep {
+    /// Verdicts alone.
+    Verdicts,
+    /// Their bytes too.
+    Bytes,
+}
+
+/// Reads and checks images; with each verdict come the bytes as they are in the source if they are to be kept, none of
+/// an image that is not read.
 pub(super) fn look_at_all(
     source: &Source,
     entries: &[&Entry],
     options: &IngestOptions,
+    memory: &MemoryBudget,
+    keep: Keep,
 ) -> Result<Vec<(Verdict, Bytes)>, IngestError> {
     let is_readable = |entry: &&&Entry| entry.fault.is_none() && entry.bytes <= MOST_PICTURE_BYTES;
-    let readable: Vec<&Entry> = entries.iter().filter(is_readable).copied().collect();
-    let mut read = source.read_all(&readable)?.into_iter();
     let mut verdicts = Vec::with_capacity(entries.len());
-    for entry in entries {
-        let verdict = if let Some(fault) = entry.fault {
-            let reason = fault.reason().to_owned();
-            (Err(Refusal { kind: "name or kind of entry".into(), reason }), Bytes::new())
-        } else if entry.bytes > MOST_PICTURE_BYTES {
-            let reason = format!("{} bytes are more than {MOST_PICTURE_BYTES}", entry.bytes);
-            (Err(Refusal { kind: "too large".into(), reason }), Bytes::new())
-        } else {
-            let bytes = read.next().expect("one for each that is readable");
-            let verdict = prepare(&bytes, options)
-                .map_err(|error| Refusal { kind: error.kind().into(), reason: error.to_string() });
-            (verdict, bytes)
-        };
-        verdicts.push(verdict);
+    for run in runs(entries, entries.len(), memory.read_bytes, |entry| entry.bytes) {
+        let readable: Vec<&Entry> = run.iter().filter(is_readable).copied().collect();
+        let mut read = source.read_all(&readable)?.into_iter();
+        for entry in run {
+            let verdict = if let Some(fault) = entry.fault {
+                let reason = fault.reason().to_owned();
+                (Err(Refusal { kind: "name or kind of entry".into(), reason }), Bytes::new())
+            } else if entry.bytes > MOST_PICTURE_BYTES {
+                let reason = format!("{} bytes are more than {MOST_PICTURE_BYTES}", entry.bytes);
+                (Err(Refusal { kind: "too large".into(), reason }), Bytes::new())
+            } else {
+                let bytes = read.next().expect("one for each that is readable");
+                let verdict = memory.admit(&bytes, options).and_then(|_reservation| {
+                    prepare(&bytes, options)
+                        .map_err(|error| Refusal { kind: error.kind().into(), reason: error.to_string() })
+                });
+                (verdict, if keep == Keep::Bytes { bytes } else { Bytes::new() })
+            };
+            verdicts.push(verdict);
+        }
     }
     Ok(verdicts)
 }

@@ -1,8 +1,11 @@
+mod appended;
+mod exported;
 mod hostile_pictures;
 mod hostile_sources;
 mod one_pass;
 mod remade;
 mod stores;
+mod strays;
 mod support;
 
 use std::fs;
@@ -199,9 +202,12 @@ fn a_destination_that_holds_the_pictures_themselves_is_refused_and_they_stay() {
     let at = place();
     folder(&at.source.join("train"));
     let before = files(&at.source);
-    let error = ingest(&options(&at.source, &at.source), &Quiet).expect_err("the source itself");
-    assert!(matches!(&error, IngestError::NotOurs { file, .. } if file == "train/cat/0.jpg"), "{error}");
-    assert_eq!(error.failure(), crate::failure::Failure::Data);
+    for dest in [at.source.clone(), at.source.join("dataset"), at.source.with_file_name(".")] {
+        let error = ingest(&options(&at.source, &dest), &Quiet).expect_err("one holds the other");
+        assert!(matches!(&error, IngestError::Overlap { .. }), "{error}");
+        assert_eq!(error.failure(), crate::failure::Failure::Data);
+        assert!(error.to_string().contains(&at.source.display().to_string()), "{error}");
+    }
     assert_eq!(files(&at.source), before);
 }
 

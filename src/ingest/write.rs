@@ -4,6 +4,7 @@ use bytes::Bytes;
 use rayon::prelude::*;
 use serde::de::DeserializeOwned;
 
+use super::memory::{MemoryBudget, runs};
 use super::remake;
 use super::screen::{Facts, PICTURES_AT_ONCE};
 use super::source::{Entry, Source};
@@ -63,6 +64,7 @@ pub(super) fn deal(sizes: &[u64], seed: u64, part: u64, shard_bytes: u64) -> Vec
 pub(super) struct ShardJob<'a> {
     pub(super) source: &'a Source,
     pub(super) options: &'a IngestOptions,
+    pub(super) memory: &'a MemoryBudget,
     pub(super) dest: &'a Location,
     pub(super) split: &'a str,
     pub(super) classes: &'a [String],
@@ -76,10 +78,15 @@ impl ShardJob<'_> {
         format!("shard-{:05}", self.first + number)
     }
 
+    /// The path of a shard within the dataset's folder.
+    pub(super) fn path(&self, number: usize) -> String {
+        format!("{}/{}.parquet", self.split, self.name(number))
+    }
+
     /// Starts a shard.
     pub(super) fn start(&self, number: usize) -> Result<ShardWriter, DatasetError> {
         let layout = WriterOptions { row_group: self.options.row_group, classes: self.classes.to_vec() };
-        ShardWriter::start(self.dest, &format!("{}/{}.parquet", self.split, self.name(number)), &layout)
+        ShardWriter::start(self.dest, &self.path(number), &layout)
     }
 
     /// What an earlier call recorded of a shard, if the shard is there.
@@ -96,18 +103,19 @@ impl ShardJob<'_> {
         Ok(work.load(record)?.filter(there))
     }
 
-    /// Removes shards of this part that [`ShardJob::write`] has not finished.
+    /// Removes shards that the work on this part has recorded and [`ShardJob::write`] has not finished.
     ///
     /// # Errors
     /// If the store fails.
     pub(super) fn remove_others(&self, work: &Work) -> Result<(), StorageError> {
-        let folder = self.dest.join(self.split);
-        for entry in folder.list()? {
+        let recorded = work.files()?;
+        for entry in self.dest.join(self.split).list()? {
+            let path = format!("{}/{}", self.split, entry.name);
             let name = entry.name.trim_end_matches(".parquet");
-            let number = name.strip_prefix("shard-").and_then(|number| number.parse::<usize>().ok());
-            let is_ours = number.is_some_and(|number| number >= self.first);
-            if is_ours && self.finished(work, name, |written: &WrittenShard| written)?.is_none() {
-                folder.join(&entry.name).delete()?;
+            if recorded.contains(&path)
+                && self.finished(work, name, |written: &WrittenShard| written)?.is_none()
+            {
+                self.dest.join(&path).delete()?;
             }
         }
         Ok(())
@@ -131,7 +139,8 @@ impl ShardJob<'_> {
                 return Ok(written);
             }
             let mut writer = self.start(number)?;
-            for instances in shard.chunks(PICTURES_AT_ONCE) {
+            let bytes = |instance: &Instance<'_>| instance.entry.bytes;
+            for instances in runs(shard, PICTURES_AT_ONCE, self.memory.batch_bytes, bytes) {
                 for row in self.rows(instances)? {
                     writer.push(row)?;
                 }
@@ -153,6 +162,7 @@ impl ShardJob<'_> {
             let bytes = if changes.none() {
                 Some(source)
             } else {
+                let _reservation = self.memory.readmit(&source, self.options);
                 remake::again(&source, changes, self.options).map(Into::into)
             };
             let bytes = bytes.filter(|bytes| Digest::of(bytes) == instance.facts.digest);

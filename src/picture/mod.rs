@@ -15,6 +15,7 @@ mod gif;
 mod guard;
 mod jpeg;
 mod luma;
+mod memory;
 mod orientation;
 mod pixels;
 mod png;
@@ -34,6 +35,7 @@ pub use error::PictureError;
 #[cfg(fuzzing)]
 pub(crate) use luma::check_is_libjpegs;
 pub use luma::{Luma, check, luma};
+pub use memory::decoding_memory;
 pub use orientation::{ExifOrientation, Orientation};
 pub use region::{Channels, Encoded, Planes, Region, RegionDecoder};
 pub use resize::{shrink, shrunk_size};

@@ -2,6 +2,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "tests make damaged and foreign files by hand")]
 
+mod append;
 mod architecture;
 mod augment;
 mod compatibility;

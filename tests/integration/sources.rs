@@ -384,7 +384,7 @@ fn appended_pictures_get_new_ids_and_old_shards_stay() {
 
 #[test]
 fn leaks_are_found_and_can_be_left_out() {
-    let dir = scratch();
+    let (dir, outside) = (scratch(), scratch());
     let (train, mut val) = (training(), validation());
     folder(&dir.path().join("train"), &train);
     // A byte-identical twin of training picture 2, and training picture 5 re-encoded.
@@ -392,19 +392,20 @@ fn leaks_are_found_and_can_be_left_out() {
     let picture = instdisc::picture::decode(&train[5].2, &Default::default()).expect("a picture");
     val[1].2 = instdisc::picture::encode_jpeg(&picture, 90).expect("encoded");
     folder(&dir.path().join("val"), &val);
-    let report = ingest(dir.path(), &dir.path().join("out"), "");
+    let report = ingest(dir.path(), &outside.path().join("out"), "");
     assert_eq!(
         (&report["duplicates"]["leaks"], &report["splits"]["train"]["instances"]),
         (&2.into(), &12.into())
     );
-    let dropped = ingest(dir.path(), &dir.path().join("dropped"), "--drop-leaks");
+    let dropped = ingest(dir.path(), &outside.path().join("dropped"), "--drop-leaks");
     assert_eq!(
         (&dropped["duplicates"]["leaks"], &dropped["splits"]["train"]["instances"]),
         (&0.into(), &10.into())
     );
     assert_eq!(dropped["splits"]["train"]["dropped_leaks"], 2);
-    let rejects = std::fs::read_to_string(dir.path().join("dropped/rejects/train.jsonl")).expect("rejects");
-    assert!(rejects.contains("a twin of val n00000010/ILSVRC2012_val_00000001.JPEG"), "{rejects}");
+    let rejects =
+        std::fs::read_to_string(outside.path().join("dropped/rejects/train.jsonl")).expect("rejects");
+    assert!(rejects.contains("a near-duplicate of val n00000010/ILSVRC2012_val_00000001.JPEG"), "{rejects}");
 }
 
 #[test]

@@ -280,7 +280,7 @@ fn kind_of(location: &Location) -> Result<Kind, IngestError> {
     }
     if let Some(compression) = compression(&head) {
         if let Some(reason) = compression.unsupported() {
-            return Ok(Kind::Other(reason.into()));
+            return Ok(Kind::Other(reason));
         }
         let head = file.head(COMPRESSED_HEAD_BYTES)?;
         let inside = first_bytes(&head, compression, TAR_HEADER_BYTES);

@@ -138,7 +138,7 @@ fn an_export_gives_the_files_back_that_were_ingested() {
     let job = ExportOptions { dataset: location(&at.dest), dest: location(&target), split: None };
     for _ in 0..2 {
         let split = export(&job, &Quiet).expect("exported").splits["train"];
-        assert_eq!(split, ExportedSplit { pictures: 19, restored: 15, not_original: 0 });
+        assert_eq!(split, ExportedSplit { pictures: 19, restored: 15, not_original: 0, renamed: 0 });
         assert_eq!(files(&target), files(&at.source));
     }
     fs::write(target.join("train/cat/0.jpg"), b"another").expect("a file");

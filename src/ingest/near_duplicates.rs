@@ -1,0 +1,321 @@
+//! Images that occur more than once: byte for byte, or to the eye.
+//!
+//! Two images are linked if their bytes are equal or if their view hashes differ in at most [`MOST_DIFFERING_BITS`]
+//! bits. A group is a connected component of these links: a near-duplicate of a near-duplicate belongs to it too.
+//!
+//! Groups are a union made while scanning, so the memory is linear in the number of images however many pairs there
+//! are. Of 16 bands of a hash, two near hashes agree in one but for one bit, so only the 17 buckets of each
+//! band are compared. Within a bucket the members of one set form balls about a representative: a comparison with the
+//! representative decides for the whole ball, unless the ball is near and of another set.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use rayon::prelude::*;
+
+use super::view_hash::MOST_DIFFERING_BITS;
+use crate::dataset::{DuplicateCounts, DuplicateRow, ViewHash};
+use crate::ids::InstanceId;
+use crate::storage::Digest;
+
+/// Bits of a band: two views that differ in few bits agree in a band but for one bit at most.
+const BAND_BITS: u32 = 16;
+const BANDS: usize = 256 / BAND_BITS as usize;
+const BUCKETS: usize = 1 << BAND_BITS;
+/// The radius up to which members of one set join a ball.
+const MOST_RADIUS: u32 = 2 * MOST_DIFFERING_BITS;
+
+// One differing bit in each band may be missed by an exact look-up; two in each are beyond the limit.
+const _: () = assert!((MOST_DIFFERING_BITS as usize) < 2 * BANDS);
+
+/// What an image is compared by.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Look {
+    pub(super) digest: Digest,
+    pub(super) view: Option<ViewHash>,
+}
+
+/// The group of each image: the position of its first member. An image without a duplicate is alone in its group.
+pub(super) fn groups(looks: &[Look]) -> Vec<u32> {
+    let sets = Sets::new(looks.len());
+    let is_new = |_: u32| true;
+    link_all(looks, is_new, &sets);
+    sets.roots()
+}
+
+/// As [`groups`], where the groups of the images of which `is_new` is false are known: `known` holds pairs of
+/// members of one group. Only what is new is compared.
+pub(super) fn extend_groups(
+    looks: &[Look],
+    known: impl IntoIterator<Item = (u32, u32)>,
+    is_new: impl Fn(u32) -> bool + Sync,
+) -> Vec<u32> {
+    let sets = Sets::new(looks.len());
+    known.into_iter().for_each(|(a, b)| sets.join(a, b));
+    link_all(looks, is_new, &sets);
+    sets.roots()
+}
+
+fn link_all(looks: &[Look], is_new: impl Fn(u32) -> bool + Sync, sets: &Sets) {
+    let mut order: Vec<u32> = (0..looks.len() as u32).collect();
+    let digest = |&image: &u32| looks[image as usize].digest;
+    order.par_sort_unstable_by_key(|image| (digest(image), *image));
+    for pair in order.windows(2).filter(|pair| digest(&pair[0]) == digest(&pair[1])) {
+        sets.join(pair[0], pair[1]);
+    }
+    drop(order);
+    // Each view once: many equal images must not be compared with each other.
+    let mut views: Vec<Viewed> = looks
+        .iter()
+        .zip(0..)
+        .filter_map(|(look, image)| Some(Viewed { view: look.view?, image, is_new: is_new(image) }))
+        .collect();
+    views.par_sort_unstable_by_key(|viewed| (viewed.view, viewed.image));
+    views.dedup_by(|later, first| {
+        let equal = later.view == first.view;
+        if equal {
+            sets.join(first.image, later.image);
+            // A view that an older image has was compared before.
+            first.is_new &= later.is_new;
+        }
+        equal
+    });
+    views.sort_unstable_by_key(|viewed| viewed.image);
+    for band in 0..BANDS {
+        Band::new(&views, band, sets).link();
+    }
+}
+
+/// A view that occurs, and the first image that has it.
+struct Viewed {
+    view: ViewHash,
+    image: u32,
+    /// Whether it was not compared with the others that are not new.
+    is_new: bool,
+}
+
+/// The views in the buckets of one band.
+struct Band<'a> {
+    views: &'a [Viewed],
+    sets: &'a Sets,
+    /// Indices of views, bucket after bucket.
+    order: Vec<u32>,
+    /// Where each bucket begins in the order.
+    starts: Vec<u32>,
+    /// Whether a bucket holds a new view.
+    has_new: Vec<bool>,
+}
+
+/// Views of a bucket that are in one set and within a radius of the first of them.
+struct Ball {
+    first: u32,
+    others: Vec<u32>,
+    radius: u32,
+}
+
+impl Ball {
+    fn members(&self) -> impl Iterator<Item = u32> {
+        std::iter::once(self.first).chain(self.others.iter().copied())
+    }
+}
+
+impl<'a> Band<'a> {
+    fn new(views: &'a [Viewed], band: usize, sets: &'a Sets) -> Self {
+        let bucket = |viewed: &Viewed| {
+            usize::from((viewed.view.0[band / 4] >> (BAND_BITS as usize * (band % 4))) as u16)
+        };
+        let (mut starts, mut has_new) = (vec![0_u32; BUCKETS + 1], vec![false; BUCKETS]);
+        for viewed in views {
+            starts[bucket(viewed) + 1] += 1;
+            has_new[bucket(viewed)] |= viewed.is_new;
+        }
+        for value in 1..starts.len() {
+            starts[value] += starts[value - 1];
+        }
+        let mut next = starts.clone();
+        let mut order = vec![0_u32; views.len()];
+        for (index, viewed) in (0..).zip(views) {
+            let slot = &mut next[bucket(viewed)];
+            order[*slot as usize] = index;
+            *slot += 1;
+        }
+        Self { views, sets, order, starts, has_new }
+    }
+
+    /// Joins the sets of all views that are near in this band.
+    fn link(&self) {
+        let neighbours = |bucket: usize| (0..BAND_BITS).map(move |bit| bucket ^ (1 << bit));
+        let is_met = |bucket: usize| {
+            self.has_new[bucket] || neighbours(bucket).any(|neighbour| self.has_new[neighbour])
+        };
+        let is_occupied = |bucket: &usize| self.starts[*bucket] < self.starts[*bucket + 1];
+        let met: Vec<usize> = (0..BUCKETS).filter(is_occupied).filter(|&bucket| is_met(bucket)).collect();
+        let balls: Vec<Vec<Ball>> = met.par_iter().map(|&bucket| self.balls(bucket)).collect();
+        let mut number_of = vec![None; BUCKETS];
+        met.iter().enumerate().for_each(|(number, &bucket)| number_of[bucket] = Some(number));
+        met.par_iter().zip(&balls).for_each(|(&bucket, own)| {
+            if self.has_new[bucket] {
+                for (number, ball) in own.iter().enumerate() {
+                    own[..number].iter().for_each(|other| self.link_balls(ball, other));
+                }
+            }
+            for neighbour in neighbours(bucket).filter(|&neighbour| neighbour > bucket) {
+                let Some(number) = number_of[neighbour] else { continue };
+                if self.has_new[bucket] || self.has_new[neighbour] {
+                    let others = &balls[number];
+                    own.iter().for_each(|ball| others.iter().for_each(|other| self.link_balls(ball, other)));
+                }
+            }
+        });
+    }
+
+    /// Distributes the views of a bucket to balls, and joins the set of each with that of its ball.
+    fn balls(&self, bucket: usize) -> Vec<Ball> {
+        let mut balls: Vec<Ball> = Vec::new();
+        for &index in &self.order[self.starts[bucket] as usize..self.starts[bucket + 1] as usize] {
+            let fitting = balls.iter_mut().find_map(|ball| {
+                let distance = self.distance(index, ball.first);
+                let is_near = distance <= MOST_DIFFERING_BITS;
+                let fits = is_near || distance <= MOST_RADIUS && self.is_joined(index, ball.first);
+                fits.then_some((ball, distance))
+            });
+            match fitting {
+                Some((ball, distance)) => {
+                    self.join(index, ball.first);
+                    ball.others.push(index);
+                    ball.radius = ball.radius.max(distance);
+                }
+                None => balls.push(Ball { first: index, others: Vec::new(), radius: 0 }),
+            }
+        }
+        balls
+    }
+
+    /// Joins the sets of two balls if a view of one is near a view of the other.
+    fn link_balls(&self, one: &Ball, other: &Ball) {
+        let (first, second) = (one.first, other.first);
+        if self.distance(first, second) > one.radius + other.radius + MOST_DIFFERING_BITS
+            || self.is_joined(first, second)
+        {
+            return;
+        }
+        let reach = other.radius + MOST_DIFFERING_BITS;
+        let mut in_reach = one.members().filter(|&member| self.distance(member, second) <= reach);
+        let near = |member: u32| {
+            other.members().any(|candidate| self.distance(member, candidate) <= MOST_DIFFERING_BITS)
+        };
+        if in_reach.any(near) {
+            self.join(first, second);
+        }
+    }
+
+    fn distance(&self, one: u32, other: u32) -> u32 {
+        self.views[one as usize].view.distance(&self.views[other as usize].view)
+    }
+
+    fn is_joined(&self, one: u32, other: u32) -> bool {
+        let image = |index: u32| self.views[index as usize].image;
+        self.sets.root(image(one)) == self.sets.root(image(other))
+    }
+
+    fn join(&self, one: u32, other: u32) {
+        self.sets.join(self.views[one as usize].image, self.views[other as usize].image);
+    }
+}
+
+/// Disjoint sets, which threads join at the same time; the root of a set is its lowest member.
+struct Sets(Vec<AtomicU32>);
+
+impl Sets {
+    fn new(len: usize) -> Self {
+        Self((0..len as u32).map(AtomicU32::new).collect())
+    }
+
+    fn root(&self, mut member: u32) -> u32 {
+        loop {
+            let above = self.0[member as usize].load(Ordering::Relaxed);
+            if above == member {
+                return member;
+            }
+            // Shortens the way for the next look. A way only ever leads to lower members, so a lost race is harmless.
+            let next = self.0[above as usize].load(Ordering::Relaxed);
+            self.0[member as usize].fetch_min(next, Ordering::Relaxed);
+            member = above;
+        }
+    }
+
+    fn join(&self, one: u32, other: u32) {
+        let (mut one, mut other) = (self.root(one), self.root(other));
+        while one != other {
+            let (low, high) = (one.min(other), one.max(other));
+            let hung =
+                self.0[high as usize].compare_exchange(high, low, Ordering::Relaxed, Ordering::Relaxed);
+            if hung.is_ok() {
+                return;
+            }
+            // Another thread hung it elsewhere.
+            (one, other) = (self.root(high), self.root(low));
+        }
+    }
+
+    fn roots(&self) -> Vec<u32> {
+        (0..self.0.len() as u32).map(|member| self.root(member)).collect()
+    }
+}
+
+/// An image of a dataset.
+#[derive(Clone, Debug)]
+pub(super) struct Listed<'a> {
+    pub(super) split: &'a str,
+    pub(super) id: InstanceId,
+    pub(super) path: &'a str,
+    pub(super) look: Look,
+}
+
+/// The rows of `duplicates.parquet` for these groups (see [`groups`]) and their counts.
+pub(super) fn rows(images: &[Listed<'_>], groups: &[u32]) -> (Vec<DuplicateRow>, DuplicateCounts) {
+    let mut members: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
+    for (position, &root) in groups.iter().enumerate() {
+        if root as usize != position {
+            members.entry(root).or_insert_with(|| vec![root as usize]).push(position);
+        }
+    }
+    let mut rows = Vec::new();
+    for (group, positions) in (0..).zip(members.values()) {
+        let first = &images[positions[0]].look;
+        for &position in positions {
+            let Listed { split, id, path, look } = &images[position];
+            rows.push(DuplicateRow {
+                group,
+                split: (*split).to_owned(),
+                id: *id,
+                path: (*path).to_owned(),
+                identical: look.digest == first.digest,
+                distance: look.view.zip(first.view).map(|(a, b)| a.distance(&b)),
+            });
+        }
+    }
+    let counts = count(&rows);
+    (rows, counts)
+}
+
+/// Counts rows of which those of a group follow each other. A leak is an image of `train` with a near-duplicate in
+/// another split.
+pub(super) fn count(rows: &[DuplicateRow]) -> DuplicateCounts {
+    let mut counts = DuplicateCounts { pictures: rows.len() as u64, ..DuplicateCounts::default() };
+    for group in rows.chunk_by(|a, b| a.group == b.group) {
+        if group.iter().all(|row| row.identical) {
+            counts.identical_groups += 1;
+        } else {
+            counts.visual_groups += 1;
+        }
+        let training = group.iter().filter(|row| row.split == super::TRAINING_SPLIT).count();
+        if training < group.len() {
+            counts.leaks += training as u64;
+        }
+    }
+    counts
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,194 @@
+use super::*;
+use crate::rng::{Purpose, Stream};
+
+fn random_views(count: u64, seed: u64) -> Vec<ViewHash> {
+    let mut stream = Stream::new(seed, Purpose::Report, 0, 0);
+    (0..count).map(|_| ViewHash(std::array::from_fn(|_| stream.bits()))).collect()
+}
+
+fn flipped(view: ViewHash, stream: &mut Stream, bits: u32) -> ViewHash {
+    let mut places: Vec<usize> = (0..256).collect();
+    stream.shuffle(&mut places);
+    let mut words = view.0;
+    places[..bits as usize].iter().for_each(|place| words[place / 64] ^= 1 << (place % 64));
+    ViewHash(words)
+}
+
+fn look(number: usize, view: ViewHash) -> Look {
+    Look { digest: Digest::of(&number.to_le_bytes()), view: Some(view) }
+}
+
+fn looks(views: &[ViewHash]) -> Vec<Look> {
+    views.iter().enumerate().map(|(number, &view)| look(number, view)).collect()
+}
+
+/// The definition, by comparing each image with each other one.
+fn brute_force(looks: &[Look]) -> Vec<u32> {
+    let sets = Sets::new(looks.len());
+    for (one, a) in (0..).zip(looks) {
+        for (other, b) in (0..one).zip(looks) {
+            let is_near = a.view.zip(b.view).is_some_and(|(a, b)| a.distance(&b) <= MOST_DIFFERING_BITS);
+            if a.digest == b.digest || is_near {
+                sets.join(one, other);
+            }
+        }
+    }
+    sets.roots()
+}
+
+/// Sets of images that are hard in different ways.
+fn hard_sets() -> Vec<(&'static str, Vec<Look>)> {
+    let mut stream = Stream::new(3, Purpose::Report, 0, 0);
+    let scenes = random_views(6, 4);
+    let mut noisy = |scene: ViewHash, bits: u32| {
+        let bits = (f64::from(bits) * stream.unit()) as u32;
+        flipped(scene, &mut stream, bits)
+    };
+    let mut sets = vec![("random", looks(&random_views(300, 5)))];
+    for bits in [4, 10, 14, 20, 30, 45] {
+        let views: Vec<ViewHash> = (0..300).map(|number| noisy(scenes[number % 3], bits)).collect();
+        sets.push(("scenes", looks(&views)));
+    }
+    // A scene that drifts: near ones of near ones reach far.
+    let mut view = scenes[3];
+    let drift: Vec<ViewHash> = (0..300)
+        .map(|_| {
+            view = flipped(view, &mut stream, 9);
+            view
+        })
+        .collect();
+    sets.push(("drift", looks(&drift)));
+    // Scenes of which few bits differ: their balls touch or just do not.
+    for apart in [21, 30, 41, 50, 61] {
+        let other = flipped(scenes[4], &mut stream, apart);
+        let views: Vec<ViewHash> =
+            (0..300).map(|number| flipped([scenes[4], other][number % 2], &mut stream, 5)).collect();
+        sets.push(("touching", looks(&views)));
+    }
+    // Differences in one half of the bits alone leave whole bands equal.
+    let halves: Vec<ViewHash> = random_views(400, 6)
+        .into_iter()
+        .map(|random| {
+            let low = flipped(ViewHash([scenes[5].0[0], 0, 0, 0]), &mut stream, 0).0[0];
+            ViewHash([
+                low,
+                scenes[5].0[1],
+                scenes[5].0[2],
+                scenes[5].0[3] ^ (random.0[3] & random.0[2] & 0xFFFF_FFFF),
+            ])
+        })
+        .collect();
+    sets.push(("equal bands", looks(&halves)));
+    let mut mixed = looks(&random_views(50, 7));
+    mixed.extend(mixed.clone().into_iter().map(|look| Look { view: None, ..look }));
+    mixed.extend((0..50).map(|number| Look { digest: Digest::of(&[number % 7]), view: None }));
+    sets.push(("without a view", mixed));
+    sets
+}
+
+#[test]
+fn groups_are_the_closure_of_all_near_pairs() {
+    for (name, looks) in hard_sets() {
+        assert_eq!(groups(&looks), brute_force(&looks), "{name}");
+    }
+}
+
+#[test]
+fn groups_do_not_depend_on_threads() {
+    let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a pool");
+    let many = rayon::ThreadPoolBuilder::new().num_threads(8).build().expect("a pool");
+    for (name, looks) in hard_sets() {
+        assert_eq!(one.install(|| groups(&looks)), many.install(|| groups(&looks)), "{name}");
+    }
+}
+
+#[test]
+fn groups_that_are_extended_are_those_found_from_scratch() {
+    let mut stream = Stream::new(8, Purpose::Report, 0, 0);
+    for (name, looks) in hard_sets() {
+        for share in [0.0, 0.02, 0.5] {
+            let is_new: Vec<bool> = looks.iter().map(|_| stream.unit() < share).collect();
+            let old: Vec<u32> =
+                (0..).zip(&is_new).filter(|(_, new)| !**new).map(|(image, _)| image).collect();
+            let old_looks: Vec<Look> = old.iter().map(|&image| looks[image as usize]).collect();
+            let known = groups(&old_looks);
+            let known = old.iter().zip(&known).map(|(&image, &root)| (image, old[root as usize]));
+            let extended = extend_groups(&looks, known, |image| is_new[image as usize]);
+            assert_eq!(extended, groups(&looks), "{name} {share}");
+        }
+    }
+}
+
+#[test]
+fn every_pair_within_the_limit_is_found_and_none_beyond_it() {
+    let mut stream = Stream::new(2, Purpose::Report, 0, 0);
+    let mut views = random_views(500, 1);
+    let near: Vec<ViewHash> =
+        views.iter().map(|&view| flipped(view, &mut stream, MOST_DIFFERING_BITS)).collect();
+    let far: Vec<ViewHash> =
+        views.iter().map(|&view| flipped(view, &mut stream, MOST_DIFFERING_BITS + 1)).collect();
+    views.extend(near);
+    views.extend(far);
+    let found = groups(&looks(&views));
+    for place in 0..500 {
+        assert_eq!(found[500 + place], place as u32, "a near one");
+        // A far one may be near to the near one of its image, but then it is in the group with reason.
+        let alone = views[1000 + place].distance(&views[500 + place]) > MOST_DIFFERING_BITS;
+        assert_eq!(found[1000 + place] == 1000 + place as u32, alone);
+    }
+}
+
+/// Collecting the pairs of these took 9 GB.
+#[test]
+fn many_near_images_are_grouped_without_comparing_each_with_each() {
+    let mut stream = Stream::new(9, Purpose::Report, 0, 0);
+    let scenes = random_views(2, 10);
+    let views: Vec<ViewHash> = (0..20_000)
+        .map(|number| {
+            let bits = (16.0 * stream.unit()) as u64;
+            let mut words = scenes[number % 2].0;
+            (0..bits).for_each(|_| {
+                let bit = (256.0 * stream.unit()) as usize;
+                words[bit / 64] ^= 1 << (bit % 64);
+            });
+            ViewHash(words)
+        })
+        .collect();
+    let found = groups(&looks(&views));
+    assert!((0..).zip(&found).all(|(place, &root)| root == place % 2));
+}
+
+#[test]
+fn groups_are_counted_and_leaks_are_training_images_with_a_near_duplicate_elsewhere() {
+    let views = random_views(4, 1);
+    let image = |split, id: u32, bytes: &[u8], view: usize| Listed {
+        split,
+        id: InstanceId(id),
+        path: "p",
+        look: Look { digest: Digest::of(bytes), view: Some(views[view]) },
+    };
+    let images = [
+        image("train", 0, b"a", 0),
+        image("train", 1, b"a", 0),
+        image("train", 2, b"b", 1),
+        image("val", 0, b"c", 1),
+        image("val", 1, b"d", 2),
+    ];
+    let looks: Vec<Look> = images.iter().map(|image| image.look).collect();
+    let (rows, counts) = rows(&images, &groups(&looks));
+    let expected = DuplicateCounts { identical_groups: 1, visual_groups: 1, pictures: 4, leaks: 1 };
+    assert_eq!(counts, expected);
+    let shown: Vec<_> =
+        rows.iter().map(|row| (row.group, row.split.as_str(), row.id.0, row.identical)).collect();
+    assert_eq!(
+        shown,
+        [(0, "train", 0, true), (0, "train", 1, true), (1, "train", 2, true), (1, "val", 0, false)]
+    );
+    assert!(rows.iter().all(|row| row.distance == Some(0)));
+}
+
+#[test]
+fn images_without_a_view_are_duplicates_only_byte_for_byte() {
+    let plain = |bytes: &[u8]| Look { digest: Digest::of(bytes), view: None };
+    assert_eq!(groups(&[plain(b"a"), plain(b"b"), plain(b"a")]), [0, 1, 0]);
+}

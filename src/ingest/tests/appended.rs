@@ -1,0 +1,252 @@
+//! A second ingest into a dataset: the same images again, near ones, and what the first knew of them.
+
+use super::support::detailed;
+use super::*;
+use crate::dataset::{DuplicateRow, read_duplicates};
+
+/// A folder with a second source, of the class `cat`.
+fn more(at: &Place, name: &str, images: &[(&str, Vec<u8>)]) -> std::path::PathBuf {
+    let root = at.source.with_file_name(name);
+    fs::create_dir_all(root.join("cat")).expect("a folder");
+    for (name, bytes) in images {
+        fs::write(root.join("cat").join(name), bytes).expect("a file");
+    }
+    root
+}
+
+#[test]
+fn images_that_are_there_under_other_options_are_refused_by_the_names_of_these() {
+    let at = place();
+    folder(&at.source);
+    ingest(&options(&at.source, &at.dest), &Quiet).expect("ingested");
+    let before = files(&at.dest);
+    for append in [false, true] {
+        let base = || IngestOptions { append, ..options(&at.source, &at.dest) };
+        let error = |options: IngestOptions| ingest(&options, &Quiet).expect_err("other options").to_string();
+        let text = error(IngestOptions { max_pixels: 500, row_group: 7, ..base() });
+        assert!(text.contains("`max_pixels` was 100000000 and is 500 now"), "{text}");
+        assert!(text.contains("`row_group` was 2 and is 7 now"), "{text}");
+        let text = error(IngestOptions { max_side: Some(9), ..base() });
+        assert!(text.contains("`max_side` was not given and is 9 now"), "{text}");
+        let text = error(IngestOptions { near_duplicates: false, ..base() });
+        assert!(text.contains("`near_duplicates` was not given and is \"off\" now"), "{text}");
+        assert!(ingest(&base(), &Quiet).expect("the same options").already_done);
+    }
+    assert_eq!(files(&at.dest), before);
+}
+
+#[test]
+fn appended_images_that_are_there_already_are_counted() {
+    let at = place();
+    folder(&at.source);
+    ingest(&options(&at.source, &at.dest), &Quiet).expect("ingested");
+    let source = more(&at, "more", &[("new.jpg", jpeg(200)), ("old.jpg", jpeg(3)), ("same.jpg", jpeg(2))]);
+    let append = IngestOptions { append: true, ..options(&source, &at.dest) };
+    let report = ingest(&append, &Quiet).expect("appended");
+    let there = report.splits["train"].already_there.clone().expect("two are there");
+    assert_eq!(there.images, 2);
+    assert_eq!(there.example, "cat/old.jpg (id 13) is cat/2.jpg (id 2)");
+    assert!(report.lines().iter().any(|line| line.contains("already there")), "{:?}", report.lines());
+    let other = more(&at, "other", &[("other.jpg", jpeg(201))]);
+    let append = IngestOptions { append: true, ..options(&other, &at.dest) };
+    assert_eq!(ingest(&append, &Quiet).expect("appended").splits["train"].already_there, None);
+}
+
+/// An image and the same one, compressed more.
+fn near(seed: u32) -> [Vec<u8>; 2] {
+    let image = detailed(8, 8);
+    let rgb = (0..64 * 64)
+        .flat_map(|at: u32| {
+            let (x, y) = (at % 64 / 8, at / 64 / 8);
+            let grey = image.rgb[((y * 8 + x) * 3 + seed) as usize % image.rgb.len()];
+            [grey, grey, grey]
+        })
+        .collect();
+    let image = Picture { width: 64, height: 64, rgb };
+    [95, 60].map(|quality| encode_jpeg(&image, quality).expect("encoded"))
+}
+
+#[test]
+fn duplicates_after_appending_and_another_split_are_those_found_from_scratch() {
+    let at = place();
+    let [a, a_near] = near(0);
+    let [b, b_near] = near(40);
+    let [c, c_near] = near(101);
+    let first = more(&at, "first", &[("a.jpg", a.clone()), ("b.jpg", b), ("same.jpg", a.clone())]);
+    let second = more(&at, "second", &[("a.jpg", a_near), ("c.jpg", c), ("d.jpg", jpeg(4))]);
+    let third = more(&at, "third", &[("a.jpg", a), ("b.jpg", b_near), ("c.jpg", c_near)]);
+    let steps = |dest: &Path| {
+        ingest(&options(&first, dest), &Quiet).expect("ingested");
+        let append = IngestOptions { append: true, ..options(&second, dest) };
+        ingest(&append, &Quiet).expect("appended");
+        IngestOptions { split: Some("val".into()), ..options(&third, dest) }
+    };
+    let last = steps(&at.dest);
+    ingest(&last, &Quiet).expect("a split more");
+    let found = read_duplicates(&location(&at.dest)).expect("duplicates");
+    let groups: Vec<Vec<&str>> = found
+        .chunk_by(|a, b| a.group == b.group)
+        .map(|group| group.iter().map(|row: &DuplicateRow| row.path.as_str()).collect())
+        .collect();
+    let expected = [
+        vec!["cat/a.jpg", "cat/same.jpg", "cat/a.jpg", "cat/a.jpg"],
+        vec!["cat/b.jpg"; 2],
+        vec!["cat/c.jpg"; 2],
+    ];
+    assert_eq!(groups, expected);
+    // Without the file, or with one that a killed ingest has left, all is compared again.
+    let damages: [&dyn Fn(&Path); 3] = [
+        &|file| fs::remove_file(file).expect("removed"),
+        &|file| fs::write(file, b"no table").expect("a file"),
+        &|file| {
+            let mut rows = read_duplicates(&location(file.parent().expect("a folder"))).expect("rows");
+            rows.iter_mut().for_each(|row| row.group = 0);
+            crate::dataset::write_duplicates(&location(file.parent().expect("a folder")), &rows)
+                .expect("written");
+        },
+    ];
+    for (number, damage) in damages.iter().enumerate() {
+        let other = at.dest.with_file_name(format!("scratch-{number}"));
+        let last = steps(&other);
+        damage(&other.join("duplicates.parquet"));
+        ingest(&last, &Quiet).expect("a split more");
+        assert_eq!(files(&other), files(&at.dest), "{number}");
+    }
+}
+
+#[test]
+fn without_near_duplicates_only_equal_bytes_are_found_and_the_hashes_stay_for_later() {
+    let at = place();
+    let [a, a_near] = near(0);
+    let first = more(&at, "first", &[("a.jpg", a.clone()), ("near.jpg", a_near), ("same.jpg", a)]);
+    let off = IngestOptions { near_duplicates: false, ..options(&first, &at.dest) };
+    let report = ingest(&off, &Quiet).expect("ingested");
+    assert_eq!((report.duplicates.identical_groups, report.duplicates.visual_groups), (1, 0));
+    let manifest = Manifest::read(&location(&at.dest)).expect("a manifest");
+    assert_eq!(manifest.splits["train"].ingest[0].options["near_duplicates"], "off");
+    // A later ingest compares everything.
+    let second = more(&at, "second", &[("d.jpg", jpeg(4))]);
+    let append = IngestOptions { append: true, ..options(&second, &at.dest) };
+    let report = ingest(&append, &Quiet).expect("appended");
+    assert_eq!((report.duplicates.identical_groups, report.duplicates.visual_groups), (0, 1));
+    assert_eq!(report.duplicates.pictures, 3);
+}
+
+#[test]
+fn leaks_without_near_duplicates_are_equal_bytes_alone() {
+    for (near_duplicates, dropped) in [(true, 2), (false, 1)] {
+        let at = place();
+        let [a, a_near] = near(0);
+        let val = more(&at, "val", &[("a.jpg", a.clone())]);
+        let train = more(&at, "train", &[("near.jpg", a_near), ("other.jpg", jpeg(4)), ("same.jpg", a)]);
+        ingest(&IngestOptions { split: Some("val".into()), ..options(&val, &at.dest) }, &Quiet).expect("val");
+        let max_reject_fraction = Fraction::new(0.9).expect("valid");
+        let job = IngestOptions {
+            near_duplicates,
+            drop_leaks: true,
+            max_reject_fraction,
+            ..options(&train, &at.dest)
+        };
+        let report = ingest(&job, &Quiet).expect("train");
+        assert_eq!(report.splits["train"].found.dropped_leaks, dropped);
+        let rejects = fs::read_to_string(at.dest.join("rejects/train.jsonl")).expect("rejects");
+        assert!(rejects.contains("a near-duplicate of val cat/a.jpg"), "{rejects}");
+    }
+}
+
+#[test]
+fn a_source_that_is_there_is_verified_image_by_image() {
+    for smaller in [None, Some(10)] {
+        let at = place();
+        folder(&at.source);
+        fs::write(at.source.join("cat/1.jpg"), &jpeg(3)[..100]).expect("cut");
+        let max_reject_fraction = Fraction::new(0.5).expect("valid");
+        let first = IngestOptions { max_side: smaller, max_reject_fraction, ..options(&at.source, &at.dest) };
+        ingest(&first, &Quiet).expect("ingested");
+        let verify = IngestOptions { verify_source: true, ..first };
+        let before = files(&at.dest);
+        let verified = ingest(&verify, &Quiet).expect("verified").verified_source.expect("it is there");
+        let rewritten = if smaller.is_some() { 10 } else { 0 };
+        assert_eq!(verified, VerifiedSource { images: 11, rewritten, rejected: 1 });
+        // Another image of the same size, which the names and sizes do not tell.
+        let path = at.source.join("dog breed/4.jpg");
+        let old = fs::read(&path).expect("an image");
+        let mut new = jpeg(99);
+        new.truncate(old.len());
+        new.resize(old.len(), 0);
+        let last = new.len() - 2;
+        new[last..].copy_from_slice(&[0xFF, 0xD9]);
+        fs::write(&path, &new).expect("changed");
+        let unverified = IngestOptions { verify_source: false, ..verify.clone() };
+        assert!(ingest(&unverified, &Quiet).expect("by names and sizes").already_done);
+        let error = ingest(&verify, &Quiet).expect_err("it changed");
+        assert!(
+            matches!(&error, IngestError::SourceChanged { image, .. } if image == "dog breed/4.jpg"),
+            "{error}"
+        );
+        assert_eq!(error.failure(), crate::failure::Failure::Data);
+        assert_eq!(files(&at.dest), before);
+        fs::write(&path, old).expect("as before");
+        let good = jpeg(3);
+        fs::write(at.source.join("cat/1.jpg"), &good[..100]).expect("as before");
+        fs::write(at.source.join("dog breed/5.jpg"), vec![0; jpeg(55).len()]).expect("damaged");
+        let error = ingest(&verify, &Quiet).expect_err("it is damaged").to_string();
+        assert!(error.contains("`dog breed/5.jpg`") && error.contains("it is rejected now: "), "{error}");
+    }
+}
+
+#[test]
+fn a_source_with_leaks_that_were_dropped_is_verified() {
+    let at = place();
+    let val = more(&at, "val", &[("a.jpg", jpeg(1))]);
+    let train = more(&at, "train", &[("a.jpg", jpeg(2)), ("b.jpg", jpeg(1)), ("c.jpg", jpeg(3))]);
+    ingest(&IngestOptions { split: Some("val".into()), ..options(&val, &at.dest) }, &Quiet).expect("val");
+    let max_reject_fraction = Fraction::new(0.9).expect("valid");
+    let job = IngestOptions { drop_leaks: true, max_reject_fraction, ..options(&train, &at.dest) };
+    assert_eq!(ingest(&job, &Quiet).expect("train").splits["train"].found.dropped_leaks, 1);
+    let verify = IngestOptions { verify_source: true, ..job };
+    let verified = ingest(&verify, &Quiet).expect("verified").verified_source;
+    assert_eq!(verified, Some(VerifiedSource { images: 3, rewritten: 0, rejected: 0 }));
+}
+
+#[test]
+fn an_image_over_the_memory_limit_is_rejected_and_the_limit_recorded() {
+    let at = place();
+    folder(&at.source);
+    let large = Picture { width: 700, height: 700, rgb: vec![3; 700 * 700 * 3] };
+    fs::write(at.source.join("cat/large.png"), encode_png(&large).expect("encoded")).expect("a file");
+    let max_reject_fraction = Fraction::new(0.5).expect("valid");
+    let base = IngestOptions { max_reject_fraction, ..options(&at.source, &at.dest) };
+    let strict = IngestOptions { max_reject_fraction: Fraction::new(0.0).expect("valid"), ..base.clone() };
+    let limited = |memory_limit, base: &IngestOptions| IngestOptions { memory_limit, ..base.clone() };
+    let error = ingest(&limited(Some(1 << 20), &strict), &Quiet).expect_err("one is too many").to_string();
+    assert!(error.contains("cat/large.png: decoding needs 1.9 MiB, `--memory-limit` is 1.0 MiB"), "{error}");
+    // The same work under a higher limit: what was rejected is looked at again.
+    let whole = at.dest.with_file_name("whole");
+    let dest = location(&whole);
+    ingest(&IngestOptions { dest, ..limited(Some(1 << 30), &base) }, &Quiet).expect("ingested");
+    ingest(&limited(Some(1 << 20), &base), &Quiet).expect("ingested");
+    let manifest = Manifest::read(&location(&at.dest)).expect("a manifest");
+    let record = &manifest.splits["train"].ingest[0];
+    assert_eq!((record.instances, &record.options["memory_limit"]), (12, &(1_u64 << 20).into()));
+    assert_eq!(record.report.refused["over the memory limit"], 1);
+    assert!(ingest(&limited(Some(1 << 20), &base), &Quiet).expect("again").already_done);
+    let error = ingest(&limited(None, &base), &Quiet).expect_err("it would hold one more").to_string();
+    assert!(error.contains("`memory_limit` was 1048576 and is not given now"), "{error}");
+    // A limit that rejects nothing changes nothing.
+    let unlimited = at.dest.with_file_name("unlimited");
+    ingest(&IngestOptions { dest: location(&unlimited), ..base }, &Quiet).expect("ingested");
+    assert_eq!(files(&unlimited), files(&whole));
+}
+
+#[test]
+fn a_higher_memory_limit_takes_up_what_a_lower_one_has_rejected() {
+    let at = place();
+    folder(&at.source);
+    let large = Picture { width: 700, height: 700, rgb: vec![3; 700 * 700 * 3] };
+    fs::write(at.source.join("cat/large.png"), encode_png(&large).expect("encoded")).expect("a file");
+    let limited = |memory_limit| IngestOptions { memory_limit, ..options(&at.source, &at.dest) };
+    ingest(&limited(Some(1 << 20)), &Quiet).expect_err("one of 13 is too many");
+    let report = ingest(&limited(Some(1 << 30)), &Quiet).expect("it goes on");
+    assert_eq!((report.splits["train"].instances, report.splits["train"].rejected), (13, 0));
+}

@@ -1,0 +1,144 @@
+//! Whether a source is the one that a dataset was made of, image by image.
+//!
+//! That a dataset holds a source already rests on the names, classes and sizes of its images. Here every image is
+//! read, checked and, where the options ask for it, rewritten as in the ingest; what comes out must have the digest that
+//! the index has.
+
+use std::collections::VecDeque;
+
+use rayon::ThreadPool;
+use rayon::prelude::*;
+use serde::Deserialize;
+
+use super::memory::MemoryBudget;
+use super::plan::{HeldPart, part_name, rejects_file};
+use super::report::VerifiedSource;
+use super::screen::{Keep, PICTURES_AT_ONCE, Verdict, look_at_all};
+use super::source::{Entry, Source};
+use super::{IngestError, IngestOptions};
+use crate::dataset::{IndexRow, IngestRecord, Manifest, read_index};
+use crate::progress::Progress;
+
+/// Images after which the first difference ends the work.
+const IMAGES_OF_BLOCK: usize = 4096;
+
+/// The work.
+pub(super) struct VerifyJob<'a> {
+    pub(super) options: &'a IngestOptions,
+    pub(super) source: &'a Source,
+    pub(super) manifest: &'a Manifest,
+    pub(super) memory: &'a MemoryBudget,
+    pub(super) checkers: &'a ThreadPool,
+    pub(super) progress: &'a dyn Progress,
+}
+
+/// A line of `rejects/<part>.jsonl`.
+#[derive(Deserialize)]
+struct Reject {
+    path: String,
+    reason: String,
+}
+
+/// What the dataset says of the images of a part that were not compared yet.
+struct Expected {
+    rows: std::iter::Peekable<std::vec::IntoIter<IndexRow>>,
+    rejects: VecDeque<Reject>,
+    /// Images that were left out because another split holds them.
+    leaks: u64,
+}
+
+impl VerifyJob<'_> {
+    /// Reads and compares all images of these parts.
+    ///
+    /// # Errors
+    /// [`IngestError::SourceChanged`] with the first image that differs; if source or dataset cannot be read.
+    pub(super) fn run(&self, parts: &[HeldPart<'_>]) -> Result<VerifiedSource, IngestError> {
+        let mut verified = VerifiedSource::default();
+        for part in parts {
+            let record = &self.manifest.splits[part.split].ingest[part.number];
+            let mut expected = self.expected(part, record)?;
+            self.progress.begin(&format!("verify {}", part.split), part.entries.len() as u64);
+            for entries in part.entries.chunks(IMAGES_OF_BLOCK) {
+                for (entry, verdict) in entries.iter().zip(self.look(entries)?) {
+                    expected.compare(entry, &verdict, &mut verified).map_err(|reason| {
+                        IngestError::SourceChanged {
+                            source_location: self.options.sources[0].to_string(),
+                            image: entry.path.to_string(),
+                            dest: self.options.dest.to_string(),
+                            reason,
+                        }
+                    })?;
+                }
+            }
+            self.progress.finish();
+        }
+        Ok(verified)
+    }
+
+    fn expected(&self, part: &HeldPart<'_>, record: &IngestRecord) -> Result<Expected, IngestError> {
+        let file = self.options.dest.join(&rejects_file(&part_name(part.split, part.number)));
+        let text = file.read()?;
+        let damaged = |error: serde_json::Error| IngestError::Layout {
+            location: file.to_string(),
+            reason: error.to_string(),
+        };
+        let lines = serde_json::Deserializer::from_slice(&text).into_iter::<Reject>();
+        let rejects = lines.collect::<Result<Vec<_>, _>>().map_err(damaged)?;
+        // Names that were not taken come first; they are no entries.
+        let images = record.report.looked_at.saturating_sub(record.instances) as usize;
+        let names = rejects.len().saturating_sub(images);
+        let rows = read_index(&self.options.dest, &record.index)?.into_iter().peekable();
+        let rejects = rejects.into_iter().skip(names).collect();
+        Ok(Expected { rows, rejects, leaks: record.report.dropped_leaks })
+    }
+
+    fn look(&self, entries: &[Entry]) -> Result<Vec<Verdict>, IngestError> {
+        let look = |entries: &[Entry]| -> Result<Vec<Verdict>, IngestError> {
+            let wanted: Vec<&Entry> = entries.iter().collect();
+            let found = look_at_all(self.source, &wanted, self.options, self.memory, Keep::Verdicts)?;
+            self.progress.advance(entries.len() as u64);
+            Ok(found.into_iter().map(|(verdict, _)| verdict).collect())
+        };
+        let parts: Vec<Vec<Verdict>> = self
+            .checkers
+            .install(|| entries.par_chunks(PICTURES_AT_ONCE).map(look).collect::<Result<_, IngestError>>())?;
+        Ok(parts.into_iter().flatten().collect())
+    }
+}
+
+impl Expected {
+    /// Compares the next image; how it differs is the error.
+    fn compare(
+        &mut self,
+        entry: &Entry,
+        verdict: &Verdict,
+        verified: &mut VerifiedSource,
+    ) -> Result<(), String> {
+        let row = self.rows.peek().filter(|row| *row.path == *entry.path).map(|row| row.picture);
+        let reject = self.rejects.front().filter(|reject| *reject.path == *entry.path);
+        match (verdict, row, reject) {
+            (Ok(facts), Some(digest), _) if facts.digest == digest => {
+                self.rows.next();
+                verified.images += 1;
+                verified.rewritten += u64::from(!facts.changes.none());
+            }
+            (Err(_), _, Some(_)) => {
+                self.rejects.pop_front();
+                verified.rejected += 1;
+            }
+            (Ok(_), _, Some(_)) if self.leaks > 0 => {
+                // It is in another split, and that one is compared there.
+                self.leaks -= 1;
+                self.rejects.pop_front();
+                verified.images += 1;
+            }
+            (Ok(facts), Some(digest), _) => {
+                return Err(format!("its blake3 digest is {} and was {digest}", facts.digest));
+            }
+            (Err(refusal), Some(_), _) => return Err(format!("it is rejected now: {}", refusal.reason)),
+            (Ok(_), None, Some(reject)) => return Err(format!("it was rejected then: {}", reject.reason)),
+            (_, None, None) => return Err("the dataset's index does not have it in this position".into()),
+        }
+        Ok(())
+    }
+}
