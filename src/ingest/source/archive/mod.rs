@@ -20,7 +20,7 @@ pub(in crate::ingest::source) use bytes::{Containers, Request};
 pub(in crate::ingest::source) use compressed::{Compression, compression, first_bytes, unpack};
 pub(in crate::ingest::source) use extent::Extent;
 pub(in crate::ingest::source) use file::SourceFile;
-pub(in crate::ingest::source) use spool::{Spool, SpoolWriter};
+pub(in crate::ingest::source) use spool::Spool;
 #[cfg(fuzzing)]
 pub(in crate::ingest::source) use tar::read_headers;
 pub(in crate::ingest::source) use tar::{Index, Member, Skipped, looks_like_tar, read_index, read_nested};
