@@ -4,7 +4,7 @@ use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
-use super::exit::WrongUsage;
+use super::exit::{WrongData, WrongUsage};
 use super::{GlobalArgs, write_json};
 use crate::checkpoint::{Checkpoint, TrainedOn};
 use crate::dataset::Manifest;
@@ -101,14 +101,15 @@ pub(super) fn run(global: &GlobalArgs, args: &RenderArgs) -> anyhow::Result<()> 
     }
     let rows = source.read(&[Position(id.0)])?;
     let row = rows.first().context("the split gave no row")?;
-    let original = decode(&row.bytes, &Limits::default()).with_context(|| row.path.clone())?;
+    let original = decode(&row.bytes, &Limits::default()).map_err(|error| undecodable(&row.path, &error))?;
     let recipe = match recipe {
         RecipeName::Imagenet => Recipe::imagenet(image_size),
         RecipeName::Cifar => Recipe::cifar(image_size),
     };
     let mut planes = vec![0; 3 * (image_size as usize).pow(2)];
     let draw = |width, height| recipe.draw_for(seed, args.epoch, id, width, height);
-    let drawn = augment(&row.bytes, draw, image_size, &mut planes).with_context(|| row.path.clone())?;
+    let drawn =
+        augment(&row.bytes, draw, image_size, &mut planes).map_err(|error| undecodable(&row.path, &error))?;
     let picture = beside(&original, drawn.crop, &planes, image_size);
     global.location(&args.output)?.publish(encode_png(&picture)?, PublishMode::Overwrite)?;
     write_json(&json!({
@@ -122,6 +123,11 @@ pub(super) fn run(global: &GlobalArgs, args: &RenderArgs) -> anyhow::Result<()> 
         "image_size": image_size,
         "augmentation": drawn,
     }))
+}
+
+/// The error of an image that was decoded at ingest and is not now.
+fn undecodable(path: &str, error: &dyn std::fmt::Display) -> WrongData {
+    WrongData(format!("{path}: cannot be decoded: {error}"))
 }
 
 /// The configuration of a run on this dataset.

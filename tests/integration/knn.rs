@@ -43,6 +43,7 @@ fn table(seed: u64, kind: Kind, rows: usize, case: &Case, coarse: bool) -> Featu
             dim: case.dim,
             dataset_digest: "d".into(),
             split: "train".into(),
+            split_digest: None,
             step: 1,
             unit_length: true,
             classes: (0..case.classes).map(|class| format!("class {class}")).collect(),
