@@ -57,8 +57,13 @@ pub(super) fn check(checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checkpoint::{
+        CheckpointManifest, Cursor, TrainState, TrainedOn, checkpoint_name, list_checkpoints, publish_file,
+    };
     use crate::model::Architecture;
+    use crate::storage::Location;
     use crate::trainer::TrainConfig;
+    use crate::trainer::restoring::newest;
 
     fn encoder() -> Encoder {
         let config = TrainConfig {
@@ -101,5 +106,44 @@ mod tests {
         let _ = no_grad(|| encoder.statistics().remove(0).fill_(f64::NAN));
         let found = not_finite(encoder.config(), &encoder.weights(), &nothing());
         assert!(found.is_some_and(|name| name.contains("running_")));
+    }
+
+    fn publish(run: &Location, step: u64, encoder: &Encoder) {
+        let folder = run.join("checkpoints").join(&checkpoint_name(step));
+        let state = TrainState {
+            cursor: Cursor { step, ..Cursor::default() },
+            ln_partition: None,
+            optimizer_steps: None,
+            skipped_steps: 0,
+            loss_scale: serde_json::Value::Null,
+            layout: None,
+            instances: 1,
+            encoder: serde_json::to_value(encoder.config()).expect("plain data"),
+            config: serde_json::Value::Null,
+        };
+        let state = serde_json::to_vec(&state).expect("plain data");
+        let files =
+            [(MODEL, encoder.weights().to_bytes()), (OPTIMIZER, nothing().to_bytes()), (STATE, state)];
+        let files = files.map(|(name, bytes)| publish_file(&folder, name, bytes).expect("published"));
+        let trained_on =
+            TrainedOn { dataset_digest: "d".into(), split: "train".into(), split_digest: "s".into() };
+        CheckpointManifest::new(step, 0, trained_on, files.to_vec()).publish(&folder).expect("published");
+    }
+
+    /// Versions that looked at weights alone published such checkpoints.
+    #[test]
+    fn a_run_goes_on_from_the_newest_checkpoint_that_can_embed() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let run = Location::from_path(dir.path()).expect("a location");
+        let encoder = encoder();
+        publish(&run, 5, &encoder);
+        for (_, mut weight) in encoder.parameters() {
+            let _ = no_grad(|| weight.g_mul_scalar_(1e9));
+        }
+        publish(&run, 10, &encoder);
+        publish(&run, 15, &encoder);
+        let found = newest(&run).expect("one is sound").expect("there are some");
+        assert_eq!(found.manifest().step, 5);
+        assert_eq!(list_checkpoints(&run).expect("a list").len(), 1, "the others would count as newer");
     }
 }

@@ -92,6 +92,11 @@ fn a_table_or_a_split_that_is_not_there_is_named_by_what_learns_too() {
     let call = instdisc("finetune --epochs 1 --device cpu").arg("--checkpoint", &run).arg("--dataset", &data);
     let error = call.arg("--run", dir.path().join("tuned")).fails(CONFIG);
     assert!(error.contains("val"), "{error}");
+    let (unlabelled, tuned) = (dir.path().join("unlabelled"), dir.path().join("tuned"));
+    instdisc("ingest --unlabelled").arg("--source", pictures()).arg("--dest", &unlabelled).ok();
+    let call = instdisc("finetune --epochs 1 --device cpu").arg("--checkpoint", &run).arg("--run", &tuned);
+    let error = call.arg("--dataset", &unlabelled).fails(CONFIG);
+    assert!(error.contains("the dataset has no labels"), "{error}");
 }
 
 #[test]
