@@ -27,6 +27,14 @@ pub enum CheckpointError {
         /// The file.
         file: String,
     },
+    /// A number that is not finite: what was trained diverged.
+    #[error("{checkpoint}: {name} is not finite")]
+    NotFinite {
+        /// The checkpoint.
+        checkpoint: String,
+        /// The weight, buffer or feature.
+        name: String,
+    },
     /// Another version of the format.
     #[error("{file}: format version {version} is not known to this program")]
     Version {

@@ -154,14 +154,21 @@ impl Checkpoint {
     /// # Errors
     /// If it has none.
     pub fn bank(&self) -> Result<Vec<Location>, CheckpointError> {
-        let names = self.manifest.files.iter().map(|entry| entry.name.as_str());
-        let mut names: Vec<&str> =
-            names.filter(|name| name.starts_with("bank") && name.ends_with(".arrow")).collect();
-        names.sort_unstable();
-        if names.is_empty() {
+        Ok(self.bank_files()?.into_iter().map(|entry| self.folder.join(&entry.name)).collect())
+    }
+
+    /// Likewise, with sizes and digests; the names are those within the folder.
+    ///
+    /// # Errors
+    /// If it has none.
+    pub fn bank_files(&self) -> Result<Vec<&FileEntry>, CheckpointError> {
+        let is_bank = |entry: &&FileEntry| entry.name.starts_with("bank") && entry.name.ends_with(".arrow");
+        let mut files: Vec<_> = self.manifest.files.iter().filter(is_bank).collect();
+        files.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        if files.is_empty() {
             return Err(CheckpointError::Damaged { file: self.folder.join(BANK).to_string() });
         }
-        Ok(names.into_iter().map(|name| self.folder.join(name)).collect())
+        Ok(files)
     }
 
     /// Where it lies.

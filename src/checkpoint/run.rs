@@ -18,8 +18,12 @@ pub fn checkpoint_name(step: u64) -> String {
 /// If the store fails.
 pub fn list_checkpoints(run: &Location) -> Result<Vec<(u64, Location)>, CheckpointError> {
     let folder = run.join("checkpoints");
-    let mut found: Vec<(u64, Location)> = folder
-        .list()?
+    let listed = match folder.list() {
+        // A run that is no folder, but a file.
+        Err(error) if error.is_not_found() => Vec::new(),
+        other => other?,
+    };
+    let mut found: Vec<(u64, Location)> = listed
         .into_iter()
         .filter_map(|entry| {
             let (name, file) = entry.name.split_once('/')?;

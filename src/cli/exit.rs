@@ -8,7 +8,6 @@ use crate::feature_table::TableError;
 use crate::storage::StorageError;
 
 /// The data that a command was given are wrong.
-#[cfg(feature = "torch")]
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct WrongData(pub(super) String);
@@ -57,12 +56,12 @@ fn known(cause: &(dyn std::error::Error + 'static)) -> Option<Failure> {
         };
     }
     first_of!(StorageError, DatasetError, TableError, CheckpointError);
-    first_of!(crate::ingest::IngestError, crate::ingest::SynthError, crate::eval::EvalError);
+    first_of!(crate::loader::LoaderError, crate::ingest::IngestError, crate::ingest::SynthError);
+    first_of!(crate::eval::EvalError);
     #[cfg(feature = "torch")]
     first_of!(crate::trainer::TrainError, crate::eval::EmbedError, crate::eval::LinearError);
     #[cfg(feature = "torch")]
     first_of!(crate::distributed::DistributedError);
-    #[cfg(feature = "torch")]
     if cause.is::<WrongData>() {
         return Some(Failure::Data);
     }

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::{GlobalArgs, write_json};
 use crate::eval::{ProjectorJob, export_parquet, export_projector, export_torchvision};
-use crate::feature_table::StoredTable;
+use crate::feature_table::{ColumnNames, open_table};
 
 /// Write weights, embeddings or pictures in other programs' forms.
 #[derive(Debug, Args)]
@@ -69,8 +69,8 @@ pub(super) fn run(global: &GlobalArgs, args: &ExportArgs) -> anyhow::Result<()> 
             write_json(&json!({"output": output, "tensors": tensors}))
         }
         Form::Parquet { table, output } => {
-            let table = StoredTable::open(&global.location(table)?)?;
-            let rows = export_parquet(&table, &global.location(output)?)?;
+            let table = open_table(&global.location(table)?, &ColumnNames::default())?;
+            let rows = export_parquet(&*table, &global.location(output)?)?;
             write_json(&json!({"output": output, "rows": rows}))
         }
         Form::Projector { table, dataset, limit, output } => {

@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 use super::progress::Terminal;
 use super::{GlobalArgs, write_json, write_stdout};
 use crate::checkpoint::{
-    Checkpoint, CheckpointManifest, MANIFEST, checkpoint_name, finished_step, list_checkpoints,
+    Checkpoint, CheckpointManifest, FileEntry, MANIFEST, checkpoint_name, finished_step, list_checkpoints,
 };
 use crate::dataset::{DatasetError, Manifest, summarise, verify};
-use crate::feature_table::FeatureTable;
+use crate::feature_table::{ColumnNames, FeatureTable};
 use crate::storage::{Digest, Location};
 
 /// Say what lies at a location: a dataset, a run, a checkpoint or a feature table.
@@ -60,7 +60,12 @@ fn inspect(location: &Location, check: bool) -> anyhow::Result<Value> {
         if check {
             checkpoint.verify()?;
         }
-        let bank = FeatureTable::read_all(&checkpoint.bank()?)?;
+        let part = |entry: &FileEntry| {
+            let (name, names) = (checkpoint.folder().join(&entry.name).to_string(), ColumnNames::default());
+            let part = FeatureTable::from_bytes(&name, checkpoint.read(&entry.name)?, &names)?;
+            anyhow::Ok((name, part))
+        };
+        let bank = FeatureTable::join(checkpoint.bank_files()?.into_iter().map(part))?;
         let mut summary = serde_json::to_value(checkpoint.manifest())?;
         summary["kind"] = json!("checkpoint");
         summary["bank"] = serde_json::to_value(bank.summary())?;

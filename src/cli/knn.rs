@@ -18,19 +18,20 @@ use self::{without_torch::Peers, without_torch::judge_run};
 use super::exit::WrongUsage;
 use super::progress::say;
 use super::{GlobalArgs, write_json, write_stdout};
-use crate::checkpoint::{Checkpoint, CheckpointError, checkpoint_at};
 use crate::dataset::{Manifest, read_duplicates};
 use crate::eval::{
     Duplicates, EvalError, KnnOptions, KnnReport, KnnReports, PageInput, PagePictures, Thumbnails, cases,
-    history, map, page, sprite, write_neighbours,
+    history, map, open_bank, page, sprite, write_neighbours,
 };
-use crate::feature_table::{FeatureTable, StoredTable, Table};
+use crate::feature_table::{ColumnNames, FeatureTable, Table};
 use crate::picture::encode_jpeg;
 use crate::storage::{Location, PublishMode};
 use crate::units::Temperature;
 
 /// Neighbours that vote where nothing else is asked for (paper, section 3.4).
 const DEFAULT_K: usize = 200;
+/// Points of the page's map at most: their images fit into one JPEG, which has at most 65,535 rows of pixels.
+const MOST_MAP_POINTS: u64 = 100_000;
 /// The quality of the map's pictures.
 const SPRITE_QUALITY: u8 = 78;
 
@@ -52,6 +53,15 @@ pub(super) struct KnnArgs {
     /// The feature table that is judged
     #[arg(long, value_name = "URL", requires = "bank")]
     queries: Vec<String>,
+    /// The column of ids in tables that instdisc did not write [default: instance_id]
+    #[arg(long, value_name = "NAME", requires = "bank")]
+    id_column: Option<String>,
+    /// The column of vectors in tables that instdisc did not write [default: feature]
+    #[arg(long, value_name = "NAME", requires = "bank")]
+    vector_column: Option<String>,
+    /// The column of classes in tables that instdisc did not write [default: label]
+    #[arg(long, value_name = "NAME", requires = "bank")]
+    label_column: Option<String>,
     /// A run: its newest checkpoint's bank votes on the split, embedded by its encoder
     #[arg(long, value_name = "URL", conflicts_with_all = ["bank", "queries"], requires = "dataset")]
     run: Option<String>,
@@ -95,9 +105,9 @@ pub(super) struct KnnArgs {
     /// Write neighbour ids and similarities of the first feature here, as Parquet
     #[arg(long, value_name = "URL")]
     neighbours: Option<String>,
-    /// Queries on the page's map; 0 for no map
-    #[arg(long, value_name = "N", default_value_t = 2000)]
-    map_points: usize,
+    /// Queries on the page's map, at most 100000; 0 for no map
+    #[arg(long, value_name = "N", default_value_t = 2000, value_parser = clap::value_parser!(u64).range(..=MOST_MAP_POINTS))]
+    map_points: u64,
     /// Threads that search; 0 for one on each core
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
@@ -108,7 +118,7 @@ pub(super) struct KnnArgs {
 
 /// One feature: what votes, and what is judged.
 struct Pair {
-    bank: StoredTable,
+    bank: Box<dyn Table>,
     queries: FeatureTable,
 }
 
@@ -128,10 +138,15 @@ pub(super) fn run(global: &GlobalArgs, args: &KnnArgs) -> anyhow::Result<()> {
     if args.bank.len() != args.queries.len() {
         bail!(WrongUsage("there are as many --bank as --queries".into()));
     }
+    let names = ColumnNames {
+        id: args.id_column.clone(),
+        vector: args.vector_column.clone(),
+        label: args.label_column.clone(),
+    };
     let pair = |(bank, queries): (&String, &String)| {
         anyhow::Ok(Pair {
-            bank: open_bank(&global.location(bank)?)?,
-            queries: FeatureTable::read(&global.location(queries)?)?,
+            bank: open_bank(&global.location(bank)?, &names)?,
+            queries: FeatureTable::read_with(&global.location(queries)?, &names)?,
         })
     };
     let pairs = args.bank.iter().zip(&args.queries).map(pair).collect::<anyhow::Result<Vec<_>>>()?;
@@ -155,18 +170,6 @@ fn line(report: &KnnReport) -> String {
     let KnnReport { step, k, temperature, feature, .. } = report;
     let (top1, top5) = (100.0 * report.top1, 100.0 * report.top5);
     format!("step {step}: top-1 {top1:.2} %, top-5 {top5:.2} % (k = {k}, τ = {temperature}, {feature})")
-}
-
-/// A feature table, or the bank of a checkpoint or of a run's newest.
-fn open_bank(place: &Location) -> anyhow::Result<StoredTable> {
-    if place.file_name().ends_with(".arrow") {
-        return Ok(StoredTable::open(place)?);
-    }
-    match checkpoint_at(place) {
-        Ok((_, folder)) => Ok(StoredTable::open_all(&Checkpoint::open(&folder)?.bank()?)?),
-        Err(CheckpointError::NotThere { .. }) => Ok(StoredTable::open(place)?),
-        Err(error) => Err(error.into()),
-    }
 }
 
 /// Votes with each feature, and publishes what was asked for. Several processes search together; process 0 has
@@ -199,6 +202,8 @@ fn judge(
     if !peers.is_first() {
         return Ok(None);
     }
+    // Before anything is printed or published.
+    pairs.iter().try_for_each(|pair| pair.bank.verify())?;
     let mut judged = judged.into_iter();
     let Some(((first, neighbours), pair)) = judged.next().zip(pairs.first()) else {
         bail!(WrongUsage("there is no feature to judge".into()));
@@ -207,17 +212,17 @@ fn judge(
     // The others have the same rows.
     reports.first.notes.iter().for_each(|note| tracing::warn!("{note}"));
     if let Some(neighbours_at) = &args.neighbours {
-        write_neighbours(&global.location(neighbours_at)?, &pair.bank, &pair.queries, &neighbours)?;
+        write_neighbours(&global.location(neighbours_at)?, &*pair.bank, &pair.queries, &neighbours)?;
     }
     if let Some(place) = place {
-        let shown = cases(&pair.bank, &pair.queries, &neighbours, reports.first.k, args.temperature[0]);
+        let shown = cases(&*pair.bank, &pair.queries, &neighbours, reports.first.k, args.temperature[0]);
         let history = place.run.as_ref().map(|run| history(run, &reports.first)).transpose()?;
         let map = (args.map_points > 0)
-            .then(|| pool.install(|| map(&pair.queries, args.map_points)))
+            .then(|| pool.install(|| map(&pair.queries, args.map_points as usize)))
             .transpose()?;
         let input = PageInput {
             reports: &reports,
-            bank: &pair.bank,
+            bank: &*pair.bank,
             queries: &pair.queries,
             neighbours: &neighbours,
             cases: &shown,
@@ -251,9 +256,13 @@ fn publish(global: &GlobalArgs, args: &KnnArgs, place: &Place, input: &PageInput
 
 fn pictures(dataset: &Location, input: &PageInput<'_>) -> anyhow::Result<PagePictures> {
     let manifest = Manifest::read(dataset)?;
-    if manifest.dataset_digest.to_string() != input.bank.meta().dataset_digest {
-        let reason = format!("--dataset {dataset} is another dataset than theirs");
-        return Err(EvalError::Mismatch { reason }.into());
+    let dataset_digest = manifest.dataset_digest.to_string();
+    for meta in [input.bank.meta(), &input.queries.meta] {
+        let split_digest = manifest.split(dataset, &meta.split)?.digest.to_string();
+        if !meta.is_of(&split_digest, &dataset_digest) {
+            let reason = format!("split `{}` of --dataset {dataset} is another one than theirs", meta.split);
+            return Err(EvalError::Mismatch { reason }.into());
+        }
     }
     let split = &input.queries.meta.split;
     let mapped = input.mapped();

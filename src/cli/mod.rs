@@ -18,6 +18,8 @@ mod knn;
 mod learn_flags;
 #[cfg(feature = "torch")]
 mod linear;
+#[cfg(feature = "torch")]
+mod openmp;
 mod progress;
 #[cfg(feature = "torch")]
 mod ranks;
@@ -153,6 +155,8 @@ impl Command {
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
+    #[cfg(feature = "torch")]
+    openmp::apply_settings();
     let command = command();
     let matches = command.get_matches();
     let cli = match <Cli as clap::FromArgMatches>::from_arg_matches(&matches) {

@@ -4,7 +4,7 @@ use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
-use super::exit::WrongUsage;
+use super::exit::{WrongData, WrongUsage};
 use super::{GlobalArgs, write_json};
 use crate::checkpoint::{Checkpoint, TrainedOn};
 use crate::dataset::Manifest;
@@ -104,7 +104,7 @@ pub(super) fn run(global: &GlobalArgs, args: &RenderArgs) -> anyhow::Result<()> 
     let orientation = source.exif_orientation();
     // Images were checked when they were ingested.
     let limits = Limits { max_pixels: u64::MAX };
-    let original = decode(&row.bytes, &limits).with_context(|| row.path.clone())?;
+    let original = decode(&row.bytes, &limits).map_err(|error| undecodable(&row.path, &error))?;
     let original = original.turned(orientation.of(&row.bytes));
     let recipe = match recipe {
         RecipeName::Imagenet => Recipe::imagenet(image_size),
@@ -113,7 +113,7 @@ pub(super) fn run(global: &GlobalArgs, args: &RenderArgs) -> anyhow::Result<()> 
     let mut planes = vec![0; 3 * (image_size as usize).pow(2)];
     let draw = |width, height| recipe.draw_for(seed, args.epoch, id, width, height);
     let drawn =
-        augment(&row.bytes, orientation, draw, image_size, &mut planes).with_context(|| row.path.clone())?;
+        augment(&row.bytes, orientation, draw, image_size, &mut planes).map_err(|error| undecodable(&row.path, &error))?;
     let picture = beside(&original, drawn.crop, &planes, image_size);
     global.location(&args.output)?.publish(encode_png(&picture)?, PublishMode::Overwrite)?;
     write_json(&json!({
@@ -127,6 +127,11 @@ pub(super) fn run(global: &GlobalArgs, args: &RenderArgs) -> anyhow::Result<()> 
         "image_size": image_size,
         "augmentation": drawn,
     }))
+}
+
+/// The error of an image that was decoded at ingest and is not now.
+fn undecodable(path: &str, error: &dyn std::fmt::Display) -> WrongData {
+    WrongData(format!("{path}: cannot be decoded: {error}"))
 }
 
 /// The configuration of a run on this dataset.

@@ -10,6 +10,8 @@ use crate::storage::{Digest, Location, PublishMode};
 
 /// The version that this code writes and reads.
 const FORMAT_VERSION: u32 = 1;
+/// Instances of a split at most: an id has 32 bits.
+const MOST_INSTANCES: u64 = 1 << 32;
 /// The manifest's name within the dataset's folder.
 const FILE: &str = "manifest.json";
 
@@ -175,19 +177,51 @@ impl Manifest {
             }
             other => other?,
         };
-        let wrong = |reason: String| DatasetError::Manifest { file: file.to_string(), reason };
-        let manifest: Self = serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
+        Self::parse(&text).map_err(|reason| DatasetError::Manifest { file: file.to_string(), reason })
+    }
+
+    /// Reads the text of a manifest.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(text: &[u8]) -> Result<Self, String> {
+        let manifest: Self = serde_json::from_slice(text).map_err(|error| error.to_string())?;
         if manifest.format_version != FORMAT_VERSION {
-            return Err(wrong(format!(
-                "format version {} is not known to this program",
-                manifest.format_version
-            )));
+            return Err(format!("format version {} is not known to this program", manifest.format_version));
         }
         let expected = Self::new(manifest.classes.clone(), manifest.splits.clone()).dataset_digest;
         if expected != manifest.dataset_digest {
-            return Err(wrong("its digest is not that of its splits".into()));
+            return Err("its digest is not that of its splits".into());
         }
+        manifest.check_counts()?;
         Ok(manifest)
+    }
+
+    /// Checks that the counts of each split agree with one another; the files they count are checked when
+    /// they are read.
+    fn check_counts(&self) -> Result<(), String> {
+        let most_classes = usize::from(u16::MAX) + 1;
+        if self.classes.len() > most_classes {
+            return Err(format!("{} classes, expected at most {most_classes}", self.classes.len()));
+        }
+        for (name, split) in &self.splits {
+            let Split { instances, labelled, .. } = *split;
+            let sum = |counts: &mut dyn Iterator<Item = u64>| counts.fold(0, u64::saturating_add);
+            let counts = [
+                ("its shards have", sum(&mut split.shards.iter().map(|shard| shard.rows))),
+                ("its parts have", sum(&mut split.ingest.iter().map(|part| part.instances))),
+            ];
+            if let Some((what, rows)) = counts.iter().find(|(_, rows)| *rows != instances) {
+                return Err(format!("split `{name}` has {instances} instances, but {what} {rows}"));
+            }
+            if instances > MOST_INSTANCES || labelled > instances {
+                return Err(format!(
+                    "split `{name}` has {instances} instances and {labelled} labels, expected at most \
+                     {MOST_INSTANCES} instances and as many labels"
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Publishes the manifest, and with it the dataset.

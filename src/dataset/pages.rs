@@ -16,6 +16,9 @@ use parquet::file::serialized_reader::SerializedPageReader;
 
 use super::schema::IMAGE_BYTES;
 
+/// Bytes of the length before each image.
+const LENGTH_BYTES: usize = 4;
+
 /// The pictures of a row group, each a slice of `part`.
 ///
 /// # Errors
@@ -26,8 +29,12 @@ pub(super) fn pictures(
     part: &FilePart,
 ) -> Result<Vec<Bytes>, ParquetError> {
     let group = metadata.metadata().row_group(row_group);
-    let rows = group.num_rows() as usize;
     let wrong = |reason: &str| ParquetError::General(reason.into());
+    let rows = usize::try_from(group.num_rows()).map_err(|_| wrong("it has a negative number of rows"))?;
+    // Each image has its length before it.
+    if rows > part.bytes.len() / LENGTH_BYTES {
+        return Err(wrong("it claims more rows than its bytes can hold"));
+    }
     let column = group.column(IMAGE_BYTES);
     let mut pages = SerializedPageReader::new(Arc::new(part.clone()), column, rows, None)?;
     let mut pictures = Vec::with_capacity(rows);

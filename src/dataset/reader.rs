@@ -84,6 +84,11 @@ impl ShardReader {
             return Err(damaged(format!("it does not have the {} rows that the manifest says", entry.rows)));
         }
         let digests = entry.row_groups.clone();
+        let counts =
+            metadata.metadata().row_groups().iter().map(|group| u64::try_from(group.num_rows()).ok());
+        if counts.map(|rows| rows.unwrap_or(u64::MAX)).fold(0, u64::saturating_add) != entry.rows {
+            return Err(damaged("its row groups do not have the rows of its footer".into()));
+        }
         if metadata.metadata().num_row_groups() != digests.len() {
             let groups = digests.len();
             return Err(damaged(format!("it does not have the {groups} row groups that the manifest says")));

@@ -50,7 +50,7 @@ pub fn summarise(manifest: &Manifest) -> DatasetSummary {
         rejected: split.rejected,
         image_bytes: split.image_bytes,
         shards: split.shards.len(),
-        shard_bytes: split.shards.iter().map(|shard| shard.bytes).sum(),
+        shard_bytes: split.shards.iter().fold(0, |sum, shard| sum.saturating_add(shard.bytes)),
         digest: split.digest,
     };
     DatasetSummary {
@@ -73,7 +73,7 @@ pub fn verify(dataset: &Location, manifest: &Manifest, progress: &dyn Progress) 
     for (name, split) in &manifest.splits {
         progress.begin(&format!("verify {name}"), split.instances);
         let indexed = split.read_places(dataset)?;
-        let mut found: Vec<Option<Sighting>> = vec![None; split.instances as usize];
+        let mut found: Vec<Option<Sighting>> = vec![None; indexed.len()];
         for (shard, entry) in (0..).zip(&split.shards) {
             let bytes = read_whole(&dataset.join(&entry.path), entry.digest)?;
             let reader = ShardReader::open(dataset, entry, manifest.classes.len(), split.instances)?;

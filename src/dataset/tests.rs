@@ -227,6 +227,54 @@ fn a_manifest_that_was_edited_is_refused() {
     assert!(matches!(Manifest::read(&dataset), Err(DatasetError::Manifest { .. })));
 }
 
+/// The counts come before any file is read, and are no reason to ask for memory.
+#[test]
+fn counts_that_files_do_not_bear_out_are_refused() {
+    let (_dir, dataset, manifest) = published();
+    let counted = |instances: u64, parts: u64, rows: u64| {
+        let mut splits = manifest.splits.clone();
+        let split = splits.get_mut("train").expect("the split");
+        split.instances = instances;
+        split.ingest[0].instances = parts;
+        split.shards[0].rows = rows.saturating_sub(2);
+        Manifest::new(manifest.classes.clone(), splits)
+    };
+    let read = |manifest: &Manifest| {
+        manifest.publish(&dataset, PublishMode::Overwrite).expect("published");
+        Manifest::read(&dataset)
+    };
+    for (instances, parts, rows) in [(1 << 60, 5, 5), (1 << 60, 1 << 60, 5), (1 << 60, 1 << 60, 1 << 60)] {
+        assert!(matches!(read(&counted(instances, parts, rows)), Err(DatasetError::Manifest { .. })));
+    }
+    let changed = read(&counted(1 << 31, 1 << 31, 1 << 31)).expect("it agrees with itself");
+    let split = &changed.splits["train"];
+    assert!(matches!(split.read_places(&dataset), Err(DatasetError::Damaged { .. })));
+    assert!(matches!(verify(&dataset, &changed, &Quiet), Err(DatasetError::Damaged { .. })));
+    let shard = ShardReader::open(&dataset, &split.shards[0], 2, 1 << 31);
+    assert!(matches!(shard, Err(DatasetError::Damaged { .. })));
+}
+
+#[test]
+fn a_damaged_footer_is_an_error_and_never_a_panic() {
+    let (_dir, dataset, manifest) = published();
+    let split = &manifest.splits["train"];
+    let location = dataset.join(&split.shards[0].path);
+    let whole = location.read().expect("bytes");
+    let from = whole.len() - 900.min(whole.len());
+    for at in from..whole.len() {
+        let mut bytes = whole.to_vec();
+        bytes[at] ^= 1 << (at % 8);
+        location.publish(bytes, PublishMode::Overwrite).expect("changed");
+        let Ok(reader) = ShardReader::open(&dataset, &split.shards[0], 2, 5) else { continue };
+        for group in 0..reader.row_groups() {
+            match reader.read_row_group(group) {
+                Ok(rows) => assert!(rows.len() <= 3),
+                Err(error) => assert_eq!(error.failure(), crate::failure::Failure::Data, "{at} {error}"),
+            }
+        }
+    }
+}
+
 #[test]
 fn the_digest_depends_on_content_alone() {
     let (_dir, _, manifest) = published();

@@ -134,6 +134,7 @@ pub fn embed(
         dim: 0,
         dataset_digest: manifest.dataset_digest.to_string(),
         split: job.split.clone(),
+        split_digest: manifest.splits.get(&job.split).map(|split| split.digest.to_string()),
         step: checkpoint.manifest().step,
         unit_length: true,
         classes: manifest.classes.clone(),

@@ -113,15 +113,8 @@ fn check(bank: &dyn Table, queries: &FeatureTable, options: &KnnOptions) -> Resu
     if options.k.is_empty() || options.k.contains(&0) || options.temperature.is_empty() {
         return options_wrong("k and temperature need at least one value, and k is above 0");
     }
-    let differ = |what: &str, bank: &dyn std::fmt::Display, queries: &dyn std::fmt::Display| {
-        Err(EvalError::Mismatch { reason: format!("{what} {bank} and {queries}") })
-    };
-    let (a, b) = (bank.meta(), &queries.meta);
-    if a.dataset_digest != b.dataset_digest {
-        return differ("they are of the datasets", &a.dataset_digest, &b.dataset_digest);
-    }
-    if a.dim != b.dim {
-        return differ("their vectors have lengths", &a.dim, &b.dim);
+    if let Some(reason) = bank.meta().conflict(&queries.meta) {
+        return Err(EvalError::Mismatch { reason });
     }
     for (table, labels) in [("the bank has", bank.labels()), ("the queries have", queries.labels.as_slice())]
     {
@@ -288,5 +281,6 @@ fn feature_name(bank: &dyn Table) -> String {
         Kind::Bank => "bank as stored",
         Kind::Embedding => "re-encoded",
     };
-    format!("{origin}, {}, {}-d", meta.layer, meta.dim)
+    let layer = if meta.layer.is_empty() { "unnamed layer" } else { &meta.layer };
+    format!("{origin}, {layer}, {}-d", meta.dim)
 }

@@ -4,6 +4,7 @@
 //! makes such a table from a checkpoint. Results do not depend on threads, tiles or the order of the bank's
 //! rows: similarities are summed in one fixed order, and every tie has a rule.
 
+mod bank;
 mod cases;
 mod common_rows;
 mod drawn;
@@ -31,6 +32,7 @@ mod thumbnails;
 mod vote;
 mod watch;
 
+pub use bank::{checkpoint_bank, open_bank};
 pub use cases::{Case, CaseKind, cases};
 pub use drawn::{Shape, draw_tables};
 pub use duplicates::Duplicates;
@@ -57,7 +59,7 @@ pub use run_tables::{RunTables, run_tables};
 pub use search::{Neighbours, search};
 pub use thumbnails::{SPRITE_COLUMNS, SPRITE_SIDE, Thumbnails, sprite};
 pub use vote::vote;
-pub use watch::{Claim, WatchEnd, WatchOptions, WatchSummary, report_location, watch};
+pub use watch::{WatchEnd, WatchOptions, WatchSummary, report_location, watch};
 
 #[cfg(test)]
 mod tests;

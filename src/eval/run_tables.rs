@@ -62,9 +62,15 @@ pub fn run_tables(
         job.run.join("eval/features").join(&name)
     };
     let digest = job.manifest.dataset_digest.to_string();
+    let split_digest =
+        job.manifest.splits.get(&job.split).map_or_else(String::new, |split| split.digest.to_string());
     let outputs: Vec<_> = job.layers.iter().map(|layer| (*layer, place(layer))).collect();
-    let is_there =
-        |table: &Location| StoredTable::open(table).is_ok_and(|table| table.meta().dataset_digest == digest);
+    let is_there = |table: &Location| {
+        StoredTable::open(table).is_ok_and(|table| {
+            let meta = table.meta();
+            meta.is_of(&split_digest, &digest) && meta.classes == job.manifest.classes
+        })
+    };
     // Rank 0 looks: a table that another process of this job has just published is not one from before.
     let found: Vec<u8> =
         outputs.iter().map(|(_, table)| u8::from(group.is_first() && is_there(table))).collect();

@@ -1,7 +1,7 @@
 //! Tables that are drawn, for all tests of this module.
 
 use super::*;
-use crate::feature_table::{FeatureTable, Kind, StoredTable, Table, TableMeta};
+use crate::feature_table::{ColumnNames, FeatureTable, Kind, StoredTable, Table, TableMeta};
 use crate::ids::{ClassId, InstanceId};
 use crate::rng::{Purpose, Stream};
 use crate::storage::Location;
@@ -31,6 +31,7 @@ fn table(seed: u64, rows: usize, dim: usize, classes: usize) -> FeatureTable {
             dim,
             dataset_digest: "d".into(),
             split: "val".into(),
+            split_digest: None,
             step: 1,
             unit_length: true,
             classes: (0..classes).map(|class| format!("class {class}")).collect(),

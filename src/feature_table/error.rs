@@ -12,8 +12,8 @@ pub enum TableError {
         /// The table.
         table: String,
     },
-    /// The bytes are no Arrow IPC file, or are cut.
-    #[error("{table}: it is no whole Arrow file")]
+    /// The bytes are not those of an Arrow or Parquet file, or are cut.
+    #[error("{table}: not a complete Arrow or Parquet file (truncated or damaged?)")]
     Malformed {
         /// The table.
         table: String,
@@ -21,16 +21,32 @@ pub enum TableError {
         #[source]
         source: arrow::error::ArrowError,
     },
-    /// An Arrow file, but no feature table of this version.
-    #[error("{table}: it is no feature table: {reason}")]
+    /// An Arrow or Parquet file without the columns or metadata of a feature table.
+    #[error("{table}: not a feature table: {reason}")]
     NotATable {
         /// The table.
         table: String,
         /// What is missing or wrong.
         reason: String,
     },
+    /// A column that is missing or holds something else.
+    #[error("{table}: column `{column}` {reason}")]
+    Column {
+        /// The table.
+        table: String,
+        /// The column's name.
+        column: String,
+        /// What it holds, and what was expected.
+        reason: String,
+    },
+    /// The bytes are not those that the checkpoint names.
+    #[error("{table}: damaged: its digest is not the one that the checkpoint names")]
+    Damaged {
+        /// The table.
+        table: String,
+    },
     /// An id that is negative, occurs twice, or is out of order in a bank.
-    #[error("{table} row {row}: instance id {id} is wrong: {reason}")]
+    #[error("{table} row {row}: invalid instance id {id}: {reason}")]
     Id {
         /// The table.
         table: String,
@@ -41,8 +57,8 @@ pub enum TableError {
         /// Why.
         reason: &'static str,
     },
-    /// A label that is none.
-    #[error("{table} row {row}: label {label} is no class")]
+    /// A label that names none of the classes.
+    #[error("{table} row {row}: label {label} is out of range, expected -1 or a class below {classes}")]
     Label {
         /// The table.
         table: String,
@@ -50,6 +66,8 @@ pub enum TableError {
         row: usize,
         /// The label.
         label: i64,
+        /// The number of classes.
+        classes: usize,
     },
     /// A value that is not a finite number.
     #[error("{table} row {row}: the feature is not finite")]

@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 
 /// The version that this code writes and reads.
 const FORMAT_VERSION: &str = "1";
+/// What the names of the metadata's entries begin with.
+const PREFIX: &str = "instdisc.";
 
 /// Where features come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,11 +16,14 @@ const FORMAT_VERSION: &str = "1";
 pub enum Kind {
     /// The memory bank of a run.
     Bank,
-    /// Pictures encoded by a checkpoint.
+    /// Images encoded by a checkpoint.
     Embedding,
 }
 
 /// What the features are.
+///
+/// Of a table that another program wrote, what its metadata does not name is read from the data (`dim`,
+/// `unit_length`, `classes`) or unknown: a digest, split or layer is then empty, the step 0.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TableMeta {
     /// Where they come from.
@@ -31,6 +36,10 @@ pub struct TableMeta {
     pub dataset_digest: String,
     /// The split.
     pub split: String,
+    /// The digest of the split, which stays the same when another split is added to the dataset. Tables of
+    /// older versions have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split_digest: Option<String>,
     /// The training step of the bank or of the encoder.
     pub step: u64,
     /// Whether every row is of unit length.
@@ -49,38 +58,140 @@ impl TableMeta {
         let value = serde_json::to_value(self).expect("the metadata is plain data");
         let fields = value.as_object().expect("a struct is an object").clone();
         let mut metadata: HashMap<_, _> =
-            fields.into_iter().map(|(name, value)| (format!("instdisc.{name}"), plain(value))).collect();
-        metadata.insert("instdisc.format_version".into(), FORMAT_VERSION.into());
+            fields.into_iter().map(|(name, value)| (format!("{PREFIX}{name}"), plain(value))).collect();
+        metadata.insert(format!("{PREFIX}format_version"), FORMAT_VERSION.into());
         metadata
     }
 
-    /// Reads the metadata; the error says which entry is missing or wrong.
-    pub(super) fn from_metadata(schema: &Schema) -> Result<Self, String> {
-        let metadata = schema.metadata();
-        let text = |name: &str| {
-            metadata
-                .get(&format!("instdisc.{name}"))
-                .ok_or_else(|| format!("metadata instdisc.{name} is missing"))
-        };
-        let version = text("format_version")?;
-        if version != FORMAT_VERSION {
-            return Err(format!("format version {version} is not known to this program"));
+    /// Says why two tables are not of one dataset; `None` where they are, as far as their metadata tells.
+    ///
+    /// A split that was added to the dataset later changes the dataset's digest but neither the digests of the
+    /// other splits nor their classes: where both tables know the digest of their split, splits and classes
+    /// are compared; otherwise the dataset's digests are. What another program's table leaves out is not
+    /// compared.
+    pub fn conflict(&self, other: &Self) -> Option<String> {
+        let known = |a: &str, b: &str| !a.is_empty() && !b.is_empty();
+        if self.dim != other.dim {
+            return Some(format!("their vectors have lengths {} and {}", self.dim, other.dim));
         }
-        let wrong = |name: &str| format!("metadata instdisc.{name} is not understood");
-        let kind = match text("kind")?.as_str() {
-            "bank" => Kind::Bank,
-            "embedding" => Kind::Embedding,
-            _ => return Err(wrong("kind")),
+        let (a, b) = (&self.dataset_digest, &other.dataset_digest);
+        if a == b && known(a, b) {
+            return None;
+        }
+        match (&self.split_digest, &other.split_digest) {
+            (Some(a), Some(b)) => {
+                if self.split == other.split && a != b {
+                    return Some(format!("split `{}` has digests {a} and {b}", self.split));
+                }
+            }
+            _ if known(a, b) => return Some(format!("they are of the datasets {a} and {b}")),
+            _ => {}
+        }
+        // Classes without names are their numbers.
+        let is_numbered =
+            |classes: &[String]| classes.iter().enumerate().all(|(class, name)| *name == class.to_string());
+        if is_numbered(&self.classes) || is_numbered(&other.classes) {
+            return None;
+        }
+        // Classes that came with a split added later follow those that were there.
+        let differing = self.classes.iter().zip(&other.classes).find(|(a, b)| a != b);
+        differing.map(|(a, b)| format!("their classes differ: `{a}` and `{b}` have the same number"))
+    }
+
+    /// Whether the rows are those of this split of a dataset: by the split's digest, or in tables of older
+    /// versions by the dataset's.
+    pub fn is_of(&self, split_digest: &str, dataset_digest: &str) -> bool {
+        match &self.split_digest {
+            Some(own) => own == split_digest,
+            None => self.dataset_digest == dataset_digest,
+        }
+    }
+}
+
+/// What the metadata of a schema names.
+#[derive(Debug, Default)]
+pub(super) struct NamedMeta {
+    /// Whether this program, or one that knows the format, wrote the table.
+    pub(super) is_ours: bool,
+    pub(super) kind: Option<Kind>,
+    layer: Option<String>,
+    pub(super) dim: Option<usize>,
+    dataset_digest: Option<String>,
+    split: Option<String>,
+    split_digest: Option<String>,
+    step: Option<u64>,
+    pub(super) unit_length: Option<bool>,
+    pub(super) classes: Option<Vec<String>>,
+}
+
+impl NamedMeta {
+    /// Reads the metadata; the error says which entry is wrong.
+    pub(super) fn of(schema: &Schema) -> Result<Self, String> {
+        let text = |name: &str| schema.metadata().get(&format!("{PREFIX}{name}"));
+        fn parsed<T>(
+            name: &str,
+            text: Option<&String>,
+            parse: impl Fn(&str) -> Option<T>,
+        ) -> Result<Option<T>, String> {
+            let wrong =
+                |text: &String| format!("metadata `{PREFIX}{name}` is `{text}`, which is not understood");
+            text.map(|text| parse(text).ok_or_else(|| wrong(text))).transpose()
+        }
+        let version = text("format_version");
+        if let Some(version) = version.filter(|version| *version != FORMAT_VERSION) {
+            return Err(format!("format version `{version}` is unknown, expected {FORMAT_VERSION}"));
+        }
+        let kind = |text: &str| match text {
+            "bank" => Some(Kind::Bank),
+            "embedding" => Some(Kind::Embedding),
+            _ => None,
         };
         Ok(Self {
-            kind,
-            layer: text("layer")?.clone(),
-            dim: text("dim")?.parse().map_err(|_| wrong("dim"))?,
-            dataset_digest: text("dataset_digest")?.clone(),
-            split: text("split")?.clone(),
-            step: text("step")?.parse().map_err(|_| wrong("step"))?,
-            unit_length: text("unit_length")?.parse().map_err(|_| wrong("unit_length"))?,
-            classes: serde_json::from_str(text("classes")?).map_err(|_| wrong("classes"))?,
+            is_ours: version.is_some(),
+            kind: parsed("kind", text("kind"), kind)?,
+            layer: text("layer").cloned(),
+            dim: parsed("dim", text("dim"), |text| text.parse().ok())?,
+            dataset_digest: text("dataset_digest").cloned(),
+            split: text("split").cloned(),
+            split_digest: text("split_digest").cloned(),
+            step: parsed("step", text("step"), |text| text.parse().ok())?,
+            unit_length: parsed("unit_length", text("unit_length"), |text| text.parse().ok())?,
+            classes: parsed("classes", text("classes"), |text| serde_json::from_str(text).ok())?,
+        })
+    }
+
+    /// Completes the metadata with what the data say.
+    pub(super) fn complete(
+        self,
+        dim: usize,
+        unit_length: impl FnOnce() -> bool,
+        classes: usize,
+    ) -> TableMeta {
+        TableMeta {
+            kind: self.kind.unwrap_or(Kind::Embedding),
+            layer: self.layer.unwrap_or_default(),
+            dim,
+            dataset_digest: self.dataset_digest.unwrap_or_default(),
+            split: self.split.unwrap_or_default(),
+            split_digest: self.split_digest,
+            step: self.step.unwrap_or_default(),
+            unit_length: self.unit_length.unwrap_or_else(unit_length),
+            classes: self.classes.unwrap_or_else(|| (0..classes).map(|class| class.to_string()).collect()),
+        }
+    }
+
+    /// The metadata as it is, where every entry that a table of the first version has is there.
+    pub(super) fn whole(self) -> Option<TableMeta> {
+        Some(TableMeta {
+            kind: self.kind?,
+            layer: self.layer?,
+            dim: self.dim?,
+            dataset_digest: self.dataset_digest?,
+            split: self.split?,
+            split_digest: self.split_digest,
+            step: self.step?,
+            unit_length: self.unit_length?,
+            classes: self.classes?,
         })
     }
 }

@@ -2,13 +2,17 @@
 //!
 //! The memory bank on disk and exported features are this one format: columns `instance_id`, `feature`,
 //! `label`, `updated_step`, and schema metadata that says what the features are. Any Arrow tool opens it,
-//! and it can be memory-mapped. A table is checked when it is read; what comes out is fit for use.
+//! and it can be memory-mapped. Tables of other programs are read too (Arrow IPC file or stream, Parquet), if
+//! they hold ids and vectors. A table is checked when it is read; what comes out is fit for use.
 //!
 //! Invariants of a table that was read: no id occurs twice; every value is finite; rows are of unit length
-//! where the metadata says so; a bank holds exactly the ids `0..rows`, in order.
+//! where the metadata says so; every label names a class; the ids of a bank ascend.
 
+mod columns;
+mod decode;
 mod error;
 mod meta;
+mod passing;
 mod reader;
 mod rows;
 mod schema;
@@ -17,12 +21,13 @@ mod stored;
 mod unit;
 mod writer;
 
+pub use columns::ColumnNames;
 pub use error::TableError;
 pub use meta::{Kind, TableMeta};
 pub use rows::{Reading, Table, Vectors};
 pub use schema::schema_text;
 pub use slice::TableSlice;
-pub use stored::StoredTable;
+pub use stored::{StoredTable, open_table};
 pub use unit::UnitRows;
 
 use serde::Serialize;

@@ -7,6 +7,7 @@ use std::ops::Range;
 use bytes::Bytes;
 use half::f16;
 
+use super::passing::Passing;
 use super::unit::normalise;
 use super::{FeatureTable, TableError, TableMeta, UNIT_TOLERANCE};
 use crate::ids::{ClassId, InstanceId};
@@ -34,6 +35,15 @@ pub trait Table: Debug + Sync {
 
     /// Starts to read the vectors of one of [`Table::ranges`].
     fn start_read(&self, rows: Range<usize>) -> Reading<'_>;
+
+    /// Checks the digest of a table whose digest is known, once it has been used: what was read by then is not
+    /// read again. Other tables have nothing to check.
+    ///
+    /// # Errors
+    /// [`TableError::Damaged`], or if the store fails.
+    fn verify(&self) -> Result<(), TableError> {
+        Ok(())
+    }
 }
 
 /// Vectors on their way.
@@ -46,8 +56,20 @@ pub struct Reading<'a> {
 
 #[derive(Debug)]
 enum Source<'a> {
-    Memory { features: &'a [f32], dim: usize, first: usize },
-    File { read: PendingRead, values: Values, table: &'a str, meta: &'a TableMeta, first: usize },
+    Memory {
+        features: &'a [f32],
+        dim: usize,
+        first: usize,
+    },
+    File {
+        read: PendingRead,
+        values: Values,
+        table: &'a str,
+        meta: &'a TableMeta,
+        first: usize,
+        /// Where the bytes begin in the file, if they count towards its digest.
+        passing: Option<(&'a Passing, u64)>,
+    },
 }
 
 /// How a file holds its numbers.
@@ -74,7 +96,15 @@ impl<'a> Reading<'a> {
         meta: &'a TableMeta,
         first: usize,
     ) -> Self {
-        Self { source: Source::File { read, values, table, meta, first }, unit: false }
+        Self { source: Source::File { read, values, table, meta, first, passing: None }, unit: false }
+    }
+
+    /// Likewise, and the bytes, which begin here in the file, will count towards its digest.
+    pub(super) fn passing(mut self, digest: Option<&'a Passing>, offset: u64) -> Self {
+        if let Source::File { passing, .. } = &mut self.source {
+            *passing = digest.map(|digest| (digest, offset));
+        }
+        self
     }
 
     /// Likewise, but the vectors will be brought to unit length.
@@ -96,8 +126,12 @@ impl<'a> Reading<'a> {
     pub fn finish(self) -> Result<Vectors<'a>, TableError> {
         let held = match self.source {
             Source::Memory { features, dim, first } => Held::Memory { features, dim, first },
-            Source::File { read, values, table, meta, first } => {
-                Held::File { bytes: read.finish()?, values, table, meta, first }
+            Source::File { read, values, table, meta, first, passing } => {
+                let bytes = read.finish()?;
+                if let Some((digest, offset)) = passing {
+                    digest.pass(offset, &bytes)?;
+                }
+                Held::File { bytes, values, table, meta, first }
             }
         };
         Ok(Vectors { held, unit: self.unit })
@@ -177,6 +211,14 @@ pub(super) fn check_vectors(
         }
     }
     Ok(())
+}
+
+/// Whether every vector is of unit length, as a table may say.
+pub(super) fn is_unit_length(dim: usize, features: &[f32]) -> bool {
+    features.chunks_exact(dim).all(|feature| {
+        let length = feature.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>().sqrt();
+        (length - 1.0).abs() <= UNIT_TOLERANCE
+    })
 }
 
 /// Checks that vectors are finite.

@@ -38,6 +38,7 @@ pub fn schema_text() -> String {
         dim: 128,
         dataset_digest: "blake3 of the dataset".into(),
         split: "train".into(),
+        split_digest: Some("blake3 of the split's labels and images".into()),
         step: 5004,
         unit_length: true,
         classes: vec!["first".into(), "second".into()],

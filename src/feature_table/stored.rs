@@ -15,11 +15,14 @@ use arrow::ipc::reader::read_footer_length;
 use arrow::ipc::{root_as_footer, root_as_message};
 use bytes::Bytes;
 
-use super::reader::{Columns, value_type};
+use super::columns::Columns;
+use super::meta::NamedMeta;
+use super::passing::Passing;
 use super::rows::{Reading, Table, Values, split};
-use super::{TableError, TableMeta};
+use super::schema::fields;
+use super::{ColumnNames, FeatureTable, TableError, TableMeta};
 use crate::ids::{ClassId, InstanceId};
-use crate::storage::Location;
+use crate::storage::{Digest, Location};
 
 /// Bytes after the footer: its length and the magic word.
 const TRAILER_BYTES: u64 = 10;
@@ -27,6 +30,8 @@ const TRAILER_BYTES: u64 = 10;
 const TAIL_BYTES: u64 = 64 << 10;
 /// Bytes before a message: a marker and the message's length.
 const MESSAGE_PREFIX: usize = 8;
+/// The longest vector that Arrow's lists of a fixed length hold.
+const MOST_NUMBERS: usize = i32::MAX as usize;
 
 /// See the module.
 #[derive(Debug)]
@@ -34,6 +39,8 @@ pub struct StoredTable {
     /// Its files, one after the other.
     files: Vec<Location>,
     names: Vec<String>,
+    /// Their digests, where these are known.
+    digests: Vec<Option<Passing>>,
     meta: TableMeta,
     values: Values,
     columns: Columns,
@@ -54,11 +61,27 @@ struct Batch {
     steps: [Range<u64>; 2],
 }
 
+/// Opens a table to be read by ranges of rows: in its file where this program wrote it, else in memory.
+///
+/// # Errors
+/// The first thing that is wrong, with the row or column that it is about.
+pub fn open_table(location: &Location, names: &ColumnNames) -> Result<Box<dyn Table>, TableError> {
+    // What another program wrote, or what is damaged, is for the reader of whole tables, which says why.
+    match open_file(location) {
+        Ok(Some(file)) => Ok(Box::new(StoredTable::of_files(vec![(location.clone(), None, file)])?)),
+        Ok(None) | Err(TableError::Malformed { .. } | TableError::NotATable { .. }) => {
+            Ok(Box::new(FeatureTable::read_with(location, names)?))
+        }
+        Err(error) => Err(error),
+    }
+}
+
 impl StoredTable {
     /// Opens a table and checks everything but its vectors, which are checked as they are read.
     ///
     /// # Errors
-    /// The first thing that is wrong, with the row that it is about.
+    /// The first thing that is wrong, with the row that it is about; also where another program wrote the
+    /// table, which [`open_table`] takes.
     pub fn open(location: &Location) -> Result<Self, TableError> {
         Self::open_all(std::slice::from_ref(location))
     }
@@ -71,40 +94,85 @@ impl StoredTable {
     /// # Panics
     /// If there is no file.
     pub fn open_all(files: &[Location]) -> Result<Self, TableError> {
+        let files: Vec<_> = files.iter().map(|file| (file.clone(), None)).collect();
+        Self::open_with_digests(&files)
+    }
+
+    /// Likewise, with the digests of the files: what is read counts towards them, and [`Table::verify`] compares.
+    ///
+    /// # Errors
+    /// As [`StoredTable::open_all`].
+    ///
+    /// # Panics
+    /// If there is no file.
+    pub fn open_with_digests(files: &[(Location, Option<Digest>)]) -> Result<Self, TableError> {
+        let open = |(location, digest): &(Location, Option<Digest>)| match open_file(location)? {
+            Some(file) => Ok((location.clone(), *digest, file)),
+            None => {
+                let reason = "expected the columns, types and metadata that this program writes".into();
+                Err(TableError::NotATable { table: location.to_string(), reason })
+            }
+        };
+        Self::of_files(files.iter().map(open).collect::<Result<_, _>>()?)
+    }
+
+    /// Names the digest of the rows' split, where the table does not.
+    #[must_use]
+    pub fn with_split_digest(mut self, digest: &str) -> Self {
+        self.meta.split_digest.get_or_insert_with(|| digest.to_owned());
+        self
+    }
+
+    fn of_files(files: Vec<(Location, Option<Digest>, OpenFile)>) -> Result<Self, TableError> {
         let mut opened: Option<(TableMeta, Values)> = None;
         let (mut columns, mut batches) = (Columns::default(), Vec::new());
-        let names: Vec<String> = files.iter().map(ToString::to_string).collect();
-        for (file, location) in files.iter().enumerate() {
+        let names: Vec<String> = files.iter().map(|(location, ..)| location.to_string()).collect();
+        let (mut locations, mut digests) = (Vec::new(), Vec::new());
+        for (file, (location, digest, of_file)) in files.into_iter().enumerate() {
             let first_row = batches.last().map_or(0, |batch: &Batch| batch.rows.end);
-            let (meta, values, mut own) = open_file(location)?;
+            let OpenFile { meta, values, bytes, batches: mut own } = of_file;
             match &opened {
                 None => opened = Some((meta, values)),
                 Some(first) if *first == (meta, values) => {}
                 Some(_) => {
-                    let reason = format!("it is not of one table with {}", names[0]);
-                    return Err(TableError::NotATable { table: location.to_string(), reason });
+                    let reason = format!("it is not part of the same table as {}", names[0]);
+                    return Err(TableError::NotATable { table: names[file].clone(), reason });
                 }
             }
-            columns.extend(read_columns(location, &names[file], &own)?);
+            columns.extend(read_columns(&location, &names[file], &own)?);
             for batch in &mut own {
                 batch.file = file;
                 batch.rows = batch.rows.start + first_row..batch.rows.end + first_row;
             }
             batches.extend(own);
+            digests.push(digest.map(|digest| Passing::new(&location, bytes, digest)));
+            locations.push(location);
         }
         let (meta, values) = opened.expect("a table has a file");
-        columns.check(&names[0], meta.kind)?;
-        Ok(Self { files: files.to_vec(), names, meta, values, columns, batches })
+        columns.check(&names[0], meta.kind, meta.classes.len())?;
+        Ok(Self { files: locations, names, digests, meta, values, columns, batches })
     }
 }
 
 /// What the footer of a file says, and its batches, counted from row 0.
-fn open_file(location: &Location) -> Result<(TableMeta, Values, Vec<Batch>), TableError> {
+struct OpenFile {
+    meta: TableMeta,
+    values: Values,
+    bytes: u64,
+    batches: Vec<Batch>,
+}
+
+/// Reads the footer of a file; none where it does not have the columns and metadata that this program writes,
+/// uncompressed.
+fn open_file(location: &Location) -> Result<Option<OpenFile>, TableError> {
     let name = location.to_string();
     let not_whole = |reason: String| TableError::Malformed {
         table: name.clone(),
         source: ArrowError::ParseError(reason),
     };
+    if location.local_path().is_some_and(std::path::Path::is_dir) {
+        return Ok(None);
+    }
     let size = match location.size() {
         Err(error) if error.is_not_found() => return Err(TableError::NotThere { table: name }),
         other => other?,
@@ -125,23 +193,26 @@ fn open_file(location: &Location) -> Result<(TableMeta, Values, Vec<Batch>), Tab
     let schema = footer.schema().ok_or_else(|| not_whole("it has no schema".into()))?;
     let schema =
         try_fb_to_schema(schema).map_err(|source| TableError::Malformed { table: name.clone(), source })?;
-    let not_a_table = |reason| TableError::NotATable { table: name.clone(), reason };
-    let meta = TableMeta::from_metadata(&schema).map_err(not_a_table)?;
-    let values = match value_type(&schema, meta.dim).map_err(not_a_table)? {
-        DataType::Float16 => Values::F16,
-        _ => Values::F32,
+    let named =
+        NamedMeta::of(&schema).map_err(|reason| TableError::NotATable { table: name.clone(), reason })?;
+    let Some(meta) = named.whole().filter(|meta| (1..=MOST_NUMBERS).contains(&meta.dim)) else {
+        return Ok(None);
     };
+    let types = [(DataType::Float32, Values::F32), (DataType::Float16, Values::F16)];
+    let fits = |(kind, _): &(DataType, Values)| *schema.fields() == fields(meta.dim, kind.clone());
+    let Some((_, values)) = types.into_iter().find(fits) else { return Ok(None) };
     let blocks = footer.recordBatches().map(|blocks| blocks.iter().collect()).unwrap_or_default();
-    let batches =
-        find_batches(location, size, blocks, meta.dim * values.bytes()).map_err(|error| match error {
-            Wrong::Store(error) => error.into(),
-            Wrong::Contents(reason) => not_whole(reason),
-        })?;
-    Ok((meta, values, batches))
+    match find_batches(location, size, blocks, meta.dim * values.bytes()) {
+        Ok(batches) => Ok(Some(OpenFile { meta, values, bytes: size, batches })),
+        Err(Wrong::Compressed) => Ok(None),
+        Err(Wrong::Store(error)) => Err(error.into()),
+        Err(Wrong::Contents(reason)) => Err(not_whole(reason)),
+    }
 }
 
 /// What keeps batches from being found.
 enum Wrong {
+    Compressed,
     Store(crate::storage::StorageError),
     Contents(String),
 }
@@ -163,7 +234,8 @@ fn find_batches(
     for block in blocks {
         let place = |value: i64| u64::try_from(value).map_err(|_| Wrong::from("a block lies nowhere"));
         let at = place(block.offset())?;
-        let body = at + place(block.metaDataLength().into())?;
+        let body = at.checked_add(place(block.metaDataLength().into())?);
+        let body = body.filter(|body| *body <= size).ok_or("a block lies beyond the end")?;
         let end = body.checked_add(place(block.bodyLength())?).filter(|end| *end <= size);
         let end = end.ok_or("a block lies beyond the end")?;
         started.push((location.start_read_range(at..body), body..end));
@@ -185,7 +257,7 @@ fn find_batch(message: &Bytes, row: usize, body: Range<u64>, vector_bytes: usize
     let message = root_as_message(message).map_err(|error| Wrong::Contents(error.to_string()))?;
     let batch = message.header_as_record_batch().ok_or("a block is no record batch")?;
     if batch.compression().is_some() {
-        return Err("its batches are compressed".into());
+        return Err(Wrong::Compressed);
     }
     let rows = usize::try_from(batch.length()).map_err(|_| "a batch has no length")?;
     let nodes = batch.nodes().ok_or("a batch has no columns")?;
@@ -198,25 +270,29 @@ fn find_batch(message: &Bytes, row: usize, body: Range<u64>, vector_bytes: usize
     if buffers.len() != 9 {
         return Err("a batch has other columns".into());
     }
-    let range = |at: usize, least: usize| {
+    let range = |at: usize, least: Option<usize>| {
         let buffer = buffers.get(at);
         let start = u64::try_from(buffer.offset()).ok().and_then(|offset| body.start.checked_add(offset));
-        let bytes = u64::try_from(buffer.length()).ok().filter(|bytes| *bytes >= least as u64);
+        let bytes = u64::try_from(buffer.length()).ok();
+        let bytes = bytes.filter(|bytes| least.is_some_and(|least| *bytes >= least as u64));
         let (start, bytes) = start.zip(bytes).ok_or("a column is too short")?;
         let end = start.checked_add(bytes).filter(|end| *end <= body.end).ok_or("a column lies elsewhere")?;
         Ok::<_, Wrong>(start..end)
     };
     let validity = |at: usize, node: usize| {
-        let least = if nodes.get(node).null_count() == 0 { 0 } else { rows.div_ceil(8) };
-        range(at, least)
+        let has_nulls = nodes.get(node).null_count() != 0;
+        let found = range(at, Some(if has_nulls { rows.div_ceil(8) } else { 0 }))?;
+        // Without nulls there may be bits, and they may be too few.
+        Ok::<_, Wrong>(if has_nulls { found } else { found.start..found.start })
     };
+    let numbers = |at: usize| range(at, rows.checked_mul(8));
     Ok(Batch {
         file: 0,
-        ids: range(1, rows * 8)?,
-        features: range(4, rows * vector_bytes)?.start,
-        labels: [validity(5, 3)?, range(6, rows * 8)?],
-        steps: [validity(7, 4)?, range(8, rows * 8)?],
-        rows: row..row + rows,
+        ids: numbers(1)?,
+        features: range(4, rows.checked_mul(vector_bytes))?.start,
+        labels: [validity(5, 3)?, numbers(6)?],
+        steps: [validity(7, 4)?, numbers(8)?],
+        rows: row..row.checked_add(rows).ok_or("its batches have too many rows")?,
     })
 }
 
@@ -277,5 +353,10 @@ impl Table for StoredTable {
         let at = |row: usize| batch.features + (row - batch.rows.start) as u64 * size;
         let read = self.files[batch.file].start_read_range(at(rows.start)..at(rows.end));
         Reading::file(read, self.values, &self.names[batch.file], &self.meta, rows.start)
+            .passing(self.digests[batch.file].as_ref(), at(rows.start))
+    }
+
+    fn verify(&self) -> Result<(), TableError> {
+        self.digests.iter().flatten().try_for_each(Passing::verify)
     }
 }

@@ -9,6 +9,7 @@ fn table(rows: usize) -> FeatureTable {
             dim: 2,
             dataset_digest: "d".into(),
             split: "train".into(),
+            split_digest: None,
             step: 9,
             unit_length: true,
             classes: vec!["a \"quoted\" class".into(), "b".into()],
@@ -86,25 +87,6 @@ fn duplicate_and_misplaced_ids_are_named() {
     wrong.meta.kind = Kind::Embedding;
     wrong.ids[9] = InstanceId(0);
     assert!(matches!(read_error(&wrong), TableError::Id { row: 9, id: 0, .. }));
-}
-
-#[test]
-fn another_arrow_file_is_no_table() {
-    let mut wrong = table(3);
-    wrong.meta.dim = 2;
-    let (_dir, location) = location();
-    wrong.write(&location).expect("written");
-    let bytes = location.read().expect("bytes").to_vec();
-    let marker = b"instdisc.format_version";
-    let other = b"someones.format_version";
-    let mut changed = bytes.clone();
-    for at in 0..bytes.len() - marker.len() {
-        if bytes[at..].starts_with(marker) {
-            changed[at..at + other.len()].copy_from_slice(other);
-        }
-    }
-    location.publish(changed, PublishMode::Overwrite).expect("changed");
-    assert!(matches!(FeatureTable::read(&location), Err(TableError::NotATable { .. })));
 }
 
 #[test]
@@ -214,4 +196,270 @@ fn half_precision_vectors_are_read_either_way() {
     let stored = StoredTable::open(&location).expect("opened");
     assert_eq!(read_in_ranges(&stored, 2).expect("read"), expected);
     assert_eq!(stored.labels()[..3], [None, Some(ClassId(1)), Some(ClassId(0))]);
+}
+
+/// Tables of other programs.
+mod foreign {
+    use std::sync::Arc;
+
+    use arrow::array::{
+        ArrayRef, Float64Array, Int32Array, ListArray, RecordBatch, StringArray, UInt32Array,
+    };
+    use arrow::buffer::OffsetBuffer;
+    use arrow::datatypes::{DataType, Field, Schema};
+    use arrow::ipc::CompressionType;
+    use arrow::ipc::writer::{FileWriter, IpcWriteOptions, StreamWriter};
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::failure::Failure;
+
+    /// What another program may write: other names and types, lists, nullable fields, no metadata.
+    fn columns(rows: usize) -> Vec<(&'static str, ArrayRef)> {
+        let plain = table(rows);
+        let item = Arc::new(Field::new("element", DataType::Float64, true));
+        let values = Float64Array::from_iter_values(plain.features.iter().map(|&x| f64::from(x)));
+        let lengths = OffsetBuffer::from_lengths(std::iter::repeat_n(2, rows));
+        let labels = plain.labels.iter().map(|label| label.map(|class| i32::from(class.0)));
+        vec![
+            ("text", Arc::new(StringArray::from_iter_values((0..rows).map(|row| format!("row {row}"))))),
+            ("pk", Arc::new(UInt32Array::from_iter_values(0..rows as u32))),
+            ("emb", Arc::new(ListArray::new(item, lengths, Arc::new(values), None))),
+            ("cls", Arc::new(Int32Array::from_iter(labels))),
+        ]
+    }
+
+    fn batch(columns: Vec<(&'static str, ArrayRef)>) -> RecordBatch {
+        let fields: Vec<_> = columns
+            .iter()
+            .map(|(name, column)| Field::new(*name, column.data_type().clone(), true))
+            .collect();
+        let columns = columns.into_iter().map(|(_, column)| column).collect();
+        RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).expect("a batch")
+    }
+
+    fn file(batch: &RecordBatch, compression: Option<CompressionType>) -> Bytes {
+        let options = IpcWriteOptions::default().try_with_compression(compression).expect("an option");
+        let mut writer =
+            FileWriter::try_new_with_options(Vec::new(), &batch.schema(), options).expect("a writer");
+        writer.write(batch).and_then(|()| writer.finish()).expect("written");
+        writer.into_inner().expect("bytes").into()
+    }
+
+    fn stream(batch: &RecordBatch) -> Bytes {
+        let mut writer = StreamWriter::try_new(Vec::new(), &batch.schema()).expect("a writer");
+        writer.write(batch).and_then(|()| writer.finish()).expect("written");
+        writer.into_inner().expect("bytes").into()
+    }
+
+    fn parquet(batch: &RecordBatch) -> Bytes {
+        let mut writer =
+            parquet::arrow::ArrowWriter::try_new(Vec::new(), batch.schema(), None).expect("a writer");
+        writer.write(batch).expect("written");
+        writer.into_inner().expect("bytes").into()
+    }
+
+    fn names() -> ColumnNames {
+        let name = |name: &str| Some(name.to_owned());
+        ColumnNames { id: name("pk"), vector: name("emb"), label: name("cls") }
+    }
+
+    fn read(bytes: Bytes, names: &ColumnNames) -> Result<FeatureTable, TableError> {
+        FeatureTable::from_bytes("x", bytes, names)
+    }
+
+    /// The files of a batch in every form that is read.
+    fn forms(batch: &RecordBatch) -> Vec<Bytes> {
+        vec![
+            file(batch, None),
+            file(batch, Some(CompressionType::ZSTD)),
+            file(batch, Some(CompressionType::LZ4_FRAME)),
+            stream(batch),
+            parquet(batch),
+        ]
+    }
+
+    #[test]
+    fn whatever_holds_ids_and_vectors_is_taken_in_every_form() {
+        let expected = table(40);
+        for (form, bytes) in forms(&batch(columns(40))).into_iter().enumerate() {
+            let (_dir, location) = location();
+            location.publish(bytes.clone(), PublishMode::Overwrite).expect("published");
+            let read = read(bytes, &names()).unwrap_or_else(|error| panic!("form {form}: {error}"));
+            assert_eq!(
+                (&read.ids, &read.labels, &read.features),
+                (&expected.ids, &expected.labels, &expected.features)
+            );
+            let meta = &read.meta;
+            assert_eq!((meta.dim, meta.unit_length, meta.kind), (2, true, Kind::Embedding));
+            assert_eq!(
+                (meta.classes.as_slice(), meta.split.as_str()),
+                (&["0".to_owned(), "1".into()][..], "")
+            );
+            let opened = open_table(&location, &names()).expect("opened");
+            assert_eq!(read_in_ranges(&*opened, 7).expect("read"), expected.features);
+        }
+    }
+
+    #[test]
+    fn a_column_that_does_not_fit_is_named_in_one_sentence() {
+        let changed = |at: usize, name: &'static str, column: ArrayRef| {
+            let mut columns = columns(4);
+            columns[at] = (name, column);
+            batch(columns)
+        };
+        let item = || Arc::new(Field::new("item", DataType::Float64, true));
+        let list = |values: Vec<Option<f64>>, lengths: [usize; 4], is_there: Option<Vec<bool>>| {
+            let values = Arc::new(Float64Array::from(values));
+            let lengths = OffsetBuffer::from_lengths(lengths);
+            Arc::new(ListArray::new(item(), lengths, values, is_there.map(Into::into))) as ArrayRef
+        };
+        let text = || Arc::new(StringArray::from(vec!["a"; 4])) as ArrayRef;
+        let ids = |ids: Vec<Option<u32>>| Arc::new(UInt32Array::from(ids)) as ArrayRef;
+        let whole = vec![Some(1.0); 8];
+        let mut with_null = whole.clone();
+        with_null[5] = None;
+        let cases = [
+            (
+                changed(1, "other", ids(vec![Some(1); 4])),
+                "column `pk` is missing, the table has `text`, `other`",
+            ),
+            (changed(1, "pk", text()), "column `pk` holds Utf8, expected integers"),
+            (changed(2, "emb", text()), "column `emb` holds Utf8, expected lists of float16"),
+            (changed(3, "cls", text()), "column `cls` holds Utf8, expected integers"),
+            (changed(1, "pk", ids(vec![Some(1), Some(2), None, Some(3)])), "column `pk` is null in row 2"),
+            (
+                changed(2, "emb", list(whole.clone(), [2, 2, 2, 2], Some(vec![true, false, true, true]))),
+                "column `emb` is null in row 1",
+            ),
+            (changed(2, "emb", list(with_null, [2; 4], None)), "column `emb` holds a null in row 2"),
+            (
+                changed(2, "emb", list(whole, [2, 2, 1, 3], None)),
+                "column `emb` has 1 numbers in row 2, expected 2",
+            ),
+        ];
+        for (batch, expected) in cases {
+            for bytes in forms(&batch) {
+                let error = read(bytes, &names()).expect_err(expected);
+                assert!(error.to_string().contains(expected), "{error}");
+                assert_eq!(error.failure(), Failure::Data);
+            }
+        }
+    }
+
+    /// Bytes from a generator that needs no state: the same in every run.
+    fn damaged(bytes: &Bytes, round: u64) -> Bytes {
+        let mut stream = crate::rng::Stream::new(round, crate::rng::Purpose::Report, 0, 0);
+        let mut damaged = bytes.to_vec();
+        for _ in 0..1 + round % 3 {
+            let at = stream.below(damaged.len() as u64) as usize;
+            damaged[at] = if round.is_multiple_of(2) {
+                stream.below(256) as u8
+            } else {
+                damaged[at] ^ (1 << stream.below(8))
+            };
+        }
+        damaged.into()
+    }
+
+    #[test]
+    fn damaged_tables_are_an_error_or_a_table_and_never_a_panic() {
+        let (_dir, location) = location();
+        table(30).write(&location).expect("written");
+        let own = location.read().expect("bytes");
+        let mut refused = 0;
+        for whole in forms(&batch(columns(30))).into_iter().chain([own]) {
+            for round in 0..400 {
+                let bytes = damaged(&whole, round);
+                for names in [names(), ColumnNames::default()] {
+                    if let Err(error) = read(bytes.clone(), &names) {
+                        assert_eq!(error.failure(), Failure::Data, "{round} {error}");
+                        refused += 1;
+                    }
+                }
+                location.publish(bytes, PublishMode::Overwrite).expect("published");
+                let stored = StoredTable::open(&location).and_then(|table| read_in_ranges(&table, 8));
+                if let Err(error) = stored {
+                    assert_eq!(error.failure(), Failure::Data, "{round} {error}");
+                }
+            }
+        }
+        assert!(refused > 1000, "{refused}");
+    }
+}
+
+#[test]
+fn a_label_beyond_the_classes_is_refused() {
+    let (_dir, location) = location();
+    let mut wrong = table(10);
+    wrong.labels[6] = Some(ClassId(2));
+    wrong.write(&location).expect("written");
+    let expected = format!("{location} row 6: label 2 is out of range, expected -1 or a class below 2");
+    assert_eq!(FeatureTable::read(&location).expect_err("label 2").to_string(), expected);
+    assert_eq!(StoredTable::open(&location).expect_err("label 2").to_string(), expected);
+}
+
+/// A table of one bit for each id below the highest would take half a GiB here.
+#[test]
+fn ids_may_be_high_and_need_no_order_in_an_embedding() {
+    let (_dir, location) = location();
+    let mut high = table(3);
+    high.meta.kind = Kind::Embedding;
+    high.ids = [u32::MAX, 7, u32::MAX - 1].map(InstanceId).to_vec();
+    high.write(&location).expect("written");
+    assert_eq!(FeatureTable::read(&location).expect("read").ids, high.ids);
+    high.ids[2] = InstanceId(u32::MAX);
+    high.write(&location).expect("written");
+    assert!(matches!(FeatureTable::read(&location), Err(TableError::Id { row: 2, .. })));
+}
+
+#[test]
+fn tables_of_one_dataset_fit_whatever_was_added_to_it_later() {
+    let meta = |dataset: &str, split: &str, digest: Option<&str>, classes: &[&str]| TableMeta {
+        dataset_digest: dataset.into(),
+        split: split.into(),
+        split_digest: digest.map(Into::into),
+        classes: classes.iter().map(|&class| class.into()).collect(),
+        ..table(1).meta
+    };
+    let bank = meta("before", "train", Some("t"), &["a", "b"]);
+    let fits = |other: &TableMeta| bank.conflict(other).is_none() && other.conflict(&bank).is_none();
+    assert!(fits(&meta("after", "val", Some("v"), &["a", "b"])));
+    assert!(fits(&meta("after", "val", Some("v"), &["a", "b", "c"])), "classes that came later follow");
+    assert!(fits(&meta("after", "train", Some("t"), &["a", "b"])));
+    assert!(!fits(&meta("after", "train", Some("other"), &["a", "b"])));
+    assert!(!fits(&meta("after", "val", Some("v"), &["b", "a"])));
+    // Tables of older versions know the dataset alone; those of other programs may know nothing.
+    assert!(fits(&meta("before", "val", None, &["a", "b"])));
+    assert!(!fits(&meta("after", "val", None, &["a", "b"])));
+    assert!(fits(&meta("", "", None, &["0", "1"])));
+    assert!(!fits(&TableMeta { dim: 3, ..bank.clone() }));
+}
+
+#[test]
+fn the_digest_of_a_stored_table_is_that_of_all_its_bytes() {
+    let (_dir, location) = location();
+    let mut written = table(70_000);
+    let digest = written.write(&location).expect("written").digest;
+    let open = || StoredTable::open_with_digests(&[(location.clone(), Some(digest))]).expect("opened");
+    for longest in [1 << 20, 10_001] {
+        let whole = open();
+        assert_eq!(read_in_ranges(&whole, longest).expect("read"), written.features);
+        whole.verify().expect("the same bytes");
+    }
+    // Some rows, none, and all out of order.
+    open().verify().expect("the same bytes");
+    let some = open();
+    let ranges = some.ranges(9_000);
+    for range in [&ranges[3], &ranges[0], &ranges[0]] {
+        some.start_read(range.clone()).finish().expect("read");
+    }
+    some.verify().expect("the same bytes");
+    for change in [0, 69_999] {
+        written.labels[change] = if written.labels[change].is_none() { Some(ClassId(1)) } else { None };
+        written.write(&location).expect("written");
+        let changed = open();
+        read_in_ranges(&changed, 10_001).expect("a table all the same");
+        assert!(matches!(changed.verify(), Err(TableError::Damaged { .. })));
+    }
 }

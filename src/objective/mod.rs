@@ -113,7 +113,8 @@ impl Objective {
     /// where it is set, or where there is none. For where all parts of the bank are here.
     ///
     /// # Source
-    /// Reference `NCEAverage.py`: `n` times the mean of `exp(s/τ)` over positives and negatives.
+    /// Reference `NCEAverage.py`: `n` times the mean of `exp(s/τ)` over positives and negatives. With `ema` the
+    /// estimate of every other step, in which the positive counts once.
     pub fn prepare(&mut self, queries: Queries<'_>, parts: &[BankPart], negatives: Option<&Negatives>) {
         let all_is_here = self.prepare_over(queries, parts, negatives, &ProcessGroup::alone());
         all_is_here.expect("one process waits for nobody");
@@ -148,8 +149,12 @@ impl Objective {
             let mut own = own.expect("a bank has a part");
             sum.sum_over(owners)?;
             own.sum_logits_over(owners)?;
+            let instances = parts[0].instances();
+            if self.options.partition == PartitionChoice::Ema {
+                return Ok(sum.ln_estimate_beside(&own.logits, instances));
+            }
             sum.add_logits(&own.logits);
-            Ok::<_, DistributedError>(sum.ln_estimate(parts[0].instances()))
+            Ok::<_, DistributedError>(sum.ln_estimate(instances))
         })?;
         self.partition = Partition::Set { ln_z: estimate.double_value(&[]) };
         Ok(())

@@ -39,7 +39,7 @@ pub enum PartitionChoice {
     /// Estimated from the first batch and never again, as in the reference.
     #[default]
     Fixed,
-    /// Estimated from every batch, as a moving average.
+    /// Estimated from every batch, as a moving average: the positive plus n - 1 times the mean of the negatives.
     Ema,
     /// This number.
     Given(f64),

@@ -105,10 +105,8 @@ impl Partial {
             loss += away.square().sum_dim_intlist([1_i64].as_slice(), false, Kind::Double) * proximal_weight;
             gradient += away * (2.0 * proximal_weight / batch);
         }
-        let partition = self.partition.map(|mut partition| {
-            partition.add_logits(&own.logits);
-            partition.ln_estimate(self.instances)
-        });
+        let partition =
+            self.partition.map(|negatives| negatives.ln_estimate_beside(&own.logits, self.instances));
         Evaluation { loss: loss.sum(Kind::Double) / batch, gradient, ln_partition: partition }
     }
 }

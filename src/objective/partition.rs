@@ -92,7 +92,24 @@ impl PartitionSum {
         self.terms = vec![terms];
     }
 
-    /// `ln(n * mean)`, a f64 scalar.
+    /// `ln Ẑ` of `ema`, a f64 scalar, where the sum is over negatives alone: the positive is one row of `n`, the
+    /// negatives stand for the `n - 1` others.
+    ///
+    /// # Shape
+    /// `positives: [queries]`, logits
+    ///
+    /// # Source
+    /// Paper, equation 8, which estimates Z from rows drawn uniformly.
+    pub(super) fn ln_estimate_beside(&self, positives: &Tensor, instances: usize) -> Tensor {
+        let positives = positives.to_kind(Kind::Double);
+        let positive = positives.logsumexp([0_i64].as_slice(), false) - (positives.size()[0] as f64).ln();
+        // Where every negative is left out, their sum is nothing.
+        let others = (instances as f64 - 1.0).max(0.0).ln();
+        let negative = self.ln_sum() - self.terms().clamp_min(1.0).log() + others;
+        Tensor::stack(&[positive, negative], 0).logsumexp([0_i64].as_slice(), false)
+    }
+
+    /// `ln(n * mean)`, a f64 scalar: the reference's estimate, where the sum is over positives and negatives.
     pub(super) fn ln_estimate(&self, instances: usize) -> Tensor {
         self.ln_sum() - self.terms().log() + (instances as f64).ln()
     }

@@ -136,13 +136,45 @@ fn every_estimate_of_the_partition_is_that_of_the_oracle() {
             partition: PartitionChoice::Ema,
             ..options(ObjectiveKind::Nce, 8, 0.1)
         };
-        let expected = case.problem().partition(&settings(&options));
+        let fixed = ObjectiveOptions { partition: PartitionChoice::Fixed, ..options };
+        let mut objective = Objective::new(fixed, Partition::Unset);
+        objective.prepare(case.queries(), &case.bank.parts(parts), Some(&case.negatives));
+        let expected = case.problem().partition(&settings(&fixed));
+        assert!(close(objective.partition().ln_z().expect("set").exp(), expected));
+
+        let expected = case.problem().partition_by_draws(&settings(&options));
         let mut objective = Objective::new(options, Partition::Unset);
         objective.prepare(case.queries(), &case.bank.parts(parts), Some(&case.negatives));
         assert!(close(objective.partition().ln_z().expect("set").exp(), expected));
         let evaluation = objective.evaluate(case.queries(), &case.bank.parts(parts), Some(&case.negatives));
         assert!(close(evaluation.ln_partition.expect("asked for").double_value(&[]).exp(), expected));
     }
+}
+
+/// Aligned features, 313 rows for each negative: a positive that counts n/(K+1) times would make ln Z larger by
+/// more than 5.
+#[test]
+fn a_moving_z_is_that_of_all_rows_however_well_features_are_aligned() {
+    const ROWS: usize = 5000;
+    let bank = MemoryBank::random(ROWS, 64, 1, Device::Cpu);
+    let noise = MemoryBank::random(64, 64, 2, Device::Cpu).rows().shallow_clone();
+    let positions: Vec<_> = (0..64).map(|at| Position(at * 70)).collect();
+    let features = bank.gather(&positions) * 0.9 + noise * 0.436;
+    let features = &features / features.norm_scalaropt_dim(2, [1_i64].as_slice(), true);
+    let queries = Queries::whole(&features, &positions);
+    let draw = Draw { seed: 3, step: 1, count: 16, sampling: Sampling::PerSample };
+    let negatives = Negatives::draw(draw, 0..64, ROWS);
+    let options = ObjectiveOptions {
+        partition: PartitionChoice::Ema,
+        exclude_positive: true,
+        ..options(ObjectiveKind::Nce, 16, 0.07)
+    };
+    let mut objective = Objective::new(options, Partition::Unset);
+    objective.prepare(queries, &[bank.owned()], Some(&negatives));
+    let logits = features.matmul(&bank.rows().tr()).to_kind(Kind::Double) / 0.07;
+    let exact = (logits.logsumexp([0_i64, 1].as_slice(), false) - 64.0_f64.ln()).double_value(&[]);
+    let estimate = objective.partition().ln_z().expect("set");
+    assert!((estimate - exact).abs() < 0.3, "{estimate} {exact}");
 }
 
 #[test]

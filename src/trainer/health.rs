@@ -75,6 +75,23 @@ impl BankHealth {
     }
 }
 
+/// ln Z and that of all rows may differ so far before a run warns: a factor of e.
+const MOST_DRIFT: f64 = 1.0;
+
+impl BankHealth {
+    /// Warns where the ln Z that the run assumes is far from that of all rows.
+    pub(super) fn drift(&self, assumed: Option<f64>) -> Option<String> {
+        let (assumed, actual) = assumed.zip(self.ln_partition_true)?;
+        ((assumed - actual).abs() > MOST_DRIFT).then(|| {
+            format!(
+                "ln Z is {assumed:.2}, that of all rows is {actual:.2} (sampled queries): negatives weigh {} than \
+                 the objective means; see `partition`",
+                if assumed > actual { "less" } else { "more" }
+            )
+        })
+    }
+}
+
 /// How long ago rows were written, in steps.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Ages {
@@ -206,6 +223,25 @@ mod tests {
         let rows = [1.0_f32, 0.0].repeat(written.len());
         let bank = MemoryBank::from_rows(&rows, 2, written, Device::Cpu);
         assert_eq!(Ages::of(&bank, 10).histogram(), [(1, 1), (2, 1), (4, 2), (8, 2), (16, 1)]);
+    }
+
+    #[test]
+    fn a_z_that_drifted_by_more_than_a_factor_of_e_is_warned_of() {
+        let health = |ln_partition_true| BankHealth {
+            age_histogram: Vec::new(),
+            age_mean: 0.0,
+            age_maximum: 0,
+            never_written: 0,
+            norm_error: 0.0,
+            uniformity: 0.0,
+            effective_rank: 1.0,
+            ln_partition_true,
+        };
+        let warning = health(Some(13.42)).drift(Some(18.61)).expect("far away");
+        assert!(warning.contains("18.61") && warning.contains("13.42"), "{warning}");
+        assert_eq!(health(Some(13.42)).drift(Some(14.2)), None);
+        assert_eq!(health(None).drift(Some(18.61)), None);
+        assert_eq!(health(Some(13.42)).drift(None), None);
     }
 
     #[test]

@@ -68,6 +68,11 @@ impl Learner for Trainer {
     }
 
     fn bank_health(&self) -> Result<Option<BankHealth>, TrainError> {
-        Ok(Some(BankHealth::of(self)?))
+        let health = BankHealth::of(self)?;
+        let drift = health.drift(self.objective.partition().ln_z());
+        if let Some(warning) = drift.filter(|_| self.group.is_first()) {
+            tracing::warn!("{warning}");
+        }
+        Ok(Some(health))
     }
 }

@@ -30,6 +30,7 @@ mod saving;
 mod scaler;
 mod schedule;
 mod session;
+mod soundness;
 mod start;
 mod state;
 mod step;

@@ -14,6 +14,7 @@ use crate::storage::Location;
 
 use super::optimizer::Optimizer;
 use super::saving::DataIdentity;
+use super::soundness;
 use super::state::Trainer;
 use super::{Difference, TrainConfig, TrainError};
 
@@ -106,7 +107,7 @@ fn read_rows(table: &StoredTable, rows: &Range<usize>) -> Result<Vec<f32>, Train
     Ok(values)
 }
 
-/// The newest checkpoint that is whole. Damaged newer ones are reported and removed: they would count as
+/// The newest checkpoint that is whole and whose numbers are finite. Newer ones are reported and removed: they would count as
 /// newer than what the run saves next. Only for who alone writes to the run.
 ///
 /// # Errors
@@ -114,7 +115,11 @@ fn read_rows(table: &StoredTable, rows: &Range<usize>) -> Result<Vec<f32>, Train
 pub(super) fn newest(run: &Location) -> Result<Option<Checkpoint>, TrainError> {
     let mut damaged = Vec::new();
     for (_, folder) in list_checkpoints(run)?.into_iter().rev() {
-        match Checkpoint::open(&folder).and_then(|checkpoint| checkpoint.verify().map(|()| checkpoint)) {
+        let whole = |checkpoint: Checkpoint| {
+            checkpoint.verify()?;
+            soundness::check(&checkpoint).map(|()| checkpoint)
+        };
+        match Checkpoint::open(&folder).and_then(whole) {
             Ok(checkpoint) => {
                 for (folder, error) in damaged {
                     tracing::warn!("{error}; it is removed, the checkpoint before it is used");

@@ -14,13 +14,14 @@ use crate::dataset::Manifest;
 use crate::feature_table::{FeatureTable, Kind, TableMeta};
 use crate::ids::{ClassId, InstanceId};
 use crate::loader::Source;
-use crate::model::NamedTensors;
+use crate::model::{EncoderConfig, NamedTensors};
 use crate::storage::{Location, Lock, PublishMode};
 
 use super::data::ShuffleKind;
 use super::learner::{Learned, Learner};
 use super::metrics::MetricsFiles;
 use super::parts_of_ranks::PartsOfRanks;
+use super::soundness::not_finite;
 use super::{TrainConfig, TrainError, TrainJob};
 
 /// What a checkpoint says of the data it was trained on.
@@ -70,6 +71,7 @@ pub(super) struct Snapshot {
 #[derive(Debug)]
 struct Common {
     epoch: u64,
+    encoder: EncoderConfig,
     model: NamedTensors,
     optimizer: NamedTensors,
     state: Vec<u8>,
@@ -108,7 +110,7 @@ impl Snapshot {
     /// Publishes the checkpoint, and the metrics up to it before.
     ///
     /// # Errors
-    /// If a weight or a row of the bank is not finite, a row is not of unit length, another process took the run over
+    /// If a weight, a buffer, a feature or a row of the bank is not finite, a row is not of unit length, another process took the run over
     /// meanwhile, or the store fails; earlier checkpoints stand.
     pub(super) fn write(self, run: &Location) -> Result<Location, TrainError> {
         let Self { step, common, bank, data, ranks } = self;
@@ -152,6 +154,7 @@ impl BankRows {
                 dim,
                 dataset_digest: data.trained_on.dataset_digest.clone(),
                 split: data.trained_on.split.clone(),
+                split_digest: Some(data.trained_on.split_digest.clone()),
                 step,
                 unit_length: true,
                 classes: data.classes.clone(),
@@ -185,6 +188,7 @@ impl Common {
         learner.complete(&mut state);
         Self {
             epoch: cursor.epoch,
+            encoder: encoder.config(),
             model: encoder.weights(),
             optimizer: optimizer.buffers(),
             state: serde_json::to_vec_pretty(&state).expect("a state is plain data"),
@@ -201,8 +205,8 @@ impl Common {
         trained_on: &TrainedOn,
         bank: impl FnOnce() -> Result<Vec<FileEntry>, TrainError>,
     ) -> Result<(), TrainError> {
-        if let Some(name) = self.model.not_finite() {
-            return Err(TrainError::Poisoned { step, name: name.to_owned() });
+        if let Some(name) = not_finite(self.encoder, &self.model, &self.optimizer) {
+            return Err(TrainError::Poisoned { step, name });
         }
         self.metrics.publish()?;
         let mut files = vec![
@@ -229,12 +233,24 @@ pub(super) fn publish_config(config: &TrainConfig, run: &Location) -> Result<(),
 mod tests {
     use super::*;
     use crate::checkpoint::list_checkpoints;
+    use crate::model::Encoder;
     use crate::trainer::metrics::Metrics;
 
     fn common(run: &Location, lock: Lock) -> Common {
         let metrics = Metrics::resume(run, 0).expect("a new run").files();
-        let (model, optimizer) = (NamedTensors::from_tensors([]), NamedTensors::from_tensors([]));
-        Common { epoch: 0, model, optimizer, state: b"{}".to_vec(), metrics, lock: Arc::new(lock) }
+        let arch = crate::model::Architecture::ResNet20Cifar;
+        let config = TrainConfig { arch, image_size: 16, dim: 8, ..TrainConfig::default() };
+        let encoder = Encoder::new(config.encoder(), 0, tch::Device::Cpu);
+        let (model, optimizer) = (encoder.weights(), NamedTensors::from_tensors([]));
+        Common {
+            epoch: 0,
+            encoder: encoder.config(),
+            model,
+            optimizer,
+            state: b"{}".to_vec(),
+            metrics,
+            lock: Arc::new(lock),
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::state::Trainer;
 use super::{TrainConfig, TrainError};
 use crate::distributed::Reduce;
 use crate::ids::Position;
-use crate::loader::Batch;
+use crate::loader::{Batch, GlobalBatch};
 use crate::objective::{Draw, Negatives, Queries};
 
 /// After so many steps that moved nothing, one after the other, the run is over: it would move nothing more.
@@ -36,6 +36,21 @@ pub(super) struct StepOutcome {
     pub(super) ln_partition: Option<f64>,
     /// Nothing moved.
     pub(super) skipped: bool,
+}
+
+impl StepOutcome {
+    /// A step without images, which moves nothing.
+    pub(super) fn skipped(lr: f64, ln_partition: Option<f64>) -> Self {
+        Self {
+            loss: 0.0,
+            gradient_norm: 0.0,
+            lr,
+            row_cosine: 1.0,
+            alignment: 0.0,
+            ln_partition,
+            skipped: true,
+        }
+    }
 }
 
 /// What the passes through the network left behind: gradients in the parameters, and this.
@@ -63,9 +78,16 @@ impl Trainer {
         let ranks = self.group.world() as f64;
         let statistics = self.kept_statistics();
         let (partition, ln_partition) = (self.objective.partition(), self.objective.partition().ln_z());
+        let global = present(&self.group, batch, self.config.on_corrupt)?;
+        if global.positions.is_empty() {
+            tracing::warn!("step {step}: every image of the batch is corrupt; the step is skipped");
+            self.skipped += 1;
+            self.advance();
+            return Ok(StepOutcome::skipped(lr, ln_partition));
+        }
 
         self.optimizer.zero_gradients();
-        let passes = self.passes(batch, scale)?;
+        let passes = self.passes(batch, &global, scale)?;
         let [sum, loss, norm] =
             read([&passes.features.sum(Kind::Double), &passes.loss, &self.optimizer.gradient_norm()]);
         let mut outcome = StepOutcome {
@@ -104,17 +126,20 @@ impl Trainer {
             outcome.ln_partition = ln_partition.or(self.objective.partition().ln_z());
             self.last = Some((passes.features, passes.positions));
         }
+        self.advance();
+        Ok(outcome)
+    }
+
+    fn advance(&mut self) {
         self.cursor.step += 1;
         self.cursor.step_in_epoch += 1;
         if self.cursor.step_in_epoch == self.steps_per_epoch() {
             (self.cursor.epoch, self.cursor.step_in_epoch) = (self.cursor.epoch + 1, 0);
         }
-        Ok(outcome)
     }
 
     /// Forward and backward, part by part; parameters get the gradient of the whole batch, times `scale`.
-    fn passes(&mut self, batch: &Batch, scale: f64) -> Result<Passes, TrainError> {
-        let global = present(&self.group, batch, self.config.on_corrupt)?;
+    fn passes(&mut self, batch: &Batch, global: &GlobalBatch, scale: f64) -> Result<Passes, TrainError> {
         let rows = [self.bank.owned()];
         let total = global.positions.len();
         let last = global.parts.len() - 1;
@@ -129,7 +154,7 @@ impl Trainer {
             }
             self.clock.mark(Phase::Forward);
             let detached = attached.detach();
-            let gathered = Gathered::gather(&self.group, &global, number, &detached)?;
+            let gathered = Gathered::gather(&self.group, global, number, &detached)?;
             let queries =
                 Queries { features: &gathered.features, positions: &gathered.positions, batch: total };
             let negatives = self.draw_negatives(&gathered.numbers);

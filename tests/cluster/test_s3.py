@@ -44,7 +44,7 @@ class OnCeph(unittest.TestCase):
 
     def test_nothing_but_results_is_left_in_the_bucket(self):
         keys = self.store.keys("path/")
-        strays = [key for key in keys if "/.work/" in key or "/lock." in key or "probe" in key or ".claim" in key]
+        strays = [key for key in keys if "/.work/" in key or "/lock." in key or "probe" in key or ".json.lock" in key]
         self.assertEqual(strays, [])
 
     def test_a_job_says_what_it_asked_of_the_store(self):

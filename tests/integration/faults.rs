@@ -74,6 +74,29 @@ fn a_table_that_is_not_there_is_named() {
         let error = call.fails(WRONG_DATA);
         assert!(error.contains("/nonexistent/one.arrow: no feature table is there"), "{error}");
     }
+    let call = instdisc("export projector --table /nonexistent/one.arrow").arg("--output", "/nonexistent/x");
+    assert!(call.fails(WRONG_DATA).contains("/nonexistent/one.arrow: no feature table is there"));
+    let folder = instdisc("export projector --output /nonexistent/x").arg("--table", dataset());
+    assert!(folder.fails(WRONG_DATA).contains("it is a folder"));
+}
+
+#[cfg(feature = "torch")]
+#[test]
+fn a_table_or_a_split_that_is_not_there_is_named_by_what_learns_too() {
+    let call = instdisc("linear --train /nonexistent/one.arrow --test /nonexistent/two.arrow");
+    assert!(call.fails(WRONG_DATA).contains("/nonexistent/one.arrow: no feature table is there"));
+    let dir = scratch();
+    let (data, run) = (dir.path().join("data"), dir.path().join("run"));
+    instdisc("ingest --split train").arg("--source", pictures().join("train")).arg("--dest", &data).ok();
+    super::support::train(&data, &run, "--epochs 1 --no-monitor").ok();
+    let call = instdisc("finetune --epochs 1 --device cpu").arg("--checkpoint", &run).arg("--dataset", &data);
+    let error = call.arg("--run", dir.path().join("tuned")).fails(CONFIG);
+    assert!(error.contains("val"), "{error}");
+    let (unlabelled, tuned) = (dir.path().join("unlabelled"), dir.path().join("tuned"));
+    instdisc("ingest --unlabelled").arg("--source", pictures()).arg("--dest", &unlabelled).ok();
+    let call = instdisc("finetune --epochs 1 --device cpu").arg("--checkpoint", &run).arg("--run", &tuned);
+    let error = call.arg("--dataset", &unlabelled).fails(CONFIG);
+    assert!(error.contains("the dataset has no labels"), "{error}");
 }
 
 #[test]

@@ -43,6 +43,7 @@ fn table(seed: u64, kind: Kind, rows: usize, case: &Case, coarse: bool) -> Featu
             dim: case.dim,
             dataset_digest: "d".into(),
             split: "train".into(),
+            split_digest: None,
             step: 1,
             unit_length: true,
             classes: (0..case.classes).map(|class| format!("class {class}")).collect(),
@@ -217,4 +218,29 @@ fn a_watcher_judges_each_checkpoint_once_and_ends_with_the_run() {
             serde_json::from_slice(&std::fs::read(report).expect("a report")).expect("JSON");
         assert_eq!((&report["step"], &report["k"]), (&step.into(), &5.into()));
     }
+}
+
+#[cfg(feature = "torch")]
+#[test]
+fn a_watcher_passes_over_a_changed_bank_and_ends_with_wrong_data() {
+    use super::support::{dataset, train};
+
+    let dir = scratch();
+    let run = dir.path().join("run");
+    train(dataset(), &run, "--epochs 2 --no-monitor --checkpoint-every-epochs 1 --keep 0").ok();
+    // Other labels and the same size: only the digest tells.
+    let bank = run.join("checkpoints/step-00000008/bank.arrow");
+    let location = Location::from_path(&bank).expect("a location");
+    let mut table = FeatureTable::read(&location).expect("the bank");
+    table.labels.rotate_left(1);
+    table.write(&location).expect("written");
+    let watch = instdisc("knn --watch --split val --k 5 --poll-interval 1");
+    let (_, output) = watch.arg("--run", &run).arg("--dataset", dataset()).output();
+    assert_eq!(output.status.code(), Some(65));
+    let summary: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(summary, serde_json::json!({"judged": [0, 16], "failed": [8], "end": "finished"}));
+    let has_report = |step: u32| run.join(format!("eval/knn-step-{step:08}.json")).exists();
+    assert!(has_report(0) && has_report(16) && !has_report(8));
+    let call = instdisc("knn --k 5").arg("--bank", &bank).arg("--queries", &bank);
+    assert!(call.fails(65).contains("bank.arrow: damaged"));
 }

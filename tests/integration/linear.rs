@@ -34,6 +34,7 @@ fn table(seed: u64, rows: usize, split: &str) -> FeatureTable {
             dim: DIM,
             dataset_digest: "d".into(),
             split: split.into(),
+            split_digest: None,
             step: 1,
             unit_length: true,
             classes: (0..CLASSES).map(|class| format!("class {class}")).collect(),

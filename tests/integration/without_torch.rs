@@ -8,7 +8,7 @@ use instdisc::feature_table::{FeatureTable, Kind, TableMeta};
 use instdisc::ids::{ClassId, InstanceId};
 use instdisc::storage::Location;
 
-use super::support::{dataset, instdisc, scratch};
+use super::support::{copy, dataset, instdisc, pictures, scratch};
 
 /// A table of unit vectors on a circle, two classes on opposite sides.
 fn table(kind: Kind, rows: usize, dataset_digest: &str) -> FeatureTable {
@@ -20,6 +20,7 @@ fn table(kind: Kind, rows: usize, dataset_digest: &str) -> FeatureTable {
             dim: 2,
             dataset_digest: dataset_digest.into(),
             split: "train".into(),
+            split_digest: None,
             step: 1,
             unit_length: true,
             classes: vec!["left".into(), "right".into()],
@@ -64,21 +65,84 @@ fn tables_of_different_datasets_do_not_vote() {
     assert!(error.contains("one") && error.contains("another"), "{error}");
 }
 
+/// Ids and vectors alone, as pyarrow writes them from two columns.
 #[test]
-fn a_foreign_arrow_file_is_no_feature_table() {
+fn an_arrow_file_with_ids_and_vectors_is_a_feature_table() {
     let dir = scratch();
     let path = dir.path().join("foreign.arrow");
     let values: ArrayRef = std::sync::Arc::new(Float32Array::from(vec![1.0, 0.0]));
-    let field = std::sync::Arc::new(Field::new("item", DataType::Float32, false));
+    let field = std::sync::Arc::new(Field::new("item", DataType::Float32, true));
     let feature: ArrayRef = std::sync::Arc::new(FixedSizeListArray::new(field, 2, values, None));
     let ids: ArrayRef = std::sync::Arc::new(Int64Array::from(vec![0]));
-    let batch = arrow::array::RecordBatch::try_from_iter([("instance_id", ids), ("feature", feature)])
-        .expect("a batch");
+    let batch =
+        arrow::array::RecordBatch::try_from_iter([("key", ids), ("feature", feature)]).expect("a batch");
     let mut writer = arrow::ipc::writer::FileWriter::try_new(Vec::new(), &batch.schema()).expect("a writer");
     writer.write(&batch).and_then(|()| writer.finish()).expect("written");
     std::fs::write(&path, writer.into_inner().expect("bytes")).expect("written");
     let error = instdisc("inspect").arg("", &path).fails(65);
-    assert!(error.contains("foreign.arrow"), "{error}");
+    assert!(error.contains("foreign.arrow: column `instance_id` is missing, the table has `key`"), "{error}");
+    let queries = dir.path().join("queries.arrow");
+    write(&table(Kind::Embedding, 3, "d"), &queries);
+    let call = instdisc("knn --k 1 --id-column key").arg("--bank", &path).arg("--queries", &queries);
+    let error = call.fails(65);
+    assert!(error.contains("the bank has no labels"), "{error}");
+}
+
+#[test]
+fn a_split_that_is_ingested_later_leaves_a_bank_as_useful_as_before() {
+    let dir = scratch();
+    let (data, bank, queries) =
+        (dir.path().join("data"), dir.path().join("bank.arrow"), dir.path().join("queries.arrow"));
+    let ingest = |split: &str| {
+        let source = pictures().join(split);
+        instdisc(&format!("ingest --split {split}")).arg("--source", source).arg("--dest", &data).ok();
+        instdisc("inspect --format json").arg("", &data).json()
+    };
+    let table_of = |summary: &serde_json::Value, kind, split: &str| {
+        let text = |value: &serde_json::Value| value.as_str().expect("a digest").to_owned();
+        let mut table = table(kind, 16, &text(&summary["dataset_digest"]));
+        table.meta.split = split.into();
+        table.meta.split_digest = Some(text(&summary["splits"][split]["digest"]));
+        table
+    };
+    write(&table_of(&ingest("train"), Kind::Bank, "train"), &bank);
+    let now = ingest("val");
+    write(&table_of(&now, Kind::Embedding, "val"), &queries);
+    let output = dir.path().join("knn.json");
+    let call = || instdisc("knn --k 3").arg("--bank", &bank).arg("--queries", &queries);
+    call().arg("--dataset", &data).arg("--output", &output).ok();
+    assert!(dir.path().join("knn.html").exists());
+    // Another training split is another dataset.
+    let mut other = table_of(&now, Kind::Embedding, "train");
+    other.meta.dataset_digest = "another".into();
+    other.meta.split_digest = Some("another".into());
+    write(&other, &queries);
+    assert!(call().fails(65).contains("split `train`"));
+}
+
+#[test]
+fn a_map_of_more_points_than_a_page_can_show_is_wrong_usage() {
+    let (_, output) = instdisc("knn --map-points 200000 --bank a --queries b").output();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("200000"));
+}
+
+#[test]
+fn rendering_from_a_damaged_shard_is_wrong_data() {
+    let dir = scratch();
+    let data = dir.path().join("data");
+    copy(dataset(), &data);
+    for entry in std::fs::read_dir(data.join("val")).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        let mut bytes = std::fs::read(&path).expect("a shard");
+        let end = bytes.len() - 8000.min(bytes.len() / 2);
+        bytes[8..end].iter_mut().for_each(|byte| *byte ^= 0x55);
+        std::fs::write(&path, bytes).expect("damaged");
+    }
+    let call = instdisc("render --split val --instance 3 --image-size 16").arg("--dataset", &data);
+    let error = call.arg("--output", dir.path().join("x.png")).fails(65);
+    assert!(error.contains("shard"), "{error}");
+    assert!(!dir.path().join("x.png").exists());
 }
 
 #[test]

@@ -5,20 +5,19 @@ use std::time::Duration;
 use super::peers::Peers;
 use super::{Pair, Place, judge, line, print_reports};
 use crate::checkpoint::{Checkpoint, checkpoint_at};
-use crate::cli::exit::WrongUsage;
+use crate::cli::exit::{WrongData, WrongUsage, failure};
 use crate::cli::knn::KnnArgs;
 use crate::cli::progress::{Terminal, say};
 use crate::cli::ranks::progress_of;
 use crate::cli::{GlobalArgs, write_json};
 use crate::dataset::Manifest;
-use crate::eval::{Claim, RowChoice, RunTables, WatchOptions, report_location, run_tables, watch};
-use crate::feature_table::{FeatureTable, StoredTable};
+use crate::eval::{RowChoice, RunTables, WatchOptions, checkpoint_bank, report_location, run_tables, watch};
+use crate::failure::Failure;
+use crate::feature_table::{FeatureTable, StoredTable, Table};
 use crate::model::{DeviceChoice, FeatureLayer};
 use crate::progress::Progress;
 use crate::storage::{Location, PublishMode, StorageError};
 
-/// How long a checkpoint stays claimed by a watcher that died.
-const LEASE: Duration = Duration::from_secs(300);
 /// Pictures of a batch.
 const BATCH_SIZE: usize = 256;
 
@@ -94,12 +93,13 @@ impl Judging<'_> {
         let options = WatchOptions {
             poll: Duration::from_secs(args.poll_interval),
             idle_timeout: (args.idle_timeout > 0).then(|| Duration::from_secs(args.idle_timeout)),
-            lease: LEASE,
         };
-        let summary = watch(run, &options, |step, folder, claim| {
-            let progress = Renewing { terminal: Terminal::default(), claim };
-            let pairs = self.tables(folder, &progress)?;
-            claim.renew()?;
+        // Without it no checkpoint can be evaluated: that is not a fault of one of them.
+        Manifest::read(&self.dataset()?)?;
+        let is_damaged = |error: &anyhow::Error| failure(error) == Failure::Data;
+        let summary = watch(run, &options, is_damaged, |step, folder, lock| {
+            let pairs = self.tables(folder, &Terminal::default())?;
+            lock.check()?;
             let output = report_location(run, step);
             let place = Place { output, run: Some(run.clone()), mode: PublishMode::Create };
             match judge(global, args, &pairs, Some(&place), peers) {
@@ -111,12 +111,22 @@ impl Judging<'_> {
             }
             Ok(())
         })?;
-        write_json(&summary)
+        write_json(&summary)?;
+        if summary.failed.is_empty() {
+            return Ok(());
+        }
+        let steps: Vec<_> = summary.failed.iter().map(ToString::to_string).collect();
+        let reason = format!("{run}: the checkpoints of steps {} could not be evaluated", steps.join(", "));
+        Err(WrongData(reason).into())
+    }
+
+    fn dataset(&self) -> anyhow::Result<Location> {
+        self.global.location(self.args.dataset.as_deref().unwrap_or_default())
     }
 
     /// The tables of each feature; of each split, all layers are embedded in one pass.
     fn tables(&self, checkpoint: &Location, progress: &dyn Progress) -> anyhow::Result<Vec<Pair>> {
-        let dataset = self.global.location(self.args.dataset.as_deref().unwrap_or_default())?;
+        let dataset = self.dataset()?;
         let (checkpoint, manifest) = (Checkpoint::open(checkpoint)?, Manifest::read(&dataset)?);
         let of = Of { checkpoint, dataset, manifest };
         let split = &of.checkpoint.manifest().trained_on.split;
@@ -131,11 +141,14 @@ impl Judging<'_> {
         .into_iter();
         let mut pairs = Vec::new();
         for (feature, queries) in self.features.iter().zip(queries) {
-            let bank = match feature {
-                Feature::Bank => of.checkpoint.bank()?,
-                Feature::Layer(_) => vec![banks.next().expect("each embedded feature has its table")],
+            let bank: Box<dyn Table> = match feature {
+                Feature::Bank => Box::new(checkpoint_bank(&of.checkpoint)?),
+                Feature::Layer(_) => {
+                    let table = banks.next().expect("each embedded feature has its table");
+                    Box::new(StoredTable::open(&table)?)
+                }
             };
-            pairs.push(Pair { bank: StoredTable::open_all(&bank)?, queries: FeatureTable::read(&queries)? });
+            pairs.push(Pair { bank, queries: FeatureTable::read(&queries)? });
         }
         Ok(pairs)
     }
@@ -186,30 +199,7 @@ fn trained_rows(checkpoint: &Checkpoint) -> anyhow::Result<RowChoice> {
     Ok(if limit == 0 { RowChoice::All } else { RowChoice::Sample(limit as usize) })
 }
 
-/// Whether a watcher whose claim this one took over published the report after all.
+/// Whether another watcher published the report after all.
 fn is_done_already(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref::<StorageError>(), Some(StorageError::AlreadyExists { .. }))
-}
-
-/// Shows progress, and renews the claim on the way.
-struct Renewing<'a> {
-    terminal: Terminal,
-    claim: &'a Claim,
-}
-
-impl Progress for Renewing<'_> {
-    fn begin(&self, stage: &str, total: u64) {
-        self.terminal.begin(stage, total);
-    }
-
-    fn advance(&self, items: u64) {
-        self.terminal.advance(items);
-        if let Err(error) = self.claim.renew() {
-            tracing::warn!("the claim could not be renewed: {error}");
-        }
-    }
-
-    fn finish(&self) {
-        self.terminal.finish();
-    }
 }

@@ -40,12 +40,12 @@ impl Peers {
         pool: &ThreadPool,
     ) -> Result<(KnnReport, Neighbours), EvalError> {
         if self.group.world() == 1 {
-            return pool.install(|| evaluate_with_neighbours(&pair.bank, &pair.queries, options));
+            return pool.install(|| evaluate_with_neighbours(&*pair.bank, &pair.queries, options));
         }
         self.group.agree("the bank", &format!("{:?}, {} rows", pair.bank.meta(), pair.bank.ids().len()))?;
         self.group.agree("the queries' number", &pair.queries.len().to_string())?;
         let own = share(pair.bank.ids().len(), &self.group);
-        let slice = TableSlice::new(&pair.bank, own.clone());
+        let slice = TableSlice::new(&*pair.bank, own.clone());
         let unit;
         let rows: &dyn Table = if slice.meta().unit_length {
             &slice
@@ -58,6 +58,6 @@ impl Peers {
             let bank = (pair.bank.ids(), own.clone());
             search_over(&self.group, bank, queries, (k, options.leave_one_out), here)
         };
-        evaluate_by(&pair.bank, &pair.queries, options, &find)
+        evaluate_by(&*pair.bank, &pair.queries, options, &find)
     }
 }

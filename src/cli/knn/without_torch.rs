@@ -26,7 +26,7 @@ impl Peers {
         options: &KnnOptions,
         pool: &ThreadPool,
     ) -> Result<(KnnReport, Neighbours), EvalError> {
-        pool.install(|| evaluate_with_neighbours(&pair.bank, &pair.queries, options))
+        pool.install(|| evaluate_with_neighbours(&*pair.bank, &pair.queries, options))
     }
 }
 

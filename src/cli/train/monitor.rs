@@ -48,6 +48,7 @@ impl Monitor {
                     dim: config.dim,
                     dataset_digest: manifest.dataset_digest.to_string(),
                     split: name.into(),
+                    split_digest: manifest.splits.get(name).map(|split| split.digest.to_string()),
                     step: 0,
                     unit_length: true,
                     classes: manifest.classes.clone(),

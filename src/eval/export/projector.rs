@@ -55,7 +55,8 @@ pub fn export_projector(job: &ProjectorJob) -> Result<usize, EvalError> {
     };
     if let Some(dataset) = &job.dataset {
         let manifest = Manifest::read(dataset)?;
-        if manifest.dataset_digest.to_string() != table.meta.dataset_digest {
+        let split = manifest.split(dataset, &table.meta.split)?;
+        if !table.meta.is_of(&split.digest.to_string(), &manifest.dataset_digest.to_string()) {
             let reason = format!("{dataset} is another dataset than that of {}", job.table);
             return Err(EvalError::Mismatch { reason });
         }

@@ -115,6 +115,7 @@ fn about(checkpoint: &Checkpoint, manifest: &Manifest, split: &str) -> TableMeta
         dim: 0,
         dataset_digest: manifest.dataset_digest.to_string(),
         split: split.to_owned(),
+        split_digest: manifest.splits.get(split).map(|split| split.digest.to_string()),
         step: checkpoint.manifest().step,
         unit_length: false,
         classes: manifest.classes.clone(),

@@ -165,17 +165,12 @@ fn selected(options: &LinearOptions) -> Result<Device, EmbedError> {
 }
 
 fn check(train: &TableMeta, test: &TableMeta) -> Result<(), EvalError> {
-    let differ = |what: &str, a: &dyn std::fmt::Display, b: &dyn std::fmt::Display| {
-        Err(EvalError::Mismatch { reason: format!("{what} {a} and {b}") })
+    let layers = || {
+        let differ = train.layer != test.layer && !train.layer.is_empty() && !test.layer.is_empty();
+        differ.then(|| format!("they are of the layers {} and {}", train.layer, test.layer))
     };
-    if train.dataset_digest != test.dataset_digest {
-        return differ("they are of the datasets", &train.dataset_digest, &test.dataset_digest);
-    }
-    if train.dim != test.dim {
-        return differ("their vectors have lengths", &train.dim, &test.dim);
-    }
-    if train.layer != test.layer {
-        return differ("they are of the layers", &train.layer, &test.layer);
+    if let Some(reason) = train.conflict(test).or_else(layers) {
+        return Err(EvalError::Mismatch { reason });
     }
     Ok(())
 }

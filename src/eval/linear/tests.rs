@@ -25,6 +25,7 @@ fn table(seed: u64, rows: usize, stretched: bool) -> FeatureTable {
             dim: 4,
             dataset_digest: "d".into(),
             split: "train".into(),
+            split_digest: None,
             step: 1,
             unit_length: false,
             classes: ["a", "b", "c", "d"].map(str::to_owned).into(),

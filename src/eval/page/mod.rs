@@ -133,7 +133,9 @@ fn toolbar(out: &mut String, input: &PageInput<'_>, sections: &[Section]) {
     }
     out.push_str("</nav>\n<label class=\"pick\">Class <select id=\"filter\"><option value=\"\">all</option>");
     for class in input.report().per_class.iter().filter(|class| class.queries > 0) {
-        text::add!(out, "<option>{}</option>", escape(&class.class));
+        // Without a value of its own an option has its text, in which a browser joins spaces and lines.
+        let name = escape(&class.class);
+        text::add!(out, "<option value=\"{name}\">{name}</option>");
     }
     out.push_str("</select></label>\n</div>\n");
 }

@@ -40,6 +40,8 @@ pub(super) fn escape(text: &str) -> String {
         .replace('>', "&gt;")
         .replace('"', "&quot;")
         .replace('\'', "&#39;")
+        .replace('\n', "&#10;")
+        .replace('\r', "&#13;")
 }
 
 /// Likewise for a name, which may be broken after each underline.

@@ -17,6 +17,7 @@ fn table(features: Vec<f32>, dim: usize) -> FeatureTable {
             dim,
             dataset_digest: "d".into(),
             split: "val".into(),
+            split_digest: None,
             step: 1,
             unit_length: false,
             classes: vec!["one".into()],

@@ -25,6 +25,30 @@ fn the_page_escapes_names_and_loads_nothing() {
     assert_eq!(html.matches("<article").count(), 8);
 }
 
+/// The page's filter compares what an option has as its value with what an article has as its class.
+#[test]
+fn a_class_whose_name_has_a_line_break_can_be_chosen_on_the_page() {
+    let (mut bank, queries) = (table(15, 40, 8, 2), table(16, 8, 8, 2));
+    bank.meta.classes = vec!["two\nlines".into(), "two  spaces\r".into()];
+    let (report, neighbours) = evaluate_with_neighbours(&bank, &queries, &options(5)).expect("scored");
+    let cases = cases(&bank, &queries, &neighbours, 5, temperature(0.07));
+    let reports = KnnReports { first: report, other_features: Vec::new() };
+    let input = PageInput {
+        reports: &reports,
+        bank: &bank,
+        queries: &queries,
+        neighbours: &neighbours,
+        cases: &cases,
+        history: &[],
+        map: None,
+    };
+    let html = page(&input, &PagePictures::default());
+    for name in ["two&#10;lines", "two  spaces&#13;"] {
+        assert!(html.contains(&format!("<option value=\"{name}\">")), "{name:?}");
+        assert!(html.contains(&format!("data-class=\"{name}\"")), "{name:?}");
+    }
+}
+
 #[test]
 fn the_gallery_shows_each_class_before_any_twice_and_the_surest_first() {
     let (bank, queries) = (table(25, 900, 8, 6), table(26, 400, 8, 6));

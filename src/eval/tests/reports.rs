@@ -143,3 +143,36 @@ fn rows_that_are_not_of_unit_length_vote_by_their_cosines() {
         assert_eq!((report.top1, report.top5), (plain.top1, plain.top5));
     }
 }
+
+#[test]
+fn a_bank_that_is_not_the_one_its_checkpoint_names_is_refused() {
+    use crate::checkpoint::{BANK, CheckpointManifest, FileEntry, TrainedOn, checkpoint_name};
+    use crate::feature_table::TableError;
+
+    let dir = tempfile::tempdir().expect("a folder");
+    let run = Location::from_path(dir.path()).expect("a location");
+    let folder = run.join("checkpoints").join(&checkpoint_name(3));
+    let mut bank = table(25, 60, 8, 3);
+    bank.meta.split = "train".into();
+    let written = bank.write(&folder.join(BANK)).expect("written");
+    let entry = FileEntry { name: BANK.into(), bytes: written.bytes, digest: written.digest };
+    let trained_on =
+        TrainedOn { dataset_digest: "d".into(), split: "train".into(), split_digest: "s".into() };
+    CheckpointManifest::new(3, 0, trained_on, vec![entry]).publish(&folder).expect("published");
+
+    let queries = table(26, 10, 8, 3);
+    let names = ColumnNames::default();
+    for place in [&run, &folder, &folder.join(BANK)] {
+        let opened = open_bank(place, &names).expect("opened");
+        assert_eq!(opened.meta().split_digest.as_deref(), Some("s"), "the checkpoint knows it");
+        evaluate(&*opened, &queries, &options(5)).expect("scored");
+        opened.verify().expect("the bank of the checkpoint");
+    }
+    bank.labels.rotate_left(1);
+    bank.write(&folder.join(BANK)).expect("written");
+    for place in [&run, &folder, &folder.join(BANK)] {
+        let opened = open_bank(place, &names).expect("of the same size");
+        evaluate(&*opened, &queries, &options(5)).expect("scored");
+        assert!(matches!(opened.verify(), Err(TableError::Damaged { .. })));
+    }
+}

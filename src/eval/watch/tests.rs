@@ -2,6 +2,7 @@ use std::sync::Mutex;
 
 use super::*;
 use crate::checkpoint::{CheckpointManifest, TrainedOn, checkpoint_name, mark_finished, remove_checkpoint};
+use crate::storage::PublishMode;
 
 fn run() -> (tempfile::TempDir, Location) {
     let dir = tempfile::tempdir().expect("a folder");
@@ -17,11 +18,16 @@ fn add_checkpoint(run: &Location, step: u64) {
 }
 
 fn options() -> WatchOptions {
-    WatchOptions {
-        poll: Duration::from_millis(5),
-        idle_timeout: Some(Duration::from_millis(50)),
-        lease: Duration::from_secs(60),
-    }
+    WatchOptions { poll: Duration::from_millis(5), idle_timeout: Some(Duration::from_millis(50)) }
+}
+
+/// Watches a run in which no failure is that of a checkpoint.
+fn watch_whole(
+    run: &Location,
+    options: &WatchOptions,
+    judge: impl FnMut(u64, &Location, &Lock) -> Result<(), CheckpointError>,
+) -> Result<WatchSummary, CheckpointError> {
+    watch(run, options, |_| false, judge)
 }
 
 fn publish(run: &Location, step: u64) -> Result<(), CheckpointError> {
@@ -34,30 +40,30 @@ fn checkpoints_are_judged_once_in_order_and_across_restarts() {
     for step in [20, 5, 10] {
         add_checkpoint(&run, step);
     }
-    let first = watch(&run, &options(), |step, _, _| publish(&run, step)).expect("watched");
-    assert_eq!(first, WatchSummary { judged: vec![5, 10, 20], end: WatchEnd::Idle });
+    let first = watch_whole(&run, &options(), |step, _, _| publish(&run, step)).expect("watched");
+    assert_eq!(first, WatchSummary { judged: vec![5, 10, 20], failed: vec![], end: WatchEnd::Idle });
     add_checkpoint(&run, 30);
     mark_finished(&run, 30).expect("marked");
-    let second = watch(&run, &options(), |step, _, _| publish(&run, step)).expect("watched");
-    assert_eq!(second, WatchSummary { judged: vec![30], end: WatchEnd::Finished });
+    let second = watch_whole(&run, &options(), |step, _, _| publish(&run, step)).expect("watched");
+    assert_eq!(second, WatchSummary { judged: vec![30], failed: vec![], end: WatchEnd::Finished });
     let left = run.join("eval").list().expect("a list");
-    assert_eq!(left.len(), 4, "no claim is left: {left:?}");
+    assert_eq!(left.len(), 4, "no lock is left: {left:?}");
 }
 
 #[test]
 fn a_checkpoint_that_appears_while_watching_is_judged() {
     let (_dir, run) = run();
     add_checkpoint(&run, 1);
-    let summary = watch(&run, &options(), |step, _, _| {
+    let summary = watch_whole(&run, &options(), |step, _, _| {
         publish(&run, step)?;
         if step < 4 {
             add_checkpoint(&run, step + 1);
         } else {
             mark_finished(&run, step)?;
         }
-        Ok::<_, CheckpointError>(())
+        Ok(())
     });
-    let expected = WatchSummary { judged: vec![1, 2, 3, 4], end: WatchEnd::Finished };
+    let expected = WatchSummary { judged: vec![1, 2, 3, 4], failed: vec![], end: WatchEnd::Finished };
     assert_eq!(summary.expect("watched"), expected);
 }
 
@@ -72,7 +78,7 @@ fn two_watchers_do_each_checkpoint_once() {
     // While the other one judges the last there is nothing to do for one of them.
     let options = WatchOptions { idle_timeout: Some(Duration::from_secs(60)), ..options() };
     let watcher = || {
-        watch(&run, &options, |step, _, _| {
+        watch_whole(&run, &options, |step, _, _| {
             calls.lock().expect("no panic").push(step);
             std::thread::sleep(Duration::from_millis(3));
             publish(&run, step)
@@ -90,41 +96,60 @@ fn two_watchers_do_each_checkpoint_once() {
 }
 
 #[test]
-fn a_claim_is_respected_until_its_lease_is_over() {
+fn a_checkpoint_whose_lock_another_watcher_holds_is_left_to_it() {
     let (_dir, run) = run();
     add_checkpoint(&run, 7);
-    let report = report_location(&run, 7);
-    let held = take_claim(&report, Duration::from_secs(60)).expect("the store works").expect("free");
-    let summary = watch(&run, &options(), |step, _, _| publish(&run, step)).expect("watched");
-    assert_eq!(summary, WatchSummary { judged: vec![], end: WatchEnd::Idle });
-    held.file.publish(r#"{"until": 1.0}"#, PublishMode::Overwrite).expect("run out");
-    let summary = watch(&run, &options(), |step, _, _| publish(&run, step)).expect("watched");
+    let held = take_lock(&report_location(&run, 7)).expect("the store works").expect("free");
+    let summary = watch_whole(&run, &options(), |step, _, _| publish(&run, step)).expect("watched");
+    assert_eq!(summary, WatchSummary { judged: vec![], failed: vec![], end: WatchEnd::Idle });
+    drop(held);
+    let summary = watch_whole(&run, &options(), |step, _, _| publish(&run, step)).expect("watched");
     assert_eq!(summary.judged, [7]);
-    assert!(!held.file.exists().expect("a look"), "a dead watcher's claim goes with the report");
 }
 
+/// Older versions wrote claims with the time at which they run out, and believed clocks.
 #[test]
-fn a_claim_that_is_renewed_does_not_run_out() {
+fn a_claim_of_a_clock_that_is_ahead_stops_nobody() {
     let (_dir, run) = run();
-    let report = report_location(&run, 7);
-    let lease = Duration::from_secs(60);
-    let held = take_claim(&report, lease).expect("the store works").expect("free");
-    held.file.publish(r#"{"until": 1.0}"#, PublishMode::Overwrite).expect("run out");
-    held.renew().expect("not due yet");
-    assert!(held.file.read().expect("there").starts_with(br#"{"until": 1.0}"#));
-    *held.renewed.lock().expect("no panic") -= lease / 3;
-    held.renew().expect("renewed");
-    assert!(take_claim(&report, lease).expect("the store works").is_none());
+    add_checkpoint(&run, 7);
+    let claim = run.join("eval/knn-step-00000007.json.claim-0");
+    claim.publish(r#"{"until": 99999999999.0}"#, PublishMode::Create).expect("a claim");
+    let summary = watch_whole(&run, &options(), |step, _, _| publish(&run, step)).expect("watched");
+    assert_eq!(summary.judged, [7]);
 }
 
 #[test]
-fn a_failure_gives_the_claim_back_and_a_removed_checkpoint_is_passed_over() {
+fn a_damaged_checkpoint_is_reported_once_and_the_others_are_evaluated() {
+    let (_dir, run) = run();
+    for step in [5, 10, 15] {
+        add_checkpoint(&run, step);
+    }
+    mark_finished(&run, 15).expect("marked");
+    let mut calls = Vec::new();
+    let summary = watch(
+        &run,
+        &options(),
+        |error| matches!(error, CheckpointError::Damaged { .. }),
+        |step, _, _| {
+            calls.push(step);
+            if step == 10 {
+                return Err(CheckpointError::Damaged { file: "bank.arrow".into() });
+            }
+            publish(&run, step)
+        },
+    );
+    let expected = WatchSummary { judged: vec![5, 15], failed: vec![10], end: WatchEnd::Finished };
+    assert_eq!((summary.expect("watched"), calls), (expected, vec![5, 10, 15]));
+}
+
+#[test]
+fn a_failure_gives_the_lock_back_and_a_removed_checkpoint_is_passed_over() {
     let (_dir, run) = run();
     add_checkpoint(&run, 1);
     add_checkpoint(&run, 2);
     let damaged = || CheckpointError::Damaged { file: "x".into() };
-    assert!(watch(&run, &options(), |_, _, _| Err::<(), _>(damaged())).is_err());
-    let summary = watch(&run, &options(), |step, folder, _| {
+    assert!(watch_whole(&run, &options(), |_, _, _| Err(damaged())).is_err());
+    let summary = watch_whole(&run, &options(), |step, folder, _| {
         if step == 1 {
             remove_checkpoint(folder)?;
             return Err(damaged());

@@ -32,6 +32,13 @@ impl Opened<Tuner> {
     /// A fine-tuning where its newest checkpoint is, or at its start.
     fn of_labels(job: &FinetuneJob) -> Result<Self, TrainError> {
         let (run, manifest) = (&job.train.run, Manifest::read(&job.train.dataset)?);
+        if manifest.classes.is_empty() {
+            let reason = format!(
+                "{}: the dataset has no labels, which fine-tuning learns from; ingest it with its classes",
+                job.train.dataset
+            );
+            return Err(TrainError::Config { reason });
+        }
         let config = TrainConfig { dim: manifest.classes.len(), ..job.train.config.clone() };
         config.validate()?;
         if config.precision == Precision::F16 {

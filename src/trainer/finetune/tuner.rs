@@ -62,14 +62,31 @@ impl Tuner {
         self.config.loader().steps(self.instances)
     }
 
+    fn advance(&mut self) {
+        self.cursor.step += 1;
+        self.cursor.step_in_epoch += 1;
+        if self.cursor.step_in_epoch == self.steps_per_epoch() {
+            self.cursor.epoch += 1;
+            self.cursor.step_in_epoch = 0;
+        }
+    }
+
     /// Trains on one batch.
     ///
     /// # Errors
     /// If loss or gradient are not finite.
     pub(super) fn step(&mut self, batch: &Batch) -> Result<StepOutcome, TrainError> {
         let lr = learning_rate(&self.config, self.cursor, self.steps_per_epoch());
-        self.optimizer.zero_gradients();
         let total = batch.ids.len();
+        if total == 0 {
+            tracing::warn!(
+                "step {}: every image of the batch is corrupt; the step is skipped",
+                self.cursor.step
+            );
+            self.advance();
+            return Ok(StepOutcome::skipped(lr, None));
+        }
+        self.optimizer.zero_gradients();
         let side = i64::from(self.config.image_size);
         let picture = (3 * side * side) as usize;
         let mut losses = Vec::new();
@@ -98,12 +115,7 @@ impl Tuner {
         }
         self.optimizer.scale_gradients(clip_factor(&self.config, norm));
         self.optimizer.step(lr);
-        self.cursor.step += 1;
-        self.cursor.step_in_epoch += 1;
-        if self.cursor.step_in_epoch == self.steps_per_epoch() {
-            self.cursor.epoch += 1;
-            self.cursor.step_in_epoch = 0;
-        }
+        self.advance();
         Ok(StepOutcome {
             loss,
             gradient_norm: norm,

@@ -7,7 +7,7 @@ use crate::bank::{BankDtype, MemoryBank};
 use crate::checkpoint::Cursor;
 use crate::feature_table::UNIT_TOLERANCE;
 use crate::ids::{InstanceId, Position};
-use crate::loader::GlobalBatch;
+use crate::loader::{GlobalBatch, OnCorrupt};
 use crate::model::Architecture;
 use crate::objective::{ObjectiveKind, Partition, PartitionChoice};
 use crate::rng::{Purpose, Stream};
@@ -109,6 +109,18 @@ fn a_skipped_step_moves_nothing_and_is_counted() {
     spoil(&trainer);
     let before = state(&trainer);
     let outcome = trainer.step(&batch(1)).expect("skipped");
+    assert!(outcome.skipped && trainer.skipped == 1 && trainer.cursor.step == 2);
+    assert!(state(&trainer) == before);
+}
+
+#[test]
+fn a_batch_of_nothing_but_corrupt_images_is_a_skipped_step() {
+    let mut trainer = trainer(TrainConfig { on_corrupt: OnCorrupt::Skip, ..config() });
+    trainer.step(&batch(0)).expect("a step");
+    let before = state(&trainer);
+    let empty =
+        Batch { ids: Vec::new(), positions: Vec::new(), labels: Vec::new(), pixels: Vec::new(), ..batch(1) };
+    let outcome = trainer.step(&empty).expect("skipped");
     assert!(outcome.skipped && trainer.skipped == 1 && trainer.cursor.step == 2);
     assert!(state(&trainer) == before);
 }

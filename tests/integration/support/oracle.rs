@@ -42,6 +42,22 @@ impl Problem {
         self.negatives[query].iter().filter(kept).copied().collect()
     }
 
+    /// The mean of `exp(s/τ)` over positives plus `n - 1` times its mean over negatives.
+    #[cfg(feature = "torch")]
+    pub(crate) fn partition_by_draws(&self, settings: &Settings) -> f64 {
+        let mean = |terms: &[f64]| terms.iter().sum::<f64>() / terms.len().max(1) as f64;
+        let queries = 0..self.features.len();
+        let positives: Vec<_> =
+            queries.clone().map(|query| self.exponential(query, self.own[query], settings)).collect();
+        let negatives: Vec<_> = queries
+            .flat_map(|query| {
+                self.drawn(query, settings).into_iter().map(move |row| (query, row)).collect::<Vec<_>>()
+            })
+            .map(|(query, row)| self.exponential(query, row, settings))
+            .collect();
+        mean(&positives) + (self.bank.len() as f64 - 1.0) * mean(&negatives)
+    }
+
     /// `n` times the mean of `exp(s/τ)` over positives and negatives.
     pub(crate) fn partition(&self, settings: &Settings) -> f64 {
         let mut terms = Vec::new();
