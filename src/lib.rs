@@ -7,6 +7,7 @@
 //! layers and what may import what.
 
 pub mod failure;
+mod guard;
 pub mod ids;
 pub mod progress;
 pub mod rng;

@@ -67,13 +67,13 @@ pub struct IngestRecord {
 /// What was found in a source.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PartReport {
-    /// Pictures looked at.
+    /// Images validated.
     pub looked_at: u64,
-    /// How many were refused for which kind of reason.
+    /// How many were rejected for which kind of reason.
     pub refused: BTreeMap<String, u64>,
     /// Pictures left out because another split holds them too (`--drop-leaks`).
     pub dropped_leaks: u64,
-    /// Entries of the whole source that are no pictures by their names, or lie outside the class folders.
+    /// Entries of the whole source that are not images by their names, hidden or ignored.
     pub passed_over: u64,
     /// How many pictures have which format and colour space.
     pub kinds: BTreeMap<String, u64>,
@@ -88,6 +88,9 @@ pub struct PartReport {
     /// Pictures with tiles (`--tile-index`); their bytes before can be restored. Manifests from before have none.
     #[serde(default)]
     pub tiled: u64,
+    /// How the whole source was understood, as ingest prints it. Manifests from before have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<serde_json::Value>,
 }
 
 /// Pictures that occur more than once, in all splits together.

@@ -100,6 +100,7 @@ impl Findings<'_> {
             long_side: range(|facts| u64::from(facts.width.max(facts.height))),
             re_encoded: changed(|changes| changes.smaller || changes.baseline),
             tiled: changed(|changes| changes.tiled),
+            plan: serde_json::to_value(&self.source.plan).ok(),
         }
     }
 }

@@ -1,17 +1,40 @@
 //! Ways in for the fuzzer: what reads bytes that somebody else wrote.
 
-use super::{IngestOptions, screen, source};
+use super::source::{Source, read_synsets};
+use super::{IngestOptions, screen};
 use crate::picture::{Limits, check_is_libjpegs};
+use crate::progress::Quiet;
 use crate::storage::Location;
 
-/// Reads the headers of a tar and groups its members.
-pub fn tar(bytes: &[u8]) -> usize {
-    source::list_bytes(bytes)
+/// Lists a source that is one file of this name, and decides what it means.
+fn source(name: &str, bytes: &[u8]) -> bool {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join(name);
+    std::fs::write(&file, bytes).expect("written");
+    let here = Location::from_path(&file).expect("a location");
+    let options = IngestOptions::new(here.clone(), here);
+    let opened = Source::open(&options);
+    opened.is_ok_and(|mut source| source.fetch(&Quiet).is_ok())
+}
+
+/// Reads a tar, and what its members mean.
+pub fn tar(bytes: &[u8]) -> bool {
+    source("x.tar", bytes)
+}
+
+/// Reads a Parquet file, its images too.
+pub fn parquet(bytes: &[u8]) -> bool {
+    source("x.parquet", bytes)
+}
+
+/// Reads a csv or jsonl list.
+pub fn csv(bytes: &[u8]) -> bool {
+    source("x.csv", bytes)
 }
 
 /// Reads `meta.mat`.
 pub fn synsets(bytes: &[u8]) -> bool {
-    source::read_synsets(bytes).is_ok()
+    read_synsets(bytes).is_ok()
 }
 
 /// Checks a picture; the first byte chooses what is asked for.

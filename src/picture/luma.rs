@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 
 use super::baseline::{BaselineDecoder, Frame};
-use super::guard::guard;
+use super::guard;
 use super::{Colour, Format, Header, Limits, Picture, PictureError, decode, jpeg, probe};
 
 /// Larger pictures are left to libjpeg: the decoder's buffers are kept, one for each thread.

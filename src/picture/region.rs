@@ -1,7 +1,7 @@
 //! Decoding a rectangle of a picture.
 
 use super::baseline::{BaselineDecoder, Frame};
-use super::guard::guard;
+use super::guard;
 use super::{Format, Header, Limits, Orientation, PictureError, decode, probe};
 
 /// A rectangle of a picture, in pixels.

@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use super::Format;
 use super::baseline::{Frame, RecodeError, TableSpec, needed_segments, recode};
-use super::guard::guard;
+use super::guard;
 use super::region::Region;
 
 /// MCUs of a tile, as near as its number divides the MCUs of a row.

@@ -13,6 +13,7 @@ mod jobs;
 mod killed;
 mod knn;
 mod path;
+mod source_table;
 mod sources;
 mod stores;
 mod support;

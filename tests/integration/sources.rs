@@ -147,7 +147,7 @@ fn the_official_archives_give_the_dataset_of_the_folder() {
     let val =
         instdisc("ingest").arg("--source", archives.join("ILSVRC2012_img_val.tar")).arg("--dest", &dest);
     let error = val.fails(65);
-    assert!(error.contains("the validation pictures have no labels"), "{error}");
+    assert!(error.contains("the validation images have no labels"), "{error}");
     let mut csv = String::from("ImageId,PredictionString\n");
     for (class, name, _) in validation().iter().rev() {
         csv += &format!(
@@ -414,10 +414,10 @@ fn a_source_of_another_form_than_asked_for_is_refused() {
     folder(&dir.path().join("folder"), &training());
     let call = instdisc("ingest --format parquet").arg("--source", dir.path().join("folder"));
     let error = call.arg("--dest", dir.path().join("out")).fails(65);
-    assert!(error.contains("asks for Parquet, but it is a folder of files"), "{error}");
+    assert!(error.contains("`--format parquet` was asked for, but the source is a folder of files"), "{error}");
     File::create(dir.path().join("text")).and_then(|mut file| file.write_all(b"no tar")).expect("a file");
     let call = instdisc("ingest").arg("--source", dir.path().join("text"));
     let error = call.arg("--dest", dir.path().join("out")).fails(65);
-    assert!(error.contains("it is neither a folder, a tar, a Parquet file nor a list"), "{error}");
+    assert!(error.contains("neither a folder, a tar, a Parquet file nor a list"), "{error}");
     assert!(!dir.path().join("out").exists());
 }

@@ -241,7 +241,7 @@ fn given_names(
         }
         Some(file) => {
             let names = read_class_names(file)?;
-            Some(records::ClassNames { names, origin: format!("`--classes {file}`") })
+            Some(records::ClassNames { names, origin: format!("`--classes {}`", file.file_name()) })
         }
         None => records.class_names.clone().filter(|_| are_numbers),
     };

@@ -37,6 +37,8 @@ use discover::{Content, Discovered, discover};
 use formats::parquet::Table;
 use records::Records;
 
+#[cfg(fuzzing)]
+pub(super) use formats::read_synsets;
 pub use globs::PathGlob;
 pub use plan::{ClassesPlan, Counted, SourcePlan, SplitPlan};
 pub(super) use records::Fault;

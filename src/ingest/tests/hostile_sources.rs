@@ -63,8 +63,8 @@ fn a_parquet_file_of_other_columns_is_refused_with_their_types() {
     let text: ArrayRef = std::sync::Arc::new(StringArray::from(vec!["no picture"]));
     let number: ArrayRef = std::sync::Arc::new(Int64Array::from(vec![1]));
     for (name, column, reason) in [
-        ("image", text.clone(), "its column \"image\" is Utf8, not a struct of bytes and path"),
-        ("other", number, "it has no column \"image\""),
+        ("image", text.clone(), "its column `image` holds paths, not bytes"),
+        ("other", number, "no column of images; its columns are `other`"),
     ] {
         let batch = RecordBatch::try_from_iter([(name, column)]).expect("a batch");
         let mut bytes = Vec::new();
@@ -74,7 +74,7 @@ fn a_parquet_file_of_other_columns_is_refused_with_their_types() {
         writer.close().expect("written");
         fs::write(&file, bytes).expect("a file");
         let error = ingest(&options(&file, &at.dest), &Quiet).expect_err("no pictures");
-        assert!(error.to_string().ends_with(reason), "{error}");
+        assert!(error.to_string().contains(reason), "{error}");
     }
     fs::write(&file, b"PAR1 and nothing else PAR1").expect("a file");
     let error = ingest(&options(&file, &at.dest), &Quiet).expect_err("damaged");
@@ -88,7 +88,7 @@ fn a_split_with_the_name_of_another_folder_is_refused() {
     for name in ["index", "rejects", ".work", "..", "a/b", ""] {
         let named = IngestOptions { split: Some(name.into()), ..options(&at.source, &at.dest) };
         let error = ingest(&named, &Quiet).expect_err("no name of a split");
-        assert!(error.to_string().contains(&format!("a split cannot be called {name:?}")), "{error}");
+        assert!(error.to_string().contains(&format!("a split cannot be called `{name}`")), "{error}");
         assert!(!at.dest.exists());
     }
 }

@@ -44,5 +44,5 @@ fn a_place_where_nothing_is_is_said_so() {
     let error = ingest(&nothing, &Quiet).expect_err("nothing there");
     // Another try would find no more.
     assert_eq!(error.failure(), crate::failure::Failure::Data);
-    assert!(error.to_string().contains("memory://test/nothing: no such source is there"), "{error}");
+    assert!(error.to_string().contains("memory://test/nothing: no such source"), "{error}");
 }

@@ -1,6 +1,6 @@
 //! Where the bytes of a source's images come from: folders, tars, compressed tars, and spooled copies.
 //!
-//! A [`SourceFile`] is one file, local, in an object store, or unpacked into the [`Spool`]. [`read_headers`]
+//! A [`SourceFile`] is one file, local, in an object store, or unpacked into the [`Spool`]. [`read_index`]
 //! lists the members of a tar, each with the [`Extent`] of its bytes. [`Containers`] reads the bytes of any
 //! image later, in any order and from many threads, and never holds one open file for each container.
 //! Nothing here knows a format of datasets: what a path or a text means, the caller decides.
@@ -21,8 +21,6 @@ pub(in crate::ingest::source) use compressed::{Compression, compression, first_b
 pub(in crate::ingest::source) use extent::Extent;
 pub(in crate::ingest::source) use file::SourceFile;
 pub(in crate::ingest::source) use spool::Spool;
-#[cfg(fuzzing)]
-pub(in crate::ingest::source) use tar::read_headers;
 pub(in crate::ingest::source) use tar::{Index, Member, Skipped, looks_like_tar, read_index, read_nested};
 pub(in crate::ingest::source) use window::Window;
 

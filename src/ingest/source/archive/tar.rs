@@ -145,7 +145,7 @@ pub(in crate::ingest::source) fn read_nested(
 ///
 /// # Errors
 /// If it is cut or damaged or holds nothing, or the reader fails.
-pub(in crate::ingest::source) fn read_headers(
+pub(super) fn read_headers(
     name: &str,
     reader: impl Read + Seek,
     len: u64,

@@ -38,7 +38,7 @@ pub(in super::super) fn find_labels(
     }
     if let Some(file) = &records.options.labels {
         let labels = labels_from(file)?;
-        records.understood.push(format!("labels of images outside class folders: `{file}`"));
+        records.understood.push(format!("labels of images outside class folders: `{}`", file.file_name()));
         give_labels(records, labels);
         return Ok(());
     }
@@ -67,7 +67,7 @@ pub(super) fn labels_from(location: &Location) -> Result<HashMap<String, String>
     let compression = compression(&head);
     if compression.is_some() || looks_like_tar(&head) {
         let container = Container { location: location.clone(), name: location.file_name().to_owned(), compression };
-        return labels_of_kit(&Tar::open(&container, &Spool::new())?);
+        return labels_of_kit(&Tar::open(&container, &Spool::new(), None)?);
     }
     labels_of_csv(location)
 }

@@ -86,7 +86,7 @@ pub(super) fn collect(
     }
     if let Some(kit) = kits.pop() {
         let labels = devkit::labels_of_kit(&kit)?;
-        records.understood.push(format!("labels of the validation images: `{}`", kit.name));
+        records.understood.push(format!("labels of the validation images: `{}`", file_name(&kit.name)));
         devkit::give_labels(records, labels);
         return Ok(());
     }
@@ -97,7 +97,7 @@ pub(super) fn collect(
     for file in listed.chain(beside) {
         if file.exists()? {
             let labels = devkit::labels_from(&file)?;
-            records.understood.push(format!("labels of the validation images: `{file}`"));
+            records.understood.push(format!("labels of the validation images: `{}`", file.file_name()));
             devkit::give_labels(records, labels);
             return Ok(());
         }

@@ -176,8 +176,8 @@ mod tests {
     use super::*;
 
     /// Written by SciPy: see tests/golden/generate_meta.py.
-    const COMPRESSED_FILE: &[u8] = include_bytes!("../../../tests/golden/meta_compressed.mat");
-    const PLAIN_FILE: &[u8] = include_bytes!("../../../tests/golden/meta_plain.mat");
+    const COMPRESSED_FILE: &[u8] = include_bytes!("../../../../tests/golden/meta_compressed.mat");
+    const PLAIN_FILE: &[u8] = include_bytes!("../../../../tests/golden/meta_plain.mat");
 
     #[test]
     fn synsets_are_read_compressed_and_plain() {

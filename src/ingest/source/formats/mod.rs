@@ -13,3 +13,6 @@ pub(super) mod mat;
 pub(super) mod parquet;
 pub(super) mod tars;
 pub(super) mod webdataset;
+
+#[cfg(fuzzing)]
+pub(in crate::ingest) use mat::read_synsets;

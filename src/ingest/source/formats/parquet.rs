@@ -4,7 +4,6 @@
 //! images are copied to this machine once it is carried out, and read from the copy in any order.
 
 use std::io::{Seek, SeekFrom};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use arrow::array::{Array, ArrayRef, AsArray, StructArray};
 use arrow::datatypes::{DataType, Schema};
@@ -21,6 +20,7 @@ use super::super::names::file_name;
 use super::super::records::{ClassNames, Evidence, Fault, Naming, Place, Record, Records};
 use super::super::{Entry, wrong};
 use super::columns::{self, LABEL_NAMES, SPLIT_NAME};
+use crate::guard::guard;
 use crate::ingest::{IngestError, IngestOptions};
 use crate::progress::Progress;
 use crate::storage::Location;
@@ -122,7 +122,7 @@ fn guarded<T>(
     location: &Location,
     work: impl FnOnce() -> Result<T, IngestError>,
 ) -> Result<T, IngestError> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(wrong(location, "damaged: its reader gave up")))
+    guard(work).unwrap_or_else(|message| Err(wrong(location, format!("damaged: its reader failed: {message}"))))
 }
 
 fn open(location: &Location) -> Result<ParquetRecordBatchReaderBuilder<Chunks>, IngestError> {
@@ -298,6 +298,7 @@ pub(in super::super) fn fetch(
     let total = wanted.iter().map(Vec::len).sum::<usize>();
     progress.begin("copy the images of Parquet tables", total as u64);
     let spool = Spool::new();
+    spool.check_space(wanted.iter().flatten().map(|(_, entry)| entry.bytes).sum())?;
     let mut copies = Vec::with_capacity(tables.len());
     for (table, rows) in tables.iter().zip(&mut wanted) {
         rows.sort_unstable_by_key(|(row, _)| *row);

@@ -29,13 +29,19 @@ pub(super) struct Tar {
 }
 
 impl Tar {
-    pub(super) fn open(container: &Container, spool: &Arc<Spool>) -> Result<Self, IngestError> {
+    /// Lists a tar. Of its json members only what may be a label is kept, `label_column` among it.
+    pub(super) fn open(
+        container: &Container,
+        spool: &Arc<Spool>,
+        label_column: Option<&str>,
+    ) -> Result<Self, IngestError> {
         let file = SourceFile::open(&container.location)?;
         let file = match container.compression {
             None => file,
             compression => unpack(&file, compression, spool)?,
         };
-        let index = read_index(&file, &webdataset::is_label)?;
+        let mut index = read_index(&file, &webdataset::is_label)?;
+        index.members.iter_mut().for_each(|member| webdataset::keep_labels(member, label_column));
         Ok(Self { location: container.location.clone(), name: container.name.clone(), file, index })
     }
 
@@ -83,9 +89,13 @@ pub(in super::super) fn collect(
     others: &[(String, Location)],
 ) -> Result<SourceFormat, IngestError> {
     let spool = Spool::new();
-    let tars: Vec<Tar> =
-        containers.par_iter().map(|container| Tar::open(container, &spool)).collect::<Result<_, IngestError>>()?;
+    let packed = containers.iter().filter(|container| container.compression.is_some());
+    let sizes: Vec<u64> = packed.map(|container| container.location.size()).collect::<Result<_, _>>()?;
+    spool.check_space(sizes.iter().sum())?;
     let options = records.options;
+    let column = options.label_column.as_deref();
+    let open = |container| Tar::open(container, &spool, column);
+    let tars: Vec<Tar> = containers.par_iter().map(open).collect::<Result<_, IngestError>>()?;
     let wants = |format| options.format == format || options.format == SourceFormat::Auto;
     if wants(SourceFormat::Cifar) && tars.iter().all(cifar::is_archive) {
         cifar::collect(records, &tars)?;

@@ -43,6 +43,20 @@ pub(super) fn is_label(path: &str) -> bool {
     LABEL_ENDINGS.contains(&split_name(path).1)
 }
 
+/// Keeps of a json member only the fields in which a label is looked for: millions of descriptions would fill the
+/// memory. What is not JSON stays, for its error.
+pub(super) fn keep_labels(member: &mut Member, column: Option<&str>) {
+    let Some(text) = &member.text else { return };
+    if split_name(&member.path).1 != "json" {
+        return;
+    }
+    if let Ok(serde_json::Value::Object(mut fields)) = serde_json::from_slice(text) {
+        fields.retain(|name, _| column == Some(name) || LABEL_FIELDS.contains(&name.as_str()));
+        let kept = serde_json::to_vec(&fields).expect("JSON is written as JSON");
+        member.text = Some(kept.into());
+    }
+}
+
 /// Reads a label's member; `column` names the field of a `.json`.
 fn read_label(member: &Member, column: Option<&str>) -> LabelText {
     let Some(bytes) = &member.text else { return LabelText::Unreadable("it is too long for a label") };
@@ -235,7 +249,11 @@ mod tests {
 
     #[test]
     fn labels_are_read_from_text_and_from_json() {
-        let read = |path: &str, text: &[u8]| read_label(&member(path, text), None);
+        let read = |path: &str, text: &[u8]| {
+            let mut member = member(path, text);
+            keep_labels(&mut member, None);
+            read_label(&member, None)
+        };
         let text = |text: &str, field: Option<&str>| LabelText::Text(text.into(), field.map(str::to_owned));
         assert_eq!(read("1.cls", b" 17\n"), text("17", None));
         assert_eq!(read("1.cls", b"n01440764"), text("n01440764", None));
