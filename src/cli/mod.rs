@@ -125,7 +125,7 @@ enum Command {
     Train(Box<train::TrainArgs>),
     #[cfg(feature = "torch")]
     Embed(embed::EmbedArgs),
-    Knn(knn::KnnArgs),
+    Knn(Box<knn::KnnArgs>),
     #[cfg(feature = "torch")]
     Linear(linear::LinearArgs),
     #[cfg(feature = "torch")]

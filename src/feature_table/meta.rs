@@ -79,11 +79,10 @@ impl TableMeta {
             return None;
         }
         match (&self.split_digest, &other.split_digest) {
-            (Some(a), Some(b)) => {
-                if self.split == other.split && a != b {
-                    return Some(format!("split `{}` has digests {a} and {b}", self.split));
-                }
+            (Some(a), Some(b)) if self.split == other.split && a != b => {
+                return Some(format!("split `{}` has digests {a} and {b}", self.split));
             }
+            (Some(_), Some(_)) => {}
             _ if known(a, b) => return Some(format!("they are of the datasets {a} and {b}")),
             _ => {}
         }
