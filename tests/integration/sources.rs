@@ -93,8 +93,8 @@ fn expected(dir: &Path) -> String {
 
 /// The same of the training pictures alone.
 fn expected_training(dir: &Path) -> String {
-    folder(&dir.join("training"), &training());
-    digest(&ingest(&dir.join("training"), &dir.join("expected-training"), ""))
+    folder(&dir.join("images"), &training());
+    digest(&ingest(&dir.join("images"), &dir.join("expected-training"), ""))
 }
 
 /// The official archives; gives the folder that holds them.
@@ -275,10 +275,10 @@ fn lists_give_the_dataset_of_the_folder_and_may_have_no_labels() {
     let dir = scratch();
     let expected = expected_training(dir.path());
     let all = training();
-    let path = |class: usize, name: &str| format!("training/{}/{name}", wnid(class));
+    let path = |class: usize, name: &str| format!("images/{}/{name}", wnid(class));
     let csv: String =
         all.iter().map(|(class, name, _)| format!("{},{}\n", wnid(*class), path(*class, name))).collect();
-    let absolute = dir.path().join("training");
+    let absolute = dir.path().join("images");
     let jsonl: String = all
         .iter()
         .rev()
@@ -300,7 +300,7 @@ fn lists_give_the_dataset_of_the_folder_and_may_have_no_labels() {
     assert_eq!(summary["splits"]["train"]["labelled"], 0);
     assert_eq!((&summary["splits"]["train"]["instances"], &summary["classes"]), (&12.into(), &0.into()));
     // The same without a list.
-    let flat = ingest(&dir.path().join("training"), &dir.path().join("flat"), "--unlabelled");
+    let flat = ingest(&dir.path().join("images"), &dir.path().join("flat"), "--unlabelled");
     assert_eq!(flat["dataset_digest"], summary["dataset_digest"]);
 }
 
