@@ -151,12 +151,9 @@ enum PlanFormat {
 
 /// `NAME=GLOB`.
 fn split_pattern(text: &str) -> anyhow::Result<(String, PathGlob)> {
-    let (name, glob) = text
-        .split_once('=')
-        .filter(|(name, _)| !name.is_empty())
-        .ok_or_else(|| {
-            WrongUsage(format!("`--splits {text}`: expected NAME=GLOB, such as `train=train_images/**`"))
-        })?;
+    let (name, glob) = text.split_once('=').filter(|(name, _)| !name.is_empty()).ok_or_else(|| {
+        WrongUsage(format!("`--splits {text}`: expected NAME=GLOB, such as `train=train_images/**`"))
+    })?;
     Ok((name.to_owned(), pattern("--splits", glob)?))
 }
 

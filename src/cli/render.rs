@@ -112,8 +112,8 @@ pub(super) fn run(global: &GlobalArgs, args: &RenderArgs) -> anyhow::Result<()> 
     };
     let mut planes = vec![0; 3 * (image_size as usize).pow(2)];
     let draw = |width, height| recipe.draw_for(seed, args.epoch, id, width, height);
-    let drawn =
-        augment(&row.bytes, orientation, draw, image_size, &mut planes).map_err(|error| undecodable(&row.path, &error))?;
+    let drawn = augment(&row.bytes, orientation, draw, image_size, &mut planes)
+        .map_err(|error| undecodable(&row.path, &error))?;
     let picture = beside(&original, drawn.crop, &planes, image_size);
     global.location(&args.output)?.publish(encode_png(&picture)?, PublishMode::Overwrite)?;
     write_json(&json!({

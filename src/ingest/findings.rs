@@ -62,7 +62,9 @@ impl Findings<'_> {
         let rejected = self.verdicts.iter().position(Result::is_err);
         match (rejected, self.part.number) {
             (None, 0) => "0 to n-1 in the order of a sorted ImageFolder of these images".into(),
-            (None, _) => "after those before, in the order of a sorted ImageFolder of the appended images".into(),
+            (None, _) => {
+                "after those before, in the order of a sorted ImageFolder of the appended images".into()
+            }
             (Some(index), _) => format!(
                 "in the order of a sorted ImageFolder, less the rejected images before; the first rejected one is number {index} \
                  of that order, counted from 0"

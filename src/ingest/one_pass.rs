@@ -73,9 +73,8 @@ impl OnePass<'_> {
     /// # Errors
     /// If the source or the destination fails.
     pub(super) fn run(&self, shards: &[Vec<u32>]) -> Result<Outcome, IngestError> {
-        let is_rejected = |entry: &Entry| {
-            entry.fault.is_some() || entry.bytes == 0 || entry.bytes > MOST_PICTURE_BYTES
-        };
+        let is_rejected =
+            |entry: &Entry| entry.fault.is_some() || entry.bytes == 0 || entry.bytes > MOST_PICTURE_BYTES;
         let ended = self.work.load::<bool>(ENDED)?.is_some() || self.entries.iter().any(is_rejected);
         let ended = AtomicBool::new(ended);
         let mut tried = self.write_all(shards, &ended)?;

@@ -114,7 +114,8 @@ impl<'a> Plan<'a> {
                         }
                         (None, None)
                             if options.append
-                                && held.applies_exif_orientation() != options.exif_orientation.is_applied() =>
+                                && held.applies_exif_orientation()
+                                    != options.exif_orientation.is_applied() =>
                         {
                             let own = orientation_name(held.applies_exif_orientation());
                             return Err(other(format!(

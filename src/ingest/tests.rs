@@ -264,10 +264,7 @@ fn a_missing_source_and_a_file_that_is_no_tar_are_told_apart() {
     let text = at.source.join("x.tar");
     fs::write(&text, "no tar").expect("a file");
     let error = ingest(&options(&text, &at.dest), &Quiet).expect_err("no tar");
-    assert!(
-        error.to_string().contains("neither a folder, a tar, a Parquet file nor a list"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("neither a folder, a tar, a Parquet file nor a list"), "{error}");
 }
 
 #[test]

@@ -28,7 +28,6 @@ mod webp;
 
 use serde::{Deserialize, Serialize};
 
-
 pub use error::PictureError;
 #[cfg(fuzzing)]
 pub(crate) use luma::check_is_libjpegs;
@@ -216,10 +215,7 @@ pub fn encode_png(picture: &Picture) -> Result<Vec<u8>, PictureError> {
 }
 
 /// Runs a decoder; its panic is an error of the image.
-fn guard<T>(
-    format: &'static str,
-    work: impl FnOnce() -> Result<T, PictureError>,
-) -> Result<T, PictureError> {
+fn guard<T>(format: &'static str, work: impl FnOnce() -> Result<T, PictureError>) -> Result<T, PictureError> {
     if cfg!(fuzzing) && format == "JPEG" {
         // The decoder is ours: the fuzzer shall see its panics.
         return work();

@@ -85,8 +85,12 @@ fn compare(span: &str, plan: &Value) -> (String, String) {
     let number = |split: &Value, field: &str| split[field].as_u64().expect("a number");
     let found = match span.split_once(' ') {
         Some(("classes", _)) => {
-            let mut names: Vec<&str> =
-                plan["classes"]["first"].as_array().expect("names").iter().filter_map(Value::as_str).collect();
+            let mut names: Vec<&str> = plan["classes"]["first"]
+                .as_array()
+                .expect("names")
+                .iter()
+                .filter_map(Value::as_str)
+                .collect();
             names.dedup();
             format!("classes {}", names.join(", "))
         }

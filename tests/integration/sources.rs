@@ -414,7 +414,10 @@ fn a_source_of_another_form_than_asked_for_is_refused() {
     folder(&dir.path().join("folder"), &training());
     let call = instdisc("ingest --format parquet").arg("--source", dir.path().join("folder"));
     let error = call.arg("--dest", dir.path().join("out")).fails(65);
-    assert!(error.contains("`--format parquet` was asked for, but the source is a folder of files"), "{error}");
+    assert!(
+        error.contains("`--format parquet` was asked for, but the source is a folder of files"),
+        "{error}"
+    );
     File::create(dir.path().join("text")).and_then(|mut file| file.write_all(b"no tar")).expect("a file");
     let call = instdisc("ingest").arg("--source", dir.path().join("text"));
     let error = call.arg("--dest", dir.path().join("out")).fails(65);

@@ -70,7 +70,8 @@ pub(super) fn arrange(mut records: Records<'_>, format: SourceFormat) -> Result<
         splits.names.iter().map(|name| (name.clone(), Vec::new())).collect();
     let mut folders: HashMap<String, u32> = HashMap::new();
     let mut other_splits = 0_u64;
-    let rows = std::mem::take(&mut records.list).into_iter().zip(&splits.of).zip(paths).zip(class_of).zip(faults);
+    let rows =
+        std::mem::take(&mut records.list).into_iter().zip(&splits.of).zip(paths).zip(class_of).zip(faults);
     for ((((record, assigned), path), class), fault) in rows {
         let Some(assigned) = assigned else {
             other_splits += 1;
@@ -86,9 +87,9 @@ pub(super) fn arrange(mut records: Records<'_>, format: SourceFormat) -> Result<
             match record.path.strip_suffix(&*path).filter(|prefix| prefix.ends_with('/')) {
                 // The files of a split have one folder above them: its name is not kept with each of them.
                 Some(prefix) => {
-                    container = *folders
-                        .entry(prefix.to_owned())
-                        .or_insert_with(|| records.containers.add_folder(root.join(prefix.trim_end_matches('/'))));
+                    container = *folders.entry(prefix.to_owned()).or_insert_with(|| {
+                        records.containers.add_folder(root.join(prefix.trim_end_matches('/')))
+                    });
                 }
                 None => read_path = Some(record.path.clone()),
             }
@@ -144,7 +145,10 @@ fn below<'a>(record: &'a Record, assigned: Option<Assigned>) -> &'a str {
 }
 
 /// The records whose folders are classes, by their numbers.
-fn by_folders<'a>(records: &'a Records<'_>, splits: &'a Splits) -> impl Iterator<Item = (usize, Assigned)> + 'a {
+fn by_folders<'a>(
+    records: &'a Records<'_>,
+    splits: &'a Splits,
+) -> impl Iterator<Item = (usize, Assigned)> + 'a {
     let candidates = records.list.iter().zip(&splits.of).enumerate();
     candidates.filter_map(|(number, (record, assigned))| {
         let assigned = (*assigned)?;
@@ -165,7 +169,9 @@ fn strip_common_folder(records: &Records<'_>, splits: &mut Splits) -> Option<Str
         let mut next: BTreeSet<&str> = BTreeSet::new();
         for (number, assigned) in by_folders(records, splits) {
             // What is beside the folders, such as a flat `test/`, is looked at later.
-            let Some((first, rest)) = below(&records.list[number], Some(assigned)).split_once('/') else { continue };
+            let Some((first, rest)) = below(&records.list[number], Some(assigned)).split_once('/') else {
+                continue;
+            };
             if common.is_some_and(|common| common != first) {
                 return stripped;
             }
@@ -220,7 +226,8 @@ fn find_stray_images(
     }
     let labelled_by_list: u64 = labelled.iter().sum();
     if records.options.labels.is_some() && labelled_by_list == 0 {
-        let reason = "`--labels` has no effect: it labels images outside class folders, and names none of those there";
+        let reason =
+            "`--labels` has no effect: it labels images outside class folders, and names none of those there";
         return Err(records.wrong(reason));
     }
     if in_class.iter().sum::<u64>() + labelled_by_list == 0 {
@@ -273,7 +280,11 @@ fn labels_of<'a>(records: &'a Records<'_>, splits: &Splits, faults: &[Option<Fau
 }
 
 /// A split whose only class folder is not a class of the other splits is flat, under one more folder.
-fn check_lone_classes(records: &Records<'_>, splits: &Splits, labels: &[Label<'_>]) -> Result<(), IngestError> {
+fn check_lone_classes(
+    records: &Records<'_>,
+    splits: &Splits,
+    labels: &[Label<'_>],
+) -> Result<(), IngestError> {
     let mut classes: Vec<BTreeSet<&str>> = vec![BTreeSet::new(); splits.names.len()];
     for (label, assigned) in labels.iter().zip(&splits.of) {
         if let (Label::Name(name), Some(assigned)) = (label, assigned) {
@@ -299,7 +310,11 @@ fn check_lone_classes(records: &Records<'_>, splits: &Splits, labels: &[Label<'_
 fn path(records: &Records<'_>, record: &Record, assigned: Option<Assigned>, label: &Label<'_>) -> String {
     let class = match label {
         Label::None => None,
-        Label::Name(name) | Label::Text(name) if super::classes::is_absent(name) && matches!(label, Label::Text(_)) => None,
+        Label::Name(name) | Label::Text(name)
+            if super::classes::is_absent(name) && matches!(label, Label::Text(_)) =>
+        {
+            None
+        }
         Label::Name(name) | Label::Text(name) => Some(as_path_part(name)),
     };
     match (records.naming, class) {
@@ -339,8 +354,10 @@ fn warn(
             warnings.push(format!("the class `{class}` is called like a folder of a layout"));
         }
     }
-    let of_split = |list: &[Entry]| -> BTreeSet<u16> { list.iter().filter_map(|entry| Some(entry.class?.0)).collect() };
-    let sets: Vec<(&String, BTreeSet<u16>)> = entries.iter().map(|(name, list)| (name, of_split(list))).collect();
+    let of_split =
+        |list: &[Entry]| -> BTreeSet<u16> { list.iter().filter_map(|entry| Some(entry.class?.0)).collect() };
+    let sets: Vec<(&String, BTreeSet<u16>)> =
+        entries.iter().map(|(name, list)| (name, of_split(list))).collect();
     for (place, (one, own)) in sets.iter().enumerate() {
         for (other, others) in &sets[place + 1..] {
             if !own.is_empty() && !others.is_empty() && own.is_disjoint(others) {
@@ -351,7 +368,8 @@ fn warn(
     for (name, list) in entries {
         let mut paths: Vec<&str> = list.iter().map(|entry| &*entry.path).collect();
         paths.sort_unstable();
-        let double: Vec<&str> = paths.windows(2).filter(|pair| pair[0] == pair[1]).map(|pair| pair[0]).collect();
+        let double: Vec<&str> =
+            paths.windows(2).filter(|pair| pair[0] == pair[1]).map(|pair| pair[0]).collect();
         if !double.is_empty() {
             warnings.push(format!(
                 "{} paths of split `{name}` occur more than once ({}): each is an image of its own",

@@ -42,9 +42,9 @@ enum Parsed {
 }
 
 fn parse(text: &str) -> Parsed {
-    let whole = text.split_once('.').filter(|(_, fraction)| {
-        !fraction.is_empty() && fraction.bytes().all(|digit| digit == b'0')
-    });
+    let whole = text
+        .split_once('.')
+        .filter(|(_, fraction)| !fraction.is_empty() && fraction.bytes().all(|digit| digit == b'0'));
     let digits = whole.map_or(text, |(whole, _)| whole);
     if text.is_empty() || digits == "-1" || text.eq_ignore_ascii_case("nan") {
         return Parsed::Absent;
@@ -73,11 +73,16 @@ impl Classes {
     /// If they can be read in two ways, a number has no name, two classes have one name, or there are too many.
     pub(super) fn find(records: &Records<'_>, labels: &[Label<'_>]) -> Result<Self, IngestError> {
         let options = records.options;
-        let names: BTreeSet<&str> =
-            labels.iter().filter_map(|label| if let Label::Name(name) = label { Some(*name) } else { None }).collect();
-        let texts: BTreeSet<&str> =
-            labels.iter().filter_map(|label| if let Label::Text(text) = label { Some(*text) } else { None }).collect();
-        let absent: Vec<&str> = texts.iter().copied().filter(|text| is_absent(text) && !text.is_empty()).collect();
+        let names: BTreeSet<&str> = labels
+            .iter()
+            .filter_map(|label| if let Label::Name(name) = label { Some(*name) } else { None })
+            .collect();
+        let texts: BTreeSet<&str> = labels
+            .iter()
+            .filter_map(|label| if let Label::Text(text) = label { Some(*text) } else { None })
+            .collect();
+        let absent: Vec<&str> =
+            texts.iter().copied().filter(|text| is_absent(text) && !text.is_empty()).collect();
         let texts: BTreeSet<&str> = texts.into_iter().filter(|text| !is_absent(text)).collect();
         let odd: Vec<&str> = absent.iter().copied().filter(|text| text.eq_ignore_ascii_case("nan")).collect();
         let mut found = Self::default();
@@ -131,7 +136,8 @@ impl Classes {
             LabelsAs::Numbers if names.is_empty() && negative.is_empty() => return Ok(true),
             LabelsAs::Numbers => {
                 let other: Vec<&str> = names.into_iter().chain(negative).collect();
-                let reason = format!("`--labels-as numbers`: {} is not the number of a class", examples(&other));
+                let reason =
+                    format!("`--labels-as numbers`: {} is not the number of a class", examples(&other));
                 return Err(records.wrong(reason));
             }
             LabelsAs::Auto => {}
@@ -202,7 +208,11 @@ impl Classes {
                 .collect();
             if !empty.is_empty() {
                 let counts_from_one = if empty == ["0"] { "; labels seem to count from 1" } else { "" };
-                self.warnings.push(format!("{} classes have no image: {}{counts_from_one}", empty.len(), examples(&empty)));
+                self.warnings.push(format!(
+                    "{} classes have no image: {}{counts_from_one}",
+                    empty.len(),
+                    examples(&empty)
+                ));
             }
             numbers.keys().map(|&number| (number, number as usize)).collect()
         } else {
@@ -230,10 +240,7 @@ impl Classes {
 }
 
 /// The names that numbers stand for, from `--classes` or the source.
-fn given_names(
-    records: &Records<'_>,
-    are_numbers: bool,
-) -> Result<Option<records::ClassNames>, IngestError> {
+fn given_names(records: &Records<'_>, are_numbers: bool) -> Result<Option<records::ClassNames>, IngestError> {
     let given = match &records.options.classes {
         Some(_) if !are_numbers => {
             let reason = "`--classes` has no effect: it names classes that are numbers in the source, and there are none";
@@ -294,7 +301,10 @@ mod tests {
             assert_eq!(parse(text), Parsed::Absent, "{text}");
         }
         let number = |value, padded| Parsed::Number { value, padded };
-        assert_eq!([parse("0"), parse("10.0"), parse("007")], [number(0, false), number(10, false), number(7, true)]);
+        assert_eq!(
+            [parse("0"), parse("10.0"), parse("007")],
+            [number(0, false), number(10, false), number(7, true)]
+        );
         assert_eq!([parse("+1"), parse("-2")], [Parsed::Negative, Parsed::Negative]);
         for text in ["1.5", "a", "1e3", "n01", "99999999999999999999999", "."] {
             assert_eq!(parse(text), Parsed::Name, "{text}");

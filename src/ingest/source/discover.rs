@@ -164,8 +164,7 @@ fn discover_folder(options: &IngestOptions, folder: &Location) -> Result<Discove
     };
     let (images, tars, tables, lists) = (names(is_image), names(is_tar), names(is_table), names(is_list));
     let wants = |format| options.format == format || options.format == SourceFormat::Auto;
-    let wants_tars =
-        wants(SourceFormat::Tar) || wants(SourceFormat::Imagenet) || wants(SourceFormat::Cifar);
+    let wants_tars = wants(SourceFormat::Tar) || wants(SourceFormat::Imagenet) || wants(SourceFormat::Cifar);
     let forms = [
         (!images.is_empty() && wants(SourceFormat::Imagefolder), "images", "imagefolder", &images),
         (!tars.is_empty() && wants_tars, "tars", "tar", &tars),
@@ -262,8 +261,10 @@ fn of_containers(
         (true, true, false) => Content::Lists(lists),
         (true, true, true) => return Err(wrong(source, "`--ignore` leaves nothing of it")),
         _ => {
-            let names: Vec<&str> =
-                [&tars, &tables, &lists].iter().filter_map(|kind| Some(kind.first()?.name.as_str())).collect();
+            let names: Vec<&str> = [&tars, &tables, &lists]
+                .iter()
+                .filter_map(|kind| Some(kind.first()?.name.as_str()))
+                .collect();
             let reason = "it mixes tars, Parquet files and lists";
             return Err(wrong(source, format!("{reason} ({}): ingest one kind at a time", examples(&names))));
         }
@@ -326,6 +327,8 @@ fn describe(head: &[u8]) -> String {
     }
     match KNOWN.iter().find(|(magic, _)| head.starts_with(magic)) {
         Some((_, what)) => (*what).into(),
-        None => "neither a folder, a tar, a Parquet file nor a list (a csv with a column `path`, or jsonl)".into(),
+        None => {
+            "neither a folder, a tar, a Parquet file nor a list (a csv with a column `path`, or jsonl)".into()
+        }
     }
 }

@@ -29,7 +29,8 @@ impl PathGlob {
         if plain.is_empty() {
             return Err(format!("the pattern `{text}` is empty"));
         }
-        let glob = GlobBuilder::new(plain).literal_separator(true).build().map_err(|error| error.to_string())?;
+        let glob =
+            GlobBuilder::new(plain).literal_separator(true).build().map_err(|error| error.to_string())?;
         Ok(Self {
             text: text.to_owned(),
             glob: glob.compile_matcher(),
@@ -41,9 +42,9 @@ impl PathGlob {
     /// Whether a path, or a folder above it, matches.
     pub(in crate::ingest) fn matches(&self, path: &str) -> bool {
         let folders = path.match_indices('/').map(|(end, _)| &path[..end]);
-        let is_match = folders.chain([path]).any(|prefix| {
-            self.glob.is_match(if self.any_depth { file_name(prefix) } else { prefix })
-        });
+        let is_match = folders
+            .chain([path])
+            .any(|prefix| self.glob.is_match(if self.any_depth { file_name(prefix) } else { prefix }));
         if is_match {
             self.has_matched.store(true, Ordering::Relaxed);
         }
@@ -64,7 +65,8 @@ impl PathGlob {
     pub(super) fn fixed_folders(&self) -> usize {
         let is_literal = |part: &&str| !part.contains(['*', '?', '[', '{']);
         let parts: Vec<&str> = self.text.trim_start_matches("./").split('/').collect();
-        let folders = if self.text.ends_with('/') || parts.len() == 1 { parts.len() } else { parts.len() - 1 };
+        let folders =
+            if self.text.ends_with('/') || parts.len() == 1 { parts.len() } else { parts.len() - 1 };
         parts[..folders].iter().copied().filter(|part| !part.is_empty()).take_while(is_literal).count()
     }
 }

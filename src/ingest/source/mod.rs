@@ -214,7 +214,8 @@ fn refuse_idle_options(options: &IngestOptions, format: SourceFormat) -> Result<
         (options.labels.is_some() && options.unlabelled, "--labels", "`--unlabelled` takes no labels"),
         (options.classes.is_some() && options.unlabelled, "--classes", "`--unlabelled` takes no labels"),
         (
-            options.labels.is_some() && !is(&[SourceFormat::Imagenet, SourceFormat::Imagefolder, SourceFormat::Tar]),
+            options.labels.is_some()
+                && !is(&[SourceFormat::Imagenet, SourceFormat::Imagefolder, SourceFormat::Tar]),
             "--labels",
             "it labels images without class folders, and this form has labels of its own",
         ),

@@ -15,8 +15,7 @@ const LITTER: [&str; 8] = [
     "System Volume Information",
 ];
 /// Words that name a split, in lower case.
-const SPLIT_WORDS: [&str; 8] =
-    ["train", "training", "val", "valid", "validation", "dev", "test", "testing"];
+const SPLIT_WORDS: [&str; 8] = ["train", "training", "val", "valid", "validation", "dev", "test", "testing"];
 /// Endings of containers, which no split is called by.
 const CONTAINER_ENDINGS: [&str; 12] = [
     ".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst", ".parquet", ".csv", ".tsv", ".jsonl", ".ndjson", ".json",
@@ -93,7 +92,17 @@ pub(super) fn is_split_word(word: &str) -> bool {
 /// Whether a class of this name is more likely a folder of the layout than a kind of thing.
 pub(super) fn is_layout_folder(name: &str) -> bool {
     const NAMES: [&str; 12] = [
-        "image", "images", "img", "imgs", "data", "dataset", "jpg", "jpeg", "jpegimages", "photos", "pictures",
+        "image",
+        "images",
+        "img",
+        "imgs",
+        "data",
+        "dataset",
+        "jpg",
+        "jpeg",
+        "jpegimages",
+        "photos",
+        "pictures",
         "files",
     ];
     NAMES.iter().any(|layout| layout.eq_ignore_ascii_case(name))

@@ -90,10 +90,18 @@ impl SourcePlan {
         let mut splits = BTreeMap::new();
         for (name, list) in entries {
             let mut occurs = vec![false; classes.len()];
-            let mut split = SplitPlan { images: 0, labelled: 0, unlabelled: 0, bytes: 0, classes: ClassesPlan::default() };
+            let mut split = SplitPlan {
+                images: 0,
+                labelled: 0,
+                unlabelled: 0,
+                bytes: 0,
+                classes: ClassesPlan::default(),
+            };
             for entry in list {
                 if let Some(fault) = entry.fault {
-                    super::records::count(&mut rejected, fault.reason(), || format!("{name}: {}", entry.path));
+                    super::records::count(&mut rejected, fault.reason(), || {
+                        format!("{name}: {}", entry.path)
+                    });
                     continue;
                 }
                 split.images += 1;
@@ -106,7 +114,8 @@ impl SourcePlan {
                     None => split.unlabelled += 1,
                 }
             }
-            let names: Vec<&String> = classes.iter().zip(occurs).filter(|(_, occurs)| *occurs).map(|(name, _)| name).collect();
+            let names: Vec<&String> =
+                classes.iter().zip(occurs).filter(|(_, occurs)| *occurs).map(|(name, _)| name).collect();
             split.classes = ClassesPlan::of(names.into_iter());
             splits.insert(name.clone(), split);
         }

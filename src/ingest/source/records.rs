@@ -84,7 +84,8 @@ pub(super) struct Place {
 
 impl Place {
     /// Of an entry that is not taken.
-    pub(super) const NOWHERE: Self = Self { container: u32::MAX, extent: Extent::Range { offset: 0 }, bytes: 0 };
+    pub(super) const NOWHERE: Self =
+        Self { container: u32::MAX, extent: Extent::Range { offset: 0 }, bytes: 0 };
 }
 
 /// An image by its name.

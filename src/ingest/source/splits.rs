@@ -75,7 +75,8 @@ fn by_patterns(records: &Records<'_>) -> Result<Splits, IngestError> {
             return Err(records.wrong(reason));
         }
         let origin = &records.origins[record.origin as usize];
-        let depth = glob.fixed_folders().saturating_sub(origin.split('/').filter(|part| !part.is_empty()).count());
+        let depth =
+            glob.fixed_folders().saturating_sub(origin.split('/').filter(|part| !part.is_empty()).count());
         let folders: Vec<usize> = record.path.match_indices('/').map(|(at, _)| at + 1).collect();
         let below = depth.min(folders.len()).checked_sub(1).map_or(0, |last| folders[last]);
         splits.push(name, below);
@@ -134,7 +135,10 @@ fn by_words(records: &Records<'_>) -> Result<Splits, IngestError> {
         }
         return Err(mixed(records, &found, &counts));
     }
-    if all && !has_wanted && let Some(name) = wanted {
+    if all
+        && !has_wanted
+        && let Some(name) = wanted
+    {
         let names: Vec<&str> = counts.keys().copied().collect();
         let reason = format!(
             "there is no split `{name}`; there are {}. `--splits '{name}=**'` takes all images as `{name}`",
@@ -163,10 +167,9 @@ fn select(records: &Records<'_>, mut splits: Splits) -> Result<Splits, IngestErr
         return Err(records.wrong(reason));
     };
     for assigned in &mut splits.of {
-        *assigned = assigned.filter(|assigned| usize::from(assigned.split) == number).map(|assigned| Assigned {
-            split: 0,
-            ..assigned
-        });
+        *assigned = assigned
+            .filter(|assigned| usize::from(assigned.split) == number)
+            .map(|assigned| Assigned { split: 0, ..assigned });
     }
     splits.names = vec![wanted.clone()];
     Ok(splits)
@@ -180,7 +183,8 @@ fn single_split(records: &Records<'_>, splits: &mut Splits) -> String {
     }
     match own_word(&records.options.sources, &records.origins) {
         Some(word) => {
-            splits.understood = format!("splits: one, `{word}`, by the source's own name (`--split` names it)");
+            splits.understood =
+                format!("splits: one, `{word}`, by the source's own name (`--split` names it)");
             word
         }
         None => {
@@ -193,7 +197,8 @@ fn single_split(records: &Records<'_>, splits: &mut Splits) -> String {
 /// The word that the source's own folder is: that of a folder itself, that around a file.
 fn own_word(sources: &[Location], origins: &[String]) -> Option<String> {
     let source = sources.first()?;
-    let is_folder = origins.iter().any(String::is_empty) || sources.len() == 1 && source.local_path().is_some_and(std::path::Path::is_dir);
+    let is_folder = origins.iter().any(String::is_empty)
+        || sources.len() == 1 && source.local_path().is_some_and(std::path::Path::is_dir);
     let folder = if is_folder { source.clone() } else { source.folder()? };
     let name = match folder.local_path() {
         Some(path) => path.file_name()?.to_str()?.to_owned(),
@@ -244,8 +249,12 @@ fn two_words(records: &Records<'_>, path: &str, one: &str, other: &str) -> Inges
 /// Some records have a word and some have none.
 fn mixed(records: &Records<'_>, found: &[Found<'_>], counts: &BTreeMap<&str, u64>) -> IngestError {
     let shown = |with: bool| -> Vec<String> {
-        let records_of_kind =
-            records.list.iter().zip(found).filter(|(_, found)| found.is_some() == with).map(|(record, _)| record);
+        let records_of_kind = records
+            .list
+            .iter()
+            .zip(found)
+            .filter(|(_, found)| found.is_some() == with)
+            .map(|(record, _)| record);
         records_of_kind.take(4).map(|record| records.shown(record)).collect()
     };
     let words: Vec<&str> = counts.keys().copied().collect();

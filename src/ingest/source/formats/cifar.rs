@@ -61,7 +61,8 @@ pub(super) fn collect(records: &mut Records<'_>, tars: &[Tar]) -> Result<(), Ing
             let Some(batch) = batch(name) else { continue };
             let record_bytes = batch.labels + PIXEL_BYTES;
             if member.bytes == 0 || !member.bytes.is_multiple_of(record_bytes) {
-                let reason = format!("`{}` is not a whole number of {record_bytes}-byte records", member.path);
+                let reason =
+                    format!("`{}` is not a whole number of {record_bytes}-byte records", member.path);
                 return Err(wrong(&tar.location, reason));
             }
             let names = tar.index.members.iter().find(|member| file_name(&member.path) == batch.names);
@@ -96,9 +97,8 @@ fn read_labels(tar: &Tar, member: &Member, batch: &Batch) -> Result<Vec<u8>, Ing
         let bytes = (RECORDS_AT_ONCE * record_bytes).min(member.bytes - at);
         let extent: Extent = member.extent.slice(at..at + bytes);
         let read = tar.file.read(&extent, bytes)?;
-        labels.extend(
-            read.chunks_exact(record_bytes as usize).map(|record| record[batch.labels as usize - 1]),
-        );
+        labels
+            .extend(read.chunks_exact(record_bytes as usize).map(|record| record[batch.labels as usize - 1]));
         at += bytes;
     }
     Ok(labels)

@@ -59,7 +59,11 @@ mod tests {
         assert_eq!(choose(&["image", "Label"], None), Ok(Some(1)));
         assert_eq!(choose(&["image"], None), Ok(None));
         assert_eq!(choose(&["label", "class"], Some("class")), Ok(Some(1)));
-        assert!(choose(&["label", "class"], None).expect_err("two").contains("`label`, `class`: `--label-column`"));
+        assert!(
+            choose(&["label", "class"], None)
+                .expect_err("two")
+                .contains("`label`, `class`: `--label-column`")
+        );
         assert!(choose(&["a", "b"], Some("c")).expect_err("none").contains("there are `a`, `b`"));
     }
 }

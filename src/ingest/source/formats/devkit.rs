@@ -42,7 +42,8 @@ pub(in super::super) fn find_labels(
         give_labels(records, labels);
         return Ok(());
     }
-    let has_validation = || records.list.iter().any(|record| file_name(&record.path).starts_with(VALIDATION_PREFIX));
+    let has_validation =
+        || records.list.iter().any(|record| file_name(&record.path).starts_with(VALIDATION_PREFIX));
     if format != SourceFormat::Imagefolder || !has_validation() {
         return Ok(());
     }
@@ -66,7 +67,8 @@ pub(super) fn labels_from(location: &Location) -> Result<HashMap<String, String>
     let head = SourceFile::open(location)?.head(512)?;
     let compression = compression(&head);
     if compression.is_some() || looks_like_tar(&head) {
-        let container = Container { location: location.clone(), name: location.file_name().to_owned(), compression };
+        let container =
+            Container { location: location.clone(), name: location.file_name().to_owned(), compression };
         return labels_of_kit(&Tar::open(&container, &Spool::new(), None)?);
     }
     labels_of_csv(location)
@@ -103,7 +105,8 @@ pub(super) fn labels_of_kit(kit: &Tar) -> Result<HashMap<String, String>, Ingest
 fn labels_of_csv(file: &Location) -> Result<HashMap<String, String>, IngestError> {
     let bytes = file.read()?;
     let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&bytes);
-    let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).trim(csv::Trim::All).from_reader(bytes);
+    let mut reader =
+        csv::ReaderBuilder::new().has_headers(false).flexible(true).trim(csv::Trim::All).from_reader(bytes);
     let mut labels: HashMap<String, String> = HashMap::new();
     for (line, record) in (1..).zip(reader.records()) {
         let record = record.map_err(|error| wrong(file, error.to_string()))?;
@@ -121,7 +124,10 @@ fn labels_of_csv(file: &Location) -> Result<HashMap<String, String>, IngestError
         if let Some(other) = labels.insert(stem.to_owned(), class.to_owned())
             && other != class
         {
-            return Err(wrong(file, format!("line {line}: `{stem}` has two classes, `{other}` and `{class}`")));
+            return Err(wrong(
+                file,
+                format!("line {line}: `{stem}` has two classes, `{other}` and `{class}`"),
+            ));
         }
     }
     Ok(labels)

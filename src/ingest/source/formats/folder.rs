@@ -109,7 +109,13 @@ pub(in super::super) fn collect(records: &mut Records<'_>, root: &Location, list
     }
     for (path, bytes) in listing.files {
         if is_image(&path) {
-            push(records, origin, path, Place { container, extent: Extent::Range { offset: 0 }, bytes }, None);
+            push(
+                records,
+                origin,
+                path,
+                Place { container, extent: Extent::Range { offset: 0 }, bytes },
+                None,
+            );
         } else {
             records.pass_over("not an image by its name", &path);
         }

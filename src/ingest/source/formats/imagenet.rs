@@ -35,9 +35,13 @@ fn kind(tar: &Tar) -> Option<Kind> {
         }
         () if all(|member| member.path.ends_with(".tar")) => Kind::Training,
         // In a folder of their class they are an ImageFolder.
-        () if members.first().is_some_and(|member| member.path.starts_with("ILSVRC2012_val_")) => Kind::Validation,
+        () if members.first().is_some_and(|member| member.path.starts_with("ILSVRC2012_val_")) => {
+            Kind::Validation
+        }
         () if first.starts_with("ILSVRC2012_test_") => Kind::PassedOver("test images, which have no labels"),
-        () if members.iter().any(|member| member.path.ends_with(devkit::GROUND_TRUTH)) => Kind::DevelopmentKit,
+        () if members.iter().any(|member| member.path.ends_with(devkit::GROUND_TRUTH)) => {
+            Kind::DevelopmentKit
+        }
         () if all(|member| member.path.ends_with(".xml")) => Kind::PassedOver("bounding boxes"),
         () => return None,
     })
@@ -75,7 +79,8 @@ pub(super) fn collect(
             Some(Kind::DevelopmentKit) => kits.push(tar),
             Some(Kind::PassedOver(what)) => records.pass_over(what, &tar.name),
             None => {
-                let reason = "not an archive of ILSVRC2012's images, labels or boxes: `--ignore GLOB` leaves it out";
+                let reason =
+                    "not an archive of ILSVRC2012's images, labels or boxes: `--ignore GLOB` leaves it out";
                 return Err(wrong(&tar.location, reason));
             }
         }
@@ -90,10 +95,10 @@ pub(super) fn collect(
         devkit::give_labels(records, labels);
         return Ok(());
     }
-    let beside = [devkit::ARCHIVE, devkit::CSV]
-        .into_iter()
-        .filter_map(|name| validation_archive.with_file_name(name));
-    let listed = others.iter().filter(|(name, _)| file_name(name) == devkit::CSV).map(|(_, file)| file.clone());
+    let beside =
+        [devkit::ARCHIVE, devkit::CSV].into_iter().filter_map(|name| validation_archive.with_file_name(name));
+    let listed =
+        others.iter().filter(|(name, _)| file_name(name) == devkit::CSV).map(|(_, file)| file.clone());
     for file in listed.chain(beside) {
         if file.exists()? {
             let labels = devkit::labels_from(&file)?;
@@ -115,7 +120,11 @@ pub(super) fn collect(
 }
 
 /// The archive's split, where its name does not say it.
-fn split_if_unnamed(records: &mut Records<'_>, tar: &Tar, split: &str) -> Option<super::super::records::Word> {
+fn split_if_unnamed(
+    records: &mut Records<'_>,
+    tar: &Tar,
+    split: &str,
+) -> Option<super::super::records::Word> {
     splits_of_container(file_name(&tar.name)).is_empty().then(|| records.word(split))
 }
 

@@ -130,7 +130,12 @@ impl Folders {
 }
 
 fn is_not_there(error: &std::io::Error) -> bool {
-    matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory | std::io::ErrorKind::InvalidFilename)
+    matches!(
+        error.kind(),
+        std::io::ErrorKind::NotFound
+            | std::io::ErrorKind::NotADirectory
+            | std::io::ErrorKind::InvalidFilename
+    )
 }
 
 fn lines(records: &mut Records<'_>, list: &Location) -> Result<Vec<Line>, IngestError> {
@@ -138,7 +143,11 @@ fn lines(records: &mut Records<'_>, list: &Location) -> Result<Vec<Line>, Ingest
     let text = std::str::from_utf8(&bytes)
         .map_err(|_| wrong(list, "not UTF-8 text; convert it: `iconv -f UTF-16 -t UTF-8`"))?;
     let text = text.trim_start_matches('\u{FEFF}');
-    if text.trim_start().starts_with('{') { jsonl(records.options, list, text) } else { csv(records, list, text) }
+    if text.trim_start().starts_with('{') {
+        jsonl(records.options, list, text)
+    } else {
+        csv(records, list, text)
+    }
 }
 
 fn jsonl(options: &IngestOptions, list: &Location, text: &str) -> Result<Vec<Line>, IngestError> {

@@ -90,7 +90,9 @@ pub(in super::super) fn collect(
         if tables.is_empty() {
             records.understood.push(match &listed.label_column {
                 Some(column) => format!("labels: from the column `{column}`"),
-                None => "labels: none, since no column is called like one (`--label-column` names one)".into(),
+                None => {
+                    "labels: none, since no column is called like one (`--label-column` names one)".into()
+                }
             });
         }
         let origin = records.add_origin(&file.name);
@@ -118,11 +120,9 @@ pub(in super::super) fn collect(
 }
 
 /// Parquet's reader may panic on a damaged file: that is an error of the file.
-fn guarded<T>(
-    location: &Location,
-    work: impl FnOnce() -> Result<T, IngestError>,
-) -> Result<T, IngestError> {
-    guard(work).unwrap_or_else(|message| Err(wrong(location, format!("damaged: its reader failed: {message}"))))
+fn guarded<T>(location: &Location, work: impl FnOnce() -> Result<T, IngestError>) -> Result<T, IngestError> {
+    guard(work)
+        .unwrap_or_else(|message| Err(wrong(location, format!("damaged: its reader failed: {message}"))))
 }
 
 fn open(location: &Location) -> Result<ParquetRecordBatchReaderBuilder<Chunks>, IngestError> {
@@ -139,7 +139,8 @@ fn list(options: &IngestOptions, location: &Location) -> Result<Listed, IngestEr
         columns::choose(&names, option, asked.as_deref(), known).map_err(|reason| wrong(location, reason))
     };
     let image = choose("--image-column", &options.image_column, &IMAGE_NAMES)?.ok_or_else(|| {
-        let reason = format!("no column of images; its columns are {} (`--image-column` names one)", all(&names));
+        let reason =
+            format!("no column of images; its columns are {} (`--image-column` names one)", all(&names));
         wrong(location, reason)
     })?;
     check_image_column(location, &schema, image)?;
@@ -154,7 +155,8 @@ fn list(options: &IngestOptions, location: &Location) -> Result<Listed, IngestEr
         let columns = group.columns().iter();
         let of_image = columns.filter(|column| {
             let parts = column.column_path().parts();
-            parts.first().is_some_and(|first| first == names[image]) && parts.last().is_some_and(|last| last != "path")
+            parts.first().is_some_and(|first| first == names[image])
+                && parts.last().is_some_and(|last| last != "path")
         });
         let size = of_image.map(|column| u64::try_from(column.uncompressed_size()).unwrap_or(0)).sum::<u64>();
         (rows + u64::try_from(group.num_rows()).unwrap_or(0), bytes + size)
@@ -185,7 +187,8 @@ fn list(options: &IngestOptions, location: &Location) -> Result<Listed, IngestEr
     for batch in reader {
         let batch = batch.map_err(|error| wrong(location, error.to_string()))?;
         let column = |at: Option<usize>| at.and_then(|at| batch.column_by_name(names[at]));
-        let paths = column(Some(image)).and_then(|column| column.as_struct_opt()?.column_by_name("path").cloned());
+        let paths =
+            column(Some(image)).and_then(|column| column.as_struct_opt()?.column_by_name("path").cloned());
         match paths {
             Some(paths) => listed.names.extend(texts(location, &paths)?),
             None => listed.names.extend(std::iter::repeat_n(None, batch.num_rows())),
@@ -218,7 +221,9 @@ fn check_image_column(location: &Location, schema: &Schema, image: usize) -> Res
     let reason = if is_text(kind) {
         format!("its column `{name}` holds paths, not bytes; ingest the files by a csv list of `path,label`")
     } else {
-        format!("its column `{name}` is {kind}; expected a struct of bytes and path, or binary (`--image-column`)")
+        format!(
+            "its column `{name}` is {kind}; expected a struct of bytes and path, or binary (`--image-column`)"
+        )
     };
     Err(wrong(location, reason))
 }
@@ -342,7 +347,8 @@ pub(in super::super) fn fetch(
 /// The column of images, a few rows at a time.
 fn images(table: &Table) -> Result<ParquetRecordBatchReader, IngestError> {
     let builder = open(&table.location)?;
-    let image = builder.schema().index_of(&table.image).map_err(|error| wrong(&table.location, error.to_string()))?;
+    let image =
+        builder.schema().index_of(&table.image).map_err(|error| wrong(&table.location, error.to_string()))?;
     let mask = ProjectionMask::roots(builder.parquet_schema(), [image]);
     let reader = builder.with_projection(mask).with_batch_size(ROWS).build();
     reader.map_err(|error| wrong(&table.location, error.to_string()))

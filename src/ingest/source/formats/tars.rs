@@ -69,12 +69,20 @@ pub(super) fn push_skipped(records: &mut Records<'_>, origin: u32, others: &[(St
             Skipped::NotUtf8 => Fault::NotUtf8,
             Skipped::LeadsOutside => Fault::LeadsOutside,
             Skipped::TooManyHoles(_) | Skipped::SparseFormat => Fault::Sparse,
-            Skipped::Device | Skipped::Pipe | Skipped::Continuation | Skipped::UnknownType(_) => Fault::NotAFile,
+            Skipped::Device | Skipped::Pipe | Skipped::Continuation | Skipped::UnknownType(_) => {
+                Fault::NotAFile
+            }
         };
         if is_image(path) {
             let path = path.as_str().into();
-            let record =
-                Record { origin, path, evidence: Evidence::Folders, split: None, place: Place::NOWHERE, fault: Some(fault) };
+            let record = Record {
+                origin,
+                path,
+                evidence: Evidence::Folders,
+                split: None,
+                place: Place::NOWHERE,
+                fault: Some(fault),
+            };
             records.push(record);
         } else {
             records.pass_over(&skipped.to_string(), path);
@@ -110,7 +118,8 @@ pub(in super::super) fn collect(
         return Ok(SourceFormat::Imagenet);
     }
     if !wants(SourceFormat::Tar) {
-        let reason = format!("`--format {}` was asked for, but it holds none of its files", options.format.name());
+        let reason =
+            format!("`--format {}` was asked for, but it holds none of its files", options.format.name());
         return Err(records.wrong(reason));
     }
     if tars.iter().any(webdataset::has_labels) {
@@ -125,7 +134,14 @@ pub(in super::super) fn collect(
             if is_image(&path) {
                 let place = Place { container, extent, bytes };
                 let path = path.into_boxed_str();
-                records.push(Record { origin, path, evidence: Evidence::Folders, split: None, place, fault: None });
+                records.push(Record {
+                    origin,
+                    path,
+                    evidence: Evidence::Folders,
+                    split: None,
+                    place,
+                    fault: None,
+                });
             } else {
                 let path = super::super::records::shown(&tar.name, &path);
                 records.pass_over("not an image by its name", &path);

@@ -160,31 +160,34 @@ pub(super) fn collect(records: &mut Records<'_>, tars: Vec<Tar>) -> Result<(), I
             let path = shown(&tar.name, &member.path);
             options.ignore.iter().any(|glob| glob.matches(&path))
         };
-        let (ignored, members): (Vec<_>, Vec<_>) = members.into_iter().partition(|member| is_ignored(&member));
+        let (ignored, members): (Vec<_>, Vec<_>) =
+            members.into_iter().partition(|member| is_ignored(&member));
         for member in &ignored {
             records.pass_over("ignored", &shown(&tar.name, &member.path));
         }
         let samples = samples(&members).map_err(|(one, other)| {
-            let reason = format!("one sample has two images, `{one}` and `{other}`: `--ignore GLOB` leaves one out");
+            let reason =
+                format!("one sample has two images, `{one}` and `{other}`: `--ignore GLOB` leaves one out");
             wrong(&tar.location, reason)
         })?;
         let container = records.containers.add_file(tar.file.clone());
         for (image, label) in samples.images {
-            let evidence = match label.map(|member| (member, read_label(member, options.label_column.as_deref()))) {
-                Some((member, LabelText::Unreadable(reason))) if !options.unlabelled => {
-                    let reason = format!("its member `{}` holds no label: {reason}", member.path);
-                    return Err(wrong(&tar.location, reason));
-                }
-                Some((_, LabelText::Text(text, field))) => {
-                    fields.extend(field);
-                    Evidence::Text(records.word(&text))
-                }
-                Some((_, LabelText::None)) => {
-                    without_field += 1;
-                    Evidence::Absent
-                }
-                _ => Evidence::Absent,
-            };
+            let evidence =
+                match label.map(|member| (member, read_label(member, options.label_column.as_deref()))) {
+                    Some((member, LabelText::Unreadable(reason))) if !options.unlabelled => {
+                        let reason = format!("its member `{}` holds no label: {reason}", member.path);
+                        return Err(wrong(&tar.location, reason));
+                    }
+                    Some((_, LabelText::Text(text, field))) => {
+                        fields.extend(field);
+                        Evidence::Text(records.word(&text))
+                    }
+                    Some((_, LabelText::None)) => {
+                        without_field += 1;
+                        Evidence::Absent
+                    }
+                    _ => Evidence::Absent,
+                };
             let place = Place { container, extent: image.extent.clone(), bytes: image.bytes };
             let path = image.path.as_str().into();
             records.push(Record { origin, path, evidence, split: None, place, fault: None });
@@ -241,8 +244,12 @@ mod tests {
             .map(|(image, label)| (image.path.as_str(), label.map(|member| member.path.as_str())))
             .collect();
         assert_eq!(images, [("1.jpg", Some("1.cls")), ("2.jpg", None)]);
-        let names = |members: &[&Member]| members.iter().map(|member| member.path.clone()).collect::<Vec<_>>();
-        assert_eq!((names(&found.lost), names(&found.others)), (vec!["4.5kg.jpg".into()], vec!["1.seg.png".into(), "3.txt".into()]));
+        let names =
+            |members: &[&Member]| members.iter().map(|member| member.path.clone()).collect::<Vec<_>>();
+        assert_eq!(
+            (names(&found.lost), names(&found.others)),
+            (vec!["4.5kg.jpg".into()], vec!["1.seg.png".into(), "3.txt".into()])
+        );
         let twice = ["1.jpg", "1.png"].map(|path| member(path, b""));
         assert_eq!(samples(&twice).expect_err("two images"), ("1.jpg", "1.png"));
     }
