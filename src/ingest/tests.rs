@@ -2,6 +2,7 @@ mod appended;
 mod exported;
 mod hostile_pictures;
 mod hostile_sources;
+mod mutated;
 mod one_pass;
 mod remade;
 mod stores;
