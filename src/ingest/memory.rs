@@ -215,7 +215,7 @@ mod tests {
 
     #[test]
     fn threads_together_hold_no_more_than_the_limit() {
-        let (image, options) = (png(256), options(Some(1 << 20)));
+        let (image, options) = (png(192), options(Some(1 << 20)));
         let budget = MemoryBudget::new(&options, 8);
         let (now, most) = (AtomicU64::new(0), AtomicU64::new(0));
         std::thread::scope(|scope| {
@@ -234,18 +234,18 @@ mod tests {
             }
         });
         let most = most.into_inner();
-        assert!(most <= budget.decoding && most >= 2 * 256 * 256 * 4, "{most}");
+        assert!(most <= budget.decoding && most >= 2 * 192 * 192 * 7, "{most}");
     }
 
     #[test]
     fn an_image_above_a_given_limit_is_rejected_and_without_one_it_is_alone() {
         let given = options(Some(1 << 20));
         let budget = MemoryBudget::new(&given, 2);
-        let refusal = budget.admit(&png(1024), &given).expect_err("4 MiB are more than 1 MiB");
+        let refusal = budget.admit(&png(1024), &given).expect_err("7 MiB are more than 1 MiB");
         assert_eq!(refusal.kind, OVER_MEMORY_LIMIT);
         assert_eq!(
             refusal.reason,
-            "decoding needs 4.0 MiB, `--memory-limit` is 1.0 MiB and leaves 0.8 MiB for it"
+            "decoding needs 7.0 MiB, `--memory-limit` is 1.0 MiB and leaves 0.8 MiB for it"
         );
         let by_default = MemoryBudget { given: None, ..MemoryBudget::new(&given, 2) };
         let alone = by_default.admit(&png(1024), &given).expect("nothing else is held");

@@ -140,7 +140,7 @@ fn is_unlabelled(options: &IngestOptions, splits: &Splits, assigned: Assigned) -
 }
 
 /// A record's path below its split's folder.
-fn below<'a>(record: &'a Record, assigned: Option<Assigned>) -> &'a str {
+fn below(record: &Record, assigned: Option<Assigned>) -> &str {
     &record.path[assigned.map_or(0, |assigned| assigned.below as usize)..]
 }
 
@@ -269,7 +269,8 @@ fn labels_of<'a>(records: &'a Records<'_>, splits: &Splits, faults: &[Option<Fau
     all.map(|((record, assigned), fault)| match assigned {
         None => Label::None,
         Some(assigned) if is_unlabelled(records.options, splits, *assigned) => Label::None,
-        Some(_) if *fault == Some(Fault::OutsideClasses) => Label::None,
+        // What is not taken makes no class.
+        Some(_) if fault.is_some() => Label::None,
         Some(assigned) => {
             let folder = below(record, Some(*assigned)).split_once('/').map(|(class, _)| class);
             let folder = folder.or_else(|| given_label(records, record));

@@ -189,7 +189,7 @@ fn with_apply_images_are_upright_and_their_bytes_stay() {
     fs::write(at.source.join("a/0.jpg"), jpeg(3)).expect("a file");
     let other = IngestOptions { append: true, exif_orientation: ExifOrientation::Ignore, ..options };
     let error = ingest(&other, &Quiet).expect_err("a split is one or the other");
-    assert!(error.to_string().contains("was made with --exif-orientation apply"), "{error}");
+    assert!(error.to_string().contains("was made with `--exif-orientation apply`"), "{error}");
 }
 
 #[test]

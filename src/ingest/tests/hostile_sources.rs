@@ -26,7 +26,11 @@ fn a_name_that_is_no_text_is_refused() {
     folder(&at.source);
     let name = std::ffi::OsStr::from_bytes(b"cat/\xFF\xFE.jpg");
     fs::write(at.source.join(name), jpeg(3)).expect("a file");
-    let report = ingest(&options(&at.source, &at.dest), &Quiet).expect("ingested");
+    let error = ingest(&options(&at.source, &at.dest), &Quiet).expect_err("1 of 13 is too many");
+    assert!(error.to_string().contains("its name is not UTF-8"), "{error}");
+    let half = Fraction::new(0.5).expect("valid");
+    let lenient = IngestOptions { max_reject_fraction: half, ..options(&at.source, &at.dest) };
+    let report = ingest(&lenient, &Quiet).expect("ingested");
     assert_eq!((report.splits["train"].instances, report.splits["train"].rejected), (12, 1));
     let rejects = fs::read_to_string(at.dest.join("rejects/train.jsonl")).expect("rejects");
     assert!(rejects.contains("its name is not UTF-8"), "{rejects}");
@@ -91,4 +95,20 @@ fn a_split_with_the_name_of_another_folder_is_refused() {
         assert!(error.to_string().contains(&format!("a split cannot be called `{name}`")), "{error}");
         assert!(!at.dest.exists());
     }
+}
+
+#[test]
+fn a_broken_link_below_folders_that_are_passed_through_makes_no_class() {
+    let at = place();
+    folder(&at.source.join("sets/mine"));
+    std::os::unix::fs::symlink("nowhere", at.source.join("sets/mine/cat/9.jpg")).expect("a link");
+    let half = Fraction::new(0.5).expect("valid");
+    let lenient = IngestOptions { max_reject_fraction: half, ..options(&at.source, &at.dest) };
+    let report = ingest(&lenient, &Quiet).expect("ingested");
+    assert_eq!(Manifest::read(&location(&at.dest)).expect("a manifest").classes, ["cat", "dog breed"]);
+    assert_eq!((report.splits["train"].instances, report.splits["train"].rejected), (12, 1));
+    let strict =
+        IngestOptions { dest: location(&at.dest.with_file_name("strict")), ..options(&at.source, &at.dest) };
+    let error = ingest(&strict, &Quiet).expect_err("1 of 13 is too many");
+    assert!(error.to_string().contains("a link that leads nowhere"), "{error}");
 }

@@ -63,7 +63,8 @@ fn survive(name: &str, whole: &[u8], rounds: u64) {
 }
 
 fn csv() -> Vec<u8> {
-    let line = |number: u8| format!("{number}.jpg,{},{}\n", number % 3, if number < 4 { "train" } else { "val" });
+    let line =
+        |number: u8| format!("{number}.jpg,{},{}\n", number % 3, if number < 4 { "train" } else { "val" });
     ("path,label,split\n".to_owned() + &(0..IMAGES).map(line).collect::<String>()).into_bytes()
 }
 
@@ -74,7 +75,8 @@ fn table() -> Vec<u8> {
         Arc::new(StringArray::from_iter_values((0..IMAGES).map(|number| format!("{number}.jpg"))));
     let fields = vec![Field::new("bytes", DataType::Binary, true), Field::new("path", DataType::Utf8, true)];
     let image: ArrayRef = Arc::new(StructArray::new(fields.into(), vec![bytes, paths], None));
-    let labels: ArrayRef = Arc::new(Int64Array::from_iter_values((0..IMAGES).map(|number| i64::from(number % 3))));
+    let labels: ArrayRef =
+        Arc::new(Int64Array::from_iter_values((0..IMAGES).map(|number| i64::from(number % 3))));
     let batch = RecordBatch::try_from_iter([("image", image), ("label", labels)]).expect("a batch");
     let mut file = Vec::new();
     let mut writer = parquet::arrow::ArrowWriter::try_new(&mut file, batch.schema(), None).expect("a writer");

@@ -164,7 +164,9 @@ fn an_export_without_tiles_keeps_the_tiles_of_the_source() {
 
 #[test]
 fn an_export_writes_no_file_outside_of_its_folder() {
-    use crate::dataset::{ContentDigest, ShardWriter, Split, WriterOptions};
+    use crate::dataset::{
+        ContentDigest, FileEntry, IngestRecord, PartReport, ShardWriter, Split, WriterOptions,
+    };
     use crate::ids::InstanceId;
     use crate::storage::{Digest, PublishMode};
     let at = place();
@@ -178,6 +180,16 @@ fn an_export_writes_no_file_outside_of_its_folder() {
     let path = "../../outside.jpg".into();
     writer.push(Row { id: InstanceId(0), label: None, bytes, path, width, height }).expect("pushed");
     let shards = vec![writer.finish().expect("published").entry];
+    let index = FileEntry { path: "index/train.parquet".into(), bytes: 0, digest: Digest::of(b"") };
+    let record = IngestRecord {
+        program: "a test".into(),
+        format: "imagefolder".into(),
+        source_fingerprint: Digest::of(b""),
+        options: std::collections::BTreeMap::new(),
+        instances: 1,
+        index,
+        report: PartReport::default(),
+    };
     let split = Split {
         instances: 1,
         labelled: 0,
@@ -185,7 +197,7 @@ fn an_export_writes_no_file_outside_of_its_folder() {
         rejected: 0,
         digest: digest.finish(),
         shards,
-        ingest: Vec::new(),
+        ingest: vec![record],
     };
     let manifest = Manifest::new(layout.classes, [("train".to_owned(), split)].into());
     manifest.publish(&dataset, PublishMode::Create).expect("published");
