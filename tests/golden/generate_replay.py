@@ -1,7 +1,7 @@
 """Writes replay.json: every objective and the bank update, in float64, by autograd.
 
 The formulas of nce are those of lemniscate.pytorch's lib/NCEAverage.py and lib/NCECriterion.py (Z from the
-first batch with its positives), those of softmax and infonce are torch.nn.functional.cross_entropy, the
+first batch with its positives; the moving Z counts the positive once), those of softmax and infonce are torch.nn.functional.cross_entropy, the
 proximal term is equation 9 of the paper. The bank's row becomes momentum * row + (1 - momentum) * feature,
 renormalised. Run: python generate_replay.py > replay.json
 (with a number as argument: another seed, for a live comparison).
@@ -59,6 +59,10 @@ def steps(bank, inputs, case):
         if case["objective"] == "nce":
             exponentials = torch.exp(logits)
             estimate = exponentials.detach()[kept].mean().item() * INSTANCES
+            if case.get("partition") == "ema":
+                # Equation 8 of the paper estimates Z from random rows: the positive counts once.
+                others = exponentials.detach()[:, 1:][kept[:, 1:]].mean().item() * (INSTANCES - 1)
+                estimate = exponentials.detach()[:, 0].mean().item() + others
             partition = estimate if partition is None else partition
             model = exponentials / partition
             noise = NEGATIVES / INSTANCES

@@ -18,7 +18,7 @@ fn an_empty_folder_is_no_source() {
     let (source, dest) = (dir.path().join("empty"), dir.path().join("dest"));
     std::fs::create_dir(&source).expect("a folder");
     let error = instdisc("ingest").arg("--source", &source).arg("--dest", &dest).fails(WRONG_DATA);
-    assert!(error.contains("empty: there is no picture"), "{error}");
+    assert!(error.contains("empty: there is no image"), "{error}");
     no_dataset_at(&dest);
 }
 

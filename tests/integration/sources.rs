@@ -191,7 +191,9 @@ fn webdataset_shards_give_the_dataset_of_the_folder() {
         }
         let pattern = dir.path().join(format!("{form}-{{000..002}}.tar"));
         let call = instdisc("ingest").arg("--source", pattern).arg("--dest", dir.path().join(form));
-        let report = call.arg("--classes", dir.path().join("wnids.txt")).json();
+        // Only numbers want names.
+        let names = dir.path().join("wnids.txt");
+        let report = if form == "names" { call } else { call.arg("--classes", names) }.json();
         assert_eq!((&report["format"], digest(&report)), (&"tar".into(), expected.clone()), "{form}");
     }
 }

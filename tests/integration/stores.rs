@@ -257,7 +257,8 @@ fn a_refusal_in_the_middle_of_a_job_is_worth_a_retry() {
     let bucket = Bucket::start(Faults::default());
     bucket.deny_after(whole.requests().len() / 2);
     let error = ingest(&bucket).word("--log=error").fails(UNAVAILABLE);
-    assert!(error.contains("AccessDenied"), "{error}");
+    // An answer to HEAD has no text.
+    assert!(error.contains("AccessDenied") || error.contains("403 Forbidden"), "{error}");
     // The rights to write may be missing where those to read are not.
     let bucket = Bucket::start(Faults::default());
     let first_put = whole.requests().iter().position(|line| line.starts_with("PUT")).expect("it writes");

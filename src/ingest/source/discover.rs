@@ -94,8 +94,11 @@ pub(super) fn discover(options: &IngestOptions) -> Result<Discovered, IngestErro
         Content::Tables(_) => "Parquet",
         Content::Lists(_) => "a list",
     };
-    let reason = format!("`--format {}` was asked for, but the source is {form}", options.format.name());
-    Err(wrong(&options.sources[0], reason))
+    Err(wrong(&options.sources[0], other_form(options.format, form)))
+}
+
+fn other_form(wanted: SourceFormat, found: &str) -> String {
+    format!("`--format {}` was asked for, but the source is {found}", wanted.name())
 }
 
 fn discover_one(options: &IngestOptions, source: &Location) -> Result<Discovered, IngestError> {
@@ -191,6 +194,14 @@ fn discover_folder(options: &IngestOptions, folder: &Location) -> Result<Discove
         _ => None,
     };
     let Some(is_packed) = packed else {
+        let found =
+            [(&images, "a folder of files"), (&tars, "tars"), (&tables, "Parquet"), (&lists, "lists")];
+        let other = found.iter().find(|(names, _)| !names.is_empty());
+        if let (true, true, Some((_, what))) =
+            (options.format != SourceFormat::Auto, present.is_empty(), other)
+        {
+            return Err(wrong(folder, other_form(options.format, what)));
+        }
         if present.is_empty() && listing.faults.iter().all(|(path, _)| !is_image(path)) {
             return Err(wrong(folder, nothing_to_read(folder, &listing)?));
         }

@@ -217,7 +217,12 @@ impl<'a> Records<'a> {
 
     /// Passes over an entry whose path is hidden or matches `--ignore`. Whether it was one.
     pub(super) fn passes_over(&mut self, path: &str) -> bool {
-        let Some(reason) = passed_over_reason(self.options, path) else { return false };
+        // What a list names is not hidden.
+        let reason = match self.naming {
+            Naming::AsIs => ignored(self.options, path),
+            Naming::BelowSplit | Naming::ByLabel => passed_over_reason(self.options, path),
+        };
+        let Some(reason) = reason else { return false };
         count(&mut self.passed_over, reason, || path.to_owned());
         true
     }
@@ -240,6 +245,11 @@ pub(super) fn passed_over_reason(options: &IngestOptions, path: &str) -> Option<
     if super::names::hidden(path).is_some() {
         return Some("hidden or litter of a system".into());
     }
+    ignored(options, path)
+}
+
+/// The pattern by which a path is left out.
+fn ignored(options: &IngestOptions, path: &str) -> Option<String> {
     let glob = options.ignore.iter().find(|glob| glob.matches(path))?;
     Some(format!("--ignore {}", glob.text()))
 }
