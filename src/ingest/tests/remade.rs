@@ -165,7 +165,7 @@ fn an_export_without_tiles_keeps_the_tiles_of_the_source() {
 #[test]
 fn an_export_writes_no_file_outside_of_its_folder() {
     use crate::dataset::{
-        ContentDigest, FileEntry, IngestRecord, PartReport, ShardWriter, Split, WriterOptions,
+        ContentDigest, IndexRow, IngestRecord, PartReport, ShardWriter, Split, WriterOptions, write_index,
     };
     use crate::ids::InstanceId;
     use crate::storage::{Digest, PublishMode};
@@ -177,10 +177,27 @@ fn an_export_writes_no_file_outside_of_its_folder() {
     let (width, height) = (20, 16);
     let mut digest = ContentDigest::default();
     digest.add(InstanceId(0), None, Digest::of(&bytes));
-    let path = "../../outside.jpg".into();
+    let path = String::from("../../outside.jpg");
+    let mut row = IndexRow {
+        id: InstanceId(0),
+        label: None,
+        path: path.clone(),
+        place: crate::dataset::Place {
+            shard: 0,
+            row: 0,
+            offset: 0,
+            bytes: bytes.len() as u32,
+            width,
+            height,
+        },
+        picture: Digest::of(&bytes),
+        view: None,
+    };
     writer.push(Row { id: InstanceId(0), label: None, bytes, path, width, height }).expect("pushed");
-    let shards = vec![writer.finish().expect("published").entry];
-    let index = FileEntry { path: "index/train.parquet".into(), bytes: 0, digest: Digest::of(b"") };
+    let written = writer.finish().expect("published");
+    row.place.offset = written.offsets[0];
+    let shards = vec![written.entry];
+    let index = write_index(&dataset, "index/train.parquet", &[row]).expect("written");
     let record = IngestRecord {
         program: "a test".into(),
         format: "imagefolder".into(),
