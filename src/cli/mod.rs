@@ -144,6 +144,20 @@ enum Command {
 }
 
 impl Command {
+    /// Whether it may compute with libtorch.
+    #[cfg(feature = "torch")]
+    fn computes(&self) -> bool {
+        !matches!(
+            self,
+            Self::Ingest(_)
+                | Self::Inspect(_)
+                | Self::Export(_)
+                | Self::Synth(_)
+                | Self::Render(_)
+                | Self::Completions { .. }
+        )
+    }
+
     /// Whether it stops on purpose when a signal comes.
     fn heeds_signals(&self) -> bool {
         #[cfg(feature = "torch")]
@@ -155,14 +169,16 @@ impl Command {
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    #[cfg(feature = "torch")]
-    openmp::apply_settings();
     let command = command();
     let matches = command.get_matches();
     let cli = match <Cli as clap::FromArgMatches>::from_arg_matches(&matches) {
         Ok(cli) => cli,
         Err(error) => error.exit(),
     };
+    #[cfg(feature = "torch")]
+    if cli.command.computes() {
+        openmp::apply_settings();
+    }
     let logs = progress::start_logs(&cli.global.log);
     let result = logs.and_then(|()| run(&cli));
     let traffic = Traffic::of_this_process();
