@@ -19,7 +19,7 @@ pub fn checkpoint_name(step: u64) -> String {
 pub fn list_checkpoints(run: &Location) -> Result<Vec<(u64, Location)>, CheckpointError> {
     let folder = run.join("checkpoints");
     let listed = match folder.list() {
-        // A run that is no folder, but a file.
+        // The run's name belongs to a file, not to a folder.
         Err(error) if error.is_not_found() => Vec::new(),
         other => other?,
     };
