@@ -18,12 +18,8 @@ pub fn checkpoint_name(step: u64) -> String {
 /// If the store fails.
 pub fn list_checkpoints(run: &Location) -> Result<Vec<(u64, Location)>, CheckpointError> {
     let folder = run.join("checkpoints");
-    let listed = match folder.list() {
-        // The run's name belongs to a file, not to a folder.
-        Err(error) if error.is_not_found() => Vec::new(),
-        other => other?,
-    };
-    let mut found: Vec<(u64, Location)> = listed
+    let mut found: Vec<(u64, Location)> = folder
+        .list()?
         .into_iter()
         .filter_map(|entry| {
             let (name, file) = entry.name.split_once('/')?;

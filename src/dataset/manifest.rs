@@ -29,6 +29,19 @@ pub struct ShardEntry {
     pub digest: Digest,
     /// The blake3 digest of each row group's bytes, so that a ranged read can be checked.
     pub row_groups: Vec<Digest>,
+    /// What follows the last row group. Manifests from before have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub footer: Option<FooterEntry>,
+}
+
+/// What follows the last row group of a shard: Parquet's page index and footer, up to the end of the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FooterEntry {
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// The blake3 digest of its bytes.
+    pub digest: Digest,
 }
 
 /// A file of the dataset beside the shards.
@@ -216,6 +229,11 @@ impl Manifest {
             ];
             if let Some((what, rows)) = counts.iter().find(|(_, rows)| *rows != instances) {
                 return Err(format!("split `{name}` has {instances} instances, but {what} {rows}"));
+            }
+            let misplaced =
+                |shard: &&ShardEntry| shard.footer.is_some_and(|footer| footer.bytes > shard.bytes);
+            if let Some(shard) = split.shards.iter().find(misplaced) {
+                return Err(format!("shard `{}` has a footer that is larger than the shard", shard.path));
             }
             if instances > MOST_INSTANCES || labelled > instances {
                 return Err(format!(

@@ -11,7 +11,7 @@ use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder,
 };
 use parquet::errors::ParquetError;
-use parquet::file::metadata::ParquetMetaDataReader;
+use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
 
 use super::pages::{FilePart, pictures};
 use super::schema::{IMAGE_BYTES, schema};
@@ -73,7 +73,7 @@ impl ShardReader {
         if bytes != entry.bytes {
             return Err(damaged(format!("it has {bytes} bytes, the manifest says {}", entry.bytes)));
         }
-        let footer = footer(&location, bytes)?.map_err(|error| damaged(format!("its footer: {error}")))?;
+        let footer = footer(&location, entry)?.map_err(|reason| damaged(format!("its footer: {reason}")))?;
         let options = ArrowReaderOptions::new();
         let metadata = ArrowReaderMetadata::try_new(Arc::new(footer), options)
             .map_err(|error| damaged(format!("its schema: {error}")))?;
@@ -260,21 +260,27 @@ fn has_nulls(image: &ArrayRef) -> bool {
     image.as_struct().columns().iter().any(|column| column.null_count() > 0)
 }
 
-type Footer = Result<parquet::file::metadata::ParquetMetaData, ParquetError>;
-
-/// Fetches and parses the footer; the outer error is the store's.
-fn footer(location: &Location, bytes: u64) -> Result<Footer, DatasetError> {
-    let mut from = bytes.saturating_sub(FOOTER_GUESS_BYTES);
+/// Fetches and parses the footer; the outer error is the store's. Its bytes are compared with the manifest's
+/// digest before they are parsed, where the manifest has one.
+fn footer(location: &Location, entry: &ShardEntry) -> Result<Result<ParquetMetaData, String>, DatasetError> {
+    let bytes = entry.bytes;
+    let size = entry.footer.map_or(FOOTER_GUESS_BYTES, |footer| footer.bytes);
+    let mut from = bytes.saturating_sub(size);
     loop {
         let end = location.read_range(from..bytes)?;
+        if entry.footer.is_some_and(|footer| Digest::of(&end) != footer.digest) {
+            return Ok(Err("its bytes are not those that were written".into()));
+        }
         let mut reader = ParquetMetaDataReader::new();
         let part = FilePart { start: from, len: bytes, bytes: end };
         match reader.try_parse_sized(&part, bytes) {
-            Ok(()) => return Ok(reader.finish()),
-            Err(ParquetError::NeedMoreData(needed)) if (needed as u64) <= bytes && from > 0 => {
+            Ok(()) => return Ok(reader.finish().map_err(|error| error.to_string())),
+            Err(ParquetError::NeedMoreData(needed))
+                if entry.footer.is_none() && (needed as u64) <= bytes && from > 0 =>
+            {
                 from = (bytes - needed as u64).min(from - 1);
             }
-            Err(error) => return Ok(Err(error)),
+            Err(error) => return Ok(Err(error.to_string())),
         }
     }
 }

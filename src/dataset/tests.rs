@@ -255,17 +255,32 @@ fn counts_that_files_do_not_bear_out_are_refused() {
 }
 
 #[test]
-fn a_damaged_footer_is_an_error_and_never_a_panic() {
+fn every_damage_to_a_footer_is_found_before_it_is_parsed() {
     let (_dir, dataset, manifest) = published();
-    let split = &manifest.splits["train"];
-    let location = dataset.join(&split.shards[0].path);
-    let whole = location.read().expect("bytes");
-    let from = whole.len() - 900.min(whole.len());
-    for at in from..whole.len() {
-        let mut bytes = whole.to_vec();
-        bytes[at] ^= 1 << (at % 8);
-        location.publish(bytes, PublishMode::Overwrite).expect("changed");
-        let Ok(reader) = ShardReader::open(&dataset, &split.shards[0], 2, 5) else { continue };
+    let entry = &manifest.splits["train"].shards[0];
+    let whole = dataset.join(&entry.path).read().expect("bytes");
+    let footer = entry.footer.expect("the manifest names it").bytes as usize;
+    let groups = ShardReader::open(&dataset, entry, 2, 5).expect("whole");
+    let last = groups.row_group_range(groups.row_groups() - 1);
+    assert_eq!(last.end, (whole.len() - footer) as u64, "it is all that follows the last row group");
+    for at in whole.len() - footer..whole.len() {
+        damage(&dataset, entry, &whole, at);
+        let error = ShardReader::open(&dataset, entry, 2, 5).expect_err("damaged");
+        assert!(error.to_string().contains("its bytes are not those that were written"), "{at}: {error}");
+        assert_eq!(error.failure(), crate::failure::Failure::Data);
+    }
+}
+
+/// Manifests from before do not name the footer's digest.
+#[test]
+fn a_damaged_footer_without_a_digest_is_an_error_and_never_a_panic() {
+    let (_dir, dataset, manifest) = published();
+    let entry = &ShardEntry { footer: None, ..manifest.splits["train"].shards[0].clone() };
+    let whole = dataset.join(&entry.path).read().expect("bytes");
+    assert_eq!(ShardReader::open(&dataset, entry, 2, 5).expect("whole").row_groups(), 1);
+    for at in whole.len() - 900.min(whole.len())..whole.len() {
+        damage(&dataset, entry, &whole, at);
+        let Ok(reader) = ShardReader::open(&dataset, entry, 2, 5) else { continue };
         for group in 0..reader.row_groups() {
             match reader.read_row_group(group) {
                 Ok(rows) => assert!(rows.len() <= 3),
@@ -273,6 +288,13 @@ fn a_damaged_footer_is_an_error_and_never_a_panic() {
             }
         }
     }
+}
+
+/// Changes one bit of a shard.
+fn damage(dataset: &Location, entry: &ShardEntry, whole: &[u8], at: usize) {
+    let mut bytes = whole.to_vec();
+    bytes[at] ^= 1 << (at % 8);
+    dataset.join(&entry.path).publish(bytes, PublishMode::Overwrite).expect("changed");
 }
 
 #[test]

@@ -14,7 +14,7 @@ use parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
 use serde::{Deserialize, Serialize};
 
 use super::schema::{HUGGINGFACE, IMAGE_BYTES, huggingface_entry, labelled_schema};
-use super::{DatasetError, Row, ShardEntry};
+use super::{DatasetError, FooterEntry, Row, ShardEntry};
 use crate::ids::ClassId;
 use crate::storage::{Digest, Location, Upload};
 
@@ -47,7 +47,7 @@ pub struct WrittenShard {
 pub struct ShardWriter {
     path: String,
     shown: String,
-    writer: SerializedFileWriter<GroupDigests>,
+    writer: SerializedFileWriter<Digests>,
     row_group: usize,
     pending: Vec<Row>,
     pending_bytes: usize,
@@ -81,7 +81,8 @@ impl ShardWriter {
             .set_key_value_metadata(Some(vec![metadata]))
             .build();
         let shown = location.to_string();
-        let digests = GroupDigests { upload: Some(upload), current: blake3::Hasher::new(), done: Vec::new() };
+        let digests =
+            Digests { upload: Some(upload), current: blake3::Hasher::new(), row_groups: Vec::new() };
         let failed = |source| DatasetError::Write { shard: shown.clone(), source };
         add_encoded_arrow_schema_to_metadata(&schema, &mut properties);
         let columns = ArrowSchemaConverter::new().convert(&schema).map_err(failed)?;
@@ -121,8 +122,12 @@ impl ShardWriter {
         let metadata = self.writer.finish().map_err(failed)?;
         let offsets = picture_offsets(&metadata, &self.sizes)
             .ok_or_else(|| failed(ParquetError::General("where its pictures lie is not known".into())))?;
+        // The writer keeps a buffer of its own, which holds the end of the file.
+        self.sync()?;
         let digests = self.writer.inner_mut();
-        let row_groups = std::mem::take(&mut digests.done);
+        let footer =
+            FooterEntry { bytes: digests.current.count(), digest: digests.current.finalize().into() };
+        let row_groups = std::mem::take(&mut digests.row_groups);
         let upload = digests.upload.take().expect("a writer is finished once");
         let published = upload.finish()?;
         let entry = ShardEntry {
@@ -131,6 +136,7 @@ impl ShardWriter {
             bytes: published.bytes,
             digest: published.digest,
             row_groups,
+            footer: Some(footer),
         };
         Ok(WrittenShard { entry, offsets })
     }
@@ -177,27 +183,28 @@ fn picture_offsets(metadata: &ParquetMetaData, sizes: &[u64]) -> Option<Vec<u64>
     (offsets.len() == sizes.len()).then_some(offsets)
 }
 
-/// Passes bytes on to the upload and takes the digest of each row group.
+/// Passes bytes on to the upload and takes the digests of the row groups, one after the other, and of the footer.
 #[derive(Debug)]
-struct GroupDigests {
+struct Digests {
     /// Until it is finished.
     upload: Option<Upload>,
+    /// Of the row group that is being written; after the last one, of the footer.
     current: blake3::Hasher,
-    done: Vec<Digest>,
+    row_groups: Vec<Digest>,
 }
 
-impl GroupDigests {
+impl Digests {
     fn open(&mut self) -> std::io::Result<&mut Upload> {
         self.upload.as_mut().ok_or_else(|| std::io::Error::other("the shard is finished"))
     }
 
     fn end_group(&mut self) {
-        self.done.push(self.current.finalize().into());
+        self.row_groups.push(self.current.finalize().into());
         self.current.reset();
     }
 }
 
-impl Write for GroupDigests {
+impl Write for Digests {
     fn write(&mut self, buffer: &[u8]) -> std::io::Result<usize> {
         let taken = self.open()?.write(buffer)?;
         self.current.update(&buffer[..taken]);
@@ -210,7 +217,7 @@ impl Write for GroupDigests {
 }
 
 /// Writes rows as one row group; the columns are those of [`schema`](super::schema::schema).
-fn write_group(writer: &mut SerializedFileWriter<GroupDigests>, rows: &[Row]) -> Result<(), ParquetError> {
+fn write_group(writer: &mut SerializedFileWriter<Digests>, rows: &[Row]) -> Result<(), ParquetError> {
     let mut group = writer.next_row_group()?;
     let list = |of: fn(&Row) -> i64| rows.iter().map(of).collect::<Vec<i64>>();
     let sides = |of: fn(&Row) -> u32| rows.iter().map(|row| of(row) as i32).collect::<Vec<i32>>();
@@ -228,7 +235,7 @@ fn write_group(writer: &mut SerializedFileWriter<GroupDigests>, rows: &[Row]) ->
 
 /// Writes the next column; no value is null.
 fn put<T: DataType>(
-    group: &mut SerializedRowGroupWriter<'_, GroupDigests>,
+    group: &mut SerializedRowGroupWriter<'_, Digests>,
     values: &[T::T],
 ) -> Result<(), ParquetError> {
     let mut column = group.next_column()?.expect("as many columns as the schema has");

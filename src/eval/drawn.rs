@@ -69,6 +69,8 @@ pub fn draw_tables(
                 dataset_digest: "drawn".into(),
                 split: if table == 1 { "train".into() } else { "val".into() },
                 split_digest: None,
+                device: None,
+                precision: None,
                 step: 0,
                 unit_length: true,
                 classes: (0..CLASSES).map(|class| format!("class {class:04}")).collect(),

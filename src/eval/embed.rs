@@ -135,6 +135,8 @@ pub fn embed(
         dataset_digest: manifest.dataset_digest.to_string(),
         split: job.split.clone(),
         split_digest: manifest.splits.get(&job.split).map(|split| split.digest.to_string()),
+        device: None,
+        precision: None,
         step: checkpoint.manifest().step,
         unit_length: true,
         classes: manifest.classes.clone(),
@@ -238,6 +240,8 @@ pub fn encode_layers(
             layer: layer.to_string(),
             dim: encoder.config().dim,
             unit_length: layer == FeatureLayer::Projection,
+            device: Some(if encoder.device().is_cuda() { "cuda" } else { "cpu" }.into()),
+            precision: Some(encoder.precision().into()),
             ..meta.clone()
         },
     };

@@ -218,6 +218,8 @@ fn report(
         confusions: confusions(&meta.classes, &votes.first),
         dataset_digest: meta.dataset_digest.clone(),
         split: queries.meta.split.clone(),
+        device: queries.meta.device.clone(),
+        precision: queries.meta.precision.clone(),
         step: meta.step,
         notes: own_votes(bank, queries, options).into_iter().collect(),
         timing,

@@ -43,6 +43,12 @@ pub struct KnnReport {
     pub dataset_digest: String,
     /// The split of the queries.
     pub split: String,
+    /// What computed the judged features, `cpu` or `cuda`, where their table names it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// In which type: `f32`, `tf32`, `bf16` or `f16`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub precision: Option<String>,
     /// The training step of the bank.
     pub step: u64,
     /// What a reader of the scores has to know; a sentence each.

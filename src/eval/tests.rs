@@ -32,6 +32,8 @@ fn table(seed: u64, rows: usize, dim: usize, classes: usize) -> FeatureTable {
             dataset_digest: "d".into(),
             split: "val".into(),
             split_digest: None,
+            device: None,
+            precision: None,
             step: 1,
             unit_length: true,
             classes: (0..classes).map(|class| format!("class {class}")).collect(),

@@ -40,6 +40,12 @@ pub struct TableMeta {
     /// older versions have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub split_digest: Option<String>,
+    /// What computed the features of an embedding: `cpu` or `cuda`. A bank and older tables have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// The type in which it computed: `f32`, `tf32`, `bf16` or `f16`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub precision: Option<String>,
     /// The training step of the bank or of the encoder.
     pub step: u64,
     /// Whether every row is of unit length.
@@ -118,6 +124,8 @@ pub(super) struct NamedMeta {
     dataset_digest: Option<String>,
     split: Option<String>,
     split_digest: Option<String>,
+    device: Option<String>,
+    precision: Option<String>,
     step: Option<u64>,
     pub(super) unit_length: Option<bool>,
     pub(super) classes: Option<Vec<String>>,
@@ -153,6 +161,8 @@ impl NamedMeta {
             dataset_digest: text("dataset_digest").cloned(),
             split: text("split").cloned(),
             split_digest: text("split_digest").cloned(),
+            device: text("device").cloned(),
+            precision: text("precision").cloned(),
             step: parsed("step", text("step"), |text| text.parse().ok())?,
             unit_length: parsed("unit_length", text("unit_length"), |text| text.parse().ok())?,
             classes: parsed("classes", text("classes"), |text| serde_json::from_str(text).ok())?,
@@ -173,6 +183,8 @@ impl NamedMeta {
             dataset_digest: self.dataset_digest.unwrap_or_default(),
             split: self.split.unwrap_or_default(),
             split_digest: self.split_digest,
+            device: self.device,
+            precision: self.precision,
             step: self.step.unwrap_or_default(),
             unit_length: self.unit_length.unwrap_or_else(unit_length),
             classes: self.classes.unwrap_or_else(|| (0..classes).map(|class| class.to_string()).collect()),
@@ -188,6 +200,8 @@ impl NamedMeta {
             dataset_digest: self.dataset_digest?,
             split: self.split?,
             split_digest: self.split_digest,
+            device: self.device,
+            precision: self.precision,
             step: self.step?,
             unit_length: self.unit_length?,
             classes: self.classes?,

@@ -33,12 +33,14 @@ pub fn schema_text() -> String {
     }
     text += "\nschema metadata\n";
     let meta = super::TableMeta {
-        kind: super::Kind::Bank,
+        kind: super::Kind::Embedding,
         layer: "projection".into(),
         dim: 128,
         dataset_digest: "blake3 of the dataset".into(),
         split: "train".into(),
         split_digest: Some("blake3 of the split's labels and images".into()),
+        device: Some("cpu".into()),
+        precision: Some("f32".into()),
         step: 5004,
         unit_length: true,
         classes: vec!["first".into(), "second".into()],

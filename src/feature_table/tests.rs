@@ -10,6 +10,8 @@ fn table(rows: usize) -> FeatureTable {
             dataset_digest: "d".into(),
             split: "train".into(),
             split_digest: None,
+            device: None,
+            precision: None,
             step: 9,
             unit_length: true,
             classes: vec!["a \"quoted\" class".into(), "b".into()],
@@ -419,6 +421,8 @@ fn tables_of_one_dataset_fit_whatever_was_added_to_it_later() {
         dataset_digest: dataset.into(),
         split: split.into(),
         split_digest: digest.map(Into::into),
+        device: None,
+        precision: None,
         classes: classes.iter().map(|&class| class.into()).collect(),
         ..table(1).meta
     };

@@ -9,6 +9,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use tch::Device;
 
+use super::compute::allow_tf32;
+
 /// What NVIDIA's driver puts up where there is a GPU.
 const DRIVER: &str = "/dev/nvidiactl";
 
@@ -77,11 +79,15 @@ pub struct SelectedDevice {
     pub reason: String,
 }
 
-/// Takes the device asked for.
+/// Takes the device asked for. It computes in f32 as it is written: whoever wants TF32 allows it afterwards
+/// ([`allow_tf32`]).
 ///
 /// # Errors
 /// If a CUDA device was asked for by number and is not there.
 pub fn select_device(choice: DeviceChoice) -> Result<SelectedDevice, DeviceError> {
+    if let Err(reason) = allow_tf32(false) {
+        tracing::warn!("{reason}");
+    }
     if choice == DeviceChoice::Cpu {
         return Ok(SelectedDevice { device: Device::Cpu, reason: "asked for".into() });
     }

@@ -8,7 +8,7 @@ use tch::{Device, Kind, Tensor, nn};
 
 use super::architecture::Architecture;
 use super::batch_norm::{Statistics, SumOverRanks};
-use super::compute::Compute;
+use super::compute::{Compute, ComputeType, tf32_is_allowed};
 use super::init::initial_value;
 use super::layer::{FeatureLayer, NoSuchLayer, STAGES, flat};
 use super::network::Network;
@@ -100,6 +100,16 @@ impl Encoder {
     /// What the encoder was built from.
     pub fn config(&self) -> EncoderConfig {
         self.config
+    }
+
+    /// The type of its products: `f32`, `tf32`, `bf16` or `f16`.
+    pub fn precision(&self) -> &'static str {
+        match self.compute.kind {
+            ComputeType::F32 if self.device().is_cuda() && tf32_is_allowed() == Ok(true) => "tf32",
+            ComputeType::F32 => "f32",
+            ComputeType::Bf16 => "bf16",
+            ComputeType::F16 => "f16",
+        }
     }
 
     /// Where the encoder computes.

@@ -19,7 +19,7 @@ mod weights;
 
 pub use architecture::Architecture;
 pub use batch_norm::SumOverRanks;
-pub use compute::{Compute, ComputeType, allow_tf32};
+pub use compute::{Compute, ComputeType, allow_tf32, tf32_is_allowed};
 pub use device::{
     DeviceChoice, DeviceError, SelectedDevice, select_device, select_device_of, threads, wait_for,
 };

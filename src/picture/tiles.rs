@@ -46,7 +46,7 @@ fn guarded<T>(work: impl FnOnce() -> Option<T>) -> Option<T> {
     guard(Format::Jpeg.name(), || Ok(work())).ok().flatten()
 }
 
-fn transcode_unguarded(bytes: &[u8]) -> Option<Tiled> {
+pub(super) fn transcode_unguarded(bytes: &[u8]) -> Option<Tiled> {
     let tiled = set_tiles(bytes)?;
     (restore(&tiled.bytes).as_deref() == Some(bytes)).then_some(tiled)
 }

@@ -115,7 +115,11 @@ impl Location {
     /// If the store fails.
     pub fn list(&self) -> Result<Vec<Entry>, StorageError> {
         let list = || async { self.store().list(Some(self.key())).try_collect().await };
-        let found: Vec<_> = block_on(self.attempt("list", list))?;
+        let found: Vec<_> = match block_on(self.attempt("list", list)) {
+            // The name belongs to a file of this machine, or is below one.
+            Err(StorageError::NotFound { local: true, .. }) => Vec::new(),
+            other => other?,
+        };
         let mut entries: Vec<Entry> = found
             .into_iter()
             .filter_map(|meta| {

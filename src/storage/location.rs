@@ -261,7 +261,7 @@ fn failed_locally(operation: &'static str, location: String, error: object_store
     match error {
         object_store::Error::NotFound { .. } => StorageError::NotFound { location, local: true },
         // A path below a file: nothing can be there.
-        ref error if ["read", "look up", "delete"].contains(&operation) && is_below_a_file(error) => {
+        ref error if ["read", "look up", "delete", "list"].contains(&operation) && is_below_a_file(error) => {
             StorageError::NotFound { location, local: true }
         }
         object_store::Error::AlreadyExists { .. } => StorageError::AlreadyExists { location },

@@ -2,6 +2,8 @@
 //!
 //! Nothing here moves anything. Rows are sampled where a number needs pairs or a decomposition.
 
+use std::cell::Cell;
+
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, no_grad};
 
@@ -75,20 +77,25 @@ impl BankHealth {
     }
 }
 
-/// ln Z and that of all rows may differ so far before a run warns: a factor of e.
+/// ln Z and that of all rows may differ so far before a run warns, and so much further before it warns again: a
+/// factor of e.
 const MOST_DRIFT: f64 = 1.0;
 
 impl BankHealth {
-    /// Warns where the ln Z that the run assumes is far from that of all rows.
-    pub(super) fn drift(&self, assumed: Option<f64>) -> Option<String> {
+    /// Warns where the ln Z that the run assumes is far from that of all rows; `warned` is the distance of which
+    /// the run warned last, 0 at its start.
+    pub(super) fn drift(&self, assumed: Option<f64>, warned: &Cell<f64>) -> Option<String> {
         let (assumed, actual) = assumed.zip(self.ln_partition_true)?;
-        ((assumed - actual).abs() > MOST_DRIFT).then(|| {
-            format!(
-                "ln Z is {assumed:.2}, that of all rows is {actual:.2} (sampled queries): negatives weigh {} than \
-                 the objective means; see `partition`",
-                if assumed > actual { "less" } else { "more" }
-            )
-        })
+        let distance = (assumed - actual).abs();
+        if distance <= warned.get() + MOST_DRIFT {
+            return None;
+        }
+        warned.set(distance);
+        Some(format!(
+            "ln Z is {assumed:.2}, that of all rows is {actual:.2} (sampled queries): negatives weigh {} than \
+             the objective means; see `partition`",
+            if assumed > actual { "less" } else { "more" }
+        ))
     }
 }
 
@@ -237,11 +244,15 @@ mod tests {
             effective_rank: 1.0,
             ln_partition_true,
         };
-        let warning = health(Some(13.42)).drift(Some(18.61)).expect("far away");
+        let none = || Cell::new(0.0);
+        let warned = none();
+        let warning = health(Some(13.42)).drift(Some(18.61), &warned).expect("far away");
         assert!(warning.contains("18.61") && warning.contains("13.42"), "{warning}");
-        assert_eq!(health(Some(13.42)).drift(Some(14.2)), None);
-        assert_eq!(health(None).drift(Some(18.61)), None);
-        assert_eq!(health(Some(13.42)).drift(None), None);
+        assert_eq!(health(Some(13.42)).drift(Some(18.7), &warned), None, "it was said");
+        assert!(health(Some(13.42)).drift(Some(19.7), &warned).is_some(), "it grew");
+        assert_eq!(health(Some(13.42)).drift(Some(14.2), &none()), None);
+        assert_eq!(health(None).drift(Some(18.61), &none()), None);
+        assert_eq!(health(Some(13.42)).drift(None, &none()), None);
     }
 
     #[test]

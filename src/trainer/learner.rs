@@ -69,7 +69,7 @@ impl Learner for Trainer {
 
     fn bank_health(&self) -> Result<Option<BankHealth>, TrainError> {
         let health = BankHealth::of(self)?;
-        let drift = health.drift(self.objective.partition().ln_z());
+        let drift = health.drift(self.objective.partition().ln_z(), &self.warned_drift);
         if let Some(warning) = drift.filter(|_| self.group.is_first()) {
             tracing::warn!("{warning}");
         }

@@ -155,6 +155,8 @@ impl BankRows {
                 dataset_digest: data.trained_on.dataset_digest.clone(),
                 split: data.trained_on.split.clone(),
                 split_digest: Some(data.trained_on.split_digest.clone()),
+                device: None,
+                precision: None,
                 step,
                 unit_length: true,
                 classes: data.classes.clone(),

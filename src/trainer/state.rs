@@ -1,6 +1,6 @@
 //! What a run moves: encoder, optimiser, bank, objective, cursor.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use tch::Tensor;
@@ -40,6 +40,8 @@ pub(super) struct Trainer {
     pub(super) clock: Clock,
     /// The features and positions of the last step's global batch, for whoever looks at the run.
     pub(super) last: Option<(Tensor, Vec<Position>)>,
+    /// See [`BankHealth::drift`](super::health::BankHealth::drift).
+    pub(super) warned_drift: Cell<f64>,
 }
 
 impl Trainer {
@@ -96,6 +98,7 @@ impl Trainer {
             skipped_in_a_row: 0,
             clock: Clock::off(),
             last: None,
+            warned_drift: Cell::new(0.0),
         })
     }
 

@@ -1,10 +1,21 @@
 //! The encoder against torchvision's networks, with the same weights.
 
-use instdisc::model::{Architecture, Encoder, EncoderConfig, NamedTensors, Normalisation};
+use instdisc::model::{
+    Architecture, DeviceChoice, Encoder, EncoderConfig, NamedTensors, Normalisation, allow_tf32,
+    select_device, tf32_is_allowed,
+};
 use instdisc::rng::{Purpose, Stream};
 use tch::{Device, Kind, Tensor};
 
 use super::support::{python, scratch};
+
+/// libtorch by itself rounds the factors of convolutions to TF32 on a GPU.
+#[test]
+fn a_selected_device_computes_in_f32_unless_tf32_is_allowed_afterwards() {
+    assert_eq!(allow_tf32(true), Ok(()));
+    select_device(DeviceChoice::Cpu).expect("the CPU");
+    assert_eq!(tf32_is_allowed(), Ok(false));
+}
 
 #[test]
 fn the_encoder_agrees_with_torchvision() {

@@ -44,6 +44,8 @@ fn table(seed: u64, kind: Kind, rows: usize, case: &Case, coarse: bool) -> Featu
             dataset_digest: "d".into(),
             split: "train".into(),
             split_digest: None,
+            device: None,
+            precision: None,
             step: 1,
             unit_length: true,
             classes: (0..case.classes).map(|class| format!("class {class}")).collect(),
@@ -105,6 +107,23 @@ fn a_row_that_is_not_a_number_is_named_with_its_file() {
     let call = || instdisc("knn --k 5").arg("--bank", &bank_at).arg("--queries", &queries_at);
     let error = call().fails(65);
     assert!(error.contains("bank.arrow row 31: the feature is not finite"), "{error}");
+}
+
+#[test]
+fn a_table_may_have_any_name() {
+    let dir = scratch();
+    let case = Case { rows: 50, queries: 10, dim: 6, classes: 2, k: "5" };
+    let bank = table(1, Kind::Bank, case.rows, &case, false);
+    let judge = |name: &str| {
+        let (bank_at, queries_at) = (dir.path().join(name), dir.path().join("queries"));
+        write(&bank, &bank_at);
+        write(&table(2, Kind::Embedding, case.queries, &case, false), &queries_at);
+        instdisc("knn --k 5").arg("--bank", &bank_at).arg("--queries", &queries_at).json()["top1"].clone()
+    };
+    let expected = judge("bank.arrow");
+    for name in ["bank.feather", "bank.parquet", "bank"] {
+        assert_eq!(judge(name), expected, "{name}");
+    }
 }
 
 #[test]

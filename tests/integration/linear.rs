@@ -35,6 +35,8 @@ fn table(seed: u64, rows: usize, split: &str) -> FeatureTable {
             dataset_digest: "d".into(),
             split: split.into(),
             split_digest: None,
+            device: None,
+            precision: None,
             step: 1,
             unit_length: true,
             classes: (0..CLASSES).map(|class| format!("class {class}")).collect(),

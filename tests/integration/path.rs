@@ -162,6 +162,7 @@ mod trained {
         let scores: Value = serde_json::from_slice(&std::fs::read(&report).expect("report")).expect("JSON");
         assert_eq!((&scores["queries"], &scores["bank_rows"]), (&40.into(), &120.into()));
         assert_eq!(scores["grid"].as_array().map(Vec::len), Some(4));
+        assert_eq!((&scores["device"], &scores["precision"]), (&"cpu".into(), &"f32".into()));
         assert_eq!(scores.get("notes"), None);
 
         let page = std::fs::read_to_string(dir.path().join("knn.html")).expect("page");

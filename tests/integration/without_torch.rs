@@ -21,6 +21,8 @@ fn table(kind: Kind, rows: usize, dataset_digest: &str) -> FeatureTable {
             dataset_digest: dataset_digest.into(),
             split: "train".into(),
             split_digest: None,
+            device: None,
+            precision: None,
             step: 1,
             unit_length: true,
             classes: vec!["left".into(), "right".into()],

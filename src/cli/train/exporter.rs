@@ -1,23 +1,58 @@
 //! `--metrics-listen`: the run's numbers for Prometheus, as OpenMetrics over HTTP.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
-use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::convert::Infallible;
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode, header};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use tokio::sync::Semaphore;
 
-/// Who asks and then says nothing is not waited for longer than this.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// A client has this time for its request and for taking the answer.
+const CLIENT_TIME: Duration = Duration::from_secs(5);
+/// A request has at most this many bytes; hyper asks for no less.
+const REQUEST_BYTES: usize = 8 << 10;
+/// Clients that are answered at the same time; others wait for their turn.
+const CLIENTS: usize = 16;
 
 /// The newest value of each number.
-type Gauges = Arc<Mutex<BTreeMap<String, f64>>>;
+#[derive(Debug, Default)]
+struct Numbers {
+    registry: Registry,
+    gauges: BTreeMap<String, Gauge<f64, AtomicU64>>,
+}
+
+impl Numbers {
+    fn set(&mut self, name: String, value: f64) {
+        let Self { registry, gauges } = self;
+        let gauge = gauges.entry(name).or_insert_with_key(|name| {
+            let gauge = Gauge::default();
+            let plain: String =
+                name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+            registry.register(
+                format!("instdisc_{plain}"),
+                format!("`{name}` of metrics.jsonl"),
+                Gauge::clone(&gauge),
+            );
+            gauge
+        });
+        gauge.set(value);
+    }
+}
 
 /// Answers requests on a thread of its own, until the process ends.
+#[derive(Debug)]
 pub(super) struct Exporter {
-    gauges: Gauges,
+    numbers: Arc<Mutex<Numbers>>,
     address: SocketAddr,
 }
 
@@ -25,21 +60,21 @@ impl Exporter {
     /// Listens at an address such as `0.0.0.0:9400`.
     pub(super) fn listen(address: &str) -> anyhow::Result<Self> {
         let context = || format!("--metrics-listen {address}");
-        let listener = TcpListener::bind(
-            address.to_socket_addrs().with_context(context)?.collect::<Vec<_>>().as_slice(),
-        );
-        let listener = listener.with_context(context)?;
+        let addresses: Vec<_> = address.to_socket_addrs().with_context(context)?.collect();
+        let listener = TcpListener::bind(addresses.as_slice()).with_context(context)?;
+        listener.set_nonblocking(true).with_context(context)?;
         let address = listener.local_addr().with_context(context)?;
-        let gauges = Gauges::default();
-        let shown = Arc::clone(&gauges);
-        let answer_all = move || {
-            for stream in listener.incoming().flatten() {
-                // A client that goes away is its own loss.
-                let _ = answer(&stream, &shown);
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().with_context(context)?;
+        let numbers = Arc::<Mutex<Numbers>>::default();
+        let shown = Arc::clone(&numbers);
+        let serve = move || {
+            if let Err(error) = runtime.block_on(serve(listener, shown)) {
+                tracing::warn!("metrics at http://{address}/metrics ended: {error}");
             }
         };
-        std::thread::Builder::new().name("metrics".into()).spawn(answer_all).with_context(context)?;
-        Ok(Self { gauges, address })
+        std::thread::Builder::new().name("metrics".into()).spawn(serve).with_context(context)?;
+        Ok(Self { numbers, address })
     }
 
     /// Where it listens; a port of 0 was replaced by a free one.
@@ -48,45 +83,65 @@ impl Exporter {
     }
 
     /// Sets numbers by name.
-    pub(super) fn set(&self, numbers: impl IntoIterator<Item = (String, f64)>) {
-        self.gauges.lock().unwrap_or_else(PoisonError::into_inner).extend(numbers);
+    pub(super) fn set(&self, values: impl IntoIterator<Item = (String, f64)>) {
+        let mut numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
+        values.into_iter().for_each(|(name, value)| numbers.set(name, value));
     }
 }
 
-fn answer(mut stream: &TcpStream, gauges: &Gauges) -> std::io::Result<()> {
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    let mut request = String::new();
-    let mut reader = BufReader::new(stream);
-    reader.read_line(&mut request)?;
-    let found = request.starts_with("GET /metrics ") || request.starts_with("GET / ");
-    let body = if found {
-        text(&gauges.lock().unwrap_or_else(PoisonError::into_inner))
-    } else {
-        "the numbers are at /metrics\n".to_owned()
+async fn serve(listener: TcpListener, numbers: Arc<Mutex<Numbers>>) -> std::io::Result<()> {
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    let clients = Arc::new(Semaphore::new(CLIENTS));
+    loop {
+        let turn = Arc::clone(&clients).acquire_owned().await.map_err(std::io::Error::other)?;
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            // The client is gone, or this process has all the files that it may have.
+            Err(_) => {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let numbers = Arc::clone(&numbers);
+        tokio::spawn(async move {
+            let answer =
+                service_fn(|request| std::future::ready(Ok::<_, Infallible>(answer(&request, &numbers))));
+            let client = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .keep_alive(false)
+                .max_buf_size(REQUEST_BYTES)
+                .serve_connection(TokioIo::new(stream), answer);
+            // A client that goes away, or is too slow, is its own loss.
+            let _ = tokio::time::timeout(CLIENT_TIME, client).await;
+            drop(turn);
+        });
+    }
+}
+
+fn answer<B>(request: &Request<B>, numbers: &Mutex<Numbers>) -> Response<String> {
+    let (status, body) = match request.uri().path() {
+        "/" | "/metrics" => {
+            let mut text = String::new();
+            let encoded = encode(&mut text, &numbers.lock().unwrap_or_else(PoisonError::into_inner).registry);
+            match encoded {
+                Ok(()) => (StatusCode::OK, text),
+                Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+            }
+        }
+        _ => (StatusCode::NOT_FOUND, "the numbers are at /metrics\n".to_owned()),
     };
-    let status = if found { "200 OK" } else { "404 Not Found" };
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    write!(
-        stream,
-        "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
-        body.len()
-    )
-}
-
-/// The numbers as OpenMetrics text.
-fn text(gauges: &BTreeMap<String, f64>) -> String {
-    let mut text = String::new();
-    for (name, value) in gauges {
-        let name: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
-        let _ = writeln!(text, "# TYPE instdisc_{name} gauge\ninstdisc_{name} {value}");
-    }
-    text + "# EOF\n"
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
+    response
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read;
+    use std::io::{Read, Write};
+    use std::net::TcpStream;
+    use std::time::Instant;
 
     use super::*;
 
@@ -106,9 +161,38 @@ mod tests {
         let answer = get(&exporter, "/metrics");
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
         let body = answer.split_once("\r\n\r\n").expect("a body").1;
-        let expected = "# TYPE instdisc_bank_age_mean gauge\ninstdisc_bank_age_mean 7\n\
-                        # TYPE instdisc_loss gauge\ninstdisc_loss 1.5\n# EOF\n";
+        let expected = "# HELP instdisc_loss `loss` of metrics.jsonl.\n# TYPE instdisc_loss gauge\n\
+                        instdisc_loss 1.5\n\
+                        # HELP instdisc_bank_age_mean `bank/age_mean` of metrics.jsonl.\n\
+                        # TYPE instdisc_bank_age_mean gauge\ninstdisc_bank_age_mean 7.0\n# EOF\n";
         assert_eq!(body, expected);
         assert!(get(&exporter, "/other").starts_with("HTTP/1.1 404"));
+    }
+
+    #[test]
+    fn a_client_that_says_nothing_and_one_that_never_ends_its_request_block_nobody() {
+        let exporter = Exporter::listen("127.0.0.1:0").expect("a free port");
+        exporter.set([("loss".to_owned(), 2.0)]);
+        let silent = TcpStream::connect(exporter.address()).expect("it listens");
+        let mut endless = TcpStream::connect(exporter.address()).expect("it listens");
+        endless.set_write_timeout(Some(CLIENT_TIME)).expect("set");
+        let began = Instant::now();
+        // It is cut off long before it has sent 1 GiB.
+        let sent = (0..1 << 14).take_while(|_| endless.write_all(&[b'a'; 1 << 16]).is_ok()).count();
+        assert!(sent < 1 << 10, "{sent} times 64 KiB were taken");
+        assert!(get(&exporter, "/metrics").contains("instdisc_loss 2.0"));
+        assert!(began.elapsed() < CLIENT_TIME, "the silent client was waited for");
+        drop(silent);
+    }
+
+    #[test]
+    fn a_slow_client_is_cut_off() {
+        let exporter = Exporter::listen("127.0.0.1:0").expect("a free port");
+        let mut slow = TcpStream::connect(exporter.address()).expect("it listens");
+        let cut_off = (0..100).any(|_| {
+            std::thread::sleep(CLIENT_TIME / 20);
+            slow.write_all(b"G").is_err()
+        });
+        assert!(cut_off, "it could send for {:?}", 5 * CLIENT_TIME);
     }
 }

@@ -49,6 +49,8 @@ impl Monitor {
                     dataset_digest: manifest.dataset_digest.to_string(),
                     split: name.into(),
                     split_digest: manifest.splits.get(name).map(|split| split.digest.to_string()),
+                    device: None,
+                    precision: None,
                     step: 0,
                     unit_length: true,
                     classes: manifest.classes.clone(),

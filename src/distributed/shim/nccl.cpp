@@ -4,6 +4,7 @@
 #include "shim.hpp"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 
 #include <c10/cuda/CUDAFunctions.h>
@@ -49,6 +50,9 @@ __attribute__((visibility("default"))) int32_t dist_nccl_new(
     char* message,
     size_t capacity) {
   return guarded(message, capacity, [&] {
+    // By itself c10d's watchdog ends the process with SIGABRT as soon as a peer's connection breaks or a collective
+    // takes too long; our own watch names the lost rank and ends with an exit code. Who sets this wants otherwise.
+    setenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0", 0);
     c10::cuda::set_device(static_cast<c10::DeviceIndex>(device));
     auto options = c10d::ProcessGroupNCCL::Options::create(false);
     options->timeout = std::chrono::milliseconds(timeout_ms);

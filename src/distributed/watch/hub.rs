@@ -34,6 +34,8 @@ struct Ranks {
     losses: Vec<LostRank>,
     first_loss: Option<Instant>,
     failure: Option<(Instant, u64, Option<u64>)>,
+    /// Since when others have begun more than rank 0.
+    behind_here: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -57,7 +59,7 @@ impl Hub {
         let port = listener.local_addr()?.port();
         listener.set_nonblocking(true)?;
         let members = (0..shared.world).map(|_| None).collect();
-        let ranks = Ranks { members, losses: Vec::new(), first_loss: None, failure: None };
+        let ranks = Ranks { members, losses: Vec::new(), first_loss: None, failure: None, behind_here: None };
         let hub = Arc::new(Self { ranks: Mutex::new(ranks), shared: shared.clone(), token });
         let own = hub.clone();
         std::thread::Builder::new().name("watch".into()).spawn(move || own.run(&listener))?;
@@ -233,6 +235,12 @@ impl Ranks {
         let begun = self.members.iter().flatten().map(|seen| seen.begun);
         let most = begun.max().unwrap_or(0).max(begun_here);
         let mut missed = Vec::new();
+        let late = |at: u64| Fate::Late { collective: at + 1, at, seconds: timeout.as_secs() };
+        if begun_here >= most {
+            self.behind_here = None;
+        } else if self.behind_here.get_or_insert_with(Instant::now).elapsed() > timeout {
+            missed.push((0, late(begun_here)));
+        }
         for (rank, seen) in self.members.iter_mut().enumerate() {
             let Some(seen) = seen else { continue };
             if seen.begun >= most {
@@ -243,8 +251,7 @@ impl Ranks {
             if seen.left && behind > SUSPICION {
                 missed.push((rank, Fate::Left));
             } else if !seen.left && behind > timeout {
-                let (collective, at, seconds) = (seen.begun + 1, seen.begun, timeout.as_secs());
-                missed.push((rank, Fate::Late { collective, at, seconds }));
+                missed.push((rank, late(seen.begun)));
             }
         }
         // A rank whose connection ended is in the account of losses already.
@@ -278,5 +285,28 @@ impl Ranks {
             found.extend(left.map(|(rank, _)| LostRank { rank, fate: Fate::Left }));
         }
         found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where a collective waits in a device's queue, no rank has an error to report.
+    #[test]
+    fn rank_0_is_late_like_any_other_rank() {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
+        let stream = TcpStream::connect(listener.local_addr().expect("bound")).expect("connected");
+        let seen = Seen { stream, last: Instant::now(), begun: 3, behind: None, left: false };
+        let members = vec![None, Some(seen)];
+        let mut ranks =
+            Ranks { members, losses: Vec::new(), first_loss: None, failure: None, behind_here: None };
+        ranks.look_for_missed(3, Duration::ZERO);
+        ranks.look_for_missed(2, Duration::from_secs(600));
+        assert_eq!(ranks.losses, [], "it may still come");
+        std::thread::sleep(TICK);
+        ranks.look_for_missed(2, Duration::ZERO);
+        let fate = Fate::Late { collective: 3, at: 2, seconds: 0 };
+        assert_eq!(ranks.losses, [LostRank { rank: 0, fate }]);
     }
 }

@@ -279,6 +279,8 @@ fn report(
         dataset_digest: train.dataset_digest.clone(),
         train_split: train.split.clone(),
         split: test.split.clone(),
+        device: test.device.clone(),
+        precision: test.precision.clone(),
         step: train.step,
         notes: note.into_iter().collect(),
         seconds: started.elapsed().as_secs_f64(),

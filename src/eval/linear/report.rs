@@ -68,6 +68,12 @@ pub struct ProbeReport {
     pub train_split: String,
     /// The split that was judged.
     pub split: String,
+    /// What computed the judged features, `cpu` or `cuda`, where their table names it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// In which type: `f32`, `tf32`, `bf16` or `f16`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub precision: Option<String>,
     /// The training step of the encoder.
     pub step: u64,
     /// What should be known when the scores are read.

@@ -26,6 +26,8 @@ fn table(seed: u64, rows: usize, stretched: bool) -> FeatureTable {
             dataset_digest: "d".into(),
             split: "train".into(),
             split_digest: None,
+            device: None,
+            precision: None,
             step: 1,
             unit_length: false,
             classes: ["a", "b", "c", "d"].map(str::to_owned).into(),

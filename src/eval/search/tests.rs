@@ -18,6 +18,8 @@ fn table(features: Vec<f32>, dim: usize) -> FeatureTable {
             dataset_digest: "d".into(),
             split: "val".into(),
             split_digest: None,
+            device: None,
+            precision: None,
             step: 1,
             unit_length: false,
             classes: vec!["one".into()],

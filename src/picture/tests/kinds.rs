@@ -7,8 +7,10 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
-use crate::picture::fuzzing::region_of;
-use crate::picture::{ExifOrientation, Limits, Picture, PictureError, check, check_header, decode, probe};
+use crate::picture::fuzzing::{region_of, restored};
+use crate::picture::{
+    ExifOrientation, Limits, Picture, PictureError, check, check_header, decode, probe, transcode,
+};
 use crate::rng::{Purpose, Stream};
 
 struct Golden {
@@ -161,4 +163,15 @@ fn a_thousand_mutated_files_of_each_kind_are_decoded_or_rejected_with_a_reason()
     let (accepted, rejected) =
         mutate(|golden| MANY.div_ceil(all.iter().filter(|other| **other == kind(golden)).count()));
     assert!(accepted + rejected >= 7 * MANY, "{accepted} accepted, {rejected} rejected");
+}
+
+#[test]
+fn damaged_tiles_give_the_file_before_or_nothing() {
+    let tiled: Vec<Vec<u8>> =
+        goldens().iter().filter_map(|golden| Some(transcode(&golden.file)?.bytes)).collect();
+    assert!(!tiled.is_empty());
+    let mut stream = Stream::new(23, Purpose::Report, 0, 0);
+    let damaged = (0..300).map(|round| mutated(&tiled[round % tiled.len()], &mut stream));
+    let whole = damaged.filter(|bytes| restored(bytes)).count();
+    assert!((1..300).contains(&whole), "{whole} of 300 damaged files have tiles that can be taken away");
 }

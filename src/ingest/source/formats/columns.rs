@@ -20,6 +20,11 @@ pub(super) const LABEL_NAMES: [&str; 12] = [
 /// The name of the column that holds the split.
 pub(super) const SPLIT_NAME: &str = "split";
 
+/// Whether a column of this name may hold the label.
+pub(super) fn is_label_name(name: &str) -> bool {
+    LABEL_NAMES.iter().any(|known| name.eq_ignore_ascii_case(known))
+}
+
 /// The column that was asked for, or the only one with a known name, in any case; `None` if there is none.
 ///
 /// # Errors

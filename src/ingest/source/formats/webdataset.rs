@@ -7,16 +7,16 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::super::archive::Member;
+use super::super::discover::examples;
 use super::super::names::{file_name, is_image, is_image_ending};
 use super::super::records::{Evidence, Fault, Naming, Place, Record, Records, shown};
 use super::super::wrong;
+use super::columns::{LABEL_NAMES, choose, is_label_name};
 use super::tars::Tar;
 use crate::ingest::IngestError;
 
 /// The endings of labels.
 const LABEL_ENDINGS: [&str; 2] = ["cls", "json"];
-/// The fields of a `.json` in which a label is looked for, in this order.
-const LABEL_FIELDS: [&str; 6] = ["cls", "label", "class_id", "wnid", "synset", "class"];
 
 /// What a label's member holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,7 +26,7 @@ enum LabelText {
     /// A description of an image that has no label.
     None,
     /// Neither, with the reason.
-    Unreadable(&'static str),
+    Unreadable(String),
 }
 
 /// Key and ending: the name is cut at the first dot after the last slash.
@@ -51,7 +51,7 @@ pub(super) fn keep_labels(member: &mut Member, column: Option<&str>) {
         return;
     }
     if let Ok(serde_json::Value::Object(mut fields)) = serde_json::from_slice(text) {
-        fields.retain(|name, _| column == Some(name) || LABEL_FIELDS.contains(&name.as_str()));
+        fields.retain(|name, _| column == Some(name) || is_label_name(name));
         let kept = serde_json::to_vec(&fields).expect("JSON is written as JSON");
         member.text = Some(kept.into());
     }
@@ -59,24 +59,30 @@ pub(super) fn keep_labels(member: &mut Member, column: Option<&str>) {
 
 /// Reads a label's member; `column` names the field of a `.json`.
 fn read_label(member: &Member, column: Option<&str>) -> LabelText {
-    let Some(bytes) = &member.text else { return LabelText::Unreadable("it is too long for a label") };
+    let unreadable = |reason: &str| LabelText::Unreadable(format!("holds no label: {reason}"));
+    let Some(bytes) = &member.text else { return unreadable("it is too long for one") };
     let Ok(text) = std::str::from_utf8(bytes).map(str::trim) else {
-        return LabelText::Unreadable("it is not UTF-8 text");
+        return unreadable("it is not UTF-8 text");
     };
     if split_name(&member.path).1 == "cls" {
         return match text {
-            "" => LabelText::Unreadable("it is empty"),
+            "" => unreadable("it is empty"),
             text => LabelText::Text(text.to_owned(), None),
         };
     }
     let Ok(value) = serde_json::from_str::<serde_json::Value>(text) else {
-        return LabelText::Unreadable("it is not JSON");
+        return unreadable("it is not JSON");
     };
-    let found = match column {
-        Some(column) => value.get(column).map(|value| (column, value)),
-        None => LABEL_FIELDS.iter().find_map(|name| Some((*name, value.get(name)?))),
+    let names: Vec<&str> =
+        value.as_object().into_iter().flat_map(|fields| fields.keys().map(String::as_str)).collect();
+    let field = match column {
+        Some(column) => Some(column),
+        None => match choose(&names, "--label-column", None, &LABEL_NAMES) {
+            Ok(found) => found.map(|at| names[at]),
+            Err(reason) => return LabelText::Unreadable(format!("can be read in several ways: {reason}")),
+        },
     };
-    match found {
+    match field.and_then(|field| Some((field, value.get(field)?))) {
         Some((field, serde_json::Value::String(name))) if !name.is_empty() => {
             LabelText::Text(name.clone(), Some(field.to_owned()))
         }
@@ -84,7 +90,7 @@ fn read_label(member: &Member, column: Option<&str>) -> LabelText {
             LabelText::Text(number.to_string(), Some(field.to_owned()))
         }
         None | Some((_, serde_json::Value::Null)) => LabelText::None,
-        Some(_) => LabelText::Unreadable("its label is neither a name nor a number"),
+        Some(_) => unreadable("it is neither a name nor a number"),
     }
 }
 
@@ -175,7 +181,7 @@ pub(super) fn collect(records: &mut Records<'_>, tars: Vec<Tar>) -> Result<(), I
             let evidence =
                 match label.map(|member| (member, read_label(member, options.label_column.as_deref()))) {
                     Some((member, LabelText::Unreadable(reason))) if !options.unlabelled => {
-                        let reason = format!("its member `{}` holds no label: {reason}", member.path);
+                        let reason = format!("its member `{}` {reason}", member.path);
                         return Err(wrong(&tar.location, reason));
                     }
                     Some((_, LabelText::Text(text, field))) => {
@@ -203,14 +209,20 @@ pub(super) fn collect(records: &mut Records<'_>, tars: Vec<Tar>) -> Result<(), I
         }
     }
     if !fields.is_empty() {
-        let fields: Vec<&String> = fields.iter().collect();
-        let names = super::super::discover::examples(&fields);
+        let all: Vec<&String> = fields.iter().collect();
+        let names = examples(&all);
+        if fields.len() > 1 {
+            let reason = format!(
+                "labels are in different fields of the json members, {names}: `--label-column` names one"
+            );
+            return Err(wrong(&options.source, reason));
+        }
         records.understood.push(format!("labels: from the field {names} of the json members"));
     }
     if without_field > 0 && !options.unlabelled {
         records.warnings.push(format!(
             "{without_field} json members have none of the fields {} (`--label-column` names another)",
-            LABEL_FIELDS.join(", ")
+            options.label_column.as_deref().map_or_else(|| LABEL_NAMES.join(", "), str::to_owned)
         ));
     }
     Ok(())
@@ -266,7 +278,11 @@ mod tests {
         assert_eq!(read("1.cls", b"n01440764"), text("n01440764", None));
         assert_eq!(read("1.json", br#"{"label": 3, "caption": "x"}"#), text("3", Some("label")));
         assert_eq!(read("1.json", br#"{"label": -1}"#), text("-1", Some("label")));
-        assert_eq!(read("1.json", br#"{"wnid": "n1", "class": "fish"}"#), text("n1", Some("wnid")));
+        assert_eq!(read("1.json", br#"{"Class_Name": "fish"}"#), text("fish", Some("Class_Name")));
+        let LabelText::Unreadable(reason) = read("1.json", br#"{"wnid": "n1", "class": "fish"}"#) else {
+            panic!("two fields could be meant");
+        };
+        assert!(reason.contains("`wnid`, `class`: `--label-column` names one"), "{reason}");
         assert_eq!(read("1.json", br#"{"caption": "x"}"#), LabelText::None);
         for bytes in [&b"{"[..], br#"{"label": [1]}"#, &[0xFF]] {
             assert!(matches!(read("1.json", bytes), LabelText::Unreadable(_)));
