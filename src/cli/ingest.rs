@@ -5,7 +5,7 @@ use clap::{ArgGroup, Args, ValueEnum};
 use super::exit::WrongUsage;
 use super::progress::{Terminal, say};
 use super::{GlobalArgs, braces, write_json, write_stdout};
-use crate::ingest::{CheckDepth, IngestOptions, LabelsAs, PathGlob, SourceFormat, ingest, plan};
+use crate::ingest::{CheckDepth, ClassFolder, IngestOptions, LabelsAs, PathGlob, SourceFormat, ingest, plan};
 use crate::picture::ExifOrientation;
 use crate::units::{ByteSize, Fraction};
 
@@ -60,6 +60,10 @@ pub(super) struct IngestArgs {
     /// How the text of labels is read
     #[arg(long, value_enum, default_value = "auto")]
     labels_as: LabelsAs,
+    /// The folder that is the class of images with several folders between themselves and their split: the first one
+    /// below the split, or the last one, around the image [default: such images are an error]
+    #[arg(long, value_enum, value_name = "WHICH")]
+    class_folder: Option<ClassFolder>,
     /// The column (csv, Parquet) or field (jsonl, WebDataset's json) of labels [default: one with a known name]
     #[arg(long, value_name = "NAME")]
     label_column: Option<String>,
@@ -195,6 +199,7 @@ pub(super) fn run(global: &GlobalArgs, args: &IngestArgs) -> anyhow::Result<()> 
         splits: args.splits.iter().map(|text| split_pattern(text)).collect::<Result<_, _>>()?,
         ignore: args.ignore.iter().map(|glob| pattern("--ignore", glob)).collect::<Result<_, _>>()?,
         labels_as: args.labels_as,
+        class_folder: args.class_folder,
         label_column: args.label_column.clone(),
         image_column: args.image_column.clone(),
         unlabelled_splits: args.unlabelled_split.clone(),

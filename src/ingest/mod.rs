@@ -37,7 +37,9 @@ pub use error::IngestError;
 pub use export::{ExportOptions, ExportReport, ExportedSplit, export};
 pub use job::{ingest, plan};
 pub use report::{AlreadyThere, IngestReport, SplitReport, VerifiedSource};
-pub use source::{ClassesPlan, Counted, LabelsAs, PathGlob, SourceFormat, SourcePlan, SplitPlan};
+pub use source::{
+    ClassFolder, ClassesPlan, Counted, LabelsAs, PathGlob, SourceFormat, SourcePlan, SplitPlan,
+};
 pub use synth::{SynthError, SynthOptions, SynthReport, synth};
 
 use crate::picture::ExifOrientation;
@@ -80,6 +82,8 @@ pub struct IngestOptions {
     pub classes: Option<Location>,
     /// How the text of labels is read.
     pub labels_as: LabelsAs,
+    /// Which folder is the class of an image below several; without it such images are an error.
+    pub class_folder: Option<ClassFolder>,
     /// The column or field of labels; by default one with a known name.
     pub label_column: Option<String>,
     /// The column of images, or of their paths; by default one with a known name.
@@ -141,6 +145,7 @@ impl IngestOptions {
             labels: None,
             classes: None,
             labels_as: LabelsAs::Auto,
+            class_folder: None,
             label_column: None,
             image_column: None,
             unlabelled: false,

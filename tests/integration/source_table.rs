@@ -66,7 +66,7 @@ fn make(at: &Path, file: &str, jpeg: &[u8]) {
     let bytes = match name.rsplit('.').next() {
         Some("tar") => tar(contents, jpeg),
         Some("parquet") => parquet(contents, jpeg),
-        Some("csv" | "txt") => contents.replace(" / ", "\n").into_bytes(),
+        Some("csv" | "txt" | "jsonl") => contents.replace(" / ", "\n").into_bytes(),
         _ => jpeg.to_vec(),
     };
     let path = at.join(name);
@@ -128,7 +128,8 @@ fn every_line_of_the_table_becomes_what_it_says() {
         let source = dir.path().join("source");
         line.files.iter().for_each(|file| make(&source, file, &jpeg));
         let wants_list = line.options.contains("--format list");
-        let source = if wants_list { source.join("l.csv") } else { source };
+        let list = line.files[0].split(": ").next().expect("a name");
+        let source = if wants_list { source.join(list) } else { source };
         let mut call = instdisc("ingest --plan=json");
         let mut file_option = false;
         for word in line.options.split_whitespace() {

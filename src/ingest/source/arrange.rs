@@ -4,11 +4,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::classes::{Classes, Label, label};
 use super::discover::examples;
-use super::names::{as_path_part, file_name, folder_order, is_layout_folder, is_split_word};
+use super::names::{
+    as_path_part, file_name, folder_order, is_layout_folder, is_split_word, without_image_ending,
+};
 use super::plan::SourcePlan;
 use super::records::{Evidence, Fault, Naming, Record, Records, count};
 use super::splits::{Assigned, Splits};
-use super::{Entry, Source, SourceFormat};
+use super::{ClassFolder, Entry, Source, SourceFormat};
 use crate::ingest::{IngestError, IngestOptions};
 
 /// Folders of a dataset that are not splits.
@@ -45,10 +47,27 @@ pub(super) fn arrange(mut records: Records<'_>, format: SourceFormat) -> Result<
     }
     check_unlabelled_splits(&records, &splits)?;
     let mut understood = vec![std::mem::take(&mut splits.understood)];
-    if let Some(folder) = strip_common_folder(&records, &mut splits) {
-        understood.push(format!("class folders: below `{folder}/`, which holds every image"));
+    let above: Vec<String> = strip_common_folders(&records, &mut splits).into_iter().collect();
+    if !above.is_empty() {
+        understood.push(format!("class folders: below {}, which holds every image", examples(&above)));
+    }
+    let is_deep = choose_class_folders(&records, &mut splits)?;
+    match options.class_folder {
+        Some(choice) if is_deep => {
+            let which = match choice {
+                ClassFolder::First => "the first folder below the split",
+                ClassFolder::Last => "the folder around the image",
+            };
+            understood.push(format!("class folders: {which}, by `--class-folder`"));
+        }
+        Some(_) => {
+            let reason = "`--class-folder` has no effect: no class can be read in two ways from folders";
+            return Err(records.wrong(reason));
+        }
+        None => {}
     }
     let mut faults: Vec<Option<Fault>> = records.list.iter().map(|record| record.fault).collect();
+    let unused_labels = check_given_labels(&records, &splits)?;
     find_stray_images(&records, &splits, &mut faults)?;
     let labels = labels_of(&records, &splits, &faults);
     let classes = Classes::find(&records, &labels)?;
@@ -56,7 +75,8 @@ pub(super) fn arrange(mut records: Records<'_>, format: SourceFormat) -> Result<
     understood.extend(classes.understood.clone());
     understood.append(&mut records.understood.clone());
     let mut warnings = records.warnings.clone();
-    warnings.extend(classes.warnings.iter().cloned());
+    warnings.extend(classes.warnings.iter().cloned().chain(unused_labels));
+    check_double_labels(&records, &labels)?;
     let paths: Vec<String> = records
         .list
         .iter()
@@ -159,17 +179,42 @@ fn by_folders<'a>(
     })
 }
 
-/// Goes down while all images are below one folder that has folders of its own: such a folder is not a class.
-/// The folder above the classes, if there is one.
-fn strip_common_folder(records: &Records<'_>, splits: &mut Splits) -> Option<String> {
+/// Goes down in each split while all of its images are below one folder that has folders of its own: such a folder is
+/// not a class. The folders above the classes, if there are any.
+fn strip_common_folders(records: &Records<'_>, splits: &mut Splits) -> BTreeSet<String> {
+    let mut of_splits: Vec<Vec<usize>> = vec![Vec::new(); splits.names.len()];
+    for (number, assigned) in by_folders(records, splits) {
+        of_splits[usize::from(assigned.split)].push(number);
+    }
+    // A folder is a class where another split has it beside others.
+    let mut classes: BTreeSet<&str> = BTreeSet::new();
+    for images in &of_splits {
+        let first = images
+            .iter()
+            .filter_map(|&number| Some(below(&records.list[number], splits.of[number]).split_once('/')?.0));
+        let first: BTreeSet<&str> = first.collect();
+        if first.len() > 1 {
+            classes.extend(first);
+        }
+    }
+    of_splits.iter().filter_map(|images| strip_common_folder(records, splits, images, &classes)).collect()
+}
+
+/// The same for the images of one split.
+fn strip_common_folder(
+    records: &Records<'_>,
+    splits: &mut Splits,
+    images: &[usize],
+    classes: &BTreeSet<&str>,
+) -> Option<String> {
     let mut stripped: Option<String> = None;
     loop {
         let mut common: Option<&str> = None;
         let (mut deep, mut total) = (0_u64, 0_u64);
         let mut next: BTreeSet<&str> = BTreeSet::new();
-        for (number, assigned) in by_folders(records, splits) {
+        for &number in images {
             // What is beside the folders, such as a flat `test/`, is looked at later.
-            let Some((first, rest)) = below(&records.list[number], Some(assigned)).split_once('/') else {
+            let Some((first, rest)) = below(&records.list[number], splits.of[number]).split_once('/') else {
                 continue;
             };
             if common.is_some_and(|common| common != first) {
@@ -184,23 +229,78 @@ fn strip_common_folder(records: &Records<'_>, splits: &mut Splits) -> Option<Str
                 }
             }
         }
-        let Some(common) = common.map(str::to_owned) else { return stripped };
+        let common = common.map(str::to_owned)?;
         // `n01440764/images/*.JPEG` is one class, not a class called `images`.
         let is_class = next.len() == 1 && next.iter().all(|folder| is_layout_folder(folder));
-        if deep * 2 <= total || is_class {
+        if deep * 2 <= total || is_class || classes.contains(common.as_str()) {
             return stripped;
         }
-        let has_folder = |(number, assigned): &(usize, Assigned)| {
-            below(&records.list[*number], Some(*assigned)).contains('/')
-        };
-        let inside: Vec<usize> =
-            by_folders(records, splits).filter(has_folder).map(|(number, _)| number).collect();
-        for number in inside {
-            if let Some(assigned) = &mut splits.of[number] {
+        for &number in images {
+            if below(&records.list[number], splits.of[number]).contains('/')
+                && let Some(assigned) = &mut splits.of[number]
+            {
                 assigned.below += common.len() as u32 + 1;
             }
         }
         stripped = Some(stripped.map_or(common.clone(), |above| format!("{above}/{common}")));
+    }
+}
+
+/// What a folder below a split holds.
+#[derive(Debug, Default)]
+struct Held<'a> {
+    /// Images without a folder between.
+    images: u64,
+    /// Two of its own folders at most.
+    folders: BTreeSet<&'a str>,
+    example: &'a str,
+}
+
+/// Where images are deeper than one folder below their split, the class is the folder that `--class-folder` says. A
+/// folder that holds images itself is a class, and so is one whose only folder is called like `images`; any other can
+/// be read in two ways. Whether the option has an effect.
+fn choose_class_folders(records: &Records<'_>, splits: &mut Splits) -> Result<bool, IngestError> {
+    let mut held: BTreeMap<(u16, &str), Held<'_>> = BTreeMap::new();
+    for (number, assigned) in by_folders(records, splits) {
+        let path = below(&records.list[number], Some(assigned));
+        let Some((first, rest)) = path.split_once('/') else { continue };
+        let held = held.entry((assigned.split, first)).or_default();
+        match rest.split_once('/') {
+            None => held.images += 1,
+            Some((folder, _)) => {
+                held.example = path;
+                if held.folders.len() < 2 {
+                    held.folders.insert(folder);
+                }
+            }
+        }
+    }
+    held.retain(|_, held| {
+        let is_layout = held.folders.len() == 1 && held.folders.iter().all(|folder| is_layout_folder(folder));
+        held.images == 0 && !is_layout
+    });
+    let Some(((_, first), Held { example, .. })) = held.first_key_value() else { return Ok(false) };
+    match records.options.class_folder {
+        Some(ClassFolder::First) => Ok(true),
+        Some(ClassFolder::Last) => {
+            let deep: Vec<usize> = by_folders(records, splits).map(|(number, _)| number).collect();
+            for number in deep {
+                let path = below(&records.list[number], splits.of[number]);
+                let start = path.rsplit_once('/').and_then(|(folders, _)| Some(folders.rfind('/')? + 1));
+                if let (Some(start), Some(assigned)) = (start, &mut splits.of[number]) {
+                    assigned.below += start as u32;
+                }
+            }
+            Ok(true)
+        }
+        None => {
+            let last = example.rsplit_once('/').map_or("", |(folders, _)| file_name(folders));
+            Err(records.wrong(format!(
+                "the class of `{example}` and of others could be `{first}`, the first folder below the split, or \
+                 `{last}`, the folder around the image: `--class-folder first` or `--class-folder last` decides, or \
+                 `--splits NAME=GLOB` if `{first}` is a split"
+            )))
+        }
     }
 }
 
@@ -218,7 +318,7 @@ fn find_stray_images(
         let split = usize::from(assigned.split);
         if below(record, Some(assigned)).contains('/') {
             in_class[split] += 1;
-        } else if given_label(records, record).is_some() {
+        } else if given_labels(records, record, Some(assigned)).next().is_some() {
             labelled[split] += 1;
         } else {
             flat[split].push(number);
@@ -257,11 +357,68 @@ fn find_stray_images(
     Ok(())
 }
 
-fn given_label<'a>(records: &'a Records<'_>, record: &Record) -> Option<&'a str> {
-    let name = file_name(&record.path);
-    let stem = name.split('.').next().unwrap_or(name);
-    let word = records.labels.as_ref()?.get(stem)?;
-    Some(records.text(*word))
+/// The labels that a list gives an image, each with the words of the list that name it: its path from the source or from
+/// its split, or its name, each with or without the ending of an image.
+fn given_labels<'a>(
+    records: &'a Records<'_>,
+    record: &Record,
+    assigned: Option<Assigned>,
+) -> impl Iterator<Item = (String, &'a str)> {
+    let names =
+        [records.shown(record), below(record, assigned).to_owned(), file_name(&record.path).to_owned()];
+    let spellings = names.into_iter().flat_map(|name| {
+        let stem = without_image_ending(&name).to_owned();
+        [name, stem]
+    });
+    let labels = records.labels.as_ref();
+    spellings.filter_map(move |name| {
+        let word = *labels?.get(&name)?;
+        Some((name, records.text(word)))
+    })
+}
+
+/// A list names an image by words that are the name of no other, and gives it one label. The number of names that are of
+/// no image.
+fn check_given_labels(records: &Records<'_>, splits: &Splits) -> Result<Option<String>, IngestError> {
+    let Some(labels) = &records.labels else { return Ok(None) };
+    let mut named: HashMap<String, usize> = HashMap::new();
+    for (number, assigned) in by_folders(records, splits) {
+        let record = &records.list[number];
+        if below(record, Some(assigned)).contains('/') {
+            continue;
+        }
+        let mut first: Option<(String, &str)> = None;
+        for (words, label) in given_labels(records, record, Some(assigned)) {
+            if let Some((other, of_other)) = &first
+                && *of_other != label
+            {
+                let reason = format!(
+                    "the list of labels names `{}` twice, as `{other}` ({of_other}) and as `{words}` ({label})",
+                    records.shown(record)
+                );
+                return Err(records.wrong(reason));
+            }
+            first.get_or_insert((words.clone(), label));
+            if let Some(other) = named.insert(words.clone(), number).filter(|other| *other != number) {
+                return Err(records.wrong(format!(
+                    "`{words}` of the list of labels is the name of `{}` and of `{}`: write paths below the source into \
+                     the list, or take one split alone (`--split NAME`), or no labels of the other \
+                     (`--unlabelled-split NAME`)",
+                    records.shown(&records.list[other]),
+                    records.shown(record)
+                )));
+            }
+        }
+    }
+    let unused: Vec<&String> = labels.keys().filter(|name| !named.contains_key(*name)).collect();
+    let example = unused.iter().min().filter(|_| !named.is_empty());
+    Ok(example.map(|example| {
+        format!(
+            "{} of {} names of the list of labels are of no image, such as `{example}`",
+            unused.len(),
+            labels.len()
+        )
+    }))
 }
 
 fn labels_of<'a>(records: &'a Records<'_>, splits: &Splits, faults: &[Option<Fault>]) -> Vec<Label<'a>> {
@@ -271,11 +428,13 @@ fn labels_of<'a>(records: &'a Records<'_>, splits: &Splits, faults: &[Option<Fau
         Some(assigned) if is_unlabelled(records.options, splits, *assigned) => Label::None,
         // What is not taken makes no class.
         Some(_) if fault.is_some() => Label::None,
-        Some(assigned) => {
-            let folder = below(record, Some(*assigned)).split_once('/').map(|(class, _)| class);
-            let folder = folder.or_else(|| given_label(records, record));
-            label(records, record.evidence, folder)
-        }
+        Some(assigned) => match below(record, Some(*assigned)).split_once('/') {
+            None if record.evidence == Evidence::Folders => {
+                let given = given_labels(records, record, Some(*assigned)).next();
+                given.map_or(Label::None, |(_, text)| Label::Text(text.trim()))
+            }
+            folder => label(records, record.evidence, folder.map(|(class, _)| class)),
+        },
     })
     .collect()
 }
@@ -302,6 +461,27 @@ fn check_lone_classes(
                  `--unlabelled-split {name}` takes them without classes, `--split NAME` takes another split alone, \
                  `--ignore GLOB` leaves them out"
             )));
+        }
+    }
+    Ok(())
+}
+
+/// A list names a file once, or each time with the same label.
+fn check_double_labels(records: &Records<'_>, labels: &[Label<'_>]) -> Result<(), IngestError> {
+    if records.naming != Naming::AsIs {
+        return Ok(());
+    }
+    let mut known: HashMap<&str, &Label<'_>> = HashMap::new();
+    for (record, label) in records.list.iter().zip(labels) {
+        if let Some(other) = known.insert(&record.path, label)
+            && other != label
+        {
+            let text = |label: &Label<'_>| match label {
+                Label::None => "none".to_owned(),
+                Label::Name(text) | Label::Text(text) => format!("`{text}`"),
+            };
+            let reason = format!("`{}` has two labels, {} and {}", record.path, text(other), text(label));
+            return Err(records.wrong(reason));
         }
     }
     Ok(())

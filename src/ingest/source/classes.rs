@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use icu_normalizer::ComposingNormalizerBorrowed;
+
 use super::discover::examples;
 use super::records::{Evidence, Records};
 use super::{LabelsAs, records};
@@ -66,6 +68,11 @@ pub(super) fn is_absent(text: &str) -> bool {
     parse(text.trim()) == Parsed::Absent
 }
 
+/// A name with what is not ASCII as numbers, so that names that look the same can be told apart.
+fn shown(name: &str) -> String {
+    format!("`{}`", name.escape_default())
+}
+
 impl Classes {
     /// Decides what the labels mean.
     ///
@@ -95,6 +102,21 @@ impl Classes {
         }
         let are_numbers = found.are_numbers(records, &texts)? && !texts.is_empty();
         let given = given_names(records, are_numbers)?;
+        let numbers: Vec<&str> =
+            texts.iter().copied().filter(|text| matches!(parse(text), Parsed::Number { .. })).collect();
+        let is_auto = options.labels_as == LabelsAs::Auto;
+        if let (true, false, false, Some(list)) =
+            (is_auto, are_numbers, numbers.is_empty(), &records.class_names)
+        {
+            let others: Vec<&str> = texts.iter().copied().filter(|text| !numbers.contains(text)).collect();
+            return Err(records.wrong(format!(
+                "some labels are numbers ({}), which {} names, and some are names ({}): ingest one kind at a time, or \
+                 `--labels-as names` takes digits as names",
+                examples(&numbers),
+                list.origin,
+                examples(&others)
+            )));
+        }
         if are_numbers && !names.is_empty() {
             return Err(records.wrong(format!(
                 "some labels are names ({}) and some are numbers ({})",
@@ -108,6 +130,7 @@ impl Classes {
             found.names = names.union(&texts).map(|name| (*name).to_owned()).collect();
             found.of = found.names.iter().zip(0..).map(|(name, id)| (name.clone(), ClassId(id))).collect();
         }
+        found.compare_names(records)?;
         if found.names.len() > MOST_CLASSES {
             let reason = format!("{} classes; a label counts at most {MOST_CLASSES}", found.names.len());
             return Err(records.wrong(reason));
@@ -121,6 +144,28 @@ impl Classes {
             Label::None => None,
             Label::Name(name) | Label::Text(name) => self.of.get(*name).copied(),
         }
+    }
+
+    /// Names that look the same on a screen are refused, and those that differ in case alone are said.
+    fn compare_names(&mut self, records: &Records<'_>) -> Result<(), IngestError> {
+        let composed = ComposingNormalizerBorrowed::new_nfc();
+        let mut same: HashMap<String, &str> = HashMap::new();
+        let mut lower: HashMap<String, &str> = HashMap::new();
+        for name in &self.names {
+            let composed = composed.normalize(name).into_owned();
+            let lowered = composed.to_lowercase();
+            if let Some(other) = same.insert(composed, name) {
+                return Err(records.wrong(format!(
+                    "the classes {} and {} are one name, composed and decomposed by Unicode: rename one as the other",
+                    shown(other),
+                    shown(name)
+                )));
+            }
+            if let Some(other) = lower.insert(lowered, name) {
+                self.warnings.push(format!("the classes `{other}` and `{name}` differ in case alone"));
+            }
+        }
+        Ok(())
     }
 
     /// Whether the texts are numbers rather than names.
@@ -197,6 +242,13 @@ impl Classes {
                 return Err(records.wrong(reason));
             }
             self.understood = Some(format!("labels: numbers, named by {}", given.origin));
+            if records.options.classes.is_some() && highest + 1 < given.names.len() as u64 {
+                self.warnings.push(format!(
+                    "{} names {} classes, but no label is above {highest}: is its first line a title?",
+                    given.origin,
+                    given.names.len()
+                ));
+            }
             self.names = given.names;
             numbers.keys().map(|&number| (number, number as usize)).collect()
         } else if !padded && highest < (LEAST_DENSITY * numbers.len()) as u64 {
@@ -277,6 +329,17 @@ pub(super) fn read_class_names(file: &crate::storage::Location) -> Result<Vec<St
     let lines: Vec<&str> = text.trim_start_matches('\u{FEFF}').trim_end().lines().map(str::trim).collect();
     if let Some(blank) = lines.iter().position(|line| line.is_empty()) {
         let reason = format!("line {} is blank, so the classes after it would have other numbers", blank + 1);
+        return Err(super::wrong(file, reason));
+    }
+    let is_numbered = |line: &&str| {
+        let rest = line.trim_start_matches(|c: char| c.is_ascii_digit());
+        rest.len() < line.len() && rest.starts_with([',', ';', '\t', ':'])
+    };
+    if lines.len() > 1 && lines[1..].iter().all(is_numbered) {
+        let reason = format!(
+            "line 2 is `{}`: expected names alone, a line for each class, the first one for class 0",
+            lines[1]
+        );
         return Err(super::wrong(file, reason));
     }
     Ok(lines.into_iter().map(str::to_owned).collect())

@@ -1,12 +1,13 @@
 //! What a source is, by what is there.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use super::archive::{Compression, SourceFile, compression, first_bytes, looks_like_tar};
 use super::formats::folder::{self, Listing};
 use super::formats::list;
-use super::names::{is_image, is_list, is_table, is_tar};
-use super::records::{Counts, count, passed_over_reason};
+use super::names::{is_image, is_list, is_other_archive, is_table, is_tar, missing_shard};
+use super::records::{Counts, count, ignored, passed_over_reason};
 use super::{SourceFormat, wrong};
 use crate::ingest::{IngestError, IngestOptions};
 use crate::storage::{Location, StorageError};
@@ -81,7 +82,10 @@ pub(super) fn discover(options: &IngestOptions) -> Result<Discovered, IngestErro
         (&found.content, options.format),
         (_, SourceFormat::Auto)
             | (Content::Folder { .. }, SourceFormat::Imagefolder)
-            | (Content::Tars(_), SourceFormat::Tar | SourceFormat::Imagenet | SourceFormat::Cifar)
+            | (
+                Content::Tars(_),
+                SourceFormat::Tar | SourceFormat::Webdataset | SourceFormat::Imagenet | SourceFormat::Cifar
+            )
             | (Content::Tables(_), SourceFormat::Parquet)
             | (Content::Lists(_), SourceFormat::List)
     );
@@ -124,10 +128,14 @@ fn discover_files(options: &IngestOptions, sources: &[Location]) -> Result<Disco
         return Err(wrong(folder, format!("{reason}: ingest it with `--append`, or name the folder above")));
     }
     let names = names_below_common_folder(sources);
+    let mut known: HashSet<String> = HashSet::new();
+    if let Some(twice) = sources.iter().find(|source| !known.insert(whole_path(source))) {
+        return Err(wrong(twice, "it is named twice"));
+    }
     let mut files = Vec::new();
     let mut passed_over = Counts::new();
     for (source, name) in sources.iter().zip(names) {
-        match passed_over_reason(options, &name) {
+        match ignored(options, &name) {
             Some(reason) => count(&mut passed_over, reason, || name.clone()),
             None => files.push((source.clone(), name, kind_of(source)?)),
         }
@@ -135,15 +143,24 @@ fn discover_files(options: &IngestOptions, sources: &[Location]) -> Result<Disco
     of_containers(&sources[0], files, passed_over, Vec::new())
 }
 
-/// The names of files from the folder that they have in common, so that `train/0.tar` keeps its folder.
+/// A location from the root of its machine or store.
+pub(super) fn whole_path(location: &Location) -> String {
+    location.local_path().map_or_else(|| location.to_string(), |path| path.display().to_string())
+}
+
+/// The names of files from the folder that they have in common, so that `train/0.tar` keeps its folder. What the user
+/// names is not hidden, so dots before names go.
 fn names_below_common_folder(sources: &[Location]) -> Vec<String> {
-    let shown: Vec<String> = sources.iter().map(ToString::to_string).collect();
+    let shown: Vec<String> = sources.iter().map(whole_path).collect();
     let first = shown.first().map_or("", String::as_str);
     let common = shown.iter().fold(first.len(), |common, other| {
         first.bytes().zip(other.bytes()).take(common).take_while(|(a, b)| a == b).count()
     });
     let start = first[..common].rfind('/').map_or(0, |slash| slash + 1);
-    shown.iter().map(|name| name[start..].to_owned()).collect()
+    let plain = |name: &String| {
+        name[start..].split('/').map(|part| part.trim_start_matches('.')).collect::<Vec<_>>().join("/")
+    };
+    shown.iter().map(plain).collect()
 }
 
 /// A folder of images, or of files that hold them; both at once can be read in two ways.
@@ -151,6 +168,13 @@ fn discover_folder(options: &IngestOptions, folder: &Location) -> Result<Discove
     let mut listing = folder::list(folder)?;
     if folder.local_path().is_none() && listing.files.is_empty() && listing.faults.is_empty() {
         return Err(StorageError::NotFound { location: folder.to_string(), local: false }.into());
+    }
+    let shards = listing.files.iter().map(|(path, _)| path.as_str());
+    if let Some(missing) = missing_shard(shards.filter(|path| is_tar(path) || is_table(path))) {
+        let reason = format!(
+            "`{missing}` is not there, though others of its set are; name the files to ingest these alone"
+        );
+        return Err(wrong(folder, reason));
     }
     let mut passed_over = Counts::new();
     let mut keep = |path: &str| match passed_over_reason(options, path) {
@@ -165,9 +189,17 @@ fn discover_folder(options: &IngestOptions, folder: &Location) -> Result<Discove
     let names = |is: fn(&str) -> bool| -> Vec<&str> {
         listing.files.iter().map(|(path, _)| path.as_str()).filter(|path| is(path)).collect()
     };
+    if let Some(archive) = names(is_other_archive).first() {
+        let reason = format!(
+            "it holds `{archive}`, an archive that is not read: unpack it, recompress it as `.tar.zst`, or leave it out \
+             with `--ignore GLOB`"
+        );
+        return Err(wrong(folder, reason));
+    }
     let (images, tars, tables, lists) = (names(is_image), names(is_tar), names(is_table), names(is_list));
     let wants = |format| options.format == format || options.format == SourceFormat::Auto;
-    let wants_tars = wants(SourceFormat::Tar) || wants(SourceFormat::Imagenet) || wants(SourceFormat::Cifar);
+    let of_tars = [SourceFormat::Tar, SourceFormat::Webdataset, SourceFormat::Imagenet, SourceFormat::Cifar];
+    let wants_tars = of_tars.into_iter().any(wants);
     let forms = [
         (!images.is_empty() && wants(SourceFormat::Imagefolder), "images", "imagefolder", &images),
         (!tars.is_empty() && wants_tars, "tars", "tar", &tars),

@@ -61,13 +61,21 @@ impl PathGlob {
         &self.text
     }
 
-    /// The number of leading folders that the pattern names literally: below them are the class folders.
-    pub(super) fn fixed_folders(&self) -> usize {
-        let is_literal = |part: &&str| !part.contains(['*', '?', '[', '{']);
-        let parts: Vec<&str> = self.text.trim_start_matches("./").split('/').collect();
-        let folders =
-            if self.text.ends_with('/') || parts.len() == 1 { parts.len() } else { parts.len() - 1 };
-        parts[..folders].iter().copied().filter(|part| !part.is_empty()).take_while(is_literal).count()
+    /// The folders at the beginning of a matching path that the pattern stands for: below them are the class folders.
+    pub(super) fn folders_of(&self, path: &str) -> usize {
+        let folders = path.matches('/').count();
+        if self.any_depth {
+            let found = path.split('/').take(folders).position(|part| self.glob.is_match(part));
+            return found.map_or(0, |at| at + 1);
+        }
+        let parts: Vec<&str> = self.text.trim_start_matches("./").trim_end_matches('/').split('/').collect();
+        let of_files = !self.text.ends_with('/') && parts.len() > 1;
+        let mut named = &parts[..parts.len() - usize::from(of_files)];
+        // Any folder at all is a class.
+        while let [above @ .., "*"] = named {
+            named = above;
+        }
+        named.iter().take_while(|part| !part.contains("**")).count().min(folders)
     }
 }
 
@@ -86,9 +94,18 @@ mod tests {
     }
 
     #[test]
-    fn class_folders_begin_below_the_literal_folders_of_a_pattern() {
-        let fixed = |glob: &str| PathGlob::new(glob).expect("a pattern").fixed_folders();
-        assert_eq!([fixed("**"), fixed("val_images/**"), fixed("a/b/*.png"), fixed("a/b/")], [0, 1, 2, 2]);
-        assert_eq!([fixed("*/train/**"), fixed("val")], [0, 1]);
+    fn class_folders_begin_below_the_folders_of_a_pattern() {
+        let folders = |glob: &str, path: &str| PathGlob::new(glob).expect("a pattern").folders_of(path);
+        assert_eq!([folders("**", "a/b/1.png"), folders("val/**", "val/cat/1.png")], [0, 1]);
+        assert_eq!([folders("a/b/*.png", "a/b/1.png"), folders("a/b/", "a/b/cat/1.png")], [2, 2]);
+        assert_eq!(
+            [folders("fold[12]/**", "fold1/cat/1.png"), folders("*/train/**", "x/train/cat/1.png")],
+            [1, 2]
+        );
+        assert_eq!([folders("imgs", "data/imgs/cat/1.png"), folders("*.png", "data/1.png")], [2, 0]);
+        assert_eq!(
+            [folders("**/train/**", "x/train/cat/1.png"), folders("a/*/*.png", "a/cat/1.png")],
+            [0, 1]
+        );
     }
 }

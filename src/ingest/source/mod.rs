@@ -56,6 +56,8 @@ pub enum SourceFormat {
     Imagenet,
     /// WebDataset shards, or a tar that holds an ImageFolder.
     Tar,
+    /// WebDataset shards, whatever folders their images are in.
+    Webdataset,
     /// Hugging Face image datasets, one file or a folder of them.
     Parquet,
     /// The binary archives of CIFAR-10 and CIFAR-100.
@@ -72,6 +74,7 @@ impl SourceFormat {
             Self::Imagefolder => "imagefolder",
             Self::Imagenet => "imagenet",
             Self::Tar => "tar",
+            Self::Webdataset => "webdataset",
             Self::Parquet => "parquet",
             Self::Cifar => "cifar",
             Self::List => "list",
@@ -84,7 +87,7 @@ impl SourceFormat {
             Self::Auto => "unknown",
             Self::Imagefolder => "a folder of images",
             Self::Imagenet => "the ILSVRC2012 archives",
-            Self::Tar => "tars",
+            Self::Tar | Self::Webdataset => "tars",
             Self::Parquet => "Parquet tables",
             Self::Cifar => "CIFAR's binary archives",
             Self::List => "a list of images",
@@ -102,6 +105,15 @@ pub enum LabelsAs {
     Names,
     /// Every text is the number of a class.
     Numbers,
+}
+
+/// Which folder is the class of an image that has several between itself and its split.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ClassFolder {
+    /// The first one below the split, as torchvision's ImageFolder has it.
+    First,
+    /// The one around the image.
+    Last,
 }
 
 /// An image of a source that has not been validated yet.
@@ -209,10 +221,27 @@ impl Source {
 /// An option that has no effect on this form is an error.
 fn refuse_idle_options(options: &IngestOptions, format: SourceFormat) -> Result<(), IngestError> {
     let is = |formats: &[SourceFormat]| formats.contains(&format);
-    let columns = is(&[SourceFormat::Parquet, SourceFormat::List, SourceFormat::Tar]);
+    let columns =
+        is(&[SourceFormat::Parquet, SourceFormat::List, SourceFormat::Tar]) || options.labels.is_some();
+    let folders = is(&[SourceFormat::Imagefolder, SourceFormat::Tar]);
     let idle = [
         (options.labels.is_some() && options.unlabelled, "--labels", "`--unlabelled` takes no labels"),
         (options.classes.is_some() && options.unlabelled, "--classes", "`--unlabelled` takes no labels"),
+        (
+            options.label_column.is_some() && options.unlabelled,
+            "--label-column",
+            "`--unlabelled` takes no labels",
+        ),
+        (
+            !options.unlabelled_splits.is_empty() && options.unlabelled,
+            "--unlabelled-split",
+            "`--unlabelled` takes no labels of any split",
+        ),
+        (
+            options.class_folder.is_some() && (options.unlabelled || !folders),
+            "--class-folder",
+            "it says which folder is the class",
+        ),
         (
             options.labels.is_some()
                 && !is(&[SourceFormat::Imagenet, SourceFormat::Imagefolder, SourceFormat::Tar]),
@@ -227,7 +256,7 @@ fn refuse_idle_options(options: &IngestOptions, format: SourceFormat) -> Result<
         (
             options.label_column.is_some() && !columns,
             "--label-column",
-            "only Parquet, lists and WebDataset's json have columns of labels",
+            "only Parquet, lists, `--labels FILE` and WebDataset's json have columns of labels",
         ),
     ];
     match idle.into_iter().find(|(is_idle, ..)| *is_idle) {

@@ -1,8 +1,14 @@
 //! What names of files say.
 
-/// torchvision's `IMG_EXTENSIONS`, the other Netpbm kinds, and GIF.
-const EXTENSIONS: [&str; 12] =
-    ["jpg", "jpeg", "png", "ppm", "pgm", "pbm", "pnm", "bmp", "tif", "tiff", "webp", "gif"];
+use std::collections::{BTreeMap, BTreeSet};
+
+/// torchvision's `IMG_EXTENSIONS`, other names of the same kinds, and kinds that are rejected by name.
+const EXTENSIONS: [&str; 20] = [
+    "jpg", "jpeg", "jpe", "jfif", "png", "ppm", "pgm", "pbm", "pnm", "bmp", "tif", "tiff", "webp", "gif",
+    "heic", "heif", "avif", "jp2", "j2k", "jxl",
+];
+/// Endings of archives that are not read.
+const OTHER_ARCHIVES: [&str; 6] = [".zip", ".7z", ".rar", ".tar.xz", ".txz", ".tar.bz2"];
 /// Names that operating systems and tools leave beside files.
 const LITTER: [&str; 8] = [
     "__MACOSX",
@@ -14,8 +20,9 @@ const LITTER: [&str; 8] = [
     "$RECYCLE.BIN",
     "System Volume Information",
 ];
-/// Words that name a split, in lower case.
-const SPLIT_WORDS: [&str; 8] = ["train", "training", "val", "valid", "validation", "dev", "test", "testing"];
+/// Words that name a split, in lower case; those of a line mean the same.
+const SPLIT_WORDS: [&[&str]; 4] =
+    [&["train", "training"], &["val", "valid", "validation"], &["dev"], &["test", "testing"]];
 /// Endings of containers, which no split is called by.
 const CONTAINER_ENDINGS: [&str; 12] = [
     ".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst", ".parquet", ".csv", ".tsv", ".jsonl", ".ndjson", ".json",
@@ -30,6 +37,11 @@ pub(super) fn is_image_ending(ending: &str) -> bool {
 /// Whether the name is that of an image.
 pub(super) fn is_image(path: &str) -> bool {
     file_name(path).rsplit_once('.').is_some_and(|(_, ending)| is_image_ending(ending))
+}
+
+/// A path without the ending of an image.
+pub(super) fn without_image_ending(path: &str) -> &str {
+    path.rsplit_once('.').filter(|(_, ending)| is_image_ending(ending)).map_or(path, |(stem, _)| stem)
 }
 
 /// The key by which `sorted(os.walk(...))` orders files: the folder first, then the name.
@@ -50,6 +62,11 @@ pub(super) fn is_tar(path: &str) -> bool {
 /// Whether the name is that of a Parquet file.
 pub(super) fn is_table(path: &str) -> bool {
     ends_with(path, ".parquet")
+}
+
+/// Whether the name is that of an archive that is not read.
+pub(super) fn is_other_archive(path: &str) -> bool {
+    OTHER_ARCHIVES.iter().any(|end| ends_with(path, end))
 }
 
 /// Whether the name is that of a csv or jsonl file.
@@ -84,9 +101,33 @@ pub(super) fn splits_of_container(name: &str) -> Vec<&str> {
     words
 }
 
+/// The first shard that is not among files that are called `NAME-00000-of-00010…`, as all of its set are.
+pub(super) fn missing_shard<'a>(names: impl Iterator<Item = &'a str>) -> Option<String> {
+    let mut sets: BTreeMap<(&str, &str), BTreeSet<u64>> = BTreeMap::new();
+    for name in names {
+        let Some((before, after)) = name.split_once("-of-") else { continue };
+        let Some((prefix, number)) = before.rsplit_once('-') else { continue };
+        let total = &after[..after.bytes().take_while(u8::is_ascii_digit).count()];
+        if let (Ok(number), false) = (number.parse(), total.is_empty()) {
+            sets.entry((prefix, total)).or_default().insert(number);
+        }
+    }
+    sets.into_iter().find_map(|((prefix, total), numbers)| {
+        let missing = (0..total.parse().ok()?).find(|number| !numbers.contains(number))?;
+        Some(format!("{prefix}-{missing:0width$}-of-{total}", width = total.len()))
+    })
+}
+
 /// Whether this is a word that names a split.
 pub(super) fn is_split_word(word: &str) -> bool {
-    SPLIT_WORDS.iter().any(|split| split.eq_ignore_ascii_case(word))
+    SPLIT_WORDS.iter().copied().flatten().any(|split| split.eq_ignore_ascii_case(word))
+}
+
+/// What a split's name means: the same for all words of one meaning, in any case.
+pub(super) fn split_meaning(name: &str) -> String {
+    let name = name.to_lowercase();
+    let same = SPLIT_WORDS.iter().find(|words| words.contains(&name.as_str()));
+    same.map_or(name, |words| words[0].to_owned())
 }
 
 /// Whether a class of this name is more likely a folder of the layout than a kind of thing.
@@ -143,6 +184,15 @@ mod tests {
         ] {
             assert_eq!(splits_of_container(name), words, "{name}");
         }
+    }
+
+    #[test]
+    fn a_shard_that_is_missing_from_its_set_is_named() {
+        let missing = |names: &[&str]| missing_shard(names.iter().copied());
+        assert_eq!(missing(&["a-00000-of-00002.parquet", "a-00001-of-00002-x.parquet", "b.parquet"]), None);
+        let names = ["d/a-00000-of-00003.parquet", "d/a-00002-of-00003.parquet", "e/a-00000-of-00001.tar"];
+        assert_eq!(missing(&names), Some("d/a-00001-of-00003".into()));
+        assert_eq!(missing(&["best-of-2.tar", "x-1-of-y.tar"]), None);
     }
 
     #[test]

@@ -148,7 +148,7 @@ pub(super) struct Records<'a> {
     pub(super) origins: Vec<String>,
     pub(super) list: Vec<Record>,
     pub(super) class_names: Option<ClassNames>,
-    /// Labels of images without a class folder, by the image's name without its ending.
+    /// Labels of images without a class folder, by path or name as their list has it, with or without the ending.
     pub(super) labels: Option<HashMap<String, Word>>,
     pub(super) naming: Naming,
     /// The folder whose files the images are, and its number among the containers.
@@ -210,18 +210,20 @@ impl<'a> Records<'a> {
     /// Adds a record, unless its path is hidden or ignored.
     pub(super) fn push(&mut self, record: Record) {
         let path = self.shown(&record);
-        if !self.passes_over(&path) {
+        if !self.passes_over(passed_over_reason(self.options, &path), &path) {
             self.list.push(record);
         }
     }
 
-    /// Passes over an entry whose path is hidden or matches `--ignore`. Whether it was one.
-    pub(super) fn passes_over(&mut self, path: &str) -> bool {
-        // What a list names is not hidden.
-        let reason = match self.naming {
-            Naming::AsIs => ignored(self.options, path),
-            Naming::BelowSplit | Naming::ByLabel => passed_over_reason(self.options, path),
-        };
+    /// Adds a row of a table or a line of a list, unless its path is ignored: what they name is not hidden.
+    pub(super) fn push_row(&mut self, record: Record) {
+        let path = self.shown(&record);
+        if !self.passes_over(ignored(self.options, &path), &path) {
+            self.list.push(record);
+        }
+    }
+
+    fn passes_over(&mut self, reason: Option<String>, path: &str) -> bool {
         let Some(reason) = reason else { return false };
         count(&mut self.passed_over, reason, || path.to_owned());
         true
@@ -229,7 +231,7 @@ impl<'a> Records<'a> {
 
     /// Counts an entry that is not an image by its name.
     pub(super) fn pass_over(&mut self, reason: &str, path: &str) {
-        if !self.passes_over(path) {
+        if !self.passes_over(passed_over_reason(self.options, path), path) {
             count(&mut self.passed_over, reason, || path.to_owned());
         }
     }
@@ -242,14 +244,12 @@ impl<'a> Records<'a> {
 
 /// Why a path is passed over by its name alone; `None` where it is not.
 pub(super) fn passed_over_reason(options: &IngestOptions, path: &str) -> Option<String> {
-    if super::names::hidden(path).is_some() {
-        return Some("hidden or litter of a system".into());
-    }
     ignored(options, path)
+        .or_else(|| super::names::hidden(path).map(|_| "hidden or litter of a system".to_owned()))
 }
 
 /// The pattern by which a path is left out.
-fn ignored(options: &IngestOptions, path: &str) -> Option<String> {
+pub(super) fn ignored(options: &IngestOptions, path: &str) -> Option<String> {
     let glob = options.ignore.iter().find(|glob| glob.matches(path))?;
     Some(format!("--ignore {}", glob.text()))
 }

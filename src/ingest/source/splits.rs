@@ -4,10 +4,10 @@
 //! folder, between `-`, `_` and `.` in the name of a container, or in a column `split`. If every record has
 //! one, they are the splits; if none has, there is one split; anything else can be read in two ways and is an error.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::discover::examples;
-use super::names::{file_name, split_of_folder, splits_of_container};
+use super::discover::{examples, whole_path};
+use super::names::{file_name, split_meaning, split_of_folder, splits_of_container};
 use super::records::{Record, Records};
 use crate::ingest::IngestError;
 use crate::storage::Location;
@@ -76,7 +76,7 @@ fn by_patterns(records: &Records<'_>) -> Result<Splits, IngestError> {
         }
         let origin = &records.origins[record.origin as usize];
         let depth =
-            glob.fixed_folders().saturating_sub(origin.split('/').filter(|part| !part.is_empty()).count());
+            glob.folders_of(&path).saturating_sub(origin.split('/').filter(|part| !part.is_empty()).count());
         let folders: Vec<usize> = record.path.match_indices('/').map(|(at, _)| at + 1).collect();
         let below = depth.min(folders.len()).checked_sub(1).map_or(0, |last| folders[last]);
         splits.push(name, below);
@@ -106,12 +106,17 @@ fn by_words(records: &Records<'_>) -> Result<Splits, IngestError> {
     let has_column = records.list.iter().any(|record| record.split.is_some());
     let mut found: Vec<Found<'_>> = Vec::with_capacity(records.list.len());
     for record in &records.list {
-        found.push(match record.split {
-            Some(word) => Some((records.text(word), 0)),
+        let of_origin = of_origins[record.origin as usize];
+        found.push(match record.split.map(|word| records.text(word)) {
+            Some(word) => match of_origin.filter(|other| split_meaning(other) != split_meaning(word)) {
+                Some(other) => return Err(two_words(records, &records.shown(record), other, word)),
+                None => Some((word, 0)),
+            },
             None if has_column => None,
-            None => word_of(records, record, of_origins[record.origin as usize])?,
+            None => word_of(records, record, of_origin)?,
         });
     }
+    check_above(records, &found)?;
     let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
     for (word, _) in found.iter().flatten() {
         *counts.entry(word).or_default() += 1;
@@ -126,7 +131,20 @@ fn by_words(records: &Records<'_>) -> Result<Splits, IngestError> {
         records.list.iter().for_each(|_| splits.push(&name, 0));
         return Ok(splits);
     }
+    let mut meanings: BTreeMap<String, &str> = BTreeMap::new();
+    for word in counts.keys() {
+        if let Some(other) = meanings.insert(split_meaning(word), word) {
+            return Err(records.wrong(format!(
+                "the splits `{other}` and `{word}` mean the same, but are two names: `--splits NAME=GLOB` says which \
+                 images are which split; in a column, write one of the names"
+            )));
+        }
+    }
     let all = with == records.list.len() as u64;
+    // A word that is the only one may be a class beside others: then `--split` does not say which is meant.
+    if !all && has_wanted && counts.len() == 1 {
+        return Err(mixed(records, &found, &counts));
+    }
     if !all && !has_wanted {
         if let Some(name) = wanted {
             splits.understood = format!("splits: all images are `{name}`, by `--split`");
@@ -194,12 +212,21 @@ fn single_split(records: &Records<'_>, splits: &mut Splits) -> String {
     }
 }
 
-/// The word that the source's own folder is: that of a folder itself, that around a file.
+/// The word that the source's own folder is: that of a folder itself, that around a file or around all files.
 fn own_word(sources: &[Location], origins: &[String]) -> Option<String> {
     let source = sources.first()?;
     let is_folder = origins.iter().any(String::is_empty)
         || sources.len() == 1 && source.local_path().is_some_and(std::path::Path::is_dir);
-    let folder = if is_folder { source.clone() } else { source.folder()? };
+    let mut folder = if is_folder { source.clone() } else { source.folder()? };
+    if sources.len() > 1 {
+        let holds_all = |folder: &Location| {
+            let prefix = whole_path(folder) + "/";
+            sources.iter().all(|source| whole_path(source).starts_with(&prefix))
+        };
+        while !holds_all(&folder) {
+            folder = folder.folder()?;
+        }
+    }
     let name = match folder.local_path() {
         Some(path) => path.file_name()?.to_str()?.to_owned(),
         None => folder.file_name().to_owned(),
@@ -212,7 +239,7 @@ fn word_of_origin<'a>(records: &Records<'_>, origin: &'a str) -> Result<Option<&
     let (folders, _) = origin.rsplit_once('/').unwrap_or(("", origin));
     let mut words: Vec<&str> = folders.split('/').filter_map(split_of_folder).collect();
     words.extend(splits_of_container(file_name(origin)));
-    let differing = words.iter().find(|word| !word.eq_ignore_ascii_case(words[0]));
+    let differing = words.iter().find(|word| split_meaning(word) != split_meaning(words[0]));
     match differing {
         Some(other) => Err(two_words(records, origin, words[0], other)),
         None => Ok(words.first().copied()),
@@ -226,18 +253,44 @@ fn word_of<'a>(
     of_origin: Option<&'a str>,
 ) -> Result<Found<'a>, IngestError> {
     let mut start = 0;
+    let mut found: Found<'_> = of_origin.map(|word| (word, 0));
+    let mut is_folder = false;
     for (end, _) in record.path.match_indices('/') {
         if let Some(word) = split_of_folder(&record.path[start..end]) {
-            return match of_origin {
-                Some(other) if !other.eq_ignore_ascii_case(word) => {
-                    Err(two_words(records, &records.shown(record), other, word))
+            match found {
+                Some((other, _)) if split_meaning(other) != split_meaning(word) => {
+                    return Err(two_words(records, &records.shown(record), other, word));
                 }
-                _ => Ok(Some((of_origin.unwrap_or(word), end + 1))),
-            };
+                // The topmost folder counts; one of the same meaning below it may be a class.
+                Some(_) if is_folder => {}
+                _ => found = Some((of_origin.unwrap_or(word), end + 1)),
+            }
+            is_folder = true;
         }
         start = end + 1;
     }
-    Ok(of_origin.map(|word| (word, 0)))
+    Ok(found)
+}
+
+/// Folders above those that are called like a split are the same for all images, or they mean something.
+fn check_above(records: &Records<'_>, found: &[Found<'_>]) -> Result<(), IngestError> {
+    let mut above: BTreeSet<&str> = BTreeSet::new();
+    for (record, found) in records.list.iter().zip(found) {
+        if let Some((_, below)) = found.filter(|(_, below)| *below > 0) {
+            let folders = record.path[..below - 1].rsplit_once('/').map_or("", |(above, _)| above);
+            above.insert(folders);
+        }
+    }
+    if above.len() < 2 {
+        return Ok(());
+    }
+    let shown: Vec<&str> = above.into_iter().filter(|folders| !folders.is_empty()).collect();
+    Err(records.wrong(format!(
+        "folders that are called like a split are below several others, such as {}: ingest one of those alone \
+         (`--ignore GLOB`), or say what is a split: with `--splits 'train=*/train/**'` class folders are below it, \
+         with `--splits 'train=**/train/**'` above it",
+        examples(&shown)
+    )))
 }
 
 fn two_words(records: &Records<'_>, path: &str, one: &str, other: &str) -> IngestError {

@@ -88,6 +88,8 @@ pub(in crate::ingest::source) enum Skipped {
     Continuation,
     /// An entry of a type that is not read.
     UnknownType(u8),
+    /// A file with the name of a later one, which unpacking leaves.
+    Replaced,
 }
 
 impl fmt::Display for Skipped {
@@ -107,6 +109,7 @@ impl fmt::Display for Skipped {
             }
             Self::SparseFormat => f.write_str("a sparse file in a format other than GNU tar's"),
             Self::Continuation => f.write_str("the rest of a file from another volume"),
+            Self::Replaced => f.write_str("replaced by a later member of the same name"),
             Self::UnknownType(kind) => write!(f, "an entry of unknown type `{}`", kind.escape_ascii()),
         }
     }
@@ -473,7 +476,10 @@ fn index_of<R: Read + Seek>(
     for ((place, slot), stays) in slots.into_iter().enumerate().zip(stays) {
         let path = slot.path;
         match slot.kind {
-            _ if !stays => {}
+            Kind::File { .. } | Kind::HardLink { .. } if !stays => {
+                index.others.push((path, Skipped::Replaced))
+            }
+            Kind::Other(_) if !stays => {}
             Kind::File { bytes, extent, text } => index.members.push(Member { path, bytes, extent, text }),
             Kind::Other(reason) => index.others.push((path, reason)),
             Kind::HardLink { target } => match linked.remove(&place) {

@@ -3,10 +3,12 @@
 use std::collections::HashMap;
 
 use super::super::archive::{SourceFile, Spool, compression, looks_like_tar};
-use super::super::discover::Container;
+use super::super::discover::{Container, examples};
 use super::super::names::file_name;
 use super::super::records::Records;
 use super::super::{SourceFormat, wrong};
+use super::columns::{self, LABEL_NAMES, is_label_name};
+use super::list::PATH_NAMES;
 use super::mat;
 use super::tars::Tar;
 use crate::ingest::IngestError;
@@ -20,6 +22,8 @@ pub(super) const CSV: &str = "LOC_val_solution.csv";
 pub(super) const GROUND_TRUTH: &str = "ILSVRC2012_validation_ground_truth.txt";
 /// The file that gives numbers their WordNet ids.
 const META: &str = "data/meta.mat";
+/// Titles of a column of images that are not paths.
+const ID_NAMES: [&str; 4] = ["id", "image_id", "imageid", "img"];
 /// How ILSVRC2012's validation images are called.
 const VALIDATION_PREFIX: &str = "ILSVRC2012_val_";
 
@@ -37,7 +41,7 @@ pub(in super::super) fn find_labels(
         return Ok(());
     }
     if let Some(file) = &records.options.labels {
-        let labels = labels_from(file)?;
+        let labels = labels_from(file, records.options.label_column.as_deref())?;
         records.understood.push(format!("labels of images outside class folders: `{}`", file.file_name()));
         give_labels(records, labels);
         return Ok(());
@@ -49,7 +53,7 @@ pub(in super::super) fn find_labels(
     }
     let known = [CSV, ARCHIVE];
     if let Some((name, file)) = others.iter().find(|(name, _)| known.contains(&file_name(name))) {
-        let labels = labels_from(file)?;
+        let labels = labels_from(file, None)?;
         records.understood.push(format!("labels of images outside class folders: `{name}`"));
         give_labels(records, labels);
     }
@@ -58,12 +62,15 @@ pub(in super::super) fn find_labels(
 
 /// Gives the records labels by their names.
 pub(super) fn give_labels(records: &mut Records<'_>, labels: HashMap<String, String>) {
-    let words = labels.into_iter().map(|(stem, class)| (stem, records.word(&class))).collect();
+    let words = labels.into_iter().map(|(name, class)| (name, records.word(&class))).collect();
     records.labels = Some(words);
 }
 
-/// The class of each image, by its name without ending, from a development kit or a csv.
-pub(super) fn labels_from(location: &Location) -> Result<HashMap<String, String>, IngestError> {
+/// The class of each image, by its path or name as they are written, from a development kit or a csv.
+pub(super) fn labels_from(
+    location: &Location,
+    label_column: Option<&str>,
+) -> Result<HashMap<String, String>, IngestError> {
     let head = SourceFile::open(location)?.head(512)?;
     let compression = compression(&head);
     if compression.is_some() || looks_like_tar(&head) {
@@ -71,7 +78,7 @@ pub(super) fn labels_from(location: &Location) -> Result<HashMap<String, String>
             Container { location: location.clone(), name: location.file_name().to_owned(), compression };
         return labels_of_kit(&Tar::open(&container, &Spool::new(), None)?);
     }
-    labels_of_csv(location)
+    labels_of_csv(location, label_column)
 }
 
 /// The same from an open kit.
@@ -101,38 +108,66 @@ pub(super) fn labels_of_kit(kit: &Tar) -> Result<HashMap<String, String>, Ingest
     Ok(labels)
 }
 
-/// A csv of image and class; what follows the class (Kaggle's boxes) is ignored, and so is a first line of titles.
-fn labels_of_csv(file: &Location) -> Result<HashMap<String, String>, IngestError> {
+/// A csv of image and class. A first line of titles says which columns these are; without it there are two.
+fn labels_of_csv(
+    file: &Location,
+    label_column: Option<&str>,
+) -> Result<HashMap<String, String>, IngestError> {
     let bytes = file.read()?;
     let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&bytes);
     let mut reader =
         csv::ReaderBuilder::new().has_headers(false).flexible(true).trim(csv::Trim::All).from_reader(bytes);
+    let rows: Vec<csv::StringRecord> =
+        reader.records().collect::<Result<_, _>>().map_err(|error| wrong(file, error.to_string()))?;
+    let Some(first) = rows.first() else { return Err(wrong(file, "it is empty")) };
+    let titles: Vec<&str> = first.iter().collect();
+    let is_of_image =
+        |title: &str| PATH_NAMES.iter().chain(&ID_NAMES).any(|known| title.eq_ignore_ascii_case(known));
+    let has_titles =
+        label_column.is_some() || titles.iter().any(|title| is_label_name(title) || is_of_image(title));
+    let (mut image, mut label) = (0, 1);
+    if has_titles {
+        let chosen = columns::choose(&titles, "--label-column", label_column, &LABEL_NAMES);
+        let only_other =
+            (titles.len() == 2).then(|| usize::from(titles.first().is_some_and(|it| is_of_image(it))));
+        label = chosen.map_err(|reason| wrong(file, reason))?.or(only_other).ok_or_else(|| {
+            let reason =
+                format!("no column of labels; its columns are {} (`--label-column`)", examples(&titles));
+            wrong(file, reason)
+        })?;
+        let others = || (0..titles.len()).filter(|&at| at != label);
+        let found = others().find(|&at| is_of_image(titles[at])).or_else(|| others().next());
+        image = found.ok_or_else(|| wrong(file, "it has no column of images beside that of labels"))?;
+    }
     let mut labels: HashMap<String, String> = HashMap::new();
-    for (line, record) in (1..).zip(reader.records()) {
-        let record = record.map_err(|error| wrong(file, error.to_string()))?;
-        let name = record.get(0).unwrap_or_default();
-        let text = record.get(1).unwrap_or_default();
+    for (line, row) in (1..).zip(&rows).skip(usize::from(has_titles)) {
+        if !has_titles && row.len() > 2 {
+            let reason = format!(
+                "line {line} has {} columns, and no line of titles says which is which, such as `filename,label`",
+                row.len()
+            );
+            return Err(wrong(file, reason));
+        }
+        let (Some(name), Some(text)) = (row.get(image).filter(|name| !name.is_empty()), row.get(label))
+        else {
+            return Err(wrong(file, format!("line {line}: expected an image and its class, as `1.jpg,cat`")));
+        };
         // Kaggle's csv has a WordNet id and boxes in one field.
         let class = text.split_whitespace().next().filter(|first| is_wnid(first)).unwrap_or(text);
-        if line == 1 && !super::super::names::is_image(name) && !is_wnid(class) {
-            continue;
-        }
-        if class.is_empty() {
-            return Err(wrong(file, format!("line {line}: expected an image and its class, as `1.jpg,cat`")));
-        }
-        let stem = file_name(name).split('.').next().unwrap_or(name);
-        if let Some(other) = labels.insert(stem.to_owned(), class.to_owned())
+        let name = name.trim_start_matches("./");
+        if let Some(other) = labels.insert(name.to_owned(), class.to_owned())
             && other != class
         {
             return Err(wrong(
                 file,
-                format!("line {line}: `{stem}` has two classes, `{other}` and `{class}`"),
+                format!("line {line}: `{name}` has two classes, `{other}` and `{class}`"),
             ));
         }
     }
     Ok(labels)
 }
 
-fn is_wnid(text: &str) -> bool {
+/// Whether a text is a WordNet id, such as n01440764.
+pub(super) fn is_wnid(text: &str) -> bool {
     text.len() > 1 && text.starts_with('n') && text[1..].bytes().all(|byte| byte.is_ascii_digit())
 }

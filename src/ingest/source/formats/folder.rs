@@ -61,7 +61,9 @@ fn list_local(folder: &Path, below: &str, chain: &[(u64, u64)]) -> Result<Listin
         // One look-up a file: it follows links.
         let metadata = match std::fs::metadata(&path) {
             Ok(metadata) => metadata,
-            Err(_) if path.is_symlink() => return Ok(Found::Fault(shown, Fault::BrokenLink)),
+            Err(error) if path.is_symlink() && leads_nowhere(&error) => {
+                return Ok(Found::Fault(shown, Fault::BrokenLink));
+            }
             Err(error) => return Err(failed("look up", path.display().to_string(), error)),
         };
         let id = (metadata.dev(), metadata.ino());
@@ -95,13 +97,21 @@ fn list_local(folder: &Path, below: &str, chain: &[(u64, u64)]) -> Result<Listin
     Ok(listing)
 }
 
+/// Whether a link cannot be followed because of what it is, rather than because of the file system.
+fn leads_nowhere(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind;
+    let is_circle = error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error());
+    is_circle || matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
+}
+
 /// Adds the folder's images.
 pub(in super::super) fn collect(records: &mut Records<'_>, root: &Location, listing: Listing) {
     let origin = records.add_origin("");
     let container = records.containers.add_folder(root.clone());
     records.folder = Some((container, root.clone()));
     for (path, fault) in listing.faults {
-        if is_image(&path) {
+        // What a broken link was to be is not known: it may have been a class.
+        if is_image(&path) || fault == Fault::BrokenLink {
             push(records, origin, path, Place::NOWHERE, Some(fault));
         } else {
             records.pass_over(fault.reason(), &path);

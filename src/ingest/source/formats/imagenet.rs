@@ -25,15 +25,20 @@ enum Kind {
     PassedOver(&'static str),
 }
 
+/// Whether a member is the tar of a class, called by its WordNet id.
+fn is_class(member: &Member) -> bool {
+    file_name(&member.path).strip_suffix(".tar").is_some_and(devkit::is_wnid)
+}
+
 fn kind(tar: &Tar) -> Option<Kind> {
     let members = &tar.index.members;
     let all = |is: fn(&Member) -> bool| !members.is_empty() && members.iter().all(is);
     let first = members.first().map_or("", |member| file_name(&member.path));
     Some(match () {
-        () if all(|member| member.path.ends_with(".tar")) && tar.name.contains("_t3") => {
+        () if all(is_class) && tar.name.contains("_t3") => {
             Kind::PassedOver("the training images of task 3, which task 1 holds too")
         }
-        () if all(|member| member.path.ends_with(".tar")) => Kind::Training,
+        () if all(is_class) => Kind::Training,
         // In a folder of their class they are an ImageFolder.
         () if members.first().is_some_and(|member| member.path.starts_with("ILSVRC2012_val_")) => {
             Kind::Validation
@@ -101,7 +106,7 @@ pub(super) fn collect(
         others.iter().filter(|(name, _)| file_name(name) == devkit::CSV).map(|(_, file)| file.clone());
     for file in listed.chain(beside) {
         if file.exists()? {
-            let labels = devkit::labels_from(&file)?;
+            let labels = devkit::labels_from(&file, None)?;
             records.understood.push(format!("labels of the validation images: `{}`", file.file_name()));
             devkit::give_labels(records, labels);
             return Ok(());

@@ -3,18 +3,18 @@
 //! Paths start at the folder of the list; on this machine they may be absolute. A list without a column of
 //! labels is a set of unlabelled images.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::super::archive::{Extent, failed};
 use super::super::discover::{Container, examples};
 use super::super::records::{Evidence, Fault, Naming, Place, Record, Records};
 use super::super::wrong;
 use super::columns::{self, LABEL_NAMES, SPLIT_NAME};
-use crate::ingest::{IngestError, IngestOptions};
+use crate::ingest::IngestError;
 use crate::storage::Location;
 
 /// Names of the column that holds the path.
-const PATH_NAMES: [&str; 9] =
+pub(super) const PATH_NAMES: [&str; 9] =
     ["path", "file", "filename", "file_name", "image", "filepath", "file_path", "image_path", "img_path"];
 /// What separates the columns of a csv, tried in this order.
 const SEPARATORS: [char; 3] = [',', '\t', ';'];
@@ -81,7 +81,7 @@ pub(in super::super) fn collect(records: &mut Records<'_>, lists: &[Container]) 
                 None => Evidence::Absent,
             };
             let split = split.map(|split| records.word(&split));
-            records.push(Record { origin, path: relative.into(), evidence, split, place, fault });
+            records.push_row(Record { origin, path: relative.into(), evidence, split, place, fault });
         }
     }
     Ok(())
@@ -143,41 +143,65 @@ fn lines(records: &mut Records<'_>, list: &Location) -> Result<Vec<Line>, Ingest
     let text = std::str::from_utf8(&bytes)
         .map_err(|_| wrong(list, "not UTF-8 text; convert it: `iconv -f UTF-16 -t UTF-8`"))?;
     let text = text.trim_start_matches('\u{FEFF}');
-    if text.trim_start().starts_with('{') {
-        jsonl(records.options, list, text)
-    } else {
-        csv(records, list, text)
-    }
+    if text.trim_start().starts_with('{') { jsonl(records, list, text) } else { csv(records, list, text) }
 }
 
-fn jsonl(options: &IngestOptions, list: &Location, text: &str) -> Result<Vec<Line>, IngestError> {
-    let mut lines = Vec::new();
+fn jsonl(records: &mut Records<'_>, list: &Location, text: &str) -> Result<Vec<Line>, IngestError> {
+    let options = records.options;
+    let mut objects = Vec::new();
+    let mut names: Vec<String> = Vec::new();
+    let mut known: HashSet<String> = HashSet::new();
     for (number, line) in (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty()) {
         let bad = |reason: String| wrong(list, format!("line {number}: {reason}"));
         let value: serde_json::Value = serde_json::from_str(line).map_err(|error| bad(error.to_string()))?;
-        let Some(object) = value.as_object() else { return Err(bad("not a JSON object".into())) };
-        let names: Vec<&str> = object.keys().map(String::as_str).collect();
-        let column = |option, asked: &Option<String>, known: &[&str]| {
-            columns::choose(&names, option, asked.as_deref(), known).map_err(bad)
+        let serde_json::Value::Object(object) = value else { return Err(bad("not a JSON object".into())) };
+        for name in object.keys().filter(|name| !known.contains(*name)).cloned().collect::<Vec<_>>() {
+            known.insert(name.clone());
+            names.push(name);
+        }
+        objects.push((number, object));
+    }
+    // What a field means is decided over all lines together.
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let column = |option, asked: &Option<String>, known: &[&str]| {
+        columns::choose(&names, option, asked.as_deref(), known).map_err(|reason| wrong(list, reason))
+    };
+    let path = column("--image-column", &options.image_column, &PATH_NAMES)?
+        .ok_or_else(|| wrong(list, format!("no field of paths; its fields are {}", examples(&names))))?;
+    let label = column("--label-column", &options.label_column, &LABEL_NAMES)?;
+    let split = names.iter().position(|name| name.eq_ignore_ascii_case(SPLIT_NAME));
+    note_label_column(records, label.map(|label| names[label]));
+    let mut lines = Vec::with_capacity(objects.len());
+    for (number, object) in objects {
+        let bad = |reason: String| wrong(list, format!("line {number}: {reason}"));
+        let Some(serde_json::Value::String(path)) = object.get(names[path]) else {
+            return Err(bad(format!("its field `{}` holds no path", names[path])));
         };
-        let path = column("--image-column", &options.image_column, &PATH_NAMES)?;
-        let Some(serde_json::Value::String(path)) = path.map(|at| &object[names[at]]) else {
-            return Err(bad(format!("no path; its fields are {}", examples(&names))));
+        let text = |at: Option<usize>, what: &str| match at.and_then(|at| object.get(names[at])) {
+            None | Some(serde_json::Value::Null) => Ok(None),
+            Some(serde_json::Value::String(text)) => Ok(Some(text.clone()).filter(|text| !text.is_empty())),
+            Some(serde_json::Value::Number(number)) => Ok(Some(number.to_string())),
+            Some(_) => Err(bad(format!("its {what} is neither a name nor a number"))),
         };
-        let label = column("--label-column", &options.label_column, &LABEL_NAMES)?;
-        let label = match label.map(|at| &object[names[at]]) {
-            None | Some(serde_json::Value::Null) => None,
-            Some(serde_json::Value::String(name)) => Some(name.clone()),
-            Some(serde_json::Value::Number(number)) => Some(number.to_string()),
-            Some(_) => return Err(bad("its label is neither a name nor a number".into())),
-        };
-        let split = match object.get(SPLIT_NAME) {
-            Some(serde_json::Value::String(split)) if !split.is_empty() => Some(split.clone()),
-            _ => None,
-        };
-        lines.push(Line { number, path: path.clone(), label, split });
+        lines.push(Line {
+            number,
+            path: path.clone(),
+            label: text(label, "label")?,
+            split: text(split, "split")?,
+        });
     }
     Ok(lines)
+}
+
+/// Notes for people where labels come from.
+fn note_label_column(records: &mut Records<'_>, column: Option<&str>) {
+    let sentence = match column {
+        Some(column) => format!("labels: from the column `{column}`"),
+        None => "labels: none, since no column is called like one (`--label-column` names one)".into(),
+    };
+    if !records.understood.contains(&sentence) {
+        records.understood.push(sentence);
+    }
 }
 
 fn csv(records: &mut Records<'_>, list: &Location, text: &str) -> Result<Vec<Line>, IngestError> {
@@ -213,10 +237,7 @@ fn csv(records: &mut Records<'_>, list: &Location, text: &str) -> Result<Vec<Lin
     let path = column("--image-column", &options.image_column, &PATH_NAMES)?.unwrap_or(0);
     let label = column("--label-column", &options.label_column, &LABEL_NAMES)?;
     let split = names.iter().position(|name| name.eq_ignore_ascii_case(SPLIT_NAME));
-    records.understood.push(match label {
-        Some(label) => format!("labels: from the column `{}`", names[label]),
-        None => "labels: none, since no column is called like one (`--label-column` names one)".into(),
-    });
+    note_label_column(records, label.map(|label| names[label]));
     let mut lines = Vec::new();
     for record in reader.records() {
         let record = record.map_err(bad)?;

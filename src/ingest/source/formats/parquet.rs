@@ -3,6 +3,7 @@
 //! Rows come out of compressed row groups in order only. So labels and names are read first, for the plan; the
 //! images are copied to this machine once it is carried out, and read from the copy in any order.
 
+use std::collections::BTreeMap;
 use std::io::{Seek, SeekFrom};
 
 use arrow::array::{Array, ArrayRef, AsArray, StructArray};
@@ -11,11 +12,12 @@ use bytes::Bytes;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 use parquet::errors::ParquetError;
+use parquet::file::metadata::ColumnChunkMetaData;
 use parquet::file::reader::{ChunkReader, Length};
 use rayon::prelude::*;
 
 use super::super::archive::{Containers, Extent, SourceFile, Spool, Window};
-use super::super::discover::Container;
+use super::super::discover::{Container, examples};
 use super::super::names::file_name;
 use super::super::records::{ClassNames, Evidence, Fault, Naming, Place, Record, Records};
 use super::super::{Entry, wrong};
@@ -36,6 +38,8 @@ const IMAGE_NAMES: [&str; 6] = ["image", "img", "picture", "jpg", "jpeg", "png"]
 #[derive(Debug)]
 pub(in super::super) struct Table {
     location: Location,
+    /// As it was listed: a change since then is an error.
+    file: SourceFile,
     /// The column of images.
     image: String,
 }
@@ -49,6 +53,8 @@ struct Listed {
     splits: Option<Texts>,
     class_names: Option<Vec<String>>,
     label_column: Option<String>,
+    /// Whether any row may have bytes, by the table's statistics.
+    has_bytes: bool,
     /// The mean size of an image by the table's metadata.
     mean_bytes: u64,
 }
@@ -69,6 +75,7 @@ pub(in super::super) fn collect(
         .collect::<Result<_, IngestError>>()?;
     let mut tables = Vec::with_capacity(listed.len());
     let mut first_names: Option<(String, Vec<String>)> = None;
+    let (mut columns, mut without_labels) = (BTreeMap::<String, String>::new(), Vec::new());
     for (file, listed) in files.iter().zip(listed) {
         if let Some(names) = listed.class_names {
             match &first_names {
@@ -87,13 +94,9 @@ pub(in super::super) fn collect(
                 None => first_names = Some((file.name.clone(), names)),
             }
         }
-        if tables.is_empty() {
-            records.understood.push(match &listed.label_column {
-                Some(column) => format!("labels: from the column `{column}`"),
-                None => {
-                    "labels: none, since no column is called like one (`--label-column` names one)".into()
-                }
-            });
+        match &listed.label_column {
+            Some(column) => drop(columns.insert(column.clone(), file.name.clone())),
+            None => without_labels.push(file.name.clone()),
         }
         let origin = records.add_origin(&file.name);
         let number = tables.len() as u32;
@@ -109,10 +112,30 @@ pub(in super::super) fn collect(
             let split = split.filter(|split| !split.is_empty()).map(|split| records.word(split));
             let extent = Extent::Range { offset: row as u64 };
             let place = Place { container: number, extent, bytes: listed.mean_bytes };
-            records.push(Record { origin, path, evidence, split, place, fault: None });
+            let fault = (!listed.has_bytes).then_some(Fault::NoBytes);
+            records.push_row(Record { origin, path, evidence, split, place, fault });
         }
         tables.push(listed.table);
     }
+    if columns.len() > 1 && !options.unlabelled {
+        let each: Vec<String> =
+            columns.iter().map(|(column, file)| format!("`{column}` in `{file}`")).collect();
+        let reason = format!(
+            "labels are in columns of different names, {}: `--label-column` names one, or ingest one kind of table at a \
+             time",
+            each.join(", ")
+        );
+        return Err(records.wrong(reason));
+    }
+    let none = "no column is called like one (`--label-column` names one)";
+    records.understood.push(match columns.keys().next() {
+        Some(column) if without_labels.is_empty() => format!("labels: from the column `{column}`"),
+        Some(column) => {
+            format!("labels: from the column `{column}`; none in {}: {none}", examples(&without_labels))
+        }
+        None if options.unlabelled => "labels: none, by `--unlabelled`".into(),
+        None => format!("labels: none, since {none}"),
+    });
     if let Some((origin, names)) = first_names {
         records.class_names = Some(ClassNames { names, origin: format!("the class list of `{origin}`") });
     }
@@ -125,14 +148,17 @@ fn guarded<T>(location: &Location, work: impl FnOnce() -> Result<T, IngestError>
         .unwrap_or_else(|message| Err(wrong(location, format!("damaged: its reader failed: {message}"))))
 }
 
-fn open(location: &Location) -> Result<ParquetRecordBatchReaderBuilder<Chunks>, IngestError> {
-    let file = SourceFile::open(location)?;
+fn open(
+    location: &Location,
+    file: SourceFile,
+) -> Result<ParquetRecordBatchReaderBuilder<Chunks>, IngestError> {
     ParquetRecordBatchReaderBuilder::try_new(Chunks { file, location: location.clone() })
         .map_err(|error| wrong(location, error.to_string()))
 }
 
 fn list(options: &IngestOptions, location: &Location) -> Result<Listed, IngestError> {
-    let builder = open(location)?;
+    let file = SourceFile::open(location)?;
+    let builder = open(location, file.clone())?;
     let schema = builder.schema().clone();
     let names: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
     let choose = |option, asked: &Option<String>, known: &[&str]| {
@@ -144,13 +170,20 @@ fn list(options: &IngestOptions, location: &Location) -> Result<Listed, IngestEr
         wrong(location, reason)
     })?;
     check_image_column(location, &schema, image)?;
-    let label = choose("--label-column", &options.label_column, &LABEL_NAMES)?;
+    let label = if options.unlabelled {
+        None
+    } else {
+        choose("--label-column", &options.label_column, &LABEL_NAMES)?
+    };
     if let Some(label) = label {
         check_label_column(location, &schema, label)?;
     }
     let split = names.iter().position(|name| name.eq_ignore_ascii_case(SPLIT_NAME));
-    let split = split.filter(|&at| is_text(schema.field(at).data_type()));
-    let class_names = label.and_then(|label| class_names(&builder, &schema, names[label]));
+    if let Some(split) = split {
+        check_label_column(location, &schema, split)?;
+    }
+    let class_names = |at: Option<usize>| at.and_then(|at| names_of_numbers(&builder, &schema, names[at]));
+    let (class_names, split_names) = (class_names(label), class_names(split));
     let (rows, image_bytes) = builder.metadata().row_groups().iter().fold((0, 0), |(rows, bytes), group| {
         let columns = group.columns().iter();
         let of_image = columns.filter(|column| {
@@ -160,6 +193,16 @@ fn list(options: &IngestOptions, location: &Location) -> Result<Listed, IngestEr
         });
         let size = of_image.map(|column| u64::try_from(column.uncompressed_size()).unwrap_or(0)).sum::<u64>();
         (rows + u64::try_from(group.num_rows()).unwrap_or(0), bytes + size)
+    });
+    let has_bytes = builder.metadata().row_groups().iter().any(|group| {
+        let is_null = |column: &ColumnChunkMetaData| {
+            let parts = column.column_path().parts();
+            let is_bytes = parts.first().is_some_and(|first| first == names[image])
+                && parts.last().is_some_and(|last| parts.len() == 1 || last == "bytes");
+            let nulls = column.statistics().and_then(|statistics| statistics.null_count_opt());
+            is_bytes && nulls == u64::try_from(group.num_rows()).ok()
+        };
+        group.num_rows() > 0 && !group.columns().iter().any(is_null)
     });
     // Only what is small: names, labels and splits.
     let parquet_schema = builder.parquet_schema();
@@ -176,7 +219,8 @@ fn list(options: &IngestOptions, location: &Location) -> Result<Listed, IngestEr
     let reader = builder.with_projection(mask).with_batch_size(SMALL_ROWS).build();
     let reader = reader.map_err(|error| wrong(location, error.to_string()))?;
     let mut listed = Listed {
-        table: Table { location: location.clone(), image: names[image].to_owned() },
+        table: Table { location: location.clone(), file, image: names[image].to_owned() },
+        has_bytes,
         names: Vec::new(),
         labels: label.map(|_| Vec::new()),
         splits: split.map(|_| Vec::new()),
@@ -197,6 +241,14 @@ fn list(options: &IngestOptions, location: &Location) -> Result<Listed, IngestEr
             if let (Some(column), Some(list)) = (column(at), texts_of) {
                 list.extend(texts(location, column)?);
             }
+        }
+    }
+    if let (Some(names), Some(splits)) = (split_names, &mut listed.splits) {
+        for split in splits.iter_mut().flatten() {
+            let name = split.parse().ok().and_then(|number: usize| names.get(number));
+            *split = name.cloned().ok_or_else(|| {
+                wrong(location, format!("the split {split} has no name; its list has {}", names.len()))
+            })?;
         }
     }
     Ok(listed)
@@ -263,8 +315,8 @@ fn texts(location: &Location, column: &ArrayRef) -> Result<Texts, IngestError> {
     Ok(column.as_string::<i32>().iter().map(|text| text.map(str::to_owned)).collect())
 }
 
-/// The class names of a column, from Hugging Face's entry.
-fn class_names(
+/// What the numbers of a column are called, from Hugging Face's entry.
+fn names_of_numbers(
     builder: &ParquetRecordBatchReaderBuilder<Chunks>,
     schema: &Schema,
     column: &str,
@@ -290,7 +342,7 @@ fn class_names(
 /// Copies the images of the tables that entries name, and points the entries to the copy.
 pub(in super::super) fn fetch(
     tables: &[Table],
-    splits: &mut std::collections::BTreeMap<String, Vec<Entry>>,
+    splits: &mut BTreeMap<String, Vec<Entry>>,
     containers: &mut Containers,
     progress: &dyn Progress,
 ) -> Result<(), IngestError> {
@@ -304,9 +356,9 @@ pub(in super::super) fn fetch(
     progress.begin("copy the images of Parquet tables", total as u64);
     let spool = Spool::new();
     spool.check_space(wanted.iter().flatten().map(|(_, entry)| entry.bytes).sum())?;
-    let mut copies = Vec::with_capacity(tables.len());
     for (table, rows) in tables.iter().zip(&mut wanted) {
         rows.sort_unstable_by_key(|(row, _)| *row);
+        let Some(last) = rows.last().map(|(row, _)| *row) else { continue };
         let mut writer = spool.writer();
         guarded(&table.location, || {
             let mut next = rows.iter_mut().peekable();
@@ -327,6 +379,9 @@ pub(in super::super) fn fetch(
                     }
                     row += 1;
                 }
+                if row > last {
+                    break;
+                }
             }
             match next.next() {
                 Some((missing, _)) => {
@@ -335,10 +390,8 @@ pub(in super::super) fn fetch(
                 None => Ok(()),
             }
         })?;
-        copies.push(containers.add_file(writer.finish(&format!("the copy of {}", table.location))));
-    }
-    for (rows, copy) in wanted.into_iter().zip(copies) {
-        rows.into_iter().for_each(|(_, entry)| entry.container = copy);
+        let copy = containers.add_file(writer.finish(&format!("the copy of {}", table.location)));
+        rows.iter_mut().for_each(|(_, entry)| entry.container = copy);
     }
     progress.finish();
     Ok(())
@@ -346,7 +399,7 @@ pub(in super::super) fn fetch(
 
 /// The column of images, a few rows at a time.
 fn images(table: &Table) -> Result<ParquetRecordBatchReader, IngestError> {
-    let builder = open(&table.location)?;
+    let builder = open(&table.location, table.file.clone())?;
     let image =
         builder.schema().index_of(&table.image).map_err(|error| wrong(&table.location, error.to_string()))?;
     let mask = ProjectionMask::roots(builder.parquet_schema(), [image]);

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::super::archive::{Index, Member, Skipped, SourceFile, Spool, read_index, unpack};
 use super::super::discover::Container;
-use super::super::names::is_image;
+use super::super::names::{is_image, is_tar};
 use super::super::records::{Evidence, Fault, Naming, Place, Record, Records};
 use super::super::{SourceFormat, wrong};
 use super::{cifar, imagenet, webdataset};
@@ -64,6 +64,10 @@ pub(super) fn push_skipped(records: &mut Records<'_>, origin: u32, others: &[(St
     for (path, skipped) in others {
         let fault = match skipped {
             Skipped::Directory => continue,
+            Skipped::Replaced => {
+                records.pass_over(&skipped.to_string(), path);
+                continue;
+            }
             Skipped::SymbolicLink => Fault::SymbolicLink,
             Skipped::HardLinkWithoutTarget(_) => Fault::DanglingHardLink,
             Skipped::NotUtf8 => Fault::NotUtf8,
@@ -117,15 +121,21 @@ pub(in super::super) fn collect(
         imagenet::collect(records, tars, others)?;
         return Ok(SourceFormat::Imagenet);
     }
-    if !wants(SourceFormat::Tar) {
+    let is_webdataset = options.format == SourceFormat::Webdataset;
+    if !wants(SourceFormat::Tar) && !is_webdataset {
         let reason =
             format!("`--format {}` was asked for, but it holds none of its files", options.format.name());
         return Err(records.wrong(reason));
     }
-    if tars.iter().any(webdataset::has_labels) {
+    if is_webdataset || tars.iter().any(|tar| webdataset::has_samples(tar, options)) {
         webdataset::collect(records, tars)?;
         return Ok(SourceFormat::Tar);
     }
+    if let (Some(column), None) = (&options.label_column, &options.labels) {
+        let reason = format!("`--label-column {column}` has no effect: no image has a json member beside it");
+        return Err(records.wrong(reason));
+    }
+    let mut nested = None;
     for tar in tars {
         let origin = records.add_origin(&tar.name);
         tar.push_skipped(records, origin);
@@ -144,9 +154,16 @@ pub(in super::super) fn collect(
                 });
             } else {
                 let path = super::super::records::shown(&tar.name, &path);
+                if nested.is_none() && is_tar(&path) {
+                    nested = Some(path.clone());
+                }
                 records.pass_over("not an image by its name", &path);
             }
         }
+    }
+    if let (true, Some(tar)) = (records.list.is_empty(), nested) {
+        let reason = format!("it holds no image, but tars, such as `{tar}`: unpack it and ingest the folder");
+        return Err(records.wrong(reason));
     }
     records.naming = Naming::BelowSplit;
     Ok(SourceFormat::Tar)

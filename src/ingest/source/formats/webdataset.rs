@@ -10,10 +10,10 @@ use super::super::archive::Member;
 use super::super::discover::examples;
 use super::super::names::{file_name, is_image, is_image_ending};
 use super::super::records::{Evidence, Fault, Naming, Place, Record, Records, shown};
-use super::super::wrong;
+use super::super::{SourceFormat, wrong};
 use super::columns::{LABEL_NAMES, choose, is_label_name};
 use super::tars::Tar;
-use crate::ingest::IngestError;
+use crate::ingest::{IngestError, IngestOptions};
 
 /// The endings of labels.
 const LABEL_ENDINGS: [&str; 2] = ["cls", "json"];
@@ -23,7 +23,9 @@ const LABEL_ENDINGS: [&str; 2] = ["cls", "json"];
 enum LabelText {
     /// A number or a name, and the field that it was in.
     Text(String, Option<String>),
-    /// A description of an image that has no label.
+    /// It says that the image has no label.
+    Absent,
+    /// A description of an image that says nothing of a label.
     None,
     /// Neither, with the reason.
     Unreadable(String),
@@ -51,7 +53,13 @@ pub(super) fn keep_labels(member: &mut Member, column: Option<&str>) {
         return;
     }
     if let Ok(serde_json::Value::Object(mut fields)) = serde_json::from_slice(text) {
-        fields.retain(|name, _| column == Some(name) || is_label_name(name));
+        match column {
+            // The names of the others are for an error.
+            Some(column) => fields.iter_mut().filter(|(name, _)| *name != column).for_each(|(_, value)| {
+                value.take();
+            }),
+            None => fields.retain(|name, _| is_label_name(name)),
+        }
         let kept = serde_json::to_vec(&fields).expect("JSON is written as JSON");
         member.text = Some(kept.into());
     }
@@ -89,21 +97,34 @@ fn read_label(member: &Member, column: Option<&str>) -> LabelText {
         Some((field, serde_json::Value::Number(number))) => {
             LabelText::Text(number.to_string(), Some(field.to_owned()))
         }
-        None | Some((_, serde_json::Value::Null)) => LabelText::None,
+        Some((_, serde_json::Value::Null)) => LabelText::Absent,
+        None => LabelText::None,
         Some(_) => unreadable("it is neither a name nor a number"),
     }
 }
 
-/// Whether a tar holds samples with labels.
-pub(super) fn has_labels(tar: &Tar) -> bool {
-    let keys: HashSet<&str> = tar
-        .index
-        .members
-        .iter()
-        .filter(|member| member.text.is_some())
-        .map(|member| split_name(&member.path).0)
-        .collect();
-    tar.index.members.iter().any(|member| is_image(&member.path) && keys.contains(split_name(&member.path).0))
+/// Whether a tar holds samples with labels, or, where no image has a folder, samples of several members.
+pub(super) fn has_samples(tar: &Tar, options: &IngestOptions) -> bool {
+    let taken = || tar.index.members.iter().filter(|member| !is_ignored(options, tar, member));
+    let labelled: HashSet<&str> =
+        taken().filter(|member| member.text.is_some()).map(|member| split_name(&member.path).0).collect();
+    let images = || taken().filter(|member| is_image(&member.path));
+    if images().any(|image| labelled.contains(split_name(&image.path).0)) {
+        return true;
+    }
+    // `1.jpg` beside `1.seg.jpg`, where no folder can be a class.
+    let (plain, other): (Vec<&Member>, Vec<&Member>) =
+        images().partition(|image| is_image_ending(split_name(&image.path).1));
+    let keys: HashSet<&str> = plain.iter().map(|image| split_name(&image.path).0).collect();
+    let has_folders = images().any(|image| below_a_folder("", image).is_some());
+    !has_folders && other.iter().any(|image| keys.contains(split_name(&image.path).0))
+}
+
+/// Whether `--ignore` leaves a member out.
+fn is_ignored(options: &IngestOptions, tar: &Tar, member: &Member) -> bool {
+    let path = shown(&tar.name, &member.path);
+    // Each pattern is asked, so that each is known to match something.
+    options.ignore.iter().filter(|glob| glob.matches(&path)).count() > 0
 }
 
 /// What the members of a tar are.
@@ -151,23 +172,26 @@ fn samples(members: &[Member]) -> Result<Samples<'_>, (&str, &str)> {
     Ok(samples)
 }
 
+/// The image's path, if it has a folder in its tar.
+fn below_a_folder(tar_name: &str, image: &Member) -> Option<String> {
+    image.path.trim_start_matches("./").contains('/').then(|| shown(tar_name, &image.path))
+}
+
 /// Adds the samples.
 pub(super) fn collect(records: &mut Records<'_>, tars: Vec<Tar>) -> Result<(), IngestError> {
     records.naming = Naming::ByLabel;
     let options = records.options;
     let mut fields: BTreeSet<String> = BTreeSet::new();
-    let mut without_field = 0_u64;
-    for tar in tars {
+    let (mut without_field, mut labelled) = (0_u64, 0_u64);
+    // An image that nothing gives a label but a folder, and the names of fields of a json member.
+    let (mut in_folder, mut known) = (None, None);
+    for mut tar in tars {
         let origin = records.add_origin(&tar.name);
         tar.push_skipped(records, origin);
-        let members: Vec<Member> = tar.index.members;
+        let members: Vec<Member> = std::mem::take(&mut tar.index.members);
         // Of two images of one sample one may be ignored.
-        let is_ignored = |member: &&Member| {
-            let path = shown(&tar.name, &member.path);
-            options.ignore.iter().any(|glob| glob.matches(&path))
-        };
         let (ignored, members): (Vec<_>, Vec<_>) =
-            members.into_iter().partition(|member| is_ignored(&member));
+            members.into_iter().partition(|member| is_ignored(options, &tar, member));
         for member in &ignored {
             records.pass_over("ignored", &shown(&tar.name, &member.path));
         }
@@ -185,14 +209,21 @@ pub(super) fn collect(records: &mut Records<'_>, tars: Vec<Tar>) -> Result<(), I
                         return Err(wrong(&tar.location, reason));
                     }
                     Some((_, LabelText::Text(text, field))) => {
+                        labelled += 1;
                         fields.extend(field);
                         Evidence::Text(records.word(&text))
                     }
-                    Some((_, LabelText::None)) => {
+                    Some((_, LabelText::Absent)) => Evidence::Absent,
+                    Some((member, _)) => {
                         without_field += 1;
+                        known = known.or_else(|| member.text.clone());
+                        in_folder = in_folder.or_else(|| below_a_folder(&tar.name, image));
                         Evidence::Absent
                     }
-                    _ => Evidence::Absent,
+                    None => {
+                        in_folder = in_folder.or_else(|| below_a_folder(&tar.name, image));
+                        Evidence::Absent
+                    }
                 };
             let place = Place { container, extent: image.extent.clone(), bytes: image.bytes };
             let path = image.path.as_str().into();
@@ -208,6 +239,28 @@ pub(super) fn collect(records: &mut Records<'_>, tars: Vec<Tar>) -> Result<(), I
             records.pass_over("other members of a sample", &shown(&tar.name, &member.path));
         }
     }
+    if options.unlabelled {
+        return Ok(());
+    }
+    if let Some(example) = in_folder.filter(|_| options.format != SourceFormat::Webdataset) {
+        return Err(records.wrong(format!(
+            "{labelled} images have a label in a member beside them and `{example}`, for one, has none, but a folder: \
+             `--format webdataset` takes it without a label, `--ignore '*.cls' --ignore '*.json'` takes the folders as \
+             classes"
+        )));
+    }
+    if let Some(column) = options.label_column.as_ref().filter(|_| fields.is_empty()) {
+        let known = known.and_then(|text| serde_json::from_slice::<serde_json::Value>(&text).ok());
+        let known: Vec<String> = known
+            .iter()
+            .filter_map(|value| value.as_object())
+            .flat_map(|fields| fields.keys().cloned())
+            .collect();
+        let known = if known.is_empty() { String::new() } else { format!("; one has {}", examples(&known)) };
+        return Err(records.wrong(format!(
+            "`--label-column {column}` has no effect: no json member has such a field{known}"
+        )));
+    }
     if !fields.is_empty() {
         let all: Vec<&String> = fields.iter().collect();
         let names = examples(&all);
@@ -215,11 +268,11 @@ pub(super) fn collect(records: &mut Records<'_>, tars: Vec<Tar>) -> Result<(), I
             let reason = format!(
                 "labels are in different fields of the json members, {names}: `--label-column` names one"
             );
-            return Err(wrong(&options.source, reason));
+            return Err(records.wrong(reason));
         }
         records.understood.push(format!("labels: from the field {names} of the json members"));
     }
-    if without_field > 0 && !options.unlabelled {
+    if without_field > 0 {
         records.warnings.push(format!(
             "{without_field} json members have none of the fields {} (`--label-column` names another)",
             options.label_column.as_deref().map_or_else(|| LABEL_NAMES.join(", "), str::to_owned)
