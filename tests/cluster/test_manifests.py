@@ -6,7 +6,7 @@ import re
 import shutil
 import unittest
 
-from support import ROOT, WORK, note, scratch, tool
+from support import KUBECTL, ROOT, TOOLS, WORK, note, scratch, tool
 
 MANIFESTS = ROOT / "jobs/kubernetes"
 DOCKERFILE = ROOT / "jobs/container/Dockerfile"
@@ -32,7 +32,7 @@ def built(place):
     """The objects that `kubectl kustomize` makes of a folder."""
     import yaml
 
-    text = tool(WORK / "kubectl/kubectl", "kustomize", MANIFESTS / place)
+    text = tool(KUBECTL, "kustomize", MANIFESTS / place)
     (WORK / f"{place.replace('/', '-')}.yaml").write_text(text)
     return list(yaml.safe_load_all(text))
 
@@ -52,13 +52,13 @@ def jobs(place):
 
 class Manifests(unittest.TestCase):
     def test_every_object_is_valid_by_the_schemas_of_the_api(self):
-        version = tool(WORK / "kubectl/kubectl", "version", "--client").splitlines()[0]
+        version = tool(KUBECTL, "version", "--client").splitlines()[0]
         note(f"kubectl {version}, kubernetes-validate against {', '.join(VERSIONS)}")
         for place in PLACES:
             self.assertTrue(built(place))
             file = WORK / f"{place.replace('/', '-')}.yaml"
             for version in VERSIONS:
-                tool(WORK / "venv/bin/kubernetes-validate", "--strict", "-k", version, file)
+                tool(TOOLS / "venv/bin/kubernetes-validate", "--strict", "-k", version, file)
 
     def test_the_secret_that_the_jobs_name_is_made_from_a_file_of_variables(self):
         import yaml
@@ -66,7 +66,7 @@ class Manifests(unittest.TestCase):
         file = WORK / "credentials.env"
         file.write_text("AWS_ACCESS_KEY_ID=test\nAWS_SECRET_ACCESS_KEY=planted\n")
         words = ["create", "secret", "generic", "instdisc-credentials", f"--from-env-file={file}"]
-        made = yaml.safe_load(tool(WORK / "kubectl/kubectl", *words, "--dry-run=client", "-o", "yaml"))
+        made = yaml.safe_load(tool(KUBECTL, *words, "--dry-run=client", "-o", "yaml"))
         self.assertEqual(sorted(made["data"]), ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
 
     def each_job(self):
@@ -185,7 +185,7 @@ class Manifests(unittest.TestCase):
             text, count = re.subn(r"newTag: [\w.]+", f"digest: {DIGEST}", file.read_text())
             self.assertEqual(count, 2, "an image for each of the two targets")
             file.write_text(text)
-            made = tool(WORK / "kubectl/kubectl", "kustomize", folder / place)
+            made = tool(KUBECTL, "kustomize", folder / place)
             images = set(re.findall(r"image: (\S+)", made))
             repository = "registry.example/instdisc"
             self.assertEqual(images, {f"{repository}-cpu-tools@{DIGEST}", f"{repository}-train@{DIGEST}"})
