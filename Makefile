@@ -6,7 +6,8 @@ CARGO ?= cargo
 DATA ?=
 PARTS ?=
 
-.PHONY: help deps check-deps libtorch python build test test-cluster lint demo clean-demo gpu-bundle gpu-check
+.PHONY: help deps check-deps libtorch python build test test-cluster lint lint-code \
+  lint-tools oldest-rust licences demo clean-demo gpu-bundle gpu-check
 
 help: ## Say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -34,14 +35,22 @@ test-cluster: deps libtorch ## Test on a real SLURM, real S3 servers, faults, Ku
 	$(if $(INSTDISC),,$(CARGO) build)
 	tests/cluster/run.py $(PARTS)
 
-lint: libtorch ## Check format, lints, documentation, licences
+lint: lint-code oldest-rust licences ## Check format, lints, documentation, the oldest Rust, licences
+
+lint-tools: ## Install what lint needs: the oldest Rust that Cargo.toml promises, cargo-deny
+	@jobs/setup/lint-tools.sh install
+
+lint-code: libtorch
 	$(CARGO) fmt --check
-	$(CARGO) check --no-default-features
 	$(CARGO) clippy --all-targets -- -D warnings
 	$(CARGO) clippy --no-default-features --all-targets -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --no-deps --document-private-items
-	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; \
-	  else echo "cargo deny is not installed: licences and advisories are not checked"; fi
+
+oldest-rust: check-deps
+	@jobs/setup/lint-tools.sh oldest-rust
+
+licences:
+	@jobs/setup/lint-tools.sh licences
 
 demo: build ## From pictures to a kNN score and a page; DATA=/path/to/imagefolder takes your own
 	@jobs/demo.sh $(if $(DATA),"$(DATA)")

@@ -1,4 +1,5 @@
-# Read by the scripts beside it: what fetches something is tried three times.
+# shellcheck shell=bash
+# Read by the scripts beside it: what fetches something is tried three times, and pip installs only what has a hash.
 
 again() { # again COMMAND...
   local pause
@@ -15,4 +16,22 @@ install_packages() { # install_packages PACKAGE...: as root, on Debian and its k
   # A source that is not needed here may fail; whether all was found is seen next.
   again "${apt[@]}" update || true
   DEBIAN_FRONTEND=noninteractive again "${apt[@]}" install -y --no-install-recommends "$@"
+}
+
+rust_version() { # the oldest Rust with which the program compiles
+  sed -n 's/^rust-version = "\(.*\)"/\1/p' "$(dirname "${BASH_SOURCE[0]}")/../../Cargo.toml"
+}
+
+pinned() { # pinned FILE PACKAGE...: their lines in a file of requirements, with the hashes
+  local file=$1 package found
+  shift
+  for package; do
+    found=$(awk -v "name=$package" '/^[^ ]/ { keep = index($0, name "==") == 1 } keep' "$file")
+    [ -n "$found" ] || { echo "error: $file has no $package" >&2; return 1; }
+    printf '%s\n' "$found"
+  done
+}
+
+pinned_version() { # pinned_version FILE PACKAGE
+  pinned "$1" "$2" | sed -n '1s/^[^=]*==\([^ ;]*\).*/\1/p'
 }

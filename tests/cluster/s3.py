@@ -13,7 +13,7 @@ import uuid
 from pathlib import Path
 
 from support import (
-    WORK, environment, free_port, is_open, note, note_started, running, scratch, spawn, stop, tool, wait_until,
+    TOOLS, WORK, environment, free_port, is_open, note, note_started, running, scratch, spawn, stop, tool, wait_until,
 )
 
 BUCKET = "bucket"
@@ -216,7 +216,7 @@ class Moto(Server):
 
     def __init__(self):
         self.port = free_port()
-        program = WORK / "venv/bin/moto_server"
+        program = TOOLS / "venv/bin/moto_server"
         env = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")}
         command = [program, "-H", "127.0.0.1", "-p", str(self.port)]
         running.append(self)
@@ -224,7 +224,7 @@ class Moto(Server):
             self.process = spawn(command, stdout=log, stderr=log, env=env)
         wait_until("moto listens", lambda: is_open(self.port))
         self.request("PUT", f"/{BUCKET}")
-        version = tool(WORK / "venv/bin/python", "-c", "import moto; print(moto.__version__)")
+        version = tool(TOOLS / "venv/bin/python", "-c", "import moto; print(moto.__version__)")
         note_started(f"moto_server {version}", f"port {self.port}")
 
     def stop(self):

@@ -20,7 +20,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 WORK = Path(os.environ.get("CLUSTER_WORK") or ROOT / "target/test-cluster").resolve()
 INSTDISC = Path(os.environ.get("INSTDISC") or ROOT / "target/debug/instdisc").resolve()
-AZURITE = WORK / "azurite"
+# What is installed for the tests, once for all that run at the same time.
+TOOLS = Path(os.environ.get("CLUSTER_TOOLS") or WORK).resolve()
+AZURITE = TOOLS / "azurite"
+KUBECTL = TOOLS / "kubectl/kubectl"
 LIBTORCH = Path(os.environ.get("LIBTORCH") or ROOT / ".libtorch").resolve()
 
 # A network that a CPU trains in a moment; the same everywhere, so that banks can be compared bit for bit.

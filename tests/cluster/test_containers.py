@@ -39,7 +39,7 @@ RUST = "docker.io/library/rust:1.89.0-slim-bookworm"
 RUST_FILE = f"""
 FROM {BASE}
 ENV PATH=/opt/rust/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \\
-    CARGO_HOME=/opt/cargo CARGO_NET_OFFLINE=true CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_DEBUG=false \\
+    CARGO_HOME=/opt/cargo CARGO_NET_OFFLINE=true CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_DEBUG=false \\
     PIP_CERT=/opt/certificates.crt
 """
 USER = 10001

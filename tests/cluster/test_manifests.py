@@ -3,18 +3,28 @@
 import copy
 import functools
 import re
-import subprocess
+import shutil
 import unittest
 
-from support import ROOT, WORK, environment, note, tool
+from support import KUBECTL, ROOT, TOOLS, WORK, note, scratch, tool
 
 MANIFESTS = ROOT / "jobs/kubernetes"
+DOCKERFILE = ROOT / "jobs/container/Dockerfile"
 PLACES = ("base", "overlays/local", "overlays/gpu")
 VERSIONS = ("1.32", "1.34")
 NEVER_WORTH_A_RETRY = [2, 65, 74, 78]
 # Seconds in which a checkpoint must have reached the store: a step, and twice a gigabyte at 20 MB/s.
 CHECKPOINT = 110
 QUANTITY = re.compile(r"^(\d+|\d+m|\d+(\.\d+)?(Ki|Mi|Gi|Ti))$")
+WEEK = 7 * 24 * 3600
+METRICS = 9400
+DIGEST = "sha256:" + "0" * 64
+
+
+def size(quantity):
+    """The bytes of a quantity with a binary suffix, as Kubernetes (`Gi`) or the program (`GiB`) writes it."""
+    number, unit = re.fullmatch(r"(\d+)([KMGT])iB?", quantity).groups()
+    return int(number) * 1024 ** ("KMGT".index(unit) + 1)
 
 
 @functools.cache
@@ -22,7 +32,7 @@ def built(place):
     """The objects that `kubectl kustomize` makes of a folder."""
     import yaml
 
-    text = tool(WORK / "kubectl/kubectl", "kustomize", MANIFESTS / place)
+    text = tool(KUBECTL, "kustomize", MANIFESTS / place)
     (WORK / f"{place.replace('/', '-')}.yaml").write_text(text)
     return list(yaml.safe_load_all(text))
 
@@ -42,13 +52,13 @@ def jobs(place):
 
 class Manifests(unittest.TestCase):
     def test_every_object_is_valid_by_the_schemas_of_the_api(self):
-        version = tool(WORK / "kubectl/kubectl", "version", "--client").splitlines()[0]
+        version = tool(KUBECTL, "version", "--client").splitlines()[0]
         note(f"kubectl {version}, kubernetes-validate against {', '.join(VERSIONS)}")
         for place in PLACES:
             self.assertTrue(built(place))
             file = WORK / f"{place.replace('/', '-')}.yaml"
             for version in VERSIONS:
-                tool(WORK / "venv/bin/kubernetes-validate", "--strict", "-k", version, file)
+                tool(TOOLS / "venv/bin/kubernetes-validate", "--strict", "-k", version, file)
 
     def test_the_secret_that_the_jobs_name_is_made_from_a_file_of_variables(self):
         import yaml
@@ -56,7 +66,7 @@ class Manifests(unittest.TestCase):
         file = WORK / "credentials.env"
         file.write_text("AWS_ACCESS_KEY_ID=test\nAWS_SECRET_ACCESS_KEY=planted\n")
         words = ["create", "secret", "generic", "instdisc-credentials", f"--from-env-file={file}"]
-        made = yaml.safe_load(tool(WORK / "kubectl/kubectl", *words, "--dry-run=client", "-o", "yaml"))
+        made = yaml.safe_load(tool(KUBECTL, *words, "--dry-run=client", "-o", "yaml"))
         self.assertEqual(sorted(made["data"]), ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
 
     def each_job(self):
@@ -98,6 +108,97 @@ class Manifests(unittest.TestCase):
                 self.assertLessEqual({"cpu", "memory"}, set(container["resources"][kind]))
             mounts = {mount["name"] for mount in container["volumeMounts"]}
             self.assertEqual(mounts, {volume["name"] for volume in pod["volumes"]})
+
+    def test_a_pod_requests_the_disk_that_its_volumes_may_fill(self):
+        for name, spec, pod in self.each_job():
+            (container,) = pod["containers"]
+            requests, limits = container["resources"]["requests"], container["resources"]["limits"]
+            folders = [volume for volume in pod["volumes"] if "emptyDir" in volume]
+            in_memory = [volume for volume in folders if volume["emptyDir"].get("medium") == "Memory"]
+            on_disk = sum(size(volume["emptyDir"]["sizeLimit"]) for volume in folders if volume not in in_memory)
+            self.assertLess(on_disk, size(requests["ephemeral-storage"]), "logs come on top")
+            self.assertEqual(requests["ephemeral-storage"], limits["ephemeral-storage"])
+            # What is in memory counts as the container's.
+            memory = sum(size(volume["emptyDir"]["sizeLimit"]) for volume in in_memory)
+            self.assertLessEqual(memory, size(limits["memory"]))
+            for arg in container["args"]:
+                if arg.startswith("--cache-size="):
+                    (cache,) = [volume for volume in pod["volumes"] if volume["name"] == "cache"]
+                    claim = cache.get("ephemeral", {}).get("volumeClaimTemplate", {}).get("spec", {})
+                    room = claim["resources"]["requests"]["storage"] if claim else cache["emptyDir"]["sizeLimit"]
+                    self.assertLess(size(arg.split("=")[1]), size(room))
+
+    def test_a_machine_of_ones_own_has_the_disk_that_the_local_overlay_requests(self):
+        for name, spec in jobs("overlays/local"):
+            requests = spec["template"]["spec"]["containers"][0]["resources"]["requests"]
+            self.assertLessEqual(size(requests["ephemeral-storage"]), 10 * 2**30, name)
+
+    def test_a_finished_job_is_deleted_after_a_week(self):
+        for name, spec, pod in self.each_job():
+            if name.startswith("instdisc-"):
+                self.assertEqual(spec.get("ttlSecondsAfterFinished"), WEEK)
+            else:
+                # Of a part of a JobSet the controller of that looks after.
+                self.assertNotIn("ttlSecondsAfterFinished", spec)
+        (job_set,) = of_kind("jobset", "JobSet")
+        self.assertEqual(job_set["spec"].get("ttlSecondsAfterFinished"), WEEK)
+
+    def test_only_the_monitoring_reaches_the_port_of_the_metrics(self):
+        for place in (*PLACES, "jobset"):
+            (policy,) = of_kind(place, "NetworkPolicy")
+            self.assertEqual(policy["spec"]["policyTypes"], ["Ingress"])
+            selected = policy["spec"]["podSelector"]["matchLabels"]
+            for name, spec in jobs(place):
+                labels = spec["template"]["metadata"]["labels"]
+                self.assertEqual(selected.items() <= labels.items(), "train" in name, f"{place}: {name}")
+            reached = [
+                rule["from"]
+                for rule in policy["spec"]["ingress"]
+                for port in rule["ports"]
+                if port["port"] <= METRICS <= port.get("endPort", port["port"])
+            ]
+            monitoring = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+            self.assertEqual(reached, [[monitoring]], place)
+
+    def test_the_processes_of_a_run_reach_each_other(self):
+        for place in (*PLACES, "jobset"):
+            (policy,) = of_kind(place, "NetworkPolicy")
+            (rule,) = [rule for rule in policy["spec"]["ingress"] if "podSelector" in rule["from"][0]]
+            self.assertEqual(rule["from"], [{"podSelector": policy["spec"]["podSelector"]}])
+            (train,) = [spec for name, spec in jobs(place) if "train" in name]
+            env = {item["name"]: item["value"] for item in train["template"]["spec"]["containers"][0]["env"]}
+            for port in (int(env["MASTER_PORT"]), 1024, 65535):
+                self.assertTrue(any(open["port"] <= port <= open["endPort"] for open in rule["ports"]), port)
+
+    def test_an_image_of_the_program_shows_a_gpu_to_nobody_who_requested_none(self):
+        said = [line for line in DOCKERFILE.read_text().splitlines() if "NVIDIA_VISIBLE_DEVICES" in line]
+        self.assertEqual([line.split("=")[1].rstrip(" \\") for line in said], ["void"])
+        for name, spec, pod in self.each_job():
+            env = {item["name"] for item in pod["containers"][0].get("env", [])}
+            self.assertNotIn("NVIDIA_VISIBLE_DEVICES", env)
+
+    def test_an_overlay_may_name_its_images_by_digest(self):
+        for place in ("overlays/gpu", "jobset"):
+            folder = scratch("by-digest") / "kubernetes"
+            shutil.copytree(MANIFESTS, folder)
+            file = folder / place / "kustomization.yaml"
+            text, count = re.subn(r"newTag: [\w.]+", f"digest: {DIGEST}", file.read_text())
+            self.assertEqual(count, 2, "an image for each of the two targets")
+            file.write_text(text)
+            made = tool(KUBECTL, "kustomize", folder / place)
+            images = set(re.findall(r"image: (\S+)", made))
+            repository = "registry.example/instdisc"
+            self.assertEqual(images, {f"{repository}-cpu-tools@{DIGEST}", f"{repository}-train@{DIGEST}"})
+
+    def test_the_dockerfile_takes_its_base_images_from_arguments_and_the_rust_of_cargo_toml(self):
+        lines = DOCKERFILE.read_text().splitlines()
+        arguments = dict(line.removeprefix("ARG ").split("=", 1) for line in lines if line.startswith("ARG "))
+        stages = {line.split(" AS ")[1] for line in lines if line.startswith("FROM ")}
+        for line in (line for line in lines if line.startswith("FROM ")):
+            base = line.split()[1]
+            self.assertTrue(base in stages or base in {f"${{{name}}}" for name in arguments}, line)
+        (version,) = re.findall(r'^rust-version = "(.*)"', (ROOT / "Cargo.toml").read_text(), re.MULTILINE)
+        self.assertRegex(arguments["RUST"], rf"rust:{re.escape(version)}\.\d+-slim")
 
     def test_secrets_are_named_and_not_written(self):
         for name, spec, pod in self.each_job():
@@ -161,8 +262,10 @@ class Manifests(unittest.TestCase):
                 if volume["name"] == "cache":
                     volume.pop("ephemeral")
                     volume["emptyDir"] = {"sizeLimit": "200Gi"}
+                    for amounts in expected_pod["containers"][0]["resources"].values():
+                        amounts["ephemeral-storage"] = "202Gi"
             self.assertEqual(pod, expected_pod, name)
-            for key in expected.keys() - {"template"}:
+            for key in expected.keys() - {"template", "ttlSecondsAfterFinished"}:
                 self.assertEqual(spec[key], expected[key], f"{name}: {key}")
         rule = {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
         self.assertEqual(job_set["spec"]["failurePolicy"]["rules"], [rule])

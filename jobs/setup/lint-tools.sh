@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# What `make lint` needs beside a Rust of today: the oldest Rust that Cargo.toml promises, and cargo-deny.
+# Usage: lint-tools.sh install|oldest-rust|licences
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+source jobs/setup/again.sh
+
+rust=$(rust_version)
+deny=cargo-deny@0.20.2
+
+missing() { # missing WHAT COMMAND
+  printf 'error: %s is missing. Install it with: %s\nor all tools of the lints with: make lint-tools\n' "$1" "$2" >&2
+  exit 1
+}
+
+has_rust() {
+  rustup toolchain list | grep "^${rust}[-.]" >/dev/null
+}
+
+has_deny() {
+  cargo deny --version >/dev/null 2>&1
+}
+
+install() {
+  if command -v rustup >/dev/null && ! has_rust; then
+    echo "installing Rust $rust"
+    again rustup toolchain install "$rust" --profile minimal --no-self-update
+  fi
+  if ! has_deny; then
+    # Unoptimised: it compiles in half the time, and a check still takes only seconds.
+    echo "installing $deny"
+    CARGO_PROFILE_DEV_DEBUG=0 again cargo install --quiet --debug --locked "$deny"
+  fi
+}
+
+oldest_rust() {
+  if ! command -v rustup >/dev/null; then
+    echo "no rustup here: compiled with $(rustc --version), not with Rust $rust, which Cargo.toml promises"
+    cargo check --no-default-features
+    return
+  fi
+  has_rust || missing "Rust $rust" "rustup toolchain install $rust --profile minimal"
+  rustup run "$rust" cargo check --no-default-features
+}
+
+licences() {
+  has_deny || missing cargo-deny "cargo install --locked $deny"
+  cargo deny check bans licenses sources
+  if timeout 120 cargo deny fetch db >/dev/null 2>&1; then
+    cargo deny check advisories
+  else
+    echo "known vulnerabilities are not checked: their database cannot be reached (cargo deny fetch db)"
+  fi
+}
+
+case "${1:-}" in
+  install) install ;;
+  oldest-rust) oldest_rust ;;
+  licences) licences ;;
+  *) echo "usage: lint-tools.sh install|oldest-rust|licences" >&2; exit 2 ;;
+esac
