@@ -34,6 +34,8 @@ pub(super) struct MemoryBudget {
     writing: u64,
     held: Mutex<u64>,
     given_back: Condvar,
+    /// Held while an encoded image that is larger than `read_bytes` is in memory.
+    large: Mutex<()>,
 }
 
 impl fmt::Debug for MemoryBudget {
@@ -63,7 +65,14 @@ impl MemoryBudget {
             writing: limit / 8,
             held: Mutex::new(0),
             given_back: Condvar::new(),
+            large: Mutex::new(()),
         }
+    }
+
+    /// Waits until no other thread has an encoded image above `read_bytes`, if this is one. Who waits holds no
+    /// reservation.
+    pub(super) fn large(&self, bytes: u64) -> Option<MutexGuard<'_, ()>> {
+        (bytes > self.read_bytes).then(|| self.large.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Waits for the memory to check an image.

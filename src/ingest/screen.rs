@@ -123,6 +123,7 @@ pub(super) fn look_at_all(
     let mut verdicts = Vec::with_capacity(entries.len());
     for run in runs(entries, entries.len(), memory.read_bytes, |entry| entry.bytes) {
         let readable: Vec<&Entry> = run.iter().filter(is_readable).copied().collect();
+        let _alone = memory.large(readable.iter().map(|entry| entry.bytes).sum());
         let mut read = source.read_all(&readable)?.into_iter();
         for entry in run {
             let verdict = if let Some(fault) = entry.fault {

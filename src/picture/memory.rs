@@ -1,6 +1,6 @@
 //! How much memory decoding an image takes, by its header.
 
-use super::{Colour, Format, Header, jpeg};
+use super::{Colour, Format, Header, jpeg, tiff};
 
 /// The bytes that [`check`](super::check) and [`decode`](super::decode) allocate at most for an image, beside its encoded bytes. An
 /// upper estimate: pixels times channels times bytes of a channel, and what decoder and conversions hold at the same time.
@@ -20,12 +20,13 @@ pub fn decoding_memory(bytes: &[u8], header: &Header) -> u64 {
             let inks = if header.colour == Colour::Cmyk { channels * pixels } else { 0 };
             converted.saturating_add(coefficients).saturating_add(inks)
         }
-        // Four channels of 16 bits unless the header says less; WebP, GIF and TIFF also hold a canvas or a strip.
+        // Four channels of 16 bits unless the header says less; WebP and GIF also hold a canvas.
         Format::Png => converted.saturating_add(pixels.saturating_mul(png_bytes_per_pixel(bytes))),
         Format::Pnm => converted.saturating_add(6 * pixels),
         Format::Bmp => converted.saturating_add(4 * pixels),
         Format::Gif | Format::Webp => converted.saturating_add(8 * pixels),
-        Format::Tiff => converted.saturating_add(16 * pixels),
+        // What the header cannot tell is an error of decoding.
+        Format::Tiff => converted.saturating_add(tiff::sample_memory(bytes).unwrap_or(0)),
     }
 }
 
@@ -53,6 +54,11 @@ mod tests {
         let png = encode_png(&image).expect("encoded");
         assert_eq!(of(&png), 600 * (3 + 4));
         assert_eq!(of(&encode_jpeg(&image, 90).expect("encoded")), 600 * 4);
+        let mut tiff = std::io::Cursor::new(Vec::new());
+        let pixels = image::RgbImage::from_raw(30, 20, vec![7; 30 * 20 * 3]).expect("whole");
+        pixels.write_to(&mut tiff, image::ImageFormat::Tiff).expect("encoded");
+        let of_tiff = of(tiff.get_ref());
+        assert!((600 * (4 + 3) + 1..=600 * (4 + 3 + 3)).contains(&of_tiff), "{of_tiff}: image and strip");
         let header = probe(&png).expect("a header");
         let mut deep = png;
         (deep[24], deep[25]) = (16, 6);

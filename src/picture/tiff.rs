@@ -169,6 +169,14 @@ pub(super) fn probe(bytes: &[u8]) -> Result<Header, PictureError> {
     Ok(Header { format: Format::Tiff, width, height, colour })
 }
 
+/// The bytes of all samples and of one strip or tile, as they are unpacked.
+pub(super) fn sample_memory(bytes: &[u8]) -> Result<u64, PictureError> {
+    let layout = Layout::read(bytes)?;
+    let of_chunk = layout.chunk.0.saturating_mul(layout.chunk.1);
+    let pixels = layout.width.saturating_mul(layout.height).saturating_add(of_chunk);
+    Ok((pixels as u64).saturating_mul((layout.samples * layout.bits.div_ceil(8)) as u64))
+}
+
 pub(super) fn decode(bytes: &[u8]) -> Result<Picture, PictureError> {
     let layout = Layout::read(bytes)?;
     let (samples, is_rgb) = layout.samples(bytes)?;
