@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, BinaryArray, Int64Array, RecordBatch, StringArray, StructArray};
 use arrow::datatypes::{DataType, Field};
+use parquet::file::reader::FileReader;
 
 use super::*;
 use crate::rng::{Purpose, Stream};
@@ -58,8 +59,21 @@ fn survive(name: &str, whole: &[u8], rounds: u64) {
         let listed: u64 = report.plan.splits.values().map(|split| split.images).sum();
         let faulty: u64 = report.plan.rejected.values().map(|counted| counted.count).sum();
         assert_eq!(found, listed + faulty, "{round}: every image is somewhere");
+        assert_eq!(Some(found), rows(&file), "{round}: no row is lost");
     }
     assert!(taken > rounds / 20, "some are still read: {taken} of {rounds}");
+}
+
+/// The rows of a list or table, counted by its format's own reader.
+fn rows(file: &Path) -> Option<u64> {
+    let bytes = fs::read(file).ok()?;
+    if file.extension()? == "csv" {
+        // What separates columns separates no lines.
+        let mut reader = csv::ReaderBuilder::new().flexible(true).from_reader(bytes.as_slice());
+        return u64::try_from(reader.records().count()).ok();
+    }
+    let reader = parquet::file::reader::SerializedFileReader::new(bytes::Bytes::from(bytes)).ok()?;
+    u64::try_from(reader.metadata().file_metadata().num_rows()).ok()
 }
 
 fn csv() -> Vec<u8> {
