@@ -258,8 +258,8 @@ mod tests {
         );
         let by_default = MemoryBudget { given: None, ..MemoryBudget::new(&given, 2) };
         let alone = by_default.admit(&png(1024), &given).expect("nothing else is held");
+        let (sender, asks) = std::sync::mpsc::channel();
         std::thread::scope(|scope| {
-            let (sender, asks) = std::sync::mpsc::channel();
             let waiting = scope.spawn(|| {
                 let image = png(16);
                 sender.send(()).expect("heard");
