@@ -110,10 +110,10 @@ pub(super) fn arrange(mut records: Records<'_>, format: SourceFormat) -> Result<
             (key(a), folder_order(&a.path)).cmp(&(key(b), folder_order(&b.path)))
         });
     }
-    let Records { containers, passed_over, .. } = records;
+    let Records { containers, passed_over, stamps, .. } = records;
     let mut plan = SourcePlan::new(format, &entries, &classes.names, passed_over, understood, warnings);
     warn(&mut plan, options, &entries, &classes.names);
-    Ok(Source { format, splits: entries, classes: classes.names, plan, containers, tables: Vec::new() })
+    Ok(Source { format, splits: entries, classes: classes.names, plan, containers, stamps, tables: Vec::new() })
 }
 
 /// An option that has no effect is an error.

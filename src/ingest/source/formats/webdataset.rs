@@ -215,7 +215,7 @@ pub(super) fn collect(records: &mut Records<'_>, tars: Vec<Tar>) -> Result<(), I
             let reason = format!(
                 "labels are in different fields of the json members, {names}: `--label-column` names one"
             );
-            return Err(wrong(&options.source, reason));
+            return Err(wrong(&options.sources[0], reason));
         }
         records.understood.push(format!("labels: from the field {names} of the json members"));
     }
