@@ -24,6 +24,7 @@ mod remake;
 mod report;
 mod screen;
 mod source;
+mod split_names;
 mod synth;
 mod verify_source;
 mod view_hash;

@@ -9,15 +9,8 @@ use super::plan::SourcePlan;
 use super::records::{Evidence, Fault, Naming, Record, Records, count};
 use super::splits::{Assigned, Splits};
 use super::{Entry, Source, SourceFormat};
+use crate::ingest::split_names::check_split_names;
 use crate::ingest::{IngestError, IngestOptions};
-
-/// Folders of a dataset that are not splits.
-const OWN_FOLDERS: [&str; 2] = ["index", "rejects"];
-
-/// Whether a split may have this name: that of one folder, and of none that a dataset has for itself.
-fn is_split_name(name: &str) -> bool {
-    !name.is_empty() && !name.starts_with('.') && !name.contains('/') && !OWN_FOLDERS.contains(&name)
-}
 
 /// Decides splits, classes and paths.
 ///
@@ -39,10 +32,7 @@ pub(super) fn arrange(mut records: Records<'_>, format: SourceFormat) -> Result<
         return Err(records.wrong(reason));
     }
     let mut splits = Splits::find(&records)?;
-    if let Some(name) = splits.names.iter().find(|name| !is_split_name(name)) {
-        let reason = format!("a split cannot be called `{name}`: a dataset has its own folder of that name");
-        return Err(records.wrong(reason));
-    }
+    check_split_names(&splits.names).map_err(|reason| records.wrong(reason))?;
     check_unlabelled_splits(&records, &splits)?;
     let mut understood = vec![std::mem::take(&mut splits.understood)];
     if let Some(folder) = strip_common_folder(&records, &mut splits) {
@@ -62,7 +52,10 @@ pub(super) fn arrange(mut records: Records<'_>, format: SourceFormat) -> Result<
         .iter()
         .zip(&splits.of)
         .zip(&labels)
-        .map(|((record, assigned), label)| path(&records, record, *assigned, label))
+        .map(|((record, assigned), label)| {
+            let class = classes.class(label).map(|class| as_path_part(&classes.names[class.index()]));
+            path(&records, record, *assigned, class)
+        })
         .collect();
     let class_of: Vec<_> = labels.iter().map(|label| classes.class(label)).collect();
     drop(labels);
@@ -308,16 +301,12 @@ fn check_lone_classes(
 }
 
 /// The path of an image in the dataset.
-fn path(records: &Records<'_>, record: &Record, assigned: Option<Assigned>, label: &Label<'_>) -> String {
-    let class = match label {
-        Label::None => None,
-        Label::Name(name) | Label::Text(name)
-            if super::classes::is_absent(name) && matches!(label, Label::Text(_)) =>
-        {
-            None
-        }
-        Label::Name(name) | Label::Text(name) => Some(as_path_part(name)),
-    };
+fn path(
+    records: &Records<'_>,
+    record: &Record,
+    assigned: Option<Assigned>,
+    class: Option<String>,
+) -> String {
     match (records.naming, class) {
         (Naming::AsIs, _) | (Naming::ByLabel, None) => record.path.to_string(),
         (Naming::ByLabel, Some(class)) => format!("{class}/{}", file_name(&record.path)),
@@ -359,12 +348,19 @@ fn warn(
         |list: &[Entry]| -> BTreeSet<u16> { list.iter().filter_map(|entry| Some(entry.class?.0)).collect() };
     let sets: Vec<(&String, BTreeSet<u16>)> =
         entries.iter().map(|(name, list)| (name, of_split(list))).collect();
+    let mut disjoint = Vec::new();
     for (place, (one, own)) in sets.iter().enumerate() {
-        for (other, others) in &sets[place + 1..] {
-            if !own.is_empty() && !others.is_empty() && own.is_disjoint(others) {
-                warnings.push(format!("the splits `{one}` and `{other}` have no class in common"));
-            }
-        }
+        let is_disjoint = |(_, others): &&(_, BTreeSet<u16>)| {
+            !own.is_empty() && !others.is_empty() && own.is_disjoint(others)
+        };
+        disjoint.extend(sets[place + 1..].iter().filter(is_disjoint).map(|(other, _)| (one, other)));
+    }
+    if let [(one, other), rest @ ..] = disjoint.as_slice() {
+        let more = match rest.len() {
+            0 => String::new(),
+            more => format!(", nor have {more} other pairs"),
+        };
+        warnings.push(format!("the splits `{one}` and `{other}` have no class in common{more}"));
     }
     for (name, list) in entries {
         let mut paths: Vec<&str> = list.iter().map(|entry| &*entry.path).collect();
