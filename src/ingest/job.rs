@@ -41,19 +41,20 @@ pub fn ingest(options: &IngestOptions, progress: &dyn Progress) -> Result<Ingest
     source.plan.lines().iter().for_each(|line| progress.note(line));
     check_leaks(options, &source)?;
     checkers.install(|| source.fetch(progress))?;
-    let report = |manifest: &Manifest, splits: BTreeMap<String, SplitReport>, held_by, verified_source| IngestReport {
-        dest: options.dest.to_string(),
-        already_done: splits.is_empty(),
-        held_by,
-        format: source.format,
-        dataset_digest: manifest.dataset_digest,
-        classes: manifest.classes.len(),
-        splits,
-        duplicates: manifest.duplicates,
-        plan: source.plan.clone(),
-        verified_source,
-        seconds: started.elapsed().as_secs_f64(),
-    };
+    let report =
+        |manifest: &Manifest, splits: BTreeMap<String, SplitReport>, held_by, verified_source| IngestReport {
+            dest: options.dest.to_string(),
+            already_done: splits.is_empty(),
+            held_by,
+            format: source.format,
+            dataset_digest: manifest.dataset_digest,
+            classes: manifest.classes.len(),
+            splits,
+            duplicates: manifest.duplicates,
+            plan: source.plan.clone(),
+            verified_source,
+            seconds: started.elapsed().as_secs_f64(),
+        };
     let existing = existing(options)?;
     let plan = prepare(options, &source, existing.as_ref())?;
     plan.notes().iter().for_each(|line| progress.note(line));
@@ -136,7 +137,8 @@ pub fn plan(options: &IngestOptions, progress: &dyn Progress) -> Result<IngestPl
     let mut source = threads.install(|| Source::open(options))?;
     check_leaks(options, &source)?;
     let existing = existing(options)?;
-    let has_split = |manifest: &Manifest| source.splits.keys().any(|split| manifest.splits.contains_key(split));
+    let has_split =
+        |manifest: &Manifest| source.splits.keys().any(|split| manifest.splits.contains_key(split));
     if existing.as_ref().is_some_and(has_split) {
         threads.install(|| source.fetch(progress))?;
     }
@@ -149,7 +151,10 @@ pub fn plan(options: &IngestOptions, progress: &dyn Progress) -> Result<IngestPl
     let destination = DestinationPlan {
         dest: options.dest.to_string(),
         held: plan.held.iter().map(|part| part.split.to_owned()).collect(),
-        held_by: existing.as_ref().filter(|_| !plan.held.is_empty()).map(|manifest| plan.held_by(manifest, &source)),
+        held_by: existing
+            .as_ref()
+            .filter(|_| !plan.held.is_empty())
+            .map(|manifest| plan.held_by(manifest, &source)),
         new: split_names(|number| number == 0),
         appended: split_names(|number| number > 0),
         new_classes: plan.new_classes.clone(),
@@ -255,7 +260,10 @@ fn refuse_foreign_files(
         let shards = shards.into_iter().map(|entry| format!("{}/{}", part.split, entry.name));
         for file in [part.index_file(), part.rejects_file()] {
             if published.contains(&file) {
-                let reason = format!("its file `{file}` is of another split than `{}`; name the split otherwise", part.split);
+                let reason = format!(
+                    "its file `{file}` is of another split than `{}`; name the split otherwise",
+                    part.split
+                );
                 return Err(IngestError::OtherDataset { dest: options.dest.to_string(), reason });
             }
         }

@@ -57,7 +57,18 @@ mod tests {
     fn a_split_is_called_like_no_file_of_a_dataset_and_fits_a_file_name() {
         let long = "a".repeat(101);
         for bad in [
-            "", ".", "..", ".work", "a/b", "a\\b", "a\nb", "index", "Rejects", "manifest.json", "duplicates.parquet", &long,
+            "",
+            ".",
+            "..",
+            ".work",
+            "a/b",
+            "a\\b",
+            "a\nb",
+            "index",
+            "Rejects",
+            "manifest.json",
+            "duplicates.parquet",
+            &long,
         ] {
             let reason = check_split_names(&["train".into(), bad.into()]).expect_err(bad);
             assert!(reason.starts_with("a split cannot be called `"), "{reason}");

@@ -106,7 +106,15 @@ pub(super) fn arrange(mut records: Records<'_>, format: SourceFormat) -> Result<
     let Records { containers, passed_over, stamps, .. } = records;
     let mut plan = SourcePlan::new(format, &entries, &classes.names, passed_over, understood, warnings);
     warn(&mut plan, options, &entries, &classes.names);
-    Ok(Source { format, splits: entries, classes: classes.names, plan, containers, stamps, tables: Vec::new() })
+    Ok(Source {
+        format,
+        splits: entries,
+        classes: classes.names,
+        plan,
+        containers,
+        stamps,
+        tables: Vec::new(),
+    })
 }
 
 /// An option that has no effect is an error.
@@ -301,12 +309,7 @@ fn check_lone_classes(
 }
 
 /// The path of an image in the dataset.
-fn path(
-    records: &Records<'_>,
-    record: &Record,
-    assigned: Option<Assigned>,
-    class: Option<String>,
-) -> String {
+fn path(records: &Records<'_>, record: &Record, assigned: Option<Assigned>, class: Option<String>) -> String {
     match (records.naming, class) {
         (Naming::AsIs, _) | (Naming::ByLabel, None) => record.path.to_string(),
         (Naming::ByLabel, Some(class)) => format!("{class}/{}", file_name(&record.path)),

@@ -41,6 +41,7 @@ use records::Records;
 #[cfg(fuzzing)]
 pub(super) use formats::read_synsets;
 pub use globs::PathGlob;
+pub(super) use names::{as_path_part, is_image};
 pub use plan::{ClassesPlan, Counted, SourcePlan, SplitPlan};
 pub(super) use records::Fault;
 pub(super) use stamps::Stamps;

@@ -117,7 +117,8 @@ impl Folders {
             }
             None => {
                 if !self.sizes.contains_key(&key) {
-                    let found = folder.list()?.into_iter().map(|entry| (entry.name, (entry.bytes, entry.stamp)));
+                    let found =
+                        folder.list()?.into_iter().map(|entry| (entry.name, (entry.bytes, entry.stamp)));
                     let sizes = found.collect();
                     self.sizes.insert(key.clone(), sizes);
                 }
