@@ -5,7 +5,9 @@ use clap::{ArgGroup, Args, ValueEnum};
 use super::exit::WrongUsage;
 use super::progress::{Terminal, say};
 use super::{GlobalArgs, braces, write_json, write_stdout};
-use crate::ingest::{CheckDepth, ClassFolder, IngestOptions, LabelsAs, PathGlob, SourceFormat, ingest, plan};
+use crate::ingest::{
+    CheckDepth, ClassFolder, IngestOptions, LabelsAs, PathGlob, SourceFormat, ingest, plan, source_plan,
+};
 use crate::picture::ExifOrientation;
 use crate::units::{ByteSize, Fraction};
 
@@ -76,7 +78,8 @@ pub(super) struct IngestArgs {
     /// Take no labels of this split; repeatable
     #[arg(long, value_name = "NAME")]
     unlabelled_split: Vec<String>,
-    /// Print how the source is understood, as text or (`--plan=json`) as JSON, and write nothing
+    /// Print how the source is understood and, with `--dest`, what the destination gets of it, as text or
+    /// (`--plan=json`) as JSON; write nothing
     #[arg(long, value_enum, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "text")]
     plan: Option<PlanFormat>,
     /// Add the pictures to a split that is there: new ids after the old ones
@@ -129,8 +132,8 @@ pub(super) struct IngestArgs {
     #[arg(long)]
     tile_index: bool,
     /// Threads that check pictures; 0 for one on each core
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    threads: usize,
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=1024))]
+    threads: u16,
     /// Shards that are written at once, at most one for each thread
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
     uploads: u32,
@@ -179,6 +182,13 @@ fn names(pattern: &str) -> anyhow::Result<Vec<String>> {
     Ok(names)
 }
 
+fn write_plan(format: PlanFormat, plan: &impl serde::Serialize, lines: &[String]) -> anyhow::Result<()> {
+    match format {
+        PlanFormat::Json => write_json(plan),
+        PlanFormat::Text => write_stdout((lines.join("\n") + "\n").as_bytes()),
+    }
+}
+
 pub(super) fn run(global: &GlobalArgs, args: &IngestArgs) -> anyhow::Result<()> {
     let mut sources = Vec::new();
     for pattern in &args.source {
@@ -222,26 +232,27 @@ pub(super) fn run(global: &GlobalArgs, args: &IngestArgs) -> anyhow::Result<()> 
         quality: args.quality,
         baseline: args.baseline,
         tile_index: args.tile_index,
-        threads: args.threads,
+        threads: args.threads.into(),
         uploads: args.uploads as usize,
         memory_limit: args.memory_limit.map(|limit| limit.0),
         ..IngestOptions::new(sources[0].clone(), dest)
     };
     let options = IngestOptions { sources, ..options };
     if let Some(format) = args.plan {
-        let plan = plan(&options)?;
-        return match format {
-            PlanFormat::Json => write_json(&plan),
-            PlanFormat::Text => write_stdout((plan.lines().join("\n") + "\n").as_bytes()),
+        return match &args.dest {
+            Some(_) => {
+                let plan = plan(&options, &Terminal::default())?;
+                write_plan(format, &plan, &plan.lines())
+            }
+            None => {
+                let plan = source_plan(&options)?;
+                write_plan(format, &plan, &plan.lines())
+            }
         };
     }
     let report = ingest(&options, &Terminal::default())?;
-    if report.already_done {
-        let basis = match report.verified_source {
-            Some(_) => "by the contents of its images",
-            None => "by the names, classes and sizes of its images; --verify-source reads and compares each",
-        };
-        say(&format!("{}: holds this dataset already, {basis}", report.dest));
+    if let Some(held_by) = report.held_by {
+        say(&format!("{}: holds this dataset already, {}", report.dest, held_by.describe()));
     }
     report.lines().iter().for_each(|line| say(line));
     write_json(&report)

@@ -101,6 +101,10 @@ pub struct PartReport {
     /// Pictures with tiles (`--tile-index`); their bytes before can be restored. Manifests from before have none.
     #[serde(default)]
     pub tiled: u64,
+    /// A digest of the modification times or ETags of the whole source's files, where all have one. It is part of no other
+    /// digest. Manifests from before have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_stamp: Option<Digest>,
     /// How the whole source was understood, as ingest prints it. Manifests from before have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<serde_json::Value>,

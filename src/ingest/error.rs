@@ -80,6 +80,12 @@ pub enum IngestError {
         /// How it differs.
         reason: String,
     },
+    /// Options that do not fit the source or the destination.
+    #[error("{reason}")]
+    Options {
+        /// Which one, and what to do.
+        reason: String,
+    },
     /// A dataset cannot be read or written.
     #[error(transparent)]
     Dataset(#[from] DatasetError),
@@ -102,6 +108,7 @@ impl IngestError {
             | Self::NotOurs { .. }
             | Self::Overlap { .. }
             | Self::SourceChanged { .. } => Failure::Data,
+            Self::Options { .. } => Failure::Config,
             Self::Dataset(error) => error.failure(),
             Self::Storage(error) => error.failure(),
             Self::Threads(_) => Failure::Other,

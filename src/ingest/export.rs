@@ -3,10 +3,12 @@
 //! Tiles (`ingest --tile-index`) are taken out, so each file has the bytes that the ingest was given, bit for bit.
 //! Images that the ingest made smaller or baseline come as they are stored. The same export again changes nothing.
 //!
-//! Each image has a file of its own, named by the path of its row. Three kinds of rows get `-<instance id>` before the
-//! file's extension: all but the first of several rows with one path, a row whose path is a folder of another row, and a
-//! row with a name that is cut because file systems do not take it. Control characters, and a `#` before a number at
-//! the end, are written as `%` and two hexadecimal digits.
+//! Each image has a file of its own, named by the path of its row. A labelled image is in the folder of its class, so
+//! that an ingest of the files gives the same labels: where its path begins with another folder, the file's name alone is
+//! kept. A name without an image's ending gets that of the image's format. Three kinds of rows get `-<instance id>`
+//! before the file's extension: all but the first of several rows with one path, a row whose path is a folder of another
+//! row, and a row with a name that is cut because file systems do not take it. Control characters, and a `#` before a
+//! number at the end, are written as `%` and two hexadecimal digits.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -15,16 +17,21 @@ use serde::Serialize;
 
 use super::IngestError;
 use super::overlap::overlap;
+use super::source::{as_path_part, is_image};
 use crate::dataset::{IndexRow, Manifest, Row, ShardEntry, ShardReader, Split, read_index};
 use crate::ids::InstanceId;
-use crate::picture::restore;
+use crate::picture::{format_of, restore};
 use crate::progress::Progress;
-use crate::storage::{Location, PublishMode, StorageError};
+use crate::storage::{Location, PublishMode, StorageError, read_concurrently};
 
 /// What file systems take.
 const MOST_FOLDER_BYTES: usize = 255;
 /// A file is staged under its name and `#` with a number.
 const MOST_NAME_BYTES: usize = 250;
+/// Longer folders of classes are cut, and get the number of their class.
+const MOST_CLASS_BYTES: usize = 240;
+/// What tells the format of an image.
+const HEAD_BYTES: u64 = 1024;
 /// Longer endings are not taken for an extension.
 const MOST_EXTENSION_BYTES: usize = 16;
 
@@ -83,7 +90,8 @@ pub fn export(options: &ExportOptions, progress: &dyn Progress) -> Result<Export
         ));
     }
     let wanted = manifest.splits.iter().filter(|(name, _)| is_wanted(name));
-    let named = wanted.map(|(name, split)| Ok((name, split, renamed(&options.dataset, split)?)));
+    let classes = class_folders(&manifest.classes);
+    let named = wanted.map(|(name, split)| Ok((name, split, renamed(&options.dataset, split, &classes)?)));
     // Before the first file is written it is known that each has a name.
     let named = named.collect::<Result<Vec<_>, IngestError>>()?;
     let mut splits = BTreeMap::new();
@@ -149,14 +157,77 @@ impl SplitJob<'_> {
     }
 }
 
-/// The names of the rows that cannot have their path as one; see the module's first lines.
-fn renamed(dataset: &Location, split: &Split) -> Result<HashMap<InstanceId, String>, IngestError> {
+/// A class: its name as the first part of a path, and its folder.
+struct ClassFolder {
+    part: String,
+    folder: String,
+}
+
+/// The folders of classes: one each, of names that an ingest does not pass over.
+fn class_folders(classes: &[String]) -> Vec<ClassFolder> {
+    let mut taken: HashSet<String> = HashSet::with_capacity(classes.len());
+    let folder = |(number, class): (usize, &String)| {
+        let part = as_path_part(class);
+        let mut folder = part.strip_prefix('.').map_or_else(|| part.clone(), |rest| format!("_{rest}"));
+        if folder.len() > MOST_CLASS_BYTES {
+            folder = format!("{}-{number}", cut(&folder, MOST_CLASS_BYTES));
+        }
+        while !taken.insert(folder.clone()) {
+            folder = format!("{folder}-{number}");
+        }
+        ClassFolder { part, folder }
+    };
+    classes.iter().enumerate().map(folder).collect()
+}
+
+/// The path of a row below the folder of its class.
+fn below_class(path: String, class: Option<&ClassFolder>) -> String {
+    let Some(ClassFolder { part, folder }) = class else { return path };
+    match path.split_once('/') {
+        Some((first, rest)) if first == part => format!("{folder}/{rest}"),
+        _ => format!("{folder}/{}", last(&path)),
+    }
+}
+
+/// Gives names without an image's ending that of the image's format.
+fn add_endings(
+    dataset: &Location,
+    split: &Split,
+    rows: &[IndexRow],
+    paths: &mut [String],
+) -> Result<(), IngestError> {
+    let (mut wanted, mut heads) = (Vec::new(), Vec::new());
+    for (number, (row, _)) in rows.iter().zip(&*paths).enumerate().filter(|(_, (_, path))| !is_image(path)) {
+        if let Some(shard) = split.shards.get(row.place.shard as usize) {
+            let end = row.place.offset + HEAD_BYTES.min(row.place.bytes.into());
+            heads.push((dataset.join(&shard.path), Some(row.place.offset..end)));
+            wanted.push(number);
+        }
+    }
+    for (number, head) in wanted.into_iter().zip(read_concurrently(heads)) {
+        if let Some(format) = format_of(&head?) {
+            paths[number].push_str(format.ending());
+        }
+    }
+    Ok(())
+}
+
+/// The names of the rows that do not have their path as one; see the module's first lines.
+fn renamed(
+    dataset: &Location,
+    split: &Split,
+    classes: &[ClassFolder],
+) -> Result<HashMap<InstanceId, String>, IngestError> {
     let mut rows: Vec<IndexRow> = Vec::new();
     for part in &split.ingest {
         rows.extend(read_index(dataset, &part.index)?);
     }
-    let clean = |row: &IndexRow| safe_path(&row.path).ok_or_else(|| leads_outside(dataset, &row.path));
-    let paths = rows.iter().map(clean).collect::<Result<Vec<String>, _>>()?;
+    let clean = |row: &IndexRow| {
+        let path = safe_path(&row.path).ok_or_else(|| leads_outside(dataset, &row.path))?;
+        Ok(below_class(path, row.label.and_then(|label| classes.get(label.index()))))
+    };
+    let mut paths = rows.iter().map(clean).collect::<Result<Vec<String>, IngestError>>()?;
+    add_endings(dataset, split, &rows, &mut paths)?;
     let folders: HashSet<&str> = paths.iter().flat_map(|path| ancestors(path)).collect();
     let mut taken: HashSet<&str> = HashSet::with_capacity(paths.len());
     let mut later = Vec::new();
@@ -223,15 +294,17 @@ fn safe_path(path: &str) -> Option<String> {
         let number = part.split_once('#').map_or("", |(_, number)| number);
         !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
     };
-    let clean = |part: &&str| {
-        let is_bad = |character: char| character.is_ascii_control() || character == '#' && is_staging(part);
+    let clean = |(place, part): (usize, &&str)| {
+        let is_staging = place + 1 == parts.len() && is_staging(part);
+        let is_bad = |character: char| character.is_ascii_control() || character == '#' && is_staging;
         let clean = |character: char| match character {
             bad if is_bad(bad) => format!("%{:02X}", u32::from(bad)),
             good => good.to_string(),
         };
         part.chars().map(clean).collect::<String>()
     };
-    (!parts.is_empty() && !leads_up).then(|| parts.iter().map(clean).collect::<Vec<_>>().join("/"))
+    (!parts.is_empty() && !leads_up)
+        .then(|| parts.iter().enumerate().map(clean).collect::<Vec<_>>().join("/"))
 }
 
 fn leads_outside(location: impl std::fmt::Display, path: &str) -> IngestError {

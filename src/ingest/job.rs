@@ -9,11 +9,11 @@ use super::memory::MemoryBudget;
 use super::near_duplicates::{Listed, Look, count, extend_groups, groups, rows};
 use super::overlap::check_overlap;
 use super::part::PartJob;
-use super::plan::{Plan, part_name, rejects_file};
-use super::report::{IngestReport, SplitReport};
+use super::plan::{DestinationPlan, IngestPlan, Plan, examples, rejects_file};
+use super::report::{HeldBy, IngestReport, SplitReport};
 use super::source::Source;
 use super::verify_source::VerifyJob;
-use super::work::{Workshop, tidy};
+use super::work::{Unfinished, Workshop, has_work, recorded_files, unfinished};
 use super::{IngestError, IngestOptions, PROGRAM, SourcePlan, TRAINING_SPLIT};
 use crate::dataset::{
     DUPLICATES_FILE, DatasetError, DuplicateCounts, DuplicateRow, IndexRow, IngestRecord, Manifest, Split,
@@ -21,6 +21,9 @@ use crate::dataset::{
 };
 use crate::progress::Progress;
 use crate::storage::{Digest, PublishMode, StorageError};
+
+/// Splits that an error names.
+const SHOWN_SPLITS: usize = 5;
 
 /// Ingests a source into a dataset.
 ///
@@ -36,21 +39,25 @@ pub fn ingest(options: &IngestOptions, progress: &dyn Progress) -> Result<Ingest
     let memory = MemoryBudget::new(options, checkers.current_num_threads());
     let mut source = checkers.install(|| Source::open(options))?;
     source.plan.lines().iter().for_each(|line| progress.note(line));
+    check_leaks(options, &source)?;
     checkers.install(|| source.fetch(progress))?;
-    let report = |manifest: &Manifest, splits: BTreeMap<String, SplitReport>, verified_source| IngestReport {
-        dest: options.dest.to_string(),
-        already_done: splits.is_empty(),
-        format: source.format,
-        dataset_digest: manifest.dataset_digest,
-        classes: manifest.classes.len(),
-        splits,
-        duplicates: manifest.duplicates,
-        plan: source.plan.clone(),
-        verified_source,
-        seconds: started.elapsed().as_secs_f64(),
-    };
+    let report =
+        |manifest: &Manifest, splits: BTreeMap<String, SplitReport>, held_by, verified_source| IngestReport {
+            dest: options.dest.to_string(),
+            already_done: splits.is_empty(),
+            held_by,
+            format: source.format,
+            dataset_digest: manifest.dataset_digest,
+            classes: manifest.classes.len(),
+            splits,
+            duplicates: manifest.duplicates,
+            plan: source.plan.clone(),
+            verified_source,
+            seconds: started.elapsed().as_secs_f64(),
+        };
     let existing = existing(options)?;
-    let plan = Plan::new(options, &source, existing.as_ref())?;
+    let plan = prepare(options, &source, existing.as_ref())?;
+    plan.notes().iter().for_each(|line| progress.note(line));
     let verified = match &existing {
         Some(manifest) if options.verify_source && !plan.held.is_empty() => {
             let job = VerifyJob {
@@ -65,24 +72,30 @@ pub fn ingest(options: &IngestOptions, progress: &dyn Progress) -> Result<Ingest
         }
         _ => None,
     };
+    let held_by = |manifest: &Manifest, plan: &Plan<'_>| match verified {
+        Some(_) => HeldBy::Contents,
+        None => plan.held_by(manifest, &source),
+    };
     if let (Some(manifest), true) = (&existing, plan.parts.is_empty()) {
-        tidy(&options.dest)?;
-        return Ok(report(manifest, BTreeMap::new(), verified));
+        tidy(options)?;
+        return Ok(report(manifest, BTreeMap::new(), Some(held_by(manifest, &plan)), verified));
     }
     let workshop = Workshop::open(&options.dest)?;
     // Whoever held the lock before may have published.
     let existing = self::existing(options)?;
     let plan = Plan::new(options, &source, existing.as_ref())?;
     let published = existing.as_ref().map(published).unwrap_or_default();
-    let goes_on = workshop.is_of(plan.digest())?;
-    if goes_on {
-        tracing::info!("{}: going on with an ingest that was interrupted", options.dest);
+    if let (Some(manifest), true) = (&existing, plan.parts.is_empty()) {
+        workshop.discard(&published)?;
+        return Ok(report(manifest, BTreeMap::new(), Some(held_by(manifest, &plan)), verified));
+    }
+    if resumes(options, &plan, &source)? {
         workshop.remove_unfinished()?;
     } else {
         workshop.discard(&published)?;
     }
-    refuse_foreign_files(options, &plan, &published, &workshop.recorded()?)?;
-    workshop.claim(plan.digest())?;
+    refuse_foreign_files(options, &plan, &published, &recorded_files(&options.dest)?)?;
+    workshop.claim(plan.digest(), source.stamps.digest())?;
     let ingest = Ingest {
         options,
         source: &source,
@@ -99,25 +112,137 @@ pub fn ingest(options: &IngestOptions, progress: &dyn Progress) -> Result<Ingest
         if existing.is_some() { PublishMode::Overwrite } else { PublishMode::Create },
     )?;
     workshop.clear()?;
-    Ok(report(&manifest, reports, verified))
+    Ok(report(&manifest, reports, None, verified))
 }
 
-/// What would become of a source; nothing is written.
+/// How a source is understood, whatever its destination; nothing is written.
 ///
 /// # Errors
 /// As [`ingest`], where the source cannot be understood.
-pub fn plan(options: &IngestOptions) -> Result<SourcePlan, IngestError> {
+pub fn source_plan(options: &IngestOptions) -> Result<SourcePlan, IngestError> {
     let threads = pool(options.threads)?;
-    Ok(threads.install(|| Source::open(options))?.plan)
+    let source = threads.install(|| Source::open(options))?;
+    check_leaks(options, &source)?;
+    Ok(source.plan)
+}
+
+/// What an ingest would do; nothing is written but temporary copies of Parquet's images, where the destination has their
+/// split: only a copy shows whether it holds them.
+///
+/// # Errors
+/// As [`ingest`] before its first write.
+pub fn plan(options: &IngestOptions, progress: &dyn Progress) -> Result<IngestPlan, IngestError> {
+    check_overlap(options)?;
+    let threads = pool(options.threads)?;
+    let mut source = threads.install(|| Source::open(options))?;
+    check_leaks(options, &source)?;
+    let existing = existing(options)?;
+    let has_split =
+        |manifest: &Manifest| source.splits.keys().any(|split| manifest.splits.contains_key(split));
+    if existing.as_ref().is_some_and(has_split) {
+        threads.install(|| source.fetch(progress))?;
+    }
+    let plan = prepare(options, &source, existing.as_ref())?;
+    let published = existing.as_ref().map(published).unwrap_or_default();
+    refuse_foreign_files(options, &plan, &published, &recorded_files(&options.dest)?)?;
+    let split_names = |is: fn(usize) -> bool| {
+        plan.parts.iter().filter(|part| is(part.number)).map(|part| part.split.to_owned()).collect()
+    };
+    let destination = DestinationPlan {
+        dest: options.dest.to_string(),
+        held: plan.held.iter().map(|part| part.split.to_owned()).collect(),
+        held_by: existing
+            .as_ref()
+            .filter(|_| !plan.held.is_empty())
+            .map(|manifest| plan.held_by(manifest, &source)),
+        new: split_names(|number| number == 0),
+        appended: split_names(|number| number > 0),
+        new_classes: plan.new_classes.clone(),
+    };
+    Ok(IngestPlan { source: source.plan, destination })
+}
+
+/// What is to be done, where the options fit it.
+fn prepare<'a>(
+    options: &IngestOptions,
+    source: &'a Source,
+    existing: Option<&Manifest>,
+) -> Result<Plan<'a>, IngestError> {
+    let plan = Plan::new(options, source, existing)?;
+    if options.verify_source && plan.held.is_empty() {
+        let unfinished = unfinished(&options.dest, plan.digest(), source.stamps.digest())?;
+        if !matches!(unfinished, Unfinished::Same | Unfinished::ChangedSource) {
+            let reason = format!(
+                "`--verify-source`: there is nothing to verify, since {} holds no image of this source yet; ingest it first",
+                options.dest
+            );
+            return Err(IngestError::Options { reason });
+        }
+    }
+    Ok(plan)
+}
+
+/// `--drop-leaks` leaves out images of the training split, so the source has to have one.
+fn check_leaks(options: &IngestOptions, source: &Source) -> Result<(), IngestError> {
+    if !options.drop_leaks || source.splits.contains_key(TRAINING_SPLIT) {
+        return Ok(());
+    }
+    let names: Vec<String> = source.splits.keys().cloned().collect();
+    let reason = format!(
+        "`--drop-leaks` leaves images out of the split `{TRAINING_SPLIT}`, and the source has {} only; name the training \
+         split `{TRAINING_SPLIT}` (`--splits {TRAINING_SPLIT}=GLOB`)",
+        examples(&names, SHOWN_SPLITS)
+    );
+    Err(IngestError::Options { reason })
+}
+
+/// Whether work that an ingest before has left goes on; says why not.
+fn resumes(options: &IngestOptions, plan: &Plan<'_>, source: &Source) -> Result<bool, IngestError> {
+    let dest = &options.dest;
+    let unfinished = unfinished(dest, plan.digest(), source.stamps.digest())?;
+    match (unfinished, source.stamps.without()) {
+        (Unfinished::None, _) => {}
+        (Unfinished::Same, 0) => tracing::info!("{dest}: going on with an ingest that was interrupted"),
+        (Unfinished::Same, files) => tracing::info!(
+            "{dest}: going on with an ingest that was interrupted; that its source is unchanged rests on names and sizes \
+             alone, since {files} files have neither a modification time nor an ETag"
+        ),
+        (Unfinished::ChangedSource, _) => tracing::warn!(
+            "{dest}: the source's files changed after an ingest was interrupted (modification times or ETags differ); \
+             beginning anew"
+        ),
+        (Unfinished::Other, _) => {
+            tracing::warn!("{dest}: unfinished work of another ingest is thrown away");
+        }
+    }
+    Ok(unfinished == Unfinished::Same)
+}
+
+/// Removes what an ingest that was killed has left where there is nothing to do: its record and its files that are not
+/// published. That another process works there is no error: it removes its own.
+fn tidy(options: &IngestOptions) -> Result<(), IngestError> {
+    if !has_work(&options.dest)? {
+        return Ok(());
+    }
+    let workshop = match Workshop::open(&options.dest) {
+        Err(StorageError::Locked { .. }) => return Ok(()),
+        other => other?,
+    };
+    // Whoever held the lock before may have published.
+    let published = existing(options)?.as_ref().map(published).unwrap_or_default();
+    if workshop.discard(&published)? {
+        tracing::warn!("{}: unfinished work of another ingest is thrown away", options.dest);
+    }
+    Ok(())
 }
 
 /// The files of a dataset, by their paths within its folder.
 fn published(manifest: &Manifest) -> BTreeSet<String> {
     let mut files = BTreeSet::from([DUPLICATES_FILE.to_owned()]);
-    for (name, split) in &manifest.splits {
+    for split in manifest.splits.values() {
         files.extend(split.shards.iter().map(|shard| shard.path.clone()));
-        for (number, part) in split.ingest.iter().enumerate() {
-            files.extend([part.index.path.clone(), rejects_file(&part_name(name, number))]);
+        for part in &split.ingest {
+            files.extend([part.index.path.clone(), rejects_file(&part.index.path)]);
         }
     }
     files
@@ -133,6 +258,15 @@ fn refuse_foreign_files(
     for part in &plan.parts {
         let shards = options.dest.join(part.split).list()?;
         let shards = shards.into_iter().map(|entry| format!("{}/{}", part.split, entry.name));
+        for file in [part.index_file(), part.rejects_file()] {
+            if published.contains(&file) {
+                let reason = format!(
+                    "its file `{file}` is of another split than `{}`; name the split otherwise",
+                    part.split
+                );
+                return Err(IngestError::OtherDataset { dest: options.dest.to_string(), reason });
+            }
+        }
         let is_ours = |file: &String| published.contains(file) || recorded.contains(file);
         for file in shards.chain(part.files()).filter(|file| !is_ours(file)) {
             if options.dest.join(&file).exists()? {
@@ -198,7 +332,7 @@ impl Ingest<'_> {
                 source: self.source,
                 plan: self.plan,
                 part,
-                work: self.workshop.part(&part.name()),
+                work: self.workshop.part(&part.work_folder()),
                 before: splits.get(part.split),
                 rows: index.remove(part.split).unwrap_or_default(),
                 memory: self.memory,

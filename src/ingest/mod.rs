@@ -2,7 +2,7 @@
 //!
 //! [`ingest`] lists the source, checks every picture once, gives the accepted ones their ids, writes shards and
 //! last the manifest. The result depends on the source and the options alone, not on threads, time, place or on
-//! how often it was killed. [`synth()`] draws a picture set for trying things out.
+//! how often it was killed; the report in the manifest also has a digest of the source's modification times. [`synth()`] draws a picture set for trying things out.
 //!
 //! Invariant: until the manifest is published there is no dataset, and nothing that a published manifest
 //! names is ever overwritten.
@@ -24,6 +24,7 @@ mod remake;
 mod report;
 mod screen;
 mod source;
+mod split_names;
 mod synth;
 mod verify_source;
 mod view_hash;
@@ -35,8 +36,9 @@ use clap::ValueEnum;
 pub use bench::{BenchOptions, BenchReport, bench};
 pub use error::IngestError;
 pub use export::{ExportOptions, ExportReport, ExportedSplit, export};
-pub use job::{ingest, plan};
-pub use report::{AlreadyThere, IngestReport, SplitReport, VerifiedSource};
+pub use job::{ingest, plan, source_plan};
+pub use plan::{DestinationPlan, IngestPlan};
+pub use report::{AlreadyThere, HeldBy, IngestReport, SplitReport, VerifiedSource};
 pub use source::{
     ClassFolder, ClassesPlan, Counted, LabelsAs, PathGlob, SourceFormat, SourcePlan, SplitPlan,
 };

@@ -2,8 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::Serialize;
+
+use super::report::HeldBy;
 use super::source::{Entry, Source};
-use super::{CheckDepth, IngestError, IngestOptions};
+use super::{CheckDepth, IngestError, IngestOptions, SourcePlan};
 use crate::dataset::{DUPLICATES_FILE, EXIF_ORIENTATION, IngestRecord, Manifest};
 use crate::ids::ClassId;
 use crate::storage::Digest;
@@ -30,30 +33,30 @@ pub(super) struct HeldPart<'a> {
 /// The name of the option in a record; it is there only where an image was rejected by it.
 pub(super) const MEMORY_LIMIT: &str = "memory_limit";
 
-/// The file of rejected images of a part.
-pub(super) fn rejects_file(part: &str) -> String {
-    format!("rejects/{part}.jsonl")
-}
-
-/// A name for files of a part: the split's, and a number if it was appended.
-pub(super) fn part_name(split: &str, number: usize) -> String {
-    if number == 0 { split.to_owned() } else { format!("{split}-{number:04}") }
+/// The file of a part's rejected images, by the file of its index: the manifest names that one alone.
+pub(super) fn rejects_file(index_file: &str) -> String {
+    let name = index_file.strip_prefix("index/").unwrap_or(index_file);
+    format!("rejects/{}.jsonl", name.strip_suffix(".parquet").unwrap_or(name))
 }
 
 impl PartPlan<'_> {
-    /// A name for files of the part.
-    pub(super) fn name(&self) -> String {
-        part_name(self.split, self.number)
-    }
-
-    /// The file of its index.
+    /// The file of its index. That of an appended part is in a folder: no split's name has a `/`, so no other split
+    /// has this file.
     pub(super) fn index_file(&self) -> String {
-        format!("index/{}.parquet", self.name())
+        match self.number {
+            0 => format!("index/{}.parquet", self.split),
+            number => format!("index/{number:04}/{}.parquet", self.split),
+        }
     }
 
     /// The file of its rejected images.
     pub(super) fn rejects_file(&self) -> String {
-        rejects_file(&self.name())
+        rejects_file(&self.index_file())
+    }
+
+    /// The folder of the work on it. The number comes first, so that no split is taken for the lock or the plan.
+    pub(super) fn work_folder(&self) -> String {
+        format!("{:04}-{}", self.number, self.split)
     }
 
     /// The files that are written for it, beside the shards.
@@ -70,6 +73,8 @@ pub(super) struct Plan<'a> {
     pub(super) held: Vec<HeldPart<'a>>,
     /// The dataset's classes afterwards.
     pub(super) classes: Vec<String>,
+    /// Those that an append adds.
+    pub(super) new_classes: Vec<String>,
     /// For each of the source's classes its number in the dataset.
     class_numbers: Vec<ClassId>,
     pub(super) options: BTreeMap<String, serde_json::Value>,
@@ -135,6 +140,7 @@ impl<'a> Plan<'a> {
         }
         let mut classes =
             existing.map_or_else(|| source.classes.clone(), |manifest| manifest.classes.clone());
+        let held_classes = classes.len();
         let mut class_numbers = Vec::with_capacity(source.classes.len());
         for class in &source.classes {
             let known = classes.iter().position(|name| name == class);
@@ -150,9 +156,36 @@ impl<'a> Plan<'a> {
             let number = number.ok_or_else(|| other(format!("it has no room for class {class:?}")))?;
             class_numbers.push(ClassId(number));
         }
+        let new_classes = classes[held_classes..].to_vec();
+        if !new_classes.is_empty()
+            && let Some(reason) = other_kind_of_classes(&classes[..held_classes], &source.classes)
+        {
+            return Err(other(reason));
+        }
         // Training pictures come last: by then it is known what the other splits hold.
         parts.sort_by_key(|part| part.split == super::TRAINING_SPLIT);
-        Ok(Self { parts, held: held_parts, classes, class_numbers, options: recorded })
+        Ok(Self { parts, held: held_parts, classes, new_classes, class_numbers, options: recorded })
+    }
+
+    /// What should be known of it before the work begins.
+    pub(super) fn notes(&self) -> Vec<String> {
+        new_classes_line(&self.new_classes).into_iter().collect()
+    }
+
+    /// What it rests on that the dataset holds these parts.
+    pub(super) fn held_by(&self, manifest: &Manifest, source: &Source) -> HeldBy {
+        let now = (source.stamps.without() == 0).then(|| source.stamps.digest());
+        let record = |part: &HeldPart<'_>| manifest.splits.get(part.split)?.ingest.get(part.number);
+        let then = self.held.iter().map(|part| record(part).and_then(|record| record.report.source_stamp));
+        let mut held_by = HeldBy::Times;
+        for then in then {
+            match (then, now) {
+                (Some(then), Some(now)) if then != now => return HeldBy::OtherTimes,
+                (Some(_), Some(_)) => {}
+                _ => held_by = HeldBy::NamesAndSizes,
+            }
+        }
+        held_by
     }
 
     /// The class of a picture in the dataset.
@@ -162,7 +195,7 @@ impl<'a> Plan<'a> {
 
     /// What tells this plan from any other.
     pub(super) fn digest(&self) -> Digest {
-        let parts: Vec<_> = self.parts.iter().map(|part| (part.name(), part.fingerprint)).collect();
+        let parts: Vec<_> = self.parts.iter().map(|part| (part.work_folder(), part.fingerprint)).collect();
         let program = super::PROGRAM;
         let text = serde_json::to_vec(&(program, parts, &self.classes, &self.options));
         Digest::of(&text.expect("a plan is plain data"))
@@ -182,6 +215,43 @@ fn fingerprint(source: &Source, entries: &[Entry]) -> Digest {
         add(&entry.bytes.to_string());
     }
     hasher.finalize().into()
+}
+
+/// Classes that a line shows.
+const SHOWN_CLASSES: usize = 20;
+
+/// The first names.
+pub(super) fn examples(names: &[String], count: usize) -> String {
+    let shown: Vec<String> = names.iter().take(count).map(|name| format!("`{name}`")).collect();
+    shown.join(", ") + if names.len() > count { ", …" } else { "" }
+}
+
+fn new_classes_line(classes: &[String]) -> Option<String> {
+    let count = classes.len();
+    (count > 0).then(|| format!("new classes: {count} ({})", examples(classes, SHOWN_CLASSES)))
+}
+
+/// Why classes that are numbers without names do not go together with names.
+fn other_kind_of_classes(of_dataset: &[String], of_source: &[String]) -> Option<String> {
+    let is_number = |name: &String| !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_digit());
+    let are_numbers = |names: &[String]| names.iter().all(is_number);
+    let are_names = |names: &[String]| !names.iter().any(is_number);
+    let (dataset, source) = (examples(of_dataset, 3), examples(of_source, 3));
+    if of_dataset.is_empty() {
+        None
+    } else if are_names(of_dataset) && are_numbers(of_source) {
+        Some(format!(
+            "its classes are names ({dataset}), and the labels of these images are numbers ({source}): `--classes FILE` \
+             names the numbers, a line for each"
+        ))
+    } else if are_numbers(of_dataset) && are_names(of_source) {
+        Some(format!(
+            "its classes are numbers ({dataset}), and the labels of these images are names ({source}): ingest the dataset's \
+             images into another destination with `--classes FILE`, which names the numbers, then append"
+        ))
+    } else {
+        None
+    }
 }
 
 fn orientation_name(is_applied: bool) -> &'static str {
@@ -241,4 +311,52 @@ fn differing(
         .filter(|name| before.get(*name) != now.get(*name))
         .map(|name| format!("`{name}` was {} and is {} now", shown(before.get(name)), shown(now.get(name))))
         .collect()
+}
+
+/// What an ingest would do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct IngestPlan {
+    /// How the source is understood.
+    #[serde(flatten)]
+    pub source: SourcePlan,
+    /// What becomes of it.
+    pub destination: DestinationPlan,
+}
+
+/// What a destination would hold of a source.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DestinationPlan {
+    /// The destination.
+    pub dest: String,
+    /// Splits whose images it holds already.
+    pub held: Vec<String>,
+    /// What that rests on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub held_by: Option<HeldBy>,
+    /// Splits that it would get.
+    pub new: Vec<String>,
+    /// Splits that images would be appended to.
+    pub appended: Vec<String>,
+    /// Classes that an append would add.
+    pub new_classes: Vec<String>,
+}
+
+impl IngestPlan {
+    /// The plan as lines for people.
+    pub fn lines(&self) -> Vec<String> {
+        let mut lines = self.source.lines();
+        let DestinationPlan { dest, held, held_by, new, appended, new_classes } = &self.destination;
+        lines.push(format!("destination: {dest}"));
+        let mut line = |what: &str, splits: &[String]| {
+            if !splits.is_empty() {
+                lines.push(format!("  {what} {}", examples(splits, splits.len())));
+            }
+        };
+        let basis = held_by.map_or("", HeldBy::describe);
+        line(&format!("holds already, {basis}:"), held);
+        line("new splits:", new);
+        line("appended to:", appended);
+        lines.extend(new_classes_line(new_classes).map(|line| format!("  {line}")));
+        lines
+    }
 }

@@ -15,6 +15,9 @@ pub struct IngestReport {
     pub dest: String,
     /// Whether the dataset was there before; then nothing was written.
     pub already_done: bool,
+    /// What that rests on; none where something was written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub held_by: Option<HeldBy>,
     /// What the source is.
     pub format: SourceFormat,
     /// The dataset's identity.
@@ -32,6 +35,40 @@ pub struct IngestReport {
     pub verified_source: Option<VerifiedSource>,
     /// How long it took.
     pub seconds: f64,
+}
+
+/// What it rests on that a dataset holds a source already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HeldBy {
+    /// Every image was read and compared.
+    Contents,
+    /// Names, classes and sizes of the images; times or ETags of the source's files are those of the ingest.
+    Times,
+    /// The same, but times or ETags are others.
+    OtherTimes,
+    /// Names, classes and sizes alone: times or ETags are not known.
+    NamesAndSizes,
+}
+
+impl HeldBy {
+    /// The sentence's end, for people.
+    pub fn describe(self) -> &'static str {
+        match self {
+            Self::Contents => "by the contents of its images",
+            Self::Times => {
+                "by the names, classes and sizes of its images, and the modification times or ETags of the source; \
+                 --verify-source reads and compares each"
+            }
+            Self::OtherTimes => {
+                "by the names, classes and sizes of its images, but modification times or ETags of the source are not those \
+                 of the ingest; --verify-source reads and compares each"
+            }
+            Self::NamesAndSizes => {
+                "by the names, classes and sizes of its images alone; --verify-source reads and compares each"
+            }
+        }
+    }
 }
 
 /// Appended images that the split holds already.

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use serde::Deserialize;
 
 use super::memory::MemoryBudget;
-use super::plan::{HeldPart, part_name, rejects_file};
+use super::plan::{HeldPart, rejects_file};
 use super::report::VerifiedSource;
 use super::screen::{Keep, PICTURES_AT_ONCE, Verdict, look_at_all};
 use super::source::{Entry, Source};
@@ -56,7 +56,7 @@ impl VerifyJob<'_> {
         let mut verified = VerifiedSource::default();
         for part in parts {
             let record = &self.manifest.splits[part.split].ingest[part.number];
-            let mut expected = self.expected(part, record)?;
+            let mut expected = self.expected(record)?;
             self.progress.begin(&format!("verify {}", part.split), part.entries.len() as u64);
             for entries in part.entries.chunks(IMAGES_OF_BLOCK) {
                 for (entry, verdict) in entries.iter().zip(self.look(entries)?) {
@@ -75,8 +75,8 @@ impl VerifyJob<'_> {
         Ok(verified)
     }
 
-    fn expected(&self, part: &HeldPart<'_>, record: &IngestRecord) -> Result<Expected, IngestError> {
-        let file = self.options.dest.join(&rejects_file(&part_name(part.split, part.number)));
+    fn expected(&self, record: &IngestRecord) -> Result<Expected, IngestError> {
+        let file = self.options.dest.join(&rejects_file(&record.index.path));
         let text = file.read()?;
         let damaged = |error: serde_json::Error| IngestError::Layout {
             location: file.to_string(),

@@ -3,7 +3,7 @@
 //! `<dest>/.work/` holds the lock, the plan's fingerprint, and for each part its verdicts, its finished shards and the
 //! names of the files that it may write. These names are recorded before the first of the files is written, and nothing
 //! that is not recorded is ever removed. The folder is removed when the manifest is published. Work of another
-//! plan is thrown away, and the files that it has recorded with it.
+//! plan, or of a source that has changed since, is thrown away, and the files that it has recorded with it.
 
 use std::collections::BTreeSet;
 
@@ -19,6 +19,64 @@ const PLAN: &str = "plan";
 const FILES: &str = "files";
 /// Written by every ingest, last; never removed.
 const MANIFEST: &str = "manifest.json";
+
+/// What an ingest before has left in a destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unfinished {
+    /// Nothing, or what belongs to no plan.
+    None,
+    /// Work of the same plan on the same files.
+    Same,
+    /// Work of the same plan, but the source's files have changed since.
+    ChangedSource,
+    /// Work of another plan.
+    Other,
+}
+
+/// What is unfinished in a destination, seen from a plan and the state of its source's files. Nothing is locked.
+///
+/// # Errors
+/// If the store fails.
+pub(super) fn unfinished(dest: &Location, plan: Digest, source: Digest) -> Result<Unfinished, StorageError> {
+    let text = match dest.join(FOLDER).join(PLAN).read() {
+        Ok(text) => text,
+        Err(error) if error.is_not_found() => return Ok(Unfinished::None),
+        Err(error) => return Err(error),
+    };
+    let text = String::from_utf8_lossy(&text);
+    let (found_plan, found_source) = text.split_once('\n').unwrap_or((&text, ""));
+    Ok(match (found_plan == plan.to_string(), found_source == source.to_string()) {
+        (true, true) => Unfinished::Same,
+        (true, false) => Unfinished::ChangedSource,
+        (false, _) => Unfinished::Other,
+    })
+}
+
+/// The files that unfinished work in a destination may have written, by their paths within the dataset's folder.
+///
+/// # Errors
+/// If the store fails.
+pub(super) fn recorded_files(dest: &Location) -> Result<BTreeSet<String>, StorageError> {
+    let folder = dest.join(FOLDER);
+    let mut files = BTreeSet::new();
+    for part in parts(&folder)? {
+        files.extend(Work { folder: folder.join(&part) }.files()?);
+    }
+    Ok(files)
+}
+
+/// Whether there is anything in the work folder of a destination.
+///
+/// # Errors
+/// If the store fails.
+pub(super) fn has_work(dest: &Location) -> Result<bool, StorageError> {
+    Ok(!dest.join(FOLDER).list()?.is_empty())
+}
+
+fn parts(folder: &Location) -> Result<BTreeSet<String>, StorageError> {
+    let entries = folder.list()?;
+    Ok(entries.iter().filter_map(|entry| Some(entry.name.split_once('/')?.0.to_owned())).collect())
+}
 
 /// The work folder of a destination, locked.
 #[derive(Debug)]
@@ -39,55 +97,27 @@ impl Workshop {
         Ok(Self { dest: dest.clone(), folder, lock })
     }
 
-    /// Whether the work that is here is of this plan.
+    /// Throws away the work that is here, with the files that it has recorded and that are not `published`. Whether
+    /// there were such files.
     ///
     /// # Errors
     /// If the store fails.
-    pub(super) fn is_of(&self, plan: Digest) -> Result<bool, StorageError> {
-        Ok(self.plan()?.is_some_and(|text| text.as_ref() == plan.to_string().as_bytes()))
-    }
-
-    fn plan(&self) -> Result<Option<bytes::Bytes>, StorageError> {
-        match self.folder.join(PLAN).read() {
-            Ok(text) => Ok(Some(text)),
-            Err(error) if error.is_not_found() => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Throws away the work that is here, with the files that it has recorded and that are not `published`.
-    ///
-    /// # Errors
-    /// If the store fails.
-    pub(super) fn discard(&self, published: &BTreeSet<String>) -> Result<(), StorageError> {
-        if self.plan()?.is_some() {
-            tracing::warn!("{}: unfinished work of another ingest is thrown away", self.folder);
-        }
+    pub(super) fn discard(&self, published: &BTreeSet<String>) -> Result<bool, StorageError> {
         self.remove_unfinished()?;
-        for file in self.recorded()?.difference(published) {
-            self.dest.join(file).delete()?;
-        }
-        self.clear()
+        let recorded = recorded_files(&self.dest)?;
+        let mut unpublished = recorded.difference(published).peekable();
+        let is_any = unpublished.peek().is_some();
+        unpublished.try_for_each(|file| self.dest.join(file).delete())?;
+        self.clear()?;
+        Ok(is_any)
     }
 
-    /// Starts the work on a plan where there is none.
+    /// Starts the work on a plan where there is none; see [`unfinished`].
     ///
     /// # Errors
     /// If the store fails.
-    pub(super) fn claim(&self, plan: Digest) -> Result<(), StorageError> {
-        self.folder.join(PLAN).publish(plan.to_string(), PublishMode::Overwrite)
-    }
-
-    /// The files that the work here may have written, by their paths within the dataset's folder.
-    ///
-    /// # Errors
-    /// If the store fails.
-    pub(super) fn recorded(&self) -> Result<BTreeSet<String>, StorageError> {
-        let mut files = BTreeSet::new();
-        for part in self.parts()? {
-            files.extend(self.part(&part).files()?);
-        }
-        Ok(files)
+    pub(super) fn claim(&self, plan: Digest, source: Digest) -> Result<(), StorageError> {
+        self.folder.join(PLAN).publish(format!("{plan}\n{source}"), PublishMode::Overwrite)
     }
 
     /// Removes what a kill has left of files that were being written.
@@ -95,7 +125,7 @@ impl Workshop {
     /// # Errors
     /// If the store fails.
     pub(super) fn remove_unfinished(&self) -> Result<(), StorageError> {
-        let mut files = self.recorded()?;
+        let mut files = recorded_files(&self.dest)?;
         files.insert(MANIFEST.to_owned());
         remove_unfinished(&self.dest, &files)
     }
@@ -119,32 +149,8 @@ impl Workshop {
     /// If the store fails.
     pub(super) fn clear(&self) -> Result<(), StorageError> {
         self.folder.join(PLAN).delete()?;
-        self.parts()?.iter().try_for_each(|part| self.folder.join(part).delete_folder())?;
+        parts(&self.folder)?.iter().try_for_each(|part| self.folder.join(part).delete_folder())?;
         self.folder.delete_unfinished_uploads()
-    }
-
-    fn parts(&self) -> Result<BTreeSet<String>, StorageError> {
-        let entries = self.folder.list()?;
-        Ok(entries.iter().filter_map(|entry| Some(entry.name.split_once('/')?.0.to_owned())).collect())
-    }
-}
-
-/// Removes what an ingest that was killed after its last step has left.
-///
-/// # Errors
-/// If the store fails. That another process works there is no error: it removes it itself.
-pub(super) fn tidy(dest: &Location) -> Result<(), StorageError> {
-    if dest.join(FOLDER).list()?.is_empty() {
-        return Ok(());
-    }
-    match Workshop::open(dest) {
-        Ok(workshop) => {
-            // The manifest's own staging file, if the kill came between publishing and removing it.
-            workshop.remove_unfinished()?;
-            workshop.clear()
-        }
-        Err(StorageError::Locked { .. }) => Ok(()),
-        Err(error) => Err(error),
     }
 }
 

@@ -82,6 +82,19 @@ pub enum Format {
 }
 
 impl Format {
+    /// The usual ending of its file names.
+    pub fn ending(self) -> &'static str {
+        match self {
+            Self::Jpeg => ".jpg",
+            Self::Png => ".png",
+            Self::Gif => ".gif",
+            Self::Webp => ".webp",
+            Self::Bmp => ".bmp",
+            Self::Tiff => ".tif",
+            Self::Pnm => ".pnm",
+        }
+    }
+
     fn name(self) -> &'static str {
         match self {
             Self::Jpeg => "JPEG",
@@ -118,6 +131,11 @@ pub enum Colour {
     Rgb,
     /// Four inks, also as YCCK.
     Cmyk,
+}
+
+/// What a file is by its first bytes; `None` where it is of no kind that is read.
+pub fn format_of(bytes: &[u8]) -> Option<Format> {
+    sniff::format(bytes).ok()
 }
 
 /// A decoded picture.

@@ -17,6 +17,26 @@ pub struct Entry {
     pub name: String,
     /// The size in bytes.
     pub bytes: u64,
+    /// In an object store what its ETag says; none on this machine.
+    pub stamp: Option<Stamp>,
+}
+
+/// Tells two versions of a file apart that have one name and one size: by the ETag of an object store, by the
+/// modification time of this machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Stamp(pub u64);
+
+impl Stamp {
+    fn of_etag(etag: &str) -> Self {
+        let digest = blake3::hash(etag.as_bytes());
+        Self(u64::from_le_bytes(digest.as_bytes()[..8].try_into().expect("eight bytes")))
+    }
+
+    /// By a modification time; `None` for the epoch itself, which file systems without times show.
+    pub fn of_time(metadata: &std::fs::Metadata) -> Option<Self> {
+        let time = metadata.modified().ok()?.duration_since(std::time::UNIX_EPOCH).ok()?;
+        (!time.is_zero()).then_some(Self(time.as_nanos() as u64))
+    }
 }
 
 /// What to do where a file of that name exists.
@@ -97,6 +117,19 @@ impl Location {
         Ok(meta.size)
     }
 
+    /// What tells the file from another one of its name and size; `None` where there is nothing to tell it by.
+    ///
+    /// # Errors
+    /// If nothing is there or the store fails.
+    pub fn stamp(&self) -> Result<Option<Stamp>, StorageError> {
+        if let Some(path) = self.local_path() {
+            let metadata = std::fs::metadata(path).map_err(|error| self.failed_locally("look up", error))?;
+            return Ok(Stamp::of_time(&metadata));
+        }
+        let meta = block_on(self.attempt("look up", || async { self.store().head(self.key()).await }))?;
+        Ok(meta.e_tag.as_deref().map(Stamp::of_etag))
+    }
+
     /// Whether a file lies there.
     ///
     /// # Errors
@@ -125,7 +158,8 @@ impl Location {
             .filter_map(|meta| {
                 let parts: Vec<_> = meta.location.prefix_match(self.key())?.collect();
                 let name = parts.iter().map(AsRef::as_ref).collect::<Vec<_>>().join("/");
-                Some(Entry { name, bytes: meta.size })
+                let etag = meta.e_tag.as_deref().filter(|_| self.local_path().is_none());
+                Some(Entry { name, bytes: meta.size, stamp: etag.map(Stamp::of_etag) })
             })
             .collect();
         entries.sort_by(|a, b| a.name.cmp(&b.name));
@@ -238,7 +272,8 @@ mod tests {
         file.publish("hello", PublishMode::Create).expect("a file");
         assert_eq!(file.read().expect("its bytes"), "hello");
         assert_eq!(file.read_range(1..3).expect("a part"), "el");
-        assert_eq!(folder.list().expect("a list"), [Entry { name: "a/b.json".into(), bytes: 5 }]);
+        let entry = Entry { name: "a/b.json".into(), bytes: 5, stamp: None };
+        assert_eq!(folder.list().expect("a list"), [entry]);
         file.delete().expect("deleted");
         file.delete().expect("deleting again is no error");
         assert!(folder.list().expect("a list").is_empty());

@@ -26,7 +26,7 @@ mod traffic;
 mod unlinked;
 mod upload;
 
-pub use access::{Entry, PublishMode, read_concurrently};
+pub use access::{Entry, PublishMode, Stamp, read_concurrently};
 pub use blob_cache::{BlobCache, Kept};
 pub use cancel::Cancel;
 pub use error::StorageError;

@@ -35,7 +35,8 @@ fn what_a_dataset_holds_already_is_said_with_what_that_rests_on() {
     super::support::copy(pictures(), &source);
     ingest(&source, &dest, "").ok();
     let text = said(ingest(&source, &dest, ""));
-    assert!(text.contains("by the names, classes and sizes of its images; --verify-source reads"), "{text}");
+    let basis = "by the names, classes and sizes of its images, and the modification times or ETags of the source; --verify-source";
+    assert!(text.contains(basis), "{text}");
     let text = said(ingest(&source, &dest, "--verify-source"));
     assert!(text.contains("holds this dataset already, by the contents of its images"), "{text}");
     assert!(text.contains("verified: 160 images"), "{text}");
@@ -44,8 +45,35 @@ fn what_a_dataset_holds_already_is_said_with_what_that_rests_on() {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     std::fs::write(source.join(&name), bytes).expect("changed");
+    let text = said(ingest(&source, &dest, ""));
+    assert!(text.contains("modification times or ETags of the source are not those of the ingest"), "{text}");
     let error = ingest(&source, &dest, "--verify-source").fails(65);
     assert!(error.contains(name.file_name().expect("a name").to_str().expect("text")), "{error}");
+}
+
+#[test]
+fn options_without_an_effect_are_errors_and_threads_have_a_limit() {
+    let dir = scratch();
+    let dest = dir.path().join("dataset");
+    let error = ingest(pictures(), &dest, "--verify-source").fails(78);
+    assert!(error.contains("`--verify-source`: there is nothing to verify"), "{error}");
+    let error = ingest(pictures(), &dest, "--split val --drop-leaks").fails(78);
+    assert!(error.contains("`--drop-leaks` leaves images out of the split `train`"), "{error}");
+    ingest(pictures(), &dest, "--threads 20000").fails(2);
+    assert!(!dest.exists());
+}
+
+#[test]
+fn a_plan_with_a_destination_looks_at_it_and_one_without_does_not() {
+    let dir = scratch();
+    let plan = ingest(pictures(), &dir.path().join("new"), "--plan=json").json();
+    assert_eq!(plan["destination"]["new"], serde_json::json!(["train", "val"]));
+    assert_eq!(plan["form"], "imagefolder");
+    assert!(!dir.path().join("new").exists());
+    let error = ingest(pictures(), dataset(), "--append --max-pixels 5 --plan").fails(65);
+    assert!(error.contains("`max_pixels` was 100000000 and is 5 now"), "{error}");
+    let plan = instdisc("ingest --plan=json --max-pixels 5").arg("--source", pictures()).json();
+    assert_eq!(plan.get("destination"), None);
 }
 
 #[test]

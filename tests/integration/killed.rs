@@ -77,9 +77,9 @@ fn killed_again_and_again(source: &Path, wanted: usize) {
 }
 
 /// Starts an ingest and kills it as soon as `mark` is there; whether it died with work left to do.
-fn killed_at(dest: &Path, mark: &Path) -> bool {
+fn killed_at(source: &Path, dest: &Path, mark: &Path) -> bool {
     let mut child =
-        command(pictures(), dest).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starts");
+        command(source, dest).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starts");
     while !mark.exists() && child.try_wait().expect("a child").is_none() {
         std::thread::sleep(Duration::from_micros(200));
     }
@@ -89,16 +89,16 @@ fn killed_at(dest: &Path, mark: &Path) -> bool {
 }
 
 /// A destination whose ingest was killed at this mark; a process may be faster than the eye, so several tries.
-fn killed_midway(dir: &Path, mark: &str) -> PathBuf {
+fn killed_midway(source: &Path, dir: &Path, mark: &str) -> PathBuf {
     let dests = (0..50).map(|number| dir.join(format!("midway-{number}")));
-    let mut killed = dests.filter(|dest| killed_at(dest, &dest.join(mark)));
+    let mut killed = dests.filter(|dest| killed_at(source, dest, &dest.join(mark)));
     killed.next().expect("one of fifty is killed in time")
 }
 
 #[test]
 fn finished_shards_are_not_written_again() {
     let dir = scratch();
-    let dest = killed_midway(dir.path(), ".work/val/whole-00000.json");
+    let dest = killed_midway(pictures(), dir.path(), ".work/0000-val/whole-00000.json");
     let shard = dest.join("val/shard-00000.parquet");
     let changed = || std::fs::metadata(&shard).and_then(|meta| meta.modified()).expect("the shard");
     let before = changed();
@@ -107,9 +107,39 @@ fn finished_shards_are_not_written_again() {
 }
 
 #[test]
+fn a_source_that_changed_after_a_kill_gives_the_dataset_of_the_new_files() {
+    let dir = scratch();
+    let (source, fresh) = (dir.path().join("source"), dir.path().join("fresh"));
+    copy(pictures(), &source);
+    let dest = killed_midway(&source, dir.path(), ".work/0000-val/whole-00000.json");
+    // Other images under the names, of the same sizes: a byte of each comment or table is another.
+    for (name, bytes) in contents(&source).into_iter().filter(|(name, _)| name.starts_with("val")) {
+        let mut turned = bytes.clone();
+        let middle = bytes.len() / 2;
+        turned[middle] ^= 1;
+        std::fs::write(source.join(name), turned).expect("changed");
+    }
+    let lenient = |dest: &Path| {
+        let words = "ingest --shard-size 8KiB --row-group 4 --threads 2 --max-reject-fraction 0.5";
+        let (_, output) = instdisc(words).arg("--source", &source).arg("--dest", dest).output();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{text}");
+        text
+    };
+    let text = lenient(&dest);
+    assert_eq!(
+        text.matches("the source's files changed after an ingest was interrupted").count(),
+        1,
+        "{text}"
+    );
+    lenient(&fresh);
+    assert!(contents(&dest) == contents(&fresh), "nothing of the old files is left");
+}
+
+#[test]
 fn work_with_other_options_is_thrown_away() {
     let dir = scratch();
-    let dest = killed_midway(dir.path(), ".work/val/whole-00000.json");
+    let dest = killed_midway(pictures(), dir.path(), ".work/0000-val/whole-00000.json");
     let other = |dest: &Path| {
         let call = instdisc("ingest --shard-size 40KiB --row-group 16 --log error");
         call.arg("--source", pictures()).arg("--dest", dest).ok()

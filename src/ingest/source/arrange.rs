@@ -11,15 +11,8 @@ use super::plan::SourcePlan;
 use super::records::{Evidence, Fault, Naming, Record, Records, count};
 use super::splits::{Assigned, Splits};
 use super::{ClassFolder, Entry, Source, SourceFormat};
+use crate::ingest::split_names::check_split_names;
 use crate::ingest::{IngestError, IngestOptions};
-
-/// Folders of a dataset that are not splits.
-const OWN_FOLDERS: [&str; 2] = ["index", "rejects"];
-
-/// Whether a split may have this name: that of one folder, and of none that a dataset has for itself.
-fn is_split_name(name: &str) -> bool {
-    !name.is_empty() && !name.starts_with('.') && !name.contains('/') && !OWN_FOLDERS.contains(&name)
-}
 
 /// Decides splits, classes and paths.
 ///
@@ -41,10 +34,7 @@ pub(super) fn arrange(mut records: Records<'_>, format: SourceFormat) -> Result<
         return Err(records.wrong(reason));
     }
     let mut splits = Splits::find(&records)?;
-    if let Some(name) = splits.names.iter().find(|name| !is_split_name(name)) {
-        let reason = format!("a split cannot be called `{name}`: a dataset has its own folder of that name");
-        return Err(records.wrong(reason));
-    }
+    check_split_names(&splits.names).map_err(|reason| records.wrong(reason))?;
     check_unlabelled_splits(&records, &splits)?;
     let mut understood = vec![std::mem::take(&mut splits.understood)];
     let above: Vec<String> = strip_common_folders(&records, &mut splits).into_iter().collect();
@@ -82,7 +72,10 @@ pub(super) fn arrange(mut records: Records<'_>, format: SourceFormat) -> Result<
         .iter()
         .zip(&splits.of)
         .zip(&labels)
-        .map(|((record, assigned), label)| path(&records, record, *assigned, label))
+        .map(|((record, assigned), label)| {
+            let class = classes.class(label).map(|class| as_path_part(&classes.names[class.index()]));
+            path(&records, record, *assigned, class)
+        })
         .collect();
     let class_of: Vec<_> = labels.iter().map(|label| classes.class(label)).collect();
     drop(labels);
@@ -130,10 +123,18 @@ pub(super) fn arrange(mut records: Records<'_>, format: SourceFormat) -> Result<
             (key(a), folder_order(&a.path)).cmp(&(key(b), folder_order(&b.path)))
         });
     }
-    let Records { containers, passed_over, .. } = records;
+    let Records { containers, passed_over, stamps, .. } = records;
     let mut plan = SourcePlan::new(format, &entries, &classes.names, passed_over, understood, warnings);
     warn(&mut plan, options, &entries, &classes.names);
-    Ok(Source { format, splits: entries, classes: classes.names, plan, containers, tables: Vec::new() })
+    Ok(Source {
+        format,
+        splits: entries,
+        classes: classes.names,
+        plan,
+        containers,
+        stamps,
+        tables: Vec::new(),
+    })
 }
 
 /// An option that has no effect is an error.
@@ -488,16 +489,7 @@ fn check_double_labels(records: &Records<'_>, labels: &[Label<'_>]) -> Result<()
 }
 
 /// The path of an image in the dataset.
-fn path(records: &Records<'_>, record: &Record, assigned: Option<Assigned>, label: &Label<'_>) -> String {
-    let class = match label {
-        Label::None => None,
-        Label::Name(name) | Label::Text(name)
-            if super::classes::is_absent(name) && matches!(label, Label::Text(_)) =>
-        {
-            None
-        }
-        Label::Name(name) | Label::Text(name) => Some(as_path_part(name)),
-    };
+fn path(records: &Records<'_>, record: &Record, assigned: Option<Assigned>, class: Option<String>) -> String {
     match (records.naming, class) {
         (Naming::AsIs, _) | (Naming::ByLabel, None) => record.path.to_string(),
         (Naming::ByLabel, Some(class)) => format!("{class}/{}", file_name(&record.path)),
@@ -539,12 +531,19 @@ fn warn(
         |list: &[Entry]| -> BTreeSet<u16> { list.iter().filter_map(|entry| Some(entry.class?.0)).collect() };
     let sets: Vec<(&String, BTreeSet<u16>)> =
         entries.iter().map(|(name, list)| (name, of_split(list))).collect();
+    let mut disjoint = Vec::new();
     for (place, (one, own)) in sets.iter().enumerate() {
-        for (other, others) in &sets[place + 1..] {
-            if !own.is_empty() && !others.is_empty() && own.is_disjoint(others) {
-                warnings.push(format!("the splits `{one}` and `{other}` have no class in common"));
-            }
-        }
+        let is_disjoint = |(_, others): &&(_, BTreeSet<u16>)| {
+            !own.is_empty() && !others.is_empty() && own.is_disjoint(others)
+        };
+        disjoint.extend(sets[place + 1..].iter().filter(is_disjoint).map(|(other, _)| (one, other)));
+    }
+    if let [(one, other), rest @ ..] = disjoint.as_slice() {
+        let more = match rest.len() {
+            0 => String::new(),
+            more => format!(", nor have {more} other pairs"),
+        };
+        warnings.push(format!("the splits `{one}` and `{other}` have no class in common{more}"));
     }
     for (name, list) in entries {
         let mut paths: Vec<&str> = list.iter().map(|entry| &*entry.path).collect();

@@ -64,7 +64,7 @@ fn parse(text: &str) -> Parsed {
 }
 
 /// Whether a text says that there is no label.
-pub(super) fn is_absent(text: &str) -> bool {
+fn is_absent(text: &str) -> bool {
     parse(text.trim()) == Parsed::Absent
 }
 

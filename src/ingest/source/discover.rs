@@ -44,6 +44,16 @@ pub(super) enum Content {
     Lists(Vec<Container>),
 }
 
+impl Content {
+    /// The files that hold images or name them.
+    pub(super) fn containers(&self) -> &[Container] {
+        match self {
+            Self::Folder { .. } => &[],
+            Self::Tars(files) | Self::Tables(files) | Self::Lists(files) => files,
+        }
+    }
+}
+
 /// What was found, and what was passed over.
 #[derive(Debug)]
 pub(super) struct Discovered {

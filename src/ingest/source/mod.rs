@@ -21,6 +21,7 @@ mod names;
 mod plan;
 mod records;
 mod splits;
+mod stamps;
 
 use std::collections::BTreeMap;
 
@@ -40,8 +41,10 @@ use records::Records;
 #[cfg(fuzzing)]
 pub(super) use formats::read_synsets;
 pub use globs::PathGlob;
+pub(super) use names::{as_path_part, is_image};
 pub use plan::{ClassesPlan, Counted, SourcePlan, SplitPlan};
 pub(super) use records::Fault;
+pub(super) use stamps::Stamps;
 
 /// The forms of sources.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
@@ -151,6 +154,8 @@ pub(super) struct Source {
     pub(super) classes: Vec<String>,
     /// How it was understood.
     pub(super) plan: SourcePlan,
+    /// What tells whether its files changed.
+    pub(super) stamps: Stamps,
     containers: Containers,
     /// Tables whose images have not been copied yet; see [`Source::fetch`].
     tables: Vec<Table>,
@@ -166,6 +171,7 @@ impl Source {
         let Discovered { content, passed_over, others } = discover(options)?;
         let mut records = Records::new(options);
         records.passed_over = passed_over;
+        records.stamps.add_containers(content.containers())?;
         let mut tables = Vec::new();
         let format = match content {
             Content::Folder { root, listing } => {

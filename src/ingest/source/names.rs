@@ -35,7 +35,7 @@ pub(super) fn is_image_ending(ending: &str) -> bool {
 }
 
 /// Whether the name is that of an image.
-pub(super) fn is_image(path: &str) -> bool {
+pub(in crate::ingest) fn is_image(path: &str) -> bool {
     file_name(path).rsplit_once('.').is_some_and(|(_, ending)| is_image_ending(ending))
 }
 
@@ -150,7 +150,7 @@ pub(super) fn is_layout_folder(name: &str) -> bool {
 }
 
 /// A label as one part of a path: separators, control characters and names that lead elsewhere are replaced.
-pub(super) fn as_path_part(label: &str) -> String {
+pub(in crate::ingest) fn as_path_part(label: &str) -> String {
     let part: String =
         label.chars().map(|c| if matches!(c, '/' | '\\') || c.is_control() { '_' } else { c }).collect();
     if part.chars().all(|c| c == '.') { "_".repeat(part.len().max(1)) } else { part }

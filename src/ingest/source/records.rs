@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use serde::{Deserialize, Serialize};
 
 use super::archive::{Containers, Extent};
+use super::stamps::Stamps;
 use crate::ingest::{IngestError, IngestOptions};
 use crate::storage::Location;
 
@@ -154,6 +155,8 @@ pub(super) struct Records<'a> {
     /// The folder whose files the images are, and its number among the containers.
     pub(super) folder: Option<(u32, Location)>,
     pub(super) passed_over: Counts,
+    /// Of the files that hold images.
+    pub(super) stamps: Stamps,
     /// What was understood, a sentence each.
     pub(super) understood: Vec<String>,
     pub(super) warnings: Vec<String>,
@@ -173,6 +176,7 @@ impl<'a> Records<'a> {
             naming: Naming::BelowSplit,
             folder: None,
             passed_over: Counts::new(),
+            stamps: Stamps::default(),
             understood: Vec::new(),
             warnings: Vec::new(),
             words: Vec::new(),

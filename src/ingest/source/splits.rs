@@ -10,6 +10,7 @@ use super::discover::{examples, whole_path};
 use super::names::{file_name, split_meaning, split_of_folder, splits_of_container};
 use super::records::{Record, Records};
 use crate::ingest::IngestError;
+use crate::ingest::split_names::MOST_SPLITS;
 use crate::storage::Location;
 
 /// The split's name where neither the source nor the user names one.
@@ -50,10 +51,14 @@ impl Splits {
     fn push(&mut self, split: &str, below: usize) {
         let known = self.names.iter().position(|name| name == split);
         let split = known.unwrap_or_else(|| {
-            self.names.push(split.to_owned());
+            // One more than may be is enough for the error of `check_split_names`.
+            if self.names.len() <= MOST_SPLITS {
+                self.names.push(split.to_owned());
+            }
             self.names.len() - 1
         });
-        self.of.push(Some(Assigned { split: split as u16, below: below as u32 }));
+        let split = u16::try_from(split).expect("at most one more than MOST_SPLITS");
+        self.of.push(Some(Assigned { split, below: below as u32 }));
     }
 }
 

@@ -16,13 +16,24 @@ fn dataset(at: &Place, paths: &[String]) -> Location {
     for (id, path) in (0..).map(InstanceId).zip(paths) {
         let bytes = bytes::Bytes::from(jpeg(id.0 as u8));
         digest.add(id, None, Digest::of(&bytes));
-        let place = crate::dataset::Place { shard: 0, row: id.0, offset: 0, bytes: 1, width: 20, height: 16 };
+        let place = crate::dataset::Place {
+            shard: 0,
+            row: id.0,
+            offset: 0,
+            bytes: bytes.len() as u32,
+            width: 20,
+            height: 16,
+        };
         let picture = Digest::of(&bytes);
         rows.push(IndexRow { id, label: None, path: path.clone(), place, picture, view: None });
         let path = path.clone();
         writer.push(Row { id, label: None, bytes, path, width: 20, height: 16 }).expect("pushed");
     }
-    let shards = vec![writer.finish().expect("published").entry];
+    let written = writer.finish().expect("published");
+    for (row, &offset) in rows.iter_mut().zip(&written.offsets) {
+        row.place.offset = offset;
+    }
+    let shards = vec![written.entry];
     let index = write_index(&dataset, "index/train.parquet", &rows).expect("written");
     let record = IngestRecord {
         program: String::new(),
@@ -77,8 +88,8 @@ fn walk(root: &Path) -> Vec<(String, Vec<u8>)> {
 fn rows_with_one_path_get_files_of_their_own() {
     let paths = ["a/1.jpg", "a/1.jpg", "./a//1.jpg", "b/1.jpg", "noend", "noend"];
     let (names, renamed) = exported(&paths).expect("exported");
-    assert_eq!(names, ["a/1.jpg", "a/1-1.jpg", "a/1-2.jpg", "b/1.jpg", "noend", "noend-5"]);
-    assert_eq!(renamed, 3);
+    assert_eq!(names, ["a/1.jpg", "a/1-1.jpg", "a/1-2.jpg", "b/1.jpg", "noend.jpg", "noend-5.jpg"]);
+    assert_eq!(renamed, 4);
 }
 
 #[test]
@@ -99,10 +110,10 @@ fn names_that_file_systems_do_not_take_are_cut_or_cleaned() {
     let folder = format!("{}/1.jpg", "b".repeat(300));
     let paths = ["a/line\nbreak\0.jpg", "a/shot#12", "a/shot#x", "a\\b.jpg", &long, &folder];
     let (names, renamed) = exported(&paths).expect("exported");
-    assert_eq!(names[..4], ["a/line%0Abreak%00.jpg", "a/shot%2312", "a/shot#x", "a\\b.jpg"]);
+    assert_eq!(names[..4], ["a/line%0Abreak%00.jpg", "a/shot%2312.jpg", "a/shot#x.jpg", "a\\b.jpg"]);
     assert_eq!(names[4], format!("a/{}-4.jpg", "é".repeat(122)));
     assert_eq!(names[5], format!("{}/1-5.jpg", "b".repeat(255)));
-    assert_eq!(renamed, 4);
+    assert_eq!(renamed, 5);
 }
 
 #[test]

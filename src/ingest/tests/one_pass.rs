@@ -52,8 +52,7 @@ fn a_failed_ingest_leaves_no_shards() {
     ingest(&options(&at.source, &at.dest), &Quiet).expect_err("1 of 12 is too many");
     assert_eq!(shards(&at), []);
     // What was found out is not found out again: the pictures may be gone.
-    fs::remove_file(at.source.join("cat/5.jpg")).expect("removed");
-    fs::write(at.source.join("cat/5.jpg"), vec![0; 100]).expect("of the same size");
+    replace_unnoticed(&at.source.join("cat/5.jpg"), &[0; 100]);
     ingest(&lenient(&at), &Quiet).expect("ingested");
     let rejects = fs::read_to_string(at.dest.join("rejects/train.jsonl")).expect("rejects");
     assert!(rejects.contains("JPEG: "), "{rejects}");

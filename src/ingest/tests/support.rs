@@ -44,3 +44,29 @@ pub(super) fn compressed(pixels: &[u8], format: PixelFormat, change: impl Fn(&mu
     let image = turbojpeg::Image { pixels, width: 16, pitch: 16 * format.size(), height: 16, format };
     compressor.compress_to_vec(image).expect("encoded")
 }
+
+/// A Parquet table of encoded images and labels, without names of files; perhaps with Hugging Face's names of classes.
+pub(super) fn parquet_table(images: &[(i64, Vec<u8>)], classes: Option<&[&str]>) -> Vec<u8> {
+    use arrow::array::{ArrayRef, BinaryArray, Int64Array, RecordBatch};
+    use arrow::datatypes::{DataType, Field, Schema};
+    let bytes: ArrayRef =
+        std::sync::Arc::new(BinaryArray::from_iter_values(images.iter().map(|(_, bytes)| bytes)));
+    let labels: ArrayRef =
+        std::sync::Arc::new(Int64Array::from_iter_values(images.iter().map(|(label, _)| *label)));
+    let mut schema = Schema::new(vec![
+        Field::new("image", DataType::Binary, true),
+        Field::new("label", DataType::Int64, true),
+    ]);
+    if let Some(names) = classes {
+        let entry =
+            serde_json::json!({"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}});
+        schema.metadata.insert("huggingface", entry.to_string());
+    }
+    let batch = RecordBatch::try_new(std::sync::Arc::new(schema), vec![bytes, labels]).expect("a batch");
+    let mut table = Vec::new();
+    let mut writer =
+        parquet::arrow::ArrowWriter::try_new(&mut table, batch.schema(), None).expect("a writer");
+    writer.write(&batch).expect("written");
+    writer.close().expect("written");
+    table
+}

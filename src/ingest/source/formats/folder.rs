@@ -8,15 +8,22 @@ use super::super::archive::{Extent, failed};
 use super::super::names::is_image;
 use super::super::records::{Evidence, Fault, Place, Record, Records};
 use crate::ingest::IngestError;
-use crate::storage::{Location, StorageError};
+use crate::storage::{Entry, Location, Stamp, StorageError};
 
 /// What is below a folder.
 #[derive(Debug, Default)]
 pub(in super::super) struct Listing {
-    /// Path and size in bytes of each file, sorted by path.
-    pub(in super::super) files: Vec<(String, u64)>,
+    /// Each file by its path, sorted by path.
+    pub(in super::super) files: Vec<(String, Listed)>,
     /// What cannot be taken, with the reason.
     pub(in super::super) faults: Vec<(String, Fault)>,
+}
+
+/// A file of a listing: its size in bytes, and what tells whether it changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(in super::super) struct Listed {
+    bytes: u64,
+    stamp: Option<Stamp>,
 }
 
 /// Lists a folder.
@@ -25,7 +32,8 @@ pub(in super::super) struct Listing {
 /// If it is not there, or the store fails.
 pub(in super::super) fn list(root: &Location) -> Result<Listing, IngestError> {
     let Some(path) = root.local_path() else {
-        let files = root.list()?.into_iter().map(|entry| (entry.name, entry.bytes)).collect();
+        let listed = |entry: Entry| (entry.name, Listed { bytes: entry.bytes, stamp: entry.stamp });
+        let files = root.list()?.into_iter().map(listed).collect();
         return Ok(Listing { files, faults: Vec::new() });
     };
     let chain = vec![identity(path).map_err(|error| failed("list", root.to_string(), error))?];
@@ -43,7 +51,7 @@ fn identity(path: &Path) -> std::io::Result<(u64, u64)> {
 
 /// Something in a folder.
 enum Found {
-    File(String, u64),
+    File(String, Listed),
     Folder(PathBuf, String, (u64, u64)),
     Fault(String, Fault),
 }
@@ -71,7 +79,10 @@ fn list_local(folder: &Path, below: &str, chain: &[(u64, u64)]) -> Result<Listin
             () if name.to_str().is_none() => Found::Fault(shown, Fault::NotUtf8),
             () if metadata.is_dir() && chain.contains(&id) => Found::Fault(shown, Fault::BrokenLink),
             () if metadata.is_dir() => Found::Folder(path, shown + "/", id),
-            () if metadata.is_file() => Found::File(shown, metadata.len()),
+            () if metadata.is_file() => {
+                let listed = Listed { bytes: metadata.len(), stamp: Stamp::of_time(&metadata) };
+                Found::File(shown, listed)
+            }
             () => Found::Fault(shown, Fault::NotAFile),
         })
     };
@@ -80,7 +91,7 @@ fn list_local(folder: &Path, below: &str, chain: &[(u64, u64)]) -> Result<Listin
     let mut folders = Vec::new();
     for found in found {
         match found {
-            Found::File(path, bytes) => listing.files.push((path, bytes)),
+            Found::File(path, listed) => listing.files.push((path, listed)),
             Found::Fault(path, fault) => listing.faults.push((path, fault)),
             Found::Folder(path, below, id) => folders.push((path, below, id)),
         }
@@ -117,8 +128,9 @@ pub(in super::super) fn collect(records: &mut Records<'_>, root: &Location, list
             records.pass_over(fault.reason(), &path);
         }
     }
-    for (path, bytes) in listing.files {
+    for (path, Listed { bytes, stamp }) in listing.files {
         if is_image(&path) {
+            records.stamps.add(&path, stamp);
             push(
                 records,
                 origin,

@@ -11,7 +11,7 @@ use super::super::records::{Evidence, Fault, Naming, Place, Record, Records};
 use super::super::wrong;
 use super::columns::{self, LABEL_NAMES, SPLIT_NAME};
 use crate::ingest::IngestError;
-use crate::storage::Location;
+use crate::storage::{Location, Stamp};
 
 /// Names of the column that holds the path.
 pub(super) const PATH_NAMES: [&str; 9] =
@@ -92,7 +92,7 @@ pub(in super::super) fn collect(records: &mut Records<'_>, lists: &[Container]) 
 struct Folders {
     containers: HashMap<String, u32>,
     /// The sizes of what is in an object store, listed once.
-    sizes: HashMap<String, BTreeMap<String, u64>>,
+    sizes: HashMap<String, BTreeMap<String, (u64, Option<Stamp>)>>,
 }
 
 impl Folders {
@@ -106,18 +106,20 @@ impl Folders {
     ) -> Result<Option<Place>, IngestError> {
         let folder = if absolute { Location::from_path(std::path::Path::new("/"))? } else { root.clone() };
         let key = folder.to_string();
-        let bytes = match folder.local_path() {
+        let found = match folder.local_path() {
             Some(local) => {
                 let file = local.join(path);
                 match std::fs::metadata(&file) {
-                    Ok(found) => found.is_file().then_some(found.len()),
+                    Ok(found) => found.is_file().then(|| (found.len(), Stamp::of_time(&found))),
                     Err(error) if is_not_there(&error) => None,
                     Err(error) => return Err(failed("look up", file.display().to_string(), error).into()),
                 }
             }
             None => {
                 if !self.sizes.contains_key(&key) {
-                    let sizes = folder.list()?.into_iter().map(|entry| (entry.name, entry.bytes)).collect();
+                    let found =
+                        folder.list()?.into_iter().map(|entry| (entry.name, (entry.bytes, entry.stamp)));
+                    let sizes = found.collect();
                     self.sizes.insert(key.clone(), sizes);
                 }
                 self.sizes.get(&key).and_then(|sizes| sizes.get(path).copied())
@@ -125,7 +127,10 @@ impl Folders {
         };
         let containers = &mut records.containers;
         let container = *self.containers.entry(key).or_insert_with(|| containers.add_folder(folder));
-        Ok(bytes.map(|bytes| Place { container, extent: Extent::Range { offset: 0 }, bytes }))
+        Ok(found.map(|(bytes, stamp)| {
+            records.stamps.add(path, stamp);
+            Place { container, extent: Extent::Range { offset: 0 }, bytes }
+        }))
     }
 }
 

@@ -24,6 +24,7 @@ use super::super::{Entry, wrong};
 use super::columns::{self, LABEL_NAMES, SPLIT_NAME};
 use crate::guard::guard;
 use crate::ingest::{IngestError, IngestOptions};
+use crate::picture::{Format, format_of};
 use crate::progress::Progress;
 use crate::storage::Location;
 
@@ -100,10 +101,9 @@ pub(in super::super) fn collect(
         }
         let origin = records.add_origin(&file.name);
         let number = tables.len() as u32;
-        let stem = file_name(&file.name).trim_end_matches(".parquet");
         for (row, name) in listed.names.into_iter().enumerate() {
             let name = name.map(|path| file_name(&path).to_owned()).filter(|name| !name.is_empty());
-            let path = name.unwrap_or_else(|| format!("{stem}-{row:08}")).into();
+            let path = name.unwrap_or_else(|| row_name(&file.location, row as u64)).into();
             let evidence = match listed.labels.as_ref().and_then(|labels| labels[row].as_ref()) {
                 Some(text) => Evidence::Text(records.word(text)),
                 None => Evidence::Absent,
@@ -140,6 +140,11 @@ pub(in super::super) fn collect(
         records.class_names = Some(ClassNames { names, origin: format!("the class list of `{origin}`") });
     }
     Ok(tables)
+}
+
+/// The name of an image that has none; [`fetch`] adds the ending, once the image's bytes are known.
+fn row_name(table: &Location, row: u64) -> String {
+    format!("{}-{row:08}", table.file_name().trim_end_matches(".parquet"))
 }
 
 /// Parquet's reader may panic on a damaged file: that is an error of the file.
@@ -372,6 +377,10 @@ pub(in super::super) fn fetch(
                             Some(image) => {
                                 entry.extent = Extent::Range { offset: writer.push(image)? };
                                 entry.bytes = image.len() as u64;
+                                if file_name(&entry.path) == row_name(&table.location, row) {
+                                    let ending = format_of(image).map_or("", Format::ending);
+                                    entry.path = format!("{}{ending}", entry.path).into();
+                                }
                             }
                             None => entry.fault = Some(Fault::NoBytes),
                         }
