@@ -17,7 +17,7 @@ use super::memory::{MemoryBudget, runs};
 use super::plan::Plan;
 use super::screen::{Facts, Keep, MOST_PICTURE_BYTES, PICTURES_AT_ONCE, Verdict, look_at_all};
 use super::source::Entry;
-use super::work::Work;
+use super::work::{ENDED, Work};
 use super::write::{Instance, ShardJob};
 use crate::dataset::WrittenShard;
 use crate::ids::InstanceId;
@@ -25,8 +25,6 @@ use crate::progress::Progress;
 
 /// Pictures of a shard that are checked together, on all threads.
 const PICTURES_OF_BATCH: usize = 128;
-/// The record that a picture was refused.
-const ENDED: &str = "two-passes";
 
 /// What came of it.
 #[derive(Debug)]

@@ -96,6 +96,8 @@ impl PartJob<'_> {
                 let instances = self.number(&accepted)?;
                 let dealt = self.deal(&instances);
                 self.record_files(dealt.len())?;
+                let bits: Vec<u8> = checked.0.iter().map(|verdict| u8::from(verdict.is_ok())).collect();
+                self.shard_job().keep_for(Digest::of(&bits), &self.work)?;
                 progress.begin(&format!("write {}", self.part.split), instances.len() as u64);
                 let write = || self.shard_job().write(&dealt, &self.work, progress);
                 let shards = self.writers.install(write)?;

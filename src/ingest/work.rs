@@ -17,6 +17,13 @@ const FOLDER: &str = ".work";
 const PLAN: &str = "plan";
 /// The step under which the files of a part are recorded.
 const FILES: &str = "files";
+/// The step that says that some images are rejected, so that a first pass has to find which.
+pub(super) const ENDED: &str = "two-passes";
+/// The step that says which images were accepted when the shards were written.
+pub(super) const ACCEPTED: &str = "accepted";
+/// All steps of a part; those with numbers are `<step>-<number>`.
+const STEPS: [&str; 3] = [FILES, ENDED, ACCEPTED];
+const NUMBERED_STEPS: [&str; 3] = ["checked", "whole", "shard"];
 /// Written by every ingest, last; never removed.
 const MANIFEST: &str = "manifest.json";
 
@@ -143,15 +150,39 @@ impl Workshop {
         self.lock.check()
     }
 
-    /// Removes everything but the lock, the plan first: what a kill leaves then belongs to no plan.
+    /// Removes the work on all parts, the plan first: what a kill leaves then belongs to no plan. What no ingest has
+    /// written stays.
     ///
     /// # Errors
     /// If the store fails.
     pub(super) fn clear(&self) -> Result<(), StorageError> {
         self.folder.join(PLAN).delete()?;
-        parts(&self.folder)?.iter().try_for_each(|part| self.folder.join(part).delete_folder())?;
+        for part in parts(&self.folder)? {
+            let folder = self.folder.join(&part);
+            folder.delete_unfinished_uploads()?;
+            let steps: Vec<String> = folder.list()?.into_iter().map(|entry| entry.name).collect();
+            let (ours, others): (Vec<String>, Vec<String>) =
+                steps.into_iter().partition(|name| is_step(name));
+            // The list of files last: by it the rest is known.
+            let last = format!("{FILES}.json");
+            let (last, first): (Vec<&String>, Vec<&String>) = ours.iter().partition(|name| **name == last);
+            first.into_iter().chain(last).try_for_each(|name| folder.join(name).delete())?;
+            if others.is_empty() {
+                folder.delete_folder()?;
+            }
+        }
         self.folder.delete_unfinished_uploads()
     }
+}
+
+/// Whether a file of a part's folder is the record of a step.
+fn is_step(name: &str) -> bool {
+    let numbered = |step: &str| {
+        step.rsplit_once('-').is_some_and(|(kind, number)| {
+            NUMBERED_STEPS.contains(&kind) && number.bytes().all(|byte| byte.is_ascii_digit())
+        })
+    };
+    name.strip_suffix(".json").is_some_and(|step| STEPS.contains(&step) || numbered(step))
 }
 
 /// Removes the staging files of these files: `<name>#<number>`, which only a local store shows.
@@ -215,6 +246,14 @@ impl Work {
     pub(super) fn save<T: Serialize>(&self, step: &str, result: &T) -> Result<(), StorageError> {
         let text = serde_json::to_vec(result).expect("a result is plain data");
         self.folder.join(&format!("{step}.json")).publish(text, PublishMode::Overwrite)
+    }
+
+    /// Forgets what a step gave.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(super) fn remove(&self, step: &str) -> Result<(), StorageError> {
+        self.folder.join(&format!("{step}.json")).delete()
     }
 
     /// Records files that are going to be written, by their paths within the dataset's folder.

@@ -8,7 +8,7 @@ use super::memory::{MemoryBudget, runs};
 use super::remake;
 use super::screen::{Facts, PICTURES_AT_ONCE};
 use super::source::{Entry, Source};
-use super::work::Work;
+use super::work::{ACCEPTED, Work};
 use super::{IngestError, IngestOptions};
 use crate::dataset::{DatasetError, Row, ShardWriter, WriterOptions, WrittenShard};
 use crate::ids::{ClassId, InstanceId};
@@ -119,6 +119,24 @@ impl ShardJob<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Forgets the shards that the work has recorded, if they were written when other images were accepted: verdicts may
+    /// change with `--memory-limit` between a kill and its resume.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(super) fn keep_for(&self, accepted: Digest, work: &Work) -> Result<(), StorageError> {
+        if work.load(ACCEPTED)? == Some(accepted) {
+            return Ok(());
+        }
+        for file in work.files()? {
+            let name = file.rsplit_once('/').map_or(file.as_str(), |(_, name)| name);
+            if let Some(record) = name.strip_suffix(".parquet") {
+                work.remove(record)?;
+            }
+        }
+        work.save(ACCEPTED, &accepted)
     }
 
     /// Writes the shards, one on each thread of the pool that this runs in; those that an earlier call

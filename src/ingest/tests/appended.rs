@@ -3,6 +3,7 @@
 use super::support::detailed;
 use super::*;
 use crate::dataset::{DuplicateRow, read_duplicates};
+use crate::progress::Progress;
 
 /// A folder with a second source, of the class `cat`.
 fn more(at: &Place, name: &str, images: &[(&str, Vec<u8>)]) -> std::path::PathBuf {
@@ -237,6 +238,52 @@ fn an_image_over_the_memory_limit_is_rejected_and_the_limit_recorded() {
     let unlimited = at.dest.with_file_name("unlimited");
     ingest(&IngestOptions { dest: location(&unlimited), ..base }, &Quiet).expect("ingested");
     assert_eq!(files(&unlimited), files(&whole));
+}
+
+/// Ends the ingest as a kill would, when the second shard of the second pass has been written.
+#[derive(Default)]
+struct Kill {
+    stage: std::sync::Mutex<String>,
+    shards: std::sync::atomic::AtomicU32,
+}
+
+impl Progress for Kill {
+    fn begin(&self, stage: &str, _total: u64) {
+        *self.stage.lock().expect("no panic") = stage.to_owned();
+    }
+
+    fn advance(&self, _items: u64) {
+        let is_second_pass = self.stage.lock().expect("no panic").starts_with("write");
+        let before = self.shards.fetch_add(u32::from(is_second_pass), std::sync::atomic::Ordering::SeqCst);
+        assert!(!is_second_pass || before < 2, "killed");
+    }
+
+    fn finish(&self) {}
+}
+
+#[test]
+fn shards_written_under_another_memory_limit_are_written_again() {
+    let at = place();
+    folder(&at.source);
+    let large = Picture { width: 700, height: 700, rgb: vec![3; 700 * 700 * 3] };
+    fs::write(at.source.join("cat/large.png"), encode_png(&large).expect("encoded")).expect("a file");
+    let max_reject_fraction = Fraction::new(0.5).expect("valid");
+    let limited = |memory_limit, dest: &Path| IngestOptions {
+        memory_limit: Some(memory_limit),
+        max_reject_fraction,
+        uploads: 1,
+        ..options(&at.source, dest)
+    };
+    let kill = Kill::default();
+    let killed =
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| ingest(&limited(1 << 20, &at.dest), &kill)));
+    killed.expect_err("killed");
+    let shards = fs::read_dir(at.dest.join("train")).expect("a folder").count();
+    assert!(shards >= 2, "some are there: {shards}");
+    ingest(&limited(1 << 30, &at.dest), &Quiet).expect("it goes on");
+    let whole = at.dest.with_file_name("whole");
+    ingest(&limited(1 << 30, &whole), &Quiet).expect("at once");
+    assert_eq!(files(&at.dest), files(&whole));
 }
 
 #[test]

@@ -140,9 +140,9 @@ fn a_column_of_too_many_splits_is_one_error_that_names_the_first() {
 #[test]
 fn many_splits_without_common_classes_are_one_warning() {
     let at = place();
-    images(&at.source, 0..1);
+    images(&at.source, 0..40);
     let list = at.source.join("list.csv");
-    let rows: String = (0..40).map(|row| format!("cat/0.jpg,c{row},s{row}\n")).collect();
+    let rows: String = (0..40).map(|row| format!("cat/{row}.jpg,c{row},s{row}\n")).collect();
     fs::write(&list, format!("path,label,split\n{rows}")).expect("a list");
     let plan = source_plan(&options(&list, &at.dest)).expect("a plan");
     let lines: Vec<_> = plan.warnings.iter().filter(|line| line.contains("no class in common")).collect();

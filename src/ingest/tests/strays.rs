@@ -107,3 +107,16 @@ fn abandoned_appending_leaves_the_dataset_as_it_was() {
     assert!(ingest(&options(&at.source, &at.dest), &Quiet).expect("again").already_done);
     assert_eq!(files(&at.dest), before);
 }
+
+#[test]
+fn what_no_ingest_has_written_stays_in_a_folder_called_work() {
+    let at = place();
+    folder(&at.source);
+    let note = at.dest.join(".work/thesis/chapter1.txt");
+    fs::create_dir_all(note.parent().expect("a folder")).expect("a folder");
+    fs::write(&note, b"words").expect("a file");
+    ingest(&options(&at.source, &at.dest), &Quiet).expect("ingested");
+    assert_eq!(fs::read(&note).expect("still there"), b"words");
+    let left: Vec<String> = files(&at.dest.join(".work")).into_iter().map(|(name, _)| name).collect();
+    assert_eq!(left, ["thesis/chapter1.txt"], "the work itself is gone");
+}
