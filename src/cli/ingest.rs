@@ -85,13 +85,14 @@ pub(super) struct IngestArgs {
     /// Add the pictures to a split that is there: new ids after the old ones
     #[arg(long)]
     append: bool,
-    /// Leave out training images with a near-duplicate in another split that is there or comes with them
+    /// Leave out images of the split `train` with a near-duplicate in another split that is there or comes with them
     #[arg(long)]
     drop_leaks: bool,
     /// Compare images by what they look like; off finds those that are equal byte for byte alone
     #[arg(long, value_enum, default_value = "on")]
     near_duplicates: Switch,
-    /// Read every image of a source that the destination holds already, and compare it with the dataset
+    /// Read every image of a source that the destination holds already, and compare it with the dataset; an error where
+    /// it holds none
     #[arg(long)]
     verify_source: bool,
     /// The share of refused pictures above which the job fails
@@ -131,7 +132,7 @@ pub(super) struct IngestArgs {
     /// Give JPEGs restart markers: the same pixels, crops decoded in less time; `export pictures` takes them out again
     #[arg(long)]
     tile_index: bool,
-    /// Threads that check pictures; 0 for one on each core
+    /// Threads that validate images, at most 1024; 0 for one on each core
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=1024))]
     threads: u16,
     /// Shards that are written at once, at most one for each thread

@@ -145,8 +145,11 @@ pub fn plan(options: &IngestOptions, progress: &dyn Progress) -> Result<IngestPl
     let plan = prepare(options, &source, existing.as_ref())?;
     let published = existing.as_ref().map(published).unwrap_or_default();
     refuse_foreign_files(options, &plan, &published, &recorded_files(&options.dest)?)?;
-    let split_names = |is: fn(usize) -> bool| {
-        plan.parts.iter().filter(|part| is(part.number)).map(|part| part.split.to_owned()).collect()
+    // Of the source's splits, so that they come by name; parts have the order of the work.
+    let of_parts = |is_wanted: fn(usize) -> bool| {
+        let is_part =
+            |split: &&String| plan.parts.iter().any(|part| part.split == **split && is_wanted(part.number));
+        source.splits.keys().filter(is_part).cloned().collect()
     };
     let destination = DestinationPlan {
         dest: options.dest.to_string(),
@@ -155,8 +158,8 @@ pub fn plan(options: &IngestOptions, progress: &dyn Progress) -> Result<IngestPl
             .as_ref()
             .filter(|_| !plan.held.is_empty())
             .map(|manifest| plan.held_by(manifest, &source)),
-        new: split_names(|number| number == 0),
-        appended: split_names(|number| number > 0),
+        new: of_parts(|number| number == 0),
+        appended: of_parts(|number| number > 0),
         new_classes: plan.new_classes.clone(),
     };
     Ok(IngestPlan { source: source.plan, destination })

@@ -112,7 +112,7 @@ fn a_source_that_changed_after_a_kill_gives_the_dataset_of_the_new_files() {
     let (source, fresh) = (dir.path().join("source"), dir.path().join("fresh"));
     copy(pictures(), &source);
     let dest = killed_midway(&source, dir.path(), ".work/0000-val/whole-00000.json");
-    // Other images under the names, of the same sizes: a byte of each comment or table is another.
+    // Other bytes under the same names, as many as before.
     for (name, bytes) in contents(&source).into_iter().filter(|(name, _)| name.starts_with("val")) {
         let mut turned = bytes.clone();
         let middle = bytes.len() / 2;

@@ -11,7 +11,8 @@ use crate::ingest::{ExportOptions, export};
 /// Restart markers that `ingest --tile-index` has set are taken out: each file has the bytes that the ingest was
 /// given, bit for bit. What the ingest made smaller or baseline comes as it is stored, and is counted.
 ///
-/// Each image gets a file of its own. Where several rows have one path, the first keeps it and the others get
+/// A labelled image is in the folder of its class, and each file has the ending of an image, so that `ingest` reads the
+/// files with the same labels. Where several rows have one path, the first keeps it and the others get
 /// `-<instance id>` before the extension; so do paths that are folders of others and names over 250 bytes, which are cut.
 /// Control characters become %XX. A path that leads outside of the split is an error, and nothing is written.
 #[derive(Debug, Args)]
