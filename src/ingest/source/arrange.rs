@@ -211,7 +211,7 @@ fn strip_common_folder(
     let mut stripped: Option<String> = None;
     loop {
         let mut common: Option<&str> = None;
-        let (mut deep, mut total) = (0_u64, 0_u64);
+        let (mut deep, mut deeper, mut total) = (0_u64, 0_u64, 0_u64);
         let mut next: BTreeSet<&str> = BTreeSet::new();
         for &number in images {
             // What is beside the folders, such as a flat `test/`, is looked at later.
@@ -223,8 +223,9 @@ fn strip_common_folder(
             }
             common = Some(first);
             total += 1;
-            if let Some((folder, _)) = rest.split_once('/') {
+            if let Some((folder, rest)) = rest.split_once('/') {
                 deep += 1;
+                deeper += u64::from(rest.contains('/'));
                 if next.len() < 2 {
                     next.insert(folder);
                 }
@@ -232,7 +233,7 @@ fn strip_common_folder(
         }
         let common = common.map(str::to_owned)?;
         // `n01440764/images/*.JPEG` is one class, not a class called `images`.
-        let is_class = next.len() == 1 && next.iter().all(|folder| is_layout_folder(folder));
+        let is_class = deeper == 0 && next.len() == 1 && next.iter().all(|folder| is_layout_folder(folder));
         if deep * 2 <= total || is_class || classes.contains(common.as_str()) {
             return stripped;
         }
@@ -247,6 +248,11 @@ fn strip_common_folder(
     }
 }
 
+/// The folder around an image.
+fn around(path: &str) -> &str {
+    path.rsplit_once('/').map_or("", |(folders, _)| file_name(folders))
+}
+
 /// What a folder below a split holds.
 #[derive(Debug, Default)]
 struct Held<'a> {
@@ -254,6 +260,9 @@ struct Held<'a> {
     images: u64,
     /// Two of its own folders at most.
     folders: BTreeSet<&'a str>,
+    /// Whether those have folders too.
+    is_deeper: bool,
+    /// An image below them, if there is one in a folder of another name than the first.
     example: &'a str,
 }
 
@@ -268,8 +277,11 @@ fn choose_class_folders(records: &Records<'_>, splits: &mut Splits) -> Result<bo
         let held = held.entry((assigned.split, first)).or_default();
         match rest.split_once('/') {
             None => held.images += 1,
-            Some((folder, _)) => {
-                held.example = path;
+            Some((folder, rest)) => {
+                held.is_deeper |= rest.contains('/');
+                if held.example.is_empty() || folder != first {
+                    held.example = path;
+                }
                 if held.folders.len() < 2 {
                     held.folders.insert(folder);
                 }
@@ -277,10 +289,17 @@ fn choose_class_folders(records: &Records<'_>, splits: &mut Splits) -> Result<bo
         }
     }
     held.retain(|_, held| {
-        let is_layout = held.folders.len() == 1 && held.folders.iter().all(|folder| is_layout_folder(folder));
+        let is_layout = !held.is_deeper
+            && held.folders.len() == 1
+            && held.folders.iter().all(|folder| is_layout_folder(folder));
         held.images == 0 && !is_layout
     });
-    let Some(((_, first), Held { example, .. })) = held.first_key_value() else { return Ok(false) };
+    let differs = |((_, first), held): &(&(u16, &str), &Held<'_>)| around(held.example) != *first;
+    let Some(((_, first), Held { example, .. })) =
+        held.iter().find(differs).or_else(|| held.first_key_value())
+    else {
+        return Ok(false);
+    };
     match records.options.class_folder {
         Some(ClassFolder::First) => Ok(true),
         Some(ClassFolder::Last) => {
@@ -295,7 +314,7 @@ fn choose_class_folders(records: &Records<'_>, splits: &mut Splits) -> Result<bo
             Ok(true)
         }
         None => {
-            let last = example.rsplit_once('/').map_or("", |(folders, _)| file_name(folders));
+            let last = around(example);
             Err(records.wrong(format!(
                 "the class of `{example}` and of others could be `{first}`, the first folder below the split, or \
                  `{last}`, the folder around the image: `--class-folder first` or `--class-folder last` decides, or \
