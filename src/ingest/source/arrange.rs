@@ -65,8 +65,9 @@ pub(super) fn arrange(mut records: Records<'_>, format: SourceFormat) -> Result<
     understood.extend(classes.understood.clone());
     understood.append(&mut records.understood.clone());
     let mut warnings = records.warnings.clone();
-    warnings.extend(classes.warnings.iter().cloned().chain(unused_labels));
-    check_double_labels(&records, &labels)?;
+    warnings.extend(
+        classes.warnings.iter().cloned().chain(unused_labels).chain(double_labels(&records, &labels)),
+    );
     let paths: Vec<String> = records
         .list
         .iter()
@@ -486,25 +487,30 @@ fn check_lone_classes(
     Ok(())
 }
 
-/// A list names a file once, or each time with the same label.
-fn check_double_labels(records: &Records<'_>, labels: &[Label<'_>]) -> Result<(), IngestError> {
+/// Warns of files that a list names with several labels: each line is an image of its own.
+fn double_labels(records: &Records<'_>, labels: &[Label<'_>]) -> Option<String> {
     if records.naming != Naming::AsIs {
-        return Ok(());
+        return None;
     }
     let mut known: HashMap<&str, &Label<'_>> = HashMap::new();
+    let mut first = None;
+    let mut count = 0_u64;
     for (record, label) in records.list.iter().zip(labels) {
-        if let Some(other) = known.insert(&record.path, label)
-            && other != label
-        {
-            let text = |label: &Label<'_>| match label {
-                Label::None => "none".to_owned(),
-                Label::Name(text) | Label::Text(text) => format!("`{text}`"),
-            };
-            let reason = format!("`{}` has two labels, {} and {}", record.path, text(other), text(label));
-            return Err(records.wrong(reason));
-        }
+        let other = known.insert(&record.path, label).filter(|other| *other != label);
+        count += u64::from(other.is_some());
+        first = first.or_else(|| other.map(|other| (&record.path, other, label)));
     }
-    Ok(())
+    let (path, other, label) = first?;
+    let text = |label: &Label<'_>| match label {
+        Label::None => "none".to_owned(),
+        Label::Name(text) | Label::Text(text) => format!("`{text}`"),
+    };
+    Some(format!(
+        "{count} times a file has another label than before; `{path}` has two labels, {} and {}: each line is an image of \
+         its own",
+        text(other),
+        text(label)
+    ))
 }
 
 /// The path of an image in the dataset.
