@@ -27,8 +27,10 @@ pub(super) struct Word(u32);
 /// Why an entry with an image's name is not taken; it is listed in `rejects/` and counts as rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(in crate::ingest) enum Fault {
-    /// A link to nothing, or in a circle.
+    /// A link to nothing, or to itself.
     BrokenLink,
+    /// A link to a folder above it: what it leads to is listed already.
+    LinkAbove,
     /// A symbolic link in an archive.
     SymbolicLink,
     /// A hard link whose target the archive does not hold.
@@ -55,7 +57,8 @@ impl Fault {
     /// The reason, for people.
     pub(in crate::ingest) fn reason(self) -> &'static str {
         match self {
-            Self::BrokenLink => "a link that leads nowhere or in a circle",
+            Self::BrokenLink => "a link that leads nowhere or to itself",
+            Self::LinkAbove => "a link to a folder above it",
             Self::SymbolicLink => "a symbolic link (archive the files themselves: `tar -h`)",
             Self::DanglingHardLink => "a hard link to a file that the archive does not hold",
             Self::NotAFile => "not a file",

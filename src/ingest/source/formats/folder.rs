@@ -77,7 +77,7 @@ fn list_local(folder: &Path, below: &str, chain: &[(u64, u64)]) -> Result<Listin
         let id = (metadata.dev(), metadata.ino());
         Ok(match () {
             () if name.to_str().is_none() => Found::Fault(shown, Fault::NotUtf8),
-            () if metadata.is_dir() && chain.contains(&id) => Found::Fault(shown, Fault::BrokenLink),
+            () if metadata.is_dir() && chain.contains(&id) => Found::Fault(shown, Fault::LinkAbove),
             () if metadata.is_dir() => Found::Folder(path, shown + "/", id),
             () if metadata.is_file() => {
                 let listed = Listed { bytes: metadata.len(), stamp: Stamp::of_time(&metadata) };
@@ -172,7 +172,7 @@ mod tests {
         assert_eq!(files, ["a/1.jpg", "a/2.jpg", "b/1.jpg", "b/2.jpg"]);
         let faults: Vec<(&str, Fault)> =
             listing.faults.iter().map(|(path, fault)| (path.as_str(), *fault)).collect();
-        let broken = |path| (path, Fault::BrokenLink);
-        assert_eq!(faults, [broken("a/3.jpg"), broken("a/up"), broken("b/3.jpg"), broken("b/up")]);
+        let (broken, above) = (|path| (path, Fault::BrokenLink), |path| (path, Fault::LinkAbove));
+        assert_eq!(faults, [broken("a/3.jpg"), above("a/up"), broken("b/3.jpg"), above("b/up")]);
     }
 }
