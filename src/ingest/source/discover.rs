@@ -121,7 +121,8 @@ fn discover_one(options: &IngestOptions, source: &Location) -> Result<Discovered
     }
     match kind_of(source) {
         Ok(kind) => {
-            let file = (source.clone(), source.file_name().to_owned(), kind);
+            // What the user names is not hidden.
+            let file = (source.clone(), source.file_name().trim_start_matches('.').to_owned(), kind);
             of_containers(source, vec![file], Counts::new(), Vec::new())
         }
         Err(IngestError::Storage(error)) if error.is_not_found() && source.local_path().is_none() => {
