@@ -9,9 +9,9 @@ use super::memory::MemoryBudget;
 use super::near_duplicates::{Listed, Look, count, extend_groups, groups, rows};
 use super::overlap::check_overlap;
 use super::part::PartJob;
-use super::plan::{DestinationPlan, IngestPlan, Plan, examples, rejects_file};
+use super::plan::{DestinationPlan, IngestPlan, Plan, rejects_file};
 use super::report::{HeldBy, IngestReport, SplitReport};
-use super::source::Source;
+use super::source::{Source, first_of};
 use super::verify_source::VerifyJob;
 use super::work::{Unfinished, Workshop, has_work, recorded_files, unfinished};
 use super::{IngestError, IngestOptions, PROGRAM, SourcePlan, TRAINING_SPLIT};
@@ -194,7 +194,7 @@ fn check_leaks(options: &IngestOptions, source: &Source) -> Result<(), IngestErr
     let reason = format!(
         "`--drop-leaks` leaves images out of the split `{TRAINING_SPLIT}`, and the source has {} only; name the training \
          split `{TRAINING_SPLIT}` (`--splits {TRAINING_SPLIT}=GLOB`)",
-        examples(&names, SHOWN_SPLITS)
+        first_of(&names, SHOWN_SPLITS)
     );
     Err(IngestError::Options { reason })
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use super::report::HeldBy;
-use super::source::{Entry, Source};
+use super::source::{Entry, Source, first_of};
 use super::{CheckDepth, IngestError, IngestOptions, SourcePlan};
 use crate::dataset::{DUPLICATES_FILE, EXIF_ORIENTATION, IngestRecord, Manifest};
 use crate::ids::ClassId;
@@ -220,15 +220,9 @@ fn fingerprint(source: &Source, entries: &[Entry]) -> Digest {
 /// Classes that a line shows.
 const SHOWN_CLASSES: usize = 20;
 
-/// The first names.
-pub(super) fn examples(names: &[String], count: usize) -> String {
-    let shown: Vec<String> = names.iter().take(count).map(|name| format!("`{name}`")).collect();
-    shown.join(", ") + if names.len() > count { ", …" } else { "" }
-}
-
 fn new_classes_line(classes: &[String]) -> Option<String> {
     let count = classes.len();
-    (count > 0).then(|| format!("new classes: {count} ({})", examples(classes, SHOWN_CLASSES)))
+    (count > 0).then(|| format!("new classes: {count} ({})", first_of(classes, SHOWN_CLASSES)))
 }
 
 /// Why classes that are numbers without names do not go together with names.
@@ -236,7 +230,7 @@ fn other_kind_of_classes(of_dataset: &[String], of_source: &[String]) -> Option<
     let is_number = |name: &String| !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_digit());
     let are_numbers = |names: &[String]| names.iter().all(is_number);
     let are_names = |names: &[String]| !names.iter().any(is_number);
-    let (dataset, source) = (examples(of_dataset, 3), examples(of_source, 3));
+    let (dataset, source) = (first_of(of_dataset, 3), first_of(of_source, 3));
     if of_dataset.is_empty() {
         None
     } else if are_names(of_dataset) && are_numbers(of_source) {
@@ -349,7 +343,7 @@ impl IngestPlan {
         lines.push(format!("destination: {dest}"));
         let mut line = |what: &str, splits: &[String]| {
             if !splits.is_empty() {
-                lines.push(format!("  {what} {}", examples(splits, splits.len())));
+                lines.push(format!("  {what} {}", first_of(splits, splits.len())));
             }
         };
         let basis = held_by.map_or("", HeldBy::describe);

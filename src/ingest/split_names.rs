@@ -1,5 +1,7 @@
 //! Which names splits may have: each is the folder of its shards and the name of its index.
 
+use super::source::first_of;
+
 /// Splits of a source at most: more are a column that is not one of splits.
 pub(super) const MOST_SPLITS: usize = 1000;
 /// Bytes of a name at most: file systems take 255, endings included.
@@ -16,10 +18,10 @@ const SHOWN: usize = 5;
 pub(super) fn check_split_names(names: &[String]) -> Result<(), String> {
     if names.len() > MOST_SPLITS {
         let first: Vec<String> =
-            names.iter().take(SHOWN).map(|name| format!("`{}`", name.escape_debug())).collect();
+            names.iter().take(SHOWN + 1).map(|name| name.escape_debug().to_string()).collect();
         return Err(format!(
-            "it has more than {MOST_SPLITS} splits ({}, …); is the column one of splits? `--splits NAME=GLOB` names them",
-            first.join(", ")
+            "it has more than {MOST_SPLITS} splits ({}); is the column one of splits? `--splits NAME=GLOB` names them",
+            first_of(&first, SHOWN)
         ));
     }
     let found = names.iter().find_map(|name| Some((name, problem(name)?)));

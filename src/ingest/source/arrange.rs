@@ -39,7 +39,7 @@ pub(super) fn arrange(mut records: Records<'_>, format: SourceFormat) -> Result<
     let mut understood = vec![std::mem::take(&mut splits.understood)];
     let above: Vec<String> = strip_common_folders(&records, &mut splits).into_iter().collect();
     if !above.is_empty() {
-        understood.push(format!("class folders: below {}, which holds every image", examples(&above)));
+        understood.push(format!("class folders: below {}, with all images of a split", examples(&above)));
     }
     let is_deep = choose_class_folders(&records, &mut splits)?;
     match options.class_folder {
@@ -398,8 +398,8 @@ fn given_labels<'a>(
     })
 }
 
-/// A list names an image by words that are the name of no other, and gives it one label. The number of names that are of
-/// no image.
+/// A list names an image by words that are the name of no other, and gives it one label. Warns of names
+/// that are of no image.
 fn check_given_labels(records: &Records<'_>, splits: &Splits) -> Result<Option<String>, IngestError> {
     let Some(labels) = &records.labels else { return Ok(None) };
     let mut named: HashMap<String, usize> = HashMap::new();

@@ -285,8 +285,13 @@ fn nothing_to_read(folder: &Location, listing: &Listing) -> Result<String, Inges
 
 /// Up to three names.
 pub(super) fn examples(names: &[impl AsRef<str>]) -> String {
-    let shown: Vec<String> = names.iter().take(SHOWN).map(|name| format!("`{}`", name.as_ref())).collect();
-    let more = if names.len() > SHOWN { ", …" } else { "" };
+    first_of(names, SHOWN)
+}
+
+/// The first names.
+pub(in crate::ingest) fn first_of(names: &[impl AsRef<str>], count: usize) -> String {
+    let shown: Vec<String> = names.iter().take(count).map(|name| format!("`{}`", name.as_ref())).collect();
+    let more = if names.len() > count { ", …" } else { "" };
     shown.join(", ") + more
 }
 

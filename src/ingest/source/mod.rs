@@ -38,6 +38,7 @@ use discover::{Content, Discovered, discover};
 use formats::parquet::Table;
 use records::Records;
 
+pub(super) use discover::first_of;
 #[cfg(fuzzing)]
 pub(super) use formats::read_synsets;
 pub use globs::PathGlob;

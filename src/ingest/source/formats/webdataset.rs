@@ -122,6 +122,9 @@ pub(super) fn has_samples(tar: &Tar, options: &IngestOptions) -> bool {
 
 /// Whether `--ignore` leaves a member out.
 fn is_ignored(options: &IngestOptions, tar: &Tar, member: &Member) -> bool {
+    if options.ignore.is_empty() {
+        return false;
+    }
     let path = shown(&tar.name, &member.path);
     // Each pattern is asked, so that each is known to match something.
     options.ignore.iter().filter(|glob| glob.matches(&path)).count() > 0
