@@ -77,7 +77,7 @@ pub fn ingest(options: &IngestOptions, progress: &dyn Progress) -> Result<Ingest
         None => plan.held_by(manifest, &source),
     };
     if let (Some(manifest), true) = (&existing, plan.parts.is_empty()) {
-        tidy(options)?;
+        tidy_unlocked(options)?;
         return Ok(report(manifest, BTreeMap::new(), Some(held_by(manifest, &plan)), verified));
     }
     let workshop = Workshop::open(&options.dest)?;
@@ -86,7 +86,7 @@ pub fn ingest(options: &IngestOptions, progress: &dyn Progress) -> Result<Ingest
     let plan = Plan::new(options, &source, existing.as_ref())?;
     let published = existing.as_ref().map(published).unwrap_or_default();
     if let (Some(manifest), true) = (&existing, plan.parts.is_empty()) {
-        workshop.discard(&published)?;
+        tidy(options, &workshop, &published)?;
         return Ok(report(manifest, BTreeMap::new(), Some(held_by(manifest, &plan)), verified));
     }
     if resumes(options, &plan, &source)? {
@@ -192,8 +192,8 @@ fn check_leaks(options: &IngestOptions, source: &Source) -> Result<(), IngestErr
     }
     let names: Vec<String> = source.splits.keys().cloned().collect();
     let reason = format!(
-        "`--drop-leaks` leaves images out of the split `{TRAINING_SPLIT}`, and the source has {} only; name the training \
-         split `{TRAINING_SPLIT}` (`--splits {TRAINING_SPLIT}=GLOB`)",
+        "`--drop-leaks` leaves images out of the split `{TRAINING_SPLIT}`, and the source has {} only: `--splits \
+         NAME=GLOB`, once for each split, names the training split `{TRAINING_SPLIT}`",
         first_of(&names, SHOWN_SPLITS)
     );
     Err(IngestError::Options { reason })
@@ -221,9 +221,9 @@ fn resumes(options: &IngestOptions, plan: &Plan<'_>, source: &Source) -> Result<
     Ok(unfinished == Unfinished::Same)
 }
 
-/// Removes what an ingest that was killed has left where there is nothing to do: its record and its files that are not
-/// published. That another process works there is no error: it removes its own.
-fn tidy(options: &IngestOptions) -> Result<(), IngestError> {
+/// Removes what an ingest that was killed after it had published has left, where there is nothing to do. That another
+/// process works there is no error: it removes its own.
+fn tidy_unlocked(options: &IngestOptions) -> Result<(), IngestError> {
     if !has_work(&options.dest)? {
         return Ok(());
     }
@@ -233,8 +233,19 @@ fn tidy(options: &IngestOptions) -> Result<(), IngestError> {
     };
     // Whoever held the lock before may have published.
     let published = existing(options)?.as_ref().map(published).unwrap_or_default();
-    if workshop.discard(&published)? {
-        tracing::warn!("{}: unfinished work of another ingest is thrown away", options.dest);
+    tidy(options, &workshop, &published)
+}
+
+/// The same under the lock. Unfinished work of another ingest stays for it.
+fn tidy(
+    options: &IngestOptions,
+    workshop: &Workshop,
+    published: &BTreeSet<String>,
+) -> Result<(), IngestError> {
+    if recorded_files(&options.dest)?.is_subset(published) {
+        workshop.discard(published)?;
+    } else {
+        tracing::info!("{}: another ingest is unfinished there; its command goes on with it", options.dest);
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use super::report::HeldBy;
-use super::source::{Entry, Source, first_of};
+use super::source::{Entry, Source, first_of, split_meaning};
 use super::{CheckDepth, IngestError, IngestOptions, SourcePlan};
 use crate::dataset::{DUPLICATES_FILE, EXIF_ORIENTATION, IngestRecord, Manifest};
 use crate::ids::ClassId;
@@ -101,7 +101,18 @@ impl<'a> Plan<'a> {
                 None if options.append => {
                     return Err(other(format!("it has no split {split:?} to append to")));
                 }
-                None => 0,
+                None => {
+                    let names_splits = options.split.is_some() || !options.splits.is_empty();
+                    let same = |name: &&String| split_meaning(name) == split_meaning(split);
+                    let splits = existing.iter().flat_map(|manifest| manifest.splits.keys());
+                    if let Some(name) = splits.filter(|_| !names_splits).find(same) {
+                        return Err(other(format!(
+                            "its split `{name}` and the source's `{split}` mean the same, but are two names: `--splits \
+                             NAME=GLOB` names the source's split"
+                        )));
+                    }
+                    0
+                }
                 Some(held) => {
                     let differing = |record: &IngestRecord| differing(&record.options, &recorded, options);
                     let mut known = held.ingest.iter().enumerate().filter(|(_, record)| same(record));

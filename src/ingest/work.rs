@@ -104,19 +104,15 @@ impl Workshop {
         Ok(Self { dest: dest.clone(), folder, lock })
     }
 
-    /// Throws away the work that is here, with the files that it has recorded and that are not `published`. Whether
-    /// there were such files.
+    /// Throws away the work that is here, with the files that it has recorded and that are not `published`.
     ///
     /// # Errors
     /// If the store fails.
-    pub(super) fn discard(&self, published: &BTreeSet<String>) -> Result<bool, StorageError> {
+    pub(super) fn discard(&self, published: &BTreeSet<String>) -> Result<(), StorageError> {
         self.remove_unfinished()?;
         let recorded = recorded_files(&self.dest)?;
-        let mut unpublished = recorded.difference(published).peekable();
-        let is_any = unpublished.peek().is_some();
-        unpublished.try_for_each(|file| self.dest.join(file).delete())?;
-        self.clear()?;
-        Ok(is_any)
+        recorded.difference(published).try_for_each(|file| self.dest.join(file).delete())?;
+        self.clear()
     }
 
     /// Starts the work on a plan where there is none; see [`unfinished`].

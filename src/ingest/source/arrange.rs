@@ -65,6 +65,7 @@ pub(super) fn arrange(mut records: Records<'_>, format: SourceFormat) -> Result<
     understood.extend(classes.understood.clone());
     understood.append(&mut records.understood.clone());
     let mut warnings = records.warnings.clone();
+    warnings.extend(merged_folders(&records, &splits));
     warnings.extend(
         classes.warnings.iter().cloned().chain(unused_labels).chain(double_labels(&records, &labels)),
     );
@@ -199,7 +200,12 @@ fn strip_common_folders(records: &Records<'_>, splits: &mut Splits) -> BTreeSet<
             classes.extend(first);
         }
     }
-    of_splits.iter().filter_map(|images| strip_common_folder(records, splits, images, &classes)).collect()
+    // What is in a lone `images` is flat, unless that would lose what other splits say of their classes.
+    let is_flat = |name: &str| is_layout_folder(name) && (classes.is_empty() || records.labels.is_some());
+    of_splits
+        .iter()
+        .filter_map(|images| strip_common_folder(records, splits, images, &classes, &is_flat))
+        .collect()
 }
 
 /// The same for the images of one split.
@@ -208,6 +214,7 @@ fn strip_common_folder(
     splits: &mut Splits,
     images: &[usize],
     classes: &BTreeSet<&str>,
+    is_flat: &dyn Fn(&str) -> bool,
 ) -> Option<String> {
     let mut stripped: Option<String> = None;
     loop {
@@ -235,7 +242,8 @@ fn strip_common_folder(
         let common = common.map(str::to_owned)?;
         // `n01440764/images/*.JPEG` is one class, not a class called `images`.
         let is_class = deeper == 0 && next.len() == 1 && next.iter().all(|folder| is_layout_folder(folder));
-        if deep * 2 <= total || is_class || classes.contains(common.as_str()) {
+        let is_flat = deep == 0 && is_flat(&common);
+        if deep * 2 <= total && !is_flat || is_class || classes.contains(common.as_str()) {
             return stripped;
         }
         for &number in images {
@@ -318,11 +326,35 @@ fn choose_class_folders(records: &Records<'_>, splits: &mut Splits) -> Result<bo
             let last = around(example);
             Err(records.wrong(format!(
                 "the class of `{example}` and of others could be `{first}`, the first folder below the split, or \
-                 `{last}`, the folder around the image: `--class-folder first` or `--class-folder last` decides, or \
-                 `--splits NAME=GLOB` if `{first}` is a split"
+                 `{last}`, the folder around the image: `--class-folder first` or `--class-folder last` decides; \
+                 `--splits NAME=GLOB` if `{first}` is a split, a csv of paths and labels if a class is several folders"
             )))
         }
     }
+}
+
+/// Warns of classes that are folders of several places, of one name by `--class-folder last`.
+fn merged_folders(records: &Records<'_>, splits: &Splits) -> Option<String> {
+    if records.options.class_folder != Some(ClassFolder::Last) {
+        return None;
+    }
+    let mut places: BTreeMap<(u16, &str), BTreeSet<&str>> = BTreeMap::new();
+    for (number, assigned) in by_folders(records, splits) {
+        let path = &records.list[number].path;
+        if let Some((class, _)) = below(&records.list[number], Some(assigned)).split_once('/') {
+            let place = &path[..assigned.below as usize + class.len()];
+            places.entry((assigned.split, class)).or_default().insert(place);
+        }
+    }
+    places.retain(|_, places| places.len() > 1);
+    let ((_, class), folders) = places.first_key_value()?;
+    let names: BTreeSet<&str> = places.keys().map(|(_, class)| *class).collect();
+    let folders: Vec<&str> = folders.iter().copied().collect();
+    Some(format!(
+        "{} classes are folders of one name in several places; `{class}`, for one, is {}",
+        names.len(),
+        examples(&folders)
+    ))
 }
 
 /// Finds images beside class folders, and splits without any.
@@ -347,8 +379,13 @@ fn find_stray_images(
     }
     let labelled_by_list: u64 = labelled.iter().sum();
     if records.options.labels.is_some() && labelled_by_list == 0 {
-        let reason =
-            "`--labels` has no effect: it labels images outside class folders, and names none of those there";
+        let listed = records.labels.iter().flatten().map(|(name, _)| name).min().map_or("", String::as_str);
+        let image = flat.iter().flatten().next().map(|&number| records.shown(&records.list[number]));
+        let there = match image {
+            Some(image) => format!("it names `{listed}`, for one, and an image is `{image}`"),
+            None => "all images are in class folders".into(),
+        };
+        let reason = format!("`--labels` has no effect: it labels images outside class folders; {there}");
         return Err(records.wrong(reason));
     }
     if in_class.iter().sum::<u64>() + labelled_by_list == 0 {
@@ -479,8 +516,8 @@ fn check_lone_classes(
         {
             return Err(records.wrong(format!(
                 "all images of split `{name}` are in one folder `{class}`, which is not a class of any other split: \
-                 `--unlabelled-split {name}` takes them without classes, `--split NAME` takes another split alone, \
-                 `--ignore GLOB` leaves them out"
+                 `--unlabelled-split {name}` takes them without classes, `--labels FILE` names their classes, `--split NAME` \
+                 takes another split alone, `--ignore GLOB` leaves them out"
             )));
         }
     }

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::archive::{Compression, SourceFile, compression, first_bytes, looks_like_tar};
 use super::formats::folder::{self, Listing};
 use super::formats::list;
-use super::names::{is_image, is_list, is_other_archive, is_table, is_tar, missing_shard};
+use super::names::{file_name, is_image, is_list, is_other_archive, is_table, is_tar, missing_shard};
 use super::records::{Counts, count, ignored, passed_over_reason};
 use super::{SourceFormat, wrong};
 use crate::ingest::{IngestError, IngestOptions};
@@ -18,6 +18,8 @@ const HEAD_BYTES: u64 = 4096;
 const COMPRESSED_HEAD_BYTES: u64 = 192 << 10;
 /// Bytes of a tar's header.
 const TAR_HEADER_BYTES: usize = 512;
+/// Files of CIFAR's archives, binary and for Python.
+const CIFAR_FILES: [&str; 4] = ["data_batch_1.bin", "data_batch_1", "test.bin", "batches.meta"];
 /// Names that an error shows of each kind.
 const SHOWN: usize = 3;
 
@@ -276,6 +278,13 @@ fn discover_folder(options: &IngestOptions, folder: &Location) -> Result<Discove
 /// Why nothing in a folder can be ingested.
 fn nothing_to_read(folder: &Location, listing: &Listing) -> Result<String, IngestError> {
     let Some((path, _)) = listing.files.first() else { return Ok("there is no image in it".into()) };
+    let is_of_cifar = |(path, _): &&(String, _)| CIFAR_FILES.contains(&file_name(path));
+    if let Some((path, _)) = listing.files.iter().find(is_of_cifar) {
+        return Ok(format!(
+            "there is no image in it; `{path}` is of CIFAR's archive: ingest the binary one as it is downloaded \
+             (`cifar-10-binary.tar.gz`, `cifar-100-binary.tar.gz`)"
+        ));
+    }
     let reason = match kind_of(&folder.join(path))? {
         Kind::Other(what) => format!("there is no image in it; `{path}`, for one: {what}"),
         _ => format!("there is no image in it; `{path}` can be a source by itself"),

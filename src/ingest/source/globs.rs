@@ -69,8 +69,8 @@ impl PathGlob {
             return found.map_or(0, |at| at + 1);
         }
         let parts: Vec<&str> = self.text.trim_start_matches("./").trim_end_matches('/').split('/').collect();
-        let of_files = !self.text.ends_with('/') && parts.len() > 1;
-        let mut named = &parts[..parts.len() - usize::from(of_files)];
+        let of_folders = path.match_indices('/').any(|(end, _)| self.glob.is_match(&path[..end]));
+        let mut named = &parts[..parts.len() - usize::from(!of_folders)];
         // Any folder at all is a class.
         while let [above @ .., "*"] = named {
             named = above;
@@ -107,5 +107,7 @@ mod tests {
             [folders("**/train/**", "x/train/cat/1.png"), folders("a/*/*.png", "a/cat/1.png")],
             [0, 1]
         );
+        assert_eq!([folders("d/[ac]", "d/a/cat/1.png"), folders("d/[ac]/**", "d/a/cat/1.png")], [2, 2]);
+        assert_eq!([folders("d/*", "d/cat/1.png"), folders("d/*", "d/1.png")], [1, 1]);
     }
 }

@@ -42,7 +42,7 @@ pub(super) use discover::first_of;
 #[cfg(fuzzing)]
 pub(super) use formats::read_synsets;
 pub use globs::PathGlob;
-pub(super) use names::{as_path_part, is_image};
+pub(super) use names::{as_path_part, is_image, split_meaning};
 pub use plan::{ClassesPlan, Counted, SourcePlan, SplitPlan};
 pub(super) use records::Fault;
 pub(super) use stamps::Stamps;

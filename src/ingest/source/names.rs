@@ -101,6 +101,15 @@ pub(super) fn splits_of_container(name: &str) -> Vec<&str> {
     words
 }
 
+/// The split that a name is likely to mean without being its word: `train2017`, `test_set`, `images_val`.
+pub(super) fn split_like(name: &str) -> Option<&str> {
+    let plain = |part: &'_ str| part.trim_end_matches(|c: char| c.is_ascii_digit()).len();
+    let mut parts = name.split(['-', '_', '.', ' ']);
+    let (first, last) = (parts.next(), parts.next_back());
+    let mut words = first.into_iter().chain(last).map(|part| &part[..plain(part)]);
+    words.find(|word| is_split_word(word))
+}
+
 /// The first shard that is not among files that are called `NAME-00000-of-00010…`, as all of its set are.
 pub(super) fn missing_shard<'a>(names: impl Iterator<Item = &'a str>) -> Option<String> {
     let mut sets: BTreeMap<(&str, &str), BTreeSet<u64>> = BTreeMap::new();
@@ -124,7 +133,7 @@ pub(super) fn is_split_word(word: &str) -> bool {
 }
 
 /// What a split's name means: the same for all words of one meaning, in any case.
-pub(super) fn split_meaning(name: &str) -> String {
+pub(in crate::ingest) fn split_meaning(name: &str) -> String {
     let name = name.to_lowercase();
     let same = SPLIT_WORDS.iter().find(|words| words.contains(&name.as_str()));
     same.map_or(name, |words| words[0].to_owned())
@@ -172,6 +181,16 @@ mod tests {
             ("trains", None),
         ] {
             assert_eq!(split_of_folder(name), word, "{name}");
+        }
+        for (name, word) in [
+            ("train2017", Some("train")),
+            ("Test_set", Some("Test")),
+            ("images_val", Some("val")),
+            ("train_256_places", Some("train")),
+            ("valley", None),
+            ("n01440764", None),
+        ] {
+            assert_eq!(split_like(name), word, "{name}");
         }
         for (name, words) in [
             ("train-00000-of-00010-a09b.parquet", vec!["train"]),

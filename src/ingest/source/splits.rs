@@ -7,11 +7,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::discover::{examples, whole_path};
-use super::names::{file_name, split_meaning, split_of_folder, splits_of_container};
+use super::names::{file_name, split_like, split_meaning, split_of_folder, splits_of_container};
 use super::records::{Record, Records};
 use crate::ingest::IngestError;
 use crate::ingest::split_names::MOST_SPLITS;
 use crate::storage::Location;
+
+/// Patterns that an error suggests.
+const SHOWN_PATTERNS: usize = 4;
 
 /// The split's name where neither the source nor the user names one.
 pub(super) const DEFAULT_SPLIT: &str = "train";
@@ -122,6 +125,9 @@ fn by_words(records: &Records<'_>) -> Result<Splits, IngestError> {
         });
     }
     check_above(records, &found)?;
+    if !has_column {
+        check_above_containers(records, &of_origins)?;
+    }
     let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
     for (word, _) in found.iter().flatten() {
         *counts.entry(word).or_default() += 1;
@@ -132,6 +138,7 @@ fn by_words(records: &Records<'_>) -> Result<Splits, IngestError> {
     let has_wanted = counts.keys().any(|word| is_wanted(word));
     let mut splits = Splits::new();
     if with == 0 {
+        check_likely_splits(records)?;
         let name = single_split(records, &mut splits);
         records.list.iter().for_each(|_| splits.push(&name, 0));
         return Ok(splits);
@@ -196,6 +203,56 @@ fn select(records: &Records<'_>, mut splits: Splits) -> Result<Splits, IngestErr
     }
     splits.names = vec![wanted.clone()];
     Ok(splits)
+}
+
+/// Folders or containers of which most are called nearly like splits, such as `train2017` beside `val2017`, are either
+/// splits or classes.
+fn check_likely_splits(records: &Records<'_>) -> Result<(), IngestError> {
+    if records.options.split.is_some() {
+        return Ok(());
+    }
+    let of_folders: Vec<&str> =
+        records.list.iter().filter_map(|record| Some(record.path.rsplit_once('/')?.0)).collect();
+    let stems: Vec<&str> = records
+        .origins
+        .iter()
+        .map(|origin| origin.split_once(".").map_or(origin.as_str(), |(stem, _)| stem))
+        .collect();
+    let found = likely_splits(&of_folders)
+        .map(|found| (found, "/**"))
+        .or_else(|| Some((likely_splits(&stems)?, "*")));
+    let Some(((above, names), below)) = found else { return Ok(()) };
+    let patterns: Vec<String> = names
+        .iter()
+        .filter_map(|name| {
+            Some(format!("--splits '{}={above}{name}{below}'", split_meaning(split_like(name)?)))
+        })
+        .take(SHOWN_PATTERNS)
+        .collect();
+    Err(records.wrong(format!(
+        "{} could be splits or classes: `{}` takes them as splits, `--splits '{DEFAULT_SPLIT}=**'` takes all images as one",
+        examples(&names.into_iter().collect::<Vec<_>>()),
+        patterns.join(" ")
+    )))
+}
+
+/// Where paths first differ, the names there if most of them are nearly words of at least two splits, with the
+/// folders above.
+fn likely_splits<'a>(paths: &[&'a str]) -> Option<(String, BTreeSet<&'a str>)> {
+    let mut rest: Vec<&str> = paths.to_vec();
+    let mut above = String::new();
+    loop {
+        let names: BTreeSet<&str> = rest.iter().map(|path| path.split('/').next().unwrap_or(path)).collect();
+        if let (1, Some(name)) = (names.len(), names.first()) {
+            above = format!("{above}{name}/");
+            rest = rest.iter().filter_map(|path| Some(path.split_once('/')?.1)).collect();
+            continue;
+        }
+        let likely: Vec<String> =
+            names.iter().filter_map(|name| split_like(name)).map(split_meaning).collect();
+        let meanings: BTreeSet<&String> = likely.iter().collect();
+        return (meanings.len() > 1 && likely.len() * 2 > names.len()).then_some((above, names));
+    }
 }
 
 /// The name of the one split of a source without words.
@@ -289,13 +346,38 @@ fn check_above(records: &Records<'_>, found: &[Found<'_>]) -> Result<(), IngestE
     if above.len() < 2 {
         return Ok(());
     }
+    Err(below_several(records, above))
+}
+
+/// Containers of one split are below one folder, or they are of several datasets.
+fn check_above_containers(records: &Records<'_>, words: &[Option<&str>]) -> Result<(), IngestError> {
+    let mut above: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
+    for (origin, word) in records.origins.iter().zip(words) {
+        let Some(word) = word else { continue };
+        let folders = origin.rsplit_once('/').map_or("", |(folders, _)| folders);
+        let mut start = 0;
+        let is_word = |part: &str| {
+            let begin = start;
+            start += part.len() + 1;
+            split_of_folder(part).map(|_| begin)
+        };
+        let end = folders.split('/').find_map(is_word).map_or(folders.len(), |begin| begin.saturating_sub(1));
+        above.entry(split_meaning(word)).or_default().insert(&folders[..end]);
+    }
+    match above.into_values().find(|above| above.len() > 1) {
+        Some(above) => Err(below_several(records, above)),
+        None => Ok(()),
+    }
+}
+
+fn below_several(records: &Records<'_>, above: BTreeSet<&str>) -> IngestError {
     let shown: Vec<&str> = above.into_iter().filter(|folders| !folders.is_empty()).collect();
-    Err(records.wrong(format!(
+    records.wrong(format!(
         "folders that are called like a split are below several others, such as {}: ingest one of those alone \
          (`--ignore GLOB`), or say what is a split: with `--splits 'train=*/train/**'` class folders are below it, \
          with `--splits 'train=**/train/**'` above it",
         examples(&shown)
-    )))
+    ))
 }
 
 fn two_words(records: &Records<'_>, path: &str, one: &str, other: &str) -> IngestError {
@@ -318,11 +400,15 @@ fn mixed(records: &Records<'_>, found: &[Found<'_>], counts: &BTreeMap<&str, u64
     let words: Vec<&str> = counts.keys().copied().collect();
     let with: u64 = counts.values().sum();
     let without = records.list.len() as u64 - with;
+    let alone = match words.as_slice() {
+        // It may be a class.
+        [_] => "",
+        _ => ". `--split NAME` takes one split that was found alone",
+    };
     records.wrong(format!(
         "{with} images belong to a split by their folder or container ({}), such as {}; {without} do not, such as {}. \
          Either those are stray: leave them out with `--ignore GLOB`. Or the word is a class: `--splits 'train=**'` takes \
-         all images as one split. Or name each split: `--splits train=GLOB --splits val=GLOB`. `--split NAME` takes \
-         one split that was found alone",
+         all images as one split. Or name each split: `--splits train=GLOB --splits val=GLOB`{alone}",
         examples(&words),
         examples(&shown(true)),
         examples(&shown(false)),

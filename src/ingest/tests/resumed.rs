@@ -13,11 +13,10 @@ fn with_a_bad_one(root: &Path) {
 }
 
 #[test]
-fn the_first_command_after_a_killed_append_removes_what_the_append_has_left() {
+fn a_command_that_has_nothing_to_do_leaves_unfinished_work_to_the_command_that_began_it() {
     let at = place();
     folder(&at.source);
     ingest(&options(&at.source, &at.dest), &Quiet).expect("ingested");
-    let before = files(&at.dest);
     let more = at.source.with_file_name("more");
     with_a_bad_one(&more);
     let append = IngestOptions { append: true, ..options(&more, &at.dest) };
@@ -31,9 +30,18 @@ fn the_first_command_after_a_killed_append_removes_what_the_append_has_left() {
         fs::write(at.dest.join(shard), b"a shard").expect("a file");
     }
     assert!(ingest(&options(&at.source, &at.dest), &Quiet).expect("again").already_done);
-    assert_eq!(files(&at.dest), before);
+    assert!(shards.iter().all(|shard| at.dest.join(shard).exists()) && at.dest.join(".work/plan").exists());
     let max_reject_fraction = Fraction::new(0.9).expect("valid");
-    ingest(&IngestOptions { max_reject_fraction, ..append }, &Quiet).expect("a later append");
+    let append = IngestOptions { max_reject_fraction, ..append };
+    ingest(&append, &Quiet).expect("the append again");
+    assert!(!at.dest.join(".work/plan").exists());
+    // As a kill after the manifest leaves it: a record of files that are published.
+    let after = files(&at.dest);
+    fs::create_dir_all(at.dest.join(".work/0001-train")).expect("a folder");
+    let published = serde_json::to_string(&["index/0001/train.parquet"]).expect("text");
+    fs::write(at.dest.join(".work/0001-train/files.json"), published).expect("a record");
+    assert!(ingest(&append, &Quiet).expect("again").already_done);
+    assert_eq!(files(&at.dest), after);
 }
 
 /// An ingest that is given up: `5.jpg` is cut.

@@ -8,7 +8,7 @@ use super::super::names::file_name;
 use super::super::records::Records;
 use super::super::{SourceFormat, wrong};
 use super::columns::{self, LABEL_NAMES, is_label_name};
-use super::list::PATH_NAMES;
+use super::list::{PATH_NAMES, SEPARATORS};
 use super::mat;
 use super::tars::Tar;
 use crate::ingest::IngestError;
@@ -108,15 +108,19 @@ pub(super) fn labels_of_kit(kit: &Tar) -> Result<HashMap<String, String>, Ingest
     Ok(labels)
 }
 
-/// A csv of image and class. A first line of titles says which columns these are; without it there are two.
+/// A csv of image and class, its columns separated by commas, tabs or semicolons. A first line of titles says which columns these are; without it there are two.
 fn labels_of_csv(
     file: &Location,
     label_column: Option<&str>,
 ) -> Result<HashMap<String, String>, IngestError> {
     let bytes = file.read()?;
     let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&bytes);
-    let mut reader =
-        csv::ReaderBuilder::new().has_headers(false).flexible(true).trim(csv::Trim::All).from_reader(bytes);
+    let mut reader = csv::ReaderBuilder::new()
+        .has_headers(false)
+        .flexible(true)
+        .trim(csv::Trim::All)
+        .delimiter(separator(bytes).map_err(|reason| wrong(file, reason))?)
+        .from_reader(bytes);
     let rows: Vec<csv::StringRecord> =
         reader.records().collect::<Result<_, _>>().map_err(|error| wrong(file, error.to_string()))?;
     let Some(first) = rows.first() else { return Err(wrong(file, "it is empty")) };
@@ -165,6 +169,25 @@ fn labels_of_csv(
         }
     }
     Ok(labels)
+}
+
+/// What separates the columns of a csv, by its first line.
+fn separator(bytes: &[u8]) -> Result<u8, String> {
+    let first = bytes.split(|&byte| byte == b'\n').next().unwrap_or_default();
+    if first.trim_ascii_start().starts_with(b"{") {
+        return Err(
+            "it is jsonl; labels are read from a csv, or the jsonl, with its paths, is the source".into()
+        );
+    }
+    let found: Vec<char> =
+        SEPARATORS.into_iter().filter(|&separator| first.contains(&(separator as u8))).collect();
+    match found.as_slice() {
+        [] => Ok(b','),
+        [one] => Ok(*one as u8),
+        [one, other, ..] => Err(format!(
+            "its first line has columns both by {one:?} and by {other:?}: add one of titles, such as `filename,label`"
+        )),
+    }
 }
 
 /// Whether a text is a WordNet id, such as n01440764.

@@ -17,7 +17,7 @@ use crate::storage::{Location, Stamp};
 pub(super) const PATH_NAMES: [&str; 9] =
     ["path", "file", "filename", "file_name", "image", "filepath", "file_path", "image_path", "img_path"];
 /// What separates the columns of a csv, tried in this order.
-const SEPARATORS: [char; 3] = [',', '\t', ';'];
+pub(super) const SEPARATORS: [char; 3] = [',', '\t', ';'];
 
 /// Whether a file that begins so is a list: jsonl, or a csv whose first line names a column of paths.
 pub(in super::super) fn looks_like_list(head: &[u8]) -> bool {

@@ -42,14 +42,18 @@ fn split_name(path: &str) -> (&str, &str) {
 
 /// Whether a member's name is that of a label.
 pub(super) fn is_label(path: &str) -> bool {
-    LABEL_ENDINGS.contains(&split_name(path).1)
+    is_label_ending(split_name(path).1)
+}
+
+fn is_label_ending(ending: &str) -> bool {
+    LABEL_ENDINGS.iter().any(|label| ending.eq_ignore_ascii_case(label))
 }
 
 /// Keeps of a json member only the fields in which a label is looked for: millions of descriptions would fill the
 /// memory. What is not JSON stays, for its error.
 pub(super) fn keep_labels(member: &mut Member, column: Option<&str>) {
     let Some(text) = &member.text else { return };
-    if split_name(&member.path).1 != "json" {
+    if !split_name(&member.path).1.eq_ignore_ascii_case("json") {
         return;
     }
     if let Ok(serde_json::Value::Object(mut fields)) = serde_json::from_slice(text) {
@@ -72,7 +76,7 @@ fn read_label(member: &Member, column: Option<&str>) -> LabelText {
     let Ok(text) = std::str::from_utf8(bytes).map(str::trim) else {
         return unreadable("it is not UTF-8 text");
     };
-    if split_name(&member.path).1 == "cls" {
+    if split_name(&member.path).1.eq_ignore_ascii_case("cls") {
         return match text {
             "" => unreadable("it is empty"),
             text => LabelText::Text(text.to_owned(), None),
@@ -149,10 +153,10 @@ fn samples(members: &[Member]) -> Result<Samples<'_>, (&str, &str)> {
     let mut images: HashMap<&str, &Member> = HashMap::new();
     for member in members {
         let (key, ending) = split_name(&member.path);
-        if LABEL_ENDINGS.contains(&ending) {
+        if is_label_ending(ending) {
             // A `.cls` beside a `.json` is the label.
             let known = labels.entry(key).or_insert(member);
-            if ending == "cls" {
+            if ending.eq_ignore_ascii_case("cls") {
                 *known = member;
             }
         } else if is_image_ending(ending)
@@ -168,7 +172,7 @@ fn samples(members: &[Member]) -> Result<Samples<'_>, (&str, &str)> {
             samples.images.push((member, labels.get(key).copied()));
         } else if is_image(&member.path) && !images.contains_key(key) {
             samples.lost.push(member);
-        } else if !LABEL_ENDINGS.contains(&ending) {
+        } else if !is_label_ending(ending) {
             samples.others.push(member);
         }
     }
@@ -330,7 +334,8 @@ mod tests {
         };
         let text = |text: &str, field: Option<&str>| LabelText::Text(text.into(), field.map(str::to_owned));
         assert_eq!(read("1.cls", b" 17\n"), text("17", None));
-        assert_eq!(read("1.cls", b"n01440764"), text("n01440764", None));
+        assert_eq!(read("1.CLS", b"n01440764"), text("n01440764", None));
+        assert_eq!(read("1.JSON", br#"{"label": 3}"#), text("3", Some("label")));
         assert_eq!(read("1.json", br#"{"label": 3, "caption": "x"}"#), text("3", Some("label")));
         assert_eq!(read("1.json", br#"{"label": -1}"#), text("-1", Some("label")));
         assert_eq!(read("1.json", br#"{"Class_Name": "fish"}"#), text("fish", Some("Class_Name")));
