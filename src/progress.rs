@@ -8,6 +8,10 @@ pub trait Progress: Sync {
     fn advance(&self, items: u64);
     /// The stage is over.
     fn finish(&self);
+    /// Whether what is done is no longer wanted; a job that looks ends early, with an error.
+    fn is_stopped(&self) -> bool {
+        false
+    }
     /// Something that the user should know before the work begins.
     fn note(&self, _line: &str) {}
 }

@@ -12,6 +12,12 @@ pub enum CheckpointError {
         /// The folder.
         folder: String,
     },
+    /// A checkpoint is not below a run's folder, where results go.
+    #[error("{folder}: a checkpoint outside a run; results are written into a run's folder, so name one")]
+    OutsideRun {
+        /// The folder.
+        folder: String,
+    },
     /// A JSON file does not say what it should.
     #[error("{file}: its contents are not understood")]
     Malformed {
@@ -53,6 +59,7 @@ impl CheckpointError {
     pub fn failure(&self) -> Failure {
         match self {
             Self::Storage(error) => error.failure(),
+            Self::OutsideRun { .. } => Failure::Config,
             _ => Failure::Data,
         }
     }

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use error::CheckpointError;
 pub use run::{
     checkpoint_at, checkpoint_name, finished_step, list_checkpoints, list_unpublished, mark_finished,
-    remove_checkpoint, unmark_finished,
+    remove_checkpoint, run_of, unmark_finished,
 };
 pub use state::{Cursor, TrainState};
 

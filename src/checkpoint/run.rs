@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 use super::{Checkpoint, CheckpointError, MANIFEST};
 use crate::storage::{Location, PublishMode};
 
+/// The folder of a run's checkpoints.
+const CHECKPOINTS: &str = "checkpoints";
+
 /// The folder's name of the checkpoint after this many steps.
 pub fn checkpoint_name(step: u64) -> String {
     format!("step-{step:08}")
@@ -17,7 +20,7 @@ pub fn checkpoint_name(step: u64) -> String {
 /// # Errors
 /// If the store fails.
 pub fn list_checkpoints(run: &Location) -> Result<Vec<(u64, Location)>, CheckpointError> {
-    let folder = run.join("checkpoints");
+    let folder = run.join(CHECKPOINTS);
     let mut found: Vec<(u64, Location)> = folder
         .list()?
         .into_iter()
@@ -42,12 +45,26 @@ pub fn checkpoint_at(place: &Location) -> Result<(u64, Location), CheckpointErro
     list_checkpoints(place)?.pop().ok_or_else(|| CheckpointError::NotThere { folder: place.to_string() })
 }
 
+/// The run that a location means: itself, or that of the checkpoint that lies there.
+///
+/// # Errors
+/// [`CheckpointError::OutsideRun`] for a checkpoint elsewhere, or if the store fails.
+pub fn run_of(place: &Location) -> Result<Location, CheckpointError> {
+    if !place.join(MANIFEST).exists()? {
+        return Ok(place.clone());
+    }
+    let folder = place.folder().filter(|folder| folder.file_name() == CHECKPOINTS);
+    folder
+        .and_then(|folder| folder.folder())
+        .ok_or_else(|| CheckpointError::OutsideRun { folder: place.to_string() })
+}
+
 /// The folders of checkpoints that were begun and not published, or whose removal was begun.
 ///
 /// # Errors
 /// If the store fails.
 pub fn list_unpublished(run: &Location) -> Result<Vec<Location>, CheckpointError> {
-    let folder = run.join("checkpoints");
+    let folder = run.join(CHECKPOINTS);
     let published: BTreeSet<u64> = list_checkpoints(run)?.into_iter().map(|(step, _)| step).collect();
     let mut found = BTreeSet::new();
     for entry in folder.list()? {

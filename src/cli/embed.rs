@@ -27,9 +27,9 @@ pub(super) struct EmbedArgs {
     /// The dataset's folder; it must be the one that the checkpoint was trained on
     #[arg(long, value_name = "URL")]
     dataset: String,
-    /// The split
-    #[arg(long, value_name = "NAME", default_value = "val")]
-    split: String,
+    /// The split [default: the first of val, valid, validation and test that exists]
+    #[arg(long, value_name = "NAME")]
+    split: Option<String>,
     /// Layers, with commas between: projection (the embedding, of unit length), pooled (what the projection
     /// sees), conv1 to conv5 (the maps behind the stages, averaged to about 9000 numbers)
     #[arg(long, value_name = "LAYERS", value_delimiter = ',', default_value = "projection")]
@@ -62,11 +62,12 @@ pub(super) fn run(global: &GlobalArgs, args: &EmbedArgs) -> anyhow::Result<()> {
         Ok((*layer, global.location(&args.output.replace(PLACEHOLDER, &layer.to_string()))?))
     };
     let dataset = global.location(&args.dataset)?;
+    let manifest = Manifest::read(&dataset)?;
     let job = EmbedJob {
         checkpoint: Checkpoint::open(&global.checkpoint(&args.checkpoint)?)?,
-        manifest: Manifest::read(&dataset)?,
+        split: manifest.evaluation_split(&dataset, args.split.as_deref())?,
+        manifest,
         dataset,
-        split: args.split.clone(),
         outputs: args.feature.iter().map(place).collect::<anyhow::Result<_>>()?,
         rows: if args.limit == 0 { RowChoice::All } else { RowChoice::Sample(args.limit as usize) },
         batch_size: args.batch_size as usize,

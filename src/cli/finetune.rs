@@ -58,9 +58,10 @@ pub(super) struct FinetuneArgs {
     /// Begin with random weights instead: what the labels teach by themselves
     #[arg(long)]
     from_scratch: bool,
-    /// The split on which the classifier is judged, after each epoch and at the end
-    #[arg(long, value_name = "NAME", default_value = "val")]
-    judge_split: String,
+    /// The split on which the classifier is evaluated, after each epoch and at the end [default: the first of val,
+    /// valid, validation and test that exists]
+    #[arg(long, value_name = "NAME")]
+    judge_split: Option<String>,
     #[command(flatten)]
     flags: LearnFlags,
 }
@@ -87,7 +88,8 @@ pub(super) fn run(global: &GlobalArgs, args: &FinetuneArgs) -> anyhow::Result<()
     let protocol = toml::to_string(&finetune_protocol(&of_run)).context("the protocol")?;
     let config: TrainConfig = config::resolve(Some(("the protocol", &protocol)), &args.flags)?;
     let manifest = Manifest::read(&dataset)?;
-    let judged: Arc<dyn Source> = Arc::new(config.source(&dataset, &manifest, &args.judge_split, None)?);
+    let split = manifest.evaluation_split(&dataset, args.judge_split.as_deref())?;
+    let judged: Arc<dyn Source> = Arc::new(config.source(&dataset, &manifest, &split, None)?);
     let train = TrainJob {
         dataset,
         run: run.clone(),
@@ -114,7 +116,7 @@ pub(super) fn run(global: &GlobalArgs, args: &FinetuneArgs) -> anyhow::Result<()
         }
         Outcome::Finished { step, .. } => step,
     };
-    let report = judge(&run, step, args, &job, judged)?;
+    let report = judge(&run, step, &split, &job, judged)?;
     let mut result = json!({"run": args.run, "finished": true, "step": step});
     if let (Some(result), Value::Object(report)) = (result.as_object_mut(), report) {
         result.extend(report);
@@ -126,11 +128,11 @@ pub(super) fn run(global: &GlobalArgs, args: &FinetuneArgs) -> anyhow::Result<()
 fn judge(
     run: &Location,
     step: u64,
-    args: &FinetuneArgs,
+    split: &str,
     job: &FinetuneJob,
     judged: Arc<dyn Source>,
 ) -> anyhow::Result<Value> {
-    let place = run.join(&format!("eval/classifier-{}-step-{step:08}.json", args.judge_split));
+    let place = run.join(&format!("eval/classifier-{split}-step-{step:08}.json"));
     if place.exists()? {
         return serde_json::from_slice(&place.read()?).with_context(|| place.to_string());
     }
@@ -139,7 +141,7 @@ fn judge(
     let report =
         classify(&encoder, judged, BATCH_SIZE, job.train.config.loader_threads, &Terminal::default())?;
     let mut report = serde_json::to_value(report)?;
-    report["split"] = json!(args.judge_split);
+    report["split"] = json!(split);
     report["labels"] = checkpoint.state()?.config["finetune"].clone();
     place.publish(serde_json::to_string_pretty(&report)? + "\n", PublishMode::Overwrite)?;
     say(&format!("report {place}"));

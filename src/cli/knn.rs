@@ -30,6 +30,8 @@ use crate::units::Temperature;
 
 /// Neighbours that vote where nothing else is asked for (paper, section 3.4).
 const DEFAULT_K: usize = 200;
+/// τ of the weights where nothing else is asked for.
+const DEFAULT_TEMPERATURE: &str = "0.07";
 /// Points of the page's map at most: their images fit into one JPEG, which has at most 65,535 rows of pixels.
 const MOST_MAP_POINTS: u64 = 100_000;
 /// The quality of the map's pictures.
@@ -68,9 +70,9 @@ pub(super) struct KnnArgs {
     /// The dataset, for the page's pictures and for --run
     #[arg(long, value_name = "URL")]
     dataset: Option<String>,
-    /// The split that --run embeds
-    #[arg(long, value_name = "NAME", default_value = "val")]
-    split: String,
+    /// The split that --run evaluates on [default: the first of val, valid, validation and test that exists]
+    #[arg(long, value_name = "NAME")]
+    split: Option<String>,
     /// What votes in --run: bank (as stored), or a layer by which both splits are embedded: projection, pooled,
     /// conv1 to conv5; several with commas between, the first is the headline
     #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = "bank", requires = "run")]
@@ -85,12 +87,12 @@ pub(super) struct KnnArgs {
     /// With --watch, look at the run every so many seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 10, requires = "watch", value_parser = clap::value_parser!(u64).range(1..))]
     poll_interval: u64,
-    /// K, neighbours that vote; several with commas between, the first is the headline [default: 200, or all rows
+    /// K, neighbours that vote; several with commas between, the largest is the headline [default: 200, or all rows
     /// of a smaller bank]
     #[arg(long, value_name = "K", value_delimiter = ',')]
     k: Vec<usize>,
     /// τ of the weights exp(s/τ); several with commas between
-    #[arg(long, value_name = "TAU", value_delimiter = ',', default_value = "0.07")]
+    #[arg(long, value_name = "TAU", value_delimiter = ',', default_value = DEFAULT_TEMPERATURE)]
     temperature: Vec<Temperature>,
     /// A query's own row does not vote, for queries from the bank's own split
     #[arg(long)]
@@ -120,6 +122,32 @@ pub(super) struct KnnArgs {
 struct Pair {
     bank: Box<dyn Table>,
     queries: FeatureTable,
+}
+
+impl KnnArgs {
+    /// What a report of a run's checkpoint is called: `knn-val`, with what differs from the defaults.
+    #[cfg(feature = "torch")]
+    fn report_name(&self, split: &str) -> String {
+        let joined = |values: Vec<String>| values.join("_");
+        let mut name = format!("knn-{split}");
+        if self.feature != ["bank"] {
+            name += &format!("-{}", joined(self.feature.clone()));
+        }
+        if !self.k.is_empty() {
+            name += &format!("-k{}", joined(self.k.iter().map(ToString::to_string).collect()));
+        }
+        let temperatures: Vec<String> = self.temperature.iter().map(ToString::to_string).collect();
+        if temperatures != [DEFAULT_TEMPERATURE] {
+            name += &format!("-tau{}", joined(temperatures));
+        }
+        if self.leave_one_out {
+            name += "-leave-one-out";
+        }
+        if self.exclude_duplicates {
+            name += "-without-duplicates";
+        }
+        name
+    }
 }
 
 /// Where results go.
@@ -168,8 +196,12 @@ fn print_reports(args: &KnnArgs, reports: Option<&KnnReports>) -> anyhow::Result
 /// A report for people.
 fn line(report: &KnnReport) -> String {
     let KnnReport { step, k, temperature, feature, .. } = report;
-    let (top1, top5) = (100.0 * report.top1, 100.0 * report.top5);
-    format!("step {step}: top-1 {top1:.2} %, top-5 {top5:.2} % (k = {k}, τ = {temperature}, {feature})")
+    if !report.has_scores() {
+        return format!("step {step}: no labels, so no scores ({feature})");
+    }
+    let top1 = 100.0 * report.top1;
+    let top5 = if *k < 5 { String::new() } else { format!(", top-5 {:.2} %", 100.0 * report.top5) };
+    format!("step {step}: top-1 {top1:.2} %{top5} (k = {k}, τ = {temperature}, {feature})")
 }
 
 /// Votes with each feature, and publishes what was asked for. Several processes search together; process 0 has

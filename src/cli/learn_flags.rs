@@ -74,7 +74,7 @@ pub(super) struct LearnFlags {
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     log_every_steps: Option<u64>,
-    /// Do not judge on another split after each epoch
+    /// Do not evaluate on another split between epochs
     #[arg(long, num_args = 0, default_missing_value = "true")]
     #[serde(skip_serializing_if = "Option::is_none")]
     no_monitor: Option<bool>,

@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 
 use anyhow::bail;
 use clap::{Args, ValueEnum};
+use serde_json::Value;
 
 use super::exit::WrongUsage;
 use super::progress::{Terminal, say};
 use super::{GlobalArgs, write_json, write_stdout};
-use crate::checkpoint::{Checkpoint, checkpoint_at};
+use crate::checkpoint::{Checkpoint, checkpoint_at, run_of};
 use crate::dataset::{Manifest, write_label_subset};
 use crate::distributed::ProcessGroup;
 use crate::eval::{
@@ -19,10 +20,12 @@ use crate::feature_table::FeatureTable;
 use crate::ids::{ClassId, InstanceId};
 use crate::loader::{SubsetRecord, balanced_rows};
 use crate::model::{DeviceChoice, FeatureLayer};
-use crate::storage::{Location, PublishMode};
+use crate::storage::{Digest, Location, PublishMode};
 use crate::units::Fraction;
 
-/// Pictures of a batch when rows are embedded.
+/// Digits of the digest of a protocol in a report's name.
+const PROTOCOL_DIGITS: usize = 6;
+/// Images of a batch when rows are embedded.
 const BATCH_SIZE: usize = 256;
 
 /// Judge features by a linear classifier that is trained on them.
@@ -47,9 +50,9 @@ pub(super) struct LinearArgs {
     /// The dataset of --run
     #[arg(long, value_name = "URL")]
     dataset: Option<String>,
-    /// The split that is judged
-    #[arg(long, value_name = "NAME", default_value = "val")]
-    split: String,
+    /// The split that --run evaluates on [default: the first of val, valid, validation and test that exists]
+    #[arg(long, value_name = "NAME")]
+    split: Option<String>,
     /// The split that is trained on [default: that of the run]
     #[arg(long, value_name = "NAME")]
     train_split: Option<String>,
@@ -138,11 +141,17 @@ pub(super) fn run(global: &GlobalArgs, args: &LinearArgs) -> anyhow::Result<()> 
     options.validate()?;
     let mut output = args.output.as_ref().map(|output| global.location(output)).transpose()?;
     let (reports, labels) = match &args.run {
-        Some(run) => {
-            let run = global.location(run)?;
-            let (step, folder) = checkpoint_at(&run)?;
-            output.get_or_insert_with(|| run.join(&format!("eval/linear-step-{step:08}.json")));
-            of_run(global, args, &run, &folder, &options)?
+        Some(place) => {
+            let of_run = OfRun::open(global, args, place)?;
+            if output.is_none() {
+                let place = of_run.report(args, &options);
+                if let Some(report) = of_run.made_before(&place)? {
+                    say(&format!("{place}: made before; remove it to make it again, or give --output"));
+                    return write_json(&report);
+                }
+                output = Some(place);
+            }
+            of_run.probe(args, &options)?
         }
         None => of_tables(global, args, &options)?,
     };
@@ -208,63 +217,119 @@ fn chosen(table: &FeatureTable, rows: &[usize]) -> FeatureTable {
     }
 }
 
-fn of_run(
-    global: &GlobalArgs,
-    args: &LinearArgs,
-    run: &Location,
-    checkpoint: &Location,
-    options: &LinearOptions,
-) -> anyhow::Result<Probed> {
-    let dataset = global.location(args.dataset.as_deref().unwrap_or_default())?;
-    let (checkpoint, manifest) = (Checkpoint::open(checkpoint)?, Manifest::read(&dataset)?);
-    let train_split = args.train_split.as_ref().unwrap_or(&checkpoint.manifest().trained_on.split).clone();
-    let rows = match (args.label_fraction, args.limit) {
-        (Some(fraction), _) => RowChoice::Labels { fraction, seed: args.seed },
-        (None, 0) => RowChoice::All,
-        (None, limit) => RowChoice::Sample(limit as usize),
-    };
-    let progress = Terminal::default();
-    let tables = |split: &str, rows: RowChoice| {
-        let job = RunTables {
-            run: run.clone(),
-            checkpoint: checkpoint.clone(),
-            dataset: dataset.clone(),
-            manifest: manifest.clone(),
-            split: split.to_owned(),
-            rows,
-            layers: args.feature.clone(),
-            batch_size: BATCH_SIZE,
-            threads: args.threads,
-            device: args.device,
-            local_rank: 0,
-        };
-        run_tables(&job, &ProcessGroup::alone(), &progress)
-    };
-    let tests = tables(&args.split, RowChoice::All)?;
-    let labels_of = |ids: &[InstanceId], labels: &[Option<ClassId>]| {
-        args.label_fraction.map(|_| Labels { ids: ids.to_vec(), labels: labels.to_vec() })
-    };
-    if args.augment {
-        let job = AugmentedJob {
-            checkpoint: checkpoint.clone(),
-            dataset: dataset.clone(),
-            manifest: manifest.clone(),
-            train_split: train_split.clone(),
-            rows,
-            layers: args.feature.clone(),
-            batch_size: BATCH_SIZE,
-            threads: args.threads,
-        };
-        let tests = tests.iter().map(FeatureTable::read).collect::<Result<Vec<_>, _>>()?;
-        let reports = probe_augmented(&job, &tests, options, &progress)?;
-        let source = rows.open(&dataset, &manifest, &train_split)?;
-        return Ok((reports, labels_of(source.ids(), source.labels())));
+/// A checkpoint of a run, and the splits of the dataset.
+struct OfRun {
+    run: Location,
+    checkpoint: Checkpoint,
+    dataset: Location,
+    manifest: Manifest,
+    split: String,
+    train_split: String,
+}
+
+impl OfRun {
+    fn open(global: &GlobalArgs, args: &LinearArgs, place: &str) -> anyhow::Result<Self> {
+        let place = global.location(place)?;
+        let dataset = global.location(args.dataset.as_deref().unwrap_or_default())?;
+        let (_, folder) = checkpoint_at(&place)?;
+        let (checkpoint, manifest) = (Checkpoint::open(&folder)?, Manifest::read(&dataset)?);
+        let trained_on = &checkpoint.manifest().trained_on.split;
+        Ok(Self {
+            run: run_of(&place)?,
+            split: manifest.evaluation_split(&dataset, args.split.as_deref())?,
+            train_split: args.train_split.as_ref().unwrap_or(trained_on).clone(),
+            checkpoint,
+            dataset,
+            manifest,
+        })
     }
-    let (mut reports, mut labels) = (Vec::new(), None);
-    for (train, test) in tables(&train_split, rows)?.iter().zip(&tests) {
-        let train = FeatureTable::read(train)?;
-        labels = labels_of(&train.ids, &train.labels);
-        reports.push(probe(&train, &FeatureTable::read(test)?, options, &progress)?);
+
+    /// The place of the report, called by what it is of.
+    fn report(&self, args: &LinearArgs, options: &LinearOptions) -> Location {
+        let layers: Vec<String> = args.feature.iter().map(ToString::to_string).collect();
+        let mut name = format!("eval/linear-{}-{}", self.split, layers.join("_"));
+        if self.train_split != self.checkpoint.manifest().trained_on.split {
+            name += &format!("-from-{}", self.train_split);
+        }
+        if let Some(fraction) = args.label_fraction {
+            name += &format!("-labels-{fraction}");
+        }
+        if args.limit > 0 {
+            name += &format!("-limit-{}", args.limit);
+        }
+        if args.augment {
+            name += "-augmented";
+        }
+        // The rest are many numbers: any difference gives another name.
+        let protocol = Digest::of(
+            format!("{:?}", LinearOptions { device: DeviceChoice::Auto, ..options.clone() }).as_bytes(),
+        );
+        let protocol = protocol.to_string();
+        let step = self.checkpoint.manifest().step;
+        self.run.join(&format!("{name}-{}-step-{step:08}.json", &protocol[..PROTOCOL_DIGITS]))
     }
-    Ok((reports, labels))
+
+    /// The report that is there already and is of this dataset.
+    fn made_before(&self, report: &Location) -> anyhow::Result<Option<Value>> {
+        let found = match report.read() {
+            Ok(text) => serde_json::from_slice::<Value>(&text).ok(),
+            Err(error) if error.is_not_found() => None,
+            Err(error) => return Err(error.into()),
+        };
+        let digest = self.manifest.dataset_digest.to_string();
+        Ok(found.filter(|report| report["dataset_digest"] == digest.as_str()))
+    }
+
+    fn probe(&self, args: &LinearArgs, options: &LinearOptions) -> anyhow::Result<Probed> {
+        let Self { run, checkpoint, dataset, manifest, train_split, .. } = self;
+        let rows = match (args.label_fraction, args.limit) {
+            (Some(fraction), _) => RowChoice::Labels { fraction, seed: args.seed },
+            (None, 0) => RowChoice::All,
+            (None, limit) => RowChoice::Sample(limit as usize),
+        };
+        let progress = Terminal::default();
+        let tables = |split: &str, rows: RowChoice| {
+            let job = RunTables {
+                run: run.clone(),
+                checkpoint: checkpoint.clone(),
+                dataset: dataset.clone(),
+                manifest: manifest.clone(),
+                split: split.to_owned(),
+                rows,
+                layers: args.feature.clone(),
+                batch_size: BATCH_SIZE,
+                threads: args.threads,
+                device: args.device,
+                local_rank: 0,
+            };
+            run_tables(&job, &ProcessGroup::alone(), &progress)
+        };
+        let tests = tables(&self.split, RowChoice::All)?;
+        let labels_of = |ids: &[InstanceId], labels: &[Option<ClassId>]| {
+            args.label_fraction.map(|_| Labels { ids: ids.to_vec(), labels: labels.to_vec() })
+        };
+        if args.augment {
+            let job = AugmentedJob {
+                checkpoint: checkpoint.clone(),
+                dataset: dataset.clone(),
+                manifest: manifest.clone(),
+                train_split: train_split.clone(),
+                rows,
+                layers: args.feature.clone(),
+                batch_size: BATCH_SIZE,
+                threads: args.threads,
+            };
+            let tests = tests.iter().map(FeatureTable::read).collect::<Result<Vec<_>, _>>()?;
+            let reports = probe_augmented(&job, &tests, options, &progress)?;
+            let source = rows.open(dataset, manifest, train_split)?;
+            return Ok((reports, labels_of(source.ids(), source.labels())));
+        }
+        let (mut reports, mut labels) = (Vec::new(), None);
+        for (train, test) in tables(train_split, rows)?.iter().zip(&tests) {
+            let train = FeatureTable::read(train)?;
+            labels = labels_of(&train.ids, &train.labels);
+            reports.push(probe(&train, &FeatureTable::read(test)?, options, &progress)?);
+        }
+        Ok((reports, labels))
+    }
 }

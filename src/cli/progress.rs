@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
@@ -114,10 +114,15 @@ impl Meter {
     pub(super) fn new(stage: &str, total: u64, done: u64) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let style = ProgressStyle::with_template(
-                "{prefix:>8} [{bar:30}] {human_pos}/{human_len} {per_sec:.0} {eta} left {msg}",
+                "{prefix:>8} [{bar:30}] {human_pos}/{human_len} {rate} {eta} left {msg}",
             );
             let bar = bars().add(ProgressBar::new(total));
-            bar.set_style(style.expect("the template is fixed").progress_chars("=> "));
+            let rate = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+                // A bar that cannot be written to has nobody to tell.
+                let _ = write!(out, "{:.1}/s", state.per_sec());
+            };
+            let style = style.expect("the template is fixed").with_key("rate", rate);
+            bar.set_style(style.progress_chars("=> "));
             bar.set_prefix(stage.to_owned());
             bar.set_position(done);
             bar.reset_eta();
@@ -141,13 +146,24 @@ impl Meter {
         }
     }
 
+    /// Leaves so much time out of rate and time left: something else was done.
+    #[cfg(feature = "torch")]
+    pub(super) fn paused(&mut self, pause: Duration) {
+        self.started += pause;
+        if let Some(bar) = &self.bar {
+            // Its estimate is of the last steps, so it begins anew.
+            bar.reset_eta();
+        }
+    }
+
     fn line(&self, message: &str) {
         let rate = (self.done - self.before) as f64 / self.started.elapsed().as_secs_f64().max(1e-9);
         let share = 100.0 * self.done as f64 / self.total.max(1) as f64;
         let left = self.total.saturating_sub(self.done) as f64 / rate.max(1e-9);
         let left = indicatif::HumanDuration(Duration::from_secs_f64(left.min(1e9)));
         let Self { stage, done, total, .. } = self;
-        say(&format!("{stage}: {done}/{total} ({share:.0} %) {rate:.1}/s, {left} left, {message}"));
+        let message = if message.is_empty() { String::new() } else { format!(", {message}") };
+        say(&format!("{stage}: {done}/{total} ({share:.0} %) {rate:.1}/s, {left} left{message}"));
     }
 }
 

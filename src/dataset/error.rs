@@ -21,7 +21,7 @@ pub enum DatasetError {
         reason: String,
     },
     /// The dataset has no such split.
-    #[error("{dataset}: there is no split {split:?}; there are {known:?}")]
+    #[error("{dataset}: there is no split `{split}`; there are {}", quoted(known))]
     NoSplit {
         /// The folder.
         dataset: String,
@@ -60,6 +60,10 @@ pub enum DatasetError {
     /// The store failed.
     #[error(transparent)]
     Storage(#[from] StorageError),
+}
+
+fn quoted(names: &[String]) -> String {
+    names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
 }
 
 impl DatasetError {

@@ -272,6 +272,37 @@ impl Manifest {
     }
 }
 
+/// Splits on which features are evaluated where none is named, the first that a dataset has.
+pub const EVALUATION_SPLITS: [&str; 4] = ["val", "valid", "validation", "test"];
+
+impl Manifest {
+    /// The split on which features are evaluated: the one asked for, or the first of [`EVALUATION_SPLITS`], in any
+    /// case, which is said.
+    ///
+    /// # Errors
+    /// [`DatasetError::NoSplit`] with the names that there are.
+    pub fn evaluation_split(&self, dataset: &Location, asked: Option<&str>) -> Result<String, DatasetError> {
+        if let Some(asked) = asked {
+            return self.split(dataset, asked).map(|_| asked.to_owned());
+        }
+        let is = |wanted: &str| self.splits.keys().find(|name| name.eq_ignore_ascii_case(wanted)).cloned();
+        match EVALUATION_SPLITS.into_iter().find_map(is) {
+            Some(name) => {
+                tracing::info!(
+                    "split `{name}`, the first of {} that the dataset has",
+                    EVALUATION_SPLITS.join(", ")
+                );
+                Ok(name)
+            }
+            None => Err(DatasetError::NoSplit {
+                dataset: dataset.to_string(),
+                split: EVALUATION_SPLITS[0].to_owned(),
+                known: self.splits.keys().cloned().collect(),
+            }),
+        }
+    }
+}
+
 /// Adds parts with their lengths, so that no two lists of parts look alike.
 fn absorb<'a>(hasher: &mut blake3::Hasher, count: u64, parts: impl IntoIterator<Item = &'a [u8]>) {
     hasher.update(&count.to_le_bytes());

@@ -26,8 +26,8 @@ pub use error::DatasetError;
 pub use index::{IndexRow, ViewHash, read_index, write_index};
 pub use label_subset::write_label_subset;
 pub use manifest::{
-    ContentDigest, DuplicateCounts, EXIF_ORIENTATION, FileEntry, FooterEntry, IngestRecord, Manifest,
-    PartReport, ShardEntry, Split,
+    ContentDigest, DuplicateCounts, EVALUATION_SPLITS, EXIF_ORIENTATION, FileEntry, FooterEntry,
+    IngestRecord, Manifest, PartReport, ShardEntry, Split,
 };
 pub use places::{Located, Place};
 pub use reader::ShardReader;

@@ -43,8 +43,8 @@ pub struct Case {
     pub query: usize,
     /// Why it is shown.
     pub kind: CaseKind,
-    /// The class that won.
-    pub winner: ClassId,
+    /// The class that won; none where nothing could vote or the query has no class.
+    pub winner: Option<ClassId>,
     /// The share of the votes' weight that its own class has.
     pub own_share: f64,
     /// The share of the votes' weight that the winner has.
@@ -73,9 +73,16 @@ pub fn cases(
         let total = sum(None).max(f64::MIN_POSITIVE);
         let (own_share, winner_share) = (sum(Some(class)) / total, sum(Some(winner)) / total);
         let kind = if winner == class { CaseKind::Best } else { CaseKind::Worst };
-        Some((class, Case { query, kind, winner, own_share, winner_share }))
+        Some((class, Case { query, kind, winner: Some(winner), own_share, winner_share }))
     };
-    let all: Vec<(ClassId, Case)> = (0..queries.len()).filter_map(voted).collect();
+    let mut all: Vec<(ClassId, Case)> = (0..queries.len()).filter_map(voted).collect();
+    let key = |case: &Case| Stream::new(0, Purpose::Report, 3, case.query as u64).bits();
+    if all.is_empty() {
+        let unvoted =
+            |query| Case { query, kind: CaseKind::Typical, winner: None, own_share: 0.0, winner_share: 0.0 };
+        all.extend((0..queries.len()).map(|query| (ClassId(0), unvoted(query))));
+        return in_turns(all.into_iter(), |a, b| key(a).cmp(&key(b)));
+    }
     let nearest = |case: &Case| neighbours.of(case.query).next().map_or(0.0, |(_, s)| f64::from(s));
     // Of equal margins, the query whose neighbours are nearer is the surer one.
     let sureness =
@@ -90,7 +97,6 @@ pub fn cases(
     let mut chosen = surest(CaseKind::Best);
     chosen.extend(surest(CaseKind::Worst));
     let rest = all.iter().filter(|(_, case)| !chosen.iter().any(|other| other.query == case.query));
-    let key = |case: &Case| Stream::new(0, Purpose::Report, 3, case.query as u64).bits();
     let typical = rest.map(|&(class, case)| (class, Case { kind: CaseKind::Typical, ..case }));
     let typical = in_turns(typical, |a, b| key(a).cmp(&key(b)));
     chosen.extend(typical);

@@ -68,6 +68,9 @@ pub enum EmbedError {
         /// The instance.
         instance: u32,
     },
+    /// It was told to stop.
+    #[error("stopped")]
+    Stopped,
     /// The encoder has no such layer.
     #[error(transparent)]
     Layer(#[from] NoSuchLayer),
@@ -99,6 +102,7 @@ impl EmbedError {
     pub fn failure(&self) -> Failure {
         match self {
             Self::Layer(_) => Failure::Usage,
+            Self::Stopped => Failure::Stopped,
             Self::OtherDataset { .. } | Self::NotFinite { .. } | Self::Weights(_) => Failure::Data,
             Self::Checkpoint(error) => error.failure(),
             Self::Dataset(error) => error.failure(),
@@ -124,7 +128,7 @@ pub fn embed(
     check_dataset(checkpoint, manifest)?;
     let source = job.rows.open(&job.dataset, manifest, &job.split)?;
     let selected = select_device_of(job.device, job.local_rank, group.world())?;
-    tracing::info!("device {:?} ({})", selected.device, selected.reason);
+    tracing::info!("device {selected}");
     group.agree("the dataset's digest", &manifest.dataset_digest.to_string())?;
     group.agree("the checkpoint", &format!("{:?}", checkpoint.manifest().files))?;
     let encoder = load_encoder(checkpoint, selected.device)?;
@@ -253,6 +257,9 @@ pub fn encode_layers(
     };
     for batch in evaluation_batches(source, transform, batch_size, threads)? {
         let batch = batch?;
+        if progress.is_stopped() {
+            return Err(EmbedError::Stopped);
+        }
         let side = i64::from(encoder.config().image_size);
         let pixels = Tensor::from_slice(&batch.pixels).view([batch.ids.len() as i64, 3, side, side]);
         for (table, features) in tables.iter_mut().zip(encoder.features(&pixels, layers)?) {

@@ -23,6 +23,8 @@ pub struct HistoryPoint {
     temperature: f64,
     split: String,
     queries: usize,
+    leave_one_out: bool,
+    excluded_duplicates: Option<usize>,
 }
 
 impl HistoryPoint {
@@ -39,6 +41,8 @@ impl HistoryPoint {
             temperature: report.temperature,
             split: report.split.clone(),
             queries: report.queries,
+            leave_one_out: report.leave_one_out,
+            excluded_duplicates: report.excluded_duplicates,
         }
     }
 
@@ -47,6 +51,8 @@ impl HistoryPoint {
         (&self.feature, self.k, &self.split, self.queries)
             == (&other.feature, other.k, &other.split, other.queries)
             && self.temperature == other.temperature
+            && (self.leave_one_out, self.excluded_duplicates)
+                == (other.leave_one_out, other.excluded_duplicates)
     }
 }
 
@@ -58,7 +64,8 @@ pub fn history(run: &Location, report: &KnnReport) -> Result<Vec<HistoryPoint>, 
     let own = HistoryPoint::of(report);
     let folder = run.join("eval");
     let mut points = vec![own.clone()];
-    let is_report = |name: &str| name.starts_with("knn-step-") && name.ends_with(".json");
+    let is_report =
+        |name: &str| name.starts_with("knn-") && name.contains("-step-") && name.ends_with(".json");
     let names = folder.list()?.into_iter().map(|entry| entry.name).filter(|name| is_report(name));
     for read in read_concurrently(names.map(|name| (folder.join(&name), None)).collect()) {
         let text = match read {
@@ -71,5 +78,7 @@ pub fn history(run: &Location, report: &KnnReport) -> Result<Vec<HistoryPoint>, 
         points.extend(point.filter(|point| point.step != own.step && point.compares_with(&own)));
     }
     points.sort_by_key(|point| point.step);
+    // A checkpoint may have several reports with the same headline.
+    points.dedup_by_key(|point| point.step);
     Ok(points)
 }

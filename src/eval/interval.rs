@@ -1,79 +1,48 @@
 //! How sure a share is.
 
-/// The share of replicates that lie below an interval, and above it.
-const TAIL: f64 = 0.025;
-/// Counts this much less likely than the likeliest one are left out.
-const NEGLIGIBLE: f64 = 1e-20;
+/// The quantile of the normal distribution that leaves 2.5 % above it.
+const QUANTILE: f64 = 1.959_963_984_540_054;
 
-/// The 95 % percentile bootstrap interval of a share: `hits` of `trials`.
-///
-/// A replicate draws `trials` outcomes with replacement, so that its number of hits is binomial. The
-/// quantiles are therefore computed, not drawn: this is the interval of infinitely many replicates, and
-/// needs no seed.
+/// The 95 % interval of a share, `hits` of `trials`, after Wilson; also where all or none are hits. Not a number where
+/// there are no trials.
 ///
 /// # Source
-/// Efron and Tibshirani, An Introduction to the Bootstrap (1993), section 13.3.
-pub(super) fn bootstrap_interval(hits: usize, trials: usize) -> [f64; 2] {
-    let (n, share) = (trials as f64, hits as f64 / trials.max(1) as f64);
-    if hits == 0 || hits >= trials {
-        return [share, share];
+/// Wilson 1927; Brown, Cai and DasGupta, Interval Estimation for a Binomial Proportion (2001), equation 4.
+pub(super) fn score_interval(hits: usize, trials: usize) -> [f64; 2] {
+    if trials == 0 {
+        return [f64::NAN; 2];
     }
-    let odds = share / (1.0 - share);
-    // Probabilities relative to that of `hits`, the mode.
-    let up = std::iter::successors(Some((hits, 1.0)), |&(count, p)| {
-        let p = p * (n - count as f64) / (count as f64 + 1.0) * odds;
-        (count < trials && p > NEGLIGIBLE).then_some((count + 1, p))
-    });
-    let down = std::iter::successors(Some((hits, 1.0)), |&(count, p)| {
-        let p = p * count as f64 / (n - count as f64 + 1.0) / odds;
-        (count > 0 && p > NEGLIGIBLE).then(|| (count - 1, p))
-    });
-    let mut counts: Vec<(usize, f64)> = down.skip(1).collect();
-    counts.reverse();
-    counts.extend(up);
-    let total: f64 = counts.iter().map(|(_, p)| p).sum();
-    let quantile = |least: f64| {
-        let mut below = 0.0;
-        let reaches = |&&(_, p): &&(usize, f64)| {
-            below += p;
-            below >= least * total
-        };
-        counts.iter().find(reaches).map_or(share, |(count, _)| *count as f64 / n)
-    };
-    [quantile(TAIL), quantile(1.0 - TAIL)]
+    let (n, share) = (trials as f64, hits as f64 / trials as f64);
+    let square = QUANTILE * QUANTILE;
+    let middle = (share + square / (2.0 * n)) / (1.0 + square / n);
+    let half = QUANTILE / (1.0 + square / n) * (share * (1.0 - share) / n + square / (4.0 * n * n)).sqrt();
+    // Rounding must not put an end beside the share itself.
+    [(middle - half).clamp(0.0, share), (middle + half).clamp(share, 1.0)]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rng::{Purpose, Stream};
 
+    /// From SciPy: `binomtest(hits, trials).proportion_ci(method="wilson")`.
     #[test]
-    fn the_interval_is_that_of_many_drawn_replicates() {
-        let mut stream = Stream::new(1, Purpose::Report, 0, 0);
-        for (hits, trials) in [(3, 10), (50, 200), (199, 200), (640, 1000)] {
-            let mut drawn: Vec<usize> = (0..4000)
-                .map(|_| (0..trials).filter(|_| stream.below(trials as u64) < hits as u64).count())
-                .collect();
-            drawn.sort_unstable();
-            let [low, high] = bootstrap_interval(hits, trials);
-            let spread = 0.15 * (high - low) + 1.0 / trials as f64;
-            assert!((low - drawn[100] as f64 / trials as f64).abs() <= spread, "{hits} of {trials}");
-            assert!((high - drawn[3900] as f64 / trials as f64).abs() <= spread, "{hits} of {trials}");
+    fn the_interval_is_that_of_other_libraries() {
+        for (hits, trials, [low, high]) in [
+            (3, 10, [0.107_791_267_4, 0.603_221_852_5]),
+            (50, 200, [0.195_081_680_1, 0.314_340_983_1]),
+            (0, 1, [0.0, 0.793_450_685_6]),
+            (7, 7, [0.645_669_564_9, 1.0]),
+        ] {
+            let [found_low, found_high] = score_interval(hits, trials);
+            assert!(
+                (found_low - low).abs() < 1e-8 && (found_high - high).abs() < 1e-8,
+                "{hits} of {trials}: {found_low} {found_high}"
+            );
         }
     }
 
-    /// By hand: of Binomial(4, 1/2) the cumulated chances are 1/16, 5/16, 11/16, 15/16, 1.
     #[test]
-    fn a_small_interval_is_that_of_the_table() {
-        assert_eq!(bootstrap_interval(2, 4), [0.0, 1.0]);
-        // Binomial(10, 1/2): P(X ≤ 1) = 0.0107, P(X ≤ 2) = 0.0547, P(X ≤ 7) = 0.9453, P(X ≤ 8) = 0.9893.
-        assert_eq!(bootstrap_interval(5, 10), [0.2, 0.8]);
-    }
-
-    #[test]
-    fn a_share_of_nothing_or_all_has_no_width() {
-        assert_eq!(bootstrap_interval(0, 7), [0.0, 0.0]);
-        assert_eq!(bootstrap_interval(7, 7), [1.0, 1.0]);
+    fn nothing_is_known_of_no_trials() {
+        assert!(score_interval(0, 0).iter().all(|end| end.is_nan()));
     }
 }

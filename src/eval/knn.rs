@@ -6,7 +6,7 @@ use std::time::Instant;
 use rayon::prelude::*;
 
 use super::common_rows::common_rows;
-use super::interval::bootstrap_interval;
+use super::interval::score_interval;
 use super::report::{ClassScore, Confusion, GridCell, KnnReport, Timing};
 use super::search::{Neighbours, search};
 use super::vote::{Ballot, Outcome};
@@ -116,13 +116,6 @@ fn check(bank: &dyn Table, queries: &FeatureTable, options: &KnnOptions) -> Resu
     if let Some(reason) = bank.meta().conflict(&queries.meta) {
         return Err(EvalError::Mismatch { reason });
     }
-    for (table, labels) in [("the bank has", bank.labels()), ("the queries have", queries.labels.as_slice())]
-    {
-        if labels.iter().flatten().next().is_none() {
-            let reason = format!("{table} no labels; ingest the split with its classes");
-            return Err(EvalError::Mismatch { reason });
-        }
-    }
     Ok(())
 }
 
@@ -133,8 +126,10 @@ type Hits = [usize; 2];
 struct Votes {
     /// For every `k` with every temperature, in the order of the options.
     cells: Vec<Hits>,
-    /// The class of every labelled query, and the outcome of its vote in the first cell.
-    first: Vec<(ClassId, Outcome)>,
+    /// The cell of the most neighbours with the first temperature.
+    headline: usize,
+    /// The class of every labelled query, and the outcome of its vote in the headline's cell.
+    outcomes: Vec<(ClassId, Outcome)>,
 }
 
 fn count(bank: &dyn Table, queries: &FeatureTable, neighbours: &Neighbours, options: &KnnOptions) -> Votes {
@@ -145,8 +140,10 @@ fn count(bank: &dyn Table, queries: &FeatureTable, neighbours: &Neighbours, opti
     let labels = bank.labels();
     let classes = labels.iter().flatten().map(|class| class.index() + 1).max().unwrap_or(0);
     let width = options.temperature.len();
+    // Where no row has a label, nothing votes and nothing is scored.
+    let scored = queries.labels.iter().enumerate().filter(|_| classes > 0);
     let labelled: Vec<(usize, ClassId)> =
-        queries.labels.iter().enumerate().filter_map(|(query, label)| Some((query, (*label)?))).collect();
+        scored.filter_map(|(query, label)| Some((query, (*label)?))).collect();
     let vote = |ballot: &mut Ballot, &(query, class): &(usize, ClassId)| {
         let mut cells = vec![Outcome { winner: None, rank: None }; ks.len() * width];
         for (column, &temperature) in options.temperature.iter().enumerate() {
@@ -172,10 +169,16 @@ fn count(bank: &dyn Table, queries: &FeatureTable, neighbours: &Neighbours, opti
         }
         a
     };
+    let headline = ascending.last().map_or(0, |&at| at * width);
     let outcomes: Vec<Vec<Outcome>> = labelled.par_iter().map_init(|| Ballot::new(classes), vote).collect();
     Votes {
         cells: outcomes.par_iter().fold(none, |sums, cells| add(sums, cells)).reduce(none, merge),
-        first: labelled.iter().zip(&outcomes).map(|(&(_, class), cells)| (class, cells[0])).collect(),
+        headline,
+        outcomes: labelled
+            .iter()
+            .zip(&outcomes)
+            .map(|(&(_, class), cells)| (class, cells[headline]))
+            .collect(),
     }
 }
 
@@ -187,24 +190,25 @@ fn report(
     timing: Timing,
 ) -> KnnReport {
     let meta = bank.meta();
-    let scored = votes.first.len();
+    let scored = votes.outcomes.len();
     let pairs = options.k.iter().flat_map(|&k| options.temperature.iter().map(move |t| (k, t.get())));
     let cell = |((k, temperature), [top1, top5]): ((usize, f64), Hits)| GridCell {
         k,
         temperature,
         top1: top1 as f64 / scored as f64,
         top5: top5 as f64 / scored as f64,
-        top1_interval: bootstrap_interval(top1, scored),
-        top5_interval: bootstrap_interval(top5, scored),
+        top1_interval: score_interval(top1, scored),
+        top5_interval: score_interval(top5, scored),
     };
     let grid: Vec<GridCell> = pairs.zip(votes.cells).map(cell).collect();
+    let headline = grid[votes.headline].clone();
     KnnReport {
-        top1: grid[0].top1,
-        top5: grid[0].top5,
-        top1_interval: grid[0].top1_interval,
-        top5_interval: grid[0].top5_interval,
-        k: grid[0].k,
-        temperature: grid[0].temperature,
+        top1: headline.top1,
+        top5: headline.top5,
+        top1_interval: headline.top1_interval,
+        top5_interval: headline.top5_interval,
+        k: headline.k,
+        temperature: headline.temperature,
         feature: feature_name(bank),
         queries: scored,
         unlabelled_queries: queries.len() - scored,
@@ -214,16 +218,28 @@ fn report(
         leave_one_out: options.leave_one_out,
         excluded_duplicates: options.exclude.as_ref().map(|duplicates| duplicates.pairs(&queries.ids)),
         grid,
-        per_class: per_class(&meta.classes, &votes.first),
-        confusions: confusions(&meta.classes, &votes.first),
+        per_class: per_class(&meta.classes, &votes.outcomes),
+        confusions: confusions(&meta.classes, &votes.outcomes),
         dataset_digest: meta.dataset_digest.clone(),
         split: queries.meta.split.clone(),
         device: queries.meta.device.clone(),
         precision: queries.meta.precision.clone(),
         step: meta.step,
-        notes: own_votes(bank, queries, options).into_iter().collect(),
+        notes: own_votes(bank, queries, options).into_iter().chain(no_scores(bank, queries)).collect(),
         timing,
     }
+}
+
+/// That there are no scores, and why.
+fn no_scores(bank: &dyn Table, queries: &FeatureTable) -> Option<String> {
+    let has_none = |labels: &[Option<ClassId>]| labels.iter().all(Option::is_none);
+    let who = match (has_none(bank.labels()), has_none(&queries.labels)) {
+        (true, true) => "neither bank nor queries have labels",
+        (true, false) => "the bank has no labels",
+        (false, true) => "the queries have no labels",
+        (false, false) => return None,
+    };
+    Some(format!("{who}, so there are neighbours and no scores"))
 }
 
 /// That queries are judged by themselves, where they are.

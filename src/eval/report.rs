@@ -5,15 +5,16 @@ use serde::Serialize;
 /// A kNN report.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct KnnReport {
-    /// The share of queries whose class won, for the first `k` and temperature.
+    /// The share of queries whose class won, for the largest `k` and the first temperature; not a number (null in
+    /// JSON) where nothing has a label.
     pub top1: f64,
     /// The share of queries whose class was among the first five.
     pub top5: f64,
-    /// The 95 % bootstrap interval of `top1`.
+    /// Wilson's 95 % interval of `top1`.
     pub top1_interval: [f64; 2],
-    /// The 95 % bootstrap interval of `top5`.
+    /// Wilson's 95 % interval of `top5`.
     pub top5_interval: [f64; 2],
-    /// The first number of neighbours.
+    /// The largest number of neighbours.
     pub k: usize,
     /// The first temperature.
     pub temperature: f64,
@@ -35,9 +36,9 @@ pub struct KnnReport {
     pub excluded_duplicates: Option<usize>,
     /// Every `k` with every temperature.
     pub grid: Vec<GridCell>,
-    /// The score of each class, for the first `k` and temperature.
+    /// The score of each class, for `k` and `temperature`.
     pub per_class: Vec<ClassScore>,
-    /// The pairs of classes that were taken for one another most often, for the first `k` and temperature.
+    /// The pairs of classes that were taken for one another most often, for `k` and `temperature`.
     pub confusions: Vec<Confusion>,
     /// The dataset.
     pub dataset_digest: String,
@@ -110,6 +111,13 @@ pub struct Confusion {
     pub queries: usize,
     /// Their share of the queries of the class.
     pub share: f64,
+}
+
+impl KnnReport {
+    /// Whether any query was scored.
+    pub fn has_scores(&self) -> bool {
+        self.queries > 0
+    }
 }
 
 /// How long the parts took, in seconds.

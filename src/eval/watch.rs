@@ -46,12 +46,12 @@ pub struct WatchSummary {
     pub end: WatchEnd,
 }
 
-/// The place of the report of a checkpoint of a run.
-pub fn report_location(run: &Location, step: u64) -> Location {
-    run.join(REPORTS).join(&format!("knn-step-{step:08}.json"))
+/// The place of a report of a checkpoint of a run; `name` says of what kind it is, such as `knn-val`.
+pub fn report_location(run: &Location, name: &str, step: u64) -> Location {
+    run.join(REPORTS).join(&format!("{name}-step-{step:08}.json"))
 }
 
-/// Evaluates every checkpoint of the run that has no report, oldest first, and waits for more.
+/// Evaluates every checkpoint of the run that has no report of this name, oldest first, and waits for more.
 ///
 /// `judge` is called with the step, the checkpoint's folder and the lock of the report, which it has to publish.
 /// Where it fails by the checkpoint itself, as `is_damaged` tells, the step is among the failed ones of the summary,
@@ -61,6 +61,7 @@ pub fn report_location(run: &Location, step: u64) -> Location {
 /// The first other error of `judge`, or of the store. A checkpoint that was removed meanwhile is no error.
 pub fn watch<E: From<CheckpointError> + std::fmt::Display>(
     run: &Location,
+    name: &str,
     options: &WatchOptions,
     is_damaged: impl Fn(&E) -> bool,
     mut judge: impl FnMut(u64, &Location, &Lock) -> Result<(), E>,
@@ -80,7 +81,7 @@ pub fn watch<E: From<CheckpointError> + std::fmt::Display>(
         let mut open = false;
         let mut worked = false;
         for (step, folder) in &checkpoints {
-            let report = report_location(run, *step);
+            let report = report_location(run, name, *step);
             if reports.contains(report.file_name()) || failed.contains(step) {
                 continue;
             }

@@ -242,7 +242,11 @@ fn tidy(
     workshop: &Workshop,
     published: &BTreeSet<String>,
 ) -> Result<(), IngestError> {
-    if recorded_files(&options.dest)?.is_subset(published) {
+    let recorded = recorded_files(&options.dest)?;
+    // A first pass has a plan and has written no file yet.
+    let has_plan = unfinished(&options.dest, Digest([0; 32]), Digest([0; 32]))? != Unfinished::None;
+    let is_over = if recorded.is_empty() { !has_plan } else { recorded.is_subset(published) };
+    if is_over {
         workshop.discard(published)?;
     } else {
         tracing::info!("{}: another ingest is unfinished there; its command goes on with it", options.dest);

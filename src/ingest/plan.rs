@@ -98,9 +98,6 @@ impl<'a> Plan<'a> {
             let same = |record: &IngestRecord| record.source_fingerprint == fingerprint;
             let held = existing.and_then(|manifest| manifest.splits.get(split));
             let number = match held {
-                None if options.append => {
-                    return Err(other(format!("it has no split {split:?} to append to")));
-                }
                 None => {
                     let names_splits = options.split.is_some() || !options.splits.is_empty();
                     let same = |name: &&String| split_meaning(name) == split_meaning(split);
@@ -108,8 +105,11 @@ impl<'a> Plan<'a> {
                     if let Some(name) = splits.filter(|_| !names_splits).find(same) {
                         return Err(other(format!(
                             "its split `{name}` and the source's `{split}` mean the same, but are two names: `--splits \
-                             NAME=GLOB` names the source's split"
+                             NAME=GLOB`, once for each split, names those of the source"
                         )));
+                    }
+                    if options.append {
+                        return Err(other(format!("it has no split `{split}` to append to")));
                     }
                     0
                 }

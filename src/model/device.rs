@@ -79,6 +79,16 @@ pub struct SelectedDevice {
     pub reason: String,
 }
 
+impl std::fmt::Display for SelectedDevice {
+    /// `cpu (asked for)`, as options name it, with the reason.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.device {
+            Device::Cuda(number) => write!(f, "cuda:{number} ({})", self.reason),
+            _ => write!(f, "cpu ({})", self.reason),
+        }
+    }
+}
+
 /// Takes the device asked for. It computes in f32 as it is written: whoever wants TF32 allows it afterwards
 /// ([`allow_tf32`]).
 ///

@@ -104,6 +104,17 @@ impl Objective {
         self.partition = partition;
     }
 
+    /// The mean loss in nats where every row is as similar to a query as any other: features then tell nothing.
+    pub fn chance_loss(&self, instances: usize) -> f64 {
+        let negatives = self.options.negatives as f64;
+        match self.options.kind {
+            ObjectiveKind::Softmax => (instances as f64).ln(),
+            ObjectiveKind::InfoNce => negatives.ln_1p(),
+            // With Z right, each row is the query's own with probability 1 / (K + 1).
+            ObjectiveKind::Nce => negatives.ln_1p() + negatives * negatives.recip().ln_1p(),
+        }
+    }
+
     /// How many negatives each query needs.
     pub fn negatives(&self) -> Option<usize> {
         (self.options.kind != ObjectiveKind::Softmax).then_some(self.options.negatives)
@@ -150,7 +161,7 @@ impl Objective {
             sum.sum_over(owners)?;
             own.sum_logits_over(owners)?;
             let instances = parts[0].instances();
-            if self.options.partition == PartitionChoice::Ema {
+            if self.options.partition.is_estimated() {
                 return Ok(sum.ln_estimate_beside(&own.logits, instances));
             }
             sum.add_logits(&own.logits);
@@ -210,7 +221,7 @@ impl Objective {
             }
             ObjectiveKind::Nce => {
                 let noise = self.noise(negatives.map_or(0, Negatives::count), part.instances());
-                let estimate = self.options.partition == PartitionChoice::Ema;
+                let estimate = self.options.partition.is_estimated();
                 Partial::nce(queries, temperature, part, candidates, (noise, estimate))
             }
         })
@@ -221,9 +232,14 @@ impl Objective {
         no_grad(|| partial.finish(queries, self.options.proximal_weight))
     }
 
-    /// Moves Z where it is a moving average; the loop calls this after each step.
-    pub fn observe(&mut self, ln_estimate: f64) {
-        if self.options.partition == PartitionChoice::Ema {
+    /// Moves Z where it is a moving average; the loop calls this after each step, of the epoch `epoch` from 0.
+    pub fn observe(&mut self, ln_estimate: f64, epoch: u64) {
+        let moves = match self.options.partition {
+            PartitionChoice::Ema => true,
+            PartitionChoice::Delayed => epoch == 0,
+            PartitionChoice::Fixed | PartitionChoice::Given(_) => false,
+        };
+        if moves {
             self.partition = self.partition.average(ln_estimate, self.options.partition_decay);
         }
     }

@@ -32,7 +32,7 @@ pub enum Sampling {
     Shared,
 }
 
-/// Where the constant Z of `nce` comes from: `fixed`, `ema`, or a number.
+/// Where the constant Z of `nce` comes from: `fixed`, `ema`, `delayed`, or a number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "TextOrNumber", into = "TextOrNumber")]
 pub enum PartitionChoice {
@@ -41,8 +41,17 @@ pub enum PartitionChoice {
     Fixed,
     /// Estimated from every batch, as a moving average: the positive plus n - 1 times the mean of the negatives.
     Ema,
+    /// The same in the first epoch, in which every row of the bank is written once, and constant afterwards.
+    Delayed,
     /// This number.
     Given(f64),
+}
+
+impl PartitionChoice {
+    /// Whether batches estimate it.
+    pub(super) fn is_estimated(self) -> bool {
+        matches!(self, Self::Ema | Self::Delayed)
+    }
 }
 
 /// A value that a file may hold as a string or as a number.
@@ -60,9 +69,10 @@ impl FromStr for PartitionChoice {
         match text {
             "fixed" => Ok(Self::Fixed),
             "ema" => Ok(Self::Ema),
+            "delayed" => Ok(Self::Delayed),
             _ => match text.parse::<f64>() {
                 Ok(z) if z.is_finite() && z > 0.0 => Ok(Self::Given(z)),
-                _ => Err(format!("{text:?} is no partition; use fixed, ema or a number above 0")),
+                _ => Err(format!("{text:?} is no partition; use fixed, ema, delayed or a number above 0")),
             },
         }
     }
@@ -73,6 +83,7 @@ impl fmt::Display for PartitionChoice {
         match self {
             Self::Fixed => f.write_str("fixed"),
             Self::Ema => f.write_str("ema"),
+            Self::Delayed => f.write_str("delayed"),
             Self::Given(z) => z.fmt(f),
         }
     }

@@ -113,11 +113,11 @@ fn a_partition_once_set_stays_unless_it_is_a_moving_average() {
     let case = Case::random(3, 40, 4, 6, Sampling::PerSample);
     let mut fixed = Objective::new(options(ObjectiveKind::Nce, 6, 0.1), Partition::Set { ln_z: 1.25 });
     fixed.prepare(case.queries(), &[case.bank.owned()], Some(&case.negatives));
-    fixed.observe(9.0);
+    fixed.observe(9.0, 1);
     assert_eq!(fixed.partition().ln_z(), Some(1.25));
     let moving = ObjectiveOptions { partition: PartitionChoice::Ema, ..options(ObjectiveKind::Nce, 6, 0.1) };
     let mut moving = Objective::new(moving, Partition::Set { ln_z: 1.25 });
-    moving.observe(9.0);
+    moving.observe(9.0, 1);
     assert!(moving.partition().ln_z().expect("set") > 1.25);
 }
 

@@ -65,7 +65,7 @@ impl StepBench {
         let total: f64 = trainer.clock.seconds.iter().sum();
         group.leave();
         Ok(json!({
-            "device": format!("{:?} ({})", selected.device, selected.reason),
+            "device": selected.to_string(),
             "threads": threads(),
             "ranks": group.world(),
             "bank_rows": trainer.bank.len(),
@@ -76,7 +76,7 @@ impl StepBench {
             "batch_size": trainer.config.batch_size,
             "precision": trainer.config.precision,
             "channels_last": trainer.config.channels_last,
-            "objective": trainer.config.objective,
+            "objective": trainer.objective.options().kind,
             "negatives": trainer.objective.negatives(),
             "instances": self.instances,
             "steps": self.steps,

@@ -8,7 +8,8 @@ mod recipe;
 use serde::{Deserialize, Serialize};
 
 pub use checks::InvalidConfig;
-pub use choices::{LrSchedule, OnNonFinite, OptimizerKind, Precision};
+pub(super) use choices::MOST_INSTANCES_OF_SOFTMAX;
+pub use choices::{LrSchedule, ObjectiveChoice, OnNonFinite, OptimizerKind, Precision};
 pub use compatibility::Difference;
 pub use recipe::RecipeKind;
 
@@ -16,7 +17,7 @@ use super::data::ShuffleKind;
 use crate::bank::{BankDtype, BankInit, BankOptions};
 use crate::loader::OnCorrupt;
 use crate::model::{Architecture, DeviceChoice, EncoderConfig};
-use crate::objective::{ObjectiveKind, ObjectiveOptions, PartitionChoice, Sampling};
+use crate::objective::{ObjectiveOptions, PartitionChoice, Sampling};
 use crate::units::{BankMomentum, ByteSize, Temperature};
 
 /// Everything that a run is made from, apart from where it reads and writes.
@@ -48,7 +49,7 @@ pub struct TrainConfig {
     /// Passes over the split.
     pub epochs: u64,
     /// The objective.
-    pub objective: ObjectiveKind,
+    pub objective: ObjectiveChoice,
     /// K, sampled rows of each picture, for `nce` and `infonce`.
     pub negatives: usize,
     /// Whether each picture has sampled rows of its own.
@@ -149,8 +150,14 @@ pub struct TrainConfig {
     pub keep_every_epochs: u64,
     /// A line of the metrics after every so many steps, beside those of the epochs; 0 for none.
     pub log_every_steps: u64,
-    /// Do not judge the bank on the val split after each epoch.
+    /// Do not evaluate the bank on another split between epochs.
     pub no_monitor: bool,
+    /// Evaluate it after every so many epochs, and after the last.
+    pub monitor_every: u64,
+    /// The split whose images are the queries; empty for the first of val, valid, validation and test that exists.
+    pub monitor_split: String,
+    /// How many of its images are queries; 0 for a fifth of the training images, 200 at least and 10,000 at most.
+    pub monitor_images: u64,
 }
 
 impl Default for TrainConfig {
@@ -166,7 +173,7 @@ impl Default for TrainConfig {
             batch_size: 256,
             accumulate: 1,
             epochs: 200,
-            objective: ObjectiveKind::Nce,
+            objective: ObjectiveChoice::Auto,
             negatives: 4096,
             negative_sampling: Sampling::PerSample,
             exclude_positive: false,
@@ -218,15 +225,24 @@ impl Default for TrainConfig {
             keep_every_epochs: 0,
             log_every_steps: 50,
             no_monitor: false,
+            monitor_every: 1,
+            monitor_split: String::new(),
+            monitor_images: 0,
         }
     }
 }
 
 impl TrainConfig {
-    /// What the objective is.
-    pub fn objective(&self) -> ObjectiveOptions {
+    /// The same with everything decided that depends on the number of instances.
+    #[must_use]
+    pub fn decided(&self, instances: usize) -> Self {
+        Self { objective: self.objective.kind(instances).into(), ..self.clone() }
+    }
+
+    /// What the objective over so many instances is.
+    pub fn objective(&self, instances: usize) -> ObjectiveOptions {
         ObjectiveOptions {
-            kind: self.objective,
+            kind: self.objective.kind(instances),
             temperature: self.temperature,
             negatives: self.negatives,
             sampling: self.negative_sampling,

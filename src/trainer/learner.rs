@@ -29,6 +29,11 @@ pub(super) trait Learner {
         None
     }
 
+    /// The loss of features that tell nothing, in nats; nothing where there is no bank.
+    fn chance_loss(&self) -> Option<f64> {
+        None
+    }
+
     /// How its bank is.
     ///
     /// # Errors
@@ -65,6 +70,10 @@ impl Learner for Trainer {
 
     fn bank(&self) -> Option<&MemoryBank> {
         Some(&self.bank)
+    }
+
+    fn chance_loss(&self) -> Option<f64> {
+        Some(self.objective.chance_loss(self.bank.instances()))
     }
 
     fn bank_health(&self) -> Result<Option<BankHealth>, TrainError> {

@@ -18,6 +18,8 @@ pub enum Scope {
     Interval,
     /// The epoch, or its part since a resume.
     Epoch,
+    /// No step: what the untrained encoder is worth.
+    Start,
 }
 
 /// One line of the record.
@@ -62,7 +64,7 @@ pub struct MetricsLine {
 impl MetricsLine {
     /// Its numbers by name; those of an epoch have `epoch/` before it, those of the bank `bank/`.
     pub fn scalars(&self) -> Vec<(String, f64)> {
-        let prefix = if self.scope == Scope::Epoch { "epoch/" } else { "" };
+        let prefix = if self.scope == Scope::Interval { "" } else { "epoch/" };
         let value = serde_json::to_value(self).expect("a line is plain data");
         let number = |(name, value): (&String, &Value)| value.as_f64().map(|number| (name.clone(), number));
         let own = value.as_object().into_iter().flatten().filter_map(number);

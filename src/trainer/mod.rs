@@ -12,6 +12,7 @@ mod bench;
 mod clock;
 mod config;
 mod data;
+mod divergence;
 mod encode;
 mod error;
 mod events;
@@ -42,7 +43,8 @@ use serde_json::{Map, Value};
 
 pub use bench::StepBench;
 pub use config::{
-    Difference, InvalidConfig, LrSchedule, OnNonFinite, OptimizerKind, Precision, RecipeKind, TrainConfig,
+    Difference, InvalidConfig, LrSchedule, ObjectiveChoice, OnNonFinite, OptimizerKind, Precision,
+    RecipeKind, TrainConfig,
 };
 pub use data::ShuffleKind;
 pub use error::{PartError, TrainError};
@@ -92,6 +94,8 @@ pub struct RunSummary {
     pub resumed_step: u64,
     /// Steps of the whole run.
     pub total_steps: u64,
+    /// The loss of features that tell nothing, in nats; nothing in a fine-tuning.
+    pub chance_loss: Option<f64>,
 }
 
 /// How a run stands after a step.
@@ -120,6 +124,10 @@ pub struct Judged<'a> {
     pub bank: Option<&'a MemoryBank>,
     /// The processes of the run.
     pub group: &'a ProcessGroup,
+    /// Steps done; before the first the rows of the bank are random.
+    pub step: u64,
+    /// Set where the run is to stop: an evaluation then ends early, with an error.
+    pub stop: &'a StopFlag,
 }
 
 /// What others do while a run goes on.
@@ -130,7 +138,7 @@ pub trait Hooks {
     /// Called after each step.
     fn stepped(&mut self, _report: &StepReport) {}
 
-    /// Judges the encoder and its bank after an epoch; what it returns goes into the metrics. Called in every
+    /// Evaluates the encoder and its bank before the first step and after an epoch; what it returns goes into the metrics. Called in every
     /// process of a run, each of which has some rows of the bank; all must make the same collectives.
     ///
     /// # Errors

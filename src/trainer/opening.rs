@@ -13,6 +13,7 @@ use crate::storage::Location;
 
 use super::background::Writer;
 use super::data;
+use super::divergence::Divergence;
 use super::encode::encode_bank;
 use super::learner::{Learned, Learner};
 use super::metrics::Metrics;
@@ -20,7 +21,7 @@ use super::parts_of_ranks::PartsOfRanks;
 use super::retention::Retention;
 use super::saving::{DataIdentity, publish_config};
 use super::session::{Outcome, Session};
-use super::start::{Start, agree, begin_with, check_size, set_precision};
+use super::start::{Start, advise, agree, begin_with, check_size, set_precision};
 use super::state::Trainer;
 use super::{Hooks, RunSummary, StopFlag, TrainError, TrainJob};
 
@@ -51,18 +52,21 @@ pub(super) struct Opened<L> {
 impl Opened<Trainer> {
     /// Brings the processes together, and each to where the newest checkpoint is.
     fn of(job: &TrainJob, stop: &StopFlag) -> Result<Self, TrainError> {
-        let config = &job.config;
-        config.validate()?;
+        job.config.validate()?;
         let manifest = Manifest::read(&job.dataset)?;
         let source = data::open(job, &manifest)?;
         let instances = source.len();
         check_size(job, instances)?;
+        let config = &job.config.decided(instances);
         let data = DataIdentity::of(job, &manifest, &source)?;
         let device = select_device_of(config.device, job.rendezvous.local_rank(), job.rendezvous.world())?;
         set_precision(config, device.device);
         let group =
             ProcessGroup::join_unless_stopped(&job.rendezvous, device.device, job.collective_timeout, stop)?;
         group.when_lost(LOST_GRACE, job.on_lost);
+        if group.is_first() {
+            advise(job, instances);
+        }
         agree(&group, config, &data.trained_on, device.device)?;
         let start = Start::of(&group, &job.run)?;
         let group = Rc::new(group);
@@ -96,12 +100,13 @@ impl<L: Learner> Opened<L> {
         let Learned { config, encoder, cursor, .. } = learner.learned();
         let steps = config.loader().steps(source.len());
         hooks.started(&RunSummary {
-            device: format!("{:?} ({})", device.device, device.reason),
+            device: device.to_string(),
             ranks: group.world(),
             instances: source.len(),
             parameters: encoder.parameters().iter().map(|(_, tensor)| tensor.numel()).sum(),
             resumed_step: cursor.step,
             total_steps: steps * config.epochs,
+            chance_loss: learner.chance_loss(),
         });
         let metrics = group.is_first().then(|| Metrics::resume(&run, cursor.step)).transpose()?;
         let part = Part { rank: group.rank(), ranks: group.world() };
@@ -123,6 +128,7 @@ impl<L: Learner> Opened<L> {
             loader,
             metrics,
             lock: lock.map(Arc::new),
+            divergence: Divergence::default(),
         };
         if found.is_none() {
             session.save()?;

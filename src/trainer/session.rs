@@ -11,6 +11,7 @@ use crate::loader::{Loader, LoaderError};
 use crate::storage::{Location, Lock};
 
 use super::background::Writer;
+use super::divergence::Divergence;
 use super::gathered::any;
 use super::learner::{Learned, Learner};
 use super::meter::Meter;
@@ -22,6 +23,10 @@ use super::{Hooks, Judged, MetricsLine, PartError, Scope, StopFlag, TrainConfig,
 
 /// The metrics are published at least so often, where there are any.
 const SHOWN_EVERY: Duration = Duration::from_secs(60);
+
+/// What helps a loss that grows.
+const ADVICE: &str = "`--objective softmax` is exact, `--partition ema` follows the bank, a lower `--lr` or `--warmup-epochs` \
+                      moves it less";
 
 /// How a call of [`train`](super::train) or [`finetune`](super::finetune()) ended well.
 #[derive(Clone, Debug)]
@@ -67,6 +72,7 @@ pub(super) struct Session<L> {
     pub(super) shown: Instant,
     /// Of several jobs on one run, the one that may write; rank 0's.
     pub(super) lock: Option<Arc<Lock>>,
+    pub(super) divergence: Divergence,
 }
 
 impl<L: Learner> Session<L> {
@@ -83,7 +89,7 @@ impl<L: Learner> Session<L> {
         if self.group.is_first() {
             unmark_finished(&self.run)?;
         }
-        let trained = self.epochs(hooks, stop);
+        let trained = self.untrained(hooks, stop).and_then(|()| self.epochs(hooks, stop));
         if let Err(error) = &trained {
             self.failed(error);
         }
@@ -136,6 +142,39 @@ impl<L: Learner> Session<L> {
         {
             tracing::warn!("the last metrics could not be written: {error}");
         }
+    }
+
+    /// Evaluates the encoder before its first step: what later epochs are held against.
+    fn untrained(&mut self, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<(), TrainError> {
+        let Cursor { step, epoch, .. } = self.cursor();
+        if step > 0 || self.config().no_monitor {
+            return Ok(());
+        }
+        let monitor = self.evaluate(hooks, stop)?;
+        if !monitor.is_empty() {
+            let line =
+                MetricsLine { monitor, loss: f64::NAN, ..Meter::start().line(Scope::Start, step, epoch) };
+            self.push(&line, hooks);
+        }
+        Ok(())
+    }
+
+    /// What the hooks measure; nothing where they fail, which costs no steps.
+    fn evaluate(
+        &self,
+        hooks: &mut dyn Hooks,
+        stop: &StopFlag,
+    ) -> Result<serde_json::Map<String, serde_json::Value>, TrainError> {
+        let Learned { encoder, cursor, .. } = self.learner.learned();
+        let (bank, group) = (self.learner.bank(), self.group.as_ref());
+        group.broadcast(&encoder.statistics(), 0)?;
+        let judged = hooks.judge(Judged { encoder, bank, group, step: cursor.step, stop });
+        Ok(judged.unwrap_or_else(|error| {
+            if !stop.load(Ordering::Relaxed) {
+                tracing::warn!("epoch {}: the monitor failed: {}", cursor.epoch, chain(&*error));
+            }
+            serde_json::Map::new()
+        }))
     }
 
     /// Trains to the end of the last epoch.
@@ -200,30 +239,29 @@ impl<L: Learner> Session<L> {
         stop: &StopFlag,
     ) -> Result<(), TrainError> {
         let config = self.config();
-        let judges = !config.no_monitor;
         let done = self.cursor().epoch;
+        let is_last = done == config.epochs;
+        let judges = !config.no_monitor && (is_last || done.is_multiple_of(config.monitor_every.max(1)));
         let falls_on = |every: u64| every > 0 && done.is_multiple_of(every);
-        let is_due = done == config.epochs
-            || falls_on(config.checkpoint_every_epochs.max(1))
-            || falls_on(config.keep_every_epochs);
+        let is_due =
+            is_last || falls_on(config.checkpoint_every_epochs.max(1)) || falls_on(config.keep_every_epochs);
         let decided = self.decide(stop.load(Ordering::Relaxed), is_due)?;
         if decided.save || decided.stop {
             let stall = self.save()?;
             meter.stalled(stall);
         }
-        let mut monitor = serde_json::Map::new();
+        // Before the evaluation: its time is not that of the steps.
+        let mut line = meter.line(Scope::Epoch, self.cursor().step, epoch);
         if judges && !decided.stop {
-            let (encoder, bank, group) =
-                (self.learner.learned().encoder, self.learner.bank(), self.group.as_ref());
-            group.broadcast(&encoder.statistics(), 0)?;
-            match hooks.judge(Judged { encoder, bank, group }) {
-                Ok(scores) => monitor = scores,
-                Err(error) => tracing::warn!("epoch {}: the monitor failed: {}", epoch + 1, chain(&*error)),
-            }
+            line.monitor = self.evaluate(hooks, stop)?;
         }
-        let bank = self.learner.bank_health()?;
-        let line = MetricsLine { monitor, bank, ..meter.line(Scope::Epoch, self.cursor().step, epoch) };
+        line.bank = self.learner.bank_health()?;
         self.push(&line, hooks);
+        let grown =
+            self.learner.chance_loss().and_then(|chance| self.divergence.look(line.loss, chance, ADVICE));
+        if let Some(warning) = grown.filter(|_| self.group.is_first()) {
+            tracing::warn!("{warning}");
+        }
         if let Some(metrics) = &self.metrics {
             metrics.files().publish()?;
         }

@@ -6,10 +6,12 @@ use crate::failure::Failure;
 use crate::model::{NamedTensors, allow_tf32};
 use crate::storage::{Location, Lock};
 
+use super::config::MOST_INSTANCES_OF_SOFTMAX;
 use super::restoring::newest;
 use super::retention::remove_unpublished;
 use super::state::Trainer;
-use super::{Precision, TrainConfig, TrainError, TrainJob};
+use super::{ObjectiveChoice, Precision, TrainConfig, TrainError, TrainJob};
+use crate::objective::ObjectiveKind;
 
 /// The key under which rank 0 says from where the run goes on.
 const FOUND: &str = "found";
@@ -115,6 +117,38 @@ pub(super) fn set_precision(config: &TrainConfig, device: tch::Device) {
     }
     if config.precision == Precision::Tf32 && !device.is_cuda() {
         tracing::warn!("precision tf32 is that of CUDA's tensor cores; here it is f32");
+    }
+}
+
+/// Says which objective `auto` is and why, and what of the options does little good with so many instances.
+pub(super) fn advise(job: &TrainJob, instances: usize) {
+    let config = &job.config;
+    let kind = config.objective.kind(instances);
+    if config.objective == ObjectiveChoice::Auto {
+        match kind {
+            ObjectiveKind::Softmax => tracing::info!(
+                "objective: the exact softmax over {instances} rows (`auto` up to {MOST_INSTANCES_OF_SOFTMAX}; `--objective \
+                 nce` samples {} of them)",
+                config.negatives
+            ),
+            _ => tracing::info!(
+                "objective: nce with {} sampled rows of {instances} (`auto` above {MOST_INSTANCES_OF_SOFTMAX}; `--objective \
+                 softmax` takes all)",
+                config.negatives
+            ),
+        }
+    }
+    if kind != ObjectiveKind::Softmax && config.negatives >= instances {
+        tracing::warn!(
+            "{} rows are sampled of {instances}: `--objective softmax` takes each once, for less",
+            config.negatives
+        );
+    }
+    if config.batch_size > instances {
+        tracing::warn!(
+            "a batch of {} holds all {instances} images: an epoch is one step; a smaller `--batch-size` makes more",
+            config.batch_size
+        );
     }
 }
 

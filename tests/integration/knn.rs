@@ -232,7 +232,7 @@ fn a_watcher_judges_each_checkpoint_once_and_ends_with_the_run() {
     assert_eq!(watch(), serde_json::json!({"judged": [0, 8, 16], "end": "finished"}));
     assert_eq!(watch(), serde_json::json!({"judged": [], "end": "finished"}));
     for step in [0, 8, 16] {
-        let report = run.join(format!("eval/knn-step-{step:08}.json"));
+        let report = run.join(format!("eval/knn-val-k5-step-{step:08}.json"));
         let report: serde_json::Value =
             serde_json::from_slice(&std::fs::read(report).expect("a report")).expect("JSON");
         assert_eq!((&report["step"], &report["k"]), (&step.into(), &5.into()));
@@ -258,7 +258,7 @@ fn a_watcher_passes_over_a_changed_bank_and_ends_with_wrong_data() {
     assert_eq!(output.status.code(), Some(65));
     let summary: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert_eq!(summary, serde_json::json!({"judged": [0, 16], "failed": [8], "end": "finished"}));
-    let has_report = |step: u32| run.join(format!("eval/knn-step-{step:08}.json")).exists();
+    let has_report = |step: u32| run.join(format!("eval/knn-val-k5-step-{step:08}.json")).exists();
     assert!(has_report(0) && has_report(16) && !has_report(8));
     let call = instdisc("knn --k 5").arg("--bank", &bank).arg("--queries", &bank);
     assert!(call.fails(65).contains("bank.arrow: damaged"));

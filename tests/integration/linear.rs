@@ -116,7 +116,17 @@ fn the_probe_of_a_run_keeps_its_features_and_its_report() {
     let again = probe();
     assert_eq!(again["top1"], report["top1"]);
     assert_eq!(std::fs::metadata(&train).and_then(|file| file.modified()).expect("a time"), written);
-    assert!(run.join("eval/linear-step-00000008.json").exists());
+    let reports = || {
+        let names =
+            std::fs::read_dir(run.join("eval")).expect("a folder").map(|entry| entry.expect("an entry"));
+        names
+            .filter(|entry| entry.file_name().to_string_lossy().starts_with("linear-val-pooled_conv2-"))
+            .count()
+    };
+    assert_eq!(reports(), 1);
+    let call = instdisc("linear --device cpu --feature pooled,conv2 --weight-decay 1e-2");
+    call.arg("--run", &run).arg("--dataset", dataset()).ok();
+    assert_eq!(reports(), 2, "other options are another report");
 }
 
 #[test]

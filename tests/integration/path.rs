@@ -126,9 +126,10 @@ mod trained {
             metrics.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
         let steps: Vec<_> =
             lines.iter().map(|line| (line["step"].as_u64(), line["scope"].as_str())).collect();
-        let expected = [(3, "interval"), (6, "interval"), (8, "epoch"), (9, "interval")];
-        assert_eq!(steps[..4], expected.map(|(step, scope)| (Some(step), Some(scope))));
-        assert!(lines.iter().all(|line| line["loss"].as_f64() > Some(0.0)));
+        let expected = [(0, "start"), (3, "interval"), (6, "interval"), (8, "epoch"), (9, "interval")];
+        assert_eq!(steps[..5], expected.map(|(step, scope)| (Some(step), Some(scope))));
+        assert!(lines[0]["loss"].is_null() && lines[0]["knn_sample_top1"].is_number());
+        assert!(lines[1..].iter().all(|line| line["loss"].as_f64() > Some(0.0)));
         let epochs: Vec<_> = lines.iter().filter(|line| line["scope"] == "epoch").collect();
         assert_eq!(epochs.len(), 2);
         for epoch in epochs {
@@ -205,8 +206,23 @@ mod trained {
         train(dataset(), &run, "--epochs 1 --no-monitor").ok();
         let scores = instdisc("knn --k 5 --split val").arg("--run", &run).arg("--dataset", dataset()).json();
         assert_eq!(scores["step"], 8);
-        assert!(run.join("eval/knn-step-00000008.json").exists());
-        assert!(run.join("eval/knn-step-00000008.html").exists());
+        assert!(run.join("eval/knn-val-k5-step-00000008.json").exists());
+        assert!(run.join("eval/knn-val-k5-step-00000008.html").exists());
+        // The same call finds it; other options have another name.
+        let report = run.join("eval/knn-val-k5-step-00000008.json");
+        std::fs::write(
+            &report,
+            std::fs::read_to_string(&report).expect("text").replace("\"step\": 8", "\"step\": 77"),
+        )
+        .expect("marked");
+        let call = |words: &str| instdisc(words).arg("--run", &run).arg("--dataset", dataset());
+        assert_eq!(call("knn --k 5").json()["step"], 77, "it is not made again");
+        assert_eq!(call("knn --k 1,5 --leave-one-out").json()["k"], 5, "the largest is the headline");
+        assert!(run.join("eval/knn-val-k1_5-leave-one-out-step-00000008.json").exists());
+        let newest = run.join("checkpoints/step-00000008");
+        let scores = instdisc("knn --k 3").arg("--run", &newest).arg("--dataset", dataset()).json();
+        assert!(scores["k"] == 3 && run.join("eval/knn-val-k3-step-00000008.json").exists());
+        assert!(!newest.join("eval").exists(), "a checkpoint stays as it was published");
     }
 
     /// Where a checkpoint is asked for, a run stands for its newest one.

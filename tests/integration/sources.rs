@@ -381,7 +381,7 @@ fn appended_pictures_get_new_ids_and_old_shards_stay() {
     let other = instdisc("ingest --append --split val")
         .arg("--source", dir.path().join("second"))
         .arg("--dest", &out);
-    assert!(other.fails(65).contains("no split \"val\" to append to"));
+    assert!(other.fails(65).contains("no split `val` to append to"));
 }
 
 #[test]

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use super::peers::Peers;
 use super::{Pair, Place, judge, line, print_reports};
-use crate::checkpoint::{Checkpoint, checkpoint_at};
+use serde_json::Value;
+
+use crate::checkpoint::{Checkpoint, checkpoint_at, run_of};
 use crate::cli::exit::{WrongData, WrongUsage, failure};
 use crate::cli::knn::KnnArgs;
 use crate::cli::progress::{Terminal, say};
@@ -30,7 +32,14 @@ pub(super) fn judge_run(
 ) -> anyhow::Result<()> {
     let features =
         args.feature.iter().map(|name| Feature::parse(name)).collect::<anyhow::Result<Vec<_>>>()?;
-    let whole = Judging { global, args, run, features, peers };
+    let dataset = global.location(args.dataset.as_deref().unwrap_or_default())?;
+    // Without it no checkpoint can be evaluated: that is not a fault of one of them.
+    let manifest = Manifest::read(&dataset)?;
+    let split = manifest.evaluation_split(&dataset, args.split.as_deref())?;
+    // What lies at the place may be one checkpoint of the run.
+    let place = run;
+    let run = &run_of(place)?;
+    let whole = Judging { global, args, run, features, peers, dataset, manifest, split };
     if args.watch {
         if peers.group.world() > 1 {
             let reason =
@@ -39,12 +48,23 @@ pub(super) fn judge_run(
         }
         return whole.watch();
     }
-    let (step, folder) = checkpoint_at(run)?;
+    let (step, folder) = checkpoint_at(place)?;
+    peers.group.agree("the newest checkpoint's step", &step.to_string())?;
     let output = match &args.output {
         Some(output) => global.location(output)?,
-        None => report_location(run, step),
+        None => {
+            let output = report_location(run, &args.report_name(&whole.split), step);
+            if let Some(report) = whole.made_before(&output)? {
+                peers.leave();
+                if peers.is_first() {
+                    say(&format!("{output}: made before; remove it to make it again, or give --output"));
+                    return write_json(&report);
+                }
+                return Ok(());
+            }
+            output
+        }
     };
-    peers.group.agree("the newest checkpoint's step", &step.to_string())?;
     let pairs = whole.tables(&folder, progress_of(peers.is_first(), &Terminal::default()))?;
     let place = Place { output, run: Some(run.clone()), mode: PublishMode::Overwrite };
     print_reports(args, judge(global, args, &pairs, Some(&place), peers)?.as_ref())
@@ -85,22 +105,24 @@ struct Judging<'a> {
     run: &'a Location,
     features: Vec<Feature>,
     peers: &'a Peers,
+    dataset: Location,
+    manifest: Manifest,
+    split: String,
 }
 
 impl Judging<'_> {
     fn watch(&self) -> anyhow::Result<()> {
         let Self { global, args, run, peers, .. } = *self;
+        let name = args.report_name(&self.split);
         let options = WatchOptions {
             poll: Duration::from_secs(args.poll_interval),
             idle_timeout: (args.idle_timeout > 0).then(|| Duration::from_secs(args.idle_timeout)),
         };
-        // Without it no checkpoint can be evaluated: that is not a fault of one of them.
-        Manifest::read(&self.dataset()?)?;
         let is_damaged = |error: &anyhow::Error| failure(error) == Failure::Data;
-        let summary = watch(run, &options, is_damaged, |step, folder, lock| {
+        let summary = watch(run, &name, &options, is_damaged, |step, folder, lock| {
             let pairs = self.tables(folder, &Terminal::default())?;
             lock.check()?;
-            let output = report_location(run, step);
+            let output = report_location(run, &name, step);
             let place = Place { output, run: Some(run.clone()), mode: PublishMode::Create };
             match judge(global, args, &pairs, Some(&place), peers) {
                 Ok(reports) => reports.iter().for_each(|reports| say(&line(&reports.first))),
@@ -120,17 +142,25 @@ impl Judging<'_> {
         Err(WrongData(reason).into())
     }
 
-    fn dataset(&self) -> anyhow::Result<Location> {
-        self.global.location(self.args.dataset.as_deref().unwrap_or_default())
+    /// The report that is there already and is of this dataset; in each process the same.
+    fn made_before(&self, output: &Location) -> anyhow::Result<Option<Value>> {
+        let found = match output.read() {
+            Ok(text) => serde_json::from_slice::<Value>(&text).ok(),
+            Err(error) if error.is_not_found() => None,
+            Err(error) => return Err(error.into()),
+        };
+        let digest = self.manifest.dataset_digest.to_string();
+        let found = found.filter(|report| report["dataset_digest"] == digest.as_str());
+        let flags = self.peers.group.gather_bytes(&[u8::from(found.is_some())])?;
+        Ok(found.filter(|_| flags.iter().all(|flag| flag == &[1])))
     }
 
     /// The tables of each feature; of each split, all layers are embedded in one pass.
     fn tables(&self, checkpoint: &Location, progress: &dyn Progress) -> anyhow::Result<Vec<Pair>> {
-        let dataset = self.dataset()?;
-        let (checkpoint, manifest) = (Checkpoint::open(checkpoint)?, Manifest::read(&dataset)?);
-        let of = Of { checkpoint, dataset, manifest };
+        let checkpoint = Checkpoint::open(checkpoint)?;
+        let of = Of { checkpoint, dataset: self.dataset.clone(), manifest: self.manifest.clone() };
         let split = &of.checkpoint.manifest().trained_on.split;
-        let queries = self.embedded(&of, &self.args.split, RowChoice::All, &self.features, progress)?;
+        let queries = self.embedded(&of, &self.split, RowChoice::All, &self.features, progress)?;
         let embedded: Vec<Feature> =
             self.features.iter().copied().filter(|&feature| feature != Feature::Bank).collect();
         let mut banks = if embedded.is_empty() {

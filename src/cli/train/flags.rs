@@ -7,8 +7,8 @@ use crate::bank::{BankDtype, BankInit};
 use crate::cli::learn_flags::LearnFlags;
 use crate::loader::OnCorrupt;
 use crate::model::Architecture;
-use crate::objective::{ObjectiveKind, PartitionChoice, Sampling};
-use crate::trainer::{LrSchedule, OnNonFinite, OptimizerKind, ShuffleKind};
+use crate::objective::{PartitionChoice, Sampling};
+use crate::trainer::{LrSchedule, ObjectiveChoice, OnNonFinite, OptimizerKind, ShuffleKind};
 use crate::units::{BankMomentum, ByteSize, Temperature};
 
 /// The keys of [`TrainConfig`](crate::trainer::TrainConfig) as flags.
@@ -40,7 +40,7 @@ pub(in crate::cli) struct TrainFlags {
     /// The objective
     #[arg(long, value_enum, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    objective: Option<ObjectiveKind>,
+    objective: Option<ObjectiveChoice>,
     /// K, sampled rows of each picture (nce, infonce)
     #[arg(long, value_name = "K")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -193,6 +193,18 @@ pub(in crate::cli) struct TrainFlags {
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     checkpoint_every_minutes: Option<f64>,
+    /// Evaluate the bank after every N epochs, and after the last
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    monitor_every: Option<u64>,
+    /// The split whose images are the queries; by default the first of val, valid, validation and test that exists
+    #[arg(long, value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    monitor_split: Option<String>,
+    /// How many of its images are queries; 0 for a fifth of the training images, 200 at least, 10,000 at most
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    monitor_images: Option<u64>,
     /// The checkpoint of every N-th epoch is kept for ever; 0 for none
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]

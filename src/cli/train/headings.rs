@@ -76,6 +76,9 @@ const HEADINGS: [(&str, &[&str]); 6] = [
             "keep_every_epochs",
             "log_every_steps",
             "no_monitor",
+            "monitor_every",
+            "monitor_split",
+            "monitor_images",
         ],
     ),
 ];

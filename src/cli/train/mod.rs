@@ -6,6 +6,7 @@ mod headings;
 mod monitor;
 
 use std::path::PathBuf;
+use std::time::Instant;
 
 use clap::Args;
 use serde_json::{Map, Value, json};
@@ -76,7 +77,17 @@ pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
         tracing::info!("metrics at http://{}/metrics", exporter.address());
     }
     let total_epochs = job.config.epochs;
-    let mut hooks = TerminalHooks { job: &job, is_first, meter: None, monitor: None, exporter, total_epochs };
+    let mut hooks = TerminalHooks {
+        job: &job,
+        is_first,
+        meter: None,
+        monitor: None,
+        exporter,
+        total_epochs,
+        chance_loss: None,
+        untrained: None,
+        chance: None,
+    };
     let result = train(&job, &mut hooks, &STOP);
     hooks.meter = None;
     match result? {
@@ -100,18 +111,24 @@ struct TerminalHooks<'a> {
     monitor: Option<Monitor>,
     exporter: Option<Exporter>,
     total_epochs: u64,
+    /// The loss in nats, and the scores, of what tells nothing and of the untrained encoder.
+    chance_loss: Option<f64>,
+    untrained: Option<f64>,
+    chance: Option<f64>,
 }
 
 impl Hooks for TerminalHooks<'_> {
     fn started(&mut self, summary: &RunSummary) {
         tracing::info!("device {}", summary.device);
+        self.chance_loss = summary.chance_loss;
         if !self.is_first {
             return;
         }
         let config = &self.job.config;
         tracing::info!(
-            "{} instances, {:.1} million parameters, {} steps of {} pictures{}{}",
+            "{} instances (ln n = {:.2}), {:.1} million parameters, {} steps of {} images{}{}",
             summary.instances,
+            (summary.instances as f64).ln(),
             summary.parameters as f64 / 1e6,
             summary.total_steps,
             config.batch_size,
@@ -131,7 +148,7 @@ impl Hooks for TerminalHooks<'_> {
         }
         if let Some(meter) = &mut self.meter {
             let message = format!(
-                "epoch {}/{} loss {:.4} lr {} {:.0} pictures/s data wait {:.0} %",
+                "epoch {}/{} loss {:.4} lr {} {:.0} images/s data wait {:.0} %",
                 report.epoch + 1,
                 self.total_epochs,
                 report.loss,
@@ -147,7 +164,8 @@ impl Hooks for TerminalHooks<'_> {
         let opened = match self.monitor {
             Some(_) => Ok(()),
             None => {
-                Monitor::open(&self.job.dataset, &self.job.config).map(|opened| self.monitor = Some(opened))
+                let Self { job, is_first, .. } = &*self;
+                Monitor::open(&job.dataset, &job.config, *is_first).map(|opened| self.monitor = Some(opened))
             }
         };
         // Where one process cannot judge, none does.
@@ -156,21 +174,48 @@ impl Hooks for TerminalHooks<'_> {
         if let Some(rank) = failed.iter().position(|flag| flag == &[1]) {
             return Err(format!("rank {rank} cannot open the dataset").into());
         }
-        self.monitor.as_ref().map_or_else(|| Ok(Map::new()), |monitor| monitor.judge(state))
+        let began = Instant::now();
+        let scores = self.monitor.as_ref().map_or_else(|| Ok(Map::new()), |monitor| monitor.judge(state));
+        if let Some(meter) = &mut self.meter {
+            meter.paused(began.elapsed());
+        }
+        scores
     }
 
     fn measured(&mut self, line: &MetricsLine) {
         if let Some(exporter) = &self.exporter {
             exporter.set(line.scalars());
         }
+        let score = |name: &str| line.monitor.get(name).and_then(Value::as_f64);
+        let percent = |share: Option<f64>| share.map(|share| format!("{:.1} %", 100.0 * share));
+        if line.scope == Scope::Start {
+            (self.untrained, self.chance) = (score("knn_sample_top1"), score("knn_chance"));
+        }
         if line.scope == Scope::Interval || !self.is_first {
             return;
         }
-        let monitor: Vec<String> = line
-            .monitor
-            .iter()
-            .map(|(name, value)| format!(" {name} {:.4}", value.as_f64().unwrap_or_default()))
-            .collect();
-        say(&format!("epoch {} loss {:.4}{}", line.epoch + 1, line.loss, monitor.concat()));
+        let mut parts = Vec::new();
+        if line.scope == Scope::Epoch {
+            let chance = self.chance_loss.map_or_else(String::new, |chance| format!(" (chance {chance:.2})"));
+            parts.push(format!("epoch {}: loss {:.4}{chance}", line.epoch + 1, line.loss));
+        }
+        for (name, value) in &line.monitor {
+            if let Some(k) =
+                name.strip_prefix("knn").and_then(|name| name.strip_suffix("_top1")?.parse::<u32>().ok())
+            {
+                parts.extend(
+                    percent(value.as_f64()).map(|share| format!("kNN by the bank {share} (k = {k})")),
+                );
+            }
+        }
+        if let Some(share) = percent(score("knn_sample_top1")) {
+            let than = |name, value| percent(value).map(|share| format!("{name} {share}"));
+            let untrained = than("untrained", self.untrained.filter(|_| line.scope == Scope::Epoch));
+            let than: Vec<String> = [untrained, than("chance", self.chance)].into_iter().flatten().collect();
+            let than = if than.is_empty() { String::new() } else { format!(" ({})", than.join(", ")) };
+            let who = if line.scope == Scope::Start { "the untrained encoder: kNN" } else { "kNN" };
+            parts.push(format!("{who} among the queries {share}{than}"));
+        }
+        say(&parts.join(", "));
     }
 }

@@ -7,7 +7,7 @@ use tch::{Tensor, no_grad};
 
 use super::head::Score;
 use crate::eval::EmbedError;
-use crate::eval::interval::bootstrap_interval;
+use crate::eval::interval::score_interval;
 use crate::loader::{EvalTransform, Source, evaluation_batches};
 use crate::model::Encoder;
 use crate::progress::Progress;
@@ -19,9 +19,9 @@ pub struct ClassifierReport {
     pub top1: f64,
     /// The share of labelled pictures whose class is among the five highest.
     pub top5: f64,
-    /// The 95 % bootstrap interval of `top1`.
+    /// Wilson's 95 % interval of `top1`.
     pub top1_interval: [f64; 2],
-    /// The 95 % bootstrap interval of `top5`.
+    /// Wilson's 95 % interval of `top5`.
     pub top5_interval: [f64; 2],
     /// Labelled pictures.
     pub queries: usize,
@@ -60,8 +60,8 @@ pub fn classify(
     Ok(ClassifierReport {
         top1: score.share(score.top1),
         top5: score.share(score.top5),
-        top1_interval: bootstrap_interval(score.top1, score.rows),
-        top5_interval: bootstrap_interval(score.top5, score.rows),
+        top1_interval: score_interval(score.top1, score.rows),
+        top5_interval: score_interval(score.top5, score.rows),
         queries: score.rows,
     })
 }

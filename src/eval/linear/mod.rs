@@ -29,7 +29,7 @@ use self::examples::Examples;
 use self::head::{Head, Score};
 use self::sgd::{CachedPasses, Cell, Passes};
 use super::common_rows::common_rows;
-use super::interval::bootstrap_interval;
+use super::interval::score_interval;
 use super::{EmbedError, EvalError};
 use crate::feature_table::{FeatureTable, TableMeta};
 use crate::ids::{ClassId, InstanceId};
@@ -160,7 +160,7 @@ pub fn probe(
 
 fn selected(options: &LinearOptions) -> Result<Device, EmbedError> {
     let selected = select_device(options.device)?;
-    tracing::info!("device {:?} ({})", selected.device, selected.reason);
+    tracing::info!("device {selected}");
     Ok(selected.device)
 }
 
@@ -258,8 +258,8 @@ fn report(
     ProbeReport {
         top1: score.share(score.top1),
         top5: score.share(score.top5),
-        top1_interval: bootstrap_interval(score.top1, score.rows),
-        top5_interval: bootstrap_interval(score.top5, score.rows),
+        top1_interval: score_interval(score.top1, score.rows),
+        top5_interval: score_interval(score.top5, score.rows),
         feature: format!("{}, {}-d", train.layer, train.dim),
         queries: score.rows,
         train_rows: rows,

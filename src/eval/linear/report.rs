@@ -26,9 +26,9 @@ pub struct ProbeReport {
     pub top1: f64,
     /// The share of queries whose class is among the five highest.
     pub top5: f64,
-    /// The 95 % bootstrap interval of `top1`.
+    /// Wilson's 95 % interval of `top1`.
     pub top1_interval: [f64; 2],
-    /// The 95 % bootstrap interval of `top5`.
+    /// Wilson's 95 % interval of `top5`.
     pub top5_interval: [f64; 2],
     /// The layer and its width.
     pub feature: String,

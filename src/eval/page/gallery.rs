@@ -15,10 +15,13 @@ pub(super) fn section(input: &PageInput<'_>, pictures: &PagePictures) -> Option<
     if input.cases.is_empty() {
         return None;
     }
-    let mut html = String::from(
-        "<p class=\"legend\"><span class=\"right\">right class</span> <span class=\"wrong\">another class</span> The most similar first, with their cosine.</p>\n<div class=\"bar-head\"><div class=\"segments\" role=\"group\" aria-label=\"Which queries\" id=\"kinds\">",
-    );
-    for (kind, name) in KINDS {
+    let mut html = String::from("<p class=\"legend\">");
+    if input.report().has_scores() {
+        html.push_str("<span class=\"right\">right class</span> <span class=\"wrong\">another class</span> ");
+    }
+    html.push_str("The most similar first, with their cosine.</p>\n<div class=\"bar-head\"><div class=\"segments\" role=\"group\" aria-label=\"Which queries\" id=\"kinds\">");
+    let kinds = if input.report().has_scores() { KINDS.as_slice() } else { &KINDS[..1] };
+    for (kind, name) in kinds {
         let pressed = kind.is_empty();
         add!(html, "<button type=\"button\" data-kind=\"{kind}\" aria-pressed=\"{pressed}\">{name}</button>");
     }
@@ -32,8 +35,10 @@ pub(super) fn section(input: &PageInput<'_>, pictures: &PagePictures) -> Option<
 
 fn article(html: &mut String, input: &PageInput<'_>, pictures: &PagePictures, case: &Case) {
     let own = input.class_name(input.queries.labels[case.query]);
-    let winner = input.class_name(Some(case.winner));
-    let verdict = if winner == own {
+    let winner = input.class_name(case.winner);
+    let verdict = if case.winner.is_none() {
+        String::new()
+    } else if winner == own {
         format!("<span class=\"right\">voted right</span> with {} of the votes", percent(case.own_share))
     } else {
         format!(
@@ -58,7 +63,11 @@ fn article(html: &mut String, input: &PageInput<'_>, pictures: &PagePictures, ca
     );
     for (neighbour, similarity) in input.neighbours.of(case.query).take(SHOWN_NEIGHBOURS) {
         let class = input.class_name(input.bank.labels()[neighbour]);
-        let verdict = if class == own { "right" } else { "wrong" };
+        let verdict = match case.winner {
+            None => "unscored",
+            Some(_) if class == own => "right",
+            Some(_) => "wrong",
+        };
         add!(
             html,
             "<figure class=\"{verdict}\" title=\"{0}, cosine {similarity:.3}\">{1}<figcaption>{2} <span>{similarity:.2}</span></figcaption></figure>\n",

@@ -5,18 +5,23 @@ use super::text::{add, escape, grouped, interval, percent};
 
 pub(super) fn write(out: &mut String, input: &PageInput<'_>) {
     let report = input.report();
+    let title = if report.has_scores() {
+        format!("{} of queries get their class right", percent(report.top1))
+    } else {
+        format!("The neighbours of {} images", grouped(report.unlabelled_queries as u64))
+    };
+    add!(out, "<header>\n<p class=\"kicker\">Nearest-neighbour report</p>\n<h1>{title}</h1>\n");
+    let (queries, rows) = if report.has_scores() {
+        (report.queries, format!("{} labelled rows", grouped(report.bank_rows as u64)))
+    } else {
+        (report.unlabelled_queries, format!("{} rows", grouped(input.bank.ids().len() as u64)))
+    };
     add!(
         out,
-        "<header>\n<p class=\"kicker\">Nearest-neighbour report</p>\n<h1>{} of queries get their class right</h1>\n",
-        percent(report.top1)
-    );
-    add!(
-        out,
-        "<p class=\"about\">{} queries of split <b>{}</b> ask {} labelled rows: <b>{}</b>, step {}. {} classes, dataset \
+        "<p class=\"about\">{} queries of split <b>{}</b> ask {rows}: <b>{}</b>, step {}. {} classes, dataset \
          <code title=\"{}\">{}</code>.{}{}</p>\n",
-        grouped(report.queries as u64),
+        grouped(queries as u64),
         escape(&report.split),
-        grouped(report.bank_rows as u64),
         escape(&report.feature),
         grouped(report.step),
         report.classes,
@@ -30,11 +35,19 @@ pub(super) fn write(out: &mut String, input: &PageInput<'_>) {
     for note in &report.notes {
         add!(out, "<p class=\"warning\" role=\"note\">{}</p>\n", escape(note));
     }
+    if !report.has_scores() {
+        out.push_str("</header>\n");
+        return;
+    }
     out.push_str("<dl class=\"scores\">\n");
     let votes = format!("k = {}, τ = {}", report.k, report.temperature);
     for (name, value, range) in
         [("top-1", report.top1, report.top1_interval), ("top-5", report.top5, report.top5_interval)]
     {
+        // Fewer neighbours than five cannot vote for five classes.
+        if name == "top-5" && report.k < 5 {
+            continue;
+        }
         add!(
             out,
             "<div><dt>{name} <span>{votes}</span></dt><dd>{}</dd>\

@@ -84,10 +84,11 @@ impl PageInput<'_> {
 /// The page.
 pub fn page(input: &PageInput<'_>, pictures: &PagePictures) -> String {
     let mut body = String::new();
+    let scores = input.report().has_scores();
     let sections = [
-        trend::section(input),
-        grid::section(input.reports),
-        classes::section(input.report()),
+        scores.then(|| trend::section(input)).flatten(),
+        scores.then(|| grid::section(input.reports)).flatten(),
+        scores.then(|| classes::section(input.report())).flatten(),
         map::section(input, pictures),
         gallery::section(input, pictures),
         ages::section(input.bank),
@@ -106,14 +107,14 @@ pub fn page(input: &PageInput<'_>, pictures: &PagePictures) -> String {
         body.push_str("</section>\n");
     }
     let report = input.report();
+    let score = if scores { percent(report.top1) + ": " } else { String::new() };
     format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
          <meta name=\"color-scheme\" content=\"light dark\">\n\
          <link rel=\"icon\" href=\"data:,\">\n\
-         <title>{}: nearest neighbours at step {}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n\
+         <title>{score}nearest neighbours at step {}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n\
          <main>\n{body}</main>\n<script>\n{SCRIPT}</script>\n</body>\n</html>\n",
-        percent(report.top1),
         report.step
     )
 }
@@ -131,11 +132,20 @@ fn toolbar(out: &mut String, input: &PageInput<'_>, sections: &[Section]) {
     for section in sections {
         text::add!(out, "<a href=\"#{}\">{}</a>", section.id, section.title);
     }
-    out.push_str("</nav>\n<label class=\"pick\">Class <select id=\"filter\"><option value=\"\">all</option>");
+    out.push_str("</nav>\n");
+    if input.report().has_scores() {
+        pick(out, input);
+    }
+    out.push_str("</div>\n");
+}
+
+/// The choice of a class.
+fn pick(out: &mut String, input: &PageInput<'_>) {
+    out.push_str("<label class=\"pick\">Class <select id=\"filter\"><option value=\"\">all</option>");
     for class in input.report().per_class.iter().filter(|class| class.queries > 0) {
         // Without a value of its own an option has its text, in which a browser joins spaces and lines.
         let name = escape(&class.class);
         text::add!(out, "<option value=\"{name}\">{name}</option>");
     }
-    out.push_str("</select></label>\n</div>\n");
+    out.push_str("</select></label>\n");
 }

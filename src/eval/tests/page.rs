@@ -69,11 +69,11 @@ fn the_gallery_shows_each_class_before_any_twice_and_the_surest_first() {
     queries_shown.dedup();
     assert_eq!(queries_shown.len(), 60, "no query is shown twice");
     for case in of(CaseKind::Best) {
-        assert_eq!(Some(case.winner), queries.labels[case.query]);
+        assert_eq!(case.winner, queries.labels[case.query]);
         assert!(case.own_share > 0.0 && case.own_share <= 1.0);
     }
     for case in of(CaseKind::Worst) {
-        assert_ne!(Some(case.winner), queries.labels[case.query]);
+        assert_ne!(case.winner, queries.labels[case.query]);
         assert!(case.winner_share >= case.own_share);
     }
 }
@@ -88,7 +88,7 @@ fn the_history_has_the_reports_that_can_be_compared() {
         let reports = KnnReports { first: report, other_features: Vec::new() };
         let text = serde_json::to_string(&reports).expect("JSON");
         let mode = crate::storage::PublishMode::Overwrite;
-        report_location(&run, step).publish(text, mode).expect("published");
+        report_location(&run, "knn-val", step).publish(text, mode).expect("published");
     };
     publish(40, KnnReport { step: 40, ..report.clone() });
     publish(20, KnnReport { step: 20, top1: 0.25, ..report.clone() });

@@ -60,7 +60,19 @@ fn unlabelled_rows_do_not_vote_and_unlabelled_queries_are_not_scored() {
     let report = evaluate(&bank, &queries, &options(50)).expect("scored");
     assert_eq!((report.queries, report.unlabelled_queries, report.bank_rows), (6, 4, 10));
     queries.labels.fill(None);
-    assert!(matches!(evaluate(&bank, &queries, &options(5)), Err(EvalError::Mismatch { .. })));
+    let report = evaluate(&bank, &queries, &options(5)).expect("neighbours");
+    assert!(!report.has_scores() && report.top1.is_nan() && report.top5_interval[0].is_nan());
+    assert!(report.notes[0].contains("the queries have no labels"), "{:?}", report.notes);
+}
+
+#[test]
+fn the_headline_is_that_of_the_most_neighbours() {
+    let (bank, queries) = (table(13, 100, 8, 4), table(14, 20, 8, 4));
+    let ks = KnnOptions { k: vec![1, 50, 7], ..KnnOptions::default() };
+    let (several, alone) = (evaluate(&bank, &queries, &ks), evaluate(&bank, &queries, &options(50)));
+    let (several, alone) = (several.expect("scored"), alone.expect("scored"));
+    assert_eq!((several.k, several.top1), (50, alone.top1));
+    assert_eq!((several.per_class, several.confusions), (alone.per_class, alone.confusions));
 }
 
 #[test]

@@ -27,11 +27,11 @@ fn watch_whole(
     options: &WatchOptions,
     judge: impl FnMut(u64, &Location, &Lock) -> Result<(), CheckpointError>,
 ) -> Result<WatchSummary, CheckpointError> {
-    watch(run, options, |_| false, judge)
+    watch(run, "knn-val", options, |_| false, judge)
 }
 
 fn publish(run: &Location, step: u64) -> Result<(), CheckpointError> {
-    Ok(report_location(run, step).publish("{}", PublishMode::Create)?)
+    Ok(report_location(run, "knn-val", step).publish("{}", PublishMode::Create)?)
 }
 
 #[test]
@@ -99,7 +99,7 @@ fn two_watchers_do_each_checkpoint_once() {
 fn a_checkpoint_whose_lock_another_watcher_holds_is_left_to_it() {
     let (_dir, run) = run();
     add_checkpoint(&run, 7);
-    let held = take_lock(&report_location(&run, 7)).expect("the store works").expect("free");
+    let held = take_lock(&report_location(&run, "knn-val", 7)).expect("the store works").expect("free");
     let summary = watch_whole(&run, &options(), |step, _, _| publish(&run, step)).expect("watched");
     assert_eq!(summary, WatchSummary { judged: vec![], failed: vec![], end: WatchEnd::Idle });
     drop(held);
@@ -112,7 +112,7 @@ fn a_checkpoint_whose_lock_another_watcher_holds_is_left_to_it() {
 fn a_claim_of_a_clock_that_is_ahead_stops_nobody() {
     let (_dir, run) = run();
     add_checkpoint(&run, 7);
-    let claim = run.join("eval/knn-step-00000007.json.claim-0");
+    let claim = run.join("eval/knn-val-step-00000007.json.claim-0");
     claim.publish(r#"{"until": 99999999999.0}"#, PublishMode::Create).expect("a claim");
     let summary = watch_whole(&run, &options(), |step, _, _| publish(&run, step)).expect("watched");
     assert_eq!(summary.judged, [7]);
@@ -128,6 +128,7 @@ fn a_damaged_checkpoint_is_reported_once_and_the_others_are_evaluated() {
     let mut calls = Vec::new();
     let summary = watch(
         &run,
+        "knn-val",
         &options(),
         |error| matches!(error, CheckpointError::Damaged { .. }),
         |step, _, _| {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use super::class_folders::{choose_class_folders, merged_folders, strip_common_folders};
 use super::classes::{Classes, Label, label};
 use super::discover::examples;
 use super::names::{
@@ -9,7 +10,7 @@ use super::names::{
 };
 use super::plan::SourcePlan;
 use super::records::{Evidence, Fault, Naming, Record, Records, count};
-use super::splits::{Assigned, Splits};
+use super::splits::{Assigned, Splits, below, by_folders, is_unlabelled};
 use super::{ClassFolder, Entry, Source, SourceFormat};
 use crate::ingest::split_names::check_split_names;
 use crate::ingest::{IngestError, IngestOptions};
@@ -65,6 +66,7 @@ pub(super) fn arrange(mut records: Records<'_>, format: SourceFormat) -> Result<
     understood.extend(classes.understood.clone());
     understood.append(&mut records.understood.clone());
     let mut warnings = records.warnings.clone();
+    warnings.append(&mut splits.warnings);
     warnings.extend(merged_folders(&records, &splits));
     warnings.extend(
         classes.warnings.iter().cloned().chain(unused_labels).chain(double_labels(&records, &labels)),
@@ -155,206 +157,6 @@ fn check_unlabelled_splits(records: &Records<'_>, splits: &Splits) -> Result<(),
         }
         None => Ok(()),
     }
-}
-
-/// Whether the images of a split get no labels, by an option.
-fn is_unlabelled(options: &IngestOptions, splits: &Splits, assigned: Assigned) -> bool {
-    options.unlabelled || options.unlabelled_splits.contains(&splits.names[usize::from(assigned.split)])
-}
-
-/// A record's path below its split's folder.
-fn below(record: &Record, assigned: Option<Assigned>) -> &str {
-    &record.path[assigned.map_or(0, |assigned| assigned.below as usize)..]
-}
-
-/// The records whose folders are classes, by their numbers.
-fn by_folders<'a>(
-    records: &'a Records<'_>,
-    splits: &'a Splits,
-) -> impl Iterator<Item = (usize, Assigned)> + 'a {
-    let candidates = records.list.iter().zip(&splits.of).enumerate();
-    candidates.filter_map(|(number, (record, assigned))| {
-        let assigned = (*assigned)?;
-        let counts = record.evidence == Evidence::Folders
-            && record.fault.is_none()
-            && !is_unlabelled(records.options, splits, assigned);
-        counts.then_some((number, assigned))
-    })
-}
-
-/// Goes down in each split while all of its images are below one folder that has folders of its own: such a folder is
-/// not a class. The folders above the classes, if there are any.
-fn strip_common_folders(records: &Records<'_>, splits: &mut Splits) -> BTreeSet<String> {
-    let mut of_splits: Vec<Vec<usize>> = vec![Vec::new(); splits.names.len()];
-    for (number, assigned) in by_folders(records, splits) {
-        of_splits[usize::from(assigned.split)].push(number);
-    }
-    // A folder is a class where another split has it beside others.
-    let mut classes: BTreeSet<&str> = BTreeSet::new();
-    for images in &of_splits {
-        let first = images
-            .iter()
-            .filter_map(|&number| Some(below(&records.list[number], splits.of[number]).split_once('/')?.0));
-        let first: BTreeSet<&str> = first.collect();
-        if first.len() > 1 {
-            classes.extend(first);
-        }
-    }
-    // What is in a lone `images` is flat, unless that would lose what other splits say of their classes.
-    let is_flat = |name: &str| is_layout_folder(name) && (classes.is_empty() || records.labels.is_some());
-    of_splits
-        .iter()
-        .filter_map(|images| strip_common_folder(records, splits, images, &classes, &is_flat))
-        .collect()
-}
-
-/// The same for the images of one split.
-fn strip_common_folder(
-    records: &Records<'_>,
-    splits: &mut Splits,
-    images: &[usize],
-    classes: &BTreeSet<&str>,
-    is_flat: &dyn Fn(&str) -> bool,
-) -> Option<String> {
-    let mut stripped: Option<String> = None;
-    loop {
-        let mut common: Option<&str> = None;
-        let (mut deep, mut deeper, mut total) = (0_u64, 0_u64, 0_u64);
-        let mut next: BTreeSet<&str> = BTreeSet::new();
-        for &number in images {
-            // What is beside the folders, such as a flat `test/`, is looked at later.
-            let Some((first, rest)) = below(&records.list[number], splits.of[number]).split_once('/') else {
-                continue;
-            };
-            if common.is_some_and(|common| common != first) {
-                return stripped;
-            }
-            common = Some(first);
-            total += 1;
-            if let Some((folder, rest)) = rest.split_once('/') {
-                deep += 1;
-                deeper += u64::from(rest.contains('/'));
-                if next.len() < 2 {
-                    next.insert(folder);
-                }
-            }
-        }
-        let common = common.map(str::to_owned)?;
-        // `n01440764/images/*.JPEG` is one class, not a class called `images`.
-        let is_class = deeper == 0 && next.len() == 1 && next.iter().all(|folder| is_layout_folder(folder));
-        let is_flat = deep == 0 && is_flat(&common);
-        if deep * 2 <= total && !is_flat || is_class || classes.contains(common.as_str()) {
-            return stripped;
-        }
-        for &number in images {
-            if below(&records.list[number], splits.of[number]).contains('/')
-                && let Some(assigned) = &mut splits.of[number]
-            {
-                assigned.below += common.len() as u32 + 1;
-            }
-        }
-        stripped = Some(stripped.map_or(common.clone(), |above| format!("{above}/{common}")));
-    }
-}
-
-/// The folder around an image.
-fn around(path: &str) -> &str {
-    path.rsplit_once('/').map_or("", |(folders, _)| file_name(folders))
-}
-
-/// What a folder below a split holds.
-#[derive(Debug, Default)]
-struct Held<'a> {
-    /// Images without a folder between.
-    images: u64,
-    /// Two of its own folders at most.
-    folders: BTreeSet<&'a str>,
-    /// Whether those have folders too.
-    is_deeper: bool,
-    /// An image below them, if there is one in a folder of another name than the first.
-    example: &'a str,
-}
-
-/// Where images are deeper than one folder below their split, the class is the folder that `--class-folder` says. A
-/// folder that holds images itself is a class, and so is one whose only folder is called like `images`; any other can
-/// be read in two ways. Whether the option has an effect.
-fn choose_class_folders(records: &Records<'_>, splits: &mut Splits) -> Result<bool, IngestError> {
-    let mut held: BTreeMap<(u16, &str), Held<'_>> = BTreeMap::new();
-    for (number, assigned) in by_folders(records, splits) {
-        let path = below(&records.list[number], Some(assigned));
-        let Some((first, rest)) = path.split_once('/') else { continue };
-        let held = held.entry((assigned.split, first)).or_default();
-        match rest.split_once('/') {
-            None => held.images += 1,
-            Some((folder, rest)) => {
-                held.is_deeper |= rest.contains('/');
-                if held.example.is_empty() || folder != first {
-                    held.example = path;
-                }
-                if held.folders.len() < 2 {
-                    held.folders.insert(folder);
-                }
-            }
-        }
-    }
-    held.retain(|_, held| {
-        let is_layout = !held.is_deeper
-            && held.folders.len() == 1
-            && held.folders.iter().all(|folder| is_layout_folder(folder));
-        held.images == 0 && !is_layout
-    });
-    let differs = |((_, first), held): &(&(u16, &str), &Held<'_>)| around(held.example) != *first;
-    let Some(((_, first), Held { example, .. })) =
-        held.iter().find(differs).or_else(|| held.first_key_value())
-    else {
-        return Ok(false);
-    };
-    match records.options.class_folder {
-        Some(ClassFolder::First) => Ok(true),
-        Some(ClassFolder::Last) => {
-            let deep: Vec<usize> = by_folders(records, splits).map(|(number, _)| number).collect();
-            for number in deep {
-                let path = below(&records.list[number], splits.of[number]);
-                let start = path.rsplit_once('/').and_then(|(folders, _)| Some(folders.rfind('/')? + 1));
-                if let (Some(start), Some(assigned)) = (start, &mut splits.of[number]) {
-                    assigned.below += start as u32;
-                }
-            }
-            Ok(true)
-        }
-        None => {
-            let last = around(example);
-            Err(records.wrong(format!(
-                "the class of `{example}` and of others could be `{first}`, the first folder below the split, or \
-                 `{last}`, the folder around the image: `--class-folder first` or `--class-folder last` decides; \
-                 `--splits NAME=GLOB` if `{first}` is a split, a csv of paths and labels if a class is several folders"
-            )))
-        }
-    }
-}
-
-/// Warns of classes that are folders of several places, of one name by `--class-folder last`.
-fn merged_folders(records: &Records<'_>, splits: &Splits) -> Option<String> {
-    if records.options.class_folder != Some(ClassFolder::Last) {
-        return None;
-    }
-    let mut places: BTreeMap<(u16, &str), BTreeSet<&str>> = BTreeMap::new();
-    for (number, assigned) in by_folders(records, splits) {
-        let path = &records.list[number].path;
-        if let Some((class, _)) = below(&records.list[number], Some(assigned)).split_once('/') {
-            let place = &path[..assigned.below as usize + class.len()];
-            places.entry((assigned.split, class)).or_default().insert(place);
-        }
-    }
-    places.retain(|_, places| places.len() > 1);
-    let ((_, class), folders) = places.first_key_value()?;
-    let names: BTreeSet<&str> = places.keys().map(|(_, class)| *class).collect();
-    let folders: Vec<&str> = folders.iter().copied().collect();
-    Some(format!(
-        "{} classes are folders of one name in several places; `{class}`, for one, is {}",
-        names.len(),
-        examples(&folders)
-    ))
 }
 
 /// Finds images beside class folders, and splits without any.

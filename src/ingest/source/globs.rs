@@ -64,6 +64,10 @@ impl PathGlob {
     /// The folders at the beginning of a matching path that the pattern stands for: below them are the class folders.
     pub(super) fn folders_of(&self, path: &str) -> usize {
         let folders = path.matches('/').count();
+        if self.any_depth && self.text == "*" {
+            // Any folder at all is a class.
+            return 0;
+        }
         if self.any_depth {
             let found = path.split('/').take(folders).position(|part| self.glob.is_match(part));
             return found.map_or(0, |at| at + 1);
@@ -108,6 +112,7 @@ mod tests {
             [0, 1]
         );
         assert_eq!([folders("d/[ac]", "d/a/cat/1.png"), folders("d/[ac]/**", "d/a/cat/1.png")], [2, 2]);
+        assert_eq!([folders("*", "cat/1.png"), folders("*", "1.png")], [0, 0]);
         assert_eq!([folders("d/*", "d/cat/1.png"), folders("d/*", "d/1.png")], [1, 1]);
     }
 }

@@ -13,6 +13,7 @@
 
 mod archive;
 mod arrange;
+mod class_folders;
 mod classes;
 mod discover;
 mod formats;
@@ -256,9 +257,11 @@ fn refuse_idle_options(options: &IngestOptions, format: SourceFormat) -> Result<
             "it labels images without class folders, and this form has labels of its own",
         ),
         (
-            options.image_column.is_some() && !is(&[SourceFormat::Parquet, SourceFormat::List]),
+            options.image_column.is_some()
+                && options.labels.is_none()
+                && !is(&[SourceFormat::Parquet, SourceFormat::List]),
             "--image-column",
-            "only Parquet and lists have columns of images",
+            "only Parquet, lists and `--labels FILE` have columns of images",
         ),
         (
             options.label_column.is_some() && !columns,

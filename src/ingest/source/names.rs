@@ -23,6 +23,8 @@ const LITTER: [&str; 8] = [
 /// Words that name a split, in lower case; those of a line mean the same.
 const SPLIT_WORDS: [&[&str]; 4] =
     [&["train", "training"], &["val", "valid", "validation"], &["dev"], &["test", "testing"]];
+/// What follows such a word within a name that is likely to mean it: `trainset`.
+const SPLIT_SUFFIXES: [&str; 5] = ["set", "sets", "data", "images", "imgs"];
 /// Endings of containers, which no split is called by.
 const CONTAINER_ENDINGS: [&str; 12] = [
     ".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst", ".parquet", ".csv", ".tsv", ".jsonl", ".ndjson", ".json",
@@ -94,20 +96,39 @@ pub(super) fn split_of_folder(name: &str) -> Option<&str> {
 
 /// The words of splits between `-`, `_` and `.` in the name of a shard, a table, an archive or a list.
 pub(super) fn splits_of_container(name: &str) -> Vec<&str> {
-    let end = CONTAINER_ENDINGS.iter().filter(|end| ends_with(name, end)).map(|end| end.len()).max();
-    let stem = &name[..name.len() - end.unwrap_or(0)];
-    let mut words: Vec<&str> = stem.split(['-', '_', '.']).filter(|word| is_split_word(word)).collect();
+    let mut words: Vec<&str> =
+        without_container_ending(name).split(['-', '_', '.']).filter(|word| is_split_word(word)).collect();
     words.dedup_by(|a, b| a.eq_ignore_ascii_case(b));
     words
 }
 
-/// The split that a name is likely to mean without being its word: `train2017`, `test_set`, `images_val`.
+/// The split that a name is likely to mean without being its word: `train2017`, `trainA`, `test_set`, `images_val`.
 pub(super) fn split_like(name: &str) -> Option<&str> {
-    let plain = |part: &'_ str| part.trim_end_matches(|c: char| c.is_ascii_digit()).len();
     let mut parts = name.split(['-', '_', '.', ' ']);
     let (first, last) = (parts.next(), parts.next_back());
-    let mut words = first.into_iter().chain(last).map(|part| &part[..plain(part)]);
-    words.find(|word| is_split_word(word))
+    first.into_iter().chain(last).find_map(|part| {
+        let words = SPLIT_WORDS.iter().copied().flatten();
+        let begins = words.filter_map(|word| {
+            let (start, rest) =
+                part.split_at_checked(word.len()).filter(|(start, _)| start.eq_ignore_ascii_case(word))?;
+            let ends = rest.chars().next().is_none_or(|next| !next.is_lowercase());
+            (ends || SPLIT_SUFFIXES.contains(&rest)).then_some(start)
+        });
+        begins.max_by_key(|word| word.len())
+    })
+}
+
+/// The beginning of a name with the word that it is likely to mean a split by.
+pub(super) fn through_split_like<'a>(name: &'a str, word: &str) -> &'a str {
+    let at = name.find(word).map_or(0, |at| at + word.len());
+    let rest = &name[at..];
+    &name[..at + rest.find(['-', '_', '.', ' ']).unwrap_or(rest.len())]
+}
+
+/// A file's name without what containers end in.
+pub(super) fn without_container_ending(name: &str) -> &str {
+    let end = CONTAINER_ENDINGS.iter().filter(|end| ends_with(name, end)).map(|end| end.len()).max();
+    &name[..name.len() - end.unwrap_or(0)]
 }
 
 /// The first shard that is not among files that are called `NAME-00000-of-00010…`, as all of its set are.
@@ -187,7 +208,10 @@ mod tests {
             ("Test_set", Some("Test")),
             ("images_val", Some("val")),
             ("train_256_places", Some("train")),
+            ("trainA", Some("train")),
+            ("testset", Some("test")),
             ("valley", None),
+            ("trains", None),
             ("n01440764", None),
         ] {
             assert_eq!(split_like(name), word, "{name}");

@@ -7,14 +7,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::discover::{examples, whole_path};
-use super::names::{file_name, split_like, split_meaning, split_of_folder, splits_of_container};
-use super::records::{Record, Records};
-use crate::ingest::IngestError;
+use super::names::{
+    file_name, split_like, split_meaning, split_of_folder, splits_of_container, through_split_like,
+    without_container_ending,
+};
+use super::records::{Evidence, Record, Records, shown};
 use crate::ingest::split_names::MOST_SPLITS;
+use crate::ingest::{IngestError, IngestOptions};
 use crate::storage::Location;
 
 /// Patterns that an error suggests.
-const SHOWN_PATTERNS: usize = 4;
+const SHOWN_PATTERNS: usize = 8;
 
 /// The split's name where neither the source nor the user names one.
 pub(super) const DEFAULT_SPLIT: &str = "train";
@@ -36,6 +39,7 @@ pub(super) struct Splits {
     pub(super) of: Vec<Option<Assigned>>,
     /// How the splits were found, for people.
     pub(super) understood: String,
+    pub(super) warnings: Vec<String>,
 }
 
 impl Splits {
@@ -48,7 +52,7 @@ impl Splits {
     }
 
     fn new() -> Self {
-        Self { names: Vec::new(), of: Vec::new(), understood: String::new() }
+        Self { names: Vec::new(), of: Vec::new(), understood: String::new(), warnings: Vec::new() }
     }
 
     fn push(&mut self, split: &str, below: usize) {
@@ -63,6 +67,31 @@ impl Splits {
         let split = u16::try_from(split).expect("at most one more than MOST_SPLITS");
         self.of.push(Some(Assigned { split, below: below as u32 }));
     }
+}
+
+/// Whether the images of a split get no labels, by an option.
+pub(super) fn is_unlabelled(options: &IngestOptions, splits: &Splits, assigned: Assigned) -> bool {
+    options.unlabelled || options.unlabelled_splits.contains(&splits.names[usize::from(assigned.split)])
+}
+
+/// A record's path below its split's folder.
+pub(super) fn below(record: &Record, assigned: Option<Assigned>) -> &str {
+    &record.path[assigned.map_or(0, |assigned| assigned.below as usize)..]
+}
+
+/// The records whose folders are classes, by their numbers.
+pub(super) fn by_folders<'a>(
+    records: &'a Records<'_>,
+    splits: &'a Splits,
+) -> impl Iterator<Item = (usize, Assigned)> + 'a {
+    let candidates = records.list.iter().zip(&splits.of).enumerate();
+    candidates.filter_map(|(number, (record, assigned))| {
+        let assigned = (*assigned)?;
+        let counts = record.evidence == Evidence::Folders
+            && record.fault.is_none()
+            && !is_unlabelled(records.options, splits, assigned);
+        counts.then_some((number, assigned))
+    })
 }
 
 /// The splits that `--splits NAME=GLOB` names.
@@ -125,9 +154,7 @@ fn by_words(records: &Records<'_>) -> Result<Splits, IngestError> {
         });
     }
     check_above(records, &found)?;
-    if !has_column {
-        check_above_containers(records, &of_origins)?;
-    }
+    let variants = if has_column { Vec::new() } else { check_containers(records, &of_origins)? };
     let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
     for (word, _) in found.iter().flatten() {
         *counts.entry(word).or_default() += 1;
@@ -136,7 +163,7 @@ fn by_words(records: &Records<'_>) -> Result<Splits, IngestError> {
     let wanted = records.options.split.as_deref();
     let is_wanted = |word: &str| wanted.is_some_and(|wanted| wanted.eq_ignore_ascii_case(word));
     let has_wanted = counts.keys().any(|word| is_wanted(word));
-    let mut splits = Splits::new();
+    let mut splits = Splits { warnings: variants, ..Splits::new() };
     if with == 0 {
         check_likely_splits(records)?;
         let name = single_split(records, &mut splits);
@@ -205,53 +232,89 @@ fn select(records: &Records<'_>, mut splits: Splits) -> Result<Splits, IngestErr
     Ok(splits)
 }
 
-/// Folders or containers of which most are called nearly like splits, such as `train2017` beside `val2017`, are either
-/// splits or classes.
+/// Folders or containers beside one another of which half are called nearly like splits, such as `train2017` beside
+/// `val2017`, are either splits or classes.
 fn check_likely_splits(records: &Records<'_>) -> Result<(), IngestError> {
-    if records.options.split.is_some() {
+    let Some(Likely { above, names, is_container }) = Likely::find(records) else { return Ok(()) };
+    let meanings: BTreeSet<String> =
+        names.iter().filter_map(|name| split_like(name)).map(split_meaning).collect();
+    // Another name than theirs is that of all images.
+    if records.options.split.as_ref().is_some_and(|name| !meanings.contains(&split_meaning(name))) {
         return Ok(());
     }
-    let of_folders: Vec<&str> =
-        records.list.iter().filter_map(|record| Some(record.path.rsplit_once('/')?.0)).collect();
-    let stems: Vec<&str> = records
-        .origins
-        .iter()
-        .map(|origin| origin.split_once(".").map_or(origin.as_str(), |(stem, _)| stem))
-        .collect();
-    let found = likely_splits(&of_folders)
-        .map(|found| (found, "/**"))
-        .or_else(|| Some((likely_splits(&stems)?, "*")));
-    let Some(((above, names), below)) = found else { return Ok(()) };
-    let patterns: Vec<String> = names
-        .iter()
-        .filter_map(|name| {
-            Some(format!("--splits '{}={above}{name}{below}'", split_meaning(split_like(name)?)))
-        })
-        .take(SHOWN_PATTERNS)
-        .collect();
+    let mut patterns: Vec<String> = Vec::new();
+    let mut others: Vec<&str> = Vec::new();
+    for name in &names {
+        let Some(word) = split_like(name) else {
+            others.push(name);
+            continue;
+        };
+        let below = if is_container { "*" } else { "/**" };
+        let name = if is_container { through_split_like(name, word) } else { name };
+        let glob = format!("{}{below}", globset::escape(&format!("{above}{name}")));
+        patterns.push(format!("--splits {}", quoted(&format!("{}={glob}", split_meaning(word)))));
+    }
+    patterns.dedup();
+    let more = if patterns.len() > SHOWN_PATTERNS { " …" } else { "" };
+    patterns.truncate(SHOWN_PATTERNS);
+    let rest = if others.is_empty() {
+        String::new()
+    } else {
+        format!(" (and others, {}, by `--splits` or `--ignore`)", examples(&others))
+    };
     Err(records.wrong(format!(
-        "{} could be splits or classes: `{}` takes them as splits, `--splits '{DEFAULT_SPLIT}=**'` takes all images as one",
-        examples(&names.into_iter().collect::<Vec<_>>()),
+        "{} could be splits or classes: `{}{more}`{rest} takes them as splits, `--splits '{DEFAULT_SPLIT}=**'` takes all \
+         images as one",
+        examples(&names.iter().collect::<Vec<_>>()),
         patterns.join(" ")
     )))
 }
 
-/// Where paths first differ, the names there if most of them are nearly words of at least two splits, with the
-/// folders above.
-fn likely_splits<'a>(paths: &[&'a str]) -> Option<(String, BTreeSet<&'a str>)> {
-    let mut rest: Vec<&str> = paths.to_vec();
-    let mut above = String::new();
-    loop {
-        let names: BTreeSet<&str> = rest.iter().map(|path| path.split('/').next().unwrap_or(path)).collect();
-        if let (1, Some(name)) = (names.len(), names.first()) {
-            above = format!("{above}{name}/");
-            rest = rest.iter().filter_map(|path| Some(path.split_once('/')?.1)).collect();
-            continue;
+/// A word of a shell with this text.
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "'\\''"))
+}
+
+/// Names beside one another that are likely to mean splits.
+struct Likely {
+    /// The folders above them, with a `/` at the end.
+    above: String,
+    names: BTreeSet<String>,
+    is_container: bool,
+}
+
+impl Likely {
+    /// Where half of several names or more are nearly words of at least two splits.
+    fn find(records: &Records<'_>) -> Option<Self> {
+        let mut folders: BTreeSet<(u32, &str)> = BTreeSet::new();
+        for record in &records.list {
+            folders.insert((record.origin, record.path.rsplit_once('/').map_or("", |(folder, _)| folder)));
         }
-        let likely: Vec<String> =
-            names.iter().filter_map(|name| split_like(name)).map(split_meaning).collect();
-        let meanings: BTreeSet<&String> = likely.iter().collect();
-        return (meanings.len() > 1 && likely.len() * 2 > names.len()).then_some((above, names));
+        let mut beside: BTreeMap<String, Self> = BTreeMap::new();
+        for (origin, folder) in folders {
+            let container = &records.origins[origin as usize];
+            let whole = shown(container, folder);
+            let of_container = container.split('/').filter(|part| !part.is_empty()).count();
+            let mut start = 0;
+            for (depth, part) in whole.split('/').enumerate().filter(|(_, part)| !part.is_empty()) {
+                let is_container = depth + 1 == of_container;
+                let name = if is_container { without_container_ending(part) } else { part };
+                let above = whole[..start].to_owned();
+                let entry = beside.entry(above.clone()).or_insert_with(|| Self {
+                    above,
+                    names: BTreeSet::new(),
+                    is_container,
+                });
+                entry.names.insert(name.to_owned());
+                start += part.len() + 1;
+            }
+        }
+        beside.into_values().find(|Self { names, .. }| {
+            let likely: Vec<String> =
+                names.iter().filter_map(|name| split_like(name)).map(split_meaning).collect();
+            let meanings: BTreeSet<&String> = likely.iter().collect();
+            meanings.len() > 1 && likely.len() * 2 >= names.len()
+        })
     }
 }
 
@@ -261,7 +324,8 @@ fn single_split(records: &Records<'_>, splits: &mut Splits) -> String {
         splits.understood = format!("splits: one, `{name}`, by `--split`");
         return name.clone();
     }
-    match own_word(&records.options.sources, &records.origins) {
+    let own = own_name(&records.options.sources, &records.origins);
+    match own.as_deref().and_then(split_of_folder).map(str::to_owned) {
         Some(word) => {
             splits.understood =
                 format!("splits: one, `{word}`, by the source's own name (`--split` names it)");
@@ -269,13 +333,21 @@ fn single_split(records: &Records<'_>, splits: &mut Splits) -> String {
         }
         None => {
             splits.understood = format!("splits: one, `{DEFAULT_SPLIT}` (`--split` names it)");
+            if let Some((own, word)) = own.as_deref().and_then(|own| Some((own, split_like(own)?))) {
+                let split = split_meaning(word);
+                if split != DEFAULT_SPLIT {
+                    splits.warnings.push(format!(
+                        "the source is called `{own}` and becomes the split `{DEFAULT_SPLIT}`; `--split {split}` names it so"
+                    ));
+                }
+            }
             DEFAULT_SPLIT.to_owned()
         }
     }
 }
 
-/// The word that the source's own folder is: that of a folder itself, that around a file or around all files.
-fn own_word(sources: &[Location], origins: &[String]) -> Option<String> {
+/// The name of the source's own folder: that of a folder itself, that around a file or around all files.
+fn own_name(sources: &[Location], origins: &[String]) -> Option<String> {
     let source = sources.first()?;
     let is_folder = origins.iter().any(String::is_empty)
         || sources.len() == 1 && source.local_path().is_some_and(std::path::Path::is_dir);
@@ -289,11 +361,10 @@ fn own_word(sources: &[Location], origins: &[String]) -> Option<String> {
             folder = folder.folder()?;
         }
     }
-    let name = match folder.local_path() {
-        Some(path) => path.file_name()?.to_str()?.to_owned(),
-        None => folder.file_name().to_owned(),
-    };
-    split_of_folder(&name).map(str::to_owned)
+    match folder.local_path() {
+        Some(path) => Some(path.file_name()?.to_str()?.to_owned()),
+        None => Some(folder.file_name().to_owned()),
+    }
 }
 
 /// The word in the name of a container and of the folders around it.
@@ -349,12 +420,14 @@ fn check_above(records: &Records<'_>, found: &[Found<'_>]) -> Result<(), IngestE
     Err(below_several(records, above))
 }
 
-/// Containers of one split are below one folder, or they are of several datasets.
-fn check_above_containers(records: &Records<'_>, words: &[Option<&str>]) -> Result<(), IngestError> {
+/// Containers of one split are below one folder, or they are of several datasets; their names differ in numbers alone, or
+/// some are variants of others, which is said.
+fn check_containers(records: &Records<'_>, words: &[Option<&str>]) -> Result<Vec<String>, IngestError> {
     let mut above: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
+    let mut kinds: BTreeMap<String, BTreeMap<String, &str>> = BTreeMap::new();
     for (origin, word) in records.origins.iter().zip(words) {
         let Some(word) = word else { continue };
-        let folders = origin.rsplit_once('/').map_or("", |(folders, _)| folders);
+        let (folders, name) = origin.rsplit_once('/').unwrap_or(("", origin));
         let mut start = 0;
         let is_word = |part: &str| {
             let begin = start;
@@ -363,11 +436,32 @@ fn check_above_containers(records: &Records<'_>, words: &[Option<&str>]) -> Resu
         };
         let end = folders.split('/').find_map(is_word).map_or(folders.len(), |begin| begin.saturating_sub(1));
         above.entry(split_meaning(word)).or_default().insert(&folders[..end]);
+        kinds.entry((*word).to_owned()).or_default().entry(without_numbers(name)).or_insert(origin);
     }
-    match above.into_values().find(|above| above.len() > 1) {
-        Some(above) => Err(below_several(records, above)),
-        None => Ok(()),
+    if let Some((split, above)) = above.into_iter().find(|(_, above)| above.len() > 1) {
+        let shown: Vec<&str> = above.into_iter().filter(|folders| !folders.is_empty()).collect();
+        return Err(records.wrong(format!(
+            "containers of the split `{split}` are below several folders, such as {}: ingest one of those alone (`--ignore \
+             GLOB`), or take all as one: `--splits '{split}=**'`, or once for each split `--splits 'NAME=**/NAME*'` with the \
+             beginning of its containers' names",
+            examples(&shown)
+        )));
     }
+    let several = kinds.into_iter().filter(|(_, names)| names.len() > 1);
+    Ok(several
+        .map(|(split, names)| {
+            let names: Vec<&str> = names.into_values().collect();
+            format!("the split `{split}` is of containers of {} names, {}", names.len(), examples(&names))
+        })
+        .collect())
+}
+
+/// The name of a container without what tells its shards apart: numbers, and digests.
+fn without_numbers(name: &str) -> String {
+    let is_digest = |part: &&str| part.len() >= 8 && part.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let parts = without_container_ending(name).split(['-', '_', '.']).filter(|part| !is_digest(part));
+    let plain = |part: &str| part.trim_end_matches(|c: char| c.is_ascii_digit()).to_owned();
+    parts.map(plain).filter(|part| !part.is_empty() && part != "of").collect::<Vec<_>>().join("-")
 }
 
 fn below_several(records: &Records<'_>, above: BTreeSet<&str>) -> IngestError {

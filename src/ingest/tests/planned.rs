@@ -39,7 +39,7 @@ fn a_plan_fails_where_the_ingest_would_fail_before_its_first_write() {
     let error = fails(&IngestOptions { split: Some("val".into()), ..of_other() }, &at.dest).to_string();
     assert!(error.contains("it has no class \"ant\""), "{error}");
     let error = fails(&IngestOptions { split: Some("val".into()), ..append() }, &at.dest).to_string();
-    assert!(error.contains("no split \"val\" to append to"), "{error}");
+    assert!(error.contains("no split `val` to append to"), "{error}");
     let verify = IngestOptions { verify_source: true, append: true, ..of_other() };
     assert!(fails(&verify, &at.dest).to_string().contains("there is nothing to verify"));
     let inside = IngestOptions { dest: location(&at.source.join("dataset")), ..base() };

@@ -30,6 +30,7 @@ impl TrainConfig {
             count("accumulate", self.accumulate, 1, "above 0"),
             count("epochs", self.epochs as usize, 1, "above 0"),
             count("negatives", self.negatives, 1, "above 0"),
+            count("monitor_every", self.monitor_every as usize, 1, "above 0"),
             rate("eps", self.eps),
             share("partition_decay", self.partition_decay),
             rate("proximal_weight", self.proximal_weight),

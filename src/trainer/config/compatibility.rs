@@ -8,7 +8,7 @@ use super::{LrSchedule, TrainConfig};
 
 /// Keys that change neither the weights nor the order of what was done: what is saved and shown, threads.
 /// A run may also go on elsewhere (`device`), though not bit for bit.
-const HARMLESS: [&str; 20] = [
+const HARMLESS: [&str; 23] = [
     "init",
     "on_corrupt",
     "max_corrupt",
@@ -28,6 +28,9 @@ const HARMLESS: [&str; 20] = [
     "keep_every_epochs",
     "log_every_steps",
     "no_monitor",
+    "monitor_every",
+    "monitor_split",
+    "monitor_images",
     "on_nonfinite",
 ];
 

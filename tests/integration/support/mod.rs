@@ -126,7 +126,8 @@ pub(crate) fn dataset() -> &'static Path {
 pub(crate) fn train(dataset: &Path, run: &Path, more: &str) -> Call {
     let base =
         "train --arch resnet20-cifar --image-size 16 --dim 16 --batch-size 16 --negatives 32 --device cpu";
-    instdisc(&format!("{base} {more}")).arg("--dataset", dataset).arg("--run", run)
+    let objective = if more.contains("--objective") { "" } else { "--objective nce" };
+    instdisc(&format!("{base} {objective} {more}")).arg("--dataset", dataset).arg("--run", run)
 }
 
 /// The newest published checkpoint's step.

@@ -20,6 +20,28 @@ pub(super) const LABEL_NAMES: [&str; 12] = [
 /// The name of the column that holds the split.
 pub(super) const SPLIT_NAME: &str = "split";
 
+/// Names of columns that may hold the split as well, but are not read.
+const OTHER_SPLIT_NAMES: [&str; 6] = ["splits", "set", "subset", "partition", "data_split", "phase"];
+
+/// A warning of a column that may hold the split and is not read; `split` itself where `reads_split` is not set.
+pub(super) fn unread_split(names: &[&str], reads_split: bool) -> Option<String> {
+    let has_split = names.iter().any(|name| name.eq_ignore_ascii_case(SPLIT_NAME));
+    if has_split && reads_split {
+        return None;
+    }
+    let is_one = |name: &&&str| {
+        OTHER_SPLIT_NAMES.iter().any(|other| name.eq_ignore_ascii_case(other))
+            || name.eq_ignore_ascii_case(SPLIT_NAME)
+    };
+    let found = names.iter().find(is_one)?;
+    let instead = if reads_split {
+        "a column `split` is"
+    } else {
+        "folders, names of containers and `--splits` say what is which split"
+    };
+    Some(format!("the column `{found}` is not read as the split; {instead}"))
+}
+
 /// Whether a column of this name may hold the label.
 pub(super) fn is_label_name(name: &str) -> bool {
     LABEL_NAMES.iter().any(|known| name.eq_ignore_ascii_case(known))
@@ -57,6 +79,14 @@ pub(super) fn choose(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_column_that_may_be_the_split_is_warned_of() {
+        assert_eq!(unread_split(&["path", "split", "set"], true), None);
+        assert!(unread_split(&["path", "Subset"], true).expect("unread").contains("a column `split` is"));
+        assert!(unread_split(&["path", "split"], false).expect("unread").contains("`--splits`"));
+        assert_eq!(unread_split(&["path", "label"], false), None);
+    }
 
     #[test]
     fn one_known_name_is_meant_and_several_are_refused() {

@@ -11,7 +11,7 @@ use super::columns::{self, LABEL_NAMES, is_label_name};
 use super::list::{PATH_NAMES, SEPARATORS};
 use super::mat;
 use super::tars::Tar;
-use crate::ingest::IngestError;
+use crate::ingest::{IngestError, IngestOptions};
 use crate::storage::Location;
 
 /// The development kit's name as it is downloaded.
@@ -41,8 +41,9 @@ pub(in super::super) fn find_labels(
         return Ok(());
     }
     if let Some(file) = &records.options.labels {
-        let labels = labels_from(file, records.options.label_column.as_deref())?;
+        let Listed { labels, warning } = labels_from(file, records.options)?;
         records.understood.push(format!("labels of images outside class folders: `{}`", file.file_name()));
+        records.warnings.extend(warning);
         give_labels(records, labels);
         return Ok(());
     }
@@ -53,7 +54,7 @@ pub(in super::super) fn find_labels(
     }
     let known = [CSV, ARCHIVE];
     if let Some((name, file)) = others.iter().find(|(name, _)| known.contains(&file_name(name))) {
-        let labels = labels_from(file, None)?;
+        let Listed { labels, .. } = labels_from(file, records.options)?;
         records.understood.push(format!("labels of images outside class folders: `{name}`"));
         give_labels(records, labels);
     }
@@ -66,19 +67,24 @@ pub(super) fn give_labels(records: &mut Records<'_>, labels: HashMap<String, Str
     records.labels = Some(words);
 }
 
-/// The class of each image, by its path or name as they are written, from a development kit or a csv.
-pub(super) fn labels_from(
-    location: &Location,
-    label_column: Option<&str>,
-) -> Result<HashMap<String, String>, IngestError> {
+/// What a file says of labels.
+pub(super) struct Listed {
+    /// The class of each image, by its path or name as they are written.
+    pub(super) labels: HashMap<String, String>,
+    warning: Option<String>,
+}
+
+/// The labels of a development kit or a csv.
+pub(super) fn labels_from(location: &Location, options: &IngestOptions) -> Result<Listed, IngestError> {
     let head = SourceFile::open(location)?.head(512)?;
     let compression = compression(&head);
     if compression.is_some() || looks_like_tar(&head) {
         let container =
             Container { location: location.clone(), name: location.file_name().to_owned(), compression };
-        return labels_of_kit(&Tar::open(&container, &Spool::new(), None)?);
+        let labels = labels_of_kit(&Tar::open(&container, &Spool::new(), None)?)?;
+        return Ok(Listed { labels, warning: None });
     }
-    labels_of_csv(location, label_column)
+    labels_of_csv(location, options)
 }
 
 /// The same from an open kit.
@@ -109,10 +115,8 @@ pub(super) fn labels_of_kit(kit: &Tar) -> Result<HashMap<String, String>, Ingest
 }
 
 /// A csv of image and class, its columns separated by commas, tabs or semicolons. A first line of titles says which columns these are; without it there are two.
-fn labels_of_csv(
-    file: &Location,
-    label_column: Option<&str>,
-) -> Result<HashMap<String, String>, IngestError> {
+fn labels_of_csv(file: &Location, options: &IngestOptions) -> Result<Listed, IngestError> {
+    let (image_column, label_column) = (options.image_column.as_deref(), options.label_column.as_deref());
     let bytes = file.read()?;
     let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&bytes);
     let mut reader = csv::ReaderBuilder::new()
@@ -127,8 +131,9 @@ fn labels_of_csv(
     let titles: Vec<&str> = first.iter().collect();
     let is_of_image =
         |title: &str| PATH_NAMES.iter().chain(&ID_NAMES).any(|known| title.eq_ignore_ascii_case(known));
-    let has_titles =
-        label_column.is_some() || titles.iter().any(|title| is_label_name(title) || is_of_image(title));
+    let has_titles = image_column.is_some()
+        || label_column.is_some()
+        || titles.iter().any(|title| is_label_name(title) || is_of_image(title));
     let (mut image, mut label) = (0, 1);
     if has_titles {
         let chosen = columns::choose(&titles, "--label-column", label_column, &LABEL_NAMES);
@@ -139,12 +144,30 @@ fn labels_of_csv(
                 format!("no column of labels; its columns are {} (`--label-column`)", examples(&titles));
             wrong(file, reason)
         })?;
-        let others = || (0..titles.len()).filter(|&at| at != label);
-        let found = others().find(|&at| is_of_image(titles[at])).or_else(|| others().next());
-        image = found.ok_or_else(|| wrong(file, "it has no column of images beside that of labels"))?;
+        let others: Vec<&str> = (0..titles.len()).filter(|&at| at != label).map(|at| titles[at]).collect();
+        let known: Vec<&str> = others.iter().copied().filter(|title| is_of_image(title)).collect();
+        let chosen = match (image_column, known.as_slice(), others.as_slice()) {
+            (Some(asked), ..) => asked,
+            (None, [one], _) | (None, [], [one]) => one,
+            (None, [], []) => return Err(wrong(file, "it has no column of images beside that of labels")),
+            _ => {
+                let reason = format!(
+                    "several columns could name the images, {}: `--image-column` names one",
+                    examples(if known.is_empty() { &others } else { &known })
+                );
+                return Err(wrong(file, reason));
+            }
+        };
+        let at = columns::choose(&titles, "--image-column", Some(chosen), &[]);
+        image = at.map_err(|reason| wrong(file, reason))?.unwrap_or(0);
     }
     let mut labels: HashMap<String, String> = HashMap::new();
     for (line, row) in (1..).zip(&rows).skip(usize::from(has_titles)) {
+        if has_titles && row.len() != titles.len() {
+            let reason =
+                format!("line {line} has {} columns, the line of titles {}", row.len(), titles.len());
+            return Err(wrong(file, reason));
+        }
         if !has_titles && row.len() > 2 {
             let reason = format!(
                 "line {line} has {} columns, and no line of titles says which is which, such as `filename,label`",
@@ -168,7 +191,8 @@ fn labels_of_csv(
             ));
         }
     }
-    Ok(labels)
+    let warning = if has_titles { columns::unread_split(&titles, false) } else { None };
+    Ok(Listed { labels, warning })
 }
 
 /// What separates the columns of a csv, by its first line.
@@ -179,18 +203,34 @@ fn separator(bytes: &[u8]) -> Result<u8, String> {
             "it is jsonl; labels are read from a csv, or the jsonl, with its paths, is the source".into()
         );
     }
-    let found: Vec<char> =
-        SEPARATORS.into_iter().filter(|&separator| first.contains(&(separator as u8))).collect();
-    match found.as_slice() {
-        [] => Ok(b','),
-        [one] => Ok(*one as u8),
-        [one, other, ..] => Err(format!(
-            "its first line has columns both by {one:?} and by {other:?}: add one of titles, such as `filename,label`"
+    let columns = |separator: char| -> Vec<String> {
+        let builder =
+            csv::ReaderBuilder::new().has_headers(false).delimiter(separator as u8).from_reader(first);
+        let record = builder.into_records().next().and_then(Result::ok);
+        record.iter().flatten().map(|title| title.trim().to_lowercase()).collect()
+    };
+    let found: Vec<(char, Vec<String>)> = SEPARATORS
+        .into_iter()
+        .map(|separator| (separator, columns(separator)))
+        .filter(|(_, columns)| columns.len() > 1)
+        .collect();
+    let is_title = |text: &String| is_label_name(text) || PATH_NAMES.contains(&text.as_str());
+    let titled: Vec<char> = found
+        .iter()
+        .filter(|(_, columns)| columns.iter().any(is_title))
+        .map(|(separator, _)| *separator)
+        .collect();
+    match (found.as_slice(), titled.as_slice()) {
+        ([], _) => Ok(b','),
+        ([(one, _)], _) | (_, [one]) => Ok(*one as u8),
+        ([(one, _), (other, _), ..], _) => Err(format!(
+            "its first line has columns both by {one:?} and by {other:?}: add a line of titles before it, such as \
+             `filename{one}label`"
         )),
     }
 }
 
 /// Whether a text is a WordNet id, such as n01440764.
 pub(super) fn is_wnid(text: &str) -> bool {
-    text.len() > 1 && text.starts_with('n') && text[1..].bytes().all(|byte| byte.is_ascii_digit())
+    text.len() == 9 && text.starts_with('n') && text[1..].bytes().all(|byte| byte.is_ascii_digit())
 }

@@ -53,6 +53,8 @@ fn identity(path: &Path) -> std::io::Result<(u64, u64)> {
 enum Found {
     File(String, Listed),
     Folder(PathBuf, String, (u64, u64)),
+    /// A folder whose name is not UTF-8: nothing in it has a path.
+    NamelessFolder(PathBuf, String, (u64, u64)),
     Fault(String, Fault),
 }
 
@@ -76,8 +78,11 @@ fn list_local(folder: &Path, below: &str, chain: &[(u64, u64)]) -> Result<Listin
         };
         let id = (metadata.dev(), metadata.ino());
         Ok(match () {
-            () if name.to_str().is_none() => Found::Fault(shown, Fault::NotUtf8),
             () if metadata.is_dir() && chain.contains(&id) => Found::Fault(shown, Fault::LinkAbove),
+            () if metadata.is_dir() && name.to_str().is_none() => {
+                Found::NamelessFolder(path, shown + "/", id)
+            }
+            () if name.to_str().is_none() => Found::Fault(shown, Fault::NotUtf8),
             () if metadata.is_dir() => Found::Folder(path, shown + "/", id),
             () if metadata.is_file() => {
                 let listed = Listed { bytes: metadata.len(), stamp: Stamp::of_time(&metadata) };
@@ -93,12 +98,18 @@ fn list_local(folder: &Path, below: &str, chain: &[(u64, u64)]) -> Result<Listin
         match found {
             Found::File(path, listed) => listing.files.push((path, listed)),
             Found::Fault(path, fault) => listing.faults.push((path, fault)),
-            Found::Folder(path, below, id) => folders.push((path, below, id)),
+            Found::Folder(path, below, id) => folders.push((path, below, id, true)),
+            Found::NamelessFolder(path, below, id) => folders.push((path, below, id, false)),
         }
     }
-    let inside = |(path, below, id): &(PathBuf, String, (u64, u64))| {
+    let inside = |(path, below, id, has_name): &(PathBuf, String, (u64, u64), bool)| {
         let chain: Vec<(u64, u64)> = chain.iter().chain([id]).copied().collect();
-        list_local(path, below, &chain)
+        let mut inside = list_local(path, below, &chain)?;
+        if !has_name {
+            let files = std::mem::take(&mut inside.files);
+            inside.faults.extend(files.into_iter().map(|(path, _)| (path, Fault::NotUtf8)));
+        }
+        Ok(inside)
     };
     let inside: Vec<Listing> = folders.par_iter().map(inside).collect::<Result<_, _>>()?;
     for Listing { files, faults } in inside {
@@ -152,6 +163,8 @@ fn push(records: &mut Records<'_>, origin: u32, path: String, place: Place, faul
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "tests make foreign files by hand")]
 mod tests {
+    use std::os::unix::ffi::OsStrExt;
+
     use super::*;
 
     #[test]
@@ -167,12 +180,16 @@ mod tests {
         link(Path::new("1.jpg"), "a/2.jpg");
         link(Path::new("nowhere"), "a/3.jpg");
         link(&root.join("a"), "b");
+        let nameless = root.join(std::ffi::OsStr::from_bytes(b"\xC4pfel"));
+        std::fs::create_dir(&nameless).expect("a folder");
+        std::fs::write(nameless.join("1.jpg"), b"x").expect("a file");
         let listing = list(&Location::from_path(root).expect("a location")).expect("listed");
         let files: Vec<&str> = listing.files.iter().map(|(path, _)| path.as_str()).collect();
         assert_eq!(files, ["a/1.jpg", "a/2.jpg", "b/1.jpg", "b/2.jpg"]);
         let faults: Vec<(&str, Fault)> =
             listing.faults.iter().map(|(path, fault)| (path.as_str(), *fault)).collect();
         let (broken, above) = (|path| (path, Fault::BrokenLink), |path| (path, Fault::LinkAbove));
-        assert_eq!(faults, [broken("a/3.jpg"), above("a/up"), broken("b/3.jpg"), above("b/up")]);
+        let nameless = ("\u{FFFD}pfel/1.jpg", Fault::NotUtf8);
+        assert_eq!(faults, [broken("a/3.jpg"), above("a/up"), broken("b/3.jpg"), above("b/up"), nameless]);
     }
 }

@@ -106,7 +106,7 @@ pub(super) fn collect(
         others.iter().filter(|(name, _)| file_name(name) == devkit::CSV).map(|(_, file)| file.clone());
     for file in listed.chain(beside) {
         if file.exists()? {
-            let labels = devkit::labels_from(&file, None)?;
+            let labels = devkit::labels_from(&file, records.options)?.labels;
             records.understood.push(format!("labels of the validation images: `{}`", file.file_name()));
             devkit::give_labels(records, labels);
             return Ok(());

@@ -176,6 +176,7 @@ fn jsonl(records: &mut Records<'_>, list: &Location, text: &str) -> Result<Vec<L
     let label = column("--label-column", &options.label_column, &LABEL_NAMES)?;
     let split = names.iter().position(|name| name.eq_ignore_ascii_case(SPLIT_NAME));
     note_label_column(records, label.map(|label| names[label]));
+    note_unread_split(records, &names);
     let mut lines = Vec::with_capacity(objects.len());
     for (number, object) in objects {
         let bad = |reason: String| wrong(list, format!("line {number}: {reason}"));
@@ -207,6 +208,11 @@ fn note_label_column(records: &mut Records<'_>, column: Option<&str>) {
     if !records.understood.contains(&sentence) {
         records.understood.push(sentence);
     }
+}
+
+fn note_unread_split(records: &mut Records<'_>, names: &[&str]) {
+    let warning = columns::unread_split(names, true);
+    records.warnings.extend(warning.filter(|warning| !records.warnings.contains(warning)));
 }
 
 fn csv(records: &mut Records<'_>, list: &Location, text: &str) -> Result<Vec<Line>, IngestError> {
@@ -243,6 +249,7 @@ fn csv(records: &mut Records<'_>, list: &Location, text: &str) -> Result<Vec<Lin
     let label = column("--label-column", &options.label_column, &LABEL_NAMES)?;
     let split = names.iter().position(|name| name.eq_ignore_ascii_case(SPLIT_NAME));
     note_label_column(records, label.map(|label| names[label]));
+    note_unread_split(records, &names);
     let mut lines = Vec::new();
     for record in reader.records() {
         let record = record.map_err(bad)?;

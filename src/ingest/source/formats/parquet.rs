@@ -58,6 +58,8 @@ struct Listed {
     has_bytes: bool,
     /// The mean size of an image by the table's metadata.
     mean_bytes: u64,
+    /// A warning of a column that may hold the split.
+    unread_split: Option<String>,
 }
 
 /// A column of texts; null where there is none.
@@ -99,6 +101,8 @@ pub(in super::super) fn collect(
             Some(column) => drop(columns.insert(column.clone(), file.name.clone())),
             None => without_labels.push(file.name.clone()),
         }
+        let warnings = &mut records.warnings;
+        warnings.extend(listed.unread_split.filter(|warning| !warnings.contains(warning)));
         let origin = records.add_origin(&file.name);
         let number = tables.len() as u32;
         for (row, name) in listed.names.into_iter().enumerate() {
@@ -232,6 +236,7 @@ fn list(options: &IngestOptions, location: &Location) -> Result<Listed, IngestEr
         class_names,
         label_column: label.map(|label| names[label].to_owned()),
         mean_bytes: image_bytes / rows.max(1),
+        unread_split: columns::unread_split(&names, true),
     };
     for batch in reader {
         let batch = batch.map_err(|error| wrong(location, error.to_string()))?;

@@ -11,7 +11,7 @@ use super::super::discover::examples;
 use super::super::names::{file_name, is_image, is_image_ending};
 use super::super::records::{Evidence, Fault, Naming, Place, Record, Records, shown};
 use super::super::{SourceFormat, wrong};
-use super::columns::{LABEL_NAMES, choose, is_label_name};
+use super::columns::{LABEL_NAMES, SPLIT_NAME, choose, is_label_name};
 use super::tars::Tar;
 use crate::ingest::{IngestError, IngestOptions};
 
@@ -62,7 +62,7 @@ pub(super) fn keep_labels(member: &mut Member, column: Option<&str>) {
             Some(column) => fields.iter_mut().filter(|(name, _)| *name != column).for_each(|(_, value)| {
                 value.take();
             }),
-            None => fields.retain(|name, _| is_label_name(name)),
+            None => fields.retain(|name, _| is_label_name(name) || name.eq_ignore_ascii_case(SPLIT_NAME)),
         }
         let kept = serde_json::to_vec(&fields).expect("JSON is written as JSON");
         member.text = Some(kept.into());
@@ -105,6 +105,12 @@ fn read_label(member: &Member, column: Option<&str>) -> LabelText {
         None => LabelText::None,
         Some(_) => unreadable("it is neither a name nor a number"),
     }
+}
+
+/// Whether a json member has a field `split`.
+fn names_split(text: &[u8]) -> bool {
+    let fields = serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(text);
+    fields.is_ok_and(|fields| fields.keys().any(|name| name.eq_ignore_ascii_case(SPLIT_NAME)))
 }
 
 /// Whether a tar holds samples with labels, or, where no image has a folder, samples of several members.
@@ -192,6 +198,7 @@ pub(super) fn collect(records: &mut Records<'_>, tars: Vec<Tar>) -> Result<(), I
     let (mut without_field, mut labelled) = (0_u64, 0_u64);
     // An image that nothing gives a label but a folder, and the names of fields of a json member.
     let (mut in_folder, mut known) = (None, None);
+    let mut has_split = false;
     for mut tar in tars {
         let origin = records.add_origin(&tar.name);
         tar.push_skipped(records, origin);
@@ -209,6 +216,7 @@ pub(super) fn collect(records: &mut Records<'_>, tars: Vec<Tar>) -> Result<(), I
         })?;
         let container = records.containers.add_file(tar.file.clone());
         for (image, label) in samples.images {
+            has_split |= label.and_then(|member| member.text.as_deref()).is_some_and(names_split);
             let evidence =
                 match label.map(|member| (member, read_label(member, options.label_column.as_deref()))) {
                     Some((member, LabelText::Unreadable(reason))) if !options.unlabelled => {
@@ -245,6 +253,10 @@ pub(super) fn collect(records: &mut Records<'_>, tars: Vec<Tar>) -> Result<(), I
         for member in samples.others {
             records.pass_over("other members of a sample", &shown(&tar.name, &member.path));
         }
+    }
+    if has_split {
+        let warning = "the field `split` of the json members is not read; names of tars and `--splits` say what is which split";
+        records.warnings.push(warning.into());
     }
     if options.unlabelled {
         return Ok(());
