@@ -71,12 +71,12 @@ pub fn read(path: &Path) -> Result<(String, String), ConfigError> {
 ///
 /// # Errors
 /// The first key or value that is wrong, with the nearest right key.
-pub fn resolve<C, F>(file: Option<(&str, &str)>, flags: &F) -> Result<C, ConfigError>
+pub fn resolve<C, F>(defaults: &C, file: Option<(&str, &str)>, flags: &F) -> Result<C, ConfigError>
 where
-    C: Serialize + DeserializeOwned + Default,
+    C: Serialize + DeserializeOwned,
     F: Serialize,
 {
-    let defaults = Table::try_from(C::default()).expect("a configuration is a table");
+    let defaults = Table::try_from(defaults).expect("a configuration is a table");
     let mut table = defaults.clone();
     if let Some((name, text)) = file {
         let given: Table = text.parse().map_err(|error: toml::de::Error| ConfigError::Syntax {
@@ -158,15 +158,15 @@ mod tests {
     #[test]
     fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
         let file = Some(("run.toml", "batch_size = 64\nlr = 0.1\n"));
-        let resolved: Example = resolve(file, &Flags { lr: Some(0.2) }).expect("valid");
+        let resolved = resolve(&Example::default(), file, &Flags { lr: Some(0.2) }).expect("valid");
         assert_eq!(resolved, Example { batch_size: 64, lr: 0.2 });
-        let resolved: Example = resolve(file, &Flags::default()).expect("valid");
+        let resolved = resolve(&Example::default(), file, &Flags::default()).expect("valid");
         assert_eq!(resolved, Example { batch_size: 64, lr: 0.1 });
     }
 
     #[test]
     fn toml_as_people_write_it_is_read_or_its_fault_is_named() {
-        let read = |text: &str| resolve::<Example, _>(Some(("run.toml", text)), &Flags::default());
+        let read = |text: &str| resolve(&Example::default(), Some(("run.toml", text)), &Flags::default());
         for text in [
             "batch_size = 64\r\nlr = 0.1\r\n",
             "\u{feff}batch_size = 64\nlr = 1e-1",
@@ -194,14 +194,14 @@ mod tests {
     #[test]
     fn a_wrong_key_is_named_with_the_nearest_right_one() {
         let file = Some(("run.toml", "bach_size = 64\n"));
-        let error = resolve::<Example, _>(file, &Flags::default()).expect_err("wrong");
+        let error = resolve(&Example::default(), file, &Flags::default()).expect_err("wrong");
         assert_eq!(error.to_string(), r#"run.toml: unknown key "bach_size"; did you mean "batch_size"?"#);
     }
 
     #[test]
     fn a_wrong_value_is_named_with_its_key() {
         let file = Some(("run.toml", "batch_size = \"many\"\n"));
-        let error = resolve::<Example, _>(file, &Flags::default()).expect_err("wrong");
+        let error = resolve(&Example::default(), file, &Flags::default()).expect_err("wrong");
         assert!(error.to_string().starts_with(r#"run.toml, key "batch_size": "#), "{error}");
     }
 }

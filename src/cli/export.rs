@@ -5,6 +5,7 @@ mod pictures;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
+use super::exit::WrongUsage;
 use super::{GlobalArgs, write_json};
 use crate::eval::{ProjectorJob, export_parquet, export_projector, export_torchvision};
 use crate::feature_table::{ColumnNames, open_table};
@@ -22,7 +23,8 @@ pub(super) struct ExportArgs {
 #[derive(Debug, Subcommand)]
 enum Form {
     Pictures(pictures::PicturesArgs),
-    /// Weights as one safetensors file with torchvision's names
+    /// Weights as one safetensors file with torchvision's names; jobs/tools/cifar_resnet.py has the classes of the CIFAR
+    /// networks
     Torchvision {
         /// The checkpoint's folder, or that of a run, whose newest checkpoint it is then
         #[arg(long, value_name = "URL")]
@@ -64,6 +66,12 @@ pub(super) fn run(global: &GlobalArgs, args: &ExportArgs) -> anyhow::Result<()> 
     match &args.form {
         Form::Pictures(args) => pictures::run(global, args),
         Form::Torchvision { checkpoint, without_projection, output } => {
+            if [".pth", ".pt", ".bin", ".tar"].iter().any(|ending| output.ends_with(ending)) {
+                let reason = format!(
+                    "--output {output}: the file is safetensors, not a pickle; end its name in `.safetensors`"
+                );
+                return Err(WrongUsage(reason).into());
+            }
             let (checkpoint, place) = (global.checkpoint(checkpoint)?, global.location(output)?);
             let tensors = export_torchvision(&checkpoint, &place, !without_projection)?;
             write_json(&json!({"output": output, "tensors": tensors}))

@@ -85,8 +85,7 @@ pub(super) fn run(global: &GlobalArgs, args: &FinetuneArgs) -> anyhow::Result<()
     }
     let of_run: TrainConfig =
         serde_json::from_value(of_run).with_context(|| format!("the configuration of {from}"))?;
-    let protocol = toml::to_string(&finetune_protocol(&of_run)).context("the protocol")?;
-    let config: TrainConfig = config::resolve(Some(("the protocol", &protocol)), &args.flags)?;
+    let config = config::resolve(&finetune_protocol(&of_run), None, &args.flags)?;
     let manifest = Manifest::read(&dataset)?;
     let split = manifest.evaluation_split(&dataset, args.judge_split.as_deref())?;
     let judged: Arc<dyn Source> = Arc::new(config.source(&dataset, &manifest, &split, None)?);

@@ -187,7 +187,9 @@ pub(super) fn run(global: &GlobalArgs, args: &LinearArgs) -> anyhow::Result<()> 
 fn line(report: &ProbeReport) -> String {
     let ProbeReport { step, train_rows, feature, .. } = report;
     let (top1, top5) = (100.0 * report.top1, 100.0 * report.top5);
-    format!("step {step}: top-1 {top1:.2} %, top-5 {top5:.2} % (linear on {train_rows} rows, {feature})")
+    let end =
+        if report.converged { "" } else { "; not converged, more `--iterations` or `--epochs` may help" };
+    format!("step {step}: top-1 {top1:.2} %, top-5 {top5:.2} % (linear on {train_rows} rows, {feature}{end})")
 }
 
 fn of_tables(global: &GlobalArgs, args: &LinearArgs, options: &LinearOptions) -> anyhow::Result<Probed> {

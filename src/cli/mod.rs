@@ -42,6 +42,7 @@ use clap_complete::Shell;
 
 use crate::checkpoint::checkpoint_at;
 use crate::config::ConfigError;
+use crate::failure::Failure;
 use crate::storage::{Location, RetryLimits, StorageOptions, Traffic};
 
 /// Instance discrimination at ImageNet scale, as batch jobs.
@@ -189,8 +190,11 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if exit::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            progress::say(&format!("error: {}", exit::text(&error)));
-            ExitCode::from(exit::failure(&error).exit_code())
+            let failure = exit::failure(&error);
+            // To be stopped is no fault.
+            let kind = if failure == Failure::Stopped { "" } else { "error: " };
+            progress::say(&format!("{kind}{}", exit::text(&error)));
+            ExitCode::from(failure.exit_code())
         }
     }
 }

@@ -13,19 +13,22 @@ use crate::loader::{CropBox, DatasetSource, Recipe, Source, augment};
 use crate::picture::{Limits, Picture, decode, encode_png};
 use crate::storage::PublishMode;
 
+/// A drawing is enlarged by a whole factor, up to this width in pixels.
+const SEEN_WIDTH: u32 = 800;
 /// Between the two pictures, in pixels.
 const GAP: u32 = 8;
 /// The frame around the crop: its colour, and the colours of its edges.
 const FRAME: [[u8; 3]; 3] = [[0, 0, 0], [255, 64, 64], [0, 0, 0]];
 const GROUND: [u8; 3] = [255, 255, 255];
 
-/// Draw what the network saw of a picture in an epoch, beside the original with the crop marked.
+/// Draw what the network saw of an image in some epochs, beside the original with the crop marked.
 ///
 /// The pixels are a function of seed, epoch and instance, so they are exactly those of a run with this seed,
-/// recipe and size; --run takes these from a run. What was drawn goes to stdout as JSON.
+/// recipe and size; --run takes these from a run. Small images are enlarged, each pixel to a square. What was drawn goes
+/// to stdout as JSON.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  instdisc render --dataset in1k --run runs/r50 --instance 12345 --epoch 17 --output x.png"
+    after_help = "Example:\n  instdisc render --dataset in1k --run runs/r50 --instance 12345 --epoch 0,17 --output x.png"
 )]
 pub(super) struct RenderArgs {
     /// The dataset's folder
@@ -40,9 +43,9 @@ pub(super) struct RenderArgs {
     /// The instance
     #[arg(long, value_name = "N")]
     instance: u32,
-    /// The epoch, from 0
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    epoch: u64,
+    /// The epochs, from 0, with commas between; a row of the drawing for each
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "0")]
+    epoch: Vec<u64>,
     /// The seed of the run [default: that of --run, else 0]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -90,6 +93,9 @@ impl Drawing {
 }
 
 pub(super) fn run(global: &GlobalArgs, args: &RenderArgs) -> anyhow::Result<()> {
+    if !args.output.ends_with(".png") {
+        bail!(WrongUsage(format!("--output {}: the drawing is a PNG; end its name in `.png`", args.output)));
+    }
     let location = global.location(&args.dataset)?;
     let manifest = Manifest::read(&location)?;
     let config = args.run.as_ref().map(|run| config_of(global, run, args, &manifest)).transpose()?;
@@ -111,10 +117,15 @@ pub(super) fn run(global: &GlobalArgs, args: &RenderArgs) -> anyhow::Result<()> 
         RecipeName::Cifar => Recipe::cifar(image_size),
     };
     let mut planes = vec![0; 3 * (image_size as usize).pow(2)];
-    let draw = |width, height| recipe.draw_for(seed, args.epoch, id, width, height);
-    let drawn = augment(&row.bytes, orientation, draw, image_size, &mut planes)
-        .map_err(|error| undecodable(&row.path, &error))?;
-    let picture = beside(&original, drawn.crop, &planes, image_size);
+    let (mut rows, mut epochs) = (Vec::new(), Vec::new());
+    for &epoch in &args.epoch {
+        let draw = |width, height| recipe.draw_for(seed, epoch, id, width, height);
+        let drawn = augment(&row.bytes, orientation, draw, image_size, &mut planes)
+            .map_err(|error| undecodable(&row.path, &error))?;
+        rows.push(beside(&original, drawn.crop, &planes, image_size));
+        epochs.push(json!({"epoch": epoch, "augmentation": drawn}));
+    }
+    let picture = enlarged(&stacked(&rows));
     global.location(&args.output)?.publish(encode_png(&picture)?, PublishMode::Overwrite)?;
     write_json(&json!({
         "instance": args.instance,
@@ -123,9 +134,8 @@ pub(super) fn run(global: &GlobalArgs, args: &RenderArgs) -> anyhow::Result<()> 
         "height": original.height,
         "split": split,
         "seed": seed,
-        "epoch": args.epoch,
         "image_size": image_size,
-        "augmentation": drawn,
+        "epochs": epochs,
     }))
 }
 
@@ -148,6 +158,32 @@ fn config_of(
         bail!(WrongUsage(format!("--run {run} was trained on another {split} split than that of {dataset}")));
     }
     Ok(checkpoint.state()?.config)
+}
+
+/// Drawings of equal width, one below the other.
+fn stacked(rows: &[Picture]) -> Picture {
+    let width = rows.iter().map(|row| row.width).max().unwrap_or(0);
+    let mut rgb = Vec::new();
+    for (number, row) in rows.iter().enumerate() {
+        if number > 0 {
+            rgb.extend(GROUND.repeat((width * GAP) as usize));
+        }
+        rgb.extend_from_slice(&row.rgb);
+    }
+    Picture { width, height: (rgb.len() / 3 / width.max(1) as usize) as u32, rgb }
+}
+
+/// The same with each pixel as a square, where it is too small to be seen.
+fn enlarged(small: &Picture) -> Picture {
+    let scale = (SEEN_WIDTH / small.width.max(1)).max(1) as usize;
+    let line =
+        |row: &[u8]| -> Vec<u8> { row.chunks_exact(3).flat_map(|pixel| pixel.repeat(scale)).collect() };
+    let rows = small.rgb.chunks_exact(3 * small.width.max(1) as usize);
+    Picture {
+        width: small.width * scale as u32,
+        height: small.height * scale as u32,
+        rgb: rows.flat_map(|row| line(row).repeat(scale)).collect(),
+    }
 }
 
 /// The original with the crop's frame, and right of it the planes as they are.
@@ -187,6 +223,38 @@ fn frame(crop: CropBox, x: u32, y: u32) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn drawings_are_stacked_and_small_ones_enlarged() {
+        let row = |value: u8| Picture { width: 2, height: 1, rgb: vec![value, 0, 0, 0, value, 0] };
+        let stacked = stacked(&[row(1), row(2)]);
+        assert_eq!((stacked.width, stacked.height), (2, 2 + GAP));
+        let last = &stacked.rgb[stacked.rgb.len() - 6..];
+        assert_eq!((&stacked.rgb[..6], last), (&row(1).rgb[..], &row(2).rgb[..]));
+        let large = enlarged(&row(9));
+        assert_eq!((large.width, large.height), (800, 400));
+        let pixel = |x: u32, y: u32| &large.rgb[((y * large.width + x) * 3) as usize..][..3];
+        assert_eq!((pixel(399, 399), pixel(400, 0)), (&[9, 0, 0][..], &[0, 9, 0][..]));
+        let wide = Picture { width: 801, height: 1, rgb: vec![5; 3 * 801] };
+        assert_eq!(enlarged(&wide).rgb, wide.rgb);
+    }
+
+    #[test]
+    fn drawings_are_stacked_and_small_ones_enlarged() {
+        let row = |value: u8| Picture { width: 2, height: 1, rgb: vec![value, 0, 0, 0, value, 0] };
+        let stacked = stacked(&[row(1), row(2)]);
+        assert_eq!((stacked.width, stacked.height), (2, 2 + GAP));
+        assert_eq!(
+            (&stacked.rgb[..6], &stacked.rgb[stacked.rgb.len() - 6..]),
+            (&row(1).rgb[..], &row(2).rgb[..])
+        );
+        let large = enlarged(&row(9));
+        assert_eq!((large.width, large.height), (800, 400));
+        let pixel = |x: u32, y: u32| &large.rgb[((y * large.width + x) * 3) as usize..][..3];
+        assert_eq!((pixel(399, 399), pixel(400, 0)), (&[9, 0, 0][..], &[0, 9, 0][..]));
+        let wide = Picture { width: 801, height: 1, rgb: vec![5; 3 * 801] };
+        assert_eq!(enlarged(&wide).rgb, wide.rgb);
+    }
 
     #[test]
     fn the_frame_lies_inside_the_crop_and_the_seen_pixels_stay_as_they_are() {

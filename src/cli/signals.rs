@@ -24,7 +24,9 @@ pub(super) fn stop_on_signals(flag: &'static AtomicBool) -> anyhow::Result<()> {
                     // Who presses Ctrl-C twice does not want to wait for a checkpoint.
                     end_with_signal(kind);
                 }
-                tracing::info!("signal {}: stopping", kind.as_raw_value());
+                let again =
+                    if kind == SignalKind::interrupt() { "; once more ends without saving" } else { "" };
+                tracing::info!("signal {}: stopping after this step{again}", kind.as_raw_value());
             }
         });
     }

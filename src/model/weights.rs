@@ -6,9 +6,15 @@ use tch::{Kind, Tensor};
 /// A file of tensors does not fit.
 #[derive(Debug, thiserror::Error)]
 pub enum WeightsError {
-    /// The bytes are no safetensors file.
-    #[error("the bytes are no safetensors file")]
+    /// The bytes are not a safetensors file.
+    #[error("not a safetensors file")]
     Malformed(#[source] safetensors::SafeTensorError),
+    /// The bytes are what PyTorch's `torch.save` writes.
+    #[error(
+        "a PyTorch pickle, not safetensors; convert it: `python -c 'import sys, torch, safetensors.torch as s; \
+         s.save_file(torch.load(sys.argv[1], map_location=\"cpu\", weights_only=True), sys.argv[2])' IN.pth OUT.safetensors`"
+    )]
+    Pickle,
     /// A tensor that is needed is not there.
     #[error("tensor {name:?} is missing")]
     Missing {
@@ -40,6 +46,9 @@ pub enum WeightsError {
         dtype: String,
     },
 }
+
+/// How `torch.save` begins: a zip, or a pickle of protocol 2 and more.
+const PICKLES: [&[u8]; 2] = [b"PK\x03\x04", b"\x80"];
 
 /// Tensors on the CPU, with their names, sorted by name.
 #[derive(Debug, Default)]
@@ -98,7 +107,9 @@ impl NamedTensors {
     /// # Errors
     /// If the bytes are no safetensors file or hold a type other than f16, bf16, f32, f64, i32 or i64.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, WeightsError> {
-        let file = SafeTensors::deserialize(bytes).map_err(WeightsError::Malformed)?;
+        let is_pickle = PICKLES.iter().any(|magic| bytes.starts_with(magic));
+        let file = SafeTensors::deserialize(bytes)
+            .map_err(|error| if is_pickle { WeightsError::Pickle } else { WeightsError::Malformed(error) })?;
         let mut tensors = Vec::new();
         for (name, view) in file.tensors() {
             let Some(kind) = kind(view.dtype()) else {

@@ -3,26 +3,27 @@
 mod checks;
 mod choices;
 mod compatibility;
+mod for_images;
 mod recipe;
 
 use serde::{Deserialize, Serialize};
 
 pub use checks::InvalidConfig;
-pub(super) use choices::MOST_INSTANCES_OF_SOFTMAX;
-pub use choices::{LrSchedule, ObjectiveChoice, OnNonFinite, OptimizerKind, Precision};
+pub use choices::{LrSchedule, OnNonFinite, OptimizerKind, Precision};
 pub use compatibility::Difference;
+pub use for_images::Images;
 pub use recipe::RecipeKind;
 
 use super::data::ShuffleKind;
 use crate::bank::{BankDtype, BankInit, BankOptions};
 use crate::loader::OnCorrupt;
 use crate::model::{Architecture, DeviceChoice, EncoderConfig};
-use crate::objective::{ObjectiveOptions, PartitionChoice, Sampling};
+use crate::objective::{ObjectiveKind, ObjectiveOptions, PartitionChoice, Sampling};
 use crate::units::{BankMomentum, ByteSize, Temperature};
 
 /// Everything that a run is made from, apart from where it reads and writes.
 ///
-/// The defaults are those of the reference's `main.py` for ImageNet.
+/// The defaults are those of the reference's `main.py` for ImageNet; [`TrainConfig::for_images`] has those of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainConfig {
@@ -49,7 +50,7 @@ pub struct TrainConfig {
     /// Passes over the split.
     pub epochs: u64,
     /// The objective.
-    pub objective: ObjectiveChoice,
+    pub objective: ObjectiveKind,
     /// K, sampled rows of each picture, for `nce` and `infonce`.
     pub negatives: usize,
     /// Whether each picture has sampled rows of its own.
@@ -173,7 +174,7 @@ impl Default for TrainConfig {
             batch_size: 256,
             accumulate: 1,
             epochs: 200,
-            objective: ObjectiveChoice::Auto,
+            objective: ObjectiveKind::Nce,
             negatives: 4096,
             negative_sampling: Sampling::PerSample,
             exclude_positive: false,
@@ -233,16 +234,10 @@ impl Default for TrainConfig {
 }
 
 impl TrainConfig {
-    /// The same with everything decided that depends on the number of instances.
-    #[must_use]
-    pub fn decided(&self, instances: usize) -> Self {
-        Self { objective: self.objective.kind(instances).into(), ..self.clone() }
-    }
-
-    /// What the objective over so many instances is.
-    pub fn objective(&self, instances: usize) -> ObjectiveOptions {
+    /// What the objective is.
+    pub fn objective(&self) -> ObjectiveOptions {
         ObjectiveOptions {
-            kind: self.objective.kind(instances),
+            kind: self.objective,
             temperature: self.temperature,
             negatives: self.negatives,
             sampling: self.negative_sampling,

@@ -103,6 +103,17 @@ pub enum PartError {
     /// The weights' file.
     #[error(transparent)]
     Weights(#[from] WeightsError),
+    /// The file of weights to begin with cannot be used.
+    #[error("--init {file}: not weights of {arch} (`--arch`), with torchvision's names")]
+    Init {
+        /// The file.
+        file: String,
+        /// The network.
+        arch: String,
+        /// The cause.
+        #[source]
+        source: WeightsError,
+    },
     /// The device.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -166,7 +177,7 @@ impl PartError {
             Self::Loader(error) => error.failure(),
             Self::Checkpoint(error) => error.failure(),
             Self::Table(error) => error.failure(),
-            Self::Weights(_) => Failure::Data,
+            Self::Weights(_) | Self::Init { .. } => Failure::Data,
             Self::Device(_) => Failure::Config,
             Self::Storage(error) => error.failure(),
             Self::Distributed(error) => error.failure(),

@@ -52,12 +52,12 @@ pub(super) struct Opened<L> {
 impl Opened<Trainer> {
     /// Brings the processes together, and each to where the newest checkpoint is.
     fn of(job: &TrainJob, stop: &StopFlag) -> Result<Self, TrainError> {
-        job.config.validate()?;
+        let config = &job.config;
+        config.validate()?;
         let manifest = Manifest::read(&job.dataset)?;
         let source = data::open(job, &manifest)?;
         let instances = source.len();
         check_size(job, instances)?;
-        let config = &job.config.decided(instances);
         let data = DataIdentity::of(job, &manifest, &source)?;
         let device = select_device_of(config.device, job.rendezvous.local_rank(), job.rendezvous.world())?;
         set_precision(config, device.device);

@@ -42,7 +42,7 @@ impl Trainer {
         let bank = MemoryBank::from_stored(stored, table.meta().dim, self.encoder.device());
         self.bank = bank.with_dtype(self.config.bank_dtype);
         let partition = state.ln_partition.map_or(Partition::Unset, |ln_z| Partition::Set { ln_z });
-        self.objective = Objective::new(self.config.objective(self.bank.instances()), partition);
+        self.objective = Objective::new(self.config.objective(), partition);
         self.loss_scale = serde_json::from_value(state.loss_scale).map_err(|_| damaged(STATE))?;
         self.skipped = state.skipped_steps;
         self.cursor = state.cursor;

@@ -1,16 +1,17 @@
 //! What comes before the first step.
 
+use clap::ValueEnum;
+
 use crate::checkpoint::{Checkpoint, TrainedOn, checkpoint_name};
 use crate::distributed::ProcessGroup;
 use crate::failure::Failure;
 use crate::model::{NamedTensors, allow_tf32};
 use crate::storage::{Location, Lock};
 
-use super::config::MOST_INSTANCES_OF_SOFTMAX;
 use super::restoring::newest;
 use super::retention::remove_unpublished;
 use super::state::Trainer;
-use super::{ObjectiveChoice, Precision, TrainConfig, TrainError, TrainJob};
+use super::{Precision, TrainConfig, TrainError, TrainJob};
 use crate::objective::ObjectiveKind;
 
 /// The key under which rank 0 says from where the run goes on.
@@ -102,8 +103,16 @@ fn program() -> String {
 
 /// Puts the weights of a file in place of the initial ones.
 pub(super) fn begin_with(trainer: &mut Trainer, file: &Location) -> Result<(), TrainError> {
-    let weights = NamedTensors::from_bytes(&file.read()?)?;
-    let whole = trainer.encoder.load_backbone(&weights)?;
+    let wrong = |source| {
+        let arch = trainer
+            .config
+            .arch
+            .to_possible_value()
+            .map_or_else(String::new, |value| value.get_name().to_owned());
+        TrainError::Init { file: file.to_string(), arch, source }
+    };
+    let weights = NamedTensors::from_bytes(&file.read()?).map_err(wrong)?;
+    let whole = trainer.encoder.load_backbone(&weights).map_err(wrong)?;
     tracing::info!("weights of {file}{}", if whole { "" } else { ", without its last layer" });
     Ok(())
 }
@@ -120,25 +129,10 @@ pub(super) fn set_precision(config: &TrainConfig, device: tch::Device) {
     }
 }
 
-/// Says which objective `auto` is and why, and what of the options does little good with so many instances.
+/// Says what of the options does little good with so many instances.
 pub(super) fn advise(job: &TrainJob, instances: usize) {
     let config = &job.config;
-    let kind = config.objective.kind(instances);
-    if config.objective == ObjectiveChoice::Auto {
-        match kind {
-            ObjectiveKind::Softmax => tracing::info!(
-                "objective: the exact softmax over {instances} rows (`auto` up to {MOST_INSTANCES_OF_SOFTMAX}; `--objective \
-                 nce` samples {} of them)",
-                config.negatives
-            ),
-            _ => tracing::info!(
-                "objective: nce with {} sampled rows of {instances} (`auto` above {MOST_INSTANCES_OF_SOFTMAX}; `--objective \
-                 softmax` takes all)",
-                config.negatives
-            ),
-        }
-    }
-    if kind != ObjectiveKind::Softmax && config.negatives >= instances {
+    if config.objective != ObjectiveKind::Softmax && config.negatives >= instances {
         tracing::warn!(
             "{} rows are sampled of {instances}: `--objective softmax` takes each once, for less",
             config.negatives

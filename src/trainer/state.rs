@@ -80,7 +80,7 @@ impl Trainer {
         let reducer = GradientReducer::new(&group, &parameters)?;
         let owned = Part { rank: group.rank(), ranks: group.world() }.of(instances);
         let bank = MemoryBank::initial_rows(config.bank(instances), owned, config.seed, device);
-        let objective = Objective::new(config.objective(instances), Partition::Unset);
+        let objective = Objective::new(config.objective(), Partition::Unset);
         let loss_scale = (config.precision == Precision::F16).then(LossScale::default);
         let cursor = Cursor::default();
         Ok(Self {

@@ -303,7 +303,7 @@ fn a_process_that_waits_for_another_heeds_a_signal() {
     ranks.signal(0, "-TERM");
     let output = ranks.end().remove(0);
     assert_eq!(output.status.code(), Some(75), "{}", stderr(&output));
-    assert!(stderr(&output).contains("error: stopped before all ranks had come"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("stopped before all ranks had come"), "{}", stderr(&output));
 }
 
 #[test]

@@ -30,6 +30,7 @@ fn the_encoder_agrees_with_torchvision() {
         ("vgg16", Architecture::Vgg16, 32),
         ("vgg16-bn", Architecture::Vgg16Bn, 32),
         ("resnet18-cifar", Architecture::ResNet18Cifar, 32),
+        ("resnet20-cifar", Architecture::ResNet20Cifar, 32),
     ] {
         let config = EncoderConfig {
             arch,

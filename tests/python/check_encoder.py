@@ -4,16 +4,18 @@ Usage: check_encoder.py MODEL.safetensors SAMPLE.safetensors ARCH
 """
 
 import sys
+from pathlib import Path
 
 import torch
 import torchvision
 from safetensors.torch import load_file
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "jobs/tools"))
+import cifar_resnet
+
 weights, sample, arch = sys.argv[1:]
-model = getattr(torchvision.models, arch.removesuffix("-cifar").replace("-", "_"))(num_classes=128)
-if arch.endswith("-cifar"):
-    model.conv1 = torch.nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
-    model.maxpool = torch.nn.Identity()
+networks = cifar_resnet if arch.endswith("-cifar") else torchvision.models
+model = getattr(networks, arch.replace("-", "_"))(num_classes=128)
 model.load_state_dict(load_file(weights))
 model.eval()
 given = load_file(sample)

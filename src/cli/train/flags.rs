@@ -7,8 +7,8 @@ use crate::bank::{BankDtype, BankInit};
 use crate::cli::learn_flags::LearnFlags;
 use crate::loader::OnCorrupt;
 use crate::model::Architecture;
-use crate::objective::{PartitionChoice, Sampling};
-use crate::trainer::{LrSchedule, ObjectiveChoice, OnNonFinite, OptimizerKind, ShuffleKind};
+use crate::objective::{ObjectiveKind, PartitionChoice, Sampling};
+use crate::trainer::{LrSchedule, OnNonFinite, OptimizerKind, ShuffleKind};
 use crate::units::{BankMomentum, ByteSize, Temperature};
 
 /// The keys of [`TrainConfig`](crate::trainer::TrainConfig) as flags.
@@ -40,7 +40,7 @@ pub(in crate::cli) struct TrainFlags {
     /// The objective
     #[arg(long, value_enum, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    objective: Option<ObjectiveChoice>,
+    objective: Option<ObjectiveKind>,
     /// K, sampled rows of each picture (nce, infonce)
     #[arg(long, value_name = "K")]
     #[serde(skip_serializing_if = "Option::is_none")]

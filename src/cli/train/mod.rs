@@ -20,9 +20,11 @@ use super::progress::{Meter, say};
 use super::ranks::{RankFlags, end_as_lost};
 use super::{GlobalArgs, learn_flags, signals, write_json};
 use crate::config;
+use crate::dataset::Manifest;
+use crate::storage::Location;
 use crate::trainer::{
-    HookError, Hooks, Judged, MetricsLine, Outcome, RunSummary, Scope, StepReport, StopFlag, TrainConfig,
-    TrainJob, train,
+    HookError, Hooks, Images, Judged, MetricsLine, Outcome, RunSummary, Scope, StepReport, StopFlag,
+    TrainConfig, TrainJob, train,
 };
 
 /// Train an encoder and its memory bank.
@@ -53,18 +55,34 @@ pub(super) struct TrainArgs {
     ranks: RankFlags,
 }
 
+/// Keys whose defaults depend on the images, with what these are; see [`TrainConfig::for_images`].
+const BY_IMAGES: [(&str, &str); 5] = [
+    ("objective", "softmax up to 100,000 images, nce above"),
+    ("arch", "resnet18; resnet18-cifar for images of at most 48 pixels"),
+    ("image_size", "224; 32 for images of at most 48 pixels"),
+    ("recipe", "imagenet; cifar for images of at most 48 pixels"),
+    ("batch_size", "256; for fewer than 4,096 images a sixteenth of them, 16 at least"),
+];
+
 /// Writes the defaults into the help.
 pub(super) fn show_defaults(command: clap::Command) -> clap::Command {
-    learn_flags::show_defaults(command, &TrainConfig::default(), &[])
+    let keys = BY_IMAGES.map(|(key, _)| key);
+    let command = learn_flags::show_defaults(command, &TrainConfig::default(), &keys);
+    BY_IMAGES.into_iter().fold(command, |command, (key, default)| {
+        command.mut_arg(key, |arg| {
+            let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+            arg.help(format!("{help} [default: {default}]"))
+        })
+    })
 }
 
 pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
     static STOP: StopFlag = StopFlag::new(false);
     let text = args.config.as_deref().map(config::read).transpose()?;
     let file = text.as_ref().map(|(name, text)| (name.as_str(), text.as_str()));
-    let config: TrainConfig = config::resolve(file, &args.options)?;
-    let init = (!config.init.is_empty()).then(|| global.file("--init", &config.init)).transpose()?;
     let (dataset, run) = (global.location(&args.dataset)?, global.location(&args.run)?);
+    let config = resolve(&dataset, file, &args.options)?;
+    let init = (!config.init.is_empty()).then(|| global.file("--init", &config.init)).transpose()?;
     let rendezvous = args.ranks.rendezvous()?;
     let is_first = rendezvous.rank() == 0;
     let collective_timeout = args.ranks.timeout();
@@ -100,6 +118,31 @@ pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
             &json!({"run": args.run, "finished": true, "step": step, "checkpoint": checkpoint.to_string()}),
         ),
     }
+}
+
+/// The configuration over the defaults for the images of the split; says which of these are not the general ones.
+fn resolve(
+    dataset: &Location,
+    file: Option<(&str, &str)>,
+    flags: &TrainFlags,
+) -> anyhow::Result<TrainConfig> {
+    let general = TrainConfig::default();
+    let asked = config::resolve(&general, file, flags)?;
+    let manifest = Manifest::read(dataset)?;
+    let images = Images::of(manifest.split(dataset, &asked.split)?, asked.limit);
+    let config = config::resolve(&TrainConfig::for_images(images), file, flags)?;
+    let [before, now] = [&asked, &config].map(|config| serde_json::to_value(config).unwrap_or_default());
+    let differing = now.as_object().into_iter().flatten().filter(|(key, value)| before[*key] != **value);
+    let differing: Vec<String> = differing.map(|(key, value)| format!("{key} = {value}")).collect();
+    if !differing.is_empty() {
+        tracing::info!(
+            "defaults for {} images of {} pixels: {}",
+            images.count,
+            images.shorter_side,
+            differing.join(", ")
+        );
+    }
+    Ok(config)
 }
 
 /// Shows a run in the terminal and judges the bank after each epoch.

@@ -3,49 +3,6 @@
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use crate::objective::ObjectiveKind;
-
-/// Up to so many instances `auto` is the exact softmax: its products are then a few per cent of a small network's.
-pub(in crate::trainer) const MOST_INSTANCES_OF_SOFTMAX: usize = 100_000;
-
-/// The objective that a run asks for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
-#[value(rename_all = "lower")]
-pub enum ObjectiveChoice {
-    /// The exact softmax up to 100,000 instances, nce above.
-    #[default]
-    Auto,
-    /// Noise-contrastive estimation against sampled rows (paper section 3.2; the reference's default).
-    Nce,
-    /// The exact softmax over all instances (paper equation 2; the reference's `--nce-k 0`).
-    Softmax,
-    /// The softmax over the own row and sampled ones.
-    InfoNce,
-}
-
-impl ObjectiveChoice {
-    /// The objective for so many instances.
-    pub fn kind(self, instances: usize) -> ObjectiveKind {
-        match self {
-            Self::Auto if instances <= MOST_INSTANCES_OF_SOFTMAX => ObjectiveKind::Softmax,
-            Self::Auto | Self::Nce => ObjectiveKind::Nce,
-            Self::Softmax => ObjectiveKind::Softmax,
-            Self::InfoNce => ObjectiveKind::InfoNce,
-        }
-    }
-}
-
-impl From<ObjectiveKind> for ObjectiveChoice {
-    fn from(kind: ObjectiveKind) -> Self {
-        match kind {
-            ObjectiveKind::Nce => Self::Nce,
-            ObjectiveKind::Softmax => Self::Softmax,
-            ObjectiveKind::InfoNce => Self::InfoNce,
-        }
-    }
-}
-
 /// In which precision the network computes. Normalisation, similarities and losses are f32 in each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]

@@ -24,7 +24,6 @@ fn config() -> TrainConfig {
         image_size: SIDE,
         dim: 8,
         batch_size: 8,
-        objective: ObjectiveChoice::Nce,
         negatives: 16,
         ..TrainConfig::default()
     }
@@ -65,7 +64,7 @@ fn state(trainer: &Trainer) -> (Vec<u8>, Vec<u8>, Vec<f32>) {
 
 #[test]
 fn a_batch_seen_again_costs_less_under_every_objective() {
-    for objective in [ObjectiveChoice::Nce, ObjectiveChoice::Softmax, ObjectiveChoice::InfoNce] {
+    for objective in [ObjectiveKind::Nce, ObjectiveKind::Softmax, ObjectiveKind::InfoNce] {
         let temperature = Temperature::new(0.5).expect("a temperature");
         let mut trainer = trainer(TrainConfig { objective, temperature, ..config() });
         let losses: Vec<f64> = (0..2).map(|_| trainer.step(&batch(0)).expect("a step").loss).collect();
@@ -80,7 +79,7 @@ fn accumulated_parts_move_as_the_whole_batch_does() {
     let mut batch = batch(0);
     batch.pixels.truncate(batch.pixels.len() / 2);
     batch.pixels = batch.pixels.repeat(2);
-    let config = TrainConfig { objective: ObjectiveChoice::InfoNce, proximal_weight: 0.1, ..config() };
+    let config = TrainConfig { objective: ObjectiveKind::InfoNce, proximal_weight: 0.1, ..config() };
     let outcome = |accumulate| {
         let mut trainer = trainer(TrainConfig { accumulate, ..config.clone() });
         let global = Arc::new(GlobalBatch::dealt(batch.positions.clone(), 1, accumulate));
@@ -171,7 +170,7 @@ fn a_moving_average_of_z_moves_and_a_fixed_one_does_not() {
 
 #[test]
 fn bf16_trains_with_weights_in_f32() {
-    let (precision, objective) = (Precision::Bf16, ObjectiveChoice::Softmax);
+    let (precision, objective) = (Precision::Bf16, ObjectiveKind::Softmax);
     let mut trainer = trainer(TrainConfig { precision, objective, channels_last: true, ..config() });
     let losses: Vec<f64> = (0..2).map(|_| trainer.step(&batch(0)).expect("a step").loss).collect();
     assert!(losses[1] < losses[0], "{losses:?}");
