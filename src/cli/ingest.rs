@@ -255,6 +255,10 @@ pub(super) fn run(global: &GlobalArgs, args: &IngestArgs) -> anyhow::Result<()> 
     if let Some(held_by) = report.held_by {
         say(&format!("{}: holds this dataset already, {}", report.dest, held_by.describe()));
     }
-    report.lines().iter().for_each(|line| say(line));
-    write_json(&report)
+    let lines = report.lines();
+    // Beside JSON on stdout a person reads them all the same.
+    if !global.prints_lines() {
+        lines.iter().for_each(|line| say(line));
+    }
+    global.write_result(&lines, &report)
 }

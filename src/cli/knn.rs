@@ -17,7 +17,7 @@ use self::{without_torch::Peers, without_torch::judge_run};
 
 use super::exit::WrongUsage;
 use super::progress::say;
-use super::{GlobalArgs, write_json, write_stdout};
+use super::{GlobalArgs, write_stdout};
 use crate::dataset::{Manifest, read_duplicates};
 use crate::eval::{
     Duplicates, EvalError, KnnOptions, KnnReport, KnnReports, PageInput, PagePictures, Thumbnails, cases,
@@ -180,17 +180,18 @@ pub(super) fn run(global: &GlobalArgs, args: &KnnArgs) -> anyhow::Result<()> {
     let pairs = args.bank.iter().zip(&args.queries).map(pair).collect::<anyhow::Result<Vec<_>>>()?;
     let output = args.output.as_ref().map(|output| global.location(output)).transpose()?;
     let place = output.map(|output| Place { output, run: None, mode: PublishMode::Overwrite });
-    print_reports(args, judge(global, args, &pairs, place.as_ref(), &peers)?.as_ref())
+    print_reports(global, args, judge(global, args, &pairs, place.as_ref(), &peers)?.as_ref())
 }
 
 /// Prints the reports as JSON; where they were written to a place that the user chose, a line of each.
-fn print_reports(args: &KnnArgs, reports: Option<&KnnReports>) -> anyhow::Result<()> {
+fn print_reports(global: &GlobalArgs, args: &KnnArgs, reports: Option<&KnnReports>) -> anyhow::Result<()> {
     let Some(reports) = reports else { return Ok(()) };
-    if args.output.is_none() {
-        return write_json(reports);
-    }
     let all = std::iter::once(&reports.first).chain(&reports.other_features);
-    write_stdout(all.map(|report| line(report) + "\n").collect::<String>().as_bytes())
+    let lines: Vec<String> = all.map(line).collect();
+    if args.output.is_none() {
+        return global.write_result(&lines, reports);
+    }
+    write_stdout((lines.join("\n") + "\n").as_bytes())
 }
 
 /// A report for people.

@@ -176,11 +176,12 @@ pub(super) fn run(global: &GlobalArgs, args: &LinearArgs) -> anyhow::Result<()> 
         output.publish(serde_json::to_string_pretty(&report)? + "\n", PublishMode::Overwrite)?;
         say(&format!("report {output}"));
     }
-    if args.output.is_none() {
-        return write_json(&report);
-    }
     let all = std::iter::once(&report.first).chain(&report.other_features);
-    write_stdout(all.map(|report| line(report) + "\n").collect::<String>().as_bytes())
+    let lines: Vec<String> = all.map(line).collect();
+    if args.output.is_none() {
+        return global.write_result(&lines, &report);
+    }
+    write_stdout((lines.join("\n") + "\n").as_bytes())
 }
 
 /// A report for people.

@@ -31,13 +31,13 @@ mod synth;
 #[cfg(feature = "torch")]
 mod train;
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::checkpoint::checkpoint_at;
@@ -86,9 +86,35 @@ struct GlobalArgs {
     /// Logs: error, warn, info, debug, or a filter such as instdisc=debug
     #[arg(long, global = true, value_name = "FILTER", default_value = "info", env = "INSTDISC_LOG", help_heading = OUTPUT)]
     log: String,
+    /// How ingest, knn and linear print their results [default: lines on a terminal, JSON elsewhere]
+    #[arg(long, global = true, value_enum, value_name = "HOW", help_heading = OUTPUT)]
+    print: Option<Print>,
+}
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Print {
+    /// Lines for people
+    Lines,
+    /// JSON for programs
+    Json,
 }
 
 impl GlobalArgs {
+    /// Whether results are printed as lines for people.
+    fn prints_lines(&self) -> bool {
+        self.print.map_or_else(|| std::io::stdout().is_terminal(), |print| print == Print::Lines)
+    }
+
+    /// Writes a result to stdout: as lines for people, or whole.
+    fn write_result(&self, lines: &[String], whole: &impl serde::Serialize) -> anyhow::Result<()> {
+        if self.prints_lines() {
+            write_stdout((lines.join("\n") + "\n").as_bytes())
+        } else {
+            write_json(whole)
+        }
+    }
+
     fn location(&self, text: &str) -> anyhow::Result<Location> {
         let mut options = StorageOptions::new(self.storage_option.clone());
         options.retry =

@@ -229,21 +229,6 @@ mod tests {
         let row = |value: u8| Picture { width: 2, height: 1, rgb: vec![value, 0, 0, 0, value, 0] };
         let stacked = stacked(&[row(1), row(2)]);
         assert_eq!((stacked.width, stacked.height), (2, 2 + GAP));
-        let last = &stacked.rgb[stacked.rgb.len() - 6..];
-        assert_eq!((&stacked.rgb[..6], last), (&row(1).rgb[..], &row(2).rgb[..]));
-        let large = enlarged(&row(9));
-        assert_eq!((large.width, large.height), (800, 400));
-        let pixel = |x: u32, y: u32| &large.rgb[((y * large.width + x) * 3) as usize..][..3];
-        assert_eq!((pixel(399, 399), pixel(400, 0)), (&[9, 0, 0][..], &[0, 9, 0][..]));
-        let wide = Picture { width: 801, height: 1, rgb: vec![5; 3 * 801] };
-        assert_eq!(enlarged(&wide).rgb, wide.rgb);
-    }
-
-    #[test]
-    fn drawings_are_stacked_and_small_ones_enlarged() {
-        let row = |value: u8| Picture { width: 2, height: 1, rgb: vec![value, 0, 0, 0, value, 0] };
-        let stacked = stacked(&[row(1), row(2)]);
-        assert_eq!((stacked.width, stacked.height), (2, 2 + GAP));
         assert_eq!(
             (&stacked.rgb[..6], &stacked.rgb[stacked.rgb.len() - 6..]),
             (&row(1).rgb[..], &row(2).rgb[..])

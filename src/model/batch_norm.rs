@@ -9,6 +9,8 @@ use std::rc::Rc;
 use tch::nn::{self, ModuleT};
 use tch::{Kind, Tensor, no_grad};
 
+use super::layers::note_kept;
+
 /// Sums a tensor over all processes; autograd goes through it.
 pub type SumOverRanks = Rc<dyn Fn(&Tensor) -> Tensor>;
 
@@ -37,6 +39,7 @@ impl BatchNorm {
     /// # Shape
     /// `[batch, channels, height, width]` of any float type -> the same
     pub(super) fn forward(&self, input: &Tensor, statistics: Statistics<'_>) -> Tensor {
+        note_kept(input);
         match statistics {
             Statistics::Running => self.0.forward_t(input, false),
             Statistics::OfBatch => self.of_batch(input),

@@ -11,6 +11,7 @@ use super::batch_norm::{Statistics, SumOverRanks};
 use super::compute::{Compute, ComputeType, tf32_is_allowed};
 use super::init::initial_value;
 use super::layer::{FeatureLayer, NoSuchLayer, STAGES, flat};
+use super::layers::count_kept;
 use super::network::Network;
 use super::weights::{NamedTensors, WeightsError};
 
@@ -194,6 +195,15 @@ impl Encoder {
         let pixels = pixels.to_device(self.device()).to_kind(Kind::Float);
         let normalised = ((pixels / 255.0 - &self.mean) / &self.std).to_kind(self.compute.kind());
         if self.compute.channels_last { channels_last(&normalised) } else { normalised }
+    }
+
+    /// How many numbers autograd keeps of an image between forward and backward pass. Batch norm's statistics move: this is
+    /// for an encoder that nothing else is done with.
+    pub fn activations(&self) -> u64 {
+        let side = i64::from(self.config.image_size);
+        // Batch norm needs two.
+        let pixels = Tensor::zeros([2, 3, side, side], (Kind::Uint8, self.device()));
+        count_kept(|| drop(self.forward(&pixels, true))) / 2
     }
 
     /// The trainable parameters by name, in the order of their names.

@@ -15,6 +15,7 @@ mod data;
 mod divergence;
 mod encode;
 mod error;
+mod estimate;
 mod events;
 mod finetune;
 mod gathered;
@@ -43,11 +44,12 @@ use serde_json::{Map, Value};
 
 pub use bench::StepBench;
 pub use config::{
-    Difference, InvalidConfig, LrSchedule, ObjectiveChoice, OnNonFinite, OptimizerKind, Precision,
-    RecipeKind, TrainConfig,
+    Difference, Images, InvalidConfig, LrSchedule, OnNonFinite, OptimizerKind, Precision, RecipeKind,
+    TrainConfig,
 };
 pub use data::ShuffleKind;
 pub use error::{PartError, TrainError};
+pub use estimate::Estimate;
 pub use finetune::{FinetuneJob, LabelOptions, finetune, finetune_protocol};
 pub use health::BankHealth;
 pub use metrics::{MetricsLine, Scope};

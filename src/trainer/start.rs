@@ -11,7 +11,7 @@ use crate::storage::{Location, Lock};
 use super::restoring::newest;
 use super::retention::remove_unpublished;
 use super::state::Trainer;
-use super::{Precision, TrainConfig, TrainError, TrainJob};
+use super::{PartError, Precision, TrainConfig, TrainError, TrainJob};
 use crate::objective::ObjectiveKind;
 
 /// The key under which rank 0 says from where the run goes on.
@@ -109,7 +109,7 @@ pub(super) fn begin_with(trainer: &mut Trainer, file: &Location) -> Result<(), T
             .arch
             .to_possible_value()
             .map_or_else(String::new, |value| value.get_name().to_owned());
-        TrainError::Init { file: file.to_string(), arch, source }
+        TrainError::Part(PartError::Init { file: file.to_string(), arch, source })
     };
     let weights = NamedTensors::from_bytes(&file.read()?).map_err(wrong)?;
     let whole = trainer.encoder.load_backbone(&weights).map_err(wrong)?;

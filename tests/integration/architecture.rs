@@ -243,8 +243,9 @@ fn every_run_file_is_a_valid_configuration() {
         let path = entry.expect("an entry").path();
         let text = std::fs::read_to_string(&path).expect("text");
         let name = path.display().to_string();
-        let config: instdisc::trainer::TrainConfig =
-            instdisc::config::resolve(Some((&name, &text)), &NoFlags {}).expect("a configuration");
+        let defaults = instdisc::trainer::TrainConfig::default();
+        let config =
+            instdisc::config::resolve(&defaults, Some((&name, &text)), &NoFlags {}).expect("a configuration");
         config.validate().expect("valid");
         for word in ["command:", "expected:", "hours:", "source:"] {
             assert!(

@@ -67,7 +67,7 @@ pub(super) fn judge_run(
     };
     let pairs = whole.tables(&folder, progress_of(peers.is_first(), &Terminal::default()))?;
     let place = Place { output, run: Some(run.clone()), mode: PublishMode::Overwrite };
-    print_reports(args, judge(global, args, &pairs, Some(&place), peers)?.as_ref())
+    print_reports(global, args, judge(global, args, &pairs, Some(&place), peers)?.as_ref())
 }
 
 /// What votes.

@@ -23,8 +23,8 @@ use crate::config;
 use crate::dataset::Manifest;
 use crate::storage::Location;
 use crate::trainer::{
-    HookError, Hooks, Images, Judged, MetricsLine, Outcome, RunSummary, Scope, StepReport, StopFlag,
-    TrainConfig, TrainJob, train,
+    Estimate, HookError, Hooks, Images, Judged, MetricsLine, Outcome, RunSummary, Scope, StepReport,
+    StopFlag, TrainConfig, TrainJob, train,
 };
 
 /// Train an encoder and its memory bank.
@@ -46,6 +46,9 @@ pub(super) struct TrainArgs {
     /// A TOML file with options
     #[arg(long, value_name = "FILE", value_parser = crate::cli::local_path)]
     config: Option<PathBuf>,
+    /// Say what the run needs of memory and disk, and end
+    #[arg(long)]
+    estimate: bool,
     /// Serve the run's numbers for Prometheus at this address, such as 0.0.0.0:9400
     #[arg(long, value_name = "ADDR")]
     metrics_listen: Option<String>,
@@ -84,6 +87,12 @@ pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
     let config = resolve(&dataset, file, &args.options)?;
     let init = (!config.init.is_empty()).then(|| global.file("--init", &config.init)).transpose()?;
     let rendezvous = args.ranks.rendezvous()?;
+    if args.estimate {
+        let manifest = Manifest::read(&dataset)?;
+        let images = Images::of(manifest.split(&dataset, &config.split)?, config.limit);
+        let estimate = Estimate::of(&config, images.count, rendezvous.world());
+        return global.write_result(&estimate.lines(), &estimate);
+    }
     let is_first = rendezvous.rank() == 0;
     let collective_timeout = args.ranks.timeout();
     let on_lost = end_as_lost;
@@ -105,6 +114,8 @@ pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
         chance_loss: None,
         untrained: None,
         chance: None,
+        measured_from: None,
+        total_steps: 0,
     };
     let result = train(&job, &mut hooks, &STOP);
     hooks.meter = None;
@@ -158,12 +169,46 @@ struct TerminalHooks<'a> {
     chance_loss: Option<f64>,
     untrained: Option<f64>,
     chance: Option<f64>,
+    /// A step, and when it was done.
+    measured_from: Option<(u64, Instant)>,
+    total_steps: u64,
+}
+
+/// Steps after which a run says when it will end: the first ones are slower.
+const FORETELLING_STEPS: u64 = 20;
+
+impl TerminalHooks<'_> {
+    /// Says once how long steps take and the run will.
+    fn foretell(&mut self, report: &StepReport) {
+        let Some((from, since)) = self.measured_from else {
+            self.measured_from = Some((report.step, Instant::now()));
+            return;
+        };
+        if report.step != from + FORETELLING_STEPS || !self.is_first {
+            return;
+        }
+        let step = since.elapsed().as_secs_f64() / FORETELLING_STEPS as f64;
+        let left = step * self.total_steps.saturating_sub(report.step) as f64;
+        let end = humantime(left);
+        say(&format!("{step:.2} s a step, so {end} to the end, and what evaluations and checkpoints take"));
+    }
+}
+
+/// Seconds as people say them.
+fn humantime(seconds: f64) -> String {
+    match seconds {
+        s if s < 120.0 => format!("{s:.0} s"),
+        s if s < 7200.0 => format!("{:.0} minutes", s / 60.0),
+        s if s < 172_800.0 => format!("{:.1} hours", s / 3600.0),
+        s => format!("{:.1} days", s / 86_400.0),
+    }
 }
 
 impl Hooks for TerminalHooks<'_> {
     fn started(&mut self, summary: &RunSummary) {
         tracing::info!("device {}", summary.device);
         self.chance_loss = summary.chance_loss;
+        self.total_steps = summary.total_steps;
         if !self.is_first {
             return;
         }
@@ -201,6 +246,7 @@ impl Hooks for TerminalHooks<'_> {
             );
             meter.advance(1, &message);
         }
+        self.foretell(report);
     }
 
     fn judge(&mut self, state: Judged<'_>) -> Result<Map<String, Value>, HookError> {

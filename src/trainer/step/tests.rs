@@ -9,9 +9,8 @@ use crate::feature_table::UNIT_TOLERANCE;
 use crate::ids::{InstanceId, Position};
 use crate::loader::{GlobalBatch, OnCorrupt};
 use crate::model::Architecture;
-use crate::objective::{Partition, PartitionChoice};
+use crate::objective::{ObjectiveKind, Partition, PartitionChoice};
 use crate::rng::{Purpose, Stream};
-use crate::trainer::ObjectiveChoice;
 use crate::trainer::Precision;
 use crate::units::Temperature;
 

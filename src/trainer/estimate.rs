@@ -1,0 +1,137 @@
+//! What a run needs, before it is begun.
+
+use serde::Serialize;
+
+use super::TrainConfig;
+use super::config::{OptimizerKind, Precision};
+use crate::bank::BankDtype;
+use crate::model::Encoder;
+
+/// Bytes of a number in f32.
+const F32: u64 = 4;
+/// Bytes of a row of the bank beside its numbers: its id, label and step, as they are in memory and in a checkpoint.
+const BYTES_BESIDE_A_ROW: u64 = 4 + 2 + 8;
+/// The loader's memory where no limit is given.
+const LOADER_BYTES: u64 = 4 << 30;
+
+/// What a process of a run needs, in bytes. Computed, not measured: libraries' own working memory, such as that of
+/// convolutions, comes on top.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Estimate {
+    /// Trainable numbers in the encoder.
+    pub parameters: u64,
+    /// Steps of the whole run.
+    pub steps: u64,
+    /// On the device: weights, their gradients and what the optimiser keeps for them.
+    pub weights_bytes: u64,
+    /// On the device: what is kept of a part of a batch between forward and backward pass.
+    pub activation_bytes: u64,
+    /// On the device: the process's rows of the bank.
+    pub bank_bytes: u64,
+    /// The sum of these.
+    pub device_bytes: u64,
+    /// In the host's memory: the loader at most, and ids, labels and steps of all rows.
+    pub host_bytes: u64,
+    /// On disk: a checkpoint of the whole run.
+    pub checkpoint_bytes: u64,
+}
+
+impl Estimate {
+    /// Of a run on so many instances in so many processes. The network is built on the CPU to count.
+    pub fn of(config: &TrainConfig, instances: usize, ranks: usize) -> Self {
+        let encoder = Encoder::new(config.encoder(), config.seed, tch::Device::Cpu);
+        let parameters = encoder.parameters().iter().map(|(_, tensor)| tensor.numel() as u64).sum::<u64>();
+        let buffers = if config.optimizer == OptimizerKind::Adamw { 2 } else { 1 };
+        let bytes_of = |of_16_bits: bool| if of_16_bits { F32 / 2 } else { F32 };
+        let activation = bytes_of(matches!(config.precision, Precision::Bf16 | Precision::F16));
+        let part = config.batch_size.div_ceil(config.accumulate).div_ceil(ranks) as u64;
+        let (rows, dim) = (instances as u64, config.dim as u64);
+        let row = dim * bytes_of(config.bank_dtype != BankDtype::F32);
+        let weights_bytes = parameters * F32 * (2 + buffers);
+        let activation_bytes = encoder.activations() * activation * part;
+        let bank_bytes = rows.div_ceil(ranks as u64) * row;
+        let loader = if config.memory_limit.0 == 0 { LOADER_BYTES } else { config.memory_limit.0 };
+        Self {
+            parameters,
+            steps: config.loader().steps(instances) * config.epochs,
+            weights_bytes,
+            activation_bytes,
+            bank_bytes,
+            device_bytes: weights_bytes + activation_bytes + bank_bytes,
+            host_bytes: loader + rows * BYTES_BESIDE_A_ROW,
+            checkpoint_bytes: parameters * F32 * (1 + buffers) + rows * (dim * F32 + BYTES_BESIDE_A_ROW),
+        }
+    }
+
+    /// The same for people, a line each.
+    pub fn lines(&self) -> Vec<String> {
+        let size = |bytes: u64| {
+            let gib = bytes as f64 / f64::from(1 << 30);
+            if gib >= 1.0 { format!("{gib:.1} GiB") } else { format!("{:.0} MiB", gib * 1024.0) }
+        };
+        vec![
+            format!("{:.1} million parameters, {} steps", self.parameters as f64 / 1e6, self.steps),
+            format!(
+                "device: {} for a process and what its libraries need (weights, gradients, optimiser {}; activations {}; \
+                 bank {})",
+                size(self.device_bytes),
+                size(self.weights_bytes),
+                size(self.activation_bytes),
+                size(self.bank_bytes)
+            ),
+            format!("host: up to {}, most of it the loader's (`--memory-limit`)", size(self.host_bytes)),
+            format!("checkpoint: {} on disk", size(self.checkpoint_bytes)),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Architecture;
+
+    #[test]
+    fn a_run_like_the_papers_needs_what_can_be_counted_by_hand() {
+        let config = TrainConfig { arch: Architecture::ResNet18, ..TrainConfig::default() };
+        let one = Estimate::of(&config, 1_281_167, 1);
+        // torchvision's resnet18 with 128 outputs.
+        assert_eq!(one.parameters, 11_242_176);
+        assert_eq!(one.weights_bytes, 12 * 11_242_176);
+        assert_eq!(one.bank_bytes, 1_281_167 * 128 * 4);
+        assert_eq!(one.steps, 5005 * 200);
+        assert_eq!(one.checkpoint_bytes, 8 * 11_242_176 + 1_281_167 * (512 + 14));
+        let eight = Estimate::of(&config, 1_281_167, 8);
+        assert_eq!(
+            (eight.activation_bytes, eight.weights_bytes),
+            (one.activation_bytes / 8, one.weights_bytes)
+        );
+        assert!(one.lines()[1].contains("bank 626 MiB"), "{:?}", one.lines());
+    }
+
+    /// The stem of a CIFAR network by hand: a convolution sees 3 planes and its batch norm 16, both of 32×32.
+    #[test]
+    fn activations_are_the_inputs_of_layers_and_grow_with_the_batch() {
+        let of = |batch_size, precision| {
+            let config = TrainConfig {
+                arch: Architecture::ResNet20Cifar,
+                image_size: 32,
+                batch_size,
+                precision,
+                ..TrainConfig::default()
+            };
+            Estimate::of(&config, 1000, 1).activation_bytes
+        };
+        let one = of(2, Precision::F32) / 2;
+        assert_eq!(of(256, Precision::F32), 256 * one);
+        assert_eq!(of(256, Precision::Bf16), 128 * one);
+        // Per stage and layer: the inputs of 6 convolutions and their batch norms, 1024 numbers of 16 planes each, half
+        // as many in the next stage, and the shortcuts.
+        let plane = 32 * 32;
+        let stage = |planes: u64, size: u64| planes * size;
+        let first = 3 * plane + stage(16, plane) + 12 * stage(16, plane);
+        let second = stage(16, plane) + 11 * stage(32, plane / 4) + stage(16, plane) + stage(32, plane / 4);
+        let third =
+            stage(32, plane / 4) + 11 * stage(64, plane / 16) + stage(32, plane / 4) + stage(64, plane / 16);
+        assert_eq!(one, 4 * (first + second + third + 64));
+    }
+}
