@@ -32,8 +32,8 @@ More:
   instdisc ingest --source more/ --dest in1k --split train --append")]
 #[command(group = ArgGroup::new("smaller").args(["max_side", "short_side"]).multiple(true))]
 pub(super) struct IngestArgs {
-    /// The images: a folder, a file, or several files; {000..146} and {a,b} stand for each of theirs, as in bash
-    /// (`\{` names a brace), unless a path of exactly this name exists
+    /// The images: a folder, a file, or several files. `'train-{000..146}.tar'` stands for 147 files and `'{a,b}.tar'`
+    /// for two, as in bash; a file whose own name has a brace is found too
     #[arg(long, value_name = "PATH|URL", required = true, num_args = 1..)]
     source: Vec<String>,
     /// The dataset's folder
@@ -42,8 +42,8 @@ pub(super) struct IngestArgs {
     /// What the source is
     #[arg(long, value_enum, default_value = "auto")]
     format: SourceFormat,
-    /// Of a source with several splits, take this one; name the split of any other source
-    /// [default: all splits, or the source's own name if that is a split, or train]
+    /// If the source has several splits (train/, val/), take this one alone; if it has none, call it this
+    /// [default: all splits; a source without any is called as its own folder, if that is train, val or test, or train]
     #[arg(long, value_name = "NAME")]
     split: Option<String>,
     /// Put the images that match the pattern into the split NAME, whatever their names say; repeatable

@@ -64,7 +64,7 @@ pub(super) struct KnnArgs {
     /// The column of classes in tables that instdisc did not write [default: label]
     #[arg(long, value_name = "NAME", requires = "bank")]
     label_column: Option<String>,
-    /// A run: its newest checkpoint's bank votes on the split, embedded by its encoder
+    /// Evaluate this run's newest checkpoint, or the checkpoint of this folder: its encoder embeds --split, its bank votes
     #[arg(long, value_name = "URL", conflicts_with_all = ["bank", "queries"], requires = "dataset")]
     run: Option<String>,
     /// The dataset, for the page's pictures and for --run
@@ -73,8 +73,9 @@ pub(super) struct KnnArgs {
     /// The split that --run evaluates on [default: the first of val, valid, validation and test that exists]
     #[arg(long, value_name = "NAME")]
     split: Option<String>,
-    /// What votes in --run: bank (as stored), or a layer by which both splits are embedded: projection, pooled,
-    /// conv1 to conv5; several with commas between, the first is the headline
+    /// What --run compares: `bank`, the queries' projections with the rows as the training stored them; or a layer
+    /// (projection, pooled, conv1 to conv5), by which queries and training images are embedded now; several with commas
+    /// between, the first is the headline
     #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = "bank", requires = "run")]
     feature: Vec<String>,
     /// Judge each checkpoint of --run as it appears, once, also across restarts and several watchers; ends

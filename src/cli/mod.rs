@@ -74,13 +74,14 @@ struct GlobalArgs {
     /// KEY=@FILE takes the value from a file, as secrets must be, and reads it again when the store refuses it
     #[arg(long, global = true, value_name = "KEY=VALUE", value_parser = key_value, help_heading = STORAGE)]
     storage_option: Vec<(String, String)>,
-    /// A request to an object store is not tried again so many seconds after its first attempt
+    /// Give up on a request to an object store after it has failed for this long; no try begins later
     #[arg(long, global = true, value_name = "SECONDS", default_value_t = 180, help_heading = STORAGE)]
     retry_seconds: u64,
-    /// A request to an object store is tried again so many times at most
+    /// Give up on a request to an object store after this many further tries
     #[arg(long, global = true, value_name = "N", default_value_t = 100, help_heading = STORAGE)]
     retry_tries: usize,
-    /// No other process writes at this place: take also stores that cannot create a file only if it is not there
+    /// Promise that no other process writes to the same dataset or run. Needed only for stores and file systems that
+    /// cannot lock or create a file atomically; with two writers such a place is corrupted
     #[arg(long, global = true, help_heading = STORAGE)]
     single_writer: bool,
     /// Logs: error, warn, info, debug, or a filter such as instdisc=debug

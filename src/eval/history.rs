@@ -77,6 +77,8 @@ pub fn history(run: &Location, report: &KnnReport) -> Result<Vec<HistoryPoint>, 
         let point = serde_json::from_slice::<HistoryPoint>(&text).ok();
         points.extend(point.filter(|point| point.step != own.step && point.compares_with(&own)));
     }
+    // Before the first step the rows of the bank are random: that says nothing of the encoder.
+    points.retain(|point| point.step > 0 || !point.feature.starts_with("bank") || point == &own);
     points.sort_by_key(|point| point.step);
     // A checkpoint may have several reports with the same headline.
     points.dedup_by_key(|point| point.step);

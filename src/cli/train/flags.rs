@@ -69,7 +69,9 @@ pub(in crate::cli) struct TrainFlags {
     #[arg(long, value_enum, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     bank_init: Option<BankInit>,
-    /// Where Z comes from (nce): fixed (the first batch), ema (a moving average), or a number
+    /// The constant Z of nce: `ema` follows the bank by a moving average, `fixed` is estimated from the first batch as in
+    /// the reference (it fails on small or young banks), `delayed` is ema in the first epoch and constant after it, a
+    /// number is that number
     #[arg(long, value_name = "CHOICE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     partition: Option<PartitionChoice>,
@@ -161,7 +163,7 @@ pub(in crate::cli) struct TrainFlags {
     #[arg(long, value_enum, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     on_corrupt: Option<OnCorrupt>,
-    /// So many instances may be left out (--on-corrupt skip)
+    /// With --on-corrupt skip: end the run once more than this many images were left out
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     max_corrupt: Option<u64>,

@@ -29,9 +29,10 @@ use crate::trainer::{
 
 /// Train an encoder and its memory bank.
 ///
-/// Running the same command again goes on from the newest checkpoint. SIGTERM and SIGUSR1 save a
-/// checkpoint and end with exit code 75. What stands below under the headings from data to objective is also a
-/// key of the TOML file, with underscores; a flag wins.
+/// Running the same command again goes on from the newest checkpoint. SIGTERM, SIGUSR1 and Ctrl-C save
+/// a checkpoint and end with exit code 75; a second Ctrl-C ends without saving. Every option under the headings from
+/// "Data and augmentation" to "Checkpoints and metrics" is also a key of the TOML file of --config: `--batch-size 64`
+/// is `batch_size = 64`. A flag wins.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  instdisc train --dataset s3://bucket/in1k --run s3://bucket/runs/r50 \\\n    --config jobs/runs/imagenet-resnet50.toml"

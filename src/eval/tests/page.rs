@@ -84,6 +84,7 @@ fn the_history_has_the_reports_that_can_be_compared() {
     let run = Location::from_path(dir.path()).expect("a location");
     let (bank, queries) = (table(27, 100, 8, 4), table(28, 20, 8, 4));
     let report = evaluate(&bank, &queries, &options(5)).expect("scored");
+    let report = KnnReport { feature: "bank as stored".into(), ..report };
     let publish = |step: u64, report: KnnReport| {
         let reports = KnnReports { first: report, other_features: Vec::new() };
         let text = serde_json::to_string(&reports).expect("JSON");
@@ -94,6 +95,7 @@ fn the_history_has_the_reports_that_can_be_compared() {
     publish(20, KnnReport { step: 20, top1: 0.25, ..report.clone() });
     publish(30, KnnReport { step: 30, k: 7, ..report.clone() });
     publish(10, KnnReport { step: 10, feature: "another".into(), ..report.clone() });
+    publish(0, KnnReport { step: 0, ..report.clone() });
     let newest = KnnReport { step: 60, ..report };
     let points = history(&run, &newest).expect("read");
     assert_eq!(points.iter().map(|point| point.step).collect::<Vec<_>>(), [20, 40, 60]);
