@@ -38,8 +38,8 @@ class OnCeph(unittest.TestCase):
     def test_every_checkpoint_has_its_report(self):
         keys = self.store.keys("path/run/")
         steps = [key.split("/")[3] for key in keys if key.endswith("/checkpoint.json")]
-        reports = [key.split("knn-")[1].split(".")[0] for key in keys if "/eval/knn-" in key and key.endswith(".json")]
-        self.assertEqual(sorted(reports), sorted(steps))
+        reports = [key for key in keys if "/eval/knn-val-" in key and key.endswith(".json")]
+        self.assertEqual(sorted("step-" + key.split("-step-")[1].removesuffix(".json") for key in reports), sorted(steps))
         self.assertEqual(len(steps), 3)
 
     def test_nothing_but_results_is_left_in_the_bucket(self):

@@ -75,12 +75,12 @@ class OnSlurm(unittest.TestCase):
             self.assertEqual(ended, "COMPLETED", name)
         self.assertEqual(dataset_digest(at / "dataset"), dataset_digest(dataset()))
         steps = sorted(path.parent.name for path in at.glob("run/checkpoints/*/checkpoint.json"))
-        reports = sorted(path.stem.removeprefix("knn-") for path in at.glob("run/eval/knn-*.json"))
-        self.assertEqual(reports, steps)
+        reports = sorted(at.glob("run/eval/knn-val-*.json"))
+        self.assertEqual(["step-" + path.stem.split("-step-")[1] for path in reports], steps)
         self.assertEqual(len(steps), 3)
         shard = json.loads((at / "dataset/manifest.json").read_text())["splits"]["train"]["shards"][0]
         self.assertEqual(len(shard["row_groups"]), -(-shard["rows"] // 8))
-        report = json.loads((at / f"run/eval/knn-{steps[0]}.json").read_text())
+        report = json.loads(reports[0].read_text())
         self.assertTrue(report["leave_one_out"])
 
     def test_a_failed_ingest_stops_the_chain(self):
