@@ -40,9 +40,11 @@ last=$(ls -d "$out"/run/checkpoints/step-* | sort | tail -n 1)
 
 rows=$(field "$out/inspect.json" splits.train.instances)
 k=$((rows / 20 < 200 ? (rows / 20 > 0 ? rows / 20 : 1) : 200))
+ks=$k
+for fewer in 1 5 20; do [ $fewer -ge "$k" ] || ks=$ks,$fewer; done
 embed() { $instdisc embed --checkpoint "$1" --dataset "$out/dataset" --split "$2" --output "$3" >/dev/null; }
 judge() { # judge BANK QUERIES NAME
-  $instdisc knn --bank "$1" --queries "$2" --dataset "$out/dataset" --k "$k,1,5,20" --temperature 0.07,0.2 \
+  $instdisc knn --bank "$1" --queries "$2" --dataset "$out/dataset" --k "$ks" --temperature 0.07,0.2 \
     "${leave_one_out[@]}" --output "$out/$3.json" >/dev/null
 }
 step "embed and knn: the untrained encoder, the trained bank, the trained encoder"

@@ -2,6 +2,7 @@
 //!
 //! Every option has one name: `batch_size` in the file, `--batch-size` as a flag.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde::Serialize;
@@ -65,6 +66,26 @@ pub fn read(path: &Path) -> Result<(String, String), ConfigError> {
     }
 }
 
+/// The keys that file and flags give, whatever their values.
+///
+/// # Errors
+/// If the file is not TOML.
+pub fn given_keys<F: Serialize>(
+    file: Option<(&str, &str)>,
+    flags: &F,
+) -> Result<BTreeSet<String>, ConfigError> {
+    let of_flags = Table::try_from(flags).expect("flags are a table");
+    let of_file = file.map(|(name, text)| parse(name, text)).transpose()?.unwrap_or_default();
+    Ok(of_file.into_iter().chain(of_flags).map(|(key, _)| key).collect())
+}
+
+fn parse(file: &str, text: &str) -> Result<Table, ConfigError> {
+    text.parse().map_err(|error: toml::de::Error| ConfigError::Syntax {
+        file: file.to_owned(),
+        reason: error.to_string().trim_end().to_owned(),
+    })
+}
+
 /// The configuration that defaults, file and flags give together.
 ///
 /// `flags` is a struct whose fields are options of the same names, `None` where a flag was not given.
@@ -79,11 +100,7 @@ where
     let defaults = Table::try_from(defaults).expect("a configuration is a table");
     let mut table = defaults.clone();
     if let Some((name, text)) = file {
-        let given: Table = text.parse().map_err(|error: toml::de::Error| ConfigError::Syntax {
-            file: name.to_owned(),
-            reason: error.to_string().trim_end().to_owned(),
-        })?;
-        for (key, value) in given {
+        for (key, value) in parse(name, text)? {
             check_key(name, &key, &defaults)?;
             check_value::<C>(&defaults, &key, &value, &format!("{name}, key {key:?}"))?;
             table.insert(key, value);

@@ -77,7 +77,7 @@ def train(folder):
     losses = []
     for device in ["cpu", DEVICE]:
         run = folder / f"run-{device.partition(':')[0]}"
-        options = "--arch resnet20-cifar --image-size 32 --dim 32 --batch-size 32 --negatives 64 --epochs 1"
+        options = "--arch resnet20-cifar --image-size 32 --dim 32 --batch-size 32 --objective nce --negatives 64 --epochs 1"
         more = "--no-monitor --log-every-steps 1"
         words = ["--dataset", folder / "dataset", "--run", run, "--device", device]
         instdisc("train", *words, *options.split(), *more.split())

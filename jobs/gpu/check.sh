@@ -53,7 +53,7 @@ ranks() {
   rm -rf "$data"
   instdisc synth --train-per-class 100 --val-per-class 10 --image-size 64 --dest "$data/pictures" >/dev/null
   instdisc ingest --source "$data/pictures" --dest "$data/dataset" >/dev/null
-  steps="train --dataset $data/dataset --arch resnet18 --image-size 64 --batch-size 64 --negatives 512 --lr 0.00002
+  steps="train --dataset $data/dataset --arch resnet18 --image-size 64 --batch-size 64 --objective nce --negatives 512 --lr 0.00002
     --temperature 1 --epochs 2 --sync-batch-norm --no-monitor --log-every-steps 1"
   instdisc $steps --run "$data/alone" --device cuda:0
   instdisc $steps --run "$data/nccl-1" --device cuda:0 --rank 0 --world-size 1 --master 127.0.0.1:29511

@@ -13,7 +13,9 @@ pub enum CheckpointError {
         folder: String,
     },
     /// A checkpoint is not below a run's folder, where results go.
-    #[error("{folder}: a checkpoint outside a run; results are written into a run's folder, so name one")]
+    #[error(
+        "{folder}: a checkpoint outside a run, into whose folder results would be written; `instdisc embed` it and give its bank and the table to `knn --bank --queries`"
+    )]
     OutsideRun {
         /// The folder.
         folder: String,

@@ -59,7 +59,7 @@ pub(super) struct FinetuneArgs {
     #[arg(long)]
     from_scratch: bool,
     /// The split on which the classifier is evaluated, after each epoch and at the end [default: the first of val,
-    /// valid, validation and test that exists]
+    /// validation, dev and test that exists]
     #[arg(long, value_name = "NAME")]
     judge_split: Option<String>,
     #[command(flatten)]
@@ -162,7 +162,7 @@ impl Hooks for Shown<'_> {
             step => format!(", going on after step {step}"),
         };
         tracing::info!(
-            "{} labels, {} steps of {} pictures{resumed}",
+            "{} labels, {} steps of {} images{resumed}",
             summary.instances,
             summary.total_steps,
             self.job.train.config.batch_size
@@ -174,7 +174,7 @@ impl Hooks for Shown<'_> {
         if let Some(meter) = &mut self.meter {
             let epochs = self.job.train.config.epochs;
             let message = format!(
-                "epoch {}/{epochs} loss {:.4} lr {} {:.0} pictures/s",
+                "epoch {}/{epochs} loss {:.4} lr {} {:.0} images/s",
                 report.epoch + 1,
                 report.loss,
                 report.lr,

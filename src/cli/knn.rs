@@ -9,6 +9,7 @@ mod without_torch;
 
 use anyhow::bail;
 use clap::Args;
+use serde::Serialize;
 
 #[cfg(feature = "torch")]
 use self::{of_run::judge_run, peers::Peers};
@@ -30,6 +31,8 @@ use crate::units::Temperature;
 
 /// Neighbours that vote where nothing else is asked for (paper, section 3.4).
 const DEFAULT_K: usize = 200;
+/// Points of the page's map where nothing else is asked for.
+const DEFAULT_MAP_POINTS: u64 = 2000;
 /// τ of the weights where nothing else is asked for.
 const DEFAULT_TEMPERATURE: &str = "0.07";
 /// Points of the page's map at most: their images fit into one JPEG, which has at most 65,535 rows of pixels.
@@ -70,7 +73,7 @@ pub(super) struct KnnArgs {
     /// The dataset, for the page's pictures and for --run
     #[arg(long, value_name = "URL")]
     dataset: Option<String>,
-    /// The split that --run evaluates on [default: the first of val, valid, validation and test that exists]
+    /// The split that --run evaluates on [default: the first of val, validation, dev and test that exists]
     #[arg(long, value_name = "NAME")]
     split: Option<String>,
     /// What --run compares: `bank`, the queries' projections with the rows as the training stored them; or a layer
@@ -109,7 +112,7 @@ pub(super) struct KnnArgs {
     #[arg(long, value_name = "URL")]
     neighbours: Option<String>,
     /// Queries on the page's map, at most 100000; 0 for no map
-    #[arg(long, value_name = "N", default_value_t = 2000, value_parser = clap::value_parser!(u64).range(..=MOST_MAP_POINTS))]
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_MAP_POINTS, value_parser = clap::value_parser!(u64).range(..=MOST_MAP_POINTS))]
     map_points: u64,
     /// Threads that search; 0 for one on each core
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -125,37 +128,13 @@ struct Pair {
     queries: FeatureTable,
 }
 
-impl KnnArgs {
-    /// What a report of a run's checkpoint is called: `knn-val`, with what differs from the defaults.
-    #[cfg(feature = "torch")]
-    fn report_name(&self, split: &str) -> String {
-        let joined = |values: Vec<String>| values.join("_");
-        let mut name = format!("knn-{split}");
-        if self.feature != ["bank"] {
-            name += &format!("-{}", joined(self.feature.clone()));
-        }
-        if !self.k.is_empty() {
-            name += &format!("-k{}", joined(self.k.iter().map(ToString::to_string).collect()));
-        }
-        let temperatures: Vec<String> = self.temperature.iter().map(ToString::to_string).collect();
-        if temperatures != [DEFAULT_TEMPERATURE] {
-            name += &format!("-tau{}", joined(temperatures));
-        }
-        if self.leave_one_out {
-            name += "-leave-one-out";
-        }
-        if self.exclude_duplicates {
-            name += "-without-duplicates";
-        }
-        name
-    }
-}
-
 /// Where results go.
 struct Place {
     output: Location,
     /// The run whose checkpoints the page shows beside one another.
     run: Option<Location>,
+    /// The digest of the run's weights that are evaluated.
+    weights: Option<String>,
     mode: PublishMode,
 }
 
@@ -180,7 +159,7 @@ pub(super) fn run(global: &GlobalArgs, args: &KnnArgs) -> anyhow::Result<()> {
     };
     let pairs = args.bank.iter().zip(&args.queries).map(pair).collect::<anyhow::Result<Vec<_>>>()?;
     let output = args.output.as_ref().map(|output| global.location(output)).transpose()?;
-    let place = output.map(|output| Place { output, run: None, mode: PublishMode::Overwrite });
+    let place = output.map(|output| Place { output, run: None, weights: None, mode: PublishMode::Overwrite });
     print_reports(global, args, judge(global, args, &pairs, place.as_ref(), &peers)?.as_ref())
 }
 
@@ -204,6 +183,16 @@ fn line(report: &KnnReport) -> String {
     let top1 = 100.0 * report.top1;
     let top5 = if *k < 5 { String::new() } else { format!(", top-5 {:.2} %", 100.0 * report.top5) };
     format!("step {step}: top-1 {top1:.2} %{top5} (k = {k}, τ = {temperature}, {feature})")
+}
+
+/// A report as it is published.
+#[derive(Serialize)]
+struct Published<'a> {
+    #[serde(flatten)]
+    reports: &'a KnnReports,
+    /// The digest of the weights, where they are a run's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    weights: Option<&'a str>,
 }
 
 /// Votes with each feature, and publishes what was asked for. Several processes search together; process 0 has
@@ -282,8 +271,8 @@ fn publish(global: &GlobalArgs, args: &KnnArgs, place: &Place, input: &PageInput
     };
     let html = beside(&place.output)?;
     html.publish(page(input, &pictures), PublishMode::Overwrite)?;
-    let json = serde_json::to_string_pretty(input.reports)? + "\n";
-    place.output.publish(json, place.mode)?;
+    let published = Published { reports: input.reports, weights: place.weights.as_deref() };
+    place.output.publish(serde_json::to_string_pretty(&published)? + "\n", place.mode)?;
     say(&format!("report {}, page {html}", place.output));
     Ok(())
 }

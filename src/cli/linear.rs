@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 
 use anyhow::bail;
 use clap::{Args, ValueEnum};
-use serde_json::Value;
+use serde::Serialize;
 
 use super::exit::WrongUsage;
 use super::progress::{Terminal, say};
-use super::{GlobalArgs, write_json, write_stdout};
+use super::reports::{made_before, show_again, weights_of};
+use super::{GlobalArgs, write_stdout};
 use crate::checkpoint::{Checkpoint, checkpoint_at, run_of};
 use crate::dataset::{Manifest, write_label_subset};
 use crate::distributed::ProcessGroup;
@@ -50,7 +51,7 @@ pub(super) struct LinearArgs {
     /// The dataset of --run
     #[arg(long, value_name = "URL")]
     dataset: Option<String>,
-    /// The split that --run evaluates on [default: the first of val, valid, validation and test that exists]
+    /// The split that --run evaluates on [default: the first of val, validation, dev and test that exists]
     #[arg(long, value_name = "NAME")]
     split: Option<String>,
     /// The split that is trained on [default: that of the run]
@@ -140,17 +141,19 @@ pub(super) fn run(global: &GlobalArgs, args: &LinearArgs) -> anyhow::Result<()> 
     };
     options.validate()?;
     let mut output = args.output.as_ref().map(|output| global.location(output)).transpose()?;
+    let mut weights = None;
     let (reports, labels) = match &args.run {
         Some(place) => {
             let of_run = OfRun::open(global, args, place)?;
             if output.is_none() {
                 let place = of_run.report(args, &options);
-                if let Some(report) = of_run.made_before(&place)? {
-                    say(&format!("{place}: made before; remove it to make it again, or give --output"));
-                    return write_json(&report);
+                let digest = of_run.manifest.dataset_digest.to_string();
+                if let Some(report) = made_before(&place, &weights_of(&of_run.checkpoint), &digest)? {
+                    return show_again(global, &place, &report);
                 }
                 output = Some(place);
             }
+            weights = Some(weights_of(&of_run.checkpoint));
             of_run.probe(args, &options)?
         }
         None => of_tables(global, args, &options)?,
@@ -173,7 +176,8 @@ pub(super) fn run(global: &GlobalArgs, args: &LinearArgs) -> anyhow::Result<()> 
                 write_label_subset(&folder, &name, ids, labels)?;
             }
         }
-        output.publish(serde_json::to_string_pretty(&report)? + "\n", PublishMode::Overwrite)?;
+        let published = Published { report: &report, weights };
+        output.publish(serde_json::to_string_pretty(&published)? + "\n", PublishMode::Overwrite)?;
         say(&format!("report {output}"));
     }
     let all = std::iter::once(&report.first).chain(&report.other_features);
@@ -184,12 +188,21 @@ pub(super) fn run(global: &GlobalArgs, args: &LinearArgs) -> anyhow::Result<()> 
     write_stdout((lines.join("\n") + "\n").as_bytes())
 }
 
+/// A report as it is published.
+#[derive(Serialize)]
+struct Published<'a> {
+    #[serde(flatten)]
+    report: &'a LinearReport,
+    /// The digest of the weights, where they are a run's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    weights: Option<String>,
+}
+
 /// A report for people.
 fn line(report: &ProbeReport) -> String {
     let ProbeReport { step, train_rows, feature, .. } = report;
     let (top1, top5) = (100.0 * report.top1, 100.0 * report.top5);
-    let end =
-        if report.converged { "" } else { "; not converged, more `--iterations` or `--epochs` may help" };
+    let end = if report.converged { "" } else { "; not converged, more `--iterations` may help" };
     format!("step {step}: top-1 {top1:.2} %, top-5 {top5:.2} % (linear on {train_rows} rows, {feature}{end})")
 }
 
@@ -270,17 +283,6 @@ impl OfRun {
         let protocol = protocol.to_string();
         let step = self.checkpoint.manifest().step;
         self.run.join(&format!("{name}-{}-step-{step:08}.json", &protocol[..PROTOCOL_DIGITS]))
-    }
-
-    /// The report that is there already and is of this dataset.
-    fn made_before(&self, report: &Location) -> anyhow::Result<Option<Value>> {
-        let found = match report.read() {
-            Ok(text) => serde_json::from_slice::<Value>(&text).ok(),
-            Err(error) if error.is_not_found() => None,
-            Err(error) => return Err(error.into()),
-        };
-        let digest = self.manifest.dataset_digest.to_string();
-        Ok(found.filter(|report| report["dataset_digest"] == digest.as_str()))
     }
 
     fn probe(&self, args: &LinearArgs, options: &LinearOptions) -> anyhow::Result<Probed> {

@@ -26,6 +26,8 @@ mod ranks;
 mod render;
 #[cfg(feature = "torch")]
 mod replay;
+#[cfg(feature = "torch")]
+mod reports;
 mod signals;
 mod synth;
 #[cfg(feature = "torch")]

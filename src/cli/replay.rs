@@ -110,7 +110,7 @@ fn replay(args: &ReplayArgs, input: &NamedTensors) -> anyhow::Result<NamedTensor
             results.push((format!("z_{step}"), Tensor::from(ln_z.exp())));
         }
         if let Some(estimate) = evaluation.ln_partition {
-            objective.observe(estimate.double_value(&[]), 0);
+            objective.observe(estimate.double_value(&[]), (step, 0));
         }
     }
     ensure!(!results.is_empty(), "tensor \"features_0\" is missing");

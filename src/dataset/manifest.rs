@@ -273,7 +273,7 @@ impl Manifest {
 }
 
 /// Splits on which features are evaluated where none is named, the first that a dataset has.
-pub const EVALUATION_SPLITS: [&str; 4] = ["val", "valid", "validation", "test"];
+pub const EVALUATION_SPLITS: [&str; 6] = ["val", "valid", "validation", "dev", "test", "testing"];
 
 impl Manifest {
     /// The split on which features are evaluated: the one asked for, or the first of [`EVALUATION_SPLITS`], in any
@@ -285,21 +285,24 @@ impl Manifest {
         if let Some(asked) = asked {
             return self.split(dataset, asked).map(|_| asked.to_owned());
         }
-        let is = |wanted: &str| self.splits.keys().find(|name| name.eq_ignore_ascii_case(wanted)).cloned();
-        match EVALUATION_SPLITS.into_iter().find_map(is) {
+        match self.first_evaluation_split("") {
             Some(name) => {
-                tracing::info!(
-                    "split `{name}`, the first of {} that the dataset has",
-                    EVALUATION_SPLITS.join(", ")
-                );
-                Ok(name)
+                tracing::info!("split `{name}`, the first of {} that there is", EVALUATION_SPLITS.join(", "));
+                Ok(name.to_owned())
             }
             None => Err(DatasetError::NoSplit {
                 dataset: dataset.to_string(),
-                split: EVALUATION_SPLITS[0].to_owned(),
+                split: EVALUATION_SPLITS.join("` or `"),
                 known: self.splits.keys().cloned().collect(),
             }),
         }
+    }
+
+    /// The first of [`EVALUATION_SPLITS`] that there is, in any case, and is not the one that is trained on.
+    pub fn first_evaluation_split(&self, trained_on: &str) -> Option<&str> {
+        let names = || self.splits.keys().map(String::as_str).filter(|name| *name != trained_on);
+        let is = |wanted: &str| names().find(|name| name.eq_ignore_ascii_case(wanted));
+        EVALUATION_SPLITS.into_iter().find_map(is)
     }
 }
 

@@ -13,7 +13,7 @@ use super::plan::{DestinationPlan, IngestPlan, Plan, rejects_file};
 use super::report::{HeldBy, IngestReport, SplitReport};
 use super::source::{Source, first_of};
 use super::verify_source::VerifyJob;
-use super::work::{Unfinished, Workshop, has_work, recorded_files, unfinished};
+use super::work::{Unfinished, Workshop, has_plan, has_work, recorded_files, unfinished};
 use super::{IngestError, IngestOptions, PROGRAM, SourcePlan, TRAINING_SPLIT};
 use crate::dataset::{
     DUPLICATES_FILE, DatasetError, DuplicateCounts, DuplicateRow, IndexRow, IngestRecord, Manifest, Split,
@@ -243,10 +243,9 @@ fn tidy(
     published: &BTreeSet<String>,
 ) -> Result<(), IngestError> {
     let recorded = recorded_files(&options.dest)?;
-    // A first pass has a plan and has written no file yet.
-    let has_plan = unfinished(&options.dest, Digest([0; 32]), Digest([0; 32]))? != Unfinished::None;
-    let is_over = if recorded.is_empty() { !has_plan } else { recorded.is_subset(published) };
-    if is_over {
+    // The index of a part is its own: where that is published, the work was done. Without a plan nothing goes on.
+    let is_done = recorded.iter().any(|file| file != DUPLICATES_FILE && published.contains(file));
+    if is_done || !has_plan(&options.dest)? {
         workshop.discard(published)?;
     } else {
         tracing::info!("{}: another ingest is unfinished there; its command goes on with it", options.dest);

@@ -99,7 +99,7 @@ impl<'a> Plan<'a> {
             let held = existing.and_then(|manifest| manifest.splits.get(split));
             let number = match held {
                 None => {
-                    let names_splits = options.split.is_some() || !options.splits.is_empty();
+                    let names_splits = !options.splits.is_empty();
                     let same = |name: &&String| split_meaning(name) == split_meaning(split);
                     let splits = existing.iter().flat_map(|manifest| manifest.splits.keys());
                     if let Some(name) = splits.filter(|_| !names_splits).find(same) {

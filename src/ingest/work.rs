@@ -80,6 +80,14 @@ pub(super) fn has_work(dest: &Location) -> Result<bool, StorageError> {
     Ok(!dest.join(FOLDER).list()?.is_empty())
 }
 
+/// Whether the work in a destination belongs to a plan: without one it is left over.
+///
+/// # Errors
+/// If the store fails.
+pub(super) fn has_plan(dest: &Location) -> Result<bool, StorageError> {
+    dest.join(FOLDER).join(PLAN).exists()
+}
+
 fn parts(folder: &Location) -> Result<BTreeSet<String>, StorageError> {
     let entries = folder.list()?;
     Ok(entries.iter().filter_map(|entry| Some(entry.name.split_once('/')?.0.to_owned())).collect())

@@ -12,7 +12,7 @@ pub enum WeightsError {
     /// The bytes are what PyTorch's `torch.save` writes.
     #[error(
         "a PyTorch pickle, not safetensors; convert it: `python -c 'import sys, torch, safetensors.torch as s; \
-         s.save_file(torch.load(sys.argv[1], map_location=\"cpu\", weights_only=True), sys.argv[2])' IN.pth OUT.safetensors`"
+         s.save_file(torch.load(sys.argv[1], map_location=\"cpu\", weights_only=True), sys.argv[2])' IN.pth OUT.safetensors`, or for a checkpoint of lemniscate jobs/tools/lemniscate_to_checkpoint.py"
     )]
     Pickle,
     /// A tensor that is needed is not there.
@@ -47,8 +47,8 @@ pub enum WeightsError {
     },
 }
 
-/// How `torch.save` begins: a zip, or a pickle of protocol 2 and more.
-const PICKLES: [&[u8]; 2] = [b"PK\x03\x04", b"\x80"];
+/// How `torch.save` begins: a zip, or a pickle of protocol 2 to 5.
+const PICKLES: [&[u8]; 5] = [b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"];
 
 /// Tensors on the CPU, with their names, sorted by name.
 #[derive(Debug, Default)]

@@ -232,16 +232,15 @@ impl Objective {
         no_grad(|| partial.finish(queries, self.options.proximal_weight))
     }
 
-    /// Moves Z where it is a moving average; the loop calls this after each step, of the epoch `epoch` from 0.
-    pub fn observe(&mut self, ln_estimate: f64, epoch: u64) {
-        let moves = match self.options.partition {
-            PartitionChoice::Ema => true,
-            PartitionChoice::Delayed => epoch == 0,
-            PartitionChoice::Fixed | PartitionChoice::Given(_) => false,
+    /// Moves Z where it follows the estimates; the loop calls this after step `step` of epoch `epoch`, both from 0.
+    pub fn observe(&mut self, ln_estimate: f64, (step, epoch): (u64, u64)) {
+        let decay = match self.options.partition {
+            PartitionChoice::Ema => self.options.partition_decay,
+            // The mean of all so far.
+            PartitionChoice::Delayed if epoch == 0 => step as f64 / (step + 1) as f64,
+            _ => return,
         };
-        if moves {
-            self.partition = self.partition.average(ln_estimate, self.options.partition_decay);
-        }
+        self.partition = self.partition.average(ln_estimate, decay);
     }
 
     fn candidates<'a>(&self, negatives: Option<&'a Negatives>) -> Candidates<'a> {

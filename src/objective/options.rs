@@ -41,7 +41,7 @@ pub enum PartitionChoice {
     Fixed,
     /// Estimated from every batch, as a moving average: the positive plus n - 1 times the mean of the negatives.
     Ema,
-    /// The same in the first epoch, in which every row of the bank is written once, and constant afterwards.
+    /// The mean of the estimates of the first epoch, in which every row of the bank is written once; constant afterwards.
     Delayed,
     /// This number.
     Given(f64),

@@ -113,12 +113,26 @@ fn a_partition_once_set_stays_unless_it_is_a_moving_average() {
     let case = Case::random(3, 40, 4, 6, Sampling::PerSample);
     let mut fixed = Objective::new(options(ObjectiveKind::Nce, 6, 0.1), Partition::Set { ln_z: 1.25 });
     fixed.prepare(case.queries(), &[case.bank.owned()], Some(&case.negatives));
-    fixed.observe(9.0, 1);
+    fixed.observe(9.0, (1, 1));
     assert_eq!(fixed.partition().ln_z(), Some(1.25));
     let moving = ObjectiveOptions { partition: PartitionChoice::Ema, ..options(ObjectiveKind::Nce, 6, 0.1) };
     let mut moving = Objective::new(moving, Partition::Set { ln_z: 1.25 });
-    moving.observe(9.0, 1);
+    moving.observe(9.0, (1, 1));
     assert!(moving.partition().ln_z().expect("set") > 1.25);
+}
+
+#[test]
+fn a_delayed_partition_is_the_mean_over_the_first_epoch_and_constant_afterwards() {
+    let delayed =
+        ObjectiveOptions { partition: PartitionChoice::Delayed, ..options(ObjectiveKind::Nce, 6, 0.1) };
+    let mut delayed = Objective::new(delayed, Partition::Set { ln_z: 50.0 });
+    for (step, z) in [2.0_f64, 4.0, 9.0].into_iter().enumerate() {
+        delayed.observe(z.ln(), (step as u64, 0));
+    }
+    let z = |objective: &Objective| objective.partition().ln_z().expect("set").exp();
+    assert!(close(z(&delayed), 5.0));
+    delayed.observe(9.0, (3, 1));
+    assert!(close(z(&delayed), 5.0));
 }
 
 #[test]

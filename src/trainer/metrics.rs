@@ -62,10 +62,20 @@ pub struct MetricsLine {
 }
 
 impl MetricsLine {
+    /// The line as it is written: what no step has measured is not there.
+    fn to_value(&self) -> Value {
+        let mut value = serde_json::to_value(self).expect("a line is plain data");
+        if let (Scope::Start, Some(fields)) = (self.scope, value.as_object_mut()) {
+            const ALWAYS: [&str; 4] = ["scope", "time", "step", "epoch"];
+            fields.retain(|name, _| ALWAYS.contains(&name.as_str()) || self.monitor.contains_key(name));
+        }
+        value
+    }
+
     /// Its numbers by name; those of an epoch have `epoch/` before it, those of the bank `bank/`.
     pub fn scalars(&self) -> Vec<(String, f64)> {
         let prefix = if self.scope == Scope::Interval { "" } else { "epoch/" };
-        let value = serde_json::to_value(self).expect("a line is plain data");
+        let value = self.to_value();
         let number = |(name, value): (&String, &Value)| value.as_f64().map(|number| (name.clone(), number));
         let own = value.as_object().into_iter().flatten().filter_map(number);
         let own = own.filter(|(name, _)| !matches!(name.as_str(), "time" | "step"));
@@ -150,9 +160,15 @@ impl Metrics {
         Ok(Self { run: run.clone(), text, events: None, named: (step, 0), published: Arc::default() })
     }
 
+    /// Whether the record says what the untrained encoder is worth.
+    pub(super) fn has_start(&self) -> bool {
+        let line = self.text.lines().next().and_then(|line| serde_json::from_str::<Value>(line).ok());
+        line.is_some_and(|line| line["scope"] == "start")
+    }
+
     /// Adds a line.
     pub(super) fn push(&mut self, line: &MetricsLine) {
-        self.text += &serde_json::to_string(line).expect("a line is plain data");
+        self.text += &line.to_value().to_string();
         self.text.push('\n');
         let (_, events) = self.events.get_or_insert_with(|| {
             self.named =

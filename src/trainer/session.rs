@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crate::checkpoint::{Cursor, mark_finished, unmark_finished};
 use crate::distributed::ProcessGroup;
 use crate::loader::{Loader, LoaderError};
+use crate::objective::{ObjectiveKind, PartitionChoice};
 use crate::storage::{Location, Lock};
 
 use super::background::Writer;
@@ -25,8 +26,16 @@ use super::{Hooks, Judged, MetricsLine, PartError, Scope, StopFlag, TrainConfig,
 const SHOWN_EVERY: Duration = Duration::from_secs(60);
 
 /// What helps a loss that grows.
-const ADVICE: &str = "`--objective softmax` is exact, `--partition ema` follows the bank, a lower `--lr` or `--warmup-epochs` \
-                      moves it less";
+fn advice(config: &TrainConfig) -> String {
+    let is_sampled = config.objective != ObjectiveKind::Softmax;
+    let is_constant = config.objective == ObjectiveKind::Nce && config.partition != PartitionChoice::Ema;
+    let helps = [
+        is_sampled.then_some("`--objective softmax` is exact"),
+        is_constant.then_some("`--partition ema` follows the bank"),
+        Some("a lower `--lr` or `--warmup-epochs` moves it less"),
+    ];
+    format!("In a new run {}", helps.into_iter().flatten().collect::<Vec<_>>().join(", "))
+}
 
 /// How a call of [`train`](super::train) or [`finetune`](super::finetune()) ended well.
 #[derive(Clone, Debug)]
@@ -147,13 +156,14 @@ impl<L: Learner> Session<L> {
     /// Evaluates the encoder before its first step: what later epochs are held against.
     fn untrained(&mut self, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<(), TrainError> {
         let Cursor { step, epoch, .. } = self.cursor();
-        if step > 0 || self.config().no_monitor {
+        let says_so = self.metrics.as_ref().is_some_and(Metrics::has_start);
+        let [is_said] = any(&self.group, [says_so])?;
+        if step > 0 || is_said || self.config().no_monitor || self.learner.bank().is_none() {
             return Ok(());
         }
         let monitor = self.evaluate(hooks, stop)?;
         if !monitor.is_empty() {
-            let line =
-                MetricsLine { monitor, loss: f64::NAN, ..Meter::start().line(Scope::Start, step, epoch) };
+            let line = MetricsLine { monitor, ..Meter::start().line(Scope::Start, step, epoch) };
             self.push(&line, hooks);
         }
         Ok(())
@@ -257,8 +267,9 @@ impl<L: Learner> Session<L> {
         }
         line.bank = self.learner.bank_health()?;
         self.push(&line, hooks);
+        let advice = advice(self.config());
         let grown =
-            self.learner.chance_loss().and_then(|chance| self.divergence.look(line.loss, chance, ADVICE));
+            self.learner.chance_loss().and_then(|chance| self.divergence.look(line.loss, chance, &advice));
         if let Some(warning) = grown.filter(|_| self.group.is_first()) {
             tracing::warn!("{warning}");
         }

@@ -1,7 +1,5 @@
 //! What comes before the first step.
 
-use clap::ValueEnum;
-
 use crate::checkpoint::{Checkpoint, TrainedOn, checkpoint_name};
 use crate::distributed::ProcessGroup;
 use crate::failure::Failure;
@@ -104,11 +102,8 @@ fn program() -> String {
 /// Puts the weights of a file in place of the initial ones.
 pub(super) fn begin_with(trainer: &mut Trainer, file: &Location) -> Result<(), TrainError> {
     let wrong = |source| {
-        let arch = trainer
-            .config
-            .arch
-            .to_possible_value()
-            .map_or_else(String::new, |value| value.get_name().to_owned());
+        let arch = serde_json::to_value(trainer.config.arch).unwrap_or_default();
+        let arch = arch.as_str().unwrap_or_default().to_owned();
         TrainError::Part(PartError::Init { file: file.to_string(), arch, source })
     };
     let weights = NamedTensors::from_bytes(&file.read()?).map_err(wrong)?;

@@ -115,7 +115,7 @@ impl Trainer {
             let moved = Tensor::stack(&[moved.row_cosine, moved.distance], 0);
             self.group.all_reduce(&moved, Reduce::Sum)?;
             if let Some(estimate) = passes.ln_partition {
-                self.objective.observe(estimate.double_value(&[]), self.cursor.epoch);
+                self.objective.observe(estimate.double_value(&[]), (step, self.cursor.epoch));
             }
             self.skipped_in_a_row = 0;
             if let Some(scale) = &mut self.loss_scale {

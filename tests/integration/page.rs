@@ -14,7 +14,7 @@ fn a_page_works_in_a_browser() {
     train(dataset(), &run, "--epochs 2 --no-monitor --keep 0").ok();
     let call = instdisc("knn --watch --split val --feature bank,pooled --k 20,1,5 --temperature 0.07,0.5");
     call.arg("--run", &run).arg("--dataset", dataset()).ok();
-    let page = run.join("eval/knn-val-bank_pooled-k20_1_5-tau0.07_0.5-step-00000016.html");
+    let page = run.join("eval/knn-val-bank_pooled-k1_5_20-tau0.07_0.5-step-00000016.html");
     let html = std::fs::read_to_string(&page).expect("a page");
     assert!(html.matches("<tr><th scope=\"row\">").count() >= 1 + 6, "checkpoints and cells");
     let Some(output) = python_or_skip(test, "tests/python/check_page.py", &[&page], "a browser") else {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::peers::Peers;
-use super::{Pair, Place, judge, line, print_reports};
+use super::{DEFAULT_K, DEFAULT_MAP_POINTS, DEFAULT_TEMPERATURE, Pair, Place, judge, line, print_reports};
 use serde_json::Value;
 
 use crate::checkpoint::{Checkpoint, checkpoint_at, run_of};
@@ -11,6 +11,7 @@ use crate::cli::exit::{WrongData, WrongUsage, failure};
 use crate::cli::knn::KnnArgs;
 use crate::cli::progress::{Terminal, say};
 use crate::cli::ranks::progress_of;
+use crate::cli::reports::{made_before, show_again, weights_of};
 use crate::cli::{GlobalArgs, write_json};
 use crate::dataset::Manifest;
 use crate::eval::{RowChoice, RunTables, WatchOptions, checkpoint_bank, report_location, run_tables, watch};
@@ -36,7 +37,7 @@ pub(super) fn judge_run(
     // Without it no checkpoint can be evaluated: that is not a fault of one of them.
     let manifest = Manifest::read(&dataset)?;
     let split = manifest.evaluation_split(&dataset, args.split.as_deref())?;
-    // What lies at the place may be one checkpoint of the run.
+    // At the place may be one checkpoint of the run.
     let place = run;
     let run = &run_of(place)?;
     let whole = Judging { global, args, run, features, peers, dataset, manifest, split };
@@ -50,24 +51,50 @@ pub(super) fn judge_run(
     }
     let (step, folder) = checkpoint_at(place)?;
     peers.group.agree("the newest checkpoint's step", &step.to_string())?;
+    let weights = weights_of(&Checkpoint::open(&folder)?);
     let output = match &args.output {
         Some(output) => global.location(output)?,
-        None => {
-            let output = report_location(run, &args.report_name(&whole.split), step);
-            if let Some(report) = whole.made_before(&output)? {
-                peers.leave();
-                if peers.is_first() {
-                    say(&format!("{output}: made before; remove it to make it again, or give --output"));
-                    return write_json(&report);
-                }
-                return Ok(());
-            }
-            output
-        }
+        None => report_location(run, &args.report_name(&whole.split), step),
     };
+    // What is asked for beside the report is not in it.
+    let is_plain =
+        args.output.is_none() && args.neighbours.is_none() && args.map_points == DEFAULT_MAP_POINTS;
+    if is_plain && let Some(report) = whole.made_before(&output, &weights)? {
+        peers.leave();
+        return if peers.is_first() { show_again(global, &output, &report) } else { Ok(()) };
+    }
     let pairs = whole.tables(&folder, progress_of(peers.is_first(), &Terminal::default()))?;
-    let place = Place { output, run: Some(run.clone()), mode: PublishMode::Overwrite };
+    let place =
+        Place { output, run: Some(run.clone()), weights: Some(weights), mode: PublishMode::Overwrite };
     print_reports(global, args, judge(global, args, &pairs, Some(&place), peers)?.as_ref())
+}
+
+impl KnnArgs {
+    /// What a report of a run's checkpoint is called: `knn-val`, with what differs from the defaults.
+    fn report_name(&self, split: &str) -> String {
+        let joined = |values: Vec<String>| values.join("_");
+        let mut name = format!("knn-{split}");
+        if self.feature != ["bank"] {
+            name += &format!("-{}", joined(self.feature.clone()));
+        }
+        let mut ks = self.k.clone();
+        ks.sort_unstable();
+        ks.dedup();
+        if !ks.is_empty() && ks != [DEFAULT_K] {
+            name += &format!("-k{}", joined(ks.iter().map(ToString::to_string).collect()));
+        }
+        let temperatures: Vec<String> = self.temperature.iter().map(ToString::to_string).collect();
+        if temperatures != [DEFAULT_TEMPERATURE] {
+            name += &format!("-tau{}", joined(temperatures));
+        }
+        if self.leave_one_out {
+            name += "-leave-one-out";
+        }
+        if self.exclude_duplicates {
+            name += "-without-duplicates";
+        }
+        name
+    }
 }
 
 /// What votes.
@@ -123,7 +150,8 @@ impl Judging<'_> {
             let pairs = self.tables(folder, &Terminal::default())?;
             lock.check()?;
             let output = report_location(run, &name, step);
-            let place = Place { output, run: Some(run.clone()), mode: PublishMode::Create };
+            let weights = Some(weights_of(&Checkpoint::open(folder)?));
+            let place = Place { output, run: Some(run.clone()), weights, mode: PublishMode::Create };
             match judge(global, args, &pairs, Some(&place), peers) {
                 Ok(reports) => reports.iter().for_each(|reports| say(&line(&reports.first))),
                 Err(error) if is_done_already(&error) => {
@@ -142,15 +170,9 @@ impl Judging<'_> {
         Err(WrongData(reason).into())
     }
 
-    /// The report that is there already and is of this dataset; in each process the same.
-    fn made_before(&self, output: &Location) -> anyhow::Result<Option<Value>> {
-        let found = match output.read() {
-            Ok(text) => serde_json::from_slice::<Value>(&text).ok(),
-            Err(error) if error.is_not_found() => None,
-            Err(error) => return Err(error.into()),
-        };
-        let digest = self.manifest.dataset_digest.to_string();
-        let found = found.filter(|report| report["dataset_digest"] == digest.as_str());
+    /// The report that is there already, of these weights and this dataset; in each process the same.
+    fn made_before(&self, output: &Location, weights: &str) -> anyhow::Result<Option<Value>> {
+        let found = made_before(output, weights, &self.manifest.dataset_digest.to_string())?;
         let flags = self.peers.group.gather_bytes(&[u8::from(found.is_some())])?;
         Ok(found.filter(|_| flags.iter().all(|flag| flag == &[1])))
     }

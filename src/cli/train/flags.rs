@@ -70,8 +70,8 @@ pub(in crate::cli) struct TrainFlags {
     #[serde(skip_serializing_if = "Option::is_none")]
     bank_init: Option<BankInit>,
     /// The constant Z of nce: `ema` follows the bank by a moving average, `fixed` is estimated from the first batch as in
-    /// the reference (it fails on small or young banks), `delayed` is ema in the first epoch and constant after it, a
-    /// number is that number
+    /// the reference (it fails on small or young banks), `delayed` is the mean over the first epoch and constant after it,
+    /// a number is that number
     #[arg(long, value_name = "CHOICE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     partition: Option<PartitionChoice>,
@@ -199,7 +199,7 @@ pub(in crate::cli) struct TrainFlags {
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     monitor_every: Option<u64>,
-    /// The split whose images are the queries; by default the first of val, valid, validation and test that exists
+    /// The split whose images are the queries; by default the first of val, validation, dev and test that exists
     #[arg(long, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     monitor_split: Option<String>,

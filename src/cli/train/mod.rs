@@ -8,6 +8,7 @@ mod monitor;
 use std::path::PathBuf;
 use std::time::Instant;
 
+use anyhow::Context;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
@@ -19,6 +20,8 @@ use self::monitor::Monitor;
 use super::progress::{Meter, say};
 use super::ranks::{RankFlags, end_as_lost};
 use super::{GlobalArgs, learn_flags, signals, write_json};
+use crate::checkpoint::{Checkpoint, list_checkpoints};
+use crate::cli::exit::WrongUsage;
 use crate::config;
 use crate::dataset::Manifest;
 use crate::storage::Location;
@@ -59,20 +62,11 @@ pub(super) struct TrainArgs {
     ranks: RankFlags,
 }
 
-/// Keys whose defaults depend on the images, with what these are; see [`TrainConfig::for_images`].
-const BY_IMAGES: [(&str, &str); 5] = [
-    ("objective", "softmax up to 100,000 images, nce above"),
-    ("arch", "resnet18; resnet18-cifar for images of at most 48 pixels"),
-    ("image_size", "224; 32 for images of at most 48 pixels"),
-    ("recipe", "imagenet; cifar for images of at most 48 pixels"),
-    ("batch_size", "256; for fewer than 4,096 images a sixteenth of them, 16 at least"),
-];
-
 /// Writes the defaults into the help.
 pub(super) fn show_defaults(command: clap::Command) -> clap::Command {
-    let keys = BY_IMAGES.map(|(key, _)| key);
+    let keys = TrainConfig::BY_IMAGES;
     let command = learn_flags::show_defaults(command, &TrainConfig::default(), &keys);
-    BY_IMAGES.into_iter().fold(command, |command, (key, default)| {
+    keys.into_iter().zip(TrainConfig::defaults_by_images()).fold(command, |command, (key, default)| {
         command.mut_arg(key, |arg| {
             let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
             arg.help(format!("{help} [default: {default}]"))
@@ -85,10 +79,11 @@ pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
     let text = args.config.as_deref().map(config::read).transpose()?;
     let file = text.as_ref().map(|(name, text)| (name.as_str(), text.as_str()));
     let (dataset, run) = (global.location(&args.dataset)?, global.location(&args.run)?);
-    let config = resolve(&dataset, file, &args.options)?;
-    let init = (!config.init.is_empty()).then(|| global.file("--init", &config.init)).transpose()?;
     let rendezvous = args.ranks.rendezvous()?;
+    let config = resolve(&dataset, &run, rendezvous.world(), file, &args.options)?;
+    let init = (!config.init.is_empty()).then(|| global.file("--init", &config.init)).transpose()?;
     if args.estimate {
+        config.validate()?;
         let manifest = Manifest::read(&dataset)?;
         let images = Images::of(manifest.split(&dataset, &config.split)?, config.limit);
         let estimate = Estimate::of(&config, images.count, rendezvous.world());
@@ -132,27 +127,46 @@ pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
     }
 }
 
-/// The configuration over the defaults for the images of the split; says which of these are not the general ones.
+/// The configuration over the defaults for the images of the split, or those with which the run was begun; says which of
+/// these are not the general ones.
 fn resolve(
     dataset: &Location,
+    run: &Location,
+    ranks: usize,
     file: Option<(&str, &str)>,
     flags: &TrainFlags,
 ) -> anyhow::Result<TrainConfig> {
-    let general = TrainConfig::default();
-    let asked = config::resolve(&general, file, flags)?;
+    let asked = config::resolve(&TrainConfig::default(), file, flags)?;
+    let given = config::given_keys(file, flags)?;
     let manifest = Manifest::read(dataset)?;
+    if !asked.monitor_split.is_empty() {
+        manifest.split(dataset, &asked.monitor_split)?;
+        if asked.monitor_split == asked.split {
+            let reason = format!("--monitor-split {}: that is the split that is trained on", asked.split);
+            return Err(WrongUsage(reason).into());
+        }
+    }
     let images = Images::of(manifest.split(dataset, &asked.split)?, asked.limit);
-    let config = config::resolve(&TrainConfig::for_images(images), file, flags)?;
+    let mut defaults = serde_json::to_value(TrainConfig::for_images(images, ranks, &given))?;
+    let begun =
+        list_checkpoints(run)?.pop().map(|(_, folder)| Checkpoint::open(&folder)?.state()).transpose()?;
+    for key in TrainConfig::BY_IMAGES {
+        if let Some(value) = begun.as_ref().and_then(|state| state.config.get(key)) {
+            defaults[key] = value.clone();
+        }
+    }
+    let defaults: TrainConfig = serde_json::from_value(defaults).context("the run's configuration")?;
+    let config = config::resolve(&defaults, file, flags)?;
     let [before, now] = [&asked, &config].map(|config| serde_json::to_value(config).unwrap_or_default());
     let differing = now.as_object().into_iter().flatten().filter(|(key, value)| before[*key] != **value);
     let differing: Vec<String> = differing.map(|(key, value)| format!("{key} = {value}")).collect();
     if !differing.is_empty() {
-        tracing::info!(
-            "defaults for {} images of {} pixels: {}",
-            images.count,
-            images.shorter_side,
-            differing.join(", ")
-        );
+        let whose = if begun.is_some() {
+            "this run, as it was begun".to_owned()
+        } else {
+            format!("{} images of {} pixels", images.count, images.shorter_side)
+        };
+        tracing::info!("defaults for {whose}: {}", differing.join(", "));
     }
     Ok(config)
 }
@@ -269,6 +283,9 @@ impl Hooks for TerminalHooks<'_> {
         if let Some(meter) = &mut self.meter {
             meter.paused(began.elapsed());
         }
+        if let Some((_, since)) = &mut self.measured_from {
+            *since += began.elapsed();
+        }
         scores
     }
 
@@ -279,8 +296,9 @@ impl Hooks for TerminalHooks<'_> {
         let score = |name: &str| line.monitor.get(name).and_then(Value::as_f64);
         let percent = |share: Option<f64>| share.map(|share| format!("{:.1} %", 100.0 * share));
         if line.scope == Scope::Start {
-            (self.untrained, self.chance) = (score("knn_sample_top1"), score("knn_chance"));
+            self.untrained = score("knn_sample_top1");
         }
+        self.chance = score("knn_chance").or(self.chance);
         if line.scope == Scope::Interval || !self.is_first {
             return;
         }

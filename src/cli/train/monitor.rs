@@ -76,18 +76,8 @@ impl Monitor {
             }
         };
         let none = |ids, labels| Self { queries: None, ids, labels, threads: config.loader_threads };
-        let is_other = |name: &&str| *name != config.split;
-        let name = match config.monitor_split.as_str() {
-            "" => {
-                let splits = || manifest.splits.keys().map(String::as_str).filter(is_other);
-                let is = |wanted: &str| splits().find(|name| name.eq_ignore_ascii_case(wanted));
-                EVALUATION_SPLITS.into_iter().find_map(is)
-            }
-            asked if !is_other(&asked) => {
-                return Err(format!("--monitor-split {asked} is the split that is trained on").into());
-            }
-            asked => Some(asked),
-        };
+        let asked = Some(config.monitor_split.as_str()).filter(|name| !name.is_empty());
+        let name = asked.or_else(|| manifest.first_evaluation_split(&config.split));
         let Some(name) = name else {
             note(format!(
                 "monitor: no scores, as the dataset has none of {} beside `{}`",
@@ -145,12 +135,14 @@ impl Monitor {
         }
         let queries = gather_table(group, part, (source.ids(), source.labels()), true)?;
         // What the encoder is worth, before the first step too.
-        let k = vec![SAMPLE_NEIGHBOURS.min(queries.len() - 1).max(1)];
-        let among = KnnOptions { k, leave_one_out: true, ..KnnOptions::default() };
-        let report = evaluate(&queries, &queries, &among)?;
-        scores.insert("knn_sample_top1".to_owned(), json!(report.top1));
-        if step == 0 {
+        if queries.len() > 1 {
+            let k = vec![SAMPLE_NEIGHBOURS.min(queries.len() - 1)];
+            let among = KnnOptions { k, leave_one_out: true, ..KnnOptions::default() };
+            let report = evaluate(&queries, &queries, &among)?;
+            scores.insert("knn_sample_top1".to_owned(), json!(report.top1));
             scores.insert("knn_chance".to_owned(), json!(report.chance));
+        }
+        if step == 0 {
             return Ok(scores);
         }
         let rows = bank.range();

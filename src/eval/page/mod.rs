@@ -133,19 +133,16 @@ fn toolbar(out: &mut String, input: &PageInput<'_>, sections: &[Section]) {
         text::add!(out, "<a href=\"#{}\">{}</a>", section.id, section.title);
     }
     out.push_str("</nav>\n");
-    if input.report().has_scores() {
-        pick(out, input);
-    }
-    out.push_str("</div>\n");
-}
-
-/// The choice of a class.
-fn pick(out: &mut String, input: &PageInput<'_>) {
-    out.push_str("<label class=\"pick\">Class <select id=\"filter\"><option value=\"\">all</option>");
+    // Without scores there are no classes to choose; the script asks for it all the same.
+    let hidden = if input.report().has_scores() { "" } else { " hidden" };
+    text::add!(
+        out,
+        "<label class=\"pick\"{hidden}>Class <select id=\"filter\"><option value=\"\">all</option>"
+    );
     for class in input.report().per_class.iter().filter(|class| class.queries > 0) {
         // Without a value of its own an option has its text, in which a browser joins spaces and lines.
         let name = escape(&class.class);
         text::add!(out, "<option value=\"{name}\">{name}</option>");
     }
-    out.push_str("</select></label>\n");
+    out.push_str("</select></label>\n</div>\n");
 }

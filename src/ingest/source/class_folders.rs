@@ -69,7 +69,7 @@ fn strip_common_folder(
                 }
             }
         }
-        let common = common.map(str::to_owned)?;
+        let Some(common) = common.map(str::to_owned) else { return stripped };
         // `n01440764/images/*.JPEG` is one class, not a class called `images`.
         let is_class = deeper == 0 && next.len() == 1 && next.iter().all(|folder| is_layout_folder(folder));
         let is_flat = deep == 0 && is_flat(&common);

@@ -102,27 +102,22 @@ pub(super) fn splits_of_container(name: &str) -> Vec<&str> {
     words
 }
 
-/// The split that a name is likely to mean without being its word: `train2017`, `trainA`, `test_set`, `images_val`.
-pub(super) fn split_like(name: &str) -> Option<&str> {
-    let mut parts = name.split(['-', '_', '.', ' ']);
-    let (first, last) = (parts.next(), parts.next_back());
-    first.into_iter().chain(last).find_map(|part| {
+/// The split that a name is likely to mean without being its word, and the name up to the end of the part that says so:
+/// `train2017`, `trainA`, `test_set`, `images_val`.
+pub(super) fn split_like(name: &str) -> Option<(&str, &str)> {
+    const SEPARATORS: [char; 4] = ['-', '_', '.', ' '];
+    let first = &name[..name.find(SEPARATORS).unwrap_or(name.len())];
+    let last = name.rfind(SEPARATORS).map_or(0, |at| at + 1);
+    [0, last].into_iter().zip([first, &name[last..]]).find_map(|(start, part)| {
         let words = SPLIT_WORDS.iter().copied().flatten();
         let begins = words.filter_map(|word| {
-            let (start, rest) =
-                part.split_at_checked(word.len()).filter(|(start, _)| start.eq_ignore_ascii_case(word))?;
+            let (start, rest) = part.split_at_checked(word.len())?;
             let ends = rest.chars().next().is_none_or(|next| !next.is_lowercase());
-            (ends || SPLIT_SUFFIXES.contains(&rest)).then_some(start)
+            (start.eq_ignore_ascii_case(word) && (ends || SPLIT_SUFFIXES.contains(&rest))).then_some(start)
         });
-        begins.max_by_key(|word| word.len())
+        let word = begins.max_by_key(|word| word.len())?;
+        Some((word, &name[..start + part.len()]))
     })
-}
-
-/// The beginning of a name with the word that it is likely to mean a split by.
-pub(super) fn through_split_like<'a>(name: &'a str, word: &str) -> &'a str {
-    let at = name.find(word).map_or(0, |at| at + word.len());
-    let rest = &name[at..];
-    &name[..at + rest.find(['-', '_', '.', ' ']).unwrap_or(rest.len())]
 }
 
 /// A file's name without what containers end in.
@@ -214,8 +209,10 @@ mod tests {
             ("trains", None),
             ("n01440764", None),
         ] {
-            assert_eq!(split_like(name), word, "{name}");
+            assert_eq!(split_like(name).map(|(word, _)| word), word, "{name}");
         }
+        assert_eq!(split_like("contest_test1"), Some(("test", "contest_test1")));
+        assert_eq!(split_like("train2017_00"), Some(("train", "train2017")));
         for (name, words) in [
             ("train-00000-of-00010-a09b.parquet", vec!["train"]),
             ("imagenet1k-validation-00.tar", vec!["validation"]),

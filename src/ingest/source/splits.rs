@@ -8,8 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::discover::{examples, whole_path};
 use super::names::{
-    file_name, split_like, split_meaning, split_of_folder, splits_of_container, through_split_like,
-    without_container_ending,
+    file_name, split_like, split_meaning, split_of_folder, splits_of_container, without_container_ending,
 };
 use super::records::{Evidence, Record, Records, shown};
 use crate::ingest::split_names::MOST_SPLITS;
@@ -237,7 +236,7 @@ fn select(records: &Records<'_>, mut splits: Splits) -> Result<Splits, IngestErr
 fn check_likely_splits(records: &Records<'_>) -> Result<(), IngestError> {
     let Some(Likely { above, names, is_container }) = Likely::find(records) else { return Ok(()) };
     let meanings: BTreeSet<String> =
-        names.iter().filter_map(|name| split_like(name)).map(split_meaning).collect();
+        names.iter().filter_map(|name| split_like(name)).map(|(word, _)| split_meaning(word)).collect();
     // Another name than theirs is that of all images.
     if records.options.split.as_ref().is_some_and(|name| !meanings.contains(&split_meaning(name))) {
         return Ok(());
@@ -245,17 +244,20 @@ fn check_likely_splits(records: &Records<'_>) -> Result<(), IngestError> {
     let mut patterns: Vec<String> = Vec::new();
     let mut others: Vec<&str> = Vec::new();
     for name in &names {
-        let Some(word) = split_like(name) else {
+        let Some((word, through)) = split_like(name) else {
             others.push(name);
             continue;
         };
         let below = if is_container { "*" } else { "/**" };
-        let name = if is_container { through_split_like(name, word) } else { name };
+        let name = if is_container { through } else { name };
         let glob = format!("{}{below}", globset::escape(&format!("{above}{name}")));
         patterns.push(format!("--splits {}", quoted(&format!("{}={glob}", split_meaning(word)))));
     }
     patterns.dedup();
-    let more = if patterns.len() > SHOWN_PATTERNS { " …" } else { "" };
+    let more = match patterns.len().saturating_sub(SHOWN_PATTERNS) {
+        0 => String::new(),
+        more => format!(", and {more} more such patterns,"),
+    };
     patterns.truncate(SHOWN_PATTERNS);
     let rest = if others.is_empty() {
         String::new()
@@ -263,7 +265,7 @@ fn check_likely_splits(records: &Records<'_>) -> Result<(), IngestError> {
         format!(" (and others, {}, by `--splits` or `--ignore`)", examples(&others))
     };
     Err(records.wrong(format!(
-        "{} could be splits or classes: `{}{more}`{rest} takes them as splits, `--splits '{DEFAULT_SPLIT}=**'` takes all \
+        "{} could be splits or classes: `{}`{more}{rest} takes them as splits, `--splits '{DEFAULT_SPLIT}=**'` takes all \
          images as one",
         examples(&names.iter().collect::<Vec<_>>()),
         patterns.join(" ")
@@ -287,8 +289,14 @@ impl Likely {
     /// Where half of several names or more are nearly words of at least two splits.
     fn find(records: &Records<'_>) -> Option<Self> {
         let mut folders: BTreeSet<(u32, &str)> = BTreeSet::new();
+        let mut last = None;
         for record in &records.list {
-            folders.insert((record.origin, record.path.rsplit_once('/').map_or("", |(folder, _)| folder)));
+            let folder = (record.origin, record.path.rsplit_once('/').map_or("", |(folder, _)| folder));
+            // Images of a folder mostly follow one another.
+            if last != Some(folder) {
+                folders.insert(folder);
+                last = Some(folder);
+            }
         }
         let mut beside: BTreeMap<String, Self> = BTreeMap::new();
         for (origin, folder) in folders {
@@ -310,8 +318,11 @@ impl Likely {
             }
         }
         beside.into_values().find(|Self { names, .. }| {
-            let likely: Vec<String> =
-                names.iter().filter_map(|name| split_like(name)).map(split_meaning).collect();
+            let likely: Vec<String> = names
+                .iter()
+                .filter_map(|name| split_like(name))
+                .map(|(word, _)| split_meaning(word))
+                .collect();
             let meanings: BTreeSet<&String> = likely.iter().collect();
             meanings.len() > 1 && likely.len() * 2 >= names.len()
         })
@@ -333,7 +344,7 @@ fn single_split(records: &Records<'_>, splits: &mut Splits) -> String {
         }
         None => {
             splits.understood = format!("splits: one, `{DEFAULT_SPLIT}` (`--split` names it)");
-            if let Some((own, word)) = own.as_deref().and_then(|own| Some((own, split_like(own)?))) {
+            if let Some((own, word)) = own.as_deref().and_then(|own| Some((own, split_like(own)?.0))) {
                 let split = split_meaning(word);
                 if split != DEFAULT_SPLIT {
                     splits.warnings.push(format!(
@@ -438,12 +449,22 @@ fn check_containers(records: &Records<'_>, words: &[Option<&str>]) -> Result<Vec
         above.entry(split_meaning(word)).or_default().insert(&folders[..end]);
         kinds.entry((*word).to_owned()).or_default().entry(without_numbers(name)).or_insert(origin);
     }
-    if let Some((split, above)) = above.into_iter().find(|(_, above)| above.len() > 1) {
+    let asked = records.options.split.as_deref().map(split_meaning);
+    let is_asked = |split: &String| asked.as_ref().is_none_or(|asked| asked == split);
+    let count = above.len();
+    if let Some((split, above)) = above.into_iter().find(|(split, above)| above.len() > 1 && is_asked(split))
+    {
         let shown: Vec<&str> = above.into_iter().filter(|folders| !folders.is_empty()).collect();
+        let together = if count == 1 {
+            format!("`--splits '{split}=**'` takes all as one")
+        } else {
+            "`--splits 'NAME=**/NAME*'`, once for each split with the beginning of its containers' names, takes them \
+             together"
+                .to_owned()
+        };
         return Err(records.wrong(format!(
             "containers of the split `{split}` are below several folders, such as {}: ingest one of those alone (`--ignore \
-             GLOB`), or take all as one: `--splits '{split}=**'`, or once for each split `--splits 'NAME=**/NAME*'` with the \
-             beginning of its containers' names",
+             GLOB`), or {together}",
             examples(&shown)
         )));
     }

@@ -1,5 +1,7 @@
 //! What a run does where nothing is asked for, by the images that it trains on.
 
+use std::collections::BTreeSet;
+
 use super::{RecipeKind, TrainConfig};
 use crate::dataset::Split;
 use crate::model::Architecture;
@@ -13,6 +15,11 @@ const MOST_SIDE_OF_CIFAR: u64 = 48;
 const STEPS_OF_AN_EPOCH: usize = 16;
 /// Images of a batch at least, where a run decides by itself.
 const FEWEST_OF_A_BATCH: usize = 16;
+/// Keys that mean nothing to the exact softmax: whoever gives one wants nce, or says otherwise.
+const OF_SAMPLING: [&str; 6] =
+    ["negatives", "negative_sampling", "exclude_positive", "partition", "partition_decay", "eps"];
+/// Keys of which small images have defaults of their own, if none of them is given.
+const OF_SIZE: [&str; 3] = ["arch", "image_size", "recipe"];
 
 /// The images of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,24 +41,48 @@ impl Images {
 }
 
 impl TrainConfig {
-    /// The defaults for these images: those of the reference's `main.py`, but for
+    /// Keys whose defaults depend on the images.
+    pub const BY_IMAGES: [&'static str; 5] = ["objective", "arch", "image_size", "recipe", "batch_size"];
+
+    /// What the defaults of [`Self::BY_IMAGES`] are, for people, in their order.
+    pub fn defaults_by_images() -> [String; 5] {
+        let small = format!("images of at most {MOST_SIDE_OF_CIFAR} pixels");
+        let few = Self::default().batch_size * STEPS_OF_AN_EPOCH;
+        [
+            format!("softmax up to {MOST_OF_SOFTMAX} images, nce above"),
+            format!("resnet18; resnet18-cifar for {small}"),
+            format!("224; 32 for {small}"),
+            format!("imagenet; cifar for {small}"),
+            format!(
+                "256; for fewer than {few} images halved until an epoch has {STEPS_OF_AN_EPOCH} steps, \
+                 {FEWEST_OF_A_BATCH} at least"
+            ),
+        ]
+    }
+
+    /// The defaults for these images in so many processes, where these keys are given: those of the reference's
+    /// `main.py`, but for
     ///
     /// - the objective, which is the exact softmax where it costs little: it needs no Z, whose estimate by a young bank
     ///   is what the noise contrast fails by (docs/training.md);
     /// - network, side and augmentations, which are those of the reference's `cifar.py` for small images;
     /// - the batch, which is smaller for few images, so that an epoch is not one step.
-    pub fn for_images(images: Images) -> Self {
+    pub fn for_images(images: Images, ranks: usize, given: &BTreeSet<String>) -> Self {
         let mut config = Self::default();
-        if images.count <= MOST_OF_SOFTMAX {
+        let gives = |keys: &[&str]| keys.iter().any(|key| given.contains(*key));
+        if images.count <= MOST_OF_SOFTMAX && !gives(&OF_SAMPLING) {
             config.objective = ObjectiveKind::Softmax;
         }
-        if images.shorter_side <= MOST_SIDE_OF_CIFAR {
+        if images.shorter_side <= MOST_SIDE_OF_CIFAR && !gives(&OF_SIZE) {
             (config.arch, config.image_size, config.recipe) =
                 (Architecture::ResNet18Cifar, 32, RecipeKind::Cifar);
         }
-        let most = (images.count / STEPS_OF_AN_EPOCH).max(FEWEST_OF_A_BATCH);
-        while config.batch_size > most {
-            config.batch_size /= 2;
+        // Each process needs its part of each part of a batch.
+        if ranks == 1 && !gives(&["accumulate"]) {
+            let most = (images.count / STEPS_OF_AN_EPOCH).max(FEWEST_OF_A_BATCH);
+            while config.batch_size > most {
+                config.batch_size /= 2;
+            }
         }
         config
     }
@@ -63,7 +94,9 @@ mod tests {
 
     #[test]
     fn images_like_imagenets_have_the_defaults_of_the_reference() {
-        let of = |count, shorter_side| TrainConfig::for_images(Images { count, shorter_side });
+        let of = |count, shorter_side| {
+            TrainConfig::for_images(Images { count, shorter_side }, 1, &BTreeSet::new())
+        };
         assert_eq!(of(1_281_167, 400), TrainConfig::default());
         let cifar = of(50_000, 32);
         assert_eq!((cifar.arch, cifar.image_size), (Architecture::ResNet18Cifar, 32));
@@ -71,5 +104,22 @@ mod tests {
         assert_eq!([500, 40, 2].map(|count| of(count, 400).batch_size), [16, 16, 16]);
         assert_eq!(of(1000, 400).batch_size, 32);
         assert!([of(2, 32), of(3000, 64)].iter().all(|config| config.validate() == Ok(())));
+    }
+
+    #[test]
+    fn what_is_given_keeps_what_goes_with_it() {
+        let of = |ranks, key: &str| {
+            let images = Images { count: 500, shorter_side: 32 };
+            TrainConfig::for_images(images, ranks, &BTreeSet::from([key.to_owned()]))
+        };
+        assert_eq!(of(1, "partition").objective, ObjectiveKind::Nce);
+        assert_eq!((of(1, "image_size").arch, of(1, "arch").image_size), (Architecture::ResNet18, 224));
+        assert_eq!(
+            (of(1, "lr").batch_size, of(1, "accumulate").batch_size, of(9, "lr").batch_size),
+            (16, 256, 256)
+        );
+        let config = serde_json::to_value(TrainConfig::default()).expect("plain data");
+        let all = TrainConfig::BY_IMAGES.iter().chain(&OF_SAMPLING).chain(&OF_SIZE);
+        assert!(all.into_iter().all(|key| config.get(key).is_some()), "they are keys");
     }
 }

@@ -216,7 +216,7 @@ pub(super) fn collect(records: &mut Records<'_>, tars: Vec<Tar>) -> Result<(), I
         })?;
         let container = records.containers.add_file(tar.file.clone());
         for (image, label) in samples.images {
-            has_split |= label.and_then(|member| member.text.as_deref()).is_some_and(names_split);
+            has_split = has_split || label.and_then(|member| member.text.as_deref()).is_some_and(names_split);
             let evidence =
                 match label.map(|member| (member, read_label(member, options.label_column.as_deref()))) {
                     Some((member, LabelText::Unreadable(reason))) if !options.unlabelled => {

@@ -1,0 +1,45 @@
+//! Reports that a run's folder keeps under names of their own.
+
+use serde_json::Value;
+
+use super::GlobalArgs;
+use super::progress::say;
+use crate::checkpoint::{Checkpoint, MODEL};
+use crate::storage::Location;
+
+/// The key of a report under which the digest of the evaluated weights is.
+pub(super) const WEIGHTS: &str = "weights";
+
+/// The digest of a checkpoint's weights.
+pub(super) fn weights_of(checkpoint: &Checkpoint) -> String {
+    let entry = checkpoint.manifest().files.iter().find(|entry| entry.name == MODEL);
+    entry.map_or_else(String::new, |entry| entry.digest.to_string())
+}
+
+/// The report at a place, if one is there and is of these weights and this dataset.
+///
+/// # Errors
+/// If the store fails.
+pub(super) fn made_before(
+    place: &Location,
+    weights: &str,
+    dataset_digest: &str,
+) -> anyhow::Result<Option<Value>> {
+    let report = match place.read() {
+        Ok(text) => serde_json::from_slice::<Value>(&text).ok(),
+        Err(error) if error.is_not_found() => None,
+        Err(error) => return Err(error.into()),
+    };
+    Ok(report.filter(|report| report[WEIGHTS] == weights && report["dataset_digest"] == dataset_digest))
+}
+
+/// Prints a report that was made before, and says so.
+pub(super) fn show_again(global: &GlobalArgs, place: &Location, report: &Value) -> anyhow::Result<()> {
+    say(&format!("{place}: made before; remove it to make it again, or give --output"));
+    let top1 = report["top1"]
+        .as_f64()
+        .map_or_else(|| "no score".to_owned(), |top1| format!("top-1 {:.2} %", 100.0 * top1));
+    let line =
+        format!("step {}: {top1} ({})", report["step"], report["feature"].as_str().unwrap_or_default());
+    global.write_result(&[line], report)
+}
