@@ -16,7 +16,7 @@ fn a_page_works_in_a_browser() {
     call.arg("--run", &run).arg("--dataset", dataset()).ok();
     let page = run.join("eval/knn-val-bank_pooled-k1_5_20-tau0.07_0.5-step-00000016.html");
     let html = std::fs::read_to_string(&page).expect("a page");
-    assert!(html.matches("<tr><th scope=\"row\">").count() >= 1 + 6, "checkpoints and cells");
+    assert!(html.matches("<tr><th scope=\"row\">").count() > 6, "checkpoints and cells");
     let Some(output) = python_or_skip(test, "tests/python/check_page.py", &[&page], "a browser") else {
         return;
     };
