@@ -30,13 +30,15 @@ pub struct EmbeddingMap {
     pub tsne: Option<Vec<[f32; 2]>>,
 }
 
-/// Maps a uniform sample of at most `most` labelled rows.
+/// Maps a uniform sample of at most `most` labelled rows, or of all rows where none has a label.
 ///
 /// # Errors
 /// If a feature is not finite.
 pub fn map(table: &FeatureTable, most: usize) -> Result<EmbeddingMap, EvalError> {
     table.check()?;
-    let mut rows: Vec<usize> = (0..table.len()).filter(|&row| table.labels[row].is_some()).collect();
+    let is_unlabelled = table.labels.iter().all(Option::is_none);
+    let mut rows: Vec<usize> =
+        (0..table.len()).filter(|&row| is_unlabelled || table.labels[row].is_some()).collect();
     if rows.len() > most {
         Stream::new(0, Purpose::Report, 4, 0).shuffle(&mut rows);
         rows.truncate(most);

@@ -41,6 +41,31 @@ fn a_page_works_in_a_browser() {
     }
 }
 
+/// Without labels there are neighbours and a map, and no scores.
+#[test]
+fn a_page_without_labels_works_in_a_browser_too() {
+    use super::support::{pictures, train};
+    let test = "a_page_without_labels_works_in_a_browser_too";
+    let dir = scratch();
+    let (data, run) = (dir.path().join("data"), dir.path().join("run"));
+    instdisc("ingest --unlabelled").arg("--source", pictures()).arg("--dest", &data).ok();
+    train(&data, &run, "--epochs 1").ok();
+    let report = instdisc("knn").arg("--run", &run).arg("--dataset", &data).json();
+    assert!(report["top1"].is_null() && report["queries"] == 0, "{report}");
+    let page = run.join("eval/knn-val-step-00000008.html");
+    let html = std::fs::read_to_string(&page).expect("a page");
+    assert!(html.contains("<h1>The neighbours of ") && !html.contains("get their class right"));
+    let Some(output) = python_or_skip(test, "tests/python/check_page.py", &[&page], "a browser") else {
+        return;
+    };
+    let seen: Value = serde_json::from_str(&output).expect("JSON");
+    for view in ["light", "dark", "phone"] {
+        let seen = &seen[view];
+        assert_eq!(seen["classes"], 0, "{view}");
+        assert!(seen["articles"].as_u64() > Some(0) && seen["mapped"].as_u64() > Some(100), "{view}: {seen}");
+    }
+}
+
 #[test]
 fn several_features_are_judged_in_one_pass() {
     use super::support::train;

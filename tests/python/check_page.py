@@ -45,29 +45,8 @@ INKED = """() => {
 }"""
 
 
-def visit(browser, name, settings):
-    problems = []
-    context = browser.new_context(reduced_motion="reduce", **settings)
-    page = context.new_page()
-    # Reading the canvas back, as this script does, is slow, and Chromium says so.
-    mine = lambda message: "Canvas2D" in message.text
-    page.on("console", lambda m: m.type in ("error", "warning") and not mine(m) and problems.append(m.text))
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("request", lambda request: request.url.startswith(("file:", "data:")) or problems.append(request.url))
-    page.goto(page_path.as_uri())
-    page.wait_for_load_state("networkidle")
-    seen = {"pictures": page.evaluate(IMAGES), "sections": page.locator("section h2").all_inner_texts()}
-    assert all(seen["pictures"]), f"{name}: {seen['pictures'].count(False)} pictures have not loaded"
-    width = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
-    assert width[0] <= width[1], f"{name}: the page is wider than the screen, {width}"
-
-    cut, covered = page.evaluate(CUT), page.evaluate(COVERED)
-    assert not cut, f"{name}: names are cut: {cut[:5]}"
-    assert not covered, f"{name}: labels cover one another: {covered}"
-
-    everything = page.evaluate(GALLERY)
-    if folder:
-        page.screenshot(path=folder / f"{name}.png", full_page=True)
+def choose(page, name, everything):
+    """Uses the filter, the kinds and the list of classes, as a page with scores has them; gives the classes."""
     filter_ = page.locator("#filter")
     classes = [option for option in filter_.locator("option").all_inner_texts() if option != "all"]
     shown_classes = sorted({article["class"] for article in everything})
@@ -102,6 +81,34 @@ def visit(browser, name, settings):
     page.locator("#class-order [data-order=worst]").click()
     tops = page.eval_on_selector_all("#classes-list li", "items => items.map((i) => Number(i.dataset.top1))")
     assert tops == sorted(tops), tops
+    return classes
+
+
+def visit(browser, name, settings):
+    problems = []
+    context = browser.new_context(reduced_motion="reduce", **settings)
+    page = context.new_page()
+    # Reading the canvas back, as this script does, is slow, and Chromium says so.
+    mine = lambda message: "Canvas2D" in message.text
+    page.on("console", lambda m: m.type in ("error", "warning") and not mine(m) and problems.append(m.text))
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("request", lambda request: request.url.startswith(("file:", "data:")) or problems.append(request.url))
+    page.goto(page_path.as_uri())
+    page.wait_for_load_state("networkidle")
+    seen = {"pictures": page.evaluate(IMAGES), "sections": page.locator("section h2").all_inner_texts()}
+    assert all(seen["pictures"]), f"{name}: {seen['pictures'].count(False)} pictures have not loaded"
+    width = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
+    assert width[0] <= width[1], f"{name}: the page is wider than the screen, {width}"
+
+    cut, covered = page.evaluate(CUT), page.evaluate(COVERED)
+    assert not cut, f"{name}: names are cut: {cut[:5]}"
+    assert not covered, f"{name}: labels cover one another: {covered}"
+
+    everything = page.evaluate(GALLERY)
+    if folder:
+        page.screenshot(path=folder / f"{name}.png", full_page=True)
+    # Without labels there is nothing to choose.
+    classes = choose(page, name, everything) if page.locator("#filter").is_visible() else []
 
     if page.locator("#map-canvas").count():
         inked = page.evaluate(INKED)
