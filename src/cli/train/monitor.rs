@@ -22,8 +22,6 @@ const MOST_IMAGES: usize = 10_000;
 const TRAINING_IMAGES_OF_ONE: usize = 5;
 /// Images of a batch when the monitor embeds.
 const MONITOR_BATCH: usize = 256;
-/// Neighbours among the queries themselves.
-const SAMPLE_NEIGHBOURS: usize = 20;
 
 /// Scores the bank by the neighbours of a labelled split, as the reference does after each epoch.
 pub(super) struct Monitor {
@@ -136,8 +134,8 @@ impl Monitor {
         let queries = gather_table(group, part, (source.ids(), source.labels()), true)?;
         // What the encoder is worth, before the first step too.
         if queries.len() > 1 {
-            let k = vec![SAMPLE_NEIGHBOURS.min(queries.len() - 1)];
-            let among = KnnOptions { k, leave_one_out: true, ..KnnOptions::default() };
+            // Of few images the own class lacks one of its own, which more neighbours would count against it.
+            let among = KnnOptions { k: vec![1], leave_one_out: true, ..KnnOptions::default() };
             let report = evaluate(&queries, &queries, &among)?;
             scores.insert("knn_sample_top1".to_owned(), json!(report.top1));
             scores.insert("knn_chance".to_owned(), json!(report.chance));
