@@ -9,7 +9,6 @@ mod without_torch;
 
 use anyhow::bail;
 use clap::Args;
-use serde::Serialize;
 
 #[cfg(feature = "torch")]
 use self::{of_run::judge_run, peers::Peers};
@@ -18,6 +17,7 @@ use self::{without_torch::Peers, without_torch::judge_run};
 
 use super::exit::WrongUsage;
 use super::progress::say;
+use super::reports::Published;
 use super::{GlobalArgs, write_stdout};
 use crate::dataset::{Manifest, read_duplicates};
 use crate::eval::{
@@ -185,16 +185,6 @@ fn line(report: &KnnReport) -> String {
     format!("step {step}: top-1 {top1:.2} %{top5} (k = {k}, τ = {temperature}, {feature})")
 }
 
-/// A report as it is published.
-#[derive(Serialize)]
-struct Published<'a> {
-    #[serde(flatten)]
-    reports: &'a KnnReports,
-    /// The digest of the weights, where they are a run's.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    weights: Option<&'a str>,
-}
-
 /// Votes with each feature, and publishes what was asked for. Several processes search together; process 0 has
 /// the reports.
 fn judge(
@@ -271,7 +261,7 @@ fn publish(global: &GlobalArgs, args: &KnnArgs, place: &Place, input: &PageInput
     };
     let html = beside(&place.output)?;
     html.publish(page(input, &pictures), PublishMode::Overwrite)?;
-    let published = Published { reports: input.reports, weights: place.weights.as_deref() };
+    let published = Published { report: input.reports, weights: place.weights.as_deref() };
     place.output.publish(serde_json::to_string_pretty(&published)? + "\n", place.mode)?;
     say(&format!("report {}, page {html}", place.output));
     Ok(())

@@ -4,11 +4,10 @@ use std::collections::BTreeSet;
 
 use anyhow::bail;
 use clap::{Args, ValueEnum};
-use serde::Serialize;
 
 use super::exit::WrongUsage;
 use super::progress::{Terminal, say};
-use super::reports::{made_before, show_again, weights_of};
+use super::reports::{Published, made_before, show_again, weights_of};
 use super::{GlobalArgs, write_stdout};
 use crate::checkpoint::{Checkpoint, checkpoint_at, run_of};
 use crate::dataset::{Manifest, write_label_subset};
@@ -176,7 +175,7 @@ pub(super) fn run(global: &GlobalArgs, args: &LinearArgs) -> anyhow::Result<()> 
                 write_label_subset(&folder, &name, ids, labels)?;
             }
         }
-        let published = Published { report: &report, weights };
+        let published = Published { report: &report, weights: weights.as_deref() };
         output.publish(serde_json::to_string_pretty(&published)? + "\n", PublishMode::Overwrite)?;
         say(&format!("report {output}"));
     }
@@ -186,16 +185,6 @@ pub(super) fn run(global: &GlobalArgs, args: &LinearArgs) -> anyhow::Result<()> 
         return global.write_result(&lines, &report);
     }
     write_stdout((lines.join("\n") + "\n").as_bytes())
-}
-
-/// A report as it is published.
-#[derive(Serialize)]
-struct Published<'a> {
-    #[serde(flatten)]
-    report: &'a LinearReport,
-    /// The digest of the weights, where they are a run's.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    weights: Option<String>,
 }
 
 /// A report for people.

@@ -26,7 +26,6 @@ mod ranks;
 mod render;
 #[cfg(feature = "torch")]
 mod replay;
-#[cfg(feature = "torch")]
 mod reports;
 mod signals;
 mod synth;
@@ -220,7 +219,7 @@ pub fn main() -> ExitCode {
         Err(error) if exit::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             let failure = exit::failure(&error);
-            // To be stopped is no fault.
+            // A job that was told to stop did what it should.
             let kind = if failure == Failure::Stopped { "" } else { "error: " };
             progress::say(&format!("{kind}{}", exit::text(&error)));
             ExitCode::from(failure.exit_code())

@@ -146,7 +146,7 @@ impl Meter {
         }
     }
 
-    /// Leaves so much time out of rate and time left: something else was done.
+    /// Leaves this time out of rate and time left: something else was done.
     #[cfg(feature = "torch")]
     pub(super) fn paused(&mut self, pause: Duration) {
         self.started += pause;

@@ -125,8 +125,8 @@ pub(super) fn run(global: &GlobalArgs, args: &RenderArgs) -> anyhow::Result<()> 
         rows.push(beside(&original, drawn.crop, &planes, image_size));
         epochs.push(json!({"epoch": epoch, "augmentation": drawn}));
     }
-    let picture = enlarged(&stacked(&rows));
-    global.location(&args.output)?.publish(encode_png(&picture)?, PublishMode::Overwrite)?;
+    let drawing = enlarged(&stacked(&rows));
+    global.location(&args.output)?.publish(encode_png(&drawing)?, PublishMode::Overwrite)?;
     write_json(&json!({
         "instance": args.instance,
         "path": row.path,

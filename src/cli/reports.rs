@@ -1,16 +1,29 @@
 //! Reports that a run's folder keeps under names of their own.
 
+use serde::Serialize;
+#[cfg(feature = "torch")]
 use serde_json::Value;
 
-use super::GlobalArgs;
-use super::progress::say;
+#[cfg(feature = "torch")]
+use super::{GlobalArgs, progress::say};
+#[cfg(feature = "torch")]
 use crate::checkpoint::{Checkpoint, MODEL};
+#[cfg(feature = "torch")]
 use crate::storage::Location;
 
-/// The key of a report under which the digest of the evaluated weights is.
-pub(super) const WEIGHTS: &str = "weights";
+/// A report as it is published.
+#[derive(Serialize)]
+pub(super) struct Published<'a, T> {
+    /// The report.
+    #[serde(flatten)]
+    pub(super) report: &'a T,
+    /// The digest of the evaluated weights, where they are a run's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) weights: Option<&'a str>,
+}
 
 /// The digest of a checkpoint's weights.
+#[cfg(feature = "torch")]
 pub(super) fn weights_of(checkpoint: &Checkpoint) -> String {
     let entry = checkpoint.manifest().files.iter().find(|entry| entry.name == MODEL);
     entry.map_or_else(String::new, |entry| entry.digest.to_string())
@@ -20,6 +33,7 @@ pub(super) fn weights_of(checkpoint: &Checkpoint) -> String {
 ///
 /// # Errors
 /// If the store fails.
+#[cfg(feature = "torch")]
 pub(super) fn made_before(
     place: &Location,
     weights: &str,
@@ -30,10 +44,11 @@ pub(super) fn made_before(
         Err(error) if error.is_not_found() => None,
         Err(error) => return Err(error.into()),
     };
-    Ok(report.filter(|report| report[WEIGHTS] == weights && report["dataset_digest"] == dataset_digest))
+    Ok(report.filter(|report| report["weights"] == weights && report["dataset_digest"] == dataset_digest))
 }
 
 /// Prints a report that was made before, and says so.
+#[cfg(feature = "torch")]
 pub(super) fn show_again(global: &GlobalArgs, place: &Location, report: &Value) -> anyhow::Result<()> {
     say(&format!("{place}: made before; remove it to make it again, or give --output"));
     let top1 = report["top1"]

@@ -155,7 +155,8 @@ pub struct TrainConfig {
     pub no_monitor: bool,
     /// Evaluate it after every so many epochs, and after the last.
     pub monitor_every: u64,
-    /// The split whose images are the queries; empty for the first of val, valid, validation and test that exists.
+    /// The split whose images are the queries; empty for the first of
+    /// [`EVALUATION_SPLITS`](crate::dataset::EVALUATION_SPLITS) that exists.
     pub monitor_split: String,
     /// How many of its images are queries; 0 for a fifth of the training images, 200 at least and 10,000 at most.
     pub monitor_images: u64,

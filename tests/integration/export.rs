@@ -22,6 +22,14 @@ fn exports_open_in_torchvision_duckdb_and_the_projector() {
     };
     let whole = weights("", "whole.safetensors")["tensors"].as_u64().expect("a number");
     assert_eq!(weights("--without-projection", "backbone.safetensors")["tensors"], whole - 2);
+    let pickle = instdisc("export torchvision").arg("--checkpoint", &checkpoint);
+    let error = pickle.arg("--output", file("whole.pth")).fails(2);
+    assert!(error.contains("safetensors, not a pickle") && !file("whole.pth").exists(), "{error}");
+    std::fs::write(file("weights.pth"), b"PK\x03\x04").expect("a file");
+    let begun = instdisc("train --arch resnet18 --image-size 32 --device cpu --epochs 1 --no-monitor");
+    let begun = begun.arg("--dataset", dataset()).arg("--run", file("begun"));
+    let error = begun.arg("--init", file("weights.pth")).fails(65);
+    assert!(error.contains("weights.pth") && error.contains("a PyTorch pickle"), "{error}");
     let parquet =
         instdisc("export parquet").arg("--table", &bank).arg("--output", file("table.parquet")).json();
     assert_eq!(parquet["rows"], 64);

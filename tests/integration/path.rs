@@ -225,6 +225,18 @@ mod trained {
         assert!(!newest.join("eval").exists(), "a checkpoint stays as it was published");
     }
 
+    #[test]
+    fn what_a_run_needs_is_said_without_one() {
+        let dir = scratch();
+        let run = dir.path().join("run");
+        let estimate = train(dataset(), &run, "--epochs 3 --estimate").json();
+        assert_eq!((&estimate["steps"], &estimate["bank_bytes"]), (&24.into(), &(120 * 16 * 4).into()));
+        let lines = train(dataset(), &run, "--estimate --print lines").ok();
+        assert!(lines.contains("checkpoint: ") && !lines.contains('{'), "{lines}");
+        assert!(train(dataset(), &run, "--estimate --accumulate 0").fails(78).contains("accumulate"));
+        assert!(!run.exists());
+    }
+
     /// Where a checkpoint is asked for, a run stands for its newest one.
     #[test]
     fn a_run_is_inspected_and_stands_for_its_newest_checkpoint() {

@@ -6,10 +6,11 @@ mod headings;
 mod monitor;
 
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Args;
+use indicatif::HumanDuration;
 use serde_json::{Map, Value, json};
 
 pub(super) use flags::TrainFlags;
@@ -27,7 +28,7 @@ use crate::dataset::Manifest;
 use crate::storage::Location;
 use crate::trainer::{
     Estimate, HookError, Hooks, Images, Judged, MetricsLine, Outcome, RunSummary, Scope, StepReport,
-    StopFlag, TrainConfig, TrainJob, train,
+    StopFlag, TrainConfig, TrainError, TrainJob, train,
 };
 
 /// Train an encoder and its memory bank.
@@ -83,7 +84,7 @@ pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
     let config = resolve(&dataset, &run, rendezvous.world(), file, &args.options)?;
     let init = (!config.init.is_empty()).then(|| global.file("--init", &config.init)).transpose()?;
     if args.estimate {
-        config.validate()?;
+        config.validate().map_err(TrainError::from)?;
         let manifest = Manifest::read(&dataset)?;
         let images = Images::of(manifest.split(&dataset, &config.split)?, config.limit);
         let estimate = Estimate::of(&config, images.count, rendezvous.world());
@@ -189,33 +190,23 @@ struct TerminalHooks<'a> {
     total_steps: u64,
 }
 
-/// Steps after which a run says when it will end: the first ones are slower.
-const FORETELLING_STEPS: u64 = 20;
+/// Steps that are measured before a run says when it will end.
+const MEASURED_STEPS: u64 = 20;
 
 impl TerminalHooks<'_> {
     /// Says once how long steps take and the run will.
-    fn foretell(&mut self, report: &StepReport) {
+    fn say_when_it_ends(&mut self, report: &StepReport) {
         let Some((from, since)) = self.measured_from else {
             self.measured_from = Some((report.step, Instant::now()));
             return;
         };
-        if report.step != from + FORETELLING_STEPS || !self.is_first {
+        if report.step != from + MEASURED_STEPS || !self.is_first {
             return;
         }
-        let step = since.elapsed().as_secs_f64() / FORETELLING_STEPS as f64;
+        let step = since.elapsed().as_secs_f64() / MEASURED_STEPS as f64;
         let left = step * self.total_steps.saturating_sub(report.step) as f64;
-        let end = humantime(left);
-        say(&format!("{step:.2} s a step, so {end} to the end, and what evaluations and checkpoints take"));
-    }
-}
-
-/// Seconds as people say them.
-fn humantime(seconds: f64) -> String {
-    match seconds {
-        s if s < 120.0 => format!("{s:.0} s"),
-        s if s < 7200.0 => format!("{:.0} minutes", s / 60.0),
-        s if s < 172_800.0 => format!("{:.1} hours", s / 3600.0),
-        s => format!("{:.1} days", s / 86_400.0),
+        let left = HumanDuration(Duration::from_secs_f64(left));
+        say(&format!("{step:.2} s a step, so {left} to the end, and what evaluations and checkpoints take"));
     }
 }
 
@@ -261,7 +252,7 @@ impl Hooks for TerminalHooks<'_> {
             );
             meter.advance(1, &message);
         }
-        self.foretell(report);
+        self.say_when_it_ends(report);
     }
 
     fn judge(&mut self, state: Judged<'_>) -> Result<Map<String, Value>, HookError> {

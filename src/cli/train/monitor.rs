@@ -15,8 +15,8 @@ use crate::progress::Progress;
 use crate::storage::Location;
 use crate::trainer::{HookError, Judged, StopFlag, TrainConfig};
 
-/// Query images, where their number is not given: at least and at most, between them a share of the training images. An
-/// image costs about a third of one that is trained on, so an epoch takes a tenth longer.
+/// Query images, where their number is not given: at least and at most, between them a share of the training images. They
+/// pass forward alone, which by the count of operations is a third of a step's work.
 const FEWEST_IMAGES: usize = 200;
 const MOST_IMAGES: usize = 10_000;
 const TRAINING_IMAGES_OF_ONE: usize = 5;

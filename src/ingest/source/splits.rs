@@ -251,7 +251,7 @@ fn check_likely_splits(records: &Records<'_>) -> Result<(), IngestError> {
         let below = if is_container { "*" } else { "/**" };
         let name = if is_container { through } else { name };
         let glob = format!("{}{below}", globset::escape(&format!("{above}{name}")));
-        patterns.push(format!("--splits {}", quoted(&format!("{}={glob}", split_meaning(word)))));
+        patterns.push(format!("--splits {}", shell_word(&format!("{}={glob}", split_meaning(word)))));
     }
     patterns.dedup();
     let more = match patterns.len().saturating_sub(SHOWN_PATTERNS) {
@@ -272,8 +272,8 @@ fn check_likely_splits(records: &Records<'_>) -> Result<(), IngestError> {
     )))
 }
 
-/// A word of a shell with this text.
-fn quoted(text: &str) -> String {
+/// A text as one word of a shell.
+fn shell_word(text: &str) -> String {
     format!("'{}'", text.replace('\'', "'\\''"))
 }
 
