@@ -13,8 +13,6 @@ use crate::loader::{CropBox, DatasetSource, Recipe, Source, augment};
 use crate::picture::{Limits, Picture, decode, encode_png};
 use crate::storage::PublishMode;
 
-/// A drawing is enlarged by a whole factor, up to this width in pixels.
-const SEEN_WIDTH: u32 = 800;
 /// Between the two pictures, in pixels.
 const GAP: u32 = 8;
 /// The frame around the crop: its colour, and the colours of its edges.
@@ -24,8 +22,7 @@ const GROUND: [u8; 3] = [255, 255, 255];
 /// Draw what the network saw of an image in some epochs, beside the original with the crop marked.
 ///
 /// The pixels are a function of seed, epoch and instance, so they are exactly those of a run with this seed,
-/// recipe and size; --run takes these from a run. Small images are enlarged, each pixel to a square. What was drawn goes
-/// to stdout as JSON.
+/// recipe and size; --run takes these from a run. What was drawn goes to stdout as JSON.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  instdisc render --dataset in1k --run runs/r50 --instance 12345 --epoch 0,17 --output x.png"
@@ -55,6 +52,9 @@ pub(super) struct RenderArgs {
     /// The side of the square that the network sees, in pixels [default: that of --run, else 224]
     #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(1..))]
     image_size: Option<u32>,
+    /// Draw each pixel as a square of N by N, to see small images
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    scale: u32,
     /// The PNG file to write
     #[arg(long, value_name = "URL")]
     output: String,
@@ -123,11 +123,11 @@ pub(super) fn run(global: &GlobalArgs, args: &RenderArgs) -> anyhow::Result<()> 
         let drawn = augment(&row.bytes, orientation, draw, image_size, &mut planes)
             .map_err(|error| undecodable(&row.path, &error))?;
         rows.push(beside(&original, drawn.crop, &planes, image_size));
-        epochs.push(json!({"epoch": epoch, "augmentation": drawn}));
+        epochs.push((epoch, drawn));
     }
-    let drawing = enlarged(&stacked(&rows));
+    let drawing = enlarged(&stacked(&rows), args.scale);
     global.location(&args.output)?.publish(encode_png(&drawing)?, PublishMode::Overwrite)?;
-    write_json(&json!({
+    let mut drawn = json!({
         "instance": args.instance,
         "path": row.path,
         "width": original.width,
@@ -135,8 +135,20 @@ pub(super) fn run(global: &GlobalArgs, args: &RenderArgs) -> anyhow::Result<()> 
         "split": split,
         "seed": seed,
         "image_size": image_size,
-        "epochs": epochs,
-    }))
+    });
+    match epochs.as_slice() {
+        // Of one epoch its keys are beside the others.
+        [(epoch, augmentation)] => {
+            drawn["epoch"] = json!(epoch);
+            drawn["augmentation"] = json!(augmentation);
+        }
+        several => {
+            let each = several.iter();
+            let each = each.map(|(epoch, drawn)| json!({"epoch": epoch, "augmentation": drawn}));
+            drawn["epochs"] = each.collect();
+        }
+    }
+    write_json(&drawn)
 }
 
 /// The error of an image that was decoded at ingest and is not now.
@@ -173,16 +185,16 @@ fn stacked(rows: &[Picture]) -> Picture {
     Picture { width, height: (rgb.len() / 3 / width.max(1) as usize) as u32, rgb }
 }
 
-/// The same with each pixel as a square, where it is too small to be seen.
-fn enlarged(small: &Picture) -> Picture {
-    let scale = (SEEN_WIDTH / small.width.max(1)).max(1) as usize;
+/// The same with each pixel as a square of this side.
+fn enlarged(small: &Picture, scale: u32) -> Picture {
+    let times = scale as usize;
     let line =
-        |row: &[u8]| -> Vec<u8> { row.chunks_exact(3).flat_map(|pixel| pixel.repeat(scale)).collect() };
+        |row: &[u8]| -> Vec<u8> { row.chunks_exact(3).flat_map(|pixel| pixel.repeat(times)).collect() };
     let rows = small.rgb.chunks_exact(3 * small.width.max(1) as usize);
     Picture {
-        width: small.width * scale as u32,
-        height: small.height * scale as u32,
-        rgb: rows.flat_map(|row| line(row).repeat(scale)).collect(),
+        width: small.width * scale,
+        height: small.height * scale,
+        rgb: rows.flat_map(|row| line(row).repeat(times)).collect(),
     }
 }
 
@@ -233,12 +245,11 @@ mod tests {
             (&stacked.rgb[..6], &stacked.rgb[stacked.rgb.len() - 6..]),
             (&row(1).rgb[..], &row(2).rgb[..])
         );
-        let large = enlarged(&row(9));
+        let large = enlarged(&row(9), 400);
         assert_eq!((large.width, large.height), (800, 400));
         let pixel = |x: u32, y: u32| &large.rgb[((y * large.width + x) * 3) as usize..][..3];
         assert_eq!((pixel(399, 399), pixel(400, 0)), (&[9, 0, 0][..], &[0, 9, 0][..]));
-        let wide = Picture { width: 801, height: 1, rgb: vec![5; 3 * 801] };
-        assert_eq!(enlarged(&wide).rgb, wide.rgb);
+        assert_eq!(enlarged(&row(9), 1).rgb, row(9).rgb);
     }
 
     #[test]

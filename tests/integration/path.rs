@@ -276,6 +276,7 @@ mod trained {
         let seen = drawn(true, "");
         assert_eq!(seen, drawn(false, "--seed 7 --recipe cifar --image-size 16 --split train"));
         assert_ne!(seen, drawn(true, "--seed 8"));
+        assert!(seen.0["augmentation"].is_object() && seen.0["epoch"] == 3, "{}", seen.0);
         let call = instdisc("render --instance 120 --output x.png").arg("--dataset", dataset());
         assert!(call.fails(2).contains("split train has 120 instances"));
     }
