@@ -51,7 +51,8 @@ pub(super) fn judge_run(
     }
     let (step, folder) = checkpoint_at(place)?;
     peers.group.agree("the newest checkpoint's step", &step.to_string())?;
-    let weights = weights_of(&Checkpoint::open(&folder)?);
+    let checkpoint = Checkpoint::open(&folder)?;
+    let weights = weights_of(&checkpoint);
     let output = match &args.output {
         Some(output) => global.location(output)?,
         None => report_location(run, &args.report_name(&whole.split), step),
@@ -63,7 +64,7 @@ pub(super) fn judge_run(
         peers.leave();
         return if peers.is_first() { show_again(global, &output, &report) } else { Ok(()) };
     }
-    let pairs = whole.tables(&folder, progress_of(peers.is_first(), &Terminal::default()))?;
+    let pairs = whole.tables(checkpoint, progress_of(peers.is_first(), &Terminal::default()))?;
     let place =
         Place { output, run: Some(run.clone()), weights: Some(weights), mode: PublishMode::Overwrite };
     print_reports(global, args, judge(global, args, &pairs, Some(&place), peers)?.as_ref())
@@ -147,10 +148,11 @@ impl Judging<'_> {
         };
         let is_damaged = |error: &anyhow::Error| failure(error) == Failure::Data;
         let summary = watch(run, &name, &options, is_damaged, |step, folder, lock| {
-            let pairs = self.tables(folder, &Terminal::default())?;
+            let checkpoint = Checkpoint::open(folder)?;
+            let weights = Some(weights_of(&checkpoint));
+            let pairs = self.tables(checkpoint, &Terminal::default())?;
             lock.check()?;
             let output = report_location(run, &name, step);
-            let weights = Some(weights_of(&Checkpoint::open(folder)?));
             let place = Place { output, run: Some(run.clone()), weights, mode: PublishMode::Create };
             match judge(global, args, &pairs, Some(&place), peers) {
                 Ok(reports) => reports.iter().for_each(|reports| say(&line(&reports.first))),
@@ -178,8 +180,7 @@ impl Judging<'_> {
     }
 
     /// The tables of each feature; of each split, all layers are embedded in one pass.
-    fn tables(&self, checkpoint: &Location, progress: &dyn Progress) -> anyhow::Result<Vec<Pair>> {
-        let checkpoint = Checkpoint::open(checkpoint)?;
+    fn tables(&self, checkpoint: Checkpoint, progress: &dyn Progress) -> anyhow::Result<Vec<Pair>> {
         let of = Of { checkpoint, dataset: self.dataset.clone(), manifest: self.manifest.clone() };
         let split = &of.checkpoint.manifest().trained_on.split;
         let queries = self.embedded(&of, &self.split, RowChoice::All, &self.features, progress)?;
