@@ -11,7 +11,7 @@ rm -rf "$folder"
 mkdir -p "$folder"
 cp target/release/instdisc "$folder/"
 strip "$folder/instdisc"
-cp jobs/gpu/check.sh jobs/gpu/agree.py jobs/gpu/pytorch_step.py jobs/runs/cifar10-resnet18.toml "$folder/"
+cp jobs/gpu/check.sh jobs/gpu/agree.py jobs/gpu/pytorch_step.py jobs/runs/cifar10-resnet18-paper.toml "$folder/"
 printf 'gpu-check:\n\t./check.sh\n' >"$folder/Makefile"
 size() { du -sb "$folder" | cut -f1; }
 if [ $# -gt 0 ]; then

@@ -80,7 +80,7 @@ PY
 
 train() {
   [ -d dataset ] || { echo "there is no dataset/ beside this script (CIFAR-10, ingested)" >&2; exit 1; }
-  instdisc train --dataset dataset --run results/cifar10 --config cifar10-resnet18.toml \
+  instdisc train --dataset dataset --run results/cifar10 --config cifar10-resnet18-paper.toml \
     --precision bf16 --channels-last --device cuda:0
 }
 

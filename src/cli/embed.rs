@@ -37,7 +37,7 @@ pub(super) struct EmbedArgs {
     /// The feature table's place; with several layers it holds {feature}, which becomes the layer's name
     #[arg(long, value_name = "URL")]
     output: String,
-    /// Embed a uniform sample of N instances, the one that train --limit takes; 0 for all
+    /// Embed a uniform sample of N images, the one that train --limit takes; 0 for all
     #[arg(long, value_name = "N", default_value_t = 0)]
     limit: u64,
     /// Pictures of a batch
@@ -69,7 +69,7 @@ pub(super) fn run(global: &GlobalArgs, args: &EmbedArgs) -> anyhow::Result<()> {
         manifest,
         dataset,
         outputs: args.feature.iter().map(place).collect::<anyhow::Result<_>>()?,
-        rows: if args.limit == 0 { RowChoice::All } else { RowChoice::Sample(args.limit as usize) },
+        rows: RowChoice::limited(args.limit),
         batch_size: args.batch_size as usize,
         threads: args.threads,
         device: args.device,

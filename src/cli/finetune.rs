@@ -58,10 +58,13 @@ pub(super) struct FinetuneArgs {
     /// Begin with random weights instead: what the labels teach by themselves
     #[arg(long)]
     from_scratch: bool,
+    /// The split that is trained on [default: that of the checkpoint's run]
+    #[arg(long, value_name = "NAME")]
+    train_split: Option<String>,
     /// The split on which the classifier is evaluated, after each epoch and at the end [default: the first of val,
     /// validation, dev and test that exists]
     #[arg(long, value_name = "NAME")]
-    judge_split: Option<String>,
+    split: Option<String>,
     #[command(flatten)]
     flags: LearnFlags,
 }
@@ -83,11 +86,14 @@ pub(super) fn run(global: &GlobalArgs, args: &FinetuneArgs) -> anyhow::Result<()
         // The checkpoint may itself be of a fine-tuning.
         keys.remove("finetune");
     }
-    let of_run: TrainConfig =
+    let mut of_run: TrainConfig =
         serde_json::from_value(of_run).with_context(|| format!("the configuration of {from}"))?;
+    if let Some(split) = &args.train_split {
+        of_run.split.clone_from(split);
+    }
     let config = config::resolve(&finetune_protocol(&of_run), None, &args.flags)?;
     let manifest = Manifest::read(&dataset)?;
-    let split = manifest.evaluation_split(&dataset, args.judge_split.as_deref())?;
+    let split = manifest.evaluation_split(&dataset, args.split.as_deref())?;
     let judged: Arc<dyn Source> = Arc::new(config.source(&dataset, &manifest, &split, None)?);
     let train = TrainJob {
         dataset,

@@ -76,6 +76,9 @@ pub(super) struct KnnArgs {
     /// The split that --run evaluates on [default: the first of val, validation, dev and test that exists]
     #[arg(long, value_name = "NAME")]
     split: Option<String>,
+    /// The split whose images vote, for features other than `bank` [default: that of the run]
+    #[arg(long, value_name = "NAME", requires = "run")]
+    train_split: Option<String>,
     /// What --run compares: `bank`, the queries' projections with the rows as the training stored them; or a layer
     /// (projection, pooled, conv1 to conv5), by which queries and training images are embedded now; several with commas
     /// between, the first is the headline

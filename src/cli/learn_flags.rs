@@ -10,10 +10,6 @@ use crate::trainer::{Precision, RecipeKind, TrainConfig};
 /// The keys of [`TrainConfig`] that have a meaning with and without a bank.
 #[derive(Debug, Default, Args, Serialize)]
 pub(super) struct LearnFlags {
-    /// The split to train on
-    #[arg(long, value_name = "NAME")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    split: Option<String>,
     /// The augmentations: those of the reference for ImageNet or for CIFAR
     #[arg(long, value_enum, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -59,12 +59,16 @@ pub(super) struct LinearArgs {
     /// Layers, with commas between: projection, pooled, conv1 to conv5; the first is the headline
     #[arg(long, value_name = "LAYERS", value_delimiter = ',', default_value = "pooled", requires = "run")]
     feature: Vec<FeatureLayer>,
-    /// Train on a uniform sample of N rows, the one that train --limit takes; 0 for all
-    #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "label_fraction")]
-    limit: u64,
-    /// Train on this share of the labels, the same number for each class; --seed fixes which
+    /// Train on a uniform sample of N images, the one that train --limit takes; 0 for all [default: those that the
+    /// run was trained on]
+    #[arg(long, value_name = "N", requires = "run", conflicts_with = "label_fraction")]
+    limit: Option<u64>,
+    /// Train on this share of the labels, the same number for each class
     #[arg(long, value_name = "SHARE")]
     label_fraction: Option<Fraction>,
+    /// The seed by which labels are chosen
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "label_fraction")]
+    label_seed: u64,
     /// Train on other crops and mirror images in each epoch (with --run and --solver sgd)
     #[arg(long, requires = "run")]
     augment: bool,
@@ -89,7 +93,7 @@ pub(super) struct LinearArgs {
     /// Bring each number of the features to mean 0 and variance 1 first
     #[arg(long)]
     standardize: bool,
-    /// The seed of orders and choices
+    /// The seed of the order of rows, and of those held out
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
     /// The report's place (.json); stdout then has a line of scores [default: stdout alone, or the run's eval folder
@@ -158,8 +162,12 @@ pub(super) fn run(global: &GlobalArgs, args: &LinearArgs) -> anyhow::Result<()> 
         None => of_tables(global, args, &options)?,
     };
     let record = labels.as_ref().map(|labels| SubsetRecord::new(&labels.ids, &labels.labels));
-    let marked =
-        |report| ProbeReport { label_fraction: args.label_fraction, labels: record.clone(), ..report };
+    let marked = |report| ProbeReport {
+        label_fraction: args.label_fraction,
+        label_seed: args.label_fraction.map(|_| args.label_seed),
+        labels: record.clone(),
+        ..report
+    };
     let mut reports = reports.into_iter().map(marked);
     let Some(first) = reports.next() else {
         bail!(WrongUsage("there is no feature to judge".into()));
@@ -203,7 +211,7 @@ fn of_tables(global: &GlobalArgs, args: &LinearArgs, options: &LinearOptions) ->
     for (train, test) in args.train.iter().zip(&args.test) {
         let mut train = FeatureTable::read(&global.location(train)?)?;
         if let Some(fraction) = args.label_fraction {
-            train = chosen(&train, &balanced_rows(&train.ids, &train.labels, fraction, args.seed));
+            train = chosen(&train, &balanced_rows(&train.ids, &train.labels, fraction, args.label_seed));
             labels = Some(Labels { ids: train.ids.clone(), labels: train.labels.clone() });
         }
         let test = FeatureTable::read(&global.location(test)?)?;
@@ -258,18 +266,18 @@ impl OfRun {
         }
         if let Some(fraction) = args.label_fraction {
             name += &format!("-labels-{fraction}");
+            if args.label_seed > 0 {
+                name += &format!("-seed-{}", args.label_seed);
+            }
         }
-        if args.limit > 0 {
-            name += &format!("-limit-{}", args.limit);
+        if let Some(limit) = args.limit {
+            name += &format!("-limit-{limit}");
         }
         if args.augment {
             name += "-augmented";
         }
         // The rest are many numbers: any difference gives another name.
-        let protocol = Digest::of(
-            format!("{:?}", LinearOptions { device: DeviceChoice::Auto, ..options.clone() }).as_bytes(),
-        );
-        let protocol = protocol.to_string();
+        let protocol = Digest::of(options.protocol().to_string().as_bytes()).to_string();
         let step = self.checkpoint.manifest().step;
         self.run.join(&format!("{name}-{}-step-{step:08}.json", &protocol[..PROTOCOL_DIGITS]))
     }
@@ -277,10 +285,16 @@ impl OfRun {
     fn probe(&self, args: &LinearArgs, options: &LinearOptions) -> anyhow::Result<Probed> {
         let Self { run, checkpoint, dataset, manifest, train_split, .. } = self;
         let rows = match (args.label_fraction, args.limit) {
-            (Some(fraction), _) => RowChoice::Labels { fraction, seed: args.seed },
-            (None, 0) => RowChoice::All,
-            (None, limit) => RowChoice::Sample(limit as usize),
+            (Some(fraction), _) => RowChoice::Labels { fraction, seed: args.label_seed },
+            (None, Some(limit)) => RowChoice::limited(limit),
+            (None, None) if *train_split == checkpoint.manifest().trained_on.split => {
+                RowChoice::trained(checkpoint)?
+            }
+            (None, None) => RowChoice::All,
         };
+        if let (None, None, RowChoice::Sample(rows)) = (args.label_fraction, args.limit, rows) {
+            say(&format!("trained on the {rows} images of the run's own sample; --limit 0 takes all"));
+        }
         let progress = Terminal::default();
         let tables = |split: &str, rows: RowChoice| {
             let job = RunTables {

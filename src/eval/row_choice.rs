@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::dataset::Manifest;
 use crate::loader::{DatasetSource, LoaderError, Source, Subset};
 use crate::storage::Location;
@@ -25,6 +26,19 @@ pub enum RowChoice {
 }
 
 impl RowChoice {
+    /// So many rows, the sample that training's `limit` takes; 0 for all.
+    pub fn limited(limit: u64) -> Self {
+        if limit == 0 { Self::All } else { Self::Sample(limit as usize) }
+    }
+
+    /// The rows of its split that a checkpoint's run was trained on.
+    ///
+    /// # Errors
+    /// If the checkpoint's state cannot be read.
+    pub fn trained(checkpoint: &Checkpoint) -> Result<Self, CheckpointError> {
+        Ok(Self::limited(checkpoint.state()?.config["limit"].as_u64().unwrap_or(0)))
+    }
+
     /// These rows of a split.
     ///
     /// # Errors

@@ -67,7 +67,7 @@ pub struct TrainConfig {
     pub bank_init: BankInit,
     /// Added to the noise's probability by `nce`; the reference has 1e-7, see docs/numerics.md.
     pub eps: f64,
-    /// Where Z of `nce` comes from: `fixed`, `ema` or a number.
+    /// Where Z of `nce` comes from: `ema`, `fixed`, `delayed` or a number.
     pub partition: PartitionChoice,
     /// The weight of the old Z where it is a moving average.
     pub partition_decay: f64,
@@ -184,7 +184,7 @@ impl Default for TrainConfig {
             bank_dtype: BankDtype::F32,
             bank_init: BankInit::Uniform,
             eps: 0.0,
-            partition: PartitionChoice::Fixed,
+            partition: PartitionChoice::Ema,
             partition_decay: 0.99,
             proximal_weight: 0.0,
             optimizer: OptimizerKind::Sgd,

@@ -166,6 +166,12 @@ impl Metrics {
         line.is_some_and(|line| line["scope"] == "start")
     }
 
+    /// The mean losses of the epochs so far, in nats.
+    pub(super) fn epoch_losses(&self) -> impl Iterator<Item = f64> {
+        let lines = self.text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        lines.filter(|line| line["scope"] == "epoch").filter_map(|line| line["loss"].as_f64())
+    }
+
     /// Adds a line.
     pub(super) fn push(&mut self, line: &MetricsLine) {
         self.text += &line.to_value().to_string();

@@ -109,6 +109,11 @@ impl<L: Learner> Opened<L> {
             chance_loss: learner.chance_loss(),
         });
         let metrics = group.is_first().then(|| Metrics::resume(&run, cursor.step)).transpose()?;
+        let mut divergence = Divergence::default();
+        if let (Some(metrics), Some(chance)) = (&metrics, learner.chance_loss()) {
+            // What was warned of before a resume is not warned of again.
+            metrics.epoch_losses().for_each(|loss| drop(divergence.look(loss, chance, "")));
+        }
         let part = Part { rank: group.rank(), ranks: group.world() };
         let loader = data::load(config, &source, cursor, part)?;
         let retention = Retention { newest: config.keep, every_steps: config.keep_every_epochs * steps };
@@ -128,7 +133,7 @@ impl<L: Learner> Opened<L> {
             loader,
             metrics,
             lock: lock.map(Arc::new),
-            divergence: Divergence::default(),
+            divergence,
         };
         if found.is_none() {
             session.save()?;

@@ -57,6 +57,10 @@ fn a_stopped_fine_tuning_goes_on_to_the_same_weights() {
     );
     assert!(checked.is_none_or(|output| output.trim() == "10 classes"));
 
+    let swapped = dir.path().join("swapped");
+    let report = finetune(&checkpoint, &swapped, "--epochs 1 --train-split val --split train").json();
+    assert_eq!((&report["split"], &report["queries"]), (&"train".into(), &120.into()), "{report}");
+
     // Finished: the same command says so, and changes nothing.
     let before = contents(&whole);
     assert_eq!(finetune(&checkpoint, &whole, "--epochs 4").json()["top1"], report["top1"]);

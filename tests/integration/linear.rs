@@ -130,6 +130,24 @@ fn the_probe_of_a_run_keeps_its_features_and_its_report() {
 }
 
 #[test]
+fn the_probe_of_a_run_on_a_sample_is_trained_on_that_sample() {
+    let dir = scratch();
+    let run = dir.path().join("run");
+    train(dataset(), &run, "--epochs 1 --limit 48 --no-monitor").ok();
+    let rows = |more: &str| {
+        let call = instdisc(&format!("linear --device cpu --split val --weight-decay 1e-2 {more}"));
+        let report = call.arg("--run", &run).arg("--dataset", dataset()).json();
+        (report["train_rows"].clone(), report["train_split"].clone(), report["label_seed"].clone())
+    };
+    assert_eq!(rows(""), (48.into(), "train".into(), Value::Null));
+    assert_eq!(rows("--limit 0").0, 120);
+    assert_eq!(rows("--label-fraction 0.5 --label-seed 3"), (60.into(), "train".into(), 3.into()));
+    // The splits the other way round: a sample of the run's split says nothing of another.
+    let val = rows("--train-split val --split train").0;
+    assert!(val != 48 && val != 120, "{val}");
+}
+
+#[test]
 fn few_labels_are_a_fixed_and_balanced_subset_that_is_recorded() {
     let dir = scratch();
     let (train, judged) = (dir.path().join("train.arrow"), dir.path().join("test.arrow"));
@@ -137,7 +155,7 @@ fn few_labels_are_a_fixed_and_balanced_subset_that_is_recorded() {
     write(&table(4, 500, "val"), &judged);
     let probe = |fraction: &str, seed: u32, name: &str| {
         instdisc(&format!(
-            "linear --device cpu --weight-decay 1e-3 --label-fraction {fraction} --seed {seed}"
+            "linear --device cpu --weight-decay 1e-3 --label-fraction {fraction} --label-seed {seed}"
         ))
         .arg("--train", &train)
         .arg("--test", &judged)

@@ -82,4 +82,12 @@ fn several_features_are_judged_in_one_pass() {
         ["bank as stored, projection, 16-d", "re-encoded, projection, 16-d", "re-encoded, pooled, 64-d"];
     assert_eq!(features, expected);
     assert!(report["other_features"][1]["grid"].as_array().is_some_and(|grid| grid.len() == 2));
+    let other_way = |feature: &str| {
+        let call = instdisc(&format!("knn --split train --train-split val --feature {feature} --k 5"));
+        call.arg("--run", &run).arg("--dataset", dataset())
+    };
+    let report = other_way("projection").json();
+    assert_eq!((&report["split"], &report["queries"]), (&"train".into(), &120.into()));
+    assert!(run.join("eval/knn-train-from-val-projection-k5-step-00000008.json").is_file());
+    assert!(other_way("bank").fails(2).contains("--feature projection"));
 }

@@ -33,6 +33,11 @@ pub(super) fn judge_run(
 ) -> anyhow::Result<()> {
     let features =
         args.feature.iter().map(|name| Feature::parse(name)).collect::<anyhow::Result<Vec<_>>>()?;
+    if args.train_split.is_some() && features.contains(&Feature::Bank) {
+        let reason =
+            "--train-split: the bank is of the split that the run was trained on; give --feature projection";
+        return Err(WrongUsage(reason.into()).into());
+    }
     let dataset = global.location(args.dataset.as_deref().unwrap_or_default())?;
     // Without it no checkpoint can be evaluated: that is not a fault of one of them.
     let manifest = Manifest::read(&dataset)?;
@@ -75,6 +80,9 @@ impl KnnArgs {
     fn report_name(&self, split: &str) -> String {
         let joined = |values: Vec<String>| values.join("_");
         let mut name = format!("knn-{split}");
+        if let Some(train_split) = &self.train_split {
+            name += &format!("-from-{train_split}");
+        }
         if self.feature != ["bank"] {
             name += &format!("-{}", joined(self.feature.clone()));
         }
@@ -182,14 +190,16 @@ impl Judging<'_> {
     /// The tables of each feature; of each split, all layers are embedded in one pass.
     fn tables(&self, checkpoint: Checkpoint, progress: &dyn Progress) -> anyhow::Result<Vec<Pair>> {
         let of = Of { checkpoint, dataset: self.dataset.clone(), manifest: self.manifest.clone() };
-        let split = &of.checkpoint.manifest().trained_on.split;
+        let trained_on = &of.checkpoint.manifest().trained_on.split;
+        let split = self.args.train_split.as_ref().unwrap_or(trained_on);
         let queries = self.embedded(&of, &self.split, RowChoice::All, &self.features, progress)?;
         let embedded: Vec<Feature> =
             self.features.iter().copied().filter(|&feature| feature != Feature::Bank).collect();
         let mut banks = if embedded.is_empty() {
             Vec::new()
         } else {
-            self.embedded(&of, split, trained_rows(&of.checkpoint)?, &embedded, progress)?
+            let rows = if split == trained_on { RowChoice::trained(&of.checkpoint)? } else { RowChoice::All };
+            self.embedded(&of, split, rows, &embedded, progress)?
         }
         .into_iter();
         let mut pairs = Vec::new();
@@ -244,12 +254,6 @@ struct Of {
     checkpoint: Checkpoint,
     dataset: Location,
     manifest: Manifest,
-}
-
-/// The rows of its split on which a checkpoint was trained.
-fn trained_rows(checkpoint: &Checkpoint) -> anyhow::Result<RowChoice> {
-    let limit = checkpoint.state()?.config["limit"].as_u64().unwrap_or(0);
-    Ok(if limit == 0 { RowChoice::All } else { RowChoice::Sample(limit as usize) })
 }
 
 /// Whether another watcher published the report after all.

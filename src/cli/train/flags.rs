@@ -17,7 +17,11 @@ pub(in crate::cli) struct TrainFlags {
     #[command(flatten)]
     #[serde(flatten)]
     learn: LearnFlags,
-    /// Train on a uniform sample of N instances; 0 for all
+    /// The split to train on
+    #[arg(long, value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    split: Option<String>,
+    /// Train on a uniform sample of N images; 0 for all
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     limit: Option<u64>,

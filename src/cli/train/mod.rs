@@ -39,7 +39,7 @@ use crate::trainer::{
 /// is `batch_size = 64`. A flag wins.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  instdisc train --dataset s3://bucket/in1k --run s3://bucket/runs/r50 \\\n    --config jobs/runs/imagenet-resnet50.toml"
+    after_help = "Example:\n  instdisc train --dataset s3://bucket/in1k --run s3://bucket/runs/r50 \\\n    --config jobs/runs/imagenet-resnet50-reference.toml"
 )]
 pub(super) struct TrainArgs {
     /// The dataset's folder
@@ -151,7 +151,7 @@ fn resolve(
     let mut defaults = serde_json::to_value(TrainConfig::for_images(images, ranks, &given))?;
     let begun =
         list_checkpoints(run)?.pop().map(|(_, folder)| Checkpoint::open(&folder)?.state()).transpose()?;
-    for key in TrainConfig::BY_IMAGES {
+    for key in TrainConfig::BY_IMAGES.into_iter().chain(TrainConfig::CHANGED) {
         if let Some(value) = begun.as_ref().and_then(|state| state.config.get(key)) {
             defaults[key] = value.clone();
         }

@@ -96,6 +96,16 @@ impl LinearOptions {
         Ok(())
     }
 
+    /// What decides the result: all but the device.
+    pub fn protocol(&self) -> serde_json::Value {
+        let Self { solver, lr, weight_decay, epochs, batch_size, iterations, standardize, seed, device: _ } =
+            self;
+        serde_json::json!({
+            "solver": solver, "lr": lr, "weight_decay": weight_decay, "epochs": epochs,
+            "batch_size": batch_size, "iterations": iterations, "standardize": standardize, "seed": seed,
+        })
+    }
+
     /// Every setting of the sweep.
     fn cells(&self) -> Vec<Cell> {
         let rates: Vec<Option<f64>> = match self.solver {
@@ -126,8 +136,11 @@ pub fn probe(
     let (rows, judged) = (Examples::of(train)?, Examples::of(test)?);
     let cells = options.cells();
     let fit = |rows: &Examples, cells: &[Cell]| {
-        let passes = if options.solver == Solver::Lbfgs { cells.len() as u64 } else { options.epochs };
-        progress.begin(&format!("fit {}", train.meta.layer), passes);
+        let (what, passes) = match options.solver {
+            Solver::Lbfgs => ("steps at most", (cells.len() * options.iterations) as u64),
+            Solver::Sgd => ("epochs", options.epochs),
+        };
+        progress.begin(&format!("fit {} to {} rows, {what}", train.meta.layer, rows.len()), passes);
         let heads = fit_cached(rows, cells, classes, options, device, progress);
         progress.finish();
         heads
@@ -274,6 +287,7 @@ fn report(
         converged: head.converged,
         sweep,
         label_fraction: None,
+        label_seed: None,
         seed: options.seed,
         labels: None::<SubsetRecord>,
         dataset_digest: train.dataset_digest.clone(),

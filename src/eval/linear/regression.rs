@@ -12,7 +12,8 @@ use crate::progress::Progress;
 /// scikit-learn's default is 1e-4.
 const TOLERANCE: f64 = 2e-6;
 
-/// The minimum for each weight decay. The strongest is found first, and each is the start of the next.
+/// The minimum for each weight decay. The strongest is found first, and each is the start of the next. In the progress
+/// each has `iterations` steps, most of which a minimum does not need.
 pub(super) fn fit(
     rows: &Examples,
     cells: &[Cell],
@@ -29,7 +30,13 @@ pub(super) fn fit(
     let mut start = Tensor::zeros([(dim + 1) * shape.classes], (Kind::Double, device));
     let mut heads: Vec<Option<Head>> = cells.iter().map(|_| None).collect();
     for at in order {
+        // A step looks at the rows once, seldom more often.
+        let mut looked = 0;
         let mut loss = |parameters: &Tensor| {
+            if looked < iterations {
+                looked += 1;
+                progress.advance(1);
+            }
             no_grad(|| mean_loss(rows, parameters, shape, cells[at].weight_decay, scale))
         };
         let minimum = minimise(&start, &mut loss, TOLERANCE, iterations);
@@ -37,7 +44,7 @@ pub(super) fn fit(
         let (weight, bias) = shape.parts(&minimum.at);
         let (weight, bias) = unscaled(weight.to_kind(Kind::Float), bias.to_kind(Kind::Float), scale);
         heads[at] = Some(Head { weight, bias, steps: minimum.steps, converged: minimum.converged });
-        progress.advance(1);
+        progress.advance((iterations - looked) as u64);
     }
     heads.into_iter().flatten().collect()
 }

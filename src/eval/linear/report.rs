@@ -58,7 +58,9 @@ pub struct ProbeReport {
     pub sweep: Vec<SweepCell>,
     /// The share of the labels that was used, where not all were.
     pub label_fraction: Option<Fraction>,
-    /// The seed of orders and choices.
+    /// The seed by which they were chosen.
+    pub label_seed: Option<u64>,
+    /// The seed of the order of rows, and of those held out.
     pub seed: u64,
     /// Which labels these were.
     pub labels: Option<SubsetRecord>,

@@ -45,6 +45,9 @@ impl TrainConfig {
     /// Keys whose defaults depend on the images.
     pub const BY_IMAGES: [&'static str; 5] = ["objective", "arch", "image_size", "recipe", "batch_size"];
 
+    /// Keys whose defaults were others once: a run that was begun keeps its own.
+    pub const CHANGED: [&'static str; 1] = ["partition"];
+
     /// What the defaults of [`Self::BY_IMAGES`] are, for people, in their order.
     pub fn defaults_by_images() -> [String; 5] {
         let small = format!("images of at most {MOST_SIDE_OF_CIFAR} pixels");
@@ -121,7 +124,8 @@ mod tests {
             (16, 256, 256)
         );
         let config = serde_json::to_value(TrainConfig::default()).expect("plain data");
-        let all = TrainConfig::BY_IMAGES.iter().chain(&OF_SAMPLING).chain(&OF_SIZE);
+        let of_runs = TrainConfig::BY_IMAGES.iter().chain(&TrainConfig::CHANGED);
+        let all = of_runs.chain(&OF_SAMPLING).chain(&OF_SIZE);
         assert!(all.into_iter().all(|key| config.get(key).is_some()), "they are keys");
     }
 }

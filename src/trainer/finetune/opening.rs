@@ -49,7 +49,7 @@ impl Opened<Tuner> {
         let source: Arc<dyn Source> =
             Arc::new(Subset::of_labels(whole, job.labels.fraction, job.labels.seed));
         if config.loader().steps(source.len()) == 0 {
-            let reason = format!("{} labels of split {:?} make no batch", source.len(), config.split);
+            let reason = format!("{} labels of split `{}` make no batch", source.len(), config.split);
             return Err(TrainError::Config { reason });
         }
         let data = DataIdentity::of(&job.train, &manifest, source.as_ref())?;
