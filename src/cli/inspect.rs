@@ -1,9 +1,16 @@
-//! `instdisc inspect`.
+//! `instdisc inspect`: what a folder or a single file is.
+//!
+//! A file is known by its contents, not by its name. Of Parquet files the footer and two small columns are read, unless
+//! everything is to be checked.
+
+mod records;
+mod tables;
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
+use super::exit::WrongData;
 use super::progress::Terminal;
 use super::{GlobalArgs, write_json, write_stdout};
 use crate::checkpoint::{
@@ -13,14 +20,30 @@ use crate::dataset::{DatasetError, Manifest, summarise, verify};
 use crate::feature_table::{ColumnNames, FeatureTable};
 use crate::storage::{Digest, Location};
 
-/// Say what lies at a location: a dataset, a run, a checkpoint or a feature table.
+/// Bytes of a file by which its kind is known.
+const HEAD_BYTES: u64 = 4096;
+/// Class names that are shown; the manifest has all of them.
+const FIRST_CLASSES: usize = 10;
+/// What else a refusal says.
+const KNOWN: &str = "inspect knows datasets, runs, checkpoints, feature tables, shards and other Parquet tables, \
+                     metrics, reports, and a run's JSON and TOML files";
+/// How a file was checked whose digest is not in a manifest.
+const WITHOUT_DIGEST: &str = "reading it whole; no manifest has its digest";
+
+/// Say what a folder or a file is: a dataset, a run, a checkpoint, a feature table, a shard, metrics, a report.
+///
+/// Files are known by their contents, whatever their names are: shards, indexes, duplicates.parquet, label subsets,
+/// neighbours, feature tables (Arrow, Parquet), metrics.jsonl, rejects, the reports of knn, linear and finetune,
+/// config.toml, state.json and finished.json. The manifest of a dataset or a checkpoint stands for its folder.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  instdisc inspect --verify s3://bucket/in1k")]
+#[command(
+    after_help = "Example:\n  instdisc inspect --verify s3://bucket/in1k\n  instdisc inspect --verify s3://bucket/in1k/train/shard-00007.parquet\n  instdisc inspect --format json runs/r50/metrics.jsonl"
+)]
 pub(super) struct InspectArgs {
-    /// The folder of a dataset, a run or a checkpoint, or a feature table
+    /// The folder of a dataset, a run or a checkpoint, or one of their files
     #[arg(value_name = "URL")]
     location: String,
-    /// Read every byte again and check it against its digest
+    /// Read every byte and check it against its digest; a file whose digest is not in a manifest is decoded whole
     #[arg(long)]
     verify: bool,
     /// How to say it
@@ -74,8 +97,7 @@ fn inspect(location: &Location, check: bool) -> anyhow::Result<Value> {
     }
     let is_folder = location.local_path().is_some_and(std::path::Path::is_dir);
     if !is_folder && location.exists()? {
-        // Reading a table checks it whole.
-        return Ok(serde_json::to_value(FeatureTable::read(location)?.summary())?);
+        return inspect_file(location, check);
     }
     let manifest = match Manifest::read(location) {
         Err(error @ DatasetError::NotThere { .. }) => match list_checkpoints(location)? {
@@ -91,7 +113,48 @@ fn inspect(location: &Location, check: bool) -> anyhow::Result<Value> {
     if check {
         verify(location, &manifest, &Terminal::default())?;
     }
-    Ok(serde_json::to_value(summarise(&manifest))?)
+    dataset_summary(&manifest)
+}
+
+/// What a dataset is, with the first of its classes.
+fn dataset_summary(manifest: &Manifest) -> anyhow::Result<Value> {
+    let mut summary = serde_json::to_value(summarise(manifest))?;
+    summary["first_classes"] = json!(&manifest.classes[..manifest.classes.len().min(FIRST_CLASSES)]);
+    Ok(summary)
+}
+
+/// What a single file is.
+fn inspect_file(location: &Location, check: bool) -> anyhow::Result<Value> {
+    let head = location.read_range(0..HEAD_BYTES)?;
+    if head.starts_with(b"PAR1") {
+        return tables::inspect(location, check);
+    }
+    // An Arrow IPC file, or a stream.
+    if head.starts_with(b"ARROW1") || head.starts_with(&[0xff; 4]) {
+        // Reading a table checks it whole.
+        return Ok(serde_json::to_value(FeatureTable::read(location)?.summary())?);
+    }
+    let found = match head.iter().find(|byte| !byte.is_ascii_whitespace()) {
+        Some(b'{') => records::inspect_json(location, check)?,
+        _ => records::inspect_toml(location, check)?,
+    };
+    found.ok_or_else(|| unknown(location, &head).into())
+}
+
+/// The error of a file that this program does not write.
+fn unknown(location: &Location, head: &[u8]) -> WrongData {
+    const SHOWN_BYTES: usize = 16;
+    let begins = match head.len() {
+        0 => "it is empty".to_owned(),
+        bytes => format!("it begins with `{}`", head[..bytes.min(SHOWN_BYTES)].escape_ascii()),
+    };
+    WrongData(format!("{location}: not a file of this program ({begins}); {KNOWN}"))
+}
+
+/// The name of a file or folder within its own folder, also where it was given by a relative path.
+fn own_name(location: &Location) -> String {
+    let local = location.local_path().and_then(std::path::Path::file_name);
+    local.map_or_else(|| location.file_name().to_owned(), |name| name.to_string_lossy().into_owned())
 }
 
 /// What a run is, by its newest checkpoint, and which checkpoints it has.

@@ -182,7 +182,7 @@ impl Default for TrainConfig {
             temperature: Temperature::new(0.07).expect("in range"),
             bank_momentum: BankMomentum::new(0.5).expect("in range"),
             bank_dtype: BankDtype::F32,
-            bank_init: BankInit::Uniform,
+            bank_init: BankInit::Encode,
             eps: 0.0,
             partition: PartitionChoice::Ema,
             partition_decay: 0.99,

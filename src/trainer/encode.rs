@@ -10,14 +10,16 @@ use super::gathered::{Gathered, any, present};
 use super::state::Trainer;
 use super::{StopFlag, TrainError};
 use crate::loader::{EvalTransform, LoaderOptions, Part, Source, evaluation_batches_with};
+use crate::progress::Progress;
 
-/// Writes what the encoder, in evaluation mode, makes of each picture's centre into the picture's row.
+/// Writes what the encoder, in evaluation mode, makes of each image's centre into the image's row.
 ///
 /// # Errors
-/// If a picture cannot be loaded, or it is told to stop.
+/// If an image cannot be loaded, or it is told to stop.
 pub(super) fn encode_bank(
     trainer: &mut Trainer,
     source: &Arc<dyn Source>,
+    progress: &dyn Progress,
     stop: &StopFlag,
 ) -> Result<(), TrainError> {
     let encoder = trainer.encoder.config();
@@ -27,6 +29,7 @@ pub(super) fn encode_bank(
     let group = Rc::clone(&trainer.group);
     let part = Part { rank: group.rank(), ranks: group.world() };
     let options = LoaderOptions { part, ..trainer.config.loader() };
+    progress.begin("bank", source.len() as u64);
     for batch in evaluation_batches_with(Arc::clone(source), transform, options)? {
         let batch = batch?;
         if any(&group, [stop.load(Ordering::Relaxed)])? == [true] {
@@ -37,6 +40,8 @@ pub(super) fn encode_bank(
         let global = present(&group, &batch, trainer.config.on_corrupt)?;
         let gathered = Gathered::gather(&group, &global, 0, &features)?;
         trainer.bank.set_initial(&gathered.positions, &gathered.features);
+        progress.advance(gathered.positions.len() as u64);
     }
+    progress.finish();
     Ok(())
 }

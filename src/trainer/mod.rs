@@ -59,6 +59,7 @@ pub use session::Outcome;
 use crate::bank::MemoryBank;
 use crate::distributed::{DistributedError, ProcessGroup, Rendezvous};
 use crate::model::Encoder;
+use crate::progress::{Progress, Quiet};
 use crate::storage::Location;
 
 /// What to train on, where to, and how.
@@ -151,6 +152,11 @@ pub trait Hooks {
 
     /// Called with each line of the metrics: every so many steps, and after each epoch.
     fn measured(&mut self, _line: &MetricsLine) {}
+
+    /// Shows what is done before the first step.
+    fn progress(&self) -> &dyn Progress {
+        &Quiet
+    }
 }
 
 /// Any error of a hook.

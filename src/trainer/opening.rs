@@ -9,6 +9,7 @@ use crate::dataset::Manifest;
 use crate::distributed::ProcessGroup;
 use crate::loader::{Part, Source};
 use crate::model::{SelectedDevice, select_device_of};
+use crate::progress::Progress;
 use crate::storage::Location;
 
 use super::background::Writer;
@@ -33,7 +34,7 @@ const LOST_GRACE: Duration = Duration::from_secs(3);
 /// # Errors
 /// See [`TrainError`]; the checkpoints published so far stand.
 pub fn train(job: &TrainJob, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<Outcome, TrainError> {
-    Opened::of(job, stop)?.begin(hooks)?.run(hooks, stop)
+    Opened::of(job, hooks.progress(), stop)?.begin(hooks)?.run(hooks, stop)
 }
 
 /// A run before its next step.
@@ -51,7 +52,7 @@ pub(super) struct Opened<L> {
 
 impl Opened<Trainer> {
     /// Brings the processes together, and each to where the newest checkpoint is.
-    fn of(job: &TrainJob, stop: &StopFlag) -> Result<Self, TrainError> {
+    fn of(job: &TrainJob, progress: &dyn Progress, stop: &StopFlag) -> Result<Self, TrainError> {
         let config = &job.config;
         config.validate()?;
         let manifest = Manifest::read(&job.dataset)?;
@@ -79,7 +80,7 @@ impl Opened<Trainer> {
                     begin_with(&mut trainer, file)?;
                 }
                 if config.bank_init == BankInit::Encode {
-                    encode_bank(&mut trainer, &source, stop)?;
+                    encode_bank(&mut trainer, &source, progress, stop)?;
                 }
             }
         }

@@ -58,8 +58,8 @@ fn a_stopped_fine_tuning_goes_on_to_the_same_weights() {
     assert!(checked.is_none_or(|output| output.trim() == "10 classes"));
 
     let swapped = dir.path().join("swapped");
-    let report = finetune(&checkpoint, &swapped, "--epochs 1 --train-split val --split train").json();
-    assert_eq!((&report["split"], &report["queries"]), (&"train".into(), &120.into()), "{report}");
+    let other = finetune(&checkpoint, &swapped, "--epochs 1 --train-split val --split train").json();
+    assert_eq!((&other["split"], &other["queries"]), (&"train".into(), &120.into()), "{other}");
 
     // Finished: the same command says so, and changes nothing.
     let before = contents(&whole);

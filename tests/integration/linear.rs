@@ -135,7 +135,7 @@ fn the_probe_of_a_run_on_a_sample_is_trained_on_that_sample() {
     let run = dir.path().join("run");
     train(dataset(), &run, "--epochs 1 --limit 48 --no-monitor").ok();
     let rows = |more: &str| {
-        let call = instdisc(&format!("linear --device cpu --split val --weight-decay 1e-2 {more}"));
+        let call = instdisc(&format!("linear --device cpu --weight-decay 1e-2 {more}"));
         let report = call.arg("--run", &run).arg("--dataset", dataset()).json();
         (report["train_rows"].clone(), report["train_split"].clone(), report["label_seed"].clone())
     };

@@ -108,7 +108,7 @@ fn the_options_of_stores_and_of_logs_have_headings_of_their_own() {
 mod trained {
     use std::path::Path;
 
-    use serde_json::Value;
+    use serde_json::{Value, json};
 
     use super::*;
     use crate::support::train;
@@ -165,6 +165,26 @@ mod trained {
         assert_eq!(scores["grid"].as_array().map(Vec::len), Some(4));
         assert_eq!((&scores["device"], &scores["precision"]), (&"cpu".into(), &"f32".into()));
         assert_eq!(scores.get("notes"), None);
+
+        let of_file = |place: &Path, keys: &[&str]| -> Value {
+            let told = instdisc("inspect --verify --format json").arg("", place).json();
+            keys.iter().map(|key| told[*key].clone()).collect()
+        };
+        let keys = ["kind", "lines", "torn_last_line", "step", "epochs", "last_loss"];
+        let expected = json!(["metrics", lines.len(), false, 16, 2, lines[lines.len() - 1]["loss"]]);
+        assert_eq!(of_file(&run.join("metrics.jsonl"), &keys), expected);
+        let monitor = of_file(&run.join("metrics.jsonl"), &["monitor"]);
+        assert!(monitor[0]["knn1_top1"].is_number(), "{monitor}");
+        let config = of_file(&run.join("config.toml"), &["kind", "arch", "epochs"]);
+        assert_eq!(config, json!(["config", "resnet20-cifar", 2]));
+        assert_eq!(of_file(&run.join("finished.json"), &["kind", "step"]), json!(["finished", 16]));
+        let state = of_file(&checkpoint.join("state.json"), &["kind", "step", "instances", "objective"]);
+        assert_eq!(state, json!(["state", 16, 120, "nce"]));
+        let manifest = of_file(&checkpoint.join("checkpoint.json"), &["kind", "step", "bank"]);
+        assert_eq!(manifest, json!(["checkpoint", 16, summary["bank"]]));
+        assert_eq!(of_file(&report, &["kind", "split", "queries"]), json!(["knn_report", "val", 40]));
+        let neighbours = of_file(&dir.path().join("neighbours.parquet"), &["kind", "rows"]);
+        assert_eq!(neighbours, json!(["neighbours", 40]));
 
         let page = std::fs::read_to_string(dir.path().join("knn.html")).expect("page");
         assert!(page.contains("data:image/jpeg;base64,"));

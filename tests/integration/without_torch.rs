@@ -2,13 +2,17 @@
 //!
 //! These tests run in either build and use only the commands that both have.
 
+use std::path::Path;
+
 use arrow::array::{ArrayRef, FixedSizeListArray, Float32Array, Int64Array};
 use arrow::datatypes::{DataType, Field};
 use instdisc::feature_table::{FeatureTable, Kind, TableMeta};
 use instdisc::ids::{ClassId, InstanceId};
 use instdisc::storage::Location;
+use serde_json::{Value, json};
 
-use super::support::{copy, dataset, instdisc, pictures, scratch};
+use super::support::bucket::{Bucket, Faults};
+use super::support::{contents, copy, dataset, instdisc, pictures, root, scratch};
 
 /// A table of unit vectors on a circle, two classes on opposite sides.
 fn table(kind: Kind, rows: usize, dataset_digest: &str) -> FeatureTable {
@@ -154,6 +158,218 @@ fn rendering_from_a_damaged_shard_is_wrong_data() {
 fn inspect_verifies_a_dataset() {
     let summary = instdisc("inspect --verify --format json").arg("", dataset()).json();
     assert_eq!(summary["verified"], true);
+}
+
+fn inspected(words: &str, place: impl AsRef<Path>) -> Value {
+    instdisc(&format!("inspect --format json {words}")).arg("", place).json()
+}
+
+/// Some values of a summary, in this order.
+fn values(summary: &Value, keys: &[&str]) -> Value {
+    keys.iter().map(|key| summary[*key].clone()).collect()
+}
+
+#[test]
+fn the_files_of_a_dataset_are_known_by_their_contents() {
+    let dir = scratch();
+    let data = dataset();
+    let whole = inspected("", data);
+    assert_eq!((&whole["classes"], whole["first_classes"].as_array().map(Vec::len)), (&10.into(), Some(10)));
+    let split = &whole["splits"]["train"];
+    assert_eq!(split["shards"], 1);
+    let place = data.join("train/shard-00000.parquet");
+
+    let shard = inspected("", &place);
+    let found = values(&shard, &["kind", "rows", "row_groups", "labelled", "format_version", "classes"]);
+    assert_eq!(found, json!(["shard", 120, 8, 120, 1, 10]));
+    assert_eq!(shard["columns"], json!(["instance_id", "image", "label", "width", "height"]));
+    assert_eq!(values(&shard["instance_ids"], &["smallest", "largest"]), json!([0, 119]));
+    assert!(shard["instance_ids"]["first"].is_u64() && shard["instance_ids"]["last"].is_u64());
+    assert_eq!((&shard["bytes"], &shard["first_classes"]), (&split["shard_bytes"], &whole["first_classes"]));
+    assert!(shard["image_column_bytes"].as_u64() > split["image_bytes"].as_u64(), "{shard}");
+    assert!(shard.get("verified").is_none() && shard.get("image_bytes").is_none(), "{shard}");
+
+    let shard = inspected("--verify", &place);
+    let found = values(&shard, &["image_bytes", "split", "dataset_digest", "verified", "verified_by"]);
+    let by = "the digests of its dataset's manifest";
+    assert_eq!(found, json!([split["image_bytes"], "train", whole["dataset_digest"], true, by]));
+    // Under another name, away from its dataset.
+    let copied = dir.path().join("something");
+    std::fs::copy(&place, &copied).expect("copied");
+    let found = values(&inspected("--verify", &copied), &["kind", "image_bytes", "verified_by"]);
+    let by = "reading it whole; no manifest has its digest";
+    assert_eq!(found, json!(["shard", split["image_bytes"], by]));
+
+    let index = inspected("--verify", data.join("index/train.parquet"));
+    let found = values(&index, &["kind", "rows", "labelled", "split", "format_version"]);
+    assert_eq!(found, json!(["index", 120, 120, "train", 1]));
+    assert_eq!(values(&index["instance_ids"], &["first", "last"]), json!([0, 119]));
+    let duplicates = inspected("--verify", data.join("duplicates.parquet"));
+    assert_eq!((&duplicates["kind"], &duplicates["columns"][0]), (&"duplicates".into(), &"group".into()));
+
+    let manifest = data.join("manifest.json");
+    assert_eq!(inspected("--verify", &manifest), inspected("--verify", data));
+    let copied = dir.path().join("another.json");
+    std::fs::copy(&manifest, &copied).expect("copied");
+    let found = values(&inspected("", &copied), &["kind", "dataset_digest"]);
+    assert_eq!(found, json!(["manifest", whole["dataset_digest"]]));
+}
+
+#[test]
+fn a_damaged_shard_is_named() {
+    let dir = scratch();
+    let data = dir.path().join("data");
+    copy(dataset(), &data);
+    let shard = data.join("train/shard-00000.parquet");
+    let mut bytes = std::fs::read(&shard).expect("a shard");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x40;
+    std::fs::write(&shard, &bytes).expect("changed");
+    let error = instdisc("inspect --verify").arg("", &shard).fails(65);
+    assert!(error.contains("train/shard-00000.parquet"), "{error}");
+    std::fs::write(&shard, &bytes[..middle]).expect("cut");
+    let error = instdisc("inspect").arg("", &shard).fails(65);
+    assert!(error.contains("train/shard-00000.parquet: damaged: its footer: "), "{error}");
+}
+
+#[test]
+fn a_file_in_a_store_is_what_it_is_on_this_machine() {
+    let bucket = Bucket::start(Faults::default());
+    for (name, bytes) in contents(dataset()) {
+        bucket.put(&format!("data/{}", name.display()), &bytes);
+    }
+    for name in ["train/shard-00000.parquet", "index/val.parquet", "duplicates.parquet", "manifest.json"] {
+        for words in ["", "--verify"] {
+            let call = instdisc(&format!("inspect --format json {words}"));
+            let call = bucket.of(call.arg("", bucket.url(&format!("data/{name}"))));
+            assert_eq!(call.json(), inspected(words, dataset().join(name)), "{name} {words}");
+        }
+    }
+}
+
+#[test]
+fn what_knn_and_export_write_is_known_by_its_contents() {
+    let dir = scratch();
+    let at = |name: &str| dir.path().join(name);
+    write(&table(Kind::Bank, 40, "d"), &at("bank.arrow"));
+    write(&table(Kind::Embedding, 3, "d"), &at("queries.arrow"));
+    instdisc("knn --k 5")
+        .arg("--bank", at("bank.arrow"))
+        .arg("--queries", at("queries.arrow"))
+        .arg("--neighbours", at("neighbours.parquet"))
+        .arg("--output", at("knn.json"))
+        .ok();
+    let report = inspected("", at("knn.json"));
+    let found = values(&report, &["kind", "k", "top1", "queries", "step", "dataset_digest", "split"]);
+    assert_eq!(found, json!(["knn_report", 5, 1.0, 3, 1, "d", "train"]));
+    assert!(report.get("grid").is_none(), "{report}");
+    let neighbours = inspected("--verify", at("neighbours.parquet"));
+    let found = values(&neighbours, &["kind", "rows", "columns"]);
+    assert_eq!(found, json!(["neighbours", 3, ["query_id", "neighbour_ids", "similarities"]]));
+
+    let call = instdisc("export parquet").arg("--table", at("queries.arrow"));
+    call.arg("--output", at("queries.parquet")).ok();
+    let exported = inspected("--verify", at("queries.parquet"));
+    let columns = ["instance_id", "feature", "label", "class", "updated_step"];
+    assert_eq!(values(&exported, &["kind", "rows", "columns"]), json!(["feature_table", 3, columns]));
+
+    let folder = Location::from_path(dir.path()).expect("a location");
+    let (ids, labels) = ([7, 2, 9].map(InstanceId), [Some(ClassId(1)), None, Some(ClassId(0))]);
+    instdisc::dataset::write_label_subset(&folder, "labels.parquet", &ids, &labels).expect("written");
+    let subset = inspected("--verify", at("labels.parquet"));
+    assert_eq!(values(&subset, &["kind", "rows", "labelled"]), json!(["label_subset", 3, 2]));
+    assert_eq!(subset["instance_ids"], json!({"first": 7, "last": 9, "smallest": 2, "largest": 9}));
+}
+
+#[test]
+fn the_text_files_of_a_run_are_known_by_their_contents() {
+    let dir = scratch();
+    let told = |text: &str| {
+        let path = dir.path().join("file");
+        std::fs::write(&path, text).expect("written");
+        inspected("", path)
+    };
+    let finished = told("{\"step\":16}\n");
+    assert_eq!(finished, json!({"kind": "finished", "step": 16}));
+    let config = std::fs::read_to_string(root().join("jobs/runs/demo.toml")).expect("a configuration");
+    assert_eq!(values(&told(&config), &["kind", "arch", "epochs"]), json!(["config", "resnet20-cifar", 40]));
+    let linear = json!({
+        "top1": 0.5, "feature": "pooled, 64-d", "train_rows": 120, "solver": "lbfgs", "lr": null, "step": 8,
+        "sweep": [], "other_features": [{"top1": 0.25, "feature": "conv5", "sweep": []}],
+    });
+    let linear = told(&linear.to_string());
+    assert_eq!(values(&linear, &["kind", "solver", "top1"]), json!(["linear_report", "lbfgs", 0.5]));
+    assert_eq!(linear["other_features"], json!([{"feature": "conv5", "top1": 0.25}]));
+    assert!(linear.get("lr").is_none() && linear.get("sweep").is_none(), "{linear}");
+    let classifier =
+        json!({"top1": 0.5, "top5": 1.0, "top1_interval": [0.4, 0.6], "queries": 40, "split": "val"});
+    let classifier = told(&classifier.to_string());
+    assert_eq!(values(&classifier, &["kind", "split", "top5"]), json!(["classifier_report", "val", 1.0]));
+    let rejects = told("{\"path\":\"a/b.jpg\",\"reason\":\"it is empty\"}\n");
+    assert_eq!(values(&rejects, &["kind", "lines"]), json!(["rejects", 1]));
+    assert_eq!(rejects["first"], json!({"path": "a/b.jpg", "reason": "it is empty"}));
+}
+
+#[test]
+fn metrics_are_told_in_short_and_a_torn_last_line_is_no_error() {
+    let dir = scratch();
+    let path = dir.path().join("metrics.jsonl");
+    let lines = [
+        json!({"scope": "start", "time": 1.5, "step": 0, "epoch": 0, "knn_sample_top1": 0.1, "knn_chance": 0.1}),
+        json!({"scope": "interval", "time": 2.5, "step": 3, "epoch": 0, "loss": 4.0}),
+        json!({"scope": "epoch", "time": 3.5, "step": 8, "epoch": 0, "loss": 3.5, "knn1_top1": 0.3}),
+        json!({"scope": "interval", "time": 4.5, "step": 9, "epoch": 1, "loss": 3.25}),
+    ];
+    let whole: String = lines.iter().map(|line| format!("{line}\n")).collect();
+    std::fs::write(&path, &whole).expect("written");
+    let metrics = inspected("", &path);
+    let found = values(&metrics, &["kind", "lines", "torn_last_line", "step", "epochs", "time"]);
+    assert_eq!(found, json!(["metrics", 4, false, 9, 1, 4.5]));
+    assert_eq!(values(&metrics, &["first_loss", "last_loss", "monitor_step"]), json!([4.0, 3.25, 8]));
+    assert_eq!(metrics["monitor"], json!({"knn1_top1": 0.3}));
+    let shown = instdisc("inspect").arg("", &path).ok();
+    assert!(
+        shown.lines().any(|line| line.starts_with("monitor.knn1_top1 ") && line.ends_with(" 0.3")),
+        "{shown}"
+    );
+
+    std::fs::write(&path, &whole[..whole.len() - 12]).expect("cut");
+    let found = values(&inspected("--verify", &path), &["lines", "torn_last_line", "step", "last_loss"]);
+    assert_eq!(found, json!([3, true, 8, 3.5]));
+    // Elsewhere it is damage.
+    std::fs::write(&path, whole.replacen("\"step\":3,", "\"step\":", 1)).expect("damaged");
+    let error = instdisc("inspect").arg("", &path).fails(65);
+    assert!(error.contains("metrics.jsonl line 2: "), "{error}");
+}
+
+#[test]
+fn a_file_of_another_program_is_refused_with_what_it_begins_with() {
+    let dir = scratch();
+    let files = [
+        ("notes.txt", "hello\n", "not a file of this program (it begins with `hello\\n`)"),
+        ("empty", "", "not a file of this program (it is empty)"),
+        ("half.json", "{\"top1\": 0.", "begins like JSON and is not whole"),
+        ("other.json", "{\"a\": 1}", "not a file of this program"),
+        ("other.toml", "[package]\nname = \"x\"\n", "not a file of this program"),
+    ];
+    for (name, text, expected) in files {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).expect("written");
+        let error = instdisc("inspect").arg("", &path).fails(65);
+        assert!(error.contains(name) && error.contains(expected), "{error}");
+    }
+    let column: ArrayRef = std::sync::Arc::new(Int64Array::from(vec![1]));
+    let batch = arrow::array::RecordBatch::try_from_iter([("price", column)]).expect("a batch");
+    let writer = parquet::arrow::ArrowWriter::try_new(Vec::new(), batch.schema(), None);
+    let mut writer = writer.expect("a writer");
+    writer.write(&batch).expect("written");
+    let path = dir.path().join("prices.parquet");
+    std::fs::write(&path, writer.into_inner().expect("bytes")).expect("written");
+    let error = instdisc("inspect").arg("", &path).fails(65);
+    assert!(
+        error.contains("prices.parquet: a Parquet file with the columns price; inspect knows"),
+        "{error}"
+    );
 }
 
 /// In the build without libtorch; the command exists, and says what is missing.

@@ -17,7 +17,7 @@ pub(super) use flags::TrainFlags;
 pub(super) use headings::under_headings;
 
 use self::exporter::Exporter;
-use self::monitor::Monitor;
+use self::monitor::{Monitor, Shown};
 use super::progress::{Meter, say};
 use super::ranks::{RankFlags, end_as_lost};
 use super::{GlobalArgs, learn_flags, signals, write_json};
@@ -25,6 +25,7 @@ use crate::checkpoint::{Checkpoint, list_checkpoints};
 use crate::cli::exit::WrongUsage;
 use crate::config;
 use crate::dataset::Manifest;
+use crate::progress::Progress;
 use crate::storage::Location;
 use crate::trainer::{
     Estimate, HookError, Hooks, Images, Judged, MetricsLine, Outcome, RunSummary, Scope, StepReport,
@@ -111,6 +112,7 @@ pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
         chance_loss: None,
         untrained: None,
         chance: None,
+        before: Shown::new("bank", &STOP, is_first),
         measured_from: None,
         total_steps: 0,
     };
@@ -185,6 +187,8 @@ struct TerminalHooks<'a> {
     chance_loss: Option<f64>,
     untrained: Option<f64>,
     chance: Option<f64>,
+    /// Shows what comes before the first step.
+    before: Shown<'a>,
     /// A step, and when it was done.
     measured_from: Option<(u64, Instant)>,
     total_steps: u64,
@@ -234,6 +238,10 @@ impl Hooks for TerminalHooks<'_> {
             },
         );
         self.meter = Some(Meter::new("train", summary.total_steps, summary.resumed_step));
+    }
+
+    fn progress(&self) -> &dyn Progress {
+        &self.before
     }
 
     fn stepped(&mut self, report: &StepReport) {

@@ -31,17 +31,24 @@ pub(super) struct Monitor {
     threads: usize,
 }
 
-/// Shows the evaluation, which ends where the run is to stop.
-struct Shown<'a> {
+/// Shows work beside the steps, which ends where the run is to stop.
+pub(super) struct Shown<'a> {
+    stage: &'static str,
     terminal: Terminal,
     stop: &'a StopFlag,
     is_first: bool,
 }
 
+impl<'a> Shown<'a> {
+    pub(super) fn new(stage: &'static str, stop: &'a StopFlag, is_first: bool) -> Self {
+        Self { stage, terminal: Terminal::default(), stop, is_first }
+    }
+}
+
 impl Progress for Shown<'_> {
     fn begin(&self, _stage: &str, total: u64) {
         if self.is_first {
-            self.terminal.begin("monitor", total);
+            self.terminal.begin(self.stage, total);
         }
     }
 
@@ -123,7 +130,7 @@ impl Monitor {
         } else {
             Arc::new(Subset::of_range(Arc::clone(source), own))
         };
-        let shown = Shown { terminal: Terminal::default(), stop, is_first: group.is_first() };
+        let shown = Shown::new("monitor", stop, group.is_first());
         let part = encode(encoder, images, meta.clone(), MONITOR_BATCH, self.threads, &shown);
         // Where one process failed, all leave it at that.
         let failed = group.gather_bytes(&[u8::from(part.is_err())])?;

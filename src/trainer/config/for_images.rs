@@ -6,6 +6,7 @@ use super::{RecipeKind, TrainConfig};
 use crate::dataset::Split;
 use crate::model::Architecture;
 use crate::objective::ObjectiveKind;
+use crate::units::Temperature;
 
 /// Up to this many images the objective is the exact softmax. By the count of operations its three products of a batch of
 /// 256 with 100,000 rows of 128 numbers are 2 % of a ResNet-18's on images of 32 pixels.
@@ -43,13 +44,14 @@ impl Images {
 
 impl TrainConfig {
     /// Keys whose defaults depend on the images.
-    pub const BY_IMAGES: [&'static str; 5] = ["objective", "arch", "image_size", "recipe", "batch_size"];
+    pub const BY_IMAGES: [&'static str; 7] =
+        ["objective", "arch", "image_size", "recipe", "batch_size", "temperature", "weight_decay"];
 
     /// Keys whose defaults were others once: a run that was begun keeps its own.
-    pub const CHANGED: [&'static str; 1] = ["partition"];
+    pub const CHANGED: [&'static str; 2] = ["partition", "bank_init"];
 
     /// What the defaults of [`Self::BY_IMAGES`] are, for people, in their order.
-    pub fn defaults_by_images() -> [String; 5] {
+    pub fn defaults_by_images() -> [String; 7] {
         let small = format!("images of at most {MOST_SIDE_OF_CIFAR} pixels");
         let few = Self::default().batch_size * STEPS_OF_AN_EPOCH;
         [
@@ -58,9 +60,11 @@ impl TrainConfig {
             format!("224; 32 for {small}"),
             format!("imagenet; cifar for {small}"),
             format!(
-                "256; for fewer than {few} images halved until an epoch has {STEPS_OF_AN_EPOCH} steps, \
-                 {FEWEST_OF_A_BATCH} at least"
+                "256; 128 for {small}; for fewer than {few} images halved until an epoch has {STEPS_OF_AN_EPOCH} \
+                 steps, {FEWEST_OF_A_BATCH} at least"
             ),
+            format!("0.07; 0.1 for {small}"),
+            format!("0.0001; 0.0005 for {small}"),
         ]
     }
 
@@ -69,7 +73,8 @@ impl TrainConfig {
     ///
     /// - the objective, which is the exact softmax where it costs little: it needs no Z, whose estimate by a young bank
     ///   is what the noise contrast fails by (docs/training.md);
-    /// - network, side and augmentations, which are those of the reference's `cifar.py` for small images;
+    /// - network, side, augmentations, batch, τ and weight decay, which are those of the reference's `cifar.py` for small
+    ///   images;
     /// - the batch, which is smaller for few images, so that an epoch is not one step.
     pub fn for_images(images: Images, ranks: usize, given: &BTreeSet<String>) -> Self {
         let mut config = Self::default();
@@ -81,6 +86,9 @@ impl TrainConfig {
         if (1..=MOST_SIDE_OF_CIFAR).contains(&images.shorter_side) && !gives(&OF_SIZE) {
             (config.arch, config.image_size, config.recipe) =
                 (Architecture::ResNet18Cifar, 32, RecipeKind::Cifar);
+            config.batch_size = 128;
+            config.temperature = Temperature::new(0.1).expect("in range");
+            config.weight_decay = 5e-4;
         }
         // Each process needs its part of each part of a batch.
         if ranks == 1 && !gives(&["accumulate"]) {
@@ -105,7 +113,8 @@ mod tests {
         assert_eq!(of(1_281_167, 400), TrainConfig::default());
         let cifar = of(50_000, 32);
         assert_eq!((cifar.arch, cifar.image_size), (Architecture::ResNet18Cifar, 32));
-        assert_eq!((cifar.objective, cifar.batch_size), (ObjectiveKind::Softmax, 256));
+        assert_eq!((cifar.objective, cifar.batch_size), (ObjectiveKind::Softmax, 128));
+        assert_eq!((cifar.temperature.get(), cifar.weight_decay), (0.1, 5e-4));
         assert_eq!([500, 40, 2].map(|count| of(count, 400).batch_size), [16, 16, 16]);
         assert_eq!((of(1000, 400).batch_size, of(50_000, 0).arch), (32, Architecture::ResNet18));
         assert!([of(2, 32), of(3000, 64)].iter().all(|config| config.validate() == Ok(())));

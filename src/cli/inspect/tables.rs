@@ -1,0 +1,386 @@
+//! Parquet tables: shards of a dataset, and the other tables that this program writes.
+//!
+//! Which table it is, its columns decide. Unless everything is to be checked, only the footer and the columns of ids and
+//! labels are read; images stay where they are.
+
+use std::io::Cursor;
+use std::ops::Range;
+use std::sync::Arc;
+
+use anyhow::bail;
+use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::datatypes::Int64Type;
+use bytes::Bytes;
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::{
+    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder,
+};
+use parquet::errors::ParquetError;
+use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
+use parquet::file::reader::{ChunkReader, Length};
+use serde_json::{Value, json};
+
+use super::{FIRST_CLASSES, KNOWN, WITHOUT_DIGEST, own_name};
+use crate::cli::exit::WrongData;
+use crate::dataset::{DatasetError, Manifest, ShardEntry, ShardReader, read_index};
+use crate::feature_table::FeatureTable;
+use crate::guard::guard;
+use crate::storage::{Location, read_concurrently};
+
+/// The columns of each table. A feature table has `instance_id` and `feature`, and others that differ.
+const KINDS: [(&str, &[&str]); 5] = [
+    ("shard", &["instance_id", "image", "label", "width", "height"]),
+    (
+        "index",
+        &[
+            "instance_id",
+            "label",
+            "path",
+            "shard",
+            "row",
+            "offset",
+            "bytes",
+            "width",
+            "height",
+            "digest",
+            "view_hash",
+        ],
+    ),
+    ("duplicates", &["group", "split", "instance_id", "path", "identical", "distance"]),
+    ("label_subset", &["instance_id", "label"]),
+    ("neighbours", &["query_id", "neighbour_ids", "similarities"]),
+];
+/// The leaf column of the encoded images.
+const IMAGE_BYTES: &str = "image.bytes";
+/// What the writer of a dataset's tables calls itself, before the format's version.
+const DATASET_WRITER: &str = "instdisc dataset ";
+/// The end of a file that is fetched first; it holds the footer of all but huge tables.
+const FOOTER_GUESS_BYTES: u64 = 256 << 10;
+/// Rows that are decoded at a time.
+const BATCH_ROWS: usize = 256;
+/// Folders between a dataset and a file that its manifest names, at most: `index/0001/train.parquet`.
+const MOST_FOLDERS: usize = 3;
+
+/// What a Parquet file is.
+///
+/// # Errors
+/// If it is damaged, not a table of this program, or the store fails.
+pub(super) fn inspect(location: &Location, check: bool) -> anyhow::Result<Value> {
+    let table = Table::open(location)?;
+    let columns = table.columns();
+    let kind = KINDS.iter().find(|(_, names)| columns == *names).map(|(kind, _)| *kind);
+    let Some(kind) = kind else {
+        if ["instance_id", "feature"].iter().all(|name| columns.contains(name)) {
+            // Reading a table checks it whole.
+            let mut summary = serde_json::to_value(FeatureTable::read(location)?.summary())?;
+            summary["columns"] = json!(columns);
+            return Ok(summary);
+        }
+        let columns = columns.join(", ");
+        bail!(WrongData(format!("{location}: a Parquet file with the columns {columns}; {KNOWN}")));
+    };
+    let mut summary = table.summary(kind)?;
+    if columns.contains(&"instance_id") && columns.contains(&"label") {
+        let (ids, labels) = table.ids_and_labels()?;
+        summary["instance_ids"] = json!({
+            "first": ids.first(),
+            "last": ids.last(),
+            "smallest": ids.iter().min(),
+            "largest": ids.iter().max(),
+        });
+        summary["labelled"] = json!(labels.iter().filter(|label| **label >= 0).count());
+    }
+    if check {
+        table.check(kind, &mut summary)?;
+    }
+    Ok(summary)
+}
+
+/// A Parquet file that was opened by its footer.
+struct Table<'a> {
+    location: &'a Location,
+    bytes: u64,
+    metadata: ArrowReaderMetadata,
+}
+
+impl<'a> Table<'a> {
+    fn open(location: &'a Location) -> Result<Self, DatasetError> {
+        let bytes = location.size()?;
+        let footer = Arc::new(read_footer(location, bytes)?);
+        let wrong = |reason: String| damaged(location, format!("its schema: {reason}"));
+        let metadata = guard(|| ArrowReaderMetadata::try_new(footer, ArrowReaderOptions::new()));
+        let metadata = metadata.map_err(wrong)?.map_err(|error| wrong(error.to_string()))?;
+        Ok(Self { location, bytes, metadata })
+    }
+
+    fn columns(&self) -> Vec<&str> {
+        self.metadata.schema().fields().iter().map(|field| field.name().as_str()).collect()
+    }
+
+    /// What the footer says.
+    fn summary(&self, kind: &str) -> Result<Value, DatasetError> {
+        let metadata = self.metadata.metadata();
+        let file = metadata.file_metadata();
+        let rows = u64::try_from(file.num_rows());
+        let rows =
+            rows.map_err(|_| damaged(self.location, "its footer: a negative number of rows".into()))?;
+        let mut summary = json!({
+            "kind": kind,
+            "rows": rows,
+            "row_groups": metadata.num_row_groups(),
+            "bytes": self.bytes,
+            "columns": self.columns(),
+            "created_by": file.created_by(),
+        });
+        let version =
+            file.created_by().and_then(|name| name.strip_prefix(DATASET_WRITER)?.parse::<u32>().ok());
+        if let Some(version) = version {
+            summary["format_version"] = json!(version);
+        }
+        if let Some(classes) = class_names(metadata) {
+            summary["classes"] = json!(classes.len());
+            summary["first_classes"] = json!(&classes[..classes.len().min(FIRST_CLASSES)]);
+        }
+        if kind == "shard" {
+            let columns = metadata.row_groups().iter().flat_map(|group| group.columns());
+            let images = columns.filter(|column| column.column_path().string() == IMAGE_BYTES);
+            let sizes = images.map(|column| u64::try_from(column.compressed_size()).unwrap_or(0));
+            summary["image_column_bytes"] = json!(sizes.fold(0, u64::saturating_add));
+        }
+        Ok(summary)
+    }
+
+    /// The ids and labels of all rows, by reads of these two columns alone.
+    fn ids_and_labels(&self) -> Result<(Vec<i64>, Vec<i64>), DatasetError> {
+        let fields = self.metadata.schema().fields().iter().enumerate();
+        let roots: Vec<usize> = fields
+            .filter(|(_, field)| ["instance_id", "label"].contains(&field.name().as_str()))
+            .map(|(at, _)| at)
+            .collect();
+        let mask = ProjectionMask::roots(self.metadata.parquet_schema(), roots);
+        let ranges = guard(|| self.ranges(&mask)).map_err(|reason| damaged(self.location, reason))?;
+        if ranges.iter().any(|range| range.end > self.bytes) {
+            return Err(damaged(self.location, "a column ends after the file".into()));
+        }
+        let wanted = ranges.iter().map(|range| (self.location.clone(), Some(range.clone()))).collect();
+        let mut parts = Vec::with_capacity(ranges.len());
+        for (range, read) in ranges.iter().zip(read_concurrently(wanted)) {
+            parts.push((range.start, read?));
+        }
+        let (mut ids, mut labels): (Vec<i64>, Vec<i64>) = (Vec::new(), Vec::new());
+        self.decode(Parts { bytes: self.bytes, parts }, mask, |batch| {
+            ids.extend(numbers(batch, "instance_id")?);
+            labels.extend(numbers(batch, "label")?);
+            Some(())
+        })?;
+        Ok((ids, labels))
+    }
+
+    /// The places of some columns, a range for each column of each row group.
+    fn ranges(&self, mask: &ProjectionMask) -> Vec<Range<u64>> {
+        let mut ranges = Vec::new();
+        for group in self.metadata.metadata().row_groups() {
+            for (leaf, column) in group.columns().iter().enumerate() {
+                let (start, length) = column.byte_range();
+                if mask.leaf_included(leaf) && length > 0 {
+                    ranges.push(start..start.saturating_add(length));
+                }
+            }
+        }
+        ranges
+    }
+
+    /// Hands on every batch with some of the columns; `each` says nothing where a value is not what it should be.
+    fn decode(
+        &self,
+        file: impl ChunkReader + 'static,
+        mask: ProjectionMask,
+        mut each: impl FnMut(&RecordBatch) -> Option<()>,
+    ) -> Result<(), DatasetError> {
+        let decoded = guard(|| -> Result<(), String> {
+            let reader = ParquetRecordBatchReaderBuilder::new_with_metadata(file, self.metadata.clone())
+                .with_projection(mask)
+                .with_batch_size(BATCH_ROWS)
+                .build()
+                .map_err(|error| error.to_string())?;
+            for batch in reader {
+                let batch = batch.map_err(|error| error.to_string())?;
+                each(&batch).ok_or("a value is missing or of another type")?;
+            }
+            Ok(())
+        });
+        let wrong = |reason: String| damaged(self.location, reason);
+        decoded.map_err(wrong)?.map_err(wrong)
+    }
+
+    /// Reads the table whole and compares it with the digests of its dataset's manifest, where that names it.
+    fn check(&self, kind: &str, summary: &mut Value) -> anyhow::Result<()> {
+        let named = match kind {
+            "shard" | "index" => Named::find(self.location)?,
+            _ => None,
+        };
+        if let Some(Named { dataset, manifest, path }) = &named {
+            for (name, split) in &manifest.splits {
+                let instances = split.instances;
+                if let Some(entry) = split.shards.iter().find(|entry| entry.path == *path) {
+                    let image_bytes = check_shard(dataset, entry, manifest.classes.len(), instances)?;
+                    summary["image_bytes"] = json!(image_bytes);
+                } else if let Some(part) = split.ingest.iter().find(|part| part.index.path == *path) {
+                    read_index(dataset, &part.index)?;
+                } else {
+                    continue;
+                }
+                summary["split"] = json!(name);
+                summary["dataset_digest"] = json!(manifest.dataset_digest);
+                summary["verified_by"] = json!("the digests of its dataset's manifest");
+                return Ok(());
+            }
+        }
+        let mut image_bytes = 0;
+        self.decode(self.location.read()?, ProjectionMask::all(), |batch| {
+            if kind == "shard" {
+                image_bytes += encoded_bytes(batch)?;
+            }
+            Some(())
+        })?;
+        if kind == "shard" {
+            summary["image_bytes"] = json!(image_bytes);
+        }
+        summary["verified_by"] = json!(WITHOUT_DIGEST);
+        Ok(())
+    }
+}
+
+/// A file of a dataset: where the dataset is, and the file's path in it.
+struct Named {
+    dataset: Location,
+    manifest: Manifest,
+    path: String,
+}
+
+impl Named {
+    /// Looks for the dataset in the folders above the file.
+    fn find(location: &Location) -> Result<Option<Self>, DatasetError> {
+        let mut path = own_name(location);
+        let mut above = location.folder();
+        for _ in 0..MOST_FOLDERS {
+            let Some(dataset) = above else { break };
+            match Manifest::read(&dataset) {
+                Ok(manifest) => return Ok(Some(Self { dataset, manifest, path })),
+                // A manifest of another program has this name too.
+                Err(DatasetError::NotThere { .. } | DatasetError::Manifest { .. }) => {}
+                Err(error) => return Err(error),
+            }
+            path = format!("{}/{path}", own_name(&dataset));
+            above = dataset.folder();
+        }
+        Ok(None)
+    }
+}
+
+/// Reads every row group of a shard and checks it against the manifest; the sum of the encoded images' sizes. Opening it
+/// checks the footer.
+fn check_shard(
+    dataset: &Location,
+    entry: &ShardEntry,
+    classes: usize,
+    instances: u64,
+) -> Result<u64, DatasetError> {
+    let shard = ShardReader::open(dataset, entry, classes, instances)?;
+    let mut image_bytes = 0;
+    for row_group in 0..shard.row_groups() {
+        let rows = shard.read_row_group(row_group)?;
+        image_bytes += rows.iter().map(|row| row.bytes.len() as u64).sum::<u64>();
+    }
+    // Manifests from before have no digest of the footer.
+    let is_whole =
+        entry.footer.is_some() || shard.location().read_checked(Location::read, entry.digest)?.is_some();
+    if is_whole {
+        Ok(image_bytes)
+    } else {
+        Err(damaged(shard.location(), "its digest is not that of the manifest".into()))
+    }
+}
+
+/// Reads the footer: the end of the file, and more of it where the footer is huge.
+fn read_footer(location: &Location, bytes: u64) -> Result<ParquetMetaData, DatasetError> {
+    let wrong = |reason: String| damaged(location, format!("its footer: {reason}"));
+    let mut from = bytes.saturating_sub(FOOTER_GUESS_BYTES);
+    loop {
+        let end = location.read_range(from..bytes)?;
+        let mut reader = ParquetMetaDataReader::new();
+        match guard(|| reader.try_parse_sized(&end, bytes)).map_err(wrong)? {
+            Ok(()) => return reader.finish().map_err(|error| wrong(error.to_string())),
+            Err(ParquetError::NeedMoreData(needed)) if needed as u64 <= bytes && from > 0 => {
+                from = (bytes - needed as u64).min(from - 1);
+            }
+            Err(error) => return Err(wrong(error.to_string())),
+        }
+    }
+}
+
+fn damaged(location: &Location, reason: String) -> DatasetError {
+    DatasetError::Damaged { shard: location.to_string(), reason }
+}
+
+/// The class names in the metadata of a shard.
+fn class_names(metadata: &ParquetMetaData) -> Option<Vec<String>> {
+    let entries = metadata.file_metadata().key_value_metadata()?;
+    let text = entries.iter().find(|entry| entry.key == "huggingface")?.value.as_deref()?;
+    let described: Value = serde_json::from_str(text).ok()?;
+    serde_json::from_value(described["info"]["features"]["label"]["names"].clone()).ok()
+}
+
+/// The values of a column of integers; none where it has another type or lacks one.
+fn numbers<'a>(batch: &'a RecordBatch, column: &str) -> Option<&'a [i64]> {
+    let array = batch.column_by_name(column)?.as_primitive_opt::<Int64Type>()?;
+    (array.null_count() == 0).then(|| &array.values()[..])
+}
+
+/// The sum of the encoded images' sizes.
+fn encoded_bytes(batch: &RecordBatch) -> Option<u64> {
+    let image = batch.column_by_name("image")?.as_struct_opt()?;
+    let encoded = image.column_by_name("bytes")?.as_binary_opt::<i32>()?;
+    Some(encoded.iter().flatten().map(|bytes| bytes.len() as u64).sum())
+}
+
+/// Parts of a file, each with its place, that stand for the whole: reads outside of them are errors.
+struct Parts {
+    bytes: u64,
+    parts: Vec<(u64, Bytes)>,
+}
+
+impl Parts {
+    /// What follows a place, up to the end of its part.
+    fn after(&self, start: u64) -> parquet::errors::Result<Bytes> {
+        let part = self.parts.iter().find(|(at, bytes)| (*at..*at + bytes.len() as u64).contains(&start));
+        let (at, bytes) = part.ok_or_else(outside)?;
+        Ok(bytes.slice((start - at) as usize..))
+    }
+}
+
+fn outside() -> ParquetError {
+    ParquetError::General("a page is not in its column".into())
+}
+
+impl Length for Parts {
+    fn len(&self) -> u64 {
+        self.bytes
+    }
+}
+
+impl ChunkReader for Parts {
+    type T = Cursor<Bytes>;
+
+    fn get_read(&self, start: u64) -> parquet::errors::Result<Self::T> {
+        Ok(Cursor::new(self.after(start)?))
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> parquet::errors::Result<Bytes> {
+        let rest = self.after(start)?;
+        if length > rest.len() {
+            return Err(outside());
+        }
+        Ok(rest.slice(..length))
+    }
+}
