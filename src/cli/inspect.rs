@@ -88,11 +88,15 @@ fn inspect(location: &Location, check: bool) -> anyhow::Result<Value> {
             let part = FeatureTable::from_bytes(&name, checkpoint.read(&entry.name)?, &names)?;
             anyhow::Ok((name, part))
         };
-        let bank = FeatureTable::join(checkpoint.bank_files()?.into_iter().map(part))?;
+        let state = checkpoint.state()?;
         let mut summary = serde_json::to_value(checkpoint.manifest())?;
         summary["kind"] = json!("checkpoint");
-        summary["bank"] = serde_json::to_value(bank.summary())?;
-        summary["ln_partition"] = json!(checkpoint.state()?.ln_partition);
+        // A classifier has none.
+        if state.config.get("finetune").is_none() {
+            let bank = FeatureTable::join(checkpoint.bank_files()?.into_iter().map(part))?;
+            summary["bank"] = serde_json::to_value(bank.summary())?;
+            summary["ln_partition"] = json!(state.ln_partition);
+        }
         return Ok(summary);
     }
     let is_folder = location.local_path().is_some_and(std::path::Path::is_dir);

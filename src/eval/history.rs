@@ -77,10 +77,23 @@ pub fn history(run: &Location, report: &KnnReport) -> Result<Vec<HistoryPoint>, 
         let point = serde_json::from_slice::<HistoryPoint>(&text).ok();
         points.extend(point.filter(|point| point.step != own.step && point.compares_with(&own)));
     }
-    // Before the first step the rows of the bank are random: that says nothing of the encoder.
-    points.retain(|point| point.step > 0 || !point.feature.starts_with("bank") || point == &own);
+    // Random rows say nothing of the encoder.
+    if !began_encoded(run)? {
+        points.retain(|point| point.step > 0 || !point.feature.starts_with("bank") || point == &own);
+    }
     points.sort_by_key(|point| point.step);
     // A checkpoint may have several reports with the same headline.
     points.dedup_by_key(|point| point.step);
     Ok(points)
+}
+
+/// Whether the rows of a run's bank were the untrained encoder's features before the first step.
+fn began_encoded(run: &Location) -> Result<bool, StorageError> {
+    let text = match run.join("config.toml").read() {
+        Ok(text) => String::from_utf8_lossy(&text).into_owned(),
+        Err(error) if error.is_not_found() => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    let config: toml::Table = text.parse().unwrap_or_default();
+    Ok(config.get("bank_init").and_then(toml::Value::as_str) == Some("encode"))
 }

@@ -127,7 +127,7 @@ pub struct Judged<'a> {
     pub bank: Option<&'a MemoryBank>,
     /// The processes of the run.
     pub group: &'a ProcessGroup,
-    /// Steps done; before the first the rows of the bank are random.
+    /// Steps done.
     pub step: u64,
     /// Set where the run is to stop: an evaluation then ends early, with an error.
     pub stop: &'a StopFlag,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use crate::bank::BankInit;
 use crate::checkpoint::{Cursor, mark_finished, unmark_finished};
 use crate::distributed::ProcessGroup;
 use crate::loader::{Loader, LoaderError};
@@ -32,6 +33,8 @@ fn advice(config: &TrainConfig) -> String {
     let helps = [
         is_sampled.then_some("`--objective softmax` is exact"),
         is_constant.then_some("`--partition ema` follows the bank"),
+        (config.bank_init != BankInit::Encode)
+            .then_some("`--bank-init encode` begins with what the encoder sees"),
         Some("a lower `--lr` or `--warmup-epochs` moves it less"),
     ];
     format!("In a new run {}", helps.into_iter().flatten().collect::<Vec<_>>().join(", "))

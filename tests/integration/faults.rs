@@ -218,7 +218,11 @@ mod training {
         let middle = bytes.len() / 2;
         bytes[middle] ^= 0x40;
         std::fs::write(&shard, bytes).expect("changed");
-        let error = train(&data, &run, "--epochs 1").fails(WRONG_DATA);
+        let encoded = dir.path().join("encoded");
+        let error = train(&data, &encoded, "--epochs 1 --bank-init encode").fails(WRONG_DATA);
+        assert!(error.contains("train/shard-00000.parquet row group "), "{error}");
+        assert!(!encoded.join("checkpoints").exists(), "the bank was not made");
+        let error = train(&data, &run, "--epochs 1 --bank-init uniform").fails(WRONG_DATA);
         assert!(error.contains("train/shard-00000.parquet row group "), "{error}");
         assert_eq!(checkpoints(&run), ["step-00000000"]);
         let error = instdisc("inspect --verify").arg("", &data).fails(WRONG_DATA);

@@ -61,6 +61,13 @@ fn a_stopped_fine_tuning_goes_on_to_the_same_weights() {
     let other = finetune(&checkpoint, &swapped, "--epochs 1 --train-split val --split train").json();
     assert_eq!((&other["split"], &other["queries"]), (&"train".into(), &120.into()), "{other}");
 
+    let last = whole.join("checkpoints/step-00000016");
+    let seen = instdisc("inspect --verify --format json").arg(&last).json();
+    assert_eq!(
+        (&seen["kind"], &seen["step"], &seen["bank"]),
+        (&"checkpoint".into(), &16.into(), &serde_json::Value::Null)
+    );
+
     // Finished: the same command says so, and changes nothing.
     let before = contents(&whole);
     assert_eq!(finetune(&checkpoint, &whole, "--epochs 4").json()["top1"], report["top1"]);

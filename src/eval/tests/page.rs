@@ -100,4 +100,8 @@ fn the_history_has_the_reports_that_can_be_compared() {
     let points = history(&run, &newest).expect("read");
     assert_eq!(points.iter().map(|point| point.step).collect::<Vec<_>>(), [20, 40, 60]);
     assert_eq!(points[0].top1, 0.25);
+    let config = "arch = \"resnet18\"\nbank_init = \"encode\"\n";
+    run.join("config.toml").publish(config, crate::storage::PublishMode::Create).expect("published");
+    let points = history(&run, &newest).expect("read");
+    assert_eq!(points.iter().map(|point| point.step).collect::<Vec<_>>(), [0, 20, 40, 60]);
 }
