@@ -7,6 +7,7 @@ use anyhow::Context;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
+use super::exit::WrongUsage;
 use super::learn_flags::LearnFlags;
 use super::progress::{Meter, Terminal, say};
 use super::{GlobalArgs, learn_flags, signals, write_json};
@@ -93,7 +94,14 @@ pub(super) fn run(global: &GlobalArgs, args: &FinetuneArgs) -> anyhow::Result<()
     }
     let config = config::resolve(&finetune_protocol(&of_run), None, &args.flags)?;
     let manifest = Manifest::read(&dataset)?;
-    let split = manifest.evaluation_split(&dataset, args.split.as_deref())?;
+    let found = manifest.first_evaluation_split(&config.split).map(str::to_owned);
+    let split = manifest.evaluation_split(&dataset, args.split.as_deref().or(found.as_deref()))?;
+    if split == config.split {
+        let reason = format!(
+            "split `{split}` is trained on and evaluated; another --split or --train-split tells more"
+        );
+        return Err(WrongUsage(reason).into());
+    }
     let judged: Arc<dyn Source> = Arc::new(config.source(&dataset, &manifest, &split, None)?);
     let train = TrainJob {
         dataset,

@@ -74,7 +74,7 @@ pub(super) struct KnnArgs {
     #[arg(long, value_name = "URL")]
     dataset: Option<String>,
     /// The split that --run evaluates on [default: the first of val, validation, dev and test that exists]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", requires = "run")]
     split: Option<String>,
     /// The split whose images vote, for features other than `bank` [default: that of the run]
     #[arg(long, value_name = "NAME", requires = "run")]

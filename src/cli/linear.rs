@@ -48,13 +48,13 @@ pub(super) struct LinearArgs {
     #[arg(long, value_name = "URL", conflicts_with_all = ["train", "test"], requires = "dataset")]
     run: Option<String>,
     /// The dataset of --run
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", requires = "run")]
     dataset: Option<String>,
     /// The split that --run evaluates on [default: the first of val, validation, dev and test that exists]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", requires = "run")]
     split: Option<String>,
     /// The split that is trained on [default: that of the run]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", requires = "run")]
     train_split: Option<String>,
     /// Layers, with commas between: projection, pooled, conv1 to conv5; the first is the headline
     #[arg(long, value_name = "LAYERS", value_delimiter = ',', default_value = "pooled", requires = "run")]
@@ -143,6 +143,9 @@ pub(super) fn run(global: &GlobalArgs, args: &LinearArgs) -> anyhow::Result<()> 
         device: args.device,
     };
     options.validate()?;
+    if args.label_fraction.is_some() && args.seed > 0 && args.label_seed == 0 {
+        tracing::warn!("--seed {} does not choose labels; --label-seed does", args.seed);
+    }
     let mut output = args.output.as_ref().map(|output| global.location(output)).transpose()?;
     let mut weights = None;
     let (reports, labels) = match &args.run {

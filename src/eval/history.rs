@@ -22,6 +22,9 @@ pub struct HistoryPoint {
     k: usize,
     temperature: f64,
     split: String,
+    /// Reports of before it was noted have none.
+    #[serde(default)]
+    bank_split: Option<String>,
     queries: usize,
     leave_one_out: bool,
     excluded_duplicates: Option<usize>,
@@ -40,6 +43,7 @@ impl HistoryPoint {
             k: report.k,
             temperature: report.temperature,
             split: report.split.clone(),
+            bank_split: Some(report.bank_split.clone()),
             queries: report.queries,
             leave_one_out: report.leave_one_out,
             excluded_duplicates: report.excluded_duplicates,
@@ -50,6 +54,7 @@ impl HistoryPoint {
     fn compares_with(&self, other: &Self) -> bool {
         (&self.feature, self.k, &self.split, self.queries)
             == (&other.feature, other.k, &other.split, other.queries)
+            && self.bank_split.as_ref().zip(other.bank_split.as_ref()).is_none_or(|(own, other)| own == other)
             && self.temperature == other.temperature
             && (self.leave_one_out, self.excluded_duplicates)
                 == (other.leave_one_out, other.excluded_duplicates)

@@ -212,6 +212,7 @@ fn report(
         feature: feature_name(bank),
         queries: scored,
         unlabelled_queries: queries.len() - scored,
+        bank_split: meta.split.clone(),
         bank_rows: bank.labels().iter().flatten().count(),
         classes: meta.classes.len(),
         chance: 1.0 / meta.classes.len().max(1) as f64,

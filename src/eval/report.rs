@@ -24,6 +24,8 @@ pub struct KnnReport {
     pub queries: usize,
     /// Queries without a label.
     pub unlabelled_queries: usize,
+    /// The split of the rows that voted.
+    pub bank_split: String,
     /// Rows that could vote.
     pub bank_rows: usize,
     /// The number of classes.

@@ -1,4 +1,4 @@
-//! The pictures of a source for evaluation: each once, in the order in which they lie.
+//! The images of a source for evaluation: each once.
 
 use std::sync::Arc;
 
@@ -20,22 +20,23 @@ pub fn evaluation_batches(
     threads: usize,
 ) -> Result<Loader, LoaderError> {
     let options = LoaderOptions { batch_size, threads, ..LoaderOptions::default() };
-    evaluation_batches_with(source, transform, options)
+    Loader::spawn(source, Box::new(EvaluationView(transform)), Passes::Stored, options)
 }
 
-/// The same under a trainer's options, such as what is done about a corrupt picture; those of the order are
-/// of no account.
+/// Every image of a source exactly once under the evaluation transform, read as the first epoch of these options reads them:
+/// in its order, and by each rank from its own region. The last batch may be short.
 ///
 /// # Errors
 /// If threads cannot be started, or the memory does not suffice.
 ///
 /// # Panics
 /// If the batch size is 0.
-pub fn evaluation_batches_with(
+pub fn evaluation_epoch(
     source: Arc<dyn Source>,
     transform: EvalTransform,
     options: LoaderOptions,
 ) -> Result<Loader, LoaderError> {
-    let options = LoaderOptions { drop_last: false, epoch: 0, first_step: 0, parts: 1, ..options };
-    Loader::spawn(source, Box::new(EvaluationView(transform)), Passes::Stored, options)
+    let options = LoaderOptions { drop_last: false, epoch: 0, epochs: 1, first_step: 0, ..options };
+    let passes = Passes::Shuffled { shuffle: options.shuffle, seed: options.seed };
+    Loader::spawn(source, Box::new(EvaluationView(transform)), passes, options)
 }

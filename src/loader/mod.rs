@@ -38,7 +38,7 @@ mod windowed;
 pub use apply::{EvalTransform, Renderer, Stage, augment, evaluate_pixels};
 pub use dataset_source::DatasetSource;
 pub use error::LoaderError;
-pub use evaluation::{evaluation_batches, evaluation_batches_with};
+pub use evaluation::{evaluation_batches, evaluation_epoch};
 pub use global_batch::{GlobalBatch, Part, in_parts};
 pub use label_subset::{SubsetRecord, balanced_rows};
 pub use layout::Layout;

@@ -4,12 +4,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use tch::{Tensor, no_grad};
+use tch::{Kind, Tensor, no_grad};
 
 use super::gathered::{Gathered, any, present};
 use super::state::Trainer;
 use super::{StopFlag, TrainError};
-use crate::loader::{EvalTransform, LoaderOptions, Part, Source, evaluation_batches_with};
+use crate::loader::{EvalTransform, LoaderOptions, Part, Source, evaluation_epoch};
 use crate::progress::Progress;
 
 /// Writes what the encoder, in evaluation mode, makes of each image's centre into the image's row.
@@ -28,17 +28,33 @@ pub(super) fn encode_bank(
     let side = i64::from(transform.side());
     let group = Rc::clone(&trainer.group);
     let part = Part { rank: group.rank(), ranks: group.world() };
-    let options = LoaderOptions { part, ..trainer.config.loader() };
+    // As many images at once as in a training step.
+    let batch_size = trainer.config.batch_size.div_ceil(trainer.config.accumulate);
+    let options = LoaderOptions { part, batch_size, parts: 1, ..trainer.config.loader() };
     progress.begin("bank", source.len() as u64);
-    for batch in evaluation_batches_with(Arc::clone(source), transform, options)? {
-        let batch = batch?;
+    let mut batches = evaluation_epoch(Arc::clone(source), transform, options)?;
+    loop {
+        let batch = batches.next_of(0, stop);
+        // Each process has as many batches as the others, unless one is told to stop.
         if any(&group, [stop.load(Ordering::Relaxed)])? == [true] {
             return Err(TrainError::Stopped { step: 0 });
         }
-        let pixels = Tensor::from_slice(&batch.pixels).view([-1, 3, side, side]);
-        let features = no_grad(|| trainer.encoder.forward(&pixels, false));
+        let Some(batch) = batch.transpose()? else { break };
         let global = present(&group, &batch, trainer.config.on_corrupt)?;
+        if global.positions.is_empty() {
+            continue;
+        }
+        // Of a short batch a process may have nothing.
+        let features = if batch.ids.is_empty() {
+            Tensor::zeros([0, trainer.bank.dim() as i64], (Kind::Float, trainer.encoder.device()))
+        } else {
+            let pixels = Tensor::from_slice(&batch.pixels).view([-1, 3, side, side]);
+            no_grad(|| trainer.encoder.forward(&pixels, false))
+        };
         let gathered = Gathered::gather(&group, &global, 0, &features)?;
+        if gathered.features.isfinite().all().int64_value(&[]) == 0 {
+            return Err(TrainError::NotEncoded { precision: trainer.encoder.precision() });
+        }
         trainer.bank.set_initial(&gathered.positions, &gathered.features);
         progress.advance(gathered.positions.len() as u64);
     }

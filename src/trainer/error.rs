@@ -61,6 +61,14 @@ pub enum TrainError {
         /// The weight or buffer.
         name: String,
     },
+    /// The untrained encoder's features are not finite.
+    #[error(
+        "the untrained encoder's features are not finite in {precision}; give --bank-init uniform, or another --precision"
+    )]
+    NotEncoded {
+        /// In which the network computes.
+        precision: &'static str,
+    },
     /// Stopped by a signal, with everything saved.
     #[error("stopped after step {step} by a signal; the same command goes on")]
     Stopped {
@@ -162,6 +170,7 @@ impl TrainError {
         match self {
             Self::Config { .. } | Self::OtherConfig { .. } => Failure::Config,
             Self::OtherDataset { .. } => Failure::Data,
+            Self::NotEncoded { .. } => Failure::Config,
             Self::NotFinite { .. } | Self::Poisoned { .. } | Self::Threads(_) => Failure::Other,
             Self::OtherRank { failure, .. } => *failure,
             Self::Stopped { .. } => Failure::Stopped,

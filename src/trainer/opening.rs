@@ -24,7 +24,7 @@ use super::saving::{DataIdentity, publish_config};
 use super::session::{Outcome, Session};
 use super::start::{Start, advise, agree, begin_with, check_size, set_precision};
 use super::state::Trainer;
-use super::{Hooks, RunSummary, StopFlag, TrainError, TrainJob};
+use super::{Hooks, PartError, RunSummary, StopFlag, TrainError, TrainJob};
 
 /// So long a process whose peers were lost may take to find out by itself: it may wait for data, or for a device.
 const LOST_GRACE: Duration = Duration::from_secs(3);
@@ -73,21 +73,48 @@ impl Opened<Trainer> {
         let group = Rc::new(group);
         let mut trainer = Trainer::over(Rc::clone(&group), config.clone(), instances, device.device)?;
         let source: Arc<dyn Source> = Arc::new(source);
-        match &start.found {
-            Some(checkpoint) => trainer.restore(checkpoint, &data)?,
-            None => {
-                if let Some(file) = &job.init {
-                    begin_with(&mut trainer, file)?;
-                }
-                if config.bank_init == BankInit::Encode {
-                    encode_bank(&mut trainer, &source, progress, stop)?;
-                }
-            }
+        let begun = match &start.found {
+            Some(checkpoint) => trainer.restore(checkpoint, &data),
+            None => begin(job, &mut trainer, &source, progress, stop),
+        };
+        if let Err(error) = &begun {
+            tell(&group, error);
         }
+        begun?;
         if group.is_first() {
             publish_config(config, &job.run)?;
         }
         Ok(Self { run: job.run.clone(), group, learner: trainer, source, data, device, start })
+    }
+}
+
+/// Brings a new run to where its first step begins.
+fn begin(
+    job: &TrainJob,
+    trainer: &mut Trainer,
+    source: &Arc<dyn Source>,
+    progress: &dyn Progress,
+    stop: &StopFlag,
+) -> Result<(), TrainError> {
+    if let Some(file) = &job.init {
+        begin_with(trainer, file)?;
+    }
+    if job.config.bank_init == BankInit::Encode {
+        if trainer.group.is_first() {
+            // So that others find the run while it is prepared.
+            publish_config(&job.config, &job.run)?;
+        }
+        encode_bank(trainer, source, progress, stop)?;
+    }
+    Ok(())
+}
+
+/// Tells the other processes how this one ends; of another's error that one tells itself.
+pub(super) fn tell(group: &ProcessGroup, error: &TrainError) {
+    match error {
+        TrainError::Stopped { .. } => group.leave(),
+        TrainError::OtherRank { .. } | TrainError::Part(PartError::Distributed(_)) => {}
+        error => group.fail(error.failure()),
     }
 }
 

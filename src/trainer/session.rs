@@ -18,10 +18,11 @@ use super::gathered::any;
 use super::learner::{Learned, Learner};
 use super::meter::Meter;
 use super::metrics::Metrics;
+use super::opening::tell;
 use super::parts_of_ranks::PartsOfRanks;
 use super::saving::{DataIdentity, Snapshot};
 use super::state::make_replicas_equal;
-use super::{Hooks, Judged, MetricsLine, PartError, Scope, StopFlag, TrainConfig, TrainError};
+use super::{Hooks, Judged, MetricsLine, Scope, StopFlag, TrainConfig, TrainError};
 
 /// The metrics are published at least so often, where there are any.
 const SHOWN_EVERY: Duration = Duration::from_secs(60);
@@ -144,10 +145,7 @@ impl<L: Learner> Session<L> {
         // Errors that all processes meet leave the checkpoint that is under way as it is.
         if !matches!(error, TrainError::Stopped { .. } | TrainError::NotFinite { .. }) {
             self.ranks.give_up();
-            // Of another rank's error that rank tells itself.
-            if !matches!(error, TrainError::OtherRank { .. } | TrainError::Part(PartError::Distributed(_))) {
-                self.group.fail(error.failure());
-            }
+            tell(&self.group, error);
         }
         if let Some(metrics) = &self.metrics
             && let Err(error) = metrics.files().publish()

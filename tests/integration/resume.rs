@@ -1,7 +1,7 @@
 //! A run that is interrupted ends as one that is not.
 
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::support::{Call, contents, dataset, scratch, signal_at, train};
@@ -208,4 +208,39 @@ fn a_split_added_later_does_not_keep_a_run_from_going_on() {
     ingest("val");
     let report = train(&data, &run, "--epochs 2").json();
     assert_eq!(report["step"], 16);
+}
+
+/// The pass that makes the bank's first rows is not saved: the same command begins it anew.
+#[test]
+fn a_signal_while_the_bank_is_encoded_ends_the_run_before_its_first_checkpoint() {
+    let dir = scratch();
+    let run = dir.path().join("run");
+    let mut command = train(dataset(), &run, "--epochs 1 --image-size 224 --no-monitor").command();
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starts");
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while !run.join("config.toml").exists() {
+        assert!(child.try_wait().expect("a look").is_none() && Instant::now() < deadline, "it begins");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let sent = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().expect("kill");
+    assert!(sent.success());
+    assert_eq!(child.wait().expect("ends").code(), Some(75));
+    assert!(!run.join("checkpoints").exists(), "nothing was saved");
+    train(dataset(), &run, "--epochs 1 --no-monitor").ok();
+}
+
+/// A run that an earlier version began, with what were its defaults, goes on without options.
+#[test]
+fn a_run_keeps_the_defaults_with_which_it_was_begun() {
+    let dir = scratch();
+    let run = dir.path().join("run");
+    let call = |more: &str| train(dataset(), &run, &format!("--objective nce --no-monitor {more}"));
+    call("--epochs 1 --partition fixed --bank-init uniform --temperature 0.07").ok();
+    call("--epochs 2").ok();
+    let state = std::fs::read(run.join("checkpoints/step-00000016/state.json")).expect("the state");
+    let state: serde_json::Value = serde_json::from_slice(&state).expect("JSON");
+    let kept = ["partition", "bank_init", "temperature"].map(|key| state["config"][key].to_string());
+    assert_eq!(kept, ["\"fixed\"", "\"uniform\"", "0.07"]);
+    let error = call("--epochs 3 --partition ema").fails(78);
+    assert!(error.contains("partition = \"fixed\""), "{error}");
 }

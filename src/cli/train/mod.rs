@@ -153,9 +153,12 @@ fn resolve(
     let mut defaults = serde_json::to_value(TrainConfig::for_images(images, ranks, &given))?;
     let begun =
         list_checkpoints(run)?.pop().map(|(_, folder)| Checkpoint::open(&folder)?.state()).transpose()?;
-    for key in TrainConfig::BY_IMAGES.into_iter().chain(TrainConfig::CHANGED) {
-        if let Some(value) = begun.as_ref().and_then(|state| state.config.get(key)) {
-            defaults[key] = value.clone();
+    if let Some(begun) = &begun {
+        let before = TrainConfig::CHANGED.iter().map(|(key, value)| (*key, Some(json!(value))));
+        for (key, before) in TrainConfig::BY_IMAGES.into_iter().map(|key| (key, None)).chain(before) {
+            if let Some(value) = begun.config.get(key).cloned().or(before) {
+                defaults[key] = value;
+            }
         }
     }
     let defaults: TrainConfig = serde_json::from_value(defaults).context("the run's configuration")?;

@@ -125,8 +125,9 @@ impl Progress for Counted {
 #[test]
 fn a_probe_tells_how_far_it_is() {
     let sweep = |solver| LinearOptions { weight_decay: vec![1e-2, 1e-3], epochs: 5, ..options(solver) };
-    // Both settings and then the better one; for sgd five passes each time.
-    for (solver, items) in [(Solver::Lbfgs, 3), (Solver::Sgd, 10)] {
+    // Both settings and then the better one: the steps that each may take; for sgd five passes each time.
+    let steps = 3 * options(Solver::Lbfgs).iterations as u64;
+    for (solver, items) in [(Solver::Lbfgs, steps), (Solver::Sgd, 10)] {
         let counted = Counted::default();
         probe(&table(1, 200, false), &table(2, 100, false), &sweep(solver), &counted).expect("a probe");
         assert_eq!(counted.0.map(AtomicU64::into_inner), [items, items, 2], "{solver:?}");

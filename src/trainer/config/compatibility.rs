@@ -54,11 +54,14 @@ impl fmt::Display for Difference {
 impl TrainConfig {
     /// Every key in which a run that was begun under an earlier configuration cannot go on under this one.
     ///
-    /// A key that the earlier one lacks, because the program did not know it yet, counts as its default.
+    /// A key that the earlier one lacks, because the program did not know it yet, counts as its default of then.
     /// The number of epochs may change unless the learning rate depends on it.
     pub fn incompatibilities(&self, earlier: &Value) -> Vec<Difference> {
         let plain = |config: &Self| serde_json::to_value(config).expect("a configuration is plain data");
-        let (own, defaults) = (plain(self), plain(&Self::default()));
+        let (own, mut defaults) = (plain(self), plain(&Self::default()));
+        for (key, value) in Self::CHANGED {
+            defaults[key] = value.into();
+        }
         let harmless = |key: &str| {
             HARMLESS.contains(&key) && !(key == "epochs" && self.lr_schedule == LrSchedule::Cosine)
         };
@@ -79,6 +82,19 @@ mod tests {
 
     fn earlier() -> Value {
         serde_json::to_value(TrainConfig::default()).expect("plain data")
+    }
+
+    #[test]
+    fn a_key_that_was_not_known_counts_as_its_default_of_then() {
+        let mut earlier = earlier();
+        let keys = earlier.as_object_mut().expect("keys");
+        keys.remove("partition").and(keys.remove("bank_init")).expect("they were there");
+        let differing = TrainConfig::default().incompatibilities(&earlier);
+        let differing: Vec<String> = differing.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            differing,
+            ["bank_init = \"uniform\" (now \"encode\")", "partition = \"fixed\" (now \"ema\")"]
+        );
     }
 
     #[test]

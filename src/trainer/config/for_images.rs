@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{RecipeKind, TrainConfig};
+use crate::bank::BankInit;
 use crate::dataset::Split;
 use crate::model::Architecture;
 use crate::objective::ObjectiveKind;
@@ -11,6 +12,9 @@ use crate::units::Temperature;
 /// Up to this many images the objective is the exact softmax. By the count of operations its three products of a batch of
 /// 256 with 100,000 rows of 128 numbers are 2 % of a ResNet-18's on images of 32 pixels.
 const MOST_OF_SOFTMAX: usize = 100_000;
+/// Up to this many images the bank begins with what the encoder makes of them: a pass that is not saved in between, and that
+/// takes a GPU minutes.
+const MOST_OF_ENCODING: usize = 2_000_000;
 /// Images whose shorter sides have a mean of at most this many pixels are seen as CIFAR's are.
 const MOST_SIDE_OF_CIFAR: u64 = 48;
 /// An epoch of few images has at least this many steps, if a batch then has the fewest images or more.
@@ -44,14 +48,22 @@ impl Images {
 
 impl TrainConfig {
     /// Keys whose defaults depend on the images.
-    pub const BY_IMAGES: [&'static str; 7] =
-        ["objective", "arch", "image_size", "recipe", "batch_size", "temperature", "weight_decay"];
+    pub const BY_IMAGES: [&'static str; 8] = [
+        "objective",
+        "arch",
+        "image_size",
+        "recipe",
+        "batch_size",
+        "temperature",
+        "weight_decay",
+        "bank_init",
+    ];
 
-    /// Keys whose defaults were others once: a run that was begun keeps its own.
-    pub const CHANGED: [&'static str; 2] = ["partition", "bank_init"];
+    /// Keys whose defaults were others once, with these: what a run has that was begun before it knew them.
+    pub const CHANGED: [(&'static str, &'static str); 2] = [("partition", "fixed"), ("bank_init", "uniform")];
 
     /// What the defaults of [`Self::BY_IMAGES`] are, for people, in their order.
-    pub fn defaults_by_images() -> [String; 7] {
+    pub fn defaults_by_images() -> [String; 8] {
         let small = format!("images of at most {MOST_SIDE_OF_CIFAR} pixels");
         let few = Self::default().batch_size * STEPS_OF_AN_EPOCH;
         [
@@ -65,6 +77,7 @@ impl TrainConfig {
             ),
             format!("0.07; 0.1 for {small}"),
             format!("0.0001; 0.0005 for {small}"),
+            format!("encode up to {MOST_OF_ENCODING} images, uniform above"),
         ]
     }
 
@@ -73,6 +86,8 @@ impl TrainConfig {
     ///
     /// - the objective, which is the exact softmax where it costs little: it needs no Z, whose estimate by a young bank
     ///   is what the noise contrast fails by (docs/training.md);
+    /// - Z, which is a moving average, and the bank, which begins with the encoder's features up to some number of images
+    ///   (docs/performance.md, "Objectives by the number of images");
     /// - network, side, augmentations, batch, τ and weight decay, which are those of the reference's `cifar.py` for small
     ///   images;
     /// - the batch, which is smaller for few images, so that an epoch is not one step.
@@ -81,6 +96,9 @@ impl TrainConfig {
         let gives = |keys: &[&str]| keys.iter().any(|key| given.contains(*key));
         if images.count <= MOST_OF_SOFTMAX && !gives(&OF_SAMPLING) {
             config.objective = ObjectiveKind::Softmax;
+        }
+        if images.count > MOST_OF_ENCODING {
+            config.bank_init = BankInit::Uniform;
         }
         // 0 is a size that ingest did not look at.
         if (1..=MOST_SIDE_OF_CIFAR).contains(&images.shorter_side) && !gives(&OF_SIZE) {
@@ -106,11 +124,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn images_like_imagenets_have_the_defaults_of_the_reference() {
+    fn images_like_imagenets_have_the_general_defaults() {
         let of = |count, shorter_side| {
             TrainConfig::for_images(Images { count, shorter_side }, 1, &BTreeSet::new())
         };
         assert_eq!(of(1_281_167, 400), TrainConfig::default());
+        let [few, many] = [2_000_000, 2_000_001].map(|count| of(count, 400).bank_init);
+        assert_eq!((few, many), (BankInit::Encode, BankInit::Uniform));
         let cifar = of(50_000, 32);
         assert_eq!((cifar.arch, cifar.image_size), (Architecture::ResNet18Cifar, 32));
         assert_eq!((cifar.objective, cifar.batch_size), (ObjectiveKind::Softmax, 128));
@@ -130,11 +150,11 @@ mod tests {
         assert_eq!((of(1, "image_size").arch, of(1, "arch").image_size), (Architecture::ResNet18, 224));
         assert_eq!(
             (of(1, "lr").batch_size, of(1, "accumulate").batch_size, of(9, "lr").batch_size),
-            (16, 256, 256)
+            (16, 128, 128)
         );
         let config = serde_json::to_value(TrainConfig::default()).expect("plain data");
-        let of_runs = TrainConfig::BY_IMAGES.iter().chain(&TrainConfig::CHANGED);
-        let all = of_runs.chain(&OF_SAMPLING).chain(&OF_SIZE);
+        let changed = TrainConfig::CHANGED.map(|(key, _)| key);
+        let all = TrainConfig::BY_IMAGES.iter().chain(&changed).chain(&OF_SAMPLING).chain(&OF_SIZE);
         assert!(all.into_iter().all(|key| config.get(key).is_some()), "they are keys");
     }
 }

@@ -16,7 +16,9 @@ use serde::{Deserialize, Serialize};
 pub use opening::finetune;
 
 use super::{LrSchedule, TrainConfig, TrainJob};
+use crate::bank::BankInit;
 use crate::loader::SubsetRecord;
+use crate::objective::PartitionChoice;
 use crate::storage::{Digest, Location};
 use crate::units::Fraction;
 
@@ -65,6 +67,9 @@ pub fn finetune_protocol(of_run: &TrainConfig) -> TrainConfig {
         lr_schedule: LrSchedule::Step,
         lr_milestones: vec![30, 60],
         lr_decay: 0.1,
+        // Of no account, and as they were when the first fine-tunings were begun.
+        partition: PartitionChoice::Fixed,
+        bank_init: BankInit::Uniform,
         ..TrainConfig::default()
     }
 }
