@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 pub use checks::InvalidConfig;
 pub use choices::{LrSchedule, OnNonFinite, OptimizerKind, Precision};
 pub use compatibility::Difference;
-pub use for_images::Images;
+pub use for_images::{FEWEST_MONITORED, Images};
 pub use recipe::RecipeKind;
 
 use super::data::ShuffleKind;
@@ -23,7 +23,8 @@ use crate::units::{BankMomentum, ByteSize, Temperature};
 
 /// Everything that a run is made from, apart from where it reads and writes.
 ///
-/// The defaults are those of the reference's `main.py` for ImageNet; [`TrainConfig::for_images`] has those of a run.
+/// The defaults are those of the reference's `main.py` for ImageNet, but for Z and the bank's first rows;
+/// [`TrainConfig::for_images`] has those of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainConfig {

@@ -44,8 +44,8 @@ use serde_json::{Map, Value};
 
 pub use bench::StepBench;
 pub use config::{
-    Difference, Images, InvalidConfig, LrSchedule, OnNonFinite, OptimizerKind, Precision, RecipeKind,
-    TrainConfig,
+    Difference, FEWEST_MONITORED, Images, InvalidConfig, LrSchedule, OnNonFinite, OptimizerKind, Precision,
+    RecipeKind, TrainConfig,
 };
 pub use data::ShuffleKind;
 pub use error::{PartError, TrainError};

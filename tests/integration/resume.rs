@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::support::{Call, contents, dataset, scratch, signal_at, train};
+use super::support::{Call, contents, dataset, instdisc, scratch, signal_at, train};
 
 /// Enough steps that a signal comes in between.
 const OPTIONS: &str = "--epochs 12 --checkpoint-every-steps 5 --keep 0 --no-monitor";
@@ -215,7 +215,9 @@ fn a_split_added_later_does_not_keep_a_run_from_going_on() {
 fn a_signal_while_the_bank_is_encoded_ends_the_run_before_its_first_checkpoint() {
     let dir = scratch();
     let run = dir.path().join("run");
-    let mut command = train(dataset(), &run, "--epochs 1 --image-size 224 --no-monitor").command();
+    let large =
+        "train --arch resnet20-cifar --image-size 224 --batch-size 16 --epochs 1 --device cpu --no-monitor";
+    let mut command = instdisc(large).arg("--dataset", dataset()).arg("--run", &run).command();
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starts");
     let deadline = Instant::now() + Duration::from_secs(120);
     while !run.join("config.toml").exists() {

@@ -13,11 +13,10 @@ use crate::ids::{ClassId, InstanceId};
 use crate::loader::{DatasetSource, Source, Subset};
 use crate::progress::Progress;
 use crate::storage::Location;
-use crate::trainer::{HookError, Judged, StopFlag, TrainConfig};
+use crate::trainer::{FEWEST_MONITORED, HookError, Judged, StopFlag, TrainConfig};
 
-/// Query images, where their number is not given: at least and at most, between them a share of the training images. They
-/// pass forward alone, which by the count of operations is a third of a step's work.
-const FEWEST_IMAGES: usize = 200;
+/// Query images at most, where their number is not given; below that they are a share of the training images,
+/// [`FEWEST_MONITORED`] at least. They pass forward alone, which by the count of operations is a third of a step's work.
 const MOST_IMAGES: usize = 10_000;
 const TRAINING_IMAGES_OF_ONE: usize = 5;
 /// Images of a batch when the monitor embeds.
@@ -92,7 +91,7 @@ impl Monitor {
             return Ok(none(ids, labels));
         };
         let images = match config.monitor_images as usize {
-            0 => (ids.len() / TRAINING_IMAGES_OF_ONE).clamp(FEWEST_IMAGES, MOST_IMAGES),
+            0 => (ids.len() / TRAINING_IMAGES_OF_ONE).clamp(FEWEST_MONITORED, MOST_IMAGES),
             asked => asked,
         };
         let source = config.source(dataset, &manifest, name, Some(images))?;

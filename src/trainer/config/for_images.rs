@@ -15,6 +15,12 @@ const MOST_OF_SOFTMAX: usize = 100_000;
 /// Up to this many images the bank begins with what the encoder makes of them: a pass that is not saved in between, and that
 /// takes a GPU minutes.
 const MOST_OF_ENCODING: usize = 2_000_000;
+/// Images that a monitor looks at, at least.
+pub const FEWEST_MONITORED: usize = 200;
+/// Its share of the work is one in so many.
+const MOST_OF_A_MONITOR: usize = 10;
+/// A step's work on an image beside the forward pass alone.
+const FORWARD_AND_BACKWARD: usize = 3;
 /// Images whose shorter sides have a mean of at most this many pixels are seen as CIFAR's are.
 const MOST_SIDE_OF_CIFAR: u64 = 48;
 /// An epoch of few images has at least this many steps, if a batch then has the fewest images or more.
@@ -48,7 +54,7 @@ impl Images {
 
 impl TrainConfig {
     /// Keys whose defaults depend on the images.
-    pub const BY_IMAGES: [&'static str; 8] = [
+    pub const BY_IMAGES: [&'static str; 9] = [
         "objective",
         "arch",
         "image_size",
@@ -57,13 +63,14 @@ impl TrainConfig {
         "temperature",
         "weight_decay",
         "bank_init",
+        "monitor_every",
     ];
 
     /// Keys whose defaults were others once, with these: what a run has that was begun before it knew them.
     pub const CHANGED: [(&'static str, &'static str); 2] = [("partition", "fixed"), ("bank_init", "uniform")];
 
     /// What the defaults of [`Self::BY_IMAGES`] are, for people, in their order.
-    pub fn defaults_by_images() -> [String; 8] {
+    pub fn defaults_by_images() -> [String; 9] {
         let small = format!("images of at most {MOST_SIDE_OF_CIFAR} pixels");
         let few = Self::default().batch_size * STEPS_OF_AN_EPOCH;
         [
@@ -78,6 +85,7 @@ impl TrainConfig {
             format!("0.07; 0.1 for {small}"),
             format!("0.0001; 0.0005 for {small}"),
             format!("encode up to {MOST_OF_ENCODING} images, uniform above"),
+            "1; for fewer than 667 images so many that it costs a tenth of the steps".to_owned(),
         ]
     }
 
@@ -100,6 +108,7 @@ impl TrainConfig {
         if images.count > MOST_OF_ENCODING {
             config.bank_init = BankInit::Uniform;
         }
+        config.monitor_every = epochs_of_a_monitor(images.count);
         // 0 is a size that ingest did not look at.
         if (1..=MOST_SIDE_OF_CIFAR).contains(&images.shorter_side) && !gives(&OF_SIZE) {
             (config.arch, config.image_size, config.recipe) =
@@ -119,6 +128,11 @@ impl TrainConfig {
     }
 }
 
+/// After how many epochs the monitor's images, forward alone, are a tenth of the work.
+fn epochs_of_a_monitor(images: usize) -> u64 {
+    (MOST_OF_A_MONITOR * FEWEST_MONITORED).div_ceil(FORWARD_AND_BACKWARD * images.max(1)) as u64
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -131,6 +145,7 @@ mod tests {
         assert_eq!(of(1_281_167, 400), TrainConfig::default());
         let [few, many] = [2_000_000, 2_000_001].map(|count| of(count, 400).bank_init);
         assert_eq!((few, many), (BankInit::Encode, BankInit::Uniform));
+        assert_eq!([40, 500, 667, 50_000].map(|count| of(count, 400).monitor_every), [17, 2, 1, 1]);
         let cifar = of(50_000, 32);
         assert_eq!((cifar.arch, cifar.image_size), (Architecture::ResNet18Cifar, 32));
         assert_eq!((cifar.objective, cifar.batch_size), (ObjectiveKind::Softmax, 128));

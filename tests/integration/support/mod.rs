@@ -127,7 +127,9 @@ pub(crate) fn train(dataset: &Path, run: &Path, more: &str) -> Call {
     let base =
         "train --arch resnet20-cifar --image-size 16 --dim 16 --batch-size 16 --negatives 32 --device cpu";
     let objective = if more.contains("--objective") { "" } else { "--objective nce" };
-    instdisc(&format!("{base} {objective} {more}")).arg("--dataset", dataset).arg("--run", run)
+    // Of so few images the default is every sixth.
+    let monitor = if more.contains("monitor") { "" } else { "--monitor-every 1" };
+    instdisc(&format!("{base} {objective} {monitor} {more}")).arg("--dataset", dataset).arg("--run", run)
 }
 
 /// The newest published checkpoint's step.
