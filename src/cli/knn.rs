@@ -31,6 +31,8 @@ use crate::units::Temperature;
 
 /// Neighbours that vote where nothing else is asked for (paper, section 3.4).
 const DEFAULT_K: usize = 200;
+/// Of fewer rows one in so many is a neighbour: were all, the most frequent class would win each vote.
+const ROWS_OF_A_NEIGHBOUR: usize = 10;
 /// Points of the page's map where nothing else is asked for.
 const DEFAULT_MAP_POINTS: u64 = 2000;
 /// τ of the weights where nothing else is asked for.
@@ -94,8 +96,8 @@ pub(super) struct KnnArgs {
     /// With --watch, look at the run every so many seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 10, requires = "watch", value_parser = clap::value_parser!(u64).range(1..))]
     poll_interval: u64,
-    /// K, neighbours that vote; several with commas between, the largest is the headline [default: 200, or all rows
-    /// of a smaller bank]
+    /// K, neighbours that vote; several with commas between, the largest is the headline [default: 200, or a
+    /// tenth of the rows where they are fewer than 2000]
     #[arg(long, value_name = "K", value_delimiter = ',')]
     k: Vec<usize>,
     /// τ of the weights exp(s/τ); several with commas between
@@ -184,8 +186,15 @@ fn line(report: &KnnReport) -> String {
         return format!("step {step}: no labels, so no scores ({feature})");
     }
     let top1 = 100.0 * report.top1;
-    let top5 = if *k < 5 { String::new() } else { format!(", top-5 {:.2} %", 100.0 * report.top5) };
-    format!("step {step}: top-1 {top1:.2} %{top5} (k = {k}, τ = {temperature}, {feature})")
+    let top5 = if *k < 5 || report.classes <= 5 {
+        String::new()
+    } else {
+        format!(", top-5 {:.2} %", 100.0 * report.top5)
+    };
+    let chance = 100.0 * report.chance.max(report.most_frequent_class);
+    format!(
+        "step {step}: top-1 {top1:.2} %{top5} (k = {k}, τ = {temperature}, {feature}; one class for all {chance:.2} %)"
+    )
 }
 
 /// Votes with each feature, and publishes what was asked for. Several processes search together; process 0 has
@@ -207,7 +216,11 @@ fn judge(
         let splits = (&pair.queries.meta.split, &pair.bank.meta().split);
         let exclude = duplicates.as_ref().map(|rows| Duplicates::between(rows, splits.0, splits.1));
         let options = KnnOptions {
-            k: if args.k.is_empty() { vec![most_neighbours(args, pair)] } else { args.k.clone() },
+            k: if args.k.is_empty() {
+                vec![default_k(pair.bank.ids().len().saturating_sub(usize::from(args.leave_one_out)))]
+            } else {
+                args.k.clone()
+            },
             temperature: args.temperature.clone(),
             leave_one_out: args.leave_one_out,
             exclude,
@@ -250,10 +263,9 @@ fn judge(
     Ok(Some(reports))
 }
 
-/// K where none is asked for: the paper's, or as many rows as can vote.
-fn most_neighbours(args: &KnnArgs, pair: &Pair) -> usize {
-    let votes = pair.bank.ids().len().saturating_sub(usize::from(args.leave_one_out));
-    votes.clamp(1, DEFAULT_K)
+/// K where none is asked for: the paper's, or a tenth of the rows that can vote.
+pub(super) fn default_k(rows: usize) -> usize {
+    (rows / ROWS_OF_A_NEIGHBOUR).clamp(1, DEFAULT_K)
 }
 
 /// Publishes the report and the page beside it.

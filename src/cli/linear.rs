@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use anyhow::bail;
 use clap::{Args, ValueEnum};
 
-use super::exit::WrongUsage;
+use super::exit::{WrongData, WrongUsage};
 use super::progress::{Terminal, say};
 use super::reports::{Published, made_before, show_again, weights_of};
 use super::{GlobalArgs, write_stdout};
@@ -286,6 +286,13 @@ impl OfRun {
     }
 
     fn probe(&self, args: &LinearArgs, options: &LinearOptions) -> anyhow::Result<Probed> {
+        for name in [&self.train_split, &self.split] {
+            if self.manifest.split(&self.dataset, name)?.labelled == 0 {
+                let reason =
+                    format!("{}: split `{name}` has no labels, which linear learns from", self.dataset);
+                return Err(WrongData(reason).into());
+            }
+        }
         let Self { run, checkpoint, dataset, manifest, train_split, .. } = self;
         let rows = match (args.label_fraction, args.limit) {
             (Some(fraction), _) => RowChoice::Labels { fraction, seed: args.label_seed },

@@ -30,6 +30,18 @@ pub enum DatasetError {
         /// The splits that it has.
         known: Vec<String>,
     },
+    /// No split is there to evaluate on.
+    #[error(
+        "{dataset}: there is no split to evaluate on ({}), there are {}; `--split train --leave-one-out` lets the images \
+         of a split look for one another (knn), and `ingest --splits` sets some apart",
+        super::EVALUATION_SPLITS.join(", "), quoted(known)
+    )]
+    NoEvaluationSplit {
+        /// The folder.
+        dataset: String,
+        /// The splits that it has.
+        known: Vec<String>,
+    },
     /// A shard's file is missing, or of another size or digest than the manifest says.
     #[error("{shard}: damaged: {reason}")]
     Damaged {
@@ -72,7 +84,7 @@ impl DatasetError {
         match self {
             Self::Storage(error) => error.failure(),
             Self::Write { .. } => Failure::Io,
-            Self::NoSplit { .. } => Failure::Config,
+            Self::NoSplit { .. } | Self::NoEvaluationSplit { .. } => Failure::Config,
             _ => Failure::Data,
         }
     }

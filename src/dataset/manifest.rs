@@ -280,7 +280,7 @@ impl Manifest {
     /// case, which is said.
     ///
     /// # Errors
-    /// [`DatasetError::NoSplit`] with the names that there are.
+    /// [`DatasetError::NoSplit`] or [`DatasetError::NoEvaluationSplit`] with the names that there are.
     pub fn evaluation_split(&self, dataset: &Location, asked: Option<&str>) -> Result<String, DatasetError> {
         if let Some(asked) = asked {
             return self.split(dataset, asked).map(|_| asked.to_owned());
@@ -290,9 +290,8 @@ impl Manifest {
                 tracing::info!("split `{name}`, the first of {} that there is", EVALUATION_SPLITS.join(", "));
                 Ok(name.to_owned())
             }
-            None => Err(DatasetError::NoSplit {
+            None => Err(DatasetError::NoEvaluationSplit {
                 dataset: dataset.to_string(),
-                split: EVALUATION_SPLITS.join("` or `"),
                 known: self.splits.keys().cloned().collect(),
             }),
         }

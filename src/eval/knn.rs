@@ -215,7 +215,8 @@ fn report(
         bank_split: meta.split.clone(),
         bank_rows: bank.labels().iter().flatten().count(),
         classes: meta.classes.len(),
-        chance: 1.0 / meta.classes.len().max(1) as f64,
+        chance: if meta.classes.is_empty() { f64::NAN } else { 1.0 / meta.classes.len() as f64 },
+        most_frequent_class: most_frequent_class(&votes.outcomes),
         leave_one_out: options.leave_one_out,
         excluded_duplicates: options.exclude.as_ref().map(|duplicates| duplicates.pairs(&queries.ids)),
         grid,
@@ -249,10 +250,19 @@ fn own_votes(bank: &dyn Table, queries: &FeatureTable, options: &KnnOptions) -> 
         return None;
     }
     let own = common_rows(&bank.meta().split, bank.ids(), queries)?;
-    Some(format!(
-        "{own} find themselves in the bank and vote for their own class, so the scores are too high: give \
-         --leave-one-out"
-    ))
+    let so = if queries.labels.iter().any(Option::is_some) {
+        " and vote for their own class, so the scores are too high"
+    } else {
+        ""
+    };
+    Some(format!("{own} find themselves in the bank{so}: give --leave-one-out"))
+}
+
+/// The share of the most frequent class among the scored queries.
+fn most_frequent_class(votes: &[(ClassId, Outcome)]) -> f64 {
+    let mut counts = BTreeMap::new();
+    votes.iter().for_each(|(class, _)| *counts.entry(class.index()).or_insert(0_usize) += 1);
+    counts.values().max().map_or(f64::NAN, |most| *most as f64 / votes.len() as f64)
 }
 
 fn per_class(classes: &[String], votes: &[(ClassId, Outcome)]) -> Vec<ClassScore> {

@@ -32,6 +32,8 @@ pub struct KnnReport {
     pub classes: usize,
     /// The score of guessing: one over the number of classes.
     pub chance: f64,
+    /// The score of always guessing the class of most queries.
+    pub most_frequent_class: f64,
     /// Whether a query's own row was left out.
     pub leave_one_out: bool,
     /// Pairs of a query and a bank row with the same picture that did not vote; none where all voted.

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::TrainConfig;
 use super::config::{OptimizerKind, Precision};
-use crate::bank::BankDtype;
+use crate::bank::{BankDtype, BankInit};
 use crate::model::Encoder;
 
 /// Bytes of a number in f32.
@@ -22,6 +22,8 @@ pub struct Estimate {
     pub parameters: u64,
     /// Steps of the whole run.
     pub steps: u64,
+    /// Images that pass forward before the first step, to fill the bank.
+    pub encoded_images: u64,
     /// On the device: weights, their gradients and what the optimiser keeps for them.
     pub weights_bytes: u64,
     /// On the device: what is kept of a part of a batch between forward and backward pass.
@@ -34,6 +36,8 @@ pub struct Estimate {
     pub host_bytes: u64,
     /// On disk: a checkpoint of the whole run.
     pub checkpoint_bytes: u64,
+    /// So many of them are kept at the end: the initial one and the newest; 0 where all are.
+    pub checkpoints: u64,
 }
 
 impl Estimate {
@@ -54,11 +58,13 @@ impl Estimate {
         Self {
             parameters,
             steps: config.loader().steps(instances) * config.epochs,
+            encoded_images: if config.bank_init == BankInit::Encode { rows } else { 0 },
             weights_bytes,
             activation_bytes,
             bank_bytes,
             device_bytes: weights_bytes + activation_bytes + bank_bytes,
             host_bytes: loader + rows * BYTES_BESIDE_A_ROW,
+            checkpoints: if config.keep == 0 { 0 } else { config.keep as u64 + 1 },
             checkpoint_bytes: parameters * F32 * (1 + buffers) + rows * (dim * F32 + BYTES_BESIDE_A_ROW),
         }
     }
@@ -69,8 +75,14 @@ impl Estimate {
             let gib = bytes as f64 / f64::from(1 << 30);
             if gib >= 1.0 { format!("{gib:.1} GiB") } else { format!("{:.0} MiB", gib * 1024.0) }
         };
+        let stay =
+            if self.checkpoints == 0 { "all".to_owned() } else { format!("{} of them", self.checkpoints) };
+        let before = match self.encoded_images {
+            0 => String::new(),
+            images => format!(", after a pass of {images} images that fills the bank"),
+        };
         vec![
-            format!("{:.1} million parameters, {} steps", self.parameters as f64 / 1e6, self.steps),
+            format!("{:.1} million parameters, {} steps{before}", self.parameters as f64 / 1e6, self.steps),
             format!(
                 "device: {} for a process and what its libraries need (weights, gradients, optimiser {}; activations {}; \
                  bank {})",
@@ -80,7 +92,8 @@ impl Estimate {
                 size(self.bank_bytes)
             ),
             format!("host: up to {}, most of it the loader's (`--memory-limit`)", size(self.host_bytes)),
-            format!("checkpoint: {} on disk", size(self.checkpoint_bytes)),
+            format!("checkpoint: {} on disk, {stay} stay", size(self.checkpoint_bytes)),
+            "time: a run says it after its first steps".to_owned(),
         ]
     }
 }
@@ -98,7 +111,7 @@ mod tests {
         assert_eq!(one.parameters, 11_242_176);
         assert_eq!(one.weights_bytes, 12 * 11_242_176);
         assert_eq!(one.bank_bytes, 1_281_167 * 128 * 4);
-        assert_eq!(one.steps, 5005 * 200);
+        assert_eq!((one.steps, one.encoded_images), (5005 * 200, 1_281_167));
         assert_eq!(one.checkpoint_bytes, 8 * 11_242_176 + 1_281_167 * (512 + 14));
         let eight = Estimate::of(&config, 1_281_167, 8);
         assert_eq!(

@@ -56,6 +56,8 @@ const IMAGE_BYTES: &str = "image.bytes";
 const DATASET_WRITER: &str = "instdisc dataset ";
 /// The end of a file that is fetched first; it holds the footer of all but huge tables.
 const FOOTER_GUESS_BYTES: u64 = 256 << 10;
+/// Of tables with more rows, such as the index of a large dataset, ids and labels are not read.
+const MOST_ROWS_READ: u64 = 4_000_000;
 /// Rows that are decoded at a time.
 const BATCH_ROWS: usize = 256;
 /// Folders between a dataset and a file that its manifest names, at most: `index/0001/train.parquet`.
@@ -80,7 +82,8 @@ pub(super) fn inspect(location: &Location, check: bool) -> anyhow::Result<Value>
         bail!(WrongData(format!("{location}: a Parquet file with the columns {columns}; {KNOWN}")));
     };
     let mut summary = table.summary(kind)?;
-    if columns.contains(&"instance_id") && columns.contains(&"label") {
+    let is_small = summary["rows"].as_u64() <= Some(MOST_ROWS_READ);
+    if is_small && columns.contains(&"instance_id") && columns.contains(&"label") {
         let (ids, labels) = table.ids_and_labels()?;
         summary["instance_ids"] = json!({
             "first": ids.first(),

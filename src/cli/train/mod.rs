@@ -115,6 +115,7 @@ pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
         before: Shown::new("bank", &STOP, is_first),
         measured_from: None,
         total_steps: 0,
+        resumed_within: false,
     };
     let result = train(&job, &mut hooks, &STOP);
     hooks.meter = None;
@@ -195,6 +196,8 @@ struct TerminalHooks<'a> {
     /// A step, and when it was done.
     measured_from: Option<(u64, Instant)>,
     total_steps: u64,
+    /// Whether the next line of an epoch is of its last steps alone.
+    resumed_within: bool,
 }
 
 /// Steps that are measured before a run says when it will end.
@@ -222,6 +225,8 @@ impl Hooks for TerminalHooks<'_> {
         tracing::info!("device {}", summary.device);
         self.chance_loss = summary.chance_loss;
         self.total_steps = summary.total_steps;
+        let steps = (summary.total_steps / self.total_epochs.max(1)).max(1);
+        self.resumed_within = !summary.resumed_step.is_multiple_of(steps);
         if !self.is_first {
             return;
         }
@@ -307,7 +312,8 @@ impl Hooks for TerminalHooks<'_> {
         let mut parts = Vec::new();
         if line.scope == Scope::Epoch {
             let chance = self.chance_loss.map_or_else(String::new, |chance| format!(" (chance {chance:.2})"));
-            parts.push(format!("epoch {}: loss {:.4}{chance}", line.epoch + 1, line.loss));
+            let part = if std::mem::take(&mut self.resumed_within) { " since the resume" } else { "" };
+            parts.push(format!("epoch {}: loss {:.4}{part}{chance}", line.epoch + 1, line.loss));
         }
         for (name, value) in &line.monitor {
             if let Some(k) =
@@ -325,6 +331,9 @@ impl Hooks for TerminalHooks<'_> {
             let than = if than.is_empty() { String::new() } else { format!(" ({})", than.join(", ")) };
             let who = if line.scope == Scope::Start { "the untrained encoder: kNN" } else { "kNN" };
             parts.push(format!("{who} among the queries {share}{than}"));
+        }
+        if let Some(bank) = &line.bank {
+            parts.push(format!("effective rank {:.1} of {}", bank.effective_rank, self.job.config.dim));
         }
         say(&parts.join(", "));
     }

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use serde_json::{Map, Value, json};
 
+use crate::cli::knn::default_k;
 use crate::cli::progress::{Terminal, say};
 use crate::dataset::{EVALUATION_SPLITS, Manifest};
 use crate::eval::{KnnOptions, encode, evaluate, evaluate_by, gather_table, search, search_over, share};
@@ -157,7 +158,8 @@ impl Monitor {
             updated_step: bank.updated_step().to_vec(),
             features: bank.to_vec(),
         };
-        let k = vec![1, 200.min(bank.instances())];
+        let most = default_k(bank.instances());
+        let k = if most > 1 { vec![1, most] } else { vec![1] };
         let options = KnnOptions { k, ..KnnOptions::default() };
         let report = if group.world() == 1 {
             evaluate(&own_rows, &queries, &options)?

@@ -6,7 +6,7 @@ use base64::engine::general_purpose::STANDARD;
 use super::text::{add, breakable, escape, percent};
 use super::{PageInput, PagePictures, SHOWN_NEIGHBOURS, Section};
 use crate::eval::{Case, CaseKind, Thumbnails};
-use crate::ids::InstanceId;
+use crate::ids::{ClassId, InstanceId};
 
 const KINDS: [(&str, &str); 4] =
     [("", "all"), ("best", "surest right"), ("worst", "surest wrong"), ("typical", "at random")];
@@ -33,8 +33,13 @@ pub(super) fn section(input: &PageInput<'_>, pictures: &PagePictures) -> Option<
     Some(Section { id: "gallery", title: "Queries and neighbours", html })
 }
 
+/// The class of an image, or where it has none its number, by which `render --instance` finds its file.
+fn caption(input: &PageInput<'_>, label: Option<ClassId>, id: InstanceId) -> String {
+    label.map_or_else(|| format!("image {}", id.0), |_| input.class_name(label).to_owned())
+}
+
 fn article(html: &mut String, input: &PageInput<'_>, pictures: &PagePictures, case: &Case) {
-    let own = input.class_name(input.queries.labels[case.query]);
+    let (own, query) = (input.class_name(input.queries.labels[case.query]), input.queries.ids[case.query]);
     let winner = input.class_name(case.winner);
     let verdict = if case.winner.is_none() {
         String::new()
@@ -55,14 +60,17 @@ fn article(html: &mut String, input: &PageInput<'_>, pictures: &PagePictures, ca
     };
     add!(
         html,
-        "<article data-class=\"{0}\" data-kind=\"{1}\">\n<figure class=\"query\">{2}</figure>\n<div class=\"found\">\n\
-         <p class=\"verdict\"><b>{0}</b> <span class=\"tag\">{kind}</span> <span>{verdict}</span></p>\n<div class=\"neighbours\">\n",
+        "<article data-class=\"{0}\" data-kind=\"{1}\">\n<figure class=\"query\" title=\"image {3}\">{2}</figure>\n\
+         <div class=\"found\">\n<p class=\"verdict\"><b>{4}</b> <span class=\"tag\">{kind}</span> <span>{verdict}</span></p>\n<div class=\"neighbours\">\n",
         escape(own),
         case.kind.name(),
-        image(&pictures.queries, input.queries.ids[case.query], own)
+        image(&pictures.queries, query, own),
+        query.0,
+        escape(&caption(input, input.queries.labels[case.query], query))
     );
     for (neighbour, similarity) in input.neighbours.of(case.query).take(SHOWN_NEIGHBOURS) {
-        let class = input.class_name(input.bank.labels()[neighbour]);
+        let (label, id) = (input.bank.labels()[neighbour], input.bank.ids()[neighbour]);
+        let class = input.class_name(label);
         let verdict = match case.winner {
             None => "unscored",
             Some(_) if class == own => "right",
@@ -70,10 +78,11 @@ fn article(html: &mut String, input: &PageInput<'_>, pictures: &PagePictures, ca
         };
         add!(
             html,
-            "<figure class=\"{verdict}\" title=\"{0}, cosine {similarity:.3}\">{1}<figcaption>{2} <span>{similarity:.2}</span></figcaption></figure>\n",
+            "<figure class=\"{verdict}\" title=\"{0}, image {3}, cosine {similarity:.3}\">{1}<figcaption>{2} <span>{similarity:.2}</span></figcaption></figure>\n",
             escape(class),
-            image(&pictures.bank, input.bank.ids()[neighbour], class),
-            breakable(class)
+            image(&pictures.bank, id, class),
+            breakable(&caption(input, label, id)),
+            id.0
         );
     }
     html.push_str("</div>\n</div>\n</article>\n");

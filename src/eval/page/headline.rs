@@ -44,8 +44,8 @@ pub(super) fn write(out: &mut String, input: &PageInput<'_>) {
     for (name, value, range) in
         [("top-1", report.top1, report.top1_interval), ("top-5", report.top5, report.top5_interval)]
     {
-        // Fewer neighbours than five cannot vote for five classes.
-        if name == "top-5" && report.k < 5 {
+        // Fewer neighbours than five cannot vote for five classes, and five classes hold every query.
+        if name == "top-5" && (report.k < 5 || report.classes <= 5) {
             continue;
         }
         add!(
@@ -60,14 +60,21 @@ pub(super) fn write(out: &mut String, input: &PageInput<'_>) {
             interval(range),
         );
     }
+    // Where classes are of different sizes, the largest is the better guess.
+    let largest = report.most_frequent_class;
+    let (what, share) = if largest > 1.5 * report.chance {
+        ("guessing the class of most queries", largest)
+    } else {
+        ("guessing a class", report.chance)
+    };
     add!(
         out,
-        "<div><dt>chance <span>guessing a class</span></dt><dd>{}</dd>\
+        "<div><dt>chance <span>{what}</span></dt><dd>{}</dd>\
          <dd class=\"gauge\" style=\"--share:{1:.4};--low:{1:.4};--high:{1:.4};--chance:{1:.4}\" aria-hidden=\"true\"></dd>\
          <dd class=\"note\">top-1 is {2:.1} times that</dd></div>\n",
-        percent(report.chance),
-        report.chance,
-        report.top1 / report.chance.max(f64::MIN_POSITIVE)
+        percent(share),
+        share,
+        report.top1 / share.max(f64::MIN_POSITIVE)
     );
     out.push_str("</dl>\n</header>\n");
 }
