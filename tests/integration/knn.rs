@@ -144,7 +144,7 @@ fn queries_that_find_themselves_are_warned_of() {
     };
     // Four have no label.
     let (report, page, said) = judged("");
-    let note = "46 of 46 queries of split \"train\" find themselves in the bank";
+    let note = "46 of 46 queries of split `train` find themselves in the bank";
     assert!(report["notes"][0].as_str().is_some_and(|text| text.starts_with(note)), "{report}");
     assert!(said.contains("WARN") && said.contains(note) && said.contains("--leave-one-out"), "{said}");
     assert!(page.contains("<p class=\"warning\" role=\"note\">46 of 46 queries"));

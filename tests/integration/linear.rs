@@ -82,7 +82,7 @@ fn the_probe_scores_as_scikit_learn_does() {
     // Rows that were trained on say little.
     let call = instdisc("linear --device cpu --weight-decay 1e-2");
     let report = call.arg("--train", &train).arg("--test", &train).json();
-    let note = "4000 of 4000 queries of split \"train\" were trained on";
+    let note = "4000 of 4000 queries of split `train` were trained on";
     assert!(report["notes"][0].as_str().is_some_and(|text| text.starts_with(note)), "{report}");
 }
 

@@ -62,7 +62,12 @@ fn unlabelled_rows_do_not_vote_and_unlabelled_queries_are_not_scored() {
     queries.labels.fill(None);
     let report = evaluate(&bank, &queries, &options(5)).expect("neighbours");
     assert!(!report.has_scores() && report.top1.is_nan() && report.top5_interval[0].is_nan());
-    assert!(report.notes[0].contains("the queries have no labels"), "{:?}", report.notes);
+    let [own, labels] = report.notes.as_slice() else { panic!("{:?}", report.notes) };
+    assert!(own.ends_with("in the bank: give --leave-one-out"), "{own}");
+    assert!(labels.contains("the queries have no labels"), "{labels}");
+    let lopsided = table(8, 3, 8, 1);
+    let report = evaluate(&table(7, 20, 8, 4), &lopsided, &options(5)).expect("scored");
+    assert_eq!((report.chance, report.most_frequent_class), (0.25, 1.0));
 }
 
 #[test]
