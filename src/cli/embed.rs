@@ -65,7 +65,7 @@ pub(super) fn run(global: &GlobalArgs, args: &EmbedArgs) -> anyhow::Result<()> {
     let manifest = Manifest::read(&dataset)?;
     let job = EmbedJob {
         checkpoint: Checkpoint::open(&global.checkpoint(&args.checkpoint)?)?,
-        split: manifest.evaluation_split(&dataset, args.split.as_deref())?,
+        split: manifest.evaluation_split(&dataset, "", args.split.as_deref())?,
         manifest,
         dataset,
         outputs: args.feature.iter().map(place).collect::<anyhow::Result<_>>()?,

@@ -94,8 +94,7 @@ pub(super) fn run(global: &GlobalArgs, args: &FinetuneArgs) -> anyhow::Result<()
     }
     let config = config::resolve(&finetune_protocol(&of_run), None, &args.flags)?;
     let manifest = Manifest::read(&dataset)?;
-    let found = manifest.first_evaluation_split(&config.split).map(str::to_owned);
-    let split = manifest.evaluation_split(&dataset, args.split.as_deref().or(found.as_deref()))?;
+    let split = manifest.evaluation_split(&dataset, &config.split, args.split.as_deref())?;
     if split == config.split {
         let reason = format!(
             "split `{split}` is trained on and evaluated; another --split or --train-split tells more"

@@ -191,9 +191,9 @@ fn line(report: &KnnReport) -> String {
     } else {
         format!(", top-5 {:.2} %", 100.0 * report.top5)
     };
-    let chance = 100.0 * report.chance.max(report.most_frequent_class);
+    let largest = 100.0 * report.most_frequent_class;
     format!(
-        "step {step}: top-1 {top1:.2} %{top5} (k = {k}, τ = {temperature}, {feature}; one class for all {chance:.2} %)"
+        "step {step}: top-1 {top1:.2} %{top5} (k = {k}, τ = {temperature}, {feature}; most frequent class {largest:.2} %)"
     )
 }
 

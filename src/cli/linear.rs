@@ -250,10 +250,11 @@ impl OfRun {
         let (_, folder) = checkpoint_at(&place)?;
         let (checkpoint, manifest) = (Checkpoint::open(&folder)?, Manifest::read(&dataset)?);
         let trained_on = &checkpoint.manifest().trained_on.split;
+        let train_split = args.train_split.as_ref().unwrap_or(trained_on).clone();
         Ok(Self {
             run: run_of(&place)?,
-            split: manifest.evaluation_split(&dataset, args.split.as_deref())?,
-            train_split: args.train_split.as_ref().unwrap_or(trained_on).clone(),
+            split: manifest.evaluation_split(&dataset, &train_split, args.split.as_deref())?,
+            train_split,
             checkpoint,
             dataset,
             manifest,

@@ -32,9 +32,9 @@ pub enum DatasetError {
     },
     /// No split is there to evaluate on.
     #[error(
-        "{dataset}: there is no split to evaluate on ({}), there are {}; `--split train --leave-one-out` lets the images \
-         of a split look for one another (knn), and `ingest --splits` sets some apart",
-        super::EVALUATION_SPLITS.join(", "), quoted(known)
+        "{dataset}: there is no split to evaluate on ({}), there are {}; `knn --split {} --leave-one-out` \
+         compares the images of a split with each other, and `ingest --splits` sets some apart",
+        super::EVALUATION_SPLITS.join(", "), quoted(known), known.first().map_or("NAME", String::as_str)
     )]
     NoEvaluationSplit {
         /// The folder.

@@ -277,15 +277,20 @@ pub const EVALUATION_SPLITS: [&str; 6] = ["val", "valid", "validation", "dev", "
 
 impl Manifest {
     /// The split on which features are evaluated: the one asked for, or the first of [`EVALUATION_SPLITS`], in any
-    /// case, which is said.
+    /// case, that is not the one that is trained on (empty for none); which it is, is said.
     ///
     /// # Errors
     /// [`DatasetError::NoSplit`] or [`DatasetError::NoEvaluationSplit`] with the names that there are.
-    pub fn evaluation_split(&self, dataset: &Location, asked: Option<&str>) -> Result<String, DatasetError> {
+    pub fn evaluation_split(
+        &self,
+        dataset: &Location,
+        trained_on: &str,
+        asked: Option<&str>,
+    ) -> Result<String, DatasetError> {
         if let Some(asked) = asked {
             return self.split(dataset, asked).map(|_| asked.to_owned());
         }
-        match self.first_evaluation_split("") {
+        match self.first_evaluation_split(trained_on) {
             Some(name) => {
                 tracing::info!("split `{name}`, the first of {} that there is", EVALUATION_SPLITS.join(", "));
                 Ok(name.to_owned())

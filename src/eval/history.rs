@@ -83,8 +83,10 @@ pub fn history(run: &Location, report: &KnnReport) -> Result<Vec<HistoryPoint>, 
         points.extend(point.filter(|point| point.step != own.step && point.compares_with(&own)));
     }
     // Random rows say nothing of the encoder.
-    if !began_encoded(run)? {
-        points.retain(|point| point.step > 0 || !point.feature.starts_with("bank") || point == &own);
+    let is_first =
+        |point: &HistoryPoint| point.step == 0 && point.feature.starts_with("bank") && *point != own;
+    if points.iter().any(is_first) && !began_encoded(run)? {
+        points.retain(|point| !is_first(point));
     }
     points.sort_by_key(|point| point.step);
     // A checkpoint may have several reports with the same headline.

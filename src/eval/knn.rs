@@ -202,6 +202,8 @@ fn report(
     };
     let grid: Vec<GridCell> = pairs.zip(votes.cells).map(cell).collect();
     let headline = grid[votes.headline].clone();
+    let per_class = per_class(&meta.classes, &votes.outcomes);
+    let largest = per_class.iter().map(|score| score.queries).max().unwrap_or(0);
     KnnReport {
         top1: headline.top1,
         top5: headline.top5,
@@ -216,11 +218,11 @@ fn report(
         bank_rows: bank.labels().iter().flatten().count(),
         classes: meta.classes.len(),
         chance: if meta.classes.is_empty() { f64::NAN } else { 1.0 / meta.classes.len() as f64 },
-        most_frequent_class: most_frequent_class(&votes.outcomes),
+        most_frequent_class: largest as f64 / scored as f64,
         leave_one_out: options.leave_one_out,
         excluded_duplicates: options.exclude.as_ref().map(|duplicates| duplicates.pairs(&queries.ids)),
         grid,
-        per_class: per_class(&meta.classes, &votes.outcomes),
+        per_class,
         confusions: confusions(&meta.classes, &votes.outcomes),
         dataset_digest: meta.dataset_digest.clone(),
         split: queries.meta.split.clone(),
@@ -256,13 +258,6 @@ fn own_votes(bank: &dyn Table, queries: &FeatureTable, options: &KnnOptions) -> 
         ""
     };
     Some(format!("{own} find themselves in the bank{so}: give --leave-one-out"))
-}
-
-/// The share of the most frequent class among the scored queries.
-fn most_frequent_class(votes: &[(ClassId, Outcome)]) -> f64 {
-    let mut counts = BTreeMap::new();
-    votes.iter().for_each(|(class, _)| *counts.entry(class.index()).or_insert(0_usize) += 1);
-    counts.values().max().map_or(f64::NAN, |most| *most as f64 / votes.len() as f64)
 }
 
 fn per_class(classes: &[String], votes: &[(ClassId, Outcome)]) -> Vec<ClassScore> {

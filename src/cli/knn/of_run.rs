@@ -41,7 +41,11 @@ pub(super) fn judge_run(
     let dataset = global.location(args.dataset.as_deref().unwrap_or_default())?;
     // Without it no checkpoint can be evaluated: that is not a fault of one of them.
     let manifest = Manifest::read(&dataset)?;
-    let split = manifest.evaluation_split(&dataset, args.split.as_deref())?;
+    let split = manifest.evaluation_split(
+        &dataset,
+        args.train_split.as_deref().unwrap_or_default(),
+        args.split.as_deref(),
+    )?;
     // At the place may be one checkpoint of the run.
     let place = run;
     let run = &run_of(place)?;

@@ -63,7 +63,7 @@ pub(super) fn write(out: &mut String, input: &PageInput<'_>) {
     // Where classes are of different sizes, the largest is the better guess.
     let largest = report.most_frequent_class;
     let (what, share) = if largest > 1.5 * report.chance {
-        ("guessing the class of most queries", largest)
+        ("always the most frequent class", largest)
     } else {
         ("guessing a class", report.chance)
     };
