@@ -90,6 +90,15 @@ unit!(
     Fraction, "fraction", "between 0 and 1", |value| (0.0..=1.0).contains(&value)
 );
 
+/// A text as one word of a shell, for commands that are shown.
+pub fn shell_word(text: &str) -> String {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-:=,@%+".contains(&byte);
+    if !text.is_empty() && text.bytes().all(is_plain) {
+        return text.to_owned();
+    }
+    format!("'{}'", text.replace('\'', "'\\''"))
+}
+
 /// A number of bytes, written as `4096`, `512KiB`, `1.5GB` and the like.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "ByteText", into = "u64")]

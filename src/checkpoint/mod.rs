@@ -116,6 +116,12 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
+    /// The digest of the weights, by which reports and feature tables name their encoder.
+    pub fn weights_digest(&self) -> String {
+        let entry = self.manifest.files.iter().find(|entry| entry.name == MODEL);
+        entry.map_or_else(String::new, |entry| entry.digest.to_string())
+    }
+
     /// Opens the checkpoint in this folder and checks that its files are there in their sizes.
     ///
     /// # Errors

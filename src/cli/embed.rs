@@ -2,15 +2,17 @@
 
 use anyhow::bail;
 use clap::Args;
+use serde_json::json;
 
 use super::exit::WrongUsage;
-use super::progress::Terminal;
+use super::progress::{Terminal, say, say_next};
 use super::ranks::{RankFlags, progress_of};
 use super::{GlobalArgs, write_json};
 use crate::checkpoint::Checkpoint;
 use crate::dataset::Manifest;
 use crate::eval::{EmbedJob, RowChoice, embed};
 use crate::model::{DeviceChoice, FeatureLayer};
+use crate::units::shell_word;
 
 /// In `--output`, where the layer's name goes.
 const PLACEHOLDER: &str = "{feature}";
@@ -68,6 +70,7 @@ pub(super) fn run(global: &GlobalArgs, args: &EmbedArgs) -> anyhow::Result<()> {
         split: manifest.evaluation_split(&dataset, "", args.split.as_deref())?,
         manifest,
         dataset,
+        replaces: false,
         outputs: args.feature.iter().map(place).collect::<anyhow::Result<_>>()?,
         rows: RowChoice::limited(args.limit),
         batch_size: args.batch_size as usize,
@@ -86,13 +89,26 @@ pub(super) fn run(global: &GlobalArgs, args: &EmbedArgs) -> anyhow::Result<()> {
         .iter()
         .zip(&published)
         .map(|((layer, output), published)| {
-            serde_json::json!({
-                "feature": layer.to_string(),
-                "output": output.to_string(),
-                "bytes": published.bytes,
-                "blake3": published.digest,
-            })
+            let mut table = json!({"feature": layer.to_string(), "output": output.to_string()});
+            match published {
+                Some(published) => {
+                    table["bytes"] = json!(published.bytes);
+                    table["blake3"] = json!(published.digest);
+                }
+                None => {
+                    say(&format!("{output}: made before, so it is kept; remove it to make it again"));
+                    table["kept"] = json!(true);
+                }
+            }
+            table
         })
         .collect();
+    if let [FeatureLayer::Projection] = args.feature[..] {
+        let own =
+            if job.split == job.checkpoint.manifest().trained_on.split { " --leave-one-out" } else { "" };
+        let [bank, queries, dataset] =
+            [&args.checkpoint, &args.output, &args.dataset].map(|text| shell_word(text));
+        say_next(&format!("instdisc knn --bank {bank} --queries {queries} --dataset {dataset}{own}"));
+    }
     write_json(&if let [one] = tables.as_slice() { one.clone() } else { serde_json::Value::from(tables) })
 }

@@ -6,7 +6,8 @@ use super::exit::WrongUsage;
 use super::progress::{Terminal, say};
 use super::{GlobalArgs, braces, write_json, write_stdout};
 use crate::ingest::{
-    CheckDepth, ClassFolder, IngestOptions, LabelsAs, PathGlob, SourceFormat, ingest, plan, source_plan,
+    CheckDepth, ClassFolder, HoldOut, IngestOptions, LabelsAs, PathGlob, SourceFormat, ingest, plan,
+    source_plan,
 };
 use crate::picture::ExifOrientation;
 use crate::units::{ByteSize, Fraction};
@@ -49,6 +50,10 @@ pub(super) struct IngestArgs {
     /// Put the images that match the pattern into the split NAME, whatever their names say; repeatable
     #[arg(long, value_name = "NAME=GLOB")]
     splits: Vec<String>,
+    /// Put this share of each class of a source without splits into the split NAME (`test=0.1`, `test=10%`), always the
+    /// same images of the same paths
+    #[arg(long, value_name = "NAME=SHARE")]
+    hold_out: Option<HoldOut>,
     /// Leave out what matches; a pattern without `/` matches a file or folder name at any depth; repeatable
     #[arg(long, value_name = "GLOB")]
     ignore: Vec<String>,
@@ -208,6 +213,7 @@ pub(super) fn run(global: &GlobalArgs, args: &IngestArgs) -> anyhow::Result<()> 
         format: args.format,
         split: args.split.clone(),
         splits: args.splits.iter().map(|text| split_pattern(text)).collect::<Result<_, _>>()?,
+        hold_out: args.hold_out.clone(),
         ignore: args.ignore.iter().map(|glob| pattern("--ignore", glob)).collect::<Result<_, _>>()?,
         labels_as: args.labels_as,
         class_folder: args.class_folder,

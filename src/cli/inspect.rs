@@ -5,6 +5,7 @@
 
 mod records;
 mod tables;
+mod weights;
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
@@ -26,14 +27,14 @@ const HEAD_BYTES: u64 = 4096;
 const FIRST_CLASSES: usize = 10;
 /// What else a refusal says.
 const KNOWN: &str = "inspect knows datasets, runs, checkpoints, feature tables, shards and other Parquet tables, \
-                     metrics, reports, and a run's JSON and TOML files";
+                     metrics, reports, weights, and a run's JSON and TOML files";
 /// How a file was checked whose digest is not in a manifest.
 const WITHOUT_DIGEST: &str = "reading it whole; no manifest has its digest";
 
 /// Say what a folder or a file is: a dataset, a run, a checkpoint, a feature table, a shard, metrics, a report.
 ///
 /// Files are known by their contents, whatever their names are: shards, indexes, duplicates.parquet, label subsets,
-/// neighbours, feature tables (Arrow, Parquet), metrics.jsonl, rejects, the reports of knn, linear and finetune,
+/// neighbours, feature tables (Arrow, Parquet), weights (safetensors), metrics.jsonl, rejects, the reports of knn, linear and finetune,
 /// config.toml, state.json and finished.json. The manifest of a dataset or a checkpoint stands for its folder.
 #[derive(Debug, Args)]
 #[command(
@@ -141,6 +142,9 @@ fn inspect_file(location: &Location, check: bool) -> anyhow::Result<Value> {
     if head.starts_with(b"ARROW1") || head.starts_with(&[0xff; 4]) {
         // Reading a table checks it whole.
         return Ok(serde_json::to_value(FeatureTable::read(location)?.summary())?);
+    }
+    if let Some(header) = weights::header_bytes(&head) {
+        return weights::inspect(location, header, check);
     }
     let found = match head.iter().find(|byte| !byte.is_ascii_whitespace()) {
         Some(b'{') => records::inspect_json(location, check)?,

@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 
 use super::exit::{WrongData, WrongUsage};
 use super::progress::{Terminal, say};
-use super::reports::{Published, made_before, show_again, weights_of};
+use super::reports::{Published, made_before, show_again};
 use super::{GlobalArgs, write_stdout};
 use crate::checkpoint::{Checkpoint, checkpoint_at, run_of};
 use crate::dataset::{Manifest, write_label_subset};
@@ -154,12 +154,12 @@ pub(super) fn run(global: &GlobalArgs, args: &LinearArgs) -> anyhow::Result<()> 
             if output.is_none() {
                 let place = of_run.report(args, &options);
                 let digest = of_run.manifest.dataset_digest.to_string();
-                if let Some(report) = made_before(&place, &weights_of(&of_run.checkpoint), &digest)? {
+                if let Some(report) = made_before(&place, &of_run.checkpoint.weights_digest(), &digest)? {
                     return show_again(global, &place, &report);
                 }
                 output = Some(place);
             }
-            weights = Some(weights_of(&of_run.checkpoint));
+            weights = Some(of_run.checkpoint.weights_digest());
             of_run.probe(args, &options)?
         }
         None => of_tables(global, args, &options)?,

@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle};
+use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressStyle};
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
@@ -15,6 +15,8 @@ use crate::progress::Progress;
 
 /// How often a line is written where there is no terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
+/// Less time than this gives no rate.
+const LEAST_MEASURED: Duration = Duration::from_millis(200);
 
 fn bars() -> &'static MultiProgress {
     static BARS: OnceLock<MultiProgress> = OnceLock::new();
@@ -42,6 +44,12 @@ pub(super) fn say(line: &str) {
         // There is nobody left to tell when stderr is gone. One write, so that processes do not mix lines.
         let _ = std::io::stderr().write_all(format!("{label}{line}\n").as_bytes());
     });
+}
+
+/// Names the command that mostly follows.
+#[cfg(feature = "torch")]
+pub(super) fn say_next(command: &str) {
+    say(&format!("next: {command}"));
 }
 
 /// Sends logs to stderr.
@@ -113,19 +121,12 @@ impl Meter {
     /// Starts to show a stage of `total` items.
     pub(super) fn new(stage: &str, total: u64, done: u64) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
-            let style = ProgressStyle::with_template(
-                "{prefix:>8} [{bar:30}] {human_pos}/{human_len} {rate} {eta} left {msg}",
-            );
+            // Not indicatif's rate: it would count what was done before.
+            let style = ProgressStyle::with_template("{prefix:>8} [{bar:30}] {human_pos}/{human_len}{msg}");
             let bar = bars().add(ProgressBar::new(total));
-            let rate = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
-                // A bar that cannot be written to has nobody to tell.
-                let _ = write!(out, "{:.1}/s", state.per_sec());
-            };
-            let style = style.expect("the template is fixed").with_key("rate", rate);
-            bar.set_style(style.progress_chars("=> "));
+            bar.set_style(style.expect("the template is fixed").progress_chars("=> "));
             bar.set_prefix(stage.to_owned());
             bar.set_position(done);
-            bar.reset_eta();
             bar
         });
         let now = Instant::now();
@@ -137,9 +138,7 @@ impl Meter {
         self.done += items;
         if let Some(bar) = &self.bar {
             bar.inc(items);
-            if !message.is_empty() {
-                bar.set_message(message.to_owned());
-            }
+            bar.set_message(self.message(message));
         } else if self.last_line.elapsed() >= LINE_INTERVAL {
             self.last_line = Instant::now();
             self.line(message);
@@ -149,21 +148,34 @@ impl Meter {
     /// Leaves this time out of rate and time left: something else was done.
     #[cfg(feature = "torch")]
     pub(super) fn paused(&mut self, pause: Duration) {
-        self.started += pause;
-        if let Some(bar) = &self.bar {
-            // Its estimate is of the last steps, so it begins anew.
-            bar.reset_eta();
-        }
+        // What was paused for may have begun before the meter.
+        self.started = (self.started + pause).min(Instant::now());
     }
 
     fn line(&self, message: &str) {
-        let rate = (self.done - self.before) as f64 / self.started.elapsed().as_secs_f64().max(1e-9);
         let share = 100.0 * self.done as f64 / self.total.max(1) as f64;
-        let left = self.total.saturating_sub(self.done) as f64 / rate.max(1e-9);
-        let left = indicatif::HumanDuration(Duration::from_secs_f64(left.min(1e9)));
         let Self { stage, done, total, .. } = self;
-        let message = if message.is_empty() { String::new() } else { format!(", {message}") };
-        say(&format!("{stage}: {done}/{total} ({share:.0} %) {rate:.1}/s, {left} left{message}"));
+        say(&format!("{stage}: {done}/{total} ({share:.0} %){}", self.message(message)));
+    }
+
+    /// The pace, and what is to be said of the moment.
+    fn message(&self, message: &str) -> String {
+        let pace = self.pace().map(|(rate, left)| format!(" {rate:.1}/s, {} left", HumanDuration(left)));
+        let comma = if pace.is_some() { "," } else { "" };
+        let message = if message.is_empty() { String::new() } else { format!("{comma} {message}") };
+        pace.unwrap_or_default() + &message
+    }
+
+    /// Items a second and the time left, once enough is done to tell.
+    fn pace(&self) -> Option<(f64, Duration)> {
+        let elapsed = self.started.elapsed();
+        let done = self.done - self.before;
+        if done == 0 || elapsed < LEAST_MEASURED {
+            return None;
+        }
+        let rate = done as f64 / elapsed.as_secs_f64();
+        let left = self.total.saturating_sub(self.done) as f64 / rate;
+        Some((rate, Duration::from_secs_f64(left.min(1e9))))
     }
 }
 
@@ -204,5 +216,23 @@ impl Progress for Terminal {
 
     fn finish(&self) {
         self.meter().take();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_counts_what_was_done_here_and_is_given_once_it_is_measured() {
+        let mut meter = Meter::new("train", 1000, 900);
+        assert_eq!((meter.pace(), meter.message("loss 1")), (None, " loss 1".to_owned()));
+        meter.advance(50, "");
+        assert_eq!(meter.pace(), None, "too early to tell");
+        meter.started -= Duration::from_secs(10);
+        let (rate, left) = meter.pace().expect("measured");
+        assert!((4.9..=5.0).contains(&rate) && (10.0..10.3).contains(&left.as_secs_f64()), "{rate} {left:?}");
+        let message = meter.message("loss 1");
+        assert!(message.ends_with("/s, 10 seconds left, loss 1"), "{message}");
     }
 }

@@ -40,7 +40,7 @@ pub(super) struct RenderArgs {
     /// The instance
     #[arg(long, value_name = "N")]
     instance: u32,
-    /// The epochs, from 0, with commas between; a row of the drawing for each
+    /// The epochs, with commas between, a row of the drawing for each; 0 is what a run's lines call epoch 1
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "0")]
     epoch: Vec<u64>,
     /// The seed of the run [default: that of --run, else 0]
@@ -99,7 +99,16 @@ pub(super) fn run(global: &GlobalArgs, args: &RenderArgs) -> anyhow::Result<()> 
     let location = global.location(&args.dataset)?;
     let manifest = Manifest::read(&location)?;
     let config = args.run.as_ref().map(|run| config_of(global, run, args, &manifest)).transpose()?;
-    let Drawing { split, seed, recipe, image_size } = Drawing::of(args, &config.unwrap_or_default());
+    let config = config.unwrap_or_default();
+    if let Some(epochs) = config["epochs"].as_u64()
+        && let Some(beyond) = args.epoch.iter().find(|epoch| **epoch >= epochs)
+    {
+        let last = epochs.saturating_sub(1);
+        bail!(WrongUsage(format!(
+            "--epoch {beyond}: the run has {epochs} epochs, here called 0 to {last}; its own lines count from 1"
+        )));
+    }
+    let Drawing { split, seed, recipe, image_size } = Drawing::of(args, &config);
     let source = DatasetSource::open(&location, &manifest, &split, None)?;
     let id = InstanceId(args.instance);
     if id.row() >= source.len() {

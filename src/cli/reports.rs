@@ -7,8 +7,6 @@ use serde_json::Value;
 #[cfg(feature = "torch")]
 use super::{GlobalArgs, progress::say};
 #[cfg(feature = "torch")]
-use crate::checkpoint::{Checkpoint, MODEL};
-#[cfg(feature = "torch")]
 use crate::storage::Location;
 
 /// A report as it is published.
@@ -20,13 +18,6 @@ pub(super) struct Published<'a, T> {
     /// The digest of the evaluated weights, where they are a run's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) weights: Option<&'a str>,
-}
-
-/// The digest of a checkpoint's weights.
-#[cfg(feature = "torch")]
-pub(super) fn weights_of(checkpoint: &Checkpoint) -> String {
-    let entry = checkpoint.manifest().files.iter().find(|entry| entry.name == MODEL);
-    entry.map_or_else(String::new, |entry| entry.digest.to_string())
 }
 
 /// The report at a place, if one is there and is of these weights and this dataset.

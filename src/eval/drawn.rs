@@ -69,6 +69,7 @@ pub fn draw_tables(
                 dataset_digest: "drawn".into(),
                 split: if table == 1 { "train".into() } else { "val".into() },
                 split_digest: None,
+                weights: None,
                 device: None,
                 precision: None,
                 step: 0,

@@ -8,7 +8,8 @@ use crate::checkpoint::{Checkpoint, CheckpointError, MODEL};
 use crate::dataset::{DatasetError, Manifest};
 use crate::distributed::{DistributedError, ProcessGroup};
 use crate::failure::Failure;
-use crate::feature_table::{FeatureTable, Kind, TableError, TableMeta};
+use crate::feature_table::{FeatureTable, Kind, StoredTable, Table, TableError, TableMeta};
+use crate::ids::InstanceId;
 use crate::loader::{EvalTransform, LoaderError, Source, Subset, evaluation_batches};
 use crate::model::{
     DeviceChoice, DeviceError, Encoder, EncoderConfig, FeatureLayer, NamedTensors, NoSuchLayer, WeightsError,
@@ -33,6 +34,8 @@ pub struct EmbedJob {
     pub split: String,
     /// The layers, each with the place of its feature table; all are made in one pass.
     pub outputs: Vec<(FeatureLayer, Location)>,
+    /// Whether a table that is at such a place and differs is replaced.
+    pub replaces: bool,
     /// Which rows of the split.
     pub rows: RowChoice,
     /// Pictures of a batch.
@@ -59,6 +62,14 @@ pub enum EmbedError {
         expected: String,
         /// The digest of the dataset given.
         actual: String,
+    },
+    /// At a place is something else than what would be made.
+    #[error("{output}: is there, and not {wanted}; remove it, or give another --output")]
+    Occupied {
+        /// The place.
+        output: String,
+        /// What would be made.
+        wanted: String,
     },
     /// A feature is not a finite number.
     #[error("the encoder of {checkpoint} gives a feature that is not finite (instance {instance})")]
@@ -101,7 +112,7 @@ impl EmbedError {
     /// The kind of failure, for the exit code.
     pub fn failure(&self) -> Failure {
         match self {
-            Self::Layer(_) => Failure::Usage,
+            Self::Layer(_) | Self::Occupied { .. } => Failure::Usage,
             Self::Stopped => Failure::Stopped,
             Self::OtherDataset { .. } | Self::NotFinite { .. } | Self::Weights(_) => Failure::Data,
             Self::Checkpoint(error) => error.failure(),
@@ -114,8 +125,40 @@ impl EmbedError {
     }
 }
 
+impl EmbedJob {
+    /// Whether the table of an output is there already: of the same layer of the same weights, split and rows.
+    fn is_made(
+        &self,
+        (layer, output): &(FeatureLayer, Location),
+        ids: &[InstanceId],
+    ) -> Result<bool, EmbedError> {
+        let table = match StoredTable::open(output) {
+            Ok(table) => Some(table),
+            Err(TableError::NotThere { .. }) => return Ok(false),
+            Err(error) if error.failure() == Failure::Data => None,
+            Err(error) => return Err(error.into()),
+        };
+        let Self { checkpoint, manifest, split, .. } = self;
+        let split_digest = manifest.splits.get(split).map(|split| split.digest.to_string());
+        let is_same = table.is_some_and(|table| {
+            let meta = table.meta();
+            meta.weights == Some(checkpoint.weights_digest())
+                && (meta.layer == layer.to_string()
+                    && meta.split == *split
+                    && meta.split_digest == split_digest)
+                && (meta.classes == manifest.classes && table.ids() == ids)
+        });
+        if is_same || self.replaces {
+            return Ok(is_same);
+        }
+        let wanted = format!("{layer} of {} images of split `{split}` by {}", ids.len(), checkpoint.folder());
+        Err(EmbedError::Occupied { output: output.to_string(), wanted })
+    }
+}
+
 /// Embeds a split and publishes the feature tables. Of several processes each embeds a part of the split, and
-/// rank 0 publishes and says what; the others say nothing, and return once all is there.
+/// rank 0 publishes and says what; the others say nothing, and return once all is there. Nothing is said of a table that
+/// was there before and holds the same: it is kept.
 ///
 /// # Errors
 /// See [`EmbedError`]; then no table is published.
@@ -123,10 +166,25 @@ pub fn embed(
     job: &EmbedJob,
     group: &ProcessGroup,
     progress: &dyn Progress,
-) -> Result<Vec<Published>, EmbedError> {
+) -> Result<Vec<Option<Published>>, EmbedError> {
     let EmbedJob { checkpoint, manifest, .. } = job;
     check_dataset(checkpoint, manifest)?;
     let source = job.rows.open(&job.dataset, manifest, &job.split)?;
+    // Rank 0 looks: a table that it has just published is not one from before.
+    let found: Result<Vec<u8>, EmbedError> = job
+        .outputs
+        .iter()
+        .map(|output| Ok(u8::from(group.is_first() && job.is_made(output, source.ids())?)))
+        .collect();
+    if let Err(error) = &found {
+        group.fail(error.failure());
+    }
+    let found = group.gather_bytes(&found?)?.swap_remove(0);
+    let missing = job.outputs.iter().zip(&found).filter(|(_, found)| **found == 0);
+    let missing: Vec<&(FeatureLayer, Location)> = missing.map(|(output, _)| output).collect();
+    if missing.is_empty() {
+        return Ok(vec![None; job.outputs.len()]);
+    }
     let selected = select_device_of(job.device, job.local_rank, group.world())?;
     tracing::info!("device {selected}");
     group.agree("the dataset's digest", &manifest.dataset_digest.to_string())?;
@@ -139,13 +197,14 @@ pub fn embed(
         dataset_digest: manifest.dataset_digest.to_string(),
         split: job.split.clone(),
         split_digest: manifest.splits.get(&job.split).map(|split| split.digest.to_string()),
+        weights: Some(checkpoint.weights_digest()),
         device: None,
         precision: None,
         step: checkpoint.manifest().step,
         unit_length: true,
         classes: manifest.classes.clone(),
     };
-    let layers: Vec<FeatureLayer> = job.outputs.iter().map(|(layer, _)| *layer).collect();
+    let layers: Vec<FeatureLayer> = missing.iter().map(|(layer, _)| *layer).collect();
     let (ids, labels) = (source.ids().to_vec(), source.labels().to_vec());
     let own = share(ids.len(), group);
     let source = if group.world() == 1 { source } else { Arc::new(Subset::of_range(source, own)) };
@@ -159,9 +218,12 @@ pub fn embed(
             return Err(EmbedError::NotFinite { checkpoint: checkpoint.folder().to_string(), instance });
         }
     }
-    let outputs = tables.iter().zip(&job.outputs).filter(|_| group.is_first());
-    let published = outputs.map(|(table, (_, output))| Ok(table.write(output)?));
-    let published = published.collect::<Result<_, EmbedError>>()?;
+    let mut tables = tables.into_iter();
+    let mut published = Vec::new();
+    for ((_, output), found) in job.outputs.iter().zip(&found).filter(|_| group.is_first()) {
+        let table = if *found == 0 { tables.next() } else { None };
+        published.push(table.map(|table| table.write(output)).transpose()?);
+    }
     // Rank 0 may write for long: no collective, which would give up.
     let key = format!("embedded/{}", job.outputs.iter().map(|(_, at)| at.to_string()).collect::<String>());
     if group.is_first() {

@@ -20,6 +20,11 @@ const TOP: usize = 5;
 /// Pairs of classes that a report names as confused.
 const CONFUSIONS: usize = 30;
 
+/// Embeddings of a trained encoder whose mean cosine is greater are called collapsed.
+const COLLAPSED_COSINE: f64 = 0.95;
+/// Of fewer queries the mean cosine tells nothing.
+const FEWEST_FOR_COLLAPSE: usize = 10;
+
 /// How neighbours vote.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KnnOptions {
@@ -229,7 +234,10 @@ fn report(
         device: queries.meta.device.clone(),
         precision: queries.meta.precision.clone(),
         step: meta.step,
-        notes: own_votes(bank, queries, options).into_iter().chain(no_scores(bank, queries)).collect(),
+        notes: [own_votes(bank, queries, options), no_scores(bank, queries), collapsed(queries)]
+            .into_iter()
+            .flatten()
+            .collect(),
         timing,
     }
 }
@@ -258,6 +266,27 @@ fn own_votes(bank: &dyn Table, queries: &FeatureTable, options: &KnnOptions) -> 
         ""
     };
     Some(format!("{own} find themselves in the bank{so}: give --leave-one-out"))
+}
+
+/// Says that a trained encoder gives all images nearly the same embedding. (An untrained one does.)
+fn collapsed(queries: &FeatureTable) -> Option<String> {
+    let FeatureTable { features, meta, .. } = queries;
+    if !meta.unit_length || meta.step == 0 || queries.ids.len() < FEWEST_FOR_COLLAPSE {
+        return None;
+    }
+    let mut sums = vec![0.0; meta.dim];
+    for row in features.chunks_exact(meta.dim) {
+        sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += f64::from(*x));
+    }
+    // Of n unit vectors, the squared sum is n and the cosines of the n (n - 1) pairs.
+    let rows = queries.ids.len() as f64;
+    let cosine = (sums.iter().map(|sum| sum * sum).sum::<f64>() - rows) / (rows * (rows - 1.0));
+    (cosine > COLLAPSED_COSINE).then(|| {
+        format!(
+            "the features are nearly all alike: two queries have a mean cosine of {cosine:.3}, so the encoder has collapsed or \
+             has hardly been trained; docs/training.md says what helps"
+        )
+    })
 }
 
 fn per_class(classes: &[String], votes: &[(ClassId, Outcome)]) -> Vec<ClassScore> {

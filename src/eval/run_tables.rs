@@ -2,13 +2,13 @@
 
 use super::embed::{EmbedError, EmbedJob, embed};
 use super::row_choice::RowChoice;
-use crate::checkpoint::{Checkpoint, MODEL};
+use crate::checkpoint::Checkpoint;
 use crate::dataset::Manifest;
 use crate::distributed::ProcessGroup;
 use crate::feature_table::{StoredTable, Table};
 use crate::model::{DeviceChoice, FeatureLayer};
 use crate::progress::Progress;
-use crate::storage::{Digest, Location};
+use crate::storage::Location;
 
 /// Digits of the weights' digest in a table's name.
 const DIGEST_DIGITS: usize = 8;
@@ -53,8 +53,7 @@ pub fn run_tables(
     progress: &dyn Progress,
 ) -> Result<Vec<Location>, EmbedError> {
     let of_checkpoint = job.checkpoint.manifest();
-    let entry = of_checkpoint.files.iter().find(|entry| entry.name == MODEL);
-    let weights = entry.map_or_else(|| Digest([0; 32]), |entry| entry.digest).to_string();
+    let weights = job.checkpoint.weights_digest();
     let weights = &weights[..DIGEST_DIGITS.min(weights.len())];
     let (rows, step) = (job.rows.name(), of_checkpoint.step);
     let place = |layer: &FeatureLayer| {
@@ -79,7 +78,7 @@ pub fn run_tables(
     let (kept, missing): (Vec<_>, Vec<_>) =
         outputs.iter().cloned().partition(|_| found.next().unwrap_or(false));
     for (_, location) in &kept {
-        tracing::info!("{location}: kept from before");
+        tracing::info!("{location}: is there, so nothing is embedded");
     }
     if !missing.is_empty() {
         let job = EmbedJob {
@@ -88,6 +87,8 @@ pub fn run_tables(
             manifest: job.manifest.clone(),
             split: job.split.clone(),
             outputs: missing,
+            // What is there under this name is damaged, or of a dataset that has changed.
+            replaces: true,
             rows: job.rows,
             batch_size: job.batch_size,
             threads: job.threads,

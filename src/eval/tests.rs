@@ -32,6 +32,7 @@ fn table(seed: u64, rows: usize, dim: usize, classes: usize) -> FeatureTable {
             dataset_digest: "d".into(),
             split: "val".into(),
             split_digest: None,
+            weights: None,
             device: None,
             precision: None,
             step: 1,

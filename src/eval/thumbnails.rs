@@ -1,6 +1,6 @@
 //! Small pictures for the page.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use rayon::prelude::*;
 
@@ -27,7 +27,7 @@ pub const SPRITE_COLUMNS: u32 = 50;
 /// Thumbnails of some instances of a split.
 #[derive(Clone, Debug, Default)]
 pub struct Thumbnails {
-    jpegs: HashMap<InstanceId, Vec<u8>>,
+    jpegs: BTreeMap<InstanceId, Vec<u8>>,
 }
 
 impl Thumbnails {
@@ -48,6 +48,11 @@ impl Thumbnails {
                 encode_jpeg(&picture, QUALITY).ok()
             }),
         })
+    }
+
+    /// The JPEGs, in the order of the ids.
+    pub fn by_id(&self) -> impl Iterator<Item = (InstanceId, &[u8])> {
+        self.jpegs.iter().map(|(id, jpeg)| (*id, jpeg.as_slice()))
     }
 
     /// The JPEG of an instance.
@@ -93,7 +98,7 @@ fn squares<T: Send>(
     source: &DatasetSource,
     ids: impl IntoIterator<Item = InstanceId>,
     make: impl Fn(&[u8], ExifOrientation) -> Option<T> + Sync,
-) -> HashMap<InstanceId, T> {
+) -> BTreeMap<InstanceId, T> {
     let wanted: BTreeSet<InstanceId> = ids.into_iter().filter(|id| id.row() < source.len()).collect();
     // In the order in which they lie: a row group that has to be read whole is read once.
     let layout = source.layout();
@@ -104,7 +109,7 @@ fn squares<T: Send>(
         .collect();
     let orientation = source.exif_orientation();
     let reading = Reading::default();
-    let mut made = HashMap::new();
+    let mut made = BTreeMap::new();
     for some in in_order.chunks(CHUNK) {
         let fetched = source.fetch_rows(some, &reading);
         made.par_extend(some.par_iter().zip(&fetched).filter_map(|(position, fetched)| {

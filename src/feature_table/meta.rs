@@ -40,6 +40,9 @@ pub struct TableMeta {
     /// older versions have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub split_digest: Option<String>,
+    /// The digest of the encoder's weights that made an embedding. A bank and older tables have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights: Option<String>,
     /// What computed the features of an embedding: `cpu` or `cuda`. A bank and older tables have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<String>,
@@ -124,6 +127,7 @@ pub(super) struct NamedMeta {
     dataset_digest: Option<String>,
     split: Option<String>,
     split_digest: Option<String>,
+    weights: Option<String>,
     device: Option<String>,
     precision: Option<String>,
     step: Option<u64>,
@@ -161,6 +165,7 @@ impl NamedMeta {
             dataset_digest: text("dataset_digest").cloned(),
             split: text("split").cloned(),
             split_digest: text("split_digest").cloned(),
+            weights: text("weights").cloned(),
             device: text("device").cloned(),
             precision: text("precision").cloned(),
             step: parsed("step", text("step"), |text| text.parse().ok())?,
@@ -183,6 +188,7 @@ impl NamedMeta {
             dataset_digest: self.dataset_digest.unwrap_or_default(),
             split: self.split.unwrap_or_default(),
             split_digest: self.split_digest,
+            weights: self.weights,
             device: self.device,
             precision: self.precision,
             step: self.step.unwrap_or_default(),
@@ -200,6 +206,7 @@ impl NamedMeta {
             dataset_digest: self.dataset_digest?,
             split: self.split?,
             split_digest: self.split_digest,
+            weights: self.weights,
             device: self.device,
             precision: self.precision,
             step: self.step?,

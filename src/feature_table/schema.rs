@@ -39,6 +39,7 @@ pub fn schema_text() -> String {
         dataset_digest: "blake3 of the dataset".into(),
         split: "train".into(),
         split_digest: Some("blake3 of the split's labels and images".into()),
+        weights: Some("blake3 of the encoder's weights".into()),
         device: Some("cpu".into()),
         precision: Some("f32".into()),
         step: 5004,

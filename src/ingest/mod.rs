@@ -40,7 +40,7 @@ pub use job::{ingest, plan, source_plan};
 pub use plan::{DestinationPlan, IngestPlan};
 pub use report::{AlreadyThere, HeldBy, IngestReport, SplitReport, VerifiedSource};
 pub use source::{
-    ClassFolder, ClassesPlan, Counted, LabelsAs, PathGlob, SourceFormat, SourcePlan, SplitPlan,
+    ClassFolder, ClassesPlan, Counted, HoldOut, LabelsAs, PathGlob, SourceFormat, SourcePlan, SplitPlan,
 };
 pub use synth::{SynthError, SynthOptions, SynthReport, synth};
 
@@ -76,6 +76,8 @@ pub struct IngestOptions {
     pub split: Option<String>,
     /// The split of what each pattern matches; where there are any, nothing else decides it.
     pub splits: Vec<(String, PathGlob)>,
+    /// A share of the images that becomes a split of its own.
+    pub hold_out: Option<HoldOut>,
     /// What is left out of the source.
     pub ignore: Vec<PathGlob>,
     /// The labels of images outside class folders: ILSVRC2012's development kit, or a csv of image and class.
@@ -143,6 +145,7 @@ impl IngestOptions {
             format: SourceFormat::Auto,
             split: None,
             splits: Vec::new(),
+            hold_out: None,
             ignore: Vec::new(),
             labels: None,
             classes: None,

@@ -62,6 +62,7 @@ impl Opened<Trainer> {
         let data = DataIdentity::of(job, &manifest, &source)?;
         let device = select_device_of(config.device, job.rendezvous.local_rank(), job.rendezvous.world())?;
         set_precision(config, device.device);
+        tracing::info!("device {device}");
         let group =
             ProcessGroup::join_unless_stopped(&job.rendezvous, device.device, job.collective_timeout, stop)?;
         group.when_lost(LOST_GRACE, job.on_lost);

@@ -155,6 +155,7 @@ impl BankRows {
                 dataset_digest: data.trained_on.dataset_digest.clone(),
                 split: data.trained_on.split.clone(),
                 split_digest: Some(data.trained_on.split_digest.clone()),
+                weights: None,
                 device: None,
                 precision: None,
                 step,

@@ -44,6 +44,7 @@ fn table(seed: u64, kind: Kind, rows: usize, case: &Case, coarse: bool) -> Featu
             dataset_digest: "d".into(),
             split: "train".into(),
             split_digest: None,
+            weights: None,
             device: None,
             precision: None,
             step: 1,

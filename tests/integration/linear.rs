@@ -35,6 +35,7 @@ fn table(seed: u64, rows: usize, split: &str) -> FeatureTable {
             dataset_digest: "d".into(),
             split: split.into(),
             split_digest: None,
+            weights: None,
             device: None,
             precision: None,
             step: 1,

@@ -152,6 +152,19 @@ mod trained {
             .arg("--dataset", dataset())
             .arg("--output", &queries)
             .ok();
+        // The same again is kept, another split is not put in its place.
+        let before = std::fs::metadata(&queries).and_then(|file| file.modified()).expect("a table");
+        let again = |split: &str| {
+            instdisc("embed --device cpu")
+                .arg("--split", split)
+                .arg("--checkpoint", &checkpoint)
+                .arg("--dataset", dataset())
+                .arg("--output", &queries)
+        };
+        assert_eq!(again("val").json()["kept"], true);
+        let refused = again("train").fails(2);
+        assert!(refused.contains("remove it, or give another --output"), "{refused}");
+        assert_eq!(before, std::fs::metadata(&queries).and_then(|file| file.modified()).expect("a table"));
         let said = instdisc("knn --k 5,120 --temperature 0.07,0.5")
             .arg("--bank", checkpoint.join("bank.arrow"))
             .arg("--queries", &queries)
@@ -164,7 +177,12 @@ mod trained {
         assert_eq!((&scores["queries"], &scores["bank_rows"]), (&40.into(), &120.into()));
         assert_eq!(scores["grid"].as_array().map(Vec::len), Some(4));
         assert_eq!((&scores["device"], &scores["precision"]), (&"cpu".into(), &"f32".into()));
-        assert_eq!(scores.get("notes"), None);
+        // An encoder of 16 steps still sees all images nearly alike.
+        let notes = scores["notes"].as_array().expect("notes");
+        assert!(
+            matches!(notes.as_slice(), [Value::String(note)] if note.contains("mean cosine")),
+            "{notes:?}"
+        );
 
         let of_file = |place: &Path, keys: &[&str]| -> Value {
             let told = instdisc("inspect --verify --format json").arg("", place).json();
@@ -183,6 +201,8 @@ mod trained {
         let manifest = of_file(&checkpoint.join("checkpoint.json"), &["kind", "step", "bank"]);
         assert_eq!(manifest, json!(["checkpoint", 16, summary["bank"]]));
         assert_eq!(of_file(&report, &["kind", "split", "queries"]), json!(["knn_report", "val", 40]));
+        let weights = of_file(&checkpoint.join("model.safetensors"), &["kind", "verified"]);
+        assert_eq!(weights, json!(["weights", true]));
         let neighbours = of_file(&dir.path().join("neighbours.parquet"), &["kind", "rows"]);
         assert_eq!(neighbours, json!(["neighbours", 40]));
 
@@ -286,17 +306,19 @@ mod trained {
     fn a_picture_is_drawn_as_the_run_saw_it() {
         let dir = scratch();
         let run = dir.path().join("run");
-        train(dataset(), &run, "--epochs 1 --no-monitor --seed 7 --recipe cifar").ok();
+        train(dataset(), &run, "--epochs 2 --no-monitor --seed 7 --recipe cifar").ok();
         let drawn = |of_run: bool, words: &str| {
             let output = dir.path().join("x.png");
-            let call = instdisc(&format!("render --instance 5 --epoch 3 {words}")).arg("--output", &output);
+            let call = instdisc(&format!("render --instance 5 --epoch 1 {words}")).arg("--output", &output);
             let call = if of_run { call.arg("--run", &run) } else { call };
             (call.arg("--dataset", dataset()).json(), std::fs::read(output).expect("a picture"))
         };
         let seen = drawn(true, "");
         assert_eq!(seen, drawn(false, "--seed 7 --recipe cifar --image-size 16 --split train"));
         assert_ne!(seen, drawn(true, "--seed 8"));
-        assert!(seen.0["augmentation"].is_object() && seen.0["epoch"] == 3, "{}", seen.0);
+        assert!(seen.0["augmentation"].is_object() && seen.0["epoch"] == 1, "{}", seen.0);
+        let beyond = instdisc("render --instance 5 --epoch 2 --output x.png").arg("--dataset", dataset());
+        assert!(beyond.arg("--run", &run).fails(2).contains("here called 0 to 1"));
         let call = instdisc("render --instance 120 --output x.png").arg("--dataset", dataset());
         assert!(call.fails(2).contains("split train has 120 instances"));
     }

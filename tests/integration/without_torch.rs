@@ -25,6 +25,7 @@ fn table(kind: Kind, rows: usize, dataset_digest: &str) -> FeatureTable {
             dataset_digest: dataset_digest.into(),
             split: "train".into(),
             split_digest: None,
+            weights: None,
             device: None,
             precision: None,
             step: 1,

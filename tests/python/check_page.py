@@ -29,7 +29,18 @@ VIEWS = {
 
 GALLERY = """() => [...document.querySelectorAll("article")].filter((a) => a.getClientRects().length > 0)
     .map((a) => ({ class: a.dataset.class, kind: a.dataset.kind }))"""
-IMAGES = """() => [...document.images].map((i) => i.complete && i.naturalWidth > 0)"""
+# Whether each image can be decoded: those of the gallery are backgrounds, each in the style sheet once.
+IMAGES = """async () => {
+  const backgrounds = [...document.querySelectorAll(".thumb")].map((t) => getComputedStyle(t).backgroundImage);
+  const urls = [...document.images].map((i) => i.src).concat(backgrounds.map((text) => text.slice(5, -2)));
+  const loaded = new Map();
+  for (const url of new Set(urls)) {
+    const image = new Image();
+    image.src = url;
+    loaded.set(url, await image.decode().then(() => image.naturalWidth > 0, () => false));
+  }
+  return urls.map((url) => loaded.get(url));
+}"""
 CUT = """() => [...document.querySelectorAll("figcaption, figcaption span, .bars .name, .verdict b, .end")]
     .filter((e) => e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).display !== "inline").map((e) => e.innerText)"""
 COVERED = """() => {

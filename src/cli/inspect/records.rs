@@ -15,7 +15,7 @@ use crate::storage::{Digest, Location};
 type Fields = Map<String, Value>;
 
 /// What is shown of a report, where it has it.
-const REPORT_KEYS: [&str; 26] = [
+const REPORT_KEYS: [&str; 28] = [
     "split",
     "train_split",
     "step",
@@ -26,11 +26,13 @@ const REPORT_KEYS: [&str; 26] = [
     "lr",
     "weight_decay",
     "label_fraction",
+    "label_seed",
     "top1",
     "top5",
     "top1_interval",
     "top5_interval",
     "chance",
+    "most_frequent_class",
     "queries",
     "unlabelled_queries",
     "bank_split",

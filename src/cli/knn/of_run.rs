@@ -11,7 +11,7 @@ use crate::cli::exit::{WrongData, WrongUsage, failure};
 use crate::cli::knn::KnnArgs;
 use crate::cli::progress::{Terminal, say};
 use crate::cli::ranks::progress_of;
-use crate::cli::reports::{made_before, show_again, weights_of};
+use crate::cli::reports::{made_before, show_again};
 use crate::cli::{GlobalArgs, write_json};
 use crate::dataset::Manifest;
 use crate::eval::{RowChoice, RunTables, WatchOptions, checkpoint_bank, report_location, run_tables, watch};
@@ -38,6 +38,10 @@ pub(super) fn judge_run(
             "--train-split: the bank is of the split that the run was trained on; give --feature projection";
         return Err(WrongUsage(reason.into()).into());
     }
+    // At the place may be one checkpoint of the run. A watcher may come before the first.
+    let place = run;
+    let run = &run_of(place)?;
+    let newest = if args.watch { None } else { Some(checkpoint_at(place)?) };
     let dataset = global.location(args.dataset.as_deref().unwrap_or_default())?;
     // Without it no checkpoint can be evaluated: that is not a fault of one of them.
     let manifest = Manifest::read(&dataset)?;
@@ -46,22 +50,18 @@ pub(super) fn judge_run(
         args.train_split.as_deref().unwrap_or_default(),
         args.split.as_deref(),
     )?;
-    // At the place may be one checkpoint of the run.
-    let place = run;
-    let run = &run_of(place)?;
     let whole = Judging { global, args, run, features, peers, dataset, manifest, split };
-    if args.watch {
+    let Some((step, folder)) = newest else {
         if peers.group.world() > 1 {
             let reason =
                 "--watch is for one process; several watchers share a run's checkpoints by themselves";
             return Err(WrongUsage(reason.into()).into());
         }
         return whole.watch();
-    }
-    let (step, folder) = checkpoint_at(place)?;
+    };
     peers.group.agree("the newest checkpoint's step", &step.to_string())?;
     let checkpoint = Checkpoint::open(&folder)?;
-    let weights = weights_of(&checkpoint);
+    let weights = checkpoint.weights_digest();
     let output = match &args.output {
         Some(output) => global.location(output)?,
         None => report_location(run, &args.report_name(&whole.split), step),
@@ -161,7 +161,7 @@ impl Judging<'_> {
         let is_damaged = |error: &anyhow::Error| failure(error) == Failure::Data;
         let summary = watch(run, &name, &options, is_damaged, |step, folder, lock| {
             let checkpoint = Checkpoint::open(folder)?;
-            let weights = Some(weights_of(&checkpoint));
+            let weights = Some(checkpoint.weights_digest());
             let pairs = self.tables(checkpoint, &Terminal::default())?;
             lock.check()?;
             let output = report_location(run, &name, step);

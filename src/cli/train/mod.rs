@@ -18,7 +18,7 @@ pub(super) use headings::under_headings;
 
 use self::exporter::Exporter;
 use self::monitor::{Monitor, Shown};
-use super::progress::{Meter, say};
+use super::progress::{Meter, say, say_next};
 use super::ranks::{RankFlags, end_as_lost};
 use super::{GlobalArgs, learn_flags, signals, write_json};
 use crate::checkpoint::{Checkpoint, list_checkpoints};
@@ -31,6 +31,7 @@ use crate::trainer::{
     Estimate, HookError, Hooks, Images, Judged, MetricsLine, Outcome, RunSummary, Scope, StepReport,
     StopFlag, TrainConfig, TrainError, TrainJob, train,
 };
+use crate::units::shell_word;
 
 /// Train an encoder and its memory bank.
 ///
@@ -125,10 +126,25 @@ pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
             say(&format!("{}: finished already, {step} steps", job.run));
             write_json(&json!({"run": args.run, "finished": true, "step": step}))
         }
-        Outcome::Finished { step, checkpoint } => write_json(
-            &json!({"run": args.run, "finished": true, "step": step, "checkpoint": checkpoint.to_string()}),
-        ),
+        Outcome::Finished { step, checkpoint } => {
+            say_next(&next_command(args, &job)?);
+            write_json(
+                &json!({"run": args.run, "finished": true, "step": step, "checkpoint": checkpoint.to_string()}),
+            )
+        }
     }
+}
+
+/// The command that evaluates a run: by its training images where the dataset has no other split.
+fn next_command(args: &TrainArgs, job: &TrainJob) -> anyhow::Result<String> {
+    let split = &job.config.split;
+    let (run, dataset) = (shell_word(&args.run), shell_word(&args.dataset));
+    let manifest = Manifest::read(&job.dataset)?;
+    let split = match manifest.evaluation_split(&job.dataset, split, None) {
+        Ok(_) => String::new(),
+        Err(_) => format!(" --split {} --leave-one-out", shell_word(split)),
+    };
+    Ok(format!("instdisc knn --run {run} --dataset {dataset}{split}"))
 }
 
 /// The configuration over the defaults for the images of the split, or those with which the run was begun; says which of
@@ -222,7 +238,6 @@ impl TerminalHooks<'_> {
 
 impl Hooks for TerminalHooks<'_> {
     fn started(&mut self, summary: &RunSummary) {
-        tracing::info!("device {}", summary.device);
         self.chance_loss = summary.chance_loss;
         self.total_steps = summary.total_steps;
         let steps = (summary.total_steps / self.total_epochs.max(1)).max(1);

@@ -108,6 +108,7 @@ impl Monitor {
             dataset_digest: manifest.dataset_digest.to_string(),
             split: name.into(),
             split_digest: manifest.splits.get(name).map(|split| split.digest.to_string()),
+            weights: None,
             device: None,
             precision: None,
             step: 0,

@@ -116,6 +116,7 @@ fn about(checkpoint: &Checkpoint, manifest: &Manifest, split: &str) -> TableMeta
         dataset_digest: manifest.dataset_digest.to_string(),
         split: split.to_owned(),
         split_digest: manifest.splits.get(split).map(|split| split.digest.to_string()),
+        weights: Some(checkpoint.weights_digest()),
         device: None,
         precision: None,
         step: checkpoint.manifest().step,

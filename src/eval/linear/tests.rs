@@ -26,6 +26,7 @@ fn table(seed: u64, rows: usize, stretched: bool) -> FeatureTable {
             dataset_digest: "d".into(),
             split: "train".into(),
             split_digest: None,
+            weights: None,
             device: None,
             precision: None,
             step: 1,

@@ -11,6 +11,10 @@ use crate::ids::{ClassId, InstanceId};
 const KINDS: [(&str, &str); 4] =
     [("", "all"), ("best", "surest right"), ("worst", "surest wrong"), ("typical", "at random")];
 
+/// What the class of an image in the style sheet begins with, by its split.
+const QUERY: char = 'q';
+const ROW: char = 'r';
+
 pub(super) fn section(input: &PageInput<'_>, pictures: &PagePictures) -> Option<Section> {
     if input.cases.is_empty() {
         return None;
@@ -29,7 +33,10 @@ pub(super) fn section(input: &PageInput<'_>, pictures: &PagePictures) -> Option<
     for case in input.cases {
         article(&mut html, input, pictures, case);
     }
-    html.push_str("</div>\n<p class=\"about\" id=\"none-shown\" hidden>No query of this class is among those shown.</p>\n");
+    add!(html, "</div>\n<style>\n{}</style>\n", images(pictures));
+    html.push_str(
+        "<p class=\"about\" id=\"none-shown\" hidden>No query of this class is among those shown.</p>\n",
+    );
     Some(Section { id: "gallery", title: "Queries and neighbours", html })
 }
 
@@ -64,7 +71,7 @@ fn article(html: &mut String, input: &PageInput<'_>, pictures: &PagePictures, ca
          <div class=\"found\">\n<p class=\"verdict\"><b>{4}</b> <span class=\"tag\">{kind}</span> <span>{verdict}</span></p>\n<div class=\"neighbours\">\n",
         escape(own),
         case.kind.name(),
-        image(&pictures.queries, query, own),
+        image(&pictures.queries, QUERY, query, own),
         query.0,
         escape(&caption(input, input.queries.labels[case.query], query))
     );
@@ -80,7 +87,7 @@ fn article(html: &mut String, input: &PageInput<'_>, pictures: &PagePictures, ca
             html,
             "<figure class=\"{verdict}\" title=\"{0}, image {3}, cosine {similarity:.3}\">{1}<figcaption>{2} <span>{similarity:.2}</span></figcaption></figure>\n",
             escape(class),
-            image(&pictures.bank, id, class),
+            image(&pictures.bank, ROW, id, class),
             breakable(&caption(input, label, id)),
             id.0
         );
@@ -88,13 +95,22 @@ fn article(html: &mut String, input: &PageInput<'_>, pictures: &PagePictures, ca
     html.push_str("</div>\n</div>\n</article>\n");
 }
 
-fn image(pictures: &Thumbnails, id: InstanceId, class: &str) -> String {
-    match pictures.get(id) {
-        Some(jpeg) => format!(
-            "<img src=\"data:image/jpeg;base64,{}\" width=\"96\" height=\"96\" alt=\"instance {id}, {}\">",
-            STANDARD.encode(jpeg),
-            escape(class)
-        ),
-        None => format!("<span class=\"missing\">{id}</span>"),
+fn image(pictures: &Thumbnails, prefix: char, id: InstanceId, class: &str) -> String {
+    if pictures.get(id).is_none() {
+        return format!("<span class=\"missing\">{id}</span>");
     }
+    let class = escape(class);
+    format!("<span class=\"thumb {prefix}{id}\" role=\"img\" aria-label=\"instance {id}, {class}\"></span>")
+}
+
+/// The style sheet of the gallery's images: each is in the page once, however many queries it is a neighbour of.
+fn images(pictures: &PagePictures) -> String {
+    let mut css = String::new();
+    for (prefix, thumbnails) in [(QUERY, &pictures.queries), (ROW, &pictures.bank)] {
+        for (id, jpeg) in thumbnails.by_id() {
+            let jpeg = STANDARD.encode(jpeg);
+            add!(css, ".{prefix}{id}{{background-image:url(data:image/jpeg;base64,{jpeg})}}\n");
+        }
+    }
+    css
 }

@@ -18,6 +18,7 @@ fn table(features: Vec<f32>, dim: usize) -> FeatureTable {
             dataset_digest: "d".into(),
             split: "val".into(),
             split_digest: None,
+            weights: None,
             device: None,
             precision: None,
             step: 1,

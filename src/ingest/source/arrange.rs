@@ -127,6 +127,9 @@ pub(super) fn arrange(mut records: Records<'_>, format: SourceFormat) -> Result<
             (key(a), folder_order(&a.path)).cmp(&(key(b), folder_order(&b.path)))
         });
     }
+    if let Some(hold_out) = &options.hold_out {
+        understood.push(hold_out.apply(&mut entries).map_err(|reason| records.wrong(reason))?);
+    }
     let Records { containers, passed_over, stamps, .. } = records;
     let mut plan = SourcePlan::new(format, &entries, &classes.names, passed_over, understood, warnings);
     warn(&mut plan, options, &entries, &classes.names);

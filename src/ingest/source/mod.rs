@@ -18,6 +18,7 @@ mod classes;
 mod discover;
 mod formats;
 mod globs;
+mod hold_out;
 mod names;
 mod plan;
 mod records;
@@ -43,6 +44,7 @@ pub(super) use discover::first_of;
 #[cfg(fuzzing)]
 pub(super) use formats::read_synsets;
 pub use globs::PathGlob;
+pub use hold_out::HoldOut;
 pub(super) use names::{as_path_part, is_image, split_meaning};
 pub use plan::{ClassesPlan, Counted, SourcePlan, SplitPlan};
 pub(super) use records::Fault;

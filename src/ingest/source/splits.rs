@@ -14,6 +14,7 @@ use super::records::{Evidence, Record, Records, shown};
 use crate::ingest::split_names::MOST_SPLITS;
 use crate::ingest::{IngestError, IngestOptions};
 use crate::storage::Location;
+use crate::units::shell_word;
 
 /// Patterns that an error suggests.
 const SHOWN_PATTERNS: usize = 8;
@@ -270,11 +271,6 @@ fn check_likely_splits(records: &Records<'_>) -> Result<(), IngestError> {
         examples(&names.iter().collect::<Vec<_>>()),
         patterns.join(" ")
     )))
-}
-
-/// A text as one word of a shell.
-fn shell_word(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "'\\''"))
 }
 
 /// Names beside one another that are likely to mean splits.

@@ -85,7 +85,10 @@ impl TrainConfig {
             format!("0.07; 0.1 for {small}"),
             format!("0.0001; 0.0005 for {small}"),
             format!("encode up to {MOST_OF_ENCODING} images, uniform above"),
-            "1; for fewer than 667 images so many that it costs a tenth of the steps".to_owned(),
+            format!(
+                "1; for fewer than {} images so many that it costs a tenth of the steps",
+                images_of_a_monitor(1)
+            ),
         ]
     }
 
@@ -130,7 +133,13 @@ impl TrainConfig {
 
 /// After how many epochs the monitor's images, forward alone, are a tenth of the work.
 fn epochs_of_a_monitor(images: usize) -> u64 {
-    (MOST_OF_A_MONITOR * FEWEST_MONITORED).div_ceil(FORWARD_AND_BACKWARD * images.max(1)) as u64
+    images_of_a_monitor(images.max(1)) as u64
+}
+
+/// Images of a run at least whose monitor is a tenth of the work if it looks after this many epochs; and as well the
+/// other way round.
+fn images_of_a_monitor(epochs: usize) -> usize {
+    (MOST_OF_A_MONITOR * FEWEST_MONITORED).div_ceil(FORWARD_AND_BACKWARD * epochs)
 }
 
 #[cfg(test)]
