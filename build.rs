@@ -18,12 +18,15 @@ fn main() {
     if std::env::var_os("CARGO_FEATURE_TORCH").is_none() {
         return;
     }
-    if let Ok(libtorch) = std::env::var("LIBTORCH") {
-        let lib = Path::new(&libtorch).join("lib");
-        println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
+    for folder in run_path() {
+        println!("cargo:rustc-link-arg=-Wl,-rpath,{folder}");
     }
+    // libtorch's inline functions are in our objects too. Exported, they would keep `instdisc` from being linked
+    // without libtorch.
+    println!("cargo:rustc-link-arg-bin=instdisc=-Wl,--exclude-libs,ALL");
     let lib = std::env::var_os("DEP_TCH_LIBTORCH_LIB").expect("torch-sys tells where libtorch is");
     let lib = std::fs::canonicalize(lib).expect("libtorch is there");
+    println!("cargo:rustc-env=INSTDISC_TORCH_VERSION={}", version(&lib));
     let nccl = std::env::var_os("CARGO_FEATURE_NCCL").map(|_| nccl_compiler(&lib));
     compiler(&lib)
         .file(format!("{SHIM}/store.cpp"))
@@ -34,6 +37,28 @@ fn main() {
     if let Some(nccl) = nccl {
         build_nccl_part(&lib, nccl);
     }
+}
+
+/// The version of libtorch, by its headers; empty where they do not say it.
+fn version(lib: &Path) -> String {
+    let header = lib.with_file_name("include/torch/headeronly/version.h");
+    let text = std::fs::read_to_string(header).unwrap_or_default();
+    let number = |part: &str| {
+        let name = format!("#define TORCH_VERSION_{part} ");
+        text.lines().find_map(|line| line.strip_prefix(&name)).map(str::trim)
+    };
+    let parts = ["MAJOR", "MINOR", "PATCH"].map(number);
+    parts.into_iter().collect::<Option<Vec<_>>>().map(|parts| parts.join(".")).unwrap_or_default()
+}
+
+/// Folders in which the program looks for libtorch: those of INSTDISC_RUN_PATH, with colons between, or LIBTORCH's.
+fn run_path() -> Vec<String> {
+    println!("cargo:rerun-if-env-changed=INSTDISC_RUN_PATH");
+    if let Ok(folders) = std::env::var("INSTDISC_RUN_PATH") {
+        return folders.split(':').map(str::to_owned).collect();
+    }
+    let libtorch = std::env::var("LIBTORCH").ok();
+    libtorch.map(|libtorch| Path::new(&libtorch).join("lib").display().to_string()).into_iter().collect()
 }
 
 fn compiler(lib: &Path) -> cc::Build {

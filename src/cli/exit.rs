@@ -12,6 +12,11 @@ use crate::storage::StorageError;
 #[error("{0}")]
 pub(super) struct WrongData(pub(super) String);
 
+/// The program is not installed as it should be.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct WrongConfig(pub(super) String);
+
 /// Options do not go together.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -65,7 +70,7 @@ fn known(cause: &(dyn std::error::Error + 'static)) -> Option<Failure> {
     if cause.is::<WrongData>() {
         return Some(Failure::Data);
     }
-    if cause.is::<ConfigError>() {
+    if cause.is::<ConfigError>() || cause.is::<WrongConfig>() {
         return Some(Failure::Config);
     }
     if cause.is::<crate::units::OutOfRange>() || cause.is::<WrongUsage>() {

@@ -4,16 +4,10 @@
 mod of_run;
 #[cfg(feature = "torch")]
 mod peers;
-#[cfg(not(feature = "torch"))]
-mod without_torch;
 
 use anyhow::bail;
 use clap::Args;
-
-#[cfg(feature = "torch")]
-use self::{of_run::judge_run, peers::Peers};
-#[cfg(not(feature = "torch"))]
-use self::{without_torch::Peers, without_torch::judge_run};
+use rayon::ThreadPool;
 
 use super::exit::WrongUsage;
 use super::progress::say;
@@ -21,8 +15,8 @@ use super::reports::Published;
 use super::{GlobalArgs, write_stdout};
 use crate::dataset::{Manifest, read_duplicates};
 use crate::eval::{
-    Duplicates, EvalError, KnnOptions, KnnReport, KnnReports, PageInput, PagePictures, Thumbnails, cases,
-    history, map, open_bank, page, sprite, write_neighbours,
+    Duplicates, EvalError, KnnOptions, KnnReport, KnnReports, Neighbours, PageInput, PagePictures,
+    Thumbnails, cases, evaluate_with_neighbours, history, map, open_bank, page, sprite, write_neighbours,
 };
 use crate::feature_table::{ColumnNames, FeatureTable, Table};
 use crate::picture::encode_jpeg;
@@ -143,11 +137,70 @@ struct Place {
     mode: PublishMode,
 }
 
-pub(super) fn run(global: &GlobalArgs, args: &KnnArgs) -> anyhow::Result<()> {
-    let peers = Peers::join(args)?;
-    if let Some(run) = &args.run {
-        return judge_run(global, args, &global.location(run)?, &peers);
+/// Who searches: this process, or several together.
+trait Searchers {
+    /// Whether this process has the results.
+    fn is_first(&self) -> bool;
+
+    /// What was to be done together is done.
+    fn leave(&self);
+
+    /// Scores a feature.
+    fn evaluate(
+        &self,
+        pair: &Pair,
+        options: &KnnOptions,
+        pool: &ThreadPool,
+    ) -> Result<(KnnReport, Neighbours), EvalError>;
+}
+
+/// The only process.
+struct Alone;
+
+impl Searchers for Alone {
+    fn is_first(&self) -> bool {
+        true
     }
+
+    fn leave(&self) {}
+
+    fn evaluate(
+        &self,
+        pair: &Pair,
+        options: &KnnOptions,
+        pool: &ThreadPool,
+    ) -> Result<(KnnReport, Neighbours), EvalError> {
+        pool.install(|| evaluate_with_neighbours(&*pair.bank, &pair.queries, options))
+    }
+}
+
+impl KnnArgs {
+    /// Whether images are embedded, or several processes search.
+    pub(super) fn needs_torch(&self) -> anyhow::Result<bool> {
+        #[cfg(feature = "torch")]
+        let together = self.ranks.rendezvous()?.world() > 1;
+        #[cfg(not(feature = "torch"))]
+        let together = false;
+        Ok(self.run.is_some() || together)
+    }
+}
+
+/// Evaluates tables by this process alone.
+pub(super) fn run(global: &GlobalArgs, args: &KnnArgs) -> anyhow::Result<()> {
+    judge_tables(global, args, &Alone)
+}
+
+/// Evaluates a run, or tables by several processes.
+#[cfg(feature = "torch")]
+pub(super) fn run_together(global: &GlobalArgs, args: &KnnArgs) -> anyhow::Result<()> {
+    let peers = peers::Peers::join(args)?;
+    match &args.run {
+        Some(run) => of_run::judge_run(global, args, &global.location(run)?, &peers),
+        None => judge_tables(global, args, &peers),
+    }
+}
+
+fn judge_tables(global: &GlobalArgs, args: &KnnArgs, searchers: &dyn Searchers) -> anyhow::Result<()> {
     if args.bank.len() != args.queries.len() {
         bail!(WrongUsage("there are as many --bank as --queries".into()));
     }
@@ -165,7 +218,7 @@ pub(super) fn run(global: &GlobalArgs, args: &KnnArgs) -> anyhow::Result<()> {
     let pairs = args.bank.iter().zip(&args.queries).map(pair).collect::<anyhow::Result<Vec<_>>>()?;
     let output = args.output.as_ref().map(|output| global.location(output)).transpose()?;
     let place = output.map(|output| Place { output, run: None, weights: None, mode: PublishMode::Overwrite });
-    print_reports(global, args, judge(global, args, &pairs, place.as_ref(), &peers)?.as_ref())
+    print_reports(global, args, judge(global, args, &pairs, place.as_ref(), searchers)?.as_ref())
 }
 
 /// Prints the reports as JSON; where they were written to a place that the user chose, a line of each.
@@ -204,7 +257,7 @@ fn judge(
     args: &KnnArgs,
     pairs: &[Pair],
     place: Option<&Place>,
-    peers: &Peers,
+    searchers: &dyn Searchers,
 ) -> anyhow::Result<Option<KnnReports>> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads).build()?;
     let duplicates = match &args.dataset {
@@ -225,10 +278,10 @@ fn judge(
             leave_one_out: args.leave_one_out,
             exclude,
         };
-        judged.push(peers.evaluate(pair, &options, &pool)?);
+        judged.push(searchers.evaluate(pair, &options, &pool)?);
     }
-    peers.leave();
-    if !peers.is_first() {
+    searchers.leave();
+    if !searchers.is_first() {
         return Ok(None);
     }
     // Before anything is printed or published.

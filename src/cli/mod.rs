@@ -4,6 +4,7 @@
 //! arguments and one function that turns them into a job of the library.
 
 mod bench;
+mod beside;
 mod braces;
 #[cfg(feature = "torch")]
 mod embed;
@@ -16,6 +17,8 @@ mod inspect;
 mod knn;
 #[cfg(feature = "torch")]
 mod learn_flags;
+#[cfg(feature = "torch")]
+mod learning;
 #[cfg(feature = "torch")]
 mod linear;
 #[cfg(feature = "torch")]
@@ -151,19 +154,12 @@ enum Command {
     Ingest(Box<ingest::IngestArgs>),
     Inspect(inspect::InspectArgs),
     #[cfg(feature = "torch")]
-    Train(Box<train::TrainArgs>),
-    #[cfg(feature = "torch")]
-    Embed(embed::EmbedArgs),
+    #[command(flatten)]
+    Learning(learning::LearningCommand),
     Knn(Box<knn::KnnArgs>),
-    #[cfg(feature = "torch")]
-    Linear(linear::LinearArgs),
-    #[cfg(feature = "torch")]
-    Finetune(Box<finetune::FinetuneArgs>),
     Export(export::ExportArgs),
     Synth(synth::SynthArgs),
     Render(render::RenderArgs),
-    #[cfg(feature = "torch")]
-    Replay(replay::ReplayArgs),
     Bench(bench::BenchArgs),
     /// Print a completion script for a shell
     Completions {
@@ -173,43 +169,42 @@ enum Command {
 }
 
 impl Command {
-    /// Whether it may compute with libtorch.
-    #[cfg(feature = "torch")]
-    fn computes(&self) -> bool {
-        !matches!(
-            self,
-            Self::Ingest(_)
-                | Self::Inspect(_)
-                | Self::Export(_)
-                | Self::Synth(_)
-                | Self::Render(_)
-                | Self::Completions { .. }
-        )
-    }
-
-    /// Whether it stops on purpose when a signal comes.
-    fn heeds_signals(&self) -> bool {
-        #[cfg(feature = "torch")]
-        return matches!(self, Self::Train(_) | Self::Finetune(_));
-        #[cfg(not(feature = "torch"))]
-        false
+    /// Whether it needs libtorch.
+    fn needs_torch(&self) -> anyhow::Result<bool> {
+        Ok(match self {
+            #[cfg(feature = "torch")]
+            Self::Learning(_) => true,
+            Self::Knn(args) => args.needs_torch()?,
+            Self::Bench(args) => args.needs_torch(),
+            _ => false,
+        })
     }
 }
 
-/// Runs the command line of this process.
+/// Runs a command that needs libtorch.
+type RunLearning = fn(&Cli) -> anyhow::Result<()>;
+
+/// The program `instdisc`: what needs libtorch is run by the program beside it, so that nothing else has to load it.
 pub fn main() -> ExitCode {
+    main_with(beside::run)
+}
+
+/// The program `instdisc-torch`, which `instdisc` runs.
+#[cfg(feature = "torch")]
+pub fn main_with_torch() -> ExitCode {
+    openmp::apply_settings();
+    main_with(learning::run)
+}
+
+fn main_with(run_learning: RunLearning) -> ExitCode {
     let command = command();
     let matches = command.get_matches();
     let cli = match <Cli as clap::FromArgMatches>::from_arg_matches(&matches) {
         Ok(cli) => cli,
         Err(error) => error.exit(),
     };
-    #[cfg(feature = "torch")]
-    if cli.command.computes() {
-        openmp::apply_settings();
-    }
     let logs = progress::start_logs(&cli.global.log);
-    let result = logs.and_then(|()| run(&cli));
+    let result = logs.and_then(|()| run(&cli, run_learning));
     let traffic = Traffic::of_this_process();
     if traffic.requests() > 0 {
         progress::say(&traffic.to_string());
@@ -248,27 +243,20 @@ fn command() -> clap::Command {
     command
 }
 
-fn run(cli: &Cli) -> anyhow::Result<()> {
-    if !cli.command.heeds_signals() {
-        signals::end_on_signals()?;
+fn run(cli: &Cli, run_learning: RunLearning) -> anyhow::Result<()> {
+    if cli.command.needs_torch()? {
+        return run_learning(cli);
     }
+    signals::end_on_signals(signals::end)?;
     match &cli.command {
         Command::Ingest(args) => ingest::run(&cli.global, args),
         Command::Inspect(args) => inspect::run(&cli.global, args),
         #[cfg(feature = "torch")]
-        Command::Train(args) => train::run(&cli.global, args),
-        #[cfg(feature = "torch")]
-        Command::Embed(args) => embed::run(&cli.global, args),
+        Command::Learning(_) => run_learning(cli),
         Command::Knn(args) => knn::run(&cli.global, args),
-        #[cfg(feature = "torch")]
-        Command::Linear(args) => linear::run(&cli.global, args),
-        #[cfg(feature = "torch")]
-        Command::Finetune(args) => finetune::run(&cli.global, args),
         Command::Export(args) => export::run(&cli.global, args),
         Command::Synth(args) => synth::run(args),
         Command::Render(args) => render::run(&cli.global, args),
-        #[cfg(feature = "torch")]
-        Command::Replay(args) => replay::run(args),
         Command::Bench(args) => bench::run(&cli.global, args),
         Command::Completions { shell } => {
             let mut script = Vec::new();

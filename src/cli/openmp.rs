@@ -6,11 +6,16 @@
 
 use std::os::unix::process::CommandExt;
 
-/// Restarts the program with the settings that the environment leaves open; returns where there are none.
-pub(super) fn apply_settings() {
-    let is_set = |name: &str| std::env::var_os(name).is_some();
+/// The settings that the environment leaves open.
+pub(super) fn missing_settings() -> Vec<(&'static str, String)> {
     let cores = std::thread::available_parallelism().map(usize::from).ok();
-    let settings = settings(is_set, cores);
+    settings(|name| std::env::var_os(name).is_some(), cores)
+}
+
+/// Restarts the program with the settings that the environment leaves open; returns where there are none, as where
+/// `instdisc` has run it.
+pub(super) fn apply_settings() {
+    let settings = missing_settings();
     let (false, Ok(program)) = (settings.is_empty(), std::env::current_exe()) else { return };
     let mut words = std::env::args_os();
     let mut command = std::process::Command::new(program);

@@ -22,7 +22,8 @@ pub(super) fn stop_on_signals(flag: &'static AtomicBool) -> anyhow::Result<()> {
                 let again = flag.swap(true, Ordering::Relaxed);
                 if again && kind == SignalKind::interrupt() {
                     // Who presses Ctrl-C twice does not want to wait for a checkpoint.
-                    end_with_signal(kind);
+                    // Without exit handlers: threads are at work.
+                    crate::distributed::end_process(code_of(kind));
                 }
                 let again =
                     if kind == SignalKind::interrupt() { "; once more ends without saving" } else { "" };
@@ -33,8 +34,8 @@ pub(super) fn stop_on_signals(flag: &'static AtomicBool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Ends the process at a SIGTERM or SIGINT if it is the first one of a container, as these would end any other.
-pub(super) fn end_on_signals() -> anyhow::Result<()> {
+/// Ends the process by `end` at a SIGTERM or SIGINT if it is the first one of a container, as these would end any other.
+pub(super) fn end_on_signals(end: fn(u8) -> !) -> anyhow::Result<()> {
     if std::process::id() != 1 {
         return Ok(());
     }
@@ -43,19 +44,20 @@ pub(super) fn end_on_signals() -> anyhow::Result<()> {
         let mut signals = signal(kind)?;
         storage::handle().spawn(async move {
             if signals.recv().await.is_some() {
-                end_with_signal(kind);
+                end(code_of(kind));
             }
         });
     }
     Ok(())
 }
 
-/// Ends the process with the code that a shell gives for a signal, without exit handlers: threads are at work.
-fn end_with_signal(kind: SignalKind) -> ! {
-    let code = 128 + kind.as_raw_value();
-    #[cfg(feature = "torch")]
-    crate::distributed::end_process(code as u8);
-    #[cfg(not(feature = "torch"))]
-    #[expect(clippy::disallowed_methods, reason = "there is no error to return from a signal's task")]
-    std::process::exit(code)
+/// The code that a shell gives for a signal.
+fn code_of(kind: SignalKind) -> u8 {
+    (128 + kind.as_raw_value()) as u8
+}
+
+/// Ends the process from a signal's task, which has no error to return.
+#[expect(clippy::disallowed_methods, reason = "there is no error to return from a signal's task")]
+pub(super) fn end(code: u8) -> ! {
+    std::process::exit(code.into())
 }

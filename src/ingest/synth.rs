@@ -225,7 +225,8 @@ impl Scene {
         if shape.contains(u, v) {
             return if texture.is_dark(u / self.period, v / self.period) { self.ink } else { self.other_ink };
         }
-        if let Some((.., colour)) = self.blobs.iter().find(|(bx, by, r, _)| (x - bx).hypot(y - by) < *r) {
+        if let Some((.., colour)) = self.blobs.iter().find(|(bx, by, r, _)| libm::hypot(x - bx, y - by) < *r)
+        {
             return *colour;
         }
         let along = x * self.slope_angle.cos() + y * self.slope_angle.sin();
@@ -236,7 +237,7 @@ impl Scene {
 impl Shape {
     /// Whether a point is inside of the shape, which is about as large as the unit disc.
     fn contains(self, u: f64, v: f64) -> bool {
-        let radius = u.hypot(v);
+        let radius = libm::hypot(u, v);
         let turn = v.atan2(u);
         match self {
             Self::Disc => radius < 0.9,
@@ -257,9 +258,9 @@ impl Texture {
             Self::Checks => ((u * 2.2).floor() + (v * 2.2).floor()).rem_euclid(2.0) < 1.0,
             Self::Dots => {
                 let near = |value: f64| (value * 2.2).rem_euclid(1.0) - 0.5;
-                near(u).hypot(near(v)) < 0.3
+                libm::hypot(near(u), near(v)) < 0.3
             }
-            Self::Rings => (u.hypot(v) * 2.5).rem_euclid(1.0) < 0.5,
+            Self::Rings => (libm::hypot(u, v) * 2.5).rem_euclid(1.0) < 0.5,
         }
     }
 }

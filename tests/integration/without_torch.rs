@@ -12,7 +12,7 @@ use instdisc::storage::Location;
 use serde_json::{Value, json};
 
 use super::support::bucket::{Bucket, Faults};
-use super::support::{contents, copy, dataset, instdisc, pictures, root, scratch};
+use super::support::{INSTDISC, contents, copy, dataset, instdisc, pictures, root, scratch};
 
 /// A table of unit vectors on a circle, two classes on opposite sides.
 fn table(kind: Kind, rows: usize, dataset_digest: &str) -> FeatureTable {
@@ -41,6 +41,70 @@ fn table(kind: Kind, rows: usize, dataset_digest: &str) -> FeatureTable {
 
 fn write(table: &FeatureTable, path: &std::path::Path) {
     table.write(&Location::from_path(path).expect("a location")).expect("written");
+}
+
+/// The libraries that the loader finds for a program of this build.
+fn libraries(program: &Path) -> String {
+    let output = std::process::Command::new("ldd").arg(program).output().expect("ldd runs");
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).expect("text")
+}
+
+/// rust-lld leaves out what nothing refers to; other linkers keep libtorch, and the program starts more slowly.
+#[test]
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn the_program_that_starts_is_not_linked_to_libtorch() {
+    let found = libraries(Path::new(INSTDISC));
+    assert!(found.contains("libc.so"), "{found}");
+    for library in ["torch", "c10", "gomp", "cuda"] {
+        assert!(!found.contains(library), "{library} is needed:\n{found}");
+    }
+    #[cfg(feature = "torch")]
+    assert!(libraries(&Path::new(INSTDISC).with_file_name("instdisc-torch")).contains("libtorch_cpu.so"));
+}
+
+/// Each release of the C library has symbols that older ones lack; 2.34 is RHEL 9's.
+#[test]
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn the_programs_run_where_the_c_library_is_2_34() {
+    for name in ["instdisc", "instdisc-torch"] {
+        let program = Path::new(INSTDISC).with_file_name(name);
+        if !program.exists() && cfg!(not(feature = "torch")) {
+            continue;
+        }
+        let output = std::process::Command::new("objdump").arg("-T").arg(&program).output().expect("objdump");
+        let text = String::from_utf8_lossy(&output.stdout);
+        let versions = |prefix: &str| -> Vec<u32> {
+            let rest = text.split(prefix).skip(1);
+            rest.filter_map(|rest| rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()).collect()
+        };
+        let (library, standard) = (versions("GLIBC_2."), versions("GLIBCXX_3.4."));
+        assert!(library.iter().max().is_some_and(|version| *version <= 34), "{name}: {library:?}");
+        assert!(standard.iter().all(|version| *version <= 29), "{name}: {standard:?}");
+    }
+}
+
+#[test]
+fn half_an_installation_says_what_is_missing() {
+    let dir = scratch();
+    let program = dir.path().join("instdisc");
+    std::fs::hard_link(INSTDISC, &program)
+        .or_else(|_| std::fs::copy(INSTDISC, &program).map(drop))
+        .expect("a program");
+    let run = |words: &[&str]| std::process::Command::new(&program).args(words).output().expect("it runs");
+    assert!(
+        run(&["synth", "--dest", dir.path().join("x").to_str().expect("UTF-8"), "--train-per-class", "1"])
+            .status
+            .success()
+    );
+    let output = run(&["knn", "--run", "run", "--dataset", "data"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(78), "{said}");
+    assert!(
+        said.starts_with("error: this command computes with libtorch, by ")
+            && said.contains("instdisc-torch"),
+        "{said}"
+    );
 }
 
 #[test]

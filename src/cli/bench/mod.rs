@@ -37,16 +37,31 @@ enum Bench {
     Step(Box<step::StepArgs>),
 }
 
+impl BenchArgs {
+    /// Whether it measures what needs libtorch.
+    pub(super) fn needs_torch(&self) -> bool {
+        !matches!(self.what, Bench::Ingest(_) | Bench::Knn(_) | Bench::Loader(_))
+    }
+}
+
+/// Measures what needs libtorch.
+#[cfg(feature = "torch")]
+pub(super) fn run_learning(args: &BenchArgs) -> anyhow::Result<()> {
+    match &args.what {
+        Bench::Objective(args) => objective::run(args),
+        Bench::Scaling(args) => scaling::run(args),
+        Bench::Step(args) => step::run(args),
+        other => unreachable!("{other:?} needs no libtorch"),
+    }
+}
+
+/// Measures what needs none.
 pub(super) fn run(global: &GlobalArgs, args: &BenchArgs) -> anyhow::Result<()> {
     match &args.what {
         Bench::Ingest(args) => ingest::run(global, args),
         Bench::Knn(args) => knn::run(global, args),
         Bench::Loader(args) => loader::run(global, args),
         #[cfg(feature = "torch")]
-        Bench::Objective(args) => objective::run(args),
-        #[cfg(feature = "torch")]
-        Bench::Scaling(args) => scaling::run(args),
-        #[cfg(feature = "torch")]
-        Bench::Step(args) => step::run(args),
+        other => unreachable!("{other:?} needs libtorch"),
     }
 }

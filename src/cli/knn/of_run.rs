@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use super::peers::Peers;
-use super::{DEFAULT_K, DEFAULT_MAP_POINTS, DEFAULT_TEMPERATURE, Pair, Place, judge, line, print_reports};
+use super::{
+    DEFAULT_K, DEFAULT_MAP_POINTS, DEFAULT_TEMPERATURE, Pair, Place, Searchers, judge, line, print_reports,
+};
 use serde_json::Value;
 
 use crate::checkpoint::{Checkpoint, checkpoint_at, run_of};

@@ -2,12 +2,9 @@
 
 use rayon::ThreadPool;
 
-use super::{KnnArgs, Pair};
+use super::{Alone, KnnArgs, Pair, Searchers};
 use crate::distributed::ProcessGroup;
-use crate::eval::{
-    EvalError, KnnOptions, KnnReport, Neighbours, evaluate_by, evaluate_with_neighbours, search, search_over,
-    share,
-};
+use crate::eval::{EvalError, KnnOptions, KnnReport, Neighbours, evaluate_by, search, search_over, share};
 use crate::feature_table::{FeatureTable, Table, TableSlice, UnitRows};
 
 /// The processes of a job.
@@ -21,26 +18,25 @@ impl Peers {
         let rendezvous = args.ranks.rendezvous()?;
         Ok(Self { group: args.ranks.join(&rendezvous)?, local_rank: rendezvous.local_rank() })
     }
+}
 
-    /// Whether this one has the results.
-    pub(super) fn is_first(&self) -> bool {
+impl Searchers for Peers {
+    fn is_first(&self) -> bool {
         self.group.is_first()
     }
 
-    /// What was to be done together is done.
-    pub(super) fn leave(&self) {
+    fn leave(&self) {
         self.group.leave();
     }
 
-    /// Scores a feature.
-    pub(super) fn evaluate(
+    fn evaluate(
         &self,
         pair: &Pair,
         options: &KnnOptions,
         pool: &ThreadPool,
     ) -> Result<(KnnReport, Neighbours), EvalError> {
         if self.group.world() == 1 {
-            return pool.install(|| evaluate_with_neighbours(&*pair.bank, &pair.queries, options));
+            return Alone.evaluate(pair, options, pool);
         }
         self.group.agree("the bank", &format!("{:?}, {} rows", pair.bank.meta(), pair.bank.ids().len()))?;
         self.group.agree("the queries' number", &pair.queries.len().to_string())?;

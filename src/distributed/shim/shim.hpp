@@ -27,18 +27,28 @@ struct Group {
 // Keeps the message for dist_last_error of this thread.
 int32_t fail(const char* message) noexcept;
 
-// Runs the body; no exception leaves it. 0: done; 1: failed.
-template <class Body>
-int32_t guarded(Body&& body) noexcept {
+// Tells of the exception that is being handled. Inline, so that its table of exceptions, which names libtorch's, goes
+// with it where nothing calls it: the program `instdisc` is linked without libtorch.
+inline int32_t fail_by_exception() noexcept {
   try {
-    body();
-    return 0;
+    throw;
   } catch (const c10::Error& error) {
     return fail(error.what_without_backtrace());
   } catch (const std::exception& error) {
     return fail(error.what());
   } catch (...) {
     return fail("an exception of unknown type");
+  }
+}
+
+// Runs the body; no exception leaves it. 0: done; 1: failed.
+template <class Body>
+int32_t guarded(Body&& body) noexcept {
+  try {
+    body();
+    return 0;
+  } catch (...) {
+    return fail_by_exception();
   }
 }
 

@@ -54,12 +54,13 @@ impl Images {
 
 impl TrainConfig {
     /// Keys whose defaults depend on the images.
-    pub const BY_IMAGES: [&'static str; 9] = [
+    pub const BY_IMAGES: [&'static str; 10] = [
         "objective",
         "arch",
         "image_size",
         "recipe",
         "batch_size",
+        "lr",
         "temperature",
         "weight_decay",
         "bank_init",
@@ -70,7 +71,7 @@ impl TrainConfig {
     pub const CHANGED: [(&'static str, &'static str); 2] = [("partition", "fixed"), ("bank_init", "uniform")];
 
     /// What the defaults of [`Self::BY_IMAGES`] are, for people, in their order.
-    pub fn defaults_by_images() -> [String; 9] {
+    pub fn defaults_by_images() -> [String; 10] {
         let small = format!("images of at most {MOST_SIDE_OF_CIFAR} pixels");
         let few = Self::default().batch_size * STEPS_OF_AN_EPOCH;
         [
@@ -82,6 +83,7 @@ impl TrainConfig {
                 "256; 128 for {small}; for fewer than {few} images halved until an epoch has {STEPS_OF_AN_EPOCH} \
                  steps, {FEWEST_OF_A_BATCH} at least"
             ),
+            "0.03; where the batch is halved, halved as often".to_owned(),
             format!("0.07; 0.1 for {small}"),
             format!("0.0001; 0.0005 for {small}"),
             format!("encode up to {MOST_OF_ENCODING} images, uniform above"),
@@ -101,7 +103,8 @@ impl TrainConfig {
     ///   (docs/performance.md, "Objectives by the number of images");
     /// - network, side, augmentations, batch, τ and weight decay, which are those of the reference's `cifar.py` for small
     ///   images;
-    /// - the batch, which is smaller for few images, so that an epoch is not one step.
+    /// - the batch, which is smaller for few images, so that an epoch is not one step, and with it the learning rate
+    ///   (Goyal et al., 2017, section 2.1; docs/performance.md has runs with and without).
     pub fn for_images(images: Images, ranks: usize, given: &BTreeSet<String>) -> Self {
         let mut config = Self::default();
         let gives = |keys: &[&str]| keys.iter().any(|key| given.contains(*key));
@@ -125,6 +128,9 @@ impl TrainConfig {
             let most = (images.count / STEPS_OF_AN_EPOCH).max(FEWEST_OF_A_BATCH);
             while config.batch_size > most {
                 config.batch_size /= 2;
+                if !gives(&["batch_size", "optimizer"]) {
+                    config.lr /= 2.0;
+                }
             }
         }
         config
@@ -161,6 +167,10 @@ mod tests {
         assert_eq!((cifar.temperature.get(), cifar.weight_decay), (0.1, 5e-4));
         assert_eq!([500, 40, 2].map(|count| of(count, 400).batch_size), [16, 16, 16]);
         assert_eq!((of(1000, 400).batch_size, of(50_000, 0).arch), (32, Architecture::ResNet18));
+        assert_eq!(
+            [(40, 400), (40, 32), (5000, 32)].map(|(n, side)| of(n, side).lr),
+            [0.03 / 16.0, 0.03 / 8.0, 0.03]
+        );
         assert!([of(2, 32), of(3000, 64)].iter().all(|config| config.validate() == Ok(())));
     }
 
@@ -175,6 +185,10 @@ mod tests {
         assert_eq!(
             (of(1, "lr").batch_size, of(1, "accumulate").batch_size, of(9, "lr").batch_size),
             (16, 128, 128)
+        );
+        assert_eq!(
+            (of(1, "batch_size").lr, of(1, "optimizer").lr, of(1, "seed").lr),
+            (0.03, 0.03, 0.03 / 8.0)
         );
         let config = serde_json::to_value(TrainConfig::default()).expect("plain data");
         let changed = TrainConfig::CHANGED.map(|(key, _)| key);

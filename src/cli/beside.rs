@@ -1,0 +1,127 @@
+//! The program beside this one, which is linked to libtorch.
+
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::Cli;
+use super::exit::WrongConfig;
+
+/// The program that computes.
+const PROGRAM: &str = "instdisc-torch";
+/// What it needs of libtorch.
+const LIBTORCH: &str = "libtorch_cpu.so";
+/// The version that it was compiled for; libtorch keeps no binary interface from one to the next.
+const VERSION: &str = match option_env!("INSTDISC_TORCH_VERSION") {
+    Some(version) => version,
+    None => "",
+};
+
+/// Runs the same command line by the program beside this one, in this process; returns only if that fails.
+///
+/// # Errors
+/// If there is no such program, or it would not find its libtorch.
+pub(super) fn run(_cli: &Cli) -> anyhow::Result<()> {
+    let own = std::env::current_exe()?;
+    let program = own.canonicalize()?.with_file_name(PROGRAM);
+    if !program.exists() {
+        let reason = format!(
+            "this command computes with libtorch, by {}, which is not there: this is the build without libtorch, or half of \
+             an installation",
+            program.display()
+        );
+        return Err(WrongConfig(reason).into());
+    }
+    check_libtorch(&program)?;
+    let mut words = std::env::args_os();
+    let mut command = Command::new(&program);
+    // So that errors name the program that was called.
+    command.arg0(words.next().unwrap_or_else(|| own.into())).args(words);
+    #[cfg(feature = "torch")]
+    command.envs(super::openmp::missing_settings());
+    let error = command.exec();
+    Err(WrongConfig(format!("{}: {error}", program.display())).into())
+}
+
+/// Asks the loader, as `ldd` does, which libraries it finds: what it says itself where one is missing helps nobody.
+fn check_libtorch(program: &Path) -> Result<(), WrongConfig> {
+    let Ok(traced) = Command::new(program).env("LD_TRACE_LOADED_OBJECTS", "1").output() else {
+        return Ok(());
+    };
+    let text = String::from_utf8_lossy(&traced.stdout);
+    let install = format!("install it beside {}: pip install torch=={VERSION}", program.display());
+    match Found::of(&text) {
+        Found::Missing(library) => Err(WrongConfig(format!(
+            "this command computes with libtorch {VERSION}, and {library} is not found; {install}, or set LD_LIBRARY_PATH to a \
+             folder that has it"
+        ))),
+        Found::At(library) => match version_at(&library) {
+            Some(version) if !VERSION.is_empty() && version != VERSION => Err(WrongConfig(format!(
+                "this command computes with libtorch {VERSION}, and {} is of {version}; {install}",
+                library.display()
+            ))),
+            _ => Ok(()),
+        },
+        Found::Unknown => Ok(()),
+    }
+}
+
+/// What the loader says.
+#[derive(Debug, PartialEq, Eq)]
+enum Found {
+    /// A library that it does not find.
+    Missing(String),
+    /// The file of libtorch.
+    At(PathBuf),
+    /// Nothing of libtorch.
+    Unknown,
+}
+
+impl Found {
+    fn of(traced: &str) -> Self {
+        let pairs = || traced.lines().filter_map(|line| line.trim().split_once(" => "));
+        if let Some((library, _)) = pairs().find(|(_, found)| found.starts_with("not found")) {
+            return Self::Missing(library.to_owned());
+        }
+        let path = |found: &str| PathBuf::from(found.rsplit_once(" (").map_or(found, |(path, _)| path));
+        let libtorch = pairs().find(|(library, _)| *library == LIBTORCH);
+        libtorch.map_or(Self::Unknown, |(_, found)| Self::At(path(found)))
+    }
+}
+
+/// The version of the torch package that a library is of, without what stands behind a `+`.
+fn version_at(library: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(library.parent()?.parent()?.join("version.py")).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("__version__ = "))?;
+    let version = line.trim_matches(['\'', '"']);
+    Some(version.split('+').next().unwrap_or(version).to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_loader_says_is_understood() {
+        let found = "\tlinux-vdso.so.1 (0x1)\n\tlibtorch_cpu.so => /opt/a b/lib/libtorch_cpu.so (0x7f)\n\tlibc.so.6 => /c (0x2)\n";
+        assert_eq!(Found::of(found), Found::At("/opt/a b/lib/libtorch_cpu.so".into()));
+        let missing = "\tlibtorch_cpu.so => not found\n\tlibc10.so => not found\n";
+        assert_eq!(Found::of(missing), Found::Missing("libtorch_cpu.so".into()));
+        assert_eq!(Found::of("\tstatically linked\n"), Found::Unknown);
+    }
+
+    #[test]
+    fn a_package_says_its_version() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let lib = folder.path().join("lib");
+        std::fs::create_dir(&lib).expect("a folder");
+        let library = lib.join(LIBTORCH);
+        assert_eq!(version_at(&library), None);
+        crate::storage::Location::from_path(&folder.path().join("version.py"))
+            .and_then(|file| {
+                file.publish("import x\n__version__ = '2.12.1+cu130'\n", crate::storage::PublishMode::Create)
+            })
+            .expect("written");
+        assert_eq!(version_at(&library), Some("2.12.1".into()));
+    }
+}

@@ -1,0 +1,37 @@
+//! The commands that need libtorch. Only the program `instdisc-torch` runs them, so that no other loads it.
+
+use clap::Subcommand;
+
+use super::{Cli, Command, bench, embed, finetune, knn, linear, replay, signals, train};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum LearningCommand {
+    Train(Box<train::TrainArgs>),
+    Embed(embed::EmbedArgs),
+    Linear(linear::LinearArgs),
+    Finetune(Box<finetune::FinetuneArgs>),
+    Replay(replay::ReplayArgs),
+}
+
+/// Runs a command that needs libtorch.
+///
+/// # Errors
+/// Those of the command.
+pub(super) fn run(cli: &Cli) -> anyhow::Result<()> {
+    let global = &cli.global;
+    let stops_on_purpose =
+        matches!(cli.command, Command::Learning(LearningCommand::Train(_) | LearningCommand::Finetune(_)));
+    if !stops_on_purpose {
+        signals::end_on_signals(crate::distributed::end_process)?;
+    }
+    match &cli.command {
+        Command::Learning(LearningCommand::Train(args)) => train::run(global, args),
+        Command::Learning(LearningCommand::Embed(args)) => embed::run(global, args),
+        Command::Learning(LearningCommand::Linear(args)) => linear::run(global, args),
+        Command::Learning(LearningCommand::Finetune(args)) => finetune::run(global, args),
+        Command::Learning(LearningCommand::Replay(args)) => replay::run(args),
+        Command::Knn(args) => knn::run_together(global, args),
+        Command::Bench(args) => bench::run_learning(args),
+        other => unreachable!("{other:?} needs no libtorch"),
+    }
+}
