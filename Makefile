@@ -6,7 +6,7 @@ CARGO ?= cargo
 DATA ?=
 PARTS ?=
 
-.PHONY: help deps check-deps libtorch python build test test-cluster lint lint-code \
+.PHONY: help deps check-deps libtorch python build test test-cluster test-wheel wheel lint lint-code \
   lint-tools oldest-rust licences demo clean-demo gpu-bundle gpu-check
 
 help: ## Say what there is
@@ -34,6 +34,12 @@ test: libtorch ## Run all tests
 test-cluster: deps libtorch ## Test on a real SLURM, real S3 servers, faults, Kubernetes pods (as root)
 	$(if $(INSTDISC),,$(CARGO) build)
 	tests/cluster/run.py $(PARTS)
+
+wheel: libtorch ## Build the wheel, target/wheels/release/instdisc-*.whl
+	@jobs/wheel/build.sh
+
+test-wheel: libtorch ## Build a wheel of the tests' programs and use it in a fresh environment
+	@wheel=$$(jobs/wheel/build.sh dev) && jobs/wheel/test.sh "$$wheel"
 
 lint: lint-code oldest-rust licences ## Check format, lints, documentation, the oldest Rust, licences
 

@@ -51,14 +51,19 @@ fn version(lib: &Path) -> String {
     parts.into_iter().collect::<Option<Vec<_>>>().map(|parts| parts.join(".")).unwrap_or_default()
 }
 
-/// Folders in which the program looks for libtorch: those of INSTDISC_RUN_PATH, with colons between, or LIBTORCH's.
+/// Folders in which the program looks for libtorch: the torch package of an environment into which it is installed
+/// (of venv, conda, `pip install --user`, Debian's pip), then those of INSTDISC_RUN_PATH, with colons between, or LIBTORCH's.
 fn run_path() -> Vec<String> {
     println!("cargo:rerun-if-env-changed=INSTDISC_RUN_PATH");
-    if let Ok(folders) = std::env::var("INSTDISC_RUN_PATH") {
-        return folders.split(':').map(str::to_owned).collect();
-    }
-    let libtorch = std::env::var("LIBTORCH").ok();
-    libtorch.map(|libtorch| Path::new(&libtorch).join("lib").display().to_string()).into_iter().collect()
+    let packages = ["site-packages", "dist-packages"];
+    let mut folders: Vec<String> = (10..=14)
+        .flat_map(|minor| packages.map(|name| format!("$ORIGIN/../lib/python3.{minor}/{name}/torch/lib")))
+        .collect();
+    let libtorch =
+        std::env::var("LIBTORCH").map(|libtorch| Path::new(&libtorch).join("lib").display().to_string());
+    let others = std::env::var("INSTDISC_RUN_PATH").or(libtorch).unwrap_or_default();
+    folders.extend(others.split(':').filter(|folder| !folder.is_empty()).map(str::to_owned));
+    folders
 }
 
 fn compiler(lib: &Path) -> cc::Build {

@@ -4,7 +4,6 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::Cli;
 use super::exit::WrongConfig;
 
 /// The program that computes.
@@ -21,7 +20,7 @@ const VERSION: &str = match option_env!("INSTDISC_TORCH_VERSION") {
 ///
 /// # Errors
 /// If there is no such program, or it would not find its libtorch.
-pub(super) fn run(_cli: &Cli) -> anyhow::Result<()> {
+pub(super) fn run() -> anyhow::Result<()> {
     let own = std::env::current_exe()?;
     let program = own.canonicalize()?.with_file_name(PROGRAM);
     if !program.exists() {

@@ -2,6 +2,7 @@
 
 use clap::Subcommand;
 
+use super::exit::WrongUsage;
 use super::{Cli, Command, bench, embed, finetune, knn, linear, replay, signals, train};
 
 #[derive(Debug, Subcommand)]
@@ -32,6 +33,7 @@ pub(super) fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Learning(LearningCommand::Replay(args)) => replay::run(args),
         Command::Knn(args) => knn::run_together(global, args),
         Command::Bench(args) => bench::run_learning(args),
-        other => unreachable!("{other:?} needs no libtorch"),
+        _ => Err(WrongUsage("`instdisc` has this command, `instdisc-torch` those that need libtorch".into())
+            .into()),
     }
 }

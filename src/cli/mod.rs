@@ -181,22 +181,19 @@ impl Command {
     }
 }
 
-/// Runs a command that needs libtorch.
-type RunLearning = fn(&Cli) -> anyhow::Result<()>;
-
 /// The program `instdisc`: what needs libtorch is run by the program beside it, so that nothing else has to load it.
 pub fn main() -> ExitCode {
-    main_with(beside::run)
+    main_with(run)
 }
 
-/// The program `instdisc-torch`, which `instdisc` runs.
+/// The program `instdisc-torch`, which `instdisc` runs; the other commands are not in it.
 #[cfg(feature = "torch")]
 pub fn main_with_torch() -> ExitCode {
     openmp::apply_settings();
     main_with(learning::run)
 }
 
-fn main_with(run_learning: RunLearning) -> ExitCode {
+fn main_with(run: fn(&Cli) -> anyhow::Result<()>) -> ExitCode {
     let command = command();
     let matches = command.get_matches();
     let cli = match <Cli as clap::FromArgMatches>::from_arg_matches(&matches) {
@@ -204,7 +201,7 @@ fn main_with(run_learning: RunLearning) -> ExitCode {
         Err(error) => error.exit(),
     };
     let logs = progress::start_logs(&cli.global.log);
-    let result = logs.and_then(|()| run(&cli, run_learning));
+    let result = logs.and_then(|()| run(&cli));
     let traffic = Traffic::of_this_process();
     if traffic.requests() > 0 {
         progress::say(&traffic.to_string());
@@ -243,16 +240,16 @@ fn command() -> clap::Command {
     command
 }
 
-fn run(cli: &Cli, run_learning: RunLearning) -> anyhow::Result<()> {
+fn run(cli: &Cli) -> anyhow::Result<()> {
     if cli.command.needs_torch()? {
-        return run_learning(cli);
+        return beside::run();
     }
     signals::end_on_signals(signals::end)?;
     match &cli.command {
         Command::Ingest(args) => ingest::run(&cli.global, args),
         Command::Inspect(args) => inspect::run(&cli.global, args),
         #[cfg(feature = "torch")]
-        Command::Learning(_) => run_learning(cli),
+        Command::Learning(_) => beside::run(),
         Command::Knn(args) => knn::run(&cli.global, args),
         Command::Export(args) => export::run(&cli.global, args),
         Command::Synth(args) => synth::run(args),

@@ -100,7 +100,8 @@ def stand_in(target, fill):
 
 def this_program(context):
     """The program that is tested and the CPU's part of libtorch, as stage build-train leaves them."""
-    copy_program(INSTDISC, context / "instdisc")
+    for name in ("instdisc", "instdisc-torch"):
+        copy_program(INSTDISC.with_name(name), context / name)
     lib = context / "libtorch/torch/lib"
     lib.mkdir(parents=True)
     for name in ("libtorch.so", "libtorch_cpu.so", "libc10.so", "libgomp.so.1"):

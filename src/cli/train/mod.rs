@@ -140,9 +140,9 @@ fn next_command(args: &TrainArgs, job: &TrainJob) -> anyhow::Result<String> {
     let split = &job.config.split;
     let (run, dataset) = (shell_word(&args.run), shell_word(&args.dataset));
     let manifest = Manifest::read(&job.dataset)?;
-    let split = match manifest.evaluation_split(&job.dataset, split, None) {
-        Ok(_) => String::new(),
-        Err(_) => format!(" --split {} --leave-one-out", shell_word(split)),
+    let split = match manifest.first_evaluation_split(split) {
+        Some(_) => String::new(),
+        None => format!(" --split {} --leave-one-out", shell_word(split)),
     };
     Ok(format!("instdisc knn --run {run} --dataset {dataset}{split}"))
 }
