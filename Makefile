@@ -3,32 +3,34 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 CARGO ?= cargo
+# What packages.sh gets without root.
+export PATH := $(CURDIR)/.tools/usr/bin:$(PATH)
+ifneq ($(wildcard .tools/usr/bin/c++),)
+export LIBRARY_PATH := $(wildcard $(CURDIR)/.tools/usr/lib/gcc/*/*)
+endif
 DATA ?=
 PARTS ?=
 
-.PHONY: help deps check-deps libtorch python build test test-cluster test-wheel wheel lint lint-code \
+.PHONY: help deps plan-demo plan-test libtorch python build test test-cluster test-wheel wheel lint lint-code \
   lint-tools oldest-rust licences demo clean-demo gpu-bundle gpu-check
 
 help: ## Say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
-deps: ## Install the system packages that are missing (as root; else say how)
-	@jobs/setup/packages.sh install
+deps: ## Get the compilers and tools that are missing: by apt as root, else into .tools
+	@jobs/setup/packages.sh get
 
-check-deps:
-	@jobs/setup/packages.sh check
-
-libtorch: check-deps ## Fetch libtorch 2.11.0 into .venv, unless LIBTORCH names one
+libtorch: deps ## Fetch libtorch 2.11.0 into .venv, unless LIBTORCH names one
 	@jobs/setup/libtorch.sh
 
-python: check-deps ## Make .venv-python, with which tests compare against PyTorch, pyarrow and others
+python: deps ## Make .venv-python, with which tests compare against PyTorch, pyarrow and others
 	@jobs/setup/python.sh
 	@jobs/setup/browser.sh
 
 build: libtorch ## Build target/release/instdisc
 	$(CARGO) build --release
 
-test: libtorch ## Run all tests
+test: plan-test libtorch ## Build and run all tests
 	$(CARGO) test
 
 test-cluster: deps libtorch ## Test on a real SLURM, real S3 servers, faults, Kubernetes pods (as root)
@@ -52,14 +54,18 @@ lint-code: libtorch
 	$(CARGO) clippy --no-default-features --all-targets -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --no-deps --document-private-items
 
-oldest-rust: check-deps
+oldest-rust: deps
 	@jobs/setup/lint-tools.sh oldest-rust
 
 licences:
 	@jobs/setup/lint-tools.sh licences
 
-demo: build ## From pictures to a kNN score and a page; DATA=/path/to/imagefolder takes your own
+demo: plan-demo libtorch ## From images to a kNN score and a page; DATA=/path/to/imagefolder takes your own
+	$(CARGO) build
 	@jobs/demo.sh $(if $(DATA),"$(DATA)")
+
+plan-demo plan-test: plan-%:
+	@jobs/setup/plan.sh $*
 
 clean-demo: ## Remove what the demo made
 	rm -rf demo

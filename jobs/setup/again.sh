@@ -18,6 +18,16 @@ install_packages() { # install_packages PACKAGE...: as root, on Debian and its k
   DEBIAN_FRONTEND=noninteractive again "${apt[@]}" install -y --no-install-recommends "$@"
 }
 
+make_venv() { # make_venv FOLDER: an environment with pip; where Python has none to give, that which packages.sh unpacked
+  if python3 -c 'import ensurepip' 2>/dev/null; then
+    python3 -m venv --clear "$1"
+  else
+    python3 -m venv --clear --without-pip "$1"
+    "$1/bin/python" "$(echo .tools/usr/share/python-wheels/pip-*.whl)/pip" --quiet install --no-index \
+      .tools/usr/share/python-wheels/pip-*.whl
+  fi
+}
+
 rust_version() { # the oldest Rust with which the program compiles
   sed -n 's/^rust-version = "\(.*\)"/\1/p' "$(dirname "${BASH_SOURCE[0]}")/../../Cargo.toml"
 }

@@ -33,7 +33,7 @@ fetch() { # fetch install|download OPTION...: what .venv/wanted.txt names
 stamp=.venv/libtorch-$version-$kind
 if [ ! -e "$stamp" ] || [ ! -e .libtorch/lib/libtorch_cpu.so ]; then
   echo "fetching libtorch $version ($kind) into .venv"
-  python3 -m venv --clear .venv
+  make_venv .venv
   wheels >.venv/wanted.txt
   fetch install
   torch=$(echo .venv/lib/python3*/site-packages/torch)

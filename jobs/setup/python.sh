@@ -7,7 +7,7 @@ source jobs/setup/again.sh
 stamp=.venv-python/complete-4
 if [ ! -e "$stamp" ]; then
   echo "making .venv-python with torch, torchvision, pyarrow, datasets, duckdb, scikit-learn, playwright, blake3"
-  python3 -m venv --clear .venv-python
+  make_venv .venv-python
   # The file names all that is needed, so nothing has to be worked out.
   again .venv-python/bin/pip --quiet --disable-pip-version-check --no-cache-dir --timeout 60 install \
     --no-deps --require-hashes -r jobs/setup/requirements/python.txt
