@@ -5,9 +5,6 @@ SHELL := /bin/bash
 CARGO ?= cargo
 # What packages.sh gets without root.
 export PATH := $(CURDIR)/.tools/usr/bin:$(PATH)
-ifneq ($(wildcard .tools/usr/bin/c++),)
-export LIBRARY_PATH := $(wildcard $(CURDIR)/.tools/usr/lib/gcc/*/*)
-endif
 DATA ?=
 PARTS ?=
 

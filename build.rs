@@ -42,6 +42,7 @@ fn main() {
 /// The version of libtorch, by its headers; empty where they do not say it.
 fn version(lib: &Path) -> String {
     let header = lib.with_file_name("include/torch/headeronly/version.h");
+    println!("cargo:rerun-if-changed={}", header.display());
     let text = std::fs::read_to_string(header).unwrap_or_default();
     let number = |part: &str| {
         let name = format!("#define TORCH_VERSION_{part} ");
@@ -51,7 +52,7 @@ fn version(lib: &Path) -> String {
     parts.into_iter().collect::<Option<Vec<_>>>().map(|parts| parts.join(".")).unwrap_or_default()
 }
 
-/// Folders in which the program looks for libtorch: the torch package of an environment into which it is installed
+/// Folders in which a program looks for libtorch: the torch package of an environment into which it is installed
 /// (of venv, conda, `pip install --user`, Debian's pip), then those of INSTDISC_RUN_PATH, with colons between, or LIBTORCH's.
 fn run_path() -> Vec<String> {
     println!("cargo:rerun-if-env-changed=INSTDISC_RUN_PATH");
@@ -59,10 +60,19 @@ fn run_path() -> Vec<String> {
     let mut folders: Vec<String> = (10..=14)
         .flat_map(|minor| packages.map(|name| format!("$ORIGIN/../lib/python3.{minor}/{name}/torch/lib")))
         .collect();
-    let libtorch =
-        std::env::var("LIBTORCH").map(|libtorch| Path::new(&libtorch).join("lib").display().to_string());
-    let others = std::env::var("INSTDISC_RUN_PATH").or(libtorch).unwrap_or_default();
-    folders.extend(others.split(':').filter(|folder| !folder.is_empty()).map(str::to_owned));
+    if let Ok(others) = std::env::var("INSTDISC_RUN_PATH") {
+        folders.extend(others.split(':').filter(|folder| !folder.is_empty()).map(str::to_owned));
+        return folders;
+    }
+    let Ok(libtorch) = std::env::var("LIBTORCH") else { return folders };
+    let place = |name: &str| PathBuf::from(std::env::var_os(name).expect("cargo sets it"));
+    let root = place("CARGO_MANIFEST_DIR");
+    if Path::new(&libtorch) == root.join(".libtorch") && place("OUT_DIR").starts_with(root.join("target")) {
+        // By its place below the checkout, so that no path of this machine is in a wheel; tests are a folder deeper.
+        folders.extend(["$ORIGIN/../../.libtorch/lib", "$ORIGIN/../../../.libtorch/lib"].map(str::to_owned));
+    } else {
+        folders.push(Path::new(&libtorch).join("lib").display().to_string());
+    }
     folders
 }
 

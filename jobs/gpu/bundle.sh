@@ -18,7 +18,9 @@ pack() {
   bytes=$(stat -c %s gpu-bundle.tar.xz)
 }
 pack
-if [ $# -gt 0 ]; then
+if [ $# -gt 0 ] && [ "$(du -sb "$1" | cut -f1)" -ge $((limit * 2)) ]; then
+  echo "the dataset $1 does not fit; it must be brought by itself" >&2
+elif [ $# -gt 0 ]; then
   cp -r "$1" "$folder/dataset"
   pack
   if [ "$bytes" -ge $limit ]; then

@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")"
 
 python=${PYTHON:-python3}
-torch=$($python -c 'import os, torch; assert torch.__version__.startswith("2.11."), torch.__version__
+torch=$($python -c 'import os, torch; assert torch.__version__.startswith("2.11.0"), torch.__version__
 print(os.path.dirname(torch.__file__))')
 export LD_LIBRARY_PATH="$torch/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 mkdir -p results

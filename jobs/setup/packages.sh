@@ -9,7 +9,7 @@ source jobs/setup/again.sh
 
 has() {
   case $1 in
-    g++) c++ --version ;;
+    g++) printf '#include <string>\nint main() { return std::string("").size(); }\n' | c++ -x c++ -o /dev/null - ;;
     cmake) cmake --version ;;
     nasm) nasm --version ;;
     make) make --version ;;
@@ -27,12 +27,13 @@ without_root() {
     python3) echo "Debian 5" ;;
     python3-venv) echo "Debian 2" ;;
     # Its C compiler, headers and linker have to be there.
-    g++) cc --version >/dev/null 2>&1 && echo "Debian 30" ;;
+    g++) gcc --version >/dev/null 2>&1 && echo "Debian 60" ;;
   esac
 }
-is_debian() { command -v apt-get dpkg >/dev/null; }
+is_debian() { command -v apt-get >/dev/null && command -v dpkg >/dev/null; }
 
 root=$PWD
+export PATH=$root/.tools/usr/bin:$PATH
 missing=()
 for package in make g++ nasm python3 python3-venv cmake; do has $package || missing+=("$package"); done
 
@@ -64,7 +65,7 @@ done
 [ ${#unobtainable[@]} = 0 ] || exit 1
 
 if [ "${1:-get}" = list ]; then
-  if is_root; then
+  if is_root && is_debian; then
     echo "installs ${missing[*]} with apt (about 100 MB)"
   else
     megabytes=0
@@ -77,7 +78,7 @@ if [ "${1:-get}" = list ]; then
   exit 0
 fi
 
-if is_root; then
+if is_root && is_debian; then
   echo "installing ${missing[*]}"
   install_packages "${missing[@]}"
   exit 0
@@ -91,15 +92,19 @@ lists() { # lists COMMAND...: a command of apt with them
     -o Debug::NoLocking=true "$@"
 }
 unpack() { # unpack PACKAGE...
-  local aside
+  local aside file
   aside=$(mktemp -d .tools/packages.XXXXXX)
-  (cd "$aside" && again lists apt-get -qq download "$@")
+  (cd "$aside" && again lists apt-get -qq download "$@") || exit 1
   for file in "$aside"/*.deb; do dpkg -x "$file" .tools; done
   rm -rf "$aside"
 }
-mkdir -p .tools/usr/bin .tools/apt/lists/partial .tools/apt/cache/archives/partial
-export PATH=$PWD/.tools/usr/bin:$PATH
-[ -e .tools/apt/updated ] || { again lists apt-get -qq update && touch .tools/apt/updated; }
+mkdir -p .tools/usr/bin
+if [ "${missing[*]}" != cmake ]; then
+  mkdir -p .tools/apt/lists/partial .tools/apt/cache/archives/partial
+  # A source that is not needed here may fail; whether all was found is seen next.
+  again lists apt-get -qq update || true
+fi
+trap 'rm -rf "$root/.tools/apt" "$root"/.tools/packages.*' EXIT
 for package in "${missing[@]}"; do
   echo "getting $package into .tools"
   case $package in
@@ -117,14 +122,21 @@ for package in "${missing[@]}"; do
       ln -sf ../../python/bin/cmake .tools/usr/bin/cmake
       ;;
     g++)
-      version=$(cc -dumpversion | cut -d. -f1)
-      unpack "g++-$version" "libstdc++-$version-dev" libstdc++6
-      ln -sf "g++-$version" .tools/usr/bin/c++
-      ln -sf "g++-$version" .tools/usr/bin/g++
+      version=$(gcc -dumpversion | cut -d. -f1)
+      unpack "libstdc++-$version-dev" "libgcc-$version-dev" libstdc++6
+      # Newer releases have the compilers themselves in packages of another name.
+      for part in g++ gcc cpp; do
+        for name in "$part-$version" "$part-$version-$(uname -m | tr _ -)-linux-gnu"; do
+          [ -z "$(lists apt-cache search --names-only "^${name//+/\\+}\$")" ] || unpack "$name"
+        done
+      done
+      for name in c++ g++; do ln -sf "g++-$version" .tools/usr/bin/$name; done
+      # Rust links with `cc`, which has to find this C++ library.
+      ln -sf "gcc-$version" .tools/usr/bin/cc
       ;;
   esac
 done
 for package in "${missing[@]}"; do
   has "$package" || { echo "error: $package is in .tools and does not run" >&2; exit 1; }
 done
-rm -rf .tools/apt
+echo "for cargo without make: export PATH=$root/.tools/usr/bin:\$PATH"

@@ -20,7 +20,7 @@ packages=$(jobs/setup/packages.sh list)
 if [ -z "${LIBTORCH:-}" ] && [ ! -e .libtorch/lib/libtorch_cpu.so ]; then
   echo "$what: fetches libtorch $(pinned_version jobs/setup/requirements/libtorch.txt torch) into .venv (0.6 GB; with a GPU 2.7 GB)"
 fi
-crates=$(ls target/debug/deps 2>/dev/null | grep -c '\.rlib$' || true)
+crates=$(find target/debug/deps -name '*.rlib' 2>/dev/null | wc -l || true)
 all=$(grep -c '^name = ' Cargo.lock)
 if [ "$crates" -lt $((all * 2 / 3)) ]; then
   echo "$what: compiles $all crates and this one ($(minutes $((dependencies + program))); interrupted, it goes on where it was)"

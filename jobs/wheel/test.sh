@@ -6,14 +6,16 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 wheel=$(realpath "$1")
-packages=$(realpath .libtorch/..)
+packages=$(realpath "${LIBTORCH:-.libtorch}/..")
+source jobs/setup/again.sh
+checkout=$PWD
 at=$(mktemp -d)
 trap 'rm -rf "$at"' EXIT
 cd "$at"
 unset LIBTORCH LD_LIBRARY_PATH
 fail() { echo "error: $*" >&2; exit 1; }
 
-python3 -m venv env
+(cd "$checkout" && make_venv "$at/env")
 env/bin/pip --quiet --disable-pip-version-check install --no-index --no-deps "$wheel"
 export PATH=$at/env/bin:$PATH
 [ "$(command -v instdisc)" = "$at/env/bin/instdisc" ] || fail "instdisc is not on the PATH"
@@ -23,18 +25,23 @@ instdisc synth --dest images --train-per-class 12 --val-per-class 4 --image-size
 instdisc ingest --source images --dest dataset >/dev/null
 training=(train --dataset dataset --run run --arch resnet20-cifar --image-size 16 --recipe cifar --epochs 1 --device cpu)
 
+refuses() { # refuses TEXT: training ends with 78 and says this
+  local code=0
+  instdisc "${training[@]}" 2>said || code=$?
+  if [ $code != 78 ] || ! grep -q "$1" said; then
+    cat said >&2
+    fail "expected: $1; exit code $code"
+  fi
+}
+refuses 'libtorch_cpu.so. is not found: install it .*torch==2.11.0'
+
 # Another version than the one that it was compiled for is refused by name, not by a symbol that is missing.
 site=$(echo env/lib/python3*/site-packages)
 mkdir -p "$site/torch/lib"
 ln -s "$packages"/torch/lib/* "$site/torch/lib/"
 ln -s "$packages/nvidia" "$site/nvidia"
 echo "__version__ = '2.10.0+cpu'" >"$site/torch/version.py"
-code=0
-instdisc "${training[@]}" 2>said || code=$?
-[ $code = 78 ] && grep -q 'is of 2.10.0; install it beside .*: pip install torch==2.11.0' said || {
-  cat said >&2
-  fail "another torch: exit code $code"
-}
+refuses 'libtorch 2.10.0 at .*, expected 2.11.0: .*torch==2.11.0'
 
 rm -r "$site/torch"
 ln -s "$packages/torch" "$site/torch"

@@ -4,6 +4,9 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use anyhow::Context;
+use rustix::io::Errno;
+
 use super::exit::WrongConfig;
 
 /// The program that computes.
@@ -23,10 +26,10 @@ const VERSION: &str = match option_env!("INSTDISC_TORCH_VERSION") {
 pub(super) fn run() -> anyhow::Result<()> {
     let own = std::env::current_exe()?;
     let program = own.canonicalize()?.with_file_name(PROGRAM);
-    if !program.exists() {
+    if !program.try_exists().with_context(|| program.display().to_string())? {
         let reason = format!(
-            "this command computes with libtorch, by {}, which is not there: this is the build without libtorch, or half of \
-             an installation",
+            "this command computes with libtorch, by `{}`, which does not exist: install both programs (a build without \
+             libtorch has one alone)",
             program.display()
         );
         return Err(WrongConfig(reason).into());
@@ -39,7 +42,13 @@ pub(super) fn run() -> anyhow::Result<()> {
     #[cfg(feature = "torch")]
     command.envs(super::openmp::missing_settings());
     let error = command.exec();
-    Err(WrongConfig(format!("{}: {error}", program.display())).into())
+    let reason = format!("{}: {error}", program.display());
+    // Anything else may pass: too little memory, a program that is being replaced.
+    let stays = [Errno::NOENT, Errno::ACCESS, Errno::NOEXEC].map(|errno| Some(errno.raw_os_error()));
+    if stays.contains(&error.raw_os_error()) {
+        return Err(WrongConfig(reason).into());
+    }
+    Err(error).context(program.display().to_string())
 }
 
 /// Asks the loader, as `ldd` does, which libraries it finds: what it says itself where one is missing helps nobody.
@@ -48,16 +57,30 @@ fn check_libtorch(program: &Path) -> Result<(), WrongConfig> {
         return Ok(());
     };
     let text = String::from_utf8_lossy(&traced.stdout);
-    let install = format!("install it beside {}: pip install torch=={VERSION}", program.display());
+    if !traced.status.success() {
+        let reason = String::from_utf8_lossy(&traced.stderr).trim().replace('\n', "; ");
+        return Err(WrongConfig(format!("the loader refuses `{}`: {reason}", program.display())));
+    }
     match Found::of(&text) {
-        Found::Missing(library) => Err(WrongConfig(format!(
-            "this command computes with libtorch {VERSION}, and {library} is not found; {install}, or set LD_LIBRARY_PATH to a \
-             folder that has it"
-        ))),
+        Found::Missing(library) if library.starts_with("libtorch") || library.starts_with("libc10") => {
+            Err(WrongConfig(format!(
+                "this command computes with libtorch {VERSION}, and `{library}` is not found: install it in the environment of `{}` \
+             (pip install torch=={VERSION}), or name its folder in LD_LIBRARY_PATH",
+                program.display()
+            )))
+        }
+        Found::Missing(library) => {
+            Err(WrongConfig(format!("`{library}`, which `{}` needs, is not found", program.display())))
+        }
         Found::At(library) => match version_at(&library) {
             Some(version) if !VERSION.is_empty() && version != VERSION => Err(WrongConfig(format!(
-                "this command computes with libtorch {VERSION}, and {} is of {version}; {install}",
-                library.display()
+                "libtorch {version} at `{}`, expected {VERSION}: pip install torch=={VERSION}{}",
+                library.display(),
+                if std::env::var_os("LD_LIBRARY_PATH").is_some() {
+                    " (LD_LIBRARY_PATH comes first)"
+                } else {
+                    ""
+                }
             ))),
             _ => Ok(()),
         },
@@ -88,12 +111,13 @@ impl Found {
     }
 }
 
-/// The version of the torch package that a library is of, without what stands behind a `+`.
+/// The numbers of the version of the torch package that a library is of.
 fn version_at(library: &Path) -> Option<String> {
     let text = std::fs::read_to_string(library.parent()?.parent()?.join("version.py")).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("__version__ = "))?;
     let version = line.trim_matches(['\'', '"']);
-    Some(version.split('+').next().unwrap_or(version).to_owned())
+    let end = version.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(version.len());
+    Some(version[..end].to_owned())
 }
 
 #[cfg(test)]
@@ -118,7 +142,10 @@ mod tests {
         assert_eq!(version_at(&library), None);
         crate::storage::Location::from_path(&folder.path().join("version.py"))
             .and_then(|file| {
-                file.publish("import x\n__version__ = '2.12.1+cu130'\n", crate::storage::PublishMode::Create)
+                file.publish(
+                    "import x\n__version__ = '2.12.1a0+cu130'\n",
+                    crate::storage::PublishMode::Create,
+                )
             })
             .expect("written");
         assert_eq!(version_at(&library), Some("2.12.1".into()));

@@ -36,7 +36,8 @@ pub(super) struct EmbedArgs {
     /// sees), conv1 to conv5 (the maps behind the stages, averaged to about 9000 numbers)
     #[arg(long, value_name = "LAYERS", value_delimiter = ',', default_value = "projection")]
     feature: Vec<FeatureLayer>,
-    /// The feature table's place; with several layers it holds {feature}, which becomes the layer's name
+    /// The feature table to write; with several layers its name holds {feature}, which becomes the layer's name. A table
+    /// of the same weights, split and layer is kept; any other file there is an error
     #[arg(long, value_name = "URL")]
     output: String,
     /// Embed a uniform sample of N images, the one that train --limit takes; 0 for all
@@ -96,7 +97,7 @@ pub(super) fn run(global: &GlobalArgs, args: &EmbedArgs) -> anyhow::Result<()> {
                     table["blake3"] = json!(published.digest);
                 }
                 None => {
-                    say(&format!("{output}: made before, so it is kept; remove it to make it again"));
+                    say(&format!("`{output}` exists and is kept; remove it to embed again"));
                     table["kept"] = json!(true);
                 }
             }

@@ -291,8 +291,16 @@ fn judge(
         bail!(WrongUsage("there is no feature to judge".into()));
     };
     let reports = KnnReports { first, other_features: judged.map(|(report, _)| report).collect() };
-    // The others have the same rows.
-    reports.first.notes.iter().for_each(|note| tracing::warn!("{note}"));
+    // Features have the same rows, and so many of the notes.
+    let mut notes: Vec<&String> = Vec::new();
+    for note in
+        std::iter::once(&reports.first).chain(&reports.other_features).flat_map(|report| &report.notes)
+    {
+        if !notes.contains(&note) {
+            tracing::warn!("{note}");
+            notes.push(note);
+        }
+    }
     if let Some(neighbours_at) = &args.neighbours {
         write_neighbours(&global.location(neighbours_at)?, &*pair.bank, &pair.queries, &neighbours)?;
     }

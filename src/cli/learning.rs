@@ -32,7 +32,7 @@ pub(super) fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Learning(LearningCommand::Finetune(args)) => finetune::run(global, args),
         Command::Learning(LearningCommand::Replay(args)) => replay::run(args),
         Command::Knn(args) => knn::run_together(global, args),
-        Command::Bench(args) => bench::run_learning(args),
+        Command::Bench(args) if args.needs_torch() => bench::run_learning(args),
         _ => Err(WrongUsage("`instdisc` has this command, `instdisc-torch` those that need libtorch".into())
             .into()),
     }

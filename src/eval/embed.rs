@@ -64,7 +64,7 @@ pub enum EmbedError {
         actual: String,
     },
     /// At a place is something else than what would be made.
-    #[error("{output}: is there, and not {wanted}; remove it, or give another --output")]
+    #[error("`{output}` exists and holds something else than {wanted}: remove it or choose another --output")]
     Occupied {
         /// The place.
         output: String,
@@ -220,8 +220,12 @@ pub fn embed(
     }
     let mut tables = tables.into_iter();
     let mut published = Vec::new();
-    for ((_, output), found) in job.outputs.iter().zip(&found).filter(|_| group.is_first()) {
+    for ((layer, output), found) in job.outputs.iter().zip(&found).filter(|_| group.is_first()) {
         let table = if *found == 0 { tables.next() } else { None };
+        if let Some(table) = &table {
+            // Another job may have written there meanwhile.
+            job.is_made(&(*layer, output.clone()), &table.ids)?;
+        }
         published.push(table.map(|table| table.write(output)).transpose()?);
     }
     // Rank 0 may write for long: no collective, which would give up.

@@ -10,7 +10,7 @@ from run import PIP
 from support import ROOT, scratch
 
 SCRIPT = ROOT / "jobs/setup/lint-tools.sh"
-FILES = (ROOT / "jobs/container/Dockerfile", ROOT / "tests/cluster/run.py", *(ROOT / "jobs/setup").glob("*.sh"))
+FILES = (ROOT / "jobs/container/Dockerfile", ROOT / "tests/cluster/run.py", *(ROOT / "jobs/setup").glob("*.sh"), *(ROOT / "jobs/wheel").glob("*.sh"))
 SYSTEM = "/usr/bin:/bin"
 FOLDERS = (ROOT / "jobs/setup/requirements", ROOT / "tests/cluster/requirements")
 (OLDEST,) = re.findall(r'^rust-version = "(.*)"', (ROOT / "Cargo.toml").read_text(), re.MULTILINE)
@@ -90,13 +90,13 @@ class Requirements(unittest.TestCase):
             for line in re.sub(r"\\\n\s*", " ", path.read_text()).splitlines():
                 if re.search(r"\bpip\b.*\b(install|download)\b|bin/pip", line) and not line.lstrip().startswith("#"):
                     count += 1
-                    self.assertRegex(line, r"--require-hashes|\*PIP\b", path.name)
-        self.assertEqual(count, 5, "Dockerfile, python.sh and libtorch.sh, and run.py twice")
+                    self.assertRegex(line, r"--require-hashes|--no-index|\*PIP\b", path.name)
+        self.assertEqual(count, 9, "Dockerfile, again.sh, libtorch.sh, packages.sh, python.sh, the wheel twice, run.py twice")
         self.assertIn("--require-hashes", PIP)
 
     def test_each_package_of_a_file_of_requirements_has_a_version_and_a_hash(self):
         files = [file for folder in FOLDERS for file in folder.glob("*.txt")]
-        self.assertEqual(len(files), 4)
+        self.assertEqual(len(files), 6)
         for path in files:
             text = re.sub(r"\\\n\s*", " ", re.sub(r"^#.*\n", "", path.read_text(), flags=re.MULTILINE))
             for line in text.splitlines():

@@ -163,7 +163,7 @@ mod trained {
         };
         assert_eq!(again("val").json()["kept"], true);
         let refused = again("train").fails(2);
-        assert!(refused.contains("remove it, or give another --output"), "{refused}");
+        assert!(refused.contains("remove it or choose another --output"), "{refused}");
         assert_eq!(before, std::fs::metadata(&queries).and_then(|file| file.modified()).expect("a table"));
         let said = instdisc("knn --k 5,120 --temperature 0.07,0.5")
             .arg("--bank", checkpoint.join("bank.arrow"))

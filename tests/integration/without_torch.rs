@@ -12,7 +12,7 @@ use instdisc::storage::Location;
 use serde_json::{Value, json};
 
 use super::support::bucket::{Bucket, Faults};
-use super::support::{INSTDISC, contents, copy, dataset, instdisc, pictures, root, scratch};
+use super::support::{INSTDISC, contents, copy, dataset, instdisc, pictures, root, scratch, skip};
 
 /// A table of unit vectors on a circle, two classes on opposite sides.
 fn table(kind: Kind, rows: usize, dataset_digest: &str) -> FeatureTable {
@@ -54,6 +54,14 @@ fn libraries(program: &Path) -> String {
 #[test]
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 fn the_program_that_starts_is_not_linked_to_libtorch() {
+    let comment =
+        std::process::Command::new("readelf").args(["-p", ".comment", INSTDISC]).output().expect("readelf");
+    if !String::from_utf8_lossy(&comment.stdout).contains("LLD") {
+        return skip(
+            "the_program_that_starts_is_not_linked_to_libtorch",
+            "Rust links with another linker than its own",
+        );
+    }
     let found = libraries(Path::new(INSTDISC));
     assert!(found.contains("libc.so"), "{found}");
     for library in ["torch", "c10", "gomp", "cuda"] {
@@ -61,27 +69,6 @@ fn the_program_that_starts_is_not_linked_to_libtorch() {
     }
     #[cfg(feature = "torch")]
     assert!(libraries(&Path::new(INSTDISC).with_file_name("instdisc-torch")).contains("libtorch_cpu.so"));
-}
-
-/// Each release of the C library has symbols that older ones lack; 2.34 is RHEL 9's.
-#[test]
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-fn the_programs_run_where_the_c_library_is_2_34() {
-    for name in ["instdisc", "instdisc-torch"] {
-        let program = Path::new(INSTDISC).with_file_name(name);
-        if !program.exists() && cfg!(not(feature = "torch")) {
-            continue;
-        }
-        let output = std::process::Command::new("objdump").arg("-T").arg(&program).output().expect("objdump");
-        let text = String::from_utf8_lossy(&output.stdout);
-        let versions = |prefix: &str| -> Vec<u32> {
-            let rest = text.split(prefix).skip(1);
-            rest.filter_map(|rest| rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()).collect()
-        };
-        let (library, standard) = (versions("GLIBC_2."), versions("GLIBCXX_3.4."));
-        assert!(library.iter().max().is_some_and(|version| *version <= 34), "{name}: {library:?}");
-        assert!(standard.iter().all(|version| *version <= 29), "{name}: {standard:?}");
-    }
 }
 
 #[test]
@@ -442,5 +429,5 @@ fn a_file_of_another_program_is_refused_with_what_it_begins_with() {
 #[test]
 fn knn_of_a_run_says_that_it_needs_libtorch() {
     let call = instdisc("knn --run somewhere").arg("--dataset", dataset());
-    assert!(call.fails(2).contains("libtorch"));
+    assert!(call.fails(78).contains("libtorch"));
 }

@@ -127,10 +127,14 @@ pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
             write_json(&json!({"run": args.run, "finished": true, "step": step}))
         }
         Outcome::Finished { step, checkpoint } => {
-            say_next(&next_command(args, &job)?);
             write_json(
                 &json!({"run": args.run, "finished": true, "step": step, "checkpoint": checkpoint.to_string()}),
-            )
+            )?;
+            // The training is over, whatever the dataset is now.
+            if let Ok(next) = next_command(args, &job) {
+                say_next(&next);
+            }
+            Ok(())
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Entry;
+use super::names::split_meaning;
 use crate::ids::ClassId;
 use crate::ingest::split_names::check_split_names;
 
@@ -27,7 +28,8 @@ impl std::str::FromStr for HoldOut {
         if !(share > 0.0 && share < 1.0) {
             return Err(format!("expected a share between 0 and 1 (or 0% and 100%), not {value}"));
         }
-        check_split_names(&[split.to_owned()])?;
+        check_split_names(&[split.to_owned()])
+            .map_err(|_| format!("`{}` is not a name for a split", split.escape_debug()))?;
         Ok(Self { split: split.to_owned(), share })
     }
 }
@@ -35,42 +37,52 @@ impl std::str::FromStr for HoldOut {
 impl HoldOut {
     /// Moves the share of the only split into one of its own, and says what was done.
     ///
-    /// Each class gives its share, to within one image. Which images these are depends on all classes and paths, not on
-    /// the order in which the source lists them. Both lists keep their order.
+    /// Each class gives its share, to within one image, and keeps one image at least. Within a class the paths decide which
+    /// images these are, so that one more image changes the side of about one other. Both lists keep their order.
     ///
     /// # Errors
-    /// If there are several splits or one of this name, or the share of so few images is none or all of them.
+    /// If there are several splits or one of this meaning, or the share of so few images is none of them.
     pub(super) fn apply(&self, entries: &mut BTreeMap<String, Vec<Entry>>) -> Result<String, String> {
         let option = format!("`--hold-out {}={}`", self.split, self.share);
         let names: Vec<String> = entries.keys().map(|name| format!("`{name}`")).collect();
         let mut lists = entries.iter_mut();
         let (Some((name, list)), None) = (lists.next(), lists.next()) else {
+            let names = names.join(", ");
             return Err(format!(
-                "{option} takes images from a source without splits, and this one has {}: `--split NAME` takes one of them",
-                names.join(", ")
+                "{option} divides a source without splits, and this one has {names}; `--split NAME` takes one of them"
             ));
         };
-        if *name == self.split {
+        if split_meaning(name) == split_meaning(&self.split) {
             return Err(format!("{option}: the images themselves are the split `{name}`; give another name"));
         }
-        let mut order: Vec<usize> = (0..list.len()).collect();
+        // What is rejected stays where rejects are expected.
+        let mut order: Vec<usize> = (0..list.len()).filter(|&at| list[at].fault.is_none()).collect();
         let key = |entry: &Entry| -> (Option<ClassId>, [u8; 32]) {
             (entry.class, *blake3::hash(entry.path.as_bytes()).as_bytes())
         };
         order.sort_by_cached_key(|&at| key(&list[at]));
-        let before = |images: usize| (images as f64 * self.share).round() as usize;
+        let share_of = |images: usize| (images as f64 * self.share).round() as usize;
         let mut is_held = vec![false; list.len()];
-        for (rank, &at) in order.iter().enumerate() {
-            is_held[at] = before(rank + 1) > before(rank);
+        let (mut before, mut counts) = (0, Vec::new());
+        for class in order.chunk_by(|&a, &b| list[a].class == list[b].class) {
+            let own = share_of(before + class.len()) - share_of(before);
+            let own = own.min(class.len() - 1);
+            class[..own].iter().for_each(|&at| is_held[at] = true);
+            before += class.len();
+            counts.push(own);
         }
         let all = list.len();
         let mut flags = is_held.into_iter();
         let held: Vec<Entry> = list.extract_if(.., |_| flags.next().unwrap_or(false)).collect();
-        if held.is_empty() || held.len() == all {
-            return Err(format!("{option} is {} of {all} images", held.len()));
+        let (Some(least), Some(most)) = (counts.iter().min(), counts.iter().max()) else {
+            return Err(format!("{option}: there is no image to take"));
+        };
+        if held.is_empty() {
+            return Err(format!("{option} is 0 of {all} images"));
         }
+        let each = if least == most { least.to_string() } else { format!("{least} to {most}") };
         let told = format!(
-            "splits: {} of {all} images are `{}`, the same share of each class, by {option}",
+            "splits: {} of {all} images are `{}`, {each} of each class, by {option}",
             held.len(),
             self.split
         );
@@ -124,22 +136,34 @@ mod tests {
         let paths = held(&hold_out, &[100, 40, 60]);
         assert_eq!(["0/", "1/", "2/"].map(|class| of(&paths, class)), [10, 4, 6]);
         assert_eq!(held(&hold_out, &[100, 40, 60]), paths, "the same images each time");
-        let odd = held(&HoldOut { share: 0.25, ..hold_out }, &[3, 3, 3]);
+        let odd = held(&HoldOut { share: 0.25, ..hold_out.clone() }, &[3, 3, 3]);
         assert!(["0/", "1/", "2/"].iter().all(|class| of(&odd, class) <= 1) && odd.len() == 2, "{odd:?}");
+        // One more image of the first class changes the side of one other at most in each.
+        let more = held(&hold_out, &[101, 40, 60]);
+        let changed = |class: &str| {
+            let new = more.iter().filter(|path| path.starts_with(class) && !paths.contains(path)).count();
+            let old = paths.iter().filter(|path| path.starts_with(class) && !more.contains(path)).count();
+            new.max(old)
+        };
+        assert!(["0/", "1/", "2/"].iter().all(|class| changed(class) <= 1), "{paths:?} {more:?}");
+        assert_eq!(held(&HoldOut { share: 0.9, ..hold_out }, &[1, 2]).len(), 1, "each class keeps an image");
     }
 
     #[test]
     fn a_share_that_cannot_be_taken_is_refused() {
-        for (text, reason) in
-            [("test", "NAME=SHARE"), ("test=x", "not a number"), ("test=10", "between"), ("a/b=0.1", "a/b")]
-        {
+        for (text, reason) in [
+            ("test", "NAME=SHARE"),
+            ("test=x", "not a number"),
+            ("test=10", "between"),
+            ("a/b=0.1", "`a/b` is not a name"),
+        ] {
             let error = text.parse::<HoldOut>().expect_err(text);
             assert!(error.contains(reason), "{error}");
         }
         let refused = |text: &str, mut entries: BTreeMap<String, Vec<Entry>>| {
             text.parse::<HoldOut>().expect("a share").apply(&mut entries).expect_err(text)
         };
-        assert!(refused("train=0.5", source(&[9])).contains("another name"));
+        assert!(refused("training=0.5", source(&[9])).contains("another name"));
         assert!(refused("test=0.1", source(&[3])).ends_with("is 0 of 3 images"));
         let mut two = source(&[9]);
         two.insert("val".into(), Vec::new());

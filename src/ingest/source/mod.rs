@@ -259,6 +259,11 @@ fn refuse_idle_options(options: &IngestOptions, format: SourceFormat) -> Result<
             "it labels images without class folders, and this form has labels of its own",
         ),
         (
+            options.hold_out.is_some() && options.append,
+            "--hold-out",
+            "with `--append` images could change sides; give those to add a split by `--split` or `--splits`",
+        ),
+        (
             options.image_column.is_some()
                 && options.labels.is_none()
                 && !is(&[SourceFormat::Parquet, SourceFormat::List]),

@@ -25,6 +25,8 @@ const FORWARD_AND_BACKWARD: usize = 3;
 const MOST_SIDE_OF_CIFAR: u64 = 48;
 /// An epoch of few images has at least this many steps, if a batch then has the fewest images or more.
 const STEPS_OF_AN_EPOCH: usize = 16;
+/// Fewer images of a batch have a smaller learning rate; the reference has the same for 128 (CIFAR) and 256 (ImageNet).
+const BATCH_OF_LR: usize = 128;
 /// Images of a batch at least, where a run decides by itself.
 const FEWEST_OF_A_BATCH: usize = 16;
 /// Keys that mean nothing to the exact softmax: whoever gives one wants nce, or says otherwise.
@@ -83,7 +85,7 @@ impl TrainConfig {
                 "256; 128 for {small}; for fewer than {few} images halved until an epoch has {STEPS_OF_AN_EPOCH} \
                  steps, {FEWEST_OF_A_BATCH} at least"
             ),
-            "0.03; where the batch is halved, halved as often".to_owned(),
+            format!("0.03; for batches of fewer than {BATCH_OF_LR} images by default, smaller in proportion"),
             format!("0.07; 0.1 for {small}"),
             format!("0.0001; 0.0005 for {small}"),
             format!("encode up to {MOST_OF_ENCODING} images, uniform above"),
@@ -128,9 +130,9 @@ impl TrainConfig {
             let most = (images.count / STEPS_OF_AN_EPOCH).max(FEWEST_OF_A_BATCH);
             while config.batch_size > most {
                 config.batch_size /= 2;
-                if !gives(&["batch_size", "optimizer"]) {
-                    config.lr /= 2.0;
-                }
+            }
+            if !gives(&["batch_size", "optimizer"]) {
+                config.lr *= (config.batch_size as f64 / BATCH_OF_LR as f64).min(1.0);
             }
         }
         config
@@ -169,7 +171,7 @@ mod tests {
         assert_eq!((of(1000, 400).batch_size, of(50_000, 0).arch), (32, Architecture::ResNet18));
         assert_eq!(
             [(40, 400), (40, 32), (5000, 32)].map(|(n, side)| of(n, side).lr),
-            [0.03 / 16.0, 0.03 / 8.0, 0.03]
+            [0.03 / 8.0, 0.03 / 8.0, 0.03]
         );
         assert!([of(2, 32), of(3000, 64)].iter().all(|config| config.validate() == Ok(())));
     }
