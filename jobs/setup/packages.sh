@@ -7,9 +7,15 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 source jobs/setup/again.sh
 
+probe=$(mktemp)
+trap 'rm -f "$probe"' EXIT
 has() {
   case $1 in
-    g++) printf '#include <string>\nint main() { return std::string("").size(); }\n' | c++ -x c++ -o /dev/null - ;;
+    # Rust links with `cc`, which has to find the C++ library too.
+    g++)
+      printf '#include <string>\nint main() { return std::string("").size(); }\n' | c++ -x c++ -c -o "$probe" - &&
+        cc -o /dev/null "$probe" -lstdc++
+      ;;
     cmake) cmake --version ;;
     nasm) nasm --version ;;
     make) make --version ;;
@@ -104,7 +110,7 @@ if [ "${missing[*]}" != cmake ]; then
   # A source that is not needed here may fail; whether all was found is seen next.
   again lists apt-get -qq update || true
 fi
-trap 'rm -rf "$root/.tools/apt" "$root"/.tools/packages.*' EXIT
+trap 'rm -rf "$probe" "$root/.tools/apt" "$root"/.tools/packages.*' EXIT
 for package in "${missing[@]}"; do
   echo "getting $package into .tools"
   case $package in

@@ -8,7 +8,7 @@ source jobs/setup/again.sh
 what=$1
 cores=$(nproc)
 # Minutes of one core, measured on 2 (docs/performance.md, "From nothing").
-dependencies=32
+dependencies=26
 program=8
 minutes() { # minutes CORE_MINUTES
   local minutes=$((($1 + cores - 1) / cores))
