@@ -2,7 +2,8 @@
 
     pip install playwright pillow                     # and a Chromium: INSTDISC_CHROMIUM names one that is not on the PATH
     python docs/images/readme.py page run/eval/knn-….html docs/images/page.png
-    python docs/images/readme.py record train.jsonl -- instdisc train --dataset photos --run run --config jobs/runs/demo.toml
+    python docs/images/readme.py record train.jsonl -- instdisc train --dataset photos --run run --config jobs/runs/demo.toml \\
+      --log warn
     python docs/images/readme.py progress train.jsonl docs/images/progress.png
 
 `record` runs a command in a terminal and keeps what it prints. `progress` draws the screen at one moment, so the command may
@@ -159,7 +160,7 @@ def browser(playwright):
 
 
 def photograph_terminal(playwright, text):
-    page = browser(playwright).new_page(viewport=dict(width=1400, height=900), device_scale_factor=1.25)
+    page = browser(playwright).new_page(viewport=dict(width=1400, height=900), device_scale_factor=1.5)
     page.set_content(text)
     return page.locator("figure").screenshot(omit_background=True)
 
@@ -207,7 +208,7 @@ def main():
     task = tasks.add_parser("progress")
     task.add_argument("recording", type=Path)
     task.add_argument("output", type=Path)
-    task.add_argument("--share", type=float, default=0.11, help="share of the steps that the bar has reached")
+    task.add_argument("--share", type=float, default=0.235, help="share of the steps that the bar has reached")
     task = tasks.add_parser("page")
     task.add_argument("page", type=Path)
     task.add_argument("output", type=Path)
