@@ -32,12 +32,13 @@ if [ "$profile" = release ]; then
   python3 -m zipfile -e "$wheel" "$unpacked"
   wrong=0
   for program in "$unpacked"/*.data/scripts/*; do
-    newest() { objdump -T "$program" | grep -o "$1[0-9]*" | sort -uV | tail -n 1; }
+    # The last number of the newest version that begins so, or 0.
+    newest() { { objdump -T "$program" | grep -oE "$1[0-9]+" || echo 0; } | sed 's/.*[._]//' | sort -n | tail -n 1; }
     library=$(newest 'GLIBC_2\.') standard=$(newest 'GLIBCXX_3\.4\.')
-    echo "${program##*/}: $library, ${standard:-no libstdc++}" >&2
-    [ "${library#GLIBC_2.}" -le "${platform##*_}" ] || wrong=1
-    [ "${standard#GLIBCXX_3.4.}" -le $newest_standard ] || wrong=1
-    if readelf -d "$program" | grep -E '(RUNPATH|RPATH).*[[:]/' | grep -vqE '\[\$ORIGIN[^]:]*(:\$ORIGIN[^]:]*)*\]'; then
+    echo "${program##*/}: GLIBC_2.$library, GLIBCXX_3.4.$standard" >&2
+    [ "$library" -le "${platform##*_}" ] || wrong=1
+    [ "$standard" -le $newest_standard ] || wrong=1
+    if readelf -d "$program" | grep -qE 'R(UN)?PATH.*[[:]/'; then
       echo "error: ${program##*/} has a run path of this machine; unset LIBTORCH and INSTDISC_RUN_PATH" >&2
       wrong=1
     fi

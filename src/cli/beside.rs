@@ -22,7 +22,7 @@ const VERSION: &str = match option_env!("INSTDISC_TORCH_VERSION") {
 /// Runs the same command line by the program beside this one, in this process; returns only if that fails.
 ///
 /// # Errors
-/// If there is no such program, or it would not find its libtorch.
+/// If that program is missing, or does not find the libtorch that it needs.
 pub(super) fn run() -> anyhow::Result<()> {
     let own = std::env::current_exe()?;
     let program = own.canonicalize()?.with_file_name(PROGRAM);
@@ -51,7 +51,7 @@ pub(super) fn run() -> anyhow::Result<()> {
     Err(error).context(program.display().to_string())
 }
 
-/// Asks the loader, as `ldd` does, which libraries it finds: what it says itself where one is missing helps nobody.
+/// Asks the loader, as `ldd` does, which libraries it finds: its own error does not say what to install.
 fn check_libtorch(program: &Path) -> Result<(), WrongConfig> {
     let Ok(traced) = Command::new(program).env("LD_TRACE_LOADED_OBJECTS", "1").output() else {
         return Ok(());

@@ -291,7 +291,7 @@ fn judge(
         bail!(WrongUsage("there is no feature to judge".into()));
     };
     let reports = KnnReports { first, other_features: judged.map(|(report, _)| report).collect() };
-    // Features have the same rows, and so many of the notes.
+    // A note about the rows is the same for each feature.
     let mut notes: Vec<&String> = Vec::new();
     for note in
         std::iter::once(&reports.first).chain(&reports.other_features).flat_map(|report| &report.notes)

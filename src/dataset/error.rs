@@ -33,7 +33,7 @@ pub enum DatasetError {
     /// No split is there to evaluate on.
     #[error(
         "{dataset}: there is no split to evaluate on ({}), there are {}; `knn --split {} --leave-one-out` \
-         compares the images of a split with each other, and `ingest --splits` sets some apart",
+         compares the images of a split with each other, and `ingest --hold-out test=10%` sets a share of them apart",
         super::EVALUATION_SPLITS.join(", "), quoted(known), known.first().map_or("NAME", String::as_str)
     )]
     NoEvaluationSplit {
