@@ -38,7 +38,7 @@ if [ "$profile" = release ]; then
     echo "${program##*/}: GLIBC_2.$library, GLIBCXX_3.4.$standard" >&2
     [ "$library" -le "${platform##*_}" ] || wrong=1
     [ "$standard" -le $newest_standard ] || wrong=1
-    if readelf -d "$program" | grep -qE 'R(UN)?PATH.*[[:]/'; then
+    if readelf -d "$program" | grep -qE 'R(UN)?PATH.*(\[|:)/'; then
       echo "error: ${program##*/} has a run path of this machine; unset LIBTORCH and INSTDISC_RUN_PATH" >&2
       wrong=1
     fi
