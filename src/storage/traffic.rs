@@ -137,6 +137,8 @@ pub(super) struct Counting;
 
 impl HttpConnector for Counting {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
+        // Of the whole process; where another has chosen one already, that stays.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         Ok(HttpClient::new(Counted(ReqwestConnector::default().connect(options)?)))
     }
 }
