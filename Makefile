@@ -31,7 +31,7 @@ test: plan-test libtorch ## Build and run all tests
 	$(CARGO) test
 
 test-cluster: deps libtorch ## Test on a real SLURM, real S3 servers, faults, Kubernetes pods (as root)
-	$(if $(INSTDISC),,$(CARGO) build)
+	$(if $(INSTDISC),,$(CARGO) build && jobs/wheel/build.sh dev)
 	tests/cluster/run.py $(PARTS)
 
 wheel: libtorch ## Build the wheel, target/wheels/release/instdisc-*.whl
@@ -67,7 +67,7 @@ plan-demo plan-test: plan-%:
 clean-demo: ## Remove what the demo made
 	rm -rf demo
 
-gpu-bundle: build ## Pack binary, checks and DATA=/path/to/dataset for a machine with a GPU
+gpu-bundle: wheel ## Pack the programs, checks and DATA=/path/to/dataset for a machine with a GPU
 	@jobs/gpu/bundle.sh $(if $(DATA),"$(DATA)")
 
 gpu-check: gpu-bundle ## Here, as there in the unpacked bundle: compare devices, measure, train CIFAR-10

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Packs what a GPU machine needs that has Python's torch 2.11.0 and no Rust: the stripped binary, the script
+# Packs what a GPU machine needs that has Python's torch 2.11.0 and no Rust: the programs of the wheel, the script
 # that checks there, the peer in PyTorch, the CIFAR-10 run file, and, where it fits, a dataset.
 # Usage: bundle.sh [DATASET]; writes gpu-bundle.tar.xz (under 60 MB, else it says what is too large).
 set -euo pipefail
@@ -9,8 +9,10 @@ limit=60000000
 folder=target/gpu-bundle
 rm -rf "$folder"
 mkdir -p "$folder"
-cp target/release/instdisc target/release/instdisc-torch "$folder/"
-strip "$folder/instdisc" "$folder/instdisc-torch"
+python3 -m zipfile -e target/wheels/release/*.whl target/gpu-wheel
+mv target/gpu-wheel/*.data/scripts/* "$folder/"
+rm -r target/gpu-wheel
+chmod +x "$folder"/*
 cp jobs/gpu/check.sh jobs/gpu/agree.py jobs/gpu/pytorch_step.py jobs/runs/cifar10-resnet18-paper.toml "$folder/"
 printf 'gpu-check:\n\t./check.sh\n' >"$folder/Makefile"
 pack() {

@@ -32,7 +32,6 @@ PODMAN = {
     "podman": "podman netavark catatonit",
     "runc": "runc",
     "buildah": "buildah",
-    "strip": "binutils",
     "mmdebstrap": "mmdebstrap debian-archive-keyring",
 }
 # The parts, and for each the programs that it needs, with their packages. What is part of every Debian is not here.

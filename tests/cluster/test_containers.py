@@ -34,7 +34,7 @@ runtime = "runc"
 network_backend = "netavark"
 """
 BASE = "docker.io/library/debian:12.11-slim"
-RUST = "docker.io/library/rust:1.89.0-slim-bookworm"
+RUST = "docker.io/library/rust:1.90.0-slim-bookworm"
 # Debian with this machine's Rust and the crates that it has fetched already. It need not be fast.
 RUST_FILE = f"""
 FROM {BASE}
@@ -75,15 +75,15 @@ def make_base():
     podman("import", archive, BASE)
 
 
-def own_stages(target):
-    """Options with which a build runs the Dockerfile's own stages for the program, on a stand-in for Rust's image."""
+def own_stages():
+    """Options with which a build compiles the wheel and fetches libtorch itself, on a stand-in for Rust's image."""
     rust = scratch("image-rust")
     (rust / "Containerfile").write_text(RUST_FILE)
     podman("build", "--pull=never", "-t", RUST, rust)
     sysroot = tool("rustc", "--print", "sysroot", cwd=ROOT)
     crates = Path(os.environ.get("CARGO_HOME") or Path.home() / ".cargo") / "registry"
     # What was compiled is kept for the next time; it is no part of the image.
-    compiled = WORK / f"{target}-target"
+    compiled = WORK / "image-target"
     compiled.mkdir(exist_ok=True)
     volumes = [f"{sysroot}:/opt/rust:ro", f"{crates}:/opt/cargo/registry", f"{compiled}:/build/target"]
     if CERTIFICATES.exists():
@@ -91,31 +91,28 @@ def own_stages(target):
     return [word for volume in volumes for word in ("-v", volume)]
 
 
-def stand_in(target, fill):
-    """Options with which a build takes another folder for what its stage for the program makes."""
-    context = scratch(f"image-{target}")
-    fill(context)
-    return ["--build-context", f"build-{target}={context}"]
+def stand_ins():
+    """Options with which a build takes the wheel that was built here, and the CPU's part of libtorch."""
+    (wheel,) = ROOT.glob("target/wheels/dev/*.whl")
+    assert wheel.stat().st_mtime >= INSTDISC.stat().st_mtime, f"{wheel} is older than {INSTDISC}: make test-wheel"
+    wheels, libtorch = scratch("image-wheel"), scratch("image-libtorch")
+    shutil.copy(wheel, wheels)
+    copy_libtorch(libtorch)
+    return ["--build-context", f"wheel={wheels}", "--build-context", f"libtorch={libtorch}"]
 
 
-def this_program(context):
-    """The program that is tested and the CPU's part of libtorch, as stage build-train leaves them."""
-    for name in ("instdisc", "instdisc-torch"):
-        copy_program(INSTDISC.with_name(name), context / name)
-    lib = context / "libtorch/torch/lib"
+def copy_libtorch(context):
+    """What stage `libtorch` of the Dockerfile holds, but for what needs a GPU."""
+    lib = context / "torch/lib"
     lib.mkdir(parents=True)
+    shutil.copy(LIBTORCH / "version.py", lib.parent)
     for name in ("libtorch.so", "libtorch_cpu.so", "libc10.so", "libgomp.so.1"):
         shutil.copy(LIBTORCH / "lib" / name, lib)
     nvidia = LIBTORCH.resolve().parent / "nvidia"
     for file in [*nvidia.rglob("libcudart.so*"), *nvidia.rglob("libcupti.so*")]:
-        target = context / "libtorch" / file.relative_to(nvidia.parent)
+        target = context / file.relative_to(nvidia.parent)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, target)
-
-
-def copy_program(program, target):
-    shutil.copy(program, target)
-    subprocess.run(["strip", "--strip-debug", target], check=False)
 
 
 def build(target, options):
@@ -125,7 +122,7 @@ def build(target, options):
     words = ["--pull=never", "--network=host", "--ulimit", f"nofile={FILES}:{FILES}", "--target", target, "-t", image]
     podman("build", *words, *options, "-f", ROOT / "jobs/container/Dockerfile", ROOT, timeout=7200)
     megabytes = int(podman("image", "inspect", "--format", "{{.Size}}", image)) / 1e6
-    stages = "a program from elsewhere" if "--build-context" in options else tool("rustc", "--version", cwd=ROOT)
+    stages = "the wheel of this checkout" if "--build-context" in options else tool("rustc", "--version", cwd=ROOT)
     note(f"built: {image}, {megabytes:.0f} MB, with {stages}, in {time.monotonic() - began:.0f} s")
     return image
 
@@ -143,10 +140,10 @@ class Containers(unittest.TestCase):
         if left:
             podman("pod", "rm", "--force", "--time", 1, *left)
         make_base()
-        # Stage build-train fetches and keeps 10 GB of CUDA's libraries: on demand.
-        own = os.environ.get("CLUSTER_BUILD_TRAIN")
-        cls.train = build("train", own_stages("train") if own else stand_in("train", this_program))
-        cls.tools = build("cpu-tools", own_stages("cpu-tools"))
+        # Half an hour of compiling, and 10 GB of CUDA's libraries: on demand.
+        options = own_stages() if os.environ.get("CLUSTER_BUILD_IMAGES") else stand_ins()
+        cls.train = build("train", options)
+        cls.tools = build("cpu-tools", options)
         buildah = tool("buildah", "--version").split(" (")[0]
         note_started(f"{podman('--version')} with {hello}, {buildah}", "pods and images")
         cls.store = Ceph("ceph-containers")
@@ -156,7 +153,6 @@ class Containers(unittest.TestCase):
         cls.store.stop()
         for name in ("train", "cpu-tools"):
             podman("rmi", "--force", f"localhost/instdisc-{name}:dev", check=False)
-            shutil.rmtree(WORK / f"image-{name}", ignore_errors=True)
 
     def play(self, name, image, more, locations, mounts=()):
         """Runs the pod template of a job as the manifests have it, with more options; its container."""
@@ -271,7 +267,7 @@ class Containers(unittest.TestCase):
         self.assertIn(str(USER), shown)
         self.assertIn("Read-only file system", shown)
         entry = podman("image", "inspect", "--format", "{{json .Config.Entrypoint}}", image)
-        self.assertEqual(entry, '["/usr/local/bin/instdisc"]')
+        self.assertEqual(entry, '["/opt/instdisc/bin/instdisc"]')
 
     def test_the_small_image_has_no_libtorch_and_ingests(self):
         at = scratch("image-ingest")
@@ -280,8 +276,8 @@ class Containers(unittest.TestCase):
         words = ["run", "--rm", "--network=none", "--read-only", *mounts, self.tools, "ingest", "--source", "/pictures"]
         podman(*words, "--dest", "/out/dataset", *INGEST)
         self.assertEqual(dataset_digest(at / "dataset"), dataset_digest(dataset()))
-        files = podman("run", "--rm", "--network=none", "--entrypoint", "/bin/ls", self.tools, "/opt", "/usr/local/bin")
-        self.assertNotIn("libtorch", files)
+        files = podman("run", "--rm", "--network=none", "--entrypoint", "/bin/ls", self.tools, "-R", "/opt")
+        self.assertEqual(files.split(), ["/opt:", "instdisc", "/opt/instdisc:", "bin", "/opt/instdisc/bin:", "instdisc"])
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ class Requirements(unittest.TestCase):
                 if re.search(r"\bpip\b.*\b(install|download)\b|bin/pip", line) and not line.lstrip().startswith("#"):
                     count += 1
                     self.assertRegex(line, r"--require-hashes|--no-index|\*PIP\b", path.name)
-        self.assertEqual(count, 9, "Dockerfile, again.sh, libtorch.sh, packages.sh, python.sh, the wheel twice, run.py twice")
+        self.assertEqual(count, 10, "Dockerfile twice, again.sh, libtorch.sh, packages.sh, python.sh, the wheel twice, run.py twice")
         self.assertIn("--require-hashes", PIP)
 
     def test_each_package_of_a_file_of_requirements_has_a_version_and_a_hash(self):
