@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/.tools/usr/bin:$(PATH)
 DATA ?=
 PARTS ?=
 
-.PHONY: help deps plan-demo plan-test libtorch python build test test-cluster test-wheel wheel lint lint-code \
+.PHONY: help deps plan-demo plan-test libtorch python build test test-cluster test-wheel wheel release lint lint-code \
   lint-tools oldest-rust licences demo clean-demo gpu-bundle gpu-check
 
 help: ## Say what there is
@@ -37,6 +37,9 @@ test-cluster: deps libtorch ## Test on a real SLURM, real S3 servers, faults, Ku
 wheel: libtorch ## Build the wheel, target/wheels/release/instdisc-*.whl
 	@jobs/wheel/build.sh
 
+release: libtorch ## Make what a release publishes: wheel, context of the images, changes, checksums
+	@wheel=$$(jobs/wheel/build.sh) && jobs/release.sh "$$wheel"
+
 test-wheel: libtorch ## Build a wheel of the tests' programs and use it in a fresh environment
 	@wheel=$$(jobs/wheel/build.sh dev) && jobs/wheel/test.sh "$$wheel"
 
@@ -64,8 +67,8 @@ demo: plan-demo libtorch ## From images to a kNN score and a page; DATA=/path/to
 plan-demo plan-test: plan-%:
 	@jobs/setup/plan.sh $*
 
-clean-demo: ## Remove what the demo made
-	rm -rf demo
+clean-demo: ## Remove what the demo made, also of your own images
+	rm -rf demo demo-own
 
 gpu-bundle: wheel ## Pack the programs, checks and DATA=/path/to/dataset for a machine with a GPU
 	@jobs/gpu/bundle.sh $(if $(DATA),"$(DATA)")
