@@ -122,7 +122,8 @@ impl Meter {
     pub(super) fn new(stage: &str, total: u64, done: u64) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             // Not indicatif's rate: it would count what was done before.
-            let style = ProgressStyle::with_template("{prefix:>8} [{bar:30}] {human_pos}/{human_len}{msg}");
+            let style =
+                ProgressStyle::with_template("{prefix:>8} [{bar:20}] {human_pos}/{human_len}{wide_msg}");
             let bar = bars().add(ProgressBar::new(total));
             bar.set_style(style.expect("the template is fixed").progress_chars("=> "));
             bar.set_prefix(stage.to_owned());

@@ -334,14 +334,13 @@ impl Hooks for TerminalHooks<'_> {
             let part = if std::mem::take(&mut self.resumed_within) { " since the resume" } else { "" };
             parts.push(format!("epoch {}: loss {:.4}{part}{chance}", line.epoch + 1, line.loss));
         }
-        for (name, value) in &line.monitor {
-            if let Some(k) =
-                name.strip_prefix("knn").and_then(|name| name.strip_suffix("_top1")?.parse::<u32>().ok())
-            {
-                parts.extend(
-                    percent(value.as_f64()).map(|share| format!("kNN by the bank {share} (k = {k})")),
-                );
-            }
+        let by_bank = line.monitor.iter().filter_map(|(name, value)| {
+            let k: u32 = name.strip_prefix("knn")?.strip_suffix("_top1")?.parse().ok()?;
+            percent(value.as_f64()).map(|share| format!("{share} (k = {k})"))
+        });
+        let by_bank: Vec<String> = by_bank.collect();
+        if !by_bank.is_empty() {
+            parts.push(format!("kNN by the bank {}", by_bank.join(" and ")));
         }
         if let Some(share) = percent(score("knn_sample_top1")) {
             let than = |name, value| percent(value).map(|share| format!("{name} {share}"));
