@@ -1,11 +1,11 @@
-"""Measures loaders on the same pictures in the same run and prints a table in Markdown.
+"""Measures loaders on the same images in the same run and prints a table in Markdown.
 
     pip install torch torchvision pillow albumentations tensorflow-cpu nvidia-dali-cuda120
-    python benches/loader_peers.py --pictures FOLDER|TAR --instdisc target/release/instdisc
+    python benches/loader_peers.py --images FOLDER|TAR --instdisc target/release/instdisc
 
 A peer that is not installed is left out. Each does the work in its own fastest usual way on one thread, from JPEG bytes
 in memory to uint8 pixels: whole decode; random resized crop and flip; the whole recipe. Rounds of all peers
-alternate. Figures are pictures per second of CPU time of the whole process, so threads that a peer starts count too.
+alternate. Figures are images per second of CPU time of the whole process, so threads that a peer starts count too.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def read(path):
         return [archive.extractfile(entry).read() for entry in archive if entry.isfile()]
 
 
-def torchvision_pillow(pictures):
+def torchvision_pillow(images):
     from PIL import Image
     from torchvision import transforms as T
     import torchvision
@@ -47,19 +47,19 @@ def torchvision_pillow(pictures):
     steps = {"decode": lambda p: p.load(), "crop": T.Compose(crop), "full": T.Compose(full)}
 
     def run(stage):
-        for bytes in pictures:
+        for bytes in images:
             steps[stage](Image.open(io.BytesIO(bytes)).convert("RGB"))
 
     return f"torchvision {torchvision.__version__} on Pillow", run
 
 
-def torchvision_tensors(pictures):
+def torchvision_tensors(images):
     import torch
     import torchvision
     from torchvision.transforms import v2 as T
 
     torch.set_num_threads(1)
-    tensors = [torch.frombuffer(bytearray(bytes), dtype=torch.uint8) for bytes in pictures]
+    tensors = [torch.frombuffer(bytearray(bytes), dtype=torch.uint8) for bytes in images]
     crop = [T.RandomResizedCrop(SIDE, SCALE, RATIO, antialias=True), T.RandomHorizontalFlip()]
     full = [crop[0], T.RandomGrayscale(0.2), T.ColorJitter(*[JITTER] * 4), crop[1]]
     steps = {"decode": lambda p: p, "crop": T.Compose(crop), "full": T.Compose(full)}
@@ -72,13 +72,13 @@ def torchvision_tensors(pictures):
     return f"torchvision {torchvision.__version__} v2 on tensors", run
 
 
-def albumentations(pictures):
+def albumentations(images):
     import albumentations as A
     import cv2
     import numpy as np
 
     cv2.setNumThreads(0)
-    arrays = [np.frombuffer(bytes, np.uint8) for bytes in pictures]
+    arrays = [np.frombuffer(bytes, np.uint8) for bytes in images]
     crop = [A.RandomResizedCrop((SIDE, SIDE), SCALE, RATIO), A.HorizontalFlip(p=0.5)]
     span = (1 - JITTER, 1 + JITTER)
     jitter = A.ColorJitter(span, span, span, (-JITTER, JITTER), p=1)
@@ -92,12 +92,12 @@ def albumentations(pictures):
     return f"albumentations {A.__version__} on OpenCV {cv2.__version__}", run
 
 
-def dali(pictures):
+def dali(images):
     import numpy as np
     import nvidia.dali as dali
     from nvidia.dali import fn, types
 
-    arrays = [np.frombuffer(bytes, np.uint8) for bytes in pictures]
+    arrays = [np.frombuffer(bytes, np.uint8) for bytes in images]
     batch = 50
     exact = dict(jpeg_fancy_upsampling=True, use_fast_idct=False)
 
@@ -137,7 +137,7 @@ def dali(pictures):
     return f"DALI {dali.__version__} CPU (hue in YIQ)", run
 
 
-def tf_data(pictures):
+def tf_data(images):
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(1)
@@ -184,7 +184,7 @@ def tf_data(pictures):
 
     def run(stage):
         if stage not in sets:
-            source = tf.data.Dataset.from_tensor_slices(pictures)
+            source = tf.data.Dataset.from_tensor_slices(images)
             sets[stage] = source.map(steps[stage]).with_options(options)
         for _ in sets[stage]:
             pass
@@ -193,31 +193,31 @@ def tf_data(pictures):
 
 
 def instdisc(binary, path, limit, *more):
-    """Pictures per second of CPU time by stage, and of plain decoding, for one round."""
+    """Images per second of CPU time by stage, and of plain decoding, for one round."""
     seen = {}
     for stage in STAGES:
-        command = [binary, "bench", "loader", "--pictures", path, "--rounds", "1", "--stage", stage, *more]
+        command = [binary, "bench", "loader", "--images", path, "--rounds", "1", "--stage", stage, *more]
         if limit:
             command += ["--limit", str(limit)]
         report = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-        seen[stage] = 1e3 / sum(report["milliseconds_per_picture"].values())
-        seen.setdefault("plain", []).append(1e3 / report["plain_decode_milliseconds_per_picture"])
+        seen[stage] = 1e3 / sum(report["milliseconds_per_image"].values())
+        seen.setdefault("plain", []).append(1e3 / report["plain_decode_milliseconds_per_image"])
     seen["plain"] = sum(seen["plain"]) / len(seen["plain"])
     return seen
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", required=True, help="JPEG files: a folder or a tar")
+    parser.add_argument("--images", required=True, help="JPEG files: a folder or a tar")
     parser.add_argument("--instdisc", default="target/release/instdisc")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--limit", type=int, default=0, help="take so many pictures; 0 for all")
+    parser.add_argument("--limit", type=int, default=0, help="take so many images; 0 for all")
     args = parser.parse_args()
-    pictures = read(args.pictures)[: args.limit or None]
+    images = read(args.images)[: args.limit or None]
     peers = []
     for make in (torchvision_pillow, torchvision_tensors, albumentations, dali, tf_data):
         try:
-            peers.append(make(pictures))
+            peers.append(make(images))
         except ImportError as error:
             print(f"{make.__name__} is left out: {error}", file=sys.stderr)
     for name, run in peers:
@@ -226,8 +226,8 @@ def main():
     spent = {(name, stage): [] for name, _ in peers for stage in STAGES}
     own = {"instdisc": [], "instdisc, tiles": []}
     for _ in range(args.rounds):
-        own["instdisc"].append(instdisc(args.instdisc, args.pictures, args.limit))
-        own["instdisc, tiles"].append(instdisc(args.instdisc, args.pictures, args.limit, "--tiles"))
+        own["instdisc"].append(instdisc(args.instdisc, args.images, args.limit))
+        own["instdisc, tiles"].append(instdisc(args.instdisc, args.images, args.limit, "--tiles"))
         for name, run in peers:
             for stage in STAGES:
                 began = time.process_time()
@@ -235,14 +235,14 @@ def main():
                 spent[name, stage].append(time.process_time() - began)
     mean = lambda values: sum(values) / len(values)
     plain = mean([seen["plain"] for seens in own.values() for seen in seens])
-    print("| pictures/s of CPU time | decode whole | crop, resize, flip | whole recipe | recipe / plain decode |")
+    print("| images/s of CPU time | decode whole | crop, resize, flip | whole recipe | recipe / plain decode |")
     print("|---|---|---|---|---|")
     print(f"| libjpeg-turbo, plain decode | {plain:.0f} | | | |")
     for name, seen in own.items():
         rates = [mean([one[stage] for one in seen]) for stage in STAGES]
         print(f"| {name} | " + " | ".join(f"{rate:.0f}" for rate in rates) + f" | {rates[2] / plain:.2f} |")
     for name, _ in peers:
-        rates = [len(pictures) / mean(spent[name, stage]) for stage in STAGES]
+        rates = [len(images) / mean(spent[name, stage]) for stage in STAGES]
         print(f"| {name} | " + " | ".join(f"{rate:.0f}" for rate in rates) + f" | {rates[2] / plain:.2f} |")
 
 

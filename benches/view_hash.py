@@ -1,7 +1,7 @@
-"""How far the view hash of a picture moves when it is re-encoded or resized, and how far apart pictures are.
+"""How far the view hash of an image moves when it is re-encoded or resized, and how far apart images are.
 
 The hash is that of src/ingest/view_hash.rs, written again in NumPy. Needs numpy and pillow.
-Usage: view_hash.py PICTURES.tar
+Usage: view_hash.py IMAGES.tar
 """
 
 import io
@@ -26,8 +26,8 @@ def sums(values):
     return np.array([running[end] - running[start] for start, end in bounds]), np.array([e - s for s, e in bounds])
 
 
-def view_hash(picture):
-    grey = np.asarray(picture.convert("L")).astype(np.int64)
+def view_hash(image):
+    grey = np.asarray(image.convert("L")).astype(np.int64)
     rows, heights = sums(grey)
     cells, widths = sums(rows.T)
     cells = cells.T * 256 // (heights[:, None] * widths[None, :])
@@ -37,23 +37,23 @@ def view_hash(picture):
     return spectrum > np.sort(spectrum)[128]
 
 
-def encoded(picture, quality):
+def encoded(image, quality):
     buffer = io.BytesIO()
-    picture.convert("RGB").save(buffer, "JPEG", quality=quality)
+    image.convert("RGB").save(buffer, "JPEG", quality=quality)
     return Image.open(buffer)
 
 
-def short(picture, side):
-    factor = side / min(picture.size)
-    return picture.resize([max(1, round(length * factor)) for length in picture.size], Image.BILINEAR)
+def short(image, side):
+    factor = side / min(image.size)
+    return image.resize([max(1, round(length * factor)) for length in image.size], Image.BILINEAR)
 
 
 CHANGES = {
-    "JPEG quality 30": lambda picture: encoded(picture, 30),
-    "JPEG quality 75": lambda picture: encoded(picture, 75),
-    "shorter side 256": lambda picture: short(picture, 256),
-    "shorter side 128": lambda picture: short(picture, 128),
-    "224 by 224, quality 75": lambda picture: encoded(picture.resize((224, 224), Image.BILINEAR), 75),
+    "JPEG quality 30": lambda image: encoded(image, 30),
+    "JPEG quality 75": lambda image: encoded(image, 75),
+    "shorter side 256": lambda image: short(image, 256),
+    "shorter side 128": lambda image: short(image, 128),
+    "224 by 224, quality 75": lambda image: encoded(image.resize((224, 224), Image.BILINEAR), 75),
 }
 
 hashes, moved = [], {name: [] for name in CHANGES}
@@ -61,13 +61,13 @@ archive = tarfile.open(sys.argv[1])
 for member in archive:
     if not member.isfile():
         continue
-    picture = Image.open(archive.extractfile(member))
-    own = view_hash(picture)
+    image = Image.open(archive.extractfile(member))
+    own = view_hash(image)
     hashes.append(own)
     for name, change in CHANGES.items():
-        moved[name].append(int((view_hash(change(picture)) != own).sum()))
+        moved[name].append(int((view_hash(change(image)) != own).sum()))
 for name, bits in moved.items():
     print(f"{name:24} median {np.median(bits):.0f}, most {max(bits)}")
 stacked = np.array(hashes)
 between = (stacked[:, None, :] != stacked[None, :, :]).sum(-1)[np.triu_indices(len(stacked), 1)]
-print(f"{len(stacked)} pictures, {len(between)} pairs: least {between.min()}, mean {between.mean():.0f}")
+print(f"{len(stacked)} images, {len(between)} pairs: least {between.min()}, mean {between.mean():.0f}")

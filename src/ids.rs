@@ -1,4 +1,4 @@
-//! Identities that must not be mixed up: a picture and a class.
+//! Identities that must not be mixed up: an image and a class.
 //!
 //! Inside the crate an id is one of these types; only the file formats turn it into an `int64` and back.
 
@@ -6,16 +6,16 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// The picture's number within its split.
+/// The image's number within its split.
 ///
-/// Invariants: a split of `n` pictures holds exactly the ids `0..n`; an id never changes once the dataset is
+/// Invariants: a split of `n` images holds exactly the ids `0..n`; an id never changes once the dataset is
 /// published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct InstanceId(pub u32);
 
 impl InstanceId {
-    /// The id as an index into a table with one row for each picture.
+    /// The id as an index into a table with one row for each image.
     pub fn row(self) -> usize {
         self.0 as usize
     }
@@ -37,9 +37,9 @@ impl fmt::Display for InstanceId {
     }
 }
 
-/// A picture's place among those that a job works on, and its row in the memory bank.
+/// An image's place among those that a job works on, and its row in the memory bank.
 ///
-/// Where a job works on a whole split, it is the number of the picture's [`InstanceId`]; where it works on a
+/// Where a job works on a whole split, it is the number of the image's [`InstanceId`]; where it works on a
 /// sample (`--limit`), the sample's ids are numbered in their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Position(pub u32);
@@ -67,7 +67,7 @@ impl Position {
 pub struct ClassId(pub u16);
 
 impl ClassId {
-    /// The value that a dataset stores for a picture without a label.
+    /// The value that a dataset stores for an image without a label.
     pub const UNLABELLED: i64 = -1;
 
     /// The class as an index into the list of class names.
@@ -75,7 +75,7 @@ impl ClassId {
         usize::from(self.0)
     }
 
-    /// Reads a label as a file holds it: `Some(None)` for an unlabelled picture, `None` for a value that is
+    /// Reads a label as a file holds it: `Some(None)` for an unlabelled image, `None` for a value that is
     /// no label at all.
     pub fn from_stored(value: i64) -> Option<Option<Self>> {
         if value == Self::UNLABELLED {

@@ -1,7 +1,7 @@
 //! Instance discrimination as a dataset-streaming batch system.
 //!
 //! The method is Wu et al., CVPR 2018 ("Unsupervised Feature Learning via Non-Parametric Instance
-//! Discrimination"): every picture is its own class, a memory bank keeps one unit vector for each, and the
+//! Discrimination"): every image is its own class, a memory bank keeps one unit vector for each, and the
 //! learned space is judged by a weighted k-nearest-neighbour vote. Four jobs carry it: `ingest`, `train`,
 //! `embed` and `knn`; each reads one published format and writes the next. docs/architecture.md has the
 //! layers and what may import what.
@@ -18,7 +18,7 @@ pub mod units;
 pub mod checkpoint;
 pub mod dataset;
 pub mod feature_table;
-pub mod picture;
+pub mod image;
 
 #[cfg(feature = "torch")]
 pub mod bank;

@@ -15,7 +15,7 @@ pub enum Purpose {
     ShardOrder = 1,
     /// The order of an epoch; counter: epoch.
     EpochOrder = 2,
-    /// A picture's augmentation; counters: epoch, instance.
+    /// An image's augmentation; counters: epoch, instance.
     Augmentation = 3,
     /// The initial rows of the memory bank; counter: block of rows.
     BankInit = 4,
@@ -23,7 +23,7 @@ pub enum Purpose {
     Negatives = 5,
     /// The initial weights of the encoder; counter: parameter.
     WeightInit = 6,
-    /// The synthetic picture set; counters: class, picture.
+    /// The synthetic image set; counters: class, image.
     Synth = 7,
     /// The sample of a split that `--limit` takes; counter: its size.
     Sample = 9,

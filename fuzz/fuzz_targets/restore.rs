@@ -3,5 +3,5 @@
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    instdisc::picture::fuzzing::restored(bytes);
+    instdisc::image::fuzzing::restored(bytes);
 });

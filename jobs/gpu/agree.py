@@ -72,8 +72,8 @@ def replay(folder):
 
 
 def train(folder):
-    instdisc("synth", "--dest", folder / "pictures", "--train-per-class", "16", "--val-per-class", "2")
-    instdisc("ingest", "--source", folder / "pictures", "--dest", folder / "dataset")
+    instdisc("synth", "--dest", folder / "images", "--train-per-class", "16", "--val-per-class", "2")
+    instdisc("ingest", "--source", folder / "images", "--dest", folder / "dataset")
     losses = []
     for device in ["cpu", DEVICE]:
         run = folder / f"run-{device.partition(':')[0]}"

@@ -51,8 +51,8 @@ ranks() {
   # Steps whose gradients go through NCCL: one process, and two where there are two GPUs.
   local data=results/ranks steps
   rm -rf "$data"
-  instdisc synth --train-per-class 100 --val-per-class 10 --image-size 64 --dest "$data/pictures" >/dev/null
-  instdisc ingest --source "$data/pictures" --dest "$data/dataset" >/dev/null
+  instdisc synth --train-per-class 100 --val-per-class 10 --image-size 64 --dest "$data/images" >/dev/null
+  instdisc ingest --source "$data/images" --dest "$data/dataset" >/dev/null
   steps="train --dataset $data/dataset --arch resnet18 --image-size 64 --batch-size 64 --objective nce --negatives 512 --lr 0.00002
     --temperature 1 --epochs 2 --sync-batch-norm --no-monitor --log-every-steps 1"
   instdisc $steps --run "$data/alone" --device cuda:0

@@ -6,8 +6,8 @@
 What is taken: the network's weights (`state_dict`, with DataParallel's `module.` before each name), and, where
 the file has it, the memory bank. lemniscate pickles a whole module as `lemniscate`; its class is not needed
 here, a stand-in takes its place, and of its state only `memory` and `params` (K, tau, Z, momentum) are read.
-Row i of that bank is picture i of a sorted ImageFolder, which is the instance id of a dataset that `instdisc
-ingest` made with no picture refused. The result can be embedded, inspected and judged; a run cannot go on from
+Row i of that bank is image i of a sorted ImageFolder, which is the instance id of a dataset that `instdisc
+ingest` made with no image refused. The result can be embedded, inspected and judged; a run cannot go on from
 it, as the file has no optimiser state in our form.
 
 Pickles can run code: open only files that you trust. Needs torch, numpy, safetensors, pyarrow, blake3.
@@ -124,8 +124,8 @@ def main():
         raise SystemExit(f"error: the network in {args.checkpoint} has no fc.weight: it is no ResNet of lemniscate's")
     rows, params = memory(checkpoint)
     if rows is not None and len(rows) != split["instances"]:
-        pictures = f"split {args.split} of {args.dataset} has {split['instances']} pictures"
-        raise SystemExit(f"error: the bank in {args.checkpoint} has {len(rows)} rows, {pictures}")
+        images = f"split {args.split} of {args.dataset} has {split['instances']} images"
+        raise SystemExit(f"error: the bank in {args.checkpoint} has {len(rows)} rows, {images}")
     step = int(number.group(1))
     dim = tensors["fc.weight"].shape[0]
     args.output.mkdir(parents=True, exist_ok=True)

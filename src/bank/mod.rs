@@ -1,6 +1,6 @@
-//! The memory bank: one unit vector for each picture.
+//! The memory bank: one unit vector for each image.
 //!
-//! Row `i` is the running feature of the picture at `Position(i)`. Rows move only through [`MemoryBank::update`], which
+//! Row `i` is the running feature of the image at `Position(i)`. Rows move only through [`MemoryBank::update`], which
 //! the training loop calls; evaluating an objective never writes them, and no autograd graph passes through
 //! the bank. The bank knows nothing of files: it turns into a feature table and back.
 
@@ -24,7 +24,7 @@ use crate::units::BankMomentum;
 /// A sum of old row and new feature shorter than this cannot be normalised.
 const SHORTEST_SUM: f64 = 1e-6;
 
-/// One unit vector for each picture, or for a run of them: several processes own some each.
+/// One unit vector for each image, or for a run of them: several processes own some each.
 ///
 /// Invariants: every row has unit length (within 1e-5, or what its type can hold); all owners together have as
 /// many rows as the split has instances; rows never take part in autograd.

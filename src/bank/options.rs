@@ -37,7 +37,7 @@ pub enum BankInit {
     Uniform,
     /// Uniform on the sphere: normal numbers, normalised (the paper's "unit random vectors").
     Normal,
-    /// What the encoder makes of each picture, in one pass before the first step.
+    /// What the encoder makes of each image, in one pass before the first step.
     Encode,
 }
 

@@ -43,7 +43,7 @@ pub(super) struct EmbedArgs {
     /// Embed a uniform sample of N images, the one that train --limit takes; 0 for all
     #[arg(long, value_name = "N", default_value_t = 0)]
     limit: u64,
-    /// Pictures of a batch
+    /// Images of a batch
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
     batch_size: u32,
     /// Threads that decode; 0 for one on each core

@@ -1,6 +1,6 @@
 //! `instdisc export`.
 
-mod pictures;
+mod images;
 
 use clap::{Args, Subcommand};
 use serde_json::json;
@@ -10,7 +10,7 @@ use super::{GlobalArgs, write_json};
 use crate::eval::{ProjectorJob, export_parquet, export_projector, export_torchvision};
 use crate::feature_table::{ColumnNames, open_table};
 
-/// Write weights, embeddings or pictures in other programs' forms.
+/// Write weights, embeddings or images in other programs' forms.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  instdisc export torchvision --checkpoint runs/r50/checkpoints/step-00005005 \\\n    --without-projection --output r50.safetensors\n  instdisc export parquet --table val.arrow --output val.parquet\n  instdisc export projector --table val.arrow --dataset data/in1k --output projector"
@@ -22,7 +22,7 @@ pub(super) struct ExportArgs {
 
 #[derive(Debug, Subcommand)]
 enum Form {
-    Pictures(pictures::PicturesArgs),
+    Images(images::ImagesArgs),
     /// Weights as one safetensors file with torchvision's names; jobs/tools/cifar_resnet.py has the classes of the CIFAR
     /// networks
     Torchvision {
@@ -50,7 +50,7 @@ enum Form {
         /// The feature table, or the bank of a checkpoint
         #[arg(long, value_name = "URL")]
         table: String,
-        /// The dataset, for a small picture of each row
+        /// The dataset, for a small image of each row
         #[arg(long, value_name = "URL")]
         dataset: Option<String>,
         /// A uniform sample of N rows at most
@@ -64,7 +64,7 @@ enum Form {
 
 pub(super) fn run(global: &GlobalArgs, args: &ExportArgs) -> anyhow::Result<()> {
     match &args.form {
-        Form::Pictures(args) => pictures::run(global, args),
+        Form::Images(args) => images::run(global, args),
         Form::Torchvision { checkpoint, without_projection, output } => {
             if [".pth", ".pt", ".bin", ".tar"].iter().any(|ending| output.ends_with(ending)) {
                 let reason = format!(

@@ -26,7 +26,7 @@ use crate::trainer::{
 };
 use crate::units::Fraction;
 
-/// Pictures of a batch when the classifier is judged.
+/// Images of a batch when the classifier is judged.
 const BATCH_SIZE: usize = 256;
 
 /// Fine-tune a checkpoint's encoder on few labels, and judge the classifier.

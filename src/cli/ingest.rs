@@ -5,11 +5,11 @@ use clap::{ArgGroup, Args, ValueEnum};
 use super::exit::WrongUsage;
 use super::progress::{Terminal, say};
 use super::{GlobalArgs, braces, write_json, write_stdout};
+use crate::image::ExifOrientation;
 use crate::ingest::{
     CheckDepth, ClassFolder, HoldOut, IngestOptions, LabelsAs, PathGlob, SourceFormat, ingest, plan,
     source_plan,
 };
-use crate::picture::ExifOrientation;
 use crate::units::{ByteSize, Fraction};
 
 /// Turn images into a dataset: Parquet shards with instance ids, and a manifest.
@@ -87,7 +87,7 @@ pub(super) struct IngestArgs {
     /// (`--plan=json`) as JSON; write nothing
     #[arg(long, value_enum, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "text")]
     plan: Option<PlanFormat>,
-    /// Add the pictures to a split that is there: new ids after the old ones
+    /// Add the images to a split that is there: new ids after the old ones
     #[arg(long)]
     append: bool,
     /// Leave out images of the split `train` with a near-duplicate in another split that is there or comes with them
@@ -100,7 +100,7 @@ pub(super) struct IngestArgs {
     /// it holds none
     #[arg(long)]
     verify_source: bool,
-    /// The share of refused pictures above which the job fails
+    /// The share of refused images above which the job fails
     #[arg(long, value_name = "FRACTION", default_value = "0.01")]
     max_reject_fraction: Fraction,
     /// The size at which a shard is full
@@ -112,29 +112,29 @@ pub(super) struct IngestArgs {
     /// The seed of the rows' order over the shards
     #[arg(long, value_name = "N", default_value_t = 0)]
     shuffle_seed: u64,
-    /// How much of a picture is looked at
+    /// How much of an image is looked at
     #[arg(long, value_enum, default_value = "full")]
     check: CheckDepth,
-    /// A picture with more pixels is refused
+    /// An image with more pixels is refused
     #[arg(long, value_name = "N", default_value_t = 100_000_000)]
     max_pixels: u64,
     /// Whether images are seen as the orientation in their EXIF says; their bytes stay as they are
     #[arg(long, value_enum, value_name = "WHAT", default_value = "ignore")]
     exif_orientation: ExifOrientation,
-    /// Make pictures smaller until their longer side has at most N pixels
+    /// Make images smaller until their longer side has at most N pixels
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_side: Option<u32>,
-    /// Make pictures smaller until their shorter side has at most N pixels
+    /// Make images smaller until their shorter side has at most N pixels
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     short_side: Option<u32>,
-    /// The JPEG quality of pictures that were made smaller
+    /// The JPEG quality of images that were made smaller
     #[arg(long, value_name = "N", default_value_t = 90, requires = "smaller")]
     #[arg(value_parser = clap::value_parser!(u8).range(1..=100))]
     quality: u8,
     /// Turn progressive JPEGs into baseline ones: the same pixels, decoded in less time
     #[arg(long)]
     baseline: bool,
-    /// Give JPEGs restart markers: the same pixels, crops decoded in less time; `export pictures` takes them out again
+    /// Give JPEGs restart markers: the same pixels, crops decoded in less time; `export images` takes them out again
     #[arg(long)]
     tile_index: bool,
     /// Threads that validate images, at most 1024; 0 for one on each core

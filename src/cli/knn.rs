@@ -15,11 +15,11 @@ use super::reports::Published;
 use super::{GlobalArgs, write_stdout};
 use crate::dataset::{Manifest, read_duplicates};
 use crate::eval::{
-    Duplicates, EvalError, KnnOptions, KnnReport, KnnReports, Neighbours, PageInput, PagePictures,
-    Thumbnails, cases, evaluate_with_neighbours, history, map, open_bank, page, sprite, write_neighbours,
+    Duplicates, EvalError, KnnOptions, KnnReport, KnnReports, Neighbours, PageImages, PageInput, Thumbnails,
+    cases, evaluate_with_neighbours, history, map, open_bank, page, sprite, write_neighbours,
 };
 use crate::feature_table::{ColumnNames, FeatureTable, Table};
-use crate::picture::encode_jpeg;
+use crate::image::encode_jpeg;
 use crate::storage::{Location, PublishMode};
 use crate::units::Temperature;
 
@@ -33,14 +33,14 @@ const DEFAULT_MAP_POINTS: u64 = 2000;
 const DEFAULT_TEMPERATURE: &str = "0.07";
 /// Points of the page's map at most: their images fit into one JPEG, which has at most 65,535 rows of pixels.
 const MOST_MAP_POINTS: u64 = 100_000;
-/// The quality of the map's pictures.
+/// The quality of the map's images.
 const SPRITE_QUALITY: u8 = 78;
 
 /// Judge features by a weighted k-nearest-neighbour vote.
 ///
 /// Each query is given the class for which its K most similar bank rows vote, with weights exp(s/τ), where s
 /// is their cosine. The report is JSON; with --output, a page (.html) is written beside it, which shows
-/// pictures if --dataset is given. Several features are judged in one call: give --bank and --queries once
+/// images if --dataset is given. Several features are judged in one call: give --bank and --queries once
 /// for each, or --feature with --run.
 #[derive(Debug, Args)]
 #[command(
@@ -66,7 +66,7 @@ pub(super) struct KnnArgs {
     /// Evaluate this run's newest checkpoint, or the checkpoint of this folder: its encoder embeds --split, its bank votes
     #[arg(long, value_name = "URL", conflicts_with_all = ["bank", "queries"], requires = "dataset")]
     run: Option<String>,
-    /// The dataset, for the page's pictures and for --run
+    /// The dataset, for the page's images and for --run
     #[arg(long, value_name = "URL")]
     dataset: Option<String>,
     /// The split that --run evaluates on [default: the first of val, validation, dev and test that exists]
@@ -100,7 +100,7 @@ pub(super) struct KnnArgs {
     /// A query's own row does not vote, for queries from the bank's own split
     #[arg(long)]
     leave_one_out: bool,
-    /// Rows that show a query's own picture do not vote; ingest found them (--dataset)
+    /// Rows that show a query's own image do not vote; ingest found them (--dataset)
     #[arg(long, requires = "dataset")]
     exclude_duplicates: bool,
     /// The report's place (.json), a page lies beside it (.html); stdout then has a line of scores [default: stdout
@@ -331,19 +331,19 @@ pub(super) fn default_k(rows: usize) -> usize {
 
 /// Publishes the report and the page beside it.
 fn publish(global: &GlobalArgs, args: &KnnArgs, place: &Place, input: &PageInput<'_>) -> anyhow::Result<()> {
-    let pictures = match &args.dataset {
-        Some(dataset) => pictures(&global.location(dataset)?, input)?,
-        None => PagePictures::default(),
+    let images = match &args.dataset {
+        Some(dataset) => images(&global.location(dataset)?, input)?,
+        None => PageImages::default(),
     };
     let html = beside(&place.output)?;
-    html.publish(page(input, &pictures), PublishMode::Overwrite)?;
+    html.publish(page(input, &images), PublishMode::Overwrite)?;
     let published = Published { report: input.reports, weights: place.weights.as_deref() };
     place.output.publish(serde_json::to_string_pretty(&published)? + "\n", place.mode)?;
     say(&format!("report {}, page {html}", place.output));
     Ok(())
 }
 
-fn pictures(dataset: &Location, input: &PageInput<'_>) -> anyhow::Result<PagePictures> {
+fn images(dataset: &Location, input: &PageInput<'_>) -> anyhow::Result<PageImages> {
     let manifest = Manifest::read(dataset)?;
     let dataset_digest = manifest.dataset_digest.to_string();
     for meta in [input.bank.meta(), &input.queries.meta] {
@@ -355,13 +355,13 @@ fn pictures(dataset: &Location, input: &PageInput<'_>) -> anyhow::Result<PagePic
     }
     let split = &input.queries.meta.split;
     let mapped = input.mapped();
-    // From a store every point would cost a row group; the map has pictures where pictures are at hand.
+    // From a store every point would cost a row group; the map has images where images are at hand.
     let sprite = if mapped.is_empty() || dataset.local_path().is_none() {
         None
     } else {
         Some(encode_jpeg(&sprite(dataset, &manifest, split, &mapped)?, SPRITE_QUALITY)?)
     };
-    Ok(PagePictures {
+    Ok(PageImages {
         queries: Thumbnails::load(dataset, &manifest, split, input.shown_queries())?,
         bank: Thumbnails::load(dataset, &manifest, &input.bank.meta().split, input.shown_neighbours())?,
         sprite,

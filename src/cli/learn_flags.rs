@@ -14,15 +14,15 @@ pub(super) struct LearnFlags {
     #[arg(long, value_enum, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     recipe: Option<RecipeKind>,
-    /// Pictures of one step
+    /// Images of one step
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     batch_size: Option<usize>,
-    /// In how many parts a step's pictures go through the network, to save memory
+    /// In how many parts a step's images go through the network, to save memory
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     accumulate: Option<usize>,
-    /// Passes over the pictures
+    /// Passes over the images
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     epochs: Option<u64>,

@@ -9,11 +9,11 @@ use super::{GlobalArgs, write_json};
 use crate::checkpoint::{Checkpoint, TrainedOn};
 use crate::dataset::Manifest;
 use crate::ids::{InstanceId, Position};
+use crate::image::{DecodedImage, Limits, decode, encode_png};
 use crate::loader::{CropBox, DatasetSource, Recipe, Source, augment};
-use crate::picture::{Limits, Picture, decode, encode_png};
 use crate::storage::PublishMode;
 
-/// Between the two pictures, in pixels.
+/// Between the two images, in pixels.
 const GAP: u32 = 8;
 /// The frame around the crop: its colour, and the colours of its edges.
 const FRAME: [[u8; 3]; 3] = [[0, 0, 0], [255, 64, 64], [0, 0, 0]];
@@ -182,7 +182,7 @@ fn config_of(
 }
 
 /// Drawings of equal width, one below the other.
-fn stacked(rows: &[Picture]) -> Picture {
+fn stacked(rows: &[DecodedImage]) -> DecodedImage {
     let width = rows.iter().map(|row| row.width).max().unwrap_or(0);
     let mut rgb = Vec::new();
     for (number, row) in rows.iter().enumerate() {
@@ -191,16 +191,16 @@ fn stacked(rows: &[Picture]) -> Picture {
         }
         rgb.extend_from_slice(&row.rgb);
     }
-    Picture { width, height: (rgb.len() / 3 / width.max(1) as usize) as u32, rgb }
+    DecodedImage { width, height: (rgb.len() / 3 / width.max(1) as usize) as u32, rgb }
 }
 
 /// The same with each pixel as a square of this side.
-fn enlarged(small: &Picture, scale: u32) -> Picture {
+fn enlarged(small: &DecodedImage, scale: u32) -> DecodedImage {
     let times = scale as usize;
     let line =
         |row: &[u8]| -> Vec<u8> { row.chunks_exact(3).flat_map(|pixel| pixel.repeat(times)).collect() };
     let rows = small.rgb.chunks_exact(3 * small.width.max(1) as usize);
-    Picture {
+    DecodedImage {
         width: small.width * scale,
         height: small.height * scale,
         rgb: rows.flat_map(|row| line(row).repeat(times)).collect(),
@@ -208,7 +208,7 @@ fn enlarged(small: &Picture, scale: u32) -> Picture {
 }
 
 /// The original with the crop's frame, and right of it the planes as they are.
-fn beside(original: &Picture, crop: CropBox, planes: &[u8], side: u32) -> Picture {
+fn beside(original: &DecodedImage, crop: CropBox, planes: &[u8], side: u32) -> DecodedImage {
     let (width, height) = (original.width + GAP + side, original.height.max(side));
     let mut rgb = Vec::with_capacity((width * height * 3) as usize);
     let plane = (side * side) as usize;
@@ -229,7 +229,7 @@ fn beside(original: &Picture, crop: CropBox, planes: &[u8], side: u32) -> Pictur
             });
         }
     }
-    Picture { width, height, rgb }
+    DecodedImage { width, height, rgb }
 }
 
 /// Which line of the frame, which lies inside the crop, runs through a pixel.
@@ -247,7 +247,7 @@ mod tests {
 
     #[test]
     fn drawings_are_stacked_and_small_ones_enlarged() {
-        let row = |value: u8| Picture { width: 2, height: 1, rgb: vec![value, 0, 0, 0, value, 0] };
+        let row = |value: u8| DecodedImage { width: 2, height: 1, rgb: vec![value, 0, 0, 0, value, 0] };
         let stacked = stacked(&[row(1), row(2)]);
         assert_eq!((stacked.width, stacked.height), (2, 2 + GAP));
         assert_eq!(
@@ -263,7 +263,7 @@ mod tests {
 
     #[test]
     fn the_frame_lies_inside_the_crop_and_the_seen_pixels_stay_as_they_are() {
-        let original = Picture { width: 10, height: 9, rgb: vec![7; 10 * 9 * 3] };
+        let original = DecodedImage { width: 10, height: 9, rgb: vec![7; 10 * 9 * 3] };
         let crop = CropBox { left: 1, top: 1, width: 8, height: 7 };
         let planes: Vec<u8> = (0..3 * 12 * 12).map(|at| (at % 251) as u8).collect();
         let shown = beside(&original, crop, &planes, 12);

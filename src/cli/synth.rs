@@ -8,23 +8,23 @@ use super::progress::Terminal;
 use super::write_json;
 use crate::ingest::{SynthOptions, synth};
 
-/// Write a small labelled picture set in ImageFolder layout (train and val), for trying things out.
+/// Write a small labelled image set in ImageFolder layout (train and val), for trying things out.
 ///
 /// The classes are textured shapes; pose, scale, colours and background are random and say nothing of the
 /// class.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  instdisc synth --dest pictures")]
+#[command(after_help = "Example:\n  instdisc synth --dest images")]
 pub(super) struct SynthArgs {
     /// The folder to write; it must be empty or absent
     #[arg(long, value_name = "PATH", value_parser = super::local_path)]
     dest: PathBuf,
-    /// Training pictures of each class
+    /// Training images of each class
     #[arg(long, value_name = "N", default_value_t = SynthOptions::default().train_per_class)]
     train_per_class: usize,
-    /// Validation pictures of each class
+    /// Validation images of each class
     #[arg(long, value_name = "N", default_value_t = SynthOptions::default().val_per_class)]
     val_per_class: usize,
-    /// The side of a picture, in pixels
+    /// The side of an image, in pixels
     #[arg(long, value_name = "PIXELS", default_value_t = SynthOptions::default().image_size)]
     image_size: u32,
     /// The seed of everything random

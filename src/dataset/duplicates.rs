@@ -1,4 +1,4 @@
-//! `duplicates.parquet`: groups of pictures that are the same.
+//! `duplicates.parquet`: groups of images that are the same.
 
 use std::sync::Arc;
 
@@ -16,20 +16,20 @@ use crate::storage::Location;
 /// The file's name within the dataset's folder.
 pub const DUPLICATES_FILE: &str = "duplicates.parquet";
 
-/// A picture of a group.
+/// An image of a group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DuplicateRow {
     /// The group's number, from 0.
     pub group: u64,
-    /// The picture's split.
+    /// The image's split.
     pub split: String,
     /// Its number in the split.
     pub id: InstanceId,
     /// Where it came from.
     pub path: String,
-    /// Whether its bytes are those of the group's first picture.
+    /// Whether its bytes are those of the group's first image.
     pub identical: bool,
-    /// The bits in which its view hash differs from that of the group's first picture; none where it has no hash.
+    /// The bits in which its view hash differs from that of the group's first image; none where it has no hash.
     pub distance: Option<u32>,
 }
 

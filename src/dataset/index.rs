@@ -1,6 +1,6 @@
-//! The index of a part of a split: a row for each instance, without its picture.
+//! The index of a part of a split: a row for each instance, without its image.
 //!
-//! It tells what is where without a look into the shards, so that a picture is read by itself and checked by
+//! It tells what is where without a look into the shards, so that an image is read by itself and checked by
 //! its own digest; and it is what duplicates are found by.
 
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use super::{DatasetError, FileEntry, Place};
 use crate::ids::{ClassId, InstanceId};
 use crate::storage::{Digest, Location};
 
-/// What a picture looks like, in 256 bits; pictures that look the same differ in few of them.
+/// What an image looks like, in 256 bits; images that look the same differ in few of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ViewHash(pub [u64; 4]);
 
@@ -56,8 +56,8 @@ pub struct IndexRow {
     /// Where it lies.
     pub place: Place,
     /// The digest of its encoded bytes.
-    pub picture: Digest,
-    /// What it looks like; none for a picture without contrast, or where no pixel was decoded.
+    pub image: Digest,
+    /// What it looks like; none for an image without contrast, or where no pixel was decoded.
     pub view: Option<ViewHash>,
 }
 
@@ -93,7 +93,7 @@ pub fn write_index(dataset: &Location, path: &str, rows: &[IndexRow]) -> Result<
 
 fn record_batch(rows: &[IndexRow]) -> RecordBatch {
     let digests =
-        FixedSizeBinaryArray::try_from_iter(rows.iter().map(|row| row.picture.0)).expect("32 bytes each");
+        FixedSizeBinaryArray::try_from_iter(rows.iter().map(|row| row.image.0)).expect("32 bytes each");
     let mut views = FixedSizeBinaryBuilder::with_capacity(rows.len(), 32);
     for row in rows {
         match row.view {
@@ -134,7 +134,7 @@ pub fn read_index(dataset: &Location, entry: &FileEntry) -> Result<Vec<IndexRow>
             label: found.label,
             path: paths.value(row).to_owned(),
             place: found.place,
-            picture: found.picture,
+            image: found.image,
             view: views.is_valid(row).then(|| ViewHash::from_bytes(views.value(row))),
         }));
         Some(())
@@ -173,14 +173,14 @@ mod tests {
             label: (id > 0).then_some(ClassId(id as u16)),
             path: format!("class/{id}.jpg"),
             place: Place { shard: id / 2, row: id % 2, offset: 1 << 40, bytes: id, width: 3, height: 4 },
-            picture: Digest::of(&[id as u8]),
+            image: Digest::of(&[id as u8]),
             view: (id != 1).then_some(ViewHash([u64::from(id), 1, 2, u64::MAX])),
         };
         let rows: Vec<IndexRow> = (0..5).map(row).collect();
         let entry = write_index(&dataset, "index/train.parquet", &rows).expect("written");
         assert_eq!(read_index(&dataset, &entry).expect("read"), rows);
         let located =
-            |row: &IndexRow| Located { id: row.id, label: row.label, place: row.place, picture: row.picture };
+            |row: &IndexRow| Located { id: row.id, label: row.label, place: row.place, image: row.image };
         let expected: Vec<Located> = rows.iter().map(located).collect();
         assert_eq!(read_places(&dataset, &entry).expect("read"), expected);
         let other = FileEntry { digest: Digest::of(b"other"), ..entry };

@@ -58,7 +58,7 @@ pub struct FileEntry {
 
 /// How a part of a split was made: enough to know the same command again, and what was found.
 ///
-/// A split has one part, and one more for each time that pictures were appended.
+/// A split has one part, and one more for each time that images were appended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IngestRecord {
     /// The program and its version.
@@ -84,21 +84,22 @@ pub struct PartReport {
     pub looked_at: u64,
     /// How many were rejected for which kind of reason.
     pub refused: BTreeMap<String, u64>,
-    /// Pictures left out because another split holds them too (`--drop-leaks`).
+    /// Images left out because another split holds them too (`--drop-leaks`).
     pub dropped_leaks: u64,
     /// Entries of the whole source that are not images by their names, hidden or ignored.
     pub passed_over: u64,
-    /// How many pictures have which format and colour space.
+    /// How many images have which format and colour space.
     pub kinds: BTreeMap<String, u64>,
-    /// Bytes of the encoded pictures: smallest, mean, largest.
-    pub picture_bytes: [u64; 3],
+    /// Bytes of the encoded images: smallest, mean, largest.
+    #[serde(rename = "picture_bytes")]
+    pub encoded_bytes: [u64; 3],
     /// The shorter side in pixels: smallest, mean, largest.
     pub short_side: [u64; 3],
     /// The longer side in pixels: smallest, mean, largest.
     pub long_side: [u64; 3],
-    /// Pictures made smaller (`--max-side`, `--short-side`) or baseline (`--baseline`).
+    /// Images made smaller (`--max-side`, `--short-side`) or baseline (`--baseline`).
     pub re_encoded: u64,
-    /// Pictures with tiles (`--tile-index`); their bytes before can be restored. Manifests from before have none.
+    /// Images with tiles (`--tile-index`); their bytes before can be restored. Manifests from before have none.
     #[serde(default)]
     pub tiled: u64,
     /// A digest of the modification times or ETags of the whole source's files, where all have one. It is part of no other
@@ -110,29 +111,30 @@ pub struct PartReport {
     pub plan: Option<serde_json::Value>,
 }
 
-/// Pictures that occur more than once, in all splits together.
+/// Images that occur more than once, in all splits together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DuplicateCounts {
-    /// Groups whose pictures are equal byte for byte.
+    /// Groups whose images are equal byte for byte.
     pub identical_groups: u64,
-    /// Groups whose pictures look the same.
+    /// Groups whose images look the same.
     pub visual_groups: u64,
-    /// Pictures in groups.
-    pub pictures: u64,
-    /// Training pictures that have a twin in another split.
+    /// Images in groups.
+    #[serde(rename = "pictures")]
+    pub images: u64,
+    /// Training images that have a twin in another split.
     pub leaks: u64,
 }
 
 /// A split of a dataset.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Split {
-    /// Its pictures; their ids are `0..instances`.
+    /// Its images; their ids are `0..instances`.
     pub instances: u64,
     /// Those that have a label.
     pub labelled: u64,
-    /// The sum of the encoded pictures' sizes, in bytes.
+    /// The sum of the encoded images' sizes, in bytes.
     pub image_bytes: u64,
-    /// Pictures that were refused at ingest; `rejects/<split>.jsonl` names them.
+    /// Images that were refused at ingest; `rejects/<split>.jsonl` names them.
     pub rejected: u64,
     /// The digest of its content; see [`ContentDigest`].
     pub digest: Digest,
@@ -166,7 +168,7 @@ pub struct Manifest {
     pub classes: Vec<String>,
     /// The splits by name.
     pub splits: BTreeMap<String, Split>,
-    /// Pictures that occur more than once; `duplicates.parquet` names them.
+    /// Images that occur more than once; `duplicates.parquet` names them.
     #[serde(default)]
     pub duplicates: DuplicateCounts,
 }
@@ -319,7 +321,7 @@ fn absorb<'a>(hasher: &mut blake3::Hasher, count: u64, parts: impl IntoIterator<
     }
 }
 
-/// The digest of a split's content: the labels and pictures in the order of the ids, and nothing else.
+/// The digest of a split's content: the labels and images in the order of the ids, and nothing else.
 #[derive(Debug, Default)]
 pub struct ContentDigest {
     hasher: blake3::Hasher,
@@ -340,11 +342,11 @@ impl ContentDigest {
     ///
     /// # Panics
     /// If `id` is not the one after the last.
-    pub fn add(&mut self, id: InstanceId, label: Option<ClassId>, picture: Digest) {
+    pub fn add(&mut self, id: InstanceId, label: Option<ClassId>, image: Digest) {
         assert_eq!(id.0, self.next, "instances are added in the order of their ids");
         self.next += 1;
         self.hasher.update(&ClassId::to_stored(label).to_le_bytes());
-        self.hasher.update(&picture.0);
+        self.hasher.update(&image.0);
     }
 
     /// The digest.

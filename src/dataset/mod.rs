@@ -1,8 +1,8 @@
-//! Datasets: shards of encoded pictures as Parquet, and the manifest that makes them one.
+//! Datasets: shards of encoded images as Parquet, and the manifest that makes them one.
 //!
 //! A folder is a dataset when it has a `manifest.json`, which is written last and names every shard with
 //! its size and blake3 digest. Readers fetch one row group at a time by a single ranged read. The format is
-//! described in docs/formats.md. This module knows no picture codec and no tensors.
+//! described in docs/formats.md. This module knows no image codec and no tensors.
 //!
 //! Invariants of a published split: it holds exactly the ids `0..instances`; ids follow the order of a
 //! sorted ImageFolder (what was appended later comes after, in its own order); nothing that a manifest names is ever changed.
@@ -39,14 +39,14 @@ use bytes::Bytes;
 
 use crate::ids::{ClassId, InstanceId};
 
-/// One picture with what is known of it.
+/// One image with what is known of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
     /// Its number in the split.
     pub id: InstanceId,
     /// Its class, where it has one.
     pub label: Option<ClassId>,
-    /// The encoded picture as it came.
+    /// The encoded image as it came.
     pub bytes: Bytes,
     /// Where it came from: `<class>/<file>`.
     pub path: String,

@@ -1,7 +1,7 @@
-//! The pages of a row group: where its pictures lie, without a copy.
+//! The pages of a row group: where its images lie, without a copy.
 //!
-//! The columns are PLAIN and uncompressed, so a picture's bytes lie in the file as they are, after a length of
-//! four bytes; whoever knows the place can read one picture alone.
+//! The columns are PLAIN and uncompressed, so an image's bytes lie in the file as they are, after a length of
+//! four bytes; whoever knows the place can read one image alone.
 
 use std::io::Cursor;
 use std::sync::Arc;
@@ -19,11 +19,11 @@ use super::schema::IMAGE_BYTES;
 /// Bytes of the length before each image.
 const LENGTH_BYTES: usize = 4;
 
-/// The pictures of a row group, each a slice of `part`.
+/// The images of a row group, each a slice of `part`.
 ///
 /// # Errors
-/// If a picture is missing, or the pages are not those of a dataset.
-pub(super) fn pictures(
+/// If an image is missing, or the pages are not those of a dataset.
+pub(super) fn images(
     metadata: &ArrowReaderMetadata,
     row_group: usize,
     part: &FilePart,
@@ -37,22 +37,22 @@ pub(super) fn pictures(
     }
     let column = group.column(IMAGE_BYTES);
     let mut pages = SerializedPageReader::new(Arc::new(part.clone()), column, rows, None)?;
-    let mut pictures = Vec::with_capacity(rows);
+    let mut images = Vec::with_capacity(rows);
     while let Some(page) = pages.get_next_page()? {
         let Page::DataPage { buf, num_values, encoding: Encoding::PLAIN, .. } = page else {
-            return Err(wrong("its pictures are not in plain pages"));
+            return Err(wrong("its images are not in plain pages"));
         };
-        let values = values(&buf).ok_or_else(|| wrong("a page of pictures is cut"))?;
-        let before = pictures.len();
-        split(values, &mut pictures).ok_or_else(|| wrong("a picture reaches beyond its page"))?;
-        if pictures.len() - before != num_values as usize {
+        let values = values(&buf).ok_or_else(|| wrong("a page of images is cut"))?;
+        let before = images.len();
+        split(values, &mut images).ok_or_else(|| wrong("an image reaches beyond its page"))?;
+        if images.len() - before != num_values as usize {
             return Err(wrong("a value is missing"));
         }
     }
-    if pictures.len() != rows {
-        return Err(wrong("it has more or fewer pictures than rows"));
+    if images.len() != rows {
+        return Err(wrong("it has more or fewer images than rows"));
     }
-    Ok(pictures)
+    Ok(images)
 }
 
 /// What follows the definition levels, which a page of version 1 begins with.
@@ -63,11 +63,11 @@ fn values(page: &Bytes) -> Option<Bytes> {
 }
 
 /// Splits PLAIN byte arrays, each after its length.
-fn split(mut values: Bytes, pictures: &mut Vec<Bytes>) -> Option<()> {
+fn split(mut values: Bytes, images: &mut Vec<Bytes>) -> Option<()> {
     while !values.is_empty() {
         let len = u32::from_le_bytes(values.get(..4)?.try_into().ok()?) as usize;
         let end = len.checked_add(4).filter(|&end| end <= values.len())?;
-        pictures.push(values.slice(4..end));
+        images.push(values.slice(4..end));
         values = values.slice(end..);
     }
     Some(())

@@ -1,4 +1,4 @@
-//! Where the pictures of a split lie: what a loader takes from its indexes.
+//! Where the images of a split lie: what a loader takes from its indexes.
 
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::{Int32Type, Int64Type};
@@ -9,7 +9,7 @@ use super::{DatasetError, FileEntry, Split};
 use crate::ids::{ClassId, InstanceId};
 use crate::storage::{Digest, Location};
 
-/// Where a picture lies, and how large it is.
+/// Where an image lies, and how large it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Place {
     /// Its shard: a position in the manifest's list.
@@ -36,7 +36,7 @@ pub struct Located {
     /// Where it lies.
     pub place: Place,
     /// The digest of its encoded bytes.
-    pub picture: Digest,
+    pub image: Digest,
 }
 
 impl Split {
@@ -112,7 +112,7 @@ pub(super) fn located(batch: &RecordBatch) -> Option<Vec<Located>> {
                 width: u32::try_from(widths[row]).ok()?,
                 height: u32::try_from(heights[row]).ok()?,
             },
-            picture: Digest(digests.value(row).try_into().ok()?),
+            image: Digest(digests.value(row).try_into().ok()?),
         })
     };
     (0..batch.num_rows()).map(row).collect()

@@ -13,7 +13,7 @@ use parquet::arrow::arrow_reader::{
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
 
-use super::pages::{FilePart, pictures};
+use super::pages::{FilePart, images};
 use super::schema::{IMAGE_BYTES, schema};
 use super::{DatasetError, Row, ShardEntry};
 use crate::ids::{ClassId, InstanceId};
@@ -157,7 +157,7 @@ impl ShardReader {
         }
     }
 
-    /// The rows of a row group's bytes, which are checked against the manifest's digest. The pictures share
+    /// The rows of a row group's bytes, which are checked against the manifest's digest. The images share
     /// memory with `bytes`.
     ///
     /// # Errors
@@ -171,14 +171,14 @@ impl ShardReader {
             return Err(self.wrong(row_group, "its place is outside of the shard".into()));
         }
         let part = FilePart { start: range.start, len: self.bytes, bytes };
-        let pictures = pictures(&self.metadata, row_group, &part)
+        let images = images(&self.metadata, row_group, &part)
             .map_err(|reason| self.wrong(row_group, reason.to_string()))?;
         let schema = self.metadata.metadata().file_metadata().schema_descr_ptr();
         let mask =
             ProjectionMask::leaves(&schema, (0..schema.num_columns()).filter(|&leaf| leaf != IMAGE_BYTES));
-        let mut rows = Vec::with_capacity(pictures.len());
+        let mut rows = Vec::with_capacity(images.len());
         for batch in self.batches(row_group, mask, part)? {
-            self.append(row_group, &batch, &pictures, &mut rows)?;
+            self.append(row_group, &batch, &images, &mut rows)?;
         }
         Ok(rows)
     }
@@ -203,7 +203,7 @@ impl ShardReader {
         &self,
         row_group: usize,
         batch: &RecordBatch,
-        pictures: &[Bytes],
+        images: &[Bytes],
         rows: &mut Vec<Row>,
     ) -> Result<(), DatasetError> {
         if batch.columns().iter().any(|column| column.null_count() > 0) || has_nulls(batch.column(1)) {
@@ -220,12 +220,12 @@ impl ShardReader {
                 let wrong = || self.wrong(row_group, format!("row {}: a side of {value} pixels", rows.len()));
                 u32::try_from(value).ok().filter(|&value| value > 0).ok_or_else(wrong)
             };
-            let missing = || self.wrong(row_group, format!("row {} has no picture", rows.len()));
-            let picture = pictures.get(rows.len()).cloned().ok_or_else(missing)?;
+            let missing = || self.wrong(row_group, format!("row {} has no image", rows.len()));
+            let image = images.get(rows.len()).cloned().ok_or_else(missing)?;
             rows.push(Row {
                 id,
                 label,
-                bytes: picture,
+                bytes: image,
                 path: paths.value(row).to_owned(),
                 width: side(widths.value(row))?,
                 height: side(heights.value(row))?,

@@ -8,7 +8,7 @@ use arrow::datatypes::{DataType, Field, Fields, Schema};
 /// The key of the metadata entry.
 pub(super) const HUGGINGFACE: &str = "huggingface";
 
-/// The leaf column of the encoded pictures.
+/// The leaf column of the encoded images.
 pub(super) const IMAGE_BYTES: usize = 1;
 
 /// The columns. No value is ever null; they are declared as nullable because Hugging Face `datasets` takes its

@@ -26,13 +26,13 @@ pub struct DatasetSummary {
 /// What `inspect` says of a split.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct SplitSummary {
-    /// Its pictures.
+    /// Its images.
     pub instances: u64,
     /// Those that have a label.
     pub labelled: u64,
-    /// Pictures refused at ingest.
+    /// Images refused at ingest.
     pub rejected: u64,
-    /// The sum of the encoded pictures' sizes, in bytes.
+    /// The sum of the encoded images' sizes, in bytes.
     pub image_bytes: u64,
     /// Its shards.
     pub shards: usize,
@@ -61,11 +61,11 @@ pub fn summarise(manifest: &Manifest) -> DatasetSummary {
     }
 }
 
-/// What was found of an instance: its class and its picture.
+/// What was found of an instance: its class and its image.
 type Sighting = (Option<ClassId>, Digest);
 
 /// Reads every byte of every shard and index again and checks digests, ids, the content's digest, and that the
-/// indexes tell where each picture is.
+/// indexes tell where each image is.
 ///
 /// # Errors
 /// The first thing that is wrong.
@@ -83,8 +83,8 @@ pub fn verify(dataset: &Location, manifest: &Manifest, progress: &dyn Progress) 
                 for row in
                     reader.parse_row_group(group, bytes.slice(range.start as usize..range.end as usize))?
                 {
-                    let picture = Digest::of(&row.bytes);
-                    if found[row.id.row()].replace((row.label, picture)).is_some() {
+                    let image = Digest::of(&row.bytes);
+                    if found[row.id.row()].replace((row.label, image)).is_some() {
                         let reason = format!("instance id {} occurs twice in the split", row.id);
                         return Err(DatasetError::RowGroup {
                             shard: entry.path.clone(),
@@ -100,7 +100,7 @@ pub fn verify(dataset: &Location, manifest: &Manifest, progress: &dyn Progress) 
                         let end = usize::try_from(offset).ok()?.checked_add(row.bytes.len())?;
                         bytes.get(offset as usize..end).map(|bytes| bytes == row.bytes)
                     };
-                    let located = Located { id: row.id, label: row.label, place: actual, picture };
+                    let located = Located { id: row.id, label: row.label, place: actual, image };
                     if said != located || is_there() != Some(true) {
                         return Err(split.wrong_index(dataset, row.id));
                     }
@@ -124,8 +124,8 @@ fn check_content(
     let wrong = |reason: String| DatasetError::Damaged { shard: format!("{dataset} split {name}"), reason };
     let mut digest = super::ContentDigest::new(split.applies_exif_orientation());
     for (id, sighting) in (0..).map(InstanceId).zip(found) {
-        let (label, picture) = sighting.ok_or_else(|| wrong(format!("instance {id} is missing")))?;
-        digest.add(id, label, picture);
+        let (label, image) = sighting.ok_or_else(|| wrong(format!("instance {id} is missing")))?;
+        digest.add(id, label, image);
     }
     if digest.finish() != split.digest {
         return Err(wrong("its content is not that of the manifest's digest".into()));

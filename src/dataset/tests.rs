@@ -4,18 +4,18 @@ use super::*;
 use crate::progress::Quiet;
 use crate::storage::{Digest, Location, PublishMode};
 
-fn row(id: u32, picture: &'static [u8]) -> Row {
+fn row(id: u32, image: &'static [u8]) -> Row {
     Row {
         id: InstanceId(id),
         label: (id != 2).then_some(ClassId((id % 2) as u16)),
-        bytes: Bytes::from_static(picture),
+        bytes: Bytes::from_static(image),
         path: format!("class/{id}.jpg"),
         width: 3,
         height: 4,
     }
 }
 
-const PICTURES: [&[u8]; 5] = [b"zero", b"one", b"two", b"", b"four"];
+const IMAGES: [&[u8]; 5] = [b"zero", b"one", b"two", b"", b"four"];
 
 /// Where `published` puts its rows: (shard, row) of each instance.
 const PLACES: [(u32, u32); 5] = [(0, 1), (1, 1), (1, 0), (0, 0), (0, 2)];
@@ -24,14 +24,14 @@ fn index_rows(written: &[WrittenShard]) -> Vec<IndexRow> {
     let place = |id: u32| {
         let (shard, row) = PLACES[id as usize];
         let offset = written[shard as usize].offsets[row as usize];
-        Place { shard, row, offset, bytes: PICTURES[id as usize].len() as u32, width: 3, height: 4 }
+        Place { shard, row, offset, bytes: IMAGES[id as usize].len() as u32, width: 3, height: 4 }
     };
     let index_row = |id: u32| IndexRow {
         id: InstanceId(id),
         label: row(id, b"").label,
         path: format!("class/{id}.jpg"),
         place: place(id),
-        picture: Digest::of(PICTURES[id as usize]),
+        image: Digest::of(IMAGES[id as usize]),
         view: None,
     };
     (0..5).map(index_row).collect()
@@ -46,14 +46,14 @@ fn published() -> (tempfile::TempDir, Location, Manifest) {
         let path = format!("train/shard-{shard:05}.parquet");
         let mut writer = ShardWriter::start(&dataset, &path, &options).expect("started");
         for id in ids {
-            writer.push(row(id, PICTURES[id as usize])).expect("pushed");
+            writer.push(row(id, IMAGES[id as usize])).expect("pushed");
         }
         writer.finish().expect("published")
     };
     let written: Vec<_> = [vec![3, 0, 4], vec![2, 1]].into_iter().enumerate().map(write).collect();
     let mut digest = ContentDigest::default();
-    for (id, picture) in (0..).zip(PICTURES) {
-        digest.add(InstanceId(id), row(id, picture).label, Digest::of(picture));
+    for (id, image) in (0..).zip(IMAGES) {
+        digest.add(InstanceId(id), row(id, image).label, Digest::of(image));
     }
     let index = write_index(&dataset, "index/train.parquet", &index_rows(&written)).expect("written");
     let split = Split {
@@ -98,32 +98,32 @@ fn rows_come_back_as_they_were_written() {
 }
 
 #[test]
-fn an_index_tells_where_each_picture_lies_in_its_file() {
+fn an_index_tells_where_each_image_lies_in_its_file() {
     let (_dir, dataset, manifest) = published();
     let split = &manifest.splits["train"];
     for found in split.read_places(&dataset).expect("an index") {
         let file = dataset.join(&split.shards[found.place.shard as usize].path);
         let range = found.place.offset..found.place.offset + u64::from(found.place.bytes);
         let bytes = file.read().expect("bytes").slice(range.start as usize..range.end as usize);
-        assert_eq!(bytes, PICTURES[found.id.row()]);
+        assert_eq!(bytes, IMAGES[found.id.row()]);
     }
 }
 
 #[test]
-fn pictures_are_found_in_row_groups_of_many_pages() {
+fn images_are_found_in_row_groups_of_many_pages() {
     let dir = tempfile::tempdir().expect("a folder");
     let dataset = Location::from_path(dir.path()).expect("a location");
     let options = WriterOptions { row_group: 3000, classes: vec!["a".into(), "b".into()] };
     let mut writer = ShardWriter::start(&dataset, "shard.parquet", &options).expect("started");
     // Parquet closes a page after some megabytes or some thousand rows.
-    let picture = |id: u32| -> Bytes { vec![id as u8; (id as usize * 37) % 4000].into() };
+    let image = |id: u32| -> Bytes { vec![id as u8; (id as usize * 37) % 4000].into() };
     for id in 0..5000 {
-        writer.push(Row { bytes: picture(id), ..row(id, b"") }).expect("pushed");
+        writer.push(Row { bytes: image(id), ..row(id, b"") }).expect("pushed");
     }
     let written = writer.finish().expect("published");
     let file = dataset.join("shard.parquet").read().expect("bytes");
     for (id, offset) in (0..5000).zip(written.offsets) {
-        let expected = picture(id);
+        let expected = image(id);
         assert_eq!(file.slice(offset as usize..offset as usize + expected.len()), expected);
     }
 }
@@ -155,7 +155,7 @@ fn an_index_that_says_something_else_is_found_by_verify() {
         |row| row.place.bytes = 3,
         |row| row.place.width = 5,
         |row| row.id = InstanceId(1),
-        |row| row.picture = Digest::of(b"other"),
+        |row| row.image = Digest::of(b"other"),
     ];
     for change in changes {
         let mut rows = true_rows.clone();

@@ -18,14 +18,14 @@ use super::{DatasetError, FooterEntry, Row, ShardEntry};
 use crate::ids::ClassId;
 use crate::storage::{Digest, Location, Upload};
 
-/// A row group ends early where its pictures reach this size: it is in memory whole when it is written and
+/// A row group ends early where its images reach this size: it is in memory whole when it is written and
 /// when it is read, and Parquet's offsets within it have 31 bits.
 const ROW_GROUP_BYTES: usize = 256 << 20;
 
 /// How shards are laid out.
 #[derive(Clone, Debug)]
 pub struct WriterOptions {
-    /// Rows of a row group, what one ranged read fetches; fewer where the pictures are huge.
+    /// Rows of a row group, what one ranged read fetches; fewer where the images are huge.
     pub row_group: usize,
     /// The names of the classes, for the metadata.
     pub classes: Vec<String>,
@@ -36,14 +36,14 @@ pub struct WriterOptions {
 pub struct WrittenShard {
     /// What the manifest says of it.
     pub entry: ShardEntry,
-    /// By row: where the picture's encoded bytes begin in the file.
+    /// By row: where the image's encoded bytes begin in the file.
     pub offsets: Vec<u64>,
 }
 
 /// Writes one shard; it appears when [`ShardWriter::finish`] succeeds.
 ///
 /// The bytes are a function of the rows and the options. Columns are written straight from the rows: building Arrow
-/// arrays of pictures first would copy each twice more, into memory that is fetched anew for each row group.
+/// arrays of images first would copy each twice more, into memory that is fetched anew for each row group.
 pub struct ShardWriter {
     path: String,
     shown: String,
@@ -51,7 +51,7 @@ pub struct ShardWriter {
     row_group: usize,
     pending: Vec<Row>,
     pending_bytes: usize,
-    /// By row: the size of its picture in bytes.
+    /// By row: the size of its image in bytes.
     sizes: Vec<u64>,
 }
 
@@ -120,8 +120,8 @@ impl ShardWriter {
         self.flush()?;
         let failed = |source| DatasetError::Write { shard: self.shown.clone(), source };
         let metadata = self.writer.finish().map_err(failed)?;
-        let offsets = picture_offsets(&metadata, &self.sizes)
-            .ok_or_else(|| failed(ParquetError::General("where its pictures lie is not known".into())))?;
+        let offsets = image_offsets(&metadata, &self.sizes)
+            .ok_or_else(|| failed(ParquetError::General("where its images lie is not known".into())))?;
         // The writer keeps a buffer of its own, which holds the end of the file.
         self.sync()?;
         let digests = self.writer.inner_mut();
@@ -161,8 +161,8 @@ impl ShardWriter {
     }
 }
 
-/// Where each picture begins: a page ends with its values, each after its length in four bytes.
-fn picture_offsets(metadata: &ParquetMetaData, sizes: &[u64]) -> Option<Vec<u64>> {
+/// Where each image begins: a page ends with its values, each after its length in four bytes.
+fn image_offsets(metadata: &ParquetMetaData, sizes: &[u64]) -> Option<Vec<u64>> {
     const LENGTH_BYTES: u64 = 4;
     let mut offsets = Vec::with_capacity(sizes.len());
     for (number, group) in metadata.row_groups().iter().enumerate() {

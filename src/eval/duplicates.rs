@@ -1,4 +1,4 @@
-//! Rows of the bank that show a query's own picture, and do not vote.
+//! Rows of the bank that show a query's own image, and do not vote.
 
 use std::collections::BTreeMap;
 

@@ -38,7 +38,7 @@ pub struct EmbedJob {
     pub replaces: bool,
     /// Which rows of the split.
     pub rows: RowChoice,
-    /// Pictures of a batch.
+    /// Images of a batch.
     pub batch_size: usize,
     /// Threads that decode; 0 for one on each core.
     pub threads: usize,
@@ -94,7 +94,7 @@ pub enum EmbedError {
     /// The dataset cannot be used.
     #[error(transparent)]
     Dataset(#[from] DatasetError),
-    /// A picture cannot be loaded.
+    /// An image cannot be loaded.
     #[error(transparent)]
     Loader(#[from] LoaderError),
     /// The table cannot be written.
@@ -270,10 +270,10 @@ pub fn load_encoder(checkpoint: &Checkpoint, device: tch::Device) -> Result<Enco
     Ok(encoder)
 }
 
-/// The embedding of every picture of a source, each exactly once, in the order of the ids.
+/// The embedding of every image of a source, each exactly once, in the order of the ids.
 ///
 /// # Errors
-/// If a picture cannot be loaded.
+/// If an image cannot be loaded.
 pub fn encode(
     encoder: &Encoder,
     source: Arc<dyn Source>,
@@ -287,11 +287,11 @@ pub fn encode(
     Ok(tables.remove(0))
 }
 
-/// Likewise for several layers, a table for each; one pass over the pictures makes all. `meta` is completed
+/// Likewise for several layers, a table for each; one pass over the images makes all. `meta` is completed
 /// with what depends on the layer.
 ///
 /// # Errors
-/// If a picture cannot be loaded, or the encoder has no such layer.
+/// If an image cannot be loaded, or the encoder has no such layer.
 pub fn encode_layers(
     encoder: &Encoder,
     source: Arc<dyn Source>,
@@ -333,7 +333,7 @@ pub fn encode_layers(
             table.meta.dim = dim;
             table.features.resize(rows * dim, 0.0);
             let features = to_host(&features);
-            // Batches come as the pictures lie, not in the order of the ids.
+            // Batches come as the images lie, not in the order of the ids.
             for (position, row) in batch.positions.iter().zip(features.chunks_exact(dim)) {
                 table.features[position.row() * dim..][..dim].copy_from_slice(row);
             }

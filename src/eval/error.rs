@@ -39,7 +39,7 @@ pub enum EvalError {
     /// The dataset cannot be read.
     #[error(transparent)]
     Dataset(#[from] DatasetError),
-    /// The pictures for the page cannot be loaded.
+    /// The images for the page cannot be loaded.
     #[error(transparent)]
     Loader(#[from] LoaderError),
     /// The store failed.

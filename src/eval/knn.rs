@@ -34,7 +34,7 @@ pub struct KnnOptions {
     pub temperature: Vec<Temperature>,
     /// A bank row of the query's own id does not vote; for queries from the bank's own split.
     pub leave_one_out: bool,
-    /// Bank rows that show a query's own picture and do not vote; none for all to vote.
+    /// Bank rows that show a query's own image and do not vote; none for all to vote.
     pub exclude: Option<Duplicates>,
 }
 

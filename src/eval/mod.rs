@@ -51,7 +51,7 @@ pub use map::{EmbeddingMap, map};
 pub use neighbours::write_neighbours;
 #[cfg(feature = "torch")]
 pub use over_ranks::{gather_table, search_over, share};
-pub use page::{PageInput, PagePictures, page};
+pub use page::{PageImages, PageInput, page};
 pub use report::{ClassScore, Confusion, GridCell, KnnReport, KnnReports, Timing};
 pub use row_choice::RowChoice;
 #[cfg(feature = "torch")]

@@ -36,7 +36,7 @@ pub struct KnnReport {
     pub most_frequent_class: f64,
     /// Whether a query's own row was left out.
     pub leave_one_out: bool,
-    /// Pairs of a query and a bank row with the same picture that did not vote; none where all voted.
+    /// Pairs of a query and a bank row with the same image that did not vote; none where all voted.
     pub excluded_duplicates: Option<usize>,
     /// Every `k` with every temperature.
     pub grid: Vec<GridCell>,

@@ -30,7 +30,7 @@ pub struct RunTables {
     pub rows: RowChoice,
     /// The layers, a table for each.
     pub layers: Vec<FeatureLayer>,
-    /// Pictures of a batch.
+    /// Images of a batch.
     pub batch_size: usize,
     /// Threads that decode; 0 for one on each core.
     pub threads: usize,

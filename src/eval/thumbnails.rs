@@ -1,4 +1,4 @@
-//! Small pictures for the page.
+//! Small images for the page.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,8 +6,8 @@ use rayon::prelude::*;
 
 use crate::dataset::Manifest;
 use crate::ids::{InstanceId, Position};
+use crate::image::{DecodedImage, ExifOrientation, encode_jpeg, probe};
 use crate::loader::{DatasetSource, EvalTransform, Reading, Source, evaluate_pixels};
-use crate::picture::{ExifOrientation, Picture, encode_jpeg, probe};
 use crate::storage::Location;
 
 use super::EvalError;
@@ -16,12 +16,12 @@ use super::EvalError;
 const SIDE: u32 = 96;
 /// The quality of its JPEG.
 const QUALITY: u8 = 82;
-/// Pictures that are held in memory at a time.
+/// Images that are held in memory at a time.
 const CHUNK: usize = 128;
 
-/// The side of a picture of a sprite, in pixels.
+/// The side of an image of a sprite, in pixels.
 pub const SPRITE_SIDE: u32 = 32;
-/// Pictures of a row of a sprite.
+/// Images of a row of a sprite.
 pub const SPRITE_COLUMNS: u32 = 50;
 
 /// Thumbnails of some instances of a split.
@@ -44,8 +44,8 @@ impl Thumbnails {
         let source = DatasetSource::open(dataset, manifest, split, None)?;
         Ok(Self {
             jpegs: squares(&source, ids, |bytes, orientation| {
-                let picture = square(bytes, orientation, SIDE)?;
-                encode_jpeg(&picture, QUALITY).ok()
+                let image = square(bytes, orientation, SIDE)?;
+                encode_jpeg(&image, QUALITY).ok()
             }),
         })
     }
@@ -61,7 +61,7 @@ impl Thumbnails {
     }
 }
 
-/// Small pictures of some instances, side by side in one JPEG: rows of [`SPRITE_COLUMNS`] squares of
+/// Small images of some instances, side by side in one JPEG: rows of [`SPRITE_COLUMNS`] squares of
 /// [`SPRITE_SIDE`] pixels, in the order given.
 ///
 /// # Errors
@@ -71,7 +71,7 @@ pub fn sprite(
     manifest: &Manifest,
     split: &str,
     ids: &[InstanceId],
-) -> Result<Picture, EvalError> {
+) -> Result<DecodedImage, EvalError> {
     let source = DatasetSource::open(dataset, manifest, split, None)?;
     let squares =
         squares(&source, ids.iter().copied(), |bytes, orientation| square(bytes, orientation, SPRITE_SIDE));
@@ -79,21 +79,21 @@ pub fn sprite(
     let (width, height) = (side * columns, side * ids.len().div_ceil(columns).max(1));
     let mut rgb = vec![0; 3 * width * height];
     for (at, id) in ids.iter().enumerate() {
-        let Some(picture) = squares.get(id) else { continue };
-        let own = picture.width as usize;
+        let Some(image) = squares.get(id) else { continue };
+        let own = image.width as usize;
         for y in 0..side {
             for x in 0..side {
-                // A smaller picture is made larger by repeating its pixels.
+                // A smaller image is made larger by repeating its pixels.
                 let from = 3 * ((y * own / side) * own + x * own / side);
                 let to = 3 * ((at / columns * side + y) * width + at % columns * side + x);
-                rgb[to..to + 3].copy_from_slice(&picture.rgb[from..from + 3]);
+                rgb[to..to + 3].copy_from_slice(&image.rgb[from..from + 3]);
             }
         }
     }
-    Ok(Picture { width: width as u32, height: height as u32, rgb })
+    Ok(DecodedImage { width: width as u32, height: height as u32, rgb })
 }
 
-/// What `make` makes of each instance's encoded picture; one that cannot be shown is left out.
+/// What `make` makes of each instance's encoded image; one that cannot be shown is left out.
 fn squares<T: Send>(
     source: &DatasetSource,
     ids: impl IntoIterator<Item = InstanceId>,
@@ -119,8 +119,8 @@ fn squares<T: Send>(
     made
 }
 
-/// The middle of a picture as a square of at most `side` pixels; a small picture is not made larger.
-fn square(bytes: &[u8], orientation: ExifOrientation, side: u32) -> Option<Picture> {
+/// The middle of an image as a square of at most `side` pixels; a small image is not made larger.
+fn square(bytes: &[u8], orientation: ExifOrientation, side: u32) -> Option<DecodedImage> {
     let header = probe(bytes).ok()?;
     let side = header.width.min(header.height).clamp(1, side);
     let plane = (side * side) as usize;
@@ -128,5 +128,5 @@ fn square(bytes: &[u8], orientation: ExifOrientation, side: u32) -> Option<Pictu
     let transform = EvalTransform::ResizeCenterCrop { resize: side, crop: side };
     evaluate_pixels(bytes, orientation, transform, &mut planes).ok()?;
     let rgb = (0..plane).flat_map(|at| [planes[at], planes[plane + at], planes[2 * plane + at]]).collect();
-    Some(Picture { width: side, height: side, rgb })
+    Some(DecodedImage { width: side, height: side, rgb })
 }

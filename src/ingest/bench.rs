@@ -1,4 +1,4 @@
-//! How long an ingest takes beside decoding the same pictures once.
+//! How long an ingest takes beside decoding the same images once.
 
 use std::time::Instant;
 
@@ -8,22 +8,22 @@ use serde::Serialize;
 
 use super::source::Source;
 use super::{CheckDepth, IngestError, IngestOptions, IngestReport, ingest};
-use crate::picture::{Limits, decode};
+use crate::image::{Limits, decode};
 use crate::progress::Quiet;
 use crate::storage::{Location, Upload};
 
 /// What to measure.
 #[derive(Clone, Debug)]
 pub struct BenchOptions {
-    /// The pictures, in any form that is ingested.
+    /// The images, in any form that is ingested.
     pub source: Location,
     /// A folder for the copies and the datasets; what is made there is removed.
     pub scratch: Location,
-    /// The pictures are repeated until they have at least so many bytes.
+    /// The images are repeated until they have at least so many bytes.
     pub bytes: u64,
     /// Threads.
     pub threads: usize,
-    /// How much of a picture the ingest looks at.
+    /// How much of an image the ingest looks at.
     pub check: CheckDepth,
     /// Rounds; in each both are measured, one after the other.
     pub rounds: usize,
@@ -32,13 +32,13 @@ pub struct BenchOptions {
 /// What was measured. Ratios are of one round; the rest is of the round with the median ratio.
 #[derive(Clone, Debug, Serialize)]
 pub struct BenchReport {
-    /// Pictures.
-    pub pictures: u64,
+    /// Images.
+    pub images: u64,
     /// Their bytes.
     pub bytes: u64,
     /// Threads.
     pub threads: usize,
-    /// Decoding every picture once to RGB, in seconds.
+    /// Decoding every image once to RGB, in seconds.
     pub decode_seconds: f64,
     /// Ingesting them, in seconds.
     pub ingest_seconds: f64,
@@ -63,7 +63,7 @@ pub struct BenchReport {
 /// # Errors
 /// As [`ingest`].
 pub fn bench(options: &BenchOptions) -> Result<BenchReport, IngestError> {
-    let tar = options.scratch.join("pictures.tar");
+    let tar = options.scratch.join("images.tar");
     repeat(options, &tar)?;
     let mut rounds = Vec::new();
     for round in 0..options.rounds.max(1) {
@@ -89,7 +89,7 @@ pub fn bench(options: &BenchOptions) -> Result<BenchReport, IngestError> {
     let splits = || report.splits.values();
     let bytes = splits().map(|split| split.image_bytes).sum();
     Ok(BenchReport {
-        pictures: splits().map(|split| split.instances).sum(),
+        images: splits().map(|split| split.instances).sum(),
         bytes,
         threads: options.threads,
         decode_seconds: decode.wall,
@@ -134,7 +134,7 @@ fn timed<T>(work: impl FnOnce() -> Result<T, IngestError>) -> Result<(Taken, T),
     Ok((Taken { wall: started.elapsed().as_secs_f64(), cpu: cpu() - before }, result))
 }
 
-/// Writes a tar with the pictures again and again under other names.
+/// Writes a tar with the images again and again under other names.
 fn repeat(options: &BenchOptions, tar: &Location) -> Result<(), IngestError> {
     let source = Source::open(&IngestOptions::new(options.source.clone(), options.scratch.clone()))?;
     let failed = |error: std::io::Error| IngestError::Tar {
@@ -173,7 +173,7 @@ fn decode_all(options: &IngestOptions) -> Result<(), IngestError> {
     pool.install(|| {
         source.splits.values().flatten().collect::<Vec<_>>().par_iter().try_for_each(|entry| {
             let bytes = source.read(entry)?;
-            // A picture that cannot be decoded is refused by the ingest, too, after the same work.
+            // An image that cannot be decoded is refused by the ingest, too, after the same work.
             let _ = std::hint::black_box(decode(&bytes, &Limits::default()));
             Ok::<_, IngestError>(())
         })

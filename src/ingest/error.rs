@@ -93,7 +93,7 @@ pub enum IngestError {
     #[error(transparent)]
     Storage(#[from] StorageError),
     /// The threads cannot be started.
-    #[error("the threads that check pictures cannot be started")]
+    #[error("the threads that check images cannot be started")]
     Threads(#[source] rayon::ThreadPoolBuildError),
 }
 

@@ -20,7 +20,7 @@ use super::overlap::overlap;
 use super::source::{as_path_part, is_image};
 use crate::dataset::{IndexRow, Manifest, Row, ShardEntry, ShardReader, Split, read_index};
 use crate::ids::InstanceId;
-use crate::picture::{format_of, restore};
+use crate::image::{format_of, restore};
 use crate::progress::Progress;
 use crate::storage::{Location, PublishMode, StorageError, read_concurrently};
 
@@ -57,16 +57,16 @@ pub struct ExportReport {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ExportedSplit {
     /// Files, those that were there already included.
-    pub pictures: u64,
+    pub images: u64,
     /// Those whose tiles were taken out.
     pub restored: u64,
-    /// Pictures whose bytes are not those that the ingest was given: it made them smaller or baseline.
+    /// Images whose bytes are not those that the ingest was given: it made them smaller or baseline.
     pub not_original: u64,
     /// Images whose file has another name than their path.
     pub renamed: u64,
 }
 
-/// Writes the pictures of a dataset as files.
+/// Writes the images of a dataset as files.
 ///
 /// # Errors
 /// If the dataset is damaged, the destination is within it, an image's path leads outside of its split's folder (then
@@ -104,10 +104,8 @@ pub fn export(options: &ExportOptions, progress: &dyn Progress) -> Result<Export
             split.shards.par_iter().map(|shard| job.write(shard, progress)).sum::<Result<u64, _>>()?;
         progress.finish();
         let not_original = split.ingest.iter().map(|part| part.report.re_encoded).sum();
-        splits.insert(
-            name.clone(),
-            ExportedSplit { pictures: split.instances, restored, not_original, renamed },
-        );
+        splits
+            .insert(name.clone(), ExportedSplit { images: split.instances, restored, not_original, renamed });
     }
     Ok(ExportReport { splits })
 }
@@ -122,7 +120,7 @@ struct SplitJob<'a> {
 }
 
 impl SplitJob<'_> {
-    /// Writes a shard's pictures and tells of how many the tiles were taken out.
+    /// Writes a shard's images and tells of how many the tiles were taken out.
     fn write(&self, shard: &ShardEntry, progress: &dyn Progress) -> Result<u64, IngestError> {
         let reader = ShardReader::open(&self.options.dataset, shard, self.classes, self.split.instances)?;
         let mut restored = 0;
@@ -146,7 +144,7 @@ impl SplitJob<'_> {
         Ok(restored)
     }
 
-    /// Whether the part of the split that the picture came with was given tiles: what the source had stays.
+    /// Whether the part of the split that the image came with was given tiles: what the source had stays.
     fn has_tiles(&self, row: &Row) -> bool {
         let mut end = 0;
         let part = self.split.ingest.iter().find(|part| {

@@ -1,4 +1,4 @@
-//! What was found out about the pictures of a part, as reports and `rejects/` say it.
+//! What was found out about the images of a part, as reports and `rejects/` say it.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use crate::storage::{Location, PublishMode, StorageError};
 
 /// How many reasons an error or a report shows.
 const SHOWN_REJECTS: usize = 5;
-/// The kind of reason of a training picture that another split holds too.
+/// The kind of reason of a training image that another split holds too.
 pub(super) const LEAK: &str = "leak";
 
 /// A line of `rejects/<split>.jsonl`.
@@ -24,7 +24,7 @@ struct Reject<'a> {
     reason: &'a str,
 }
 
-/// The verdicts on a part's pictures.
+/// The verdicts on a part's images.
 pub(super) struct Findings<'a> {
     pub(super) source: &'a Source,
     pub(super) part: &'a PartPlan<'a>,
@@ -40,13 +40,13 @@ impl Findings<'_> {
         })
     }
 
-    /// The first refused pictures and why.
+    /// The first refused images and why.
     pub(super) fn first_rejects(&self) -> Vec<String> {
         let show = |reject: Reject<'_>| format!("{}: {}", reject.path, reject.reason);
         self.rejects().take(SHOWN_REJECTS).map(show).collect()
     }
 
-    /// Writes the list of refused pictures.
+    /// Writes the list of refused images.
     ///
     /// # Errors
     /// If the store fails.
@@ -72,16 +72,16 @@ impl Findings<'_> {
         }
     }
 
-    /// Counts; `instances` are the accepted pictures.
+    /// Counts; `instances` are the accepted images.
     pub(super) fn report(&self, instances: &[Instance<'_>]) -> PartReport {
         let verdicts = self.verdicts;
         let mut refused: BTreeMap<String, u64> = BTreeMap::new();
         let kinds = verdicts.iter().filter_map(|verdict| Some(verdict.as_ref().err()?.kind.as_str()));
         kinds.for_each(|kind| *refused.entry(kind.to_owned()).or_default() += 1);
-        let mut pictures: BTreeMap<String, u64> = BTreeMap::new();
+        let mut images: BTreeMap<String, u64> = BTreeMap::new();
         for instance in instances {
             let kind = format!("{:?} {:?}", instance.facts.format, instance.facts.colour).to_lowercase();
-            *pictures.entry(kind).or_default() += 1;
+            *images.entry(kind).or_default() += 1;
         }
         let range = |of: fn(&Facts) -> u64| {
             let values = || instances.iter().map(|instance| of(instance.facts));
@@ -96,8 +96,8 @@ impl Findings<'_> {
             dropped_leaks: refused.get(LEAK).copied().unwrap_or(0),
             refused,
             passed_over: self.source.plan.passed_over.values().map(|counted| counted.count).sum(),
-            kinds: pictures,
-            picture_bytes: range(|facts| facts.bytes),
+            kinds: images,
+            encoded_bytes: range(|facts| facts.bytes),
             short_side: range(|facts| u64::from(facts.width.min(facts.height))),
             long_side: range(|facts| u64::from(facts.width.max(facts.height))),
             re_encoded: changed(|changes| changes.smaller || changes.baseline),

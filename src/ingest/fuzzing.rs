@@ -2,7 +2,7 @@
 
 use super::source::{Source, read_synsets};
 use super::{IngestOptions, screen};
-use crate::picture::{Limits, check_is_libjpegs};
+use crate::image::{Limits, check_is_libjpegs};
 use crate::progress::Quiet;
 use crate::storage::Location;
 
@@ -37,8 +37,8 @@ pub fn synsets(bytes: &[u8]) -> bool {
     read_synsets(bytes).is_ok()
 }
 
-/// Checks a picture; the first byte chooses what is asked for.
-pub fn picture(bytes: &[u8]) -> bool {
+/// Checks an image; the first byte chooses what is asked for.
+pub fn image(bytes: &[u8]) -> bool {
     let Some((&choice, bytes)) = bytes.split_first() else { return false };
     let here = Location::from_path(std::path::Path::new("/nowhere")).expect("a location");
     let mut options = IngestOptions::new(here.clone(), here);

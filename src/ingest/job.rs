@@ -27,7 +27,7 @@ const SHOWN_SPLITS: usize = 5;
 
 /// Ingests a source into a dataset.
 ///
-/// Another split can be added to a dataset of the same classes, and pictures be appended to a split. The same
+/// Another split can be added to a dataset of the same classes, and images be appended to a split. The same
 /// command again finds its work done, or goes on where it was killed.
 ///
 /// # Errors
@@ -449,7 +449,7 @@ impl Ingest<'_> {
 }
 
 fn listed<'a>(split: &'a str, row: &'a IndexRow) -> Listed<'a> {
-    let look = Look { digest: row.picture, view: row.view };
+    let look = Look { digest: row.image, view: row.view };
     Listed { split, id: row.id, path: &row.path, look }
 }
 
@@ -465,11 +465,11 @@ fn drop_leaks(checked: &mut super::part::Checked, index: &BTreeMap<String, Vec<I
         .filter(|(split, _)| *split != TRAINING_SPLIT)
         .flat_map(|(split, rows)| rows.iter().map(|row| (split.as_str(), row)))
         .collect();
-    let mut looks: Vec<Look> = others.iter().map(|(_, row)| look(row.picture, row.view, near)).collect();
+    let mut looks: Vec<Look> = others.iter().map(|(_, row)| look(row.image, row.view, near)).collect();
     let accepted = checked.accepted();
     looks.extend(accepted.iter().map(|(_, facts)| look(facts.digest, facts.view, near)));
     let roots = groups(&looks);
-    // The root of a group is its first member, so a group with a picture of another split has one as root.
+    // The root of a group is its first member, so a group with an image of another split has one as root.
     let leaks: Vec<(usize, String)> = accepted
         .iter()
         .zip(&roots[others.len()..])

@@ -11,7 +11,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use super::screen::Refusal;
 use super::source::Entry;
 use super::{CheckDepth, IngestOptions};
-use crate::picture::{decoding_memory, probe, shrunk_size};
+use crate::image::{decoding_memory, probe, shrunk_size};
 
 /// The kind of reason of an image that does not fit into `--memory-limit`.
 pub(super) const OVER_MEMORY_LIMIT: &str = "over the memory limit";
@@ -209,7 +209,7 @@ mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
     use super::*;
-    use crate::picture::{Picture, encode_png};
+    use crate::image::{DecodedImage, encode_png};
     use crate::storage::Location;
 
     fn options(memory_limit: Option<u64>) -> IngestOptions {
@@ -219,7 +219,7 @@ mod tests {
 
     fn png(side: u32) -> Vec<u8> {
         let rgb = vec![0; (side * side * 3) as usize];
-        encode_png(&Picture { width: side, height: side, rgb }).expect("encoded")
+        encode_png(&DecodedImage { width: side, height: side, rgb }).expect("encoded")
     }
 
     #[test]

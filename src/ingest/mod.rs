@@ -1,8 +1,8 @@
-//! Ingestion: from the pictures that people hold to a dataset.
+//! Ingestion: from the images that people hold to a dataset.
 //!
-//! [`ingest`] lists the source, checks every picture once, gives the accepted ones their ids, writes shards and
+//! [`ingest`] lists the source, checks every image once, gives the accepted ones their ids, writes shards and
 //! last the manifest. The result depends on the source and the options alone, not on threads, time, place or on
-//! how often it was killed; the report in the manifest also has a digest of the source's modification times. [`synth()`] draws a picture set for trying things out.
+//! how often it was killed; the report in the manifest also has a digest of the source's modification times. [`synth()`] draws an image set for trying things out.
 //!
 //! Invariant: until the manifest is published there is no dataset, and nothing that a published manifest
 //! names is ever overwritten.
@@ -44,16 +44,16 @@ pub use source::{
 };
 pub use synth::{SynthError, SynthOptions, SynthReport, synth};
 
-use crate::picture::ExifOrientation;
+use crate::image::ExifOrientation;
 use crate::storage::Location;
 use crate::units::{ByteSize, Fraction};
 
-/// The split that is trained on; pictures that it shares with another are leaks.
+/// The split that is trained on; images that it shares with another are leaks.
 const TRAINING_SPLIT: &str = "train";
 /// The program as manifests name it.
 const PROGRAM: &str = concat!("instdisc ", env!("CARGO_PKG_VERSION"));
 
-/// How much of a picture is looked at.
+/// How much of an image is looked at.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum CheckDepth {
     /// Every coefficient is decoded.
@@ -66,7 +66,7 @@ pub enum CheckDepth {
 /// What to ingest, and how.
 #[derive(Clone, Debug)]
 pub struct IngestOptions {
-    /// The pictures: one folder or file, or several files.
+    /// The images: one folder or file, or several files.
     pub sources: Vec<Location>,
     /// The dataset's folder.
     pub dest: Location,
@@ -96,7 +96,7 @@ pub struct IngestOptions {
     pub unlabelled: bool,
     /// Splits of which no labels are taken.
     pub unlabelled_splits: Vec<String>,
-    /// Add the pictures to a split that is there.
+    /// Add the images to a split that is there.
     pub append: bool,
     /// Leave out training images that have a near-duplicate in another split.
     pub drop_leaks: bool,
@@ -104,31 +104,31 @@ pub struct IngestOptions {
     pub near_duplicates: bool,
     /// Where the destination holds the source already, read every image and compare it with the dataset's.
     pub verify_source: bool,
-    /// The share of refused pictures above which the job fails.
+    /// The share of refused images above which the job fails.
     pub max_reject_fraction: Fraction,
-    /// The size at which a shard is full, in bytes of encoded pictures.
+    /// The size at which a shard is full, in bytes of encoded images.
     pub shard_bytes: u64,
     /// Rows of a row group.
     pub row_group: usize,
     /// The seed of the rows' order over the shards.
     pub shuffle_seed: u64,
-    /// How much of a picture is looked at.
+    /// How much of an image is looked at.
     pub check: CheckDepth,
-    /// A picture with more pixels is refused.
+    /// An image with more pixels is refused.
     pub max_pixels: u64,
     /// What is done about EXIF's orientation; a split is one or the other.
     pub exif_orientation: ExifOrientation,
-    /// Make pictures smaller until their longer side has at most so many pixels.
+    /// Make images smaller until their longer side has at most so many pixels.
     pub max_side: Option<u32>,
     /// The same for the shorter side.
     pub short_side: Option<u32>,
-    /// The JPEG quality of pictures that were made smaller, 1 to 100.
+    /// The JPEG quality of images that were made smaller, 1 to 100.
     pub quality: u8,
     /// Turn progressive JPEGs into baseline ones with the same pixels.
     pub baseline: bool,
     /// Give baseline JPEGs restart markers, so that crops decode faster.
     pub tile_index: bool,
-    /// Threads that check pictures; 0 for one on each core.
+    /// Threads that check images; 0 for one on each core.
     pub threads: usize,
     /// Shards that are written at once.
     pub uploads: usize,
@@ -177,8 +177,8 @@ impl IngestOptions {
         }
     }
 
-    /// Whether pictures may come into the dataset otherwise than they lie in the source.
-    fn changes_pictures(&self) -> bool {
+    /// Whether images may come into the dataset otherwise than they lie in the source.
+    fn changes_images(&self) -> bool {
         self.max_side.is_some() || self.short_side.is_some() || self.baseline || self.tile_index
     }
 

@@ -302,7 +302,7 @@ pub(super) fn rows(images: &[Listed<'_>], groups: &[u32]) -> (Vec<DuplicateRow>,
 /// Counts rows of which those of a group follow each other. A leak is an image of `train` with a near-duplicate in
 /// another split.
 pub(super) fn count(rows: &[DuplicateRow]) -> DuplicateCounts {
-    let mut counts = DuplicateCounts { pictures: rows.len() as u64, ..DuplicateCounts::default() };
+    let mut counts = DuplicateCounts { images: rows.len() as u64, ..DuplicateCounts::default() };
     for group in rows.chunk_by(|a, b| a.group == b.group) {
         if group.iter().all(|row| row.identical) {
             counts.identical_groups += 1;

@@ -1,7 +1,7 @@
-//! Checking and writing in one go, for as long as no picture is refused.
+//! Checking and writing in one go, for as long as no image is refused.
 //!
-//! Which id a picture gets and which shard it comes into depends on which ones are refused. As long as none is, both are
-//! known from the listing: each picture is read once, checked, and written while others are checked. At the
+//! Which id an image gets and which shard it comes into depends on which ones are refused. As long as none is, both are
+//! known from the listing: each image is read once, checked, and written while others are checked. At the
 //! first refusal this ends for good; what was found out is kept, and checking and writing go on one after the other,
 //! with the same result.
 
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::IngestError;
 use super::memory::{MemoryBudget, runs};
 use super::plan::Plan;
-use super::screen::{Facts, Keep, MOST_PICTURE_BYTES, PICTURES_AT_ONCE, Verdict, look_at_all};
+use super::screen::{Facts, IMAGES_AT_ONCE, Keep, MOST_IMAGE_BYTES, Verdict, look_at_all};
 use super::source::Entry;
 use super::work::{ENDED, Work};
 use super::write::{Instance, ShardJob};
@@ -23,19 +23,19 @@ use crate::dataset::WrittenShard;
 use crate::ids::InstanceId;
 use crate::progress::Progress;
 
-/// Pictures of a shard that are checked together, on all threads.
-const PICTURES_OF_BATCH: usize = 128;
+/// Images of a shard that are checked together, on all threads.
+const IMAGES_OF_BATCH: usize = 128;
 
 /// What came of it.
 #[derive(Debug)]
 pub(super) enum Outcome {
-    /// All pictures are accepted and written.
+    /// All images are accepted and written.
     Whole { facts: Vec<Facts>, shards: Vec<WrittenShard> },
-    /// A picture is refused; what is known of each.
+    /// An image is refused; what is known of each.
     Refused(Vec<Option<Verdict>>),
 }
 
-/// A shard that was finished, with the facts of its pictures.
+/// A shard that was finished, with the facts of its images.
 #[derive(Debug, Serialize, Deserialize)]
 struct Finished {
     written: WrittenShard,
@@ -44,7 +44,7 @@ struct Finished {
 
 /// A shard that may have been ended early.
 struct Tried {
-    /// Of its first pictures.
+    /// Of its first images.
     verdicts: Vec<Verdict>,
     written: Option<WrittenShard>,
 }
@@ -55,9 +55,9 @@ pub(super) struct OnePass<'a> {
     pub(super) plan: &'a Plan<'a>,
     pub(super) entries: &'a [Entry],
     pub(super) work: &'a Work,
-    /// The id of the first picture.
+    /// The id of the first image.
     pub(super) first_id: usize,
-    /// The pool that checks pictures; writing has threads of its own, that mostly wait.
+    /// The pool that checks images; writing has threads of its own, that mostly wait.
     pub(super) checkers: &'a ThreadPool,
     pub(super) memory: &'a MemoryBudget,
     /// Shards that are written at once.
@@ -66,13 +66,13 @@ pub(super) struct OnePass<'a> {
 }
 
 impl OnePass<'_> {
-    /// Checks and writes the shards, which hold places in the list of pictures.
+    /// Checks and writes the shards, which hold places in the list of images.
     ///
     /// # Errors
     /// If the source or the destination fails.
     pub(super) fn run(&self, shards: &[Vec<u32>]) -> Result<Outcome, IngestError> {
         let is_rejected =
-            |entry: &Entry| entry.fault.is_some() || entry.bytes == 0 || entry.bytes > MOST_PICTURE_BYTES;
+            |entry: &Entry| entry.fault.is_some() || entry.bytes == 0 || entry.bytes > MOST_IMAGE_BYTES;
         let ended = self.work.load::<bool>(ENDED)?.is_some() || self.entries.iter().any(is_rejected);
         let ended = AtomicBool::new(ended);
         let mut tried = self.write_all(shards, &ended)?;
@@ -135,7 +135,7 @@ impl OnePass<'_> {
     fn write(&self, number: usize, shard: &[u32], ended: &AtomicBool) -> Result<Tried, IngestError> {
         let record = format!("whole-{number:05}");
         let finished = if ended.load(Ordering::Relaxed) {
-            // Its shard may be gone; what it says of the pictures holds.
+            // Its shard may be gone; what it says of the images holds.
             self.work.load::<Finished>(&record)?
         } else {
             self.job.finished(self.work, &record, |finished: &Finished| &finished.written)?
@@ -151,7 +151,7 @@ impl OnePass<'_> {
         }
         let mut writer = self.job.start(number)?;
         let bytes = |place: &u32| self.entries[*place as usize].bytes;
-        for places in runs(shard, PICTURES_OF_BATCH, self.memory.batch_bytes, bytes) {
+        for places in runs(shard, IMAGES_OF_BATCH, self.memory.batch_bytes, bytes) {
             let checked = self.check(places)?;
             if checked.iter().any(|(verdict, _)| verdict.is_err()) {
                 ended.store(true, Ordering::Relaxed);
@@ -182,7 +182,7 @@ impl OnePass<'_> {
         };
         let parts: Vec<Vec<(Verdict, Bytes)>> = self
             .checkers
-            .install(|| places.par_chunks(PICTURES_AT_ONCE).map(look).collect::<Result<_, IngestError>>())?;
+            .install(|| places.par_chunks(IMAGES_AT_ONCE).map(look).collect::<Result<_, IngestError>>())?;
         Ok(parts.into_iter().flatten().collect())
     }
 

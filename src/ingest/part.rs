@@ -21,12 +21,12 @@ use crate::ids::InstanceId;
 use crate::progress::Progress;
 use crate::storage::Digest;
 
-/// The verdicts on a part's pictures, in their order.
+/// The verdicts on a part's images, in their order.
 #[derive(Debug)]
 pub(super) struct Checked(pub(super) Vec<Verdict>);
 
 impl Checked {
-    /// The accepted pictures with their places.
+    /// The accepted images with their places.
     pub(super) fn accepted(&self) -> Vec<(usize, Facts)> {
         self.0
             .iter()
@@ -53,20 +53,20 @@ pub(super) struct PartJob<'a> {
     /// Its rows.
     pub(super) rows: Vec<IndexRow>,
     pub(super) memory: &'a MemoryBudget,
-    /// The threads that check pictures.
+    /// The threads that check images.
     pub(super) checkers: &'a ThreadPool,
     /// The threads that write shards, where that comes after checking.
     pub(super) writers: &'a ThreadPool,
 }
 
 impl PartJob<'_> {
-    /// Makes the part: looks at every picture, gives the accepted ones their ids and writes shards, index and
+    /// Makes the part: looks at every image, gives the accepted ones their ids and writes shards, index and
     /// rejects. `drop_leaks` marks those of the accepted ones that are to be left out.
     ///
     /// All rows of the split come back.
     ///
     /// # Errors
-    /// If too many are refused, the source changes, there are more pictures than ids, or a store fails.
+    /// If too many are refused, the source changes, there are more images than ids, or a store fails.
     pub(super) fn run(
         self,
         drop_leaks: impl FnOnce(&mut Checked),
@@ -74,7 +74,7 @@ impl PartJob<'_> {
     ) -> Result<(Split, Vec<IndexRow>, SplitReport), IngestError> {
         self.ids(self.part.entries.len())?;
         let can_drop = self.options.drop_leaks && self.part.split == TRAINING_SPLIT;
-        let outcome = if can_drop || self.options.changes_pictures() {
+        let outcome = if can_drop || self.options.changes_images() {
             Outcome::Refused(vec![None; self.part.entries.len()])
         } else {
             self.check_and_write(progress)?
@@ -214,19 +214,19 @@ impl PartJob<'_> {
         self.before.map_or(0, |split| split.shards.len())
     }
 
-    /// The places of pictures of these sizes in the shards.
+    /// The places of images of these sizes in the shards.
     fn places(&self, sizes: &[u64]) -> Vec<Vec<u32>> {
         deal(sizes, self.options.shuffle_seed, self.part.number as u64, self.options.shard_bytes)
     }
 
-    /// The pictures of each shard. Where pictures stay as they are, the listing's sizes count: they are known first.
+    /// The images of each shard. Where images stay as they are, the listing's sizes count: they are known first.
     fn deal<'b>(&self, instances: &[Instance<'b>]) -> Vec<Vec<Instance<'b>>> {
         let size = |instance: &Instance<'_>| {
-            if self.options.changes_pictures() { instance.facts.bytes } else { instance.entry.bytes }
+            if self.options.changes_images() { instance.facts.bytes } else { instance.entry.bytes }
         };
         let shards = self.places(&instances.iter().map(size).collect::<Vec<u64>>());
-        let pictures = |places: Vec<u32>| places.into_iter().map(|place| instances[place as usize]).collect();
-        shards.into_iter().map(pictures).collect()
+        let images = |places: Vec<u32>| places.into_iter().map(|place| instances[place as usize]).collect();
+        shards.into_iter().map(images).collect()
     }
 
     /// The numbers of new ids.
@@ -235,7 +235,7 @@ impl PartJob<'_> {
         match (u32::try_from(first), u32::try_from(first + count)) {
             (Ok(first), Ok(end)) => Ok(first..end),
             _ => {
-                let reason = "it has more pictures than there are ids (2^32)".into();
+                let reason = "it has more images than there are ids (2^32)".into();
                 Err(IngestError::Layout { location: self.options.sources[0].to_string(), reason })
             }
         }
@@ -257,7 +257,7 @@ impl PartJob<'_> {
         report: &SplitReport,
     ) -> Split {
         let mut digest = ContentDigest::new(self.options.exif_orientation.is_applied());
-        rows.iter().for_each(|row| digest.add(row.id, row.label, row.picture));
+        rows.iter().for_each(|row| digest.add(row.id, row.label, row.image));
         let before = self.before.cloned();
         let (mut all_shards, mut ingest, bytes, rejected) = before
             .map_or((Vec::new(), Vec::new(), 0, 0), |split| {
@@ -279,8 +279,8 @@ impl PartJob<'_> {
 
 /// How many appended images are byte for byte in the split already, with the first of them.
 fn already_there(before: &[IndexRow], appended: &[IndexRow]) -> Option<AlreadyThere> {
-    let held: HashMap<Digest, &IndexRow> = before.iter().rev().map(|row| (row.picture, row)).collect();
-    let mut found = appended.iter().filter_map(|row| Some((row, *held.get(&row.picture)?)));
+    let held: HashMap<Digest, &IndexRow> = before.iter().rev().map(|row| (row.image, row)).collect();
+    let mut found = appended.iter().filter_map(|row| Some((row, *held.get(&row.image)?)));
     let (row, same) = found.next()?;
     let example = format!("{} (id {}) is {} (id {})", row.path, row.id.0, same.path, same.id.0);
     Some(AlreadyThere { images: 1 + found.count() as u64, example })
@@ -304,7 +304,7 @@ fn index_rows(
                 label: instance.class,
                 path: instance.entry.path.to_string(),
                 place: Place { shard, row, offset, bytes: bytes as u32, width, height },
-                picture: instance.facts.digest,
+                image: instance.facts.digest,
                 view: instance.facts.view,
             });
         }

@@ -15,7 +15,7 @@ use crate::storage::Digest;
 #[derive(Debug)]
 pub(super) struct PartPlan<'a> {
     pub(super) split: &'a str,
-    /// 0, or for pictures that are appended the number of parts before.
+    /// 0, or for images that are appended the number of parts before.
     pub(super) number: usize,
     pub(super) entries: &'a [Entry],
     pub(super) fingerprint: Digest,
@@ -84,7 +84,7 @@ impl<'a> Plan<'a> {
     /// Compares the source with what the destination holds.
     ///
     /// # Errors
-    /// If the destination holds other pictures or other classes under these names.
+    /// If the destination holds other images or other classes under these names.
     pub(super) fn new(
         options: &IngestOptions,
         source: &'a Source,
@@ -173,7 +173,7 @@ impl<'a> Plan<'a> {
         {
             return Err(other(reason));
         }
-        // Training pictures come last: by then it is known what the other splits hold.
+        // Training images come last: by then it is known what the other splits hold.
         parts.sort_by_key(|part| part.split == super::TRAINING_SPLIT);
         Ok(Self { parts, held: held_parts, classes, new_classes, class_numbers, options: recorded })
     }
@@ -199,7 +199,7 @@ impl<'a> Plan<'a> {
         held_by
     }
 
-    /// The class of a picture in the dataset.
+    /// The class of an image in the dataset.
     pub(super) fn class(&self, entry: &Entry) -> Option<ClassId> {
         entry.class.map(|class| self.class_numbers[class.index()])
     }

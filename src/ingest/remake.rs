@@ -1,18 +1,18 @@
-//! What is stored instead of a picture's own bytes, where that is asked for.
+//! What is stored instead of an image's own bytes, where that is asked for.
 //!
 //! Three changes, in this order: made smaller (`--max-side`, `--short-side`), progressive made baseline
-//! (`--baseline`), tiles (`--tile-index`). The last two change no pixel, and a picture of which that cannot be
+//! (`--baseline`), tiles (`--tile-index`). The last two change no pixel, and an image of which that cannot be
 //! said stays as it is; tiles can be taken out again, bit for bit.
 
 use serde::{Deserialize, Serialize};
 
 use super::IngestOptions;
-use crate::picture::{
-    Limits, Picture, PictureError, decode, encode_jpeg, probe, progressive_to_baseline, set_tiles, shrink,
+use crate::image::{
+    DecodedImage, ImageError, Limits, decode, encode_jpeg, probe, progressive_to_baseline, set_tiles, shrink,
     shrunk_size, transcode,
 };
 
-/// What was changed of a picture's bytes.
+/// What was changed of an image's bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Changes {
     pub(super) smaller: bool,
@@ -27,11 +27,11 @@ impl Changes {
     }
 }
 
-/// The picture made smaller; `None` where it is small enough, or that is not asked for.
+/// The image made smaller; `None` where it is small enough, or that is not asked for.
 ///
 /// # Errors
-/// If it is no picture, or a bad or too large one.
-pub(super) fn smaller(source: &[u8], options: &IngestOptions) -> Result<Option<Picture>, PictureError> {
+/// If it is no image, or a bad or too large one.
+pub(super) fn smaller(source: &[u8], options: &IngestOptions) -> Result<Option<DecodedImage>, ImageError> {
     let (max_side, short_side) = (options.max_side, options.short_side);
     if max_side.is_none() && short_side.is_none() {
         return Ok(None);
@@ -41,11 +41,11 @@ pub(super) fn smaller(source: &[u8], options: &IngestOptions) -> Result<Option<P
         return Ok(None);
     }
     // What is encoded anew has no EXIF: it is upright itself.
-    let picture = decode(source, &limits(options))?.turned(options.exif_orientation.of(source));
-    Ok(shrink(&picture, max_side, short_side))
+    let image = decode(source, &limits(options))?.turned(options.exif_orientation.of(source));
+    Ok(shrink(&image, max_side, short_side))
 }
 
-/// The bytes without loss as later decoding likes them best, of a picture that was checked.
+/// The bytes without loss as later decoding likes them best, of an image that was checked.
 pub(super) fn repair(source: &[u8], options: &IngestOptions) -> (Option<Vec<u8>>, Changes) {
     let (mut bytes, mut changes) = (None, Changes::default());
     if options.baseline
@@ -62,7 +62,7 @@ pub(super) fn repair(source: &[u8], options: &IngestOptions) -> (Option<Vec<u8>>
     (bytes, changes)
 }
 
-/// libjpeg smooths a progressive picture whose scans do not bring every bit, but no baseline one.
+/// libjpeg smooths a progressive image whose scans do not bring every bit, but no baseline one.
 fn has_same_pixels(source: &[u8], baseline: &[u8], options: &IngestOptions) -> bool {
     let pixels = |bytes| decode(bytes, &limits(options));
     pixels(source).is_ok_and(|expected| pixels(baseline).is_ok_and(|actual| actual == expected))

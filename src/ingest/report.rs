@@ -126,7 +126,7 @@ impl IngestReport {
             line("ids", split.ids.clone());
             line("kinds", counts(&found.kinds));
             let range = |[least, mean, most]: [u64; 3]| format!("{least} to {most}, mean {mean}");
-            line("bytes", range(found.picture_bytes));
+            line("bytes", range(found.encoded_bytes));
             line("shorter side", range(found.short_side));
             line("longer side", range(found.long_side));
             if found.re_encoded > 0 {
@@ -145,10 +145,10 @@ impl IngestReport {
                 line("", reject.clone());
             }
         }
-        let DuplicateCounts { identical_groups, visual_groups, pictures, leaks } = self.duplicates;
-        if pictures > 0 {
+        let DuplicateCounts { identical_groups, visual_groups, images, leaks } = self.duplicates;
+        if images > 0 {
             lines.push(format!(
-                "near-duplicates: {pictures} images in {identical_groups} identical and {visual_groups} similar groups (duplicates.parquet)"
+                "near-duplicates: {images} images in {identical_groups} identical and {visual_groups} similar groups (duplicates.parquet)"
             ));
         }
         if leaks > 0 {

@@ -1,4 +1,4 @@
-//! The check of every picture, once.
+//! The check of every image, once.
 
 use bytes::Bytes;
 use rayon::prelude::*;
@@ -11,18 +11,20 @@ use super::view_hash::view_hash;
 use super::work::Work;
 use super::{CheckDepth, IngestError, IngestOptions};
 use crate::dataset::ViewHash;
-use crate::picture::{Colour, Format, Header, Picture, PictureError, check, check_header, encode_jpeg, luma};
+use crate::image::{
+    Colour, DecodedImage, Format, Header, ImageError, check, check_header, encode_jpeg, luma,
+};
 use crate::progress::Progress;
 use crate::storage::Digest;
 
-/// Pictures whose verdicts are saved together: what a kill can cost.
-const PICTURES_OF_CHUNK: usize = 4096;
-/// Pictures that a thread fetches together.
-pub(super) const PICTURES_AT_ONCE: usize = 16;
-/// A larger file is no picture; it is refused unread.
-pub(super) const MOST_PICTURE_BYTES: u64 = 1 << 30;
+/// Images whose verdicts are saved together: what a kill can cost.
+const IMAGES_OF_CHUNK: usize = 4096;
+/// Images that a thread fetches together.
+pub(super) const IMAGES_AT_ONCE: usize = 16;
+/// A larger file is no image; it is refused unread.
+pub(super) const MOST_IMAGE_BYTES: u64 = 1 << 30;
 
-/// What the check found out about a picture, as it goes into a shard.
+/// What the check found out about an image, as it goes into a shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Facts {
     pub(super) width: u32,
@@ -36,7 +38,7 @@ pub(super) struct Facts {
     pub(super) changes: Changes,
 }
 
-/// Why a picture is refused.
+/// Why an image is refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Refusal {
     /// The kind of reason, for counting.
@@ -44,16 +46,16 @@ pub(super) struct Refusal {
     pub(super) reason: String,
 }
 
-/// The verdict on a picture.
+/// The verdict on an image.
 pub(super) type Verdict = Result<Facts, Refusal>;
 
-/// Checks the pictures of a split of which nothing is `known` yet, on the threads of the pool that this runs in; the
+/// Checks the images of a split of which nothing is `known` yet, on the threads of the pool that this runs in; the
 /// verdicts keep the order.
 ///
 /// What an earlier call of the same work has saved is not done again.
 ///
 /// # Errors
-/// If the source or the destination fails. A picture that cannot be decoded is no error but a refusal.
+/// If the source or the destination fails. An image that cannot be decoded is no error but a refusal.
 pub(super) fn screen(
     source: &Source,
     entries: &[Entry],
@@ -63,8 +65,8 @@ pub(super) fn screen(
     work: &Work,
     progress: &dyn Progress,
 ) -> Result<Vec<Verdict>, IngestError> {
-    type Pictures<'a> = (&'a [Entry], &'a [Option<Verdict>]);
-    let look = |(entries, known): Pictures<'_>| -> Result<Vec<Verdict>, IngestError> {
+    type Images<'a> = (&'a [Entry], &'a [Option<Verdict>]);
+    let look = |(entries, known): Images<'_>| -> Result<Vec<Verdict>, IngestError> {
         let open = entries.iter().zip(known).filter(|(_, known)| known.is_none());
         let open: Vec<&Entry> = open.map(|(entry, _)| entry).collect();
         let mut found = look_at_all(source, &open, options, memory, Keep::Verdicts)?
@@ -74,7 +76,7 @@ pub(super) fn screen(
         let mut next = || found.next().expect("one for each that is open");
         Ok(known.iter().map(|known| known.clone().unwrap_or_else(&mut next)).collect())
     };
-    let chunk = |(number, (entries, known)): (usize, Pictures<'_>)| -> Result<Vec<Verdict>, IngestError> {
+    let chunk = |(number, (entries, known)): (usize, Images<'_>)| -> Result<Vec<Verdict>, IngestError> {
         let saved: Option<Vec<Verdict>> = work.load(&format!("checked-{number:05}"))?;
         // The memory limit may be another one now.
         let holds = |verdict: &Verdict| !matches!(verdict, Err(refusal) if refusal.kind == OVER_MEMORY_LIMIT);
@@ -84,8 +86,8 @@ pub(super) fn screen(
             return Ok(verdicts);
         }
         let groups: Vec<Vec<Verdict>> = entries
-            .par_chunks(PICTURES_AT_ONCE)
-            .zip(known.par_chunks(PICTURES_AT_ONCE))
+            .par_chunks(IMAGES_AT_ONCE)
+            .zip(known.par_chunks(IMAGES_AT_ONCE))
             .map(look)
             .collect::<Result<_, IngestError>>()?;
         let verdicts: Vec<Verdict> = groups.into_iter().flatten().collect();
@@ -93,8 +95,8 @@ pub(super) fn screen(
         Ok(verdicts)
     };
     let chunks: Vec<Vec<Verdict>> = entries
-        .par_chunks(PICTURES_OF_CHUNK)
-        .zip(known.par_chunks(PICTURES_OF_CHUNK))
+        .par_chunks(IMAGES_OF_CHUNK)
+        .zip(known.par_chunks(IMAGES_OF_CHUNK))
         .enumerate()
         .map(chunk)
         .collect::<Result<_, IngestError>>()?;
@@ -119,7 +121,7 @@ pub(super) fn look_at_all(
     memory: &MemoryBudget,
     keep: Keep,
 ) -> Result<Vec<(Verdict, Bytes)>, IngestError> {
-    let is_readable = |entry: &&&Entry| entry.fault.is_none() && entry.bytes <= MOST_PICTURE_BYTES;
+    let is_readable = |entry: &&&Entry| entry.fault.is_none() && entry.bytes <= MOST_IMAGE_BYTES;
     let mut verdicts = Vec::with_capacity(entries.len());
     for run in runs(entries, entries.len(), memory.read_bytes, |entry| entry.bytes) {
         let readable: Vec<&Entry> = run.iter().filter(is_readable).copied().collect();
@@ -129,8 +131,8 @@ pub(super) fn look_at_all(
             let verdict = if let Some(fault) = entry.fault {
                 let reason = fault.reason().to_owned();
                 (Err(Refusal { kind: "name or kind of entry".into(), reason }), Bytes::new())
-            } else if entry.bytes > MOST_PICTURE_BYTES {
-                let reason = format!("{} bytes are more than {MOST_PICTURE_BYTES}", entry.bytes);
+            } else if entry.bytes > MOST_IMAGE_BYTES {
+                let reason = format!("{} bytes are more than {MOST_IMAGE_BYTES}", entry.bytes);
                 (Err(Refusal { kind: "too large".into(), reason }), Bytes::new())
             } else {
                 let bytes = read.next().expect("one for each that is readable");
@@ -146,13 +148,13 @@ pub(super) fn look_at_all(
     Ok(verdicts)
 }
 
-/// Checks a picture, and says what goes into a shard: its bytes, or others where that is asked for.
+/// Checks an image, and says what goes into a shard: its bytes, or others where that is asked for.
 ///
 /// # Errors
-/// If it is no picture, or a bad or too large one.
-pub(super) fn prepare(source: &[u8], options: &IngestOptions) -> Result<Facts, PictureError> {
-    if let Some(picture) = remake::smaller(source, options)? {
-        return shrunk(&picture, options);
+/// If it is no image, or a bad or too large one.
+pub(super) fn prepare(source: &[u8], options: &IngestOptions) -> Result<Facts, ImageError> {
+    if let Some(image) = remake::smaller(source, options)? {
+        return shrunk(&image, options);
     }
     let orientation = options.exif_orientation.of(source);
     // The source is checked, not what is made of it: repairs may then trust it.
@@ -170,13 +172,13 @@ pub(super) fn prepare(source: &[u8], options: &IngestOptions) -> Result<Facts, P
     Ok(facts(bytes.as_deref().unwrap_or(source), header, view, changes))
 }
 
-fn shrunk(picture: &Picture, options: &IngestOptions) -> Result<Facts, PictureError> {
-    let encoded = encode_jpeg(picture, options.quality)?;
+fn shrunk(image: &DecodedImage, options: &IngestOptions) -> Result<Facts, ImageError> {
+    let encoded = encode_jpeg(image, options.quality)?;
     let header =
-        Header { format: Format::Jpeg, width: picture.width, height: picture.height, colour: Colour::Rgb };
+        Header { format: Format::Jpeg, width: image.width, height: image.height, colour: Colour::Rgb };
     let (repaired, changes) = remake::repair(&encoded, options);
     let changes = Changes { smaller: true, ..changes };
-    Ok(facts(repaired.as_deref().unwrap_or(&encoded), header, view_hash(&luma(picture)), changes))
+    Ok(facts(repaired.as_deref().unwrap_or(&encoded), header, view_hash(&luma(image)), changes))
 }
 
 fn facts(bytes: &[u8], header: Header, view: Option<ViewHash>, changes: Changes) -> Facts {

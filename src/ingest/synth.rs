@@ -1,4 +1,4 @@
-//! A small labelled picture set, drawn: textured shapes on cluttered ground.
+//! A small labelled image set, drawn: textured shapes on cluttered ground.
 //!
 //! A class is a shape and a texture. Pose, size, hues, ground and noise are random and say nothing of it; so
 //! raw pixels tell little, and an encoder that learned to ignore crops and colours tells much.
@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::failure::Failure;
-use crate::picture::{Picture, encode_jpeg};
+use crate::image::{DecodedImage, encode_jpeg};
 use crate::progress::Progress;
 use crate::rng::{Purpose, Stream};
 use crate::storage::{Location, PublishMode, StorageError};
@@ -59,11 +59,11 @@ enum Texture {
 pub struct SynthOptions {
     /// The folder; it must be empty or absent.
     pub dest: PathBuf,
-    /// Training pictures of each class.
+    /// Training images of each class.
     pub train_per_class: usize,
-    /// Validation pictures of each class.
+    /// Validation images of each class.
     pub val_per_class: usize,
-    /// The side of a picture, in pixels.
+    /// The side of an image, in pixels.
     pub image_size: u32,
     /// The seed of everything random.
     pub seed: u64,
@@ -72,7 +72,7 @@ pub struct SynthOptions {
 impl Default for SynthOptions {
     fn default() -> Self {
         Self {
-            dest: PathBuf::from("pictures"),
+            dest: PathBuf::from("images"),
             train_per_class: 200,
             val_per_class: 50,
             image_size: 40,
@@ -88,17 +88,17 @@ pub struct SynthReport {
     pub dest: String,
     /// The classes.
     pub classes: Vec<String>,
-    /// Pictures in all.
-    pub pictures: usize,
+    /// Images in all.
+    pub images: usize,
     /// Whether the very same set was there before.
     pub already_done: bool,
 }
 
-/// A picture set cannot be drawn.
+/// An image set cannot be drawn.
 #[derive(Debug, thiserror::Error)]
 pub enum SynthError {
     /// Something else is there.
-    #[error("{dest}: it is not empty, and not this picture set")]
+    #[error("{dest}: it is not empty, and not this image set")]
     NotEmpty {
         /// The folder.
         dest: String,
@@ -124,15 +124,13 @@ impl SynthError {
     }
 }
 
-/// Draws the picture set in ImageFolder layout, `train/<class>/0000.jpg` and `val/<class>/0000.jpg`.
+/// Draws the image set in ImageFolder layout, `train/<class>/0000.jpg` and `val/<class>/0000.jpg`.
 ///
 /// # Errors
 /// If something else is in the folder or it cannot be written.
 pub fn synth(options: &SynthOptions, progress: &dyn Progress) -> Result<SynthReport, SynthError> {
     if options.image_size < 16 || options.train_per_class == 0 {
-        return Err(SynthError::Options {
-            reason: "pictures have at least 16 pixels, and classes one picture",
-        });
+        return Err(SynthError::Options { reason: "images have at least 16 pixels, and classes one image" });
     }
     let dest = Location::from_path(&options.dest)?;
     // Written last: says that the set is whole and what it was drawn from.
@@ -147,7 +145,7 @@ pub fn synth(options: &SynthOptions, progress: &dyn Progress) -> Result<SynthRep
     let report = |already_done| SynthReport {
         dest: options.dest.display().to_string(),
         classes: CLASSES.iter().map(|(name, ..)| (*name).to_owned()).collect(),
-        pictures: CLASSES.len() * (options.train_per_class + options.val_per_class),
+        images: CLASSES.len() * (options.train_per_class + options.val_per_class),
         already_done,
     };
     let unfinished = dest.join("synth.unfinished");
@@ -161,15 +159,15 @@ pub fn synth(options: &SynthOptions, progress: &dyn Progress) -> Result<SynthRep
         return Err(SynthError::NotEmpty { dest: dest.to_string() });
     }
     unfinished.publish("", PublishMode::Overwrite)?;
-    progress.begin("draw", report(false).pictures as u64);
+    progress.begin("draw", report(false).images as u64);
     for (split, first, count) in
         [("train", 0, options.train_per_class), ("val", options.train_per_class, options.val_per_class)]
     {
         let all: Vec<(usize, usize)> =
             (0..CLASSES.len()).flat_map(|class| (0..count).map(move |number| (class, number))).collect();
         all.par_iter().try_for_each(|&(class, number)| {
-            let picture = draw(options, class, first + number);
-            let bytes = encode_jpeg(&picture, QUALITY).expect("a small RGB picture can be encoded");
+            let image = draw(options, class, first + number);
+            let bytes = encode_jpeg(&image, QUALITY).expect("a small RGB image can be encoded");
             let path = format!("{split}/{}/{number:04}.jpg", CLASSES[class].0);
             progress.advance(1);
             dest.join(&path).publish(bytes, PublishMode::Overwrite)
@@ -217,7 +215,7 @@ impl Scene {
         }
     }
 
-    /// The colour at a point of the picture, whose corners are at ±1.
+    /// The colour at a point of the image, whose corners are at ±1.
     fn at(&self, x: f64, y: f64, shape: Shape, texture: Texture) -> [f64; 3] {
         let (dx, dy) = ((x - self.centre.0) / self.radius, (y - self.centre.1) / self.radius);
         let (sin, cos) = self.angle.sin_cos();
@@ -276,8 +274,8 @@ fn colour(stream: &mut Stream, luma: (f64, f64)) -> [f64; 3] {
     }
 }
 
-/// Draws one picture, four samples a pixel.
-fn draw(options: &SynthOptions, class: usize, number: usize) -> Picture {
+/// Draws one image, four samples a pixel.
+fn draw(options: &SynthOptions, class: usize, number: usize) -> DecodedImage {
     let mut stream = Stream::new(options.seed, Purpose::Synth, class as u64, number as u64);
     let scene = Scene::random(&mut stream);
     let (_, shape, texture) = CLASSES[class];
@@ -294,5 +292,5 @@ fn draw(options: &SynthOptions, class: usize, number: usize) -> Picture {
             }
         }
     }
-    Picture { width: side, height: side, rgb }
+    DecodedImage { width: side, height: side, rgb }
 }

@@ -1,7 +1,7 @@
 mod appended;
 mod exported;
 mod exported_again;
-mod hostile_pictures;
+mod hostile_images;
 mod hostile_sources;
 mod mutated;
 mod one_pass;
@@ -18,7 +18,7 @@ use std::path::Path;
 
 use super::*;
 use crate::dataset::{Manifest, Row, ShardReader, verify};
-use crate::picture::{Picture, encode_jpeg, encode_png};
+use crate::image::{DecodedImage, encode_jpeg, encode_png};
 use crate::progress::Quiet;
 
 fn location(path: &Path) -> Location {
@@ -27,10 +27,10 @@ fn location(path: &Path) -> Location {
 
 fn jpeg(number: u8) -> Vec<u8> {
     let rgb = (0..20 * 16 * 3).map(|at| (at as u8).wrapping_mul(number)).collect();
-    encode_jpeg(&Picture { width: 20, height: 16, rgb }, 90).expect("encoded")
+    encode_jpeg(&DecodedImage { width: 20, height: 16, rgb }, 90).expect("encoded")
 }
 
-/// An ImageFolder of 2 classes with 6 pictures each; one is a PNG that calls itself a JPEG.
+/// An ImageFolder of 2 classes with 6 images each; one is a PNG that calls itself a JPEG.
 fn folder(root: &Path) {
     for (class, first) in [("cat", 1), ("dog breed", 50)] {
         fs::create_dir_all(root.join(class)).expect("a folder");
@@ -38,13 +38,13 @@ fn folder(root: &Path) {
             fs::write(root.join(class).join(format!("{number}.jpg")), jpeg(first + number)).expect("a file");
         }
     }
-    let png = encode_png(&Picture { width: 2, height: 2, rgb: vec![9; 12] }).expect("encoded");
+    let png = encode_png(&DecodedImage { width: 2, height: 2, rgb: vec![9; 12] }).expect("encoded");
     fs::write(root.join("cat/3.jpg"), png).expect("a file");
 }
 
 fn tar_of(root: &Path, tar: &Path) {
     let mut builder = tar::Builder::new(fs::File::create(tar).expect("a file"));
-    builder.append_dir_all("pictures", root).expect("packed");
+    builder.append_dir_all("images", root).expect("packed");
     builder.into_inner().expect("finished");
 }
 
@@ -110,7 +110,7 @@ fn a_folder_becomes_a_dataset_that_verifies() {
 }
 
 #[test]
-fn ids_follow_the_sorted_folder_and_rows_keep_their_pictures() {
+fn ids_follow_the_sorted_folder_and_rows_keep_their_images() {
     let at = place();
     folder(&at.source);
     ingest(&options(&at.source, &at.dest), &Quiet).expect("ingested");
@@ -123,7 +123,7 @@ fn ids_follow_the_sorted_folder_and_rows_keep_their_pictures() {
     });
     assert_eq!(source.iter().map(|row| row.path.clone()).collect::<Vec<_>>(), expected.collect::<Vec<_>>());
     for row in source {
-        assert_eq!(row.bytes, fs::read(at.source.join(&row.path)).expect("the picture"));
+        assert_eq!(row.bytes, fs::read(at.source.join(&row.path)).expect("the image"));
     }
 }
 
@@ -138,7 +138,7 @@ fn threads_do_not_change_a_byte() {
 }
 
 #[test]
-fn a_tar_of_the_folder_gives_the_same_pictures() {
+fn a_tar_of_the_folder_gives_the_same_images() {
     let at = place();
     folder(&at.source.join("train"));
     let tar = at.dest.with_extension("tar");
@@ -179,7 +179,7 @@ fn another_split_is_added_and_the_first_stays() {
 }
 
 #[test]
-fn a_bad_picture_is_rejected_with_its_reason_and_leaves_no_gap() {
+fn a_bad_image_is_rejected_with_its_reason_and_leaves_no_gap() {
     let at = place();
     folder(&at.source);
     fs::write(at.source.join("cat/2.jpg"), &jpeg(3)[..100]).expect("cut");
@@ -201,7 +201,7 @@ fn a_bad_picture_is_rejected_with_its_reason_and_leaves_no_gap() {
 }
 
 #[test]
-fn where_every_picture_is_refused_the_error_says_that_none_is_left() {
+fn where_every_image_is_refused_the_error_says_that_none_is_left() {
     let at = place();
     fs::create_dir_all(at.source.join("cat")).expect("a folder");
     fs::write(at.source.join("cat/1.jpg"), &jpeg(3)[..100]).expect("cut");
@@ -212,7 +212,7 @@ fn where_every_picture_is_refused_the_error_says_that_none_is_left() {
 }
 
 #[test]
-fn a_destination_that_holds_the_pictures_themselves_is_refused_and_they_stay() {
+fn a_destination_that_holds_the_images_themselves_is_refused_and_they_stay() {
     let at = place();
     folder(&at.source.join("train"));
     let before = files(&at.source);

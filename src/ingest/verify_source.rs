@@ -13,7 +13,7 @@ use serde::Deserialize;
 use super::memory::MemoryBudget;
 use super::plan::{HeldPart, rejects_file};
 use super::report::VerifiedSource;
-use super::screen::{Keep, PICTURES_AT_ONCE, Verdict, look_at_all};
+use super::screen::{IMAGES_AT_ONCE, Keep, Verdict, look_at_all};
 use super::source::{Entry, Source};
 use super::{IngestError, IngestOptions};
 use crate::dataset::{IndexRow, IngestRecord, Manifest, read_index};
@@ -101,7 +101,7 @@ impl VerifyJob<'_> {
         };
         let parts: Vec<Vec<Verdict>> = self
             .checkers
-            .install(|| entries.par_chunks(PICTURES_AT_ONCE).map(look).collect::<Result<_, IngestError>>())?;
+            .install(|| entries.par_chunks(IMAGES_AT_ONCE).map(look).collect::<Result<_, IngestError>>())?;
         Ok(parts.into_iter().flatten().collect())
     }
 }
@@ -114,7 +114,7 @@ impl Expected {
         verdict: &Verdict,
         verified: &mut VerifiedSource,
     ) -> Result<(), String> {
-        let row = self.rows.peek().filter(|row| *row.path == *entry.path).map(|row| row.picture);
+        let row = self.rows.peek().filter(|row| *row.path == *entry.path).map(|row| row.image);
         let reject = self.rejects.front().filter(|reject| *reject.path == *entry.path);
         match (verdict, row, reject) {
             (Ok(facts), Some(digest), _) if facts.digest == digest => {

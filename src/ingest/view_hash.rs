@@ -1,4 +1,4 @@
-//! What a picture looks like in 256 bits, so that twins are found after re-encoding and resizing.
+//! What an image looks like in 256 bits, so that twins are found after re-encoding and resizing.
 //!
 //! The brightness is averaged over 64×64 cells; of its cosine transform the 16×16 lowest frequencies without the
 //! constant are kept, and each gives a bit: above their median or not. All sums are integers, so the bits are
@@ -7,27 +7,27 @@
 //! # Source
 //! The design follows Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions", 2010, section
 //! 3.2, with the grid of PDQ (Facebook, "The TMK+PDQF Video-Hashing Algorithm and the PDQ Image-Hashing
-//! Algorithm", 2019): a larger grid tells more pictures apart.
+//! Algorithm", 2019): a larger grid tells more images apart.
 
 use std::sync::OnceLock;
 
 use crate::dataset::ViewHash;
-use crate::picture::Luma;
+use crate::image::Luma;
 
 /// Cells on a side of the grid.
 const GRID: usize = 64;
 /// Frequencies kept in each direction.
 const FREQUENCIES: usize = 16;
-/// Two pictures with at most so many differing bits look the same: re-encoded and resized pictures differ in
+/// Two images with at most so many differing bits look the same: re-encoded and resized images differ in
 /// at most 18, different photographs in 92 or more (measured on ImageNet, docs/performance.md).
 pub(super) const MOST_DIFFERING_BITS: u32 = 20;
-/// The standard deviation of the cells, in grey levels, below which a picture has no view to speak of: its
+/// The standard deviation of the cells, in grey levels, below which an image has no view to speak of: its
 /// bits would be noise.
 const LEAST_CONTRAST: f64 = 4.0;
 /// One in the fixed-point numbers of the transform's table.
 const ONE: f64 = 16384.0;
 
-/// The view of a picture; none where it has no contrast.
+/// The view of an image; none where it has no contrast.
 pub(super) fn view_hash(luma: &Luma) -> Option<ViewHash> {
     let cells = cells(luma);
     if contrast(&cells) < LEAST_CONTRAST {
@@ -118,11 +118,11 @@ fn cosines() -> &'static [i64; FREQUENCIES * GRID] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::picture::{Limits, Picture, check, encode_jpeg, luma, shrink};
+    use crate::image::{DecodedImage, Limits, check, encode_jpeg, luma, shrink};
     use crate::rng::{Purpose, Stream};
 
-    /// A picture of random waves, the longer the stronger, as in photographs.
-    fn waves(seed: u64, width: u32, height: u32) -> Picture {
+    /// An image of random waves, the longer the stronger, as in photographs.
+    fn waves(seed: u64, width: u32, height: u32) -> DecodedImage {
         let mut stream = Stream::new(seed, Purpose::Report, 0, 0);
         let mut wave = |_| {
             let (a, b) = (stream.range(-60.0, 60.0), stream.range(-60.0, 60.0));
@@ -138,15 +138,15 @@ mod tests {
             let grey = value(f64::from(x) / f64::from(width), f64::from(y) / f64::from(height));
             [grey, grey.saturating_add(3), grey / 2]
         });
-        Picture { width, height, rgb: rgb.collect() }
+        DecodedImage { width, height, rgb: rgb.collect() }
     }
 
-    fn hash(picture: &Picture) -> ViewHash {
-        view_hash(&luma(picture)).expect("a view")
+    fn hash(image: &DecodedImage) -> ViewHash {
+        view_hash(&luma(image)).expect("a view")
     }
 
     #[test]
-    fn a_picture_keeps_its_view_when_it_is_re_encoded_and_resized() {
+    fn a_image_keeps_its_view_when_it_is_re_encoded_and_resized() {
         for seed in 0..4 {
             let original = waves(seed, 300, 225);
             let view = hash(&original);
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn different_pictures_have_different_views() {
+    fn different_images_have_different_views() {
         let views: Vec<ViewHash> = (0..40).map(|seed| hash(&waves(seed, 100, 80))).collect();
         for (place, view) in views.iter().enumerate() {
             assert!(views[..place].iter().all(|other| other.distance(view) > 2 * MOST_DIFFERING_BITS));
@@ -173,8 +173,8 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_without_contrast_has_no_view() {
-        let plain = Picture { width: 50, height: 40, rgb: vec![200; 6000] };
+    fn a_image_without_contrast_has_no_view() {
+        let plain = DecodedImage { width: 50, height: 40, rgb: vec![200; 6000] };
         assert_eq!(view_hash(&luma(&plain)), None);
     }
 
@@ -188,12 +188,12 @@ mod tests {
     /// The bits of a view are stored: they must not change with a library or a machine.
     #[test]
     fn views_stay_what_they_are() {
-        let picture = Picture {
+        let image = DecodedImage {
             width: 70,
             height: 50,
             rgb: (0..70 * 50_u32).flat_map(|at| [(at * at / 7 % 251) as u8, (at % 256) as u8, 9]).collect(),
         };
         let expected = [4708841393625396969, 5105021546860658204, 8991270538749293908, 7679891659174624471];
-        assert_eq!(hash(&picture).0, expected);
+        assert_eq!(hash(&image).0, expected);
     }
 }

@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 
 use super::memory::{MemoryBudget, runs};
 use super::remake;
-use super::screen::{Facts, PICTURES_AT_ONCE};
+use super::screen::{Facts, IMAGES_AT_ONCE};
 use super::source::{Entry, Source};
 use super::work::{ACCEPTED, Work};
 use super::{IngestError, IngestOptions};
@@ -16,7 +16,7 @@ use crate::progress::Progress;
 use crate::rng::{Purpose, Stream};
 use crate::storage::{Digest, Location, StorageError};
 
-/// A picture with everything that its row says.
+/// An image with everything that its row says.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Instance<'a> {
     pub(super) id: InstanceId,
@@ -39,7 +39,7 @@ impl Instance<'_> {
     }
 }
 
-/// Deals pictures of these sizes to shards: permuted by the seed, so that each shard is a uniform sample, and cut
+/// Deals images of these sizes to shards: permuted by the seed, so that each shard is a uniform sample, and cut
 /// where a shard is full. The shards hold places in the list.
 pub(super) fn deal(sizes: &[u64], seed: u64, part: u64, shard_bytes: u64) -> Vec<Vec<u32>> {
     let mut order: Vec<u32> = (0..sizes.len() as u32).collect();
@@ -158,7 +158,7 @@ impl ShardJob<'_> {
             }
             let mut writer = self.start(number)?;
             let bytes = |instance: &Instance<'_>| instance.entry.bytes;
-            for instances in runs(shard, PICTURES_AT_ONCE, self.memory.batch_bytes, bytes) {
+            for instances in runs(shard, IMAGES_AT_ONCE, self.memory.batch_bytes, bytes) {
                 for row in self.rows(instances)? {
                     writer.push(row)?;
                 }

@@ -1,4 +1,4 @@
-//! From an encoded picture to the pixels that the encoder sees.
+//! From an encoded image to the pixels that the encoder sees.
 //!
 //! The layout of the output is planar: `[3, side, side]` u8, red first, as a batch tensor wants it; it is written
 //! in place. Only the pixels under the crop are decoded, and only their brightness where the colours would be
@@ -11,11 +11,9 @@ use serde::{Deserialize, Serialize};
 use super::colour::{Step, recolour, recolour_grey, to_grey};
 use super::recipe::{Augmentation, Order};
 use super::resize::{Axis, Resizer, Rounding, Target};
-use crate::picture::{
-    Channels, Encoded, ExifOrientation, Limits, PictureError, Planes, Region, RegionDecoder,
-};
+use crate::image::{Channels, Encoded, ExifOrientation, ImageError, Limits, Planes, Region, RegionDecoder};
 
-/// What is done to a picture for evaluation.
+/// What is done to an image for evaluation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum EvalTransform {
     /// The shorter side becomes `resize` pixels, then the centre square of `crop` is cut out.
@@ -43,24 +41,24 @@ thread_local! {
 /// Does [`Renderer::augment`] with this thread's renderer.
 ///
 /// # Errors
-/// If the picture is cut or corrupt.
+/// If the image is cut or corrupt.
 ///
 /// # Panics
-/// If the crop is not inside the picture or `out` is of another size.
+/// If the crop is not inside the image or `out` is of another size.
 pub fn augment(
     bytes: &[u8],
     orientation: ExifOrientation,
     draw: impl FnOnce(u32, u32) -> Augmentation,
     side: u32,
     out: &mut [u8],
-) -> Result<Augmentation, PictureError> {
+) -> Result<Augmentation, ImageError> {
     RENDERER.with_borrow_mut(|renderer| renderer.augment(bytes, orientation, draw, side, out))
 }
 
 /// Does [`Renderer::evaluate`] with this thread's renderer.
 ///
 /// # Errors
-/// If the picture is cut or corrupt.
+/// If the image is cut or corrupt.
 ///
 /// # Panics
 /// If `out` is of another size.
@@ -69,11 +67,11 @@ pub fn evaluate_pixels(
     orientation: ExifOrientation,
     transform: EvalTransform,
     out: &mut [u8],
-) -> Result<(), PictureError> {
+) -> Result<(), ImageError> {
     RENDERER.with_borrow_mut(|renderer| renderer.evaluate(bytes, orientation, transform, out))
 }
 
-/// A part of the work on a picture.
+/// A part of the work on an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
     /// Reading the header and drawing what is done.
@@ -86,14 +84,14 @@ pub enum Stage {
     Colour,
 }
 
-/// Makes pixels from encoded pictures; it keeps its buffers from picture to picture.
+/// Makes pixels from encoded images; it keeps its buffers from image to image.
 #[derive(Debug, Default)]
 pub struct Renderer {
     decoder: RegionDecoder,
     resizer: Resizer,
 }
 
-/// Pictures were checked when they were ingested.
+/// Images were checked when they were ingested.
 const LIMITS: Limits = Limits { max_pixels: u64::MAX };
 
 impl Renderer {
@@ -103,16 +101,16 @@ impl Renderer {
         self.resizer.held_bytes()
     }
 
-    /// Crops, resizes, recolours and flips a picture as `draw` says for its size (columns, rows).
+    /// Crops, resizes, recolours and flips an image as `draw` says for its size (columns, rows).
     ///
     /// # Shape
     /// `out: [3, side, side]`
     ///
     /// # Errors
-    /// If the picture is cut or corrupt.
+    /// If the image is cut or corrupt.
     ///
     /// # Panics
-    /// If the crop is not inside the picture or `out` is of another size.
+    /// If the crop is not inside the image or `out` is of another size.
     pub fn augment(
         &mut self,
         bytes: &[u8],
@@ -120,17 +118,17 @@ impl Renderer {
         draw: impl FnOnce(u32, u32) -> Augmentation,
         side: u32,
         out: &mut [u8],
-    ) -> Result<Augmentation, PictureError> {
+    ) -> Result<Augmentation, ImageError> {
         self.augment_observed(open(bytes, orientation)?, draw, side, out, |_| ())
     }
 
-    /// Does [`Renderer::augment`] on a picture that is open, and calls `done` after each stage.
+    /// Does [`Renderer::augment`] on an image that is open, and calls `done` after each stage.
     ///
     /// # Errors
-    /// If the picture is cut or corrupt.
+    /// If the image is cut or corrupt.
     ///
     /// # Panics
-    /// If the crop is not inside the picture or `out` is of another size.
+    /// If the crop is not inside the image or `out` is of another size.
     pub fn augment_observed(
         &mut self,
         encoded: Encoded,
@@ -138,7 +136,7 @@ impl Renderer {
         side: u32,
         out: &mut [u8],
         mut done: impl FnMut(Stage),
-    ) -> Result<Augmentation, PictureError> {
+    ) -> Result<Augmentation, ImageError> {
         let (width, height) = encoded.size();
         let augmentation = draw(width, height);
         let channels = if is_grey_first(&augmentation) { Channels::Luma } else { Channels::Rgb };
@@ -152,13 +150,13 @@ impl Renderer {
         Ok(augmentation)
     }
 
-    /// Resizes and cuts out the centre of a picture, as the reference does for evaluation.
+    /// Resizes and cuts out the centre of an image, as the reference does for evaluation.
     ///
     /// # Shape
     /// `out: [3, side, side]`
     ///
     /// # Errors
-    /// If the picture is cut or corrupt.
+    /// If the image is cut or corrupt.
     ///
     /// # Panics
     /// If `out` is of another size.
@@ -171,7 +169,7 @@ impl Renderer {
         orientation: ExifOrientation,
         transform: EvalTransform,
         out: &mut [u8],
-    ) -> Result<(), PictureError> {
+    ) -> Result<(), ImageError> {
         let EvalTransform::ResizeCenterCrop { resize: short, crop } = transform;
         let encoded = open(bytes, orientation)?;
         let (width, height) = encoded.size();
@@ -203,7 +201,7 @@ impl Renderer {
     }
 }
 
-fn open(bytes: &[u8], orientation: ExifOrientation) -> Result<Encoded<'_>, PictureError> {
+fn open(bytes: &[u8], orientation: ExifOrientation) -> Result<Encoded<'_>, ImageError> {
     Ok(Encoded::open(bytes, &LIMITS)?.turned(orientation.of(bytes)))
 }
 

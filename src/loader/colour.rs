@@ -2,7 +2,7 @@
 //!
 //! Each operation is torchvision's on uint8 tensors: the same formulas in f32, clamped and cut to integers after
 //! each step. A few dozen pixels at a time go through all steps up to contrast, which needs the mean of the whole
-//! picture, and then through the rest. f32 operations are not fused, so all machines give the same bytes.
+//! image, and then through the rest. f32 operations are not fused, so all machines give the same bytes.
 //!
 //! # Source
 //! torchvision `transforms/v2/functional/_color.py`; hue by the formula of a colour's distance to the three

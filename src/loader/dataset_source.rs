@@ -13,7 +13,7 @@ use super::layout::Layout;
 use super::source::{Fetched, Instances, Reading, Source};
 use crate::dataset::{DatasetError, Located, Manifest, Row, ShardEntry, ShardReader};
 use crate::ids::{InstanceId, Position};
-use crate::picture::ExifOrientation;
+use crate::image::ExifOrientation;
 use crate::rng::{Purpose, Stream};
 use crate::storage::{BlobCache, Digest, LocalFile, Location};
 
@@ -27,7 +27,7 @@ const READ_MEMORY: u64 = 1 << 30;
 const BYTES_OF_AN_INSTANCE: u64 = 64;
 const BYTES_OF_A_GROUP: u64 = 4 << 10;
 
-/// A picture of the split.
+/// An image of the split.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Stored {
     /// Its group, and the row within it.
@@ -55,7 +55,7 @@ impl Stored {
 
 /// A split of a dataset.
 ///
-/// A picture reaches the loader only if its bytes have the index's digest, or its row group's bytes have the
+/// An image reaches the loader only if its bytes have the index's digest, or its row group's bytes have the
 /// manifest's.
 #[derive(Debug)]
 pub struct DatasetSource {
@@ -64,7 +64,7 @@ pub struct DatasetSource {
     pub(super) groups: Vec<(u32, u32)>,
     pub(super) instances: Instances,
     /// By position.
-    pub(super) pictures: Vec<Stored>,
+    pub(super) images: Vec<Stored>,
     pub(super) is_local: bool,
     exif_orientation: ExifOrientation,
     pub(super) turns: [Mutex<()>; GROUPS_AT_ONCE],
@@ -103,7 +103,7 @@ impl DatasetSource {
             groups.extend((0..reader.row_groups()).map(|row_group| (shard as u32, row_group as u32)));
         }
         let ids = sample(indexed.len(), limit.unwrap_or(usize::MAX));
-        let mut pictures = Vec::with_capacity(ids.len());
+        let mut images = Vec::with_capacity(ids.len());
         let mut labels = Vec::with_capacity(ids.len());
         for &id in &ids {
             let found = &indexed[id.row()];
@@ -113,18 +113,18 @@ impl DatasetSource {
                 let reason = format!("its index says of instance {id} what cannot be");
                 return Err(DatasetError::Damaged { shard: dataset.to_string(), reason }.into());
             };
-            pictures.push(stored);
+            images.push(stored);
             labels.push(label);
         }
         let bytes_of =
             |&(shard, row_group): &(u32, u32)| shards[shard as usize].row_group_bytes(row_group as usize);
         let bytes: Vec<u64> = groups.iter().map(bytes_of).collect();
         Ok(Self {
-            instances: Instances { ids, labels, layout: layout(&pictures, &bytes) },
+            instances: Instances { ids, labels, layout: layout(&images, &bytes) },
             next_use: groups.iter().map(|_| AtomicU64::new(u64::MAX)).collect(),
             shards,
             groups,
-            pictures,
+            images,
             is_local: dataset.local_path().is_some(),
             exif_orientation: ExifOrientation::applied(split.applies_exif_orientation()),
             turns: Default::default(),
@@ -179,15 +179,15 @@ fn stored(found: &Located, shards: &[ShardReader], first_rows: &[(usize, Vec<usi
         offset: place.offset,
         bytes: place.bytes,
         pixels: u32::try_from(pixels).unwrap_or(u32::MAX),
-        digest: found.picture.0[..16].try_into().expect("half a digest"),
+        digest: found.image.0[..16].try_into().expect("half a digest"),
     })
 }
 
 /// The row groups, each with the positions that lie there in the order of their rows.
-fn layout(pictures: &[Stored], bytes: &[u64]) -> Layout {
+fn layout(images: &[Stored], bytes: &[u64]) -> Layout {
     let mut members = vec![Vec::new(); bytes.len()];
-    for (position, picture) in (0..).zip(pictures) {
-        members[picture.group as usize].push((picture.row, Position(position)));
+    for (position, image) in (0..).zip(images) {
+        members[image.group as usize].push((image.row, Position(position)));
     }
     let sorted = |mut group: Vec<(u32, Position)>| {
         group.sort_unstable();
@@ -213,7 +213,7 @@ impl Source for DatasetSource {
     }
 
     fn place(&self, position: Position) -> String {
-        let Stored { group, row, .. } = self.pictures[position.row()];
+        let Stored { group, row, .. } = self.images[position.row()];
         let (shard, row_group) = self.shard(group as usize);
         let place = format!("{} row group {row_group} row {row}", shard.shown());
         match self.read(&[position]) {
@@ -224,7 +224,7 @@ impl Source for DatasetSource {
 
     fn read(&self, positions: &[Position]) -> Result<Vec<Row>, LoaderError> {
         let read = |position: &Position| {
-            let Stored { group, row, .. } = self.pictures[position.row()];
+            let Stored { group, row, .. } = self.images[position.row()];
             let rows = self.resident(group as usize, &Reading::default()).map_err(LoaderError::Shared)?;
             Ok(rows[row as usize].clone())
         };
@@ -276,6 +276,6 @@ impl Source for DatasetSource {
     }
 
     fn held_bytes(&self) -> u64 {
-        BYTES_OF_AN_INSTANCE * self.pictures.len() as u64 + BYTES_OF_A_GROUP * self.groups.len() as u64
+        BYTES_OF_AN_INSTANCE * self.images.len() as u64 + BYTES_OF_A_GROUP * self.groups.len() as u64
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::dataset::DatasetError;
 use crate::failure::Failure;
 use crate::ids::InstanceId;
-use crate::picture::PictureError;
+use crate::image::ImageError;
 use crate::storage::StorageError;
 
 /// A batch cannot be made.
@@ -14,19 +14,19 @@ pub enum LoaderError {
     /// The dataset cannot be read.
     #[error(transparent)]
     Dataset(#[from] DatasetError),
-    /// A picture cannot be decoded, although it could when it was ingested.
-    #[error("instance {id} ({place}): the picture cannot be decoded")]
-    Picture {
+    /// An image cannot be decoded, although it could when it was ingested.
+    #[error("instance {id} ({place}): the image cannot be decoded")]
+    Image {
         /// The instance.
         id: InstanceId,
         /// Where it lies.
         place: String,
         /// The cause.
         #[source]
-        source: PictureError,
+        source: ImageError,
     },
-    /// More pictures are corrupt than may be left out.
-    #[error("{corrupt} pictures are corrupt, of which at most {limit} may be left out; the last one")]
+    /// More images are corrupt than may be left out.
+    #[error("{corrupt} images are corrupt, of which at most {limit} may be left out; the last one")]
     TooManyCorrupt {
         /// How many there are so far.
         corrupt: u64,
@@ -65,7 +65,7 @@ impl LoaderError {
     pub fn failure(&self) -> Failure {
         match self {
             Self::Dataset(error) => error.failure(),
-            Self::Picture { .. } | Self::TooManyCorrupt { .. } => Failure::Data,
+            Self::Image { .. } | Self::TooManyCorrupt { .. } => Failure::Data,
             Self::Memory { .. } => Failure::Config,
             Self::Cache(error) => error.failure(),
             Self::Shared(error) => error.failure(),
@@ -79,7 +79,7 @@ impl LoaderError {
         match self {
             Self::Dataset(DatasetError::Storage(error)) => error.is_not_found(),
             Self::Dataset(DatasetError::Damaged { .. } | DatasetError::RowGroup { .. }) => true,
-            Self::Picture { .. } => true,
+            Self::Image { .. } => true,
             Self::Shared(error) => error.is_corruption(),
             _ => false,
         }

@@ -6,7 +6,7 @@ use super::plan::Passes;
 use super::view::EvaluationView;
 use super::{EvalTransform, Loader, LoaderError, LoaderOptions, Source};
 
-/// Every picture of a source exactly once, in the order in which they lie, under the evaluation transform.
+/// Every image of a source exactly once, in the order in which they lie, under the evaluation transform.
 ///
 /// # Errors
 /// If threads cannot be started.

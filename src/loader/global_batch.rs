@@ -1,4 +1,4 @@
-//! A step's pictures over all ranks.
+//! A step's images over all ranks.
 
 use std::ops::Range;
 
@@ -17,20 +17,20 @@ impl Part {
     /// All of it.
     pub const WHOLE: Self = Self { rank: 0, ranks: 1 };
 
-    /// How many of so many pictures it has, as ranks of `0..len`.
+    /// How many of so many images it has, as ranks of `0..len`.
     pub fn of(self, len: usize) -> Range<usize> {
         len * self.rank / self.ranks..len * (self.rank + 1) / self.ranks
     }
 }
 
-/// A global batch, and who has which of its pictures.
+/// A global batch, and who has which of its images.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GlobalBatch {
-    /// Its pictures in the order of the epoch.
+    /// Its images in the order of the epoch.
     pub positions: Vec<Position>,
     /// The parts in which it goes through the network, one after the other.
     pub parts: Vec<Range<usize>>,
-    /// By rank: its pictures, as ascending indices into `positions`. Every picture has one rank.
+    /// By rank: its images, as ascending indices into `positions`. Every image has one rank.
     pub shares: Vec<Vec<usize>>,
 }
 
@@ -41,14 +41,14 @@ impl GlobalBatch {
         Self { shares: vec![all.clone().collect()], parts: vec![all], positions }
     }
 
-    /// Deals a batch to so many ranks by position, as if pictures lay in their order.
+    /// Deals a batch to so many ranks by position, as if images lay in their order.
     pub fn dealt(positions: Vec<Position>, ranks: usize, parts: usize) -> Self {
         let last = positions.iter().map(|position| position.0).max().unwrap_or(0);
         Self::deal(positions, ranks, parts, &(0..=last).collect::<Vec<_>>())
     }
 
-    /// Deals a batch to so many ranks. Of each part a rank gets a run of the pictures in the order in which they lie
-    /// in the shards, by `slots`: in every step and epoch it has pictures of about the same region of the split,
+    /// Deals a batch to so many ranks. Of each part a rank gets a run of the images in the order in which they lie
+    /// in the shards, by `slots`: in every step and epoch it has images of about the same region of the split,
     /// and reads and caches about that region alone. What all ranks have of a part does not depend on their number.
     pub(super) fn deal(positions: Vec<Position>, ranks: usize, parts: usize, slots: &[u32]) -> Self {
         let parts = in_parts(positions.len(), parts);
@@ -75,7 +75,7 @@ impl GlobalBatch {
         (range.clone(), &share[range])
     }
 
-    /// The batch without the pictures that are not there.
+    /// The batch without the images that are not there.
     pub fn kept(&self, is_there: &[bool]) -> Self {
         let count =
             |next: &mut usize, &there: &bool| Some(std::mem::replace(next, *next + usize::from(there)));
@@ -90,7 +90,7 @@ impl GlobalBatch {
     }
 }
 
-/// So many pictures in as many parts of nearly equal length as asked for, none of one picture alone unless there is
+/// So many images in as many parts of nearly equal length as asked for, none of one image alone unless there is
 /// no other.
 pub fn in_parts(total: usize, asked: usize) -> Vec<Range<usize>> {
     let count = asked.min(total / 2).max(1);
@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_are_nearly_equal_and_hold_two_pictures_at_least() {
+    fn parts_are_nearly_equal_and_hold_two_images_at_least() {
         assert_eq!(in_parts(7, 3), [0..2, 2..4, 4..7]);
         assert_eq!(in_parts(1, 4), vec![0..1; 1]);
         assert_eq!(in_parts(5, 4), [0..2, 2..5]);

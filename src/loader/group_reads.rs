@@ -83,7 +83,7 @@ impl DatasetSource {
         let (shard, row_group) = self.shard(group);
         let rows = shard.parse_row_group(row_group, bytes.clone())?;
         for &position in self.layout().members(group) {
-            let row = self.pictures[position.row()].row;
+            let row = self.images[position.row()].row;
             // The index tells ids and labels apart from the rows.
             let (id, label) = (self.ids()[position.row()], self.labels()[position.row()]);
             if rows.get(row as usize).is_none_or(|row| row.id != id || row.label != label) {
@@ -101,7 +101,7 @@ impl DatasetSource {
         if reading.cancel.is_cancelled() {
             return Err(Arc::new(LoaderError::Stopped));
         }
-        let stored = self.pictures[position.row()];
+        let stored = self.images[position.row()];
         let group = stored.group as usize;
         let pixels = u64::from(stored.pixels);
         if self.is_local {
@@ -120,7 +120,7 @@ impl DatasetSource {
         Ok(encoded(&rows[stored.row as usize], rows[stored.row as usize].bytes.clone()))
     }
 
-    /// A picture of a shard of this machine, checked against its digest.
+    /// An image of a shard of this machine, checked against its digest.
     fn read_row(&self, stored: &Stored, reading: &Reading) -> Result<Bytes, Arc<LoaderError>> {
         let group = stored.group as usize;
         let bytes = self
@@ -147,7 +147,7 @@ impl DatasetSource {
         match self.load(group, reading) {
             Ok((_, rows)) => {
                 let copy = |&position: &Position| {
-                    let row = &rows[self.pictures[position.row()].row as usize];
+                    let row = &rows[self.images[position.row()].row as usize];
                     Ok(encoded(row, Bytes::copy_from_slice(&row.bytes)))
                 };
                 members.iter().map(copy).collect()

@@ -1,13 +1,13 @@
 //! The loader: from a dataset to batches of pixels.
 //!
-//! [`Loader`] gives the augmented batches of epochs, one after the other; [`evaluation_batches`] every picture
+//! [`Loader`] gives the augmented batches of epochs, one after the other; [`evaluation_batches`] every image
 //! once. A batch carries the ids of its instances. The order is a function of (seed, epoch) and the shuffle,
 //! the pixels of an instance a function of (seed, epoch, instance): neither depends on threads, prefetch,
 //! memory, cache, place or where a run was resumed. This module knows no tensors and no files; bytes come
 //! through a [`Source`].
 //!
 //! Invariants: every instance is in exactly one batch of an epoch; an error in any stage reaches the
-//! consumer; dropping a loader ends its threads; encoded pictures, decoding and batches together hold to the
+//! consumer; dropping a loader ends its threads; encoded images, decoding and batches together hold to the
 //! memory limit.
 
 mod apply;

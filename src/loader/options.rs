@@ -11,14 +11,14 @@ use super::{LoaderError, Source};
 
 /// The memory that is taken where no limit is given, in bytes.
 const DEFAULT_MEMORY: u64 = 4 << 30;
-/// The most memory for decoding that each thread can use, in bytes: a picture of 40 megapixels.
+/// The most memory for decoding that each thread can use, in bytes: an image of 40 megapixels.
 const DECODE_MEMORY_OF_A_THREAD: u64 = 256 << 20;
 /// Steps that are read ahead of those that are decoded, where rows are read by themselves.
 const STEPS_READ_AHEAD: u64 = 4;
-/// Batches are made by so many threads in turn, so that one's last picture does not keep the pool idle.
+/// Batches are made by so many threads in turn, so that one's last image does not keep the pool idle.
 pub(super) const MAKERS: usize = 2;
 
-/// What happens to a picture that is missing or corrupt.
+/// What happens to an image that is missing or corrupt.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum OnCorrupt {
@@ -31,11 +31,11 @@ pub enum OnCorrupt {
 
 /// How epochs are loaded.
 ///
-/// Of these, `batch_size`, `seed`, `shuffle`, `drop_last`, the epoch and the step decide which pictures a batch
+/// Of these, `batch_size`, `seed`, `shuffle`, `drop_last`, the epoch and the step decide which images a batch
 /// has and what they look like; nothing else does.
 #[derive(Clone, Copy, Debug)]
 pub struct LoaderOptions {
-    /// Pictures of a global batch.
+    /// Images of a global batch.
     pub batch_size: usize,
     /// The seed of order and pixels.
     pub seed: u64,
@@ -61,7 +61,7 @@ pub struct LoaderOptions {
     pub prefetch: usize,
     /// The memory of the whole loader in bytes; 0 for a default.
     pub memory_limit: u64,
-    /// What happens to a picture that is missing or corrupt.
+    /// What happens to an image that is missing or corrupt.
     pub on_corrupt: OnCorrupt,
     /// So many distinct instances may be left out.
     pub max_corrupt: u64,
@@ -117,7 +117,7 @@ impl LoaderOptions {
 /// What memory the stages get, in bytes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Shares {
-    /// Encoded pictures, from the request to the decoder.
+    /// Encoded images, from the request to the decoder.
     pub(super) fetched: u64,
     /// Decoding.
     pub(super) decoding: u64,
@@ -147,7 +147,7 @@ impl Shares {
             Portions::Rows => {
                 let step = own * mean_bytes(source);
                 let ahead = options.prefetch as u64 + MAKERS as u64 + STEPS_READ_AHEAD;
-                (source.prepare_rows(rest)? + step, step * ahead, "a batch's pictures")
+                (source.prepare_rows(rest)? + step, step * ahead, "a batch's images")
             }
             Portions::Groups => {
                 let window = Planner::largest_window(source, plan);

@@ -9,7 +9,7 @@ const ROUNDS: usize = 6;
 /// How the instances of an epoch are mixed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shuffle {
-    /// Uniformly over the whole split; each picture is read by itself.
+    /// Uniformly over the whole split; each image is read by itself.
     Exact,
     /// Row groups in a random order, and their rows mixed over windows of about so many rows; whole row groups
     /// are read, as a store wants it.
@@ -78,7 +78,7 @@ impl EpochOrder {
         Self(Permutation::draw(&mut stream, len as u64))
     }
 
-    /// Which of the pictures comes at a place of the epoch.
+    /// Which of the images comes at a place of the epoch.
     ///
     /// # Panics
     /// If there is no such place.

@@ -24,7 +24,7 @@ use crate::ids::{ClassId, InstanceId, Position};
 /// How often a consumer that waits for a batch looks whether it should stop.
 const STOP_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Pictures of one step, ready for the encoder.
+/// Images of one step, ready for the encoder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
     /// The epoch, from 0.
@@ -116,7 +116,7 @@ impl Loader {
         passes: Passes,
         options: LoaderOptions,
     ) -> Result<Self, LoaderError> {
-        assert!(options.batch_size > 0, "a batch has pictures");
+        assert!(options.batch_size > 0, "a batch has images");
         let failed = |error: Box<dyn std::error::Error + Send + Sync>| LoaderError::Threads(error);
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(options.threads)

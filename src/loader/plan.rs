@@ -16,12 +16,12 @@ use crate::ids::Position;
 /// Rows that one read task fetches one after the other.
 const ROWS_OF_A_FETCH: usize = 16;
 
-/// Which pictures a plan goes through, in which order.
+/// Which images a plan goes through, in which order.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Passes {
     /// Epochs, each in an order of its own.
     Shuffled { shuffle: Shuffle, seed: u64 },
-    /// Each picture as it lies.
+    /// Each image as it lies.
     Stored,
 }
 
@@ -56,7 +56,7 @@ pub(super) struct Step {
     pub(super) epoch: u64,
     pub(super) step: u64,
     pub(super) global: Arc<GlobalBatch>,
-    /// The pictures of it that are made here, as ascending indices.
+    /// The images of it that are made here, as ascending indices.
     pub(super) own: Vec<usize>,
     /// Rows that arrive with others and that no step needs.
     pub(super) discard: Vec<Position>,
@@ -202,7 +202,7 @@ impl Planner {
         (fetches, discard)
     }
 
-    /// The row groups of a window that hold pictures which are made here.
+    /// The row groups of a window that hold images which are made here.
     fn own_groups(&self, order: &GroupedOrder, window: usize) -> Vec<u32> {
         if self.options.part.ranks == 1 {
             return order.groups(window).to_vec();

@@ -1,4 +1,4 @@
-//! What is drawn for a picture: the augmentation recipe and one draw from it.
+//! What is drawn for an image: the augmentation recipe and one draw from it.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,7 +8,7 @@ use crate::rng::{Purpose, Stream};
 /// Tries to find a crop that fits before the centre is taken (torchvision's number).
 const CROP_TRIES: usize = 10;
 
-/// A rectangle of a picture, in pixels.
+/// A rectangle of an image, in pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CropBox {
     /// The first column.
@@ -51,7 +51,7 @@ pub enum Order {
 pub struct Recipe {
     /// The side of the square that comes out, in pixels.
     pub image_size: u32,
-    /// The crop's share of the picture's area, from and to.
+    /// The crop's share of the image's area, from and to.
     pub crop_scale: (f64, f64),
     /// The crop's width over its height, from and to; drawn uniformly in its logarithm.
     pub crop_ratio: (f64, f64),
@@ -73,13 +73,13 @@ pub enum ColourOperation {
     Brightness(f64),
     /// Blends with the mean grey.
     Contrast(f64),
-    /// Blends with the picture's own grey.
+    /// Blends with the image's own grey.
     Saturation(f64),
     /// Turns the colour circle.
     Hue(f64),
 }
 
-/// What was drawn for one picture in one epoch.
+/// What was drawn for one image in one epoch.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Augmentation {
     /// The part that is cut out and resized.
@@ -121,7 +121,7 @@ impl Recipe {
         Self { flip: 0.0, order: Order::JitterFirst, ..Self::imagenet(image_size) }
     }
 
-    /// Draws the augmentation of a picture of this size.
+    /// Draws the augmentation of an image of this size.
     pub fn draw(&self, stream: &mut Stream, width: u32, height: u32) -> Augmentation {
         Augmentation {
             crop: self.draw_crop(stream, width, height),

@@ -146,7 +146,7 @@ impl Filter {
     }
 }
 
-/// Filters and buffers, kept from picture to picture.
+/// Filters and buffers, kept from image to image.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Resizer {
     down: Filter,

@@ -1,4 +1,4 @@
-//! Where encoded pictures come from.
+//! Where encoded images come from.
 
 use std::sync::Arc;
 
@@ -8,13 +8,13 @@ use super::layout::Layout;
 use super::{Counters, LoaderError};
 use crate::dataset::Row;
 use crate::ids::{ClassId, InstanceId, Position};
-use crate::picture::ExifOrientation;
+use crate::image::ExifOrientation;
 use crate::storage::Cancel;
 
 /// Rows of a group where rows in memory are taken in groups.
 const ROWS_OF_A_GROUP: usize = 256;
 
-/// A picture as it was read.
+/// An image as it was read.
 #[derive(Clone, Debug)]
 pub struct Encoded {
     /// Its encoded bytes.
@@ -46,7 +46,7 @@ pub struct Instances {
     pub layout: Layout,
 }
 
-/// Gives pictures by their positions.
+/// Gives images by their positions.
 pub trait Source: Send + Sync {
     /// Which instances it has; their positions are `0..len`.
     fn instances(&self) -> &Instances;
@@ -85,10 +85,10 @@ pub trait Source: Send + Sync {
     /// If a row cannot be read.
     fn read(&self, positions: &[Position]) -> Result<Vec<Row>, LoaderError>;
 
-    /// The pictures at these positions, in their order.
+    /// The images at these positions, in their order.
     fn fetch_rows(&self, positions: &[Position], reading: &Reading) -> Vec<Fetched>;
 
-    /// The pictures of a row group, in the order of the layout.
+    /// The images of a row group, in the order of the layout.
     fn fetch_group(&self, group: usize, reading: &Reading) -> Vec<Fetched> {
         self.fetch_rows(self.layout().members(group), reading)
     }

@@ -15,7 +15,7 @@ use super::view::{Seen, View};
 use super::{Batch, LoaderError};
 use crate::ids::Position;
 
-/// Bytes of memory that decoding and augmenting take for each pixel of the picture: the decoded picture,
+/// Bytes of memory that decoding and augmenting take for each pixel of the image: the decoded image,
 /// the part that is cut out, and what the decoder holds of a progressive one.
 const DECODE_BYTES_OF_A_PIXEL: u64 = 6;
 
@@ -27,7 +27,7 @@ pub(super) struct Task {
     permit: Permit,
 }
 
-/// A picture in memory, which its permit accounts for.
+/// An image in memory, which its permit accounts for.
 pub(super) struct Held {
     encoded: Encoded,
     permit: Permit,
@@ -42,7 +42,7 @@ pub(super) struct Arrived {
     rows: Vec<(Position, Row)>,
 }
 
-/// A batch's pictures before they are decoded.
+/// A batch's images before they are decoded.
 pub(super) struct Work {
     epoch: u64,
     step: u64,
@@ -88,7 +88,7 @@ pub(super) fn plan(
     }
 }
 
-/// The mean size of a picture, rounded up.
+/// The mean size of an image, rounded up.
 pub(super) fn mean_bytes(source: &dyn Source) -> u64 {
     let layout = source.layout();
     layout.total_bytes().div_ceil(layout.rows().max(1) as u64)
@@ -201,24 +201,24 @@ pub(super) fn make(making: &Making, works: &Receiver<Work>, batches: &Sender<Mad
 }
 
 fn make_batch(making: &Making, work: Work) -> Made {
-    let picture_bytes = 3 * (making.view.side() as usize).pow(2);
+    let image_bytes = 3 * (making.view.side() as usize).pow(2);
     let positions: Vec<Position> = work.rows.iter().map(|(position, _)| *position).collect();
     let mut pixels = making.buffers.try_recv().unwrap_or_default();
-    pixels.resize(positions.len() * picture_bytes, 0);
+    pixels.resize(positions.len() * image_bytes, 0);
     let render = |((position, row), out): ((Position, Row), &mut [u8])| {
         let made = row.and_then(|row| render(making, work.epoch, position, row, out));
         made.err().map(|error| (position, error))
     };
-    let rows = work.rows.into_par_iter().zip(pixels.par_chunks_mut(picture_bytes));
+    let rows = work.rows.into_par_iter().zip(pixels.par_chunks_mut(image_bytes));
     let missing: Vec<Option<(Position, Arc<LoaderError>)>> =
         making.pool.install(|| rows.map(render).collect());
 
     let kept: Vec<usize> = (0..positions.len()).filter(|&row| missing[row].is_none()).collect();
     if kept.len() < positions.len() {
         for (to, &from) in kept.iter().enumerate() {
-            pixels.copy_within(from * picture_bytes..(from + 1) * picture_bytes, to * picture_bytes);
+            pixels.copy_within(from * image_bytes..(from + 1) * image_bytes, to * image_bytes);
         }
-        pixels.truncate(kept.len() * picture_bytes);
+        pixels.truncate(kept.len() * image_bytes);
     }
     let positions: Vec<Position> = kept.into_iter().map(|row| positions[row]).collect();
     let source = making.source.as_ref();
@@ -231,7 +231,7 @@ fn make_batch(making: &Making, work: Work) -> Made {
         positions,
         pixels,
     };
-    making.reading.counters.pictures.add(batch.ids.len() as u64);
+    making.reading.counters.images.add(batch.ids.len() as u64);
     Made { batch, missing: missing.into_iter().flatten().collect() }
 }
 
@@ -254,5 +254,5 @@ fn render(
     let rendered = making.reading.counters.make_busy.time(|| making.view.render(epoch, id, seen, out));
     drop((encoded, permit));
     rendered
-        .map_err(|source| Arc::new(LoaderError::Picture { id, place: making.source.place(position), source }))
+        .map_err(|source| Arc::new(LoaderError::Image { id, place: making.source.place(position), source }))
 }

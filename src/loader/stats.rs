@@ -59,8 +59,8 @@ pub struct Counters {
     pub ready: Counter,
     /// Batches asked for.
     pub batches: Counter,
-    /// Pictures made.
-    pub pictures: Counter,
+    /// Images made.
+    pub images: Counter,
     /// Bytes that came from where the dataset lies.
     pub bytes: Counter,
     /// Reads of where the dataset lies.
@@ -106,8 +106,8 @@ pub struct LoaderStats {
     pub ready: f64,
     /// Batches delivered.
     pub batches: u64,
-    /// Pictures made.
-    pub pictures: u64,
+    /// Images made.
+    pub images: u64,
     /// Bytes read from where the dataset lies.
     pub bytes: u64,
     /// Reads there.
@@ -122,7 +122,7 @@ pub struct LoaderStats {
     pub cache_bytes: u64,
     /// Distinct instances left out as corrupt.
     pub corrupt: u64,
-    /// The most bytes of encoded pictures that were held at once.
+    /// The most bytes of encoded images that were held at once.
     pub peak_bytes: u64,
 }
 
@@ -143,7 +143,7 @@ impl LoaderStats {
             consumer_wait: counters.consumer_wait.seconds(),
             ready: counters.ready.get() as f64 / batches.max(1) as f64,
             batches,
-            pictures: counters.pictures.get(),
+            images: counters.images.get(),
             bytes: counters.bytes.get(),
             requests: counters.requests.get(),
             retries: counters.retries.get(),
@@ -181,7 +181,7 @@ impl LoaderStats {
              read     busy {:.2} s, idle {:.2} s over {readers} threads; {} reads, {:.1} MB, {} again\n\
              cache    {} hits, {} misses, {:.1} MB\n\
              gather   waited {:.2} s for rows\n\
-             make     busy {:.2} s over {} threads, waited {:.2} s for rows and {:.2} s for room; {} pictures, {} corrupt\n\
+             make     busy {:.2} s over {} threads, waited {:.2} s for rows and {:.2} s for room; {} images, {} corrupt\n\
              consumer waited {:.2} s of {:.2} s for {} batches; {:.1} were ready on average",
             self.plan_wait,
             self.peak_bytes as f64 / 1e6,
@@ -198,7 +198,7 @@ impl LoaderStats {
             self.decode_threads,
             self.make_wait,
             self.ready_wait,
-            self.pictures,
+            self.images,
             self.corrupt,
             self.consumer_wait,
             self.seconds,

@@ -8,7 +8,7 @@ use super::layout::Layout;
 use super::{Fetched, Instances, LoaderError, Reading, Source};
 use crate::dataset::Row;
 use crate::ids::Position;
-use crate::picture::ExifOrientation;
+use crate::image::ExifOrientation;
 use crate::units::Fraction;
 
 /// A source that gives some rows of another, under positions of its own.
@@ -126,7 +126,7 @@ mod tests {
     use crate::ids::{ClassId, InstanceId};
 
     #[test]
-    fn a_subset_gives_the_same_pictures_by_rows_and_by_groups() {
+    fn a_subset_gives_the_same_images_by_rows_and_by_groups() {
         let row = |id: u32| Row {
             id: InstanceId(id),
             label: Some(ClassId((id % 3) as u16)),

@@ -6,7 +6,7 @@ use self::support::{batches, options, source};
 use super::*;
 use crate::dataset::Row;
 use crate::ids::{ClassId, InstanceId, Position};
-use crate::picture::{ExifOrientation, Picture, encode_png};
+use crate::image::{DecodedImage, ExifOrientation, encode_png};
 use crate::rng::{Purpose, Stream};
 
 #[test]
@@ -51,7 +51,7 @@ fn pixels_belong_to_the_id_that_the_batch_names() {
                 Recipe::imagenet(16).draw(&mut stream, width, height)
             };
             let mut expected = vec![0; 3 * 16 * 16];
-            augment(&row.bytes, ExifOrientation::Ignore, draw, 16, &mut expected).expect("a good picture");
+            augment(&row.bytes, ExifOrientation::Ignore, draw, 16, &mut expected).expect("a good image");
             assert_eq!(pixels, expected);
         }
     }
@@ -67,7 +67,7 @@ fn epochs_differ_in_order_and_pixels() {
 }
 
 #[test]
-fn evaluation_sees_each_picture_once() {
+fn evaluation_sees_each_image_once() {
     let transform = EvalTransform::ResizeCenterCrop { resize: 18, crop: 16 };
     let all: Vec<Batch> = evaluation_batches(source(30), transform, 7, 2)
         .expect("started")
@@ -78,7 +78,7 @@ fn evaluation_sees_each_picture_once() {
 }
 
 #[test]
-fn crops_lie_inside_the_picture_and_keep_to_their_area() {
+fn crops_lie_inside_the_image_and_keep_to_their_area() {
     let recipe = Recipe::imagenet(224);
     for (width, height) in [(500, 375), (1, 1), (3000, 2), (32, 32), (2, 900)] {
         for draw in 0..500 {

@@ -1,9 +1,9 @@
-//! How a picture is seen: in training, and when it is evaluated.
+//! How an image is seen: in training, and when it is evaluated.
 
 use super::apply::{EvalTransform, augment, evaluate_pixels};
 use super::recipe::Recipe;
 use crate::ids::InstanceId;
-use crate::picture::{ExifOrientation, PictureError};
+use crate::image::{ExifOrientation, ImageError};
 
 /// An encoded image, and how it is held.
 #[derive(Clone, Copy, Debug)]
@@ -21,13 +21,7 @@ pub(super) trait View: Send + Sync {
     ///
     /// # Shape
     /// `out: [3 * side * side]`, planar
-    fn render(
-        &self,
-        epoch: u64,
-        id: InstanceId,
-        picture: Seen<'_>,
-        out: &mut [u8],
-    ) -> Result<(), PictureError>;
+    fn render(&self, epoch: u64, id: InstanceId, image: Seen<'_>, out: &mut [u8]) -> Result<(), ImageError>;
 }
 
 /// Augmented; the pixels are a function of (seed, epoch, instance).
@@ -41,15 +35,9 @@ impl View for TrainingView {
         self.recipe.image_size
     }
 
-    fn render(
-        &self,
-        epoch: u64,
-        id: InstanceId,
-        picture: Seen<'_>,
-        out: &mut [u8],
-    ) -> Result<(), PictureError> {
+    fn render(&self, epoch: u64, id: InstanceId, image: Seen<'_>, out: &mut [u8]) -> Result<(), ImageError> {
         let draw = |width, height| self.recipe.draw_for(self.seed, epoch, id, width, height);
-        augment(picture.bytes, picture.orientation, draw, self.recipe.image_size, out).map(drop)
+        augment(image.bytes, image.orientation, draw, self.recipe.image_size, out).map(drop)
     }
 }
 
@@ -65,9 +53,9 @@ impl View for EvaluationView {
         &self,
         _epoch: u64,
         _id: InstanceId,
-        picture: Seen<'_>,
+        image: Seen<'_>,
         out: &mut [u8],
-    ) -> Result<(), PictureError> {
-        evaluate_pixels(picture.bytes, picture.orientation, self.0, out)
+    ) -> Result<(), ImageError> {
+        evaluate_pixels(image.bytes, image.orientation, self.0, out)
     }
 }

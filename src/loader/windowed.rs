@@ -64,7 +64,7 @@ impl GroupedOrder {
         Self { starts, windows: windows.collect(), groups }
     }
 
-    /// Which of the pictures comes at a place of the epoch.
+    /// Which of the images comes at a place of the epoch.
     ///
     /// # Panics
     /// If there is no such place.

@@ -28,11 +28,11 @@ pub enum Architecture {
     #[serde(rename = "resnet152")]
     #[value(name = "resnet152")]
     ResNet152,
-    /// AlexNet as torchvision has it, for pictures of 64 pixels or more.
+    /// AlexNet as torchvision has it, for images of 64 pixels or more.
     #[serde(rename = "alexnet")]
     #[value(name = "alexnet")]
     AlexNet,
-    /// VGG-16, for pictures of 32 pixels or more.
+    /// VGG-16, for images of 32 pixels or more.
     #[serde(rename = "vgg16")]
     #[value(name = "vgg16")]
     Vgg16,
@@ -40,7 +40,7 @@ pub enum Architecture {
     #[serde(rename = "vgg16-bn")]
     #[value(name = "vgg16-bn")]
     Vgg16Bn,
-    /// ResNet-18 with a 3×3 stem, for 32×32 pictures (reference `models/resnet_cifar.py`).
+    /// ResNet-18 with a 3×3 stem, for 32×32 images (reference `models/resnet_cifar.py`).
     #[serde(rename = "resnet18-cifar")]
     #[value(name = "resnet18-cifar")]
     ResNet18Cifar,
@@ -71,7 +71,7 @@ pub(super) enum NetworkLayout {
 }
 
 impl Architecture {
-    /// The least side of a picture, in pixels, that leaves something of every map.
+    /// The least side of an image, in pixels, that leaves something of every map.
     pub fn least_side(self) -> u32 {
         match self {
             Self::AlexNet => 64,

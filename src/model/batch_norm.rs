@@ -1,4 +1,4 @@
-//! Batch norm, over a process's pictures or over those of all.
+//! Batch norm, over a process's images or over those of all.
 //!
 //! # Source
 //! Ioffe and Szegedy 2015; PyTorch's `BatchNorm2d` and `SyncBatchNorm` for names, settings and the unbiased
@@ -19,9 +19,9 @@ pub type SumOverRanks = Rc<dyn Fn(&Tensor) -> Tensor>;
 pub(super) enum Statistics<'a> {
     /// The running ones, which stay as they are.
     Running,
-    /// Those of the pictures in this process; the running ones move.
+    /// Those of the images in this process; the running ones move.
     OfBatch,
-    /// Those of the pictures in all processes; the running ones move, everywhere alike.
+    /// Those of the images in all processes; the running ones move, everywhere alike.
     OfAllRanks(&'a SumOverRanks),
 }
 

@@ -46,7 +46,7 @@ pub struct EncoderConfig {
     pub normalisation: Normalisation,
     /// The side of the square that the encoder was trained on, in pixels.
     pub image_size: u32,
-    /// The shorter side to which a picture is resized before its centre is cut out for evaluation.
+    /// The shorter side to which an image is resized before its centre is cut out for evaluation.
     pub evaluation_resize: u32,
 }
 
@@ -131,7 +131,7 @@ impl Encoder {
         }
     }
 
-    /// From now on batch norm takes mean and variance over the pictures of all processes in training.
+    /// From now on batch norm takes mean and variance over the images of all processes in training.
     pub fn share_statistics(&mut self, sum_over_ranks: SumOverRanks) {
         self.sum_over_ranks = Some(sum_over_ranks);
     }

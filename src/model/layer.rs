@@ -74,7 +74,7 @@ impl FromStr for FeatureLayer {
     }
 }
 
-/// A map as one vector for each picture, averaged over as many squares as [`STAGE_WIDTH`] allows.
+/// A map as one vector for each image, averaged over as many squares as [`STAGE_WIDTH`] allows.
 ///
 /// # Shape
 /// `[batch, channels, height, width]` -> `[batch, channels * side * side]` f32

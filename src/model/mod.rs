@@ -1,4 +1,4 @@
-//! Encoders: pictures in, unit vectors out.
+//! Encoders: images in, unit vectors out.
 //!
 //! An [`Encoder`] is a network whose last layer is the projection to the embedding, followed by L2
 //! normalisation. Tensor names are torchvision's, so that weights move both ways by name. Initial weights

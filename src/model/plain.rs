@@ -1,6 +1,6 @@
 //! AlexNet and VGG-16 with torchvision's names and shapes, their last layer as the projection.
 //!
-//! There is no dropout: a feature is a function of the picture, and a resumed run needs no generator's
+//! There is no dropout: a feature is a function of the image, and a resumed run needs no generator's
 //! state. In evaluation torchvision's have none either.
 //!
 //! # Source

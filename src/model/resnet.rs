@@ -2,7 +2,7 @@
 //!
 //! # Source
 //! He et al. 2016; torchvision `models/resnet.py` for names, strides (on the 3×3 of a bottleneck) and
-//! padding. The stems for 32×32 pictures are those of the reference's `models/resnet_cifar.py`.
+//! padding. The stems for 32×32 images are those of the reference's `models/resnet_cifar.py`.
 
 use tch::nn::{self, Linear};
 use tch::{Kind, Tensor};

@@ -25,10 +25,10 @@ pub enum ObjectiveKind {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Sampling {
-    /// Each picture has its own, as in the reference.
+    /// Each image has its own, as in the reference.
     #[default]
     PerSample,
-    /// All pictures of a step have the same ones: a matrix product instead of a gather.
+    /// All images of a step have the same ones: a matrix product instead of a gather.
     Shared,
 }
 

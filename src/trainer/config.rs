@@ -43,20 +43,20 @@ pub struct TrainConfig {
     pub image_size: u32,
     /// The augmentation recipe.
     pub recipe: RecipeKind,
-    /// Pictures of one step.
+    /// Images of one step.
     pub batch_size: usize,
-    /// In how many parts a step's pictures go through the network, to save memory. Loss, gradient and bank
+    /// In how many parts a step's images go through the network, to save memory. Loss, gradient and bank
     /// are those of the whole step; only batch norm sees each part by itself.
     pub accumulate: usize,
     /// Passes over the split.
     pub epochs: u64,
     /// The objective.
     pub objective: ObjectiveKind,
-    /// K, sampled rows of each picture, for `nce` and `infonce`.
+    /// K, sampled rows of each image, for `nce` and `infonce`.
     pub negatives: usize,
-    /// Whether each picture has sampled rows of its own.
+    /// Whether each image has sampled rows of its own.
     pub negative_sampling: Sampling,
-    /// Leave out a sampled row that is the picture's own.
+    /// Leave out a sampled row that is the image's own.
     pub exclude_positive: bool,
     /// τ.
     pub temperature: Temperature,
@@ -110,7 +110,7 @@ pub struct TrainConfig {
     pub device: DeviceChoice,
     /// In which precision the network computes.
     pub precision: Precision,
-    /// Batch norm takes mean and variance over the pictures of all processes, not over those of each.
+    /// Batch norm takes mean and variance over the images of all processes, not over those of each.
     pub sync_batch_norm: bool,
     /// Keep activations and kernels with the channels last in memory, as tensor cores like them.
     pub channels_last: bool,
@@ -122,7 +122,7 @@ pub struct TrainConfig {
     pub window: usize,
     /// Leave out the last batch of an epoch if it is short.
     pub drop_last: bool,
-    /// What happens to a picture that is missing or corrupt.
+    /// What happens to an image that is missing or corrupt.
     pub on_corrupt: OnCorrupt,
     /// So many instances may be left out as corrupt.
     pub max_corrupt: u64,

@@ -1,4 +1,4 @@
-//! A step's batch over all ranks: who has which of its pictures, and what they made of them.
+//! A step's batch over all ranks: who has which of its images, and what they made of them.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ pub(super) fn any<const N: usize>(
     Ok(std::array::from_fn(|index| flags.int64_value(&[index as i64]) == 1))
 }
 
-/// The global batch without the pictures that a loader left out.
+/// The global batch without the images that a loader left out.
 ///
 /// # Errors
 /// If a collective fails.
@@ -60,7 +60,7 @@ pub(super) struct Gathered {
 }
 
 impl Gathered {
-    /// Brings together what the ranks made of their pictures of a part.
+    /// Brings together what the ranks made of their images of a part.
     ///
     /// # Shape
     /// `own: [own, dim]`

@@ -37,7 +37,7 @@ pub struct MetricsLine {
     pub loss: f64,
     /// The learning rate of the last step.
     pub lr: f64,
-    /// Pictures trained on, per second.
+    /// Images trained on, per second.
     pub images_per_second: f64,
     /// The share of the time in which the trainer waited for data, in 0..1.
     pub data_wait: f64,

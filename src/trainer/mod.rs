@@ -112,7 +112,7 @@ pub struct StepReport {
     pub loss: f64,
     /// The learning rate.
     pub lr: f64,
-    /// Pictures trained on, per second, in this epoch.
+    /// Images trained on, per second, in this epoch.
     pub images_per_second: f64,
     /// The share of the time in which the trainer waited for data, in this epoch.
     pub data_wait: f64,

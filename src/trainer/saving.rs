@@ -31,7 +31,7 @@ pub(super) struct DataIdentity {
     pub(super) classes: Vec<String>,
     pub(super) ids: Vec<InstanceId>,
     pub(super) labels: Vec<Option<ClassId>>,
-    /// The digest of what lies in which row group, where the order of the pictures depends on it.
+    /// The digest of what lies in which row group, where the order of the images depends on it.
     pub(super) layout: Option<String>,
 }
 

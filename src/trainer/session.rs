@@ -219,9 +219,9 @@ impl<L: Learner> Session<L> {
                 interval.stalled(stall);
             }
             let outcome = self.learner.step(&batch)?;
-            let pictures = batch.global.positions.len();
-            meter.add(outcome, pictures, self.loader.waited() - waited);
-            interval.add(outcome, pictures, self.loader.waited() - waited_before);
+            let images = batch.global.positions.len();
+            meter.add(outcome, images, self.loader.waited() - waited);
+            interval.add(outcome, images, self.loader.waited() - waited_before);
             self.loader.give_back(batch);
             let step = self.cursor().step;
             hooks.stepped(&meter.report(step, epoch));

@@ -141,7 +141,7 @@ pub(super) fn advise(job: &TrainJob, instances: usize) {
     }
 }
 
-/// Whether there are enough pictures.
+/// Whether there are enough images.
 ///
 /// # Errors
 /// If there are not.
@@ -150,19 +150,19 @@ pub(super) fn check_size(job: &TrainJob, instances: usize) -> Result<(), TrainEr
     let part = job.config.batch_size / job.config.accumulate;
     if ranks > 1 && (instances < ranks || part < 2 * ranks) {
         let reason = format!(
-            "{ranks} ranks need {ranks} pictures at least and {} in each part of a batch; there are {instances} \
+            "{ranks} ranks need {ranks} images at least and {} in each part of a batch; there are {instances} \
              and {part}",
             2 * ranks
         );
         return Err(TrainError::Config { reason });
     }
     if instances < 2 {
-        let reason = format!("split {:?} has {instances} pictures; training needs two", job.config.split);
+        let reason = format!("split {:?} has {instances} images; training needs two", job.config.split);
         return Err(TrainError::Config { reason });
     }
     if job.config.loader().steps(instances) == 0 {
         let reason = format!(
-            "split {:?} has {instances} pictures, fewer than a batch of {}, and drop_last leaves short ones out",
+            "split {:?} has {instances} images, fewer than a batch of {}, and drop_last leaves short ones out",
             job.config.split, job.config.batch_size
         );
         return Err(TrainError::Config { reason });

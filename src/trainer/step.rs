@@ -59,7 +59,7 @@ struct Passes {
     features: Tensor,
     /// `[batch]`
     positions: Vec<Position>,
-    /// `[own, dim]`: of the pictures of this process.
+    /// `[own, dim]`: of the images of this process.
     own: Tensor,
     loss: Tensor,
     ln_partition: Option<Tensor>,
@@ -224,8 +224,8 @@ impl Trainer {
     /// Some of the batch's pixels as a u8 tensor on the encoder's device, `[part, 3, side, side]`.
     fn pixels(&self, batch: &Batch, range: &Range<usize>) -> Tensor {
         let side = self.config.image_size as usize;
-        let picture = 3 * side * side;
-        Tensor::from_slice(&batch.pixels[range.start * picture..range.end * picture])
+        let image = 3 * side * side;
+        Tensor::from_slice(&batch.pixels[range.start * image..range.end * image])
             .view([range.len() as i64, 3, side as i64, side as i64])
             .to_device(self.encoder.device())
     }

@@ -1,4 +1,4 @@
-"""What the tests of this folder share: the program, pictures, a reference run, processes that end by their id."""
+"""What the tests of this folder share: the program, images, a reference run, processes that end by their id."""
 
 import atexit
 import contextlib
@@ -145,9 +145,9 @@ def train(dataset, run_at, *more, epochs=EPOCHS, **options):
 
 
 @functools.cache
-def pictures():
-    """160 pictures of 10 classes, in two splits."""
-    folder = WORK / "pictures"
+def images():
+    """160 images of 10 classes, in two splits."""
+    folder = WORK / "images"
     shutil.rmtree(folder, ignore_errors=True)
     run("synth", "--dest", folder, "--train-per-class", 12, "--val-per-class", 4, "--image-size", 32)
     return folder
@@ -158,7 +158,7 @@ def dataset():
     """Their dataset on this machine."""
     folder = WORK / "dataset"
     shutil.rmtree(folder, ignore_errors=True)
-    run("ingest", "--source", pictures(), "--dest", folder, *INGEST)
+    run("ingest", "--source", images(), "--dest", folder, *INGEST)
     return folder
 
 
@@ -175,19 +175,19 @@ def reference(*more, epochs=EPOCHS):
 
 
 def packed():
-    """The pictures as a tar of an ImageFolder."""
+    """The images as a tar of an ImageFolder."""
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w") as tar:
-        for path in sorted(Path(pictures()).rglob("*")):
+        for path in sorted(Path(images()).rglob("*")):
             if path.is_file():
-                tar.add(path, path.relative_to(pictures()))
+                tar.add(path, path.relative_to(images()))
     return data.getvalue()
 
 
 def whole_path(env, at, shuffle=("--shuffle", "exact")):
     """Ingest, train and watch, all below a URL; what each said."""
     data, run_at = f"{at}/dataset", f"{at}/run"
-    said = [run("ingest", "--source", f"{at}/pictures.tar", "--dest", data, *INGEST, env=env)]
+    said = [run("ingest", "--source", f"{at}/images.tar", "--dest", data, *INGEST, env=env)]
     said.append(train(data, run_at, *shuffle, "--checkpoint-every-epochs", EPOCHS // 2, env=env))
     watch = ["--watch", "--poll-interval", 1, "--k", 20]
     said.append(run("knn", "--run", run_at, "--dataset", data, *watch, env=env))

@@ -49,7 +49,7 @@ class OnAzurite(unittest.TestCase):
 
     def test_training_and_knn_give_what_they_give_on_this_machine(self):
         skip_without_train(self)
-        self.store.put("whole/pictures.tar", packed())
+        self.store.put("whole/images.tar", packed())
         whole_path(self.store.env(), f"az://{CONTAINER}/whole")
         self.assertEqual(digest(self.store.newest_bank("whole/run")), reference())
 

@@ -5,7 +5,7 @@ import unittest
 
 from s3 import BUCKET, Ceph
 from support import (
-    EPOCHS, INGEST, TRAIN, UNAVAILABLE, dataset, dataset_digest, digest, finish, pictures, reference, start, train,
+    EPOCHS, INGEST, TRAIN, UNAVAILABLE, dataset, dataset_digest, digest, finish, images, reference, start, train,
     wait_until,
 )
 
@@ -26,7 +26,7 @@ class Concurrency(unittest.TestCase):
 
     def test_of_three_ingests_at_one_destination_one_works_or_all_find_it_done(self):
         dest = f"s3://{BUCKET}/ingests/dataset"
-        words = ["ingest", "--source", pictures(), "--dest", dest, *INGEST]
+        words = ["ingest", "--source", images(), "--dest", dest, *INGEST]
         results = [finish(job, code={0, UNAVAILABLE}) for job in [start(*words, env=self.env) for _ in range(3)]]
         self.assertTrue(any(result.code == 0 for result in results))
         for result in results:

@@ -17,7 +17,7 @@ from pathlib import Path
 from s3 import BUCKET, Ceph
 from support import (
     INGEST, INSTDISC, LIBTORCH, ROOT, STOPPED, TRAIN, WORK, dataset, dataset_digest, free_port, note, note_started,
-    pictures, run, scratch, tool, wait_until,
+    images, run, scratch, tool, wait_until,
 )
 from test_manifests import built
 
@@ -227,8 +227,8 @@ class Containers(unittest.TestCase):
     def test_the_pods_ingest_train_and_judge_and_a_sigterm_in_training_saves_a_checkpoint(self):
         self.secret()
         at = f"s3://{BUCKET}/pods"
-        where = {"SOURCE": "/pictures", "DATASET": f"{at}/dataset", "RUN": f"{at}/run"}
-        self.end(self.play("ingest", self.tools, INGEST, where, [(pictures(), "/pictures")]))
+        where = {"SOURCE": "/images", "DATASET": f"{at}/dataset", "RUN": f"{at}/run"}
+        self.end(self.play("ingest", self.tools, INGEST, where, [(images(), "/images")]))
         self.assertEqual(dataset_digest(f"{at}/dataset", env=self.store.env()), dataset_digest(dataset()))
         # The pod has no network of its own here, and its port may be taken.
         listen = f"--metrics-listen=127.0.0.1:{free_port()}"
@@ -272,8 +272,8 @@ class Containers(unittest.TestCase):
     def test_the_small_image_has_no_libtorch_and_ingests(self):
         at = scratch("image-ingest")
         at.chmod(0o777)
-        mounts = ["-v", f"{pictures()}:/pictures:ro", "-v", f"{at}:/out"]
-        words = ["run", "--rm", "--network=none", "--read-only", *mounts, self.tools, "ingest", "--source", "/pictures"]
+        mounts = ["-v", f"{images()}:/images:ro", "-v", f"{at}:/out"]
+        words = ["run", "--rm", "--network=none", "--read-only", *mounts, self.tools, "ingest", "--source", "/images"]
         podman(*words, "--dest", "/out/dataset", *INGEST)
         self.assertEqual(dataset_digest(at / "dataset"), dataset_digest(dataset()))
         files = podman("run", "--rm", "--network=none", "--entrypoint", "/bin/ls", self.tools, "-R", "/opt")

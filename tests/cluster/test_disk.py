@@ -5,7 +5,7 @@ import unittest
 
 from s3 import BUCKET, Ceph
 from support import (
-    INGEST, IO, dataset, dataset_digest, digest, newest, note, pictures, reference, run, running, scratch, tool, train,
+    INGEST, IO, dataset, dataset_digest, digest, newest, note, images, reference, run, running, scratch, tool, train,
 )
 
 
@@ -38,7 +38,7 @@ class Disk(unittest.TestCase):
 
     def test_an_ingest_onto_a_full_disk_says_so_and_goes_on_later(self):
         disk = self.small_disk("disk-ingest", "64k")
-        words = ["ingest", "--source", pictures(), "--dest", disk / "dataset", *INGEST]
+        words = ["ingest", "--source", images(), "--dest", disk / "dataset", *INGEST]
         refused = run(*words, code=IO)
         self.assertIn("No space left", refused.err)
         self.assertFalse((disk / "dataset/manifest.json").exists())
@@ -66,7 +66,7 @@ class Disk(unittest.TestCase):
         store = Ceph("ceph-disk")
         self.addCleanup(store.stop)
         env, at = store.env(), f"s3://{BUCKET}/cache"
-        run("ingest", "--source", pictures(), "--dest", f"{at}/dataset", *INGEST, env=env)
+        run("ingest", "--source", images(), "--dest", f"{at}/dataset", *INGEST, env=env)
         disk = self.small_disk("disk-cache", "64k")
         cache = ["--cache", disk / "cache", "--cache-size", "1GiB"]
         trained = train(f"{at}/dataset", f"{at}/run", *cache, env=env)

@@ -7,7 +7,7 @@ import unittest
 from proxy import Proxy
 from s3 import BUCKET, Ceph
 from support import (
-    EPOCHS, INGEST, TRAIN, UNAVAILABLE, dataset, dataset_digest, digest, finish, note, packed, pictures, reference,
+    EPOCHS, INGEST, TRAIN, UNAVAILABLE, dataset, dataset_digest, digest, finish, note, packed, images, reference,
     run, start, train, wait_until, whole_path,
 )
 
@@ -16,7 +16,7 @@ class Faults(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         cls.store = Ceph("ceph-faults")
-        cls.store.put("pictures.tar", packed())
+        cls.store.put("images.tar", packed())
 
     @classmethod
     def tearDownClass(cls):
@@ -28,10 +28,10 @@ class Faults(unittest.TestCase):
         return proxy
 
     def test_a_third_of_answers_refused_bodies_cut_and_latency_change_no_result(self):
-        self.store.put("faulty/pictures.tar", packed())
+        self.store.put("faulty/images.tar", packed())
         proxy = self.proxy(seed=11, refuse=0.3, cut=0.05, latency=0.1)
         at = f"s3://{BUCKET}/faulty"
-        # As a store is read: each row group once an epoch. In the exact order each picture would be a request.
+        # As a store is read: each row group once an epoch. In the exact order each image would be a request.
         shuffle = ("--shuffle", "windowed", "--window", "64")
         said = whole_path(self.store.env(proxy.port), at, shuffle)
         self.assertEqual(dataset_digest(f"{at}/dataset", env=self.store.env()), dataset_digest(dataset()))
@@ -46,7 +46,7 @@ class Faults(unittest.TestCase):
     def test_answers_that_are_lost_after_the_store_acted_change_no_result(self):
         proxy = self.proxy(seed=5, lose=0.15)
         at, env = f"s3://{BUCKET}/lost", self.store.env(proxy.port)
-        ingest = run("ingest", "--source", pictures(), "--dest", f"{at}/dataset", *INGEST, env=env)
+        ingest = run("ingest", "--source", images(), "--dest", f"{at}/dataset", *INGEST, env=env)
         trained = train(f"{at}/dataset", f"{at}/run", env=env)
         self.assertGreater(proxy.injected["lose"], 0)
         self.assertGreater(ingest.faults + trained.faults, 0)
@@ -55,7 +55,7 @@ class Faults(unittest.TestCase):
 
     def test_a_server_that_is_killed_and_back_after_twenty_seconds_interrupts_no_run(self):
         at, env = f"s3://{BUCKET}/outage", self.store.env()
-        run("ingest", "--source", pictures(), "--dest", f"{at}/dataset", *INGEST, env=env)
+        run("ingest", "--source", images(), "--dest", f"{at}/dataset", *INGEST, env=env)
         words = ["--dataset", f"{at}/dataset", "--run", f"{at}/run", *TRAIN, "--epochs", EPOCHS]
         job = start("train", *words, "--checkpoint-every-steps", 4, env=env)
         saved = lambda: self.store.keys("outage/run/checkpoints/")
@@ -73,7 +73,7 @@ class Faults(unittest.TestCase):
         at, env = f"s3://{BUCKET}/gone", self.store.env()
         # Slow enough to be met midway.
         proxy = self.proxy(seed=3, latency=0.15)
-        words = ["ingest", "--source", pictures(), "--dest", f"{at}/dataset", *INGEST, "--retry-seconds", 5]
+        words = ["ingest", "--source", images(), "--dest", f"{at}/dataset", *INGEST, "--retry-seconds", 5]
         job = start(*words, env=self.store.env(proxy.port))
         wait_until("the ingest works", lambda: any(".work/plan" in key for key in self.store.keys("gone/")))
         self.store.kill_gateway()

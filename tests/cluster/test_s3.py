@@ -10,7 +10,7 @@ from pathlib import Path
 from proxy import Proxy
 from s3 import BUCKET, Ceph, Moto
 from support import (
-    CONFIG, EPOCHS, INGEST, TRAIN, WORK, dataset, dataset_digest, digest, environment, finish, note, packed, pictures,
+    CONFIG, EPOCHS, INGEST, TRAIN, WORK, dataset, dataset_digest, digest, environment, finish, note, packed, images,
     reference, run, scratch, start, train, wait_until, whole_path,
 )
 
@@ -20,7 +20,7 @@ class OnCeph(unittest.TestCase):
     def setUpClass(cls):
         cls.secret = "planted-" + secrets.token_hex(12)
         cls.store = Ceph("ceph", secret=cls.secret)
-        cls.store.put("path/pictures.tar", packed())
+        cls.store.put("path/images.tar", packed())
         cls.said = whole_path(cls.store.env(), f"s3://{BUCKET}/path")
 
     @classmethod
@@ -109,7 +109,7 @@ class OnCeph(unittest.TestCase):
             f"export torchvision --checkpoint @{last} --output @after/weights.safetensors",
             f"export parquet --table @{last}/bank.arrow --output @after/bank.parquet",
             f"export projector --table @{last}/bank.arrow --dataset @dataset --output @after/projector",
-            "export pictures --dataset @dataset --split val --dest @after/pictures",
+            "export images --dataset @dataset --split val --dest @after/images",
         ):
             with self.subTest(words):
                 found, expected = (
@@ -127,7 +127,7 @@ class OnCeph(unittest.TestCase):
 
     def test_a_second_call_finds_everything_done(self):
         at = f"s3://{BUCKET}/path"
-        words = ["--source", f"{at}/pictures.tar", "--dest", f"{at}/dataset", *INGEST]
+        words = ["--source", f"{at}/images.tar", "--dest", f"{at}/dataset", *INGEST]
         again = run("ingest", *words, env=self.store.env())
         self.assertIn("holds this dataset already", again.err)
         words = ["--checkpoint-every-epochs", EPOCHS // 2, "--log", "debug"]
@@ -146,7 +146,7 @@ class OnMoto(unittest.TestCase):
         cls.store.stop()
 
     def test_the_path_gives_the_same_results_on_another_server(self):
-        self.store.put("path/pictures.tar", packed())
+        self.store.put("path/images.tar", packed())
         at = f"s3://{BUCKET}/path"
         whole_path(self.store.env(), at)
         self.assertEqual(dataset_digest(f"{at}/dataset", env=self.store.env()), dataset_digest(dataset()))
@@ -156,7 +156,7 @@ class OnMoto(unittest.TestCase):
         proxy = Proxy(self.store.port, unconditional=True)
         self.addCleanup(proxy.stop)
         env, dest = self.store.env(proxy.port), f"s3://{BUCKET}/silent/dataset"
-        words = ["ingest", "--source", pictures(), "--dest", dest, *INGEST]
+        words = ["ingest", "--source", images(), "--dest", dest, *INGEST]
         refused = run(*words, code=CONFIG, env=env)
         self.assertIn("--single-writer", refused.err)
         self.assertEqual(self.store.keys("silent/"), [])

@@ -6,7 +6,7 @@ import re
 import unittest
 
 from slurm import Slurm
-from support import ROOT, dataset, dataset_digest, digest, newest, pictures, run, scratch, wait_until
+from support import ROOT, dataset, dataset_digest, digest, newest, images, run, scratch, wait_until
 
 JOBS = ROOT / "jobs/slurm"
 SMALL = ["--cpus-per-task=1", "--mem=500M"]
@@ -64,7 +64,7 @@ class OnSlurm(unittest.TestCase):
         at = scratch("slurm-pipeline")
         config = self.config(at, 2, 1)
         options = [*SMALL, "--chdir", str(at)]
-        command = [JOBS / "pipeline.sh", pictures(), at / "dataset", at / "run", config, *options]
+        command = [JOBS / "pipeline.sh", images(), at / "dataset", at / "run", config, *options]
         flags = {"K": "20", "INGEST_FLAGS": "--row-group=8 --uploads=1", "KNN_FLAGS": "--leave-one-out"}
         lines = self.slurm.tell(*command, **flags, TRAIN_OPTIONS="--nice=1 --comment=of-train").split()
         jobs = dict(zip(lines[0::2], lines[1::2]))
@@ -215,11 +215,11 @@ class OnSlurm(unittest.TestCase):
     def test_a_cancelled_ingest_goes_on_to_the_same_dataset_when_it_is_submitted_again(self):
         at = scratch("slurm-ingest")
         # Twenty thousand files: some seconds of work.
-        many = scratch("many-pictures") / "pictures"
+        many = scratch("many-images") / "images"
         run("synth", "--dest", many, "--train-per-class", 100, "--val-per-class", 10, "--image-size", 64)
-        for picture in list(many.glob("train/*/*")):
+        for image in list(many.glob("train/*/*")):
             for number in range(20):
-                os.link(picture, picture.with_stem(f"{picture.stem}-{number}"))
+                os.link(image, image.with_stem(f"{image.stem}-{number}"))
         run("ingest", "--source", many, "--dest", at / "whole")
         env = {"SOURCE": str(many), "DATASET": str(at / "dataset"), "INSTDISC_JOBS": str(JOBS)}
         submit = lambda: self.slurm.submit(*SMALL, "--chdir", at, JOBS / "ingest.sbatch", **env)
@@ -233,7 +233,7 @@ class OnSlurm(unittest.TestCase):
 
     def test_of_two_tasks_at_one_destination_one_works_and_nothing_is_mixed(self):
         at = scratch("slurm-two-tasks")
-        command = f"instdisc ingest --source {pictures()} --dest {at}/dataset"
+        command = f"instdisc ingest --source {images()} --dest {at}/dataset"
         words = ["-n2", "-N2", "--mem=500M", "--output", at / "log", "--chdir", at]
         job = self.slurm.submit(*words, "--wrap", f"srun -n2 sh -c '{command}; echo task ended with $?'")
         self.slurm.wait(job, "COMPLETED", "FAILED")
@@ -250,7 +250,7 @@ class OnSlurm(unittest.TestCase):
     def test_the_tasks_of_a_job_train_as_one_process_does(self):
         at = scratch("slurm-ranks")
         words = "train --arch resnet20-cifar --image-size 16 --dim 64 --batch-size 16 --negatives 32 --device cpu"
-        # Batch norm over all pictures and small steps: then roundings alone differ.
+        # Batch norm over all images and small steps: then roundings alone differ.
         words += " --sync-batch-norm --temperature 1 --lr 0.000005 --epochs 3 --no-monitor --log-every-steps 1"
         words = [*words.split(), "--loader-threads", "1", "--dataset", dataset(), "--run"]
         run(*words, at / "one")

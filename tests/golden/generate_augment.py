@@ -1,7 +1,7 @@
-"""Writes augment.json: torchvision's own results for each step of the recipe on small random pictures.
+"""Writes augment.json: torchvision's own results for each step of the recipe on small random images.
 
 Operations on uint8 tensors are torchvision.transforms.v2.functional's; resizing is Pillow's antialiased
-bilinear filter with a box, which is what torchvision does to PIL pictures. A JPEG with 4:2:0 chroma goes the whole
+bilinear filter with a box, which is what torchvision does to PIL images. A JPEG with 4:2:0 chroma goes the whole
 way, with grayscale before and after the jitter.
 Run: python generate_augment.py > augment.json
 """
@@ -25,7 +25,7 @@ def b64(tensor):
     return base64.b64encode(tensor.contiguous().numpy().tobytes()).decode()
 
 
-def picture(generator):
+def image(generator):
     """Random colours over a smooth ground, so that hue has both saturated and nearly grey pixels."""
     noise = torch.randint(0, 256, (3, HEIGHT, WIDTH), generator=generator).float()
     ground = torch.linspace(0, 255, WIDTH).expand(3, HEIGHT, WIDTH)
@@ -50,7 +50,7 @@ STEPS = {
 
 def main():
     generator = torch.Generator().manual_seed(SEED)
-    source = picture(generator)
+    source = image(generator)
     box = (3, 2, 17, 13)
     colour = [
         {"name": name, "factor": factor, "pixels": b64(step(source, factor))}

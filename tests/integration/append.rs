@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use super::support::{contents, dataset, instdisc, pictures, scratch};
+use super::support::{contents, dataset, images, instdisc, scratch};
 
 fn ingest(source: &Path, dest: &Path, more: &str) -> super::support::Call {
     instdisc(&format!("ingest --row-group 16 {more}")).arg("--source", source).arg("--dest", dest)
@@ -23,7 +23,7 @@ fn the_same_images_under_other_options_are_refused_by_the_names_of_the_options()
     let dest = dir.path().join("dataset");
     super::support::copy(dataset(), &dest);
     let before = contents(&dest);
-    let error = ingest(pictures(), &dest, "--append --max-pixels 9999").fails(65);
+    let error = ingest(images(), &dest, "--append --max-pixels 9999").fails(65);
     assert!(error.contains("`max_pixels` was 100000000 and is 9999 now"), "{error}");
     assert!(contents(&dest) == before, "nothing came in twice");
 }
@@ -32,7 +32,7 @@ fn the_same_images_under_other_options_are_refused_by_the_names_of_the_options()
 fn what_a_dataset_holds_already_is_said_with_what_that_rests_on() {
     let dir = scratch();
     let (source, dest) = (dir.path().join("source"), dir.path().join("dataset"));
-    super::support::copy(pictures(), &source);
+    super::support::copy(images(), &source);
     ingest(&source, &dest, "").ok();
     let text = said(ingest(&source, &dest, ""));
     let basis = "by the names, classes and sizes of its images, and the modification times or ETags of the source; --verify-source";
@@ -55,24 +55,24 @@ fn what_a_dataset_holds_already_is_said_with_what_that_rests_on() {
 fn options_without_an_effect_are_errors_and_threads_have_a_limit() {
     let dir = scratch();
     let dest = dir.path().join("dataset");
-    let error = ingest(pictures(), &dest, "--verify-source").fails(78);
+    let error = ingest(images(), &dest, "--verify-source").fails(78);
     assert!(error.contains("`--verify-source`: there is nothing to verify"), "{error}");
-    let error = ingest(pictures(), &dest, "--split val --drop-leaks").fails(78);
+    let error = ingest(images(), &dest, "--split val --drop-leaks").fails(78);
     assert!(error.contains("`--drop-leaks` leaves images out of the split `train`"), "{error}");
-    ingest(pictures(), &dest, "--threads 20000").fails(2);
+    ingest(images(), &dest, "--threads 20000").fails(2);
     assert!(!dest.exists());
 }
 
 #[test]
 fn a_plan_with_a_destination_looks_at_it_and_one_without_does_not() {
     let dir = scratch();
-    let plan = ingest(pictures(), &dir.path().join("new"), "--plan=json").json();
+    let plan = ingest(images(), &dir.path().join("new"), "--plan=json").json();
     assert_eq!(plan["destination"]["new"], serde_json::json!(["train", "val"]));
     assert_eq!(plan["form"], "imagefolder");
     assert!(!dir.path().join("new").exists());
-    let error = ingest(pictures(), dataset(), "--append --max-pixels 5 --plan").fails(65);
+    let error = ingest(images(), dataset(), "--append --max-pixels 5 --plan").fails(65);
     assert!(error.contains("`max_pixels` was 100000000 and is 5 now"), "{error}");
-    let plan = instdisc("ingest --plan=json --max-pixels 5").arg("--source", pictures()).json();
+    let plan = instdisc("ingest --plan=json --max-pixels 5").arg("--source", images()).json();
     assert_eq!(plan.get("destination"), None);
 }
 
@@ -80,7 +80,7 @@ fn a_plan_with_a_destination_looks_at_it_and_one_without_does_not() {
 fn a_source_that_overlaps_the_destination_is_refused_also_through_links() {
     let dir = scratch();
     let source = dir.path().join("source");
-    super::support::copy(pictures(), &source);
+    super::support::copy(images(), &source);
     let link = dir.path().join("link");
     std::os::unix::fs::symlink(&source, &link).expect("a link");
     let before = contents(&source);
@@ -98,9 +98,8 @@ fn a_source_that_overlaps_the_destination_is_refused_also_through_links() {
 #[test]
 fn near_duplicates_are_found_unless_they_are_off() {
     let dir = scratch();
-    let of = |dest: &str, more: &str| {
-        ingest(pictures(), &dir.path().join(dest), more).json()["duplicates"].clone()
-    };
+    let of =
+        |dest: &str, more: &str| ingest(images(), &dir.path().join(dest), more).json()["duplicates"].clone();
     let (on, off) = (of("on", "--near-duplicates on"), of("off", "--near-duplicates off"));
     assert_eq!(off["visual_groups"], 0, "{off}");
     assert_eq!(on, of("default", ""), "{on}");

@@ -1,11 +1,11 @@
-//! What the loader makes of a picture, beside what torchvision makes of it with the same parameters.
+//! What the loader makes of an image, beside what torchvision makes of it with the same parameters.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use instdisc::ids::InstanceId;
+use instdisc::image::{DecodedImage, ExifOrientation, encode_jpeg, encode_png};
 use instdisc::loader::{Augmentation, ColourOperation, CropBox, JitterStrength, Order, Recipe, augment};
-use instdisc::picture::{ExifOrientation, Picture, encode_jpeg, encode_png};
 use instdisc::rng::{Purpose, Stream};
 use serde_json::{Value, json};
 
@@ -14,7 +14,7 @@ use super::support::{python, scratch};
 const SIDE: u32 = 224;
 
 /// Smooth colours, stripes and noise: flat parts, edges, and colours at the ends of their range.
-fn drawn_picture(width: u32, height: u32, seed: u64) -> Picture {
+fn drawn_image(width: u32, height: u32, seed: u64) -> DecodedImage {
     let mut stream = Stream::new(seed, Purpose::Report, 7, 0);
     let mut rgb = Vec::with_capacity((width * height * 3) as usize);
     for y in 0..height {
@@ -28,7 +28,7 @@ fn drawn_picture(width: u32, height: u32, seed: u64) -> Picture {
             );
         }
     }
-    Picture { width, height, rgb }
+    DecodedImage { width, height, rgb }
 }
 
 /// Cases for check_augment.py: files, what was done to them, and what came out.
@@ -40,9 +40,9 @@ struct Cases<'a> {
 impl Cases<'_> {
     fn add(&mut self, kind: &str, file: &[u8], drawn: impl Fn(u32, u32) -> Augmentation) {
         let mut pixels = vec![0; (3 * SIDE * SIDE) as usize];
-        let drawn = augment(file, ExifOrientation::Ignore, drawn, SIDE, &mut pixels).expect("a good picture");
+        let drawn = augment(file, ExifOrientation::Ignore, drawn, SIDE, &mut pixels).expect("a good image");
         let name = format!("{:04}", self.list.len());
-        std::fs::write(self.folder.join(format!("{name}.picture")), file).expect("written");
+        std::fs::write(self.folder.join(format!("{name}.image")), file).expect("written");
         std::fs::write(self.folder.join(format!("{name}.pixels")), pixels).expect("written");
         self.list.push(json!({"name": name, "kind": kind, "augmentation": drawn}));
     }
@@ -56,9 +56,9 @@ fn whole(width: u32, height: u32) -> CropBox {
     CropBox { left: 0, top: 0, width, height }
 }
 
-/// JPEGs of the test's own, or those in the folder that INSTDISC_PICTURES names.
+/// JPEGs of the test's own, or those in the folder that INSTDISC_IMAGES names.
 fn jpegs() -> Vec<Vec<u8>> {
-    if let Some(folder) = std::env::var_os("INSTDISC_PICTURES") {
+    if let Some(folder) = std::env::var_os("INSTDISC_IMAGES") {
         let files = walkdir::WalkDir::new(PathBuf::from(folder)).sort_by_file_name();
         let files = files.into_iter().filter_map(Result::ok).filter(|entry| entry.file_type().is_file());
         return files.map(|entry| std::fs::read(entry.path()).expect("readable")).collect();
@@ -66,7 +66,7 @@ fn jpegs() -> Vec<Vec<u8>> {
     [(500, 375), (333, 500), (1200, 800), (180, 140)]
         .into_iter()
         .zip(0..)
-        .map(|((width, height), seed)| encode_jpeg(&drawn_picture(width, height, seed), 92).expect("encoded"))
+        .map(|((width, height), seed)| encode_jpeg(&drawn_image(width, height, seed), 92).expect("encoded"))
         .collect()
 }
 
@@ -74,7 +74,7 @@ fn jpegs() -> Vec<Vec<u8>> {
 fn operations_and_compositions_are_torchvisions() {
     let folder = scratch();
     let mut cases = Cases { folder: folder.path(), list: Vec::new() };
-    let lossless = encode_png(&drawn_picture(SIDE, SIDE, 9)).expect("encoded");
+    let lossless = encode_png(&drawn_image(SIDE, SIDE, 9)).expect("encoded");
     let mut operations = vec![];
     for factor in [0.6, 0.87, 1.0, 1.13, 1.4] {
         operations.push(ColourOperation::Brightness(factor));
@@ -112,7 +112,7 @@ fn operations_and_compositions_are_torchvisions() {
     assert!(number("/resize/largest") <= 2.0, "{seen}");
     // Pillow rounds hue and saturation to bytes, so single pixels differ more there.
     assert!(number("/operation_pil/mean") < 1.0, "{seen}");
-    // The mean over the pixels of the worst picture.
+    // The mean over the pixels of the worst image.
     assert!(number("/composition/worst_mean") < 1.0, "{seen}");
     // Shown with --nocapture, for docs/performance.md.
     let _ = writeln!(std::io::stderr(), "{seen}");

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::support::{Call, INSTDISC, contents, dataset, instdisc, newest_step, root, scratch, skip};
 
-/// Batch norm sees all pictures of a step, so that the mathematics does not depend on the processes. The steps are
+/// Batch norm sees all images of a step, so that the mathematics does not depend on the processes. The steps are
 /// small: at usual ones this network multiplies a rounding error tenfold in each, also in one process.
 const OPTIONS: &str =
     "--sync-batch-norm --no-monitor --log-every-steps 1 --temperature 1 --epochs 3 --keep 0 --lr 0.000005";
@@ -143,14 +143,14 @@ fn assert_same_run(one: &Path, other: &Path, what: &str) {
     }
     let ((expected, _), (actual, _)) = (bank(one), bank(other));
     assert_eq!((&expected.ids, &expected.labels), (&actual.ids, &actual.labels), "{what}");
-    // Which picture was in which step's batch.
+    // Which image was in which step's batch.
     assert_eq!(expected.updated_step, actual.updated_step, "{what}");
     let differences = expected.features.iter().zip(&actual.features).map(|(a, b)| (a - b).abs());
     let largest = differences.fold(0.0, f32::max);
     assert!(largest < 1e-5, "{what}: a row differs by {largest}");
 }
 
-/// 21 steps and more; of 114 pictures the last batch of an epoch has two, fewer than there are processes.
+/// 21 steps and more; of 114 images the last batch of an epoch has two, fewer than there are processes.
 #[test]
 fn any_number_of_processes_trains_as_one_does() {
     for (more, counts) in [

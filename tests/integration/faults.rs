@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::support::{contents, copy, dataset, instdisc, pictures, scratch, skip};
+use super::support::{contents, copy, dataset, images, instdisc, scratch, skip};
 
 const WRONG_DATA: i32 = 65;
 const IO: i32 = 74;
@@ -26,9 +26,9 @@ fn an_empty_folder_is_no_source() {
 fn a_folder_without_class_folders_is_no_source() {
     let dir = scratch();
     let (source, dest) = (dir.path().join("flat"), dir.path().join("dest"));
-    let picture = contents(pictures()).remove(0).1;
+    let image = contents(images()).remove(0).1;
     std::fs::create_dir(&source).expect("a folder");
-    std::fs::write(source.join("1.jpg"), picture).expect("a picture");
+    std::fs::write(source.join("1.jpg"), image).expect("an image");
     let error = instdisc("ingest").arg("--source", &source).arg("--dest", &dest).fails(WRONG_DATA);
     assert!(error.contains("no class folders"), "{error}");
     no_dataset_at(&dest);
@@ -38,11 +38,10 @@ fn a_folder_without_class_folders_is_no_source() {
 fn a_destination_with_another_dataset_is_left_alone() {
     let dir = scratch();
     let (source, dest) = (dir.path().join("source"), dir.path().join("dest"));
-    copy(&pictures().join("val"), &source);
+    copy(&images().join("val"), &source);
     instdisc("ingest --split train").arg("--source", &source).arg("--dest", &dest).ok();
     let before = contents(&dest);
-    let other =
-        instdisc("ingest --split train").arg("--source", pictures().join("train")).arg("--dest", &dest);
+    let other = instdisc("ingest --split train").arg("--source", images().join("train")).arg("--dest", &dest);
     let error = other.fails(WRONG_DATA);
     assert!(error.contains("already holds another dataset"), "{error}");
     assert_eq!(contents(&dest), before);
@@ -52,12 +51,12 @@ fn a_destination_with_another_dataset_is_left_alone() {
 fn a_source_that_is_not_there_is_named() {
     let dir = scratch();
     let dest = dir.path().join("dest");
-    for source in ["/nonexistent/pictures", "/nonexistent/pictures.tar", "/nonexistent/{a,b}.tar"] {
+    for source in ["/nonexistent/images", "/nonexistent/images.tar", "/nonexistent/{a,b}.tar"] {
         let error = instdisc("ingest").word("--source").word(source).arg("--dest", &dest).fails(WRONG_DATA);
         assert!(error.contains("/nonexistent/") && error.contains("no such source"), "{error}");
     }
     for option in ["--labels", "--classes"] {
-        let call = instdisc("ingest").arg("--source", pictures()).arg("--dest", &dest);
+        let call = instdisc("ingest").arg("--source", images()).arg("--dest", &dest);
         let error = call.arg(option, dir.path().join("absent.txt")).fails(CONFIG);
         assert!(error.contains(option) && error.contains("absent.txt: the file cannot be read"), "{error}");
     }
@@ -87,13 +86,13 @@ fn a_table_or_a_split_that_is_not_there_is_named_by_what_learns_too() {
     assert!(call.fails(WRONG_DATA).contains("/nonexistent/one.arrow: no feature table is there"));
     let dir = scratch();
     let (data, run) = (dir.path().join("data"), dir.path().join("run"));
-    instdisc("ingest --split train").arg("--source", pictures().join("train")).arg("--dest", &data).ok();
+    instdisc("ingest --split train").arg("--source", images().join("train")).arg("--dest", &data).ok();
     super::support::train(&data, &run, "--epochs 1 --no-monitor").ok();
     let call = instdisc("finetune --epochs 1 --device cpu").arg("--checkpoint", &run).arg("--dataset", &data);
     let error = call.arg("--run", dir.path().join("tuned")).fails(CONFIG);
     assert!(error.contains("val"), "{error}");
     let (unlabelled, tuned) = (dir.path().join("unlabelled"), dir.path().join("tuned"));
-    instdisc("ingest --unlabelled").arg("--source", pictures()).arg("--dest", &unlabelled).ok();
+    instdisc("ingest --unlabelled").arg("--source", images()).arg("--dest", &unlabelled).ok();
     let call = instdisc("finetune --epochs 1 --device cpu").arg("--checkpoint", &run).arg("--run", &tuned);
     let error = call.arg("--dataset", &unlabelled).fails(CONFIG);
     assert!(error.contains("the dataset has no labels"), "{error}");
@@ -102,13 +101,13 @@ fn a_table_or_a_split_that_is_not_there_is_named_by_what_learns_too() {
 #[test]
 fn a_truncated_tar_is_refused() {
     let dir = scratch();
-    let (tar, dest) = (dir.path().join("pictures.tar"), dir.path().join("dest"));
+    let (tar, dest) = (dir.path().join("images.tar"), dir.path().join("dest"));
     let mut builder = tar::Builder::new(Vec::new());
-    builder.append_dir_all("", pictures()).expect("a tar");
+    builder.append_dir_all("", images()).expect("a tar");
     let whole = builder.into_inner().expect("a tar");
     std::fs::write(&tar, &whole[..whole.len() / 2]).expect("half");
     let error = instdisc("ingest").arg("--source", &tar).arg("--dest", &dest).fails(WRONG_DATA);
-    assert!(error.contains("pictures.tar: byte "), "{error}");
+    assert!(error.contains("images.tar: byte "), "{error}");
     no_dataset_at(&dest);
 }
 
@@ -118,7 +117,7 @@ fn a_destination_that_cannot_be_written_is_named() {
     let file = dir.path().join("file");
     std::fs::write(&file, "").expect("a file");
     let dest = file.join("dataset");
-    let error = instdisc("ingest").arg("--source", pictures()).arg("--dest", &dest).fails(IO);
+    let error = instdisc("ingest").arg("--source", images()).arg("--dest", &dest).fails(IO);
     assert!(error.contains("file/dataset"), "{error}");
 }
 
@@ -149,7 +148,7 @@ fn a_full_destination_is_an_io_error_and_a_rerun_goes_on() {
         return;
     };
     let dest = disk.join("dataset");
-    let ingest = || instdisc("ingest --row-group 16").arg("--source", pictures()).arg("--dest", &dest);
+    let ingest = || instdisc("ingest --row-group 16").arg("--source", images()).arg("--dest", &dest);
     let error = ingest().fails(IO);
     assert!(error.contains("dataset") && error.contains("No space left"), "{error}");
     no_dataset_at(&dest);
@@ -167,14 +166,14 @@ fn a_read_only_destination_is_an_io_error() {
         skip("a_read_only_destination_is_an_io_error", "tmpfs cannot be mounted here");
         return;
     };
-    let call = instdisc("ingest").arg("--source", pictures()).arg("--dest", disk.join("dataset"));
+    let call = instdisc("ingest").arg("--source", images()).arg("--dest", disk.join("dataset"));
     let error = call.fails(IO);
     assert!(error.contains("Read-only file system"), "{error}");
 }
 
 #[test]
 fn a_folder_that_holds_nothing_of_ours_is_said_so() {
-    let error = instdisc("inspect").arg("", pictures()).fails(WRONG_DATA);
+    let error = instdisc("inspect").arg("", images()).fails(WRONG_DATA);
     assert!(error.contains("neither a dataset, a run, a checkpoint nor a feature table"), "{error}");
 }
 
@@ -184,8 +183,8 @@ fn a_quality_without_a_size_is_refused() {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.code() == Some(2) && stderr.contains("--max-side <N>|--short-side <N>"), "{shown}");
     let smaller = instdisc("ingest --dest b --quality 80 --max-side 64 --short-side 32");
-    let error = smaller.arg("--source", "/nonexistent/pictures").fails(WRONG_DATA);
-    assert!(error.contains("/nonexistent/pictures"), "{error}");
+    let error = smaller.arg("--source", "/nonexistent/images").fails(WRONG_DATA);
+    assert!(error.contains("/nonexistent/images"), "{error}");
 }
 
 #[test]
@@ -233,7 +232,7 @@ mod training {
     fn a_run_on_another_dataset_is_refused() {
         let dir = scratch();
         let (data, run) = (dir.path().join("data"), dir.path().join("run"));
-        instdisc("ingest --split train").arg("--source", pictures().join("val")).arg("--dest", &data).ok();
+        instdisc("ingest --split train").arg("--source", images().join("val")).arg("--dest", &data).ok();
         train(dataset(), &run, "--epochs 1").ok();
         let before = contents(&run);
         let error = train(&data, &run, "--epochs 2").fails(WRONG_DATA);

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use tempfile::TempDir;
 
-use super::support::{Call, contents, dataset, instdisc, pictures, scratch};
+use super::support::{Call, contents, dataset, images, instdisc, scratch};
 
 /// Fails `flock` and hard links with the codes that the environment gives.
 const SHIM: &str = "
@@ -54,7 +54,7 @@ fn an_ingest_without_locks_and_links_gives_the_same_dataset_and_leaves_nothing_e
     {
         let dir = scratch();
         let data = dir.path().join("data");
-        let ingest = || instdisc("ingest --row-group 16").arg("--source", pictures()).arg("--dest", &data);
+        let ingest = || instdisc("ingest --row-group 16").arg("--source", images()).arg("--dest", &data);
         let output = on(ingest(), flock, link).output().1;
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{flock} {link}: {stderr}");
@@ -70,7 +70,7 @@ fn of_two_ingests_without_locks_one_works_at_a_time() {
     let dir = scratch();
     let data = dir.path().join("data");
     let ingest = || {
-        let call = instdisc("ingest --row-group 16").arg("--source", pictures()).arg("--dest", &data);
+        let call = instdisc("ingest --row-group 16").arg("--source", images()).arg("--dest", &data);
         on(call, NO_SUCH_CALL, NOT_PERMITTED).output().1
     };
     let outputs: Vec<_> = std::thread::scope(|scope| {

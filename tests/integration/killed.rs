@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use instdisc::rng::{Purpose, Stream};
 
-use super::support::{contents, copy, instdisc, pictures, scratch};
+use super::support::{contents, copy, images, instdisc, scratch};
 
 /// Kills that must have met a living process.
 const KILLS: usize = 50;
@@ -26,19 +26,19 @@ fn run(source: &Path, dest: &Path) -> Duration {
 
 #[test]
 fn an_ingest_killed_at_any_moment_goes_on_to_the_same_bytes() {
-    killed_again_and_again(pictures(), KILLS);
+    killed_again_and_again(images(), KILLS);
 }
 
-/// One refused picture ends the way that checks and writes in one pass.
+/// One refused image ends the way that checks and writes in one pass.
 #[test]
-fn an_ingest_with_a_refused_picture_killed_at_any_moment_goes_on_to_the_same_bytes() {
+fn an_ingest_with_a_refused_image_killed_at_any_moment_goes_on_to_the_same_bytes() {
     let dir = scratch();
-    copy(pictures(), dir.path());
+    copy(images(), dir.path());
     let entries = walkdir::WalkDir::new(dir.path().join("train")).sort_by_file_name();
     let files = entries.into_iter().filter_map(Result::ok).filter(|entry| entry.file_type().is_file());
-    let picture = files.last().expect("a picture").into_path();
-    let bytes = std::fs::read(&picture).expect("readable");
-    std::fs::write(&picture, &bytes[..bytes.len() / 2]).expect("cut");
+    let image = files.last().expect("an image").into_path();
+    let bytes = std::fs::read(&image).expect("readable");
+    std::fs::write(&image, &bytes[..bytes.len() / 2]).expect("cut");
     killed_again_and_again(dir.path(), KILLS / 2);
 }
 
@@ -98,11 +98,11 @@ fn killed_midway(source: &Path, dir: &Path, mark: &str) -> PathBuf {
 #[test]
 fn finished_shards_are_not_written_again() {
     let dir = scratch();
-    let dest = killed_midway(pictures(), dir.path(), ".work/0000-val/whole-00000.json");
+    let dest = killed_midway(images(), dir.path(), ".work/0000-val/whole-00000.json");
     let shard = dest.join("val/shard-00000.parquet");
     let changed = || std::fs::metadata(&shard).and_then(|meta| meta.modified()).expect("the shard");
     let before = changed();
-    run(pictures(), &dest);
+    run(images(), &dest);
     assert_eq!(changed(), before);
 }
 
@@ -110,7 +110,7 @@ fn finished_shards_are_not_written_again() {
 fn a_source_that_changed_after_a_kill_gives_the_dataset_of_the_new_files() {
     let dir = scratch();
     let (source, fresh) = (dir.path().join("source"), dir.path().join("fresh"));
-    copy(pictures(), &source);
+    copy(images(), &source);
     let dest = killed_midway(&source, dir.path(), ".work/0000-val/whole-00000.json");
     // Other bytes under the same names, as many as before.
     for (name, bytes) in contents(&source).into_iter().filter(|(name, _)| name.starts_with("val")) {
@@ -139,10 +139,10 @@ fn a_source_that_changed_after_a_kill_gives_the_dataset_of_the_new_files() {
 #[test]
 fn work_with_other_options_is_thrown_away() {
     let dir = scratch();
-    let dest = killed_midway(pictures(), dir.path(), ".work/0000-val/whole-00000.json");
+    let dest = killed_midway(images(), dir.path(), ".work/0000-val/whole-00000.json");
     let other = |dest: &Path| {
         let call = instdisc("ingest --shard-size 40KiB --row-group 16 --log error");
-        call.arg("--source", pictures()).arg("--dest", dest).ok()
+        call.arg("--source", images()).arg("--dest", dest).ok()
     };
     other(&dest);
     other(&dir.path().join("fresh"));
@@ -153,11 +153,10 @@ fn work_with_other_options_is_thrown_away() {
 fn of_two_ingests_at_once_one_works_and_the_other_is_told_or_finds_it_done() {
     let dir = scratch();
     let (whole, dest) = (dir.path().join("whole"), dir.path().join("out"));
-    run(pictures(), &whole);
+    run(images(), &whole);
     for _ in 0..5 {
-        let start = || {
-            command(pictures(), &dest).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("starts")
-        };
+        let start =
+            || command(images(), &dest).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("starts");
         let children = [start(), start(), start()];
         let mut done = 0;
         for child in children {

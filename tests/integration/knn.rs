@@ -174,11 +174,11 @@ fn bench_knn_tells_its_times_as_json() {
 /// Twins that ingest finds do not vote with --exclude-duplicates.
 #[test]
 fn duplicates_that_ingest_found_do_not_vote() {
-    use super::support::{copy, pictures};
+    use super::support::{copy, images};
     let dir = scratch();
-    let source = dir.path().join("pictures");
-    copy(pictures(), &source);
-    // A val picture is in train too, under another class.
+    let source = dir.path().join("images");
+    copy(images(), &source);
+    // A val image is in train too, under another class.
     let folders = |split: &str| {
         let mut names: Vec<_> = std::fs::read_dir(source.join(split))
             .expect("a folder")

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::support::{dataset, instdisc, pictures, python, python_fails, scratch};
+use super::support::{dataset, images, instdisc, python, python_fails, scratch};
 
 #[test]
 fn a_checkpoint_of_lemniscate_keeps_its_rows_and_its_network() {
@@ -10,7 +10,7 @@ fn a_checkpoint_of_lemniscate_keeps_its_rows_and_its_network() {
     let converter = "jobs/tools/lemniscate_to_checkpoint.py";
     let dir = scratch();
     let [file, weights] = ["lemniscate.pth.tar", "weights.safetensors"].map(|name| dir.path().join(name));
-    let train = pictures().join("train");
+    let train = images().join("train");
     let made = [train.as_path(), &file, &weights];
     let Some(_) = python(test, "tests/python/make_lemniscate.py", &made) else { return };
     let run = dir.path().join("run");
@@ -20,11 +20,11 @@ fn a_checkpoint_of_lemniscate_keeps_its_rows_and_its_network() {
     arguments.extend(flags);
     arguments.push(&checkpoint);
 
-    // Rows of other pictures.
+    // Rows of other images.
     let mut wrong = arguments.clone();
     wrong.extend(["--split", "val"].map(Path::new));
     let error = python_fails(test, converter, &wrong, 1).expect("there is a Python");
-    assert!(error.contains("120 rows") && error.contains("40 pictures"), "{error}");
+    assert!(error.contains("120 rows") && error.contains("40 images"), "{error}");
     assert!(!run.exists());
 
     python(test, converter, &arguments).expect("there is a Python");

@@ -24,9 +24,9 @@ fn a_page_works_in_a_browser() {
     for view in ["light", "dark", "phone"] {
         let seen = &seen[view];
         assert_eq!(seen["classes"], 10, "{view}");
-        // Each query has 20 neighbours; the map has its pictures in one.
+        // Each query has 20 neighbours; the map has its images in one.
         let articles = seen["articles"].as_u64().expect("a number");
-        assert!(articles >= 30 && seen["pictures"].as_u64() == Some(21 * articles + 1), "{view}: {seen}");
+        assert!(articles >= 30 && seen["images"].as_u64() == Some(21 * articles + 1), "{view}: {seen}");
         let sections: Vec<&str> =
             seen["sections"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         let expected = [
@@ -44,11 +44,11 @@ fn a_page_works_in_a_browser() {
 /// Without labels there are neighbours and a map, and no scores.
 #[test]
 fn a_page_without_labels_works_in_a_browser_too() {
-    use super::support::{pictures, train};
+    use super::support::{images, train};
     let test = "a_page_without_labels_works_in_a_browser_too";
     let dir = scratch();
     let (data, run) = (dir.path().join("data"), dir.path().join("run"));
-    instdisc("ingest --unlabelled").arg("--source", pictures()).arg("--dest", &data).ok();
+    instdisc("ingest --unlabelled").arg("--source", images()).arg("--dest", &data).ok();
     train(&data, &run, "--epochs 1").ok();
     let report = instdisc("knn").arg("--run", &run).arg("--dataset", &data).json();
     assert!(report["top1"].is_null() && report["queries"] == 0, "{report}");

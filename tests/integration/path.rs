@@ -1,12 +1,11 @@
 //! The whole path, as the README shows it.
 
-use super::support::{contents, dataset, instdisc, pictures, scratch};
+use super::support::{contents, dataset, images, instdisc, scratch};
 
 #[test]
 fn ingesting_again_changes_nothing_and_says_so() {
     let before = contents(dataset());
-    let report =
-        instdisc("ingest --row-group 16").arg("--source", pictures()).arg("--dest", dataset()).json();
+    let report = instdisc("ingest --row-group 16").arg("--source", images()).arg("--dest", dataset()).json();
     assert_eq!(report["already_done"], true);
     assert_eq!(contents(dataset()), before);
 }
@@ -16,7 +15,7 @@ fn the_number_of_threads_does_not_change_a_byte() {
     let dir = scratch();
     for threads in ["1", "5"] {
         instdisc(&format!("ingest --row-group 16 --threads {threads}"))
-            .arg("--source", pictures())
+            .arg("--source", images())
             .arg("--dest", dir.path().join(threads))
             .ok();
     }
@@ -35,7 +34,7 @@ fn inspect_says_what_is_there_and_verify_reads_it() {
 }
 
 #[test]
-fn synth_draws_the_same_pictures_for_the_same_seed() {
+fn synth_draws_the_same_images_for_the_same_seed() {
     let dir = scratch();
     let draw = |name: &str, seed: u32| {
         let call =
@@ -44,7 +43,7 @@ fn synth_draws_the_same_pictures_for_the_same_seed() {
         contents(&dir.path().join(name))
     };
     let first = draw("a", 1);
-    assert_eq!(first.len(), 31, "thirty pictures and the mark");
+    assert_eq!(first.len(), 31, "thirty images and the mark");
     assert_eq!(draw("b", 1), first);
     assert_ne!(draw("c", 2), first);
 }
@@ -114,7 +113,7 @@ mod trained {
     use crate::support::train;
 
     #[test]
-    fn from_pictures_to_a_page() {
+    fn from_images_to_a_page() {
         let dir = scratch();
         let run = dir.path().join("run");
         let finished = train(dataset(), &run, "--epochs 2 --log-every-steps 3").json();
@@ -303,7 +302,7 @@ mod trained {
     }
 
     #[test]
-    fn a_picture_is_drawn_as_the_run_saw_it() {
+    fn a_image_is_drawn_as_the_run_saw_it() {
         let dir = scratch();
         let run = dir.path().join("run");
         train(dataset(), &run, "--epochs 2 --no-monitor --seed 7 --recipe cifar").ok();
@@ -311,7 +310,7 @@ mod trained {
             let output = dir.path().join("x.png");
             let call = instdisc(&format!("render --instance 5 --epoch 1 {words}")).arg("--output", &output);
             let call = if of_run { call.arg("--run", &run) } else { call };
-            (call.arg("--dataset", dataset()).json(), std::fs::read(output).expect("a picture"))
+            (call.arg("--dataset", dataset()).json(), std::fs::read(output).expect("an image"))
         };
         let seen = drawn(true, "");
         assert_eq!(seen, drawn(false, "--seed 7 --recipe cifar --image-size 16 --split train"));

@@ -199,7 +199,7 @@ fn a_split_added_later_does_not_keep_a_run_from_going_on() {
     let dir = scratch();
     let (data, run) = (dir.path().join("data"), dir.path().join("run"));
     let ingest = |split: &str| {
-        let source = super::support::pictures().join(split);
+        let source = super::support::images().join(split);
         let call = super::support::instdisc(&format!("ingest --split {split}"));
         call.arg("--source", source).arg("--dest", &data).ok();
     };

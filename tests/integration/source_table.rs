@@ -7,7 +7,7 @@ use arrow::array::{ArrayRef, BinaryArray, Int64Array, RecordBatch};
 use parquet::arrow::ArrowWriter;
 use serde_json::Value;
 
-use super::support::{contents, instdisc, pictures, root, scratch};
+use super::support::{contents, images, instdisc, root, scratch};
 
 /// A line of the table.
 struct Line {
@@ -115,7 +115,7 @@ fn compare(span: &str, plan: &Value) -> (String, String) {
 
 #[test]
 fn every_line_of_the_table_becomes_what_it_says() {
-    let jpeg = contents(pictures())
+    let jpeg = contents(images())
         .into_iter()
         .find(|(path, _)| path.extension().is_some_and(|ending| ending == "jpg"))
         .expect("an image")

@@ -1,4 +1,4 @@
-//! The same pictures in every form in which people hold them give the same dataset.
+//! The same images in every form in which people hold them give the same dataset.
 
 use std::fs::File;
 use std::io::Write;
@@ -12,22 +12,22 @@ use parquet::basic::Compression;
 use parquet::file::properties::WriterProperties;
 use serde_json::Value;
 
-use super::support::{Call, contents, instdisc, pictures, root, scratch};
+use super::support::{Call, contents, images, instdisc, root, scratch};
 
 /// Classes of tests/golden/meta_*.mat: WordNet id and the challenge's number.
 const CLASSES: [(&str, u32); 3] = [("n00000010", 2), ("n00000020", 1), ("n00000030", 3)];
 const PER_CLASS: usize = 4;
 
-/// A picture: class, name, contents.
+/// An image: class, name, contents.
 type Named = (usize, String, Vec<u8>);
 
 fn jpegs(count: usize) -> Vec<Vec<u8>> {
-    let all = contents(pictures()).into_iter();
+    let all = contents(images()).into_iter();
     let jpegs = all.filter(|(path, _)| path.extension().is_some_and(|ending| ending == "jpg"));
     jpegs.map(|(_, bytes)| bytes).take(count).collect()
 }
 
-/// Training pictures under ImageNet's names, sorted as an ImageFolder is.
+/// Training images under ImageNet's names, sorted as an ImageFolder is.
 fn training() -> Vec<Named> {
     let named = |(place, bytes): (usize, Vec<u8>)| {
         let (class, number) = (place / PER_CLASS, place % PER_CLASS);
@@ -36,7 +36,7 @@ fn training() -> Vec<Named> {
     jpegs(CLASSES.len() * PER_CLASS).into_iter().enumerate().map(named).collect()
 }
 
-/// Validation pictures: the class goes round with the number.
+/// Validation images: the class goes round with the number.
 fn validation() -> Vec<Named> {
     let named = |(place, bytes): (usize, Vec<u8>)| {
         (place % CLASSES.len(), format!("ILSVRC2012_val_{:08}.JPEG", place + 1), bytes)
@@ -48,10 +48,10 @@ fn wnid(class: usize) -> &'static str {
     CLASSES[class].0
 }
 
-fn folder(at: &Path, pictures: &[Named]) {
-    for (class, name, bytes) in pictures {
+fn folder(at: &Path, images: &[Named]) {
+    for (class, name, bytes) in images {
         std::fs::create_dir_all(at.join(wnid(*class))).expect("a folder");
-        std::fs::write(at.join(wnid(*class)).join(name), bytes).expect("a picture");
+        std::fs::write(at.join(wnid(*class)).join(name), bytes).expect("an image");
     }
 }
 
@@ -91,7 +91,7 @@ fn expected(dir: &Path) -> String {
     digest(&report)
 }
 
-/// The same of the training pictures alone.
+/// The same of the training images alone.
 fn expected_training(dir: &Path) -> String {
     folder(&dir.join("images"), &training());
     digest(&ingest(&dir.join("images"), &dir.join("expected-training"), ""))
@@ -203,8 +203,8 @@ fn tars_of_the_folder_plain_and_compressed_give_its_dataset() {
     let dir = scratch();
     let expected = expected(dir.path());
     let mut members = Vec::new();
-    for (split, pictures) in [("train", training()), ("val", validation())] {
-        for (class, name, bytes) in pictures {
+    for (split, images) in [("train", training()), ("val", validation())] {
+        for (class, name, bytes) in images {
             members.push((format!("imagenet/{split}/{}/{name}", wnid(class)), bytes));
         }
     }
@@ -224,12 +224,12 @@ fn tars_of_the_folder_plain_and_compressed_give_its_dataset() {
     }
 }
 
-fn table(pictures: &[Named], names: Option<&[&str]>) -> Vec<u8> {
-    let bytes: ArrayRef = Arc::new(BinaryArray::from_iter_values(pictures.iter().map(|(_, _, bytes)| bytes)));
-    let paths: ArrayRef = Arc::new(StringArray::from_iter_values(pictures.iter().map(|(_, name, _)| name)));
+fn table(images: &[Named], names: Option<&[&str]>) -> Vec<u8> {
+    let bytes: ArrayRef = Arc::new(BinaryArray::from_iter_values(images.iter().map(|(_, _, bytes)| bytes)));
+    let paths: ArrayRef = Arc::new(StringArray::from_iter_values(images.iter().map(|(_, name, _)| name)));
     let fields = vec![Field::new("bytes", DataType::Binary, true), Field::new("path", DataType::Utf8, true)];
     let image: ArrayRef = Arc::new(StructArray::new(fields.into(), vec![bytes, paths], None));
-    let labels = pictures.iter().map(|(class, ..)| *class as i64);
+    let labels = images.iter().map(|(class, ..)| *class as i64);
     let mut schema = Schema::new(vec![
         Field::new("image", image.data_type().clone(), true),
         Field::new("label", DataType::Int64, true),
@@ -262,8 +262,8 @@ fn hugging_face_tables_give_the_dataset_of_the_folder() {
     let (first, second) = train.split_at(5);
     let files =
         [("train-00000-of-00002", first), ("train-00001-of-00002", second), ("val-00000-of-00001", &val)];
-    for (name, pictures) in files {
-        std::fs::write(data.join(format!("{name}.parquet")), table(pictures, Some(&names))).expect("a table");
+    for (name, images) in files {
+        std::fs::write(data.join(format!("{name}.parquet")), table(images, Some(&names))).expect("a table");
     }
     let report = ingest(&dir.path().join("hub"), &dir.path().join("out"), "");
     assert_eq!((&report["format"], digest(&report)), (&"parquet".into(), expected.clone()));
@@ -307,7 +307,7 @@ fn lists_give_the_dataset_of_the_folder_and_may_have_no_labels() {
 }
 
 #[test]
-fn cifar_archives_become_lossless_pictures_in_their_own_class_order() {
+fn cifar_archives_become_lossless_images_in_their_own_class_order() {
     let dir = scratch();
     let pixels = |seed: u8| (0..3072_u32).map(move |at| (at as u8).wrapping_mul(seed).wrapping_add(seed));
     let record = |label: u8, seed: u8| std::iter::once(label).chain(pixels(seed)).collect::<Vec<u8>>();
@@ -336,11 +336,11 @@ fn cifar_archives_become_lossless_pictures_in_their_own_class_order() {
     rows.sort_by_key(|row| row.id);
     // Class 0 first, then class 1 in the order of the archive.
     for (row, (label, seed)) in rows.iter().zip([(0, 5), (1, 3), (1, 7)]) {
-        let picture = instdisc::picture::decode(&row.bytes, &Default::default()).expect("a PNG");
+        let image = instdisc::image::decode(&row.bytes, &Default::default()).expect("a PNG");
         let planes: Vec<u8> = pixels(seed).collect();
         let rgb: Vec<u8> =
             (0..1024).flat_map(|at| [planes[at], planes[1024 + at], planes[2048 + at]]).collect();
-        assert_eq!((picture.rgb, row.label.map(|class| class.index())), (rgb, Some(label)));
+        assert_eq!((image.rgb, row.label.map(|class| class.index())), (rgb, Some(label)));
     }
     let fine = [9_u8, 1].into_iter().chain(pixels(13)).collect::<Vec<u8>>();
     let archive = tar([
@@ -353,7 +353,7 @@ fn cifar_archives_become_lossless_pictures_in_their_own_class_order() {
 }
 
 #[test]
-fn appended_pictures_get_new_ids_and_old_shards_stay() {
+fn appended_images_get_new_ids_and_old_shards_stay() {
     let dir = scratch();
     let all = training();
     folder(&dir.path().join("first"), &all[..8]);
@@ -389,10 +389,10 @@ fn leaks_are_found_and_can_be_left_out() {
     let (dir, outside) = (scratch(), scratch());
     let (train, mut val) = (training(), validation());
     folder(&dir.path().join("train"), &train);
-    // A byte-identical twin of training picture 2, and training picture 5 re-encoded.
+    // A byte-identical twin of training image 2, and training image 5 re-encoded.
     val[0].2 = train[2].2.clone();
-    let picture = instdisc::picture::decode(&train[5].2, &Default::default()).expect("a picture");
-    val[1].2 = instdisc::picture::encode_jpeg(&picture, 90).expect("encoded");
+    let image = instdisc::image::decode(&train[5].2, &Default::default()).expect("an image");
+    val[1].2 = instdisc::image::encode_jpeg(&image, 90).expect("encoded");
     folder(&dir.path().join("val"), &val);
     let report = ingest(dir.path(), &outside.path().join("out"), "");
     assert_eq!(

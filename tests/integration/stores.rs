@@ -5,7 +5,7 @@ use std::process::Output;
 use std::time::{Duration, Instant};
 
 use super::support::bucket::{Bucket, Faults};
-use super::support::{Call, contents, dataset, instdisc, pictures, scratch};
+use super::support::{Call, contents, dataset, images, instdisc, scratch};
 
 const WRONG_DATA: i32 = 65;
 const UNAVAILABLE: i32 = 69;
@@ -17,7 +17,7 @@ fn bad_network() -> Faults {
 }
 
 fn ingest(bucket: &Bucket) -> Call {
-    let call = instdisc("ingest --row-group 16").arg("--source", pictures());
+    let call = instdisc("ingest --row-group 16").arg("--source", images());
     bucket.of(call.arg("--dest", bucket.url("data")))
 }
 
@@ -190,10 +190,9 @@ fn a_mistyped_url_makes_no_folder_and_the_error_says_what_was_meant() {
         ("~/ds", "./~/ds"),
         ("$HOME/ds", "file:///"),
     ] {
-        for words in [["ingest", "--dest"], ["export pictures --dataset data", "--dest"], ["synth", "--dest"]]
-        {
+        for words in [["ingest", "--dest"], ["export images --dataset data", "--dest"], ["synth", "--dest"]] {
             let call = instdisc(words[0]).arg(words[1], text);
-            let call = if words[0] == "ingest" { call.arg("--source", pictures()) } else { call };
+            let call = if words[0] == "ingest" { call.arg("--source", images()) } else { call };
             let mut command = call.command();
             command.current_dir(dir.path());
             // What clap refuses has its hints on further lines.
@@ -294,8 +293,7 @@ fn a_token_that_was_rotated_in_its_file_is_read_again() {
 
 #[test]
 fn a_key_that_has_no_name_here_is_named() {
-    let jpeg =
-        contents(pictures()).into_iter().find(|(path, _)| path.extension().is_some_and(|e| e == "jpg"));
+    let jpeg = contents(images()).into_iter().find(|(path, _)| path.extension().is_some_and(|e| e == "jpg"));
     let (_, jpeg) = jpeg.expect("an image");
     for (key, shown) in
         [("cat//7.jpg", "cat//7.jpg"), ("cat/./7.jpg", "cat/./7.jpg"), ("cat/7\t.jpg", "7\\t.jpg")]
@@ -313,7 +311,7 @@ fn a_key_that_has_no_name_here_is_named() {
 #[test]
 fn a_bucket_itself_is_a_source() {
     let bucket = Bucket::start(Faults::default());
-    for (path, bytes) in contents(pictures()).into_iter().filter(|(path, _)| path.starts_with("train")) {
+    for (path, bytes) in contents(images()).into_iter().filter(|(path, _)| path.starts_with("train")) {
         bucket.put(path.to_str().expect("text"), &bytes);
     }
     for (number, source) in ["s3://bucket", "s3://bucket/"].into_iter().enumerate() {
@@ -332,7 +330,7 @@ fn what_is_named_and_not_there_is_absent_data_as_on_this_machine() {
     for call in [
         instdisc("knn").arg("--bank", &none).arg("--queries", &none),
         instdisc("export parquet").arg("--table", &none).arg("--output", dir.path().join("x.parquet")),
-        instdisc("export pictures").arg("--dataset", bucket.url("none")).arg("--dest", dir.path().join("x")),
+        instdisc("export images").arg("--dataset", bucket.url("none")).arg("--dest", dir.path().join("x")),
         instdisc("inspect").arg("", bucket.url("none")),
         instdisc("ingest").arg("--source", bucket.url("none")).arg("--dest", dir.path().join("data")),
         instdisc("ingest").arg("--source", bucket.url("a-{0..1}.tar")).arg("--dest", dir.path().join("data")),
@@ -400,7 +398,7 @@ mod training {
     }
 
     #[test]
-    fn pictures_that_are_judged_after_each_epoch_are_fetched_once() {
+    fn images_that_are_judged_after_each_epoch_are_fetched_once() {
         let bucket = Bucket::start(Faults::default());
         ran(ingest(&bucket));
         let (dir, data) = (scratch(), bucket.url("data"));
@@ -449,7 +447,7 @@ mod training {
                 "export projector",
                 &[("--table", "out/val.arrow"), ("--dataset", "data"), ("--output", "out/projector")],
             ),
-            ("export pictures --split val", &[("--dataset", "data"), ("--dest", "pictures")]),
+            ("export images --split val", &[("--dataset", "data"), ("--dest", "images")]),
         ];
         for (words, places) in calls {
             let [here, there] = [false, true].map(|remote| {
@@ -474,7 +472,7 @@ mod training {
             }
         }
         // Reports name places and times; everything else is the same, byte for byte.
-        for folder in ["run/eval/features", "tuned/checkpoints", "out", "pictures"] {
+        for folder in ["run/eval/features", "tuned/checkpoints", "out", "images"] {
             let (found, expected) = (bucket.contents(folder), local(&dir.path().join(folder)));
             assert!(!found.is_empty(), "{folder}");
             assert_eq!(names(&found), names(&expected), "{folder}");

@@ -25,11 +25,11 @@ fn a_tile_index_changes_no_pixel_of_a_training_batch_and_can_be_taken_out() {
     let dir = scratch();
     let path = |name: &str| dir.path().join(name);
     instdisc("synth --train-per-class 4 --val-per-class 1 --image-size 200")
-        .arg("--dest", path("pictures"))
+        .arg("--dest", path("images"))
         .ok();
-    instdisc("ingest --row-group 8").arg("--source", path("pictures")).arg("--dest", path("plain")).ok();
+    instdisc("ingest --row-group 8").arg("--source", path("images")).arg("--dest", path("plain")).ok();
     let report = instdisc("ingest --row-group 8 --tile-index")
-        .arg("--source", path("pictures"))
+        .arg("--source", path("images"))
         .arg("--dest", path("tiled"))
         .json();
     assert_eq!(report["splits"]["train"]["tiled"], 40);
@@ -38,11 +38,11 @@ fn a_tile_index_changes_no_pixel_of_a_training_batch_and_can_be_taken_out() {
     assert_eq!(plain.len(), 6);
     assert!(plain == tiled, "the batches differ");
 
-    instdisc("export pictures").arg("--dataset", path("tiled")).arg("--dest", path("exported")).ok();
+    instdisc("export images").arg("--dataset", path("tiled")).arg("--dest", path("exported")).ok();
     let files = |name: &str| {
         let all = contents(&path(name)).into_iter();
         all.filter(|(path, _)| path.extension().is_some_and(|end| end == "jpg")).collect::<Vec<_>>()
     };
     assert_eq!(files("exported").len(), 50);
-    assert!(files("exported") == files("pictures"), "the files differ");
+    assert!(files("exported") == files("images"), "the files differ");
 }

@@ -1,4 +1,4 @@
-//! What the build without libtorch can do: everything from pictures to votes, given feature tables.
+//! What the build without libtorch can do: everything from images to votes, given feature tables.
 //!
 //! These tests run in either build and use only the commands that both have.
 
@@ -12,7 +12,7 @@ use instdisc::storage::Location;
 use serde_json::{Value, json};
 
 use super::support::bucket::{Bucket, Faults};
-use super::support::{INSTDISC, contents, copy, dataset, instdisc, pictures, root, scratch, skip};
+use super::support::{INSTDISC, contents, copy, dataset, images, instdisc, root, scratch, skip};
 
 /// A table of unit vectors on a circle, two classes on opposite sides.
 fn table(kind: Kind, rows: usize, dataset_digest: &str) -> FeatureTable {
@@ -155,7 +155,7 @@ fn a_split_that_is_ingested_later_leaves_a_bank_as_useful_as_before() {
     let (data, bank, queries) =
         (dir.path().join("data"), dir.path().join("bank.arrow"), dir.path().join("queries.arrow"));
     let ingest = |split: &str| {
-        let source = pictures().join(split);
+        let source = images().join(split);
         instdisc(&format!("ingest --split {split}")).arg("--source", source).arg("--dest", &data).ok();
         instdisc("inspect --format json").arg("", &data).json()
     };

@@ -23,16 +23,16 @@ STEPS = {
 folder = Path(sys.argv[1])
 
 
-def done(picture, drawn):
+def done(image, drawn):
     grey = lambda p: F.rgb_to_grayscale(p, num_output_channels=3)
     if drawn["grayscale"] and drawn["order"] == "grayscale_first":
-        picture = grey(picture)
+        image = grey(image)
     for step in drawn["jitter"]:
         ((name, factor),) = step.items()
-        picture = STEPS[name](picture, factor)
+        image = STEPS[name](image, factor)
     if drawn["grayscale"] and drawn["order"] == "jitter_first":
-        picture = grey(picture)
-    return F.horizontal_flip(picture) if drawn["flip"] else picture
+        image = grey(image)
+    return F.horizontal_flip(image) if drawn["flip"] else image
 
 
 differences = {}
@@ -40,11 +40,11 @@ for case in json.loads((folder / "cases.json").read_text()):
     drawn = case["augmentation"]
     box = drawn["crop"]
     corners = (box["left"], box["top"], box["left"] + box["width"], box["top"] + box["height"])
-    picture = Image.open(folder / f"{case['name']}.picture").convert("RGB").crop(corners)
-    picture = picture.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    image = Image.open(folder / f"{case['name']}.image").convert("RGB").crop(corners)
+    image = image.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
     ours = np.fromfile(folder / f"{case['name']}.pixels", np.uint8).reshape(3, SIDE, SIDE).astype(int)
-    theirs = done(F.pil_to_tensor(picture), drawn).numpy().astype(int)
-    pil = F.pil_to_tensor(done(picture, drawn)).numpy().astype(int)
+    theirs = done(F.pil_to_tensor(image), drawn).numpy().astype(int)
+    pil = F.pil_to_tensor(done(image, drawn)).numpy().astype(int)
     kind = case["kind"]
     if kind == "composition":
         luma = drawn["grayscale"] and drawn["order"] == "grayscale_first"
@@ -58,7 +58,7 @@ report = {
         "mean": float(np.mean([d.mean() for d in all])),
         "worst_mean": float(max(d.mean() for d in all)),
         "share_over_2": float(np.mean([(d > 2).mean() for d in all])),
-        "pictures": len(all),
+        "images": len(all),
     }
     for kind, all in differences.items()
 }

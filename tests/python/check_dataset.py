@@ -16,8 +16,8 @@ shards = sorted(str(path) for path in (folder / "train").glob("*.parquet"))
 table = pq.read_table(shards[0])
 assert table.column_names == ["instance_id", "image", "label", "width", "height"], table.column_names
 first = table.slice(0, 1).to_pylist()[0]
-picture = PIL.Image.open(io.BytesIO(first["image"]["bytes"]))
-assert picture.size == (first["width"], first["height"])
+image = PIL.Image.open(io.BytesIO(first["image"]["bytes"]))
+assert image.size == (first["width"], first["height"])
 
 with tempfile.TemporaryDirectory() as cache:
     rows = datasets.load_dataset("parquet", data_files=shards, split="train", cache_dir=cache)

@@ -23,10 +23,10 @@ def distance(a, b):
 
 
 def theirs(width, height):
-    picture = torch.empty(3, height, width, dtype=torch.uint8)
+    image = torch.empty(3, height, width, dtype=torch.uint8)
     rows = np.empty((DRAWS, 14))
     for row in rows:
-        row[:4] = transforms.RandomResizedCrop.get_params(picture, (0.2, 1.0), (3 / 4, 4 / 3))
+        row[:4] = transforms.RandomResizedCrop.get_params(image, (0.2, 1.0), (3 / 4, 4 / 3))
         span = [0.6, 1.4]
         order, *factors = transforms.ColorJitter.get_params(span, span, span, [-0.4, 0.4])
         row[4:8] = factors

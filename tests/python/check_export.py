@@ -22,10 +22,10 @@ model.load_state_dict(load_file(folder / "whole.safetensors"))
 backbone = getattr(torchvision.models, arch)()
 backbone.fc = torch.nn.Identity()
 backbone.load_state_dict(load_file(folder / "backbone.safetensors"))
-pictures = torch.rand(2, 3, 64, 64)
+images = torch.rand(2, 3, 64, 64)
 model.eval(), backbone.eval()
 with torch.no_grad():
-    assert torch.equal(model.fc(backbone(pictures)), model(pictures))
+    assert torch.equal(model.fc(backbone(images)), model(images))
 assert safe_open(folder / "whole.safetensors", "pt").metadata()["format"] == "pt"
 
 table = folder / "table.parquet"

@@ -106,8 +106,8 @@ def visit(browser, name, settings):
     page.on("request", lambda request: request.url.startswith(("file:", "data:")) or problems.append(request.url))
     page.goto(page_path.as_uri())
     page.wait_for_load_state("networkidle")
-    seen = {"pictures": page.evaluate(IMAGES), "sections": page.locator("section h2").all_inner_texts()}
-    assert all(seen["pictures"]), f"{name}: {seen['pictures'].count(False)} pictures have not loaded"
+    seen = {"images": page.evaluate(IMAGES), "sections": page.locator("section h2").all_inner_texts()}
+    assert all(seen["images"]), f"{name}: {seen['images'].count(False)} images have not loaded"
     width = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
     assert width[0] <= width[1], f"{name}: the page is wider than the screen, {width}"
 
@@ -132,11 +132,11 @@ def visit(browser, name, settings):
             button.click()
             assert page.evaluate(INKED) > 100, f"{name}: the map is empty after {button.inner_text()}"
         if folder:
-            page.locator("#map").screenshot(path=folder / f"{name}-map-pictures.png")
+            page.locator("#map").screenshot(path=folder / f"{name}-map-images.png")
         seen["mapped"] = inked
     context.close()
     assert not problems, f"{name}: {problems}"
-    seen.update(pictures=len(seen["pictures"]), articles=len(everything), classes=len(classes))
+    seen.update(images=len(seen["images"]), articles=len(everything), classes=len(classes))
     return seen
 
 

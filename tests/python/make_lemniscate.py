@@ -2,8 +2,8 @@
 
 A ResNet-18 with a 128-d projection behind DataParallel's prefix, an optimiser, and the module NCEAverage, pickled
 whole with the class that draws its negatives, in the form of files of that time. Row i of the bank points where
-picture i of the sorted ImageFolder's class does, so that a leave-one-out vote is right for all only where rows and
-pictures have stayed together. Its rows are not quite of unit length, as sums in f32 leave them.
+image i of the sorted ImageFolder's class does, so that a leave-one-out vote is right for all only where rows and
+images have stayed together. Its rows are not quite of unit length, as sums in f32 leave them.
 WEIGHTS gets the network alone, as safetensors.
 """
 

@@ -8,22 +8,22 @@ use crate::ingest::{BenchOptions, CheckDepth, bench};
 use crate::storage::Location;
 use crate::units::ByteSize;
 
-/// Ingest pictures, repeated to a size, beside decoding each of them once on the same threads.
+/// Ingest images, repeated to a size, beside decoding each of them once on the same threads.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  instdisc bench ingest --source imagenet-sample.tar --bytes 2GB --threads 2"
 )]
 pub(super) struct BenchIngestArgs {
-    /// The pictures, in any form that ingest takes
+    /// The images, in any form that ingest takes
     #[arg(long, value_name = "PATH|URL")]
     source: String,
-    /// Repeat the pictures until they have so many bytes
+    /// Repeat the images until they have so many bytes
     #[arg(long, value_name = "BYTES", default_value = "2GB")]
     bytes: ByteSize,
     /// Threads; 0 for one on each core
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
-    /// How much of a picture the ingest looks at
+    /// How much of an image the ingest looks at
     #[arg(long, value_enum, default_value = "full")]
     check: CheckDepth,
     /// Rounds; the median counts

@@ -13,28 +13,28 @@ use turbojpeg::{Decompressor, Image, PixelFormat};
 use crate::cli::{GlobalArgs, write_json};
 use crate::dataset::Manifest;
 use crate::ids::{InstanceId, Position};
+use crate::image::{Channels, Encoded, Limits, Region, RegionDecoder, Tiled, transcode};
 use crate::loader::{DatasetSource, JitterStrength, Recipe, Renderer, Source, Stage};
-use crate::picture::{Channels, Encoded, Limits, Region, RegionDecoder, Tiled, transcode};
 
-/// Measure how fast pictures become pixels, beside plainly decoding the same pictures.
+/// Measure how fast images become pixels, beside plainly decoding the same images.
 ///
-/// Plain decoding is libjpeg-turbo's, whole pictures to RGB, and nothing else. Both are done to one picture
-/// after the other, so that the ratio holds on a busy machine too. Pictures are read into memory before.
+/// Plain decoding is libjpeg-turbo's, whole images to RGB, and nothing else. Both are done to one image
+/// after the other, so that the ratio holds on a busy machine too. Images are read into memory before.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  instdisc bench loader --pictures imagenet-sample-500.tar --stage full --threads 1"
+    after_help = "Example:\n  instdisc bench loader --images imagenet-sample-500.tar --stage full --threads 1"
 )]
 pub(super) struct BenchLoaderArgs {
     /// JPEG files: a folder or a tar
     #[arg(long, value_name = "PATH", required_unless_present = "dataset", value_parser = crate::cli::local_path)]
-    pictures: Option<PathBuf>,
+    images: Option<PathBuf>,
     /// A dataset, instead of files
-    #[arg(long, value_name = "URL", conflicts_with = "pictures")]
+    #[arg(long, value_name = "URL", conflicts_with = "images")]
     dataset: Option<String>,
     /// The dataset's split
     #[arg(long, value_name = "NAME", default_value = "train")]
     split: String,
-    /// Take so many pictures at most
+    /// Take so many images at most
     #[arg(long, value_name = "N", default_value_t = 1000)]
     limit: usize,
     /// How far to go
@@ -43,20 +43,20 @@ pub(super) struct BenchLoaderArgs {
     /// Threads
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     threads: u16,
-    /// Passes over the pictures, each with other crops
+    /// Passes over the images, each with other crops
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
     rounds: u64,
     /// The side of the square that comes out, in pixels
     #[arg(long, value_name = "PIXELS", default_value_t = 224, value_parser = clap::value_parser!(u32).range(1..))]
     image_size: u32,
-    /// Give the pictures tiles before, which makes crops cheaper
+    /// Give the images tiles before, which makes crops cheaper
     #[arg(long)]
     tiles: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Depth {
-    /// Decode whole pictures
+    /// Decode whole images
     Decode,
     /// Decode and resize random crops, flip
     Crop,
@@ -105,7 +105,7 @@ struct Times {
 const STAGES: [&str; 4] = ["open", "decode", "resize", "colour"];
 
 pub(super) fn run(global: &GlobalArgs, args: &BenchLoaderArgs) -> anyhow::Result<()> {
-    let mut files = match (&args.pictures, &args.dataset) {
+    let mut files = match (&args.images, &args.dataset) {
         (Some(path), _) => read_files(path).with_context(|| path.display().to_string())?,
         (None, Some(dataset)) => read_dataset(global, dataset, args)?,
         (None, None) => Vec::new(),
@@ -132,7 +132,7 @@ pub(super) fn run(global: &GlobalArgs, args: &BenchLoaderArgs) -> anyhow::Result
     write_json(&report(args, &files, tiled.as_deref(), &times, began.elapsed()))
 }
 
-/// Does this thread's share of the pictures, plain decoding and the stages in turn.
+/// Does this thread's share of the images, plain decoding and the stages in turn.
 fn measure(
     args: &BenchLoaderArgs,
     files: &[Vec<u8>],
@@ -238,17 +238,17 @@ fn report(
     json!({
         "stage": args.stage.to_possible_value().map(|value| value.get_name().to_owned()),
         "threads": args.threads,
-        "pictures": files.len(),
+        "images": files.len(),
         "rounds": args.rounds,
         "tiles": args.tiles,
         "images_per_second": done / own_wall * threads,
         "plain_decode_images_per_second": done / plain_wall * threads,
         "ratio_to_plain_decode": plain_cpu / own_cpu,
         "ratio_to_plain_decode_wall": plain_wall / own_wall,
-        "milliseconds_per_picture": stages,
-        "plain_decode_milliseconds_per_picture": plain_cpu / done * 1e3,
+        "milliseconds_per_image": stages,
+        "plain_decode_milliseconds_per_image": plain_cpu / done * 1e3,
         "megabytes_per_second": bytes as f64 * args.rounds as f64 / own_wall * threads / 1e6,
-        "mean_picture_bytes": bytes / files.len(),
+        "mean_image_bytes": bytes / files.len(),
         "stored_bytes_ratio": stored as f64 / bytes as f64,
         "peak_rss_bytes": peak_rss(),
         "elapsed_seconds": elapsed.as_secs_f64(),

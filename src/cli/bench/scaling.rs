@@ -25,7 +25,7 @@ pub(in crate::cli) struct ScalingArgs {
     /// Rows of the whole bank
     #[arg(long, value_name = "N", default_value_t = 1_281_167)]
     instances: usize,
-    /// Pictures of a global batch
+    /// Images of a global batch
     #[arg(long, value_name = "N", default_value_t = 32)]
     batch_size: usize,
     /// Steps that are measured
@@ -39,7 +39,7 @@ pub(in crate::cli) struct ScalingArgs {
 pub(super) fn run(args: &ScalingArgs) -> anyhow::Result<()> {
     let mut measured = Vec::new();
     for &ranks in &args.ranks {
-        ensure!(ranks > 0 && args.batch_size >= 2 * ranks, "each process needs two pictures of a batch");
+        ensure!(ranks > 0 && args.batch_size >= 2 * ranks, "each process needs two images of a batch");
         say(&format!("{ranks} processes, each alone"));
         let alone = seconds(&slowest(call(args, ranks, 1)?)?)?;
         say(&format!("{ranks} processes together"));

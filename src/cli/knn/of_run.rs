@@ -23,7 +23,7 @@ use crate::model::{DeviceChoice, FeatureLayer};
 use crate::progress::Progress;
 use crate::storage::{Location, PublishMode, StorageError};
 
-/// Pictures of a batch.
+/// Images of a batch.
 const BATCH_SIZE: usize = 256;
 
 /// Judges the newest checkpoint, or with `--watch` all of them.

@@ -45,15 +45,15 @@ pub(in crate::cli) struct TrainFlags {
     #[arg(long, value_enum, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     objective: Option<ObjectiveKind>,
-    /// K, sampled rows of each picture (nce, infonce)
+    /// K, sampled rows of each image (nce, infonce)
     #[arg(long, value_name = "K")]
     #[serde(skip_serializing_if = "Option::is_none")]
     negatives: Option<usize>,
-    /// Whether each picture has sampled rows of its own
+    /// Whether each image has sampled rows of its own
     #[arg(long, value_enum, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     negative_sampling: Option<Sampling>,
-    /// Leave out a sampled row that is the picture's own
+    /// Leave out a sampled row that is the image's own
     #[arg(long, num_args = 0, default_missing_value = "true")]
     #[serde(skip_serializing_if = "Option::is_none")]
     exclude_positive: Option<bool>,
@@ -139,7 +139,7 @@ pub(in crate::cli) struct TrainFlags {
     #[arg(long, value_name = "NORM")]
     #[serde(skip_serializing_if = "Option::is_none")]
     clip_norm: Option<f64>,
-    /// Batch norm takes mean and variance over the pictures of all processes
+    /// Batch norm takes mean and variance over the images of all processes
     #[arg(long, num_args = 0, default_missing_value = "true")]
     #[serde(skip_serializing_if = "Option::is_none")]
     sync_batch_norm: Option<bool>,
@@ -163,7 +163,7 @@ pub(in crate::cli) struct TrainFlags {
     #[arg(long, num_args = 0, default_missing_value = "true")]
     #[serde(skip_serializing_if = "Option::is_none")]
     drop_last: Option<bool>,
-    /// What happens to a missing or corrupt picture: fail, or skip, which leaves it out and counts it
+    /// What happens to a missing or corrupt image: fail, or skip, which leaves it out and counts it
     #[arg(long, value_enum, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     on_corrupt: Option<OnCorrupt>,

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::super::{EvalError, SPRITE_SIDE, sprite};
 use crate::dataset::Manifest;
 use crate::feature_table::FeatureTable;
-use crate::picture::encode_png;
+use crate::image::encode_png;
 use crate::rng::{Purpose, Stream};
 use crate::storage::{Location, PublishMode};
 
@@ -14,7 +14,7 @@ use crate::storage::{Location, PublishMode};
 pub struct ProjectorJob {
     /// The feature table.
     pub table: Location,
-    /// The dataset, for the pictures.
+    /// The dataset, for the images.
     pub dataset: Option<Location>,
     /// The folder that TensorBoard is pointed at.
     pub output: Location,
@@ -61,8 +61,8 @@ pub fn export_projector(job: &ProjectorJob) -> Result<usize, EvalError> {
             return Err(EvalError::Mismatch { reason });
         }
         let ids: Vec<_> = rows.iter().map(|&row| table.ids[row]).collect();
-        let pictures = sprite(dataset, &manifest, &table.meta.split, &ids)?;
-        let png = encode_png(&pictures).map_err(|error| EvalError::Options { reason: error.to_string() })?;
+        let images = sprite(dataset, &manifest, &table.meta.split, &ids)?;
+        let png = encode_png(&images).map_err(|error| EvalError::Options { reason: error.to_string() })?;
         publish("sprite.png", png)?;
         write!(
             config,

@@ -39,7 +39,7 @@ pub struct AugmentedJob {
     pub rows: RowChoice,
     /// The layers; all see the same crops, in one pass.
     pub layers: Vec<FeatureLayer>,
-    /// Pictures of a batch when rows are embedded.
+    /// Images of a batch when rows are embedded.
     pub batch_size: usize,
     /// Threads that decode; 0 for one on each core.
     pub threads: usize,
@@ -49,7 +49,7 @@ pub struct AugmentedJob {
 /// tables of the judged split, one for each layer.
 ///
 /// # Errors
-/// If pictures or tables cannot be read or do not belong together, or the solver is not `sgd`.
+/// If images or tables cannot be read or do not belong together, or the solver is not `sgd`.
 pub fn probe_augmented(
     job: &AugmentedJob,
     tests: &[FeatureTable],

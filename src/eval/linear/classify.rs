@@ -15,22 +15,22 @@ use crate::progress::Progress;
 /// The scores of a classifier. Shares are in 0..1.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ClassifierReport {
-    /// The share of labelled pictures whose class has the highest score.
+    /// The share of labelled images whose class has the highest score.
     pub top1: f64,
-    /// The share of labelled pictures whose class is among the five highest.
+    /// The share of labelled images whose class is among the five highest.
     pub top5: f64,
     /// Wilson's 95 % interval of `top1`.
     pub top1_interval: [f64; 2],
     /// Wilson's 95 % interval of `top5`.
     pub top5_interval: [f64; 2],
-    /// Labelled pictures.
+    /// Labelled images.
     pub queries: usize,
 }
 
-/// Scores a classifier on every labelled picture of a source.
+/// Scores a classifier on every labelled image of a source.
 ///
 /// # Errors
-/// If a picture cannot be loaded.
+/// If an image cannot be loaded.
 pub fn classify(
     encoder: &Encoder,
     source: Arc<dyn Source>,

@@ -48,7 +48,7 @@ pub struct ProbeReport {
     pub weight_decay: f64,
     /// Whether each number of the features was brought to mean 0 and variance 1.
     pub standardized: bool,
-    /// Whether each epoch saw other crops of the pictures.
+    /// Whether each epoch saw other crops of the images.
     pub augmented: bool,
     /// Steps taken.
     pub iterations: u64,

@@ -4,7 +4,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 use super::text::{add, breakable, escape, percent};
-use super::{PageInput, PagePictures, SHOWN_NEIGHBOURS, Section};
+use super::{PageImages, PageInput, SHOWN_NEIGHBOURS, Section};
 use crate::eval::{Case, CaseKind, Thumbnails};
 use crate::ids::{ClassId, InstanceId};
 
@@ -15,7 +15,7 @@ const KINDS: [(&str, &str); 4] =
 const QUERY: char = 'q';
 const ROW: char = 'r';
 
-pub(super) fn section(input: &PageInput<'_>, pictures: &PagePictures) -> Option<Section> {
+pub(super) fn section(input: &PageInput<'_>, images: &PageImages) -> Option<Section> {
     if input.cases.is_empty() {
         return None;
     }
@@ -31,9 +31,9 @@ pub(super) fn section(input: &PageInput<'_>, pictures: &PagePictures) -> Option<
     }
     html.push_str("</div><span id=\"shown\" role=\"status\"></span></div>\n<div class=\"gallery\">\n");
     for case in input.cases {
-        article(&mut html, input, pictures, case);
+        article(&mut html, input, images, case);
     }
-    add!(html, "</div>\n<style>\n{}</style>\n", images(pictures));
+    add!(html, "</div>\n<style>\n{}</style>\n", images_css(images));
     html.push_str(
         "<p class=\"about\" id=\"none-shown\" hidden>No query of this class is among those shown.</p>\n",
     );
@@ -45,7 +45,7 @@ fn caption(input: &PageInput<'_>, label: Option<ClassId>, id: InstanceId) -> Str
     label.map_or_else(|| format!("image {}", id.0), |_| input.class_name(label).to_owned())
 }
 
-fn article(html: &mut String, input: &PageInput<'_>, pictures: &PagePictures, case: &Case) {
+fn article(html: &mut String, input: &PageInput<'_>, images: &PageImages, case: &Case) {
     let (own, query) = (input.class_name(input.queries.labels[case.query]), input.queries.ids[case.query]);
     let winner = input.class_name(case.winner);
     let verdict = if case.winner.is_none() {
@@ -71,7 +71,7 @@ fn article(html: &mut String, input: &PageInput<'_>, pictures: &PagePictures, ca
          <div class=\"found\">\n<p class=\"verdict\"><b>{4}</b> <span class=\"tag\">{kind}</span> <span>{verdict}</span></p>\n<div class=\"neighbours\">\n",
         escape(own),
         case.kind.name(),
-        image(&pictures.queries, QUERY, query, own),
+        image(&images.queries, QUERY, query, own),
         query.0,
         escape(&caption(input, input.queries.labels[case.query], query))
     );
@@ -87,7 +87,7 @@ fn article(html: &mut String, input: &PageInput<'_>, pictures: &PagePictures, ca
             html,
             "<figure class=\"{verdict}\" title=\"{0}, image {3}, cosine {similarity:.3}\">{1}<figcaption>{2} <span>{similarity:.2}</span></figcaption></figure>\n",
             escape(class),
-            image(&pictures.bank, ROW, id, class),
+            image(&images.bank, ROW, id, class),
             breakable(&caption(input, label, id)),
             id.0
         );
@@ -95,8 +95,8 @@ fn article(html: &mut String, input: &PageInput<'_>, pictures: &PagePictures, ca
     html.push_str("</div>\n</div>\n</article>\n");
 }
 
-fn image(pictures: &Thumbnails, prefix: char, id: InstanceId, class: &str) -> String {
-    if pictures.get(id).is_none() {
+fn image(images: &Thumbnails, prefix: char, id: InstanceId, class: &str) -> String {
+    if images.get(id).is_none() {
         return format!("<span class=\"missing\">{id}</span>");
     }
     let class = escape(class);
@@ -104,9 +104,9 @@ fn image(pictures: &Thumbnails, prefix: char, id: InstanceId, class: &str) -> St
 }
 
 /// The style sheet of the gallery's images: each is in the page once, however many queries it is a neighbour of.
-fn images(pictures: &PagePictures) -> String {
+fn images_css(images: &PageImages) -> String {
     let mut css = String::new();
-    for (prefix, thumbnails) in [(QUERY, &pictures.queries), (ROW, &pictures.bank)] {
+    for (prefix, thumbnails) in [(QUERY, &images.queries), (ROW, &images.bank)] {
         for (id, jpeg) in thumbnails.by_id() {
             let jpeg = STANDARD.encode(jpeg);
             add!(css, ".{prefix}{id}{{background-image:url(data:image/jpeg;base64,{jpeg})}}\n");

@@ -29,7 +29,7 @@ pub(super) fn write(out: &mut String, input: &PageInput<'_>) {
         escape(report.dataset_digest.get(..12).unwrap_or(&report.dataset_digest)),
         if report.leave_one_out { " A query's own row does not vote." } else { "" },
         report.excluded_duplicates.map_or_else(String::new, |pairs| {
-            format!(" {} rows with a query's own picture did not vote.", grouped(pairs as u64))
+            format!(" {} rows with a query's own image did not vote.", grouped(pairs as u64))
         }),
     );
     for note in &report.notes {

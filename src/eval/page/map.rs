@@ -5,7 +5,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
 
 use super::text::{add, percent};
-use super::{PageInput, PagePictures, Section};
+use super::{PageImages, PageInput, Section};
 
 /// Points lie on a grid of so many cells a side.
 const CELLS: f32 = 1000.0;
@@ -23,7 +23,7 @@ struct Data<'a> {
     tsne: Option<Vec<[u16; 2]>>,
 }
 
-pub(super) fn section(input: &PageInput<'_>, pictures: &PagePictures) -> Option<Section> {
+pub(super) fn section(input: &PageInput<'_>, images: &PageImages) -> Option<Section> {
     let map = input.map.filter(|map| map.rows.len() > 1)?;
     let names: Vec<&str> = map.rows.iter().map(|&row| input.class_name(input.queries.labels[row])).collect();
     let mut classes = names.clone();
@@ -60,11 +60,11 @@ pub(super) fn section(input: &PageInput<'_>, pictures: &PagePictures) -> Option<
         "<button type=\"button\" data-map=\"pca\" aria-pressed=\"{}\">PCA</button></div>",
         map.tsne.is_none()
     );
-    if pictures.sprite.is_some() {
-        html.push_str("<div class=\"segments\" role=\"group\" aria-label=\"Drawn as\" id=\"marks\"><button type=\"button\" data-mark=\"points\" aria-pressed=\"true\">points</button><button type=\"button\" data-mark=\"pictures\" aria-pressed=\"false\">pictures</button></div>");
+    if images.sprite.is_some() {
+        html.push_str("<div class=\"segments\" role=\"group\" aria-label=\"Drawn as\" id=\"marks\"><button type=\"button\" data-mark=\"points\" aria-pressed=\"true\">points</button><button type=\"button\" data-mark=\"images\" aria-pressed=\"false\">images</button></div>");
     }
     html.push_str("<span id=\"map-readout\" role=\"status\">Point at the map, or go through it with the arrow keys.</span></div>\n<div class=\"plane\"><canvas id=\"map-canvas\" tabindex=\"0\" role=\"img\" aria-label=\"Map of the queries; the left and right arrow keys go from point to point\"></canvas><div id=\"map-card\" hidden><canvas width=\"96\" height=\"96\"></canvas><b></b><span></span></div></div>\n<ul id=\"map-legend\" class=\"swatches\"></ul>\n");
-    if let Some(sprite) = &pictures.sprite {
+    if let Some(sprite) = &images.sprite {
         add!(
             html,
             "<img id=\"map-sprite\" hidden alt=\"\" src=\"data:image/jpeg;base64,{}\">\n",

@@ -1,6 +1,6 @@
 //! The report as one HTML page that needs no network.
 //!
-//! Everything is in the page: style, script, pictures as data URLs. What a picture-less reader needs (scores,
+//! Everything is in the page: style, script, images as data URLs. What an image-less reader needs (scores,
 //! tables, names) is plain HTML; the script filters, sorts and draws the map.
 
 mod ages;
@@ -42,14 +42,14 @@ pub struct PageInput<'a> {
     pub map: Option<&'a EmbeddingMap>,
 }
 
-/// The pictures of a page.
+/// The images of a page.
 #[derive(Clone, Debug, Default)]
-pub struct PagePictures {
+pub struct PageImages {
     /// Of the gallery's queries.
     pub queries: Thumbnails,
     /// Of their neighbours.
     pub bank: Thumbnails,
-    /// Of the map's points, in one picture.
+    /// Of the map's points, in one image.
     pub sprite: Option<Vec<u8>>,
 }
 
@@ -82,15 +82,15 @@ impl PageInput<'_> {
 }
 
 /// The page.
-pub fn page(input: &PageInput<'_>, pictures: &PagePictures) -> String {
+pub fn page(input: &PageInput<'_>, images: &PageImages) -> String {
     let mut body = String::new();
     let scores = input.report().has_scores();
     let sections = [
         scores.then(|| trend::section(input)).flatten(),
         scores.then(|| grid::section(input.reports)).flatten(),
         scores.then(|| classes::section(input.report())).flatten(),
-        map::section(input, pictures),
-        gallery::section(input, pictures),
+        map::section(input, images),
+        gallery::section(input, images),
         ages::section(input.bank),
     ];
     let sections: Vec<Section> = sections.into_iter().flatten().collect();

@@ -107,10 +107,10 @@ function makeMap(data) {
     const context = canvas.getContext("2d");
     context.scale(scale, scale);
     const order = points.map((_, at) => at).sort((a, b) => isChosen(a) - isChosen(b));
-    if (mark === "pictures") {
+    if (mark === "images") {
       // In an order that favours no class, but for the chosen one.
       const scattered = (at) => Math.imul(at + 1, 2654435761) >>> 0;
-      drawPictures(context, order.sort((a, b) => isChosen(b) - isChosen(a) || scattered(a) - scattered(b)));
+      drawImages(context, order.sort((a, b) => isChosen(b) - isChosen(a) || scattered(a) - scattered(b)));
     } else {
       for (const at of order) {
         const [x, y] = place(at);
@@ -132,8 +132,8 @@ function makeMap(data) {
     }
   }
 
-  // Pictures where there is room for them; the chosen class comes first.
-  function drawPictures(context, order) {
+  // Images where there is room for them; the chosen class comes first.
+  function drawImages(context, order) {
     const side = canvas.clientWidth < 500 ? 20 : 28;
     const taken = new Set();
     for (const at of order) {
@@ -155,9 +155,9 @@ function makeMap(data) {
     card.hidden = at < 0;
     byId("map-readout").textContent = at < 0 ? still : `${data.classes[data.class[at]]}, instance ${data.id[at]}`;
     if (at >= 0) {
-      const picture = card.querySelector("canvas");
-      picture.hidden = !sprite;
-      if (sprite) cut(picture.getContext("2d"), at, 0, 0, picture.width);
+      const image = card.querySelector("canvas");
+      image.hidden = !sprite;
+      if (sprite) cut(image.getContext("2d"), at, 0, 0, image.width);
       card.querySelector("b").textContent = data.classes[data.class[at]];
       card.querySelector("span").textContent = `instance ${data.id[at]}`;
       const [x, y] = place(at);

@@ -19,7 +19,7 @@ fn the_page_escapes_names_and_loads_nothing() {
         history: &[],
         map: Some(&map),
     };
-    let html = page(&input, &PagePictures::default());
+    let html = page(&input, &PageImages::default());
     assert!(!html.contains("<script>alert") && html.contains("&lt;script&gt;alert"));
     assert!(!html.contains("http://") && !html.contains("https://"));
     assert_eq!(html.matches("<article").count(), 8);
@@ -42,7 +42,7 @@ fn a_class_whose_name_has_a_line_break_can_be_chosen_on_the_page() {
         history: &[],
         map: None,
     };
-    let html = page(&input, &PagePictures::default());
+    let html = page(&input, &PageImages::default());
     for name in ["two&#10;lines", "two  spaces&#13;"] {
         assert!(html.contains(&format!("<option value=\"{name}\">")), "{name:?}");
         assert!(html.contains(&format!("data-class=\"{name}\"")), "{name:?}");

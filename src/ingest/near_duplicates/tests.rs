@@ -176,7 +176,7 @@ fn groups_are_counted_and_leaks_are_training_images_with_a_near_duplicate_elsewh
     ];
     let looks: Vec<Look> = images.iter().map(|image| image.look).collect();
     let (rows, counts) = rows(&images, &groups(&looks));
-    let expected = DuplicateCounts { identical_groups: 1, visual_groups: 1, pictures: 4, leaks: 1 };
+    let expected = DuplicateCounts { identical_groups: 1, visual_groups: 1, images: 4, leaks: 1 };
     assert_eq!(counts, expected);
     let shown: Vec<_> =
         rows.iter().map(|row| (row.group, row.split.as_str(), row.id.0, row.identical)).collect();

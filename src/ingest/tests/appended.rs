@@ -63,7 +63,7 @@ fn near(seed: u32) -> [Vec<u8>; 2] {
             [grey, grey, grey]
         })
         .collect();
-    let image = Picture { width: 64, height: 64, rgb };
+    let image = DecodedImage { width: 64, height: 64, rgb };
     [95, 60].map(|quality| encode_jpeg(&image, quality).expect("encoded"))
 }
 
@@ -130,7 +130,7 @@ fn without_near_duplicates_only_equal_bytes_are_found_and_the_hashes_stay_for_la
     let append = IngestOptions { append: true, ..options(&second, &at.dest) };
     let report = ingest(&append, &Quiet).expect("appended");
     assert_eq!((report.duplicates.identical_groups, report.duplicates.visual_groups), (0, 1));
-    assert_eq!(report.duplicates.pictures, 3);
+    assert_eq!(report.duplicates.images, 3);
 }
 
 #[test]
@@ -214,7 +214,7 @@ fn a_source_with_leaks_that_were_dropped_is_verified() {
 fn an_image_over_the_memory_limit_is_rejected_and_the_limit_recorded() {
     let at = place();
     folder(&at.source);
-    let large = Picture { width: 700, height: 700, rgb: vec![3; 700 * 700 * 3] };
+    let large = DecodedImage { width: 700, height: 700, rgb: vec![3; 700 * 700 * 3] };
     fs::write(at.source.join("cat/large.png"), encode_png(&large).expect("encoded")).expect("a file");
     let max_reject_fraction = Fraction::new(0.5).expect("valid");
     let base = IngestOptions { max_reject_fraction, ..options(&at.source, &at.dest) };
@@ -265,7 +265,7 @@ impl Progress for Kill {
 fn shards_written_under_another_memory_limit_are_written_again() {
     let at = place();
     folder(&at.source);
-    let large = Picture { width: 700, height: 700, rgb: vec![3; 700 * 700 * 3] };
+    let large = DecodedImage { width: 700, height: 700, rgb: vec![3; 700 * 700 * 3] };
     fs::write(at.source.join("cat/large.png"), encode_png(&large).expect("encoded")).expect("a file");
     let max_reject_fraction = Fraction::new(0.5).expect("valid");
     let limited = |memory_limit, dest: &Path| IngestOptions {
@@ -290,7 +290,7 @@ fn shards_written_under_another_memory_limit_are_written_again() {
 fn a_higher_memory_limit_takes_up_what_a_lower_one_has_rejected() {
     let at = place();
     folder(&at.source);
-    let large = Picture { width: 700, height: 700, rgb: vec![3; 700 * 700 * 3] };
+    let large = DecodedImage { width: 700, height: 700, rgb: vec![3; 700 * 700 * 3] };
     fs::write(at.source.join("cat/large.png"), encode_png(&large).expect("encoded")).expect("a file");
     let limited = |memory_limit| IngestOptions { memory_limit, ..options(&at.source, &at.dest) };
     ingest(&limited(Some(1 << 20)), &Quiet).expect_err("one of 13 is too many");

@@ -24,8 +24,8 @@ fn dataset(at: &Place, paths: &[String]) -> Location {
             width: 20,
             height: 16,
         };
-        let picture = Digest::of(&bytes);
-        rows.push(IndexRow { id, label: None, path: path.clone(), place, picture, view: None });
+        let image = Digest::of(&bytes);
+        rows.push(IndexRow { id, label: None, path: path.clone(), place, image, view: None });
         let path = path.clone();
         writer.push(Row { id, label: None, bytes, path, width: 20, height: 16 }).expect("pushed");
     }
@@ -133,7 +133,7 @@ fn an_export_into_the_dataset_is_refused() {
     let at = place();
     let dataset = dataset(&at, &["a/1.jpg".into()]);
     let before = walk(&at.dest);
-    for dest in [dataset.clone(), dataset.join("pictures")] {
+    for dest in [dataset.clone(), dataset.join("images")] {
         let job = ExportOptions { dataset: dataset.clone(), dest, split: None };
         let error = export(&job, &Quiet).expect_err("it overlaps").to_string();
         assert!(error.contains("it overlaps the dataset"), "{error}");

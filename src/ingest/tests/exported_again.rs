@@ -13,7 +13,7 @@ fn labels(dataset: &Location) -> Vec<(String, Option<String>, Digest)> {
             let rows = crate::dataset::read_index(dataset, &part.index).expect("an index");
             found.extend(rows.into_iter().map(|row| {
                 let class = row.label.map(|label| manifest.classes[label.index()].clone());
-                (name.clone(), class, row.picture)
+                (name.clone(), class, row.image)
             }));
         }
     }
@@ -32,7 +32,7 @@ fn round_trip(at: &Place) -> Vec<String> {
 }
 
 fn png() -> Vec<u8> {
-    encode_png(&Picture { width: 2, height: 2, rgb: vec![9; 12] }).expect("encoded")
+    encode_png(&DecodedImage { width: 2, height: 2, rgb: vec![9; 12] }).expect("encoded")
 }
 
 #[test]

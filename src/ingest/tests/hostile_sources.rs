@@ -43,8 +43,7 @@ fn a_tar_header_with_a_wrong_size_is_an_error_that_names_the_place() {
     let tar = at.dest.with_extension("tar");
     tar_of(&at.source, &tar);
     let whole = fs::read(&tar).expect("a tar");
-    let member =
-        (0..whole.len()).step_by(512).find(|&start| whole[start..].starts_with(b"pictures/cat/0.jpg"));
+    let member = (0..whole.len()).step_by(512).find(|&start| whole[start..].starts_with(b"images/cat/0.jpg"));
     let start = member.expect("the member");
     for size in ["77777777777", "00000000000"] {
         let mut changed = whole.clone();
@@ -64,7 +63,7 @@ fn a_parquet_file_of_other_columns_is_refused_with_their_types() {
     use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray};
     let at = place();
     let file = at.source.join("x.parquet");
-    let text: ArrayRef = std::sync::Arc::new(StringArray::from(vec!["no picture"]));
+    let text: ArrayRef = std::sync::Arc::new(StringArray::from(vec!["no image"]));
     let number: ArrayRef = std::sync::Arc::new(Int64Array::from(vec![1]));
     for (name, column, reason) in [
         ("image", text.clone(), "its column `image` holds paths, not bytes"),
@@ -77,7 +76,7 @@ fn a_parquet_file_of_other_columns_is_refused_with_their_types() {
         writer.write(&batch).expect("written");
         writer.close().expect("written");
         fs::write(&file, bytes).expect("a file");
-        let error = ingest(&options(&file, &at.dest), &Quiet).expect_err("no pictures");
+        let error = ingest(&options(&file, &at.dest), &Quiet).expect_err("no images");
         assert!(error.to_string().contains(reason), "{error}");
     }
     fs::write(&file, b"PAR1 and nothing else PAR1").expect("a file");

@@ -1,4 +1,4 @@
-//! One pass over the pictures, and two where one of them is refused, give the same.
+//! One pass over the images, and two where one of them is refused, give the same.
 
 use super::*;
 
@@ -35,7 +35,7 @@ fn one_pass_gives_the_shards_that_two_give() {
 }
 
 #[test]
-fn wherever_a_picture_is_refused_the_shards_are_those_of_two_passes() {
+fn wherever_a_image_is_refused_the_shards_are_those_of_two_passes() {
     for bad in 0..6 {
         let [one, two] = both_ways(|source| {
             fs::write(source.join(format!("cat/{bad}.jpg")), &jpeg(3)[..100]).expect("cut");
@@ -51,7 +51,7 @@ fn a_failed_ingest_leaves_no_shards() {
     fs::write(at.source.join("cat/5.jpg"), &jpeg(3)[..100]).expect("cut");
     ingest(&options(&at.source, &at.dest), &Quiet).expect_err("1 of 12 is too many");
     assert_eq!(shards(&at), []);
-    // What was found out is not found out again: the pictures may be gone.
+    // What was found out is not found out again: the images may be gone.
     replace_unnoticed(&at.source.join("cat/5.jpg"), &[0; 100]);
     ingest(&lenient(&at), &Quiet).expect("ingested");
     let rejects = fs::read_to_string(at.dest.join("rejects/train.jsonl")).expect("rejects");
@@ -59,7 +59,7 @@ fn a_failed_ingest_leaves_no_shards() {
 }
 
 #[test]
-fn appended_pictures_are_numbered_on_either_way() {
+fn appended_images_are_numbered_on_either_way() {
     let [one, two] = [false, true].map(|is_bad| {
         let at = place();
         folder(&at.source);

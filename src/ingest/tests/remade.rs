@@ -1,12 +1,12 @@
-//! Pictures whose stored bytes are not the source's.
+//! Images whose stored bytes are not the source's.
 
 use turbojpeg::{Colorspace, PixelFormat, Subsamp};
 
 use super::support::{compressed, detailed, verdicts};
 use super::*;
-use crate::picture::{decode, restore};
+use crate::image::{decode, restore};
 
-fn pixels(bytes: &[u8]) -> Picture {
+fn pixels(bytes: &[u8]) -> DecodedImage {
     decode(bytes, &Default::default()).expect("decoded")
 }
 
@@ -17,28 +17,28 @@ fn progressive() -> Vec<u8> {
 }
 
 #[test]
-fn pictures_are_made_smaller_and_baseline_where_that_is_asked_for() {
+fn images_are_made_smaller_and_baseline_where_that_is_asked_for() {
     let large = encode_jpeg(&detailed(120, 90), 90).expect("encoded");
     let progressive = compressed(&detailed(16, 16).rgb, PixelFormat::RGB, |compressor| {
         compressor.set_progressive(true).expect("progressive");
     });
-    let pictures = [("large.jpg", large), ("progressive.jpg", progressive.clone())];
-    let (accepted, _) = verdicts(&pictures, |options| {
+    let images = [("large.jpg", large), ("progressive.jpg", progressive.clone())];
+    let (accepted, _) = verdicts(&images, |options| {
         options.short_side = Some(45);
         options.baseline = true;
     });
     assert_eq!((accepted[1].width, accepted[1].height), (60, 45));
-    let decoded = |bytes: &[u8]| crate::picture::decode(bytes, &Default::default()).expect("decoded");
+    let decoded = |bytes: &[u8]| crate::image::decode(bytes, &Default::default()).expect("decoded");
     assert_eq!(decoded(&accepted[1].bytes).width, 60);
     assert_ne!(accepted[2].bytes, progressive);
     assert_eq!(decoded(&accepted[2].bytes), decoded(&progressive), "not a pixel changes");
 }
 
 #[test]
-fn a_picture_that_is_small_enough_stays_as_it_is() {
-    let pictures = [("fits.jpg", encode_jpeg(&detailed(60, 45), 90).expect("encoded"))];
-    let (accepted, _) = verdicts(&pictures, |options| options.max_side = Some(60));
-    assert_eq!(accepted[1].bytes, pictures[0].1);
+fn a_image_that_is_small_enough_stays_as_it_is() {
+    let images = [("fits.jpg", encode_jpeg(&detailed(60, 45), 90).expect("encoded"))];
+    let (accepted, _) = verdicts(&images, |options| options.max_side = Some(60));
+    assert_eq!(accepted[1].bytes, images[0].1);
 }
 
 #[test]
@@ -56,7 +56,7 @@ fn a_progressive_jpeg_that_smoothing_would_change_stays_as_it_is() {
     let (accepted, refused) =
         verdicts(&[("first-scan.jpg", bytes.clone())], |options| options.baseline = true);
     assert_eq!(refused, []);
-    let changed = crate::picture::progressive_to_baseline(&bytes).expect("transcoded").expect("progressive");
+    let changed = crate::image::progressive_to_baseline(&bytes).expect("transcoded").expect("progressive");
     assert_ne!(pixels(&changed), pixels(&bytes), "the case is one");
     assert_eq!(accepted[1].bytes, bytes);
 }
@@ -71,13 +71,13 @@ fn a_bomb_or_thousands_of_scans_are_refused_before_anything_is_made_of_them() {
     let mut bomb = whole.clone();
     let frame = bomb.windows(2).position(|pair| pair == [0xFF, 0xC2]).expect("a frame");
     bomb[frame + 5..frame + 9].copy_from_slice(&[0xFF, 0xDC, 0xFF, 0xDC]);
-    let pictures = [("bomb.jpg", bomb), ("scans.jpg", scans.clone())];
+    let images = [("bomb.jpg", bomb), ("scans.jpg", scans.clone())];
     for check in [CheckDepth::Full, CheckDepth::Header] {
-        let (accepted, refused) = verdicts(&pictures, |options| {
+        let (accepted, refused) = verdicts(&images, |options| {
             (options.check, options.baseline, options.tile_index) = (check, true, true);
         });
         assert!(refused[0].1.contains("65500x65500 pixels are more than"), "{refused:?}");
-        // The header is that of a good picture; then it is left alone.
+        // The header is that of a good image; then it is left alone.
         match check {
             CheckDepth::Full => assert!(refused[1].1.contains("scans"), "{refused:?}"),
             CheckDepth::Header => assert_eq!(accepted[1].bytes, scans),
@@ -88,7 +88,7 @@ fn a_bomb_or_thousands_of_scans_are_refused_before_anything_is_made_of_them() {
 /// JPEGs of every kind, a PNG and a file that has tiles already, by their names.
 fn every_kind() -> Vec<(&'static str, Vec<u8>)> {
     let wide = detailed(203, 61);
-    let mut pictures = vec![
+    let mut images = vec![
         ("0-wide.jpg", encode_jpeg(&wide, 85).expect("encoded")),
         ("1-progressive.jpg", progressive()),
         ("2.png", encode_png(&detailed(50, 50)).expect("encoded")),
@@ -100,21 +100,21 @@ fn every_kind() -> Vec<(&'static str, Vec<u8>)> {
         let set = |compressor: &mut turbojpeg::Compressor| {
             compressor.set_subsamp(subsampling).expect("subsampling");
         };
-        pictures.push((name, compressed(&rgb, PixelFormat::RGB, set)));
+        images.push((name, compressed(&rgb, PixelFormat::RGB, set)));
     }
     let inks = compressed(&[9, 8, 7, 6].repeat(256), PixelFormat::CMYK, |compressor| {
         compressor.set_colorspace(Colorspace::CMYK).expect("a colour space");
     });
-    pictures.push(("6-inks.jpg", inks));
-    pictures
+    images.push(("6-inks.jpg", inks));
+    images
 }
 
 #[test]
 fn tiles_change_no_pixel_and_the_source_comes_back_bit_for_bit() {
-    let pictures = every_kind();
-    let (accepted, refused) = verdicts(&pictures, |options| options.tile_index = true);
+    let images = every_kind();
+    let (accepted, refused) = verdicts(&images, |options| options.tile_index = true);
     assert_eq!(refused, []);
-    for (row, (name, source)) in accepted[1..].iter().zip(&pictures) {
+    for (row, (name, source)) in accepted[1..].iter().zip(&images) {
         assert_eq!(pixels(&row.bytes), pixels(source), "{name}");
         let has_tiles = !["1-progressive.jpg", "2.png", "6-inks.jpg"].contains(name);
         assert_eq!(restore(&row.bytes).as_ref(), has_tiles.then_some(source), "{name}");
@@ -138,7 +138,7 @@ fn an_export_gives_the_files_back_that_were_ingested() {
     let job = ExportOptions { dataset: location(&at.dest), dest: location(&target), split: None };
     for _ in 0..2 {
         let split = export(&job, &Quiet).expect("exported").splits["train"];
-        assert_eq!(split, ExportedSplit { pictures: 19, restored: 15, not_original: 0, renamed: 0 });
+        assert_eq!(split, ExportedSplit { images: 19, restored: 15, not_original: 0, renamed: 0 });
         assert_eq!(files(&target), files(&at.source));
     }
     fs::write(target.join("train/cat/0.jpg"), b"another").expect("a file");
@@ -152,7 +152,7 @@ fn an_export_gives_the_files_back_that_were_ingested() {
 fn an_export_without_tiles_keeps_the_tiles_of_the_source() {
     let at = place();
     folder(&at.source.join("train"));
-    let tiled = crate::picture::transcode(&encode_jpeg(&detailed(203, 61), 85).expect("encoded"));
+    let tiled = crate::image::transcode(&encode_jpeg(&detailed(203, 61), 85).expect("encoded"));
     fs::write(at.source.join("train/cat/9.jpg"), tiled.expect("tiles").bytes).expect("a file");
     ingest(&options(&at.source, &at.dest), &Quiet).expect("ingested");
     let target = at.dest.with_file_name("exported");
@@ -190,7 +190,7 @@ fn an_export_writes_no_file_outside_of_its_folder() {
             width,
             height,
         },
-        picture: Digest::of(&bytes),
+        image: Digest::of(&bytes),
         view: None,
     };
     writer.push(Row { id: InstanceId(0), label: None, bytes, path, width, height }).expect("pushed");

@@ -16,12 +16,12 @@ fn a_folder_and_a_tar_in_a_store_give_the_dataset_of_the_local_folder() {
     folder(&at.source);
     let local = ingest(&options(&at.source, &at.dest), &Quiet).expect("ingested");
     let store = Location::in_memory();
-    upload(&at.source, &store.join("pictures"));
+    upload(&at.source, &store.join("images"));
     let tar = at.dest.with_extension("tar");
     tar_of(&at.source, &tar);
-    let packed = store.join("packed/pictures.tar");
+    let packed = store.join("packed/images.tar");
     packed.publish(fs::read(&tar).expect("a tar"), PublishMode::Create).expect("uploaded");
-    for (source, dest) in [(store.join("pictures"), "from-folder"), (packed, "from-tar")] {
+    for (source, dest) in [(store.join("images"), "from-folder"), (packed, "from-tar")] {
         let remote =
             IngestOptions { sources: vec![source], dest: store.join(dest), ..options(&at.source, &at.dest) };
         let report = ingest(&remote, &Quiet).expect("ingested");

@@ -1,19 +1,19 @@
-//! What the tests of pictures share: ingesting a few made by hand.
+//! What the tests of images share: ingesting a few made by hand.
 
 use turbojpeg::{Compressor, PixelFormat, Subsamp};
 
 use super::*;
 
-/// Ingests pictures with these names and contents beside a good one; what was accepted and why the rest was
+/// Ingests images with these names and contents beside a good one; what was accepted and why the rest was
 /// refused, by name.
 pub(super) fn verdicts(
-    pictures: &[(&str, Vec<u8>)],
+    images: &[(&str, Vec<u8>)],
     change: impl Fn(&mut IngestOptions),
 ) -> (Vec<Row>, Vec<(String, String)>) {
     let at = place();
     fs::create_dir_all(at.source.join("a")).expect("a folder");
     fs::write(at.source.join("a/0-good.jpg"), jpeg(1)).expect("a file");
-    for (name, bytes) in pictures {
+    for (name, bytes) in images {
         fs::write(at.source.join("a").join(name), bytes).expect("a file");
     }
     let mut options = options(&at.source, &at.dest);
@@ -31,9 +31,9 @@ pub(super) fn verdicts(
     (accepted, refused.collect())
 }
 
-pub(super) fn detailed(width: u32, height: u32) -> Picture {
+pub(super) fn detailed(width: u32, height: u32) -> DecodedImage {
     let rgb = (0..width * height * 3).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
-    Picture { width, height, rgb }
+    DecodedImage { width, height, rgb }
 }
 
 pub(super) fn compressed(pixels: &[u8], format: PixelFormat, change: impl Fn(&mut Compressor)) -> Vec<u8> {

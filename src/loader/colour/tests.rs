@@ -58,7 +58,7 @@ fn steps_together_are_steps_one_by_one() {
 }
 
 #[test]
-fn a_grey_picture_needs_one_plane_only() {
+fn a_grey_image_needs_one_plane_only() {
     let mut stream = Stream::new(9, Purpose::Report, 3, 0);
     for round in 0..50 {
         let steps = steps(&mut stream);

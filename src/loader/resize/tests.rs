@@ -128,7 +128,7 @@ fn a_flip_is_the_mirror_image() {
 }
 
 #[test]
-fn white_stays_white_and_a_picture_of_the_right_size_stays_as_it_is() {
+fn white_stays_white_and_a_image_of_the_right_size_stays_as_it_is() {
     for (width, height, columns, rows) in SIZES {
         let out = resized(&vec![255; width * height], width, height, target(columns, rows));
         assert!(out.iter().all(|&value| value == 255), "{width}x{height}");

@@ -141,21 +141,21 @@ fn a_consumer_that_waits_for_a_store_that_hangs_can_be_stopped() {
 }
 
 #[test]
-fn a_picture_that_cannot_be_decoded_is_named_and_ends_the_epoch() {
+fn a_image_that_cannot_be_decoded_is_named_and_ends_the_epoch() {
     let mut rows = rows(10);
-    rows[4].bytes = Bytes::from_static(b"no picture");
+    rows[4].bytes = Bytes::from_static(b"no image");
     let source: Arc<dyn Source> = Arc::new(MemorySource::new(rows));
     let mut loader = started(&source, 1);
     let error = loader.find_map(Result::err).expect("an error");
-    assert_eq!(error.to_string(), "instance 4 (4.png): the picture cannot be decoded");
+    assert_eq!(error.to_string(), "instance 4 (4.png): the image cannot be decoded");
     assert!(loader.next().is_none());
 }
 
-/// Thirty pictures of which some are corrupt, loaded for two epochs.
+/// Thirty images of which some are corrupt, loaded for two epochs.
 fn skipping(corrupt: &[usize], max_corrupt: u64) -> Result<Vec<Batch>, LoaderError> {
     let mut rows = rows(30);
     for &row in corrupt {
-        rows[row].bytes = Bytes::from_static(b"no picture");
+        rows[row].bytes = Bytes::from_static(b"no image");
     }
     let source: Arc<dyn Source> = Arc::new(MemorySource::new(rows));
     let options = LoaderOptions { on_corrupt: OnCorrupt::Skip, max_corrupt, epochs: 2, ..options() };
@@ -163,29 +163,29 @@ fn skipping(corrupt: &[usize], max_corrupt: u64) -> Result<Vec<Batch>, LoaderErr
 }
 
 #[test]
-fn a_corrupt_picture_is_left_out_and_all_others_stay_what_they_are() {
+fn a_corrupt_image_is_left_out_and_all_others_stay_what_they_are() {
     let whole = skipping(&[], 0).expect("batches");
     let left = skipping(&[4, 17], 2).expect("batches");
     assert_eq!(whole.len(), left.len());
     for (whole, left) in whole.iter().zip(&left) {
         let kept = (0..whole.ids.len()).filter(|&row| ![4, 17].contains(&whole.ids[row].0));
-        let picture = 3 * 16 * 16;
+        let image = 3 * 16 * 16;
         let mut expected =
             Batch { ids: vec![], positions: vec![], labels: vec![], pixels: vec![], ..(*whole).clone() };
         for row in kept {
             expected.ids.push(whole.ids[row]);
             expected.positions.push(whole.positions[row]);
             expected.labels.push(whole.labels[row]);
-            expected.pixels.extend(&whole.pixels[row * picture..(row + 1) * picture]);
+            expected.pixels.extend(&whole.pixels[row * image..(row + 1) * image]);
         }
         assert_eq!(*left, expected);
     }
 }
 
 #[test]
-fn more_corrupt_pictures_than_allowed_are_an_error_that_names_the_last() {
+fn more_corrupt_images_than_allowed_are_an_error_that_names_the_last() {
     let error = skipping(&[4, 17, 20], 2).expect_err("three are corrupt");
-    assert!(error.to_string().starts_with("3 pictures are corrupt, of which at most 2"), "{error}");
+    assert!(error.to_string().starts_with("3 images are corrupt, of which at most 2"), "{error}");
     let cause = std::error::Error::source(&error).expect("a cause").to_string();
     assert!(cause.starts_with("instance "), "{cause}");
 }

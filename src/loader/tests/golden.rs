@@ -4,10 +4,10 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
+use crate::image::{DecodedImage, ExifOrientation, encode_png};
 use crate::loader::colour::{Step, recolour, to_grey};
 use crate::loader::recipe::Order;
 use crate::loader::{Augmentation, ColourOperation, CropBox, EvalTransform, augment, evaluate_pixels};
-use crate::picture::{ExifOrientation, Picture, encode_png};
 
 fn golden() -> Value {
     let text = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/augment.json"));
@@ -25,15 +25,15 @@ fn interleaved(planes: &[u8]) -> Vec<u8> {
 }
 
 /// The source as a file without loss.
-fn picture(golden: &Value) -> Vec<u8> {
+fn image(golden: &Value) -> Vec<u8> {
     let side = |name: &str| golden[name].as_u64().expect("a number") as u32;
     let rgb = interleaved(&bytes(&golden["source"]));
-    encode_png(&Picture { width: side("width"), height: side("height"), rgb }).expect("encoded")
+    encode_png(&DecodedImage { width: side("width"), height: side("height"), rgb }).expect("encoded")
 }
 
 fn augmented(golden: &Value, drawn: Augmentation) -> Vec<u8> {
     let mut out = vec![0; 3 * 12 * 12];
-    augment(&picture(golden), ExifOrientation::Ignore, |_, _| drawn, 12, &mut out).expect("a good picture");
+    augment(&image(golden), ExifOrientation::Ignore, |_, _| drawn, 12, &mut out).expect("a good image");
     out
 }
 
@@ -113,7 +113,7 @@ fn a_jpeg_goes_the_whole_way_as_with_torchvision() {
         [("jpeg_resized", cropped, 1), ("jpeg_grey_first", grey, 4), ("jpeg_jitter_first", last, 4)]
     {
         let mut out = vec![0; 3 * 12 * 12];
-        augment(&file, ExifOrientation::Ignore, |_, _| drawn, 12, &mut out).expect("a good picture");
+        augment(&file, ExifOrientation::Ignore, |_, _| drawn, 12, &mut out).expect("a good image");
         assert_close(&out, &bytes(&golden[name]), most, 1.0, name);
     }
 }
@@ -123,6 +123,6 @@ fn the_evaluation_transform_is_torchvisions() {
     let golden = golden();
     let mut out = vec![0; 3 * 12 * 12];
     let transform = EvalTransform::ResizeCenterCrop { resize: 14, crop: 12 };
-    evaluate_pixels(&picture(&golden), ExifOrientation::Ignore, transform, &mut out).expect("a good picture");
+    evaluate_pixels(&image(&golden), ExifOrientation::Ignore, transform, &mut out).expect("a good image");
     assert_close(&out, &bytes(&golden["evaluated"]), 1, 0.5, "evaluated");
 }

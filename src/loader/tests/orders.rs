@@ -120,14 +120,14 @@ fn the_parts_of_any_number_of_ranks_are_the_global_batch() {
             let part = |rank| batches(&source, LoaderOptions { part: Part { rank, ranks }, ..options });
             let parts: Vec<_> = (0..ranks).map(part).collect();
             for (step, whole) in whole.iter().enumerate() {
-                let pictures = |batch: &Batch| {
+                let images = |batch: &Batch| {
                     let side = batch.pixels.len() / batch.ids.len().max(1);
                     let pixels = batch.pixels.chunks(side.max(1)).map(<[u8]>::to_vec);
                     batch.ids.iter().copied().zip(pixels).collect::<Vec<_>>()
                 };
-                let mut together: Vec<_> = (0..ranks).flat_map(|rank| pictures(&parts[rank][step])).collect();
+                let mut together: Vec<_> = (0..ranks).flat_map(|rank| images(&parts[rank][step])).collect();
                 together.sort();
-                let mut expected = pictures(whole);
+                let mut expected = images(whole);
                 expected.sort();
                 assert_eq!(together, expected);
                 for (rank, of_rank) in parts.iter().enumerate() {
@@ -179,7 +179,7 @@ fn little_memory_changes_no_batch() {
     }
 }
 
-/// How many pairs of the pictures in a batch lie in one row group, against what chance would give.
+/// How many pairs of the images in a batch lie in one row group, against what chance would give.
 fn pairs_of_a_group(layout: &Layout, order: impl Fn(u64) -> Position, batch: u64) -> f64 {
     let mut group_of = vec![0; layout.rows()];
     for group in 0..layout.groups() {

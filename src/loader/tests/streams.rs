@@ -68,7 +68,7 @@ fn a_sample_reads_the_same_by_rows_and_by_groups() {
 }
 
 #[test]
-fn evaluation_sees_each_picture_of_a_store_once_and_fetches_each_row_group_once() {
+fn evaluation_sees_each_image_of_a_store_once_and_fetches_each_row_group_once() {
     let store: Arc<dyn Source> = Arc::new(open(&in_store()));
     let transform = EvalTransform::ResizeCenterCrop { resize: 18, crop: 16 };
     let mut loader = evaluation_batches(Arc::clone(&store), transform, 7, 2).expect("started");
@@ -200,7 +200,7 @@ fn a_shard_that_vanishes_is_named() {
 }
 
 #[test]
-fn a_damaged_picture_is_left_out_and_no_other_or_its_row_group_where_groups_are_read() {
+fn a_damaged_image_is_left_out_and_no_other_or_its_row_group_where_groups_are_read() {
     let (_dir, places) = both_places();
     for place in &places {
         let whole = batches(&(Arc::new(open(place)) as Arc<dyn Source>), windowed());
@@ -208,23 +208,23 @@ fn a_damaged_picture_is_left_out_and_no_other_or_its_row_group_where_groups_are_
         let source: Arc<dyn Source> = Arc::new(open(place));
         let options = LoaderOptions { on_corrupt: OnCorrupt::Skip, ..windowed() };
         let (left, stats) = measured(&source, options);
-        // One byte of one picture: on this machine it is read and checked by itself.
+        // One byte of one image: on this machine it is read and checked by itself.
         let lost: u64 = if place.local_path().is_some() { 1 } else { 5 };
         assert_eq!(stats.corrupt, lost);
         let count = |batches: &[Batch]| batches.iter().map(|batch| batch.ids.len()).sum::<usize>();
         assert_eq!((count(&whole) - count(&left)) as u64, 3 * lost);
         let few = LoaderOptions { max_corrupt: lost - 1, ..options };
-        let expected = format!("{lost} pictures are corrupt, of which at most {}", lost - 1);
+        let expected = format!("{lost} images are corrupt, of which at most {}", lost - 1);
         let error = first_error(source, few);
         assert!(error.starts_with(&expected), "{error}");
     }
 }
 
 #[test]
-fn a_corrupt_picture_is_named_with_its_place() {
+fn a_corrupt_image_is_named_with_its_place() {
     let dir = tempdir().expect("a folder");
     let mut rows = rows(20);
-    rows[7].bytes = Bytes::from_static(b"no picture");
+    rows[7].bytes = Bytes::from_static(b"no image");
     let dataset = on_disk(dir.path());
     publish(&dataset, &rows, 5);
     let error = first_error(Arc::new(open(&dataset)), options());

@@ -10,12 +10,12 @@ use crate::dataset::{
 };
 use crate::storage::{Digest, Location, PublishMode};
 
-/// Pictures of different sizes; no two are the same.
+/// Images of different sizes; no two are the same.
 pub(super) fn rows(len: u32) -> Vec<Row> {
     let row = |id: u32| {
         let (width, height) = (20 + id % 7, 16 + id % 5);
         let rgb = (0..width * height * 3).map(|at| (id * 31 + at * 7 + id * at) as u8).collect();
-        let bytes = encode_png(&Picture { width, height, rgb }).expect("encoded");
+        let bytes = encode_png(&DecodedImage { width, height, rgb }).expect("encoded");
         Row {
             id: InstanceId(id),
             label: Some(ClassId((id % 3) as u16)),
@@ -68,7 +68,7 @@ pub(super) fn publish(dataset: &Location, rows: &[Row], row_group: usize) -> Man
                 width: of.width,
                 height: of.height,
             },
-            picture: Digest::of(&of.bytes),
+            image: Digest::of(&of.bytes),
             view: None,
         }));
         shards.push(written.entry);
@@ -111,7 +111,7 @@ pub(super) fn open(dataset: &Location) -> DatasetSource {
     DatasetSource::open(dataset, &manifest, "train", None).expect("opened")
 }
 
-/// Changes the byte in the middle of a shard, which is one of a picture.
+/// Changes the byte in the middle of a shard, which is one of an image.
 pub(super) fn damage(dataset: &Location, shard: usize) {
     let shard = dataset.join(&format!("train/shard-{shard:05}.parquet"));
     let mut bytes = shard.read().expect("read").to_vec();

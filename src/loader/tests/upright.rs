@@ -1,12 +1,12 @@
 //! Images that are held as EXIF says, and long thin ones.
 
+use crate::image::{DecodedImage, ExifOrientation, Orientation, decode, encode_jpeg, encode_png};
 use crate::loader::{Augmentation, Renderer};
 use crate::loader::{CropBox, EvalTransform, Order, augment, evaluate_pixels};
-use crate::picture::{ExifOrientation, Orientation, Picture, decode, encode_jpeg, encode_png};
 
-fn detailed(width: u32, height: u32) -> Picture {
+fn detailed(width: u32, height: u32) -> DecodedImage {
     let rgb = (0..width * height * 3).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
-    Picture { width, height, rgb }
+    DecodedImage { width, height, rgb }
 }
 
 /// A JPEG that says how it is held.
@@ -55,17 +55,17 @@ fn crops_and_evaluation_see_the_upright_image() {
 fn of_a_long_thin_image_only_the_centre_is_made() {
     let transform = EvalTransform::ResizeCenterCrop { resize: 256, crop: 224 };
     for (width, height) in [(1, 12_000), (12_000, 1)] {
-        let picture = detailed(width, height);
+        let image = detailed(width, height);
         let mut pixels = vec![0; 3 * 224 * 224];
-        for file in [encode_png(&picture).expect("encoded"), encode_jpeg(&picture, 90).expect("encoded")] {
+        for file in [encode_png(&image).expect("encoded"), encode_jpeg(&image, 90).expect("encoded")] {
             let mut renderer = Renderer::default();
             renderer.evaluate(&file, ExifOrientation::Ignore, transform, &mut pixels).expect("a good image");
             assert!(renderer.held_bytes() < 1 << 20, "{}", renderer.held_bytes());
         }
         // Of 12,000 pixels that become 3,072,000 the centre's 224 lie between two.
-        let lossless = encode_png(&picture).expect("encoded");
+        let lossless = encode_png(&image).expect("encoded");
         evaluate_pixels(&lossless, ExifOrientation::Ignore, transform, &mut pixels).expect("a good image");
-        let between = |channel: usize| [5999, 6000].map(|at| picture.rgb[3 * at + channel]);
+        let between = |channel: usize| [5999, 6000].map(|at| image.rgb[3 * at + channel]);
         for (channel, plane) in pixels.chunks_exact(224 * 224).enumerate() {
             let [first, second] = between(channel);
             let range = first.min(second).saturating_sub(1)..=first.max(second).saturating_add(1);

@@ -59,7 +59,7 @@ impl TrainConfig {
             return Err(InvalidConfig { key: "image_size", range, value: self.image_size.to_string() });
         }
         if self.batch_size / self.accumulate < 2 {
-            let range = "so small that each part of a batch has two pictures";
+            let range = "so small that each part of a batch has two images";
             return Err(InvalidConfig { key: "accumulate", range, value: self.accumulate.to_string() });
         }
         Ok(())
@@ -100,14 +100,14 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_that_is_too_small_for_the_network_is_refused() {
+    fn a_image_that_is_too_small_for_the_network_is_refused() {
         let config = TrainConfig { arch: Architecture::AlexNet, image_size: 32, ..TrainConfig::default() };
         assert!(config.validate().expect_err("too small").to_string().contains("at least 64 for alexnet"));
         assert!(TrainConfig { image_size: 64, ..config }.validate().is_ok());
     }
 
     #[test]
-    fn a_part_of_a_batch_has_two_pictures() {
+    fn a_part_of_a_batch_has_two_images() {
         let config = TrainConfig { batch_size: 16, accumulate: 9, ..TrainConfig::default() };
         assert!(config.validate().is_err());
         assert!(TrainConfig { accumulate: 8, ..config }.validate().is_ok());

@@ -17,7 +17,7 @@ pub enum RecipeKind {
 }
 
 impl RecipeKind {
-    /// The recipe for pictures of this size.
+    /// The recipe for images of this size.
     pub fn recipe(self, image_size: u32) -> Recipe {
         match self {
             Self::Imagenet => Recipe::imagenet(image_size),
@@ -25,8 +25,8 @@ impl RecipeKind {
         }
     }
 
-    /// The shorter side to which a picture is resized before its centre is cut out for evaluation:
-    /// 256 for 224 as the reference does, and no margin for small pictures.
+    /// The shorter side to which an image is resized before its centre is cut out for evaluation:
+    /// 256 for 224 as the reference does, and no margin for small images.
     pub(super) fn evaluation_resize(self, image_size: u32) -> u32 {
         match self {
             Self::Imagenet => image_size * 256 / 224,

@@ -88,10 +88,10 @@ impl Tuner {
         }
         self.optimizer.zero_gradients();
         let side = i64::from(self.config.image_size);
-        let picture = (3 * side * side) as usize;
+        let image = (3 * side * side) as usize;
         let mut losses = Vec::new();
         for range in in_parts(total, self.config.accumulate) {
-            let pixels = &batch.pixels[range.start * picture..range.end * picture];
+            let pixels = &batch.pixels[range.start * image..range.end * image];
             let pixels = Tensor::from_slice(pixels).view([range.len() as i64, 3, side, side]);
             let labels: Vec<i64> = batch.labels[range]
                 .iter()

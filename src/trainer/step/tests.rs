@@ -72,7 +72,7 @@ fn a_batch_seen_again_costs_less_under_every_objective() {
     }
 }
 
-/// Both parts have the same pictures, so that batch norm sees the same in a part as in the whole.
+/// Both parts have the same images, so that batch norm sees the same in a part as in the whole.
 #[test]
 fn accumulated_parts_move_as_the_whole_batch_does() {
     let mut batch = batch(0);

@@ -97,25 +97,25 @@ pub(crate) fn scratch() -> TempDir {
     tempfile::tempdir().expect("a folder")
 }
 
-/// Pictures drawn by `synth`, 10 classes: `train` with 12 and `val` with 4 pictures each, 32×32.
-pub(crate) fn pictures() -> &'static Path {
-    static PICTURES: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
-    let (_, path) = PICTURES.get_or_init(|| {
+/// Images drawn by `synth`, 10 classes: `train` with 12 and `val` with 4 images each, 32×32.
+pub(crate) fn images() -> &'static Path {
+    static IMAGES: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
+    let (_, path) = IMAGES.get_or_init(|| {
         let dir = scratch();
-        let path = dir.path().join("pictures");
+        let path = dir.path().join("images");
         instdisc("synth --train-per-class 12 --val-per-class 4 --image-size 32").arg("--dest", &path).ok();
         (dir, path)
     });
     path
 }
 
-/// The dataset of [`pictures`], in several shards and row groups.
+/// The dataset of [`images`], in several shards and row groups.
 pub(crate) fn dataset() -> &'static Path {
     static DATASET: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
     let (_, path) = DATASET.get_or_init(|| {
         let dir = scratch();
         let path = dir.path().join("dataset");
-        instdisc("ingest --row-group 16").arg("--source", pictures()).arg("--dest", &path).ok();
+        instdisc("ingest --row-group 16").arg("--source", images()).arg("--dest", &path).ok();
         (dir, path)
     });
     path

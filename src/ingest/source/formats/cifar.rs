@@ -10,8 +10,8 @@ use super::super::names::file_name;
 use super::super::records::{ClassNames, Evidence, Naming, Place, Record, Records};
 use super::super::wrong;
 use super::tars::Tar;
+use crate::image::{DecodedImage, encode_png};
 use crate::ingest::IngestError;
-use crate::picture::{Picture, encode_png};
 
 /// The side of an image in pixels.
 const SIDE: usize = 32;
@@ -109,5 +109,5 @@ fn png(planes: &[u8]) -> Bytes {
     let side = SIDE as u32;
     let plane = SIDE * SIDE;
     let rgb = (0..plane).flat_map(|at| [planes[at], planes[plane + at], planes[2 * plane + at]]).collect();
-    encode_png(&Picture { width: side, height: side, rgb }).expect("a small image fits in memory").into()
+    encode_png(&DecodedImage { width: side, height: side, rgb }).expect("a small image fits in memory").into()
 }

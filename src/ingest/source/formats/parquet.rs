@@ -23,8 +23,8 @@ use super::super::records::{ClassNames, Evidence, Fault, Naming, Place, Record, 
 use super::super::{Entry, wrong};
 use super::columns::{self, LABEL_NAMES, SPLIT_NAME};
 use crate::guard::guard;
+use crate::image::{Format, format_of};
 use crate::ingest::{IngestError, IngestOptions};
-use crate::picture::{Format, format_of};
 use crate::progress::Progress;
 use crate::storage::Location;
 

@@ -1,0 +1,281 @@
+//! The MCUs of a scan: those under a region become samples, the others are passed over.
+
+use std::ops::Range;
+
+use super::bits::{Bits, Segments};
+use super::header::{Frame, MOST_COMPONENTS, NATURAL_ORDER, Sampling};
+use super::huffman::{Kind, Table};
+use super::idct;
+use super::plane::Plane;
+use crate::image::Region;
+use crate::simd;
+
+/// The natural place of the coefficient before a place in zigzag order; 64 for those beyond a block.
+const ORDER: [u8; 256] = {
+    let mut order = [64; 256];
+    let mut at = 0;
+    while at < 64 {
+        order[at] = NATURAL_ORDER[at];
+        at += 1;
+    }
+    order
+};
+
+/// Tables and buffers, kept from image to image.
+#[derive(Clone, Debug)]
+pub(super) struct ScanDecoder {
+    dc_tables: [Table; 4],
+    ac_tables: [Table; 4],
+    segments: Segments,
+    /// The most bits that a segment of the last image had left over.
+    unread: usize,
+    pub(super) planes: [Plane; MOST_COMPONENTS],
+}
+
+impl Default for ScanDecoder {
+    fn default() -> Self {
+        let tables = |kind| std::array::from_fn(|_| Table::new(kind));
+        Self {
+            dc_tables: tables(Kind::Dc),
+            ac_tables: tables(Kind::Ac),
+            segments: Segments::default(),
+            unread: 0,
+            planes: Default::default(),
+        }
+    }
+}
+
+/// A component of an MCU while a scan is decoded.
+struct Part<'a> {
+    across: usize,
+    down: usize,
+    dc: &'a Table,
+    ac: &'a Table,
+    steps: [[i16; 8]; 8],
+    plane: &'a mut Plane,
+    last_dc: i32,
+}
+
+impl ScanDecoder {
+    /// Decodes the samples of the first `wanted` components under a region; with `offsets`, where each segment
+    /// begins and the last one ends, nothing else of the file is looked at.
+    ///
+    /// `None`: something that libjpeg has to judge.
+    pub(super) fn decode(
+        &mut self,
+        file: &[u8],
+        frame: &Frame,
+        offsets: Option<&[u32]>,
+        region: Region,
+        wanted: usize,
+    ) -> Option<()> {
+        let Self { dc_tables, ac_tables, segments, unread, planes } = self;
+        *unread = 0;
+        let components = &frame.components[..frame.sampling.components()];
+        for component in components {
+            dc_tables.get_mut(component.dc)?.load(frame.dc_tables[component.dc]?)?;
+            ac_tables.get_mut(component.ac)?.load(frame.ac_tables[component.ac]?)?;
+        }
+        let (across, down) = frame.sampling.luma_blocks();
+        let mut planes = planes.iter_mut();
+        let mut parts = Vec::with_capacity(MOST_COMPONENTS);
+        for (index, component) in components.iter().enumerate() {
+            let plane = planes.next().expect("as many planes as components");
+            let (columns, rows) = if index < wanted { cover(frame, region, index) } else { (0..0, 0..0) };
+            plane.cover(columns, rows);
+            let steps = frame.steps(index)?.as_chunks::<8>().0;
+            parts.push(Part {
+                across: if index == 0 { across } else { 1 },
+                down: if index == 0 { down } else { 1 },
+                dc: &dc_tables[component.dc],
+                ac: &ac_tables[component.ac],
+                steps: std::array::from_fn(|row| steps[row].map(|step| step as i16)),
+                plane,
+                last_dc: 0,
+            });
+        }
+        let mcus = Mcus::under(frame, region, wanted);
+        if offsets.is_none() {
+            segments.unstuff(file, frame.scan_start)?;
+        }
+        for (segment, range) in mcus.segments(frame.restart_interval) {
+            let (mut bits, end) = match offsets {
+                Some(offsets) => {
+                    segments.unstuff_one(tile(file, frame, offsets, segment)?);
+                    segments.read(0)
+                }
+                None if segment < segments.len() => segments.read(segment),
+                None => return None,
+            };
+            for part in &mut parts {
+                part.last_dc = 0;
+            }
+            simd::run(Segment { parts: &mut parts, mcus: &mcus, bits: &mut bits, range })?;
+            if bits.overran(end) {
+                return None;
+            }
+            *unread = (*unread).max(end * 8 - bits.position());
+        }
+        Some(())
+    }
+
+    /// Whether the last image, decoded whole, used up its data, to the marker that ends the file.
+    pub(super) fn used_all(&self, file: &[u8], frame: &Frame) -> bool {
+        let (across, down) = frame.mcus();
+        let interval = if frame.restart_interval == 0 { usize::MAX } else { frame.restart_interval };
+        self.segments.len() == (across * down).div_ceil(interval)
+            && self.unread < 8
+            && file.get(self.segments.end()..).is_some_and(|rest| rest.starts_with(&[0xFF, 0xD9]))
+    }
+}
+
+/// The data of a segment, from behind its restart marker to the next marker.
+fn tile<'a>(file: &'a [u8], frame: &Frame, offsets: &[u32], segment: usize) -> Option<&'a [u8]> {
+    let (start, end) = (*offsets.get(segment)? as usize, *offsets.get(segment + 1)? as usize);
+    let is_start = match segment.checked_sub(1) {
+        None => start == frame.scan_start,
+        Some(before) => file.get(start.checked_sub(2)?..start)? == [0xFF, 0xD0 | before as u8 & 7],
+    };
+    let data = file.get(start..end)?;
+    let is_last = segment + 2 == offsets.len();
+    let data = if is_last { data } else { data.strip_suffix(&[0xFF, 0xD0 | segment as u8 & 7])? };
+    is_start.then_some(data)
+}
+
+/// The segments that are needed for a region.
+pub(in crate::image) fn needed_segments(frame: &Frame, region: Region) -> impl Iterator<Item = usize> {
+    Mcus::under(frame, region, frame.sampling.components())
+        .segments(frame.restart_interval)
+        .map(|(segment, _)| segment)
+        .collect::<Vec<_>>()
+        .into_iter()
+}
+
+/// The blocks of a component that are needed for the pixels of a region.
+fn cover(frame: &Frame, region: Region, component: usize) -> (Range<usize>, Range<usize>) {
+    let (half_width, half_height) = match frame.sampling {
+        _ if component == 0 => (false, false),
+        Sampling::Grey | Sampling::Full => (false, false),
+        Sampling::HalfWidth => (true, false),
+        Sampling::HalfBoth => (true, true),
+    };
+    let blocks = |first: usize, len: usize, half: bool, whole: usize| {
+        let samples = if half { halved(first, len, whole) } else { first..first + len };
+        samples.start / 8..samples.end.div_ceil(8)
+    };
+    (
+        blocks(region.left, region.width, half_width, frame.width),
+        blocks(region.top, region.height, half_height, frame.height),
+    )
+}
+
+/// The samples at half resolution that smooth upsampling needs for a range of pixels.
+pub(super) fn halved(first: usize, len: usize, whole: usize) -> Range<usize> {
+    let last = first + len - 1;
+    first.saturating_sub(1) / 2..(last.div_ceil(2) + 1).min(whole.div_ceil(2))
+}
+
+/// The MCUs of an image and those under a region.
+struct Mcus {
+    across: usize,
+    down: usize,
+    columns: Range<usize>,
+    rows: Range<usize>,
+}
+
+impl Mcus {
+    fn under(frame: &Frame, region: Region, wanted: usize) -> Self {
+        let (across, down) = frame.mcus();
+        let nothing = Range { start: usize::MAX, end: 0 };
+        let (mut columns, mut rows) = (nothing.clone(), nothing);
+        for component in 0..wanted {
+            let (blocks, lines) = cover(frame, region, component);
+            let (wide, high) = if component == 0 { frame.sampling.luma_blocks() } else { (1, 1) };
+            columns.start = columns.start.min(blocks.start / wide);
+            columns.end = columns.end.max(blocks.end.div_ceil(wide));
+            rows.start = rows.start.min(lines.start / high);
+            rows.end = rows.end.max(lines.end.div_ceil(high));
+        }
+        Self { across, down, columns, rows }
+    }
+
+    /// The segments with MCUs under the region: their numbers and MCUs, up to the last that is needed.
+    fn segments(&self, interval: usize) -> impl Iterator<Item = (usize, Range<usize>)> {
+        let interval = if interval == 0 { usize::MAX } else { interval };
+        let end = (self.rows.end - 1) * self.across + self.columns.end;
+        (self.rows.start * self.across / interval..end.div_ceil(interval)).filter_map(move |segment| {
+            let first = segment.saturating_mul(interval);
+            let last = first.saturating_add(interval).min(self.across * self.down);
+            self.last_under(first..last).map(|last| (segment, first..last))
+        })
+    }
+
+    /// One beyond the last MCU of a range that is under the region; `None` if none is.
+    fn last_under(&self, range: Range<usize>) -> Option<usize> {
+        let last = range.end.checked_sub(1)?;
+        let (row, column) = (last / self.across, last % self.across);
+        let (row, column) = if row >= self.rows.end {
+            (self.rows.end - 1, self.columns.end - 1)
+        } else if column >= self.columns.start {
+            (row, column.min(self.columns.end - 1))
+        } else {
+            (row.checked_sub(1)?, self.columns.end - 1)
+        };
+        let found = row * self.across + column;
+        (row >= self.rows.start && found >= range.start).then_some(found + 1)
+    }
+}
+
+/// The MCUs of a segment, up to the last that is needed.
+struct Segment<'a, 'p, 'b> {
+    parts: &'a mut [Part<'p>],
+    mcus: &'a Mcus,
+    bits: &'a mut Bits<'b>,
+    range: Range<usize>,
+}
+
+impl simd::Kernel for Segment<'_, '_, '_> {
+    type Output = Option<()>;
+
+    #[inline(always)]
+    fn run(self) -> Option<()> {
+        let Self { parts, mcus, bits, range } = self;
+        let (mut row, mut column) = (range.start / mcus.across, range.start % mcus.across);
+        for _ in range {
+            let under = mcus.rows.contains(&row) && mcus.columns.contains(&column);
+            for part in parts.iter_mut() {
+                for line in row * part.down..(row + 1) * part.down {
+                    for block in column * part.across..(column + 1) * part.across {
+                        if under && part.plane.columns.contains(&block) && part.plane.rows.contains(&line) {
+                            decode_block(part, bits, block, line)?;
+                        } else {
+                            part.last_dc = part.last_dc.checked_add(part.dc.difference(bits)?)?;
+                            part.ac.pass(bits)?;
+                        }
+                    }
+                }
+            }
+            column += 1;
+            if column == mcus.across {
+                (row, column) = (row + 1, 0);
+            }
+        }
+        Some(())
+    }
+}
+
+#[inline(always)]
+fn decode_block(part: &mut Part, bits: &mut Bits, column: usize, row: usize) -> Option<()> {
+    let mut block = [0_i16; 64 + 1];
+    part.last_dc = part.last_dc.checked_add(part.dc.difference(bits)?)?;
+    block[0] = part.last_dc as i16;
+    let end = part.ac.coefficients(bits, &ORDER, &mut block)?;
+    let samples = if end == 1 {
+        [[idct::flat_sample(block[0], part.steps[0][0]); 8]; 8]
+    } else {
+        let rows = block.as_chunks::<8>().0.try_into().expect("eight rows");
+        idct::samples(rows, &part.steps)
+    };
+    part.plane.put(column, row, &samples);
+    Some(())
+}

@@ -1,0 +1,240 @@
+//! Images that somebody made badly, oddly or with bad intent: a refusal with a reason, never a crash.
+
+use image::codecs::gif::GifEncoder;
+use image::{DynamicImage, Frame, ImageFormat, Rgba, RgbaImage};
+use turbojpeg::{Colorspace, PixelFormat};
+
+use super::support::{compressed, detailed, verdicts};
+use super::*;
+use crate::image::{ExifOrientation, Orientation, decode, luma};
+
+fn refused(name: &str, bytes: Vec<u8>) -> String {
+    let (accepted, refused) = verdicts(&[(name, bytes)], |_| {});
+    assert_eq!(accepted.len(), 1, "{name} is not accepted");
+    assert_eq!(refused[0].0, format!("a/{name}"));
+    refused[0].1.clone()
+}
+
+/// The pixels of the image, which must be accepted.
+fn accepted(name: &str, bytes: Vec<u8>) -> DecodedImage {
+    let (accepted, refused) = verdicts(&[(name, bytes.clone())], |_| {});
+    assert_eq!(refused, [], "{name}");
+    assert_eq!(accepted[1].bytes, bytes, "{name} is stored as it is");
+    crate::image::decode(&bytes, &Default::default()).expect("decoded")
+}
+
+fn saved(image: &DynamicImage, format: ImageFormat) -> Vec<u8> {
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    image.write_to(&mut bytes, format).expect("encoded");
+    bytes.into_inner()
+}
+
+fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0, |sum, &byte| {
+        (0..8).fold(sum ^ u32::from(byte), |sum, _| (sum >> 1) ^ (0xEDB8_8320 & (sum & 1).wrapping_neg()))
+    })
+}
+
+#[test]
+fn empty_cut_and_corrupt_files_are_refused_with_their_reason() {
+    let whole = encode_jpeg(&detailed(120, 90), 90).expect("encoded");
+    assert_eq!(refused("zero.jpg", Vec::new()), "the file is empty");
+    let page = b"<html>404</html>".to_vec();
+    assert_eq!(refused("text.jpg", page), "the file is an HTML page, not an image");
+    assert_eq!(refused("new.jpg", b"\xFF\x0A\x01\x02".to_vec()), "JPEG XL is not supported");
+    let cut = refused("cut.jpg", whole[..whole.len() / 2].to_vec());
+    assert!(cut.starts_with("JPEG: Premature end"), "{cut}");
+    let mut corrupt = whole.clone();
+    let middle = whole.len() / 2;
+    corrupt[middle..middle + 40].fill(0xFF);
+    let corrupt = refused("corrupt.jpg", corrupt);
+    assert!(corrupt.starts_with("JPEG: "), "{corrupt}");
+    let png = encode_png(&detailed(50, 50)).expect("encoded");
+    let mut bad_sum = png.clone();
+    bad_sum[png.len() / 2] ^= 1;
+    assert!(refused("cut.png", png[..png.len() - 30].to_vec()).starts_with("PNG: "));
+    assert!(refused("sum.png", bad_sum).starts_with("PNG: "));
+}
+
+#[test]
+fn a_decompression_bomb_is_refused_by_its_header() {
+    // A PNG header that claims 30,000 × 30,000 pixels, with no data behind it; its checksum is right.
+    let mut png = encode_png(&detailed(1, 1)).expect("encoded");
+    png[16..20].copy_from_slice(&30_000_u32.to_be_bytes());
+    png[20..24].copy_from_slice(&30_000_u32.to_be_bytes());
+    let sum = crc32(&png[12..29]);
+    png[29..33].copy_from_slice(&sum.to_be_bytes());
+    assert_eq!(refused("bomb.png", png), "30000x30000 pixels are more than the limit of 100000000");
+    let mut jpeg = jpeg(1);
+    let frame = jpeg.windows(2).position(|pair| pair == [0xFF, 0xC0]).expect("a frame");
+    jpeg[frame + 5..frame + 9].copy_from_slice(&[0xEA, 0x60, 0xEA, 0x60]);
+    assert_eq!(refused("bomb.jpg", jpeg), "60000x60000 pixels are more than the limit of 100000000");
+}
+
+#[test]
+fn a_progressive_jpeg_of_thousands_of_scans_is_refused() {
+    let bytes = compressed(&detailed(16, 16).rgb, PixelFormat::RGB, |compressor| {
+        compressor.set_progressive(true).expect("progressive");
+    });
+    assert!(crate::image::decode(&bytes, &Default::default()).is_ok(), "few scans are welcome");
+    // The last scan again and again.
+    let last = bytes.windows(2).rposition(|pair| pair == [0xFF, 0xDA]).expect("a scan");
+    let scan = bytes[last..bytes.len() - 2].to_vec();
+    let mut many = bytes[..last].to_vec();
+    (0..2000).for_each(|_| many.extend_from_slice(&scan));
+    many.extend_from_slice(&[0xFF, 0xD9]);
+    let reason = refused("scans.jpg", many);
+    assert!(reason.contains("scans"), "{reason}");
+}
+
+#[test]
+fn unusual_pngs_are_taken_as_rgb() {
+    let deep =
+        DynamicImage::ImageRgb16(image::ImageBuffer::from_pixel(9, 7, image::Rgb([0xFFFF, 0x8000, 0])));
+    assert_eq!(accepted("deep.png", saved(&deep, ImageFormat::Png)).rgb[..3], [255, 128, 0]);
+    let mut bytes = Vec::new();
+    let mut encoder = png::Encoder::new(&mut bytes, 4, 2);
+    encoder.set_color(png::ColorType::Indexed);
+    encoder.set_depth(png::BitDepth::One);
+    encoder.set_palette(vec![9, 8, 7, 200, 100, 50]);
+    encoder
+        .write_header()
+        .and_then(|mut writer| writer.write_image_data(&[0b0100_0000, 0]))
+        .expect("encoded");
+    assert_eq!(accepted("palette.png", bytes).rgb[..6], [9, 8, 7, 200, 100, 50]);
+}
+
+#[test]
+fn jpegs_in_inks_and_with_adobes_marker_are_taken_as_rgb() {
+    let inks: Vec<u8> = [255, 255, 255, 127].repeat(256);
+    for space in [Colorspace::CMYK, Colorspace::YCCK] {
+        let bytes = compressed(&inks, PixelFormat::CMYK, |compressor| {
+            compressor.set_colorspace(space).expect("a colour space");
+        });
+        let image = accepted("inks.jpg", bytes);
+        assert!(image.rgb.iter().all(|value| value.abs_diff(127) <= 3), "{space:?}");
+    }
+    // Adobe's marker with RGB stored as it is.
+    let pixels: Vec<u8> = [200, 100, 50].repeat(256);
+    let bytes = compressed(&pixels, PixelFormat::RGB, |compressor| {
+        compressor.set_colorspace(Colorspace::RGB).expect("a colour space");
+    });
+    assert!(bytes.windows(5).any(|text| text == b"Adobe"));
+    let image = accepted("adobe.jpg", bytes);
+    assert!(image.rgb.iter().zip(pixels).all(|(a, b)| a.abs_diff(b) <= 3));
+}
+
+#[test]
+fn an_arithmetic_coded_jpeg_is_read() {
+    let pixels: Vec<u8> = [10, 200, 100].repeat(256);
+    let bytes = compressed(&pixels, PixelFormat::RGB, |compressor| {
+        compressor.set_arithmetic(true).expect("arithmetic coding");
+    });
+    assert!(bytes.windows(2).any(|marker| marker == [0xFF, 0xC9]));
+    assert!(accepted("arithmetic.jpg", bytes).rgb.iter().zip(pixels).all(|(a, b)| a.abs_diff(b) <= 4));
+}
+
+#[test]
+fn rotation_by_exif_is_not_applied() {
+    let plain = jpeg(7);
+    let image = accepted("turned.jpg", turned(&plain));
+    assert_eq!(image, crate::image::decode(&plain, &Default::default()).expect("decoded"));
+}
+
+/// The image with an EXIF tag that has it turned by a right angle.
+fn turned(plain: &[u8]) -> Vec<u8> {
+    let tiff = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
+    let mut turned = plain[..2].to_vec();
+    turned.extend_from_slice(&[0xFF, 0xE1, 0, tiff.len() as u8 + 2]);
+    turned.extend_from_slice(tiff);
+    turned.extend_from_slice(&plain[2..]);
+    turned
+}
+
+#[test]
+fn with_apply_images_are_upright_and_their_bytes_stay() {
+    let plain = encode_jpeg(&detailed(40, 24), 90).expect("encoded");
+    let at = place();
+    fs::create_dir_all(at.source.join("a")).expect("a folder");
+    fs::write(at.source.join("a/0.jpg"), turned(&plain)).expect("a file");
+    let mut options = options(&at.source, &at.dest);
+    options.exif_orientation = ExifOrientation::Apply;
+    ingest(&options, &Quiet).expect("ingested");
+    let dataset = location(&at.dest);
+    let manifest = Manifest::read(&dataset).expect("a manifest");
+    assert!(manifest.splits["train"].applies_exif_orientation());
+    let row = &rows(&dataset, &manifest)[0];
+    assert_eq!((row.width, row.height, row.bytes.to_vec()), (24, 40, turned(&plain)));
+    // The same image, turned before it came: it looks the same.
+    let upright =
+        decode(&plain, &Default::default()).expect("decoded").turned(Orientation::of(&turned(&plain)));
+    assert_eq!((upright.width, upright.height), (24, 40));
+    let expected = view_hash::view_hash(&luma(&upright)).expect("a view");
+    let index = &crate::dataset::read_index(&dataset, &manifest.splits["train"].ingest[0].index)
+        .expect("an index")[0];
+    assert!(index.view.expect("a view").distance(&expected) <= view_hash::MOST_DIFFERING_BITS);
+    verify(&dataset, &manifest, &Quiet).expect("whole");
+
+    // Other pixels are another dataset, although the bytes are the same.
+    let ignoring = place();
+    let ignored = IngestOptions {
+        dest: location(&ignoring.dest),
+        exif_orientation: ExifOrientation::Ignore,
+        ..options.clone()
+    };
+    ingest(&ignored, &Quiet).expect("ingested");
+    let ignored = Manifest::read(&location(&ignoring.dest)).expect("a manifest");
+    assert_ne!(ignored.dataset_digest, manifest.dataset_digest);
+
+    fs::write(at.source.join("a/0.jpg"), jpeg(3)).expect("a file");
+    let other = IngestOptions { append: true, exif_orientation: ExifOrientation::Ignore, ..options };
+    let error = ingest(&other, &Quiet).expect_err("a split is one or the other");
+    assert!(error.to_string().contains("was made with `--exif-orientation apply`"), "{error}");
+}
+
+#[test]
+fn an_image_made_smaller_is_turned_first() {
+    let plain = encode_jpeg(&detailed(40, 24), 90).expect("encoded");
+    let (accepted, _) = verdicts(&[("turned.jpg", turned(&plain))], |options| {
+        options.exif_orientation = ExifOrientation::Apply;
+        options.max_side = Some(30);
+    });
+    let row = accepted.iter().find(|row| row.path == "a/turned.jpg").expect("accepted");
+    assert_eq!((row.width, row.height), (18, 30));
+    let stored = decode(&row.bytes, &Default::default()).expect("decoded");
+    assert_eq!((stored.width, stored.height), (18, 30));
+}
+
+#[test]
+fn of_moving_images_the_first_frame_counts() {
+    let frame = |colour: [u8; 4]| Frame::new(RgbaImage::from_pixel(12, 10, Rgba(colour)));
+    let mut bytes = Vec::new();
+    let mut encoder = GifEncoder::new(&mut bytes);
+    encoder.encode_frames([frame([255, 0, 0, 255]), frame([0, 0, 255, 255])]).expect("encoded");
+    drop(encoder);
+    assert_eq!(accepted("moving.gif", bytes).rgb[..3], [255, 0, 0]);
+    let webp = include_bytes!("../../../tests/golden/animated.webp");
+    assert_eq!(accepted("moving.webp", webp.to_vec()).rgb[..3], [255, 0, 0]);
+}
+
+#[test]
+fn a_shallow_check_sees_headers_and_ends() {
+    let whole = encode_jpeg(&detailed(120, 90), 90).expect("encoded");
+    let mut corrupt = whole.clone();
+    corrupt[whole.len() / 2..whole.len() / 2 + 40].fill(0xFF);
+    let images =
+        [("corrupt.jpg", corrupt), ("cut.jpg", whole[..whole.len() / 2].to_vec()), ("zero.jpg", Vec::new())];
+    let (accepted, refused) = verdicts(&images, |options| options.check = CheckDepth::Header);
+    assert_eq!(
+        accepted.iter().map(|row| row.path.as_str()).collect::<Vec<_>>(),
+        ["a/0-good.jpg", "a/corrupt.jpg"]
+    );
+    assert_eq!(refused[0], ("a/cut.jpg".into(), "JPEG: its end is missing".into()));
+}
+
+/// Found by the fuzzer: it was decoded to nothing, and the search for twins looked at its first row.
+#[test]
+fn a_gif_of_no_width_is_refused() {
+    let bytes = include_bytes!("../../../fuzz/findings/image-gif-of-no-width");
+    assert_eq!(refused("no-width.gif", bytes[1..].to_vec()), "GIF: it has no pixels");
+}
