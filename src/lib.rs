@@ -2,7 +2,7 @@
 //!
 //! The method is Wu et al., CVPR 2018 ("Unsupervised Feature Learning via Non-Parametric Instance
 //! Discrimination"): every image is its own class, a memory bank keeps one unit vector for each, and the
-//! learned space is judged by a weighted k-nearest-neighbour vote. Four jobs carry it: `ingest`, `train`,
+//! learned space is evaluated by a weighted k-nearest-neighbour vote. Four jobs carry it: `ingest`, `train`,
 //! `embed` and `knn`; each reads one published format and writes the next. docs/architecture.md has the
 //! layers and what may import what.
 

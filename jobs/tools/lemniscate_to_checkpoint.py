@@ -7,7 +7,7 @@ What is taken: the network's weights (`state_dict`, with DataParallel's `module.
 the file has it, the memory bank. lemniscate pickles a whole module as `lemniscate`; its class is not needed
 here, a stand-in takes its place, and of its state only `memory` and `params` (K, tau, Z, momentum) are read.
 Row i of that bank is image i of a sorted ImageFolder, which is the instance id of a dataset that `instdisc
-ingest` made with no image refused. The result can be embedded, inspected and judged; a run cannot go on from
+ingest` made with no image refused. The result can be embedded, inspected and evaluated; a run cannot go on from
 it, as the file has no optimiser state in our form.
 
 Pickles can run code: open only files that you trust. Needs torch, numpy, safetensors, pyarrow, blake3.

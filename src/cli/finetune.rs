@@ -21,15 +21,15 @@ use crate::model::select_device;
 use crate::progress::Quiet;
 use crate::storage::{Location, PublishMode};
 use crate::trainer::{
-    FinetuneJob, HookError, Hooks, Judged, LabelOptions, MetricsLine, Outcome, RunSummary, Scope, StepReport,
-    StopFlag, TrainConfig, TrainJob, finetune, finetune_protocol,
+    Evaluation, FinetuneJob, HookError, Hooks, LabelOptions, MetricsLine, Outcome, RunSummary, Scope,
+    StepReport, StopFlag, TrainConfig, TrainJob, finetune, finetune_protocol,
 };
 use crate::units::Fraction;
 
-/// Images of a batch when the classifier is judged.
+/// Images of a batch when the classifier is evaluated.
 const BATCH_SIZE: usize = 256;
 
-/// Fine-tune a checkpoint's encoder on few labels, and judge the classifier.
+/// Fine-tune a checkpoint's encoder on few labels, and evaluate the classifier.
 ///
 /// All layers learn; a classifier takes the projection's place. The labels are a share of the split's, the same
 /// number for each class; which these are is written to the run's labels.parquet. Defaults are the paper's: 70
@@ -101,7 +101,7 @@ pub(super) fn run(global: &GlobalArgs, args: &FinetuneArgs) -> anyhow::Result<()
         );
         return Err(WrongUsage(reason).into());
     }
-    let judged: Arc<dyn Source> = Arc::new(config.source(&dataset, &manifest, &split, None)?);
+    let evaluated: Arc<dyn Source> = Arc::new(config.source(&dataset, &manifest, &split, None)?);
     let train = TrainJob {
         dataset,
         run: run.clone(),
@@ -118,7 +118,7 @@ pub(super) fn run(global: &GlobalArgs, args: &FinetuneArgs) -> anyhow::Result<()
     };
     let job = FinetuneJob { train, from, labels };
     signals::stop_on_signals(&STOP)?;
-    let mut hooks = Shown { job: &job, judged: Arc::clone(&judged), meter: None };
+    let mut hooks = Shown { job: &job, evaluated: Arc::clone(&evaluated), meter: None };
     let outcome = finetune(&job, &mut hooks, &STOP);
     hooks.meter = None;
     let step = match outcome? {
@@ -128,7 +128,7 @@ pub(super) fn run(global: &GlobalArgs, args: &FinetuneArgs) -> anyhow::Result<()
         }
         Outcome::Finished { step, .. } => step,
     };
-    let report = judge(&run, step, &split, &job, judged)?;
+    let report = evaluate(&run, step, &split, &job, evaluated)?;
     let mut result = json!({"run": args.run, "finished": true, "step": step});
     if let (Some(result), Value::Object(report)) = (result.as_object_mut(), report) {
         result.extend(report);
@@ -137,12 +137,12 @@ pub(super) fn run(global: &GlobalArgs, args: &FinetuneArgs) -> anyhow::Result<()
 }
 
 /// The report of the last checkpoint, which is made and published where there is none.
-fn judge(
+fn evaluate(
     run: &Location,
     step: u64,
     split: &str,
     job: &FinetuneJob,
-    judged: Arc<dyn Source>,
+    evaluated: Arc<dyn Source>,
 ) -> anyhow::Result<Value> {
     let place = run.join(&format!("eval/classifier-{split}-step-{step:08}.json"));
     if place.exists()? {
@@ -151,7 +151,7 @@ fn judge(
     let checkpoint = Checkpoint::open(&run.join("checkpoints").join(&checkpoint_name(step)))?;
     let encoder = load_encoder(&checkpoint, select_device(job.train.config.device)?.device)?;
     let report =
-        classify(&encoder, judged, BATCH_SIZE, job.train.config.loader_threads, &Terminal::default())?;
+        classify(&encoder, evaluated, BATCH_SIZE, job.train.config.loader_threads, &Terminal::default())?;
     let mut report = serde_json::to_value(report)?;
     report["split"] = json!(split);
     report["labels"] = checkpoint.state()?.config["finetune"].clone();
@@ -160,10 +160,10 @@ fn judge(
     Ok(report)
 }
 
-/// Shows a run in the terminal and judges the classifier after each epoch.
+/// Shows a run in the terminal and evaluates the classifier after each epoch.
 struct Shown<'a> {
     job: &'a FinetuneJob,
-    judged: Arc<dyn Source>,
+    evaluated: Arc<dyn Source>,
     meter: Option<Meter>,
 }
 
@@ -197,10 +197,10 @@ impl Hooks for Shown<'_> {
         }
     }
 
-    fn judge(&mut self, state: Judged<'_>) -> Result<Map<String, Value>, HookError> {
+    fn evaluate(&mut self, state: Evaluation<'_>) -> Result<Map<String, Value>, HookError> {
         let threads = self.job.train.config.loader_threads;
         let ClassifierReport { top1, top5, .. } =
-            classify(state.encoder, Arc::clone(&self.judged), BATCH_SIZE, threads, &Quiet)?;
+            classify(state.encoder, Arc::clone(&self.evaluated), BATCH_SIZE, threads, &Quiet)?;
         Ok(Map::from_iter([("top1".to_owned(), json!(top1)), ("top5".to_owned(), json!(top5))]))
     }
 

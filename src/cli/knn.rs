@@ -36,11 +36,11 @@ const MOST_MAP_POINTS: u64 = 100_000;
 /// The quality of the map's images.
 const SPRITE_QUALITY: u8 = 78;
 
-/// Judge features by a weighted k-nearest-neighbour vote.
+/// Evaluate features by a weighted k-nearest-neighbour vote.
 ///
 /// Each query is given the class for which its K most similar bank rows vote, with weights exp(s/τ), where s
 /// is their cosine. The report is JSON; with --output, a page (.html) is written beside it, which shows
-/// images if --dataset is given. Several features are judged in one call: give --bank and --queries once
+/// images if --dataset is given. Several features are evaluated in one call: give --bank and --queries once
 /// for each, or --feature with --run.
 #[derive(Debug, Args)]
 #[command(
@@ -51,7 +51,7 @@ pub(super) struct KnnArgs {
     /// as many --queries
     #[arg(long, value_name = "URL", requires = "queries", required_unless_present = "run")]
     bank: Vec<String>,
-    /// The feature table that is judged
+    /// The feature table that is evaluated
     #[arg(long, value_name = "URL", requires = "bank")]
     queries: Vec<String>,
     /// The column of ids in tables that instdisc did not write [default: instance_id]
@@ -80,7 +80,7 @@ pub(super) struct KnnArgs {
     /// between, the first is the headline
     #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = "bank", requires = "run")]
     feature: Vec<String>,
-    /// Judge each checkpoint of --run as it appears, once, also across restarts and several watchers; ends
+    /// Evaluate each checkpoint of --run as it appears, once, also across restarts and several watchers; ends
     /// when the run is finished
     #[arg(long, requires = "run", conflicts_with_all = ["output", "neighbours"])]
     watch: bool,
@@ -121,7 +121,7 @@ pub(super) struct KnnArgs {
     ranks: super::ranks::RankFlags,
 }
 
-/// One feature: what votes, and what is judged.
+/// One feature: what votes, and what is evaluated.
 struct Pair {
     bank: Box<dyn Table>,
     queries: FeatureTable,
@@ -187,7 +187,7 @@ impl KnnArgs {
 
 /// Evaluates tables by this process alone.
 pub(super) fn run(global: &GlobalArgs, args: &KnnArgs) -> anyhow::Result<()> {
-    judge_tables(global, args, &Alone)
+    evaluate_tables(global, args, &Alone)
 }
 
 /// Evaluates a run, or tables by several processes.
@@ -195,12 +195,12 @@ pub(super) fn run(global: &GlobalArgs, args: &KnnArgs) -> anyhow::Result<()> {
 pub(super) fn run_together(global: &GlobalArgs, args: &KnnArgs) -> anyhow::Result<()> {
     let peers = peers::Peers::join(args)?;
     match &args.run {
-        Some(run) => of_run::judge_run(global, args, &global.location(run)?, &peers),
-        None => judge_tables(global, args, &peers),
+        Some(run) => of_run::evaluate_run(global, args, &global.location(run)?, &peers),
+        None => evaluate_tables(global, args, &peers),
     }
 }
 
-fn judge_tables(global: &GlobalArgs, args: &KnnArgs, searchers: &dyn Searchers) -> anyhow::Result<()> {
+fn evaluate_tables(global: &GlobalArgs, args: &KnnArgs, searchers: &dyn Searchers) -> anyhow::Result<()> {
     if args.bank.len() != args.queries.len() {
         bail!(WrongUsage("there are as many --bank as --queries".into()));
     }
@@ -218,7 +218,7 @@ fn judge_tables(global: &GlobalArgs, args: &KnnArgs, searchers: &dyn Searchers) 
     let pairs = args.bank.iter().zip(&args.queries).map(pair).collect::<anyhow::Result<Vec<_>>>()?;
     let output = args.output.as_ref().map(|output| global.location(output)).transpose()?;
     let place = output.map(|output| Place { output, run: None, weights: None, mode: PublishMode::Overwrite });
-    print_reports(global, args, judge(global, args, &pairs, place.as_ref(), searchers)?.as_ref())
+    print_reports(global, args, evaluate(global, args, &pairs, place.as_ref(), searchers)?.as_ref())
 }
 
 /// Prints the reports as JSON; where they were written to a place that the user chose, a line of each.
@@ -252,7 +252,7 @@ fn line(report: &KnnReport) -> String {
 
 /// Votes with each feature, and publishes what was asked for. Several processes search together; process 0 has
 /// the reports.
-fn judge(
+fn evaluate(
     global: &GlobalArgs,
     args: &KnnArgs,
     pairs: &[Pair],
@@ -264,7 +264,7 @@ fn judge(
         Some(dataset) if args.exclude_duplicates => Some(read_duplicates(&global.location(dataset)?)?),
         _ => None,
     };
-    let mut judged = Vec::new();
+    let mut evaluated = Vec::new();
     for pair in pairs {
         let splits = (&pair.queries.meta.split, &pair.bank.meta().split);
         let exclude = duplicates.as_ref().map(|rows| Duplicates::between(rows, splits.0, splits.1));
@@ -278,7 +278,7 @@ fn judge(
             leave_one_out: args.leave_one_out,
             exclude,
         };
-        judged.push(searchers.evaluate(pair, &options, &pool)?);
+        evaluated.push(searchers.evaluate(pair, &options, &pool)?);
     }
     searchers.leave();
     if !searchers.is_first() {
@@ -286,11 +286,11 @@ fn judge(
     }
     // Before anything is printed or published.
     pairs.iter().try_for_each(|pair| pair.bank.verify())?;
-    let mut judged = judged.into_iter();
-    let Some(((first, neighbours), pair)) = judged.next().zip(pairs.first()) else {
-        bail!(WrongUsage("there is no feature to judge".into()));
+    let mut evaluated = evaluated.into_iter();
+    let Some(((first, neighbours), pair)) = evaluated.next().zip(pairs.first()) else {
+        bail!(WrongUsage("there is no feature to evaluate".into()));
     };
-    let reports = KnnReports { first, other_features: judged.map(|(report, _)| report).collect() };
+    let reports = KnnReports { first, other_features: evaluated.map(|(report, _)| report).collect() };
     // A note about the rows is the same for each feature.
     let mut notes: Vec<&String> = Vec::new();
     for note in

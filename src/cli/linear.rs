@@ -28,11 +28,11 @@ const PROTOCOL_DIGITS: usize = 6;
 /// Images of a batch when rows are embedded.
 const BATCH_SIZE: usize = 256;
 
-/// Judge features by a linear classifier that is trained on them.
+/// Evaluate features by a linear classifier that is trained on them.
 ///
 /// Multinomial logistic regression on frozen features, of feature tables or of a run's newest checkpoint; of
 /// several layers, such as the paper's conv1 to conv5, in one call. The sweep over --lr and --weight-decay is
-/// decided by a tenth of the training rows, and the split that is judged is looked at once.
+/// decided by a tenth of the training rows, and the split that is evaluated is looked at once.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  instdisc linear --run runs/r50 --dataset data/in1k --split val \\\n    --feature conv1,conv2,conv3,conv4,conv5,pooled\n  instdisc linear --run runs/r50 --dataset data/in1k --label-fraction 0.01\n  instdisc linear --train train.arrow --test val.arrow --solver sgd --lr 30,3,0.3"
@@ -41,7 +41,7 @@ pub(super) struct LinearArgs {
     /// A feature table to train on; may be repeated, with as many --test
     #[arg(long, value_name = "URL", requires = "test", required_unless_present = "run")]
     train: Vec<String>,
-    /// The feature table that is judged
+    /// The feature table that is evaluated
     #[arg(long, value_name = "URL", requires = "train")]
     test: Vec<String>,
     /// A run: the features are those of its newest checkpoint, embedded once and kept in its eval/features
@@ -173,7 +173,7 @@ pub(super) fn run(global: &GlobalArgs, args: &LinearArgs) -> anyhow::Result<()> 
     };
     let mut reports = reports.into_iter().map(marked);
     let Some(first) = reports.next() else {
-        bail!(WrongUsage("there is no feature to judge".into()));
+        bail!(WrongUsage("there is no feature to evaluate".into()));
     };
     let report = LinearReport { first, other_features: reports.collect() };
     let all = std::iter::once(&report.first).chain(&report.other_features);

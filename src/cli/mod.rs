@@ -52,7 +52,7 @@ use crate::storage::{Location, RetryLimits, StorageOptions, Traffic};
 /// Instance discrimination at ImageNet scale, as batch jobs.
 ///
 /// ingest turns images into a dataset, train makes checkpoints with a memory bank, embed makes feature
-/// tables, knn judges them. Locations are paths or URLs (s3://, gs://, az://); credentials come from the
+/// tables, knn evaluates them. Locations are paths or URLs (s3://, gs://, az://); credentials come from the
 /// environment in the names of the object_store crate (AWS_ACCESS_KEY_ID, AWS_ENDPOINT, ...).
 ///
 /// Exit codes: 0 done; 2 wrong usage; 65 wrong or absent data; 69 a store is unavailable; 74 an I/O error; 75 stopped

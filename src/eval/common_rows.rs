@@ -1,4 +1,4 @@
-//! Rows by which they are judged themselves.
+//! Rows by which they are evaluated themselves.
 
 use std::collections::HashSet;
 

@@ -1,4 +1,4 @@
-//! Why features cannot be judged.
+//! Why features cannot be evaluated.
 
 use crate::checkpoint::CheckpointError;
 use crate::dataset::DatasetError;
@@ -7,7 +7,7 @@ use crate::feature_table::TableError;
 use crate::loader::LoaderError;
 use crate::storage::StorageError;
 
-/// Features cannot be judged.
+/// Features cannot be evaluated.
 #[derive(Debug, thiserror::Error)]
 pub enum EvalError {
     /// An option makes no sense for these tables.

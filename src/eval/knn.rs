@@ -254,7 +254,7 @@ fn no_scores(bank: &dyn Table, queries: &FeatureTable) -> Option<String> {
     Some(format!("{who}, so there are neighbours and no scores"))
 }
 
-/// That queries are judged by themselves, where they are.
+/// That queries are evaluated by themselves, where they are.
 fn own_votes(bank: &dyn Table, queries: &FeatureTable, options: &KnnOptions) -> Option<String> {
     if options.leave_one_out {
         return None;

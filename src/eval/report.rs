@@ -48,7 +48,7 @@ pub struct KnnReport {
     pub dataset_digest: String,
     /// The split of the queries.
     pub split: String,
-    /// What computed the judged features, `cpu` or `cuda`, where their table names it.
+    /// What computed the evaluated features, `cpu` or `cuda`, where their table names it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device: Option<String>,
     /// In which type: `f32`, `tf32`, `bf16` or `f16`.

@@ -38,7 +38,7 @@ pub enum WatchEnd {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct WatchSummary {
     /// The steps whose checkpoints this watcher evaluated, in order.
-    pub judged: Vec<u64>,
+    pub evaluated: Vec<u64>,
     /// The steps whose checkpoints cannot be evaluated, in order.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub failed: Vec<u64>,
@@ -53,20 +53,20 @@ pub fn report_location(run: &Location, name: &str, step: u64) -> Location {
 
 /// Evaluates every checkpoint of the run that has no report of this name, oldest first, and waits for more.
 ///
-/// `judge` is called with the step, the checkpoint's folder and the lock of the report, which it has to publish.
+/// `evaluate` is called with the step, the checkpoint's folder and the lock of the report, which it has to publish.
 /// Where it fails by the checkpoint itself, as `is_damaged` tells, the step is among the failed ones of the summary,
 /// and the others are evaluated all the same.
 ///
 /// # Errors
-/// The first other error of `judge`, or of the store. A checkpoint that was removed meanwhile is no error.
+/// The first other error of `evaluate`, or of the store. A checkpoint that was removed meanwhile is no error.
 pub fn watch<E: From<CheckpointError> + std::fmt::Display>(
     run: &Location,
     name: &str,
     options: &WatchOptions,
     is_damaged: impl Fn(&E) -> bool,
-    mut judge: impl FnMut(u64, &Location, &Lock) -> Result<(), E>,
+    mut evaluate: impl FnMut(u64, &Location, &Lock) -> Result<(), E>,
 ) -> Result<WatchSummary, E> {
-    let (mut judged, mut failed) = (Vec::new(), BTreeSet::new());
+    let (mut evaluated, mut failed) = (Vec::new(), BTreeSet::new());
     let mut last_news = Instant::now();
     let mut newest = None;
     loop {
@@ -91,7 +91,7 @@ pub fn watch<E: From<CheckpointError> + std::fmt::Display>(
             };
             // Another watcher may have published and given back its lock since the look above.
             let done = report.exists().map_err(CheckpointError::from)?;
-            let result = if done { Ok(()) } else { judge(*step, folder, &lock) };
+            let result = if done { Ok(()) } else { evaluate(*step, folder, &lock) };
             drop(lock);
             if let Err(error) = result {
                 if !is_listed(run, *step)? {
@@ -104,7 +104,7 @@ pub fn watch<E: From<CheckpointError> + std::fmt::Display>(
                 tracing::error!("{folder}: cannot be evaluated, the other checkpoints are: {error:#}");
                 failed.insert(*step);
             } else if !done {
-                judged.push(*step);
+                evaluated.push(*step);
             }
             (worked, last_news) = (true, Instant::now());
         }
@@ -115,7 +115,7 @@ pub fn watch<E: From<CheckpointError> + std::fmt::Display>(
             (false, false) => None,
         };
         if let Some(end) = end {
-            return Ok(WatchSummary { judged, failed: failed.into_iter().collect(), end });
+            return Ok(WatchSummary { evaluated, failed: failed.into_iter().collect(), end });
         }
         if !worked {
             std::thread::sleep(options.poll);

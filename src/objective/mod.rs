@@ -1,4 +1,4 @@
-//! Objectives: how a batch of features is judged against the memory bank.
+//! Objectives: how a batch of features is evaluated against the memory bank.
 //!
 //! With similarity `s`, temperature τ, `n` instances and a query's own row `v`:
 //!

@@ -295,7 +295,7 @@ fn many_tiles_give_what_one_gives() {
 }
 
 #[test]
-fn a_bank_of_16_bits_is_judged_as_its_own_values_are() {
+fn a_bank_of_16_bits_is_evaluated_as_its_own_values_are() {
     for dtype in [BankDtype::Bf16, BankDtype::F16] {
         let mut case = Case::random(4, 30, 3, 8, Sampling::PerSample);
         case.bank = case.bank.with_dtype(dtype);

@@ -2,7 +2,7 @@
 //!
 //! [`train`] reads a dataset, moves encoder and memory bank step by step, and publishes checkpoints from
 //! which the same command goes on. Everything that changes state is a visible call in `Trainer::step`.
-//! The trainer does not know how its progress is shown or how the bank is judged: hooks do that.
+//! The trainer does not know how its progress is shown or how the bank is evaluated: hooks do that.
 //!
 //! Invariant: after a resume, weights and bank are bit for bit those of an uninterrupted run (on the CPU,
 //! with the same number of threads).
@@ -118,9 +118,9 @@ pub struct StepReport {
     pub data_wait: f64,
 }
 
-/// What is judged after an epoch.
+/// What is evaluated after an epoch.
 #[derive(Clone, Copy, Debug)]
-pub struct Judged<'a> {
+pub struct Evaluation<'a> {
     /// The encoder.
     pub encoder: &'a Encoder,
     /// The rows of the bank that are here; a fine-tuning has none.
@@ -145,8 +145,8 @@ pub trait Hooks {
     /// process of a run, each of which has some rows of the bank; all must make the same collectives.
     ///
     /// # Errors
-    /// Whatever keeps it from judging; the run goes on without.
-    fn judge(&mut self, _state: Judged<'_>) -> Result<Map<String, Value>, HookError> {
+    /// Whatever keeps it from evaluating; the run goes on without.
+    fn evaluate(&mut self, _state: Evaluation<'_>) -> Result<Map<String, Value>, HookError> {
         Ok(Map::new())
     }
 

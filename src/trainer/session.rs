@@ -22,7 +22,7 @@ use super::opening::tell;
 use super::parts_of_ranks::PartsOfRanks;
 use super::saving::{DataIdentity, Snapshot};
 use super::state::make_replicas_equal;
-use super::{Hooks, Judged, MetricsLine, Scope, StopFlag, TrainConfig, TrainError};
+use super::{Evaluation, Hooks, MetricsLine, Scope, StopFlag, TrainConfig, TrainError};
 
 /// The metrics are published at least so often, where there are any.
 const SHOWN_EVERY: Duration = Duration::from_secs(60);
@@ -179,8 +179,8 @@ impl<L: Learner> Session<L> {
         let Learned { encoder, cursor, .. } = self.learner.learned();
         let (bank, group) = (self.learner.bank(), self.group.as_ref());
         group.broadcast(&encoder.statistics(), 0)?;
-        let judged = hooks.judge(Judged { encoder, bank, group, step: cursor.step, stop });
-        Ok(judged.unwrap_or_else(|error| {
+        let evaluated = hooks.evaluate(Evaluation { encoder, bank, group, step: cursor.step, stop });
+        Ok(evaluated.unwrap_or_else(|error| {
             if !stop.load(Ordering::Relaxed) {
                 tracing::warn!("epoch {}: the monitor failed: {}", cursor.epoch, chain(&*error));
             }
@@ -241,7 +241,7 @@ impl<L: Learner> Session<L> {
         self.end_epoch(meter, epoch, hooks, stop)
     }
 
-    /// Saves, then judges: what the monitor meets costs no steps.
+    /// Saves, then evaluates: what the monitor meets costs no steps.
     fn end_epoch(
         &mut self,
         mut meter: Meter,
@@ -252,7 +252,7 @@ impl<L: Learner> Session<L> {
         let config = self.config();
         let done = self.cursor().epoch;
         let is_last = done == config.epochs;
-        let judges = !config.no_monitor && (is_last || done.is_multiple_of(config.monitor_every.max(1)));
+        let evaluates = !config.no_monitor && (is_last || done.is_multiple_of(config.monitor_every.max(1)));
         let falls_on = |every: u64| every > 0 && done.is_multiple_of(every);
         let is_due =
             is_last || falls_on(config.checkpoint_every_epochs.max(1)) || falls_on(config.keep_every_epochs);
@@ -263,7 +263,7 @@ impl<L: Learner> Session<L> {
         }
         // Before the evaluation: its time is not that of the steps.
         let mut line = meter.line(Scope::Epoch, self.cursor().step, epoch);
-        if judges && !decided.stop {
+        if evaluates && !decided.stop {
             line.monitor = self.evaluate(hooks, stop)?;
         }
         line.bank = self.learner.bank_health()?;

@@ -53,13 +53,13 @@ class Concurrency(unittest.TestCase):
         self.assertEqual(digest(self.store.newest_bank("killed")), reference())
         self.assertEqual([key for key in self.store.keys("killed/") if "/lock." in key], [])
 
-    def test_two_watchers_judge_each_checkpoint_once(self):
+    def test_two_watchers_evaluate_each_checkpoint_once(self):
         train(dataset(), f"s3://{BUCKET}/watched", "--checkpoint-every-epochs", 2, "--keep", 0, env=self.env)
         words = ["knn", "--run", f"s3://{BUCKET}/watched", "--dataset", dataset(), "--watch", "--k", 20]
         jobs = [start(*words, "--poll-interval", 1, env=self.env) for _ in range(2)]
-        judged = [finish(job).json["judged"] for job in jobs]
+        evaluated = [finish(job).json["evaluated"] for job in jobs]
         steps = [int(key.split("step-")[1][:8]) for key in self.store.keys("watched/") if "checkpoint.json" in key]
-        self.assertEqual(sorted(judged[0] + judged[1]), sorted(steps))
+        self.assertEqual(sorted(evaluated[0] + evaluated[1]), sorted(steps))
         self.assertEqual(len(steps), 7)
 
 

@@ -224,7 +224,7 @@ class Containers(unittest.TestCase):
         words = ["podman", "logs", container]
         return subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env).stdout
 
-    def test_the_pods_ingest_train_and_judge_and_a_sigterm_in_training_saves_a_checkpoint(self):
+    def test_the_pods_ingest_train_and_evaluate_and_a_sigterm_in_training_saves_a_checkpoint(self):
         self.secret()
         at = f"s3://{BUCKET}/pods"
         where = {"SOURCE": "/images", "DATASET": f"{at}/dataset", "RUN": f"{at}/run"}

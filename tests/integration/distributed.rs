@@ -374,11 +374,11 @@ fn several_processes_embed_and_vote_as_one_does() {
         assert_eq!(one, vote(3, bank, more));
     }
     // The parts are whole tables of their own, and the bank is what --run votes with.
-    let judge = |count: usize| {
+    let evaluate = |count: usize| {
         let call = |_| instdisc("knn --k 5 --split val").arg("--run", &run).arg("--dataset", dataset());
         serde_json::from_str::<Value>(&Ranks::start(count, call).ok()).expect("JSON")["grid"].clone()
     };
-    assert_eq!(judge(1), judge(2));
+    assert_eq!(evaluate(1), evaluate(2));
     let summary = instdisc("inspect --format json").arg("", &checkpoint).json();
     assert_eq!(summary["bank"]["rows"], 120);
 }

@@ -98,7 +98,7 @@ fn a_killed_fine_tuning_goes_on_to_the_weights_of_an_undisturbed_one() {
         let ended = signal_at(call(&broken, every), &broken, step, signal);
         assert_eq!(ended, code, "{signal} at step {step}");
     }
-    // The last one: it is killed before or while the classifier is judged, or comes too late.
+    // The last one: it is killed before or while the classifier is evaluated, or comes too late.
     let ended = signal_at(call(&broken, 1), &broken, 64, "-KILL");
     assert!(matches!(ended, None | Some(0)), "{ended:?}");
     if ended.is_some() {

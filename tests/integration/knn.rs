@@ -115,15 +115,15 @@ fn a_table_may_have_any_name() {
     let dir = scratch();
     let case = Case { rows: 50, queries: 10, dim: 6, classes: 2, k: "5" };
     let bank = table(1, Kind::Bank, case.rows, &case, false);
-    let judge = |name: &str| {
+    let evaluate = |name: &str| {
         let (bank_at, queries_at) = (dir.path().join(name), dir.path().join("queries"));
         write(&bank, &bank_at);
         write(&table(2, Kind::Embedding, case.queries, &case, false), &queries_at);
         instdisc("knn --k 5").arg("--bank", &bank_at).arg("--queries", &queries_at).json()["top1"].clone()
     };
-    let expected = judge("bank.arrow");
+    let expected = evaluate("bank.arrow");
     for name in ["bank.feather", "bank.parquet", "bank"] {
-        assert_eq!(judge(name), expected, "{name}");
+        assert_eq!(evaluate(name), expected, "{name}");
     }
 }
 
@@ -133,7 +133,7 @@ fn queries_that_find_themselves_are_warned_of() {
     let (table_at, report_at) = (dir.path().join("train.arrow"), dir.path().join("knn.json"));
     let case = Case { rows: 50, queries: 0, dim: 6, classes: 2, k: "5" };
     write(&table(1, Kind::Embedding, case.rows, &case, false), &table_at);
-    let judged = |more: &str| {
+    let evaluated = |more: &str| {
         let call =
             instdisc(&format!("knn --k 5 {more}")).arg("--bank", &table_at).arg("--queries", &table_at);
         let (shown, output) = call.arg("--output", &report_at).output();
@@ -144,12 +144,12 @@ fn queries_that_find_themselves_are_warned_of() {
         (report, page, String::from_utf8(output.stderr).expect("text"))
     };
     // Four have no label.
-    let (report, page, said) = judged("");
+    let (report, page, said) = evaluated("");
     let note = "46 of 46 queries of split `train` find themselves in the bank";
     assert!(report["notes"][0].as_str().is_some_and(|text| text.starts_with(note)), "{report}");
     assert!(said.contains("WARN") && said.contains(note) && said.contains("--leave-one-out"), "{said}");
     assert!(page.contains("<p class=\"warning\" role=\"note\">46 of 46 queries"));
-    let (report, page, said) = judged("--leave-one-out");
+    let (report, page, said) = evaluated("--leave-one-out");
     assert!(report.get("notes").is_none() && !page.contains("class=\"warning\"") && !said.contains("WARN"));
 }
 
@@ -220,7 +220,7 @@ fn duplicates_that_ingest_found_do_not_vote() {
 
 #[cfg(feature = "torch")]
 #[test]
-fn a_watcher_judges_each_checkpoint_once_and_ends_with_the_run() {
+fn a_watcher_evaluates_each_checkpoint_once_and_ends_with_the_run() {
     use super::support::{dataset, train};
 
     let dir = scratch();
@@ -230,8 +230,8 @@ fn a_watcher_judges_each_checkpoint_once_and_ends_with_the_run() {
         let call = instdisc("knn --watch --split val --k 5 --poll-interval 1");
         call.arg("--run", &run).arg("--dataset", dataset()).json()
     };
-    assert_eq!(watch(), serde_json::json!({"judged": [0, 8, 16], "end": "finished"}));
-    assert_eq!(watch(), serde_json::json!({"judged": [], "end": "finished"}));
+    assert_eq!(watch(), serde_json::json!({"evaluated": [0, 8, 16], "end": "finished"}));
+    assert_eq!(watch(), serde_json::json!({"evaluated": [], "end": "finished"}));
     for step in [0, 8, 16] {
         let report = run.join(format!("eval/knn-val-k5-step-{step:08}.json"));
         let report: serde_json::Value =
@@ -258,7 +258,7 @@ fn a_watcher_passes_over_a_changed_bank_and_ends_with_wrong_data() {
     let (_, output) = watch.arg("--run", &run).arg("--dataset", dataset()).output();
     assert_eq!(output.status.code(), Some(65));
     let summary: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    assert_eq!(summary, serde_json::json!({"judged": [0, 16], "failed": [8], "end": "finished"}));
+    assert_eq!(summary, serde_json::json!({"evaluated": [0, 16], "failed": [8], "end": "finished"}));
     let has_report = |step: u32| run.join(format!("eval/knn-val-k5-step-{step:08}.json")).exists();
     assert!(has_report(0) && has_report(16) && !has_report(8));
     let call = instdisc("knn --k 5").arg("--bank", &bank).arg("--queries", &bank);

@@ -1,4 +1,4 @@
-//! A checkpoint of lemniscate.pytorch, converted and judged.
+//! A checkpoint of lemniscate.pytorch, converted and evaluated.
 
 use std::path::Path;
 
@@ -37,6 +37,6 @@ fn a_checkpoint_of_lemniscate_keeps_its_rows_and_its_network() {
     assert_eq!(knn.json()["top1"], 1.0);
     let inspected = instdisc("inspect").arg("", &checkpoint).ok();
     assert!(inspected.contains("bank.never_updated                 120"), "{inspected}");
-    let judged = instdisc("knn --k 5 --split val").arg("--run", &run).arg("--dataset", dataset()).json();
-    assert_eq!((judged["queries"].as_u64(), judged["step"].as_u64()), (Some(40), Some(1000)));
+    let evaluated = instdisc("knn --k 5 --split val").arg("--run", &run).arg("--dataset", dataset()).json();
+    assert_eq!((evaluated["queries"].as_u64(), evaluated["step"].as_u64()), (Some(40), Some(1000)));
 }

@@ -70,15 +70,15 @@ fn assert_like_sklearn(test: &str, own: &Value, tables: [&Path; 2], decay: &str)
 fn the_probe_scores_as_scikit_learn_does() {
     let test = "the_probe_scores_as_scikit_learn_does";
     let dir = scratch();
-    let (train, judged) = (dir.path().join("train.arrow"), dir.path().join("test.arrow"));
+    let (train, evaluated) = (dir.path().join("train.arrow"), dir.path().join("test.arrow"));
     write(&table(1, 4000, "train"), &train);
-    write(&table(2, 4000, "val"), &judged);
+    write(&table(2, 4000, "val"), &evaluated);
     for decay in ["1e-2", "1e-4", "1e-6"] {
         let call = instdisc(&format!("linear --device cpu --weight-decay {decay}"));
-        let report = call.arg("--train", &train).arg("--test", &judged).json();
+        let report = call.arg("--train", &train).arg("--test", &evaluated).json();
         assert_eq!((&report["converged"], report.get("notes")), (&Value::Bool(true), None));
         assert!(report["top1"].as_f64() > Some(0.3) && report["top1"].as_f64() < Some(0.9), "{report}");
-        assert_like_sklearn(test, &report, [&train, &judged], decay);
+        assert_like_sklearn(test, &report, [&train, &evaluated], decay);
     }
     // Rows that were trained on say little.
     let call = instdisc("linear --device cpu --weight-decay 1e-2");
@@ -151,15 +151,15 @@ fn the_probe_of_a_run_on_a_sample_is_trained_on_that_sample() {
 #[test]
 fn few_labels_are_a_fixed_and_balanced_subset_that_is_recorded() {
     let dir = scratch();
-    let (train, judged) = (dir.path().join("train.arrow"), dir.path().join("test.arrow"));
+    let (train, evaluated) = (dir.path().join("train.arrow"), dir.path().join("test.arrow"));
     write(&table(3, 2000, "train"), &train);
-    write(&table(4, 500, "val"), &judged);
+    write(&table(4, 500, "val"), &evaluated);
     let probe = |fraction: &str, seed: u32, name: &str| {
         instdisc(&format!(
             "linear --device cpu --weight-decay 1e-3 --label-fraction {fraction} --label-seed {seed}"
         ))
         .arg("--train", &train)
-        .arg("--test", &judged)
+        .arg("--test", &evaluated)
         .arg("--output", dir.path().join(name))
         .ok();
         let report = std::fs::read(dir.path().join(name)).expect("the report");
@@ -170,7 +170,7 @@ fn few_labels_are_a_fixed_and_balanced_subset_that_is_recorded() {
     assert_eq!(tenth["labels"], probe("0.1", 0, "b.json")["labels"]);
     assert_ne!(tenth["labels"], probe("0.1", 1, "c.json")["labels"]);
     let all =
-        instdisc("linear --device cpu --weight-decay 1e-3").arg("--train", &train).arg("--test", &judged);
+        instdisc("linear --device cpu --weight-decay 1e-3").arg("--train", &train).arg("--test", &evaluated);
     assert!(all.json()["top1"].as_f64() > tenth["top1"].as_f64());
     let record = std::fs::read(dir.path().join("a-labels.parquet")).expect("the record");
     let record =

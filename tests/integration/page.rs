@@ -67,7 +67,7 @@ fn a_page_without_labels_works_in_a_browser_too() {
 }
 
 #[test]
-fn several_features_are_judged_in_one_pass() {
+fn several_features_are_evaluated_in_one_pass() {
     use super::support::train;
     let dir = scratch();
     let run = dir.path().join("run");

@@ -239,7 +239,7 @@ mod trained {
     }
 
     #[test]
-    fn a_run_is_judged_by_its_newest_checkpoint() {
+    fn a_run_is_evaluated_by_its_newest_checkpoint() {
         let dir = scratch();
         let run = dir.path().join("run");
         train(dataset(), &run, "--epochs 1 --no-monitor").ok();

@@ -349,7 +349,7 @@ mod training {
     }
 
     #[test]
-    fn a_run_in_a_store_over_a_bad_network_equals_one_in_a_folder_and_is_judged_the_same() {
+    fn a_run_in_a_store_over_a_bad_network_equals_one_in_a_folder_and_is_evaluated_the_same() {
         let dir = scratch();
         let run = dir.path().join("run");
         let more = "--epochs 1 --keep 0 --no-monitor";
@@ -398,7 +398,7 @@ mod training {
     }
 
     #[test]
-    fn images_that_are_judged_after_each_epoch_are_fetched_once() {
+    fn images_that_are_evaluated_after_each_epoch_are_fetched_once() {
         let bucket = Bucket::start(Faults::default());
         ran(ingest(&bucket));
         let (dir, data) = (scratch(), bucket.url("data"));

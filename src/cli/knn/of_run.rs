@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::peers::Peers;
 use super::{
-    DEFAULT_K, DEFAULT_MAP_POINTS, DEFAULT_TEMPERATURE, Pair, Place, Searchers, judge, line, print_reports,
+    DEFAULT_K, DEFAULT_MAP_POINTS, DEFAULT_TEMPERATURE, Pair, Place, Searchers, evaluate, line, print_reports,
 };
 use serde_json::Value;
 
@@ -26,8 +26,8 @@ use crate::storage::{Location, PublishMode, StorageError};
 /// Images of a batch.
 const BATCH_SIZE: usize = 256;
 
-/// Judges the newest checkpoint, or with `--watch` all of them.
-pub(super) fn judge_run(
+/// Evaluates the newest checkpoint, or with `--watch` all of them.
+pub(super) fn evaluate_run(
     global: &GlobalArgs,
     args: &KnnArgs,
     run: &Location,
@@ -52,7 +52,7 @@ pub(super) fn judge_run(
         args.train_split.as_deref().unwrap_or_default(),
         args.split.as_deref(),
     )?;
-    let whole = Judging { global, args, run, features, peers, dataset, manifest, split };
+    let whole = RunEvaluation { global, args, run, features, peers, dataset, manifest, split };
     let Some((step, folder)) = newest else {
         if peers.group.world() > 1 {
             let reason =
@@ -78,7 +78,7 @@ pub(super) fn judge_run(
     let pairs = whole.tables(checkpoint, progress_of(peers.is_first(), &Terminal::default()))?;
     let place =
         Place { output, run: Some(run.clone()), weights: Some(weights), mode: PublishMode::Overwrite };
-    print_reports(global, args, judge(global, args, &pairs, Some(&place), peers)?.as_ref())
+    print_reports(global, args, evaluate(global, args, &pairs, Some(&place), peers)?.as_ref())
 }
 
 impl KnnArgs {
@@ -140,8 +140,8 @@ impl Feature {
     }
 }
 
-/// A run that is judged.
-struct Judging<'a> {
+/// A run that is evaluated.
+struct RunEvaluation<'a> {
     global: &'a GlobalArgs,
     args: &'a KnnArgs,
     run: &'a Location,
@@ -152,7 +152,7 @@ struct Judging<'a> {
     split: String,
 }
 
-impl Judging<'_> {
+impl RunEvaluation<'_> {
     fn watch(&self) -> anyhow::Result<()> {
         let Self { global, args, run, peers, .. } = *self;
         let name = args.report_name(&self.split);
@@ -168,10 +168,10 @@ impl Judging<'_> {
             lock.check()?;
             let output = report_location(run, &name, step);
             let place = Place { output, run: Some(run.clone()), weights, mode: PublishMode::Create };
-            match judge(global, args, &pairs, Some(&place), peers) {
+            match evaluate(global, args, &pairs, Some(&place), peers) {
                 Ok(reports) => reports.iter().for_each(|reports| say(&line(&reports.first))),
                 Err(error) if is_done_already(&error) => {
-                    say(&format!("step {step}: judged by another watcher"));
+                    say(&format!("step {step}: evaluated by another watcher"));
                 }
                 Err(error) => return Err(error),
             }

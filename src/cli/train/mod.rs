@@ -28,7 +28,7 @@ use crate::dataset::Manifest;
 use crate::progress::Progress;
 use crate::storage::Location;
 use crate::trainer::{
-    Estimate, HookError, Hooks, Images, Judged, MetricsLine, Outcome, RunSummary, Scope, StepReport,
+    Estimate, Evaluation, HookError, Hooks, Images, MetricsLine, Outcome, RunSummary, Scope, StepReport,
     StopFlag, TrainConfig, TrainError, TrainJob, train,
 };
 use crate::units::shell_word;
@@ -198,7 +198,7 @@ fn resolve(
     Ok(config)
 }
 
-/// Shows a run in the terminal and judges the bank after each epoch.
+/// Shows a run in the terminal and evaluates the bank after each epoch.
 struct TerminalHooks<'a> {
     job: &'a TrainJob,
     /// Of several processes one speaks.
@@ -290,7 +290,7 @@ impl Hooks for TerminalHooks<'_> {
         self.say_when_it_ends(report);
     }
 
-    fn judge(&mut self, state: Judged<'_>) -> Result<Map<String, Value>, HookError> {
+    fn evaluate(&mut self, state: Evaluation<'_>) -> Result<Map<String, Value>, HookError> {
         let opened = match self.monitor {
             Some(_) => Ok(()),
             None => {
@@ -298,14 +298,14 @@ impl Hooks for TerminalHooks<'_> {
                 Monitor::open(&job.dataset, &job.config, *is_first).map(|opened| self.monitor = Some(opened))
             }
         };
-        // Where one process cannot judge, none does.
+        // Where one process cannot evaluate, none does.
         let failed = state.group.gather_bytes(&[u8::from(opened.is_err())])?;
         opened?;
         if let Some(rank) = failed.iter().position(|flag| flag == &[1]) {
             return Err(format!("rank {rank} cannot open the dataset").into());
         }
         let began = Instant::now();
-        let scores = self.monitor.as_ref().map_or_else(|| Ok(Map::new()), |monitor| monitor.judge(state));
+        let scores = self.monitor.as_ref().map_or_else(|| Ok(Map::new()), |monitor| monitor.evaluate(state));
         if let Some(meter) = &mut self.meter {
             meter.paused(began.elapsed());
         }

@@ -14,7 +14,7 @@ use crate::ids::{ClassId, InstanceId};
 use crate::loader::{DatasetSource, Source, Subset};
 use crate::progress::Progress;
 use crate::storage::Location;
-use crate::trainer::{FEWEST_MONITORED, HookError, Judged, StopFlag, TrainConfig};
+use crate::trainer::{Evaluation, FEWEST_MONITORED, HookError, StopFlag, TrainConfig};
 
 /// Query images at most, where their number is not given; below that they are a share of the training images,
 /// [`FEWEST_MONITORED`] at least. They pass forward alone, which by the count of operations is a third of a step's work.
@@ -121,8 +121,8 @@ impl Monitor {
 
     /// The scores of encoder and bank as they are now; none where there is nothing to score. Each process embeds some
     /// of the images and searches the rows of the bank that it has.
-    pub(super) fn judge(&self, state: Judged<'_>) -> Result<Map<String, Value>, HookError> {
-        let Judged { encoder, bank, group, step, stop } = state;
+    pub(super) fn evaluate(&self, state: Evaluation<'_>) -> Result<Map<String, Value>, HookError> {
+        let Evaluation { encoder, bank, group, step, stop } = state;
         let mut scores = Map::new();
         let (Some((source, meta)), Some(bank)) = (&self.queries, bank) else { return Ok(scores) };
         let own = share(source.len(), group);

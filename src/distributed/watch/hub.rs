@@ -135,7 +135,7 @@ impl Hub {
                 self.ranks().members.iter_mut().flatten().for_each(|seen| seen.last = Instant::now());
             }
             round = Instant::now();
-            self.judge();
+            self.decide();
             if told.elapsed() >= BEAT {
                 told = Instant::now();
                 self.tell_all(&Line::Beat { begun: 0 });
@@ -186,7 +186,7 @@ impl Hub {
         }
     }
 
-    fn judge(&self) {
+    fn decide(&self) {
         if self.shared.verdict().is_some() {
             return;
         }

@@ -83,7 +83,7 @@ fn watch(shared: &Shared, writer: &TcpStream, mut lines: Lines) {
                 return;
             }
         }
-        // Who was stopped itself hears late; it is not for it to judge.
+        // Who was stopped itself hears late; others decide.
         if round.elapsed() > GAP {
             heard = Instant::now();
         }

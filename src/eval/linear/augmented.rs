@@ -45,8 +45,8 @@ pub struct AugmentedJob {
     pub threads: usize,
 }
 
-/// Trains a probe for each layer, each epoch on crops and mirror images of its own, and judges it by the
-/// tables of the judged split, one for each layer.
+/// Trains a probe for each layer, each epoch on crops and mirror images of its own, and evaluates it by the
+/// tables of the evaluated split, one for each layer.
 ///
 /// # Errors
 /// If images or tables cannot be read or do not belong together, or the solver is not `sgd`.

@@ -3,7 +3,7 @@
 //! Minimised is the mean cross entropy of the training rows plus `weight_decay / 2` times the squared weights
 //! (the bias has no decay), so with L-BFGS the answer is scikit-learn's `LogisticRegression` with
 //! `C = 1 / (weight_decay * rows)`. Of several settings the one is taken that does best on a tenth of the
-//! training rows which it did not see, and it is then fitted to all of them; the judged split is looked at
+//! training rows which it did not see, and it is then fitted to all of them; the evaluated split is looked at
 //! once.
 
 mod augmented;
@@ -118,7 +118,7 @@ impl LinearOptions {
     }
 }
 
-/// Trains a probe on the labelled rows of one table and judges it by those of another.
+/// Trains a probe on the labelled rows of one table and evaluates it by those of another.
 ///
 /// # Errors
 /// If the tables do not belong together, or one has no labels.
@@ -133,7 +133,7 @@ pub fn probe(
     let device = selected(options)?;
     let started = Instant::now();
     let classes = train.meta.classes.len();
-    let (rows, judged) = (Examples::of(train)?, Examples::of(test)?);
+    let (rows, evaluated) = (Examples::of(train)?, Examples::of(test)?);
     let cells = options.cells();
     let fit = |rows: &Examples, cells: &[Cell]| {
         let (what, passes) = match options.solver {
@@ -154,7 +154,7 @@ pub fn probe(
         choose(&cells, heads.iter().map(|head| head.score(&held_out, device)))
     };
     let head = fit(&rows, &[chosen])?.remove(0);
-    let score = head.score(&judged, device);
+    let score = head.score(&evaluated, device);
     Ok(report(
         &train.meta,
         &test.meta,
@@ -244,7 +244,7 @@ fn choose(cells: &[Cell], scores: impl Iterator<Item = Score>) -> (Cell, Vec<Swe
     (cells[at], sweep)
 }
 
-/// A probe that was trained and judged.
+/// A probe that was trained and evaluated.
 struct Fitted {
     chosen: Cell,
     sweep: Vec<SweepCell>,
@@ -254,7 +254,7 @@ struct Fitted {
     note: Option<String>,
 }
 
-/// That rows are judged that were trained on, where they are.
+/// That rows are evaluated that were trained on, where they are.
 fn trained_on_note(train: &TableMeta, ids: &[InstanceId], test: &FeatureTable) -> Option<String> {
     let seen = common_rows(&train.split, ids, test)?;
     Some(format!("{seen} were trained on, so the scores tell what is remembered"))

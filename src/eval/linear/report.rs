@@ -32,7 +32,7 @@ pub struct ProbeReport {
     pub top5_interval: [f64; 2],
     /// The layer and its width.
     pub feature: String,
-    /// Labelled rows that were judged.
+    /// Labelled rows that were evaluated.
     pub queries: usize,
     /// Labelled rows that were trained on.
     pub train_rows: usize,
@@ -68,9 +68,9 @@ pub struct ProbeReport {
     pub dataset_digest: String,
     /// The split that was trained on.
     pub train_split: String,
-    /// The split that was judged.
+    /// The split that was evaluated.
     pub split: String,
-    /// What computed the judged features, `cpu` or `cuda`, where their table names it.
+    /// What computed the evaluated features, `cpu` or `cuda`, where their table names it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device: Option<String>,
     /// In which type: `f32`, `tf32`, `bf16` or `f16`.

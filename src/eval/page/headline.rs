@@ -1,4 +1,4 @@
-//! What was judged, and the scores.
+//! What was evaluated, and the scores.
 
 use super::PageInput;
 use super::text::{add, escape, grouped, interval, percent};

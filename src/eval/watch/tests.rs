@@ -25,9 +25,9 @@ fn options() -> WatchOptions {
 fn watch_whole(
     run: &Location,
     options: &WatchOptions,
-    judge: impl FnMut(u64, &Location, &Lock) -> Result<(), CheckpointError>,
+    evaluate: impl FnMut(u64, &Location, &Lock) -> Result<(), CheckpointError>,
 ) -> Result<WatchSummary, CheckpointError> {
-    watch(run, "knn-val", options, |_| false, judge)
+    watch(run, "knn-val", options, |_| false, evaluate)
 }
 
 fn publish(run: &Location, step: u64) -> Result<(), CheckpointError> {
@@ -35,23 +35,23 @@ fn publish(run: &Location, step: u64) -> Result<(), CheckpointError> {
 }
 
 #[test]
-fn checkpoints_are_judged_once_in_order_and_across_restarts() {
+fn checkpoints_are_evaluated_once_in_order_and_across_restarts() {
     let (_dir, run) = run();
     for step in [20, 5, 10] {
         add_checkpoint(&run, step);
     }
     let first = watch_whole(&run, &options(), |step, _, _| publish(&run, step)).expect("watched");
-    assert_eq!(first, WatchSummary { judged: vec![5, 10, 20], failed: vec![], end: WatchEnd::Idle });
+    assert_eq!(first, WatchSummary { evaluated: vec![5, 10, 20], failed: vec![], end: WatchEnd::Idle });
     add_checkpoint(&run, 30);
     mark_finished(&run, 30).expect("marked");
     let second = watch_whole(&run, &options(), |step, _, _| publish(&run, step)).expect("watched");
-    assert_eq!(second, WatchSummary { judged: vec![30], failed: vec![], end: WatchEnd::Finished });
+    assert_eq!(second, WatchSummary { evaluated: vec![30], failed: vec![], end: WatchEnd::Finished });
     let left = run.join("eval").list().expect("a list");
     assert_eq!(left.len(), 4, "no lock is left: {left:?}");
 }
 
 #[test]
-fn a_checkpoint_that_appears_while_watching_is_judged() {
+fn a_checkpoint_that_appears_while_watching_is_evaluated() {
     let (_dir, run) = run();
     add_checkpoint(&run, 1);
     let summary = watch_whole(&run, &options(), |step, _, _| {
@@ -63,7 +63,7 @@ fn a_checkpoint_that_appears_while_watching_is_judged() {
         }
         Ok(())
     });
-    let expected = WatchSummary { judged: vec![1, 2, 3, 4], failed: vec![], end: WatchEnd::Finished };
+    let expected = WatchSummary { evaluated: vec![1, 2, 3, 4], failed: vec![], end: WatchEnd::Finished };
     assert_eq!(summary.expect("watched"), expected);
 }
 
@@ -75,7 +75,7 @@ fn two_watchers_do_each_checkpoint_once() {
     }
     mark_finished(&run, 11).expect("marked");
     let calls = Mutex::new(Vec::new());
-    // While the other one judges the last there is nothing to do for one of them.
+    // While the other one evaluates the last there is nothing to do for one of them.
     let options = WatchOptions { idle_timeout: Some(Duration::from_secs(60)), ..options() };
     let watcher = || {
         watch_whole(&run, &options, |step, _, _| {
@@ -101,10 +101,10 @@ fn a_checkpoint_whose_lock_another_watcher_holds_is_left_to_it() {
     add_checkpoint(&run, 7);
     let held = take_lock(&report_location(&run, "knn-val", 7)).expect("the store works").expect("free");
     let summary = watch_whole(&run, &options(), |step, _, _| publish(&run, step)).expect("watched");
-    assert_eq!(summary, WatchSummary { judged: vec![], failed: vec![], end: WatchEnd::Idle });
+    assert_eq!(summary, WatchSummary { evaluated: vec![], failed: vec![], end: WatchEnd::Idle });
     drop(held);
     let summary = watch_whole(&run, &options(), |step, _, _| publish(&run, step)).expect("watched");
-    assert_eq!(summary.judged, [7]);
+    assert_eq!(summary.evaluated, [7]);
 }
 
 /// Older versions wrote claims with the time at which they run out, and believed clocks.
@@ -115,7 +115,7 @@ fn a_claim_of_a_clock_that_is_ahead_stops_nobody() {
     let claim = run.join("eval/knn-val-step-00000007.json.claim-0");
     claim.publish(r#"{"until": 99999999999.0}"#, PublishMode::Create).expect("a claim");
     let summary = watch_whole(&run, &options(), |step, _, _| publish(&run, step)).expect("watched");
-    assert_eq!(summary.judged, [7]);
+    assert_eq!(summary.evaluated, [7]);
 }
 
 #[test]
@@ -139,7 +139,7 @@ fn a_damaged_checkpoint_is_reported_once_and_the_others_are_evaluated() {
             publish(&run, step)
         },
     );
-    let expected = WatchSummary { judged: vec![5, 15], failed: vec![10], end: WatchEnd::Finished };
+    let expected = WatchSummary { evaluated: vec![5, 15], failed: vec![10], end: WatchEnd::Finished };
     assert_eq!((summary.expect("watched"), calls), (expected, vec![5, 10, 15]));
 }
 
@@ -157,5 +157,5 @@ fn a_failure_gives_the_lock_back_and_a_removed_checkpoint_is_passed_over() {
         }
         publish(&run, step)
     });
-    assert_eq!(summary.expect("watched").judged, [2]);
+    assert_eq!(summary.expect("watched").evaluated, [2]);
 }

@@ -34,7 +34,7 @@ pub(super) struct BaselineDecoder {
 impl BaselineDecoder {
     /// Decodes a region, plane after plane, from the whole file or the tiles at `offsets`, and tells how many planes there are.
     ///
-    /// `None`: something that libjpeg has to judge.
+    /// `None`: left to libjpeg.
     pub(super) fn decode(
         &mut self,
         file: &[u8],
@@ -58,7 +58,7 @@ impl BaselineDecoder {
 
     /// Decodes every coefficient and gives the brightness of all pixels.
     ///
-    /// `None`: something that libjpeg has to judge, or would warn of. Header segments are not looked at closely;
+    /// `None`: left to libjpeg, or would warn of. Header segments are not looked at closely;
     /// that is left to libjpeg's own look at them.
     pub(super) fn check(&mut self, file: &[u8], frame: &Frame) -> Option<Vec<u8>> {
         let region = Region { left: 0, top: 0, width: frame.width, height: frame.height };

@@ -60,7 +60,7 @@ impl ScanDecoder {
     /// Decodes the samples of the first `wanted` components under a region; with `offsets`, where each segment
     /// begins and the last one ends, nothing else of the file is looked at.
     ///
-    /// `None`: something that libjpeg has to judge.
+    /// `None`: left to libjpeg.
     pub(super) fn decode(
         &mut self,
         file: &[u8],
