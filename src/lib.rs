@@ -29,6 +29,9 @@ pub mod model;
 #[cfg(feature = "torch")]
 pub mod objective;
 
+pub mod augment;
+pub mod search;
+
 pub mod eval;
 pub mod ingest;
 pub mod loader;

@@ -6,11 +6,12 @@ use serde_json::{Value, json};
 
 use super::exit::{WrongData, WrongUsage};
 use super::{GlobalArgs, write_json};
+use crate::augment::{CropBox, Recipe, augment};
 use crate::checkpoint::{Checkpoint, TrainedOn};
 use crate::dataset::Manifest;
 use crate::ids::{InstanceId, Position};
 use crate::image::{DecodedImage, Limits, decode, encode_png};
-use crate::loader::{CropBox, DatasetSource, Recipe, Source, augment};
+use crate::loader::{DatasetSource, Source};
 use crate::storage::PublishMode;
 
 /// Between the two images, in pixels.

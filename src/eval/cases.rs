@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::{Neighbours, vote};
+use super::vote;
 use crate::feature_table::{FeatureTable, Table};
 use crate::ids::ClassId;
 use crate::rng::{Purpose, Stream};
+use crate::search::Neighbours;
 use crate::units::Temperature;
 
 /// Queries of each kind in the gallery.

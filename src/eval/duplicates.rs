@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::Neighbours;
 use crate::dataset::DuplicateRow;
 use crate::feature_table::Table;
 use crate::ids::InstanceId;
+use crate::search::Neighbours;
 
 /// For each query, the instances of the bank that are its duplicates.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

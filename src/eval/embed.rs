@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use tch::{Kind as TensorKind, Tensor};
 
+use crate::augment::EvalTransform;
 use crate::checkpoint::{Checkpoint, CheckpointError, MODEL};
 use crate::dataset::{DatasetError, Manifest};
 use crate::distributed::{DistributedError, ProcessGroup};
 use crate::failure::Failure;
 use crate::feature_table::{FeatureTable, Kind, StoredTable, Table, TableError, TableMeta};
 use crate::ids::InstanceId;
-use crate::loader::{EvalTransform, LoaderError, Source, Subset, evaluation_batches};
+use crate::loader::{LoaderError, Source, Subset, evaluation_batches};
 use crate::model::{
     DeviceChoice, DeviceError, Encoder, EncoderConfig, FeatureLayer, NamedTensors, NoSuchLayer, WeightsError,
     select_device_of,

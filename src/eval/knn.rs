@@ -8,11 +8,11 @@ use rayon::prelude::*;
 use super::common_rows::common_rows;
 use super::interval::score_interval;
 use super::report::{ClassScore, Confusion, GridCell, KnnReport, Timing};
-use super::search::{Neighbours, search};
 use super::vote::{Ballot, Outcome};
 use super::{Duplicates, EvalError};
 use crate::feature_table::{FeatureTable, Kind, Table, UnitRows};
 use crate::ids::ClassId;
+use crate::search::{Neighbours, search};
 use crate::units::Temperature;
 
 /// A class counts for top-5 when it is among so many.

@@ -119,8 +119,8 @@ fn tsne(table: &FeatureTable, rows: &[usize], components: &[[f32; 2]]) -> Vec<[f
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Shape, draw_tables};
     use super::*;
+    use crate::search::{Shape, draw_tables};
 
     /// Points on a line in space, with a little noise across: the first component is the place on it.
     #[test]

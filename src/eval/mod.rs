@@ -7,7 +7,6 @@
 mod bank;
 mod cases;
 mod common_rows;
-mod drawn;
 mod duplicates;
 #[cfg(feature = "torch")]
 mod embed;
@@ -27,14 +26,12 @@ mod report;
 mod row_choice;
 #[cfg(feature = "torch")]
 mod run_tables;
-mod search;
 mod thumbnails;
 mod vote;
 mod watch;
 
 pub use bank::{checkpoint_bank, open_bank};
 pub use cases::{Case, CaseKind, cases};
-pub use drawn::{Shape, draw_tables};
 pub use duplicates::Duplicates;
 #[cfg(feature = "torch")]
 pub use embed::{EmbedError, EmbedJob, check_dataset, embed, encode, encode_layers, load_encoder};
@@ -56,7 +53,6 @@ pub use report::{ClassScore, Confusion, GridCell, KnnReport, KnnReports, Timing}
 pub use row_choice::RowChoice;
 #[cfg(feature = "torch")]
 pub use run_tables::{RunTables, run_tables};
-pub use search::{Neighbours, search};
 pub use thumbnails::{SPRITE_COLUMNS, SPRITE_SIDE, Thumbnails, sprite};
 pub use vote::vote;
 pub use watch::{WatchEnd, WatchOptions, WatchSummary, report_location, watch};

@@ -7,8 +7,9 @@ use arrow::array::{ArrayRef, Float32Builder, Int64Array, Int64Builder, ListBuild
 use parquet::arrow::ArrowWriter;
 use parquet::errors::ParquetError;
 
-use super::{EvalError, Neighbours};
+use super::EvalError;
 use crate::feature_table::{FeatureTable, Table};
+use crate::search::Neighbours;
 use crate::storage::{Location, StorageError, Upload};
 
 /// Queries that are made ready at a time.

@@ -5,10 +5,10 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::EvalError;
-use super::search::Neighbours;
 use crate::distributed::{DistributedError, ProcessGroup};
 use crate::feature_table::{FeatureTable, TableError};
 use crate::ids::{ClassId, InstanceId};
+use crate::search::Neighbours;
 
 /// Numbers that all processes together send at a time when tables are brought together: 64 MiB.
 const NUMBERS_AT_ONCE: usize = 16 << 20;
@@ -139,8 +139,8 @@ pub fn gather_table(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::eval::{Shape, draw_tables, search};
     use crate::feature_table::{Table, TableSlice};
+    use crate::search::{Shape, draw_tables, search};
 
     #[test]
     fn what_parts_of_the_bank_find_is_what_the_whole_finds() {

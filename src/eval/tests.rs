@@ -4,6 +4,7 @@ use super::*;
 use crate::feature_table::{ColumnNames, FeatureTable, Kind, StoredTable, Table, TableMeta};
 use crate::ids::{ClassId, InstanceId};
 use crate::rng::{Purpose, Stream};
+use crate::search::{Neighbours, search};
 use crate::storage::Location;
 use crate::units::Temperature;
 

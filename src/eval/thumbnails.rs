@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rayon::prelude::*;
 
+use crate::augment::{EvalTransform, evaluate_pixels};
 use crate::dataset::Manifest;
 use crate::ids::{InstanceId, Position};
 use crate::image::{DecodedImage, ExifOrientation, encode_jpeg, probe};
-use crate::loader::{DatasetSource, EvalTransform, Reading, Source, evaluate_pixels};
+use crate::loader::{DatasetSource, Reading, Source};
 use crate::storage::Location;
 
 use super::EvalError;

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use super::plan::Passes;
-use super::view::EvaluationView;
-use super::{EvalTransform, Loader, LoaderError, LoaderOptions, Source};
+use super::{Loader, LoaderError, LoaderOptions, Source};
+use crate::augment::EvalTransform;
+use crate::augment::view::EvaluationView;
 
 /// Every image of a source exactly once, in the order in which they lie, under the evaluation transform.
 ///

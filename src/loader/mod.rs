@@ -10,9 +10,7 @@
 //! consumer; dropping a loader ends its threads; encoded images, decoding and batches together hold to the
 //! memory limit.
 
-mod apply;
 mod budget;
-mod colour;
 mod dataset_source;
 mod ending;
 mod error;
@@ -26,16 +24,12 @@ mod options;
 mod order;
 mod pipeline;
 mod plan;
-mod recipe;
-mod resize;
 mod source;
 mod stages;
 mod stats;
 mod subset;
-mod view;
 mod windowed;
 
-pub use apply::{EvalTransform, Renderer, Stage, augment, evaluate_pixels};
 pub use dataset_source::DatasetSource;
 pub use error::LoaderError;
 pub use evaluation::{evaluation_batches, evaluation_epoch};
@@ -45,7 +39,6 @@ pub use layout::Layout;
 pub use options::{LoaderOptions, OnCorrupt};
 pub use order::{EpochOrder, Shuffle};
 pub use pipeline::{Batch, Loader};
-pub use recipe::{Augmentation, ColourOperation, CropBox, JitterStrength, Order, Recipe};
 pub use source::{Encoded, Fetched, Instances, MemorySource, Reading, Source};
 pub use stats::{Counter, Counters, LoaderStats};
 pub use subset::Subset;

@@ -17,8 +17,9 @@ use super::plan::{Passes, Planner};
 use super::source::Reading;
 use super::stages::{Made, Making, gather, make, plan, read};
 use super::stats::LoaderStats;
-use super::view::{TrainingView, View};
-use super::{Counters, LoaderError, Recipe, Source};
+use super::{Counters, LoaderError, Source};
+use crate::augment::Recipe;
+use crate::augment::view::{TrainingView, View};
 use crate::ids::{ClassId, InstanceId, Position};
 
 /// How often a consumer that waits for a batch looks whether it should stop.

@@ -11,8 +11,8 @@ use super::budget::{Budget, Permit};
 use super::global_batch::GlobalBatch;
 use super::plan::{Fetch, Planner, Step};
 use super::source::{Encoded, Reading, Source};
-use super::view::{Seen, View};
 use super::{Batch, LoaderError};
+use crate::augment::view::{Seen, View};
 use crate::ids::Position;
 
 /// Bytes of memory that decoding and augmenting take for each pixel of the image: the decoded image,

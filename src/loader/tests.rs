@@ -1,3 +1,4 @@
+use crate::augment::{EvalTransform, Recipe, augment};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -77,26 +78,7 @@ fn evaluation_sees_each_image_once() {
     assert_eq!(ids, (0..30).collect::<Vec<_>>());
 }
 
-#[test]
-fn crops_lie_inside_the_image_and_keep_to_their_area() {
-    let recipe = Recipe::imagenet(224);
-    for (width, height) in [(500, 375), (1, 1), (3000, 2), (32, 32), (2, 900)] {
-        for draw in 0..500 {
-            let mut stream = Stream::new(9, Purpose::Augmentation, u64::from(width), draw);
-            let crop = recipe.draw(&mut stream, width, height).crop;
-            assert!(crop.width >= 1 && crop.height >= 1);
-            assert!(crop.left + crop.width <= width && crop.top + crop.height <= height);
-            if (width, height) == (500, 375) {
-                let share = f64::from(crop.width * crop.height) / (500.0 * 375.0);
-                assert!((0.195..=1.0).contains(&share), "{share}");
-            }
-        }
-    }
-}
-
 mod ends;
-mod golden;
 mod orders;
 mod streams;
 mod support;
-mod upright;

@@ -9,7 +9,8 @@ use tch::{Kind, Tensor, no_grad};
 use super::gathered::{Gathered, any, present};
 use super::state::Trainer;
 use super::{StopFlag, TrainError};
-use crate::loader::{EvalTransform, LoaderOptions, Part, Source, evaluation_epoch};
+use crate::augment::EvalTransform;
+use crate::loader::{LoaderOptions, Part, Source, evaluation_epoch};
 use crate::progress::Progress;
 
 /// Writes what the encoder, in evaluation mode, makes of each image's centre into the image's row.

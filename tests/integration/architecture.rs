@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::support::root;
 
 /// Modules from the foundation up; each may import the ones named with it.
-const IMPORTS: [(&str, &[&str]); 22] = [
+const IMPORTS: [(&str, &[&str]); 24] = [
     ("ids", &[]),
     ("units", &[]),
     ("rng", &[]),
@@ -22,6 +22,8 @@ const IMPORTS: [(&str, &[&str]); 22] = [
     ("bank", FOUNDATION),
     ("distributed", &["failure"]),
     ("objective", &["bank", "distributed", "ids", "units", "rng", "failure", "progress", "storage"]),
+    ("augment", &["ids", "rng", "simd", "image"]),
+    ("search", &["ids", "rng", "simd", "feature_table"]),
     ("ingest", BELOW_STAGES),
     ("loader", BELOW_STAGES),
     ("trainer", BELOW_STAGES_AND_LOADER),
@@ -43,6 +45,8 @@ const BELOW_STAGES: &[&str] = &[
     "dataset",
     "feature_table",
     "checkpoint",
+    "augment",
+    "search",
 ];
 const BELOW_STAGES_AND_LOADER: &[&str] = &[
     "ids",
@@ -57,6 +61,8 @@ const BELOW_STAGES_AND_LOADER: &[&str] = &[
     "dataset",
     "feature_table",
     "checkpoint",
+    "augment",
+    "search",
     "model",
     "bank",
     "objective",
@@ -76,6 +82,8 @@ const EVERYTHING: &[&str] = &[
     "dataset",
     "feature_table",
     "checkpoint",
+    "augment",
+    "search",
     "model",
     "bank",
     "objective",

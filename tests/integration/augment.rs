@@ -3,9 +3,9 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use instdisc::augment::{Augmentation, ColourOperation, CropBox, JitterStrength, Order, Recipe, augment};
 use instdisc::ids::InstanceId;
 use instdisc::image::{DecodedImage, ExifOrientation, encode_jpeg, encode_png};
-use instdisc::loader::{Augmentation, ColourOperation, CropBox, JitterStrength, Order, Recipe, augment};
 use instdisc::rng::{Purpose, Stream};
 use serde_json::{Value, json};
 

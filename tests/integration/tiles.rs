@@ -3,8 +3,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use instdisc::augment::Recipe;
 use instdisc::dataset::Manifest;
-use instdisc::loader::{Batch, DatasetSource, Loader, LoaderOptions, Recipe};
+use instdisc::loader::{Batch, DatasetSource, Loader, LoaderOptions};
 use instdisc::storage::Location;
 
 use super::support::{contents, instdisc, scratch};

@@ -7,8 +7,9 @@ use serde::Serialize;
 
 use crate::cli::progress::say;
 use crate::cli::{GlobalArgs, write_json};
-use crate::eval::{Shape, draw_tables, search, write_neighbours};
+use crate::eval::write_neighbours;
 use crate::feature_table::{FeatureTable, StoredTable, Table};
+use crate::search::{Shape, draw_tables, search};
 
 /// Time the exact search of the kNN vote.
 ///

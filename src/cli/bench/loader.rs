@@ -10,11 +10,12 @@ use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
 use turbojpeg::{Decompressor, Image, PixelFormat};
 
+use crate::augment::{JitterStrength, Recipe, Renderer, Stage};
 use crate::cli::{GlobalArgs, write_json};
 use crate::dataset::Manifest;
 use crate::ids::{InstanceId, Position};
 use crate::image::{Channels, Encoded, Limits, Region, RegionDecoder, Tiled, transcode};
-use crate::loader::{DatasetSource, JitterStrength, Recipe, Renderer, Source, Stage};
+use crate::loader::{DatasetSource, Source};
 
 /// Measure how fast images become pixels, beside plainly decoding the same images.
 ///

@@ -4,8 +4,9 @@ use rayon::ThreadPool;
 
 use super::{Alone, KnnArgs, Pair, Searchers};
 use crate::distributed::ProcessGroup;
-use crate::eval::{EvalError, KnnOptions, KnnReport, Neighbours, evaluate_by, search, search_over, share};
+use crate::eval::{EvalError, KnnOptions, KnnReport, evaluate_by, search_over, share};
 use crate::feature_table::{FeatureTable, Table, TableSlice, UnitRows};
+use crate::search::{Neighbours, search};
 
 /// The processes of a job.
 pub(super) struct Peers {

@@ -8,11 +8,12 @@ use serde_json::{Map, Value, json};
 use crate::cli::knn::default_k;
 use crate::cli::progress::{Terminal, say};
 use crate::dataset::{EVALUATION_SPLITS, Manifest};
-use crate::eval::{KnnOptions, encode, evaluate, evaluate_by, gather_table, search, search_over, share};
+use crate::eval::{KnnOptions, encode, evaluate, evaluate_by, gather_table, search_over, share};
 use crate::feature_table::{FeatureTable, Kind, TableMeta};
 use crate::ids::{ClassId, InstanceId};
 use crate::loader::{DatasetSource, Source, Subset};
 use crate::progress::Progress;
+use crate::search::search;
 use crate::storage::Location;
 use crate::trainer::{Evaluation, FEWEST_MONITORED, HookError, StopFlag, TrainConfig};
 

@@ -13,13 +13,14 @@ use super::{
     Fitted, LinearError, LinearOptions, ProbeReport, Solver, check, choose, report, selected, split_off,
     trained_on_note,
 };
+use crate::augment::{JitterStrength, Recipe};
 use crate::checkpoint::Checkpoint;
 use crate::dataset::Manifest;
 use crate::eval::embed::{check_dataset, encode_layers, load_encoder};
 use crate::eval::{EvalError, RowChoice};
 use crate::feature_table::{FeatureTable, Kind, TableMeta};
 use crate::ids::Position;
-use crate::loader::{JitterStrength, Loader, LoaderOptions, Recipe, Source, Subset};
+use crate::loader::{Loader, LoaderOptions, Source, Subset};
 use crate::model::{Encoder, FeatureLayer};
 use crate::progress::Progress;
 use crate::storage::Location;

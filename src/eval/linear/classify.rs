@@ -6,9 +6,10 @@ use serde::Serialize;
 use tch::{Tensor, no_grad};
 
 use super::head::Score;
+use crate::augment::EvalTransform;
 use crate::eval::EmbedError;
 use crate::eval::interval::score_interval;
-use crate::loader::{EvalTransform, Source, evaluation_batches};
+use crate::loader::{Source, evaluation_batches};
 use crate::model::Encoder;
 use crate::progress::Progress;
 

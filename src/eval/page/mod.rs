@@ -12,9 +12,10 @@ mod map;
 mod text;
 mod trend;
 
-use super::{Case, EmbeddingMap, HistoryPoint, KnnReport, KnnReports, Neighbours, Thumbnails};
+use super::{Case, EmbeddingMap, HistoryPoint, KnnReport, KnnReports, Thumbnails};
 use crate::feature_table::{FeatureTable, Table};
 use crate::ids::{ClassId, InstanceId};
+use crate::search::Neighbours;
 use text::{escape, percent};
 
 const STYLE: &str = include_str!("style.css");

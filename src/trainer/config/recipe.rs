@@ -3,7 +3,7 @@
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use crate::loader::Recipe;
+use crate::augment::Recipe;
 use crate::model::Normalisation;
 
 /// The augmentation recipes by name.

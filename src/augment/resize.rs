@@ -18,7 +18,7 @@ const CHUNK: usize = 64;
 
 /// How sums become bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Rounding {
+pub(crate) enum Rounding {
     /// To the nearest.
     Nearest,
     /// Down, as torchvision's grey is cut.
@@ -39,7 +39,7 @@ impl Rounding {
 
 /// One direction: how many pixels become how many, and which of them are there.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Axis {
+pub(crate) struct Axis {
     /// Pixels of the whole image.
     from: usize,
     /// Pixels that it would become.
@@ -57,13 +57,13 @@ impl Axis {
     }
 
     /// Some of the pixels, made of those that they need and no others.
-    pub(super) fn part(from: usize, to: usize, outputs: Range<usize>) -> Self {
+    pub(crate) fn part(from: usize, to: usize, outputs: Range<usize>) -> Self {
         let axis = Self { inputs_from: 0, ..Self::whole(from, to) };
         Self { inputs_from: axis.first_input(outputs.start), outputs, ..axis }
     }
 
     /// The pixels of the image that are needed, up to the end of the last output's.
-    pub(super) fn inputs(&self) -> Range<usize> {
+    pub(crate) fn inputs(&self) -> Range<usize> {
         self.inputs_from..self.first_input(self.outputs.end - 1) + self.terms()
     }
 
@@ -148,7 +148,7 @@ impl Filter {
 
 /// Filters and buffers, kept from image to image.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Resizer {
+pub(crate) struct Resizer {
     down: Filter,
     across: Filter,
     /// A band after the first pass, row after row.
@@ -159,21 +159,21 @@ pub(super) struct Resizer {
 
 /// What is made of planes.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Target {
+pub(crate) struct Target {
     /// Columns.
-    pub(super) width: usize,
+    pub(crate) width: usize,
     /// Rows.
-    pub(super) height: usize,
+    pub(crate) height: usize,
     /// Whether left and right are exchanged.
-    pub(super) flip: bool,
+    pub(crate) flip: bool,
     /// How sums become bytes.
-    pub(super) rounding: Rounding,
+    pub(crate) rounding: Rounding,
 }
 
 impl Resizer {
     /// Bytes of its filters and buffers.
     #[cfg(test)]
-    pub(super) fn held_bytes(&self) -> usize {
+    pub(crate) fn held_bytes(&self) -> usize {
         let of =
             |filter: &Filter| 4 * filter.firsts.len() + 2 * filter.weights.len() + 8 * filter.exact.len();
         of(&self.down) + of(&self.across) + 2 * self.rows.len() + 2 * BAND * self.columns.len()
@@ -191,7 +191,7 @@ impl Resizer {
     ///
     /// # Shape
     /// `source: [planes, height, width]`, `out: [planes, target.height, target.width]`
-    pub(super) fn resize(
+    pub(crate) fn resize(
         &mut self,
         source: &[u8],
         width: usize,
@@ -207,7 +207,7 @@ impl Resizer {
     ///
     /// # Shape
     /// `source: [planes, down.inputs(), across.inputs()]`, `out: [planes, target.height, target.width]`
-    pub(super) fn resize_part(
+    pub(crate) fn resize_part(
         &mut self,
         source: &[u8],
         (across, down): (&Axis, &Axis),

@@ -1,8 +1,8 @@
 //! Images that are held as EXIF says, and long thin ones.
 
+use crate::augment::{Augmentation, Renderer};
+use crate::augment::{CropBox, EvalTransform, Order, augment, evaluate_pixels};
 use crate::image::{DecodedImage, ExifOrientation, Orientation, decode, encode_jpeg, encode_png};
-use crate::loader::{Augmentation, Renderer};
-use crate::loader::{CropBox, EvalTransform, Order, augment, evaluate_pixels};
 
 fn detailed(width: u32, height: u32) -> DecodedImage {
     let rgb = (0..width * height * 3).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();

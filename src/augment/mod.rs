@@ -4,14 +4,20 @@
 //! in place. Only the pixels under the crop are decoded, and only their brightness where the colours would be
 //! taken away at once: docs/numerics.md says how far that is from torchvision's grey.
 
+pub(crate) mod colour;
+mod recipe;
+mod resize;
+pub(crate) mod view;
+
 use std::cell::RefCell;
 
 use serde::{Deserialize, Serialize};
 
-use super::colour::{Step, recolour, recolour_grey, to_grey};
-use super::recipe::{Augmentation, Order};
-use super::resize::{Axis, Resizer, Rounding, Target};
+use self::colour::{Step, recolour, recolour_grey, to_grey};
+use self::resize::{Axis, Resizer, Rounding, Target};
 use crate::image::{Channels, Encoded, ExifOrientation, ImageError, Limits, Planes, Region, RegionDecoder};
+
+pub use recipe::{Augmentation, ColourOperation, CropBox, JitterStrength, Order, Recipe};
 
 /// What is done to an image for evaluation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,7 +103,7 @@ const LIMITS: Limits = Limits { max_pixels: u64::MAX };
 impl Renderer {
     /// Bytes that resizing takes.
     #[cfg(test)]
-    pub(super) fn held_bytes(&self) -> usize {
+    pub(crate) fn held_bytes(&self) -> usize {
         self.resizer.held_bytes()
     }
 
@@ -248,3 +254,6 @@ fn recolour_all(is_shared: bool, augmentation: &Augmentation, out: &mut [u8]) {
 
 /// Four steps of colour jitter and grayscale.
 const MOST_STEPS: usize = 5;
+
+#[cfg(test)]
+mod tests;

@@ -1,19 +1,19 @@
 //! How an image is seen: in training, and when it is evaluated.
 
-use super::apply::{EvalTransform, augment, evaluate_pixels};
 use super::recipe::Recipe;
+use crate::augment::{EvalTransform, augment, evaluate_pixels};
 use crate::ids::InstanceId;
 use crate::image::{ExifOrientation, ImageError};
 
 /// An encoded image, and how it is held.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Seen<'a> {
-    pub(super) bytes: &'a [u8],
-    pub(super) orientation: ExifOrientation,
+pub(crate) struct Seen<'a> {
+    pub(crate) bytes: &'a [u8],
+    pub(crate) orientation: ExifOrientation,
 }
 
 /// Turns encoded bytes into the pixels of a batch.
-pub(super) trait View: Send + Sync {
+pub(crate) trait View: Send + Sync {
     /// The side of the square that comes out.
     fn side(&self) -> u32;
 
@@ -25,9 +25,9 @@ pub(super) trait View: Send + Sync {
 }
 
 /// Augmented; the pixels are a function of (seed, epoch, instance).
-pub(super) struct TrainingView {
-    pub(super) recipe: Recipe,
-    pub(super) seed: u64,
+pub(crate) struct TrainingView {
+    pub(crate) recipe: Recipe,
+    pub(crate) seed: u64,
 }
 
 impl View for TrainingView {
@@ -42,7 +42,7 @@ impl View for TrainingView {
 }
 
 /// The evaluation's transform, the same in every epoch.
-pub(super) struct EvaluationView(pub(super) EvalTransform);
+pub(crate) struct EvaluationView(pub(crate) EvalTransform);
 
 impl View for EvaluationView {
     fn side(&self) -> u32 {

@@ -22,7 +22,7 @@ const MAGIC: f32 = 8_388_608.0;
 
 /// One of the steps, with what it needs to know.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Step {
+pub(crate) enum Step {
     /// One of the four steps of colour jitter.
     Jitter(ColourOperation),
     /// The colours are taken away.
@@ -40,7 +40,7 @@ type Pixels = [[f32; CHUNK]; 3];
 ///
 /// # Panics
 /// If the planes are of different lengths.
-pub(super) fn recolour(planes: &mut [u8], steps: &[Step]) {
+pub(crate) fn recolour(planes: &mut [u8], steps: &[Step]) {
     let is_contrast = |step: &Step| matches!(step, Step::Jitter(ColourOperation::Contrast(_)));
     let mut rest = steps;
     let mut mean = 0.0;
@@ -60,12 +60,12 @@ pub(super) fn recolour(planes: &mut [u8], steps: &[Step]) {
 ///
 /// # Shape
 /// `planes: [3, pixels]`
-pub(super) fn to_grey(planes: &mut [u8]) {
+pub(crate) fn to_grey(planes: &mut [u8]) {
     simd::run(ToGrey { planes });
 }
 
 /// Does the steps on a plane whose value red, green and blue share.
-pub(super) fn recolour_grey(plane: &mut [u8], steps: &[Step]) {
+pub(crate) fn recolour_grey(plane: &mut [u8], steps: &[Step]) {
     let mut table: [u8; 256] = std::array::from_fn(|value| value as u8);
     for &step in steps {
         let mean = match step {

@@ -14,6 +14,7 @@ mod group;
 mod level;
 mod part;
 mod similarity;
+mod synthetic;
 mod tile;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -30,6 +31,8 @@ use self::level::Level;
 use self::part::{Part, Rows};
 use self::tile::{BLOCK_ROWS, Tile};
 use crate::feature_table::{FeatureTable, Reading, Table, TableError, Vectors};
+
+pub use synthetic::{Shape, draw_tables};
 
 /// Codes of a tile in bytes, a quarter of a usual second-level cache.
 const TILE_BYTES: usize = 256 << 10;

@@ -4,10 +4,10 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
+use crate::augment::colour::{Step, recolour, to_grey};
+use crate::augment::recipe::Order;
+use crate::augment::{Augmentation, ColourOperation, CropBox, EvalTransform, augment, evaluate_pixels};
 use crate::image::{DecodedImage, ExifOrientation, encode_png};
-use crate::loader::colour::{Step, recolour, to_grey};
-use crate::loader::recipe::Order;
-use crate::loader::{Augmentation, ColourOperation, CropBox, EvalTransform, augment, evaluate_pixels};
 
 fn golden() -> Value {
     let text = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/augment.json"));
