@@ -35,6 +35,7 @@ pub mod search;
 pub mod eval;
 pub mod ingest;
 pub mod loader;
+pub mod page;
 #[cfg(feature = "torch")]
 pub mod trainer;
 

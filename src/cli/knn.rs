@@ -15,11 +15,12 @@ use super::reports::Published;
 use super::{GlobalArgs, write_stdout};
 use crate::dataset::{Manifest, read_duplicates};
 use crate::eval::{
-    Duplicates, EvalError, KnnOptions, KnnReport, KnnReports, PageImages, PageInput, Thumbnails, cases,
-    evaluate_with_neighbours, history, map, open_bank, page, sprite, write_neighbours,
+    Duplicates, EvalError, KnnOptions, KnnReport, KnnReports, Thumbnails, evaluate_with_neighbours,
+    open_bank, sprite, write_neighbours,
 };
 use crate::feature_table::{ColumnNames, FeatureTable, Table};
 use crate::image::encode_jpeg;
+use crate::page::{PageImages, PageInput, cases, history, map, page};
 use crate::search::Neighbours;
 use crate::storage::{Location, PublishMode};
 use crate::units::Temperature;

@@ -5,23 +5,19 @@
 //! rows: similarities are summed in one fixed order, and every tie has a rule.
 
 mod bank;
-mod cases;
 mod common_rows;
 mod duplicates;
 #[cfg(feature = "torch")]
 mod embed;
 mod error;
 mod export;
-mod history;
 mod interval;
 mod knn;
 #[cfg(feature = "torch")]
 mod linear;
-mod map;
 mod neighbours;
 #[cfg(feature = "torch")]
 mod over_ranks;
-mod page;
 mod report;
 mod row_choice;
 #[cfg(feature = "torch")]
@@ -31,24 +27,20 @@ mod vote;
 mod watch;
 
 pub use bank::{checkpoint_bank, open_bank};
-pub use cases::{Case, CaseKind, cases};
 pub use duplicates::Duplicates;
 #[cfg(feature = "torch")]
 pub use embed::{EmbedError, EmbedJob, check_dataset, embed, encode, encode_layers, load_encoder};
 pub use error::EvalError;
 pub use export::{ProjectorJob, export_parquet, export_projector, export_torchvision};
-pub use history::{HistoryPoint, history};
 pub use knn::{KnnOptions, evaluate, evaluate_by, evaluate_with_neighbours};
 #[cfg(feature = "torch")]
 pub use linear::{
     AugmentedJob, ClassifierReport, LinearError, LinearOptions, LinearReport, ProbeReport, Solver, SweepCell,
     classify, probe, probe_augmented,
 };
-pub use map::{EmbeddingMap, map};
 pub use neighbours::write_neighbours;
 #[cfg(feature = "torch")]
 pub use over_ranks::{gather_table, search_over, share};
-pub use page::{PageImages, PageInput, page};
 pub use report::{ClassScore, Confusion, GridCell, KnnReport, KnnReports, Timing};
 pub use row_choice::RowChoice;
 #[cfg(feature = "torch")]
@@ -58,4 +50,4 @@ pub use vote::vote;
 pub use watch::{WatchEnd, WatchOptions, WatchSummary, report_location, watch};
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

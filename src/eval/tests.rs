@@ -9,15 +9,14 @@ use crate::storage::Location;
 use crate::units::Temperature;
 
 mod duplicates;
-mod page;
 mod reports;
 mod votes;
 
-fn temperature(value: f64) -> Temperature {
+pub(crate) fn temperature(value: f64) -> Temperature {
     Temperature::new(value).expect("a temperature")
 }
 
-fn table(seed: u64, rows: usize, dim: usize, classes: usize) -> FeatureTable {
+pub(crate) fn table(seed: u64, rows: usize, dim: usize, classes: usize) -> FeatureTable {
     let mut stream = Stream::new(seed, Purpose::Report, 0, 0);
     let mut features = Vec::new();
     for _ in 0..rows {
@@ -47,6 +46,6 @@ fn table(seed: u64, rows: usize, dim: usize, classes: usize) -> FeatureTable {
     }
 }
 
-fn options(k: usize) -> KnnOptions {
+pub(crate) fn options(k: usize) -> KnnOptions {
     KnnOptions { k: vec![k], ..KnnOptions::default() }
 }

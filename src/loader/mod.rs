@@ -11,37 +11,28 @@
 //! memory limit.
 
 mod budget;
-mod dataset_source;
 mod ending;
 mod error;
 mod evaluation;
-mod global_batch;
-mod group_reads;
-mod groups;
-mod label_subset;
-mod layout;
 mod options;
-mod order;
 mod pipeline;
 mod plan;
 mod source;
 mod stages;
 mod stats;
-mod subset;
-mod windowed;
 
-pub use dataset_source::DatasetSource;
 pub use error::LoaderError;
 pub use evaluation::{evaluation_batches, evaluation_epoch};
-pub use global_batch::{GlobalBatch, Part, in_parts};
-pub use label_subset::{SubsetRecord, balanced_rows};
-pub use layout::Layout;
 pub use options::{LoaderOptions, OnCorrupt};
-pub use order::{EpochOrder, Shuffle};
 pub use pipeline::{Batch, Loader};
+pub use plan::global_batch::{GlobalBatch, Part, in_parts};
+pub use plan::layout::Layout;
+pub use plan::order::{EpochOrder, Shuffle};
+pub use source::dataset::DatasetSource;
+pub use source::label_subset::{SubsetRecord, balanced_rows};
+pub use source::subset::Subset;
 pub use source::{Encoded, Fetched, Instances, MemorySource, Reading, Source};
 pub use stats::{Counter, Counters, LoaderStats};
-pub use subset::Subset;
 
 #[cfg(test)]
 mod tests;

@@ -3,11 +3,11 @@
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use super::global_batch::Part;
-use super::order::Shuffle;
 use super::plan::{Passes, PlanOptions, Planner, Portions};
 use super::stages::mean_bytes;
 use super::{LoaderError, Source};
+use crate::loader::plan::global_batch::Part;
+use crate::loader::plan::order::Shuffle;
 
 /// The memory that is taken where no limit is given, in bytes.
 const DEFAULT_MEMORY: u64 = 4 << 30;

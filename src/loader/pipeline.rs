@@ -11,7 +11,6 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 
 use super::budget::Budget;
 use super::ending::{Ending, OnPanic, chain};
-use super::global_batch::GlobalBatch;
 use super::options::{LoaderOptions, MAKERS, OnCorrupt, Shares};
 use super::plan::{Passes, Planner};
 use super::source::Reading;
@@ -21,6 +20,7 @@ use super::{Counters, LoaderError, Source};
 use crate::augment::Recipe;
 use crate::augment::view::{TrainingView, View};
 use crate::ids::{ClassId, InstanceId, Position};
+use crate::loader::plan::global_batch::GlobalBatch;
 
 /// How often a consumer that waits for a batch looks whether it should stop.
 const STOP_INTERVAL: Duration = Duration::from_millis(100);

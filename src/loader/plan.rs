@@ -3,14 +3,19 @@
 //! A plan is a function of the options and the layout alone, and knows the future: the fetcher follows it
 //! ahead of need, over the end of an epoch into the next.
 
+pub(super) mod global_batch;
+pub(super) mod layout;
+pub(super) mod order;
+pub(super) mod windowed;
+
 use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 
+use self::global_batch::{GlobalBatch, Part};
+use self::order::{EpochOrder, Shuffle};
+use self::windowed::GroupedOrder;
 use super::Source;
-use super::global_batch::{GlobalBatch, Part};
-use super::order::{EpochOrder, Shuffle};
-use super::windowed::GroupedOrder;
 use crate::ids::Position;
 
 /// Rows that one read task fetches one after the other.

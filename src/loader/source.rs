@@ -1,14 +1,20 @@
 //! Where encoded images come from.
 
+pub(super) mod dataset;
+pub(super) mod label_subset;
+pub(super) mod row_group_cache;
+pub(super) mod row_groups;
+pub(super) mod subset;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::layout::Layout;
 use super::{Counters, LoaderError};
 use crate::dataset::Row;
 use crate::ids::{ClassId, InstanceId, Position};
 use crate::image::ExifOrientation;
+use crate::loader::plan::layout::Layout;
 use crate::storage::Cancel;
 
 /// Rows of a group where rows in memory are taken in groups.

@@ -8,12 +8,12 @@ use crossbeam_channel::{Receiver, Sender};
 use rayon::prelude::*;
 
 use super::budget::{Budget, Permit};
-use super::global_batch::GlobalBatch;
 use super::plan::{Fetch, Planner, Step};
 use super::source::{Encoded, Reading, Source};
 use super::{Batch, LoaderError};
 use crate::augment::view::{Seen, View};
 use crate::ids::Position;
+use crate::loader::plan::global_batch::GlobalBatch;
 
 /// Bytes of memory that decoding and augmenting take for each pixel of the image: the decoded image,
 /// the part that is cut out, and what the decoder holds of a progressive one.

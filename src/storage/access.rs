@@ -7,8 +7,8 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use object_store::{ObjectStore, ObjectStoreExt};
 
-use super::upload::{PART_BYTES, Upload};
 use super::{Digest, Location, StorageError, block_on};
+use crate::storage::publish::upload::{PART_BYTES, Upload};
 
 /// A file below a folder.
 #[derive(Clone, Debug, PartialEq, Eq)]

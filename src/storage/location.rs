@@ -10,8 +10,8 @@ use object_store::path::{Path, PathPart};
 
 use super::StorageError;
 use super::address::{Address, local_path, without_credentials, without_dots};
-use super::remote::{Remote, StorageOptions};
-use super::secrets::Told;
+use super::store::{Remote, StorageOptions};
+use crate::storage::store::redacted::Told;
 
 /// A file or a folder, on this machine or in an object store.
 #[derive(Clone)]

@@ -4,12 +4,14 @@
 //! system that has no such locks, it is a lease of small files (`lease.rs`), which is taken over where its holder
 //! shows no life. A store that cannot create conditionally has none: there the user has said that nobody else writes.
 
+pub(super) mod lease;
+
 use std::fmt;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
-use super::lease::{Lease, PACE};
+use self::lease::{Lease, PACE};
 use super::{Location, StorageError};
 
 /// How long a holder may take to say who it is.
@@ -167,7 +169,7 @@ impl Drop for Lock {
 
 #[cfg(test)]
 mod tests {
-    use super::super::lease::Pace;
+    use super::lease::Pace;
     use super::*;
 
     fn take_lease(location: &Location, holder: &str, pace: Pace) -> Result<Lock, StorageError> {

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
-use super::retry::random_bits;
+use crate::storage::store::retried::random_bits;
 
 /// How often a folder that vanishes is made again.
 const TRIES: usize = 10;

@@ -1,7 +1,6 @@
 //! What a run moves, as the loop of its steps and its checkpoints see it.
 
-use super::health::BankHealth;
-use super::optimizer::Optimizer;
+use super::optim::Optimizer;
 use super::state::Trainer;
 use super::step::StepOutcome;
 use super::{TrainConfig, TrainError};
@@ -9,6 +8,7 @@ use crate::bank::MemoryBank;
 use crate::checkpoint::{Cursor, TrainState};
 use crate::loader::Batch;
 use crate::model::Encoder;
+use crate::trainer::metrics::bank_health::BankHealth;
 
 /// The state of a training or of a fine-tuning.
 pub(super) trait Learner {

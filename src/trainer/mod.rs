@@ -7,8 +7,8 @@
 //! Invariant: after a resume, weights and bank are bit for bit those of an uninterrupted run (on the CPU,
 //! with the same number of threads).
 
-mod background;
 mod bench;
+mod checkpoint;
 mod clock;
 mod config;
 mod data;
@@ -16,24 +16,14 @@ mod divergence;
 mod encode;
 mod error;
 mod estimate;
-mod events;
 mod finetune;
 mod gathered;
-mod health;
 mod learner;
-mod meter;
 mod metrics;
 mod opening;
-mod optimizer;
-mod parts_of_ranks;
-mod restoring;
-mod retention;
-mod saving;
-mod scaler;
-mod schedule;
+mod optim;
 mod session;
 mod soundness;
-mod start;
 mod state;
 mod step;
 
@@ -51,8 +41,8 @@ pub use data::ShuffleKind;
 pub use error::{PartError, TrainError};
 pub use estimate::Estimate;
 pub use finetune::{FinetuneJob, LabelOptions, finetune, finetune_protocol};
-pub use health::BankHealth;
-pub use metrics::{MetricsLine, Scope};
+pub use metrics::bank_health::BankHealth;
+pub use metrics::log::{MetricsLine, Scope};
 pub use opening::train;
 pub use session::Outcome;
 

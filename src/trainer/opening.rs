@@ -12,19 +12,19 @@ use crate::model::{SelectedDevice, select_device_of};
 use crate::progress::Progress;
 use crate::storage::Location;
 
-use super::background::Writer;
 use super::data;
 use super::divergence::Divergence;
 use super::encode::encode_bank;
 use super::learner::{Learned, Learner};
-use super::metrics::Metrics;
-use super::parts_of_ranks::PartsOfRanks;
-use super::retention::Retention;
-use super::saving::{DataIdentity, publish_config};
 use super::session::{Outcome, Session};
-use super::start::{Start, advise, agree, begin_with, check_size, set_precision};
 use super::state::Trainer;
 use super::{Hooks, PartError, RunSummary, StopFlag, TrainError, TrainJob};
+use crate::trainer::checkpoint::resume::{Start, advise, agree, begin_with, check_size, set_precision};
+use crate::trainer::checkpoint::retention::Retention;
+use crate::trainer::checkpoint::sharded::PartsOfRanks;
+use crate::trainer::checkpoint::snapshot::{DataIdentity, publish_config};
+use crate::trainer::checkpoint::writer::Writer;
+use crate::trainer::metrics::log::Metrics;
 
 /// So long a process whose peers were lost may take to find out by itself: it may wait for data, or for a device.
 const LOST_GRACE: Duration = Duration::from_secs(3);

@@ -12,17 +12,17 @@ use crate::loader::{Loader, LoaderError};
 use crate::objective::{ObjectiveKind, PartitionChoice};
 use crate::storage::{Location, Lock};
 
-use super::background::Writer;
 use super::divergence::Divergence;
 use super::gathered::any;
 use super::learner::{Learned, Learner};
-use super::meter::Meter;
-use super::metrics::Metrics;
 use super::opening::tell;
-use super::parts_of_ranks::PartsOfRanks;
-use super::saving::{DataIdentity, Snapshot};
 use super::state::make_replicas_equal;
 use super::{Evaluation, Hooks, MetricsLine, Scope, StopFlag, TrainConfig, TrainError};
+use crate::trainer::checkpoint::sharded::PartsOfRanks;
+use crate::trainer::checkpoint::snapshot::{DataIdentity, Snapshot};
+use crate::trainer::checkpoint::writer::Writer;
+use crate::trainer::metrics::log::Metrics;
+use crate::trainer::metrics::meter::Meter;
 
 /// The metrics are published at least so often, where there are any.
 const SHOWN_EVERY: Duration = Duration::from_secs(60);

@@ -63,7 +63,7 @@ mod tests {
     use crate::model::Architecture;
     use crate::storage::Location;
     use crate::trainer::TrainConfig;
-    use crate::trainer::restoring::newest;
+    use crate::trainer::checkpoint::restore::newest;
 
     fn encoder() -> Encoder {
         let config = TrainConfig {

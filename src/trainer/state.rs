@@ -6,8 +6,7 @@ use std::rc::Rc;
 use tch::Tensor;
 
 use super::clock::Clock;
-use super::optimizer::Optimizer;
-use super::scaler::LossScale;
+use super::optim::Optimizer;
 use super::{Precision, TrainConfig, TrainError};
 use crate::bank::MemoryBank;
 use crate::checkpoint::Cursor;
@@ -17,6 +16,7 @@ use crate::loader::Part;
 use crate::model::{Compute, ComputeType, Encoder};
 use crate::objective::{Objective, Partition, Queries};
 use crate::storage::Digest;
+use crate::trainer::optim::loss_scale::LossScale;
 
 /// The state of a run.
 #[derive(Debug)]
@@ -40,7 +40,7 @@ pub(super) struct Trainer {
     pub(super) clock: Clock,
     /// The features and positions of the last step's global batch, for whoever looks at the run.
     pub(super) last: Option<(Tensor, Vec<Position>)>,
-    /// See [`BankHealth::drift`](super::health::BankHealth::drift).
+    /// See [`BankHealth::drift`](crate::trainer::metrics::bank_health::BankHealth::drift).
     pub(super) warned_drift: Cell<f64>,
 }
 

@@ -7,14 +7,14 @@ use tch::{Kind, Tensor, no_grad};
 use super::clock::Phase;
 use super::config::OnNonFinite;
 use super::gathered::{Gathered, present};
-use super::scaler::LossScale;
-use super::schedule::learning_rate;
 use super::state::Trainer;
 use super::{TrainConfig, TrainError};
 use crate::distributed::Reduce;
 use crate::ids::Position;
 use crate::loader::{Batch, GlobalBatch};
 use crate::objective::{Draw, Negatives, Queries};
+use crate::trainer::optim::loss_scale::LossScale;
+use crate::trainer::optim::schedule::learning_rate;
 
 /// After so many steps that moved nothing, one after the other, the run is over: it would move nothing more.
 const MOST_SKIPPED_IN_A_ROW: u64 = 1000;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::support::root;
 
 /// Modules from the foundation up; each may import the ones named with it.
-const IMPORTS: [(&str, &[&str]); 24] = [
+const IMPORTS: [(&str, &[&str]); 25] = [
     ("ids", &[]),
     ("units", &[]),
     ("rng", &[]),
@@ -28,6 +28,7 @@ const IMPORTS: [(&str, &[&str]); 24] = [
     ("loader", BELOW_STAGES),
     ("trainer", BELOW_STAGES_AND_LOADER),
     ("eval", BELOW_STAGES_AND_LOADER),
+    ("page", &["eval", "search", "dataset", "feature_table", "ids", "rng", "storage", "units"]),
     ("config", &[]),
     ("cli", EVERYTHING),
 ];

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 
 use super::support::{batches, options, rows, source};
 use super::*;
-use crate::loader::windowed::GroupedOrder;
+use crate::loader::plan::windowed::GroupedOrder;
 
 const WINDOWED: Shuffle = Shuffle::Windowed { rows: 24 };
 

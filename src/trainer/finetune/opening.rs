@@ -5,9 +5,7 @@ use std::sync::Arc;
 
 use super::super::data;
 use super::super::opening::Opened;
-use super::super::saving::{DataIdentity, publish_config};
 use super::super::session::Outcome;
-use super::super::start::{Start, set_precision};
 use super::super::{Hooks, Precision, StopFlag, TrainConfig, TrainError};
 use super::tuner::Tuner;
 use super::{FinetuneJob, LabelRecord};
@@ -16,6 +14,8 @@ use crate::dataset::{Manifest, write_label_subset};
 use crate::distributed::ProcessGroup;
 use crate::loader::{Source, Subset, SubsetRecord};
 use crate::model::{NamedTensors, select_device};
+use crate::trainer::checkpoint::resume::{Start, set_precision};
+use crate::trainer::checkpoint::snapshot::{DataIdentity, publish_config};
 
 /// The file in the run's folder that names the labels which were seen.
 const LABELS: &str = "labels.parquet";

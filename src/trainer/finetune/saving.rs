@@ -5,12 +5,12 @@ use serde_json::json;
 use super::super::config::Difference;
 use super::super::error::TrainError;
 use super::super::learner::{Learned, Learner};
-use super::super::restoring::{compatible_state, load_learned};
-use super::super::saving::DataIdentity;
 use super::super::step::StepOutcome;
 use super::tuner::Tuner;
 use crate::checkpoint::{Checkpoint, TrainState};
 use crate::loader::Batch;
+use crate::trainer::checkpoint::restore::{compatible_state, load_learned};
+use crate::trainer::checkpoint::snapshot::DataIdentity;
 
 /// The key of `config` in state.json under which the labels stand.
 const LABELS: &str = "finetune";

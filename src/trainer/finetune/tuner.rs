@@ -4,14 +4,14 @@ use tch::{Kind, Reduction, Tensor};
 
 use super::super::TrainConfig;
 use super::super::error::TrainError;
-use super::super::optimizer::Optimizer;
-use super::super::schedule::learning_rate;
 use super::super::state::compute;
 use super::super::step::{StepOutcome, clip_factor, read};
 use super::LabelRecord;
 use crate::checkpoint::Cursor;
 use crate::loader::{Batch, in_parts};
 use crate::model::{Encoder, NamedTensors, WeightsError};
+use crate::trainer::optim::Optimizer;
+use crate::trainer::optim::schedule::learning_rate;
 
 /// How many ids of a batch an error names.
 const IDS_IN_ERROR: usize = 8;

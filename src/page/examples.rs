@@ -1,0 +1,123 @@
+//! Queries worth a look: the surest right votes, the surest wrong ones, and some at random.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::eval::vote;
+use crate::feature_table::{FeatureTable, Table};
+use crate::ids::ClassId;
+use crate::rng::{Purpose, Stream};
+use crate::search::Neighbours;
+use crate::units::Temperature;
+
+/// Queries of each kind in the gallery.
+const OF_EACH_KIND: usize = 20;
+
+/// Why a query is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CaseKind {
+    /// The right class won by the widest margin.
+    Best,
+    /// A wrong class won by the widest margin.
+    Worst,
+    /// Chosen at random.
+    Typical,
+}
+
+impl CaseKind {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Best => "best",
+            Self::Worst => "worst",
+            Self::Typical => "typical",
+        }
+    }
+}
+
+/// A query of the gallery.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Case {
+    /// Its row in the queries' table.
+    pub query: usize,
+    /// Why it is shown.
+    pub kind: CaseKind,
+    /// The class that won; none where nothing could vote or the query has no class.
+    pub winner: Option<ClassId>,
+    /// The share of the votes' weight that its own class has.
+    pub own_share: f64,
+    /// The share of the votes' weight that the winner has.
+    pub winner_share: f64,
+}
+
+/// Chooses queries by the votes of their first `k` neighbours. The classes take turns, so that each is shown
+/// before any is shown twice.
+pub fn cases(
+    bank: &dyn Table,
+    queries: &FeatureTable,
+    neighbours: &Neighbours,
+    k: usize,
+    temperature: Temperature,
+) -> Vec<Case> {
+    let labels = bank.labels();
+    let voted = |query: usize| {
+        let class = queries.labels[query]?;
+        let voters = neighbours.of(query).take(k).filter_map(|(row, s)| Some((labels[row]?, s)));
+        let winner = *vote(voters.clone(), temperature).first()?;
+        let most = voters.clone().next()?.1;
+        let weight = |s: f32| (f64::from(s - most) / temperature.get()).exp();
+        let sum = |of: Option<ClassId>| -> f64 {
+            voters.clone().filter(|(class, _)| of.is_none_or(|of| of == *class)).map(|(_, s)| weight(s)).sum()
+        };
+        let total = sum(None).max(f64::MIN_POSITIVE);
+        let (own_share, winner_share) = (sum(Some(class)) / total, sum(Some(winner)) / total);
+        let kind = if winner == class { CaseKind::Best } else { CaseKind::Worst };
+        Some((class, Case { query, kind, winner: Some(winner), own_share, winner_share }))
+    };
+    let mut all: Vec<(ClassId, Case)> = (0..queries.len()).filter_map(voted).collect();
+    let key = |case: &Case| Stream::new(0, Purpose::Report, 3, case.query as u64).bits();
+    if all.is_empty() {
+        let unvoted =
+            |query| Case { query, kind: CaseKind::Typical, winner: None, own_share: 0.0, winner_share: 0.0 };
+        all.extend((0..queries.len()).map(|query| (ClassId(0), unvoted(query))));
+        return in_turns(all.into_iter(), |a, b| key(a).cmp(&key(b)));
+    }
+    let nearest = |case: &Case| neighbours.of(case.query).next().map_or(0.0, |(_, s)| f64::from(s));
+    // Of equal margins, the query whose neighbours are nearer is the surer one.
+    let sureness =
+        |case: &Case| (case.winner_share - case.own_share.min(1.0 - case.winner_share), nearest(case));
+    let surest = |kind: CaseKind| {
+        let of_kind = all.iter().filter(|(_, case)| case.kind == kind).copied();
+        in_turns(of_kind, |a, b| {
+            let ((a, a_nearest), (b, b_nearest)) = (sureness(a), sureness(b));
+            b.total_cmp(&a).then(b_nearest.total_cmp(&a_nearest))
+        })
+    };
+    let mut chosen = surest(CaseKind::Best);
+    chosen.extend(surest(CaseKind::Worst));
+    let rest = all.iter().filter(|(_, case)| !chosen.iter().any(|other| other.query == case.query));
+    let typical = rest.map(|&(class, case)| (class, Case { kind: CaseKind::Typical, ..case }));
+    let typical = in_turns(typical, |a, b| key(a).cmp(&key(b)));
+    chosen.extend(typical);
+    chosen
+}
+
+/// The first [`OF_EACH_KIND`]: the first of each class, then the second of each, and so on.
+fn in_turns(
+    cases: impl Iterator<Item = (ClassId, Case)>,
+    order: impl Fn(&Case, &Case) -> std::cmp::Ordering,
+) -> Vec<Case> {
+    let mut classes = BTreeMap::<ClassId, Vec<Case>>::new();
+    cases.for_each(|(class, case)| classes.entry(class).or_default().push(case));
+    let mut turns = Vec::new();
+    for cases in classes.values_mut() {
+        cases.sort_by(|a, b| order(a, b).then(a.query.cmp(&b.query)));
+        turns.extend(cases.iter().copied().enumerate());
+    }
+    turns.sort_by(|(turn, a), (other_turn, b)| {
+        turn.cmp(other_turn).then_with(|| order(a, b)).then(a.query.cmp(&b.query))
+    });
+    turns.into_iter().map(|(_, case)| case).take(OF_EACH_KIND).collect()
+}

@@ -1,0 +1,117 @@
+//! Queries with their nearest neighbours.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+
+use super::text::{add, breakable, escape, percent};
+use super::{PageImages, PageInput, SHOWN_NEIGHBOURS, Section};
+use crate::eval::Thumbnails;
+use crate::ids::{ClassId, InstanceId};
+use crate::page::{Case, CaseKind};
+
+const KINDS: [(&str, &str); 4] =
+    [("", "all"), ("best", "surest right"), ("worst", "surest wrong"), ("typical", "at random")];
+
+/// What the class of an image in the style sheet begins with, by its split.
+const QUERY: char = 'q';
+const ROW: char = 'r';
+
+pub(super) fn section(input: &PageInput<'_>, images: &PageImages) -> Option<Section> {
+    if input.cases.is_empty() {
+        return None;
+    }
+    let mut html = String::from("<p class=\"legend\">");
+    if input.report().has_scores() {
+        html.push_str("<span class=\"right\">right class</span> <span class=\"wrong\">another class</span> ");
+    }
+    html.push_str("The most similar first, with their cosine.</p>\n<div class=\"bar-head\"><div class=\"segments\" role=\"group\" aria-label=\"Which queries\" id=\"kinds\">");
+    let kinds = if input.report().has_scores() { KINDS.as_slice() } else { &KINDS[..1] };
+    for (kind, name) in kinds {
+        let pressed = kind.is_empty();
+        add!(html, "<button type=\"button\" data-kind=\"{kind}\" aria-pressed=\"{pressed}\">{name}</button>");
+    }
+    html.push_str("</div><span id=\"shown\" role=\"status\"></span></div>\n<div class=\"gallery\">\n");
+    for case in input.cases {
+        article(&mut html, input, images, case);
+    }
+    add!(html, "</div>\n<style>\n{}</style>\n", images_css(images));
+    html.push_str(
+        "<p class=\"about\" id=\"none-shown\" hidden>No query of this class is among those shown.</p>\n",
+    );
+    Some(Section { id: "gallery", title: "Queries and neighbours", html })
+}
+
+/// The class of an image, or where it has none its number, by which `render --instance` finds its file.
+fn caption(input: &PageInput<'_>, label: Option<ClassId>, id: InstanceId) -> String {
+    label.map_or_else(|| format!("image {}", id.0), |_| input.class_name(label).to_owned())
+}
+
+fn article(html: &mut String, input: &PageInput<'_>, images: &PageImages, case: &Case) {
+    let (own, query) = (input.class_name(input.queries.labels[case.query]), input.queries.ids[case.query]);
+    let winner = input.class_name(case.winner);
+    let verdict = if case.winner.is_none() {
+        String::new()
+    } else if winner == own {
+        format!("<span class=\"right\">voted right</span> with {} of the votes", percent(case.own_share))
+    } else {
+        format!(
+            "voted <span class=\"wrong\">{}</span> with {} of the votes, its own class has {}",
+            escape(winner),
+            percent(case.winner_share),
+            percent(case.own_share)
+        )
+    };
+    let kind = match case.kind {
+        CaseKind::Best => "surest right",
+        CaseKind::Worst => "surest wrong",
+        CaseKind::Typical => "at random",
+    };
+    add!(
+        html,
+        "<article data-class=\"{0}\" data-kind=\"{1}\">\n<figure class=\"query\" title=\"image {3}\">{2}</figure>\n\
+         <div class=\"found\">\n<p class=\"verdict\"><b>{4}</b> <span class=\"tag\">{kind}</span> <span>{verdict}</span></p>\n<div class=\"neighbours\">\n",
+        escape(own),
+        case.kind.name(),
+        image(&images.queries, QUERY, query, own),
+        query.0,
+        escape(&caption(input, input.queries.labels[case.query], query))
+    );
+    for (neighbour, similarity) in input.neighbours.of(case.query).take(SHOWN_NEIGHBOURS) {
+        let (label, id) = (input.bank.labels()[neighbour], input.bank.ids()[neighbour]);
+        let class = input.class_name(label);
+        let verdict = match case.winner {
+            None => "unscored",
+            Some(_) if class == own => "right",
+            Some(_) => "wrong",
+        };
+        add!(
+            html,
+            "<figure class=\"{verdict}\" title=\"{0}, image {3}, cosine {similarity:.3}\">{1}<figcaption>{2} <span>{similarity:.2}</span></figcaption></figure>\n",
+            escape(class),
+            image(&images.bank, ROW, id, class),
+            breakable(&caption(input, label, id)),
+            id.0
+        );
+    }
+    html.push_str("</div>\n</div>\n</article>\n");
+}
+
+fn image(images: &Thumbnails, prefix: char, id: InstanceId, class: &str) -> String {
+    if images.get(id).is_none() {
+        return format!("<span class=\"missing\">{id}</span>");
+    }
+    let class = escape(class);
+    format!("<span class=\"thumb {prefix}{id}\" role=\"img\" aria-label=\"instance {id}, {class}\"></span>")
+}
+
+/// The style sheet of the gallery's images: each is in the page once, however many queries it is a neighbour of.
+fn images_css(images: &PageImages) -> String {
+    let mut css = String::new();
+    for (prefix, thumbnails) in [(QUERY, &images.queries), (ROW, &images.bank)] {
+        for (id, jpeg) in thumbnails.by_id() {
+            let jpeg = STANDARD.encode(jpeg);
+            add!(css, ".{prefix}{id}{{background-image:url(data:image/jpeg;base64,{jpeg})}}\n");
+        }
+    }
+    css
+}

@@ -1,0 +1,110 @@
+//! What the page shows.
+
+use super::*;
+use crate::eval::tests::{options, table, temperature};
+use crate::eval::{evaluate, evaluate_with_neighbours, report_location};
+use crate::storage::Location;
+
+#[test]
+fn the_page_escapes_names_and_loads_nothing() {
+    let (mut bank, queries) = (table(15, 40, 8, 2), table(16, 8, 8, 2));
+    bank.meta.classes = vec!["<script>alert(1)</script>".into(), "a & \"b\"".into()];
+    let (report, neighbours) = evaluate_with_neighbours(&bank, &queries, &options(5)).expect("scored");
+    let cases = cases(&bank, &queries, &neighbours, 5, temperature(0.07));
+    let map = map(&queries, 100).expect("mapped");
+    let reports = KnnReports { first: report, other_features: Vec::new() };
+    let input = PageInput {
+        reports: &reports,
+        bank: &bank,
+        queries: &queries,
+        neighbours: &neighbours,
+        cases: &cases,
+        history: &[],
+        map: Some(&map),
+    };
+    let html = page(&input, &PageImages::default());
+    assert!(!html.contains("<script>alert") && html.contains("&lt;script&gt;alert"));
+    assert!(!html.contains("http://") && !html.contains("https://"));
+    assert_eq!(html.matches("<article").count(), 8);
+}
+
+/// The page's filter compares what an option has as its value with what an article has as its class.
+#[test]
+fn a_class_whose_name_has_a_line_break_can_be_chosen_on_the_page() {
+    let (mut bank, queries) = (table(15, 40, 8, 2), table(16, 8, 8, 2));
+    bank.meta.classes = vec!["two\nlines".into(), "two  spaces\r".into()];
+    let (report, neighbours) = evaluate_with_neighbours(&bank, &queries, &options(5)).expect("scored");
+    let cases = cases(&bank, &queries, &neighbours, 5, temperature(0.07));
+    let reports = KnnReports { first: report, other_features: Vec::new() };
+    let input = PageInput {
+        reports: &reports,
+        bank: &bank,
+        queries: &queries,
+        neighbours: &neighbours,
+        cases: &cases,
+        history: &[],
+        map: None,
+    };
+    let html = page(&input, &PageImages::default());
+    for name in ["two&#10;lines", "two  spaces&#13;"] {
+        assert!(html.contains(&format!("<option value=\"{name}\">")), "{name:?}");
+        assert!(html.contains(&format!("data-class=\"{name}\"")), "{name:?}");
+    }
+}
+
+#[test]
+fn the_gallery_shows_each_class_before_any_twice_and_the_surest_first() {
+    let (bank, queries) = (table(25, 900, 8, 6), table(26, 400, 8, 6));
+    let (_, found) = evaluate_with_neighbours(&bank, &queries, &options(21)).expect("scored");
+    let cases = cases(&bank, &queries, &found, 9, temperature(0.07));
+    let of = |kind: CaseKind| cases.iter().filter(|case| case.kind == kind).collect::<Vec<_>>();
+    for kind in [CaseKind::Best, CaseKind::Worst, CaseKind::Typical] {
+        let shown = of(kind);
+        assert_eq!(shown.len(), 20, "{kind:?}");
+        let class = |case: &&Case| queries.labels[case.query];
+        let mut first: Vec<_> = shown.iter().take(6).map(class).collect();
+        first.sort_unstable();
+        first.dedup();
+        assert_eq!(first.len(), 6, "{kind:?}");
+    }
+    let mut queries_shown: Vec<usize> = cases.iter().map(|case| case.query).collect();
+    queries_shown.sort_unstable();
+    queries_shown.dedup();
+    assert_eq!(queries_shown.len(), 60, "no query is shown twice");
+    for case in of(CaseKind::Best) {
+        assert_eq!(case.winner, queries.labels[case.query]);
+        assert!(case.own_share > 0.0 && case.own_share <= 1.0);
+    }
+    for case in of(CaseKind::Worst) {
+        assert_ne!(case.winner, queries.labels[case.query]);
+        assert!(case.winner_share >= case.own_share);
+    }
+}
+
+#[test]
+fn the_history_has_the_reports_that_can_be_compared() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let run = Location::from_path(dir.path()).expect("a location");
+    let (bank, queries) = (table(27, 100, 8, 4), table(28, 20, 8, 4));
+    let report = evaluate(&bank, &queries, &options(5)).expect("scored");
+    let report = KnnReport { feature: "bank as stored".into(), ..report };
+    let publish = |step: u64, report: KnnReport| {
+        let reports = KnnReports { first: report, other_features: Vec::new() };
+        let text = serde_json::to_string(&reports).expect("JSON");
+        let mode = crate::storage::PublishMode::Overwrite;
+        report_location(&run, "knn-val", step).publish(text, mode).expect("published");
+    };
+    publish(40, KnnReport { step: 40, ..report.clone() });
+    publish(20, KnnReport { step: 20, top1: 0.25, ..report.clone() });
+    publish(30, KnnReport { step: 30, k: 7, ..report.clone() });
+    publish(10, KnnReport { step: 10, feature: "another".into(), ..report.clone() });
+    publish(0, KnnReport { step: 0, ..report.clone() });
+    let newest = KnnReport { step: 60, ..report };
+    let points = history(&run, &newest).expect("read");
+    assert_eq!(points.iter().map(|point| point.step).collect::<Vec<_>>(), [20, 40, 60]);
+    assert_eq!(points[0].top1, 0.25);
+    let config = "arch = \"resnet18\"\nbank_init = \"encode\"\n";
+    run.join("config.toml").publish(config, crate::storage::PublishMode::Create).expect("published");
+    let points = history(&run, &newest).expect("read");
+    assert_eq!(points.iter().map(|point| point.step).collect::<Vec<_>>(), [0, 20, 40, 60]);
+}

@@ -1,0 +1,205 @@
+//! How many requests this process made, and what went wrong with them.
+//!
+//! Every request to a store passes through [`Counted`], below the retries: each attempt counts.
+
+use std::cell::Cell;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use async_trait::async_trait;
+use http_body_util::BodyExt;
+use object_store::ClientOptions;
+use object_store::client::{
+    HttpClient, HttpConnector, HttpError, HttpRequest, HttpResponse, HttpResponseBody, HttpService,
+    ReqwestConnector,
+};
+
+static TOTAL: Counters = Counters::new();
+
+tokio::task_local! {
+    /// The tries of the operation under way that failed.
+    static FAILED_TRIES: Cell<usize>;
+}
+
+/// Does an operation, whose requests that fail are counted by [`failed_tries`].
+pub(in crate::storage) async fn operation<F: Future>(operation: F) -> F::Output {
+    FAILED_TRIES.scope(Cell::new(0), operation).await
+}
+
+/// How many requests of the operation under way have failed, those that object_store repeats by itself too.
+pub(in crate::storage) fn failed_tries() -> usize {
+    FAILED_TRIES.try_with(Cell::get).unwrap_or(0)
+}
+
+fn count_fault(counter: &AtomicU64) {
+    count(counter, 1);
+    // Parts of an upload are requests of tasks of their own.
+    let _ = FAILED_TRIES.try_with(|tries| tries.set(tries.get() + 1));
+}
+
+/// The status with which a store asks for patience.
+const TOO_MANY_REQUESTS: u16 = 429;
+
+#[derive(Debug)]
+struct Counters {
+    get: AtomicU64,
+    put: AtomicU64,
+    other: AtomicU64,
+    received: AtomicU64,
+    refused: AtomicU64,
+    broken: AtomicU64,
+    cut: AtomicU64,
+}
+
+impl Counters {
+    const fn new() -> Self {
+        Self {
+            get: AtomicU64::new(0),
+            put: AtomicU64::new(0),
+            other: AtomicU64::new(0),
+            received: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            broken: AtomicU64::new(0),
+            cut: AtomicU64::new(0),
+        }
+    }
+}
+
+/// The requests of this process to object stores so far; every attempt counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// GET requests: reads and lists.
+    pub get: u64,
+    /// PUT requests: files and parts of files.
+    pub put: u64,
+    /// All others: HEAD, POST, DELETE.
+    pub other: u64,
+    /// Bytes of bodies received.
+    pub received: u64,
+    /// Answers 5xx and 429.
+    pub refused: u64,
+    /// Requests without an answer: no connection, a reset, a time-out.
+    pub broken: u64,
+    /// Answers whose body broke off or stalled.
+    pub cut: u64,
+}
+
+impl Traffic {
+    /// What this process did so far.
+    pub fn of_this_process() -> Self {
+        let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Self {
+            get: value(&TOTAL.get),
+            put: value(&TOTAL.put),
+            other: value(&TOTAL.other),
+            received: value(&TOTAL.received),
+            refused: value(&TOTAL.refused),
+            broken: value(&TOTAL.broken),
+            cut: value(&TOTAL.cut),
+        }
+    }
+
+    /// All requests.
+    pub fn requests(&self) -> u64 {
+        self.get + self.put + self.other
+    }
+
+    /// Everything that made another attempt necessary.
+    pub fn faults(&self) -> u64 {
+        self.refused + self.broken + self.cut
+    }
+}
+
+impl fmt::Display for Traffic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self { get, put, other, received, .. }, requests) = (self, self.requests());
+        write!(
+            f,
+            "object store: {requests} requests ({get} GET, {put} PUT, {other} others), {received} B received"
+        )?;
+        if self.faults() > 0 {
+            let Self { refused, broken, cut, .. } = self;
+            let faults = self.faults();
+            write!(
+                f,
+                "; {faults} faults met by retries: {refused} answers 5xx or 429, {broken} broken \
+                 connections, {cut} cut bodies"
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// Makes clients that count.
+#[derive(Debug)]
+pub(in crate::storage) struct Counting;
+
+impl HttpConnector for Counting {
+    fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
+        // Of the whole process; where another has chosen one already, that stays.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        Ok(HttpClient::new(Counted(ReqwestConnector::default().connect(options)?)))
+    }
+}
+
+/// A client that counts.
+#[derive(Debug)]
+struct Counted(HttpClient);
+
+fn count(counter: &AtomicU64, by: u64) {
+    counter.fetch_add(by, Ordering::Relaxed);
+}
+
+#[async_trait]
+impl HttpService for Counted {
+    async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+        let method = match request.method().as_str() {
+            "GET" => &TOTAL.get,
+            "PUT" => &TOTAL.put,
+            _ => &TOTAL.other,
+        };
+        count(method, 1);
+        let answer = match self.0.execute(request).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                count_fault(&TOTAL.broken);
+                return Err(error);
+            }
+        };
+        let status = answer.status();
+        if status.is_server_error() || status.as_u16() == TOO_MANY_REQUESTS {
+            count_fault(&TOTAL.refused);
+        }
+        let (head, body) = answer.into_parts();
+        let cut = Arc::new(AtomicU64::new(0));
+        let body = body
+            .map_frame(|frame| {
+                count(&TOTAL.received, frame.data_ref().map_or(0, |bytes| bytes.len() as u64));
+                frame
+            })
+            .map_err(move |error| {
+                // A body may report its end more than once.
+                if cut.fetch_add(1, Ordering::Relaxed) == 0 {
+                    count_fault(&TOTAL.cut);
+                }
+                error
+            });
+        Ok(HttpResponse::from_parts(head, HttpResponseBody::new(body)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn faults_are_told_only_where_there_were_some() {
+        let quiet = Traffic { get: 2, put: 1, received: 10, ..Traffic::default() };
+        assert_eq!(quiet.to_string(), "object store: 3 requests (2 GET, 1 PUT, 0 others), 10 B received");
+        let noisy = Traffic { refused: 2, cut: 1, ..quiet };
+        assert!(noisy.to_string().ends_with(
+            "; 3 faults met by retries: 2 answers 5xx or 429, 0 broken connections, 1 cut bodies"
+        ));
+    }
+}

@@ -1,0 +1,147 @@
+//! How what several processes write becomes one checkpoint.
+//!
+//! Each writes its part of the bank and says so in the store that all share; rank 0 waits for all of them,
+//! writes the rest and the manifest, and says that the checkpoint is there. This runs on the threads that
+//! write, so it uses no collective.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint::FileEntry;
+use crate::distributed::{ProcessGroup, Store};
+use crate::failure::Failure;
+use crate::storage::Location;
+use crate::trainer::TrainError;
+
+/// How often a process looks whether another has written.
+const POLL: Duration = Duration::from_millis(20);
+
+/// What a process says when it has done its part.
+#[derive(Debug, Serialize, Deserialize)]
+enum Word {
+    Written(FileEntry),
+    Published,
+    Failed(String, Failure),
+}
+
+/// Where the processes of a run tell each other what they have written.
+#[derive(Clone, Debug)]
+pub(in crate::trainer) struct PartsOfRanks {
+    store: Store,
+    pub(in crate::trainer) rank: usize,
+    pub(in crate::trainer) ranks: usize,
+    /// Set when the run has failed: nobody waits any more.
+    given_up: Arc<AtomicBool>,
+}
+
+impl PartsOfRanks {
+    pub(in crate::trainer) fn new(group: &ProcessGroup) -> Self {
+        let (rank, ranks) = (group.rank(), group.world());
+        Self { store: group.store(), rank, ranks, given_up: Arc::default() }
+    }
+
+    /// Ends all waiting for others: the run has failed.
+    pub(in crate::trainer) fn give_up(&self) {
+        self.given_up.store(true, Ordering::Relaxed);
+    }
+
+    /// Tells rank 0 what became of this process's part, and waits until the checkpoint is there.
+    ///
+    /// # Errors
+    /// What went wrong here or there.
+    pub(in crate::trainer) fn hand_in(
+        &self,
+        step: u64,
+        part: Result<FileEntry, TrainError>,
+    ) -> Result<(), TrainError> {
+        let word = match &part {
+            Ok(entry) => Word::Written(entry.clone()),
+            Err(error) => Word::Failed(error.to_string(), error.failure()),
+        };
+        let said = self.say(step, self.rank, &word);
+        part?;
+        said?;
+        self.hear(step, 0).map(drop)
+    }
+
+    /// What all other processes wrote into this folder.
+    ///
+    /// # Errors
+    /// If one could not, is lost, or wrote elsewhere: a path may be another place on another machine.
+    pub(in crate::trainer) fn collect(
+        &self,
+        step: u64,
+        folder: &Location,
+    ) -> Result<Vec<FileEntry>, TrainError> {
+        (1..self.ranks)
+            .map(|rank| match self.hear(step, rank)? {
+                Word::Written(entry) => match folder.join(&entry.name).size() {
+                    Ok(bytes) if bytes == entry.bytes => Ok(entry),
+                    Err(error) if !error.is_not_found() => Err(error.into()),
+                    _ => {
+                        let reason =
+                            format!("what it wrote is not in {folder}: all need one place for the run");
+                        Err(TrainError::OtherRank { rank, reason, failure: Failure::Config })
+                    }
+                },
+                _ => Err(Self::failed(step, rank, "it did not name its file".into())),
+            })
+            .collect()
+    }
+
+    /// Tells the others what became of the checkpoint.
+    pub(in crate::trainer) fn publish<T>(
+        &self,
+        step: u64,
+        published: Result<T, TrainError>,
+    ) -> Result<T, TrainError> {
+        if self.ranks > 1 {
+            let word = match &published {
+                Ok(_) => Word::Published,
+                Err(error) => Word::Failed(error.to_string(), error.failure()),
+            };
+            let said = self.say(step, 0, &word);
+            return published.and_then(|published| said.map(|()| published));
+        }
+        published
+    }
+
+    fn say(&self, step: u64, rank: usize, word: &Word) -> Result<(), TrainError> {
+        let text = serde_json::to_vec(word).expect("a word is plain data");
+        Ok(self.store.set(&key(step, rank), &text)?)
+    }
+
+    /// Waits for what a process says of its part. A slow store may take its time: that a process is lost the
+    /// group finds out, and ends the waiting.
+    fn hear(&self, step: u64, rank: usize) -> Result<Word, TrainError> {
+        loop {
+            if let Some(text) = self.store.try_get(&key(step, rank))? {
+                return match serde_json::from_slice(&text) {
+                    Ok(Word::Failed(reason, failure)) => {
+                        let reason = format!("checkpoint of step {step}: {reason}");
+                        Err(TrainError::OtherRank { rank, reason, failure })
+                    }
+                    Ok(word) => Ok(word),
+                    Err(error) => Err(Self::failed(step, rank, error.to_string())),
+                };
+            }
+            self.store.check()?;
+            if self.given_up.load(Ordering::Relaxed) {
+                return Err(Self::failed(step, rank, "the run ended before it did".into()));
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+
+    fn failed(step: u64, rank: usize, reason: String) -> TrainError {
+        let reason = format!("checkpoint of step {step}: {reason}");
+        TrainError::OtherRank { rank, reason, failure: Failure::Unavailable }
+    }
+}
+
+fn key(step: u64, rank: usize) -> String {
+    format!("checkpoint/{step}/{rank}")
+}

@@ -1,0 +1,285 @@
+//! A run's state to a checkpoint.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use crate::bank::MemoryBank;
+use crate::checkpoint::{
+    CheckpointManifest, FileEntry, MODEL, OPTIMIZER, STATE, TrainState, TrainedOn, bank_part,
+    checkpoint_name, publish_file,
+};
+use crate::dataset::Manifest;
+use crate::feature_table::{FeatureTable, Kind, TableMeta};
+use crate::ids::{ClassId, InstanceId};
+use crate::loader::Source;
+use crate::model::{EncoderConfig, NamedTensors};
+use crate::storage::{Location, Lock, PublishMode};
+
+use super::sharded::PartsOfRanks;
+use crate::trainer::data::ShuffleKind;
+use crate::trainer::learner::{Learned, Learner};
+use crate::trainer::metrics::log::MetricsFiles;
+use crate::trainer::soundness::not_finite;
+use crate::trainer::{TrainConfig, TrainError, TrainJob};
+
+/// What a checkpoint says of the data it was trained on.
+#[derive(Clone, Debug)]
+pub(in crate::trainer) struct DataIdentity {
+    pub(in crate::trainer) trained_on: TrainedOn,
+    pub(in crate::trainer) classes: Vec<String>,
+    pub(in crate::trainer) ids: Vec<InstanceId>,
+    pub(in crate::trainer) labels: Vec<Option<ClassId>>,
+    /// The digest of what lies in which row group, where the order of the images depends on it.
+    pub(in crate::trainer) layout: Option<String>,
+}
+
+impl DataIdentity {
+    /// What a job trains on.
+    ///
+    /// # Errors
+    /// If the dataset has no such split.
+    pub(in crate::trainer) fn of(
+        job: &TrainJob,
+        manifest: &Manifest,
+        source: &dyn Source,
+    ) -> Result<Self, TrainError> {
+        let config = &job.config;
+        Ok(Self {
+            trained_on: TrainedOn {
+                dataset_digest: manifest.dataset_digest.to_string(),
+                split: config.split.clone(),
+                split_digest: manifest.split(&job.dataset, &config.split)?.digest.to_string(),
+            },
+            classes: manifest.classes.clone(),
+            ids: source.ids().to_vec(),
+            labels: source.labels().to_vec(),
+            layout: (config.shuffle == ShuffleKind::Windowed).then(|| source.layout().digest().to_string()),
+        })
+    }
+}
+
+/// A copy of everything that a process adds to a checkpoint, on the host: training can go on while it is written.
+#[derive(Debug)]
+pub(in crate::trainer) struct Snapshot {
+    pub(in crate::trainer) step: u64,
+    /// Of rank 0.
+    common: Option<Common>,
+    bank: Option<BankRows>,
+    data: Arc<DataIdentity>,
+    ranks: PartsOfRanks,
+}
+
+/// What is the same in all processes.
+#[derive(Debug)]
+struct Common {
+    epoch: u64,
+    encoder: EncoderConfig,
+    model: NamedTensors,
+    optimizer: NamedTensors,
+    state: Vec<u8>,
+    metrics: MetricsFiles,
+    /// The run's: who lost it while it wrote publishes nothing.
+    lock: Arc<Lock>,
+}
+
+/// The rows of the bank that a process has.
+#[derive(Debug)]
+struct BankRows {
+    features: Vec<f32>,
+    dim: usize,
+    updated_step: Vec<Option<u64>>,
+    /// Their places.
+    owned: Range<usize>,
+}
+
+impl Snapshot {
+    /// Copies the state as it is; `first` has what rank 0 alone has.
+    pub(in crate::trainer) fn take(
+        learner: &impl Learner,
+        data: &Arc<DataIdentity>,
+        first: Option<(MetricsFiles, Arc<Lock>)>,
+        ranks: &PartsOfRanks,
+    ) -> Self {
+        Self {
+            step: learner.learned().cursor.step,
+            common: first.map(|(metrics, lock)| Common::of(learner, data, metrics, lock)),
+            bank: learner.bank().map(BankRows::of),
+            data: Arc::clone(data),
+            ranks: ranks.clone(),
+        }
+    }
+
+    /// Publishes the checkpoint, and the metrics up to it before.
+    ///
+    /// # Errors
+    /// If a weight, a buffer, a feature or a row of the bank is not finite, a row is not of unit length, another process took the run over
+    /// meanwhile, or the store fails; earlier checkpoints stand.
+    pub(in crate::trainer) fn write(self, run: &Location) -> Result<Location, TrainError> {
+        let Self { step, common, bank, data, ranks } = self;
+        let folder = run.join("checkpoints").join(&checkpoint_name(step));
+        let name = bank_part(ranks.rank, ranks.ranks);
+        let bank = bank.map(|rows| || rows.write(step, &data, &folder, name));
+        match (common, bank) {
+            (Some(common), bank) => {
+                let published = common.write(step, &folder, &data.trained_on, || {
+                    let own = bank.map(|write| write()).transpose()?;
+                    Ok(own.into_iter().chain(ranks.collect(step, &folder)?).collect())
+                });
+                ranks.publish(step, published)?;
+            }
+            (None, Some(write)) => ranks.hand_in(step, write())?,
+            (None, None) => {}
+        }
+        Ok(folder)
+    }
+}
+
+impl BankRows {
+    fn of(bank: &MemoryBank) -> Self {
+        let updated_step = bank.updated_step().to_vec();
+        Self { features: bank.to_vec(), dim: bank.dim(), updated_step, owned: bank.range() }
+    }
+
+    /// Publishes the rows, unless a reader would refuse them.
+    fn write(
+        self,
+        step: u64,
+        data: &DataIdentity,
+        folder: &Location,
+        name: String,
+    ) -> Result<FileEntry, TrainError> {
+        let Self { features, dim, updated_step, owned } = self;
+        let table = FeatureTable {
+            meta: TableMeta {
+                kind: Kind::Bank,
+                layer: "projection".into(),
+                dim,
+                dataset_digest: data.trained_on.dataset_digest.clone(),
+                split: data.trained_on.split.clone(),
+                split_digest: Some(data.trained_on.split_digest.clone()),
+                weights: None,
+                device: None,
+                precision: None,
+                step,
+                unit_length: true,
+                classes: data.classes.clone(),
+            },
+            ids: data.ids[owned.clone()].to_vec(),
+            labels: data.labels[owned].to_vec(),
+            updated_step,
+            features,
+        };
+        table.check()?;
+        let written = table.write(&folder.join(&name))?;
+        Ok(FileEntry { name, bytes: written.bytes, digest: written.digest })
+    }
+}
+
+impl Common {
+    fn of(learner: &impl Learner, data: &DataIdentity, metrics: MetricsFiles, lock: Arc<Lock>) -> Self {
+        let Learned { config, encoder, optimizer, cursor } = learner.learned();
+        let json = |value: serde_json::Result<Value>| value.expect("it is plain data");
+        let mut state = TrainState {
+            cursor,
+            ln_partition: None,
+            optimizer_steps: Some(optimizer.steps()),
+            skipped_steps: 0,
+            loss_scale: Value::Null,
+            layout: data.layout.clone(),
+            instances: data.ids.len() as u64,
+            encoder: json(serde_json::to_value(encoder.config())),
+            config: json(serde_json::to_value(config)),
+        };
+        learner.complete(&mut state);
+        Self {
+            epoch: cursor.epoch,
+            encoder: encoder.config(),
+            model: encoder.weights(),
+            optimizer: optimizer.buffers(),
+            state: serde_json::to_vec_pretty(&state).expect("a state is plain data"),
+            metrics,
+            lock,
+        }
+    }
+
+    /// Writes everything, the manifest last; `bank` writes the bank, and waits for what others write of it.
+    fn write(
+        self,
+        step: u64,
+        folder: &Location,
+        trained_on: &TrainedOn,
+        bank: impl FnOnce() -> Result<Vec<FileEntry>, TrainError>,
+    ) -> Result<(), TrainError> {
+        if let Some(name) = not_finite(self.encoder, &self.model, &self.optimizer) {
+            return Err(TrainError::Poisoned { step, name });
+        }
+        self.metrics.publish()?;
+        let mut files = vec![
+            publish_file(folder, MODEL, self.model.to_bytes())?,
+            publish_file(folder, OPTIMIZER, self.optimizer.to_bytes())?,
+            publish_file(folder, STATE, self.state)?,
+        ];
+        files.extend(bank()?);
+        self.lock.check()?;
+        Ok(CheckpointManifest::new(step, self.epoch, trained_on.clone(), files).publish(folder)?)
+    }
+}
+
+/// Publishes the configuration of a run that begins.
+///
+/// # Errors
+/// If the store fails.
+pub(in crate::trainer) fn publish_config(config: &TrainConfig, run: &Location) -> Result<(), TrainError> {
+    let text = toml::to_string(config).expect("a configuration is plain data");
+    Ok(run.join("config.toml").publish(text, PublishMode::Overwrite)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::list_checkpoints;
+    use crate::model::Encoder;
+    use crate::trainer::metrics::log::Metrics;
+
+    fn common(run: &Location, lock: Lock) -> Common {
+        let metrics = Metrics::resume(run, 0).expect("a new run").files();
+        let arch = crate::model::Architecture::ResNet20Cifar;
+        let config = TrainConfig { arch, image_size: 16, dim: 8, ..TrainConfig::default() };
+        let encoder = Encoder::new(config.encoder(), 0, tch::Device::Cpu);
+        let (model, optimizer) = (encoder.weights(), NamedTensors::from_tensors([]));
+        Common {
+            epoch: 0,
+            encoder: encoder.config(),
+            model,
+            optimizer,
+            state: b"{}".to_vec(),
+            metrics,
+            lock: Arc::new(lock),
+        }
+    }
+
+    #[test]
+    fn who_loses_the_run_while_it_writes_publishes_no_checkpoint() {
+        let run = Location::in_memory().join("run");
+        let folder = run.join("checkpoints").join(&checkpoint_name(5));
+        let digest = || "0".repeat(64);
+        let trained_on =
+            TrainedOn { dataset_digest: digest(), split: "train".into(), split_digest: digest() };
+        let lock = || Lock::take(&run.join("lock"));
+        let overtaken = common(&run, lock().expect("free"));
+        let overtake = || {
+            run.join("lock.00000001").publish("another process", PublishMode::Overwrite)?;
+            Ok(Vec::new())
+        };
+        let error = overtaken.write(5, &folder, &trained_on, overtake).expect_err("it is another's");
+        assert_eq!(error.failure(), crate::failure::Failure::Unavailable, "{error}");
+        assert!(list_checkpoints(&run).expect("a list").is_empty());
+
+        run.join("lock.00000001").delete().expect("removed");
+        let holder = common(&run, lock().expect("free again"));
+        holder.write(5, &folder, &trained_on, || Ok(Vec::new())).expect("published");
+        assert_eq!(list_checkpoints(&run).expect("a list").len(), 1);
+    }
+}

@@ -1,0 +1,278 @@
+//! How the memory bank is: what an epoch's line of the metrics says of it.
+//!
+//! Nothing here moves anything. Rows are sampled where a number needs pairs or a decomposition.
+
+use std::cell::Cell;
+
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor, no_grad};
+
+use crate::bank::MemoryBank;
+use crate::distributed::{DistributedError, ProcessGroup, Reduce};
+use crate::ids::Position;
+use crate::objective::{Objective, ObjectiveKind, Partition, Queries};
+use crate::rng::{Purpose, Stream};
+use crate::trainer::state::Trainer;
+
+/// Rows that are sampled for norms, pairs and the rank.
+const SAMPLED_ROWS: usize = 2048;
+/// Queries for which the sum over the whole bank is made.
+const SAMPLED_QUERIES: usize = 16;
+
+/// The state of the bank after an epoch.
+#[derive(Clone, Debug, Serialize)]
+pub struct BankHealth {
+    /// Rows by their age, the steps since they were written: `[steps, rows]`, `steps` the upper edge (a power
+    /// of two) of a bucket.
+    pub age_histogram: Vec<(u64, u64)>,
+    /// The mean age in steps of the rows that were ever written.
+    pub age_mean: f64,
+    /// The largest age.
+    pub age_maximum: u64,
+    /// Rows that no step has written.
+    pub never_written: u64,
+    /// How far the length of a sampled row is from 1 at most.
+    pub norm_error: f64,
+    /// `ln mean exp(-2 ‖x - y‖²)` over pairs of sampled rows: the lower, the more evenly they are spread.
+    ///
+    /// # Source
+    /// Wang and Isola 2020.
+    pub uniformity: f64,
+    /// `exp` of the entropy of the sampled rows' singular values: how many directions they use.
+    ///
+    /// # Source
+    /// Roy and Vetterli 2007; Garrido et al. 2023 (RankMe).
+    pub effective_rank: f64,
+    /// For `nce`: ln Z over all rows for sampled queries, to be held against the one assumed.
+    pub ln_partition_true: Option<f64>,
+}
+
+impl BankHealth {
+    /// Looks at the bank after the step at the trainer's cursor; in every process the same.
+    ///
+    /// # Errors
+    /// If a collective fails.
+    pub(in crate::trainer) fn of(trainer: &Trainer) -> Result<Self, DistributedError> {
+        let (bank, step, group) = (&trainer.bank, trainer.cursor.step, trainer.group.as_ref());
+        let ages = Ages::of(bank, step).sum_over(group)?;
+        no_grad(|| {
+            let rows = gather(bank, &sample(bank.instances(), step), group)?;
+            let ln_partition_true = match trainer.last_batch() {
+                Some(queries) if trainer.objective.options().kind == ObjectiveKind::Nce => {
+                    Some(true_partition(queries, bank, &trainer.objective, group)?)
+                }
+                _ => None,
+            };
+            Ok(Self {
+                age_histogram: ages.histogram(),
+                age_mean: ages.sum as f64 / ages.count.max(1) as f64,
+                age_maximum: ages.maximum,
+                never_written: bank.instances() as u64 - ages.count,
+                norm_error: norm_error(&rows),
+                uniformity: uniformity(&rows),
+                effective_rank: effective_rank(&rows),
+                ln_partition_true,
+            })
+        })
+    }
+}
+
+/// ln Z and that of all rows may differ so far before a run warns, and so much further before it warns again: a
+/// factor of e.
+const MOST_DRIFT: f64 = 1.0;
+
+impl BankHealth {
+    /// Warns where the ln Z that the run assumes is far from that of all rows; `warned` is the distance of which
+    /// the run warned last, 0 at its start.
+    pub(in crate::trainer) fn drift(&self, assumed: Option<f64>, warned: &Cell<f64>) -> Option<String> {
+        let (assumed, actual) = assumed.zip(self.ln_partition_true)?;
+        let distance = (assumed - actual).abs();
+        if distance <= warned.get() + MOST_DRIFT {
+            return None;
+        }
+        warned.set(distance);
+        Some(format!(
+            "ln Z is {assumed:.2}, that of all rows is {actual:.2} (sampled queries): negatives weigh {} than \
+             the objective means; see `partition`",
+            if assumed > actual { "less" } else { "more" }
+        ))
+    }
+}
+
+/// How long ago rows were written, in steps.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Ages {
+    /// By power of two: how many.
+    buckets: Vec<u64>,
+    count: u64,
+    sum: u64,
+    maximum: u64,
+}
+
+impl Ages {
+    fn of(bank: &MemoryBank, step: u64) -> Self {
+        let written = bank.updated_step().iter().flatten();
+        let mut ages = Self::default();
+        for age in written.map(|&at| step.saturating_sub(at + 1)) {
+            let bucket = (u64::BITS - age.leading_zeros()) as usize;
+            ages.buckets.resize(ages.buckets.len().max(bucket + 1), 0);
+            ages.buckets[bucket] += 1;
+            ages.count += 1;
+            ages.sum += age;
+            ages.maximum = ages.maximum.max(age);
+        }
+        ages
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.buckets.resize(self.buckets.len().max(other.buckets.len()), 0);
+        self.buckets.iter_mut().zip(&other.buckets).for_each(|(sum, count)| *sum += count);
+        self.count += other.count;
+        self.sum += other.sum;
+        self.maximum = self.maximum.max(other.maximum);
+    }
+
+    /// Those of all owners.
+    fn sum_over(self, owners: &ProcessGroup) -> Result<Self, DistributedError> {
+        let words = owners.gather_bytes(&serde_json::to_vec(&self).expect("ages are plain data"))?;
+        let mut all = Self::default();
+        for word in words {
+            all.add(&serde_json::from_slice(&word).expect("every owner says ages"));
+        }
+        Ok(all)
+    }
+
+    /// `(upper edge, count)` for each power of two up to the largest age.
+    fn histogram(&self) -> Vec<(u64, u64)> {
+        (0..).map(|bucket| 1_u64 << bucket).zip(self.buckets.iter().copied()).collect()
+    }
+}
+
+fn sample(rows: usize, step: u64) -> Vec<Position> {
+    if rows <= SAMPLED_ROWS {
+        return (0..rows as u32).map(Position).collect();
+    }
+    let mut stream = Stream::new(0, Purpose::Report, step, 2);
+    (0..SAMPLED_ROWS).map(|_| Position(stream.below(rows as u64) as u32)).collect()
+}
+
+/// Rows of the bank, whoever has them.
+fn gather(
+    bank: &MemoryBank,
+    positions: &[Position],
+    owners: &ProcessGroup,
+) -> Result<Tensor, DistributedError> {
+    if owners.world() == 1 {
+        return Ok(bank.gather(positions));
+    }
+    let rows = bank.gather_owned(positions);
+    owners.all_reduce(&rows, Reduce::Sum)?;
+    Ok(rows)
+}
+
+fn norm_error(rows: &Tensor) -> f64 {
+    let lengths = rows.norm_scalaropt_dim(2, [1_i64].as_slice(), false);
+    (lengths - 1.0).abs().max().double_value(&[])
+}
+
+fn uniformity(rows: &Tensor) -> f64 {
+    let count = rows.size()[0];
+    if count < 2 {
+        return 0.0;
+    }
+    // Of unit rows, ‖x - y‖² = 2 - 2 x·y; the diagonal is left out.
+    let terms = ((rows.matmul(&rows.tr()) - 1.0) * 4.0).exp();
+    let pairs = terms.sum(Kind::Double) - terms.diagonal(0, 0, 1).sum(Kind::Double);
+    (pairs / (count * (count - 1)) as f64).log().double_value(&[])
+}
+
+fn effective_rank(rows: &Tensor) -> f64 {
+    let (_, values, _) = rows.to_kind(Kind::Double).svd(true, false);
+    let shares = &values / values.sum(Kind::Double) + 1e-12;
+    (-(&shares * shares.log()).sum(Kind::Double)).exp().double_value(&[])
+}
+
+/// ln of the mean over queries of `sum_i exp(s_i/τ)`, exact over all rows.
+fn true_partition(
+    queries: Queries<'_>,
+    bank: &MemoryBank,
+    assumed: &Objective,
+    owners: &ProcessGroup,
+) -> Result<f64, DistributedError> {
+    let mut options = assumed.options();
+    options.kind = ObjectiveKind::Softmax;
+    options.proximal_weight = 0.0;
+    let exact = Objective::new(options, Partition::Unset);
+    let count = queries.positions.len().min(SAMPLED_QUERIES);
+    let mut logs = Vec::with_capacity(count);
+    for query in 0..count {
+        let features = queries.features.narrow(0, query as i64, 1);
+        let positions = &queries.positions[query..=query];
+        let whole = Queries::whole(&features, positions);
+        let loss = exact.evaluate_over(whole, &[bank.owned()], None, owners)?.loss;
+        let row = gather(bank, positions, owners)?;
+        let own = (features * row).sum(Kind::Double) / options.temperature.get();
+        logs.push((loss + own).double_value(&[]));
+    }
+    let largest = logs.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    Ok(largest + (logs.iter().map(|ln| (ln - largest).exp()).sum::<f64>() / count as f64).ln())
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+
+    #[test]
+    fn ages_fall_into_powers_of_two() {
+        let written = [9, 8, 7, 6, 5, 2, 1].map(Some).to_vec();
+        let rows = [1.0_f32, 0.0].repeat(written.len());
+        let bank = MemoryBank::from_rows(&rows, 2, written, Device::Cpu);
+        assert_eq!(Ages::of(&bank, 10).histogram(), [(1, 1), (2, 1), (4, 2), (8, 2), (16, 1)]);
+    }
+
+    #[test]
+    fn a_z_that_drifted_by_more_than_a_factor_of_e_is_warned_of() {
+        let health = |ln_partition_true| BankHealth {
+            age_histogram: Vec::new(),
+            age_mean: 0.0,
+            age_maximum: 0,
+            never_written: 0,
+            norm_error: 0.0,
+            uniformity: 0.0,
+            effective_rank: 1.0,
+            ln_partition_true,
+        };
+        let none = || Cell::new(0.0);
+        let warned = none();
+        let warning = health(Some(13.42)).drift(Some(18.61), &warned).expect("far away");
+        assert!(warning.contains("18.61") && warning.contains("13.42"), "{warning}");
+        assert_eq!(health(Some(13.42)).drift(Some(18.7), &warned), None, "it was said");
+        assert!(health(Some(13.42)).drift(Some(19.7), &warned).is_some(), "it grew");
+        assert_eq!(health(Some(13.42)).drift(Some(14.2), &none()), None);
+        assert_eq!(health(None).drift(Some(18.61), &none()), None);
+        assert_eq!(health(Some(13.42)).drift(None, &none()), None);
+    }
+
+    #[test]
+    fn equal_rows_have_rank_one_and_no_spread() {
+        let rows = Tensor::from_slice2(&[[1.0_f32, 0.0], [1.0, 0.0], [1.0, 0.0]]);
+        assert!((effective_rank(&rows) - 1.0).abs() < 1e-6);
+        assert!(uniformity(&rows).abs() < 1e-6);
+    }
+
+    #[test]
+    fn orthogonal_rows_use_every_direction_and_are_spread() {
+        let rows = Tensor::eye(4, (Kind::Float, Device::Cpu));
+        assert!((effective_rank(&rows) - 4.0).abs() < 1e-6);
+        // ‖x - y‖² = 2 for every pair.
+        assert!((uniformity(&rows) + 4.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_row_that_is_too_long_is_seen() {
+        let rows = Tensor::from_slice2(&[[1.25_f32, 0.0], [0.0, 1.0]]);
+        assert!((norm_error(&rows) - 0.25).abs() < 1e-6);
+    }
+}
