@@ -7,7 +7,7 @@
 mod blocks;
 mod init;
 mod options;
-mod part;
+mod shard;
 
 use std::ops::Range;
 
@@ -15,7 +15,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 
 pub use blocks::Blocks;
 pub use options::{BankDtype, BankInit, BankOptions};
-pub use part::BankPart;
+pub use shard::BankShard;
 
 use self::init::Drawing;
 use crate::ids::Position;
@@ -40,7 +40,7 @@ pub struct MemoryBank {
 
 /// What an update saw, as f64 scalars on the bank's device; what several owners saw of a batch adds up.
 #[derive(Debug)]
-pub struct Moved {
+pub struct UpdateStats {
     /// The mean cosine of a row before and after.
     pub row_cosine: Tensor,
     /// The mean squared distance of a feature to its row before.
@@ -125,17 +125,17 @@ impl MemoryBank {
     }
 
     /// The rows that are here, as one part.
-    pub fn owned(&self) -> BankPart {
-        BankPart::new(self.rows.shallow_clone(), self.first_row, self.instances)
+    pub fn owned(&self) -> BankShard {
+        BankShard::new(self.rows.shallow_clone(), self.first_row, self.instances)
     }
 
     /// The rows in so many parts of nearly equal length, as several owners would have them.
-    pub fn parts(&self, count: usize) -> Vec<BankPart> {
+    pub fn parts(&self, count: usize) -> Vec<BankShard> {
         let blocks = Blocks::new(self.len(), count as u64);
         let part = |block| {
             let range = blocks.range(block);
             let rows = self.rows.narrow(0, range.start as i64, (range.end - range.start) as i64);
-            BankPart::new(rows, self.first_row + range.start as usize, self.instances)
+            BankShard::new(rows, self.first_row + range.start as usize, self.instances)
         };
         (0..blocks.count()).map(part).collect()
     }
@@ -218,7 +218,7 @@ impl MemoryBank {
         features: &Tensor,
         momentum: BankMomentum,
         step: u64,
-    ) -> Moved {
+    ) -> UpdateStats {
         assert_eq!(
             features.size(),
             [positions.len() as i64, self.dim() as i64],
@@ -243,7 +243,7 @@ impl MemoryBank {
             let rows = moved.where_self(&length.gt(SHORTEST_SUM), &features);
             let _ = self.rows.index_copy_(0, &place, &rows.to_kind(self.rows.kind()));
             let count = positions.len() as f64;
-            Moved {
+            UpdateStats {
                 row_cosine: (&old * rows).sum(Kind::Double) / count,
                 distance: (features - old).square().sum(Kind::Double) / count,
             }

@@ -20,7 +20,7 @@ use crate::eval::{
 };
 use crate::feature_table::{ColumnNames, FeatureTable, Table};
 use crate::image::encode_jpeg;
-use crate::page::{PageImages, PageInput, cases, history, map, page};
+use crate::page::{PageImages, PageInput, examples, history, map, page};
 use crate::search::Neighbours;
 use crate::storage::{Location, PublishMode};
 use crate::units::Temperature;
@@ -307,7 +307,7 @@ fn evaluate(
         write_neighbours(&global.location(neighbours_at)?, &*pair.bank, &pair.queries, &neighbours)?;
     }
     if let Some(place) = place {
-        let shown = cases(&*pair.bank, &pair.queries, &neighbours, reports.first.k, args.temperature[0]);
+        let shown = examples(&*pair.bank, &pair.queries, &neighbours, reports.first.k, args.temperature[0]);
         let history = place.run.as_ref().map(|run| history(run, &reports.first)).transpose()?;
         let map = (args.map_points > 0)
             .then(|| pool.install(|| map(&pair.queries, args.map_points as usize)))
@@ -317,7 +317,7 @@ fn evaluate(
             bank: &*pair.bank,
             queries: &pair.queries,
             neighbours: &neighbours,
-            cases: &shown,
+            examples: &shown,
             history: &history.unwrap_or_default(),
             map: map.as_ref(),
         };

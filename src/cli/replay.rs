@@ -11,7 +11,7 @@ use crate::bank::{BankDtype, MemoryBank};
 use crate::ids::Position;
 use crate::model::{DeviceChoice, NamedTensors, select_device};
 use crate::objective::{
-    Negatives, Objective, ObjectiveKind, ObjectiveOptions, Partition, PartitionChoice, Queries,
+    LogZ, Negatives, Objective, ObjectiveKind, ObjectiveOptions, PartitionChoice, Queries,
 };
 use crate::storage::{Location, PublishMode};
 use crate::units::{BankMomentum, Temperature};
@@ -89,7 +89,7 @@ fn replay(args: &ReplayArgs, input: &NamedTensors) -> anyhow::Result<NamedTensor
     let mut bank = bank.with_dtype(args.bank_dtype);
 
     let mut results = Vec::new();
-    let mut objective = Objective::new(options(args), Partition::Unset);
+    let mut objective = Objective::new(options(args), LogZ::Unset);
     for step in 0_u64.. {
         let Ok(features) = input.get(&format!("features_{step}")) else { break };
         let features = features.to_kind(Kind::Float).to_device(device);
@@ -106,7 +106,7 @@ fn replay(args: &ReplayArgs, input: &NamedTensors) -> anyhow::Result<NamedTensor
         results.push((format!("loss_{step}"), evaluation.loss));
         results.push((format!("gradient_{step}"), evaluation.gradient));
         results.push((format!("bank_{step}"), bank.rows().copy()));
-        if let Some(ln_z) = objective.partition().ln_z() {
+        if let Some(ln_z) = objective.log_z().ln_z() {
             results.push((format!("z_{step}"), Tensor::from(ln_z.exp())));
         }
         if let Some(estimate) = evaluation.ln_partition {

@@ -8,7 +8,7 @@ use crate::failure::Failure;
 
 /// What became of a rank that was lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Fate {
+pub enum LossReason {
     /// Its process ended without a goodbye.
     Ended,
     /// Its process said goodbye while the others went on.
@@ -40,20 +40,20 @@ pub struct LostRank {
     /// The rank.
     pub rank: usize,
     /// What became of it.
-    pub fate: Fate,
+    pub fate: LossReason,
 }
 
 impl std::fmt::Display for LostRank {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let rank = self.rank;
         match self.fate {
-            Fate::Ended => write!(f, "rank {rank} was lost: its connection ended"),
-            Fate::Left => write!(f, "rank {rank} was lost: it ended before the others"),
-            Fate::Failed { failure } => {
+            LossReason::Ended => write!(f, "rank {rank} was lost: its connection ended"),
+            LossReason::Left => write!(f, "rank {rank} was lost: it ended before the others"),
+            LossReason::Failed { failure } => {
                 write!(f, "rank {rank} failed with exit code {}; its own log says why", failure.exit_code())
             }
-            Fate::Silent { seconds } => write!(f, "rank {rank} did not answer for {seconds} s"),
-            Fate::Late { collective, at, seconds } => write!(
+            LossReason::Silent { seconds } => write!(f, "rank {rank} did not answer for {seconds} s"),
+            LossReason::Late { collective, at, seconds } => write!(
                 f,
                 "rank {rank} did not come to collective {collective} within {seconds} s (it is at {at})"
             ),
@@ -146,7 +146,7 @@ impl DistributedError {
             // What failed one rank would fail it again, or not, whatever became of the others.
             Self::PeerLost { lost } => {
                 let own = |lost: &LostRank| match lost.fate {
-                    Fate::Failed { failure } => Some(failure),
+                    LossReason::Failed { failure } => Some(failure),
                     _ => None,
                 };
                 lost.iter().find_map(own).unwrap_or(Failure::Unavailable)
@@ -227,10 +227,10 @@ mod tests {
     #[test]
     fn lost_ranks_are_named_with_their_fate() {
         let fates = [
-            (Fate::Ended, "rank 2 was lost: its connection ended"),
-            (Fate::Silent { seconds: 12 }, "rank 2 did not answer for 12 s"),
+            (LossReason::Ended, "rank 2 was lost: its connection ended"),
+            (LossReason::Silent { seconds: 12 }, "rank 2 did not answer for 12 s"),
             (
-                Fate::Late { collective: 341, at: 339, seconds: 600 },
+                LossReason::Late { collective: 341, at: 339, seconds: 600 },
                 "rank 2 did not come to collective 341 within 600 s (it is at 339)",
             ),
         ];
@@ -239,7 +239,7 @@ mod tests {
             assert_eq!(error.to_string(), text);
             assert_eq!(error.failure().exit_code(), 69);
         }
-        let many = (0..64).map(|rank| LostRank { rank, fate: Fate::Ended }).collect();
+        let many = (0..64).map(|rank| LostRank { rank, fate: LossReason::Ended }).collect();
         let text = DistributedError::PeerLost { lost: many }.to_string();
         assert!(text.ends_with("; and 56 more ranks"), "{text}");
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tch::Device;
 
 use super::address;
-use super::coming::Coming;
+use super::arrival::Arrival;
 use super::error::{Cause, cause, first_line};
 use super::ffi::{self, GroupParts, Nccl};
 use super::rendezvous::Meeting;
@@ -80,7 +80,7 @@ pub(super) fn join(
     let keeper = ffi::Store::open(&host, port, listener, timeout).map_err(unreached)?;
     let keeper = Arc::new(keeper);
     let client = ffi::Store::open(&host, port, None, timeout).map_err(unreached)?;
-    let come = Coming { store: &client, meeting, rank, world, deadline, timeout, stop };
+    let come = Arrival { store: &client, meeting, rank, world, deadline, timeout, stop };
     let (watch, places) = come.meet()?;
     let here = &places[rank];
     let interface_named = std::env::var_os("GLOO_SOCKET_IFNAME").is_some_and(|name| !name.is_empty());

@@ -6,7 +6,7 @@
 //! on with a broken group, the process ends and is started again.
 
 mod address;
-mod coming;
+mod arrival;
 mod error;
 mod ffi;
 mod group;
@@ -26,7 +26,7 @@ pub fn end_process(code: u8) -> ! {
     ffi::end_process(code)
 }
 
-pub use error::{DistributedError, Fate, LostRank};
+pub use error::{DistributedError, LossReason, LostRank};
 pub use group::{ProcessGroup, Reduce};
 pub use reducer::GradientReducer;
 pub use rendezvous::{Rendezvous, RendezvousFlags};

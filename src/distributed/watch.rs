@@ -11,7 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::DistributedError;
-use super::error::{Cause, Fate, LostRank, cause, first_line};
+use super::error::{Cause, LossReason, LostRank, cause, first_line};
 use crate::failure::Failure;
 
 mod hub;
@@ -237,7 +237,7 @@ impl Watch {
             Side::Member(member) => member.tell_failure(self.shared.begun(), collective, waited),
         }
         let verdict = self.shared.wait_for_verdict(PATIENCE);
-        let left = || self.shared.has_left(0).then(|| vec![LostRank { rank: 0, fate: Fate::Left }]);
+        let left = || self.shared.has_left(0).then(|| vec![LostRank { rank: 0, fate: LossReason::Left }]);
         match (verdict.or_else(left), cause) {
             (Some(lost), _) => DistributedError::PeerLost { lost },
             (None, Cause::Timeout) => DistributedError::Timeout {

@@ -20,7 +20,7 @@ use crate::progress::Progress;
 use crate::storage::{Location, Published};
 
 use super::RowChoice;
-use super::over_ranks::{gather_table, share};
+use super::distributed::{gather_table, share};
 
 /// What to embed with what, and where to.
 #[derive(Clone, Debug)]

@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use rayon::prelude::*;
 
-use super::common_rows::common_rows;
 use super::interval::score_interval;
+use super::overlap::common_rows;
 use super::report::{ClassScore, Confusion, GridCell, KnnReport, Timing};
 use super::vote::{Ballot, Outcome};
 use super::{Duplicates, EvalError};

@@ -5,7 +5,8 @@
 //! rows: similarities are summed in one fixed order, and every tie has a rule.
 
 mod bank;
-mod common_rows;
+#[cfg(feature = "torch")]
+mod distributed;
 mod duplicates;
 #[cfg(feature = "torch")]
 mod embed;
@@ -16,8 +17,7 @@ mod knn;
 #[cfg(feature = "torch")]
 mod linear;
 mod neighbours;
-#[cfg(feature = "torch")]
-mod over_ranks;
+mod overlap;
 mod report;
 mod row_choice;
 #[cfg(feature = "torch")]
@@ -27,6 +27,8 @@ mod vote;
 mod watch;
 
 pub use bank::{checkpoint_bank, open_bank};
+#[cfg(feature = "torch")]
+pub use distributed::{gather_table, search_over, share};
 pub use duplicates::Duplicates;
 #[cfg(feature = "torch")]
 pub use embed::{EmbedError, EmbedJob, check_dataset, embed, encode, encode_layers, load_encoder};
@@ -39,8 +41,6 @@ pub use linear::{
     classify, probe, probe_augmented,
 };
 pub use neighbours::write_neighbours;
-#[cfg(feature = "torch")]
-pub use over_ranks::{gather_table, search_over, share};
 pub use report::{ClassScore, Confusion, GridCell, KnnReport, KnnReports, Timing};
 pub use row_choice::RowChoice;
 #[cfg(feature = "torch")]

@@ -8,7 +8,7 @@ use crate::augment::{EvalTransform, evaluate_pixels};
 use crate::dataset::Manifest;
 use crate::ids::{InstanceId, Position};
 use crate::image::{DecodedImage, ExifOrientation, encode_jpeg, probe};
-use crate::loader::{DatasetSource, Reading, Source};
+use crate::loader::{DatasetSource, ReadContext, Source};
 use crate::storage::Location;
 
 use super::EvalError;
@@ -109,7 +109,7 @@ fn squares<T: Send>(
         .filter(|position| wanted.contains(&source.ids()[position.row()]))
         .collect();
     let orientation = source.exif_orientation();
-    let reading = Reading::default();
+    let reading = ReadContext::default();
     let mut made = BTreeMap::new();
     for some in in_order.chunks(CHUNK) {
         let fetched = source.fetch_rows(some, &reading);

@@ -24,7 +24,7 @@ mod writer;
 pub use columns::ColumnNames;
 pub use error::TableError;
 pub use meta::{Kind, TableMeta};
-pub use rows::{Reading, Table, Vectors};
+pub use rows::{PendingVectors, Table, Vectors};
 pub use schema::schema_text;
 pub use slice::TableSlice;
 pub use stored::{StoredTable, open_table};

@@ -34,7 +34,7 @@ pub trait Table: Debug + Sync {
     fn updated_steps(&self) -> &[Option<u64>];
 
     /// Starts to read the vectors of one of [`Table::ranges`].
-    fn start_read(&self, rows: Range<usize>) -> Reading<'_>;
+    fn start_read(&self, rows: Range<usize>) -> PendingVectors<'_>;
 
     /// Checks the digest of a table whose digest is known, once it has been used: what was read by then is not
     /// read again. Other tables have nothing to check.
@@ -48,7 +48,7 @@ pub trait Table: Debug + Sync {
 
 /// Vectors on their way.
 #[derive(Debug)]
-pub struct Reading<'a> {
+pub struct PendingVectors<'a> {
     source: Source<'a>,
     /// Whether they are brought to unit length.
     unit: bool,
@@ -88,7 +88,7 @@ impl Values {
     }
 }
 
-impl<'a> Reading<'a> {
+impl<'a> PendingVectors<'a> {
     pub(super) fn file(
         read: PendingRead,
         values: Values,
@@ -276,10 +276,10 @@ impl Table for FeatureTable {
         split(0..self.len(), longest).collect()
     }
 
-    fn start_read(&self, rows: Range<usize>) -> Reading<'_> {
+    fn start_read(&self, rows: Range<usize>) -> PendingVectors<'_> {
         let dim = self.meta.dim;
         let features = &self.features[rows.start * dim..rows.end * dim];
-        Reading { source: Source::Memory { features, dim, first: rows.start }, unit: false }
+        PendingVectors { source: Source::Memory { features, dim, first: rows.start }, unit: false }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::TableMeta;
-use super::rows::{Reading, Table};
+use super::rows::{PendingVectors, Table};
 use crate::ids::{ClassId, InstanceId};
 
 /// A run of a table's rows, counted from 0.
@@ -47,7 +47,7 @@ impl Table for TableSlice<'_> {
         here.map(|range| range.start - self.rows.start..range.end - self.rows.start).collect()
     }
 
-    fn start_read(&self, rows: Range<usize>) -> Reading<'_> {
+    fn start_read(&self, rows: Range<usize>) -> PendingVectors<'_> {
         let start = self.rows.start;
         self.table.start_read(rows.start + start..rows.end + start).counted_from(start)
     }

@@ -18,7 +18,7 @@ use bytes::Bytes;
 use super::columns::Columns;
 use super::meta::NamedMeta;
 use super::passing::Passing;
-use super::rows::{Reading, Table, Values, split};
+use super::rows::{PendingVectors, Table, Values, split};
 use super::schema::fields;
 use super::{ColumnNames, FeatureTable, TableError, TableMeta};
 use crate::ids::{ClassId, InstanceId};
@@ -346,13 +346,13 @@ impl Table for StoredTable {
         self.batches.iter().flat_map(|batch| split(batch.rows.clone(), longest)).collect()
     }
 
-    fn start_read(&self, rows: Range<usize>) -> Reading<'_> {
+    fn start_read(&self, rows: Range<usize>) -> PendingVectors<'_> {
         let holds = |batch: &&Batch| batch.rows.start <= rows.start && rows.end <= batch.rows.end;
         let batch = self.batches.iter().find(holds).expect("the rows are one of the table's ranges");
         let size = (self.meta.dim * self.values.bytes()) as u64;
         let at = |row: usize| batch.features + (row - batch.rows.start) as u64 * size;
         let read = self.files[batch.file].start_read_range(at(rows.start)..at(rows.end));
-        Reading::file(read, self.values, &self.names[batch.file], &self.meta, rows.start)
+        PendingVectors::file(read, self.values, &self.names[batch.file], &self.meta, rows.start)
             .passing(self.digests[batch.file].as_ref(), at(rows.start))
     }
 

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use super::rows::{Reading, Table};
+use super::rows::{PendingVectors, Table};
 use super::{FeatureTable, TableMeta};
 use crate::ids::{ClassId, InstanceId};
 
@@ -42,7 +42,7 @@ impl Table for UnitRows<'_> {
         self.table.ranges(longest)
     }
 
-    fn start_read(&self, rows: Range<usize>) -> Reading<'_> {
+    fn start_read(&self, rows: Range<usize>) -> PendingVectors<'_> {
         self.table.start_read(rows).at_unit_length()
     }
 }

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::plan::PartPlan;
-use super::remake::Changes;
-use super::screen::{Facts, Verdict};
+use super::rewrite::Changes;
 use super::source::Source;
+use super::validate::{ImageInfo, Verdict};
 use super::write::Instance;
 use crate::dataset::PartReport;
 use crate::storage::{Location, PublishMode, StorageError};
@@ -83,7 +83,7 @@ impl Findings<'_> {
             let kind = format!("{:?} {:?}", instance.facts.format, instance.facts.colour).to_lowercase();
             *images.entry(kind).or_default() += 1;
         }
-        let range = |of: fn(&Facts) -> u64| {
+        let range = |of: fn(&ImageInfo) -> u64| {
             let values = || instances.iter().map(|instance| of(instance.facts));
             let mean = values().sum::<u64>() / values().count().max(1) as u64;
             [values().min().unwrap_or(0), mean, values().max().unwrap_or(0)]

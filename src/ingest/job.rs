@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use rayon::ThreadPool;
 
+use super::journal::{Unfinished, Workshop, has_plan, has_work, recorded_files, unfinished};
 use super::memory::MemoryBudget;
 use super::near_duplicates::{Listed, Look, count, extend_groups, groups, rows};
 use super::overlap::check_overlap;
@@ -13,7 +14,6 @@ use super::plan::{DestinationPlan, IngestPlan, Plan, rejects_file};
 use super::report::{HeldBy, IngestReport, SplitReport};
 use super::source::{Source, first_of};
 use super::verify_source::VerifyJob;
-use super::work::{Unfinished, Workshop, has_plan, has_work, recorded_files, unfinished};
 use super::{IngestError, IngestOptions, PROGRAM, SourcePlan, TRAINING_SPLIT};
 use crate::dataset::{
     DUPLICATES_FILE, DatasetError, DuplicateCounts, DuplicateRow, IndexRow, IngestRecord, Manifest, Split,

@@ -8,8 +8,8 @@
 use std::fmt;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use super::screen::Refusal;
 use super::source::Entry;
+use super::validate::Refusal;
 use super::{CheckDepth, IngestOptions};
 use crate::image::{decoding_memory, probe, shrunk_size};
 

@@ -14,21 +14,21 @@ mod findings;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod job;
+mod journal;
 mod memory;
 mod near_duplicates;
 mod one_pass;
 mod overlap;
 mod part;
 mod plan;
-mod remake;
 mod report;
-mod screen;
+mod rewrite;
 mod source;
 mod split_names;
 mod synth;
+mod validate;
 mod verify_source;
 mod view_hash;
-mod work;
 mod write;
 
 use clap::ValueEnum;

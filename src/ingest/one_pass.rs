@@ -13,11 +13,11 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::IngestError;
+use super::journal::{ENDED, Work};
 use super::memory::{MemoryBudget, runs};
 use super::plan::Plan;
-use super::screen::{Facts, IMAGES_AT_ONCE, Keep, MOST_IMAGE_BYTES, Verdict, look_at_all};
 use super::source::Entry;
-use super::work::{ENDED, Work};
+use super::validate::{IMAGES_AT_ONCE, ImageInfo, Keep, MOST_IMAGE_BYTES, Verdict, validate_all};
 use super::write::{Instance, ShardJob};
 use crate::dataset::WrittenShard;
 use crate::ids::InstanceId;
@@ -30,7 +30,7 @@ const IMAGES_OF_BATCH: usize = 128;
 #[derive(Debug)]
 pub(super) enum Outcome {
     /// All images are accepted and written.
-    Whole { facts: Vec<Facts>, shards: Vec<WrittenShard> },
+    Whole { facts: Vec<ImageInfo>, shards: Vec<WrittenShard> },
     /// An image is refused; what is known of each.
     Refused(Vec<Option<Verdict>>),
 }
@@ -39,7 +39,7 @@ pub(super) enum Outcome {
 #[derive(Debug, Serialize, Deserialize)]
 struct Finished {
     written: WrittenShard,
-    facts: Vec<Facts>,
+    facts: Vec<ImageInfo>,
 }
 
 /// A shard that may have been ended early.
@@ -87,7 +87,7 @@ impl OnePass<'_> {
             }
             return Ok(Outcome::Refused(known));
         }
-        let mut facts: Vec<Option<Facts>> = vec![None; self.entries.len()];
+        let mut facts: Vec<Option<ImageInfo>> = vec![None; self.entries.len()];
         let mut written = Vec::with_capacity(shards.len());
         for (number, tried) in tried {
             for (&place, verdict) in shards[number].iter().zip(tried.verdicts) {
@@ -95,7 +95,7 @@ impl OnePass<'_> {
             }
             written.extend(tried.written);
         }
-        let facts: Vec<Facts> = facts.into_iter().flatten().collect();
+        let facts: Vec<ImageInfo> = facts.into_iter().flatten().collect();
         debug_assert!(facts.len() == self.entries.len() && written.len() == shards.len());
         Ok(Outcome::Whole { facts, shards: written })
     }
@@ -178,7 +178,7 @@ impl OnePass<'_> {
     fn check(&self, places: &[u32]) -> Result<Vec<(Verdict, Bytes)>, IngestError> {
         let look = |places: &[u32]| {
             let entries: Vec<&Entry> = places.iter().map(|&place| &self.entries[place as usize]).collect();
-            look_at_all(self.job.source, &entries, self.job.options, self.memory, Keep::Bytes)
+            validate_all(self.job.source, &entries, self.job.options, self.memory, Keep::Bytes)
         };
         let parts: Vec<Vec<(Verdict, Bytes)>> = self
             .checkers
@@ -186,7 +186,7 @@ impl OnePass<'_> {
         Ok(parts.into_iter().flatten().collect())
     }
 
-    fn instance<'b>(&'b self, place: u32, facts: &'b Facts) -> Instance<'b> {
+    fn instance<'b>(&'b self, place: u32, facts: &'b ImageInfo) -> Instance<'b> {
         let entry = &self.entries[place as usize];
         let id = InstanceId((self.first_id + place as usize) as u32);
         Instance { id, class: self.plan.class(entry), entry, facts }

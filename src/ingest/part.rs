@@ -5,14 +5,14 @@ use std::collections::HashMap;
 use rayon::ThreadPool;
 
 use super::findings::{Findings, LEAK};
+use super::journal::Work;
 use super::memory::{MemoryBudget, OVER_MEMORY_LIMIT};
 use super::one_pass::{OnePass, Outcome};
 use super::plan::{MEMORY_LIMIT, PartPlan, Plan};
 use super::report::{AlreadyThere, SplitReport};
-use super::screen::{Facts, Refusal, Verdict, screen};
 use super::source::{Entry, Source};
-use super::work::Work;
-use super::write::{Instance, ShardJob, deal};
+use super::validate::{ImageInfo, Refusal, Verdict, validate};
+use super::write::{Instance, ShardJob, assign};
 use super::{IngestError, IngestOptions, PROGRAM, TRAINING_SPLIT};
 use crate::dataset::{
     ContentDigest, IndexRow, IngestRecord, Place, ShardEntry, Split, WrittenShard, write_index,
@@ -27,7 +27,7 @@ pub(super) struct Checked(pub(super) Vec<Verdict>);
 
 impl Checked {
     /// The accepted images with their places.
-    pub(super) fn accepted(&self) -> Vec<(usize, Facts)> {
+    pub(super) fn accepted(&self) -> Vec<(usize, ImageInfo)> {
         self.0
             .iter()
             .enumerate()
@@ -84,7 +84,7 @@ impl PartJob<'_> {
                 let checked = Checked(facts.into_iter().map(Ok).collect());
                 let accepted = checked.accepted();
                 let instances = self.number(&accepted)?;
-                self.finish(&checked, &instances, &self.deal(&instances), shards)
+                self.finish(&checked, &instances, &self.assign(&instances), shards)
             }
             Outcome::Refused(known) => {
                 self.shard_job().remove_others(&self.work)?;
@@ -94,15 +94,15 @@ impl PartJob<'_> {
                 }
                 let accepted = checked.accepted();
                 let instances = self.number(&accepted)?;
-                let dealt = self.deal(&instances);
-                self.record_files(dealt.len())?;
+                let assigned = self.assign(&instances);
+                self.record_files(assigned.len())?;
                 let bits: Vec<u8> = checked.0.iter().map(|verdict| u8::from(verdict.is_ok())).collect();
                 self.shard_job().keep_for(Digest::of(&bits), &self.work)?;
                 progress.begin(&format!("write {}", self.part.split), instances.len() as u64);
-                let write = || self.shard_job().write(&dealt, &self.work, progress);
+                let write = || self.shard_job().write(&assigned, &self.work, progress);
                 let shards = self.writers.install(write)?;
                 progress.finish();
-                self.finish(&checked, &instances, &dealt, shards)
+                self.finish(&checked, &instances, &assigned, shards)
             }
         }
     }
@@ -138,7 +138,8 @@ impl PartJob<'_> {
     fn check(&self, known: &[Option<Verdict>], progress: &dyn Progress) -> Result<Checked, IngestError> {
         progress.begin(&format!("check {}", self.part.split), self.part.entries.len() as u64);
         let entries = self.part.entries;
-        let verdicts = screen(self.source, entries, known, self.options, self.memory, &self.work, progress)?;
+        let verdicts =
+            validate(self.source, entries, known, self.options, self.memory, &self.work, progress)?;
         progress.finish();
         let (rejected, total) = (verdicts.iter().filter(|verdict| verdict.is_err()).count(), verdicts.len());
         let allowed = self.options.max_reject_fraction.get() * total as f64;
@@ -153,11 +154,11 @@ impl PartJob<'_> {
         &self,
         checked: &Checked,
         instances: &[Instance<'_>],
-        dealt: &[Vec<Instance<'_>>],
+        assigned: &[Vec<Instance<'_>>],
         shards: Vec<WrittenShard>,
     ) -> Result<(Split, Vec<IndexRow>, SplitReport), IngestError> {
         let findings = self.findings(&checked.0);
-        let new_rows = index_rows(dealt, &shards, self.first_shard(), self.rows.len());
+        let new_rows = index_rows(assigned, &shards, self.first_shard(), self.rows.len());
         let index = write_index(&self.options.dest, &self.part.index_file(), &new_rows)?;
         findings.publish_rejects(&self.options.dest)?;
         let found = findings.report(instances);
@@ -216,11 +217,11 @@ impl PartJob<'_> {
 
     /// The places of images of these sizes in the shards.
     fn places(&self, sizes: &[u64]) -> Vec<Vec<u32>> {
-        deal(sizes, self.options.shuffle_seed, self.part.number as u64, self.options.shard_bytes)
+        assign(sizes, self.options.shuffle_seed, self.part.number as u64, self.options.shard_bytes)
     }
 
     /// The images of each shard. Where images stay as they are, the listing's sizes count: they are known first.
-    fn deal<'b>(&self, instances: &[Instance<'b>]) -> Vec<Vec<Instance<'b>>> {
+    fn assign<'b>(&self, instances: &[Instance<'b>]) -> Vec<Vec<Instance<'b>>> {
         let size = |instance: &Instance<'_>| {
             if self.options.changes_images() { instance.facts.bytes } else { instance.entry.bytes }
         };
@@ -241,8 +242,8 @@ impl PartJob<'_> {
         }
     }
 
-    fn number<'b>(&'b self, accepted: &'b [(usize, Facts)]) -> Result<Vec<Instance<'b>>, IngestError> {
-        let instance = |(id, (place, facts)): (u32, &'b (usize, Facts))| {
+    fn number<'b>(&'b self, accepted: &'b [(usize, ImageInfo)]) -> Result<Vec<Instance<'b>>, IngestError> {
+        let instance = |(id, (place, facts)): (u32, &'b (usize, ImageInfo))| {
             let entry: &Entry = &self.part.entries[*place];
             Instance { id: InstanceId(id), class: self.plan.class(entry), entry, facts }
         };
@@ -297,7 +298,7 @@ fn index_rows(
     let mut rows: Vec<Option<IndexRow>> = vec![None; count];
     for (shard, (instances, written)) in shards.iter().zip(written).enumerate() {
         for (row, (instance, &offset)) in (0..).zip(instances.iter().zip(&written.offsets)) {
-            let Facts { width, height, bytes, .. } = *instance.facts;
+            let ImageInfo { width, height, bytes, .. } = *instance.facts;
             let shard = (first_shard + shard) as u32;
             rows[instance.id.row() - first_id] = Some(IndexRow {
                 id: instance.id,
@@ -309,5 +310,5 @@ fn index_rows(
             });
         }
     }
-    rows.into_iter().map(|row| row.expect("every instance was dealt")).collect()
+    rows.into_iter().map(|row| row.expect("every instance was assigned")).collect()
 }

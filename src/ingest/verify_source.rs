@@ -13,8 +13,8 @@ use serde::Deserialize;
 use super::memory::MemoryBudget;
 use super::plan::{HeldPart, rejects_file};
 use super::report::VerifiedSource;
-use super::screen::{IMAGES_AT_ONCE, Keep, Verdict, look_at_all};
 use super::source::{Entry, Source};
+use super::validate::{IMAGES_AT_ONCE, Keep, Verdict, validate_all};
 use super::{IngestError, IngestOptions};
 use crate::dataset::{IndexRow, IngestRecord, Manifest, read_index};
 use crate::progress::Progress;
@@ -95,7 +95,7 @@ impl VerifyJob<'_> {
     fn look(&self, entries: &[Entry]) -> Result<Vec<Verdict>, IngestError> {
         let look = |entries: &[Entry]| -> Result<Vec<Verdict>, IngestError> {
             let wanted: Vec<&Entry> = entries.iter().collect();
-            let found = look_at_all(self.source, &wanted, self.options, self.memory, Keep::Verdicts)?;
+            let found = validate_all(self.source, &wanted, self.options, self.memory, Keep::Verdicts)?;
             self.progress.advance(entries.len() as u64);
             Ok(found.into_iter().map(|(verdict, _)| verdict).collect())
         };

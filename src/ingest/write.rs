@@ -4,11 +4,11 @@ use bytes::Bytes;
 use rayon::prelude::*;
 use serde::de::DeserializeOwned;
 
+use super::journal::{ACCEPTED, Work};
 use super::memory::{MemoryBudget, runs};
-use super::remake;
-use super::screen::{Facts, IMAGES_AT_ONCE};
+use super::rewrite;
 use super::source::{Entry, Source};
-use super::work::{ACCEPTED, Work};
+use super::validate::{IMAGES_AT_ONCE, ImageInfo};
 use super::{IngestError, IngestOptions};
 use crate::dataset::{DatasetError, Row, ShardWriter, WriterOptions, WrittenShard};
 use crate::ids::{ClassId, InstanceId};
@@ -22,7 +22,7 @@ pub(super) struct Instance<'a> {
     pub(super) id: InstanceId,
     pub(super) class: Option<ClassId>,
     pub(super) entry: &'a Entry,
-    pub(super) facts: &'a Facts,
+    pub(super) facts: &'a ImageInfo,
 }
 
 impl Instance<'_> {
@@ -41,7 +41,7 @@ impl Instance<'_> {
 
 /// Deals images of these sizes to shards: permuted by the seed, so that each shard is a uniform sample, and cut
 /// where a shard is full. The shards hold places in the list.
-pub(super) fn deal(sizes: &[u64], seed: u64, part: u64, shard_bytes: u64) -> Vec<Vec<u32>> {
+pub(super) fn assign(sizes: &[u64], seed: u64, part: u64, shard_bytes: u64) -> Vec<Vec<u32>> {
     let mut order: Vec<u32> = (0..sizes.len() as u32).collect();
     Stream::new(seed, Purpose::ShardOrder, part, 0).shuffle(&mut order);
     let (mut shards, mut shard, mut bytes) = (Vec::new(), Vec::new(), 0);
@@ -181,7 +181,7 @@ impl ShardJob<'_> {
                 Some(source)
             } else {
                 let _reservation = self.memory.readmit(&source, self.options);
-                remake::again(&source, changes, self.options).map(Into::into)
+                rewrite::again(&source, changes, self.options).map(Into::into)
             };
             let bytes = bytes.filter(|bytes| Digest::of(bytes) == instance.facts.digest);
             let bytes = bytes.ok_or_else(|| IngestError::Layout {

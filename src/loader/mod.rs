@@ -11,12 +11,12 @@
 //! memory limit.
 
 mod budget;
-mod ending;
 mod error;
 mod evaluation;
 mod options;
 mod pipeline;
 mod plan;
+mod shutdown;
 mod source;
 mod stages;
 mod stats;
@@ -25,13 +25,13 @@ pub use error::LoaderError;
 pub use evaluation::{evaluation_batches, evaluation_epoch};
 pub use options::{LoaderOptions, OnCorrupt};
 pub use pipeline::{Batch, Loader};
-pub use plan::global_batch::{GlobalBatch, Part, in_parts};
+pub use plan::global_batch::{GlobalBatch, RankShare, micro_batch_ranges};
 pub use plan::layout::Layout;
 pub use plan::order::{EpochOrder, Shuffle};
 pub use source::dataset::DatasetSource;
 pub use source::label_subset::{SubsetRecord, balanced_rows};
 pub use source::subset::Subset;
-pub use source::{Encoded, Fetched, Instances, MemorySource, Reading, Source};
+pub use source::{Encoded, Fetched, Instances, MemorySource, ReadContext, Source};
 pub use stats::{Counter, Counters, LoaderStats};
 
 #[cfg(test)]

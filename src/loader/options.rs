@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::plan::{Passes, PlanOptions, Planner, Portions};
 use super::stages::mean_bytes;
 use super::{LoaderError, Source};
-use crate::loader::plan::global_batch::Part;
+use crate::loader::plan::global_batch::RankShare;
 use crate::loader::plan::order::Shuffle;
 
 /// The memory that is taken where no limit is given, in bytes.
@@ -16,7 +16,7 @@ const DECODE_MEMORY_OF_A_THREAD: u64 = 256 << 20;
 /// Steps that are read ahead of those that are decoded, where rows are read by themselves.
 const STEPS_READ_AHEAD: u64 = 4;
 /// Batches are made by so many threads in turn, so that one's last image does not keep the pool idle.
-pub(super) const MAKERS: usize = 2;
+pub(super) const DECODE_WORKERS: usize = 2;
 
 /// What happens to an image that is missing or corrupt.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
@@ -50,9 +50,9 @@ pub struct LoaderOptions {
     /// Leave out the last batch if it is short.
     pub drop_last: bool,
     /// The part of each global batch that is loaded.
-    pub part: Part,
-    /// Parts in which a batch will go through the network, each dealt to all ranks.
-    pub parts: usize,
+    pub part: RankShare,
+    /// Parts in which a batch will go through the network, each assigned to all ranks.
+    pub micro_batches: usize,
     /// Threads that decode and augment; 0 for one on each core.
     pub threads: usize,
     /// Threads that read.
@@ -77,8 +77,8 @@ impl Default for LoaderOptions {
             first_step: 0,
             shuffle: Shuffle::Exact,
             drop_last: false,
-            part: Part::WHOLE,
-            parts: 1,
+            part: RankShare::WHOLE,
+            micro_batches: 1,
             threads: 0,
             read_threads: 8,
             prefetch: 2,
@@ -106,7 +106,7 @@ impl LoaderOptions {
             batch_size: self.batch_size,
             drop_last: self.drop_last,
             part: self.part,
-            parts: self.parts,
+            micro_batches: self.micro_batches,
             first_epoch: self.epoch,
             first_step: self.first_step,
             end_epoch: self.epoch.saturating_add(self.epochs),
@@ -116,14 +116,14 @@ impl LoaderOptions {
 
 /// What memory the stages get, in bytes.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Shares {
+pub(super) struct MemoryBudget {
     /// Encoded images, from the request to the decoder.
     pub(super) fetched: u64,
     /// Decoding.
     pub(super) decoding: u64,
 }
 
-impl Shares {
+impl MemoryBudget {
     /// Divides the limit.
     ///
     /// # Errors
@@ -138,7 +138,7 @@ impl Shares {
         let limit = if options.memory_limit == 0 { DEFAULT_MEMORY } else { options.memory_limit };
         let own = plan.part.of(plan.batch_size).len() as u64;
         // Those ready, one with each maker, one with the consumer, one given back.
-        let batches = options.prefetch.max(MAKERS) as u64 + MAKERS as u64 + 2;
+        let batches = options.prefetch.max(DECODE_WORKERS) as u64 + DECODE_WORKERS as u64 + 2;
         let fixed = source.held_bytes() + batches * own * 3 * u64::from(side).pow(2);
         let rest = limit.saturating_sub(fixed);
         let decoding = (rest / 4).min(threads as u64 * DECODE_MEMORY_OF_A_THREAD).max(1);
@@ -146,7 +146,7 @@ impl Shares {
         let (needed, useful, what) = match plan.portions {
             Portions::Rows => {
                 let step = own * mean_bytes(source);
-                let ahead = options.prefetch as u64 + MAKERS as u64 + STEPS_READ_AHEAD;
+                let ahead = options.prefetch as u64 + DECODE_WORKERS as u64 + STEPS_READ_AHEAD;
                 (source.prepare_rows(rest)? + step, step * ahead, "a batch's images")
             }
             Portions::Groups => {

@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 
 use super::budget::Budget;
-use super::ending::{Ending, OnPanic, chain};
-use super::options::{LoaderOptions, MAKERS, OnCorrupt, Shares};
+use super::options::{DECODE_WORKERS, LoaderOptions, MemoryBudget, OnCorrupt};
 use super::plan::{Passes, Planner};
-use super::source::Reading;
-use super::stages::{Made, Making, gather, make, plan, read};
+use super::shutdown::{OnPanic, Shutdown, chain};
+use super::source::ReadContext;
+use super::stages::{DecodeWorkers, DecodedBatch, gather, make, plan, read};
 use super::stats::LoaderStats;
 use super::{Counters, LoaderError, Source};
 use crate::augment::Recipe;
@@ -49,14 +49,14 @@ pub struct Batch {
 /// Dropping it ends its threads within a moment, whatever they are doing.
 #[derive(Debug)]
 pub struct Loader {
-    /// The makers' batches; the makers take turns. Empty once the loader has ended.
-    makers: Vec<Receiver<Made>>,
+    /// The workers' batches; the workers take turns. Empty once the loader has ended.
+    workers: Vec<Receiver<DecodedBatch>>,
     turn: usize,
     /// The epoch and step of the next batch.
     next: (u64, u64),
     steps: u64,
     threads: Vec<JoinHandle<()>>,
-    ending: Ending,
+    ending: Shutdown,
     counters: Arc<Counters>,
     started: Instant,
     thread_counts: (usize, usize),
@@ -126,22 +126,27 @@ impl Loader {
             .map_err(|error| failed(error.into()))?;
         let thread_counts = (options.read_threads.max(1), pool.current_num_threads());
         let plan_options = options.plan(source.as_ref(), passes);
-        let shares =
-            Shares::of(source.as_ref(), &options, plan_options, pool.current_num_threads(), view.side())?;
+        let shares = MemoryBudget::of(
+            source.as_ref(),
+            &options,
+            plan_options,
+            pool.current_num_threads(),
+            view.side(),
+        )?;
         let planner = Planner::new(Arc::clone(&source), plan_options);
         let (fetched, memory) = (Budget::new(shares.fetched), Budget::new(shares.decoding));
-        let reading = Reading::default();
+        let reading = ReadContext::default();
         let counters = Arc::clone(&reading.counters);
-        let ending = Ending { reading: reading.clone(), fetched: fetched.clone(), memory: memory.clone() };
+        let ending = Shutdown { reading: reading.clone(), fetched: fetched.clone(), memory: memory.clone() };
         let steps = options.steps(source.len());
         let next = if options.first_step < steps {
             (options.epoch, options.first_step)
         } else {
             (options.epoch + 1, 0)
         };
-        let (buffers, returned) = bounded(options.prefetch + MAKERS);
+        let (buffers, returned) = bounded(options.prefetch + DECODE_WORKERS);
         let mut loader = Self {
-            makers: Vec::new(),
+            workers: Vec::new(),
             turn: 0,
             next,
             steps,
@@ -171,16 +176,22 @@ impl Loader {
             loader.run("read", move || read(source.as_ref(), &reading, &tasks, &arrived))?;
         }
         drop((tasks, arrived_sender));
-        let making =
-            Arc::new(Making { source, view, pool, memory, reading: reading.clone(), buffers: returned });
+        let workers = Arc::new(DecodeWorkers {
+            source,
+            view,
+            pool,
+            memory,
+            reading: reading.clone(),
+            buffers: returned,
+        });
         let mut work_senders = Vec::new();
-        for _ in 0..MAKERS {
+        for _ in 0..DECODE_WORKERS {
             let (work_sender, works) = bounded(1);
-            let (batch_sender, batches) = bounded(options.prefetch.div_ceil(MAKERS).max(1));
+            let (batch_sender, batches) = bounded(options.prefetch.div_ceil(DECODE_WORKERS).max(1));
             work_senders.push(work_sender);
-            loader.makers.push(batches);
-            let making = Arc::clone(&making);
-            loader.run("make", move || make(&making, &works, &batch_sender))?;
+            loader.workers.push(batches);
+            let workers = Arc::clone(&workers);
+            loader.run("make", move || make(&workers, &works, &batch_sender))?;
         }
         loader.run("gather", move || gather(&reading, &fetched, &step_receiver, &arrived, &work_senders))?;
         Ok(loader)
@@ -198,8 +209,8 @@ impl Loader {
 
     fn receive(&mut self, stop: Option<&AtomicBool>) -> Option<Result<Batch, LoaderError>> {
         let turn = self.turn;
-        let batches = self.makers.get(turn)?;
-        self.counters.ready.add(self.makers.iter().map(|batches| batches.len() as u64).sum());
+        let batches = self.workers.get(turn)?;
+        self.counters.ready.add(self.workers.iter().map(|batches| batches.len() as u64).sum());
         let received = self.counters.consumer_wait.time(|| {
             loop {
                 match batches.recv_timeout(STOP_INTERVAL) {
@@ -217,20 +228,20 @@ impl Loader {
                 return None;
             }
         };
-        self.turn = (turn + 1) % self.makers.len();
+        self.turn = (turn + 1) % self.workers.len();
         self.counters.batches.add(1);
         let (epoch, step) = self.next;
         self.next = if step + 1 < self.steps { (epoch, step + 1) } else { (epoch + 1, 0) };
         let batch = self.accept(made);
         if batch.is_err() {
-            self.makers.clear();
+            self.workers.clear();
         }
         Some(batch)
     }
 
     /// Decides about what is missing from a batch; in the order of batches, so that it does not depend on
     /// threads.
-    fn accept(&mut self, made: Made) -> Result<Batch, LoaderError> {
+    fn accept(&mut self, made: DecodedBatch) -> Result<Batch, LoaderError> {
         for (position, error) in made.missing {
             let owned = |error| Arc::try_unwrap(error).unwrap_or_else(LoaderError::Shared);
             if self.on_corrupt == OnCorrupt::Fail || !error.is_corruption() {
@@ -261,7 +272,7 @@ impl Loader {
     fn join(&mut self) -> Option<Box<dyn Any + Send>> {
         self.ending.end_all();
         // Without a receiver a maker that waits to send gives up, and all before it.
-        self.makers.clear();
+        self.workers.clear();
         let panics = self.threads.drain(..).filter_map(|thread| thread.join().err());
         // Collected, so that no thread is left behind when the first one is found.
         panics.collect::<Vec<_>>().into_iter().next()

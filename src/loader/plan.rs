@@ -12,7 +12,7 @@ use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 
-use self::global_batch::{GlobalBatch, Part};
+use self::global_batch::{GlobalBatch, RankShare};
 use self::order::{EpochOrder, Shuffle};
 use self::windowed::GroupedOrder;
 use super::Source;
@@ -46,9 +46,9 @@ pub(super) struct PlanOptions {
     pub(super) portions: Portions,
     pub(super) batch_size: usize,
     pub(super) drop_last: bool,
-    pub(super) part: Part,
+    pub(super) part: RankShare,
     /// Parts of a batch.
-    pub(super) parts: usize,
+    pub(super) micro_batches: usize,
     pub(super) first_epoch: u64,
     pub(super) first_step: u64,
     /// The epoch before which the plan ends.
@@ -227,7 +227,7 @@ impl Planner {
 
     fn global(&self, places: Range<u64>) -> GlobalBatch {
         let positions = places.map(|place| self.at(place)).collect();
-        GlobalBatch::deal(positions, self.options.part.ranks, self.options.parts, &self.slots)
+        GlobalBatch::assign(positions, self.options.part.ranks, self.options.micro_batches, &self.slots)
     }
 }
 

@@ -34,7 +34,7 @@ pub type Fetched = Result<Encoded, Arc<LoaderError>>;
 
 /// What a read takes note of.
 #[derive(Clone, Debug, Default)]
-pub struct Reading {
+pub struct ReadContext {
     /// Ends reads under way.
     pub cancel: Cancel,
     /// What was read.
@@ -92,10 +92,10 @@ pub trait Source: Send + Sync {
     fn read(&self, positions: &[Position]) -> Result<Vec<Row>, LoaderError>;
 
     /// The images at these positions, in their order.
-    fn fetch_rows(&self, positions: &[Position], reading: &Reading) -> Vec<Fetched>;
+    fn fetch_rows(&self, positions: &[Position], reading: &ReadContext) -> Vec<Fetched>;
 
     /// The images of a row group, in the order of the layout.
-    fn fetch_group(&self, group: usize, reading: &Reading) -> Vec<Fetched> {
+    fn fetch_group(&self, group: usize, reading: &ReadContext) -> Vec<Fetched> {
         self.fetch_rows(self.layout().members(group), reading)
     }
 
@@ -170,7 +170,7 @@ impl Source for MemorySource {
         Ok(positions.iter().map(|position| self.rows[position.row()].clone()).collect())
     }
 
-    fn fetch_rows(&self, positions: &[Position], _reading: &Reading) -> Vec<Fetched> {
+    fn fetch_rows(&self, positions: &[Position], _reading: &ReadContext) -> Vec<Fetched> {
         let encoded = |position: &Position| {
             let row = &self.rows[position.row()];
             Ok(Encoded { bytes: row.bytes.clone(), pixels: u64::from(row.width) * u64::from(row.height) })

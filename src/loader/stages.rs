@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::budget::{Budget, Permit};
 use super::plan::{Fetch, Planner, Step};
-use super::source::{Encoded, Reading, Source};
+use super::source::{Encoded, ReadContext, Source};
 use super::{Batch, LoaderError};
 use crate::augment::view::{Seen, View};
 use crate::ids::Position;
@@ -28,12 +28,12 @@ pub(super) struct Task {
 }
 
 /// An image in memory, which its permit accounts for.
-pub(super) struct Held {
+pub(super) struct HeldImage {
     encoded: Encoded,
     permit: Permit,
 }
 
-type Row = Result<Held, Arc<LoaderError>>;
+type Row = Result<HeldImage, Arc<LoaderError>>;
 
 /// What a read task brought.
 pub(super) struct Arrived {
@@ -51,7 +51,7 @@ pub(super) struct Work {
 }
 
 /// A batch, and what is missing from it.
-pub(super) struct Made {
+pub(super) struct DecodedBatch {
     pub(super) batch: Batch,
     pub(super) missing: Vec<(Position, Arc<LoaderError>)>,
 }
@@ -63,7 +63,7 @@ pub(super) fn plan(
     planner: Planner,
     source: &dyn Source,
     budget: &Budget,
-    reading: &Reading,
+    reading: &ReadContext,
     tasks: &Sender<Task>,
     steps: &Sender<Step>,
 ) {
@@ -105,7 +105,7 @@ fn size(fetch: &Fetch, source: &dyn Source, mean: u64) -> u64 {
 /// Reads what the plan says.
 pub(super) fn read(
     source: &dyn Source,
-    reading: &Reading,
+    reading: &ReadContext,
     tasks: &Receiver<Task>,
     arrived: &Sender<Arrived>,
 ) {
@@ -123,7 +123,7 @@ pub(super) fn read(
         let bytes = |row: &Result<Encoded, _>| row.as_ref().map_or(0, |row| row.bytes.len() as u64);
         let sizes: Vec<u64> = rows.iter().map(bytes).collect();
         let held = rows.into_iter().zip(permit.split(&sizes));
-        let held = held.map(|(row, permit)| row.map(|encoded| Held { encoded, permit }));
+        let held = held.map(|(row, permit)| row.map(|encoded| HeldImage { encoded, permit }));
         let rows = positions.iter().copied().zip(held).collect();
         if reading.cancel.is_cancelled() || arrived.send(Arrived { sequence, epoch, rows }).is_err() {
             return;
@@ -131,13 +131,13 @@ pub(super) fn read(
     }
 }
 
-/// Brings the rows of each step together, and deals the steps to the makers in turn.
+/// Brings the rows of each step together, and deals the steps to the workers in turn.
 pub(super) fn gather(
-    reading: &Reading,
+    reading: &ReadContext,
     budget: &Budget,
     steps: &Receiver<Step>,
     arrived: &Receiver<Arrived>,
-    makers: &[Sender<Work>],
+    workers: &[Sender<Work>],
 ) {
     let mut shelf: HashMap<(u64, Position), Row> = HashMap::new();
     let receive = |arrived: &Receiver<Arrived>| {
@@ -168,30 +168,30 @@ pub(super) fn gather(
             (0..step.global.positions.len()).for_each(|index| drop(take(index)));
         }
         let work = Work { epoch: step.epoch, step: step.step, global: step.global, rows };
-        if makers[turn % makers.len()].send(work).is_err() {
+        if workers[turn % workers.len()].send(work).is_err() {
             return;
         }
     }
 }
 
-/// What makers share.
-pub(super) struct Making {
+/// What workers share.
+pub(super) struct DecodeWorkers {
     pub(super) source: Arc<dyn Source>,
     pub(super) view: Box<dyn View>,
     pub(super) pool: rayon::ThreadPool,
     /// Memory for decoding.
     pub(super) memory: Budget,
-    pub(super) reading: Reading,
+    pub(super) reading: ReadContext,
     /// Buffers that the consumer gave back.
     pub(super) buffers: Receiver<Vec<u8>>,
 }
 
 /// Decodes and augments.
-pub(super) fn make(making: &Making, works: &Receiver<Work>, batches: &Sender<Made>) {
-    let counters = &making.reading.counters;
+pub(super) fn make(workers: &DecodeWorkers, works: &Receiver<Work>, batches: &Sender<DecodedBatch>) {
+    let counters = &workers.reading.counters;
     while let Ok(work) = counters.make_wait.time(|| works.recv()) {
-        let made = make_batch(making, work);
-        if making.reading.cancel.is_cancelled() {
+        let made = make_batch(workers, work);
+        if workers.reading.cancel.is_cancelled() {
             return;
         }
         if !counters.ready_wait.time(|| batches.send(made).is_ok()) {
@@ -200,18 +200,18 @@ pub(super) fn make(making: &Making, works: &Receiver<Work>, batches: &Sender<Mad
     }
 }
 
-fn make_batch(making: &Making, work: Work) -> Made {
-    let image_bytes = 3 * (making.view.side() as usize).pow(2);
+fn make_batch(workers: &DecodeWorkers, work: Work) -> DecodedBatch {
+    let image_bytes = 3 * (workers.view.side() as usize).pow(2);
     let positions: Vec<Position> = work.rows.iter().map(|(position, _)| *position).collect();
-    let mut pixels = making.buffers.try_recv().unwrap_or_default();
+    let mut pixels = workers.buffers.try_recv().unwrap_or_default();
     pixels.resize(positions.len() * image_bytes, 0);
     let render = |((position, row), out): ((Position, Row), &mut [u8])| {
-        let made = row.and_then(|row| render(making, work.epoch, position, row, out));
+        let made = row.and_then(|row| render(workers, work.epoch, position, row, out));
         made.err().map(|error| (position, error))
     };
     let rows = work.rows.into_par_iter().zip(pixels.par_chunks_mut(image_bytes));
     let missing: Vec<Option<(Position, Arc<LoaderError>)>> =
-        making.pool.install(|| rows.map(render).collect());
+        workers.pool.install(|| rows.map(render).collect());
 
     let kept: Vec<usize> = (0..positions.len()).filter(|&row| missing[row].is_none()).collect();
     if kept.len() < positions.len() {
@@ -221,7 +221,7 @@ fn make_batch(making: &Making, work: Work) -> Made {
         pixels.truncate(kept.len() * image_bytes);
     }
     let positions: Vec<Position> = kept.into_iter().map(|row| positions[row]).collect();
-    let source = making.source.as_ref();
+    let source = workers.source.as_ref();
     let batch = Batch {
         epoch: work.epoch,
         step_in_epoch: work.step,
@@ -231,28 +231,28 @@ fn make_batch(making: &Making, work: Work) -> Made {
         positions,
         pixels,
     };
-    making.reading.counters.images.add(batch.ids.len() as u64);
-    Made { batch, missing: missing.into_iter().flatten().collect() }
+    workers.reading.counters.images.add(batch.ids.len() as u64);
+    DecodedBatch { batch, missing: missing.into_iter().flatten().collect() }
 }
 
 fn render(
-    making: &Making,
+    workers: &DecodeWorkers,
     epoch: u64,
     position: Position,
-    row: Held,
+    row: HeldImage,
     out: &mut [u8],
 ) -> Result<(), Arc<LoaderError>> {
-    let Held { encoded, permit } = row;
+    let HeldImage { encoded, permit } = row;
     let stopped = || Arc::new(LoaderError::Stopped);
-    if making.reading.cancel.is_cancelled() {
+    if workers.reading.cancel.is_cancelled() {
         return Err(stopped());
     }
     let needed = encoded.pixels.saturating_mul(DECODE_BYTES_OF_A_PIXEL);
-    let _memory = making.memory.acquire(needed).ok_or_else(stopped)?;
-    let id = making.source.ids()[position.row()];
-    let seen = Seen { bytes: &encoded.bytes, orientation: making.source.exif_orientation() };
-    let rendered = making.reading.counters.make_busy.time(|| making.view.render(epoch, id, seen, out));
+    let _memory = workers.memory.acquire(needed).ok_or_else(stopped)?;
+    let id = workers.source.ids()[position.row()];
+    let seen = Seen { bytes: &encoded.bytes, orientation: workers.source.exif_orientation() };
+    let rendered = workers.reading.counters.make_busy.time(|| workers.view.render(epoch, id, seen, out));
     drop((encoded, permit));
     rendered
-        .map_err(|source| Arc::new(LoaderError::Image { id, place: making.source.place(position), source }))
+        .map_err(|source| Arc::new(LoaderError::Image { id, place: workers.source.place(position), source }))
 }

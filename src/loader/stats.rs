@@ -41,7 +41,7 @@ impl Counter {
 pub struct Counters {
     /// The planner's wait for memory: the loader is as far ahead as it may be.
     pub plan_wait: Counter,
-    /// Reading.
+    /// ReadContext.
     pub read_busy: Counter,
     /// Read tasks without work.
     pub read_wait: Counter,
@@ -88,7 +88,7 @@ pub struct LoaderStats {
     pub decode_threads: usize,
     /// The planner's wait for memory: the loader is as far ahead as it may be.
     pub plan_wait: f64,
-    /// Reading.
+    /// ReadContext.
     pub read_busy: f64,
     /// Readers without work.
     pub read_wait: f64,

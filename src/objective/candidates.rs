@@ -5,7 +5,7 @@ use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 
 use super::{Negatives, Queries};
-use crate::bank::BankPart;
+use crate::bank::BankShard;
 use crate::units::Temperature;
 
 /// Bytes of a tile, of its logits or of its rows in f32, whichever are more.
@@ -65,7 +65,7 @@ impl Tile {
 pub(super) fn for_each_tile(
     queries: Queries<'_>,
     temperature: Temperature,
-    part: &BankPart,
+    part: &BankShard,
     candidates: Candidates<'_>,
     visit: impl FnMut(Tile),
 ) {
@@ -78,8 +78,8 @@ pub(super) fn for_each_tile(
     }
 }
 
-fn others(queries: Queries<'_>, scaled: &Tensor, part: &BankPart, mut visit: impl FnMut(Tile)) {
-    let own = OwnRows::new(queries, part);
+fn others(queries: Queries<'_>, scaled: &Tensor, part: &BankShard, mut visit: impl FnMut(Tile)) {
+    let own = PositiveRows::new(queries, part);
     let row_bytes = queries.positions.len().max(part.dim()) * size_of::<f32>();
     let tile = (tile_bytes(scaled.device()).dense / row_bytes.max(1)).max(1);
     for start in (0..part.len()).step_by(tile) {
@@ -94,7 +94,7 @@ fn others(queries: Queries<'_>, scaled: &Tensor, part: &BankPart, mut visit: imp
 fn sampled(
     queries: Queries<'_>,
     scaled: &Tensor,
-    part: &BankPart,
+    part: &BankShard,
     negatives: &Negatives,
     exclude_own: bool,
     mut visit: impl FnMut(Tile),
@@ -132,7 +132,7 @@ fn sampled(
 }
 
 /// The queries' own rows within a part, in the order of the rows: a tile holds a run of them.
-struct OwnRows {
+struct PositiveRows {
     /// Ascending, within the part.
     rows: Vec<usize>,
     /// `rows` and the number of each one's query, on the queries' device.
@@ -140,8 +140,8 @@ struct OwnRows {
     query: Tensor,
 }
 
-impl OwnRows {
-    fn new(queries: Queries<'_>, part: &BankPart) -> Self {
+impl PositiveRows {
+    fn new(queries: Queries<'_>, part: &BankShard) -> Self {
         let mut pairs: Vec<_> = part.owned(queries.positions).collect();
         pairs.sort_unstable_by_key(|&(_, row)| row);
         let device = queries.features.device();

@@ -20,26 +20,26 @@
 
 mod candidates;
 mod log_sum;
+mod log_z;
 mod negatives;
 mod noise_sum;
 mod options;
-mod own;
 mod owners;
 mod partial;
-mod partition;
+mod positives;
 
 use tch::{Tensor, no_grad};
 
+pub use log_z::LogZ;
 pub use negatives::{Draw, Negatives};
 pub use options::{ObjectiveKind, ObjectiveOptions, PartitionChoice, Sampling};
 pub use partial::Partial;
-pub use partition::Partition;
 
 use self::candidates::{Candidates, for_each_tile};
+use self::log_z::LogZSum;
 use self::noise_sum::Noise;
-use self::own::Own;
-use self::partition::PartitionSum;
-use crate::bank::BankPart;
+use self::positives::Positives;
+use crate::bank::BankShard;
 use crate::distributed::{DistributedError, ProcessGroup};
 use crate::ids::Position;
 
@@ -76,14 +76,14 @@ pub struct Evaluation {
 #[derive(Clone, Debug)]
 pub struct Objective {
     options: ObjectiveOptions,
-    partition: Partition,
+    partition: LogZ,
 }
 
 impl Objective {
-    /// An objective in a given state; [`Partition::Unset`] at the start of a run.
-    pub fn new(options: ObjectiveOptions, partition: Partition) -> Self {
+    /// An objective in a given state; [`LogZ::Unset`] at the start of a run.
+    pub fn new(options: ObjectiveOptions, partition: LogZ) -> Self {
         let partition = match (options.partition, partition) {
-            (PartitionChoice::Given(z), _) => Partition::Set { ln_z: z.ln() },
+            (PartitionChoice::Given(z), _) => LogZ::Set { ln_z: z.ln() },
             (_, state) => state,
         };
         Self { options, partition }
@@ -95,12 +95,12 @@ impl Objective {
     }
 
     /// Z of `nce`.
-    pub fn partition(&self) -> Partition {
+    pub fn log_z(&self) -> LogZ {
         self.partition
     }
 
     /// Puts an earlier state in place: for a step that is not to have happened.
-    pub fn set_partition(&mut self, partition: Partition) {
+    pub fn set_log_z(&mut self, partition: LogZ) {
         self.partition = partition;
     }
 
@@ -126,7 +126,7 @@ impl Objective {
     /// # Source
     /// Reference `NCEAverage.py`: `n` times the mean of `exp(s/τ)` over positives and negatives. With `ema` the
     /// estimate of every other step, in which the positive counts once.
-    pub fn prepare(&mut self, queries: Queries<'_>, parts: &[BankPart], negatives: Option<&Negatives>) {
+    pub fn prepare(&mut self, queries: Queries<'_>, parts: &[BankShard], negatives: Option<&Negatives>) {
         let all_is_here = self.prepare_over(queries, parts, negatives, &ProcessGroup::alone());
         all_is_here.expect("one process waits for nobody");
     }
@@ -138,20 +138,20 @@ impl Objective {
     pub fn prepare_over(
         &mut self,
         queries: Queries<'_>,
-        parts: &[BankPart],
+        parts: &[BankShard],
         negatives: Option<&Negatives>,
         owners: &ProcessGroup,
     ) -> Result<(), DistributedError> {
-        let (Partition::Unset, ObjectiveKind::Nce) = (self.partition, self.options.kind) else {
+        let (LogZ::Unset, ObjectiveKind::Nce) = (self.partition, self.options.kind) else {
             return Ok(());
         };
         let estimate = no_grad(|| {
-            let mut sum = PartitionSum::empty();
-            let mut own: Option<Own> = None;
+            let mut sum = LogZSum::empty();
+            let mut own: Option<Positives> = None;
             for part in parts {
                 let candidates = self.candidates(negatives);
                 for_each_tile(queries, self.options.temperature, part, candidates, |tile| sum.add(&tile));
-                let found = Own::of(queries, self.options.temperature, part);
+                let found = Positives::of(queries, self.options.temperature, part);
                 match &mut own {
                     None => own = Some(found),
                     Some(own) => own.merge(&found),
@@ -167,7 +167,7 @@ impl Objective {
             sum.add_logits(&own.logits);
             Ok::<_, DistributedError>(sum.ln_estimate(instances))
         })?;
-        self.partition = Partition::Set { ln_z: estimate.double_value(&[]) };
+        self.partition = LogZ::Set { ln_z: estimate.double_value(&[]) };
         Ok(())
     }
 
@@ -178,7 +178,7 @@ impl Objective {
     pub fn evaluate(
         &self,
         queries: Queries<'_>,
-        parts: &[BankPart],
+        parts: &[BankShard],
         negatives: Option<&Negatives>,
     ) -> Evaluation {
         let all_is_here = self.evaluate_over(queries, parts, negatives, &ProcessGroup::alone());
@@ -195,7 +195,7 @@ impl Objective {
     pub fn evaluate_over(
         &self,
         queries: Queries<'_>,
-        parts: &[BankPart],
+        parts: &[BankShard],
         negatives: Option<&Negatives>,
         owners: &ProcessGroup,
     ) -> Result<Evaluation, DistributedError> {
@@ -213,7 +213,7 @@ impl Objective {
     ///
     /// # Panics
     /// As [`Objective::evaluate`].
-    pub fn partial(&self, queries: Queries<'_>, part: &BankPart, negatives: Option<&Negatives>) -> Partial {
+    pub fn partial(&self, queries: Queries<'_>, part: &BankShard, negatives: Option<&Negatives>) -> Partial {
         let (temperature, candidates) = (self.options.temperature, self.candidates(negatives));
         no_grad(|| match self.options.kind {
             ObjectiveKind::Softmax | ObjectiveKind::InfoNce => {

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use tch::{Device, Tensor};
 
 use super::Sampling;
-use crate::bank::{BankPart, Blocks};
+use crate::bank::{BankShard, Blocks};
 use crate::rng::{Purpose, Stream};
 
 /// The increment of SplitMix64, 2⁶⁴ over the golden ratio.
@@ -125,7 +125,7 @@ impl Negatives {
     }
 
     /// The columns in which rows of this part can be.
-    pub(super) fn columns_for(&self, part: &BankPart) -> Range<usize> {
+    pub(super) fn columns_for(&self, part: &BankShard) -> Range<usize> {
         match &self.source {
             Source::Given(_) => 0..self.count(),
             Source::Drawn(drawn) => {

@@ -6,10 +6,10 @@
 use tch::{Kind, Tensor};
 
 use super::log_sum::LogSum;
+use super::log_z::LogZSum;
 use super::noise_sum::NoiseSum;
-use super::own::Own;
 use super::partial::{Partial, Sum};
-use super::partition::PartitionSum;
+use super::positives::Positives;
 use crate::distributed::{DistributedError, ProcessGroup, Reduce};
 
 impl Partial {
@@ -30,7 +30,7 @@ impl Partial {
 }
 
 impl LogSum {
-    fn sum_over(&mut self, own: &mut Own, owners: &ProcessGroup) -> Result<(), DistributedError> {
+    fn sum_over(&mut self, own: &mut Positives, owners: &ProcessGroup) -> Result<(), DistributedError> {
         let largest = self.maximum.copy();
         owners.all_reduce(&largest, Reduce::Max)?;
         self.rise(&largest);
@@ -40,13 +40,13 @@ impl LogSum {
 }
 
 impl NoiseSum {
-    fn sum_over(&mut self, own: &mut Own, owners: &ProcessGroup) -> Result<(), DistributedError> {
+    fn sum_over(&mut self, own: &mut Positives, owners: &ProcessGroup) -> Result<(), DistributedError> {
         self.weighted = own.sum_with(&self.weighted, owners)?;
         owners.all_reduce(&self.loss, Reduce::Sum)
     }
 }
 
-impl Own {
+impl Positives {
     /// Sums what the owners know of the queries' own rows, and rows of theirs in the same message.
     ///
     /// # Shape
@@ -66,7 +66,7 @@ impl Own {
     }
 }
 
-impl PartitionSum {
+impl LogZSum {
     /// Adds the terms of all other owners.
     pub(super) fn sum_over(&mut self, owners: &ProcessGroup) -> Result<(), DistributedError> {
         if owners.world() == 1 {

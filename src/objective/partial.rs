@@ -4,19 +4,19 @@ use tch::{Kind, Tensor};
 
 use super::candidates::{Candidates, for_each_tile};
 use super::log_sum::LogSum;
+use super::log_z::LogZSum;
 use super::noise_sum::{Noise, NoiseSum};
-use super::own::Own;
-use super::partition::PartitionSum;
+use super::positives::Positives;
 use super::{Evaluation, Queries};
-use crate::bank::BankPart;
+use crate::bank::BankShard;
 use crate::units::Temperature;
 
 /// Sums over a part of the rows; those over disjoint parts merge.
 #[derive(Debug)]
 pub struct Partial {
-    pub(super) own: Own,
+    pub(super) own: Positives,
     pub(super) candidates: Sum,
-    pub(super) partition: Option<PartitionSum>,
+    pub(super) partition: Option<LogZSum>,
     instances: usize,
     temperature: Temperature,
 }
@@ -34,12 +34,12 @@ impl Partial {
     pub(super) fn softmax(
         queries: Queries<'_>,
         temperature: Temperature,
-        part: &BankPart,
+        part: &BankShard,
         candidates: Candidates<'_>,
     ) -> Self {
         let mut sum = LogSum::empty(queries.features);
         for_each_tile(queries, temperature, part, candidates, |tile| sum.add(tile));
-        let own = Own::of(queries, temperature, part);
+        let own = Positives::of(queries, temperature, part);
         let instances = part.instances();
         Self { own, candidates: Sum::Exponentials(sum), partition: None, instances, temperature }
     }
@@ -48,19 +48,19 @@ impl Partial {
     pub(super) fn nce(
         queries: Queries<'_>,
         temperature: Temperature,
-        part: &BankPart,
+        part: &BankShard,
         candidates: Candidates<'_>,
         (noise, estimate_partition): (Noise, bool),
     ) -> Self {
         let mut sum = NoiseSum::empty(queries.features, noise);
-        let mut partition = estimate_partition.then(PartitionSum::empty);
+        let mut partition = estimate_partition.then(LogZSum::empty);
         for_each_tile(queries, temperature, part, candidates, |tile| {
             sum.add(&tile);
             if let Some(partition) = &mut partition {
                 partition.add(&tile);
             }
         });
-        let own = Own::of(queries, temperature, part);
+        let own = Positives::of(queries, temperature, part);
         let instances = part.instances();
         Self { own, candidates: Sum::Noise(sum), partition, instances, temperature }
     }

@@ -43,7 +43,7 @@ impl Case {
     }
 
     fn objective(&self, options: ObjectiveOptions) -> Objective {
-        let mut objective = Objective::new(options, Partition::Unset);
+        let mut objective = Objective::new(options, LogZ::Unset);
         objective.prepare(self.queries(), &[self.bank.owned()], Some(&self.negatives));
         objective
     }
@@ -103,7 +103,7 @@ fn nce_is_one_plus_k_times_ln_two_when_model_equals_noise() {
     case.bank = MemoryBank::from_rows(&row.repeat(100), DIM, vec![None; 100], Device::Cpu);
     case.features = case.bank.rows().narrow(0, 0, 2);
     let ln_z = 1.0 / 0.07 - (4096.0_f64 / 100.0).ln();
-    let nce = Objective::new(options(ObjectiveKind::Nce, 4096, 0.07), Partition::Set { ln_z });
+    let nce = Objective::new(options(ObjectiveKind::Nce, 4096, 0.07), LogZ::Set { ln_z });
     let (loss, _) = case.evaluate(&nce, 1);
     assert!(close(loss, 4097.0 * 2.0_f64.ln()), "{loss}");
 }
@@ -111,25 +111,25 @@ fn nce_is_one_plus_k_times_ln_two_when_model_equals_noise() {
 #[test]
 fn a_partition_once_set_stays_unless_it_is_a_moving_average() {
     let case = Case::random(3, 40, 4, 6, Sampling::PerSample);
-    let mut fixed = Objective::new(options(ObjectiveKind::Nce, 6, 0.1), Partition::Set { ln_z: 1.25 });
+    let mut fixed = Objective::new(options(ObjectiveKind::Nce, 6, 0.1), LogZ::Set { ln_z: 1.25 });
     fixed.prepare(case.queries(), &[case.bank.owned()], Some(&case.negatives));
     fixed.observe(9.0, (1, 1));
-    assert_eq!(fixed.partition().ln_z(), Some(1.25));
+    assert_eq!(fixed.log_z().ln_z(), Some(1.25));
     let moving = ObjectiveOptions { partition: PartitionChoice::Ema, ..options(ObjectiveKind::Nce, 6, 0.1) };
-    let mut moving = Objective::new(moving, Partition::Set { ln_z: 1.25 });
+    let mut moving = Objective::new(moving, LogZ::Set { ln_z: 1.25 });
     moving.observe(9.0, (1, 1));
-    assert!(moving.partition().ln_z().expect("set") > 1.25);
+    assert!(moving.log_z().ln_z().expect("set") > 1.25);
 }
 
 #[test]
 fn a_delayed_partition_is_the_mean_over_the_first_epoch_and_constant_afterwards() {
     let delayed =
         ObjectiveOptions { partition: PartitionChoice::Delayed, ..options(ObjectiveKind::Nce, 6, 0.1) };
-    let mut delayed = Objective::new(delayed, Partition::Set { ln_z: 50.0 });
+    let mut delayed = Objective::new(delayed, LogZ::Set { ln_z: 50.0 });
     for (step, z) in [2.0_f64, 4.0, 9.0].into_iter().enumerate() {
         delayed.observe(z.ln(), (step as u64, 0));
     }
-    let z = |objective: &Objective| objective.partition().ln_z().expect("set").exp();
+    let z = |objective: &Objective| objective.log_z().ln_z().expect("set").exp();
     assert!(close(z(&delayed), 5.0));
     delayed.observe(9.0, (3, 1));
     assert!(close(z(&delayed), 5.0));
@@ -139,7 +139,7 @@ fn a_delayed_partition_is_the_mean_over_the_first_epoch_and_constant_afterwards(
 fn a_given_partition_wins_over_the_state() {
     let given =
         ObjectiveOptions { partition: PartitionChoice::Given(7.0), ..options(ObjectiveKind::Nce, 6, 0.1) };
-    let ln_z = Objective::new(given, Partition::Set { ln_z: 1.0 }).partition().ln_z();
+    let ln_z = Objective::new(given, LogZ::Set { ln_z: 1.0 }).log_z().ln_z();
     assert_eq!(ln_z, Some(7.0_f64.ln()));
 }
 
@@ -153,15 +153,15 @@ fn every_estimate_of_the_partition_is_that_of_the_oracle() {
             ..options(ObjectiveKind::Nce, 8, 0.1)
         };
         let fixed = ObjectiveOptions { partition: PartitionChoice::Fixed, ..options };
-        let mut objective = Objective::new(fixed, Partition::Unset);
+        let mut objective = Objective::new(fixed, LogZ::Unset);
         objective.prepare(case.queries(), &case.bank.parts(parts), Some(&case.negatives));
         let expected = case.problem().partition(&settings(&fixed));
-        assert!(close(objective.partition().ln_z().expect("set").exp(), expected));
+        assert!(close(objective.log_z().ln_z().expect("set").exp(), expected));
 
         let expected = case.problem().partition_by_draws(&settings(&options));
-        let mut objective = Objective::new(options, Partition::Unset);
+        let mut objective = Objective::new(options, LogZ::Unset);
         objective.prepare(case.queries(), &case.bank.parts(parts), Some(&case.negatives));
-        assert!(close(objective.partition().ln_z().expect("set").exp(), expected));
+        assert!(close(objective.log_z().ln_z().expect("set").exp(), expected));
         let evaluation = objective.evaluate(case.queries(), &case.bank.parts(parts), Some(&case.negatives));
         assert!(close(evaluation.ln_partition.expect("asked for").double_value(&[]).exp(), expected));
     }
@@ -185,11 +185,11 @@ fn a_moving_z_is_that_of_all_rows_however_well_features_are_aligned() {
         exclude_positive: true,
         ..options(ObjectiveKind::Nce, 16, 0.07)
     };
-    let mut objective = Objective::new(options, Partition::Unset);
+    let mut objective = Objective::new(options, LogZ::Unset);
     objective.prepare(queries, &[bank.owned()], Some(&negatives));
     let logits = features.matmul(&bank.rows().tr()).to_kind(Kind::Double) / 0.07;
     let exact = (logits.logsumexp([0_i64, 1].as_slice(), false) - 64.0_f64.ln()).double_value(&[]);
-    let estimate = objective.partition().ln_z().expect("set");
+    let estimate = objective.log_z().ln_z().expect("set");
     assert!((estimate - exact).abs() < 0.3, "{estimate} {exact}");
 }
 
@@ -198,7 +198,7 @@ fn losses_and_gradients_stay_finite_for_extreme_logits() {
     let case = Case::random(5, 30, 3, 4, Sampling::PerSample);
     for kind in [ObjectiveKind::Nce, ObjectiveKind::Softmax, ObjectiveKind::InfoNce] {
         for ln_z in [-200.0, 200.0] {
-            let objective = Objective::new(options(kind, 4, 0.001), Partition::Set { ln_z });
+            let objective = Objective::new(options(kind, 4, 0.001), LogZ::Set { ln_z });
             let (loss, gradient) = case.evaluate(&objective, 2);
             assert!(loss.is_finite() && gradient.isfinite().all().int64_value(&[]) == 1, "{kind:?}");
         }
@@ -212,7 +212,7 @@ fn a_nearly_certain_positive_keeps_its_digits() {
     let bank = MemoryBank::from_rows(&rows, 2, vec![None; 2], Device::Cpu);
     let features = bank.rows().narrow(0, 0, 1);
     let temperature = 1.0 / 19.0;
-    let objective = Objective::new(options(ObjectiveKind::Softmax, 0, temperature), Partition::Unset);
+    let objective = Objective::new(options(ObjectiveKind::Softmax, 0, temperature), LogZ::Unset);
     let queries = Queries::whole(&features, &[Position(0)]);
     let evaluation = objective.evaluate(queries, &[bank.owned()], None);
     let expected = (-19.0_f64).exp();
@@ -281,7 +281,7 @@ fn many_tiles_give_what_one_gives() {
     let features = MemoryBank::random(64, DIM, 2, Device::Cpu);
     let positions: Vec<_> = (0..64).map(|k| Position(k * 1873)).collect();
     let queries = Queries::whole(features.rows(), &positions);
-    let objective = Objective::new(options(ObjectiveKind::Softmax, 0, 0.07), Partition::Unset);
+    let objective = Objective::new(options(ObjectiveKind::Softmax, 0, 0.07), LogZ::Unset);
     let actual = objective.evaluate(queries, &[bank.owned()], None);
     let features = features.rows().to_kind(Kind::Double).set_requires_grad(true);
     let logits = features.matmul(&bank.rows().to_kind(Kind::Double).tr()) / 0.07;
@@ -302,7 +302,7 @@ fn a_bank_of_16_bits_is_evaluated_as_its_own_values_are() {
         for kind in [ObjectiveKind::Nce, ObjectiveKind::Softmax, ObjectiveKind::InfoNce] {
             let options = options(kind, 8, 0.1);
             let objective = case.objective(options);
-            let z = objective.partition().ln_z().unwrap_or_default().exp();
+            let z = objective.log_z().ln_z().unwrap_or_default().exp();
             let expected = case.problem().solve(&settings(&options), z);
             let (loss, gradient) = case.evaluate(&objective, 1);
             assert!(close(loss, expected.loss) && same_gradient(&gradient, &expected.gradient, &options));
@@ -337,7 +337,7 @@ proptest! {
     ) {
         let case = Case::random(seed, 13, batch, options.negatives, options.sampling);
         let objective = case.objective(options);
-        let z = objective.partition().ln_z().unwrap_or_default().exp();
+        let z = objective.log_z().ln_z().unwrap_or_default().exp();
         let expected = case.problem().solve(&settings(&options), z);
         let (loss, gradient) = case.evaluate(&objective, parts);
         prop_assert!(close(loss, expected.loss), "{loss} {}", expected.loss);

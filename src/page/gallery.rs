@@ -7,7 +7,7 @@ use super::text::{add, breakable, escape, percent};
 use super::{PageImages, PageInput, SHOWN_NEIGHBOURS, Section};
 use crate::eval::Thumbnails;
 use crate::ids::{ClassId, InstanceId};
-use crate::page::{Case, CaseKind};
+use crate::page::{Example, ExampleKind};
 
 const KINDS: [(&str, &str); 4] =
     [("", "all"), ("best", "surest right"), ("worst", "surest wrong"), ("typical", "at random")];
@@ -17,7 +17,7 @@ const QUERY: char = 'q';
 const ROW: char = 'r';
 
 pub(super) fn section(input: &PageInput<'_>, images: &PageImages) -> Option<Section> {
-    if input.cases.is_empty() {
+    if input.examples.is_empty() {
         return None;
     }
     let mut html = String::from("<p class=\"legend\">");
@@ -31,8 +31,8 @@ pub(super) fn section(input: &PageInput<'_>, images: &PageImages) -> Option<Sect
         add!(html, "<button type=\"button\" data-kind=\"{kind}\" aria-pressed=\"{pressed}\">{name}</button>");
     }
     html.push_str("</div><span id=\"shown\" role=\"status\"></span></div>\n<div class=\"gallery\">\n");
-    for case in input.cases {
-        article(&mut html, input, images, case);
+    for example in input.examples {
+        article(&mut html, input, images, example);
     }
     add!(html, "</div>\n<style>\n{}</style>\n", images_css(images));
     html.push_str(
@@ -46,40 +46,41 @@ fn caption(input: &PageInput<'_>, label: Option<ClassId>, id: InstanceId) -> Str
     label.map_or_else(|| format!("image {}", id.0), |_| input.class_name(label).to_owned())
 }
 
-fn article(html: &mut String, input: &PageInput<'_>, images: &PageImages, case: &Case) {
-    let (own, query) = (input.class_name(input.queries.labels[case.query]), input.queries.ids[case.query]);
-    let winner = input.class_name(case.winner);
-    let verdict = if case.winner.is_none() {
+fn article(html: &mut String, input: &PageInput<'_>, images: &PageImages, example: &Example) {
+    let (own, query) =
+        (input.class_name(input.queries.labels[example.query]), input.queries.ids[example.query]);
+    let winner = input.class_name(example.winner);
+    let verdict = if example.winner.is_none() {
         String::new()
     } else if winner == own {
-        format!("<span class=\"right\">voted right</span> with {} of the votes", percent(case.own_share))
+        format!("<span class=\"right\">voted right</span> with {} of the votes", percent(example.own_share))
     } else {
         format!(
             "voted <span class=\"wrong\">{}</span> with {} of the votes, its own class has {}",
             escape(winner),
-            percent(case.winner_share),
-            percent(case.own_share)
+            percent(example.winner_share),
+            percent(example.own_share)
         )
     };
-    let kind = match case.kind {
-        CaseKind::Best => "surest right",
-        CaseKind::Worst => "surest wrong",
-        CaseKind::Typical => "at random",
+    let kind = match example.kind {
+        ExampleKind::Best => "surest right",
+        ExampleKind::Worst => "surest wrong",
+        ExampleKind::Typical => "at random",
     };
     add!(
         html,
         "<article data-class=\"{0}\" data-kind=\"{1}\">\n<figure class=\"query\" title=\"image {3}\">{2}</figure>\n\
          <div class=\"found\">\n<p class=\"verdict\"><b>{4}</b> <span class=\"tag\">{kind}</span> <span>{verdict}</span></p>\n<div class=\"neighbours\">\n",
         escape(own),
-        case.kind.name(),
+        example.kind.name(),
         image(&images.queries, QUERY, query, own),
         query.0,
-        escape(&caption(input, input.queries.labels[case.query], query))
+        escape(&caption(input, input.queries.labels[example.query], query))
     );
-    for (neighbour, similarity) in input.neighbours.of(case.query).take(SHOWN_NEIGHBOURS) {
+    for (neighbour, similarity) in input.neighbours.of(example.query).take(SHOWN_NEIGHBOURS) {
         let (label, id) = (input.bank.labels()[neighbour], input.bank.ids()[neighbour]);
         let class = input.class_name(label);
-        let verdict = match case.winner {
+        let verdict = match example.winner {
             None => "unscored",
             Some(_) if class == own => "right",
             Some(_) => "wrong",

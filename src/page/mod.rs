@@ -15,7 +15,7 @@ mod projection;
 mod text;
 mod trend;
 
-pub use self::examples::{Case, CaseKind, cases};
+pub use self::examples::{Example, ExampleKind, examples};
 pub use self::history::{HistoryPoint, history};
 pub use self::projection::{EmbeddingMap, map};
 use crate::eval::{KnnReport, KnnReports, Thumbnails};
@@ -42,7 +42,7 @@ pub struct PageInput<'a> {
     /// Their neighbours.
     pub neighbours: &'a Neighbours,
     /// The queries that the gallery shows.
-    pub cases: &'a [Case],
+    pub examples: &'a [Example],
     /// The scores of the run's checkpoints; empty where there is no run.
     pub history: &'a [HistoryPoint],
     /// Queries on a plane.
@@ -63,13 +63,13 @@ pub struct PageImages {
 impl PageInput<'_> {
     /// Instances of the queries' split that the gallery shows.
     pub fn shown_queries(&self) -> Vec<InstanceId> {
-        self.cases.iter().map(|case| self.queries.ids[case.query]).collect()
+        self.examples.iter().map(|example| self.queries.ids[example.query]).collect()
     }
 
     /// Instances of the bank's split that the gallery shows.
     pub fn shown_neighbours(&self) -> Vec<InstanceId> {
-        let shown = |case: &Case| self.neighbours.of(case.query).take(SHOWN_NEIGHBOURS);
-        self.cases.iter().flat_map(shown).map(|(row, _)| self.bank.ids()[row]).collect()
+        let shown = |example: &Example| self.neighbours.of(example.query).take(SHOWN_NEIGHBOURS);
+        self.examples.iter().flat_map(shown).map(|(row, _)| self.bank.ids()[row]).collect()
     }
 
     /// Instances of the queries' split that the map shows.

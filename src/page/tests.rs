@@ -10,7 +10,7 @@ fn the_page_escapes_names_and_loads_nothing() {
     let (mut bank, queries) = (table(15, 40, 8, 2), table(16, 8, 8, 2));
     bank.meta.classes = vec!["<script>alert(1)</script>".into(), "a & \"b\"".into()];
     let (report, neighbours) = evaluate_with_neighbours(&bank, &queries, &options(5)).expect("scored");
-    let cases = cases(&bank, &queries, &neighbours, 5, temperature(0.07));
+    let examples = examples(&bank, &queries, &neighbours, 5, temperature(0.07));
     let map = map(&queries, 100).expect("mapped");
     let reports = KnnReports { first: report, other_features: Vec::new() };
     let input = PageInput {
@@ -18,7 +18,7 @@ fn the_page_escapes_names_and_loads_nothing() {
         bank: &bank,
         queries: &queries,
         neighbours: &neighbours,
-        cases: &cases,
+        examples: &examples,
         history: &[],
         map: Some(&map),
     };
@@ -34,14 +34,14 @@ fn a_class_whose_name_has_a_line_break_can_be_chosen_on_the_page() {
     let (mut bank, queries) = (table(15, 40, 8, 2), table(16, 8, 8, 2));
     bank.meta.classes = vec!["two\nlines".into(), "two  spaces\r".into()];
     let (report, neighbours) = evaluate_with_neighbours(&bank, &queries, &options(5)).expect("scored");
-    let cases = cases(&bank, &queries, &neighbours, 5, temperature(0.07));
+    let examples = examples(&bank, &queries, &neighbours, 5, temperature(0.07));
     let reports = KnnReports { first: report, other_features: Vec::new() };
     let input = PageInput {
         reports: &reports,
         bank: &bank,
         queries: &queries,
         neighbours: &neighbours,
-        cases: &cases,
+        examples: &examples,
         history: &[],
         map: None,
     };
@@ -56,28 +56,28 @@ fn a_class_whose_name_has_a_line_break_can_be_chosen_on_the_page() {
 fn the_gallery_shows_each_class_before_any_twice_and_the_surest_first() {
     let (bank, queries) = (table(25, 900, 8, 6), table(26, 400, 8, 6));
     let (_, found) = evaluate_with_neighbours(&bank, &queries, &options(21)).expect("scored");
-    let cases = cases(&bank, &queries, &found, 9, temperature(0.07));
-    let of = |kind: CaseKind| cases.iter().filter(|case| case.kind == kind).collect::<Vec<_>>();
-    for kind in [CaseKind::Best, CaseKind::Worst, CaseKind::Typical] {
+    let examples = examples(&bank, &queries, &found, 9, temperature(0.07));
+    let of = |kind: ExampleKind| examples.iter().filter(|example| example.kind == kind).collect::<Vec<_>>();
+    for kind in [ExampleKind::Best, ExampleKind::Worst, ExampleKind::Typical] {
         let shown = of(kind);
         assert_eq!(shown.len(), 20, "{kind:?}");
-        let class = |case: &&Case| queries.labels[case.query];
+        let class = |example: &&Example| queries.labels[example.query];
         let mut first: Vec<_> = shown.iter().take(6).map(class).collect();
         first.sort_unstable();
         first.dedup();
         assert_eq!(first.len(), 6, "{kind:?}");
     }
-    let mut queries_shown: Vec<usize> = cases.iter().map(|case| case.query).collect();
+    let mut queries_shown: Vec<usize> = examples.iter().map(|example| example.query).collect();
     queries_shown.sort_unstable();
     queries_shown.dedup();
     assert_eq!(queries_shown.len(), 60, "no query is shown twice");
-    for case in of(CaseKind::Best) {
-        assert_eq!(case.winner, queries.labels[case.query]);
-        assert!(case.own_share > 0.0 && case.own_share <= 1.0);
+    for example in of(ExampleKind::Best) {
+        assert_eq!(example.winner, queries.labels[example.query]);
+        assert!(example.own_share > 0.0 && example.own_share <= 1.0);
     }
-    for case in of(CaseKind::Worst) {
-        assert_ne!(case.winner, queries.labels[case.query]);
-        assert!(case.winner_share >= case.own_share);
+    for example in of(ExampleKind::Worst) {
+        assert_ne!(example.winner, queries.labels[example.query]);
+        assert!(example.winner_share >= example.own_share);
     }
 }
 

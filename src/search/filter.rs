@@ -1,7 +1,7 @@
 //! The filter: which rows of a tile can be neighbours of which queries of a group.
 
 use super::group::{GROUP, Group};
-use super::level::{Level, Task};
+use super::simd_level::{SimdLevel, Task};
 use super::tile::{BLOCK_ROWS, QUAD, Tile};
 
 /// A row that the bound does not rule out.
@@ -15,7 +15,7 @@ pub(super) struct Candidate {
 
 /// Adds each pair whose number exceeds the query's threshold; see [`Group::threshold`].
 pub(super) fn filter(
-    level: Level,
+    level: SimdLevel,
     tile: &Tile,
     group: &Group,
     thresholds: &[i32; GROUP],
@@ -23,10 +23,10 @@ pub(super) fn filter(
 ) {
     match level {
         #[cfg(target_arch = "x86_64")]
-        Level::Vnni(level) => level.filter(tile, group, thresholds, found),
+        SimdLevel::Vnni(level) => level.filter(tile, group, thresholds, found),
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2(level) => level.filter(tile, group, thresholds, found),
-        Level::Portable => Portable { tile, group, thresholds, found }.run(),
+        SimdLevel::Avx2(level) => level.filter(tile, group, thresholds, found),
+        SimdLevel::Portable => Portable { tile, group, thresholds, found }.run(),
     }
 }
 

@@ -11,7 +11,7 @@
 //! so that a row whose right side stays below the similarity of the k-th best so far is no neighbour. The
 //! bound and the rounding of the similarity itself are taken generously; a candidate is looked at exactly.
 
-use super::level::Level;
+use super::simd_level::SimdLevel;
 use super::similarity::{inner_product, length};
 use super::tile::{CODE_ZERO, QUAD, Tile};
 
@@ -74,7 +74,14 @@ impl Group {
     /// `least`.
     ///
     /// The filter's number is `Σ m·(n + CODE_ZERO)` plus `reach · rests[row]` cut to a whole number.
-    pub(super) fn threshold(&self, level: Level, at: usize, query: &[f32], tile: &Tile, least: f32) -> i32 {
+    pub(super) fn threshold(
+        &self,
+        level: SimdLevel,
+        at: usize,
+        query: &[f32],
+        tile: &Tile,
+        least: f32,
+    ) -> i32 {
         if !tile.is_bounded || least == f32::NEG_INFINITY {
             return i32::MIN;
         }

@@ -8,14 +8,14 @@
 //! The bank goes by once, in tiles, and is read ahead where it lies in a file. Memory holds a few tiles and
 //! the best candidates of each query, never `[queries, bank]`.
 
-mod best;
 mod filter;
 mod group;
-mod level;
-mod part;
+mod query_block;
+mod simd_level;
 mod similarity;
 mod synthetic;
 mod tile;
+mod top_k;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -25,12 +25,12 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use self::best::Found;
 use self::group::GROUP;
-use self::level::Level;
-use self::part::{Part, Rows};
+use self::query_block::{QueryBlock, Rows};
+use self::simd_level::SimdLevel;
 use self::tile::{BLOCK_ROWS, Tile};
-use crate::feature_table::{FeatureTable, Reading, Table, TableError, Vectors};
+use self::top_k::Neighbour;
+use crate::feature_table::{FeatureTable, PendingVectors, Table, TableError, Vectors};
 
 pub use synthetic::{Shape, draw_tables};
 
@@ -82,11 +82,11 @@ pub fn search(
     k: usize,
     leave_one_out: bool,
 ) -> Result<Neighbours, TableError> {
-    search_at(Level::best(), bank, queries, k, leave_one_out)
+    search_at(SimdLevel::best(), bank, queries, k, leave_one_out)
 }
 
 fn search_at(
-    level: Level,
+    level: SimdLevel,
     bank: &dyn Table,
     queries: &FeatureTable,
     k: usize,
@@ -120,7 +120,7 @@ fn search_at(
             }
         });
     }
-    let found: Vec<Found> = parts.into_par_iter().flat_map_iter(Part::finish).collect();
+    let found: Vec<Neighbour> = parts.into_par_iter().flat_map_iter(QueryBlock::finish).collect();
     Ok(Neighbours {
         k,
         rows: found.iter().map(|found| found.row).collect(),
@@ -128,12 +128,12 @@ fn search_at(
     })
 }
 
-fn parts(level: Level, queries: &FeatureTable, k: usize, leave_one_out: bool) -> Vec<Part<'_>> {
+fn parts(level: SimdLevel, queries: &FeatureTable, k: usize, leave_one_out: bool) -> Vec<QueryBlock<'_>> {
     let groups = queries.len().div_ceil(GROUP);
     let size = groups.div_ceil(rayon::current_num_threads() * PARTS).max(1) * GROUP;
     let starts: Vec<usize> = (0..queries.len()).step_by(size).collect();
     let part = |first: usize| {
-        Part::new(level, queries, (first, (first + size).min(queries.len())), k, leave_one_out)
+        QueryBlock::new(level, queries, (first, (first + size).min(queries.len())), k, leave_one_out)
     };
     starts.into_par_iter().map(part).collect()
 }
@@ -155,7 +155,7 @@ fn tile_ranges(chunk: &Range<usize>, tile_rows: usize) -> Vec<Range<usize>> {
 struct ReadAhead<'a> {
     bank: &'a dyn Table,
     waiting: std::vec::IntoIter<Range<usize>>,
-    started: VecDeque<(Range<usize>, Reading<'a>)>,
+    started: VecDeque<(Range<usize>, PendingVectors<'a>)>,
 }
 
 impl<'a> ReadAhead<'a> {

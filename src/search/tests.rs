@@ -107,7 +107,7 @@ fn vectors(shape: Shape, seed: u64, rows: usize, dim: usize) -> Vec<f32> {
 fn slow(bank: &FeatureTable, query: &[f32], without: Option<InstanceId>, k: usize) -> Vec<(usize, u32)> {
     let mut all: Vec<(f32, InstanceId, usize)> = (0..bank.len())
         .filter(|&row| Some(bank.ids[row]) != without)
-        .map(|row| (similarity(Level::Portable, query, bank.feature(row)), bank.ids[row], row))
+        .map(|row| (similarity(SimdLevel::Portable, query, bank.feature(row)), bank.ids[row], row))
         .collect();
     all.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
     all.iter().take(k).map(|(similarity, _, row)| (*row, similarity.to_bits())).collect()
@@ -134,7 +134,7 @@ proptest! {
         prop_assume!(available > 0);
         // Small numbers of neighbours more often than large ones.
         let k = ((available as f64 * share.powi(3)) as usize).max(1);
-        for level in Level::available() {
+        for level in SimdLevel::available() {
             let neighbours = search_at(level, &bank, &asked, k, leave_one_out).expect("found");
             for query in 0..queries {
                 let own = leave_one_out.then_some(asked.ids[query]);
@@ -153,7 +153,7 @@ proptest! {
     ) {
         let bank = vectors(shapes.0, seed, rows, dim);
         let asked = vectors(shapes.1, seed + 1, GROUP - 1, dim);
-        for level in Level::available() {
+        for level in SimdLevel::available() {
             let mut tile = Tile::default();
             level.run(tile.encode(&bank, dim));
             let group = Group::new(asked.chunks_exact(dim), dim, level.query_limit());
@@ -176,10 +176,10 @@ proptest! {
         let bank = vectors(Shape::Unit, seed, rows, dim);
         let asked = vectors(Shape::Unit, seed + 1, GROUP, dim);
         let mut tile = Tile::default();
-        Level::Portable.run(tile.encode(&bank, dim));
+        SimdLevel::Portable.run(tile.encode(&bank, dim));
         // Codes that every level can take.
         let group = Group::new(asked.chunks_exact(dim), dim, 63.0);
-        let of_level = |level: Level| {
+        let of_level = |level: SimdLevel| {
             let thresholds: [i32; GROUP] = std::array::from_fn(|at| {
                 group.threshold(level, at, &asked[at * dim..(at + 1) * dim], &tile, 0.1)
             });
@@ -188,8 +188,8 @@ proptest! {
             found.sort_unstable();
             found
         };
-        let expected: Vec<Candidate> = of_level(Level::Portable);
-        for level in Level::available() {
+        let expected: Vec<Candidate> = of_level(SimdLevel::Portable);
+        for level in SimdLevel::available() {
             prop_assert_eq!(&of_level(level), &expected, "{:?}", level);
         }
     }
@@ -200,8 +200,8 @@ proptest! {
     ) {
         let pair = vectors(shape, seed, 2, dim);
         let of_level = |level| inner_product(level, &pair[..dim], &pair[dim..]).to_bits();
-        for level in Level::available() {
-            prop_assert_eq!(of_level(level), of_level(Level::Portable), "{:?}", level);
+        for level in SimdLevel::available() {
+            prop_assert_eq!(of_level(level), of_level(SimdLevel::Portable), "{:?}", level);
         }
     }
 }
@@ -211,8 +211,8 @@ fn similarities_are_correctly_rounded_inner_products() {
     // 1 + 2⁻²⁴ lies between two f32 and rounds to even; a sum in f32 would lose the small terms one by one.
     let small = 2_f32.powi(-26);
     let a = [1.0, small, small, small, small, 0.0, 0.0, small];
-    assert_eq!(similarity(Level::Portable, &a, &[1.0; 8]), 1.0 + 2_f32.powi(-23));
-    assert_eq!(similarity(Level::Portable, &[-1e-30, 0.0], &[1e-30, 0.0]).to_bits(), 0);
+    assert_eq!(similarity(SimdLevel::Portable, &a, &[1.0; 8]), 1.0 + 2_f32.powi(-23));
+    assert_eq!(similarity(SimdLevel::Portable, &[-1e-30, 0.0], &[1e-30, 0.0]).to_bits(), 0);
 }
 
 /// Without this the search would be right and slow.
@@ -222,7 +222,7 @@ fn the_filter_leaves_few_rows_to_compare() {
     for shape in [Shape::Unit, Shape::Crowded] {
         let bank = table(vectors(shape, 1, 2048, dim), dim);
         let asked = vectors(shape, 2, GROUP, dim);
-        for level in Level::available() {
+        for level in SimdLevel::available() {
             let mut tile = Tile::default();
             level.run(tile.encode(&bank.features, dim));
             let group = Group::new(asked.chunks_exact(dim), dim, level.query_limit());

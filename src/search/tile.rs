@@ -4,7 +4,7 @@
 //! `n` in −127…127, and a rest `r` of known length. The centre makes the rest small where features crowd in
 //! one direction, as those of an untrained encoder do.
 
-use super::level::Task;
+use super::simd_level::Task;
 use super::similarity::{LANES, length};
 
 /// Rows that the filter looks at together.

@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 
 use super::filter::{Candidate, push};
 use super::group::{GROUP, Group};
-use super::level::Task;
+use super::simd_level::Task;
 use super::similarity::LANES;
 use super::tile::{BLOCK_ROWS, QUAD, Tile};
 

@@ -11,7 +11,7 @@ use object_store::path::{Path, PathPart};
 use super::StorageError;
 use super::address::{Address, local_path, without_credentials, without_dots};
 use super::store::{Remote, StorageOptions};
-use crate::storage::store::redacted::Told;
+use crate::storage::store::redacted::Redacted;
 
 /// A file or a folder, on this machine or in an object store.
 #[derive(Clone)]
@@ -221,9 +221,12 @@ impl Location {
             None => match error {
                 object_store::Error::NotFound { .. } => StorageError::NotFound { location, local: false },
                 object_store::Error::AlreadyExists { .. } => StorageError::AlreadyExists { location },
-                _ => {
-                    StorageError::Failed { operation, location, local: false, source: Box::new(Told(reason)) }
-                }
+                _ => StorageError::Failed {
+                    operation,
+                    location,
+                    local: false,
+                    source: Box::new(Redacted(reason)),
+                },
             },
         }
     }

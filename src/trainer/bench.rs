@@ -11,7 +11,7 @@ use super::state::Trainer;
 use super::{TrainConfig, TrainError};
 use crate::distributed::{ProcessGroup, Rendezvous};
 use crate::ids::{InstanceId, Position};
-use crate::loader::{Batch, EpochOrder, GlobalBatch, Part};
+use crate::loader::{Batch, EpochOrder, GlobalBatch, RankShare};
 use crate::model::{select_device_of, threads, wait_for};
 use crate::rng::{Purpose, Stream};
 
@@ -46,7 +46,7 @@ impl StepBench {
         crate::trainer::checkpoint::resume::set_precision(&config, selected.device);
         let group = Rc::new(ProcessGroup::join(rendezvous, selected.device, timeout)?);
         let mut trainer = Trainer::over(Rc::clone(&group), config, self.instances, selected.device)?;
-        let part = Part { rank: group.rank(), ranks: group.world() };
+        let part = RankShare { rank: group.rank(), ranks: group.world() };
         let batches: Vec<Batch> =
             (0..BATCHES).map(|number| draw(&trainer.config, self.instances, number, part)).collect();
         let steps = |trainer: &mut Trainer, count: usize| {
@@ -88,10 +88,10 @@ impl StepBench {
     }
 }
 
-fn draw(config: &TrainConfig, instances: usize, number: usize, part: Part) -> Batch {
+fn draw(config: &TrainConfig, instances: usize, number: usize, part: RankShare) -> Batch {
     let places = number * config.batch_size..(number + 1) * config.batch_size;
     let order = EpochOrder::new(0, 0, instances);
-    let global = GlobalBatch::dealt(
+    let global = GlobalBatch::assigned(
         places.map(|place| order.at(place % instances)).collect(),
         part.ranks,
         config.accumulate,

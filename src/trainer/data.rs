@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{TrainConfig, TrainJob};
 use crate::checkpoint::Cursor;
 use crate::dataset::Manifest;
-use crate::loader::{DatasetSource, Loader, LoaderError, LoaderOptions, Part, Shuffle, Source};
+use crate::loader::{DatasetSource, Loader, LoaderError, LoaderOptions, RankShare, Shuffle, Source};
 use crate::storage::{BlobCache, Location};
 
 /// How the instances of an epoch are mixed.
@@ -33,7 +33,7 @@ pub(super) fn load(
     config: &TrainConfig,
     source: &Arc<dyn Source>,
     cursor: Cursor,
-    part: Part,
+    part: RankShare,
 ) -> Result<Loader, LoaderError> {
     let recipe = config.recipe.recipe(config.image_size);
     let options = LoaderOptions {
@@ -78,7 +78,7 @@ impl TrainConfig {
             seed: self.seed,
             shuffle,
             drop_last: self.drop_last,
-            parts: self.accumulate,
+            micro_batches: self.accumulate,
             threads: self.loader_threads,
             read_threads: self.read_threads,
             prefetch: self.prefetch,

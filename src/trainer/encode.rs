@@ -6,11 +6,11 @@ use std::sync::atomic::Ordering;
 
 use tch::{Kind, Tensor, no_grad};
 
-use super::gathered::{Gathered, any, present};
+use super::gather::{Gathered, any, present};
 use super::state::Trainer;
 use super::{StopFlag, TrainError};
 use crate::augment::EvalTransform;
-use crate::loader::{LoaderOptions, Part, Source, evaluation_epoch};
+use crate::loader::{LoaderOptions, RankShare, Source, evaluation_epoch};
 use crate::progress::Progress;
 
 /// Writes what the encoder, in evaluation mode, makes of each image's centre into the image's row.
@@ -28,10 +28,10 @@ pub(super) fn encode_bank(
         EvalTransform::ResizeCenterCrop { resize: encoder.evaluation_resize, crop: encoder.image_size };
     let side = i64::from(transform.side());
     let group = Rc::clone(&trainer.group);
-    let part = Part { rank: group.rank(), ranks: group.world() };
+    let part = RankShare { rank: group.rank(), ranks: group.world() };
     // As many images at once as in a training step.
     let batch_size = trainer.config.batch_size.div_ceil(trainer.config.accumulate);
-    let options = LoaderOptions { part, batch_size, parts: 1, ..trainer.config.loader() };
+    let options = LoaderOptions { part, batch_size, micro_batches: 1, ..trainer.config.loader() };
     progress.begin("bank", source.len() as u64);
     let mut batches = evaluation_epoch(Arc::clone(source), transform, options)?;
     loop {

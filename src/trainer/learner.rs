@@ -63,7 +63,7 @@ impl Learner for Trainer {
     }
 
     fn complete(&self, state: &mut TrainState) {
-        state.ln_partition = self.objective.partition().ln_z();
+        state.ln_partition = self.objective.log_z().ln_z();
         state.skipped_steps = self.skipped;
         state.loss_scale = serde_json::to_value(self.loss_scale).expect("it is plain data");
     }
@@ -78,7 +78,7 @@ impl Learner for Trainer {
 
     fn bank_health(&self) -> Result<Option<BankHealth>, TrainError> {
         let health = BankHealth::of(self)?;
-        let drift = health.drift(self.objective.partition().ln_z(), &self.warned_drift);
+        let drift = health.drift(self.objective.log_z().ln_z(), &self.warned_drift);
         if let Some(warning) = drift.filter(|_| self.group.is_first()) {
             tracing::warn!("{warning}");
         }

@@ -17,7 +17,7 @@ mod encode;
 mod error;
 mod estimate;
 mod finetune;
-mod gathered;
+mod gather;
 mod learner;
 mod metrics;
 mod opening;

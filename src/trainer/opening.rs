@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::bank::BankInit;
 use crate::dataset::Manifest;
 use crate::distributed::ProcessGroup;
-use crate::loader::{Part, Source};
+use crate::loader::{RankShare, Source};
 use crate::model::{SelectedDevice, select_device_of};
 use crate::progress::Progress;
 use crate::storage::Location;
@@ -143,7 +143,7 @@ impl<L: Learner> Opened<L> {
             // What was warned of before a resume is not warned of again.
             metrics.epoch_losses().for_each(|loss| drop(divergence.look(loss, chance, "")));
         }
-        let part = Part { rank: group.rank(), ranks: group.world() };
+        let part = RankShare { rank: group.rank(), ranks: group.world() };
         let loader = data::load(config, &source, cursor, part)?;
         let retention = Retention { newest: config.keep, every_steps: config.keep_every_epochs * steps };
         let last = found.as_ref().map(|checkpoint| checkpoint.folder().clone());

@@ -13,7 +13,7 @@ use crate::objective::{ObjectiveKind, PartitionChoice};
 use crate::storage::{Location, Lock};
 
 use super::divergence::Divergence;
-use super::gathered::any;
+use super::gather::any;
 use super::learner::{Learned, Learner};
 use super::opening::tell;
 use super::state::make_replicas_equal;

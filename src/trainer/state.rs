@@ -12,9 +12,9 @@ use crate::bank::MemoryBank;
 use crate::checkpoint::Cursor;
 use crate::distributed::{DistributedError, GradientReducer, ProcessGroup};
 use crate::ids::Position;
-use crate::loader::Part;
+use crate::loader::RankShare;
 use crate::model::{Compute, ComputeType, Encoder};
-use crate::objective::{Objective, Partition, Queries};
+use crate::objective::{LogZ, Objective, Queries};
 use crate::storage::Digest;
 use crate::trainer::optim::loss_scale::LossScale;
 
@@ -78,9 +78,9 @@ impl Trainer {
         let optimizer = Optimizer::new(encoder.parameters(), &config);
         let parameters: Vec<Tensor> = encoder.parameters().into_iter().map(|(_, tensor)| tensor).collect();
         let reducer = GradientReducer::new(&group, &parameters)?;
-        let owned = Part { rank: group.rank(), ranks: group.world() }.of(instances);
+        let owned = RankShare { rank: group.rank(), ranks: group.world() }.of(instances);
         let bank = MemoryBank::initial_rows(config.bank(instances), owned, config.seed, device);
-        let objective = Objective::new(config.objective(), Partition::Unset);
+        let objective = Objective::new(config.objective(), LogZ::Unset);
         let loss_scale = (config.precision == Precision::F16).then(LossScale::default);
         let cursor = Cursor::default();
         Ok(Self {

@@ -6,7 +6,7 @@ use tch::{Kind, Tensor, no_grad};
 
 use super::clock::Phase;
 use super::config::OnNonFinite;
-use super::gathered::{Gathered, present};
+use super::gather::{Gathered, present};
 use super::state::Trainer;
 use super::{TrainConfig, TrainError};
 use crate::distributed::Reduce;
@@ -77,7 +77,7 @@ impl Trainer {
         // The reducer gives the mean over ranks; the loss is a sum over them.
         let ranks = self.group.world() as f64;
         let statistics = self.kept_statistics();
-        let (partition, ln_partition) = (self.objective.partition(), self.objective.partition().ln_z());
+        let (partition, ln_partition) = (self.objective.log_z(), self.objective.log_z().ln_z());
         let global = present(&self.group, batch, self.config.on_corrupt)?;
         if global.positions.is_empty() {
             tracing::warn!("step {step}: every image of the batch is corrupt; the step is skipped");
@@ -104,7 +104,7 @@ impl Trainer {
         if let Some(&(quantity, value)) = quantities.iter().find(|(_, value)| !value.is_finite()) {
             self.excuse(quantity, value, &passes.own, batch)?;
             put_back(statistics);
-            self.objective.set_partition(partition);
+            self.objective.set_log_z(partition);
             outcome.skipped = true;
         } else {
             self.optimizer.scale_gradients(clip_factor(&self.config, outcome.gradient_norm) * ranks / scale);
@@ -123,7 +123,7 @@ impl Trainer {
             }
             [outcome.row_cosine, outcome.alignment] = read([&moved.get(0), &moved.get(1)]);
             self.clock.mark(Phase::Bank);
-            outcome.ln_partition = ln_partition.or(self.objective.partition().ln_z());
+            outcome.ln_partition = ln_partition.or(self.objective.log_z().ln_z());
             self.last = Some((passes.features, passes.positions));
         }
         self.advance();
@@ -142,7 +142,7 @@ impl Trainer {
     fn passes(&mut self, batch: &Batch, global: &GlobalBatch, scale: f64) -> Result<Passes, TrainError> {
         let rows = [self.bank.owned()];
         let total = global.positions.len();
-        let last = global.parts.len() - 1;
+        let last = global.micro_batches.len() - 1;
         let (mut features, mut own, mut positions) = (Vec::new(), Vec::new(), Vec::new());
         let (mut losses, mut estimates) = (Vec::new(), Vec::new());
         for number in 0..=last {

@@ -11,7 +11,7 @@ use crate::cli::write_json;
 use crate::ids::Position;
 use crate::model::{DeviceChoice, allow_tf32, select_device, threads, wait_for};
 use crate::objective::{
-    Draw, Negatives, Objective, ObjectiveKind, ObjectiveOptions, Partition, Queries, Sampling,
+    Draw, LogZ, Negatives, Objective, ObjectiveKind, ObjectiveOptions, Queries, Sampling,
 };
 use crate::rng::{Purpose, Stream};
 use crate::units::Temperature;
@@ -77,7 +77,7 @@ pub(super) fn run(args: &ObjectiveArgs) -> anyhow::Result<()> {
             sampling: args.negative_sampling,
             ..ObjectiveOptions::new(args.objective, args.temperature, args.negatives)
         },
-        Partition::Unset,
+        LogZ::Unset,
     );
     let parts = [bank.owned()];
     let mut seconds = Vec::new();

@@ -111,8 +111,9 @@ fn a_stopped_rank_is_named_by_all_others_within_the_timeout() {
     let (errors, time) = after_signal("-STOP", timeout);
     for error in errors {
         let DistributedError::PeerLost { lost } = &error else { panic!("{error}") };
-        let silent =
-            |lost: &LostRank| lost.rank == 3 && matches!(lost.fate, Fate::Silent { seconds } if seconds >= 6);
+        let silent = |lost: &LostRank| {
+            lost.rank == 3 && matches!(lost.fate, LossReason::Silent { seconds } if seconds >= 6)
+        };
         assert!(lost.len() == 1 && silent(&lost[0]), "{error}");
     }
     // A collective that waited in vain then still waits for the verdict.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::line::{Heard, Line, Lines, prepare, tell};
 use super::{BEAT, GAP, Shared, TICK};
-use crate::distributed::error::{Fate, LostRank};
+use crate::distributed::error::{LossReason, LostRank};
 use crate::failure::Failure;
 
 /// How long after a loss others count to it.
@@ -84,7 +84,7 @@ impl Hub {
 
     /// Rank 0 is about to end with an error of its own.
     pub(super) fn tell_failure(&self, failure: Failure) {
-        self.ranks().lose(0, Fate::Failed { failure });
+        self.ranks().lose(0, LossReason::Failed { failure });
         self.conclude();
     }
 
@@ -169,7 +169,7 @@ impl Hub {
                     (seen.last, seen.begun) = (Instant::now(), begun);
                 }
                 Heard::Line(Line::Bye) => seen.left = true,
-                Heard::Line(Line::Ends { failure }) => ranks.lose(rank, Fate::Failed { failure }),
+                Heard::Line(Line::Ends { failure }) => ranks.lose(rank, LossReason::Failed { failure }),
                 Heard::Line(Line::Failed { collective, waited }) => {
                     drop(ranks);
                     self.note_failure(collective, waited);
@@ -178,7 +178,7 @@ impl Hub {
                 Heard::End => {
                     if !seen.left {
                         seen.left = true;
-                        ranks.lose(rank, Fate::Ended);
+                        ranks.lose(rank, LossReason::Ended);
                     }
                     return;
                 }
@@ -195,7 +195,7 @@ impl Hub {
             let silent =
                 ranks.members[rank].as_ref().filter(|seen| !seen.left).map(|seen| seen.last.elapsed());
             if let Some(silent) = silent.filter(|silent| *silent > self.shared.silence) {
-                ranks.lose(rank, Fate::Silent { seconds: silent.as_secs() });
+                ranks.lose(rank, LossReason::Silent { seconds: silent.as_secs() });
             }
         }
         ranks.look_for_missed(self.shared.begun(), self.shared.timeout);
@@ -222,7 +222,7 @@ impl Hub {
 }
 
 impl Ranks {
-    fn lose(&mut self, rank: usize, fate: Fate) {
+    fn lose(&mut self, rank: usize, fate: LossReason) {
         if !self.losses.iter().any(|known| known.rank == rank) {
             self.first_loss.get_or_insert_with(Instant::now);
             self.losses.push(LostRank { rank, fate });
@@ -235,7 +235,7 @@ impl Ranks {
         let begun = self.members.iter().flatten().map(|seen| seen.begun);
         let most = begun.max().unwrap_or(0).max(begun_here);
         let mut missed = Vec::new();
-        let late = |at: u64| Fate::Late { collective: at + 1, at, seconds: timeout.as_secs() };
+        let late = |at: u64| LossReason::Late { collective: at + 1, at, seconds: timeout.as_secs() };
         if begun_here >= most {
             self.behind_here = None;
         } else if self.behind_here.get_or_insert_with(Instant::now).elapsed() > timeout {
@@ -249,7 +249,7 @@ impl Ranks {
             }
             let behind = seen.behind.get_or_insert_with(Instant::now).elapsed();
             if seen.left && behind > SUSPICION {
-                missed.push((rank, Fate::Left));
+                missed.push((rank, LossReason::Left));
             } else if !seen.left && behind > timeout {
                 missed.push((rank, late(seen.begun)));
             }
@@ -269,20 +269,23 @@ impl Ranks {
             let quiet = present().filter(|(_, seen)| seen.last.elapsed() > QUIET);
             found.extend(quiet.map(|(rank, seen)| LostRank {
                 rank,
-                fate: Fate::Silent { seconds: seen.last.elapsed().as_secs() },
+                fate: LossReason::Silent { seconds: seen.last.elapsed().as_secs() },
             }));
             if found.is_empty() {
                 let own = std::iter::once((0, begun_here));
                 let counts = own.chain(present().map(|(rank, seen)| (rank, seen.begun)));
                 let late = counts.filter(|(_, begun)| *begun < collective);
                 found.extend(
-                    late.map(|(rank, at)| LostRank { rank, fate: Fate::Late { collective, at, seconds } }),
+                    late.map(|(rank, at)| LostRank {
+                        rank,
+                        fate: LossReason::Late { collective, at, seconds },
+                    }),
                 );
             }
         }
         if found.is_empty() {
             let left = members().filter(|(_, seen)| seen.left);
-            found.extend(left.map(|(rank, _)| LostRank { rank, fate: Fate::Left }));
+            found.extend(left.map(|(rank, _)| LostRank { rank, fate: LossReason::Left }));
         }
         found
     }
@@ -306,7 +309,7 @@ mod tests {
         assert_eq!(ranks.losses, [], "it may still come");
         std::thread::sleep(TICK);
         ranks.look_for_missed(2, Duration::ZERO);
-        let fate = Fate::Late { collective: 3, at: 2, seconds: 0 };
+        let fate = LossReason::Late { collective: 3, at: 2, seconds: 0 };
         assert_eq!(ranks.losses, [LostRank { rank: 0, fate }]);
     }
 }

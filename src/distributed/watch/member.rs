@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::line::{Heard, Line, Lines, prepare, tell};
 use super::{BEAT, GAP, Shared, TICK};
-use crate::distributed::error::{Fate, LostRank};
+use crate::distributed::error::{LossReason, LostRank};
 use crate::failure::Failure;
 
 /// The connection to rank 0.
@@ -78,7 +78,7 @@ fn watch(shared: &Shared, writer: &TcpStream, mut lines: Lines) {
             Heard::End => {
                 // After a goodbye or a verdict rank 0 may go.
                 if !shared.has_left(0) {
-                    lost(Fate::Ended);
+                    lost(LossReason::Ended);
                 }
                 return;
             }
@@ -89,7 +89,7 @@ fn watch(shared: &Shared, writer: &TcpStream, mut lines: Lines) {
         }
         round = Instant::now();
         if heard.elapsed() > shared.silence && !shared.has_left(0) {
-            lost(Fate::Silent { seconds: heard.elapsed().as_secs() });
+            lost(LossReason::Silent { seconds: heard.elapsed().as_secs() });
         }
         if told.elapsed() >= BEAT {
             told = Instant::now();

@@ -7,13 +7,13 @@ use std::sync::{Arc, Mutex};
 
 use rayon::prelude::*;
 
-use super::row_group_cache::Resident;
+use super::row_group_cache::RowGroupCache;
 use crate::dataset::{DatasetError, Located, Manifest, Row, ShardEntry, ShardReader};
 use crate::ids::{InstanceId, Position};
 use crate::image::ExifOrientation;
 use crate::loader::LoaderError;
 use crate::loader::plan::layout::Layout;
-use crate::loader::source::{Fetched, Instances, Reading, Source};
+use crate::loader::source::{Fetched, Instances, ReadContext, Source};
 use crate::rng::{Purpose, Stream};
 use crate::storage::{BlobCache, Digest, LocalFile, Location};
 
@@ -69,7 +69,7 @@ pub struct DatasetSource {
     exif_orientation: ExifOrientation,
     pub(in crate::loader) turns: [Mutex<()>; GROUPS_AT_ONCE],
     pub(in crate::loader) files: Mutex<HashMap<u32, Arc<LocalFile>>>,
-    pub(in crate::loader) resident: Resident,
+    pub(in crate::loader) resident: RowGroupCache,
     pub(in crate::loader) cache: Option<BlobCache>,
     pub(in crate::loader) by_digest: HashMap<Digest, u32>,
     /// By group: when it is needed next.
@@ -129,7 +129,7 @@ impl DatasetSource {
             exif_orientation: ExifOrientation::applied(split.applies_exif_orientation()),
             turns: Default::default(),
             files: Mutex::default(),
-            resident: Resident::new(READ_MEMORY),
+            resident: RowGroupCache::new(READ_MEMORY),
             cache: None,
             by_digest: HashMap::new(),
         })
@@ -225,17 +225,17 @@ impl Source for DatasetSource {
     fn read(&self, positions: &[Position]) -> Result<Vec<Row>, LoaderError> {
         let read = |position: &Position| {
             let Stored { group, row, .. } = self.images[position.row()];
-            let rows = self.resident(group as usize, &Reading::default()).map_err(LoaderError::Shared)?;
+            let rows = self.resident(group as usize, &ReadContext::default()).map_err(LoaderError::Shared)?;
             Ok(rows[row as usize].clone())
         };
         positions.iter().map(read).collect()
     }
 
-    fn fetch_rows(&self, positions: &[Position], reading: &Reading) -> Vec<Fetched> {
+    fn fetch_rows(&self, positions: &[Position], reading: &ReadContext) -> Vec<Fetched> {
         positions.iter().map(|&position| self.fetch_row(position, reading)).collect()
     }
 
-    fn fetch_group(&self, group: usize, reading: &Reading) -> Vec<Fetched> {
+    fn fetch_group(&self, group: usize, reading: &ReadContext) -> Vec<Fetched> {
         self.fetch_members(group, reading)
     }
 

@@ -8,7 +8,7 @@ use crate::dataset::Row;
 
 /// Whole row groups in memory, up to a limit of bytes; the one used longest ago goes first.
 #[derive(Debug)]
-pub(in crate::loader) struct Resident {
+pub(in crate::loader) struct RowGroupCache {
     limit: AtomicU64,
     groups: Mutex<Groups>,
 }
@@ -27,7 +27,7 @@ struct Entry {
     used: u64,
 }
 
-impl Resident {
+impl RowGroupCache {
     pub(in crate::loader) fn new(limit: u64) -> Self {
         Self { limit: AtomicU64::new(limit), groups: Mutex::default() }
     }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use super::dataset::{DatasetSource, Stored};
 use crate::dataset::{DatasetError, Row, ShardReader};
 use crate::ids::Position;
-use crate::loader::source::{Encoded, Fetched, Reading, Source};
+use crate::loader::source::{Encoded, Fetched, ReadContext, Source};
 use crate::loader::{Counters, LoaderError};
 use crate::storage::{Digest, LocalFile};
 
@@ -32,7 +32,7 @@ impl DatasetSource {
     pub(in crate::loader) fn load(
         &self,
         group: usize,
-        reading: &Reading,
+        reading: &ReadContext,
     ) -> Result<(Bytes, Vec<Row>), LoaderError> {
         let counters = &reading.counters;
         if let Some(cache) = &self.cache {
@@ -67,7 +67,7 @@ impl DatasetSource {
         Ok((bytes, rows))
     }
 
-    fn read_whole(&self, group: usize, reading: &Reading) -> Result<Bytes, LoaderError> {
+    fn read_whole(&self, group: usize, reading: &ReadContext) -> Result<Bytes, LoaderError> {
         if reading.cancel.is_cancelled() {
             return Err(LoaderError::Stopped);
         }
@@ -101,7 +101,7 @@ impl DatasetSource {
     }
 
     /// A row read by itself.
-    pub(in crate::loader) fn fetch_row(&self, position: Position, reading: &Reading) -> Fetched {
+    pub(in crate::loader) fn fetch_row(&self, position: Position, reading: &ReadContext) -> Fetched {
         if reading.cancel.is_cancelled() {
             return Err(Arc::new(LoaderError::Stopped));
         }
@@ -125,7 +125,7 @@ impl DatasetSource {
     }
 
     /// An image of a shard of this machine, checked against its digest.
-    fn read_row(&self, stored: &Stored, reading: &Reading) -> Result<Bytes, Arc<LoaderError>> {
+    fn read_row(&self, stored: &Stored, reading: &ReadContext) -> Result<Bytes, Arc<LoaderError>> {
         let group = stored.group as usize;
         let bytes = self
             .file(group)?
@@ -146,7 +146,7 @@ impl DatasetSource {
     }
 
     /// All rows of a group, each in memory of its own, so that it can be freed alone.
-    pub(in crate::loader) fn fetch_members(&self, group: usize, reading: &Reading) -> Vec<Fetched> {
+    pub(in crate::loader) fn fetch_members(&self, group: usize, reading: &ReadContext) -> Vec<Fetched> {
         let members = self.layout().members(group);
         match self.load(group, reading) {
             Ok((_, rows)) => {
@@ -167,7 +167,7 @@ impl DatasetSource {
     pub(in crate::loader) fn resident(
         &self,
         group: usize,
-        reading: &Reading,
+        reading: &ReadContext,
     ) -> Result<Arc<Vec<Row>>, Arc<LoaderError>> {
         if let Some(rows) = self.resident.get(group) {
             return Ok(rows);

@@ -8,7 +8,7 @@ use crate::dataset::Row;
 use crate::ids::Position;
 use crate::image::ExifOrientation;
 use crate::loader::plan::layout::Layout;
-use crate::loader::{Fetched, Instances, LoaderError, Reading, Source};
+use crate::loader::{Fetched, Instances, LoaderError, ReadContext, Source};
 use crate::units::Fraction;
 
 /// A source that gives some rows of another, under positions of its own.
@@ -86,11 +86,11 @@ impl Source for Subset {
         self.inner.read(&self.inner_positions(positions))
     }
 
-    fn fetch_rows(&self, positions: &[Position], reading: &Reading) -> Vec<Fetched> {
+    fn fetch_rows(&self, positions: &[Position], reading: &ReadContext) -> Vec<Fetched> {
         self.inner.fetch_rows(&self.inner_positions(positions), reading)
     }
 
-    fn fetch_group(&self, group: usize, reading: &Reading) -> Vec<Fetched> {
+    fn fetch_group(&self, group: usize, reading: &ReadContext) -> Vec<Fetched> {
         let (inner, places) = &self.groups[group];
         let all = self.inner.fetch_group(*inner, reading);
         places.iter().map(|&place| all[place].clone()).collect()
@@ -143,7 +143,7 @@ mod tests {
         let bytes = |fetched: Vec<Fetched>| -> Vec<u8> {
             fetched.into_iter().map(|one| one.expect("read").bytes[0]).collect()
         };
-        let reading = Reading::default();
+        let reading = ReadContext::default();
         assert_eq!(bytes(subset.fetch_rows(&[3, 0].map(Position), &reading)), [18, 1]);
         assert_eq!(bytes(subset.fetch_group(1, &reading)), [5, 6]);
         assert_eq!(subset.read(&[Position(2)]).expect("read")[0].path, "6");

@@ -48,7 +48,7 @@ impl Source for Troubled {
         self.inner.read(positions)
     }
 
-    fn fetch_rows(&self, positions: &[Position], reading: &Reading) -> Vec<Fetched> {
+    fn fetch_rows(&self, positions: &[Position], reading: &ReadContext) -> Vec<Fetched> {
         if self.reads.fetch_add(1, Ordering::Relaxed) < self.good_reads {
             return self.inner.fetch_rows(positions, reading);
         }

@@ -41,15 +41,15 @@ pub(super) fn batches(source: &Arc<dyn Source>, options: LoaderOptions) -> Vec<B
     loader.collect::<Result<_, _>>().expect("batches")
 }
 
-/// Publishes a dataset with one split, `train`: three shards, row groups of `row_group`; rows are dealt to the
+/// Publishes a dataset with one split, `train`: three shards, row groups of `row_group`; rows are assigned to the
 /// shards in an order that is not that of the ids.
 pub(super) fn publish(dataset: &Location, rows: &[Row], row_group: usize) -> Manifest {
     let options = WriterOptions { row_group, classes: vec!["a".into(), "b".into(), "c".into()] };
-    let mut dealt: Vec<&Row> = rows.iter().collect();
-    Stream::new(5, Purpose::Report, 0, 0).shuffle(&mut dealt);
+    let mut assigned: Vec<&Row> = rows.iter().collect();
+    Stream::new(5, Purpose::Report, 0, 0).shuffle(&mut assigned);
     let mut index = Vec::new();
     let mut shards = Vec::new();
-    for (shard, rows) in (0..).zip(dealt.chunks(rows.len().div_ceil(3))) {
+    for (shard, rows) in (0..).zip(assigned.chunks(rows.len().div_ceil(3))) {
         let path = format!("train/shard-{shard:05}.parquet");
         let mut writer = ShardWriter::start(dataset, &path, &options).expect("started");
         for row in rows {

@@ -92,7 +92,7 @@ fn element<'a>(xml: &'a str, tag: &str) -> Option<&'a str> {
 /// What is told of an error of a store.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub(in crate::storage) struct Told(pub(in crate::storage) String);
+pub(in crate::storage) struct Redacted(pub(in crate::storage) String);
 
 #[cfg(test)]
 mod tests {

@@ -9,7 +9,7 @@ use crate::checkpoint::{
 };
 use crate::feature_table::{StoredTable, Table};
 use crate::model::{Encoder, NamedTensors};
-use crate::objective::{Objective, Partition};
+use crate::objective::{LogZ, Objective};
 use crate::storage::Location;
 
 use super::snapshot::DataIdentity;
@@ -45,7 +45,7 @@ impl Trainer {
         let stored = StoredRows { rows: &rows, updated_step, first_row, instances };
         let bank = MemoryBank::from_stored(stored, table.meta().dim, self.encoder.device());
         self.bank = bank.with_dtype(self.config.bank_dtype);
-        let partition = state.ln_partition.map_or(Partition::Unset, |ln_z| Partition::Set { ln_z });
+        let partition = state.ln_partition.map_or(LogZ::Unset, |ln_z| LogZ::Set { ln_z });
         self.objective = Objective::new(self.config.objective(), partition);
         self.loss_scale = serde_json::from_value(state.loss_scale).map_err(|_| damaged(STATE))?;
         self.skipped = state.skipped_steps;

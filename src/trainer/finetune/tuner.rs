@@ -8,7 +8,7 @@ use super::super::state::compute;
 use super::super::step::{StepOutcome, clip_factor, read};
 use super::LabelRecord;
 use crate::checkpoint::Cursor;
-use crate::loader::{Batch, in_parts};
+use crate::loader::{Batch, micro_batch_ranges};
 use crate::model::{Encoder, NamedTensors, WeightsError};
 use crate::trainer::optim::Optimizer;
 use crate::trainer::optim::schedule::learning_rate;
@@ -90,7 +90,7 @@ impl Tuner {
         let side = i64::from(self.config.image_size);
         let image = (3 * side * side) as usize;
         let mut losses = Vec::new();
-        for range in in_parts(total, self.config.accumulate) {
+        for range in micro_batch_ranges(total, self.config.accumulate) {
             let pixels = &batch.pixels[range.start * image..range.end * image];
             let pixels = Tensor::from_slice(pixels).view([range.len() as i64, 3, side, side]);
             let labels: Vec<i64> = batch.labels[range]

@@ -10,7 +10,7 @@ use tch::{Kind, Tensor, no_grad};
 use crate::bank::MemoryBank;
 use crate::distributed::{DistributedError, ProcessGroup, Reduce};
 use crate::ids::Position;
-use crate::objective::{Objective, ObjectiveKind, Partition, Queries};
+use crate::objective::{LogZ, Objective, ObjectiveKind, Queries};
 use crate::rng::{Purpose, Stream};
 use crate::trainer::state::Trainer;
 
@@ -202,7 +202,7 @@ fn true_partition(
     let mut options = assumed.options();
     options.kind = ObjectiveKind::Softmax;
     options.proximal_weight = 0.0;
-    let exact = Objective::new(options, Partition::Unset);
+    let exact = Objective::new(options, LogZ::Unset);
     let count = queries.positions.len().min(SAMPLED_QUERIES);
     let mut logs = Vec::with_capacity(count);
     for query in 0..count {

@@ -9,7 +9,7 @@ use crate::feature_table::UNIT_TOLERANCE;
 use crate::ids::{InstanceId, Position};
 use crate::loader::{GlobalBatch, OnCorrupt};
 use crate::model::Architecture;
-use crate::objective::{ObjectiveKind, Partition, PartitionChoice};
+use crate::objective::{LogZ, ObjectiveKind, PartitionChoice};
 use crate::rng::{Purpose, Stream};
 use crate::trainer::Precision;
 use crate::units::Temperature;
@@ -81,7 +81,7 @@ fn accumulated_parts_move_as_the_whole_batch_does() {
     let config = TrainConfig { objective: ObjectiveKind::InfoNce, proximal_weight: 0.1, ..config() };
     let outcome = |accumulate| {
         let mut trainer = trainer(TrainConfig { accumulate, ..config.clone() });
-        let global = Arc::new(GlobalBatch::dealt(batch.positions.clone(), 1, accumulate));
+        let global = Arc::new(GlobalBatch::assigned(batch.positions.clone(), 1, accumulate));
         let batch = Batch { global, ..batch.clone() };
         let outcome = trainer.step(&batch).expect("a step");
         (outcome.loss, outcome.gradient_norm, trainer.bank.to_vec())
@@ -130,7 +130,7 @@ fn a_skipped_first_step_does_not_set_z() {
     let mut trainer = trainer(TrainConfig { on_nonfinite: OnNonFinite::Skip, ..config() });
     spoil(&trainer);
     assert!(trainer.step(&batch(0)).expect("skipped").skipped);
-    assert_eq!(trainer.objective.partition(), Partition::Unset);
+    assert_eq!(trainer.objective.log_z(), LogZ::Unset);
 }
 
 #[test]

@@ -4,20 +4,20 @@ use tch::{Kind, Tensor};
 
 use super::Queries;
 use super::candidates::index;
-use crate::bank::BankPart;
+use crate::bank::BankShard;
 use crate::units::Temperature;
 
 /// What a part of the bank knows of the queries' own rows; zero for queries whose row lies elsewhere.
 #[derive(Debug)]
-pub(super) struct Own {
+pub(super) struct Positives {
     /// `[batch]` f32: similarity over temperature.
     pub(super) logits: Tensor,
     /// `[batch, dim]` f32.
     pub(super) rows: Tensor,
 }
 
-impl Own {
-    pub(super) fn of(queries: Queries<'_>, temperature: Temperature, part: &BankPart) -> Self {
+impl Positives {
+    pub(super) fn of(queries: Queries<'_>, temperature: Temperature, part: &BankShard) -> Self {
         let device = queries.features.device();
         let pairs: Vec<_> = part.owned(queries.positions).collect();
         let found = index(pairs.iter().map(|&(_, row)| row as i64), device);

@@ -8,7 +8,7 @@ use super::x86::{Avx2, Vnni};
 
 /// A set of instructions that this CPU has.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Level {
+pub(super) enum SimdLevel {
     /// What every CPU of the target has.
     Portable,
     /// AVX2 and FMA.
@@ -19,7 +19,7 @@ pub(super) enum Level {
     Vnni(Vnni),
 }
 
-impl Level {
+impl SimdLevel {
     /// The best of this CPU.
     pub(super) fn best() -> Self {
         Self::available().pop().unwrap_or(Self::Portable)

@@ -1,11 +1,11 @@
 //! A run of the queries on its way through the bank.
 
-use super::best::{Best, Found};
 use super::filter::{Candidate, filter};
 use super::group::{GROUP, Group};
-use super::level::{Level, prefetch};
+use super::simd_level::{SimdLevel, prefetch};
 use super::similarity::similarity;
 use super::tile::Tile;
+use super::top_k::{Neighbour, TopK};
 use crate::feature_table::FeatureTable;
 use crate::ids::InstanceId;
 
@@ -29,19 +29,19 @@ impl Rows<'_> {
 }
 
 /// Some queries, with the best that was found for each so far.
-pub(super) struct Part<'a> {
+pub(super) struct QueryBlock<'a> {
     queries: &'a FeatureTable,
     first: usize,
     groups: Vec<Group>,
-    best: Vec<Best>,
+    best: Vec<TopK>,
     leave_one_out: bool,
     candidates: Vec<Candidate>,
 }
 
-impl<'a> Part<'a> {
+impl<'a> QueryBlock<'a> {
     /// Prepares the queries from `first` to before `end` for the search of `k` neighbours.
     pub(super) fn new(
-        level: Level,
+        level: SimdLevel,
         queries: &'a FeatureTable,
         (first, end): (usize, usize),
         k: usize,
@@ -55,14 +55,14 @@ impl<'a> Part<'a> {
             queries,
             first,
             groups: (first..end).step_by(GROUP).map(group).collect(),
-            best: vec![Best::new(k); end - first],
+            best: vec![TopK::new(k); end - first],
             leave_one_out,
             candidates: Vec::new(),
         }
     }
 
     /// Takes the neighbours that lie in a tile, which was made of `rows`.
-    pub(super) fn scan(&mut self, level: Level, tile: &Tile, rows: &Rows<'_>) {
+    pub(super) fn scan(&mut self, level: SimdLevel, tile: &Tile, rows: &Rows<'_>) {
         let (queries, dim) = (self.queries, self.queries.meta.dim);
         for (at, group) in self.groups.iter().enumerate() {
             let first = self.first + at * GROUP;
@@ -87,13 +87,13 @@ impl<'a> Part<'a> {
                     continue;
                 }
                 let similarity = similarity(level, queries.feature(query), rows.feature(row, dim));
-                best[at].push(Found { similarity, id, row: (rows.first + row) as u32 });
+                best[at].push(Neighbour { similarity, id, row: (rows.first + row) as u32 });
             }
         }
     }
 
     /// The neighbours of each query, best first.
-    pub(super) fn finish(self) -> impl Iterator<Item = Found> {
-        self.best.into_iter().flat_map(Best::finish)
+    pub(super) fn finish(self) -> impl Iterator<Item = Neighbour> {
+        self.best.into_iter().flat_map(TopK::finish)
     }
 }

@@ -19,7 +19,7 @@ const FAREWELL: Duration = Duration::from_secs(1);
 
 /// A rank that looks for the others in the store.
 #[derive(Debug)]
-pub(super) struct Coming<'a> {
+pub(super) struct Arrival<'a> {
     pub(super) store: &'a ffi::Store,
     pub(super) meeting: &'a Meeting,
     pub(super) rank: usize,
@@ -29,7 +29,7 @@ pub(super) struct Coming<'a> {
     pub(super) stop: &'a AtomicBool,
 }
 
-impl Coming<'_> {
+impl Arrival<'_> {
     /// Tells where this rank is, waits for the others, and starts the watcher.
     pub(super) fn meet(&self) -> Result<(Arc<Watch>, Vec<Place>), DistributedError> {
         let place = serde_json::to_vec(&Place::here()).expect("a place is two texts");

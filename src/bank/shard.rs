@@ -9,13 +9,13 @@ use crate::ids::Position;
 /// Contiguous rows of a bank. An objective works on parts: one owner has all rows in one, several have
 /// some each.
 #[derive(Debug)]
-pub struct BankPart {
+pub struct BankShard {
     rows: Tensor,
     first_row: usize,
     instances: usize,
 }
 
-impl BankPart {
+impl BankShard {
     /// # Shape
     /// `rows: [len, dim]`, those from `first_row` on of a bank of `instances` rows
     pub(super) fn new(rows: Tensor, first_row: usize, instances: usize) -> Self {

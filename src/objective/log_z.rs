@@ -6,7 +6,7 @@ use super::candidates::Tile;
 
 /// Z as the objective's state.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub enum Partition {
+pub enum LogZ {
     /// Not known yet.
     #[default]
     Unset,
@@ -17,7 +17,7 @@ pub enum Partition {
     },
 }
 
-impl Partition {
+impl LogZ {
     /// The natural logarithm of Z, once it is set.
     pub fn ln_z(self) -> Option<f64> {
         match self {
@@ -41,14 +41,14 @@ impl Partition {
 
 /// The terms of an estimate of Z: exponentials of logits, over queries and candidates alike.
 #[derive(Debug)]
-pub(super) struct PartitionSum {
+pub(super) struct LogZSum {
     /// f64 scalars: logarithms of sums of exponentials.
     ln_sums: Vec<Tensor>,
     /// f64 scalars: how many were summed.
     terms: Vec<Tensor>,
 }
 
-impl PartitionSum {
+impl LogZSum {
     /// The sum over nothing.
     pub(super) fn empty() -> Self {
         Self { ln_sums: Vec::new(), terms: Vec::new() }
@@ -121,14 +121,14 @@ mod tests {
 
     #[test]
     fn the_average_is_that_of_z_and_not_of_its_logarithm() {
-        let z = Partition::Unset.average(2.0_f64.ln(), 0.9).average(12.0_f64.ln(), 0.9);
+        let z = LogZ::Unset.average(2.0_f64.ln(), 0.9).average(12.0_f64.ln(), 0.9);
         let expected = 0.9 * 2.0 + 0.1 * 12.0;
         assert!((z.ln_z().expect("set").exp() - expected).abs() < 1e-12);
     }
 
     #[test]
     fn huge_values_do_not_overflow() {
-        let z = Partition::Set { ln_z: 2000.0 }.average(2001.0, 0.5);
+        let z = LogZ::Set { ln_z: 2000.0 }.average(2001.0, 0.5);
         assert!((z.ln_z().expect("set") - 2_000.620_114_506_958_3).abs() < 1e-9);
     }
 }

@@ -1,17 +1,17 @@
 //! How a loader ends: dropped, failed or done, no stage waits for another.
 
 use super::budget::Budget;
-use super::source::Reading;
+use super::source::ReadContext;
 
 /// What has to be told that the loader ends.
 #[derive(Clone, Debug)]
-pub(super) struct Ending {
-    pub(super) reading: Reading,
+pub(super) struct Shutdown {
+    pub(super) reading: ReadContext,
     pub(super) fetched: Budget,
     pub(super) memory: Budget,
 }
 
-impl Ending {
+impl Shutdown {
     pub(super) fn end_all(&self) {
         self.reading.cancel.cancel();
         self.fetched.close();
@@ -20,7 +20,7 @@ impl Ending {
 }
 
 /// Ends all stages if the thread that holds it panics.
-pub(super) struct OnPanic(pub(super) Ending);
+pub(super) struct OnPanic(pub(super) Shutdown);
 
 impl Drop for OnPanic {
     fn drop(&mut self) {

@@ -4,11 +4,11 @@ use bytes::Bytes;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::journal::Work;
 use super::memory::{MemoryBudget, OVER_MEMORY_LIMIT, runs};
-use super::remake::{self, Changes};
+use super::rewrite::{self, Changes};
 use super::source::{Entry, Source};
 use super::view_hash::view_hash;
-use super::work::Work;
 use super::{CheckDepth, IngestError, IngestOptions};
 use crate::dataset::ViewHash;
 use crate::image::{
@@ -26,7 +26,7 @@ pub(super) const MOST_IMAGE_BYTES: u64 = 1 << 30;
 
 /// What the check found out about an image, as it goes into a shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Facts {
+pub(super) struct ImageInfo {
     pub(super) width: u32,
     pub(super) height: u32,
     pub(super) bytes: u64,
@@ -47,7 +47,7 @@ pub(super) struct Refusal {
 }
 
 /// The verdict on an image.
-pub(super) type Verdict = Result<Facts, Refusal>;
+pub(super) type Verdict = Result<ImageInfo, Refusal>;
 
 /// Checks the images of a split of which nothing is `known` yet, on the threads of the pool that this runs in; the
 /// verdicts keep the order.
@@ -56,7 +56,7 @@ pub(super) type Verdict = Result<Facts, Refusal>;
 ///
 /// # Errors
 /// If the source or the destination fails. An image that cannot be decoded is no error but a refusal.
-pub(super) fn screen(
+pub(super) fn validate(
     source: &Source,
     entries: &[Entry],
     known: &[Option<Verdict>],
@@ -69,7 +69,7 @@ pub(super) fn screen(
     let look = |(entries, known): Images<'_>| -> Result<Vec<Verdict>, IngestError> {
         let open = entries.iter().zip(known).filter(|(_, known)| known.is_none());
         let open: Vec<&Entry> = open.map(|(entry, _)| entry).collect();
-        let mut found = look_at_all(source, &open, options, memory, Keep::Verdicts)?
+        let mut found = validate_all(source, &open, options, memory, Keep::Verdicts)?
             .into_iter()
             .map(|(verdict, _)| verdict);
         progress.advance(entries.len() as u64);
@@ -114,7 +114,7 @@ pub(super) enum Keep {
 
 /// Reads and checks images; with each verdict come the bytes as they are in the source if they are to be kept, none of
 /// an image that is not read.
-pub(super) fn look_at_all(
+pub(super) fn validate_all(
     source: &Source,
     entries: &[&Entry],
     options: &IngestOptions,
@@ -152,13 +152,13 @@ pub(super) fn look_at_all(
 ///
 /// # Errors
 /// If it is no image, or a bad or too large one.
-pub(super) fn prepare(source: &[u8], options: &IngestOptions) -> Result<Facts, ImageError> {
-    if let Some(image) = remake::smaller(source, options)? {
+pub(super) fn prepare(source: &[u8], options: &IngestOptions) -> Result<ImageInfo, ImageError> {
+    if let Some(image) = rewrite::smaller(source, options)? {
         return shrunk(&image, options);
     }
     let orientation = options.exif_orientation.of(source);
     // The source is checked, not what is made of it: repairs may then trust it.
-    let limits = remake::limits(options);
+    let limits = rewrite::limits(options);
     let (header, view) = match options.check {
         CheckDepth::Full => {
             let (header, luma) = check(source, &limits)?;
@@ -168,21 +168,21 @@ pub(super) fn prepare(source: &[u8], options: &IngestOptions) -> Result<Facts, I
     };
     let (width, height) = orientation.size((header.width, header.height));
     let header = Header { width, height, ..header };
-    let (bytes, changes) = remake::repair(source, options);
+    let (bytes, changes) = rewrite::repair(source, options);
     Ok(facts(bytes.as_deref().unwrap_or(source), header, view, changes))
 }
 
-fn shrunk(image: &DecodedImage, options: &IngestOptions) -> Result<Facts, ImageError> {
+fn shrunk(image: &DecodedImage, options: &IngestOptions) -> Result<ImageInfo, ImageError> {
     let encoded = encode_jpeg(image, options.quality)?;
     let header =
         Header { format: Format::Jpeg, width: image.width, height: image.height, colour: Colour::Rgb };
-    let (repaired, changes) = remake::repair(&encoded, options);
+    let (repaired, changes) = rewrite::repair(&encoded, options);
     let changes = Changes { smaller: true, ..changes };
     Ok(facts(repaired.as_deref().unwrap_or(&encoded), header, view_hash(&luma(image)), changes))
 }
 
-fn facts(bytes: &[u8], header: Header, view: Option<ViewHash>, changes: Changes) -> Facts {
-    Facts {
+fn facts(bytes: &[u8], header: Header, view: Option<ViewHash>, changes: Changes) -> ImageInfo {
+    ImageInfo {
         width: header.width,
         height: header.height,
         bytes: bytes.len() as u64,

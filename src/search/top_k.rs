@@ -6,13 +6,13 @@ use crate::ids::InstanceId;
 
 /// A candidate. Ordered as results are: better ones are smaller.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Found {
+pub(super) struct Neighbour {
     pub(super) similarity: f32,
     pub(super) id: InstanceId,
     pub(super) row: u32,
 }
 
-impl Found {
+impl Neighbour {
     fn order(&self, other: &Self) -> Ordering {
         other.similarity.total_cmp(&self.similarity).then(self.id.cmp(&other.id))
     }
@@ -25,13 +25,13 @@ const SPARE: usize = 2;
 /// Keeps the best `k` of what is pushed. The order is total, so what is kept does not depend on the order
 /// of pushes.
 #[derive(Clone, Debug)]
-pub(super) struct Best {
+pub(super) struct TopK {
     k: usize,
-    kept: Vec<Found>,
+    kept: Vec<Neighbour>,
     threshold: f32,
 }
 
-impl Best {
+impl TopK {
     pub(super) fn new(k: usize) -> Self {
         Self { k, kept: Vec::new(), threshold: f32::NEG_INFINITY }
     }
@@ -42,7 +42,7 @@ impl Best {
     }
 
     #[inline]
-    pub(super) fn push(&mut self, found: Found) {
+    pub(super) fn push(&mut self, found: Neighbour) {
         if found.similarity >= self.threshold {
             self.kept.push(found);
             if self.kept.len() > self.k + self.k / SPARE + 1 {
@@ -54,16 +54,16 @@ impl Best {
     /// Keeps the best `k`, and raises the threshold to the last of them.
     pub(super) fn cut(&mut self) {
         if self.kept.len() >= self.k {
-            let (_, last, _) = self.kept.select_nth_unstable_by(self.k - 1, Found::order);
+            let (_, last, _) = self.kept.select_nth_unstable_by(self.k - 1, Neighbour::order);
             self.threshold = last.similarity;
             self.kept.truncate(self.k);
         }
     }
 
     /// The best, in order.
-    pub(super) fn finish(mut self) -> Vec<Found> {
+    pub(super) fn finish(mut self) -> Vec<Neighbour> {
         self.cut();
-        self.kept.sort_unstable_by(Found::order);
+        self.kept.sort_unstable_by(Neighbour::order);
         self.kept
     }
 }
