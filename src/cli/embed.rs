@@ -29,7 +29,7 @@ pub(super) struct EmbedArgs {
     /// The dataset's folder; it must be the one that the checkpoint was trained on
     #[arg(long, value_name = "URL")]
     dataset: String,
-    /// The split [default: the first of val, validation, dev and test that exists]
+    /// The split [default: the first of val, valid, validation, dev, test and testing]
     #[arg(long, value_name = "NAME")]
     split: Option<String>,
     /// Layers, with commas between: projection (the embedding, of unit length), pooled (what the projection

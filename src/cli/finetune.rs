@@ -63,7 +63,7 @@ pub(super) struct FinetuneArgs {
     #[arg(long, value_name = "NAME")]
     train_split: Option<String>,
     /// The split on which the classifier is evaluated, after each epoch and at the end [default: the first of val,
-    /// validation, dev and test that exists]
+    /// valid, validation, dev, test and testing]
     #[arg(long, value_name = "NAME")]
     split: Option<String>,
     #[command(flatten)]

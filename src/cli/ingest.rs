@@ -3,14 +3,14 @@
 use clap::{ArgGroup, Args, ValueEnum};
 
 use super::exit::WrongUsage;
-use super::progress::{Terminal, say};
+use super::progress::{Terminal, say, say_next};
 use super::{GlobalArgs, braces, write_json, write_stdout};
 use crate::image::ExifOrientation;
 use crate::ingest::{
     CheckDepth, ClassFolder, HoldOut, IngestOptions, LabelsAs, PathGlob, SourceFormat, ingest, plan,
     source_plan,
 };
-use crate::units::{ByteSize, Fraction};
+use crate::units::{ByteSize, Fraction, shell_word};
 
 /// Turn images into a dataset: Parquet shards with instance ids, and a manifest.
 ///
@@ -266,5 +266,10 @@ pub(super) fn run(global: &GlobalArgs, args: &IngestArgs) -> anyhow::Result<()> 
     if !global.prints_lines() {
         lines.iter().for_each(|line| say(line));
     }
-    global.write_result(&lines, &report)
+    global.write_result(&lines, &report)?;
+    let dest = args.dest.as_deref().unwrap_or("DATASET");
+    if report.splits.contains_key("train") {
+        say_next(&format!("instdisc train --dataset {} --run run", shell_word(dest)));
+    }
+    Ok(())
 }

@@ -27,6 +27,8 @@ use crate::units::Temperature;
 
 /// Neighbours that vote where nothing else is asked for (paper, section 3.4).
 const DEFAULT_K: usize = 200;
+/// Neighbours that the page shows for each query at least.
+const LEAST_SHOWN: usize = 10;
 /// Of fewer rows one in so many is a neighbour: were all, the most frequent class would win each vote.
 const ROWS_OF_A_NEIGHBOUR: usize = 10;
 /// Points of the page's map where nothing else is asked for.
@@ -71,7 +73,7 @@ pub(super) struct KnnArgs {
     /// The dataset, for the page's images and for --run
     #[arg(long, value_name = "URL")]
     dataset: Option<String>,
-    /// The split that --run evaluates on [default: the first of val, validation, dev and test that exists]
+    /// The split that --run evaluates on [default: the first of val, valid, validation, dev, test and testing]
     #[arg(long, value_name = "NAME", requires = "run")]
     split: Option<String>,
     /// The split whose images vote, for features other than `bank` [default: that of the run]
@@ -279,6 +281,7 @@ fn evaluate(
             temperature: args.temperature.clone(),
             leave_one_out: args.leave_one_out,
             exclude,
+            shown: if place.is_some() && args.neighbours.is_none() { LEAST_SHOWN } else { 0 },
         };
         evaluated.push(searchers.evaluate(pair, &options, &pool)?);
     }

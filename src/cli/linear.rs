@@ -50,7 +50,7 @@ pub(super) struct LinearArgs {
     /// The dataset of --run
     #[arg(long, value_name = "URL", requires = "run")]
     dataset: Option<String>,
-    /// The split that --run evaluates on [default: the first of val, validation, dev and test that exists]
+    /// The split that --run evaluates on [default: the first of val, valid, validation, dev, test and testing]
     #[arg(long, value_name = "NAME", requires = "run")]
     split: Option<String>,
     /// The split that is trained on [default: that of the run]

@@ -47,7 +47,6 @@ pub(super) fn say(line: &str) {
 }
 
 /// Names the command that mostly follows.
-#[cfg(feature = "torch")]
 pub(super) fn say_next(command: &str) {
     say(&format!("next: {command}"));
 }

@@ -25,9 +25,11 @@ pub(super) fn stop_on_signals(flag: &'static AtomicBool) -> anyhow::Result<()> {
                     // Without exit handlers: threads are at work.
                     crate::distributed::end_process(code_of(kind));
                 }
-                let again =
-                    if kind == SignalKind::interrupt() { "; once more ends without saving" } else { "" };
-                tracing::info!("signal {}: stopping after this step{again}", kind.as_raw_value());
+                if kind == SignalKind::interrupt() {
+                    tracing::info!("Ctrl-C: stopping after this step; once more ends without saving");
+                } else {
+                    tracing::info!("signal {}: stopping after this step", kind.as_raw_value());
+                }
             }
         });
     }

@@ -3,20 +3,21 @@
 //! It tells what is where without a look into the shards, so that an image is read by itself and checked by
 //! its own digest; and it is what duplicates are found by.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use arrow::array::{
     Array, ArrayRef, AsArray, FixedSizeBinaryArray, FixedSizeBinaryBuilder, Int32Array, Int64Array,
     RecordBatch, StringArray,
 };
-use arrow::datatypes::{DataType, Field, Schema};
-use parquet::arrow::ProjectionMask;
+use arrow::datatypes::{DataType, Field, Int64Type, Schema};
+use parquet::arrow::{ArrowSchemaConverter, ProjectionMask};
 use serde::{Deserialize, Serialize};
 
 use super::places::located;
 use super::table::{read_table, write_table};
 use super::whole::read_whole;
-use super::{DatasetError, FileEntry, Place};
+use super::{DatasetError, FileEntry, Place, Split};
 use crate::ids::{ClassId, InstanceId};
 use crate::storage::{Digest, Location};
 
@@ -139,6 +140,35 @@ pub fn read_index(dataset: &Location, entry: &FileEntry) -> Result<Vec<IndexRow>
         }));
         Some(())
     })
+}
+
+/// Where some instances of a split came from, as the indexes of its parts say.
+///
+/// # Errors
+/// If an index is missing or damaged, or the store fails.
+pub fn read_paths(
+    dataset: &Location,
+    split: &Split,
+    wanted: &BTreeSet<InstanceId>,
+) -> Result<BTreeMap<InstanceId, String>, DatasetError> {
+    let described = ArrowSchemaConverter::new().convert(&schema()).expect("an index's columns have types");
+    let mask = ProjectionMask::columns(&described, ["instance_id", "path"]);
+    let mut paths = BTreeMap::new();
+    for part in &split.ingest {
+        let found = read(dataset, &part.index, &mask, |batch, rows| {
+            let ids = batch.column_by_name("instance_id")?.as_primitive::<Int64Type>();
+            let paths = text(batch, "path")?;
+            for (&id, path) in ids.values().iter().zip(paths) {
+                let id = InstanceId::from_stored(id)?;
+                if wanted.contains(&id) {
+                    rows.push((id, path?.to_owned()));
+                }
+            }
+            Some(())
+        })?;
+        paths.extend(found);
+    }
+    Ok(paths)
 }
 
 pub(super) fn read<T>(

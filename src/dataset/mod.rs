@@ -23,7 +23,7 @@ mod writer;
 
 pub use duplicates::{DUPLICATES_FILE, DuplicateRow, read_duplicates, write_duplicates};
 pub use error::DatasetError;
-pub use index::{IndexRow, ViewHash, read_index, write_index};
+pub use index::{IndexRow, ViewHash, read_index, read_paths, write_index};
 pub use label_subset::write_label_subset;
 pub use manifest::{
     ContentDigest, DuplicateCounts, EVALUATION_SPLITS, EXIF_ORIENTATION, FileEntry, FooterEntry,

@@ -23,7 +23,7 @@ const CONFUSIONS: usize = 30;
 /// Embeddings of a trained encoder whose mean cosine is greater are called collapsed.
 const COLLAPSED_COSINE: f64 = 0.95;
 /// Of fewer queries the mean cosine tells nothing.
-const FEWEST_FOR_COLLAPSE: usize = 10;
+const FEWEST_FOR_COLLAPSE: usize = 5;
 
 /// How neighbours vote.
 #[derive(Clone, Debug, PartialEq)]
@@ -36,13 +36,15 @@ pub struct KnnOptions {
     pub leave_one_out: bool,
     /// Bank rows that show a query's own image and do not vote; none for all to vote.
     pub exclude: Option<Duplicates>,
+    /// Neighbours to return for each query at least, where the bank has so many; the votes take their first `k`.
+    pub shown: usize,
 }
 
 impl Default for KnnOptions {
     /// The paper's: 200 neighbours, τ = 0.07.
     fn default() -> Self {
         let temperature = Temperature::new(0.07).expect("in range");
-        Self { k: vec![200], temperature: vec![temperature], leave_one_out: false, exclude: None }
+        Self { k: vec![200], temperature: vec![temperature], leave_one_out: false, exclude: None, shown: 0 }
     }
 }
 
@@ -101,10 +103,11 @@ pub fn evaluate_by(
     if largest > available {
         return Err(EvalError::KTooLarge { k: largest, rows: available });
     }
+    let wanted = largest.max(options.shown.min(available));
     let started = Instant::now();
-    let mut neighbours = find(queries, largest + more)?;
+    let mut neighbours = find(queries, wanted + more)?;
     if let Some(duplicates) = duplicates {
-        neighbours = duplicates.leave_out(neighbours, largest, bank, &queries.ids);
+        neighbours = duplicates.leave_out(neighbours, wanted, bank, &queries.ids);
     }
     let search_seconds = started.elapsed().as_secs_f64();
     let started = Instant::now();
@@ -234,10 +237,15 @@ fn report(
         device: queries.meta.device.clone(),
         precision: queries.meta.precision.clone(),
         step: meta.step,
-        notes: [own_votes(bank, queries, options), no_scores(bank, queries), collapsed(queries)]
-            .into_iter()
-            .flatten()
-            .collect(),
+        notes: [
+            own_votes(bank, queries, options),
+            no_scores(bank, queries),
+            collapsed(queries),
+            like_guessing(headline.top1_interval, largest as f64 / scored as f64),
+        ]
+        .into_iter()
+        .flatten()
+        .collect(),
         timing,
     }
 }
@@ -266,6 +274,19 @@ fn own_votes(bank: &dyn Table, queries: &FeatureTable, options: &KnnOptions) -> 
         ""
     };
     Some(format!("{own} find themselves in the bank{so}: give --leave-one-out"))
+}
+
+/// Says that a score may be that of an encoder that tells nothing.
+fn like_guessing([low, high]: [f64; 2], most_frequent_class: f64) -> Option<String> {
+    let is_like = low <= most_frequent_class && most_frequent_class <= high;
+    is_like.then(|| {
+        format!(
+            "top-1 may be that of always naming the most frequent class, {:.1} %: its interval is {:.1} to {:.1} %",
+            100.0 * most_frequent_class,
+            100.0 * low,
+            100.0 * high
+        )
+    })
 }
 
 /// Says that a trained encoder gives all images nearly the same embedding. (An untrained one does.)

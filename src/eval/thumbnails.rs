@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use rayon::prelude::*;
 
 use crate::augment::{EvalTransform, evaluate_pixels};
-use crate::dataset::Manifest;
+use crate::dataset::{Manifest, read_paths};
 use crate::ids::{InstanceId, Position};
 use crate::image::{DecodedImage, ExifOrientation, encode_jpeg, probe};
 use crate::loader::{DatasetSource, ReadContext, Source};
@@ -29,6 +29,7 @@ pub const SPRITE_COLUMNS: u32 = 50;
 #[derive(Clone, Debug, Default)]
 pub struct Thumbnails {
     jpegs: BTreeMap<InstanceId, Vec<u8>>,
+    paths: BTreeMap<InstanceId, String>,
 }
 
 impl Thumbnails {
@@ -43,17 +44,23 @@ impl Thumbnails {
         ids: impl IntoIterator<Item = InstanceId>,
     ) -> Result<Self, EvalError> {
         let source = DatasetSource::open(dataset, manifest, split, None)?;
-        Ok(Self {
-            jpegs: squares(&source, ids, |bytes, orientation| {
-                let image = square(bytes, orientation, SIDE)?;
-                encode_jpeg(&image, QUALITY).ok()
-            }),
-        })
+        let ids: BTreeSet<InstanceId> = ids.into_iter().collect();
+        let paths = read_paths(dataset, manifest.split(dataset, split)?, &ids)?;
+        let jpegs = squares(&source, ids, |bytes, orientation| {
+            let image = square(bytes, orientation, SIDE)?;
+            encode_jpeg(&image, QUALITY).ok()
+        });
+        Ok(Self { jpegs, paths })
     }
 
     /// The JPEGs, in the order of the ids.
     pub fn by_id(&self) -> impl Iterator<Item = (InstanceId, &[u8])> {
         self.jpegs.iter().map(|(id, jpeg)| (*id, jpeg.as_slice()))
+    }
+
+    /// Where an instance came from: `<class>/<file>`.
+    pub fn path(&self, id: InstanceId) -> Option<&str> {
+        self.paths.get(&id).map(String::as_str)
     }
 
     /// The JPEG of an instance.

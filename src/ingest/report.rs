@@ -122,7 +122,9 @@ impl IngestReport {
             let found = &split.found;
             let megabytes = split.image_bytes as f64 / 1e6;
             let mut line = |label: &str, text: String| lines.push(format!("{name:>8}  {label:<16} {text}"));
-            line("images", format!("{} in {} shards, {megabytes:.1} MB", split.instances, split.shards));
+            let shards =
+                if split.shards == 1 { "1 shard".to_owned() } else { format!("{} shards", split.shards) };
+            line("images", format!("{} in {shards}, {megabytes:.1} MB", split.instances));
             line("ids", split.ids.clone());
             line("kinds", counts(&found.kinds));
             let range = |[least, mean, most]: [u64; 3]| format!("{least} to {most}, mean {mean}");

@@ -3,7 +3,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use super::text::{add, breakable, escape, percent};
+use super::text::{add, breakable, escape, grouped, percent};
 use super::{PageImages, PageInput, SHOWN_NEIGHBOURS, Section};
 use crate::eval::Thumbnails;
 use crate::ids::{ClassId, InstanceId};
@@ -24,13 +24,28 @@ pub(super) fn section(input: &PageInput<'_>, images: &PageImages) -> Option<Sect
     if input.report().has_scores() {
         html.push_str("<span class=\"right\">right class</span> <span class=\"wrong\">another class</span> ");
     }
-    html.push_str("The most similar first, with their cosine.</p>\n<div class=\"bar-head\"><div class=\"segments\" role=\"group\" aria-label=\"Which queries\" id=\"kinds\">");
-    let kinds = if input.report().has_scores() { KINDS.as_slice() } else { &KINDS[..1] };
-    for (kind, name) in kinds {
-        let pressed = kind.is_empty();
-        add!(html, "<button type=\"button\" data-kind=\"{kind}\" aria-pressed=\"{pressed}\">{name}</button>");
+    html.push_str("The most similar first, with their cosine.");
+    let all = input.queries.len();
+    if input.report().has_scores() {
+        html.push_str("</p>\n<div class=\"bar-head\"><div class=\"segments\" role=\"group\" aria-label=\"Which queries\" id=\"kinds\">");
+        for (kind, name) in KINDS {
+            let pressed = kind.is_empty();
+            add!(
+                html,
+                "<button type=\"button\" data-kind=\"{kind}\" aria-pressed=\"{pressed}\">{name}</button>"
+            );
+        }
+        add!(
+            html,
+            "</div><span id=\"shown\" role=\"status\"></span><span>of {} queries</span></div>\n",
+            grouped(all as u64)
+        );
+    } else if input.examples.len() < all {
+        add!(html, " {} of {} images, drawn at random.</p>\n", input.examples.len(), grouped(all as u64));
+    } else {
+        html.push_str("</p>\n");
     }
-    html.push_str("</div><span id=\"shown\" role=\"status\"></span></div>\n<div class=\"gallery\">\n");
+    html.push_str("<div class=\"gallery\">\n");
     for example in input.examples {
         article(&mut html, input, images, example);
     }
@@ -41,9 +56,19 @@ pub(super) fn section(input: &PageInput<'_>, images: &PageImages) -> Option<Sect
     Some(Section { id: "gallery", title: "Queries and neighbours", html })
 }
 
-/// The class of an image, or where it has none its number, by which `render --instance` finds its file.
-fn caption(input: &PageInput<'_>, label: Option<ClassId>, id: InstanceId) -> String {
-    label.map_or_else(|| format!("image {}", id.0), |_| input.class_name(label).to_owned())
+/// The class of an image, or where it has none the name of its file, or its number.
+fn caption(input: &PageInput<'_>, images: &Thumbnails, label: Option<ClassId>, id: InstanceId) -> String {
+    let file = || images.path(id).and_then(|path| path.rsplit('/').next());
+    match label {
+        Some(_) => input.class_name(label).to_owned(),
+        None => file().map_or_else(|| format!("image {}", id.0), str::to_owned),
+    }
+}
+
+/// An image by its number and its file.
+fn named(images: &Thumbnails, id: InstanceId) -> String {
+    let path = images.path(id).map_or_else(String::new, |path| format!(" {path}"));
+    escape(&format!("image {}{path}", id.0))
 }
 
 fn article(html: &mut String, input: &PageInput<'_>, images: &PageImages, example: &Example) {
@@ -69,13 +94,14 @@ fn article(html: &mut String, input: &PageInput<'_>, images: &PageImages, exampl
     };
     add!(
         html,
-        "<article data-class=\"{0}\" data-kind=\"{1}\">\n<figure class=\"query\" title=\"image {3}\">{2}</figure>\n\
-         <div class=\"found\">\n<p class=\"verdict\"><b>{4}</b> <span class=\"tag\">{kind}</span> <span>{verdict}</span></p>\n<div class=\"neighbours\">\n",
+        "<article data-class=\"{0}\" data-kind=\"{1}\">\n<figure class=\"query\" title=\"{3}\">{2}</figure>\n\
+         <div class=\"found\">\n<p class=\"verdict\"><b>{4}</b> {5}<span>{verdict}</span></p>\n<div class=\"neighbours\">\n",
         escape(own),
         example.kind.name(),
         image(&images.queries, QUERY, query, own),
-        query.0,
-        escape(&caption(input, input.queries.labels[example.query], query))
+        named(&images.queries, query),
+        escape(&caption(input, &images.queries, input.queries.labels[example.query], query)),
+        if example.winner.is_some() { format!("<span class=\"tag\">{kind}</span> ") } else { String::new() },
     );
     for (neighbour, similarity) in input.neighbours.of(example.query).take(SHOWN_NEIGHBOURS) {
         let (label, id) = (input.bank.labels()[neighbour], input.bank.ids()[neighbour]);
@@ -87,11 +113,11 @@ fn article(html: &mut String, input: &PageInput<'_>, images: &PageImages, exampl
         };
         add!(
             html,
-            "<figure class=\"{verdict}\" title=\"{0}, image {3}, cosine {similarity:.3}\">{1}<figcaption>{2} <span>{similarity:.2}</span></figcaption></figure>\n",
+            "<figure class=\"{verdict}\" title=\"{0}, {3}, cosine {similarity:.3}\">{1}<figcaption>{2} <span>{similarity:.2}</span></figcaption></figure>\n",
             escape(class),
             image(&images.bank, ROW, id, class),
-            breakable(&caption(input, label, id)),
-            id.0
+            breakable(&caption(input, &images.bank, label, id)),
+            named(&images.bank, id)
         );
     }
     html.push_str("</div>\n</div>\n</article>\n");

@@ -18,13 +18,17 @@ pub(super) fn write(out: &mut String, input: &PageInput<'_>) {
     };
     add!(
         out,
-        "<p class=\"about\">{} queries of split <b>{}</b> ask {rows}: <b>{}</b>, step {}. {} classes, dataset \
+        "<p class=\"about\">{} queries of split <b>{}</b> ask {rows}: <b>{}</b>, step {}. {}ataset \
          <code title=\"{}\">{}</code>.{}{}</p>\n",
         grouped(queries as u64),
         escape(&report.split),
         escape(&report.feature),
         grouped(report.step),
-        report.classes,
+        if report.classes == 0 {
+            "D".to_owned()
+        } else {
+            format!("{} classes, d", grouped(report.classes as u64))
+        },
         escape(&report.dataset_digest),
         escape(report.dataset_digest.get(..12).unwrap_or(&report.dataset_digest)),
         if report.leave_one_out { " A query's own row does not vote." } else { "" },

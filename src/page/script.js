@@ -32,7 +32,7 @@ function showArticles() {
     shown += article.hidden ? 0 : 1;
   }
   if (byId("shown")) {
-    byId("shown").textContent = `${shown} of ${articles.length} queries`;
+    byId("shown").textContent = `${shown} shown`;
     byId("none-shown").hidden = shown > 0;
   }
 }

@@ -89,6 +89,8 @@ pub struct RunSummary {
     pub total_steps: u64,
     /// The loss of features that tell nothing, in nats; nothing in a fine-tuning.
     pub chance_loss: Option<f64>,
+    /// The score of the untrained encoder among the monitor's images, where the run has measured it.
+    pub untrained_top1: Option<f64>,
 }
 
 /// How a run stands after a step.

@@ -128,6 +128,7 @@ impl<L: Learner> Opened<L> {
         let Self { run, group, learner, source, data, device, start: Start { lock, found } } = self;
         let Learned { config, encoder, cursor, .. } = learner.learned();
         let steps = config.loader().steps(source.len());
+        let metrics = group.is_first().then(|| Metrics::resume(&run, cursor.step)).transpose()?;
         hooks.started(&RunSummary {
             device: device.to_string(),
             ranks: group.world(),
@@ -136,8 +137,8 @@ impl<L: Learner> Opened<L> {
             resumed_step: cursor.step,
             total_steps: steps * config.epochs,
             chance_loss: learner.chance_loss(),
+            untrained_top1: metrics.as_ref().and_then(|metrics| metrics.start()?["knn_sample_top1"].as_f64()),
         });
-        let metrics = group.is_first().then(|| Metrics::resume(&run, cursor.step)).transpose()?;
         let mut divergence = Divergence::default();
         if let (Some(metrics), Some(chance)) = (&metrics, learner.chance_loss()) {
             // What was warned of before a resume is not warned of again.

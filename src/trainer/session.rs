@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::bank::BankInit;
-use crate::checkpoint::{Cursor, mark_finished, unmark_finished};
+use crate::checkpoint::{Cursor, finished_step, mark_finished, unmark_finished};
 use crate::distributed::ProcessGroup;
 use crate::loader::{Loader, LoaderError};
 use crate::objective::{ObjectiveKind, PartitionChoice};
@@ -100,6 +100,12 @@ impl<L: Learner> Session<L> {
             return Ok(Outcome::AlreadyFinished { step: self.cursor().step });
         }
         if self.group.is_first() {
+            if let Some(step) = finished_step(&self.run)? {
+                tracing::info!(
+                    "the run was finished after {step} steps; it goes on to {} epochs",
+                    self.config().epochs
+                );
+            }
             unmark_finished(&self.run)?;
         }
         let trained = self.untrained(hooks, stop).and_then(|()| self.epochs(hooks, stop));
@@ -157,7 +163,7 @@ impl<L: Learner> Session<L> {
     /// Evaluates the encoder before its first step: what later epochs are held against.
     fn untrained(&mut self, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<(), TrainError> {
         let Cursor { step, epoch, .. } = self.cursor();
-        let says_so = self.metrics.as_ref().is_some_and(Metrics::has_start);
+        let says_so = self.metrics.as_ref().is_some_and(|metrics| metrics.start().is_some());
         let [is_said] = any(&self.group, [says_so])?;
         if step > 0 || is_said || self.config().no_monitor || self.learner.bank().is_none() {
             return Ok(());

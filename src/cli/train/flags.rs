@@ -203,7 +203,7 @@ pub(in crate::cli) struct TrainFlags {
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     monitor_every: Option<u64>,
-    /// The split whose images are the queries; by default the first of val, validation, dev and test that exists
+    /// The split whose images are the queries; by default the first of val, valid, validation, dev, test and testing
     #[arg(long, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     monitor_split: Option<String>,

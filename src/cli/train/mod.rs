@@ -20,7 +20,7 @@ use self::exporter::Exporter;
 use self::monitor::{Monitor, Shown};
 use super::progress::{Meter, say, say_next};
 use super::ranks::{RankFlags, end_as_lost};
-use super::{GlobalArgs, learn_flags, signals, write_json};
+use super::{GlobalArgs, learn_flags, signals};
 use crate::checkpoint::{Checkpoint, list_checkpoints};
 use crate::cli::exit::WrongUsage;
 use crate::config;
@@ -123,20 +123,23 @@ pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
     match result? {
         _ if !is_first => Ok(()),
         Outcome::AlreadyFinished { step } => {
-            say(&format!("{}: finished already, {step} steps", job.run));
-            write_json(&json!({"run": args.run, "finished": true, "step": step}))
+            let lines = [format!("{}: finished already, {step} steps; a larger --epochs goes on", job.run)];
+            global.write_result(&lines, &json!({"run": args.run, "finished": true, "step": step}))
         }
         Outcome::Finished { step, checkpoint } => {
-            write_json(
-                &json!({"run": args.run, "finished": true, "step": step, "checkpoint": checkpoint.to_string()}),
-            )?;
-            // The training is over, whatever the dataset is now.
-            if let Ok(next) = next_command(args, &job) {
-                say_next(&next);
-            }
-            Ok(())
+            let checkpoint = checkpoint.to_string();
+            let lines = [format!("{}: finished, {step} steps, {checkpoint}", job.run)];
+            let result = json!({"run": args.run, "finished": true, "step": step, "checkpoint": checkpoint});
+            global.write_result(&lines, &result)
         }
+    }?;
+    // The training is over, whatever the dataset is now.
+    if let Ok(next) = next_command(args, &job)
+        && is_first
+    {
+        say_next(&next);
     }
+    Ok(())
 }
 
 /// The command that evaluates a run: by its training images where the dataset has no other split.
@@ -185,16 +188,19 @@ fn resolve(
     let defaults: TrainConfig = serde_json::from_value(defaults).context("the run's configuration")?;
     let config = config::resolve(&defaults, file, flags)?;
     let [before, now] = [&asked, &config].map(|config| serde_json::to_value(config).unwrap_or_default());
-    let differing = now.as_object().into_iter().flatten().filter(|(key, value)| before[*key] != **value);
-    let differing: Vec<String> = differing.map(|(key, value)| format!("{key} = {value}")).collect();
-    if !differing.is_empty() {
-        let whose = if begun.is_some() {
-            "this run, as it was begun".to_owned()
-        } else {
-            format!("{} images of {} pixels", images.count, images.shorter_side)
-        };
-        tracing::info!("defaults for {whose}: {}", differing.join(", "));
-    }
+    // What decides the cost is said in any case.
+    let is_said = |key: &str| before[key] != now[key] || ALWAYS_SAID.contains(&key);
+    let said = now.as_object().into_iter().flatten().filter(|(key, _)| is_said(key));
+    let said: Vec<String> = said.map(|(key, value)| format!("{key} = {value}")).collect();
+    let whose = if begun.is_some() {
+        "of this run, as it was begun".to_owned()
+    } else {
+        format!(
+            "for {} images, {} pixels along the shorter side on average",
+            images.count, images.shorter_side
+        )
+    };
+    tracing::info!("settings {whose}: {}", said.join(", "));
     Ok(config)
 }
 
@@ -220,6 +226,9 @@ struct TerminalHooks<'a> {
     resumed_within: bool,
 }
 
+/// Settings that are said also where they are the general ones.
+const ALWAYS_SAID: [&str; 3] = ["arch", "epochs", "image_size"];
+
 /// Steps that are measured before a run says when it will end.
 const MEASURED_STEPS: u64 = 20;
 
@@ -243,6 +252,7 @@ impl TerminalHooks<'_> {
 impl Hooks for TerminalHooks<'_> {
     fn started(&mut self, summary: &RunSummary) {
         self.chance_loss = summary.chance_loss;
+        self.untrained = summary.untrained_top1;
         self.total_steps = summary.total_steps;
         let steps = (summary.total_steps / self.total_epochs.max(1)).max(1);
         self.resumed_within = !summary.resumed_step.is_multiple_of(steps);
@@ -330,8 +340,10 @@ impl Hooks for TerminalHooks<'_> {
         }
         let mut parts = Vec::new();
         if line.scope == Scope::Epoch {
-            let chance = self.chance_loss.map_or_else(String::new, |chance| format!(" (chance {chance:.2})"));
-            let part = if std::mem::take(&mut self.resumed_within) { " since the resume" } else { "" };
+            let chance =
+                self.chance_loss.map_or_else(String::new, |chance| format!(" (guessing {chance:.2})"));
+            let part =
+                if std::mem::take(&mut self.resumed_within) { " of the steps since the resume" } else { "" };
             parts.push(format!("epoch {}: loss {:.4}{part}{chance}", line.epoch + 1, line.loss));
         }
         let by_bank = line.monitor.iter().filter_map(|(name, value)| {

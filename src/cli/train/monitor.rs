@@ -86,9 +86,8 @@ impl Monitor {
         let name = asked.or_else(|| manifest.first_evaluation_split(&config.split));
         let Some(name) = name else {
             note(format!(
-                "monitor: no scores, as the dataset has none of {} beside `{}`",
-                EVALUATION_SPLITS.join(", "),
-                config.split
+                "monitor: no scores during the training, as the dataset has no second split ({})",
+                EVALUATION_SPLITS.join(", ")
             ));
             return Ok(none(ids, labels));
         };

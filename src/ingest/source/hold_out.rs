@@ -80,12 +80,14 @@ impl HoldOut {
         if held.is_empty() {
             return Err(format!("{option} is 0 of {all} images"));
         }
-        let each = if least == most { least.to_string() } else { format!("{least} to {most}") };
-        let told = format!(
-            "splits: {} of {all} images are `{}`, {each} of each class, by {option}",
-            held.len(),
-            self.split
-        );
+        let of_each = match counts.len() {
+            // One class, or none.
+            1 => String::new(),
+            _ if least == most => format!(", {least} of each class"),
+            _ => format!(", {least} to {most} of each class"),
+        };
+        let told =
+            format!("splits: {} of {all} images are `{}`{of_each}, by {option}", held.len(), self.split);
         entries.insert(self.split.clone(), held);
         Ok(told)
     }

@@ -160,10 +160,10 @@ impl Metrics {
         Ok(Self { run: run.clone(), text, events: None, named: (step, 0), published: Arc::default() })
     }
 
-    /// Whether the record says what the untrained encoder is worth.
-    pub(in crate::trainer) fn has_start(&self) -> bool {
-        let line = self.text.lines().next().and_then(|line| serde_json::from_str::<Value>(line).ok());
-        line.is_some_and(|line| line["scope"] == "start")
+    /// The line of the untrained encoder, once it is recorded.
+    pub(in crate::trainer) fn start(&self) -> Option<Value> {
+        let line = serde_json::from_str::<Value>(self.text.lines().next()?).ok()?;
+        (line["scope"] == "start").then_some(line)
     }
 
     /// The mean losses of the epochs so far, in nats.
