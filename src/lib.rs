@@ -37,7 +37,7 @@ pub mod ingest;
 pub mod loader;
 pub mod page;
 #[cfg(feature = "torch")]
-pub mod trainer;
+pub mod train;
 
 pub mod cli;
 pub mod config;

@@ -20,7 +20,7 @@ use crate::loader::Source;
 use crate::model::select_device;
 use crate::progress::Quiet;
 use crate::storage::{Location, PublishMode};
-use crate::trainer::{
+use crate::train::{
     Evaluation, FinetuneJob, HookError, Hooks, LabelOptions, MetricsLine, Outcome, RunSummary, Scope,
     StepReport, StopFlag, TrainConfig, TrainJob, finetune, finetune_protocol,
 };

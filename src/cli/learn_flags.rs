@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::model::DeviceChoice;
-use crate::trainer::{Precision, RecipeKind, TrainConfig};
+use crate::train::{Precision, RecipeKind, TrainConfig};
 
 /// The keys of [`TrainConfig`] that have a meaning with and without a bank.
 #[derive(Debug, Default, Args, Serialize)]

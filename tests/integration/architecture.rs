@@ -26,7 +26,7 @@ const IMPORTS: [(&str, &[&str]); 25] = [
     ("search", &["ids", "rng", "simd", "feature_table"]),
     ("ingest", BELOW_STAGES),
     ("loader", BELOW_STAGES),
-    ("trainer", BELOW_STAGES_AND_LOADER),
+    ("train", BELOW_STAGES_AND_LOADER),
     ("eval", BELOW_STAGES_AND_LOADER),
     ("page", &["eval", "search", "dataset", "feature_table", "ids", "rng", "storage", "units"]),
     ("config", &[]),
@@ -91,7 +91,7 @@ const EVERYTHING: &[&str] = &[
     "distributed",
     "ingest",
     "loader",
-    "trainer",
+    "train",
     "eval",
     "config",
 ];
@@ -101,7 +101,7 @@ const TENSORS: [&str; 8] = [
     "src/distributed/",
     "src/objective/",
     "src/bank/",
-    "src/trainer/",
+    "src/train/",
     "src/eval/embed.rs",
     "src/eval/linear/",
     "src/cli/replay.rs",
@@ -252,7 +252,7 @@ fn every_run_file_is_a_valid_configuration() {
         let path = entry.expect("an entry").path();
         let text = std::fs::read_to_string(&path).expect("text");
         let name = path.display().to_string();
-        let defaults = instdisc::trainer::TrainConfig::default();
+        let defaults = instdisc::train::TrainConfig::default();
         let config =
             instdisc::config::resolve(&defaults, Some((&name, &text)), &NoFlags {}).expect("a configuration");
         config.validate().expect("valid");

@@ -9,7 +9,7 @@ use crate::cli::ranks::RankFlags;
 use crate::cli::train::TrainFlags;
 use crate::cli::write_json;
 use crate::config;
-use crate::trainer::{StepBench, TrainConfig};
+use crate::train::{StepBench, TrainConfig};
 
 /// Training steps on drawn pixels, split into their phases.
 ///

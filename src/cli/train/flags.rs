@@ -8,10 +8,10 @@ use crate::cli::learn_flags::LearnFlags;
 use crate::loader::OnCorrupt;
 use crate::model::Architecture;
 use crate::objective::{ObjectiveKind, PartitionChoice, Sampling};
-use crate::trainer::{LrSchedule, OnNonFinite, OptimizerKind, ShuffleKind};
+use crate::train::{LrSchedule, OnNonFinite, OptimizerKind, ShuffleKind};
 use crate::units::{BankMomentum, ByteSize, Temperature};
 
-/// The keys of [`TrainConfig`](crate::trainer::TrainConfig) as flags.
+/// The keys of [`TrainConfig`](crate::train::TrainConfig) as flags.
 #[derive(Debug, Default, Args, Serialize)]
 pub(in crate::cli) struct TrainFlags {
     #[command(flatten)]

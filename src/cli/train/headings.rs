@@ -97,7 +97,7 @@ pub(in crate::cli) fn under_headings(command: clap::Command) -> clap::Command {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::trainer::TrainConfig;
+    use crate::train::TrainConfig;
 
     #[test]
     fn every_key_of_a_run_stands_under_one_heading() {

@@ -27,7 +27,7 @@ use crate::config;
 use crate::dataset::Manifest;
 use crate::progress::Progress;
 use crate::storage::Location;
-use crate::trainer::{
+use crate::train::{
     Estimate, Evaluation, HookError, Hooks, Images, MetricsLine, Outcome, RunSummary, Scope, StepReport,
     StopFlag, TrainConfig, TrainError, TrainJob, train,
 };

@@ -15,7 +15,7 @@ use crate::loader::{DatasetSource, Source, Subset};
 use crate::progress::Progress;
 use crate::search::search;
 use crate::storage::Location;
-use crate::trainer::{Evaluation, FEWEST_MONITORED, HookError, StopFlag, TrainConfig};
+use crate::train::{Evaluation, FEWEST_MONITORED, HookError, StopFlag, TrainConfig};
 
 /// Query images at most, where their number is not given; below that they are a share of the training images,
 /// [`FEWEST_MONITORED`] at least. They pass forward alone, which by the count of operations is a third of a step's work.

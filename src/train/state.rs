@@ -16,7 +16,7 @@ use crate::loader::RankShare;
 use crate::model::{Compute, ComputeType, Encoder};
 use crate::objective::{LogZ, Objective, Queries};
 use crate::storage::Digest;
-use crate::trainer::optim::loss_scale::LossScale;
+use crate::train::optim::loss_scale::LossScale;
 
 /// The state of a run.
 #[derive(Debug)]
@@ -40,7 +40,7 @@ pub(super) struct Trainer {
     pub(super) clock: Clock,
     /// The features and positions of the last step's global batch, for whoever looks at the run.
     pub(super) last: Option<(Tensor, Vec<Position>)>,
-    /// See [`BankHealth::drift`](crate::trainer::metrics::bank_health::BankHealth::drift).
+    /// See [`BankHealth::drift`](crate::train::metrics::bank_health::BankHealth::drift).
     pub(super) warned_drift: Cell<f64>,
 }
 

@@ -11,7 +11,7 @@ use crate::loader::{GlobalBatch, OnCorrupt};
 use crate::model::Architecture;
 use crate::objective::{LogZ, ObjectiveKind, PartitionChoice};
 use crate::rng::{Purpose, Stream};
-use crate::trainer::Precision;
+use crate::train::Precision;
 use crate::units::Temperature;
 
 const INSTANCES: usize = 24;

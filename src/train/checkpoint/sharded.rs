@@ -14,7 +14,7 @@ use crate::checkpoint::FileEntry;
 use crate::distributed::{ProcessGroup, Store};
 use crate::failure::Failure;
 use crate::storage::Location;
-use crate::trainer::TrainError;
+use crate::train::TrainError;
 
 /// How often a process looks whether another has written.
 const POLL: Duration = Duration::from_millis(20);
@@ -29,22 +29,22 @@ enum Word {
 
 /// Where the processes of a run tell each other what they have written.
 #[derive(Clone, Debug)]
-pub(in crate::trainer) struct PartsOfRanks {
+pub(in crate::train) struct PartsOfRanks {
     store: Store,
-    pub(in crate::trainer) rank: usize,
-    pub(in crate::trainer) ranks: usize,
+    pub(in crate::train) rank: usize,
+    pub(in crate::train) ranks: usize,
     /// Set when the run has failed: nobody waits any more.
     given_up: Arc<AtomicBool>,
 }
 
 impl PartsOfRanks {
-    pub(in crate::trainer) fn new(group: &ProcessGroup) -> Self {
+    pub(in crate::train) fn new(group: &ProcessGroup) -> Self {
         let (rank, ranks) = (group.rank(), group.world());
         Self { store: group.store(), rank, ranks, given_up: Arc::default() }
     }
 
     /// Ends all waiting for others: the run has failed.
-    pub(in crate::trainer) fn give_up(&self) {
+    pub(in crate::train) fn give_up(&self) {
         self.given_up.store(true, Ordering::Relaxed);
     }
 
@@ -52,7 +52,7 @@ impl PartsOfRanks {
     ///
     /// # Errors
     /// What went wrong here or there.
-    pub(in crate::trainer) fn hand_in(
+    pub(in crate::train) fn hand_in(
         &self,
         step: u64,
         part: Result<FileEntry, TrainError>,
@@ -71,7 +71,7 @@ impl PartsOfRanks {
     ///
     /// # Errors
     /// If one could not, is lost, or wrote elsewhere: a path may be another place on another machine.
-    pub(in crate::trainer) fn collect(
+    pub(in crate::train) fn collect(
         &self,
         step: u64,
         folder: &Location,
@@ -93,7 +93,7 @@ impl PartsOfRanks {
     }
 
     /// Tells the others what became of the checkpoint.
-    pub(in crate::trainer) fn publish<T>(
+    pub(in crate::train) fn publish<T>(
         &self,
         step: u64,
         published: Result<T, TrainError>,

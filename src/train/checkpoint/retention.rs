@@ -2,15 +2,15 @@
 
 use crate::checkpoint::{list_checkpoints, list_unpublished, remove_checkpoint};
 use crate::storage::Location;
-use crate::trainer::TrainError;
+use crate::train::TrainError;
 
 /// The rule.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::trainer) struct Retention {
+pub(in crate::train) struct Retention {
     /// So many of the newest stay; 0 for all.
-    pub(in crate::trainer) newest: usize,
+    pub(in crate::train) newest: usize,
     /// One of every so many steps stays for ever; 0 for none.
-    pub(in crate::trainer) every_steps: u64,
+    pub(in crate::train) every_steps: u64,
 }
 
 impl Retention {
@@ -26,7 +26,7 @@ impl Retention {
     ///
     /// # Errors
     /// If the store fails.
-    pub(in crate::trainer) fn apply(self, run: &Location) -> Result<(), TrainError> {
+    pub(in crate::train) fn apply(self, run: &Location) -> Result<(), TrainError> {
         let all = list_checkpoints(run)?;
         let steps: Vec<u64> = all.iter().map(|(step, _)| *step).collect();
         let superfluous = self.superfluous(&steps);
@@ -41,7 +41,7 @@ impl Retention {
 ///
 /// # Errors
 /// If the store fails.
-pub(in crate::trainer) fn remove_unpublished(run: &Location) -> Result<(), TrainError> {
+pub(in crate::train) fn remove_unpublished(run: &Location) -> Result<(), TrainError> {
     for folder in list_unpublished(run)? {
         tracing::info!("{folder}: an unfinished checkpoint, removed");
         remove_checkpoint(&folder)?;

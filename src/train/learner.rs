@@ -8,7 +8,7 @@ use crate::bank::MemoryBank;
 use crate::checkpoint::{Cursor, TrainState};
 use crate::loader::Batch;
 use crate::model::Encoder;
-use crate::trainer::metrics::bank_health::BankHealth;
+use crate::train::metrics::bank_health::BankHealth;
 
 /// The state of a training or of a fine-tuning.
 pub(super) trait Learner {

@@ -3,12 +3,12 @@
 use std::time::{Duration, Instant};
 
 use super::log::now;
-use crate::trainer::step::StepOutcome;
-use crate::trainer::{MetricsLine, Scope, StepReport};
+use crate::train::step::StepOutcome;
+use crate::train::{MetricsLine, Scope, StepReport};
 
 /// Adds up what an epoch, or an interval of it, measures.
 #[derive(Debug)]
-pub(in crate::trainer) struct Meter {
+pub(in crate::train) struct Meter {
     started: Instant,
     steps: u64,
     images: u64,
@@ -22,7 +22,7 @@ pub(in crate::trainer) struct Meter {
 }
 
 impl Meter {
-    pub(in crate::trainer) fn start() -> Self {
+    pub(in crate::train) fn start() -> Self {
         let last = StepOutcome {
             loss: 0.0,
             gradient_norm: 0.0,
@@ -47,7 +47,7 @@ impl Meter {
     }
 
     /// Takes note of a step; `waited` is the time spent waiting for data since the start.
-    pub(in crate::trainer) fn add(&mut self, outcome: StepOutcome, images: usize, waited: Duration) {
+    pub(in crate::train) fn add(&mut self, outcome: StepOutcome, images: usize, waited: Duration) {
         self.images += images as u64;
         self.waited = waited;
         if outcome.skipped {
@@ -62,11 +62,11 @@ impl Meter {
     }
 
     /// Takes note of time in which training stood still for a checkpoint.
-    pub(in crate::trainer) fn stalled(&mut self, stall: Duration) {
+    pub(in crate::train) fn stalled(&mut self, stall: Duration) {
         self.stalled += stall;
     }
 
-    pub(in crate::trainer) fn report(&self, step: u64, epoch: u64) -> StepReport {
+    pub(in crate::train) fn report(&self, step: u64, epoch: u64) -> StepReport {
         let seconds = self.started.elapsed().as_secs_f64().max(1e-9);
         StepReport {
             step,
@@ -78,7 +78,7 @@ impl Meter {
         }
     }
 
-    pub(in crate::trainer) fn line(&self, scope: Scope, step: u64, epoch: u64) -> MetricsLine {
+    pub(in crate::train) fn line(&self, scope: Scope, step: u64, epoch: u64) -> MetricsLine {
         let report = self.report(step, epoch);
         let mean = |sum: f64| sum / self.steps.max(1) as f64;
         MetricsLine {

@@ -18,21 +18,21 @@ use crate::model::{EncoderConfig, NamedTensors};
 use crate::storage::{Location, Lock, PublishMode};
 
 use super::sharded::PartsOfRanks;
-use crate::trainer::data::ShuffleKind;
-use crate::trainer::learner::{Learned, Learner};
-use crate::trainer::metrics::log::MetricsFiles;
-use crate::trainer::soundness::not_finite;
-use crate::trainer::{TrainConfig, TrainError, TrainJob};
+use crate::train::data::ShuffleKind;
+use crate::train::learner::{Learned, Learner};
+use crate::train::metrics::log::MetricsFiles;
+use crate::train::soundness::not_finite;
+use crate::train::{TrainConfig, TrainError, TrainJob};
 
 /// What a checkpoint says of the data it was trained on.
 #[derive(Clone, Debug)]
-pub(in crate::trainer) struct DataIdentity {
-    pub(in crate::trainer) trained_on: TrainedOn,
-    pub(in crate::trainer) classes: Vec<String>,
-    pub(in crate::trainer) ids: Vec<InstanceId>,
-    pub(in crate::trainer) labels: Vec<Option<ClassId>>,
+pub(in crate::train) struct DataIdentity {
+    pub(in crate::train) trained_on: TrainedOn,
+    pub(in crate::train) classes: Vec<String>,
+    pub(in crate::train) ids: Vec<InstanceId>,
+    pub(in crate::train) labels: Vec<Option<ClassId>>,
     /// The digest of what lies in which row group, where the order of the images depends on it.
-    pub(in crate::trainer) layout: Option<String>,
+    pub(in crate::train) layout: Option<String>,
 }
 
 impl DataIdentity {
@@ -40,7 +40,7 @@ impl DataIdentity {
     ///
     /// # Errors
     /// If the dataset has no such split.
-    pub(in crate::trainer) fn of(
+    pub(in crate::train) fn of(
         job: &TrainJob,
         manifest: &Manifest,
         source: &dyn Source,
@@ -62,8 +62,8 @@ impl DataIdentity {
 
 /// A copy of everything that a process adds to a checkpoint, on the host: training can go on while it is written.
 #[derive(Debug)]
-pub(in crate::trainer) struct Snapshot {
-    pub(in crate::trainer) step: u64,
+pub(in crate::train) struct Snapshot {
+    pub(in crate::train) step: u64,
     /// Of rank 0.
     common: Option<Common>,
     bank: Option<BankRows>,
@@ -96,7 +96,7 @@ struct BankRows {
 
 impl Snapshot {
     /// Copies the state as it is; `first` has what rank 0 alone has.
-    pub(in crate::trainer) fn take(
+    pub(in crate::train) fn take(
         learner: &impl Learner,
         data: &Arc<DataIdentity>,
         first: Option<(MetricsFiles, Arc<Lock>)>,
@@ -116,7 +116,7 @@ impl Snapshot {
     /// # Errors
     /// If a weight, a buffer, a feature or a row of the bank is not finite, a row is not of unit length, another process took the run over
     /// meanwhile, or the store fails; earlier checkpoints stand.
-    pub(in crate::trainer) fn write(self, run: &Location) -> Result<Location, TrainError> {
+    pub(in crate::train) fn write(self, run: &Location) -> Result<Location, TrainError> {
         let Self { step, common, bank, data, ranks } = self;
         let folder = run.join("checkpoints").join(&checkpoint_name(step));
         let name = bank_part(ranks.rank, ranks.ranks);
@@ -231,7 +231,7 @@ impl Common {
 ///
 /// # Errors
 /// If the store fails.
-pub(in crate::trainer) fn publish_config(config: &TrainConfig, run: &Location) -> Result<(), TrainError> {
+pub(in crate::train) fn publish_config(config: &TrainConfig, run: &Location) -> Result<(), TrainError> {
     let text = toml::to_string(config).expect("a configuration is plain data");
     Ok(run.join("config.toml").publish(text, PublishMode::Overwrite)?)
 }
@@ -241,7 +241,7 @@ mod tests {
     use super::*;
     use crate::checkpoint::list_checkpoints;
     use crate::model::Encoder;
-    use crate::trainer::metrics::log::Metrics;
+    use crate::train::metrics::log::Metrics;
 
     fn common(run: &Location, lock: Lock) -> Common {
         let metrics = Metrics::resume(run, 0).expect("a new run").files();

@@ -62,8 +62,8 @@ mod tests {
     };
     use crate::model::Architecture;
     use crate::storage::Location;
-    use crate::trainer::TrainConfig;
-    use crate::trainer::checkpoint::restore::newest;
+    use crate::train::TrainConfig;
+    use crate::train::checkpoint::restore::newest;
 
     fn encoder() -> Encoder {
         let config = TrainConfig {

@@ -2,15 +2,15 @@
 
 use serde_json::json;
 
-use super::super::config::Difference;
-use super::super::error::TrainError;
-use super::super::learner::{Learned, Learner};
-use super::super::step::StepOutcome;
 use super::tuner::Tuner;
 use crate::checkpoint::{Checkpoint, TrainState};
 use crate::loader::Batch;
-use crate::trainer::checkpoint::restore::{compatible_state, load_learned};
-use crate::trainer::checkpoint::snapshot::DataIdentity;
+use crate::train::checkpoint::restore::{compatible_state, load_learned};
+use crate::train::checkpoint::snapshot::DataIdentity;
+use crate::train::config::Difference;
+use crate::train::error::TrainError;
+use crate::train::learner::{Learned, Learner};
+use crate::train::step::StepOutcome;
 
 /// The key of `config` in state.json under which the labels stand.
 const LABELS: &str = "finetune";

@@ -15,9 +15,9 @@ const FIRST_SCALE: f64 = 65_536.0;
 /// Micikevicius et al. 2018; the constants are those of `torch.amp.GradScaler`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(in crate::trainer) struct LossScale {
-    pub(in crate::trainer) factor: f64,
-    pub(in crate::trainer) good_steps: u64,
+pub(in crate::train) struct LossScale {
+    pub(in crate::train) factor: f64,
+    pub(in crate::train) good_steps: u64,
 }
 
 impl Default for LossScale {
@@ -28,7 +28,7 @@ impl Default for LossScale {
 
 impl LossScale {
     /// Takes note of a step without an overflow.
-    pub(in crate::trainer) fn succeeded(&mut self) {
+    pub(in crate::train) fn succeeded(&mut self) {
         self.good_steps += 1;
         if self.good_steps == GROWTH_STEPS {
             *self = Self { factor: self.factor * 2.0, good_steps: 0 };
@@ -36,7 +36,7 @@ impl LossScale {
     }
 
     /// Takes note of an overflow; false where the scale is 1 already, so that it is not to blame.
-    pub(in crate::trainer) fn overflowed(&mut self) -> bool {
+    pub(in crate::train) fn overflowed(&mut self) -> bool {
         let to_blame = self.factor > 1.0;
         *self = Self { factor: (self.factor / 2.0).max(1.0), good_steps: 0 };
         to_blame

@@ -41,7 +41,7 @@ struct Settings {
 
 /// An optimiser with its buffers.
 #[derive(Debug)]
-pub(in crate::trainer) struct Optimizer {
+pub(in crate::train) struct Optimizer {
     slots: Vec<Slot>,
     settings: Settings,
     /// Steps taken; `adamw` corrects its means by it.
@@ -50,7 +50,7 @@ pub(in crate::trainer) struct Optimizer {
 
 impl Optimizer {
     /// An optimiser of these parameters, its buffers at zero.
-    pub(in crate::trainer) fn new(parameters: Vec<(String, Tensor)>, config: &TrainConfig) -> Self {
+    pub(in crate::train) fn new(parameters: Vec<(String, Tensor)>, config: &TrainConfig) -> Self {
         let slot = |(name, parameter): (String, Tensor)| {
             let matrix = parameter.dim() > 1;
             let decays = matrix || !config.decay_matrices_only;
@@ -75,14 +75,14 @@ impl Optimizer {
     }
 
     /// Forgets the gradients.
-    pub(in crate::trainer) fn zero_gradients(&mut self) {
+    pub(in crate::train) fn zero_gradients(&mut self) {
         for slot in &mut self.slots {
             slot.parameter.zero_grad();
         }
     }
 
     /// The Euclidean norm of all gradients together; a f64 scalar on their device.
-    pub(in crate::trainer) fn gradient_norm(&self) -> Tensor {
+    pub(in crate::train) fn gradient_norm(&self) -> Tensor {
         let gradients = self.slots.iter().map(|slot| slot.parameter.grad()).filter(Tensor::defined);
         let squares: Vec<Tensor> = gradients.map(|gradient| gradient.square().sum(Kind::Double)).collect();
         if squares.is_empty() {
@@ -92,7 +92,7 @@ impl Optimizer {
     }
 
     /// Multiplies the gradients by a factor.
-    pub(in crate::trainer) fn scale_gradients(&mut self, factor: f64) {
+    pub(in crate::train) fn scale_gradients(&mut self, factor: f64) {
         if factor != 1.0 {
             no_grad(|| {
                 for slot in &self.slots {
@@ -103,7 +103,7 @@ impl Optimizer {
     }
 
     /// Moves the parameters.
-    pub(in crate::trainer) fn step(&mut self, rate: f64) {
+    pub(in crate::train) fn step(&mut self, rate: f64) {
         self.steps += 1;
         no_grad(|| {
             for slot in &mut self.slots {
@@ -117,12 +117,12 @@ impl Optimizer {
     }
 
     /// Steps taken.
-    pub(in crate::trainer) fn steps(&self) -> u64 {
+    pub(in crate::train) fn steps(&self) -> u64 {
         self.steps
     }
 
     /// The buffers: the first under the names of their parameters, the second with `.square` behind.
-    pub(in crate::trainer) fn buffers(&self) -> NamedTensors {
+    pub(in crate::train) fn buffers(&self) -> NamedTensors {
         NamedTensors::from_tensors(self.named_buffers())
     }
 
@@ -130,11 +130,7 @@ impl Optimizer {
     ///
     /// # Errors
     /// If names or shapes are not those of the parameters.
-    pub(in crate::trainer) fn load(
-        &mut self,
-        buffers: &NamedTensors,
-        steps: u64,
-    ) -> Result<(), WeightsError> {
+    pub(in crate::train) fn load(&mut self, buffers: &NamedTensors, steps: u64) -> Result<(), WeightsError> {
         buffers.copy_into(self.named_buffers())?;
         self.steps = steps;
         Ok(())

@@ -13,8 +13,8 @@ use crate::distributed::Reduce;
 use crate::ids::Position;
 use crate::loader::{Batch, GlobalBatch};
 use crate::objective::{Draw, Negatives, Queries};
-use crate::trainer::optim::loss_scale::LossScale;
-use crate::trainer::optim::schedule::learning_rate;
+use crate::train::optim::loss_scale::LossScale;
+use crate::train::optim::schedule::learning_rate;
 
 /// After so many steps that moved nothing, one after the other, the run is over: it would move nothing more.
 const MOST_SKIPPED_IN_A_ROW: u64 = 1000;

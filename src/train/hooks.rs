@@ -1,76 +1,14 @@
-//! The training job.
-//!
-//! [`train`] reads a dataset, moves encoder and memory bank step by step, and publishes checkpoints from
-//! which the same command goes on. Everything that changes state is a visible call in `Trainer::step`.
-//! The trainer does not know how its progress is shown or how the bank is evaluated: hooks do that.
-//!
-//! Invariant: after a resume, weights and bank are bit for bit those of an uninterrupted run (on the CPU,
-//! with the same number of threads).
-
-mod bench;
-mod checkpoint;
-mod clock;
-mod config;
-mod data;
-mod divergence;
-mod encode;
-mod error;
-mod estimate;
-mod finetune;
-mod gather;
-mod learner;
-mod metrics;
-mod opening;
-mod optim;
-mod session;
-mod soundness;
-mod state;
-mod step;
+//! What a run tells others while it goes on.
 
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-pub use bench::StepBench;
-pub use config::{
-    Difference, FEWEST_MONITORED, Images, InvalidConfig, LrSchedule, OnNonFinite, OptimizerKind, Precision,
-    RecipeKind, TrainConfig,
-};
-pub use data::ShuffleKind;
-pub use error::{PartError, TrainError};
-pub use estimate::Estimate;
-pub use finetune::{FinetuneJob, LabelOptions, finetune, finetune_protocol};
-pub use metrics::bank_health::BankHealth;
-pub use metrics::log::{MetricsLine, Scope};
-pub use opening::train;
-pub use session::Outcome;
-
+use super::MetricsLine;
 use crate::bank::MemoryBank;
-use crate::distributed::{DistributedError, ProcessGroup, Rendezvous};
+use crate::distributed::ProcessGroup;
 use crate::model::Encoder;
 use crate::progress::{Progress, Quiet};
-use crate::storage::Location;
-
-/// What to train on, where to, and how.
-#[derive(Clone, Debug)]
-pub struct TrainJob {
-    /// The dataset's folder.
-    pub dataset: Location,
-    /// The run's folder.
-    pub run: Location,
-    /// The file of weights to begin with, where the configuration names one.
-    pub init: Option<Location>,
-    /// The configuration.
-    pub config: TrainConfig,
-    /// Which of the run's processes this is.
-    pub rendezvous: Rendezvous,
-    /// After so long without an answer another process counts as lost.
-    pub collective_timeout: Duration,
-    /// Called on a thread of its own where others were lost and this process is blocked where no error reaches it;
-    /// what it can do is end the process.
-    pub on_lost: fn(DistributedError),
-}
 
 /// What a run is, once it has been set up.
 #[derive(Clone, Debug)]

@@ -9,8 +9,8 @@ use crate::storage::{Location, Lock};
 use super::restore::newest;
 use super::retention::remove_unpublished;
 use crate::objective::ObjectiveKind;
-use crate::trainer::state::Trainer;
-use crate::trainer::{PartError, Precision, TrainConfig, TrainError, TrainJob};
+use crate::train::state::Trainer;
+use crate::train::{PartError, Precision, TrainConfig, TrainError, TrainJob};
 
 /// The key under which rank 0 says from where the run goes on.
 const FOUND: &str = "found";
@@ -20,11 +20,11 @@ const OF_A_MACHINE: [&str; 7] =
 
 /// What a call finds.
 #[derive(Debug)]
-pub(in crate::trainer) struct Start {
+pub(in crate::train) struct Start {
     /// Rank 0's.
-    pub(in crate::trainer) lock: Option<Lock>,
+    pub(in crate::train) lock: Option<Lock>,
     /// The checkpoint from which the run goes on.
-    pub(in crate::trainer) found: Option<Checkpoint>,
+    pub(in crate::train) found: Option<Checkpoint>,
 }
 
 impl Start {
@@ -33,7 +33,7 @@ impl Start {
     ///
     /// # Errors
     /// If another job has the lock, no checkpoint is whole, or the store fails.
-    pub(in crate::trainer) fn of(group: &ProcessGroup, run: &Location) -> Result<Self, TrainError> {
+    pub(in crate::train) fn of(group: &ProcessGroup, run: &Location) -> Result<Self, TrainError> {
         let here = group.is_first().then(|| Self::alone(run));
         if group.world() > 1 {
             let word = match &here {
@@ -69,7 +69,7 @@ impl Start {
 ///
 /// # Errors
 /// What differs, and on which rank.
-pub(in crate::trainer) fn agree(
+pub(in crate::train) fn agree(
     group: &ProcessGroup,
     config: &TrainConfig,
     trained_on: &TrainedOn,
@@ -100,7 +100,7 @@ fn program() -> String {
 }
 
 /// Puts the weights of a file in place of the initial ones.
-pub(in crate::trainer) fn begin_with(trainer: &mut Trainer, file: &Location) -> Result<(), TrainError> {
+pub(in crate::train) fn begin_with(trainer: &mut Trainer, file: &Location) -> Result<(), TrainError> {
     let wrong = |source| {
         let arch = serde_json::to_value(trainer.config.arch).unwrap_or_default();
         let arch = arch.as_str().unwrap_or_default().to_owned();
@@ -113,7 +113,7 @@ pub(in crate::trainer) fn begin_with(trainer: &mut Trainer, file: &Location) -> 
 }
 
 /// Sets libtorch's switches for f32 products.
-pub(in crate::trainer) fn set_precision(config: &TrainConfig, device: tch::Device) {
+pub(in crate::train) fn set_precision(config: &TrainConfig, device: tch::Device) {
     // In a 16-bit run the objective's products, which are f32, need be no more exact than the features.
     let tf32 = config.precision != Precision::F32;
     if let Err(reason) = allow_tf32(tf32) {
@@ -125,7 +125,7 @@ pub(in crate::trainer) fn set_precision(config: &TrainConfig, device: tch::Devic
 }
 
 /// Says what of the options does little good with so many instances.
-pub(in crate::trainer) fn advise(job: &TrainJob, instances: usize) {
+pub(in crate::train) fn advise(job: &TrainJob, instances: usize) {
     let config = &job.config;
     if config.objective != ObjectiveKind::Softmax && config.negatives >= instances {
         tracing::warn!(
@@ -145,7 +145,7 @@ pub(in crate::trainer) fn advise(job: &TrainJob, instances: usize) {
 ///
 /// # Errors
 /// If there are not.
-pub(in crate::trainer) fn check_size(job: &TrainJob, instances: usize) -> Result<(), TrainError> {
+pub(in crate::train) fn check_size(job: &TrainJob, instances: usize) -> Result<(), TrainError> {
     let ranks = job.rendezvous.world();
     let part = job.config.batch_size / job.config.accumulate;
     if ranks > 1 && (instances < ranks || part < 2 * ranks) {

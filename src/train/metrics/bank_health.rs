@@ -12,7 +12,7 @@ use crate::distributed::{DistributedError, ProcessGroup, Reduce};
 use crate::ids::Position;
 use crate::objective::{LogZ, Objective, ObjectiveKind, Queries};
 use crate::rng::{Purpose, Stream};
-use crate::trainer::state::Trainer;
+use crate::train::state::Trainer;
 
 /// Rows that are sampled for norms, pairs and the rank.
 const SAMPLED_ROWS: usize = 2048;
@@ -52,7 +52,7 @@ impl BankHealth {
     ///
     /// # Errors
     /// If a collective fails.
-    pub(in crate::trainer) fn of(trainer: &Trainer) -> Result<Self, DistributedError> {
+    pub(in crate::train) fn of(trainer: &Trainer) -> Result<Self, DistributedError> {
         let (bank, step, group) = (&trainer.bank, trainer.cursor.step, trainer.group.as_ref());
         let ages = Ages::of(bank, step).sum_over(group)?;
         no_grad(|| {
@@ -84,7 +84,7 @@ const MOST_DRIFT: f64 = 1.0;
 impl BankHealth {
     /// Warns where the ln Z that the run assumes is far from that of all rows; `warned` is the distance of which
     /// the run warned last, 0 at its start.
-    pub(in crate::trainer) fn drift(&self, assumed: Option<f64>, warned: &Cell<f64>) -> Option<String> {
+    pub(in crate::train) fn drift(&self, assumed: Option<f64>, warned: &Cell<f64>) -> Option<String> {
         let (assumed, actual) = assumed.zip(self.ln_partition_true)?;
         let distance = (assumed - actual).abs();
         if distance <= warned.get() + MOST_DRIFT {

@@ -2,16 +2,16 @@
 
 use tch::{Kind, Reduction, Tensor};
 
-use super::super::TrainConfig;
-use super::super::error::TrainError;
-use super::super::state::compute;
-use super::super::step::{StepOutcome, clip_factor, read};
 use super::LabelRecord;
 use crate::checkpoint::Cursor;
 use crate::loader::{Batch, micro_batch_ranges};
 use crate::model::{Encoder, NamedTensors, WeightsError};
-use crate::trainer::optim::Optimizer;
-use crate::trainer::optim::schedule::learning_rate;
+use crate::train::TrainConfig;
+use crate::train::error::TrainError;
+use crate::train::optim::Optimizer;
+use crate::train::optim::schedule::learning_rate;
+use crate::train::state::compute;
+use crate::train::step::{StepOutcome, clip_factor, read};
 
 /// How many ids of a batch an error names.
 const IDS_IN_ERROR: usize = 8;

@@ -87,13 +87,13 @@ impl MetricsLine {
 }
 
 /// Seconds since 1970.
-pub(in crate::trainer) fn now() -> f64 {
+pub(in crate::train) fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
 /// The record as it was at one moment, ready to be published.
 #[derive(Debug)]
-pub(in crate::trainer) struct MetricsFiles {
+pub(in crate::train) struct MetricsFiles {
     file: Location,
     text: String,
     /// Events since the last checkpoint: a file of its own.
@@ -107,7 +107,7 @@ impl MetricsFiles {
     ///
     /// # Errors
     /// If the store fails.
-    pub(in crate::trainer) fn publish(self) -> Result<(), StorageError> {
+    pub(in crate::train) fn publish(self) -> Result<(), StorageError> {
         if let Some((file, bytes)) = self.events {
             file.publish(bytes, PublishMode::Overwrite)?;
         }
@@ -125,7 +125,7 @@ impl MetricsFiles {
 ///
 /// A resumed run first drops lines and events of steps that it will do again.
 #[derive(Debug)]
-pub(in crate::trainer) struct Metrics {
+pub(in crate::train) struct Metrics {
     run: Location,
     text: String,
     events: Option<(String, EventFile)>,
@@ -138,7 +138,7 @@ const EVENTS: &str = "events.out.tfevents.";
 
 impl Metrics {
     /// Goes on with the record of a run that has done `step` steps.
-    pub(in crate::trainer) fn resume(run: &Location, step: u64) -> Result<Self, StorageError> {
+    pub(in crate::train) fn resume(run: &Location, step: u64) -> Result<Self, StorageError> {
         let before = match run.join("metrics.jsonl").read() {
             Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
             Err(error) if error.is_not_found() => String::new(),
@@ -161,19 +161,19 @@ impl Metrics {
     }
 
     /// The line of the untrained encoder, once it is recorded.
-    pub(in crate::trainer) fn start(&self) -> Option<Value> {
+    pub(in crate::train) fn start(&self) -> Option<Value> {
         let line = serde_json::from_str::<Value>(self.text.lines().next()?).ok()?;
         (line["scope"] == "start").then_some(line)
     }
 
     /// The mean losses of the epochs so far, in nats.
-    pub(in crate::trainer) fn epoch_losses(&self) -> impl Iterator<Item = f64> {
+    pub(in crate::train) fn epoch_losses(&self) -> impl Iterator<Item = f64> {
         let lines = self.text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
         lines.filter(|line| line["scope"] == "epoch").filter_map(|line| line["loss"].as_f64())
     }
 
     /// Adds a line.
-    pub(in crate::trainer) fn push(&mut self, line: &MetricsLine) {
+    pub(in crate::train) fn push(&mut self, line: &MetricsLine) {
         self.text += &line.to_value().to_string();
         self.text.push('\n');
         let (_, events) = self.events.get_or_insert_with(|| {
@@ -188,7 +188,7 @@ impl Metrics {
     }
 
     /// The record as it is now.
-    pub(in crate::trainer) fn files(&self) -> MetricsFiles {
+    pub(in crate::train) fn files(&self) -> MetricsFiles {
         let place = |name: &str| self.run.join("tensorboard").join(name);
         let events = self.events.as_ref().map(|(name, events)| (place(name), events.to_bytes()));
         let published = Arc::clone(&self.published);
@@ -197,7 +197,7 @@ impl Metrics {
 
     /// The record as it is now, for a checkpoint: what comes after it goes into another file of events, which
     /// goes when a resume drops it.
-    pub(in crate::trainer) fn files_of_checkpoint(&mut self) -> MetricsFiles {
+    pub(in crate::train) fn files_of_checkpoint(&mut self) -> MetricsFiles {
         let files = self.files();
         self.events = None;
         files

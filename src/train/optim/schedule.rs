@@ -1,8 +1,8 @@
 //! The learning rate.
 
 use crate::checkpoint::Cursor;
-use crate::trainer::TrainConfig;
-use crate::trainer::config::LrSchedule;
+use crate::train::TrainConfig;
+use crate::train::config::LrSchedule;
 
 /// The learning rate of the step at the cursor, in a run of `steps_per_epoch`.
 ///
@@ -13,7 +13,7 @@ use crate::trainer::config::LrSchedule;
 /// # Source
 /// Reference `main.py`, `adjust_learning_rate`: ×0.1 from epoch 120 and again from 160; Loshchilov and
 /// Hutter 2017 (cosine); Goyal et al. 2017 (warm-up).
-pub(in crate::trainer) fn learning_rate(config: &TrainConfig, cursor: Cursor, steps_per_epoch: u64) -> f64 {
+pub(in crate::train) fn learning_rate(config: &TrainConfig, cursor: Cursor, steps_per_epoch: u64) -> f64 {
     let warmup = config.warmup_epochs * steps_per_epoch;
     if cursor.step < warmup {
         return config.lr * (cursor.step + 1) as f64 / warmup as f64;

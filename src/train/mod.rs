@@ -1,44 +1,95 @@
-//! A run from its start or its newest checkpoint to its end.
+//! The training job.
+//!
+//! [`train`] reads a dataset, moves encoder and memory bank step by step, and publishes checkpoints from
+//! which the same command goes on. Everything that changes state is a visible call in `Trainer::step`.
+//! The trainer does not know how its progress is shown or how the bank is evaluated: hooks do that.
+//!
+//! Invariant: after a resume, weights and bank are bit for bit those of an uninterrupted run (on the CPU,
+//! with the same number of threads).
+
+mod bench;
+mod checkpoint;
+mod clock;
+mod config;
+mod data;
+mod divergence;
+mod encode;
+mod error;
+mod estimate;
+mod finetune;
+mod gather;
+mod hooks;
+mod learner;
+mod metrics;
+mod optim;
+mod soundness;
+mod state;
+mod step;
 
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+pub use bench::StepBench;
+pub use config::{
+    Difference, FEWEST_MONITORED, Images, InvalidConfig, LrSchedule, OnNonFinite, OptimizerKind, Precision,
+    RecipeKind, TrainConfig,
+};
+pub use data::ShuffleKind;
+pub use error::{PartError, TrainError};
+pub use estimate::Estimate;
+pub use finetune::{FinetuneJob, LabelOptions, finetune, finetune_protocol};
+pub use hooks::{Evaluation, HookError, Hooks, RunSummary, StepReport, StopFlag};
+pub use metrics::bank_health::BankHealth;
+pub use metrics::log::{MetricsLine, Scope};
+
+use self::checkpoint::resume::{Start, advise, agree, begin_with, check_size, set_precision};
+use self::checkpoint::retention::Retention;
+use self::checkpoint::sharded::PartsOfRanks;
+use self::checkpoint::snapshot::{DataIdentity, Snapshot, publish_config};
+use self::checkpoint::writer::Writer;
+use self::divergence::Divergence;
+use self::encode::encode_bank;
+use self::gather::any;
+use self::learner::{Learned, Learner};
+use self::metrics::log::Metrics;
+use self::metrics::meter::Meter;
+use self::state::{Trainer, make_replicas_equal};
 use crate::bank::BankInit;
 use crate::checkpoint::{Cursor, finished_step, mark_finished, unmark_finished};
-use crate::distributed::ProcessGroup;
-use crate::loader::{Loader, LoaderError};
+use crate::dataset::Manifest;
+use crate::distributed::{DistributedError, ProcessGroup, Rendezvous};
+use crate::loader::{Loader, LoaderError, RankShare, Source};
+use crate::model::{SelectedDevice, select_device_of};
 use crate::objective::{ObjectiveKind, PartitionChoice};
+use crate::progress::Progress;
 use crate::storage::{Location, Lock};
 
-use super::divergence::Divergence;
-use super::gather::any;
-use super::learner::{Learned, Learner};
-use super::opening::tell;
-use super::state::make_replicas_equal;
-use super::{Evaluation, Hooks, MetricsLine, Scope, StopFlag, TrainConfig, TrainError};
-use crate::trainer::checkpoint::sharded::PartsOfRanks;
-use crate::trainer::checkpoint::snapshot::{DataIdentity, Snapshot};
-use crate::trainer::checkpoint::writer::Writer;
-use crate::trainer::metrics::log::Metrics;
-use crate::trainer::metrics::meter::Meter;
+/// So long a process whose peers were lost may take to find out by itself: it may wait for data, or for a device.
+const LOST_GRACE: Duration = Duration::from_secs(3);
 
 /// The metrics are published at least so often, where there are any.
 const SHOWN_EVERY: Duration = Duration::from_secs(60);
 
-/// What helps a loss that grows.
-fn advice(config: &TrainConfig) -> String {
-    let is_sampled = config.objective != ObjectiveKind::Softmax;
-    let is_constant = config.objective == ObjectiveKind::Nce && config.partition != PartitionChoice::Ema;
-    let helps = [
-        is_sampled.then_some("`--objective softmax` is exact"),
-        is_constant.then_some("`--partition ema` follows the bank"),
-        (config.bank_init != BankInit::Encode)
-            .then_some("`--bank-init encode` begins with what the encoder sees"),
-        Some("a lower `--lr` or `--warmup-epochs` moves it less"),
-    ];
-    format!("In a new run {}", helps.into_iter().flatten().collect::<Vec<_>>().join(", "))
+/// What to train on, where to, and how.
+#[derive(Clone, Debug)]
+pub struct TrainJob {
+    /// The dataset's folder.
+    pub dataset: Location,
+    /// The run's folder.
+    pub run: Location,
+    /// The file of weights to begin with, where the configuration names one.
+    pub init: Option<Location>,
+    /// The configuration.
+    pub config: TrainConfig,
+    /// Which of the run's processes this is.
+    pub rendezvous: Rendezvous,
+    /// After so long without an answer another process counts as lost.
+    pub collective_timeout: Duration,
+    /// Called on a thread of its own where others were lost and this process is blocked where no error reaches it;
+    /// what it can do is end the process.
+    pub on_lost: fn(DistributedError),
 }
 
 /// How a call of [`train`](super::train) or [`finetune`](super::finetune()) ended well.
@@ -58,6 +109,139 @@ pub enum Outcome {
     },
 }
 
+/// Trains to the end of the last epoch, going on from the newest checkpoint if there is one.
+///
+/// # Errors
+/// See [`TrainError`]; the checkpoints published so far stand.
+pub fn train(job: &TrainJob, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<Outcome, TrainError> {
+    Opened::of(job, hooks.progress(), stop)?.begin(hooks)?.run(hooks, stop)
+}
+
+/// A run before its next step.
+struct Opened<L> {
+    run: Location,
+    /// The processes of the run.
+    group: Rc<ProcessGroup>,
+    /// Where the newest checkpoint is, or at its start.
+    learner: L,
+    source: Arc<dyn Source>,
+    data: DataIdentity,
+    device: SelectedDevice,
+    start: Start,
+}
+
+impl Opened<Trainer> {
+    /// Brings the processes together, and each to where the newest checkpoint is.
+    fn of(job: &TrainJob, progress: &dyn Progress, stop: &StopFlag) -> Result<Self, TrainError> {
+        let config = &job.config;
+        config.validate()?;
+        let manifest = Manifest::read(&job.dataset)?;
+        let source = data::open(job, &manifest)?;
+        let instances = source.len();
+        check_size(job, instances)?;
+        let data = DataIdentity::of(job, &manifest, &source)?;
+        let device = select_device_of(config.device, job.rendezvous.local_rank(), job.rendezvous.world())?;
+        set_precision(config, device.device);
+        tracing::info!("device {device}");
+        let group =
+            ProcessGroup::join_unless_stopped(&job.rendezvous, device.device, job.collective_timeout, stop)?;
+        group.when_lost(LOST_GRACE, job.on_lost);
+        if group.is_first() {
+            advise(job, instances);
+        }
+        agree(&group, config, &data.trained_on, device.device)?;
+        let start = Start::of(&group, &job.run)?;
+        let group = Rc::new(group);
+        let mut trainer = Trainer::over(Rc::clone(&group), config.clone(), instances, device.device)?;
+        let source: Arc<dyn Source> = Arc::new(source);
+        let begun = match &start.found {
+            Some(checkpoint) => trainer.restore(checkpoint, &data),
+            None => begin(job, &mut trainer, &source, progress, stop),
+        };
+        if let Err(error) = &begun {
+            tell(&group, error);
+        }
+        begun?;
+        if group.is_first() {
+            publish_config(config, &job.run)?;
+        }
+        Ok(Self { run: job.run.clone(), group, learner: trainer, source, data, device, start })
+    }
+}
+
+/// Brings a new run to where its first step begins.
+fn begin(
+    job: &TrainJob,
+    trainer: &mut Trainer,
+    source: &Arc<dyn Source>,
+    progress: &dyn Progress,
+    stop: &StopFlag,
+) -> Result<(), TrainError> {
+    if let Some(file) = &job.init {
+        begin_with(trainer, file)?;
+    }
+    if job.config.bank_init == BankInit::Encode {
+        if trainer.group.is_first() {
+            // So that others find the run while it is prepared.
+            publish_config(&job.config, &job.run)?;
+        }
+        encode_bank(trainer, source, progress, stop)?;
+    }
+    Ok(())
+}
+
+impl<L: Learner> Opened<L> {
+    /// Says what the run is, and starts what it needs; a new run's first checkpoint is begun.
+    ///
+    /// # Errors
+    /// If data, metrics or store cannot be used.
+    fn begin(self, hooks: &mut dyn Hooks) -> Result<Session<L>, TrainError> {
+        let Self { run, group, learner, source, data, device, start: Start { lock, found } } = self;
+        let Learned { config, encoder, cursor, .. } = learner.learned();
+        let steps = config.loader().steps(source.len());
+        let metrics = group.is_first().then(|| Metrics::resume(&run, cursor.step)).transpose()?;
+        hooks.started(&RunSummary {
+            device: device.to_string(),
+            ranks: group.world(),
+            instances: source.len(),
+            parameters: encoder.parameters().iter().map(|(_, tensor)| tensor.numel()).sum(),
+            resumed_step: cursor.step,
+            total_steps: steps * config.epochs,
+            chance_loss: learner.chance_loss(),
+            untrained_top1: metrics.as_ref().and_then(|metrics| metrics.start()?["knn_sample_top1"].as_f64()),
+        });
+        let mut divergence = Divergence::default();
+        if let (Some(metrics), Some(chance)) = (&metrics, learner.chance_loss()) {
+            // What was warned of before a resume is not warned of again.
+            metrics.epoch_losses().for_each(|loss| drop(divergence.look(loss, chance, "")));
+        }
+        let part = RankShare { rank: group.rank(), ranks: group.world() };
+        let loader = data::load(config, &source, cursor, part)?;
+        let retention = Retention { newest: config.keep, every_steps: config.keep_every_epochs * steps };
+        let last = found.as_ref().map(|checkpoint| checkpoint.folder().clone());
+        let writer = Writer::new(run.clone(), group.is_first().then_some(retention), last);
+        let now = Instant::now();
+        let mut session = Session {
+            run,
+            data: Arc::new(data),
+            writer,
+            ranks: PartsOfRanks::new(&group),
+            saved: now,
+            saved_step: found.as_ref().map(|_| cursor.step),
+            shown: now,
+            learner,
+            group,
+            loader,
+            metrics,
+            lock: lock.map(Arc::new),
+            divergence,
+        };
+        if found.is_none() {
+            session.save()?;
+        }
+        Ok(session)
+    }
+}
 /// What all processes of a run do next.
 #[derive(Clone, Copy, Debug)]
 struct Decision {
@@ -66,26 +250,26 @@ struct Decision {
 }
 
 /// A run that is under way: a training, or a fine-tuning.
-pub(super) struct Session<L> {
-    pub(super) run: Location,
-    pub(super) data: Arc<DataIdentity>,
+struct Session<L> {
+    run: Location,
+    data: Arc<DataIdentity>,
     /// Before the group, which it needs to end well.
-    pub(super) writer: Writer,
-    pub(super) learner: L,
+    writer: Writer,
+    learner: L,
     /// The processes of the run.
-    pub(super) group: Rc<ProcessGroup>,
-    pub(super) loader: Loader,
+    group: Rc<ProcessGroup>,
+    loader: Loader,
     /// Of rank 0.
-    pub(super) metrics: Option<Metrics>,
-    pub(super) ranks: PartsOfRanks,
+    metrics: Option<Metrics>,
+    ranks: PartsOfRanks,
     /// When the last checkpoint was begun, and of which step it is.
-    pub(super) saved: Instant,
-    pub(super) saved_step: Option<u64>,
+    saved: Instant,
+    saved_step: Option<u64>,
     /// When the metrics were last published.
-    pub(super) shown: Instant,
+    shown: Instant,
     /// Of several jobs on one run, the one that may write; rank 0's.
-    pub(super) lock: Option<Arc<Lock>>,
-    pub(super) divergence: Divergence,
+    lock: Option<Arc<Lock>>,
+    divergence: Divergence,
 }
 
 impl<L: Learner> Session<L> {
@@ -93,7 +277,7 @@ impl<L: Learner> Session<L> {
     ///
     /// # Errors
     /// See [`TrainError`]; the checkpoints published so far stand.
-    pub(super) fn run(mut self, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<Outcome, TrainError> {
+    fn run(mut self, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<Outcome, TrainError> {
         if self.is_done() {
             self.mark_finished()?;
             self.group.leave();
@@ -328,7 +512,7 @@ impl<L: Learner> Session<L> {
     }
 
     /// Starts to write a checkpoint, unless that of this step is written; how long training stood still.
-    pub(super) fn save(&mut self) -> Result<Duration, TrainError> {
+    fn save(&mut self) -> Result<Duration, TrainError> {
         let Learned { encoder, cursor, .. } = self.learner.learned();
         let step = cursor.step;
         if self.saved_step == Some(step) {
@@ -346,8 +530,31 @@ impl<L: Learner> Session<L> {
     }
 }
 
+/// Tells the other processes how this one ends; of another's error that one tells itself.
+fn tell(group: &ProcessGroup, error: &TrainError) {
+    match error {
+        TrainError::Stopped { .. } => group.leave(),
+        TrainError::OtherRank { .. } | TrainError::Part(PartError::Distributed(_)) => {}
+        error => group.fail(error.failure()),
+    }
+}
+
+/// What helps a loss that grows.
+fn advice(config: &TrainConfig) -> String {
+    let is_sampled = config.objective != ObjectiveKind::Softmax;
+    let is_constant = config.objective == ObjectiveKind::Nce && config.partition != PartitionChoice::Ema;
+    let helps = [
+        is_sampled.then_some("`--objective softmax` is exact"),
+        is_constant.then_some("`--partition ema` follows the bank"),
+        (config.bank_init != BankInit::Encode)
+            .then_some("`--bank-init encode` begins with what the encoder sees"),
+        Some("a lower `--lr` or `--warmup-epochs` moves it less"),
+    ];
+    format!("In a new run {}", helps.into_iter().flatten().collect::<Vec<_>>().join(", "))
+}
+
 /// An error with its causes.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
+fn chain(error: &dyn std::error::Error) -> String {
     std::iter::successors(Some(error), |error| error.source())
         .map(ToString::to_string)
         .collect::<Vec<_>>()

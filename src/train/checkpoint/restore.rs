@@ -13,10 +13,10 @@ use crate::objective::{LogZ, Objective};
 use crate::storage::Location;
 
 use super::snapshot::DataIdentity;
-use crate::trainer::optim::Optimizer;
-use crate::trainer::soundness;
-use crate::trainer::state::Trainer;
-use crate::trainer::{Difference, TrainConfig, TrainError};
+use crate::train::optim::Optimizer;
+use crate::train::soundness;
+use crate::train::state::Trainer;
+use crate::train::{Difference, TrainConfig, TrainError};
 
 /// Rows of a bank that are read at a time: 32 MiB at 128 numbers a row.
 const ROWS_OF_A_READ: usize = 1 << 16;
@@ -26,7 +26,7 @@ impl Trainer {
     ///
     /// # Errors
     /// If the checkpoint is of another dataset or configuration, or damaged.
-    pub(in crate::trainer) fn restore(
+    pub(in crate::train) fn restore(
         &mut self,
         from: &Checkpoint,
         data: &DataIdentity,
@@ -58,7 +58,7 @@ impl Trainer {
 ///
 /// # Errors
 /// If it is of another dataset or configuration, or damaged.
-pub(in crate::trainer) fn compatible_state(
+pub(in crate::train) fn compatible_state(
     from: &Checkpoint,
     config: &TrainConfig,
     data: &DataIdentity,
@@ -88,7 +88,7 @@ pub(in crate::trainer) fn compatible_state(
 ///
 /// # Errors
 /// If the checkpoint is damaged.
-pub(in crate::trainer) fn load_learned(
+pub(in crate::train) fn load_learned(
     from: &Checkpoint,
     state: &TrainState,
     encoder: &mut Encoder,
@@ -116,7 +116,7 @@ fn read_rows(table: &StoredTable, rows: &Range<usize>) -> Result<Vec<f32>, Train
 ///
 /// # Errors
 /// If none is whole, one is of a version that this program does not know, or the store fails.
-pub(in crate::trainer) fn newest(run: &Location) -> Result<Option<Checkpoint>, TrainError> {
+pub(in crate::train) fn newest(run: &Location) -> Result<Option<Checkpoint>, TrainError> {
     let mut damaged = Vec::new();
     for (_, folder) in list_checkpoints(run)?.into_iter().rev() {
         let whole = |checkpoint: Checkpoint| {

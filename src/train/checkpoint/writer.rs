@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use super::retention::Retention;
 use super::snapshot::Snapshot;
 use crate::storage::Location;
-use crate::trainer::TrainError;
+use crate::train::TrainError;
 
 /// The writer of a run's checkpoints.
 #[derive(Debug)]
-pub(in crate::trainer) struct Writer {
+pub(in crate::train) struct Writer {
     run: Location,
     /// Of several processes one removes checkpoints.
     retention: Option<Retention>,
@@ -23,11 +23,7 @@ pub(in crate::trainer) struct Writer {
 
 impl Writer {
     /// A writer for the run, whose newest checkpoint so far is `last`.
-    pub(in crate::trainer) fn new(
-        run: Location,
-        retention: Option<Retention>,
-        last: Option<Location>,
-    ) -> Self {
+    pub(in crate::train) fn new(run: Location, retention: Option<Retention>, last: Option<Location>) -> Self {
         Self { run, retention, under_way: None, last }
     }
 
@@ -35,7 +31,7 @@ impl Writer {
     ///
     /// # Errors
     /// If the checkpoint before it could not be written.
-    pub(in crate::trainer) fn start(
+    pub(in crate::train) fn start(
         &mut self,
         take: impl FnOnce() -> Snapshot,
     ) -> Result<Duration, TrainError> {
@@ -59,7 +55,7 @@ impl Writer {
     ///
     /// # Errors
     /// Why it failed.
-    pub(in crate::trainer) fn check(&mut self) -> Result<(), TrainError> {
+    pub(in crate::train) fn check(&mut self) -> Result<(), TrainError> {
         if self.under_way.as_ref().is_some_and(JoinHandle::is_finished) { self.finish() } else { Ok(()) }
     }
 
@@ -67,7 +63,7 @@ impl Writer {
     ///
     /// # Errors
     /// Why it could not be.
-    pub(in crate::trainer) fn finish(&mut self) -> Result<(), TrainError> {
+    pub(in crate::train) fn finish(&mut self) -> Result<(), TrainError> {
         if let Some(thread) = self.under_way.take() {
             let written = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             let folder = written?;
@@ -78,7 +74,7 @@ impl Writer {
     }
 
     /// The newest checkpoint that is published.
-    pub(in crate::trainer) fn last(&self) -> Option<&Location> {
+    pub(in crate::train) fn last(&self) -> Option<&Location> {
         self.last.as_ref()
     }
 }

@@ -3,9 +3,6 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::super::data;
-use super::super::opening::Opened;
-use super::super::session::Outcome;
 use super::super::{Hooks, Precision, StopFlag, TrainConfig, TrainError};
 use super::tuner::Tuner;
 use super::{FinetuneJob, LabelRecord};
@@ -14,8 +11,11 @@ use crate::dataset::{Manifest, write_label_subset};
 use crate::distributed::ProcessGroup;
 use crate::loader::{Source, Subset, SubsetRecord};
 use crate::model::{NamedTensors, select_device};
-use crate::trainer::checkpoint::resume::{Start, set_precision};
-use crate::trainer::checkpoint::snapshot::{DataIdentity, publish_config};
+use crate::train::Opened;
+use crate::train::Outcome;
+use crate::train::checkpoint::resume::{Start, set_precision};
+use crate::train::checkpoint::snapshot::{DataIdentity, publish_config};
+use crate::train::data;
 
 /// The file in the run's folder that names the labels which were seen.
 const LABELS: &str = "labels.parquet";

@@ -43,7 +43,7 @@ impl StepBench {
     ) -> Result<Value, TrainError> {
         config.validate()?;
         let selected = select_device_of(config.device, rendezvous.local_rank(), rendezvous.world())?;
-        crate::trainer::checkpoint::resume::set_precision(&config, selected.device);
+        crate::train::checkpoint::resume::set_precision(&config, selected.device);
         let group = Rc::new(ProcessGroup::join(rendezvous, selected.device, timeout)?);
         let mut trainer = Trainer::over(Rc::clone(&group), config, self.instances, selected.device)?;
         let part = RankShare { rank: group.rank(), ranks: group.world() };
