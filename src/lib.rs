@@ -2,9 +2,93 @@
 //!
 //! The method is Wu et al., CVPR 2018 ("Unsupervised Feature Learning via Non-Parametric Instance
 //! Discrimination"): every image is its own class, a memory bank keeps one unit vector for each, and the
-//! learned space is evaluated by a weighted k-nearest-neighbour vote. Four jobs carry it: `ingest`, `train`,
-//! `embed` and `knn`; each reads one published format and writes the next. docs/architecture.md has the
-//! layers and what may import what.
+//! learned space is evaluated by a weighted k-nearest-neighbour vote. Four jobs carry it, and each reads one published
+//! format and writes the next:
+//!
+//! | job | reads | writes | module |
+//! |---|---|---|---|
+//! | `ingest` | images | a dataset: Parquet shards and a manifest | [`ingest`], [`dataset`] |
+//! | `train` | a dataset, by the [`loader`] | checkpoints: encoder and memory bank | `train`, [`checkpoint`] |
+//! | `embed` | a dataset, a checkpoint | a feature table (Arrow) | [`eval`], [`feature_table`] |
+//! | `knn` | feature tables | a report, and a page of neighbours | [`eval`], [`search`], [`page`] |
+//!
+//! docs/architecture.md has the layers and what may import what.
+//!
+//! # A dataset
+//!
+//! ```
+//! use instdisc::dataset::Manifest;
+//! use instdisc::ingest::{IngestOptions, SynthOptions, ingest, synth};
+//! use instdisc::progress::Quiet;
+//! use instdisc::storage::Location;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let folder = tempfile::tempdir()?;
+//! let images = folder.path().join("images");
+//! let drawn = SynthOptions { dest: images.clone(), train_per_class: 4, val_per_class: 1, ..Default::default() };
+//! synth(&drawn, &Quiet)?;
+//!
+//! let dataset = Location::from_path(&folder.path().join("dataset"))?;
+//! ingest(&IngestOptions::new(Location::from_path(&images)?, dataset.clone()), &Quiet)?;
+//!
+//! let manifest = Manifest::read(&dataset)?;
+//! assert_eq!(manifest.classes.len(), 10);
+//! assert_eq!(manifest.splits["train"].instances, 40);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Its batches
+//!
+//! The pixels are a function of the seed, the epoch and the instance; threads and machines change nothing.
+//!
+//! ```
+//! use std::sync::Arc;
+//!
+//! use instdisc::augment::Recipe;
+//! # use instdisc::dataset::Manifest;
+//! # use instdisc::ingest::{IngestOptions, SynthOptions, ingest, synth};
+//! use instdisc::loader::{DatasetSource, Loader, LoaderOptions};
+//! # use instdisc::progress::Quiet;
+//! # use instdisc::storage::Location;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let folder = tempfile::tempdir()?;
+//! # let images = folder.path().join("images");
+//! # let drawn = SynthOptions { dest: images.clone(), train_per_class: 4, val_per_class: 1, ..Default::default() };
+//! # synth(&drawn, &Quiet)?;
+//! # let dataset = Location::from_path(&folder.path().join("dataset"))?;
+//! # ingest(&IngestOptions::new(Location::from_path(&images)?, dataset.clone()), &Quiet)?;
+//! # let manifest = Manifest::read(&dataset)?;
+//! let source = Arc::new(DatasetSource::open(&dataset, &manifest, "train", None)?);
+//! let options = LoaderOptions { batch_size: 16, epochs: 1, ..Default::default() };
+//! let mut seen = 0;
+//! for batch in Loader::start(source, Recipe::imagenet(32), options)? {
+//!     let batch = batch?;
+//!     assert_eq!(batch.pixels.len(), batch.ids.len() * 3 * 32 * 32);
+//!     seen += batch.ids.len();
+//! }
+//! assert_eq!(seen, 40);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # The score of features
+//!
+//! Any two tables of vectors will do: a checkpoint's bank and embedded queries, or tables that others made.
+//!
+//! ```
+//! use instdisc::eval::{KnnOptions, evaluate};
+//! use instdisc::search::{Shape, draw_tables};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let (bank, queries) = draw_tables(Shape::Clusters, 5000, 100, 32, 0);
+//! let report = evaluate(&bank, &queries, &KnnOptions { k: vec![5], ..KnnOptions::default() })?;
+//! assert_eq!(report.queries, 100);
+//! assert!(report.top1 > report.chance);
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod failure;
 mod guard;

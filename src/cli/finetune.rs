@@ -35,7 +35,7 @@ const BATCH_SIZE: usize = 256;
 /// number for each class; which these are is written to the run's labels.parquet. Defaults are the paper's: 70
 /// epochs, learning rate 0.01, a tenth of it after 30 and 60; split, architecture, side and augmentations are those of
 /// the checkpoint's run. Running the same command again goes on from the
-/// newest checkpoint; SIGTERM and SIGUSR1 save one and end with exit code 75.
+/// newest checkpoint; SIGTERM, SIGUSR1 and Ctrl-C save one and end with exit code 75.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  instdisc finetune --checkpoint runs/r50/checkpoints/step-01001000 --dataset data/in1k \\\n    --run runs/r50-labels-0.1 --label-fraction 0.1"

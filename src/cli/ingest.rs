@@ -17,8 +17,8 @@ use crate::units::{ByteSize, Fraction, shell_word};
 /// The source is an ImageFolder (`<class>/<file>` or `<split>/<class>/<file>`), the official ImageNet archives
 /// or their folder, WebDataset shards or a tar of an ImageFolder, Hugging Face Parquet files, CIFAR's binary
 /// archives, or a csv or jsonl of paths and labels; its content decides. How it was understood (splits, classes,
-/// labels, what is passed over) is printed before anything is written; what can be read in two ways is an error
-/// that names the option to decide. docs/formats.md has the rules.
+/// labels, what is passed over) is printed before anything is written; an ambiguous source is an error that
+/// names the option. docs/formats.md has the rules.
 ///
 /// Each image is validated once; one that cannot be decoded is listed in rejects/ with its reason and gets no id.
 /// The same command resumes a killed ingest, with the same result.
@@ -44,7 +44,7 @@ pub(super) struct IngestArgs {
     #[arg(long, value_enum, default_value = "auto")]
     format: SourceFormat,
     /// If the source has several splits (train/, val/), take this one alone; if it has none, call it this
-    /// [default: all splits; a source without any is called as its own folder, if that is train, val or test, or train]
+    /// [default: all splits; a source without any takes its folder's name if that is train, val or test, else train]
     #[arg(long, value_name = "NAME")]
     split: Option<String>,
     /// Put the images that match the pattern into the split NAME, whatever their names say; repeatable
@@ -67,8 +67,7 @@ pub(super) struct IngestArgs {
     /// How the text of labels is read
     #[arg(long, value_enum, default_value = "auto")]
     labels_as: LabelsAs,
-    /// The folder that is the class of images with several folders between themselves and their split: the first one
-    /// below the split, or the last one, around the image [default: such images are an error]
+    /// Of `train/a/b/x.jpg`, whether the class is `a` (first) or `b` (last) [default: such images are an error]
     #[arg(long, value_enum, value_name = "WHICH")]
     class_folder: Option<ClassFolder>,
     /// The column (csv, Parquet) or field (jsonl, WebDataset's json) of labels [default: one with a known name]
@@ -144,7 +143,7 @@ pub(super) struct IngestArgs {
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
     uploads: u32,
     /// The memory for images of all threads together, encoded and decoded; an image that needs more is rejected
-    /// [default: half of the machine's, and no image is rejected]
+    /// [default: half of the machine's; a larger image is then decoded alone]
     #[arg(long, value_name = "BYTES")]
     memory_limit: Option<ByteSize>,
 }

@@ -79,9 +79,9 @@ pub(super) struct KnnArgs {
     /// The split whose images vote, for features other than `bank` [default: that of the run]
     #[arg(long, value_name = "NAME", requires = "run")]
     train_split: Option<String>,
-    /// What --run compares: `bank`, the queries' projections with the rows as the training stored them; or a layer
-    /// (projection, pooled, conv1 to conv5), by which queries and training images are embedded now; several with commas
-    /// between, the first is the headline
+    /// What --run compares: `bank` takes the vectors that the training stored; a layer (projection, pooled,
+    /// conv1 to conv5) embeds training images and queries anew; several with commas between, the first is the
+    /// headline
     #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = "bank", requires = "run")]
     feature: Vec<String>,
     /// Evaluate each checkpoint of --run as it appears, once, also across restarts and several watchers; ends
@@ -104,7 +104,7 @@ pub(super) struct KnnArgs {
     /// A query's own row does not vote, for queries from the bank's own split
     #[arg(long)]
     leave_one_out: bool,
-    /// Rows that show a query's own image do not vote; ingest found them (--dataset)
+    /// Near-duplicates of a query do not vote, as ingest found them (--dataset)
     #[arg(long, requires = "dataset")]
     exclude_duplicates: bool,
     /// The report's place (.json), a page lies beside it (.html); stdout then has a line of scores [default: stdout

@@ -55,9 +55,10 @@ use crate::storage::{Location, RetryLimits, StorageOptions, Traffic};
 /// tables, knn evaluates them. Locations are paths or URLs (s3://, gs://, az://); credentials come from the
 /// environment in the names of the object_store crate (AWS_ACCESS_KEY_ID, AWS_ENDPOINT, ...).
 ///
-/// Exit codes: 0 done; 2 wrong usage; 65 wrong or absent data; 69 a store is unavailable; 74 an I/O error; 75 stopped
-/// by a signal, with everything saved; 78 wrong configuration; 1 anything else. 69 and 75 are worth a retry at once,
-/// 74 once its cause is removed, 2, 65 and 78 never.
+/// Exit codes: 0 done; retry at once: 69 a store or another process is unavailable, 75 stopped by a signal with
+/// everything saved; retry once the cause is removed: 74 an I/O error, such as a full disk; never retry: 2
+/// wrong usage, 65 wrong or absent data, 78 wrong configuration; 143 ended by SIGTERM with nothing to save; 1
+/// anything else.
 #[derive(Debug, Parser)]
 #[command(name = "instdisc", version, max_term_width = 100)]
 struct Cli {
@@ -91,7 +92,7 @@ struct GlobalArgs {
     /// Logs: error, warn, info, debug, or a filter such as instdisc=debug
     #[arg(long, global = true, value_name = "FILTER", default_value = "info", env = "INSTDISC_LOG", help_heading = OUTPUT)]
     log: String,
-    /// How ingest, knn and linear print their results [default: lines on a terminal, JSON elsewhere]
+    /// How a command prints its result [default: lines on a terminal, JSON elsewhere]
     #[arg(long, global = true, value_enum, value_name = "HOW", help_heading = OUTPUT)]
     print: Option<Print>,
 }

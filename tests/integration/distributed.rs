@@ -11,7 +11,7 @@ use instdisc::feature_table::FeatureTable;
 use instdisc::storage::Location;
 use serde_json::Value;
 
-use super::support::{Call, INSTDISC, contents, dataset, instdisc, newest_step, root, scratch, skip};
+use super::support::{Call, INSTDISC, contents, dataset, instdisc, newest_step, root, scratch, send, skip};
 
 /// Batch norm sees all images of a step, so that the mathematics does not depend on the processes. The steps are
 /// small: at usual ones this network multiplies a rounding error tenfold in each, also in one process.
@@ -56,8 +56,7 @@ impl Ranks {
     }
 
     fn signal(&self, rank: usize, signal: &str) {
-        let sent = Command::new("kill").args([signal, &self.0[rank].id().to_string()]).status();
-        assert!(sent.expect("kill").success());
+        send(signal, &self.0[rank]);
     }
 
     /// Waits for all of them.

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::support::{Call, contents, dataset, instdisc, scratch, signal_at, train};
+use super::support::{Call, contents, dataset, instdisc, scratch, send, signal_at, train};
 
 /// Enough steps that a signal comes in between.
 const OPTIONS: &str = "--epochs 12 --checkpoint-every-steps 5 --keep 0 --no-monitor";
@@ -224,8 +224,7 @@ fn a_signal_while_the_bank_is_encoded_ends_the_run_before_its_first_checkpoint()
         assert!(child.try_wait().expect("a look").is_none() && Instant::now() < deadline, "it begins");
         std::thread::sleep(Duration::from_millis(2));
     }
-    let sent = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().expect("kill");
-    assert!(sent.success());
+    send("-TERM", &child);
     assert_eq!(child.wait().expect("ends").code(), Some(75));
     assert!(!run.join("checkpoints").exists(), "nothing was saved");
     train(dataset(), &run, "--epochs 1 --no-monitor").ok();

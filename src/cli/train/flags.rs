@@ -147,7 +147,7 @@ pub(in crate::cli) struct TrainFlags {
     #[arg(long, num_args = 0, default_missing_value = "true")]
     #[serde(skip_serializing_if = "Option::is_none")]
     channels_last: Option<bool>,
-    /// What becomes of a step whose loss, features or gradient are not finite
+    /// What to do at a step whose loss, features or gradient are not finite
     #[arg(long, value_enum, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     on_nonfinite: Option<OnNonFinite>,

@@ -53,7 +53,7 @@ pub(super) struct TrainArgs {
     /// A TOML file with options
     #[arg(long, value_name = "FILE", value_parser = crate::cli::local_path)]
     config: Option<PathBuf>,
-    /// Say what the run needs of memory and disk, and end
+    /// Print the run's steps and what it needs of memory and disk, and end
     #[arg(long)]
     estimate: bool,
     /// Serve the run's numbers for Prometheus at this address, such as 0.0.0.0:9400

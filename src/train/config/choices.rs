@@ -48,6 +48,6 @@ pub enum LrSchedule {
 pub enum OnNonFinite {
     /// The run ends, and the last checkpoint stands.
     Fail,
-    /// The step moves nothing, is counted, and the run goes on.
+    /// The update is skipped and counted, and the run goes on.
     Skip,
 }

@@ -82,15 +82,15 @@ impl TrainConfig {
             format!("224; 32 for {small}"),
             format!("imagenet; cifar for {small}"),
             format!(
-                "256; 128 for {small}; for fewer than {few} images halved until an epoch has {STEPS_OF_AN_EPOCH} \
-                 steps, {FEWEST_OF_A_BATCH} at least"
+                "256; 128 for {small}; for fewer than {few} images halved while an epoch has fewer than \
+                 {STEPS_OF_AN_EPOCH} steps, but never below {FEWEST_OF_A_BATCH}"
             ),
             format!("0.03; for batches of fewer than {BATCH_OF_LR} images by default, smaller in proportion"),
             format!("0.07; 0.1 for {small}"),
             format!("0.0001; 0.0005 for {small}"),
             format!("encode up to {MOST_OF_ENCODING} images, uniform above"),
             format!(
-                "1; for fewer than {} images so many that it costs a tenth of the steps",
+                "1; for fewer than {} images as often as costs a tenth of the steps",
                 images_of_a_monitor(1)
             ),
         ]

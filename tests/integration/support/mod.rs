@@ -160,9 +160,14 @@ pub(crate) fn signal_at(call: Call, run: &Path, step: u32, signal: &str) -> Opti
         assert!(Instant::now() < deadline, "{shown}: no checkpoint at step {step}");
         std::thread::sleep(Duration::from_millis(2));
     }
-    let sent = Command::new("kill").args([signal, &child.id().to_string()]).status().expect("kill");
-    assert!(sent.success());
+    send(signal, &child);
     child.wait().expect("ends").code()
+}
+
+/// Sends a signal (`-TERM`) by the shell's own `kill`: a minimal system has no other.
+pub(crate) fn send(signal: &str, child: &std::process::Child) {
+    let sent = Command::new("sh").args(["-c", &format!("kill {signal} {}", child.id())]).status();
+    assert!(sent.expect("sh").success());
 }
 
 /// A copy of a folder.
