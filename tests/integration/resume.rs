@@ -1,7 +1,7 @@
 //! A run that is interrupted ends as one that is not.
 
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use super::support::{Call, contents, dataset, instdisc, scratch, send, signal_at, train};
