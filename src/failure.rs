@@ -1,6 +1,6 @@
 //! What kind of failure an error is, and the exit code that tells a scheduler whether a retry is worth it.
 //!
-//! Every error type of the crate has a method `failure`; the shell turns it into the exit code. 69 and 75
+//! The errors of jobs and formats have a method `failure`; the shell turns it into the exit code. 69 and 75
 //! are worth a retry at once, 74 once its cause is removed, 2, 65 and 78 never.
 
 /// The kinds of failure that a job tells apart, each with an exit code (from sysexits where one fits).

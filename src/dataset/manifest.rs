@@ -121,7 +121,7 @@ pub struct DuplicateCounts {
     /// Images in groups.
     #[serde(rename = "pictures")]
     pub images: u64,
-    /// Training images that have a twin in another split.
+    /// Training images that have a near-duplicate in another split.
     pub leaks: u64,
 }
 

@@ -1,4 +1,4 @@
-//! What an image looks like in 256 bits, so that twins are found after re-encoding and resizing.
+//! What an image looks like in 256 bits, so that near-duplicates are found after re-encoding and resizing.
 //!
 //! The brightness is averaged over 64×64 cells; of its cosine transform the 16×16 lowest frequencies without the
 //! constant are kept, and each gives a bit: above their median or not. All sums are integers, so the bits are

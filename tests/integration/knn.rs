@@ -171,7 +171,7 @@ fn bench_knn_tells_its_times_as_json() {
     assert_eq!(report["search_seconds"].as_array().map(Vec::len), Some(2));
 }
 
-/// Twins that ingest finds do not vote with --exclude-duplicates.
+/// Near-duplicates that ingest finds do not vote with --exclude-duplicates.
 #[test]
 fn duplicates_that_ingest_found_do_not_vote() {
     use super::support::{copy, images};
@@ -193,8 +193,8 @@ fn duplicates_that_ingest_found_do_not_vote() {
         files.sort();
         files.swap_remove(0)
     };
-    let twin = first(&folders("val")[0]);
-    std::fs::copy(&twin, folders("train")[1].join("zz-twin.png")).expect("copied");
+    let copy = first(&folders("val")[0]);
+    std::fs::copy(&copy, folders("train")[1].join("zz-copy.png")).expect("copied");
     let dataset = dir.path().join("dataset");
     instdisc("ingest").arg("--source", &source).arg("--dest", &dataset).ok();
     let digest = {

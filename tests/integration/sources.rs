@@ -389,7 +389,7 @@ fn leaks_are_found_and_can_be_left_out() {
     let (dir, outside) = (scratch(), scratch());
     let (train, mut val) = (training(), validation());
     folder(&dir.path().join("train"), &train);
-    // A byte-identical twin of training image 2, and training image 5 re-encoded.
+    // A byte-identical copy of training image 2, and training image 5 re-encoded.
     val[0].2 = train[2].2.clone();
     let image = instdisc::image::decode(&train[5].2, &Default::default()).expect("an image");
     val[1].2 = instdisc::image::encode_jpeg(&image, 90).expect("encoded");

@@ -93,10 +93,10 @@ fn two_processes_with_one_rank_are_refused() {
     };
     std::thread::scope(|scope| {
         scope.spawn(|| join(&first()));
-        let twins = [scope.spawn(|| join(&again)), scope.spawn(|| join(&again))];
-        let refused = twins.map(|twin| twin.join().expect("no panic").to_string());
-        let is_twin = |text: &&String| *text == "two processes say that they are rank 1";
-        assert_eq!(refused.iter().filter(is_twin).count(), 1, "{refused:?}");
+        let both = [scope.spawn(|| join(&again)), scope.spawn(|| join(&again))];
+        let refused = both.map(|rank| rank.join().expect("no panic").to_string());
+        let is_double = |text: &&String| *text == "two processes say that they are rank 1";
+        assert_eq!(refused.iter().filter(is_double).count(), 1, "{refused:?}");
     });
 }
 

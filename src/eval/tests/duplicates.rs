@@ -23,7 +23,7 @@ fn a_duplicate_does_not_vote_and_the_rest_is_as_if_it_were_not_there() {
     for (row, query) in [(10, 3), (200, 3), (77, 5)] {
         bank.features[row * 8..][..8].copy_from_slice(queries.feature(query));
     }
-    let twins = [
+    let rows = [
         duplicate(0, "train", 10),
         duplicate(0, "train", 200),
         duplicate(0, "val", 3),
@@ -32,7 +32,7 @@ fn a_duplicate_does_not_vote_and_the_rest_is_as_if_it_were_not_there() {
         duplicate(2, "val", 0),
         duplicate(2, "val", 1),
     ];
-    let duplicates = Duplicates::between(&twins, "val", "train");
+    let duplicates = Duplicates::between(&rows, "val", "train");
     assert_eq!((duplicates.most(), duplicates.pairs(&queries.ids)), (2, 3));
     let excluding = KnnOptions { exclude: Some(duplicates), ..options(20) };
     let (report, found) = evaluate_with_neighbours(&bank, &queries, &excluding).expect("scored");
@@ -63,7 +63,7 @@ fn a_duplicate_does_not_vote_and_the_rest_is_as_if_it_were_not_there() {
 
 #[test]
 fn within_one_split_a_query_is_no_duplicate_of_itself() {
-    let twins = [duplicate(0, "train", 4), duplicate(0, "train", 9)];
-    let duplicates = Duplicates::between(&twins, "train", "train");
+    let rows = [duplicate(0, "train", 4), duplicate(0, "train", 9)];
+    let duplicates = Duplicates::between(&rows, "train", "train");
     assert_eq!((duplicates.most(), duplicates.pairs(&[InstanceId(4), InstanceId(9)])), (1, 2));
 }

@@ -232,7 +232,7 @@ fn a_shallow_check_sees_headers_and_ends() {
     assert_eq!(refused[0], ("a/cut.jpg".into(), "JPEG: its end is missing".into()));
 }
 
-/// Found by the fuzzer: it was decoded to nothing, and the search for twins looked at its first row.
+/// Found by the fuzzer: it was decoded to nothing, and the search for near-duplicates looked at its first row.
 #[test]
 fn a_gif_of_no_width_is_refused() {
     let bytes = include_bytes!("../../../fuzz/findings/image-gif-of-no-width");
