@@ -178,10 +178,7 @@ mod trained {
         assert_eq!((&scores["device"], &scores["precision"]), (&"cpu".into(), &"f32".into()));
         // An encoder of 16 steps still sees all images nearly alike.
         let notes = scores["notes"].as_array().expect("notes");
-        assert!(
-            matches!(notes.as_slice(), [Value::String(note)] if note.contains("mean cosine")),
-            "{notes:?}"
-        );
+        assert!(notes[0].as_str().is_some_and(|note| note.contains("mean cosine")), "{notes:?}");
 
         let of_file = |place: &Path, keys: &[&str]| -> Value {
             let told = instdisc("inspect --verify --format json").arg("", place).json();
