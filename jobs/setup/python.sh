@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Makes .venv-python: the packages with which the tests compare. About 5 GB on disk.
+# Makes .venv-python: the packages with which the tests compare. About 4.5 GB on disk.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 source jobs/setup/again.sh
 
-stamp=.venv-python/complete-4
+stamp=.venv-python/complete-5
 if [ ! -e "$stamp" ]; then
   echo "making .venv-python with torch, torchvision, pyarrow, datasets, duckdb, scikit-learn, playwright, blake3"
   make_venv .venv-python

@@ -59,7 +59,6 @@ unsafe extern "C" {
     fn dist_all_reduce(group: *mut c_void, tensor: *const C_tensor, op: i32) -> i32;
     fn dist_broadcast(group: *mut c_void, tensors: *const *const C_tensor, count: usize, from: i32) -> i32;
     fn dist_all_gather(group: *mut c_void, all: *const C_tensor, own: *const C_tensor) -> i32;
-    fn dist_reduce_scatter(group: *mut c_void, own: *const C_tensor, all: *const C_tensor) -> i32;
     fn dist_sum_with_gradient(group: *mut c_void, own: *const C_tensor, sum: *mut *mut C_tensor) -> i32;
     fn dist_reducer_new(
         group: *mut c_void,
@@ -228,11 +227,6 @@ impl Group {
     pub(super) fn all_gather(&self, all: &Tensor, own: &Tensor) -> Result<(), Message> {
         // SAFETY: handle and tensors are valid; c10d checks their sizes.
         done(unsafe { dist_all_gather(self.0.as_ptr(), all.as_ptr(), own.as_ptr()) })
-    }
-
-    pub(super) fn reduce_scatter(&self, own: &Tensor, all: &Tensor) -> Result<(), Message> {
-        // SAFETY: handle and tensors are valid; c10d checks their sizes.
-        done(unsafe { dist_reduce_scatter(self.0.as_ptr(), own.as_ptr(), all.as_ptr()) })
     }
 
     pub(super) fn sum_with_gradient(&self, own: &Tensor) -> Result<Tensor, Message> {

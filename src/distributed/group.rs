@@ -16,8 +16,6 @@ pub enum Reduce {
     Sum,
     /// The greatest.
     Max,
-    /// The least.
-    Min,
 }
 
 /// The ranks, as one of them sees them.
@@ -98,7 +96,7 @@ impl ProcessGroup {
         self.rank == 0
     }
 
-    /// Makes the tensor on every rank the sum, the greatest or the least of all ranks' ones, in place.
+    /// Makes the tensor on every rank the sum or the greatest of all ranks' ones, in place.
     ///
     /// # Shape
     /// Any, the same on every rank; bool, i8, i16, i32, i64, u8, f16, bf16, f32 or f64.
@@ -108,7 +106,6 @@ impl ProcessGroup {
         let op = match how {
             Reduce::Sum => 0,
             Reduce::Max => 1,
-            Reduce::Min => 2,
         };
         self.collective("all-reduce", |group| group.all_reduce(tensor, op)).map(|_| ())
     }
@@ -140,29 +137,6 @@ impl ProcessGroup {
         };
         let all = self.collective("all-gather", gather)?;
         Ok(all.unwrap_or_else(|| own.detach().copy()))
-    }
-
-    /// This rank's part of the sum of all ranks' tensors: its `rank`-th of `world` equal runs of rows.
-    ///
-    /// # Shape
-    /// `all: [world * n, ...]` -> `[n, ...]`; i32, i64, f16, bf16, f32 or f64.
-    /// # Errors
-    /// If the rows cannot be cut evenly, or a rank is lost or does not come in time.
-    pub fn reduce_scatter(&self, all: &Tensor) -> Result<Tensor, DistributedError> {
-        let mut shape = all.size();
-        match shape.first_mut() {
-            Some(rows) if *rows % self.world as i64 == 0 => *rows /= self.world as i64,
-            _ => {
-                let message = format!("{shape:?} cannot be cut into {} runs of rows", self.world);
-                return Err(DistributedError::Backend { what: "reduce-scatter".into(), message });
-            }
-        }
-        let scatter = |group: &ffi::Group| {
-            let own = Tensor::empty(&shape, (all.kind(), all.device()));
-            group.reduce_scatter(&own, all).map(|()| own)
-        };
-        let own = self.collective("reduce-scatter", scatter)?;
-        Ok(own.unwrap_or_else(|| all.detach().copy()))
     }
 
     /// The sum over the ranks, through which gradients flow: each rank's gradient is the sum of those that arrive
@@ -212,15 +186,6 @@ impl ProcessGroup {
                 first: text(0),
             }),
         }
-    }
-
-    /// Returns when all ranks have called it. Devices may still be at work.
-    ///
-    /// # Errors
-    /// If a rank is lost or does not come in time.
-    pub fn barrier(&self) -> Result<(), DistributedError> {
-        let token = Tensor::zeros([1], (Kind::Int, Device::Cpu));
-        self.collective("barrier", |group| group.all_reduce(&token, 0)).map(|_| ())
     }
 
     /// Says at once whether ranks are known to be lost: for a rank that waits for something else than the others.

@@ -30,6 +30,11 @@ fn each_of<T: Send>(world: usize, timeout: Duration, body: impl Fn(ProcessGroup)
     })
 }
 
+/// Returns when all ranks have called it.
+fn barrier(group: &ProcessGroup) -> Result<(), DistributedError> {
+    group.all_reduce(&Tensor::zeros([1], (Kind::Int, Device::Cpu)), Reduce::Sum)
+}
+
 fn listener() -> Arc<TcpListener> {
     Arc::new(TcpListener::bind("127.0.0.1:0").expect("a free port"))
 }

@@ -147,7 +147,7 @@ void dist_group_free(Group* group) {
 
 int32_t dist_all_reduce(Group* group, const at::Tensor* tensor, int32_t op) {
   return guarded([&] {
-    const Op ops[] = {Op::SUM, Op::MAX, Op::MIN};
+    const Op ops[] = {Op::SUM, Op::MAX};
     shim::all_reduce(*group->group, *tensor, ops[op]);
   });
 }
@@ -188,18 +188,6 @@ int32_t dist_all_gather(Group* group, const at::Tensor* all, const at::Tensor* o
     at::Tensor to = shim::bytes_of(*all);
     at::Tensor from = shim::bytes_of(*own);
     shim::wait_for(group->group->_allgather_base(to, from));
-  });
-}
-
-int32_t dist_reduce_scatter(Group* group, const at::Tensor* own, const at::Tensor* all) {
-  return guarded([&] {
-    at::NoGradGuard no_grad;
-    if (own->numel() == 0) {
-      return;
-    }
-    at::Tensor to = own->detach();
-    at::Tensor from = all->detach().contiguous();
-    shim::wait_for(group->group->_reduce_scatter_base(to, from));
   });
 }
 

@@ -28,7 +28,7 @@ fn rank_of_its_own() {
     // The others begin to wait for this rank only now.
     writeln!(std::io::stdout(), "{READY}").expect("heard");
     let group = ProcessGroup::join(&rendezvous, Device::Cpu, timeout).expect("all come");
-    group.barrier().expect("all come");
+    barrier(&group).expect("all come");
     std::thread::sleep(LONG);
 }
 
@@ -72,14 +72,14 @@ fn after_signal(name: &str, timeout: Duration) -> (Vec<DistributedError>, Durati
     let run = |rank: usize| {
         let group =
             ProcessGroup::join(&Rendezvous::at(&listener, rank, 4), Device::Cpu, timeout).expect("all come");
-        group.barrier().expect("all come");
+        barrier(&group).expect("all come");
         all_came.wait();
         if rank == 0 {
             *signalled.lock().expect("no panic") = Some(Instant::now());
             victim.signal(name);
         }
         let error = loop {
-            let still_well = if rank == 2 { group.check() } else { group.barrier() };
+            let still_well = if rank == 2 { group.check() } else { barrier(&group) };
             match still_well {
                 Ok(()) => std::thread::sleep(Duration::from_millis(5)),
                 Err(error) => break error,
@@ -131,10 +131,10 @@ fn the_loss_of_rank_0_is_seen_by_all_others() {
         let flags = RendezvousFlags { rank: Some(rank), world_size: Some(3), master };
         let rendezvous = Rendezvous::find(&flags, &|_| None).expect("complete");
         let group = ProcessGroup::join(&rendezvous, Device::Cpu, LONG).expect("all come");
-        group.barrier().expect("all come");
+        barrier(&group).expect("all come");
         joined.wait();
         wait.wait();
-        let waiting = if rank == 1 { group.barrier() } else { group.store().get("never").map(drop) };
+        let waiting = if rank == 1 { barrier(&group) } else { group.store().get("never").map(drop) };
         waiting.expect_err("rank 0 is gone")
     };
     std::thread::scope(|scope| {
@@ -154,8 +154,8 @@ fn the_loss_of_rank_0_is_seen_by_all_others() {
 fn a_rank_that_does_not_come_to_a_collective_is_named() {
     let done = std::sync::Barrier::new(3);
     let errors = each_of(3, Duration::from_secs(6), |group| {
-        group.barrier().expect("all come");
-        let error = (group.rank() != 2).then(|| group.barrier().expect_err("rank 2 does something else"));
+        barrier(&group).expect("all come");
+        let error = (group.rank() != 2).then(|| barrier(&group).expect_err("rank 2 does something else"));
         done.wait();
         error
     });
@@ -169,7 +169,7 @@ fn a_rank_that_does_not_come_to_a_collective_is_named() {
 fn ranks_that_end_at_different_moments_alarm_nobody() {
     let order = std::sync::Barrier::new(3);
     each_of(3, LONG, |group| {
-        group.barrier().expect("all come");
+        barrier(&group).expect("all come");
         group.leave();
         let rank = group.rank();
         let kept = (rank != 1).then_some(group);
@@ -185,7 +185,7 @@ fn ranks_that_end_at_different_moments_alarm_nobody() {
 fn a_rank_that_ends_without_leaving_is_lost_to_the_others() {
     let order = std::sync::Barrier::new(3);
     let errors = each_of(3, LONG, |group| {
-        group.barrier().expect("all come");
+        barrier(&group).expect("all come");
         let kept = (group.rank() != 1).then_some(group);
         order.wait();
         let began = Instant::now();
@@ -206,12 +206,12 @@ fn a_rank_that_ends_without_leaving_is_lost_to_the_others() {
 fn an_error_of_one_rank_is_that_of_all() {
     for failing in [0, 1] {
         let errors = each_of(3, LONG, |group| {
-            group.barrier().expect("all come");
+            barrier(&group).expect("all come");
             if group.rank() == failing {
                 group.fail(Failure::Data);
                 return None;
             }
-            Some(group.barrier().expect_err("one rank has failed"))
+            Some(barrier(&group).expect_err("one rank has failed"))
         });
         for error in errors.into_iter().flatten() {
             let text = format!("rank {failing} failed with exit code 65; its own log says why");
@@ -224,12 +224,12 @@ fn an_error_of_one_rank_is_that_of_all() {
 #[test]
 fn a_rank_that_left_is_named_by_those_who_still_need_it() {
     let errors = each_of(3, LONG, |group| {
-        group.barrier().expect("all come");
+        barrier(&group).expect("all come");
         if group.rank() == 1 {
             group.leave();
             return None;
         }
-        Some(group.barrier().expect_err("rank 1 has left"))
+        Some(barrier(&group).expect_err("rank 1 has left"))
     });
     for error in errors.into_iter().flatten() {
         assert_eq!(error.to_string(), "rank 1 was lost: it ended before the others");
@@ -244,7 +244,7 @@ fn a_loss_reaches_a_rank_that_asks_for_nothing() {
     let group = ProcessGroup::join(&Rendezvous::at(&listener, 0, 2), Device::Cpu, LONG).expect("both come");
     let (sender, receiver) = std::sync::mpsc::channel();
     group.when_lost(Duration::from_millis(100), move |error| sender.send(error.to_string()).expect("heard"));
-    group.barrier().expect("both come");
+    barrier(&group).expect("both come");
     victim.signal("-KILL");
     let told = receiver.recv_timeout(LONG).expect("told in time");
     assert_eq!(told, "rank 1 was lost: its connection ended");
