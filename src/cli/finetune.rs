@@ -9,8 +9,9 @@ use serde_json::{Map, Value, json};
 
 use super::exit::WrongUsage;
 use super::learn_flags::LearnFlags;
+use super::process::signals;
 use super::progress::{Meter, Terminal, say};
-use super::{GlobalArgs, learn_flags, signals, write_json};
+use super::{GlobalArgs, learn_flags, write_json};
 use crate::checkpoint::{Checkpoint, checkpoint_name};
 use crate::config;
 use crate::dataset::Manifest;

@@ -4,8 +4,6 @@
 //! arguments and one function that turns them into a job of the library.
 
 mod bench;
-mod beside;
-mod braces;
 #[cfg(feature = "torch")]
 mod embed;
 mod exit;
@@ -18,11 +16,8 @@ mod knn;
 #[cfg(feature = "torch")]
 mod learn_flags;
 #[cfg(feature = "torch")]
-mod learning;
-#[cfg(feature = "torch")]
 mod linear;
-#[cfg(feature = "torch")]
-mod openmp;
+mod process;
 mod progress;
 #[cfg(feature = "torch")]
 mod ranks;
@@ -30,7 +25,6 @@ mod render;
 #[cfg(feature = "torch")]
 mod replay;
 mod reports;
-mod signals;
 mod synth;
 #[cfg(feature = "torch")]
 mod train;
@@ -156,7 +150,7 @@ enum Command {
     Inspect(inspect::InspectArgs),
     #[cfg(feature = "torch")]
     #[command(flatten)]
-    Learning(learning::LearningCommand),
+    Learning(process::learning::LearningCommand),
     Knn(Box<knn::KnnArgs>),
     Export(export::ExportArgs),
     Synth(synth::SynthArgs),
@@ -190,8 +184,8 @@ pub fn main() -> ExitCode {
 /// The program `instdisc-torch`, which `instdisc` runs; the other commands are not in it.
 #[cfg(feature = "torch")]
 pub fn main_with_torch() -> ExitCode {
-    openmp::apply_settings();
-    main_with(learning::run)
+    process::openmp::apply_settings();
+    main_with(process::learning::run)
 }
 
 fn main_with(run: fn(&Cli) -> anyhow::Result<()>) -> ExitCode {
@@ -243,14 +237,14 @@ fn command() -> clap::Command {
 
 fn run(cli: &Cli) -> anyhow::Result<()> {
     if cli.command.needs_torch()? {
-        return beside::run();
+        return process::beside::run();
     }
-    signals::end_on_signals(signals::end)?;
+    process::signals::end_on_signals(process::signals::end)?;
     match &cli.command {
         Command::Ingest(args) => ingest::run(&cli.global, args),
         Command::Inspect(args) => inspect::run(&cli.global, args),
         #[cfg(feature = "torch")]
-        Command::Learning(_) => beside::run(),
+        Command::Learning(_) => process::beside::run(),
         Command::Knn(args) => knn::run(&cli.global, args),
         Command::Export(args) => export::run(&cli.global, args),
         Command::Synth(args) => synth::run(args),

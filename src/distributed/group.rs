@@ -3,7 +3,7 @@
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 use super::join::{Joined, join};
 use super::{DistributedError, Rendezvous, Store, ffi};

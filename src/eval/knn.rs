@@ -5,11 +5,11 @@ use std::time::Instant;
 
 use rayon::prelude::*;
 
-use super::interval::score_interval;
 use super::overlap::common_rows;
 use super::report::{ClassScore, Confusion, GridCell, KnnReport, Timing};
 use super::vote::{Ballot, Outcome};
 use super::{Duplicates, EvalError};
+use crate::eval::report::interval::score_interval;
 use crate::feature_table::{FeatureTable, Kind, Table, UnitRows};
 use crate::ids::ClassId;
 use crate::search::{Neighbours, search};

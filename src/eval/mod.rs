@@ -12,7 +12,6 @@ mod duplicates;
 mod embed;
 mod error;
 mod export;
-mod interval;
 mod knn;
 #[cfg(feature = "torch")]
 mod linear;

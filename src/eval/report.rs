@@ -1,5 +1,7 @@
 //! What a vote gave, as the report says it. Scores are shares in 0..1.
 
+pub(super) mod interval;
+
 use serde::Serialize;
 
 /// A kNN report.

@@ -2,7 +2,7 @@
 //!
 //! EXIF is a TIFF directory; XMP, a text that some programs write instead, counts where EXIF does not say anything.
 
-use super::jpeg;
+use super::formats::{jpeg, png, webp};
 
 const ORIENTATION: u16 = 0x112;
 /// Bytes of text before the tag's value in XMP, as an attribute and as an element.
@@ -23,7 +23,7 @@ pub(super) fn of_jpeg(bytes: &[u8]) -> Option<u16> {
 }
 
 pub(super) fn of_png(bytes: &[u8]) -> Option<u16> {
-    let chunks = || super::png::chunks(bytes);
+    let chunks = || png::chunks(bytes);
     let exif = chunks().find(|chunk| chunk.kind == b"eXIf").and_then(|chunk| of_tiff(chunk.data));
     exif.or_else(|| {
         let xmp = |data: &[u8]| data.starts_with(b"XML:com.adobe.xmp\0");
@@ -32,8 +32,7 @@ pub(super) fn of_png(bytes: &[u8]) -> Option<u16> {
 }
 
 pub(super) fn of_webp(bytes: &[u8]) -> Option<u16> {
-    let chunk =
-        |kind: &[u8; 4]| super::webp::chunks(bytes).find(|chunk| chunk.kind == kind).map(|chunk| chunk.data);
+    let chunk = |kind: &[u8; 4]| webp::chunks(bytes).find(|chunk| chunk.kind == kind).map(|chunk| chunk.data);
     let exif = chunk(b"EXIF").and_then(of_tiff);
     exif.or_else(|| of_xmp(chunk(b"XMP ")?))
 }

@@ -3,8 +3,9 @@
 use std::cell::RefCell;
 
 use super::baseline::{BaselineDecoder, Frame};
+use super::formats::jpeg;
 use super::guard;
-use super::{Colour, DecodedImage, Format, Header, ImageError, Limits, decode, jpeg, probe};
+use super::{Colour, DecodedImage, Format, Header, ImageError, Limits, decode, probe};
 
 /// Larger images are left to libjpeg: the decoder's buffers are kept, one for each thread.
 const MOST_KEPT_PIXELS: usize = 1 << 24;

@@ -1,6 +1,7 @@
 //! How much memory decoding an image takes, by its header.
 
-use super::{Colour, Format, Header, jpeg, tiff};
+use super::formats::{jpeg, tiff};
+use super::{Colour, Format, Header};
 
 /// The bytes that [`check`](super::check) and [`decode`](super::decode) allocate at most for an image, beside its encoded bytes. An
 /// upper estimate: pixels times channels times bytes of a channel, and what decoder and conversions hold at the same time.

@@ -6,26 +6,21 @@
 //! that panics rejects its image. docs/formats.md has what differs from Pillow.
 
 mod baseline;
-mod bmp;
 mod error;
 mod exif;
+mod formats;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
-mod gif;
-mod jpeg;
 mod luma;
 mod memory;
 mod orientation;
 mod pixels;
-mod png;
-mod pnm;
 mod region;
 mod resize;
 mod sniff;
-mod tiff;
 mod tiles;
-mod webp;
 
+use self::formats::{bmp, gif, jpeg, png, pnm, tiff, webp};
 use serde::{Deserialize, Serialize};
 
 pub use error::ImageError;

@@ -16,11 +16,11 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::IngestError;
-use super::overlap::overlap;
 use super::source::{as_path_part, is_image};
 use crate::dataset::{IndexRow, Manifest, Row, ShardEntry, ShardReader, Split, read_index};
 use crate::ids::InstanceId;
 use crate::image::{format_of, restore};
+use crate::ingest::part::overlap::overlap;
 use crate::progress::Progress;
 use crate::storage::{Location, PublishMode, StorageError, read_concurrently};
 

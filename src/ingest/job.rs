@@ -6,9 +6,7 @@ use std::time::Instant;
 use rayon::ThreadPool;
 
 use super::journal::{Unfinished, Workshop, has_plan, has_work, recorded_files, unfinished};
-use super::memory::MemoryBudget;
 use super::near_duplicates::{Listed, Look, count, extend_groups, groups, rows};
-use super::overlap::check_overlap;
 use super::part::PartJob;
 use super::plan::{DestinationPlan, IngestPlan, Plan, rejects_file};
 use super::report::{HeldBy, IngestReport, SplitReport};
@@ -19,6 +17,8 @@ use crate::dataset::{
     DUPLICATES_FILE, DatasetError, DuplicateCounts, DuplicateRow, IndexRow, IngestRecord, Manifest, Split,
     ViewHash, read_duplicates, read_index, write_duplicates,
 };
+use crate::ingest::part::overlap::check_overlap;
+use crate::ingest::validate::memory::MemoryBudget;
 use crate::progress::Progress;
 use crate::storage::{Digest, PublishMode, StorageError};
 

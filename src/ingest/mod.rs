@@ -10,26 +10,19 @@
 mod bench;
 mod error;
 mod export;
-mod findings;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod job;
 mod journal;
-mod memory;
 mod near_duplicates;
-mod one_pass;
-mod overlap;
 mod part;
 mod plan;
 mod report;
-mod rewrite;
 mod source;
 mod split_names;
 mod synth;
 mod validate;
 mod verify_source;
-mod view_hash;
-mod write;
 
 use clap::ValueEnum;
 

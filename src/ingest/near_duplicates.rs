@@ -8,12 +8,14 @@
 //! band are compared. Within a bucket the members of one set form balls about a representative: a comparison with the
 //! representative decides for the whole ball, unless the ball is near and of another set.
 
+pub(super) mod view_hash;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use rayon::prelude::*;
 
-use super::view_hash::MOST_DIFFERING_BITS;
+use self::view_hash::MOST_DIFFERING_BITS;
 use crate::dataset::{DuplicateCounts, DuplicateRow, ViewHash};
 use crate::ids::InstanceId;
 use crate::storage::Digest;

@@ -1,23 +1,27 @@
 //! One part of a split: checked, numbered, written.
 
+pub(super) mod one_pass;
+pub(super) mod overlap;
+pub(super) mod write;
+
 use std::collections::HashMap;
 
 use rayon::ThreadPool;
 
-use super::findings::{Findings, LEAK};
+use self::one_pass::{OnePass, Outcome};
+use self::write::{Instance, ShardJob, assign};
 use super::journal::Work;
-use super::memory::{MemoryBudget, OVER_MEMORY_LIMIT};
-use super::one_pass::{OnePass, Outcome};
 use super::plan::{MEMORY_LIMIT, PartPlan, Plan};
 use super::report::{AlreadyThere, SplitReport};
 use super::source::{Entry, Source};
 use super::validate::{ImageInfo, Refusal, Verdict, validate};
-use super::write::{Instance, ShardJob, assign};
 use super::{IngestError, IngestOptions, PROGRAM, TRAINING_SPLIT};
 use crate::dataset::{
     ContentDigest, IndexRow, IngestRecord, Place, ShardEntry, Split, WrittenShard, write_index,
 };
 use crate::ids::InstanceId;
+use crate::ingest::report::findings::{Findings, LEAK};
+use crate::ingest::validate::memory::{MemoryBudget, OVER_MEMORY_LIMIT};
 use crate::progress::Progress;
 use crate::storage::Digest;
 

@@ -1,5 +1,7 @@
 //! What an ingest did.
 
+pub(super) mod findings;
+
 use std::collections::BTreeMap;
 
 use serde::Serialize;

@@ -1,19 +1,22 @@
 //! The check of every image, once.
 
+pub(super) mod memory;
+pub(super) mod rewrite;
+
 use bytes::Bytes;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use self::memory::{MemoryBudget, OVER_MEMORY_LIMIT, runs};
+use self::rewrite::Changes;
 use super::journal::Work;
-use super::memory::{MemoryBudget, OVER_MEMORY_LIMIT, runs};
-use super::rewrite::{self, Changes};
 use super::source::{Entry, Source};
-use super::view_hash::view_hash;
 use super::{CheckDepth, IngestError, IngestOptions};
 use crate::dataset::ViewHash;
 use crate::image::{
     Colour, DecodedImage, Format, Header, ImageError, check, check_header, encode_jpeg, luma,
 };
+use crate::ingest::near_duplicates::view_hash::view_hash;
 use crate::progress::Progress;
 use crate::storage::Digest;
 

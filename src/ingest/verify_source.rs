@@ -10,13 +10,13 @@ use rayon::ThreadPool;
 use rayon::prelude::*;
 use serde::Deserialize;
 
-use super::memory::MemoryBudget;
 use super::plan::{HeldPart, rejects_file};
 use super::report::VerifiedSource;
 use super::source::{Entry, Source};
 use super::validate::{IMAGES_AT_ONCE, Keep, Verdict, validate_all};
 use super::{IngestError, IngestOptions};
 use crate::dataset::{IndexRow, IngestRecord, Manifest, read_index};
+use crate::ingest::validate::memory::MemoryBudget;
 use crate::progress::Progress;
 
 /// Images after which the first difference ends the work.

@@ -203,6 +203,18 @@ fn every_run_file_is_a_valid_configuration() {
     assert!(seen >= 4, "{seen} files");
 }
 
+#[test]
+fn folders_are_small_enough_to_be_seen_at_once() {
+    const MOST: usize = 16;
+    let mut files = std::collections::BTreeMap::<String, usize>::new();
+    for (path, _) in sources() {
+        let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder);
+        *files.entry(folder.to_owned()).or_default() += 1;
+    }
+    files.retain(|_, count| *count > MOST);
+    assert!(files.is_empty(), "{files:#?}");
+}
+
 /// docs/glossary.md has the words that took their place.
 #[test]
 fn words_that_went_do_not_come_back() {

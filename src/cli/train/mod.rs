@@ -18,9 +18,10 @@ pub(super) use headings::under_headings;
 
 use self::exporter::Exporter;
 use self::monitor::{Monitor, Shown};
+use super::process::signals;
 use super::progress::{Meter, say, say_next};
 use super::ranks::{RankFlags, end_as_lost};
-use super::{GlobalArgs, learn_flags, signals};
+use super::{GlobalArgs, learn_flags};
 use crate::checkpoint::{Checkpoint, list_checkpoints};
 use crate::cli::exit::WrongUsage;
 use crate::config;

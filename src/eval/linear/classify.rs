@@ -8,7 +8,7 @@ use tch::{Tensor, no_grad};
 use super::head::Score;
 use crate::augment::EvalTransform;
 use crate::eval::EmbedError;
-use crate::eval::interval::score_interval;
+use crate::eval::report::interval::score_interval;
 use crate::loader::{Source, evaluation_batches};
 use crate::model::Encoder;
 use crate::progress::Progress;

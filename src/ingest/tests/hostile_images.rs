@@ -7,6 +7,7 @@ use turbojpeg::{Colorspace, PixelFormat};
 use super::support::{compressed, detailed, verdicts};
 use super::*;
 use crate::image::{ExifOrientation, Orientation, decode, luma};
+use crate::ingest::near_duplicates::view_hash;
 
 fn refused(name: &str, bytes: Vec<u8>) -> String {
     let (accepted, refused) = verdicts(&[(name, bytes)], |_| {});

@@ -10,7 +10,7 @@ use anyhow::bail;
 const MOST_NAMES: u64 = 1_000_000;
 
 /// Every name that the pattern stands for, in its order.
-pub(super) fn expand(pattern: &str) -> anyhow::Result<Vec<String>> {
+pub(in crate::cli) fn expand(pattern: &str) -> anyhow::Result<Vec<String>> {
     let mut parser = Parser { pattern, at: 0 };
     let names = parser.names(false)?;
     match parser.at == pattern.len() {

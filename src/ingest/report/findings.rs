@@ -4,18 +4,18 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::plan::PartPlan;
-use super::rewrite::Changes;
-use super::source::Source;
-use super::validate::{ImageInfo, Verdict};
-use super::write::Instance;
 use crate::dataset::PartReport;
+use crate::ingest::part::write::Instance;
+use crate::ingest::plan::PartPlan;
+use crate::ingest::source::Source;
+use crate::ingest::validate::rewrite::Changes;
+use crate::ingest::validate::{ImageInfo, Verdict};
 use crate::storage::{Location, PublishMode, StorageError};
 
 /// How many reasons an error or a report shows.
 const SHOWN_REJECTS: usize = 5;
 /// The kind of reason of a training image that another split holds too.
-pub(super) const LEAK: &str = "leak";
+pub(in crate::ingest) const LEAK: &str = "leak";
 
 /// A line of `rejects/<split>.jsonl`.
 #[derive(Serialize)]
@@ -25,10 +25,10 @@ struct Reject<'a> {
 }
 
 /// The verdicts on a part's images.
-pub(super) struct Findings<'a> {
-    pub(super) source: &'a Source,
-    pub(super) part: &'a PartPlan<'a>,
-    pub(super) verdicts: &'a [Verdict],
+pub(in crate::ingest) struct Findings<'a> {
+    pub(in crate::ingest) source: &'a Source,
+    pub(in crate::ingest) part: &'a PartPlan<'a>,
+    pub(in crate::ingest) verdicts: &'a [Verdict],
 }
 
 impl Findings<'_> {
@@ -41,7 +41,7 @@ impl Findings<'_> {
     }
 
     /// The first refused images and why.
-    pub(super) fn first_rejects(&self) -> Vec<String> {
+    pub(in crate::ingest) fn first_rejects(&self) -> Vec<String> {
         let show = |reject: Reject<'_>| format!("{}: {}", reject.path, reject.reason);
         self.rejects().take(SHOWN_REJECTS).map(show).collect()
     }
@@ -50,7 +50,7 @@ impl Findings<'_> {
     ///
     /// # Errors
     /// If the store fails.
-    pub(super) fn publish_rejects(&self, dest: &Location) -> Result<(), StorageError> {
+    pub(in crate::ingest) fn publish_rejects(&self, dest: &Location) -> Result<(), StorageError> {
         let file = dest.join(&self.part.rejects_file());
         let line =
             |reject: Reject<'_>| serde_json::to_string(&reject).expect("a reject is plain data") + "\n";
@@ -58,7 +58,7 @@ impl Findings<'_> {
     }
 
     /// How ids relate to the order of the source.
-    pub(super) fn describe_ids(&self) -> String {
+    pub(in crate::ingest) fn describe_ids(&self) -> String {
         let rejected = self.verdicts.iter().position(Result::is_err);
         match (rejected, self.part.number) {
             (None, 0) => "0 to n-1 in the order of a sorted ImageFolder of these images".into(),
@@ -73,7 +73,7 @@ impl Findings<'_> {
     }
 
     /// Counts; `instances` are the accepted images.
-    pub(super) fn report(&self, instances: &[Instance<'_>]) -> PartReport {
+    pub(in crate::ingest) fn report(&self, instances: &[Instance<'_>]) -> PartReport {
         let verdicts = self.verdicts;
         let mut refused: BTreeMap<String, u64> = BTreeMap::new();
         let kinds = verdicts.iter().filter_map(|verdict| Some(verdict.as_ref().err()?.kind.as_str()));

@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::Context;
 use rustix::io::Errno;
 
-use super::exit::WrongConfig;
+use crate::cli::exit::WrongConfig;
 
 /// The program that computes.
 const PROGRAM: &str = "instdisc-torch";
@@ -23,7 +23,7 @@ const VERSION: &str = match option_env!("INSTDISC_TORCH_VERSION") {
 ///
 /// # Errors
 /// If that program is missing, or does not find the libtorch that it needs.
-pub(super) fn run() -> anyhow::Result<()> {
+pub(in crate::cli) fn run() -> anyhow::Result<()> {
     let own = std::env::current_exe()?;
     let program = own.canonicalize()?.with_file_name(PROGRAM);
     if !program.try_exists().with_context(|| program.display().to_string())? {

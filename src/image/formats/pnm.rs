@@ -4,7 +4,7 @@
 //! Pillow, `PpmImagePlugin.py`: values are scaled to 255 and rounded half to even; grey with more than 8 bits is cut off at
 //! 255.
 
-use super::{Colour, DecodedImage, Format, Header, ImageError};
+use crate::image::{Colour, DecodedImage, Format, Header, ImageError};
 
 /// Digits of a number.
 const MOST_DIGITS: usize = 10;
@@ -92,13 +92,13 @@ impl Layout {
     }
 }
 
-pub(super) fn probe(bytes: &[u8]) -> Result<Header, ImageError> {
+pub(in crate::image) fn probe(bytes: &[u8]) -> Result<Header, ImageError> {
     let Layout { width, height, samples, .. } = Layout::read(bytes)?;
     let colour = if samples == 1 { Colour::Grey } else { Colour::Rgb };
     Ok(Header { format: Format::Pnm, width: width as u32, height: height as u32, colour })
 }
 
-pub(super) fn decode(bytes: &[u8]) -> Result<DecodedImage, ImageError> {
+pub(in crate::image) fn decode(bytes: &[u8]) -> Result<DecodedImage, ImageError> {
     let layout = Layout::read(bytes)?;
     let data = bytes.get(layout.data..).unwrap_or_default();
     let count = layout.width * layout.height * layout.samples;
@@ -138,7 +138,7 @@ fn binary_values(data: &[u8], count: usize, largest: u32, samples: usize) -> Res
 fn binary_bits(data: &[u8], width: usize, height: usize) -> Result<Vec<u8>, ImageError> {
     let pitch = width.div_ceil(8);
     let rows = data.get(..pitch * height).ok_or_else(cut)?.chunks_exact(pitch);
-    Ok(rows.flat_map(|row| super::pixels::packed(row, width, 1)).map(|bit| 255 * (1 - bit)).collect())
+    Ok(rows.flat_map(|row| crate::image::pixels::packed(row, width, 1)).map(|bit| 255 * (1 - bit)).collect())
 }
 
 fn text_values(data: &[u8], count: usize, largest: u32, samples: usize) -> Result<Vec<u8>, ImageError> {

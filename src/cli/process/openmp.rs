@@ -7,14 +7,14 @@
 use std::os::unix::process::CommandExt;
 
 /// The settings that the environment leaves open.
-pub(super) fn missing_settings() -> Vec<(&'static str, String)> {
+pub(in crate::cli) fn missing_settings() -> Vec<(&'static str, String)> {
     let cores = std::thread::available_parallelism().map(usize::from).ok();
     settings(|name| std::env::var_os(name).is_some(), cores)
 }
 
 /// Restarts the program with the settings that the environment leaves open; returns where there are none, as where
 /// `instdisc` has run it.
-pub(super) fn apply_settings() {
+pub(in crate::cli) fn apply_settings() {
     let settings = missing_settings();
     let (false, Ok(program)) = (settings.is_empty(), std::env::current_exe()) else { return };
     let mut words = std::env::args_os();

@@ -5,12 +5,12 @@ use std::cell::RefCell;
 use turbojpeg::{Colorspace, Compressor, Decompressor, Image, PixelFormat, Subsamp, Transform, Transformer};
 
 use self::markers::without_harmless_flaws;
-use super::baseline::{BaselineDecoder, Frame};
-use super::{Channels, Colour, DecodedImage, Format, Header, ImageError, Region};
+use crate::image::baseline::{BaselineDecoder, Frame};
+use crate::image::{Channels, Colour, DecodedImage, Format, Header, ImageError, Region};
 
 mod markers;
 
-pub(super) use self::markers::{has_end, header_segments, is_progressive};
+pub(in crate::image) use self::markers::{has_end, header_segments, is_progressive};
 
 /// What libjpeg warns of although the image is whole, as in Pillow. Any other warning means lost pixels.
 const HARMLESS_WARNINGS: [&str; 5] = [
@@ -68,7 +68,7 @@ fn is_harmless(error: &ImageError) -> bool {
     HARMLESS_WARNINGS.iter().any(|warning| reason.contains(warning))
 }
 
-pub(super) fn probe(bytes: &[u8]) -> Result<Header, ImageError> {
+pub(in crate::image) fn probe(bytes: &[u8]) -> Result<Header, ImageError> {
     let read = |bytes: &[u8]| with_decompressor(|decompressor| decompressor.read_header(bytes));
     let header = match read(bytes) {
         Err(error) if is_harmless(&error) => read(&without_harmless_flaws(bytes))?,
@@ -87,7 +87,7 @@ pub(super) fn probe(bytes: &[u8]) -> Result<Header, ImageError> {
     })
 }
 
-pub(super) fn decode(bytes: &[u8], header: Header) -> Result<DecodedImage, ImageError> {
+pub(in crate::image) fn decode(bytes: &[u8], header: Header) -> Result<DecodedImage, ImageError> {
     let rgb = match header.colour {
         Colour::Grey => decode_grey(bytes, header)?.into_iter().flat_map(|value| [value; 3]).collect(),
         Colour::Rgb => decode_as(bytes, header, PixelFormat::RGB)?,
@@ -97,12 +97,12 @@ pub(super) fn decode(bytes: &[u8], header: Header) -> Result<DecodedImage, Image
 }
 
 /// The brightness of a grey image.
-pub(super) fn decode_grey(bytes: &[u8], header: Header) -> Result<Vec<u8>, ImageError> {
+pub(in crate::image) fn decode_grey(bytes: &[u8], header: Header) -> Result<Vec<u8>, ImageError> {
     decode_as(bytes, header, PixelFormat::GRAY)
 }
 
 /// The four inks of a pixel as they are stored.
-pub(super) fn decode_inks(bytes: &[u8], header: Header) -> Result<Vec<u8>, ImageError> {
+pub(in crate::image) fn decode_inks(bytes: &[u8], header: Header) -> Result<Vec<u8>, ImageError> {
     decode_as(bytes, header, PixelFormat::CMYK)
 }
 
@@ -144,7 +144,7 @@ fn is_whole(bytes: &[u8]) -> bool {
 ///
 /// # Source
 /// Pillow, `Convert.c` (`cmyk2rgb`) after its JPEG plugin's `CMYK;I`.
-pub(super) fn rgb_from_inverted_cmyk(pixels: &[u8]) -> Vec<u8> {
+pub(in crate::image) fn rgb_from_inverted_cmyk(pixels: &[u8]) -> Vec<u8> {
     let scaled = |ink: u8, paper: u8| {
         let product = u32::from(ink) * u32::from(paper) + 128;
         (((product >> 8) + product) >> 8) as u8
@@ -158,7 +158,7 @@ pub(super) fn rgb_from_inverted_cmyk(pixels: &[u8]) -> Vec<u8> {
         .collect()
 }
 
-pub(super) fn encode(image: &DecodedImage, quality: u8) -> Result<Vec<u8>, ImageError> {
+pub(in crate::image) fn encode(image: &DecodedImage, quality: u8) -> Result<Vec<u8>, ImageError> {
     let failed = |error: turbojpeg::Error| ImageError::Encode { reason: error.to_string() };
     let mut compressor = Compressor::new().map_err(failed)?;
     compressor.set_quality(i32::from(quality)).map_err(failed)?;
@@ -174,7 +174,7 @@ pub(super) fn encode(image: &DecodedImage, quality: u8) -> Result<Vec<u8>, Image
 }
 
 /// The same coefficients as one scan.
-pub(super) fn to_baseline(bytes: &[u8]) -> Result<Vec<u8>, ImageError> {
+pub(in crate::image) fn to_baseline(bytes: &[u8]) -> Result<Vec<u8>, ImageError> {
     // The transformer itself knows no limit.
     if memchr::memmem::find_iter(bytes, &[0xFF, 0xDA]).count() > MOST_SCANS as usize {
         let reason = format!("it has more than {MOST_SCANS} scans");

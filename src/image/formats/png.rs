@@ -5,16 +5,16 @@ use std::io::Cursor;
 use flate2::Crc;
 use png::{BitDepth, ColorType, DecodeOptions, Decoder, Reader};
 
-use super::pixels::Palette;
-use super::{Colour, DecodedImage, Format, Header, ImageError};
+use crate::image::pixels::Palette;
+use crate::image::{Colour, DecodedImage, Format, Header, ImageError};
 
 const SIGNATURE: &[u8] = b"\x89PNG\r\n\x1A\n";
 
 /// A chunk, as far as the file goes.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Chunk<'a> {
-    pub(super) kind: &'a [u8; 4],
-    pub(super) data: &'a [u8],
+pub(in crate::image) struct Chunk<'a> {
+    pub(in crate::image) kind: &'a [u8; 4],
+    pub(in crate::image) data: &'a [u8],
     /// From its length to its checksum.
     whole: &'a [u8],
 }
@@ -29,7 +29,7 @@ impl Chunk<'_> {
 }
 
 /// The chunks up to the end.
-pub(super) fn chunks(bytes: &[u8]) -> impl Iterator<Item = Chunk<'_>> {
+pub(in crate::image) fn chunks(bytes: &[u8]) -> impl Iterator<Item = Chunk<'_>> {
     let mut rest = bytes.get(SIGNATURE.len()..).unwrap_or_default();
     std::iter::from_fn(move || {
         let (len, behind) = rest.split_first_chunk::<4>()?;
@@ -93,7 +93,7 @@ fn open(essential: &[u8]) -> Result<Reader<Cursor<&[u8]>>, ImageError> {
     decoder.read_info().map_err(corrupt)
 }
 
-pub(super) fn probe(bytes: &[u8]) -> Result<Header, ImageError> {
+pub(in crate::image) fn probe(bytes: &[u8]) -> Result<Header, ImageError> {
     let header = chunks(bytes).next().filter(|chunk| chunk.kind == b"IHDR" && chunk.data.len() >= 13);
     let chunk = header.ok_or_else(|| corrupt("its header is missing"))?;
     if !chunk.has_its_checksum() {
@@ -104,7 +104,7 @@ pub(super) fn probe(bytes: &[u8]) -> Result<Header, ImageError> {
     Ok(Header { format: Format::Png, width: side(0), height: side(4), colour })
 }
 
-pub(super) fn decode(bytes: &[u8]) -> Result<DecodedImage, ImageError> {
+pub(in crate::image) fn decode(bytes: &[u8]) -> Result<DecodedImage, ImageError> {
     let essential = essential(bytes)?;
     let mut reader = open(&essential)?;
     let too_large = || corrupt("it does not fit in memory");
@@ -131,7 +131,7 @@ fn append_row(
     rgb: &mut Vec<u8>,
 ) {
     let bytes = if depth == BitDepth::Sixteen { 2 } else { 1 };
-    let packed = super::pixels::packed(row, width, depth as usize);
+    let packed = crate::image::pixels::packed(row, width, depth as usize);
     match colour {
         ColorType::Indexed => rgb.extend(packed.flat_map(|index| palette.colour(index))),
         ColorType::Grayscale if bytes == 2 => {
@@ -155,7 +155,7 @@ fn append_row(
 }
 
 /// The bytes of one image are the same in every version: datasets hold them.
-pub(super) fn encode(image: &DecodedImage) -> Result<Vec<u8>, ImageError> {
+pub(in crate::image) fn encode(image: &DecodedImage) -> Result<Vec<u8>, ImageError> {
     let mut bytes = Vec::new();
     let mut encoder = png::Encoder::new(&mut bytes, image.width, image.height);
     encoder.set_color(ColorType::Rgb);

@@ -4,17 +4,17 @@ use std::io::Cursor;
 
 use image_webp::WebPDecoder;
 
-use super::{Colour, DecodedImage, Format, Header, ImageError};
+use crate::image::{Colour, DecodedImage, Format, Header, ImageError};
 
 /// A chunk of the RIFF container.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Chunk<'a> {
-    pub(super) kind: &'a [u8; 4],
-    pub(super) data: &'a [u8],
+pub(in crate::image) struct Chunk<'a> {
+    pub(in crate::image) kind: &'a [u8; 4],
+    pub(in crate::image) data: &'a [u8],
 }
 
 /// The chunks of a file, as far as it goes.
-pub(super) fn chunks(bytes: &[u8]) -> impl Iterator<Item = Chunk<'_>> {
+pub(in crate::image) fn chunks(bytes: &[u8]) -> impl Iterator<Item = Chunk<'_>> {
     riff_chunks(bytes.get(12..).unwrap_or_default())
 }
 
@@ -37,13 +37,13 @@ fn number(bytes: &[u8]) -> u32 {
     bytes.iter().rev().fold(0, |number, &byte| number << 8 | u32::from(byte))
 }
 
-pub(super) fn probe(bytes: &[u8]) -> Result<Header, ImageError> {
+pub(in crate::image) fn probe(bytes: &[u8]) -> Result<Header, ImageError> {
     let decoder = WebPDecoder::new(Cursor::new(bytes)).map_err(corrupt)?;
     let (width, height) = decoder.dimensions();
     Ok(Header { format: Format::Webp, width, height, colour: Colour::Rgb })
 }
 
-pub(super) fn decode(bytes: &[u8]) -> Result<DecodedImage, ImageError> {
+pub(in crate::image) fn decode(bytes: &[u8]) -> Result<DecodedImage, ImageError> {
     let decoder = WebPDecoder::new(Cursor::new(bytes)).map_err(corrupt)?;
     if !decoder.is_animated() {
         return decode_still(decoder);

@@ -4,30 +4,30 @@ use bytes::Bytes;
 use rayon::prelude::*;
 use serde::de::DeserializeOwned;
 
-use super::journal::{ACCEPTED, Work};
-use super::memory::{MemoryBudget, runs};
-use super::rewrite;
-use super::source::{Entry, Source};
-use super::validate::{IMAGES_AT_ONCE, ImageInfo};
-use super::{IngestError, IngestOptions};
 use crate::dataset::{DatasetError, Row, ShardWriter, WriterOptions, WrittenShard};
 use crate::ids::{ClassId, InstanceId};
+use crate::ingest::journal::{ACCEPTED, Work};
+use crate::ingest::source::{Entry, Source};
+use crate::ingest::validate::memory::{MemoryBudget, runs};
+use crate::ingest::validate::rewrite;
+use crate::ingest::validate::{IMAGES_AT_ONCE, ImageInfo};
+use crate::ingest::{IngestError, IngestOptions};
 use crate::progress::Progress;
 use crate::rng::{Purpose, Stream};
 use crate::storage::{Digest, Location, StorageError};
 
 /// An image with everything that its row says.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Instance<'a> {
-    pub(super) id: InstanceId,
-    pub(super) class: Option<ClassId>,
-    pub(super) entry: &'a Entry,
-    pub(super) facts: &'a ImageInfo,
+pub(in crate::ingest) struct Instance<'a> {
+    pub(in crate::ingest) id: InstanceId,
+    pub(in crate::ingest) class: Option<ClassId>,
+    pub(in crate::ingest) entry: &'a Entry,
+    pub(in crate::ingest) facts: &'a ImageInfo,
 }
 
 impl Instance<'_> {
     /// Its row.
-    pub(super) fn row(&self, bytes: Bytes) -> Row {
+    pub(in crate::ingest) fn row(&self, bytes: Bytes) -> Row {
         Row {
             id: self.id,
             label: self.class,
@@ -41,7 +41,7 @@ impl Instance<'_> {
 
 /// Deals images of these sizes to shards: permuted by the seed, so that each shard is a uniform sample, and cut
 /// where a shard is full. The shards hold places in the list.
-pub(super) fn assign(sizes: &[u64], seed: u64, part: u64, shard_bytes: u64) -> Vec<Vec<u32>> {
+pub(in crate::ingest) fn assign(sizes: &[u64], seed: u64, part: u64, shard_bytes: u64) -> Vec<Vec<u32>> {
     let mut order: Vec<u32> = (0..sizes.len() as u32).collect();
     Stream::new(seed, Purpose::ShardOrder, part, 0).shuffle(&mut order);
     let (mut shards, mut shard, mut bytes) = (Vec::new(), Vec::new(), 0);
@@ -61,36 +61,36 @@ pub(super) fn assign(sizes: &[u64], seed: u64, part: u64, shard_bytes: u64) -> V
 
 /// What the shards of a part have in common.
 #[derive(Debug)]
-pub(super) struct ShardJob<'a> {
-    pub(super) source: &'a Source,
-    pub(super) options: &'a IngestOptions,
-    pub(super) memory: &'a MemoryBudget,
-    pub(super) dest: &'a Location,
-    pub(super) split: &'a str,
-    pub(super) classes: &'a [String],
+pub(in crate::ingest) struct ShardJob<'a> {
+    pub(in crate::ingest) source: &'a Source,
+    pub(in crate::ingest) options: &'a IngestOptions,
+    pub(in crate::ingest) memory: &'a MemoryBudget,
+    pub(in crate::ingest) dest: &'a Location,
+    pub(in crate::ingest) split: &'a str,
+    pub(in crate::ingest) classes: &'a [String],
     /// The number of the first shard.
-    pub(super) first: usize,
+    pub(in crate::ingest) first: usize,
 }
 
 impl ShardJob<'_> {
     /// The name of a shard of the part, by its number in it.
-    pub(super) fn name(&self, number: usize) -> String {
+    pub(in crate::ingest) fn name(&self, number: usize) -> String {
         format!("shard-{:05}", self.first + number)
     }
 
     /// The path of a shard within the dataset's folder.
-    pub(super) fn path(&self, number: usize) -> String {
+    pub(in crate::ingest) fn path(&self, number: usize) -> String {
         format!("{}/{}.parquet", self.split, self.name(number))
     }
 
     /// Starts a shard.
-    pub(super) fn start(&self, number: usize) -> Result<ShardWriter, DatasetError> {
+    pub(in crate::ingest) fn start(&self, number: usize) -> Result<ShardWriter, DatasetError> {
         let layout = WriterOptions { row_group: self.options.row_group, classes: self.classes.to_vec() };
         ShardWriter::start(self.dest, &self.path(number), &layout)
     }
 
     /// What an earlier call recorded of a shard, if the shard is there.
-    pub(super) fn finished<T: DeserializeOwned>(
+    pub(in crate::ingest) fn finished<T: DeserializeOwned>(
         &self,
         work: &Work,
         record: &str,
@@ -107,7 +107,7 @@ impl ShardJob<'_> {
     ///
     /// # Errors
     /// If the store fails.
-    pub(super) fn remove_others(&self, work: &Work) -> Result<(), StorageError> {
+    pub(in crate::ingest) fn remove_others(&self, work: &Work) -> Result<(), StorageError> {
         let recorded = work.files()?;
         for entry in self.dest.join(self.split).list()? {
             let path = format!("{}/{}", self.split, entry.name);
@@ -126,7 +126,7 @@ impl ShardJob<'_> {
     ///
     /// # Errors
     /// If the store fails.
-    pub(super) fn keep_for(&self, accepted: Digest, work: &Work) -> Result<(), StorageError> {
+    pub(in crate::ingest) fn keep_for(&self, accepted: Digest, work: &Work) -> Result<(), StorageError> {
         if work.load(ACCEPTED)? == Some(accepted) {
             return Ok(());
         }
@@ -144,7 +144,7 @@ impl ShardJob<'_> {
     ///
     /// # Errors
     /// If the source changed since it was checked, or a store fails.
-    pub(super) fn write(
+    pub(in crate::ingest) fn write(
         &self,
         shards: &[Vec<Instance<'_>>],
         work: &Work,

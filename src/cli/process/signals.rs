@@ -13,7 +13,7 @@ use crate::storage;
 
 /// Sets the flag on SIGTERM, SIGUSR1 and SIGINT; a second SIGINT ends the process at once.
 #[cfg(feature = "torch")]
-pub(super) fn stop_on_signals(flag: &'static AtomicBool) -> anyhow::Result<()> {
+pub(in crate::cli) fn stop_on_signals(flag: &'static AtomicBool) -> anyhow::Result<()> {
     let _inside_the_runtime = storage::handle().enter();
     for kind in [SignalKind::terminate(), SignalKind::user_defined1(), SignalKind::interrupt()] {
         let mut signals = signal(kind)?;
@@ -37,7 +37,7 @@ pub(super) fn stop_on_signals(flag: &'static AtomicBool) -> anyhow::Result<()> {
 }
 
 /// Ends the process by `end` at a SIGTERM or SIGINT if it is the first one of a container, as these would end any other.
-pub(super) fn end_on_signals(end: fn(u8) -> !) -> anyhow::Result<()> {
+pub(in crate::cli) fn end_on_signals(end: fn(u8) -> !) -> anyhow::Result<()> {
     if std::process::id() != 1 {
         return Ok(());
     }
@@ -60,6 +60,6 @@ fn code_of(kind: SignalKind) -> u8 {
 
 /// Ends the process from a signal's task, which has no error to return.
 #[expect(clippy::disallowed_methods, reason = "there is no error to return from a signal's task")]
-pub(super) fn end(code: u8) -> ! {
+pub(in crate::cli) fn end(code: u8) -> ! {
     std::process::exit(code.into())
 }

@@ -12,9 +12,9 @@ mod unpack;
 
 use self::directory::{Directory, Tag};
 use self::unpack::{Chunk, unpack};
-use super::orientation::Orientation;
-use super::pixels::Palette;
-use super::{Colour, DecodedImage, Format, Header, ImageError, jpeg};
+use crate::image::orientation::Orientation;
+use crate::image::pixels::Palette;
+use crate::image::{Colour, DecodedImage, Format, Header, ImageError, jpeg};
 
 /// Samples of a pixel: four inks and two more.
 const MOST_SAMPLES: usize = 6;
@@ -22,7 +22,7 @@ const MOST_SAMPLES: usize = 6;
 const MOST_TILE_SHARE: usize = 4;
 const LEAST_TILE_PIXELS: usize = 1 << 20;
 
-pub(super) fn corrupt(reason: impl Into<String>) -> ImageError {
+pub(in crate::image) fn corrupt(reason: impl Into<String>) -> ImageError {
     ImageError::Corrupt { format: Format::Tiff.name(), reason: reason.into() }
 }
 
@@ -158,7 +158,7 @@ impl<'a> Layout<'a> {
     }
 }
 
-pub(super) fn probe(bytes: &[u8]) -> Result<Header, ImageError> {
+pub(in crate::image) fn probe(bytes: &[u8]) -> Result<Header, ImageError> {
     let layout = Layout::read(bytes)?;
     let (width, height) = layout.orientation.size((layout.width as u32, layout.height as u32));
     let colour = match layout.photometric {
@@ -170,14 +170,14 @@ pub(super) fn probe(bytes: &[u8]) -> Result<Header, ImageError> {
 }
 
 /// The bytes of all samples and of one strip or tile, as they are unpacked.
-pub(super) fn sample_memory(bytes: &[u8]) -> Result<u64, ImageError> {
+pub(in crate::image) fn sample_memory(bytes: &[u8]) -> Result<u64, ImageError> {
     let layout = Layout::read(bytes)?;
     let of_chunk = layout.chunk.0.saturating_mul(layout.chunk.1);
     let pixels = layout.width.saturating_mul(layout.height).saturating_add(of_chunk);
     Ok((pixels as u64).saturating_mul((layout.samples * layout.bits.div_ceil(8)) as u64))
 }
 
-pub(super) fn decode(bytes: &[u8]) -> Result<DecodedImage, ImageError> {
+pub(in crate::image) fn decode(bytes: &[u8]) -> Result<DecodedImage, ImageError> {
     let layout = Layout::read(bytes)?;
     let (samples, is_rgb) = layout.samples(bytes)?;
     let rgb = if is_rgb { samples } else { layout.rgb(&samples)? };
@@ -264,7 +264,7 @@ impl Layout<'_> {
             // As a saturating cast cuts, toward zero.
             (32, Sample::Float) => Box::new(fours.map(move |four| f32::from_bits(long(four)) as u8)),
             (32, _) => Box::new(fours.map(move |four| (long(four) as i32).clamp(0, 255) as u8)),
-            (bits, _) => Box::new(super::pixels::packed(row, count, bits)),
+            (bits, _) => Box::new(crate::image::pixels::packed(row, count, bits)),
         }
     }
 

@@ -1,12 +1,13 @@
 //! The commands that need libtorch. Only the program `instdisc-torch` runs them, so that no other loads it.
 
+use super::signals;
 use clap::Subcommand;
 
-use super::exit::WrongUsage;
-use super::{Cli, Command, bench, embed, finetune, knn, linear, replay, signals, train};
+use crate::cli::exit::WrongUsage;
+use crate::cli::{Cli, Command, bench, embed, finetune, knn, linear, replay, train};
 
 #[derive(Debug, Subcommand)]
-pub(super) enum LearningCommand {
+pub(in crate::cli) enum LearningCommand {
     Train(Box<train::TrainArgs>),
     Embed(embed::EmbedArgs),
     Linear(linear::LinearArgs),
@@ -18,7 +19,7 @@ pub(super) enum LearningCommand {
 ///
 /// # Errors
 /// Those of the command.
-pub(super) fn run(cli: &Cli) -> anyhow::Result<()> {
+pub(in crate::cli) fn run(cli: &Cli) -> anyhow::Result<()> {
     let global = &cli.global;
     let stops_on_purpose =
         matches!(cli.command, Command::Learning(LearningCommand::Train(_) | LearningCommand::Finetune(_)));

@@ -3,8 +3,8 @@
 //! # Source
 //! Pillow, `BmpImagePlugin.py` and Unpack.c.
 
-use super::pixels::{Palette, packed};
-use super::{Colour, DecodedImage, Format, Header, ImageError};
+use crate::image::pixels::{Palette, packed};
+use crate::image::{Colour, DecodedImage, Format, Header, ImageError};
 
 /// Bytes before the information header.
 const FILE_HEADER: usize = 14;
@@ -121,12 +121,12 @@ impl Layout {
     }
 }
 
-pub(super) fn probe(bytes: &[u8]) -> Result<Header, ImageError> {
+pub(in crate::image) fn probe(bytes: &[u8]) -> Result<Header, ImageError> {
     let Layout { width, height, .. } = Layout::read(bytes)?;
     Ok(Header { format: Format::Bmp, width: width as u32, height: height as u32, colour: Colour::Rgb })
 }
 
-pub(super) fn decode(bytes: &[u8]) -> Result<DecodedImage, ImageError> {
+pub(in crate::image) fn decode(bytes: &[u8]) -> Result<DecodedImage, ImageError> {
     let layout = Layout::read(bytes)?;
     let Layout { width, height, bits, .. } = layout;
     let data = bytes.get(layout.data..).ok_or_else(cut)?;

@@ -4,8 +4,8 @@ use std::io::Cursor;
 
 use gif::{ColorOutput, DecodeOptions, Decoder, Frame, MemoryLimit};
 
-use super::pixels::Palette;
-use super::{Colour, DecodedImage, Format, Header, ImageError};
+use crate::image::pixels::Palette;
+use crate::image::{Colour, DecodedImage, Format, Header, ImageError};
 
 fn corrupt(reason: impl ToString) -> ImageError {
     ImageError::Corrupt { format: Format::Gif.name(), reason: reason.to_string() }
@@ -51,7 +51,7 @@ fn size(decoder: &Decoder<Cursor<&[u8]>>, frame: &Frame) -> (u32, u32) {
     (width, height)
 }
 
-pub(super) fn probe(bytes: &[u8]) -> Result<Header, ImageError> {
+pub(in crate::image) fn probe(bytes: &[u8]) -> Result<Header, ImageError> {
     let changed = with_palette(bytes);
     let mut decoder = open(changed.as_deref().unwrap_or(bytes))?;
     let frame = decoder.next_frame_info().map_err(corrupt)?.ok_or_else(no_frame)?.clone();
@@ -65,7 +65,7 @@ pub(super) fn probe(bytes: &[u8]) -> Result<Header, ImageError> {
 /// # Source
 /// Pillow, `GifImagePlugin.py`: around the frame is the transparent colour, else the first of the palette; a palette that
 /// is a ramp of greys is none.
-pub(super) fn decode(bytes: &[u8]) -> Result<DecodedImage, ImageError> {
+pub(in crate::image) fn decode(bytes: &[u8]) -> Result<DecodedImage, ImageError> {
     let changed = with_palette(bytes);
     let mut decoder = open(changed.as_deref().unwrap_or(bytes))?;
     let frame = decoder.read_next_frame().map_err(corrupt)?.ok_or_else(no_frame)?.clone();

@@ -12,15 +12,15 @@ use rayon::ThreadPool;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::IngestError;
-use super::journal::{ENDED, Work};
-use super::memory::{MemoryBudget, runs};
-use super::plan::Plan;
-use super::source::Entry;
-use super::validate::{IMAGES_AT_ONCE, ImageInfo, Keep, MOST_IMAGE_BYTES, Verdict, validate_all};
 use super::write::{Instance, ShardJob};
 use crate::dataset::WrittenShard;
 use crate::ids::InstanceId;
+use crate::ingest::IngestError;
+use crate::ingest::journal::{ENDED, Work};
+use crate::ingest::plan::Plan;
+use crate::ingest::source::Entry;
+use crate::ingest::validate::memory::{MemoryBudget, runs};
+use crate::ingest::validate::{IMAGES_AT_ONCE, ImageInfo, Keep, MOST_IMAGE_BYTES, Verdict, validate_all};
 use crate::progress::Progress;
 
 /// Images of a shard that are checked together, on all threads.
@@ -28,7 +28,7 @@ const IMAGES_OF_BATCH: usize = 128;
 
 /// What came of it.
 #[derive(Debug)]
-pub(super) enum Outcome {
+pub(in crate::ingest) enum Outcome {
     /// All images are accepted and written.
     Whole { facts: Vec<ImageInfo>, shards: Vec<WrittenShard> },
     /// An image is refused; what is known of each.
@@ -50,19 +50,19 @@ struct Tried {
 }
 
 /// The work on a part.
-pub(super) struct OnePass<'a> {
-    pub(super) job: &'a ShardJob<'a>,
-    pub(super) plan: &'a Plan<'a>,
-    pub(super) entries: &'a [Entry],
-    pub(super) work: &'a Work,
+pub(in crate::ingest) struct OnePass<'a> {
+    pub(in crate::ingest) job: &'a ShardJob<'a>,
+    pub(in crate::ingest) plan: &'a Plan<'a>,
+    pub(in crate::ingest) entries: &'a [Entry],
+    pub(in crate::ingest) work: &'a Work,
     /// The id of the first image.
-    pub(super) first_id: usize,
+    pub(in crate::ingest) first_id: usize,
     /// The pool that checks images; writing has threads of its own, that mostly wait.
-    pub(super) checkers: &'a ThreadPool,
-    pub(super) memory: &'a MemoryBudget,
+    pub(in crate::ingest) checkers: &'a ThreadPool,
+    pub(in crate::ingest) memory: &'a MemoryBudget,
     /// Shards that are written at once.
-    pub(super) uploads: usize,
-    pub(super) progress: &'a dyn Progress,
+    pub(in crate::ingest) uploads: usize,
+    pub(in crate::ingest) progress: &'a dyn Progress,
 }
 
 impl OnePass<'_> {
@@ -70,7 +70,7 @@ impl OnePass<'_> {
     ///
     /// # Errors
     /// If the source or the destination fails.
-    pub(super) fn run(&self, shards: &[Vec<u32>]) -> Result<Outcome, IngestError> {
+    pub(in crate::ingest) fn run(&self, shards: &[Vec<u32>]) -> Result<Outcome, IngestError> {
         let is_rejected =
             |entry: &Entry| entry.fault.is_some() || entry.bytes == 0 || entry.bytes > MOST_IMAGE_BYTES;
         let ended = self.work.load::<bool>(ENDED)?.is_some() || self.entries.iter().any(is_rejected);

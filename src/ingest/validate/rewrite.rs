@@ -6,23 +6,23 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::IngestOptions;
 use crate::image::{
     DecodedImage, ImageError, Limits, decode, encode_jpeg, probe, progressive_to_baseline, set_tiles, shrink,
     shrunk_size, transcode,
 };
+use crate::ingest::IngestOptions;
 
 /// What was changed of an image's bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Changes {
-    pub(super) smaller: bool,
-    pub(super) baseline: bool,
-    pub(super) tiled: bool,
+pub(in crate::ingest) struct Changes {
+    pub(in crate::ingest) smaller: bool,
+    pub(in crate::ingest) baseline: bool,
+    pub(in crate::ingest) tiled: bool,
 }
 
 impl Changes {
     /// Whether the bytes are those of the source.
-    pub(super) fn none(self) -> bool {
+    pub(in crate::ingest) fn none(self) -> bool {
         self == Self::default()
     }
 }
@@ -31,7 +31,10 @@ impl Changes {
 ///
 /// # Errors
 /// If it is no image, or a bad or too large one.
-pub(super) fn smaller(source: &[u8], options: &IngestOptions) -> Result<Option<DecodedImage>, ImageError> {
+pub(in crate::ingest) fn smaller(
+    source: &[u8],
+    options: &IngestOptions,
+) -> Result<Option<DecodedImage>, ImageError> {
     let (max_side, short_side) = (options.max_side, options.short_side);
     if max_side.is_none() && short_side.is_none() {
         return Ok(None);
@@ -46,7 +49,7 @@ pub(super) fn smaller(source: &[u8], options: &IngestOptions) -> Result<Option<D
 }
 
 /// The bytes without loss as later decoding likes them best, of an image that was checked.
-pub(super) fn repair(source: &[u8], options: &IngestOptions) -> (Option<Vec<u8>>, Changes) {
+pub(in crate::ingest) fn repair(source: &[u8], options: &IngestOptions) -> (Option<Vec<u8>>, Changes) {
     let (mut bytes, mut changes) = (None, Changes::default());
     if options.baseline
         && let Ok(Some(baseline)) = progressive_to_baseline(source)
@@ -70,7 +73,7 @@ fn has_same_pixels(source: &[u8], baseline: &[u8], options: &IngestOptions) -> b
 
 /// Makes the bytes again that a check of the same source has made, without its checks; `None` if the source is
 /// another one.
-pub(super) fn again(source: &[u8], changes: Changes, options: &IngestOptions) -> Option<Vec<u8>> {
+pub(in crate::ingest) fn again(source: &[u8], changes: Changes, options: &IngestOptions) -> Option<Vec<u8>> {
     let mut bytes = None;
     if changes.smaller {
         bytes = Some(encode_jpeg(&smaller(source, options).ok()??, options.quality).ok()?);
@@ -85,6 +88,6 @@ pub(super) fn again(source: &[u8], changes: Changes, options: &IngestOptions) ->
 }
 
 /// What is accepted under these options.
-pub(super) fn limits(options: &IngestOptions) -> Limits {
+pub(in crate::ingest) fn limits(options: &IngestOptions) -> Limits {
     Limits { max_pixels: options.max_pixels }
 }

@@ -8,7 +8,7 @@ const QUANTILE: f64 = 1.959_963_984_540_054;
 ///
 /// # Source
 /// Wilson 1927; Brown, Cai and DasGupta, Interval Estimation for a Binomial Proportion (2001), equation 4.
-pub(super) fn score_interval(hits: usize, trials: usize) -> [f64; 2] {
+pub(in crate::eval) fn score_interval(hits: usize, trials: usize) -> [f64; 2] {
     if trials == 0 {
         return [f64::NAN; 2];
     }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{IngestError, IngestOptions};
+use crate::ingest::{IngestError, IngestOptions};
 use crate::storage::Location;
 
 /// Checks that no source holds the destination or is within it: an ingest would read what it writes, or write among
@@ -10,7 +10,7 @@ use crate::storage::Location;
 ///
 /// # Errors
 /// [`IngestError::Overlap`].
-pub(super) fn check_overlap(options: &IngestOptions) -> Result<(), IngestError> {
+pub(in crate::ingest) fn check_overlap(options: &IngestOptions) -> Result<(), IngestError> {
     match options.sources.iter().find(|source| overlap(source, &options.dest)) {
         None => Ok(()),
         Some(source) => {
@@ -20,7 +20,7 @@ pub(super) fn check_overlap(options: &IngestOptions) -> Result<(), IngestError> 
 }
 
 /// Whether the locations are the same or one is within the other; links of this machine are followed.
-pub(super) fn overlap(one: &Location, other: &Location) -> bool {
+pub(in crate::ingest) fn overlap(one: &Location, other: &Location) -> bool {
     match (one.local_path(), other.local_path()) {
         (Some(one), Some(other)) => {
             let (one, other) = (canonical(one), canonical(other));
