@@ -8,8 +8,8 @@ source jobs/setup/again.sh
 what=$1
 cores=$(nproc)
 # Minutes of one core, measured on 2 (docs/performance.md, "From nothing").
-dependencies=26
-program=8
+dependencies=30
+program=4
 minutes() { # minutes CORE_MINUTES
   local minutes=$((($1 + cores - 1) / cores))
   echo "about $minutes min on $cores cores"
