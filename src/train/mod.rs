@@ -92,7 +92,7 @@ pub struct TrainJob {
     pub on_lost: fn(DistributedError),
 }
 
-/// How a call of [`train`](super::train) or [`finetune`](super::finetune()) ended well.
+/// How a call of [`train`](train()) or [`finetune`](finetune()) ended well.
 #[derive(Clone, Debug)]
 pub enum Outcome {
     /// The run was finished before.
