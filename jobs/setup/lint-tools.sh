@@ -13,8 +13,12 @@ missing() { # missing WHAT COMMAND
   exit 1
 }
 
+# Its toolchain by the name under which it is installed: 1.90-x86_64-… or 1.90.0-x86_64-….
+installed_rust() {
+  rustup toolchain list | grep -oE "^${rust//./\\.}[-.][^ ]*" | head -n 1
+}
 has_rust() {
-  rustup toolchain list | grep "^${rust}[-.]" >/dev/null
+  [ -n "$(installed_rust)" ]
 }
 
 has_deny() {
@@ -40,7 +44,7 @@ oldest_rust() {
     return
   fi
   has_rust || missing "Rust $rust" "rustup toolchain install $rust --profile minimal"
-  rustup run "$rust" cargo check --no-default-features
+  rustup run "$(installed_rust)" cargo check --no-default-features
 }
 
 licences() {

@@ -55,7 +55,7 @@ class LintTools(unittest.TestCase):
         listed = f"[ \"$1\" != toolchain ] || echo {OLDEST}-x86_64-unknown-linux-gnu"
         done, asked = self.lint("oldest-rust", rustup=listed)
         self.assertEqual(done.returncode, 0, done.stderr)
-        self.assertEqual(asked[-1], f"rustup run {OLDEST} cargo check --no-default-features")
+        self.assertEqual(asked[-1], f"rustup run {OLDEST}-x86_64-unknown-linux-gnu cargo check --no-default-features")
 
     def test_without_the_oldest_rust_the_check_fails_and_says_how_to_install_it(self):
         done, asked = self.lint("oldest-rust", rustup="[ \"$1\" != toolchain ] || echo stable-x86_64-unknown-linux-gnu")
