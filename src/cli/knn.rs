@@ -293,7 +293,7 @@ fn evaluate(
     pairs.iter().try_for_each(|pair| pair.bank.verify())?;
     let mut evaluated = evaluated.into_iter();
     let Some(((first, neighbours), pair)) = evaluated.next().zip(pairs.first()) else {
-        bail!(WrongUsage("there is no feature to evaluate".into()));
+        bail!(WrongUsage("no feature to evaluate: give --bank and --queries, or --run".into()));
     };
     let reports = KnnReports { first, other_features: evaluated.map(|(report, _)| report).collect() };
     // A note about the rows is the same for each feature.

@@ -173,7 +173,7 @@ pub(super) fn run(global: &GlobalArgs, args: &LinearArgs) -> anyhow::Result<()> 
     };
     let mut reports = reports.into_iter().map(marked);
     let Some(first) = reports.next() else {
-        bail!(WrongUsage("there is no feature to evaluate".into()));
+        bail!(WrongUsage("no feature to evaluate".into()));
     };
     let report = LinearReport { first, other_features: reports.collect() };
     let all = std::iter::once(&report.first).chain(&report.other_features);

@@ -41,9 +41,7 @@ pub(super) fn made_before(
 /// Prints a report that was made before, and says so.
 #[cfg(feature = "torch")]
 pub(super) fn show_again(global: &GlobalArgs, place: &Location, report: &Value) -> anyhow::Result<()> {
-    say(&format!(
-        "{place}: made before, with its page beside it (.html); remove it to make it again, or give --output"
-    ));
+    say(&format!("{place}: made before; remove it to make it again, or give --output"));
     let top1 = report["top1"]
         .as_f64()
         .map_or_else(|| "no score".to_owned(), |top1| format!("top-1 {:.2} %", 100.0 * top1));
