@@ -67,7 +67,7 @@ def choose(page, name, everything):
         expected = [article for article in everything if article["class"] == wanted]
         assert shown == expected and shown, f"{name}: the filter {wanted} shows {shown}"
         status = page.locator("#shown").inner_text()
-        assert status.startswith(f"{len(expected)} of {len(everything)}"), status
+        assert status == f"{len(expected)} shown", f"{name}: {status}"
     if folder:
         page.locator("#map, #gallery").first.screenshot(path=folder / f"{name}-filtered.png")
     filter_.select_option("")
