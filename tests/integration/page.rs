@@ -55,6 +55,12 @@ fn a_page_without_labels_works_in_a_browser_too() {
     let page = run.join("eval/knn-val-step-00000008.html");
     let html = std::fs::read_to_string(&page).expect("a page");
     assert!(html.contains("<h1>The neighbours of ") && !html.contains("get their class right"));
+    let named: Vec<(&str, &str)> =
+        html.split("<figure class=\"query\" title=\"image ").skip(1).filter_map(named).collect();
+    assert!(!named.is_empty() && named.len() == html.matches("<figure class=\"query\"").count(), "{named:?}");
+    for (path, shown) in named {
+        assert!(images().join(path).is_file() && path.rsplit('/').next() == Some(shown), "{path} as {shown}");
+    }
     let Some(output) = python_or_skip(test, "tests/python/check_page.py", &[&page], "a browser") else {
         return;
     };
@@ -64,6 +70,13 @@ fn a_page_without_labels_works_in_a_browser_too() {
         assert_eq!(seen["classes"], 0, "{view}");
         assert!(seen["articles"].as_u64() > Some(0) && seen["mapped"].as_u64() > Some(100), "{view}: {seen}");
     }
+}
+
+/// The path of a query's image, and the name by which the page shows it, from the HTML after `image `.
+fn named(html: &str) -> Option<(&str, &str)> {
+    let (title, rest) = html.split_once("\">")?;
+    let shown = rest.split_once("<b>")?.1.split_once("</b>")?.0;
+    Some((title.split_once(' ')?.1, shown))
 }
 
 #[test]
