@@ -224,25 +224,22 @@ def main():
         for stage in STAGES:
             run(stage)
     spent = {(name, stage): [] for name, _ in peers for stage in STAGES}
-    own = {"instdisc": [], "instdisc, tiles": []}
+    own = []
     for _ in range(args.rounds):
-        own["instdisc"].append(instdisc(args.instdisc, args.images, args.limit))
-        own["instdisc, tiles"].append(instdisc(args.instdisc, args.images, args.limit, "--tiles"))
+        own.append(instdisc(args.instdisc, args.images, args.limit))
         for name, run in peers:
             for stage in STAGES:
                 began = time.process_time()
                 run(stage)
                 spent[name, stage].append(time.process_time() - began)
     mean = lambda values: sum(values) / len(values)
-    plain = mean([seen["plain"] for seens in own.values() for seen in seens])
+    plain = mean([seen["plain"] for seen in own])
     print("| images/s of CPU time | decode whole | crop, resize, flip | whole recipe | recipe / plain decode |")
     print("|---|---|---|---|---|")
     print(f"| libjpeg-turbo, plain decode | {plain:.0f} | | | |")
-    for name, seen in own.items():
-        rates = [mean([one[stage] for one in seen]) for stage in STAGES]
-        print(f"| {name} | " + " | ".join(f"{rate:.0f}" for rate in rates) + f" | {rates[2] / plain:.2f} |")
-    for name, _ in peers:
-        rates = [len(images) / mean(spent[name, stage]) for stage in STAGES]
+    rates = {"instdisc": [mean([seen[stage] for seen in own]) for stage in STAGES]}
+    rates |= {name: [len(images) / mean(spent[name, stage]) for stage in STAGES] for name, _ in peers}
+    for name, rates in rates.items():
         print(f"| {name} | " + " | ".join(f"{rate:.0f}" for rate in rates) + f" | {rates[2] / plain:.2f} |")
 
 

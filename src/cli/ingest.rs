@@ -135,9 +135,6 @@ pub(super) struct IngestArgs {
     /// Turn progressive JPEGs into baseline ones: the same pixels, decoded in less time
     #[arg(long)]
     baseline: bool,
-    /// Give JPEGs restart markers: the same pixels, crops decoded in less time; `export images` takes them out again
-    #[arg(long)]
-    tile_index: bool,
     /// Threads that validate images, at most 1024; 0 for one on each core
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=1024))]
     threads: u16,
@@ -239,7 +236,6 @@ pub(super) fn run(global: &GlobalArgs, args: &IngestArgs) -> anyhow::Result<()> 
         short_side: args.short_side,
         quality: args.quality,
         baseline: args.baseline,
-        tile_index: args.tile_index,
         threads: args.threads.into(),
         uploads: args.uploads as usize,
         memory_limit: args.memory_limit.map(|limit| limit.0),

@@ -1,6 +1,5 @@
 //! A way in for the fuzzer, and for tests of mutated files.
 
-use super::tiles::{restore, transcode_unguarded};
 use super::{Channels, Encoded, ExifOrientation, ImageError, Limits, Region, RegionDecoder, check, decode};
 
 /// Pixels of the largest image that is decoded here.
@@ -15,18 +14,6 @@ const CHOICES: usize = 5;
 pub fn region(bytes: &[u8]) -> bool {
     let Some((choices, file)) = bytes.split_first_chunk::<CHOICES>() else { return false };
     region_of(file, *choices).is_ok()
-}
-
-/// Takes away the tiles of a file, and sets tiles and takes them away.
-///
-/// # Panics
-/// If a file with tiles does not give back what it was made of.
-pub fn restored(bytes: &[u8]) -> bool {
-    let tiled = transcode_unguarded(bytes);
-    if let Some(tiled) = &tiled {
-        assert_eq!(restore(&tiled.bytes).as_deref(), Some(bytes), "the file before");
-    }
-    restore(bytes).is_some() || tiled.is_some()
 }
 
 /// # Errors

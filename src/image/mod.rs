@@ -18,7 +18,6 @@ mod pixels;
 mod region;
 mod resize;
 mod sniff;
-mod tiles;
 
 use self::formats::{bmp, gif, jpeg, png, pnm, tiff, webp};
 use serde::{Deserialize, Serialize};
@@ -31,7 +30,6 @@ pub use memory::decoding_memory;
 pub use orientation::{ExifOrientation, Orientation};
 pub use region::{Channels, Encoded, Planes, Region, RegionDecoder};
 pub use resize::{shrink, shrunk_size};
-pub use tiles::{Tiled, needed_bytes, restore, set_tiles, transcode};
 
 /// What is accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -55,7 +55,6 @@ pub struct Planes<'a> {
 #[derive(Clone, Debug)]
 pub struct Encoded<'a> {
     bytes: &'a [u8],
-    offsets: Option<&'a [u32]>,
     limits: Limits,
     kind: Kind<'a>,
     orientation: Orientation,
@@ -77,21 +76,12 @@ impl<'a> Encoded<'a> {
             Some(frame) => Kind::Baseline(Box::new(frame)),
             None => Kind::Other(probe(bytes)?),
         };
-        let opened =
-            Self { bytes, offsets: None, limits: *limits, kind, orientation: Orientation::default() };
+        let opened = Self { bytes, limits: *limits, kind, orientation: Orientation::default() };
         let (width, height) = opened.size();
         if u64::from(width) * u64::from(height) > limits.max_pixels {
             return Err(ImageError::TooLarge { width, height, limit: limits.max_pixels });
         }
         Ok(opened)
-    }
-
-    /// Says where the tiles of a file from [`transcode`](super::transcode) lie: then nothing but its header and
-    /// the tiles under a region is looked at.
-    #[must_use]
-    pub fn with_tiles(mut self, offsets: &'a [u32]) -> Self {
-        self.offsets = Some(offsets);
-        self
     }
 
     /// Has the image turned: its size, regions and pixels are then those of the upright one.
@@ -166,9 +156,8 @@ impl RegionDecoder {
         channels: Channels,
     ) -> Result<usize, ImageError> {
         if let Kind::Baseline(frame) = &encoded.kind {
-            let (bytes, offsets) = (encoded.bytes, encoded.offsets);
-            let count = self.baseline.decode(bytes, frame, offsets, region, channels, &mut self.samples);
-            if let Some(count) = count {
+            let samples = &mut self.samples;
+            if let Some(count) = self.baseline.decode(encoded.bytes, frame, region, channels, samples) {
                 return Ok(count);
             }
         }

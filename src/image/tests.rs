@@ -136,7 +136,7 @@ fn a_bomb_is_refused_by_its_header() {
     assert_eq!(error.to_string(), "60x60 pixels are more than the limit of 3599");
 }
 
-/// What tests of regions and tiles share.
+/// Files and regions for the tests of decoders.
 pub(super) mod support {
     use crate::image::{DecodedImage, Region};
     use crate::rng::{Purpose, Stream};
@@ -176,6 +176,16 @@ pub(super) mod support {
             format: turbojpeg::PixelFormat::RGB,
         };
         compressor.compress_to_vec(image).expect("encoded")
+    }
+
+    /// JPEGs with restart markers, as datasets of `ingest --tile-index` of version 0.1.0 hold them, by the golden with
+    /// the same pixels.
+    pub(in crate::image) fn with_restart_markers() -> [(&'static str, &'static [u8]); 3] {
+        [
+            ("jpeg 4:4:4", include_bytes!("../../tests/golden/tiled-444.jpg")),
+            ("jpeg 4:2:0", include_bytes!("../../tests/golden/tiled-420.jpg")),
+            ("jpeg grey", include_bytes!("../../tests/golden/tiled-grey.jpg")),
+        ]
     }
 
     /// Random regions of an image, the whole first.

@@ -1,7 +1,7 @@
 //! A dataset's images as files again: `<dest>/<split>/<class>/<file>`.
 //!
-//! Tiles (`ingest --tile-index`) are taken out, so each file has the bytes that the ingest was given, bit for bit.
-//! Images that the ingest made smaller or baseline come as they are stored. The same export again changes nothing.
+//! Each file has the bytes that the ingest was given. Images that the ingest changed (smaller, baseline) come as they are
+//! stored. The same export again changes nothing.
 //!
 //! Each image has a file of its own, named by the path of its row. A labelled image is in the folder of its class, so
 //! that an ingest of the files gives the same labels: where its path begins with another folder, the file's name alone is
@@ -17,9 +17,9 @@ use serde::Serialize;
 
 use super::IngestError;
 use super::source::{as_path_part, is_image};
-use crate::dataset::{IndexRow, Manifest, Row, ShardEntry, ShardReader, Split, read_index};
+use crate::dataset::{IndexRow, IngestRecord, Manifest, ShardEntry, ShardReader, Split, read_index};
 use crate::ids::InstanceId;
-use crate::image::{format_of, restore};
+use crate::image::format_of;
 use crate::ingest::part::overlap::overlap;
 use crate::progress::Progress;
 use crate::storage::{Location, PublishMode, StorageError, read_concurrently};
@@ -58,9 +58,7 @@ pub struct ExportReport {
 pub struct ExportedSplit {
     /// Files, those that were there already included.
     pub images: u64,
-    /// Those whose tiles were taken out.
-    pub restored: u64,
-    /// Images whose bytes are not those that the ingest was given: it made them smaller or baseline.
+    /// Images whose bytes are not those that the ingest was given: it changed them.
     pub not_original: u64,
     /// Images whose file has another name than their path.
     pub renamed: u64,
@@ -100,12 +98,12 @@ pub fn export(options: &ExportOptions, progress: &dyn Progress) -> Result<Export
         let (folder, classes) = (options.dest.join(name), manifest.classes.len());
         let renamed = names.len() as u64;
         let job = SplitJob { options, split, folder, classes, names };
-        let restored =
-            split.shards.par_iter().map(|shard| job.write(shard, progress)).sum::<Result<u64, _>>()?;
+        split.shards.par_iter().try_for_each(|shard| job.write(shard, progress))?;
         progress.finish();
-        let not_original = split.ingest.iter().map(|part| part.report.re_encoded).sum();
-        splits
-            .insert(name.clone(), ExportedSplit { images: split.instances, restored, not_original, renamed });
+        // An image that was re-encoded may be among the tiled ones too.
+        let changed = |part: &IngestRecord| (part.report.re_encoded + part.report.tiled).min(part.instances);
+        let not_original = split.ingest.iter().map(changed).sum();
+        splits.insert(name.clone(), ExportedSplit { images: split.instances, not_original, renamed });
     }
     Ok(ExportReport { splits })
 }
@@ -120,38 +118,24 @@ struct SplitJob<'a> {
 }
 
 impl SplitJob<'_> {
-    /// Writes a shard's images and tells of how many the tiles were taken out.
-    fn write(&self, shard: &ShardEntry, progress: &dyn Progress) -> Result<u64, IngestError> {
+    /// Writes a shard's images.
+    fn write(&self, shard: &ShardEntry, progress: &dyn Progress) -> Result<(), IngestError> {
         let reader = ShardReader::open(&self.options.dataset, shard, self.classes, self.split.instances)?;
-        let mut restored = 0;
         for row_group in 0..reader.row_groups() {
             for row in reader.read_row_group(row_group)? {
                 let path = match self.names.get(&row.id) {
                     Some(name) => name.clone(),
                     None => safe_path(&row.path).ok_or_else(|| leads_outside(reader.shown(), &row.path))?,
                 };
-                let original = if self.has_tiles(&row) { restore(&row.bytes) } else { None };
-                restored += u64::from(original.is_some());
-                let bytes = original.map_or(row.bytes, Into::into);
                 let file = self.folder.join(&path);
-                match file.publish(bytes.clone(), PublishMode::Create) {
-                    Err(StorageError::AlreadyExists { .. }) if file.read()? == bytes => {}
+                match file.publish(row.bytes.clone(), PublishMode::Create) {
+                    Err(StorageError::AlreadyExists { .. }) if file.read()? == row.bytes => {}
                     other => other?,
                 }
                 progress.advance(1);
             }
         }
-        Ok(restored)
-    }
-
-    /// Whether the part of the split that the image came with was given tiles: what the source had stays.
-    fn has_tiles(&self, row: &Row) -> bool {
-        let mut end = 0;
-        let part = self.split.ingest.iter().find(|part| {
-            end += part.instances;
-            (row.id.row() as u64) < end
-        });
-        part.is_some_and(|part| part.report.tiled > 0)
+        Ok(())
     }
 }
 

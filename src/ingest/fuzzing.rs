@@ -44,7 +44,6 @@ pub fn image(bytes: &[u8]) -> bool {
     let mut options = IngestOptions::new(here.clone(), here);
     options.max_pixels = 1 << 22;
     options.baseline = choice & 1 == 1;
-    options.tile_index = choice & 4 == 4;
     options.short_side = (choice & 2 == 2).then_some(32);
     let limits = Limits { max_pixels: options.max_pixels };
     assert!(check_is_libjpegs(bytes, &limits), "the quick check and libjpeg differ");

@@ -119,8 +119,6 @@ pub struct IngestOptions {
     pub quality: u8,
     /// Turn progressive JPEGs into baseline ones with the same pixels.
     pub baseline: bool,
-    /// Give baseline JPEGs restart markers, so that crops decode faster.
-    pub tile_index: bool,
     /// Threads that check images; 0 for one on each core.
     pub threads: usize,
     /// Shards that are written at once.
@@ -163,7 +161,6 @@ impl IngestOptions {
             short_side: None,
             quality: 90,
             baseline: false,
-            tile_index: false,
             threads: 0,
             uploads: 4,
             memory_limit: None,
@@ -172,7 +169,7 @@ impl IngestOptions {
 
     /// Whether images may come into the dataset otherwise than they lie in the source.
     fn changes_images(&self) -> bool {
-        self.max_side.is_some() || self.short_side.is_some() || self.baseline || self.tile_index
+        self.max_side.is_some() || self.short_side.is_some() || self.baseline
     }
 
     /// The size of a shard where none is given.

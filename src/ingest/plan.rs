@@ -287,9 +287,6 @@ fn recorded_options(options: &IngestOptions) -> BTreeMap<String, serde_json::Val
     if !options.near_duplicates {
         recorded.insert("near_duplicates".into(), "off".into());
     }
-    if options.tile_index {
-        recorded.insert("tile_index".into(), true.into());
-    }
     for (name, side) in [("max_side", options.max_side), ("short_side", options.short_side)] {
         if let Some(side) = side {
             recorded.insert(name.into(), side.into());

@@ -136,9 +136,6 @@ impl IngestReport {
             if found.re_encoded > 0 {
                 line("re-encoded", found.re_encoded.to_string());
             }
-            if found.tiled > 0 {
-                line("with tiles", found.tiled.to_string());
-            }
             if let Some(AlreadyThere { images, example }) = &split.already_there {
                 line("already there", format!("{images} of the appended images, byte for byte; {example}"));
             }

@@ -17,7 +17,6 @@ mod source_table;
 mod sources;
 mod stores;
 mod support;
-mod tiles;
 mod without_torch;
 
 #[cfg(feature = "torch")]

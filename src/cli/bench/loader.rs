@@ -14,7 +14,7 @@ use crate::augment::{JitterStrength, Recipe, Renderer, Stage};
 use crate::cli::{GlobalArgs, write_json};
 use crate::dataset::Manifest;
 use crate::ids::{InstanceId, Position};
-use crate::image::{Channels, Encoded, Limits, Region, RegionDecoder, Tiled, transcode};
+use crate::image::{Channels, Encoded, Limits, Region, RegionDecoder};
 use crate::loader::{DatasetSource, Source};
 
 /// Measure how fast images become pixels, beside plainly decoding the same images.
@@ -50,9 +50,6 @@ pub(super) struct BenchLoaderArgs {
     /// The side of the square that comes out, in pixels
     #[arg(long, value_name = "PIXELS", default_value_t = 224, value_parser = clap::value_parser!(u32).range(1..))]
     image_size: u32,
-    /// Give the images tiles before, which makes crops cheaper
-    #[arg(long)]
-    tiles: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -114,15 +111,11 @@ pub(super) fn run(global: &GlobalArgs, args: &BenchLoaderArgs) -> anyhow::Result
     files.retain(|bytes| bytes.starts_with(&[0xFF, 0xD8]));
     files.truncate(args.limit);
     ensure!(!files.is_empty(), "there is no JPEG to decode");
-    let untouched = |bytes: &Vec<u8>| Tiled { bytes: bytes.clone(), offsets: Vec::new() };
-    let tiled: Option<Vec<Tiled>> = args
-        .tiles
-        .then(|| files.iter().map(|bytes| transcode(bytes).unwrap_or_else(|| untouched(bytes))).collect());
     let began = Instant::now();
     let times = std::thread::scope(|scope| {
         let start = |thread| {
-            let (files, tiled) = (&files, tiled.as_deref());
-            scope.spawn(move || measure(args, files, tiled, thread))
+            let files = &files;
+            scope.spawn(move || measure(args, files, thread))
         };
         let threads: Vec<_> = (0..usize::from(args.threads)).map(start).collect();
         let join = |thread: std::thread::ScopedJoinHandle<'_, anyhow::Result<Times>>| {
@@ -130,16 +123,11 @@ pub(super) fn run(global: &GlobalArgs, args: &BenchLoaderArgs) -> anyhow::Result
         };
         threads.into_iter().map(join).collect::<anyhow::Result<Vec<_>>>()
     })?;
-    write_json(&report(args, &files, tiled.as_deref(), &times, began.elapsed()))
+    write_json(&report(args, &files, &times, began.elapsed()))
 }
 
 /// Does this thread's share of the images, plain decoding and the stages in turn.
-fn measure(
-    args: &BenchLoaderArgs,
-    files: &[Vec<u8>],
-    tiled: Option<&[Tiled]>,
-    thread: usize,
-) -> anyhow::Result<Times> {
+fn measure(args: &BenchLoaderArgs, files: &[Vec<u8>], thread: usize) -> anyhow::Result<Times> {
     let mut plain = PlainDecoder::new()?;
     let mut renderer = Renderer::default();
     let mut decoder = RegionDecoder::default();
@@ -160,11 +148,7 @@ fn measure(
             let mut watch = Watch::start();
             plain.decode(file)?;
             watch.add_to(&mut times.plain);
-            let encoded = match tiled.map(|tiled| &tiled[index]) {
-                Some(tiled) if tiled.offsets.is_empty() => Encoded::open(&tiled.bytes, &limits)?,
-                Some(tiled) => Encoded::open(&tiled.bytes, &limits)?.with_tiles(&tiled.offsets),
-                None => Encoded::open(file, &limits)?,
-            };
+            let encoded = Encoded::open(file, &limits)?;
             if args.stage == Depth::Decode {
                 let (width, height) = encoded.size();
                 let whole = Region { left: 0, top: 0, width: width as usize, height: height as usize };
@@ -215,13 +199,7 @@ impl PlainDecoder {
     }
 }
 
-fn report(
-    args: &BenchLoaderArgs,
-    files: &[Vec<u8>],
-    tiled: Option<&[Tiled]>,
-    times: &[Times],
-    elapsed: Duration,
-) -> Value {
+fn report(args: &BenchLoaderArgs, files: &[Vec<u8>], times: &[Times], elapsed: Duration) -> Value {
     let sum = |of: &dyn Fn(&Times) -> Duration| times.iter().map(of).sum::<Duration>().as_secs_f64();
     let plain_cpu = sum(&|times| times.plain.cpu);
     let plain_wall = sum(&|times| times.plain.wall);
@@ -230,7 +208,6 @@ fn report(
     let done = files.len() as f64 * args.rounds as f64;
     let threads = f64::from(args.threads);
     let bytes: usize = files.iter().map(Vec::len).sum();
-    let stored: usize = tiled.map_or(bytes, |tiled| tiled.iter().map(|tiled| tiled.bytes.len()).sum());
     let stages: serde_json::Map<_, _> = STAGES
         .iter()
         .enumerate()
@@ -241,7 +218,6 @@ fn report(
         "threads": args.threads,
         "images": files.len(),
         "rounds": args.rounds,
-        "tiles": args.tiles,
         "images_per_second": done / own_wall * threads,
         "plain_decode_images_per_second": done / plain_wall * threads,
         "ratio_to_plain_decode": plain_cpu / own_cpu,
@@ -250,7 +226,6 @@ fn report(
         "plain_decode_milliseconds_per_image": plain_cpu / done * 1e3,
         "megabytes_per_second": bytes as f64 * args.rounds as f64 / own_wall * threads / 1e6,
         "mean_image_bytes": bytes / files.len(),
-        "stored_bytes_ratio": stored as f64 / bytes as f64,
         "peak_rss_bytes": peak_rss(),
         "elapsed_seconds": elapsed.as_secs_f64(),
     })

@@ -8,8 +8,8 @@ use crate::ingest::{ExportOptions, export};
 
 /// Write a dataset's images as files again: `<split>/<class>/<file>`.
 ///
-/// Restart markers that `ingest --tile-index` has set are taken out: each file has the bytes that the ingest was
-/// given, bit for bit. What the ingest made smaller or baseline comes as it is stored, and is counted.
+/// Each file has the bytes that the ingest was given. An image that the ingest changed (smaller, baseline) comes as it
+/// is stored, and is counted.
 ///
 /// A labelled image is in the folder of its class, and each file has the ending of an image, so that `ingest` reads the
 /// files with the same labels. Where several rows have one path, the first keeps it and the others get

@@ -125,20 +125,6 @@ impl Segments {
         self.end = at;
     }
 
-    /// Takes one segment out of its stuffing; it becomes the only one.
-    pub(super) fn unstuff_one(&mut self, data: &[u8]) {
-        self.bytes.clear();
-        self.ends.clear();
-        let mut from = 0;
-        for at in memchr::memchr_iter(0xFF, data) {
-            if at >= from && data.get(at + 1) == Some(&0) {
-                self.bytes.extend_from_slice(&data[from..=at]);
-                from = at + 2;
-            }
-        }
-        self.finish(data, from, data.len());
-    }
-
     /// The number of segments.
     pub(super) fn len(&self) -> usize {
         self.ends.len()
@@ -147,14 +133,6 @@ impl Segments {
     /// Where the scan ends in the file.
     pub(super) fn end(&self) -> usize {
         self.end
-    }
-
-    /// A reader from a bit on.
-    pub(super) fn read_at(&self, bit: usize) -> Bits<'_> {
-        let mut bits = Bits::new(&self.bytes, bit / 8);
-        bits.refill();
-        bits.skip((bit % 8) as u32);
-        bits
     }
 
     /// A reader of one segment and the byte at which it ends.

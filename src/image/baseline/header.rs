@@ -57,8 +57,6 @@ pub(in crate::image) struct Frame<'a> {
     pub(in crate::image) sampling: Sampling,
     /// MCUs between restart markers; 0 if there are none.
     pub(in crate::image) restart_interval: usize,
-    /// Where the marker of the scan begins.
-    pub(in crate::image) scan_marker: usize,
     /// Where the entropy-coded data begin.
     pub(in crate::image) scan_start: usize,
     pub(super) components: [Component; MOST_COMPONENTS],
@@ -127,7 +125,6 @@ impl<'a> Frame<'a> {
             height: 0,
             sampling: Sampling::Grey,
             restart_interval: 0,
-            scan_marker: 0,
             scan_start: 0,
             components: Default::default(),
             dc_tables: [None; 4],
@@ -138,7 +135,6 @@ impl<'a> Frame<'a> {
         let mut count = 0;
         let mut at = 2;
         loop {
-            let marker_at = at;
             if *bytes.get(at)? != 0xFF {
                 return None;
             }
@@ -161,7 +157,7 @@ impl<'a> Frame<'a> {
                 0xDA => {
                     frame.read_scan(&mut fields, count)?;
                     frame.sampling = frame.sampling_of(count)?;
-                    (frame.scan_marker, frame.scan_start) = (marker_at, at);
+                    frame.scan_start = at;
                     let is_known = (count == 1 || frame.is_ycc(&hints)) && frame.tables_are_libjpegs();
                     return is_known.then_some(frame);
                 }

@@ -14,12 +14,8 @@ mod idct;
 mod pixels;
 mod plane;
 mod scan;
-mod transcode;
 
-pub(super) use code::TableSpec;
 pub(super) use header::Frame;
-pub(super) use scan::needed_segments;
-pub(super) use transcode::{RecodeError, recode};
 
 use super::{Channels, Region};
 use crate::simd;
@@ -32,20 +28,19 @@ pub(super) struct BaselineDecoder {
 }
 
 impl BaselineDecoder {
-    /// Decodes a region, plane after plane, from the whole file or the tiles at `offsets`, and tells how many planes there are.
+    /// Decodes a region, plane after plane; returns the number of planes.
     ///
     /// `None`: left to libjpeg.
     pub(super) fn decode(
         &mut self,
         file: &[u8],
         frame: &Frame,
-        offsets: Option<&[u32]>,
         region: Region,
         channels: Channels,
         out: &mut Vec<u8>,
     ) -> Option<usize> {
         let wanted = if channels == Channels::Luma { 1 } else { frame.sampling.components() };
-        self.scan.decode(file, frame, offsets, region, wanted)?;
+        self.scan.decode(file, frame, region, wanted)?;
         out.resize(wanted * region.width * region.height, 0);
         if wanted == 1 {
             pixels::copy_luma(&self.scan.planes, region, out);
@@ -62,7 +57,7 @@ impl BaselineDecoder {
     /// that is left to libjpeg's own look at them.
     pub(super) fn check(&mut self, file: &[u8], frame: &Frame) -> Option<Vec<u8>> {
         let region = Region { left: 0, top: 0, width: frame.width, height: frame.height };
-        self.scan.decode(file, frame, None, region, 1)?;
+        self.scan.decode(file, frame, region, 1)?;
         if !self.scan.used_all(file, frame) {
             return None;
         }

@@ -57,15 +57,13 @@ struct Part<'a> {
 }
 
 impl ScanDecoder {
-    /// Decodes the samples of the first `wanted` components under a region; with `offsets`, where each segment
-    /// begins and the last one ends, nothing else of the file is looked at.
+    /// Decodes the samples of the first `wanted` components under a region.
     ///
     /// `None`: left to libjpeg.
     pub(super) fn decode(
         &mut self,
         file: &[u8],
         frame: &Frame,
-        offsets: Option<&[u32]>,
         region: Region,
         wanted: usize,
     ) -> Option<()> {
@@ -95,18 +93,12 @@ impl ScanDecoder {
             });
         }
         let mcus = Mcus::under(frame, region, wanted);
-        if offsets.is_none() {
-            segments.unstuff(file, frame.scan_start)?;
-        }
+        segments.unstuff(file, frame.scan_start)?;
         for (segment, range) in mcus.segments(frame.restart_interval) {
-            let (mut bits, end) = match offsets {
-                Some(offsets) => {
-                    segments.unstuff_one(tile(file, frame, offsets, segment)?);
-                    segments.read(0)
-                }
-                None if segment < segments.len() => segments.read(segment),
-                None => return None,
-            };
+            if segment >= segments.len() {
+                return None;
+            }
+            let (mut bits, end) = segments.read(segment);
             for part in &mut parts {
                 part.last_dc = 0;
             }
@@ -127,28 +119,6 @@ impl ScanDecoder {
             && self.unread < 8
             && file.get(self.segments.end()..).is_some_and(|rest| rest.starts_with(&[0xFF, 0xD9]))
     }
-}
-
-/// The data of a segment, from behind its restart marker to the next marker.
-fn tile<'a>(file: &'a [u8], frame: &Frame, offsets: &[u32], segment: usize) -> Option<&'a [u8]> {
-    let (start, end) = (*offsets.get(segment)? as usize, *offsets.get(segment + 1)? as usize);
-    let is_start = match segment.checked_sub(1) {
-        None => start == frame.scan_start,
-        Some(before) => file.get(start.checked_sub(2)?..start)? == [0xFF, 0xD0 | before as u8 & 7],
-    };
-    let data = file.get(start..end)?;
-    let is_last = segment + 2 == offsets.len();
-    let data = if is_last { data } else { data.strip_suffix(&[0xFF, 0xD0 | segment as u8 & 7])? };
-    is_start.then_some(data)
-}
-
-/// The segments that are needed for a region.
-pub(in crate::image) fn needed_segments(frame: &Frame, region: Region) -> impl Iterator<Item = usize> {
-    Mcus::under(frame, region, frame.sampling.components())
-        .segments(frame.restart_interval)
-        .map(|(segment, _)| segment)
-        .collect::<Vec<_>>()
-        .into_iter()
 }
 
 /// The blocks of a component that are needed for the pixels of a region.

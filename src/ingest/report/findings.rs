@@ -101,7 +101,7 @@ impl Findings<'_> {
             short_side: range(|facts| u64::from(facts.width.min(facts.height))),
             long_side: range(|facts| u64::from(facts.width.max(facts.height))),
             re_encoded: changed(|changes| changes.smaller || changes.baseline),
-            tiled: changed(|changes| changes.tiled),
+            tiled: 0,
             source_stamp: (self.source.stamps.without() == 0).then(|| self.source.stamps.digest()),
             plan: serde_json::to_value(&self.source.plan).ok(),
         }

@@ -4,7 +4,7 @@ use turbojpeg::{Colorspace, PixelFormat, Subsamp};
 
 use super::support::{compressed, detailed, verdicts};
 use super::*;
-use crate::image::{decode, restore};
+use crate::image::decode;
 
 fn pixels(bytes: &[u8]) -> DecodedImage {
     decode(bytes, &Default::default()).expect("decoded")
@@ -74,7 +74,7 @@ fn a_bomb_or_thousands_of_scans_are_refused_before_anything_is_made_of_them() {
     let images = [("bomb.jpg", bomb), ("scans.jpg", scans.clone())];
     for check in [CheckDepth::Full, CheckDepth::Header] {
         let (accepted, refused) = verdicts(&images, |options| {
-            (options.check, options.baseline, options.tile_index) = (check, true, true);
+            (options.check, options.baseline) = (check, true);
         });
         assert!(refused[0].1.contains("65500x65500 pixels are more than"), "{refused:?}");
         // The header is that of a good image; then it is left alone.
@@ -85,7 +85,7 @@ fn a_bomb_or_thousands_of_scans_are_refused_before_anything_is_made_of_them() {
     }
 }
 
-/// JPEGs of every kind, a PNG and a file that has tiles already, by their names.
+/// JPEGs of every kind and a PNG, by their names.
 fn every_kind() -> Vec<(&'static str, Vec<u8>)> {
     let wide = detailed(203, 61);
     let mut images = vec![
@@ -110,35 +110,18 @@ fn every_kind() -> Vec<(&'static str, Vec<u8>)> {
 }
 
 #[test]
-fn tiles_change_no_pixel_and_the_source_comes_back_bit_for_bit() {
-    let images = every_kind();
-    let (accepted, refused) = verdicts(&images, |options| options.tile_index = true);
-    assert_eq!(refused, []);
-    for (row, (name, source)) in accepted[1..].iter().zip(&images) {
-        assert_eq!(pixels(&row.bytes), pixels(source), "{name}");
-        let has_tiles = !["1-progressive.jpg", "2.png", "6-inks.jpg"].contains(name);
-        assert_eq!(restore(&row.bytes).as_ref(), has_tiles.then_some(source), "{name}");
-        assert_eq!(row.bytes == source, !has_tiles, "{name}");
-    }
-}
-
-#[test]
 fn an_export_gives_the_files_back_that_were_ingested() {
     let at = place();
     folder(&at.source.join("train"));
     for (name, bytes) in every_kind() {
         fs::write(at.source.join("train/dog breed").join(name), bytes).expect("a file");
     }
-    let tiled = IngestOptions { tile_index: true, ..options(&at.source, &at.dest) };
-    let report = ingest(&tiled, &Quiet).expect("ingested");
-    assert_eq!((report.splits["train"].found.tiled, report.splits["train"].found.re_encoded), (15, 0));
-    let manifest = Manifest::read(&location(&at.dest)).expect("a manifest");
-    assert_eq!(manifest.splits["train"].ingest[0].options["tile_index"], true);
+    ingest(&options(&at.source, &at.dest), &Quiet).expect("ingested");
     let target = at.dest.with_file_name("exported");
     let job = ExportOptions { dataset: location(&at.dest), dest: location(&target), split: None };
     for _ in 0..2 {
         let split = export(&job, &Quiet).expect("exported").splits["train"];
-        assert_eq!(split, ExportedSplit { images: 19, restored: 15, not_original: 0, renamed: 0 });
+        assert_eq!(split, ExportedSplit { images: 19, not_original: 0, renamed: 0 });
         assert_eq!(files(&target), files(&at.source));
     }
     fs::write(target.join("train/cat/0.jpg"), b"another").expect("a file");
@@ -146,20 +129,6 @@ fn an_export_gives_the_files_back_that_were_ingested() {
     assert!(error.to_string().contains("train/cat/0.jpg: exists already"), "{error}");
     let missing = ExportOptions { split: Some("test".into()), ..job };
     assert_eq!(export(&missing, &Quiet).expect_err("no split").failure(), crate::failure::Failure::Data);
-}
-
-#[test]
-fn an_export_without_tiles_keeps_the_tiles_of_the_source() {
-    let at = place();
-    folder(&at.source.join("train"));
-    let tiled = crate::image::transcode(&encode_jpeg(&detailed(203, 61), 85).expect("encoded"));
-    fs::write(at.source.join("train/cat/9.jpg"), tiled.expect("tiles").bytes).expect("a file");
-    ingest(&options(&at.source, &at.dest), &Quiet).expect("ingested");
-    let target = at.dest.with_file_name("exported");
-    let job =
-        ExportOptions { dataset: location(&at.dest), dest: location(&target), split: Some("train".into()) };
-    assert_eq!(export(&job, &Quiet).expect("exported").splits["train"].restored, 0);
-    assert_eq!(files(&target), files(&at.source));
 }
 
 #[test]

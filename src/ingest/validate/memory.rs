@@ -182,7 +182,7 @@ fn needed(image: &[u8], options: &IngestOptions) -> u64 {
         // Coefficients of both files; then both are decoded and compared.
         needed = needed.max(2 * decoding);
     }
-    needed.saturating_add(if options.tile_index { 3 * image.len() as u64 } else { 0 })
+    needed
 }
 
 /// The memory that this process may use, in bytes: the machine's, or less where its control group says so.

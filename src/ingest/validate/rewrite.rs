@@ -1,14 +1,12 @@
 //! What is stored instead of an image's own bytes, where that is asked for.
 //!
-//! Three changes, in this order: made smaller (`--max-side`, `--short-side`), progressive made baseline
-//! (`--baseline`), tiles (`--tile-index`). The last two change no pixel, and an image of which that cannot be
-//! said stays as it is; tiles can be taken out again, bit for bit.
+//! Two changes, in this order: made smaller (`--max-side`, `--short-side`), progressive made baseline (`--baseline`).
+//! The second changes no pixel; an image whose pixels it would change stays as it is.
 
 use serde::{Deserialize, Serialize};
 
 use crate::image::{
-    DecodedImage, ImageError, Limits, decode, encode_jpeg, probe, progressive_to_baseline, set_tiles, shrink,
-    shrunk_size, transcode,
+    DecodedImage, ImageError, Limits, decode, encode_jpeg, probe, progressive_to_baseline, shrink, shrunk_size,
 };
 use crate::ingest::IngestOptions;
 
@@ -17,7 +15,6 @@ use crate::ingest::IngestOptions;
 pub(in crate::ingest) struct Changes {
     pub(in crate::ingest) smaller: bool,
     pub(in crate::ingest) baseline: bool,
-    pub(in crate::ingest) tiled: bool,
 }
 
 impl Changes {
@@ -57,11 +54,6 @@ pub(in crate::ingest) fn repair(source: &[u8], options: &IngestOptions) -> (Opti
     {
         (bytes, changes.baseline) = (Some(baseline), true);
     }
-    if options.tile_index
-        && let Some(tiled) = transcode(bytes.as_deref().unwrap_or(source))
-    {
-        (bytes, changes.tiled) = (Some(tiled.bytes), true);
-    }
     (bytes, changes)
 }
 
@@ -80,9 +72,6 @@ pub(in crate::ingest) fn again(source: &[u8], changes: Changes, options: &Ingest
     }
     if changes.baseline {
         bytes = progressive_to_baseline(source).ok()?;
-    }
-    if changes.tiled {
-        bytes = Some(set_tiles(bytes.as_deref().unwrap_or(source))?.bytes);
     }
     bytes
 }
