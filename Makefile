@@ -9,7 +9,7 @@ DATA ?=
 PARTS ?=
 
 .PHONY: help deps plan-demo plan-test libtorch python build test test-cluster test-wheel wheel release lint lint-code \
-  lint-tools oldest-rust licences demo clean-demo gpu-bundle gpu-check
+  lint-tools oldest-rust licences spelling demo clean-demo gpu-bundle gpu-check
 
 help: ## Say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -43,15 +43,16 @@ release: libtorch ## Make what a release publishes: wheel, context of the images
 test-wheel: libtorch ## Build a wheel of the tests' programs and use it in a fresh environment
 	@wheel=$$(jobs/wheel/build.sh dev) && jobs/wheel/test.sh "$$wheel"
 
-lint: lint-code oldest-rust licences ## Check format, lints, documentation, the oldest Rust, licences
+lint: spelling lint-code oldest-rust licences ## Check spelling, format, lints, documentation, the oldest Rust, licences
 
-lint-tools: ## Install what lint needs: the oldest Rust that Cargo.toml promises, cargo-deny
+lint-tools: ## Install what lint needs: the oldest Rust that Cargo.toml promises, cargo-deny, typos
 	@jobs/setup/lint-tools.sh install
 
 lint-code: libtorch
-	$(CARGO) fmt --check
+	$(CARGO) fmt --all --check
 	$(CARGO) clippy --all-targets -- -D warnings
 	$(CARGO) clippy --no-default-features --all-targets -- -D warnings
+	$(CARGO) clippy --package instdisc-fuzz --no-default-features -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --no-deps --document-private-items
 
 oldest-rust: deps
@@ -59,6 +60,9 @@ oldest-rust: deps
 
 licences:
 	@jobs/setup/lint-tools.sh licences
+
+spelling:
+	@jobs/setup/lint-tools.sh spelling
 
 demo: plan-demo libtorch ## From images to a kNN score and a page; DATA=/path/to/imagefolder takes your own
 	$(CARGO) build

@@ -233,7 +233,7 @@ def main():
                 run(stage)
                 spent[name, stage].append(time.process_time() - began)
     mean = lambda values: sum(values) / len(values)
-    plain = mean([seen["plain"] for seen in own])
+    plain = mean([one["plain"] for one in own])
     print("| images/s of CPU time | decode whole | crop, resize, flip | whole recipe | recipe / plain decode |")
     print("|---|---|---|---|---|")
     print(f"| libjpeg-turbo, plain decode | {plain:.0f} | | | |")

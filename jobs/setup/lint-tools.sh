@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# What `make lint` needs beside a Rust of today: the oldest Rust that Cargo.toml promises, and cargo-deny.
-# Usage: lint-tools.sh install|oldest-rust|licences
+# What `make lint` needs beside a Rust of today: the oldest Rust that Cargo.toml promises, cargo-deny, typos.
+# Usage: lint-tools.sh install|oldest-rust|licences|spelling
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 source jobs/setup/again.sh
 
 rust=$(rust_version)
 deny=cargo-deny@0.20.2
+requirements=jobs/setup/requirements/lint.txt
+typos=.tools/typos/bin/typos
 
 missing() { # missing WHAT COMMAND
   printf 'error: %s is missing. Install it with: %s\nor all tools of the lints with: make lint-tools\n' "$1" "$2" >&2
@@ -25,6 +27,11 @@ has_deny() {
   cargo deny --version >/dev/null 2>&1
 }
 
+# Another version has another dictionary.
+has_typos() {
+  [ "$($typos --version 2>/dev/null)" = "typos-cli $(pinned_version $requirements typos)" ]
+}
+
 install() {
   if command -v rustup >/dev/null && ! has_rust; then
     echo "installing Rust $rust"
@@ -34,6 +41,11 @@ install() {
     # Unoptimised: it compiles in half the time, and a check still takes only seconds.
     echo "installing $deny"
     CARGO_PROFILE_DEV_DEBUG=0 again cargo install --quiet --debug --locked "$deny"
+  fi
+  if ! has_typos; then
+    echo "installing typos into .tools"
+    make_venv .tools/typos
+    again .tools/typos/bin/pip --quiet --disable-pip-version-check --no-cache-dir --timeout 60 install --no-deps --require-hashes -r $requirements
   fi
 }
 
@@ -57,9 +69,15 @@ licences() {
   fi
 }
 
+spelling() {
+  has_typos || missing "typos $(pinned_version $requirements typos)" "jobs/setup/lint-tools.sh install"
+  $typos
+}
+
 case "${1:-}" in
   install) install ;;
   oldest-rust) oldest_rust ;;
   licences) licences ;;
-  *) echo "usage: lint-tools.sh install|oldest-rust|licences" >&2; exit 2 ;;
+  spelling) spelling ;;
+  *) echo "usage: lint-tools.sh install|oldest-rust|licences|spelling" >&2; exit 2 ;;
 esac

@@ -50,7 +50,7 @@ pub fn check(bytes: &[u8], limits: &Limits) -> Result<(Header, Luma), ImageError
 }
 
 /// Whether [`check`] says what libjpeg alone would say, word for word.
-#[cfg(any(test, fuzzing))]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn check_is_libjpegs(bytes: &[u8], limits: &Limits) -> bool {
     match (check(bytes, limits), probe(bytes)) {
         (found, Ok(header)) if header.format == Format::Jpeg && limits.check(&header).is_ok() => {

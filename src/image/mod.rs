@@ -9,7 +9,7 @@ mod baseline;
 mod error;
 mod exif;
 mod formats;
-#[cfg(any(test, fuzzing))]
+#[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod luma;
 mod memory;
@@ -23,7 +23,7 @@ use self::formats::{bmp, gif, jpeg, png, pnm, tiff, webp};
 use serde::{Deserialize, Serialize};
 
 pub use error::ImageError;
-#[cfg(fuzzing)]
+#[cfg(feature = "fuzzing")]
 pub(crate) use luma::check_is_libjpegs;
 pub use luma::{Luma, check, luma};
 pub use memory::decoding_memory;
@@ -227,7 +227,7 @@ pub fn encode_png(image: &DecodedImage) -> Result<Vec<u8>, ImageError> {
 
 /// Runs a decoder; its panic is an error of the image.
 fn guard<T>(format: &'static str, work: impl FnOnce() -> Result<T, ImageError>) -> Result<T, ImageError> {
-    if cfg!(fuzzing) && format == "JPEG" {
+    if cfg!(feature = "fuzzing") && format == "JPEG" {
         // The decoder is ours: the fuzzer shall see its panics.
         return work();
     }

@@ -1,12 +1,13 @@
 //! Ways in for the fuzzer: what reads bytes that somebody else wrote.
 
 use super::source::{Source, read_synsets};
-use super::{IngestOptions, screen};
+use super::{IngestOptions, validate};
 use crate::image::{Limits, check_is_libjpegs};
 use crate::progress::Quiet;
 use crate::storage::Location;
 
 /// Lists a source that is one file of this name, and decides what it means.
+#[expect(clippy::disallowed_methods, reason = "the source is a file of somebody else")]
 fn source(name: &str, bytes: &[u8]) -> bool {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join(name);
@@ -47,5 +48,5 @@ pub fn image(bytes: &[u8]) -> bool {
     options.short_side = (choice & 2 == 2).then_some(32);
     let limits = Limits { max_pixels: options.max_pixels };
     assert!(check_is_libjpegs(bytes, &limits), "the quick check and libjpeg differ");
-    screen::prepare(bytes, &options).is_ok()
+    validate::prepare(bytes, &options).is_ok()
 }

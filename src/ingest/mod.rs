@@ -10,7 +10,7 @@
 mod bench;
 mod error;
 mod export;
-#[cfg(fuzzing)]
+#[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod job;
 mod journal;
@@ -52,7 +52,7 @@ pub enum CheckDepth {
     /// Every coefficient is decoded.
     #[default]
     Full,
-    /// Header and end alone: damage between them is met in training, and look-alikes are not found.
+    /// Header and end alone: damage between them is met in training, and near-duplicates are not found.
     Header,
 }
 

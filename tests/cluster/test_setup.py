@@ -9,22 +9,27 @@ import unittest
 from run import PIP
 from support import ROOT, scratch
 
-SCRIPT = ROOT / "jobs/setup/lint-tools.sh"
 FILES = (ROOT / "jobs/container/Dockerfile", ROOT / "tests/cluster/run.py", *(ROOT / "jobs/setup").glob("*.sh"), *(ROOT / "jobs/wheel").glob("*.sh"))
 SYSTEM = "/usr/bin:/bin"
 FOLDERS = (ROOT / "jobs/setup/requirements", ROOT / "tests/cluster/requirements")
 (OLDEST,) = re.findall(r'^rust-version = "(.*)"', (ROOT / "Cargo.toml").read_text(), re.MULTILINE)
+(TYPOS,) = re.findall(r"^typos==(.*)", (FOLDERS[0] / "lint.in").read_text(), re.MULTILINE)
 
 
 class LintTools(unittest.TestCase):
     def lint(self, word, **programs):
-        """Runs the script where cargo, rustc and rustup are these scripts; how it ended, and what they were asked."""
+        """Runs a copy of the script where cargo, rustup, typos and others are these scripts; how it ended, and what
+        they were asked."""
         folder = scratch("lint-tools")
+        shutil.copytree(ROOT / "jobs/setup", folder / "jobs/setup")
+        shutil.copy(ROOT / "Cargo.toml", folder)
+        (folder / ".tools/typos/bin").mkdir(parents=True)
         for name, text in programs.items():
-            (folder / name).write_text(f'#!/bin/bash\necho "{name} $*" >>"{folder}/asked"\n{text}\n')
-            (folder / name).chmod(0o755)
+            program = folder / (".tools/typos/bin" if name in ("typos", "pip") else "") / name
+            program.write_text(f'#!/bin/bash\necho "{name} $*" >>"{folder}/asked"\n{text}\n')
+            program.chmod(0o755)
         env = {"PATH": f"{folder}:{SYSTEM}", "HOME": os.environ["HOME"]}
-        done = subprocess.run([SCRIPT, word], env=env, capture_output=True, text=True, timeout=60)
+        done = subprocess.run([folder / "jobs/setup/lint-tools.sh", word], env=env, capture_output=True, text=True, timeout=60)
         asked = folder / "asked"
         return done, asked.read_text().splitlines() if asked.exists() else []
 
@@ -73,13 +78,26 @@ class LintTools(unittest.TestCase):
 
     def test_what_is_missing_is_installed_and_what_is_there_is_not(self):
         listed = f"[ \"$2\" != list ] || echo {OLDEST}.0-x86_64-unknown-linux-gnu"
-        done, asked = self.lint("install", rustup=listed, cargo="")
+        done, asked = self.lint("install", rustup=listed, cargo="", typos=f"echo typos-cli {TYPOS}")
         self.assertEqual(done.returncode, 0, done.stderr)
-        self.assertEqual(asked, ["rustup toolchain list", "cargo deny --version"])
-        done, asked = self.lint("install", rustup="", cargo='[ "$1" != deny ]')
+        self.assertEqual(asked, ["rustup toolchain list", "cargo deny --version", "typos --version"])
+        done, asked = self.lint("install", rustup="", cargo='[ "$1" != deny ]', python3="", pip="")
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertIn(f"rustup toolchain install {OLDEST} --profile minimal --no-self-update", asked)
-        self.assertRegex(asked[-1], r"^cargo install .*--locked cargo-deny@[\d.]+$")
+        self.assertRegex("\n".join(asked), r"(?m)^cargo install .*--locked cargo-deny@[\d.]+$")
+        self.assertEqual(asked[-2], "python3 -m venv --clear .tools/typos")
+        self.assertRegex(asked[-1], r"^pip .*--require-hashes -r jobs/setup/requirements/lint.txt$")
+
+    def test_without_this_version_of_typos_the_spelling_is_not_checked_and_that_is_an_error(self):
+        for programs in ({}, {"typos": "echo typos-cli 1.0.0"}):
+            done, asked = self.lint("spelling", **programs)
+            self.assertEqual(done.returncode, 1)
+            self.assertIn(f"error: typos {TYPOS} is missing.", done.stderr)
+
+    def test_a_misspelt_word_ends_the_check(self):
+        done, asked = self.lint("spelling", typos=f'[ $# = 0 ] && exit 2; echo typos-cli {TYPOS}')
+        self.assertEqual(done.returncode, 2)
+        self.assertEqual(asked, ["typos --version", "typos "])
 
 
 class Requirements(unittest.TestCase):
@@ -91,12 +109,12 @@ class Requirements(unittest.TestCase):
                 if re.search(r"\bpip\b.*\b(install|download)\b|bin/pip", line) and not line.lstrip().startswith("#"):
                     count += 1
                     self.assertRegex(line, r"--require-hashes|--no-index|\*PIP\b", path.name)
-        self.assertEqual(count, 10, "Dockerfile twice, again.sh, libtorch.sh, packages.sh, python.sh, the wheel twice, run.py twice")
+        self.assertEqual(count, 11, "Dockerfile twice, again.sh, libtorch.sh, lint-tools.sh, packages.sh, python.sh, the wheel twice, run.py twice")
         self.assertIn("--require-hashes", PIP)
 
     def test_each_package_of_a_file_of_requirements_has_a_version_and_a_hash(self):
         files = [file for folder in FOLDERS for file in folder.glob("*.txt")]
-        self.assertEqual(len(files), 6)
+        self.assertEqual(len(files), 7)
         for path in files:
             text = re.sub(r"\\\n\s*", " ", re.sub(r"^#.*\n", "", path.read_text(), flags=re.MULTILINE))
             for line in text.splitlines():

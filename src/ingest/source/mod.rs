@@ -41,7 +41,7 @@ use formats::parquet::Table;
 use records::Records;
 
 pub(super) use discover::first_of;
-#[cfg(fuzzing)]
+#[cfg(feature = "fuzzing")]
 pub(super) use formats::read_synsets;
 pub use globs::PathGlob;
 pub use hold_out::HoldOut;

@@ -14,5 +14,5 @@ pub(super) mod parquet;
 pub(super) mod tars;
 pub(super) mod webdataset;
 
-#[cfg(fuzzing)]
+#[cfg(feature = "fuzzing")]
 pub(in crate::ingest) use mat::read_synsets;
