@@ -6,6 +6,7 @@ mod append;
 mod architecture;
 mod augment;
 mod compatibility;
+mod english;
 mod faults;
 mod file_systems;
 #[cfg(feature = "torch")]
