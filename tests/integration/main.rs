@@ -5,6 +5,7 @@
 mod append;
 mod architecture;
 mod augment;
+mod compat;
 mod compatibility;
 mod english;
 mod faults;
