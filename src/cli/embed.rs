@@ -8,9 +8,8 @@ use super::exit::WrongUsage;
 use super::progress::{Terminal, say, say_next};
 use super::ranks::{RankFlags, progress_of};
 use super::{GlobalArgs, write_json};
-use crate::checkpoint::Checkpoint;
-use crate::dataset::Manifest;
-use crate::eval::{EmbedJob, RowChoice, embed};
+use crate::commands::{EmbedOptions, EmbeddedTable, embed};
+use crate::eval::RowChoice;
 use crate::model::{DeviceChoice, FeatureLayer};
 use crate::units::shell_word;
 
@@ -61,18 +60,14 @@ pub(super) fn run(global: &GlobalArgs, args: &EmbedArgs) -> anyhow::Result<()> {
         bail!(WrongUsage(format!("--output needs {PLACEHOLDER} in its name where there are several layers")));
     }
     let rendezvous = args.ranks.rendezvous()?;
-    let place = |layer: &FeatureLayer| {
+    let output = |layer: &FeatureLayer| {
         Ok((*layer, global.location(&args.output.replace(PLACEHOLDER, &layer.to_string()))?))
     };
-    let dataset = global.location(&args.dataset)?;
-    let manifest = Manifest::read(&dataset)?;
-    let job = EmbedJob {
-        checkpoint: Checkpoint::open(&global.checkpoint(&args.checkpoint)?)?,
-        split: manifest.evaluation_split(&dataset, "", args.split.as_deref())?,
-        manifest,
-        dataset,
-        replaces: false,
-        outputs: args.feature.iter().map(place).collect::<anyhow::Result<_>>()?,
+    let options = EmbedOptions {
+        checkpoint: global.checkpoint(&args.checkpoint)?,
+        dataset: global.location(&args.dataset)?,
+        split: args.split.clone(),
+        outputs: args.feature.iter().map(output).collect::<anyhow::Result<_>>()?,
         rows: RowChoice::limited(args.limit),
         batch_size: args.batch_size as usize,
         threads: args.threads,
@@ -80,33 +75,28 @@ pub(super) fn run(global: &GlobalArgs, args: &EmbedArgs) -> anyhow::Result<()> {
         local_rank: rendezvous.local_rank(),
     };
     let group = args.ranks.join(&rendezvous)?;
-    let published = embed(&job, &group, progress_of(group.is_first(), &Terminal::default()))?;
-    group.leave();
-    if !group.is_first() {
+    let terminal = Terminal::default();
+    let Some(report) = embed(&options, &group, progress_of(group.is_first(), &terminal))? else {
         return Ok(());
-    }
-    let tables: Vec<_> = job
-        .outputs
-        .iter()
-        .zip(&published)
-        .map(|((layer, output), published)| {
-            let mut table = json!({"feature": layer.to_string(), "output": output.to_string()});
-            match published {
-                Some(published) => {
-                    table["bytes"] = json!(published.bytes);
-                    table["blake3"] = json!(published.digest);
-                }
-                None => {
-                    say(&format!("`{output}` exists and is kept; remove it to embed again"));
-                    table["kept"] = json!(true);
-                }
+    };
+    let json_of = |table: &EmbeddedTable| {
+        let EmbeddedTable { layer, output, published } = table;
+        let mut json = json!({"feature": layer.to_string(), "output": output.to_string()});
+        match published {
+            Some(published) => {
+                json["bytes"] = json!(published.bytes);
+                json["blake3"] = json!(published.digest);
             }
-            table
-        })
-        .collect();
+            None => {
+                say(&format!("`{output}` exists and is kept; remove it to embed again"));
+                json["kept"] = json!(true);
+            }
+        }
+        json
+    };
+    let tables: Vec<_> = report.tables.iter().map(json_of).collect();
     if let [FeatureLayer::Projection] = args.feature[..] {
-        let own =
-            if job.split == job.checkpoint.manifest().trained_on.split { " --leave-one-out" } else { "" };
+        let own = if report.is_trained_on { " --leave-one-out" } else { "" };
         let [bank, queries, dataset] =
             [&args.checkpoint, &args.output, &args.dataset].map(|text| shell_word(text));
         say_next(&format!("instdisc knn --bank {bank} --queries {queries} --dataset {dataset}{own}"));

@@ -1,6 +1,7 @@
 //! From an error to the exit code.
 
 use crate::checkpoint::CheckpointError;
+use crate::commands::CommandError;
 use crate::config::ConfigError;
 use crate::dataset::DatasetError;
 use crate::failure::Failure;
@@ -60,7 +61,7 @@ fn known(cause: &(dyn std::error::Error + 'static)) -> Option<Failure> {
             $(if let Some(error) = cause.downcast_ref::<$error>() { return Some(error.failure()); })*
         };
     }
-    first_of!(StorageError, DatasetError, TableError, CheckpointError);
+    first_of!(CommandError, StorageError, DatasetError, TableError, CheckpointError);
     first_of!(crate::loader::LoaderError, crate::ingest::IngestError, crate::ingest::SynthError);
     first_of!(crate::eval::EvalError);
     #[cfg(feature = "torch")]

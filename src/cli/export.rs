@@ -1,14 +1,13 @@
 //! `instdisc export`.
 
-mod images;
-
 use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::exit::WrongUsage;
+use super::progress::{Terminal, say};
 use super::{GlobalArgs, write_json};
-use crate::eval::{ProjectorJob, export_parquet, export_projector, export_torchvision};
-use crate::feature_table::{ColumnNames, open_table};
+use crate::commands::{ProjectorJob, export_parquet, export_projector, export_torchvision};
+use crate::ingest::{ExportOptions, export};
 
 /// Write weights, embeddings or images in other programs' forms.
 #[derive(Debug, Args)]
@@ -22,7 +21,7 @@ pub(super) struct ExportArgs {
 
 #[derive(Debug, Subcommand)]
 enum Form {
-    Images(images::ImagesArgs),
+    Images(ImagesArgs),
     /// Weights as one safetensors file with torchvision's names; jobs/tools/cifar_resnet.py has the classes of the CIFAR
     /// networks
     Torchvision {
@@ -62,9 +61,32 @@ enum Form {
     },
 }
 
+/// Write a dataset's images as files again: `<split>/<class>/<file>`.
+///
+/// Restart markers that `ingest --tile-index` has set are taken out: each file has the bytes that the ingest was
+/// given, bit for bit. What the ingest made smaller or baseline comes as it is stored, and is counted.
+///
+/// A labelled image is in the folder of its class, and each file has the ending of an image, so that `ingest` reads the
+/// files with the same labels. Where several rows have one path, the first keeps it and the others get
+/// `-<instance id>` before the extension; so do paths that are folders of others and names over 250 bytes, which are cut.
+/// Control characters become %XX. A path that leads outside of the split is an error, and nothing is written.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  instdisc export images --dataset in1k --split val --dest images")]
+pub(super) struct ImagesArgs {
+    /// The dataset's folder
+    #[arg(long, value_name = "URL")]
+    dataset: String,
+    /// The folder to write, outside of the dataset; files that are there with the same bytes are kept
+    #[arg(long, value_name = "URL")]
+    dest: String,
+    /// The split [default: all]
+    #[arg(long, value_name = "NAME")]
+    split: Option<String>,
+}
+
 pub(super) fn run(global: &GlobalArgs, args: &ExportArgs) -> anyhow::Result<()> {
     match &args.form {
-        Form::Images(args) => images::run(global, args),
+        Form::Images(args) => export_images(global, args),
         Form::Torchvision { checkpoint, without_projection, output } => {
             if [".pth", ".pt", ".bin", ".tar"].iter().any(|ending| output.ends_with(ending)) {
                 let reason = format!(
@@ -77,8 +99,7 @@ pub(super) fn run(global: &GlobalArgs, args: &ExportArgs) -> anyhow::Result<()> 
             write_json(&json!({"output": output, "tensors": tensors}))
         }
         Form::Parquet { table, output } => {
-            let table = open_table(&global.location(table)?, &ColumnNames::default())?;
-            let rows = export_parquet(&*table, &global.location(output)?)?;
+            let rows = export_parquet(&global.location(table)?, &global.location(output)?)?;
             write_json(&json!({"output": output, "rows": rows}))
         }
         Form::Projector { table, dataset, limit, output } => {
@@ -92,4 +113,22 @@ pub(super) fn run(global: &GlobalArgs, args: &ExportArgs) -> anyhow::Result<()> 
             write_json(&json!({"output": output, "rows": rows}))
         }
     }
+}
+
+fn export_images(global: &GlobalArgs, args: &ImagesArgs) -> anyhow::Result<()> {
+    let options = ExportOptions {
+        dataset: global.location(&args.dataset)?,
+        dest: global.location(&args.dest)?,
+        split: args.split.clone(),
+    };
+    let report = export(&options, &Terminal::default())?;
+    for (name, split) in &report.splits {
+        if split.not_original > 0 {
+            say(&format!("{name}: {} images are not as the ingest was given them", split.not_original));
+        }
+        if split.renamed > 0 {
+            say(&format!("{name}: {} files have other names than the paths of their rows", split.renamed));
+        }
+    }
+    write_json(&report)
 }

@@ -5,15 +5,19 @@ use std::time::Instant;
 
 use rayon::prelude::*;
 
-use super::overlap::common_rows;
-use super::report::{ClassScore, Confusion, GridCell, KnnReport, Timing};
+use super::duplicates::common_rows;
+use super::report::{ClassScore, Confusion, GridCell, KnnReport, Timing, score_interval};
 use super::vote::{Ballot, Outcome};
 use super::{Duplicates, EvalError};
-use crate::eval::report::interval::score_interval;
 use crate::feature_table::{FeatureTable, Kind, Table, UnitRows};
 use crate::ids::ClassId;
 use crate::search::{Neighbours, search};
 use crate::units::Temperature;
+
+/// Neighbours that vote by default (paper, section 3.4).
+const DEFAULT_K: usize = 200;
+/// Of few rows, one in this many is a neighbour: if all voted, the most frequent class would win each vote.
+const ROWS_OF_A_NEIGHBOUR: usize = 10;
 
 /// A class counts for top-5 when it is among so many.
 const TOP: usize = 5;
@@ -44,8 +48,19 @@ impl Default for KnnOptions {
     /// The paper's: 200 neighbours, τ = 0.07.
     fn default() -> Self {
         let temperature = Temperature::new(0.07).expect("in range");
-        Self { k: vec![200], temperature: vec![temperature], leave_one_out: false, exclude: None, shown: 0 }
+        Self {
+            k: vec![DEFAULT_K],
+            temperature: vec![temperature],
+            leave_one_out: false,
+            exclude: None,
+            shown: 0,
+        }
     }
+}
+
+/// The default `k` for a number of rows that can vote: 200, or a tenth of fewer than 2000 rows.
+pub fn default_k(rows: usize) -> usize {
+    (rows / ROWS_OF_A_NEIGHBOUR).clamp(1, DEFAULT_K)
 }
 
 /// Scores the bank.
@@ -87,7 +102,7 @@ pub fn evaluate_with_neighbours(
 ///
 /// # Errors
 /// As [`evaluate`].
-pub fn evaluate_by(
+pub(super) fn evaluate_by(
     bank: &dyn Table,
     queries: &FeatureTable,
     options: &KnnOptions,

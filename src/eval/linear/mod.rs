@@ -8,7 +8,6 @@
 
 mod augmented;
 mod classify;
-mod error;
 mod examples;
 mod head;
 mod lbfgs;
@@ -20,26 +19,61 @@ use std::time::Instant;
 
 use tch::Device;
 
-pub use augmented::{AugmentedJob, probe_augmented};
+pub use augmented::probe_augmented;
 pub use classify::{ClassifierReport, classify};
-pub use error::LinearError;
 pub use report::{LinearReport, ProbeReport, SweepCell};
 
 use self::examples::Examples;
 use self::head::{Head, Score};
 use self::sgd::{CachedPasses, Cell, Passes};
-use super::overlap::common_rows;
+use super::duplicates::common_rows;
+use super::report::score_interval;
 use super::{EmbedError, EvalError};
-use crate::eval::report::interval::score_interval;
+use crate::checkpoint::CheckpointError;
+use crate::dataset::DatasetError;
+use crate::failure::Failure;
 use crate::feature_table::{FeatureTable, TableMeta};
 use crate::ids::{ClassId, InstanceId};
-use crate::loader::{SubsetRecord, balanced_rows};
+use crate::loader::{LoaderError, SubsetRecord, balanced_rows};
 use crate::model::{DeviceChoice, select_device};
 use crate::progress::Progress;
 use crate::units::Fraction;
 
 /// The share of the training rows by which one of several settings is chosen.
 const HELD_OUT: f64 = 0.1;
+
+/// A probe cannot be trained.
+#[derive(Debug, thiserror::Error)]
+pub enum LinearError {
+    /// Options or tables.
+    #[error(transparent)]
+    Eval(#[from] EvalError),
+    /// The encoder.
+    #[error(transparent)]
+    Embed(#[from] EmbedError),
+}
+
+impl LinearError {
+    /// The kind of failure, for the exit code.
+    pub fn failure(&self) -> Failure {
+        match self {
+            Self::Eval(error) => error.failure(),
+            Self::Embed(error) => error.failure(),
+        }
+    }
+}
+
+macro_rules! from_parts {
+    ($($part:ty),*) => {
+        $(impl From<$part> for LinearError {
+            fn from(error: $part) -> Self {
+                Self::Embed(error.into())
+            }
+        })*
+    };
+}
+
+from_parts!(CheckpointError, DatasetError, LoaderError);
 
 /// How the weights are found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]

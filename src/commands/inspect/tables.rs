@@ -7,7 +7,6 @@ use std::io::Cursor;
 use std::ops::Range;
 use std::sync::Arc;
 
-use anyhow::bail;
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::Int64Type;
 use bytes::Bytes;
@@ -21,7 +20,7 @@ use parquet::file::reader::{ChunkReader, Length};
 use serde_json::{Value, json};
 
 use super::{FIRST_CLASSES, KNOWN, WITHOUT_DIGEST, own_name};
-use crate::cli::exit::WrongData;
+use crate::commands::CommandError;
 use crate::dataset::{DatasetError, Manifest, ShardEntry, ShardReader, read_index};
 use crate::feature_table::FeatureTable;
 use crate::guard::guard;
@@ -67,7 +66,7 @@ const MOST_FOLDERS: usize = 3;
 ///
 /// # Errors
 /// If it is damaged, not a table of this program, or the store fails.
-pub(super) fn inspect(location: &Location, check: bool) -> anyhow::Result<Value> {
+pub(super) fn inspect(location: &Location, check: bool) -> Result<Value, CommandError> {
     let table = Table::open(location)?;
     let columns = table.columns();
     let kind = KINDS.iter().find(|(_, names)| columns == *names).map(|(kind, _)| *kind);
@@ -79,7 +78,9 @@ pub(super) fn inspect(location: &Location, check: bool) -> anyhow::Result<Value>
             return Ok(summary);
         }
         let columns = columns.join(", ");
-        bail!(WrongData(format!("{location}: a Parquet file with the columns {columns}; {KNOWN}")));
+        return Err(CommandError::Data(format!(
+            "{location}: a Parquet file with the columns {columns}; {KNOWN}"
+        )));
     };
     let mut summary = table.summary(kind)?;
     let is_small = summary["rows"].as_u64() <= Some(MOST_ROWS_READ);
@@ -217,7 +218,7 @@ impl<'a> Table<'a> {
     }
 
     /// Reads the table whole and compares it with the digests of its dataset's manifest, where that names it.
-    fn check(&self, kind: &str, summary: &mut Value) -> anyhow::Result<()> {
+    fn check(&self, kind: &str, summary: &mut Value) -> Result<(), CommandError> {
         let named = match kind {
             "shard" | "index" => Named::find(self.location)?,
             _ => None,
