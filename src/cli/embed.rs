@@ -13,7 +13,7 @@ use crate::eval::RowChoice;
 use crate::model::{DeviceChoice, FeatureLayer};
 use crate::units::shell_word;
 
-/// In `--output`, where the layer's name goes.
+/// The placeholder of the layer's name in `--output`.
 const PLACEHOLDER: &str = "{feature}";
 
 /// Write the features of a split under a checkpoint's encoder, as a feature table (Arrow IPC).
@@ -22,30 +22,30 @@ const PLACEHOLDER: &str = "{feature}";
     after_help = "Example:\n  instdisc embed --checkpoint runs/r50/checkpoints/step-00005005 --dataset data/in1k \\\n    --split val --output runs/r50/val.arrow"
 )]
 pub(super) struct EmbedArgs {
-    /// The checkpoint's folder, or that of a run, whose newest checkpoint it is then
+    /// The checkpoint's folder, or that of a run for its newest
     #[arg(long, value_name = "URL")]
     checkpoint: String,
-    /// The dataset's folder; it must be the one that the checkpoint was trained on
+    /// The folder of the dataset that the checkpoint was trained on
     #[arg(long, value_name = "URL")]
     dataset: String,
     /// The split [default: the first of val, valid, validation, dev, test and testing]
     #[arg(long, value_name = "NAME")]
     split: Option<String>,
-    /// Layers, with commas between: projection (the embedding, of unit length), pooled (what the projection
-    /// sees), conv1 to conv5 (the maps behind the stages, averaged to about 9000 numbers)
+    /// Layers, separated by commas: projection (the embedding, of unit length), pooled (the projection's input), conv1 to
+    /// conv5 (the maps after the stages, averaged to about 9000 numbers)
     #[arg(long, value_name = "LAYERS", value_delimiter = ',', default_value = "projection")]
     feature: Vec<FeatureLayer>,
-    /// The feature table to write; with several layers its name holds {feature}, which becomes the layer's name. A table
-    /// of the same weights, split and layer is kept; any other file there is an error
+    /// The feature table to write; {feature} in its name becomes the layer's name, and is needed for several layers. An
+    /// existing table of the same weights, split and layer is kept; another file there is an error
     #[arg(long, value_name = "URL")]
     output: String,
-    /// Embed a uniform sample of N images, the one that train --limit takes; 0 for all
+    /// Embed the uniform sample of N images that train --limit takes; 0 for all
     #[arg(long, value_name = "N", default_value_t = 0)]
     limit: u64,
     /// Images of a batch
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
     batch_size: u32,
-    /// Threads that decode; 0 for one on each core
+    /// Threads that decode; 0 for one per core
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
     /// Where to compute: auto, cpu or cuda:N

@@ -9,7 +9,7 @@ use super::{GlobalArgs, write_json};
 use crate::commands::{ProjectorJob, export_parquet, export_projector, export_torchvision};
 use crate::ingest::{ExportOptions, export};
 
-/// Write weights, embeddings or images in other programs' forms.
+/// Write weights, embeddings or images in the formats of other programs.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  instdisc export torchvision --checkpoint runs/r50/checkpoints/step-00005005 \\\n    --without-projection --output r50.safetensors\n  instdisc export parquet --table val.arrow --output val.parquet\n  instdisc export projector --table val.arrow --dataset data/in1k --output projector"
@@ -22,16 +22,15 @@ pub(super) struct ExportArgs {
 #[derive(Debug, Subcommand)]
 enum Form {
     Images(ImagesArgs),
-    /// Weights as one safetensors file with torchvision's names; jobs/tools/cifar_resnet.py has the classes of the CIFAR
-    /// networks
+    /// Weights as one safetensors file with torchvision's names; jobs/tools/cifar_resnet.py defines the CIFAR networks
     Torchvision {
-        /// The checkpoint's folder, or that of a run, whose newest checkpoint it is then
+        /// The checkpoint's folder, or that of a run for its newest
         #[arg(long, value_name = "URL")]
         checkpoint: String,
         /// Leave out the last layer: for a model whose last layer is torch.nn.Identity()
         #[arg(long)]
         without_projection: bool,
-        /// The file's place
+        /// The file to write
         #[arg(long, value_name = "URL")]
         output: String,
     },
@@ -40,7 +39,7 @@ enum Form {
         /// The feature table, or the bank of a checkpoint
         #[arg(long, value_name = "URL")]
         table: String,
-        /// The file's place
+        /// The file to write
         #[arg(long, value_name = "URL")]
         output: String,
     },
@@ -55,7 +54,7 @@ enum Form {
         /// A uniform sample of N rows at most
         #[arg(long, value_name = "N", default_value_t = 10_000)]
         limit: usize,
-        /// The folder
+        /// The folder to write
         #[arg(long, value_name = "URL")]
         output: String,
     },
@@ -63,20 +62,20 @@ enum Form {
 
 /// Write a dataset's images as files again: `<split>/<class>/<file>`.
 ///
-/// Restart markers that `ingest --tile-index` has set are taken out: each file has the bytes that the ingest was
-/// given, bit for bit. What the ingest made smaller or baseline comes as it is stored, and is counted.
+/// Each file has the bytes of the ingest's source, without the restart markers of `ingest --tile-index`. Images that the
+/// ingest made smaller or baseline are written as stored, and counted.
 ///
-/// A labelled image is in the folder of its class, and each file has the ending of an image, so that `ingest` reads the
-/// files with the same labels. Where several rows have one path, the first keeps it and the others get
-/// `-<instance id>` before the extension; so do paths that are folders of others and names over 250 bytes, which are cut.
-/// Control characters become %XX. A path that leads outside of the split is an error, and nothing is written.
+/// A labelled image goes to the folder of its class with the ending of an image, so `ingest` reads the files with the
+/// same labels. Of several rows with one path, the first keeps it and the others get `-<instance id>` before the
+/// extension. So do paths that are folders of others, and names over 250 bytes, which are cut. Control characters become
+/// %XX. A path out of the split is an error, and nothing is written.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  instdisc export images --dataset in1k --split val --dest images")]
 pub(super) struct ImagesArgs {
     /// The dataset's folder
     #[arg(long, value_name = "URL")]
     dataset: String,
-    /// The folder to write, outside of the dataset; files that are there with the same bytes are kept
+    /// The folder to write, outside of the dataset; existing files with the same bytes are kept
     #[arg(long, value_name = "URL")]
     dest: String,
     /// The split [default: all]

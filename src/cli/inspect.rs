@@ -7,11 +7,11 @@ use super::progress::Terminal;
 use super::{GlobalArgs, write_json, write_stdout};
 use crate::commands::inspect;
 
-/// Say what a folder or a file is: a dataset, a run, a checkpoint, a feature table, a shard, metrics, a report.
+/// Summarise a dataset, a run, a checkpoint or one of their files.
 ///
-/// Files are known by their contents, whatever their names are: shards, indexes, duplicates.parquet, label subsets,
-/// neighbours, feature tables (Arrow, Parquet), weights (safetensors), metrics.jsonl, rejects, the reports of knn, linear and finetune,
-/// config.toml, state.json and finished.json. The manifest of a dataset or a checkpoint stands for its folder.
+/// Contents decide what a file is, not names: shards, indexes, duplicates.parquet, label subsets, neighbours, feature
+/// tables (Arrow, Parquet), weights (safetensors), metrics.jsonl, rejects, reports of knn, linear and finetune,
+/// config.toml, state.json and finished.json. The manifest of a dataset or a checkpoint means its folder.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  instdisc inspect --verify s3://bucket/in1k\n  instdisc inspect --verify s3://bucket/in1k/train/shard-00007.parquet\n  instdisc inspect --format json runs/r50/metrics.jsonl"
@@ -20,10 +20,10 @@ pub(super) struct InspectArgs {
     /// The folder of a dataset, a run or a checkpoint, or one of their files
     #[arg(value_name = "URL")]
     location: String,
-    /// Read every byte and check it against its digest; a file whose digest is not in a manifest is decoded whole
+    /// Read every byte and compare it with its digest; decode a file that has no digest in a manifest
     #[arg(long)]
     verify: bool,
-    /// How to say it
+    /// The format of the summary
     #[arg(long, value_enum, default_value = "table")]
     format: Format,
 }

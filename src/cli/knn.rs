@@ -16,8 +16,8 @@ use {
     super::progress::say,
     super::ranks::progress_of,
     super::write_json,
-    crate::commands::{KnnFeature, KnnRun, knn_of_run, watch_run},
-    crate::eval::{KnnReports, WatchOptions},
+    crate::commands::{KnnFeature, KnnRun, WatchOptions, knn_of_run, watch_run},
+    crate::eval::KnnReports,
     std::time::Duration,
 };
 
@@ -28,32 +28,30 @@ const MOST_MAP_POINTS: u64 = 100_000;
 
 /// Evaluate features by a weighted k-nearest-neighbour vote.
 ///
-/// Each query is given the class for which its K most similar bank rows vote, with weights exp(s/τ), where s
-/// is their cosine. The report is JSON; with --output, a page (.html) is written beside it, which shows
-/// images if --dataset is given. Several features are evaluated in one call: give --bank and --queries once
-/// for each, or --feature with --run.
+/// The K most similar bank rows vote for the class of a query, with weights exp(s/τ) for a cosine s. The report is
+/// JSON. With --output, a page (.html) goes beside it, with images if --dataset is given. One call evaluates several
+/// features: repeat --bank and --queries, or list --feature with --run.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  instdisc knn --bank runs/r50/checkpoints/step-00005005/bank.arrow \\\n    --queries runs/r50/val.arrow --output runs/r50/eval/knn.json\n  instdisc knn --run runs/r50 --dataset data/in1k --split val --watch"
 )]
 pub(super) struct KnnArgs {
-    /// The feature table that votes, or the checkpoint (of a run, its newest) whose bank does; may be repeated, with
-    /// as many --queries
+    /// The feature table that votes, or the checkpoint or run whose bank votes; repeatable, with as many --queries
     #[arg(long, value_name = "URL", requires = "queries", required_unless_present = "run")]
     bank: Vec<String>,
-    /// The feature table that is evaluated
+    /// The feature table to evaluate
     #[arg(long, value_name = "URL", requires = "bank")]
     queries: Vec<String>,
-    /// The column of ids in tables that instdisc did not write [default: instance_id]
+    /// The column of ids in tables of other programs [default: instance_id]
     #[arg(long, value_name = "NAME", requires = "bank")]
     id_column: Option<String>,
-    /// The column of vectors in tables that instdisc did not write [default: feature]
+    /// The column of vectors in tables of other programs [default: feature]
     #[arg(long, value_name = "NAME", requires = "bank")]
     vector_column: Option<String>,
-    /// The column of classes in tables that instdisc did not write [default: label]
+    /// The column of classes in tables of other programs [default: label]
     #[arg(long, value_name = "NAME", requires = "bank")]
     label_column: Option<String>,
-    /// Evaluate this run's newest checkpoint, or the checkpoint of this folder: its encoder embeds --split, its bank votes
+    /// A run, for its newest checkpoint, or a checkpoint: its encoder embeds --split, its bank votes
     #[arg(long, value_name = "URL", conflicts_with_all = ["bank", "queries"], requires = "dataset")]
     run: Option<String>,
     /// The dataset, for the page's images and for --run
@@ -65,45 +63,44 @@ pub(super) struct KnnArgs {
     /// The split whose images vote, for features other than `bank` [default: that of the run]
     #[arg(long, value_name = "NAME", requires = "run")]
     train_split: Option<String>,
-    /// What --run compares: `bank` takes the vectors that the training stored; a layer (projection, pooled,
-    /// conv1 to conv5) embeds training images and queries anew; several with commas between, the first is the
-    /// headline
+    /// What --run compares, separated by commas, the headline first: `bank` for the vectors that the training stored, or a
+    /// layer (projection, pooled, conv1 to conv5) to embed training images and queries anew
     #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = "bank", requires = "run")]
     feature: Vec<String>,
-    /// Evaluate each checkpoint of --run as it appears, once, also across restarts and several watchers; ends
-    /// when the run is finished
+    /// Evaluate each checkpoint of --run once as it appears, until the run is finished; several watchers share the
+    /// checkpoints
     #[arg(long, requires = "run", conflicts_with_all = ["output", "neighbours"])]
     watch: bool,
-    /// With --watch, end after so many seconds without a new checkpoint; 0 for never
+    /// Stop watching after this many seconds without a new checkpoint; 0 for never
     #[arg(long, value_name = "SECONDS", default_value_t = 0, requires = "watch")]
     idle_timeout: u64,
-    /// With --watch, look at the run every so many seconds
+    /// Seconds between two looks at a watched run
     #[arg(long, value_name = "SECONDS", default_value_t = 10, requires = "watch", value_parser = clap::value_parser!(u64).range(1..))]
     poll_interval: u64,
-    /// K, neighbours that vote; several with commas between, the largest is the headline [default: 200, or a
-    /// tenth of the rows where they are fewer than 2000]
+    /// Neighbours that vote (K), separated by commas; the largest is the headline [default: 200, or a tenth of fewer than
+    /// 2000 rows]
     #[arg(long, value_name = "K", value_delimiter = ',')]
     k: Vec<usize>,
-    /// τ of the weights exp(s/τ); several with commas between
+    /// Temperatures of the weights exp(s/τ), separated by commas; the first is the headline
     #[arg(long, value_name = "TAU", value_delimiter = ',', default_value = DEFAULT_TEMPERATURE)]
     temperature: Vec<Temperature>,
-    /// A query's own row does not vote, for queries from the bank's own split
+    /// Leave out a query's own row, for queries of the bank's split
     #[arg(long)]
     leave_one_out: bool,
-    /// Near-duplicates of a query do not vote, as ingest found them (--dataset)
+    /// Leave out near-duplicates of a query, which ingest found
     #[arg(long, requires = "dataset")]
     exclude_duplicates: bool,
-    /// The report's place (.json), a page lies beside it (.html); stdout then has a line of scores [default: stdout
-    /// alone, or the run's eval folder and stdout]
+    /// The report's file (.json), with a page (.html) beside it; stdout then gets a line of scores [default: stdout, and
+    /// the run's eval folder for --run]
     #[arg(long, value_name = "URL")]
     output: Option<String>,
-    /// Write neighbour ids and similarities of the first feature here, as Parquet
+    /// A Parquet file for neighbour ids and similarities of the first feature
     #[arg(long, value_name = "URL")]
     neighbours: Option<String>,
     /// Queries on the page's map, at most 100000; 0 for no map
     #[arg(long, value_name = "N", default_value_t = DEFAULT_MAP_POINTS as u64, value_parser = clap::value_parser!(u64).range(..=MOST_MAP_POINTS))]
     map_points: u64,
-    /// Threads that search; 0 for one on each core
+    /// Threads that search; 0 for one per core
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
     #[cfg(feature = "torch")]
@@ -216,7 +213,7 @@ fn evaluate_tables(
     reports::print(global, args.output.as_ref(), &lines, &found)
 }
 
-/// A report for people.
+/// The scores of a report on one line.
 fn line(report: &KnnReport) -> String {
     let KnnReport { step, k, temperature, feature, .. } = report;
     if !report.has_scores() {

@@ -12,21 +12,21 @@ use crate::units::Fraction;
 
 /// Evaluate features by a linear classifier that is trained on them.
 ///
-/// Multinomial logistic regression on frozen features, of feature tables or of a run's newest checkpoint; of
-/// several layers, such as the paper's conv1 to conv5, in one call. The sweep over --lr and --weight-decay is
-/// decided by a tenth of the training rows, and the split that is evaluated is looked at once.
+/// Multinomial logistic regression on frozen features of tables or of a run's checkpoint. One call evaluates several
+/// layers, such as the paper's conv1 to conv5. A tenth of the training rows decides the sweep over --lr and
+/// --weight-decay; the evaluated split is used once.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  instdisc linear --run runs/r50 --dataset data/in1k --split val \\\n    --feature conv1,conv2,conv3,conv4,conv5,pooled\n  instdisc linear --run runs/r50 --dataset data/in1k --label-fraction 0.01\n  instdisc linear --train train.arrow --test val.arrow --solver sgd --lr 30,3,0.3"
 )]
 pub(super) struct LinearArgs {
-    /// A feature table to train on; may be repeated, with as many --test
+    /// A feature table to train on; repeatable, with as many --test
     #[arg(long, value_name = "URL", requires = "test", required_unless_present = "run")]
     train: Vec<String>,
-    /// The feature table that is evaluated
+    /// The feature table to evaluate
     #[arg(long, value_name = "URL", requires = "train")]
     test: Vec<String>,
-    /// A run: the features are those of its newest checkpoint, embedded once and kept in its eval/features
+    /// A run, for its newest checkpoint, or a checkpoint; the run's eval/features keeps the features
     #[arg(long, value_name = "URL", conflicts_with_all = ["train", "test"], requires = "dataset")]
     run: Option<String>,
     /// The dataset of --run
@@ -35,54 +35,53 @@ pub(super) struct LinearArgs {
     /// The split that --run evaluates on [default: the first of val, valid, validation, dev, test and testing]
     #[arg(long, value_name = "NAME", requires = "run")]
     split: Option<String>,
-    /// The split that is trained on [default: that of the run]
+    /// The split to train on [default: that of the run]
     #[arg(long, value_name = "NAME", requires = "run")]
     train_split: Option<String>,
-    /// Layers, with commas between: projection, pooled, conv1 to conv5; the first is the headline
+    /// Layers, separated by commas, the headline first: projection, pooled, conv1 to conv5
     #[arg(long, value_name = "LAYERS", value_delimiter = ',', default_value = "pooled", requires = "run")]
     feature: Vec<FeatureLayer>,
-    /// Train on a uniform sample of N images, the one that train --limit takes; 0 for all [default: those that the
-    /// run was trained on]
+    /// Train on the uniform sample of N images that train --limit takes; 0 for all [default: the run's training images]
     #[arg(long, value_name = "N", requires = "run", conflicts_with = "label_fraction")]
     limit: Option<u64>,
     /// Train on this share of the labels, the same number for each class
     #[arg(long, value_name = "SHARE")]
     label_fraction: Option<Fraction>,
-    /// The seed by which labels are chosen
+    /// The seed that chooses the labels
     #[arg(long, value_name = "N", default_value_t = 0, requires = "label_fraction")]
     label_seed: u64,
-    /// Train on other crops and mirror images in each epoch (with --run and --solver sgd)
+    /// Train on new crops and mirror images in each epoch; needs --run and --solver sgd
     #[arg(long, requires = "run")]
     augment: bool,
-    /// lbfgs: all rows at once, to the minimum; sgd: in steps. [default: lbfgs, with --augment sgd]
+    /// lbfgs: all rows at once, to the minimum; sgd: in steps [default: lbfgs, or sgd with --augment]
     #[arg(long, value_enum, value_name = "NAME")]
     solver: Option<SolverName>,
-    /// Learning rates (sgd); each is tried with each weight decay
+    /// Learning rates for sgd, separated by commas; each is tried with each weight decay
     #[arg(long, value_name = "RATES", value_delimiter = ',', default_value = "30,3,0.3,0.03")]
     lr: Vec<f64>,
-    /// Weight decays; scikit-learn's C is 1 / (decay × rows)
+    /// Weight decays, separated by commas; scikit-learn's C is 1 / (decay × rows)
     #[arg(long, value_name = "DECAYS", value_delimiter = ',', default_value = "1e-3,1e-4,1e-5,1e-6")]
     weight_decay: Vec<f64>,
-    /// Passes over the rows (sgd)
+    /// Passes over the rows, for sgd
     #[arg(long, value_name = "N", default_value_t = 100)]
     epochs: u64,
-    /// Rows of a step (sgd)
+    /// Rows of a step, for sgd
     #[arg(long, value_name = "N", default_value_t = 256)]
     batch_size: usize,
-    /// Steps at most (lbfgs)
+    /// Steps at most, for lbfgs
     #[arg(long, value_name = "N", default_value_t = 1000)]
     iterations: usize,
-    /// Bring each number of the features to mean 0 and variance 1 first
+    /// Scale each number of the features to mean 0 and variance 1
     #[arg(long)]
     standardize: bool,
-    /// The seed of the order of rows, and of those held out
+    /// The seed of the order of rows and of the held-out rows
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// The report's place (.json); stdout then has a line of scores [default: stdout alone, or the run's eval folder
-    /// and stdout]
+    /// The report's file (.json); stdout then gets a line of scores [default: stdout, and the run's eval folder for
+    /// --run]
     #[arg(long, value_name = "URL")]
     output: Option<String>,
-    /// Threads that decode; 0 for one on each core
+    /// Threads that decode; 0 for one per core
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
     /// Where to compute: auto, cpu or cuda:N
@@ -149,7 +148,7 @@ pub(super) fn run(global: &GlobalArgs, args: &LinearArgs) -> anyhow::Result<()> 
     reports::print_of_run(global, args.output.as_ref(), lines, &linear_of_run(&run, &job, &progress)?)
 }
 
-/// A report for people.
+/// The scores of a report on one line.
 fn line(report: &ProbeReport) -> String {
     let ProbeReport { step, train_rows, feature, .. } = report;
     let (top1, top5) = (100.0 * report.top1, 100.0 * report.top5);

@@ -7,10 +7,10 @@ use super::{GlobalArgs, write_json};
 use crate::commands::{RecipeName, RenderOptions, render};
 use crate::ids::InstanceId;
 
-/// Draw what the network saw of an image in some epochs, beside the original with the crop marked.
+/// Draw an image as the network saw it in some epochs, beside the original with the crop marked.
 ///
-/// The pixels are a function of seed, epoch and instance, so they are exactly those of a run with this seed,
-/// recipe and size; --run takes these from a run. What was drawn goes to stdout as JSON.
+/// Seed, epoch and instance decide the pixels, so they equal those of a run with this seed, recipe and size. --run takes
+/// these from a run. The drawn augmentations go to stdout as JSON.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  instdisc render --dataset in1k --run runs/r50 --instance 12345 --epoch 0,17 --output x.png"
@@ -19,7 +19,7 @@ pub(super) struct RenderArgs {
     /// The dataset's folder
     #[arg(long, value_name = "URL")]
     dataset: String,
-    /// The run, or a checkpoint of it, whose split, seed, recipe and size these are, but for what is given here
+    /// The run or checkpoint whose split, seed, recipe and size to use; options given here win
     #[arg(long, value_name = "URL")]
     run: Option<String>,
     /// The dataset's split [default: that of --run, else train]
@@ -28,7 +28,7 @@ pub(super) struct RenderArgs {
     /// The instance
     #[arg(long, value_name = "N")]
     instance: u32,
-    /// The epochs, with commas between, a row of the drawing for each; 0 is what a run's lines call epoch 1
+    /// The epochs, separated by commas, one row of the drawing each; 0 is epoch 1 in a run's lines
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "0")]
     epoch: Vec<u64>,
     /// The seed of the run [default: that of --run, else 0]
@@ -37,7 +37,7 @@ pub(super) struct RenderArgs {
     /// The recipe of the run [default: that of --run, else imagenet]
     #[arg(long, value_enum)]
     recipe: Option<RecipeName>,
-    /// The side of the square that the network sees, in pixels [default: that of --run, else 224]
+    /// The side of the network's images, in pixels [default: that of --run, else 224]
     #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(1..))]
     image_size: Option<u32>,
     /// Draw each pixel as a square of N by N, to see small images

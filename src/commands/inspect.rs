@@ -21,15 +21,15 @@ use crate::storage::{Digest, Location};
 const HEAD_BYTES: u64 = 4096;
 /// Class names that are shown; the manifest has all of them.
 const FIRST_CLASSES: usize = 10;
-/// What else a refusal says.
+/// The end of the error for an unknown file.
 const KNOWN: &str = "inspect knows datasets, runs, checkpoints, feature tables, shards and other Parquet tables, \
                      metrics, reports, weights, and a run's JSON and TOML files";
-/// How a file was checked whose digest is not in a manifest.
+/// The check of a file without a digest in a manifest.
 const WITHOUT_DIGEST: &str = "reading it whole; no manifest has its digest";
 
 /// A summary of a folder or a file, by its contents: a dataset, a run, a checkpoint, a feature table, a shard or another
-/// Parquet table, metrics, a report, weights, a configuration. The manifest of a dataset or a checkpoint stands for its
-/// folder. The key `kind` names what it is.
+/// Parquet table, metrics, a report, weights, a configuration. The manifest of a dataset or a checkpoint means its folder.
+/// The key `kind` names what it is.
 ///
 /// With `check`, every byte is read and compared with its digest; a file without a digest in a manifest is decoded.
 ///
@@ -132,7 +132,7 @@ fn own_name(location: &Location) -> String {
     local.map_or_else(|| location.file_name().to_owned(), |name| name.to_string_lossy().into_owned())
 }
 
-/// What a run is, by its newest checkpoint, and which checkpoints it has.
+/// A summary of a run, by its newest checkpoint, with the names of all.
 fn inspect_run(run: &Location, checkpoints: &[(u64, Location)], check: bool) -> Result<Value, CommandError> {
     let opened = checkpoints.iter().map(|(_, folder)| Checkpoint::open(folder));
     let opened = opened.collect::<Result<Vec<_>, _>>()?;

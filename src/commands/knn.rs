@@ -286,7 +286,7 @@ fn images(dataset: &Location, input: &PageInput<'_>) -> Result<PageImages, Comma
     }
     let split = &input.queries.meta.split;
     let mapped = input.mapped();
-    // From a store every point would cost a row group; the map has images where images are at hand.
+    // From a store every point would cost a row group, so only local datasets give the map images.
     let sprite = if mapped.is_empty() || dataset.local_path().is_none() {
         None
     } else {

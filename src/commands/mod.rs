@@ -17,6 +17,8 @@ mod render;
 mod reports;
 #[cfg(feature = "torch")]
 mod run;
+#[cfg(feature = "torch")]
+mod watch;
 
 #[cfg(feature = "torch")]
 pub use embed::{EmbedOptions, EmbedReport, EmbeddedTable, embed};
@@ -33,3 +35,5 @@ pub use monitor::Monitor;
 pub use render::{RecipeName, RenderOptions, RenderReport, RenderedEpoch, RenderedEpochs, render};
 #[cfg(feature = "torch")]
 pub use reports::Report;
+#[cfg(feature = "torch")]
+pub use watch::{WatchEnd, WatchOptions, WatchSummary};

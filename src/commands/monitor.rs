@@ -112,7 +112,7 @@ impl Monitor {
             Arc::new(Subset::of_range(Arc::clone(source), own))
         };
         let part = encode(encoder, images, meta, (BATCH_SIZE, self.threads), progress);
-        // Where one process failed, all leave it at that.
+        // If one process failed, all give up.
         let failed = group.gather_bytes(&[u8::from(part.is_err())])?;
         let part = part?;
         if let Some(rank) = failed.iter().position(|flag| flag == &[1]) {
@@ -121,7 +121,7 @@ impl Monitor {
         let queries = gather_table(group, part, (source.ids(), source.labels()), true)?;
         // What the encoder is worth, before the first step too.
         if queries.len() > 1 {
-            // Of few images the own class lacks one of its own, which more neighbours would count against it.
+            // Among few images the left-out query is missing from its class, which would bias more neighbours.
             let among = KnnOptions { k: vec![1], leave_one_out: true, ..KnnOptions::default() };
             let report = evaluate(&queries, &queries, &among)?;
             scores.insert("knn_sample_top1".to_owned(), json!(report.top1));

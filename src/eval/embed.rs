@@ -1,4 +1,4 @@
-//! Features of a split under a checkpoint's encoder: once to a place of the caller's, or kept in the run's folder.
+//! Features of a split under a checkpoint's encoder, written to given files or kept in the run's folder.
 
 use std::sync::Arc;
 
@@ -71,12 +71,12 @@ pub enum EmbedError {
         /// The digest of the dataset given.
         actual: String,
     },
-    /// At a place is something else than what would be made.
+    /// Another file occupies the place of a table.
     #[error("`{output}` exists and holds something else than {wanted}: remove it or choose another --output")]
     Occupied {
-        /// The place.
+        /// The file.
         output: String,
-        /// What would be made.
+        /// The table to write.
         wanted: String,
     },
     /// A feature is not a finite number.
@@ -87,7 +87,7 @@ pub enum EmbedError {
         /// The instance.
         instance: u32,
     },
-    /// It was told to stop.
+    /// The caller stopped it.
     #[error("stopped")]
     Stopped,
     /// The encoder has no such layer.
@@ -350,8 +350,8 @@ pub fn encode(
     Ok(tables.remove(0))
 }
 
-/// Likewise for several layers, a table for each; one pass over the images makes all. What depends on the layer
-/// completes `meta`. The sizes are images of a batch, and threads that decode.
+/// The features of several layers, a table for each, in one pass over the images. What depends on the layer completes
+/// `meta`. The sizes are images of a batch, and threads that decode.
 ///
 /// # Errors
 /// If an image cannot be loaded, or the encoder has no such layer.
@@ -386,7 +386,7 @@ pub fn encode_layers(
             table.meta.dim = dim;
             table.features.resize(rows * dim, 0.0);
             let features = to_host(&features);
-            // Batches come as the images lie, not in the order of the ids.
+            // Batches follow the order of the shards, not of the ids.
             for (position, row) in batch.positions.iter().zip(features.chunks_exact(dim)) {
                 table.features[position.row() * dim..][..dim].copy_from_slice(row);
             }

@@ -19,7 +19,6 @@ mod report;
 mod row_choice;
 mod thumbnails;
 mod vote;
-mod watch;
 
 pub use bank::{checkpoint_bank, open_bank};
 #[cfg(feature = "torch")]
@@ -41,7 +40,6 @@ pub use report::{ClassScore, Confusion, GridCell, KnnReport, KnnReports, Timing}
 pub use row_choice::RowChoice;
 pub use thumbnails::{SPRITE_COLUMNS, SPRITE_SIDE, Thumbnails, sprite};
 pub use vote::{vote, vote_weight};
-pub use watch::{WatchEnd, WatchOptions, WatchSummary, report_location, watch};
 
 #[cfg(test)]
 pub(crate) mod tests;

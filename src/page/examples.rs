@@ -1,4 +1,4 @@
-//! Queries worth a look: the surest right votes, the surest wrong ones, and some at random.
+//! Example queries: the surest right votes, the surest wrong ones, and some at random.
 
 use std::collections::BTreeMap;
 

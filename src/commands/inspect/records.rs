@@ -71,7 +71,7 @@ const CONFIG_KEYS: [&str; 18] = [
 /// The largest configuration file, in bytes; larger text is not read.
 const MOST_CONFIG_BYTES: u64 = 1 << 20;
 
-/// What a file is that begins like JSON; `None` where this program does not write such a file.
+/// A summary of a file that begins like JSON; `None` if this program does not write such files.
 ///
 /// # Errors
 /// If it is damaged, or the store fails.
@@ -107,7 +107,7 @@ pub(super) fn inspect_json(
     Ok(found.map(|summary| checked(summary, check)))
 }
 
-/// What a TOML file is; `None` where it is none, or not a configuration of this program.
+/// A summary of a TOML file; `None` if it is not TOML or not a configuration of this program.
 ///
 /// # Errors
 /// If the store fails.
@@ -157,7 +157,7 @@ fn folder_meant(location: &Location, fields: &Fields) -> Option<Location> {
     if of_dataset || of_checkpoint { location.folder() } else { None }
 }
 
-/// What a JSON object is, by its keys.
+/// A summary of a JSON object, by its keys.
 fn document(location: &Location, fields: &Fields, text: &[u8]) -> Result<Option<Value>, CommandError> {
     let report_kind = if has(fields, &["grid", "bank_rows", "temperature"]) {
         Some("knn_report")

@@ -1,7 +1,7 @@
 //! Parquet tables: shards of a dataset, and the other tables that this program writes.
 //!
-//! Which table it is, its columns decide. Unless everything is to be checked, only the footer and the columns of ids and
-//! labels are read; images stay where they are.
+//! The columns decide which table it is. Unless everything is checked, only the footer and the columns of ids and labels are
+//! read, no images.
 
 use std::io::Cursor;
 use std::ops::Range;
@@ -348,7 +348,7 @@ fn encoded_bytes(batch: &RecordBatch) -> Option<u64> {
     Some(encoded.iter().flatten().map(|bytes| bytes.len() as u64).sum())
 }
 
-/// Parts of a file, each with its place, that stand for the whole: reads outside of them are errors.
+/// Parts of a file with their offsets, read as the whole file; reads outside of them are errors.
 struct Parts {
     bytes: u64,
     parts: Vec<(u64, Bytes)>,

@@ -8,12 +8,10 @@ use serde_json::Value;
 use super::{DEFAULT_MAP_POINTS, KnnJob, KnnPair, Place, Searchers, evaluate};
 use crate::checkpoint::{Checkpoint, checkpoint_at, run_of};
 use crate::commands::run::{Machine, RunDataset, training_rows};
+use crate::commands::watch::{WatchOptions, WatchSummary, report_location, watch};
 use crate::commands::{CommandError, Report, reports};
 use crate::distributed::ProcessGroup;
-use crate::eval::{
-    KnnOptions, KnnReports, RowChoice, WatchOptions, WatchSummary, checkpoint_bank, default_k,
-    report_location, run_tables, watch,
-};
+use crate::eval::{KnnOptions, KnnReports, RowChoice, checkpoint_bank, default_k, run_tables};
 use crate::failure::Failure;
 use crate::feature_table::{FeatureTable, StoredTable, Table};
 use crate::model::{DeviceChoice, FeatureLayer};

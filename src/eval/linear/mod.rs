@@ -1,10 +1,9 @@
 //! The linear probe: multinomial logistic regression on frozen features.
 //!
 //! Minimised is the mean cross entropy of the training rows plus `weight_decay / 2` times the squared weights
-//! (the bias has no decay), so with L-BFGS the answer is scikit-learn's `LogisticRegression` with
-//! `C = 1 / (weight_decay * rows)`. Of several settings the one is taken that does best on a tenth of the
-//! training rows which it did not see, and it is then fitted to all of them; the evaluated split is looked at
-//! once.
+//! (the bias has no decay), so L-BFGS gives scikit-learn's `LogisticRegression` with `C = 1 / (weight_decay * rows)`.
+//! Of several settings, the best one on a held-out tenth of the training rows is fitted to all rows. The evaluated split
+//! is used once.
 
 mod augmented;
 mod classify;
@@ -288,7 +287,7 @@ struct Fitted {
     note: Option<String>,
 }
 
-/// That rows are evaluated that were trained on, where they are.
+/// The note that evaluated rows were trained on.
 fn trained_on_note(train: &TableMeta, ids: &[InstanceId], test: &FeatureTable) -> Option<String> {
     let seen = common_rows(&train.split, ids, test)?;
     Some(format!("{seen} were trained on, so the scores tell what is remembered"))
