@@ -25,7 +25,7 @@ pub(super) struct EmbedArgs {
     /// The checkpoint's folder, or that of a run for its newest
     #[arg(long, value_name = "URL")]
     checkpoint: String,
-    /// The folder of the dataset that the checkpoint was trained on
+    /// The dataset's folder
     #[arg(long, value_name = "URL")]
     dataset: String,
     /// The split [default: the first of val, valid, validation, dev, test and testing]
@@ -63,20 +63,21 @@ pub(super) fn run(global: &GlobalArgs, args: &EmbedArgs) -> anyhow::Result<()> {
     let output = |layer: &FeatureLayer| {
         Ok((*layer, global.location(&args.output.replace(PLACEHOLDER, &layer.to_string()))?))
     };
+    let outputs = args.feature.iter().map(output).collect::<anyhow::Result<Vec<_>>>()?;
     let options = EmbedOptions {
         checkpoint: global.checkpoint(&args.checkpoint)?,
         dataset: global.location(&args.dataset)?,
         split: args.split.clone(),
-        outputs: args.feature.iter().map(output).collect::<anyhow::Result<_>>()?,
         rows: RowChoice::limited(args.limit),
         batch_size: args.batch_size as usize,
         threads: args.threads,
         device: args.device,
         local_rank: rendezvous.local_rank(),
     };
+    let job = options.open()?;
     let group = args.ranks.join(&rendezvous)?;
     let terminal = Terminal::default();
-    let Some(report) = embed(&options, &group, progress_of(group.is_first(), &terminal))? else {
+    let Some(report) = embed(&job, &outputs, &group, progress_of(group.is_first(), &terminal))? else {
         return Ok(());
     };
     let json_of = |table: &EmbeddedTable| {
@@ -95,8 +96,8 @@ pub(super) fn run(global: &GlobalArgs, args: &EmbedArgs) -> anyhow::Result<()> {
         json
     };
     let tables: Vec<_> = report.tables.iter().map(json_of).collect();
-    if let [FeatureLayer::Projection] = args.feature[..] {
-        let own = if report.is_trained_on { " --leave-one-out" } else { "" };
+    if let ([FeatureLayer::Projection], true) = (&args.feature[..], report.is_own_dataset) {
+        let own = if report.is_trained_split { " --leave-one-out" } else { "" };
         let [bank, queries, dataset] =
             [&args.checkpoint, &args.output, &args.dataset].map(|text| shell_word(text));
         say_next(&format!("instdisc knn --bank {bank} --queries {queries} --dataset {dataset}{own}"));

@@ -60,7 +60,8 @@ pub(super) struct KnnArgs {
     /// The split that --run evaluates on [default: the first of val, valid, validation, dev, test and testing]
     #[arg(long, value_name = "NAME", requires = "run")]
     split: Option<String>,
-    /// The split whose images vote, for features other than `bank` [default: that of the run]
+    /// The split whose images vote, for features other than `bank`; needed if the run was trained on another dataset
+    /// [default: that of the run]
     #[arg(long, value_name = "NAME", requires = "run")]
     train_split: Option<String>,
     /// What --run compares, separated by commas, the headline first: `bank` for the vectors that the training stored, or a

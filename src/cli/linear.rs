@@ -35,7 +35,7 @@ pub(super) struct LinearArgs {
     /// The split that --run evaluates on [default: the first of val, valid, validation, dev, test and testing]
     #[arg(long, value_name = "NAME", requires = "run")]
     split: Option<String>,
-    /// The split to train on [default: that of the run]
+    /// The split to train on; needed if the run was trained on another dataset [default: that of the run]
     #[arg(long, value_name = "NAME", requires = "run")]
     train_split: Option<String>,
     /// Layers, separated by commas, the headline first: projection, pooled, conv1 to conv5

@@ -1,6 +1,7 @@
 //! `embed`: the features of a split under a checkpoint's encoder, as feature tables.
 
 use super::CommandError;
+use super::run::is_own;
 use crate::checkpoint::Checkpoint;
 use crate::dataset::Manifest;
 use crate::distributed::ProcessGroup;
@@ -9,7 +10,7 @@ use crate::model::{DeviceChoice, FeatureLayer};
 use crate::progress::Progress;
 use crate::storage::{Location, Published};
 
-/// What to embed, and where to.
+/// What to embed.
 #[derive(Clone, Debug)]
 pub struct EmbedOptions {
     /// The checkpoint's folder.
@@ -18,8 +19,6 @@ pub struct EmbedOptions {
     pub dataset: Location,
     /// The split; by default the dataset's first evaluation split.
     pub split: Option<String>,
-    /// The layers, each with its feature table.
-    pub outputs: Vec<(FeatureLayer, Location)>,
     /// Rows of the split: all, or a sample.
     pub rows: RowChoice,
     /// Images of a batch.
@@ -35,8 +34,10 @@ pub struct EmbedOptions {
 /// The tables of a split.
 #[derive(Clone, Debug)]
 pub struct EmbedReport {
+    /// Whether the checkpoint was trained on this dataset.
+    pub is_own_dataset: bool,
     /// Whether the checkpoint was trained on this split.
-    pub is_trained_on: bool,
+    pub is_trained_split: bool,
     /// The tables, in the order of the outputs.
     pub tables: Vec<EmbeddedTable>,
 }
@@ -52,36 +53,52 @@ pub struct EmbeddedTable {
     pub published: Option<Published>,
 }
 
-/// Embeds a split. Several processes embed a share each, and rank 0 returns the report.
+impl EmbedOptions {
+    /// Opens checkpoint and dataset, before several processes join.
+    ///
+    /// # Errors
+    /// If one of them cannot be read, or the dataset lacks the split.
+    pub fn open(&self) -> Result<EmbedJob, CommandError> {
+        let (manifest, checkpoint) = (Manifest::read(&self.dataset)?, Checkpoint::open(&self.checkpoint)?);
+        if !is_own(&checkpoint, &manifest) {
+            let trained_on = &checkpoint.manifest().trained_on.dataset_digest;
+            tracing::info!("the checkpoint was trained on another dataset, {trained_on}");
+        }
+        Ok(EmbedJob {
+            checkpoint,
+            split: manifest.evaluation_split(&self.dataset, "", self.split.as_deref())?,
+            manifest,
+            dataset: self.dataset.clone(),
+            rows: self.rows,
+            batch_size: self.batch_size,
+            threads: self.threads,
+            device: self.device,
+            local_rank: self.local_rank,
+        })
+    }
+}
+
+/// Embeds a split to a feature table for each layer. Several processes embed a share each, and rank 0 returns the report.
 ///
 /// # Errors
-/// If checkpoint or dataset cannot be read or do not fit together, another file occupies an output, or the store fails.
+/// If images cannot be read, another file occupies an output, or the store fails.
 pub fn embed(
-    options: &EmbedOptions,
+    job: &EmbedJob,
+    outputs: &[(FeatureLayer, Location)],
     group: &ProcessGroup,
     progress: &dyn Progress,
 ) -> Result<Option<EmbedReport>, CommandError> {
-    let EmbedOptions { dataset, rows, batch_size, threads, device, local_rank, .. } = options;
-    let manifest = Manifest::read(dataset)?;
-    let job = EmbedJob {
-        checkpoint: Checkpoint::open(&options.checkpoint)?,
-        split: manifest.evaluation_split(dataset, "", options.split.as_deref())?,
-        manifest,
-        dataset: dataset.clone(),
-        rows: *rows,
-        batch_size: *batch_size,
-        threads: *threads,
-        device: *device,
-        local_rank: *local_rank,
-    };
-    let published = eval::embed(&job, &options.outputs, Existing::Refuse, group, progress)?;
+    let published = eval::embed(job, outputs, Existing::Refuse, group, progress)?;
     group.leave();
     if !group.is_first() {
         return Ok(None);
     }
-    let tables = options.outputs.iter().cloned().zip(published);
+    let trained_on = &job.checkpoint.manifest().trained_on;
+    let is_own_dataset = is_own(&job.checkpoint, &job.manifest);
+    let tables = outputs.iter().cloned().zip(published);
     Ok(Some(EmbedReport {
-        is_trained_on: job.split == job.checkpoint.manifest().trained_on.split,
+        is_own_dataset,
+        is_trained_split: is_own_dataset && job.split == trained_on.split,
         tables: tables
             .map(|((layer, output), published)| EmbeddedTable { layer, output, published })
             .collect(),

@@ -26,6 +26,19 @@ pub enum CommandError {
         /// Why it is not a dataset.
         source: DatasetError,
     },
+    /// The checkpoint was trained on another dataset, and no split takes the place of its training images.
+    #[error(
+        "the checkpoint {checkpoint} was trained on the dataset {expected}, not on {actual}: give that dataset, or for \
+         other features than `bank` the --train-split of this one"
+    )]
+    OtherDataset {
+        /// The checkpoint's folder.
+        checkpoint: String,
+        /// The digest of the dataset that it was trained on.
+        expected: String,
+        /// The digest of the dataset given.
+        actual: String,
+    },
     /// Features cannot be evaluated.
     #[error(transparent)]
     Eval(#[from] EvalError),
@@ -72,7 +85,7 @@ impl CommandError {
     pub fn failure(&self) -> Failure {
         match self {
             Self::Usage(_) => Failure::Usage,
-            Self::Data(_) => Failure::Data,
+            Self::Data(_) | Self::OtherDataset { .. } => Failure::Data,
             Self::Unknown { source, .. } | Self::Dataset(source) => source.failure(),
             Self::Eval(error) => error.failure(),
             #[cfg(feature = "torch")]

@@ -6,6 +6,7 @@ pub(super) mod of_run;
 use rayon::ThreadPool;
 
 use super::{CommandError, reports};
+use crate::checkpoint::TrainedOn;
 use crate::dataset::{Manifest, read_duplicates};
 use crate::eval::{
     Duplicates, EvalError, KnnOptions, KnnReport, KnnReports, Thumbnails, default_k,
@@ -171,7 +172,8 @@ pub fn knn(
     };
     let pairs = tables.pairs.iter().map(pair).collect::<Result<Vec<_>, CommandError>>()?;
     let output = job.output.clone();
-    let place = output.map(|output| Place { output, run: None, weights: None, mode: PublishMode::Overwrite });
+    let mode = PublishMode::Overwrite;
+    let place = output.map(|output| Place { output, run: None, weights: None, trained_on: None, mode });
     evaluate(&pairs, job, tables.dataset.as_ref(), place.as_ref(), searchers, progress)
 }
 
@@ -182,6 +184,8 @@ struct Place {
     run: Option<Location>,
     /// The digest of the run's evaluated weights.
     weights: Option<String>,
+    /// What the run was trained on, where this is another dataset.
+    trained_on: Option<TrainedOn>,
     mode: PublishMode,
 }
 
@@ -262,14 +266,14 @@ fn publish(
     input: &PageInput<'_>,
     progress: &dyn Progress,
 ) -> Result<(), CommandError> {
-    let Place { output, weights, mode, .. } = place;
+    let Place { output, weights, trained_on, mode, .. } = place;
     let images = dataset.map(|dataset| images(dataset, input)).transpose()?.unwrap_or_default();
     let name = format!("{}.html", output.file_name().trim_end_matches(".json"));
     let html = output
         .with_file_name(&name)
         .ok_or_else(|| CommandError::Usage(format!("--output {output}: expected the name of a file")))?;
     html.publish(page(input, &images), PublishMode::Overwrite)?;
-    reports::publish(output, input.reports, weights.as_deref(), *mode)?;
+    reports::publish(output, input.reports, weights.as_deref(), trained_on.as_ref(), *mode)?;
     progress.note(&format!("report {output}, page {html}"));
     Ok(())
 }

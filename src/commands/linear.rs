@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::run::{Machine, RunDataset, training_rows};
+use super::run::{Machine, RunDataset};
 use super::{CommandError, Report, reports};
 use crate::checkpoint::{Checkpoint, checkpoint_at, run_of};
 use crate::dataset::write_label_subset;
@@ -37,7 +37,7 @@ pub struct LinearJob {
 pub struct LinearRun {
     /// The run's folder, for its newest checkpoint, or the folder of a checkpoint.
     pub run: Location,
-    /// The dataset's folder.
+    /// The dataset's folder; one that the run was not trained on needs a `train_split`.
     pub dataset: Location,
     /// The evaluated split; by default the dataset's first evaluation split other than the one that is trained on.
     pub split: Option<String>,
@@ -108,7 +108,7 @@ pub fn linear_of_run(
         }
     };
     let probed = run.probe(progress)?;
-    finish(job, probed, Some(&output), Some(&weights), progress).map(Report::New)
+    finish(job, probed, Some(&output), Some((&run.checkpoint, &run.dataset)), progress).map(Report::New)
 }
 
 /// Publishes the report and the labels that were used.
@@ -116,7 +116,7 @@ fn finish(
     job: &LinearJob,
     (probed, labels): Probed,
     output: Option<&Location>,
-    weights: Option<&str>,
+    checkpoint: Option<(&Checkpoint, &RunDataset)>,
     progress: &dyn Progress,
 ) -> Result<LinearReport, CommandError> {
     let record = labels.as_ref().map(|labels| SubsetRecord::new(&labels.ids, &labels.labels));
@@ -140,7 +140,9 @@ fn finish(
             let name = format!("{}-labels.parquet", output.file_name().trim_end_matches(".json"));
             write_label_subset(&folder, &name, ids, labels)?;
         }
-        reports::publish(output, &report, weights, PublishMode::Overwrite)?;
+        let weights = checkpoint.map(|(checkpoint, _)| checkpoint.weights_digest());
+        let trained_on = checkpoint.and_then(|(checkpoint, dataset)| dataset.other_trained_on(checkpoint));
+        reports::publish(output, &report, weights.as_deref(), trained_on, PublishMode::Overwrite)?;
         progress.note(&format!("report {output}"));
     }
     Ok(report)
@@ -175,11 +177,16 @@ impl<'a> RunEvaluation<'a> {
         Ok(Self { of, job, checkpoint, dataset, train_split })
     }
 
+    /// The folder of reports and features.
+    fn folder(&self) -> Result<Location, CommandError> {
+        self.dataset.folder(&run_of(&self.of.run)?, &self.checkpoint, self.of.train_split.as_deref())
+    }
+
     /// The report's file in the run, with the options that differ from the defaults in its name.
     fn report_location(&self) -> Result<Location, CommandError> {
         let Self { of, job, dataset, train_split, .. } = self;
         let layers: Vec<String> = of.layers.iter().map(ToString::to_string).collect();
-        let mut name = format!("eval/linear-{}-{}", dataset.split, layers.join("_"));
+        let mut name = format!("linear-{}-{}", dataset.split, layers.join("_"));
         if *train_split != self.checkpoint.manifest().trained_on.split {
             name += &format!("-from-{train_split}");
         }
@@ -199,7 +206,7 @@ impl<'a> RunEvaluation<'a> {
         let protocol = Digest::of(job.options.protocol().to_string().as_bytes()).to_string();
         let step = self.checkpoint.manifest().step;
         let name = format!("{name}-{}-step-{step:08}.json", &protocol[..PROTOCOL_DIGITS]);
-        Ok(run_of(&of.run)?.join(&name))
+        Ok(self.folder()?.join(&name))
     }
 
     fn probe(&self, progress: &dyn Progress) -> Result<Probed, CommandError> {
@@ -214,18 +221,18 @@ impl<'a> RunEvaluation<'a> {
         let rows = match (job.label_fraction, of.limit) {
             (Some(fraction), _) => RowChoice::Labels { fraction, seed: job.label_seed },
             (None, Some(limit)) => RowChoice::limited(limit),
-            (None, None) => training_rows(checkpoint, train_split)?,
+            (None, None) => dataset.training_rows(checkpoint, train_split)?,
         };
         if let (None, None, RowChoice::Sample(rows)) = (job.label_fraction, of.limit, rows) {
             let line = format!("trained on the {rows} images of the run's own sample; --limit 0 takes all");
             progress.note(&line);
         }
-        let run = run_of(&of.run)?;
+        let features = self.folder()?.join("features");
         let machine = Machine { threads: of.threads, device: job.options.device, local_rank: 0 };
         let training = dataset.embedding(checkpoint, train_split, rows, machine);
         let evaluated = dataset.embedding(checkpoint, &dataset.split, RowChoice::All, machine);
         let group = ProcessGroup::alone();
-        let tests = run_tables(&evaluated, &run, &of.layers, &group, progress)?;
+        let tests = run_tables(&evaluated, &features, &of.layers, &group, progress)?;
         let labels_of = |ids: &[InstanceId], labels: &[Option<ClassId>]| {
             job.label_fraction.map(|_| Labels { ids: ids.to_vec(), labels: labels.to_vec() })
         };
@@ -236,7 +243,7 @@ impl<'a> RunEvaluation<'a> {
             return Ok((probed, labels_of(source.ids(), source.labels())));
         }
         let (mut probed, mut labels) = (Vec::new(), None);
-        let trained = run_tables(&training, &run, &of.layers, &group, progress)?;
+        let trained = run_tables(&training, &features, &of.layers, &group, progress)?;
         for (train, test) in trained.iter().zip(&tests) {
             let train = FeatureTable::read(train)?;
             labels = labels_of(&train.ids, &train.labels);

@@ -1,6 +1,7 @@
 //! Reports as files, and those that a run's folder keeps.
 
 use super::CommandError;
+use crate::checkpoint::TrainedOn;
 use crate::storage::{Location, PublishMode};
 use serde::Serialize;
 #[cfg(feature = "torch")]
@@ -29,9 +30,13 @@ struct Published<'a, T> {
     /// The digest of the evaluated weights, for those of a run.
     #[serde(skip_serializing_if = "Option::is_none")]
     weights: Option<&'a str>,
+    /// What the weights were trained on, where the report is of another dataset.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trained_on: Option<&'a TrainedOn>,
 }
 
-/// Publishes a report, with the digest of the evaluated weights if they are a run's.
+/// Publishes a report, with the digest of the evaluated weights if they are a run's, and what these were trained on if it
+/// was another dataset.
 ///
 /// # Errors
 /// If the store fails, or a report exists and `mode` does not replace it.
@@ -39,9 +44,10 @@ pub(super) fn publish<T: Serialize>(
     location: &Location,
     report: &T,
     weights: Option<&str>,
+    trained_on: Option<&TrainedOn>,
     mode: PublishMode,
 ) -> Result<(), CommandError> {
-    let text = serde_json::to_string_pretty(&Published { report, weights })? + "\n";
+    let text = serde_json::to_string_pretty(&Published { report, weights, trained_on })? + "\n";
     location.publish(text, mode)?;
     Ok(())
 }

@@ -14,7 +14,7 @@ use crate::failure::chain;
 use crate::storage::{Location, Lock, StorageError};
 
 /// The folder of a run's reports.
-const REPORTS: &str = "eval";
+pub(super) const REPORTS: &str = "eval";
 
 /// How to watch.
 #[derive(Clone, Copy, Debug)]
@@ -47,9 +47,9 @@ pub struct WatchSummary {
     pub end: WatchEnd,
 }
 
-/// The report of a run's checkpoint, in the run's `eval/`; `name` is the kind of report, such as `knn-val`.
-pub(super) fn report_location(run: &Location, name: &str, step: u64) -> Location {
-    run.join(REPORTS).join(&format!("{name}-step-{step:08}.json"))
+/// The report of a checkpoint in a folder of reports; `name` is the kind of report, such as `knn-val`.
+pub(super) fn report_location(folder: &Location, name: &str, step: u64) -> Location {
+    folder.join(&format!("{name}-step-{step:08}.json"))
 }
 
 /// Evaluates every checkpoint of the run without a report of this name, oldest first, and waits for more.
@@ -81,7 +81,7 @@ pub(super) fn watch<E: From<CheckpointError> + std::error::Error + 'static>(
         let mut open = false;
         let mut worked = false;
         for (step, folder) in &checkpoints {
-            let report = report_location(run, name, *step);
+            let report = report_location(&run.join(REPORTS), name, *step);
             if reports.contains(report.file_name()) || failed.contains(step) {
                 continue;
             }

@@ -59,18 +59,6 @@ pub enum Existing {
 /// A split cannot be embedded.
 #[derive(Debug, thiserror::Error)]
 pub enum EmbedError {
-    /// The checkpoint is of another dataset.
-    #[error(
-        "the checkpoint {checkpoint} is of the dataset {expected}, not of {actual}; give the one that it was trained on"
-    )]
-    OtherDataset {
-        /// The checkpoint's folder.
-        checkpoint: String,
-        /// The digest that it names.
-        expected: String,
-        /// The digest of the dataset given.
-        actual: String,
-    },
     /// Another file occupies the place of a table.
     #[error("`{output}` exists and holds something else than {wanted}: remove it or choose another --output")]
     Occupied {
@@ -122,7 +110,7 @@ impl EmbedError {
         match self {
             Self::Layer(_) | Self::Occupied { .. } => Failure::Usage,
             Self::Stopped => Failure::Stopped,
-            Self::OtherDataset { .. } | Self::NotFinite { .. } | Self::Weights(_) => Failure::Data,
+            Self::NotFinite { .. } | Self::Weights(_) => Failure::Data,
             Self::Checkpoint(error) => error.failure(),
             Self::Dataset(error) => error.failure(),
             Self::Loader(error) => error.failure(),
@@ -200,7 +188,6 @@ pub fn embed(
     progress: &dyn Progress,
 ) -> Result<Vec<Option<Published>>, EmbedError> {
     let EmbedJob { checkpoint, manifest, .. } = job;
-    check_dataset(checkpoint, manifest)?;
     let source = job.rows.open(&job.dataset, manifest, &job.split)?;
     // Rank 0 looks: a table that it has just published is not one from before.
     let found: Result<Vec<u8>, EmbedError> = outputs
@@ -255,7 +242,7 @@ pub fn embed(
     Ok(published)
 }
 
-/// The tables of these layers in a run's `eval/features`; those that are missing are made in one pass.
+/// The tables of these layers in a folder, such as a run's `eval/features`; those that are missing are made in one pass.
 ///
 /// A table's name holds split, rows, layer, step and the digest of the weights. So a table that is found under its name
 /// equals the one that would be made.
@@ -264,7 +251,7 @@ pub fn embed(
 /// See [`EmbedError`].
 pub fn run_tables(
     job: &EmbedJob,
-    run: &Location,
+    folder: &Location,
     layers: &[FeatureLayer],
     group: &ProcessGroup,
     progress: &dyn Progress,
@@ -274,7 +261,7 @@ pub fn run_tables(
     let (split, rows, step) = (&job.split, job.rows.name(), job.checkpoint.manifest().step);
     let place = |layer: &FeatureLayer| {
         let name = format!("{split}{rows}-{layer}-step-{step:08}-{weights}.arrow");
-        (*layer, run.join("eval/features").join(&name))
+        (*layer, folder.join(&name))
     };
     let outputs: Vec<_> = layers.iter().map(place).collect();
     let digest = job.manifest.dataset_digest.to_string();
@@ -301,23 +288,6 @@ pub fn run_tables(
         embed(job, &missing, Existing::Replace, group, progress)?;
     }
     Ok(outputs.into_iter().map(|(_, location)| location).collect())
-}
-
-/// Whether a checkpoint was trained on a split of this dataset.
-///
-/// # Errors
-/// [`EmbedError::OtherDataset`]
-pub fn check_dataset(checkpoint: &Checkpoint, manifest: &Manifest) -> Result<(), EmbedError> {
-    let trained_on = &checkpoint.manifest().trained_on;
-    let same_split = manifest.splits.get(&trained_on.split).map(|split| split.digest.to_string());
-    if same_split.as_ref() == Some(&trained_on.split_digest) {
-        return Ok(());
-    }
-    Err(EmbedError::OtherDataset {
-        checkpoint: checkpoint.folder().to_string(),
-        expected: trained_on.dataset_digest.clone(),
-        actual: manifest.dataset_digest.to_string(),
-    })
 }
 
 /// The encoder of a checkpoint.

@@ -25,9 +25,7 @@ pub use bank::{checkpoint_bank, open_bank};
 pub use distributed::{evaluate_over, gather_table, share};
 pub use duplicates::Duplicates;
 #[cfg(feature = "torch")]
-pub use embed::{
-    EmbedError, EmbedJob, Existing, check_dataset, embed, encode, encode_layers, load_encoder, run_tables,
-};
+pub use embed::{EmbedError, EmbedJob, Existing, embed, encode, encode_layers, load_encoder, run_tables};
 pub use error::EvalError;
 pub use knn::{KnnOptions, default_k, evaluate, evaluate_with_neighbours};
 #[cfg(feature = "torch")]

@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use super::{DEFAULT_MAP_POINTS, KnnJob, KnnPair, Place, Searchers, evaluate};
 use crate::checkpoint::{Checkpoint, checkpoint_at, run_of};
-use crate::commands::run::{Machine, RunDataset, training_rows};
-use crate::commands::watch::{WatchOptions, WatchSummary, report_location, watch};
+use crate::commands::run::{Machine, RunDataset};
+use crate::commands::watch::{REPORTS, WatchOptions, WatchSummary, report_location, watch};
 use crate::commands::{CommandError, Report, reports};
 use crate::distributed::ProcessGroup;
 use crate::eval::{KnnOptions, KnnReports, RowChoice, checkpoint_bank, default_k, run_tables};
@@ -23,7 +23,7 @@ use crate::storage::{Location, PublishMode, StorageError};
 pub struct KnnRun {
     /// The run's folder, for its newest checkpoint, or the folder of a checkpoint.
     pub run: Location,
-    /// The dataset's folder.
+    /// The dataset's folder; one that the run was not trained on needs a `train_split`.
     pub dataset: Location,
     /// The split of the queries; by default the dataset's first evaluation split.
     pub split: Option<String>,
@@ -91,7 +91,7 @@ pub fn knn_of_run(
     let weights = checkpoint.weights_digest();
     let location = match &job.output {
         Some(output) => output.clone(),
-        None => report_location(&run.run, &run.report_name(), step),
+        None => report_location(&run.folder(&checkpoint)?, &run.report_name(), step),
     };
     // Neighbours and another map are not part of the report.
     let is_plain = job.output.is_none() && job.neighbours.is_none() && job.map_points == DEFAULT_MAP_POINTS;
@@ -120,7 +120,12 @@ pub fn watch_run(
     let is_damaged = |error: &CommandError| error.failure() == Failure::Data;
     watch(&run.run, &name, options, is_damaged, |step, folder, lock| {
         let checkpoint = Checkpoint::open(folder)?;
-        let location = report_location(&run.run, &name, step);
+        if of.train_split.is_some() && run.dataset.other_trained_on(&checkpoint).is_some() {
+            let reason =
+                "--watch: the run was trained on another dataset; evaluate its checkpoints one by one";
+            return Err(CommandError::Usage(reason.into()));
+        }
+        let location = report_location(&run.run.join(REPORTS), &name, step);
         let still_ours = || Ok(lock.check()?);
         match run.evaluate(&checkpoint, location, PublishMode::Create, still_ours) {
             Ok(reports) => reports.iter().for_each(&mut each),
@@ -207,9 +212,17 @@ impl<'a> RunEvaluation<'a> {
         let pairs = self.tables(checkpoint)?;
         check()?;
         let weights = Some(checkpoint.weights_digest());
-        let place = Place { output, run: Some(self.run.clone()), weights, mode };
+        let trained_on = self.dataset.other_trained_on(checkpoint).cloned();
+        // The page compares the run's checkpoints on the dataset that it was trained on.
+        let run = trained_on.is_none().then(|| self.run.clone());
+        let place = Place { output, run, weights, trained_on, mode };
         let dataset = Some(&self.of.dataset);
         evaluate(&pairs, self.job, dataset, Some(&place), self.group as &dyn Searchers, self.progress)
+    }
+
+    /// The folder of reports and features.
+    fn folder(&self, checkpoint: &Checkpoint) -> Result<Location, CommandError> {
+        self.dataset.folder(&self.run, checkpoint, self.of.train_split.as_deref())
     }
 
     /// The tables of each feature; one pass over a split embeds all of its layers.
@@ -222,7 +235,7 @@ impl<'a> RunEvaluation<'a> {
         let banks = if embedded.is_empty() {
             Vec::new()
         } else {
-            self.embedded(checkpoint, split, training_rows(checkpoint, split)?, &embedded)?
+            self.embedded(checkpoint, split, dataset.training_rows(checkpoint, split)?, &embedded)?
         };
         let mut banks = banks.into_iter();
         let mut pairs = Vec::new();
@@ -256,7 +269,8 @@ impl<'a> RunEvaluation<'a> {
         let (threads, local_rank) = (self.job.threads, self.of.local_rank);
         let machine = Machine { threads, device: DeviceChoice::Auto, local_rank };
         let job = self.dataset.embedding(checkpoint, split, rows, machine);
-        let tables = run_tables(&job, &self.run, &layers, self.group, self.progress)?;
+        let tables =
+            run_tables(&job, &self.folder(checkpoint)?.join("features"), &layers, self.group, self.progress)?;
         let of_feature = |feature: &KnnFeature| layers.iter().position(|&layer| layer == feature.layer());
         Ok(features.iter().filter_map(of_feature).map(|at| tables[at].clone()).collect())
     }

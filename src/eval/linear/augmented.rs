@@ -12,7 +12,7 @@ use super::{
     trained_on_note,
 };
 use crate::augment::{JitterStrength, Recipe};
-use crate::eval::embed::{EmbedJob, check_dataset, encode_layers, load_encoder};
+use crate::eval::embed::{EmbedJob, encode_layers, load_encoder};
 use crate::eval::{EmbedError, EvalError};
 use crate::feature_table::{FeatureTable, TableMeta};
 use crate::ids::Position;
@@ -40,7 +40,6 @@ pub fn probe_augmented(
     let started = Instant::now();
     let device = selected(options)?;
     let EmbedJob { checkpoint, manifest, .. } = job;
-    check_dataset(checkpoint, manifest)?;
     let encoder = load_encoder(checkpoint, device)?;
     let source = labelled(job.rows.open(&job.dataset, manifest, &job.split)?);
     let classes = manifest.classes.len();
