@@ -3,6 +3,22 @@
 //! The errors of jobs and formats have a method `failure`; the shell turns it into the exit code. 69 and 75
 //! are worth a retry at once, 74 once its cause is removed, 2, 65 and 78 never.
 
+/// An error and its causes on one line; a cause that the text before it repeats is left out.
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut line = String::new();
+    for cause in std::iter::successors(Some(error), |error| error.source()) {
+        let text = cause.to_string();
+        if line.contains(&text) {
+            continue;
+        }
+        if !line.is_empty() {
+            line += ": ";
+        }
+        line += &text;
+    }
+    line
+}
+
 /// The kinds of failure that a job tells apart, each with an exit code (from sysexits where one fits).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Failure {

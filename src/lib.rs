@@ -124,4 +124,5 @@ pub mod page;
 pub mod train;
 
 pub mod cli;
+pub mod commands;
 pub mod config;

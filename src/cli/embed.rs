@@ -8,13 +8,12 @@ use super::exit::WrongUsage;
 use super::progress::{Terminal, say, say_next};
 use super::ranks::{RankFlags, progress_of};
 use super::{GlobalArgs, write_json};
-use crate::checkpoint::Checkpoint;
-use crate::dataset::Manifest;
-use crate::eval::{EmbedJob, RowChoice, embed};
+use crate::commands::{EmbedOptions, EmbeddedTable, embed};
+use crate::eval::RowChoice;
 use crate::model::{DeviceChoice, FeatureLayer};
 use crate::units::shell_word;
 
-/// In `--output`, where the layer's name goes.
+/// The placeholder of the layer's name in `--output`.
 const PLACEHOLDER: &str = "{feature}";
 
 /// Write the features of a split under a checkpoint's encoder, as a feature table (Arrow IPC).
@@ -23,30 +22,30 @@ const PLACEHOLDER: &str = "{feature}";
     after_help = "Example:\n  instdisc embed --checkpoint runs/r50/checkpoints/step-00005005 --dataset data/in1k \\\n    --split val --output runs/r50/val.arrow"
 )]
 pub(super) struct EmbedArgs {
-    /// The checkpoint's folder, or that of a run, whose newest checkpoint it is then
+    /// The checkpoint's folder, or that of a run for its newest
     #[arg(long, value_name = "URL")]
     checkpoint: String,
-    /// The dataset's folder; it must be the one that the checkpoint was trained on
+    /// The dataset's folder
     #[arg(long, value_name = "URL")]
     dataset: String,
     /// The split [default: the first of val, valid, validation, dev, test and testing]
     #[arg(long, value_name = "NAME")]
     split: Option<String>,
-    /// Layers, with commas between: projection (the embedding, of unit length), pooled (what the projection
-    /// sees), conv1 to conv5 (the maps behind the stages, averaged to about 9000 numbers)
+    /// Layers, separated by commas: projection (the embedding, of unit length), pooled (the projection's input), conv1 to
+    /// conv5 (the maps after the stages, averaged to about 9000 numbers)
     #[arg(long, value_name = "LAYERS", value_delimiter = ',', default_value = "projection")]
     feature: Vec<FeatureLayer>,
-    /// The feature table to write; with several layers its name holds {feature}, which becomes the layer's name. A table
-    /// of the same weights, split and layer is kept; any other file there is an error
+    /// The feature table to write; {feature} in its name becomes the layer's name, and is needed for several layers. An
+    /// existing table of the same weights, split and layer is kept; another file there is an error
     #[arg(long, value_name = "URL")]
     output: String,
-    /// Embed a uniform sample of N images, the one that train --limit takes; 0 for all
+    /// Embed the uniform sample of N images that train --limit takes; 0 for all
     #[arg(long, value_name = "N", default_value_t = 0)]
     limit: u64,
     /// Images of a batch
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
     batch_size: u32,
-    /// Threads that decode; 0 for one on each core
+    /// Threads that decode; 0 for one per core
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
     /// Where to compute: auto, cpu or cuda:N
@@ -61,52 +60,44 @@ pub(super) fn run(global: &GlobalArgs, args: &EmbedArgs) -> anyhow::Result<()> {
         bail!(WrongUsage(format!("--output needs {PLACEHOLDER} in its name where there are several layers")));
     }
     let rendezvous = args.ranks.rendezvous()?;
-    let place = |layer: &FeatureLayer| {
+    let output = |layer: &FeatureLayer| {
         Ok((*layer, global.location(&args.output.replace(PLACEHOLDER, &layer.to_string()))?))
     };
-    let dataset = global.location(&args.dataset)?;
-    let manifest = Manifest::read(&dataset)?;
-    let job = EmbedJob {
-        checkpoint: Checkpoint::open(&global.checkpoint(&args.checkpoint)?)?,
-        split: manifest.evaluation_split(&dataset, "", args.split.as_deref())?,
-        manifest,
-        dataset,
-        replaces: false,
-        outputs: args.feature.iter().map(place).collect::<anyhow::Result<_>>()?,
+    let outputs = args.feature.iter().map(output).collect::<anyhow::Result<Vec<_>>>()?;
+    let options = EmbedOptions {
+        checkpoint: global.checkpoint(&args.checkpoint)?,
+        dataset: global.location(&args.dataset)?,
+        split: args.split.clone(),
         rows: RowChoice::limited(args.limit),
         batch_size: args.batch_size as usize,
         threads: args.threads,
         device: args.device,
         local_rank: rendezvous.local_rank(),
     };
+    let job = options.open()?;
     let group = args.ranks.join(&rendezvous)?;
-    let published = embed(&job, &group, progress_of(group.is_first(), &Terminal::default()))?;
-    group.leave();
-    if !group.is_first() {
+    let terminal = Terminal::default();
+    let Some(report) = embed(&job, &outputs, &group, progress_of(group.is_first(), &terminal))? else {
         return Ok(());
-    }
-    let tables: Vec<_> = job
-        .outputs
-        .iter()
-        .zip(&published)
-        .map(|((layer, output), published)| {
-            let mut table = json!({"feature": layer.to_string(), "output": output.to_string()});
-            match published {
-                Some(published) => {
-                    table["bytes"] = json!(published.bytes);
-                    table["blake3"] = json!(published.digest);
-                }
-                None => {
-                    say(&format!("`{output}` exists and is kept; remove it to embed again"));
-                    table["kept"] = json!(true);
-                }
+    };
+    let json_of = |table: &EmbeddedTable| {
+        let EmbeddedTable { layer, output, published } = table;
+        let mut json = json!({"feature": layer.to_string(), "output": output.to_string()});
+        match published {
+            Some(published) => {
+                json["bytes"] = json!(published.bytes);
+                json["blake3"] = json!(published.digest);
             }
-            table
-        })
-        .collect();
-    if let [FeatureLayer::Projection] = args.feature[..] {
-        let own =
-            if job.split == job.checkpoint.manifest().trained_on.split { " --leave-one-out" } else { "" };
+            None => {
+                say(&format!("`{output}` exists and is kept; remove it to embed again"));
+                json["kept"] = json!(true);
+            }
+        }
+        json
+    };
+    let tables: Vec<_> = report.tables.iter().map(json_of).collect();
+    if let ([FeatureLayer::Projection], true) = (&args.feature[..], report.is_own_dataset) {
+        let own = if report.is_trained_split { " --leave-one-out" } else { "" };
         let [bank, queries, dataset] =
             [&args.checkpoint, &args.output, &args.dataset].map(|text| shell_word(text));
         say_next(&format!("instdisc knn --bank {bank} --queries {queries} --dataset {dataset}{own}"));

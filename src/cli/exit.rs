@@ -1,9 +1,10 @@
 //! From an error to the exit code.
 
 use crate::checkpoint::CheckpointError;
+use crate::commands::CommandError;
 use crate::config::ConfigError;
 use crate::dataset::DatasetError;
-use crate::failure::Failure;
+use crate::failure::{Failure, chain};
 use crate::feature_table::TableError;
 use crate::storage::StorageError;
 
@@ -30,17 +31,7 @@ pub(super) fn failure(error: &anyhow::Error) -> Failure {
 /// The error and its causes; a cause that the text before it repeats is left out. It is one line, but where a
 /// file's syntax is wrong: then the place in the file is shown below.
 pub(super) fn text(error: &anyhow::Error) -> String {
-    let mut line = String::new();
-    for cause in error.chain() {
-        let text = cause.to_string();
-        if line.contains(&text) {
-            continue;
-        }
-        if !line.is_empty() {
-            line += ": ";
-        }
-        line += &text;
-    }
+    let line = chain(error.as_ref());
     let shows_a_place = |cause: &(dyn std::error::Error + 'static)| {
         matches!(cause.downcast_ref(), Some(ConfigError::Syntax { .. }))
     };
@@ -60,7 +51,7 @@ fn known(cause: &(dyn std::error::Error + 'static)) -> Option<Failure> {
             $(if let Some(error) = cause.downcast_ref::<$error>() { return Some(error.failure()); })*
         };
     }
-    first_of!(StorageError, DatasetError, TableError, CheckpointError);
+    first_of!(CommandError, StorageError, DatasetError, TableError, CheckpointError);
     first_of!(crate::loader::LoaderError, crate::ingest::IngestError, crate::ingest::SynthError);
     first_of!(crate::eval::EvalError);
     #[cfg(feature = "torch")]

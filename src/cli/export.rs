@@ -1,16 +1,15 @@
 //! `instdisc export`.
 
-mod images;
-
 use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::exit::WrongUsage;
+use super::progress::{Terminal, say};
 use super::{GlobalArgs, write_json};
-use crate::eval::{ProjectorJob, export_parquet, export_projector, export_torchvision};
-use crate::feature_table::{ColumnNames, open_table};
+use crate::commands::{ProjectorJob, export_parquet, export_projector, export_torchvision};
+use crate::ingest::{ExportOptions, export};
 
-/// Write weights, embeddings or images in other programs' forms.
+/// Write weights, embeddings or images in the formats of other programs.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  instdisc export torchvision --checkpoint runs/r50/checkpoints/step-00005005 \\\n    --without-projection --output r50.safetensors\n  instdisc export parquet --table val.arrow --output val.parquet\n  instdisc export projector --table val.arrow --dataset data/in1k --output projector"
@@ -22,17 +21,16 @@ pub(super) struct ExportArgs {
 
 #[derive(Debug, Subcommand)]
 enum Form {
-    Images(images::ImagesArgs),
-    /// Weights as one safetensors file with torchvision's names; jobs/tools/cifar_resnet.py has the classes of the CIFAR
-    /// networks
+    Images(ImagesArgs),
+    /// Weights as one safetensors file with torchvision's names; jobs/tools/cifar_resnet.py defines the CIFAR networks
     Torchvision {
-        /// The checkpoint's folder, or that of a run, whose newest checkpoint it is then
+        /// The checkpoint's folder, or that of a run for its newest
         #[arg(long, value_name = "URL")]
         checkpoint: String,
         /// Leave out the last layer: for a model whose last layer is torch.nn.Identity()
         #[arg(long)]
         without_projection: bool,
-        /// The file's place
+        /// The file to write
         #[arg(long, value_name = "URL")]
         output: String,
     },
@@ -41,7 +39,7 @@ enum Form {
         /// The feature table, or the bank of a checkpoint
         #[arg(long, value_name = "URL")]
         table: String,
-        /// The file's place
+        /// The file to write
         #[arg(long, value_name = "URL")]
         output: String,
     },
@@ -56,15 +54,38 @@ enum Form {
         /// A uniform sample of N rows at most
         #[arg(long, value_name = "N", default_value_t = 10_000)]
         limit: usize,
-        /// The folder
+        /// The folder to write
         #[arg(long, value_name = "URL")]
         output: String,
     },
 }
 
+/// Write a dataset's images as files again: `<split>/<class>/<file>`.
+///
+/// Each file has the bytes of the ingest's source, without the restart markers of `ingest --tile-index`. Images that the
+/// ingest made smaller or baseline are written as stored, and counted.
+///
+/// A labelled image goes to the folder of its class with the ending of an image, so `ingest` reads the files with the
+/// same labels. Of several rows with one path, the first keeps it and the others get `-<instance id>` before the
+/// extension. So do paths that are folders of others, and names over 250 bytes, which are cut. Control characters become
+/// %XX. A path out of the split is an error, and nothing is written.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  instdisc export images --dataset in1k --split val --dest images")]
+pub(super) struct ImagesArgs {
+    /// The dataset's folder
+    #[arg(long, value_name = "URL")]
+    dataset: String,
+    /// The folder to write, outside of the dataset; existing files with the same bytes are kept
+    #[arg(long, value_name = "URL")]
+    dest: String,
+    /// The split [default: all]
+    #[arg(long, value_name = "NAME")]
+    split: Option<String>,
+}
+
 pub(super) fn run(global: &GlobalArgs, args: &ExportArgs) -> anyhow::Result<()> {
     match &args.form {
-        Form::Images(args) => images::run(global, args),
+        Form::Images(args) => export_images(global, args),
         Form::Torchvision { checkpoint, without_projection, output } => {
             if [".pth", ".pt", ".bin", ".tar"].iter().any(|ending| output.ends_with(ending)) {
                 let reason = format!(
@@ -77,8 +98,7 @@ pub(super) fn run(global: &GlobalArgs, args: &ExportArgs) -> anyhow::Result<()> 
             write_json(&json!({"output": output, "tensors": tensors}))
         }
         Form::Parquet { table, output } => {
-            let table = open_table(&global.location(table)?, &ColumnNames::default())?;
-            let rows = export_parquet(&*table, &global.location(output)?)?;
+            let rows = export_parquet(&global.location(table)?, &global.location(output)?)?;
             write_json(&json!({"output": output, "rows": rows}))
         }
         Form::Projector { table, dataset, limit, output } => {
@@ -92,4 +112,22 @@ pub(super) fn run(global: &GlobalArgs, args: &ExportArgs) -> anyhow::Result<()> 
             write_json(&json!({"output": output, "rows": rows}))
         }
     }
+}
+
+fn export_images(global: &GlobalArgs, args: &ImagesArgs) -> anyhow::Result<()> {
+    let options = ExportOptions {
+        dataset: global.location(&args.dataset)?,
+        dest: global.location(&args.dest)?,
+        split: args.split.clone(),
+    };
+    let report = export(&options, &Terminal::default())?;
+    for (name, split) in &report.splits {
+        if split.not_original > 0 {
+            say(&format!("{name}: {} images are not as the ingest was given them", split.not_original));
+        }
+        if split.renamed > 0 {
+            say(&format!("{name}: {} files have other names than the paths of their rows", split.renamed));
+        }
+    }
+    write_json(&report)
 }

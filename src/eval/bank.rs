@@ -1,4 +1,4 @@
-//! The bank that votes: a table of its own, or that of a checkpoint, whose digest is checked.
+//! The bank that votes: a feature table, or the bank of a checkpoint with its digests.
 
 use super::EvalError;
 use crate::checkpoint::{Checkpoint, CheckpointError, FileEntry, MANIFEST, checkpoint_at};
@@ -7,8 +7,8 @@ use crate::storage::Location;
 
 /// Opens a feature table, the bank of a checkpoint, or that of a run's newest checkpoint.
 ///
-/// `names` are those of the columns in a table that this program did not write. A bank of a checkpoint, named by
-/// its folder or by its file, knows its digest: [`Table::verify`] compares what was read.
+/// `names` are the columns in tables of other programs. A checkpoint's bank, given by its folder or its file, knows its
+/// digest: [`Table::verify`] compares it with what was read.
 ///
 /// # Errors
 /// If there is no such table or checkpoint, or it is damaged.

@@ -1,28 +1,63 @@
-//! Search and embedding by several processes: each does a part, and the result is that of one.
+//! Search and embedding by several processes: each does a share, and the result equals that of one.
 
 use std::ops::Range;
 
+use rayon::ThreadPool;
 use rayon::prelude::*;
 
-use super::EvalError;
+use super::knn::{KnnOptions, evaluate_by};
+use super::{EvalError, KnnReport};
 use crate::distributed::{DistributedError, ProcessGroup};
-use crate::feature_table::{FeatureTable, TableError};
+use crate::feature_table::{FeatureTable, Table, TableError, UnitRows};
 use crate::ids::{ClassId, InstanceId};
-use crate::search::Neighbours;
+use crate::loader::RankShare;
+use crate::search::{Neighbours, search};
 
 /// Numbers that all processes together send at a time when tables are brought together: 64 MiB.
 const NUMBERS_AT_ONCE: usize = 16 << 20;
 
-/// The rows of so many that a process has.
+/// The range of `rows` rows that this process has.
 pub fn share(rows: usize, group: &ProcessGroup) -> Range<usize> {
-    let edge = |rank: usize| rows * rank / group.world();
-    edge(group.rank())..edge(group.rank() + 1)
+    RankShare { rank: group.rank(), ranks: group.world() }.of(rows)
+}
+
+/// Scores a bank and gives the neighbours, with several processes that search a range of its rows each. The report is
+/// the same in all of them, and equals that of one process.
+///
+/// `own` is the range of this process and `rows` are its rows. Of `bank`, only ids, labels and metadata are read. `pool`
+/// searches, by default rayon's.
+///
+/// # Errors
+/// As [`evaluate`](super::evaluate); if a collective fails.
+pub fn evaluate_over(
+    group: &ProcessGroup,
+    bank: &dyn Table,
+    (own, rows): (Range<usize>, &dyn Table),
+    queries: &FeatureTable,
+    options: &KnnOptions,
+    pool: Option<&ThreadPool>,
+) -> Result<(KnnReport, Neighbours), EvalError> {
+    let unit;
+    let rows: &dyn Table = if rows.meta().unit_length {
+        rows
+    } else {
+        unit = UnitRows::new(rows);
+        &unit
+    };
+    let find = |queries: &FeatureTable, k: usize| {
+        let here = |k| match pool {
+            Some(pool) => pool.install(|| search(rows, queries, k, false)),
+            None => search(rows, queries, k, false),
+        };
+        search_over(group, (bank.ids(), own.clone()), queries, (k, options.leave_one_out), here)
+    };
+    evaluate_by(bank, queries, options, &find)
 }
 
 /// The `k` most similar rows of a bank of which each process has some, for the same queries in all; with
 /// `leave_one_out`, a row of the query's own id does not count.
 ///
-/// `ids` are those of all rows, `own` the places of this process's; `find` gives the most similar of these,
+/// `ids` are those of all rows, `own` the range of this process's; `find` gives the most similar of these,
 /// counted from the first, and leaves nothing out.
 ///
 /// # Errors
@@ -30,7 +65,7 @@ pub fn share(rows: usize, group: &ProcessGroup) -> Range<usize> {
 ///
 /// # Panics
 /// If `k` exceeds the rows that can be found.
-pub fn search_over(
+fn search_over(
     group: &ProcessGroup,
     (ids, own): (&[InstanceId], Range<usize>),
     queries: &FeatureTable,
@@ -139,8 +174,8 @@ pub fn gather_table(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::feature_table::{Table, TableSlice};
-    use crate::search::{Shape, draw_tables, search};
+    use crate::feature_table::TableSlice;
+    use crate::search::{Shape, draw_tables};
 
     #[test]
     fn what_parts_of_the_bank_find_is_what_the_whole_finds() {

@@ -1,17 +1,16 @@
-//! Features of a split under a checkpoint's encoder.
+//! Features of a split under a checkpoint's encoder, written to given files or kept in the run's folder.
 
 use std::sync::Arc;
 
 use tch::{Kind as TensorKind, Tensor};
 
-use crate::augment::EvalTransform;
 use crate::checkpoint::{Checkpoint, CheckpointError, MODEL};
 use crate::dataset::{DatasetError, Manifest};
 use crate::distributed::{DistributedError, ProcessGroup};
 use crate::failure::Failure;
 use crate::feature_table::{FeatureTable, Kind, StoredTable, Table, TableError, TableMeta};
 use crate::ids::InstanceId;
-use crate::loader::{LoaderError, Source, Subset, evaluation_batches};
+use crate::loader::{Batch, LoaderError, Source, Subset, evaluation_batches};
 use crate::model::{
     DeviceChoice, DeviceError, Encoder, EncoderConfig, FeatureLayer, NamedTensors, NoSuchLayer, WeightsError,
     select_device_of,
@@ -22,21 +21,20 @@ use crate::storage::{Location, Published};
 use super::RowChoice;
 use super::distributed::{gather_table, share};
 
-/// What to embed with what, and where to.
+/// Digits of the weights' digest in the name of a run's table.
+const DIGEST_DIGITS: usize = 8;
+
+/// Which images to embed with which encoder.
 #[derive(Clone, Debug)]
 pub struct EmbedJob {
     /// The checkpoint.
     pub checkpoint: Checkpoint,
     /// The dataset's folder.
     pub dataset: Location,
-    /// What the dataset says of itself.
+    /// Its manifest.
     pub manifest: Manifest,
     /// The split.
     pub split: String,
-    /// The layers, each with the place of its feature table; all are made in one pass.
-    pub outputs: Vec<(FeatureLayer, Location)>,
-    /// Whether a table that is at such a place and differs is replaced.
-    pub replaces: bool,
     /// Which rows of the split.
     pub rows: RowChoice,
     /// Images of a batch.
@@ -45,31 +43,28 @@ pub struct EmbedJob {
     pub threads: usize,
     /// Where to compute.
     pub device: DeviceChoice,
-    /// Which of the processes on this machine this is; each takes a CUDA device of its own.
+    /// The number of this process among those on this machine; each takes another CUDA device.
     pub local_rank: usize,
+}
+
+/// What to do with another file at the place of a feature table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Existing {
+    /// Fail with [`EmbedError::Occupied`].
+    Refuse,
+    /// Replace it.
+    Replace,
 }
 
 /// A split cannot be embedded.
 #[derive(Debug, thiserror::Error)]
 pub enum EmbedError {
-    /// The checkpoint is of another dataset.
-    #[error(
-        "the checkpoint {checkpoint} is of the dataset {expected}, not of {actual}; give the one that it was trained on"
-    )]
-    OtherDataset {
-        /// The checkpoint's folder.
-        checkpoint: String,
-        /// The digest that it names.
-        expected: String,
-        /// The digest of the dataset given.
-        actual: String,
-    },
-    /// At a place is something else than what would be made.
+    /// Another file occupies the place of a table.
     #[error("`{output}` exists and holds something else than {wanted}: remove it or choose another --output")]
     Occupied {
-        /// The place.
+        /// The file.
         output: String,
-        /// What would be made.
+        /// The table to write.
         wanted: String,
     },
     /// A feature is not a finite number.
@@ -80,7 +75,7 @@ pub enum EmbedError {
         /// The instance.
         instance: u32,
     },
-    /// It was told to stop.
+    /// The caller stopped it.
     #[error("stopped")]
     Stopped,
     /// The encoder has no such layer.
@@ -115,7 +110,7 @@ impl EmbedError {
         match self {
             Self::Layer(_) | Self::Occupied { .. } => Failure::Usage,
             Self::Stopped => Failure::Stopped,
-            Self::OtherDataset { .. } | Self::NotFinite { .. } | Self::Weights(_) => Failure::Data,
+            Self::NotFinite { .. } | Self::Weights(_) => Failure::Data,
             Self::Checkpoint(error) => error.failure(),
             Self::Dataset(error) => error.failure(),
             Self::Loader(error) => error.failure(),
@@ -127,11 +122,31 @@ impl EmbedError {
 }
 
 impl EmbedJob {
-    /// Whether the table of an output is there already: of the same layer of the same weights, split and rows.
+    /// What every table says of its features, whatever their layer.
+    pub(super) fn meta(&self) -> TableMeta {
+        let Self { checkpoint, manifest, split, .. } = self;
+        TableMeta {
+            kind: Kind::Embedding,
+            layer: String::new(),
+            dim: 0,
+            dataset_digest: manifest.dataset_digest.to_string(),
+            split: split.clone(),
+            split_digest: manifest.splits.get(split).map(|split| split.digest.to_string()),
+            weights: Some(checkpoint.weights_digest()),
+            device: None,
+            precision: None,
+            step: checkpoint.manifest().step,
+            unit_length: true,
+            classes: manifest.classes.clone(),
+        }
+    }
+
+    /// Whether the table of an output exists: of the same layer of the same weights, split and rows.
     fn is_made(
         &self,
         (layer, output): &(FeatureLayer, Location),
         ids: &[InstanceId],
+        existing: Existing,
     ) -> Result<bool, EmbedError> {
         let table = match StoredTable::open(output) {
             Ok(table) => Some(table),
@@ -139,77 +154,65 @@ impl EmbedJob {
             Err(error) if error.failure() == Failure::Data => None,
             Err(error) => return Err(error.into()),
         };
-        let Self { checkpoint, manifest, split, .. } = self;
-        let split_digest = manifest.splits.get(split).map(|split| split.digest.to_string());
+        let wanted = self.meta();
         let is_same = table.is_some_and(|table| {
             let meta = table.meta();
-            meta.weights == Some(checkpoint.weights_digest())
-                && (meta.layer == layer.to_string()
-                    && meta.split == *split
-                    && meta.split_digest == split_digest)
-                && (meta.classes == manifest.classes && table.ids() == ids)
+            meta.layer == layer.to_string()
+                && meta.weights == wanted.weights
+                && (&meta.split, &meta.split_digest) == (&wanted.split, &wanted.split_digest)
+                && meta.classes == wanted.classes
+                && table.ids() == ids
         });
-        if is_same || self.replaces {
+        if is_same || existing == Existing::Replace {
             return Ok(is_same);
         }
-        let wanted = format!("{layer} of {} images of split `{split}` by {}", ids.len(), checkpoint.folder());
+        let folder = self.checkpoint.folder();
+        let wanted = format!("{layer} of {} images of split `{}` by {folder}", ids.len(), self.split);
         Err(EmbedError::Occupied { output: output.to_string(), wanted })
     }
 }
 
-/// Embeds a split and publishes the feature tables. Of several processes each embeds a part of the split, and
-/// rank 0 publishes and says what; the others say nothing, and return once all is there. Nothing is said of a table that
-/// was there before and holds the same: it is kept.
+/// Embeds a split and publishes a feature table for each layer; one pass makes all of them. Several processes embed a
+/// share of the split each, and rank 0 publishes.
+///
+/// Rank 0 returns what it published, with `None` for a table that existed with the same content and was kept. The
+/// others return an empty list once all tables exist.
 ///
 /// # Errors
 /// See [`EmbedError`]; then no table is published.
 pub fn embed(
     job: &EmbedJob,
+    outputs: &[(FeatureLayer, Location)],
+    existing: Existing,
     group: &ProcessGroup,
     progress: &dyn Progress,
 ) -> Result<Vec<Option<Published>>, EmbedError> {
     let EmbedJob { checkpoint, manifest, .. } = job;
-    check_dataset(checkpoint, manifest)?;
     let source = job.rows.open(&job.dataset, manifest, &job.split)?;
     // Rank 0 looks: a table that it has just published is not one from before.
-    let found: Result<Vec<u8>, EmbedError> = job
-        .outputs
+    let found: Result<Vec<u8>, EmbedError> = outputs
         .iter()
-        .map(|output| Ok(u8::from(group.is_first() && job.is_made(output, source.ids())?)))
+        .map(|output| Ok(u8::from(group.is_first() && job.is_made(output, source.ids(), existing)?)))
         .collect();
     if let Err(error) = &found {
         group.fail(error.failure());
     }
     let found = group.gather_bytes(&found?)?.swap_remove(0);
-    let missing = job.outputs.iter().zip(&found).filter(|(_, found)| **found == 0);
-    let missing: Vec<&(FeatureLayer, Location)> = missing.map(|(output, _)| output).collect();
-    if missing.is_empty() {
-        return Ok(vec![None; job.outputs.len()]);
+    let missing = outputs.iter().zip(&found).filter(|(_, found)| **found == 0);
+    let layers: Vec<FeatureLayer> = missing.map(|((layer, _), _)| *layer).collect();
+    if layers.is_empty() {
+        return Ok(vec![None; outputs.len()]);
     }
     let selected = select_device_of(job.device, job.local_rank, group.world())?;
     tracing::info!("device {selected}");
     group.agree("the dataset's digest", &manifest.dataset_digest.to_string())?;
     group.agree("the checkpoint", &format!("{:?}", checkpoint.manifest().files))?;
     let encoder = load_encoder(checkpoint, selected.device)?;
-    let about = TableMeta {
-        kind: Kind::Embedding,
-        layer: String::new(),
-        dim: 0,
-        dataset_digest: manifest.dataset_digest.to_string(),
-        split: job.split.clone(),
-        split_digest: manifest.splits.get(&job.split).map(|split| split.digest.to_string()),
-        weights: Some(checkpoint.weights_digest()),
-        device: None,
-        precision: None,
-        step: checkpoint.manifest().step,
-        unit_length: true,
-        classes: manifest.classes.clone(),
-    };
-    let layers: Vec<FeatureLayer> = missing.iter().map(|(layer, _)| *layer).collect();
     let (ids, labels) = (source.ids().to_vec(), source.labels().to_vec());
     let own = share(ids.len(), group);
     let source = if group.world() == 1 { source } else { Arc::new(Subset::of_range(source, own)) };
-    let parts = encode_layers(&encoder, source, about, &layers, (job.batch_size, job.threads), progress)?;
+    let sizes = (job.batch_size, job.threads);
+    let parts = encode_layers(&encoder, source, &job.meta(), &layers, sizes, progress)?;
     let whole = |part| gather_table(group, part, (&ids, &labels), false);
     let tables = parts.into_iter().map(whole).collect::<Result<Vec<_>, _>>()?;
     for table in &tables {
@@ -221,16 +224,16 @@ pub fn embed(
     }
     let mut tables = tables.into_iter();
     let mut published = Vec::new();
-    for ((layer, output), found) in job.outputs.iter().zip(&found).filter(|_| group.is_first()) {
+    for (output, found) in outputs.iter().zip(&found).filter(|_| group.is_first()) {
         let table = if *found == 0 { tables.next() } else { None };
         if let Some(table) = &table {
             // Another job may have written there meanwhile.
-            job.is_made(&(*layer, output.clone()), &table.ids)?;
+            job.is_made(output, &table.ids, existing)?;
         }
-        published.push(table.map(|table| table.write(output)).transpose()?);
+        published.push(table.map(|table| table.write(&output.1)).transpose()?);
     }
     // Rank 0 may write for long: no collective, which would give up.
-    let key = format!("embedded/{}", job.outputs.iter().map(|(_, at)| at.to_string()).collect::<String>());
+    let key = format!("embedded/{}", outputs.iter().map(|(_, at)| at.to_string()).collect::<String>());
     if group.is_first() {
         group.store().set(&key, b"published")?;
     } else {
@@ -239,21 +242,52 @@ pub fn embed(
     Ok(published)
 }
 
-/// Whether a checkpoint was trained on a split of this dataset.
+/// The tables of these layers in a folder, such as a run's `eval/features`; those that are missing are made in one pass.
+///
+/// A table's name holds split, rows, layer, step and the digest of the weights. So a table that is found under its name
+/// equals the one that would be made.
 ///
 /// # Errors
-/// [`EmbedError::OtherDataset`]
-pub fn check_dataset(checkpoint: &Checkpoint, manifest: &Manifest) -> Result<(), EmbedError> {
-    let trained_on = &checkpoint.manifest().trained_on;
-    let same_split = manifest.splits.get(&trained_on.split).map(|split| split.digest.to_string());
-    if same_split.as_ref() == Some(&trained_on.split_digest) {
-        return Ok(());
+/// See [`EmbedError`].
+pub fn run_tables(
+    job: &EmbedJob,
+    folder: &Location,
+    layers: &[FeatureLayer],
+    group: &ProcessGroup,
+    progress: &dyn Progress,
+) -> Result<Vec<Location>, EmbedError> {
+    let weights = job.checkpoint.weights_digest();
+    let weights = &weights[..DIGEST_DIGITS.min(weights.len())];
+    let (split, rows, step) = (&job.split, job.rows.name(), job.checkpoint.manifest().step);
+    let place = |layer: &FeatureLayer| {
+        let name = format!("{split}{rows}-{layer}-step-{step:08}-{weights}.arrow");
+        (*layer, folder.join(&name))
+    };
+    let outputs: Vec<_> = layers.iter().map(place).collect();
+    let digest = job.manifest.dataset_digest.to_string();
+    let split_digest = job.meta().split_digest.unwrap_or_default();
+    let exists = |table: &Location| {
+        StoredTable::open(table).is_ok_and(|table| {
+            let meta = table.meta();
+            meta.is_of(&split_digest, &digest) && meta.classes == job.manifest.classes
+        })
+    };
+    // Rank 0 looks: a table that another process of this job has just published is not one from before.
+    let found: Vec<u8> = outputs.iter().map(|(_, at)| u8::from(group.is_first() && exists(at))).collect();
+    let found = group.gather_bytes(&found)?.swap_remove(0);
+    let mut missing = Vec::new();
+    for (output, found) in outputs.iter().zip(found) {
+        if found == 1 {
+            tracing::info!("{}: exists, nothing to embed", output.1);
+        } else {
+            missing.push(output.clone());
+        }
     }
-    Err(EmbedError::OtherDataset {
-        checkpoint: checkpoint.folder().to_string(),
-        expected: trained_on.dataset_digest.clone(),
-        actual: manifest.dataset_digest.to_string(),
-    })
+    if !missing.is_empty() {
+        // Another file under this name is damaged, or of a dataset that has changed.
+        embed(job, &missing, Existing::Replace, group, progress)?;
+    }
+    Ok(outputs.into_iter().map(|(_, location)| location).collect())
 }
 
 /// The encoder of a checkpoint.
@@ -278,27 +312,25 @@ pub fn load_encoder(checkpoint: &Checkpoint, device: tch::Device) -> Result<Enco
 pub fn encode(
     encoder: &Encoder,
     source: Arc<dyn Source>,
-    meta: TableMeta,
-    batch_size: usize,
-    threads: usize,
+    meta: &TableMeta,
+    sizes: (usize, usize),
     progress: &dyn Progress,
 ) -> Result<FeatureTable, EmbedError> {
-    let layers = [FeatureLayer::Projection];
-    let mut tables = encode_layers(encoder, source, meta, &layers, (batch_size, threads), progress)?;
+    let mut tables = encode_layers(encoder, source, meta, &[FeatureLayer::Projection], sizes, progress)?;
     Ok(tables.remove(0))
 }
 
-/// Likewise for several layers, a table for each; one pass over the images makes all. `meta` is completed
-/// with what depends on the layer.
+/// The features of several layers, a table for each, in one pass over the images. What depends on the layer completes
+/// `meta`. The sizes are images of a batch, and threads that decode.
 ///
 /// # Errors
 /// If an image cannot be loaded, or the encoder has no such layer.
 pub fn encode_layers(
     encoder: &Encoder,
     source: Arc<dyn Source>,
-    meta: TableMeta,
+    meta: &TableMeta,
     layers: &[FeatureLayer],
-    (batch_size, threads): (usize, usize),
+    sizes: (usize, usize),
     progress: &dyn Progress,
 ) -> Result<Vec<FeatureTable>, EmbedError> {
     let rows = source.len();
@@ -318,31 +350,48 @@ pub fn encode_layers(
     };
     let mut tables: Vec<FeatureTable> = layers.iter().map(table).collect();
     progress.begin("embed", rows as u64);
-    let transform = EvalTransform::ResizeCenterCrop {
-        resize: encoder.config().evaluation_resize,
-        crop: encoder.config().image_size,
-    };
+    for_each_batch(encoder, source, sizes, progress, |batch, images| {
+        for (table, features) in tables.iter_mut().zip(encoder.features(images, layers)?) {
+            let dim = features.size()[1] as usize;
+            table.meta.dim = dim;
+            table.features.resize(rows * dim, 0.0);
+            let features = to_host(&features);
+            // Batches follow the order of the shards, not of the ids.
+            for (position, row) in batch.positions.iter().zip(features.chunks_exact(dim)) {
+                table.features[position.row() * dim..][..dim].copy_from_slice(row);
+            }
+        }
+        Ok(())
+    })?;
+    progress.finish();
+    Ok(tables)
+}
+
+/// Calls `each` with every batch of a source under the encoder's evaluation transform and with its images, each image
+/// exactly once. The sizes are images of a batch, and threads that decode.
+///
+/// # Shape
+/// `[batch, 3, side, side]` u8
+///
+/// # Errors
+/// Those of `each`; if an image cannot be loaded, or `progress` is stopped.
+pub(super) fn for_each_batch(
+    encoder: &Encoder,
+    source: Arc<dyn Source>,
+    (batch_size, threads): (usize, usize),
+    progress: &dyn Progress,
+    mut each: impl FnMut(&Batch, &Tensor) -> Result<(), EmbedError>,
+) -> Result<(), EmbedError> {
+    let transform = encoder.config().evaluation_transform();
     for batch in evaluation_batches(source, transform, batch_size, threads)? {
         let batch = batch?;
         if progress.is_stopped() {
             return Err(EmbedError::Stopped);
         }
-        let side = i64::from(encoder.config().image_size);
-        let pixels = Tensor::from_slice(&batch.pixels).view([batch.ids.len() as i64, 3, side, side]);
-        for (table, features) in tables.iter_mut().zip(encoder.features(&pixels, layers)?) {
-            let dim = features.size()[1] as usize;
-            table.meta.dim = dim;
-            table.features.resize(rows * dim, 0.0);
-            let features = to_host(&features);
-            // Batches come as the images lie, not in the order of the ids.
-            for (position, row) in batch.positions.iter().zip(features.chunks_exact(dim)) {
-                table.features[position.row() * dim..][..dim].copy_from_slice(row);
-            }
-        }
+        each(&batch, &encoder.images(&batch.pixels))?;
         progress.advance(batch.ids.len() as u64);
     }
-    progress.finish();
-    Ok(tables)
+    Ok(())
 }
 
 /// The numbers of a tensor, row after row.

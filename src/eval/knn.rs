@@ -5,24 +5,28 @@ use std::time::Instant;
 
 use rayon::prelude::*;
 
-use super::overlap::common_rows;
-use super::report::{ClassScore, Confusion, GridCell, KnnReport, Timing};
+use super::duplicates::common_rows;
+use super::report::{ClassScore, Confusion, GridCell, KnnReport, Timing, score_interval};
 use super::vote::{Ballot, Outcome};
 use super::{Duplicates, EvalError};
-use crate::eval::report::interval::score_interval;
 use crate::feature_table::{FeatureTable, Kind, Table, UnitRows};
 use crate::ids::ClassId;
 use crate::search::{Neighbours, search};
 use crate::units::Temperature;
 
-/// A class counts for top-5 when it is among so many.
+/// Neighbours that vote by default (paper, section 3.4).
+const DEFAULT_K: usize = 200;
+/// Of few rows, one in this many is a neighbour: if all voted, the most frequent class would win each vote.
+const ROWS_OF_A_NEIGHBOUR: usize = 10;
+
+/// Classes that count for top-5.
 const TOP: usize = 5;
 /// Pairs of classes that a report names as confused.
 const CONFUSIONS: usize = 30;
 
 /// Embeddings of a trained encoder whose mean cosine is greater are called collapsed.
 const COLLAPSED_COSINE: f64 = 0.95;
-/// Of fewer queries the mean cosine tells nothing.
+/// Fewer queries give no reliable mean cosine.
 const FEWEST_FOR_COLLAPSE: usize = 5;
 
 /// How neighbours vote.
@@ -36,7 +40,7 @@ pub struct KnnOptions {
     pub leave_one_out: bool,
     /// Bank rows that show a query's own image and do not vote; none for all to vote.
     pub exclude: Option<Duplicates>,
-    /// Neighbours to return for each query at least, where the bank has so many; the votes take their first `k`.
+    /// Neighbours to return for each query at least, up to the rows of the bank; the first `k` vote.
     pub shown: usize,
 }
 
@@ -44,8 +48,19 @@ impl Default for KnnOptions {
     /// The paper's: 200 neighbours, τ = 0.07.
     fn default() -> Self {
         let temperature = Temperature::new(0.07).expect("in range");
-        Self { k: vec![200], temperature: vec![temperature], leave_one_out: false, exclude: None, shown: 0 }
+        Self {
+            k: vec![DEFAULT_K],
+            temperature: vec![temperature],
+            leave_one_out: false,
+            exclude: None,
+            shown: 0,
+        }
     }
+}
+
+/// The default `k` for a number of rows that can vote: 200, or a tenth of fewer than 2000 rows.
+pub fn default_k(rows: usize) -> usize {
+    (rows / ROWS_OF_A_NEIGHBOUR).clamp(1, DEFAULT_K)
 }
 
 /// Scores the bank.
@@ -62,7 +77,7 @@ pub fn evaluate(
 
 /// Scores the bank and gives the neighbours too; their rows are those of `bank`.
 ///
-/// The bank goes by once, whatever the number of cells of the grid.
+/// The bank is read once for all cells of the grid.
 ///
 /// # Errors
 /// As [`evaluate`].
@@ -82,12 +97,12 @@ pub fn evaluate_with_neighbours(
     evaluate_by(bank, queries, options, &find)
 }
 
-/// Likewise, with neighbours from elsewhere: of `bank` only ids, labels and what it says of itself are used.
-/// `find` gives the most similar rows of it for queries at unit length.
+/// Scores the bank by neighbours that `find` gives for queries at unit length. Of `bank`, only ids, labels and metadata
+/// are read.
 ///
 /// # Errors
 /// As [`evaluate`].
-pub fn evaluate_by(
+pub(super) fn evaluate_by(
     bank: &dyn Table,
     queries: &FeatureTable,
     options: &KnnOptions,
@@ -97,7 +112,7 @@ pub fn evaluate_by(
     let queries = &*queries.at_unit_length();
     let largest = options.k.iter().copied().max().unwrap_or(0);
     let duplicates = options.exclude.as_ref();
-    // With so many more, the first k that are no duplicates are among those found.
+    // The first k others than duplicates are among this many.
     let more = duplicates.map_or(0, Duplicates::most);
     let available = bank.ids().len().saturating_sub(usize::from(options.leave_one_out) + more);
     if largest > available {
@@ -250,7 +265,7 @@ fn report(
     }
 }
 
-/// That there are no scores, and why.
+/// The note that there are no scores, and why.
 fn no_scores(bank: &dyn Table, queries: &FeatureTable) -> Option<String> {
     let has_none = |labels: &[Option<ClassId>]| labels.iter().all(Option::is_none);
     let who = match (has_none(bank.labels()), has_none(&queries.labels)) {
@@ -262,7 +277,7 @@ fn no_scores(bank: &dyn Table, queries: &FeatureTable) -> Option<String> {
     Some(format!("{who}, so there are neighbours and no scores"))
 }
 
-/// That queries are evaluated by themselves, where they are.
+/// The note that queries vote for themselves.
 fn own_votes(bank: &dyn Table, queries: &FeatureTable, options: &KnnOptions) -> Option<String> {
     if options.leave_one_out {
         return None;
@@ -276,7 +291,7 @@ fn own_votes(bank: &dyn Table, queries: &FeatureTable, options: &KnnOptions) -> 
     Some(format!("{own} find themselves in the bank{so}: give --leave-one-out"))
 }
 
-/// Says that a score may be that of an encoder that tells nothing.
+/// The note that an uninformative encoder may reach this score.
 fn like_guessing([low, high]: [f64; 2], most_frequent_class: f64) -> Option<String> {
     let is_like = low <= most_frequent_class && most_frequent_class <= high;
     is_like.then(|| {
@@ -289,7 +304,7 @@ fn like_guessing([low, high]: [f64; 2], most_frequent_class: f64) -> Option<Stri
     })
 }
 
-/// Says that a trained encoder gives all images nearly the same embedding. (An untrained one does.)
+/// The note that a trained encoder gives all images nearly the same embedding. (An untrained one does.)
 fn collapsed(queries: &FeatureTable) -> Option<String> {
     let FeatureTable { features, meta, .. } = queries;
     if !meta.unit_length || meta.step == 0 || queries.ids.len() < FEWEST_FOR_COLLAPSE {

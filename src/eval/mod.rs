@@ -11,42 +11,33 @@ mod duplicates;
 #[cfg(feature = "torch")]
 mod embed;
 mod error;
-mod export;
 mod knn;
 #[cfg(feature = "torch")]
 mod linear;
 mod neighbours;
-mod overlap;
 mod report;
 mod row_choice;
-#[cfg(feature = "torch")]
-mod run_tables;
 mod thumbnails;
 mod vote;
-mod watch;
 
 pub use bank::{checkpoint_bank, open_bank};
 #[cfg(feature = "torch")]
-pub use distributed::{gather_table, search_over, share};
+pub use distributed::{evaluate_over, gather_table, share};
 pub use duplicates::Duplicates;
 #[cfg(feature = "torch")]
-pub use embed::{EmbedError, EmbedJob, check_dataset, embed, encode, encode_layers, load_encoder};
+pub use embed::{EmbedError, EmbedJob, Existing, embed, encode, encode_layers, load_encoder, run_tables};
 pub use error::EvalError;
-pub use export::{ProjectorJob, export_parquet, export_projector, export_torchvision};
-pub use knn::{KnnOptions, evaluate, evaluate_by, evaluate_with_neighbours};
+pub use knn::{KnnOptions, default_k, evaluate, evaluate_with_neighbours};
 #[cfg(feature = "torch")]
 pub use linear::{
-    AugmentedJob, ClassifierReport, LinearError, LinearOptions, LinearReport, ProbeReport, Solver, SweepCell,
-    classify, probe, probe_augmented,
+    ClassifierReport, LinearError, LinearOptions, LinearReport, ProbeReport, Solver, SweepCell, classify,
+    probe, probe_augmented,
 };
 pub use neighbours::write_neighbours;
 pub use report::{ClassScore, Confusion, GridCell, KnnReport, KnnReports, Timing};
 pub use row_choice::RowChoice;
-#[cfg(feature = "torch")]
-pub use run_tables::{RunTables, run_tables};
 pub use thumbnails::{SPRITE_COLUMNS, SPRITE_SIDE, Thumbnails, sprite};
-pub use vote::vote;
-pub use watch::{WatchEnd, WatchOptions, WatchSummary, report_location, watch};
+pub use vote::{vote, vote_weight};
 
 #[cfg(test)]
 pub(crate) mod tests;

@@ -14,7 +14,7 @@ pub enum RowChoice {
     /// All.
     #[default]
     All,
-    /// A uniform sample of so many, the one that training's `limit` takes.
+    /// The uniform sample of this many rows that training's `limit` takes.
     Sample(usize),
     /// A share of the labels, the same number for each class.
     Labels {
@@ -26,7 +26,7 @@ pub enum RowChoice {
 }
 
 impl RowChoice {
-    /// So many rows, the sample that training's `limit` takes; 0 for all.
+    /// The sample of this many rows that training's `limit` takes; 0 for all.
     pub fn limited(limit: u64) -> Self {
         if limit == 0 { Self::All } else { Self::Sample(limit as usize) }
     }
@@ -58,7 +58,7 @@ impl RowChoice {
     }
 
     #[cfg(feature = "torch")]
-    /// A piece of a file's name that tells this choice from others; nothing for all rows.
+    /// The part of a file's name that distinguishes this choice; empty for all rows.
     pub(super) fn name(self) -> String {
         match self {
             Self::All => String::new(),

@@ -108,7 +108,7 @@ fn squares<T: Send>(
     make: impl Fn(&[u8], ExifOrientation) -> Option<T> + Sync,
 ) -> BTreeMap<InstanceId, T> {
     let wanted: BTreeSet<InstanceId> = ids.into_iter().filter(|id| id.row() < source.len()).collect();
-    // In the order in which they lie: a row group that has to be read whole is read once.
+    // In the order of the shards, so each row group is read once.
     let layout = source.layout();
     let in_order: Vec<Position> = (0..layout.groups())
         .flat_map(|group| layout.members(group))

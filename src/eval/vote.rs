@@ -19,7 +19,7 @@ pub fn vote(
     let most = neighbours.clone().map(|(_, similarity)| similarity).fold(f32::NEG_INFINITY, f32::max);
     let mut weights: BTreeMap<ClassId, f64> = BTreeMap::new();
     for (class, similarity) in neighbours {
-        *weights.entry(class).or_default() += weight(similarity, most, temperature);
+        *weights.entry(class).or_default() += vote_weight(similarity, most, temperature);
     }
     let mut ranked: Vec<(ClassId, f64)> = weights.into_iter().collect();
     // The sort is stable and the map is sorted by class.
@@ -27,9 +27,10 @@ pub fn vote(
     ranked.into_iter().map(|(class, _)| class).collect()
 }
 
-/// `exp((s - most) / τ)`. The exponential is that of the crate libm, which gives the same bits on every
-/// machine; that of the system does not.
-fn weight(similarity: f32, most: f32, temperature: Temperature) -> f64 {
+/// The weight of a neighbour's vote, `exp((s - most) / τ)`; `most` is the largest similarity of a query.
+///
+/// The exponential is that of the crate libm, which gives the same bits on every machine; that of the system does not.
+pub fn vote_weight(similarity: f32, most: f32, temperature: Temperature) -> f64 {
     // Equal infinities differ by nothing.
     let below = if similarity == most { 0.0 } else { f64::from(similarity) - f64::from(most) };
     libm::exp(below / temperature.get())
@@ -79,7 +80,7 @@ impl Ballot {
             }
             let Some(class) = class else { continue };
             let most = *most.get_or_insert(similarity);
-            let weight = weight(similarity, most, temperature);
+            let weight = vote_weight(similarity, most, temperature);
             match &mut self.weights[class.index()] {
                 Some(sum) => *sum += weight,
                 none => {

@@ -14,6 +14,7 @@ use super::layer::{FeatureLayer, NoSuchLayer, STAGES, flat};
 use super::layers::count_kept;
 use super::network::Network;
 use super::weights::{NamedTensors, WeightsError};
+use crate::augment::EvalTransform;
 
 /// Keeps the division by a feature's length finite, as `torch.nn.functional.normalize` does.
 const SHORTEST_LENGTH: f64 = 1e-12;
@@ -48,6 +49,13 @@ pub struct EncoderConfig {
     pub image_size: u32,
     /// The shorter side to which an image is resized before its centre is cut out for evaluation.
     pub evaluation_resize: u32,
+}
+
+impl EncoderConfig {
+    /// How an image is cut for evaluation.
+    pub fn evaluation_transform(self) -> EvalTransform {
+        EvalTransform::ResizeCenterCrop { resize: self.evaluation_resize, crop: self.image_size }
+    }
 }
 
 /// A trainable encoder.
@@ -101,6 +109,15 @@ impl Encoder {
     /// What the encoder was built from.
     pub fn config(&self) -> EncoderConfig {
         self.config
+    }
+
+    /// Images as the loader gives them, as a tensor on the CPU.
+    ///
+    /// # Shape
+    /// `[batch * 3 * side * side]` -> `[batch, 3, side, side]` u8
+    pub fn images(&self, pixels: &[u8]) -> Tensor {
+        let side = i64::from(self.config.image_size);
+        Tensor::from_slice(pixels).view([pixels.len() as i64 / (3 * side * side), 3, side, side])
     }
 
     /// The type of its products: `f32`, `tf32`, `bf16` or `f16`.

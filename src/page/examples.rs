@@ -1,10 +1,10 @@
-//! Queries worth a look: the surest right votes, the surest wrong ones, and some at random.
+//! Example queries: the surest right votes, the surest wrong ones, and some at random.
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::eval::vote;
+use crate::eval::{vote, vote_weight};
 use crate::feature_table::{FeatureTable, Table};
 use crate::ids::ClassId;
 use crate::rng::{Purpose, Stream};
@@ -67,7 +67,7 @@ pub fn examples(
         let voters = neighbours.of(query).take(k).filter_map(|(row, s)| Some((labels[row]?, s)));
         let winner = *vote(voters.clone(), temperature).first()?;
         let most = voters.clone().next()?.1;
-        let weight = |s: f32| (f64::from(s - most) / temperature.get()).exp();
+        let weight = |s: f32| vote_weight(s, most, temperature);
         let sum = |of: Option<ClassId>| -> f64 {
             voters.clone().filter(|(class, _)| of.is_none_or(|of| of == *class)).map(|(_, s)| weight(s)).sum()
         };

@@ -64,7 +64,7 @@ impl HistoryPoint {
 /// The scores of the run's checkpoints that can be compared with this report, by step; its own is among them.
 ///
 /// # Errors
-/// If the store fails. A file that is no report is passed over.
+/// If the store fails. A file that is not a report is skipped.
 pub fn history(run: &Location, report: &KnnReport) -> Result<Vec<HistoryPoint>, StorageError> {
     let own = HistoryPoint::of(report);
     let folder = run.join("eval");
@@ -82,7 +82,7 @@ pub fn history(run: &Location, report: &KnnReport) -> Result<Vec<HistoryPoint>, 
         let point = serde_json::from_slice::<HistoryPoint>(&text).ok();
         points.extend(point.filter(|point| point.step != own.step && point.compares_with(&own)));
     }
-    // Random rows say nothing of the encoder.
+    // Random rows do not depend on the encoder.
     let is_first =
         |point: &HistoryPoint| point.step == 0 && point.feature.starts_with("bank") && *point != own;
     if points.iter().any(is_first) && !began_encoded(run)? {

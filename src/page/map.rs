@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::text::{add, percent};
 use super::{PageImages, PageInput, Section};
 
-/// Points lie on a grid of so many cells a side.
+/// Cells on each side of the grid on which points are drawn.
 const CELLS: f32 = 1000.0;
 
 #[derive(Serialize)]

@@ -43,7 +43,7 @@ pub struct PageInput<'a> {
     pub neighbours: &'a Neighbours,
     /// The queries that the gallery shows.
     pub examples: &'a [Example],
-    /// The scores of the run's checkpoints; empty where there is no run.
+    /// The scores of the run's checkpoints; empty without a run.
     pub history: &'a [HistoryPoint],
     /// Queries on a plane.
     pub map: Option<&'a EmbeddingMap>,

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::eval::tests::{options, table, temperature};
-use crate::eval::{evaluate, evaluate_with_neighbours, report_location};
+use crate::eval::{evaluate, evaluate_with_neighbours};
 use crate::storage::Location;
 
 #[test]
@@ -92,7 +92,7 @@ fn the_history_has_the_reports_that_can_be_compared() {
         let reports = KnnReports { first: report, other_features: Vec::new() };
         let text = serde_json::to_string(&reports).expect("JSON");
         let mode = crate::storage::PublishMode::Overwrite;
-        report_location(&run, "knn-val", step).publish(text, mode).expect("published");
+        run.join(&format!("eval/knn-val-step-{step:08}.json")).publish(text, mode).expect("published");
     };
     publish(40, KnnReport { step: 40, ..report.clone() });
     publish(20, KnnReport { step: 20, top1: 0.25, ..report.clone() });

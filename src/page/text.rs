@@ -33,7 +33,7 @@ pub(super) fn grouped(number: u64) -> String {
     text
 }
 
-/// Text that may stand anywhere in HTML.
+/// Text escaped for any place in HTML.
 pub(super) fn escape(text: &str) -> String {
     text.replace('&', "&amp;")
         .replace('<', "&lt;")
@@ -44,7 +44,7 @@ pub(super) fn escape(text: &str) -> String {
         .replace('\r', "&#13;")
 }
 
-/// Likewise for a name, which may be broken after each underline.
+/// A name escaped for HTML, with breaks allowed after underlines.
 pub(super) fn breakable(name: &str) -> String {
     escape(name).replace('_', "_<wbr>")
 }

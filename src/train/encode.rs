@@ -9,7 +9,6 @@ use tch::{Kind, Tensor, no_grad};
 use super::gather::{Gathered, any, present};
 use super::state::Trainer;
 use super::{StopFlag, TrainError};
-use crate::augment::EvalTransform;
 use crate::loader::{LoaderOptions, RankShare, Source, evaluation_epoch};
 use crate::progress::Progress;
 
@@ -23,10 +22,7 @@ pub(super) fn encode_bank(
     progress: &dyn Progress,
     stop: &StopFlag,
 ) -> Result<(), TrainError> {
-    let encoder = trainer.encoder.config();
-    let transform =
-        EvalTransform::ResizeCenterCrop { resize: encoder.evaluation_resize, crop: encoder.image_size };
-    let side = i64::from(transform.side());
+    let transform = trainer.encoder.config().evaluation_transform();
     let group = Rc::clone(&trainer.group);
     let part = RankShare { rank: group.rank(), ranks: group.world() };
     // As many images at once as in a training step.
@@ -49,8 +45,8 @@ pub(super) fn encode_bank(
         let features = if batch.ids.is_empty() {
             Tensor::zeros([0, trainer.bank.dim() as i64], (Kind::Float, trainer.encoder.device()))
         } else {
-            let pixels = Tensor::from_slice(&batch.pixels).view([-1, 3, side, side]);
-            no_grad(|| trainer.encoder.forward(&pixels, false))
+            let images = trainer.encoder.images(&batch.pixels);
+            no_grad(|| trainer.encoder.forward(&images, false))
         };
         let gathered = Gathered::gather(&group, &global, 0, &features)?;
         if gathered.features.isfinite().all().int64_value(&[]) == 0 {

@@ -42,6 +42,7 @@ pub use estimate::Estimate;
 pub use finetune::{FinetuneJob, LabelOptions, finetune, finetune_protocol};
 pub use hooks::{Evaluation, HookError, Hooks, RunSummary, StepReport, StopFlag};
 pub use metrics::bank_health::BankHealth;
+pub use metrics::exporter::Exporter;
 pub use metrics::log::{MetricsLine, Scope};
 
 use self::checkpoint::resume::{Start, advise, agree, begin_with, check_size, set_precision};

@@ -3,7 +3,7 @@
 //! A step may leave weights that are finite and still overflow in the next pass, so features are computed too, of
 //! a few drawn images, as `embed` would: on the CPU in f32, with the running statistics. Nothing of a run is moved.
 
-use tch::{Device, Tensor, no_grad};
+use tch::{Device, no_grad};
 
 use crate::checkpoint::{Checkpoint, CheckpointError, MODEL, OPTIMIZER, STATE};
 use crate::model::{Encoder, EncoderConfig, NamedTensors};
@@ -30,9 +30,7 @@ pub(super) fn not_finite(
     let side = config.image_size;
     let mut stream = Stream::new(0, Purpose::Report, 7, 0);
     let pixels: Vec<u8> = (0..IMAGES * 3 * side * side).map(|_| stream.below(256) as u8).collect();
-    let side = i64::from(side);
-    let pixels = Tensor::from_slice(&pixels).view([i64::from(IMAGES), 3, side, side]);
-    let features = no_grad(|| encoder.forward(&pixels, false));
+    let features = no_grad(|| encoder.forward(&encoder.images(&pixels), false));
     let is_finite = features.isfinite().all().int64_value(&[]) == 1;
     (!is_finite).then(|| "a feature under its weights".to_owned())
 }
@@ -56,6 +54,8 @@ pub(super) fn check(checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
 
 #[cfg(test)]
 mod tests {
+    use tch::Tensor;
+
     use super::*;
     use crate::checkpoint::{
         CheckpointManifest, Cursor, TrainState, TrainedOn, checkpoint_name, list_checkpoints, publish_file,

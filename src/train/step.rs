@@ -223,11 +223,9 @@ impl Trainer {
 
     /// Some of the batch's pixels as a u8 tensor on the encoder's device, `[part, 3, side, side]`.
     fn pixels(&self, batch: &Batch, range: &Range<usize>) -> Tensor {
-        let side = self.config.image_size as usize;
-        let image = 3 * side * side;
-        Tensor::from_slice(&batch.pixels[range.start * image..range.end * image])
-            .view([range.len() as i64, 3, side as i64, side as i64])
-            .to_device(self.encoder.device())
+        let image = 3 * (self.config.image_size as usize).pow(2);
+        let pixels = &batch.pixels[range.start * image..range.end * image];
+        self.encoder.images(pixels).to_device(self.encoder.device())
     }
 
     /// Ids from every process.

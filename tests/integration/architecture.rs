@@ -18,7 +18,8 @@ fn may_import(module: &str) -> Option<Vec<&'static str>> {
         "config" => Vec::new(),
         name if FOUNDATION.contains(&name) => Vec::new(),
         name if FORMATS.contains(&name) => FOUNDATION.to_vec(),
-        "model" | "bank" => FOUNDATION.to_vec(),
+        "bank" => FOUNDATION.to_vec(),
+        "model" => [FOUNDATION, &["augment"]].concat(),
         "objective" => [FOUNDATION, &["bank", "distributed"]].concat(),
         "augment" => [FOUNDATION, &["image"]].concat(),
         "search" => [FOUNDATION, &["feature_table"]].concat(),
@@ -26,7 +27,8 @@ fn may_import(module: &str) -> Option<Vec<&'static str>> {
         "loader" => [FOUNDATION, FORMATS, &["augment"]].concat(),
         "train" | "eval" => [FOUNDATION, FORMATS, PARTS, LEARNING, &["loader"]].concat(),
         "page" => [FOUNDATION, FORMATS, &["search", "eval"]].concat(),
-        "cli" => [FOUNDATION, FORMATS, PARTS, LEARNING, STAGES].concat(),
+        "commands" => [FOUNDATION, FORMATS, PARTS, LEARNING, STAGES].concat(),
+        "cli" => [FOUNDATION, FORMATS, PARTS, LEARNING, STAGES, &["commands"]].concat(),
         _ => return None,
     })
 }

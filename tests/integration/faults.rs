@@ -237,13 +237,10 @@ mod training {
         let before = contents(&run);
         let error = train(&data, &run, "--epochs 2").fails(WRONG_DATA);
         assert!(error.contains("step-00000008 is of the dataset"), "{error}");
-        let embed = instdisc("embed --split train --device cpu")
-            .arg("--checkpoint", run.join("checkpoints/step-00000008"))
-            .arg("--dataset", &data)
-            .arg("--output", dir.path().join("out.arrow"));
-        let error = embed.fails(WRONG_DATA);
-        assert!(error.contains("is of the dataset"), "{error}");
-        assert!(!dir.path().join("out.arrow").exists());
+        for words in ["knn --split train --feature projection", "linear --split train"] {
+            let error = instdisc(words).arg("--run", &run).arg("--dataset", &data).fails(WRONG_DATA);
+            assert!(error.contains("was trained on the dataset"), "{error}");
+        }
         assert_eq!(contents(&run), before);
     }
 

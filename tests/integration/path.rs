@@ -261,6 +261,33 @@ mod trained {
         assert!(!newest.join("eval").exists(), "a checkpoint stays as it was published");
     }
 
+    /// The bank has rows of the trained split only, so both splits of another dataset are embedded.
+    #[test]
+    fn a_run_is_evaluated_on_a_dataset_that_it_was_not_trained_on() {
+        let dir = scratch();
+        let (data, run) = (dir.path().join("data"), dir.path().join("run"));
+        instdisc("ingest --split train").arg("--source", images().join("val")).arg("--dest", &data).ok();
+        train(dataset(), &run, "--epochs 1 --no-monitor").ok();
+        let digest_of = |dataset: &Path| {
+            let summary = instdisc("inspect --format json").arg("", dataset).json();
+            summary["dataset_digest"].as_str().expect("a digest").to_owned()
+        };
+        let (own, other) = (digest_of(dataset()), digest_of(&data));
+        let words = "knn --k 5 --feature projection --train-split train --split train --leave-one-out";
+        instdisc(words).arg("--run", &run).arg("--dataset", &data).ok();
+        let name = "knn-train-from-train-projection-k5-leave-one-out-step-00000008.json";
+        let report = std::fs::read(run.join("eval").join(format!("on-{}", &other[..12])).join(name));
+        let report: Value = serde_json::from_slice(&report.expect("a report")).expect("JSON");
+        assert_eq!((&report["queries"], &report["bank_rows"]), (&40.into(), &40.into()));
+        assert_eq!(report["dataset_digest"], other);
+        assert_eq!(report["trained_on"]["dataset_digest"], own);
+        let table = dir.path().join("train.arrow");
+        let call = instdisc("embed --split train --device cpu").arg("--checkpoint", &run);
+        call.arg("--dataset", &data).arg("--output", &table).ok();
+        let summary = instdisc("inspect --format json").arg("", &table).json();
+        assert_eq!((&summary["dataset_digest"], &summary["rows"]), (&json!(other), &40.into()));
+    }
+
     #[test]
     fn what_a_run_needs_is_said_without_one() {
         let dir = scratch();

@@ -1,11 +1,10 @@
 //! `instdisc train`.
 
-mod exporter;
 mod flags;
 mod headings;
-mod monitor;
 
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -16,21 +15,20 @@ use serde_json::{Map, Value, json};
 pub(super) use flags::TrainFlags;
 pub(super) use headings::under_headings;
 
-use self::exporter::Exporter;
-use self::monitor::{Monitor, Shown};
 use super::process::signals;
-use super::progress::{Meter, say, say_next};
+use super::progress::{Meter, Terminal, say, say_next};
 use super::ranks::{RankFlags, end_as_lost};
 use super::{GlobalArgs, learn_flags};
 use crate::checkpoint::{Checkpoint, list_checkpoints};
 use crate::cli::exit::WrongUsage;
+use crate::commands::Monitor;
 use crate::config;
 use crate::dataset::Manifest;
 use crate::progress::Progress;
 use crate::storage::Location;
 use crate::train::{
-    Estimate, Evaluation, HookError, Hooks, Images, MetricsLine, Outcome, RunSummary, Scope, StepReport,
-    StopFlag, TrainConfig, TrainError, TrainJob, train,
+    Estimate, Evaluation, Exporter, HookError, Hooks, Images, MetricsLine, Outcome, RunSummary, Scope,
+    StepReport, StopFlag, TrainConfig, TrainError, TrainJob, train,
 };
 use crate::units::shell_word;
 
@@ -98,8 +96,10 @@ pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
     let on_lost = end_as_lost;
     let job = TrainJob { dataset, run, init, config, rendezvous, collective_timeout, on_lost };
     signals::stop_on_signals(&STOP)?;
-    let listen = args.metrics_listen.as_deref().filter(|_| is_first);
-    let exporter = listen.map(Exporter::listen).transpose()?;
+    let address = args.metrics_listen.as_deref().filter(|_| is_first);
+    let listen =
+        |address: &str| Exporter::listen(address).with_context(|| format!("--metrics-listen {address}"));
+    let exporter = address.map(listen).transpose()?;
     if let Some(exporter) = &exporter {
         tracing::info!("metrics at http://{}/metrics", exporter.address());
     }
@@ -205,6 +205,46 @@ fn resolve(
     Ok(config)
 }
 
+/// Shows work beside the steps, which ends where the run is to stop.
+struct Shown<'a> {
+    stage: &'static str,
+    terminal: Terminal,
+    stop: &'a StopFlag,
+    is_first: bool,
+}
+
+impl<'a> Shown<'a> {
+    fn new(stage: &'static str, stop: &'a StopFlag, is_first: bool) -> Self {
+        Self { stage, terminal: Terminal::default(), stop, is_first }
+    }
+}
+
+impl Progress for Shown<'_> {
+    fn begin(&self, _stage: &str, total: u64) {
+        if self.is_first {
+            self.terminal.begin(self.stage, total);
+        }
+    }
+
+    fn advance(&self, items: u64) {
+        self.terminal.advance(items);
+    }
+
+    fn finish(&self) {
+        self.terminal.finish();
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    fn note(&self, line: &str) {
+        if self.is_first {
+            self.terminal.note(line);
+        }
+    }
+}
+
 /// Shows a run in the terminal and evaluates the bank after each epoch.
 struct TerminalHooks<'a> {
     job: &'a TrainJob,
@@ -305,8 +345,8 @@ impl Hooks for TerminalHooks<'_> {
         let opened = match self.monitor {
             Some(_) => Ok(()),
             None => {
-                let Self { job, is_first, .. } = &*self;
-                Monitor::open(&job.dataset, &job.config, *is_first).map(|opened| self.monitor = Some(opened))
+                let Self { job, before, .. } = &*self;
+                Monitor::open(&job.dataset, &job.config, before).map(|opened| self.monitor = Some(opened))
             }
         };
         // Where one process cannot evaluate, none does.
@@ -316,7 +356,9 @@ impl Hooks for TerminalHooks<'_> {
             return Err(format!("rank {rank} cannot open the dataset").into());
         }
         let began = Instant::now();
-        let scores = self.monitor.as_ref().map_or_else(|| Ok(Map::new()), |monitor| monitor.evaluate(state));
+        let shown = Shown::new("monitor", state.stop, self.is_first);
+        let evaluate = |monitor: &Monitor| monitor.evaluate(state, &shown);
+        let scores = self.monitor.as_ref().map_or_else(|| Ok(Map::new()), evaluate);
         if let Some(meter) = &mut self.meter {
             meter.paused(began.elapsed());
         }

@@ -4,8 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use tch::Tensor;
-
 use super::examples::Examples;
 use super::head::{Head, Score};
 use super::sgd::{self, Cell, Passes};
@@ -14,45 +12,22 @@ use super::{
     trained_on_note,
 };
 use crate::augment::{JitterStrength, Recipe};
-use crate::checkpoint::Checkpoint;
-use crate::dataset::Manifest;
-use crate::eval::embed::{check_dataset, encode_layers, load_encoder};
-use crate::eval::{EvalError, RowChoice};
-use crate::feature_table::{FeatureTable, Kind, TableMeta};
+use crate::eval::embed::{EmbedJob, encode_layers, load_encoder};
+use crate::eval::{EmbedError, EvalError};
+use crate::feature_table::{FeatureTable, TableMeta};
 use crate::ids::Position;
 use crate::loader::{Loader, LoaderOptions, Source, Subset};
 use crate::model::{Encoder, FeatureLayer};
 use crate::progress::Progress;
-use crate::storage::Location;
 
-/// What to probe, and on what.
-#[derive(Clone, Debug)]
-pub struct AugmentedJob {
-    /// The checkpoint.
-    pub checkpoint: Checkpoint,
-    /// The dataset's folder.
-    pub dataset: Location,
-    /// What the dataset says of itself.
-    pub manifest: Manifest,
-    /// The split that is trained on.
-    pub train_split: String,
-    /// Which rows of it.
-    pub rows: RowChoice,
-    /// The layers; all see the same crops, in one pass.
-    pub layers: Vec<FeatureLayer>,
-    /// Images of a batch when rows are embedded.
-    pub batch_size: usize,
-    /// Threads that decode; 0 for one on each core.
-    pub threads: usize,
-}
-
-/// Trains a probe for each layer, each epoch on crops and mirror images of its own, and evaluates it by the
-/// tables of the evaluated split, one for each layer.
+/// Trains a probe for each layer on the job's split, with new crops and mirror images in each epoch, and evaluates it by
+/// the tables of the evaluated split, one for each layer. All layers see the same crops, in one pass.
 ///
 /// # Errors
 /// If images or tables cannot be read or do not belong together, or the solver is not `sgd`.
 pub fn probe_augmented(
-    job: &AugmentedJob,
+    job: &EmbedJob,
+    layers: &[FeatureLayer],
     tests: &[FeatureTable],
     options: &LinearOptions,
     progress: &dyn Progress,
@@ -64,23 +39,22 @@ pub fn probe_augmented(
     }
     let started = Instant::now();
     let device = selected(options)?;
-    let AugmentedJob { checkpoint, manifest, .. } = job;
-    check_dataset(checkpoint, manifest)?;
+    let EmbedJob { checkpoint, manifest, .. } = job;
     let encoder = load_encoder(checkpoint, device)?;
-    let source = labelled(job.rows.open(&job.dataset, manifest, &job.train_split)?);
+    let source = labelled(job.rows.open(&job.dataset, manifest, &job.split)?);
     let classes = manifest.classes.len();
     let fit = |source: &Arc<dyn Source>, cells: &[Vec<Cell>]| {
-        let mut passes = CropPasses { encoder: &encoder, source, job, options, progress };
+        let mut passes =
+            CropPasses { encoder: &encoder, source, layers, threads: job.threads, options, progress };
         sgd::fit(&mut passes, cells, classes, &[], options.epochs, device)
     };
     let cells = options.cells();
-    let mut chosen = vec![(cells[0], Vec::new()); job.layers.len()];
+    let mut chosen = vec![(cells[0], Vec::new()); layers.len()];
     if cells.len() > 1 {
         let (kept, held_out) = split_off(source.ids(), source.labels(), options.seed)?;
-        let heads = fit(&some(&source, &kept), &vec![cells.clone(); job.layers.len()])?;
-        let meta = about(checkpoint, manifest, &job.train_split);
+        let heads = fit(&some(&source, &kept), &vec![cells.clone(); layers.len()])?;
         let sizes = (job.batch_size, job.threads);
-        let tables = encode_layers(&encoder, some(&source, &held_out), meta, &job.layers, sizes, progress)?;
+        let tables = encode_layers(&encoder, some(&source, &held_out), &job.meta(), layers, sizes, progress)?;
         for ((chosen, table), heads) in chosen.iter_mut().zip(&tables).zip(&heads) {
             let held_out = Examples::of(table)?;
             let scores: Vec<Score> = heads.iter().map(|head: &Head| head.score(&held_out, device)).collect();
@@ -90,14 +64,10 @@ pub fn probe_augmented(
     let last: Vec<Vec<Cell>> = chosen.iter().map(|(cell, _)| vec![*cell]).collect();
     let heads = fit(&source, &last)?;
     let mut reports = Vec::new();
-    for ((((chosen, sweep), mut heads), test), layer) in
-        chosen.into_iter().zip(heads).zip(tests).zip(&job.layers)
+    for ((((chosen, sweep), mut heads), test), layer) in chosen.into_iter().zip(heads).zip(tests).zip(layers)
     {
-        let meta = TableMeta {
-            layer: layer.to_string(),
-            dim: test.meta.dim,
-            ..about(checkpoint, manifest, &job.train_split)
-        };
+        let meta =
+            TableMeta { layer: layer.to_string(), dim: test.meta.dim, unit_length: false, ..job.meta() };
         check(&meta, &test.meta)?;
         let head = heads.remove(0);
         let score = head.score(&Examples::of(test)?, device);
@@ -107,23 +77,6 @@ pub fn probe_augmented(
         reports.push(ProbeReport { augmented: true, ..report });
     }
     Ok(reports)
-}
-
-fn about(checkpoint: &Checkpoint, manifest: &Manifest, split: &str) -> TableMeta {
-    TableMeta {
-        kind: Kind::Embedding,
-        layer: String::new(),
-        dim: 0,
-        dataset_digest: manifest.dataset_digest.to_string(),
-        split: split.to_owned(),
-        split_digest: manifest.splits.get(split).map(|split| split.digest.to_string()),
-        weights: Some(checkpoint.weights_digest()),
-        device: None,
-        precision: None,
-        step: checkpoint.manifest().step,
-        unit_length: false,
-        classes: manifest.classes.clone(),
-    }
 }
 
 fn some(source: &Arc<dyn Source>, rows: &[usize]) -> Arc<dyn Source> {
@@ -141,7 +94,8 @@ fn labelled(source: Arc<dyn Source>) -> Arc<dyn Source> {
 struct CropPasses<'a> {
     encoder: &'a Encoder,
     source: &'a Arc<dyn Source>,
-    job: &'a AugmentedJob,
+    layers: &'a [FeatureLayer],
+    threads: usize,
     options: &'a LinearOptions,
     progress: &'a dyn Progress,
 }
@@ -153,7 +107,7 @@ impl CropPasses<'_> {
             seed: self.options.seed,
             epoch,
             epochs: 1,
-            threads: self.job.threads,
+            threads: self.threads,
             ..LoaderOptions::default()
         }
     }
@@ -174,11 +128,10 @@ impl Passes for CropPasses<'_> {
         self.progress.begin(&format!("epoch {}", epoch + 1), self.source.len() as u64);
         while let Some(batch) = loader.next_of(epoch, &NEVER) {
             let batch = batch?;
-            let side = i64::from(side);
-            let pixels = Tensor::from_slice(&batch.pixels).view([batch.ids.len() as i64, 3, side, side]);
+            let pixels = self.encoder.images(&batch.pixels);
             let labels: Vec<_> = batch.labels.iter().flatten().copied().collect();
-            let features = self.encoder.features(&pixels, &self.job.layers);
-            let features = features.map_err(crate::eval::EmbedError::from)?;
+            let features = self.encoder.features(&pixels, self.layers);
+            let features = features.map_err(EmbedError::from)?;
             let examples: Vec<Examples> =
                 features.into_iter().map(|features| Examples::new(features, &labels)).collect();
             see(&examples);

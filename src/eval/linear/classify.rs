@@ -6,10 +6,10 @@ use serde::Serialize;
 use tch::{Tensor, no_grad};
 
 use super::head::Score;
-use crate::augment::EvalTransform;
 use crate::eval::EmbedError;
-use crate::eval::report::interval::score_interval;
-use crate::loader::{Source, evaluation_batches};
+use crate::eval::embed::for_each_batch;
+use crate::eval::report::score_interval;
+use crate::loader::Source;
 use crate::model::Encoder;
 use crate::progress::Progress;
 
@@ -39,24 +39,18 @@ pub fn classify(
     threads: usize,
     progress: &dyn Progress,
 ) -> Result<ClassifierReport, EmbedError> {
-    let config = encoder.config();
-    let transform =
-        EvalTransform::ResizeCenterCrop { resize: config.evaluation_resize, crop: config.image_size };
     let mut score = Score { top1: 0, top5: 0, rows: 0 };
     progress.begin("classify", source.len() as u64);
-    for batch in evaluation_batches(source, transform, batch_size, threads)? {
-        let batch = batch?;
-        let side = i64::from(config.image_size);
-        let pixels = Tensor::from_slice(&batch.pixels).view([batch.ids.len() as i64, 3, side, side]);
+    for_each_batch(encoder, source, (batch_size, threads), progress, |batch, images| {
         let (rows, labels): (Vec<i64>, Vec<i64>) =
             (0..).zip(&batch.labels).filter_map(|(row, label)| Some((row, i64::from((*label)?.0)))).unzip();
         if !rows.is_empty() {
-            let logits = no_grad(|| encoder.projected(&pixels, false));
+            let logits = no_grad(|| encoder.projected(images, false));
             let rows = Tensor::from_slice(&rows).to_device(logits.device());
             score.add(&logits.index_select(0, &rows), &Tensor::from_slice(&labels));
         }
-        progress.advance(batch.ids.len() as u64);
-    }
+        Ok(())
+    })?;
     progress.finish();
     Ok(ClassifierReport {
         top1: score.share(score.top1),

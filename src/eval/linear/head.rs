@@ -4,7 +4,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::examples::Examples;
 
-/// A class counts for top-5 when it is among so many.
+/// Classes that count for top-5.
 const TOP: i64 = 5;
 
 /// A linear map from features to scores of the classes.
@@ -20,7 +20,7 @@ pub(super) struct Head {
     pub(super) converged: bool,
 }
 
-/// Hits among so many rows.
+/// Hits among a number of rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Score {
     pub(super) top1: usize,

@@ -1,14 +1,12 @@
 //! The linear probe: multinomial logistic regression on frozen features.
 //!
 //! Minimised is the mean cross entropy of the training rows plus `weight_decay / 2` times the squared weights
-//! (the bias has no decay), so with L-BFGS the answer is scikit-learn's `LogisticRegression` with
-//! `C = 1 / (weight_decay * rows)`. Of several settings the one is taken that does best on a tenth of the
-//! training rows which it did not see, and it is then fitted to all of them; the evaluated split is looked at
-//! once.
+//! (the bias has no decay), so L-BFGS gives scikit-learn's `LogisticRegression` with `C = 1 / (weight_decay * rows)`.
+//! Of several settings, the best one on a held-out tenth of the training rows is fitted to all rows. The evaluated split
+//! is used once.
 
 mod augmented;
 mod classify;
-mod error;
 mod examples;
 mod head;
 mod lbfgs;
@@ -20,26 +18,61 @@ use std::time::Instant;
 
 use tch::Device;
 
-pub use augmented::{AugmentedJob, probe_augmented};
+pub use augmented::probe_augmented;
 pub use classify::{ClassifierReport, classify};
-pub use error::LinearError;
 pub use report::{LinearReport, ProbeReport, SweepCell};
 
 use self::examples::Examples;
 use self::head::{Head, Score};
 use self::sgd::{CachedPasses, Cell, Passes};
-use super::overlap::common_rows;
+use super::duplicates::common_rows;
+use super::report::score_interval;
 use super::{EmbedError, EvalError};
-use crate::eval::report::interval::score_interval;
+use crate::checkpoint::CheckpointError;
+use crate::dataset::DatasetError;
+use crate::failure::Failure;
 use crate::feature_table::{FeatureTable, TableMeta};
 use crate::ids::{ClassId, InstanceId};
-use crate::loader::{SubsetRecord, balanced_rows};
+use crate::loader::{LoaderError, SubsetRecord, balanced_rows};
 use crate::model::{DeviceChoice, select_device};
 use crate::progress::Progress;
 use crate::units::Fraction;
 
 /// The share of the training rows by which one of several settings is chosen.
 const HELD_OUT: f64 = 0.1;
+
+/// A probe cannot be trained.
+#[derive(Debug, thiserror::Error)]
+pub enum LinearError {
+    /// Options or tables.
+    #[error(transparent)]
+    Eval(#[from] EvalError),
+    /// The encoder.
+    #[error(transparent)]
+    Embed(#[from] EmbedError),
+}
+
+impl LinearError {
+    /// The kind of failure, for the exit code.
+    pub fn failure(&self) -> Failure {
+        match self {
+            Self::Eval(error) => error.failure(),
+            Self::Embed(error) => error.failure(),
+        }
+    }
+}
+
+macro_rules! from_parts {
+    ($($part:ty),*) => {
+        $(impl From<$part> for LinearError {
+            fn from(error: $part) -> Self {
+                Self::Embed(error.into())
+            }
+        })*
+    };
+}
+
+from_parts!(CheckpointError, DatasetError, LoaderError);
 
 /// How the weights are found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -254,7 +287,7 @@ struct Fitted {
     note: Option<String>,
 }
 
-/// That rows are evaluated that were trained on, where they are.
+/// The note that evaluated rows were trained on.
 fn trained_on_note(train: &TableMeta, ids: &[InstanceId], test: &FeatureTable) -> Option<String> {
     let seen = common_rows(&train.split, ids, test)?;
     Some(format!("{seen} were trained on, so the scores tell what is remembered"))

@@ -19,6 +19,13 @@ pub struct LinearReport {
     pub other_features: Vec<ProbeReport>,
 }
 
+impl LinearReport {
+    /// The report of each feature.
+    pub fn all(&self) -> impl Iterator<Item = &ProbeReport> {
+        std::iter::once(&self.first).chain(&self.other_features)
+    }
+}
+
 /// The report of one probe.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ProbeReport {

@@ -87,18 +87,16 @@ impl Tuner {
             return Ok(StepOutcome::skipped(lr, None));
         }
         self.optimizer.zero_gradients();
-        let side = i64::from(self.config.image_size);
-        let image = (3 * side * side) as usize;
+        let image = 3 * (self.config.image_size as usize).pow(2);
         let mut losses = Vec::new();
         for range in micro_batch_ranges(total, self.config.accumulate) {
-            let pixels = &batch.pixels[range.start * image..range.end * image];
-            let pixels = Tensor::from_slice(pixels).view([range.len() as i64, 3, side, side]);
+            let images = self.encoder.images(&batch.pixels[range.start * image..range.end * image]);
             let labels: Vec<i64> = batch.labels[range]
                 .iter()
                 .map(|label| label.map_or(NO_LABEL, |class| i64::from(class.0)))
                 .collect();
             let labels = Tensor::from_slice(&labels).to_device(self.encoder.device());
-            let logits = self.encoder.projected(&pixels, true).to_kind(Kind::Float);
+            let logits = self.encoder.projected(&images, true).to_kind(Kind::Float);
             let weights: Option<Tensor> = None;
             let loss =
                 logits.cross_entropy_loss(&labels, weights, Reduction::Sum, NO_LABEL, 0.0) / total as f64;

@@ -6,11 +6,10 @@ use safetensors::SafeTensors;
 use serde_json::{Map, Value};
 
 use crate::checkpoint::{Checkpoint, CheckpointError, MODEL};
+use crate::commands::CommandError;
 use crate::storage::{Location, PublishMode};
 
-use super::super::EvalError;
-
-/// Publishes a checkpoint's weights as one safetensors file; gives the number of tensors.
+/// Publishes a checkpoint's weights as one safetensors file, and returns the number of tensors.
 ///
 /// Without the projection, the file holds the backbone alone: a torchvision model whose last layer is
 /// `torch.nn.Identity()` loads it.
@@ -21,7 +20,7 @@ pub fn export_torchvision(
     folder: &Location,
     output: &Location,
     with_projection: bool,
-) -> Result<usize, EvalError> {
+) -> Result<usize, CommandError> {
     let checkpoint = Checkpoint::open(folder)?;
     let state = checkpoint.state()?;
     let bytes = checkpoint.read(MODEL)?;

@@ -7,7 +7,7 @@ use safetensors::tensor::Metadata;
 use serde_json::{Map, Value, json};
 
 use super::WITHOUT_DIGEST;
-use crate::cli::exit::WrongData;
+use crate::commands::CommandError;
 use crate::storage::Location;
 
 /// Bytes before the header: its length.
@@ -27,18 +27,19 @@ pub(super) fn header_bytes(head: &[u8]) -> Option<u64> {
 ///
 /// # Errors
 /// If it is damaged, or the store fails.
-pub(super) fn inspect(location: &Location, header_bytes: u64, check: bool) -> anyhow::Result<Value> {
-    let damaged = |reason: String| WrongData(format!("{location}: not a whole safetensors file: {reason}"));
+pub(super) fn inspect(location: &Location, header_bytes: u64, check: bool) -> Result<Value, CommandError> {
+    let damaged =
+        |reason: String| CommandError::Data(format!("{location}: not a whole safetensors file: {reason}"));
     let bytes = location.size()?;
     if bytes < header_bytes {
-        return Err(damaged(format!("{bytes} bytes of a header of {header_bytes}")).into());
+        return Err(damaged(format!("{bytes} bytes of a header of {header_bytes}")));
     }
     let header = location.read_range(0..header_bytes)?;
     let metadata: Metadata = serde_json::from_slice(header.get(LENGTH_BYTES as usize..).unwrap_or_default())
         .map_err(|error| damaged(error.to_string()))?;
     let whole = header_bytes + metadata.data_len() as u64;
     if bytes != whole {
-        return Err(damaged(format!("{bytes} bytes, its header tells of {whole}")).into());
+        return Err(damaged(format!("{bytes} bytes, its header tells of {whole}")));
     }
     let mut numbers: BTreeMap<String, usize> = BTreeMap::new();
     let mut shapes = Map::new();

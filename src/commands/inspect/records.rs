@@ -2,13 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::bail;
 use serde_json::{Map, Value, json};
 
 use super::{WITHOUT_DIGEST, dataset_summary, own_name};
 use crate::checkpoint::MANIFEST;
-use crate::cli::exit::WrongData;
+use crate::commands::CommandError;
 use crate::dataset::Manifest;
+use crate::progress::Progress;
 use crate::storage::{Digest, Location};
 
 /// The fields of a JSON object.
@@ -71,11 +71,15 @@ const CONFIG_KEYS: [&str; 18] = [
 /// The largest configuration file, in bytes; larger text is not read.
 const MOST_CONFIG_BYTES: u64 = 1 << 20;
 
-/// What a file is that begins like JSON; `None` where this program does not write such a file.
+/// A summary of a file that begins like JSON; `None` if this program does not write such files.
 ///
 /// # Errors
 /// If it is damaged, or the store fails.
-pub(super) fn inspect_json(location: &Location, check: bool) -> anyhow::Result<Option<Value>> {
+pub(super) fn inspect_json(
+    location: &Location,
+    check: bool,
+    progress: &dyn Progress,
+) -> Result<Option<Value>, CommandError> {
     let text = location.read()?;
     let first = text.split(|byte| *byte == b'\n').next().unwrap_or_default();
     let first: Fields = serde_json::from_slice(first).unwrap_or_default();
@@ -90,22 +94,24 @@ pub(super) fn inspect_json(location: &Location, check: bool) -> anyhow::Result<O
         let fields: Fields = match serde_json::from_slice(&text) {
             Ok(fields) => fields,
             Err(error) => {
-                bail!(WrongData(format!("{location}: begins like JSON and is not whole: {error}")))
+                return Err(CommandError::Data(format!(
+                    "{location}: begins like JSON and is not whole: {error}"
+                )));
             }
         };
         if let Some(folder) = folder_meant(location, &fields) {
-            return super::inspect(&folder, check).map(Some);
+            return super::summarise_any(&folder, check, progress).map(Some);
         }
         document(location, &fields, &text)?
     };
     Ok(found.map(|summary| checked(summary, check)))
 }
 
-/// What a TOML file is; `None` where it is none, or not a configuration of this program.
+/// A summary of a TOML file; `None` if it is not TOML or not a configuration of this program.
 ///
 /// # Errors
 /// If the store fails.
-pub(super) fn inspect_toml(location: &Location, check: bool) -> anyhow::Result<Option<Value>> {
+pub(super) fn inspect_toml(location: &Location, check: bool) -> Result<Option<Value>, CommandError> {
     if location.size()? > MOST_CONFIG_BYTES {
         return Ok(None);
     }
@@ -151,8 +157,8 @@ fn folder_meant(location: &Location, fields: &Fields) -> Option<Location> {
     if of_dataset || of_checkpoint { location.folder() } else { None }
 }
 
-/// What a JSON object is, by its keys.
-fn document(location: &Location, fields: &Fields, text: &[u8]) -> anyhow::Result<Option<Value>> {
+/// A summary of a JSON object, by its keys.
+fn document(location: &Location, fields: &Fields, text: &[u8]) -> Result<Option<Value>, CommandError> {
     let report_kind = if has(fields, &["grid", "bank_rows", "temperature"]) {
         Some("knn_report")
     } else if has(fields, &["solver", "train_rows"]) {
@@ -167,7 +173,8 @@ fn document(location: &Location, fields: &Fields, text: &[u8]) -> anyhow::Result
     }
     if has(fields, &["format_version", "dataset_digest", "splits"]) {
         // A copy, away from its dataset.
-        let manifest = Manifest::parse(text).map_err(|reason| WrongData(format!("{location}: {reason}")))?;
+        let manifest =
+            Manifest::parse(text).map_err(|reason| CommandError::Data(format!("{location}: {reason}")))?;
         let mut summary = dataset_summary(&manifest)?;
         summary["kind"] = json!("manifest");
         return Ok(Some(summary));
@@ -211,7 +218,7 @@ fn state(fields: &Fields) -> Value {
 }
 
 /// The objects of a file of JSON lines, and whether its last line is torn, as a killed copy leaves it.
-fn lines_of(location: &Location, text: &[u8]) -> anyhow::Result<(Vec<Fields>, bool)> {
+fn lines_of(location: &Location, text: &[u8]) -> Result<(Vec<Fields>, bool), CommandError> {
     let lines: Vec<&[u8]> = text.split(|byte| *byte == b'\n').collect();
     let mut objects = Vec::new();
     for (number, line) in (1..).zip(&lines) {
@@ -221,7 +228,7 @@ fn lines_of(location: &Location, text: &[u8]) -> anyhow::Result<(Vec<Fields>, bo
         match serde_json::from_slice::<Fields>(line) {
             Ok(object) => objects.push(object),
             Err(_) if number == lines.len() => return Ok((objects, true)),
-            Err(error) => bail!(WrongData(format!("{location} line {number}: {error}"))),
+            Err(error) => return Err(CommandError::Data(format!("{location} line {number}: {error}"))),
         }
     }
     Ok((objects, false))

@@ -1,13 +1,12 @@
 //! Parquet tables: shards of a dataset, and the other tables that this program writes.
 //!
-//! Which table it is, its columns decide. Unless everything is to be checked, only the footer and the columns of ids and
-//! labels are read; images stay where they are.
+//! The columns decide which table it is. Unless everything is checked, only the footer and the columns of ids and labels are
+//! read, no images.
 
 use std::io::Cursor;
 use std::ops::Range;
 use std::sync::Arc;
 
-use anyhow::bail;
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::Int64Type;
 use bytes::Bytes;
@@ -21,7 +20,7 @@ use parquet::file::reader::{ChunkReader, Length};
 use serde_json::{Value, json};
 
 use super::{FIRST_CLASSES, KNOWN, WITHOUT_DIGEST, own_name};
-use crate::cli::exit::WrongData;
+use crate::commands::CommandError;
 use crate::dataset::{DatasetError, Manifest, ShardEntry, ShardReader, read_index};
 use crate::feature_table::FeatureTable;
 use crate::guard::guard;
@@ -67,7 +66,7 @@ const MOST_FOLDERS: usize = 3;
 ///
 /// # Errors
 /// If it is damaged, not a table of this program, or the store fails.
-pub(super) fn inspect(location: &Location, check: bool) -> anyhow::Result<Value> {
+pub(super) fn inspect(location: &Location, check: bool) -> Result<Value, CommandError> {
     let table = Table::open(location)?;
     let columns = table.columns();
     let kind = KINDS.iter().find(|(_, names)| columns == *names).map(|(kind, _)| *kind);
@@ -79,7 +78,9 @@ pub(super) fn inspect(location: &Location, check: bool) -> anyhow::Result<Value>
             return Ok(summary);
         }
         let columns = columns.join(", ");
-        bail!(WrongData(format!("{location}: a Parquet file with the columns {columns}; {KNOWN}")));
+        return Err(CommandError::Data(format!(
+            "{location}: a Parquet file with the columns {columns}; {KNOWN}"
+        )));
     };
     let mut summary = table.summary(kind)?;
     let is_small = summary["rows"].as_u64() <= Some(MOST_ROWS_READ);
@@ -217,7 +218,7 @@ impl<'a> Table<'a> {
     }
 
     /// Reads the table whole and compares it with the digests of its dataset's manifest, where that names it.
-    fn check(&self, kind: &str, summary: &mut Value) -> anyhow::Result<()> {
+    fn check(&self, kind: &str, summary: &mut Value) -> Result<(), CommandError> {
         let named = match kind {
             "shard" | "index" => Named::find(self.location)?,
             _ => None,
@@ -347,7 +348,7 @@ fn encoded_bytes(batch: &RecordBatch) -> Option<u64> {
     Some(encoded.iter().flatten().map(|bytes| bytes.len() as u64).sum())
 }
 
-/// Parts of a file, each with its place, that stand for the whole: reads outside of them are errors.
+/// Parts of a file with their offsets, read as the whole file; reads outside of them are errors.
 struct Parts {
     bytes: u64,
     parts: Vec<(u64, Bytes)>,

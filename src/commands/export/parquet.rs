@@ -9,20 +9,21 @@ use parquet::basic::{Compression, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::properties::WriterProperties;
 
-use super::super::EvalError;
-use crate::feature_table::Table;
+use crate::commands::CommandError;
+use crate::feature_table::{ColumnNames, open_table};
 use crate::ids::ClassId;
 use crate::storage::{Location, StorageError, Upload};
 
 /// Rows of a row group.
 const ROW_GROUP: usize = 1 << 16;
 
-/// Publishes a table with columns `instance_id`, `feature` (a list of the table's length), `label`, `class` and
-/// `updated_step`; gives the number of rows.
+/// Publishes a feature table with columns `instance_id`, `feature` (a list of the table's length), `label`, `class` and
+/// `updated_step`, and returns the number of rows.
 ///
 /// # Errors
 /// If the table cannot be read, or the store fails.
-pub fn export_parquet(table: &dyn Table, output: &Location) -> Result<usize, EvalError> {
+pub fn export_parquet(table: &Location, output: &Location) -> Result<usize, CommandError> {
+    let table = open_table(table, &ColumnNames::default())?;
     let failed = |source: ParquetError| StorageError::Failed {
         operation: "write",
         location: output.to_string(),

@@ -31,7 +31,7 @@ fn watch_whole(
 }
 
 fn publish(run: &Location, step: u64) -> Result<(), CheckpointError> {
-    Ok(report_location(run, "knn-val", step).publish("{}", PublishMode::Create)?)
+    Ok(report_location(&run.join(REPORTS), "knn-val", step).publish("{}", PublishMode::Create)?)
 }
 
 #[test]
@@ -99,7 +99,9 @@ fn two_watchers_do_each_checkpoint_once() {
 fn a_checkpoint_whose_lock_another_watcher_holds_is_left_to_it() {
     let (_dir, run) = run();
     add_checkpoint(&run, 7);
-    let held = take_lock(&report_location(&run, "knn-val", 7)).expect("the store works").expect("free");
+    let held = take_lock(&report_location(&run.join(REPORTS), "knn-val", 7))
+        .expect("the store works")
+        .expect("free");
     let summary = watch_whole(&run, &options(), |step, _, _| publish(&run, step)).expect("watched");
     assert_eq!(summary, WatchSummary { evaluated: vec![], failed: vec![], end: WatchEnd::Idle });
     drop(held);

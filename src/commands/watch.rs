@@ -1,8 +1,8 @@
 //! Evaluates the checkpoints of a run as they appear, each once.
 //!
 //! A checkpoint is evaluated when its report exists. Before a watcher begins, it takes the lock of the report
-//! (`storage::Lock`), which only one process can hold and which is free again when its holder dies; no clock is
-//! involved. State lies beside the reports alone: a watcher can be started anew anywhere.
+//! (`storage::Lock`), which only one process can hold and which is free again when its holder dies; clocks do not matter.
+//! All state is beside the reports, so a watcher can be restarted anywhere.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -10,17 +10,18 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::checkpoint::{CheckpointError, finished_step, list_checkpoints};
+use crate::failure::chain;
 use crate::storage::{Location, Lock, StorageError};
 
 /// The folder of a run's reports.
-const REPORTS: &str = "eval";
+pub(super) const REPORTS: &str = "eval";
 
 /// How to watch.
 #[derive(Clone, Copy, Debug)]
 pub struct WatchOptions {
-    /// How often the run is looked at.
+    /// The time between two looks at the run.
     pub poll: Duration,
-    /// Stop after so long without a new checkpoint; `None` to wait until the run is finished.
+    /// Stop after this time without a new checkpoint; `None` to wait until the run is finished.
     pub idle_timeout: Option<Duration>,
 }
 
@@ -30,7 +31,7 @@ pub struct WatchOptions {
 pub enum WatchEnd {
     /// The run is finished, and every checkpoint has its report.
     Finished,
-    /// Nothing new came for long.
+    /// No new checkpoint came within the timeout.
     Idle,
 }
 
@@ -46,20 +47,19 @@ pub struct WatchSummary {
     pub end: WatchEnd,
 }
 
-/// The place of a report of a checkpoint of a run; `name` says of what kind it is, such as `knn-val`.
-pub fn report_location(run: &Location, name: &str, step: u64) -> Location {
-    run.join(REPORTS).join(&format!("{name}-step-{step:08}.json"))
+/// The report of a checkpoint in a folder of reports; `name` is the kind of report, such as `knn-val`.
+pub(super) fn report_location(folder: &Location, name: &str, step: u64) -> Location {
+    folder.join(&format!("{name}-step-{step:08}.json"))
 }
 
-/// Evaluates every checkpoint of the run that has no report of this name, oldest first, and waits for more.
+/// Evaluates every checkpoint of the run without a report of this name, oldest first, and waits for more.
 ///
-/// `evaluate` is called with the step, the checkpoint's folder and the lock of the report, which it has to publish.
-/// Where it fails by the checkpoint itself, as `is_damaged` tells, the step is among the failed ones of the summary,
-/// and the others are evaluated all the same.
+/// `evaluate` gets the step, the checkpoint's folder and the lock of the report, and publishes the report. If it fails and
+/// `is_damaged`, the checkpoint is to blame: the summary lists its step, and the others are evaluated.
 ///
 /// # Errors
-/// The first other error of `evaluate`, or of the store. A checkpoint that was removed meanwhile is no error.
-pub fn watch<E: From<CheckpointError> + std::fmt::Display>(
+/// The first other error of `evaluate`, or of the store. A checkpoint that was removed meanwhile is skipped.
+pub(super) fn watch<E: From<CheckpointError> + std::error::Error + 'static>(
     run: &Location,
     name: &str,
     options: &WatchOptions,
@@ -81,7 +81,7 @@ pub fn watch<E: From<CheckpointError> + std::fmt::Display>(
         let mut open = false;
         let mut worked = false;
         for (step, folder) in &checkpoints {
-            let report = report_location(run, name, *step);
+            let report = report_location(&run.join(REPORTS), name, *step);
             if reports.contains(report.file_name()) || failed.contains(step) {
                 continue;
             }
@@ -101,7 +101,10 @@ pub fn watch<E: From<CheckpointError> + std::fmt::Display>(
                 if !is_damaged(&error) {
                     return Err(error);
                 }
-                tracing::error!("{folder}: cannot be evaluated, the other checkpoints are: {error:#}");
+                tracing::error!(
+                    "{folder}: cannot be evaluated, the other checkpoints are: {}",
+                    chain(&error)
+                );
                 failed.insert(*step);
             } else if !done {
                 evaluated.push(*step);
@@ -123,7 +126,7 @@ pub fn watch<E: From<CheckpointError> + std::fmt::Display>(
     }
 }
 
-/// The names of the reports, and of what else lies in their folder.
+/// The names of the files in the folder of reports.
 fn reports(run: &Location) -> Result<BTreeSet<String>, CheckpointError> {
     Ok(run.join(REPORTS).list()?.into_iter().map(|entry| entry.name).collect())
 }

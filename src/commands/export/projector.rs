@@ -2,8 +2,9 @@
 
 use std::fmt::Write;
 
-use super::super::{EvalError, SPRITE_SIDE, sprite};
+use crate::commands::CommandError;
 use crate::dataset::Manifest;
+use crate::eval::{EvalError, SPRITE_SIDE, sprite};
 use crate::feature_table::FeatureTable;
 use crate::image::encode_png;
 use crate::rng::{Purpose, Stream};
@@ -16,18 +17,18 @@ pub struct ProjectorJob {
     pub table: Location,
     /// The dataset, for the images.
     pub dataset: Option<Location>,
-    /// The folder that TensorBoard is pointed at.
+    /// The folder to open in TensorBoard.
     pub output: Location,
-    /// A uniform sample of so many rows at most.
+    /// Rows at most; of more, a uniform sample.
     pub limit: usize,
 }
 
-/// Publishes `tensors.tsv`, `metadata.tsv`, with a dataset `sprite.png`, and last `projector_config.pbtxt`; gives
-/// the number of rows.
+/// Publishes `tensors.tsv`, `metadata.tsv`, with a dataset `sprite.png`, and last `projector_config.pbtxt`. Returns the
+/// number of rows.
 ///
 /// # Errors
 /// If the table or the dataset cannot be read or do not belong together, or the store fails.
-pub fn export_projector(job: &ProjectorJob) -> Result<usize, EvalError> {
+pub fn export_projector(job: &ProjectorJob) -> Result<usize, CommandError> {
     let table = FeatureTable::read(&job.table)?;
     let mut rows: Vec<usize> = (0..table.len()).collect();
     if rows.len() > job.limit {
@@ -50,15 +51,14 @@ pub fn export_projector(job: &ProjectorJob) -> Result<usize, EvalError> {
         "embeddings {{\n  tensor_name: {}\n  tensor_path: \"tensors.tsv\"\n  metadata_path: \"metadata.tsv\"\n",
         serde_json::Value::from(name)
     );
-    let publish = |name: &str, contents: Vec<u8>| {
-        job.output.join(name).publish(contents, PublishMode::Overwrite).map_err(EvalError::from)
-    };
+    let publish =
+        |name: &str, contents: Vec<u8>| job.output.join(name).publish(contents, PublishMode::Overwrite);
     if let Some(dataset) = &job.dataset {
         let manifest = Manifest::read(dataset)?;
         let split = manifest.split(dataset, &table.meta.split)?;
         if !table.meta.is_of(&split.digest.to_string(), &manifest.dataset_digest.to_string()) {
             let reason = format!("{dataset} is another dataset than that of {}", job.table);
-            return Err(EvalError::Mismatch { reason });
+            return Err(EvalError::Mismatch { reason }.into());
         }
         let ids: Vec<_> = rows.iter().map(|&row| table.ids[row]).collect();
         let images = sprite(dataset, &manifest, &table.meta.split, &ids)?;

@@ -1,4 +1,4 @@
-//! `--metrics-listen`: the run's numbers for Prometheus, as OpenMetrics over HTTP.
+//! The run's numbers for Prometheus, as OpenMetrics over HTTP.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -7,7 +7,6 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::Context;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode, header};
@@ -49,23 +48,24 @@ impl Numbers {
     }
 }
 
-/// Answers requests on a thread of its own, until the process ends.
+/// Serves the numbers on one thread until the process ends.
 #[derive(Debug)]
-pub(super) struct Exporter {
+pub struct Exporter {
     numbers: Arc<Mutex<Numbers>>,
     address: SocketAddr,
 }
 
 impl Exporter {
     /// Listens at an address such as `0.0.0.0:9400`.
-    pub(super) fn listen(address: &str) -> anyhow::Result<Self> {
-        let context = || format!("--metrics-listen {address}");
-        let addresses: Vec<_> = address.to_socket_addrs().with_context(context)?.collect();
-        let listener = TcpListener::bind(addresses.as_slice()).with_context(context)?;
-        listener.set_nonblocking(true).with_context(context)?;
-        let address = listener.local_addr().with_context(context)?;
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().build().with_context(context)?;
+    ///
+    /// # Errors
+    /// If the address is malformed or taken.
+    pub fn listen(address: &str) -> std::io::Result<Self> {
+        let addresses: Vec<_> = address.to_socket_addrs()?.collect();
+        let listener = TcpListener::bind(addresses.as_slice())?;
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let numbers = Arc::<Mutex<Numbers>>::default();
         let shown = Arc::clone(&numbers);
         let serve = move || {
@@ -73,17 +73,17 @@ impl Exporter {
                 tracing::warn!("metrics at http://{address}/metrics ended: {error}");
             }
         };
-        std::thread::Builder::new().name("metrics".into()).spawn(serve).with_context(context)?;
+        std::thread::Builder::new().name("metrics".into()).spawn(serve)?;
         Ok(Self { numbers, address })
     }
 
-    /// Where it listens; a port of 0 was replaced by a free one.
-    pub(super) fn address(&self) -> SocketAddr {
+    /// The address at which it listens, with a free port for port 0.
+    pub fn address(&self) -> SocketAddr {
         self.address
     }
 
     /// Sets numbers by name.
-    pub(super) fn set(&self, values: impl IntoIterator<Item = (String, f64)>) {
+    pub fn set(&self, values: impl IntoIterator<Item = (String, f64)>) {
         let mut numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
         values.into_iter().for_each(|(name, value)| numbers.set(name, value));
     }

@@ -1,4 +1,5 @@
-//! Results in other programs' forms.
+//! `export`: weights and features in the formats of other programs. Images are the work of
+//! [`ingest::export`](crate::ingest::export).
 
 mod parquet;
 mod projector;

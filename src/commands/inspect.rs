@@ -1,0 +1,159 @@
+//! `inspect`: what a folder or a single file is.
+//!
+//! Contents decide, not names. Of Parquet files the footer and two small columns are read, unless everything is checked.
+
+mod records;
+mod tables;
+mod weights;
+
+use serde_json::{Value, json};
+
+use super::CommandError;
+use crate::checkpoint::{
+    Checkpoint, CheckpointManifest, FileEntry, MANIFEST, checkpoint_name, finished_step, list_checkpoints,
+};
+use crate::dataset::{DatasetError, Manifest, summarise, verify};
+use crate::feature_table::{ColumnNames, FeatureTable};
+use crate::progress::Progress;
+use crate::storage::{Digest, Location};
+
+/// Bytes of a file by which its kind is known.
+const HEAD_BYTES: u64 = 4096;
+/// Class names that are shown; the manifest has all of them.
+const FIRST_CLASSES: usize = 10;
+/// The end of the error for an unknown file.
+const KNOWN: &str = "inspect knows datasets, runs, checkpoints, feature tables, shards and other Parquet tables, \
+                     metrics, reports, weights, and a run's JSON and TOML files";
+/// The check of a file without a digest in a manifest.
+const WITHOUT_DIGEST: &str = "reading it whole; no manifest has its digest";
+
+/// A summary of a folder or a file, by its contents: a dataset, a run, a checkpoint, a feature table, a shard or another
+/// Parquet table, metrics, a report, weights, a configuration. The manifest of a dataset or a checkpoint means its folder.
+/// The key `kind` names what it is.
+///
+/// With `check`, every byte is read and compared with its digest; a file without a digest in a manifest is decoded.
+///
+/// # Errors
+/// If it is damaged or unknown, or the store fails.
+pub fn inspect(location: &Location, check: bool, progress: &dyn Progress) -> Result<Value, CommandError> {
+    let mut summary = summarise_any(location, check, progress)?;
+    if check && let Some(object) = summary.as_object_mut() {
+        object.insert("verified".into(), true.into());
+    }
+    Ok(summary)
+}
+
+fn summarise_any(location: &Location, check: bool, progress: &dyn Progress) -> Result<Value, CommandError> {
+    if location.join(MANIFEST).exists()? {
+        let checkpoint = Checkpoint::open(location)?;
+        if check {
+            checkpoint.verify()?;
+        }
+        let part = |entry: &FileEntry| {
+            let (name, names) = (checkpoint.folder().join(&entry.name).to_string(), ColumnNames::default());
+            let part = FeatureTable::from_bytes(&name, checkpoint.read(&entry.name)?, &names)?;
+            Ok::<_, CommandError>((name, part))
+        };
+        let state = checkpoint.state()?;
+        let mut summary = serde_json::to_value(checkpoint.manifest())?;
+        summary["kind"] = json!("checkpoint");
+        // A classifier has none.
+        if state.config.get("finetune").is_none() {
+            let bank = FeatureTable::join(checkpoint.bank_files()?.into_iter().map(part))?;
+            summary["bank"] = serde_json::to_value(bank.summary())?;
+            summary["ln_partition"] = json!(state.ln_partition);
+        }
+        return Ok(summary);
+    }
+    let is_folder = location.local_path().is_some_and(std::path::Path::is_dir);
+    if !is_folder && location.exists()? {
+        return inspect_file(location, check, progress);
+    }
+    let manifest = match Manifest::read(location) {
+        Err(error @ DatasetError::NotThere { .. }) => match list_checkpoints(location)? {
+            empty if empty.is_empty() => {
+                return Err(CommandError::Unknown { location: location.to_string(), source: error });
+            }
+            checkpoints => return inspect_run(location, &checkpoints, check),
+        },
+        other => other?,
+    };
+    if check {
+        verify(location, &manifest, progress)?;
+    }
+    dataset_summary(&manifest)
+}
+
+/// What a dataset is, with the first of its classes.
+fn dataset_summary(manifest: &Manifest) -> Result<Value, CommandError> {
+    let mut summary = serde_json::to_value(summarise(manifest))?;
+    summary["first_classes"] = json!(&manifest.classes[..manifest.classes.len().min(FIRST_CLASSES)]);
+    Ok(summary)
+}
+
+/// What a single file is.
+fn inspect_file(location: &Location, check: bool, progress: &dyn Progress) -> Result<Value, CommandError> {
+    let head = location.read_range(0..HEAD_BYTES)?;
+    let is_in = |name: &str| location.folder().is_some_and(|folder| own_name(&folder) == name);
+    if head.is_empty() && is_in("rejects") {
+        return Ok(json!({"kind": "rejects", "lines": 0}));
+    }
+    if head.starts_with(b"PAR1") {
+        return tables::inspect(location, check);
+    }
+    // An Arrow IPC file, or a stream.
+    if head.starts_with(b"ARROW1") || head.starts_with(&[0xff; 4]) {
+        // Reading a table checks it whole.
+        return Ok(serde_json::to_value(FeatureTable::read(location)?.summary())?);
+    }
+    if let Some(header) = weights::header_bytes(&head) {
+        return weights::inspect(location, header, check);
+    }
+    let found = match head.iter().find(|byte| !byte.is_ascii_whitespace()) {
+        Some(b'{') => records::inspect_json(location, check, progress)?,
+        _ => records::inspect_toml(location, check)?,
+    };
+    found.ok_or_else(|| unknown(location, &head))
+}
+
+/// The error of a file that this program does not write.
+fn unknown(location: &Location, head: &[u8]) -> CommandError {
+    const SHOWN_BYTES: usize = 16;
+    let begins = match head.len() {
+        0 => "it is empty".to_owned(),
+        bytes => format!("it begins with `{}`", head[..bytes.min(SHOWN_BYTES)].escape_ascii()),
+    };
+    CommandError::Data(format!("{location}: not a file of this program ({begins}); {KNOWN}"))
+}
+
+/// The name of a file or folder within its own folder, also where it was given by a relative path.
+fn own_name(location: &Location) -> String {
+    let local = location.local_path().and_then(std::path::Path::file_name);
+    local.map_or_else(|| location.file_name().to_owned(), |name| name.to_string_lossy().into_owned())
+}
+
+/// A summary of a run, by its newest checkpoint, with the names of all.
+fn inspect_run(run: &Location, checkpoints: &[(u64, Location)], check: bool) -> Result<Value, CommandError> {
+    let opened = checkpoints.iter().map(|(_, folder)| Checkpoint::open(folder));
+    let opened = opened.collect::<Result<Vec<_>, _>>()?;
+    if check {
+        opened.iter().try_for_each(Checkpoint::verify)?;
+    }
+    let newest = opened.last().expect("a run has a checkpoint at least");
+    let CheckpointManifest { step, epoch, trained_on, .. } = newest.manifest();
+    let config = newest.state()?.config;
+    Ok(json!({
+        "kind": "run",
+        "config_digest": Digest::of(config.to_string().as_bytes()),
+        "arch": config["arch"],
+        "objective": config["objective"],
+        "dataset_digest": trained_on.dataset_digest,
+        "split": trained_on.split,
+        "split_digest": trained_on.split_digest,
+        "finished": finished_step(run)?.is_some(),
+        "newest": newest.folder().to_string(),
+        "step": step,
+        "epoch": epoch,
+        "checkpoints": checkpoints.iter().map(|(step, _)| checkpoint_name(*step)).collect::<Vec<_>>(),
+    }))
+}

@@ -1,0 +1,304 @@
+//! `knn`: scores features by their neighbours and publishes report, page and neighbours.
+
+#[cfg(feature = "torch")]
+pub(super) mod of_run;
+
+use rayon::ThreadPool;
+
+use super::{CommandError, reports};
+use crate::checkpoint::TrainedOn;
+use crate::dataset::{Manifest, read_duplicates};
+use crate::eval::{
+    Duplicates, EvalError, KnnOptions, KnnReport, KnnReports, Thumbnails, default_k,
+    evaluate_with_neighbours, open_bank, sprite, write_neighbours,
+};
+use crate::feature_table::{ColumnNames, FeatureTable, Table};
+use crate::image::encode_jpeg;
+use crate::page::{PageImages, PageInput, examples, history, map, page};
+use crate::progress::Progress;
+use crate::search::Neighbours;
+use crate::storage::{Location, PublishMode};
+use crate::units::Temperature;
+
+/// Neighbours that the page shows for each query at least.
+const LEAST_SHOWN: usize = 10;
+/// Points of the page's map by default.
+pub const DEFAULT_MAP_POINTS: usize = 2000;
+/// The quality of the map's images.
+const SPRITE_QUALITY: u8 = 78;
+
+/// How to evaluate, and what to write.
+#[derive(Clone, Debug)]
+pub struct KnnJob {
+    /// Numbers of neighbours that vote; the largest is the headline. Empty for the default of
+    /// [`default_k`](crate::eval::default_k).
+    pub k: Vec<usize>,
+    /// Temperatures of the weights; the first is the headline.
+    pub temperature: Vec<Temperature>,
+    /// Leave out a query's own row.
+    pub leave_one_out: bool,
+    /// Leave out near-duplicates of a query, which ingest found. Needs a dataset.
+    pub exclude_duplicates: bool,
+    /// The report's file (`.json`), with a page (`.html`) beside it. By default, tables get no files and a run's report goes
+    /// to its `eval/`.
+    pub output: Option<Location>,
+    /// A Parquet file for the neighbours of the first feature.
+    pub neighbours: Option<Location>,
+    /// Points of the page's map; 0 for no map.
+    pub map_points: usize,
+    /// Threads that search; 0 for one per core.
+    pub threads: usize,
+}
+
+impl Default for KnnJob {
+    fn default() -> Self {
+        Self {
+            k: Vec::new(),
+            temperature: KnnOptions::default().temperature,
+            leave_one_out: false,
+            exclude_duplicates: false,
+            output: None,
+            neighbours: None,
+            map_points: DEFAULT_MAP_POINTS,
+            threads: 0,
+        }
+    }
+}
+
+/// Feature tables to evaluate.
+#[derive(Clone, Debug)]
+pub struct KnnTables {
+    /// For each feature the bank (a table, a checkpoint or a run) and the table of queries.
+    pub pairs: Vec<(Location, Location)>,
+    /// The names of columns in tables of other programs.
+    pub columns: ColumnNames,
+    /// The dataset, for the page's images and for duplicates.
+    pub dataset: Option<Location>,
+}
+
+/// One feature: the rows that vote, and the queries.
+#[derive(Debug)]
+pub struct KnnPair {
+    /// The rows that vote.
+    pub bank: Box<dyn Table>,
+    /// The queries.
+    pub queries: FeatureTable,
+}
+
+/// The processes that search: one, or several together.
+pub trait Searchers {
+    /// Whether this process has the results.
+    fn is_first(&self) -> bool;
+
+    /// Ends the common work: what follows, rank 0 does alone.
+    fn leave(&self);
+
+    /// Scores a feature.
+    ///
+    /// # Errors
+    /// As [`evaluate`](crate::eval::evaluate); if another process fails.
+    fn evaluate(
+        &self,
+        pair: &KnnPair,
+        options: &KnnOptions,
+        pool: &ThreadPool,
+    ) -> Result<(KnnReport, Neighbours), EvalError>;
+}
+
+/// This process alone.
+#[derive(Clone, Copy, Debug)]
+pub struct Alone;
+
+impl Searchers for Alone {
+    fn is_first(&self) -> bool {
+        true
+    }
+
+    fn leave(&self) {}
+
+    fn evaluate(
+        &self,
+        pair: &KnnPair,
+        options: &KnnOptions,
+        pool: &ThreadPool,
+    ) -> Result<(KnnReport, Neighbours), EvalError> {
+        pool.install(|| evaluate_with_neighbours(&*pair.bank, &pair.queries, options))
+    }
+}
+
+#[cfg(feature = "torch")]
+impl Searchers for crate::distributed::ProcessGroup {
+    fn is_first(&self) -> bool {
+        Self::is_first(self)
+    }
+
+    fn leave(&self) {
+        Self::leave(self);
+    }
+
+    fn evaluate(
+        &self,
+        pair: &KnnPair,
+        options: &KnnOptions,
+        pool: &ThreadPool,
+    ) -> Result<(KnnReport, Neighbours), EvalError> {
+        if self.world() == 1 {
+            return Alone.evaluate(pair, options, pool);
+        }
+        let KnnPair { bank, queries } = pair;
+        self.agree("the bank", &format!("{:?}, {} rows", bank.meta(), bank.ids().len()))?;
+        self.agree("the queries' number", &queries.len().to_string())?;
+        let own = crate::eval::share(bank.ids().len(), self);
+        let rows = crate::feature_table::TableSlice::new(&**bank, own.clone());
+        crate::eval::evaluate_over(self, &**bank, (own, &rows), queries, options, Some(pool))
+    }
+}
+
+/// Scores the features of tables. Rank 0 returns the reports.
+///
+/// # Errors
+/// If tables cannot be read or do not fit together, `k` is too large, or the store fails.
+pub fn knn(
+    tables: &KnnTables,
+    job: &KnnJob,
+    searchers: &dyn Searchers,
+    progress: &dyn Progress,
+) -> Result<Option<KnnReports>, CommandError> {
+    let pair = |(bank, queries): &(Location, Location)| {
+        Ok(KnnPair {
+            bank: open_bank(bank, &tables.columns)?,
+            queries: FeatureTable::read_with(queries, &tables.columns)?,
+        })
+    };
+    let pairs = tables.pairs.iter().map(pair).collect::<Result<Vec<_>, CommandError>>()?;
+    let output = job.output.clone();
+    let mode = PublishMode::Overwrite;
+    let place = output.map(|output| Place { output, run: None, weights: None, trained_on: None, mode });
+    evaluate(&pairs, job, tables.dataset.as_ref(), place.as_ref(), searchers, progress)
+}
+
+/// The report's file, and what it names.
+struct Place {
+    output: Location,
+    /// The run whose checkpoints the page compares.
+    run: Option<Location>,
+    /// The digest of the run's evaluated weights.
+    weights: Option<String>,
+    /// What the run was trained on, where this is another dataset.
+    trained_on: Option<TrainedOn>,
+    mode: PublishMode,
+}
+
+/// Votes with each feature and publishes what the job asks for. Rank 0 returns the reports.
+fn evaluate(
+    pairs: &[KnnPair],
+    job: &KnnJob,
+    dataset: Option<&Location>,
+    place: Option<&Place>,
+    searchers: &dyn Searchers,
+    progress: &dyn Progress,
+) -> Result<Option<KnnReports>, CommandError> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(job.threads).build()?;
+    let duplicates = dataset.filter(|_| job.exclude_duplicates).map(read_duplicates).transpose()?;
+    let mut evaluated = Vec::new();
+    for pair in pairs {
+        let splits = (&pair.queries.meta.split, &pair.bank.meta().split);
+        let exclude = duplicates.as_ref().map(|rows| Duplicates::between(rows, splits.0, splits.1));
+        let options = KnnOptions {
+            k: if job.k.is_empty() {
+                vec![default_k(pair.bank.ids().len().saturating_sub(usize::from(job.leave_one_out)))]
+            } else {
+                job.k.clone()
+            },
+            temperature: job.temperature.clone(),
+            leave_one_out: job.leave_one_out,
+            exclude,
+            shown: if place.is_some() && job.neighbours.is_none() { LEAST_SHOWN } else { 0 },
+        };
+        evaluated.push(searchers.evaluate(pair, &options, &pool)?);
+    }
+    searchers.leave();
+    if !searchers.is_first() {
+        return Ok(None);
+    }
+    // Before anything is printed or published.
+    pairs.iter().try_for_each(|pair| pair.bank.verify())?;
+    let mut evaluated = evaluated.into_iter();
+    let Some(((first, neighbours), pair)) = evaluated.next().zip(pairs.first()) else {
+        let reason = "no feature to evaluate: give --bank and --queries, or --run";
+        return Err(CommandError::Usage(reason.into()));
+    };
+    let reports = KnnReports { first, other_features: evaluated.map(|(report, _)| report).collect() };
+    // A note about the rows is the same for each feature.
+    let mut notes: Vec<&String> = Vec::new();
+    for note in reports.all().flat_map(|report| &report.notes) {
+        if !notes.contains(&note) {
+            tracing::warn!("{note}");
+            notes.push(note);
+        }
+    }
+    if let Some(location) = &job.neighbours {
+        write_neighbours(location, &*pair.bank, &pair.queries, &neighbours)?;
+    }
+    if let Some(place) = place {
+        let shown = examples(&*pair.bank, &pair.queries, &neighbours, reports.first.k, job.temperature[0]);
+        let history = place.run.as_ref().map(|run| history(run, &reports.first)).transpose()?;
+        let map =
+            (job.map_points > 0).then(|| pool.install(|| map(&pair.queries, job.map_points))).transpose()?;
+        let input = PageInput {
+            reports: &reports,
+            bank: &*pair.bank,
+            queries: &pair.queries,
+            neighbours: &neighbours,
+            examples: &shown,
+            history: &history.unwrap_or_default(),
+            map: map.as_ref(),
+        };
+        publish(dataset, place, &input, progress)?;
+    }
+    Ok(Some(reports))
+}
+
+/// Publishes the page, then the report beside it.
+fn publish(
+    dataset: Option<&Location>,
+    place: &Place,
+    input: &PageInput<'_>,
+    progress: &dyn Progress,
+) -> Result<(), CommandError> {
+    let Place { output, weights, trained_on, mode, .. } = place;
+    let images = dataset.map(|dataset| images(dataset, input)).transpose()?.unwrap_or_default();
+    let name = format!("{}.html", output.file_name().trim_end_matches(".json"));
+    let html = output
+        .with_file_name(&name)
+        .ok_or_else(|| CommandError::Usage(format!("--output {output}: expected the name of a file")))?;
+    html.publish(page(input, &images), PublishMode::Overwrite)?;
+    reports::publish(output, input.reports, weights.as_deref(), trained_on.as_ref(), *mode)?;
+    progress.note(&format!("report {output}, page {html}"));
+    Ok(())
+}
+
+fn images(dataset: &Location, input: &PageInput<'_>) -> Result<PageImages, CommandError> {
+    let manifest = Manifest::read(dataset)?;
+    let dataset_digest = manifest.dataset_digest.to_string();
+    for meta in [input.bank.meta(), &input.queries.meta] {
+        let split_digest = manifest.split(dataset, &meta.split)?.digest.to_string();
+        if !meta.is_of(&split_digest, &dataset_digest) {
+            let reason = format!("split `{}` of --dataset {dataset} is another one than theirs", meta.split);
+            return Err(EvalError::Mismatch { reason }.into());
+        }
+    }
+    let split = &input.queries.meta.split;
+    let mapped = input.mapped();
+    // From a store every point would cost a row group, so only local datasets give the map images.
+    let sprite = if mapped.is_empty() || dataset.local_path().is_none() {
+        None
+    } else {
+        Some(encode_jpeg(&sprite(dataset, &manifest, split, &mapped)?, SPRITE_QUALITY)?)
+    };
+    Ok(PageImages {
+        queries: Thumbnails::load(dataset, &manifest, split, input.shown_queries())?,
+        bank: Thumbnails::load(dataset, &manifest, &input.bank.meta().split, input.shown_neighbours())?,
+        sprite,
+    })
+}

@@ -1,0 +1,281 @@
+//! kNN of a run: embeds a split under a checkpoint's encoder, then votes.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde_json::Value;
+
+use super::{DEFAULT_MAP_POINTS, KnnJob, KnnPair, Place, Searchers, evaluate};
+use crate::checkpoint::{Checkpoint, checkpoint_at, run_of};
+use crate::commands::run::{Machine, RunDataset};
+use crate::commands::watch::{REPORTS, WatchOptions, WatchSummary, report_location, watch};
+use crate::commands::{CommandError, Report, reports};
+use crate::distributed::ProcessGroup;
+use crate::eval::{KnnOptions, KnnReports, RowChoice, checkpoint_bank, default_k, run_tables};
+use crate::failure::Failure;
+use crate::feature_table::{FeatureTable, StoredTable, Table};
+use crate::model::{DeviceChoice, FeatureLayer};
+use crate::progress::Progress;
+use crate::storage::{Location, PublishMode, StorageError};
+
+/// A run to evaluate.
+#[derive(Clone, Debug)]
+pub struct KnnRun {
+    /// The run's folder, for its newest checkpoint, or the folder of a checkpoint.
+    pub run: Location,
+    /// The dataset's folder; one that the run was not trained on needs a `train_split`.
+    pub dataset: Location,
+    /// The split of the queries; by default the dataset's first evaluation split.
+    pub split: Option<String>,
+    /// The split that votes, for features other than the bank; by default the one that the run was trained on.
+    pub train_split: Option<String>,
+    /// What to compare; the first is the headline.
+    pub features: Vec<KnnFeature>,
+    /// The number of this process among those on this machine; each takes another CUDA device.
+    pub local_rank: usize,
+}
+
+/// The vectors that vote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KnnFeature {
+    /// The bank as stored in the checkpoint, for queries by the projection.
+    Bank,
+    /// A layer, by which both splits are embedded.
+    Layer(FeatureLayer),
+}
+
+impl KnnFeature {
+    /// The layer by which queries are embedded.
+    fn layer(self) -> FeatureLayer {
+        match self {
+            Self::Bank => FeatureLayer::Projection,
+            Self::Layer(layer) => layer,
+        }
+    }
+}
+
+impl fmt::Display for KnnFeature {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bank => f.write_str("bank"),
+            Self::Layer(layer) => layer.fmt(f),
+        }
+    }
+}
+
+impl FromStr for KnnFeature {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        if name == "bank" { Ok(Self::Bank) } else { name.parse().map(Self::Layer) }
+    }
+}
+
+/// Evaluates the newest checkpoint of a run, or one checkpoint. Rank 0 returns the report.
+///
+/// Without an output, the report goes to the run's `eval/`, and an existing report of the same weights and dataset is
+/// returned instead of a new one.
+///
+/// # Errors
+/// If checkpoint or dataset cannot be read or do not fit together, or the store fails.
+pub fn knn_of_run(
+    of: &KnnRun,
+    job: &KnnJob,
+    group: &ProcessGroup,
+    progress: &dyn Progress,
+) -> Result<Option<Report<KnnReports>>, CommandError> {
+    let run = RunEvaluation::open(of, job, group, progress)?;
+    let (step, folder) = checkpoint_at(&of.run)?;
+    group.agree("the newest checkpoint's step", &step.to_string())?;
+    let checkpoint = Checkpoint::open(&folder)?;
+    let weights = checkpoint.weights_digest();
+    let location = match &job.output {
+        Some(output) => output.clone(),
+        None => report_location(&run.folder(&checkpoint)?, &run.report_name(), step),
+    };
+    // Neighbours and another map are not part of the report.
+    let is_plain = job.output.is_none() && job.neighbours.is_none() && job.map_points == DEFAULT_MAP_POINTS;
+    if is_plain && let Some(report) = run.kept(&location, &weights)? {
+        group.leave();
+        return Ok(group.is_first().then_some(Report::Kept { location, report }));
+    }
+    Ok(run.evaluate(&checkpoint, location, PublishMode::Overwrite, || Ok(()))?.map(Report::New))
+}
+
+/// Evaluates every checkpoint of a run without a report, and waits for more; `each` gets the reports. Several watchers
+/// share a run's checkpoints.
+///
+/// # Errors
+/// If the dataset cannot be read, or the store fails. The summary lists damaged checkpoints.
+pub fn watch_run(
+    of: &KnnRun,
+    job: &KnnJob,
+    options: &WatchOptions,
+    progress: &dyn Progress,
+    mut each: impl FnMut(&KnnReports),
+) -> Result<WatchSummary, CommandError> {
+    let group = ProcessGroup::alone();
+    let run = RunEvaluation::open(of, job, &group, progress)?;
+    let name = run.report_name();
+    let is_damaged = |error: &CommandError| error.failure() == Failure::Data;
+    watch(&run.run, &name, options, is_damaged, |step, folder, lock| {
+        let checkpoint = Checkpoint::open(folder)?;
+        if of.train_split.is_some() && run.dataset.other_trained_on(&checkpoint).is_some() {
+            let reason =
+                "--watch: the run was trained on another dataset; evaluate its checkpoints one by one";
+            return Err(CommandError::Usage(reason.into()));
+        }
+        let location = report_location(&run.run.join(REPORTS), &name, step);
+        let still_ours = || Ok(lock.check()?);
+        match run.evaluate(&checkpoint, location, PublishMode::Create, still_ours) {
+            Ok(reports) => reports.iter().for_each(&mut each),
+            Err(CommandError::Storage(StorageError::AlreadyExists { .. })) => {
+                progress.note(&format!("step {step}: evaluated by another watcher"));
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    })
+}
+
+/// A run whose checkpoints are evaluated on one split.
+struct RunEvaluation<'a> {
+    of: &'a KnnRun,
+    job: &'a KnnJob,
+    /// The run, also where `of` names one of its checkpoints.
+    run: Location,
+    dataset: RunDataset,
+    group: &'a ProcessGroup,
+    progress: &'a dyn Progress,
+}
+
+impl<'a> RunEvaluation<'a> {
+    fn open(
+        of: &'a KnnRun,
+        job: &'a KnnJob,
+        group: &'a ProcessGroup,
+        progress: &'a dyn Progress,
+    ) -> Result<Self, CommandError> {
+        if of.train_split.is_some() && of.features.contains(&KnnFeature::Bank) {
+            let reason = "--train-split: the bank is of the split that the run was trained on; give --feature projection";
+            return Err(CommandError::Usage(reason.into()));
+        }
+        let run = run_of(&of.run)?;
+        let trained_on = of.train_split.as_deref().unwrap_or_default();
+        let dataset = RunDataset::open(&of.dataset, trained_on, of.split.as_deref())?;
+        Ok(Self { of, job, run, dataset, group, progress })
+    }
+
+    /// The name of a checkpoint's report: `knn-val`, with the options that differ from the defaults.
+    fn report_name(&self) -> String {
+        let (Self { of, job, .. }, split) = (self, &self.dataset.split);
+        let mut name = format!("knn-{split}");
+        if let Some(train_split) = &of.train_split {
+            name += &format!("-from-{train_split}");
+        }
+        if of.features != [KnnFeature::Bank] {
+            name += &format!("-{}", joined(&of.features));
+        }
+        let mut ks = job.k.clone();
+        ks.sort_unstable();
+        ks.dedup();
+        if !ks.is_empty() && ks != [default_k(usize::MAX)] {
+            name += &format!("-k{}", joined(&ks));
+        }
+        if job.temperature != KnnOptions::default().temperature {
+            name += &format!("-tau{}", joined(&job.temperature));
+        }
+        if job.leave_one_out {
+            name += "-leave-one-out";
+        }
+        if job.exclude_duplicates {
+            name += "-without-duplicates";
+        }
+        name
+    }
+
+    /// An existing report of these weights and this dataset; every process gets the same answer.
+    fn kept(&self, location: &Location, weights: &str) -> Result<Option<Value>, CommandError> {
+        let found = reports::find(location, weights, &self.dataset.digest())?;
+        let flags = self.group.gather_bytes(&[u8::from(found.is_some())])?;
+        Ok(found.filter(|_| flags.iter().all(|flag| flag == &[1])))
+    }
+
+    /// Evaluates a checkpoint and publishes the report, after `check` has passed.
+    fn evaluate(
+        &self,
+        checkpoint: &Checkpoint,
+        output: Location,
+        mode: PublishMode,
+        check: impl FnOnce() -> Result<(), CommandError>,
+    ) -> Result<Option<KnnReports>, CommandError> {
+        let pairs = self.tables(checkpoint)?;
+        check()?;
+        let weights = Some(checkpoint.weights_digest());
+        let trained_on = self.dataset.other_trained_on(checkpoint).cloned();
+        // The page compares the run's checkpoints on the dataset that it was trained on.
+        let run = trained_on.is_none().then(|| self.run.clone());
+        let place = Place { output, run, weights, trained_on, mode };
+        let dataset = Some(&self.of.dataset);
+        evaluate(&pairs, self.job, dataset, Some(&place), self.group as &dyn Searchers, self.progress)
+    }
+
+    /// The folder of reports and features.
+    fn folder(&self, checkpoint: &Checkpoint) -> Result<Location, CommandError> {
+        self.dataset.folder(&self.run, checkpoint, self.of.train_split.as_deref())
+    }
+
+    /// The tables of each feature; one pass over a split embeds all of its layers.
+    fn tables(&self, checkpoint: &Checkpoint) -> Result<Vec<KnnPair>, CommandError> {
+        let Self { of, dataset, .. } = self;
+        let split = of.train_split.as_ref().unwrap_or(&checkpoint.manifest().trained_on.split);
+        let queries = self.embedded(checkpoint, &dataset.split, RowChoice::All, &of.features)?;
+        let is_embedded = |feature: &KnnFeature| *feature != KnnFeature::Bank;
+        let embedded: Vec<KnnFeature> = of.features.iter().copied().filter(is_embedded).collect();
+        let banks = if embedded.is_empty() {
+            Vec::new()
+        } else {
+            self.embedded(checkpoint, split, dataset.training_rows(checkpoint, split)?, &embedded)?
+        };
+        let mut banks = banks.into_iter();
+        let mut pairs = Vec::new();
+        for (feature, queries) in of.features.iter().zip(queries) {
+            let bank: Box<dyn Table> = match feature {
+                KnnFeature::Bank => Box::new(checkpoint_bank(checkpoint)?),
+                KnnFeature::Layer(_) => {
+                    let table = banks.next().expect("each embedded feature has its table");
+                    Box::new(StoredTable::open(&table)?)
+                }
+            };
+            pairs.push(KnnPair { bank, queries: FeatureTable::read(&queries)? });
+        }
+        Ok(pairs)
+    }
+
+    /// The table of each feature's layer.
+    fn embedded(
+        &self,
+        checkpoint: &Checkpoint,
+        split: &str,
+        rows: RowChoice,
+        features: &[KnnFeature],
+    ) -> Result<Vec<Location>, CommandError> {
+        let mut layers: Vec<FeatureLayer> = Vec::new();
+        for layer in features.iter().map(|feature| feature.layer()) {
+            if !layers.contains(&layer) {
+                layers.push(layer);
+            }
+        }
+        let (threads, local_rank) = (self.job.threads, self.of.local_rank);
+        let machine = Machine { threads, device: DeviceChoice::Auto, local_rank };
+        let job = self.dataset.embedding(checkpoint, split, rows, machine);
+        let tables =
+            run_tables(&job, &self.folder(checkpoint)?.join("features"), &layers, self.group, self.progress)?;
+        let of_feature = |feature: &KnnFeature| layers.iter().position(|&layer| layer == feature.layer());
+        Ok(features.iter().filter_map(of_feature).map(|at| tables[at].clone()).collect())
+    }
+}
+
+fn joined<T: ToString>(values: &[T]) -> String {
+    values.iter().map(ToString::to_string).collect::<Vec<_>>().join("_")
+}

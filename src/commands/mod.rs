@@ -1,0 +1,39 @@
+//! The commands as functions: plain options in, a report out.
+//!
+//! They know neither the command line nor the terminal. Progress and remarks go to a
+//! [`Progress`](crate::progress::Progress), warnings to the log.
+
+#[cfg(feature = "torch")]
+mod embed;
+mod error;
+mod export;
+mod inspect;
+mod knn;
+#[cfg(feature = "torch")]
+mod linear;
+#[cfg(feature = "torch")]
+mod monitor;
+mod render;
+mod reports;
+#[cfg(feature = "torch")]
+mod run;
+#[cfg(feature = "torch")]
+mod watch;
+
+#[cfg(feature = "torch")]
+pub use embed::{EmbedOptions, EmbedReport, EmbeddedTable, embed};
+pub use error::CommandError;
+pub use export::{ProjectorJob, export_parquet, export_projector, export_torchvision};
+pub use inspect::inspect;
+#[cfg(feature = "torch")]
+pub use knn::of_run::{KnnFeature, KnnRun, knn_of_run, watch_run};
+pub use knn::{Alone, DEFAULT_MAP_POINTS, KnnJob, KnnPair, KnnTables, Searchers, knn};
+#[cfg(feature = "torch")]
+pub use linear::{LinearJob, LinearRun, linear, linear_of_run};
+#[cfg(feature = "torch")]
+pub use monitor::Monitor;
+pub use render::{RecipeName, RenderOptions, RenderReport, RenderedEpoch, RenderedEpochs, render};
+#[cfg(feature = "torch")]
+pub use reports::Report;
+#[cfg(feature = "torch")]
+pub use watch::{WatchEnd, WatchOptions, WatchSummary};

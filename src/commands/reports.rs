@@ -1,0 +1,71 @@
+//! Reports as files, and those that a run's folder keeps.
+
+use super::CommandError;
+use crate::checkpoint::TrainedOn;
+use crate::storage::{Location, PublishMode};
+use serde::Serialize;
+#[cfg(feature = "torch")]
+use {crate::storage::StorageError, serde_json::Value};
+
+/// The report of a run's checkpoint.
+#[cfg(feature = "torch")]
+#[derive(Clone, Debug)]
+pub enum Report<T> {
+    /// Made by this call.
+    New(T),
+    /// Made by an earlier call, of the same weights and dataset.
+    Kept {
+        /// Its file.
+        location: Location,
+        /// Its content.
+        report: Value,
+    },
+}
+
+/// A report as it is published.
+#[derive(Serialize)]
+struct Published<'a, T> {
+    #[serde(flatten)]
+    report: &'a T,
+    /// The digest of the evaluated weights, for those of a run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    weights: Option<&'a str>,
+    /// What the weights were trained on, where the report is of another dataset.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trained_on: Option<&'a TrainedOn>,
+}
+
+/// Publishes a report, with the digest of the evaluated weights if they are a run's, and what these were trained on if it
+/// was another dataset.
+///
+/// # Errors
+/// If the store fails, or a report exists and `mode` does not replace it.
+pub(super) fn publish<T: Serialize>(
+    location: &Location,
+    report: &T,
+    weights: Option<&str>,
+    trained_on: Option<&TrainedOn>,
+    mode: PublishMode,
+) -> Result<(), CommandError> {
+    let text = serde_json::to_string_pretty(&Published { report, weights, trained_on })? + "\n";
+    location.publish(text, mode)?;
+    Ok(())
+}
+
+/// The report at a location, if there is one of these weights and this dataset.
+///
+/// # Errors
+/// If the store fails.
+#[cfg(feature = "torch")]
+pub(super) fn find(
+    location: &Location,
+    weights: &str,
+    dataset_digest: &str,
+) -> Result<Option<Value>, StorageError> {
+    let report = match location.read() {
+        Ok(text) => serde_json::from_slice::<Value>(&text).ok(),
+        Err(error) if error.is_not_found() => None,
+        Err(error) => return Err(error),
+    };
+    Ok(report.filter(|report| report["weights"] == weights && report["dataset_digest"] == dataset_digest))
+}

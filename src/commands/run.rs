@@ -1,0 +1,127 @@
+//! The dataset on which a run is evaluated, and which of its rows.
+
+use super::CommandError;
+use super::watch::REPORTS;
+use crate::checkpoint::{Checkpoint, CheckpointError, TrainedOn};
+use crate::dataset::{DatasetError, Manifest};
+use crate::eval::{EmbedJob, RowChoice};
+use crate::model::DeviceChoice;
+use crate::storage::Location;
+
+/// Images of a batch when rows are embedded.
+const BATCH_SIZE: usize = 256;
+/// Digits of another dataset's digest in the name of its folder.
+const DIGEST_DIGITS: usize = 12;
+
+/// A dataset and its evaluated split.
+#[derive(Clone, Debug)]
+pub(super) struct RunDataset {
+    pub(super) location: Location,
+    pub(super) manifest: Manifest,
+    /// The split that is evaluated.
+    pub(super) split: String,
+}
+
+/// Where images are embedded, and by how many threads.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Machine {
+    pub(super) threads: usize,
+    pub(super) device: DeviceChoice,
+    pub(super) local_rank: usize,
+}
+
+impl RunDataset {
+    /// Reads the manifest and chooses the evaluated split: `split`, or by default the first of
+    /// [`EVALUATION_SPLITS`](crate::dataset::EVALUATION_SPLITS) that is not `trained_on`.
+    ///
+    /// # Errors
+    /// If the dataset cannot be read or lacks such a split.
+    pub(super) fn open(
+        location: &Location,
+        trained_on: &str,
+        split: Option<&str>,
+    ) -> Result<Self, DatasetError> {
+        let manifest = Manifest::read(location)?;
+        let split = manifest.evaluation_split(location, trained_on, split)?;
+        Ok(Self { location: location.clone(), manifest, split })
+    }
+
+    /// The digest of the whole dataset.
+    pub(super) fn digest(&self) -> String {
+        self.manifest.dataset_digest.to_string()
+    }
+
+    /// The job that embeds rows of a split under a checkpoint's encoder.
+    pub(super) fn embedding(
+        &self,
+        checkpoint: &Checkpoint,
+        split: &str,
+        rows: RowChoice,
+        machine: Machine,
+    ) -> EmbedJob {
+        EmbedJob {
+            checkpoint: checkpoint.clone(),
+            dataset: self.location.clone(),
+            manifest: self.manifest.clone(),
+            split: split.to_owned(),
+            rows,
+            batch_size: BATCH_SIZE,
+            threads: machine.threads,
+            device: machine.device,
+            local_rank: machine.local_rank,
+        }
+    }
+
+    /// The rows of a split that vote or are trained on: the run's own of the split that it was trained on, else all.
+    ///
+    /// # Errors
+    /// If the checkpoint's state cannot be read.
+    pub(super) fn training_rows(
+        &self,
+        checkpoint: &Checkpoint,
+        split: &str,
+    ) -> Result<RowChoice, CheckpointError> {
+        if is_own(checkpoint, &self.manifest) && split == checkpoint.manifest().trained_on.split {
+            RowChoice::trained(checkpoint)
+        } else {
+            Ok(RowChoice::All)
+        }
+    }
+
+    /// The folder in a run for reports and features of this dataset: `eval/`, and `eval/on-DIGEST/` for a dataset that
+    /// the run was not trained on.
+    ///
+    /// # Errors
+    /// [`CommandError::OtherDataset`] for such a dataset without a `train_split`.
+    pub(super) fn folder(
+        &self,
+        run: &Location,
+        checkpoint: &Checkpoint,
+        train_split: Option<&str>,
+    ) -> Result<Location, CommandError> {
+        let eval = run.join(REPORTS);
+        if is_own(checkpoint, &self.manifest) {
+            return Ok(eval);
+        }
+        if train_split.is_none() {
+            return Err(CommandError::OtherDataset {
+                checkpoint: checkpoint.folder().to_string(),
+                expected: checkpoint.manifest().trained_on.dataset_digest.clone(),
+                actual: self.digest(),
+            });
+        }
+        Ok(eval.join(&format!("on-{}", &self.digest()[..DIGEST_DIGITS])))
+    }
+
+    /// What the checkpoint was trained on, for the report, unless it is this dataset.
+    pub(super) fn other_trained_on<'a>(&self, checkpoint: &'a Checkpoint) -> Option<&'a TrainedOn> {
+        (!is_own(checkpoint, &self.manifest)).then_some(&checkpoint.manifest().trained_on)
+    }
+}
+
+/// Whether a checkpoint was trained on a split of this dataset, by the split's digest.
+pub(super) fn is_own(checkpoint: &Checkpoint, manifest: &Manifest) -> bool {
+    let trained_on = &checkpoint.manifest().trained_on;
+    let split = manifest.splits.get(&trained_on.split);
+    split.is_some_and(|split| split.digest.to_string() == trained_on.split_digest)
+}
