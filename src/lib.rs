@@ -103,6 +103,7 @@ pub mod checkpoint;
 pub mod dataset;
 pub mod feature_table;
 pub mod image;
+pub mod run_config;
 
 #[cfg(feature = "torch")]
 pub mod bank;
@@ -124,4 +125,3 @@ pub mod page;
 pub mod train;
 
 pub mod cli;
-pub mod config;

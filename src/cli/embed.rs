@@ -11,7 +11,8 @@ use super::{GlobalArgs, write_json};
 use crate::checkpoint::Checkpoint;
 use crate::dataset::Manifest;
 use crate::eval::{EmbedJob, RowChoice, embed};
-use crate::model::{DeviceChoice, FeatureLayer};
+use crate::model::FeatureLayer;
+use crate::run_config::DeviceChoice;
 use crate::units::shell_word;
 
 /// In `--output`, where the layer's name goes.

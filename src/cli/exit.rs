@@ -1,10 +1,10 @@
 //! From an error to the exit code.
 
 use crate::checkpoint::CheckpointError;
-use crate::config::ConfigError;
 use crate::dataset::DatasetError;
 use crate::failure::Failure;
 use crate::feature_table::TableError;
+use crate::run_config::ConfigError;
 use crate::storage::StorageError;
 
 /// The data that a command was given are wrong.

@@ -19,7 +19,8 @@ use crate::eval::{
 use crate::feature_table::FeatureTable;
 use crate::ids::{ClassId, InstanceId};
 use crate::loader::{SubsetRecord, balanced_rows};
-use crate::model::{DeviceChoice, FeatureLayer};
+use crate::model::FeatureLayer;
+use crate::run_config::DeviceChoice;
 use crate::storage::{Digest, Location, PublishMode};
 use crate::units::Fraction;
 

@@ -1,9 +1,10 @@
 //! `instdisc render`.
 
 use anyhow::{Context, bail};
-use clap::{Args, ValueEnum};
-use serde_json::{Value, json};
+use clap::Args;
+use serde_json::json;
 
+use super::choice::choice;
 use super::exit::{WrongData, WrongUsage};
 use super::{GlobalArgs, write_json};
 use crate::augment::{CropBox, Recipe, augment};
@@ -12,6 +13,7 @@ use crate::dataset::Manifest;
 use crate::ids::{InstanceId, Position};
 use crate::image::{DecodedImage, Limits, decode, encode_png};
 use crate::loader::{DatasetSource, Source};
+use crate::run_config::{RecipeKind, TrainConfig};
 use crate::storage::PublishMode;
 
 /// Between the two images, in pixels.
@@ -48,8 +50,8 @@ pub(super) struct RenderArgs {
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
     /// The recipe of the run [default: that of --run, else imagenet]
-    #[arg(long, value_enum)]
-    recipe: Option<RecipeName>,
+    #[arg(long, value_parser = choice::<RecipeKind>())]
+    recipe: Option<RecipeKind>,
     /// The side of the square that the network sees, in pixels [default: that of --run, else 224]
     #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(1..))]
     image_size: Option<u32>,
@@ -61,38 +63,6 @@ pub(super) struct RenderArgs {
     output: String,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum RecipeName {
-    /// Crop, grayscale, colour jitter, flip
-    Imagenet,
-    /// Crop, colour jitter, grayscale, no flip
-    Cifar,
-}
-
-/// What decides the pixels, beside instance and epoch.
-struct Drawing {
-    split: String,
-    seed: u64,
-    recipe: RecipeName,
-    image_size: u32,
-}
-
-impl Drawing {
-    /// What was asked for, then what the run was begun with, then what `train` does by default.
-    fn of(args: &RenderArgs, run: &Value) -> Self {
-        let number = |key: &str| run[key].as_u64();
-        let recipe = run["recipe"].as_str().and_then(|name| RecipeName::from_str(name, false).ok());
-        let split = args.split.as_deref().or(run["split"].as_str()).unwrap_or("train");
-        let image_size = number("image_size").and_then(|size| u32::try_from(size).ok());
-        Self {
-            split: split.to_owned(),
-            seed: args.seed.or(number("seed")).unwrap_or(0),
-            recipe: args.recipe.or(recipe).unwrap_or(RecipeName::Imagenet),
-            image_size: args.image_size.or(image_size).unwrap_or(224),
-        }
-    }
-}
-
 pub(super) fn run(global: &GlobalArgs, args: &RenderArgs) -> anyhow::Result<()> {
     if !args.output.ends_with(".png") {
         bail!(WrongUsage(format!("--output {}: the drawing is a PNG; end its name in `.png`", args.output)));
@@ -100,8 +70,7 @@ pub(super) fn run(global: &GlobalArgs, args: &RenderArgs) -> anyhow::Result<()> 
     let location = global.location(&args.dataset)?;
     let manifest = Manifest::read(&location)?;
     let config = args.run.as_ref().map(|run| config_of(global, run, args, &manifest)).transpose()?;
-    let config = config.unwrap_or_default();
-    if let Some(epochs) = config["epochs"].as_u64()
+    if let Some(TrainConfig { epochs, .. }) = config
         && let Some(beyond) = args.epoch.iter().find(|epoch| **epoch >= epochs)
     {
         let last = epochs.saturating_sub(1);
@@ -109,7 +78,12 @@ pub(super) fn run(global: &GlobalArgs, args: &RenderArgs) -> anyhow::Result<()> 
             "--epoch {beyond}: the run has {epochs} epochs, here called 0 to {last}; its own lines count from 1"
         )));
     }
-    let Drawing { split, seed, recipe, image_size } = Drawing::of(args, &config);
+    // What was asked for, then what the run was begun with, then what `train` does by default.
+    let config = config.unwrap_or_default();
+    let split = args.split.clone().unwrap_or(config.split);
+    let seed = args.seed.unwrap_or(config.seed);
+    let image_size = args.image_size.unwrap_or(config.image_size);
+    let recipe = Recipe::new(args.recipe.unwrap_or(config.recipe), image_size);
     let source = DatasetSource::open(&location, &manifest, &split, None)?;
     let id = InstanceId(args.instance);
     if id.row() >= source.len() {
@@ -122,10 +96,6 @@ pub(super) fn run(global: &GlobalArgs, args: &RenderArgs) -> anyhow::Result<()> 
     let limits = Limits { max_pixels: u64::MAX };
     let original = decode(&row.bytes, &limits).map_err(|error| undecodable(&row.path, &error))?;
     let original = original.turned(orientation.of(&row.bytes));
-    let recipe = match recipe {
-        RecipeName::Imagenet => Recipe::imagenet(image_size),
-        RecipeName::Cifar => Recipe::cifar(image_size),
-    };
     let mut planes = vec![0; 3 * (image_size as usize).pow(2)];
     let (mut rows, mut epochs) = (Vec::new(), Vec::new());
     for &epoch in &args.epoch {
@@ -172,14 +142,14 @@ fn config_of(
     run: &str,
     args: &RenderArgs,
     manifest: &Manifest,
-) -> anyhow::Result<Value> {
+) -> anyhow::Result<TrainConfig> {
     let checkpoint = Checkpoint::open(&global.checkpoint(run)?)?;
     let TrainedOn { split, split_digest, .. } = &checkpoint.manifest().trained_on;
     if manifest.splits.get(split).is_none_or(|own| own.digest.to_string() != *split_digest) {
         let dataset = &args.dataset;
         bail!(WrongUsage(format!("--run {run} was trained on another {split} split than that of {dataset}")));
     }
-    Ok(checkpoint.state()?.config)
+    Ok(checkpoint.run_config()?)
 }
 
 /// Drawings of equal width, one below the other.

@@ -6,8 +6,9 @@ use crate::checkpoint::Checkpoint;
 use crate::dataset::Manifest;
 use crate::distributed::ProcessGroup;
 use crate::feature_table::{StoredTable, Table};
-use crate::model::{DeviceChoice, FeatureLayer};
+use crate::model::FeatureLayer;
 use crate::progress::Progress;
+use crate::run_config::DeviceChoice;
 use crate::storage::Location;
 
 /// Digits of the weights' digest in a table's name.

@@ -24,8 +24,6 @@ mod synth;
 mod validate;
 mod verify_source;
 
-use clap::ValueEnum;
-
 pub use bench::{BenchOptions, BenchReport, bench};
 pub use error::IngestError;
 pub use export::{ExportOptions, ExportReport, ExportedSplit, export};
@@ -47,7 +45,19 @@ const TRAINING_SPLIT: &str = "train";
 const PROGRAM: &str = concat!("instdisc ", env!("CARGO_PKG_VERSION"));
 
 /// How much of an image is looked at.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    strum::EnumString,
+    strum::EnumMessage,
+    strum::IntoStaticStr,
+    strum::VariantArray,
+)]
+#[strum(serialize_all = "lowercase")]
 pub enum CheckDepth {
     /// Every coefficient is decoded.
     #[default]

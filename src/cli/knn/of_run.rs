@@ -19,8 +19,9 @@ use crate::dataset::Manifest;
 use crate::eval::{RowChoice, RunTables, WatchOptions, checkpoint_bank, report_location, run_tables, watch};
 use crate::failure::Failure;
 use crate::feature_table::{FeatureTable, StoredTable, Table};
-use crate::model::{DeviceChoice, FeatureLayer};
+use crate::model::FeatureLayer;
 use crate::progress::Progress;
+use crate::run_config::DeviceChoice;
 use crate::storage::{Location, PublishMode, StorageError};
 
 /// Images of a batch.

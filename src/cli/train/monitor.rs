@@ -13,9 +13,10 @@ use crate::feature_table::{FeatureTable, Kind, TableMeta};
 use crate::ids::{ClassId, InstanceId};
 use crate::loader::{DatasetSource, Source, Subset};
 use crate::progress::Progress;
+use crate::run_config::{FEWEST_MONITORED, TrainConfig};
 use crate::search::search;
 use crate::storage::Location;
-use crate::train::{Evaluation, FEWEST_MONITORED, HookError, StopFlag, TrainConfig};
+use crate::train::{Evaluation, HookError, StopFlag};
 
 /// Query images at most, where their number is not given; below that they are a share of the training images,
 /// [`FEWEST_MONITORED`] at least. They pass forward alone, which by the count of operations is a third of a step's work.

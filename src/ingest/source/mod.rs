@@ -28,7 +28,6 @@ mod stamps;
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use super::{IngestError, IngestOptions};
@@ -51,8 +50,22 @@ pub(super) use records::Fault;
 pub(super) use stamps::Stamps;
 
 /// The forms of sources.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Serialize,
+    Deserialize,
+    strum::EnumString,
+    strum::EnumMessage,
+    strum::IntoStaticStr,
+    strum::VariantArray,
+)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub enum SourceFormat {
     /// What the source's content says it is.
     #[default]
@@ -76,16 +89,7 @@ pub enum SourceFormat {
 impl SourceFormat {
     /// Its name as an option.
     pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::Imagefolder => "imagefolder",
-            Self::Imagenet => "imagenet",
-            Self::Tar => "tar",
-            Self::Webdataset => "webdataset",
-            Self::Parquet => "parquet",
-            Self::Cifar => "cifar",
-            Self::List => "list",
-        }
+        self.into()
     }
 
     /// What it is, for people.
@@ -103,7 +107,19 @@ impl SourceFormat {
 }
 
 /// How the text of labels is read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    strum::EnumString,
+    strum::EnumMessage,
+    strum::IntoStaticStr,
+    strum::VariantArray,
+)]
+#[strum(serialize_all = "lowercase")]
 pub enum LabelsAs {
     /// Digits are numbers, everything else is a name; what can be both is an error.
     #[default]
@@ -115,7 +131,18 @@ pub enum LabelsAs {
 }
 
 /// Which folder is the class of an image that has several between itself and its split.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    strum::EnumString,
+    strum::EnumMessage,
+    strum::IntoStaticStr,
+    strum::VariantArray,
+)]
+#[strum(serialize_all = "lowercase")]
 pub enum ClassFolder {
     /// The first one below the split, as torchvision's ImageFolder has it.
     First,

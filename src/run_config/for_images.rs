@@ -1,12 +1,9 @@
-//! What a run does where nothing is asked for, by the images that it trains on.
+//! Defaults that depend on the images.
 
 use std::collections::BTreeSet;
 
-use super::{RecipeKind, TrainConfig};
-use crate::bank::BankInit;
+use super::{Architecture, BankInit, ObjectiveKind, RecipeKind, TrainConfig};
 use crate::dataset::Split;
-use crate::model::Architecture;
-use crate::objective::ObjectiveKind;
 use crate::units::Temperature;
 
 /// Up to this many images the objective is the exact softmax. By the count of operations its three products of a batch of
@@ -52,49 +49,6 @@ impl Images {
         let (sum, images) = sides.fold((0, 0), |(sum, images), (n, side)| (sum + n * side, images + n));
         Self { count: count as usize, shorter_side: sum / images.max(1) }
     }
-}
-
-impl TrainConfig {
-    /// Keys whose defaults depend on the images.
-    pub const BY_IMAGES: [&'static str; 10] = [
-        "objective",
-        "arch",
-        "image_size",
-        "recipe",
-        "batch_size",
-        "lr",
-        "temperature",
-        "weight_decay",
-        "bank_init",
-        "monitor_every",
-    ];
-
-    /// Keys whose defaults were others once, with these: what a run has that was begun before it knew them.
-    pub const CHANGED: [(&'static str, &'static str); 2] = [("partition", "fixed"), ("bank_init", "uniform")];
-
-    /// What the defaults of [`Self::BY_IMAGES`] are, for people, in their order.
-    pub fn defaults_by_images() -> [String; 10] {
-        let small = format!("images of at most {MOST_SIDE_OF_CIFAR} pixels");
-        let few = Self::default().batch_size * STEPS_OF_AN_EPOCH;
-        [
-            format!("softmax up to {MOST_OF_SOFTMAX} images, nce above"),
-            format!("resnet18; resnet18-cifar for {small}"),
-            format!("224; 32 for {small}"),
-            format!("imagenet; cifar for {small}"),
-            format!(
-                "256; 128 for {small}; for fewer than {few} images halved while an epoch has fewer than \
-                 {STEPS_OF_AN_EPOCH} steps, but never below {FEWEST_OF_A_BATCH}"
-            ),
-            format!("0.03; for batches of fewer than {BATCH_OF_LR} images by default, smaller in proportion"),
-            format!("0.07; 0.1 for {small}"),
-            format!("0.0001; 0.0005 for {small}"),
-            format!("encode up to {MOST_OF_ENCODING} images, uniform above"),
-            format!(
-                "1; for fewer than {} images as often as costs a tenth of the steps",
-                images_of_a_monitor(1)
-            ),
-        ]
-    }
 
     /// The defaults for these images in so many processes, where these keys are given: those of the reference's
     /// `main.py`, but for
@@ -107,18 +61,18 @@ impl TrainConfig {
     ///   images;
     /// - the batch, which is smaller for few images, so that an epoch is not one step, and with it the learning rate
     ///   (Goyal et al., 2017, section 2.1; docs/performance.md has runs with and without).
-    pub fn for_images(images: Images, ranks: usize, given: &BTreeSet<String>) -> Self {
-        let mut config = Self::default();
+    pub fn defaults(self, ranks: usize, given: &BTreeSet<String>) -> TrainConfig {
+        let mut config = TrainConfig::default();
         let gives = |keys: &[&str]| keys.iter().any(|key| given.contains(*key));
-        if images.count <= MOST_OF_SOFTMAX && !gives(&OF_SAMPLING) {
+        if self.count <= MOST_OF_SOFTMAX && !gives(&OF_SAMPLING) {
             config.objective = ObjectiveKind::Softmax;
         }
-        if images.count > MOST_OF_ENCODING {
+        if self.count > MOST_OF_ENCODING {
             config.bank_init = BankInit::Uniform;
         }
-        config.monitor_every = epochs_of_a_monitor(images.count);
+        config.monitor_every = epochs_of_a_monitor(self.count);
         // 0 is a size that ingest did not look at.
-        if (1..=MOST_SIDE_OF_CIFAR).contains(&images.shorter_side) && !gives(&OF_SIZE) {
+        if (1..=MOST_SIDE_OF_CIFAR).contains(&self.shorter_side) && !gives(&OF_SIZE) {
             (config.arch, config.image_size, config.recipe) =
                 (Architecture::ResNet18Cifar, 32, RecipeKind::Cifar);
             config.batch_size = 128;
@@ -127,7 +81,7 @@ impl TrainConfig {
         }
         // Each process needs its part of each part of a batch.
         if ranks == 1 && !gives(&["accumulate"]) {
-            let most = (images.count / STEPS_OF_AN_EPOCH).max(FEWEST_OF_A_BATCH);
+            let most = (self.count / STEPS_OF_AN_EPOCH).max(FEWEST_OF_A_BATCH);
             while config.batch_size > most {
                 config.batch_size /= 2;
             }
@@ -156,9 +110,7 @@ mod tests {
 
     #[test]
     fn images_like_imagenets_have_the_general_defaults() {
-        let of = |count, shorter_side| {
-            TrainConfig::for_images(Images { count, shorter_side }, 1, &BTreeSet::new())
-        };
+        let of = |count, shorter_side| Images { count, shorter_side }.defaults(1, &BTreeSet::new());
         assert_eq!(of(1_281_167, 400), TrainConfig::default());
         let [few, many] = [2_000_000, 2_000_001].map(|count| of(count, 400).bank_init);
         assert_eq!((few, many), (BankInit::Encode, BankInit::Uniform));
@@ -180,7 +132,7 @@ mod tests {
     fn what_is_given_keeps_what_goes_with_it() {
         let of = |ranks, key: &str| {
             let images = Images { count: 500, shorter_side: 32 };
-            TrainConfig::for_images(images, ranks, &BTreeSet::from([key.to_owned()]))
+            images.defaults(ranks, &BTreeSet::from([key.to_owned()]))
         };
         assert_eq!(of(1, "partition").objective, ObjectiveKind::Nce);
         assert_eq!((of(1, "image_size").arch, of(1, "arch").image_size), (Architecture::ResNet18, 224));
@@ -192,9 +144,34 @@ mod tests {
             (of(1, "batch_size").lr, of(1, "optimizer").lr, of(1, "seed").lr),
             (0.03, 0.03, 0.03 / 8.0)
         );
-        let config = serde_json::to_value(TrainConfig::default()).expect("plain data");
-        let changed = TrainConfig::CHANGED.map(|(key, _)| key);
-        let all = TrainConfig::BY_IMAGES.iter().chain(&changed).chain(&OF_SAMPLING).chain(&OF_SIZE);
-        assert!(all.into_iter().all(|key| config.get(key).is_some()), "they are keys");
+        let keys = TrainConfig::default().values();
+        assert!(OF_SAMPLING.iter().chain(&OF_SIZE).all(|key| keys.contains_key(*key)), "they are keys");
+    }
+
+    #[test]
+    fn the_descriptions_have_the_numbers_of_the_code() {
+        let described = |key: &str, numbers: &[usize]| {
+            let option = TrainConfig::OPTIONS.iter().find(|option| option.key == key).expect(key);
+            let text = option.by_images.expect(key);
+            let has = |number: &usize| text.split([' ', ';', ',']).any(|word| word == number.to_string());
+            assert!(numbers.iter().all(has), "{key}: {text}");
+        };
+        let side = MOST_SIDE_OF_CIFAR as usize;
+        described("objective", &[MOST_OF_SOFTMAX]);
+        described("bank_init", &[MOST_OF_ENCODING]);
+        described("lr", &[BATCH_OF_LR]);
+        described("monitor_every", &[images_of_a_monitor(1)]);
+        let few = TrainConfig::default().batch_size * STEPS_OF_AN_EPOCH;
+        described("batch_size", &[side, few, STEPS_OF_AN_EPOCH, FEWEST_OF_A_BATCH]);
+        ["arch", "image_size", "recipe", "temperature", "weight_decay"].map(|key| described(key, &[side]));
+        // What is described depends on the images, and nothing else does.
+        let [large, small, many] =
+            [(60, 400), (50_000, 32), (3_000_000, 400)].map(|(count, shorter_side)| {
+                Images { count, shorter_side }.defaults(1, &BTreeSet::new()).values()
+            });
+        for option in TrainConfig::OPTIONS {
+            let depends = large[option.key] != small[option.key] || small[option.key] != many[option.key];
+            assert_eq!(depends, option.by_images.is_some(), "{}", option.key);
+        }
     }
 }
