@@ -4,24 +4,12 @@
 //! order of precedence, and what each value does is as in Pillow's `ImageOps.exif_transpose`.
 
 use serde::{Deserialize, Serialize};
+use strum::{EnumMessage, VariantArray};
 
 use super::{DecodedImage, Format, Luma, Region, exif, sniff};
 
 /// What is done about EXIF's orientation.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    Serialize,
-    Deserialize,
-    strum::EnumString,
-    strum::EnumMessage,
-    strum::IntoStaticStr,
-    strum::VariantArray,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, EnumMessage, VariantArray)]
 #[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase")]
 pub enum ExifOrientation {

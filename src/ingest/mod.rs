@@ -24,6 +24,8 @@ mod synth;
 mod validate;
 mod verify_source;
 
+use strum::{EnumMessage, VariantArray};
+
 pub use bench::{BenchOptions, BenchReport, bench};
 pub use error::IngestError;
 pub use export::{ExportOptions, ExportReport, ExportedSplit, export};
@@ -45,18 +47,7 @@ const TRAINING_SPLIT: &str = "train";
 const PROGRAM: &str = concat!("instdisc ", env!("CARGO_PKG_VERSION"));
 
 /// How much of an image is looked at.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    strum::EnumString,
-    strum::EnumMessage,
-    strum::IntoStaticStr,
-    strum::VariantArray,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, EnumMessage, VariantArray)]
 #[strum(serialize_all = "lowercase")]
 pub enum CheckDepth {
     /// Every coefficient is decoded.

@@ -6,9 +6,9 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-use strum::{EnumMessage, EnumString, IntoStaticStr, VariantArray};
+use strum::{EnumMessage, IntoStaticStr, VariantArray};
 
-use super::option::{OptionValue, parse};
+use super::option::OptionValue;
 
 /// A name that an option accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,9 +20,9 @@ pub struct Choice {
 }
 
 /// The names of an enum whose variants are the values of an option.
-pub fn choices<T: VariantArray + EnumMessage + Copy + Into<&'static str>>() -> Vec<Choice> {
+pub fn choices<T: VariantArray + EnumMessage>() -> Vec<Choice> {
     let choice = |value: &T| Choice {
-        name: (*value).into(),
+        name: value.get_serializations()[0],
         help: value.get_documentation().unwrap_or_default().trim_end_matches(['.', '\n']),
     };
     T::VARIANTS.iter().map(choice).collect()
@@ -32,8 +32,7 @@ pub fn choices<T: VariantArray + EnumMessage + Copy + Into<&'static str>>() -> V
 macro_rules! choices {
     ($($(#[$attribute:meta])+ $choice:ident { $($(#[$of_variant:meta])+ $variant:ident = $name:literal,)+ })+) => {$(
         $(#[$attribute])+
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-        #[derive(EnumString, EnumMessage, IntoStaticStr, VariantArray)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, EnumMessage, IntoStaticStr, VariantArray)]
         pub enum $choice {
             $($(#[$of_variant])+ #[serde(rename = $name)] #[strum(serialize = $name)] $variant,)+
         }
@@ -46,7 +45,8 @@ macro_rules! choices {
             }
 
             fn from_flag(text: &str) -> Result<toml::Value, String> {
-                parse::<Self>(text)
+                let choice = Self::choices().into_iter().find(|choice| choice.name == text);
+                choice.map(|choice| choice.name.into()).ok_or_else(|| format!("unknown name `{text}`"))
             }
         }
     )+};

@@ -28,7 +28,7 @@ use crate::units::{BankMomentum, ByteSize, Temperature};
 macro_rules! options {
     (
         $(#[$attribute:meta])*
-        pub struct $config:ident;
+        $visibility:vis struct $config:ident;
         $($heading:ident { $(
             $(#[doc = $doc:literal])+
             $key:ident: $type:ty = $default:expr, $scope:ident $(, $field:ident: $value:expr)*;
@@ -37,13 +37,13 @@ macro_rules! options {
         $(#[$attribute])*
         #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
         #[serde(deny_unknown_fields, default)]
-        pub struct $config {
-            $($($(#[doc = $doc])+ pub $key: $type,)+)+
+        $visibility struct $config {
+            $($($(#[doc = $doc])+ $visibility $key: $type,)+)+
         }
 
         impl $config {
             /// Every option, in the order of the fields.
-            pub const OPTIONS: &'static [OptionSpec] = &[$($(
+            $visibility const OPTIONS: &'static [OptionSpec] = &[$($(
                 OptionSpec {
                     $($field: $value,)*
                     ..OptionSpec::new::<$type>(stringify!($key), &[$($doc),+], Heading::$heading, Scope::$scope)

@@ -163,7 +163,9 @@ mod tests {
         described("monitor_every", &[images_of_a_monitor(1)]);
         let few = TrainConfig::default().batch_size * STEPS_OF_AN_EPOCH;
         described("batch_size", &[side, few, STEPS_OF_AN_EPOCH, FEWEST_OF_A_BATCH]);
-        ["arch", "image_size", "recipe", "temperature", "weight_decay"].map(|key| described(key, &[side]));
+        for key in ["arch", "image_size", "recipe", "temperature", "weight_decay"] {
+            described(key, &[side]);
+        }
         // What is described depends on the images, and nothing else does.
         let [large, small, many] =
             [(60, 400), (50_000, 32), (3_000_000, 400)].map(|(count, shorter_side)| {

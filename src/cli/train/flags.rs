@@ -76,3 +76,77 @@ fn flag(option: &'static OptionSpec, default: Option<String>) -> Arg {
     };
     arg.value_name(option.value_name).value_parser(parser)
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::{Args, CommandFactory};
+
+    use super::*;
+    use crate::cli::Cli;
+    use crate::cli::train::OfTraining;
+    use crate::run_config::TrainConfig;
+
+    /// Texts that help shows for an option, by key.
+    fn helps(command: &Command) -> Vec<(String, String)> {
+        let options = |arg: &&Arg| TrainConfig::OPTIONS.iter().any(|option| arg.get_id() == option.key);
+        let shown = |arg: &Arg| (arg.get_id().to_string(), arg.get_help().expect("a help").to_string());
+        let mut helps: Vec<_> = command.get_arguments().filter(options).map(shown).collect();
+        helps.sort();
+        helps
+    }
+
+    #[test]
+    fn the_flags_are_the_keys_and_their_help_has_doc_and_default() {
+        let cli = Cli::command();
+        let command = |name: &str| cli.find_subcommand(name).expect(name);
+        let step = command("bench").find_subcommand("step").expect("a command");
+        for (command, is_of_finetune) in
+            [(command("train"), false), (step, false), (command("finetune"), true)]
+        {
+            let options = TrainConfig::OPTIONS.iter().filter(|option| option.finetune || !is_of_finetune);
+            let mut keys: Vec<&str> = options.clone().map(|option| option.key).collect();
+            keys.extend(is_of_finetune.then_some("split"));
+            keys.sort_unstable();
+            let helps = helps(command);
+            assert_eq!(helps.iter().map(|(key, _)| key).collect::<Vec<_>>(), keys);
+            for option in options {
+                let (_, help) = helps.iter().find(|(key, _)| key == option.key).expect("listed");
+                assert!(help.starts_with(&option.help()), "{help}");
+                let has_default = !matches!(option.key, "init" | "cache" | "monitor_split")
+                    && !(is_of_finetune && option.key == "recipe")
+                    && option.arity != Arity::Switch;
+                assert_eq!(help.contains(" [default: "), has_default, "{help}");
+            }
+        }
+    }
+
+    #[test]
+    fn flags_have_the_types_of_their_options() {
+        let read = |words: &str| -> Result<Table, String> {
+            let command = OptionFlags::<OfTraining>::augment_args(Command::new("train").no_binary_name(true));
+            let matches =
+                command.try_get_matches_from(words.split(' ')).map_err(|error| error.to_string())?;
+            Ok(OptionFlags::<OfTraining>::from_arg_matches(&matches).expect("read").given)
+        };
+        let given = read(
+            "--lr-milestones 3,5 --lr-milestones 8 --nesterov --memory-limit 4KiB --bank-dtype bf16 --device cuda \
+             --partition 2.5 --split a",
+        );
+        let expected = "lr_milestones = [3, 5, 8]\nnesterov = true\nmemory_limit = 4096\nbank_dtype = \"bf16\"\n\
+                        device = \"cuda:0\"\npartition = 2.5\nsplit = \"a\"";
+        assert_eq!(given, Ok(expected.parse().expect("TOML")));
+        let wrong = [
+            ("--precision f99", "[possible values: f32, tf32, bf16, f16]"),
+            ("--dim x", "invalid value 'x' for '--dim <N>': invalid digit found in string"),
+            ("--lr-milestones 1,x", "invalid value 'x' for '--lr-milestones <EPOCHS>'"),
+            ("--temperature=-1", "temperature must be finite and above 0, not -1"),
+            ("--nesterov=yes", "unexpected value 'yes' for '--nesterov' found"),
+            ("--lr 1 --lr 2", "cannot be used multiple times"),
+            ("--seed 18446744073709551615", "invalid value '18446744073709551615' for '--seed <N>'"),
+        ];
+        for (words, expected) in wrong {
+            let error = read(words).expect_err(words);
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+}

@@ -29,6 +29,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use strum::{EnumMessage, VariantArray};
 
 use super::{IngestError, IngestOptions};
 use crate::ids::ClassId;
@@ -50,20 +51,7 @@ pub(super) use records::Fault;
 pub(super) use stamps::Stamps;
 
 /// The forms of sources.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    Serialize,
-    Deserialize,
-    strum::EnumString,
-    strum::EnumMessage,
-    strum::IntoStaticStr,
-    strum::VariantArray,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, EnumMessage, VariantArray)]
 #[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase")]
 pub enum SourceFormat {
@@ -89,7 +77,7 @@ pub enum SourceFormat {
 impl SourceFormat {
     /// Its name as an option.
     pub(super) fn name(self) -> &'static str {
-        self.into()
+        self.get_serializations()[0]
     }
 
     /// What it is, for people.
@@ -107,18 +95,7 @@ impl SourceFormat {
 }
 
 /// How the text of labels is read.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    strum::EnumString,
-    strum::EnumMessage,
-    strum::IntoStaticStr,
-    strum::VariantArray,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, EnumMessage, VariantArray)]
 #[strum(serialize_all = "lowercase")]
 pub enum LabelsAs {
     /// Digits are numbers, everything else is a name; what can be both is an error.
@@ -131,17 +108,7 @@ pub enum LabelsAs {
 }
 
 /// Which folder is the class of an image that has several between itself and its split.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    PartialEq,
-    Eq,
-    strum::EnumString,
-    strum::EnumMessage,
-    strum::IntoStaticStr,
-    strum::VariantArray,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumMessage, VariantArray)]
 #[strum(serialize_all = "lowercase")]
 pub enum ClassFolder {
     /// The first one below the split, as torchvision's ImageFolder has it.

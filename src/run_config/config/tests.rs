@@ -1,10 +1,11 @@
 use strum::VariantArray;
 
 use super::*;
+use crate::run_config::{Arity, shown};
 
 options! {
     /// A configuration with one option.
-    pub struct Dummy;
+    struct Dummy;
 
     Data {
         /// Standard deviation of the blur,
