@@ -9,40 +9,40 @@ use crate::units::Temperature;
 /// Up to this many images the objective is the exact softmax. By the count of operations its three products of a batch of
 /// 256 with 100,000 rows of 128 numbers are 2 % of a ResNet-18's on images of 32 pixels.
 const MOST_OF_SOFTMAX: usize = 100_000;
-/// Up to this many images the bank begins with what the encoder makes of them: a pass that is not saved in between, and that
-/// takes a GPU minutes.
+/// Up to this many images the bank begins with the encoder's features: one pass, which takes a GPU minutes and is not saved
+/// in between.
 const MOST_OF_ENCODING: usize = 2_000_000;
-/// Images that a monitor looks at, at least.
+/// The fewest queries of a monitor.
 pub const FEWEST_MONITORED: usize = 200;
-/// Its share of the work is one in so many.
+/// The monitor takes at most one part in this many of the work.
 const MOST_OF_A_MONITOR: usize = 10;
-/// A step's work on an image beside the forward pass alone.
+/// A step's work on an image, in forward passes.
 const FORWARD_AND_BACKWARD: usize = 3;
-/// Images whose shorter sides have a mean of at most this many pixels are seen as CIFAR's are.
+/// Images have CIFAR's defaults if the mean of their shorter sides is at most this many pixels.
 const MOST_SIDE_OF_CIFAR: u64 = 48;
 /// An epoch of few images has at least this many steps, if a batch then has the fewest images or more.
 const STEPS_OF_AN_EPOCH: usize = 16;
 /// Fewer images of a batch have a smaller learning rate; the reference has the same for 128 (CIFAR) and 256 (ImageNet).
 const BATCH_OF_LR: usize = 128;
-/// Images of a batch at least, where a run decides by itself.
+/// The smallest batch that is a default.
 const FEWEST_OF_A_BATCH: usize = 16;
-/// Keys that mean nothing to the exact softmax: whoever gives one wants nce, or says otherwise.
+/// Keys without a meaning for the exact softmax: if one is given, the objective is nce by default.
 const OF_SAMPLING: [&str; 6] =
     ["negatives", "negative_sampling", "exclude_positive", "partition", "partition_decay", "eps"];
-/// Keys of which small images have defaults of their own, if none of them is given.
+/// Keys that have other defaults for small images if none of them is given.
 const OF_SIZE: [&str; 3] = ["arch", "image_size", "recipe"];
 
 /// The images of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Images {
-    /// How many.
+    /// Their number.
     pub count: usize,
     /// The mean of their shorter sides in pixels.
     pub shorter_side: u64,
 }
 
 impl Images {
-    /// Those of a split, or `limit` of them where it is not 0.
+    /// The images of a split, or `limit` of them if that is not 0.
     pub fn of(split: &Split, limit: u64) -> Self {
         let count = if limit == 0 { split.instances } else { limit.min(split.instances) };
         let sides = split.ingest.iter().map(|part| (part.instances, part.report.short_side[1]));
@@ -50,16 +50,16 @@ impl Images {
         Self { count: count as usize, shorter_side: sum / images.max(1) }
     }
 
-    /// The defaults for these images in so many processes, where these keys are given: those of the reference's
-    /// `main.py`, but for
+    /// The defaults for these images on `ranks` processes, where the keys `given` have values.
     ///
-    /// - the objective, which is the exact softmax where it costs little: it needs no Z, whose estimate by a young bank
-    ///   is what the noise contrast fails by (docs/training.md);
-    /// - Z, which is a moving average, and the bank, which begins with the encoder's features up to some number of images
+    /// They are those of the reference's `main.py`, except for
+    ///
+    /// - the objective: the exact softmax where it costs little. It needs no Z, and a young bank estimates Z badly
+    ///   (docs/training.md);
+    /// - Z, a moving average, and the bank's first rows, the encoder's features up to some number of images
     ///   (docs/performance.md, "Objectives by the number of images");
-    /// - network, side, augmentations, batch, τ and weight decay, which are those of the reference's `cifar.py` for small
-    ///   images;
-    /// - the batch, which is smaller for few images, so that an epoch is not one step, and with it the learning rate
+    /// - network, side, augmentations, batch, τ and weight decay of small images: those of the reference's `cifar.py`;
+    /// - the batch of few images: smaller, so that an epoch is more than one step, and with it the learning rate
     ///   (Goyal et al., 2017, section 2.1; docs/performance.md has runs with and without).
     pub fn defaults(self, ranks: usize, given: &BTreeSet<String>) -> TrainConfig {
         let mut config = TrainConfig::default();
@@ -71,7 +71,7 @@ impl Images {
             config.bank_init = BankInit::Uniform;
         }
         config.monitor_every = epochs_of_a_monitor(self.count);
-        // 0 is a size that ingest did not look at.
+        // 0: ingest did not measure the images.
         if (1..=MOST_SIDE_OF_CIFAR).contains(&self.shorter_side) && !gives(&OF_SIZE) {
             (config.arch, config.image_size, config.recipe) =
                 (Architecture::ResNet18Cifar, 32, RecipeKind::Cifar);
@@ -79,7 +79,7 @@ impl Images {
             config.temperature = Temperature::new(0.1).expect("in range");
             config.weight_decay = 5e-4;
         }
-        // Each process needs its part of each part of a batch.
+        // Each rank needs images of each micro-batch.
         if ranks == 1 && !gives(&["accumulate"]) {
             let most = (self.count / STEPS_OF_AN_EPOCH).max(FEWEST_OF_A_BATCH);
             while config.batch_size > most {
@@ -93,13 +93,13 @@ impl Images {
     }
 }
 
-/// After how many epochs the monitor's images, forward alone, are a tenth of the work.
+/// The number of epochs after which the monitor's forward passes are a tenth of the work.
 fn epochs_of_a_monitor(images: usize) -> u64 {
     images_of_a_monitor(images.max(1)) as u64
 }
 
-/// Images of a run at least whose monitor is a tenth of the work if it looks after this many epochs; and as well the
-/// other way round.
+/// The fewest images of a run whose monitor is a tenth of the work if it evaluates after this many epochs. The function is
+/// its own inverse.
 fn images_of_a_monitor(epochs: usize) -> usize {
     (MOST_OF_A_MONITOR * FEWEST_MONITORED).div_ceil(FORWARD_AND_BACKWARD * epochs)
 }

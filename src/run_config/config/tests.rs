@@ -24,7 +24,7 @@ fn an_option_is_one_description() {
     assert_eq!(Dummy { blur: -1.0 }.numbers(), [Some(-1.0)]);
     assert!(!option.range.contains(-1.0));
     assert_eq!(toml::from_str::<Dummy>("").expect("valid"), Dummy::default());
-    assert!(toml::from_str::<Dummy>("blurr = 1.0").is_err());
+    assert!(toml::from_str::<Dummy>("blur_width = 1.0").is_err());
 }
 
 #[test]
