@@ -103,6 +103,7 @@ pub mod checkpoint;
 pub mod dataset;
 pub mod feature_table;
 pub mod image;
+pub mod run_config;
 
 #[cfg(feature = "torch")]
 pub mod bank;
@@ -125,4 +126,3 @@ pub mod train;
 
 pub mod cli;
 pub mod commands;
-pub mod config;

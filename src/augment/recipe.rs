@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::InstanceId;
 use crate::rng::{Purpose, Stream};
+use crate::run_config::RecipeKind;
 
 /// Tries to find a crop that fits before the centre is taken (torchvision's number).
 const CROP_TRIES: usize = 10;
@@ -97,6 +98,14 @@ pub struct Augmentation {
 const JITTER: JitterStrength = JitterStrength { brightness: 0.4, contrast: 0.4, saturation: 0.4, hue: 0.4 };
 
 impl Recipe {
+    /// The recipe of this name, for images of this size.
+    pub fn new(kind: RecipeKind, image_size: u32) -> Self {
+        match kind {
+            RecipeKind::Imagenet => Self::imagenet(image_size),
+            RecipeKind::Cifar => Self::cifar(image_size),
+        }
+    }
+
     /// Crop, grayscale, jitter, flip.
     ///
     /// # Source

@@ -5,8 +5,9 @@ use std::ops::Range;
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor, no_grad};
 
-use super::{BankInit, Blocks};
+use super::Blocks;
 use crate::rng::{Purpose, Stream};
+use crate::run_config::BankInit;
 
 /// Blocks that are drawn at a time: enough for every core, and a small part of a large bank.
 const BLOCKS_AT_ONCE: u64 = 16;

@@ -14,11 +14,12 @@ use std::ops::Range;
 use tch::{Device, Kind, Tensor, no_grad};
 
 pub use blocks::Blocks;
-pub use options::{BankDtype, BankInit, BankOptions};
+pub use options::BankOptions;
 pub use shard::BankShard;
 
 use self::init::Drawing;
 use crate::ids::Position;
+use crate::run_config::{BankDtype, BankInit};
 use crate::units::BankMomentum;
 
 /// A sum of old row and new feature shorter than this cannot be normalised.

@@ -1,8 +1,9 @@
 use proptest::prelude::*;
 use tch::{Device, Kind, Tensor};
 
-use super::{BankDtype, BankInit, BankOptions, Blocks, MemoryBank};
+use super::{BankOptions, Blocks, MemoryBank};
 use crate::ids::Position;
+use crate::run_config::{BankDtype, BankInit};
 use crate::units::BankMomentum;
 
 fn momentum(value: f64) -> BankMomentum {

@@ -20,6 +20,7 @@ pub use run::{
 };
 pub use state::{Cursor, TrainState};
 
+use crate::run_config::TrainConfig;
 use crate::storage::{Digest, Location, PublishMode};
 
 /// Weights and batch-norm statistics, under torchvision's names.
@@ -207,10 +208,20 @@ impl Checkpoint {
     /// # Errors
     /// If the file is damaged.
     pub fn state(&self) -> Result<TrainState, CheckpointError> {
-        serde_json::from_slice(&self.read(STATE)?).map_err(|source| CheckpointError::Malformed {
-            file: self.folder.join(STATE).to_string(),
-            source,
-        })
+        serde_json::from_slice(&self.read(STATE)?).map_err(|source| self.malformed_state(source))
+    }
+
+    /// Reads the configuration of the run, which an older or newer program may have begun
+    /// ([`TrainConfig::of_checkpoint`]).
+    ///
+    /// # Errors
+    /// If the file is damaged, or a value is unknown to this program.
+    pub fn run_config(&self) -> Result<TrainConfig, CheckpointError> {
+        TrainConfig::of_checkpoint(&self.state()?.config).map_err(|source| self.malformed_state(source))
+    }
+
+    fn malformed_state(&self, source: serde_json::Error) -> CheckpointError {
+        CheckpointError::Malformed { file: self.folder.join(STATE).to_string(), source }
     }
 }
 

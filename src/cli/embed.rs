@@ -10,7 +10,8 @@ use super::ranks::{RankFlags, progress_of};
 use super::{GlobalArgs, write_json};
 use crate::commands::{EmbedOptions, EmbeddedTable, embed};
 use crate::eval::RowChoice;
-use crate::model::{DeviceChoice, FeatureLayer};
+use crate::model::FeatureLayer;
+use crate::run_config::DeviceChoice;
 use crate::units::shell_word;
 
 /// The placeholder of the layer's name in `--output`.

@@ -2,10 +2,10 @@
 
 use crate::checkpoint::CheckpointError;
 use crate::commands::CommandError;
-use crate::config::ConfigError;
 use crate::dataset::DatasetError;
 use crate::failure::{Failure, chain};
 use crate::feature_table::TableError;
+use crate::run_config::ConfigError;
 use crate::storage::StorageError;
 
 /// The data that a command was given are wrong.

@@ -62,7 +62,7 @@ enum Form {
 
 /// Write a dataset's images as files again: `<split>/<class>/<file>`.
 ///
-/// Each file has the bytes of the ingest's source, without the restart markers of `ingest --tile-index`. Images that the
+/// Each file has the bytes of the source of the ingest. Images that the
 /// ingest made smaller or baseline are written as stored, and counted.
 ///
 /// A labelled image goes to the folder of its class with the ending of an image, so `ingest` reads the files with the

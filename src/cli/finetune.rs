@@ -8,22 +8,22 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 
 use super::exit::WrongUsage;
-use super::learn_flags::LearnFlags;
 use super::process::signals;
 use super::progress::{Meter, Terminal, say};
-use super::{GlobalArgs, learn_flags, write_json};
+use super::train::{Offer, OptionFlags};
+use super::{GlobalArgs, write_json};
 use crate::checkpoint::{Checkpoint, checkpoint_name};
-use crate::config;
 use crate::dataset::Manifest;
 use crate::distributed::Rendezvous;
 use crate::eval::{ClassifierReport, classify, load_encoder};
 use crate::loader::Source;
 use crate::model::select_device;
 use crate::progress::Quiet;
+use crate::run_config::{Given, OptionSpec, TrainConfig, shown};
 use crate::storage::{Location, PublishMode};
 use crate::train::{
     Evaluation, FinetuneJob, HookError, Hooks, LabelOptions, MetricsLine, Outcome, RunSummary, Scope,
-    StepReport, StopFlag, TrainConfig, TrainJob, finetune, finetune_protocol,
+    StepReport, StopFlag, TrainJob, finetune, finetune_protocol,
 };
 use crate::units::Fraction;
 
@@ -68,32 +68,32 @@ pub(super) struct FinetuneArgs {
     #[arg(long, value_name = "NAME")]
     split: Option<String>,
     #[command(flatten)]
-    flags: LearnFlags,
+    options: OptionFlags<OfFinetuning>,
 }
 
-/// Keys of which a fine-tuning has those of the checkpoint's run.
-const OF_THE_RUN: [&str; 2] = ["split", "recipe"];
+/// The options that have a meaning without a bank, with the paper's defaults.
+#[derive(Debug)]
+enum OfFinetuning {}
 
-/// Writes the paper's defaults into the help.
-pub(super) fn show_defaults(command: clap::Command) -> clap::Command {
-    learn_flags::show_defaults(command, &finetune_protocol(&TrainConfig::default()), &OF_THE_RUN)
+impl Offer for OfFinetuning {
+    fn options() -> Vec<(&'static OptionSpec, Option<String>)> {
+        let defaults = finetune_protocol(&TrainConfig::default()).values();
+        // The recipe is that of the checkpoint's run.
+        let default = |key| if key == "recipe" { None } else { shown(&defaults[key]) };
+        let options = TrainConfig::OPTIONS.iter().filter(|option| option.finetune);
+        options.map(|option| (option, default(option.key))).collect()
+    }
 }
 
 pub(super) fn run(global: &GlobalArgs, args: &FinetuneArgs) -> anyhow::Result<()> {
     static STOP: StopFlag = StopFlag::new(false);
     let (dataset, run) = (global.location(&args.dataset)?, global.location(&args.run)?);
     let from = global.checkpoint(&args.checkpoint)?;
-    let mut of_run = Checkpoint::open(&from)?.state()?.config;
-    if let Some(keys) = of_run.as_object_mut() {
-        // The checkpoint may itself be of a fine-tuning.
-        keys.remove("finetune");
-    }
-    let mut of_run: TrainConfig =
-        serde_json::from_value(of_run).with_context(|| format!("the configuration of {from}"))?;
+    let mut of_run = Checkpoint::open(&from)?.run_config()?;
     if let Some(split) = &args.train_split {
         of_run.split.clone_from(split);
     }
-    let config = config::resolve(&finetune_protocol(&of_run), None, &args.flags)?;
+    let config = Given::new(None, &args.options.given).over(&finetune_protocol(&of_run))?;
     let manifest = Manifest::read(&dataset)?;
     let split = manifest.evaluation_split(&dataset, &config.split, args.split.as_deref())?;
     if split == config.split {

@@ -4,6 +4,7 @@ pub(super) mod braces;
 
 use clap::{ArgGroup, Args, ValueEnum};
 
+use super::choice::choice;
 use super::exit::WrongUsage;
 use super::progress::{Terminal, say, say_next};
 use super::{GlobalArgs, write_json, write_stdout};
@@ -43,7 +44,7 @@ pub(super) struct IngestArgs {
     #[arg(long, value_name = "URL", required_unless_present = "plan")]
     dest: Option<String>,
     /// What the source is
-    #[arg(long, value_enum, default_value = "auto")]
+    #[arg(long, value_parser = choice::<SourceFormat>(), default_value = "auto")]
     format: SourceFormat,
     /// If the source has several splits (train/, val/), take this one alone; if it has none, call it this
     /// [default: all splits; a source without any takes its folder's name if that is train, val or test, else train]
@@ -67,10 +68,10 @@ pub(super) struct IngestArgs {
     #[arg(long, value_name = "URL")]
     classes: Option<String>,
     /// How the text of labels is read
-    #[arg(long, value_enum, default_value = "auto")]
+    #[arg(long, value_parser = choice::<LabelsAs>(), default_value = "auto")]
     labels_as: LabelsAs,
     /// Of `train/a/b/x.jpg`, whether the class is `a` (first) or `b` (last) [default: such images are an error]
-    #[arg(long, value_enum, value_name = "WHICH")]
+    #[arg(long, value_parser = choice::<ClassFolder>(), value_name = "WHICH")]
     class_folder: Option<ClassFolder>,
     /// The column (csv, Parquet) or field (jsonl, WebDataset's json) of labels [default: one with a known name]
     #[arg(long, value_name = "NAME")]
@@ -114,13 +115,13 @@ pub(super) struct IngestArgs {
     #[arg(long, value_name = "N", default_value_t = 0)]
     shuffle_seed: u64,
     /// How much of an image is looked at
-    #[arg(long, value_enum, default_value = "full")]
+    #[arg(long, value_parser = choice::<CheckDepth>(), default_value = "full")]
     check: CheckDepth,
     /// An image with more pixels is refused
     #[arg(long, value_name = "N", default_value_t = 100_000_000)]
     max_pixels: u64,
     /// Whether images are seen as the orientation in their EXIF says; their bytes stay as they are
-    #[arg(long, value_enum, value_name = "WHAT", default_value = "ignore")]
+    #[arg(long, value_parser = choice::<ExifOrientation>(), value_name = "WHAT", default_value = "ignore")]
     exif_orientation: ExifOrientation,
     /// Make images smaller until their longer side has at most N pixels
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]

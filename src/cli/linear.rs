@@ -7,7 +7,8 @@ use super::progress::Terminal;
 use super::{GlobalArgs, reports};
 use crate::commands::{LinearJob, LinearRun, linear, linear_of_run};
 use crate::eval::{LinearOptions, LinearReport, ProbeReport, Solver};
-use crate::model::{DeviceChoice, FeatureLayer};
+use crate::model::FeatureLayer;
+use crate::run_config::DeviceChoice;
 use crate::units::Fraction;
 
 /// Evaluate features by a linear classifier that is trained on them.

@@ -1,9 +1,10 @@
-//! The shell: command line, logs, progress, exit codes. The only place that knows clap and anyhow.
+//! The shell: command line, logs, progress, exit codes. The only place that names clap and anyhow.
 //!
 //! Results a program reads go to stdout, logs and progress to stderr. Each subcommand is a file with its
 //! arguments and one function that turns them into a job of the library.
 
 mod bench;
+mod choice;
 #[cfg(feature = "torch")]
 mod embed;
 mod exit;
@@ -13,8 +14,6 @@ mod finetune;
 mod ingest;
 mod inspect;
 mod knn;
-#[cfg(feature = "torch")]
-mod learn_flags;
 #[cfg(feature = "torch")]
 mod linear;
 mod process;
@@ -39,8 +38,8 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::checkpoint::checkpoint_at;
-use crate::config::ConfigError;
 use crate::failure::Failure;
+use crate::run_config::ConfigError;
 use crate::storage::{Location, RetryLimits, StorageOptions, Traffic};
 
 /// Instance discrimination at ImageNet scale, as batch jobs.
@@ -189,8 +188,7 @@ pub fn main_with_torch() -> ExitCode {
 }
 
 fn main_with(run: fn(&Cli) -> anyhow::Result<()>) -> ExitCode {
-    let command = command();
-    let matches = command.get_matches();
+    let matches = Cli::command().get_matches();
     let cli = match <Cli as clap::FromArgMatches>::from_arg_matches(&matches) {
         Ok(cli) => cli,
         Err(error) => error.exit(),
@@ -220,19 +218,8 @@ fn main_with(run: fn(&Cli) -> anyhow::Result<()>) -> ExitCode {
 /// # Errors
 /// What is wrong with it, as the program would say.
 pub fn check_command_line(words: &[String]) -> Result<(), String> {
-    let matches = command().try_get_matches_from(words).map_err(|error| error.to_string())?;
+    let matches = Cli::command().try_get_matches_from(words).map_err(|error| error.to_string())?;
     <Cli as clap::FromArgMatches>::from_arg_matches(&matches).map(drop).map_err(|error| error.to_string())
-}
-
-/// The command line, its help completed with the defaults of the configuration.
-fn command() -> clap::Command {
-    let command = Cli::command();
-    #[cfg(feature = "torch")]
-    let command = command
-        .mut_subcommand("train", |train| train::under_headings(train::show_defaults(train)))
-        .mut_subcommand("finetune", |finetune| train::under_headings(finetune::show_defaults(finetune)))
-        .mut_subcommand("bench", |bench| bench.mut_subcommand("step", train::under_headings));
-    command
 }
 
 fn run(cli: &Cli) -> anyhow::Result<()> {
@@ -252,7 +239,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Bench(args) => bench::run(&cli.global, args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
-            clap_complete::generate(*shell, &mut command(), "instdisc", &mut script);
+            clap_complete::generate(*shell, &mut Cli::command(), "instdisc", &mut script);
             write_stdout(&script)
         }
     }
@@ -287,6 +274,6 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent() {
-        command().debug_assert();
+        Cli::command().debug_assert();
     }
 }

@@ -2,10 +2,12 @@
 
 use clap::Args;
 
+use super::choice::choice;
 use super::exit::WrongUsage;
 use super::{GlobalArgs, write_json};
-use crate::commands::{RecipeName, RenderOptions, render};
+use crate::commands::{RenderOptions, render};
 use crate::ids::InstanceId;
+use crate::run_config::RecipeKind;
 
 /// Draw an image as the network saw it in some epochs, beside the original with the crop marked.
 ///
@@ -35,8 +37,8 @@ pub(super) struct RenderArgs {
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
     /// The recipe of the run [default: that of --run, else imagenet]
-    #[arg(long, value_enum)]
-    recipe: Option<RecipeName>,
+    #[arg(long, value_parser = choice::<RecipeKind>())]
+    recipe: Option<RecipeKind>,
     /// The side of the network's images, in pixels [default: that of --run, else 224]
     #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(1..))]
     image_size: Option<u32>,

@@ -6,13 +6,13 @@ use anyhow::{Context, bail, ensure};
 use clap::Args;
 use tch::{Kind, Tensor};
 
+use super::choice::choice;
 use super::exit::WrongData;
-use crate::bank::{BankDtype, MemoryBank};
+use crate::bank::MemoryBank;
 use crate::ids::Position;
-use crate::model::{DeviceChoice, NamedTensors, select_device};
-use crate::objective::{
-    LogZ, Negatives, Objective, ObjectiveKind, ObjectiveOptions, PartitionChoice, Queries,
-};
+use crate::model::{NamedTensors, select_device};
+use crate::objective::{LogZ, Negatives, Objective, ObjectiveOptions, Queries};
+use crate::run_config::{BankDtype, DeviceChoice, ObjectiveKind, PartitionChoice};
 use crate::storage::{Location, PublishMode};
 use crate::units::{BankMomentum, Temperature};
 
@@ -34,7 +34,7 @@ pub(super) struct ReplayArgs {
     #[arg(long, value_name = "FILE", value_parser = super::local_path)]
     output: PathBuf,
     /// The objective
-    #[arg(long, value_enum, value_name = "NAME", default_value = "nce")]
+    #[arg(long, value_parser = choice::<ObjectiveKind>(), value_name = "NAME", default_value = "nce")]
     objective: ObjectiveKind,
     /// τ, by which similarities are divided
     #[arg(long, value_name = "TAU", default_value = "0.07")]
@@ -58,7 +58,7 @@ pub(super) struct ReplayArgs {
     #[arg(long)]
     exclude_positive: bool,
     /// The type in which the bank keeps its numbers
-    #[arg(long, value_enum, value_name = "NAME", default_value = "f32")]
+    #[arg(long, value_parser = choice::<BankDtype>(), value_name = "NAME", default_value = "f32")]
     bank_dtype: BankDtype,
     /// Where to compute: auto, cpu or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]

@@ -6,8 +6,9 @@ use crate::checkpoint::Checkpoint;
 use crate::dataset::Manifest;
 use crate::distributed::ProcessGroup;
 use crate::eval::{self, EmbedJob, Existing, RowChoice};
-use crate::model::{DeviceChoice, FeatureLayer};
+use crate::model::FeatureLayer;
 use crate::progress::Progress;
+use crate::run_config::DeviceChoice;
 use crate::storage::{Location, Published};
 
 /// What to embed.

@@ -32,7 +32,7 @@ pub use knn::{Alone, DEFAULT_MAP_POINTS, KnnJob, KnnPair, KnnTables, Searchers, 
 pub use linear::{LinearJob, LinearRun, linear, linear_of_run};
 #[cfg(feature = "torch")]
 pub use monitor::Monitor;
-pub use render::{RecipeName, RenderOptions, RenderReport, RenderedEpoch, RenderedEpochs, render};
+pub use render::{RenderOptions, RenderReport, RenderedEpoch, RenderedEpochs, render};
 #[cfg(feature = "torch")]
 pub use reports::Report;
 #[cfg(feature = "torch")]

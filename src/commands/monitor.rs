@@ -11,8 +11,9 @@ use crate::feature_table::{FeatureTable, Kind, TableMeta};
 use crate::ids::{ClassId, InstanceId};
 use crate::loader::{DatasetSource, Source, Subset};
 use crate::progress::Progress;
+use crate::run_config::{FEWEST_MONITORED, TrainConfig};
 use crate::storage::Location;
-use crate::train::{Evaluation, FEWEST_MONITORED, HookError, TrainConfig};
+use crate::train::{Evaluation, HookError};
 
 /// Query images at most by default; below that one for [`TRAINING_IMAGES_OF_ONE`] training images, and
 /// [`FEWEST_MONITORED`] at least. They pass forward alone, which by the count of operations is a third of a step's work.

@@ -1,8 +1,6 @@
 //! `render`: an image as the network sees it.
 
-use clap::ValueEnum;
 use serde::Serialize;
-use serde_json::Value;
 
 use super::CommandError;
 use crate::augment::{Augmentation, CropBox, Recipe, augment};
@@ -11,6 +9,7 @@ use crate::dataset::Manifest;
 use crate::ids::{InstanceId, Position};
 use crate::image::{DecodedImage, Limits, decode, encode_png};
 use crate::loader::{DatasetSource, Source};
+use crate::run_config::{RecipeKind, TrainConfig};
 use crate::storage::{Location, PublishMode};
 
 /// The gap between the two images, in pixels.
@@ -35,22 +34,13 @@ pub struct RenderOptions {
     /// The seed; by default the run's, else 0.
     pub seed: Option<u64>,
     /// The recipe; by default the run's, else `imagenet`.
-    pub recipe: Option<RecipeName>,
+    pub recipe: Option<RecipeKind>,
     /// The side of the network's images, in pixels; by default the run's, else 224.
     pub image_size: Option<u32>,
     /// The side of the square that shows a pixel, in pixels.
     pub scale: u32,
     /// The PNG file to write.
     pub output: Location,
-}
-
-/// A recipe by its name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum RecipeName {
-    /// Crop, grayscale, colour jitter, flip
-    Imagenet,
-    /// Crop, colour jitter, grayscale, no flip
-    Cifar,
 }
 
 /// What was drawn.
@@ -107,8 +97,7 @@ pub fn render(options: &RenderOptions) -> Result<RenderReport, CommandError> {
     let RenderOptions { dataset, instance: id, .. } = options;
     let manifest = Manifest::read(dataset)?;
     let run = options.checkpoint.as_ref().map(|folder| config_of(folder, dataset, &manifest)).transpose()?;
-    let run = run.unwrap_or_default();
-    if let Some(epochs) = run["epochs"].as_u64()
+    if let Some(TrainConfig { epochs, .. }) = run
         && let Some(beyond) = options.epochs.iter().find(|epoch| **epoch >= epochs)
     {
         let last = epochs.saturating_sub(1);
@@ -116,13 +105,11 @@ pub fn render(options: &RenderOptions) -> Result<RenderReport, CommandError> {
             "--epoch {beyond}: the run has {epochs} epochs, here called 0 to {last}; its own lines count from 1"
         )));
     }
-    let number = |key: &str| run[key].as_u64();
-    let recipe = run["recipe"].as_str().and_then(|name| RecipeName::from_str(name, false).ok());
-    let recipe = options.recipe.or(recipe).unwrap_or(RecipeName::Imagenet);
-    let split = options.split.as_deref().or(run["split"].as_str()).unwrap_or("train").to_owned();
-    let seed = options.seed.or(number("seed")).unwrap_or(0);
-    let of_run = number("image_size").and_then(|size| u32::try_from(size).ok());
-    let image_size = options.image_size.or(of_run).unwrap_or(224);
+    let run = run.unwrap_or_default();
+    let split = options.split.clone().unwrap_or(run.split);
+    let seed = options.seed.unwrap_or(run.seed);
+    let image_size = options.image_size.unwrap_or(run.image_size);
+    let recipe = Recipe::new(options.recipe.unwrap_or(run.recipe), image_size);
     let source = DatasetSource::open(dataset, &manifest, &split, None)?;
     if id.row() >= source.len() {
         let reason = format!("--instance {id}: split {split} has {} instances, from 0", source.len());
@@ -135,10 +122,6 @@ pub fn render(options: &RenderOptions) -> Result<RenderReport, CommandError> {
     let limits = Limits { max_pixels: u64::MAX };
     let original = decode(&row.bytes, &limits).map_err(|error| undecodable(&row.path, &error))?;
     let original = original.turned(orientation.of(&row.bytes));
-    let recipe = match recipe {
-        RecipeName::Imagenet => Recipe::imagenet(image_size),
-        RecipeName::Cifar => Recipe::cifar(image_size),
-    };
     let mut planes = vec![0; 3 * (image_size as usize).pow(2)];
     let (mut drawings, mut epochs) = (Vec::new(), Vec::new());
     for &epoch in &options.epochs {
@@ -171,14 +154,18 @@ fn undecodable(path: &str, error: &dyn std::fmt::Display) -> CommandError {
 }
 
 /// The configuration of a checkpoint's run, which was trained on this dataset.
-fn config_of(folder: &Location, dataset: &Location, manifest: &Manifest) -> Result<Value, CommandError> {
+fn config_of(
+    folder: &Location,
+    dataset: &Location,
+    manifest: &Manifest,
+) -> Result<TrainConfig, CommandError> {
     let checkpoint = Checkpoint::open(folder)?;
     let TrainedOn { split, split_digest, .. } = &checkpoint.manifest().trained_on;
     if manifest.splits.get(split).is_none_or(|own| own.digest.to_string() != *split_digest) {
         let reason = format!("--run {folder} was trained on another {split} split than that of {dataset}");
         return Err(CommandError::Usage(reason));
     }
-    Ok(checkpoint.state()?.config)
+    Ok(checkpoint.run_config()?)
 }
 
 /// Drawings of equal width, one below the other.

@@ -5,7 +5,7 @@ use super::watch::REPORTS;
 use crate::checkpoint::{Checkpoint, CheckpointError, TrainedOn};
 use crate::dataset::{DatasetError, Manifest};
 use crate::eval::{EmbedJob, RowChoice};
-use crate::model::DeviceChoice;
+use crate::run_config::DeviceChoice;
 use crate::storage::Location;
 
 /// Images of a batch when rows are embedded.

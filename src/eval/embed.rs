@@ -12,10 +12,11 @@ use crate::feature_table::{FeatureTable, Kind, StoredTable, Table, TableError, T
 use crate::ids::InstanceId;
 use crate::loader::{Batch, LoaderError, Source, Subset, evaluation_batches};
 use crate::model::{
-    DeviceChoice, DeviceError, Encoder, EncoderConfig, FeatureLayer, NamedTensors, NoSuchLayer, WeightsError,
+    DeviceError, Encoder, EncoderConfig, FeatureLayer, NamedTensors, NoSuchLayer, WeightsError,
     select_device_of,
 };
 use crate::progress::Progress;
+use crate::run_config::DeviceChoice;
 use crate::storage::{Location, Published};
 
 use super::RowChoice;

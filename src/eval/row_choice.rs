@@ -36,7 +36,7 @@ impl RowChoice {
     /// # Errors
     /// If the checkpoint's state cannot be read.
     pub fn trained(checkpoint: &Checkpoint) -> Result<Self, CheckpointError> {
-        Ok(Self::limited(checkpoint.state()?.config["limit"].as_u64().unwrap_or(0)))
+        Ok(Self::limited(checkpoint.run_config()?.limit))
     }
 
     /// These rows of a split.

@@ -3,14 +3,15 @@
 //! Cameras store the rows as the sensor gave them, and a tag that says how to hold the result. Where the tag is, in which
 //! order of precedence, and what each value does is as in Pillow's `ImageOps.exif_transpose`.
 
-use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
+use strum::{EnumMessage, VariantArray};
 
 use super::{DecodedImage, Format, Luma, Region, exif, sniff};
 
 /// What is done about EXIF's orientation.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, EnumMessage, VariantArray)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub enum ExifOrientation {
     /// Nothing, as by torchvision and Pillow: pixels are as they are stored.
     #[default]

@@ -24,7 +24,7 @@ mod synth;
 mod validate;
 mod verify_source;
 
-use clap::ValueEnum;
+use strum::{EnumMessage, VariantArray};
 
 pub use bench::{BenchOptions, BenchReport, bench};
 pub use error::IngestError;
@@ -47,7 +47,8 @@ const TRAINING_SPLIT: &str = "train";
 const PROGRAM: &str = concat!("instdisc ", env!("CARGO_PKG_VERSION"));
 
 /// How much of an image is looked at.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, EnumMessage, VariantArray)]
+#[strum(serialize_all = "lowercase")]
 pub enum CheckDepth {
     /// Every coefficient is decoded.
     #[default]

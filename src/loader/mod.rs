@@ -23,7 +23,7 @@ mod stats;
 
 pub use error::LoaderError;
 pub use evaluation::{evaluation_batches, evaluation_epoch};
-pub use options::{LoaderOptions, OnCorrupt};
+pub use options::LoaderOptions;
 pub use pipeline::{Batch, Loader};
 pub use plan::global_batch::{GlobalBatch, RankShare, micro_batch_ranges};
 pub use plan::layout::Layout;

@@ -1,13 +1,11 @@
 //! How an epoch is loaded, and what memory its stages get.
 
-use clap::ValueEnum;
-use serde::{Deserialize, Serialize};
-
 use super::plan::{Passes, PlanOptions, Planner, Portions};
 use super::stages::mean_bytes;
 use super::{LoaderError, Source};
 use crate::loader::plan::global_batch::RankShare;
 use crate::loader::plan::order::Shuffle;
+use crate::run_config::OnCorrupt;
 
 /// The memory that is taken where no limit is given, in bytes.
 const DEFAULT_MEMORY: u64 = 4 << 30;
@@ -17,17 +15,6 @@ const DECODE_MEMORY_OF_A_THREAD: u64 = 256 << 20;
 const STEPS_READ_AHEAD: u64 = 4;
 /// Batches are made by so many threads in turn, so that one's last image does not keep the pool idle.
 pub(super) const DECODE_WORKERS: usize = 2;
-
-/// What happens to an image that is missing or corrupt.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum OnCorrupt {
-    /// The epoch ends with an error that names it.
-    #[default]
-    Fail,
-    /// It is left out of its batch, named in the log and counted.
-    Skip,
-}
 
 /// How epochs are loaded.
 ///

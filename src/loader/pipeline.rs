@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 
 use super::budget::Budget;
-use super::options::{DECODE_WORKERS, LoaderOptions, MemoryBudget, OnCorrupt};
+use super::options::{DECODE_WORKERS, LoaderOptions, MemoryBudget};
 use super::plan::{Passes, Planner};
 use super::shutdown::{OnPanic, Shutdown, chain};
 use super::source::ReadContext;
@@ -21,6 +21,7 @@ use crate::augment::Recipe;
 use crate::augment::view::{TrainingView, View};
 use crate::ids::{ClassId, InstanceId, Position};
 use crate::loader::plan::global_batch::GlobalBatch;
+use crate::run_config::OnCorrupt;
 
 /// How often a consumer that waits for a batch looks whether it should stop.
 const STOP_INTERVAL: Duration = Duration::from_millis(100);

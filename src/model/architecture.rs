@@ -1,54 +1,7 @@
-//! The backbones by name.
-
-use clap::ValueEnum;
-use serde::{Deserialize, Serialize};
+//! How the backbones are put together.
 
 use super::plain::{ALEXNET, PlainLayout, VGG16};
-
-/// A backbone: how many blocks of which kind, behind which stem.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
-pub enum Architecture {
-    /// ResNet-18 with the ImageNet stem (7×7 stride 2, max-pool).
-    #[serde(rename = "resnet18")]
-    #[value(name = "resnet18")]
-    ResNet18,
-    /// ResNet-34 with the ImageNet stem.
-    #[serde(rename = "resnet34")]
-    #[value(name = "resnet34")]
-    ResNet34,
-    /// ResNet-50 with the ImageNet stem.
-    #[serde(rename = "resnet50")]
-    #[value(name = "resnet50")]
-    ResNet50,
-    /// ResNet-101 with the ImageNet stem.
-    #[serde(rename = "resnet101")]
-    #[value(name = "resnet101")]
-    ResNet101,
-    /// ResNet-152 with the ImageNet stem.
-    #[serde(rename = "resnet152")]
-    #[value(name = "resnet152")]
-    ResNet152,
-    /// AlexNet as torchvision has it, for images of 64 pixels or more.
-    #[serde(rename = "alexnet")]
-    #[value(name = "alexnet")]
-    AlexNet,
-    /// VGG-16, for images of 32 pixels or more.
-    #[serde(rename = "vgg16")]
-    #[value(name = "vgg16")]
-    Vgg16,
-    /// VGG-16 with batch norms.
-    #[serde(rename = "vgg16-bn")]
-    #[value(name = "vgg16-bn")]
-    Vgg16Bn,
-    /// ResNet-18 with a 3×3 stem, for 32×32 images (reference `models/resnet_cifar.py`).
-    #[serde(rename = "resnet18-cifar")]
-    #[value(name = "resnet18-cifar")]
-    ResNet18Cifar,
-    /// ResNet-20 of He et al. 2016, section 4.2: three stages of 16, 32 and 64 channels, 3×3 stem.
-    #[serde(rename = "resnet20-cifar")]
-    #[value(name = "resnet20-cifar")]
-    ResNet20Cifar,
-}
+use crate::run_config::Architecture;
 
 /// How an architecture is put together.
 #[derive(Clone, Copy, Debug)]
@@ -71,15 +24,6 @@ pub(super) enum NetworkLayout {
 }
 
 impl Architecture {
-    /// The least side of an image, in pixels, that leaves something of every map.
-    pub fn least_side(self) -> u32 {
-        match self {
-            Self::AlexNet => 64,
-            Self::Vgg16 | Self::Vgg16Bn => 32,
-            _ => 8,
-        }
-    }
-
     /// The name of the last layer, which is the projection, with a dot behind.
     pub(super) fn projection(self) -> &'static str {
         match self.layout() {

@@ -4,63 +4,14 @@
 //! missing. The CUDA part registers itself with libtorch when it is loaded; that happens here.
 
 use std::path::Path;
-use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
 use tch::Device;
 
 use super::compute::allow_tf32;
+use crate::run_config::DeviceChoice;
 
 /// What NVIDIA's driver puts up where there is a GPU.
 const DRIVER: &str = "/dev/nvidiactl";
-
-/// The device asked for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub enum DeviceChoice {
-    /// The first CUDA device if there is one, else the CPU.
-    #[default]
-    Auto,
-    /// The CPU.
-    Cpu,
-    /// The CUDA device with this number.
-    Cuda(usize),
-}
-
-impl FromStr for DeviceChoice {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "cpu" => Ok(Self::Cpu),
-            "cuda" => Ok(Self::Cuda(0)),
-            _ => text
-                .strip_prefix("cuda:")
-                .and_then(|number| number.parse().ok())
-                .map(Self::Cuda)
-                .ok_or_else(|| format!("{text:?} is no device; use auto, cpu or cuda:N")),
-        }
-    }
-}
-
-impl TryFrom<String> for DeviceChoice {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl From<DeviceChoice> for String {
-    fn from(choice: DeviceChoice) -> String {
-        match choice {
-            DeviceChoice::Auto => "auto".into(),
-            DeviceChoice::Cpu => "cpu".into(),
-            DeviceChoice::Cuda(number) => format!("cuda:{number}"),
-        }
-    }
-}
 
 /// A CUDA device was asked for and cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -199,13 +150,6 @@ fn load_cuda_part() -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn devices_are_read_from_text() {
-        assert_eq!("cuda:3".parse(), Ok(DeviceChoice::Cuda(3)));
-        assert_eq!("auto".parse(), Ok(DeviceChoice::Auto));
-        assert!("gpu".parse::<DeviceChoice>().is_err());
-    }
 
     #[test]
     fn that_there_is_no_gpu_is_no_fault_and_that_one_cannot_be_used_is() {

@@ -6,7 +6,6 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, nn};
 
-use super::architecture::Architecture;
 use super::batch_norm::{Statistics, SumOverRanks};
 use super::compute::{Compute, ComputeType, tf32_is_allowed};
 use super::init::initial_value;
@@ -15,6 +14,7 @@ use super::layers::count_kept;
 use super::network::Network;
 use super::weights::{NamedTensors, WeightsError};
 use crate::augment::EvalTransform;
+use crate::run_config::{Architecture, RecipeKind};
 
 /// Keeps the division by a feature's length finite, as `torch.nn.functional.normalize` does.
 const SHORTEST_LENGTH: f64 = 1e-12;
@@ -33,6 +33,14 @@ impl Normalisation {
     pub const IMAGENET: Self = Self { mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225] };
     /// CIFAR-10's statistics (reference `cifar.py`).
     pub const CIFAR: Self = Self { mean: [0.4914, 0.4822, 0.4465], std: [0.2023, 0.1994, 0.2010] };
+
+    /// The statistics that belong to a recipe.
+    pub fn of_recipe(kind: RecipeKind) -> Self {
+        match kind {
+            RecipeKind::Imagenet => Self::IMAGENET,
+            RecipeKind::Cifar => Self::CIFAR,
+        }
+    }
 }
 
 /// What an encoder is built from.

@@ -17,12 +17,9 @@ mod plain;
 mod resnet;
 mod weights;
 
-pub use architecture::Architecture;
 pub use batch_norm::SumOverRanks;
 pub use compute::{Compute, ComputeType, allow_tf32, tf32_is_allowed};
-pub use device::{
-    DeviceChoice, DeviceError, SelectedDevice, select_device, select_device_of, threads, wait_for,
-};
+pub use device::{DeviceError, SelectedDevice, select_device, select_device_of, threads, wait_for};
 pub use encoder::{Encoder, EncoderConfig, Normalisation};
 pub use layer::{FeatureLayer, NoSuchLayer};
 pub use weights::{NamedTensors, WeightsError};

@@ -2,10 +2,11 @@
 
 use tch::{Tensor, nn};
 
-use super::architecture::{Architecture, NetworkLayout};
+use super::architecture::NetworkLayout;
 use super::batch_norm::Statistics;
 use super::plain::Plain;
 use super::resnet::ResNet;
+use crate::run_config::Architecture;
 
 /// A network with its last layer as the projection.
 #[derive(Debug)]

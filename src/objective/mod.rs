@@ -32,7 +32,7 @@ use tch::{Tensor, no_grad};
 
 pub use log_z::LogZ;
 pub use negatives::{Draw, Negatives};
-pub use options::{ObjectiveKind, ObjectiveOptions, PartitionChoice, Sampling};
+pub use options::ObjectiveOptions;
 pub use partial::Partial;
 
 use self::candidates::{Candidates, for_each_tile};
@@ -42,6 +42,7 @@ use self::positives::Positives;
 use crate::bank::BankShard;
 use crate::distributed::{DistributedError, ProcessGroup};
 use crate::ids::Position;
+use crate::run_config::{ObjectiveKind, PartitionChoice};
 
 /// Queries as an objective sees them: a batch, or a part of one.
 #[derive(Clone, Copy, Debug)]

@@ -9,9 +9,9 @@ use std::ops::Range;
 use rayon::prelude::*;
 use tch::{Device, Tensor};
 
-use super::Sampling;
 use crate::bank::{BankShard, Blocks};
 use crate::rng::{Purpose, Stream};
+use crate::run_config::Sampling;
 
 /// The increment of SplitMix64, 2⁶⁴ over the golden ratio.
 const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;

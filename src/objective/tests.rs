@@ -2,8 +2,9 @@ use proptest::prelude::*;
 use tch::{Device, Kind, Tensor};
 
 use super::*;
-use crate::bank::{BankDtype, MemoryBank};
+use crate::bank::MemoryBank;
 use crate::rng::{Purpose, Stream};
+use crate::run_config::{BankDtype, Sampling};
 use crate::units::Temperature;
 
 #[path = "../../tests/integration/support/oracle.rs"]

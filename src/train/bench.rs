@@ -6,14 +6,15 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
 
+use super::TrainError;
 use super::clock::Phase;
 use super::state::Trainer;
-use super::{TrainConfig, TrainError};
 use crate::distributed::{ProcessGroup, Rendezvous};
 use crate::ids::{InstanceId, Position};
 use crate::loader::{Batch, EpochOrder, GlobalBatch, RankShare};
 use crate::model::{select_device_of, threads, wait_for};
 use crate::rng::{Purpose, Stream};
+use crate::run_config::TrainConfig;
 
 /// Different batches that are drawn before the clock starts.
 const BATCHES: usize = 4;

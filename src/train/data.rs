@@ -1,25 +1,13 @@
-//! How a run reads its data: the loader's options from the configuration.
+//! How a run reads its data.
 
 use std::sync::Arc;
 
-use clap::ValueEnum;
-use serde::{Deserialize, Serialize};
-
-use super::{TrainConfig, TrainJob};
+use super::TrainJob;
+use crate::augment::Recipe;
 use crate::checkpoint::Cursor;
 use crate::dataset::Manifest;
-use crate::loader::{DatasetSource, Loader, LoaderError, LoaderOptions, RankShare, Shuffle, Source};
-use crate::storage::{BlobCache, Location};
-
-/// How the instances of an epoch are mixed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum ShuffleKind {
-    /// Uniformly over the whole split; for data on this machine, in memory or in a cache.
-    Exact,
-    /// Row groups in random order, and rows mixed over a window of them; for streaming.
-    Windowed,
-}
+use crate::loader::{DatasetSource, Loader, LoaderError, LoaderOptions, RankShare, Source};
+use crate::run_config::TrainConfig;
 
 /// The split that a run trains on.
 pub(super) fn open(job: &TrainJob, manifest: &Manifest) -> Result<DatasetSource, LoaderError> {
@@ -35,7 +23,7 @@ pub(super) fn load(
     cursor: Cursor,
     part: RankShare,
 ) -> Result<Loader, LoaderError> {
-    let recipe = config.recipe.recipe(config.image_size);
+    let recipe = Recipe::new(config.recipe, config.image_size);
     let options = LoaderOptions {
         epoch: cursor.epoch,
         epochs: config.epochs.saturating_sub(cursor.epoch),
@@ -44,48 +32,4 @@ pub(super) fn load(
         ..config.loader()
     };
     Loader::start(Arc::clone(source), recipe, options)
-}
-
-impl TrainConfig {
-    /// A split of the dataset, or a uniform sample of so many of its rows, read through the run's cache if it has one.
-    ///
-    /// # Errors
-    /// If there is no such split, or the split or the cache cannot be read.
-    pub fn source(
-        &self,
-        dataset: &Location,
-        manifest: &Manifest,
-        split: &str,
-        limit: Option<usize>,
-    ) -> Result<DatasetSource, LoaderError> {
-        let source = DatasetSource::open(dataset, manifest, split, limit)?;
-        if self.cache.is_empty() {
-            return Ok(source);
-        }
-        let folder = Location::parse_local(&self.cache).map_err(LoaderError::Cache)?;
-        let cache = BlobCache::open(&folder, self.cache_size.0);
-        Ok(source.with_cache(cache.map_err(LoaderError::Cache)?))
-    }
-
-    /// The loader's options, for an epoch from its start.
-    pub fn loader(&self) -> LoaderOptions {
-        let shuffle = match self.shuffle {
-            ShuffleKind::Exact => Shuffle::Exact,
-            ShuffleKind::Windowed => Shuffle::Windowed { rows: self.window },
-        };
-        LoaderOptions {
-            batch_size: self.batch_size,
-            seed: self.seed,
-            shuffle,
-            drop_last: self.drop_last,
-            micro_batches: self.accumulate,
-            threads: self.loader_threads,
-            read_threads: self.read_threads,
-            prefetch: self.prefetch,
-            memory_limit: self.memory_limit.0,
-            on_corrupt: self.on_corrupt,
-            max_corrupt: self.max_corrupt,
-            ..LoaderOptions::default()
-        }
-    }
 }

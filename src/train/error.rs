@@ -7,9 +7,8 @@ use crate::failure::Failure;
 use crate::feature_table::TableError;
 use crate::loader::LoaderError;
 use crate::model::{DeviceError, WeightsError};
+use crate::run_config::{Difference, InvalidConfig};
 use crate::storage::StorageError;
-
-use super::{Difference, InvalidConfig};
 
 /// A training run cannot start or go on.
 #[derive(Debug, thiserror::Error)]

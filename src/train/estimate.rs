@@ -2,10 +2,8 @@
 
 use serde::Serialize;
 
-use super::TrainConfig;
-use super::config::{OptimizerKind, Precision};
-use crate::bank::{BankDtype, BankInit};
 use crate::model::Encoder;
+use crate::run_config::{BankDtype, BankInit, OptimizerKind, Precision, TrainConfig};
 
 /// Bytes of a number in f32.
 const F32: u64 = 4;
@@ -101,7 +99,7 @@ impl Estimate {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Architecture;
+    use crate::run_config::Architecture;
 
     #[test]
     fn a_run_like_the_papers_needs_what_can_be_counted_by_hand() {

@@ -7,7 +7,8 @@ use tch::Tensor;
 
 use crate::distributed::{DistributedError, ProcessGroup, Reduce};
 use crate::ids::Position;
-use crate::loader::{Batch, GlobalBatch, OnCorrupt};
+use crate::loader::{Batch, GlobalBatch};
+use crate::run_config::OnCorrupt;
 
 /// Of each flag, whether it is set in any process.
 ///

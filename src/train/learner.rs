@@ -1,13 +1,14 @@
 //! What a run moves, as the loop of its steps and its checkpoints see it.
 
+use super::TrainError;
 use super::optim::Optimizer;
 use super::state::Trainer;
 use super::step::StepOutcome;
-use super::{TrainConfig, TrainError};
 use crate::bank::MemoryBank;
 use crate::checkpoint::{Cursor, TrainState};
 use crate::loader::Batch;
 use crate::model::Encoder;
+use crate::run_config::TrainConfig;
 use crate::train::metrics::bank_health::BankHealth;
 
 /// The state of a training or of a fine-tuning.

@@ -32,11 +32,6 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 pub use bench::StepBench;
-pub use config::{
-    Difference, FEWEST_MONITORED, Images, InvalidConfig, LrSchedule, OnNonFinite, OptimizerKind, Precision,
-    RecipeKind, TrainConfig,
-};
-pub use data::ShuffleKind;
 pub use error::{PartError, TrainError};
 pub use estimate::Estimate;
 pub use finetune::{FinetuneJob, LabelOptions, finetune, finetune_protocol};
@@ -57,14 +52,13 @@ use self::learner::{Learned, Learner};
 use self::metrics::log::Metrics;
 use self::metrics::meter::Meter;
 use self::state::{Trainer, make_replicas_equal};
-use crate::bank::BankInit;
 use crate::checkpoint::{Cursor, finished_step, mark_finished, unmark_finished};
 use crate::dataset::Manifest;
 use crate::distributed::{DistributedError, ProcessGroup, Rendezvous};
 use crate::loader::{Loader, LoaderError, RankShare, Source};
 use crate::model::{SelectedDevice, select_device_of};
-use crate::objective::{ObjectiveKind, PartitionChoice};
 use crate::progress::Progress;
+use crate::run_config::{BankInit, ObjectiveKind, PartitionChoice, TrainConfig};
 use crate::storage::{Location, Lock};
 
 /// So long a process whose peers were lost may take to find out by itself: it may wait for data, or for a device.

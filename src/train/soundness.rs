@@ -60,9 +60,8 @@ mod tests {
     use crate::checkpoint::{
         CheckpointManifest, Cursor, TrainState, TrainedOn, checkpoint_name, list_checkpoints, publish_file,
     };
-    use crate::model::Architecture;
+    use crate::run_config::{Architecture, TrainConfig};
     use crate::storage::Location;
-    use crate::train::TrainConfig;
     use crate::train::checkpoint::restore::newest;
 
     fn encoder() -> Encoder {

@@ -5,9 +5,9 @@ use std::rc::Rc;
 
 use tch::Tensor;
 
+use super::TrainError;
 use super::clock::Clock;
 use super::optim::Optimizer;
-use super::{Precision, TrainConfig, TrainError};
 use crate::bank::MemoryBank;
 use crate::checkpoint::Cursor;
 use crate::distributed::{DistributedError, GradientReducer, ProcessGroup};
@@ -15,6 +15,7 @@ use crate::ids::Position;
 use crate::loader::RankShare;
 use crate::model::{Compute, ComputeType, Encoder};
 use crate::objective::{LogZ, Objective, Queries};
+use crate::run_config::{Precision, TrainConfig};
 use crate::storage::Digest;
 use crate::train::optim::loss_scale::LossScale;
 

@@ -4,15 +4,15 @@ use std::ops::Range;
 
 use tch::{Kind, Tensor, no_grad};
 
+use super::TrainError;
 use super::clock::Phase;
-use super::config::OnNonFinite;
 use super::gather::{Gathered, present};
 use super::state::Trainer;
-use super::{TrainConfig, TrainError};
 use crate::distributed::Reduce;
 use crate::ids::Position;
 use crate::loader::{Batch, GlobalBatch};
 use crate::objective::{Draw, Negatives, Queries};
+use crate::run_config::{OnNonFinite, TrainConfig};
 use crate::train::optim::loss_scale::LossScale;
 use crate::train::optim::schedule::learning_rate;
 

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use instdisc::run_config::{Given, TrainConfig};
+
 use super::support::root;
 
 /// The layers from the foundation up.
@@ -9,26 +11,27 @@ const FOUNDATION: &[&str] = &["ids", "units", "rng", "simd", "failure", "guard",
 const FORMATS: &[&str] = &["image", "dataset", "feature_table", "checkpoint"];
 const LEARNING: &[&str] = &["model", "bank", "objective", "distributed"];
 const PARTS: &[&str] = &["augment", "search"];
-const STAGES: &[&str] = &["ingest", "loader", "train", "eval", "page", "config"];
+const STAGES: &[&str] = &["ingest", "loader", "train", "eval", "page"];
 
 /// What a module may import; nothing where it has no place in the layers.
 fn may_import(module: &str) -> Option<Vec<&'static str>> {
     Some(match module {
         "storage" | "distributed" => vec!["failure"],
-        "config" => Vec::new(),
+        "run_config" => [FOUNDATION, &["dataset"]].concat(),
+        "checkpoint" => [FOUNDATION, &["run_config"]].concat(),
         name if FOUNDATION.contains(&name) => Vec::new(),
         name if FORMATS.contains(&name) => FOUNDATION.to_vec(),
-        "bank" => FOUNDATION.to_vec(),
-        "model" => [FOUNDATION, &["augment"]].concat(),
-        "objective" => [FOUNDATION, &["bank", "distributed"]].concat(),
-        "augment" => [FOUNDATION, &["image"]].concat(),
+        "bank" => [FOUNDATION, &["run_config"]].concat(),
+        "model" => [FOUNDATION, &["augment", "run_config"]].concat(),
+        "objective" => [FOUNDATION, &["bank", "distributed", "run_config"]].concat(),
+        "augment" => [FOUNDATION, &["image", "run_config"]].concat(),
         "search" => [FOUNDATION, &["feature_table"]].concat(),
         "ingest" => [FOUNDATION, FORMATS].concat(),
-        "loader" => [FOUNDATION, FORMATS, &["augment"]].concat(),
-        "train" | "eval" => [FOUNDATION, FORMATS, PARTS, LEARNING, &["loader"]].concat(),
+        "loader" => [FOUNDATION, FORMATS, &["augment", "run_config"]].concat(),
+        "train" | "eval" => [FOUNDATION, FORMATS, PARTS, LEARNING, &["loader", "run_config"]].concat(),
         "page" => [FOUNDATION, FORMATS, &["search", "eval"]].concat(),
-        "commands" => [FOUNDATION, FORMATS, PARTS, LEARNING, STAGES].concat(),
-        "cli" => [FOUNDATION, FORMATS, PARTS, LEARNING, STAGES, &["commands"]].concat(),
+        "commands" => [FOUNDATION, FORMATS, PARTS, LEARNING, STAGES, &["run_config"]].concat(),
+        "cli" => [FOUNDATION, FORMATS, PARTS, LEARNING, STAGES, &["run_config", "commands"]].concat(),
         _ => return None,
     })
 }
@@ -116,13 +119,13 @@ fn only_the_learning_side_names_tensors() {
 }
 
 #[test]
-fn only_the_shell_knows_anyhow() {
+fn only_the_shell_names_anyhow_and_clap() {
+    let is_use = |line: &str| {
+        !line.trim_start().starts_with("//") && ["anyhow", "clap"].iter().any(|name| line.contains(name))
+    };
     let wrong: Vec<_> = sources()
         .into_iter()
-        .filter(|(path, text)| text.contains("anyhow") && !["cli", "main"].contains(&module(path)))
-        .filter(|(_, text)| {
-            text.lines().any(|line| line.contains("anyhow") && !line.trim_start().starts_with("//"))
-        })
+        .filter(|(path, text)| !["cli", "main"].contains(&module(path)) && text.lines().any(is_use))
         .map(|(path, _)| path)
         .collect();
     assert!(wrong.is_empty(), "{wrong:?}");
@@ -180,19 +183,15 @@ fn links(text: &str) -> Vec<String> {
     targets.filter(|target| !target.contains("://")).map(ToOwned::to_owned).collect()
 }
 
-#[cfg(feature = "torch")]
 #[test]
 fn every_run_file_is_a_valid_configuration() {
-    #[derive(serde::Serialize)]
-    struct NoFlags {}
     let mut seen = 0;
     for entry in std::fs::read_dir(root().join("jobs/runs")).expect("the folder") {
         let path = entry.expect("an entry").path();
         let text = std::fs::read_to_string(&path).expect("text");
         let name = path.display().to_string();
-        let defaults = instdisc::train::TrainConfig::default();
-        let config =
-            instdisc::config::resolve(&defaults, Some((&name, &text)), &NoFlags {}).expect("a configuration");
+        let given = Given { file: Some((&name, &text)), flags: &toml::Table::new() };
+        let config = given.over(&TrainConfig::default()).expect("a configuration");
         config.validate().expect("valid");
         for word in ["command:", "expected:", "hours:", "source:"] {
             assert!(

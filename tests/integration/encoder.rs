@@ -1,10 +1,10 @@
 //! The encoder against torchvision's networks, with the same weights.
 
 use instdisc::model::{
-    Architecture, DeviceChoice, Encoder, EncoderConfig, NamedTensors, Normalisation, allow_tf32,
-    select_device, tf32_is_allowed,
+    Encoder, EncoderConfig, NamedTensors, Normalisation, allow_tf32, select_device, tf32_is_allowed,
 };
 use instdisc::rng::{Purpose, Stream};
+use instdisc::run_config::{Architecture, DeviceChoice};
 use tch::{Device, Kind, Tensor};
 
 use super::support::{python, scratch};

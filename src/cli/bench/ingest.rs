@@ -3,6 +3,7 @@
 use anyhow::Context;
 use clap::Args;
 
+use super::super::choice::choice;
 use super::super::{GlobalArgs, write_json};
 use crate::ingest::{BenchOptions, CheckDepth, bench};
 use crate::storage::Location;
@@ -24,7 +25,7 @@ pub(super) struct BenchIngestArgs {
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
     /// How much of an image the ingest looks at
-    #[arg(long, value_enum, default_value = "full")]
+    #[arg(long, value_parser = choice::<CheckDepth>(), default_value = "full")]
     check: CheckDepth,
     /// Rounds; the median counts
     #[arg(long, value_name = "N", default_value_t = 3)]

@@ -6,14 +6,14 @@ use anyhow::ensure;
 use clap::Args;
 use serde_json::json;
 
-use crate::bank::{BankDtype, BankInit, BankOptions, MemoryBank};
+use crate::bank::{BankOptions, MemoryBank};
+use crate::cli::choice::choice;
 use crate::cli::write_json;
 use crate::ids::Position;
-use crate::model::{DeviceChoice, allow_tf32, select_device, threads, wait_for};
-use crate::objective::{
-    Draw, LogZ, Negatives, Objective, ObjectiveKind, ObjectiveOptions, Queries, Sampling,
-};
+use crate::model::{allow_tf32, select_device, threads, wait_for};
+use crate::objective::{Draw, LogZ, Negatives, Objective, ObjectiveOptions, Queries};
 use crate::rng::{Purpose, Stream};
+use crate::run_config::{BankDtype, BankInit, DeviceChoice, ObjectiveKind, Sampling};
 use crate::units::Temperature;
 
 /// Loss and gradient of one batch against a bank of random rows.
@@ -23,7 +23,7 @@ use crate::units::Temperature;
 )]
 pub(in crate::cli) struct ObjectiveArgs {
     /// The objective
-    #[arg(long, value_enum, value_name = "NAME", default_value = "nce")]
+    #[arg(long, value_parser = choice::<ObjectiveKind>(), value_name = "NAME", default_value = "nce")]
     objective: ObjectiveKind,
     /// Rows of the bank
     #[arg(long, value_name = "N", default_value_t = 1_281_167)]
@@ -38,13 +38,13 @@ pub(in crate::cli) struct ObjectiveArgs {
     #[arg(long, value_name = "K", default_value_t = 4096)]
     negatives: usize,
     /// Whether each query has sampled rows of its own
-    #[arg(long, value_enum, value_name = "NAME", default_value = "per-sample")]
+    #[arg(long, value_parser = choice::<Sampling>(), value_name = "NAME", default_value = "per-sample")]
     negative_sampling: Sampling,
     /// τ
     #[arg(long, value_name = "TAU", default_value = "0.07")]
     temperature: Temperature,
     /// The type in which the bank keeps its numbers
-    #[arg(long, value_enum, value_name = "NAME", default_value = "f32")]
+    #[arg(long, value_parser = choice::<BankDtype>(), value_name = "NAME", default_value = "f32")]
     bank_dtype: BankDtype,
     /// Let tensor cores round the factors of products (CUDA)
     #[arg(long)]

@@ -6,10 +6,10 @@ use anyhow::ensure;
 use clap::Args;
 
 use crate::cli::ranks::RankFlags;
-use crate::cli::train::TrainFlags;
+use crate::cli::train::{Offer, OptionFlags};
 use crate::cli::write_json;
-use crate::config;
-use crate::train::{StepBench, TrainConfig};
+use crate::run_config::{Given, OptionSpec, TrainConfig, read_file, shown};
+use crate::train::StepBench;
 
 /// Training steps on drawn pixels, split into their phases.
 ///
@@ -33,16 +33,26 @@ pub(in crate::cli) struct StepArgs {
     #[arg(long, value_name = "FILE", value_parser = crate::cli::local_path)]
     config: Option<PathBuf>,
     #[command(flatten)]
-    options: TrainFlags,
+    options: OptionFlags<OfSteps>,
     #[command(flatten)]
     ranks: RankFlags,
 }
 
+/// All options, with the general defaults: no images decide them here.
+#[derive(Debug)]
+enum OfSteps {}
+
+impl Offer for OfSteps {
+    fn options() -> Vec<(&'static OptionSpec, Option<String>)> {
+        let defaults = TrainConfig::default().values();
+        TrainConfig::OPTIONS.iter().map(|option| (option, shown(&defaults[option.key]))).collect()
+    }
+}
+
 pub(super) fn run(args: &StepArgs) -> anyhow::Result<()> {
     ensure!(args.steps > 0, "--steps is above 0");
-    let text = args.config.as_deref().map(config::read).transpose()?;
-    let file = text.as_ref().map(|(name, text)| (name.as_str(), text.as_str()));
-    let config = config::resolve(&TrainConfig::default(), file, &args.options)?;
+    let file = args.config.as_deref().map(read_file).transpose()?;
+    let config = Given::new(file.as_ref(), &args.options.given).over(&TrainConfig::default())?;
     ensure!(config.batch_size <= args.instances, "--batch-size is at most --instances");
     let bench = StepBench { instances: args.instances, steps: args.steps, warmup_steps: args.warmup_steps };
     let rendezvous = args.ranks.rendezvous()?;

@@ -1,7 +1,6 @@
 //! `instdisc train`.
 
 mod flags;
-mod headings;
 
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
@@ -12,23 +11,22 @@ use clap::Args;
 use indicatif::HumanDuration;
 use serde_json::{Map, Value, json};
 
-pub(super) use flags::TrainFlags;
-pub(super) use headings::under_headings;
+pub(super) use flags::{Offer, OptionFlags};
 
+use super::GlobalArgs;
 use super::process::signals;
 use super::progress::{Meter, Terminal, say, say_next};
 use super::ranks::{RankFlags, end_as_lost};
-use super::{GlobalArgs, learn_flags};
 use crate::checkpoint::{Checkpoint, list_checkpoints};
 use crate::cli::exit::WrongUsage;
 use crate::commands::Monitor;
-use crate::config;
 use crate::dataset::Manifest;
 use crate::progress::Progress;
+use crate::run_config::{Given, Images, OptionSpec, TrainConfig, read_file, shown};
 use crate::storage::Location;
 use crate::train::{
-    Estimate, Evaluation, Exporter, HookError, Hooks, Images, MetricsLine, Outcome, RunSummary, Scope,
-    StepReport, StopFlag, TrainConfig, TrainError, TrainJob, train,
+    Estimate, Evaluation, Exporter, HookError, Hooks, MetricsLine, Outcome, RunSummary, Scope, StepReport,
+    StopFlag, TrainError, TrainJob, train,
 };
 use crate::units::shell_word;
 
@@ -59,30 +57,32 @@ pub(super) struct TrainArgs {
     #[arg(long, value_name = "ADDR")]
     metrics_listen: Option<String>,
     #[command(flatten)]
-    options: TrainFlags,
+    options: OptionFlags<OfTraining>,
     #[command(flatten)]
     ranks: RankFlags,
 }
 
-/// Writes the defaults into the help.
-pub(super) fn show_defaults(command: clap::Command) -> clap::Command {
-    let keys = TrainConfig::BY_IMAGES;
-    let command = learn_flags::show_defaults(command, &TrainConfig::default(), &keys);
-    keys.into_iter().zip(TrainConfig::defaults_by_images()).fold(command, |command, (key, default)| {
-        command.mut_arg(key, |arg| {
-            let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
-            arg.help(format!("{help} [default: {default}]"))
-        })
-    })
+/// All options, with the defaults of a run.
+#[derive(Debug)]
+enum OfTraining {}
+
+impl Offer for OfTraining {
+    fn options() -> Vec<(&'static OptionSpec, Option<String>)> {
+        let defaults = TrainConfig::default().values();
+        let default = |option: &OptionSpec| {
+            option.by_images.map_or_else(|| shown(&defaults[option.key]), |text| Some(text.to_owned()))
+        };
+        TrainConfig::OPTIONS.iter().map(|option| (option, default(option))).collect()
+    }
 }
 
 pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
     static STOP: StopFlag = StopFlag::new(false);
-    let text = args.config.as_deref().map(config::read).transpose()?;
-    let file = text.as_ref().map(|(name, text)| (name.as_str(), text.as_str()));
+    let file = args.config.as_deref().map(read_file).transpose()?;
+    let given = Given::new(file.as_ref(), &args.options.given);
     let (dataset, run) = (global.location(&args.dataset)?, global.location(&args.run)?);
     let rendezvous = args.ranks.rendezvous()?;
-    let config = resolve(&dataset, &run, rendezvous.world(), file, &args.options)?;
+    let config = resolve(&dataset, &run, rendezvous.world(), &given)?;
     let init = (!config.init.is_empty()).then(|| global.file("--init", &config.init)).transpose()?;
     if args.estimate {
         config.validate().map_err(TrainError::from)?;
@@ -161,11 +161,9 @@ fn resolve(
     dataset: &Location,
     run: &Location,
     ranks: usize,
-    file: Option<(&str, &str)>,
-    flags: &TrainFlags,
+    given: &Given<'_>,
 ) -> anyhow::Result<TrainConfig> {
-    let asked = config::resolve(&TrainConfig::default(), file, flags)?;
-    let given = config::given_keys(file, flags)?;
+    let asked = given.over(&TrainConfig::default())?;
     let manifest = Manifest::read(dataset)?;
     if !asked.monitor_split.is_empty() {
         manifest.split(dataset, &asked.monitor_split)?;
@@ -175,23 +173,17 @@ fn resolve(
         }
     }
     let images = Images::of(manifest.split(dataset, &asked.split)?, asked.limit);
-    let mut defaults = serde_json::to_value(TrainConfig::for_images(images, ranks, &given))?;
+    let mut defaults = images.defaults(ranks, &given.keys()?);
     let begun =
         list_checkpoints(run)?.pop().map(|(_, folder)| Checkpoint::open(&folder)?.state()).transpose()?;
     if let Some(begun) = &begun {
-        let before = TrainConfig::CHANGED.iter().map(|(key, value)| (*key, Some(json!(value))));
-        for (key, before) in TrainConfig::BY_IMAGES.into_iter().map(|key| (key, None)).chain(before) {
-            if let Some(value) = begun.config.get(key).cloned().or(before) {
-                defaults[key] = value;
-            }
-        }
+        defaults = defaults.as_begun(&begun.config).context("the run's configuration")?;
     }
-    let defaults: TrainConfig = serde_json::from_value(defaults).context("the run's configuration")?;
-    let config = config::resolve(&defaults, file, flags)?;
-    let [before, now] = [&asked, &config].map(|config| serde_json::to_value(config).unwrap_or_default());
+    let config = given.over(&defaults)?;
+    let [before, now] = [&asked, &config].map(TrainConfig::values);
     // What decides the cost is said in any case.
     let is_said = |key: &str| before[key] != now[key] || ALWAYS_SAID.contains(&key);
-    let said = now.as_object().into_iter().flatten().filter(|(key, _)| is_said(key));
+    let said = now.iter().filter(|(key, _)| is_said(key));
     let said: Vec<String> = said.map(|(key, value)| format!("{key} = {value}")).collect();
     let whose = if begun.is_some() {
         "of this run, as it was begun".to_owned()

@@ -14,8 +14,9 @@ use crate::distributed::ProcessGroup;
 use crate::eval::{KnnOptions, KnnReports, RowChoice, checkpoint_bank, default_k, run_tables};
 use crate::failure::Failure;
 use crate::feature_table::{FeatureTable, StoredTable, Table};
-use crate::model::{DeviceChoice, FeatureLayer};
+use crate::model::FeatureLayer;
 use crate::progress::Progress;
+use crate::run_config::DeviceChoice;
 use crate::storage::{Location, PublishMode, StorageError};
 
 /// A run to evaluate.

@@ -34,8 +34,9 @@ use crate::failure::Failure;
 use crate::feature_table::{FeatureTable, TableMeta};
 use crate::ids::{ClassId, InstanceId};
 use crate::loader::{LoaderError, SubsetRecord, balanced_rows};
-use crate::model::{DeviceChoice, select_device};
+use crate::model::select_device;
 use crate::progress::Progress;
+use crate::run_config::DeviceChoice;
 use crate::units::Fraction;
 
 /// The share of the training rows by which one of several settings is chosen.

@@ -28,8 +28,8 @@ mod stamps;
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
+use strum::{EnumMessage, VariantArray};
 
 use super::{IngestError, IngestOptions};
 use crate::ids::ClassId;
@@ -51,8 +51,9 @@ pub(super) use records::Fault;
 pub(super) use stamps::Stamps;
 
 /// The forms of sources.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, EnumMessage, VariantArray)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub enum SourceFormat {
     /// What the source's content says it is.
     #[default]
@@ -76,16 +77,7 @@ pub enum SourceFormat {
 impl SourceFormat {
     /// Its name as an option.
     pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::Imagefolder => "imagefolder",
-            Self::Imagenet => "imagenet",
-            Self::Tar => "tar",
-            Self::Webdataset => "webdataset",
-            Self::Parquet => "parquet",
-            Self::Cifar => "cifar",
-            Self::List => "list",
-        }
+        self.get_serializations()[0]
     }
 
     /// What it is, for people.
@@ -103,7 +95,8 @@ impl SourceFormat {
 }
 
 /// How the text of labels is read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, EnumMessage, VariantArray)]
+#[strum(serialize_all = "lowercase")]
 pub enum LabelsAs {
     /// Digits are numbers, everything else is a name; what can be both is an error.
     #[default]
@@ -115,7 +108,8 @@ pub enum LabelsAs {
 }
 
 /// Which folder is the class of an image that has several between itself and its split.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumMessage, VariantArray)]
+#[strum(serialize_all = "lowercase")]
 pub enum ClassFolder {
     /// The first one below the split, as torchvision's ImageFolder has it.
     First,

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::support::{options, rows, source};
 use super::*;
 use crate::dataset::DatasetError;
+use crate::run_config::OnCorrupt;
 use crate::storage::Cancel;
 
 /// What hangs does so for ever; a busy machine takes its time.

@@ -4,6 +4,7 @@ use tempfile::{TempDir, tempdir};
 
 use super::support::{batches, damage, on_disk, open, options, publish, rows};
 use super::*;
+use crate::run_config::OnCorrupt;
 use crate::storage::{BlobCache, Location};
 
 const WINDOWED: Shuffle = Shuffle::Windowed { rows: 24 };

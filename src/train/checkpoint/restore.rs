@@ -13,10 +13,11 @@ use crate::objective::{LogZ, Objective};
 use crate::storage::Location;
 
 use super::snapshot::DataIdentity;
+use crate::run_config::{Difference, TrainConfig};
+use crate::train::TrainError;
 use crate::train::optim::Optimizer;
 use crate::train::soundness;
 use crate::train::state::Trainer;
-use crate::train::{Difference, TrainConfig, TrainError};
 
 /// Rows of a bank that are read at a time: 32 MiB at 128 numbers a row.
 const ROWS_OF_A_READ: usize = 1 << 16;

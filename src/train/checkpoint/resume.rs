@@ -8,15 +8,12 @@ use crate::storage::{Location, Lock};
 
 use super::restore::newest;
 use super::retention::remove_unpublished;
-use crate::objective::ObjectiveKind;
+use crate::run_config::{ObjectiveKind, Precision, TrainConfig};
 use crate::train::state::Trainer;
-use crate::train::{PartError, Precision, TrainConfig, TrainError, TrainJob};
+use crate::train::{PartError, TrainError, TrainJob};
 
 /// The key under which rank 0 says from where the run goes on.
 const FOUND: &str = "found";
-/// Keys of the configuration that may differ from process to process: what a machine has.
-const OF_A_MACHINE: [&str; 7] =
-    ["device", "cache", "cache_size", "memory_limit", "read_threads", "loader_threads", "prefetch"];
 
 /// What a call finds.
 #[derive(Debug)]
@@ -81,9 +78,7 @@ pub(in crate::train) fn agree(
     group.agree("the program", &program())?;
     group.agree("the dataset's digest", &trained_on.dataset_digest)?;
     group.agree("the kind of device", if device.is_cuda() { "cuda" } else { "cpu" })?;
-    let plain = serde_json::to_value(config).expect("a configuration is plain data");
-    let keys = plain.as_object().into_iter().flatten();
-    for (key, value) in keys.filter(|(key, _)| !OF_A_MACHINE.contains(&key.as_str())) {
+    for (key, value) in config.of_all_ranks() {
         group.agree(&format!("the option {key}"), &value.to_string())?;
     }
     Ok(())
@@ -102,8 +97,7 @@ fn program() -> String {
 /// Puts the weights of a file in place of the initial ones.
 pub(in crate::train) fn begin_with(trainer: &mut Trainer, file: &Location) -> Result<(), TrainError> {
     let wrong = |source| {
-        let arch = serde_json::to_value(trainer.config.arch).unwrap_or_default();
-        let arch = arch.as_str().unwrap_or_default().to_owned();
+        let arch = <&str>::from(trainer.config.arch).to_owned();
         TrainError::Part(PartError::Init { file: file.to_string(), arch, source })
     };
     let weights = NamedTensors::from_bytes(&file.read()?).map_err(wrong)?;

@@ -15,14 +15,14 @@ use crate::feature_table::{FeatureTable, Kind, TableMeta};
 use crate::ids::{ClassId, InstanceId};
 use crate::loader::Source;
 use crate::model::{EncoderConfig, NamedTensors};
+use crate::run_config::{ShuffleKind, TrainConfig};
 use crate::storage::{Location, Lock, PublishMode};
 
 use super::sharded::PartsOfRanks;
-use crate::train::data::ShuffleKind;
 use crate::train::learner::{Learned, Learner};
 use crate::train::metrics::log::MetricsFiles;
 use crate::train::soundness::not_finite;
-use crate::train::{TrainConfig, TrainError, TrainJob};
+use crate::train::{TrainError, TrainJob};
 
 /// What a checkpoint says of the data it was trained on.
 #[derive(Clone, Debug)]
@@ -245,7 +245,7 @@ mod tests {
 
     fn common(run: &Location, lock: Lock) -> Common {
         let metrics = Metrics::resume(run, 0).expect("a new run").files();
-        let arch = crate::model::Architecture::ResNet20Cifar;
+        let arch = crate::run_config::Architecture::ResNet20Cifar;
         let config = TrainConfig { arch, image_size: 16, dim: 8, ..TrainConfig::default() };
         let encoder = Encoder::new(config.encoder(), 0, tch::Device::Cpu);
         let (model, optimizer) = (encoder.weights(), NamedTensors::from_tensors([]));

@@ -15,10 +15,9 @@ use serde::{Deserialize, Serialize};
 
 pub use opening::finetune;
 
-use super::{LrSchedule, TrainConfig, TrainJob};
-use crate::bank::BankInit;
+use super::TrainJob;
 use crate::loader::SubsetRecord;
-use crate::objective::PartitionChoice;
+use crate::run_config::{BankInit, LrSchedule, PartitionChoice, TrainConfig};
 use crate::storage::{Digest, Location};
 use crate::units::Fraction;
 

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::super::{Hooks, Precision, StopFlag, TrainConfig, TrainError};
+use super::super::{Hooks, StopFlag, TrainError};
 use super::tuner::Tuner;
 use super::{FinetuneJob, LabelRecord};
 use crate::checkpoint::{Checkpoint, MODEL};
@@ -11,6 +11,7 @@ use crate::dataset::{Manifest, write_label_subset};
 use crate::distributed::ProcessGroup;
 use crate::loader::{Source, Subset, SubsetRecord};
 use crate::model::{NamedTensors, select_device};
+use crate::run_config::{Precision, TrainConfig};
 use crate::train::Opened;
 use crate::train::Outcome;
 use crate::train::checkpoint::resume::{Start, set_precision};

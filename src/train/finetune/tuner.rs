@@ -6,7 +6,7 @@ use super::LabelRecord;
 use crate::checkpoint::Cursor;
 use crate::loader::{Batch, micro_batch_ranges};
 use crate::model::{Encoder, NamedTensors, WeightsError};
-use crate::train::TrainConfig;
+use crate::run_config::TrainConfig;
 use crate::train::error::TrainError;
 use crate::train::optim::Optimizer;
 use crate::train::optim::schedule::learning_rate;

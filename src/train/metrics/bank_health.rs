@@ -10,8 +10,9 @@ use tch::{Kind, Tensor, no_grad};
 use crate::bank::MemoryBank;
 use crate::distributed::{DistributedError, ProcessGroup, Reduce};
 use crate::ids::Position;
-use crate::objective::{LogZ, Objective, ObjectiveKind, Queries};
+use crate::objective::{LogZ, Objective, Queries};
 use crate::rng::{Purpose, Stream};
+use crate::run_config::ObjectiveKind;
 use crate::train::state::Trainer;
 
 /// Rows that are sampled for norms, pairs and the rank.

@@ -11,9 +11,8 @@ mod sgd;
 
 use tch::{Kind, Tensor, no_grad};
 
-use super::TrainConfig;
-use super::config::OptimizerKind;
 use crate::model::{NamedTensors, WeightsError};
+use crate::run_config::{OptimizerKind, TrainConfig};
 
 /// A parameter with what the optimiser keeps for it.
 #[derive(Debug)]

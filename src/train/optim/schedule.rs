@@ -1,8 +1,7 @@
 //! The learning rate.
 
 use crate::checkpoint::Cursor;
-use crate::train::TrainConfig;
-use crate::train::config::LrSchedule;
+use crate::run_config::{LrSchedule, TrainConfig};
 
 /// The learning rate of the step at the cursor, in a run of `steps_per_epoch`.
 ///

@@ -3,15 +3,14 @@ use std::sync::Arc;
 use tch::{Device, Kind};
 
 use super::*;
-use crate::bank::{BankDtype, MemoryBank};
+use crate::bank::MemoryBank;
 use crate::checkpoint::Cursor;
 use crate::feature_table::UNIT_TOLERANCE;
 use crate::ids::{InstanceId, Position};
-use crate::loader::{GlobalBatch, OnCorrupt};
-use crate::model::Architecture;
-use crate::objective::{LogZ, ObjectiveKind, PartitionChoice};
+use crate::loader::GlobalBatch;
+use crate::objective::LogZ;
 use crate::rng::{Purpose, Stream};
-use crate::train::Precision;
+use crate::run_config::{Architecture, BankDtype, ObjectiveKind, OnCorrupt, PartitionChoice, Precision};
 use crate::units::Temperature;
 
 const INSTANCES: usize = 24;

@@ -1,0 +1,20 @@
+//! The configuration of a run: every option, described once.
+//!
+//! [`TrainConfig::OPTIONS`] describes the options. From it come the flags and their help, the keys of TOML files, the checks,
+//! the comparison of ranks and of a resumed run, and docs/options.md. This module needs neither libtorch nor clap, so that
+//! every program can read the configuration of a run.
+
+mod choices;
+mod config;
+mod file;
+mod for_images;
+mod option;
+
+pub use choices::{
+    Architecture, BankDtype, BankInit, Choice, DeviceChoice, LrSchedule, ObjectiveKind, OnCorrupt,
+    OnNonFinite, OptimizerKind, PartitionChoice, Precision, RecipeKind, Sampling, ShuffleKind, choices,
+};
+pub use config::{Difference, InvalidConfig, TrainConfig};
+pub use file::{ConfigError, Given, read_file};
+pub use for_images::{FEWEST_MONITORED, Images};
+pub use option::{Arity, Heading, OptionSpec, OptionValue, Range, Scope, shown};
