@@ -12,6 +12,7 @@ use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
 use self::lease::{Lease, PACE};
+use super::store::Store;
 use super::{Location, StorageError};
 
 /// How long a holder may take to say who it is.
@@ -54,7 +55,7 @@ impl Lock {
                     Ok(Self(Held::Lease(Lease::take(location, &holder, PACE)?)))
                 }
             },
-            None if location.remote().is_some_and(|remote| remote.single_writer) => {
+            None if location.object_store().is_some_and(Store::single_writer) => {
                 Ok(Self(Held::Nothing { location: location.clone() }))
             }
             None => Ok(Self(Held::Lease(Lease::take(location, &holder, PACE)?))),
@@ -87,7 +88,7 @@ fn take_file(
     holder: &str,
     try_lock: fn(&File) -> Result<(), TryLockError>,
 ) -> Result<Option<Lock>, StorageError> {
-    let failed = |error| location.failed_locally("lock", error);
+    let failed = |error| location.failed_io("lock", error);
     let asked = Instant::now();
     loop {
         if let Some(folder) = path.parent() {
@@ -122,8 +123,10 @@ fn take_file(
         if !is_the_file_at(&file, path).map_err(failed)? {
             continue;
         }
-        file.set_len(0).and_then(|()| file.write_all(holder.as_bytes())).map_err(failed)?;
-        return Ok(Some(Lock(Held::Local { file: Some(file), location: location.clone() })));
+        let named = file.set_len(0).and_then(|()| file.write_all(holder.as_bytes()));
+        // Dropped, and so removed, where the disk is full.
+        let lock = Lock(Held::Local { file: Some(file), location: location.clone() });
+        return named.map(|()| Some(lock)).map_err(failed);
     }
 }
 

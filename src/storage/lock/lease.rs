@@ -10,12 +10,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use object_store::{ObjectStore, ObjectStoreExt};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
-use crate::storage::publish::create::writer_id;
-use crate::storage::{Location, StorageError, block_on, handle};
+use crate::storage::store::writer_id;
+use crate::storage::{Location, PublishMode, StorageError, block_on, handle};
 
 /// When the holder shows life, and after how long without a sign the lock is free.
 #[derive(Clone, Copy)]
@@ -57,10 +56,7 @@ impl Lease {
     /// # Errors
     /// [`StorageError::Locked`] where another process holds it; else if the store fails.
     pub(in crate::storage) fn take(lock: &Location, holder: &str, pace: Pace) -> Result<Self, StorageError> {
-        let term = block_on(async {
-            lock.require_creates().await?;
-            take(lock, holder, pace).await
-        })?;
+        let term = block_on(take(lock, holder, pace))?;
         let lost = Arc::new(AtomicBool::new(false));
         let heart = handle().spawn(beat(term.clone(), pace, Arc::clone(&lost)));
         Ok(Self { term, lost, heart })
@@ -145,27 +141,15 @@ impl Term {
     }
 }
 
-impl Location {
-    async fn remove(&self) -> Result<(), StorageError> {
-        match self.attempt("delete", || async { self.store().delete(self.key()).await }).await {
-            Err(error) if !error.is_not_found() => Err(error),
-            _ => Ok(()),
-        }
-    }
-}
-
 /// Reads the lock's files; one that vanishes meanwhile is not there.
 async fn files(lock: &Location) -> Result<Files, StorageError> {
     let mut files = Files::default();
     let Some(folder) = lock.folder() else { return Ok(files) };
-    let list = || async { folder.store().list_with_delimiter(Some(folder.key())).await };
-    let listed = lock.attempt("list", list).await?.objects;
     let prefix = format!("{}.", lock.file_name());
-    for name in listed.iter().filter_map(|meta| meta.location.filename()) {
+    for name in folder.list_names().await? {
         let Some(rest) = name.strip_prefix(&prefix) else { continue };
-        let Some(file) = lock.with_file_name(name) else { continue };
-        let read = || async { file.store().get(file.key()).await?.bytes().await };
-        let text = match file.attempt("read", read).await {
+        let Some(file) = lock.with_file_name(&name) else { continue };
+        let text = match file.read_part(None).await {
             Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
             Err(error) if error.is_not_found() => continue,
             Err(error) => return Err(error),
@@ -175,7 +159,7 @@ async fn files(lock: &Location) -> Result<Files, StorageError> {
                 files.terms.insert(number, text);
             }
             Err(_) => {
-                files.signs.insert(name.to_owned(), text);
+                files.signs.insert(name, text);
             }
         }
     }
@@ -197,7 +181,7 @@ async fn take(lock: &Location, holder: &str, pace: Pace) -> Result<Term, Storage
         let (holder, writer) = (holder.to_owned(), writer_id());
         let term = Term { lock: lock.clone(), number, writer, holder };
         let Some(file) = term.file(number) else { return Err(term.locked("a bucket has no lock")) };
-        match file.create(term.text().into()).await {
+        match file.put(term.text().into(), PublishMode::Create).await {
             Ok(()) => {}
             // Of several that found it free or dead, another one was first.
             Err(StorageError::AlreadyExists { .. }) => continue,
@@ -241,7 +225,7 @@ async fn beat(term: Term, pace: Pace, lost: Arc<AtomicBool>) {
     for number in 1.. {
         sleep(pace.beat).await;
         let shown = match term.is_held().await {
-            Ok(true) => sign.replace(format!("sign of life {number}").into()).await,
+            Ok(true) => sign.put(format!("sign of life {number}").into(), PublishMode::Overwrite).await,
             Ok(false) => {
                 lost.store(true, Ordering::Release);
                 return;
