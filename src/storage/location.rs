@@ -209,6 +209,6 @@ mod tests {
     #[test]
     fn an_unknown_scheme_is_named() {
         let error = Location::parse("ftp://host/x", &StorageOptions::default()).expect_err("ftp");
-        assert!(error.to_string().contains("`ftp` is unknown"), "{error}");
+        assert!(error.to_string().contains("unknown scheme `ftp`"), "{error}");
     }
 }

@@ -447,3 +447,127 @@ impl RetryPolicy for PartRetries {
         true
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use object_store::memory::InMemory;
+
+    use super::*;
+    use crate::storage::block_on;
+
+    fn lost() -> Error {
+        let error = HttpError::new(HttpErrorKind::Interrupted, io::Error::other("cut"));
+        Error::Generic { store: "test", source: Box::new(error) }
+    }
+
+    fn retried(seconds: u64, tries: usize) -> Retried {
+        let limits = RetryLimits { time: Duration::from_secs(seconds), tries };
+        let provider = Provider::of_store(Arc::new(InMemory::new()));
+        Retried::new(Arc::new(provider), Arc::default(), limits)
+    }
+
+    #[test]
+    fn a_lost_operation_is_repeated_within_the_limits_and_the_error_says_how_often() {
+        let store = retried(60, 2);
+        let calls = AtomicUsize::new(0);
+        let action = |_| {
+            calls.fetch_add(1, Ordering::Relaxed);
+            async { Err::<(), _>(lost()) }
+        };
+        let error = block_on(store.attempt(LIST, &Path::from("file"), action)).expect_err("always lost");
+        assert_eq!(calls.load(Ordering::Relaxed), 3);
+        let text = error.to_string();
+        assert!(text.contains("gave up after 3 tries") && text.contains("cut"), "{text}");
+    }
+
+    #[test]
+    fn no_attempt_begins_after_the_time_is_over() {
+        let store = retried(1, 100);
+        let began = Instant::now();
+        let last = std::sync::Mutex::new(Duration::ZERO);
+        let action = |_| {
+            *last.lock().expect("one thread") = began.elapsed();
+            async { Err::<(), _>(lost()) }
+        };
+        block_on(store.attempt(LIST, &Path::from("file"), action)).expect_err("always lost");
+        let last = *last.lock().expect("one thread");
+        // The pauses alone would end after 0.2 to 0.4, 0.6 to 1.2 and 1.4 to 2.8 s.
+        assert!(last < Duration::from_millis(1400), "{last:?}");
+        assert!(last >= Duration::from_millis(900), "the time is used: {last:?}");
+    }
+
+    #[test]
+    fn after_the_store_was_given_up_further_requests_end_soon() {
+        let store = retried(0, 0);
+        let (began, key) = (Instant::now(), Path::from("file"));
+        block_on(store.attempt(LIST, &key, |_| async { Err::<(), _>(lost()) })).expect_err("lost");
+        let hangs = |_| futures::future::pending::<Result<()>>();
+        let error = block_on(store.attempt(DELETE, &key, hangs)).expect_err("hangs");
+        assert!(error.to_string().contains("given up"), "{error:?}");
+        assert!(began.elapsed() < LAST_PATIENCE * 10, "{:?}", began.elapsed());
+        assert!(store.health.is_gone());
+        block_on(store.attempt(LIST, &key, |_| async { Ok(()) })).expect("it is back");
+        assert!(!store.health.is_gone());
+    }
+
+    #[test]
+    fn that_a_file_does_not_exist_is_an_answer_also_after_a_lost_one() {
+        let (store, key) = (retried(60, 2), &Path::from("file"));
+        let calls = AtomicUsize::new(0);
+        let action = |inner: Arc<dyn ObjectStore>| {
+            let first = calls.fetch_add(1, Ordering::Relaxed) == 0;
+            async move { if first { Err(lost()) } else { inner.get_opts(key, GetOptions::default()).await } }
+        };
+        let error = block_on(store.attempt(READ, key, action)).expect_err("nothing there");
+        assert!(matches!(error, Error::NotFound { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_refused_operation_is_not_repeated() {
+        let calls = AtomicUsize::new(0);
+        let refused = |_| {
+            calls.fetch_add(1, Ordering::Relaxed);
+            async { Err::<(), _>(Error::NotImplemented { operation: "x".into(), implementer: "y".into() }) }
+        };
+        block_on(retried(60, 2).attempt(WRITE, &Path::from("file"), refused)).expect_err("refused");
+        assert_eq!(calls.load(Ordering::Relaxed), 1);
+    }
+
+    /// An upload to a store that is gone: a removal is never answered.
+    #[derive(Debug)]
+    struct Silent;
+
+    #[async_trait]
+    impl MultipartUpload for Silent {
+        fn put_part(&mut self, _: PutPayload) -> UploadPart {
+            Box::pin(async { Err(lost()) })
+        }
+
+        async fn complete(&mut self) -> Result<PutResult> {
+            Err(lost())
+        }
+
+        async fn abort(&mut self) -> Result<()> {
+            std::future::pending().await
+        }
+    }
+
+    #[test]
+    fn an_upload_to_a_store_that_is_gone_ends_soon_and_with_its_cause() {
+        for bytes in [0, 1] {
+            let (store, key) = (retried(0, 0), Path::from("file"));
+            let silent = Box::new(RetriedUpload { upload: Box::new(Silent), store, key });
+            let began = Instant::now();
+            let error = block_on(async move {
+                let mut writer = object_store::WriteMultipart::new(silent);
+                writer.write(&vec![7; bytes]);
+                writer.finish().await.expect_err("the store is gone")
+            });
+            assert!(began.elapsed() < LAST_PATIENCE * 10, "{:?}", began.elapsed());
+            assert!(error.to_string().contains("cut"), "{error}");
+        }
+    }
+}
