@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_file_is_told_from_a_failing_store() {
+    fn a_missing_file_is_not_found() {
         let (_dir, folder) = folder();
         assert!(folder.join("nothing").read().expect_err("nothing there").is_not_found());
     }

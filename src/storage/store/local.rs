@@ -212,9 +212,8 @@ impl MultipartUpload for StagedUpload {
     }
 
     async fn abort(&mut self) -> Result<()> {
-        // The last part to end removes the file.
-        drop(self.staged.take());
-        Ok(())
+        let Some(staged) = self.staged.take() else { return Ok(()) };
+        blocking(move || std::fs::remove_file(&staged.staged)).await
     }
 }
 
@@ -323,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_system_without_links_is_told_from_a_full_one() {
+    fn a_file_system_without_links_differs_from_a_full_one() {
         let error = |errno: Errno| Error::Generic { store: "test", source: Box::new(io::Error::from(errno)) };
         let without_links = [Errno::PERM, Errno::OPNOTSUPP, Errno::NOSYS];
         assert!(without_links.into_iter().all(|errno| has_no_links(&error(errno))));
