@@ -161,13 +161,7 @@ impl Location {
     /// A location in an object store in memory.
     #[cfg(test)]
     pub(crate) fn in_memory() -> Self {
-        Self::in_memory_within(super::RetryLimits::default())
-    }
-
-    #[cfg(test)]
-    pub(super) fn in_memory_within(retry: super::RetryLimits) -> Self {
-        let options = StorageOptions { retry, ..StorageOptions::default() };
-        Self::on_store(Arc::new(object_store::memory::InMemory::new()), &options)
+        Self::on_store(Arc::new(object_store::memory::InMemory::new()), &StorageOptions::default())
     }
 
     /// A location in a store of a test.

@@ -135,7 +135,8 @@ fn a_store_that_overwrites_silently_is_refused_unless_there_is_one_writer() {
     assert!(matches!(error, StorageError::NoCreate { .. }), "{error}");
     assert!(error.to_string().contains("--single-writer"), "{error}");
     assert!(shared.list().expect("a list").is_empty(), "the probe leaves nothing");
-    let alone = StorageOptions { single_writer: true, ..StorageOptions::default() };
+    let mut alone = StorageOptions::new(Vec::new());
+    alone.single_writer = true;
     let own = folder(bad(), &alone).join("file");
     own.publish("x", PublishMode::Create).expect("no other writer");
     let again = own.publish("y", PublishMode::Create).expect_err("it is there");
@@ -146,7 +147,8 @@ fn a_store_that_overwrites_silently_is_refused_unless_there_is_one_writer() {
 #[test]
 fn without_retries_a_lost_answer_is_still_settled() {
     let retry = RetryLimits { time: std::time::Duration::ZERO, tries: 0 };
-    let options = StorageOptions { retry, ..StorageOptions::default() };
+    let mut options = StorageOptions::new(Vec::new());
+    options.retry = retry;
     let folder = folder(Vicious { loses: true, ..Vicious::default() }, &options);
     // The probe's create is the first whose answer is lost, and without retries that is an error.
     folder.join("a").publish("x", PublishMode::Create).expect_err("the probe's answer was lost");
