@@ -1,14 +1,15 @@
-//! Reading, listing and publishing whole files.
+//! What can be done at a location: read, look up, list, publish and delete.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
-use object_store::{ObjectStore, ObjectStoreExt};
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 
-use super::{Digest, Location, StorageError, block_on};
-use crate::storage::publish::upload::{PART_BYTES, Upload};
+use super::upload::PART_BYTES;
+use super::{Digest, LocalFile, Location, PendingRead, StorageError, Upload, block_on, error, store};
 
 /// A file below a folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,12 +18,12 @@ pub struct Entry {
     pub name: String,
     /// The size in bytes.
     pub bytes: u64,
-    /// In an object store what its ETag says; none on this machine.
+    /// From the ETag of an object store; `None` on this machine.
     pub stamp: Option<Stamp>,
 }
 
-/// Tells two versions of a file apart that have one name and one size: by the ETag of an object store, by the
-/// modification time of this machine.
+/// Tells versions of a file apart that have equal names and sizes: by the ETag in an object store, by the modification
+/// time on this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Stamp(pub u64);
 
@@ -32,19 +33,19 @@ impl Stamp {
         Self(u64::from_le_bytes(digest.as_bytes()[..8].try_into().expect("eight bytes")))
     }
 
-    /// By a modification time; `None` for the epoch itself, which file systems without times show.
+    /// From a modification time; `None` for the epoch itself, which file systems without times show.
     pub fn of_time(metadata: &std::fs::Metadata) -> Option<Self> {
         let time = metadata.modified().ok()?.duration_since(std::time::UNIX_EPOCH).ok()?;
         (!time.is_zero()).then_some(Self(time.as_nanos() as u64))
     }
 }
 
-/// What to do where a file of that name exists.
+/// What to do if the file exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PublishMode {
     /// Replace it in one step.
     Overwrite,
-    /// Leave it and fail with [`StorageError::AlreadyExists`]; of several writers one wins.
+    /// Keep it and fail with [`StorageError::AlreadyExists`]; of several writers one wins.
     Create,
 }
 
@@ -52,7 +53,7 @@ impl Location {
     /// Reads the whole file.
     ///
     /// # Errors
-    /// If nothing is there or the store fails.
+    /// If the file does not exist or the store fails.
     pub fn read(&self) -> Result<Bytes, StorageError> {
         block_on(self.read_part(None))
     }
@@ -60,24 +61,37 @@ impl Location {
     /// Reads a range of bytes; fewer where the file ends before.
     ///
     /// # Errors
-    /// If nothing is there or the store fails.
+    /// If the file does not exist or the store fails.
     pub fn read_range(&self, range: Range<u64>) -> Result<Bytes, StorageError> {
         block_on(self.read_part(Some(range)))
     }
 
-    /// Reads the whole file or a range of bytes: what every read of a store comes to.
+    /// Starts to read a range of bytes.
+    pub fn start_read_range(&self, range: Range<u64>) -> PendingRead {
+        PendingRead::start(self.clone(), range)
+    }
+
+    /// Opens a file of this machine; `None` for one in an object store.
+    ///
+    /// # Errors
+    /// If the file does not exist or cannot be opened.
+    pub fn open_local(&self) -> Result<Option<LocalFile>, StorageError> {
+        self.local_path().map(|path| LocalFile::open(self, path)).transpose()
+    }
+
+    /// Reads the whole file or a range of bytes.
     pub(super) async fn read_part(&self, range: Option<Range<u64>>) -> Result<Bytes, StorageError> {
-        let read = || async {
-            match &range {
-                Some(range) => self.store().get_range(self.key(), range.clone()).await,
-                None => self.store().get(self.key()).await?.bytes().await,
-            }
+        let read = match &range {
+            Some(range) => self.store().get_range(self.key(), range.clone()).await,
+            None => match self.store().get(self.key()).await {
+                Ok(got) => got.bytes().await,
+                Err(error) => Err(error),
+            },
         };
-        match (self.attempt("read", read).await, &range) {
-            // A range that begins at the end of a file, or of an empty one, is refused by some stores; others give
-            // nothing.
+        match (read.map_err(|error| self.failed("read", error)), &range) {
+            // Some stores refuse a range that begins at the end of a file; others give nothing.
             (Err(error @ StorageError::Failed { .. }), Some(range)) if !self.is_gone() => {
-                match self.attempt("look up", || async { self.store().head(self.key()).await }).await {
+                match self.store().head(self.key()).await {
                     Ok(meta) if meta.size <= range.start => Ok(Bytes::new()),
                     _ => Err(error),
                 }
@@ -86,8 +100,8 @@ impl Location {
         }
     }
 
-    /// Reads bytes and compares them; where they differ, reads them once more, as what was damaged on its
-    /// way is whole the second time. `None` where they differ again.
+    /// Reads bytes and compares their digest. Where it differs, reads them once more, in case they were damaged in
+    /// transit. `None` where it differs again.
     ///
     /// # Errors
     /// As the read.
@@ -102,7 +116,7 @@ impl Location {
                 return Ok(Some(bytes));
             }
             if !last {
-                tracing::warn!("{self}: what was read has another digest; it is read once more");
+                tracing::warn!("{self}: reading once more, since the digest differs");
             }
         }
         Ok(None)
@@ -111,35 +125,37 @@ impl Location {
     /// The file's size in bytes.
     ///
     /// # Errors
-    /// If nothing is there or the store fails.
+    /// If the file does not exist or the store fails.
     pub fn size(&self) -> Result<u64, StorageError> {
-        let meta = block_on(self.attempt("look up", || async { self.store().head(self.key()).await }))?;
-        Ok(meta.size)
+        Ok(self.look_up()?.size)
     }
 
-    /// What tells the file from another one of its name and size; `None` where there is nothing to tell it by.
+    /// Tells the file from others of its name and size; `None` where nothing does.
     ///
     /// # Errors
-    /// If nothing is there or the store fails.
+    /// If the file does not exist or the store fails.
     pub fn stamp(&self) -> Result<Option<Stamp>, StorageError> {
         if let Some(path) = self.local_path() {
-            let metadata = std::fs::metadata(path).map_err(|error| self.failed_locally("look up", error))?;
+            let metadata = std::fs::metadata(path).map_err(|error| self.failed_io("look up", error))?;
             return Ok(Stamp::of_time(&metadata));
         }
-        let meta = block_on(self.attempt("look up", || async { self.store().head(self.key()).await }))?;
-        Ok(meta.e_tag.as_deref().map(Stamp::of_etag))
+        Ok(self.look_up()?.e_tag.as_deref().map(Stamp::of_etag))
     }
 
-    /// Whether a file lies there.
+    /// Whether the file exists.
     ///
     /// # Errors
     /// If the store fails.
     pub fn exists(&self) -> Result<bool, StorageError> {
-        match self.size() {
+        match self.look_up() {
             Ok(_) => Ok(true),
             Err(error) if error.is_not_found() => Ok(false),
             Err(error) => Err(error),
         }
+    }
+
+    fn look_up(&self) -> Result<object_store::ObjectMeta, StorageError> {
+        block_on(self.store().head(self.key())).map_err(|error| self.failed("look up", error))
     }
 
     /// Every file below the folder, sorted by name; none where the folder does not exist.
@@ -147,8 +163,8 @@ impl Location {
     /// # Errors
     /// If the store fails.
     pub fn list(&self) -> Result<Vec<Entry>, StorageError> {
-        let list = || async { self.store().list(Some(self.key())).try_collect().await };
-        let found: Vec<_> = match block_on(self.attempt("list", list)) {
+        let listed: Result<Vec<_>, _> = block_on(self.store().list(Some(self.key())).try_collect());
+        let found = match listed.map_err(|error| self.failed("list", error)) {
             // The name belongs to a file of this machine, or is below one.
             Err(StorageError::NotFound { local: true, .. }) => Vec::new(),
             other => other?,
@@ -166,37 +182,53 @@ impl Location {
         Ok(entries)
     }
 
+    /// The names of the files in the folder itself.
+    pub(super) async fn list_names(&self) -> Result<Vec<String>, StorageError> {
+        let listed = self.store().list_with_delimiter(Some(self.key())).await;
+        let listed = listed.map_err(|error| self.failed("list", error))?.objects;
+        Ok(listed.iter().filter_map(|meta| meta.location.filename().map(ToOwned::to_owned)).collect())
+    }
+
     /// Writes a small file, whole or not at all; durable when this returns.
     ///
     /// # Errors
-    /// If the store fails, or on [`PublishMode::Create`] where a file exists.
+    /// If the store fails, or on [`PublishMode::Create`] where the file exists.
     pub fn publish(&self, contents: impl Into<Bytes>, mode: PublishMode) -> Result<(), StorageError> {
         let contents = contents.into();
-        match mode {
-            PublishMode::Create => block_on(self.create(contents)),
-            PublishMode::Overwrite if self.remote().is_some() && contents.len() > PART_BYTES => {
-                let mut upload = Upload::start(self)?;
-                upload.write_all(&contents).map_err(|error| self.failed_upload(error))?;
-                upload.finish().map(drop)
-            }
-            PublishMode::Overwrite => block_on(self.replace(contents)),
+        let is_large = self.object_store().is_some() && contents.len() > PART_BYTES;
+        if mode == PublishMode::Overwrite && is_large {
+            let mut upload = Upload::start(self)?;
+            upload.write_all(&contents).map_err(|error| match error.downcast::<StorageError>() {
+                Ok(error) => error,
+                Err(error) => self.failed_io("write", error),
+            })?;
+            return upload.finish().map(drop);
         }
+        block_on(self.put(contents, mode))
     }
 
-    /// The error of a part of an upload.
-    fn failed_upload(&self, error: std::io::Error) -> StorageError {
-        match error.downcast::<StorageError>() {
-            Ok(error) => error,
-            Err(error) => self.failed_locally("write", error),
-        }
+    /// Writes a small file by one request.
+    pub(super) async fn put(&self, contents: Bytes, mode: PublishMode) -> Result<(), StorageError> {
+        let mode = match mode {
+            PublishMode::Overwrite => PutMode::Overwrite,
+            PublishMode::Create => PutMode::Create,
+        };
+        let put = self.store().put_opts(self.key(), PutPayload::from(contents), PutOptions::from(mode)).await;
+        put.map(drop).map_err(|error| self.failed("write", error))
     }
 
-    /// Removes the file; where there is none, that is no error.
+    /// Removes the file, if it exists.
     ///
     /// # Errors
     /// If the store fails.
     pub fn delete(&self) -> Result<(), StorageError> {
-        match block_on(self.attempt("delete", || async { self.store().delete(self.key()).await })) {
+        block_on(self.remove())
+    }
+
+    /// Removes the file, if it exists.
+    pub(super) async fn remove(&self) -> Result<(), StorageError> {
+        let removed = self.store().delete(self.key()).await;
+        match removed.map_err(|error| self.failed("delete", error)) {
             Err(error) if !error.is_not_found() => Err(error),
             _ => Ok(()),
         }
@@ -209,45 +241,68 @@ impl Location {
     pub fn delete_folder(&self) -> Result<(), StorageError> {
         if let Some(path) = self.local_path() {
             return match std::fs::remove_dir_all(path) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    Err(self.failed_locally("delete", error))
-                }
+                Err(error) if error.kind() != ErrorKind::NotFound => Err(self.failed_io("delete", error)),
                 _ => Ok(()),
             };
         }
         self.list()?.iter().try_for_each(|entry| self.join(&entry.name).delete())
     }
 
-    /// Removes what killed uploads into this folder have left. Stores in the cloud show none; the bucket's
-    /// lifecycle rule removes theirs.
+    /// Removes what killed uploads into this folder have left. Object stores show none; the bucket's lifecycle rule
+    /// removes theirs.
     ///
     /// # Errors
-    /// If the folder cannot be read or a file not be removed.
+    /// If the folder cannot be read or a file cannot be removed.
     pub fn delete_unfinished_uploads(&self) -> Result<(), StorageError> {
         let Some(path) = self.local_path() else { return Ok(()) };
         let entries = match std::fs::read_dir(path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            other => other.map_err(|error| self.failed_locally("list", error))?,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            other => other.map_err(|error| self.failed_io("list", error))?,
         };
         for entry in entries {
-            let entry = entry.map_err(|error| self.failed_locally("list", error))?;
-            // The local store stages a file as `name#number`.
+            let entry = entry.map_err(|error| self.failed_io("list", error))?;
+            // Files are staged as `name#number`.
             let name = entry.file_name();
-            let staged = name.to_str().and_then(|name| name.rsplit_once('#')).is_some_and(|(_, number)| {
-                !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
-            });
-            if staged {
-                std::fs::remove_file(entry.path()).map_err(|error| self.failed_locally("delete", error))?;
+            let is_staged =
+                name.to_str().and_then(|name| name.rsplit_once('#')).is_some_and(|(_, number)| {
+                    !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
+                });
+            if is_staged {
+                std::fs::remove_file(entry.path()).map_err(|error| self.failed_io("delete", error))?;
             }
         }
         Ok(())
     }
+
+    /// The store of the location, with all its decorators.
+    pub(super) fn store(&self) -> Arc<dyn ObjectStore> {
+        self.object_store().map_or_else(store::local, store::Store::chain)
+    }
+
+    /// Whether the store was given up a short time ago.
+    pub(super) fn is_gone(&self) -> bool {
+        self.object_store().is_some_and(|store| store.health().is_gone())
+    }
+
+    /// The error of an operation of the location's store.
+    pub(super) fn failed(&self, operation: &'static str, error: object_store::Error) -> StorageError {
+        match self.object_store() {
+            Some(store) => error::of_store(operation, self.to_string(), store.health(), error),
+            None => error::of_local_store(operation, self.to_string(), error),
+        }
+    }
+
+    /// The error of an operation of this machine's file system.
+    pub(super) fn failed_io(&self, operation: &'static str, error: std::io::Error) -> StorageError {
+        let location = self.to_string();
+        StorageError::Failed { operation, location, local: true, source: Box::new(error) }
+    }
 }
 
-/// Reads that [`read_concurrently`] has on their way at once.
+/// Reads that [`read_concurrently`] has in flight.
 const READS_AT_ONCE: usize = 16;
 
-/// Reads several files or ranges of files, some of them at the same time; the results keep the order.
+/// Reads several files or ranges of files concurrently; the results keep the order.
 pub fn read_concurrently(wanted: Vec<(Location, Option<Range<u64>>)>) -> Vec<Result<Bytes, StorageError>> {
     let read =
         |(location, range): (Location, Option<Range<u64>>)| async move { location.read_part(range).await };
@@ -301,8 +356,21 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_file_is_told_from_a_failing_store() {
+    fn a_missing_file_is_not_found() {
         let (_dir, folder) = folder();
         assert!(folder.join("nothing").read().expect_err("nothing there").is_not_found());
+    }
+
+    #[test]
+    fn a_missing_bucket_is_not_a_missing_file() {
+        let failed = |answer: &str| {
+            let source = Box::new(std::io::Error::other(answer.to_owned()));
+            let error = object_store::Error::NotFound { path: "x".into(), source };
+            Location::in_memory().join("x").failed("read", error)
+        };
+        let error = failed("<Error><Code>NoSuchBucket</Code><Message>No.</Message></Error>");
+        assert_eq!(error.failure(), crate::failure::Failure::Config);
+        assert!(error.to_string().contains("NoSuchBucket"), "{error}");
+        assert!(failed("<Error><Code>NoSuchKey</Code><Message>No.</Message></Error>").is_not_found());
     }
 }

@@ -1,16 +1,16 @@
-//! What a text names: a path of this machine, or a key in a bucket.
+//! Parses the text of a location: a path of this machine, or a key in a bucket.
 //!
 //! Text that is almost a URL (`s3:/bucket/key`), or that only a shell completes (`~/x`, `$HOME/x`), is an error that
-//! says what was probably meant, since a folder of that name helps nobody. A relative path of such a name is written
-//! `./s3:x`; a `file://` URL is taken as it is. Nothing is looked up on the disk or in a store.
+//! suggests the likely meaning, since nobody wants a folder of that name. A relative path of such a name is written
+//! `./s3:x`; a `file://` URL is taken literally. Nothing is looked up on the disk or in a store.
 
 use std::path::{Path, PathBuf};
 
 use url::Url;
 
-/// The schemes that are read, in lower case.
-const READ: [&str; 7] = ["s3", "s3a", "gs", "az", "abfs", "abfss", "file"];
-/// Schemes of other programs, and ours of the same store; an empty one where there is none.
+/// The supported schemes, in lower case.
+const SUPPORTED: [&str; 7] = ["s3", "s3a", "gs", "az", "abfs", "abfss", "file"];
+/// Schemes of other programs, with ours for the same store or an empty text.
 const OTHERS: [(&str, &str); 15] = [
     ("s3n", "s3"),
     ("gcs", "gs"),
@@ -29,23 +29,23 @@ const OTHERS: [(&str, &str); 15] = [
     ("oss", ""),
 ];
 
-/// A place, as a text names it.
+/// A location, as a text names it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Address {
-    /// A path of this machine, as it was written.
+    /// A path of this machine, as written.
     Local(PathBuf),
     /// A key in a bucket or container of an object store; the scheme is in lower case.
     Remote { scheme: String, bucket: String, key: String },
 }
 
 impl Address {
-    /// Reads a path or a URL.
+    /// Parses a path or a URL.
     ///
     /// # Errors
-    /// Why it is neither, with what was probably meant.
+    /// The reason, with the likely meaning.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         if text.is_empty() {
-            return Err("it is empty; name a path or a URL".into());
+            return Err("empty; expected a path or a URL".into());
         }
         match text.split_once("://") {
             Some((scheme, rest)) => Self::of_url(text, &scheme.to_lowercase(), rest),
@@ -59,14 +59,14 @@ impl Address {
         }
         if text.starts_with('~') && !text[1..].starts_with(char::is_whitespace) && is_home(text) {
             return Err(format!(
-                "`~` is expanded by a shell alone; write the path out, or `./{text}` for a folder of this name"
+                "only a shell expands `~`; write the path out, or `./{text}` for a folder of this name"
             ));
         }
         if let Some(variable) = shell_variable(text) {
             let url = std::path::absolute(text).ok().and_then(|path| Url::from_file_path(path).ok());
             let url = url.map_or_else(|| "a file:// URL".to_owned(), |url| format!("`{url}`"));
             return Err(format!(
-                "`{variable}` is expanded by a shell alone; write the path out, or {url} for a folder of this name"
+                "only a shell expands `{variable}`; write the path out, or {url} for a folder of this name"
             ));
         }
         Ok(Self::Local(PathBuf::from(text)))
@@ -79,11 +79,11 @@ impl Address {
             let path = url.to_file_path();
             return path.map(Self::Local).map_err(|()| format!("did you mean `file:///{meant}`?"));
         }
-        if !READ.contains(&scheme) {
+        if !SUPPORTED.contains(&scheme) {
             return Err(match instead_of(scheme, rest) {
                 Some(meant) => format!("did you mean {meant}?"),
                 None => format!(
-                    "the scheme `{scheme}` is unknown; expected a path, or a file://, s3://, gs:// or az:// URL"
+                    "unknown scheme `{scheme}`; expected a path, or a file://, s3://, gs:// or az:// URL"
                 ),
             });
         }
@@ -97,10 +97,10 @@ impl Address {
             return Err(format!("did you mean `{scheme}://{}`?", key.trim_start_matches('/')));
         }
         if bucket.is_empty() || bucket.contains('@') {
-            return Err("it must name a bucket, and no credentials".into());
+            return Err("expected a bucket name without credentials".into());
         }
         if let Some(variable) = shell_variable(rest) {
-            return Err(format!("`{variable}` is expanded by a shell alone; write the URL out"));
+            return Err(format!("only a shell expands `{variable}`; write the URL out"));
         }
         Ok(Self::Remote {
             scheme: scheme.into(),
@@ -110,11 +110,11 @@ impl Address {
     }
 }
 
-/// What a text without `://` probably means where it begins with a scheme.
+/// The likely meaning of a text that begins with a scheme but has no `://`.
 fn almost_url(text: &str) -> Option<String> {
     let end = text.find(|c: char| !c.is_ascii_alphanumeric())?;
     let (scheme, rest) = (text[..end].to_lowercase(), &text[end..]);
-    let known = READ.contains(&scheme.as_str()) || OTHERS.iter().any(|(other, _)| *other == scheme);
+    let known = SUPPORTED.contains(&scheme.as_str()) || OTHERS.iter().any(|(other, _)| *other == scheme);
     // `s3:x`, `s3:/x`, `s3:\x` and `s3//x`; `s3/x` is a path.
     if !known || !(rest.starts_with(':') || rest.starts_with("//")) {
         return None;
@@ -123,18 +123,18 @@ fn almost_url(text: &str) -> Option<String> {
     if scheme == "file" {
         return Some(format!("`file:///{rest}` or `/{rest}`"));
     }
-    match READ.contains(&scheme.as_str()) {
+    match SUPPORTED.contains(&scheme.as_str()) {
         true => Some(format!("`{scheme}://{rest}`")),
         false => Some(instead_of(&scheme, rest).unwrap_or_else(|| format!("a URL with `{scheme}://`"))),
     }
 }
 
-/// What is meant by a URL of a scheme that is not read.
+/// The likely meaning of a URL whose scheme is not supported.
 fn instead_of(scheme: &str, rest: &str) -> Option<String> {
     let rest = rest.trim_start_matches('/');
     let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
     if ["http", "https"].contains(&scheme) {
-        // What follows may be a signature, which is a secret.
+        // The rest may be a signature, which is a secret.
         let path = path.split(['?', '#']).next().unwrap_or("").trim_end_matches('/');
         return Some(of_host(host, path).unwrap_or_else(|| {
             "`s3://BUCKET/KEY` with `--storage-option aws_endpoint=` and the server's address".to_owned()
@@ -147,7 +147,7 @@ fn instead_of(scheme: &str, rest: &str) -> Option<String> {
     }
 }
 
-/// The bucket's URL behind the address of a cloud's server.
+/// Our URL for an address of a cloud's server.
 fn of_host(host: &str, path: &str) -> Option<String> {
     let host = host.to_lowercase();
     let url = |scheme: &str, bucket: &str, key: &str| {
@@ -174,7 +174,7 @@ fn of_host(host: &str, path: &str) -> Option<String> {
     azure("https", first, &host, rest)
 }
 
-/// The URL of a container of an account of Azure.
+/// Our URL for a container of an Azure account.
 fn azure(scheme: &str, container: &str, host: &str, key: &str) -> Option<String> {
     let account =
         host.strip_suffix(".blob.core.windows.net").or(host.strip_suffix(".dfs.core.windows.net"))?;
@@ -185,14 +185,14 @@ fn azure(scheme: &str, container: &str, host: &str, key: &str) -> Option<String>
     })
 }
 
-/// Whether a shell takes the first part for somebody's home.
+/// Whether a shell expands the first part to a home.
 fn is_home(text: &str) -> bool {
     let first = text.split('/').next().unwrap_or("");
     first == "~"
         || (text.contains('/') && first[1..].chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)))
 }
 
-/// The first `$NAME` or `${NAME}`. A name between two `$`, as in `_$folder$` of other programs, is none.
+/// The first `$NAME` or `${NAME}`. A name between two `$` does not count, as in `_$folder$` of other programs.
 fn shell_variable(text: &str) -> Option<&str> {
     text.match_indices('$').find_map(|(at, _)| {
         let rest = &text[at + 1..];
@@ -206,18 +206,18 @@ fn shell_variable(text: &str) -> Option<&str> {
     })
 }
 
-/// The path that a text names.
+/// Parses a path of this machine.
 ///
 /// # Errors
-/// Why it is none.
+/// The reason.
 pub(super) fn local_path(text: &str) -> Result<PathBuf, String> {
     match Address::parse(text)? {
         Address::Local(path) => Ok(path),
-        Address::Remote { .. } => Err("expected a path of this machine, not an object store".into()),
+        Address::Remote { .. } => Err("expected a local path, not an object store".into()),
     }
 }
 
-/// A text that may be shown: without what a URL may hold of credentials or signatures.
+/// The text without any credentials or signature of a URL.
 pub(super) fn without_credentials(text: &str) -> String {
     let Some(scheme) = text.find("://") else { return text.to_owned() };
     let (head, rest) = text.split_at(scheme + 3);
@@ -227,7 +227,7 @@ pub(super) fn without_credentials(text: &str) -> String {
         }
         _ => rest.to_owned(),
     };
-    // Azure's containers stand before an `@`, too, and are no secret.
+    // Azure's container names also precede an `@`; they are not secret.
     match rest.rfind('@') {
         Some(at) if rest[..at].contains(':') || !rest[at..].contains(".core.windows.net") => {
             format!("{head}…{}", &rest[at..])
@@ -256,12 +256,12 @@ pub(super) fn without_dots(path: &Path) -> PathBuf {
 mod tests {
     use super::*;
 
-    fn refused(text: &str) -> String {
+    fn rejected(text: &str) -> String {
         Address::parse(text).expect_err(text)
     }
 
     #[test]
-    fn a_url_with_slashes_missing_is_no_folder_and_the_error_says_what_was_meant() {
+    fn a_url_with_slashes_missing_is_not_a_folder_and_the_error_suggests_the_url() {
         for (text, meant) in [
             ("s3:/bucket/ds", "`s3://bucket/ds`"),
             ("s3:bucket/ds", "`s3://bucket/ds`"),
@@ -276,7 +276,7 @@ mod tests {
             ("https:/bucket.s3.amazonaws.com/ds", "`s3://bucket/ds`"),
             ("hdfs:/x", "hdfs://"),
         ] {
-            let error = refused(text);
+            let error = rejected(text);
             assert!(
                 error.contains(&format!("did you mean {meant}")) || error.contains(meant),
                 "{text}: {error}"
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_of_another_program_is_told_in_our_words() {
+    fn a_url_of_another_program_is_translated() {
         for (text, meant) in [
             ("https://bucket.s3.amazonaws.com/ds", "`s3://bucket/ds`"),
             ("https://my.bucket.s3.eu-central-1.amazonaws.com/a/b", "`s3://my.bucket/a/b`"),
@@ -308,25 +308,25 @@ mod tests {
             ("file://tmp/x", "`file:///tmp/x`"),
             ("http://localhost:9000/bucket", "aws_endpoint"),
         ] {
-            let error = refused(text);
+            let error = rejected(text);
             assert!(error.contains("did you mean ") && error.contains(meant), "{text}: {error}");
             assert!(!error.contains("secret"), "{error}");
         }
-        assert!(refused("ftp://host/x").contains("the scheme `ftp` is unknown"));
+        assert!(rejected("ftp://host/x").contains("unknown scheme `ftp`"));
         assert!(
             !without_credentials("https://b.s3.amazonaws.com/x?X-Amz-Signature=secret").contains("secret")
         );
     }
 
     #[test]
-    fn what_only_a_shell_expands_is_no_folder() {
+    fn text_that_only_a_shell_expands_is_not_a_folder() {
         for text in
             ["~", "~/c", "~user/c", "$HOME/c", "${HOME}/c", "/scratch/$USER/c", "runs/r-$JOB_ID", "./$HOME/c"]
         {
-            assert!(refused(text).contains("is expanded by a shell alone"), "{text}");
+            assert!(rejected(text).contains("only a shell expands"), "{text}");
         }
-        assert!(refused("/scratch/$USER/c").contains("`file:///scratch/$USER/c`"));
-        assert!(refused("s3://$BUCKET/x").contains("`$BUCKET`"));
+        assert!(rejected("/scratch/$USER/c").contains("`file:///scratch/$USER/c`"));
+        assert!(rejected("s3://$BUCKET/x").contains("`$BUCKET`"));
         let literal = Address::parse("file:///scratch/$USER/c").expect("a path");
         assert_eq!(literal, Address::Local("/scratch/$USER/c".into()));
         for plain in ["./~/c", "~home", "a~b", "cost$", "us$100", "x/_$folder$", "/data/~/c", "$"] {

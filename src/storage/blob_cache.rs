@@ -1,11 +1,11 @@
-//! Bytes of an object store kept on a local disk, under their digests.
+//! A cache of an object store's bytes on a local disk, under their digests.
 //!
-//! A file's name is the digest of its contents, so that whoever reads can check them and several jobs, of
-//! several datasets, can share a folder. What is not whole never has such a name: contents are written aside
-//! and renamed. Whoever changes the folder holds an operating system's lock, which a kill releases; nobody
-//! waits for it for long, since not to keep something is always right.
+//! A file's name is the digest of its contents, so readers can check them, and jobs of several datasets can share a
+//! folder. Contents are written aside and renamed, so a name never belongs to an incomplete file. A job changes the
+//! folder under a lock of the operating system, which a kill releases. It does not wait for the lock for long, since
+//! caching is optional.
 //!
-//! Others may write into the folder, too: no link is followed there, and what is no file is never waited for.
+//! Others may write into the folder, too: no link is followed there, and no pipe blocks a reader.
 
 use std::fs::{File, TryLockError};
 use std::io::{Read, Write};
@@ -24,31 +24,31 @@ use super::{Digest, StorageError};
 
 /// How long a change waits for another job that is changing the folder.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
-/// After a change that failed, none is tried for so long.
+/// The pause of all changes after one that failed.
 const PAUSE: Duration = Duration::from_secs(30);
-/// What no job has used for so long, and this one does not know, may go.
+/// An unknown entry that no job has used for this long may be removed.
 const IDLE: Duration = Duration::from_secs(3600);
-/// The lock, and the folder of what is not whole yet.
+/// The lock, and the folder of incomplete files.
 const LOCK: &str = "lock";
 const UNFINISHED: &str = "unfinished";
 
-/// A folder of bytes under their digests, of a limited size.
+/// A folder of limited size, with files under their digests.
 #[derive(Debug)]
 pub struct BlobCache {
     folder: PathBuf,
     limit: u64,
-    /// Until when nothing is written, after a failure.
+    /// The end of the pause after a failure.
     paused: Mutex<Option<Instant>>,
 }
 
-/// What became of bytes that were to be kept.
+/// Whether bytes were kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kept {
-    /// They are there.
+    /// They are in the cache.
     Yes,
-    /// All that is there is needed sooner.
+    /// All other entries are needed sooner.
     NoRoom,
-    /// The folder could not be changed now.
+    /// The folder cannot be changed now.
     NotNow,
 }
 
@@ -61,7 +61,7 @@ struct Entry {
 }
 
 impl BlobCache {
-    /// Opens the folder, made if need be; `limit` bytes are kept there by all jobs that say so.
+    /// Opens or makes the folder; all jobs that share it must pass the same `limit` in bytes.
     ///
     /// # Errors
     /// If the folder cannot be made.
@@ -76,17 +76,17 @@ impl BlobCache {
         Ok(cache)
     }
 
-    /// The bytes that may be kept.
+    /// The size limit in bytes.
     pub fn limit(&self) -> u64 {
         self.limit
     }
 
-    /// The contents under a digest, which the caller checks.
+    /// The contents under a digest; the caller checks them.
     pub fn get(&self, digest: Digest) -> Option<Bytes> {
         let mut file = open_file(&self.path(digest)).ok()?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).ok()?;
-        // Tells other jobs that it is in use; if that fails, they may remove it, no more.
+        // Marks it as used; otherwise other jobs may remove it.
         let _ = file.set_modified(SystemTime::now());
         Some(bytes.into())
     }
@@ -99,16 +99,16 @@ impl BlobCache {
         Some(bytes.into())
     }
 
-    /// Removes what turned out to be damaged.
+    /// Removes damaged contents.
     pub fn remove(&self, digest: Digest) {
-        // If it cannot be removed, it is found damaged again, and read from the store again.
+        // If that fails, the next reader finds it damaged again and reads from the store.
         let _ = std::fs::remove_file(self.path(digest));
     }
 
-    /// Keeps bytes under their digest, where need be in place of others that are needed later.
+    /// Keeps bytes under their digest, if need be in place of others that are needed later.
     ///
-    /// `next_use` tells when something is needed next, in any unit; `None` for what this job does not know,
-    /// which is removed only if no job has used it for an hour.
+    /// `next_use` gives the time of the next use, in any unit; `None` for unknown entries, which are removed only if
+    /// no job has used them for an hour.
     pub fn put(&self, digest: Digest, contents: &[u8], next_use: &dyn Fn(Digest) -> Option<u64>) -> Kept {
         let mut paused = self.paused.lock().unwrap_or_else(PoisonError::into_inner);
         if paused.is_some_and(|until| Instant::now() < until) {
@@ -117,7 +117,7 @@ impl BlobCache {
         match self.put_locked(digest, contents, next_use) {
             Ok(kept) => kept,
             Err(error) => {
-                tracing::warn!("{}: nothing is kept for a while: {error}", self.folder.display());
+                tracing::warn!("{}: pausing the cache for 30 s: {error}", self.folder.display());
                 *paused = Some(Instant::now() + PAUSE);
                 Kept::NotNow
             }
@@ -142,12 +142,18 @@ impl BlobCache {
         }
         let name = digest.to_string();
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        File::from(openat(&unfinished, &name, flags, Mode::from_raw_mode(0o666))?).write_all(contents)?;
-        renameat(&unfinished, &name, CWD, &path)?;
+        let written = File::from(openat(&unfinished, &name, flags, Mode::from_raw_mode(0o666))?)
+            .write_all(contents)
+            .and_then(|()| Ok(renameat(&unfinished, &name, CWD, &path)?));
+        if let Err(error) = written {
+            // On a full disk it would only take space; the first error counts.
+            let _ = unlinkat(&unfinished, &name, AtFlags::empty());
+            return Err(error);
+        }
         Ok(Kept::Yes)
     }
 
-    /// The lock of the folder, given back when the file is dropped.
+    /// The lock of the folder, released when the file is dropped.
     fn lock(&self) -> std::io::Result<File> {
         let file = open_lock(&self.folder.join(LOCK))?;
         let asked = Instant::now();
@@ -162,13 +168,13 @@ impl BlobCache {
         }
     }
 
-    /// The folder of what is not whole yet; a link to another folder is an error.
+    /// The folder of incomplete files; a link to another folder is an error.
     fn unfinished(&self) -> std::io::Result<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         Ok(openat(CWD, self.folder.join(UNFINISHED), flags, Mode::empty())?)
     }
 
-    /// Whether so many bytes fit, after removing what is needed later than `own_use`, the latest first.
+    /// Whether `bytes` fit, after removing entries needed later than `own_use`, the latest first.
     fn make_room(
         &self,
         bytes: u64,
@@ -218,11 +224,11 @@ impl BlobCache {
     }
 }
 
-/// Removes what a killed job left in a folder: the holder of the lock is the only one that writes.
+/// Removes what a killed job left in a folder; only the holder of the lock writes there.
 fn remove_all(folder: &OwnedFd) -> std::io::Result<()> {
     for entry in Dir::read_from(folder)? {
         match unlinkat(folder, entry?.file_name(), AtFlags::empty()) {
-            // `.`, `..` and other folders, which hold nothing of ours.
+            // `.`, `..` and folders of others.
             Err(Errno::ISDIR | Errno::PERM) => {}
             removed => removed?,
         }
@@ -230,7 +236,7 @@ fn remove_all(folder: &OwnedFd) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Opens a file for reading; a link, a pipe and anything else but a file are errors at once.
+/// Opens a file for reading; a link, a pipe or another kind is an error at once.
 #[expect(clippy::disallowed_methods, reason = "it is only read")]
 fn open_file(path: &Path) -> std::io::Result<File> {
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;

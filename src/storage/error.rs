@@ -1,5 +1,6 @@
-//! What can go wrong at a location.
+//! Errors of operations at a location.
 
+use super::store::{CONDITIONAL_CREATE, Fault, Health, RedactedError, is_below_a_file, one_line};
 use crate::failure::Failure;
 
 /// An operation at a location failed.
@@ -13,35 +14,35 @@ pub enum StorageError {
         /// What is wrong with it.
         reason: String,
     },
-    /// Nothing lies there.
-    #[error("{location}: nothing is there")]
+    /// No file or folder has this name.
+    #[error("{location}: not found")]
     NotFound {
         /// The file or folder.
         location: String,
         /// Whether it is a path of this machine.
         local: bool,
     },
-    /// Something lies there already, and it was to be created.
-    #[error("{location}: exists already")]
+    /// A file that was to be created exists.
+    #[error("{location}: already exists")]
     AlreadyExists {
         /// The file.
         location: String,
     },
-    /// Another process works there.
-    #[error("{location}: another process works here ({holder}); wait for it, or name another place")]
+    /// Another process holds the lock.
+    #[error("{location}: another process works here ({holder}); wait for it or choose another location")]
     Locked {
         /// The lock's file.
         location: String,
-        /// What the holder wrote of itself.
+        /// How the holder describes itself.
         holder: String,
     },
     /// The store cannot be shared by several writers.
     #[error(
-        "{location}: the store overwrites a file that is to be created, so of several writers one would lose \
-         its work; use another store, or --single-writer if no other process writes here"
+        "{location}: the store has no conditional create, so concurrent writers could overwrite each other; use \
+         another store, or --single-writer if no other process writes here"
     )]
     NoCreate {
-        /// What was to be created.
+        /// The file that was to be created.
         location: String,
     },
     /// The settings of the store are wrong or incomplete.
@@ -53,34 +54,31 @@ pub enum StorageError {
         reason: String,
     },
     /// No credentials were found.
-    #[error(
-        "{location}: {operation} failed, no credentials were found: set {}: {reason}",
-        credentials(location)
-    )]
+    #[error("{location}: {operation} failed: no credentials found; set {}: {reason}", credentials(location))]
     NoCredentials {
-        /// What was tried.
+        /// The operation.
         operation: &'static str,
         /// The file or folder.
         location: String,
         /// Whether the store has answered this process before.
         worked: bool,
-        /// What was asked for credentials, and its answer.
+        /// Which server was asked for credentials, and its answer.
         reason: String,
     },
     /// The store refuses the credentials, or they do not suffice.
-    #[error("{location}: {operation} is not allowed: {reason}")]
+    #[error("{location}: {operation} denied: {reason}")]
     Denied {
-        /// What was tried.
+        /// The operation.
         operation: &'static str,
         /// The file or folder.
         location: String,
-        /// Whether it was allowed to this process before.
+        /// Whether this process was allowed to before.
         worked: bool,
-        /// What the store says.
+        /// The store's answer.
         reason: String,
     },
-    /// A store holds a key that has no name here.
-    #[error("{location}: list failed: {reason}; rename or remove it, or name a folder without it")]
+    /// A store holds a key that no location can name.
+    #[error("{location}: list failed: {reason}; rename or remove it, or choose a folder without it")]
     BadKey {
         /// The folder that was listed.
         location: String,
@@ -88,19 +86,19 @@ pub enum StorageError {
         reason: String,
     },
     /// The store has no such bucket, or has it in another region.
-    #[error("{location}: {operation} failed, there is no such bucket here: {reason}")]
+    #[error("{location}: {operation} failed: no such bucket in this account or region: {reason}")]
     NoBucket {
-        /// What was tried.
+        /// The operation.
         operation: &'static str,
         /// The file or folder.
         location: String,
-        /// What the store says.
+        /// The store's answer.
         reason: String,
     },
     /// The operation failed for any other reason.
     #[error("{location}: {operation} failed")]
     Failed {
-        /// What was tried: `read`, `write`, `list`, …
+        /// The operation: `read`, `write`, `list`, …
         operation: &'static str,
         /// The file or folder.
         location: String,
@@ -133,9 +131,63 @@ impl StorageError {
         }
     }
 
-    /// Whether the error says that nothing lies at the location.
+    /// Whether no file or folder has the location's name.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::NotFound { .. })
+    }
+}
+
+/// The error of an operation of an object store.
+pub(super) fn of_store(
+    operation: &'static str,
+    location: String,
+    health: &Health,
+    error: object_store::Error,
+) -> StorageError {
+    let reason = one_line(&error);
+    match (Fault::of(&error), error) {
+        (Some(Fault::Setting(advice)), _) => {
+            StorageError::Settings { location, reason: format!("{advice} ({operation} failed: {reason})") }
+        }
+        (Some(Fault::NoBucket), _) => StorageError::NoBucket { operation, location, reason },
+        (Some(Fault::NoCredentials), _) => {
+            StorageError::NoCredentials { operation, location, worked: health.has_worked(None), reason }
+        }
+        (Some(Fault::Denied), _) => {
+            StorageError::Denied { operation, location, worked: health.has_worked(Some(operation)), reason }
+        }
+        (Some(Fault::Expired), _) => {
+            StorageError::Denied { operation, location, worked: health.has_worked(None), reason }
+        }
+        (Some(Fault::Key(reason)), _) => StorageError::BadKey { location, reason },
+        (None, object_store::Error::NotFound { .. }) => StorageError::NotFound { location, local: false },
+        (None, object_store::Error::AlreadyExists { .. }) => StorageError::AlreadyExists { location },
+        (None, object_store::Error::NotImplemented { operation, .. }) if operation == CONDITIONAL_CREATE => {
+            StorageError::NoCreate { location }
+        }
+        (None, _) => StorageError::Failed {
+            operation,
+            location,
+            local: false,
+            source: Box::new(RedactedError(reason)),
+        },
+    }
+}
+
+/// The error of an operation of this machine's file system through object_store.
+pub(super) fn of_local_store(
+    operation: &'static str,
+    location: String,
+    error: object_store::Error,
+) -> StorageError {
+    match error {
+        object_store::Error::NotFound { .. } => StorageError::NotFound { location, local: true },
+        // Nothing can exist below a file.
+        ref error if ["read", "look up", "delete", "list"].contains(&operation) && is_below_a_file(error) => {
+            StorageError::NotFound { location, local: true }
+        }
+        object_store::Error::AlreadyExists { .. } => StorageError::AlreadyExists { location },
+        source => StorageError::Failed { operation, location, local: true, source: Box::new(source) },
     }
 }
 

@@ -1,8 +1,8 @@
-//! A lock on a folder: of several processes one works there.
+//! A lock on a folder, which one process holds at a time.
 //!
 //! On this machine it is the operating system's file lock, which a kill releases. In an object store, and on a file
-//! system that has no such locks, it is a lease of small files (`lease.rs`), which is taken over where its holder
-//! shows no life. A store that cannot create conditionally has none: there the user has said that nobody else writes.
+//! system without such locks, it is a lease of small files (`lease.rs`), which another process takes over once its
+//! holder shows no sign of life. Under `--single-writer` a store has no lock, since it may lack conditional creates.
 
 pub(super) mod lease;
 
@@ -12,12 +12,13 @@ use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
 use self::lease::{Lease, PACE};
+use super::store::Store;
 use super::{Location, StorageError};
 
-/// How long a holder may take to say who it is.
+/// How long a holder may take to write its name.
 const NAMING: Duration = Duration::from_secs(1);
 
-/// The lock, held; dropping it gives it back.
+/// A lock that is held; dropping it releases it.
 pub struct Lock(Held);
 
 enum Held {
@@ -37,8 +38,8 @@ impl fmt::Debug for Lock {
 }
 
 impl Lock {
-    /// Takes the lock whose file is `location`. In an object store, one left behind by a killed process is
-    /// taken over after less than a minute of waiting.
+    /// Takes the lock whose file is `location`. In an object store this takes over the lock of a killed process after
+    /// less than a minute.
     ///
     /// # Errors
     /// [`StorageError::Locked`] where another process holds it; else if the store fails.
@@ -49,23 +50,22 @@ impl Lock {
                 Some(lock) => Ok(lock),
                 None => {
                     tracing::info!(
-                        "{location}: the file system has no locks (flock); a lease of files is taken"
+                        "{location}: the file system has no locks (flock); taking a lease of files instead"
                     );
                     Ok(Self(Held::Lease(Lease::take(location, &holder, PACE)?)))
                 }
             },
-            None if location.remote().is_some_and(|remote| remote.single_writer) => {
+            None if location.object_store().is_some_and(Store::single_writer) => {
                 Ok(Self(Held::Nothing { location: location.clone() }))
             }
             None => Ok(Self(Held::Lease(Lease::take(location, &holder, PACE)?))),
         }
     }
 
-    /// Whether the lock is still held: call it before a step that must not be done by two.
+    /// Checks that the lock is still held: call it before a step that two processes must not both take.
     ///
     /// # Errors
-    /// [`StorageError::Locked`] if another process took it over, which happens after a pause of this one; or if
-    /// the store cannot be asked.
+    /// [`StorageError::Locked`] if another process took it over after this one paused; or if the store fails.
     pub fn check(&self) -> Result<(), StorageError> {
         match &self.0 {
             Held::Lease(lease) => lease.check(),
@@ -87,7 +87,7 @@ fn take_file(
     holder: &str,
     try_lock: fn(&File) -> Result<(), TryLockError>,
 ) -> Result<Option<Lock>, StorageError> {
-    let failed = |error| location.failed_locally("lock", error);
+    let failed = |error| location.failed_io("lock", error);
     let asked = Instant::now();
     loop {
         if let Some(folder) = path.parent() {
@@ -112,7 +112,7 @@ fn take_file(
                 return Err(StorageError::Locked { location: location.to_string(), holder });
             }
             Err(TryLockError::Error(error)) if has_no_locks(&error) => {
-                // Not of use to anybody, and in the way of removing the folder.
+                // Useless, and in the way of removing the folder.
                 let _ = std::fs::remove_file(path);
                 return Ok(None);
             }
@@ -122,8 +122,10 @@ fn take_file(
         if !is_the_file_at(&file, path).map_err(failed)? {
             continue;
         }
-        file.set_len(0).and_then(|()| file.write_all(holder.as_bytes())).map_err(failed)?;
-        return Ok(Some(Lock(Held::Local { file: Some(file), location: location.clone() })));
+        let named = file.set_len(0).and_then(|()| file.write_all(holder.as_bytes()));
+        // Dropped, and so removed, where the disk is full.
+        let lock = Lock(Held::Local { file: Some(file), location: location.clone() });
+        return named.map(|()| Some(lock)).map_err(failed);
     }
 }
 
@@ -151,17 +153,17 @@ impl Drop for Lock {
         match &mut self.0 {
             Held::Local { file, location } => {
                 let Some(path) = location.local_path() else { return };
-                // Removed while it is locked: whoever opened it meanwhile sees that it is gone.
+                // Removed while it is locked: a process that opened it meanwhile sees that it is gone.
                 if let Err(error) = std::fs::remove_file(path) {
-                    tracing::warn!("{location}: the lock's file could not be removed: {error}");
+                    tracing::warn!("{location}: cannot remove the lock's file: {error}");
                 }
                 if let Some(folder) = path.parent() {
-                    // Kept where it still holds something.
+                    // Fails where the folder is not empty.
                     let _ = std::fs::remove_dir(folder);
                 }
                 file.take();
             }
-            // A lease gives itself back.
+            // A lease releases itself.
             Held::Lease(_) | Held::Nothing { .. } => {}
         }
     }
@@ -179,7 +181,7 @@ mod tests {
     const QUICK: Pace = Pace { beat: Duration::from_millis(40), patience: Duration::from_secs(3) };
 
     #[test]
-    fn a_folder_is_locked_once_and_again_when_it_was_given_back() {
+    fn a_folder_is_locked_once_and_again_after_its_release() {
         let dir = tempfile::tempdir().expect("a folder");
         let location = Location::from_path(&dir.path().join(".work/lock")).expect("a location");
         let lock = Lock::take(&location).expect("free");

@@ -1,35 +1,63 @@
-//! Where files lie: a local folder or an object store, behind one blocking interface.
+//! Files and folders on this machine or in an object store, behind one blocking interface.
 //!
-//! A [`Location`] names a file or a folder; reading, listing and publishing are its methods. What is
-//! published appears whole or not at all, and is durable when the call returns. Retries and back-off, and
-//! what several writers at one place may do, are settled here once. What this layer does not know: any file
-//! format, and any of the jobs.
+//! A [`Location`] names a file or a folder; reading, listing and publishing are its methods. A published file appears
+//! whole or not at all, and is durable when the call returns. Retries, and concurrent writers of one location, are
+//! settled here once. This layer knows no file format and none of the jobs.
 //!
 //! Invariant: a location prints as the user wrote it, without credentials, and no error text holds any.
 
 mod access;
 mod address;
 mod blob_cache;
-mod cancel;
+mod digest;
 mod error;
+mod local_file;
 mod location;
 mod lock;
 mod pending;
-mod publish;
-mod ranged;
-mod runtime;
 mod store;
-mod unlinked;
+mod upload;
+
+use std::sync::OnceLock;
+
+use tokio::runtime::{Builder, Handle, Runtime};
 
 pub use access::{Entry, PublishMode, Stamp, read_concurrently};
 pub use blob_cache::{BlobCache, Kept};
-pub use cancel::Cancel;
+pub use digest::Digest;
 pub use error::StorageError;
+pub use local_file::LocalFile;
 pub use location::Location;
 pub use lock::Lock;
-pub use pending::PendingRead;
-pub use publish::upload::{Digest, Published, Upload};
-pub use ranged::LocalFile;
-pub use runtime::{block_on, handle};
-pub use store::counted::Traffic;
-pub use store::{RetryLimits, StorageOptions};
+pub use pending::{Cancel, PendingRead};
+pub use store::{RetryLimits, StorageOptions, Traffic};
+pub use upload::{Published, Upload};
+
+/// Threads that drive sockets and blocking file calls; the futures themselves wait, they do not compute.
+const IO_THREADS: usize = 4;
+
+/// The one tokio runtime, for I/O only: CPU work belongs on rayon or on other threads.
+fn runtime() -> &'static Runtime {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    RUNTIME.get_or_init(|| {
+        Builder::new_multi_thread()
+            .worker_threads(IO_THREADS)
+            .thread_name("instdisc-io")
+            .enable_all()
+            .build()
+            .expect("the operating system gives a process its first threads")
+    })
+}
+
+/// Runs an I/O future to its end on the calling thread.
+///
+/// # Panics
+/// If called from inside another future.
+pub fn block_on<F: Future>(future: F) -> F::Output {
+    runtime().block_on(future)
+}
+
+/// A handle for I/O in the background.
+pub fn handle() -> &'static Handle {
+    runtime().handle()
+}

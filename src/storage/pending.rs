@@ -1,14 +1,44 @@
-//! A read that goes on while its caller does something else.
+//! Reads that continue while their caller works, and their cancellation.
 
 use std::io;
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
 
-use super::{Cancel, Location, StorageError, block_on, handle};
+use super::{Location, StorageError, block_on, handle};
 
-/// A range of bytes on its way; where it is dropped, the read is given up.
+/// Cancels the reads that wait with it. All clones share one state.
+#[derive(Clone, Debug)]
+pub struct Cancel(Arc<watch::Sender<bool>>);
+
+impl Default for Cancel {
+    fn default() -> Self {
+        Self(Arc::new(watch::Sender::new(false)))
+    }
+}
+
+impl Cancel {
+    /// Makes all reads that wait with this one return at once, now and later.
+    pub fn cancel(&self) {
+        self.0.send_replace(true);
+    }
+
+    /// Whether [`Cancel::cancel`] was called.
+    pub fn is_cancelled(&self) -> bool {
+        *self.0.borrow()
+    }
+
+    async fn cancelled(&self) {
+        let mut receiver = self.0.subscribe();
+        // The sender lives as long as `self`, so this cannot fail.
+        let _ = receiver.wait_for(|cancelled| *cancelled).await;
+    }
+}
+
+/// A range of bytes being read; dropping it gives the read up.
 #[derive(Debug)]
 pub struct PendingRead {
     location: Location,
@@ -16,23 +46,18 @@ pub struct PendingRead {
     task: JoinHandle<Result<Bytes, StorageError>>,
 }
 
-/// How the task of a read ended.
-type Joined = Result<Result<Bytes, StorageError>, JoinError>;
-
-impl Location {
+impl PendingRead {
     /// Starts to read a range of bytes.
-    pub fn start_read_range(&self, range: Range<u64>) -> PendingRead {
-        let location = self.clone();
+    pub(super) fn start(location: Location, range: Range<u64>) -> Self {
         let bytes = range.end.saturating_sub(range.start);
+        let read = location.clone();
         let task = handle().spawn(async move {
             // Stores refuse to read nothing.
-            if bytes == 0 { Ok(Bytes::new()) } else { location.read_part(Some(range)).await }
+            if bytes == 0 { Ok(Bytes::new()) } else { read.read_part(Some(range)).await }
         });
-        PendingRead { location: self.clone(), bytes, task }
+        Self { location, bytes, task }
     }
-}
 
-impl PendingRead {
     /// Waits for the bytes.
     ///
     /// # Errors
@@ -42,7 +67,7 @@ impl PendingRead {
         self.checked(joined)
     }
 
-    /// Waits for the bytes, unless that is cancelled: then `None`, at once even where the store hangs.
+    /// Waits for the bytes; `None` once cancelled, at once even where the store hangs.
     ///
     /// # Errors
     /// As [`PendingRead::finish`].
@@ -57,7 +82,7 @@ impl PendingRead {
         joined.map(|joined| self.checked(joined)).transpose()
     }
 
-    fn checked(&self, joined: Joined) -> Result<Bytes, StorageError> {
+    fn checked(&self, joined: Result<Result<Bytes, StorageError>, JoinError>) -> Result<Bytes, StorageError> {
         let read = match joined {
             Ok(read) => read?,
             Err(source) => {

@@ -39,7 +39,7 @@ class OnAzurite(unittest.TestCase):
         self.assertIn("ContainerNotFound", absent.err)
         other = self.store.env(AZURE_STORAGE_ACCOUNT_KEY="c29tZSBvdGhlciBrZXk=")
         refused = run("inspect", at, code=CONFIG, env=other)
-        self.assertIn("not allowed", refused.err)
+        self.assertIn(" denied: ", refused.err)
         plain = {name: value for name, value in self.store.env().items() if name != "AZURE_ALLOW_HTTP"}
         self.assertIn("AZURE_ALLOW_HTTP=true", run("inspect", at, code=CONFIG, env=plain).err)
         self.assertIn("neither", run("inspect", f"{AT}/nothing", code=DATA, env=self.store.env()).err)

@@ -70,7 +70,7 @@ class Disk(unittest.TestCase):
         disk = self.small_disk("disk-cache", "64k")
         cache = ["--cache", disk / "cache", "--cache-size", "1GiB"]
         trained = train(f"{at}/dataset", f"{at}/run", *cache, env=env)
-        self.assertIn("nothing is kept for a while", trained.err)
+        self.assertIn("pausing the cache", trained.err)
         self.assertEqual(digest(store.newest_bank("cache/run")), reference())
 
 

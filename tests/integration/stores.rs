@@ -76,7 +76,7 @@ fn two_ingests_at_one_destination_of_a_store_give_one_dataset() {
 fn a_store_that_overwrites_silently_is_for_a_single_writer() {
     let bucket = Bucket::start(Faults { overwrites: true, ..Faults::default() });
     let error = ingest(&bucket).fails(CONFIG);
-    assert!(error.contains("the store overwrites") && error.contains("--single-writer"), "{error}");
+    assert!(error.contains("no conditional create") && error.contains("--single-writer"), "{error}");
     assert!(bucket.contents("data").is_empty());
     ran(ingest(&bucket).word("--single-writer"));
     assert_same(&bucket.contents("data"), &local(dataset()));
@@ -292,7 +292,7 @@ fn a_token_that_was_rotated_in_its_file_is_read_again() {
 }
 
 #[test]
-fn a_key_that_has_no_name_here_is_named() {
+fn an_unsupported_key_is_named() {
     let jpeg = contents(images()).into_iter().find(|(path, _)| path.extension().is_some_and(|e| e == "jpg"));
     let (_, jpeg) = jpeg.expect("an image");
     for (key, shown) in
@@ -304,7 +304,7 @@ fn a_key_that_has_no_name_here_is_named() {
         }
         let call = instdisc("ingest").arg("--source", bucket.url("images")).arg("--dest", bucket.url("data"));
         let error = bucket.of(call).fails(WRONG_DATA);
-        assert!(error.contains(shown) && error.contains("has no name here"), "{error}");
+        assert!(error.contains(shown) && error.contains("unsupported key"), "{error}");
     }
 }
 

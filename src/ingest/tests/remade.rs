@@ -126,7 +126,7 @@ fn an_export_gives_the_files_back_that_were_ingested() {
     }
     fs::write(target.join("train/cat/0.jpg"), b"another").expect("a file");
     let error = export(&job, &Quiet).expect_err("a file is in the way");
-    assert!(error.to_string().contains("train/cat/0.jpg: exists already"), "{error}");
+    assert!(error.to_string().contains("train/cat/0.jpg: already exists"), "{error}");
     let missing = ExportOptions { split: Some("test".into()), ..job };
     assert_eq!(export(&missing, &Quiet).expect_err("no split").failure(), crate::failure::Failure::Data);
 }

@@ -83,6 +83,14 @@ fn a_folder_that_cannot_be_written_is_no_error() {
     assert_eq!(cache.get(blob(1).0), None);
 }
 
+#[test]
+fn a_write_that_fails_leaves_nothing() {
+    let (_dir, cache) = opened(1 << 20);
+    std::fs::create_dir_all(cache.path(blob(1).0).join("full")).expect("a folder of that name");
+    assert_eq!(put(&cache, 1, &[]), Kept::NotNow);
+    assert_eq!(std::fs::read_dir(cache.folder.join(UNFINISHED)).expect("listed").count(), 0);
+}
+
 #[expect(clippy::disallowed_methods, reason = "a file of somebody else")]
 fn plant(path: &Path) {
     std::fs::write(path, "precious").expect("a file");

@@ -1,41 +1,38 @@
-//! The lock of a folder in an object store, or where there are no file locks, of files that are created and never changed.
+//! A lease: the lock of a folder without file locks, made of files that are created and never changed.
 //!
-//! Whoever created the file with the highest number holds the lock, and writes signs of life into a file of
-//! its own. A holder that shows none for long is overtaken by creating the next number, which one process
-//! can. A holder that was overtaken, because it paused for long, finds the higher number before it publishes.
-//! Needed of the store: creates that fail where a key exists, and lists that show what was written before.
+//! The creator of the file with the highest number holds the lease, and writes signs of life into another file. If none
+//! appear for long, one process takes over by creating the next number. A holder that was overtaken while it paused
+//! finds the higher number before it publishes. The store must offer conditional creates and consistent lists.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use object_store::{ObjectStore, ObjectStoreExt};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
-use crate::storage::publish::create::writer_id;
-use crate::storage::{Location, StorageError, block_on, handle};
+use crate::storage::store::writer_id;
+use crate::storage::{Location, PublishMode, StorageError, block_on, handle};
 
-/// When the holder shows life, and after how long without a sign the lock is free.
+/// How often the holder shows a sign of life, and after how long without one the lease is free.
 #[derive(Clone, Copy)]
-pub(in crate::storage) struct Pace {
-    pub(in crate::storage) beat: Duration,
-    pub(in crate::storage) patience: Duration,
+pub(super) struct Pace {
+    pub(super) beat: Duration,
+    pub(super) patience: Duration,
 }
 
 /// The pace of jobs.
-pub(in crate::storage) const PACE: Pace =
-    Pace { beat: Duration::from_secs(10), patience: Duration::from_secs(45) };
+pub(super) const PACE: Pace = Pace { beat: Duration::from_secs(10), patience: Duration::from_secs(45) };
 
-/// A lock that is held.
-pub(in crate::storage) struct Lease {
+/// A lease that is held; dropping it releases it.
+pub(super) struct Lease {
     term: Term,
     lost: Arc<AtomicBool>,
     heart: JoinHandle<()>,
 }
 
-/// One holder's turn.
+/// One holder's term.
 #[derive(Clone)]
 struct Term {
     lock: Location,
@@ -44,7 +41,7 @@ struct Term {
     holder: String,
 }
 
-/// The lock's files: who took which number, and the signs of life by their names.
+/// The lease's files: terms by number, and signs of life by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Files {
     terms: BTreeMap<u64, String>,
@@ -52,32 +49,29 @@ struct Files {
 }
 
 impl Lease {
-    /// Takes the lock, from a holder that is dead if need be.
+    /// Takes the lease, from a dead holder if need be.
     ///
     /// # Errors
     /// [`StorageError::Locked`] where another process holds it; else if the store fails.
-    pub(in crate::storage) fn take(lock: &Location, holder: &str, pace: Pace) -> Result<Self, StorageError> {
-        let term = block_on(async {
-            lock.require_creates().await?;
-            take(lock, holder, pace).await
-        })?;
+    pub(super) fn take(lock: &Location, holder: &str, pace: Pace) -> Result<Self, StorageError> {
+        let term = block_on(take(lock, holder, pace))?;
         let lost = Arc::new(AtomicBool::new(false));
         let heart = handle().spawn(beat(term.clone(), pace, Arc::clone(&lost)));
         Ok(Self { term, lost, heart })
     }
 
-    /// Where it lies.
-    pub(in crate::storage) fn location(&self) -> &Location {
+    /// The location of the lock.
+    pub(super) fn location(&self) -> &Location {
         &self.term.lock
     }
 
-    /// Asks the store whether the lock is still held.
+    /// Checks with the store that the lease is still held.
     ///
     /// # Errors
     /// [`StorageError::Locked`] where another process took it over.
-    pub(in crate::storage) fn check(&self) -> Result<(), StorageError> {
+    pub(super) fn check(&self) -> Result<(), StorageError> {
         if self.lost.load(Ordering::Acquire) || !block_on(self.term.is_held())? {
-            return Err(self.term.locked("it took over while this process paused"));
+            return Err(self.term.locked("took over while this process paused"));
         }
         Ok(())
     }
@@ -87,11 +81,11 @@ impl Drop for Lease {
     fn drop(&mut self) {
         self.heart.abort();
         let lost = self.lost.load(Ordering::Acquire);
-        if let Err(error) = block_on(self.term.give_back(lost)) {
-            tracing::warn!("the lock could not be given back: {error}");
+        if let Err(error) = block_on(self.term.release(lost)) {
+            tracing::warn!("cannot release the lock: {error}");
         }
         if let Some(folder) = self.term.lock.local_path().and_then(std::path::Path::parent) {
-            // Kept where it still holds something.
+            // Fails where the folder is not empty.
             let _ = std::fs::remove_dir(folder);
         }
     }
@@ -114,15 +108,15 @@ impl Term {
         StorageError::Locked { location: self.lock.to_string(), holder: holder.to_owned() }
     }
 
-    /// Whether this is the highest term, and still there.
+    /// Whether this is the highest term and its file still exists.
     async fn is_held(&self) -> Result<bool, StorageError> {
         let files = files(&self.lock).await?;
         let highest = files.terms.last_key_value();
         Ok(highest.is_some_and(|(number, text)| *number == self.number && *text == self.text()))
     }
 
-    /// Removes what is this holder's, and dead holders' terms below.
-    async fn give_back(&self, lost: bool) -> Result<(), StorageError> {
+    /// Removes this holder's files, and those of dead holders below.
+    async fn release(&self, lost: bool) -> Result<(), StorageError> {
         if let Some(sign) = self.sign() {
             sign.remove().await?;
         }
@@ -135,7 +129,7 @@ impl Term {
                 sign.remove().await?;
             }
         }
-        // The own one last: until then the lock is held.
+        // This term last: until then the lease is held.
         for number in files.terms.keys().filter(|number| **number <= self.number) {
             if let Some(file) = self.file(*number) {
                 file.remove().await?;
@@ -145,27 +139,15 @@ impl Term {
     }
 }
 
-impl Location {
-    async fn remove(&self) -> Result<(), StorageError> {
-        match self.attempt("delete", || async { self.store().delete(self.key()).await }).await {
-            Err(error) if !error.is_not_found() => Err(error),
-            _ => Ok(()),
-        }
-    }
-}
-
-/// Reads the lock's files; one that vanishes meanwhile is not there.
+/// Reads the lease's files, except those that vanish meanwhile.
 async fn files(lock: &Location) -> Result<Files, StorageError> {
     let mut files = Files::default();
     let Some(folder) = lock.folder() else { return Ok(files) };
-    let list = || async { folder.store().list_with_delimiter(Some(folder.key())).await };
-    let listed = lock.attempt("list", list).await?.objects;
     let prefix = format!("{}.", lock.file_name());
-    for name in listed.iter().filter_map(|meta| meta.location.filename()) {
+    for name in folder.list_names().await? {
         let Some(rest) = name.strip_prefix(&prefix) else { continue };
-        let Some(file) = lock.with_file_name(name) else { continue };
-        let read = || async { file.store().get(file.key()).await?.bytes().await };
-        let text = match file.attempt("read", read).await {
+        let Some(file) = lock.with_file_name(&name) else { continue };
+        let text = match file.read_part(None).await {
             Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
             Err(error) if error.is_not_found() => continue,
             Err(error) => return Err(error),
@@ -175,7 +157,7 @@ async fn files(lock: &Location) -> Result<Files, StorageError> {
                 files.terms.insert(number, text);
             }
             Err(_) => {
-                files.signs.insert(name.to_owned(), text);
+                files.signs.insert(name, text);
             }
         }
     }
@@ -196,14 +178,16 @@ async fn take(lock: &Location, holder: &str, pace: Pace) -> Result<Term, Storage
         };
         let (holder, writer) = (holder.to_owned(), writer_id());
         let term = Term { lock: lock.clone(), number, writer, holder };
-        let Some(file) = term.file(number) else { return Err(term.locked("a bucket has no lock")) };
-        match file.create(term.text().into()).await {
+        let Some(file) = term.file(number) else {
+            return Err(term.locked("a bucket itself cannot be locked"));
+        };
+        match file.put(term.text().into(), PublishMode::Create).await {
             Ok(()) => {}
-            // Of several that found it free or dead, another one was first.
+            // Another process was first.
             Err(StorageError::AlreadyExists { .. }) => continue,
             Err(error) => return Err(error),
         }
-        // A term that was not seen before means that the lock was given back and taken meanwhile.
+        // A new term means that the lease was released and taken meanwhile.
         let mut after = files(lock).await?.terms;
         let own = after.remove(&number).is_some_and(|text| text == term.text());
         if own && after.iter().all(|(number, text)| before.terms.get(number) == Some(text)) {
@@ -216,7 +200,7 @@ async fn take(lock: &Location, holder: &str, pace: Pace) -> Result<Term, Storage
     }
 }
 
-/// Waits for a sign of life: `true` if there is none, `false` if the terms have changed.
+/// Waits for a sign of life: `true` if none appears, `false` if the terms changed.
 async fn is_dead(lock: &Location, before: &Files, pace: Pace) -> Result<bool, StorageError> {
     let holder = before.terms.last_key_value().map_or("", |(_, text)| text.lines().next().unwrap_or(""));
     tracing::info!("{lock}: held by {holder}; waiting for a sign of life");
@@ -235,13 +219,13 @@ async fn is_dead(lock: &Location, before: &Files, pace: Pace) -> Result<bool, St
     Ok(true)
 }
 
-/// Shows signs of life until the lock is lost.
+/// Shows signs of life until the lease is lost.
 async fn beat(term: Term, pace: Pace, lost: Arc<AtomicBool>) {
     let Some(sign) = term.sign() else { return };
     for number in 1.. {
         sleep(pace.beat).await;
         let shown = match term.is_held().await {
-            Ok(true) => sign.replace(format!("sign of life {number}").into()).await,
+            Ok(true) => sign.put(format!("sign of life {number}").into(), PublishMode::Overwrite).await,
             Ok(false) => {
                 lost.store(true, Ordering::Release);
                 return;
@@ -249,8 +233,8 @@ async fn beat(term: Term, pace: Pace, lost: Arc<AtomicBool>) {
             Err(error) => Err(error),
         };
         if let Err(error) = shown {
-            // The store may be back for the next one.
-            tracing::warn!("{}: no sign of life could be written: {error}", term.lock);
+            // The next one may succeed.
+            tracing::warn!("{}: cannot write a sign of life: {error}", term.lock);
         }
     }
 }

@@ -1,6 +1,6 @@
-//! How many requests this process made, and what went wrong with them.
+//! Counts this process's requests to object stores, and their faults.
 //!
-//! Every request to a store passes through [`Counted`], below the retries: each attempt counts.
+//! [`Counted`] decorates the HTTP client, below the retries of object_store and of `retried`: each attempt counts.
 
 use std::cell::Cell;
 use std::fmt;
@@ -18,23 +18,23 @@ use object_store::client::{
 static TOTAL: Counters = Counters::new();
 
 tokio::task_local! {
-    /// The tries of the operation under way that failed.
+    /// The failed tries of the current operation.
     static FAILED_TRIES: Cell<usize>;
 }
 
-/// Does an operation, whose requests that fail are counted by [`failed_tries`].
-pub(in crate::storage) async fn operation<F: Future>(operation: F) -> F::Output {
+/// Runs an operation, whose failed requests [`failed_tries`] counts.
+pub(super) async fn operation<F: Future>(operation: F) -> F::Output {
     FAILED_TRIES.scope(Cell::new(0), operation).await
 }
 
-/// How many requests of the operation under way have failed, those that object_store repeats by itself too.
-pub(in crate::storage) fn failed_tries() -> usize {
+/// The failed requests of the current operation, including those that object_store repeats.
+pub(super) fn failed_tries() -> usize {
     FAILED_TRIES.try_with(Cell::get).unwrap_or(0)
 }
 
 fn count_fault(counter: &AtomicU64) {
     count(counter, 1);
-    // Parts of an upload are requests of tasks of their own.
+    // Parts of an upload run in other tasks, outside any operation.
     let _ = FAILED_TRIES.try_with(|tries| tries.set(tries.get() + 1));
 }
 
@@ -73,7 +73,7 @@ pub struct Traffic {
     pub get: u64,
     /// PUT requests: files and parts of files.
     pub put: u64,
-    /// All others: HEAD, POST, DELETE.
+    /// HEAD, POST and DELETE requests.
     pub other: u64,
     /// Bytes of bodies received.
     pub received: u64,
@@ -86,7 +86,7 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    /// What this process did so far.
+    /// The counts so far.
     pub fn of_this_process() -> Self {
         let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Self {
@@ -105,7 +105,7 @@ impl Traffic {
         self.get + self.put + self.other
     }
 
-    /// Everything that made another attempt necessary.
+    /// Faults of all kinds, each of which needs another attempt.
     pub fn faults(&self) -> u64 {
         self.refused + self.broken + self.cut
     }
@@ -131,19 +131,20 @@ impl fmt::Display for Traffic {
     }
 }
 
-/// Makes clients that count.
+/// Makes counted clients.
 #[derive(Debug)]
-pub(in crate::storage) struct Counting;
+pub(super) struct CountedConnector;
 
-impl HttpConnector for Counting {
+#[deny(clippy::missing_trait_methods)]
+impl HttpConnector for CountedConnector {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
-        // Of the whole process; where another has chosen one already, that stays.
+        // The provider of the whole process; one that is installed already stays.
         let _ = rustls::crypto::ring::default_provider().install_default();
         Ok(HttpClient::new(Counted(ReqwestConnector::default().connect(options)?)))
     }
 }
 
-/// A client that counts.
+/// A client whose requests are counted.
 #[derive(Debug)]
 struct Counted(HttpClient);
 
@@ -152,6 +153,7 @@ fn count(counter: &AtomicU64, by: u64) {
 }
 
 #[async_trait]
+#[deny(clippy::missing_trait_methods)]
 impl HttpService for Counted {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
         let method = match request.method().as_str() {
@@ -194,7 +196,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn faults_are_told_only_where_there_were_some() {
+    fn faults_are_shown_only_where_there_were_some() {
         let quiet = Traffic { get: 2, put: 1, received: 10, ..Traffic::default() };
         assert_eq!(quiet.to_string(), "object store: 3 requests (2 GET, 1 PUT, 0 others), 10 B received");
         let noisy = Traffic { refused: 2, cut: 1, ..quiet };

@@ -1,44 +1,66 @@
 //! Attempts beyond those of the object_store crate.
 //!
-//! The crate tries a request again on 5xx, 429 and lost connections, and resumes a broken body of a read.
-//! It gives up at once where an answer to a list, an upload or a conditional write breaks: those are tried
-//! again here, within the same limits.
+//! The crate repeats a request on 5xx, 429 and lost connections, and resumes a broken body of a read. It gives up at
+//! once where an answer to a list, an upload or a conditional write breaks. [`Retried`] repeats those within the same
+//! limits, and refused requests once there are new credentials.
 
 use std::collections::hash_map::RandomState;
-use std::error::Error;
+use std::error::Error as StdError;
+use std::fmt;
 use std::hash::{BuildHasher, Hasher};
+use std::ops::Range;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use futures::StreamExt;
-use object_store::ObjectStore;
+use bytes::Bytes;
+use futures::stream::{self, BoxStream};
+use futures::{StreamExt, TryFutureExt, TryStreamExt};
 use object_store::client::{HttpError, HttpErrorKind};
+use object_store::path::Path;
 use object_store::retry::{RetryContext, RetryFailure, RetryPolicy};
+use object_store::{
+    CopyOptions, Error, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta,
+    ObjectStore, ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult,
+    RenameOptions, Result, UploadPart,
+};
 
 use super::counted::{failed_tries, operation};
-use crate::storage::store::{LAST_PATIENCE, Remote, RetryLimits, SIGNATURE_LIFE};
-use crate::storage::{Location, StorageError};
+use super::fault::Fault;
+use super::health::Health;
+use super::options::{RetryLimits, SIGNATURE_LIFE};
+use super::provider::Provider;
 
 /// The first pause; each further one is about twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 /// The longest pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// The time for each request after an operation was given up: the job ends and tidies up, and must not spend the
+/// whole time of retries on each step.
+const LAST_PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 5 });
+
+/// Operations by name, as errors show them.
+const READ: &str = "read";
+const LOOK_UP: &str = "look up";
+const LIST: &str = "list";
+const WRITE: &str = "write";
+const DELETE: &str = "delete";
 
 /// Bits that differ from call to call and from process to process.
-pub(in crate::storage) fn random_bits() -> u64 {
+pub(super) fn random_bits() -> u64 {
     RandomState::new().build_hasher().finish()
 }
 
-/// A pause before the attempt after `attempt`, so that many processes do not come back at the same moment.
-fn pause(attempt: usize) -> Duration {
-    let full = FIRST_PAUSE.saturating_mul(1 << attempt.min(10) as u32).min(LONGEST_PAUSE);
+/// A pause after the given number of attempts, random so that processes do not return at the same moment.
+fn pause(attempts: usize) -> Duration {
+    let full = FIRST_PAUSE.saturating_mul(1 << attempts.min(10) as u32).min(LONGEST_PAUSE);
     let part = (random_bits() >> 11) as f64 / (1_u64 << 53) as f64;
     full.mul_f64(0.5 + 0.5 * part)
 }
 
 /// The attempts of one operation.
 #[derive(Debug)]
-pub(in crate::storage) struct Attempts {
+pub(super) struct Attempts {
     limits: RetryLimits,
     started: Instant,
     /// When the last attempt began.
@@ -47,57 +69,57 @@ pub(in crate::storage) struct Attempts {
 }
 
 impl Attempts {
-    pub(in crate::storage) fn new(limits: RetryLimits) -> Self {
+    pub(super) fn new(limits: RetryLimits) -> Self {
         let now = Instant::now();
         Self { limits, started: now, last: now, made: 1 }
     }
 
     /// Waits before another attempt; `false` where the limits allow none.
-    pub(in crate::storage) async fn again(&mut self) -> bool {
+    pub(super) async fn again(&mut self) -> bool {
         if self.tries() > self.limits.tries || self.are_over() {
             return false;
         }
-        tokio::time::sleep(pause(self.made)).await;
+        let left = self.limits.time.saturating_sub(self.started.elapsed());
+        tokio::time::sleep(pause(self.made).min(left)).await;
         self.made += 1;
         self.last = Instant::now();
         true
     }
 
     /// Whether the time is over.
-    pub(in crate::storage) fn are_over(&self) -> bool {
+    pub(super) fn are_over(&self) -> bool {
         self.started.elapsed() >= self.limits.time
     }
 
-    /// Whether the last attempt ended for its signature's age alone.
-    fn grew_old(&self) -> bool {
+    /// Whether the last attempt outlived its signature.
+    fn outlived_signature(&self) -> bool {
         self.last.elapsed() >= SIGNATURE_LIFE
     }
 
-    /// Tries that failed, those within an attempt too.
+    /// Failed tries, including those within an attempt.
     fn tries(&self) -> usize {
         failed_tries().max(self.made)
     }
 
-    /// Says how many there were, where it was more than one.
-    pub(in crate::storage) fn tell(&self, error: object_store::Error) -> object_store::Error {
+    /// Adds the number of tries to an error, where it is more than one.
+    pub(super) fn explain(&self, error: Error) -> Error {
         let tries = self.tries();
-        // That nothing is there, or something, is an answer at any try.
-        if tries == 1 || !matches!(error, object_store::Error::Generic { .. }) {
+        // Whether an object exists is an answer after any number of tries.
+        if tries == 1 || !matches!(error, Error::Generic { .. }) {
             return error;
         }
         let seconds = self.started.elapsed().as_secs_f64();
-        let source = Box::new(GaveUp { tries, seconds, source: error });
-        object_store::Error::Generic { store: "object store", source }
+        failed(GaveUp { tries, seconds, source: error })
     }
 }
 
 /// An error after several attempts.
 #[derive(Debug, thiserror::Error)]
-#[error("given up after {tries} tries in {seconds:.1} s: {source}")]
+#[error("gave up after {tries} tries in {seconds:.1} s: {source}")]
 struct GaveUp {
     tries: usize,
     seconds: f64,
-    source: object_store::Error,
+    source: Error,
 }
 
 /// An operation that was cut short.
@@ -105,146 +127,323 @@ struct GaveUp {
 #[error("no answer in {} s, after the store was given up", LAST_PATIENCE.as_secs())]
 struct CutShort;
 
-/// Whether the request or its answer was lost on the way, as opposed to being refused.
-pub(in crate::storage) fn is_lost(error: &object_store::Error) -> bool {
-    let mut cause: Option<&(dyn Error + 'static)> =
-        matches!(error, object_store::Error::Generic { .. }).then_some(error);
-    while let Some(error) = cause {
-        if error.is::<HttpError>() {
-            // A request that cannot be made, as with http:// where it is not allowed, was not lost.
-            return !error.to_string().contains("builder error");
-        }
-        cause = error.source();
-    }
-    false
+fn failed(source: impl StdError + Send + Sync + 'static) -> Error {
+    Error::Generic { store: "object store", source: Box::new(source) }
 }
 
-/// The operation whose answer has no text.
-const LOOK_UP: &str = "look up";
+/// Whether the request or its answer was lost on the way, as opposed to being refused.
+pub(super) fn is_lost(error: &Error) -> bool {
+    let error: Option<&(dyn StdError + 'static)> = matches!(error, Error::Generic { .. }).then_some(error);
+    // A request that cannot be built, as with http:// where it is not allowed, was not lost.
+    std::iter::successors(error, |&error| error.source())
+        .find(|error| error.is::<HttpError>())
+        .is_some_and(|error| !error.to_string().contains("builder error"))
+}
 
 /// Whether an answer 400 refused a request, as S3 refuses a token that has expired.
-fn is_bare_refusal(error: &object_store::Error) -> bool {
-    matches!(error, object_store::Error::Generic { .. }) && error.to_string().contains("400 Bad Request")
+fn is_bare_refusal(error: &Error) -> bool {
+    matches!(error, Error::Generic { .. }) && error.to_string().contains("400 Bad Request")
 }
 
-impl Location {
-    /// The limits of attempts; there are no further ones on this machine.
-    pub(in crate::storage) fn retry_limits(&self) -> RetryLimits {
-        let none = RetryLimits { time: Duration::ZERO, tries: 0 };
-        self.remote().map_or(none, |remote| remote.retry)
+/// Repeats what was lost on the way.
+#[derive(Clone, Debug)]
+pub(super) struct Retried {
+    provider: Arc<Provider>,
+    health: Arc<Health>,
+    limits: RetryLimits,
+}
+
+impl fmt::Display for Retried {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.provider.fmt(f)
+    }
+}
+
+impl Retried {
+    pub(super) fn new(provider: Arc<Provider>, health: Arc<Health>, limits: RetryLimits) -> Self {
+        Self { provider, health, limits }
     }
 
-    /// Notes that the store answers, or that it was given up.
-    pub(in crate::storage) fn note_answers(&self, answers: bool) {
-        if let Some(remote) = self.remote() {
-            remote.note(answers);
-        }
-    }
-
-    /// Notes that the store has done an operation for this process.
-    pub(in crate::storage) fn note_done(&self, operation: &'static str) {
-        if let Some(remote) = self.remote() {
-            remote.note_done(operation);
-        }
-    }
-
-    /// Whether the store was given up a short time ago.
-    pub(in crate::storage) fn is_gone(&self) -> bool {
-        self.remote().is_some_and(Remote::is_gone)
-    }
-
-    /// Does what can be done twice, again where it was lost.
-    pub(in crate::storage) async fn attempt<T, F>(
+    /// Runs an operation that may run twice, and repeats it where it was lost.
+    async fn attempt<T, F>(
         &self,
         name: &'static str,
-        action: impl Fn() -> F,
-    ) -> Result<T, StorageError>
+        key: &Path,
+        action: impl Fn(Arc<dyn ObjectStore>) -> F + Send + Sync,
+    ) -> Result<T>
     where
-        F: Future<Output = object_store::Result<T>>,
+        T: Send,
+        F: Future<Output = Result<T>> + Send,
     {
-        // A bucket itself is no file; some stores answer with a list of it.
-        if self.remote().is_some() && self.key().as_ref().is_empty() && ["read", LOOK_UP].contains(&name) {
-            return Err(StorageError::NotFound { location: self.to_string(), local: false });
-        }
-        let attempts = operation(self.attempts(name, action));
-        if !self.is_gone() {
+        let attempts = operation(self.attempts(name, key, action));
+        if !self.health.is_gone() {
             return attempts.await;
         }
-        tokio::time::timeout(LAST_PATIENCE, attempts).await.unwrap_or_else(|_| {
-            let source = Box::new(CutShort);
-            Err(self.failed(name, object_store::Error::Generic { store: "object store", source }))
-        })
+        tokio::time::timeout(LAST_PATIENCE, attempts).await.unwrap_or_else(|_| Err(failed(CutShort)))
     }
 
-    /// What a list says of the error of a look-up (HEAD), whose answer has a status and no text: that it is the bucket
-    /// that is absent, or the credentials that are refused.
-    async fn explained(&self, error: object_store::Error) -> object_store::Error {
-        let Some(remote) = self.remote() else { return error };
-        let is_absent = matches!(error, object_store::Error::NotFound { .. });
-        // What was listed or read before lies in a bucket.
-        let is_known = is_absent && ["list", "read"].iter().any(|name| remote.has_worked(Some(name)));
+    async fn attempts<T, F>(
+        &self,
+        name: &'static str,
+        key: &Path,
+        action: impl Fn(Arc<dyn ObjectStore>) -> F + Send + Sync,
+    ) -> Result<T>
+    where
+        T: Send,
+        F: Future<Output = Result<T>> + Send,
+    {
+        let mut attempts = Attempts::new(self.limits);
+        loop {
+            let done = self.attempt_once(name, key, &action).await;
+            let Err(error) = done else {
+                self.health.note_answers(true);
+                return done;
+            };
+            let was_lost = is_lost(&error) || attempts.outlived_signature();
+            if !was_lost || !attempts.again().await {
+                self.health.note_answers(!was_lost);
+                return Err(attempts.explain(error));
+            }
+            let reason = self.provider.with_secrets(|secrets| secrets.describe(&error));
+            tracing::info!("{self}/{key}: retrying to {name}, which was lost on the way: {reason}");
+        }
+    }
+
+    /// Runs an operation, again only where it was refused and there are new credentials.
+    async fn attempt_once<T, F>(
+        &self,
+        name: &'static str,
+        key: &Path,
+        action: impl Fn(Arc<dyn ObjectStore>) -> F + Send + Sync,
+    ) -> Result<T>
+    where
+        T: Send,
+        F: Future<Output = Result<T>> + Send,
+    {
+        loop {
+            let (store, generation) = self.provider.current();
+            let error = match action(Arc::clone(&store)).await {
+                Ok(done) => {
+                    self.health.note_done(name);
+                    return Ok(done);
+                }
+                Err(error) if name == LOOK_UP => self.explain_look_up(&*store, key, error).await,
+                Err(error) => error,
+            };
+            if matches!(error, Error::NotFound { .. }) {
+                self.health.note_done(name);
+            }
+            let is_refused = Fault::of(&error).is_some_and(|fault| fault.is_refusal());
+            if !(is_refused && self.provider.has_new_credentials(generation)) {
+                return Err(error);
+            }
+        }
+    }
+
+    /// Asks a list for the reason of a failed look-up (HEAD), whose answer has a status and no text: an absent bucket
+    /// or refused credentials.
+    async fn explain_look_up(&self, store: &dyn ObjectStore, key: &Path, error: Error) -> Error {
+        let is_absent = matches!(error, Error::NotFound { .. });
+        // What was listed or read before is in a bucket.
+        let is_known = is_absent && [LIST, READ].iter().any(|name| self.health.has_worked(Some(name)));
         if is_known || !(is_absent || is_bare_refusal(&error)) {
             return error;
         }
-        match self.store().list(Some(self.key())).next().await {
-            Some(Err(other)) if self.explains(&other, is_absent) => other,
-            Some(Err(_)) => error,
+        match store.list(Some(key)).next().await {
+            Some(Err(reason)) => match Fault::of(&reason) {
+                Some(Fault::NoBucket) => reason,
+                Some(fault) if fault.is_refusal() && !is_absent => reason,
+                _ => error,
+            },
             Some(Ok(_)) | None => {
-                self.note_done("list");
+                self.health.note_done(LIST);
                 error
             }
         }
     }
 
-    async fn attempts<T, F>(&self, name: &'static str, action: impl Fn() -> F) -> Result<T, StorageError>
-    where
-        F: Future<Output = object_store::Result<T>>,
-    {
-        let mut attempts = Attempts::new(self.retry_limits());
-        loop {
-            let generation = self.generation();
-            let error = match action().await {
-                Ok(done) => {
-                    self.note_answers(true);
-                    self.note_done(name);
-                    return Ok(done);
-                }
-                Err(error) => error,
-            };
-            let error = if name == LOOK_UP { self.explained(error).await } else { error };
-            if matches!(error, object_store::Error::NotFound { .. }) {
-                self.note_done(name);
-            }
-            if self.has_new_credentials(&error, generation) {
-                continue;
-            }
-            let was_lost = is_lost(&error) || attempts.grew_old();
-            if !was_lost || !attempts.again().await {
-                self.note_answers(!was_lost);
-                return Err(self.failed(name, attempts.tell(error)));
-            }
-            let told = self.told(&error);
-            tracing::info!("{self}: {name} was lost on the way and is tried again: {told}");
-        }
+    /// All that a list gives, as one attempt.
+    fn list_whole(
+        &self,
+        prefix: Option<&Path>,
+        list: impl Fn(Arc<dyn ObjectStore>, Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>>
+        + Send
+        + Sync
+        + 'static,
+    ) -> BoxStream<'static, Result<ObjectMeta>> {
+        let (this, prefix) = (self.clone(), prefix.cloned());
+        let listed = async move {
+            let key = prefix.clone().unwrap_or_default();
+            let list = |store| list(store, prefix.as_ref()).try_collect::<Vec<_>>();
+            this.attempt(LIST, &key, list).await.map(|found| stream::iter(found).map(Ok))
+        };
+        listed.try_flatten_stream().boxed()
     }
 }
 
-/// Tries a part of an upload again, with a new signature.
-#[derive(Debug)]
-pub(in crate::storage) struct PartPatience(pub(in crate::storage) RetryLimits);
+/// Reads the body, so that a broken one fails the attempt.
+async fn read_whole(mut got: GetResult) -> Result<GetResult> {
+    let (meta, range) = (got.meta.clone(), got.range.clone());
+    let (attributes, extensions) = (std::mem::take(&mut got.attributes), std::mem::take(&mut got.extensions));
+    let body = got.bytes().await?;
+    let payload = GetResultPayload::Stream(stream::once(async { Ok(body) }).boxed());
+    Ok(GetResult { payload, meta, range, attributes, extensions })
+}
 
 #[async_trait]
-impl RetryPolicy for PartPatience {
+#[deny(clippy::missing_trait_methods)]
+impl ObjectStore for Retried {
+    /// A conditional put is sent once: only its writer knows what a lost answer means (`settled`).
+    async fn put_opts(&self, key: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+        let put = |store: Arc<dyn ObjectStore>| {
+            let (payload, options) = (payload.clone(), options.clone());
+            async move { store.put_opts(key, payload, options).await }
+        };
+        match options.mode {
+            PutMode::Overwrite => self.attempt(WRITE, key, put).await,
+            PutMode::Create | PutMode::Update(_) => self.attempt_once(WRITE, key, put).await,
+        }
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        key: &Path,
+        options: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
+        let options = options.with_retry_policy(Arc::new(PartRetries(self.limits)));
+        let start = |store: Arc<dyn ObjectStore>| {
+            let options = options.clone();
+            async move { store.put_multipart_opts(key, options).await }
+        };
+        let upload = self.attempt(WRITE, key, start).await?;
+        Ok(Box::new(RetriedUpload { upload, store: self.clone(), key: key.clone() }))
+    }
+
+    async fn get_opts(&self, key: &Path, options: GetOptions) -> Result<GetResult> {
+        // A bucket itself is not a file; some stores answer with a list of it.
+        if key.as_ref().is_empty() {
+            return Err(Error::NotFound { path: String::new(), source: "a bucket is not a file".into() });
+        }
+        let is_look_up = options.head;
+        let get = |store: Arc<dyn ObjectStore>| {
+            let options = options.clone();
+            async move {
+                let got = store.get_opts(key, options).await?;
+                if is_look_up { Ok(got) } else { read_whole(got).await }
+            }
+        };
+        self.attempt(if is_look_up { LOOK_UP } else { READ }, key, get).await
+    }
+
+    async fn get_ranges(&self, key: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
+        let get = |store: Arc<dyn ObjectStore>| async move { store.get_ranges(key, ranges).await };
+        self.attempt(READ, key, get).await
+    }
+
+    fn delete_stream(&self, keys: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+        let this = self.clone();
+        let delete = move |key: Path| {
+            let this = this.clone();
+            async move {
+                let key_of = &key;
+                let delete = |store: Arc<dyn ObjectStore>| async move { store.delete(key_of).await };
+                this.attempt(DELETE, &key, delete).await?;
+                Ok(key)
+            }
+        };
+        keys.and_then(delete).boxed()
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.list_whole(prefix, |store, prefix| store.list(prefix))
+    }
+
+    fn list_with_offset(
+        &self,
+        prefix: Option<&Path>,
+        offset: &Path,
+    ) -> BoxStream<'static, Result<ObjectMeta>> {
+        let offset = offset.clone();
+        self.list_whole(prefix, move |store, prefix| store.list_with_offset(prefix, &offset))
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        let list = |store: Arc<dyn ObjectStore>| async move { store.list_with_delimiter(prefix).await };
+        self.attempt(LIST, &prefix.cloned().unwrap_or_default(), list).await
+    }
+
+    // Copies and renames may be conditional, like puts; no job needs them yet.
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        self.provider.current().0.copy_opts(from, to, options).await
+    }
+
+    async fn rename_opts(&self, from: &Path, to: &Path, options: RenameOptions) -> Result<()> {
+        self.provider.current().0.rename_opts(from, to, options).await
+    }
+}
+
+/// An upload whose removal, after it failed, neither hides the failure nor takes the time of all retries again.
+#[derive(Debug)]
+struct RetriedUpload {
+    upload: Box<dyn MultipartUpload>,
+    store: Retried,
+    key: Path,
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl MultipartUpload for RetriedUpload {
+    fn put_part(&mut self, data: PutPayload) -> UploadPart {
+        let (part, health) = (self.upload.put_part(data), Arc::clone(&self.store.health));
+        Box::pin(async move {
+            let put = part.await;
+            // [`PartRetries`] has used all the time.
+            if put.as_ref().is_err_and(is_lost) {
+                health.note_answers(false);
+            }
+            put
+        })
+    }
+
+    async fn complete(&mut self) -> Result<PutResult> {
+        let began = Instant::now();
+        let completed = self.upload.complete().await;
+        if completed.as_ref().is_err_and(is_lost) && began.elapsed() >= self.store.limits.time {
+            self.store.health.note_answers(false);
+        }
+        completed
+    }
+
+    async fn abort(&mut self) -> Result<()> {
+        let Self { upload, store, key } = self;
+        let more = if store.health.is_gone() { Duration::ZERO } else { store.limits.time };
+        let reason = match tokio::time::timeout(LAST_PATIENCE + more, upload.abort()).await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(error)) => store.provider.with_secrets(|secrets| secrets.describe(&error)),
+            Err(_) => "no answer".to_owned(),
+        };
+        tracing::warn!("{store}/{key}: cannot remove the unfinished upload: {reason}");
+        Ok(())
+    }
+}
+
+/// Repeats a part of an upload, with a new signature.
+#[derive(Debug)]
+struct PartRetries(RetryLimits);
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl RetryPolicy for PartRetries {
     async fn retry(&self, context: RetryContext) -> bool {
-        // Other failures were tried again within the attempt, as long as its signature lived.
+        // Other failures were retried within the attempt, while its signature lived.
         let lost = RetryFailure::Transport(HttpErrorKind::Unknown);
         let cut = RetryFailure::Transport(HttpErrorKind::Decode);
-        let grew_old = context.elapsed >= SIGNATURE_LIFE * context.attempt as u32;
-        let open = [lost, cut].contains(&context.failure) || grew_old;
-        if !open || context.attempt > self.0.tries || context.elapsed >= self.0.time {
+        let outlived_signature = context.elapsed >= SIGNATURE_LIFE * context.attempt as u32;
+        let may_help = [lost, cut].contains(&context.failure) || outlived_signature;
+        if !may_help || context.attempt > self.0.tries || context.elapsed >= self.0.time {
             return false;
         }
-        tokio::time::sleep(pause(context.attempt)).await;
+        tokio::time::sleep(pause(context.attempt).min(self.0.time - context.elapsed)).await;
         true
     }
 }
@@ -254,77 +453,121 @@ mod tests {
     use std::io;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
+    use object_store::memory::InMemory;
+
     use super::*;
     use crate::storage::block_on;
 
-    fn lost() -> object_store::Error {
+    fn lost() -> Error {
         let error = HttpError::new(HttpErrorKind::Interrupted, io::Error::other("cut"));
-        object_store::Error::Generic { store: "test", source: Box::new(error) }
+        Error::Generic { store: "test", source: Box::new(error) }
+    }
+
+    fn retried(seconds: u64, tries: usize) -> Retried {
+        let limits = RetryLimits { time: Duration::from_secs(seconds), tries };
+        let provider = Provider::of_store(Arc::new(InMemory::new()));
+        Retried::new(Arc::new(provider), Arc::default(), limits)
     }
 
     #[test]
-    fn what_was_lost_is_tried_again_within_the_limits_and_the_error_says_how_often() {
-        let limits = RetryLimits { time: Duration::from_secs(60), tries: 2 };
-        let location = Location::in_memory_within(limits).join("file");
+    fn a_lost_operation_is_repeated_within_the_limits_and_the_error_says_how_often() {
+        let store = retried(60, 2);
         let calls = AtomicUsize::new(0);
-        let action = || {
+        let action = |_| {
             calls.fetch_add(1, Ordering::Relaxed);
             async { Err::<(), _>(lost()) }
         };
-        let error = block_on(location.attempt("list", action)).expect_err("always lost");
+        let error = block_on(store.attempt(LIST, &Path::from("file"), action)).expect_err("always lost");
         assert_eq!(calls.load(Ordering::Relaxed), 3);
-        let text = format!("{error}: {}", error.source().expect("a cause"));
-        assert!(text.contains("file: list failed") && text.contains("after 3 tries"), "{text}");
-        assert!(text.contains("cut"), "{text}");
+        let text = error.to_string();
+        assert!(text.contains("gave up after 3 tries") && text.contains("cut"), "{text}");
     }
 
     #[test]
-    fn once_the_store_was_given_up_what_is_still_asked_takes_no_time() {
-        let limits = RetryLimits { time: Duration::ZERO, tries: 0 };
-        let location = Location::in_memory_within(limits);
+    fn no_attempt_begins_after_the_time_is_over() {
+        let store = retried(1, 100);
         let began = Instant::now();
-        block_on(location.attempt("list", || async { Err::<(), _>(lost()) })).expect_err("lost");
-        let hangs = || futures::future::pending::<object_store::Result<()>>();
-        let error = block_on(location.attempt("delete", hangs)).expect_err("hangs");
-        assert!(error.source().expect("a cause").to_string().contains("given up"), "{error:?}");
+        let last = std::sync::Mutex::new(Duration::ZERO);
+        let action = |_| {
+            *last.lock().expect("one thread") = began.elapsed();
+            async { Err::<(), _>(lost()) }
+        };
+        block_on(store.attempt(LIST, &Path::from("file"), action)).expect_err("always lost");
+        let last = *last.lock().expect("one thread");
+        // The pauses alone would end after 0.2 to 0.4, 0.6 to 1.2 and 1.4 to 2.8 s.
+        assert!(last < Duration::from_millis(1400), "{last:?}");
+        assert!(last >= Duration::from_millis(900), "the time is used: {last:?}");
+    }
+
+    #[test]
+    fn after_the_store_was_given_up_further_requests_end_soon() {
+        let store = retried(0, 0);
+        let (began, key) = (Instant::now(), Path::from("file"));
+        block_on(store.attempt(LIST, &key, |_| async { Err::<(), _>(lost()) })).expect_err("lost");
+        let hangs = |_| futures::future::pending::<Result<()>>();
+        let error = block_on(store.attempt(DELETE, &key, hangs)).expect_err("hangs");
+        assert!(error.to_string().contains("given up"), "{error:?}");
         assert!(began.elapsed() < LAST_PATIENCE * 10, "{:?}", began.elapsed());
-        assert!(location.is_gone());
-        block_on(location.attempt("list", || async { Ok(()) })).expect("it is back");
-        assert!(!location.is_gone());
+        assert!(store.health.is_gone());
+        block_on(store.attempt(LIST, &key, |_| async { Ok(()) })).expect("it is back");
+        assert!(!store.health.is_gone());
     }
 
     #[test]
-    fn that_nothing_is_there_is_an_answer_also_after_a_lost_one() {
-        let location = Location::in_memory().join("file");
+    fn that_a_file_does_not_exist_is_an_answer_also_after_a_lost_one() {
+        let (store, key) = (retried(60, 2), &Path::from("file"));
         let calls = AtomicUsize::new(0);
-        let action = || {
+        let action = |inner: Arc<dyn ObjectStore>| {
             let first = calls.fetch_add(1, Ordering::Relaxed) == 0;
-            let location = &location;
-            async move {
-                if first {
-                    Err(lost())
-                } else {
-                    location.store().get_opts(location.key(), Default::default()).await
-                }
-            }
+            async move { if first { Err(lost()) } else { inner.get_opts(key, GetOptions::default()).await } }
         };
-        let error = block_on(location.attempt("read", action)).expect_err("nothing there");
-        assert!(error.is_not_found(), "{error}");
+        let error = block_on(store.attempt(READ, key, action)).expect_err("nothing there");
+        assert!(matches!(error, Error::NotFound { .. }), "{error}");
     }
 
     #[test]
-    fn what_was_refused_is_not_tried_again() {
+    fn a_refused_operation_is_not_repeated() {
         let calls = AtomicUsize::new(0);
-        let refused = || {
+        let refused = |_| {
             calls.fetch_add(1, Ordering::Relaxed);
-            async {
-                Err::<(), _>(object_store::Error::NotImplemented {
-                    operation: "x".into(),
-                    implementer: "y".into(),
-                })
-            }
+            async { Err::<(), _>(Error::NotImplemented { operation: "x".into(), implementer: "y".into() }) }
         };
-        block_on(Location::in_memory().attempt("write", refused)).expect_err("refused");
+        block_on(retried(60, 2).attempt(WRITE, &Path::from("file"), refused)).expect_err("refused");
         assert_eq!(calls.load(Ordering::Relaxed), 1);
+    }
+
+    /// An upload to a store that is gone: a removal is never answered.
+    #[derive(Debug)]
+    struct Silent;
+
+    #[async_trait]
+    impl MultipartUpload for Silent {
+        fn put_part(&mut self, _: PutPayload) -> UploadPart {
+            Box::pin(async { Err(lost()) })
+        }
+
+        async fn complete(&mut self) -> Result<PutResult> {
+            Err(lost())
+        }
+
+        async fn abort(&mut self) -> Result<()> {
+            std::future::pending().await
+        }
+    }
+
+    #[test]
+    fn an_upload_to_a_store_that_is_gone_ends_soon_and_with_its_cause() {
+        for bytes in [0, 1] {
+            let (store, key) = (retried(0, 0), Path::from("file"));
+            let silent = Box::new(RetriedUpload { upload: Box::new(Silent), store, key });
+            let began = Instant::now();
+            let error = block_on(async move {
+                let mut writer = object_store::WriteMultipart::new(silent);
+                writer.write(&vec![7; bytes]);
+                writer.finish().await.expect_err("the store is gone")
+            });
+            assert!(began.elapsed() < LAST_PATIENCE * 10, "{:?}", began.elapsed());
+            assert!(error.to_string().contains("cut"), "{error}");
+        }
     }
 }

@@ -1,14 +1,15 @@
-//! A file of this machine for many reads.
+//! An open file of this machine.
 
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use bytes::Bytes;
 
 use super::{Location, StorageError};
 
-/// A file of this machine that is held open, for reads at any place by any number of threads.
+/// An open file of this machine, for reads at any offset by any number of threads.
 #[derive(Debug)]
 pub struct LocalFile {
     file: File,
@@ -16,6 +17,12 @@ pub struct LocalFile {
 }
 
 impl LocalFile {
+    /// Opens the file of a location.
+    pub(super) fn open(location: &Location, path: &Path) -> Result<Self, StorageError> {
+        let file = File::open(path).map_err(|error| failed(location, error))?;
+        Ok(Self { file, location: location.clone() })
+    }
+
     /// Reads a range of bytes.
     ///
     /// # Errors
@@ -24,28 +31,20 @@ impl LocalFile {
         let mut bytes = vec![0; range.end.saturating_sub(range.start) as usize];
         match self.file.read_exact_at(&mut bytes, range.start) {
             Ok(()) => Ok(bytes.into()),
-            Err(error) => Err(self.location.failed("read", of_this_machine(error, &self.location))),
+            Err(error) => Err(failed(&self.location, error)),
         }
     }
 }
 
-impl Location {
-    /// Opens a file of this machine; `None` for one in an object store.
-    ///
-    /// # Errors
-    /// If nothing is there or it cannot be opened.
-    pub fn open_local(&self) -> Result<Option<LocalFile>, StorageError> {
-        let Some(path) = self.local_path() else { return Ok(None) };
-        let file = File::open(path).map_err(|error| self.failed("read", of_this_machine(error, self)))?;
-        Ok(Some(LocalFile { file, location: self.clone() }))
+fn failed(location: &Location, error: std::io::Error) -> StorageError {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => {
+            StorageError::NotFound { location: location.to_string(), local: true }
+        }
+        _ => {
+            location.failed("read", object_store::Error::Generic { store: "local", source: Box::new(error) })
+        }
     }
-}
-
-fn of_this_machine(error: std::io::Error, location: &Location) -> object_store::Error {
-    if error.kind() == std::io::ErrorKind::NotFound {
-        return object_store::Error::NotFound { path: location.to_string(), source: Box::new(error) };
-    }
-    object_store::Error::Generic { store: "local", source: Box::new(error) }
 }
 
 #[cfg(test)]
@@ -54,7 +53,7 @@ mod tests {
     use crate::storage::PublishMode;
 
     #[test]
-    fn ranges_are_read_and_what_is_missing_is_told() {
+    fn ranges_are_read_and_missing_bytes_are_an_error() {
         let dir = tempfile::tempdir().expect("a folder");
         let location = Location::from_path(&dir.path().join("file")).expect("a location");
         location.publish("0123456789", PublishMode::Create).expect("written");

@@ -1,18 +1,10 @@
-use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use async_trait::async_trait;
-use futures::stream::BoxStream;
 use object_store::client::{HttpError, HttpErrorKind};
 use object_store::memory::InMemory;
-use object_store::path::Path;
-use object_store::{
-    CopyOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, PutMultipartOptions, PutResult, Result,
-};
 
 use super::*;
-use crate::storage::{PublishMode, RetryLimits, StorageOptions, block_on};
+use crate::storage::{Location, PublishMode, RetryLimits, StorageError, StorageOptions, Upload};
 
 /// A store with the vices of some.
 #[derive(Debug, Default)]
@@ -20,7 +12,7 @@ struct Vicious {
     inner: InMemory,
     /// A create overwrites.
     overwrites: bool,
-    /// Every other answer to a create is lost, after the store acted.
+    /// Every other answer to a create, and each to the end of an upload, is lost after the store acted.
     loses: bool,
     lose_now: AtomicBool,
     /// No attributes are kept.
@@ -41,8 +33,7 @@ impl ObjectStore for Vicious {
         let attributes = if self.forgets { Attributes::new() } else { options.attributes.clone() };
         let put = self.inner.put_opts(key, payload, PutOptions { mode, attributes, ..options }).await;
         if self.loses && creates && !self.lose_now.fetch_xor(true, Ordering::Relaxed) {
-            let source = HttpError::new(HttpErrorKind::Interrupted, std::io::Error::other("reset"));
-            return Err(Error::Generic { store: "vicious", source: Box::new(source) });
+            return Err(lost());
         }
         put
     }
@@ -52,7 +43,8 @@ impl ObjectStore for Vicious {
         key: &Path,
         options: PutMultipartOptions,
     ) -> Result<Box<dyn MultipartUpload>> {
-        self.inner.put_multipart_opts(key, options).await
+        let upload = self.inner.put_multipart_opts(key, options).await?;
+        Ok(if self.loses { Box::new(Losing(upload)) } else { upload })
     }
 
     async fn get_opts(&self, key: &Path, options: GetOptions) -> Result<GetResult> {
@@ -73,6 +65,31 @@ impl ObjectStore for Vicious {
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
         self.inner.copy_opts(from, to, options).await
+    }
+}
+
+fn lost() -> Error {
+    let source = HttpError::new(HttpErrorKind::Interrupted, std::io::Error::other("reset"));
+    Error::Generic { store: "vicious", source: Box::new(source) }
+}
+
+/// An upload whose last answer is lost.
+#[derive(Debug)]
+struct Losing(Box<dyn MultipartUpload>);
+
+#[async_trait]
+impl MultipartUpload for Losing {
+    fn put_part(&mut self, data: PutPayload) -> UploadPart {
+        self.0.put_part(data)
+    }
+
+    async fn complete(&mut self) -> Result<PutResult> {
+        self.0.complete().await?;
+        Err(lost())
+    }
+
+    async fn abort(&mut self) -> Result<()> {
+        self.0.abort().await
     }
 }
 
@@ -118,7 +135,8 @@ fn a_store_that_overwrites_silently_is_refused_unless_there_is_one_writer() {
     assert!(matches!(error, StorageError::NoCreate { .. }), "{error}");
     assert!(error.to_string().contains("--single-writer"), "{error}");
     assert!(shared.list().expect("a list").is_empty(), "the probe leaves nothing");
-    let alone = StorageOptions { single_writer: true, ..StorageOptions::default() };
+    let mut alone = StorageOptions::new(Vec::new());
+    alone.single_writer = true;
     let own = folder(bad(), &alone).join("file");
     own.publish("x", PublishMode::Create).expect("no other writer");
     let again = own.publish("y", PublishMode::Create).expect_err("it is there");
@@ -129,10 +147,19 @@ fn a_store_that_overwrites_silently_is_refused_unless_there_is_one_writer() {
 #[test]
 fn without_retries_a_lost_answer_is_still_settled() {
     let retry = RetryLimits { time: std::time::Duration::ZERO, tries: 0 };
-    let options = StorageOptions { retry, ..StorageOptions::default() };
+    let mut options = StorageOptions::new(Vec::new());
+    options.retry = retry;
     let folder = folder(Vicious { loses: true, ..Vicious::default() }, &options);
     // The probe's create is the first whose answer is lost, and without retries that is an error.
     folder.join("a").publish("x", PublishMode::Create).expect_err("the probe's answer was lost");
-    block_on(folder.require_creates()).expect("this time it came");
     folder.join("b").publish("x", PublishMode::Create).expect("settled");
+}
+
+#[test]
+fn an_upload_whose_last_answer_was_lost_is_settled_by_its_writer() {
+    let file = folder(Vicious { loses: true, ..Vicious::default() }, &StorageOptions::default()).join("file");
+    let mut upload = Upload::start(&file).expect("started");
+    std::io::Write::write_all(&mut upload, b"contents").expect("written");
+    assert_eq!(upload.finish().expect("the file is there").bytes, 8);
+    assert_eq!(file.read().expect("there"), "contents");
 }

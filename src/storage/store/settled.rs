@@ -1,0 +1,281 @@
+//! Conditional creates that give a definite answer.
+//!
+//! The store decides which of several writers wins, by a put that fails where the key exists (`If-None-Match: *`).
+//! Its answer can be lost after it acted; the next attempt then meets the writer's own file. So [`Settled`] marks
+//! every file with its writer's id, and settles a doubtful answer by reading it back.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use object_store::path::Path;
+use object_store::{
+    Attribute, Attributes, CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload,
+    ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult,
+    RenameOptions, Result, UploadPart,
+};
+
+use super::counted::operation;
+use super::health::Health;
+use super::options::RetryLimits;
+use super::retried::{Attempts, is_lost, random_bits};
+
+/// The file's attribute that names its writer; letters alone, since Azure takes only names of C#'s identifiers.
+const WRITER: &str = "instdiscwriter";
+
+/// The operation of the error [`Error::NotImplemented`] of a store without conditional creates.
+pub(in crate::storage) const CONDITIONAL_CREATE: &str = "conditional create";
+
+/// An id that no other write of any process has.
+pub(in crate::storage) fn writer_id() -> String {
+    format!("{:016x}{:016x}", random_bits(), random_bits())
+}
+
+fn attributes(writer: &str) -> Attributes {
+    Attributes::from_iter([(Attribute::Metadata(WRITER.into()), writer.to_owned())])
+}
+
+/// The writer that the attributes of a file name.
+fn writer(attributes: &Attributes) -> Option<&str> {
+    attributes.get(&Attribute::Metadata(WRITER.into())).map(AsRef::as_ref)
+}
+
+fn look_up() -> GetOptions {
+    GetOptions::new().with_head(true)
+}
+
+/// Who wrote a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Owner {
+    Nobody,
+    Us,
+    Another,
+}
+
+/// Settles lost answers of conditional creates and of uploads.
+#[derive(Debug)]
+pub(super) struct Settled {
+    inner: Arc<dyn ObjectStore>,
+    health: Arc<Health>,
+    limits: RetryLimits,
+    single_writer: bool,
+    /// Set once a probe found that the store creates conditionally.
+    creates: OnceLock<()>,
+}
+
+impl fmt::Display for Settled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.inner.fmt(f)
+    }
+}
+
+impl Settled {
+    pub(super) fn new(
+        inner: Arc<dyn ObjectStore>,
+        health: Arc<Health>,
+        limits: RetryLimits,
+        single_writer: bool,
+    ) -> Self {
+        Self { inner, health, limits, single_writer, creates: OnceLock::new() }
+    }
+
+    /// Creates a file where other processes may, too.
+    async fn create(&self, key: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+        let writer = writer_id();
+        let options = PutOptions { attributes: attributes(&writer), ..options };
+        let mut attempts = Attempts::new(self.limits);
+        loop {
+            let error = match self.inner.put_opts(key, payload.clone(), options.clone()).await {
+                Err(error) if matches!(error, Error::AlreadyExists { .. }) || is_lost(&error) => error,
+                settled => return settled,
+            };
+            // Where the time is over, the look-up must not take it once more.
+            self.health.note_answers(!(is_lost(&error) && attempts.are_over()));
+            match self.owner(key, &writer, &payload).await? {
+                Owner::Us => {
+                    tracing::debug!("{self}/{key}: the answer to a create was lost; the file is there");
+                    return Ok(written());
+                }
+                Owner::Another => return Err(exists(key)),
+                Owner::Nobody if attempts.again().await => {}
+                Owner::Nobody => return Err(attempts.explain(error)),
+            }
+        }
+    }
+
+    /// Creates a file where no other process writes, for a store without conditional creates.
+    async fn create_alone(&self, key: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+        match self.inner.head(key).await {
+            Ok(_) => Err(exists(key)),
+            Err(Error::NotFound { .. }) => {
+                let options = PutOptions { mode: PutMode::Overwrite, ..options };
+                self.inner.put_opts(key, payload, options).await
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn owner(&self, key: &Path, ours: &str, payload: &PutPayload) -> Result<Owner> {
+        let of = |is_ours| if is_ours { Owner::Us } else { Owner::Another };
+        let found = match self.inner.get_opts(key, look_up()).await {
+            Err(Error::NotFound { .. }) => return Ok(Owner::Nobody),
+            other => other?,
+        };
+        if let Some(writer) = writer(&found.attributes) {
+            return Ok(of(writer == ours));
+        }
+        // A store without attributes: equal contents are as good as our own.
+        match self.inner.get(key).await {
+            Ok(there) => Ok(of(there.bytes().await? == Bytes::from(payload.clone()))),
+            Err(Error::NotFound { .. }) => Ok(Owner::Nobody),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes sure, once, that the store refuses to create a file twice.
+    ///
+    /// # Errors
+    /// [`Error::NotImplemented`] of [`CONDITIONAL_CREATE`] where it overwrites; else if a request fails.
+    async fn require_creates(&self, key: &Path) -> Result<()> {
+        if self.creates.get().is_some() {
+            return Ok(());
+        }
+        let mut folder: Vec<_> = key.parts().collect();
+        folder.pop();
+        let probe = Path::from_iter(folder).join(format!(".instdisc-probe-{}", writer_id()));
+        self.inner.put(&probe, PutPayload::from("first")).await?;
+        let second = self.creates_again(&probe).await;
+        self.inner.delete(&probe).await?;
+        if second? {
+            let operation = CONDITIONAL_CREATE.to_owned();
+            return Err(Error::NotImplemented { operation, implementer: self.to_string() });
+        }
+        self.creates.get_or_init(|| ());
+        Ok(())
+    }
+
+    /// Whether a file that exists can be created again.
+    async fn creates_again(&self, key: &Path) -> Result<bool> {
+        let mut attempts = Attempts::new(self.limits);
+        loop {
+            let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+            match self.inner.put_opts(key, PutPayload::from("second"), options).await {
+                Ok(_) | Err(Error::NotImplemented { .. }) => return Ok(true),
+                Err(Error::AlreadyExists { .. }) => return Ok(false),
+                Err(error) if is_lost(&error) && attempts.again().await => {}
+                Err(error) => {
+                    self.health.note_answers(!is_lost(&error));
+                    return Err(attempts.explain(error));
+                }
+            }
+        }
+    }
+}
+
+fn exists(key: &Path) -> Error {
+    Error::AlreadyExists { path: key.to_string(), source: "another writer created it".into() }
+}
+
+fn written() -> PutResult {
+    PutResult { e_tag: None, version: None, extensions: Default::default() }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl ObjectStore for Settled {
+    async fn put_opts(&self, key: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+        if options.mode != PutMode::Create {
+            return self.inner.put_opts(key, payload, options).await;
+        }
+        if self.single_writer {
+            return self.create_alone(key, payload, options).await;
+        }
+        operation(self.require_creates(key)).await?;
+        operation(self.create(key, payload, options)).await
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        key: &Path,
+        options: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
+        let writer = writer_id();
+        let options = PutMultipartOptions { attributes: attributes(&writer), ..options };
+        let upload = self.inner.put_multipart_opts(key, options).await?;
+        Ok(Box::new(SettledUpload { upload, store: Arc::clone(&self.inner), key: key.clone(), writer }))
+    }
+
+    async fn get_opts(&self, key: &Path, options: GetOptions) -> Result<GetResult> {
+        self.inner.get_opts(key, options).await
+    }
+
+    async fn get_ranges(&self, key: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
+        self.inner.get_ranges(key, ranges).await
+    }
+
+    fn delete_stream(&self, keys: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+        self.inner.delete_stream(keys)
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.inner.list(prefix)
+    }
+
+    fn list_with_offset(
+        &self,
+        prefix: Option<&Path>,
+        offset: &Path,
+    ) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.inner.list_with_offset(prefix, offset)
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        self.inner.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        self.inner.copy_opts(from, to, options).await
+    }
+
+    async fn rename_opts(&self, from: &Path, to: &Path, options: RenameOptions) -> Result<()> {
+        self.inner.rename_opts(from, to, options).await
+    }
+}
+
+/// An upload whose completion counts as done where its answer was lost and the file is there.
+#[derive(Debug)]
+struct SettledUpload {
+    upload: Box<dyn MultipartUpload>,
+    store: Arc<dyn ObjectStore>,
+    key: Path,
+    writer: String,
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl MultipartUpload for SettledUpload {
+    fn put_part(&mut self, data: PutPayload) -> UploadPart {
+        self.upload.put_part(data)
+    }
+
+    async fn complete(&mut self) -> Result<PutResult> {
+        let Err(error) = self.upload.complete().await else { return Ok(written()) };
+        match self.store.get_opts(&self.key, look_up()).await {
+            Ok(found) if writer(&found.attributes) == Some(&self.writer) => {
+                tracing::info!("{}/{}: the last answer was lost; the file is there", self.store, self.key);
+                Ok(written())
+            }
+            _ => Err(error),
+        }
+    }
+
+    async fn abort(&mut self) -> Result<()> {
+        self.upload.abort().await
+    }
+}
+
+#[cfg(test)]
+mod tests;
