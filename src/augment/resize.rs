@@ -219,9 +219,9 @@ impl Resizer {
         let planes = source.chunks_exact(width * height);
         for (source, out) in planes.zip(out.chunks_exact_mut(target.width * target.height)) {
             #[cfg(target_arch = "x86_64")]
-            if x86::suits(width, target) {
+            if let Some(v3) = x86::suits(width, target) {
                 let Self { down, across, rows, columns } = self;
-                x86::resize_plane((down, across), rows, columns, (source, width), target, out);
+                x86::resize_plane(v3, (down, across), rows, columns, (source, width), target, out);
                 continue;
             }
             simd::run(Plane { resizer: self, source, width, target, out });

@@ -28,7 +28,7 @@ struct Case {
 impl Case {
     fn random(seed: u64, instances: usize, batch: usize, count: usize, sampling: Sampling) -> Self {
         let mut positions: Vec<_> = (0..instances as u32).map(Position).collect();
-        Stream::new(seed, Purpose::Report, 0, 0).shuffle(&mut positions);
+        Stream::new(seed, Purpose::Test, 0, 0).shuffle(&mut positions);
         positions.truncate(batch);
         Self {
             bank: MemoryBank::random(instances, DIM, seed, Device::Cpu),

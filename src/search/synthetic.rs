@@ -44,13 +44,13 @@ pub fn draw_tables(
     seed: u64,
 ) -> (FeatureTable, FeatureTable) {
     let centres = draw_rows(CLASSES, dim, |row, out| {
-        let mut stream = Stream::new(seed, Purpose::Report, 0, row as u64);
+        let mut stream = Stream::new(seed, Purpose::SyntheticTable, 0, row as u64);
         direction(&mut stream, shape, out);
     });
     let draw = |table: u64, rows: usize| {
         let class = |row: usize| row * CLASSES / rows;
         let features = draw_rows(rows, dim, |row, out| {
-            let mut stream = Stream::new(seed, Purpose::Report, table, row as u64);
+            let mut stream = Stream::new(seed, Purpose::SyntheticTable, table, row as u64);
             direction(&mut stream, shape, out);
             if shape == Shape::Clusters {
                 let centre = &centres[class(row) * dim..][..dim];

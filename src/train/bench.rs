@@ -98,7 +98,7 @@ fn draw(config: &TrainConfig, instances: usize, number: usize, part: RankShare) 
     );
     let own = &global.shares[part.rank];
     let positions: Vec<Position> = own.iter().map(|&index| global.positions[index]).collect();
-    let mut stream = Stream::new(0, Purpose::Report, 1, number as u64);
+    let mut stream = Stream::new(0, Purpose::BenchPixels, number as u64, 0);
     let side = config.image_size as usize;
     Batch {
         epoch: 0,

@@ -69,7 +69,7 @@ pub(super) fn run(args: &ObjectiveArgs) -> anyhow::Result<()> {
     let before = peak_resident_bytes();
     let queries = MemoryBank::random(batch_size, dim, 1, device);
     let mut positions: Vec<_> = (0..instances as u32).map(Position).collect();
-    Stream::new(0, Purpose::Report, 0, 0).shuffle(&mut positions);
+    Stream::new(0, Purpose::BenchQueries, 0, 0).shuffle(&mut positions);
     positions.truncate(batch_size);
     let queries = Queries::whole(queries.rows(), &positions);
     let mut objective = Objective::new(

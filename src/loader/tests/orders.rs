@@ -82,7 +82,7 @@ fn a_loader_of_several_epochs_gives_what_one_for_each_gives() {
 
 #[test]
 fn resuming_at_twenty_random_steps_gives_the_uninterrupted_sequence() {
-    let mut stream = Stream::new(3, Purpose::Report, 0, 0);
+    let mut stream = Stream::new(3, Purpose::Test, 0, 0);
     let [by_rows, by_groups] = both(150);
     for (source, shuffle) in [(&by_rows, Shuffle::Exact), (&by_rows, WINDOWED), (&by_groups, WINDOWED)] {
         let options = LoaderOptions { shuffle, epochs: 3, ..options() };

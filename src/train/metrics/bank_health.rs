@@ -152,7 +152,7 @@ fn sample(rows: usize, step: u64) -> Vec<Position> {
     if rows <= SAMPLED_ROWS {
         return (0..rows as u32).map(Position).collect();
     }
-    let mut stream = Stream::new(0, Purpose::Report, step, 2);
+    let mut stream = Stream::new(0, Purpose::BankHealth, step, 0);
     (0..SAMPLED_ROWS).map(|_| Position(stream.below(rows as u64) as u32)).collect()
 }
 

@@ -29,7 +29,7 @@ fn config() -> TrainConfig {
 }
 
 fn batch(step: u64) -> Batch {
-    let mut stream = Stream::new(1, Purpose::Report, step, 0);
+    let mut stream = Stream::new(1, Purpose::Test, step, 0);
     let mut ids: Vec<u32> = (0..INSTANCES as u32).collect();
     stream.shuffle(&mut ids);
     ids.truncate(8);
