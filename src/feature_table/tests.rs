@@ -1,4 +1,5 @@
 use super::*;
+use crate::ids::{ClassId, InstanceId};
 use crate::storage::{Location, PublishMode};
 
 fn table(rows: usize) -> FeatureTable {
@@ -467,5 +468,7 @@ fn the_digest_of_a_stored_table_is_that_of_all_its_bytes() {
         let changed = open();
         read_in_ranges(&changed, 10_001).expect("a table all the same");
         assert!(matches!(changed.verify(), Err(TableError::Damaged { .. })));
+        let some = TableSlice::new(&changed, 0..3);
+        assert!(matches!(UnitRows::new(&some).verify(), Err(TableError::Damaged { .. })));
     }
 }

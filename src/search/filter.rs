@@ -9,9 +9,9 @@ use crate::simd::{Kernel, SimdLevel};
 /// A row that the bound does not rule out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Candidate {
-    /// The query's place in its group.
+    /// The query's index in its group.
     pub(super) query: u32,
-    /// The row's place in its tile.
+    /// The row's index in its tile.
     pub(super) row: u32,
 }
 

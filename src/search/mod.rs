@@ -5,8 +5,8 @@
 //! by products of bytes with a proven bound (`group.rs`); what is left is compared exactly. So the result is
 //! the same for any number of threads, tile sizes and instructions of the CPU.
 //!
-//! The bank goes by once, in tiles, and is read ahead where it lies in a file. Memory holds a few tiles and
-//! the best candidates of each query, never `[queries, bank]`.
+//! The bank is read once, in tiles, and ahead of need from a file. Memory holds a few tiles and the best candidates of
+//! each query, never `[queries, bank]`.
 
 mod filter;
 mod group;
@@ -127,7 +127,12 @@ fn search_at(
     })
 }
 
-fn parts(simd_level: SimdLevel, queries: &FeatureTable, k: usize, leave_one_out: bool) -> Vec<QueryBlock<'_>> {
+fn parts(
+    simd_level: SimdLevel,
+    queries: &FeatureTable,
+    k: usize,
+    leave_one_out: bool,
+) -> Vec<QueryBlock<'_>> {
     let groups = queries.len().div_ceil(GROUP);
     let size = groups.div_ceil(rayon::current_num_threads() * PARTS).max(1) * GROUP;
     let starts: Vec<usize> = (0..queries.len()).step_by(size).collect();

@@ -1,4 +1,4 @@
-//! A run of the queries on its way through the bank.
+//! Some queries and the best rows found for each so far.
 
 use super::filter::{Candidate, filter};
 use super::group::{GROUP, Group, code_limit};
@@ -14,7 +14,7 @@ const AHEAD: usize = 6;
 
 /// Rows of the bank as they are.
 pub(super) struct Rows<'a> {
-    /// The place of the first in the bank.
+    /// The bank's row of the first.
     pub(super) first: usize,
     /// `[rows]`.
     pub(super) ids: &'a [InstanceId],
@@ -61,7 +61,7 @@ impl<'a> QueryBlock<'a> {
         }
     }
 
-    /// Takes the neighbours that lie in a tile, which was made of `rows`.
+    /// Finds the neighbours in a tile, which encodes `rows`.
     pub(super) fn scan(&mut self, simd_level: SimdLevel, tile: &Tile, rows: &Rows<'_>) {
         let (queries, dim) = (self.queries, self.queries.meta.dim);
         for (at, group) in self.groups.iter().enumerate() {

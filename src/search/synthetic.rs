@@ -13,10 +13,10 @@ const CLASS_COSINE: f64 = 0.4;
 /// Rows that are drawn from one stream.
 const BLOCK: usize = 4096;
 
-/// How drawn vectors lie.
+/// The distribution of drawn vectors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
-    /// Uniformly on the sphere: the worst case, as no direction tells anything.
+    /// Uniform on the sphere: the worst case, as no direction is more likely.
     Uniform,
     /// Around 1000 class directions, rows sorted by class, with a spectrum that falls as features' do: the
     /// variance of component i is in proportion to 1/√(i + 1).
@@ -30,7 +30,7 @@ impl std::str::FromStr for Shape {
         match text {
             "uniform" => Ok(Self::Uniform),
             "clusters" => Ok(Self::Clusters),
-            _ => Err("it is neither uniform nor clusters".into()),
+            _ => Err("expected `uniform` or `clusters`".into()),
         }
     }
 }

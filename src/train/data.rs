@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use super::{TrainConfig, TrainJob};
 use crate::checkpoint::Cursor;
 use crate::dataset::Manifest;
-use crate::loader::{DatasetSource, Loader, LoaderError, LoaderOptions, RankShare, Shuffle, Source};
+use crate::ids::RankShare;
+use crate::loader::{Loader, LoaderError, LoaderOptions, Shuffle, Source, open_split, open_split_cached};
 use crate::storage::{BlobCache, Location};
 
 /// How the instances of an epoch are mixed.
@@ -22,7 +23,7 @@ pub enum ShuffleKind {
 }
 
 /// The split that a run trains on.
-pub(super) fn open(job: &TrainJob, manifest: &Manifest) -> Result<DatasetSource, LoaderError> {
+pub(super) fn open(job: &TrainJob, manifest: &Manifest) -> Result<Arc<dyn Source>, LoaderError> {
     let config = &job.config;
     let limit = if config.limit == 0 { None } else { Some(config.limit as usize) };
     config.source(&job.dataset, manifest, &config.split, limit)
@@ -57,14 +58,13 @@ impl TrainConfig {
         manifest: &Manifest,
         split: &str,
         limit: Option<usize>,
-    ) -> Result<DatasetSource, LoaderError> {
-        let source = DatasetSource::open(dataset, manifest, split, limit)?;
+    ) -> Result<Arc<dyn Source>, LoaderError> {
         if self.cache.is_empty() {
-            return Ok(source);
+            return open_split(dataset, manifest, split, limit);
         }
         let folder = Location::parse_local(&self.cache).map_err(LoaderError::Cache)?;
-        let cache = BlobCache::open(&folder, self.cache_size.0);
-        Ok(source.with_cache(cache.map_err(LoaderError::Cache)?))
+        let cache = BlobCache::open(&folder, self.cache_size.0).map_err(LoaderError::Cache)?;
+        open_split_cached(dataset, manifest, split, limit, Some(cache))
     }
 
     /// The loader's options, for an epoch from its start.

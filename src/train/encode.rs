@@ -38,7 +38,7 @@ pub(super) fn encode_bank(
         }
         let Some(batch) = batch.transpose()? else { break };
         let global = present(&group, &batch, trainer.config.on_corrupt)?;
-        if global.positions.is_empty() {
+        if global.bank_rows.is_empty() {
             continue;
         }
         // Of a short batch a process may have nothing.

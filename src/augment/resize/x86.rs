@@ -113,7 +113,7 @@ fn add_rows<const N: usize>(
     *out.last_chunk_mut().expect("a row holds a chunk") = last;
 }
 
-/// Exchanges rows and columns of the two tiles that lie in the halves of the registers.
+/// Exchanges rows and columns of the two tiles in the halves of the registers.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn transposed(rows: [__m256i; 8]) -> [__m256i; 8] {

@@ -39,11 +39,11 @@ pub(in crate::cli) struct StepArgs {
 }
 
 pub(super) fn run(args: &StepArgs) -> anyhow::Result<()> {
-    ensure!(args.steps > 0, "--steps is above 0");
+    ensure!(args.steps > 0, "`--steps` must be above 0");
     let text = args.config.as_deref().map(config::read).transpose()?;
     let file = text.as_ref().map(|(name, text)| (name.as_str(), text.as_str()));
     let config = config::resolve(&TrainConfig::default(), file, &args.options)?;
-    ensure!(config.batch_size <= args.instances, "--batch-size is at most --instances");
+    ensure!(config.batch_size <= args.instances, "`--batch-size` must be at most `--instances`");
     let bench = StepBench { instances: args.instances, steps: args.steps, warmup_steps: args.warmup_steps };
     let rendezvous = args.ranks.rendezvous()?;
     let measured = bench.run(config, &rendezvous, args.ranks.timeout())?;

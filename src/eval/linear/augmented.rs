@@ -80,7 +80,7 @@ pub fn probe_augmented(
 }
 
 fn some(source: &Arc<dyn Source>, rows: &[usize]) -> Arc<dyn Source> {
-    let positions = rows.iter().map(|&row| Position(row as u32)).collect();
+    let positions = rows.iter().map(|&row| BankRow(row as u32)).collect();
     Arc::new(Subset::new(Arc::clone(source), positions))
 }
 

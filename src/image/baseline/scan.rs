@@ -60,13 +60,7 @@ impl ScanDecoder {
     /// Decodes the samples of the first `wanted` components under a region.
     ///
     /// `None`: left to libjpeg.
-    pub(super) fn decode(
-        &mut self,
-        file: &[u8],
-        frame: &Frame,
-        region: Region,
-        wanted: usize,
-    ) -> Option<()> {
+    pub(super) fn decode(&mut self, file: &[u8], frame: &Frame, region: Region, wanted: usize) -> Option<()> {
         let Self { dc_tables, ac_tables, segments, unread, planes } = self;
         *unread = 0;
         let components = &frame.components[..frame.sampling.components()];

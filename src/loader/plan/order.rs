@@ -1,6 +1,6 @@
 //! The order of an epoch.
 
-use crate::ids::Position;
+use crate::ids::BankRow;
 use crate::rng::{Purpose, Stream, split_mix};
 
 /// Rounds of the Feistel network; four make a pseudo-random permutation, six leave a margin.
@@ -61,7 +61,7 @@ impl Permutation {
     }
 }
 
-/// The order of [`Shuffle::Exact`]: a uniform permutation of the positions `0..len`, a function of
+/// The order of [`Shuffle::Exact`]: a uniform permutation of the bank rows `0..len`, a function of
 /// (seed, epoch) alone, in constant memory.
 #[derive(Clone, Debug)]
 pub struct EpochOrder(Permutation);
@@ -81,8 +81,8 @@ impl EpochOrder {
     ///
     /// # Panics
     /// If the index is out of range.
-    pub fn at(&self, epoch_index: usize) -> Position {
-        Position(self.0.at(epoch_index as u64) as u32)
+    pub fn at(&self, epoch_index: usize) -> BankRow {
+        BankRow(self.0.at(epoch_index as u64) as u32)
     }
 }
 
@@ -95,8 +95,8 @@ mod tests {
         for len in [1, 2, 3, 4, 5, 17, 256, 1000, 65_537] {
             let order = EpochOrder::new(1, 2, len);
             let mut seen = vec![false; len];
-            for position in 0..len {
-                assert!(!std::mem::replace(&mut seen[order.at(position).row()], true), "{len}");
+            for bank_row in 0..len {
+                assert!(!std::mem::replace(&mut seen[order.at(bank_row).row()], true), "{len}");
             }
         }
     }
@@ -105,7 +105,7 @@ mod tests {
     fn epochs_and_seeds_differ() {
         let first = |seed, epoch| {
             let order = EpochOrder::new(seed, epoch, 1000);
-            (0..20).map(|position| order.at(position)).collect::<Vec<_>>()
+            (0..20).map(|bank_row| order.at(bank_row)).collect::<Vec<_>>()
         };
         assert_eq!(first(1, 1), first(1, 1));
         assert_ne!(first(1, 1), first(1, 2));
@@ -114,7 +114,7 @@ mod tests {
 
     #[test]
     fn the_order_is_uniform_over_many_epochs() {
-        // Where instance 0..50 end up at the first position, over 50,000 epochs: 1000 each, deviation 31.
+        // Where instance 0..50 end up at the first bank row, over 50,000 epochs: 1000 each, deviation 31.
         let mut counts = [0_u32; 50];
         for epoch in 0..50_000 {
             counts[EpochOrder::new(7, epoch, 50).at(0).row()] += 1;

@@ -106,9 +106,9 @@ pub(super) fn on_disk(folder: &Path) -> Location {
 }
 
 /// The split of a dataset made by [`publish`].
-pub(super) fn open(dataset: &Location) -> DatasetSource {
+pub(super) fn open(dataset: &Location) -> Arc<dyn Source> {
     let manifest = Manifest::read(dataset).expect("a manifest");
-    DatasetSource::open(dataset, &manifest, "train", None).expect("opened")
+    open_split(dataset, &manifest, "train", None).expect("opened")
 }
 
 /// Changes the byte in the middle of a shard, which is one of an image.
