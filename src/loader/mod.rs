@@ -29,10 +29,9 @@ pub use plan::global_batch::{GlobalBatch, micro_batch_ranges};
 pub use plan::layout::Layout;
 pub use plan::order::{EpochOrder, Shuffle};
 pub use source::label_subset::{SubsetRecord, balanced_rows};
+pub use source::open::{open_split, open_split_cached};
 pub use source::subset::Subset;
-pub use source::{
-    Encoded, Fetched, Instances, MemorySource, ReadContext, Source, open_split, open_split_cached,
-};
+pub use source::{Encoded, Fetched, Instances, MemorySource, ReadContext, Source};
 pub use stats::{Counter, Counters, LoaderStats};
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 pub(super) mod label_subset;
 mod local;
+pub(super) mod open;
 mod row_group_cache;
 mod split_rows;
 mod streamed;
@@ -11,16 +12,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use self::local::LocalSource;
-use self::split_rows::SplitRows;
-use self::streamed::StreamedSource;
 use super::error::LoaderError;
 use super::stats::Counters;
-use crate::dataset::{Manifest, Row};
+use crate::dataset::Row;
 use crate::ids::{BankRow, ClassId, InstanceId};
 use crate::image::ExifOrientation;
 use crate::loader::plan::layout::Layout;
-use crate::storage::{BlobCache, Cancel, Location};
+use crate::storage::Cancel;
 
 /// Rows of a group of a source in memory.
 const ROWS_OF_A_GROUP: usize = 256;
@@ -55,39 +53,6 @@ pub struct Instances {
     pub labels: Vec<Option<ClassId>>,
     /// Which rows are in which row group.
     pub layout: Layout,
-}
-
-/// Opens a split, or a uniform sample of `limit` of its instances, which depends on nothing but the two numbers.
-///
-/// # Errors
-/// If there is no such split, or its index or a shard is missing or damaged.
-pub fn open_split(
-    dataset: &Location,
-    manifest: &Manifest,
-    split: &str,
-    limit: Option<usize>,
-) -> Result<Arc<dyn Source>, LoaderError> {
-    open_split_cached(dataset, manifest, split, limit, None)
-}
-
-/// Opens a split as [`open_split`]. Row groups from an object store are kept in the cache; a dataset on this machine
-/// needs none.
-///
-/// # Errors
-/// As [`open_split`].
-pub fn open_split_cached(
-    dataset: &Location,
-    manifest: &Manifest,
-    split: &str,
-    limit: Option<usize>,
-    cache: Option<BlobCache>,
-) -> Result<Arc<dyn Source>, LoaderError> {
-    let rows = SplitRows::open(dataset, manifest, split, limit)?;
-    Ok(if dataset.local_path().is_some() {
-        Arc::new(LocalSource::new(rows))
-    } else {
-        Arc::new(StreamedSource::new(rows, cache))
-    })
 }
 
 /// Gives images by their bank rows.

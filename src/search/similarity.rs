@@ -5,7 +5,8 @@
 //! and a sum: the result is the same on every CPU, at any vector width, for any compiler flags.
 
 #[cfg(target_arch = "x86_64")]
-use super::x86;
+mod x86;
+
 use crate::simd::SimdLevel;
 
 /// Partial sums: component `i` goes to sum `i % LANES`; at the end the upper half is added to the lower
