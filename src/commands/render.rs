@@ -8,9 +8,9 @@ use super::CommandError;
 use crate::augment::{Augmentation, CropBox, Recipe, augment};
 use crate::checkpoint::{Checkpoint, TrainedOn};
 use crate::dataset::Manifest;
-use crate::ids::{InstanceId, Position};
+use crate::ids::{BankRow, InstanceId};
 use crate::image::{DecodedImage, Limits, decode, encode_png};
-use crate::loader::{DatasetSource, Source};
+use crate::loader::open_split;
 use crate::storage::{Location, PublishMode};
 
 /// The gap between the two images, in pixels.
@@ -123,12 +123,12 @@ pub fn render(options: &RenderOptions) -> Result<RenderReport, CommandError> {
     let seed = options.seed.or(number("seed")).unwrap_or(0);
     let of_run = number("image_size").and_then(|size| u32::try_from(size).ok());
     let image_size = options.image_size.or(of_run).unwrap_or(224);
-    let source = DatasetSource::open(dataset, &manifest, &split, None)?;
+    let source = open_split(dataset, &manifest, &split, None)?;
     if id.row() >= source.len() {
         let reason = format!("--instance {id}: split {split} has {} instances, from 0", source.len());
         return Err(CommandError::Usage(reason));
     }
-    let rows = source.read(&[Position(id.0)])?;
+    let rows = source.read(&[BankRow(id.0)])?;
     let row = rows.first().expect("a read position gives a row");
     let orientation = source.exif_orientation();
     // Images were checked when they were ingested.

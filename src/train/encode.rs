@@ -9,7 +9,8 @@ use tch::{Kind, Tensor, no_grad};
 use super::gather::{Gathered, any, present};
 use super::state::Trainer;
 use super::{StopFlag, TrainError};
-use crate::loader::{LoaderOptions, RankShare, Source, evaluation_epoch};
+use crate::ids::RankShare;
+use crate::loader::{LoaderOptions, Source, evaluation_epoch};
 use crate::progress::Progress;
 
 /// Writes what the encoder, in evaluation mode, makes of each image's centre into the image's row.

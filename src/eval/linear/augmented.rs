@@ -15,7 +15,7 @@ use crate::augment::{JitterStrength, Recipe};
 use crate::eval::embed::{EmbedJob, encode_layers, load_encoder};
 use crate::eval::{EmbedError, EvalError};
 use crate::feature_table::{FeatureTable, TableMeta};
-use crate::ids::Position;
+use crate::ids::BankRow;
 use crate::loader::{Loader, LoaderOptions, Source, Subset};
 use crate::model::{Encoder, FeatureLayer};
 use crate::progress::Progress;
