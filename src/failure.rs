@@ -1,4 +1,4 @@
-//! What kind of failure an error is, and the exit code that tells a scheduler whether a retry is worth it.
+//! The kind of an error's failure, and the exit code by which a scheduler decides about a retry.
 //!
 //! The errors of jobs and formats have a method `failure`; the shell turns it into the exit code. 69 and 75
 //! are worth a retry at once, 74 once its cause is removed, 2, 65 and 78 never.

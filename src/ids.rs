@@ -1,8 +1,9 @@
-//! Identities that must not be mixed up: an image and a class.
+//! Integers that must not be mixed up: which image, which row, which class, which rank.
 //!
 //! Inside the crate an id is one of these types; only the file formats turn it into an `int64` and back.
 
 use std::fmt;
+use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
@@ -37,28 +38,63 @@ impl fmt::Display for InstanceId {
     }
 }
 
-/// An image's place among those that a job works on, and its row in the memory bank.
+/// An image's row in the tables of a job: in its source and in the memory bank.
 ///
-/// Where a job works on a whole split, it is the number of the image's [`InstanceId`]; where it works on a
-/// sample (`--limit`), the sample's ids are numbered in their order.
+/// For a whole split it is the number of the image's [`InstanceId`]. For a sample (`--limit`), the sample's ids are
+/// numbered in their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Position(pub u32);
+pub struct BankRow(pub u32);
 
-impl Position {
-    /// The position as an index.
+impl BankRow {
+    /// The row as an index.
     pub fn row(self) -> usize {
         self.0 as usize
     }
 
-    /// Reads a position from a tensor's number; `None` where it is negative or too large.
+    /// Reads a row from a tensor's number; `None` where it is negative or too large.
     pub fn from_index(value: i64) -> Option<Self> {
         u32::try_from(value).ok().map(Self)
     }
 
-    /// The position as a tensor's number.
+    /// The row as a tensor's number.
     pub fn to_index(self) -> i64 {
         i64::from(self.0)
     }
+}
+
+/// An image's index within a global batch, in the order of the epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BatchIndex(pub u32);
+
+impl BatchIndex {
+    /// The number as an index into the batch.
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// What one rank of several does of something that all share: a global batch, a split, the bank.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RankShare {
+    /// The rank, from 0.
+    pub rank: usize,
+    /// The number of ranks.
+    pub ranks: usize,
+}
+
+impl RankShare {
+    /// All, by one rank.
+    pub const WHOLE: Self = Self { rank: 0, ranks: 1 };
+
+    /// The rank's range of `0..len`.
+    pub fn of(self, len: usize) -> Range<usize> {
+        even_range(len, self.rank, self.ranks)
+    }
+}
+
+/// Range `number` of `count` ranges of `0..len` that differ in length by one at most.
+pub fn even_range(len: usize, number: usize, count: usize) -> Range<usize> {
+    len * number / count..len * (number + 1) / count
 }
 
 /// The position of a class in the dataset's sorted list of class names.

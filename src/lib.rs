@@ -43,12 +43,10 @@
 //! The pixels are a function of the seed, the epoch and the instance; threads and machines change nothing.
 //!
 //! ```
-//! use std::sync::Arc;
-//!
 //! use instdisc::augment::Recipe;
 //! # use instdisc::dataset::Manifest;
 //! # use instdisc::ingest::{IngestOptions, SynthOptions, ingest, synth};
-//! use instdisc::loader::{DatasetSource, Loader, LoaderOptions};
+//! use instdisc::loader::{Loader, LoaderOptions, open_split};
 //! # use instdisc::progress::Quiet;
 //! # use instdisc::storage::Location;
 //!
@@ -60,7 +58,7 @@
 //! # let dataset = Location::from_path(&folder.path().join("dataset"))?;
 //! # ingest(&IngestOptions::new(Location::from_path(&images)?, dataset.clone()), &Quiet)?;
 //! # let manifest = Manifest::read(&dataset)?;
-//! let source = Arc::new(DatasetSource::open(&dataset, &manifest, "train", None)?);
+//! let source = open_split(&dataset, &manifest, "train", None)?;
 //! let options = LoaderOptions { batch_size: 16, epochs: 1, ..Default::default() };
 //! let mut seen = 0;
 //! for batch in Loader::start(source, Recipe::imagenet(32), options)? {

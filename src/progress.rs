@@ -1,4 +1,4 @@
-//! How a long job tells how far it is, without knowing who listens.
+//! How a long job reports its progress, whatever shows it.
 
 /// Listens to a job; the shell shows it, tests and libraries pass [`Quiet`].
 pub trait Progress: Sync {
@@ -8,7 +8,7 @@ pub trait Progress: Sync {
     fn advance(&self, items: u64);
     /// The stage is over.
     fn finish(&self);
-    /// Whether what is done is no longer wanted; a job that looks ends early, with an error.
+    /// Whether the job should stop; a job that checks ends early, with an error.
     fn is_stopped(&self) -> bool {
         false
     }

@@ -1,8 +1,8 @@
 //! Random numbers that are a function of (seed, purpose, and two counters), and of nothing else.
 //!
-//! No generator is shared or carried along: whoever needs numbers derives a [`Stream`] on the spot, so the
-//! numbers do not depend on threads, ranks, prefetch or resume. The streams are ChaCha8, and the
-//! conversions below are our own, so that no update of a library changes a run.
+//! No generator is shared or carried along. Code that needs numbers derives a [`Stream`] on the spot, so the numbers
+//! do not depend on threads, ranks, prefetch or resume. The streams are ChaCha8. The conversions below are our own, so
+//! no update of a library changes a run.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
@@ -27,13 +27,44 @@ pub enum Purpose {
     Synth = 7,
     /// The sample of a split that `--limit` takes; counter: its size.
     Sample = 9,
-    /// Subsampling for reports and monitors; counter: free.
-    Report = 8,
+    /// What a test draws; counters: free.
+    Test = 8,
     /// Which labels a probe or a fine-tuning may see; counter: instance.
     LabelSubset = 10,
     /// The order in which a probe sees its rows; counter: epoch.
     ProbeOrder = 11,
+    /// Which examples the page shows; counter: query.
+    Examples = 12,
+    /// Which points the page's map shows.
+    MapSample = 13,
+    /// The start of the map's principal components.
+    MapAxes = 14,
+    /// Which rows TensorBoard's projector shows.
+    ProjectorSample = 15,
+    /// Which rows of the bank an epoch's statistics look at; counter: step.
+    BankHealth = 16,
+    /// The images on which the weights of a checkpoint are tried.
+    Soundness = 17,
+    /// The images of a benchmark of steps; counter: batch.
+    BenchPixels = 18,
+    /// The queries of a benchmark of objectives.
+    BenchQueries = 19,
+    /// The vectors of a benchmark of searches; counters: table, row.
+    SyntheticTable = 20,
 }
+
+/// The finaliser of SplitMix64: every input bit reaches every output bit.
+///
+/// # Source
+/// Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (2014).
+pub fn split_mix(mut bits: u64) -> u64 {
+    bits = (bits ^ (bits >> 30)).wrapping_mul(SPLIT_MIX[0]);
+    bits = (bits ^ (bits >> 27)).wrapping_mul(SPLIT_MIX[1]);
+    bits ^ (bits >> 31)
+}
+
+/// The factors of [`split_mix`].
+pub const SPLIT_MIX: [u64; 2] = [0xBF58_476D_1CE4_E5B9, 0x94D0_49BB_1331_11EB];
 
 /// A stream of random numbers.
 #[derive(Clone, Debug)]
@@ -128,7 +159,7 @@ mod tests {
 
     #[test]
     fn below_is_uniform() {
-        let mut stream = Stream::new(3, Purpose::Report, 0, 0);
+        let mut stream = Stream::new(3, Purpose::Test, 0, 0);
         let mut counts = [0_u32; 7];
         for _ in 0..70_000 {
             counts[stream.below(7) as usize] += 1;
@@ -139,7 +170,7 @@ mod tests {
 
     #[test]
     fn normal_has_mean_zero_and_variance_one() {
-        let mut stream = Stream::new(4, Purpose::Report, 0, 0);
+        let mut stream = Stream::new(4, Purpose::Test, 0, 0);
         let drawn: Vec<f64> = (0..100_000).map(|_| stream.normal()).collect();
         let mean = drawn.iter().sum::<f64>() / 1e5;
         let variance = drawn.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / 1e5;
@@ -149,7 +180,7 @@ mod tests {
     #[test]
     fn shuffle_keeps_every_item() {
         let mut items: Vec<u32> = (0..1000).collect();
-        Stream::new(5, Purpose::Report, 0, 0).shuffle(&mut items);
+        Stream::new(5, Purpose::Test, 0, 0).shuffle(&mut items);
         assert_ne!(items[..10], (0..10).collect::<Vec<u32>>()[..]);
         items.sort_unstable();
         assert_eq!(items, (0..1000).collect::<Vec<u32>>());

@@ -1,17 +1,18 @@
 //! Kernels compiled for the processor that they run on.
 //!
-//! A [`Kernel`] is plain code; [`run`] has the compiler make one version of it with the instructions that every
-//! processor of the architecture has, and one with those of x86-64-v3 (AVX2, BMI), and calls the better one that
-//! this machine can execute. Kernels use integers or unfused f32 operations, so both versions give equal results.
+//! A [`Kernel`] is plain code. [`SimdLevel::run`] calls the version of it that the compiler made for that level.
+//! Kernels use integers or unfused floats, so all versions give equal results. Code written with intrinsics takes a
+//! [`V3`] or [`Vnni`], which exist only where the processor was asked.
 #![expect(unsafe_code, reason = "calling a function compiled for detected instructions")]
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{
-    __m128i, _mm_unpackhi_epi16, _mm_unpackhi_epi32, _mm_unpackhi_epi64, _mm_unpacklo_epi16,
-    _mm_unpacklo_epi32, _mm_unpacklo_epi64,
+    __m128i, _MM_HINT_T0, _mm_prefetch, _mm_unpackhi_epi16, _mm_unpackhi_epi32, _mm_unpackhi_epi64,
+    _mm_unpacklo_epi16, _mm_unpacklo_epi32, _mm_unpacklo_epi64,
 };
 
-/// A computation whose `run` is marked `#[inline(always)]`, with all that it calls.
+/// A computation. `run` and all that it calls are `#[inline(always)]`, or the compiler keeps them out of the wider
+/// versions.
 pub trait Kernel {
     /// What it computes.
     type Output;
@@ -20,30 +21,131 @@ pub trait Kernel {
     fn run(self) -> Self::Output;
 }
 
-/// Runs a kernel with the best instructions that there are.
+/// The instructions that code may use.
+#[derive(Clone, Copy, Debug)]
+pub enum SimdLevel {
+    /// Those of every processor of the target.
+    Portable,
+    /// Those of x86-64-v3.
+    #[cfg(target_arch = "x86_64")]
+    V3(V3),
+    /// AVX-512 with byte products.
+    #[cfg(target_arch = "x86_64")]
+    Vnni(Vnni),
+}
+
+impl SimdLevel {
+    /// The best level of this processor.
+    pub fn best() -> Self {
+        Self::available().pop().unwrap_or(Self::Portable)
+    }
+
+    /// All levels of this processor, the best last.
+    pub fn available() -> Vec<Self> {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let levels = [Some(Self::Portable), V3::detect().map(Self::V3), Vnni::detect().map(Self::Vnni)];
+            levels.into_iter().flatten().collect()
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        vec![Self::Portable]
+    }
+
+    /// Runs a kernel, compiled for this level.
+    #[inline]
+    pub fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        match self {
+            Self::Portable => kernel.run(),
+            #[cfg(target_arch = "x86_64")]
+            Self::V3(v3) => v3.run(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Self::Vnni(vnni) => vnni.run(kernel),
+        }
+    }
+}
+
+/// Runs a kernel with x86-64-v3 where the processor has it: for short work, that AVX-512 would not speed up.
 #[inline]
 pub fn run<K: Kernel>(kernel: K) -> K::Output {
     #[cfg(target_arch = "x86_64")]
-    if has_v3() {
-        // SAFETY: the processor has every feature that the function is compiled for.
-        return unsafe { run_v3(kernel) };
+    if let Some(v3) = V3::detect() {
+        return v3.run(kernel);
     }
     kernel.run()
 }
 
+/// This processor has x86-64-v3: AVX2, FMA, BMI1, BMI2 and LZCNT.
 #[cfg(target_arch = "x86_64")]
-#[inline]
-fn has_v3() -> bool {
-    std::arch::is_x86_feature_detected!("avx2")
-        && std::arch::is_x86_feature_detected!("bmi1")
-        && std::arch::is_x86_feature_detected!("bmi2")
-        && std::arch::is_x86_feature_detected!("lzcnt")
-}
+#[derive(Clone, Copy, Debug)]
+pub struct V3(());
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,bmi1,bmi2,lzcnt")]
-fn run_v3<K: Kernel>(kernel: K) -> K::Output {
-    kernel.run()
+impl V3 {
+    /// `None` where the processor lacks an instruction.
+    #[inline]
+    pub fn detect() -> Option<Self> {
+        let has = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("bmi1")
+            && is_x86_feature_detected!("bmi2")
+            && is_x86_feature_detected!("lzcnt");
+        has.then_some(Self(()))
+    }
+
+    /// Runs a kernel with these instructions.
+    #[inline]
+    pub fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx2,fma,bmi1,bmi2,lzcnt")]
+        fn run<K: Kernel>(kernel: K) -> K::Output {
+            kernel.run()
+        }
+        // SAFETY: the value says that the processor has the instructions.
+        unsafe { run(kernel) }
+    }
+}
+
+/// This processor has AVX-512 F, BW, DQ, VL and VNNI, and with them AVX2 and FMA.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy, Debug)]
+pub struct Vnni(());
+
+#[cfg(target_arch = "x86_64")]
+impl Vnni {
+    /// `None` where the processor lacks an instruction.
+    pub fn detect() -> Option<Self> {
+        let has = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512vnni");
+        has.then_some(Self(()))
+    }
+
+    /// Runs a kernel with these instructions.
+    #[inline]
+    pub fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+        fn run<K: Kernel>(kernel: K) -> K::Output {
+            kernel.run()
+        }
+        // SAFETY: the value says that the processor has the instructions.
+        unsafe { run(kernel) }
+    }
+}
+
+/// Asks for memory that is read soon, where the target can.
+#[inline]
+pub fn prefetch(values: &[f32]) {
+    /// Numbers of a cache line.
+    #[cfg(target_arch = "x86_64")]
+    const LINE: usize = 16;
+    #[cfg(target_arch = "x86_64")]
+    for line in values.chunks(LINE) {
+        // SAFETY: a prefetch reads nothing; every processor of the target has it.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = values;
 }
 
 /// Exchanges the rows and columns of a tile.

@@ -64,7 +64,7 @@ macro_rules! unit {
             type Err = String;
 
             fn from_str(text: &str) -> Result<Self, String> {
-                let value: f64 = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
+                let value: f64 = text.parse().map_err(|_| format!("`{text}` is not a number"))?;
                 Self::new(value).map_err(|error| error.to_string())
             }
         }
@@ -158,7 +158,7 @@ impl std::str::FromStr for ByteSize {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is no size; write 4096, 512KiB, 128MiB, 1.5GB");
+        let wrong = || format!("invalid size `{text}`, expected bytes such as 4096, 512KiB, 128MiB or 1.5GB");
         let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
         let (number, unit) = text.split_at(digits);
         let unit = unit.trim();

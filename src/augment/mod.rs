@@ -1,8 +1,8 @@
 //! From an encoded image to the pixels that the encoder sees.
 //!
-//! The layout of the output is planar: `[3, side, side]` u8, red first, as a batch tensor wants it; it is written
-//! in place. Only the pixels under the crop are decoded, and only their brightness where the colours would be
-//! taken away at once: docs/numerics.md says how far that is from torchvision's grey.
+//! The output is planar: `[3, side, side]` u8, red first, written in place into the batch. Only the pixels under the
+//! crop are decoded, and only their brightness where grayscale comes first; docs/numerics.md compares that with
+//! torchvision's grey.
 
 pub(crate) mod colour;
 mod recipe;
@@ -183,7 +183,7 @@ impl Renderer {
             |long: u32, shorter: u32| (u64::from(short) * u64::from(long) / u64::from(shorter)) as u32;
         let (new_width, new_height) =
             if width <= height { (short, longer(height, width)) } else { (longer(width, height), short) };
-        // Of a long thin image the longer side becomes millions: what is not in the centre square is never made.
+        // The longer side of a long thin image becomes millions: only the centre square is made.
         let side = crop as usize;
         let part = |from: u32, to: u32| {
             let first = (f64::from(to - crop) / 2.0).round_ties_even() as usize;

@@ -1,7 +1,7 @@
 //! Resizing planes by an antialiased bilinear filter.
 //!
 //! The filter is Pillow's, in its support and weights. Sums are kept with 8 bits below the byte between the two
-//! passes, where Pillow rounds to bytes, so results lie within 1 of Pillow's. All arithmetic is on integers: the
+//! passes, where Pillow rounds to bytes, so results differ from Pillow's by 1 at most. All arithmetic is on integers: the
 //! same bytes on any machine. Output columns may run backwards, which makes a flip free.
 
 use std::ops::Range;
@@ -26,7 +26,7 @@ pub(crate) enum Rounding {
 }
 
 impl Rounding {
-    /// What is added to a sum of so many terms, each cut at its 8th bit below the byte.
+    /// What is added to a sum of `terms`, each cut at its 8th bit below the byte.
     fn bias(self, terms: usize) -> u16 {
         let cut = (terms / 2) as u16;
         match self {
@@ -219,9 +219,9 @@ impl Resizer {
         let planes = source.chunks_exact(width * height);
         for (source, out) in planes.zip(out.chunks_exact_mut(target.width * target.height)) {
             #[cfg(target_arch = "x86_64")]
-            if x86::suits(width, target) {
+            if let Some(v3) = x86::suits(width, target) {
                 let Self { down, across, rows, columns } = self;
-                x86::resize_plane((down, across), rows, columns, (source, width), target, out);
+                x86::resize_plane(v3, (down, across), rows, columns, (source, width), target, out);
                 continue;
             }
             simd::run(Plane { resizer: self, source, width, target, out });

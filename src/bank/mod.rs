@@ -1,6 +1,6 @@
 //! The memory bank: one unit vector for each image.
 //!
-//! Row `i` is the running feature of the image at `Position(i)`. Rows move only through [`MemoryBank::update`], which
+//! Row `i` is the running feature of the image at `BankRow(i)`. Rows move only through [`MemoryBank::update`], which
 //! the training loop calls; evaluating an objective never writes them, and no autograd graph passes through
 //! the bank. The bank knows nothing of files: it turns into a feature table and back.
 
@@ -18,7 +18,7 @@ pub use options::BankOptions;
 pub use shard::BankShard;
 
 use self::init::Drawing;
-use crate::ids::Position;
+use crate::ids::BankRow;
 use crate::run_config::{BankDtype, BankInit};
 use crate::units::BankMomentum;
 
@@ -119,7 +119,7 @@ impl MemoryBank {
     ///
     /// # Shape
     /// `positions: [batch]`, `rows: [batch, dim]` unit rows
-    pub fn set_initial(&mut self, positions: &[Position], rows: &Tensor) {
+    pub fn set_initial(&mut self, positions: &[BankRow], rows: &Tensor) {
         let (query, place) = self.owned_of(positions);
         let rows = rows.index_select(0, &query).to_kind(self.rows.kind());
         let _ = no_grad(|| self.rows.index_copy_(0, &place, &rows));
@@ -183,7 +183,7 @@ impl MemoryBank {
     ///
     /// # Panics
     /// If a row is not here.
-    pub fn gather(&self, positions: &[Position]) -> Tensor {
+    pub fn gather(&self, positions: &[BankRow]) -> Tensor {
         let (query, place) = self.owned_of(positions);
         assert_eq!(query.size()[0], positions.len() as i64, "the rows are here");
         self.rows.index_select(0, &place).to_kind(Kind::Float)
@@ -193,7 +193,7 @@ impl MemoryBank {
     ///
     /// # Shape
     /// `positions: [batch]` -> `[batch, dim]` f32
-    pub fn gather_owned(&self, positions: &[Position]) -> Tensor {
+    pub fn gather_owned(&self, positions: &[BankRow]) -> Tensor {
         let (query, place) = self.owned_of(positions);
         let rows = self.rows.index_select(0, &place).to_kind(Kind::Float);
         let shape = [positions.len() as i64, self.dim() as i64];
@@ -215,7 +215,7 @@ impl MemoryBank {
     /// Reference `NCEAverage.py`, which does this inside `backward`; here the loop calls it.
     pub fn update(
         &mut self,
-        positions: &[Position],
+        positions: &[BankRow],
         features: &Tensor,
         momentum: BankMomentum,
         step: u64,
@@ -262,7 +262,7 @@ impl MemoryBank {
     }
 
     /// Of these positions those whose rows are here: their indices, and the rows' places among those here.
-    fn owned_of(&self, positions: &[Position]) -> (Tensor, Tensor) {
+    fn owned_of(&self, positions: &[BankRow]) -> (Tensor, Tensor) {
         let owned: Vec<_> = self.owned().owned(positions).collect();
         let index = |values: Vec<i64>| Tensor::from_slice(&values).to_device(self.rows.device());
         (

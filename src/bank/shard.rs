@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use tch::Tensor;
 
-use crate::ids::Position;
+use crate::ids::BankRow;
 
 /// Contiguous rows of a bank. An objective works on parts: one owner has all rows in one, several have
 /// some each.
@@ -58,7 +58,7 @@ impl BankShard {
     }
 
     /// Which of these positions lie here, as (index into the slice, row within the part).
-    pub fn owned(&self, positions: &[Position]) -> impl Iterator<Item = (usize, usize)> {
+    pub fn owned(&self, positions: &[BankRow]) -> impl Iterator<Item = (usize, usize)> {
         let range = self.range();
         let rows = positions.iter().map(|position| position.row()).enumerate();
         rows.filter(move |(_, row)| range.contains(row)).map(|(query, row)| (query, row - self.first_row))

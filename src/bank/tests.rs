@@ -2,7 +2,7 @@ use proptest::prelude::*;
 use tch::{Device, Kind, Tensor};
 
 use super::{BankOptions, Blocks, MemoryBank};
-use crate::ids::Position;
+use crate::ids::BankRow;
 use crate::run_config::{BankDtype, BankInit};
 use crate::units::BankMomentum;
 
@@ -21,7 +21,7 @@ fn feature(values: [f32; 2]) -> Tensor {
 #[test]
 fn an_orthogonal_feature_turns_the_row_by_half_a_right_angle() {
     let mut bank = bank(&[[1.0, 0.0]]);
-    let _ = bank.update(&[Position(0)], &feature([0.0, 1.0]), momentum(0.5), 3);
+    let _ = bank.update(&[BankRow(0)], &feature([0.0, 1.0]), momentum(0.5), 3);
     let half = std::f32::consts::FRAC_1_SQRT_2;
     assert!(bank.to_vec().iter().all(|value| (value - half).abs() < 1e-6));
     assert_eq!(bank.updated_step(), [Some(3)]);
@@ -30,7 +30,7 @@ fn an_orthogonal_feature_turns_the_row_by_half_a_right_angle() {
 #[test]
 fn momentum_weighs_the_old_row() {
     let mut bank = bank(&[[1.0, 0.0]]);
-    let _ = bank.update(&[Position(0)], &feature([0.0, 1.0]), momentum(0.9), 0);
+    let _ = bank.update(&[BankRow(0)], &feature([0.0, 1.0]), momentum(0.9), 0);
     let row = bank.to_vec();
     assert!((row[0] / row[1] - 9.0).abs() < 1e-4, "{row:?}");
 }
@@ -38,7 +38,7 @@ fn momentum_weighs_the_old_row() {
 #[test]
 fn an_antipodal_feature_replaces_the_row() {
     let mut bank = bank(&[[1.0, 0.0]]);
-    let _ = bank.update(&[Position(0)], &feature([-1.0, 0.0]), momentum(0.5), 0);
+    let _ = bank.update(&[BankRow(0)], &feature([-1.0, 0.0]), momentum(0.5), 0);
     assert_eq!(bank.to_vec(), [-1.0, 0.0]);
 }
 
@@ -47,7 +47,7 @@ fn other_rows_are_untouched() {
     let mut bank = MemoryBank::random(50, 8, 1, Device::Cpu);
     let before = bank.to_vec();
     let features = MemoryBank::random(2, 8, 2, Device::Cpu);
-    let _ = bank.update(&[Position(7), Position(3)], features.rows(), momentum(0.5), 0);
+    let _ = bank.update(&[BankRow(7), BankRow(3)], features.rows(), momentum(0.5), 0);
     let after = bank.to_vec();
     for row in 0..50 {
         let same = before[row * 8..][..8] == after[row * 8..][..8];
@@ -59,7 +59,7 @@ fn other_rows_are_untouched() {
 fn each_feature_reaches_the_row_of_its_own_id() {
     let mut bank = bank(&[[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]);
     let features = Tensor::from_slice(&[0.0_f32, 1.0, -0.6, 0.8]).view([2, 2]);
-    let _ = bank.update(&[Position(2), Position(0)], &features, momentum(0.0), 0);
+    let _ = bank.update(&[BankRow(2), BankRow(0)], &features, momentum(0.0), 0);
     assert_eq!(bank.to_vec(), [-0.6, 0.8, 1.0, 0.0, 0.0, 1.0]);
 }
 
@@ -68,13 +68,13 @@ fn each_feature_reaches_the_row_of_its_own_id() {
 fn duplicate_ids_are_refused() {
     let mut bank = MemoryBank::random(5, 4, 0, Device::Cpu);
     let features = MemoryBank::random(2, 4, 1, Device::Cpu);
-    let _ = bank.update(&[Position(1), Position(1)], features.rows(), momentum(0.5), 0);
+    let _ = bank.update(&[BankRow(1), BankRow(1)], features.rows(), momentum(0.5), 0);
 }
 
 #[test]
 fn gathered_rows_carry_no_gradient() {
     let bank = MemoryBank::random(5, 4, 0, Device::Cpu);
-    assert!(!bank.gather(&[Position(1)]).requires_grad());
+    assert!(!bank.gather(&[BankRow(1)]).requires_grad());
 }
 
 #[test]
@@ -115,11 +115,11 @@ proptest! {
         let mut bank = MemoryBank::random(3, 8, seed, Device::Cpu);
         let target = MemoryBank::random(1, 8, seed + 5000, Device::Cpu);
         let cosine = |bank: &MemoryBank| {
-            (bank.gather(&[Position(1)]) * target.rows()).sum(Kind::Double).double_value(&[])
+            (bank.gather(&[BankRow(1)]) * target.rows()).sum(Kind::Double).double_value(&[])
         };
         let before = cosine(&bank);
-        let _ = bank.update(&[Position(1)], target.rows(), momentum(m), 0);
-        let length = bank.gather(&[Position(1)]).norm().double_value(&[]);
+        let _ = bank.update(&[BankRow(1)], target.rows(), momentum(m), 0);
+        let length = bank.gather(&[BankRow(1)]).norm().double_value(&[]);
         prop_assert!((length - 1.0).abs() < 1e-5);
         prop_assert!(cosine(&bank) >= before - 1e-5);
     }
@@ -131,7 +131,7 @@ fn parts_cover_the_bank_and_each_knows_its_positions() {
     let parts = bank.parts(3);
     let rows: Vec<_> = parts.iter().map(|part| part.rows().shallow_clone()).collect();
     assert!(Tensor::cat(&rows, 0).equal(bank.rows()));
-    let positions = [Position(10), Position(0), Position(5)];
+    let positions = [BankRow(10), BankRow(0), BankRow(5)];
     let owned: Vec<Vec<_>> = parts.iter().map(|part| part.owned(&positions).collect()).collect();
     assert_eq!(owned, [vec![(1, 0)], vec![(2, 2)], vec![(0, 3)]]);
 }
@@ -155,7 +155,7 @@ fn a_bank_of_16_bits_keeps_its_rows_near_unit_length_and_moves_them_alike() {
         let mut coarse = MemoryBank::random(20, 8, 1, Device::Cpu).with_dtype(dtype);
         let features = MemoryBank::random(2, 8, 2, Device::Cpu);
         for bank in [&mut exact, &mut coarse] {
-            let _ = bank.update(&[Position(7), Position(3)], features.rows(), momentum(0.5), 0);
+            let _ = bank.update(&[BankRow(7), BankRow(3)], features.rows(), momentum(0.5), 0);
         }
         let difference = (coarse.rows().to_kind(Kind::Float) - exact.rows()).abs().max().double_value(&[]);
         assert!(difference > 0.0 && difference < 2.0 * tolerance, "{difference}");
@@ -165,7 +165,7 @@ fn a_bank_of_16_bits_keeps_its_rows_near_unit_length_and_moves_them_alike() {
 #[test]
 fn an_update_says_how_far_rows_moved() {
     let mut bank = bank(&[[1.0, 0.0]]);
-    let moved = bank.update(&[Position(0)], &feature([0.0, 1.0]), momentum(0.5), 0);
+    let moved = bank.update(&[BankRow(0)], &feature([0.0, 1.0]), momentum(0.5), 0);
     assert!((moved.row_cosine.double_value(&[]) - std::f64::consts::FRAC_1_SQRT_2).abs() < 1e-6);
     assert!((moved.distance.double_value(&[]) - 2.0).abs() < 1e-6);
 }
@@ -192,7 +192,7 @@ fn what_several_owners_have_together_is_the_whole_bank() {
     let together = |parts: &[MemoryBank]| parts.iter().flat_map(MemoryBank::to_vec).collect::<Vec<_>>();
     assert_eq!(together(&parts), whole.to_vec());
 
-    let positions = [300, 0, 99, 100, 5, 249].map(Position);
+    let positions = [300, 0, 99, 100, 5, 249].map(BankRow);
     let features = MemoryBank::random(6, 8, 2, Device::Cpu);
     let moved = whole.update(&positions, features.rows(), momentum(0.5), 4);
     let of_parts: Vec<_> =

@@ -102,7 +102,7 @@ pub(super) fn run(global: &GlobalArgs, args: &FinetuneArgs) -> anyhow::Result<()
         );
         return Err(WrongUsage(reason).into());
     }
-    let evaluated: Arc<dyn Source> = Arc::new(config.source(&dataset, &manifest, &split, None)?);
+    let evaluated = config.source(&dataset, &manifest, &split, None)?;
     let train = TrainJob {
         dataset,
         run: run.clone(),

@@ -9,7 +9,7 @@ use tch::{Kind, Tensor};
 use super::choice::choice;
 use super::exit::WrongData;
 use crate::bank::MemoryBank;
-use crate::ids::Position;
+use crate::ids::BankRow;
 use crate::model::{NamedTensors, select_device};
 use crate::objective::{LogZ, Negatives, Objective, ObjectiveOptions, Queries};
 use crate::run_config::{BankDtype, DeviceChoice, ObjectiveKind, PartitionChoice};
@@ -117,21 +117,21 @@ fn replay(args: &ReplayArgs, input: &NamedTensors) -> anyhow::Result<NamedTensor
     Ok(NamedTensors::from_tensors(results))
 }
 
-fn ids(input: &NamedTensors, step: u64, instances: i64) -> anyhow::Result<Vec<Position>> {
+fn ids(input: &NamedTensors, step: u64, instances: i64) -> anyhow::Result<Vec<BankRow>> {
     let name = format!("ids_{step}");
     let values = indices(input.get(&name)?, &name, instances)?;
     let values = Vec::<i64>::try_from(values.reshape([-1]))?;
     let mut distinct = values.clone();
     distinct.sort_unstable();
     ensure!(distinct.windows(2).all(|pair| pair[0] != pair[1]), "{name}: an id occurs twice");
-    values.into_iter().map(|id| Position::from_index(id).context("an id is out of range")).collect()
+    values.into_iter().map(|id| BankRow::from_index(id).context("an id is out of range")).collect()
 }
 
 fn negatives(
     objective: ObjectiveKind,
     input: &NamedTensors,
     step: u64,
-    ids: &[Position],
+    ids: &[BankRow],
     instances: i64,
 ) -> anyhow::Result<Option<Negatives>> {
     if objective == ObjectiveKind::Softmax {

@@ -9,7 +9,7 @@ use crate::dataset::{EVALUATION_SPLITS, Manifest};
 use crate::eval::{KnnOptions, default_k, encode, evaluate, evaluate_over, gather_table, share};
 use crate::feature_table::{FeatureTable, Kind, TableMeta};
 use crate::ids::{ClassId, InstanceId};
-use crate::loader::{DatasetSource, Source, Subset};
+use crate::loader::{Source, Subset, open_split};
 use crate::progress::Progress;
 use crate::run_config::{FEWEST_MONITORED, TrainConfig};
 use crate::storage::Location;
@@ -50,7 +50,7 @@ impl Monitor {
     ) -> Result<Self, HookError> {
         let manifest = Manifest::read(dataset)?;
         let limit = if config.limit == 0 { None } else { Some(config.limit as usize) };
-        let train = DatasetSource::open(dataset, &manifest, &config.split, limit)?;
+        let train = open_split(dataset, &manifest, &config.split, limit)?;
         let (ids, labels) = (train.ids().to_vec(), train.labels().to_vec());
         let none = |ids, labels| Self { queries: None, ids, labels, threads: config.loader_threads };
         let asked = Some(config.monitor_split.as_str()).filter(|name| !name.is_empty());
@@ -89,7 +89,7 @@ impl Monitor {
             unit_length: true,
             classes: manifest.classes.clone(),
         };
-        let queries = Some((Arc::new(source) as Arc<dyn Source>, meta));
+        let queries = Some((source, meta));
         Ok(Self { queries, ids, labels, threads: config.loader_threads })
     }
 

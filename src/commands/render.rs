@@ -6,9 +6,9 @@ use super::CommandError;
 use crate::augment::{Augmentation, CropBox, Recipe, augment};
 use crate::checkpoint::{Checkpoint, TrainedOn};
 use crate::dataset::Manifest;
-use crate::ids::{InstanceId, Position};
+use crate::ids::{BankRow, InstanceId};
 use crate::image::{DecodedImage, Limits, decode, encode_png};
-use crate::loader::{DatasetSource, Source};
+use crate::loader::open_split;
 use crate::run_config::{RecipeKind, TrainConfig};
 use crate::storage::{Location, PublishMode};
 
@@ -110,12 +110,12 @@ pub fn render(options: &RenderOptions) -> Result<RenderReport, CommandError> {
     let seed = options.seed.unwrap_or(run.seed);
     let image_size = options.image_size.unwrap_or(run.image_size);
     let recipe = Recipe::new(options.recipe.unwrap_or(run.recipe), image_size);
-    let source = DatasetSource::open(dataset, &manifest, &split, None)?;
+    let source = open_split(dataset, &manifest, &split, None)?;
     if id.row() >= source.len() {
         let reason = format!("--instance {id}: split {split} has {} instances, from 0", source.len());
         return Err(CommandError::Usage(reason));
     }
-    let rows = source.read(&[Position(id.0)])?;
+    let rows = source.read(&[BankRow(id.0)])?;
     let row = rows.first().expect("a read position gives a row");
     let orientation = source.exif_orientation();
     // Images were checked when they were ingested.

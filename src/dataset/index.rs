@@ -1,7 +1,7 @@
 //! The index of a part of a split: a row for each instance, without its image.
 //!
-//! It tells what is where without a look into the shards, so that an image is read by itself and checked by
-//! its own digest; and it is what duplicates are found by.
+//! A reader finds each image by it without a look into the shards, reads it alone, and checks it by its digest. Duplicates
+//! are found by it too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -15,8 +15,7 @@ use parquet::arrow::{ArrowSchemaConverter, ProjectionMask};
 use serde::{Deserialize, Serialize};
 
 use super::places::located;
-use super::table::{read_table, write_table};
-use super::whole::read_whole;
+use super::table::{read_table, read_whole, write_table};
 use super::{DatasetError, FileEntry, Place, Split};
 use crate::ids::{ClassId, InstanceId};
 use crate::storage::{Digest, Location};
@@ -54,7 +53,7 @@ pub struct IndexRow {
     pub label: Option<ClassId>,
     /// Where it came from: `<class>/<file>`.
     pub path: String,
-    /// Where it lies.
+    /// Where it is stored.
     pub place: Place,
     /// The digest of its encoded bytes.
     pub image: Digest,

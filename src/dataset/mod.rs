@@ -2,7 +2,7 @@
 //!
 //! A folder is a dataset when it has a `manifest.json`, which is written last and names every shard with
 //! its size and blake3 digest. Readers fetch one row group at a time by a single ranged read. The format is
-//! described in docs/formats.md. This module knows no image codec and no tensors.
+//! described in docs/formats.md. The module knows neither image codecs nor tensors.
 //!
 //! Invariants of a published split: it holds exactly the ids `0..instances`; ids follow the order of a
 //! sorted ImageFolder (what was appended later comes after, in its own order); nothing that a manifest names is ever changed.
@@ -10,7 +10,6 @@
 mod duplicates;
 mod error;
 mod index;
-mod label_subset;
 mod manifest;
 mod pages;
 mod places;
@@ -18,13 +17,11 @@ mod reader;
 mod schema;
 mod summary;
 mod table;
-mod whole;
 mod writer;
 
 pub use duplicates::{DUPLICATES_FILE, DuplicateRow, read_duplicates, write_duplicates};
 pub use error::DatasetError;
 pub use index::{IndexRow, ViewHash, read_index, read_paths, write_index};
-pub use label_subset::write_label_subset;
 pub use manifest::{
     ContentDigest, DuplicateCounts, EVALUATION_SPLITS, EXIF_ORIENTATION, FileEntry, FooterEntry,
     IngestRecord, Manifest, PartReport, ShardEntry, Split,
@@ -33,6 +30,7 @@ pub use places::{Located, Place};
 pub use reader::ShardReader;
 pub use schema::schema_text;
 pub use summary::{DatasetSummary, SplitSummary, summarise, verify};
+pub use table::write_label_subset;
 pub use writer::{ShardWriter, WriterOptions, WrittenShard};
 
 use bytes::Bytes;
@@ -54,6 +52,13 @@ pub struct Row {
     pub width: u32,
     /// Rows of pixels.
     pub height: u32,
+}
+
+impl Row {
+    /// The number of pixels.
+    pub fn pixels(&self) -> u64 {
+        u64::from(self.width) * u64::from(self.height)
+    }
 }
 
 #[cfg(test)]

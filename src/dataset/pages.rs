@@ -1,7 +1,7 @@
-//! The pages of a row group: where its images lie, without a copy.
+//! The pages of a row group: where its images are, without a copy.
 //!
-//! The columns are PLAIN and uncompressed, so an image's bytes lie in the file as they are, after a length of
-//! four bytes; whoever knows the place can read one image alone.
+//! The columns are PLAIN and uncompressed, so the file holds an image's bytes as they are, after a length of four bytes:
+//! a reader with the offset can read one image alone.
 
 use std::io::Cursor;
 use std::sync::Arc;

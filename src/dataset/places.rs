@@ -1,4 +1,4 @@
-//! Where the images of a split lie: what a loader takes from its indexes.
+//! Where the images of a split are stored: what a loader takes from its indexes.
 
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::{Int32Type, Int64Type};
@@ -9,7 +9,7 @@ use super::{DatasetError, FileEntry, Split};
 use crate::ids::{ClassId, InstanceId};
 use crate::storage::{Digest, Location};
 
-/// Where an image lies, and how large it is.
+/// Where an image is stored, and how large it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Place {
     /// Its shard: a position in the manifest's list.
@@ -33,7 +33,7 @@ pub struct Located {
     pub id: InstanceId,
     /// Its class, where it has one.
     pub label: Option<ClassId>,
-    /// Where it lies.
+    /// Where it is stored.
     pub place: Place,
     /// The digest of its encoded bytes.
     pub image: Digest,

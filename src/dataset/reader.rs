@@ -96,7 +96,7 @@ impl ShardReader {
         Ok(Self { location, shown, bytes, classes, instances, digests, metadata })
     }
 
-    /// Where the shard lies, for errors.
+    /// The shard's location, for errors.
     pub fn shown(&self) -> &str {
         &self.shown
     }
@@ -122,7 +122,7 @@ impl ShardReader {
         self.digests[row_group]
     }
 
-    /// The place of a row group within the shard: what is fetched and what its digest is over.
+    /// The byte range of a row group in the shard: what is fetched, and what its digest covers.
     pub fn row_group_range(&self, row_group: usize) -> Range<u64> {
         let columns = self.metadata.metadata().row_group(row_group).columns().iter();
         let ranges = columns.map(|column| {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::whole::read_whole;
+use super::table::read_whole;
 use super::{DatasetError, Located, Manifest, Place, ShardReader, Split};
 use crate::ids::{ClassId, InstanceId};
 use crate::progress::Progress;

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use arrow::array::RecordBatch;
-use arrow::datatypes::Schema;
+use arrow::array::{ArrayRef, Int64Array, RecordBatch};
+use arrow::datatypes::{DataType, Field, Schema};
 use bytes::Bytes;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::arrow::{ArrowWriter, ProjectionMask};
@@ -12,7 +12,8 @@ use parquet::errors::ParquetError;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 
 use super::{DatasetError, FileEntry};
-use crate::storage::{Location, Upload};
+use crate::ids::{ClassId, InstanceId};
+use crate::storage::{Digest, Location, Upload};
 
 /// Rows that are read at a time.
 const BATCH_ROWS: usize = 1 << 16;
@@ -68,4 +69,39 @@ pub(super) fn read_table<T>(
         append(&batch, &mut rows).ok_or_else(|| damaged("a value is out of range".into()))?;
     }
     Ok(rows)
+}
+
+/// The contents of a file that the manifest gives a digest of. Bytes that come damaged are read once more.
+///
+/// # Errors
+/// If it is missing or damaged, or the store fails.
+pub(super) fn read_whole(location: &Location, digest: Digest) -> Result<Bytes, DatasetError> {
+    let damaged = |reason: &str| DatasetError::Damaged { shard: location.to_string(), reason: reason.into() };
+    match location.read_checked(Location::read, digest) {
+        Err(error) if error.is_not_found() => Err(damaged("it is missing")),
+        other => other?.ok_or_else(|| damaged("its digest is not that of the manifest")),
+    }
+}
+
+/// Publishes a file that names some labelled instances of a split: Parquet with columns `instance_id` and `label`.
+///
+/// # Errors
+/// If the store fails.
+///
+/// # Panics
+/// If there is not a label, or none, for each id.
+pub fn write_label_subset(
+    folder: &Location,
+    name: &str,
+    ids: &[InstanceId],
+    labels: &[Option<ClassId>],
+) -> Result<FileEntry, DatasetError> {
+    let fields = ["instance_id", "label"].map(|name| Field::new(name, DataType::Int64, false));
+    let schema = Arc::new(Schema::new(fields.to_vec()));
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(Int64Array::from_iter_values(ids.iter().map(|id| id.to_stored()))),
+        Arc::new(Int64Array::from_iter_values(labels.iter().map(|&label| ClassId::to_stored(label)))),
+    ];
+    let batch = RecordBatch::try_new(Arc::clone(&schema), columns).expect("a label or none for each id");
+    write_table(&folder.join(name), schema, std::iter::once(batch), name)
 }

@@ -121,8 +121,8 @@ impl ShardWriter {
         let failed = |source| DatasetError::Write { shard: self.shown.clone(), source };
         let metadata = self.writer.finish().map_err(failed)?;
         let offsets = image_offsets(&metadata, &self.sizes)
-            .ok_or_else(|| failed(ParquetError::General("where its images lie is not known".into())))?;
-        // The writer keeps a buffer of its own, which holds the end of the file.
+            .ok_or_else(|| failed(ParquetError::General("the offsets of its images are unknown".into())))?;
+        // The writer buffers the end of the file.
         self.sync()?;
         let digests = self.writer.inner_mut();
         let footer =

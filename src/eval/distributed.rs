@@ -9,8 +9,7 @@ use super::knn::{KnnOptions, evaluate_by};
 use super::{EvalError, KnnReport};
 use crate::distributed::{DistributedError, ProcessGroup};
 use crate::feature_table::{FeatureTable, Table, TableError, UnitRows};
-use crate::ids::{ClassId, InstanceId};
-use crate::loader::RankShare;
+use crate::ids::{ClassId, InstanceId, RankShare};
 use crate::search::{Neighbours, search};
 
 /// Numbers that all processes together send at a time when tables are brought together: 64 MiB.

@@ -358,7 +358,7 @@ pub fn encode_layers(
             table.features.resize(rows * dim, 0.0);
             let features = to_host(&features);
             // Batches follow the order of the shards, not of the ids.
-            for (position, row) in batch.positions.iter().zip(features.chunks_exact(dim)) {
+            for (position, row) in batch.bank_rows.iter().zip(features.chunks_exact(dim)) {
                 table.features[position.row() * dim..][..dim].copy_from_slice(row);
             }
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::dataset::Manifest;
-use crate::loader::{DatasetSource, LoaderError, Source, Subset};
+use crate::loader::{LoaderError, Source, Subset, open_split};
 use crate::storage::Location;
 use crate::units::Fraction;
 
@@ -50,7 +50,7 @@ impl RowChoice {
         split: &str,
     ) -> Result<Arc<dyn Source>, LoaderError> {
         let limit = if let Self::Sample(rows) = self { Some(rows) } else { None };
-        let source: Arc<dyn Source> = Arc::new(DatasetSource::open(dataset, manifest, split, limit)?);
+        let source = open_split(dataset, manifest, split, limit)?;
         Ok(match self {
             Self::Labels { fraction, seed } => Arc::new(Subset::of_labels(source, fraction, seed)),
             Self::All | Self::Sample(_) => source,

@@ -17,7 +17,7 @@ pub(crate) fn temperature(value: f64) -> Temperature {
 }
 
 pub(crate) fn table(seed: u64, rows: usize, dim: usize, classes: usize) -> FeatureTable {
-    let mut stream = Stream::new(seed, Purpose::Report, 0, 0);
+    let mut stream = Stream::new(seed, Purpose::Test, 0, 0);
     let mut features = Vec::new();
     for _ in 0..rows {
         let drawn: Vec<f64> = (0..dim).map(|_| stream.normal()).collect();

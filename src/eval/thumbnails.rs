@@ -6,9 +6,9 @@ use rayon::prelude::*;
 
 use crate::augment::{EvalTransform, evaluate_pixels};
 use crate::dataset::{Manifest, read_paths};
-use crate::ids::{InstanceId, Position};
+use crate::ids::{BankRow, InstanceId};
 use crate::image::{DecodedImage, ExifOrientation, encode_jpeg, probe};
-use crate::loader::{DatasetSource, ReadContext, Source};
+use crate::loader::{ReadContext, Source, open_split};
 use crate::storage::Location;
 
 use super::EvalError;
@@ -43,10 +43,10 @@ impl Thumbnails {
         split: &str,
         ids: impl IntoIterator<Item = InstanceId>,
     ) -> Result<Self, EvalError> {
-        let source = DatasetSource::open(dataset, manifest, split, None)?;
+        let source = open_split(dataset, manifest, split, None)?;
         let ids: BTreeSet<InstanceId> = ids.into_iter().collect();
         let paths = read_paths(dataset, manifest.split(dataset, split)?, &ids)?;
-        let jpegs = squares(&source, ids, |bytes, orientation| {
+        let jpegs = squares(source.as_ref(), ids, |bytes, orientation| {
             let image = square(bytes, orientation, SIDE)?;
             encode_jpeg(&image, QUALITY).ok()
         });
@@ -80,9 +80,10 @@ pub fn sprite(
     split: &str,
     ids: &[InstanceId],
 ) -> Result<DecodedImage, EvalError> {
-    let source = DatasetSource::open(dataset, manifest, split, None)?;
-    let squares =
-        squares(&source, ids.iter().copied(), |bytes, orientation| square(bytes, orientation, SPRITE_SIDE));
+    let source = open_split(dataset, manifest, split, None)?;
+    let squares = squares(source.as_ref(), ids.iter().copied(), |bytes, orientation| {
+        square(bytes, orientation, SPRITE_SIDE)
+    });
     let (side, columns) = (SPRITE_SIDE as usize, SPRITE_COLUMNS as usize);
     let (width, height) = (side * columns, side * ids.len().div_ceil(columns).max(1));
     let mut rgb = vec![0; 3 * width * height];
@@ -103,14 +104,14 @@ pub fn sprite(
 
 /// What `make` makes of each instance's encoded image; one that cannot be shown is left out.
 fn squares<T: Send>(
-    source: &DatasetSource,
+    source: &dyn Source,
     ids: impl IntoIterator<Item = InstanceId>,
     make: impl Fn(&[u8], ExifOrientation) -> Option<T> + Sync,
 ) -> BTreeMap<InstanceId, T> {
     let wanted: BTreeSet<InstanceId> = ids.into_iter().filter(|id| id.row() < source.len()).collect();
     // In the order of the shards, so each row group is read once.
     let layout = source.layout();
-    let in_order: Vec<Position> = (0..layout.groups())
+    let in_order: Vec<BankRow> = (0..layout.groups())
         .flat_map(|group| layout.members(group))
         .copied()
         .filter(|position| wanted.contains(&source.ids()[position.row()]))

@@ -1,10 +1,11 @@
-//! The columns of a feature table, whoever wrote it: which they are, and their values.
+//! The columns of a feature table of any program: which they are, and their values.
 
 use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Float16Type, Float32Type, Float64Type, Int64Type, Schema};
 
-use super::{Kind, TableError};
+use super::error::TableError;
+use super::meta::Kind;
 use crate::ids::{ClassId, InstanceId};
 
 /// The names of columns in a table that another program wrote. What is not given has the name of the format:

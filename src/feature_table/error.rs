@@ -6,7 +6,7 @@ use crate::storage::StorageError;
 /// A feature table cannot be used or written.
 #[derive(Debug, thiserror::Error)]
 pub enum TableError {
-    /// Nothing lies at the table's place.
+    /// The file is missing.
     #[error("{table}: no feature table is there")]
     NotThere {
         /// The table.

@@ -1,4 +1,4 @@
-//! What a table says of its features, kept in the schema's metadata.
+//! What the features of a table are, kept in the schema's metadata.
 
 use std::collections::HashMap;
 
@@ -72,7 +72,7 @@ impl TableMeta {
         metadata
     }
 
-    /// Says why two tables are not of one dataset; `None` where they are, as far as their metadata tells.
+    /// Why two tables are not of one dataset; `None` where their metadata agree.
     ///
     /// A split that was added to the dataset later changes the dataset's digest but neither the digests of the
     /// other splits nor their classes: where both tables know the digest of their split, splits and classes

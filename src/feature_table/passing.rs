@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
 
-use super::TableError;
+use super::error::TableError;
 use crate::storage::{Digest, Location};
 
 /// Bytes that are read at a time where nobody else read them.

@@ -7,16 +7,18 @@ use std::ops::Range;
 use bytes::Bytes;
 use half::f16;
 
+use super::UNIT_TOLERANCE;
+use super::error::TableError;
+use super::meta::TableMeta;
 use super::passing::Passing;
 use super::unit::normalise;
-use super::{FeatureTable, TableError, TableMeta, UNIT_TOLERANCE};
 use crate::ids::{ClassId, InstanceId};
 use crate::storage::PendingRead;
 
-/// What errors call a table that is no file.
-const IN_MEMORY: &str = "a table in memory";
+/// The name of a table in memory, for errors.
+pub(super) const IN_MEMORY: &str = "a table in memory";
 
-/// A feature table whose vectors may lie in memory or in a file.
+/// A feature table whose vectors are in memory or in a file.
 pub trait Table: Debug + Sync {
     /// What the features are.
     fn meta(&self) -> &TableMeta;
@@ -46,7 +48,7 @@ pub trait Table: Debug + Sync {
     }
 }
 
-/// Vectors on their way.
+/// Vectors that are being read.
 #[derive(Debug)]
 pub struct PendingVectors<'a> {
     source: Source<'a>,
@@ -89,6 +91,12 @@ impl Values {
 }
 
 impl<'a> PendingVectors<'a> {
+    /// Vectors in memory, from row `first` on.
+    pub(super) fn memory(features: &'a [f32], dim: usize, first: usize) -> Self {
+        Self { source: Source::Memory { features, dim, first }, unit: false }
+    }
+
+    /// Vectors that are read from a file, from row `first` on.
     pub(super) fn file(
         read: PendingRead,
         values: Values,
@@ -158,7 +166,7 @@ impl Vectors<'_> {
     /// The first row that is not finite, or not of unit length where the table says so.
     ///
     /// # Panics
-    /// If a row lies outside the range that was read.
+    /// If a row is outside the range that was read.
     pub fn rows(&self, rows: Range<usize>) -> Result<Cow<'_, [f32]>, TableError> {
         let (mut features, dim) = match &self.held {
             Held::Memory { features, dim, first } => {
@@ -231,17 +239,6 @@ fn check_finite(table: &str, dim: usize, first: usize, features: &[f32]) -> Resu
     Err(TableError::NotFinite { table: table.into(), row: first + row })
 }
 
-impl FeatureTable {
-    /// Checks what the format promises of the vectors: they are finite, and of unit length where the table
-    /// says so.
-    ///
-    /// # Errors
-    /// The first row that is wrong.
-    pub fn check(&self) -> Result<(), TableError> {
-        check_vectors(IN_MEMORY, &self.meta, 0, &self.features)
-    }
-}
-
 /// The sum of squares, by partial sums that a CPU takes side by side.
 fn square_length(feature: &[f32]) -> f32 {
     const LANES: usize = 16;
@@ -253,34 +250,6 @@ fn square_length(feature: &[f32]) -> f32 {
         }
     }
     sums.iter().sum::<f32>() + rest.iter().map(|value| value * value).sum::<f32>()
-}
-
-impl Table for FeatureTable {
-    fn meta(&self) -> &TableMeta {
-        &self.meta
-    }
-
-    fn ids(&self) -> &[InstanceId] {
-        &self.ids
-    }
-
-    fn labels(&self) -> &[Option<ClassId>] {
-        &self.labels
-    }
-
-    fn updated_steps(&self) -> &[Option<u64>] {
-        &self.updated_step
-    }
-
-    fn ranges(&self, longest: usize) -> Vec<Range<usize>> {
-        split(0..self.len(), longest).collect()
-    }
-
-    fn start_read(&self, rows: Range<usize>) -> PendingVectors<'_> {
-        let dim = self.meta.dim;
-        let features = &self.features[rows.start * dim..rows.end * dim];
-        PendingVectors { source: Source::Memory { features, dim, first: rows.start }, unit: false }
-    }
 }
 
 /// A range in parts of at most `longest`.

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Fields, Schema};
 
+use super::meta::{Kind, TableMeta};
+
 /// The columns, for vectors of this length and type.
 pub(super) fn fields(dim: usize, value: DataType) -> Fields {
     let item = Arc::new(Field::new("item", value, false));
@@ -32,8 +34,8 @@ pub fn schema_text() -> String {
         text += &format!("  {} {kind} {null}\n", field.name());
     }
     text += "\nschema metadata\n";
-    let meta = super::TableMeta {
-        kind: super::Kind::Embedding,
+    let meta = TableMeta {
+        kind: Kind::Embedding,
         layer: "projection".into(),
         dim: 128,
         dataset_digest: "blake3 of the dataset".into(),

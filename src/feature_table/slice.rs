@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use super::TableMeta;
+use super::error::TableError;
+use super::meta::TableMeta;
 use super::rows::{PendingVectors, Table};
 use crate::ids::{ClassId, InstanceId};
 
@@ -24,6 +25,7 @@ impl<'a> TableSlice<'a> {
     }
 }
 
+#[deny(clippy::missing_trait_methods)]
 impl Table for TableSlice<'_> {
     fn meta(&self) -> &TableMeta {
         self.table.meta()
@@ -50,5 +52,10 @@ impl Table for TableSlice<'_> {
     fn start_read(&self, rows: Range<usize>) -> PendingVectors<'_> {
         let start = self.rows.start;
         self.table.start_read(rows.start + start..rows.end + start).counted_from(start)
+    }
+
+    /// Checks the whole table.
+    fn verify(&self) -> Result<(), TableError> {
+        self.table.verify()
     }
 }

@@ -1,7 +1,8 @@
-//! A feature table that stays where it lies.
+//! A feature table whose vectors stay in their file.
 //!
-//! Opening one reads the footer, ids, labels and steps; vectors are read later, by ranges of rows, so that
-//! a table of any size needs little memory.
+//! Opening one reads the footer, ids, labels and steps. Vectors are read later, by ranges of rows, so a table of any
+//! size needs little memory. Arrow's `FileDecoder` is of no use for that: it takes whole blocks, and a block holds 64 Ki
+//! vectors. So [`find_batch`] takes the byte ranges of the columns from the block's message, which arrow parses.
 
 use std::ops::Range;
 
@@ -15,12 +16,13 @@ use arrow::ipc::reader::read_footer_length;
 use arrow::ipc::{root_as_footer, root_as_message};
 use bytes::Bytes;
 
-use super::columns::Columns;
-use super::meta::NamedMeta;
+use super::columns::{ColumnNames, Columns};
+use super::error::TableError;
+use super::meta::{NamedMeta, TableMeta};
 use super::passing::Passing;
 use super::rows::{PendingVectors, Table, Values, split};
 use super::schema::fields;
-use super::{ColumnNames, FeatureTable, TableError, TableMeta};
+use super::table::FeatureTable;
 use crate::ids::{ClassId, InstanceId};
 use crate::storage::{Digest, Location};
 
@@ -47,7 +49,7 @@ pub struct StoredTable {
     batches: Vec<Batch>,
 }
 
-/// Where a record batch lies in the file.
+/// Where a record batch is in the file.
 #[derive(Clone, Debug)]
 struct Batch {
     /// Its file.
@@ -66,7 +68,7 @@ struct Batch {
 /// # Errors
 /// The first thing that is wrong, with the row or column that it is about.
 pub fn open_table(location: &Location, names: &ColumnNames) -> Result<Box<dyn Table>, TableError> {
-    // What another program wrote, or what is damaged, is for the reader of whole tables, which says why.
+    // The reader of whole tables takes tables of other programs, and says what is wrong with a damaged one.
     match open_file(location) {
         Ok(Some(file)) => Ok(Box::new(StoredTable::of_files(vec![(location.clone(), None, file)])?)),
         Ok(None) | Err(TableError::Malformed { .. } | TableError::NotATable { .. }) => {
@@ -86,7 +88,7 @@ impl StoredTable {
         Self::open_all(std::slice::from_ref(location))
     }
 
-    /// Opens a table that lies in several files, each a table of its own: a bank of several owners.
+    /// Opens a table in several files, each a table itself: a bank of several owners.
     ///
     /// # Errors
     /// As [`StoredTable::open`]; also if the files are not parts of one table.
@@ -98,7 +100,7 @@ impl StoredTable {
         Self::open_with_digests(&files)
     }
 
-    /// Likewise, with the digests of the files: what is read counts towards them, and [`Table::verify`] compares.
+    /// Opens a table in several files with their digests; [`Table::verify`] compares the bytes that were read with them.
     ///
     /// # Errors
     /// As [`StoredTable::open_all`].
@@ -177,7 +179,7 @@ fn open_file(location: &Location) -> Result<Option<OpenFile>, TableError> {
         Err(error) if error.is_not_found() => return Err(TableError::NotThere { table: name }),
         other => other?,
     };
-    let cut = || not_whole("it is cut".into());
+    let cut = || not_whole("it is cut short".into());
     let trailer_at = size.checked_sub(TRAILER_BYTES).ok_or_else(cut)?;
     let tail_at = size.saturating_sub(TAIL_BYTES);
     let tail = location.read_range(tail_at..size)?;
@@ -232,12 +234,14 @@ fn find_batches(
 ) -> Result<Vec<Batch>, Wrong> {
     let mut started = Vec::new();
     for block in blocks {
-        let place = |value: i64| u64::try_from(value).map_err(|_| Wrong::from("a block lies nowhere"));
+        let place = |value: i64| {
+            u64::try_from(value).map_err(|_| Wrong::from("a block has a negative offset or length"))
+        };
         let at = place(block.offset())?;
         let body = at.checked_add(place(block.metaDataLength().into())?);
-        let body = body.filter(|body| *body <= size).ok_or("a block lies beyond the end")?;
+        let body = body.filter(|body| *body <= size).ok_or("a block ends after the file")?;
         let end = body.checked_add(place(block.bodyLength())?).filter(|end| *end <= size);
-        let end = end.ok_or("a block lies beyond the end")?;
+        let end = end.ok_or("a block ends after the file")?;
         started.push((location.start_read_range(at..body), body..end));
     }
     let mut batches = Vec::new();
@@ -255,7 +259,7 @@ fn find_batches(
 fn find_batch(message: &Bytes, row: usize, body: Range<u64>, vector_bytes: usize) -> Result<Batch, Wrong> {
     let message = message.get(MESSAGE_PREFIX..).ok_or("a message is cut")?;
     let message = root_as_message(message).map_err(|error| Wrong::Contents(error.to_string()))?;
-    let batch = message.header_as_record_batch().ok_or("a block is no record batch")?;
+    let batch = message.header_as_record_batch().ok_or("a block is not a record batch")?;
     if batch.compression().is_some() {
         return Err(Wrong::Compressed);
     }
@@ -276,7 +280,8 @@ fn find_batch(message: &Bytes, row: usize, body: Range<u64>, vector_bytes: usize
         let bytes = u64::try_from(buffer.length()).ok();
         let bytes = bytes.filter(|bytes| least.is_some_and(|least| *bytes >= least as u64));
         let (start, bytes) = start.zip(bytes).ok_or("a column is too short")?;
-        let end = start.checked_add(bytes).filter(|end| *end <= body.end).ok_or("a column lies elsewhere")?;
+        let end =
+            start.checked_add(bytes).filter(|end| *end <= body.end).ok_or("a column ends after its block")?;
         Ok::<_, Wrong>(start..end)
     };
     let validity = |at: usize, node: usize| {

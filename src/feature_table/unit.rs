@@ -1,13 +1,13 @@
 //! A table with its rows at unit length, so that inner products are cosines.
 
-use std::borrow::Cow;
 use std::ops::Range;
 
+use super::error::TableError;
+use super::meta::TableMeta;
 use super::rows::{PendingVectors, Table};
-use super::{FeatureTable, TableMeta};
 use crate::ids::{ClassId, InstanceId};
 
-/// A table whose rows come at unit length, whatever length they have; a row of zeros stays.
+/// A table whose rows are brought to unit length as they are read; a row of zeros stays.
 #[derive(Debug)]
 pub struct UnitRows<'a> {
     table: &'a dyn Table,
@@ -21,6 +21,7 @@ impl<'a> UnitRows<'a> {
     }
 }
 
+#[deny(clippy::missing_trait_methods)]
 impl Table for UnitRows<'_> {
     fn meta(&self) -> &TableMeta {
         &self.meta
@@ -45,22 +46,13 @@ impl Table for UnitRows<'_> {
     fn start_read(&self, rows: Range<usize>) -> PendingVectors<'_> {
         self.table.start_read(rows).at_unit_length()
     }
-}
 
-impl FeatureTable {
-    /// The table itself where its rows are of unit length, else a copy with rows that are.
-    pub fn at_unit_length(&self) -> Cow<'_, Self> {
-        if self.meta.unit_length {
-            return Cow::Borrowed(self);
-        }
-        let mut copy = self.clone();
-        normalise(&mut copy.features, self.meta.dim);
-        copy.meta.unit_length = true;
-        Cow::Owned(copy)
+    fn verify(&self) -> Result<(), TableError> {
+        self.table.verify()
     }
 }
 
-/// Brings rows to unit length; the sums run in f64 and in order, so that they are the same everywhere.
+/// Brings rows to unit length; the sums run in f64 and in order, so the result is the same on every machine.
 pub(super) fn normalise(features: &mut [f32], dim: usize) {
     for row in features.chunks_exact_mut(dim) {
         let length = row.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();

@@ -14,7 +14,6 @@ pub mod fuzzing;
 mod luma;
 mod memory;
 mod orientation;
-mod pixels;
 mod region;
 mod resize;
 mod sniff;

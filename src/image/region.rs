@@ -148,7 +148,7 @@ impl RegionDecoder {
         Ok(Planes { width: columns, height: rows, count, samples: &self.samples })
     }
 
-    /// Decodes a region of the image as it is stored, and tells how many planes there are.
+    /// Decodes a region of the image as it is stored; returns the number of planes.
     fn decode_stored(
         &mut self,
         encoded: &Encoded,

@@ -143,7 +143,7 @@ pub(super) mod support {
 
     /// A smooth image with noise and hard edges, so that all kinds of coefficients occur.
     pub(in crate::image) fn noisy(width: u32, height: u32, seed: u64) -> DecodedImage {
-        let mut stream = Stream::new(seed, Purpose::Report, 1, 0);
+        let mut stream = Stream::new(seed, Purpose::Test, 1, 0);
         let rgb = (0..height)
             .flat_map(|y| (0..width).map(move |x| (x, y)))
             .flat_map(|(x, y)| {

@@ -3,11 +3,11 @@
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-/// So many bytes may be held at once; who wants more waits until others give back.
+/// A limit on the bytes that are held at once; a request for more waits until others give back.
 ///
-/// A single request above the whole budget is granted when nothing else is held: it cannot be split, and it
-/// must not wait for ever. Nor does a request wait while the consumer of the bytes starves for it: no sizes
-/// that were estimated wrongly can make the two wait for each other.
+/// A request above the whole budget is granted when nothing else is held: it cannot be split, and it must not wait for
+/// ever. Nor does a request wait while the consumer starves for its bytes: so wrong estimates cannot make the two wait
+/// for each other.
 #[derive(Clone, Debug)]
 pub(super) struct Budget(Arc<Shared>);
 
@@ -29,12 +29,12 @@ struct State {
 }
 
 impl Budget {
-    /// A budget of so many bytes.
+    /// A budget of `limit` bytes.
     pub(super) fn new(limit: u64) -> Self {
         Self(Arc::new(Shared { limit, state: Mutex::default(), changed: Condvar::new() }))
     }
 
-    /// Waits for so many bytes; `None` once the budget is closed.
+    /// Waits for `bytes`; `None` once the budget is closed.
     pub(super) fn acquire(&self, bytes: u64) -> Option<Permit> {
         let mut state = self.0.lock();
         loop {
@@ -51,12 +51,12 @@ impl Budget {
         }
     }
 
-    /// Takes note of a read that was started.
+    /// Counts a read that was started.
     pub(super) fn started(&self) {
         self.0.lock().in_flight += 1;
     }
 
-    /// Waits for what a read brings.
+    /// Waits for the bytes of a read.
     pub(super) fn starve_for<T>(&self, wait: impl FnOnce() -> T) -> T {
         self.0.lock().starving = true;
         self.0.changed.notify_all();
@@ -67,7 +67,7 @@ impl Budget {
         brought
     }
 
-    /// Lets nobody in any more; who waits goes away.
+    /// Ends all waiting; every later request fails.
     pub(super) fn close(&self) {
         self.0.lock().closed = true;
         self.0.changed.notify_all();
@@ -98,8 +98,8 @@ impl fmt::Debug for Permit {
 }
 
 impl Permit {
-    /// Parts of the permit, one for each of `sizes`. What they leave goes back; what they need beyond was
-    /// underestimated, and is taken without waiting since the bytes are there already.
+    /// Splits the permit into one for each of `sizes`. What they leave is given back. What they need beyond was
+    /// underestimated, and is taken without waiting: the bytes are there already.
     pub(super) fn split(mut self, sizes: &[u64]) -> Vec<Permit> {
         let needed: u64 = sizes.iter().sum();
         let mut state = self.budget.0.lock();
@@ -129,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_wants_more_than_is_left_waits_until_it_is_given_back() {
+    fn a_request_for_more_than_is_left_waits_until_it_is_given_back() {
         let budget = Budget::new(10);
         let first = budget.acquire(7).expect("free");
         let waiting = thread::spawn({
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn who_starves_for_bytes_gets_them_beyond_the_limit() {
+    fn a_starving_consumer_gets_bytes_beyond_the_limit() {
         let budget = Budget::new(10);
         let _held = budget.acquire(9).expect("free");
         let reader = thread::spawn({
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn closing_sends_everybody_away() {
+    fn closing_ends_all_waiting() {
         let budget = Budget::new(1);
         let held = budget.acquire(1).expect("free");
         let waiting = thread::spawn({

@@ -15,18 +15,18 @@ pub enum LoaderError {
     #[error(transparent)]
     Dataset(#[from] DatasetError),
     /// An image cannot be decoded, although it could when it was ingested.
-    #[error("instance {id} ({place}): the image cannot be decoded")]
+    #[error("instance {id} ({record}): the image cannot be decoded")]
     Image {
         /// The instance.
         id: InstanceId,
-        /// Where it lies.
-        place: String,
+        /// Its record.
+        record: String,
         /// The cause.
         #[source]
         source: ImageError,
     },
     /// More images are corrupt than may be left out.
-    #[error("{corrupt} images are corrupt, of which at most {limit} may be left out; the last one")]
+    #[error("{corrupt} images are corrupt, at most {limit} may be left out; the last one")]
     TooManyCorrupt {
         /// How many there are so far.
         corrupt: u64,
@@ -37,22 +37,27 @@ pub enum LoaderError {
         source: Arc<LoaderError>,
     },
     /// What the options need does not fit into the memory that they allow.
-    #[error("the loader needs {needed} bytes of memory and may take {limit}: {what}")]
+    #[error(
+        "{what}: needs {:.1} MiB, the limit is {:.1} MiB; raise `--memory-limit` or {advice}",
+        mebibytes(.needed), mebibytes(.limit)
+    )]
     Memory {
-        /// The bytes that are needed.
+        /// What needs the memory.
+        what: &'static str,
+        /// The bytes that it needs.
         needed: u64,
-        /// The limit.
+        /// The bytes that are allowed.
         limit: u64,
-        /// What needs them, and what to change.
-        what: String,
+        /// What else to change.
+        advice: &'static str,
     },
     /// The cache's folder cannot be used.
     #[error("the cache cannot be used")]
     Cache(#[source] StorageError),
-    /// The loader was dropped while it read; nobody sees this.
+    /// The loader was dropped while it read; no caller receives this.
     #[error("the loader was stopped")]
     Stopped,
-    /// The same error is told of several rows.
+    /// One error of several rows.
     #[error(transparent)]
     Shared(Arc<LoaderError>),
     /// The threads cannot be started.
@@ -73,8 +78,7 @@ impl LoaderError {
         }
     }
 
-    /// Whether the data themselves are wrong or missing, so that another try will not help and the rows can
-    /// only be left out.
+    /// Whether the data themselves are wrong or missing, so that another try cannot help.
     pub fn is_corruption(&self) -> bool {
         match self {
             Self::Dataset(DatasetError::Storage(error)) => error.is_not_found(),
@@ -84,4 +88,8 @@ impl LoaderError {
             _ => false,
         }
     }
+}
+
+fn mebibytes(bytes: &u64) -> f64 {
+    *bytes as f64 / f64::from(1 << 20)
 }

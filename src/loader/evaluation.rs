@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 
+use super::error::LoaderError;
+use super::options::LoaderOptions;
+use super::pipeline::Loader;
 use super::plan::Passes;
-use super::{Loader, LoaderError, LoaderOptions, Source};
+use super::source::Source;
 use crate::augment::EvalTransform;
 use crate::augment::view::EvaluationView;
 
-/// Every image of a source exactly once, in the order in which they lie, under the evaluation transform.
+/// Every image of a source exactly once, in the stored order, under the evaluation transform.
 ///
 /// # Errors
 /// If threads cannot be started.

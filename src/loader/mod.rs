@@ -3,33 +3,33 @@
 //! [`Loader`] gives the augmented batches of epochs, one after the other; [`evaluation_batches`] every image
 //! once. A batch carries the ids of its instances. The order is a function of (seed, epoch) and the shuffle,
 //! the pixels of an instance a function of (seed, epoch, instance): neither depends on threads, prefetch,
-//! memory, cache, place or where a run was resumed. This module knows no tensors and no files; bytes come
-//! through a [`Source`].
+//! memory, cache, location or resume. The module knows no tensors. Stages know no files; a [`Source`] gives the bytes.
 //!
 //! Invariants: every instance is in exactly one batch of an epoch; an error in any stage reaches the
 //! consumer; dropping a loader ends its threads; encoded images, decoding and batches together hold to the
 //! memory limit.
 
+mod batch;
 mod budget;
 mod error;
 mod evaluation;
 mod options;
 mod pipeline;
 mod plan;
-mod shutdown;
 mod source;
 mod stages;
 mod stats;
 
+pub use batch::Batch;
 pub use error::LoaderError;
 pub use evaluation::{evaluation_batches, evaluation_epoch};
 pub use options::LoaderOptions;
-pub use pipeline::{Batch, Loader};
-pub use plan::global_batch::{GlobalBatch, RankShare, micro_batch_ranges};
+pub use pipeline::Loader;
+pub use plan::global_batch::{GlobalBatch, micro_batch_ranges};
 pub use plan::layout::Layout;
 pub use plan::order::{EpochOrder, Shuffle};
-pub use source::dataset::DatasetSource;
 pub use source::label_subset::{SubsetRecord, balanced_rows};
+pub use source::open::{open_split, open_split_cached};
 pub use source::subset::Subset;
 pub use source::{Encoded, Fetched, Instances, MemorySource, ReadContext, Source};
 pub use stats::{Counter, Counters, LoaderStats};

@@ -1,19 +1,19 @@
 //! How an epoch is loaded, and what memory its stages get.
 
+use super::error::LoaderError;
+use super::plan::order::Shuffle;
 use super::plan::{Passes, PlanOptions, Planner, Portions};
-use super::stages::mean_bytes;
-use super::{LoaderError, Source};
-use crate::loader::plan::global_batch::RankShare;
-use crate::loader::plan::order::Shuffle;
+use super::source::Source;
+use crate::ids::RankShare;
 use crate::run_config::OnCorrupt;
 
-/// The memory that is taken where no limit is given, in bytes.
+/// The memory limit where none is given, in bytes.
 const DEFAULT_MEMORY: u64 = 4 << 30;
 /// The most memory for decoding that each thread can use, in bytes: an image of 40 megapixels.
 const DECODE_MEMORY_OF_A_THREAD: u64 = 256 << 20;
 /// Steps that are read ahead of those that are decoded, where rows are read by themselves.
 const STEPS_READ_AHEAD: u64 = 4;
-/// Batches are made by so many threads in turn, so that one's last image does not keep the pool idle.
+/// Threads that make batches in turn, so that the last image of one does not keep the pool idle.
 pub(super) const DECODE_WORKERS: usize = 2;
 
 /// How epochs are loaded.
@@ -36,9 +36,9 @@ pub struct LoaderOptions {
     pub shuffle: Shuffle,
     /// Leave out the last batch if it is short.
     pub drop_last: bool,
-    /// The part of each global batch that is loaded.
+    /// What this rank loads of each global batch.
     pub part: RankShare,
-    /// Parts in which a batch will go through the network, each assigned to all ranks.
+    /// The micro-batches of a batch, each assigned to all ranks.
     pub micro_batches: usize,
     /// Threads that decode and augment; 0 for one on each core.
     pub threads: usize,
@@ -50,7 +50,7 @@ pub struct LoaderOptions {
     pub memory_limit: u64,
     /// What happens to an image that is missing or corrupt.
     pub on_corrupt: OnCorrupt,
-    /// So many distinct instances may be left out.
+    /// The most distinct instances that may be left out.
     pub max_corrupt: u64,
 }
 
@@ -77,7 +77,7 @@ impl Default for LoaderOptions {
 }
 
 impl LoaderOptions {
-    /// The steps of an epoch of so many instances.
+    /// The steps of an epoch.
     pub fn steps(&self, instances: usize) -> u64 {
         let (instances, batch) = (instances as u64, self.batch_size as u64);
         if self.drop_last { instances / batch } else { instances.div_ceil(batch) }
@@ -130,30 +130,25 @@ impl MemoryBudget {
         let rest = limit.saturating_sub(fixed);
         let decoding = (rest / 4).min(threads as u64 * DECODE_MEMORY_OF_A_THREAD).max(1);
         let rest = rest - decoding.min(rest);
-        let (needed, useful, what) = match plan.portions {
+        let batch = own * source.layout().mean_bytes();
+        let (needed, useful, what, advice) = match plan.portions {
             Portions::Rows => {
-                let step = own * mean_bytes(source);
                 let ahead = options.prefetch as u64 + DECODE_WORKERS as u64 + STEPS_READ_AHEAD;
-                (source.prepare_rows(rest)? + step, step * ahead, "a batch's images")
+                let what = "a batch's images, beside batches, tables and decoding";
+                (source.prepare_rows(rest)? + batch, batch * ahead, what, "lower `--batch-size`")
             }
             Portions::Groups => {
                 let window = Planner::largest_window(source, plan);
                 let group = source.layout().largest_group();
-                let what = "a window of row groups (a smaller --window needs less)";
-                let batch = own * mean_bytes(source);
-                (
-                    window + 2 * group + batch,
-                    2 * window + batch + options.read_threads as u64 * 2 * group,
-                    what,
-                )
+                let read = options.read_threads as u64 * 2 * group;
+                let what = "a window of row groups, beside batches, tables and decoding";
+                (window + 2 * group + batch, 2 * window + batch + read, what, "lower `--window`")
             }
         };
         if needed > rest {
-            let needed = fixed + decoding + needed;
-            let what = format!("{what} beside batches, tables and decoding");
-            return Err(LoaderError::Memory { needed, limit, what });
+            return Err(LoaderError::Memory { what, needed: fixed + decoding + needed, limit, advice });
         }
-        let reserved = if plan.portions == Portions::Rows { needed - own * mean_bytes(source) } else { 0 };
+        let reserved = if plan.portions == Portions::Rows { needed - batch } else { 0 };
         Ok(Self { fetched: (rest - reserved).min(useful.max(1)), decoding })
     }
 }

@@ -9,45 +9,25 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 
+use super::batch::Batch;
 use super::budget::Budget;
+use super::error::LoaderError;
 use super::options::{DECODE_WORKERS, LoaderOptions, MemoryBudget};
 use super::plan::{Passes, Planner};
-use super::shutdown::{OnPanic, Shutdown, chain};
-use super::source::ReadContext;
+use super::source::{ReadContext, Source};
 use super::stages::{DecodeWorkers, DecodedBatch, gather, make, plan, read};
-use super::stats::LoaderStats;
-use super::{Counters, LoaderError, Source};
+use super::stats::{Counters, LoaderStats};
 use crate::augment::Recipe;
 use crate::augment::view::{TrainingView, View};
-use crate::ids::{ClassId, InstanceId, Position};
-use crate::loader::plan::global_batch::GlobalBatch;
+use crate::ids::BankRow;
 use crate::run_config::OnCorrupt;
 
-/// How often a consumer that waits for a batch looks whether it should stop.
+/// The interval at which a waiting consumer checks whether it should stop.
 const STOP_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Images of one step, ready for the encoder.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Batch {
-    /// The epoch, from 0.
-    pub epoch: u64,
-    /// The step within the epoch, from 0.
-    pub step_in_epoch: u64,
-    /// The global batch of which this is a part; all of it, unless there are several ranks.
-    pub global: Arc<GlobalBatch>,
-    /// `[batch]`: the instances.
-    pub ids: Vec<InstanceId>,
-    /// `[batch]`: their positions in the source.
-    pub positions: Vec<Position>,
-    /// `[batch]`: their labels.
-    pub labels: Vec<Option<ClassId>>,
-    /// `[batch, 3, side, side]`, row after row.
-    pub pixels: Vec<u8>,
-}
-
-/// The batches of some epochs, made by threads of its own, in order.
+/// The batches of some epochs in order, made by its threads.
 ///
-/// Dropping it ends its threads within a moment, whatever they are doing.
+/// Dropping it ends the threads at once, whatever they are doing.
 #[derive(Debug)]
 pub struct Loader {
     /// The workers' batches; the workers take turns. Empty once the loader has ended.
@@ -57,14 +37,14 @@ pub struct Loader {
     next: (u64, u64),
     steps: u64,
     threads: Vec<JoinHandle<()>>,
-    ending: Shutdown,
+    shutdown: Shutdown,
     counters: Arc<Counters>,
     started: Instant,
     thread_counts: (usize, usize),
     buffers: Sender<Vec<u8>>,
     on_corrupt: OnCorrupt,
     max_corrupt: u64,
-    corrupt: HashSet<Position>,
+    corrupt: HashSet<BankRow>,
 }
 
 impl Loader {
@@ -90,10 +70,10 @@ impl Loader {
         Duration::from_nanos(self.counters.consumer_wait.get())
     }
 
-    /// What was done so far, and where the time went.
+    /// The statistics so far.
     pub fn stats(&self) -> LoaderStats {
         let seconds = self.started.elapsed().as_secs_f64();
-        LoaderStats::new(&self.counters, seconds, self.thread_counts, self.ending.fetched.peak())
+        LoaderStats::new(&self.counters, seconds, self.thread_counts, self.shutdown.fetched.peak())
     }
 
     /// The epoch of the next batch.
@@ -106,7 +86,7 @@ impl Loader {
         if self.next.0 == epoch { self.receive(Some(stop)) } else { None }
     }
 
-    /// Takes back the memory of a batch that is not needed any more.
+    /// Takes back the memory of a batch.
     pub fn give_back(&self, batch: Batch) {
         // Where enough are waiting to be used again, it is freed.
         let _ = self.buffers.try_send(batch.pixels);
@@ -127,7 +107,7 @@ impl Loader {
             .map_err(|error| failed(error.into()))?;
         let thread_counts = (options.read_threads.max(1), pool.current_num_threads());
         let plan_options = options.plan(source.as_ref(), passes);
-        let shares = MemoryBudget::of(
+        let budgets = MemoryBudget::of(
             source.as_ref(),
             &options,
             plan_options,
@@ -135,10 +115,11 @@ impl Loader {
             view.side(),
         )?;
         let planner = Planner::new(Arc::clone(&source), plan_options);
-        let (fetched, memory) = (Budget::new(shares.fetched), Budget::new(shares.decoding));
-        let reading = ReadContext::default();
-        let counters = Arc::clone(&reading.counters);
-        let ending = Shutdown { reading: reading.clone(), fetched: fetched.clone(), memory: memory.clone() };
+        let (fetched, memory) = (Budget::new(budgets.fetched), Budget::new(budgets.decoding));
+        let context = ReadContext::default();
+        let counters = Arc::clone(&context.counters);
+        let shutdown =
+            Shutdown { context: context.clone(), fetched: fetched.clone(), memory: memory.clone() };
         let steps = options.steps(source.len());
         let next = if options.first_step < steps {
             (options.epoch, options.first_step)
@@ -152,7 +133,7 @@ impl Loader {
             next,
             steps,
             threads: Vec::new(),
-            ending,
+            shutdown,
             counters,
             started: Instant::now(),
             thread_counts,
@@ -166,15 +147,15 @@ impl Loader {
         let (step_sender, step_receiver) = unbounded();
         let (arrived_sender, arrived) = unbounded();
         {
-            let (source, reading, budget) = (Arc::clone(&source), reading.clone(), fetched.clone());
+            let (source, context, budget) = (Arc::clone(&source), context.clone(), fetched.clone());
             loader.run("plan", move || {
-                plan(planner, source.as_ref(), &budget, &reading, &task_sender, &step_sender);
+                plan(planner, source.as_ref(), &budget, &context, &task_sender, &step_sender);
             })?;
         }
         for _ in 0..thread_counts.0 {
-            let (source, reading) = (Arc::clone(&source), reading.clone());
+            let (source, context) = (Arc::clone(&source), context.clone());
             let (tasks, arrived) = (tasks.clone(), arrived_sender.clone());
-            loader.run("read", move || read(source.as_ref(), &reading, &tasks, &arrived))?;
+            loader.run("read", move || read(source.as_ref(), &context, &tasks, &arrived))?;
         }
         drop((tasks, arrived_sender));
         let workers = Arc::new(DecodeWorkers {
@@ -182,7 +163,7 @@ impl Loader {
             view,
             pool,
             memory,
-            reading: reading.clone(),
+            context: context.clone(),
             buffers: returned,
         });
         let mut work_senders = Vec::new();
@@ -194,14 +175,14 @@ impl Loader {
             let workers = Arc::clone(&workers);
             loader.run("make", move || make(&workers, &works, &batch_sender))?;
         }
-        loader.run("gather", move || gather(&reading, &fetched, &step_receiver, &arrived, &work_senders))?;
+        loader.run("gather", move || gather(&context, &fetched, &step_receiver, &arrived, &work_senders))?;
         Ok(loader)
     }
 
     fn run(&mut self, stage: &str, work: impl FnOnce() + Send + 'static) -> Result<(), LoaderError> {
-        let ending = self.ending.clone();
+        let shutdown = self.shutdown.clone();
         let thread = std::thread::Builder::new().name(format!("loader-{stage}")).spawn(move || {
-            let _ends_all_if_it_panics = OnPanic(ending);
+            let _ends_all_if_it_panics = OnPanic(shutdown);
             work();
         });
         self.threads.push(thread.map_err(|error| LoaderError::Threads(error.into()))?);
@@ -240,15 +221,14 @@ impl Loader {
         Some(batch)
     }
 
-    /// Decides about what is missing from a batch; in the order of batches, so that it does not depend on
-    /// threads.
+    /// Counts or reports the images missing from a batch, in the order of batches, so that threads do not matter.
     fn accept(&mut self, made: DecodedBatch) -> Result<Batch, LoaderError> {
-        for (position, error) in made.missing {
+        for (bank_row, error) in made.missing {
             let owned = |error| Arc::try_unwrap(error).unwrap_or_else(LoaderError::Shared);
             if self.on_corrupt == OnCorrupt::Fail || !error.is_corruption() {
                 return Err(owned(error));
             }
-            if self.corrupt.insert(position) {
+            if self.corrupt.insert(bank_row) {
                 tracing::warn!("left out: {}", chain(error.as_ref()));
                 self.counters.corrupt.add(1);
             }
@@ -271,7 +251,7 @@ impl Loader {
 
     /// Ends all threads and waits for each of them; gives the first panic.
     fn join(&mut self) -> Option<Box<dyn Any + Send>> {
-        self.ending.end_all();
+        self.shutdown.end_all();
         // Without a receiver a maker that waits to send gives up, and all before it.
         self.workers.clear();
         let panics = self.threads.drain(..).filter_map(|thread| thread.join().err());
@@ -293,4 +273,37 @@ impl Drop for Loader {
         // A panic was for the consumer, who does not want batches any more.
         let _ = self.join();
     }
+}
+
+/// Ends all stages.
+#[derive(Clone, Debug)]
+struct Shutdown {
+    context: ReadContext,
+    fetched: Budget,
+    memory: Budget,
+}
+
+impl Shutdown {
+    fn end_all(&self) {
+        self.context.cancel.cancel();
+        self.fetched.close();
+        self.memory.close();
+    }
+}
+
+/// Ends all stages if the thread that holds it panics.
+struct OnPanic(Shutdown);
+
+impl Drop for OnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.end_all();
+        }
+    }
+}
+
+/// An error with its causes, on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |error| error.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

@@ -12,11 +12,11 @@ use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 
-use self::global_batch::{GlobalBatch, RankShare};
+use self::global_batch::GlobalBatch;
 use self::order::{EpochOrder, Shuffle};
 use self::windowed::GroupedOrder;
-use super::Source;
-use crate::ids::Position;
+use super::source::Source;
+use crate::ids::{BankRow, BatchIndex, RankShare};
 
 /// Rows that one read task fetches one after the other.
 const ROWS_OF_A_FETCH: usize = 16;
@@ -26,7 +26,7 @@ const ROWS_OF_A_FETCH: usize = 16;
 pub(super) enum Passes {
     /// Epochs, each in an order of its own.
     Shuffled { shuffle: Shuffle, seed: u64 },
-    /// Each image as it lies.
+    /// Each image once, in the stored order.
     Stored,
 }
 
@@ -47,7 +47,6 @@ pub(super) struct PlanOptions {
     pub(super) batch_size: usize,
     pub(super) drop_last: bool,
     pub(super) part: RankShare,
-    /// Parts of a batch.
     pub(super) micro_batches: usize,
     pub(super) first_epoch: u64,
     pub(super) first_step: u64,
@@ -61,18 +60,18 @@ pub(super) struct Step {
     pub(super) epoch: u64,
     pub(super) step: u64,
     pub(super) global: Arc<GlobalBatch>,
-    /// The images of it that are made here, as ascending indices.
-    pub(super) own: Vec<usize>,
-    /// Rows that arrive with others and that no step needs.
-    pub(super) discard: Vec<Position>,
-    /// So many fetches since the start must have arrived.
+    /// The images of it that are made here, ascending.
+    pub(super) own: Vec<BatchIndex>,
+    /// Rows that arrive with others, but no step needs them.
+    pub(super) discard: Vec<BankRow>,
+    /// The number of fetches since the start that must have arrived.
     pub(super) needs: u64,
 }
 
 /// One portion to read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Fetch {
-    Rows(Vec<Position>),
+    Rows(Vec<BankRow>),
     /// A row group, and when it is needed next, counted in row groups from the first epoch on.
     Group {
         group: usize,
@@ -91,7 +90,7 @@ pub(super) struct Planner {
     source: Arc<dyn Source>,
     options: PlanOptions,
     order: Order,
-    /// By position: its place in the order of the shards; empty where one rank has all.
+    /// By bank row: its slot in the order of the shards; empty where one rank has all.
     slots: Vec<u32>,
     /// When each row group is needed in the epoch after this one.
     uses_after: Vec<u64>,
@@ -106,7 +105,7 @@ impl Planner {
     pub(super) fn new(source: Arc<dyn Source>, options: PlanOptions) -> Self {
         let epoch = options.first_epoch;
         let order = order(source.as_ref(), options.passes, epoch);
-        let slots = if options.part.ranks > 1 { source.layout().slots_by_position() } else { Vec::new() };
+        let slots = if options.part.ranks > 1 { source.layout().slots_by_bank_row() } else { Vec::new() };
         let mut planner = Self {
             source,
             options,
@@ -120,7 +119,7 @@ impl Planner {
         };
         planner.uses_after = planner.uses(epoch + 1);
         if let Order::Grouped(order) = &planner.order {
-            planner.window = order.window_at(planner.first_place());
+            planner.window = order.window_at(planner.first_epoch_index());
         }
         planner
     }
@@ -168,14 +167,14 @@ impl Planner {
         }
     }
 
-    fn first_place(&self) -> u64 {
+    fn first_epoch_index(&self) -> u64 {
         self.step.saturating_mul(self.options.batch_size as u64).min(self.source.len() as u64)
     }
 
-    fn at(&self, place: u64) -> Position {
+    fn at(&self, epoch_index: u64) -> BankRow {
         match &self.order {
-            Order::Exact(order) => order.at(place as usize),
-            Order::Grouped(order) => order.at(self.source.layout(), place),
+            Order::Exact(order) => order.at(epoch_index as usize),
+            Order::Grouped(order) => order.at(self.source.layout(), epoch_index),
         }
     }
 
@@ -187,13 +186,13 @@ impl Planner {
         self.uses_after = self.uses(self.epoch + 1);
     }
 
-    /// The fetches for places up to `end`, and the rows that come with them but belong to no step.
-    fn fetch_groups(&mut self, start: u64, end: u64, is_last: bool) -> (Vec<Fetch>, Vec<Position>) {
+    /// The fetches for the epoch up to index `end`, and the rows that come with them but belong to no step.
+    fn fetch_groups(&mut self, start: u64, end: u64, is_last: bool) -> (Vec<Fetch>, Vec<BankRow>) {
         let Order::Grouped(order) = &self.order else { return (Vec::new(), Vec::new()) };
         let last = order.window_at(end - 1);
         let mut discard = 0..0;
         if self.fetches == 0 {
-            discard = order.places(self.window).start..start;
+            discard = order.epoch_indices(self.window).start..start;
         }
         let fetch = |group: u32| {
             let group = group as usize;
@@ -201,8 +200,8 @@ impl Planner {
         };
         let fetches = (self.window..=last).flat_map(|window| self.own_groups(order, window)).map(fetch);
         let fetches = fetches.collect();
-        let unused = if is_last { end..order.places(last).end } else { 0..0 };
-        let discard = discard.chain(unused).map(|place| self.at(place)).collect();
+        let unused = if is_last { end..order.epoch_indices(last).end } else { 0..0 };
+        let discard = discard.chain(unused).map(|epoch_index| self.at(epoch_index)).collect();
         self.window = last + 1;
         (fetches, discard)
     }
@@ -212,22 +211,23 @@ impl Planner {
         if self.options.part.ranks == 1 {
             return order.groups(window).to_vec();
         }
-        let (places, batch) = (order.places(window), self.options.batch_size as u64);
+        let (epoch_indices, batch) = (order.epoch_indices(window), self.options.batch_size as u64);
         let mut needed = HashSet::new();
-        for step in places.start / batch..places.end.div_ceil(batch) {
+        for step in epoch_indices.start / batch..epoch_indices.end.div_ceil(batch) {
             let first = step * batch;
             let global = self.global(first..(first + batch).min(self.source.len() as u64));
-            let own = global.shares[self.options.part.rank].iter().map(|&index| first + index as u64);
+            let own = global.shares[self.options.part.rank].iter().map(|index| first + index.index() as u64);
             let layout = self.source.layout();
-            let own = own.filter(|place| places.contains(place));
-            needed.extend(own.map(|place| layout.group_of_slot(self.slots[self.at(place).row()])));
+            let own = own.filter(|epoch_index| epoch_indices.contains(epoch_index));
+            needed
+                .extend(own.map(|epoch_index| layout.group_of_slot(self.slots[self.at(epoch_index).row()])));
         }
         order.groups(window).iter().copied().filter(|group| needed.contains(group)).collect()
     }
 
-    fn global(&self, places: Range<u64>) -> GlobalBatch {
-        let positions = places.map(|place| self.at(place)).collect();
-        GlobalBatch::assign(positions, self.options.part.ranks, self.options.micro_batches, &self.slots)
+    fn global(&self, epoch_indices: Range<u64>) -> GlobalBatch {
+        let bank_rows = epoch_indices.map(|epoch_index| self.at(epoch_index)).collect();
+        GlobalBatch::assign(bank_rows, self.options.part.ranks, self.options.micro_batches, &self.slots)
     }
 }
 
@@ -240,7 +240,7 @@ impl Iterator for Planner {
             if self.epoch >= self.options.end_epoch {
                 return None;
             }
-            let start = self.first_place();
+            let start = self.first_epoch_index();
             let end = (start + batch).min(rows);
             if start == end || (self.options.drop_last && end - start < batch) {
                 self.begin_epoch();
@@ -252,9 +252,9 @@ impl Iterator for Planner {
             let (fetches, discard) = match self.options.portions {
                 Portions::Groups => self.fetch_groups(start, end, is_last),
                 Portions::Rows => {
-                    let row = |&index: &usize| global.positions[index];
+                    let row = |index: &BatchIndex| global.bank_rows[index.index()];
                     let chunks = own.chunks(ROWS_OF_A_FETCH);
-                    let fetch = |chunk: &[usize]| Fetch::Rows(chunk.iter().map(row).collect());
+                    let fetch = |chunk: &[BatchIndex]| Fetch::Rows(chunk.iter().map(row).collect());
                     (chunks.map(fetch).collect(), Vec::new())
                 }
             };

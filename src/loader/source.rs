@@ -1,23 +1,26 @@
 //! Where encoded images come from.
 
-pub(super) mod dataset;
 pub(super) mod label_subset;
-pub(super) mod row_group_cache;
-pub(super) mod row_groups;
+mod local;
+pub(super) mod open;
+mod row_group_cache;
+mod split_rows;
+mod streamed;
 pub(super) mod subset;
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{Counters, LoaderError};
+use super::error::LoaderError;
+use super::stats::Counters;
 use crate::dataset::Row;
-use crate::ids::{ClassId, InstanceId, Position};
+use crate::ids::{BankRow, ClassId, InstanceId};
 use crate::image::ExifOrientation;
 use crate::loader::plan::layout::Layout;
 use crate::storage::Cancel;
 
-/// Rows of a group where rows in memory are taken in groups.
+/// Rows of a group of a source in memory.
 const ROWS_OF_A_GROUP: usize = 256;
 
 /// An image as it was read.
@@ -25,14 +28,14 @@ const ROWS_OF_A_GROUP: usize = 256;
 pub struct Encoded {
     /// Its encoded bytes.
     pub bytes: Bytes,
-    /// How many pixels it has, for the memory that decoding takes.
+    /// The number of its pixels, which decides how much memory decoding takes.
     pub pixels: u64,
 }
 
-/// What became of a row that was to be read; one error may be that of many rows.
+/// A row that was read, or why it was not; several rows may share an error.
 pub type Fetched = Result<Encoded, Arc<LoaderError>>;
 
-/// What a read takes note of.
+/// What a read observes and counts.
 #[derive(Clone, Debug, Default)]
 pub struct ReadContext {
     /// Ends reads under way.
@@ -44,17 +47,17 @@ pub struct ReadContext {
 /// Which instances a source has.
 #[derive(Clone, Debug)]
 pub struct Instances {
-    /// The instance at each position, in ascending order.
+    /// The instance at each bank row, in ascending order.
     pub ids: Vec<InstanceId>,
-    /// The label at each position.
+    /// The label at each bank row.
     pub labels: Vec<Option<ClassId>>,
-    /// Which rows lie together.
+    /// Which rows are in which row group.
     pub layout: Layout,
 }
 
-/// Gives images by their positions.
+/// Gives images by their bank rows.
 pub trait Source: Send + Sync {
-    /// Which instances it has; their positions are `0..len`.
+    /// Which instances it has; their bank rows are `0..len`.
     fn instances(&self) -> &Instances;
 
     /// The number of instances.
@@ -67,45 +70,44 @@ pub trait Source: Send + Sync {
         self.len() == 0
     }
 
-    /// The instance at each position, in ascending order.
+    /// The instance at each bank row, in ascending order.
     fn ids(&self) -> &[InstanceId] {
         &self.instances().ids
     }
 
-    /// The label at each position.
+    /// The label at each bank row.
     fn labels(&self) -> &[Option<ClassId>] {
         &self.instances().labels
     }
 
-    /// Which rows lie together.
+    /// Which rows are in which row group.
     fn layout(&self) -> &Layout {
         &self.instances().layout
     }
 
-    /// Where a row lies, for errors.
-    fn place(&self, position: Position) -> String;
+    /// Names the record at a bank row, for errors.
+    fn record(&self, bank_row: BankRow) -> String;
 
-    /// The whole rows at these positions, in their order: for a look at a few, not for speed.
+    /// The whole rows at these bank rows, in their order: for a look at a few, not for speed.
     ///
     /// # Errors
     /// If a row cannot be read.
-    fn read(&self, positions: &[Position]) -> Result<Vec<Row>, LoaderError>;
+    fn read(&self, bank_rows: &[BankRow]) -> Result<Vec<Row>, LoaderError>;
 
-    /// The images at these positions, in their order.
-    fn fetch_rows(&self, positions: &[Position], reading: &ReadContext) -> Vec<Fetched>;
+    /// The images at these bank rows, in their order.
+    fn fetch_rows(&self, bank_rows: &[BankRow], context: &ReadContext) -> Vec<Fetched>;
 
     /// The images of a row group, in the order of the layout.
-    fn fetch_group(&self, group: usize, reading: &ReadContext) -> Vec<Fetched> {
-        self.fetch_rows(self.layout().members(group), reading)
+    fn fetch_group(&self, group: usize, context: &ReadContext) -> Vec<Fetched> {
+        self.fetch_rows(self.layout().members(group), context)
     }
 
-    /// Whether a row by itself costs no more than its share of a row group.
+    /// Whether reading a row alone costs no more than its share of a row group.
     fn reads_rows(&self) -> bool {
         true
     }
 
-    /// Makes itself ready to read rows by themselves, holding at most so many bytes in memory for it; how
-    /// many it will hold.
+    /// Makes itself ready to read rows by themselves with at most `memory` bytes; returns the bytes that it will hold.
     ///
     /// # Errors
     /// [`LoaderError::Memory`] if it cannot.
@@ -113,15 +115,15 @@ pub trait Source: Send + Sync {
         Ok(0)
     }
 
-    /// Takes note of when a row group is needed next, so that a cache keeps what comes soonest.
+    /// Says when a row group is needed next, so that a cache keeps those that come soonest.
     fn expect(&self, _group: usize, _next_use: u64) {}
 
-    /// Whether its images are seen as EXIF says.
+    /// Whether EXIF's orientation is applied to its images.
     fn exif_orientation(&self) -> ExifOrientation {
         ExifOrientation::Ignore
     }
 
-    /// Bytes that it holds for each instance and row group as long as it lives.
+    /// The bytes of its tables of instances and row groups.
     fn held_bytes(&self) -> u64 {
         0
     }
@@ -143,7 +145,7 @@ impl MemorySource {
         Self::in_groups(rows, ROWS_OF_A_GROUP)
     }
 
-    /// Likewise, with so many rows in a group.
+    /// A source of such rows, with `rows_of_a_group` in each row group.
     ///
     /// # Panics
     /// If the ids do not ascend.
@@ -162,19 +164,19 @@ impl Source for MemorySource {
         &self.instances
     }
 
-    fn place(&self, position: Position) -> String {
-        self.rows[position.row()].path.clone()
+    fn record(&self, bank_row: BankRow) -> String {
+        self.rows[bank_row.row()].path.clone()
     }
 
-    fn read(&self, positions: &[Position]) -> Result<Vec<Row>, LoaderError> {
-        Ok(positions.iter().map(|position| self.rows[position.row()].clone()).collect())
+    fn read(&self, bank_rows: &[BankRow]) -> Result<Vec<Row>, LoaderError> {
+        Ok(bank_rows.iter().map(|bank_row| self.rows[bank_row.row()].clone()).collect())
     }
 
-    fn fetch_rows(&self, positions: &[Position], _reading: &ReadContext) -> Vec<Fetched> {
-        let encoded = |position: &Position| {
-            let row = &self.rows[position.row()];
-            Ok(Encoded { bytes: row.bytes.clone(), pixels: u64::from(row.width) * u64::from(row.height) })
+    fn fetch_rows(&self, bank_rows: &[BankRow], _context: &ReadContext) -> Vec<Fetched> {
+        let encoded = |bank_row: &BankRow| {
+            let row = &self.rows[bank_row.row()];
+            Ok(Encoded { bytes: row.bytes.clone(), pixels: row.pixels() })
         };
-        positions.iter().map(encoded).collect()
+        bank_rows.iter().map(encoded).collect()
     }
 }

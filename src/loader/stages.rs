@@ -7,12 +7,13 @@ use std::sync::Arc;
 use crossbeam_channel::{Receiver, Sender};
 use rayon::prelude::*;
 
+use super::batch::Batch;
 use super::budget::{Budget, Permit};
+use super::error::LoaderError;
 use super::plan::{Fetch, Planner, Step};
 use super::source::{Encoded, ReadContext, Source};
-use super::{Batch, LoaderError};
 use crate::augment::view::{Seen, View};
-use crate::ids::Position;
+use crate::ids::{BankRow, BatchIndex};
 use crate::loader::plan::global_batch::GlobalBatch;
 
 /// Bytes of memory that decoding and augmenting take for each pixel of the image: the decoded image,
@@ -35,11 +36,11 @@ pub(super) struct HeldImage {
 
 type Row = Result<HeldImage, Arc<LoaderError>>;
 
-/// What a read task brought.
+/// The rows of a read task.
 pub(super) struct Arrived {
     sequence: u64,
     epoch: u64,
-    rows: Vec<(Position, Row)>,
+    rows: Vec<(BankRow, Row)>,
 }
 
 /// A batch's images before they are decoded.
@@ -47,13 +48,13 @@ pub(super) struct Work {
     epoch: u64,
     step: u64,
     global: Arc<GlobalBatch>,
-    rows: Vec<(Position, Row)>,
+    rows: Vec<(BankRow, Row)>,
 }
 
 /// A batch, and what is missing from it.
 pub(super) struct DecodedBatch {
     pub(super) batch: Batch,
-    pub(super) missing: Vec<(Position, Arc<LoaderError>)>,
+    pub(super) missing: Vec<(BankRow, Arc<LoaderError>)>,
 }
 
 /// Goes through the plan as far ahead as the budget allows.
@@ -63,15 +64,15 @@ pub(super) fn plan(
     planner: Planner,
     source: &dyn Source,
     budget: &Budget,
-    reading: &ReadContext,
+    context: &ReadContext,
     tasks: &Sender<Task>,
     steps: &Sender<Step>,
 ) {
     for (group, next_use) in planner.first_uses().into_iter().enumerate() {
         source.expect(group, next_use);
     }
-    let mean = mean_bytes(source);
-    let acquire = |bytes| reading.counters.plan_wait.time(|| budget.acquire(bytes));
+    let mean = source.layout().mean_bytes();
+    let acquire = |bytes| context.counters.plan_wait.time(|| budget.acquire(bytes));
     let mut sequence = 0;
     for (fetches, step) in planner {
         for fetch in fetches {
@@ -88,12 +89,6 @@ pub(super) fn plan(
     }
 }
 
-/// The mean size of an image, rounded up.
-pub(super) fn mean_bytes(source: &dyn Source) -> u64 {
-    let layout = source.layout();
-    layout.total_bytes().div_ceil(layout.rows().max(1) as u64)
-}
-
 /// The memory that a fetch takes: a row group is there twice for a moment, as it came and as rows.
 fn size(fetch: &Fetch, source: &dyn Source, mean: u64) -> u64 {
     match fetch {
@@ -105,43 +100,43 @@ fn size(fetch: &Fetch, source: &dyn Source, mean: u64) -> u64 {
 /// Reads what the plan says.
 pub(super) fn read(
     source: &dyn Source,
-    reading: &ReadContext,
+    context: &ReadContext,
     tasks: &Receiver<Task>,
     arrived: &Sender<Arrived>,
 ) {
-    let counters = &reading.counters;
+    let counters = &context.counters;
     while let Ok(task) = counters.read_wait.time(|| tasks.recv()) {
         let Task { sequence, epoch, fetch, permit } = task;
-        let (positions, rows) = counters.read_busy.time(|| match &fetch {
-            Fetch::Rows(positions) => (positions.as_slice(), source.fetch_rows(positions, reading)),
+        let (bank_rows, rows) = counters.read_busy.time(|| match &fetch {
+            Fetch::Rows(bank_rows) => (bank_rows.as_slice(), source.fetch_rows(bank_rows, context)),
             Fetch::Group { group, next_use } => {
                 // Not when it is planned: until it is read, it is needed now.
                 source.expect(*group, *next_use);
-                (source.layout().members(*group), source.fetch_group(*group, reading))
+                (source.layout().members(*group), source.fetch_group(*group, context))
             }
         });
         let bytes = |row: &Result<Encoded, _>| row.as_ref().map_or(0, |row| row.bytes.len() as u64);
         let sizes: Vec<u64> = rows.iter().map(bytes).collect();
         let held = rows.into_iter().zip(permit.split(&sizes));
         let held = held.map(|(row, permit)| row.map(|encoded| HeldImage { encoded, permit }));
-        let rows = positions.iter().copied().zip(held).collect();
-        if reading.cancel.is_cancelled() || arrived.send(Arrived { sequence, epoch, rows }).is_err() {
+        let rows = bank_rows.iter().copied().zip(held).collect();
+        if context.cancel.is_cancelled() || arrived.send(Arrived { sequence, epoch, rows }).is_err() {
             return;
         }
     }
 }
 
-/// Brings the rows of each step together, and deals the steps to the workers in turn.
+/// Brings the rows of each step together, and assigns the steps to the workers in turn.
 pub(super) fn gather(
-    reading: &ReadContext,
+    context: &ReadContext,
     budget: &Budget,
     steps: &Receiver<Step>,
     arrived: &Receiver<Arrived>,
     workers: &[Sender<Work>],
 ) {
-    let mut shelf: HashMap<(u64, Position), Row> = HashMap::new();
+    let mut shelf: HashMap<(u64, BankRow), Row> = HashMap::new();
     let receive = |arrived: &Receiver<Arrived>| {
-        reading.counters.gather_wait.time(|| budget.starve_for(|| arrived.recv()))
+        context.counters.gather_wait.time(|| budget.starve_for(|| arrived.recv()))
     };
     // Fetches below `complete` have arrived, and those in `beyond`.
     let (mut complete, mut beyond) = (0, BTreeSet::new());
@@ -149,23 +144,24 @@ pub(super) fn gather(
         while complete < step.needs {
             let Ok(portion) = receive(arrived) else { return };
             let epoch = portion.epoch;
-            shelf.extend(portion.rows.into_iter().map(|(position, row)| ((epoch, position), row)));
+            shelf.extend(portion.rows.into_iter().map(|(bank_row, row)| ((epoch, bank_row), row)));
             beyond.insert(portion.sequence);
             while beyond.remove(&complete) {
                 complete += 1;
             }
         }
-        for &position in &step.discard {
-            shelf.remove(&(step.epoch, position));
+        for &bank_row in &step.discard {
+            shelf.remove(&(step.epoch, bank_row));
         }
-        let mut take = |index: usize| shelf.remove(&(step.epoch, step.global.positions[index]));
-        let brought = |index: usize, row: Option<Row>| {
-            (step.global.positions[index], row.expect("a step's fetches bring its rows"))
+        let mut take = |bank_row: BankRow| shelf.remove(&(step.epoch, bank_row));
+        let brought = |index: &BatchIndex| {
+            let bank_row = step.global.bank_rows[index.index()];
+            (bank_row, take(bank_row).expect("a step's fetches bring its rows"))
         };
-        let rows = step.own.iter().map(|&index| brought(index, take(index))).collect();
-        if step.own.len() < step.global.positions.len() {
-            // What comes with whole row groups is other ranks'.
-            (0..step.global.positions.len()).for_each(|index| drop(take(index)));
+        let rows = step.own.iter().map(brought).collect();
+        if step.own.len() < step.global.bank_rows.len() {
+            // Whole row groups bring images of other ranks too.
+            step.global.bank_rows.iter().for_each(|&bank_row| drop(shelf.remove(&(step.epoch, bank_row))));
         }
         let work = Work { epoch: step.epoch, step: step.step, global: step.global, rows };
         if workers[turn % workers.len()].send(work).is_err() {
@@ -174,24 +170,24 @@ pub(super) fn gather(
     }
 }
 
-/// What workers share.
+/// What the threads that make batches share.
 pub(super) struct DecodeWorkers {
     pub(super) source: Arc<dyn Source>,
     pub(super) view: Box<dyn View>,
     pub(super) pool: rayon::ThreadPool,
     /// Memory for decoding.
     pub(super) memory: Budget,
-    pub(super) reading: ReadContext,
+    pub(super) context: ReadContext,
     /// Buffers that the consumer gave back.
     pub(super) buffers: Receiver<Vec<u8>>,
 }
 
 /// Decodes and augments.
 pub(super) fn make(workers: &DecodeWorkers, works: &Receiver<Work>, batches: &Sender<DecodedBatch>) {
-    let counters = &workers.reading.counters;
+    let counters = &workers.context.counters;
     while let Ok(work) = counters.make_wait.time(|| works.recv()) {
         let made = make_batch(workers, work);
-        if workers.reading.cancel.is_cancelled() {
+        if workers.context.cancel.is_cancelled() {
             return;
         }
         if !counters.ready_wait.time(|| batches.send(made).is_ok()) {
@@ -202,57 +198,58 @@ pub(super) fn make(workers: &DecodeWorkers, works: &Receiver<Work>, batches: &Se
 
 fn make_batch(workers: &DecodeWorkers, work: Work) -> DecodedBatch {
     let image_bytes = 3 * (workers.view.side() as usize).pow(2);
-    let positions: Vec<Position> = work.rows.iter().map(|(position, _)| *position).collect();
+    let bank_rows: Vec<BankRow> = work.rows.iter().map(|(bank_row, _)| *bank_row).collect();
     let mut pixels = workers.buffers.try_recv().unwrap_or_default();
-    pixels.resize(positions.len() * image_bytes, 0);
-    let render = |((position, row), out): ((Position, Row), &mut [u8])| {
-        let made = row.and_then(|row| render(workers, work.epoch, position, row, out));
-        made.err().map(|error| (position, error))
+    pixels.resize(bank_rows.len() * image_bytes, 0);
+    let render = |((bank_row, row), out): ((BankRow, Row), &mut [u8])| {
+        let made = row.and_then(|row| render(workers, work.epoch, bank_row, row, out));
+        made.err().map(|error| (bank_row, error))
     };
     let rows = work.rows.into_par_iter().zip(pixels.par_chunks_mut(image_bytes));
-    let missing: Vec<Option<(Position, Arc<LoaderError>)>> =
+    let missing: Vec<Option<(BankRow, Arc<LoaderError>)>> =
         workers.pool.install(|| rows.map(render).collect());
 
-    let kept: Vec<usize> = (0..positions.len()).filter(|&row| missing[row].is_none()).collect();
-    if kept.len() < positions.len() {
+    let kept: Vec<usize> = (0..bank_rows.len()).filter(|&row| missing[row].is_none()).collect();
+    if kept.len() < bank_rows.len() {
         for (to, &from) in kept.iter().enumerate() {
             pixels.copy_within(from * image_bytes..(from + 1) * image_bytes, to * image_bytes);
         }
         pixels.truncate(kept.len() * image_bytes);
     }
-    let positions: Vec<Position> = kept.into_iter().map(|row| positions[row]).collect();
+    let bank_rows: Vec<BankRow> = kept.into_iter().map(|row| bank_rows[row]).collect();
     let source = workers.source.as_ref();
     let batch = Batch {
         epoch: work.epoch,
         step_in_epoch: work.step,
         global: work.global,
-        ids: positions.iter().map(|position| source.ids()[position.row()]).collect(),
-        labels: positions.iter().map(|position| source.labels()[position.row()]).collect(),
-        positions,
+        ids: bank_rows.iter().map(|bank_row| source.ids()[bank_row.row()]).collect(),
+        labels: bank_rows.iter().map(|bank_row| source.labels()[bank_row.row()]).collect(),
+        bank_rows,
         pixels,
     };
-    workers.reading.counters.images.add(batch.ids.len() as u64);
+    workers.context.counters.images.add(batch.ids.len() as u64);
     DecodedBatch { batch, missing: missing.into_iter().flatten().collect() }
 }
 
 fn render(
     workers: &DecodeWorkers,
     epoch: u64,
-    position: Position,
+    bank_row: BankRow,
     row: HeldImage,
     out: &mut [u8],
 ) -> Result<(), Arc<LoaderError>> {
     let HeldImage { encoded, permit } = row;
     let stopped = || Arc::new(LoaderError::Stopped);
-    if workers.reading.cancel.is_cancelled() {
+    if workers.context.cancel.is_cancelled() {
         return Err(stopped());
     }
     let needed = encoded.pixels.saturating_mul(DECODE_BYTES_OF_A_PIXEL);
     let _memory = workers.memory.acquire(needed).ok_or_else(stopped)?;
-    let id = workers.source.ids()[position.row()];
+    let id = workers.source.ids()[bank_row.row()];
     let seen = Seen { bytes: &encoded.bytes, orientation: workers.source.exif_orientation() };
-    let rendered = workers.reading.counters.make_busy.time(|| workers.view.render(epoch, id, seen, out));
+    let rendered = workers.context.counters.make_busy.time(|| workers.view.render(epoch, id, seen, out));
     drop((encoded, permit));
-    rendered
-        .map_err(|source| Arc::new(LoaderError::Image { id, place: workers.source.place(position), source }))
+    rendered.map_err(|source| {
+        Arc::new(LoaderError::Image { id, record: workers.source.record(bank_row), source })
+    })
 }

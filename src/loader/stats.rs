@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-/// Below this share of time the wait for data is not worth a word.
+/// Below this share of time the wait for data is not reported as a limit.
 const NO_WAIT: f64 = 0.02;
 
 /// An amount that threads add to.
@@ -41,15 +41,15 @@ impl Counter {
 pub struct Counters {
     /// The planner's wait for memory: the loader is as far ahead as it may be.
     pub plan_wait: Counter,
-    /// ReadContext.
+    /// Reading.
     pub read_busy: Counter,
-    /// Read tasks without work.
+    /// Readers without work.
     pub read_wait: Counter,
     /// Waiting for rows that are being read.
     pub gather_wait: Counter,
     /// Decoding and augmenting.
     pub make_busy: Counter,
-    /// Makers without rows.
+    /// Decode workers without rows.
     pub make_wait: Counter,
     /// Finished batches that wait for room.
     pub ready_wait: Counter,
@@ -61,11 +61,11 @@ pub struct Counters {
     pub batches: Counter,
     /// Images made.
     pub images: Counter,
-    /// Bytes that came from where the dataset lies.
+    /// Bytes that came from the dataset's disk or store.
     pub bytes: Counter,
-    /// Reads of where the dataset lies.
+    /// Reads there.
     pub requests: Counter,
-    /// Reads that were done again because what came was damaged.
+    /// Reads repeated because the bytes were damaged.
     pub retries: Counter,
     /// Row groups that the cache had.
     pub cache_hits: Counter,
@@ -75,6 +75,14 @@ pub struct Counters {
     pub cache_bytes: Counter,
     /// Distinct instances that were left out as corrupt.
     pub corrupt: Counter,
+}
+
+impl Counters {
+    /// Counts a read of the dataset.
+    pub(super) fn count_read(&self, bytes: &[u8]) {
+        self.requests.add(1);
+        self.bytes.add(bytes.len() as u64);
+    }
 }
 
 /// What a loader did since it started.
@@ -88,7 +96,7 @@ pub struct LoaderStats {
     pub decode_threads: usize,
     /// The planner's wait for memory: the loader is as far ahead as it may be.
     pub plan_wait: f64,
-    /// ReadContext.
+    /// Reading.
     pub read_busy: f64,
     /// Readers without work.
     pub read_wait: f64,
@@ -96,7 +104,7 @@ pub struct LoaderStats {
     pub gather_wait: f64,
     /// Decoding and augmenting.
     pub make_busy: f64,
-    /// Makers without rows.
+    /// Decode workers without rows.
     pub make_wait: f64,
     /// Finished batches that wait for room.
     pub ready_wait: f64,
@@ -108,11 +116,11 @@ pub struct LoaderStats {
     pub batches: u64,
     /// Images made.
     pub images: u64,
-    /// Bytes read from where the dataset lies.
+    /// Bytes read from the dataset's disk or store.
     pub bytes: u64,
     /// Reads there.
     pub requests: u64,
-    /// Reads done again because what came was damaged.
+    /// Reads repeated because the bytes were damaged.
     pub retries: u64,
     /// Row groups that the cache had.
     pub cache_hits: u64,
@@ -155,8 +163,7 @@ impl LoaderStats {
         }
     }
 
-    /// One line that says what limits the speed: the CPU that decodes, or the storage; or that nothing waits for
-    /// data, and so the consumer does (the encoder, on whatever it computes).
+    /// One line that names the limit of the speed: decoding, the storage, or the consumer (the encoder).
     pub fn verdict(&self) -> String {
         let seconds = self.seconds.max(1e-9);
         let wait = self.consumer_wait / seconds;

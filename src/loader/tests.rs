@@ -6,7 +6,7 @@ use bytes::Bytes;
 use self::support::{batches, options, source};
 use super::*;
 use crate::dataset::Row;
-use crate::ids::{ClassId, InstanceId, Position};
+use crate::ids::{BankRow, ClassId, InstanceId};
 use crate::image::{DecodedImage, ExifOrientation, encode_png};
 use crate::rng::{Purpose, Stream};
 
@@ -46,7 +46,7 @@ fn pixels_belong_to_the_id_that_the_batch_names() {
     let source = source(30);
     for batch in batches(&source, options()) {
         for (id, pixels) in batch.ids.iter().zip(batch.pixels.chunks(3 * 16 * 16)) {
-            let row = &source.read(&[Position(id.0)]).expect("a row")[0];
+            let row = &source.read(&[BankRow(id.0)]).expect("a row")[0];
             let draw = |width, height| {
                 let mut stream = Stream::new(1, Purpose::Augmentation, 2, u64::from(id.0));
                 Recipe::imagenet(16).draw(&mut stream, width, height)

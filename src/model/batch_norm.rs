@@ -127,7 +127,7 @@ mod tests {
     #[test]
     fn over_one_process_it_is_the_plain_batch_norm_with_its_gradient_and_statistics() {
         let everything = |statistics: Statistics<'_>| {
-            let mut stream = Stream::new(1, Purpose::Report, 0, 0);
+            let mut stream = Stream::new(1, Purpose::Test, 0, 0);
             let mut normal = || {
                 let values: Vec<f32> = (0..5 * 3 * 4 * 4).map(|_| stream.normal() as f32).collect();
                 Tensor::from_slice(&values).view([5, 3, 4, 4])

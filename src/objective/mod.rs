@@ -41,7 +41,7 @@ use self::noise_sum::Noise;
 use self::positives::Positives;
 use crate::bank::BankShard;
 use crate::distributed::{DistributedError, ProcessGroup};
-use crate::ids::Position;
+use crate::ids::BankRow;
 use crate::run_config::{ObjectiveKind, PartitionChoice};
 
 /// Queries as an objective sees them: a batch, or a part of one.
@@ -50,14 +50,14 @@ pub struct Queries<'a> {
     /// `[queries, dim]` unit rows, f32, without a graph.
     pub features: &'a Tensor,
     /// `[queries]`: the bank's row of each.
-    pub positions: &'a [Position],
+    pub positions: &'a [BankRow],
     /// How many the whole batch has; losses and gradients of its parts add up to those of the batch.
     pub batch: usize,
 }
 
 impl<'a> Queries<'a> {
     /// A whole batch.
-    pub fn whole(features: &'a Tensor, positions: &'a [Position]) -> Self {
+    pub fn whole(features: &'a Tensor, positions: &'a [BankRow]) -> Self {
         Self { features, positions, batch: positions.len() }
     }
 }

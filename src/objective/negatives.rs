@@ -10,13 +10,11 @@ use rayon::prelude::*;
 use tch::{Device, Tensor};
 
 use crate::bank::{BankShard, Blocks};
-use crate::rng::{Purpose, Stream};
+use crate::rng::{Purpose, SPLIT_MIX, Stream, split_mix};
 use crate::run_config::Sampling;
 
 /// The increment of SplitMix64, 2⁶⁴ over the golden ratio.
 const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
-/// The multipliers of SplitMix64's finaliser.
-const MIX: [u64; 2] = [0xBF58_476D_1CE4_E5B9, 0x94D0_49BB_1331_11EB];
 
 /// Bank rows drawn as noise.
 #[derive(Debug)]
@@ -168,7 +166,7 @@ impl Drawn {
         let mut rows = vec![0_i64; self.queries.len() * columns.len()];
         rows.par_chunks_mut(columns.len().max(1)).zip(&self.queries).for_each(|(row, &query)| {
             for ((slot, column), (key, first, len)) in row.iter_mut().zip(columns.clone()).zip(&blocks) {
-                let bits = mix(key.wrapping_add(self.counter(query, column).wrapping_mul(GOLDEN)));
+                let bits = split_mix(key.wrapping_add(self.counter(query, column).wrapping_mul(GOLDEN)));
                 *slot = (first + (((bits >> 32) * len) >> 32)) as i64;
             }
         });
@@ -205,17 +203,10 @@ impl Drawn {
     }
 }
 
-/// The finaliser of SplitMix64.
-fn mix(mut bits: u64) -> u64 {
-    bits = (bits ^ (bits >> 30)).wrapping_mul(MIX[0]);
-    bits = (bits ^ (bits >> 27)).wrapping_mul(MIX[1]);
-    bits ^ (bits >> 31)
-}
-
-/// [`mix`] on int64 tensors, whose products wrap.
+/// [`split_mix`] on int64 tensors, whose products wrap.
 fn mix_tensor(bits: Tensor) -> Tensor {
-    let bits = bits.bitwise_xor_tensor(&logical_shift(&bits, 30)) * MIX[0] as i64;
-    let bits = bits.bitwise_xor_tensor(&logical_shift(&bits, 27)) * MIX[1] as i64;
+    let bits = bits.bitwise_xor_tensor(&logical_shift(&bits, 30)) * SPLIT_MIX[0] as i64;
+    let bits = bits.bitwise_xor_tensor(&logical_shift(&bits, 27)) * SPLIT_MIX[1] as i64;
     bits.bitwise_xor_tensor(&logical_shift(&bits, 31))
 }
 

@@ -22,14 +22,14 @@ fn options(kind: ObjectiveKind, negatives: usize, temperature: f64) -> Objective
 struct Case {
     bank: MemoryBank,
     features: Tensor,
-    positions: Vec<Position>,
+    positions: Vec<BankRow>,
     negatives: Negatives,
 }
 
 impl Case {
     fn random(seed: u64, instances: usize, batch: usize, count: usize, sampling: Sampling) -> Self {
-        let mut positions: Vec<_> = (0..instances as u32).map(Position).collect();
-        Stream::new(seed, Purpose::Report, 0, 0).shuffle(&mut positions);
+        let mut positions: Vec<_> = (0..instances as u32).map(BankRow).collect();
+        Stream::new(seed, Purpose::Test, 0, 0).shuffle(&mut positions);
         positions.truncate(batch);
         Self {
             bank: MemoryBank::random(instances, DIM, seed, Device::Cpu),
@@ -175,7 +175,7 @@ fn a_moving_z_is_that_of_all_rows_however_well_features_are_aligned() {
     const ROWS: usize = 5000;
     let bank = MemoryBank::random(ROWS, 64, 1, Device::Cpu);
     let noise = MemoryBank::random(64, 64, 2, Device::Cpu).rows().shallow_clone();
-    let positions: Vec<_> = (0..64).map(|at| Position(at * 70)).collect();
+    let positions: Vec<_> = (0..64).map(|at| BankRow(at * 70)).collect();
     let features = bank.gather(&positions) * 0.9 + noise * 0.436;
     let features = &features / features.norm_scalaropt_dim(2, [1_i64].as_slice(), true);
     let queries = Queries::whole(&features, &positions);
@@ -214,7 +214,7 @@ fn a_nearly_certain_positive_keeps_its_digits() {
     let features = bank.rows().narrow(0, 0, 1);
     let temperature = 1.0 / 19.0;
     let objective = Objective::new(options(ObjectiveKind::Softmax, 0, temperature), LogZ::Unset);
-    let queries = Queries::whole(&features, &[Position(0)]);
+    let queries = Queries::whole(&features, &[BankRow(0)]);
     let evaluation = objective.evaluate(queries, &[bank.owned()], None);
     let expected = (-19.0_f64).exp();
     assert!((evaluation.loss.double_value(&[]) / expected - 1.0).abs() < 1e-5);
@@ -280,7 +280,7 @@ fn many_tiles_give_what_one_gives() {
     // 120,000 rows: several tiles of the dense walk at a batch of 64.
     let bank = MemoryBank::random(120_000, DIM, 1, Device::Cpu);
     let features = MemoryBank::random(64, DIM, 2, Device::Cpu);
-    let positions: Vec<_> = (0..64).map(|k| Position(k * 1873)).collect();
+    let positions: Vec<_> = (0..64).map(|k| BankRow(k * 1873)).collect();
     let queries = Queries::whole(features.rows(), &positions);
     let objective = Objective::new(options(ObjectiveKind::Softmax, 0, 0.07), LogZ::Unset);
     let actual = objective.evaluate(queries, &[bank.owned()], None);

@@ -77,7 +77,7 @@ pub fn examples(
         Some((class, Example { query, kind, winner: Some(winner), own_share, winner_share }))
     };
     let mut all: Vec<(ClassId, Example)> = (0..queries.len()).filter_map(voted).collect();
-    let key = |example: &Example| Stream::new(0, Purpose::Report, 3, example.query as u64).bits();
+    let key = |example: &Example| Stream::new(0, Purpose::Examples, example.query as u64, 0).bits();
     if all.is_empty() {
         let unvoted = |query| Example {
             query,

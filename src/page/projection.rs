@@ -40,7 +40,7 @@ pub fn map(table: &FeatureTable, most: usize) -> Result<EmbeddingMap, EvalError>
     let mut rows: Vec<usize> =
         (0..table.len()).filter(|&row| is_unlabelled || table.labels[row].is_some()).collect();
     if rows.len() > most {
-        Stream::new(0, Purpose::Report, 4, 0).shuffle(&mut rows);
+        Stream::new(0, Purpose::MapSample, 0, 0).shuffle(&mut rows);
         rows.truncate(most);
         rows.sort_unstable();
     }
@@ -61,7 +61,7 @@ fn principal_components(table: &FeatureTable, rows: &[usize]) -> (Vec<[f32; 2]>,
         .iter()
         .map(|&row| table.feature(row).iter().zip(&mean).map(|(x, mean)| f64::from(*x) - mean).collect())
         .collect();
-    let mut stream = Stream::new(0, Purpose::Report, 5, 0);
+    let mut stream = Stream::new(0, Purpose::MapAxes, 0, 0);
     let mut axes: [Vec<f64>; 2] = std::array::from_fn(|_| (0..dim).map(|_| stream.normal()).collect());
     for _ in 0..ROUNDS {
         let mut next = [vec![0.0; dim], vec![0.0; dim]];
@@ -126,7 +126,7 @@ mod tests {
     #[test]
     fn the_first_component_is_the_direction_of_the_largest_spread() {
         let (mut table, _) = draw_tables(Shape::Uniform, 80, 1, 3, 1);
-        let mut stream = Stream::new(2, Purpose::Report, 0, 0);
+        let mut stream = Stream::new(2, Purpose::Test, 0, 0);
         let along: Vec<f64> = (0..80).map(|_| stream.normal()).collect();
         let across: Vec<f64> = (0..80).map(|_| 0.1 * stream.normal()).collect();
         table.features = along

@@ -1,31 +1,33 @@
 //! The filter: which rows of a tile can be neighbours of which queries of a group.
 
 use super::group::{GROUP, Group};
-use super::simd_level::{SimdLevel, Task};
 use super::tile::{BLOCK_ROWS, QUAD, Tile};
+#[cfg(target_arch = "x86_64")]
+use super::x86;
+use crate::simd::{Kernel, SimdLevel};
 
 /// A row that the bound does not rule out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Candidate {
-    /// The query's place in its group.
+    /// The query's index in its group.
     pub(super) query: u32,
-    /// The row's place in its tile.
+    /// The row's index in its tile.
     pub(super) row: u32,
 }
 
 /// Adds each pair whose number exceeds the query's threshold; see [`Group::threshold`].
 pub(super) fn filter(
-    level: SimdLevel,
+    simd_level: SimdLevel,
     tile: &Tile,
     group: &Group,
     thresholds: &[i32; GROUP],
     found: &mut Vec<Candidate>,
 ) {
-    match level {
+    match simd_level {
         #[cfg(target_arch = "x86_64")]
-        SimdLevel::Vnni(level) => level.filter(tile, group, thresholds, found),
+        SimdLevel::Vnni(has) => x86::filter_vnni(has, tile, group, thresholds, found),
         #[cfg(target_arch = "x86_64")]
-        SimdLevel::Avx2(level) => level.filter(tile, group, thresholds, found),
+        SimdLevel::V3(has) => x86::filter_v3(has, tile, group, thresholds, found),
         SimdLevel::Portable => Portable { tile, group, thresholds, found }.run(),
     }
 }
@@ -49,7 +51,7 @@ struct Portable<'a> {
     found: &'a mut Vec<Candidate>,
 }
 
-impl Task for Portable<'_> {
+impl Kernel for Portable<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -57,11 +59,11 @@ impl Task for Portable<'_> {
         let Self { tile, group, thresholds, found } = self;
         let blocks = tile.codes.chunks_exact(tile.quads * BLOCK_ROWS * QUAD);
         for (block, codes) in blocks.enumerate() {
-            let rests = &tile.rests[block * BLOCK_ROWS..][..BLOCK_ROWS];
+            let norms = &tile.residual_norms[block * BLOCK_ROWS..][..BLOCK_ROWS];
             for (query, least) in thresholds.iter().enumerate().take(group.len()) {
                 let mut sums = [0_i32; BLOCK_ROWS];
-                for (sum, rest) in sums.iter_mut().zip(rests) {
-                    *sum = (group.reach * rest) as i32;
+                for (sum, norm) in sums.iter_mut().zip(norms) {
+                    *sum = (group.reach * norm) as i32;
                 }
                 for (quad, rows) in codes.as_chunks::<{ BLOCK_ROWS * QUAD }>().0.iter().enumerate() {
                     let own = &group.codes[(quad * GROUP + query) * QUAD..][..QUAD];

@@ -1,6 +1,6 @@
 //! Queries as bytes, and what a row's bytes must reach to be a candidate.
 //!
-//! A query `q` is written as `q = t·m + p`, with whole numbers `m` and a rest `p`. For a row
+//! A query `q` is written as `q = t·m + p`, with whole numbers `m` and a residual `p`. For a row
 //! `x = c + s·n + r` of a tile,
 //!
 //! ```text
@@ -11,12 +11,21 @@
 //! so that a row whose right side stays below the similarity of the k-th best so far is no neighbour. The
 //! bound and the rounding of the similarity itself are taken generously; a candidate is looked at exactly.
 
-use super::simd_level::SimdLevel;
 use super::similarity::{inner_product, length};
 use super::tile::{CODE_ZERO, QUAD, Tile};
+use crate::simd::SimdLevel;
 
 /// Queries that the filter takes together; with two registers of rows for each they fill those of AVX-512.
 pub(super) const GROUP: usize = 12;
+
+/// The largest magnitude of a query's code. AVX2 adds pairs of products in 16 bits: 2 · 255 · 63 < 2¹⁵.
+pub(super) fn code_limit(simd_level: SimdLevel) -> f64 {
+    match simd_level {
+        #[cfg(target_arch = "x86_64")]
+        SimdLevel::V3(_) => 63.0,
+        _ => 127.0,
+    }
+}
 
 /// A few queries, encoded.
 #[derive(Clone, Debug)]
@@ -34,7 +43,7 @@ struct Scale {
     /// The step `t`.
     step: f64,
     /// At least `‖p‖`.
-    rest: f64,
+    residual: f64,
     /// `‖q‖`.
     length: f64,
     /// What [`CODE_ZERO`] adds to `m·n`.
@@ -42,25 +51,25 @@ struct Scale {
 }
 
 impl Group {
-    /// Encodes up to [`GROUP`] queries, with codes of at most `limit`.
+    /// Encodes up to [`GROUP`] queries, with codes of at most `limit`; see [`code_limit`].
     pub(super) fn new<'a>(queries: impl Iterator<Item = &'a [f32]>, dim: usize, limit: f64) -> Self {
         let quads = dim.div_ceil(QUAD);
         let mut group = Self { codes: vec![0; quads * GROUP * QUAD], reach: 1.0, queries: Vec::new() };
         for (at, query) in queries.enumerate() {
             let widest = query.iter().fold(0.0_f64, |a, x| a.max(f64::from(x.abs())));
             let step = if widest > 0.0 { widest / limit } else { 1.0 };
-            let (mut rest, mut reach, mut sum) = (0.0_f64, 0.0_f64, 0.0_f64);
+            let (mut residual, mut reach, mut sum) = (0.0_f64, 0.0_f64, 0.0_f64);
             for (i, x) in query.iter().enumerate() {
                 let code = (f64::from(*x) / step).round();
                 group.codes[(i / QUAD * GROUP + at) * QUAD + i % QUAD] = code as i8;
-                rest += (f64::from(*x) - code * step).powi(2);
+                residual += (f64::from(*x) - code * step).powi(2);
                 reach += code * code;
                 sum += code;
             }
             group.reach = group.reach.max(reach.sqrt().next_up() as f32 * 1.000_001);
             let length = length(query);
-            let rest = rest.sqrt() * 1.000_001 + 1e-12 * length;
-            group.queries.push(Scale { step, rest, length, shift: sum * CODE_ZERO as f64 });
+            let residual = residual.sqrt() * 1.000_001 + 1e-12 * length;
+            group.queries.push(Scale { step, residual, length, shift: sum * CODE_ZERO as f64 });
         }
         group
     }
@@ -73,10 +82,10 @@ impl Group {
     /// What the filter's whole number of a query and a row must exceed, if the row is to reach the similarity
     /// `least`.
     ///
-    /// The filter's number is `Σ m·(n + CODE_ZERO)` plus `reach · rests[row]` cut to a whole number.
+    /// The filter's number is `Σ m·(n + CODE_ZERO)` plus `reach · residual_norms[row]` cut to a whole number.
     pub(super) fn threshold(
         &self,
-        level: SimdLevel,
+        simd_level: SimdLevel,
         at: usize,
         query: &[f32],
         tile: &Tile,
@@ -85,17 +94,17 @@ impl Group {
         if !tile.is_bounded || least == f32::NEG_INFINITY {
             return i32::MIN;
         }
-        let Scale { step, rest, length: own_length, shift } = self.queries[at];
+        let Scale { step, residual, length: own_length, shift } = self.queries[at];
         // A similarity is rounded to f32; it reaches `least` only if it exceeds the f32 before it.
         let least = f64::from(least.next_down());
-        let at_centre = inner_product(level, query, &tile.centre);
+        let at_centre = inner_product(simd_level, query, &tile.centre);
         let terms = query.len() as f64 + 4.0;
         let rounding = terms * 4.0 * f64::EPSILON * own_length * (tile.radius + tile.centre_length);
         let missing = least - at_centre - rounding;
         if missing > own_length * tile.radius * 1.000_001 {
             return i32::MAX;
         }
-        let whole = (missing - rest * tile.radius) / (step * tile.step) + shift;
+        let whole = (missing - residual * tile.radius) / (step * tile.step) + shift;
         // One for the cut of the reach, the rest for the rounding of this line.
         let threshold = whole - 1.001 - 1e-9 * whole.abs();
         if threshold.is_nan() { i32::MIN } else { threshold.floor() as i32 }

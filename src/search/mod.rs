@@ -5,13 +5,12 @@
 //! by products of bytes with a proven bound (`group.rs`); what is left is compared exactly. So the result is
 //! the same for any number of threads, tile sizes and instructions of the CPU.
 //!
-//! The bank goes by once, in tiles, and is read ahead where it lies in a file. Memory holds a few tiles and
-//! the best candidates of each query, never `[queries, bank]`.
+//! The bank is read once, in tiles, and ahead of need from a file. Memory holds a few tiles and the best candidates of
+//! each query, never `[queries, bank]`.
 
 mod filter;
 mod group;
 mod query_block;
-mod simd_level;
 mod similarity;
 mod synthetic;
 mod tile;
@@ -27,10 +26,10 @@ use rayon::prelude::*;
 
 use self::group::GROUP;
 use self::query_block::{QueryBlock, Rows};
-use self::simd_level::SimdLevel;
 use self::tile::{BLOCK_ROWS, Tile};
 use self::top_k::Neighbour;
 use crate::feature_table::{FeatureTable, PendingVectors, Table, TableError, Vectors};
+use crate::simd::SimdLevel;
 
 pub use synthetic::{Shape, draw_tables};
 
@@ -86,7 +85,7 @@ pub fn search(
 }
 
 fn search_at(
-    level: SimdLevel,
+    simd_level: SimdLevel,
     bank: &dyn Table,
     queries: &FeatureTable,
     k: usize,
@@ -97,7 +96,7 @@ fn search_at(
     assert!(k + usize::from(leave_one_out) <= bank_rows, "the bank has k rows");
     queries.check()?;
     let tile_rows = (TILE_BYTES / dim / BLOCK_ROWS * BLOCK_ROWS).clamp(BLOCK_ROWS, TILE_ROWS);
-    let mut parts = parts(level, queries, k, leave_one_out);
+    let mut parts = parts(simd_level, queries, k, leave_one_out);
     let mut tiles = vec![Tile::default(); TILES];
     let mut ahead = ReadAhead::new(bank, tile_rows * TILES);
     while let Some((range, vectors)) = ahead.next() {
@@ -108,7 +107,7 @@ fn search_at(
         }
         let encode = |(tile, range): (&mut Tile, &Range<usize>)| {
             let features = vectors.rows(range.clone())?;
-            level.run(tile.encode(&features, dim));
+            simd_level.run(tile.encode(&features, dim));
             Ok(features)
         };
         let features: Vec<Cow<'_, [f32]>> =
@@ -116,7 +115,7 @@ fn search_at(
         parts.par_iter_mut().for_each(|part| {
             for ((tile, range), features) in tiles.iter().zip(&ranges).zip(&features) {
                 let ids = &bank.ids()[range.clone()];
-                part.scan(level, tile, &Rows { first: range.start, ids, features });
+                part.scan(simd_level, tile, &Rows { first: range.start, ids, features });
             }
         });
     }
@@ -128,12 +127,17 @@ fn search_at(
     })
 }
 
-fn parts(level: SimdLevel, queries: &FeatureTable, k: usize, leave_one_out: bool) -> Vec<QueryBlock<'_>> {
+fn parts(
+    simd_level: SimdLevel,
+    queries: &FeatureTable,
+    k: usize,
+    leave_one_out: bool,
+) -> Vec<QueryBlock<'_>> {
     let groups = queries.len().div_ceil(GROUP);
     let size = groups.div_ceil(rayon::current_num_threads() * PARTS).max(1) * GROUP;
     let starts: Vec<usize> = (0..queries.len()).step_by(size).collect();
     let part = |first: usize| {
-        QueryBlock::new(level, queries, (first, (first + size).min(queries.len())), k, leave_one_out)
+        QueryBlock::new(simd_level, queries, (first, (first + size).min(queries.len())), k, leave_one_out)
     };
     starts.into_par_iter().map(part).collect()
 }
@@ -168,7 +172,7 @@ impl<'a> ReadAhead<'a> {
             let Some(range) = self.waiting.next() else { break };
             self.started.push_back((range.clone(), self.bank.start_read(range)));
         }
-        self.started.pop_front().map(|(range, reading)| (range, reading.finish()))
+        self.started.pop_front().map(|(range, pending)| (range, pending.finish()))
     }
 }
 

@@ -1,20 +1,20 @@
-//! A run of the queries on its way through the bank.
+//! Some queries and the best rows found for each so far.
 
 use super::filter::{Candidate, filter};
-use super::group::{GROUP, Group};
-use super::simd_level::{SimdLevel, prefetch};
+use super::group::{GROUP, Group, code_limit};
 use super::similarity::similarity;
 use super::tile::Tile;
 use super::top_k::{Neighbour, TopK};
 use crate::feature_table::FeatureTable;
 use crate::ids::InstanceId;
+use crate::simd::{SimdLevel, prefetch};
 
 /// Candidates by which the memory is asked ahead of the comparison.
 const AHEAD: usize = 6;
 
 /// Rows of the bank as they are.
 pub(super) struct Rows<'a> {
-    /// The place of the first in the bank.
+    /// The bank's row of the first.
     pub(super) first: usize,
     /// `[rows]`.
     pub(super) ids: &'a [InstanceId],
@@ -41,7 +41,7 @@ pub(super) struct QueryBlock<'a> {
 impl<'a> QueryBlock<'a> {
     /// Prepares the queries from `first` to before `end` for the search of `k` neighbours.
     pub(super) fn new(
-        level: SimdLevel,
+        simd_level: SimdLevel,
         queries: &'a FeatureTable,
         (first, end): (usize, usize),
         k: usize,
@@ -49,7 +49,7 @@ impl<'a> QueryBlock<'a> {
     ) -> Self {
         let group = |start: usize| {
             let rows = (start..(start + GROUP).min(end)).map(|row| queries.feature(row));
-            Group::new(rows, queries.meta.dim, level.query_limit())
+            Group::new(rows, queries.meta.dim, code_limit(simd_level))
         };
         Self {
             queries,
@@ -61,8 +61,8 @@ impl<'a> QueryBlock<'a> {
         }
     }
 
-    /// Takes the neighbours that lie in a tile, which was made of `rows`.
-    pub(super) fn scan(&mut self, level: SimdLevel, tile: &Tile, rows: &Rows<'_>) {
+    /// Finds the neighbours in a tile, which encodes `rows`.
+    pub(super) fn scan(&mut self, simd_level: SimdLevel, tile: &Tile, rows: &Rows<'_>) {
         let (queries, dim) = (self.queries, self.queries.meta.dim);
         for (at, group) in self.groups.iter().enumerate() {
             let first = self.first + at * GROUP;
@@ -70,13 +70,13 @@ impl<'a> QueryBlock<'a> {
             let mut thresholds = [i32::MAX; GROUP];
             for (at, best) in best.iter().enumerate() {
                 let query = queries.feature(first + at);
-                thresholds[at] = group.threshold(level, at, query, tile, best.threshold());
+                thresholds[at] = group.threshold(simd_level, at, query, tile, best.threshold());
             }
             if thresholds == [i32::MAX; GROUP] {
                 continue;
             }
             self.candidates.clear();
-            filter(level, tile, group, &thresholds, &mut self.candidates);
+            filter(simd_level, tile, group, &thresholds, &mut self.candidates);
             for (i, candidate) in self.candidates.iter().enumerate() {
                 if let Some(soon) = self.candidates.get(i + AHEAD) {
                     prefetch(rows.feature(soon.row as usize, dim));
@@ -86,7 +86,7 @@ impl<'a> QueryBlock<'a> {
                 if self.leave_one_out && id == queries.ids[query] {
                     continue;
                 }
-                let similarity = similarity(level, queries.feature(query), rows.feature(row, dim));
+                let similarity = similarity(simd_level, queries.feature(query), rows.feature(row, dim));
                 best[at].push(Neighbour { similarity, id, row: (rows.first + row) as u32 });
             }
         }

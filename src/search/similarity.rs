@@ -4,28 +4,31 @@
 //! f32. A product of two f32 is exact in f64, so that a fused multiply-add gives the same bits as a product
 //! and a sum: the result is the same on every CPU, at any vector width, for any compiler flags.
 
-use super::simd_level::SimdLevel;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+use crate::simd::SimdLevel;
 
 /// Partial sums: component `i` goes to sum `i % LANES`; at the end the upper half is added to the lower
 /// half until one is left.
 pub(super) const LANES: usize = 16;
 
 /// The similarity, as results hold it.
-pub(super) fn similarity(level: SimdLevel, a: &[f32], b: &[f32]) -> f32 {
+pub(super) fn similarity(simd_level: SimdLevel, a: &[f32], b: &[f32]) -> f32 {
     // Adding 0 turns −0 into 0: the two are equal similarities.
-    inner_product(level, a, b) as f32 + 0.0
+    inner_product(simd_level, a, b) as f32 + 0.0
 }
 
 /// The inner product before it is rounded.
 #[inline]
-pub(super) fn inner_product(level: SimdLevel, a: &[f32], b: &[f32]) -> f64 {
+pub(super) fn inner_product(simd_level: SimdLevel, a: &[f32], b: &[f32]) -> f64 {
     let (a_chunks, a_rest) = a.as_chunks::<LANES>();
     let (b_chunks, b_rest) = b.as_chunks::<LANES>();
-    let mut sums = match level {
+    let mut sums = match simd_level {
         #[cfg(target_arch = "x86_64")]
-        SimdLevel::Vnni(level) => level.partial_sums(a_chunks, b_chunks),
+        SimdLevel::Vnni(has) => x86::partial_sums_vnni(has, a_chunks, b_chunks),
         #[cfg(target_arch = "x86_64")]
-        SimdLevel::Avx2(level) => level.partial_sums(a_chunks, b_chunks),
+        SimdLevel::V3(has) => x86::partial_sums_v3(has, a_chunks, b_chunks),
         SimdLevel::Portable => partial_sums(a_chunks, b_chunks),
     };
     for (sum, (a, b)) in sums.iter_mut().zip(a_rest.iter().zip(b_rest)) {

@@ -13,10 +13,10 @@ const CLASS_COSINE: f64 = 0.4;
 /// Rows that are drawn from one stream.
 const BLOCK: usize = 4096;
 
-/// How drawn vectors lie.
+/// The distribution of drawn vectors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
-    /// Uniformly on the sphere: the worst case, as no direction tells anything.
+    /// Uniform on the sphere: the worst case, as no direction is more likely.
     Uniform,
     /// Around 1000 class directions, rows sorted by class, with a spectrum that falls as features' do: the
     /// variance of component i is in proportion to 1/√(i + 1).
@@ -30,7 +30,7 @@ impl std::str::FromStr for Shape {
         match text {
             "uniform" => Ok(Self::Uniform),
             "clusters" => Ok(Self::Clusters),
-            _ => Err("it is neither uniform nor clusters".into()),
+            _ => Err("expected `uniform` or `clusters`".into()),
         }
     }
 }
@@ -44,13 +44,13 @@ pub fn draw_tables(
     seed: u64,
 ) -> (FeatureTable, FeatureTable) {
     let centres = draw_rows(CLASSES, dim, |row, out| {
-        let mut stream = Stream::new(seed, Purpose::Report, 0, row as u64);
+        let mut stream = Stream::new(seed, Purpose::SyntheticTable, 0, row as u64);
         direction(&mut stream, shape, out);
     });
     let draw = |table: u64, rows: usize| {
         let class = |row: usize| row * CLASSES / rows;
         let features = draw_rows(rows, dim, |row, out| {
-            let mut stream = Stream::new(seed, Purpose::Report, table, row as u64);
+            let mut stream = Stream::new(seed, Purpose::SyntheticTable, table, row as u64);
             direction(&mut stream, shape, out);
             if shape == Shape::Clusters {
                 let centre = &centres[class(row) * dim..][..dim];

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::filter::{Candidate, filter};
-use super::group::Group;
+use super::group::{Group, code_limit};
 use super::similarity::{inner_product, similarity};
 use super::*;
 use crate::feature_table::{Kind, TableMeta};
@@ -69,8 +69,8 @@ const SHAPES: [Shape; 9] = [
 
 fn vectors(shape: Shape, seed: u64, rows: usize, dim: usize) -> Vec<f32> {
     // Bank and queries of one shape share their first stream: the crowd's direction, the repeated vectors.
-    let mut common = Stream::new(7, Purpose::Report, 0, 0);
-    let mut own = Stream::new(seed, Purpose::Report, 1, 0);
+    let mut common = Stream::new(7, Purpose::Test, 0, 0);
+    let mut own = Stream::new(seed, Purpose::Test, 1, 0);
     let few: Vec<Vec<f64>> = (0..3).map(|_| (0..dim).map(|_| common.normal()).collect()).collect();
     let mut features = Vec::with_capacity(rows * dim);
     for _ in 0..rows {
@@ -156,7 +156,7 @@ proptest! {
         for level in SimdLevel::available() {
             let mut tile = Tile::default();
             level.run(tile.encode(&bank, dim));
-            let group = Group::new(asked.chunks_exact(dim), dim, level.query_limit());
+            let group = Group::new(asked.chunks_exact(dim), dim, code_limit(level));
             for (row, x) in bank.chunks_exact(dim).enumerate() {
                 let mut thresholds = [i32::MAX; GROUP];
                 for (at, query) in asked.chunks_exact(dim).enumerate() {
@@ -225,7 +225,7 @@ fn the_filter_leaves_few_rows_to_compare() {
         for level in SimdLevel::available() {
             let mut tile = Tile::default();
             level.run(tile.encode(&bank.features, dim));
-            let group = Group::new(asked.chunks_exact(dim), dim, level.query_limit());
+            let group = Group::new(asked.chunks_exact(dim), dim, code_limit(level));
             let thresholds: [i32; GROUP] = std::array::from_fn(|at| {
                 let query = &asked[at * dim..(at + 1) * dim];
                 let (_, twentieth) = slow(&bank, query, None, 20)[19];
@@ -248,7 +248,7 @@ fn tiles_threads_and_the_order_of_rows_change_nothing() {
     };
     let expected = search(&bank, &asked, 17, false).expect("found");
     let mut order: Vec<usize> = (0..rows).collect();
-    Stream::new(5, Purpose::Report, 0, 0).shuffle(&mut order);
+    Stream::new(5, Purpose::Test, 0, 0).shuffle(&mut order);
     let shuffled = FeatureTable {
         ids: order.iter().map(|&row| bank.ids[row]).collect(),
         features: order.iter().flat_map(|&row| bank.feature(row).to_vec()).collect(),

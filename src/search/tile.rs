@@ -1,11 +1,11 @@
 //! Rows of the bank as bytes, with a bound on what the bytes leave out.
 //!
 //! A row `x` of a tile is written as `x = c + s·n + r`: the tile's centre `c`, its step `s`, whole numbers
-//! `n` in −127…127, and a rest `r` of known length. The centre makes the rest small where features crowd in
+//! `n` in −127…127, and a residual `r` of known length. The centre makes the residual small where features crowd in
 //! one direction, as those of an untrained encoder do.
 
-use super::simd_level::Task;
 use super::similarity::{LANES, length};
+use crate::simd::Kernel;
 
 /// Rows that the filter looks at together.
 pub(super) const BLOCK_ROWS: usize = 32;
@@ -32,7 +32,7 @@ pub(super) struct Tile {
     /// `[blocks, quads, BLOCK_ROWS, QUAD]`: `n + CODE_ZERO`.
     pub(super) codes: Vec<u8>,
     /// `[blocks * BLOCK_ROWS]`: at least `‖r‖ / s`.
-    pub(super) rests: Vec<f32>,
+    pub(super) residual_norms: Vec<f32>,
     /// The step `s`.
     pub(super) step: f64,
     /// The centre `c`.
@@ -46,7 +46,7 @@ pub(super) struct Tile {
 }
 
 impl Tile {
-    /// The task that encodes rows into this tile.
+    /// The kernel that encodes rows into this tile.
     pub(super) fn encode<'a>(&'a mut self, rows: &'a [f32], dim: usize) -> EncodeTile<'a> {
         EncodeTile { tile: self, rows, dim }
     }
@@ -59,7 +59,7 @@ pub(super) struct EncodeTile<'a> {
     dim: usize,
 }
 
-impl Task for EncodeTile<'_> {
+impl Kernel for EncodeTile<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -70,8 +70,8 @@ impl Task for EncodeTile<'_> {
         let blocks = tile.rows.div_ceil(BLOCK_ROWS);
         tile.codes.clear();
         tile.codes.resize(blocks * tile.quads * BLOCK_ROWS * QUAD, 0);
-        tile.rests.clear();
-        tile.rests.resize(blocks * BLOCK_ROWS, 0.0);
+        tile.residual_norms.clear();
+        tile.residual_norms.resize(blocks * BLOCK_ROWS, 0.0);
         mean(&mut tile.centre, rows, dim);
         tile.centre_length = length(&tile.centre);
         let widest = widest(&tile.centre, rows, dim);
@@ -121,8 +121,8 @@ fn write_codes(tile: &mut Tile, rows: &[f32], dim: usize, step: f32) {
     let mut bytes = vec![0_u8; tile.quads * QUAD];
     let mut radius = 0.0_f32;
     for (row, x) in rows.chunks_exact(dim).enumerate() {
-        let (rest, offset) = write_row(&mut bytes, x, &tile.centre, step, per_step);
-        tile.rests[row] = rest.sqrt() * per_step * relative + absolute;
+        let (residual, offset) = write_row(&mut bytes, x, &tile.centre, step, per_step);
+        tile.residual_norms[row] = residual.sqrt() * per_step * relative + absolute;
         radius = radius.max(offset);
         let block = row / BLOCK_ROWS * tile.quads * BLOCK_ROWS * QUAD;
         let lane = row % BLOCK_ROWS * QUAD;
@@ -138,25 +138,25 @@ fn write_codes(tile: &mut Tile, rows: &[f32], dim: usize, step: f32) {
 /// Writes the codes of a row; gives the squares of ‖r‖ and of ‖x − c‖.
 #[inline(always)]
 fn write_row(bytes: &mut [u8], x: &[f32], centre: &[f32], step: f32, per_step: f32) -> (f32, f32) {
-    let (mut rests, mut offsets) = ([0.0_f32; LANES], [0.0_f32; LANES]);
+    let (mut residuals, mut offsets) = ([0.0_f32; LANES], [0.0_f32; LANES]);
     let (x_chunks, x_rest) = x.as_chunks::<LANES>();
     let (c_chunks, c_rest) = centre.as_chunks::<LANES>();
     let (whole, tail) = bytes.split_at_mut(x_chunks.len() * LANES);
     for ((x, c), bytes) in x_chunks.iter().zip(c_chunks).zip(whole.as_chunks_mut::<LANES>().0) {
         for lane in 0..LANES {
-            let (code, rest, offset) = encode(x[lane], c[lane], step, per_step);
+            let (code, residual, offset) = encode(x[lane], c[lane], step, per_step);
             bytes[lane] = code;
-            rests[lane] += rest * rest;
+            residuals[lane] += residual * residual;
             offsets[lane] += offset * offset;
         }
     }
     for (lane, ((x, c), byte)) in x_rest.iter().zip(c_rest).zip(tail).enumerate() {
-        let (code, rest, offset) = encode(*x, *c, step, per_step);
+        let (code, residual, offset) = encode(*x, *c, step, per_step);
         *byte = code;
-        rests[lane] += rest * rest;
+        residuals[lane] += residual * residual;
         offsets[lane] += offset * offset;
     }
-    (rests.iter().sum(), offsets.iter().sum())
+    (residuals.iter().sum(), offsets.iter().sum())
 }
 
 /// The code of a component, what the code leaves out, and the component from the centre.

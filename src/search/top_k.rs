@@ -18,8 +18,8 @@ impl Neighbour {
     }
 }
 
-/// One in so many of `k` may be kept beyond `k` before they are cut: few make a higher threshold, many make
-/// fewer cuts.
+/// `k / SPARE` candidates may be kept beyond `k` before they are cut: few raise the threshold sooner, many need fewer
+/// cuts.
 const SPARE: usize = 2;
 
 /// Keeps the best `k` of what is pushed. The order is total, so what is kept does not depend on the order

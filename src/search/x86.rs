@@ -1,171 +1,62 @@
-//! The filter with AVX2 and with AVX-512 VNNI, and plain code compiled for both.
+//! The filter with AVX2 and with AVX-512 VNNI.
 #![expect(unsafe_code, reason = "CPU instructions beyond the target's, behind run-time detection")]
 
 use std::arch::x86_64::*;
 
 use super::filter::{Candidate, push};
 use super::group::{GROUP, Group};
-use super::simd_level::Task;
-use super::similarity::LANES;
 use super::tile::{BLOCK_ROWS, QUAD, Tile};
+use crate::simd::{V3, Vnni};
 
 /// Bytes of a quad of one block.
 const STRIDE: usize = BLOCK_ROWS * QUAD;
 
-/// Numbers of a cache line.
-const LINE: usize = 16;
-
-/// This CPU has AVX2 and FMA: a value exists only where that was detected.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Avx2(());
-
-/// This CPU has AVX-512 F, BW, DQ, VL and VNNI: a value exists only where that was detected.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Vnni(());
-
-impl Avx2 {
-    pub(super) fn detect() -> Option<Self> {
-        (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(Self(()))
-    }
-
-    pub(super) fn run<T: Task>(self, task: T) -> T::Output {
-        // SAFETY: the value says that the CPU has the instructions.
-        unsafe { run_avx2(task) }
-    }
-
-    /// The partial sums of [`similarity`](super::similarity) over whole chunks.
-    pub(super) fn partial_sums(self, a: &[[f32; LANES]], b: &[[f32; LANES]]) -> [f64; LANES] {
-        // SAFETY: the value says that the CPU has the instructions.
-        unsafe { partial_sums_avx2(a, b) }
-    }
-
-    pub(super) fn filter(
-        self,
-        tile: &Tile,
-        group: &Group,
-        thresholds: &[i32; GROUP],
-        found: &mut Vec<Candidate>,
-    ) {
-        check(tile, group);
-        // SAFETY: the value says that the CPU has the instructions; the shapes were checked.
-        unsafe { filter_avx2(tile, group, thresholds, found) }
-    }
+/// [`filter`](super::filter::filter) with AVX2.
+pub(super) fn filter_v3(
+    _has: V3,
+    tile: &Tile,
+    group: &Group,
+    thresholds: &[i32; GROUP],
+    found: &mut Vec<Candidate>,
+) {
+    check(tile, group);
+    // SAFETY: the value says that the CPU has the instructions; the shapes were checked.
+    unsafe { filter_avx2(tile, group, thresholds, found) }
 }
 
-impl Vnni {
-    pub(super) fn detect() -> Option<Self> {
-        let has = is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512dq")
-            && is_x86_feature_detected!("avx512vl")
-            && is_x86_feature_detected!("avx512vnni");
-        has.then_some(Self(()))
-    }
-
-    pub(super) fn run<T: Task>(self, task: T) -> T::Output {
-        // SAFETY: the value says that the CPU has the instructions.
-        unsafe { run_avx512(task) }
-    }
-
-    /// The partial sums of [`similarity`](super::similarity) over whole chunks.
-    pub(super) fn partial_sums(self, a: &[[f32; LANES]], b: &[[f32; LANES]]) -> [f64; LANES] {
-        // SAFETY: the value says that the CPU has the instructions.
-        unsafe { partial_sums_avx512(a, b) }
-    }
-
-    pub(super) fn filter(
-        self,
-        tile: &Tile,
-        group: &Group,
-        thresholds: &[i32; GROUP],
-        found: &mut Vec<Candidate>,
-    ) {
-        check(tile, group);
-        // SAFETY: the value says that the CPU has the instructions; the shapes were checked.
-        unsafe { filter_vnni(tile, group, thresholds, found) }
-    }
-}
-
-/// Asks for memory that is read soon.
-#[inline]
-pub(super) fn prefetch(values: &[f32]) {
-    for line in values.chunks(LINE) {
-        // SAFETY: a prefetch reads nothing; every CPU of the target has it.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
-    }
+/// [`filter`](super::filter::filter) with AVX-512.
+pub(super) fn filter_vnni(
+    _has: Vnni,
+    tile: &Tile,
+    group: &Group,
+    thresholds: &[i32; GROUP],
+    found: &mut Vec<Candidate>,
+) {
+    check(tile, group);
+    // SAFETY: the value says that the CPU has the instructions; the shapes were checked.
+    unsafe { filter_avx512(tile, group, thresholds, found) }
 }
 
 /// The shapes on which the loads below rely.
 fn check(tile: &Tile, group: &Group) {
     let blocks = tile.rows.div_ceil(BLOCK_ROWS);
     assert_eq!(tile.codes.len(), blocks * tile.quads * STRIDE);
-    assert_eq!(tile.rests.len(), blocks * BLOCK_ROWS);
+    assert_eq!(tile.residual_norms.len(), blocks * BLOCK_ROWS);
     assert_eq!(group.codes.len(), tile.quads * GROUP * QUAD);
-}
-
-#[target_feature(enable = "avx2,fma")]
-fn run_avx2<T: Task>(task: T) -> T::Output {
-    task.run()
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-fn run_avx512<T: Task>(task: T) -> T::Output {
-    task.run()
-}
-
-/// A product of two f32 is exact in f64: a fused multiply-add gives the bits of a product and a sum.
-#[target_feature(enable = "avx2,fma")]
-fn partial_sums_avx2(a: &[[f32; LANES]], b: &[[f32; LANES]]) -> [f64; LANES] {
-    const WIDTH: usize = 4;
-    let mut sums = [_mm256_setzero_pd(); LANES / WIDTH];
-    for (a, b) in a.iter().zip(b) {
-        for (at, sum) in sums.iter_mut().enumerate() {
-            // SAFETY: `at * WIDTH + WIDTH <= LANES`.
-            let [a, b] = [a, b].map(|x| unsafe { _mm256_cvtps_pd(_mm_loadu_ps(x.as_ptr().add(at * WIDTH))) });
-            *sum = _mm256_fmadd_pd(a, b, *sum);
-        }
-    }
-    let mut lanes = [0.0; LANES];
-    for (lanes, sum) in lanes.as_chunks_mut::<WIDTH>().0.iter_mut().zip(sums) {
-        // SAFETY: the chunk has WIDTH numbers.
-        unsafe { _mm256_storeu_pd(lanes.as_mut_ptr(), sum) };
-    }
-    lanes
-}
-
-/// See [`partial_sums_avx2`].
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-fn partial_sums_avx512(a: &[[f32; LANES]], b: &[[f32; LANES]]) -> [f64; LANES] {
-    const WIDTH: usize = 8;
-    let mut sums = [_mm512_setzero_pd(); LANES / WIDTH];
-    for (a, b) in a.iter().zip(b) {
-        for (at, sum) in sums.iter_mut().enumerate() {
-            // SAFETY: `at * WIDTH + WIDTH <= LANES`.
-            let [a, b] =
-                [a, b].map(|x| unsafe { _mm512_cvtps_pd(_mm256_loadu_ps(x.as_ptr().add(at * WIDTH))) });
-            *sum = _mm512_fmadd_pd(a, b, *sum);
-        }
-    }
-    let mut lanes = [0.0; LANES];
-    for (lanes, sum) in lanes.as_chunks_mut::<WIDTH>().0.iter_mut().zip(sums) {
-        // SAFETY: the chunk has WIDTH numbers.
-        unsafe { _mm512_storeu_pd(lanes.as_mut_ptr(), sum) };
-    }
-    lanes
 }
 
 /// # Safety
 /// The shapes are those of [`check`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn filter_vnni(tile: &Tile, group: &Group, thresholds: &[i32; GROUP], found: &mut Vec<Candidate>) {
+unsafe fn filter_avx512(tile: &Tile, group: &Group, thresholds: &[i32; GROUP], found: &mut Vec<Candidate>) {
     let reach = _mm512_set1_ps(group.reach);
     for block in 0..tile.rows.div_ceil(BLOCK_ROWS) {
-        // SAFETY: `check`: a block has BLOCK_ROWS rests and `quads` strides of codes, and the group has
+        // SAFETY: `check`: a block has BLOCK_ROWS residual norms and `quads` strides of codes, and the group has
         // GROUP quads for each of these.
         let (codes, queries, start) = unsafe {
-            let rests = tile.rests.as_ptr().add(block * BLOCK_ROWS);
-            let start = [rests, rests.add(16)]
-                .map(|rests| _mm512_cvttps_epi32(_mm512_mul_ps(reach, _mm512_loadu_ps(rests))));
+            let norms = tile.residual_norms.as_ptr().add(block * BLOCK_ROWS);
+            let start = [norms, norms.add(16)]
+                .map(|norms| _mm512_cvttps_epi32(_mm512_mul_ps(reach, _mm512_loadu_ps(norms))));
             let codes = tile.codes.as_ptr().add(block * tile.quads * STRIDE);
             (codes, group.codes.as_ptr(), start)
         };
@@ -209,12 +100,12 @@ unsafe fn filter_avx2(tile: &Tile, group: &Group, thresholds: &[i32; GROUP], fou
     let ones = _mm256_set1_epi16(1);
     for block in 0..tile.rows.div_ceil(BLOCK_ROWS) {
         for pair in (0..group.len()).step_by(PAIR) {
-            // SAFETY: `check`: a block has BLOCK_ROWS rests and `quads` strides of codes, and the group has
+            // SAFETY: `check`: a block has BLOCK_ROWS residual norms and `quads` strides of codes, and the group has
             // GROUP quads for each of these; GROUP is even.
             let sums = unsafe {
-                let rests = tile.rests.as_ptr().add(block * BLOCK_ROWS);
+                let norms = tile.residual_norms.as_ptr().add(block * BLOCK_ROWS);
                 let start = [0, 8, 16, 24]
-                    .map(|at| _mm256_cvttps_epi32(_mm256_mul_ps(reach, _mm256_loadu_ps(rests.add(at)))));
+                    .map(|at| _mm256_cvttps_epi32(_mm256_mul_ps(reach, _mm256_loadu_ps(norms.add(at)))));
                 let mut sums = [start; PAIR];
                 for quad in 0..tile.quads {
                     let rows = tile.codes.as_ptr().add((block * tile.quads + quad) * STRIDE);

@@ -10,8 +10,8 @@ use super::TrainError;
 use super::clock::Phase;
 use super::state::Trainer;
 use crate::distributed::{ProcessGroup, Rendezvous};
-use crate::ids::{InstanceId, Position};
-use crate::loader::{Batch, EpochOrder, GlobalBatch, RankShare};
+use crate::ids::{BankRow, InstanceId, RankShare};
+use crate::loader::{Batch, EpochOrder, GlobalBatch};
 use crate::model::{select_device_of, threads, wait_for};
 use crate::rng::{Purpose, Stream};
 use crate::run_config::TrainConfig;
@@ -98,16 +98,16 @@ fn draw(config: &TrainConfig, instances: usize, number: usize, part: RankShare) 
         config.accumulate,
     );
     let own = &global.shares[part.rank];
-    let positions: Vec<Position> = own.iter().map(|&index| global.positions[index]).collect();
-    let mut stream = Stream::new(0, Purpose::Report, 1, number as u64);
+    let bank_rows: Vec<BankRow> = own.iter().map(|index| global.bank_rows[index.index()]).collect();
+    let mut stream = Stream::new(0, Purpose::BenchPixels, number as u64, 0);
     let side = config.image_size as usize;
     Batch {
         epoch: 0,
         step_in_epoch: 0,
-        ids: positions.iter().map(|position| InstanceId(position.0)).collect(),
-        labels: vec![None; positions.len()],
-        pixels: (0..positions.len() * 3 * side * side).map(|_| stream.bits() as u8).collect(),
-        positions,
+        ids: bank_rows.iter().map(|row| InstanceId(row.0)).collect(),
+        labels: vec![None; bank_rows.len()],
+        pixels: (0..bank_rows.len() * 3 * side * side).map(|_| stream.bits() as u8).collect(),
+        bank_rows,
         global: Arc::new(global),
     }
 }

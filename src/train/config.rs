@@ -1,8 +1,10 @@
 //! Encoder, bank, objective and loader of a run, from its configuration.
 
+use std::sync::Arc;
+
 use crate::bank::BankOptions;
 use crate::dataset::Manifest;
-use crate::loader::{DatasetSource, LoaderError, LoaderOptions, Shuffle};
+use crate::loader::{LoaderError, LoaderOptions, Shuffle, Source, open_split, open_split_cached};
 use crate::model::{EncoderConfig, Normalisation};
 use crate::objective::ObjectiveOptions;
 use crate::run_config::{RecipeKind, ShuffleKind, TrainConfig};
@@ -55,14 +57,13 @@ impl TrainConfig {
         manifest: &Manifest,
         split: &str,
         limit: Option<usize>,
-    ) -> Result<DatasetSource, LoaderError> {
-        let source = DatasetSource::open(dataset, manifest, split, limit)?;
+    ) -> Result<Arc<dyn Source>, LoaderError> {
         if self.cache.is_empty() {
-            return Ok(source);
+            return open_split(dataset, manifest, split, limit);
         }
         let folder = Location::parse_local(&self.cache).map_err(LoaderError::Cache)?;
-        let cache = BlobCache::open(&folder, self.cache_size.0);
-        Ok(source.with_cache(cache.map_err(LoaderError::Cache)?))
+        let cache = BlobCache::open(&folder, self.cache_size.0).map_err(LoaderError::Cache)?;
+        open_split_cached(dataset, manifest, split, limit, Some(cache))
     }
 
     /// The loader's options, for an epoch from its start.

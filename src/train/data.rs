@@ -6,11 +6,12 @@ use super::TrainJob;
 use crate::augment::Recipe;
 use crate::checkpoint::Cursor;
 use crate::dataset::Manifest;
-use crate::loader::{DatasetSource, Loader, LoaderError, LoaderOptions, RankShare, Source};
+use crate::ids::RankShare;
+use crate::loader::{Loader, LoaderError, LoaderOptions, Source};
 use crate::run_config::TrainConfig;
 
 /// The split that a run trains on.
-pub(super) fn open(job: &TrainJob, manifest: &Manifest) -> Result<DatasetSource, LoaderError> {
+pub(super) fn open(job: &TrainJob, manifest: &Manifest) -> Result<Arc<dyn Source>, LoaderError> {
     let config = &job.config;
     let limit = if config.limit == 0 { None } else { Some(config.limit as usize) };
     config.source(&job.dataset, manifest, &config.split, limit)

@@ -9,7 +9,8 @@ use tch::{Kind, Tensor, no_grad};
 use super::gather::{Gathered, any, present};
 use super::state::Trainer;
 use super::{StopFlag, TrainError};
-use crate::loader::{LoaderOptions, RankShare, Source, evaluation_epoch};
+use crate::ids::RankShare;
+use crate::loader::{LoaderOptions, Source, evaluation_epoch};
 use crate::progress::Progress;
 
 /// Writes what the encoder, in evaluation mode, makes of each image's centre into the image's row.
@@ -38,7 +39,7 @@ pub(super) fn encode_bank(
         }
         let Some(batch) = batch.transpose()? else { break };
         let global = present(&group, &batch, trainer.config.on_corrupt)?;
-        if global.positions.is_empty() {
+        if global.bank_rows.is_empty() {
             continue;
         }
         // Of a short batch a process may have nothing.

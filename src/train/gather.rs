@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tch::Tensor;
 
 use crate::distributed::{DistributedError, ProcessGroup, Reduce};
-use crate::ids::Position;
+use crate::ids::{BankRow, BatchIndex};
 use crate::loader::{Batch, GlobalBatch};
 use crate::run_config::OnCorrupt;
 
@@ -36,13 +36,13 @@ pub(super) fn present(
     if on_corrupt == OnCorrupt::Fail {
         return Ok(Arc::clone(global));
     }
-    let mut here = batch.positions.iter().peekable();
-    let is_here = |&index: &usize| u8::from(here.next_if_eq(&&global.positions[index]).is_some());
+    let mut here = batch.bank_rows.iter().peekable();
+    let is_here = |index: &BatchIndex| u8::from(here.next_if_eq(&&global.bank_rows[index.index()]).is_some());
     let own: Vec<u8> = global.shares[group.rank()].iter().map(is_here).collect();
     let of_ranks = group.gather_bytes(&own)?;
-    let mut is_there = vec![false; global.positions.len()];
+    let mut is_there = vec![false; global.bank_rows.len()];
     for (share, flags) in global.shares.iter().zip(&of_ranks) {
-        share.iter().zip(flags).for_each(|(&index, &flag)| is_there[index] = flag == 1);
+        share.iter().zip(flags).for_each(|(index, &flag)| is_there[index.index()] = flag == 1);
     }
     Ok(Arc::new(global.kept(&is_there)))
 }
@@ -53,7 +53,7 @@ pub(super) struct Gathered {
     /// `[queries, dim]`, rank after rank, without a graph.
     pub(super) features: Tensor,
     /// `[queries]`
-    pub(super) positions: Vec<Position>,
+    pub(super) positions: Vec<BankRow>,
     /// `[queries]`: their numbers within the global batch.
     pub(super) numbers: Vec<usize>,
     /// Which of them were made here.
@@ -74,19 +74,24 @@ impl Gathered {
         part: usize,
         own: &Tensor,
     ) -> Result<Self, DistributedError> {
-        let shares: Vec<&[usize]> = (0..group.world()).map(|rank| global.of_rank(rank, part).1).collect();
+        let shares: Vec<&[BatchIndex]> =
+            (0..group.world()).map(|rank| global.of_rank(rank, part).1).collect();
         let before: usize = shares[..group.rank()].iter().map(|share| share.len()).sum();
         let own_range = before..before + shares[group.rank()].len();
         let features =
             if group.world() == 1 { own.shallow_clone() } else { gather_rows(group, &shares, own)? };
-        let numbers: Vec<usize> = shares.concat();
-        let positions = numbers.iter().map(|&number| global.positions[number]).collect();
+        let numbers: Vec<usize> = shares.iter().copied().flatten().map(|index| index.index()).collect();
+        let positions = numbers.iter().map(|&number| global.bank_rows[number]).collect();
         Ok(Self { features, positions, numbers, own: own_range })
     }
 }
 
 /// Rows of ranks with shares of different lengths: each sends as many as the longest has.
-fn gather_rows(group: &ProcessGroup, shares: &[&[usize]], own: &Tensor) -> Result<Tensor, DistributedError> {
+fn gather_rows(
+    group: &ProcessGroup,
+    shares: &[&[BatchIndex]],
+    own: &Tensor,
+) -> Result<Tensor, DistributedError> {
     let longest = shares.iter().map(|share| share.len()).max().unwrap_or(0);
     let missing = longest as i64 - own.size()[0];
     let padded = if missing == 0 {

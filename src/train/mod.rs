@@ -55,7 +55,8 @@ use self::state::{Trainer, make_replicas_equal};
 use crate::checkpoint::{Cursor, finished_step, mark_finished, unmark_finished};
 use crate::dataset::Manifest;
 use crate::distributed::{DistributedError, ProcessGroup, Rendezvous};
-use crate::loader::{Loader, LoaderError, RankShare, Source};
+use crate::ids::RankShare;
+use crate::loader::{Loader, LoaderError, Source};
 use crate::model::{SelectedDevice, select_device_of};
 use crate::progress::Progress;
 use crate::run_config::{BankInit, ObjectiveKind, PartitionChoice, TrainConfig};
@@ -134,7 +135,7 @@ impl Opened<Trainer> {
         let source = data::open(job, &manifest)?;
         let instances = source.len();
         check_size(job, instances)?;
-        let data = DataIdentity::of(job, &manifest, &source)?;
+        let data = DataIdentity::of(job, &manifest, source.as_ref())?;
         let device = select_device_of(config.device, job.rendezvous.local_rank(), job.rendezvous.world())?;
         set_precision(config, device.device);
         tracing::info!("device {device}");
@@ -148,7 +149,6 @@ impl Opened<Trainer> {
         let start = Start::of(&group, &job.run)?;
         let group = Rc::new(group);
         let mut trainer = Trainer::over(Rc::clone(&group), config.clone(), instances, device.device)?;
-        let source: Arc<dyn Source> = Arc::new(source);
         let begun = match &start.found {
             Some(checkpoint) => trainer.restore(checkpoint, &data),
             None => begin(job, &mut trainer, &source, progress, stop),
@@ -404,7 +404,7 @@ impl<L: Learner> Session<L> {
                 interval.stalled(stall);
             }
             let outcome = self.learner.step(&batch)?;
-            let images = batch.global.positions.len();
+            let images = batch.global.bank_rows.len();
             meter.add(outcome, images, self.loader.waited() - waited);
             interval.add(outcome, images, self.loader.waited() - waited_before);
             self.loader.give_back(batch);

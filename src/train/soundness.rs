@@ -28,7 +28,7 @@ pub(super) fn not_finite(
     // Weights of another form are named by whoever loads them.
     encoder.load(model).ok()?;
     let side = config.image_size;
-    let mut stream = Stream::new(0, Purpose::Report, 7, 0);
+    let mut stream = Stream::new(0, Purpose::Soundness, 0, 0);
     let pixels: Vec<u8> = (0..IMAGES * 3 * side * side).map(|_| stream.below(256) as u8).collect();
     let features = no_grad(|| encoder.forward(&encoder.images(&pixels), false));
     let is_finite = features.isfinite().all().int64_value(&[]) == 1;

@@ -11,8 +11,7 @@ use super::optim::Optimizer;
 use crate::bank::MemoryBank;
 use crate::checkpoint::Cursor;
 use crate::distributed::{DistributedError, GradientReducer, ProcessGroup};
-use crate::ids::Position;
-use crate::loader::RankShare;
+use crate::ids::{BankRow, RankShare};
 use crate::model::{Compute, ComputeType, Encoder};
 use crate::objective::{LogZ, Objective, Queries};
 use crate::run_config::{Precision, TrainConfig};
@@ -40,7 +39,7 @@ pub(super) struct Trainer {
     pub(super) skipped_in_a_row: u64,
     pub(super) clock: Clock,
     /// The features and positions of the last step's global batch, for whoever looks at the run.
-    pub(super) last: Option<(Tensor, Vec<Position>)>,
+    pub(super) last: Option<(Tensor, Vec<BankRow>)>,
     /// See [`BankHealth::drift`](crate::train::metrics::bank_health::BankHealth::drift).
     pub(super) warned_drift: Cell<f64>,
 }

@@ -9,7 +9,7 @@ use super::clock::Phase;
 use super::gather::{Gathered, present};
 use super::state::Trainer;
 use crate::distributed::Reduce;
-use crate::ids::Position;
+use crate::ids::BankRow;
 use crate::loader::{Batch, GlobalBatch};
 use crate::objective::{Draw, Negatives, Queries};
 use crate::run_config::{OnNonFinite, TrainConfig};
@@ -58,7 +58,7 @@ struct Passes {
     /// `[batch, dim]`: of the global batch.
     features: Tensor,
     /// `[batch]`
-    positions: Vec<Position>,
+    positions: Vec<BankRow>,
     /// `[own, dim]`: of the images of this process.
     own: Tensor,
     loss: Tensor,
@@ -79,7 +79,7 @@ impl Trainer {
         let statistics = self.kept_statistics();
         let (partition, ln_partition) = (self.objective.log_z(), self.objective.log_z().ln_z());
         let global = present(&self.group, batch, self.config.on_corrupt)?;
-        if global.positions.is_empty() {
+        if global.bank_rows.is_empty() {
             tracing::warn!("step {step}: every image of the batch is corrupt; the step is skipped");
             self.skipped += 1;
             self.advance();
@@ -141,7 +141,7 @@ impl Trainer {
     /// Forward and backward, part by part; parameters get the gradient of the whole batch, times `scale`.
     fn passes(&mut self, batch: &Batch, global: &GlobalBatch, scale: f64) -> Result<Passes, TrainError> {
         let rows = [self.bank.owned()];
-        let total = global.positions.len();
+        let total = global.bank_rows.len();
         let last = global.micro_batches.len() - 1;
         let (mut features, mut own, mut positions) = (Vec::new(), Vec::new(), Vec::new());
         let (mut losses, mut estimates) = (Vec::new(), Vec::new());

@@ -15,7 +15,7 @@ const SIDE: u32 = 224;
 
 /// Smooth colours, stripes and noise: flat parts, edges, and colours at the ends of their range.
 fn drawn_image(width: u32, height: u32, seed: u64) -> DecodedImage {
-    let mut stream = Stream::new(seed, Purpose::Report, 7, 0);
+    let mut stream = Stream::new(seed, Purpose::Test, 7, 0);
     let mut rgb = Vec::with_capacity((width * height * 3) as usize);
     for y in 0..height {
         for x in 0..width {

@@ -41,7 +41,7 @@ fn the_encoder_agrees_with_torchvision() {
         };
         let encoder = Encoder::new(config, 3, Device::Cpu);
         let side = i64::from(side);
-        let mut stream = Stream::new(3, Purpose::Report, 0, 0);
+        let mut stream = Stream::new(3, Purpose::Test, 0, 0);
         let mut pixels = |batch| {
             let values: Vec<u8> = (0..batch * 3 * side * side).map(|_| stream.below(256) as u8).collect();
             Tensor::from_slice(&values).view([batch, 3, side, side])

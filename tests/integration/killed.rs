@@ -48,7 +48,7 @@ fn killed_again_and_again(source: &Path, wanted: usize) {
     let mut duration = run(source, &whole);
     let expected = contents(&whole);
     assert!(expected.len() > 20, "there are many files");
-    let mut moments = Stream::new(std::process::id().into(), Purpose::Report, 0, 0);
+    let mut moments = Stream::new(std::process::id().into(), Purpose::Test, 0, 0);
     let (mut kills, mut tries) = (0, 0);
     while kills < wanted {
         let dest = dir.path().join(format!("killed-{tries}"));

@@ -19,7 +19,7 @@ struct Case {
 
 /// Unit vectors; `coarse` makes many of them equal, so that ties decide.
 fn table(seed: u64, kind: Kind, rows: usize, case: &Case, coarse: bool) -> FeatureTable {
-    let mut stream = Stream::new(seed, Purpose::Report, 0, 0);
+    let mut stream = Stream::new(seed, Purpose::Test, 0, 0);
     let mut features = Vec::new();
     for _ in 0..rows {
         let mut drawn: Vec<f64> = (0..case.dim).map(|_| stream.normal()).collect();
@@ -79,7 +79,7 @@ fn neighbours_and_scores_are_those_of_plain_numpy() {
             let seed = 2 * number as u64;
             let mut bank = table(seed, Kind::Embedding, case.rows, case, coarse);
             // Rows in another order than their ids.
-            Stream::new(seed, Purpose::Report, 1, 0).shuffle(&mut bank.ids);
+            Stream::new(seed, Purpose::Test, 1, 0).shuffle(&mut bank.ids);
             write(&bank, &file("bank.arrow"));
             write(&table(seed + 1, Kind::Embedding, case.queries, case, coarse), &file("queries.arrow"));
             instdisc(&format!("knn --temperature 0.07,1 --k {}", case.k))

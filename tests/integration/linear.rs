@@ -15,9 +15,9 @@ fn table(seed: u64, rows: usize, split: &str) -> FeatureTable {
     const DIM: usize = 64;
     const CLASSES: usize = 10;
     let direction = |stream: &mut Stream| -> Vec<f64> { (0..DIM).map(|_| stream.normal()).collect() };
-    let mut centres = Stream::new(99, Purpose::Report, 0, 0);
+    let mut centres = Stream::new(99, Purpose::Test, 0, 0);
     let centres: Vec<Vec<f64>> = (0..CLASSES).map(|_| direction(&mut centres)).collect();
-    let mut stream = Stream::new(seed, Purpose::Report, 1, 0);
+    let mut stream = Stream::new(seed, Purpose::Test, 1, 0);
     let labels: Vec<usize> = (0..rows).map(|_| stream.below(CLASSES as u64) as usize).collect();
     let mut features = Vec::new();
     for &label in &labels {

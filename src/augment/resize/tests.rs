@@ -40,7 +40,7 @@ const SIZES: [(usize, usize, usize, usize); 9] = [
 
 #[test]
 fn all_processors_give_the_same_bytes() {
-    let mut stream = Stream::new(1, Purpose::Report, 0, 0);
+    let mut stream = Stream::new(1, Purpose::Test, 0, 0);
     for (width, height, columns, rows) in SIZES {
         let source = noise(&mut stream, width * height);
         for flip in [false, true] {
@@ -55,7 +55,7 @@ fn all_processors_give_the_same_bytes() {
 
 #[test]
 fn a_part_has_the_bytes_that_it_has_in_the_whole() {
-    let mut stream = Stream::new(3, Purpose::Report, 0, 0);
+    let mut stream = Stream::new(3, Purpose::Test, 0, 0);
     for (width, height, columns, rows) in SIZES {
         let source = noise(&mut stream, width * height);
         let whole = resized(&source, width, height, target(columns, rows));
@@ -101,7 +101,7 @@ fn oracle(source: &[u8], width: usize, height: usize, target: Target) -> Vec<f64
 
 #[test]
 fn pixels_are_those_of_the_exact_filter_rounded() {
-    let mut stream = Stream::new(2, Purpose::Report, 0, 0);
+    let mut stream = Stream::new(2, Purpose::Test, 0, 0);
     for (width, height, columns, rows) in [(61, 47, 24, 17), (40, 33, 64, 50), (200, 35, 9, 35), (8, 8, 8, 8)]
     {
         let source = noise(&mut stream, width * height);
@@ -118,7 +118,7 @@ fn pixels_are_those_of_the_exact_filter_rounded() {
 
 #[test]
 fn a_flip_is_the_mirror_image() {
-    let mut stream = Stream::new(3, Purpose::Report, 0, 0);
+    let mut stream = Stream::new(3, Purpose::Test, 0, 0);
     let source = noise(&mut stream, 90 * 70);
     let plain = resized(&source, 90, 70, target(40, 30));
     let flipped = resized(&source, 90, 70, Target { flip: true, ..target(40, 30) });
@@ -133,7 +133,7 @@ fn white_stays_white_and_a_image_of_the_right_size_stays_as_it_is() {
         let out = resized(&vec![255; width * height], width, height, target(columns, rows));
         assert!(out.iter().all(|&value| value == 255), "{width}x{height}");
     }
-    let mut stream = Stream::new(4, Purpose::Report, 0, 0);
+    let mut stream = Stream::new(4, Purpose::Test, 0, 0);
     let source = noise(&mut stream, 100 * 60);
     assert_eq!(resized(&source, 100, 60, target(100, 60)), source);
 }

@@ -11,20 +11,22 @@ use std::arch::x86_64::{
 };
 
 use super::{BAND, Filter, Target};
+use crate::simd::V3;
 
 /// Columns of the first pass that are summed at a time; a narrower source is left to the portable code.
 const CHUNK: usize = 32;
 
-/// Whether [`resize_plane`] can be called for planes of this width.
-pub(super) fn suits(width: usize, target: Target) -> bool {
-    width >= CHUNK && target.width >= 8 && std::arch::is_x86_feature_detected!("avx2")
+/// `None` where [`resize_plane`] cannot resize planes of this width.
+pub(super) fn suits(width: usize, target: Target) -> Option<V3> {
+    if width >= CHUNK && target.width >= 8 { V3::detect() } else { None }
 }
 
 /// What the portable `Plane` computes.
 ///
 /// # Panics
-/// If the processor has no AVX2.
+/// If the width does not suit.
 pub(super) fn resize_plane(
+    _has: V3,
     (down, across): (&Filter, &Filter),
     rows: &mut [u16],
     columns: &mut [[u16; BAND]],
@@ -32,8 +34,8 @@ pub(super) fn resize_plane(
     target: Target,
     out: &mut [u8],
 ) {
-    assert!(suits(width, target), "the caller has asked");
-    // SAFETY: the processor has AVX2.
+    assert!(width >= CHUNK && target.width >= 8, "the caller has asked");
+    // SAFETY: the value says that the processor has AVX2.
     unsafe { bands((down, across), rows, columns, (source, width), target, out) }
 }
 
@@ -111,7 +113,7 @@ fn add_rows<const N: usize>(
     *out.last_chunk_mut().expect("a row holds a chunk") = last;
 }
 
-/// Exchanges rows and columns of the two tiles that lie in the halves of the registers.
+/// Exchanges rows and columns of the two tiles in the halves of the registers.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn transposed(rows: [__m256i; 8]) -> [__m256i; 8] {

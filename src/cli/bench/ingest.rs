@@ -18,7 +18,7 @@ pub(super) struct BenchIngestArgs {
     /// The images, in any form that ingest takes
     #[arg(long, value_name = "PATH|URL")]
     source: String,
-    /// Repeat the images until they have so many bytes
+    /// Repeat the images until they reach this size
     #[arg(long, value_name = "BYTES", default_value = "2GB")]
     bytes: ByteSize,
     /// Threads; 0 for one on each core

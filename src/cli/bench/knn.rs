@@ -29,7 +29,7 @@ pub(super) struct BenchKnnArgs {
     /// The length of a vector
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
     dim: u32,
-    /// How the vectors lie
+    /// The distribution of the vectors
     #[arg(long, value_name = "uniform|clusters", default_value = "uniform")]
     shape: Shape,
     /// The seed of the vectors
@@ -65,15 +65,15 @@ struct Report {
     dim: usize,
     k: usize,
     threads: usize,
-    /// Where the bank lay: `memory` or `file`.
+    /// Where the bank was: `memory` or `file`.
     bank: &'static str,
     /// Wall time of each search.
     search_seconds: Vec<f64>,
-    /// Processor time of each search over all threads, where the system tells it.
+    /// Processor time of each search over all threads; none on systems without such accounts.
     cpu_seconds: Vec<Option<f64>>,
     /// Queries per second of the quickest search.
     queries_per_second: f64,
-    /// The most memory that the process had, where the system tells it.
+    /// The most memory that the process had; none on systems without such accounts.
     peak_bytes: Option<u64>,
 }
 

@@ -13,14 +13,14 @@ use turbojpeg::{Decompressor, Image, PixelFormat};
 use crate::augment::{JitterStrength, Recipe, Renderer, Stage};
 use crate::cli::{GlobalArgs, write_json};
 use crate::dataset::Manifest;
-use crate::ids::{InstanceId, Position};
+use crate::ids::{BankRow, InstanceId};
 use crate::image::{Channels, Encoded, Limits, Region, RegionDecoder};
-use crate::loader::{DatasetSource, Source};
+use crate::loader::open_split;
 
 /// Measure how fast images become pixels, beside plainly decoding the same images.
 ///
-/// Plain decoding is libjpeg-turbo's, whole images to RGB, and nothing else. Both are done to one image
-/// after the other, so that the ratio holds on a busy machine too. Images are read into memory before.
+/// Plain decoding is libjpeg-turbo's, of whole images to RGB. Each image goes through both in turn, so the ratio holds on
+/// a busy machine. Images are read into memory first.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  instdisc bench loader --images imagenet-sample-500.tar --stage full --threads 1"
@@ -35,10 +35,10 @@ pub(super) struct BenchLoaderArgs {
     /// The dataset's split
     #[arg(long, value_name = "NAME", default_value = "train")]
     split: String,
-    /// Take so many images at most
+    /// The most images to take
     #[arg(long, value_name = "N", default_value_t = 1000)]
     limit: usize,
-    /// How far to go
+    /// The last stage that is measured
     #[arg(long, value_enum, default_value = "full")]
     stage: Depth,
     /// Threads
@@ -47,7 +47,7 @@ pub(super) struct BenchLoaderArgs {
     /// Passes over the images, each with other crops
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
     rounds: u64,
-    /// The side of the square that comes out, in pixels
+    /// The side of the output, in pixels
     #[arg(long, value_name = "PIXELS", default_value_t = 224, value_parser = clap::value_parser!(u32).range(1..))]
     image_size: u32,
 }
@@ -110,7 +110,7 @@ pub(super) fn run(global: &GlobalArgs, args: &BenchLoaderArgs) -> anyhow::Result
     };
     files.retain(|bytes| bytes.starts_with(&[0xFF, 0xD8]));
     files.truncate(args.limit);
-    ensure!(!files.is_empty(), "there is no JPEG to decode");
+    ensure!(!files.is_empty(), "no JPEG to decode");
     let began = Instant::now();
     let times = std::thread::scope(|scope| {
         let start = |thread| {
@@ -262,7 +262,7 @@ fn read_files(path: &Path) -> anyhow::Result<Vec<Vec<u8>>> {
 fn read_dataset(global: &GlobalArgs, dataset: &str, args: &BenchLoaderArgs) -> anyhow::Result<Vec<Vec<u8>>> {
     let location = global.location(dataset)?;
     let manifest = Manifest::read(&location)?;
-    let source = DatasetSource::open(&location, &manifest, &args.split, Some(args.limit))?;
-    let positions: Vec<_> = (0..source.len() as u32).map(Position).collect();
+    let source = open_split(&location, &manifest, &args.split, Some(args.limit))?;
+    let positions: Vec<_> = (0..source.len() as u32).map(BankRow).collect();
     Ok(source.read(&positions)?.into_iter().map(|row| row.bytes.to_vec()).collect())
 }

@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::bank::{BankOptions, MemoryBank};
 use crate::cli::choice::choice;
 use crate::cli::write_json;
-use crate::ids::Position;
+use crate::ids::BankRow;
 use crate::model::{allow_tf32, select_device, threads, wait_for};
 use crate::objective::{Draw, LogZ, Negatives, Objective, ObjectiveOptions, Queries};
 use crate::rng::{Purpose, Stream};
@@ -37,7 +37,7 @@ pub(in crate::cli) struct ObjectiveArgs {
     /// K, sampled rows of each query (nce, infonce)
     #[arg(long, value_name = "K", default_value_t = 4096)]
     negatives: usize,
-    /// Whether each query has sampled rows of its own
+    /// Whether queries share their sampled rows
     #[arg(long, value_parser = choice::<Sampling>(), value_name = "NAME", default_value = "per-sample")]
     negative_sampling: Sampling,
     /// τ
@@ -58,8 +58,8 @@ pub(in crate::cli) struct ObjectiveArgs {
 }
 
 pub(super) fn run(args: &ObjectiveArgs) -> anyhow::Result<()> {
-    ensure!(args.batch_size <= args.instances, "--batch-size is at most --instances");
-    ensure!(args.repeats > 0, "--repeats is above 0");
+    ensure!(args.batch_size <= args.instances, "`--batch-size` must be at most `--instances`");
+    ensure!(args.repeats > 0, "`--repeats` must be above 0");
     let selected = select_device(args.device)?;
     allow_tf32(args.tf32).map_err(anyhow::Error::msg)?;
     let device = selected.device;
@@ -68,8 +68,8 @@ pub(super) fn run(args: &ObjectiveArgs) -> anyhow::Result<()> {
     let bank = MemoryBank::initial(options, 0, device);
     let before = peak_resident_bytes();
     let queries = MemoryBank::random(batch_size, dim, 1, device);
-    let mut positions: Vec<_> = (0..instances as u32).map(Position).collect();
-    Stream::new(0, Purpose::Report, 0, 0).shuffle(&mut positions);
+    let mut positions: Vec<_> = (0..instances as u32).map(BankRow).collect();
+    Stream::new(0, Purpose::BenchQueries, 0, 0).shuffle(&mut positions);
     positions.truncate(batch_size);
     let queries = Queries::whole(queries.rows(), &positions);
     let mut objective = Objective::new(

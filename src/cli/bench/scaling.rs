@@ -12,8 +12,8 @@ use crate::cli::write_json;
 
 /// Training steps by 1, 2 and more processes of this machine, with the same global batch.
 ///
-/// For each number N of processes, N that train together stand beside N that each train alone on a batch and a bank
-/// of one N-th at the same time: what the first take longer is the communication that shows.
+/// For each number N of processes: N train together, and then N train side by side, each alone on one N-th of batch and
+/// bank. The difference is the cost of communication.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  instdisc bench scaling --ranks 1,2 --instances 100000 -- --arch resnet18 --image-size 64"
@@ -71,7 +71,7 @@ pub(super) fn run(args: &ScalingArgs) -> anyhow::Result<()> {
     }))
 }
 
-/// Runs so many processes at once, in groups of `world`; what those print that speak.
+/// Runs processes at once, in groups of `world`; returns what the first of each prints.
 fn call(args: &ScalingArgs, processes: usize, world: usize) -> anyhow::Result<Vec<Value>> {
     let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
     let groups = processes / world;

@@ -50,10 +50,10 @@ impl Offer for OfSteps {
 }
 
 pub(super) fn run(args: &StepArgs) -> anyhow::Result<()> {
-    ensure!(args.steps > 0, "--steps is above 0");
+    ensure!(args.steps > 0, "`--steps` must be above 0");
     let file = args.config.as_deref().map(read_file).transpose()?;
     let config = Given::new(file.as_ref(), &args.options.given).over(&TrainConfig::default())?;
-    ensure!(config.batch_size <= args.instances, "--batch-size is at most --instances");
+    ensure!(config.batch_size <= args.instances, "`--batch-size` must be at most `--instances`");
     let bench = StepBench { instances: args.instances, steps: args.steps, warmup_steps: args.warmup_steps };
     let rendezvous = args.ranks.rendezvous()?;
     let measured = bench.run(config, &rendezvous, args.ranks.timeout())?;

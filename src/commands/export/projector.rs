@@ -32,7 +32,7 @@ pub fn export_projector(job: &ProjectorJob) -> Result<usize, CommandError> {
     let table = FeatureTable::read(&job.table)?;
     let mut rows: Vec<usize> = (0..table.len()).collect();
     if rows.len() > job.limit {
-        Stream::new(0, Purpose::Report, 6, 0).shuffle(&mut rows);
+        Stream::new(0, Purpose::ProjectorSample, 0, 0).shuffle(&mut rows);
         rows.truncate(job.limit);
         rows.sort_unstable();
     }

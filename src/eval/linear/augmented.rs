@@ -15,7 +15,7 @@ use crate::augment::{JitterStrength, Recipe};
 use crate::eval::embed::{EmbedJob, encode_layers, load_encoder};
 use crate::eval::{EmbedError, EvalError};
 use crate::feature_table::{FeatureTable, TableMeta};
-use crate::ids::Position;
+use crate::ids::BankRow;
 use crate::loader::{Loader, LoaderOptions, Source, Subset};
 use crate::model::{Encoder, FeatureLayer};
 use crate::progress::Progress;
@@ -80,7 +80,7 @@ pub fn probe_augmented(
 }
 
 fn some(source: &Arc<dyn Source>, rows: &[usize]) -> Arc<dyn Source> {
-    let positions = rows.iter().map(|&row| Position(row as u32)).collect();
+    let positions = rows.iter().map(|&row| BankRow(row as u32)).collect();
     Arc::new(Subset::new(Arc::clone(source), positions))
 }
 

@@ -9,7 +9,7 @@ use crate::rng::{Purpose, Stream};
 
 /// Classes around corners of a cube, with noise; the numbers differ in size a thousandfold.
 fn table(seed: u64, rows: usize, stretched: bool) -> FeatureTable {
-    let mut stream = Stream::new(seed, Purpose::Report, 0, 0);
+    let mut stream = Stream::new(seed, Purpose::Test, 0, 0);
     let classes: Vec<u16> = (0..rows).map(|_| stream.below(4) as u16).collect();
     let feature = |class: u16, stream: &mut Stream| {
         [0, 1, 2, 3].map(|at| {

@@ -6,7 +6,7 @@ use super::*;
 fn permuting_the_bank_does_not_change_the_report() {
     let (bank, queries) = (table(1, 700, 16, 5), table(2, 60, 16, 5));
     let mut order: Vec<usize> = (0..bank.len()).collect();
-    Stream::new(3, Purpose::Report, 0, 0).shuffle(&mut order);
+    Stream::new(3, Purpose::Test, 0, 0).shuffle(&mut order);
     let permuted = FeatureTable {
         ids: order.iter().map(|&row| bank.ids[row]).collect(),
         labels: order.iter().map(|&row| bank.labels[row]).collect(),

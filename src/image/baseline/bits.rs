@@ -34,13 +34,13 @@ impl<'a> Bits<'a> {
         self.count |= 56;
     }
 
-    /// The next bits as a number; there are so many valid.
+    /// The next `len` bits, which are valid, as a number.
     #[inline(always)]
     pub(super) fn peek(&self, len: u32) -> usize {
         (self.window >> (64 - len)) as usize
     }
 
-    /// Goes on by so many bits, which are valid.
+    /// Skips `len` bits, which are valid.
     #[inline(always)]
     pub(super) fn skip(&mut self, len: u32) {
         self.window <<= len;
@@ -60,7 +60,7 @@ impl<'a> Bits<'a> {
         self.at * 8 - self.count as usize
     }
 
-    /// Whether more bits were taken than lie before a byte.
+    /// Whether more bits were taken than come before a byte.
     pub(super) fn overran(&self, end: usize) -> bool {
         self.position() > end * 8
     }
@@ -77,7 +77,7 @@ pub(super) struct Segments {
 }
 
 impl Segments {
-    /// Takes the data of a scan out of their stuffing, up to the first marker that is no restart marker.
+    /// Removes the byte stuffing of a scan, up to the first marker other than a restart marker.
     ///
     /// `None` if restart markers are not numbered in order.
     pub(super) fn unstuff(&mut self, file: &[u8], scan_start: usize) -> Option<()> {

@@ -1,11 +1,11 @@
 //! Huffman codes as a file defines them.
 
-/// Codes have at most so many bits.
+/// The most bits of a code.
 pub(super) const LONGEST_CODE: usize = 16;
 
 /// A Huffman table as its segment defines it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::image) struct TableSpec<'a> {
+pub(super) struct TableSpec<'a> {
     /// Codes of 1 to 16 bits.
     pub(super) lengths: &'a [u8; LONGEST_CODE],
     /// What they stand for, in ascending order of codes.
@@ -14,7 +14,7 @@ pub(in crate::image) struct TableSpec<'a> {
 
 impl<'a> TableSpec<'a> {
     /// `None` if the lengths make no prefix code.
-    pub(in crate::image) fn new(lengths: &'a [u8; LONGEST_CODE], symbols: &'a [u8]) -> Option<Self> {
+    pub(super) fn new(lengths: &'a [u8; LONGEST_CODE], symbols: &'a [u8]) -> Option<Self> {
         let mut code = 0_u32;
         for (bits, &count) in (1..).zip(lengths) {
             code += u32::from(count);

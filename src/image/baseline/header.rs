@@ -7,7 +7,7 @@ pub(super) const MOST_COMPONENTS: usize = 3;
 
 /// How chroma is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::image) enum Sampling {
+pub(super) enum Sampling {
     /// Luma alone.
     Grey,
     /// A chroma sample for each pixel (4:4:4).
@@ -20,7 +20,7 @@ pub(in crate::image) enum Sampling {
 
 impl Sampling {
     /// Luma blocks of an MCU, across and down.
-    pub(in crate::image) fn luma_blocks(self) -> (usize, usize) {
+    pub(super) fn luma_blocks(self) -> (usize, usize) {
         match self {
             Self::Grey | Self::Full => (1, 1),
             Self::HalfWidth => (2, 1),
@@ -29,7 +29,7 @@ impl Sampling {
     }
 
     /// Components of a frame.
-    pub(in crate::image) fn components(self) -> usize {
+    pub(super) fn components(self) -> usize {
         if self == Self::Grey { 1 } else { 3 }
     }
 }
@@ -54,13 +54,13 @@ pub(in crate::image) struct Frame<'a> {
     /// Rows of the image.
     pub(in crate::image) height: usize,
     /// How chroma is stored.
-    pub(in crate::image) sampling: Sampling,
+    pub(super) sampling: Sampling,
     /// MCUs between restart markers; 0 if there are none.
-    pub(in crate::image) restart_interval: usize,
+    pub(super) restart_interval: usize,
     /// Where the entropy-coded data begin.
-    pub(in crate::image) scan_start: usize,
+    pub(super) scan_start: usize,
     pub(super) components: [Component; MOST_COMPONENTS],
-    pub(in crate::image) dc_tables: [Option<TableSpec<'a>>; 4],
+    pub(super) dc_tables: [Option<TableSpec<'a>>; 4],
     pub(super) ac_tables: [Option<TableSpec<'a>>; 4],
     quantisation: [Option<[u16; 64]>; 4],
 }
@@ -266,7 +266,7 @@ impl<'a> Frame<'a> {
     }
 
     /// MCUs across and down.
-    pub(in crate::image) fn mcus(&self) -> (usize, usize) {
+    pub(super) fn mcus(&self) -> (usize, usize) {
         let (across, down) = self.sampling.luma_blocks();
         (self.width.div_ceil(8 * across), self.height.div_ceil(8 * down))
     }

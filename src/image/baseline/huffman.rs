@@ -172,7 +172,7 @@ impl Table {
         Some(extend(bits.take(size), size))
     }
 
-    /// Decodes a block's AC coefficients into natural order and tells where they end: 1 if there are none.
+    /// Decodes a block's AC coefficients into natural order; returns where they end: 1 if there are none.
     #[inline(always)]
     pub(super) fn coefficients(
         &self,
@@ -231,7 +231,7 @@ impl Table {
         end_of(at).map(drop)
     }
 
-    /// Passes over one coefficient and tells the advance.
+    /// Passes over one coefficient; returns the advance.
     fn pass_one(&self, bits: &mut Bits) -> Option<u32> {
         let entry = self.entries[bits.peek(LOOK)];
         if entry.bits() != 0 {

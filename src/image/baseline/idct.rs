@@ -124,7 +124,7 @@ mod tests {
 
     #[test]
     fn the_x86_code_agrees_with_the_portable_code_even_where_values_overflow() {
-        let mut stream = Stream::new(1, Purpose::Report, 0, 0);
+        let mut stream = Stream::new(1, Purpose::Test, 0, 0);
         for round in 0..20_000 {
             let (spread, density) = [(3, 0.1), (40, 0.3), (1000, 0.5), (32_767, 1.0)][round % 4];
             let coefficients = block(&mut stream, spread, density);

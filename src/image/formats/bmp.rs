@@ -3,7 +3,7 @@
 //! # Source
 //! Pillow, `BmpImagePlugin.py` and Unpack.c.
 
-use crate::image::pixels::{Palette, packed};
+use super::{Palette, packed};
 use crate::image::{Colour, DecodedImage, Format, Header, ImageError};
 
 /// Bytes before the information header.
@@ -16,7 +16,7 @@ enum Coding {
     Indexed,
     /// Runs of indices.
     RunLength,
-    /// 16 bits, of which so many belong to green.
+    /// 16 bits, with the number of bits of green.
     Sixteen { green_bits: u32 },
     /// Whole bytes: their number, and the places of red, green and blue.
     Bytes { count: usize, places: [usize; 3] },

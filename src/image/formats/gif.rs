@@ -4,7 +4,7 @@ use std::io::Cursor;
 
 use gif::{ColorOutput, DecodeOptions, Decoder, Frame, MemoryLimit};
 
-use crate::image::pixels::Palette;
+use super::Palette;
 use crate::image::{Colour, DecodedImage, Format, Header, ImageError};
 
 fn corrupt(reason: impl ToString) -> ImageError {

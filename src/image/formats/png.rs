@@ -5,7 +5,7 @@ use std::io::Cursor;
 use flate2::Crc;
 use png::{BitDepth, ColorType, DecodeOptions, Decoder, Reader};
 
-use crate::image::pixels::Palette;
+use super::Palette;
 use crate::image::{Colour, DecodedImage, Format, Header, ImageError};
 
 const SIGNATURE: &[u8] = b"\x89PNG\r\n\x1A\n";
@@ -131,7 +131,7 @@ fn append_row(
     rgb: &mut Vec<u8>,
 ) {
     let bytes = if depth == BitDepth::Sixteen { 2 } else { 1 };
-    let packed = crate::image::pixels::packed(row, width, depth as usize);
+    let packed = super::packed(row, width, depth as usize);
     match colour {
         ColorType::Indexed => rgb.extend(packed.flat_map(|index| palette.colour(index))),
         ColorType::Grayscale if bytes == 2 => {

@@ -138,7 +138,7 @@ fn binary_values(data: &[u8], count: usize, largest: u32, samples: usize) -> Res
 fn binary_bits(data: &[u8], width: usize, height: usize) -> Result<Vec<u8>, ImageError> {
     let pitch = width.div_ceil(8);
     let rows = data.get(..pitch * height).ok_or_else(cut)?.chunks_exact(pitch);
-    Ok(rows.flat_map(|row| crate::image::pixels::packed(row, width, 1)).map(|bit| 255 * (1 - bit)).collect())
+    Ok(rows.flat_map(|row| super::packed(row, width, 1)).map(|bit| 255 * (1 - bit)).collect())
 }
 
 fn text_values(data: &[u8], count: usize, largest: u32, samples: usize) -> Result<Vec<u8>, ImageError> {

@@ -12,13 +12,13 @@ mod unpack;
 
 use self::directory::{Directory, Tag};
 use self::unpack::{Chunk, unpack};
+use super::Palette;
 use crate::image::orientation::Orientation;
-use crate::image::pixels::Palette;
 use crate::image::{Colour, DecodedImage, Format, Header, ImageError, jpeg};
 
 /// Samples of a pixel: four inks and two more.
 const MOST_SAMPLES: usize = 6;
-/// A tile may have so many times the pixels of its image, beside [`LEAST_TILE_PIXELS`].
+/// A tile may have this many times the pixels of its image, beside [`LEAST_TILE_PIXELS`].
 const MOST_TILE_SHARE: usize = 4;
 const LEAST_TILE_PIXELS: usize = 1 << 20;
 
@@ -264,7 +264,7 @@ impl Layout<'_> {
             // As a saturating cast cuts, toward zero.
             (32, Sample::Float) => Box::new(fours.map(move |four| f32::from_bits(long(four)) as u8)),
             (32, _) => Box::new(fours.map(move |four| (long(four) as i32).clamp(0, 255) as u8)),
-            (bits, _) => Box::new(crate::image::pixels::packed(row, count, bits)),
+            (bits, _) => Box::new(super::packed(row, count, bits)),
         }
     }
 

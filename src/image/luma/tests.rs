@@ -32,7 +32,7 @@ fn whole_baseline_images_do_not_need_libjpeg() {
 
 #[test]
 fn a_damaged_image_gets_the_verdict_that_libjpeg_gives() {
-    let mut stream = Stream::new(11, Purpose::Report, 0, 0);
+    let mut stream = Stream::new(11, Purpose::Test, 0, 0);
     let (mut refused, mut taken) = (0, 0);
     for file in files() {
         for _ in 0..400 {

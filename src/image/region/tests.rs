@@ -37,7 +37,7 @@ fn check(decoder: &mut RegionDecoder, file: &[u8], stream: &mut Stream, count: u
 #[test]
 fn a_region_has_the_pixels_of_the_whole_image() {
     let mut decoder = RegionDecoder::default();
-    let mut stream = Stream::new(2, Purpose::Report, 0, 0);
+    let mut stream = Stream::new(2, Purpose::Test, 0, 0);
     let sizes = [(1, 1), (2, 3), (5, 4), (6, 2), (7, 9), (16, 16), (17, 33), (203, 61), (130, 300)];
     for (index, (width, height)) in sizes.into_iter().enumerate() {
         let image = noisy(width, height, index as u64);
@@ -53,7 +53,7 @@ fn a_region_has_the_pixels_of_the_whole_image() {
 #[test]
 fn what_libjpeg_has_to_decode_gives_the_same_pixels_too() {
     let mut decoder = RegionDecoder::default();
-    let mut stream = Stream::new(4, Purpose::Report, 0, 0);
+    let mut stream = Stream::new(4, Purpose::Test, 0, 0);
     let image = noisy(90, 70, 3);
     for subsamp in [Subsamp::Sub1x2, Subsamp::Sub4x1] {
         check(&mut decoder, &compressed(&image, subsamp, 90, false, false), &mut stream, 5, "unusual");
@@ -83,7 +83,7 @@ fn a_cut_or_damaged_image_is_refused_as_libjpeg_refuses_it() {
     let file = compressed(&noisy(160, 120, 7), Subsamp::None, 90, false, false);
     let mut decoder = RegionDecoder::default();
     let whole = Region { left: 0, top: 0, width: 160, height: 120 };
-    let mut stream = Stream::new(5, Purpose::Report, 0, 0);
+    let mut stream = Stream::new(5, Purpose::Test, 0, 0);
     for round in 0..400 {
         let mut broken = file.clone();
         if round % 2 == 0 {

@@ -54,7 +54,7 @@ fn every_kind_has_the_pixels_that_pillow_gives_it() {
 
 #[test]
 fn regions_of_every_kind_are_those_of_the_whole_image() {
-    let mut stream = Stream::new(21, Purpose::Report, 0, 0);
+    let mut stream = Stream::new(21, Purpose::Test, 0, 0);
     for Golden { name, file, .. } in goldens() {
         for _ in 0..4 {
             let choices = std::array::from_fn(|_| stream.below(256) as u8);
@@ -130,7 +130,7 @@ fn mutated(file: &[u8], stream: &mut Stream) -> Vec<u8> {
 fn mutate(mutations: impl Fn(&Golden) -> usize) -> (usize, usize) {
     let (mut accepted, mut rejected) = (0, 0);
     for (number, golden) in goldens().into_iter().enumerate() {
-        let mut stream = Stream::new(22, Purpose::Report, number as u64, 0);
+        let mut stream = Stream::new(22, Purpose::Test, number as u64, 0);
         for _ in 0..mutations(&golden) {
             let bytes = mutated(&golden.file, &mut stream);
             let choices = std::array::from_fn(|_| stream.below(256) as u8);

@@ -2,7 +2,7 @@ use super::*;
 use crate::rng::{Purpose, Stream};
 
 fn random_views(count: u64, seed: u64) -> Vec<ViewHash> {
-    let mut stream = Stream::new(seed, Purpose::Report, 0, 0);
+    let mut stream = Stream::new(seed, Purpose::Test, 0, 0);
     (0..count).map(|_| ViewHash(std::array::from_fn(|_| stream.bits()))).collect()
 }
 
@@ -38,7 +38,7 @@ fn brute_force(looks: &[Look]) -> Vec<u32> {
 
 /// Sets of images that are hard in different ways.
 fn hard_sets() -> Vec<(&'static str, Vec<Look>)> {
-    let mut stream = Stream::new(3, Purpose::Report, 0, 0);
+    let mut stream = Stream::new(3, Purpose::Test, 0, 0);
     let scenes = random_views(6, 4);
     let mut noisy = |scene: ViewHash, bits: u32| {
         let bits = (f64::from(bits) * stream.unit()) as u32;
@@ -104,7 +104,7 @@ fn groups_do_not_depend_on_threads() {
 
 #[test]
 fn groups_that_are_extended_are_those_found_from_scratch() {
-    let mut stream = Stream::new(8, Purpose::Report, 0, 0);
+    let mut stream = Stream::new(8, Purpose::Test, 0, 0);
     for (name, looks) in hard_sets() {
         for share in [0.0, 0.02, 0.5] {
             let is_new: Vec<bool> = looks.iter().map(|_| stream.unit() < share).collect();
@@ -121,7 +121,7 @@ fn groups_that_are_extended_are_those_found_from_scratch() {
 
 #[test]
 fn every_pair_within_the_limit_is_found_and_none_beyond_it() {
-    let mut stream = Stream::new(2, Purpose::Report, 0, 0);
+    let mut stream = Stream::new(2, Purpose::Test, 0, 0);
     let mut views = random_views(500, 1);
     let near: Vec<ViewHash> =
         views.iter().map(|&view| flipped(view, &mut stream, MOST_DIFFERING_BITS)).collect();
@@ -141,7 +141,7 @@ fn every_pair_within_the_limit_is_found_and_none_beyond_it() {
 /// Collecting the pairs of these took 9 GB.
 #[test]
 fn many_near_images_are_grouped_without_comparing_each_with_each() {
-    let mut stream = Stream::new(9, Purpose::Report, 0, 0);
+    let mut stream = Stream::new(9, Purpose::Test, 0, 0);
     let scenes = random_views(2, 10);
     let views: Vec<ViewHash> = (0..20_000)
         .map(|number| {

@@ -123,7 +123,7 @@ mod tests {
 
     /// An image of random waves, the longer the stronger, as in photographs.
     fn waves(seed: u64, width: u32, height: u32) -> DecodedImage {
-        let mut stream = Stream::new(seed, Purpose::Report, 0, 0);
+        let mut stream = Stream::new(seed, Purpose::Test, 0, 0);
         let mut wave = |_| {
             let (a, b) = (stream.range(-60.0, 60.0), stream.range(-60.0, 60.0));
             (a, b, stream.range(0.0, 6.3), 60.0 / (3.0 + f64::hypot(a, b)))

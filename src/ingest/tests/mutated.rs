@@ -45,7 +45,7 @@ fn survive(name: &str, whole: &[u8], rounds: u64) {
     let file = at.source.join(name);
     let mut taken = 0;
     for round in 0..rounds {
-        let mut stream = Stream::new(round, Purpose::Report, 0, 0);
+        let mut stream = Stream::new(round, Purpose::Test, 0, 0);
         fs::write(&file, damaged(whole, &mut stream)).expect("a file");
         let _ = fs::remove_dir_all(&at.dest);
         let all = Fraction::new(1.0).expect("valid");

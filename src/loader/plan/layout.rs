@@ -1,25 +1,25 @@
-//! Which rows lie together: a source's row groups.
+//! Which rows are in which row group.
 
 use std::ops::Range;
 
-use crate::ids::Position;
+use crate::ids::BankRow;
 use crate::storage::Digest;
 
-/// The row groups of a source, each with the positions of its rows and its size.
+/// The row groups of a source, each with the bank rows of its rows and its size.
 ///
-/// Invariant: each position of the source is in exactly one group.
+/// Invariant: each bank row of the source is in exactly one group.
 #[derive(Clone, Debug, Default)]
 pub struct Layout {
     /// Of group `g`: the slots `starts[g]..starts[g + 1]`.
     starts: Vec<u32>,
-    /// By slot: the position of the row that lies there.
-    members: Vec<Position>,
+    /// By slot: the bank row of its row.
+    members: Vec<BankRow>,
     bytes: Vec<u64>,
 }
 
 impl Layout {
-    /// A layout from the positions in each group, in the order in which they lie there, and the group's bytes.
-    pub fn new(groups: impl IntoIterator<Item = (Vec<Position>, u64)>) -> Self {
+    /// A layout from the bank rows in each group, in the order of its rows, and the group's bytes.
+    pub fn new(groups: impl IntoIterator<Item = (Vec<BankRow>, u64)>) -> Self {
         let mut layout = Self { starts: vec![0], ..Self::default() };
         for (members, bytes) in groups {
             layout.members.extend(members);
@@ -29,21 +29,21 @@ impl Layout {
         layout
     }
 
-    /// Groups of equal length of a source whose positions lie in their order.
+    /// Groups of equal length, in the order of the bank rows.
     pub fn regular(len: usize, rows: usize, bytes: u64) -> Self {
         let groups = (0..len).step_by(rows.max(1)).map(|start| {
             let members: Vec<_> =
-                (start..len.min(start + rows.max(1))).map(|row| Position(row as u32)).collect();
+                (start..len.min(start + rows.max(1))).map(|row| BankRow(row as u32)).collect();
             let share = bytes * members.len() as u64 / len.max(1) as u64;
             (members, share)
         });
         Self::new(groups)
     }
 
-    /// A digest of which positions lie in which group, in which order.
+    /// A digest of which bank rows are in which group, in which order.
     pub fn digest(&self) -> Digest {
         let mut hasher = blake3::Hasher::new();
-        for number in self.starts.iter().copied().chain(self.members.iter().map(|position| position.0)) {
+        for number in self.starts.iter().copied().chain(self.members.iter().map(|bank_row| bank_row.0)) {
             hasher.update(&number.to_le_bytes());
         }
         hasher.finalize().into()
@@ -54,8 +54,8 @@ impl Layout {
         self.bytes.len()
     }
 
-    /// The positions in a group.
-    pub fn members(&self, group: usize) -> &[Position] {
+    /// The bank rows in a group.
+    pub fn members(&self, group: usize) -> &[BankRow] {
         &self.members[self.slots(group)]
     }
 
@@ -74,16 +74,21 @@ impl Layout {
         self.bytes.iter().sum()
     }
 
+    /// The mean bytes of a row, rounded up.
+    pub(in crate::loader) fn mean_bytes(&self) -> u64 {
+        self.total_bytes().div_ceil(self.rows().max(1) as u64)
+    }
+
     /// The bytes of the largest group.
     pub fn largest_group(&self) -> u64 {
         self.bytes.iter().copied().max().unwrap_or(0)
     }
 
-    /// By position: the slot in which its row lies, counted through all groups.
-    pub(in crate::loader) fn slots_by_position(&self) -> Vec<u32> {
+    /// By bank row: the slot of its row, counted through all groups.
+    pub(in crate::loader) fn slots_by_bank_row(&self) -> Vec<u32> {
         let mut slots = vec![0; self.members.len()];
-        for (slot, position) in (0..).zip(&self.members) {
-            slots[position.row()] = slot;
+        for (slot, bank_row) in (0..).zip(&self.members) {
+            slots[bank_row.row()] = slot;
         }
         slots
     }

@@ -1,7 +1,7 @@
 //! The order of an epoch.
 
-use crate::ids::Position;
-use crate::rng::{Purpose, Stream};
+use crate::ids::BankRow;
+use crate::rng::{Purpose, Stream, split_mix};
 
 /// Rounds of the Feistel network; four make a pseudo-random permutation, six leave a margin.
 const ROUNDS: usize = 6;
@@ -11,18 +11,17 @@ const ROUNDS: usize = 6;
 pub enum Shuffle {
     /// Uniformly over the whole split; each image is read by itself.
     Exact,
-    /// Row groups in a random order, and their rows mixed over windows of about so many rows; whole row groups
-    /// are read, as a store wants it.
+    /// Row groups in a random order, and their rows mixed within windows. Whole row groups are read, which suits a store.
     Windowed {
-        /// Rows of a window.
+        /// The rows of a window, about.
         rows: usize,
     },
 }
 
 /// A permutation of `0..len`, evaluated and not stored.
 ///
-/// A Feistel network permutes the smallest square of a power of two that holds all numbers; those that fall
-/// outside walk on until they are inside.
+/// A Feistel network permutes the smallest square of a power of two that holds all numbers. A number that falls outside
+/// is permuted again until it is inside.
 #[derive(Clone, Debug)]
 pub(in crate::loader) struct Permutation {
     len: u64,
@@ -37,13 +36,13 @@ impl Permutation {
         Self { len, half_bits: bits.div_ceil(2), keys: std::array::from_fn(|_| stream.bits()) }
     }
 
-    /// Where a number goes.
+    /// The number to which an index goes.
     ///
     /// # Panics
-    /// If there is no such number.
-    pub(in crate::loader) fn at(&self, place: u64) -> u64 {
-        assert!(place < self.len, "there are {} places", self.len);
-        let mut value = place;
+    /// If the index is out of range.
+    pub(in crate::loader) fn at(&self, index: u64) -> u64 {
+        assert!(index < self.len, "{index} is below {}", self.len);
+        let mut value = index;
         loop {
             value = self.permute(value);
             if value < self.len {
@@ -56,13 +55,13 @@ impl Permutation {
         let mask = (1 << self.half_bits) - 1;
         let (mut left, mut right) = (value >> self.half_bits, value & mask);
         for key in self.keys {
-            (left, right) = (right, left ^ (mix(right ^ key) & mask));
+            (left, right) = (right, left ^ (split_mix(right ^ key) & mask));
         }
         (left << self.half_bits) | right
     }
 }
 
-/// The order of [`Shuffle::Exact`]: a uniform permutation of the positions `0..len`, a function of
+/// The order of [`Shuffle::Exact`]: a uniform permutation of the bank rows `0..len`, a function of
 /// (seed, epoch) alone, in constant memory.
 #[derive(Clone, Debug)]
 pub struct EpochOrder(Permutation);
@@ -78,20 +77,13 @@ impl EpochOrder {
         Self(Permutation::draw(&mut stream, len as u64))
     }
 
-    /// Which of the images comes at a place of the epoch.
+    /// The image at an index of the epoch.
     ///
     /// # Panics
-    /// If there is no such place.
-    pub fn at(&self, place: usize) -> Position {
-        Position(self.0.at(place as u64) as u32)
+    /// If the index is out of range.
+    pub fn at(&self, epoch_index: usize) -> BankRow {
+        BankRow(self.0.at(epoch_index as u64) as u32)
     }
-}
-
-/// The finaliser of SplitMix64 (Steele et al. 2014): every input bit reaches every output bit.
-fn mix(mut value: u64) -> u64 {
-    value = (value ^ (value >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    value = (value ^ (value >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    value ^ (value >> 31)
 }
 
 #[cfg(test)]
@@ -103,8 +95,8 @@ mod tests {
         for len in [1, 2, 3, 4, 5, 17, 256, 1000, 65_537] {
             let order = EpochOrder::new(1, 2, len);
             let mut seen = vec![false; len];
-            for position in 0..len {
-                assert!(!std::mem::replace(&mut seen[order.at(position).row()], true), "{len}");
+            for bank_row in 0..len {
+                assert!(!std::mem::replace(&mut seen[order.at(bank_row).row()], true), "{len}");
             }
         }
     }
@@ -113,7 +105,7 @@ mod tests {
     fn epochs_and_seeds_differ() {
         let first = |seed, epoch| {
             let order = EpochOrder::new(seed, epoch, 1000);
-            (0..20).map(|position| order.at(position)).collect::<Vec<_>>()
+            (0..20).map(|bank_row| order.at(bank_row)).collect::<Vec<_>>()
         };
         assert_eq!(first(1, 1), first(1, 1));
         assert_ne!(first(1, 1), first(1, 2));
@@ -121,8 +113,8 @@ mod tests {
     }
 
     #[test]
-    fn places_are_uniform_over_many_epochs() {
-        // Where instance 0..50 end up at the first position, over 50,000 epochs: 1000 each, deviation 31.
+    fn the_order_is_uniform_over_many_epochs() {
+        // Where instance 0..50 end up at the first bank row, over 50,000 epochs: 1000 each, deviation 31.
         let mut counts = [0_u32; 50];
         for epoch in 0..50_000 {
             counts[EpochOrder::new(7, epoch, 50).at(0).row()] += 1;

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::layout::Layout;
 use super::order::Permutation;
-use crate::ids::Position;
+use crate::ids::{BankRow, even_range};
 use crate::rng::{Purpose, Stream};
 
 /// The counter of the stream that permutes row groups; those of the windows come after. 0 is the exact order's.
@@ -13,11 +13,11 @@ const GROUPS_COUNTER: u64 = 1;
 /// Row groups in some order, cut into windows within which rows are permuted.
 ///
 /// A function of (seed, epoch, layout, window) alone, in memory that grows with the number of row groups, not
-/// of rows; any place can be asked for at once.
+/// of rows; any index of the epoch can be asked for at once.
 #[derive(Clone, Debug)]
 pub(in crate::loader) struct GroupedOrder {
     groups: Vec<u32>,
-    /// The first place of each of `groups`, and the number of places.
+    /// The epoch index at which each of `groups` begins, and the length of the epoch.
     starts: Vec<u64>,
     windows: Vec<Window>,
 }
@@ -26,7 +26,7 @@ pub(in crate::loader) struct GroupedOrder {
 struct Window {
     /// Indices into `groups`.
     groups: Range<usize>,
-    /// How its places are permuted, if they are.
+    /// How its rows are permuted, if they are.
     permutation: Option<Permutation>,
 }
 
@@ -37,14 +37,13 @@ impl GroupedOrder {
         let mut groups = filled(layout);
         Stream::new(seed, Purpose::EpochOrder, epoch, GROUPS_COUNTER).shuffle(&mut groups);
         let starts = starts(layout, &groups);
-        let rows = layout.rows() as u64;
-        let count = rows.div_ceil(window_rows.max(1) as u64).max(1);
-        let mut windows = Vec::with_capacity(count as usize);
+        let count = layout.rows().div_ceil(window_rows.max(1)).max(1);
+        let mut windows = Vec::with_capacity(count);
         let mut first = 0;
         for window in 0..count {
-            let end_place = rows * (window + 1) / count;
+            let end_index = even_range(layout.rows(), window, count).end as u64;
             let last = window + 1 == count;
-            let end = if last { groups.len() } else { starts.partition_point(|&start| start < end_place) };
+            let end = if last { groups.len() } else { starts.partition_point(|&start| start < end_index) };
             if end > first {
                 let counter = GROUPS_COUNTER + 1 + windows.len() as u64;
                 let mut stream = Stream::new(seed, Purpose::EpochOrder, epoch, counter);
@@ -56,7 +55,7 @@ impl GroupedOrder {
         Self { groups, starts, windows }
     }
 
-    /// Rows as they lie, group after group.
+    /// Rows in the stored order, group after group.
     pub(in crate::loader) fn stored(layout: &Layout) -> Self {
         let groups = filled(layout);
         let starts = starts(layout, &groups);
@@ -64,22 +63,24 @@ impl GroupedOrder {
         Self { starts, windows: windows.collect(), groups }
     }
 
-    /// Which of the images comes at a place of the epoch.
+    /// The image at an index of the epoch.
     ///
     /// # Panics
-    /// If there is no such place.
-    pub(in crate::loader) fn at(&self, layout: &Layout, place: u64) -> Position {
-        let window = &self.windows[self.window_at(place)];
+    /// If the index is out of range.
+    pub(in crate::loader) fn at(&self, layout: &Layout, epoch_index: u64) -> BankRow {
+        let window = &self.windows[self.window_at(epoch_index)];
         let (first, last) = (self.starts[window.groups.start], self.starts[window.groups.end]);
-        assert!((first..last).contains(&place), "the epoch has {} places", self.starts[self.groups.len()]);
-        let drawn = first + window.permutation.as_ref().map_or(place - first, |p| p.at(place - first));
+        let len = self.starts[self.groups.len()];
+        assert!((first..last).contains(&epoch_index), "{epoch_index} is below {len}");
+        let in_window = epoch_index - first;
+        let drawn = first + window.permutation.as_ref().map_or(in_window, |p| p.at(in_window));
         let group = self.starts.partition_point(|&start| start <= drawn) - 1;
         layout.members(self.groups[group] as usize)[(drawn - self.starts[group]) as usize]
     }
 
-    /// The window of a place.
-    pub(in crate::loader) fn window_at(&self, place: u64) -> usize {
-        let after = self.windows.partition_point(|window| self.starts[window.groups.start] <= place);
+    /// The window of an index of the epoch.
+    pub(in crate::loader) fn window_at(&self, epoch_index: u64) -> usize {
+        let after = self.windows.partition_point(|window| self.starts[window.groups.start] <= epoch_index);
         after.saturating_sub(1)
     }
 
@@ -88,8 +89,8 @@ impl GroupedOrder {
         &self.groups[self.windows[window].groups.clone()]
     }
 
-    /// The places of a window.
-    pub(in crate::loader) fn places(&self, window: usize) -> Range<u64> {
+    /// The epoch indices of a window.
+    pub(in crate::loader) fn epoch_indices(&self, window: usize) -> Range<u64> {
         let groups = &self.windows[window].groups;
         self.starts[groups.start]..self.starts[groups.end]
     }

@@ -1,7 +1,7 @@
 //! Few labels: a share of a split's labels, the same number of each class.
 //!
 //! Which these are is a function of (fraction, seed, ids, labels): the same on every machine and for every order
-//! of the rows. Of one seed, a smaller subset lies within each larger one.
+//! of the rows. With one seed, a smaller subset is part of each larger one.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use crate::rng::{Purpose, Stream};
 use crate::storage::Digest;
 use crate::units::Fraction;
 
-/// What a report says of a subset.
+/// A subset, for reports.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SubsetRecord {
     /// Its rows.

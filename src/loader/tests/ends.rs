@@ -41,25 +41,25 @@ impl Source for Troubled {
         self.inner.instances()
     }
 
-    fn place(&self, position: Position) -> String {
-        self.inner.place(position)
+    fn record(&self, bank_row: BankRow) -> String {
+        self.inner.record(bank_row)
     }
 
-    fn read(&self, positions: &[Position]) -> Result<Vec<Row>, LoaderError> {
-        self.inner.read(positions)
+    fn read(&self, bank_rows: &[BankRow]) -> Result<Vec<Row>, LoaderError> {
+        self.inner.read(bank_rows)
     }
 
-    fn fetch_rows(&self, positions: &[Position], reading: &ReadContext) -> Vec<Fetched> {
+    fn fetch_rows(&self, bank_rows: &[BankRow], context: &ReadContext) -> Vec<Fetched> {
         if self.reads.fetch_add(1, Ordering::Relaxed) < self.good_reads {
-            return self.inner.fetch_rows(positions, reading);
+            return self.inner.fetch_rows(bank_rows, context);
         }
         match self.trouble {
             Trouble::Panic => panic!("a bug in a source"),
-            Trouble::Hang => wait_for(&reading.cancel),
+            Trouble::Hang => wait_for(&context.cancel),
             Trouble::Fail => {}
         }
         let fail = || Arc::new(DatasetError::NotThere { dataset: "x".into() }.into());
-        positions.iter().map(|_| Err(fail())).collect()
+        bank_rows.iter().map(|_| Err(fail())).collect()
     }
 }
 
@@ -172,10 +172,10 @@ fn a_corrupt_image_is_left_out_and_all_others_stay_what_they_are() {
         let kept = (0..whole.ids.len()).filter(|&row| ![4, 17].contains(&whole.ids[row].0));
         let image = 3 * 16 * 16;
         let mut expected =
-            Batch { ids: vec![], positions: vec![], labels: vec![], pixels: vec![], ..(*whole).clone() };
+            Batch { ids: vec![], bank_rows: vec![], labels: vec![], pixels: vec![], ..(*whole).clone() };
         for row in kept {
             expected.ids.push(whole.ids[row]);
-            expected.positions.push(whole.positions[row]);
+            expected.bank_rows.push(whole.bank_rows[row]);
             expected.labels.push(whole.labels[row]);
             expected.pixels.extend(&whole.pixels[row * image..(row + 1) * image]);
         }

@@ -5,6 +5,7 @@ use std::sync::Mutex;
 
 use super::support::{batches, options, rows, source};
 use super::*;
+use crate::ids::RankShare;
 use crate::loader::plan::windowed::GroupedOrder;
 
 const WINDOWED: Shuffle = Shuffle::Windowed { rows: 24 };
@@ -17,21 +18,21 @@ impl Source for InGroups {
         self.0.instances()
     }
 
-    fn place(&self, position: Position) -> String {
-        self.0.place(position)
+    fn record(&self, bank_row: BankRow) -> String {
+        self.0.record(bank_row)
     }
 
-    fn read(&self, positions: &[Position]) -> Result<Vec<Row>, LoaderError> {
-        self.0.read(positions)
+    fn read(&self, bank_rows: &[BankRow]) -> Result<Vec<Row>, LoaderError> {
+        self.0.read(bank_rows)
     }
 
-    fn fetch_rows(&self, positions: &[Position], reading: &ReadContext) -> Vec<Fetched> {
-        self.0.fetch_rows(positions, reading)
+    fn fetch_rows(&self, bank_rows: &[BankRow], context: &ReadContext) -> Vec<Fetched> {
+        self.0.fetch_rows(bank_rows, context)
     }
 
-    fn fetch_group(&self, group: usize, reading: &ReadContext) -> Vec<Fetched> {
+    fn fetch_group(&self, group: usize, context: &ReadContext) -> Vec<Fetched> {
         self.1.lock().expect("a lock").insert(group);
-        self.0.fetch_group(group, reading)
+        self.0.fetch_group(group, context)
     }
 
     fn reads_rows(&self) -> bool {
@@ -82,7 +83,7 @@ fn a_loader_of_several_epochs_gives_what_one_for_each_gives() {
 
 #[test]
 fn resuming_at_twenty_random_steps_gives_the_uninterrupted_sequence() {
-    let mut stream = Stream::new(3, Purpose::Report, 0, 0);
+    let mut stream = Stream::new(3, Purpose::Test, 0, 0);
     let [by_rows, by_groups] = both(150);
     for (source, shuffle) in [(&by_rows, Shuffle::Exact), (&by_rows, WINDOWED), (&by_groups, WINDOWED)] {
         let options = LoaderOptions { shuffle, epochs: 3, ..options() };
@@ -132,10 +133,10 @@ fn the_parts_of_any_number_of_ranks_are_the_global_batch() {
                 assert_eq!(together, expected);
                 for (rank, of_rank) in parts.iter().enumerate() {
                     let global = &of_rank[step].global;
-                    assert_eq!(global.positions, whole.positions);
+                    assert_eq!(global.bank_rows, whole.bank_rows);
                     let own: Vec<_> =
-                        global.shares[rank].iter().map(|&index| global.positions[index]).collect();
-                    assert_eq!(own, of_rank[step].positions);
+                        global.shares[rank].iter().map(|index| global.bank_rows[index.index()]).collect();
+                    assert_eq!(own, of_rank[step].bank_rows);
                 }
             }
         }
@@ -180,16 +181,17 @@ fn little_memory_changes_no_batch() {
 }
 
 /// How many pairs of the images in a batch lie in one row group, against what chance would give.
-fn pairs_of_a_group(layout: &Layout, order: impl Fn(u64) -> Position, batch: u64) -> f64 {
+fn pairs_of_a_group(layout: &Layout, order: impl Fn(u64) -> BankRow, batch: u64) -> f64 {
     let mut group_of = vec![0; layout.rows()];
     for group in 0..layout.groups() {
-        layout.members(group).iter().for_each(|position| group_of[position.row()] = group);
+        layout.members(group).iter().for_each(|bank_row| group_of[bank_row.row()] = group);
     }
     let rows = layout.rows() as u64;
     let mut together = 0_u64;
     for first in (0..rows).step_by(batch as usize) {
         let mut counts = vec![0_u64; layout.groups()];
-        (first..rows.min(first + batch)).for_each(|place| counts[group_of[order(place).row()]] += 1);
+        (first..rows.min(first + batch))
+            .for_each(|epoch_index| counts[group_of[order(epoch_index).row()]] += 1);
         together += counts.iter().map(|count| count * count.saturating_sub(1) / 2).sum::<u64>();
     }
     let in_groups: u64 = (0..layout.groups()).map(|group| layout.members(group).len() as u64).sum::<u64>();
@@ -203,11 +205,11 @@ fn pairs_of_a_group(layout: &Layout, order: impl Fn(u64) -> Position, batch: u64
 fn a_window_mixes_row_groups_as_well_as_its_length_allows() {
     let layout = Layout::regular(200_000, 256, 200_000);
     let exact = EpochOrder::new(1, 0, 200_000);
-    let uniform = pairs_of_a_group(&layout, |place| exact.at(place as usize), 256);
+    let uniform = pairs_of_a_group(&layout, |epoch_index| exact.at(epoch_index as usize), 256);
     assert!((uniform - 1.0).abs() < 0.02, "{uniform}");
     for (window, windows) in [(4_096, 49.0), (16_384, 13.0), (65_536, 4.0)] {
         let order = GroupedOrder::shuffled(1, 0, &layout, window);
-        let pairs = pairs_of_a_group(&layout, |place| order.at(&layout, place), 256);
+        let pairs = pairs_of_a_group(&layout, |epoch_index| order.at(&layout, epoch_index), 256);
         // As many times as chance as there are windows: within one, rows are mixed uniformly.
         assert!((pairs / windows - 1.0).abs() < 0.03, "{window}: {pairs}");
     }
@@ -238,17 +240,18 @@ fn which_row_groups_share_a_window_changes_from_epoch_to_epoch() {
 }
 
 #[test]
-fn any_place_of_a_windowed_order_is_known_at_once_and_windows_are_equal() {
+fn any_index_of_a_windowed_order_is_known_at_once_and_windows_are_equal() {
     let layout = Layout::regular(10_000, 64, 10_000);
     let order = GroupedOrder::shuffled(9, 4, &layout, 1_500);
-    let lens: Vec<u64> = (0..order.windows()).map(|window| order.places(window).count() as u64).collect();
+    let lens: Vec<u64> =
+        (0..order.windows()).map(|window| order.epoch_indices(window).count() as u64).collect();
     assert!(lens.iter().all(|len| len.abs_diff(10_000 / 7) <= 64), "{lens:?}");
     let mut seen = vec![false; 10_000];
-    for place in (0..10_000).rev() {
-        let window = order.window_at(place);
-        let position = order.at(&layout, place);
-        let group = (position.0 / 64) as usize;
+    for epoch_index in (0..10_000).rev() {
+        let window = order.window_at(epoch_index);
+        let bank_row = order.at(&layout, epoch_index);
+        let group = (bank_row.0 / 64) as usize;
         assert!(order.groups(window).contains(&(group as u32)));
-        assert!(!std::mem::replace(&mut seen[position.row()], true));
+        assert!(!std::mem::replace(&mut seen[bank_row.row()], true));
     }
 }

@@ -31,7 +31,8 @@ fn in_store() -> Location {
 
 fn cached(dataset: &Location, dir: &TempDir, bytes: u64) -> Arc<dyn Source> {
     let cache = BlobCache::open(&dir.path().join("cache"), bytes).expect("opened");
-    Arc::new(open(dataset).with_cache(cache))
+    let manifest = crate::dataset::Manifest::read(dataset).expect("a manifest");
+    open_split_cached(dataset, &manifest, "train", None, Some(cache)).expect("opened")
 }
 
 /// All batches, and the statistics at the end.
@@ -45,7 +46,7 @@ fn measured(source: &Arc<dyn Source>, options: LoaderOptions) -> (Vec<Batch>, Lo
 fn batches_are_those_of_the_rows_wherever_the_dataset_lies() {
     let (_dir, [disk, store]) = both_places();
     let memory: Arc<dyn Source> = Arc::new(MemorySource::new(rows(100)));
-    let (disk, store): (Arc<dyn Source>, Arc<dyn Source>) = (Arc::new(open(&disk)), Arc::new(open(&store)));
+    let (disk, store) = (open(&disk), open(&store));
     let expected = batches(&memory, options());
     for (threads, prefetch) in [(1, 0), (2, 5), (8, 2)] {
         let options = LoaderOptions { threads, prefetch, ..options() };
@@ -59,9 +60,9 @@ fn batches_are_those_of_the_rows_wherever_the_dataset_lies() {
 #[test]
 fn a_sample_reads_the_same_by_rows_and_by_groups() {
     let (_dir, places) = both_places();
-    let [disk, store] = places.map(|place| -> Arc<dyn Source> {
+    let [disk, store] = places.map(|place| {
         let manifest = crate::dataset::Manifest::read(&place).expect("a manifest");
-        Arc::new(DatasetSource::open(&place, &manifest, "train", Some(13)).expect("opened"))
+        open_split(&place, &manifest, "train", Some(13)).expect("opened")
     });
     let all = batches(&disk, windowed());
     assert_eq!(all, batches(&store, windowed()));
@@ -70,7 +71,7 @@ fn a_sample_reads_the_same_by_rows_and_by_groups() {
 
 #[test]
 fn evaluation_sees_each_image_of_a_store_once_and_fetches_each_row_group_once() {
-    let store: Arc<dyn Source> = Arc::new(open(&in_store()));
+    let store = open(&in_store());
     let transform = EvalTransform::ResizeCenterCrop { resize: 18, crop: 16 };
     let mut loader = evaluation_batches(Arc::clone(&store), transform, 7, 2).expect("started");
     let all: Vec<Batch> = loader.by_ref().collect::<Result<_, _>>().expect("batches");
@@ -84,7 +85,7 @@ fn evaluation_sees_each_image_of_a_store_once_and_fetches_each_row_group_once() 
 #[expect(clippy::disallowed_methods, reason = "damages a file by hand")]
 fn a_cache_cold_warm_small_or_damaged_changes_no_batch() {
     let (dir, store) = (tempdir().expect("a folder"), in_store());
-    let bare: Arc<dyn Source> = Arc::new(open(&store));
+    let bare = open(&store);
     let expected = batches(&bare, windowed());
     let total = bare.layout().total_bytes();
     for bytes in [total, total, total / 3, 1] {
@@ -134,7 +135,7 @@ fn a_small_cache_keeps_what_comes_soonest() {
 #[test]
 fn two_jobs_share_one_cache() {
     let (dir, store) = (tempdir().expect("a folder"), in_store());
-    let bare: Arc<dyn Source> = Arc::new(open(&store));
+    let bare = open(&store);
     let size = bare.layout().total_bytes() / 2;
     std::thread::scope(|scope| {
         for seed in 0..4 {
@@ -157,7 +158,7 @@ fn two_jobs_share_one_cache() {
 #[test]
 fn an_exact_order_in_a_store_needs_memory_or_a_cache_that_holds_the_split() {
     let (dir, store) = (tempdir().expect("a folder"), in_store());
-    let source: Arc<dyn Source> = Arc::new(open(&store));
+    let source = open(&store);
     let total = source.layout().total_bytes();
     let little = LoaderOptions { memory_limit: 200_000, batch_size: 4, ..options() };
     let expected = batches(&source, LoaderOptions { memory_limit: 0, ..little });
@@ -180,7 +181,7 @@ fn a_changed_byte_is_found_and_its_shard_and_row_group_named() {
     for place in &places {
         damage(place, 1);
         for options in [options(), windowed()] {
-            let error = first_error(Arc::new(open(place)), options);
+            let error = first_error(open(place), options);
             assert!(error.contains("train/shard-00001.parquet row group "), "{error}");
         }
     }
@@ -192,7 +193,7 @@ fn a_changed_byte_is_found_and_its_shard_and_row_group_named() {
 fn a_shard_that_vanishes_is_named() {
     let (_dir, places) = both_places();
     for place in &places {
-        let source: Arc<dyn Source> = Arc::new(open(place));
+        let source = open(place);
         place.join("train/shard-00002.parquet").delete().expect("deleted");
         let mut loader = Loader::start(source, Recipe::imagenet(16), windowed()).expect("started");
         let error = loader.find_map(Result::err).expect("an error");
@@ -204,9 +205,9 @@ fn a_shard_that_vanishes_is_named() {
 fn a_damaged_image_is_left_out_and_no_other_or_its_row_group_where_groups_are_read() {
     let (_dir, places) = both_places();
     for place in &places {
-        let whole = batches(&(Arc::new(open(place)) as Arc<dyn Source>), windowed());
+        let whole = batches(&(open(place)), windowed());
         damage(place, 1);
-        let source: Arc<dyn Source> = Arc::new(open(place));
+        let source = open(place);
         let options = LoaderOptions { on_corrupt: OnCorrupt::Skip, ..windowed() };
         let (left, stats) = measured(&source, options);
         // One byte of one image: on this machine it is read and checked by itself.
@@ -228,7 +229,7 @@ fn a_corrupt_image_is_named_with_its_place() {
     rows[7].bytes = Bytes::from_static(b"no image");
     let dataset = on_disk(dir.path());
     publish(&dataset, &rows, 5);
-    let error = first_error(Arc::new(open(&dataset)), options());
+    let error = first_error(open(&dataset), options());
     assert!(error.starts_with("instance 7 ("), "{error}");
     assert!(error.contains(".parquet row group ") && error.contains(", 7.png): "), "{error}");
 }

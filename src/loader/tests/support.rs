@@ -46,7 +46,7 @@ pub(super) fn batches(source: &Arc<dyn Source>, options: LoaderOptions) -> Vec<B
 pub(super) fn publish(dataset: &Location, rows: &[Row], row_group: usize) -> Manifest {
     let options = WriterOptions { row_group, classes: vec!["a".into(), "b".into(), "c".into()] };
     let mut assigned: Vec<&Row> = rows.iter().collect();
-    Stream::new(5, Purpose::Report, 0, 0).shuffle(&mut assigned);
+    Stream::new(5, Purpose::Test, 0, 0).shuffle(&mut assigned);
     let mut index = Vec::new();
     let mut shards = Vec::new();
     for (shard, rows) in (0..).zip(assigned.chunks(rows.len().div_ceil(3))) {
@@ -106,9 +106,9 @@ pub(super) fn on_disk(folder: &Path) -> Location {
 }
 
 /// The split of a dataset made by [`publish`].
-pub(super) fn open(dataset: &Location) -> DatasetSource {
+pub(super) fn open(dataset: &Location) -> Arc<dyn Source> {
     let manifest = Manifest::read(dataset).expect("a manifest");
-    DatasetSource::open(dataset, &manifest, "train", None).expect("opened")
+    open_split(dataset, &manifest, "train", None).expect("opened")
 }
 
 /// Changes the byte in the middle of a shard, which is one of an image.

@@ -15,7 +15,7 @@ fn encoder(arch: Architecture) -> Encoder {
 
 /// The same at every call. libtorch's generator is one for all threads: other tests would draw from it in between.
 fn pixels(batch: i64, side: i64) -> Tensor {
-    let mut stream = Stream::new(3, Purpose::Report, 0, 0);
+    let mut stream = Stream::new(3, Purpose::Test, 0, 0);
     let values: Vec<u8> = (0..batch * 3 * side * side).map(|_| stream.below(256) as u8).collect();
     Tensor::from_slice(&values).view([batch, 3, side, side])
 }

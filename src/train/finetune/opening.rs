@@ -46,7 +46,7 @@ impl Opened<Tuner> {
             let reason = "fine-tuning knows f32, tf32 and bf16".into();
             return Err(TrainError::Config { reason });
         }
-        let whole: Arc<dyn Source> = Arc::new(data::open(&job.train, &manifest)?);
+        let whole = data::open(&job.train, &manifest)?;
         let source: Arc<dyn Source> =
             Arc::new(Subset::of_labels(whole, job.labels.fraction, job.labels.seed));
         if config.loader().steps(source.len()) == 0 {

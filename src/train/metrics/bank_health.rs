@@ -9,7 +9,7 @@ use tch::{Kind, Tensor, no_grad};
 
 use crate::bank::MemoryBank;
 use crate::distributed::{DistributedError, ProcessGroup, Reduce};
-use crate::ids::Position;
+use crate::ids::BankRow;
 use crate::objective::{LogZ, Objective, Queries};
 use crate::rng::{Purpose, Stream};
 use crate::run_config::ObjectiveKind;
@@ -149,18 +149,18 @@ impl Ages {
     }
 }
 
-fn sample(rows: usize, step: u64) -> Vec<Position> {
+fn sample(rows: usize, step: u64) -> Vec<BankRow> {
     if rows <= SAMPLED_ROWS {
-        return (0..rows as u32).map(Position).collect();
+        return (0..rows as u32).map(BankRow).collect();
     }
-    let mut stream = Stream::new(0, Purpose::Report, step, 2);
-    (0..SAMPLED_ROWS).map(|_| Position(stream.below(rows as u64) as u32)).collect()
+    let mut stream = Stream::new(0, Purpose::BankHealth, step, 0);
+    (0..SAMPLED_ROWS).map(|_| BankRow(stream.below(rows as u64) as u32)).collect()
 }
 
 /// Rows of the bank, whoever has them.
 fn gather(
     bank: &MemoryBank,
-    positions: &[Position],
+    positions: &[BankRow],
     owners: &ProcessGroup,
 ) -> Result<Tensor, DistributedError> {
     if owners.world() == 1 {

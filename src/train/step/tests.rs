@@ -6,7 +6,7 @@ use super::*;
 use crate::bank::MemoryBank;
 use crate::checkpoint::Cursor;
 use crate::feature_table::UNIT_TOLERANCE;
-use crate::ids::{InstanceId, Position};
+use crate::ids::{BankRow, InstanceId};
 use crate::loader::GlobalBatch;
 use crate::objective::LogZ;
 use crate::rng::{Purpose, Stream};
@@ -28,18 +28,18 @@ fn config() -> TrainConfig {
 }
 
 fn batch(step: u64) -> Batch {
-    let mut stream = Stream::new(1, Purpose::Report, step, 0);
+    let mut stream = Stream::new(1, Purpose::Test, step, 0);
     let mut ids: Vec<u32> = (0..INSTANCES as u32).collect();
     stream.shuffle(&mut ids);
     ids.truncate(8);
     let pixels = (0..8 * 3 * SIDE * SIDE).map(|_| stream.below(256) as u8).collect();
-    let positions: Vec<_> = ids.iter().copied().map(Position).collect();
+    let positions: Vec<_> = ids.iter().copied().map(BankRow).collect();
     Batch {
         epoch: 0,
         step_in_epoch: step,
         global: Arc::new(GlobalBatch::whole(positions.clone())),
         ids: ids.iter().copied().map(InstanceId).collect(),
-        positions,
+        bank_rows: positions,
         labels: vec![None; 8],
         pixels,
     }
@@ -67,7 +67,7 @@ fn a_batch_seen_again_costs_less_under_every_objective() {
         let mut trainer = trainer(TrainConfig { objective, temperature, ..config() });
         let losses: Vec<f64> = (0..2).map(|_| trainer.step(&batch(0)).expect("a step").loss).collect();
         assert!(losses[1] < losses[0], "{objective:?} {losses:?}");
-        assert!(trainer.bank.updated_step()[batch(0).positions[0].row()] == Some(1));
+        assert!(trainer.bank.updated_step()[batch(0).bank_rows[0].row()] == Some(1));
     }
 }
 
@@ -80,7 +80,7 @@ fn accumulated_parts_move_as_the_whole_batch_does() {
     let config = TrainConfig { objective: ObjectiveKind::InfoNce, proximal_weight: 0.1, ..config() };
     let outcome = |accumulate| {
         let mut trainer = trainer(TrainConfig { accumulate, ..config.clone() });
-        let global = Arc::new(GlobalBatch::assigned(batch.positions.clone(), 1, accumulate));
+        let global = Arc::new(GlobalBatch::assigned(batch.bank_rows.clone(), 1, accumulate));
         let batch = Batch { global, ..batch.clone() };
         let outcome = trainer.step(&batch).expect("a step");
         (outcome.loss, outcome.gradient_norm, trainer.bank.to_vec())
@@ -118,7 +118,7 @@ fn a_batch_of_nothing_but_corrupt_images_is_a_skipped_step() {
     trainer.step(&batch(0)).expect("a step");
     let before = state(&trainer);
     let empty =
-        Batch { ids: Vec::new(), positions: Vec::new(), labels: Vec::new(), pixels: Vec::new(), ..batch(1) };
+        Batch { ids: Vec::new(), bank_rows: Vec::new(), labels: Vec::new(), pixels: Vec::new(), ..batch(1) };
     let outcome = trainer.step(&empty).expect("skipped");
     assert!(outcome.skipped && trainer.skipped == 1 && trainer.cursor.step == 2);
     assert!(state(&trainer) == before);

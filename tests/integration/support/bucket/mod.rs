@@ -163,7 +163,7 @@ fn serve(stream: &TcpStream, state: &Mutex<State>, stopped: &AtomicBool) -> std:
         let mut state = state.lock().expect("no handler panics");
         state.log.push(format!("{} {}", request.method, request.key));
         let faults = state.faults.clone();
-        let mut draw = Stream::new(7, Purpose::Report, 0, state.drawn);
+        let mut draw = Stream::new(7, Purpose::Test, 0, state.drawn);
         state.drawn += 1;
         let enough = state.refuse_after.is_some_and(|limit| state.log.len() > limit);
         let refused = draw.unit() < faults.refused || enough;

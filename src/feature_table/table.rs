@@ -1,0 +1,308 @@
+//! A feature table in memory: read, checked, and written.
+
+use std::borrow::Cow;
+use std::io::Write;
+use std::ops::Range;
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, FixedSizeListArray, Float32Array, Int64Array, RecordBatch};
+use arrow::datatypes::{DataType, Field};
+use arrow::error::ArrowError;
+use arrow::ipc::writer::FileWriter;
+use bytes::Bytes;
+use serde::Serialize;
+
+use super::columns::{ColumnNames, Found, Rows, check_ids};
+use super::decode::Contents;
+use super::error::TableError;
+use super::meta::{Kind, NamedMeta, TableMeta};
+use super::rows::{IN_MEMORY, PendingVectors, Table, check_vectors, is_unit_length, split};
+use super::schema::schema;
+use super::unit::normalise;
+use crate::ids::{ClassId, InstanceId};
+use crate::storage::{Location, Published, StorageError, Upload};
+
+/// Rows of a record batch: 32 MiB of features at 128 numbers a row.
+const BATCH_ROWS: usize = 1 << 16;
+
+/// A feature table in memory.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FeatureTable {
+    /// What the features are.
+    pub meta: TableMeta,
+    /// `[rows]`: the instance of each row.
+    pub ids: Vec<InstanceId>,
+    /// `[rows]`: its class, where it has one.
+    pub labels: Vec<Option<ClassId>>,
+    /// `[rows]`: in a bank, the training step that last wrote the row.
+    pub updated_step: Vec<Option<u64>>,
+    /// `[rows * dim]`: row after row.
+    pub features: Vec<f32>,
+}
+
+/// A table as `inspect` prints it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TableSummary {
+    /// Always `feature_table`.
+    pub kind: &'static str,
+    /// What the features are.
+    pub table: TableMeta,
+    /// The number of rows.
+    pub rows: usize,
+    /// Rows with a label.
+    pub labelled: usize,
+    /// In a bank, the rows that no step has written yet.
+    pub never_updated: Option<usize>,
+    /// In a bank, the mean age of the other rows, in steps.
+    pub mean_age_steps: Option<f64>,
+}
+
+impl FeatureTable {
+    /// The number of rows.
+    pub fn len(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Whether the table has no rows.
+    pub fn is_empty(&self) -> bool {
+        self.ids.is_empty()
+    }
+
+    /// The vector of a row.
+    pub fn feature(&self, row: usize) -> &[f32] {
+        &self.features[row * self.meta.dim..][..self.meta.dim]
+    }
+
+    /// The table as `inspect` prints it.
+    pub fn summary(&self) -> TableSummary {
+        let updated: Vec<u64> = self.updated_step.iter().filter_map(|&step| step).collect();
+        let is_bank = self.meta.kind == Kind::Bank;
+        let age = |step: &u64| self.meta.step.saturating_sub(step + 1) as f64;
+        let mean = updated.iter().map(age).sum::<f64>() / updated.len().max(1) as f64;
+        TableSummary {
+            kind: "feature_table",
+            rows: self.len(),
+            labelled: self.labels.iter().flatten().count(),
+            never_updated: is_bank.then(|| self.len() - updated.len()),
+            mean_age_steps: (is_bank && !updated.is_empty()).then_some(mean),
+            table: self.meta.clone(),
+        }
+    }
+
+    /// The table itself where its rows are of unit length, else a copy with rows that are.
+    pub fn at_unit_length(&self) -> Cow<'_, Self> {
+        if self.meta.unit_length {
+            return Cow::Borrowed(self);
+        }
+        let mut copy = self.clone();
+        normalise(&mut copy.features, self.meta.dim);
+        copy.meta.unit_length = true;
+        Cow::Owned(copy)
+    }
+
+    /// Checks what the format promises of the vectors: they are finite, and of unit length where the table
+    /// says so.
+    ///
+    /// # Errors
+    /// The first row that is wrong.
+    pub fn check(&self) -> Result<(), TableError> {
+        check_vectors(IN_MEMORY, &self.meta, 0, &self.features)
+    }
+
+    /// Reads a table in several files, each a table itself: a bank of several owners.
+    ///
+    /// # Errors
+    /// As [`FeatureTable::read`]; also if the files are not parts of one table.
+    ///
+    /// # Panics
+    /// If there is no file.
+    pub fn read_all(files: &[Location]) -> Result<Self, TableError> {
+        Self::join(files.iter().map(|file| Ok((file.to_string(), Self::read(file)?))))
+    }
+
+    /// Makes one table of those of several files, given with their names.
+    ///
+    /// # Errors
+    /// If the files are not parts of one table.
+    ///
+    /// # Panics
+    /// If there is no file.
+    pub fn join<E: From<TableError>>(
+        files: impl IntoIterator<Item = Result<(String, Self), E>>,
+    ) -> Result<Self, E> {
+        let mut files = files.into_iter();
+        let (first, mut whole) = files.next().expect("a table has a file")?;
+        let mut count = 1;
+        for file in files {
+            let (name, part) = file?;
+            count += 1;
+            if part.meta != whole.meta {
+                let reason = format!("it is not part of the same table as {first}");
+                return Err(TableError::NotATable { table: name, reason }.into());
+            }
+            whole.ids.extend(part.ids);
+            whole.labels.extend(part.labels);
+            whole.updated_step.extend(part.updated_step);
+            whole.features.extend(part.features);
+        }
+        if count > 1 {
+            check_ids(&first, whole.meta.kind, &whole.ids)?;
+        }
+        Ok(whole)
+    }
+
+    /// Reads a table and checks everything that the format promises. Tables of other programs are taken too:
+    /// an Arrow IPC file or stream or a Parquet file that holds ids and vectors without nulls.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with the row or column that it is about.
+    pub fn read(location: &Location) -> Result<Self, TableError> {
+        Self::read_with(location, &ColumnNames::default())
+    }
+
+    /// Likewise, with other names of columns in tables that this program did not write.
+    ///
+    /// # Errors
+    /// As [`FeatureTable::read`].
+    pub fn read_with(location: &Location, names: &ColumnNames) -> Result<Self, TableError> {
+        let table = location.to_string();
+        if location.local_path().is_some_and(std::path::Path::is_dir) {
+            let reason = "it is a folder, expected a file such as the `bank.arrow` of a checkpoint".into();
+            return Err(TableError::NotATable { table, reason });
+        }
+        match location.read() {
+            Err(error) if error.is_not_found() => Err(TableError::NotThere { table }),
+            other => Self::from_bytes(&table, other?, names),
+        }
+    }
+
+    /// Reads a table from the bytes of its file, which errors call `table`.
+    ///
+    /// # Errors
+    /// As [`FeatureTable::read`].
+    pub fn from_bytes(table: &str, bytes: Bytes, names: &ColumnNames) -> Result<Self, TableError> {
+        let malformed = |source| TableError::Malformed { table: table.into(), source };
+        let not_a_table = |reason| TableError::NotATable { table: table.into(), reason };
+        let contents = Contents::of(bytes).map_err(malformed)?;
+        let named = NamedMeta::of(&contents.schema).map_err(not_a_table)?;
+        let usual = ColumnNames::default();
+        let found = Found::of(table, &contents.schema, if named.is_ours { &usual } else { names })?;
+        let mut rows = Rows::default();
+        contents
+            .read(&found.positions(), |batch| rows.append(table, &found, batch).map_err(Wrong::Table))
+            .map_err(|error| match error {
+                Wrong::Table(error) => error,
+                Wrong::Arrow(source) => malformed(source),
+            })?;
+        let dim = rows.dim.or(named.dim).filter(|dim| *dim > 0);
+        let dim = dim.ok_or_else(|| not_a_table("its vectors have no length".into()))?;
+        if let Some(said) = named.dim.filter(|said| *said != dim) {
+            let reason = format!("its vectors have {dim} numbers, its metadata says {said}");
+            return Err(not_a_table(reason));
+        }
+        let Rows { columns, features, .. } = rows;
+        let meta = named.complete(dim, || is_unit_length(dim, &features), columns.classes());
+        columns.check(table, meta.kind, meta.classes.len())?;
+        check_vectors(table, &meta, 0, &features)?;
+        Ok(Self {
+            meta,
+            ids: columns.ids,
+            labels: columns.labels,
+            updated_step: columns.updated_step,
+            features,
+        })
+    }
+
+    /// Publishes the table, whole or not at all.
+    ///
+    /// # Errors
+    /// If the store fails.
+    ///
+    /// # Panics
+    /// If the columns differ in length.
+    pub fn write(&self, location: &Location) -> Result<Published, TableError> {
+        assert_eq!(self.labels.len(), self.len(), "a label or none for each row");
+        assert_eq!(self.updated_step.len(), self.len(), "a step or none for each row");
+        assert_eq!(self.features.len(), self.len() * self.meta.dim, "a vector for each row");
+        let upload = Upload::start(location)?;
+        let failed = |error: ArrowError| match error {
+            ArrowError::IoError(_, source) => storage_error(location, source),
+            source => TableError::Malformed { table: location.to_string(), source },
+        };
+        let upload = self.write_to(upload).map_err(failed)?;
+        Ok(upload.finish()?)
+    }
+
+    fn write_to<W: Write>(&self, sink: W) -> Result<W, ArrowError> {
+        let schema = Arc::new(schema(self.meta.dim, self.meta.to_metadata()));
+        let mut writer = FileWriter::try_new_buffered(sink, &schema)?;
+        for start in (0..self.len()).step_by(BATCH_ROWS) {
+            let rows = start..(start + BATCH_ROWS).min(self.len());
+            let values = &self.features[rows.start * self.meta.dim..rows.end * self.meta.dim];
+            let item = Arc::new(Field::new("item", DataType::Float32, false));
+            let values = Arc::new(Float32Array::from(values.to_vec()));
+            let columns: Vec<ArrayRef> = vec![
+                Arc::new(Int64Array::from_iter_values(
+                    self.ids[rows.clone()].iter().map(|id| id.to_stored()),
+                )),
+                Arc::new(FixedSizeListArray::try_new(item, self.meta.dim as i32, values, None)?),
+                Arc::new(Int64Array::from_iter(
+                    self.labels[rows.clone()].iter().map(|label| label.map(|class| i64::from(class.0))),
+                )),
+                Arc::new(Int64Array::from_iter(
+                    self.updated_step[rows].iter().map(|step| step.map(|step| step as i64)),
+                )),
+            ];
+            writer.write(&RecordBatch::try_new(Arc::clone(&schema), columns)?)?;
+        }
+        writer.finish()?;
+        let buffered = writer.into_inner()?;
+        buffered.into_inner().map_err(|error| ArrowError::from(error.into_error()))
+    }
+}
+
+impl Table for FeatureTable {
+    fn meta(&self) -> &TableMeta {
+        &self.meta
+    }
+
+    fn ids(&self) -> &[InstanceId] {
+        &self.ids
+    }
+
+    fn labels(&self) -> &[Option<ClassId>] {
+        &self.labels
+    }
+
+    fn updated_steps(&self) -> &[Option<u64>] {
+        &self.updated_step
+    }
+
+    fn ranges(&self, longest: usize) -> Vec<Range<usize>> {
+        split(0..self.len(), longest).collect()
+    }
+
+    fn start_read(&self, rows: Range<usize>) -> PendingVectors<'_> {
+        let dim = self.meta.dim;
+        let features = &self.features[rows.start * dim..rows.end * dim];
+        PendingVectors::memory(features, dim, rows.start)
+    }
+}
+
+/// What ends the reading of batches.
+enum Wrong {
+    Table(TableError),
+    Arrow(ArrowError),
+}
+
+impl From<ArrowError> for Wrong {
+    fn from(error: ArrowError) -> Self {
+        Self::Arrow(error)
+    }
+}
+
+fn storage_error(location: &Location, error: std::io::Error) -> TableError {
+    let source: Box<dyn std::error::Error + Send + Sync> = error.into();
+    let (location, local) = (location.to_string(), location.local_path().is_some());
+    StorageError::Failed { operation: "write", location, local, source }.into()
+}
