@@ -2,16 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use super::Source;
 use super::class_folders::{choose_class_folders, merged_folders, strip_common_folders};
 use super::classes::{Classes, Label, label};
-use super::discover::examples;
+use super::format::{ClassFolder, SourceFormat};
 use super::names::{
-    as_path_part, file_name, folder_order, is_layout_folder, is_split_word, without_image_ending,
+    as_path_part, examples, file_name, folder_order, is_layout_folder, is_split_word, without_image_ending,
 };
 use super::plan::SourcePlan;
-use super::records::{Evidence, Fault, Naming, Record, Records, count};
+use super::records::{Entry, Evidence, Fault, Naming, Record, Records, count};
 use super::splits::{Assigned, Splits, below, by_folders, is_unlabelled};
-use super::{ClassFolder, Entry, Source, SourceFormat};
 use crate::ingest::split_names::check_split_names;
 use crate::ingest::{IngestError, IngestOptions};
 

@@ -2,9 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::ClassFolder;
-use super::discover::examples;
-use super::names::{file_name, is_layout_folder, split_like};
+use super::format::ClassFolder;
+use super::names::{examples, file_name, is_layout_folder, split_like};
 use super::records::Records;
 use super::splits::{Splits, below, by_folders};
 use crate::ingest::IngestError;

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::Entry;
 use super::names::split_meaning;
+use super::records::Entry;
 use crate::ids::ClassId;
 use crate::ingest::split_names::check_split_names;
 

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::records::Counts;
-use super::{Entry, SourceFormat};
+use super::format::SourceFormat;
+use super::records::{Counts, Entry};
 
 pub use super::records::Counted;
 

@@ -6,7 +6,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::image::{
-    DecodedImage, ImageError, Limits, decode, encode_jpeg, probe, progressive_to_baseline, shrink, shrunk_size,
+    DecodedImage, ImageError, Limits, decode, encode_jpeg, probe, progressive_to_baseline, shrink,
+    shrunk_size,
 };
 use crate::ingest::IngestOptions;
 

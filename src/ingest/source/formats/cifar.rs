@@ -8,8 +8,7 @@ use bytes::Bytes;
 use super::super::archive::{Extent, Member};
 use super::super::names::file_name;
 use super::super::records::{ClassNames, Evidence, Naming, Place, Record, Records};
-use super::super::wrong;
-use super::tars::Tar;
+use super::tar::Tar;
 use crate::image::{DecodedImage, encode_png};
 use crate::ingest::IngestError;
 
@@ -63,7 +62,7 @@ pub(super) fn collect(records: &mut Records<'_>, tars: &[Tar]) -> Result<(), Ing
             if member.bytes == 0 || !member.bytes.is_multiple_of(record_bytes) {
                 let reason =
                     format!("`{}` is not a whole number of {record_bytes}-byte records", member.path);
-                return Err(wrong(&tar.location, reason));
+                return Err(IngestError::layout(&tar.location, reason));
             }
             let names = tar.index.members.iter().find(|member| file_name(&member.path) == batch.names);
             if let (Some(names), None) = (names, &records.class_names) {
