@@ -329,7 +329,7 @@ fn check_lone_classes(
     Ok(())
 }
 
-/// Warns of files that a list names with several labels: each line is an image of its own.
+/// Warns of files that a list names with several labels: each line counts as one image.
 fn double_labels(records: &Records<'_>, labels: &[Label<'_>]) -> Option<String> {
     if records.naming != Naming::AsIs {
         return None;
@@ -371,7 +371,7 @@ fn path(records: &Records<'_>, record: &Record, assigned: Option<Assigned>, clas
     }
 }
 
-/// What a user should look at before it is done.
+/// Adds warnings that a user should read before an ingest.
 fn warn(
     plan: &mut SourcePlan,
     options: &IngestOptions,
@@ -419,7 +419,7 @@ fn warn(
             paths.windows(2).filter(|pair| pair[0] == pair[1]).map(|pair| pair[0]).collect();
         if !double.is_empty() {
             warnings.push(format!(
-                "{} paths of split `{name}` occur more than once ({}): each is an image of its own",
+                "{} paths of split `{name}` occur more than once ({}): each counts as one image",
                 double.len(),
                 examples(&double)
             ));

@@ -69,7 +69,7 @@ fn is_absent(text: &str) -> bool {
     parse(text.trim()) == Parsed::Absent
 }
 
-/// A name with what is not ASCII as numbers, so that names that look the same can be told apart.
+/// A name with characters beyond ASCII as numbers, so that names that look the same can be told apart.
 fn shown(name: &str) -> String {
     format!("`{}`", name.escape_default())
 }
@@ -147,7 +147,7 @@ impl Classes {
         }
     }
 
-    /// Names that look the same on a screen are refused, and those that differ in case alone are said.
+    /// Rejects names that look the same; warns of those that differ in case alone.
     fn compare_names(&mut self, records: &Records<'_>) -> Result<(), IngestError> {
         let composed = ComposingNormalizerBorrowed::new_nfc();
         let mut same: HashMap<String, &str> = HashMap::new();

@@ -15,9 +15,9 @@ use super::records::{Counts, count, ignored, passed_over_reason};
 use crate::ingest::{IngestError, IngestOptions};
 use crate::storage::{Location, StorageError};
 
-/// Bytes of a file that are looked at.
+/// Bytes read to recognise a file.
 const HEAD_BYTES: u64 = 4096;
-/// Bytes of a compressed file that are looked at: the first block of zstd is not longer.
+/// Bytes read to recognise a compressed file: the first block of zstd is not longer.
 const COMPRESSED_HEAD_BYTES: u64 = 192 << 10;
 /// Bytes of a tar's header.
 const TAR_HEADER_BYTES: usize = 512;
@@ -66,7 +66,7 @@ enum Kind {
     Other(String),
 }
 
-/// Looks at the sources.
+/// Recognises the sources by their content.
 ///
 /// # Errors
 /// If they are of no known form, of two forms at once, not of the form that was asked for, or a store fails.
@@ -128,7 +128,7 @@ fn discover_one(options: &IngestOptions, source: &Location) -> Result<Discovered
 /// Several files, such as the shards that a pattern names.
 fn discover_files(options: &IngestOptions, sources: &[Location]) -> Result<Discovered, IngestError> {
     if let Some(folder) = sources.iter().find(|file| file.local_path().is_some_and(Path::is_dir)) {
-        let reason = "several sources must be files; a folder is a source of its own".to_owned();
+        let reason = "several sources must be files, this is a folder".to_owned();
         return Err(IngestError::layout(
             folder,
             format!("{reason}: ingest it with `--append`, or name the folder above"),

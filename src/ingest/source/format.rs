@@ -61,7 +61,7 @@ pub enum LabelsAs {
     /// Digits are numbers, everything else is a name; what can be both is an error.
     #[default]
     Auto,
-    /// Every text is a class of its own, digits too.
+    /// Every text is the name of a class, digits too.
     Names,
     /// Every text is the number of a class.
     Numbers,

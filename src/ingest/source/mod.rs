@@ -1,9 +1,9 @@
 //! The forms in which people hold images, as one kind of list.
 //!
-//! A [`Source`] is every image with its split, class and place, in the order of a sorted ImageFolder, and the bytes
-//! of any of them on demand. It is made in three steps, each in files of its own:
+//! A [`Source`] is every image with its split, class and location, in the order of a sorted ImageFolder, and the bytes
+//! of any of them on demand. It is made in three steps:
 //!
-//! 1. [`mod@discover`]: what is there, by its content.
+//! 1. [`mod@discover`]: recognise the source by its content.
 //! 2. [`formats`]: what a layout means, over [`archive`], where bytes come from. Every form gives the same
 //!    list of [`records`], with what it knows of each image's class.
 //! 3. [`arrange`]: [`splits`] and [`classes`], decided over all records together, and the [`plan`] that is shown

@@ -15,7 +15,7 @@ use crate::storage::Location;
 pub(super) enum Evidence {
     /// The folders of its path.
     Folders,
-    /// A place for a label that is empty, null or −1.
+    /// A label field that is empty, null or −1.
     Absent,
     /// Text that is a name or a number.
     Text(Word),
@@ -81,16 +81,15 @@ impl Fault {
 
 /// Where an image's bytes are.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct ImageBytes {
     pub(super) container: u32,
     pub(super) extent: Extent,
     pub(super) bytes: u64,
 }
 
-impl Place {
+impl ImageBytes {
     /// Of an entry that is not taken.
-    pub(super) const NOWHERE: Self =
-        Self { container: u32::MAX, extent: Extent::Range { offset: 0 }, bytes: 0 };
+    pub(super) const NONE: Self = Self { container: u32::MAX, extent: Extent::Range { offset: 0 }, bytes: 0 };
 }
 
 /// An image by its name.
@@ -103,7 +102,7 @@ pub(super) struct Record {
     pub(super) evidence: Evidence,
     /// The split that the form found in a column or an archive's structure.
     pub(super) split: Option<Word>,
-    pub(super) place: Place,
+    pub(super) place: ImageBytes,
     pub(super) fault: Option<Fault>,
 }
 

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::super::archive::{Index, Member, read_nested};
 use super::super::names::{file_name, is_image, splits_of_container};
-use super::super::records::{Evidence, Naming, Place, Record, Records, shown};
+use super::super::records::{Evidence, ImageBytes, Naming, Record, Records, shown};
 use super::devkit;
 use super::tar::{Tar, push_skipped};
 use crate::ingest::IngestError;
@@ -152,7 +152,7 @@ fn training(records: &mut Records<'_>, tar: Tar) -> Result<(), IngestError> {
                 continue;
             }
             let path = format!("{name}/{}", file_name(&path)).into();
-            let place = Place { container, extent, bytes };
+            let place = ImageBytes { container, extent, bytes };
             records.push(Record { origin, path, evidence: Evidence::Folders, split, place, fault: None });
         }
     }
@@ -169,7 +169,7 @@ fn validation(records: &mut Records<'_>, tar: Tar) {
             records.pass_over("not an image by its name", &path);
             continue;
         }
-        let place = Place { container, extent, bytes };
+        let place = ImageBytes { container, extent, bytes };
         let path = path.into_boxed_str();
         records.push(Record { origin, path, evidence: Evidence::Folders, split, place, fault: None });
     }

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use super::super::archive::{Extent, failed};
 use super::super::container::Container;
 use super::super::names::examples;
-use super::super::records::{Evidence, Fault, Naming, Place, Record, Records};
+use super::super::records::{Evidence, Fault, ImageBytes, Naming, Record, Records};
 use super::columns::{self, LABEL_NAMES, SPLIT_NAME};
 use crate::ingest::IngestError;
 use crate::storage::{Location, Stamp};
@@ -74,7 +74,7 @@ pub(in super::super) fn collect(records: &mut Records<'_>, lists: &[Container]) 
             let found = folders.find(records, &root, absolute, &relative)?;
             let (place, fault) = match found {
                 Some(place) => (place, None),
-                None => (Place::NOWHERE, Some(Fault::NotThere)),
+                None => (ImageBytes::NONE, Some(Fault::NotThere)),
             };
             let evidence = match &label {
                 Some(label) => Evidence::Text(records.word(label)),
@@ -103,7 +103,7 @@ impl Folders {
         root: &Location,
         absolute: bool,
         path: &str,
-    ) -> Result<Option<Place>, IngestError> {
+    ) -> Result<Option<ImageBytes>, IngestError> {
         let folder = if absolute { Location::from_path(std::path::Path::new("/"))? } else { root.clone() };
         let key = folder.to_string();
         let found = match folder.local_path() {
@@ -129,7 +129,7 @@ impl Folders {
         let container = *self.containers.entry(key).or_insert_with(|| containers.add_folder(folder));
         Ok(found.map(|(bytes, stamp)| {
             records.stamps.add(path, stamp);
-            Place { container, extent: Extent::Range { offset: 0 }, bytes }
+            ImageBytes { container, extent: Extent::Range { offset: 0 }, bytes }
         }))
     }
 }

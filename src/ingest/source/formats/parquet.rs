@@ -19,7 +19,7 @@ use rayon::prelude::*;
 use super::super::archive::{Containers, Extent, SourceFile, Spool, Window};
 use super::super::container::Container;
 use super::super::names::{examples, file_name};
-use super::super::records::{ClassNames, Entry, Evidence, Fault, Naming, Place, Record, Records};
+use super::super::records::{ClassNames, Entry, Evidence, Fault, ImageBytes, Naming, Record, Records};
 
 use super::columns::{self, LABEL_NAMES, SPLIT_NAME};
 use crate::guard::guard;
@@ -115,7 +115,7 @@ pub(in super::super) fn collect(
             let split = listed.splits.as_ref().and_then(|splits| splits[row].as_ref());
             let split = split.filter(|split| !split.is_empty()).map(|split| records.word(split));
             let extent = Extent::Range { offset: row as u64 };
-            let place = Place { container: number, extent, bytes: listed.mean_bytes };
+            let place = ImageBytes { container: number, extent, bytes: listed.mean_bytes };
             let fault = (!listed.has_bytes).then_some(Fault::NoBytes);
             records.push_row(Record { origin, path, evidence, split, place, fault });
         }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::super::archive::{Index, Member, Skipped, SourceFile, Spool, read_index, unpack};
 use super::super::container::Container;
 use super::super::names::is_image;
-use super::super::records::{Evidence, Fault, Place, Record, Records};
+use super::super::records::{Evidence, Fault, ImageBytes, Record, Records};
 use super::webdataset;
 use crate::ingest::IngestError;
 use crate::storage::Location;
@@ -85,7 +85,7 @@ pub(super) fn push_skipped(records: &mut Records<'_>, origin: u32, others: &[(St
                 path,
                 evidence: Evidence::Folders,
                 split: None,
-                place: Place::NOWHERE,
+                place: ImageBytes::NONE,
                 fault: Some(fault),
             };
             records.push(record);

@@ -6,7 +6,7 @@ use super::super::archive::{Member, Spool};
 use super::super::container::Container;
 use super::super::format::SourceFormat;
 use super::super::names::{is_image, is_tar};
-use super::super::records::{Evidence, Naming, Place, Record, Records};
+use super::super::records::{Evidence, ImageBytes, Naming, Record, Records};
 use super::tar::Tar;
 use super::{cifar, imagenet, webdataset};
 use crate::ingest::IngestError;
@@ -60,7 +60,7 @@ pub(in super::super) fn collect(
         let container = records.containers.add_file(tar.file);
         for Member { path, bytes, extent, .. } in tar.index.members {
             if is_image(&path) {
-                let place = Place { container, extent, bytes };
+                let place = ImageBytes { container, extent, bytes };
                 let path = path.into_boxed_str();
                 records.push(Record {
                     origin,

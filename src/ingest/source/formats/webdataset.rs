@@ -9,7 +9,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use super::super::archive::Member;
 use super::super::format::SourceFormat;
 use super::super::names::{examples, file_name, is_image, is_image_ending};
-use super::super::records::{Evidence, Fault, Naming, Place, Record, Records, shown};
+use super::super::records::{Evidence, Fault, ImageBytes, Naming, Record, Records, shown};
 use super::columns::{LABEL_NAMES, SPLIT_NAME, choose, is_label_name};
 use super::tar::Tar;
 use crate::ingest::{IngestError, IngestOptions};
@@ -239,7 +239,7 @@ pub(super) fn collect(records: &mut Records<'_>, tars: Vec<Tar>) -> Result<(), I
                         Evidence::Absent
                     }
                 };
-            let place = Place { container, extent: image.extent.clone(), bytes: image.bytes };
+            let place = ImageBytes { container, extent: image.extent.clone(), bytes: image.bytes };
             let path = image.path.as_str().into();
             records.push(Record { origin, path, evidence, split: None, place, fault: None });
         }
@@ -247,7 +247,7 @@ pub(super) fn collect(records: &mut Records<'_>, tars: Vec<Tar>) -> Result<(), I
             let fault = Some(Fault::KeyEndsAtFirstDot);
             let path = member.path.as_str().into();
             let evidence = Evidence::Absent;
-            records.push(Record { origin, path, evidence, split: None, place: Place::NOWHERE, fault });
+            records.push(Record { origin, path, evidence, split: None, place: ImageBytes::NONE, fault });
         }
         for member in samples.others {
             records.pass_over("other members of a sample", &shown(&tar.name, &member.path));
