@@ -19,11 +19,11 @@ pub struct BenchOptions {
     pub source: Location,
     /// A folder for the copies and the datasets; what is made there is removed.
     pub scratch: Location,
-    /// The images are repeated until they have at least so many bytes.
+    /// Repeat the images until they have at least this many bytes.
     pub bytes: u64,
     /// Threads.
     pub threads: usize,
-    /// How much of an image the ingest looks at.
+    /// How thoroughly to validate an image.
     pub check: CheckDepth,
     /// Rounds; in each both are measured, one after the other.
     pub rounds: usize,
@@ -173,7 +173,7 @@ fn decode_all(options: &IngestOptions) -> Result<(), IngestError> {
     pool.install(|| {
         source.splits.values().flatten().collect::<Vec<_>>().par_iter().try_for_each(|entry| {
             let bytes = source.read(entry)?;
-            // An image that cannot be decoded is refused by the ingest, too, after the same work.
+            // An image that cannot be decoded is rejected by the ingest, too, after the same work.
             let _ = std::hint::black_box(decode(&bytes, &Limits::default()));
             Ok::<_, IngestError>(())
         })

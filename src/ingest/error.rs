@@ -2,7 +2,7 @@
 
 use crate::dataset::DatasetError;
 use crate::failure::Failure;
-use crate::storage::StorageError;
+use crate::storage::{Location, StorageError};
 
 /// An ingest cannot be done; no dataset is published.
 #[derive(Debug, thiserror::Error)]
@@ -98,6 +98,11 @@ pub enum IngestError {
 }
 
 impl IngestError {
+    /// A source at this location that cannot be read as asked for.
+    pub(super) fn layout(location: &Location, reason: impl Into<String>) -> Self {
+        Self::Layout { location: location.to_string(), reason: reason.into() }
+    }
+
     /// The kind of failure, for the exit code.
     pub fn failure(&self) -> Failure {
         match self {

@@ -3,7 +3,7 @@
 //! Each file has the bytes that the ingest was given. Images that the ingest changed (smaller, baseline) come as they are
 //! stored. The same export again changes nothing.
 //!
-//! Each image has a file of its own, named by the path of its row. A labelled image is in the folder of its class, so
+//! Each image becomes one file, named by the path of its row. A labelled image is in the folder of its class, so
 //! that an ingest of the files gives the same labels: where its path begins with another folder, the file's name alone is
 //! kept. A name without an image's ending gets that of the image's format. Three kinds of rows get `-<instance id>`
 //! before the file's extension: all but the first of several rows with one path, a row whose path is a folder of another
@@ -260,7 +260,7 @@ fn last(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
 }
 
-/// The first characters, at most so many bytes.
+/// The first characters, at most `most` bytes.
 fn cut(text: &str, bytes: usize) -> &str {
     let ends = text.char_indices().map(|(start, character)| start + character.len_utf8());
     &text[..ends.take_while(|&end| end <= bytes).last().unwrap_or(0)]

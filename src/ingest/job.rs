@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use rayon::ThreadPool;
 
-use super::journal::{Unfinished, Workshop, has_plan, has_work, recorded_files, unfinished};
+use super::journal::{Journal, Unfinished, has_plan, has_work, recorded_files, unfinished};
 use super::near_duplicates::{Listed, Look, count, extend_groups, groups, rows};
 use super::part::PartJob;
 use super::plan::{DestinationPlan, IngestPlan, Plan, rejects_file};
@@ -80,38 +80,38 @@ pub fn ingest(options: &IngestOptions, progress: &dyn Progress) -> Result<Ingest
         tidy_unlocked(options)?;
         return Ok(report(manifest, BTreeMap::new(), Some(held_by(manifest, &plan)), verified));
     }
-    let workshop = Workshop::open(&options.dest)?;
+    let journal = Journal::open(&options.dest)?;
     // Whoever held the lock before may have published.
     let existing = self::existing(options)?;
     let plan = Plan::new(options, &source, existing.as_ref())?;
     let published = existing.as_ref().map(published).unwrap_or_default();
     if let (Some(manifest), true) = (&existing, plan.parts.is_empty()) {
-        tidy(options, &workshop, &published)?;
+        tidy(options, &journal, &published)?;
         return Ok(report(manifest, BTreeMap::new(), Some(held_by(manifest, &plan)), verified));
     }
     if resumes(options, &plan, &source)? {
-        workshop.remove_unfinished()?;
+        journal.remove_unfinished()?;
     } else {
-        workshop.discard(&published)?;
+        journal.discard(&published)?;
     }
     refuse_foreign_files(options, &plan, &published, &recorded_files(&options.dest)?)?;
-    workshop.claim(plan.digest(), source.stamps.digest())?;
+    journal.claim(plan.digest(), source.stamps.digest())?;
     let ingest = Ingest {
         options,
         source: &source,
         plan: &plan,
         existing: existing.as_ref(),
-        workshop: &workshop,
+        journal: &journal,
         memory: &memory,
     };
     let (manifest, reports) = ingest.run(&checkers, progress)?;
-    workshop.check()?;
+    journal.check()?;
     publish(
         options,
         &manifest,
         if existing.is_some() { PublishMode::Overwrite } else { PublishMode::Create },
     )?;
-    workshop.clear()?;
+    journal.clear()?;
     Ok(report(&manifest, reports, None, verified))
 }
 
@@ -227,26 +227,22 @@ fn tidy_unlocked(options: &IngestOptions) -> Result<(), IngestError> {
     if !has_work(&options.dest)? {
         return Ok(());
     }
-    let workshop = match Workshop::open(&options.dest) {
+    let journal = match Journal::open(&options.dest) {
         Err(StorageError::Locked { .. }) => return Ok(()),
         other => other?,
     };
     // Whoever held the lock before may have published.
     let published = existing(options)?.as_ref().map(published).unwrap_or_default();
-    tidy(options, &workshop, &published)
+    tidy(options, &journal, &published)
 }
 
 /// The same under the lock. Unfinished work of another ingest stays for it.
-fn tidy(
-    options: &IngestOptions,
-    workshop: &Workshop,
-    published: &BTreeSet<String>,
-) -> Result<(), IngestError> {
+fn tidy(options: &IngestOptions, journal: &Journal, published: &BTreeSet<String>) -> Result<(), IngestError> {
     let recorded = recorded_files(&options.dest)?;
     // The index of a part is its own: where that is published, the work was done. Without a plan nothing goes on.
     let is_done = recorded.iter().any(|file| file != DUPLICATES_FILE && published.contains(file));
     if is_done || !has_plan(&options.dest)? {
-        workshop.discard(published)?;
+        journal.discard(published)?;
     } else {
         tracing::info!("{}: another ingest is unfinished there; its command goes on with it", options.dest);
     }
@@ -326,7 +322,7 @@ struct Ingest<'a> {
     source: &'a Source,
     plan: &'a Plan<'a>,
     existing: Option<&'a Manifest>,
-    workshop: &'a Workshop,
+    journal: &'a Journal,
     memory: &'a MemoryBudget,
 }
 
@@ -349,7 +345,7 @@ impl Ingest<'_> {
                 source: self.source,
                 plan: self.plan,
                 part,
-                work: self.workshop.part(&part.work_folder()),
+                work: self.journal.part(&part.work_folder()),
                 before: splits.get(part.split),
                 rows: index.remove(part.split).unwrap_or_default(),
                 memory: self.memory,
@@ -467,7 +463,7 @@ fn drop_leaks(checked: &mut super::part::Checked, index: &BTreeMap<String, Vec<I
         .collect();
     let mut looks: Vec<Look> = others.iter().map(|(_, row)| look(row.image, row.view, near)).collect();
     let accepted = checked.accepted();
-    looks.extend(accepted.iter().map(|(_, facts)| look(facts.digest, facts.view, near)));
+    looks.extend(accepted.iter().map(|(_, info)| look(info.digest, info.view, near)));
     let roots = groups(&looks);
     // The root of a group is its first member, so a group with an image of another split has one as root.
     let leaks: Vec<(usize, String)> = accepted

@@ -1,6 +1,6 @@
 //! What an ingest has done so far, beside the dataset, so that a killed one goes on.
 //!
-//! `<dest>/.work/` holds the lock, the plan's fingerprint, and for each part its verdicts, its finished shards and the
+//! `<dest>/.work/` holds the lock, the plan's fingerprint, and for each part its validations, its finished shards and the
 //! names of the files that it may write. These names are recorded before the first of the files is written, and nothing
 //! that is not recorded is ever removed. The folder is removed when the manifest is published. Work of another
 //! plan, or of a source that has changed since, is thrown away, and the files that it has recorded with it.
@@ -95,13 +95,13 @@ fn parts(folder: &Location) -> Result<BTreeSet<String>, StorageError> {
 
 /// The work folder of a destination, locked.
 #[derive(Debug)]
-pub(super) struct Workshop {
+pub(super) struct Journal {
     dest: Location,
     folder: Location,
     lock: Lock,
 }
 
-impl Workshop {
+impl Journal {
     /// Locks the destination.
     ///
     /// # Errors

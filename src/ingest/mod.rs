@@ -1,8 +1,8 @@
 //! Ingestion: from the images that people hold to a dataset.
 //!
 //! [`ingest`] lists the source, checks every image once, gives the accepted ones their ids, writes shards and
-//! last the manifest. The result depends on the source and the options alone, not on threads, time, place or on
-//! how often it was killed; the report in the manifest also has a digest of the source's modification times. [`synth()`] draws an image set for trying things out.
+//! last the manifest. The result depends on the source and the options alone, not on threads, time, location
+//! or restarts; the report in the manifest also has a digest of the source's modification times. [`synth()`] draws an image set for trying things out.
 //!
 //! Invariant: until the manifest is published there is no dataset, and nothing that a published manifest
 //! names is ever overwritten.
@@ -46,11 +46,11 @@ const TRAINING_SPLIT: &str = "train";
 /// The program as manifests name it.
 const PROGRAM: &str = concat!("instdisc ", env!("CARGO_PKG_VERSION"));
 
-/// How much of an image is looked at.
+/// How thoroughly to validate an image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, EnumMessage, VariantArray)]
 #[strum(serialize_all = "lowercase")]
 pub enum CheckDepth {
-    /// Every coefficient is decoded.
+    /// Decode every coefficient.
     #[default]
     Full,
     /// Header and end alone: damage between them is met in training, and near-duplicates are not found.
@@ -70,9 +70,9 @@ pub struct IngestOptions {
     pub split: Option<String>,
     /// The split of what each pattern matches; where there are any, nothing else decides it.
     pub splits: Vec<(String, PathGlob)>,
-    /// A share of the images that becomes a split of its own.
+    /// The share of the images that becomes another split.
     pub hold_out: Option<HoldOut>,
-    /// What is left out of the source.
+    /// Patterns of paths to leave out.
     pub ignore: Vec<PathGlob>,
     /// The labels of images outside class folders: ILSVRC2012's development kit, or a csv of image and class.
     pub labels: Option<Location>,
@@ -94,11 +94,11 @@ pub struct IngestOptions {
     pub append: bool,
     /// Leave out training images that have a near-duplicate in another split.
     pub drop_leaks: bool,
-    /// Compare images by what they look like; else only byte for byte.
+    /// Find near-duplicates; else only images equal byte for byte.
     pub near_duplicates: bool,
     /// Where the destination holds the source already, read every image and compare it with the dataset's.
     pub verify_source: bool,
-    /// The share of refused images above which the job fails.
+    /// The share of rejected images above which the job fails.
     pub max_reject_fraction: Fraction,
     /// The size at which a shard is full, in bytes of encoded images.
     pub shard_bytes: u64,
@@ -106,13 +106,13 @@ pub struct IngestOptions {
     pub row_group: usize,
     /// The seed of the rows' order over the shards.
     pub shuffle_seed: u64,
-    /// How much of an image is looked at.
+    /// How thoroughly to validate an image.
     pub check: CheckDepth,
-    /// An image with more pixels is refused.
+    /// Reject an image with more pixels.
     pub max_pixels: u64,
     /// What is done about EXIF's orientation; a split is one or the other.
     pub exif_orientation: ExifOrientation,
-    /// Make images smaller until their longer side has at most so many pixels.
+    /// Shrink images until their longer side has at most this many pixels.
     pub max_side: Option<u32>,
     /// The same for the shorter side.
     pub short_side: Option<u32>,

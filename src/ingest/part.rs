@@ -8,13 +8,13 @@ use std::collections::HashMap;
 
 use rayon::ThreadPool;
 
-use self::one_pass::{OnePass, Outcome};
+use self::one_pass::{OnePass, PassOutcome};
 use self::write::{Instance, ShardJob, assign};
 use super::journal::Work;
 use super::plan::{MEMORY_LIMIT, PartPlan, Plan};
 use super::report::{AlreadyThere, SplitReport};
 use super::source::{Entry, Source};
-use super::validate::{ImageInfo, Refusal, Verdict, validate};
+use super::validate::{ImageInfo, Rejection, Validation, validate};
 use super::{IngestError, IngestOptions, PROGRAM, TRAINING_SPLIT};
 use crate::dataset::{
     ContentDigest, IndexRow, IngestRecord, Place, ShardEntry, Split, WrittenShard, write_index,
@@ -25,23 +25,23 @@ use crate::ingest::validate::memory::{MemoryBudget, OVER_MEMORY_LIMIT};
 use crate::progress::Progress;
 use crate::storage::Digest;
 
-/// The verdicts on a part's images, in their order.
+/// The validations of a part's images, in their order.
 #[derive(Debug)]
-pub(super) struct Checked(pub(super) Vec<Verdict>);
+pub(super) struct Checked(pub(super) Vec<Validation>);
 
 impl Checked {
-    /// The accepted images with their places.
+    /// The accepted images with their indexes.
     pub(super) fn accepted(&self) -> Vec<(usize, ImageInfo)> {
         self.0
             .iter()
             .enumerate()
-            .filter_map(|(place, verdict)| Some((place, *verdict.as_ref().ok()?)))
+            .filter_map(|(index, validation)| Some((index, *validation.as_ref().ok()?)))
             .collect()
     }
 
     /// Leaves an image out because it has a near-duplicate in another split.
-    pub(super) fn drop_leak(&mut self, place: usize, other: &str) {
-        self.0[place] = Err(Refusal { kind: LEAK.into(), reason: format!("a near-duplicate of {other}") });
+    pub(super) fn drop_leak(&mut self, index: usize, other: &str) {
+        self.0[index] = Err(Rejection { kind: LEAK.into(), reason: format!("a near-duplicate of {other}") });
     }
 }
 
@@ -64,13 +64,13 @@ pub(super) struct PartJob<'a> {
 }
 
 impl PartJob<'_> {
-    /// Makes the part: looks at every image, gives the accepted ones their ids and writes shards, index and
+    /// Validates every image, gives the accepted ones their ids and writes shards, index and
     /// rejects. `drop_leaks` marks those of the accepted ones that are to be left out.
     ///
     /// All rows of the split come back.
     ///
     /// # Errors
-    /// If too many are refused, the source changes, there are more images than ids, or a store fails.
+    /// If too many are rejected, the source changes, there are more images than ids, or a store fails.
     pub(super) fn run(
         self,
         drop_leaks: impl FnOnce(&mut Checked),
@@ -79,18 +79,18 @@ impl PartJob<'_> {
         self.ids(self.part.entries.len())?;
         let can_drop = self.options.drop_leaks && self.part.split == TRAINING_SPLIT;
         let outcome = if can_drop || self.options.changes_images() {
-            Outcome::Refused(vec![None; self.part.entries.len()])
+            PassOutcome::Rejected(vec![None; self.part.entries.len()])
         } else {
             self.check_and_write(progress)?
         };
         match outcome {
-            Outcome::Whole { facts, shards } => {
-                let checked = Checked(facts.into_iter().map(Ok).collect());
+            PassOutcome::Complete { infos, shards } => {
+                let checked = Checked(infos.into_iter().map(Ok).collect());
                 let accepted = checked.accepted();
                 let instances = self.number(&accepted)?;
                 self.finish(&checked, &instances, &self.assign(&instances), shards)
             }
-            Outcome::Refused(known) => {
+            PassOutcome::Rejected(known) => {
                 self.shard_job().remove_others(&self.work)?;
                 let mut checked = self.checkers.install(|| self.check(&known, progress))?;
                 if can_drop {
@@ -100,7 +100,7 @@ impl PartJob<'_> {
                 let instances = self.number(&accepted)?;
                 let assigned = self.assign(&instances);
                 self.record_files(assigned.len())?;
-                let bits: Vec<u8> = checked.0.iter().map(|verdict| u8::from(verdict.is_ok())).collect();
+                let bits: Vec<u8> = checked.0.iter().map(|validation| u8::from(validation.is_ok())).collect();
                 self.shard_job().keep_for(Digest::of(&bits), &self.work)?;
                 progress.begin(&format!("write {}", self.part.split), instances.len() as u64);
                 let write = || self.shard_job().write(&assigned, &self.work, progress);
@@ -111,10 +111,10 @@ impl PartJob<'_> {
         }
     }
 
-    fn check_and_write(&self, progress: &dyn Progress) -> Result<Outcome, IngestError> {
+    fn check_and_write(&self, progress: &dyn Progress) -> Result<PassOutcome, IngestError> {
         progress.begin(&format!("check and write {}", self.part.split), self.part.entries.len() as u64);
         let sizes: Vec<u64> = self.part.entries.iter().map(|entry| entry.bytes).collect();
-        let shards = self.places(&sizes);
+        let shards = self.shard_indexes(&sizes);
         self.record_files(shards.len())?;
         let outcome = OnePass {
             job: &self.shard_job(),
@@ -139,18 +139,19 @@ impl PartJob<'_> {
         Ok(self.work.record_files(files)?)
     }
 
-    fn check(&self, known: &[Option<Verdict>], progress: &dyn Progress) -> Result<Checked, IngestError> {
+    fn check(&self, known: &[Option<Validation>], progress: &dyn Progress) -> Result<Checked, IngestError> {
         progress.begin(&format!("check {}", self.part.split), self.part.entries.len() as u64);
         let entries = self.part.entries;
-        let verdicts =
+        let validations =
             validate(self.source, entries, known, self.options, self.memory, &self.work, progress)?;
         progress.finish();
-        let (rejected, total) = (verdicts.iter().filter(|verdict| verdict.is_err()).count(), verdicts.len());
+        let (rejected, total) =
+            (validations.iter().filter(|validation| validation.is_err()).count(), validations.len());
         let allowed = self.options.max_reject_fraction.get() * total as f64;
         if rejected < total && rejected as f64 <= allowed {
-            return Ok(Checked(verdicts));
+            return Ok(Checked(validations));
         }
-        let first = self.findings(&verdicts).first_rejects().join("; ");
+        let first = self.findings(&validations).first_rejects().join("; ");
         Err(IngestError::TooManyRejects { split: self.part.split.into(), rejected, total, first })
     }
 
@@ -171,7 +172,7 @@ impl PartJob<'_> {
             rejected: found.refused.values().sum(),
             first_rejects: findings.first_rejects(),
             ids: findings.describe_ids(),
-            image_bytes: instances.iter().map(|instance| instance.facts.bytes).sum(),
+            image_bytes: instances.iter().map(|instance| instance.info.bytes).sum(),
             shards: shards.len(),
             already_there: already_there(&self.rows, &new_rows),
             found: found.clone(),
@@ -199,8 +200,8 @@ impl PartJob<'_> {
         Ok((split, rows, report))
     }
 
-    fn findings<'b>(&'b self, verdicts: &'b [Verdict]) -> Findings<'b> {
-        Findings { source: self.source, part: self.part, verdicts }
+    fn findings<'b>(&'b self, validations: &'b [Validation]) -> Findings<'b> {
+        Findings { source: self.source, part: self.part, validations }
     }
 
     fn shard_job(&self) -> ShardJob<'_> {
@@ -219,18 +220,18 @@ impl PartJob<'_> {
         self.before.map_or(0, |split| split.shards.len())
     }
 
-    /// The places of images of these sizes in the shards.
-    fn places(&self, sizes: &[u64]) -> Vec<Vec<u32>> {
+    /// The indexes of images of these sizes in the shards.
+    fn shard_indexes(&self, sizes: &[u64]) -> Vec<Vec<u32>> {
         assign(sizes, self.options.shuffle_seed, self.part.number as u64, self.options.shard_bytes)
     }
 
     /// The images of each shard. Where images stay as they are, the listing's sizes count: they are known first.
     fn assign<'b>(&self, instances: &[Instance<'b>]) -> Vec<Vec<Instance<'b>>> {
         let size = |instance: &Instance<'_>| {
-            if self.options.changes_images() { instance.facts.bytes } else { instance.entry.bytes }
+            if self.options.changes_images() { instance.info.bytes } else { instance.entry.bytes }
         };
-        let shards = self.places(&instances.iter().map(size).collect::<Vec<u64>>());
-        let images = |places: Vec<u32>| places.into_iter().map(|place| instances[place as usize]).collect();
+        let shards = self.shard_indexes(&instances.iter().map(size).collect::<Vec<u64>>());
+        let images = |indexes: Vec<u32>| indexes.into_iter().map(|index| instances[index as usize]).collect();
         shards.into_iter().map(images).collect()
     }
 
@@ -247,9 +248,9 @@ impl PartJob<'_> {
     }
 
     fn number<'b>(&'b self, accepted: &'b [(usize, ImageInfo)]) -> Result<Vec<Instance<'b>>, IngestError> {
-        let instance = |(id, (place, facts)): (u32, &'b (usize, ImageInfo))| {
-            let entry: &Entry = &self.part.entries[*place];
-            Instance { id: InstanceId(id), class: self.plan.class(entry), entry, facts }
+        let instance = |(id, (index, info)): (u32, &'b (usize, ImageInfo))| {
+            let entry: &Entry = &self.part.entries[*index];
+            Instance { id: InstanceId(id), class: self.plan.class(entry), entry, info }
         };
         Ok(self.ids(accepted.len())?.zip(accepted).map(instance).collect())
     }
@@ -302,15 +303,15 @@ fn index_rows(
     let mut rows: Vec<Option<IndexRow>> = vec![None; count];
     for (shard, (instances, written)) in shards.iter().zip(written).enumerate() {
         for (row, (instance, &offset)) in (0..).zip(instances.iter().zip(&written.offsets)) {
-            let ImageInfo { width, height, bytes, .. } = *instance.facts;
+            let ImageInfo { width, height, bytes, .. } = *instance.info;
             let shard = (first_shard + shard) as u32;
             rows[instance.id.row() - first_id] = Some(IndexRow {
                 id: instance.id,
                 label: instance.class,
                 path: instance.entry.path.to_string(),
                 place: Place { shard, row, offset, bytes: bytes as u32, width, height },
-                image: instance.facts.digest,
-                view: instance.facts.view,
+                image: instance.info.digest,
+                view: instance.info.view,
             });
         }
     }

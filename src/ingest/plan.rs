@@ -183,7 +183,7 @@ impl<'a> Plan<'a> {
         new_classes_line(&self.new_classes).into_iter().collect()
     }
 
-    /// What it rests on that the dataset holds these parts.
+    /// The evidence that the dataset holds these parts.
     pub(super) fn held_by(&self, manifest: &Manifest, source: &Source) -> HeldBy {
         let now = (source.stamps.without() == 0).then(|| source.stamps.digest());
         let record = |part: &HeldPart<'_>| manifest.splits.get(part.split)?.ingest.get(part.number);
@@ -332,7 +332,7 @@ pub struct DestinationPlan {
     pub dest: String,
     /// Splits whose images it holds already.
     pub held: Vec<String>,
-    /// What that rests on.
+    /// The evidence for that.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub held_by: Option<HeldBy>,
     /// Splits that it would get.

@@ -17,7 +17,7 @@ pub struct IngestReport {
     pub dest: String,
     /// Whether the dataset was there before; then nothing was written.
     pub already_done: bool,
-    /// What that rests on; none where something was written.
+    /// The evidence for that; none where something was written.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub held_by: Option<HeldBy>,
     /// What the source is.
@@ -39,7 +39,7 @@ pub struct IngestReport {
     pub seconds: f64,
 }
 
-/// What it rests on that a dataset holds a source already.
+/// The evidence that a dataset holds a source already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HeldBy {

@@ -82,22 +82,22 @@ fn rows(dataset: &Location, manifest: &Manifest) -> Vec<Row> {
     rows
 }
 
-struct Place {
+struct Fixture {
     _dir: tempfile::TempDir,
     source: std::path::PathBuf,
     dest: std::path::PathBuf,
 }
 
-fn place() -> Place {
+fn fixture() -> Fixture {
     let dir = tempfile::tempdir().expect("a folder");
     let (source, dest) = (dir.path().join("source"), dir.path().join("dest"));
     fs::create_dir(&source).expect("a folder");
-    Place { _dir: dir, source, dest }
+    Fixture { _dir: dir, source, dest }
 }
 
 #[test]
 fn a_folder_becomes_a_dataset_that_verifies() {
-    let at = place();
+    let at = fixture();
     folder(&at.source);
     let report = ingest(&options(&at.source, &at.dest), &Quiet).expect("ingested");
     let split = &report.splits["train"];
@@ -111,7 +111,7 @@ fn a_folder_becomes_a_dataset_that_verifies() {
 
 #[test]
 fn ids_follow_the_sorted_folder_and_rows_keep_their_images() {
-    let at = place();
+    let at = fixture();
     folder(&at.source);
     ingest(&options(&at.source, &at.dest), &Quiet).expect("ingested");
     let dataset = location(&at.dest);
@@ -129,7 +129,7 @@ fn ids_follow_the_sorted_folder_and_rows_keep_their_images() {
 
 #[test]
 fn threads_do_not_change_a_byte() {
-    let at = place();
+    let at = fixture();
     folder(&at.source);
     let other = at.dest.with_file_name("other");
     ingest(&IngestOptions { threads: 1, ..options(&at.source, &at.dest) }, &Quiet).expect("ingested");
@@ -139,7 +139,7 @@ fn threads_do_not_change_a_byte() {
 
 #[test]
 fn a_tar_of_the_folder_gives_the_same_images() {
-    let at = place();
+    let at = fixture();
     folder(&at.source.join("train"));
     let tar = at.dest.with_extension("tar");
     let mut builder = tar::Builder::new(fs::File::create(&tar).expect("a file"));
@@ -153,7 +153,7 @@ fn a_tar_of_the_folder_gives_the_same_images() {
 
 #[test]
 fn a_second_run_finds_its_work_done_and_another_source_is_refused() {
-    let at = place();
+    let at = fixture();
     folder(&at.source);
     ingest(&options(&at.source, &at.dest), &Quiet).expect("ingested");
     let before = files(&at.dest);
@@ -166,7 +166,7 @@ fn a_second_run_finds_its_work_done_and_another_source_is_refused() {
 
 #[test]
 fn another_split_is_added_and_the_first_stays() {
-    let at = place();
+    let at = fixture();
     folder(&at.source);
     ingest(&options(&at.source, &at.dest), &Quiet).expect("ingested");
     let before = Manifest::read(&location(&at.dest)).expect("a manifest");
@@ -180,7 +180,7 @@ fn another_split_is_added_and_the_first_stays() {
 
 #[test]
 fn a_bad_image_is_rejected_with_its_reason_and_leaves_no_gap() {
-    let at = place();
+    let at = fixture();
     folder(&at.source);
     fs::write(at.source.join("cat/2.jpg"), &jpeg(3)[..100]).expect("cut");
     let error = ingest(&options(&at.source, &at.dest), &Quiet).expect_err("1 of 12 is too many");
@@ -202,7 +202,7 @@ fn a_bad_image_is_rejected_with_its_reason_and_leaves_no_gap() {
 
 #[test]
 fn where_every_image_is_refused_the_error_says_that_none_is_left() {
-    let at = place();
+    let at = fixture();
     fs::create_dir_all(at.source.join("cat")).expect("a folder");
     fs::write(at.source.join("cat/1.jpg"), &jpeg(3)[..100]).expect("cut");
     let all = Fraction::new(1.0).expect("valid");
@@ -213,7 +213,7 @@ fn where_every_image_is_refused_the_error_says_that_none_is_left() {
 
 #[test]
 fn a_destination_that_holds_the_images_themselves_is_refused_and_they_stay() {
-    let at = place();
+    let at = fixture();
     folder(&at.source.join("train"));
     let before = files(&at.source);
     for dest in [at.source.clone(), at.source.join("dataset"), at.source.with_file_name(".")] {
@@ -227,7 +227,7 @@ fn a_destination_that_holds_the_images_themselves_is_refused_and_they_stay() {
 
 #[test]
 fn a_truncated_tar_is_refused_wherever_it_is_cut() {
-    let at = place();
+    let at = fixture();
     folder(&at.source);
     let tar = at.dest.with_extension("tar");
     tar_of(&at.source, &tar);
@@ -242,7 +242,7 @@ fn a_truncated_tar_is_refused_wherever_it_is_cut() {
 
 #[test]
 fn links_devices_and_names_that_lead_outside_are_rejected_with_their_reasons() {
-    let at = place();
+    let at = fixture();
     let tar = at.dest.with_extension("tar");
     let mut builder = tar::Builder::new(fs::File::create(&tar).expect("a file"));
     let mut add = |path: &str, kind: tar::EntryType, contents: &[u8]| {
@@ -271,7 +271,7 @@ fn links_devices_and_names_that_lead_outside_are_rejected_with_their_reasons() {
 
 #[test]
 fn a_missing_source_and_a_file_that_is_no_tar_are_told_apart() {
-    let at = place();
+    let at = fixture();
     let missing = ingest(&options(&at.source.join("nowhere"), &at.dest), &Quiet).expect_err("missing");
     assert_eq!(missing.failure(), crate::failure::Failure::Data);
     assert!(missing.to_string().ends_with("nowhere: no such source"), "{missing}");
@@ -283,7 +283,7 @@ fn a_missing_source_and_a_file_that_is_no_tar_are_told_apart() {
 
 #[test]
 fn the_drawn_set_is_a_function_of_its_seed_and_can_be_ingested() {
-    let at = place();
+    let at = fixture();
     let options = SynthOptions {
         dest: at.source.clone(),
         train_per_class: 3,

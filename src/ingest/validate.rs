@@ -20,11 +20,11 @@ use crate::ingest::near_duplicates::view_hash::view_hash;
 use crate::progress::Progress;
 use crate::storage::Digest;
 
-/// Images whose verdicts are saved together: what a kill can cost.
+/// Images whose validations are saved together: what a kill can cost.
 const IMAGES_OF_CHUNK: usize = 4096;
 /// Images that a thread fetches together.
 pub(super) const IMAGES_AT_ONCE: usize = 16;
-/// A larger file is no image; it is refused unread.
+/// The size above which a file is rejected unread, in bytes.
 pub(super) const MOST_IMAGE_BYTES: u64 = 1 << 30;
 
 /// What the check found out about an image, as it goes into a shard.
@@ -41,63 +41,64 @@ pub(super) struct ImageInfo {
     pub(super) changes: Changes,
 }
 
-/// Why an image is refused.
+/// Why an image is rejected.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Refusal {
+pub(super) struct Rejection {
     /// The kind of reason, for counting.
     pub(super) kind: String,
     pub(super) reason: String,
 }
 
-/// The verdict on an image.
-pub(super) type Verdict = Result<ImageInfo, Refusal>;
+/// The outcome of validating an image.
+pub(super) type Validation = Result<ImageInfo, Rejection>;
 
 /// Checks the images of a split of which nothing is `known` yet, on the threads of the pool that this runs in; the
-/// verdicts keep the order.
+/// validations keep the order.
 ///
 /// What an earlier call of the same work has saved is not done again.
 ///
 /// # Errors
-/// If the source or the destination fails. An image that cannot be decoded is no error but a refusal.
+/// If the source or the destination fails. An image that cannot be decoded is rejected, which is not an error.
 pub(super) fn validate(
     source: &Source,
     entries: &[Entry],
-    known: &[Option<Verdict>],
+    known: &[Option<Validation>],
     options: &IngestOptions,
     memory: &MemoryBudget,
     work: &Work,
     progress: &dyn Progress,
-) -> Result<Vec<Verdict>, IngestError> {
-    type Images<'a> = (&'a [Entry], &'a [Option<Verdict>]);
-    let look = |(entries, known): Images<'_>| -> Result<Vec<Verdict>, IngestError> {
+) -> Result<Vec<Validation>, IngestError> {
+    type Images<'a> = (&'a [Entry], &'a [Option<Validation>]);
+    let group = |(entries, known): Images<'_>| -> Result<Vec<Validation>, IngestError> {
         let open = entries.iter().zip(known).filter(|(_, known)| known.is_none());
         let open: Vec<&Entry> = open.map(|(entry, _)| entry).collect();
-        let mut found = validate_all(source, &open, options, memory, Keep::Verdicts)?
+        let mut found = validate_all(source, &open, options, memory, Keep::Validations)?
             .into_iter()
-            .map(|(verdict, _)| verdict);
+            .map(|(validation, _)| validation);
         progress.advance(entries.len() as u64);
         let mut next = || found.next().expect("one for each that is open");
         Ok(known.iter().map(|known| known.clone().unwrap_or_else(&mut next)).collect())
     };
-    let chunk = |(number, (entries, known)): (usize, Images<'_>)| -> Result<Vec<Verdict>, IngestError> {
-        let saved: Option<Vec<Verdict>> = work.load(&format!("checked-{number:05}"))?;
+    let chunk = |(number, (entries, known)): (usize, Images<'_>)| -> Result<Vec<Validation>, IngestError> {
+        let saved: Option<Vec<Validation>> = work.load(&format!("checked-{number:05}"))?;
         // The memory limit may be another one now.
-        let holds = |verdict: &Verdict| !matches!(verdict, Err(refusal) if refusal.kind == OVER_MEMORY_LIMIT);
-        let saved = saved.filter(|verdicts| verdicts.len() == entries.len() && verdicts.iter().all(holds));
-        if let Some(verdicts) = saved {
+        let holds = |validation: &Validation| !matches!(validation, Err(rejection) if rejection.kind == OVER_MEMORY_LIMIT);
+        let saved =
+            saved.filter(|validations| validations.len() == entries.len() && validations.iter().all(holds));
+        if let Some(validations) = saved {
             progress.advance(entries.len() as u64);
-            return Ok(verdicts);
+            return Ok(validations);
         }
-        let groups: Vec<Vec<Verdict>> = entries
+        let groups: Vec<Vec<Validation>> = entries
             .par_chunks(IMAGES_AT_ONCE)
             .zip(known.par_chunks(IMAGES_AT_ONCE))
-            .map(look)
+            .map(group)
             .collect::<Result<_, IngestError>>()?;
-        let verdicts: Vec<Verdict> = groups.into_iter().flatten().collect();
-        work.save(&format!("checked-{number:05}"), &verdicts)?;
-        Ok(verdicts)
+        let validations: Vec<Validation> = groups.into_iter().flatten().collect();
+        work.save(&format!("checked-{number:05}"), &validations)?;
+        Ok(validations)
     };
-    let chunks: Vec<Vec<Verdict>> = entries
+    let chunks: Vec<Vec<Validation>> = entries
         .par_chunks(IMAGES_OF_CHUNK)
         .zip(known.par_chunks(IMAGES_OF_CHUNK))
         .enumerate()
@@ -109,13 +110,13 @@ pub(super) fn validate(
 /// What is wanted of images that are checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Keep {
-    /// Verdicts alone.
-    Verdicts,
+    /// Validations alone.
+    Validations,
     /// Their bytes too.
     Bytes,
 }
 
-/// Reads and checks images; with each verdict come the bytes as they are in the source if they are to be kept, none of
+/// Reads and checks images; with each validation come the bytes as they are in the source if they are to be kept, none of
 /// an image that is not read.
 pub(super) fn validate_all(
     source: &Source,
@@ -123,32 +124,32 @@ pub(super) fn validate_all(
     options: &IngestOptions,
     memory: &MemoryBudget,
     keep: Keep,
-) -> Result<Vec<(Verdict, Bytes)>, IngestError> {
+) -> Result<Vec<(Validation, Bytes)>, IngestError> {
     let is_readable = |entry: &&&Entry| entry.fault.is_none() && entry.bytes <= MOST_IMAGE_BYTES;
-    let mut verdicts = Vec::with_capacity(entries.len());
+    let mut validations = Vec::with_capacity(entries.len());
     for run in runs(entries, entries.len(), memory.read_bytes, |entry| entry.bytes) {
         let readable: Vec<&Entry> = run.iter().filter(is_readable).copied().collect();
         let _alone = memory.large(readable.iter().map(|entry| entry.bytes).sum());
         let mut read = source.read_all(&readable)?.into_iter();
         for entry in run {
-            let verdict = if let Some(fault) = entry.fault {
+            let validation = if let Some(fault) = entry.fault {
                 let reason = fault.reason().to_owned();
-                (Err(Refusal { kind: "name or kind of entry".into(), reason }), Bytes::new())
+                (Err(Rejection { kind: "name or kind of entry".into(), reason }), Bytes::new())
             } else if entry.bytes > MOST_IMAGE_BYTES {
                 let reason = format!("{} bytes are more than {MOST_IMAGE_BYTES}", entry.bytes);
-                (Err(Refusal { kind: "too large".into(), reason }), Bytes::new())
+                (Err(Rejection { kind: "too large".into(), reason }), Bytes::new())
             } else {
                 let bytes = read.next().expect("one for each that is readable");
-                let verdict = memory.admit(&bytes, options).and_then(|_reservation| {
+                let validation = memory.admit(&bytes, options).and_then(|_reservation| {
                     prepare(&bytes, options)
-                        .map_err(|error| Refusal { kind: error.kind().into(), reason: error.to_string() })
+                        .map_err(|error| Rejection { kind: error.kind().into(), reason: error.to_string() })
                 });
-                (verdict, if keep == Keep::Bytes { bytes } else { Bytes::new() })
+                (validation, if keep == Keep::Bytes { bytes } else { Bytes::new() })
             };
-            verdicts.push(verdict);
+            validations.push(validation);
         }
     }
-    Ok(verdicts)
+    Ok(validations)
 }
 
 /// Checks an image, and says what goes into a shard: its bytes, or others where that is asked for.
@@ -172,7 +173,7 @@ pub(super) fn prepare(source: &[u8], options: &IngestOptions) -> Result<ImageInf
     let (width, height) = orientation.size((header.width, header.height));
     let header = Header { width, height, ..header };
     let (bytes, changes) = rewrite::repair(source, options);
-    Ok(facts(bytes.as_deref().unwrap_or(source), header, view, changes))
+    Ok(info(bytes.as_deref().unwrap_or(source), header, view, changes))
 }
 
 fn shrunk(image: &DecodedImage, options: &IngestOptions) -> Result<ImageInfo, ImageError> {
@@ -181,10 +182,10 @@ fn shrunk(image: &DecodedImage, options: &IngestOptions) -> Result<ImageInfo, Im
         Header { format: Format::Jpeg, width: image.width, height: image.height, colour: Colour::Rgb };
     let (repaired, changes) = rewrite::repair(&encoded, options);
     let changes = Changes { smaller: true, ..changes };
-    Ok(facts(repaired.as_deref().unwrap_or(&encoded), header, view_hash(&luma(image)), changes))
+    Ok(info(repaired.as_deref().unwrap_or(&encoded), header, view_hash(&luma(image)), changes))
 }
 
-fn facts(bytes: &[u8], header: Header, view: Option<ViewHash>, changes: Changes) -> ImageInfo {
+fn info(bytes: &[u8], header: Header, view: Option<ViewHash>, changes: Changes) -> ImageInfo {
     ImageInfo {
         width: header.width,
         height: header.height,

@@ -1,6 +1,6 @@
 //! Whether a source is the one that a dataset was made of, image by image.
 //!
-//! That a dataset holds a source already rests on the names, classes and sizes of its images. Here every image is
+//! That a dataset holds a source already is judged by the names, classes and sizes of its images. Here every image is
 //! read, checked and, where the options ask for it, rewritten as in the ingest; what comes out must have the digest that
 //! the index has.
 
@@ -13,7 +13,7 @@ use serde::Deserialize;
 use super::plan::{HeldPart, rejects_file};
 use super::report::VerifiedSource;
 use super::source::{Entry, Source};
-use super::validate::{IMAGES_AT_ONCE, Keep, Verdict, validate_all};
+use super::validate::{IMAGES_AT_ONCE, Keep, Validation, validate_all};
 use super::{IngestError, IngestOptions};
 use crate::dataset::{IndexRow, IngestRecord, Manifest, read_index};
 use crate::ingest::validate::memory::MemoryBudget;
@@ -59,8 +59,8 @@ impl VerifyJob<'_> {
             let mut expected = self.expected(record)?;
             self.progress.begin(&format!("verify {}", part.split), part.entries.len() as u64);
             for entries in part.entries.chunks(IMAGES_OF_BLOCK) {
-                for (entry, verdict) in entries.iter().zip(self.look(entries)?) {
-                    expected.compare(entry, &verdict, &mut verified).map_err(|reason| {
+                for (entry, validation) in entries.iter().zip(self.look(entries)?) {
+                    expected.compare(entry, &validation, &mut verified).map_err(|reason| {
                         IngestError::SourceChanged {
                             source_location: self.options.sources[0].to_string(),
                             image: entry.path.to_string(),
@@ -92,14 +92,14 @@ impl VerifyJob<'_> {
         Ok(Expected { rows, rejects, leaks: record.report.dropped_leaks })
     }
 
-    fn look(&self, entries: &[Entry]) -> Result<Vec<Verdict>, IngestError> {
-        let look = |entries: &[Entry]| -> Result<Vec<Verdict>, IngestError> {
+    fn look(&self, entries: &[Entry]) -> Result<Vec<Validation>, IngestError> {
+        let look = |entries: &[Entry]| -> Result<Vec<Validation>, IngestError> {
             let wanted: Vec<&Entry> = entries.iter().collect();
-            let found = validate_all(self.source, &wanted, self.options, self.memory, Keep::Verdicts)?;
+            let found = validate_all(self.source, &wanted, self.options, self.memory, Keep::Validations)?;
             self.progress.advance(entries.len() as u64);
-            Ok(found.into_iter().map(|(verdict, _)| verdict).collect())
+            Ok(found.into_iter().map(|(validation, _)| validation).collect())
         };
-        let parts: Vec<Vec<Verdict>> = self
+        let parts: Vec<Vec<Validation>> = self
             .checkers
             .install(|| entries.par_chunks(IMAGES_AT_ONCE).map(look).collect::<Result<_, IngestError>>())?;
         Ok(parts.into_iter().flatten().collect())
@@ -111,16 +111,16 @@ impl Expected {
     fn compare(
         &mut self,
         entry: &Entry,
-        verdict: &Verdict,
+        validation: &Validation,
         verified: &mut VerifiedSource,
     ) -> Result<(), String> {
         let row = self.rows.peek().filter(|row| *row.path == *entry.path).map(|row| row.image);
         let reject = self.rejects.front().filter(|reject| *reject.path == *entry.path);
-        match (verdict, row, reject) {
-            (Ok(facts), Some(digest), _) if facts.digest == digest => {
+        match (validation, row, reject) {
+            (Ok(info), Some(digest), _) if info.digest == digest => {
                 self.rows.next();
                 verified.images += 1;
-                verified.rewritten += u64::from(!facts.changes.none());
+                verified.rewritten += u64::from(!info.changes.none());
             }
             (Err(_), _, Some(_)) => {
                 self.rejects.pop_front();
@@ -132,10 +132,10 @@ impl Expected {
                 self.rejects.pop_front();
                 verified.images += 1;
             }
-            (Ok(facts), Some(digest), _) => {
-                return Err(format!("its blake3 digest is {} and was {digest}", facts.digest));
+            (Ok(info), Some(digest), _) => {
+                return Err(format!("its blake3 digest is {} and was {digest}", info.digest));
             }
-            (Err(refusal), Some(_), _) => return Err(format!("it is rejected now: {}", refusal.reason)),
+            (Err(rejection), Some(_), _) => return Err(format!("it is rejected now: {}", rejection.reason)),
             (Ok(_), None, Some(reject)) => return Err(format!("it was rejected then: {}", reject.reason)),
             (_, None, None) => return Err("the dataset's index does not have it in this position".into()),
         }

@@ -1,4 +1,4 @@
-//! What an image looks like in 256 bits, so that near-duplicates are found after re-encoding and resizing.
+//! The look of an image in 256 bits, so that near-duplicates are found after re-encoding and resizing.
 //!
 //! The brightness is averaged over 64×64 cells; of its cosine transform the 16×16 lowest frequencies without the
 //! constant are kept, and each gives a bit: above their median or not. All sums are integers, so the bits are
@@ -18,7 +18,7 @@ use crate::image::Luma;
 const GRID: usize = 64;
 /// Frequencies kept in each direction.
 const FREQUENCIES: usize = 16;
-/// Two images with at most so many differing bits look the same: re-encoded and resized images differ in
+/// Two images with at most this many differing bits are near-duplicates: re-encoded and resized images differ in
 /// at most 18, different photographs in 92 or more (measured on ImageNet, docs/performance.md).
 pub(in crate::ingest) const MOST_DIFFERING_BITS: u32 = 20;
 /// The standard deviation of the cells, in grey levels, below which an image has no view to speak of: its

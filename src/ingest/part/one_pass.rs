@@ -1,8 +1,8 @@
-//! Checking and writing in one go, for as long as no image is refused.
+//! Validates and writes in one pass, until an image is rejected.
 //!
-//! Which id an image gets and which shard it comes into depends on which ones are refused. As long as none is, both are
+//! Which id an image gets and which shard it comes into depends on which ones are rejected. As long as none is, both are
 //! known from the listing: each image is read once, checked, and written while others are checked. At the
-//! first refusal this ends for good; what was found out is kept, and checking and writing go on one after the other,
+//! first rejection this ends for good; what was found out is kept, and checking and writing go on one after the other,
 //! with the same result.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -20,7 +20,7 @@ use crate::ingest::journal::{ENDED, Work};
 use crate::ingest::plan::Plan;
 use crate::ingest::source::Entry;
 use crate::ingest::validate::memory::{MemoryBudget, runs};
-use crate::ingest::validate::{IMAGES_AT_ONCE, ImageInfo, Keep, MOST_IMAGE_BYTES, Verdict, validate_all};
+use crate::ingest::validate::{IMAGES_AT_ONCE, ImageInfo, Keep, MOST_IMAGE_BYTES, Validation, validate_all};
 use crate::progress::Progress;
 
 /// Images of a shard that are checked together, on all threads.
@@ -28,24 +28,25 @@ const IMAGES_OF_BATCH: usize = 128;
 
 /// What came of it.
 #[derive(Debug)]
-pub(in crate::ingest) enum Outcome {
+pub(in crate::ingest) enum PassOutcome {
     /// All images are accepted and written.
-    Whole { facts: Vec<ImageInfo>, shards: Vec<WrittenShard> },
-    /// An image is refused; what is known of each.
-    Refused(Vec<Option<Verdict>>),
+    Complete { infos: Vec<ImageInfo>, shards: Vec<WrittenShard> },
+    /// An image was rejected; the validations so far.
+    Rejected(Vec<Option<Validation>>),
 }
 
-/// A shard that was finished, with the facts of its images.
+/// A shard that was finished, with the information on its images.
 #[derive(Debug, Serialize, Deserialize)]
 struct Finished {
     written: WrittenShard,
-    facts: Vec<ImageInfo>,
+    #[serde(rename = "facts")]
+    infos: Vec<ImageInfo>,
 }
 
 /// A shard that may have been ended early.
 struct Tried {
     /// Of its first images.
-    verdicts: Vec<Verdict>,
+    validations: Vec<Validation>,
     written: Option<WrittenShard>,
 }
 
@@ -66,11 +67,11 @@ pub(in crate::ingest) struct OnePass<'a> {
 }
 
 impl OnePass<'_> {
-    /// Checks and writes the shards, which hold places in the list of images.
+    /// Checks and writes the shards, which hold indexes in the list of images.
     ///
     /// # Errors
     /// If the source or the destination fails.
-    pub(in crate::ingest) fn run(&self, shards: &[Vec<u32>]) -> Result<Outcome, IngestError> {
+    pub(in crate::ingest) fn run(&self, shards: &[Vec<u32>]) -> Result<PassOutcome, IngestError> {
         let is_rejected =
             |entry: &Entry| entry.fault.is_some() || entry.bytes == 0 || entry.bytes > MOST_IMAGE_BYTES;
         let ended = self.work.load::<bool>(ENDED)?.is_some() || self.entries.iter().any(is_rejected);
@@ -81,23 +82,23 @@ impl OnePass<'_> {
             self.work.save(ENDED, &true)?;
             let mut known = vec![None; self.entries.len()];
             for (number, tried) in tried {
-                for (&place, verdict) in shards[number].iter().zip(tried.verdicts) {
-                    known[place as usize] = Some(verdict);
+                for (&index, validation) in shards[number].iter().zip(tried.validations) {
+                    known[index as usize] = Some(validation);
                 }
             }
-            return Ok(Outcome::Refused(known));
+            return Ok(PassOutcome::Rejected(known));
         }
-        let mut facts: Vec<Option<ImageInfo>> = vec![None; self.entries.len()];
+        let mut infos: Vec<Option<ImageInfo>> = vec![None; self.entries.len()];
         let mut written = Vec::with_capacity(shards.len());
         for (number, tried) in tried {
-            for (&place, verdict) in shards[number].iter().zip(tried.verdicts) {
-                facts[place as usize] = verdict.ok();
+            for (&index, validation) in shards[number].iter().zip(tried.validations) {
+                infos[index as usize] = validation.ok();
             }
             written.extend(tried.written);
         }
-        let facts: Vec<ImageInfo> = facts.into_iter().flatten().collect();
-        debug_assert!(facts.len() == self.entries.len() && written.len() == shards.len());
-        Ok(Outcome::Whole { facts, shards: written })
+        let infos: Vec<ImageInfo> = infos.into_iter().flatten().collect();
+        debug_assert!(infos.len() == self.entries.len() && written.len() == shards.len());
+        Ok(PassOutcome::Complete { infos, shards: written })
     }
 
     /// Takes shard after shard on each writing thread, until all are done or one fails.
@@ -140,55 +141,55 @@ impl OnePass<'_> {
         } else {
             self.job.finished(self.work, &record, |finished: &Finished| &finished.written)?
         };
-        if let Some(finished) = finished.filter(|finished| finished.facts.len() == shard.len()) {
+        if let Some(finished) = finished.filter(|finished| finished.infos.len() == shard.len()) {
             self.progress.advance(shard.len() as u64);
-            let verdicts = finished.facts.into_iter().map(Ok).collect();
-            return Ok(Tried { verdicts, written: Some(finished.written) });
+            let validations = finished.infos.into_iter().map(Ok).collect();
+            return Ok(Tried { validations, written: Some(finished.written) });
         }
-        let mut verdicts: Vec<Verdict> = Vec::with_capacity(shard.len());
+        let mut validations: Vec<Validation> = Vec::with_capacity(shard.len());
         if ended.load(Ordering::Relaxed) {
-            return Ok(Tried { verdicts, written: None });
+            return Ok(Tried { validations, written: None });
         }
         let mut writer = self.job.start(number)?;
-        let bytes = |place: &u32| self.entries[*place as usize].bytes;
-        for places in runs(shard, IMAGES_OF_BATCH, self.memory.batch_bytes, bytes) {
-            let checked = self.check(places)?;
-            if checked.iter().any(|(verdict, _)| verdict.is_err()) {
+        let bytes = |index: &u32| self.entries[*index as usize].bytes;
+        for indexes in runs(shard, IMAGES_OF_BATCH, self.memory.batch_bytes, bytes) {
+            let checked = self.check(indexes)?;
+            if checked.iter().any(|(validation, _)| validation.is_err()) {
                 ended.store(true, Ordering::Relaxed);
             }
             let is_ended = ended.load(Ordering::Relaxed);
-            for (&place, (verdict, bytes)) in places.iter().zip(checked) {
-                if let (Ok(facts), false) = (&verdict, is_ended) {
-                    writer.push(self.instance(place, facts).row(bytes))?;
+            for (&index, (validation, bytes)) in indexes.iter().zip(checked) {
+                if let (Ok(info), false) = (&validation, is_ended) {
+                    writer.push(self.instance(index, info).row(bytes))?;
                 }
-                verdicts.push(verdict);
+                validations.push(validation);
             }
-            self.progress.advance(places.len() as u64);
+            self.progress.advance(indexes.len() as u64);
             if is_ended {
-                return Ok(Tried { verdicts, written: None });
+                return Ok(Tried { validations, written: None });
             }
         }
         let written = writer.finish()?;
-        let facts = verdicts.iter().filter_map(|verdict| verdict.as_ref().ok().copied()).collect();
-        let finished = Finished { written, facts };
+        let infos = validations.iter().filter_map(|validation| validation.as_ref().ok().copied()).collect();
+        let finished = Finished { written, infos };
         self.work.save(&record, &finished)?;
-        Ok(Tried { verdicts, written: Some(finished.written) })
+        Ok(Tried { validations, written: Some(finished.written) })
     }
 
-    fn check(&self, places: &[u32]) -> Result<Vec<(Verdict, Bytes)>, IngestError> {
-        let look = |places: &[u32]| {
-            let entries: Vec<&Entry> = places.iter().map(|&place| &self.entries[place as usize]).collect();
+    fn check(&self, indexes: &[u32]) -> Result<Vec<(Validation, Bytes)>, IngestError> {
+        let validate = |indexes: &[u32]| {
+            let entries: Vec<&Entry> = indexes.iter().map(|&index| &self.entries[index as usize]).collect();
             validate_all(self.job.source, &entries, self.job.options, self.memory, Keep::Bytes)
         };
-        let parts: Vec<Vec<(Verdict, Bytes)>> = self
-            .checkers
-            .install(|| places.par_chunks(IMAGES_AT_ONCE).map(look).collect::<Result<_, IngestError>>())?;
+        let parts: Vec<Vec<(Validation, Bytes)>> = self.checkers.install(|| {
+            indexes.par_chunks(IMAGES_AT_ONCE).map(validate).collect::<Result<_, IngestError>>()
+        })?;
         Ok(parts.into_iter().flatten().collect())
     }
 
-    fn instance<'b>(&'b self, place: u32, facts: &'b ImageInfo) -> Instance<'b> {
-        let entry = &self.entries[place as usize];
-        let id = InstanceId((self.first_id + place as usize) as u32);
-        Instance { id, class: self.plan.class(entry), entry, facts }
+    fn instance<'b>(&'b self, index: u32, info: &'b ImageInfo) -> Instance<'b> {
+        let entry = &self.entries[index as usize];
+        let id = InstanceId((self.first_id + index as usize) as u32);
+        Instance { id, class: self.plan.class(entry), entry, info }
     }
 }

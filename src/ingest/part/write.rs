@@ -22,7 +22,7 @@ pub(in crate::ingest) struct Instance<'a> {
     pub(in crate::ingest) id: InstanceId,
     pub(in crate::ingest) class: Option<ClassId>,
     pub(in crate::ingest) entry: &'a Entry,
-    pub(in crate::ingest) facts: &'a ImageInfo,
+    pub(in crate::ingest) info: &'a ImageInfo,
 }
 
 impl Instance<'_> {
@@ -33,21 +33,21 @@ impl Instance<'_> {
             label: self.class,
             bytes,
             path: self.entry.path.to_string(),
-            width: self.facts.width,
-            height: self.facts.height,
+            width: self.info.width,
+            height: self.info.height,
         }
     }
 }
 
 /// Deals images of these sizes to shards: permuted by the seed, so that each shard is a uniform sample, and cut
-/// where a shard is full. The shards hold places in the list.
+/// where a shard is full. The shards hold indexes in the list.
 pub(in crate::ingest) fn assign(sizes: &[u64], seed: u64, part: u64, shard_bytes: u64) -> Vec<Vec<u32>> {
     let mut order: Vec<u32> = (0..sizes.len() as u32).collect();
     Stream::new(seed, Purpose::ShardOrder, part, 0).shuffle(&mut order);
     let (mut shards, mut shard, mut bytes) = (Vec::new(), Vec::new(), 0);
-    for place in order {
-        bytes += sizes[place as usize];
-        shard.push(place);
+    for index in order {
+        bytes += sizes[index as usize];
+        shard.push(index);
         if bytes >= shard_bytes {
             shards.push(std::mem::take(&mut shard));
             bytes = 0;
@@ -121,7 +121,7 @@ impl ShardJob<'_> {
         Ok(())
     }
 
-    /// Forgets the shards that the work has recorded, if they were written when other images were accepted: verdicts may
+    /// Forgets the shards that the work has recorded, if they were written when other images were accepted: validations may
     /// change with `--memory-limit` between a kill and its resume.
     ///
     /// # Errors
@@ -176,14 +176,14 @@ impl ShardJob<'_> {
         let read = self.source.read_all(&entries)?;
         let mut rows = Vec::with_capacity(instances.len());
         for (instance, source) in instances.iter().zip(read) {
-            let changes = instance.facts.changes;
+            let changes = instance.info.changes;
             let bytes = if changes.none() {
                 Some(source)
             } else {
                 let _reservation = self.memory.readmit(&source, self.options);
                 rewrite::again(&source, changes, self.options).map(Into::into)
             };
-            let bytes = bytes.filter(|bytes| Digest::of(bytes) == instance.facts.digest);
+            let bytes = bytes.filter(|bytes| Digest::of(bytes) == instance.info.digest);
             let bytes = bytes.ok_or_else(|| IngestError::Layout {
                 location: format!("{} in {}", instance.entry.path, self.options.sources[0]),
                 reason: "it changed while it was ingested".into(),

@@ -9,7 +9,7 @@ use crate::ingest::part::write::Instance;
 use crate::ingest::plan::PartPlan;
 use crate::ingest::source::Source;
 use crate::ingest::validate::rewrite::Changes;
-use crate::ingest::validate::{ImageInfo, Verdict};
+use crate::ingest::validate::{ImageInfo, Validation};
 use crate::storage::{Location, PublishMode, StorageError};
 
 /// How many reasons an error or a report shows.
@@ -24,19 +24,19 @@ struct Reject<'a> {
     reason: &'a str,
 }
 
-/// The verdicts on a part's images.
+/// The validations on a part's images.
 pub(in crate::ingest) struct Findings<'a> {
     pub(in crate::ingest) source: &'a Source,
     pub(in crate::ingest) part: &'a PartPlan<'a>,
-    pub(in crate::ingest) verdicts: &'a [Verdict],
+    pub(in crate::ingest) validations: &'a [Validation],
 }
 
 impl Findings<'_> {
     /// Rejected images with their reasons.
     fn rejects(&self) -> impl Iterator<Item = Reject<'_>> {
-        let contents = self.part.entries.iter().zip(self.verdicts);
-        contents.filter_map(|(entry, verdict)| {
-            Some(Reject { path: &entry.path, reason: &verdict.as_ref().err()?.reason })
+        let contents = self.part.entries.iter().zip(self.validations);
+        contents.filter_map(|(entry, validation)| {
+            Some(Reject { path: &entry.path, reason: &validation.as_ref().err()?.reason })
         })
     }
 
@@ -59,7 +59,7 @@ impl Findings<'_> {
 
     /// How ids relate to the order of the source.
     pub(in crate::ingest) fn describe_ids(&self) -> String {
-        let rejected = self.verdicts.iter().position(Result::is_err);
+        let rejected = self.validations.iter().position(Result::is_err);
         match (rejected, self.part.number) {
             (None, 0) => "0 to n-1 in the order of a sorted ImageFolder of these images".into(),
             (None, _) => {
@@ -74,32 +74,33 @@ impl Findings<'_> {
 
     /// Counts; `instances` are the accepted images.
     pub(in crate::ingest) fn report(&self, instances: &[Instance<'_>]) -> PartReport {
-        let verdicts = self.verdicts;
+        let validations = self.validations;
         let mut refused: BTreeMap<String, u64> = BTreeMap::new();
-        let kinds = verdicts.iter().filter_map(|verdict| Some(verdict.as_ref().err()?.kind.as_str()));
+        let kinds =
+            validations.iter().filter_map(|validation| Some(validation.as_ref().err()?.kind.as_str()));
         kinds.for_each(|kind| *refused.entry(kind.to_owned()).or_default() += 1);
         let mut images: BTreeMap<String, u64> = BTreeMap::new();
         for instance in instances {
-            let kind = format!("{:?} {:?}", instance.facts.format, instance.facts.colour).to_lowercase();
+            let kind = format!("{:?} {:?}", instance.info.format, instance.info.colour).to_lowercase();
             *images.entry(kind).or_default() += 1;
         }
         let range = |of: fn(&ImageInfo) -> u64| {
-            let values = || instances.iter().map(|instance| of(instance.facts));
+            let values = || instances.iter().map(|instance| of(instance.info));
             let mean = values().sum::<u64>() / values().count().max(1) as u64;
             [values().min().unwrap_or(0), mean, values().max().unwrap_or(0)]
         };
         let changed = |is: fn(&Changes) -> bool| {
-            instances.iter().filter(|instance| is(&instance.facts.changes)).count() as u64
+            instances.iter().filter(|instance| is(&instance.info.changes)).count() as u64
         };
         PartReport {
-            looked_at: verdicts.len() as u64,
+            looked_at: validations.len() as u64,
             dropped_leaks: refused.get(LEAK).copied().unwrap_or(0),
             refused,
             passed_over: self.source.plan.passed_over.values().map(|counted| counted.count).sum(),
             kinds: images,
-            encoded_bytes: range(|facts| facts.bytes),
-            short_side: range(|facts| u64::from(facts.width.min(facts.height))),
-            long_side: range(|facts| u64::from(facts.width.max(facts.height))),
+            encoded_bytes: range(|info| info.bytes),
+            short_side: range(|info| u64::from(info.width.min(info.height))),
+            long_side: range(|info| u64::from(info.width.max(info.height))),
             re_encoded: changed(|changes| changes.smaller || changes.baseline),
             tiled: 0,
             source_stamp: (self.source.stamps.without() == 0).then(|| self.source.stamps.digest()),

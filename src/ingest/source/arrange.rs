@@ -2,16 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use super::Source;
 use super::class_folders::{choose_class_folders, merged_folders, strip_common_folders};
 use super::classes::{Classes, Label, label};
-use super::discover::examples;
+use super::format::{ClassFolder, SourceFormat};
 use super::names::{
-    as_path_part, file_name, folder_order, is_layout_folder, is_split_word, without_image_ending,
+    as_path_part, examples, file_name, folder_order, is_layout_folder, is_split_word, without_image_ending,
 };
 use super::plan::SourcePlan;
-use super::records::{Evidence, Fault, Naming, Record, Records, count};
+use super::records::{Entry, Evidence, Fault, Naming, Record, Records, count};
 use super::splits::{Assigned, Splits, below, by_folders, is_unlabelled};
-use super::{ClassFolder, Entry, Source, SourceFormat};
 use crate::ingest::split_names::check_split_names;
 use crate::ingest::{IngestError, IngestOptions};
 
@@ -329,7 +329,7 @@ fn check_lone_classes(
     Ok(())
 }
 
-/// Warns of files that a list names with several labels: each line is an image of its own.
+/// Warns of files that a list names with several labels: each line counts as one image.
 fn double_labels(records: &Records<'_>, labels: &[Label<'_>]) -> Option<String> {
     if records.naming != Naming::AsIs {
         return None;
@@ -371,7 +371,7 @@ fn path(records: &Records<'_>, record: &Record, assigned: Option<Assigned>, clas
     }
 }
 
-/// What a user should look at before it is done.
+/// Adds warnings that a user should read before an ingest.
 fn warn(
     plan: &mut SourcePlan,
     options: &IngestOptions,
@@ -419,7 +419,7 @@ fn warn(
             paths.windows(2).filter(|pair| pair[0] == pair[1]).map(|pair| pair[0]).collect();
         if !double.is_empty() {
             warnings.push(format!(
-                "{} paths of split `{name}` occur more than once ({}): each is an image of its own",
+                "{} paths of split `{name}` occur more than once ({}): each counts as one image",
                 double.len(),
                 examples(&double)
             ));

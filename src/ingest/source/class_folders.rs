@@ -2,9 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::ClassFolder;
-use super::discover::examples;
-use super::names::{file_name, is_layout_folder, split_like};
+use super::format::ClassFolder;
+use super::names::{examples, file_name, is_layout_folder, split_like};
 use super::records::Records;
 use super::splits::{Splits, below, by_folders};
 use crate::ingest::IngestError;
@@ -52,7 +51,7 @@ fn strip_common_folder(
         let (mut deep, mut deeper, mut total) = (0_u64, 0_u64, 0_u64);
         let mut next: BTreeSet<&str> = BTreeSet::new();
         for &number in images {
-            // What is beside the folders, such as a flat `test/`, is looked at later.
+            // What is beside the folders, such as a flat `test/`, is handled later.
             let Some((first, rest)) = below(&records.list[number], splits.of[number]).split_once('/') else {
                 continue;
             };
@@ -94,7 +93,7 @@ fn around(path: &str) -> &str {
 
 /// What a folder below a split holds.
 #[derive(Debug, Default)]
-struct Held<'a> {
+struct Contents<'a> {
     /// Images without a folder between.
     images: u64,
     /// Two of its own folders at most.
@@ -111,34 +110,35 @@ struct Held<'a> {
 /// folder that holds images itself is a class, and so is one whose only folder is called like `images`; any other can
 /// be read in two ways. Whether the option has an effect.
 pub(super) fn choose_class_folders(records: &Records<'_>, splits: &mut Splits) -> Result<bool, IngestError> {
-    let mut held: BTreeMap<(u16, &str), Held<'_>> = BTreeMap::new();
+    let mut contents: BTreeMap<(u16, &str), Contents<'_>> = BTreeMap::new();
     for (number, assigned) in by_folders(records, splits) {
         let path = below(&records.list[number], Some(assigned));
         let Some((first, rest)) = path.split_once('/') else { continue };
-        let held = held.entry((assigned.split, first)).or_default();
+        let contents = contents.entry((assigned.split, first)).or_default();
         match rest.split_once('/') {
-            None => held.images += 1,
+            None => contents.images += 1,
             Some((folder, rest)) => {
-                held.is_deeper |= rest.contains('/');
+                contents.is_deeper |= rest.contains('/');
                 let differs = around(path) != first;
-                if held.example.is_empty() || differs && !held.differs {
-                    held.example = path;
+                if contents.example.is_empty() || differs && !contents.differs {
+                    contents.example = path;
                 }
-                held.differs |= differs;
-                if held.folders.len() < 2 {
-                    held.folders.insert(folder);
+                contents.differs |= differs;
+                if contents.folders.len() < 2 {
+                    contents.folders.insert(folder);
                 }
             }
         }
     }
-    held.retain(|_, held| {
-        let is_layout = !held.is_deeper
-            && held.folders.len() == 1
-            && held.folders.iter().all(|folder| is_layout_folder(folder));
-        held.images == 0 && !is_layout
+    contents.retain(|_, contents| {
+        let is_layout = !contents.is_deeper
+            && contents.folders.len() == 1
+            && contents.folders.iter().all(|folder| is_layout_folder(folder));
+        contents.images == 0 && !is_layout
     });
     // Where no name differs, both readings are one.
-    let Some(((_, first), Held { example, .. })) = held.iter().find(|(_, held)| held.differs) else {
+    let Some(((_, first), Contents { example, .. })) = contents.iter().find(|(_, contents)| contents.differs)
+    else {
         return Ok(false);
     };
     match records.options.class_folder {

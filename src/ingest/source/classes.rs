@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use icu_normalizer::ComposingNormalizerBorrowed;
 
-use super::discover::examples;
+use super::format::LabelsAs;
+use super::names::examples;
+use super::records;
 use super::records::{Evidence, Records};
-use super::{LabelsAs, records};
 use crate::ids::ClassId;
 use crate::ingest::IngestError;
 
@@ -68,7 +69,7 @@ fn is_absent(text: &str) -> bool {
     parse(text.trim()) == Parsed::Absent
 }
 
-/// A name with what is not ASCII as numbers, so that names that look the same can be told apart.
+/// A name with characters beyond ASCII as numbers, so that names that look the same can be told apart.
 fn shown(name: &str) -> String {
     format!("`{}`", name.escape_default())
 }
@@ -146,7 +147,7 @@ impl Classes {
         }
     }
 
-    /// Names that look the same on a screen are refused, and those that differ in case alone are said.
+    /// Rejects names that look the same; warns of those that differ in case alone.
     fn compare_names(&mut self, records: &Records<'_>) -> Result<(), IngestError> {
         let composed = ComposingNormalizerBorrowed::new_nfc();
         let mut same: HashMap<String, &str> = HashMap::new();
@@ -325,11 +326,11 @@ fn given_names(records: &Records<'_>, are_numbers: bool) -> Result<Option<record
 /// If the file cannot be read, is not text, or has a blank line before its end.
 pub(super) fn read_class_names(file: &crate::storage::Location) -> Result<Vec<String>, IngestError> {
     let bytes = file.read()?;
-    let text = std::str::from_utf8(&bytes).map_err(|_| super::wrong(file, "not UTF-8 text"))?;
+    let text = std::str::from_utf8(&bytes).map_err(|_| IngestError::layout(file, "not UTF-8 text"))?;
     let lines: Vec<&str> = text.trim_start_matches('\u{FEFF}').trim_end().lines().map(str::trim).collect();
     if let Some(blank) = lines.iter().position(|line| line.is_empty()) {
         let reason = format!("line {} is blank, so the classes after it would have other numbers", blank + 1);
-        return Err(super::wrong(file, reason));
+        return Err(IngestError::layout(file, reason));
     }
     let is_numbered = |line: &&str| {
         let rest = line.trim_start_matches(|c: char| c.is_ascii_digit());
@@ -340,7 +341,7 @@ pub(super) fn read_class_names(file: &crate::storage::Location) -> Result<Vec<St
             "line 2 is `{}`: expected names alone, a line for each class, the first one for class 0",
             lines[1]
         );
-        return Err(super::wrong(file, reason));
+        return Err(IngestError::layout(file, reason));
     }
     Ok(lines.into_iter().map(str::to_owned).collect())
 }

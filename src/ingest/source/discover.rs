@@ -4,34 +4,25 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use super::archive::{Compression, SourceFile, compression, first_bytes, looks_like_tar};
+use super::container::{Container, whole_path};
+use super::format::SourceFormat;
 use super::formats::folder::{self, Listing};
 use super::formats::list;
-use super::names::{file_name, is_image, is_list, is_other_archive, is_table, is_tar, missing_shard};
+use super::names::{
+    examples, file_name, is_image, is_list, is_other_archive, is_table, is_tar, missing_shard,
+};
 use super::records::{Counts, count, ignored, passed_over_reason};
-use super::{SourceFormat, wrong};
 use crate::ingest::{IngestError, IngestOptions};
 use crate::storage::{Location, StorageError};
 
-/// Bytes of a file that are looked at.
+/// Bytes read to recognise a file.
 const HEAD_BYTES: u64 = 4096;
-/// Bytes of a compressed file that are looked at: the first block of zstd is not longer.
+/// Bytes read to recognise a compressed file: the first block of zstd is not longer.
 const COMPRESSED_HEAD_BYTES: u64 = 192 << 10;
 /// Bytes of a tar's header.
 const TAR_HEADER_BYTES: usize = 512;
 /// Files of CIFAR's archives, binary and for Python.
 const CIFAR_FILES: [&str; 4] = ["data_batch_1.bin", "data_batch_1", "test.bin", "batches.meta"];
-/// Names that an error shows of each kind.
-const SHOWN: usize = 3;
-
-/// A file that holds images or names them.
-#[derive(Clone, Debug)]
-pub(super) struct Container {
-    pub(super) location: Location,
-    /// Its name below the source.
-    pub(super) name: String,
-    /// Of a tar.
-    pub(super) compression: Option<Compression>,
-}
 
 /// What was found.
 #[derive(Debug)]
@@ -75,7 +66,7 @@ enum Kind {
     Other(String),
 }
 
-/// Looks at the sources.
+/// Recognises the sources by their content.
 ///
 /// # Errors
 /// If they are of no known form, of two forms at once, not of the form that was asked for, or a store fails.
@@ -110,7 +101,7 @@ pub(super) fn discover(options: &IngestOptions) -> Result<Discovered, IngestErro
         Content::Tables(_) => "Parquet",
         Content::Lists(_) => "a list",
     };
-    Err(wrong(&options.sources[0], other_form(options.format, form)))
+    Err(IngestError::layout(&options.sources[0], other_form(options.format, form)))
 }
 
 fn other_form(wanted: SourceFormat, found: &str) -> String {
@@ -137,13 +128,16 @@ fn discover_one(options: &IngestOptions, source: &Location) -> Result<Discovered
 /// Several files, such as the shards that a pattern names.
 fn discover_files(options: &IngestOptions, sources: &[Location]) -> Result<Discovered, IngestError> {
     if let Some(folder) = sources.iter().find(|file| file.local_path().is_some_and(Path::is_dir)) {
-        let reason = "several sources must be files; a folder is a source of its own".to_owned();
-        return Err(wrong(folder, format!("{reason}: ingest it with `--append`, or name the folder above")));
+        let reason = "several sources must be files, this is a folder".to_owned();
+        return Err(IngestError::layout(
+            folder,
+            format!("{reason}: ingest it with `--append`, or name the folder above"),
+        ));
     }
     let names = names_below_common_folder(sources);
     let mut known: HashSet<String> = HashSet::new();
     if let Some(twice) = sources.iter().find(|source| !known.insert(whole_path(source))) {
-        return Err(wrong(twice, "it is named twice"));
+        return Err(IngestError::layout(twice, "it is named twice"));
     }
     let mut files = Vec::new();
     let mut passed_over = Counts::new();
@@ -154,11 +148,6 @@ fn discover_files(options: &IngestOptions, sources: &[Location]) -> Result<Disco
         }
     }
     of_containers(&sources[0], files, passed_over, Vec::new())
-}
-
-/// A location from the root of its machine or store.
-pub(super) fn whole_path(location: &Location) -> String {
-    location.local_path().map_or_else(|| location.to_string(), |path| path.display().to_string())
 }
 
 /// The names of files from the folder that they have in common, so that `train/0.tar` keeps its folder. What the user
@@ -187,7 +176,7 @@ fn discover_folder(options: &IngestOptions, folder: &Location) -> Result<Discove
         let reason = format!(
             "`{missing}` is not there, though others of its set are; name the files to ingest these alone"
         );
-        return Err(wrong(folder, reason));
+        return Err(IngestError::layout(folder, reason));
     }
     let mut passed_over = Counts::new();
     let mut keep = |path: &str| match passed_over_reason(options, path) {
@@ -207,7 +196,7 @@ fn discover_folder(options: &IngestOptions, folder: &Location) -> Result<Discove
             "it holds `{archive}`, an archive that is not read: unpack it, recompress it as `.tar.zst`, or leave it out \
              with `--ignore GLOB`"
         );
-        return Err(wrong(folder, reason));
+        return Err(IngestError::layout(folder, reason));
     }
     let (images, tars, tables, lists) = (names(is_image), names(is_tar), names(is_table), names(is_list));
     let wants = |format| options.format == format || options.format == SourceFormat::Auto;
@@ -230,7 +219,7 @@ fn discover_folder(options: &IngestOptions, folder: &Location) -> Result<Discove
             first.2,
             second.2
         );
-        return Err(wrong(folder, reason));
+        return Err(IngestError::layout(folder, reason));
     }
     let packed: Option<fn(&str) -> bool> = match present.first().map(|form| form.2) {
         Some("tar") => Some(is_tar),
@@ -245,10 +234,10 @@ fn discover_folder(options: &IngestOptions, folder: &Location) -> Result<Discove
         if let (true, true, Some((_, what))) =
             (options.format != SourceFormat::Auto, present.is_empty(), other)
         {
-            return Err(wrong(folder, other_form(options.format, what)));
+            return Err(IngestError::layout(folder, other_form(options.format, what)));
         }
         if present.is_empty() && listing.faults.iter().all(|(path, _)| !is_image(path)) {
-            return Err(wrong(folder, nothing_to_read(folder, &listing)?));
+            return Err(IngestError::layout(folder, nothing_to_read(folder, &listing)?));
         }
         let others = listing.files.iter().filter(|(path, _)| is_list(path) || path.ends_with(".tar.gz"));
         let others = others.map(|(path, _)| (path.clone(), folder.join(path))).collect();
@@ -268,7 +257,7 @@ fn discover_folder(options: &IngestOptions, folder: &Location) -> Result<Discove
     }
     for (path, fault) in &listing.faults {
         if is_packed(path) {
-            return Err(wrong(&folder.join(path), fault.reason()));
+            return Err(IngestError::layout(&folder.join(path), fault.reason()));
         }
         count(&mut passed_over, fault.reason(), || path.clone());
     }
@@ -292,18 +281,6 @@ fn nothing_to_read(folder: &Location, listing: &Listing) -> Result<String, Inges
     Ok(reason)
 }
 
-/// Up to three names.
-pub(super) fn examples(names: &[impl AsRef<str>]) -> String {
-    first_of(names, SHOWN)
-}
-
-/// The first names.
-pub(in crate::ingest) fn first_of(names: &[impl AsRef<str>], count: usize) -> String {
-    let shown: Vec<String> = names.iter().take(count).map(|name| format!("`{}`", name.as_ref())).collect();
-    let more = if names.len() > count { ", …" } else { "" };
-    shown.join(", ") + more
-}
-
 fn of_containers(
     source: &Location,
     files: Vec<(Location, String, Kind)>,
@@ -320,21 +297,24 @@ fn of_containers(
             }
             Kind::Table => tables.push(container),
             Kind::List => lists.push(container),
-            Kind::Other(reason) => return Err(wrong(&container.location, reason)),
+            Kind::Other(reason) => return Err(IngestError::layout(&container.location, reason)),
         }
     }
     let content = match (tars.is_empty(), tables.is_empty(), lists.is_empty()) {
         (false, true, true) => Content::Tars(tars),
         (true, false, true) => Content::Tables(tables),
         (true, true, false) => Content::Lists(lists),
-        (true, true, true) => return Err(wrong(source, "`--ignore` leaves nothing of it")),
+        (true, true, true) => return Err(IngestError::layout(source, "`--ignore` leaves nothing of it")),
         _ => {
             let names: Vec<&str> = [&tars, &tables, &lists]
                 .iter()
                 .filter_map(|kind| Some(kind.first()?.name.as_str()))
                 .collect();
             let reason = "it mixes tars, Parquet files and lists";
-            return Err(wrong(source, format!("{reason} ({}): ingest one kind at a time", examples(&names))));
+            return Err(IngestError::layout(
+                source,
+                format!("{reason} ({}): ingest one kind at a time", examples(&names)),
+            ));
         }
     };
     Ok(Discovered { content, passed_over, others })

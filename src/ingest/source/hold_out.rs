@@ -1,9 +1,9 @@
-//! A share of each class as a split of its own, for a source that has no splits.
+//! Holds out a share of each class as another split, for a source without splits.
 
 use std::collections::BTreeMap;
 
-use super::Entry;
 use super::names::split_meaning;
+use super::records::Entry;
 use crate::ids::ClassId;
 use crate::ingest::split_names::check_split_names;
 
@@ -35,7 +35,7 @@ impl std::str::FromStr for HoldOut {
 }
 
 impl HoldOut {
-    /// Moves the share of the only split into one of its own, and says what was done.
+    /// Moves the share of the only split into another; returns a summary.
     ///
     /// Each class gives its share, to within one image, and keeps one image at least. Within a class the paths decide which
     /// images these are, so that one more image changes the side of about one other. Both lists keep their order.
@@ -86,10 +86,10 @@ impl HoldOut {
             _ if least == most => format!(", {least} of each class"),
             _ => format!(", {least} to {most} of each class"),
         };
-        let told =
+        let summary =
             format!("splits: {} of {all} images are `{}`{of_each}, by {option}", held.len(), self.split);
         entries.insert(self.split.clone(), held);
-        Ok(told)
+        Ok(summary)
     }
 }
 

@@ -1,9 +1,9 @@
 //! The forms in which people hold images, as one kind of list.
 //!
-//! A [`Source`] is every image with its split, class and place, in the order of a sorted ImageFolder, and the bytes
-//! of any of them on demand. It is made in three steps, each in files of its own:
+//! A [`Source`] is every image with its split, class and location, in the order of a sorted ImageFolder, and the bytes
+//! of any of them on demand. It is made in three steps:
 //!
-//! 1. [`mod@discover`]: what is there, by its content.
+//! 1. [`mod@discover`]: recognise the source by its content.
 //! 2. [`formats`]: what a layout means, over [`archive`], where bytes come from. Every form gives the same
 //!    list of [`records`], with what it knows of each image's class.
 //! 3. [`arrange`]: [`splits`] and [`classes`], decided over all records together, and the [`plan`] that is shown
@@ -15,7 +15,9 @@ mod archive;
 mod arrange;
 mod class_folders;
 mod classes;
+mod container;
 mod discover;
+mod format;
 mod formats;
 mod globs;
 mod hold_out;
@@ -23,123 +25,28 @@ mod names;
 mod plan;
 mod records;
 mod splits;
-mod stamps;
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
-use strum::{EnumMessage, VariantArray};
 
 use super::{IngestError, IngestOptions};
-use crate::ids::ClassId;
 use crate::progress::Progress;
-use crate::storage::{Location, StorageError};
-use archive::{Containers, Extent, Request};
+use crate::storage::StorageError;
+use archive::{Containers, Request};
 use discover::{Content, Discovered, discover};
 use formats::parquet::Table;
 use records::Records;
 
-pub(super) use discover::first_of;
+pub(super) use container::Stamps;
+pub use format::{ClassFolder, LabelsAs, SourceFormat};
 #[cfg(feature = "fuzzing")]
 pub(super) use formats::read_synsets;
 pub use globs::PathGlob;
 pub use hold_out::HoldOut;
-pub(super) use names::{as_path_part, is_image, split_meaning};
+pub(super) use names::{as_path_part, first_of, is_image, split_meaning};
 pub use plan::{ClassesPlan, Counted, SourcePlan, SplitPlan};
-pub(super) use records::Fault;
-pub(super) use stamps::Stamps;
-
-/// The forms of sources.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, EnumMessage, VariantArray)]
-#[serde(rename_all = "lowercase")]
-#[strum(serialize_all = "lowercase")]
-pub enum SourceFormat {
-    /// What the source's content says it is.
-    #[default]
-    Auto,
-    /// A folder: `<class>/<file>`, or `<split>/<class>/<file>`.
-    Imagefolder,
-    /// The official ILSVRC2012 archives, one of them or the folder that holds them.
-    Imagenet,
-    /// WebDataset shards, or a tar that holds an ImageFolder.
-    Tar,
-    /// WebDataset shards, whatever folders their images are in.
-    Webdataset,
-    /// Hugging Face image datasets, one file or a folder of them.
-    Parquet,
-    /// The binary archives of CIFAR-10 and CIFAR-100.
-    Cifar,
-    /// A csv or jsonl file of paths and, optionally, labels.
-    List,
-}
-
-impl SourceFormat {
-    /// Its name as an option.
-    pub(super) fn name(self) -> &'static str {
-        self.get_serializations()[0]
-    }
-
-    /// What it is, for people.
-    fn describe(self) -> &'static str {
-        match self {
-            Self::Auto => "unknown",
-            Self::Imagefolder => "a folder of images",
-            Self::Imagenet => "the ILSVRC2012 archives",
-            Self::Tar | Self::Webdataset => "tars",
-            Self::Parquet => "Parquet tables",
-            Self::Cifar => "CIFAR's binary archives",
-            Self::List => "a list of images",
-        }
-    }
-}
-
-/// How the text of labels is read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, EnumMessage, VariantArray)]
-#[strum(serialize_all = "lowercase")]
-pub enum LabelsAs {
-    /// Digits are numbers, everything else is a name; what can be both is an error.
-    #[default]
-    Auto,
-    /// Every text is a class of its own, digits too.
-    Names,
-    /// Every text is the number of a class.
-    Numbers,
-}
-
-/// Which folder is the class of an image that has several between itself and its split.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumMessage, VariantArray)]
-#[strum(serialize_all = "lowercase")]
-pub enum ClassFolder {
-    /// The first one below the split, as torchvision's ImageFolder has it.
-    First,
-    /// The one around the image.
-    Last,
-}
-
-/// An image of a source that has not been validated yet.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Entry {
-    /// `<class>/<file>`, or the path within the source.
-    pub(super) path: Box<str>,
-    /// Its class: an index into the source's list.
-    pub(super) class: Option<ClassId>,
-    /// Its size in bytes, as it is in the source.
-    pub(super) bytes: u64,
-    /// Why it cannot be taken, if it cannot; it is rejected unread.
-    pub(super) fault: Option<Fault>,
-    container: u32,
-    extent: Extent,
-    /// Its file's path below its container, where that is not `path`.
-    read_path: Option<Box<str>>,
-}
-
-impl Entry {
-    fn request(&self) -> Request<'_> {
-        let path = self.read_path.as_deref().unwrap_or(&self.path);
-        Request { container: self.container, extent: &self.extent, path, bytes: self.bytes }
-    }
-}
+pub(super) use records::Entry;
 
 /// A source that was listed.
 #[derive(Debug)]
@@ -273,13 +180,8 @@ fn refuse_idle_options(options: &IngestOptions, format: SourceFormat) -> Result<
     match idle.into_iter().find(|(is_idle, ..)| *is_idle) {
         Some((_, option, why)) => {
             let reason = format!("`{option}` has no effect on {}: {why}", format.describe());
-            Err(wrong(&options.sources[0], reason))
+            Err(IngestError::layout(&options.sources[0], reason))
         }
         None => Ok(()),
     }
-}
-
-/// The source is not what it should be.
-fn wrong(location: &Location, reason: impl Into<String>) -> IngestError {
-    IngestError::Layout { location: location.to_string(), reason: reason.into() }
 }

@@ -1,4 +1,4 @@
-//! What names of files say.
+//! The meaning of file names, and lists of names in messages.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -179,6 +179,18 @@ pub(in crate::ingest) fn as_path_part(label: &str) -> String {
     let part: String =
         label.chars().map(|c| if matches!(c, '/' | '\\') || c.is_control() { '_' } else { c }).collect();
     if part.chars().all(|c| c == '.') { "_".repeat(part.len().max(1)) } else { part }
+}
+
+/// Up to three names.
+pub(super) fn examples(names: &[impl AsRef<str>]) -> String {
+    first_of(names, 3)
+}
+
+/// The first names.
+pub(in crate::ingest) fn first_of(names: &[impl AsRef<str>], count: usize) -> String {
+    let shown: Vec<String> = names.iter().take(count).map(|name| format!("`{}`", name.as_ref())).collect();
+    let more = if names.len() > count { ", …" } else { "" };
+    shown.join(", ") + more
 }
 
 #[cfg(test)]

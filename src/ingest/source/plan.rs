@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::records::Counts;
-use super::{Entry, SourceFormat};
+use super::format::SourceFormat;
+use super::records::{Counts, Entry};
 
 pub use super::records::Counted;
 
@@ -24,7 +24,7 @@ pub struct SourcePlan {
     pub passed_over: Counts,
     /// Entries with an image's name that cannot be taken, by reason. They count against `--max-reject-fraction`.
     pub rejected: Counts,
-    /// What should be looked at first.
+    /// What to check first.
     pub warnings: Vec<String>,
 }
 

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 
-use super::archive::{Containers, Extent};
-use super::stamps::Stamps;
+use super::archive::{Containers, Extent, Request};
+use super::container::Stamps;
+use crate::ids::ClassId;
 use crate::ingest::{IngestError, IngestOptions};
 use crate::storage::Location;
 
@@ -14,7 +15,7 @@ use crate::storage::Location;
 pub(super) enum Evidence {
     /// The folders of its path.
     Folders,
-    /// A place for a label that is empty, null or −1.
+    /// A label field that is empty, null or −1.
     Absent,
     /// Text that is a name or a number.
     Text(Word),
@@ -80,16 +81,15 @@ impl Fault {
 
 /// Where an image's bytes are.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct ImageBytes {
     pub(super) container: u32,
     pub(super) extent: Extent,
     pub(super) bytes: u64,
 }
 
-impl Place {
+impl ImageBytes {
     /// Of an entry that is not taken.
-    pub(super) const NOWHERE: Self =
-        Self { container: u32::MAX, extent: Extent::Range { offset: 0 }, bytes: 0 };
+    pub(super) const NONE: Self = Self { container: u32::MAX, extent: Extent::Range { offset: 0 }, bytes: 0 };
 }
 
 /// An image by its name.
@@ -102,8 +102,32 @@ pub(super) struct Record {
     pub(super) evidence: Evidence,
     /// The split that the form found in a column or an archive's structure.
     pub(super) split: Option<Word>,
-    pub(super) place: Place,
+    pub(super) place: ImageBytes,
     pub(super) fault: Option<Fault>,
+}
+
+/// An image of a source that has not been validated yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::ingest) struct Entry {
+    /// `<class>/<file>`, or the path within the source.
+    pub(in crate::ingest) path: Box<str>,
+    /// Its class: an index into the source's list.
+    pub(in crate::ingest) class: Option<ClassId>,
+    /// Its size in bytes, as it is in the source.
+    pub(in crate::ingest) bytes: u64,
+    /// Why it cannot be taken, if it cannot; it is rejected unread.
+    pub(in crate::ingest) fault: Option<Fault>,
+    pub(super) container: u32,
+    pub(super) extent: Extent,
+    /// Its file's path below its container, where that is not `path`.
+    pub(super) read_path: Option<Box<str>>,
+}
+
+impl Entry {
+    pub(super) fn request(&self) -> Request<'_> {
+        let path = self.read_path.as_deref().unwrap_or(&self.path);
+        Request { container: self.container, extent: &self.extent, path, bytes: self.bytes }
+    }
 }
 
 /// How many entries were passed over for one reason, and one of them.
@@ -245,7 +269,7 @@ impl<'a> Records<'a> {
 
     /// The source is not what it should be.
     pub(super) fn wrong(&self, reason: impl Into<String>) -> IngestError {
-        super::wrong(&self.options.sources[0], reason)
+        IngestError::layout(&self.options.sources[0], reason)
     }
 }
 

@@ -6,9 +6,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::discover::{examples, whole_path};
+use super::container::whole_path;
 use super::names::{
-    file_name, split_like, split_meaning, split_of_folder, splits_of_container, without_container_ending,
+    examples, file_name, split_like, split_meaning, split_of_folder, splits_of_container,
+    without_container_ending,
 };
 use super::records::{Evidence, Record, Records, shown};
 use crate::ingest::split_names::MOST_SPLITS;

@@ -6,7 +6,7 @@ use crate::dataset::{DuplicateRow, read_duplicates};
 use crate::progress::Progress;
 
 /// A folder with a second source, of the class `cat`.
-fn more(at: &Place, name: &str, images: &[(&str, Vec<u8>)]) -> std::path::PathBuf {
+fn more(at: &Fixture, name: &str, images: &[(&str, Vec<u8>)]) -> std::path::PathBuf {
     let root = at.source.with_file_name(name);
     fs::create_dir_all(root.join("cat")).expect("a folder");
     for (name, bytes) in images {
@@ -17,7 +17,7 @@ fn more(at: &Place, name: &str, images: &[(&str, Vec<u8>)]) -> std::path::PathBu
 
 #[test]
 fn images_that_are_there_under_other_options_are_refused_by_the_names_of_these() {
-    let at = place();
+    let at = fixture();
     folder(&at.source);
     ingest(&options(&at.source, &at.dest), &Quiet).expect("ingested");
     let before = files(&at.dest);
@@ -38,7 +38,7 @@ fn images_that_are_there_under_other_options_are_refused_by_the_names_of_these()
 
 #[test]
 fn appended_images_that_are_there_already_are_counted() {
-    let at = place();
+    let at = fixture();
     folder(&at.source);
     ingest(&options(&at.source, &at.dest), &Quiet).expect("ingested");
     let source = more(&at, "more", &[("new.jpg", jpeg(200)), ("old.jpg", jpeg(3)), ("same.jpg", jpeg(2))]);
@@ -69,7 +69,7 @@ fn near(seed: u32) -> [Vec<u8>; 2] {
 
 #[test]
 fn duplicates_after_appending_and_another_split_are_those_found_from_scratch() {
-    let at = place();
+    let at = fixture();
     let [a, a_near] = near(0);
     let [b, b_near] = near(40);
     let [c, c_near] = near(101);
@@ -117,7 +117,7 @@ fn duplicates_after_appending_and_another_split_are_those_found_from_scratch() {
 
 #[test]
 fn without_near_duplicates_only_equal_bytes_are_found_and_the_hashes_stay_for_later() {
-    let at = place();
+    let at = fixture();
     let [a, a_near] = near(0);
     let first = more(&at, "first", &[("a.jpg", a.clone()), ("near.jpg", a_near), ("same.jpg", a)]);
     let off = IngestOptions { near_duplicates: false, ..options(&first, &at.dest) };
@@ -136,7 +136,7 @@ fn without_near_duplicates_only_equal_bytes_are_found_and_the_hashes_stay_for_la
 #[test]
 fn leaks_without_near_duplicates_are_equal_bytes_alone() {
     for (near_duplicates, dropped) in [(true, 2), (false, 1)] {
-        let at = place();
+        let at = fixture();
         let [a, a_near] = near(0);
         let val = more(&at, "val", &[("a.jpg", a.clone())]);
         let train = more(&at, "train", &[("near.jpg", a_near), ("other.jpg", jpeg(4)), ("same.jpg", a)]);
@@ -158,7 +158,7 @@ fn leaks_without_near_duplicates_are_equal_bytes_alone() {
 #[test]
 fn a_source_that_is_there_is_verified_image_by_image() {
     for smaller in [None, Some(10)] {
-        let at = place();
+        let at = fixture();
         folder(&at.source);
         fs::write(at.source.join("cat/1.jpg"), &jpeg(3)[..100]).expect("cut");
         let max_reject_fraction = Fraction::new(0.5).expect("valid");
@@ -198,7 +198,7 @@ fn a_source_that_is_there_is_verified_image_by_image() {
 
 #[test]
 fn a_source_with_leaks_that_were_dropped_is_verified() {
-    let at = place();
+    let at = fixture();
     let val = more(&at, "val", &[("a.jpg", jpeg(1))]);
     let train = more(&at, "train", &[("a.jpg", jpeg(2)), ("b.jpg", jpeg(1)), ("c.jpg", jpeg(3))]);
     ingest(&IngestOptions { split: Some("val".into()), ..options(&val, &at.dest) }, &Quiet).expect("val");
@@ -212,7 +212,7 @@ fn a_source_with_leaks_that_were_dropped_is_verified() {
 
 #[test]
 fn an_image_over_the_memory_limit_is_rejected_and_the_limit_recorded() {
-    let at = place();
+    let at = fixture();
     folder(&at.source);
     let large = DecodedImage { width: 700, height: 700, rgb: vec![3; 700 * 700 * 3] };
     fs::write(at.source.join("cat/large.png"), encode_png(&large).expect("encoded")).expect("a file");
@@ -263,7 +263,7 @@ impl Progress for Kill {
 
 #[test]
 fn shards_written_under_another_memory_limit_are_written_again() {
-    let at = place();
+    let at = fixture();
     folder(&at.source);
     let large = DecodedImage { width: 700, height: 700, rgb: vec![3; 700 * 700 * 3] };
     fs::write(at.source.join("cat/large.png"), encode_png(&large).expect("encoded")).expect("a file");
@@ -288,7 +288,7 @@ fn shards_written_under_another_memory_limit_are_written_again() {
 
 #[test]
 fn a_higher_memory_limit_takes_up_what_a_lower_one_has_rejected() {
-    let at = place();
+    let at = fixture();
     folder(&at.source);
     let large = DecodedImage { width: 700, height: 700, rgb: vec![3; 700 * 700 * 3] };
     fs::write(at.source.join("cat/large.png"), encode_png(&large).expect("encoded")).expect("a file");

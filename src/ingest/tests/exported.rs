@@ -8,7 +8,7 @@ use crate::ids::InstanceId;
 use crate::storage::{Digest, PublishMode};
 
 /// A dataset with rows of these paths, each with other bytes.
-fn dataset(at: &Place, paths: &[String]) -> Location {
+fn dataset(at: &Fixture, paths: &[String]) -> Location {
     let dataset = location(&at.dest);
     let layout = WriterOptions { row_group: 2, classes: vec!["a".into()] };
     let mut writer = ShardWriter::start(&dataset, "train/shard-00000.parquet", &layout).expect("started");
@@ -60,7 +60,7 @@ fn dataset(at: &Place, paths: &[String]) -> Location {
 
 /// The names of the exported files by id, and how many are not the rows' paths.
 fn exported(paths: &[&str]) -> Result<(Vec<String>, u64), IngestError> {
-    let at = place();
+    let at = fixture();
     let paths: Vec<String> = paths.iter().map(|&path| path.to_owned()).collect();
     let dataset = dataset(&at, &paths);
     let target = at.source.join("exported");
@@ -119,7 +119,7 @@ fn names_that_file_systems_do_not_take_are_cut_or_cleaned() {
 #[test]
 fn a_path_that_leads_outside_is_an_error_before_the_first_file() {
     for bad in ["../x.jpg", "a/../../x.jpg", "a\\..\\..\\x.jpg", "/", ""] {
-        let at = place();
+        let at = fixture();
         let dataset = dataset(&at, &["a/1.jpg".into(), bad.into()]);
         let job = ExportOptions { dataset, dest: location(&at.source), split: None };
         let error = export(&job, &Quiet).expect_err("it leads outside");
@@ -130,7 +130,7 @@ fn a_path_that_leads_outside_is_an_error_before_the_first_file() {
 
 #[test]
 fn an_export_into_the_dataset_is_refused() {
-    let at = place();
+    let at = fixture();
     let dataset = dataset(&at, &["a/1.jpg".into()]);
     let before = walk(&at.dest);
     for dest in [dataset.clone(), dataset.join("images")] {

@@ -22,7 +22,7 @@ fn labels(dataset: &Location) -> Vec<(String, Option<String>, Digest)> {
 }
 
 /// Exports a dataset and ingests the files; gives their names.
-fn round_trip(at: &Place) -> Vec<String> {
+fn round_trip(at: &Fixture) -> Vec<String> {
     let (exported, again) = (at.dest.with_file_name("exported"), at.dest.with_file_name("again"));
     let job = ExportOptions { dataset: location(&at.dest), dest: location(&exported), split: None };
     export(&job, &Quiet).expect("exported");
@@ -37,7 +37,7 @@ fn png() -> Vec<u8> {
 
 #[test]
 fn an_exported_folder_is_the_folder_that_was_ingested() {
-    let at = place();
+    let at = fixture();
     folder(&at.source.join("train"));
     folder(&at.source.join("val"));
     ingest(&options(&at.source, &at.dest), &Quiet).expect("ingested");
@@ -47,7 +47,7 @@ fn an_exported_folder_is_the_folder_that_was_ingested() {
 
 #[test]
 fn images_of_a_list_are_exported_below_their_classes() {
-    let at = place();
+    let at = fixture();
     for (number, name) in ["a/1.jpg", "b/1.jpg", "b/2.jpg", "3.jpg"].iter().enumerate() {
         let file = at.source.join("images").join(name);
         fs::create_dir_all(file.parent().expect("a folder")).expect("a folder");
@@ -65,7 +65,7 @@ fn images_of_a_list_are_exported_below_their_classes() {
 
 #[test]
 fn rows_of_a_parquet_table_are_exported_below_the_names_of_their_classes_with_endings() {
-    let at = place();
+    let at = fixture();
     let table = at.source.join("train.parquet");
     // The order of the class list is not that of the names.
     let images = [(1, jpeg(1)), (0, png()), (1, jpeg(3)), (2, jpeg(4))];
@@ -97,7 +97,7 @@ fn rows_of_a_parquet_table_are_exported_below_the_names_of_their_classes_with_en
 #[test]
 fn samples_of_a_webdataset_are_exported_below_their_classes() {
     for (labels_text, classes) in [(["ant", "bee"], None), (["1", "0"], Some("ant\nbee\n"))] {
-        let at = place();
+        let at = fixture();
         let tar = at.source.join("train-00.tar");
         let mut builder = tar::Builder::new(fs::File::create(&tar).expect("a file"));
         for (number, label) in labels_text.iter().enumerate() {
@@ -126,7 +126,7 @@ fn samples_of_a_webdataset_are_exported_below_their_classes() {
 
 #[test]
 fn classes_whose_folders_would_be_one_or_hidden_get_folders_of_their_own() {
-    let at = place();
+    let at = fixture();
     let table = at.source.join("train.parquet");
     let images = [(0, jpeg(1)), (1, jpeg(2)), (2, jpeg(3)), (3, jpeg(4))];
     fs::write(&table, parquet_table(&images, Some(&["a/b", "a_b", ".git", "c#1"]))).expect("a table");

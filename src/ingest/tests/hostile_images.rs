@@ -1,4 +1,4 @@
-//! Images that somebody made badly, oddly or with bad intent: a refusal with a reason, never a crash.
+//! Images that somebody made badly, oddly or with bad intent: a rejection with a reason, never a crash.
 
 use image::codecs::gif::GifEncoder;
 use image::{DynamicImage, Frame, ImageFormat, Rgba, RgbaImage};
@@ -155,7 +155,7 @@ fn turned(plain: &[u8]) -> Vec<u8> {
 #[test]
 fn with_apply_images_are_upright_and_their_bytes_stay() {
     let plain = encode_jpeg(&detailed(40, 24), 90).expect("encoded");
-    let at = place();
+    let at = fixture();
     fs::create_dir_all(at.source.join("a")).expect("a folder");
     fs::write(at.source.join("a/0.jpg"), turned(&plain)).expect("a file");
     let mut options = options(&at.source, &at.dest);
@@ -177,7 +177,7 @@ fn with_apply_images_are_upright_and_their_bytes_stay() {
     verify(&dataset, &manifest, &Quiet).expect("whole");
 
     // Other pixels are another dataset, although the bytes are the same.
-    let ignoring = place();
+    let ignoring = fixture();
     let ignored = IngestOptions {
         dest: location(&ignoring.dest),
         exif_orientation: ExifOrientation::Ignore,

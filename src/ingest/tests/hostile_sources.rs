@@ -4,7 +4,7 @@ use super::*;
 
 #[test]
 fn names_with_spaces_unicode_and_line_breaks_are_kept() {
-    let at = place();
+    let at = fixture();
     let classes = ["a line\nbreak", "españa", "with space", "日本"];
     for class in classes {
         fs::create_dir_all(at.source.join(class)).expect("a folder");
@@ -22,7 +22,7 @@ fn names_with_spaces_unicode_and_line_breaks_are_kept() {
 #[cfg(unix)]
 fn a_name_that_is_no_text_is_refused() {
     use std::os::unix::ffi::OsStrExt;
-    let at = place();
+    let at = fixture();
     folder(&at.source);
     let name = std::ffi::OsStr::from_bytes(b"cat/\xFF\xFE.jpg");
     fs::write(at.source.join(name), jpeg(3)).expect("a file");
@@ -38,7 +38,7 @@ fn a_name_that_is_no_text_is_refused() {
 
 #[test]
 fn a_tar_header_with_a_wrong_size_is_an_error_that_names_the_place() {
-    let at = place();
+    let at = fixture();
     folder(&at.source);
     let tar = at.dest.with_extension("tar");
     tar_of(&at.source, &tar);
@@ -61,7 +61,7 @@ fn a_tar_header_with_a_wrong_size_is_an_error_that_names_the_place() {
 #[test]
 fn a_parquet_file_of_other_columns_is_refused_with_their_types() {
     use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray};
-    let at = place();
+    let at = fixture();
     let file = at.source.join("x.parquet");
     let text: ArrayRef = std::sync::Arc::new(StringArray::from(vec!["no image"]));
     let number: ArrayRef = std::sync::Arc::new(Int64Array::from(vec![1]));
@@ -86,7 +86,7 @@ fn a_parquet_file_of_other_columns_is_refused_with_their_types() {
 
 #[test]
 fn a_split_with_the_name_of_another_folder_is_refused() {
-    let at = place();
+    let at = fixture();
     folder(&at.source);
     for name in ["index", "rejects", ".work", "..", "a/b", ""] {
         let named = IngestOptions { split: Some(name.into()), ..options(&at.source, &at.dest) };
@@ -98,7 +98,7 @@ fn a_split_with_the_name_of_another_folder_is_refused() {
 
 #[test]
 fn a_broken_link_below_folders_that_are_passed_through_makes_no_class() {
-    let at = place();
+    let at = fixture();
     folder(&at.source.join("sets/mine"));
     std::os::unix::fs::symlink("nowhere", at.source.join("sets/mine/cat/9.jpg")).expect("a link");
     let half = Fraction::new(0.5).expect("valid");

@@ -37,7 +37,7 @@ fn damaged(bytes: &[u8], stream: &mut Stream) -> Vec<u8> {
 
 /// Ingests damaged copies of a file.
 fn survive(name: &str, whole: &[u8], rounds: u64) {
-    let at = place();
+    let at = fixture();
     fs::create_dir_all(&at.source).expect("a folder");
     for number in 0..IMAGES {
         fs::write(at.source.join(format!("{number}.jpg")), jpeg(number + 1)).expect("an image");

@@ -1,13 +1,13 @@
-//! One pass over the images, and two where one of them is refused, give the same.
+//! One pass over the images equals two passes after a rejection.
 
 use super::*;
 
 /// The shards of the split, by name.
-fn shards(at: &Place) -> Vec<(String, Vec<u8>)> {
+fn shards(at: &Fixture) -> Vec<(String, Vec<u8>)> {
     files(&at.dest).into_iter().filter(|(name, _)| name.starts_with("train/")).collect()
 }
 
-fn lenient(at: &Place) -> IngestOptions {
+fn lenient(at: &Fixture) -> IngestOptions {
     let max_reject_fraction = Fraction::new(0.9).expect("valid");
     IngestOptions { max_reject_fraction, ..options(&at.source, &at.dest) }
 }
@@ -15,7 +15,7 @@ fn lenient(at: &Place) -> IngestOptions {
 /// Ingests twice over: with one pass as far as it goes, and with two from the start.
 fn both_ways(change: impl Fn(&Path)) -> [Vec<(String, Vec<u8>)>; 2] {
     [false, true].map(|drop_leaks| {
-        let at = place();
+        let at = fixture();
         folder(&at.source);
         change(&at.source);
         ingest(&IngestOptions { drop_leaks, ..lenient(&at) }, &Quiet).expect("ingested");
@@ -35,7 +35,7 @@ fn one_pass_gives_the_shards_that_two_give() {
 }
 
 #[test]
-fn wherever_a_image_is_refused_the_shards_are_those_of_two_passes() {
+fn wherever_an_image_is_rejected_the_shards_are_those_of_two_passes() {
     for bad in 0..6 {
         let [one, two] = both_ways(|source| {
             fs::write(source.join(format!("cat/{bad}.jpg")), &jpeg(3)[..100]).expect("cut");
@@ -46,7 +46,7 @@ fn wherever_a_image_is_refused_the_shards_are_those_of_two_passes() {
 
 #[test]
 fn a_failed_ingest_leaves_no_shards() {
-    let at = place();
+    let at = fixture();
     folder(&at.source);
     fs::write(at.source.join("cat/5.jpg"), &jpeg(3)[..100]).expect("cut");
     ingest(&options(&at.source, &at.dest), &Quiet).expect_err("1 of 12 is too many");
@@ -61,7 +61,7 @@ fn a_failed_ingest_leaves_no_shards() {
 #[test]
 fn appended_images_are_numbered_on_either_way() {
     let [one, two] = [false, true].map(|is_bad| {
-        let at = place();
+        let at = fixture();
         folder(&at.source);
         ingest(&options(&at.source, &at.dest), &Quiet).expect("ingested");
         let more = at.source.with_file_name("more");

@@ -3,7 +3,7 @@
 use super::support::parquet_table;
 use super::*;
 
-fn source(at: &Place, name: &str, classes: &[&str]) -> std::path::PathBuf {
+fn source(at: &Fixture, name: &str, classes: &[&str]) -> std::path::PathBuf {
     let root = at.source.with_file_name(name);
     for (number, class) in (100..).zip(classes) {
         fs::create_dir_all(root.join(class)).expect("a folder");
@@ -25,7 +25,7 @@ fn fails(options: &IngestOptions, dest: &Path) -> IngestError {
 
 #[test]
 fn a_plan_fails_where_the_ingest_would_fail_before_its_first_write() {
-    let at = place();
+    let at = fixture();
     folder(&at.source);
     ingest(&options(&at.source, &at.dest), &Quiet).expect("ingested");
     let base = || options(&at.source, &at.dest);
@@ -52,7 +52,7 @@ fn a_plan_fails_where_the_ingest_would_fail_before_its_first_write() {
 
 #[test]
 fn a_plan_says_what_the_destination_holds_and_gets() {
-    let at = place();
+    let at = fixture();
     folder(&at.source);
     let base = options(&at.source, &at.dest);
     let planned = |options: &IngestOptions| plan(options, &Quiet).expect("a plan");
@@ -89,7 +89,7 @@ fn a_plan_says_what_the_destination_holds_and_gets() {
 
 #[test]
 fn a_plan_of_a_parquet_table_knows_what_the_destination_holds() {
-    let at = place();
+    let at = fixture();
     let table = at.source.join("images.parquet");
     fs::write(&table, parquet_table(&[(0, jpeg(1)), (1, jpeg(2))], Some(&["ant", "bee"]))).expect("a table");
     let base = options(&table, &at.dest);
@@ -101,7 +101,7 @@ fn a_plan_of_a_parquet_table_knows_what_the_destination_holds() {
 
 #[test]
 fn numbers_without_names_are_not_appended_to_classes_with_names_nor_names_to_numbers() {
-    let at = place();
+    let at = fixture();
     let named = source(&at, "named", &["ant", "bee"]);
     ingest(&options(&named, &at.dest), &Quiet).expect("ingested");
     let table = at.source.join("images.parquet");
@@ -128,7 +128,7 @@ fn numbers_without_names_are_not_appended_to_classes_with_names_nor_names_to_num
 
 #[test]
 fn drop_leaks_without_a_training_split_is_an_error_that_names_the_splits() {
-    let at = place();
+    let at = fixture();
     folder(&at.source.join("left"));
     folder(&at.source.join("right"));
     let split =

@@ -111,7 +111,7 @@ fn every_kind() -> Vec<(&'static str, Vec<u8>)> {
 
 #[test]
 fn an_export_gives_the_files_back_that_were_ingested() {
-    let at = place();
+    let at = fixture();
     folder(&at.source.join("train"));
     for (name, bytes) in every_kind() {
         fs::write(at.source.join("train/dog breed").join(name), bytes).expect("a file");
@@ -138,7 +138,7 @@ fn an_export_writes_no_file_outside_of_its_folder() {
     };
     use crate::ids::InstanceId;
     use crate::storage::{Digest, PublishMode};
-    let at = place();
+    let at = fixture();
     let dataset = location(&at.dest);
     let layout = WriterOptions { row_group: 1, classes: vec!["a".into()] };
     let mut writer = ShardWriter::start(&dataset, "train/shard-00000.parquet", &layout).expect("started");

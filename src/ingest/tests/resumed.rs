@@ -14,7 +14,7 @@ fn with_a_bad_one(root: &Path) {
 
 #[test]
 fn a_command_that_has_nothing_to_do_leaves_unfinished_work_to_the_command_that_began_it() {
-    let at = place();
+    let at = fixture();
     folder(&at.source);
     ingest(&options(&at.source, &at.dest), &Quiet).expect("ingested");
     let more = at.source.with_file_name("more");
@@ -45,7 +45,7 @@ fn a_command_that_has_nothing_to_do_leaves_unfinished_work_to_the_command_that_b
 }
 
 /// An ingest that is given up: `5.jpg` is cut.
-fn given_up(at: &Place) {
+fn given_up(at: &Fixture) {
     folder(&at.source);
     fs::write(at.source.join("cat/5.jpg"), &jpeg(3)[..100]).expect("cut");
     ingest(&options(&at.source, &at.dest), &Quiet).expect_err("1 of 12 is too many");
@@ -53,7 +53,7 @@ fn given_up(at: &Place) {
 
 #[test]
 fn a_source_that_changed_since_an_interruption_is_looked_at_anew() {
-    let at = place();
+    let at = fixture();
     given_up(&at);
     // Of the same name and size.
     fs::write(at.source.join("cat/5.jpg"), [0; 100]).expect("changed");
@@ -66,7 +66,7 @@ fn a_source_that_changed_since_an_interruption_is_looked_at_anew() {
 
 #[test]
 fn an_object_that_changed_since_an_interruption_is_looked_at_anew() {
-    let at = place();
+    let at = fixture();
     let store = Location::in_memory();
     folder(&at.source);
     for (name, bytes) in files(&at.source) {
@@ -88,7 +88,7 @@ fn an_object_that_changed_since_an_interruption_is_looked_at_anew() {
 #[test]
 fn what_a_dataset_holds_already_rests_on_times_where_there_are_any() {
     use std::time::{Duration, SystemTime};
-    let at = place();
+    let at = fixture();
     folder(&at.source);
     let tar = at.dest.with_extension("tar");
     tar_of(&at.source, &tar);
@@ -118,7 +118,7 @@ fn what_a_dataset_holds_already_rests_on_times_where_there_are_any() {
 
 #[test]
 fn times_of_the_source_change_no_shard_and_no_digest() {
-    let at = place();
+    let at = fixture();
     folder(&at.source);
     let first = ingest(&options(&at.source, &at.dest), &Quiet).expect("ingested");
     let copy = at.source.with_file_name("copy");
@@ -140,7 +140,7 @@ fn times_of_the_source_change_no_shard_and_no_digest() {
 
 #[test]
 fn verifying_a_source_that_was_never_ingested_is_an_error_unless_its_ingest_was_interrupted() {
-    let at = place();
+    let at = fixture();
     folder(&at.source);
     let verify = IngestOptions { verify_source: true, ..options(&at.source, &at.dest) };
     let error = ingest(&verify, &Quiet).expect_err("nothing to verify");

@@ -20,7 +20,7 @@ fn lenient(options: IngestOptions) -> IngestOptions {
 
 #[test]
 fn appending_to_a_split_leaves_the_files_of_a_split_that_is_called_like_its_parts() {
-    let at = place();
+    let at = fixture();
     images(&at.source.join("train"), 0..3);
     images(&at.source.join("train-0001"), 3..6);
     fs::write(at.source.join("train-0001/cat/bad.jpg"), b"bad").expect("a file");
@@ -63,7 +63,7 @@ fn rename_as_before(dest: &Path) {
 
 #[test]
 fn files_that_the_manifest_names_otherwise_are_read_and_never_written_over() {
-    let at = place();
+    let at = fixture();
     images(&at.source, 0..3);
     ingest(&options(&at.source, &at.dest), &Quiet).expect("ingested");
     let more = at.source.with_file_name("more");
@@ -83,7 +83,7 @@ fn files_that_the_manifest_names_otherwise_are_read_and_never_written_over() {
 
 #[test]
 fn splits_of_odd_names_are_ingested_and_appended_to() {
-    let at = place();
+    let at = fixture();
     let names = ["0001", "a b", "a#1", "a%20b", "index.parquet", "lock", "plan", "テスト"];
     let mut splits = Vec::new();
     for (number, name) in (0..).zip(names) {
@@ -106,7 +106,7 @@ fn splits_of_odd_names_are_ingested_and_appended_to() {
 
 #[test]
 fn a_split_that_is_called_like_a_file_of_a_dataset_is_an_error_before_anything_is_written() {
-    let at = place();
+    let at = fixture();
     images(&at.source, 0..2);
     let long = "x".repeat(101);
     for name in ["manifest.json", "duplicates.parquet", "index", "rejects", ".work", "a\u{7}b", &long] {
@@ -124,7 +124,7 @@ fn a_split_that_is_called_like_a_file_of_a_dataset_is_an_error_before_anything_i
 
 #[test]
 fn a_column_of_too_many_splits_is_one_error_that_names_the_first() {
-    let at = place();
+    let at = fixture();
     images(&at.source, 0..1);
     let list = at.source.join("list.csv");
     // More than 16 bits count.
@@ -139,7 +139,7 @@ fn a_column_of_too_many_splits_is_one_error_that_names_the_first() {
 
 #[test]
 fn many_splits_without_common_classes_are_one_warning() {
-    let at = place();
+    let at = fixture();
     images(&at.source, 0..40);
     let list = at.source.join("list.csv");
     let rows: String = (0..40).map(|row| format!("cat/{row}.jpg,c{row},s{row}\n")).collect();

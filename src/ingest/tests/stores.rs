@@ -12,7 +12,7 @@ fn upload(from: &Path, to: &Location) {
 
 #[test]
 fn a_folder_and_a_tar_in_a_store_give_the_dataset_of_the_local_folder() {
-    let at = place();
+    let at = fixture();
     folder(&at.source);
     let local = ingest(&options(&at.source, &at.dest), &Quiet).expect("ingested");
     let store = Location::in_memory();
@@ -38,7 +38,7 @@ fn a_folder_and_a_tar_in_a_store_give_the_dataset_of_the_local_folder() {
 
 #[test]
 fn a_place_where_nothing_is_is_said_so() {
-    let at = place();
+    let at = fixture();
     let store = Location::in_memory();
     let nothing = IngestOptions { sources: vec![store.join("nothing")], ..options(&at.source, &at.dest) };
     let error = ingest(&nothing, &Quiet).expect_err("nothing there");

@@ -3,14 +3,14 @@
 use super::*;
 
 /// A destination with an ingest that was given up: it has rejected too much. The work folder stays.
-fn given_up(at: &Place) {
+fn given_up(at: &Fixture) {
     folder(&at.source);
     fs::write(at.source.join("cat/5.jpg"), &jpeg(3)[..100]).expect("cut");
     ingest(&options(&at.source, &at.dest), &Quiet).expect_err("1 of 12 is too many");
     assert!(at.dest.join(".work/plan").exists());
 }
 
-fn lenient(at: &Place) -> IngestOptions {
+fn lenient(at: &Fixture) -> IngestOptions {
     let max_reject_fraction = Fraction::new(0.9).expect("valid");
     IngestOptions { max_reject_fraction, ..options(&at.source, &at.dest) }
 }
@@ -25,7 +25,7 @@ fn a_file_that_no_ingest_has_recorded_is_an_error_and_stays() {
         "rejects/train.jsonl",
         "duplicates.parquet",
     ] {
-        let at = place();
+        let at = fixture();
         folder(&at.source);
         let file = at.dest.join(name);
         fs::create_dir_all(file.parent().expect("a folder")).expect("a folder");
@@ -41,7 +41,7 @@ fn a_file_that_no_ingest_has_recorded_is_an_error_and_stays() {
 
 #[test]
 fn files_that_only_look_like_unfinished_ones_stay() {
-    let at = place();
+    let at = fixture();
     folder(&at.source);
     for name in ["photo#1", "rejects/list#20", "index/x.parquet#3"] {
         let file = at.dest.join(name);
@@ -57,7 +57,7 @@ fn files_that_only_look_like_unfinished_ones_stay() {
 
 #[test]
 fn work_of_another_plan_goes_with_the_files_that_it_has_recorded_and_no_others() {
-    let at = place();
+    let at = fixture();
     given_up(&at);
     // What a kill can leave: a finished file and one that was being written.
     for name in ["train/shard-00001.parquet", "train/shard-00001.parquet#7", "index/train.parquet#1"] {
@@ -75,7 +75,7 @@ fn work_of_another_plan_goes_with_the_files_that_it_has_recorded_and_no_others()
 
 #[test]
 fn an_interrupted_ingest_does_not_go_on_over_a_file_of_somebody_else() {
-    let at = place();
+    let at = fixture();
     given_up(&at);
     fs::create_dir_all(at.dest.join("train")).expect("a folder");
     fs::write(at.dest.join("train/shard-00099.parquet"), b"somebody else's").expect("a file");
@@ -91,7 +91,7 @@ fn an_interrupted_ingest_does_not_go_on_over_a_file_of_somebody_else() {
 
 #[test]
 fn abandoned_appending_leaves_the_dataset_as_it_was() {
-    let at = place();
+    let at = fixture();
     folder(&at.source);
     ingest(&options(&at.source, &at.dest), &Quiet).expect("ingested");
     let before = files(&at.dest);
@@ -111,7 +111,7 @@ fn abandoned_appending_leaves_the_dataset_as_it_was() {
 
 #[test]
 fn what_no_ingest_has_written_stays_in_a_folder_called_work() {
-    let at = place();
+    let at = fixture();
     folder(&at.source);
     let note = at.dest.join(".work/thesis/chapter1.txt");
     fs::create_dir_all(note.parent().expect("a folder")).expect("a folder");

@@ -10,7 +10,7 @@ pub(super) fn verdicts(
     images: &[(&str, Vec<u8>)],
     change: impl Fn(&mut IngestOptions),
 ) -> (Vec<Row>, Vec<(String, String)>) {
-    let at = place();
+    let at = fixture();
     fs::create_dir_all(at.source.join("a")).expect("a folder");
     fs::write(at.source.join("a/0-good.jpg"), jpeg(1)).expect("a file");
     for (name, bytes) in images {

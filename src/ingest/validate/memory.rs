@@ -10,7 +10,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::image::{decoding_memory, probe, shrunk_size};
 use crate::ingest::source::Entry;
-use crate::ingest::validate::Refusal;
+use crate::ingest::validate::Rejection;
 use crate::ingest::{CheckDepth, IngestOptions};
 
 /// The kind of reason of an image that does not fit into `--memory-limit`.
@@ -53,7 +53,7 @@ pub(in crate::ingest) struct Reservation<'a> {
 }
 
 impl MemoryBudget {
-    /// The budget for so many threads: what the options say, or half of the machine's memory.
+    /// The budget for `threads` threads: `--memory-limit`, or half of the machine's memory.
     pub(in crate::ingest) fn new(options: &IngestOptions, threads: usize) -> Self {
         let limit =
             options.memory_limit.unwrap_or_else(|| machine_memory().map_or(UNKNOWN_MACHINE, |all| all / 2));
@@ -84,7 +84,7 @@ impl MemoryBudget {
         &self,
         image: &[u8],
         options: &IngestOptions,
-    ) -> Result<Reservation<'_>, Refusal> {
+    ) -> Result<Reservation<'_>, Rejection> {
         let needed = needed(image, options);
         if let Some(limit) = self.given.filter(|_| needed > self.decoding) {
             let mebibytes = |bytes: u64| bytes as f64 / f64::from(1 << 20);
@@ -94,7 +94,7 @@ impl MemoryBudget {
                 mebibytes(limit),
                 mebibytes(self.decoding)
             );
-            return Err(Refusal { kind: OVER_MEMORY_LIMIT.into(), reason });
+            return Err(Rejection { kind: OVER_MEMORY_LIMIT.into(), reason });
         }
         Ok(self.reserve(needed))
     }
@@ -104,7 +104,7 @@ impl MemoryBudget {
         self.reserve(needed(image, options))
     }
 
-    /// Waits for so many bytes; for more than there are until nobody else holds any.
+    /// Waits for this memory in bytes; a larger request than the budget waits for all reservations to end.
     fn reserve(&self, bytes: u64) -> Reservation<'_> {
         let mut held = self.lock();
         while *held > 0 && held.saturating_add(bytes) > self.decoding {
@@ -259,10 +259,10 @@ mod tests {
     fn an_image_above_a_given_limit_is_rejected_and_without_one_it_is_alone() {
         let given = options(Some(1 << 20));
         let budget = MemoryBudget::new(&given, 2);
-        let refusal = budget.admit(&png(1024), &given).expect_err("7 MiB are more than 1 MiB");
-        assert_eq!(refusal.kind, OVER_MEMORY_LIMIT);
+        let rejection = budget.admit(&png(1024), &given).expect_err("7 MiB are more than 1 MiB");
+        assert_eq!(rejection.kind, OVER_MEMORY_LIMIT);
         assert_eq!(
-            refusal.reason,
+            rejection.reason,
             "decoding needs 7.0 MiB, `--memory-limit` is 1.0 MiB and leaves 0.8 MiB for it"
         );
         let by_default = MemoryBudget { given: None, ..MemoryBudget::new(&given, 2) };

@@ -123,7 +123,7 @@ impl Containers {
     }
 }
 
-/// A file of a folder. Its size was listed, so a local one is read without a second look at it.
+/// A file of a folder. Its size was listed, so a local one is read without asking for it again.
 fn read_file(location: &Location, bytes: u64) -> Result<Bytes, StorageError> {
     let Some(path) = location.local_path() else { return whole(location, bytes, location.read()?) };
     let name = || path.display().to_string();

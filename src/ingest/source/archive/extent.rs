@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ::bytes::Bytes;
 
-/// The place of a member's bytes in its file.
+/// The position of a member's bytes in its file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::ingest::source) enum Extent {
     /// One range, from this offset on.

@@ -20,7 +20,7 @@ use crate::storage::StorageError;
 const FIRST_PIECE: u64 = 1 << 20;
 /// The length that later pieces grow to.
 const LARGEST_PIECE: u64 = 256 << 20;
-/// Bytes that one copy writes between two looks at the free space.
+/// Bytes that one copy writes between two checks of the free space.
 const LOOK_EVERY: u64 = 64 << 20;
 /// Space on the disk that is left to others.
 const RESERVE: u64 = 64 << 20;
@@ -55,7 +55,7 @@ impl Spool {
             return Ok(file);
         }
         let file = tempfile::tempfile_in(&self.folder)
-            .map_err(|error| failed("create a temporary file", told(&self.folder), error))?;
+            .map_err(|error| failed("create a temporary file", shown(&self.folder), error))?;
         Ok(self.file.get_or_init(|| file))
     }
 
@@ -69,7 +69,7 @@ impl Spool {
 
     fn check_space_after(&self, written: u64, bytes: u64) -> Result<(), StorageError> {
         let found = rustix::fs::fstatvfs(self.file()?).map_err(|error| {
-            failed("look up the free space", told(&self.folder), std::io::Error::from(error))
+            failed("look up the free space", shown(&self.folder), std::io::Error::from(error))
         })?;
         let free = found.f_bavail.saturating_mul(found.f_frsize);
         // Some network file systems count no blocks at all.
@@ -83,7 +83,7 @@ impl Spool {
 
     /// Reads a part of the spool.
     pub(super) fn read(&self, extent: &Extent, bytes: u64) -> Result<Bytes, StorageError> {
-        read_local(self.file()?, extent, bytes).map_err(|error| failed("read", told(&self.folder), error))
+        read_local(self.file()?, extent, bytes).map_err(|error| failed("read", shown(&self.folder), error))
     }
 
     fn full(&self, written: u64, needed: u64, free: u64) -> StorageError {
@@ -95,18 +95,18 @@ impl Spool {
             mib(written),
             free >> 20
         );
-        failed("write", told(&self.folder), reason)
+        failed("write", shown(&self.folder), reason)
     }
 
     fn write_error(&self, error: std::io::Error, written: u64, needed: u64) -> StorageError {
         let is_full =
             matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded);
-        if is_full { self.full(written, needed, 0) } else { failed("write", told(&self.folder), error) }
+        if is_full { self.full(written, needed, 0) } else { failed("write", shown(&self.folder), error) }
     }
 }
 
 /// The folder, with the variable that names it.
-fn told(folder: &Path) -> String {
+fn shown(folder: &Path) -> String {
     format!("{} (TMPDIR)", folder.display())
 }
 

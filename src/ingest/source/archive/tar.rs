@@ -80,7 +80,7 @@ pub(in crate::ingest::source) enum Skipped {
     NotUtf8,
     /// The name is absolute, empty or contains `..`.
     LeadsOutside,
-    /// A sparse file with holes of so many bytes.
+    /// A sparse file; its holes in bytes.
     TooManyHoles(u64),
     /// A sparse file in a format that is not read.
     SparseFormat,

@@ -7,9 +7,8 @@ use bytes::Bytes;
 
 use super::super::archive::{Extent, Member};
 use super::super::names::file_name;
-use super::super::records::{ClassNames, Evidence, Naming, Place, Record, Records};
-use super::super::wrong;
-use super::tars::Tar;
+use super::super::records::{ClassNames, Evidence, ImageBytes, Naming, Record, Records};
+use super::tar::Tar;
 use crate::image::{DecodedImage, encode_png};
 use crate::ingest::IngestError;
 
@@ -63,7 +62,7 @@ pub(super) fn collect(records: &mut Records<'_>, tars: &[Tar]) -> Result<(), Ing
             if member.bytes == 0 || !member.bytes.is_multiple_of(record_bytes) {
                 let reason =
                     format!("`{}` is not a whole number of {record_bytes}-byte records", member.path);
-                return Err(wrong(&tar.location, reason));
+                return Err(IngestError::layout(&tar.location, reason));
             }
             let names = tar.index.members.iter().find(|member| file_name(&member.path) == batch.names);
             if let (Some(names), None) = (names, &records.class_names) {
@@ -77,7 +76,7 @@ pub(super) fn collect(records: &mut Records<'_>, tars: &[Tar]) -> Result<(), Ing
             for (row, label) in (0_u64..).zip(read_labels(tar, member, &batch)?) {
                 let offset = row * record_bytes + batch.labels;
                 let extent = member.extent.slice(offset..offset + PIXEL_BYTES);
-                let place = Place { container, extent, bytes: PIXEL_BYTES };
+                let place = ImageBytes { container, extent, bytes: PIXEL_BYTES };
                 let evidence = Evidence::Text(records.word(&label.to_string()));
                 let path = format!("{stem}-{row:05}.png").into();
                 records.push(Record { origin, path, evidence, split, place, fault: None });

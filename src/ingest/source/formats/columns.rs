@@ -1,6 +1,6 @@
 //! Which column of a table or list is meant.
 
-use super::super::discover::examples;
+use super::super::names::examples;
 
 /// Names of the column that holds the label.
 pub(super) const LABEL_NAMES: [&str; 12] = [

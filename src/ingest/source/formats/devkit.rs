@@ -3,14 +3,14 @@
 use std::collections::HashMap;
 
 use super::super::archive::{SourceFile, Spool, compression, looks_like_tar};
-use super::super::discover::{Container, examples};
-use super::super::names::file_name;
+use super::super::container::Container;
+use super::super::format::SourceFormat;
+use super::super::names::{examples, file_name};
 use super::super::records::Records;
-use super::super::{SourceFormat, wrong};
 use super::columns::{self, LABEL_NAMES, is_label_name};
 use super::list::{PATH_NAMES, SEPARATORS};
 use super::mat;
-use super::tars::Tar;
+use super::tar::Tar;
 use crate::ingest::{IngestError, IngestOptions};
 use crate::storage::Location;
 
@@ -91,10 +91,13 @@ pub(super) fn labels_from(location: &Location, options: &IngestOptions) -> Resul
 pub(super) fn labels_of_kit(kit: &Tar) -> Result<HashMap<String, String>, IngestError> {
     let read = |ending: &str| {
         let member = kit.index.members.iter().find(|member| member.path.ends_with(ending));
-        kit.read(member.ok_or_else(|| wrong(&kit.location, format!("it does not hold `{ending}`")))?)
+        kit.read(
+            member
+                .ok_or_else(|| IngestError::layout(&kit.location, format!("it does not hold `{ending}`")))?,
+        )
     };
     let synsets = mat::read_synsets(&read(META)?)
-        .map_err(|reason| wrong(&kit.location, format!("{META}: {reason}")))?;
+        .map_err(|reason| IngestError::layout(&kit.location, format!("{META}: {reason}")))?;
     let wnids: HashMap<u32, &str> = synsets
         .iter()
         .filter(|synset| synset.children == 0)
@@ -102,12 +105,16 @@ pub(super) fn labels_of_kit(kit: &Tar) -> Result<HashMap<String, String>, Ingest
         .collect();
     let truth = read(GROUND_TRUTH)?;
     let text = std::str::from_utf8(&truth);
-    let text = text.map_err(|_| wrong(&kit.location, format!("{GROUND_TRUTH} is not UTF-8 text")))?;
+    let text =
+        text.map_err(|_| IngestError::layout(&kit.location, format!("{GROUND_TRUTH} is not UTF-8 text")))?;
     let mut labels = HashMap::new();
     for (number, line) in (1..).zip(text.lines().map(str::trim).filter(|line| !line.is_empty())) {
         let wnid = line.parse().ok().and_then(|id: u32| wnids.get(&id));
         let wnid = wnid.ok_or_else(|| {
-            wrong(&kit.location, format!("{GROUND_TRUTH} line {number}: `{line}` is not a class of {META}"))
+            IngestError::layout(
+                &kit.location,
+                format!("{GROUND_TRUTH} line {number}: `{line}` is not a class of {META}"),
+            )
         })?;
         labels.insert(format!("ILSVRC2012_val_{number:08}"), (*wnid).to_owned());
     }
@@ -123,11 +130,13 @@ fn labels_of_csv(file: &Location, options: &IngestOptions) -> Result<Listed, Ing
         .has_headers(false)
         .flexible(true)
         .trim(csv::Trim::All)
-        .delimiter(separator(bytes).map_err(|reason| wrong(file, reason))?)
+        .delimiter(separator(bytes).map_err(|reason| IngestError::layout(file, reason))?)
         .from_reader(bytes);
-    let rows: Vec<csv::StringRecord> =
-        reader.records().collect::<Result<_, _>>().map_err(|error| wrong(file, error.to_string()))?;
-    let Some(first) = rows.first() else { return Err(wrong(file, "it is empty")) };
+    let rows: Vec<csv::StringRecord> = reader
+        .records()
+        .collect::<Result<_, _>>()
+        .map_err(|error| IngestError::layout(file, error.to_string()))?;
+    let Some(first) = rows.first() else { return Err(IngestError::layout(file, "it is empty")) };
     let titles: Vec<&str> = first.iter().collect();
     let is_of_image =
         |title: &str| PATH_NAMES.iter().chain(&ID_NAMES).any(|known| title.eq_ignore_ascii_case(known));
@@ -139,45 +148,51 @@ fn labels_of_csv(file: &Location, options: &IngestOptions) -> Result<Listed, Ing
         let chosen = columns::choose(&titles, "--label-column", label_column, &LABEL_NAMES);
         let only_other =
             (titles.len() == 2).then(|| usize::from(titles.first().is_some_and(|it| is_of_image(it))));
-        label = chosen.map_err(|reason| wrong(file, reason))?.or(only_other).ok_or_else(|| {
-            let reason =
-                format!("no column of labels; its columns are {} (`--label-column`)", examples(&titles));
-            wrong(file, reason)
-        })?;
+        label =
+            chosen.map_err(|reason| IngestError::layout(file, reason))?.or(only_other).ok_or_else(|| {
+                let reason =
+                    format!("no column of labels; its columns are {} (`--label-column`)", examples(&titles));
+                IngestError::layout(file, reason)
+            })?;
         let others: Vec<&str> = (0..titles.len()).filter(|&at| at != label).map(|at| titles[at]).collect();
         let known: Vec<&str> = others.iter().copied().filter(|title| is_of_image(title)).collect();
         let chosen = match (image_column, known.as_slice(), others.as_slice()) {
             (Some(asked), ..) => asked,
             (None, [one], _) | (None, [], [one]) => one,
-            (None, [], []) => return Err(wrong(file, "it has no column of images beside that of labels")),
+            (None, [], []) => {
+                return Err(IngestError::layout(file, "it has no column of images beside that of labels"));
+            }
             _ => {
                 let reason = format!(
                     "several columns could name the images, {}: `--image-column` names one",
                     examples(if known.is_empty() { &others } else { &known })
                 );
-                return Err(wrong(file, reason));
+                return Err(IngestError::layout(file, reason));
             }
         };
         let at = columns::choose(&titles, "--image-column", Some(chosen), &[]);
-        image = at.map_err(|reason| wrong(file, reason))?.unwrap_or(0);
+        image = at.map_err(|reason| IngestError::layout(file, reason))?.unwrap_or(0);
     }
     let mut labels: HashMap<String, String> = HashMap::new();
     for (line, row) in (1..).zip(&rows).skip(usize::from(has_titles)) {
         if has_titles && row.len() != titles.len() {
             let reason =
                 format!("line {line} has {} columns, the line of titles {}", row.len(), titles.len());
-            return Err(wrong(file, reason));
+            return Err(IngestError::layout(file, reason));
         }
         if !has_titles && row.len() > 2 {
             let reason = format!(
                 "line {line} has {} columns, and no line of titles says which is which, such as `filename,label`",
                 row.len()
             );
-            return Err(wrong(file, reason));
+            return Err(IngestError::layout(file, reason));
         }
         let (Some(name), Some(text)) = (row.get(image).filter(|name| !name.is_empty()), row.get(label))
         else {
-            return Err(wrong(file, format!("line {line}: expected an image and its class, as `1.jpg,cat`")));
+            return Err(IngestError::layout(
+                file,
+                format!("line {line}: expected an image and its class, as `1.jpg,cat`"),
+            ));
         };
         // Kaggle's csv has a WordNet id and boxes in one field.
         let class = text.split_whitespace().next().filter(|first| is_wnid(first)).unwrap_or(text);
@@ -185,7 +200,7 @@ fn labels_of_csv(file: &Location, options: &IngestOptions) -> Result<Listed, Ing
         if let Some(other) = labels.insert(name.to_owned(), class.to_owned())
             && other != class
         {
-            return Err(wrong(
+            return Err(IngestError::layout(
                 file,
                 format!("line {line}: `{name}` has two classes, `{other}` and `{class}`"),
             ));

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::super::archive::{Extent, failed};
 use super::super::names::is_image;
-use super::super::records::{Evidence, Fault, Place, Record, Records};
+use super::super::records::{Evidence, Fault, ImageBytes, Record, Records};
 use crate::ingest::IngestError;
 use crate::storage::{Entry, Location, Stamp, StorageError};
 
@@ -134,7 +134,7 @@ pub(in super::super) fn collect(records: &mut Records<'_>, root: &Location, list
     for (path, fault) in listing.faults {
         // What a broken link was to be is not known: it may have been a class.
         if is_image(&path) || fault == Fault::BrokenLink {
-            push(records, origin, path, Place::NOWHERE, Some(fault));
+            push(records, origin, path, ImageBytes::NONE, Some(fault));
         } else {
             records.pass_over(fault.reason(), &path);
         }
@@ -146,7 +146,7 @@ pub(in super::super) fn collect(records: &mut Records<'_>, root: &Location, list
                 records,
                 origin,
                 path,
-                Place { container, extent: Extent::Range { offset: 0 }, bytes },
+                ImageBytes { container, extent: Extent::Range { offset: 0 }, bytes },
                 None,
             );
         } else {
@@ -155,7 +155,7 @@ pub(in super::super) fn collect(records: &mut Records<'_>, root: &Location, list
     }
 }
 
-fn push(records: &mut Records<'_>, origin: u32, path: String, place: Place, fault: Option<Fault>) {
+fn push(records: &mut Records<'_>, origin: u32, path: String, place: ImageBytes, fault: Option<Fault>) {
     let path = path.into_boxed_str();
     records.push(Record { origin, path, evidence: Evidence::Folders, split: None, place, fault });
 }

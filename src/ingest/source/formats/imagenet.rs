@@ -8,10 +8,9 @@ use rayon::prelude::*;
 
 use super::super::archive::{Index, Member, read_nested};
 use super::super::names::{file_name, is_image, splits_of_container};
-use super::super::records::{Evidence, Naming, Place, Record, Records, shown};
-use super::super::wrong;
+use super::super::records::{Evidence, ImageBytes, Naming, Record, Records, shown};
 use super::devkit;
-use super::tars::{Tar, push_skipped};
+use super::tar::{Tar, push_skipped};
 use crate::ingest::IngestError;
 use crate::storage::Location;
 
@@ -86,7 +85,7 @@ pub(super) fn collect(
             None => {
                 let reason =
                     "not an archive of ILSVRC2012's images, labels or boxes: `--ignore GLOB` leaves it out";
-                return Err(wrong(&tar.location, reason));
+                return Err(IngestError::layout(&tar.location, reason));
             }
         }
     }
@@ -121,7 +120,7 @@ pub(super) fn collect(
     if records.options.split.as_deref() == Some("train") {
         return Ok(());
     }
-    Err(wrong(&validation_archive, reason))
+    Err(IngestError::layout(&validation_archive, reason))
 }
 
 /// The archive's split, where its name does not say it.
@@ -153,7 +152,7 @@ fn training(records: &mut Records<'_>, tar: Tar) -> Result<(), IngestError> {
                 continue;
             }
             let path = format!("{name}/{}", file_name(&path)).into();
-            let place = Place { container, extent, bytes };
+            let place = ImageBytes { container, extent, bytes };
             records.push(Record { origin, path, evidence: Evidence::Folders, split, place, fault: None });
         }
     }
@@ -170,7 +169,7 @@ fn validation(records: &mut Records<'_>, tar: Tar) {
             records.pass_over("not an image by its name", &path);
             continue;
         }
-        let place = Place { container, extent, bytes };
+        let place = ImageBytes { container, extent, bytes };
         let path = path.into_boxed_str();
         records.push(Record { origin, path, evidence: Evidence::Folders, split, place, fault: None });
     }

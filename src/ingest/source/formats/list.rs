@@ -6,9 +6,9 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::super::archive::{Extent, failed};
-use super::super::discover::{Container, examples};
-use super::super::records::{Evidence, Fault, Naming, Place, Record, Records};
-use super::super::wrong;
+use super::super::container::Container;
+use super::super::names::examples;
+use super::super::records::{Evidence, Fault, ImageBytes, Naming, Record, Records};
 use super::columns::{self, LABEL_NAMES, SPLIT_NAME};
 use crate::ingest::IngestError;
 use crate::storage::{Location, Stamp};
@@ -57,7 +57,7 @@ pub(in super::super) fn collect(records: &mut Records<'_>, lists: &[Container]) 
         let origin = records.add_origin(&container.name);
         let root = list.folder().unwrap_or_else(|| list.clone());
         for Line { number, path, label, split } in lines(records, list)? {
-            let bad = |reason: String| wrong(list, format!("line {number}: {reason}"));
+            let bad = |reason: String| IngestError::layout(list, format!("line {number}: {reason}"));
             let plain = path.strip_prefix("file://").unwrap_or(&path);
             if plain.contains("://") {
                 return Err(bad(format!("`{path}` is a URL; a list names files below its folder")));
@@ -74,7 +74,7 @@ pub(in super::super) fn collect(records: &mut Records<'_>, lists: &[Container]) 
             let found = folders.find(records, &root, absolute, &relative)?;
             let (place, fault) = match found {
                 Some(place) => (place, None),
-                None => (Place::NOWHERE, Some(Fault::NotThere)),
+                None => (ImageBytes::NONE, Some(Fault::NotThere)),
             };
             let evidence = match &label {
                 Some(label) => Evidence::Text(records.word(label)),
@@ -103,7 +103,7 @@ impl Folders {
         root: &Location,
         absolute: bool,
         path: &str,
-    ) -> Result<Option<Place>, IngestError> {
+    ) -> Result<Option<ImageBytes>, IngestError> {
         let folder = if absolute { Location::from_path(std::path::Path::new("/"))? } else { root.clone() };
         let key = folder.to_string();
         let found = match folder.local_path() {
@@ -129,7 +129,7 @@ impl Folders {
         let container = *self.containers.entry(key).or_insert_with(|| containers.add_folder(folder));
         Ok(found.map(|(bytes, stamp)| {
             records.stamps.add(path, stamp);
-            Place { container, extent: Extent::Range { offset: 0 }, bytes }
+            ImageBytes { container, extent: Extent::Range { offset: 0 }, bytes }
         }))
     }
 }
@@ -146,7 +146,7 @@ fn is_not_there(error: &std::io::Error) -> bool {
 fn lines(records: &mut Records<'_>, list: &Location) -> Result<Vec<Line>, IngestError> {
     let bytes = list.read()?;
     let text = std::str::from_utf8(&bytes)
-        .map_err(|_| wrong(list, "not UTF-8 text; convert it: `iconv -f UTF-16 -t UTF-8`"))?;
+        .map_err(|_| IngestError::layout(list, "not UTF-8 text; convert it: `iconv -f UTF-16 -t UTF-8`"))?;
     let text = text.trim_start_matches('\u{FEFF}');
     if text.trim_start().starts_with('{') { jsonl(records, list, text) } else { csv(records, list, text) }
 }
@@ -157,7 +157,7 @@ fn jsonl(records: &mut Records<'_>, list: &Location, text: &str) -> Result<Vec<L
     let mut names: Vec<String> = Vec::new();
     let mut known: HashSet<String> = HashSet::new();
     for (number, line) in (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty()) {
-        let bad = |reason: String| wrong(list, format!("line {number}: {reason}"));
+        let bad = |reason: String| IngestError::layout(list, format!("line {number}: {reason}"));
         let value: serde_json::Value = serde_json::from_str(line).map_err(|error| bad(error.to_string()))?;
         let serde_json::Value::Object(object) = value else { return Err(bad("not a JSON object".into())) };
         for name in object.keys().filter(|name| !known.contains(*name)).cloned().collect::<Vec<_>>() {
@@ -169,17 +169,19 @@ fn jsonl(records: &mut Records<'_>, list: &Location, text: &str) -> Result<Vec<L
     // What a field means is decided over all lines together.
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let column = |option, asked: &Option<String>, known: &[&str]| {
-        columns::choose(&names, option, asked.as_deref(), known).map_err(|reason| wrong(list, reason))
+        columns::choose(&names, option, asked.as_deref(), known)
+            .map_err(|reason| IngestError::layout(list, reason))
     };
-    let path = column("--image-column", &options.image_column, &PATH_NAMES)?
-        .ok_or_else(|| wrong(list, format!("no field of paths; its fields are {}", examples(&names))))?;
+    let path = column("--image-column", &options.image_column, &PATH_NAMES)?.ok_or_else(|| {
+        IngestError::layout(list, format!("no field of paths; its fields are {}", examples(&names)))
+    })?;
     let label = column("--label-column", &options.label_column, &LABEL_NAMES)?;
     let split = names.iter().position(|name| name.eq_ignore_ascii_case(SPLIT_NAME));
     note_label_column(records, label.map(|label| names[label]));
     note_unread_split(records, &names);
     let mut lines = Vec::with_capacity(objects.len());
     for (number, object) in objects {
-        let bad = |reason: String| wrong(list, format!("line {number}: {reason}"));
+        let bad = |reason: String| IngestError::layout(list, format!("line {number}: {reason}"));
         let Some(serde_json::Value::String(path)) = object.get(names[path]) else {
             return Err(bad(format!("its field `{}` holds no path", names[path])));
         };
@@ -226,7 +228,7 @@ fn csv(records: &mut Records<'_>, list: &Location, text: &str) -> Result<Vec<Lin
     };
     let Some(separator) = SEPARATORS.iter().find(names_path) else {
         let columns: Vec<&str> = first.split(',').collect();
-        return Err(wrong(
+        return Err(IngestError::layout(
             list,
             format!(
                 "its first line names no column of paths, but {}: add one, such as `path,label`, or name it with \
@@ -239,11 +241,12 @@ fn csv(records: &mut Records<'_>, list: &Location, text: &str) -> Result<Vec<Lin
         .trim(csv::Trim::All)
         .delimiter(*separator as u8)
         .from_reader(text.as_bytes());
-    let bad = |error: csv::Error| wrong(list, error.to_string());
+    let bad = |error: csv::Error| IngestError::layout(list, error.to_string());
     let header = reader.headers().map_err(bad)?.clone();
     let names: Vec<&str> = header.iter().collect();
     let column = |option, asked: &Option<String>, known: &[&str]| {
-        columns::choose(&names, option, asked.as_deref(), known).map_err(|reason| wrong(list, reason))
+        columns::choose(&names, option, asked.as_deref(), known)
+            .map_err(|reason| IngestError::layout(list, reason))
     };
     let path = column("--image-column", &options.image_column, &PATH_NAMES)?.unwrap_or(0);
     let label = column("--label-column", &options.label_column, &LABEL_NAMES)?;

@@ -11,6 +11,7 @@ pub(super) mod imagenet;
 pub(super) mod list;
 pub(super) mod mat;
 pub(super) mod parquet;
+mod tar;
 pub(super) mod tars;
 pub(super) mod webdataset;
 

@@ -17,10 +17,10 @@ use parquet::file::reader::{ChunkReader, Length};
 use rayon::prelude::*;
 
 use super::super::archive::{Containers, Extent, SourceFile, Spool, Window};
-use super::super::discover::{Container, examples};
-use super::super::names::file_name;
-use super::super::records::{ClassNames, Evidence, Fault, Naming, Place, Record, Records};
-use super::super::{Entry, wrong};
+use super::super::container::Container;
+use super::super::names::{examples, file_name};
+use super::super::records::{ClassNames, Entry, Evidence, Fault, ImageBytes, Naming, Record, Records};
+
 use super::columns::{self, LABEL_NAMES, SPLIT_NAME};
 use crate::guard::guard;
 use crate::image::{Format, format_of};
@@ -86,7 +86,7 @@ pub(in super::super) fn collect(
                 Some((other, first)) => {
                     let at = first.iter().zip(&names).position(|(a, b)| a != b);
                     let at = at.unwrap_or(first.len().min(names.len()));
-                    return Err(wrong(
+                    return Err(IngestError::layout(
                         &file.location,
                         format!(
                             "its class names differ from those of `{other}`, first at class {at}: ingest tables of one \
@@ -115,7 +115,7 @@ pub(in super::super) fn collect(
             let split = listed.splits.as_ref().and_then(|splits| splits[row].as_ref());
             let split = split.filter(|split| !split.is_empty()).map(|split| records.word(split));
             let extent = Extent::Range { offset: row as u64 };
-            let place = Place { container: number, extent, bytes: listed.mean_bytes };
+            let place = ImageBytes { container: number, extent, bytes: listed.mean_bytes };
             let fault = (!listed.has_bytes).then_some(Fault::NoBytes);
             records.push_row(Record { origin, path, evidence, split, place, fault });
         }
@@ -153,8 +153,9 @@ fn row_name(table: &Location, row: u64) -> String {
 
 /// Parquet's reader may panic on a damaged file: that is an error of the file.
 fn guarded<T>(location: &Location, work: impl FnOnce() -> Result<T, IngestError>) -> Result<T, IngestError> {
-    guard(work)
-        .unwrap_or_else(|message| Err(wrong(location, format!("damaged: its reader failed: {message}"))))
+    guard(work).unwrap_or_else(|message| {
+        Err(IngestError::layout(location, format!("damaged: its reader failed: {message}")))
+    })
 }
 
 fn open(
@@ -162,7 +163,7 @@ fn open(
     file: SourceFile,
 ) -> Result<ParquetRecordBatchReaderBuilder<Chunks>, IngestError> {
     ParquetRecordBatchReaderBuilder::try_new(Chunks { file, location: location.clone() })
-        .map_err(|error| wrong(location, error.to_string()))
+        .map_err(|error| IngestError::layout(location, error.to_string()))
 }
 
 fn list(options: &IngestOptions, location: &Location) -> Result<Listed, IngestError> {
@@ -171,12 +172,13 @@ fn list(options: &IngestOptions, location: &Location) -> Result<Listed, IngestEr
     let schema = builder.schema().clone();
     let names: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
     let choose = |option, asked: &Option<String>, known: &[&str]| {
-        columns::choose(&names, option, asked.as_deref(), known).map_err(|reason| wrong(location, reason))
+        columns::choose(&names, option, asked.as_deref(), known)
+            .map_err(|reason| IngestError::layout(location, reason))
     };
     let image = choose("--image-column", &options.image_column, &IMAGE_NAMES)?.ok_or_else(|| {
         let reason =
             format!("no column of images; its columns are {} (`--image-column` names one)", all(&names));
-        wrong(location, reason)
+        IngestError::layout(location, reason)
     })?;
     check_image_column(location, &schema, image)?;
     let label = if options.unlabelled {
@@ -226,7 +228,7 @@ fn list(options: &IngestOptions, location: &Location) -> Result<Listed, IngestEr
     let leaves: Vec<usize> = (0..parquet_schema.num_columns()).filter(|&leaf| is_small(leaf)).collect();
     let mask = ProjectionMask::leaves(parquet_schema, leaves);
     let reader = builder.with_projection(mask).with_batch_size(SMALL_ROWS).build();
-    let reader = reader.map_err(|error| wrong(location, error.to_string()))?;
+    let reader = reader.map_err(|error| IngestError::layout(location, error.to_string()))?;
     let mut listed = Listed {
         table: Table { location: location.clone(), file, image: names[image].to_owned() },
         has_bytes,
@@ -239,7 +241,7 @@ fn list(options: &IngestOptions, location: &Location) -> Result<Listed, IngestEr
         unread_split: columns::unread_split(&names, true),
     };
     for batch in reader {
-        let batch = batch.map_err(|error| wrong(location, error.to_string()))?;
+        let batch = batch.map_err(|error| IngestError::layout(location, error.to_string()))?;
         let column = |at: Option<usize>| at.and_then(|at| batch.column_by_name(names[at]));
         let paths =
             column(Some(image)).and_then(|column| column.as_struct_opt()?.column_by_name("path").cloned());
@@ -257,7 +259,10 @@ fn list(options: &IngestOptions, location: &Location) -> Result<Listed, IngestEr
         for split in splits.iter_mut().flatten() {
             let name = split.parse().ok().and_then(|number: usize| names.get(number));
             *split = name.cloned().ok_or_else(|| {
-                wrong(location, format!("the split {split} has no name; its list has {}", names.len()))
+                IngestError::layout(
+                    location,
+                    format!("the split {split} has no name; its list has {}", names.len()),
+                )
             })?;
         }
     }
@@ -287,7 +292,7 @@ fn check_image_column(location: &Location, schema: &Schema, image: usize) -> Res
             "its column `{name}` is {kind}; expected a struct of bytes and path, or binary (`--image-column`)"
         )
     };
-    Err(wrong(location, reason))
+    Err(IngestError::layout(location, reason))
 }
 
 fn check_label_column(location: &Location, schema: &Schema, label: usize) -> Result<(), IngestError> {
@@ -303,7 +308,7 @@ fn check_label_column(location: &Location, schema: &Schema, label: usize) -> Res
         "its column `{}` is {kind}; expected a number or a name for each image (`--label-column`, `--unlabelled`)",
         field.name()
     );
-    Err(wrong(location, reason))
+    Err(IngestError::layout(location, reason))
 }
 
 fn is_binary(kind: &DataType) -> bool {
@@ -320,8 +325,8 @@ fn texts(location: &Location, column: &ArrayRef) -> Result<Texts, IngestError> {
     if column.data_type() == &DataType::Null {
         return Ok(vec![None; column.len()]);
     }
-    let column =
-        arrow::compute::cast(column, &DataType::Utf8).map_err(|error| wrong(location, error.to_string()))?;
+    let column = arrow::compute::cast(column, &DataType::Utf8)
+        .map_err(|error| IngestError::layout(location, error.to_string()))?;
     Ok(column.as_string::<i32>().iter().map(|text| text.map(str::to_owned)).collect())
 }
 
@@ -374,7 +379,7 @@ pub(in super::super) fn fetch(
             let mut next = rows.iter_mut().peekable();
             let mut row = 0_u64;
             for batch in images(table)? {
-                let batch = batch.map_err(|error| wrong(&table.location, error.to_string()))?;
+                let batch = batch.map_err(|error| IngestError::layout(&table.location, error.to_string()))?;
                 let bytes = bytes_of(batch.column(0));
                 for at in 0..batch.num_rows() {
                     if let Some((_, entry)) = next.next_if(|(wanted, _)| *wanted == row) {
@@ -398,9 +403,10 @@ pub(in super::super) fn fetch(
                 }
             }
             match next.next() {
-                Some((missing, _)) => {
-                    Err(wrong(&table.location, format!("damaged: it ends before row {missing}")))
-                }
+                Some((missing, _)) => Err(IngestError::layout(
+                    &table.location,
+                    format!("damaged: it ends before row {missing}"),
+                )),
                 None => Ok(()),
             }
         })?;
@@ -414,11 +420,13 @@ pub(in super::super) fn fetch(
 /// The column of images, a few rows at a time.
 fn images(table: &Table) -> Result<ParquetRecordBatchReader, IngestError> {
     let builder = open(&table.location, table.file.clone())?;
-    let image =
-        builder.schema().index_of(&table.image).map_err(|error| wrong(&table.location, error.to_string()))?;
+    let image = builder
+        .schema()
+        .index_of(&table.image)
+        .map_err(|error| IngestError::layout(&table.location, error.to_string()))?;
     let mask = ProjectionMask::roots(builder.parquet_schema(), [image]);
     let reader = builder.with_projection(mask).with_batch_size(ROWS).build();
-    reader.map_err(|error| wrong(&table.location, error.to_string()))
+    reader.map_err(|error| IngestError::layout(&table.location, error.to_string()))
 }
 
 /// The bytes of a column of images.

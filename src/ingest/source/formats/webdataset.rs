@@ -7,12 +7,11 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::super::archive::Member;
-use super::super::discover::examples;
-use super::super::names::{file_name, is_image, is_image_ending};
-use super::super::records::{Evidence, Fault, Naming, Place, Record, Records, shown};
-use super::super::{SourceFormat, wrong};
+use super::super::format::SourceFormat;
+use super::super::names::{examples, file_name, is_image, is_image_ending};
+use super::super::records::{Evidence, Fault, ImageBytes, Naming, Record, Records, shown};
 use super::columns::{LABEL_NAMES, SPLIT_NAME, choose, is_label_name};
-use super::tars::Tar;
+use super::tar::Tar;
 use crate::ingest::{IngestError, IngestOptions};
 
 /// The endings of labels.
@@ -212,7 +211,7 @@ pub(super) fn collect(records: &mut Records<'_>, tars: Vec<Tar>) -> Result<(), I
         let samples = samples(&members).map_err(|(one, other)| {
             let reason =
                 format!("one sample has two images, `{one}` and `{other}`: `--ignore GLOB` leaves one out");
-            wrong(&tar.location, reason)
+            IngestError::layout(&tar.location, reason)
         })?;
         let container = records.containers.add_file(tar.file.clone());
         for (image, label) in samples.images {
@@ -221,7 +220,7 @@ pub(super) fn collect(records: &mut Records<'_>, tars: Vec<Tar>) -> Result<(), I
                 match label.map(|member| (member, read_label(member, options.label_column.as_deref()))) {
                     Some((member, LabelText::Unreadable(reason))) if !options.unlabelled => {
                         let reason = format!("its member `{}` {reason}", member.path);
-                        return Err(wrong(&tar.location, reason));
+                        return Err(IngestError::layout(&tar.location, reason));
                     }
                     Some((_, LabelText::Text(text, field))) => {
                         labelled += 1;
@@ -240,7 +239,7 @@ pub(super) fn collect(records: &mut Records<'_>, tars: Vec<Tar>) -> Result<(), I
                         Evidence::Absent
                     }
                 };
-            let place = Place { container, extent: image.extent.clone(), bytes: image.bytes };
+            let place = ImageBytes { container, extent: image.extent.clone(), bytes: image.bytes };
             let path = image.path.as_str().into();
             records.push(Record { origin, path, evidence, split: None, place, fault: None });
         }
@@ -248,7 +247,7 @@ pub(super) fn collect(records: &mut Records<'_>, tars: Vec<Tar>) -> Result<(), I
             let fault = Some(Fault::KeyEndsAtFirstDot);
             let path = member.path.as_str().into();
             let evidence = Evidence::Absent;
-            records.push(Record { origin, path, evidence, split: None, place: Place::NOWHERE, fault });
+            records.push(Record { origin, path, evidence, split: None, place: ImageBytes::NONE, fault });
         }
         for member in samples.others {
             records.pass_over("other members of a sample", &shown(&tar.name, &member.path));

@@ -1,9 +1,24 @@
-//! Whether the files of a source are those of an earlier ingest, beyond their names and sizes.
+//! The files that hold the images of a source or name them, and their versions.
 
 use rayon::prelude::*;
 
-use super::discover::Container;
-use crate::storage::{Digest, Stamp, StorageError};
+use super::archive::Compression;
+use crate::storage::{Digest, Location, Stamp, StorageError};
+
+/// A file that holds images or names them.
+#[derive(Clone, Debug)]
+pub(super) struct Container {
+    pub(super) location: Location,
+    /// Its name below the source.
+    pub(super) name: String,
+    /// Of a tar.
+    pub(super) compression: Option<Compression>,
+}
+
+/// A location from the root of its machine or store.
+pub(super) fn whole_path(location: &Location) -> String {
+    location.local_path().map_or_else(|| location.to_string(), |path| path.display().to_string())
+}
 
 /// What tells one version of a source's files from another: modification times on this machine, ETags in an object store.
 ///
@@ -28,8 +43,8 @@ impl Stamps {
     /// # Errors
     /// If a store fails.
     pub(super) fn add_containers(&mut self, files: &[Container]) -> Result<(), StorageError> {
-        let look = |file: &Container| file.location.stamp();
-        let found: Vec<Option<Stamp>> = files.par_iter().map(look).collect::<Result<_, _>>()?;
+        let stamp = |file: &Container| file.location.stamp();
+        let found: Vec<Option<Stamp>> = files.par_iter().map(stamp).collect::<Result<_, _>>()?;
         files.iter().zip(found).for_each(|(file, stamp)| self.add(&file.name, stamp));
         Ok(())
     }
