@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From images to a kNN score and a page, into demo/. Usage: demo.sh [IMAGEFOLDER]
-# Every step finds its work done if it is; running this again goes on where it was.
+# Each step skips finished work; running this again resumes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

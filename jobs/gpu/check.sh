@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # On a machine with a GPU and Python's torch 2.11.0: compares the GPU with the CPU, measures the step and the
 # objective against PyTorch, and trains CIFAR-10. Run it from the unpacked bundle; results go to results/.
-# Usage: check.sh [agree|ranks|bench|train]...   (all by default; `train` goes on where it was)
+# Usage: check.sh [agree|ranks|bench|train]...   (all by default; `train` resumes)
 set -euo pipefail
 cd "$(dirname "$0")"
 

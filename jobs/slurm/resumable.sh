@@ -1,11 +1,11 @@
-# Read by the job scripts beside it: runs one command that can be interrupted and goes on when it is repeated.
+# Read by the job scripts beside it: runs one command that can be interrupted and resumes when repeated.
 #
 #   resumable COMMAND...
 #
 # 75 and 143 (a signal came; a checkpoint was saved where there is one) and 69 (a store or another process is
 # unavailable) put the job back into the queue under the same id, until it was restarted INSTDISC_RESTARTS times
 # (100); any other failure ends it. SLURM's hold after a requeue, two minutes, is the pause between tries. What
-# SLURM itself requeues (preemption, a lost node) goes on in the same way.
+# SLURM itself requeues (preemption, a lost node) resumes in the same way.
 set -euo pipefail
 
 # Since SLURM 22.05 srun does not take it from the job: without it all threads of a task may share one core.

@@ -175,7 +175,7 @@ def main():
         "split_digest": split["digest"],
         "files": files,
     }
-    # Last: a folder without it is no checkpoint.
+    # Last: a folder without it is not a checkpoint.
     (args.output / "checkpoint.json").write_text(json.dumps(published, indent=2) + "\n")
     print(json.dumps({"checkpoint": str(args.output), "bank_rows": None if rows is None else len(rows)}))
 
