@@ -176,6 +176,7 @@ fn ranks_may_differ_in_what_their_machines_have_and_in_nothing_else() {
 
 /// With INSTDISC_UPDATE_OPTIONS=1 in the environment, the file is written instead.
 #[test]
+#[expect(clippy::disallowed_methods, reason = "the page belongs to the sources")]
 fn the_page_of_the_options_is_up_to_date() {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/options.md");
     let page = page();
