@@ -1,8 +1,7 @@
-//! Whether a source is the one that a dataset was made of, image by image.
+//! Compares a source with the dataset that was made from it, image by image.
 //!
-//! That a dataset holds a source already is judged by the names, classes and sizes of its images. Here every image is
-//! read, checked and, where the options ask for it, rewritten as in the ingest; what comes out must have the digest that
-//! the index has.
+//! An ingest recognises a source by the names, classes and sizes of its images. Here every image is read, validated and,
+//! if the options say so, rewritten as in the ingest. The result must have the digest of the index.
 
 use std::collections::VecDeque;
 

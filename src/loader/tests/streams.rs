@@ -216,7 +216,7 @@ fn a_damaged_image_is_left_out_and_no_other_or_its_row_group_where_groups_are_re
         let count = |batches: &[Batch]| batches.iter().map(|batch| batch.ids.len()).sum::<usize>();
         assert_eq!((count(&whole) - count(&left)) as u64, 3 * lost);
         let few = LoaderOptions { max_corrupt: lost - 1, ..options };
-        let expected = format!("{lost} images are corrupt, of which at most {}", lost - 1);
+        let expected = format!("{lost} images are corrupt, at most {}", lost - 1);
         let error = first_error(source, few);
         assert!(error.starts_with(&expected), "{error}");
     }
