@@ -31,7 +31,7 @@ const SPRITE_QUALITY: u8 = 78;
 #[derive(Clone, Debug)]
 pub struct KnnJob {
     /// Numbers of neighbours that vote; the largest is the headline. Empty for the default of
-    /// [`default_k`](crate::eval::default_k).
+    /// [`default_k`].
     pub k: Vec<usize>,
     /// Temperatures of the weights; the first is the headline.
     pub temperature: Vec<Temperature>,
