@@ -59,7 +59,10 @@ fn a_page_without_labels_works_in_a_browser_too() {
         html.split("<figure class=\"query\" title=\"image ").skip(1).filter_map(named).collect();
     assert!(!named.is_empty() && named.len() == html.matches("<figure class=\"query\"").count(), "{named:?}");
     for (path, shown) in named {
-        assert!(images().join("val").join(path).is_file() && path.rsplit('/').next() == Some(shown), "{path} as {shown}");
+        assert!(
+            images().join("val").join(path).is_file() && path.rsplit('/').next() == Some(shown),
+            "{path} as {shown}"
+        );
     }
     let Some(output) = python_or_skip(test, "tests/python/check_page.py", &[&page], "a browser") else {
         return;
