@@ -285,7 +285,7 @@ mod trained {
         let call = instdisc("embed --split train --device cpu").arg("--checkpoint", &run);
         call.arg("--dataset", &data).arg("--output", &table).ok();
         let summary = instdisc("inspect --format json").arg("", &table).json();
-        assert_eq!((&summary["dataset_digest"], &summary["rows"]), (&json!(other), &40.into()));
+        assert_eq!((&summary["table"]["dataset_digest"], &summary["rows"]), (&json!(other), &40.into()));
     }
 
     #[test]
