@@ -93,7 +93,8 @@ pub(super) struct MicroBatch {
 impl MicroBatch {
     /// The micro-batch with this number.
     pub(super) fn of(group: &ProcessGroup, global: &GlobalBatch, number: usize) -> Self {
-        let shares: Vec<&[BatchIndex]> = (0..group.world()).map(|rank| global.of_rank(rank, number).1).collect();
+        let shares: Vec<&[BatchIndex]> =
+            (0..group.world()).map(|rank| global.of_rank(rank, number).1).collect();
         let before: usize = shares[..group.rank()].iter().map(|share| share.len()).sum();
         let longest = shares.iter().map(|share| share.len()).max().unwrap_or(0);
         let place = |rank: usize, share: &[BatchIndex]| {

@@ -6,7 +6,7 @@ use super::TrainError;
 use super::clock::Phase;
 use super::gather::{MicroBatch, Requests, present};
 use super::state::Trainer;
-use crate::bank::{BatchRows, RowPlan};
+use crate::bank::BatchRows;
 use crate::distributed::Reduce;
 use crate::loader::{Batch, GlobalBatch};
 use crate::model::libtorch::{PendingRead, upload_indices};
@@ -274,23 +274,19 @@ impl Trainer {
         let whole = whole.map(|rows| (add(rows.words()), rows));
         let uploaded = upload_indices(&words, device);
         let words = |(start, len)| uploaded.narrow(0, start, len);
-        let planned = |(micro_batch, rows, negatives, (order, places, drawn)): (
-            MicroBatch,
-            RowPlan,
-            Option<Negatives>,
-            ((i64, i64), (i64, i64), Option<(i64, i64)>),
-        )| {
+        let mut planned = Vec::new();
+        for (micro_batch, rows, negatives, (order, places, drawn)) in micro_batches {
             if let Some((negatives, drawn)) = negatives.as_ref().zip(drawn) {
                 negatives.set_words(&words(drawn));
             }
-            Planned { micro_batch, order: words(order), rows: rows.with(words(places)), negatives }
-        };
-        let micro_batches: Vec<Planned> = micro_batches.into_iter().map(planned).collect();
+            let (order, rows) = (words(order), rows.with(words(places)));
+            planned.push(Planned { micro_batch, order, rows, negatives });
+        }
         let rows = match whole {
             Some((places, rows)) => rows.with(words(places)),
-            None => micro_batches[0].rows.shallow_clone(),
+            None => planned[0].rows.shallow_clone(),
         };
-        Plan { micro_batches, rows }
+        Plan { micro_batches: planned, rows }
     }
 
     /// Forward and backward, one micro-batch after the other; parameters get the gradient of the whole batch, times

@@ -65,7 +65,9 @@ fn spoil(trainer: &Trainer) {
 }
 
 /// Bytes of weights, buffers and bank.
-fn state(trainer: &Trainer) -> (Vec<u8>, Vec<u8>, Vec<f32>) {
+type State = (Vec<u8>, Vec<u8>, Vec<f32>);
+
+fn state(trainer: &Trainer) -> State {
     (trainer.encoder.weights().to_bytes(), trainer.optimizer.buffers().to_bytes(), trainer.bank.to_vec())
 }
 
@@ -198,11 +200,7 @@ fn rows_of_16_bits_are_of_unit_length_as_a_table_means_it() {
 }
 
 /// Bank and weights after some batches, and what each step measured.
-fn trained(
-    mut trainer: Trainer,
-    late: bool,
-    batches: &[Batch],
-) -> ((Vec<u8>, Vec<u8>, Vec<f32>), Vec<(u64, f64, bool)>) {
+fn trained(mut trainer: Trainer, late: bool, batches: &[Batch]) -> (State, Vec<(u64, f64, bool)>) {
     let mut outcomes = Vec::new();
     for batch in batches {
         outcomes.extend(trainer.step(batch, Requests::default()).expect("a step"));
