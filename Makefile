@@ -9,7 +9,7 @@ DATA ?=
 PARTS ?=
 
 .PHONY: help deps plan-demo plan-test libtorch python build test test-cluster test-wheel wheel release lint lint-code \
-  lint-tools oldest-rust licences spelling demo clean-demo gpu-bundle gpu-check
+  lint-tools oldest-rust licences spelling demo clean-demo gpu-bundle gpu-dataset gpu-check
 
 help: ## Say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -74,8 +74,11 @@ plan-demo plan-test: plan-%:
 clean-demo: ## Remove what the demo made, also of your own images
 	rm -rf demo demo-own
 
-gpu-bundle: wheel ## Pack the programs, checks and DATA=/path/to/dataset for a machine with a GPU
-	@jobs/gpu/bundle.sh $(if $(DATA),"$(DATA)")
+gpu-bundle: wheel ## Pack program and checks for a machine with a GPU: target/gpu/gpu-bundle.tar.xz
+	@jobs/gpu/bundle.sh
 
-gpu-check: gpu-bundle ## Here, as there in the unpacked bundle: compare devices, measure, train CIFAR-10
-	@$(MAKE) -C target/gpu-bundle gpu-check
+gpu-dataset: ## Pack DATA=/path/to/dataset for a command of its own: target/gpu/gpu-dataset.tar.xz
+	@jobs/gpu/dataset.sh $(if $(DATA),"$(DATA)")
+
+gpu-check: gpu-bundle ## Here, as there: PARTS='agree bench ranks train'; DEVICE=cpu tries it; PYTHON has torch
+	cd target/gpu && for file in *.tar.xz; do python3 -m tarfile -e $$file; done && gpu-bundle/check.sh $(PARTS)

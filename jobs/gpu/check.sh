@@ -1,88 +1,133 @@
 #!/usr/bin/env bash
-# On a machine with a GPU and Python's torch 2.11.0: compares the GPU with the CPU, measures the step and the
-# objective against PyTorch, and trains CIFAR-10. Run it from the unpacked bundle; results go to results/.
-# Usage: check.sh [agree|ranks|bench|train]...   (all by default; `train` resumes)
-set -euo pipefail
-cd "$(dirname "$0")"
+# Compares a GPU with the CPU, measures steps beside PyTorch's, tries NCCL and trains CIFAR-10. It runs in the unpacked
+# bundle, with Python's torch 2.11.0; docs/operations.md has the commands ("A GPU for half an hour").
+# Usage: check.sh [--seconds N] [all|agree|bench|ranks|train]...
+#
+# Each of these is a list of steps. Every step runs, whatever the others did, and has a line in results/summary: name,
+# device, outcome, exit code, seconds. A step that was ok before is passed over; training resumes. After N seconds (540)
+# nothing more begins, and what runs is ended. results.tar.xz is what to bring back.
+# DEVICE=cpu tries all this with small numbers. Exit code: 1 if a step failed, 75 if one is unfinished, to run again.
+set -uo pipefail
+cd "$(dirname "$0")" || exit
 
+seconds=540
+[ "${1-}" != --seconds ] || { seconds=$2 && shift 2; }
+export DEVICE=${DEVICE:-cuda:0}
 python=${PYTHON:-python3}
-torch=$($python -c 'import os, torch; assert torch.__version__.startswith("2.11.0"), torch.__version__
-print(os.path.dirname(torch.__file__))')
-export LD_LIBRARY_PATH="$torch/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+torch=$("$python" -c 'import os, torch; assert torch.__version__.startswith("2.11.0"), torch.__version__
+print(os.path.dirname(torch.__file__))') || exit
+export LD_LIBRARY_PATH="$torch/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" PATH="$PWD:$PATH"
+
+rows=1281167 more_rows=14000000 negatives=4096 more_negatives=65536 dataset=dataset
+bench=(--batch-size 256 --device "$DEVICE") steps=(--image-size 224 --steps 50 --warmup-steps 10) repeats=20
+training=(--device "$DEVICE" --precision bf16 --channels-last)
+if [ "$DEVICE" = cpu ]; then
+  rows=2000 more_rows=20000 negatives=16 more_negatives=256 dataset=drawn
+  bench=(--batch-size 8 --device cpu) steps=(--image-size 64 --steps 2 --warmup-steps 1) repeats=2
+  training=(--device cpu --epochs 12 --limit 128 --arch resnet20-cifar --batch-size 32)
+fi
+
 mkdir -p results
-instdisc() { ./instdisc "$@"; }
-save() { tee "results/$1.json"; }
+failed=0 unfinished=0 running='' outcome=''
+step() { # step NAME SECONDS COMMAND...: within these seconds and what is left of all
+  local name=$1 limit=$2 code=- began=$SECONDS left=$((seconds - SECONDS))
+  shift 2
+  case $name in
+    train-* | knn-*) ;;
+    *) grep -qs "^$name $DEVICE ok " results/summary && return ;;
+  esac
+  limit=$((limit < left ? limit : left))
+  outcome=unfinished
+  if [ "$limit" -ge 5 ]; then
+    echo "== $name, at most $limit s"
+    timeout -s TERM -k 30 --preserve-status "$limit" "$@" </dev/null >"results/$name.json" 2>>"results/$name.log" &
+    running=$!
+    until wait $running; code=$?; ! kill -0 $running 2>/dev/null; do :; done
+    case $code in
+      0) outcome=ok ;;
+      75) ;;
+      *) outcome=failed ;;
+    esac
+    # Ended for the sake of all, not for its own slowness.
+    if [ $code -ge 137 ] && [ "$limit" -eq "$left" ]; then outcome=unfinished; fi
+  fi
+  echo "$name $DEVICE $outcome $code $((SECONDS - began))" | tee -a results/summary
+  case $outcome in
+    ok) grep -E '^  "(difference.*|step_seconds|loss|top1)":|"median":' "results/$name.json" | head -n 5 ;;
+    failed) failed=1 && tail -n 5 "results/$name.json" "results/$name.log" ;;
+    unfinished) unfinished=1 ;;
+  esac
+}
+
+pack() {
+  local run
+  for run in runs/*; do
+    [ -d "$run" ] && mkdir -p "results/$run"
+    cp "$run"/metrics.jsonl "$run"/eval/*.{json,html} "results/$run" 2>/dev/null
+  done
+  rm -f results.tar.xz
+  "$python" -m tarfile -c results.tar.xz results && echo "results.tar.xz: $(stat -c %s results.tar.xz) bytes"
+}
+trap pack EXIT
+trap 'seconds=0; kill -TERM $running' INT TERM
 
 agree() {
-  # Losses, gradients and banks of both devices on given tensors, and the first losses of two small runs.
-  $python agree.py ./instdisc
-  # The same losses from both devices: the same draws, the same sums up to rounding.
-  for objective in nce infonce softmax; do
-    for device in cpu cuda:0; do
-      instdisc bench objective --objective $objective --instances 100000 --repeats 1 --device $device |
-        save "agree-$objective-${device%%:*}"
-    done
-    $python - "results/agree-$objective-cpu.json" "results/agree-$objective-cuda.json" <<'PY'
-import json, sys
-cpu, cuda = (json.load(open(path))["loss"] for path in sys.argv[1:])
-assert abs(cpu - cuda) <= 1e-5 * abs(cpu), (cpu, cuda)
-print(f"agree: {cpu} {cuda}")
-PY
-  done
+  step agree-replay 120 "$python" agree.py replay
+  step agree-objectives 120 "$python" agree.py objectives
+  step agree-train 60 "$python" agree.py train
 }
 
 bench() {
+  local arch round options
   for arch in resnet18 resnet50; do
-    instdisc bench step --arch $arch --precision bf16 --channels-last --device cuda:0 | save "step-$arch"
-    $python pytorch_step.py --arch $arch --precision bf16 --channels-last | save "step-$arch-pytorch"
+    options=(--arch "$arch" --precision bf16 --channels-last "${bench[@]}" "${steps[@]}")
+    options+=(--objective nce --negatives "$negatives" --instances "$rows")
+    for round in 1 2; do
+      step step-$arch-$round 60 instdisc bench step "${options[@]}"
+      step step-$arch-pytorch-$round 60 "$python" pytorch_step.py "${options[@]}"
+    done
   done
-  for instances in 1281167 14000000; do
-    instdisc bench objective --objective nce --instances $instances --device cuda:0 | save "nce-$instances"
-    instdisc bench objective --objective infonce --negatives 65536 --instances $instances --device cuda:0 |
-      save "infonce-$instances"
-    instdisc bench objective --objective infonce --negatives 65536 --negative-sampling shared \
-      --instances $instances --device cuda:0 | save "infonce-shared-$instances"
-    instdisc bench objective --objective softmax --tf32 --instances $instances --device cuda:0 |
-      save "softmax-$instances"
-  done
+  objective nce $negatives $rows
+  objective infonce $more_negatives $rows
+  objective softmax 1 $rows
+  objective softmax 1 $more_rows
+}
+
+objective() { # objective NAME NEGATIVES ROWS: loss and gradient, without a network
+  local options=(--objective "$1" --negatives "$2" --instances "$3" "${bench[@]}")
+  step "objective-$1-$3" 60 instdisc bench objective "${options[@]}" --tf32 --repeats $repeats
+  step "objective-$1-$3-pytorch" 60 "$python" pytorch_step.py --arch none --precision tf32 "${options[@]}" --steps $repeats
 }
 
 ranks() {
-  # Steps whose gradients go through NCCL: one process, and two where there are two GPUs.
-  local data=results/ranks steps
-  rm -rf "$data"
-  instdisc synth --train-per-class 100 --val-per-class 10 --image-size 64 --dest "$data/images" >/dev/null
-  instdisc ingest --source "$data/images" --dest "$data/dataset" >/dev/null
-  steps="train --dataset $data/dataset --arch resnet18 --image-size 64 --batch-size 64 --objective nce --negatives 512 --lr 0.00002
-    --temperature 1 --epochs 2 --sync-batch-norm --no-monitor --log-every-steps 1"
-  instdisc $steps --run "$data/alone" --device cuda:0
-  instdisc $steps --run "$data/nccl-1" --device cuda:0 --rank 0 --world-size 1 --master 127.0.0.1:29511
-  local runs=("$data/nccl-1")
-  if [ "$(nvidia-smi -L | wc -l)" -ge 2 ]; then
-    $python -m torch.distributed.run --no-python --nproc-per-node 2 -- ./instdisc $steps --run "$data/nccl-2"
-    runs+=("$data/nccl-2")
-    instdisc bench scaling --ranks 1,2 --batch-size 256 -- --arch resnet50 --precision bf16 --channels-last |
-      save scaling
+  # One process by NCCL, and two where there are two GPUs.
+  step ranks 120 "$python" agree.py ranks
+  if [ "$(nvidia-smi -L 2>/dev/null | wc -l)" -ge 2 ]; then
+    step scaling 120 instdisc bench scaling --ranks 1,2 --batch-size 256 -- --arch resnet50 --precision bf16 --channels-last
   fi
-  $python - "$data/alone" "${runs[@]}" <<'PY'
-import json, sys
-def losses(run):
-    lines = map(json.loads, open(f"{run}/metrics.jsonl"))
-    return [line["loss"] for line in lines if line["scope"] == "interval"]
-alone, *others = sys.argv[1:]
-expected = losses(alone)
-for run in others:
-    worst = max(abs(a / b - 1) for a, b in zip(losses(run), expected, strict=True))
-    assert worst < 1e-3, (run, worst)
-    print(f"agree: {run}, {len(expected)} steps, largest relative difference {worst:.1e}")
-PY
 }
 
 train() {
-  [ -d dataset ] || { echo "there is no dataset/ beside this script (CIFAR-10, ingested)" >&2; exit 1; }
-  instdisc train --dataset dataset --run results/cifar10 --config cifar10-resnet18-paper.toml \
-    --precision bf16 --channels-last --device cuda:0
+  local objective trained run
+  for objective in softmax nce; do
+    run=runs/cifar10-$objective
+    # What is left, but for the time to save and to vote. First rows and Z are this program's defaults, not the run
+    # file's, with which both objectives learn more slowly (docs/performance.md).
+    step "train-$objective" $((seconds - SECONDS - 60)) instdisc train --dataset $dataset --run "$run" \
+      --config cifar10-resnet18-paper.toml --objective "$objective" --partition ema --bank-init encode \
+      --checkpoint-every-epochs 10 --no-monitor "${training[@]}"
+    trained=$outcome
+    [ ! -d "$run/checkpoints" ] || step "knn-$objective" 60 instdisc knn --run "$run" --dataset $dataset
+    [ "$trained" != unfinished ] || break
+  done
 }
 
-[ $# -gt 0 ] || set -- agree ranks bench train
-for part in "$@"; do "$part"; done
+case $* in '' | all) set -- agree bench ranks train ;; esac
+for part; do
+  case $part in
+    agree | bench | ranks | train) $part ;;
+    *) echo "error: $part: expected all, agree, bench, ranks or train" >&2 && exit 2 ;;
+  esac
+done
+[ $failed = 0 ] || exit 1
+[ $unfinished = 0 ] || exit 75
