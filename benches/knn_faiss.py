@@ -1,13 +1,14 @@
-"""Compares `instdisc bench knn` with faiss.IndexFlatIP: the same vectors, threads, machine and run, in turns.
+"""Compares `instdisc bench knn` with faiss's exact indices: the same vectors, threads, machine and run, in turns.
 
-    pip install faiss-cpu numpy pyarrow
+    pip install faiss-cpu numpy pyarrow threadpoolctl
     cargo build --release --no-default-features
-    python benches/knn_faiss.py --query-rows 1000 --shape uniform
+    python benches/knn_faiss.py --query-rows 100,1000,10000 --shape uniform --panorama
 
-Prints JSON: the seconds of every round, the medians, their ratio, and whether the neighbours are the same.
-faiss is timed over `search` alone, with its index in memory; instdisc reads the bank's file meanwhile, checks
-it and encodes it. Neighbours may differ from faiss's only where faiss's f32 rounding decides: `disagreements`
-counts the others, and must be 0.
+Prints JSON: for each number of queries the seconds of every round, the medians, their ratio, and whether the
+neighbours are the same. faiss is timed over `search` alone, with its index in memory; instdisc reads the bank's file
+meanwhile, checks it and encodes it. Neighbours may differ from those of IndexFlatIP only where faiss's f32 rounding
+decides: `disagreements` counts the others, and must be 0. `--panorama` times IndexFlatIPPanorama too, which looks at
+fewer components where a rotation (PCA, not timed) gathers the vectors' length in a few.
 """
 
 import argparse
@@ -22,12 +23,13 @@ import time
 parser = argparse.ArgumentParser()
 parser.add_argument("--instdisc", default="target/release/instdisc")
 parser.add_argument("--rows", type=int, default=1_281_167)
-parser.add_argument("--query-rows", type=int, default=1000)
+parser.add_argument("--query-rows", default="1000", help="numbers of queries, with commas between them")
 parser.add_argument("--dim", type=int, default=128)
 parser.add_argument("--k", type=int, default=200)
 parser.add_argument("--shape", default="uniform")
 parser.add_argument("--threads", type=int, default=os.cpu_count())
 parser.add_argument("--rounds", type=int, default=3)
+parser.add_argument("--panorama", action="store_true", help="time IndexFlatIPPanorama as well")
 parser.add_argument("--blas-kernel", default="", help="OPENBLAS_CORETYPE for faiss; its own choice if empty")
 options = parser.parse_args()
 
@@ -45,6 +47,8 @@ from threadpoolctl import threadpool_info  # noqa: E402
 
 # Similarities this close may be in either order in f32 sums of 128 products.
 ROUNDING = 2e-6
+# Parts of a vector after which Panorama may stop.
+LEVELS = 8
 
 
 def vectors(path):
@@ -58,35 +62,18 @@ def instdisc(*arguments):
     return json.loads(subprocess.run([*call, *arguments], check=True, stdout=subprocess.PIPE).stdout)
 
 
-with tempfile.TemporaryDirectory() as folder:
-    sizes = ["--rows", options.rows, "--query-rows", options.query_rows, "--dim", options.dim]
-    subprocess.run(
-        [options.instdisc, "bench", "knn", *map(str, sizes), "--shape", options.shape, "--k", "1"]
-        + ["--repeat", "1", "--save", folder],
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
-    files = [f"{folder}/bank.arrow", f"{folder}/queries.arrow", f"{folder}/neighbours.parquet"]
-    bank, queries = vectors(files[0]), vectors(files[1])
-    faiss.omp_set_num_threads(options.threads)
-    index = faiss.IndexFlatIP(options.dim)
-    index.add(bank)
-    del bank
+def timed(work, *arguments):
+    """The result, seconds on the clock, and seconds of all processors."""
+    cpu, started = time.process_time(), time.perf_counter()
+    result = work(*arguments)
+    return result, time.perf_counter() - started, time.process_time() - cpu
 
-    ours, theirs, our_cpu, their_cpu = [], [], [], []
-    for _ in range(options.rounds):
-        report = instdisc("--repeat", "1", "--bank", files[0], "--queries", files[1], "--neighbours", files[2])
-        ours += report["search_seconds"]
-        our_cpu += report["cpu_seconds"]
-        cpu, started = time.process_time(), time.perf_counter()
-        similarities, rows = index.search(queries, options.k)
-        theirs.append(time.perf_counter() - started)
-        their_cpu.append(time.process_time() - cpu)
 
-    found = pq.read_table(files[2])
-    ids = numpy.array(found["neighbour_ids"].to_pylist())
-    own = numpy.array(found["similarities"].to_pylist(), dtype=numpy.float32)
-    largest = float(numpy.abs(own - similarities).max())
+def differences(found, similarities, rows):
+    """How the neighbours in a file of instdisc differ from those of faiss."""
+    table = pq.read_table(found)
+    ids = numpy.array(table["neighbour_ids"].to_pylist())
+    own = numpy.array(table["similarities"].to_pylist(), dtype=numpy.float32)
     # A row that only one of them has must lie within rounding of the last similarity.
     disagreements = boundary = 0
     for query in range(len(ids)):
@@ -94,29 +81,77 @@ with tempfile.TemporaryDirectory() as folder:
         boundary += len(ours_only)
         places = [place for place, row in enumerate(ids[query]) if row in ours_only]
         disagreements += sum(own[query][place] - own[query][-1] > ROUNDING for place in places)
+    return {
+        "disagreements": int(disagreements),
+        "rounding_swaps_at_the_end": boundary,
+        "largest_difference_of_similarities": float(numpy.abs(own - similarities).max()),
+    }
+
+
+def compare(folder, files, flat, panorama):
+    """Takes turns at the queries of a file; `panorama` is none, or the rotation and the index."""
+    queries = vectors(files["queries"])
+    names = ["instdisc", "faiss", *(["panorama"] if panorama else [])]
+    seconds, cpu = {name: [] for name in names}, {name: [] for name in names}
+    neighbours = f"{folder}/neighbours.parquet"
+    for _ in range(options.rounds):
+        where = ["--bank", files["bank"], "--queries", files["queries"], "--neighbours", neighbours]
+        report = instdisc("--repeat", "1", *where)
+        found, clock, processors = timed(flat.search, queries, options.k)
+        results = {"instdisc": (report["search_seconds"][0], report["cpu_seconds"][0]), "faiss": (clock, processors)}
+        if panorama:
+            rotation, index = panorama
+            rotated = rotation.apply(queries)
+            results["panorama"] = timed(index.search, rotated, options.k)[1:]
+        for name, (clock, processors) in results.items():
+            seconds[name].append(clock)
+            cpu[name].append(processors)
+    ratio = lambda times, name: statistics.median(times[name]) / statistics.median(times["instdisc"])  # noqa: E731
+    return {
+        "queries": len(queries),
+        "seconds": seconds,
+        "cpu_seconds": cpu,
+        "ratios": {name: ratio(seconds, name) for name in names[1:]},
+        "cpu_ratios": {name: ratio(cpu, name) for name in names[1:]},
+        **differences(neighbours, *found),
+        "instdisc_peak_bytes": report["peak_bytes"],
+    }
+
+
+faiss.omp_set_num_threads(options.threads)
+results = []
+for count in options.query_rows.split(","):
+    with tempfile.TemporaryDirectory() as folder:
+        sizes = ["--rows", str(options.rows), "--query-rows", count, "--dim", str(options.dim), "--shape", options.shape]
+        command = [options.instdisc, "bench", "knn", *sizes, "--k", "1", "--repeat", "1", "--save", folder]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        files = {name: f"{folder}/{name}.arrow" for name in ["bank", "queries"]}
+        bank = vectors(files["bank"])
+        flat = faiss.IndexFlatIP(options.dim)
+        flat.add(bank)
+        panorama = None
+        if options.panorama:
+            rotation = faiss.PCAMatrix(options.dim, options.dim)
+            rotation.train(bank)
+            # Without the mean, which inner products do not leave alone.
+            rotation.have_bias = False
+            index = faiss.IndexFlatIPPanorama(options.dim, LEVELS)
+            index.add(rotation.apply(bank))
+            panorama = rotation, index
+        del bank
+        results.append(compare(folder, files, flat, panorama))
 
 blas = [info for info in threadpool_info() if "faiss" in info["filepath"] and info["user_api"] == "blas"]
-median = statistics.median
 json.dump(
     {
         "rows": options.rows,
-        "queries": options.query_rows,
         "dim": options.dim,
         "k": options.k,
         "shape": options.shape,
         "threads": options.threads,
         "faiss": faiss.__version__,
         "faiss_blas": [f"OpenBLAS {info['version']} {info['architecture']}" for info in blas],
-        "instdisc_seconds": ours,
-        "faiss_seconds": theirs,
-        "instdisc_cpu_seconds": our_cpu,
-        "faiss_cpu_seconds": their_cpu,
-        "ratio": median(theirs) / median(ours),
-        "cpu_ratio": median(their_cpu) / median(our_cpu),
-        "disagreements": int(disagreements),
-        "rounding_swaps_at_the_end": boundary,
-        "largest_difference_of_similarities": largest,
-        "instdisc_peak_bytes": report["peak_bytes"],
+        "results": results,
     },
     sys.stdout,
     indent=1,

@@ -2,14 +2,20 @@
 //!
 //! A [`Kernel`] is plain code. [`SimdLevel::run`] calls the version of it that the compiler made for that level.
 //! Kernels use integers or unfused floats, so all versions give equal results. Code written with intrinsics takes a
-//! [`V3`] or [`Vnni`], which exist only where the processor was asked.
+//! [`V3`], [`Vnni`] or [`Amx`], which exist only where the processor was asked.
 #![expect(unsafe_code, reason = "calling a function compiled for detected instructions")]
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{
-    __m128i, _MM_HINT_T0, _mm_prefetch, _mm_unpackhi_epi16, _mm_unpackhi_epi32, _mm_unpackhi_epi64,
-    _mm_unpacklo_epi16, _mm_unpacklo_epi32, _mm_unpacklo_epi64,
+    __cpuid, __cpuid_count, __m128i, _MM_HINT_T0, _mm_prefetch, _mm_unpackhi_epi16, _mm_unpackhi_epi32,
+    _mm_unpackhi_epi64, _mm_unpacklo_epi16, _mm_unpacklo_epi32, _mm_unpacklo_epi64,
 };
+#[cfg(target_arch = "x86_64")]
+use std::iter;
+#[cfg(target_arch = "x86_64")]
+use std::sync::OnceLock;
+
+use bytemuck::{Pod, Zeroable};
 
 /// A computation. `run` and all that it calls are `#[inline(always)]`, or the compiler keeps them out of the wider
 /// versions.
@@ -32,6 +38,9 @@ pub enum SimdLevel {
     /// AVX-512 with byte products.
     #[cfg(target_arch = "x86_64")]
     Vnni(Vnni),
+    /// The same, and tiles of bytes.
+    #[cfg(target_arch = "x86_64")]
+    Amx(Amx),
 }
 
 impl SimdLevel {
@@ -44,8 +53,9 @@ impl SimdLevel {
     pub fn available() -> Vec<Self> {
         #[cfg(target_arch = "x86_64")]
         {
-            let levels = [Some(Self::Portable), V3::detect().map(Self::V3), Vnni::detect().map(Self::Vnni)];
-            levels.into_iter().flatten().collect()
+            let levels =
+                [V3::detect().map(Self::V3), Vnni::detect().map(Self::Vnni), Amx::detect().map(Self::Amx)];
+            iter::once(Self::Portable).chain(levels.into_iter().flatten()).collect()
         }
         #[cfg(not(target_arch = "x86_64"))]
         vec![Self::Portable]
@@ -59,7 +69,7 @@ impl SimdLevel {
             #[cfg(target_arch = "x86_64")]
             Self::V3(v3) => v3.run(kernel),
             #[cfg(target_arch = "x86_64")]
-            Self::Vnni(vnni) => vnni.run(kernel),
+            Self::Vnni(vnni) | Self::Amx(Amx { vnni }) => vnni.run(kernel),
         }
     }
 }
@@ -132,6 +142,66 @@ impl Vnni {
         unsafe { run(kernel) }
     }
 }
+
+/// This processor has AMX for bytes, the kernel lets this process use it, and it has what [`Vnni`] says.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy, Debug)]
+pub struct Amx {
+    /// What every such processor has as well.
+    pub vnni: Vnni,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Amx {
+    /// `None` where the processor lacks an instruction, or the kernel refuses. Asks for the kernel's permission, which
+    /// then holds for the whole process.
+    pub fn detect() -> Option<Self> {
+        static IS_USABLE: OnceLock<bool> = OnceLock::new();
+        let vnni = Vnni::detect()?;
+        IS_USABLE.get_or_init(|| has_byte_tiles() && may_use_tiles()).then_some(Self { vnni })
+    }
+}
+
+/// The bits of AMX-TILE and AMX-INT8 (Intel's manual, CPUID, leaf 7).
+#[cfg(target_arch = "x86_64")]
+fn has_byte_tiles() -> bool {
+    const TILE_AND_INT8: u32 = 0b11 << 24;
+    #[allow(unused_unsafe, reason = "safe in later versions of Rust")]
+    // SAFETY: every processor of the target has the instruction.
+    let (leaves, features) = unsafe { (__cpuid(0).eax, __cpuid_count(7, 0).edx) };
+    leaves >= 7 && features & TILE_AND_INT8 == TILE_AND_INT8
+}
+
+/// Asks Linux for the registers of tiles, which it gives on request only (its `Documentation/arch/x86/xstate.rst`).
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn may_use_tiles() -> bool {
+    const REQUEST_PERMISSION: libc::c_long = 0x1023;
+    const TILE_DATA: libc::c_long = 18;
+    // SAFETY: the call takes two numbers and changes what this process may use, nothing else.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0 }
+}
+
+#[cfg(all(target_arch = "x86_64", not(target_os = "linux")))]
+fn may_use_tiles() -> bool {
+    false
+}
+
+/// Bytes that begin at a cache line, as loads of 64 bytes at a time want them: where they do not, each reads two lines.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub struct Line(pub [u8; Self::BYTES]);
+
+impl Line {
+    /// Bytes of a line.
+    pub const BYTES: usize = 64;
+    /// A line of zeros.
+    pub const ZERO: Self = Self([0; Self::BYTES]);
+}
+
+// SAFETY: zeros are bytes.
+unsafe impl Zeroable for Line {}
+// SAFETY: an array of bytes without padding: the alignment is its size.
+unsafe impl Pod for Line {}
 
 /// Asks for memory that is read soon, where the target can.
 #[inline]

@@ -1,9 +1,9 @@
 //! The filter: which rows of a tile can be neighbours of which queries of a group.
 
-use super::group::{GROUP, Group};
+use super::group::{GROUP, Group, LARGEST_GROUP};
 use super::tile::{BLOCK_ROWS, QUAD, Tile};
 #[cfg(target_arch = "x86_64")]
-use super::x86;
+use super::{amx, x86};
 use crate::simd::{Kernel, SimdLevel};
 
 /// A row that the bound does not rule out.
@@ -15,15 +15,42 @@ pub(super) struct Candidate {
     pub(super) row: u32,
 }
 
-/// Adds each pair whose number exceeds the query's threshold; see [`Group::threshold`].
+/// The candidates of a query in a block.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Passed {
+    /// Of the tile.
+    pub(super) block: u32,
+    /// The query's index in its group.
+    pub(super) query: u32,
+    /// Bit `i` stands for the block's row `i`; the last block may have bits of rows that are not there.
+    pub(super) rows: u32,
+}
+
+impl Passed {
+    /// Those of rows that are there.
+    pub(super) fn candidates(self, tile: &Tile) -> impl Iterator<Item = Candidate> {
+        let first = self.block as usize * BLOCK_ROWS;
+        let there = u32::MAX >> BLOCK_ROWS.saturating_sub(tile.rows - first);
+        let mut rows = self.rows & there;
+        std::iter::from_fn(move || {
+            let row = (rows != 0).then(|| first as u32 + rows.trailing_zeros())?;
+            rows &= rows - 1;
+            Some(Candidate { query: self.query, row })
+        })
+    }
+}
+
+/// Adds the rows of each query whose number exceeds the query's threshold; see [`Group::threshold`].
 pub(super) fn filter(
     simd_level: SimdLevel,
     tile: &Tile,
     group: &Group,
-    thresholds: &[i32; GROUP],
-    found: &mut Vec<Candidate>,
+    thresholds: &[i32; LARGEST_GROUP],
+    found: &mut Vec<Passed>,
 ) {
     match simd_level {
+        #[cfg(target_arch = "x86_64")]
+        SimdLevel::Amx(has) => amx::filter_amx(has, tile, group, thresholds, found),
         #[cfg(target_arch = "x86_64")]
         SimdLevel::Vnni(has) => x86::filter_vnni(has, tile, group, thresholds, found),
         #[cfg(target_arch = "x86_64")]
@@ -32,23 +59,19 @@ pub(super) fn filter(
     }
 }
 
-/// Adds a block's candidates of one query; bit `i` of `passed` stands for the block's row `i`.
+/// Adds a block's rows of one query, if there are any.
 #[inline(always)]
-pub(super) fn push(found: &mut Vec<Candidate>, tile: &Tile, block: usize, query: usize, mut passed: u32) {
-    while passed != 0 {
-        let row = block * BLOCK_ROWS + passed.trailing_zeros() as usize;
-        passed &= passed - 1;
-        if row < tile.rows {
-            found.push(Candidate { query: query as u32, row: row as u32 });
-        }
+pub(super) fn push(found: &mut Vec<Passed>, block: usize, query: usize, rows: u32) {
+    if rows != 0 {
+        found.push(Passed { block: block as u32, query: query as u32, rows });
     }
 }
 
 struct Portable<'a> {
     tile: &'a Tile,
     group: &'a Group,
-    thresholds: &'a [i32; GROUP],
-    found: &'a mut Vec<Candidate>,
+    thresholds: &'a [i32; LARGEST_GROUP],
+    found: &'a mut Vec<Passed>,
 }
 
 impl Kernel for Portable<'_> {
@@ -57,7 +80,9 @@ impl Kernel for Portable<'_> {
     #[inline(always)]
     fn run(self) {
         let Self { tile, group, thresholds, found } = self;
-        let blocks = tile.codes.chunks_exact(tile.quads * BLOCK_ROWS * QUAD);
+        let (rows, queries): (&[u8], &[i8]) =
+            (bytemuck::cast_slice(&tile.codes), bytemuck::cast_slice(&group.codes));
+        let blocks = rows.chunks_exact(tile.quads * BLOCK_ROWS * QUAD);
         for (block, codes) in blocks.enumerate() {
             let norms = &tile.residual_norms[block * BLOCK_ROWS..][..BLOCK_ROWS];
             for (query, least) in thresholds.iter().enumerate().take(group.len()) {
@@ -66,7 +91,7 @@ impl Kernel for Portable<'_> {
                     *sum = (group.reach * norm) as i32;
                 }
                 for (quad, rows) in codes.as_chunks::<{ BLOCK_ROWS * QUAD }>().0.iter().enumerate() {
-                    let own = &group.codes[(quad * GROUP + query) * QUAD..][..QUAD];
+                    let own = &queries[(quad * GROUP + query) * QUAD..][..QUAD];
                     for (sum, row) in sums.iter_mut().zip(rows.as_chunks::<QUAD>().0) {
                         *sum += (0..QUAD).map(|i| i32::from(row[i]) * i32::from(own[i])).sum::<i32>();
                     }
@@ -75,7 +100,7 @@ impl Kernel for Portable<'_> {
                 for (row, sum) in sums.iter().enumerate() {
                     passed |= u32::from(sum > least) << row;
                 }
-                push(found, tile, block, query, passed);
+                push(found, block, query, passed);
             }
         }
     }

@@ -12,11 +12,26 @@
 //! bound and the rounding of the similarity itself are taken generously; a candidate is looked at exactly.
 
 use super::similarity::{inner_product, length};
-use super::tile::{CODE_ZERO, QUAD, Tile};
-use crate::simd::SimdLevel;
+use super::tile::{CODE_ZERO, QUAD, Tile, quads};
+use crate::simd::{Line, SimdLevel};
 
 /// Queries that the filter takes together; with two registers of rows for each they fill those of AVX-512.
 pub(super) const GROUP: usize = 12;
+/// The same for AMX: two of its registers.
+pub(super) const AMX_GROUP: usize = 2 * AMX_ROWS;
+/// The most of both.
+pub(super) const LARGEST_GROUP: usize = AMX_GROUP;
+/// Queries in a register of AMX; each has a line of codes there.
+pub(super) const AMX_ROWS: usize = 16;
+
+/// Queries of a group at this level.
+pub(super) fn group_size(simd_level: SimdLevel) -> usize {
+    match simd_level {
+        #[cfg(target_arch = "x86_64")]
+        SimdLevel::Amx(_) => AMX_GROUP,
+        _ => GROUP,
+    }
+}
 
 /// The largest magnitude of a query's code. AVX2 adds pairs of products in 16 bits: 2 · 255 · 63 < 2¹⁵.
 pub(super) fn code_limit(simd_level: SimdLevel) -> f64 {
@@ -30,8 +45,8 @@ pub(super) fn code_limit(simd_level: SimdLevel) -> f64 {
 /// A few queries, encoded.
 #[derive(Clone, Debug)]
 pub(super) struct Group {
-    /// `[quads, GROUP, QUAD]`: the codes `m`.
-    pub(super) codes: Vec<i8>,
+    /// The codes `m`, each an `i8`: `[quads, GROUP, QUAD]`; for AMX `[lines, AMX_GROUP, Line::BYTES]`.
+    pub(super) codes: Vec<Line>,
     /// At least `‖m‖` of every query.
     pub(super) reach: f32,
     queries: Vec<Scale>,
@@ -51,17 +66,25 @@ struct Scale {
 }
 
 impl Group {
-    /// Encodes up to [`GROUP`] queries, with codes of at most `limit`; see [`code_limit`].
-    pub(super) fn new<'a>(queries: impl Iterator<Item = &'a [f32]>, dim: usize, limit: f64) -> Self {
-        let quads = dim.div_ceil(QUAD);
-        let mut group = Self { codes: vec![0; quads * GROUP * QUAD], reach: 1.0, queries: Vec::new() };
+    /// Encodes up to [`group_size`] queries, with codes of at most `limit`; see [`code_limit`].
+    pub(super) fn new<'a>(
+        simd_level: SimdLevel,
+        queries: impl Iterator<Item = &'a [f32]>,
+        dim: usize,
+        limit: f64,
+    ) -> Self {
+        let size = group_size(simd_level);
+        let unit = if size == AMX_GROUP { Line::BYTES } else { QUAD };
+        let lines = (quads(simd_level, dim) * QUAD * size).div_ceil(Line::BYTES);
+        let mut group = Self { codes: vec![Line::ZERO; lines], reach: 1.0, queries: Vec::new() };
         for (at, query) in queries.enumerate() {
+            let codes: &mut [i8] = bytemuck::cast_slice_mut(&mut group.codes);
             let widest = query.iter().fold(0.0_f64, |a, x| a.max(f64::from(x.abs())));
             let step = if widest > 0.0 { widest / limit } else { 1.0 };
             let (mut residual, mut reach, mut sum) = (0.0_f64, 0.0_f64, 0.0_f64);
             for (i, x) in query.iter().enumerate() {
                 let code = (f64::from(*x) / step).round();
-                group.codes[(i / QUAD * GROUP + at) * QUAD + i % QUAD] = code as i8;
+                codes[(i / unit * size + at) * unit + i % unit] = code as i8;
                 residual += (f64::from(*x) - code * step).powi(2);
                 reach += code * code;
                 sum += code;
@@ -77,6 +100,21 @@ impl Group {
     /// The number of queries.
     pub(super) fn len(&self) -> usize {
         self.queries.len()
+    }
+
+    /// At least the error of [`rough_similarity`](super::similarity::rough_similarity) for a query and a row of a
+    /// tile; infinite where nothing is known of the rows.
+    ///
+    /// Each product and each sum is wrong by at most 2⁻²⁴ of itself or, among the smallest numbers, by 2⁻¹⁵⁰; by
+    /// Cauchy–Schwarz all of them together are at most `‖q‖·‖x‖`.
+    pub(super) fn rough_slack(&self, at: usize, tile: &Tile, dim: usize) -> f32 {
+        let length = self.queries[at].length * (tile.radius + tile.centre_length);
+        // Where a sum may overflow, or the length is not a number, nothing is known either.
+        if !tile.is_bounded || !(length < f64::from(f32::MAX) / 4.0) {
+            return f32::INFINITY;
+        }
+        let steps = dim as f64 + 8.0;
+        (1.1 * steps * (length * f64::from(f32::EPSILON) / 2.0 + f64::from(f32::MIN_POSITIVE))) as f32
     }
 
     /// What the filter's whole number of a query and a row must exceed, if the row is to reach the similarity

@@ -8,6 +8,8 @@
 //! The bank is read once, in tiles, and ahead of need from a file. Memory holds a few tiles and the best candidates of
 //! each query, never `[queries, bank]`.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod filter;
 mod group;
 mod query_block;
@@ -24,7 +26,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use self::group::GROUP;
+use self::group::group_size;
 use self::query_block::{QueryBlock, Rows};
 use self::tile::{BLOCK_ROWS, Tile};
 use self::top_k::Neighbour;
@@ -107,7 +109,7 @@ fn search_at(
         }
         let encode = |(tile, range): (&mut Tile, &Range<usize>)| {
             let features = vectors.rows(range.clone())?;
-            simd_level.run(tile.encode(&features, dim));
+            tile.encode(simd_level, &features, dim);
             Ok(features)
         };
         let features: Vec<Cow<'_, [f32]>> =
@@ -133,8 +135,8 @@ fn parts(
     k: usize,
     leave_one_out: bool,
 ) -> Vec<QueryBlock<'_>> {
-    let groups = queries.len().div_ceil(GROUP);
-    let size = groups.div_ceil(rayon::current_num_threads() * PARTS).max(1) * GROUP;
+    let groups = queries.len().div_ceil(group_size(simd_level));
+    let size = groups.div_ceil(rayon::current_num_threads() * PARTS).max(1) * group_size(simd_level);
     let starts: Vec<usize> = (0..queries.len()).step_by(size).collect();
     let part = |first: usize| {
         QueryBlock::new(simd_level, queries, (first, (first + size).min(queries.len())), k, leave_one_out)

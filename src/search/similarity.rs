@@ -7,6 +7,8 @@
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+#[cfg(target_arch = "x86_64")]
+use crate::simd::Amx;
 use crate::simd::SimdLevel;
 
 /// Partial sums: component `i` goes to sum `i % LANES`; at the end the upper half is added to the lower
@@ -26,7 +28,9 @@ pub(super) fn inner_product(simd_level: SimdLevel, a: &[f32], b: &[f32]) -> f64 
     let (b_chunks, b_rest) = b.as_chunks::<LANES>();
     let mut sums = match simd_level {
         #[cfg(target_arch = "x86_64")]
-        SimdLevel::Vnni(has) => x86::partial_sums_vnni(has, a_chunks, b_chunks),
+        SimdLevel::Vnni(has) | SimdLevel::Amx(Amx { vnni: has }) => {
+            x86::partial_sums_vnni(has, a_chunks, b_chunks)
+        }
         #[cfg(target_arch = "x86_64")]
         SimdLevel::V3(has) => x86::partial_sums_v3(has, a_chunks, b_chunks),
         SimdLevel::Portable => partial_sums(a_chunks, b_chunks),
@@ -42,6 +46,34 @@ pub(super) fn inner_product(simd_level: SimdLevel, a: &[f32], b: &[f32]) -> f64 
         width /= 2;
     }
     sums[0]
+}
+
+/// The inner product in f32, in a fraction of the time: what it may be wrong by says
+/// [`Group::rough_slack`](super::group::Group::rough_slack). It may be infinite or not a number.
+pub(super) fn rough_similarity(simd_level: SimdLevel, a: &[f32], b: &[f32]) -> f32 {
+    let (a_chunks, a_rest) = a.as_chunks::<LANES>();
+    let (b_chunks, b_rest) = b.as_chunks::<LANES>();
+    let whole = match simd_level {
+        #[cfg(target_arch = "x86_64")]
+        SimdLevel::Vnni(has) | SimdLevel::Amx(Amx { vnni: has }) => {
+            x86::rough_sum_vnni(has, a_chunks, b_chunks)
+        }
+        #[cfg(target_arch = "x86_64")]
+        SimdLevel::V3(has) => x86::rough_sum_v3(has, a_chunks, b_chunks),
+        SimdLevel::Portable => rough_sum(a_chunks, b_chunks),
+    };
+    a_rest.iter().zip(b_rest).fold(whole, |sum, (a, b)| sum + a * b)
+}
+
+/// The sum over whole chunks.
+fn rough_sum(a: &[[f32; LANES]], b: &[[f32; LANES]]) -> f32 {
+    let mut sums = [0.0; LANES];
+    for (a, b) in a.iter().zip(b) {
+        for lane in 0..LANES {
+            sums[lane] += a[lane] * b[lane];
+        }
+    }
+    sums.iter().sum()
 }
 
 /// The partial sums over whole chunks.

@@ -1,8 +1,8 @@
 use proptest::prelude::*;
 
 use super::filter::{Candidate, filter};
-use super::group::{Group, code_limit};
-use super::similarity::{inner_product, similarity};
+use super::group::{GROUP, Group, LARGEST_GROUP, code_limit};
+use super::similarity::{inner_product, rough_similarity, similarity};
 use super::*;
 use crate::feature_table::{Kind, TableMeta};
 use crate::ids::InstanceId;
@@ -117,6 +117,17 @@ fn found(neighbours: &Neighbours, query: usize) -> Vec<(usize, u32)> {
     neighbours.of(query).map(|(row, similarity)| (row, similarity.to_bits())).collect()
 }
 
+fn candidates(
+    level: SimdLevel,
+    tile: &Tile,
+    group: &Group,
+    thresholds: &[i32; LARGEST_GROUP],
+) -> Vec<Candidate> {
+    let mut passed = Vec::new();
+    filter(level, tile, group, thresholds, &mut passed);
+    passed.into_iter().flat_map(|passed| passed.candidates(tile)).collect()
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(60))]
 
@@ -152,21 +163,41 @@ proptest! {
         (rows, dim) in (1_usize..100, 1_usize..200),
     ) {
         let bank = vectors(shapes.0, seed, rows, dim);
-        let asked = vectors(shapes.1, seed + 1, GROUP - 1, dim);
         for level in SimdLevel::available() {
+            let size = group_size(level);
+            let asked = vectors(shapes.1, seed + 1, size - 1, dim);
             let mut tile = Tile::default();
-            level.run(tile.encode(&bank, dim));
-            let group = Group::new(asked.chunks_exact(dim), dim, code_limit(level));
+            tile.encode(level, &bank, dim);
+            let group = Group::new(level, asked.chunks_exact(dim), dim, code_limit(level));
             for (row, x) in bank.chunks_exact(dim).enumerate() {
-                let mut thresholds = [i32::MAX; GROUP];
+                let mut thresholds = [i32::MAX; LARGEST_GROUP];
                 for (at, query) in asked.chunks_exact(dim).enumerate() {
                     let least = similarity(level, query, x);
                     thresholds[at] = group.threshold(level, at, query, &tile, least);
                 }
-                let mut found = Vec::new();
-                filter(level, &tile, &group, &thresholds, &mut found);
+                let found = candidates(level, &tile, &group, &thresholds);
                 let own = found.iter().filter(|candidate| candidate.row == row as u32).count();
-                prop_assert_eq!(own, GROUP - 1, "{:?} row {}", level, row);
+                prop_assert_eq!(own, size - 1, "{:?} row {}", level, row);
+            }
+        }
+    }
+
+    #[test]
+    fn a_rough_similarity_is_as_near_as_it_says(
+        shapes in (prop::sample::select(&SHAPES[..]), prop::sample::select(&SHAPES[..])),
+        seed in 0_u64..1_000_000,
+        (rows, dim) in (1_usize..20, 1_usize..300),
+    ) {
+        let (bank, query) = (vectors(shapes.0, seed, rows, dim), vectors(shapes.1, seed + 1, 1, dim));
+        for level in SimdLevel::available() {
+            let mut tile = Tile::default();
+            tile.encode(level, &bank, dim);
+            let group = Group::new(level, query.chunks_exact(dim), dim, code_limit(level));
+            let slack = group.rough_slack(0, &tile, dim);
+            for row in bank.chunks_exact(dim) {
+                let (rough, exact) = (rough_similarity(level, &query, row), inner_product(level, &query, row));
+                let is_near = slack.is_infinite() || (f64::from(rough) - exact).abs() <= f64::from(slack);
+                prop_assert!(is_near, "{:?}: {} for {}, at most {} off", level, rough, exact, slack);
             }
         }
     }
@@ -175,16 +206,16 @@ proptest! {
     fn the_filters_of_all_levels_agree(seed in 0_u64..1_000_000, rows in 1_usize..200, dim in 1_usize..150) {
         let bank = vectors(Shape::Unit, seed, rows, dim);
         let asked = vectors(Shape::Unit, seed + 1, GROUP, dim);
-        let mut tile = Tile::default();
-        SimdLevel::Portable.run(tile.encode(&bank, dim));
-        // Codes that every level can take.
-        let group = Group::new(asked.chunks_exact(dim), dim, 63.0);
         let of_level = |level: SimdLevel| {
-            let thresholds: [i32; GROUP] = std::array::from_fn(|at| {
-                group.threshold(level, at, &asked[at * dim..(at + 1) * dim], &tile, 0.1)
-            });
-            let mut found = Vec::new();
-            filter(level, &tile, &group, &thresholds, &mut found);
+            let mut tile = Tile::default();
+            tile.encode(level, &bank, dim);
+            // Codes that every level can take.
+            let group = Group::new(level, asked.chunks_exact(dim), dim, 63.0);
+            let mut thresholds = [i32::MAX; LARGEST_GROUP];
+            for (at, query) in asked.chunks_exact(dim).enumerate() {
+                thresholds[at] = group.threshold(level, at, query, &tile, 0.1);
+            }
+            let mut found = candidates(level, &tile, &group, &thresholds);
             found.sort_unstable();
             found
         };
@@ -224,15 +255,14 @@ fn the_filter_leaves_few_rows_to_compare() {
         let asked = vectors(shape, 2, GROUP, dim);
         for level in SimdLevel::available() {
             let mut tile = Tile::default();
-            level.run(tile.encode(&bank.features, dim));
-            let group = Group::new(asked.chunks_exact(dim), dim, code_limit(level));
-            let thresholds: [i32; GROUP] = std::array::from_fn(|at| {
-                let query = &asked[at * dim..(at + 1) * dim];
+            tile.encode(level, &bank.features, dim);
+            let group = Group::new(level, asked.chunks_exact(dim), dim, code_limit(level));
+            let mut thresholds = [i32::MAX; LARGEST_GROUP];
+            for (at, query) in asked.chunks_exact(dim).enumerate() {
                 let (_, twentieth) = slow(&bank, query, None, 20)[19];
-                group.threshold(level, at, query, &tile, f32::from_bits(twentieth))
-            });
-            let mut found = Vec::new();
-            filter(level, &tile, &group, &thresholds, &mut found);
+                thresholds[at] = group.threshold(level, at, query, &tile, f32::from_bits(twentieth));
+            }
+            let found = candidates(level, &tile, &group, &thresholds);
             assert!(found.len() < 60 * GROUP, "{shape:?} {level:?}: {} for {GROUP} queries", found.len());
         }
     }

@@ -5,7 +5,7 @@
 //! one direction, as those of an untrained encoder do.
 
 use super::similarity::{LANES, length};
-use crate::simd::Kernel;
+use crate::simd::{Kernel, Line, SimdLevel};
 
 /// Rows that the filter looks at together.
 pub(super) const BLOCK_ROWS: usize = 32;
@@ -27,10 +27,10 @@ const ROUNDER: f32 = 12_582_912.0;
 pub(super) struct Tile {
     /// The number of rows.
     pub(super) rows: usize,
-    /// Quads of a row.
+    /// Quads of a row; see [`quads`].
     pub(super) quads: usize,
-    /// `[blocks, quads, BLOCK_ROWS, QUAD]`: `n + CODE_ZERO`.
-    pub(super) codes: Vec<u8>,
+    /// `[blocks, quads, BLOCK_ROWS, QUAD]`, each a byte: `n + CODE_ZERO`.
+    pub(super) codes: Vec<Line>,
     /// `[blocks * BLOCK_ROWS]`: at least `‖r‖ / s`.
     pub(super) residual_norms: Vec<f32>,
     /// The step `s`.
@@ -46,14 +46,24 @@ pub(super) struct Tile {
 }
 
 impl Tile {
-    /// The kernel that encodes rows into this tile.
-    pub(super) fn encode<'a>(&'a mut self, rows: &'a [f32], dim: usize) -> EncodeTile<'a> {
-        EncodeTile { tile: self, rows, dim }
+    /// Encodes rows, `[rows, dim]`, into this tile, for the filter of this level.
+    pub(super) fn encode(&mut self, simd_level: SimdLevel, rows: &[f32], dim: usize) {
+        self.rows = rows.len() / dim;
+        self.quads = quads(simd_level, dim);
+        simd_level.run(EncodeTile { tile: self, rows, dim });
     }
 }
 
-/// See [`Tile::encode`].
-pub(super) struct EncodeTile<'a> {
+/// Quads of a vector; for AMX, whose registers take [`Line::BYTES`] components, with some of zeros at the end.
+pub(super) fn quads(simd_level: SimdLevel, dim: usize) -> usize {
+    match simd_level {
+        #[cfg(target_arch = "x86_64")]
+        SimdLevel::Amx(_) => dim.div_ceil(Line::BYTES) * Line::BYTES / QUAD,
+        _ => dim.div_ceil(QUAD),
+    }
+}
+
+struct EncodeTile<'a> {
     tile: &'a mut Tile,
     rows: &'a [f32],
     dim: usize,
@@ -65,11 +75,9 @@ impl Kernel for EncodeTile<'_> {
     #[inline(always)]
     fn run(self) {
         let Self { tile, rows, dim } = self;
-        tile.rows = rows.len() / dim;
-        tile.quads = dim.div_ceil(QUAD);
         let blocks = tile.rows.div_ceil(BLOCK_ROWS);
         tile.codes.clear();
-        tile.codes.resize(blocks * tile.quads * BLOCK_ROWS * QUAD, 0);
+        tile.codes.resize(blocks * tile.quads * BLOCK_ROWS * QUAD / Line::BYTES, Line::ZERO);
         tile.residual_norms.clear();
         tile.residual_norms.resize(blocks * BLOCK_ROWS, 0.0);
         mean(&mut tile.centre, rows, dim);
@@ -118,7 +126,8 @@ fn write_codes(tile: &mut Tile, rows: &[f32], dim: usize, step: f32) {
     let relative = 1.0 + 1e-5 + 1e-7 * dim as f32;
     let absolute = 3e-5 * (dim as f32).sqrt();
     let per_step = 1.0 / step;
-    let mut bytes = vec![0_u8; tile.quads * QUAD];
+    let mut bytes = vec![0_u8; dim.div_ceil(QUAD) * QUAD];
+    let codes: &mut [u8] = bytemuck::cast_slice_mut(&mut tile.codes);
     let mut radius = 0.0_f32;
     for (row, x) in rows.chunks_exact(dim).enumerate() {
         let (residual, offset) = write_row(&mut bytes, x, &tile.centre, step, per_step);
@@ -126,7 +135,7 @@ fn write_codes(tile: &mut Tile, rows: &[f32], dim: usize, step: f32) {
         radius = radius.max(offset);
         let block = row / BLOCK_ROWS * tile.quads * BLOCK_ROWS * QUAD;
         let lane = row % BLOCK_ROWS * QUAD;
-        let block = &mut tile.codes[block..][..tile.quads * BLOCK_ROWS * QUAD];
+        let block = &mut codes[block..][..tile.quads * BLOCK_ROWS * QUAD];
         for (to, from) in block.chunks_exact_mut(BLOCK_ROWS * QUAD).zip(bytes.as_chunks::<QUAD>().0) {
             to[lane..lane + QUAD].copy_from_slice(from);
         }

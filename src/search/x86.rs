@@ -3,10 +3,10 @@
 
 use std::arch::x86_64::*;
 
-use super::filter::{Candidate, push};
-use super::group::{GROUP, Group};
+use super::filter::{Passed, push};
+use super::group::{GROUP, Group, LARGEST_GROUP};
 use super::tile::{BLOCK_ROWS, QUAD, Tile};
-use crate::simd::{V3, Vnni};
+use crate::simd::{Line, V3, Vnni};
 
 /// Bytes of a quad of one block.
 const STRIDE: usize = BLOCK_ROWS * QUAD;
@@ -16,8 +16,8 @@ pub(super) fn filter_v3(
     _has: V3,
     tile: &Tile,
     group: &Group,
-    thresholds: &[i32; GROUP],
-    found: &mut Vec<Candidate>,
+    thresholds: &[i32; LARGEST_GROUP],
+    found: &mut Vec<Passed>,
 ) {
     check(tile, group);
     // SAFETY: the value says that the CPU has the instructions; the shapes were checked.
@@ -29,8 +29,8 @@ pub(super) fn filter_vnni(
     _has: Vnni,
     tile: &Tile,
     group: &Group,
-    thresholds: &[i32; GROUP],
-    found: &mut Vec<Candidate>,
+    thresholds: &[i32; LARGEST_GROUP],
+    found: &mut Vec<Passed>,
 ) {
     check(tile, group);
     // SAFETY: the value says that the CPU has the instructions; the shapes were checked.
@@ -40,15 +40,20 @@ pub(super) fn filter_vnni(
 /// The shapes on which the loads below rely.
 fn check(tile: &Tile, group: &Group) {
     let blocks = tile.rows.div_ceil(BLOCK_ROWS);
-    assert_eq!(tile.codes.len(), blocks * tile.quads * STRIDE);
+    assert_eq!(tile.codes.len() * Line::BYTES, blocks * tile.quads * STRIDE);
     assert_eq!(tile.residual_norms.len(), blocks * BLOCK_ROWS);
-    assert_eq!(group.codes.len(), tile.quads * GROUP * QUAD);
+    assert!(group.codes.len() * Line::BYTES >= tile.quads * GROUP * QUAD && group.len() <= GROUP);
 }
 
 /// # Safety
 /// The shapes are those of [`check`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn filter_avx512(tile: &Tile, group: &Group, thresholds: &[i32; GROUP], found: &mut Vec<Candidate>) {
+unsafe fn filter_avx512(
+    tile: &Tile,
+    group: &Group,
+    thresholds: &[i32; LARGEST_GROUP],
+    found: &mut Vec<Passed>,
+) {
     let reach = _mm512_set1_ps(group.reach);
     for block in 0..tile.rows.div_ceil(BLOCK_ROWS) {
         // SAFETY: `check`: a block has BLOCK_ROWS residual norms and `quads` strides of codes, and the group has
@@ -57,8 +62,8 @@ unsafe fn filter_avx512(tile: &Tile, group: &Group, thresholds: &[i32; GROUP], f
             let norms = tile.residual_norms.as_ptr().add(block * BLOCK_ROWS);
             let start = [norms, norms.add(16)]
                 .map(|norms| _mm512_cvttps_epi32(_mm512_mul_ps(reach, _mm512_loadu_ps(norms))));
-            let codes = tile.codes.as_ptr().add(block * tile.quads * STRIDE);
-            (codes, group.codes.as_ptr(), start)
+            let codes = tile.codes.as_ptr().cast::<u8>().add(block * tile.quads * STRIDE);
+            (codes, group.codes.as_ptr().cast::<i8>(), start)
         };
         let mut sums = [start; GROUP];
         for quad in 0..tile.quads {
@@ -83,7 +88,7 @@ unsafe fn filter_avx512(tile: &Tile, group: &Group, thresholds: &[i32; GROUP], f
         }
         if passed != [0; GROUP] {
             for (query, passed) in passed.into_iter().enumerate() {
-                push(found, tile, block, query, passed);
+                push(found, block, query, passed);
             }
         }
     }
@@ -95,7 +100,12 @@ const PAIR: usize = 2;
 /// # Safety
 /// The shapes are those of [`check`].
 #[target_feature(enable = "avx2,fma")]
-unsafe fn filter_avx2(tile: &Tile, group: &Group, thresholds: &[i32; GROUP], found: &mut Vec<Candidate>) {
+unsafe fn filter_avx2(
+    tile: &Tile,
+    group: &Group,
+    thresholds: &[i32; LARGEST_GROUP],
+    found: &mut Vec<Passed>,
+) {
     let reach = _mm256_set1_ps(group.reach);
     let ones = _mm256_set1_epi16(1);
     for block in 0..tile.rows.div_ceil(BLOCK_ROWS) {
@@ -108,9 +118,10 @@ unsafe fn filter_avx2(tile: &Tile, group: &Group, thresholds: &[i32; GROUP], fou
                     .map(|at| _mm256_cvttps_epi32(_mm256_mul_ps(reach, _mm256_loadu_ps(norms.add(at)))));
                 let mut sums = [start; PAIR];
                 for quad in 0..tile.quads {
-                    let rows = tile.codes.as_ptr().add((block * tile.quads + quad) * STRIDE);
+                    let rows = tile.codes.as_ptr().cast::<u8>().add((block * tile.quads + quad) * STRIDE);
                     let rows = [0, 32, 64, 96].map(|at| _mm256_loadu_si256(rows.add(at).cast()));
-                    let own = group.codes.as_ptr().add((quad * GROUP + pair) * QUAD).cast::<i32>();
+                    let own =
+                        group.codes.as_ptr().cast::<i8>().add((quad * GROUP + pair) * QUAD).cast::<i32>();
                     for (query, sums) in sums.iter_mut().enumerate() {
                         let own = _mm256_set1_epi32(own.add(query).read_unaligned());
                         for (sum, rows) in sums.iter_mut().zip(rows) {
@@ -128,7 +139,7 @@ unsafe fn filter_avx2(tile: &Tile, group: &Group, thresholds: &[i32; GROUP], fou
                     let above = _mm256_castsi256_ps(_mm256_cmpgt_epi32(sum, least));
                     passed |= (_mm256_movemask_ps(above) as u32) << (8 * at);
                 }
-                push(found, tile, block, pair + query, passed);
+                push(found, block, pair + query, passed);
             }
         }
     }

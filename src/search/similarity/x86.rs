@@ -18,6 +18,47 @@ pub(super) fn partial_sums_vnni(_has: Vnni, a: &[[f32; LANES]], b: &[[f32; LANES
     unsafe { partial_sums_avx512(a, b) }
 }
 
+/// The sum of [`rough_similarity`](super::rough_similarity) over whole chunks, with AVX2.
+pub(super) fn rough_sum_v3(_has: V3, a: &[[f32; LANES]], b: &[[f32; LANES]]) -> f32 {
+    // SAFETY: the value says that the CPU has the instructions.
+    unsafe { rough_sum_avx2(a, b) }
+}
+
+/// See [`rough_sum_v3`], with AVX-512.
+pub(super) fn rough_sum_vnni(_has: Vnni, a: &[[f32; LANES]], b: &[[f32; LANES]]) -> f32 {
+    // SAFETY: the value says that the CPU has the instructions.
+    unsafe { rough_sum_avx512(a, b) }
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn rough_sum_avx2(a: &[[f32; LANES]], b: &[[f32; LANES]]) -> f32 {
+    const WIDTH: usize = 8;
+    let mut sums = [_mm256_setzero_ps(); LANES / WIDTH];
+    for (a, b) in a.iter().zip(b) {
+        for (at, sum) in sums.iter_mut().enumerate() {
+            // SAFETY: `at * WIDTH + WIDTH <= LANES`.
+            let [a, b] = [a, b].map(|x| unsafe { _mm256_loadu_ps(x.as_ptr().add(at * WIDTH)) });
+            *sum = _mm256_fmadd_ps(a, b, *sum);
+        }
+    }
+    let mut lanes = [0.0; WIDTH];
+    // SAFETY: there are WIDTH numbers.
+    unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), _mm256_add_ps(sums[0], sums[1])) };
+    lanes.iter().sum()
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+fn rough_sum_avx512(a: &[[f32; LANES]], b: &[[f32; LANES]]) -> f32 {
+    // Sums that do not wait for one another.
+    let mut sums = [_mm512_setzero_ps(); 2];
+    for (at, (a, b)) in a.iter().zip(b).enumerate() {
+        // SAFETY: a chunk fills a register.
+        let [a, b] = [a, b].map(|x| unsafe { _mm512_loadu_ps(x.as_ptr()) });
+        sums[at % 2] = _mm512_fmadd_ps(a, b, sums[at % 2]);
+    }
+    _mm512_reduce_add_ps(_mm512_add_ps(sums[0], sums[1]))
+}
+
 /// A product of two f32 is exact in f64: a fused multiply-add gives the bits of a product and a sum.
 #[target_feature(enable = "avx2,fma")]
 fn partial_sums_avx2(a: &[[f32; LANES]], b: &[[f32; LANES]]) -> [f64; LANES] {
