@@ -9,12 +9,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const SHIM: &str = "src/distributed/shim";
+/// What tch does not expose of libtorch itself.
+const MODEL_SHIM: &str = "src/model/libtorch/shim";
 /// Headers that ProcessGroupNCCL.hpp needs, and where the wheels of NVIDIA put them.
 const CUDA_HEADERS: [&str; 4] = ["nccl.h", "cuda_runtime.h", "crt/host_config.h", "nv/target"];
 
 fn main() {
     println!("cargo:rerun-if-env-changed=LIBTORCH");
     println!("cargo:rerun-if-changed={SHIM}");
+    println!("cargo:rerun-if-changed={MODEL_SHIM}");
     if std::env::var_os("CARGO_FEATURE_TORCH").is_none() {
         return;
     }
@@ -34,6 +37,11 @@ fn main() {
         .file(format!("{SHIM}/group.cpp"))
         .file(format!("{SHIM}/reducer.cpp"))
         .compile("instdisc_c10d");
+    compiler(&lib)
+        .file(format!("{MODEL_SHIM}/operators.cpp"))
+        .file(format!("{MODEL_SHIM}/lists.cpp"))
+        .file(format!("{MODEL_SHIM}/transfer.cpp"))
+        .compile("instdisc_model");
     if let Some(nccl) = nccl {
         build_nccl_part(&lib, nccl);
     }

@@ -15,7 +15,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 
 pub use blocks::Blocks;
 pub use options::BankOptions;
-pub use shard::BankShard;
+pub use shard::{BankShard, BatchRows, RowPlan};
 
 use self::init::Drawing;
 use crate::ids::BankRow;
@@ -120,9 +120,9 @@ impl MemoryBank {
     /// # Shape
     /// `positions: [batch]`, `rows: [batch, dim]` unit rows
     pub fn set_initial(&mut self, positions: &[BankRow], rows: &Tensor) {
-        let (query, place) = self.owned_of(positions);
-        let rows = rows.index_select(0, &query).to_kind(self.rows.kind());
-        let _ = no_grad(|| self.rows.index_copy_(0, &place, &rows));
+        let found = self.owned().rows_of(positions);
+        let rows = rows.index_select(0, &found.query()).to_kind(self.rows.kind());
+        let _ = no_grad(|| self.rows.index_copy_(0, &found.row(), &rows));
     }
 
     /// The rows that are here, as one part.
@@ -184,9 +184,9 @@ impl MemoryBank {
     /// # Panics
     /// If a row is not here.
     pub fn gather(&self, positions: &[BankRow]) -> Tensor {
-        let (query, place) = self.owned_of(positions);
-        assert_eq!(query.size()[0], positions.len() as i64, "the rows are here");
-        self.rows.index_select(0, &place).to_kind(Kind::Float)
+        let found = self.owned().rows_of(positions);
+        assert!(found.is_complete(), "the rows are here");
+        self.rows.index_select(0, &found.row()).to_kind(Kind::Float)
     }
 
     /// The rows of those positions that are here, and zeros for all others: what all owners have adds up.
@@ -194,10 +194,10 @@ impl MemoryBank {
     /// # Shape
     /// `positions: [batch]` -> `[batch, dim]` f32
     pub fn gather_owned(&self, positions: &[BankRow]) -> Tensor {
-        let (query, place) = self.owned_of(positions);
-        let rows = self.rows.index_select(0, &place).to_kind(Kind::Float);
+        let found = self.owned().rows_of(positions);
+        let rows = self.rows.index_select(0, &found.row()).to_kind(Kind::Float);
         let shape = [positions.len() as i64, self.dim() as i64];
-        Tensor::zeros(shape, (Kind::Float, self.rows.device())).index_copy(0, &query, &rows)
+        Tensor::zeros(shape, (Kind::Float, self.rows.device())).index_copy(0, &found.query(), &rows)
     }
 
     /// Moves the rows of `positions` that are here towards `features` and renormalises them.
@@ -220,29 +220,42 @@ impl MemoryBank {
         momentum: BankMomentum,
         step: u64,
     ) -> UpdateStats {
+        self.update_rows(&self.owned().rows_of(positions), features, momentum, step)
+    }
+
+    /// As [`MemoryBank::update`], of rows that were found before.
+    ///
+    /// # Panics
+    /// Likewise, and if they are those of another shard.
+    pub fn update_rows(
+        &mut self,
+        batch: &BatchRows,
+        features: &Tensor,
+        momentum: BankMomentum,
+        step: u64,
+    ) -> UpdateStats {
+        let positions = batch.positions();
+        batch.check(&self.owned(), positions);
         assert_eq!(
             features.size(),
             [positions.len() as i64, self.dim() as i64],
             "one feature for each position"
         );
-        let mut distinct: Vec<_> = positions.to_vec();
-        distinct.sort_unstable();
-        assert!(distinct.windows(2).all(|pair| pair[0] != pair[1]), "a position occurs twice in the batch");
-        for (_, row) in self.owned().owned(positions) {
-            self.updated_step[row] = Some(step);
-        }
+        let ascending = batch.ascending();
+        assert!(ascending.windows(2).all(|pair| pair[0] != pair[1]), "a position occurs twice in the batch");
+        ascending.iter().for_each(|&row| self.updated_step[row] = Some(step));
         no_grad(|| {
-            let (query, place) = self.owned_of(positions);
+            let row = batch.row();
             let mut features = features.detach().to_kind(Kind::Float);
-            if self.len() < self.instances {
-                features = features.index_select(0, &query);
+            if !batch.is_complete() {
+                features = features.index_select(0, &batch.query());
             }
-            let old = self.rows.index_select(0, &place).to_kind(Kind::Float);
+            let old = self.rows.index_select(0, &row).to_kind(Kind::Float);
             let sum = &old * momentum.get() + &features * (1.0 - momentum.get());
             let length = sum.norm_scalaropt_dim(2, [1_i64].as_slice(), true);
             let moved = &sum / &length;
             let rows = moved.where_self(&length.gt(SHORTEST_SUM), &features);
-            let _ = self.rows.index_copy_(0, &place, &rows.to_kind(self.rows.kind()));
+            let _ = self.rows.index_copy_(0, &row, &rows.to_kind(self.rows.kind()));
             let count = positions.len() as f64;
             UpdateStats {
                 row_cosine: (&old * rows).sum(Kind::Double) / count,
@@ -251,24 +264,21 @@ impl MemoryBank {
         })
     }
 
-    /// A copy of the rows on the host, row after row.
-    pub fn to_vec(&self) -> Vec<f32> {
-        let mut values = vec![0.0; self.rows.numel()];
-        let count = values.len();
-        if count > 0 {
-            self.rows.to_device(Device::Cpu).to_kind(Kind::Float).contiguous().copy_data(&mut values, count);
-        }
-        values
+    /// A copy of the rows on the host.
+    ///
+    /// # Shape
+    /// `[owned, dim]` f32
+    pub fn to_host(&self) -> Tensor {
+        let here = self.rows.to_device(Device::Cpu).to_kind(Kind::Float);
+        // What came from a GPU or was of another type is a copy.
+        let is_shared = self.rows.device() == Device::Cpu && self.rows.kind() == Kind::Float;
+        if is_shared { here.copy() } else { here }
     }
 
-    /// Of these positions those whose rows are here: their indices, and the rows' places among those here.
-    fn owned_of(&self, positions: &[BankRow]) -> (Tensor, Tensor) {
-        let owned: Vec<_> = self.owned().owned(positions).collect();
-        let index = |values: Vec<i64>| Tensor::from_slice(&values).to_device(self.rows.device());
-        (
-            index(owned.iter().map(|&(query, _)| query as i64).collect()),
-            index(owned.iter().map(|&(_, row)| row as i64).collect()),
-        )
+    /// A copy of the rows on the host, row after row.
+    pub fn to_vec(&self) -> Vec<f32> {
+        let rows = self.rows.to_device(Device::Cpu).to_kind(Kind::Float);
+        Vec::try_from(rows.contiguous().view([-1])).expect("rows of f32 on the host")
     }
 }
 

@@ -11,6 +11,7 @@ use super::compute::{Compute, ComputeType, tf32_is_allowed};
 use super::init::initial_value;
 use super::layer::{FeatureLayer, NoSuchLayer, STAGES, flat};
 use super::layers::count_kept;
+use super::libtorch::upload_pixels;
 use super::network::Network;
 use super::weights::{NamedTensors, WeightsError};
 use crate::augment::EvalTransform;
@@ -119,13 +120,20 @@ impl Encoder {
         self.config
     }
 
-    /// Images as the loader gives them, as a tensor on the CPU.
+    /// Images as the loader gives them, as a tensor on the encoder's device. To a GPU they are copied beside what it
+    /// computes.
     ///
     /// # Shape
-    /// `[batch * 3 * side * side]` -> `[batch, 3, side, side]` u8
+    /// `[batch * 3 * side * side]` -> `[batch, 3, side, side]` f32, of 0 to 255
+    ///
+    /// # Panics
+    /// If they are not whole images.
     pub fn images(&self, pixels: &[u8]) -> Tensor {
-        let side = i64::from(self.config.image_size);
-        Tensor::from_slice(pixels).view([pixels.len() as i64 / (3 * side * side), 3, side, side])
+        let side = self.config.image_size as usize;
+        let image = 3 * side * side;
+        assert!(pixels.len().is_multiple_of(image), "{} bytes are not whole images of {side}", pixels.len());
+        let shape = [pixels.len() / image, 3, side, side].map(|extent| extent as i64);
+        upload_pixels(pixels, self.device()).view(shape)
     }
 
     /// The type of its products: `f32`, `tf32`, `bf16` or `f16`.
@@ -164,7 +172,7 @@ impl Encoder {
     /// The unit features of a batch; with `train`, batch statistics are used and running ones updated.
     ///
     /// # Shape
-    /// `[batch, 3, height, width]` u8 pixels on any device -> `[batch, dim]` f32, attached to the graph
+    /// `[batch, 3, height, width]` pixels of 0 to 255, of any type and on any device -> `[batch, dim]` f32, attached to the graph
     pub fn forward(&self, pixels: &Tensor, train: bool) -> Tensor {
         unit_rows(&self.projected(pixels, train))
     }

@@ -12,6 +12,7 @@ mod encoder;
 mod init;
 mod layer;
 mod layers;
+pub mod libtorch;
 mod network;
 mod plain;
 mod resnet;

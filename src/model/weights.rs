@@ -62,8 +62,10 @@ impl NamedTensors {
         let mut tensors: Vec<_> = tensors
             .into_iter()
             .map(|(name, tensor)| {
-                let copy = tensor.detach().to_device(tch::Device::Cpu).contiguous().copy();
-                (name, copy)
+                let here = tensor.detach().to_device(tch::Device::Cpu).contiguous();
+                // What came from a GPU, or was not contiguous, is a copy.
+                let is_shared = tensor.numel() > 0 && here.data_ptr() == tensor.data_ptr();
+                (name, if is_shared { here.copy() } else { here })
             })
             .collect();
         tensors.sort_by(|(a, _), (b, _)| a.cmp(b));

@@ -5,7 +5,7 @@ use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 
 use super::{Negatives, Queries};
-use crate::bank::BankShard;
+use crate::bank::{BankShard, BatchRows};
 use crate::units::Temperature;
 
 /// Bytes of a tile, of its logits or of its rows in f32, whichever are more.
@@ -43,7 +43,7 @@ pub(super) enum Candidates<'a> {
 pub(super) struct Tile {
     /// `[batch, tile]` f32: similarities over the temperature; minus infinity for what is no candidate.
     pub(super) logits: Tensor,
-    /// `[tile, dim]` where the queries share the rows, else `[batch, tile, dim]`; f32.
+    /// `[tile, dim]` where the queries share the rows, else `[batch, tile, dim]`; f32, or on a GPU the bank's type.
     rows: Tensor,
 }
 
@@ -51,14 +51,30 @@ impl Tile {
     /// The sum of the rows with these weights.
     ///
     /// # Shape
-    /// `[batch, tile]` -> `[batch, dim]`
+    /// `[batch, tile]` f32 -> `[batch, dim]` f32
     pub(super) fn weighted(&self, weights: &Tensor) -> Tensor {
-        if self.rows.dim() == 2 {
-            weights.matmul(&self.rows)
+        // Weights may exceed what f16 can hold.
+        let rows = if self.rows.kind() == Kind::Half { &self.rows.to_kind(Kind::Float) } else { &self.rows };
+        if rows.dim() == 2 {
+            product(weights, rows)
         } else {
-            weights.unsqueeze(1).bmm(&self.rows).squeeze_dim(1)
+            product(&weights.unsqueeze(1), rows).squeeze_dim(1)
         }
     }
+}
+
+/// A matrix product in the second factor's type, summed and given back in f32.
+fn product(a: &Tensor, b: &Tensor) -> Tensor {
+    match (b.kind(), b.dim()) {
+        (Kind::Float, _) => a.matmul(b),
+        (kind, 2) => a.to_kind(kind).mm_dtype(b, Kind::Float),
+        (kind, _) => a.to_kind(kind).bmm_dtype(b, Kind::Float),
+    }
+}
+
+/// Rows in the type in which they are multiplied: on a GPU the bank's, whose products tensor cores sum in f32.
+fn factors(rows: &Tensor) -> Tensor {
+    if rows.device().is_cuda() { rows.shallow_clone() } else { rows.to_kind(Kind::Float) }
 }
 
 /// Calls `visit` with one tile after the other of the candidates that lie in this part of the bank.
@@ -79,14 +95,14 @@ pub(super) fn for_each_tile(
 }
 
 fn others(queries: Queries<'_>, scaled: &Tensor, part: &BankShard, mut visit: impl FnMut(Tile)) {
-    let own = PositiveRows::new(queries, part);
+    let own = queries.rows_in(part);
     let row_bytes = queries.positions.len().max(part.dim()) * size_of::<f32>();
     let tile = (tile_bytes(scaled.device()).dense / row_bytes.max(1)).max(1);
     for start in (0..part.len()).step_by(tile) {
         let len = tile.min(part.len() - start);
-        let rows = part.rows().narrow(0, start as i64, len as i64).to_kind(Kind::Float);
-        let mut logits = scaled.matmul(&rows.tr());
-        own.leave_out(&mut logits, start..start + len);
+        let rows = factors(&part.rows().narrow(0, start as i64, len as i64));
+        let mut logits = product(scaled, &rows.tr());
+        leave_out(&own, &mut logits, start..start + len);
         visit(Tile { logits, rows });
     }
 }
@@ -105,24 +121,30 @@ fn sampled(
     let TileBytes { dense, gathered } = tile_bytes(device);
     let (bytes, numbers) = if negatives.shared() { (dense, batch.max(dim)) } else { (gathered, batch * dim) };
     let tile = (bytes / (numbers * size_of::<f32>()).max(1)).max(1);
-    let own = exclude_own.then(|| index(queries.positions.iter().map(|p| p.to_index()), device).unsqueeze(1));
+    let own = exclude_own.then(|| queries.rows_in(part).places().unsqueeze(1));
     let whole = part.len() == part.instances();
     for start in columns.clone().step_by(tile) {
         let drawn = negatives.columns(start..(start + tile).min(columns.end), device);
         let mut excluded = own.as_ref().map(|own| drawn.eq_tensor(own));
-        let mut local = drawn - part.first_row() as i64;
+        let mut local = if part.first_row() == 0 { drawn } else { drawn - part.first_row() as i64 };
         if !whole {
             let elsewhere = local.lt(0).logical_or(&local.ge(part.len() as i64));
             local = local.clamp(0, part.len() as i64 - 1);
             excluded =
                 Some(excluded.map_or_else(|| elsewhere.shallow_clone(), |own| own.logical_or(&elsewhere)));
         }
-        let rows = part.rows().index_select(0, &local.reshape([-1])).to_kind(Kind::Float);
+        let rows = factors(&part.rows().index_select(0, &local.reshape([-1])));
         let (mut logits, rows) = if negatives.shared() {
-            (scaled.matmul(&rows.tr()), rows)
+            (product(scaled, &rows.tr()), rows)
         } else {
             let rows = rows.view([batch as i64, -1, dim as i64]);
-            (rows.bmm(&scaled.unsqueeze(2)).squeeze_dim(2), rows)
+            let queries = scaled.unsqueeze(2).to_kind(rows.kind());
+            let logits = if rows.kind() == Kind::Float {
+                rows.bmm(&queries)
+            } else {
+                rows.bmm_dtype(&queries, Kind::Float)
+            };
+            (logits.squeeze_dim(2), rows)
         };
         if let Some(excluded) = excluded {
             let _ = logits.masked_fill_(&excluded, f64::NEG_INFINITY);
@@ -131,41 +153,14 @@ fn sampled(
     }
 }
 
-/// The queries' own rows within a part, in the order of the rows: a tile holds a run of them.
-struct PositiveRows {
-    /// Ascending, within the part.
-    rows: Vec<usize>,
-    /// `rows` and the number of each one's query, on the queries' device.
-    row: Tensor,
-    query: Tensor,
-}
-
-impl PositiveRows {
-    fn new(queries: Queries<'_>, part: &BankShard) -> Self {
-        let mut pairs: Vec<_> = part.owned(queries.positions).collect();
-        pairs.sort_unstable_by_key(|&(_, row)| row);
-        let device = queries.features.device();
-        Self {
-            row: index(pairs.iter().map(|&(_, row)| row as i64), device),
-            query: index(pairs.iter().map(|&(query, _)| query as i64), device),
-            rows: pairs.into_iter().map(|(_, row)| row).collect(),
-        }
+/// Takes each query's own row out of a tile.
+fn leave_out(own: &BatchRows, logits: &mut Tensor, tile: Range<usize>) {
+    let first = own.ascending().partition_point(|&row| row < tile.start);
+    let after = own.ascending().partition_point(|&row| row < tile.end);
+    if first < after {
+        let part = |all: Tensor| all.narrow(0, first as i64, (after - first) as i64);
+        let place = [Some(part(own.ascending_query())), Some(part(own.ascending_row()) - tile.start as i64)];
+        let nothing = Tensor::full([1], f64::NEG_INFINITY, (logits.kind(), logits.device()));
+        let _ = logits.index_put_(&place, &nothing, false);
     }
-
-    /// Takes each query's own row out of a tile.
-    fn leave_out(&self, logits: &mut Tensor, tile: Range<usize>) {
-        let first = self.rows.partition_point(|&row| row < tile.start);
-        let after = self.rows.partition_point(|&row| row < tile.end);
-        if first < after {
-            let part = |all: &Tensor| all.narrow(0, first as i64, (after - first) as i64);
-            let place = [Some(part(&self.query)), Some(part(&self.row) - tile.start as i64)];
-            let nothing = Tensor::full([1], f64::NEG_INFINITY, (Kind::Float, logits.device()));
-            let _ = logits.index_put_(&place, &nothing, false);
-        }
-    }
-}
-
-/// Indices as a tensor.
-pub(super) fn index(values: impl Iterator<Item = i64>, device: Device) -> Tensor {
-    Tensor::from_slice(&values.collect::<Vec<_>>()).to_device(device)
 }

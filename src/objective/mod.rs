@@ -28,7 +28,7 @@ mod owners;
 mod partial;
 mod positives;
 
-use tch::{Tensor, no_grad};
+use tch::{Device, Kind, Tensor, no_grad};
 
 pub use log_z::LogZ;
 pub use negatives::{Draw, Negatives};
@@ -39,7 +39,7 @@ use self::candidates::{Candidates, for_each_tile};
 use self::log_z::LogZSum;
 use self::noise_sum::Noise;
 use self::positives::Positives;
-use crate::bank::BankShard;
+use crate::bank::{BankShard, BatchRows};
 use crate::distributed::{DistributedError, ProcessGroup};
 use crate::ids::BankRow;
 use crate::run_config::{ObjectiveKind, PartitionChoice};
@@ -53,12 +53,21 @@ pub struct Queries<'a> {
     pub positions: &'a [BankRow],
     /// How many the whole batch has; losses and gradients of its parts add up to those of the batch.
     pub batch: usize,
+    /// The rows of these positions in the one part of the bank that is here, where they were found before.
+    pub rows: Option<&'a BatchRows>,
 }
 
 impl<'a> Queries<'a> {
     /// A whole batch.
     pub fn whole(features: &'a Tensor, positions: &'a [BankRow]) -> Self {
-        Self { features, positions, batch: positions.len() }
+        Self { features, positions, batch: positions.len(), rows: None }
+    }
+
+    /// The queries' own rows in a part of the bank.
+    fn rows_in(&self, part: &BankShard) -> BatchRows {
+        let Some(rows) = self.rows else { return part.rows_of(self.positions) };
+        rows.check(part, self.positions);
+        rows.shallow_clone()
     }
 }
 
@@ -74,10 +83,12 @@ pub struct Evaluation {
 }
 
 /// An objective with its state.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Objective {
     options: ObjectiveOptions,
     partition: LogZ,
+    /// ln Z on the device, a f64 scalar, where a batch has moved it and it was not read since.
+    moved: Option<Tensor>,
 }
 
 impl Objective {
@@ -87,7 +98,7 @@ impl Objective {
             (PartitionChoice::Given(z), _) => LogZ::Set { ln_z: z.ln() },
             (_, state) => state,
         };
-        Self { options, partition }
+        Self { options, partition, moved: None }
     }
 
     /// The settings.
@@ -95,14 +106,19 @@ impl Objective {
         self.options
     }
 
-    /// Z of `nce`.
+    /// Z of `nce`, as it was read last.
     pub fn log_z(&self) -> LogZ {
         self.partition
     }
 
     /// Puts an earlier state in place: for a step that is not to have happened.
     pub fn set_log_z(&mut self, partition: LogZ) {
-        self.partition = partition;
+        (self.partition, self.moved) = (partition, None);
+    }
+
+    /// Takes note of ln Z as it was read after a step whose batch moved it ([`Objective::follow`]).
+    pub fn note_log_z(&mut self, ln_z: f64) {
+        self.partition = LogZ::Set { ln_z };
     }
 
     /// The mean loss in nats where every row is as similar to a query as any other: features then tell nothing.
@@ -221,7 +237,11 @@ impl Objective {
                 Partial::softmax(queries, temperature, part, candidates)
             }
             ObjectiveKind::Nce => {
-                let noise = self.noise(negatives.map_or(0, Negatives::count), part.instances());
+                let noise = self.noise(
+                    negatives.map_or(0, Negatives::count),
+                    part.instances(),
+                    queries.features.device(),
+                );
                 let estimate = self.options.partition.is_estimated();
                 Partial::nce(queries, temperature, part, candidates, (noise, estimate))
             }
@@ -234,14 +254,43 @@ impl Objective {
     }
 
     /// Moves Z where it follows the estimates; the loop calls this after step `step` of epoch `epoch`, both from 0.
-    pub fn observe(&mut self, ln_estimate: f64, (step, epoch): (u64, u64)) {
-        let decay = match self.options.partition {
-            PartitionChoice::Ema => self.options.partition_decay,
+    pub fn observe(&mut self, ln_estimate: f64, at: (u64, u64)) {
+        if let Some(decay) = self.decay(at) {
+            self.set_log_z(self.partition.average(ln_estimate, decay));
+        }
+    }
+
+    /// As [`Objective::observe`], without a wait for the device. The next evaluation has the new Z, a f64 scalar, which
+    /// is given back to be read later; nothing where Z stays.
+    pub fn follow(&mut self, ln_estimate: &Tensor, at: (u64, u64)) -> Option<Tensor> {
+        let decay = self.decay(at)?;
+        let moved = no_grad(|| {
+            let old = self.ln_z(ln_estimate.device()) + decay.ln();
+            old.logaddexp(&(ln_estimate + (1.0 - decay).ln()))
+        });
+        self.moved = Some(moved.shallow_clone());
+        Some(moved)
+    }
+
+    /// The weight of the old Z in the average with an estimate; nothing where Z does not follow.
+    fn decay(&self, (step, epoch): (u64, u64)) -> Option<f64> {
+        match self.options.partition {
+            PartitionChoice::Ema => Some(self.options.partition_decay),
             // The mean of all so far.
-            PartitionChoice::Delayed if epoch == 0 => step as f64 / (step + 1) as f64,
-            _ => return,
-        };
-        self.partition = self.partition.average(ln_estimate, decay);
+            PartitionChoice::Delayed if epoch == 0 => Some(step as f64 / (step + 1) as f64),
+            _ => None,
+        }
+    }
+
+    /// ln Z on a device, a f64 scalar.
+    fn ln_z(&self, device: Device) -> Tensor {
+        self.moved.as_ref().map_or_else(
+            || {
+                let ln_z = self.partition.ln_z().expect("Z is estimated before the first evaluation");
+                Tensor::full([], ln_z, (Kind::Double, device))
+            },
+            Tensor::shallow_clone,
+        )
     }
 
     fn candidates<'a>(&self, negatives: Option<&'a Negatives>) -> Candidates<'a> {
@@ -252,12 +301,11 @@ impl Objective {
         Candidates::Sampled { negatives, exclude_own: self.options.exclude_positive }
     }
 
-    fn noise(&self, count: usize, instances: usize) -> Noise {
-        let ln_z = self.partition.ln_z().expect("Z is estimated before the first evaluation");
+    fn noise(&self, count: usize, instances: usize, device: Device) -> Noise {
         let probability = count as f64 / instances as f64;
         let ln_c = (probability + self.options.eps).ln();
         let constant = if self.options.eps > 0.0 { ln_c - probability.ln() } else { 0.0 };
-        Noise { offset: ln_z + ln_c, constant }
+        Noise { offset: self.ln_z(device) + ln_c, constant }
     }
 }
 

@@ -109,6 +109,24 @@ impl Negatives {
         }
     }
 
+    /// What a device other than the CPU needs to draw them; nothing for given rows.
+    pub fn words(&self) -> Vec<i64> {
+        match &self.source {
+            Source::Given(_) => Vec::new(),
+            Source::Drawn(drawn) => drawn.words(),
+        }
+    }
+
+    /// Takes the words from the device to which they were brought, which else happens where they are needed.
+    ///
+    /// # Shape
+    /// `[words]` int64
+    pub fn set_words(&self, words: &Tensor) {
+        if let Source::Drawn(drawn) = &self.source {
+            let _ = self.uploaded.get_or_init(|| drawn.uploaded(words));
+        }
+    }
+
     /// Whether all queries have the same ones.
     pub fn shared(&self) -> bool {
         match &self.source {
@@ -173,8 +191,8 @@ impl Drawn {
         Tensor::from_slice(&rows).view(shape)
     }
 
-    /// What the draws of all columns depend on.
-    fn upload(&self, device: Device) -> Uploaded {
+    /// What the draws of all columns depend on: states, first rows, lengths, then the queries' numbers.
+    fn words(&self) -> Vec<i64> {
         let count = self.keys.len() * self.per_block;
         let mut values = vec![0_i64; 3 * count];
         let (state, places) = values.split_at_mut(count);
@@ -188,10 +206,20 @@ impl Drawn {
                 *slot = key.wrapping_add(self.counter(0, number).wrapping_mul(GOLDEN)) as i64;
             }
         }
-        let all = Tensor::from_slice(&values).view([3, 1, count as i64]).to_device(device);
-        let queries: Vec<i64> = self.queries.iter().map(|&query| query as i64).collect();
-        let queries = Tensor::from_slice(&queries).unsqueeze(1).to_device(device);
-        Uploaded { state: all.get(0), first: all.get(1), len: all.get(2), queries }
+        values.extend(self.queries.iter().map(|&query| query as i64));
+        values
+    }
+
+    /// The words, on a device.
+    fn uploaded(&self, words: &Tensor) -> Uploaded {
+        let count = (self.keys.len() * self.per_block) as i64;
+        let row = |number: i64| words.narrow(0, number * count, count).unsqueeze(0);
+        let queries = words.narrow(0, 3 * count, self.queries.len() as i64).unsqueeze(1);
+        Uploaded { state: row(0), first: row(1), len: row(2), queries }
+    }
+
+    fn upload(&self, device: Device) -> Uploaded {
+        self.uploaded(&Tensor::from_slice(&self.words()).to_device(device))
     }
 
     /// The same numbers by tensor operations, so that nothing of size `[batch, columns]` is uploaded.

@@ -5,10 +5,10 @@ use tch::{Kind, Tensor};
 use super::candidates::Tile;
 
 /// What is known of the noise.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(super) struct Noise {
-    /// `ln Z + ln(K/n + eps)`.
-    pub(super) offset: f64,
+    /// `ln Z + ln(K/n + eps)`, a f64 scalar on the features' device.
+    pub(super) offset: Tensor,
     /// `ln(1 + eps n / K)`: what eps adds to the loss of each term beside its part in the offset.
     pub(super) constant: f64,
 }
@@ -32,7 +32,7 @@ impl NoiseSum {
 
     /// Adds a tile.
     pub(super) fn add(&mut self, tile: &Tile) {
-        let u = &tile.logits - self.noise.offset;
+        let u = &tile.logits - &self.noise.offset;
         if self.noise.constant > 0.0 {
             let terms =
                 tile.logits.gt(f64::NEG_INFINITY).sum_dim_intlist([1_i64].as_slice(), false, Kind::Double);

@@ -31,9 +31,11 @@ impl Partial {
 
 impl LogSum {
     fn sum_over(&mut self, own: &mut Positives, owners: &ProcessGroup) -> Result<(), DistributedError> {
-        let largest = self.maximum.copy();
-        owners.all_reduce(&largest, Reduce::Max)?;
-        self.rise(&largest);
+        if self.is_relative {
+            let largest = self.maximum.copy();
+            owners.all_reduce(&largest, Reduce::Max)?;
+            self.rise(&largest);
+        }
         self.weighted = own.sum_with(&self.weighted, owners)?;
         owners.all_reduce(&self.sum, Reduce::Sum)
     }

@@ -37,7 +37,7 @@ impl Partial {
         part: &BankShard,
         candidates: Candidates<'_>,
     ) -> Self {
-        let mut sum = LogSum::empty(queries.features);
+        let mut sum = LogSum::empty(queries.features, temperature);
         for_each_tile(queries, temperature, part, candidates, |tile| sum.add(tile));
         let own = Positives::of(queries, temperature, part);
         let instances = part.instances();
@@ -94,7 +94,7 @@ impl Partial {
                 (log_one_plus_exp(&x), towards)
             }
             Sum::Noise(sum) => {
-                let u = own.logits.to_kind(Kind::Double) - sum.noise.offset;
+                let u = own.logits.to_kind(Kind::Double) - &sum.noise.offset;
                 let towards = &sum.weighted - &own.rows * column(&(-&u).sigmoid());
                 (&sum.loss + log_one_plus_exp(&-u), towards)
             }

@@ -3,7 +3,6 @@
 use tch::{Kind, Tensor};
 
 use super::Queries;
-use super::candidates::index;
 use crate::bank::BankShard;
 use crate::units::Temperature;
 
@@ -18,13 +17,10 @@ pub(super) struct Positives {
 
 impl Positives {
     pub(super) fn of(queries: Queries<'_>, temperature: Temperature, part: &BankShard) -> Self {
-        let device = queries.features.device();
-        let pairs: Vec<_> = part.owned(queries.positions).collect();
-        let found = index(pairs.iter().map(|&(_, row)| row as i64), device);
-        let mut rows = part.rows().index_select(0, &found).to_kind(Kind::Float);
-        if pairs.len() < queries.positions.len() {
-            let query = index(pairs.iter().map(|&(query, _)| query as i64), device);
-            rows = queries.features.zeros_like().index_copy(0, &query, &rows);
+        let found = queries.rows_in(part);
+        let mut rows = part.rows().index_select(0, &found.row()).to_kind(Kind::Float);
+        if !found.is_complete() {
+            rows = queries.features.zeros_like().index_copy(0, &found.query(), &rows);
         }
         let products = &rows * (queries.features / temperature.get());
         Self { logits: products.sum_dim_intlist([1_i64].as_slice(), false, Kind::Float), rows }

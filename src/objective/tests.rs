@@ -265,7 +265,7 @@ fn parts_of_a_batch_add_up_to_the_batch() {
             let range = queries.start as usize..queries.end as usize;
             let draw = Draw { seed: 8, step: 1, count: 16, sampling: Sampling::PerSample };
             let negatives = Negatives::draw(draw, range, 40);
-            let queries = Queries { features: &features, positions, batch: 6 };
+            let queries = Queries { features: &features, positions, batch: 6, rows: None };
             let evaluation = objective.evaluate(queries, &[case.bank.owned()], Some(&negatives));
             sum += evaluation.loss.double_value(&[]);
             rows.push(evaluation.gradient);

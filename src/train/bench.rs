@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Map, Value, json};
 
 use super::TrainError;
-use super::clock::Phase;
+use super::clock::{Clock, Phase};
+use super::gather::Requests;
 use super::state::Trainer;
 use crate::distributed::{ProcessGroup, Rendezvous};
 use crate::ids::{BankRow, InstanceId, RankShare};
@@ -18,6 +19,8 @@ use crate::run_config::TrainConfig;
 
 /// Different batches that are drawn before the clock starts.
 const BATCHES: usize = 4;
+/// libtorch's operator that waits for a number.
+const READ: &str = "aten::_local_scalar_dense";
 
 /// What is measured.
 #[derive(Clone, Copy, Debug)]
@@ -31,8 +34,8 @@ pub struct StepBench {
 }
 
 impl StepBench {
-    /// Runs the steps on drawn pixels: once as in training, for the rate, and once with a wait for the device
-    /// after each phase, for the split. Of several processes each has a part of the batch and of the bank.
+    /// Runs the steps on drawn pixels: once as in training, for the rate, once with a wait for the device
+    /// after each phase, for the split, and once to count operators. Of several processes each has a part of the batch and of the bank.
     ///
     /// # Errors
     /// If the configuration makes no sense, a number is not finite, or another process is lost.
@@ -51,7 +54,9 @@ impl StepBench {
         let batches: Vec<Batch> =
             (0..BATCHES).map(|number| draw(&trainer.config, self.instances, number, part)).collect();
         let steps = |trainer: &mut Trainer, count: usize| {
-            (0..count).try_for_each(|step| trainer.step(&batches[step % BATCHES]).map(drop))
+            (0..count)
+                .try_for_each(|step| trainer.step(&batches[step % BATCHES], Requests::default()).map(drop))?;
+            trainer.finish().map(drop)
         };
         steps(&mut trainer, self.warmup_steps)?;
         wait_for(selected.device);
@@ -63,7 +68,11 @@ impl StepBench {
         steps(&mut trainer, self.steps)?;
         let each = trainer.clock.seconds.iter().map(|sum| json!(sum / self.steps as f64));
         let split: Map<_, _> = Phase::NAMES.iter().map(|name| (*name).to_owned()).zip(each).collect();
-        let total: f64 = trainer.clock.seconds.iter().sum();
+        let (seconds_by_phase, total) = (trainer.clock.seconds, trainer.clock.seconds.iter().sum::<f64>());
+        trainer.clock.start_counting();
+        steps(&mut trainer, self.steps)?;
+        trainer.clock.stop_counting();
+        let operators = operators(&trainer.clock, self.steps);
         group.leave();
         Ok(json!({
             "device": selected.to_string(),
@@ -84,9 +93,26 @@ impl StepBench {
             "step_seconds": seconds,
             "images_per_second": trainer.config.batch_size as f64 / seconds,
             "split_seconds": split,
-            "objective_share": trainer.clock.seconds[Phase::Objective as usize] / total,
+            "objective_share": seconds_by_phase[Phase::Objective as usize] / total,
+            "operators": operators,
         }))
     }
+}
+
+/// What a step starts on the device, by phase: how many operators, and how many of each name. An operator over a list
+/// of tensors, and adding a gradient to what a parameter has, count as one. `reads` are waits for a number.
+fn operators(clock: &Clock, steps: usize) -> Value {
+    let a_step = |count: u64| json!(count as f64 / steps as f64);
+    let mut by_phase = Map::new();
+    let mut reads = 0;
+    for (phase, counts) in Phase::NAMES.iter().zip(&clock.operators) {
+        let launches = counts.iter().filter(|(name, _)| *name != READ);
+        let names: Map<_, _> = launches.clone().map(|(name, &count)| (name.clone(), a_step(count))).collect();
+        let total = launches.map(|(_, &count)| count).sum();
+        reads += counts.get(READ).copied().unwrap_or(0);
+        by_phase.insert((*phase).to_owned(), json!({"launches": a_step(total), "by_name": names}));
+    }
+    json!({"reads": a_step(reads), "phases": by_phase})
 }
 
 fn draw(config: &TrainConfig, instances: usize, number: usize, part: RankShare) -> Batch {

@@ -1,9 +1,11 @@
-//! Where the time of a step goes.
+//! Where the time of a step goes, and what it starts on the device.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use tch::Device;
 
+use crate::model::libtorch::operators;
 use crate::model::wait_for;
 
 /// A phase of a step, in the order of the loop.
@@ -27,32 +29,64 @@ impl Phase {
     pub(super) const NAMES: [&str; 6] = ["data", "forward", "objective", "backward", "optimizer", "bank"];
 }
 
-/// Adds up the time of each phase, if it is asked to: then each mark waits for the device.
+/// What a clock adds up of each phase.
+#[derive(Clone, Copy, Debug)]
+enum Measure {
+    Nothing,
+    /// Time; each mark waits for the device.
+    Time(Device, Instant),
+    /// libtorch's operators.
+    Operators,
+}
+
+/// Adds up time or operators by phase, if it is asked to.
 #[derive(Debug)]
 pub(super) struct Clock {
-    running: Option<(Device, Instant)>,
+    measure: Measure,
     pub(super) seconds: [f64; Phase::NAMES.len()],
+    /// By name.
+    pub(super) operators: [BTreeMap<String, u64>; Phase::NAMES.len()],
 }
 
 impl Clock {
     /// A clock that does nothing.
     pub(super) fn off() -> Self {
-        Self { running: None, seconds: [0.0; Phase::NAMES.len()] }
+        Self { measure: Measure::Nothing, seconds: Default::default(), operators: Default::default() }
     }
 
-    /// Starts from zero.
+    /// Starts to take the time, from zero.
     pub(super) fn start(&mut self, device: Device) {
         wait_for(device);
-        *self = Self { running: Some((device, Instant::now())), ..Self::off() };
+        *self = Self { measure: Measure::Time(device, Instant::now()), ..Self::off() };
+    }
+
+    /// Starts to count operators, from zero.
+    pub(super) fn start_counting(&mut self) {
+        operators::start();
+        *self = Self { measure: Measure::Operators, ..Self::off() };
+    }
+
+    /// Counts no more.
+    pub(super) fn stop_counting(&mut self) {
+        operators::stop();
+        self.measure = Measure::Nothing;
     }
 
     /// The phase ends here.
     pub(super) fn mark(&mut self, phase: Phase) {
-        if let Some((device, since)) = &mut self.running {
-            wait_for(*device);
-            let now = Instant::now();
-            self.seconds[phase as usize] += (now - *since).as_secs_f64();
-            *since = now;
+        match &mut self.measure {
+            Measure::Nothing => {}
+            Measure::Time(device, since) => {
+                wait_for(*device);
+                let now = Instant::now();
+                self.seconds[phase as usize] += (now - *since).as_secs_f64();
+                *since = now;
+            }
+            Measure::Operators => {
+                for (name, count) in operators::take() {
+                    *self.operators[phase as usize].entry(name).or_default() += count;
+                }
+            }
         }
     }
 }

@@ -6,11 +6,12 @@ use std::sync::atomic::Ordering;
 
 use tch::{Kind, Tensor, no_grad};
 
-use super::gather::{Gathered, any, present};
+use super::gather::{MicroBatch, any, present};
 use super::state::Trainer;
 use super::{StopFlag, TrainError};
 use crate::ids::RankShare;
 use crate::loader::{LoaderOptions, Source, evaluation_epoch};
+use crate::model::libtorch::upload_indices;
 use crate::progress::Progress;
 
 /// Writes what the encoder, in evaluation mode, makes of each image's centre into the image's row.
@@ -49,12 +50,14 @@ pub(super) fn encode_bank(
             let images = trainer.encoder.images(&batch.pixels);
             no_grad(|| trainer.encoder.forward(&images, false))
         };
-        let gathered = Gathered::gather(&group, &global, 0, &features)?;
-        if gathered.features.isfinite().all().int64_value(&[]) == 0 {
+        let whole = MicroBatch::of(&group, &global, 0);
+        let order = upload_indices(whole.words(), trainer.encoder.device());
+        let features = whole.gather(&group, &features, &order)?;
+        if features.isfinite().all().int64_value(&[]) == 0 {
             return Err(TrainError::NotEncoded { precision: trainer.encoder.precision() });
         }
-        trainer.bank.set_initial(&gathered.positions, &gathered.features);
-        progress.advance(gathered.positions.len() as u64);
+        trainer.bank.set_initial(&whole.positions, &features);
+        progress.advance(whole.positions.len() as u64);
     }
     progress.finish();
     Ok(())

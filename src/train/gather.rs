@@ -23,6 +23,34 @@ pub(super) fn any<const N: usize>(
     Ok(std::array::from_fn(|index| flags.int64_value(&[index as i64]) == 1))
 }
 
+/// What a process asks of all: whether they are to stop, and to save a checkpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Requests {
+    pub(super) stop: bool,
+    pub(super) save: bool,
+}
+
+impl Requests {
+    /// What any of the processes asks.
+    ///
+    /// # Errors
+    /// If a collective fails.
+    pub(super) fn of_any(self, group: &ProcessGroup) -> Result<Self, DistributedError> {
+        let [stop, save] = any(group, [self.stop, self.save])?;
+        Ok(Self { stop, save })
+    }
+
+    /// As numbers, which the processes add up with others.
+    pub(super) fn numbers(self) -> [f64; 2] {
+        [self.stop, self.save].map(|asked| f64::from(u8::from(asked)))
+    }
+
+    /// From the sums of all processes' numbers.
+    pub(super) fn from_sums(stop: f64, save: f64) -> Self {
+        Self { stop: stop > 0.0, save: save > 0.0 }
+    }
+}
+
 /// The global batch without the images that a loader left out.
 ///
 /// # Errors
@@ -47,66 +75,72 @@ pub(super) fn present(
     Ok(Arc::new(global.kept(&is_there)))
 }
 
-/// The features of a part of the batch from all ranks, the same at each of them.
+/// A micro-batch over all ranks: whose features come in which order.
 #[derive(Debug)]
-pub(super) struct Gathered {
-    /// `[queries, dim]`, rank after rank, without a graph.
-    pub(super) features: Tensor,
-    /// `[queries]`
+pub(super) struct MicroBatch {
+    /// `[queries]`, rank after rank.
     pub(super) positions: Vec<BankRow>,
     /// `[queries]`: their numbers within the global batch.
     pub(super) numbers: Vec<usize>,
-    /// Which of them were made here.
+    /// Which of them are made here.
     pub(super) own: Range<usize>,
+    /// The most that a rank has.
+    longest: usize,
+    /// Where the queries are among the ranks' rows, each rank having as many as the longest; nothing where all have.
+    order: Vec<i64>,
 }
 
-impl Gathered {
-    /// Brings together what the ranks made of their images of a part.
+impl MicroBatch {
+    /// The micro-batch with this number.
+    pub(super) fn of(group: &ProcessGroup, global: &GlobalBatch, number: usize) -> Self {
+        let shares: Vec<&[BatchIndex]> =
+            (0..group.world()).map(|rank| global.of_rank(rank, number).1).collect();
+        let before: usize = shares[..group.rank()].iter().map(|share| share.len()).sum();
+        let longest = shares.iter().map(|share| share.len()).max().unwrap_or(0);
+        let place = |rank: usize, share: &[BatchIndex]| {
+            (0..share.len()).map(move |row| (rank * longest + row) as i64).collect::<Vec<_>>()
+        };
+        let is_even = shares.iter().all(|share| share.len() == longest);
+        let order = shares.iter().enumerate().filter(|_| !is_even);
+        let numbers: Vec<usize> = shares.concat().into_iter().map(BatchIndex::index).collect();
+        Self {
+            positions: numbers.iter().map(|&number| global.bank_rows[number]).collect(),
+            numbers,
+            own: before..before + shares[group.rank()].len(),
+            longest,
+            order: order.flat_map(|(rank, share)| place(rank, share)).collect(),
+        }
+    }
+
+    /// What [`MicroBatch::gather`] needs on the device.
+    pub(super) fn words(&self) -> &[i64] {
+        &self.order
+    }
+
+    /// The features of all ranks, the same at each of them, without a graph. `order`: the words, on the device.
     ///
     /// # Shape
-    /// `own: [own, dim]`
+    /// `own: [own, dim]` -> `[queries, dim]`
     ///
     /// # Errors
     /// If a collective fails.
     pub(super) fn gather(
+        &self,
         group: &ProcessGroup,
-        global: &GlobalBatch,
-        part: usize,
         own: &Tensor,
-    ) -> Result<Self, DistributedError> {
-        let shares: Vec<&[BatchIndex]> =
-            (0..group.world()).map(|rank| global.of_rank(rank, part).1).collect();
-        let before: usize = shares[..group.rank()].iter().map(|share| share.len()).sum();
-        let own_range = before..before + shares[group.rank()].len();
-        let features =
-            if group.world() == 1 { own.shallow_clone() } else { gather_rows(group, &shares, own)? };
-        let numbers: Vec<usize> = shares.iter().copied().flatten().map(|index| index.index()).collect();
-        let positions = numbers.iter().map(|&number| global.bank_rows[number]).collect();
-        Ok(Self { features, positions, numbers, own: own_range })
+        order: &Tensor,
+    ) -> Result<Tensor, DistributedError> {
+        if group.world() == 1 {
+            return Ok(own.shallow_clone());
+        }
+        let missing = self.longest as i64 - own.size()[0];
+        let padded = if missing == 0 {
+            own.contiguous()
+        } else {
+            let nothing = Tensor::zeros([missing, own.size()[1]], (own.kind(), own.device()));
+            Tensor::cat(&[own, &nothing], 0)
+        };
+        let all = group.all_gather(&padded)?;
+        Ok(if self.order.is_empty() { all } else { all.index_select(0, order) })
     }
-}
-
-/// Rows of ranks with shares of different lengths: each sends as many as the longest has.
-fn gather_rows(
-    group: &ProcessGroup,
-    shares: &[&[BatchIndex]],
-    own: &Tensor,
-) -> Result<Tensor, DistributedError> {
-    let longest = shares.iter().map(|share| share.len()).max().unwrap_or(0);
-    let missing = longest as i64 - own.size()[0];
-    let padded = if missing == 0 {
-        own.contiguous()
-    } else {
-        let nothing = Tensor::zeros([missing, own.size()[1]], (own.kind(), own.device()));
-        Tensor::cat(&[own, &nothing], 0)
-    };
-    let all = group.all_gather(&padded)?;
-    if shares.iter().all(|share| share.len() == longest) {
-        return Ok(all);
-    }
-    let rows = shares
-        .iter()
-        .enumerate()
-        .flat_map(|(rank, share)| (0..share.len()).map(move |row| (rank * longest + row) as i64));
-    Ok(all.index_select(0, &Tensor::from_slice(&rows.collect::<Vec<_>>()).to_device(own.device())))
 }

@@ -1,6 +1,7 @@
 //! What a run moves, as the loop of its steps and its checkpoints see it.
 
 use super::TrainError;
+use super::gather::Requests;
 use super::optim::Optimizer;
 use super::state::Trainer;
 use super::step::StepOutcome;
@@ -16,11 +17,21 @@ pub(super) trait Learner {
     /// What every run has.
     fn learned(&self) -> Learned<'_>;
 
-    /// Trains on one batch, and moves the cursor.
+    /// Trains on one batch, and moves the cursor. It may be the next step that gives back what this one
+    /// measured, and what any process asked with it; `here`: what this one asks.
     ///
     /// # Errors
     /// If a quantity is not finite and that is not to be skipped, or a collective fails.
-    fn step(&mut self, batch: &Batch) -> Result<StepOutcome, TrainError>;
+    fn step(&mut self, batch: &Batch, here: Requests) -> Result<Option<StepOutcome>, TrainError>;
+
+    /// Waits for the last step, before anything of it is saved or evaluated; what it measured, if it is not given back
+    /// yet.
+    ///
+    /// # Errors
+    /// If a quantity is not finite.
+    fn finish(&mut self) -> Result<Option<StepOutcome>, TrainError> {
+        Ok(None)
+    }
 
     /// Adds to state.json what not every run has.
     fn complete(&self, state: &mut TrainState);
@@ -59,8 +70,12 @@ impl Learner for Trainer {
         Learned { config, encoder, optimizer, cursor: *cursor }
     }
 
-    fn step(&mut self, batch: &Batch) -> Result<StepOutcome, TrainError> {
-        Self::step(self, batch)
+    fn step(&mut self, batch: &Batch, here: Requests) -> Result<Option<StepOutcome>, TrainError> {
+        Self::step(self, batch, here)
+    }
+
+    fn finish(&mut self) -> Result<Option<StepOutcome>, TrainError> {
+        Self::finish(self)
     }
 
     fn complete(&self, state: &mut TrainState) {

@@ -47,11 +47,12 @@ use self::checkpoint::snapshot::{DataIdentity, Snapshot, publish_config};
 use self::checkpoint::writer::Writer;
 use self::divergence::Divergence;
 use self::encode::encode_bank;
-use self::gather::any;
+use self::gather::{Requests, any};
 use self::learner::{Learned, Learner};
 use self::metrics::log::Metrics;
 use self::metrics::meter::Meter;
 use self::state::{Trainer, make_replicas_equal};
+use self::step::StepOutcome;
 use crate::checkpoint::{Cursor, finished_step, mark_finished, unmark_finished};
 use crate::dataset::Manifest;
 use crate::distributed::{DistributedError, ProcessGroup, Rendezvous};
@@ -223,6 +224,7 @@ impl<L: Learner> Opened<L> {
             ranks: PartsOfRanks::new(&group),
             saved: now,
             saved_step: found.as_ref().map(|_| cursor.step),
+            asked: Requests::default(),
             shown: now,
             learner,
             group,
@@ -237,11 +239,23 @@ impl<L: Learner> Opened<L> {
         Ok(session)
     }
 }
-/// What all processes of a run do next.
-#[derive(Clone, Copy, Debug)]
-struct Decision {
-    stop: bool,
-    save: bool,
+
+/// What an epoch measures, and the interval of it that is under way.
+#[derive(Debug)]
+struct Meters {
+    /// The epoch's number.
+    number: u64,
+    epoch: Meter,
+    interval: Meter,
+    /// How long the loader had been waited for when they began.
+    waited: Duration,
+    waited_before: Duration,
+}
+
+impl Meters {
+    fn start(number: u64, waited: Duration) -> Self {
+        Self { number, epoch: Meter::start(), interval: Meter::start(), waited, waited_before: waited }
+    }
 }
 
 /// A run that is under way: a training, or a fine-tuning.
@@ -260,6 +274,8 @@ struct Session<L> {
     /// When the last checkpoint was begun, and of which step it is.
     saved: Instant,
     saved_step: Option<u64>,
+    /// What any process asked with the steps that were read.
+    asked: Requests,
     /// When the metrics were last published.
     shown: Instant,
     /// Of several jobs on one run, the one that may write; rank 0's.
@@ -385,35 +401,43 @@ impl<L: Learner> Session<L> {
     fn epoch(&mut self, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<(), TrainError> {
         let every = self.config().log_every_steps;
         let epoch = self.cursor().epoch;
-        let (mut meter, mut interval) = (Meter::start(), Meter::start());
-        let waited = self.loader.waited();
-        let mut waited_before = waited;
+        let mut meters = Meters::start(epoch, self.loader.waited());
         while self.cursor().epoch == epoch {
+            // One of several processes goes on until all have agreed to stop.
+            let gives_up = if self.group.world() == 1 { stop } else { &StopFlag::new(false) };
             // Stopped while it waited for data, or the loader ended without a word.
-            let batch = self.loader.next_of(epoch, stop).transpose()?;
+            let batch = self.loader.next_of(epoch, gives_up).transpose()?;
             if batch.is_none() && !stop.load(Ordering::Relaxed) {
                 return Err(LoaderError::Stopped.into());
             }
-            let decided = self.decide(stop.load(Ordering::Relaxed), self.is_due())?;
+            let here = self.requests(stop);
+            let decided = self.decided(here);
+            if decided.stop || decided.save || batch.is_none() {
+                let outcome = self.learner.finish()?;
+                self.measured(outcome, &mut meters, hooks);
+                self.asked = Requests::default();
+            }
             let Some(batch) = batch.filter(|_| !decided.stop) else {
                 return self.stopped();
             };
             if decided.save {
                 let stall = self.save()?;
-                meter.stalled(stall);
-                interval.stalled(stall);
+                meters.epoch.stalled(stall);
+                meters.interval.stalled(stall);
             }
-            let outcome = self.learner.step(&batch)?;
-            let images = batch.global.bank_rows.len();
-            meter.add(outcome, images, self.loader.waited() - waited);
-            interval.add(outcome, images, self.loader.waited() - waited_before);
+            let outcome = self.learner.step(&batch, here)?;
             self.loader.give_back(batch);
+            self.measured(outcome, &mut meters, hooks);
             let step = self.cursor().step;
-            hooks.stepped(&meter.report(step, epoch));
-            if every > 0 && step.is_multiple_of(every) {
-                let line = interval.line(Scope::Interval, step, epoch);
+            let is_logged = every > 0 && step.is_multiple_of(every);
+            if is_logged || self.cursor().epoch != epoch {
+                let outcome = self.learner.finish()?;
+                self.measured(outcome, &mut meters, hooks);
+            }
+            if is_logged {
+                let line = meters.interval.line(Scope::Interval, step, epoch);
                 self.push(&line, hooks);
-                (interval, waited_before) = (Meter::start(), self.loader.waited());
+                (meters.interval, meters.waited_before) = (Meter::start(), self.loader.waited());
                 self.show()?;
             }
             self.writer.check()?;
@@ -423,7 +447,18 @@ impl<L: Learner> Session<L> {
         if self.config().stats {
             stats.table().lines().for_each(|line| tracing::info!("{line}"));
         }
-        self.end_epoch(meter, epoch, hooks, stop)
+        self.end_epoch(meters.epoch, epoch, hooks, stop)
+    }
+
+    /// Takes note of what a step measured.
+    fn measured(&mut self, outcome: Option<StepOutcome>, meters: &mut Meters, hooks: &mut dyn Hooks) {
+        let Some(outcome) = outcome else { return };
+        self.asked.stop |= outcome.asked.stop;
+        self.asked.save |= outcome.asked.save;
+        let waited = self.loader.waited();
+        meters.epoch.add(outcome, waited.saturating_sub(meters.waited));
+        meters.interval.add(outcome, waited.saturating_sub(meters.waited_before));
+        hooks.stepped(&meters.epoch.report(outcome.step, meters.number));
     }
 
     /// Saves, then evaluates: what the monitor meets costs no steps.
@@ -474,10 +509,25 @@ impl<L: Learner> Session<L> {
         hooks.measured(line);
     }
 
-    /// What all processes do next: they stop where one was told to, and save where rank 0's clock says so.
-    fn decide(&self, stop: bool, save: bool) -> Result<Decision, TrainError> {
-        let [stop, save] = any(&self.group, [stop, save && self.group.is_first()])?;
-        Ok(Decision { stop, save })
+    /// What this process asks of all: to stop where it was told to, and to save where rank 0's clock says so.
+    fn requests(&self, stop: &StopFlag) -> Requests {
+        let minutes = self.config().checkpoint_every_minutes;
+        let is_late = minutes > 0.0 && self.saved.elapsed().as_secs_f64() >= minutes * 60.0;
+        Requests { stop: stop.load(Ordering::Relaxed), save: self.group.is_first() && is_late }
+    }
+
+    /// What all processes do before the next step: what any asked with a step that was read, and what all know by
+    /// themselves. One process alone need not ask.
+    fn decided(&self, here: Requests) -> Requests {
+        let every = self.config().checkpoint_every_steps;
+        let asked = if self.group.world() == 1 { here } else { self.asked };
+        let falls_due = every > 0 && self.cursor().step.is_multiple_of(every);
+        Requests { save: asked.save || falls_due, ..asked }
+    }
+
+    /// What all processes do at the end of an epoch.
+    fn decide(&self, stop: bool, save: bool) -> Result<Requests, TrainError> {
+        Ok(Requests { stop, save: save && self.group.is_first() }.of_any(&self.group)?)
     }
 
     /// Saves what is not saved yet and ends.
@@ -496,14 +546,6 @@ impl<L: Learner> Session<L> {
             self.shown = Instant::now();
         }
         Ok(())
-    }
-
-    /// Whether it is time for a checkpoint in the middle of an epoch.
-    fn is_due(&self) -> bool {
-        let TrainConfig { checkpoint_every_steps: steps, checkpoint_every_minutes: minutes, .. } =
-            *self.config();
-        let by_steps = steps > 0 && self.cursor().step.is_multiple_of(steps);
-        by_steps || (minutes > 0.0 && self.saved.elapsed().as_secs_f64() >= minutes * 60.0)
     }
 
     /// Starts to write a checkpoint, unless that of this step is written; how long training stood still.

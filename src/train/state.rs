@@ -8,6 +8,7 @@ use tch::Tensor;
 use super::TrainError;
 use super::clock::Clock;
 use super::optim::Optimizer;
+use super::step::PendingStep;
 use crate::bank::MemoryBank;
 use crate::checkpoint::Cursor;
 use crate::distributed::{DistributedError, GradientReducer, ProcessGroup};
@@ -38,6 +39,8 @@ pub(super) struct Trainer {
     pub(super) skipped: u64,
     pub(super) skipped_in_a_row: u64,
     pub(super) clock: Clock,
+    /// The last step, until its numbers are read.
+    pub(super) pending: Option<PendingStep>,
     /// The features and positions of the last step's global batch, for whoever looks at the run.
     pub(super) last: Option<(Tensor, Vec<BankRow>)>,
     /// See [`BankHealth::drift`](crate::train::metrics::bank_health::BankHealth::drift).
@@ -62,6 +65,8 @@ impl Trainer {
         instances: usize,
         device: tch::Device,
     ) -> Result<Self, TrainError> {
+        // The fastest convolutions for the shapes of a run, which stay the same, found by trying them.
+        tch::Cuda::cudnn_set_benchmark(device.is_cuda());
         let mut encoder = Encoder::new(config.encoder(), config.seed, device);
         encoder.set_compute(compute(&config));
         let failed: Rc<RefCell<Option<DistributedError>>> = Rc::default();
@@ -97,6 +102,7 @@ impl Trainer {
             skipped: 0,
             skipped_in_a_row: 0,
             clock: Clock::off(),
+            pending: None,
             last: None,
             warned_drift: Cell::new(0.0),
         })

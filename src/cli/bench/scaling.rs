@@ -85,6 +85,9 @@ fn call(args: &ScalingArgs, processes: usize, world: usize) -> anyhow::Result<Ve
             let master = format!("127.0.0.1:{port}");
             command.args(["--rank", &rank.to_string(), "--world-size", &world.to_string()]);
             command.args(["--master", &master]);
+        } else if processes > 1 {
+            // Each on a device of its own, as ranks are.
+            command.env("CUDA_VISIBLE_DEVICES", visible_device(rank));
         }
         command.stdout(Stdio::piped()).spawn().context("a process cannot be started")
     };
@@ -100,6 +103,13 @@ fn call(args: &ScalingArgs, processes: usize, world: usize) -> anyhow::Result<Ve
         }
     }
     Ok(printed)
+}
+
+/// The CUDA device of a process, among those that this one sees.
+fn visible_device(rank: usize) -> String {
+    let visible = std::env::var("CUDA_VISIBLE_DEVICES").unwrap_or_default();
+    let own = visible.split(',').map(str::trim).filter(|device| !device.is_empty()).nth(rank);
+    own.map_or_else(|| rank.to_string(), str::to_owned)
 }
 
 /// The slowest of several: all wait for it.

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use serde_json::Value;
+use tch::Tensor;
 
 use crate::bank::MemoryBank;
 use crate::checkpoint::{
@@ -87,7 +88,8 @@ struct Common {
 /// The rows of the bank that a process has.
 #[derive(Debug)]
 struct BankRows {
-    features: Vec<f32>,
+    /// `[owned, dim]` f32 on the host.
+    features: Tensor,
     dim: usize,
     updated_step: Vec<Option<u64>>,
     /// Their places.
@@ -139,7 +141,7 @@ impl Snapshot {
 impl BankRows {
     fn of(bank: &MemoryBank) -> Self {
         let updated_step = bank.updated_step().to_vec();
-        Self { features: bank.to_vec(), dim: bank.dim(), updated_step, owned: bank.range() }
+        Self { features: bank.to_host(), dim: bank.dim(), updated_step, owned: bank.range() }
     }
 
     /// Publishes the rows, unless a reader would refuse them.
@@ -169,7 +171,7 @@ impl BankRows {
             ids: data.ids[owned.clone()].to_vec(),
             labels: data.labels[owned].to_vec(),
             updated_step,
-            features,
+            features: Vec::try_from(features.reshape([-1])).expect("rows of f32 on the host"),
         };
         table.check()?;
         let written = table.write(&folder.join(&name))?;

@@ -9,6 +9,7 @@ use crate::run_config::Difference;
 use crate::train::checkpoint::restore::{compatible_state, load_learned};
 use crate::train::checkpoint::snapshot::DataIdentity;
 use crate::train::error::TrainError;
+use crate::train::gather::Requests;
 use crate::train::learner::{Learned, Learner};
 use crate::train::step::StepOutcome;
 
@@ -21,8 +22,8 @@ impl Learner for Tuner {
         Learned { config, encoder, optimizer, cursor: *cursor }
     }
 
-    fn step(&mut self, batch: &Batch) -> Result<StepOutcome, TrainError> {
-        Self::step(self, batch)
+    fn step(&mut self, batch: &Batch, _here: Requests) -> Result<Option<StepOutcome>, TrainError> {
+        Self::step(self, batch).map(Some)
     }
 
     fn complete(&self, state: &mut TrainState) {

@@ -5,13 +5,14 @@ use tch::{Kind, Reduction, Tensor};
 use super::LabelRecord;
 use crate::checkpoint::Cursor;
 use crate::loader::{Batch, micro_batch_ranges};
+use crate::model::libtorch::PendingRead;
 use crate::model::{Encoder, NamedTensors, WeightsError};
 use crate::run_config::TrainConfig;
 use crate::train::error::TrainError;
 use crate::train::optim::Optimizer;
 use crate::train::optim::schedule::learning_rate;
 use crate::train::state::compute;
-use crate::train::step::{StepOutcome, clip_factor, read};
+use crate::train::step::StepOutcome;
 
 /// How many ids of a batch an error names.
 const IDS_IN_ERROR: usize = 8;
@@ -84,9 +85,9 @@ impl Tuner {
                 self.cursor.step
             );
             self.advance();
-            return Ok(StepOutcome::skipped(lr, None));
+            return Ok(StepOutcome { skipped: true, step: self.cursor.step, ..StepOutcome::before(lr, 0) });
         }
-        self.optimizer.zero_gradients();
+        self.optimizer.drop_gradients();
         let image = 3 * (self.config.image_size as usize).pow(2);
         let mut losses = Vec::new();
         for range in micro_batch_ranges(total, self.config.accumulate) {
@@ -104,24 +105,22 @@ impl Tuner {
             losses.push(loss.detach());
         }
         let loss = Tensor::stack(&losses, 0).sum(Kind::Double);
-        let [loss, norm] = read([&loss, &self.optimizer.gradient_norm()]);
-        for (quantity, value) in [("loss", loss), ("gradient's norm", norm)] {
+        let gradient_norm = self.optimizer.gradient_norm();
+        let read = PendingRead::begin(&Tensor::stack(&[&loss, &gradient_norm], 0)).finish();
+        for (quantity, &value) in ["loss", "gradient's norm"].into_iter().zip(&read) {
             if !value.is_finite() {
                 let ids = batch.ids.iter().take(IDS_IN_ERROR).map(|id| id.0).collect();
                 return Err(TrainError::NotFinite { step: self.cursor.step, quantity, value, ids });
             }
         }
-        self.optimizer.scale_gradients(clip_factor(&self.config, norm));
-        self.optimizer.step(lr);
+        let divisor = self.optimizer.divisor(&gradient_norm, 1.0);
+        self.optimizer.step(lr, divisor.as_ref());
         self.advance();
         Ok(StepOutcome {
-            loss,
-            gradient_norm: norm,
-            lr,
-            row_cosine: 1.0,
-            alignment: 0.0,
-            ln_partition: None,
-            skipped: false,
+            step: self.cursor.step,
+            loss: read[0],
+            gradient_norm: read[1],
+            ..StepOutcome::before(lr, batch.global.bank_rows.len())
         })
     }
 }

@@ -23,15 +23,7 @@ pub(in crate::train) struct Meter {
 
 impl Meter {
     pub(in crate::train) fn start() -> Self {
-        let last = StepOutcome {
-            loss: 0.0,
-            gradient_norm: 0.0,
-            lr: 0.0,
-            row_cosine: 1.0,
-            alignment: 0.0,
-            ln_partition: None,
-            skipped: false,
-        };
+        let last = StepOutcome::before(0.0, 0);
         Self {
             started: Instant::now(),
             steps: 0,
@@ -47,8 +39,8 @@ impl Meter {
     }
 
     /// Takes note of a step; `waited` is the time spent waiting for data since the start.
-    pub(in crate::train) fn add(&mut self, outcome: StepOutcome, images: usize, waited: Duration) {
-        self.images += images as u64;
+    pub(in crate::train) fn add(&mut self, outcome: StepOutcome, waited: Duration) {
+        self.images += outcome.images as u64;
         self.waited = waited;
         if outcome.skipped {
             self.skipped += 1;

@@ -1,31 +1,34 @@
 //! Optimisers, their buffers open to the checkpoint.
 //!
-//! tch's own give no access to their buffers, and a resumed run needs them. Each follows PyTorch's
-//! (`torch.optim.SGD`, `torch.optim.AdamW`) operation for operation; LARS has no PyTorch original.
+//! tch's own give no access to their buffers, and a resumed run needs them. Each step is libtorch's own over lists of
+//! tensors (`torch.optim.SGD` and `torch.optim.AdamW` with `fused=True`); LARS has no PyTorch original.
 
-mod adamw;
-mod lars;
 pub(super) mod loss_scale;
 pub(super) mod schedule;
-mod sgd;
 
 use tch::{Kind, Tensor, no_grad};
 
+use crate::model::libtorch::lists::{self, Update};
 use crate::model::{NamedTensors, WeightsError};
 use crate::run_config::{OptimizerKind, TrainConfig};
 
-/// A parameter with what the optimiser keeps for it.
+/// Keeps the division by the gradient's norm finite, as `torch.nn.utils.clip_grad_norm_` does.
+const SHORTEST_NORM: f64 = 1e-6;
+/// Added to the root of the mean square by `adamw`; PyTorch's default.
+const ADAM_EPS: f64 = 1e-8;
+
+/// Parameters that a step treats alike, with what the optimiser keeps for each.
 #[derive(Debug)]
-struct Slot {
-    name: String,
-    parameter: Tensor,
-    /// Momentum of `sgd` and `lars`; mean of gradients of `adamw`.
-    first: Tensor,
-    /// Mean of squared gradients; of `adamw` only.
-    second: Option<Tensor>,
+struct Group {
+    names: Vec<String>,
+    parameters: Vec<Tensor>,
+    /// Momentum of `sgd` and `lars`; means of gradients of `adamw`.
+    first: Vec<Tensor>,
+    /// Means of squared gradients; of `adamw` only.
+    second: Vec<Tensor>,
     weight_decay: f64,
-    /// A kernel or a matrix: not a bias, and not a batch norm's.
-    matrix: bool,
+    /// Kernels and matrices: not biases, and not a batch norm's.
+    matrices: bool,
 }
 
 /// The settings of an optimiser.
@@ -36,12 +39,13 @@ struct Settings {
     nesterov: bool,
     betas: (f64, f64),
     trust: f64,
+    clip_norm: f64,
 }
 
 /// An optimiser with its buffers.
 #[derive(Debug)]
 pub(in crate::train) struct Optimizer {
-    slots: Vec<Slot>,
+    groups: Vec<Group>,
     settings: Settings,
     /// Steps taken; `adamw` corrects its means by it.
     steps: u64,
@@ -50,69 +54,82 @@ pub(in crate::train) struct Optimizer {
 impl Optimizer {
     /// An optimiser of these parameters, its buffers at zero.
     pub(in crate::train) fn new(parameters: Vec<(String, Tensor)>, config: &TrainConfig) -> Self {
-        let slot = |(name, parameter): (String, Tensor)| {
-            let matrix = parameter.dim() > 1;
-            let decays = matrix || !config.decay_matrices_only;
-            let zeros = || no_grad(|| parameter.zeros_like());
-            Slot {
-                first: zeros(),
-                second: (config.optimizer == OptimizerKind::Adamw).then(zeros),
+        let (matrices, vectors): (Vec<_>, Vec<_>) =
+            parameters.into_iter().partition(|(_, parameter)| parameter.dim() > 1);
+        let zeros = |parameters: &[Tensor]| -> Vec<Tensor> {
+            no_grad(|| parameters.iter().map(Tensor::zeros_like).collect())
+        };
+        let group = |named: Vec<(String, Tensor)>, matrices: bool| {
+            let (names, parameters): (_, Vec<_>) = named.into_iter().unzip();
+            let decays = matrices || !config.decay_matrices_only;
+            let is_adamw = config.optimizer == OptimizerKind::Adamw;
+            Group {
+                names,
+                first: zeros(&parameters),
+                second: if is_adamw { zeros(&parameters) } else { Vec::new() },
+                parameters,
                 weight_decay: if decays { config.weight_decay } else { 0.0 },
-                matrix,
-                name,
-                parameter,
+                matrices,
             }
         };
+        let groups = [group(matrices, true), group(vectors, false)];
         let settings = Settings {
             kind: config.optimizer,
             momentum: config.momentum,
             nesterov: config.nesterov,
             betas: (config.adam_beta1, config.adam_beta2),
             trust: config.lars_trust,
+            clip_norm: config.clip_norm,
         };
-        Self { slots: parameters.into_iter().map(slot).collect(), settings, steps: 0 }
+        let groups = groups.into_iter().filter(|group| !group.names.is_empty()).collect();
+        Self { groups, settings, steps: 0 }
     }
 
     /// Forgets the gradients.
-    pub(in crate::train) fn zero_gradients(&mut self) {
-        for slot in &mut self.slots {
-            slot.parameter.zero_grad();
-        }
+    pub(in crate::train) fn drop_gradients(&mut self) {
+        self.groups.iter().for_each(|group| lists::drop_gradients(&group.parameters));
     }
 
     /// The Euclidean norm of all gradients together; a f64 scalar on their device.
     pub(in crate::train) fn gradient_norm(&self) -> Tensor {
-        let gradients = self.slots.iter().map(|slot| slot.parameter.grad()).filter(Tensor::defined);
-        let squares: Vec<Tensor> = gradients.map(|gradient| gradient.square().sum(Kind::Double)).collect();
-        if squares.is_empty() {
-            return Tensor::from(0.0);
-        }
-        Tensor::stack(&squares, 0).sum(Kind::Double).sqrt()
+        let all = self.groups.iter().flat_map(|group| &group.parameters).map(Tensor::shallow_clone);
+        lists::gradient_norm(&all.collect::<Vec<_>>())
     }
 
-    /// Multiplies the gradients by a factor.
-    pub(in crate::train) fn scale_gradients(&mut self, factor: f64) {
-        if factor != 1.0 {
-            no_grad(|| {
-                for slot in &self.slots {
-                    let _ = slot.parameter.grad().g_mul_scalar_(factor);
-                }
-            });
+    /// What gradients of this norm are to be divided by: `scale`, which they have too much, and what makes them longer
+    /// than `clip_norm`. Nothing where both are 1.
+    ///
+    /// # Shape
+    /// `norm`: a f64 scalar -> a f32 scalar on the same device
+    pub(in crate::train) fn divisor(&self, norm: &Tensor, scale: f64) -> Option<Tensor> {
+        if self.settings.clip_norm == 0.0 {
+            return (scale != 1.0).then(|| Tensor::full([], scale, (Kind::Float, norm.device())));
         }
+        let longer = (norm / (scale * self.settings.clip_norm) + SHORTEST_NORM / self.settings.clip_norm)
+            .clamp_min(1.0);
+        Some((longer * scale).to_kind(Kind::Float))
     }
 
-    /// Moves the parameters.
-    pub(in crate::train) fn step(&mut self, rate: f64) {
+    /// Moves the parameters by their gradients, divided by `divisor`; the gradients are used up.
+    pub(in crate::train) fn step(&mut self, rate: f64, divisor: Option<&Tensor>) {
         self.steps += 1;
-        no_grad(|| {
-            for slot in &mut self.slots {
-                match self.settings.kind {
-                    OptimizerKind::Sgd => sgd::step(slot, &self.settings, rate),
-                    OptimizerKind::Lars => lars::step(slot, &self.settings, rate),
-                    OptimizerKind::Adamw => adamw::step(slot, &self.settings, rate, self.steps),
+        let Settings { kind, momentum, nesterov, betas, trust, .. } = self.settings;
+        for group in &self.groups {
+            let Group { parameters, first, second, .. } = group;
+            let update = Update { rate, weight_decay: group.weight_decay, scale: divisor };
+            match kind {
+                OptimizerKind::Sgd => lists::sgd(parameters, first, momentum, nesterov, update),
+                OptimizerKind::Lars => {
+                    // Biases and batch norms take the rate as it is.
+                    let trust = if group.matrices { trust } else { 0.0 };
+                    lists::lars(parameters, first, momentum, trust, update);
+                }
+                OptimizerKind::Adamw => {
+                    let step = Tensor::full([], self.steps as f64, (Kind::Float, parameters[0].device()));
+                    lists::adamw(parameters, (first, second), &step, (betas, ADAM_EPS), update);
                 }
             }
-        });
+        }
     }
 
     /// Steps taken.
@@ -136,13 +153,13 @@ impl Optimizer {
     }
 
     fn named_buffers(&self) -> Vec<(String, Tensor)> {
-        let named = |slot: &Slot| {
-            let first = (slot.name.clone(), slot.first.shallow_clone());
-            let second =
-                slot.second.as_ref().map(|tensor| (format!("{}.square", slot.name), tensor.shallow_clone()));
-            std::iter::once(first).chain(second).collect::<Vec<_>>()
+        let named = |group: &Group| {
+            let first = group.names.iter().cloned().zip(group.first.iter().map(Tensor::shallow_clone));
+            let squares = group.names.iter().map(|name| format!("{name}.square"));
+            let second = squares.zip(group.second.iter().map(Tensor::shallow_clone));
+            first.chain(second).collect::<Vec<_>>()
         };
-        self.slots.iter().flat_map(named).collect()
+        self.groups.iter().flat_map(named).collect()
     }
 }
 

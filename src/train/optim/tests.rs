@@ -46,15 +46,12 @@ fn check(golden: &Value) {
         let mut optimizer = Optimizer::new(named.collect(), &config);
         let steps = golden["gradients"].as_array().expect("steps");
         for (gradients, expected) in steps.iter().zip(case["expected"].as_array().expect("steps")) {
-            optimizer.zero_gradients();
+            optimizer.drop_gradients();
             for (name, parameter) in names.iter().zip(&parameters) {
                 set_gradient(parameter, &tensor(&gradients[name]));
             }
-            if config.clip_norm > 0.0 {
-                let norm = optimizer.gradient_norm().double_value(&[]);
-                optimizer.scale_gradients((config.clip_norm / (norm + 1e-6)).min(1.0));
-            }
-            optimizer.step(config.lr);
+            let divisor = optimizer.divisor(&optimizer.gradient_norm(), 1.0);
+            optimizer.step(config.lr, divisor.as_ref());
             for (name, parameter) in names.iter().zip(&parameters) {
                 let expected = tensor(&expected[name]);
                 let difference = (parameter - &expected).abs().max().double_value(&[]);
@@ -94,9 +91,9 @@ fn buffers_and_steps_put_back_go_on_alike() {
         let (whole, broken) = (weight(), weight());
         let new = |weight: &Tensor| Optimizer::new(vec![("w".into(), weight.shallow_clone())], &config);
         let step = |optimizer: &mut Optimizer, weight: &Tensor| {
-            optimizer.zero_gradients();
+            optimizer.drop_gradients();
             weight.square().sum(Kind::Float).backward();
-            optimizer.step(0.1);
+            optimizer.step(0.1, None);
         };
         let (mut first, mut before) = (new(&whole), new(&broken));
         for _ in 0..2 {
@@ -107,5 +104,53 @@ fn buffers_and_steps_put_back_go_on_alike() {
         after.load(&before.buffers(), before.steps()).expect("its own buffers");
         step(&mut after, &broken);
         assert!(whole.equal(&broken), "{optimizer}");
+    }
+}
+
+#[test]
+fn gradients_that_have_a_factor_too_much_are_divided_by_it_and_clipped() {
+    for optimizer in ["sgd", "lars", "adamw"] {
+        let weight = || Tensor::from_slice(&[1.0_f32, -2.0]).view([1, 2]).set_requires_grad(true);
+        let stepped = |factor: f64, clip: f64| {
+            let case = json!({"optimizer": optimizer, "clip_norm": clip});
+            let config = config(&json!({"lr": 0.1, "weight_decay": 0.01}), &case);
+            let weight = weight();
+            let mut optimizer = Optimizer::new(vec![("w".into(), weight.shallow_clone())], &config);
+            (weight.square().sum(Kind::Float) * factor).backward();
+            let divisor = optimizer.divisor(&optimizer.gradient_norm(), factor);
+            optimizer.step(0.1, divisor.as_ref());
+            weight.detach()
+        };
+        let differ = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]);
+        for clip in [0.0, 0.5] {
+            let (plain, scaled) = (stepped(1.0, clip), stepped(1024.0, clip));
+            assert!(differ(&plain, &scaled) < 1e-6, "{optimizer} {clip}: {plain} {scaled}");
+        }
+        // Adam's first step has the gradient's sign alone, and LARS divides by its length.
+        if optimizer == "sgd" {
+            assert!(differ(&stepped(1.0, 0.0), &stepped(1.0, 0.5)) > 1e-3);
+        }
+    }
+}
+
+#[test]
+fn kernels_with_the_channels_last_move_as_others_do() {
+    for optimizer in ["sgd", "lars", "adamw"] {
+        let config = config(&json!({"lr": 0.1, "weight_decay": 0.01}), &json!({"optimizer": optimizer}));
+        let values: Vec<f32> = (0..2 * 3 * 2 * 2).map(|value| value as f32 / 7.0 - 1.0).collect();
+        let plain = Tensor::from_slice(&values).view([2, 3, 2, 2]);
+        let last = plain.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]);
+        let moved = |start: &Tensor| {
+            let weight = start.detach().set_requires_grad(true);
+            let mut optimizer = Optimizer::new(vec![("w".into(), weight.shallow_clone())], &config);
+            for _ in 0..2 {
+                optimizer.drop_gradients();
+                (weight.square() * start).sum(Kind::Float).backward();
+                optimizer.step(0.1, None);
+            }
+            weight.detach()
+        };
+        let (a, b) = (moved(&plain.copy()), moved(&last));
+        assert!(a.allclose(&b, 1e-6, 1e-7, false), "{optimizer}: {a} {b}");
     }
 }
