@@ -51,7 +51,7 @@ lint-tools: ## Install what lint needs: the oldest Rust that Cargo.toml promises
 lint-code: libtorch
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --all-targets -- -D warnings
-	$(CARGO) clippy --no-default-features --all-targets -- -D warnings
+	$(CARGO) clippy --no-default-features --lib --bins -- -D warnings
 	$(CARGO) clippy --package instdisc-fuzz --no-default-features -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --no-deps --document-private-items
 

@@ -346,34 +346,44 @@ mod trained {
         assert!(call.fails(2).contains("split train has 120 instances"));
     }
 
-    /// Of n = 120 instances, a bank that says nothing gives ln n.
     /// The fewest images that somebody tries: with the defaults but for a smaller network, which is made for minutes.
+    ///
+    /// Scores of so few images differ by many points between seeds and, as their last bits decide, between processors:
+    /// five seeds gained 3 to 27 points on one. So the mean of three is what has to rise.
     #[test]
     fn forty_images_are_learned_from() {
         let dir = scratch();
-        let (images, data, run) =
-            (dir.path().join("images"), dir.path().join("data"), dir.path().join("run"));
+        let (images, data) = (dir.path().join("images"), dir.path().join("data"));
         instdisc("synth --train-per-class 4 --val-per-class 40").arg("--dest", &images).ok();
         instdisc("ingest").arg("--source", &images).arg("--dest", &data).ok();
         let network =
             "--arch resnet20-cifar --image-size 16 --recipe cifar --temperature 0.1 --weight-decay 5e-4";
-        let call = instdisc(&format!(
-            "train {network} --monitor-images 400 --monitor-every 200 --checkpoint-every-epochs 200"
-        ));
-        call.arg("--dataset", &data).arg("--run", &run).ok();
-        let metrics = std::fs::read_to_string(run.join("metrics.jsonl")).expect("metrics");
-        let lines: Vec<Value> =
-            metrics.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
-        let of = |scope: &'static str| lines.iter().filter(move |line| line["scope"] == scope);
-        let score = |line: &Value| line["knn_sample_top1"].as_f64().expect("a score");
-        let (untrained, last) =
-            (of("start").next().expect("a line"), of("epoch").next_back().expect("a line"));
-        let losses: Vec<f64> = of("epoch").skip(190).filter_map(|line| line["loss"].as_f64()).collect();
-        let mean = losses.iter().sum::<f64>() / losses.len() as f64;
-        assert!(losses.len() == 10 && mean < 40_f64.ln() - 0.2, "{losses:?}");
-        assert!(score(last) > score(untrained) + 0.05, "{last} {untrained}");
+        let gain = &|seed: usize| {
+            let run = dir.path().join(format!("run-{seed}"));
+            let call = instdisc(&format!(
+                "train {network} --seed {seed} --monitor-images 400 --monitor-every 200 --checkpoint-every-epochs 200"
+            ));
+            call.arg("--dataset", &data).arg("--run", &run).ok();
+            let metrics = std::fs::read_to_string(run.join("metrics.jsonl")).expect("metrics");
+            let lines: Vec<Value> =
+                metrics.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+            let of = |scope: &'static str| lines.iter().filter(move |line| line["scope"] == scope);
+            let score = |line: &Value| line["knn_sample_top1"].as_f64().expect("a score");
+            let (untrained, last) =
+                (of("start").next().expect("a line"), of("epoch").next_back().expect("a line"));
+            let losses: Vec<f64> = of("epoch").skip(190).filter_map(|line| line["loss"].as_f64()).collect();
+            let mean = losses.iter().sum::<f64>() / losses.len() as f64;
+            assert!(losses.len() == 10 && mean < 40_f64.ln() - 0.2, "seed {seed}: {losses:?}");
+            score(last) - score(untrained)
+        };
+        let gains = std::thread::scope(|scope| {
+            let runs = [0, 1, 2].map(|seed| scope.spawn(move || gain(seed)));
+            runs.map(|run| run.join().expect("a gain"))
+        });
+        assert!(gains.iter().sum::<f64>() / 3.0 > 0.03, "{gains:?}");
     }
 
+    /// Of n = 120 instances, a bank that says nothing gives ln n.
     #[test]
     fn the_exact_softmax_trains_too() {
         let dir = scratch();
