@@ -344,6 +344,10 @@ mod trained {
         assert!(beyond.arg("--run", &run).fails(2).contains("here called 0 to 1"));
         let call = instdisc("render --instance 120 --output x.png").arg("--dataset", dataset());
         assert!(call.fails(2).contains("split train has 120 instances"));
+        let data = dir.path().join("data");
+        instdisc("ingest --split train").arg("--source", images().join("val")).arg("--dest", &data).ok();
+        let other = instdisc("render --instance 5 --output x.png").arg("--run", &run).arg("--dataset", &data);
+        assert!(other.fails(65).contains("was trained on another train split"));
     }
 
     /// Of n = 120 instances, a bank that says nothing gives ln n.
