@@ -220,6 +220,17 @@ fn duplicates_that_ingest_found_do_not_vote() {
     };
     assert!(knn("--exclude-duplicates")["excluded_duplicates"].as_u64() >= Some(1));
     assert!(knn("")["excluded_duplicates"].is_null());
+    // Ids of another dataset are other images.
+    let other = |table: FeatureTable, split: &str| FeatureTable {
+        meta: TableMeta { dataset_digest: "d".into(), split: split.into(), ..table.meta },
+        ..table
+    };
+    write(&other(table(1, Kind::Embedding, case.rows, &case, false), "train"), &bank);
+    write(&other(table(2, Kind::Embedding, case.queries, &case, false), "val"), &queries);
+    let call = || instdisc("knn --k 5").arg("--bank", &bank).arg("--queries", &queries);
+    let error = call().arg("--dataset", &dataset).word("--exclude-duplicates").fails(65);
+    assert!(error.contains("split `train` of --dataset"), "{error}");
+    call().arg("--dataset", &dataset).ok();
 }
 
 #[cfg(feature = "torch")]
