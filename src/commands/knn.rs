@@ -176,6 +176,7 @@ pub fn knn(
         run: None,
         weights: None,
         trained_on: None,
+        dataset_digest: None,
         mode: PublishMode::Overwrite,
     };
     let place = job.output.clone().map(place);
@@ -191,6 +192,8 @@ struct Place {
     weights: Option<String>,
     /// What the run was trained on, where this is another dataset.
     trained_on: Option<TrainedOn>,
+    /// The digest of a run's evaluated dataset, which its tables may name as it was before a split was added.
+    dataset_digest: Option<String>,
     mode: PublishMode,
 }
 
@@ -214,6 +217,7 @@ fn evaluate(
         }
         None => None,
     };
+    let dataset_digest = place.and_then(|place| place.dataset_digest.as_ref());
     let mut evaluated = Vec::new();
     for pair in pairs {
         let splits = (&pair.queries.meta.split, &pair.bank.meta().split);
@@ -229,7 +233,11 @@ fn evaluate(
             exclude,
             shown: if place.is_some() && job.neighbours.is_none() { LEAST_SHOWN } else { 0 },
         };
-        evaluated.push(searchers.evaluate(pair, &options, &pool)?);
+        let (mut report, neighbours) = searchers.evaluate(pair, &options, &pool)?;
+        if let Some(digest) = dataset_digest {
+            report.dataset_digest.clone_from(digest);
+        }
+        evaluated.push((report, neighbours));
     }
     searchers.leave();
     if !searchers.is_first() {

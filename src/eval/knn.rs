@@ -247,7 +247,7 @@ fn report(
         grid,
         per_class,
         confusions: confusions(&meta.classes, &votes.outcomes),
-        dataset_digest: meta.dataset_digest.clone(),
+        dataset_digest: queries.meta.dataset_digest.clone(),
         split: queries.meta.split.clone(),
         device: queries.meta.device.clone(),
         precision: queries.meta.precision.clone(),

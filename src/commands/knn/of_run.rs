@@ -216,7 +216,8 @@ impl<'a> RunEvaluation<'a> {
         let trained_on = self.dataset.other_trained_on(checkpoint).cloned();
         // The page compares the run's checkpoints on the dataset that it was trained on.
         let run = trained_on.is_none().then(|| self.run.clone());
-        let place = Place { output, run, weights, trained_on, mode };
+        let dataset_digest = Some(self.dataset.digest());
+        let place = Place { output, run, weights, trained_on, dataset_digest, mode };
         let dataset = Some(&self.of.dataset);
         evaluate(&pairs, self.job, dataset, Some(&place), self.group as &dyn Searchers, self.progress)
     }

@@ -33,6 +33,14 @@ fn k_of_one_is_the_nearest_neighbour() {
 }
 
 #[test]
+fn a_report_names_the_dataset_of_the_queries() {
+    let (mut bank, mut queries) = (table(4, 300, 8, 3), table(5, 20, 8, 3));
+    (bank.meta.split, bank.meta.split_digest) = ("train".into(), Some("s".into()));
+    (queries.meta.dataset_digest, queries.meta.split_digest) = ("e".into(), Some("t".into()));
+    assert_eq!(evaluate(&bank, &queries, &options(5)).expect("scored").dataset_digest, "e");
+}
+
+#[test]
 fn k_may_be_the_whole_bank_and_not_more() {
     let (bank, queries) = (table(5, 30, 8, 3), table(6, 1, 8, 3));
     assert!(evaluate(&bank, &queries, &options(30)).is_ok());
