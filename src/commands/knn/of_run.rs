@@ -11,7 +11,9 @@ use crate::commands::run::{Machine, RunDataset};
 use crate::commands::watch::{REPORTS, WatchOptions, WatchSummary, report_location, watch};
 use crate::commands::{CommandError, Report, reports};
 use crate::distributed::ProcessGroup;
-use crate::eval::{KnnOptions, KnnReports, RowChoice, checkpoint_bank, default_k, run_tables};
+use crate::eval::{
+    EmbedError, EvalError, KnnOptions, KnnReports, RowChoice, checkpoint_bank, default_k, run_tables,
+};
 use crate::failure::Failure;
 use crate::feature_table::{FeatureTable, StoredTable, Table};
 use crate::model::FeatureLayer;
@@ -118,7 +120,7 @@ pub fn watch_run(
     let group = ProcessGroup::alone();
     let run = RunEvaluation::open(of, job, &group, progress)?;
     let name = run.report_name();
-    let is_damaged = |error: &CommandError| error.failure() == Failure::Data;
+    let is_damaged = |error: &CommandError| error.failure() == Failure::Data && !is_of_dataset(error);
     watch(&run.run, &name, options, is_damaged, |step, folder, lock| {
         let checkpoint = Checkpoint::open(folder)?;
         if of.train_split.is_some() && run.dataset.other_trained_on(&checkpoint).is_some() {
@@ -137,6 +139,16 @@ pub fn watch_run(
         }
         Ok(())
     })
+}
+
+/// Whether the dataset is to blame, on which no checkpoint can be evaluated.
+fn is_of_dataset(error: &CommandError) -> bool {
+    match error {
+        CommandError::OtherDataset { .. } | CommandError::Dataset(_) | CommandError::Loader(_) => true,
+        CommandError::Eval(error) => matches!(error, EvalError::Dataset(_) | EvalError::Loader(_)),
+        CommandError::Embed(error) => matches!(error, EmbedError::Dataset(_) | EmbedError::Loader(_)),
+        _ => false,
+    }
 }
 
 /// A run whose checkpoints are evaluated on one split.
