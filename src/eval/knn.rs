@@ -9,7 +9,7 @@ use super::duplicates::common_rows;
 use super::report::{ClassScore, Confusion, GridCell, KnnReport, Timing, score_interval};
 use super::vote::{Ballot, Outcome};
 use super::{Duplicates, EvalError};
-use crate::feature_table::{FeatureTable, Kind, Table, UnitRows};
+use crate::feature_table::{FeatureTable, Kind, Table, TableMeta, UnitRows};
 use crate::ids::ClassId;
 use crate::search::{Neighbours, search};
 use crate::units::Temperature;
@@ -139,7 +139,22 @@ fn check(bank: &dyn Table, queries: &FeatureTable, options: &KnnOptions) -> Resu
     if let Some(reason) = bank.meta().conflict(&queries.meta) {
         return Err(EvalError::Mismatch { reason });
     }
+    let (own, other) = (&queries.meta, bank.meta());
+    if options.leave_one_out && are_of_two_splits(own, other) {
+        let (own, other) = (&own.split, &other.split);
+        return options_wrong(&format!(
+            "--leave-one-out is for queries of the bank's split: the queries are of `{own}`, the bank is of `{other}`"
+        ));
+    }
     Ok(())
+}
+
+/// Whether equal ids are different images: by the digests of the splits, else by the names that are known.
+fn are_of_two_splits(a: &TableMeta, b: &TableMeta) -> bool {
+    match (&a.split_digest, &b.split_digest) {
+        (Some(a), Some(b)) => a != b,
+        _ => a.split != b.split && !a.split.is_empty() && !b.split.is_empty(),
+    }
 }
 
 /// Hits of one cell of the grid: top-1 and top-5.
