@@ -14,8 +14,8 @@ use crate::ids::ClassId;
 use crate::search::{Neighbours, search};
 use crate::units::Temperature;
 
-/// Neighbours that vote by default (paper, section 3.4).
-const DEFAULT_K: usize = 200;
+/// Neighbours that vote by default, unless the rows are few (paper, section 3.4).
+pub const MOST_BY_DEFAULT: usize = 200;
 /// Of few rows, one in this many is a neighbour: if all voted, the most frequent class would win each vote.
 const ROWS_OF_A_NEIGHBOUR: usize = 10;
 
@@ -49,7 +49,7 @@ impl Default for KnnOptions {
     fn default() -> Self {
         let temperature = Temperature::new(0.07).expect("in range");
         Self {
-            k: vec![DEFAULT_K],
+            k: vec![MOST_BY_DEFAULT],
             temperature: vec![temperature],
             leave_one_out: false,
             exclude: None,
@@ -60,7 +60,7 @@ impl Default for KnnOptions {
 
 /// The default `k` for a number of rows that can vote: 200, or a tenth of fewer than 2000 rows.
 pub fn default_k(rows: usize) -> usize {
-    (rows / ROWS_OF_A_NEIGHBOUR).clamp(1, DEFAULT_K)
+    (rows / ROWS_OF_A_NEIGHBOUR).clamp(1, MOST_BY_DEFAULT)
 }
 
 /// Scores the bank.
