@@ -21,7 +21,7 @@ pub(in crate::ingest) const LEAK_REASON: &str = "a near-duplicate of ";
 
 /// Whether an image was left out because another split holds it too, by the reason in `rejects/`.
 pub(in crate::ingest) fn is_leak(reason: &str) -> bool {
-    // Earlier versions called it a twin.
+    // Earlier versions had another word.
     [LEAK_REASON, "a twin of "].iter().any(|start| reason.starts_with(start))
 }
 
