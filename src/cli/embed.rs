@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::exit::WrongUsage;
 use super::progress::{Terminal, say, say_next};
-use super::ranks::{RankFlags, progress_of};
+use super::ranks::{RankFlags, progress_of, tell};
 use super::{GlobalArgs, write_json};
 use crate::commands::{EmbedOptions, EmbeddedTable, embed};
 use crate::eval::RowChoice;
@@ -78,9 +78,8 @@ pub(super) fn run(global: &GlobalArgs, args: &EmbedArgs) -> anyhow::Result<()> {
     let job = options.open()?;
     let group = args.ranks.join(&rendezvous)?;
     let terminal = Terminal::default();
-    let Some(report) = embed(&job, &outputs, &group, progress_of(group.is_first(), &terminal))? else {
-        return Ok(());
-    };
+    let embedded = embed(&job, &outputs, &group, progress_of(group.is_first(), &terminal));
+    let Some(report) = tell(&group, embedded.map_err(Into::into))? else { return Ok(()) };
     let json_of = |table: &EmbeddedTable| {
         let EmbeddedTable { layer, output, published } = table;
         let mut json = json!({"feature": layer.to_string(), "output": output.to_string()});

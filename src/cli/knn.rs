@@ -14,9 +14,10 @@ use crate::units::Temperature;
 use {
     super::exit::WrongData,
     super::progress::say,
-    super::ranks::progress_of,
+    super::ranks::{progress_of, tell},
     super::write_json,
     crate::commands::{KnnFeature, KnnRun, WatchOptions, knn_of_run, watch_run},
+    crate::distributed::ProcessGroup,
     crate::eval::KnnReports,
     std::time::Duration,
 };
@@ -144,9 +145,20 @@ pub(super) fn run(global: &GlobalArgs, args: &KnnArgs) -> anyhow::Result<()> {
 pub(super) fn run_together(global: &GlobalArgs, args: &KnnArgs) -> anyhow::Result<()> {
     let rendezvous = args.ranks.rendezvous()?;
     let group = args.ranks.join(&rendezvous)?;
+    tell(&group, run_in(&group, global, args, rendezvous.local_rank()))
+}
+
+/// Likewise, as one of the processes that have joined.
+#[cfg(feature = "torch")]
+fn run_in(
+    group: &ProcessGroup,
+    global: &GlobalArgs,
+    args: &KnnArgs,
+    local_rank: usize,
+) -> anyhow::Result<()> {
     let terminal = Terminal::default();
     let progress = progress_of(group.is_first(), &terminal);
-    let Some(run) = &args.run else { return evaluate_tables(global, args, &group, progress) };
+    let Some(run) = &args.run else { return evaluate_tables(global, args, group, progress) };
     let feature = |name: &String| {
         name.parse().map_err(|error| WrongUsage(format!("--feature {name}: not bank, and {error}")))
     };
@@ -156,11 +168,11 @@ pub(super) fn run_together(global: &GlobalArgs, args: &KnnArgs) -> anyhow::Resul
         split: args.split.clone(),
         train_split: args.train_split.clone(),
         features: args.feature.iter().map(feature).collect::<Result<Vec<KnnFeature>, _>>()?,
-        local_rank: rendezvous.local_rank(),
+        local_rank,
     };
     let job = args.job(global)?;
     if !args.watch {
-        return match knn_of_run(&run, &job, &group, progress)? {
+        return match knn_of_run(&run, &job, group, progress)? {
             Some(report) => reports::print_of_run(
                 global,
                 args.output.as_ref(),

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::exit::failure;
 use super::progress::{Terminal, say, speak_as_rank};
+use crate::commands::CommandError;
 use crate::distributed::{DistributedError, ProcessGroup, Rendezvous, RendezvousFlags, end_process};
 use crate::progress::{Progress, Quiet};
 
@@ -29,6 +31,16 @@ pub(super) struct RankFlags {
 /// Process 0 shows how far a job is.
 pub(super) fn progress_of(is_first: bool, terminal: &Terminal) -> &dyn Progress {
     if is_first { terminal } else { &Quiet }
+}
+
+/// Tells the other processes how this one fails.
+pub(super) fn tell<T>(group: &ProcessGroup, done: anyhow::Result<T>) -> anyhow::Result<T> {
+    done.inspect_err(|error| {
+        let of_another = error.downcast_ref().is_some_and(CommandError::is_of_another_process);
+        if !of_another && !error.is::<DistributedError>() {
+            group.fail(failure(error));
+        }
+    })
 }
 
 /// Ends the process: others were lost, and it is blocked.

@@ -81,6 +81,17 @@ pub enum CommandError {
 }
 
 impl CommandError {
+    /// Whether another process failed, which tells all others itself.
+    #[cfg(feature = "torch")]
+    pub fn is_of_another_process(&self) -> bool {
+        match self {
+            Self::Distributed(_) => true,
+            Self::Eval(error) => matches!(error, EvalError::Distributed(_)),
+            Self::Embed(error) => matches!(error, crate::eval::EmbedError::Distributed(_)),
+            _ => false,
+        }
+    }
+
     /// The kind of failure, for the exit code.
     pub fn failure(&self) -> Failure {
         match self {

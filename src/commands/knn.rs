@@ -12,7 +12,7 @@ use crate::eval::{
     Duplicates, EvalError, KnnOptions, KnnReport, KnnReports, Thumbnails, default_k,
     evaluate_with_neighbours, open_bank, sprite, write_neighbours,
 };
-use crate::feature_table::{ColumnNames, FeatureTable, Table};
+use crate::feature_table::{ColumnNames, FeatureTable, Table, TableMeta};
 use crate::image::encode_jpeg;
 use crate::page::{PageImages, PageInput, examples, history, map, page};
 use crate::progress::Progress;
@@ -171,9 +171,15 @@ pub fn knn(
         })
     };
     let pairs = tables.pairs.iter().map(pair).collect::<Result<Vec<_>, CommandError>>()?;
-    let output = job.output.clone();
-    let mode = PublishMode::Overwrite;
-    let place = output.map(|output| Place { output, run: None, weights: None, trained_on: None, mode });
+    let place = |output| Place {
+        output,
+        run: None,
+        weights: None,
+        trained_on: None,
+        dataset_digest: None,
+        mode: PublishMode::Overwrite,
+    };
+    let place = job.output.clone().map(place);
     evaluate(&pairs, job, tables.dataset.as_ref(), place.as_ref(), searchers, progress)
 }
 
@@ -186,6 +192,8 @@ struct Place {
     weights: Option<String>,
     /// What the run was trained on, where this is another dataset.
     trained_on: Option<TrainedOn>,
+    /// The digest of a run's evaluated dataset, which its tables may name as it was before a split was added.
+    dataset_digest: Option<String>,
     mode: PublishMode,
 }
 
@@ -199,7 +207,17 @@ fn evaluate(
     progress: &dyn Progress,
 ) -> Result<Option<KnnReports>, CommandError> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(job.threads).build()?;
-    let duplicates = dataset.filter(|_| job.exclude_duplicates).map(read_duplicates).transpose()?;
+    let duplicates = match dataset.filter(|_| job.exclude_duplicates) {
+        Some(dataset) => {
+            let manifest = Manifest::read(dataset)?;
+            for pair in pairs {
+                check_dataset(dataset, &manifest, pair.bank.meta(), &pair.queries.meta)?;
+            }
+            Some(read_duplicates(dataset)?)
+        }
+        None => None,
+    };
+    let dataset_digest = place.and_then(|place| place.dataset_digest.as_ref());
     let mut evaluated = Vec::new();
     for pair in pairs {
         let splits = (&pair.queries.meta.split, &pair.bank.meta().split);
@@ -215,7 +233,11 @@ fn evaluate(
             exclude,
             shown: if place.is_some() && job.neighbours.is_none() { LEAST_SHOWN } else { 0 },
         };
-        evaluated.push(searchers.evaluate(pair, &options, &pool)?);
+        let (mut report, neighbours) = searchers.evaluate(pair, &options, &pool)?;
+        if let Some(digest) = dataset_digest {
+            report.dataset_digest.clone_from(digest);
+        }
+        evaluated.push((report, neighbours));
     }
     searchers.leave();
     if !searchers.is_first() {
@@ -278,16 +300,29 @@ fn publish(
     Ok(())
 }
 
-fn images(dataset: &Location, input: &PageInput<'_>) -> Result<PageImages, CommandError> {
-    let manifest = Manifest::read(dataset)?;
+/// Checks that tables are of splits of this dataset.
+fn check_dataset(
+    dataset: &Location,
+    manifest: &Manifest,
+    bank: &TableMeta,
+    queries: &TableMeta,
+) -> Result<(), CommandError> {
     let dataset_digest = manifest.dataset_digest.to_string();
-    for meta in [input.bank.meta(), &input.queries.meta] {
-        let split_digest = manifest.split(dataset, &meta.split)?.digest.to_string();
-        if !meta.is_of(&split_digest, &dataset_digest) {
-            let reason = format!("split `{}` of --dataset {dataset} is another one than theirs", meta.split);
-            return Err(EvalError::Mismatch { reason }.into());
+    for (table, meta) in [("bank", bank), ("queries", queries)] {
+        let split = manifest.splits.get(&meta.split);
+        if !split.is_some_and(|split| meta.is_of(&split.digest.to_string(), &dataset_digest)) {
+            let split = &meta.split;
+            let reason =
+                format!("split `{split}` of --dataset {dataset} is another one than that of the {table}");
+            return Err(CommandError::Data(reason));
         }
     }
+    Ok(())
+}
+
+fn images(dataset: &Location, input: &PageInput<'_>) -> Result<PageImages, CommandError> {
+    let manifest = Manifest::read(dataset)?;
+    check_dataset(dataset, &manifest, input.bank.meta(), &input.queries.meta)?;
     let split = &input.queries.meta.split;
     let mapped = input.mapped();
     // From a store every point would cost a row group, so only local datasets give the map images.

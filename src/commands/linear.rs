@@ -120,10 +120,12 @@ fn finish(
     progress: &dyn Progress,
 ) -> Result<LinearReport, CommandError> {
     let record = labels.as_ref().map(|labels| SubsetRecord::new(&labels.ids, &labels.labels));
-    let marked = |report| ProbeReport {
+    let marked = |report: ProbeReport| ProbeReport {
         label_fraction: job.label_fraction,
         label_seed: job.label_fraction.map(|_| job.label_seed),
         labels: record.clone(),
+        // A run's tables may name the dataset as it was before a split was added.
+        dataset_digest: checkpoint.map_or(report.dataset_digest, |(_, dataset)| dataset.digest()),
         ..report
     };
     let mut probed = probed.into_iter().map(marked);

@@ -163,7 +163,7 @@ fn config_of(
     let TrainedOn { split, split_digest, .. } = &checkpoint.manifest().trained_on;
     if manifest.splits.get(split).is_none_or(|own| own.digest.to_string() != *split_digest) {
         let reason = format!("--run {folder} was trained on another {split} split than that of {dataset}");
-        return Err(CommandError::Usage(reason));
+        return Err(CommandError::Data(reason));
     }
     Ok(checkpoint.run_config()?)
 }

@@ -52,16 +52,16 @@ pub(super) fn report_location(folder: &Location, name: &str, step: u64) -> Locat
     folder.join(&format!("{name}-step-{step:08}.json"))
 }
 
-/// Evaluates every checkpoint of the run without a report of this name, oldest first, and waits for more.
+/// Evaluates every checkpoint of the run without a report, oldest first, and waits for more.
 ///
-/// `evaluate` gets the step, the checkpoint's folder and the lock of the report, and publishes the report. If it fails and
+/// `name` gives the kind of report of the checkpoint in a folder, such as `knn-val`. `evaluate` gets the step, the checkpoint's folder and the lock of the report, and publishes the report. If it fails and
 /// `is_damaged`, the checkpoint is to blame: the summary lists its step, and the others are evaluated.
 ///
 /// # Errors
 /// The first other error of `evaluate`, or of the store. A checkpoint that was removed meanwhile is skipped.
 pub(super) fn watch<E: From<CheckpointError> + std::error::Error + 'static>(
     run: &Location,
-    name: &str,
+    name: impl Fn(&Location) -> String,
     options: &WatchOptions,
     is_damaged: impl Fn(&E) -> bool,
     mut evaluate: impl FnMut(u64, &Location, &Lock) -> Result<(), E>,
@@ -81,7 +81,7 @@ pub(super) fn watch<E: From<CheckpointError> + std::error::Error + 'static>(
         let mut open = false;
         let mut worked = false;
         for (step, folder) in &checkpoints {
-            let report = report_location(&run.join(REPORTS), name, *step);
+            let report = report_location(&run.join(REPORTS), &name(folder), *step);
             if reports.contains(report.file_name()) || failed.contains(step) {
                 continue;
             }

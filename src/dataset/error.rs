@@ -1,5 +1,7 @@
 //! What can be wrong with a dataset.
 
+use parquet::errors::ParquetError;
+
 use crate::failure::Failure;
 use crate::storage::StorageError;
 
@@ -67,7 +69,7 @@ pub enum DatasetError {
         shard: String,
         /// The cause.
         #[source]
-        source: parquet::errors::ParquetError,
+        source: ParquetError,
     },
     /// The store failed.
     #[error(transparent)]
@@ -83,9 +85,38 @@ impl DatasetError {
     pub fn failure(&self) -> Failure {
         match self {
             Self::Storage(error) => error.failure(),
-            Self::Write { .. } => Failure::Io,
+            Self::Write { source, .. } => failure_of_write(source),
             Self::NoSplit { .. } | Self::NoEvaluationSplit { .. } => Failure::Config,
             _ => Failure::Data,
         }
+    }
+}
+
+/// The store's kind of failure, where an upload failed below the Parquet writer.
+fn failure_of_write(error: &ParquetError) -> Failure {
+    let ParquetError::External(cause) = error else { return Failure::Io };
+    let io = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    io.and_then(|cause| cause.downcast_ref::<StorageError>()).map_or(Failure::Io, StorageError::failure)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_that_fails_while_a_shard_is_written_is_no_failure_of_this_machine() {
+        let of = |source: std::io::Error| {
+            DatasetError::Write { shard: "train/shard-00000.parquet".into(), source: source.into() }.failure()
+        };
+        let failed = |local| {
+            let source = "503".into();
+            StorageError::Failed { operation: "write", location: "x".into(), local, source }
+        };
+        assert_eq!(of(std::io::Error::other(failed(false))), Failure::Unavailable);
+        assert_eq!(of(std::io::Error::other(failed(true))), Failure::Io);
+        assert_eq!(of(std::io::Error::other("no space")), Failure::Io);
+        let general = ParquetError::General("too long".into());
+        let error = DatasetError::Write { shard: "x".into(), source: general };
+        assert_eq!(error.failure(), Failure::Io);
     }
 }

@@ -77,13 +77,12 @@ fn search_over(
         let first = own.start;
         found.rows.iter_mut().for_each(|row| *row += first as u32);
     }
-    // Where one could not search, all hear of it.
-    let said = group.gather_bytes(&found.as_ref().map(to_bytes).unwrap_or_default())?;
-    found?;
-    if let Some(rank) = said.iter().position(Vec::is_empty) {
-        return Err(EvalError::OtherRank { rank });
+    // The others do not wait for one that could not search: they end by its failure.
+    if let Err(error) = &found {
+        group.fail(error.failure());
     }
-    let parts: Vec<Neighbours> = said.iter().map(|bytes| from_bytes(bytes)).collect();
+    let found = group.gather_bytes(&to_bytes(&found?))?;
+    let parts: Vec<Neighbours> = found.iter().map(|bytes| from_bytes(bytes)).collect();
     let left_out = |query: usize| leave_one_out.then(|| queries.ids[query]);
     Ok(merge(&parts, ids, queries.len(), k, left_out))
 }

@@ -45,13 +45,6 @@ pub enum EvalError {
     /// The store failed.
     #[error(transparent)]
     Storage(#[from] StorageError),
-    /// Another process could not search its rows; it says why.
-    #[cfg(feature = "torch")]
-    #[error("rank {rank} could not search its rows of the bank")]
-    OtherRank {
-        /// Which.
-        rank: usize,
-    },
     /// The other processes failed.
     #[cfg(feature = "torch")]
     #[error(transparent)]
@@ -69,8 +62,6 @@ impl EvalError {
             Self::Dataset(error) => error.failure(),
             Self::Loader(error) => error.failure(),
             Self::Storage(error) => error.failure(),
-            #[cfg(feature = "torch")]
-            Self::OtherRank { .. } => Failure::Unavailable,
             #[cfg(feature = "torch")]
             Self::Distributed(error) => error.failure(),
         }

@@ -9,13 +9,13 @@ use super::duplicates::common_rows;
 use super::report::{ClassScore, Confusion, GridCell, KnnReport, Timing, score_interval};
 use super::vote::{Ballot, Outcome};
 use super::{Duplicates, EvalError};
-use crate::feature_table::{FeatureTable, Kind, Table, UnitRows};
+use crate::feature_table::{FeatureTable, Kind, Table, TableMeta, UnitRows};
 use crate::ids::ClassId;
 use crate::search::{Neighbours, search};
 use crate::units::Temperature;
 
-/// Neighbours that vote by default (paper, section 3.4).
-const DEFAULT_K: usize = 200;
+/// Neighbours that vote by default, unless the rows are few (paper, section 3.4).
+pub const MOST_BY_DEFAULT: usize = 200;
 /// Of few rows, one in this many is a neighbour: if all voted, the most frequent class would win each vote.
 const ROWS_OF_A_NEIGHBOUR: usize = 10;
 
@@ -49,7 +49,7 @@ impl Default for KnnOptions {
     fn default() -> Self {
         let temperature = Temperature::new(0.07).expect("in range");
         Self {
-            k: vec![DEFAULT_K],
+            k: vec![MOST_BY_DEFAULT],
             temperature: vec![temperature],
             leave_one_out: false,
             exclude: None,
@@ -60,7 +60,7 @@ impl Default for KnnOptions {
 
 /// The default `k` for a number of rows that can vote: 200, or a tenth of fewer than 2000 rows.
 pub fn default_k(rows: usize) -> usize {
-    (rows / ROWS_OF_A_NEIGHBOUR).clamp(1, DEFAULT_K)
+    (rows / ROWS_OF_A_NEIGHBOUR).clamp(1, MOST_BY_DEFAULT)
 }
 
 /// Scores the bank.
@@ -139,7 +139,22 @@ fn check(bank: &dyn Table, queries: &FeatureTable, options: &KnnOptions) -> Resu
     if let Some(reason) = bank.meta().conflict(&queries.meta) {
         return Err(EvalError::Mismatch { reason });
     }
+    let (own, other) = (&queries.meta, bank.meta());
+    if options.leave_one_out && are_of_two_splits(own, other) {
+        let (own, other) = (&own.split, &other.split);
+        return options_wrong(&format!(
+            "--leave-one-out is for queries of the bank's split: the queries are of `{own}`, the bank is of `{other}`"
+        ));
+    }
     Ok(())
+}
+
+/// Whether equal ids are different images: by the digests of the splits, else by the names that are known.
+fn are_of_two_splits(a: &TableMeta, b: &TableMeta) -> bool {
+    match (&a.split_digest, &b.split_digest) {
+        (Some(a), Some(b)) => a != b,
+        _ => a.split != b.split && !a.split.is_empty() && !b.split.is_empty(),
+    }
 }
 
 /// Hits of one cell of the grid: top-1 and top-5.
@@ -247,7 +262,7 @@ fn report(
         grid,
         per_class,
         confusions: confusions(&meta.classes, &votes.outcomes),
-        dataset_digest: meta.dataset_digest.clone(),
+        dataset_digest: queries.meta.dataset_digest.clone(),
         split: queries.meta.split.clone(),
         device: queries.meta.device.clone(),
         precision: queries.meta.precision.clone(),

@@ -27,7 +27,7 @@ pub use duplicates::Duplicates;
 #[cfg(feature = "torch")]
 pub use embed::{EmbedError, EmbedJob, Existing, embed, encode, encode_layers, load_encoder, run_tables};
 pub use error::EvalError;
-pub use knn::{KnnOptions, default_k, evaluate, evaluate_with_neighbours};
+pub use knn::{KnnOptions, MOST_BY_DEFAULT, default_k, evaluate, evaluate_with_neighbours};
 #[cfg(feature = "torch")]
 pub use linear::{
     ClassifierReport, LinearError, LinearOptions, LinearReport, ProbeReport, Solver, SweepCell, classify,

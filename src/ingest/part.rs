@@ -20,7 +20,7 @@ use crate::dataset::{
     ContentDigest, IndexRow, IngestRecord, Place, ShardEntry, Split, WrittenShard, write_index,
 };
 use crate::ids::InstanceId;
-use crate::ingest::report::findings::{Findings, LEAK};
+use crate::ingest::report::findings::{Findings, LEAK, LEAK_REASON};
 use crate::ingest::validate::memory::{MemoryBudget, OVER_MEMORY_LIMIT};
 use crate::progress::Progress;
 use crate::storage::Digest;
@@ -41,7 +41,7 @@ impl Checked {
 
     /// Leaves an image out because it has a near-duplicate in another split.
     pub(super) fn drop_leak(&mut self, index: usize, other: &str) {
-        self.0[index] = Err(Rejection { kind: LEAK.into(), reason: format!("a near-duplicate of {other}") });
+        self.0[index] = Err(Rejection { kind: LEAK.into(), reason: format!("{LEAK_REASON}{other}") });
     }
 }
 

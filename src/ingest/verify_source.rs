@@ -11,6 +11,7 @@ use serde::Deserialize;
 
 use super::plan::{HeldPart, rejects_file};
 use super::report::VerifiedSource;
+use super::report::findings::is_leak;
 use super::source::{Entry, Source};
 use super::validate::{IMAGES_AT_ONCE, Keep, Validation, validate_all};
 use super::{IngestError, IngestOptions};
@@ -42,8 +43,6 @@ struct Reject {
 struct Expected {
     rows: std::iter::Peekable<std::vec::IntoIter<IndexRow>>,
     rejects: VecDeque<Reject>,
-    /// Images that were left out because another split holds them.
-    leaks: u64,
 }
 
 impl VerifyJob<'_> {
@@ -88,7 +87,7 @@ impl VerifyJob<'_> {
         let names = rejects.len().saturating_sub(images);
         let rows = read_index(&self.options.dest, &record.index)?.into_iter().peekable();
         let rejects = rejects.into_iter().skip(names).collect();
-        Ok(Expected { rows, rejects, leaks: record.report.dropped_leaks })
+        Ok(Expected { rows, rejects })
     }
 
     fn look(&self, entries: &[Entry]) -> Result<Vec<Validation>, IngestError> {
@@ -125,9 +124,8 @@ impl Expected {
                 self.rejects.pop_front();
                 verified.rejected += 1;
             }
-            (Ok(_), _, Some(_)) if self.leaks > 0 => {
+            (Ok(_), _, Some(reject)) if is_leak(&reject.reason) => {
                 // It is in another split, and that one is compared there.
-                self.leaks -= 1;
                 self.rejects.pop_front();
                 verified.images += 1;
             }

@@ -127,15 +127,16 @@ impl Location {
     pub fn folder(&self) -> Option<Self> {
         let parts: Vec<_> = self.key.parts().collect();
         let (_, folder) = parts.split_last()?;
+        let local = self.local.as_ref().and_then(|path| path.parent()).map(LocalPath::to_owned);
         let shown = self.shown.trim_end_matches('/');
-        let shown =
-            shown.rsplit_once('/').map_or(".", |(folder, _)| if folder.is_empty() { "/" } else { folder });
-        Some(Self {
-            key: Path::from_iter(folder.iter().cloned()),
-            shown: shown.to_owned(),
-            local: self.local.as_ref().and_then(|path| path.parent()).map(LocalPath::to_owned),
-            store: self.store.clone(),
-        })
+        let (above, name) = shown.rsplit_once('/').unwrap_or((".", shown));
+        let shown = match &local {
+            // What is above `.` and `..` has no name in the text.
+            Some(path) if name == "." || name == ".." => path.display().to_string(),
+            _ if above.is_empty() => "/".to_owned(),
+            _ => above.to_owned(),
+        };
+        Some(Self { key: Path::from_iter(folder.iter().cloned()), shown, local, store: self.store.clone() })
     }
 
     /// The path on this machine, where the location has one.
@@ -145,7 +146,8 @@ impl Location {
 
     /// The last part of the name; empty for a bucket.
     pub fn file_name(&self) -> &str {
-        self.shown.rsplit('/').find(|part| !part.is_empty()).unwrap_or("")
+        let local = self.local.as_ref().and_then(|path| path.file_name()?.to_str());
+        local.unwrap_or_else(|| self.shown.rsplit('/').find(|part| !part.is_empty()).unwrap_or(""))
     }
 
     /// The object store; `None` on this machine.
@@ -198,6 +200,27 @@ mod tests {
     fn a_path_with_a_control_character_is_rejected_and_shown() {
         let error = Location::parse("/data/tab\there", &StorageOptions::default()).expect_err("a tab");
         assert!(error.to_string().contains("`/data/tab\\there`: control characters"), "{error}");
+    }
+
+    #[test]
+    fn a_folder_above_a_relative_path_has_its_own_name() {
+        let here = std::env::current_dir().expect("a folder");
+        let name = here.file_name().and_then(|name| name.to_str()).expect("a name");
+        let above = here.parent().expect("a folder above");
+        let file = Location::from_path(LocalPath::new("step-1")).expect("a location");
+        let folder = file.folder().expect("a folder");
+        assert_eq!((folder.file_name(), folder.to_string().as_str()), (name, "."));
+        let dot = Location::from_path(LocalPath::new(".")).expect("a location");
+        for folder in [folder, dot] {
+            assert_eq!(folder.file_name(), name, "{folder}");
+            let run = folder.folder().expect("a folder above");
+            assert_eq!(run.local_path(), Some(above), "{folder}");
+            assert_eq!(run.to_string(), above.display().to_string(), "{folder}");
+        }
+        let plain = Location::from_path(LocalPath::new("runs/a/step-1")).expect("a location");
+        assert_eq!(plain.folder().map(|folder| folder.to_string()).as_deref(), Some("runs/a"));
+        let root = Location::from_path(LocalPath::new("/")).expect("a location");
+        assert_eq!(root.file_name(), "");
     }
 
     #[test]

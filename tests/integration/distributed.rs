@@ -264,29 +264,69 @@ fn a_process_that_stands_still_ends_the_others_within_the_timeout() {
     }
 }
 
+/// A copy of the dataset with damaged shards of a split.
+fn damaged_dataset(dir: &Path, split: &str) -> std::path::PathBuf {
+    let damaged = dir.join("damaged");
+    let copied = Command::new("cp").arg("-r").args([dataset(), &damaged]).status();
+    assert!(copied.expect("cp").success());
+    for shard in std::fs::read_dir(damaged.join(split)).expect("shards") {
+        let shard = shard.expect("an entry").path();
+        if shard.extension().is_some_and(|ending| ending == "parquet") {
+            let mut bytes = std::fs::read(&shard).expect("its bytes");
+            let (middle, all) = (bytes.len() / 2, bytes.len());
+            bytes[middle - all / 4..middle + all / 4].iter_mut().step_by(100).for_each(|byte| *byte ^= 0x40);
+            std::fs::write(&shard, bytes).expect("damaged");
+        }
+    }
+    damaged
+}
+
+fn assert_all_end_with_wrong_data(outputs: &[Output], failed: usize, reason: &str) {
+    for (rank, output) in outputs.iter().enumerate() {
+        assert_eq!(output.status.code(), Some(65), "rank {rank}: {}", stderr(output));
+        let told = format!("rank {failed} failed with exit code 65");
+        let said = if rank == failed { reason } else { &told };
+        assert!(stderr(output).contains(said), "rank {rank}: {}", stderr(output));
+    }
+}
+
+#[test]
+fn an_error_of_one_process_that_embeds_or_votes_ends_all_with_its_exit_code() {
+    let dir = scratch();
+    let run = dir.path().join("run");
+    trained_by(1, &run, "--objective nce");
+    let damaged = damaged_dataset(dir.path(), "val");
+    let (val, bank) = (dir.path().join("val.arrow"), dir.path().join("bank.arrow"));
+    let embed = |data: &Path, split: &str, output: &Path| {
+        let call = instdisc("embed --device cpu").arg("--checkpoint", &run).arg("--dataset", data);
+        call.word("--split").word(split).arg("--output", output)
+    };
+    let call = |rank| embed(if rank == 1 { &damaged } else { dataset() }, "val", &val);
+    assert_all_end_with_wrong_data(&Ranks::start(2, call).end(), 1, "val/shard-");
+    let call = |rank| {
+        let call = instdisc("knn --k 5 --split val").arg("--run", &run);
+        call.arg("--dataset", if rank == 1 { &damaged } else { dataset() })
+    };
+    assert_all_end_with_wrong_data(&Ranks::start(2, call).end(), 1, "val/shard-");
+    // The second process searches the second half of the rows.
+    embed(dataset(), "val", &val).ok();
+    embed(dataset(), "train", &bank).ok();
+    let location = Location::from_path(&bank).expect("a place");
+    let mut table = FeatureTable::read(&location).expect("a table");
+    *table.features.last_mut().expect("numbers") = f32::NAN;
+    table.write(&location).expect("written");
+    let call = |_| instdisc("knn --k 5").arg("--bank", &bank).arg("--queries", &val);
+    assert_all_end_with_wrong_data(&Ranks::start(2, call).end(), 1, "the feature is not finite");
+}
+
 /// So that nobody starts them all again for what no new start mends.
 #[test]
 fn what_one_process_cannot_read_ends_all_with_its_exit_code() {
     let dir = scratch();
-    let (run, damaged) = (dir.path().join("run"), dir.path().join("damaged"));
-    let copied = Command::new("cp").arg("-r").args([dataset(), &damaged]).status();
-    assert!(copied.expect("cp").success());
-    for shard in std::fs::read_dir(damaged.join("train")).expect("shards") {
-        let shard = shard.expect("an entry").path();
-        if shard.extension().is_some_and(|ending| ending == "parquet") {
-            let mut bytes = std::fs::read(&shard).expect("its bytes");
-            let middle = bytes.len() / 2;
-            bytes[middle..][..16].fill(b'X');
-            std::fs::write(&shard, bytes).expect("damaged");
-        }
-    }
+    let run = dir.path().join("run");
+    let damaged = damaged_dataset(dir.path(), "train");
     let call = |rank| train_on(if rank == 1 { &damaged } else { dataset() }, &run, ENDLESS);
-    let outputs = Ranks::start(3, call).end();
-    for (rank, output) in outputs.iter().enumerate() {
-        assert_eq!(output.status.code(), Some(65), "rank {rank}: {}", stderr(output));
-        let said = if rank == 1 { "its bytes are not those" } else { "rank 1 failed with exit code 65" };
-        assert!(stderr(output).contains(said), "rank {rank}: {}", stderr(output));
-    }
+    assert_all_end_with_wrong_data(&Ranks::start(3, call).end(), 1, "its bytes are not those");
 }
 
 #[test]

@@ -220,6 +220,17 @@ fn duplicates_that_ingest_found_do_not_vote() {
     };
     assert!(knn("--exclude-duplicates")["excluded_duplicates"].as_u64() >= Some(1));
     assert!(knn("")["excluded_duplicates"].is_null());
+    // Ids of another dataset are other images.
+    let other = |table: FeatureTable, split: &str| FeatureTable {
+        meta: TableMeta { dataset_digest: "d".into(), split: split.into(), ..table.meta },
+        ..table
+    };
+    write(&other(table(1, Kind::Embedding, case.rows, &case, false), "train"), &bank);
+    write(&other(table(2, Kind::Embedding, case.queries, &case, false), "val"), &queries);
+    let call = || instdisc("knn --k 5").arg("--bank", &bank).arg("--queries", &queries);
+    let error = call().arg("--dataset", &dataset).word("--exclude-duplicates").fails(65);
+    assert!(error.contains("split `train` of --dataset"), "{error}");
+    call().arg("--dataset", &dataset).ok();
 }
 
 #[cfg(feature = "torch")]
@@ -267,4 +278,30 @@ fn a_watcher_passes_over_a_changed_bank_and_ends_with_wrong_data() {
     assert!(has_report(0) && has_report(16) && !has_report(8));
     let call = instdisc("knn --k 5").arg("--bank", &bank).arg("--queries", &bank);
     assert!(call.fails(65).contains("bank.arrow: damaged"));
+}
+
+#[cfg(feature = "torch")]
+#[test]
+fn a_watcher_blames_a_wrong_dataset_and_not_the_checkpoints() {
+    use super::support::{copy, dataset, images, train};
+
+    let dir = scratch();
+    let (run, damaged, other) =
+        (dir.path().join("run"), dir.path().join("damaged"), dir.path().join("other"));
+    train(dataset(), &run, "--epochs 2 --no-monitor --checkpoint-every-epochs 1 --keep 0").ok();
+    copy(dataset(), &damaged);
+    let shard = damaged.join("val/shard-00000.parquet");
+    let mut bytes = std::fs::read(&shard).expect("a shard");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x40;
+    std::fs::write(&shard, bytes).expect("changed");
+    let watch = |data: &Path| {
+        let call = instdisc("knn --watch --split val --k 5 --poll-interval 1").arg("--run", &run);
+        call.arg("--dataset", data).fails(65)
+    };
+    let error = watch(&damaged);
+    assert!(error.contains("val/shard-00000.parquet row group "), "{error}");
+    instdisc("ingest --split val").arg("--source", images().join("val")).arg("--dest", &other).ok();
+    let error = watch(&other);
+    assert!(error.contains("was trained on the dataset"), "{error}");
 }

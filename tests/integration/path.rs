@@ -110,7 +110,7 @@ mod trained {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::support::train;
+    use crate::support::{copy, train};
 
     #[test]
     fn from_images_to_a_page() {
@@ -253,12 +253,83 @@ mod trained {
         .expect("marked");
         let call = |words: &str| instdisc(words).arg("--run", &run).arg("--dataset", dataset());
         assert_eq!(call("knn --k 5").json()["step"], 77, "it is not made again");
-        assert_eq!(call("knn --k 1,5 --leave-one-out").json()["k"], 5, "the largest is the headline");
-        assert!(run.join("eval/knn-val-k1_5-leave-one-out-step-00000008.json").exists());
+        let left_out = call("knn --split train --k 1,5 --leave-one-out");
+        assert_eq!(left_out.json()["k"], 5, "the largest is the headline");
+        assert!(run.join("eval/knn-train-k1_5-leave-one-out-step-00000008.json").exists());
+        let refused = call("knn --leave-one-out").fails(2);
+        assert!(refused.contains("`val`") && refused.contains("`train`"), "{refused}");
         let newest = run.join("checkpoints/step-00000008");
         let scores = instdisc("knn --k 3").arg("--run", &newest).arg("--dataset", dataset()).json();
         assert!(scores["k"] == 3 && run.join("eval/knn-val-k3-step-00000008.json").exists());
         assert!(!newest.join("eval").exists(), "a checkpoint stays as it was published");
+    }
+
+    /// Of 120 rows a tenth votes by default, and 200 neighbours are too many.
+    #[test]
+    fn a_report_is_kept_for_the_neighbours_that_were_asked_for() {
+        let dir = scratch();
+        let run = dir.path().join("run");
+        train(dataset(), &run, "--epochs 1 --no-monitor").ok();
+        let call = |words: &str| instdisc(words).arg("--run", &run).arg("--dataset", dataset());
+        assert_eq!(call("knn").json()["k"], 12);
+        let refused = call("knn --k 200").fails(2);
+        assert!(refused.contains("k = 200 is larger than the bank"), "{refused}");
+        // Under the default's name an earlier version kept what was asked for by `--k 200`.
+        let report = run.join("eval/knn-val-step-00000008.json");
+        let text = std::fs::read_to_string(&report).expect("text");
+        std::fs::write(&report, text.replace("\"k\": 12", "\"k\": 11")).expect("marked");
+        assert_eq!(call("knn").json()["k"], 12);
+    }
+
+    /// The file's name has no digest of the dataset, so the report's own decides.
+    #[test]
+    fn a_report_is_kept_for_the_dataset_that_was_evaluated() {
+        let dir = scratch();
+        let at = |name: &str| dir.path().join(name);
+        let (source, other, grown, run) = (at("images"), at("other"), at("grown"), at("run"));
+        copy(images(), &source);
+        // Two classes of `val` change their images; `train` stays.
+        let mut classes: Vec<_> = std::fs::read_dir(source.join("val"))
+            .expect("a folder")
+            .map(|entry| entry.expect("an entry").path())
+            .filter(|path| path.is_dir())
+            .collect();
+        classes.sort();
+        for (from, to) in [(&classes[0], &at("0")), (&classes[1], &classes[0]), (&at("0"), &classes[1])] {
+            std::fs::rename(from, to).expect("renamed");
+        }
+        let ingest = |words: &str, source: &Path, dest: &Path| {
+            let call = instdisc(&format!("ingest --row-group 16 {words}"));
+            call.arg("--source", source).arg("--dest", dest).ok();
+        };
+        ingest("", &source, &other);
+        train(dataset(), &run, "--epochs 1 --no-monitor").ok();
+        let digest_of =
+            |data: &Path| instdisc("inspect --format json").arg("", data).json()["dataset_digest"].clone();
+        let report =
+            |words: &str, data: &Path| instdisc(words).arg("--run", &run).arg("--dataset", data).json();
+        let words = ["knn --k 5", "linear --device cpu --feature pooled --weight-decay 1e-3"];
+        for words in words {
+            let scores = report(words, &other);
+            assert_eq!(scores["dataset_digest"], digest_of(&other), "{words}");
+            let own = report(words, dataset());
+            assert_eq!(own["dataset_digest"], digest_of(dataset()), "{words}");
+        }
+        // A split that is added changes the dataset's digest: one evaluation more, and not one each time.
+        copy(dataset(), &grown);
+        ingest("--split test", &images().join("val"), &grown);
+        for words in words {
+            let words = format!("{words} --split val");
+            report(&words, &grown);
+            for file in std::fs::read_dir(run.join("eval")).expect("a folder") {
+                let file = file.expect("an entry").path();
+                if file.extension().is_some_and(|ending| ending == "json") {
+                    let text = std::fs::read_to_string(&file).expect("text");
+                    std::fs::write(&file, text.replace("\"step\": 8", "\"step\": 77")).expect("marked");
+                }
+            }
+            assert_eq!(report(&words, &grown)["step"], 77, "{words}: it is not made again");
+        }
     }
 
     /// The bank has rows of the trained split only, so both splits of another dataset are embedded.
@@ -344,6 +415,10 @@ mod trained {
         assert!(beyond.arg("--run", &run).fails(2).contains("here called 0 to 1"));
         let call = instdisc("render --instance 120 --output x.png").arg("--dataset", dataset());
         assert!(call.fails(2).contains("split train has 120 instances"));
+        let data = dir.path().join("data");
+        instdisc("ingest --split train").arg("--source", images().join("val")).arg("--dest", &data).ok();
+        let other = instdisc("render --instance 5 --output x.png").arg("--run", &run).arg("--dataset", &data);
+        assert!(other.fails(65).contains("was trained on another train split"));
     }
 
     /// The fewest images that somebody tries: with the defaults but for a smaller network, which is made for minutes.

@@ -174,6 +174,17 @@ fn with(call: Call, settings: &[(&str, Option<&str>)]) -> Call {
     Call::from(command)
 }
 
+#[cfg(unix)]
+#[test]
+fn a_variable_that_is_not_text_is_passed_over() {
+    use std::os::unix::ffi::OsStrExt;
+
+    let bucket = Bucket::start(Faults::default());
+    let mut command = ingest(&bucket).command();
+    command.env("AWS_ODD_TOKEN", std::ffi::OsStr::from_bytes(b"caf\xe9"));
+    ran(Call::from(command));
+}
+
 fn inspect(bucket: &Bucket) -> Call {
     bucket.of(instdisc("inspect --log=error").arg("", bucket.url("data")))
 }

@@ -1,5 +1,7 @@
 //! kNN of a run: embeds a split under a checkpoint's encoder, then votes.
 
+use std::cell::OnceCell;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
@@ -11,7 +13,10 @@ use crate::commands::run::{Machine, RunDataset};
 use crate::commands::watch::{REPORTS, WatchOptions, WatchSummary, report_location, watch};
 use crate::commands::{CommandError, Report, reports};
 use crate::distributed::ProcessGroup;
-use crate::eval::{KnnOptions, KnnReports, RowChoice, checkpoint_bank, default_k, run_tables};
+use crate::eval::{
+    EmbedError, EvalError, KnnOptions, KnnReports, MOST_BY_DEFAULT, RowChoice, checkpoint_bank, default_k,
+    run_tables,
+};
 use crate::failure::Failure;
 use crate::feature_table::{FeatureTable, StoredTable, Table};
 use crate::model::FeatureLayer;
@@ -90,13 +95,15 @@ pub fn knn_of_run(
     group.agree("the newest checkpoint's step", &step.to_string())?;
     let checkpoint = Checkpoint::open(&folder)?;
     let weights = checkpoint.weights_digest();
+    let eval = run.folder(&checkpoint)?;
+    let default = run.default_k(&checkpoint)?;
     let location = match &job.output {
         Some(output) => output.clone(),
-        None => report_location(&run.folder(&checkpoint)?, &run.report_name(), step),
+        None => report_location(&eval, &run.report_name(default), step),
     };
     // Neighbours and another map are not part of the report.
     let is_plain = job.output.is_none() && job.neighbours.is_none() && job.map_points == DEFAULT_MAP_POINTS;
-    if is_plain && let Some(report) = run.kept(&location, &weights)? {
+    if is_plain && let Some(report) = run.kept(&location, &weights, default)? {
         group.leave();
         return Ok(group.is_first().then_some(Report::Kept { location, report }));
     }
@@ -117,16 +124,16 @@ pub fn watch_run(
 ) -> Result<WatchSummary, CommandError> {
     let group = ProcessGroup::alone();
     let run = RunEvaluation::open(of, job, &group, progress)?;
-    let name = run.report_name();
-    let is_damaged = |error: &CommandError| error.failure() == Failure::Data;
-    watch(&run.run, &name, options, is_damaged, |step, folder, lock| {
+    let name = |folder: &Location| run.report_name_of(folder);
+    let is_damaged = |error: &CommandError| error.failure() == Failure::Data && !is_of_dataset(error);
+    watch(&run.run, name, options, is_damaged, |step, folder, lock| {
         let checkpoint = Checkpoint::open(folder)?;
         if of.train_split.is_some() && run.dataset.other_trained_on(&checkpoint).is_some() {
             let reason =
                 "--watch: the run was trained on another dataset; evaluate its checkpoints one by one";
             return Err(CommandError::Usage(reason.into()));
         }
-        let location = report_location(&run.run.join(REPORTS), &name, step);
+        let location = report_location(&run.run.join(REPORTS), &name(folder), step);
         let still_ours = || Ok(lock.check()?);
         match run.evaluate(&checkpoint, location, PublishMode::Create, still_ours) {
             Ok(reports) => reports.iter().for_each(&mut each),
@@ -139,6 +146,23 @@ pub fn watch_run(
     })
 }
 
+/// Whether the dataset is to blame, on which no checkpoint can be evaluated.
+fn is_of_dataset(error: &CommandError) -> bool {
+    match error {
+        CommandError::OtherDataset { .. } | CommandError::Dataset(_) | CommandError::Loader(_) => true,
+        CommandError::Eval(error) => matches!(error, EvalError::Dataset(_) | EvalError::Loader(_)),
+        CommandError::Embed(error) => matches!(error, EmbedError::Dataset(_) | EmbedError::Loader(_)),
+        _ => false,
+    }
+}
+
+/// What numbers of neighbours, in ascending order, add to the name of a report. Where 200 are the default, who asks for
+/// them finds the default's report.
+fn k_in_name(asked: &[usize], default: usize) -> String {
+    let is_default = asked.is_empty() || (asked == [MOST_BY_DEFAULT] && default == MOST_BY_DEFAULT);
+    if is_default { String::new() } else { format!("-k{}", joined(asked)) }
+}
+
 /// A run whose checkpoints are evaluated on one split.
 struct RunEvaluation<'a> {
     of: &'a KnnRun,
@@ -148,6 +172,8 @@ struct RunEvaluation<'a> {
     dataset: RunDataset,
     group: &'a ProcessGroup,
     progress: &'a dyn Progress,
+    /// The default of `k`, the same for each checkpoint, once one was read.
+    default_k: OnceCell<usize>,
 }
 
 impl<'a> RunEvaluation<'a> {
@@ -164,11 +190,49 @@ impl<'a> RunEvaluation<'a> {
         let run = run_of(&of.run)?;
         let trained_on = of.train_split.as_deref().unwrap_or_default();
         let dataset = RunDataset::open(&of.dataset, trained_on, of.split.as_deref())?;
-        Ok(Self { of, job, run, dataset, group, progress })
+        Ok(Self { of, job, run, dataset, group, progress, default_k: OnceCell::new() })
+    }
+
+    /// The split that votes.
+    fn bank_split<'b>(&'b self, checkpoint: &'b Checkpoint) -> &'b str {
+        self.of.train_split.as_ref().unwrap_or(&checkpoint.manifest().trained_on.split)
+    }
+
+    /// The number of neighbours that vote by default.
+    fn default_k(&self, checkpoint: &Checkpoint) -> Result<usize, CommandError> {
+        let (dataset, split) = (&self.dataset, self.bank_split(checkpoint));
+        let all = dataset.manifest.split(&dataset.location, split)?.instances as usize;
+        let rows = match dataset.training_rows(checkpoint, split)? {
+            RowChoice::Sample(rows) => rows.min(all),
+            _ => all,
+        };
+        Ok(default_k(rows.saturating_sub(usize::from(self.job.leave_one_out))))
+    }
+
+    /// The numbers of neighbours asked for, in ascending order.
+    fn asked(&self) -> Vec<usize> {
+        let mut ks = self.job.k.clone();
+        ks.sort_unstable();
+        ks.dedup();
+        ks
+    }
+
+    /// The name of the report of the checkpoint in a folder, which is read only where the name depends on its rows.
+    fn report_name_of(&self, folder: &Location) -> String {
+        if self.asked() != [MOST_BY_DEFAULT] {
+            return self.report_name(MOST_BY_DEFAULT);
+        }
+        let read = || self.default_k(&Checkpoint::open(folder).ok()?).ok();
+        let known = self.default_k.get().copied().or_else(read);
+        if let Some(default) = known {
+            let _ = self.default_k.set(default);
+        }
+        // The evaluation of a checkpoint that cannot be read says so.
+        self.report_name(known.unwrap_or_default())
     }
 
     /// The name of a checkpoint's report: `knn-val`, with the options that differ from the defaults.
-    fn report_name(&self) -> String {
+    fn report_name(&self, default_k: usize) -> String {
         let (Self { of, job, .. }, split) = (self, &self.dataset.split);
         let mut name = format!("knn-{split}");
         if let Some(train_split) = &of.train_split {
@@ -177,12 +241,7 @@ impl<'a> RunEvaluation<'a> {
         if of.features != [KnnFeature::Bank] {
             name += &format!("-{}", joined(&of.features));
         }
-        let mut ks = job.k.clone();
-        ks.sort_unstable();
-        ks.dedup();
-        if !ks.is_empty() && ks != [default_k(usize::MAX)] {
-            name += &format!("-k{}", joined(&ks));
-        }
+        name += &k_in_name(&self.asked(), default_k);
         if job.temperature != KnnOptions::default().temperature {
             name += &format!("-tau{}", joined(&job.temperature));
         }
@@ -195,9 +254,21 @@ impl<'a> RunEvaluation<'a> {
         name
     }
 
-    /// An existing report of these weights and this dataset; every process gets the same answer.
-    fn kept(&self, location: &Location, weights: &str) -> Result<Option<Value>, CommandError> {
-        let found = reports::find(location, weights, &self.dataset.digest())?;
+    /// An existing report of these weights, this dataset and these neighbours; every process gets the same answer.
+    fn kept(
+        &self,
+        location: &Location,
+        weights: &str,
+        default_k: usize,
+    ) -> Result<Option<Value>, CommandError> {
+        let wanted = if self.job.k.is_empty() { vec![default_k] } else { self.asked() };
+        // Earlier versions used the default's name for any report of 200 neighbours.
+        let has_wanted = |report: &Value| {
+            let cells = report["grid"].as_array().into_iter().flatten();
+            let ks: BTreeSet<_> = cells.filter_map(|cell| cell["k"].as_u64()).collect();
+            ks.into_iter().eq(wanted.iter().map(|&k| k as u64))
+        };
+        let found = reports::find(location, weights, &self.dataset.digest())?.filter(has_wanted);
         let flags = self.group.gather_bytes(&[u8::from(found.is_some())])?;
         Ok(found.filter(|_| flags.iter().all(|flag| flag == &[1])))
     }
@@ -216,7 +287,8 @@ impl<'a> RunEvaluation<'a> {
         let trained_on = self.dataset.other_trained_on(checkpoint).cloned();
         // The page compares the run's checkpoints on the dataset that it was trained on.
         let run = trained_on.is_none().then(|| self.run.clone());
-        let place = Place { output, run, weights, trained_on, mode };
+        let dataset_digest = Some(self.dataset.digest());
+        let place = Place { output, run, weights, trained_on, dataset_digest, mode };
         let dataset = Some(&self.of.dataset);
         evaluate(&pairs, self.job, dataset, Some(&place), self.group as &dyn Searchers, self.progress)
     }
@@ -226,10 +298,27 @@ impl<'a> RunEvaluation<'a> {
         self.dataset.folder(&self.run, checkpoint, self.of.train_split.as_deref())
     }
 
+    /// Before anything is embedded: that queries which are left out are of the split that votes.
+    fn check_left_out(&self, checkpoint: &Checkpoint) -> Result<(), CommandError> {
+        // That the dataset is another one comes first.
+        self.folder(checkpoint)?;
+        let RunDataset { manifest, location, split } = &self.dataset;
+        let bank_split = self.bank_split(checkpoint);
+        let digest = |split: &str| manifest.split(location, split).map(|split| split.digest);
+        if self.job.leave_one_out && digest(split)? != digest(bank_split)? {
+            return Err(CommandError::Usage(format!(
+                "--leave-one-out is for queries of the split that votes, `{bank_split}`, not of `{split}`; give --split \
+                 {bank_split}"
+            )));
+        }
+        Ok(())
+    }
+
     /// The tables of each feature; one pass over a split embeds all of its layers.
     fn tables(&self, checkpoint: &Checkpoint) -> Result<Vec<KnnPair>, CommandError> {
         let Self { of, dataset, .. } = self;
-        let split = of.train_split.as_ref().unwrap_or(&checkpoint.manifest().trained_on.split);
+        let split = self.bank_split(checkpoint);
+        self.check_left_out(checkpoint)?;
         let queries = self.embedded(checkpoint, &dataset.split, RowChoice::All, &of.features)?;
         let is_embedded = |feature: &KnnFeature| *feature != KnnFeature::Bank;
         let embedded: Vec<KnnFeature> = of.features.iter().copied().filter(is_embedded).collect();
@@ -279,4 +368,17 @@ impl<'a> RunEvaluation<'a> {
 
 fn joined<T: ToString>(values: &[T]) -> String {
     values.iter().map(ToString::to_string).collect::<Vec<_>>().join("_")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reports_of_different_neighbours_have_different_names() {
+        assert_eq!((k_in_name(&[], 12).as_str(), k_in_name(&[], 200).as_str()), ("", ""));
+        assert_eq!((k_in_name(&[200], 12).as_str(), k_in_name(&[200], 200).as_str()), ("-k200", ""));
+        // Names of earlier versions.
+        assert_eq!((k_in_name(&[12], 12).as_str(), k_in_name(&[1, 200], 200).as_str()), ("-k12", "-k1_200"));
+    }
 }

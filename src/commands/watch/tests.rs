@@ -27,7 +27,7 @@ fn watch_whole(
     options: &WatchOptions,
     evaluate: impl FnMut(u64, &Location, &Lock) -> Result<(), CheckpointError>,
 ) -> Result<WatchSummary, CheckpointError> {
-    watch(run, "knn-val", options, |_| false, evaluate)
+    watch(run, |_| "knn-val".into(), options, |_| false, evaluate)
 }
 
 fn publish(run: &Location, step: u64) -> Result<(), CheckpointError> {
@@ -130,7 +130,7 @@ fn a_damaged_checkpoint_is_reported_once_and_the_others_are_evaluated() {
     let mut calls = Vec::new();
     let summary = watch(
         &run,
-        "knn-val",
+        |_| "knn-val".into(),
         &options(),
         |error| matches!(error, CheckpointError::Damaged { .. }),
         |step, _, _| {

@@ -34,20 +34,22 @@ impl Score {
     }
 
     /// Counts the rows whose class has the highest score, and one of the five highest. Of equal scores the
-    /// lower class comes first; scores that are not finite miss.
+    /// lower class comes first; scores that are not finite miss, and so does a class that has no score.
     ///
     /// # Shape
     /// `[rows, classes]` and `[rows]` i64
     pub(super) fn add(&mut self, logits: &Tensor, labels: &Tensor) {
         let device = logits.device();
         let labels = labels.to_device(device).unsqueeze(1);
-        let own = logits.gather(1, &labels, false);
-        let classes = Tensor::arange(logits.size()[1], (Kind::Int64, device)).unsqueeze(0);
+        let count = logits.size()[1];
+        let known = labels.lt(count).squeeze_dim(1);
+        let own = logits.gather(1, &labels.clamp_max(count - 1), false);
+        let classes = Tensor::arange(count, (Kind::Int64, device)).unsqueeze(0);
         let equal_before = logits.eq_tensor(&own).logical_and(&classes.lt_tensor(&labels));
         let before = logits.gt_tensor(&own).logical_or(&equal_before);
         let rank = before.sum_dim_intlist([1_i64].as_slice(), false, Kind::Int64);
-        let finite = logits.isfinite().all_dim(1, false);
-        let hits = |top: i64| rank.lt(top).logical_and(&finite).sum(Kind::Int64).int64_value(&[]) as usize;
+        let counts = logits.isfinite().all_dim(1, false).logical_and(&known);
+        let hits = |top: i64| rank.lt(top).logical_and(&counts).sum(Kind::Int64).int64_value(&[]) as usize;
         self.top1 += hits(1);
         self.top5 += hits(TOP);
         self.rows += labels.size()[0] as usize;
@@ -63,5 +65,18 @@ impl Head {
             score.add(&(features.to_device(device).matmul(&weight) + &bias), &labels);
         }
         score
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_of_a_class_without_a_score_misses() {
+        let logits = Tensor::from_slice2(&[[2.0_f32, 1.0], [1.0, 2.0], [2.0, 1.0]]);
+        let mut score = Score { top1: 0, top5: 0, rows: 0 };
+        score.add(&logits, &Tensor::from_slice(&[0_i64, 2, 1]));
+        assert_eq!(score, Score { top1: 1, top5: 2, rows: 3 });
     }
 }

@@ -324,7 +324,7 @@ fn report(
         label_seed: None,
         seed: options.seed,
         labels: None::<SubsetRecord>,
-        dataset_digest: train.dataset_digest.clone(),
+        dataset_digest: test.dataset_digest.clone(),
         train_split: train.split.clone(),
         split: test.split.clone(),
         device: test.device.clone(),

@@ -146,6 +146,15 @@ fn scores_that_are_not_finite_miss() {
 }
 
 #[test]
+fn a_report_names_the_dataset_that_was_evaluated() {
+    let (mut train, mut test) = (table(1, 100, false), table(2, 50, false));
+    train.meta.split_digest = Some("s".into());
+    (test.meta.dataset_digest, test.meta.split) = ("e".into(), "val".into());
+    test.meta.split_digest = Some("t".into());
+    assert_eq!(run(&train, &test, &options(Solver::Lbfgs)).dataset_digest, "e");
+}
+
+#[test]
 fn tables_that_do_not_belong_together_are_refused() {
     let train = table(7, 50, false);
     let mut other = table(8, 50, false);

@@ -32,6 +32,35 @@ fn k_of_one_is_the_nearest_neighbour() {
     assert!(left_out.top1 < 0.6);
 }
 
+/// Equal ids of two splits are two images.
+#[test]
+fn only_queries_of_the_banks_split_can_be_left_out() {
+    let (mut bank, mut queries) = (table(4, 300, 8, 3), table(5, 20, 8, 3));
+    let leave_one_out = KnnOptions { leave_one_out: true, ..options(5) };
+    bank.meta.split = "train".into();
+    let error = evaluate(&bank, &queries, &leave_one_out).expect_err("another split");
+    assert!(matches!(error, EvalError::Options { .. }), "{error}");
+    assert!(error.to_string().contains("`val`") && error.to_string().contains("`train`"), "{error}");
+    assert!(evaluate(&bank, &queries, &options(5)).is_ok());
+    // The digest tells that they are the same images, whatever the names.
+    bank.meta.split_digest = Some("s".into());
+    queries.meta.split_digest = Some("s".into());
+    assert!(evaluate(&bank, &queries, &leave_one_out).is_ok());
+    queries.meta.split_digest = Some("t".into());
+    assert!(evaluate(&bank, &queries, &leave_one_out).is_err());
+    // A table of another program may leave the split out.
+    (queries.meta.split, queries.meta.split_digest) = (String::new(), None);
+    assert!(evaluate(&bank, &queries, &leave_one_out).is_ok());
+}
+
+#[test]
+fn a_report_names_the_dataset_of_the_queries() {
+    let (mut bank, mut queries) = (table(4, 300, 8, 3), table(5, 20, 8, 3));
+    (bank.meta.split, bank.meta.split_digest) = ("train".into(), Some("s".into()));
+    (queries.meta.dataset_digest, queries.meta.split_digest) = ("e".into(), Some("t".into()));
+    assert_eq!(evaluate(&bank, &queries, &options(5)).expect("scored").dataset_digest, "e");
+}
+
 #[test]
 fn k_may_be_the_whole_bank_and_not_more() {
     let (bank, queries) = (table(5, 30, 8, 3), table(6, 1, 8, 3));

@@ -16,6 +16,14 @@ use crate::storage::{Location, PublishMode, StorageError};
 const SHOWN_REJECTS: usize = 5;
 /// The kind of reason of a training image that another split holds too.
 pub(in crate::ingest) const LEAK: &str = "leak";
+/// How the reason of such an image begins; the other image follows.
+pub(in crate::ingest) const LEAK_REASON: &str = "a near-duplicate of ";
+
+/// Whether an image was left out because another split holds it too, by the reason in `rejects/`.
+pub(in crate::ingest) fn is_leak(reason: &str) -> bool {
+    // Earlier versions had another word.
+    [LEAK_REASON, "a twin of "].iter().any(|start| reason.starts_with(start))
+}
 
 /// A line of `rejects/<split>.jsonl`.
 #[derive(Serialize)]

@@ -210,6 +210,24 @@ fn a_source_with_leaks_that_were_dropped_is_verified() {
     assert_eq!(verified, Some(VerifiedSource { images: 3, rewritten: 0, rejected: 0 }));
 }
 
+/// A leak is an image that can be decoded; one that could not be decoded is none.
+#[test]
+fn an_image_that_was_mended_is_named_although_leaks_were_dropped() {
+    let at = fixture();
+    let good = jpeg(4);
+    let val = more(&at, "val", &[("a.jpg", jpeg(1))]);
+    let train = [("0.jpg", vec![0; good.len()]), ("b.jpg", jpeg(1)), ("c.jpg", jpeg(3))];
+    let train = more(&at, "train", &train);
+    ingest(&IngestOptions { split: Some("val".into()), ..options(&val, &at.dest) }, &Quiet).expect("val");
+    let max_reject_fraction = Fraction::new(0.9).expect("valid");
+    let job = IngestOptions { drop_leaks: true, max_reject_fraction, ..options(&train, &at.dest) };
+    assert_eq!(ingest(&job, &Quiet).expect("train").splits["train"].found.dropped_leaks, 1);
+    fs::write(train.join("cat/0.jpg"), good).expect("mended");
+    let verify = IngestOptions { verify_source: true, ..job };
+    let error = ingest(&verify, &Quiet).expect_err("it changed").to_string();
+    assert!(error.contains("`cat/0.jpg`") && error.contains("it was rejected then: "), "{error}");
+}
+
 #[test]
 fn an_image_over_the_memory_limit_is_rejected_and_the_limit_recorded() {
     let at = fixture();

@@ -13,7 +13,7 @@ use object_store::{ClientOptions, ObjectStore};
 
 use super::counted::CountedConnector;
 use super::options::{RetryLimits, StorageOptions};
-use super::secrets::{Secrets, is_secret};
+use super::secrets::{Secrets, is_secret, variables};
 
 /// A stalled answer is given up and asked for again after this long without a byte. A part of an upload has to
 /// be sent within it, too: four parts of 8 MiB need 1.6 MB/s.
@@ -142,7 +142,7 @@ fn open_store(
         ($prefix:expr, $builder:expr) => {{
             let mut builder = $builder.with_client_options(client).with_retry(retry.config());
             // Once more: setting the client's options has dropped those of the environment.
-            for (key, value) in std::env::vars().filter(|(key, _)| key.starts_with($prefix)) {
+            for (key, value) in variables().filter(|(key, _)| key.starts_with($prefix)) {
                 if let Ok(known) = key.to_lowercase().parse() {
                     builder = builder.with_config(known, value);
                 }

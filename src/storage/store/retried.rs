@@ -30,6 +30,7 @@ use super::fault::Fault;
 use super::health::Health;
 use super::options::{RetryLimits, SIGNATURE_LIFE};
 use super::provider::Provider;
+use super::secrets::one_line;
 
 /// The first pause; each further one is about twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
@@ -140,6 +141,14 @@ pub(super) fn is_lost(error: &Error) -> bool {
         .is_some_and(|error| !error.to_string().contains("builder error"))
 }
 
+/// Whether the store is not at work: the request was lost, or each answer was 5xx or 429 until the crate gave up.
+pub(super) fn is_outage(error: &Error) -> bool {
+    // The crate hides the status. 501 says that the store lacks the operation.
+    let says = |text: &str, status: &str| text.contains(&format!("non-2xx status code: {status}"));
+    let is_refused = |text: &str| (says(text, "5") && !says(text, "501")) || says(text, "429");
+    is_lost(error) || (matches!(error, Error::Generic { .. }) && is_refused(&one_line(error)))
+}
+
 /// Whether an answer 400 refused a request, as S3 refuses a token that has expired.
 fn is_bare_refusal(error: &Error) -> bool {
     matches!(error, Error::Generic { .. }) && error.to_string().contains("400 Bad Request")
@@ -201,7 +210,7 @@ impl Retried {
             };
             let was_lost = is_lost(&error) || attempts.outlived_signature();
             if !was_lost || !attempts.again().await {
-                self.health.note_answers(!was_lost);
+                self.health.note_answers(!(was_lost || is_outage(&error)));
                 return Err(attempts.explain(error));
             }
             let reason = self.provider.with_secrets(|secrets| secrets.describe(&error));
@@ -398,7 +407,7 @@ impl MultipartUpload for RetriedUpload {
         Box::pin(async move {
             let put = part.await;
             // [`PartRetries`] has used all the time.
-            if put.as_ref().is_err_and(is_lost) {
+            if put.as_ref().is_err_and(is_outage) {
                 health.note_answers(false);
             }
             put
@@ -408,7 +417,9 @@ impl MultipartUpload for RetriedUpload {
     async fn complete(&mut self) -> Result<PutResult> {
         let began = Instant::now();
         let completed = self.upload.complete().await;
-        if completed.as_ref().is_err_and(is_lost) && began.elapsed() >= self.store.limits.time {
+        // A lost answer is no outage before the time is over.
+        let gave_up = |error: &Error| !is_lost(error) || began.elapsed() >= self.store.limits.time;
+        if completed.as_ref().is_err_and(|error| is_outage(error) && gave_up(error)) {
             self.store.health.note_answers(false);
         }
         completed
@@ -456,6 +467,7 @@ mod tests {
     use object_store::memory::InMemory;
 
     use super::*;
+    use crate::storage::StorageOptions;
     use crate::storage::block_on;
 
     fn lost() -> Error {
@@ -511,6 +523,90 @@ mod tests {
         assert!(store.health.is_gone());
         block_on(store.attempt(LIST, &key, |_| async { Ok(()) })).expect("it is back");
         assert!(!store.health.is_gone());
+    }
+
+    /// A server that answers each request with 503.
+    fn refusing_server() -> String {
+        use std::io::{BufRead, BufReader, Write};
+
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("bound");
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                let head = BufReader::new(stream.try_clone().expect("a stream"));
+                head.lines().map_while(io::Result::ok).take_while(|line| !line.is_empty()).for_each(drop);
+                let answer = "HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+                // A client that went away is no matter.
+                let _ = stream.write_all(answer.as_bytes());
+            }
+        });
+        format!("http://{address}")
+    }
+
+    #[test]
+    fn a_store_that_only_answers_503_is_given_up() {
+        let pairs = [
+            ("aws_endpoint", refusing_server().as_str()),
+            ("aws_allow_http", "true"),
+            ("aws_region", "us-east-1"),
+            ("aws_skip_signature", "true"),
+        ]
+        .map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let limits = RetryLimits { time: Duration::from_secs(60), tries: 1 };
+        let mut options = StorageOptions::new(pairs.into());
+        options.retry = limits;
+        let provider = Arc::new(Provider::open("s3", "bucket", &options).expect("opened"));
+        let key = Path::from("file");
+        let given_up = |ask: &dyn Fn(&Retried)| {
+            let store = Retried::new(Arc::clone(&provider), Arc::default(), limits);
+            ask(&store);
+            store.health.is_gone()
+        };
+        assert!(given_up(&|store| {
+            block_on(store.get_opts(&key, GetOptions::default())).expect_err("503");
+        }));
+        assert!(given_up(&|store| {
+            block_on(store.put_multipart_opts(&key, PutMultipartOptions::default())).expect_err("503");
+        }));
+        // A part, and the last step, of an upload that was begun before.
+        for finish in [false, true] {
+            assert!(given_up(&|store| {
+                let error = || block_on(provider.current().0.get_opts(&key, GetOptions::default()));
+                let upload = Box::new(Failing(error().expect_err("503")));
+                let mut upload = RetriedUpload { upload, store: store.clone(), key: key.clone() };
+                if finish {
+                    block_on(upload.complete()).expect_err("503");
+                } else {
+                    block_on(upload.put_part(PutPayload::new())).expect_err("503");
+                }
+            }));
+        }
+    }
+
+    /// An upload whose next step fails with this error.
+    #[derive(Debug)]
+    struct Failing(Error);
+
+    impl Failing {
+        fn fail<T>(&mut self) -> Result<T> {
+            Err(std::mem::replace(&mut self.0, failed(CutShort)))
+        }
+    }
+
+    #[async_trait]
+    impl MultipartUpload for Failing {
+        fn put_part(&mut self, _: PutPayload) -> UploadPart {
+            let failed = self.fail();
+            Box::pin(async move { failed })
+        }
+
+        async fn complete(&mut self) -> Result<PutResult> {
+            self.fail()
+        }
+
+        async fn abort(&mut self) -> Result<()> {
+            Ok(())
+        }
     }
 
     #[test]

@@ -25,7 +25,7 @@ impl Secrets {
     /// The secrets of the environment, and `more`.
     pub(super) fn new(more: impl IntoIterator<Item = String>) -> Self {
         let of_stores = |name: &str| FAMILIES.iter().any(|family| name.starts_with(family));
-        let environment = std::env::vars().filter(|(name, _)| of_stores(name) && is_secret(name));
+        let environment = variables().filter(|(name, _)| of_stores(name) && is_secret(name));
         let values = environment.map(|(_, value)| value).chain(more);
         Self(values.filter(|value| value.len() >= SHORTEST).collect())
     }
@@ -72,6 +72,12 @@ impl Secrets {
             other => Error::Generic { store: "object store", source: source(Box::new(other)) },
         }
     }
+}
+
+/// The environment's variables; what is not text is no setting of a store.
+pub(super) fn variables() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
 }
 
 /// Whether the setting of this name holds a secret.

@@ -21,7 +21,7 @@ use object_store::{
 use super::counted::operation;
 use super::health::Health;
 use super::options::RetryLimits;
-use super::retried::{Attempts, is_lost, random_bits};
+use super::retried::{Attempts, is_lost, is_outage, random_bits};
 
 /// The file's attribute that names its writer; letters alone, since Azure takes only names of C#'s identifiers.
 const WRITER: &str = "instdiscwriter";
@@ -90,6 +90,10 @@ impl Settled {
         loop {
             let error = match self.inner.put_opts(key, payload.clone(), options.clone()).await {
                 Err(error) if matches!(error, Error::AlreadyExists { .. }) || is_lost(&error) => error,
+                Err(error) => {
+                    self.health.note_answers(!is_outage(&error));
+                    return Err(error);
+                }
                 settled => return settled,
             };
             // Where the time is over, the look-up must not take it once more.
@@ -167,7 +171,7 @@ impl Settled {
                 Err(Error::AlreadyExists { .. }) => return Ok(false),
                 Err(error) if is_lost(&error) && attempts.again().await => {}
                 Err(error) => {
-                    self.health.note_answers(!is_lost(&error));
+                    self.health.note_answers(!is_outage(&error));
                     return Err(attempts.explain(error));
                 }
             }
