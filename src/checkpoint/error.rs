@@ -7,7 +7,7 @@ use crate::storage::StorageError;
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
     /// The folder holds no published checkpoint, and no run that has one.
-    #[error("{folder}: no checkpoint is there, nor a run that has one")]
+    #[error("{folder}: no checkpoint is there, nor a run that has one; instdisc train makes one")]
     NotThere {
         /// The folder.
         folder: String,

@@ -267,7 +267,10 @@ pub(super) fn run(global: &GlobalArgs, args: &IngestArgs) -> anyhow::Result<()> 
     global.write_result(&lines, &report)?;
     let dest = args.dest.as_deref().unwrap_or("DATASET");
     if report.splits.contains_key("train") {
-        say_next(&format!("instdisc train --dataset {} --run run", shell_word(dest)));
+        say_next(&format!(
+            "instdisc train --dataset {} --run run --epochs 20    # a first look; the default is 200",
+            shell_word(dest)
+        ));
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 #include "shim.hpp"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <map>
@@ -126,6 +127,8 @@ void end(const at::RecordFunction& function, at::ObserverContext*) {
 int32_t model_shim::fail(const char* message) noexcept {
   try {
     last_error = message;
+    // Behind it libtorch says where it was raised, with the stack.
+    last_error.resize(std::min(last_error.find("\nException raised from"), last_error.size()));
   } catch (...) {
     last_error.clear();
   }
