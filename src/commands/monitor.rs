@@ -19,6 +19,8 @@ use crate::train::{Evaluation, HookError};
 /// [`FEWEST_MONITORED`] at least. They pass forward alone, which by the count of operations is a third of a step's work.
 const MOST_IMAGES: usize = 10_000;
 const TRAINING_IMAGES_OF_ONE: usize = 5;
+/// Fewer queries than these give shares that may be off by 14 points and more (a standard error of 7).
+const FEW_QUERIES: usize = 50;
 /// Images of a batch when the monitor embeds.
 const BATCH_SIZE: usize = 256;
 
@@ -72,8 +74,9 @@ impl Monitor {
             return Ok(none(ids, labels));
         }
         progress.note(&format!(
-            "monitor: {} images of `{name}` look for their classes in the bank",
-            source.len()
+            "monitor: {} images of `{name}` look for their classes in the bank{}",
+            source.len(),
+            if source.len() < FEW_QUERIES { "; scores of so few change by chance" } else { "" }
         ));
         let meta = TableMeta {
             kind: Kind::Embedding,

@@ -7,6 +7,8 @@ use serde::Serialize;
 
 /// Below this share of time the wait for data is not reported as a limit.
 const NO_WAIT: f64 = 0.02;
+/// Below this share it is a small one.
+const LITTLE_WAIT: f64 = 0.1;
 
 /// An amount that threads add to.
 #[derive(Debug, Default)]
@@ -170,6 +172,8 @@ impl LoaderStats {
         let decoding = self.make_busy / (seconds * self.decode_threads.max(1) as f64);
         let limit = if wait < NO_WAIT {
             "nothing waits for data, the encoder sets the pace"
+        } else if wait < LITTLE_WAIT {
+            "little waits for data, the encoder sets most of the pace"
         } else if self.gather_wait > self.consumer_wait / 2.0 {
             "the limit is the storage"
         } else {
@@ -230,6 +234,7 @@ mod tests {
     fn where_nothing_waits_for_data_the_loader_is_no_limit() {
         for (waits, expected) in [
             ((0.9, 0.9), "data wait 0.9 %, decoders busy 0 %, 0.0 MB/s read: nothing waits for data"),
+            ((7.0, 1.0), "little waits for data"),
             ((30.0, 1.0), "the limit is the CPU that decodes"),
             ((30.0, 29.0), "the limit is the storage"),
         ] {

@@ -65,7 +65,7 @@ class OnSlurm(unittest.TestCase):
         config = self.config(at, 2, 1)
         options = [*SMALL, "--chdir", str(at)]
         command = [JOBS / "pipeline.sh", images(), at / "dataset", at / "run", config, *options]
-        flags = {"K": "20", "INGEST_FLAGS": "--row-group=8 --uploads=1", "KNN_FLAGS": "--leave-one-out"}
+        flags = {"K": "20", "INGEST_FLAGS": "--row-group=8 --uploads=1", "KNN_FLAGS": "--temperature=0.2"}
         lines = self.slurm.tell(*command, **flags, TRAIN_OPTIONS="--nice=1 --comment=of-train").split()
         jobs = dict(zip(lines[0::2], lines[1::2]))
         self.assertEqual(list(jobs), ["ingest", "train", "knn"])
@@ -81,7 +81,7 @@ class OnSlurm(unittest.TestCase):
         shard = json.loads((at / "dataset/manifest.json").read_text())["splits"]["train"]["shards"][0]
         self.assertEqual(len(shard["row_groups"]), -(-shard["rows"] // 8))
         report = json.loads(reports[0].read_text())
-        self.assertTrue(report["leave_one_out"])
+        self.assertEqual({entry["temperature"] for entry in report["grid"]}, {0.2})
 
     def test_a_failed_ingest_stops_the_chain(self):
         at = scratch("slurm-chain")
