@@ -109,8 +109,9 @@ impl Group {
     /// Cauchy–Schwarz all of them together are at most `‖q‖·‖x‖`.
     pub(super) fn rough_slack(&self, at: usize, tile: &Tile, dim: usize) -> f32 {
         let length = self.queries[at].length * (tile.radius + tile.centre_length);
-        // Where a sum may overflow, or the length is not a number, nothing is known either.
-        if !tile.is_bounded || !(length < f64::from(f32::MAX) / 4.0) {
+        // False for what is not a number, too.
+        let fits = length < f64::from(f32::MAX) / 4.0;
+        if !tile.is_bounded || !fits {
             return f32::INFINITY;
         }
         let steps = dim as f64 + 8.0;
