@@ -124,10 +124,7 @@ pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
     match result? {
         _ if !is_first => Ok(()),
         Outcome::AlreadyFinished { step } => {
-            let lines = [format!(
-                "{}: finished already, {step} steps; --epochs with more than it has goes on",
-                job.run
-            )];
+            let lines = [format!("{}: finished already, {step} steps; a larger --epochs goes on", job.run)];
             global.write_result(&lines, &json!({"run": args.run, "finished": true, "step": step}))
         }
         Outcome::Finished { step, checkpoint } => {

@@ -417,7 +417,7 @@ impl MultipartUpload for RetriedUpload {
     async fn complete(&mut self) -> Result<PutResult> {
         let began = Instant::now();
         let completed = self.upload.complete().await;
-        // A lost answer is no outage before the time is over.
+        // A lost answer counts as an outage only once the time is over.
         let gave_up = |error: &Error| !is_lost(error) || began.elapsed() >= self.store.limits.time;
         if completed.as_ref().is_err_and(|error| is_outage(error) && gave_up(error)) {
             self.store.health.note_answers(false);
@@ -536,7 +536,7 @@ mod tests {
                 let head = BufReader::new(stream.try_clone().expect("a stream"));
                 head.lines().map_while(io::Result::ok).take_while(|line| !line.is_empty()).for_each(drop);
                 let answer = "HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
-                // A client that went away is no matter.
+                // The client may have gone away.
                 let _ = stream.write_all(answer.as_bytes());
             }
         });

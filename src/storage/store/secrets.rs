@@ -74,7 +74,7 @@ impl Secrets {
     }
 }
 
-/// The environment's variables; what is not text is no setting of a store.
+/// The environment's variables, but for those that are not text: no setting of a store is one.
 pub(super) fn variables() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))

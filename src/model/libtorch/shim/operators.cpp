@@ -38,7 +38,7 @@ const std::unordered_set<std::string>& without_launch() {
   return names;
 }
 
-// Elementwise operators and sums: on the CPU they copy their scalars, which is no launch on a GPU.
+// Elementwise operators and sums: on the CPU they copy their scalars, which launches nothing on a GPU.
 const std::unordered_set<std::string>& elementwise() {
   static const std::unordered_set<std::string> names = [] {
     std::unordered_set<std::string> all;
