@@ -31,7 +31,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-pub use bench::StepBench;
+pub use bench::{StepBench, StepTime};
 pub use error::{PartError, TrainError};
 pub use estimate::Estimate;
 pub use finetune::{FinetuneJob, LabelOptions, finetune, finetune_protocol};
@@ -443,7 +443,9 @@ impl<L: Learner> Session<L> {
             self.writer.check()?;
         }
         let stats = self.loader.stats();
-        tracing::info!("{}", stats.verdict());
+        if stats.waits_for_data() || self.config().stats {
+            tracing::info!("{}", stats.verdict());
+        }
         if self.config().stats {
             stats.table().lines().for_each(|line| tracing::info!("{line}"));
         }
