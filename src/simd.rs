@@ -7,8 +7,10 @@
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{
-    __cpuid, __cpuid_count, __m128i, _MM_HINT_T0, _mm_prefetch, _mm_unpackhi_epi16, _mm_unpackhi_epi32,
-    _mm_unpackhi_epi64, _mm_unpacklo_epi16, _mm_unpacklo_epi32, _mm_unpacklo_epi64,
+    __cpuid, __cpuid_count, __m128i, __m256i, _MM_HINT_T0, _mm_prefetch, _mm_unpackhi_epi16,
+    _mm_unpackhi_epi32, _mm_unpackhi_epi64, _mm_unpacklo_epi16, _mm_unpacklo_epi32, _mm_unpacklo_epi64,
+    _mm256_unpackhi_epi16, _mm256_unpackhi_epi32, _mm256_unpackhi_epi64, _mm256_unpacklo_epi16,
+    _mm256_unpacklo_epi32, _mm256_unpacklo_epi64,
 };
 #[cfg(target_arch = "x86_64")]
 use std::iter;
@@ -49,6 +51,26 @@ impl SimdLevel {
         Self::available().pop().unwrap_or(Self::Portable)
     }
 
+    /// The level for short work, that AVX-512 would not speed up: x86-64-v3 where the processor has it.
+    #[inline]
+    pub fn short() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(v3) = V3::detect() {
+            return Self::V3(v3);
+        }
+        Self::Portable
+    }
+
+    /// The level for long loops over bytes: AVX-512 where the processor has it.
+    #[inline]
+    pub fn long() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(vnni) = Vnni::detect() {
+            return Self::Vnni(vnni);
+        }
+        Self::short()
+    }
+
     /// All levels of this processor, the best last.
     pub fn available() -> Vec<Self> {
         #[cfg(target_arch = "x86_64")]
@@ -74,14 +96,10 @@ impl SimdLevel {
     }
 }
 
-/// Runs a kernel with x86-64-v3 where the processor has it: for short work, that AVX-512 would not speed up.
+/// Runs a kernel of short work.
 #[inline]
 pub fn run<K: Kernel>(kernel: K) -> K::Output {
-    #[cfg(target_arch = "x86_64")]
-    if let Some(v3) = V3::detect() {
-        return v3.run(kernel);
-    }
-    kernel.run()
+    SimdLevel::short().run(kernel)
 }
 
 /// This processor has x86-64-v3: AVX2, FMA, BMI1, BMI2 and LZCNT.
@@ -122,6 +140,7 @@ pub struct Vnni(());
 #[cfg(target_arch = "x86_64")]
 impl Vnni {
     /// `None` where the processor lacks an instruction.
+    #[inline]
     pub fn detect() -> Option<Self> {
         let has = is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
@@ -235,6 +254,29 @@ fn transposed_x86(rows: [__m128i; 8]) -> [__m128i; 8] {
     let pairs = |x, y| [_mm_unpacklo_epi16(x, y), _mm_unpackhi_epi16(x, y)];
     let quads = |x, y| [_mm_unpacklo_epi32(x, y), _mm_unpackhi_epi32(x, y)];
     let halves = |x, y| [_mm_unpacklo_epi64(x, y), _mm_unpackhi_epi64(x, y)];
+    let [ab, ab_high] = pairs(rows[0], rows[1]);
+    let [cd, cd_high] = pairs(rows[2], rows[3]);
+    let [ef, ef_high] = pairs(rows[4], rows[5]);
+    let [gh, gh_high] = pairs(rows[6], rows[7]);
+    let [top_01, top_23] = quads(ab, cd);
+    let [top_45, top_67] = quads(ab_high, cd_high);
+    let [low_01, low_23] = quads(ef, gh);
+    let [low_45, low_67] = quads(ef_high, gh_high);
+    let [first, second] = halves(top_01, low_01);
+    let [third, fourth] = halves(top_23, low_23);
+    let [fifth, sixth] = halves(top_45, low_45);
+    let [seventh, eighth] = halves(top_67, low_67);
+    [first, second, third, fourth, fifth, sixth, seventh, eighth]
+}
+
+/// Exchanges rows and columns of the two tiles in the halves of the registers.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+pub fn transposed_two(rows: [__m256i; 8]) -> [__m256i; 8] {
+    let pairs = |x, y| [_mm256_unpacklo_epi16(x, y), _mm256_unpackhi_epi16(x, y)];
+    let quads = |x, y| [_mm256_unpacklo_epi32(x, y), _mm256_unpackhi_epi32(x, y)];
+    let halves = |x, y| [_mm256_unpacklo_epi64(x, y), _mm256_unpackhi_epi64(x, y)];
     let [ab, ab_high] = pairs(rows[0], rows[1]);
     let [cd, cd_high] = pairs(rows[2], rows[3]);
     let [ef, ef_high] = pairs(rows[4], rows[5]);

@@ -9,7 +9,7 @@
 //! primaries on the circle, which saves torchvision's way over a saturation and two remainders.
 
 use super::recipe::ColourOperation;
-use crate::simd;
+use crate::simd::{self, SimdLevel};
 
 /// The weights of red, green and blue in grey (ITU-R 601, torchvision's digits).
 const GREY: [f32; 3] = [0.2989, 0.587, 0.114];
@@ -49,9 +49,10 @@ pub(crate) fn recolour(planes: &mut [u8], steps: &[Step]) {
         let len = rest.iter().skip(1).position(is_contrast).map_or(rest.len(), |at| at + 1);
         let (now, later) = rest.split_at(len);
         if is_contrast(&rest[0]) && rest.len() == steps.len() {
-            mean = simd::run(Pass { planes: &mut *planes, steps: &[], mean, sums: true });
+            mean = SimdLevel::long().run(Pass { planes: &mut *planes, steps: &[], mean, sums: true });
         }
-        mean = simd::run(Pass { planes: &mut *planes, steps: now, mean, sums: !later.is_empty() });
+        mean =
+            SimdLevel::long().run(Pass { planes: &mut *planes, steps: now, mean, sums: !later.is_empty() });
         rest = later;
     }
 }
@@ -61,7 +62,7 @@ pub(crate) fn recolour(planes: &mut [u8], steps: &[Step]) {
 /// # Shape
 /// `planes: [3, pixels]`
 pub(crate) fn to_grey(planes: &mut [u8]) {
-    simd::run(ToGrey { planes });
+    SimdLevel::long().run(ToGrey { planes });
 }
 
 /// Does the steps on a plane whose value red, green and blue share.

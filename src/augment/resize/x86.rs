@@ -3,15 +3,15 @@
 //! The same sums of the same products as in the portable code, so the same bytes.
 #![expect(unsafe_code, reason = "calling functions compiled for AVX2 after the processor was asked")]
 
+use std::arch::asm;
 use std::arch::x86_64::{
-    __m128i, __m256i, _mm256_add_epi16, _mm256_castsi128_si256, _mm256_cvtepu8_epi16,
-    _mm256_inserti128_si256, _mm256_mulhi_epu16, _mm256_packus_epi16, _mm256_set1_epi16, _mm256_slli_epi16,
-    _mm256_srli_epi16, _mm256_unpackhi_epi16, _mm256_unpackhi_epi32, _mm256_unpackhi_epi64,
-    _mm256_unpacklo_epi16, _mm256_unpacklo_epi32, _mm256_unpacklo_epi64,
+    __m256i, _mm256_add_epi16, _mm256_castsi128_si256, _mm256_inserti128_si256, _mm256_mulhi_epu16,
+    _mm256_packus_epi16, _mm256_permute2x128_si256, _mm256_set1_epi16, _mm256_setzero_si256,
+    _mm256_srli_epi16, _mm256_unpackhi_epi8, _mm256_unpacklo_epi8,
 };
 
 use super::{BAND, Filter, Target};
-use crate::simd::V3;
+use crate::simd::{V3, transposed_two};
 
 /// Columns of the first pass that are summed at a time; a narrower source is left to the portable code.
 const CHUNK: usize = 32;
@@ -90,16 +90,26 @@ fn add_rows<const N: usize>(
     let rows: [&[u8]; N] = std::array::from_fn(|row| &source[row * width..][..width]);
     let weights = weights.map(|weight| _mm256_set1_epi16(weight as i16));
     let fresh = [_mm256_set1_epi16(bias.unwrap_or(0) as i16); 2];
+    // Interleaving with zeros makes high bytes of the values, in another order of the columns than the row has.
+    let halves = |low, high| {
+        [_mm256_permute2x128_si256::<0x20>(low, high), _mm256_permute2x128_si256::<0x31>(low, high)]
+    };
     let sum = |before: &[u16; CHUNK], values: [&[u8; CHUNK]; N]| -> [u16; CHUNK] {
-        let mut sums = if bias.is_some() { fresh } else { bytemuck::cast(*before) };
+        let mut sums = if bias.is_some() {
+            fresh
+        } else {
+            let [low, high]: [__m256i; 2] = bytemuck::cast(*before);
+            halves(low, high)
+        };
+        let zero = _mm256_setzero_si256();
         for (values, &weight) in values.iter().zip(&weights) {
-            let [low, high]: [__m128i; 2] = bytemuck::cast(**values);
-            for (sum, half) in sums.iter_mut().zip([low, high]) {
-                let wide = _mm256_slli_epi16::<8>(_mm256_cvtepu8_epi16(half));
-                *sum = _mm256_add_epi16(*sum, _mm256_mulhi_epu16(wide, weight));
+            let values: __m256i = bytemuck::cast(**values);
+            let wide = [_mm256_unpacklo_epi8(zero, values), _mm256_unpackhi_epi8(zero, values)];
+            for (sum, wide) in sums.iter_mut().zip(wide) {
+                *sum = _mm256_add_epi16(*sum, high_product(wide, weight));
             }
         }
-        bytemuck::cast(sums)
+        bytemuck::cast(halves(sums[0], sums[1]))
     };
     // The last chunk overlaps the one before it where the width is no multiple: so it comes first.
     let tail = rows.map(|row| row.last_chunk().expect("a row holds a chunk"));
@@ -113,26 +123,18 @@ fn add_rows<const N: usize>(
     *out.last_chunk_mut().expect("a row holds a chunk") = last;
 }
 
-/// Exchanges rows and columns of the two tiles in the halves of the registers.
+/// `_mm256_mulhi_epu16`, which LLVM takes apart where a factor stays the same in a loop: it widens that factor before
+/// the loop, and then all others in it.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn transposed(rows: [__m256i; 8]) -> [__m256i; 8] {
-    let pairs = |x, y| [_mm256_unpacklo_epi16(x, y), _mm256_unpackhi_epi16(x, y)];
-    let quads = |x, y| [_mm256_unpacklo_epi32(x, y), _mm256_unpackhi_epi32(x, y)];
-    let halves = |x, y| [_mm256_unpacklo_epi64(x, y), _mm256_unpackhi_epi64(x, y)];
-    let [ab, ab_high] = pairs(rows[0], rows[1]);
-    let [cd, cd_high] = pairs(rows[2], rows[3]);
-    let [ef, ef_high] = pairs(rows[4], rows[5]);
-    let [gh, gh_high] = pairs(rows[6], rows[7]);
-    let [top_01, top_23] = quads(ab, cd);
-    let [top_45, top_67] = quads(ab_high, cd_high);
-    let [low_01, low_23] = quads(ef, gh);
-    let [low_45, low_67] = quads(ef_high, gh_high);
-    let [first, second] = halves(top_01, low_01);
-    let [third, fourth] = halves(top_23, low_23);
-    let [fifth, sixth] = halves(top_45, low_45);
-    let [seventh, eighth] = halves(top_67, low_67);
-    [first, second, third, fourth, fifth, sixth, seventh, eighth]
+fn high_product(values: __m256i, factor: __m256i) -> __m256i {
+    let product;
+    // SAFETY: the instruction is AVX2's and reads and writes registers alone.
+    unsafe {
+        asm!("vpmulhuw {}, {}, {}", out(ymm_reg) product, in(ymm_reg) values, in(ymm_reg) factor,
+            options(pure, nomem, nostack, preserves_flags));
+    }
+    product
 }
 
 /// Turns the rows of a band into columns.
@@ -149,7 +151,7 @@ fn turn(rows: &[u16], pitch: usize, columns: &mut [[u16; BAND]]) {
                 let upper = _mm256_castsi128_si256(bytemuck::cast(lines[line][block]));
                 _mm256_inserti128_si256::<1>(upper, bytemuck::cast(lines[line + 8][block]))
             });
-            for (column, tile) in columns.iter_mut().zip(transposed(tiles)) {
+            for (column, tile) in columns.iter_mut().zip(transposed_two(tiles)) {
                 let values: [u16; 16] = bytemuck::cast(tile);
                 column.as_chunks_mut::<16>().0[half] = values;
             }
@@ -218,7 +220,7 @@ fn add_column(sums: &mut [__m256i; BAND / 16], column: &[u16; BAND], weight: u16
 #[inline]
 #[target_feature(enable = "avx2")]
 fn put_rows(sums: [__m256i; 8], width: usize, start: usize, out: &mut [u8]) {
-    let tiles = transposed(sums.map(|sum| _mm256_srli_epi16::<8>(sum)));
+    let tiles = transposed_two(sums.map(|sum| _mm256_srli_epi16::<8>(sum)));
     // Of each half: eight bytes of one row, then eight of the row four below.
     let packed: [[[u8; 8]; 4]; 4] =
         std::array::from_fn(|row| bytemuck::cast(_mm256_packus_epi16(tiles[row], tiles[row + 4])));
