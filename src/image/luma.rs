@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use super::baseline::{BaselineDecoder, Frame};
+use super::baseline::{BaselineDecoder, Checked, Frame};
 use super::formats::jpeg;
 use super::guard;
 use super::{Colour, DecodedImage, Format, Header, ImageError, Limits, decode, probe};
@@ -36,17 +36,34 @@ pub struct Luma {
 /// # Errors
 /// As [`super::decode`].
 pub fn check(bytes: &[u8], limits: &Limits) -> Result<(Header, Luma), ImageError> {
+    check_and_index(bytes, limits).map(|(header, luma, _)| (header, luma))
+}
+
+/// Does [`check`], and gives the entry points of a baseline JPEG, by which a region of it is decoded without the rest.
+///
+/// # Errors
+/// As [`super::decode`].
+pub fn check_and_index(bytes: &[u8], limits: &Limits) -> Result<(Header, Luma, Option<Vec<u8>>), ImageError> {
     let header = probe(bytes)?;
     limits.check(&header)?;
     if (header.format, header.colour) == (Format::Jpeg, Colour::Cmyk) || header.format != Format::Jpeg {
-        return Ok((header, luma(&decode(bytes, limits)?)));
+        return Ok((header, luma(&decode(bytes, limits)?), None));
     }
-    let values = guard(header.format.name(), || match baseline_luma(bytes) {
-        Some(values) => Ok(values),
-        None if header.colour == Colour::Grey => jpeg::decode_grey(bytes, header),
-        None => Ok(luma(&jpeg::decode(bytes, header)?).values),
+    let checked = guard(header.format.name(), || match checked_baseline(bytes) {
+        Some(checked) => Ok(checked),
+        None if header.colour == Colour::Grey => {
+            Ok(Checked { luma: jpeg::decode_grey(bytes, header)?, entry_points: None })
+        }
+        None => Ok(Checked { luma: luma(&jpeg::decode(bytes, header)?).values, entry_points: None }),
     })?;
-    Ok((header, Luma { width: header.width, height: header.height, values }))
+    let luma = Luma { width: header.width, height: header.height, values: checked.luma };
+    Ok((header, luma, checked.entry_points))
+}
+
+/// The entry points of an image that was checked, as [`check_and_index`] gives them; no pixel is made.
+pub fn entry_points(bytes: &[u8]) -> Option<Vec<u8>> {
+    let found = guard(Format::Jpeg.name(), || Ok(with_decoder(bytes, BaselineDecoder::entry_points)));
+    found.ok().flatten()
 }
 
 /// Whether [`check`] says what libjpeg alone would say, word for word.
@@ -62,7 +79,15 @@ pub(crate) fn check_is_libjpegs(bytes: &[u8], limits: &Limits) -> bool {
 }
 
 /// `None`: not a baseline JPEG, a huge one, or one with something wrong.
-fn baseline_luma(bytes: &[u8]) -> Option<Vec<u8>> {
+fn checked_baseline(bytes: &[u8]) -> Option<Checked> {
+    with_decoder(bytes, BaselineDecoder::check)
+}
+
+/// `None` also for what is no baseline JPEG, or a huge one.
+fn with_decoder<T>(
+    bytes: &[u8],
+    work: impl FnOnce(&mut BaselineDecoder, &[u8], &Frame) -> Option<T>,
+) -> Option<T> {
     let frame = Frame::parse(bytes)?;
     if frame.width * frame.height > MOST_KEPT_PIXELS {
         return None;
@@ -70,9 +95,9 @@ fn baseline_luma(bytes: &[u8]) -> Option<Vec<u8>> {
     DECODER.with_borrow_mut(|slot| {
         // Taken out, so that a decoder that panics is not used again.
         let mut decoder = slot.take().unwrap_or_default();
-        let values = decoder.check(bytes, &frame);
+        let found = work(&mut decoder, bytes, &frame);
         *slot = Some(decoder);
-        values
+        found
     })
 }
 

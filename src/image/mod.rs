@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 pub use error::ImageError;
 #[cfg(feature = "fuzzing")]
 pub(crate) use luma::check_is_libjpegs;
-pub use luma::{Luma, check, luma};
+pub use luma::{Luma, check, check_and_index, entry_points, luma};
 pub use memory::decoding_memory;
 pub use orientation::{ExifOrientation, Orientation};
 pub use region::{Channels, Encoded, Planes, Region, RegionDecoder};

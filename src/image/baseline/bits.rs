@@ -1,5 +1,7 @@
 //! The entropy-coded data: taken out of their byte stuffing, and read bit by bit.
 
+use std::ops::Range;
+
 /// Zero bytes behind the data, so that a refill needs no other care.
 const PADDING: usize = 16;
 
@@ -17,6 +19,14 @@ impl<'a> Bits<'a> {
     /// Reads from a byte on.
     pub(super) fn new(bytes: &'a [u8], at: usize) -> Self {
         Self { bytes, at, window: 0, count: 0 }
+    }
+
+    /// Reads from a bit on.
+    fn from_bit(bytes: &'a [u8], bit: usize) -> Self {
+        let mut bits = Self::new(bytes, bit / 8);
+        bits.refill();
+        bits.skip((bit % 8) as u32);
+        bits
     }
 
     /// Makes at least 56 bits valid.
@@ -60,13 +70,13 @@ impl<'a> Bits<'a> {
         self.at * 8 - self.count as usize
     }
 
-    /// Whether more bits were taken than come before a byte.
+    /// Whether more bits were taken than come before a bit.
     pub(super) fn overran(&self, end: usize) -> bool {
-        self.position() > end * 8
+        self.position() > end
     }
 }
 
-/// The entropy-coded data of a scan without byte stuffing, one segment for each restart interval.
+/// The entropy-coded data of a scan without byte stuffing: one segment for each restart interval, or spans of it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Segments {
     bytes: Vec<u8>,
@@ -74,6 +84,10 @@ pub(super) struct Segments {
     ends: Vec<usize>,
     /// Where the data ended: at a marker, or at the end of the file.
     end: usize,
+    /// Where in `bytes` one of the file's was left out, in a scan without restart markers.
+    left_out: Vec<usize>,
+    /// The first bit of each span, and where it ends.
+    spans: Vec<Range<usize>>,
 }
 
 impl Segments {
@@ -84,6 +98,7 @@ impl Segments {
         self.bytes.clear();
         self.bytes.reserve(file.len() - scan_start + PADDING);
         self.ends.clear();
+        self.left_out.clear();
         let mut from = scan_start;
         for found in memchr::memchr_iter(0xFF, &file[scan_start..]) {
             let at = scan_start + found;
@@ -93,6 +108,7 @@ impl Segments {
             match file.get(at + 1) {
                 Some(0) => {
                     self.bytes.extend_from_slice(&file[from..=at]);
+                    self.left_out.push(self.bytes.len());
                     from = at + 2;
                 }
                 Some(&marker @ 0xD0..=0xD7) => {
@@ -106,6 +122,7 @@ impl Segments {
                 // A fill byte before a marker.
                 Some(0xFF) => {
                     self.bytes.extend_from_slice(&file[from..at]);
+                    self.left_out.push(self.bytes.len());
                     from = at + 1;
                 }
                 _ => {
@@ -135,9 +152,86 @@ impl Segments {
         self.end
     }
 
-    /// A reader of one segment and the byte at which it ends.
+    /// A reader of one segment and the bit at which it ends.
     pub(super) fn read(&self, segment: usize) -> (Bits<'_>, usize) {
         let start = if segment == 0 { 0 } else { self.ends[segment - 1] };
-        (Bits::new(&self.bytes, start), self.ends[segment])
+        (Bits::new(&self.bytes, start), 8 * self.ends[segment])
+    }
+
+    /// Gives for bits of the scan, which has no restart markers, those of the file; they must ascend.
+    pub(super) fn to_file(&self, scan_start: usize) -> impl FnMut(usize) -> usize {
+        let mut passed = 0;
+        move |bit| {
+            while self.left_out.get(passed).is_some_and(|&at| at <= bit / 8) {
+                passed += 1;
+            }
+            bit + 8 * (scan_start + passed)
+        }
+    }
+
+    /// Removes the byte stuffing of spans alone, each given by its first bit in the file and the one behind it.
+    ///
+    /// `None` if there is no such span, they do not ascend, or a marker lies within one.
+    pub(super) fn unstuff_spans(
+        &mut self,
+        file: &[u8],
+        spans: impl Iterator<Item = Range<usize>>,
+    ) -> Option<()> {
+        self.bytes.clear();
+        self.spans.clear();
+        let mut before = 0;
+        for span in spans {
+            if span.start < before || span.end < span.start {
+                return None;
+            }
+            before = span.end;
+            let start = 8 * self.bytes.len() + span.start % 8;
+            let part = file.get(span.start / 8..span.end.div_ceil(8))?;
+            let mut from = 0;
+            for at in memchr::memchr_iter(0xFF, part) {
+                self.bytes.extend_from_slice(&part[from..=at]);
+                from = at + 2;
+                if part.get(at + 1).is_some_and(|&stuffing| stuffing != 0) {
+                    return None;
+                }
+            }
+            self.bytes.extend_from_slice(part.get(from..).unwrap_or_default());
+            let behind = span.end.next_multiple_of(8) - span.end;
+            self.spans.push(start..8 * self.bytes.len() - behind);
+        }
+        self.bytes.extend_from_slice(&[0; PADDING]);
+        Some(())
+    }
+
+    /// A reader of one span and the bit at which it ends.
+    pub(super) fn read_span(&self, span: usize) -> (Bits<'_>, usize) {
+        let Range { start, end } = self.spans[span];
+        (Bits::from_bit(&self.bytes, start), end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_are_cut_out_of_the_stuffing_or_refused() {
+        let file = [0x12, 0xFF, 0x00, 0x34, 0xFF, 0xD9, 0x56];
+        let spans = |spans: &[Range<usize>]| {
+            let mut segments = Segments::default();
+            segments.unstuff_spans(&file, spans.iter().cloned())?;
+            let read = |span: usize| {
+                let (mut bits, end) = segments.read_span(span);
+                bits.refill();
+                bits.take((end - bits.position()) as u32)
+            };
+            Some((0..spans.len()).map(read).collect::<Vec<u32>>())
+        };
+        assert_eq!(spans(&[4..28]), Some(vec![0x2FF3]));
+        assert_eq!(spans(&[0..8, 8..13, 13..32]), Some(vec![0x12, 0x1F, 0x734]));
+        assert_eq!(spans(&[24..24, 30..30]), Some(vec![0, 0]));
+        for refused in [&[8..16, 15..24][..], &[16..15], &[17..9], &[24..48], &[24..80], &[80..90]] {
+            assert_eq!(spans(refused), None, "{refused:?}");
+        }
     }
 }

@@ -180,18 +180,66 @@ impl Table {
         order: &[u8; 256],
         block: &mut [i16; 64 + 1],
     ) -> Option<u32> {
-        let mut at = 1_u32;
+        self.coefficients_from(1, bits, order, block)
+    }
+
+    /// Does the same for the blocks of two streams in turn: a look waits for the one before it in its own stream alone.
+    #[inline(always)]
+    pub(super) fn coefficients_of_two(
+        &self,
+        [bits, other_bits]: [&mut Bits; 2],
+        order: &[u8; 256],
+        [block, other_block]: [&mut [i16; 64 + 1]; 2],
+    ) -> Option<[u32; 2]> {
+        let (mut at, mut other_at) = (1_u32, 1_u32);
+        while at < 64 && other_at < 64 {
+            bits.refill();
+            other_bits.refill();
+            for _ in 0..5 {
+                let entry = self.entries[bits.peek(LOOK)];
+                let other = self.entries[other_bits.peek(LOOK)];
+                if entry.bits() == 0 || other.bits() == 0 {
+                    if entry.bits() == 0 {
+                        at += self.long_coefficient(entry, at, bits, order, block)?;
+                    }
+                    if other.bits() == 0 {
+                        other_at += self.long_coefficient(other, other_at, other_bits, order, other_block)?;
+                    }
+                    break;
+                }
+                bits.skip(entry.bits());
+                other_bits.skip(other.bits());
+                at += entry.advance();
+                other_at += other.advance();
+                block[usize::from(order[(at - 1) as usize & 255])] = entry.value();
+                other_block[usize::from(order[(other_at - 1) as usize & 255])] = other.value();
+                if at >= 64 || other_at >= 64 {
+                    break;
+                }
+            }
+        }
+        Some([
+            self.coefficients_from(at, bits, order, block)?,
+            self.coefficients_from(other_at, other_bits, order, other_block)?,
+        ])
+    }
+
+    /// Decodes the coefficients of a block from a place on.
+    #[inline(always)]
+    fn coefficients_from(
+        &self,
+        mut at: u32,
+        bits: &mut Bits,
+        order: &[u8; 256],
+        block: &mut [i16; 64 + 1],
+    ) -> Option<u32> {
         while at < 64 {
             bits.refill();
             // A refill leaves 56 bits: enough for five looks.
             for _ in 0..5 {
                 let entry = self.entries[bits.peek(LOOK)];
                 if entry.bits() == 0 {
-                    let symbol = self.long_symbol(entry, bits)?;
-                    let size = u32::from(symbol & 15);
-                    at += advance_of(symbol);
-                    let value = extend(bits.take(size), size);
-                    block[usize::from(order[(at - 1) as usize & 255])] = value as i16;
+                    at += self.long_coefficient(entry, at, bits, order, block)?;
                     break;
                 }
                 bits.skip(entry.bits());
@@ -203,6 +251,24 @@ impl Table {
             }
         }
         end_of(at)
+    }
+
+    /// Decodes a coefficient for which a look does not suffice; returns the advance.
+    #[inline(always)]
+    fn long_coefficient(
+        &self,
+        entry: Entry,
+        at: u32,
+        bits: &mut Bits,
+        order: &[u8; 256],
+        block: &mut [i16; 64 + 1],
+    ) -> Option<u32> {
+        let symbol = self.long_symbol(entry, bits)?;
+        let size = u32::from(symbol & 15);
+        let advance = advance_of(symbol);
+        let value = extend(bits.take(size), size);
+        block[usize::from(order[(at + advance - 1) as usize & 255])] = value as i16;
+        Some(advance)
     }
 
     /// Passes over a block's AC coefficients.

@@ -4,7 +4,11 @@
 //! libjpeg-turbo, jidctint.c and simd/x86_64/jidctint-sse2.asm (Loeffler, Ligtenberg and Moschytz 1989).
 
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod x86;
+
+use crate::simd::SimdLevel;
 
 /// Fraction bits of the constants.
 const CONST_BITS: i32 = 13;
@@ -47,6 +51,24 @@ pub(super) fn samples(coefficients: &[[i16; 8]; 8], steps: &[[i16; 8]; 8]) -> Sa
     #[cfg(not(target_arch = "x86_64"))]
     return portable::samples(coefficients, steps);
 }
+
+/// The samples of two blocks of one component.
+#[inline(always)]
+pub(super) fn samples_of_two(
+    level: SimdLevel,
+    coefficients: [&[[i16; 8]; 8]; 2],
+    steps: &[[i16; 8]; 8],
+) -> [Samples; 2] {
+    #[cfg(target_arch = "x86_64")]
+    if let SimdLevel::V3(has) = level {
+        return avx2::samples(has, coefficients, steps);
+    }
+    let _ = level;
+    coefficients.map(|block| samples(block, steps))
+}
+
+/// The most that DC value times step may be, either way, for [`flat_sample`] to be what [`samples`] gives.
+pub(super) const MOST_FLAT: u16 = i16::MAX as u16 >> PASS_BITS;
 
 /// The sample that fills a block without AC coefficients.
 #[inline(always)]
@@ -129,13 +151,22 @@ mod tests {
             let (spread, density) = [(3, 0.1), (40, 0.3), (1000, 0.5), (32_767, 1.0)][round % 4];
             let coefficients = block(&mut stream, spread, density);
             let steps = block(&mut stream, 100, 1.0);
-            assert_eq!(samples(&coefficients, &steps), portable::samples(&coefficients, &steps));
+            let expected = portable::samples(&coefficients, &steps);
+            assert_eq!(samples(&coefficients, &steps), expected);
+            let other = block(&mut stream, spread, density);
+            for level in SimdLevel::available() {
+                let found = samples_of_two(level, [&coefficients, &other], &steps);
+                assert_eq!(found, [expected, portable::samples(&other, &steps)], "{level:?}");
+            }
         }
     }
 
     #[test]
     fn a_block_without_ac_is_flat() {
-        for (dc, step) in [(0, 1), (5, 16), (-300, 3), (1023, 8), (-1024, 8), (2047, 2), (-2048, 4)] {
+        let most = MOST_FLAT as i16;
+        let larger = [(most, 1), (-most, 1), (1, most), (-1, most)];
+        let usual = [(0, 1), (5, 16), (-300, 3), (1023, 8), (-1024, 8), (2047, 2), (-2048, 4)];
+        for (dc, step) in usual.into_iter().chain(larger) {
             let mut coefficients = [[0; 8]; 8];
             coefficients[0][0] = dc;
             let expected = samples(&coefficients, &[[step; 8]; 8]);

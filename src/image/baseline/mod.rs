@@ -2,12 +2,14 @@
 //!
 //! libjpeg decodes everything above a region and more beside it, and three quarters of its time go into Huffman
 //! codes. Here blocks outside the region are passed over, several codes by one look at a table; restart segments
-//! outside are skipped; chroma is decoded only where it is wanted. Pixels equal libjpeg-turbo's ("islow",
+//! outside are skipped; chroma is decoded only where it is wanted. With entry points, which a check of the whole
+//! image gives, no row outside of the region is read, and two rows are decoded in turn. Pixels equal libjpeg-turbo's ("islow",
 //! smooth upsampling) bit for bit, for 4:4:4, 4:2:2, 4:2:0 and grey. Whatever else comes, a broken file above
 //! all, is left to libjpeg, which decides what is corrupt.
 
 mod bits;
 mod code;
+mod entry_points;
 mod header;
 mod huffman;
 mod idct;
@@ -17,6 +19,8 @@ mod scan;
 
 pub(super) use header::Frame;
 
+use self::entry_points::EntryPoints;
+use self::scan::Note;
 use super::{Channels, Region};
 use crate::simd;
 
@@ -28,7 +32,8 @@ pub(super) struct BaselineDecoder {
 }
 
 impl BaselineDecoder {
-    /// Decodes a region, plane after plane; returns the number of planes.
+    /// Decodes a region, plane after plane, from the image's entry points where there are any; returns the number of
+    /// planes.
     ///
     /// `None`: left to libjpeg.
     pub(super) fn decode(
@@ -37,10 +42,37 @@ impl BaselineDecoder {
         frame: &Frame,
         region: Region,
         channels: Channels,
+        entry_points: Option<&[u8]>,
         out: &mut Vec<u8>,
     ) -> Option<usize> {
         let wanted = if channels == Channels::Luma { 1 } else { frame.sampling.components() };
-        self.scan.decode(file, frame, region, wanted)?;
+        let points = entry_points.and_then(|bytes| EntryPoints::of(frame, bytes));
+        let decoded = points.and_then(|points| self.scan.decode_from(file, frame, region, wanted, points));
+        if decoded.is_none() {
+            self.scan.decode(file, frame, region, wanted, Note::Nothing)?;
+        }
+        self.put(frame, region, wanted, out);
+        Some(wanted)
+    }
+
+    /// Decodes a region from entry points or not at all.
+    #[cfg(test)]
+    pub(super) fn decode_from_entry_points(
+        &mut self,
+        file: &[u8],
+        frame: &Frame,
+        region: Region,
+        entry_points: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Option<()> {
+        let wanted = frame.sampling.components();
+        self.scan.decode_from(file, frame, region, wanted, EntryPoints::of(frame, entry_points)?)?;
+        self.put(frame, region, wanted, out);
+        Some(())
+    }
+
+    /// Makes the pixels of what was decoded.
+    fn put(&mut self, frame: &Frame, region: Region, wanted: usize, out: &mut Vec<u8>) {
         out.resize(wanted * region.width * region.height, 0);
         if wanted == 1 {
             pixels::copy_luma(&self.scan.planes, region, out);
@@ -48,21 +80,36 @@ impl BaselineDecoder {
             let (planes, rows) = (&self.scan.planes, &mut self.chroma);
             simd::run(pixels::Convert { frame, planes, region, rows, out });
         }
-        Some(wanted)
     }
 
-    /// Decodes every coefficient and gives the brightness of all pixels.
+    /// Decodes every coefficient and gives the brightness of all pixels, and the entry points.
     ///
     /// `None`: left to libjpeg, or would warn of. Header segments are not looked at closely;
     /// that is left to libjpeg's own look at them.
-    pub(super) fn check(&mut self, file: &[u8], frame: &Frame) -> Option<Vec<u8>> {
+    pub(super) fn check(&mut self, file: &[u8], frame: &Frame) -> Option<Checked> {
         let region = Region { left: 0, top: 0, width: frame.width, height: frame.height };
-        self.scan.decode(file, frame, region, 1)?;
+        self.scan.decode(file, frame, region, 1, Note::EntryPoints)?;
         if !self.scan.used_all(file, frame) {
             return None;
         }
         let mut luma = vec![0; frame.width * frame.height];
         pixels::copy_luma(&self.scan.planes, region, &mut luma);
-        Some(luma)
+        Some(Checked { luma, entry_points: self.scan.entry_points(frame) })
     }
+
+    /// The entry points of an image that was checked; no pixel is made.
+    pub(super) fn entry_points(&mut self, file: &[u8], frame: &Frame) -> Option<Vec<u8>> {
+        let region = Region { left: 0, top: 0, width: frame.width, height: frame.height };
+        self.scan.decode(file, frame, region, 0, Note::EntryPoints)?;
+        self.scan.used_all(file, frame).then(|| self.scan.entry_points(frame))?
+    }
+}
+
+/// What a look at every coefficient gives.
+#[derive(Debug)]
+pub(super) struct Checked {
+    /// The brightness of all pixels, row after row.
+    pub(super) luma: Vec<u8>,
+    /// The entry points, where the image has any.
+    pub(super) entry_points: Option<Vec<u8>>,
 }

@@ -3,12 +3,13 @@
 use std::ops::Range;
 
 use super::bits::{Bits, Segments};
+use super::entry_points::{self, EntryPoint, EntryPoints};
 use super::header::{Frame, MOST_COMPONENTS, NATURAL_ORDER, Sampling};
 use super::huffman::{Kind, Table};
 use super::idct;
 use super::plane::Plane;
 use crate::image::Region;
-use crate::simd;
+use crate::simd::{self, SimdLevel};
 
 /// The natural place of the coefficient before a place in zigzag order; 64 for those beyond a block.
 const ORDER: [u8; 256] = {
@@ -29,6 +30,8 @@ pub(super) struct ScanDecoder {
     segments: Segments,
     /// The most bits that a segment of the last image had left over.
     unread: usize,
+    /// The entry points of the last image that was decoded to find them, in bits of its data without stuffing.
+    noted: Vec<EntryPoint>,
     pub(super) planes: [Plane; MOST_COMPONENTS],
 }
 
@@ -40,6 +43,7 @@ impl Default for ScanDecoder {
             ac_tables: tables(Kind::Ac),
             segments: Segments::default(),
             unread: 0,
+            noted: Vec::new(),
             planes: Default::default(),
         }
     }
@@ -54,39 +58,38 @@ struct Part<'a> {
     steps: [[i16; 8]; 8],
     plane: &'a mut Plane,
     last_dc: i32,
+    /// The same of the second stream, where two are decoded in turn.
+    other_dc: i32,
+}
+
+/// What is done beside decoding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Note {
+    /// Nothing.
+    Nothing,
+    /// Every MCU is read, and entry points are noted.
+    EntryPoints,
 }
 
 impl ScanDecoder {
     /// Decodes the samples of the first `wanted` components under a region.
     ///
     /// `None`: left to libjpeg.
-    pub(super) fn decode(&mut self, file: &[u8], frame: &Frame, region: Region, wanted: usize) -> Option<()> {
-        let Self { dc_tables, ac_tables, segments, unread, planes } = self;
+    pub(super) fn decode(
+        &mut self,
+        file: &[u8],
+        frame: &Frame,
+        region: Region,
+        wanted: usize,
+        note: Note,
+    ) -> Option<()> {
+        let Self { dc_tables, ac_tables, segments, unread, noted, planes } = self;
         *unread = 0;
-        let components = &frame.components[..frame.sampling.components()];
-        for component in components {
-            dc_tables.get_mut(component.dc)?.load(frame.dc_tables[component.dc]?)?;
-            ac_tables.get_mut(component.ac)?.load(frame.ac_tables[component.ac]?)?;
-        }
-        let (across, down) = frame.sampling.luma_blocks();
-        let mut planes = planes.iter_mut();
-        let mut parts = Vec::with_capacity(MOST_COMPONENTS);
-        for (index, component) in components.iter().enumerate() {
-            let plane = planes.next().expect("as many planes as components");
-            let (columns, rows) = if index < wanted { cover(frame, region, index) } else { (0..0, 0..0) };
-            plane.cover(columns, rows);
-            let steps = frame.steps(index)?.as_chunks::<8>().0;
-            parts.push(Part {
-                across: if index == 0 { across } else { 1 },
-                down: if index == 0 { down } else { 1 },
-                dc: &dc_tables[component.dc],
-                ac: &ac_tables[component.ac],
-                steps: std::array::from_fn(|row| steps[row].map(|step| step as i16)),
-                plane,
-                last_dc: 0,
-            });
-        }
-        let mcus = Mcus::under(frame, region, wanted);
+        noted.clear();
+        let mut parts = parts(frame, region, wanted, (dc_tables, ac_tables), planes)?;
+        // Without samples that are wanted every MCU is passed over.
+        let mcus = Mcus::under(frame, region, wanted.max(1));
+        let step = entry_points::step(frame);
         segments.unstuff(file, frame.scan_start)?;
         for (segment, range) in mcus.segments(frame.restart_interval) {
             if segment >= segments.len() {
@@ -96,13 +99,73 @@ impl ScanDecoder {
             for part in &mut parts {
                 part.last_dc = 0;
             }
-            simd::run(Segment { parts: &mut parts, mcus: &mcus, bits: &mut bits, range })?;
+            let noted = (note == Note::EntryPoints).then_some((&mut *noted, step));
+            simd::run(Segment { parts: &mut parts, mcus: &mcus, bits: &mut bits, range, noted })?;
             if bits.overran(end) {
                 return None;
             }
-            *unread = (*unread).max(end * 8 - bits.position());
+            *unread = (*unread).max(end - bits.position());
         }
         Some(())
+    }
+
+    /// Does the same from entry points, two rows of MCUs at a time.
+    ///
+    /// `None`: they are not the image's, or it is left to libjpeg.
+    pub(super) fn decode_from(
+        &mut self,
+        file: &[u8],
+        frame: &Frame,
+        region: Region,
+        wanted: usize,
+        points: EntryPoints<'_>,
+    ) -> Option<()> {
+        let Self { dc_tables, ac_tables, segments, planes, .. } = self;
+        let mut parts = parts(frame, region, wanted, (dc_tables, ac_tables), planes)?;
+        let mcus = Mcus::under(frame, region, wanted);
+        let rows = mcus.rows.clone();
+        let found: Vec<_> = rows.clone().map(|row| points.span(row, &mcus.columns)).collect::<Option<_>>()?;
+        segments.unstuff_spans(file, found.iter().map(|(point, end)| point.bit..*end))?;
+        let first = points.first(mcus.columns.start);
+        for row in rows.clone().step_by(2) {
+            let at = row - rows.start;
+            let (mut bits, end) = segments.read_span(at);
+            for (part, dc) in parts.iter_mut().zip(found[at].0.dc) {
+                part.last_dc = dc;
+            }
+            if row + 1 == rows.end {
+                let range = row * mcus.across + first..row * mcus.across + mcus.columns.end;
+                let (parts, mcus, bits) = (parts.as_mut_slice(), &mcus, &mut bits);
+                simd::run(Segment { parts, mcus, bits, range, noted: None })?;
+            } else {
+                let (mut other, other_end) = segments.read_span(at + 1);
+                for (part, dc) in parts.iter_mut().zip(found[at + 1].0.dc) {
+                    part.other_dc = dc;
+                }
+                let level = SimdLevel::short();
+                let (parts, mcus, bits) = (parts.as_mut_slice(), &mcus, [&mut bits, &mut other]);
+                level.run(TwoRows { level, parts, mcus, bits, row, columns: first..mcus.columns.end })?;
+                if other.overran(other_end) {
+                    return None;
+                }
+            }
+            if bits.overran(end) {
+                return None;
+            }
+        }
+        Some(())
+    }
+
+    /// The entry points of the last image as they are stored, if [`Note::EntryPoints`] was asked for.
+    ///
+    /// `None` where there are none: in an image with restart markers, or a huge one.
+    pub(super) fn entry_points(&self, frame: &Frame) -> Option<Vec<u8>> {
+        if frame.restart_interval != 0 {
+            return None;
+        }
+        let mut to_file = self.segments.to_file(frame.scan_start);
+        let points = self.noted.iter().map(|point| EntryPoint { bit: to_file(point.bit), dc: point.dc });
+        entry_points::encode(frame, points, 8 * self.segments.end())
     }
 
     /// Whether the last image, decoded whole, used up its data, to the marker that ends the file.
@@ -113,6 +176,41 @@ impl ScanDecoder {
             && self.unread < 8
             && file.get(self.segments.end()..).is_some_and(|rest| rest.starts_with(&[0xFF, 0xD9]))
     }
+}
+
+/// The components of an image, with planes for the blocks of the first `wanted` ones under a region.
+fn parts<'a>(
+    frame: &Frame,
+    region: Region,
+    wanted: usize,
+    (dc_tables, ac_tables): (&'a mut [Table; 4], &'a mut [Table; 4]),
+    planes: &'a mut [Plane; MOST_COMPONENTS],
+) -> Option<Vec<Part<'a>>> {
+    let components = &frame.components[..frame.sampling.components()];
+    for component in components {
+        dc_tables.get_mut(component.dc)?.load(frame.dc_tables[component.dc]?)?;
+        ac_tables.get_mut(component.ac)?.load(frame.ac_tables[component.ac]?)?;
+    }
+    let (across, down) = frame.sampling.luma_blocks();
+    let mut planes = planes.iter_mut();
+    let mut parts = Vec::with_capacity(MOST_COMPONENTS);
+    for (index, component) in components.iter().enumerate() {
+        let plane = planes.next().expect("as many planes as components");
+        let (columns, rows) = if index < wanted { cover(frame, region, index) } else { (0..0, 0..0) };
+        plane.cover(columns, rows);
+        let steps = frame.steps(index)?.as_chunks::<8>().0;
+        parts.push(Part {
+            across: if index == 0 { across } else { 1 },
+            down: if index == 0 { down } else { 1 },
+            dc: &dc_tables[component.dc],
+            ac: &ac_tables[component.ac],
+            steps: std::array::from_fn(|row| steps[row].map(|step| step as i16)),
+            plane,
+            last_dc: 0,
+            other_dc: 0,
+        });
+    }
+    Some(parts)
 }
 
 /// The blocks of a component that are needed for the pixels of a region.
@@ -196,6 +294,8 @@ struct Segment<'a, 'p, 'b> {
     mcus: &'a Mcus,
     bits: &'a mut Bits<'b>,
     range: Range<usize>,
+    /// Where entry points are noted, and after how many MCUs each, a power of two.
+    noted: Option<(&'a mut Vec<EntryPoint>, usize)>,
 }
 
 impl simd::Kernel for Segment<'_, '_, '_> {
@@ -203,9 +303,16 @@ impl simd::Kernel for Segment<'_, '_, '_> {
 
     #[inline(always)]
     fn run(self) -> Option<()> {
-        let Self { parts, mcus, bits, range } = self;
+        let Self { parts, mcus, bits, range, mut noted } = self;
         let (mut row, mut column) = (range.start / mcus.across, range.start % mcus.across);
         for _ in range {
+            if let Some((noted, step)) = &mut noted
+                && column & (*step - 1) == 0
+            {
+                let mut point = EntryPoint { bit: bits.position(), dc: [0; MOST_COMPONENTS] };
+                point.dc.iter_mut().zip(parts.iter()).for_each(|(dc, part)| *dc = part.last_dc);
+                noted.push(point);
+            }
             let under = mcus.rows.contains(&row) && mcus.columns.contains(&column);
             for part in parts.iter_mut() {
                 for line in row * part.down..(row + 1) * part.down {
@@ -226,6 +333,83 @@ impl simd::Kernel for Segment<'_, '_, '_> {
         }
         Some(())
     }
+}
+
+/// Two rows of MCUs, which are decoded in turn: neither waits for the other's look-ups.
+struct TwoRows<'a, 'p, 'b> {
+    /// The one that it runs at.
+    level: SimdLevel,
+    parts: &'a mut [Part<'p>],
+    mcus: &'a Mcus,
+    bits: [&'a mut Bits<'b>; 2],
+    /// The first.
+    row: usize,
+    columns: Range<usize>,
+}
+
+impl simd::Kernel for TwoRows<'_, '_, '_> {
+    type Output = Option<()>;
+
+    #[inline(always)]
+    fn run(self) -> Option<()> {
+        let Self { level, parts, mcus, bits: [bits, other], row, columns } = self;
+        for column in columns {
+            let under = mcus.columns.contains(&column);
+            for part in parts.iter_mut() {
+                for line in row * part.down..(row + 1) * part.down {
+                    let lines = [line, line + part.down];
+                    let are_under = under && lines.iter().any(|line| part.plane.rows.contains(line));
+                    for block in column * part.across..(column + 1) * part.across {
+                        if are_under && part.plane.columns.contains(&block) {
+                            decode_two_blocks(level, part, [bits, other], block, lines)?;
+                        } else {
+                            part.last_dc = part.last_dc.checked_add(part.dc.difference(bits)?)?;
+                            part.other_dc = part.other_dc.checked_add(part.dc.difference(other)?)?;
+                            part.ac.pass(bits)?;
+                            part.ac.pass(other)?;
+                        }
+                    }
+                }
+            }
+        }
+        Some(())
+    }
+}
+
+/// Decodes blocks of two rows in the same column; those under the region are at least one.
+#[inline(always)]
+fn decode_two_blocks(
+    level: SimdLevel,
+    part: &mut Part,
+    [bits, other_bits]: [&mut Bits; 2],
+    column: usize,
+    rows: [usize; 2],
+) -> Option<()> {
+    let (mut block, mut other) = ([0_i16; 64 + 1], [0_i16; 64 + 1]);
+    part.last_dc = part.last_dc.checked_add(part.dc.difference(bits)?)?;
+    part.other_dc = part.other_dc.checked_add(part.dc.difference(other_bits)?)?;
+    (block[0], other[0]) = (part.last_dc as i16, part.other_dc as i16);
+    let ends = part.ac.coefficients_of_two([bits, other_bits], &ORDER, [&mut block, &mut other])?;
+    let flat = |dc: i16| [[idct::flat_sample(dc, part.steps[0][0]); 8]; 8];
+    let dcs = [block[0], other[0]];
+    let samples = if ends == [1, 1] {
+        dcs.map(flat)
+    } else {
+        let blocks = [&block, &other].map(|block| block.as_chunks::<8>().0.try_into().expect("eight rows"));
+        let mut samples = idct::samples_of_two(level, blocks, &part.steps);
+        for ((samples, end), dc) in samples.iter_mut().zip(ends).zip(dcs) {
+            if end == 1 && dc.wrapping_mul(part.steps[0][0]).unsigned_abs() > idct::MOST_FLAT {
+                *samples = flat(dc);
+            }
+        }
+        samples
+    };
+    for (samples, row) in samples.iter().zip(rows) {
+        if part.plane.rows.contains(&row) {
+            part.plane.put(column, row, samples);
+        }
+    }
+    Some(())
 }
 
 #[inline(always)]

@@ -135,7 +135,8 @@ fn is_whole(bytes: &[u8]) -> bool {
     let bytes = without_harmless_flaws(bytes);
     let Some(frame) = Frame::parse(&bytes) else { return false };
     let region = Region { left: 0, top: 0, width: frame.width, height: frame.height };
-    let decoded = BaselineDecoder::default().decode(&bytes, &frame, region, Channels::Luma, &mut Vec::new());
+    let decoded =
+        BaselineDecoder::default().decode(&bytes, &frame, region, Channels::Luma, None, &mut Vec::new());
     decoded.is_some() && has_end(&bytes)
 }
 

@@ -19,7 +19,7 @@ fn files() -> Vec<Vec<u8>> {
 }
 
 fn fast(file: &[u8]) -> Option<Vec<u8>> {
-    baseline_luma(file)
+    checked_baseline(file).map(|checked| checked.luma)
 }
 
 #[test]
@@ -27,6 +27,14 @@ fn whole_baseline_images_do_not_need_libjpeg() {
     for file in files() {
         assert!(fast(&file).is_some());
         assert!(check_is_libjpegs(&file, &Limits::default()));
+    }
+}
+
+#[test]
+fn entry_points_are_found_with_pixels_or_without() {
+    for file in files() {
+        let (_, _, with_pixels) = check_and_index(&file, &Limits::default()).expect("accepted");
+        assert_eq!(entry_points(&file), with_pixels);
     }
 }
 

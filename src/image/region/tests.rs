@@ -1,6 +1,6 @@
-use super::super::tests::support::{compressed, noisy, regions};
+use super::super::tests::support::{compressed, noisy, regions, with_restart_markers};
 use super::*;
-use crate::image::{DecodedImage, encode_png};
+use crate::image::{DecodedImage, encode_png, entry_points};
 use crate::rng::{Purpose, Stream};
 use turbojpeg::Subsamp;
 
@@ -22,16 +22,28 @@ fn check(decoder: &mut RegionDecoder, file: &[u8], stream: &mut Stream, count: u
     let whole = decode(file, &Limits::default()).expect("decoded");
     let encoded = Encoded::open(file, &Limits::default()).expect("opened");
     assert_eq!(encoded.size(), (whole.width, whole.height));
+    let points = entry_points(file);
     for region in regions(stream, whole.width, whole.height, count) {
-        let planes = decoder.decode(&encoded, region, Channels::Rgb).expect("decoded");
         let expected = cut(&whole, region);
-        let same = if planes.count == 1 {
-            expected.chunks(planes.samples.len()).all(|plane| plane == planes.samples)
-        } else {
-            planes.samples == expected
-        };
-        assert!(same, "{what} {}x{} {region:?}", whole.width, whole.height);
+        for points in [None, points.as_deref()] {
+            let encoded = encoded.clone().with_entry_points(points);
+            let planes = decoder.decode(&encoded, region, Channels::Rgb).expect("decoded");
+            let same = if planes.count == 1 {
+                expected.chunks(planes.samples.len()).all(|plane| plane == planes.samples)
+            } else {
+                planes.samples == expected
+            };
+            assert!(same, "{what} {}x{} {region:?} {}", whole.width, whole.height, points.is_some());
+        }
     }
+}
+
+/// The samples of a region, decoded by the baseline decoder from entry points alone.
+fn from_points(file: &[u8], region: Region, points: &[u8]) -> Option<Vec<u8>> {
+    let frame = Frame::parse(file).expect("a baseline JPEG");
+    let mut samples = Vec::new();
+    let decoder = &mut BaselineDecoder::default();
+    decoder.decode_from_entry_points(file, &frame, region, points, &mut samples).map(|()| samples)
 }
 
 #[test]
@@ -101,5 +113,44 @@ fn a_cut_or_damaged_image_is_refused_as_libjpeg_refuses_it() {
             (Ok(_), Err(_)) => assert!(round % 2 == 1 || broken.len() + 2 >= file.len()),
             (Err(error), expected) => assert_eq!(expected, Err(error)),
         }
+    }
+}
+
+#[test]
+fn entry_points_are_used_wherever_there_are_any() {
+    let mut stream = Stream::new(8, Purpose::Test, 0, 0);
+    for subsamp in [Subsamp::None, Subsamp::Sub2x1, Subsamp::Sub2x2, Subsamp::Gray] {
+        let file = compressed(&noisy(300, 170, 9), subsamp, 90, true, false);
+        let points = entry_points(&file).expect("a baseline JPEG has entry points");
+        let whole = decode(&file, &Limits::default()).expect("decoded");
+        for region in regions(&mut stream, 300, 170, 30) {
+            let samples = from_points(&file, region, &points).expect("decoded from them");
+            assert_eq!(samples, cut(&whole, region)[..samples.len()], "{subsamp:?} {region:?}");
+        }
+    }
+    for (name, file) in with_restart_markers() {
+        assert_eq!(entry_points(file), None, "{name}");
+    }
+}
+
+#[test]
+fn damaged_entry_points_never_fail_an_image() {
+    let mut stream = Stream::new(9, Purpose::Test, 0, 0);
+    let mut decoder = RegionDecoder::default();
+    let file = compressed(&noisy(200, 90, 4), Subsamp::Sub2x2, 85, true, false);
+    let points = entry_points(&file).expect("entry points");
+    let encoded = Encoded::open(&file, &Limits::default()).expect("opened");
+    for region in regions(&mut stream, 200, 90, 2000) {
+        let mut damaged = points.clone();
+        let at = stream.below(damaged.len() as u64) as usize;
+        match stream.below(4) {
+            0 => damaged.truncate(at),
+            1 => damaged[at..].fill(0xFF),
+            2 => damaged.extend_from_slice(&points[..at]),
+            _ => damaged[at] ^= 1 << stream.below(8),
+        }
+        let encoded = encoded.clone().with_entry_points(Some(&damaged));
+        let planes = decoder.decode(&encoded, region, Channels::Rgb).expect("decoded");
+        assert_eq!(planes.samples.len(), 3 * region.width * region.height);
     }
 }
