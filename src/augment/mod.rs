@@ -176,8 +176,17 @@ impl Renderer {
         transform: EvalTransform,
         out: &mut [u8],
     ) -> Result<(), ImageError> {
+        self.evaluate_open(&open(bytes, orientation)?, transform, out)
+    }
+
+    /// Does [`Renderer::evaluate`] on an image that is open.
+    fn evaluate_open(
+        &mut self,
+        encoded: &Encoded,
+        transform: EvalTransform,
+        out: &mut [u8],
+    ) -> Result<(), ImageError> {
         let EvalTransform::ResizeCenterCrop { resize: short, crop } = transform;
-        let encoded = open(bytes, orientation)?;
         let (width, height) = encoded.size();
         let longer =
             |long: u32, shorter: u32| (u64::from(short) * u64::from(long) / u64::from(shorter)) as u32;
@@ -193,7 +202,7 @@ impl Renderer {
         let (columns, rows) = (across.inputs(), down.inputs());
         let region =
             Region { left: columns.start, top: rows.start, width: columns.len(), height: rows.len() };
-        let planes = self.decoder.decode(&encoded, region, Channels::Rgb)?;
+        let planes = self.decoder.decode(encoded, region, Channels::Rgb)?;
         let plane = side * side;
         assert_eq!(out.len(), 3 * plane, "three planes of the side");
         let target = Target { width: side, height: side, flip: false, rounding: Rounding::Nearest };

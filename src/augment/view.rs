@@ -1,15 +1,23 @@
 //! How an image is seen: in training, and when it is evaluated.
 
 use super::recipe::Recipe;
-use crate::augment::{EvalTransform, augment, evaluate_pixels};
+use crate::augment::{EvalTransform, RENDERER, open};
 use crate::ids::InstanceId;
-use crate::image::{ExifOrientation, ImageError};
+use crate::image::{Encoded, ExifOrientation, ImageError};
 
 /// An encoded image, and how it is held.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Seen<'a> {
     pub(crate) bytes: &'a [u8],
     pub(crate) orientation: ExifOrientation,
+    /// Where decoding can start within it, if that is known.
+    pub(crate) entry_points: Option<&'a [u8]>,
+}
+
+impl<'a> Seen<'a> {
+    fn open(self) -> Result<Encoded<'a>, ImageError> {
+        Ok(open(self.bytes, self.orientation)?.with_entry_points(self.entry_points))
+    }
 }
 
 /// Turns encoded bytes into the pixels of a batch.
@@ -37,7 +45,9 @@ impl View for TrainingView {
 
     fn render(&self, epoch: u64, id: InstanceId, image: Seen<'_>, out: &mut [u8]) -> Result<(), ImageError> {
         let draw = |width, height| self.recipe.draw_for(self.seed, epoch, id, width, height);
-        augment(image.bytes, image.orientation, draw, self.recipe.image_size, out).map(drop)
+        let (encoded, side) = (image.open()?, self.recipe.image_size);
+        RENDERER
+            .with_borrow_mut(|renderer| renderer.augment_observed(encoded, draw, side, out, |_| ()).map(drop))
     }
 }
 
@@ -56,6 +66,7 @@ impl View for EvaluationView {
         image: Seen<'_>,
         out: &mut [u8],
     ) -> Result<(), ImageError> {
-        evaluate_pixels(image.bytes, image.orientation, self.0, out)
+        let encoded = image.open()?;
+        RENDERER.with_borrow_mut(|renderer| renderer.evaluate_open(&encoded, self.0, out))
     }
 }

@@ -76,7 +76,7 @@ pub fn read_duplicates(dataset: &Location) -> Result<Vec<DuplicateRow>, DatasetE
         }
         other => other?,
     };
-    read_table(bytes, &location, &schema(), ProjectionMask::all(), append)
+    read_table(bytes, &location, &[schema()], ProjectionMask::all(), append)
 }
 
 fn append(batch: &RecordBatch, rows: &mut Vec<DuplicateRow>) -> Option<()> {

@@ -75,7 +75,15 @@ pub(super) fn schema() -> Schema {
         Field::new("height", DataType::Int32, false),
         Field::new("digest", DataType::FixedSizeBinary(32), false),
         Field::new("view_hash", DataType::FixedSizeBinary(32), true),
+        Field::new("entry_points_offset", DataType::Int64, false),
+        Field::new("entry_points_bytes", DataType::Int32, false),
     ])
+}
+
+/// The columns of an index from before there were entry points.
+fn schema_without_entry_points() -> Schema {
+    let fields = schema().fields;
+    Schema::new(fields[..fields.len() - 2].to_vec())
 }
 
 /// Rows of a row group of the index.
@@ -113,6 +121,8 @@ fn record_batch(rows: &[IndexRow]) -> RecordBatch {
         numbers(rows, |place| place.height),
         Arc::new(digests),
         Arc::new(views.finish()),
+        Arc::new(Int64Array::from_iter_values(rows.iter().map(|row| row.place.entry_points_offset as i64))),
+        numbers(rows, |place| place.entry_points_bytes),
     ];
     RecordBatch::try_new(Arc::new(schema()), columns).expect("the columns are those of the schema")
 }
@@ -177,7 +187,8 @@ pub(super) fn read<T>(
     append: impl Fn(&RecordBatch, &mut Vec<T>) -> Option<()>,
 ) -> Result<Vec<T>, DatasetError> {
     let location = dataset.join(&entry.path);
-    read_table(read_whole(&location, entry.digest)?, &location, &schema(), mask.clone(), append)
+    let schemas = [schema(), schema_without_entry_points()];
+    read_table(read_whole(&location, entry.digest)?, &location, &schemas, mask.clone(), append)
 }
 
 fn text<'a>(batch: &'a RecordBatch, name: &str) -> Option<&'a StringArray> {
@@ -201,7 +212,16 @@ mod tests {
             id: InstanceId(id),
             label: (id > 0).then_some(ClassId(id as u16)),
             path: format!("class/{id}.jpg"),
-            place: Place { shard: id / 2, row: id % 2, offset: 1 << 40, bytes: id, width: 3, height: 4 },
+            place: Place {
+                shard: id / 2,
+                row: id % 2,
+                offset: 1 << 40,
+                bytes: id,
+                width: 3,
+                height: 4,
+                entry_points_offset: u64::from(id) << 33,
+                entry_points_bytes: id,
+            },
             image: Digest::of(&[id as u8]),
             view: (id != 1).then_some(ViewHash([u64::from(id), 1, 2, u64::MAX])),
         };

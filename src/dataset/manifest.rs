@@ -99,9 +99,6 @@ pub struct PartReport {
     pub long_side: [u64; 3],
     /// Images made smaller (`--max-side`, `--short-side`) or baseline (`--baseline`).
     pub re_encoded: u64,
-    /// Images that an ingest of version 0.1.0 gave restart markers (`--tile-index`); 0 since. Any decoder reads them.
-    #[serde(default)]
-    pub tiled: u64,
     /// A digest of the modification times or ETags of the whole source's files, where all have one. It is part of no other
     /// digest. Manifests from before have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -8,6 +8,7 @@
 //! sorted ImageFolder (what was appended later comes after, in its own order); nothing that a manifest names is ever changed.
 
 mod duplicates;
+mod entry_points;
 mod error;
 mod index;
 mod manifest;
@@ -20,6 +21,7 @@ mod table;
 mod writer;
 
 pub use duplicates::{DUPLICATES_FILE, DuplicateRow, read_duplicates, write_duplicates};
+pub use entry_points::unsealed;
 pub use error::DatasetError;
 pub use index::{IndexRow, ViewHash, read_index, read_paths, write_index};
 pub use manifest::{
@@ -52,6 +54,8 @@ pub struct Row {
     pub width: u32,
     /// Rows of pixels.
     pub height: u32,
+    /// Where decoding can start within a JPEG, if that is known (`image::entry_points`).
+    pub entry_points: Option<Bytes>,
 }
 
 impl Row {

@@ -24,6 +24,10 @@ pub struct Place {
     pub width: u32,
     /// Its height in pixels, as stored.
     pub height: u32,
+    /// Where its entry points begin in the shard's file.
+    pub entry_points_offset: u64,
+    /// How many bytes they are as stored; 0 where there are none.
+    pub entry_points_bytes: u32,
 }
 
 /// What a loader needs to know of an instance.
@@ -100,6 +104,8 @@ pub(super) fn located(batch: &RecordBatch) -> Option<Vec<Located>> {
     let (ids, labels, offsets) = (long("instance_id")?, long("label")?, long("offset")?);
     let (shards, places, sizes) = (short("shard")?, short("row")?, short("bytes")?);
     let (widths, heights, digests) = (short("width")?, short("height")?, fixed(batch, "digest")?);
+    // Indexes from before have neither.
+    let (points, points_bytes) = (long("entry_points_offset"), short("entry_points_bytes"));
     let row = |row: usize| {
         Some(Located {
             id: InstanceId::from_stored(ids[row])?,
@@ -111,6 +117,8 @@ pub(super) fn located(batch: &RecordBatch) -> Option<Vec<Located>> {
                 bytes: u32::try_from(sizes[row]).ok()?,
                 width: u32::try_from(widths[row]).ok()?,
                 height: u32::try_from(heights[row]).ok()?,
+                entry_points_offset: u64::try_from(points.map_or(0, |points| points[row])).ok()?,
+                entry_points_bytes: u32::try_from(points_bytes.map_or(0, |bytes| bytes[row])).ok()?,
             },
             image: Digest(digests.value(row).try_into().ok()?),
         })

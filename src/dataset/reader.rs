@@ -13,14 +13,18 @@ use parquet::arrow::arrow_reader::{
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
 
+use super::entry_points::trusted;
 use super::pages::{FilePart, images};
-use super::schema::{IMAGE_BYTES, schema};
+use super::schema::{IMAGE_BYTES, schema, schema_without_entry_points};
 use super::{DatasetError, Row, ShardEntry};
 use crate::ids::{ClassId, InstanceId};
 use crate::storage::{Digest, Location};
 
 /// The end of a shard that is fetched first; it holds the footer of all but huge shards.
 const FOOTER_GUESS_BYTES: u64 = 256 << 10;
+
+/// The first columns, of which no value is null.
+const FULL_COLUMNS: usize = 5;
 
 /// A shard that is open for reading.
 #[derive(Debug)]
@@ -77,7 +81,8 @@ impl ShardReader {
         let options = ArrowReaderOptions::new();
         let metadata = ArrowReaderMetadata::try_new(Arc::new(footer), options)
             .map_err(|error| damaged(format!("its schema: {error}")))?;
-        if metadata.schema().fields() != schema().fields() {
+        let known = [schema(), schema_without_entry_points()];
+        if !known.iter().any(|known| known.fields() == metadata.schema().fields()) {
             return Err(damaged("its columns are not those of a dataset".into()));
         }
         if metadata.metadata().file_metadata().num_rows() as u64 != entry.rows {
@@ -206,7 +211,8 @@ impl ShardReader {
         images: &[Bytes],
         rows: &mut Vec<Row>,
     ) -> Result<(), DatasetError> {
-        if batch.columns().iter().any(|column| column.null_count() > 0) || has_nulls(batch.column(1)) {
+        let (columns, entry_points) = batch.columns().split_at(FULL_COLUMNS);
+        if columns.iter().any(|column| column.null_count() > 0) || has_nulls(batch.column(1)) {
             return Err(self.wrong(row_group, "a value is missing".into()));
         }
         let ids = batch.column(0).as_primitive::<Int64Type>();
@@ -214,6 +220,11 @@ impl ShardReader {
         let labels = batch.column(2).as_primitive::<Int64Type>();
         let (widths, heights) =
             (batch.column(3).as_primitive::<Int32Type>(), batch.column(4).as_primitive::<Int32Type>());
+        let entry_points = entry_points.first().map(|column| column.as_binary::<i32>());
+        let points_of = |row: usize| {
+            let stored = entry_points.filter(|column| column.is_valid(row))?.value(row);
+            trusted(Bytes::copy_from_slice(stored))
+        };
         for row in 0..batch.num_rows() {
             let (id, label) = self.identity(row_group, rows.len(), ids.value(row), labels.value(row))?;
             let side = |value: i32| {
@@ -229,6 +240,7 @@ impl ShardReader {
                 path: paths.value(row).to_owned(),
                 width: side(widths.value(row))?,
                 height: side(heights.value(row))?,
+                entry_points: points_of(row),
             });
         }
         Ok(())

@@ -8,10 +8,11 @@ use arrow::datatypes::{DataType, Field, Fields, Schema};
 /// The key of the metadata entry.
 pub(super) const HUGGINGFACE: &str = "huggingface";
 
-/// The leaf column of the encoded images.
+/// The leaf columns of the encoded images and of their entry points.
 pub(super) const IMAGE_BYTES: usize = 1;
+pub(super) const ENTRY_POINTS: usize = 6;
 
-/// The columns. No value is ever null; they are declared as nullable because Hugging Face `datasets` takes its
+/// The columns. Of entry points alone a value may be null; all are declared as nullable because Hugging Face `datasets` takes its
 /// features from the metadata only where the declared type is its own, which is.
 pub(super) fn schema() -> Schema {
     let image = Fields::from(vec![
@@ -24,7 +25,14 @@ pub(super) fn schema() -> Schema {
         Field::new("label", DataType::Int64, true),
         Field::new("width", DataType::Int32, true),
         Field::new("height", DataType::Int32, true),
+        Field::new("entry_points", DataType::Binary, true),
     ])
+}
+
+/// The columns of a shard from before there were entry points.
+pub(super) fn schema_without_entry_points() -> Schema {
+    let fields = schema().fields;
+    Schema::new(fields[..fields.len() - 1].to_vec())
 }
 
 /// The columns of a dataset with these classes. The entry lies in the Arrow schema too, where pyarrow looks.
@@ -42,6 +50,7 @@ pub(super) fn huggingface_entry(classes: &[String]) -> String {
         "label": {"names": classes, "_type": "ClassLabel"},
         "width": value("int32"),
         "height": value("int32"),
+        "entry_points": value("binary"),
     }}})
     .to_string()
 }
@@ -54,7 +63,11 @@ pub fn schema_text() -> String {
                 DataType::Struct(children) => ("struct".to_owned(), Some(children)),
                 other => (other.to_string(), None),
             };
-            let nulls = if nulls && field.is_nullable() { "nullable" } else { "without nulls" };
+            let nulls = if (nulls || field.name() == "entry_points") && field.is_nullable() {
+                "nullable"
+            } else {
+                "without nulls"
+            };
             *text += &format!("{indent}{} {kind} {nulls}\n", field.name());
             if let Some(children) = children {
                 lines(text, children, &format!("{indent}  "), false);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::table::read_whole;
-use super::{DatasetError, Located, Manifest, Place, ShardReader, Split};
+use super::{DatasetError, Located, Manifest, Place, ShardReader, Split, unsealed};
 use crate::ids::{ClassId, InstanceId};
 use crate::progress::Progress;
 use crate::storage::{Digest, Location};
@@ -94,14 +94,22 @@ pub fn verify(dataset: &Location, manifest: &Manifest, progress: &dyn Progress) 
                     }
                     let said = indexed[row.id.row()];
                     let size = row.bytes.len() as u32;
-                    let (width, height, offset) = (row.width, row.height, said.place.offset);
-                    let actual = Place { shard, row: place, offset, bytes: size, width, height };
-                    let is_there = || {
-                        let end = usize::try_from(offset).ok()?.checked_add(row.bytes.len())?;
-                        bytes.get(offset as usize..end).map(|bytes| bytes == row.bytes)
+                    let (width, height) = (row.width, row.height);
+                    let actual = Place { shard, row: place, bytes: size, width, height, ..said.place };
+                    let part = |offset: u64, len: u32| {
+                        let start = usize::try_from(offset).ok()?;
+                        let end = start.checked_add(len as usize).filter(|&end| end <= bytes.len())?;
+                        Some(bytes.slice(start..end))
                     };
+                    let Place { offset, entry_points_offset, entry_points_bytes, .. } = said.place;
+                    let points = match entry_points_bytes {
+                        0 => Some(None),
+                        len => part(entry_points_offset, len).and_then(unsealed).map(Some),
+                    };
+                    let is_there = part(offset, size).is_some_and(|bytes| bytes == row.bytes)
+                        && points.is_some_and(|points| points == row.entry_points);
                     let located = Located { id: row.id, label: row.label, place: actual, image };
-                    if said != located || is_there() != Some(true) {
+                    if said != located || !is_there {
                         return Err(split.wrong_index(dataset, row.id));
                     }
                     place += 1;

@@ -46,18 +46,18 @@ pub(super) fn write_table(
 /// What `append` makes of the rows of a table's bytes; it says nothing where a value is out of range.
 ///
 /// # Errors
-/// If they are not of a table with these columns.
+/// If they are not of a table with the columns of one of these schemas.
 pub(super) fn read_table<T>(
     bytes: Bytes,
     location: &Location,
-    schema: &Schema,
+    schemas: &[Schema],
     mask: ProjectionMask,
     append: impl Fn(&RecordBatch, &mut Vec<T>) -> Option<()>,
 ) -> Result<Vec<T>, DatasetError> {
     let damaged = |reason: String| DatasetError::Damaged { shard: location.to_string(), reason };
     let reader = ParquetRecordBatchReaderBuilder::try_new(bytes)
         .and_then(|builder| {
-            if builder.schema().fields() != schema.fields() {
+            if !schemas.iter().any(|schema| schema.fields() == builder.schema().fields()) {
                 return Err(ParquetError::General("its columns are those of another table".into()));
             }
             builder.with_projection(mask).with_batch_size(BATCH_ROWS).build()

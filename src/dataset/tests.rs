@@ -12,6 +12,7 @@ fn row(id: u32, image: &'static [u8]) -> Row {
         path: format!("class/{id}.jpg"),
         width: 3,
         height: 4,
+        entry_points: (id > 1).then(|| Bytes::from(vec![id as u8; 3 * id as usize])),
     }
 }
 
@@ -24,7 +25,9 @@ fn index_rows(written: &[WrittenShard]) -> Vec<IndexRow> {
     let place = |id: u32| {
         let (shard, row) = PLACES[id as usize];
         let offset = written[shard as usize].offsets[row as usize];
-        Place { shard, row, offset, bytes: IMAGES[id as usize].len() as u32, width: 3, height: 4 }
+        let (entry_points_offset, entry_points_bytes) = written[shard as usize].entry_points[row as usize];
+        let bytes = IMAGES[id as usize].len() as u32;
+        Place { shard, row, offset, bytes, width: 3, height: 4, entry_points_offset, entry_points_bytes }
     };
     let index_row = |id: u32| IndexRow {
         id: InstanceId(id),
@@ -106,6 +109,11 @@ fn an_index_tells_where_each_image_lies_in_its_file() {
         let range = found.place.offset..found.place.offset + u64::from(found.place.bytes);
         let bytes = file.read().expect("bytes").slice(range.start as usize..range.end as usize);
         assert_eq!(bytes, IMAGES[found.id.row()]);
+        let Place { entry_points_offset, entry_points_bytes, .. } = found.place;
+        let stored = entry_points_offset as usize..entry_points_offset as usize + entry_points_bytes as usize;
+        let points = (entry_points_bytes > 0)
+            .then(|| unsealed(file.read().expect("bytes").slice(stored)).expect("as written"));
+        assert_eq!(points, row(found.id.0, b"").entry_points);
     }
 }
 
@@ -125,6 +133,11 @@ fn images_are_found_in_row_groups_of_many_pages() {
     for (id, offset) in (0..5000).zip(written.offsets) {
         let expected = image(id);
         assert_eq!(file.slice(offset as usize..offset as usize + expected.len()), expected);
+    }
+    for (id, (offset, bytes)) in (0..5000).zip(written.entry_points) {
+        let stored = file.slice(offset as usize..offset as usize + bytes as usize);
+        let points = if bytes > 0 { Some(unsealed(stored).expect("as written")) } else { None };
+        assert_eq!(points, row(id, b"").entry_points);
     }
 }
 

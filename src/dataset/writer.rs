@@ -13,7 +13,8 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterVersi
 use parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
 use serde::{Deserialize, Serialize};
 
-use super::schema::{HUGGINGFACE, IMAGE_BYTES, huggingface_entry, labelled_schema};
+use super::entry_points::{sealed, sealed_bytes};
+use super::schema::{ENTRY_POINTS, HUGGINGFACE, IMAGE_BYTES, huggingface_entry, labelled_schema};
 use super::{DatasetError, FooterEntry, Row, ShardEntry};
 use crate::ids::ClassId;
 use crate::storage::{Digest, Location, Upload};
@@ -38,6 +39,9 @@ pub struct WrittenShard {
     pub entry: ShardEntry,
     /// By row: where the image's encoded bytes begin in the file.
     pub offsets: Vec<u64>,
+    /// By row: where its entry points begin in the file, and how many bytes they are as stored; 0 where there are none.
+    #[serde(default)]
+    pub entry_points: Vec<(u64, u32)>,
 }
 
 /// Writes one shard; it appears when [`ShardWriter::finish`] succeeds.
@@ -53,6 +57,8 @@ pub struct ShardWriter {
     pending_bytes: usize,
     /// By row: the size of its image in bytes.
     sizes: Vec<u64>,
+    /// By row: the size of its entry points in bytes, as stored.
+    entry_points: Vec<Option<u64>>,
 }
 
 impl fmt::Debug for ShardWriter {
@@ -90,8 +96,16 @@ impl ShardWriter {
             .map_err(failed)?;
         let row_group = options.row_group;
         let path = path.to_owned();
-        let mut shard =
-            Self { path, shown, writer, row_group, pending: Vec::new(), pending_bytes: 0, sizes: Vec::new() };
+        let mut shard = Self {
+            path,
+            shown,
+            writer,
+            row_group,
+            pending: Vec::new(),
+            pending_bytes: 0,
+            sizes: Vec::new(),
+            entry_points: Vec::new(),
+        };
         // The format's first bytes belong to no row group.
         shard.sync()?;
         shard.writer.inner_mut().current.reset();
@@ -108,6 +122,9 @@ impl ShardWriter {
         }
         self.pending_bytes += row.bytes.len();
         self.sizes.push(row.bytes.len() as u64);
+        let points = row.entry_points.as_ref().map(|points| sealed_bytes(points.len()));
+        self.pending_bytes += points.unwrap_or(0);
+        self.entry_points.push(points.map(|bytes| bytes as u64));
         self.pending.push(row);
         if self.pending.len() == self.row_group { self.flush() } else { Ok(()) }
     }
@@ -120,8 +137,10 @@ impl ShardWriter {
         self.flush()?;
         let failed = |source| DatasetError::Write { shard: self.shown.clone(), source };
         let metadata = self.writer.finish().map_err(failed)?;
-        let offsets = image_offsets(&metadata, &self.sizes)
-            .ok_or_else(|| failed(ParquetError::General("the offsets of its images are unknown".into())))?;
+        let unknown = || failed(ParquetError::General("the offsets of its values are unknown".into()));
+        let sizes: Vec<Option<u64>> = self.sizes.iter().copied().map(Some).collect();
+        let offsets = offsets(&metadata, IMAGE_BYTES, &sizes).ok_or_else(unknown)?;
+        let found = offsets_of_points(&metadata, &self.entry_points).ok_or_else(unknown)?;
         // The writer buffers the end of the file.
         self.sync()?;
         let digests = self.writer.inner_mut();
@@ -138,7 +157,7 @@ impl ShardWriter {
             row_groups,
             footer: Some(footer),
         };
-        Ok(WrittenShard { entry, offsets })
+        Ok(WrittenShard { entry, offsets, entry_points: found })
     }
 
     fn flush(&mut self) -> Result<(), DatasetError> {
@@ -161,22 +180,30 @@ impl ShardWriter {
     }
 }
 
-/// Where each image begins: a page ends with its values, each after its length in four bytes.
-fn image_offsets(metadata: &ParquetMetaData, sizes: &[u64]) -> Option<Vec<u64>> {
+/// Where the entry points of each row begin, and their size.
+fn offsets_of_points(metadata: &ParquetMetaData, sizes: &[Option<u64>]) -> Option<Vec<(u64, u32)>> {
+    let offsets = offsets(metadata, ENTRY_POINTS, sizes)?;
+    let sizes = sizes.iter().map(|size| u32::try_from(size.unwrap_or(0)).ok());
+    offsets.into_iter().zip(sizes).map(|(offset, size)| Some((offset, size?))).collect()
+}
+
+/// Where each value of a column begins, by its size (none: a null, at 0): a page ends with its values, each after its
+/// length in four bytes.
+fn offsets(metadata: &ParquetMetaData, column: usize, sizes: &[Option<u64>]) -> Option<Vec<u64>> {
     const LENGTH_BYTES: u64 = 4;
     let mut offsets = Vec::with_capacity(sizes.len());
     for (number, group) in metadata.row_groups().iter().enumerate() {
         let first_of_group = offsets.len();
-        let pages = metadata.page_index()?.offset_index(number, IMAGE_BYTES)?.page_locations();
+        let pages = metadata.page_index()?.offset_index(number, column)?.page_locations();
         for (number, page) in pages.iter().enumerate() {
             let next = pages.get(number + 1).map_or(group.num_rows(), |next| next.first_row_index);
             let rows = first_of_group + page.first_row_index as usize..first_of_group + next as usize;
-            let values: u64 = sizes.get(rows.clone())?.iter().map(|size| LENGTH_BYTES + size).sum();
+            let values: u64 = sizes.get(rows.clone())?.iter().flatten().map(|size| LENGTH_BYTES + size).sum();
             let end = page.offset as u64 + page.compressed_page_size as u64;
             let mut at = end.checked_sub(values)?;
             for size in &sizes[rows] {
-                offsets.push(at + LENGTH_BYTES);
-                at += LENGTH_BYTES + size;
+                offsets.push(size.map_or(0, |_| at + LENGTH_BYTES));
+                at += size.map_or(0, |size| LENGTH_BYTES + size);
             }
         }
     }
@@ -229,6 +256,8 @@ fn write_group(writer: &mut SerializedFileWriter<Digests>, rows: &[Row]) -> Resu
     put::<Int64Type>(&mut group, &list(|row| ClassId::to_stored(row.label)))?;
     put::<Int32Type>(&mut group, &sides(|row| row.width))?;
     put::<Int32Type>(&mut group, &sides(|row| row.height))?;
+    let stored = |row: &Row| row.entry_points.as_ref().map(|points| ByteArray::from(sealed(points)));
+    put_nullable::<ByteArrayType>(&mut group, rows.iter().map(stored))?;
     group.close()?;
     Ok(())
 }
@@ -242,5 +271,22 @@ fn put<T: DataType>(
     let typed = column.typed::<T>();
     let levels = vec![typed.get_descriptor().max_def_level(); values.len()];
     typed.write_batch(values, Some(&levels), None)?;
+    column.close()
+}
+
+/// Writes the next column, whose values may be null.
+fn put_nullable<T: DataType>(
+    group: &mut SerializedRowGroupWriter<'_, Digests>,
+    values: impl Iterator<Item = Option<T::T>>,
+) -> Result<(), ParquetError> {
+    let mut column = group.next_column()?.expect("as many columns as the schema has");
+    let typed = column.typed::<T>();
+    let most = typed.get_descriptor().max_def_level();
+    let (mut levels, mut present) = (Vec::new(), Vec::new());
+    for value in values {
+        levels.push(if value.is_some() { most } else { most - 1 });
+        present.extend(value);
+    }
+    typed.write_batch(&present, Some(&levels), None)?;
     column.close()
 }

@@ -17,7 +17,7 @@ use serde::Serialize;
 
 use super::IngestError;
 use super::source::{as_path_part, is_image};
-use crate::dataset::{IndexRow, IngestRecord, Manifest, ShardEntry, ShardReader, Split, read_index};
+use crate::dataset::{IndexRow, Manifest, ShardEntry, ShardReader, Split, read_index};
 use crate::ids::InstanceId;
 use crate::image::format_of;
 use crate::ingest::part::overlap::overlap;
@@ -100,9 +100,7 @@ pub fn export(options: &ExportOptions, progress: &dyn Progress) -> Result<Export
         let job = SplitJob { options, split, folder, classes, names };
         split.shards.par_iter().try_for_each(|shard| job.write(shard, progress))?;
         progress.finish();
-        // An image that was re-encoded may be among the tiled ones too.
-        let changed = |part: &IngestRecord| (part.report.re_encoded + part.report.tiled).min(part.instances);
-        let not_original = split.ingest.iter().map(changed).sum();
+        let not_original = split.ingest.iter().map(|part| part.report.re_encoded).sum();
         splits.insert(name.clone(), ExportedSplit { images: split.instances, not_original, renamed });
     }
     Ok(ExportReport { splits })

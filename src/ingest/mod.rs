@@ -53,7 +53,7 @@ pub enum CheckDepth {
     /// Decode every coefficient.
     #[default]
     Full,
-    /// Header and end alone: damage between them is met in training, and near-duplicates are not found.
+    /// Header and end alone: damage between them is met in training, near-duplicates and entry points are not found.
     Header,
 }
 

@@ -302,14 +302,24 @@ fn index_rows(
     let count = shards.iter().map(Vec::len).sum();
     let mut rows: Vec<Option<IndexRow>> = vec![None; count];
     for (shard, (instances, written)) in shards.iter().zip(written).enumerate() {
-        for (row, (instance, &offset)) in (0..).zip(instances.iter().zip(&written.offsets)) {
+        let places = written.offsets.iter().zip(&written.entry_points);
+        for (row, (instance, (&offset, &points))) in (0..).zip(instances.iter().zip(places)) {
             let ImageInfo { width, height, bytes, .. } = *instance.info;
             let shard = (first_shard + shard) as u32;
             rows[instance.id.row() - first_id] = Some(IndexRow {
                 id: instance.id,
                 label: instance.class,
                 path: instance.entry.path.to_string(),
-                place: Place { shard, row, offset, bytes: bytes as u32, width, height },
+                place: Place {
+                    shard,
+                    row,
+                    offset,
+                    bytes: bytes as u32,
+                    width,
+                    height,
+                    entry_points_offset: points.0,
+                    entry_points_bytes: points.1,
+                },
                 image: instance.info.digest,
                 view: instance.info.view,
             });

@@ -14,7 +14,7 @@ use super::source::{Entry, Source};
 use super::{CheckDepth, IngestError, IngestOptions};
 use crate::dataset::ViewHash;
 use crate::image::{
-    Colour, DecodedImage, Format, Header, ImageError, check, check_header, encode_jpeg, luma,
+    Colour, DecodedImage, Format, Header, ImageError, check_and_index, check_header, encode_jpeg, luma,
 };
 use crate::ingest::near_duplicates::view_hash::view_hash;
 use crate::progress::Progress;
@@ -116,15 +116,23 @@ pub(super) enum Keep {
     Bytes,
 }
 
-/// Reads and checks images; with each validation come the bytes as they are in the source if they are to be kept, none of
-/// an image that is not read.
+/// What is kept of an image that was checked.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Kept {
+    /// Its bytes as they are in the source; none of an image that is not read.
+    pub(super) bytes: Bytes,
+    /// Where decoding can start within them, if that is known.
+    pub(super) entry_points: Option<Bytes>,
+}
+
+/// Reads and checks images; with each validation comes what is to be kept.
 pub(super) fn validate_all(
     source: &Source,
     entries: &[&Entry],
     options: &IngestOptions,
     memory: &MemoryBudget,
     keep: Keep,
-) -> Result<Vec<(Validation, Bytes)>, IngestError> {
+) -> Result<Vec<(Validation, Kept)>, IngestError> {
     let is_readable = |entry: &&&Entry| entry.fault.is_none() && entry.bytes <= MOST_IMAGE_BYTES;
     let mut validations = Vec::with_capacity(entries.len());
     for run in runs(entries, entries.len(), memory.read_bytes, |entry| entry.bytes) {
@@ -134,17 +142,22 @@ pub(super) fn validate_all(
         for entry in run {
             let validation = if let Some(fault) = entry.fault {
                 let reason = fault.reason().to_owned();
-                (Err(Rejection { kind: "name or kind of entry".into(), reason }), Bytes::new())
+                (Err(Rejection { kind: "name or kind of entry".into(), reason }), Kept::default())
             } else if entry.bytes > MOST_IMAGE_BYTES {
                 let reason = format!("{} bytes are more than {MOST_IMAGE_BYTES}", entry.bytes);
-                (Err(Rejection { kind: "too large".into(), reason }), Bytes::new())
+                (Err(Rejection { kind: "too large".into(), reason }), Kept::default())
             } else {
                 let bytes = read.next().expect("one for each that is readable");
                 let validation = memory.admit(&bytes, options).and_then(|_reservation| {
                     prepare(&bytes, options)
                         .map_err(|error| Rejection { kind: error.kind().into(), reason: error.to_string() })
                 });
-                (validation, if keep == Keep::Bytes { bytes } else { Bytes::new() })
+                let (validation, entry_points) = match validation {
+                    Ok((info, entry_points)) => (Ok(info), entry_points.map(Bytes::from)),
+                    Err(rejection) => (Err(rejection), None),
+                };
+                let kept = Kept { bytes, entry_points };
+                (validation, if keep == Keep::Bytes { kept } else { Kept::default() })
             };
             validations.push(validation);
         }
@@ -152,28 +165,33 @@ pub(super) fn validate_all(
     Ok(validations)
 }
 
-/// Checks an image, and says what goes into a shard: its bytes, or others where that is asked for.
+/// Checks an image, and says what goes into a shard: its bytes, or others where that is asked for. Entry points are those
+/// of the source's bytes, where they are decoded and stay as they are.
 ///
 /// # Errors
 /// If it is no image, or a bad or too large one.
-pub(super) fn prepare(source: &[u8], options: &IngestOptions) -> Result<ImageInfo, ImageError> {
+pub(super) fn prepare(
+    source: &[u8],
+    options: &IngestOptions,
+) -> Result<(ImageInfo, Option<Vec<u8>>), ImageError> {
     if let Some(image) = rewrite::smaller(source, options)? {
-        return shrunk(&image, options);
+        return Ok((shrunk(&image, options)?, None));
     }
     let orientation = options.exif_orientation.of(source);
     // The source is checked, not what is made of it: repairs may then trust it.
     let limits = rewrite::limits(options);
-    let (header, view) = match options.check {
+    let (header, view, entry_points) = match options.check {
         CheckDepth::Full => {
-            let (header, luma) = check(source, &limits)?;
-            (header, view_hash(&luma.turned(orientation)))
+            let (header, luma, entry_points) = check_and_index(source, &limits)?;
+            (header, view_hash(&luma.turned(orientation)), entry_points)
         }
-        CheckDepth::Header => (check_header(source, &limits)?, None),
+        CheckDepth::Header => (check_header(source, &limits)?, None, None),
     };
     let (width, height) = orientation.size((header.width, header.height));
     let header = Header { width, height, ..header };
     let (bytes, changes) = rewrite::repair(source, options);
-    Ok(info(bytes.as_deref().unwrap_or(source), header, view, changes))
+    let entry_points = entry_points.filter(|_| changes.none());
+    Ok((info(bytes.as_deref().unwrap_or(source), header, view, changes), entry_points))
 }
 
 fn shrunk(image: &DecodedImage, options: &IngestOptions) -> Result<ImageInfo, ImageError> {

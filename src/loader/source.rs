@@ -30,6 +30,21 @@ pub struct Encoded {
     pub bytes: Bytes,
     /// The number of its pixels, which decides how much memory decoding takes.
     pub pixels: u64,
+    /// Where decoding can start within it, if that is known.
+    pub entry_points: Option<Bytes>,
+}
+
+impl Encoded {
+    /// A row's, which shares its memory.
+    fn of(row: &Row) -> Self {
+        let entry_points = row.entry_points.clone();
+        Self { bytes: row.bytes.clone(), pixels: row.pixels(), entry_points }
+    }
+
+    /// The memory that it holds, in bytes.
+    pub(super) fn held_bytes(&self) -> u64 {
+        (self.bytes.len() + self.entry_points.as_ref().map_or(0, Bytes::len)) as u64
+    }
 }
 
 /// A row that was read, or why it was not; several rows may share an error.
@@ -173,10 +188,7 @@ impl Source for MemorySource {
     }
 
     fn fetch_rows(&self, bank_rows: &[BankRow], _context: &ReadContext) -> Vec<Fetched> {
-        let encoded = |bank_row: &BankRow| {
-            let row = &self.rows[bank_row.row()];
-            Ok(Encoded { bytes: row.bytes.clone(), pixels: row.pixels() })
-        };
+        let encoded = |bank_row: &BankRow| Ok(Encoded::of(&self.rows[bank_row.row()]));
         bank_rows.iter().map(encoded).collect()
     }
 }

@@ -115,7 +115,7 @@ pub(super) fn read(
                 (source.layout().members(*group), source.fetch_group(*group, context))
             }
         });
-        let bytes = |row: &Result<Encoded, _>| row.as_ref().map_or(0, |row| row.bytes.len() as u64);
+        let bytes = |row: &Result<Encoded, _>| row.as_ref().map_or(0, Encoded::held_bytes);
         let sizes: Vec<u64> = rows.iter().map(bytes).collect();
         let held = rows.into_iter().zip(permit.split(&sizes));
         let held = held.map(|(row, permit)| row.map(|encoded| HeldImage { encoded, permit }));
@@ -246,7 +246,8 @@ fn render(
     let needed = encoded.pixels.saturating_mul(DECODE_BYTES_OF_A_PIXEL);
     let _memory = workers.memory.acquire(needed).ok_or_else(stopped)?;
     let id = workers.source.ids()[bank_row.row()];
-    let seen = Seen { bytes: &encoded.bytes, orientation: workers.source.exif_orientation() };
+    let orientation = workers.source.exif_orientation();
+    let seen = Seen { bytes: &encoded.bytes, orientation, entry_points: encoded.entry_points.as_deref() };
     let rendered = workers.context.counters.make_busy.time(|| workers.view.render(epoch, id, seen, out));
     drop((encoded, permit));
     rendered.map_err(|source| {

@@ -234,7 +234,7 @@ fn the_files_of_a_dataset_are_known_by_their_contents() {
     let shard = inspected("", &place);
     let found = values(&shard, &["kind", "rows", "row_groups", "labelled", "format_version", "classes"]);
     assert_eq!(found, json!(["shard", 120, 8, 120, 1, 10]));
-    assert_eq!(shard["columns"], json!(["instance_id", "image", "label", "width", "height"]));
+    assert_eq!(shard["columns"], json!(["instance_id", "image", "label", "width", "height", "entry_points"]));
     assert_eq!(values(&shard["instance_ids"], &["smallest", "largest"]), json!([0, 119]));
     assert!(shard["instance_ids"]["first"].is_u64() && shard["instance_ids"]["last"].is_u64());
     assert_eq!((&shard["bytes"], &shard["first_classes"]), (&split["shard_bytes"], &whole["first_classes"]));

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use bytes::Bytes;
 use clap::{Args, ValueEnum};
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
@@ -20,7 +21,7 @@ use crate::loader::open_split;
 /// Measure how fast images become pixels, beside plainly decoding the same images.
 ///
 /// Plain decoding is libjpeg-turbo's, of whole images to RGB. Each image goes through both in turn, so the ratio holds on
-/// a busy machine. Images are read into memory first.
+/// a busy machine. Images are read into memory first. Those of a dataset come with their entry points, files without.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  instdisc bench loader --images imagenet-sample-500.tar --stage full --threads 1"
@@ -50,6 +51,12 @@ pub(super) struct BenchLoaderArgs {
     /// The side of the output, in pixels
     #[arg(long, value_name = "PIXELS", default_value_t = 224, value_parser = clap::value_parser!(u32).range(1..))]
     image_size: u32,
+}
+
+/// An encoded image in memory.
+struct File {
+    bytes: Bytes,
+    entry_points: Option<Bytes>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -104,11 +111,14 @@ const STAGES: [&str; 4] = ["open", "decode", "resize", "colour"];
 
 pub(super) fn run(global: &GlobalArgs, args: &BenchLoaderArgs) -> anyhow::Result<()> {
     let mut files = match (&args.images, &args.dataset) {
-        (Some(path), _) => read_files(path).with_context(|| path.display().to_string())?,
+        (Some(path), _) => {
+            let files = read_files(path).with_context(|| path.display().to_string())?;
+            files.into_iter().map(|bytes| File { bytes: bytes.into(), entry_points: None }).collect()
+        }
         (None, Some(dataset)) => read_dataset(global, dataset, args)?,
         (None, None) => Vec::new(),
     };
-    files.retain(|bytes| bytes.starts_with(&[0xFF, 0xD8]));
+    files.retain(|file| file.bytes.starts_with(&[0xFF, 0xD8]));
     files.truncate(args.limit);
     ensure!(!files.is_empty(), "no JPEG to decode");
     let began = Instant::now();
@@ -127,7 +137,7 @@ pub(super) fn run(global: &GlobalArgs, args: &BenchLoaderArgs) -> anyhow::Result
 }
 
 /// Does this thread's share of the images, plain decoding and the stages in turn.
-fn measure(args: &BenchLoaderArgs, files: &[Vec<u8>], thread: usize) -> anyhow::Result<Times> {
+fn measure(args: &BenchLoaderArgs, files: &[File], thread: usize) -> anyhow::Result<Times> {
     let mut plain = PlainDecoder::new()?;
     let mut renderer = Renderer::default();
     let mut decoder = RegionDecoder::default();
@@ -146,9 +156,10 @@ fn measure(args: &BenchLoaderArgs, files: &[Vec<u8>], thread: usize) -> anyhow::
                 times = Times::default();
             }
             let mut watch = Watch::start();
-            plain.decode(file)?;
+            plain.decode(&file.bytes)?;
             watch.add_to(&mut times.plain);
-            let encoded = Encoded::open(file, &limits)?;
+            let encoded = Encoded::open(&file.bytes, &limits)?;
+            let encoded = encoded.with_entry_points(file.entry_points.as_deref());
             if args.stage == Depth::Decode {
                 let (width, height) = encoded.size();
                 let whole = Region { left: 0, top: 0, width: width as usize, height: height as usize };
@@ -199,7 +210,7 @@ impl PlainDecoder {
     }
 }
 
-fn report(args: &BenchLoaderArgs, files: &[Vec<u8>], times: &[Times], elapsed: Duration) -> Value {
+fn report(args: &BenchLoaderArgs, files: &[File], times: &[Times], elapsed: Duration) -> Value {
     let sum = |of: &dyn Fn(&Times) -> Duration| times.iter().map(of).sum::<Duration>().as_secs_f64();
     let plain_cpu = sum(&|times| times.plain.cpu);
     let plain_wall = sum(&|times| times.plain.wall);
@@ -207,7 +218,8 @@ fn report(args: &BenchLoaderArgs, files: &[Vec<u8>], times: &[Times], elapsed: D
     let own_wall = sum(&|times| times.stages.iter().map(|spent| spent.wall).sum());
     let done = files.len() as f64 * args.rounds as f64;
     let threads = f64::from(args.threads);
-    let bytes: usize = files.iter().map(Vec::len).sum();
+    let bytes: usize = files.iter().map(|file| file.bytes.len()).sum();
+    let points = files.iter().flat_map(|file| &file.entry_points).map(Bytes::len).sum::<usize>();
     let stages: serde_json::Map<_, _> = STAGES
         .iter()
         .enumerate()
@@ -226,6 +238,7 @@ fn report(args: &BenchLoaderArgs, files: &[Vec<u8>], times: &[Times], elapsed: D
         "plain_decode_milliseconds_per_image": plain_cpu / done * 1e3,
         "megabytes_per_second": bytes as f64 * args.rounds as f64 / own_wall * threads / 1e6,
         "mean_image_bytes": bytes / files.len(),
+        "mean_entry_points_bytes": points / files.len(),
         "peak_rss_bytes": peak_rss(),
         "elapsed_seconds": elapsed.as_secs_f64(),
     })
@@ -259,10 +272,11 @@ fn read_files(path: &Path) -> anyhow::Result<Vec<Vec<u8>>> {
     Ok(files)
 }
 
-fn read_dataset(global: &GlobalArgs, dataset: &str, args: &BenchLoaderArgs) -> anyhow::Result<Vec<Vec<u8>>> {
+fn read_dataset(global: &GlobalArgs, dataset: &str, args: &BenchLoaderArgs) -> anyhow::Result<Vec<File>> {
     let location = global.location(dataset)?;
     let manifest = Manifest::read(&location)?;
     let source = open_split(&location, &manifest, &args.split, Some(args.limit))?;
     let positions: Vec<_> = (0..source.len() as u32).map(BankRow).collect();
-    Ok(source.read(&positions)?.into_iter().map(|row| row.bytes.to_vec()).collect())
+    let rows = source.read(&positions)?.into_iter();
+    Ok(rows.map(|row| File { bytes: row.bytes, entry_points: row.entry_points }).collect())
 }

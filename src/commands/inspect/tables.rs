@@ -49,6 +49,8 @@ const KINDS: [(&str, &[&str]); 5] = [
     ("label_subset", &["instance_id", "label"]),
     ("neighbours", &["query_id", "neighbour_ids", "similarities"]),
 ];
+/// Columns that a shard and an index also have, unless they are from before there were entry points.
+const ENTRY_POINTS: [&str; 3] = ["entry_points", "entry_points_offset", "entry_points_bytes"];
 /// The leaf column of the encoded images.
 const IMAGE_BYTES: &str = "image.bytes";
 /// What the writer of a dataset's tables calls itself, before the format's version.
@@ -69,7 +71,8 @@ const MOST_FOLDERS: usize = 3;
 pub(super) fn inspect(location: &Location, check: bool) -> Result<Value, CommandError> {
     let table = Table::open(location)?;
     let columns = table.columns();
-    let kind = KINDS.iter().find(|(_, names)| columns == *names).map(|(kind, _)| *kind);
+    let known: Vec<&str> = columns.iter().copied().filter(|name| !ENTRY_POINTS.contains(name)).collect();
+    let kind = KINDS.iter().find(|(_, names)| known == *names).map(|(kind, _)| *kind);
     let Some(kind) = kind else {
         if ["instance_id", "feature"].iter().all(|name| columns.contains(name)) {
             // Reading a table checks it whole.

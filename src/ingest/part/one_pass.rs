@@ -7,7 +7,6 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use bytes::Bytes;
 use rayon::ThreadPool;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -20,7 +19,9 @@ use crate::ingest::journal::{ENDED, Work};
 use crate::ingest::plan::Plan;
 use crate::ingest::source::Entry;
 use crate::ingest::validate::memory::{MemoryBudget, runs};
-use crate::ingest::validate::{IMAGES_AT_ONCE, ImageInfo, Keep, MOST_IMAGE_BYTES, Validation, validate_all};
+use crate::ingest::validate::{
+    IMAGES_AT_ONCE, ImageInfo, Keep, Kept, MOST_IMAGE_BYTES, Validation, validate_all,
+};
 use crate::progress::Progress;
 
 /// Images of a shard that are checked together, on all threads.
@@ -158,9 +159,9 @@ impl OnePass<'_> {
                 ended.store(true, Ordering::Relaxed);
             }
             let is_ended = ended.load(Ordering::Relaxed);
-            for (&index, (validation, bytes)) in indexes.iter().zip(checked) {
+            for (&index, (validation, kept)) in indexes.iter().zip(checked) {
                 if let (Ok(info), false) = (&validation, is_ended) {
-                    writer.push(self.instance(index, info).row(bytes))?;
+                    writer.push(self.instance(index, info).row(kept))?;
                 }
                 validations.push(validation);
             }
@@ -176,12 +177,12 @@ impl OnePass<'_> {
         Ok(Tried { validations, written: Some(finished.written) })
     }
 
-    fn check(&self, indexes: &[u32]) -> Result<Vec<(Validation, Bytes)>, IngestError> {
+    fn check(&self, indexes: &[u32]) -> Result<Vec<(Validation, Kept)>, IngestError> {
         let validate = |indexes: &[u32]| {
             let entries: Vec<&Entry> = indexes.iter().map(|&index| &self.entries[index as usize]).collect();
             validate_all(self.job.source, &entries, self.job.options, self.memory, Keep::Bytes)
         };
-        let parts: Vec<Vec<(Validation, Bytes)>> = self.checkers.install(|| {
+        let parts: Vec<Vec<(Validation, Kept)>> = self.checkers.install(|| {
             indexes.par_chunks(IMAGES_AT_ONCE).map(validate).collect::<Result<_, IngestError>>()
         })?;
         Ok(parts.into_iter().flatten().collect())

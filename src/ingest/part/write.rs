@@ -1,17 +1,17 @@
 //! Writing the shards of a split.
 
-use bytes::Bytes;
 use rayon::prelude::*;
 use serde::de::DeserializeOwned;
 
 use crate::dataset::{DatasetError, Row, ShardWriter, WriterOptions, WrittenShard};
 use crate::ids::{ClassId, InstanceId};
+use crate::image::entry_points;
 use crate::ingest::journal::{ACCEPTED, Work};
 use crate::ingest::source::{Entry, Source};
 use crate::ingest::validate::memory::{MemoryBudget, runs};
 use crate::ingest::validate::rewrite;
-use crate::ingest::validate::{IMAGES_AT_ONCE, ImageInfo};
-use crate::ingest::{IngestError, IngestOptions};
+use crate::ingest::validate::{IMAGES_AT_ONCE, ImageInfo, Kept};
+use crate::ingest::{CheckDepth, IngestError, IngestOptions};
 use crate::progress::Progress;
 use crate::rng::{Purpose, Stream};
 use crate::storage::{Digest, Location, StorageError};
@@ -27,11 +27,12 @@ pub(in crate::ingest) struct Instance<'a> {
 
 impl Instance<'_> {
     /// Its row.
-    pub(in crate::ingest) fn row(&self, bytes: Bytes) -> Row {
+    pub(in crate::ingest) fn row(&self, kept: Kept) -> Row {
         Row {
             id: self.id,
             label: self.class,
-            bytes,
+            bytes: kept.bytes,
+            entry_points: kept.entry_points,
             path: self.entry.path.to_string(),
             width: self.info.width,
             height: self.info.height,
@@ -97,8 +98,10 @@ impl ShardJob<'_> {
         written: impl Fn(&T) -> &WrittenShard,
     ) -> Result<Option<T>, StorageError> {
         let there = |found: &T| {
-            let entry = &written(found).entry;
-            self.dest.join(&entry.path).size().is_ok_and(|bytes| bytes == entry.bytes)
+            let WrittenShard { entry, offsets, entry_points } = written(found);
+            // A record from before there were entry points is of a shard without.
+            entry_points.len() == offsets.len()
+                && self.dest.join(&entry.path).size().is_ok_and(|bytes| bytes == entry.bytes)
         };
         Ok(work.load(record)?.filter(there))
     }
@@ -188,7 +191,9 @@ impl ShardJob<'_> {
                 location: format!("{} in {}", instance.entry.path, self.options.sources[0]),
                 reason: "it changed while it was ingested".into(),
             })?;
-            rows.push(instance.row(bytes));
+            // What the check found is not kept, as it would fill the journal; they are the same again.
+            let points = (self.options.check == CheckDepth::Full).then(|| entry_points(&bytes)).flatten();
+            rows.push(instance.row(Kept { bytes, entry_points: points.map(Into::into) }));
         }
         Ok(rows)
     }

@@ -110,7 +110,6 @@ impl Findings<'_> {
             short_side: range(|info| u64::from(info.width.min(info.height))),
             long_side: range(|info| u64::from(info.width.max(info.height))),
             re_encoded: changed(|changes| changes.smaller || changes.baseline),
-            tiled: 0,
             source_stamp: (self.source.stamps.without() == 0).then(|| self.source.stamps.digest()),
             plan: serde_json::to_value(&self.source.plan).ok(),
         }

@@ -23,11 +23,14 @@ fn dataset(at: &Fixture, paths: &[String]) -> Location {
             bytes: bytes.len() as u32,
             width: 20,
             height: 16,
+            ..Default::default()
         };
         let image = Digest::of(&bytes);
         rows.push(IndexRow { id, label: None, path: path.clone(), place, image, view: None });
         let path = path.clone();
-        writer.push(Row { id, label: None, bytes, path, width: 20, height: 16 }).expect("pushed");
+        writer
+            .push(Row { id, label: None, bytes, path, width: 20, height: 16, entry_points: None })
+            .expect("pushed");
     }
     let written = writer.finish().expect("published");
     for (row, &offset) in rows.iter_mut().zip(&written.offsets) {

@@ -1,6 +1,7 @@
 //! One pass over the images equals two passes after a rejection.
 
 use super::*;
+use crate::image::entry_points;
 
 /// The shards of the split, by name.
 fn shards(at: &Fixture) -> Vec<(String, Vec<u8>)> {
@@ -32,6 +33,20 @@ fn both_ways(change: impl Fn(&Path)) -> [Vec<(String, Vec<u8>)>; 2] {
 fn one_pass_gives_the_shards_that_two_give() {
     let [one, two] = both_ways(|_| {});
     assert!(one.len() > 2 && one == two);
+}
+
+#[test]
+fn every_baseline_jpeg_gets_its_entry_points_unless_no_pixel_is_decoded() {
+    for check in [CheckDepth::Full, CheckDepth::Header] {
+        let at = fixture();
+        folder(&at.source);
+        ingest(&IngestOptions { check, ..options(&at.source, &at.dest) }, &Quiet).expect("ingested");
+        let manifest = Manifest::read(&location(&at.dest)).expect("a manifest");
+        for row in rows(&location(&at.dest), &manifest) {
+            let expected = entry_points(&row.bytes).filter(|_| check == CheckDepth::Full);
+            assert_eq!(row.entry_points.as_deref(), expected.as_deref(), "{}", row.path);
+        }
+    }
 }
 
 #[test]

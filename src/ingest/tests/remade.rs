@@ -158,11 +158,14 @@ fn an_export_writes_no_file_outside_of_its_folder() {
             bytes: bytes.len() as u32,
             width,
             height,
+            ..Default::default()
         },
         image: Digest::of(&bytes),
         view: None,
     };
-    writer.push(Row { id: InstanceId(0), label: None, bytes, path, width, height }).expect("pushed");
+    writer
+        .push(Row { id: InstanceId(0), label: None, bytes, path, width, height, entry_points: None })
+        .expect("pushed");
     let written = writer.finish().expect("published");
     row.place.offset = written.offsets[0];
     let shards = vec![written.entry];

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::row_group_cache::{READ_MEMORY, RowGroupCache};
 use super::split_rows::{SplitRows, StoredImage};
 use super::{Encoded, Fetched, Instances, ReadContext, Source};
-use crate::dataset::{DatasetError, Row};
+use crate::dataset::{DatasetError, Row, unsealed};
 use crate::ids::BankRow;
 use crate::image::ExifOrientation;
 use crate::loader::error::LoaderError;
@@ -36,7 +36,14 @@ impl LocalSource {
         }
         let bytes = self.file(image.group())?.read(image.range()).map_err(DatasetError::from)?;
         context.counters.count_read(&bytes);
-        image.checked(bytes).ok_or_else(|| self.split.changed(image))
+        let mut encoded = image.checked(bytes).ok_or_else(|| self.split.changed(image))?;
+        if let Some(range) = image.entry_points() {
+            let stored = self.file(image.group())?.read(range).map_err(DatasetError::from)?;
+            context.counters.count_read(&stored);
+            // Without them it is decoded all the same.
+            encoded.entry_points = unsealed(stored);
+        }
+        Ok(encoded)
     }
 
     fn load(&self, group: usize, context: &ReadContext) -> Result<Vec<Row>, LoaderError> {

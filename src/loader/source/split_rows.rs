@@ -18,7 +18,7 @@ use crate::storage::{Digest, Location};
 /// Shards whose footers are read at the same time.
 const OPENED_AT_ONCE: usize = 16;
 /// What an instance takes in the tables of a source, and a row group in the shards' footers, in bytes.
-const BYTES_OF_AN_INSTANCE: u64 = 64;
+const BYTES_OF_AN_INSTANCE: u64 = 80;
 const BYTES_OF_A_GROUP: u64 = 4 << 10;
 
 /// Where an image of the split is stored.
@@ -32,6 +32,9 @@ pub(super) struct StoredImage {
     offset: u64,
     bytes: u32,
     pixels: u32,
+    /// Where its entry points begin, and how many bytes they are; 0 where there are none.
+    entry_points: u64,
+    entry_points_bytes: u32,
     /// The first half of the digest of its bytes: damage changes it.
     digest: [u8; 16],
 }
@@ -47,10 +50,16 @@ impl StoredImage {
         self.offset..self.offset + u64::from(self.bytes)
     }
 
-    /// The image, if these are its bytes.
+    /// The range of its entry points in the shard's file.
+    pub(super) fn entry_points(&self) -> Option<Range<u64>> {
+        let end = self.entry_points + u64::from(self.entry_points_bytes);
+        (self.entry_points_bytes > 0).then_some(self.entry_points..end)
+    }
+
+    /// The image, if these are its bytes; without its entry points.
     pub(super) fn checked(&self, bytes: Bytes) -> Option<Encoded> {
         let is_its_own = Digest::of(&bytes).0[..16] == self.digest;
-        is_its_own.then(|| Encoded { bytes, pixels: u64::from(self.pixels) })
+        is_its_own.then(|| Encoded { bytes, pixels: u64::from(self.pixels), entry_points: None })
     }
 
     /// Its row of the group's.
@@ -245,8 +254,8 @@ impl SplitRows {
         match read {
             Ok(rows) => {
                 let copy = |&bank_row: &BankRow| {
-                    let row = self.image(bank_row).of(&rows);
-                    Ok(Encoded { bytes: Bytes::copy_from_slice(&row.bytes), pixels: row.pixels() })
+                    let encoded = Encoded::of(self.image(bank_row).of(&rows));
+                    Ok(Encoded { bytes: Bytes::copy_from_slice(&encoded.bytes), ..encoded })
                 };
                 members.iter().map(copy).collect()
             }
@@ -287,7 +296,11 @@ fn stored_image(
     let row = place.row as usize - first_rows[row_group];
     let group = shard.row_group_range(row_group);
     let end = place.offset.checked_add(u64::from(place.bytes))?;
-    let is_within = row < shard.rows(row_group) && group.start <= place.offset && end <= group.end;
+    let points_end = place.entry_points_offset.checked_add(u64::from(place.entry_points_bytes))?;
+    let has_points = place.entry_points_bytes > 0;
+    let is_within = row < shard.rows(row_group)
+        && (group.start <= place.offset && end <= group.end)
+        && (!has_points || group.start <= place.entry_points_offset && points_end <= group.end);
     let pixels = u64::from(place.width) * u64::from(place.height);
     is_within.then(|| StoredImage {
         group: (first_group + row_group) as u32,
@@ -295,6 +308,8 @@ fn stored_image(
         offset: place.offset,
         bytes: place.bytes,
         pixels: u32::try_from(pixels).unwrap_or(u32::MAX),
+        entry_points: place.entry_points_offset,
+        entry_points_bytes: place.entry_points_bytes,
         digest: found.image.0[..16].try_into().expect("half a digest"),
     })
 }

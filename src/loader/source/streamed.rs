@@ -10,7 +10,7 @@ use bytes::Bytes;
 use super::row_group_cache::{GROUPS_AT_ONCE, READ_MEMORY, RowGroupCache};
 use super::split_rows::SplitRows;
 use super::{Encoded, Fetched, Instances, ReadContext, Source};
-use crate::dataset::{DatasetError, Row};
+use crate::dataset::{DatasetError, Row, unsealed};
 use crate::ids::BankRow;
 use crate::image::ExifOrientation;
 use crate::loader::error::LoaderError;
@@ -85,14 +85,17 @@ impl StreamedSource {
             let first = self.split.range(group).start;
             let Range { start, end } = image.range();
             let kept = cache.read(self.split.digest(group), start - first..end - first);
-            if let Some(encoded) = kept.and_then(|bytes| image.checked(bytes)) {
-                context.counters.cache_bytes.add(encoded.bytes.len() as u64);
+            if let Some(mut encoded) = kept.and_then(|bytes| image.checked(bytes)) {
+                if let Some(Range { start, end }) = image.entry_points() {
+                    let stored = cache.read(self.split.digest(group), start - first..end - first);
+                    encoded.entry_points = stored.and_then(unsealed);
+                }
+                context.counters.cache_bytes.add(encoded.held_bytes());
                 return Ok(encoded);
             }
         }
         let rows = self.row_groups.get_or_load(&self.split, group, || self.load(group, context))?;
-        let row = image.of(&rows);
-        Ok(Encoded { bytes: row.bytes.clone(), pixels: row.pixels() })
+        Ok(Encoded::of(image.of(&rows)))
     }
 }
 

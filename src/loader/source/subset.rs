@@ -155,6 +155,7 @@ mod tests {
             path: id.to_string(),
             width: 1,
             height: 1,
+            entry_points: None,
         };
         let inner = Arc::new(MemorySource::in_groups((0..20).map(row).collect(), 4));
         let subset = Subset::new(inner, [1, 5, 6, 18].map(BankRow).into());

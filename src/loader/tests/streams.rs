@@ -4,6 +4,7 @@ use tempfile::{TempDir, tempdir};
 
 use super::support::{batches, damage, on_disk, open, options, publish, rows};
 use super::*;
+use crate::image::{encode_jpeg, entry_points};
 use crate::run_config::OnCorrupt;
 use crate::storage::{BlobCache, Location};
 
@@ -232,4 +233,64 @@ fn a_corrupt_image_is_named_with_its_place() {
     let error = first_error(open(&dataset), options());
     assert!(error.starts_with("instance 7 ("), "{error}");
     assert!(error.contains(".parquet row group ") && error.contains(", 7.png): "), "{error}");
+}
+
+/// JPEGs with their entry points; no two are the same.
+fn indexed_rows(len: u32) -> Vec<Row> {
+    let row = |id: u32| {
+        let (width, height) = (150 + id % 9, 90 + id % 11);
+        let rgb =
+            (0..width * height * 3).map(|at| (at.wrapping_mul(2_654_435_761 + id) >> 24) as u8).collect();
+        let image = DecodedImage { width, height, rgb };
+        let bytes = Bytes::from(encode_jpeg(&image, 80).expect("encoded"));
+        let entry_points = entry_points(&bytes).map(Bytes::from);
+        Row { id: InstanceId(id), label: None, bytes, path: format!("{id}.jpg"), width, height, entry_points }
+    };
+    (0..len).map(row).collect()
+}
+
+#[test]
+fn entry_points_reach_the_decoder_by_rows_by_groups_and_through_a_cache_and_change_no_pixel() {
+    let dir = tempdir().expect("a folder");
+    let (disk, store) = (on_disk(dir.path()), Location::in_memory());
+    let indexed = indexed_rows(40);
+    publish(&disk, &indexed, 5);
+    publish(&store, &indexed, 5);
+    let without = indexed.iter().map(|row| Row { entry_points: None, ..row.clone() });
+    let memory: Arc<dyn Source> = Arc::new(MemorySource::new(without.collect()));
+    let expected = batches(&memory, options());
+    let cached = cached(&store, &dir, u64::MAX);
+    for source in [&open(&disk), &open(&store), &cached, &cached] {
+        assert_eq!(batches(source, options()), expected);
+        let bank_rows: Vec<BankRow> = (0..40).map(BankRow).collect();
+        let by_rows = source.fetch_rows(&bank_rows, &ReadContext::default());
+        for (row, fetched) in indexed.iter().zip(by_rows) {
+            assert_eq!(fetched.expect("read").entry_points, row.entry_points);
+        }
+        for fetched in source.fetch_group(0, &ReadContext::default()) {
+            assert!(fetched.expect("read").entry_points.is_some());
+        }
+    }
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "damages a file by hand")]
+fn damaged_entry_points_of_an_image_that_is_read_alone_are_left_out() {
+    let dir = tempdir().expect("a folder");
+    let disk = on_disk(dir.path());
+    let indexed = indexed_rows(6);
+    let manifest = publish(&disk, &indexed, 5);
+    let expected = batches(&open(&disk), options());
+    let split = &manifest.splits["train"];
+    for found in split.read_places(&disk).expect("an index") {
+        let path = dir.path().join("dataset").join(&split.shards[found.place.shard as usize].path);
+        let mut contents = std::fs::read(&path).expect("read");
+        contents[found.place.entry_points_offset as usize + 20] ^= 4;
+        std::fs::write(&path, contents).expect("written");
+    }
+    let source = open(&disk);
+    for fetched in source.fetch_rows(&[BankRow(0), BankRow(5)], &ReadContext::default()) {
+        assert_eq!(fetched.expect("the image is whole").entry_points, None);
+    }
+    assert_eq!(batches(&source, options()), expected);
 }

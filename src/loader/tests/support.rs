@@ -23,6 +23,7 @@ pub(super) fn rows(len: u32) -> Vec<Row> {
             path: format!("{id}.png"),
             width,
             height,
+            entry_points: None,
         }
     };
     (0..len).map(row).collect()
@@ -56,17 +57,20 @@ pub(super) fn publish(dataset: &Location, rows: &[Row], row_group: usize) -> Man
             writer.push((*row).clone()).expect("pushed");
         }
         let written = writer.finish().expect("published");
-        index.extend((0..).zip(rows.iter().zip(written.offsets)).map(|(row, (of, offset))| IndexRow {
+        let places = written.offsets.into_iter().zip(written.entry_points);
+        index.extend((0..).zip(rows.iter().zip(places)).map(|(row, (of, place))| IndexRow {
             id: of.id,
             label: of.label,
             path: of.path.clone(),
             place: Place {
                 shard,
                 row,
-                offset,
+                offset: place.0,
                 bytes: of.bytes.len() as u32,
                 width: of.width,
                 height: of.height,
+                entry_points_offset: place.1.0,
+                entry_points_bytes: place.1.1,
             },
             image: Digest::of(&of.bytes),
             view: None,
