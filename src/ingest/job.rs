@@ -268,15 +268,6 @@ fn refuse_foreign_files(
     published: &BTreeSet<String>,
     recorded: &BTreeSet<String>,
 ) -> Result<(), IngestError> {
-    if published.is_empty() && recorded.is_empty() {
-        let files = options.dest.list()?;
-        if let Some(image) = files.into_iter().find(|file| is_image(&file.name)) {
-            return Err(IngestError::ImagesAtDestination {
-                dest: options.dest.to_string(),
-                image: image.name,
-            });
-        }
-    }
     for part in &plan.parts {
         let shards = options.dest.join(part.split).list()?;
         let shards = shards.into_iter().map(|entry| format!("{}/{}", part.split, entry.name));
@@ -294,6 +285,15 @@ fn refuse_foreign_files(
             if options.dest.join(&file).exists()? {
                 return Err(IngestError::NotOurs { dest: options.dest.to_string(), file });
             }
+        }
+    }
+    if published.is_empty() && recorded.is_empty() {
+        let files = options.dest.list()?;
+        if let Some(image) = files.into_iter().find(|file| is_image(&file.name)) {
+            return Err(IngestError::ImagesAtDestination {
+                dest: options.dest.to_string(),
+                image: image.name,
+            });
         }
     }
     Ok(())

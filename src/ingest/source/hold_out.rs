@@ -168,7 +168,7 @@ mod tests {
             text.parse::<HoldOut>().expect("a share").apply(&mut entries).expect_err(text)
         };
         assert!(refused("training=0.5", source(&[9])).contains("another name"));
-        assert!(refused("test=0.1", source(&[3])).ends_with("is 0 of 3 images"));
+        assert!(refused("test=0.1", source(&[3])).contains("test=10%` is 0 of 3 images"));
         let mut two = source(&[9]);
         two.insert("val".into(), Vec::new());
         assert!(refused("test=0.1", two).contains("`train`, `val`"));
