@@ -141,7 +141,7 @@ impl<'a> Plan<'a> {
                         (None, None) if options.append => held.ingest.len(),
                         (None, None) => {
                             return Err(other(format!(
-                                "its split `{split}` was made from other images, or by other options; another --dest keeps both, --append adds these"
+                                "its split `{split}` was made from other images, or with other splits or classes (`--hold-out`, `--splits`, `--unlabelled`, …); another --dest keeps both, --append adds these"
                             )));
                         }
                     }

@@ -140,7 +140,8 @@ impl IngestReport {
                 line("already there", format!("{images} of the appended images, byte for byte; {example}"));
             }
             if split.rejected > 0 {
-                line("rejected", counts(&found.refused));
+                let (rejected, all) = (split.rejected, found.looked_at);
+                line("rejected", format!("{rejected} of {all} images: {}", counts(&found.refused)));
             }
             for reject in &split.first_rejects {
                 line("", reject.clone());

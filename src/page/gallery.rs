@@ -56,12 +56,16 @@ pub(super) fn section(input: &PageInput<'_>, images: &PageImages) -> Option<Sect
     Some(Section { id: "gallery", title: "Queries and neighbours", html })
 }
 
-/// The class of an image, or where it has none the name of its file, or its number.
+/// The class of an image, or where it has none its folder and file, or its number.
 fn caption(input: &PageInput<'_>, images: &Thumbnails, label: Option<ClassId>, id: InstanceId) -> String {
-    let file = || images.path(id).and_then(|path| path.rsplit('/').next());
+    // Several folders may have files of one name.
+    let short = |path: &str| {
+        let folder = path.rsplit('/').take(2).collect::<Vec<_>>();
+        folder.into_iter().rev().collect::<Vec<_>>().join("/")
+    };
     match label {
         Some(_) => input.class_name(label).to_owned(),
-        None => file().map_or_else(|| format!("image {}", id.0), str::to_owned),
+        None => images.path(id).map_or_else(|| format!("image {}", id.0), short),
     }
 }
 

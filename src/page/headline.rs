@@ -18,7 +18,7 @@ pub(super) fn write(out: &mut String, input: &PageInput<'_>) {
     };
     add!(
         out,
-        "<p class=\"about\">{} queries of split <b>{}</b> ask {rows}: <b>{}</b>, step {}. {}ataset \
+        "<p class=\"about\">{} queries of split <b>{}</b>, compared with {rows}: <b>{}</b>, step {}. {}ataset \
          <code title=\"{}\">{}</code>.{}{}</p>\n",
         grouped(queries as u64),
         escape(&report.split),
@@ -75,10 +75,14 @@ pub(super) fn write(out: &mut String, input: &PageInput<'_>) {
         out,
         "<div><dt>chance <span>{what}</span></dt><dd>{}</dd>\
          <dd class=\"gauge\" style=\"--share:{1:.4};--low:{1:.4};--high:{1:.4};--chance:{1:.4}\" aria-hidden=\"true\"></dd>\
-         <dd class=\"note\">top-1 is {2:.1} times that</dd></div>\n",
+         <dd class=\"note\">{2}</dd></div>\n",
         percent(share),
         share,
-        report.top1 / share.max(f64::MIN_POSITIVE)
+        if report.top1 >= share {
+            format!("top-1 is {:.1} times that", report.top1 / share.max(f64::MIN_POSITIVE))
+        } else {
+            "top-1 is below that".to_owned()
+        }
     );
     out.push_str("</dl>\n</header>\n");
 }

@@ -74,8 +74,7 @@ impl Findings<'_> {
                 "after those before, in the order of a sorted ImageFolder of the appended images".into()
             }
             (Some(index), _) => format!(
-                "in the order of a sorted ImageFolder, less the rejected images before; the first rejected one is number {index} \
-                 of that order, counted from 0"
+                "in the order of a sorted ImageFolder without the rejected images, of which the first is its number {index}"
             ),
         }
     }
