@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use tch::Device;
 
-use crate::model::libtorch::operators;
+use crate::model::libtorch;
 use crate::model::wait_for;
 
 /// A phase of a step, in the order of the loop.
@@ -62,13 +62,13 @@ impl Clock {
 
     /// Starts to count operators, from zero.
     pub(super) fn start_counting(&mut self) {
-        operators::start();
+        libtorch::start_counting();
         *self = Self { measure: Measure::Operators, ..Self::off() };
     }
 
     /// Counts no more.
     pub(super) fn stop_counting(&mut self) {
-        operators::stop();
+        libtorch::stop_counting();
         self.measure = Measure::Nothing;
     }
 
@@ -83,7 +83,7 @@ impl Clock {
                 *since = now;
             }
             Measure::Operators => {
-                for (name, count) in operators::take() {
+                for (name, count) in libtorch::take_counts() {
                     *self.operators[phase as usize].entry(name).or_default() += count;
                 }
             }

@@ -8,7 +8,7 @@ pub(super) mod schedule;
 
 use tch::{Kind, Tensor, no_grad};
 
-use crate::model::libtorch::lists::{self, Update};
+use crate::model::libtorch::{self, Update};
 use crate::model::{NamedTensors, WeightsError};
 use crate::run_config::{OptimizerKind, TrainConfig};
 
@@ -87,13 +87,13 @@ impl Optimizer {
 
     /// Forgets the gradients.
     pub(in crate::train) fn drop_gradients(&mut self) {
-        self.groups.iter().for_each(|group| lists::drop_gradients(&group.parameters));
+        self.groups.iter().for_each(|group| libtorch::drop_gradients(&group.parameters));
     }
 
     /// The Euclidean norm of all gradients together; a f64 scalar on their device.
     pub(in crate::train) fn gradient_norm(&self) -> Tensor {
         let all = self.groups.iter().flat_map(|group| &group.parameters).map(Tensor::shallow_clone);
-        lists::gradient_norm(&all.collect::<Vec<_>>())
+        libtorch::gradient_norm(&all.collect::<Vec<_>>())
     }
 
     /// What gradients of this norm are to be divided by: `scale`, which they have too much, and what makes them longer
@@ -118,15 +118,15 @@ impl Optimizer {
             let Group { parameters, first, second, .. } = group;
             let update = Update { rate, weight_decay: group.weight_decay, scale: divisor };
             match kind {
-                OptimizerKind::Sgd => lists::sgd(parameters, first, momentum, nesterov, update),
+                OptimizerKind::Sgd => libtorch::sgd(parameters, first, momentum, nesterov, update),
                 OptimizerKind::Lars => {
                     // Biases and batch norms take the rate as it is.
                     let trust = if group.matrices { trust } else { 0.0 };
-                    lists::lars(parameters, first, momentum, trust, update);
+                    libtorch::lars(parameters, first, momentum, trust, update);
                 }
                 OptimizerKind::Adamw => {
                     let step = Tensor::full([], self.steps as f64, (Kind::Float, parameters[0].device()));
-                    lists::adamw(parameters, (first, second), &step, (betas, ADAM_EPS), update);
+                    libtorch::adamw(parameters, (first, second), &step, (betas, ADAM_EPS), update);
                 }
             }
         }

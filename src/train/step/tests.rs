@@ -277,7 +277,7 @@ fn a_number_that_is_not_finite_ends_the_run_before_anything_of_the_step_can_be_s
 
 #[test]
 fn the_optimiser_works_on_lists() {
-    let _alone = crate::model::libtorch::operators::COUNTING.lock();
+    let _alone = crate::model::libtorch::COUNTING.lock();
     let mut trainer = trainer(config());
     step(&mut trainer, &batch(0));
     trainer.clock.start_counting();
