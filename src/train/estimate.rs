@@ -34,12 +34,12 @@ pub struct Estimate {
     pub host_bytes: u64,
     /// On disk: a checkpoint of the whole run.
     pub checkpoint_bytes: u64,
-    /// So many of them are kept at the end: the initial one and the newest; 0 where all are.
+    /// The number of checkpoints kept at the end: the initial one and the newest; 0 where all are.
     pub checkpoints: u64,
 }
 
 impl Estimate {
-    /// Of a run on so many instances in so many processes. The network is built on the CPU to count.
+    /// Of a run on `instances` instances in `ranks` processes. The network is built on the CPU to count.
     pub fn of(config: &TrainConfig, instances: usize, ranks: usize) -> Self {
         let encoder = Encoder::new(config.encoder(), config.seed, tch::Device::Cpu);
         let parameters = encoder.parameters().iter().map(|(_, tensor)| tensor.numel() as u64).sum::<u64>();
