@@ -41,7 +41,7 @@ pub enum TrainError {
         now: String,
     },
     /// A quantity is not a finite number any more.
-    #[error("step {step}: the {quantity} is {value}; the last checkpoint stands (ids: {ids:?})")]
+    #[error("step {step}: the {quantity} is {value}; the last checkpoint remains (ids: {ids:?})")]
     NotFinite {
         /// The step, counted from 0.
         step: u64,
@@ -53,7 +53,7 @@ pub enum TrainError {
         ids: Vec<u32>,
     },
     /// The weights are not finite: no checkpoint is made of them.
-    #[error("step {step}: {name} is not finite; the checkpoint before it stands")]
+    #[error("step {step}: {name} is not finite; the checkpoint before it remains")]
     Poisoned {
         /// Steps done.
         step: u64,

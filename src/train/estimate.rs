@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::bench::StepTime;
+use super::StepTime;
 use crate::model::Encoder;
 use crate::run_config::{BankDtype, BankInit, OptimizerKind, Precision, TrainConfig};
 
@@ -37,14 +37,14 @@ pub struct Estimate {
     pub host_bytes: u64,
     /// On disk: a checkpoint of the whole run.
     pub checkpoint_bytes: u64,
-    /// How many of them are kept at the end: the initial one and the newest; 0 where all are.
+    /// The number of checkpoints kept at the end: the initial one and the newest; 0 where all are.
     pub checkpoints: u64,
     /// How long a step takes, where it was measured.
     pub time: Option<StepTime>,
 }
 
 impl Estimate {
-    /// Of a run on so many instances in so many processes. The network is built on the CPU to count.
+    /// Of a run on `instances` instances in `ranks` processes. The network is built on the CPU to count.
     pub fn of(config: &TrainConfig, instances: usize, ranks: usize) -> Self {
         let encoder = Encoder::new(config.encoder(), config.seed, tch::Device::Cpu);
         let parameters = encoder.parameters().iter().map(|(_, tensor)| tensor.numel() as u64).sum::<u64>();

@@ -1,4 +1,4 @@
-//! Places in a network whose output is a feature.
+//! The layers of a network whose output is a feature.
 
 use std::fmt;
 use std::str::FromStr;

@@ -158,7 +158,7 @@ fn the_last_step_of_an_epoch_leads_to_the_next_one() {
 fn a_loss_scale_leaves_no_trace_in_f32_numbers() {
     let mut plain = trainer(config());
     let mut scaled = trainer(config());
-    scaled.loss_scale = Some(LossScale { factor: 1024.0, good_steps: 0 });
+    scaled.loss_scale = Some(LossScale::default());
     for number in 0..3 {
         let (a, b) = (step(&mut plain, &batch(number)), step(&mut scaled, &batch(number)));
         // Powers of two change no digit.
@@ -277,15 +277,15 @@ fn a_number_that_is_not_finite_ends_the_run_before_anything_of_the_step_can_be_s
 
 #[test]
 fn the_optimiser_works_on_lists() {
-    let _alone = crate::model::libtorch::operators::COUNTING.lock();
+    let _alone = crate::model::libtorch::COUNTING.lock();
     let mut trainer = trainer(config());
     step(&mut trainer, &batch(0));
     trainer.clock.start_counting();
     step(&mut trainer, &batch(1));
     trainer.clock.stop_counting();
-    let of = |phase: Phase| trainer.clock.operators[phase as usize].clone();
     // Other tests run at the same time and are counted too: an upper bound would not hold.
-    let optimizer = of(Phase::Optimizer);
+    let operators = bench::operators(&trainer.clock, 1);
+    let optimizer = operators["phases"]["optimizer"]["by_name"].as_object().expect("counts");
     assert!(optimizer.contains_key("aten::_foreach_norm") && optimizer.contains_key("aten::_fused_sgd_"));
     assert!(!optimizer.contains_key("torch::autograd::AccumulateGrad"));
 }

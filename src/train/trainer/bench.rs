@@ -1,5 +1,6 @@
-//! Measuring the training step.
+//! Measures the training step: where its time goes, and what it starts on the device.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,15 +9,11 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use tch::Device;
 
-use super::TrainError;
-use super::checkpoint::resume::set_precision;
-use super::clock::{Clock, Phase};
-use super::gather::Requests;
-use super::state::Trainer;
+use super::{Learner, Requests, TrainError, Trainer};
 use crate::distributed::{ProcessGroup, Rendezvous};
 use crate::ids::{BankRow, InstanceId, RankShare};
 use crate::loader::{Batch, EpochOrder, GlobalBatch};
-use crate::model::{select_device_of, threads, wait_for};
+use crate::model::{libtorch, select_device_of, threads, wait_for};
 use crate::rng::{Purpose, Stream};
 use crate::run_config::TrainConfig;
 
@@ -55,7 +52,7 @@ impl StepBench {
     ) -> Result<Value, TrainError> {
         config.validate()?;
         let selected = select_device_of(config.device, rendezvous.local_rank(), rendezvous.world())?;
-        set_precision(&config, selected.device);
+        config.set_precision(selected.device);
         let group = Rc::new(ProcessGroup::join(rendezvous, selected.device, timeout)?);
         let mut drawn = Drawn::new(config, self.instances, Rc::clone(&group), selected.device)?;
         drawn.steps(self.warmup_steps)?;
@@ -151,7 +148,7 @@ impl StepTime {
     /// If the configuration makes no sense, a number is not finite, or there is no such device.
     pub fn measure(config: &TrainConfig, instances: usize, ranks: usize) -> Result<Self, TrainError> {
         let selected = select_device_of(config.device, 0, 1)?;
-        set_precision(config, selected.device);
+        config.set_precision(selected.device);
         let images = config.batch_size.div_ceil(ranks);
         let (measured_images, accumulate, steps) = match selected.device {
             Device::Cpu => (images.min(CPU_IMAGES), 1, CPU_STEPS),
@@ -169,7 +166,7 @@ impl StepTime {
 
 /// What a step starts on the device, by phase: how many operators, and how many of each name. An operator over a list
 /// of tensors, and adding a gradient to what a parameter has, count as one. `reads` are waits for a number.
-fn operators(clock: &Clock, steps: usize) -> Value {
+pub(super) fn operators(clock: &Clock, steps: usize) -> Value {
     let a_step = |count: u64| json!(count as f64 / steps as f64);
     let mut by_phase = Map::new();
     let mut reads = 0;
@@ -203,5 +200,88 @@ fn draw(config: &TrainConfig, instances: usize, number: usize, part: RankShare) 
         pixels: (0..bank_rows.len() * 3 * side * side).map(|_| stream.bits() as u8).collect(),
         bank_rows,
         global: Arc::new(global),
+    }
+}
+
+/// A phase of a step, in the order of the loop.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Phase {
+    /// Pixels to the device.
+    Data,
+    /// The encoder.
+    Forward,
+    /// Negatives, loss, gradient.
+    Objective,
+    /// Through the encoder.
+    Backward,
+    /// Reading the numbers, clipping, moving the weights.
+    Optimizer,
+    /// Moving the rows.
+    Bank,
+}
+
+impl Phase {
+    const NAMES: [&str; 6] = ["data", "forward", "objective", "backward", "optimizer", "bank"];
+}
+
+/// What a clock adds up of each phase.
+#[derive(Clone, Copy, Debug)]
+enum Measure {
+    Nothing,
+    /// Time; each mark waits for the device.
+    Time(Device, Instant),
+    /// libtorch's operators.
+    Operators,
+}
+
+/// Adds up time or operators by phase, once it is started.
+#[derive(Debug)]
+pub(super) struct Clock {
+    measure: Measure,
+    seconds: [f64; Phase::NAMES.len()],
+    /// By name.
+    operators: [BTreeMap<String, u64>; Phase::NAMES.len()],
+}
+
+impl Clock {
+    /// A clock that does nothing.
+    pub(super) fn off() -> Self {
+        Self { measure: Measure::Nothing, seconds: Default::default(), operators: Default::default() }
+    }
+
+    /// Starts to take the time, from zero.
+    fn start(&mut self, device: Device) {
+        wait_for(device);
+        *self = Self { measure: Measure::Time(device, Instant::now()), ..Self::off() };
+    }
+
+    /// Starts to count operators, from zero.
+    pub(super) fn start_counting(&mut self) {
+        libtorch::start_counting();
+        *self = Self { measure: Measure::Operators, ..Self::off() };
+    }
+
+    /// Stops counting.
+    pub(super) fn stop_counting(&mut self) {
+        libtorch::stop_counting();
+        self.measure = Measure::Nothing;
+    }
+
+    /// The phase ends here.
+    pub(super) fn mark(&mut self, phase: Phase) {
+        match &mut self.measure {
+            Measure::Nothing => {}
+            Measure::Time(device, since) => {
+                wait_for(*device);
+                let now = Instant::now();
+                self.seconds[phase as usize] += (now - *since).as_secs_f64();
+                *since = now;
+            }
+            Measure::Operators => {
+                for (name, count) in libtorch::take_counts() {
+                    *self.operators[phase as usize].entry(name).or_default() += count;
+                }
+            }
+        }
     }
 }

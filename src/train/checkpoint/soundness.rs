@@ -25,7 +25,7 @@ pub(super) fn not_finite(
         return Some(format!("the optimiser's buffer of {name}"));
     }
     let mut encoder = Encoder::new(config, 0, Device::Cpu);
-    // Weights of another form are named by whoever loads them.
+    // Loading names weights of another form.
     encoder.load(model).ok()?;
     let side = config.image_size;
     let mut stream = Stream::new(0, Purpose::Soundness, 0, 0);
@@ -44,7 +44,7 @@ pub(super) fn check(checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
         |source| CheckpointError::Malformed { file: checkpoint.folder().join(STATE).to_string(), source };
     let config: EncoderConfig = serde_json::from_value(checkpoint.state()?.encoder).map_err(malformed)?;
     let read = |name| Ok::<_, CheckpointError>(NamedTensors::from_bytes(&checkpoint.read(name)?).ok());
-    // Files that hold no tensors are named by whoever loads them.
+    // Loading names files that are not tensors.
     let (Some(model), Some(optimizer)) = (read(MODEL)?, read(OPTIMIZER)?) else { return Ok(()) };
     match not_finite(config, &model, &optimizer) {
         Some(name) => Err(CheckpointError::NotFinite { checkpoint: checkpoint.folder().to_string(), name }),
@@ -62,7 +62,7 @@ mod tests {
     };
     use crate::run_config::{Architecture, TrainConfig};
     use crate::storage::Location;
-    use crate::train::checkpoint::restore::newest;
+    use crate::train::checkpoint::resume::newest;
 
     fn encoder() -> Encoder {
         let config = TrainConfig {
