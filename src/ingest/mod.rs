@@ -19,7 +19,6 @@ mod part;
 mod plan;
 mod report;
 mod source;
-mod split_names;
 mod synth;
 mod validate;
 mod verify_source;
