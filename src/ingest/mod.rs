@@ -14,6 +14,7 @@ mod export;
 pub mod fuzzing;
 mod job;
 mod journal;
+mod memory;
 mod near_duplicates;
 mod part;
 mod plan;
@@ -167,7 +168,7 @@ impl IngestOptions {
         }
     }
 
-    /// Whether images may come into the dataset otherwise than they lie in the source.
+    /// Whether the dataset may hold other bytes of an image than the source.
     fn changes_images(&self) -> bool {
         self.max_side.is_some() || self.short_side.is_some() || self.baseline
     }
