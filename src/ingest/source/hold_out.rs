@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::names::split_meaning;
+use super::names::{check_split_names, split_meaning};
 use super::records::Entry;
 use crate::ids::ClassId;
-use crate::ingest::split_names::check_split_names;
 
 /// `NAME=SHARE`: the split that gets a share of a source's images.
 #[derive(Clone, Debug, PartialEq)]
