@@ -191,7 +191,7 @@ impl Checkpoint {
         Ok(Self { folder: folder.clone(), manifest })
     }
 
-    /// What the checkpoint says of itself.
+    /// The contents of its manifest.
     pub fn manifest(&self) -> &CheckpointManifest {
         &self.manifest
     }

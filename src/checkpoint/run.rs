@@ -101,7 +101,7 @@ pub fn remove_checkpoint(folder: &Location) -> Result<(), CheckpointError> {
 /// The file that marks a run as finished.
 const FINISHED: &str = "finished.json";
 
-/// What `finished.json` says.
+/// The contents of `finished.json`.
 #[derive(Debug, Serialize, Deserialize)]
 struct Finished {
     /// Steps of the whole run.

@@ -60,7 +60,7 @@ pub struct Place {
     pub height: u32,
 }
 
-/// What the index says of an instance.
+/// An entry of the index.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IndexRow {
     /// Its number in the split.
@@ -77,7 +77,7 @@ pub struct IndexRow {
     pub view: Option<ViewHash>,
 }
 
-/// What a loader needs to know of an instance.
+/// The part of an entry that a loader needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Located {
     /// Its number in the split.
@@ -200,7 +200,7 @@ pub fn read_paths(
 }
 
 impl Split {
-    /// What the indexes of its parts say, one after the other: by id.
+    /// Reads the indexes of its parts, one after the other: by id.
     ///
     /// # Errors
     /// If one is missing or damaged, or has other instances than the manifest says.
@@ -226,7 +226,7 @@ impl Split {
         }
     }
 
-    /// The error of an index that says something else of an instance than its shard.
+    /// The error of an index whose entry of an instance differs from its shard.
     pub(super) fn wrong_index(&self, dataset: &Location, id: InstanceId) -> DatasetError {
         let mut ends = self.ingest.iter().scan(0, |end, part| {
             *end += part.instances;
@@ -238,7 +238,7 @@ impl Split {
     }
 }
 
-/// Reads of an index what a loader needs, and checks it against the manifest's digest.
+/// Reads the part of an index that a loader needs, and checks it against the manifest's digest.
 ///
 /// # Errors
 /// If it is missing or damaged, or the store fails.

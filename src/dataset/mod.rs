@@ -12,7 +12,6 @@ mod error;
 mod index;
 mod manifest;
 mod reader;
-mod schema;
 mod summary;
 mod table;
 mod writer;
@@ -29,9 +28,16 @@ pub use summary::{DatasetSummary, SplitSummary, summarise, verify};
 pub use table::write_label_subset;
 pub use writer::{ShardWriter, WriterOptions, WrittenShard};
 
+use arrow::datatypes::{DataType, Field, Fields, Schema};
 use bytes::Bytes;
 
 use crate::ids::{ClassId, InstanceId};
+
+/// The leaf column of the encoded images in a shard.
+const IMAGE_BYTES: usize = 1;
+
+/// Bytes of the length before each value of that column, in a plain page.
+const LENGTH_BYTES: usize = 4;
 
 /// One image with what is known of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +61,22 @@ impl Row {
     pub fn pixels(&self) -> u64 {
         u64::from(self.width) * u64::from(self.height)
     }
+}
+
+/// The columns of a shard. No value is ever null; they are declared as nullable because Hugging Face `datasets` takes its
+/// features from the metadata only where the declared type is its own, which is.
+fn schema() -> Schema {
+    let image = Fields::from(vec![
+        Field::new("bytes", DataType::Binary, true),
+        Field::new("path", DataType::Utf8, true),
+    ]);
+    Schema::new(vec![
+        Field::new("instance_id", DataType::Int64, true),
+        Field::new("image", DataType::Struct(image), true),
+        Field::new("label", DataType::Int64, true),
+        Field::new("width", DataType::Int32, true),
+        Field::new("height", DataType::Int32, true),
+    ])
 }
 
 #[cfg(test)]

@@ -21,8 +21,7 @@ use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
 use parquet::file::reader::{ChunkReader, Length};
 use parquet::file::serialized_reader::SerializedPageReader;
 
-use super::schema::{IMAGE_BYTES, LENGTH_BYTES, schema};
-use super::{DatasetError, Row, ShardEntry};
+use super::{DatasetError, IMAGE_BYTES, LENGTH_BYTES, Row, ShardEntry, schema};
 use crate::ids::{ClassId, InstanceId};
 use crate::storage::{Digest, Location};
 
@@ -151,7 +150,7 @@ impl ShardReader {
     pub fn read_row_group(&self, row_group: usize) -> Result<Vec<Row>, DatasetError> {
         let range = self.row_group_range(row_group);
         if range.end > self.bytes || range.start > range.end {
-            return Err(self.wrong(row_group, "its place is outside of the shard".into()));
+            return Err(self.wrong(row_group, "its bytes are outside of the shard".into()));
         }
         let read = || self.parse_row_group(row_group, self.location.read_range(range.clone())?);
         match read() {
@@ -175,7 +174,7 @@ impl ShardReader {
         }
         let range = self.row_group_range(row_group);
         if range.end > self.bytes || range.end.checked_sub(range.start) != Some(bytes.len() as u64) {
-            return Err(self.wrong(row_group, "its place is outside of the shard".into()));
+            return Err(self.wrong(row_group, "its bytes are outside of the shard".into()));
         }
         let part = FilePart { start: range.start, len: self.bytes, bytes };
         let images = images(&self.metadata, row_group, &part)

@@ -1,7 +1,5 @@
 use std::collections::BTreeMap;
 
-use arrow::datatypes::{DataType, Fields};
-
 use super::*;
 use crate::progress::Quiet;
 use crate::storage::{Digest, Location, PublishMode};
@@ -341,9 +339,9 @@ fn schema_text() -> String {
     }
     let mut text =
         String::from("Dataset shard, version 1: a Parquet file, PLAIN and uncompressed\n\ncolumns\n");
-    lines(&mut text, schema::schema().fields(), "  ", false);
+    lines(&mut text, schema().fields(), "  ", false);
     text += "\nkey-value metadata\n  huggingface (for two classes a and b):\n    ";
-    text += &schema::huggingface_entry(&["a".into(), "b".into()]);
+    text += &writer::huggingface_entry(&["a".into(), "b".into()]);
     text += "\n\nindex/<split>.parquet: a Parquet file\n\ncolumns\n";
     lines(&mut text, index::schema().fields(), "  ", true);
     text += "\nduplicates.parquet: a Parquet file\n\ncolumns\n";

@@ -1,9 +1,11 @@
 //! Writing a shard.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::io::Write;
 use std::sync::Arc;
 
+use arrow::datatypes::Schema;
 use parquet::arrow::{ArrowSchemaConverter, add_encoded_arrow_schema_to_metadata};
 use parquet::basic::{Compression, Encoding};
 use parquet::data_type::{ByteArray, ByteArrayType, DataType, Int32Type, Int64Type};
@@ -13,14 +15,16 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterVersi
 use parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
 use serde::{Deserialize, Serialize};
 
-use super::schema::{HUGGINGFACE, IMAGE_BYTES, LENGTH_BYTES, huggingface_entry, labelled_schema};
-use super::{DatasetError, FooterEntry, Row, ShardEntry};
+use super::{DatasetError, FooterEntry, IMAGE_BYTES, LENGTH_BYTES, Row, ShardEntry, schema};
 use crate::ids::ClassId;
 use crate::storage::{Digest, Location, Upload};
 
 /// A row group ends early where its images reach this size: it is in memory whole when it is written and
 /// when it is read, and Parquet's offsets within it have 31 bits.
 const ROW_GROUP_BYTES: usize = 256 << 20;
+
+/// The key of the metadata entry for other readers.
+const HUGGINGFACE: &str = "huggingface";
 
 /// How shards are laid out.
 #[derive(Clone, Debug)]
@@ -161,6 +165,25 @@ impl ShardWriter {
     }
 }
 
+/// The columns of a dataset with these classes. The Arrow schema holds the entry too, for pyarrow.
+fn labelled_schema(classes: &[String]) -> Arc<Schema> {
+    let metadata = HashMap::from([(HUGGINGFACE.to_owned(), huggingface_entry(classes))]);
+    Arc::new(schema().with_metadata(metadata))
+}
+
+/// The value of the `huggingface` metadata entry, by which `datasets` and pandas see images and classes.
+pub(super) fn huggingface_entry(classes: &[String]) -> String {
+    let value = |dtype: &str| serde_json::json!({"dtype": dtype, "_type": "Value"});
+    serde_json::json!({"info": {"features": {
+        "instance_id": value("int64"),
+        "image": {"_type": "Image"},
+        "label": {"names": classes, "_type": "ClassLabel"},
+        "width": value("int32"),
+        "height": value("int32"),
+    }}})
+    .to_string()
+}
+
 /// Where each image begins: a page ends with its values, each after its length in four bytes.
 fn image_offsets(metadata: &ParquetMetaData, sizes: &[u64]) -> Option<Vec<u64>> {
     const LENGTH: u64 = LENGTH_BYTES as u64;
@@ -216,7 +239,7 @@ impl Write for Digests {
     }
 }
 
-/// Writes rows as one row group; the columns are those of [`schema`](super::schema::schema).
+/// Writes rows as one row group; the columns are those of [`schema`].
 fn write_group(writer: &mut SerializedFileWriter<Digests>, rows: &[Row]) -> Result<(), ParquetError> {
     let mut group = writer.next_row_group()?;
     let list = |of: fn(&Row) -> i64| rows.iter().map(of).collect::<Vec<i64>>();

@@ -86,14 +86,8 @@ pub fn evaluate_with_neighbours(
     queries: &FeatureTable,
     options: &KnnOptions,
 ) -> Result<(KnnReport, Neighbours), EvalError> {
-    let unit;
-    let rows: &dyn Table = if bank.meta().unit_length {
-        bank
-    } else {
-        unit = UnitRows::new(bank);
-        &unit
-    };
-    let find = |queries: &FeatureTable, k| Ok(search(rows, queries, k, options.leave_one_out)?);
+    let rows = UnitRows::new(bank);
+    let find = |queries: &FeatureTable, k| Ok(search(&rows, queries, k, options.leave_one_out)?);
     evaluate_by(bank, queries, options, &find)
 }
 

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::EvalError;
 use crate::feature_table::{FeatureTable, Table};
 use crate::search::Neighbours;
-use crate::storage::{Location, StorageError, Upload};
+use crate::storage::{Location, Upload};
 
 /// The quantile of the normal distribution that leaves 2.5 % above it.
 const QUANTILE: f64 = 1.959_963_984_540_054;
@@ -183,12 +183,7 @@ pub fn write_neighbours(
     queries: &FeatureTable,
     neighbours: &Neighbours,
 ) -> Result<(), EvalError> {
-    let failed = |source: ParquetError| StorageError::Failed {
-        operation: "write",
-        location: location.to_string(),
-        local: location.local_path().is_some(),
-        source: Box::new(source),
-    };
+    let failed = |source: ParquetError| location.failed_by("write", source);
     let upload = Upload::start(location)?;
     let schema = batch(bank, queries, neighbours, 0..0).schema();
     let mut writer = ArrowWriter::try_new(upload, schema, None).map_err(failed)?;

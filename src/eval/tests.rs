@@ -1,4 +1,4 @@
-//! What a report says of a bank and queries, and what copies of a query do not do. Tables are drawn.
+//! Reports of drawn banks and queries, and of copies of a query.
 
 use super::*;
 use crate::dataset::DuplicateRow;

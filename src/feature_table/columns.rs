@@ -1,4 +1,4 @@
-//! The columns of a feature table of any program: which they are, and their values.
+//! The columns of a feature table from any program, and their values.
 
 use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch};
 use arrow::compute::cast;
@@ -20,7 +20,7 @@ pub struct ColumnNames {
     pub label: Option<String>,
 }
 
-/// Where the columns of a table are, as positions in its schema.
+/// The columns of a table, as positions in its schema.
 #[derive(Debug)]
 pub(super) struct Found {
     names: [String; 4],
@@ -109,8 +109,8 @@ impl Rows {
     ) -> Result<(), TableError> {
         let positions = found.positions();
         let column = |at: usize| {
-            let place = positions.iter().position(|position| *position == at);
-            batch.column(place.expect("the batch has the columns that were asked for"))
+            let index = positions.iter().position(|position| *position == at);
+            batch.column(index.expect("the batch has the columns that were asked for"))
         };
         let [id_name, vector_name, label_name, step_name] = &found.names;
         let wrong = |name: &str, reason: String| TableError::Column {

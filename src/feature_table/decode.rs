@@ -1,6 +1,6 @@
 //! Record batches of a file in memory: an Arrow IPC file or stream, or Parquet.
 //!
-//! The messages of Arrow are checked before arrow's decoder sees them: it takes places and lengths on trust, and a
+//! The messages of Arrow are checked before arrow's decoder sees them: it takes offsets and lengths on trust, and a
 //! wrong one would end the process. Damage that the decoders meet with a panic is an error all the same.
 
 use arrow::array::RecordBatch;
@@ -159,10 +159,10 @@ impl Contents {
     }
 }
 
-/// A block's message and body, once its places and lengths are known to lie within them.
+/// A block's message and body, once its offsets and lengths are known to be within them.
 fn checked_block(bytes: &Buffer, block: &Block) -> Result<Buffer, ArrowError> {
     let size =
-        |value: i64| usize::try_from(value).map_err(|_| wrong("a block has a negative place or length"));
+        |value: i64| usize::try_from(value).map_err(|_| wrong("a block has a negative offset or length"));
     let (at, head) = (size(block.offset())?, size(block.metaDataLength().into())?);
     let body = size(block.bodyLength())?;
     let length = head.checked_add(body);

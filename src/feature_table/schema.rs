@@ -117,7 +117,7 @@ impl TableMeta {
     }
 }
 
-/// What the metadata of a schema names.
+/// The entries that the metadata of a schema has.
 #[derive(Debug, Default)]
 pub(super) struct NamedMeta {
     /// Whether this program, or one that knows the format, wrote the table.

@@ -18,7 +18,7 @@ use super::error::TableError;
 use super::rows::{IN_MEMORY, PendingVectors, Table, check_vectors, is_unit_length, normalise, split};
 use super::schema::{Kind, NamedMeta, TableMeta, schema};
 use crate::ids::{ClassId, InstanceId};
-use crate::storage::{Location, Published, StorageError, Upload};
+use crate::storage::{Location, Published, Upload};
 
 /// Rows of a record batch: 32 MiB of features at 128 numbers a row.
 const BATCH_ROWS: usize = 1 << 16;
@@ -208,7 +208,7 @@ impl FeatureTable {
         assert_eq!(self.features.len(), self.len() * self.meta.dim, "a vector for each row");
         let upload = Upload::start(location)?;
         let failed = |error: ArrowError| match error {
-            ArrowError::IoError(_, source) => storage_error(location, source),
+            ArrowError::IoError(_, source) => TableError::from(location.failed_by("write", source)),
             source => TableError::Malformed { table: location.to_string(), source },
         };
         let upload = self.write_to(upload).map_err(failed)?;
@@ -281,10 +281,4 @@ impl From<ArrowError> for Wrong {
     fn from(error: ArrowError) -> Self {
         Self::Arrow(error)
     }
-}
-
-fn storage_error(location: &Location, error: std::io::Error) -> TableError {
-    let source: Box<dyn std::error::Error + Send + Sync> = error.into();
-    let (location, local) = (location.to_string(), location.local_path().is_some());
-    StorageError::Failed { operation: "write", location, local, source }.into()
 }

@@ -60,8 +60,8 @@ impl Table for TableSlice<'_> {
     }
 }
 
-/// A table whose rows are brought to unit length as they are read, so that inner products are cosines; a row of zeros
-/// stays.
+/// A table whose rows are brought to unit length as they are read, so that inner products are cosines. Rows of a table
+/// that says that they are of unit length keep their bits, and a row of zeros stays.
 #[derive(Debug)]
 pub struct UnitRows<'a> {
     table: &'a dyn Table,
@@ -98,7 +98,8 @@ impl Table for UnitRows<'_> {
     }
 
     fn start_read(&self, rows: Range<usize>) -> PendingVectors<'_> {
-        self.table.start_read(rows).at_unit_length()
+        let read = self.table.start_read(rows);
+        if self.table.meta().unit_length { read } else { read.at_unit_length() }
     }
 
     fn verify(&self) -> Result<(), TableError> {

@@ -125,7 +125,7 @@ fn tsne(table: &FeatureTable, rows: &[usize], components: &[[f32; 2]]) -> Vec<[f
     fit.embedding().chunks_exact(2).map(|point| [point[0], point[1]]).collect()
 }
 
-/// What the script draws.
+/// The data that the script draws.
 #[derive(Serialize)]
 struct Data<'a> {
     /// The names of the classes that occur.

@@ -25,7 +25,7 @@ const SCRIPT: &str = include_str!("script.js");
 /// Neighbours that the gallery shows for a query.
 const SHOWN_NEIGHBOURS: usize = 20;
 
-/// What a page is made from.
+/// The inputs of a page.
 #[derive(Clone, Copy, Debug)]
 pub struct PageInput<'a> {
     /// The scores.

@@ -1,4 +1,4 @@
-//! What was evaluated, and its scores: in all, by options, by class.
+//! The evaluated features and their scores: overall, by options, by class.
 
 use super::text::{add, breakable, escape, grouped, interval, percent};
 use super::{PageInput, Section};
@@ -7,7 +7,7 @@ use crate::eval::{Confusion, GridCell, KnnReport, KnnReports};
 /// Pairs that are shown at once.
 const FIRST_PAIRS: usize = 12;
 
-/// What was evaluated, and its scores.
+/// The evaluated features and their scores.
 pub(super) fn headline(out: &mut String, input: &PageInput<'_>) {
     let report = input.report();
     let title = if report.has_scores() {

@@ -206,17 +206,6 @@ fn shell_variable(text: &str) -> Option<&str> {
     })
 }
 
-/// Parses a path of this machine.
-///
-/// # Errors
-/// The reason.
-pub(super) fn local_path(text: &str) -> Result<PathBuf, String> {
-    match Address::parse(text)? {
-        Address::Local(path) => Ok(path),
-        Address::Remote { .. } => Err("expected a local path, not an object store".into()),
-    }
-}
-
 /// The text without any credentials or signature of a URL.
 pub(super) fn without_credentials(text: &str) -> String {
     let Some(scheme) = text.find("://") else { return text.to_owned() };

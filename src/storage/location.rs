@@ -2,6 +2,7 @@
 //!
 //! A name is a plain path or a URL; parsing it neither reads nor contacts anything.
 
+use std::error::Error;
 use std::fmt;
 use std::io::{ErrorKind, Write};
 use std::ops::Range;
@@ -13,7 +14,7 @@ use futures::TryStreamExt;
 use object_store::path::{Path, PathPart};
 use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 
-use super::address::{Address, local_path, without_credentials, without_dots};
+use super::address::{Address, without_credentials, without_dots};
 use super::store::{self, OpenError, StorageOptions, Store};
 use super::upload::PART_BYTES;
 use super::{Digest, LocalFile, PendingRead, StorageError, Upload, block_on};
@@ -109,8 +110,11 @@ impl Location {
     /// # Errors
     /// [`StorageError::BadLocation`] where the text names an object store or is wrong.
     pub fn parse_local(text: &str) -> Result<PathBuf, StorageError> {
-        local_path(text)
-            .map_err(|reason| StorageError::BadLocation { text: without_credentials(text), reason })
+        let path = Address::parse(text).and_then(|address| match address {
+            Address::Local(path) => Ok(path),
+            Address::Remote { .. } => Err("expected a local path, not an object store".into()),
+        });
+        path.map_err(|reason| StorageError::BadLocation { text: without_credentials(text), reason })
     }
 
     /// A location on this machine; a relative path starts at the working directory.
@@ -282,7 +286,7 @@ impl Location {
     /// If the file does not exist or the store fails.
     pub fn stamp(&self) -> Result<Option<Stamp>, StorageError> {
         if let Some(path) = self.local_path() {
-            let metadata = std::fs::metadata(path).map_err(|error| self.failed_io("look up", error))?;
+            let metadata = std::fs::metadata(path).map_err(|error| self.failed_by("look up", error))?;
             return Ok(Stamp::of_time(&metadata));
         }
         Ok(self.look_up()?.e_tag.as_deref().map(Stamp::of_etag))
@@ -346,7 +350,7 @@ impl Location {
             let mut upload = Upload::start(self)?;
             upload.write_all(&contents).map_err(|error| match error.downcast::<StorageError>() {
                 Ok(error) => error,
-                Err(error) => self.failed_io("write", error),
+                Err(error) => self.failed_by("write", error),
             })?;
             return upload.finish().map(drop);
         }
@@ -392,7 +396,7 @@ impl Location {
     pub fn delete_folder(&self) -> Result<(), StorageError> {
         if let Some(path) = self.local_path() {
             return match std::fs::remove_dir_all(path) {
-                Err(error) if error.kind() != ErrorKind::NotFound => Err(self.failed_io("delete", error)),
+                Err(error) if error.kind() != ErrorKind::NotFound => Err(self.failed_by("delete", error)),
                 _ => Ok(()),
             };
         }
@@ -408,10 +412,10 @@ impl Location {
         let Some(path) = self.local_path() else { return Ok(()) };
         let entries = match std::fs::read_dir(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-            other => other.map_err(|error| self.failed_io("list", error))?,
+            other => other.map_err(|error| self.failed_by("list", error))?,
         };
         for entry in entries {
-            let entry = entry.map_err(|error| self.failed_io("list", error))?;
+            let entry = entry.map_err(|error| self.failed_by("list", error))?;
             // Files are staged as `name#number`.
             let name = entry.file_name();
             let is_staged =
@@ -419,7 +423,7 @@ impl Location {
                     !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
                 });
             if is_staged {
-                std::fs::remove_file(entry.path()).map_err(|error| self.failed_io("delete", error))?;
+                std::fs::remove_file(entry.path()).map_err(|error| self.failed_by("delete", error))?;
             }
         }
         Ok(())
@@ -448,10 +452,14 @@ impl Location {
         }
     }
 
-    /// The error of an operation of this machine's file system.
-    pub(super) fn failed_io(&self, operation: &'static str, error: std::io::Error) -> StorageError {
-        let location = self.to_string();
-        StorageError::Failed { operation, location, local: true, source: Box::new(error) }
+    /// The error of an operation that failed by something else than the location's store.
+    pub(crate) fn failed_by(
+        &self,
+        operation: &'static str,
+        source: impl Into<Box<dyn Error + Send + Sync>>,
+    ) -> StorageError {
+        let (location, local) = (self.to_string(), self.local.is_some());
+        StorageError::Failed { operation, location, local, source: source.into() }
     }
 
     /// A location in an object store in memory.

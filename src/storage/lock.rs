@@ -91,7 +91,7 @@ fn take_file(
     holder: &str,
     try_lock: fn(&File) -> Result<(), TryLockError>,
 ) -> Result<Option<Lock>, StorageError> {
-    let failed = |error| location.failed_io("lock", error);
+    let failed = |error: std::io::Error| location.failed_by("lock", error);
     let asked = Instant::now();
     loop {
         if let Some(folder) = path.parent() {

@@ -133,12 +133,7 @@ impl PendingRead {
             return Ok(read);
         }
         // A store cuts a range at the end of the object.
-        Err(StorageError::Failed {
-            operation: "read",
-            location: self.location.to_string(),
-            local: self.location.local_path().is_some(),
-            source: Box::new(io::Error::from(io::ErrorKind::UnexpectedEof)),
-        })
+        Err(self.location.failed_by("read", io::Error::from(io::ErrorKind::UnexpectedEof)))
     }
 }
 

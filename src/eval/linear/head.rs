@@ -37,7 +37,7 @@ impl Scale {
     }
 
     /// The map on features as they are that equals this one on features on the scale.
-    pub(super) fn fold_into(&self, weight: &Tensor, bias: &Tensor) -> (Tensor, Tensor) {
+    fn fold_into(&self, weight: &Tensor, bias: &Tensor) -> (Tensor, Tensor) {
         let device = weight.device();
         let folded = weight / self.deviation.to_device(device).unsqueeze(1);
         let bias = bias - self.mean.to_device(device).unsqueeze(0).matmul(&folded).squeeze_dim(0);
@@ -167,6 +167,21 @@ impl Score {
 }
 
 impl Head {
+    /// The head for features as they are that equals this map of features on the scale.
+    pub(super) fn new(
+        weight: Tensor,
+        bias: Tensor,
+        scale: Option<&Scale>,
+        steps: u64,
+        converged: bool,
+    ) -> Self {
+        let (weight, bias) = match scale {
+            None => (weight, bias),
+            Some(scale) => scale.fold_into(&weight, &bias),
+        };
+        Self { weight, bias, steps, converged }
+    }
+
     /// The hits among these rows.
     pub(super) fn score(&self, examples: &Examples, device: Device) -> Score {
         let (weight, bias) = (self.weight.to_device(device), self.bias.to_device(device));

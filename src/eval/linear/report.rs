@@ -1,4 +1,4 @@
-//! What a probe gave, as the report says it. Scores are shares in 0..1.
+//! The reports of probes and classifiers. Scores are shares in 0..1.
 
 use serde::Serialize;
 
