@@ -28,7 +28,7 @@ pub enum IngestError {
     /// Too many images were rejected.
     #[error(
         "split `{split}`: {rejected} of {total} images were rejected, {}; the first: {first}",
-        if rejected == total { "so none is left" } else { "more than --max-reject-fraction allows" }
+        if rejected == total { "so none is left".to_owned() } else { accepting(*rejected, *total, *allowed) }
     )]
     TooManyRejects {
         /// The split.
@@ -37,6 +37,8 @@ pub enum IngestError {
         rejected: usize,
         /// Images validated.
         total: usize,
+        /// The share that may be rejected.
+        allowed: f64,
         /// The first reasons.
         first: String,
     },
@@ -57,6 +59,14 @@ pub enum IngestError {
         dest: String,
         /// One of the files.
         file: String,
+    },
+    /// The destination is a folder of images.
+    #[error("{dest}: it holds images, such as `{image}`; give --dest a folder that is new or empty")]
+    ImagesAtDestination {
+        /// The destination.
+        dest: String,
+        /// One of the images.
+        image: String,
     },
     /// Source and destination are the same or one holds the other.
     #[error(
@@ -111,6 +121,7 @@ impl IngestError {
             | Self::TooManyRejects { .. }
             | Self::OtherDataset { .. }
             | Self::NotOurs { .. }
+            | Self::ImagesAtDestination { .. }
             | Self::Overlap { .. }
             | Self::SourceChanged { .. } => Failure::Data,
             Self::Options { .. } => Failure::Config,
@@ -119,4 +130,13 @@ impl IngestError {
             Self::Threads(_) => Failure::Other,
         }
     }
+}
+
+/// How many rejects are allowed, and the option that accepts these.
+fn accepting(rejected: usize, total: usize, allowed: f64) -> String {
+    let share = (100.0 * rejected as f64 / total as f64).ceil() / 100.0;
+    format!(
+        "more than the share of {allowed} that is allowed; `--max-reject-fraction {share}` leaves them out and ingests \
+         the others"
+    )
 }

@@ -10,7 +10,7 @@ use super::near_duplicates::{Listed, Look, count, extend_groups, groups, rows};
 use super::part::PartJob;
 use super::plan::{DestinationPlan, IngestPlan, Plan, rejects_file};
 use super::report::{HeldBy, IngestReport, SplitReport};
-use super::source::{Source, first_of};
+use super::source::{Source, first_of, is_image};
 use super::verify_source::VerifyJob;
 use super::{IngestError, IngestOptions, PROGRAM, SourcePlan, TRAINING_SPLIT};
 use crate::dataset::{
@@ -261,13 +261,22 @@ fn published(manifest: &Manifest) -> BTreeSet<String> {
     files
 }
 
-/// Files that no ingest has recorded are not ours to remove or to replace.
+/// Files that no ingest has recorded are not ours to remove or to replace, and a folder of images is not a dataset's.
 fn refuse_foreign_files(
     options: &IngestOptions,
     plan: &Plan<'_>,
     published: &BTreeSet<String>,
     recorded: &BTreeSet<String>,
 ) -> Result<(), IngestError> {
+    if published.is_empty() && recorded.is_empty() {
+        let files = options.dest.list()?;
+        if let Some(image) = files.into_iter().find(|file| is_image(&file.name)) {
+            return Err(IngestError::ImagesAtDestination {
+                dest: options.dest.to_string(),
+                image: image.name,
+            });
+        }
+    }
     for part in &plan.parts {
         let shards = options.dest.join(part.split).list()?;
         let shards = shards.into_iter().map(|entry| format!("{}/{}", part.split, entry.name));

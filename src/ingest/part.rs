@@ -147,12 +147,12 @@ impl PartJob<'_> {
         progress.finish();
         let (rejected, total) =
             (validations.iter().filter(|validation| validation.is_err()).count(), validations.len());
-        let allowed = self.options.max_reject_fraction.get() * total as f64;
-        if rejected < total && rejected as f64 <= allowed {
+        let allowed = self.options.max_reject_fraction.get();
+        if rejected < total && rejected as f64 <= allowed * total as f64 {
             return Ok(Checked(validations));
         }
         let first = self.findings(&validations).first_rejects().join("; ");
-        Err(IngestError::TooManyRejects { split: self.part.split.into(), rejected, total, first })
+        Err(IngestError::TooManyRejects { split: self.part.split.into(), rejected, total, allowed, first })
     }
 
     fn finish(

@@ -187,6 +187,10 @@ fn a_bad_image_is_rejected_with_its_reason_and_leaves_no_gap() {
     assert!(
         matches!(&error, IngestError::TooManyRejects { rejected: 1, first, .. } if first.contains("cat/2.jpg"))
     );
+    assert!(
+        error.to_string().contains("share of 0.01 that is allowed; `--max-reject-fraction 0.09`"),
+        "{error}"
+    );
     assert!(!at.dest.join("manifest.json").exists());
     let lenient = IngestOptions {
         max_reject_fraction: Fraction::new(0.5).expect("valid"),
@@ -209,6 +213,20 @@ fn where_every_image_is_refused_the_error_says_that_none_is_left() {
     let lenient = IngestOptions { max_reject_fraction: all, ..options(&at.source, &at.dest) };
     let error = ingest(&lenient, &Quiet).expect_err("nothing is left").to_string();
     assert!(error.contains("1 of 1 images were rejected, so none is left; the first: cat/1.jpg"), "{error}");
+}
+
+#[test]
+fn a_destination_with_images_in_it_is_refused_and_they_stay() {
+    let at = fixture();
+    folder(&at.source);
+    fs::create_dir_all(at.dest.join("holiday")).expect("a folder");
+    fs::write(at.dest.join("holiday/1.JPG"), jpeg(3)).expect("an image");
+    let error = ingest(&options(&at.source, &at.dest), &Quiet).expect_err("a folder of images");
+    assert!(
+        matches!(&error, IngestError::ImagesAtDestination { image, .. } if image == "holiday/1.JPG"),
+        "{error}"
+    );
+    assert_eq!(fs::read_dir(&at.dest).expect("the folder").count(), 1, "nothing was written");
 }
 
 #[test]

@@ -30,7 +30,7 @@ pub enum TrainError {
     },
     /// The run was begun on another dataset.
     #[error(
-        "the checkpoint {checkpoint} is of the dataset {before}, not of {now}; give that --dataset, or another --run"
+        "the checkpoint {checkpoint} is of the dataset {before:.12}…, not of {now:.12}…; give that --dataset, or another --run"
     )]
     OtherDataset {
         /// The checkpoint's folder.

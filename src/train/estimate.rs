@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::StepTime;
 use crate::model::Encoder;
 use crate::run_config::{BankDtype, BankInit, OptimizerKind, Precision, TrainConfig};
 
@@ -14,7 +15,7 @@ const LOADER_BYTES: u64 = 4 << 30;
 
 /// What a process of a run needs, in bytes. Computed, not measured: libraries' own working memory, such as that of
 /// convolutions, comes on top.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Estimate {
     /// Trainable numbers in the encoder.
     pub parameters: u64,
@@ -36,6 +37,8 @@ pub struct Estimate {
     pub checkpoint_bytes: u64,
     /// The number of checkpoints kept at the end: the initial one and the newest; 0 where all are.
     pub checkpoints: u64,
+    /// How long a step takes, where it was measured.
+    pub time: Option<StepTime>,
 }
 
 impl Estimate {
@@ -63,11 +66,12 @@ impl Estimate {
             device_bytes: weights_bytes + activation_bytes + bank_bytes,
             host_bytes: loader + rows * BYTES_BESIDE_A_ROW,
             checkpoints: if config.keep == 0 { 0 } else { config.keep as u64 + 1 },
+            time: None,
             checkpoint_bytes: parameters * F32 * (1 + buffers) + rows * (dim * F32 + BYTES_BESIDE_A_ROW),
         }
     }
 
-    /// The same for people, a line each.
+    /// The same for people, a line each, but for the time.
     pub fn lines(&self) -> Vec<String> {
         let size = |bytes: u64| {
             let gib = bytes as f64 / f64::from(1 << 30);
@@ -91,7 +95,6 @@ impl Estimate {
             ),
             format!("host: up to {}, most of it the loader's (`--memory-limit`)", size(self.host_bytes)),
             format!("checkpoint: {} on disk, {stay} stay", size(self.checkpoint_bytes)),
-            "time: a run says it after its first steps".to_owned(),
         ]
     }
 }

@@ -31,7 +31,7 @@ pub use hooks::{Evaluation, HookError, Hooks, RunSummary, StepReport, StopFlag};
 pub use metrics::bank_health::BankHealth;
 pub use metrics::exporter::Exporter;
 pub use metrics::{MetricsLine, Scope};
-pub use trainer::StepBench;
+pub use trainer::{StepBench, StepTime};
 
 use self::checkpoint::resume::{Start, agree};
 use self::checkpoint::sharded::{PartsOfRanks, make_replicas_equal};
@@ -433,7 +433,9 @@ impl<L: Learner> Session<L> {
             self.writer.check()?;
         }
         let stats = self.loader.stats();
-        tracing::info!("{}", stats.verdict());
+        if stats.waits_for_data() || self.config().stats {
+            tracing::info!("{}", stats.verdict());
+        }
         if self.config().stats {
             stats.table().lines().for_each(|line| tracing::info!("{line}"));
         }

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 
 use tch::{Kind, Tensor, no_grad};
 
-pub use self::bench::StepBench;
+pub use self::bench::{StepBench, StepTime};
 
 use self::bench::{Clock, Phase};
 use super::checkpoint::DataIdentity;

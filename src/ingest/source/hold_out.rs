@@ -43,7 +43,7 @@ impl HoldOut {
     /// # Errors
     /// If there are several splits or one of this meaning, or the share of so few images is none of them.
     pub(super) fn apply(&self, entries: &mut BTreeMap<String, Vec<Entry>>) -> Result<String, String> {
-        let option = format!("`--hold-out {}={}`", self.split, self.share);
+        let option = format!("`--hold-out {}={}%`", self.split, (1e8 * self.share).round() / 1e6);
         let names: Vec<String> = entries.keys().map(|name| format!("`{name}`")).collect();
         let mut lists = entries.iter_mut();
         let (Some((name, list)), None) = (lists.next(), lists.next()) else {
@@ -78,7 +78,9 @@ impl HoldOut {
             return Err(format!("{option}: there is no image to take"));
         };
         if held.is_empty() {
-            return Err(format!("{option} is 0 of {all} images"));
+            return Err(format!(
+                "{option} is 0 of {all} images: each class gives its share of its own, rounded, and keeps at least one"
+            ));
         }
         let of_each = match counts.len() {
             // One class, or none.

@@ -64,7 +64,7 @@ impl Writer {
         if let Some(thread) = self.under_way.take() {
             let written = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             let folder = written?;
-            tracing::info!("checkpoint {folder}");
+            tracing::debug!("checkpoint {folder}");
             self.last = Some(folder);
         }
         Ok(())

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 use tch::Device;
 
@@ -18,6 +19,11 @@ use crate::run_config::TrainConfig;
 
 /// Different batches that are drawn before the clock starts.
 const BATCHES: usize = 4;
+/// Images of a step that is measured on a CPU, where the time of a step is in proportion to its images.
+const CPU_IMAGES: usize = 16;
+/// Steps that an estimate measures, after as many that it does not.
+const CPU_STEPS: usize = 2;
+const GPU_STEPS: usize = 10;
 /// libtorch's operator that waits for a number.
 const READ: &str = "aten::_local_scalar_dense";
 
@@ -48,28 +54,18 @@ impl StepBench {
         let selected = select_device_of(config.device, rendezvous.local_rank(), rendezvous.world())?;
         config.set_precision(selected.device);
         let group = Rc::new(ProcessGroup::join(rendezvous, selected.device, timeout)?);
-        let mut trainer = Trainer::over(Rc::clone(&group), config, self.instances, selected.device)?;
-        let part = RankShare { rank: group.rank(), ranks: group.world() };
-        let batches: Vec<Batch> =
-            (0..BATCHES).map(|number| draw(&trainer.config, self.instances, number, part)).collect();
-        let steps = |trainer: &mut Trainer, count: usize| {
-            (0..count)
-                .try_for_each(|step| trainer.step(&batches[step % BATCHES], Requests::default()).map(drop))?;
-            trainer.finish().map(drop)
-        };
-        steps(&mut trainer, self.warmup_steps)?;
-        wait_for(selected.device);
-        let began = Instant::now();
-        steps(&mut trainer, self.steps)?;
-        wait_for(selected.device);
-        let seconds = began.elapsed().as_secs_f64() / self.steps as f64;
-        trainer.clock.start(selected.device);
-        steps(&mut trainer, self.steps)?;
-        let each = trainer.clock.seconds.iter().map(|sum| json!(sum / self.steps as f64));
+        let mut drawn = Drawn::new(config, self.instances, Rc::clone(&group), selected.device)?;
+        drawn.steps(self.warmup_steps)?;
+        let seconds = drawn.steps(self.steps)?;
+        drawn.trainer.clock.start(selected.device);
+        drawn.steps(self.steps)?;
+        let clock = &drawn.trainer.clock;
+        let each = clock.seconds.iter().map(|sum| json!(sum / self.steps as f64));
         let split: Map<_, _> = Phase::NAMES.iter().map(|name| (*name).to_owned()).zip(each).collect();
-        let (seconds_by_phase, total) = (trainer.clock.seconds, trainer.clock.seconds.iter().sum::<f64>());
-        trainer.clock.start_counting();
-        steps(&mut trainer, self.steps)?;
+        let (seconds_by_phase, total) = (clock.seconds, clock.seconds.iter().sum::<f64>());
+        drawn.trainer.clock.start_counting();
+        drawn.steps(self.steps)?;
+        let trainer = &mut drawn.trainer;
         trainer.clock.stop_counting();
         let operators = operators(&trainer.clock, self.steps);
         group.leave();
@@ -95,6 +91,76 @@ impl StepBench {
             "objective_share": seconds_by_phase[Phase::Objective as usize] / total,
             "operators": operators,
         }))
+    }
+}
+
+/// Trains on pixels that are drawn beforehand.
+struct Drawn {
+    trainer: Trainer,
+    batches: Vec<Batch>,
+    device: Device,
+}
+
+impl Drawn {
+    fn new(
+        config: TrainConfig,
+        instances: usize,
+        group: Rc<ProcessGroup>,
+        device: Device,
+    ) -> Result<Self, TrainError> {
+        let part = RankShare { rank: group.rank(), ranks: group.world() };
+        let trainer = Trainer::over(group, config, instances, device)?;
+        let draw = |number| draw(&trainer.config, instances, number, part);
+        let batches = (0..BATCHES).map(draw).collect();
+        Ok(Self { trainer, batches, device })
+    }
+
+    /// Takes steps; returns the seconds of one.
+    fn steps(&mut self, count: usize) -> Result<f64, TrainError> {
+        wait_for(self.device);
+        let began = Instant::now();
+        for step in 0..count {
+            self.trainer.step(&self.batches[step % BATCHES], Requests::default())?;
+        }
+        self.trainer.finish()?;
+        wait_for(self.device);
+        Ok(began.elapsed().as_secs_f64() / count.max(1) as f64)
+    }
+}
+
+/// How long a process's step takes, measured by a few steps on drawn pixels without loader and other processes.
+#[derive(Clone, Debug, Serialize)]
+pub struct StepTime {
+    /// Where, and why there.
+    pub device: String,
+    /// Images of the process's batch.
+    pub images: usize,
+    /// Images of a step that was measured; on a CPU fewer, and the time is scaled.
+    pub measured_images: usize,
+    /// Seconds of a step.
+    pub step_seconds: f64,
+}
+
+impl StepTime {
+    /// Measures it.
+    ///
+    /// # Errors
+    /// If the configuration makes no sense, a number is not finite, or there is no such device.
+    pub fn measure(config: &TrainConfig, instances: usize, ranks: usize) -> Result<Self, TrainError> {
+        let selected = select_device_of(config.device, 0, 1)?;
+        config.set_precision(selected.device);
+        let images = config.batch_size.div_ceil(ranks);
+        let (measured_images, accumulate, steps) = match selected.device {
+            Device::Cpu => (images.min(CPU_IMAGES), 1, CPU_STEPS),
+            _ => (images, config.accumulate, GPU_STEPS),
+        };
+        let config = TrainConfig { batch_size: measured_images, accumulate, ..config.clone() };
+        let group = ProcessGroup::join(&Rendezvous::alone(), selected.device, Duration::from_secs(60))?;
+        let mut drawn = Drawn::new(config, instances, Rc::new(group), selected.device)?;
+        drawn.steps(steps)?;
+        let seconds = drawn.steps(steps)?;
+        let step_seconds = seconds * images as f64 / measured_images as f64;
+        Ok(Self { device: selected.to_string(), images, measured_images, step_seconds })
     }
 }
 
