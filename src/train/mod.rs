@@ -147,7 +147,12 @@ impl Opened<Trainer> {
             tell(&group, error);
         }
         begun?;
-        if group.is_first() {
+        let done = trainer.learned().cursor.epoch;
+        if done > config.epochs && finished_step(&job.run)?.is_none() {
+            let (run, asked) = (job.run.to_string(), config.epochs);
+            return Err(TrainError::FewerEpochs { run, done, asked });
+        }
+        if group.is_first() && done < config.epochs {
             publish_config(config, &job.run)?;
         }
         Ok(Self { run: job.run.clone(), group, learner: trainer, source, data, device, start })

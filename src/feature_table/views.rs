@@ -1,10 +1,10 @@
-//! Some rows of a table as a table.
+//! Views of a table: some of its rows, or its rows at unit length.
 
 use std::ops::Range;
 
 use super::error::TableError;
-use super::meta::TableMeta;
 use super::rows::{PendingVectors, Table};
+use super::schema::TableMeta;
 use crate::ids::{ClassId, InstanceId};
 
 /// A run of a table's rows, counted from 0.
@@ -55,6 +55,52 @@ impl Table for TableSlice<'_> {
     }
 
     /// Checks the whole table.
+    fn verify(&self) -> Result<(), TableError> {
+        self.table.verify()
+    }
+}
+
+/// A table whose rows are brought to unit length as they are read, so that inner products are cosines; a row of zeros
+/// stays.
+#[derive(Debug)]
+pub struct UnitRows<'a> {
+    table: &'a dyn Table,
+    meta: TableMeta,
+}
+
+impl<'a> UnitRows<'a> {
+    /// The rows of `table` at unit length.
+    pub fn new(table: &'a dyn Table) -> Self {
+        Self { table, meta: TableMeta { unit_length: true, ..table.meta().clone() } }
+    }
+}
+
+#[deny(clippy::missing_trait_methods)]
+impl Table for UnitRows<'_> {
+    fn meta(&self) -> &TableMeta {
+        &self.meta
+    }
+
+    fn ids(&self) -> &[InstanceId] {
+        self.table.ids()
+    }
+
+    fn labels(&self) -> &[Option<ClassId>] {
+        self.table.labels()
+    }
+
+    fn updated_steps(&self) -> &[Option<u64>] {
+        self.table.updated_steps()
+    }
+
+    fn ranges(&self, longest: usize) -> Vec<Range<usize>> {
+        self.table.ranges(longest)
+    }
+
+    fn start_read(&self, rows: Range<usize>) -> PendingVectors<'_> {
+        self.table.start_read(rows).at_unit_length()
+    }
+
     fn verify(&self) -> Result<(), TableError> {
         self.table.verify()
     }

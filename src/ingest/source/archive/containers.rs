@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::Read;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ::bytes::Bytes;
+use bytes::Bytes;
 
 use super::file::{changed, missing_or_failed};
 use super::{Extent, SourceFile, failed};
@@ -15,19 +15,19 @@ use crate::storage::{Location, StorageError, read_concurrently};
 const MOST_OPEN: usize = 128;
 
 /// Makes an image file of an entry's bytes.
-pub(in crate::ingest::source) type Decode = fn(&[u8]) -> Bytes;
+pub(crate) type Decode = fn(&[u8]) -> Bytes;
 
 /// What to read: an entry of a container.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::ingest::source) struct Request<'a> {
+pub(crate) struct Request<'a> {
     /// The number that [`Containers`] gave.
-    pub(in crate::ingest::source) container: u32,
+    pub container: u32,
     /// Where in the container's file; of no meaning in a folder.
-    pub(in crate::ingest::source) extent: &'a Extent,
+    pub extent: &'a Extent,
     /// The path in a folder, and for errors.
-    pub(in crate::ingest::source) path: &'a str,
+    pub path: &'a str,
     /// The size in bytes, as it was listed.
-    pub(in crate::ingest::source) bytes: u64,
+    pub bytes: u64,
 }
 
 #[derive(Debug)]
@@ -40,24 +40,24 @@ enum Container {
 
 /// All containers of a source. Reads are thread safe.
 #[derive(Debug, Default)]
-pub(in crate::ingest::source) struct Containers {
+pub(crate) struct Containers {
     containers: Vec<Container>,
     handles: Handles,
 }
 
 impl Containers {
     /// Adds a folder, whose entries are files; the number is for [`Request`].
-    pub(in crate::ingest::source) fn add_folder(&mut self, root: Location) -> u32 {
+    pub(crate) fn add_folder(&mut self, root: Location) -> u32 {
         self.add(Container::Folder(root))
     }
 
     /// Adds a file, whose entries are parts of it.
-    pub(in crate::ingest::source) fn add_file(&mut self, file: SourceFile) -> u32 {
+    pub(crate) fn add_file(&mut self, file: SourceFile) -> u32 {
         self.add(Container::File(file, None))
     }
 
     /// Adds a file of records; `decode` makes an image file of each.
-    pub(in crate::ingest::source) fn add_records(&mut self, file: SourceFile, decode: Decode) -> u32 {
+    pub(crate) fn add_records(&mut self, file: SourceFile, decode: Decode) -> u32 {
         self.add(Container::File(file, Some(decode)))
     }
 
@@ -70,7 +70,7 @@ impl Containers {
     ///
     /// # Errors
     /// If it changed since it was listed, or the store fails.
-    pub(in crate::ingest::source) fn read(&self, request: Request<'_>) -> Result<Bytes, StorageError> {
+    pub(crate) fn read(&self, request: Request<'_>) -> Result<Bytes, StorageError> {
         match &self.containers[request.container as usize] {
             Container::Folder(root) => read_file(&root.join(request.path), request.bytes),
             Container::File(file, decode) => {
@@ -85,10 +85,7 @@ impl Containers {
     ///
     /// # Errors
     /// If any changed since it was listed, or a store fails.
-    pub(in crate::ingest::source) fn read_all(
-        &self,
-        requests: &[Request<'_>],
-    ) -> Result<Vec<Bytes>, StorageError> {
+    pub(crate) fn read_all(&self, requests: &[Request<'_>]) -> Result<Vec<Bytes>, StorageError> {
         let remote: Vec<_> = requests.iter().map(|request| self.remote(request)).collect();
         let fetched = read_concurrently(remote.iter().flatten().cloned().collect());
         let mut fetched = fetched.into_iter();
@@ -165,7 +162,7 @@ impl Handles {
         if let Some(handle) = self.find(container) {
             return Ok(Some(handle));
         }
-        // Opened without the lock: a slow file system holds up nobody else. Two threads may open one file.
+        // Opened without the lock: a slow file system does not delay other threads. Two threads may open one file.
         let Some(handle) = file.handle()?.map(Arc::new) else { return Ok(None) };
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if open.files.len() >= MOST_OPEN

@@ -1,14 +1,54 @@
-//! Reads that continue while their caller works, and their cancellation.
+//! Reads of many ranges: from an open file, while their caller works, or concurrently.
 
+use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures::{StreamExt, stream};
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
 
 use super::{Location, StorageError, block_on, handle};
+
+/// An open file of this machine, for reads at any offset by any number of threads.
+#[derive(Debug)]
+pub struct LocalFile {
+    file: File,
+    location: Location,
+}
+
+impl LocalFile {
+    /// Opens the file of a location.
+    pub(super) fn open(location: &Location, path: &Path) -> Result<Self, StorageError> {
+        let file = File::open(path).map_err(|error| failed(location, error))?;
+        Ok(Self { file, location: location.clone() })
+    }
+
+    /// Reads a range of bytes.
+    ///
+    /// # Errors
+    /// If the file is shorter or the disk fails.
+    pub fn read(&self, range: Range<u64>) -> Result<Bytes, StorageError> {
+        let mut bytes = vec![0; range.end.saturating_sub(range.start) as usize];
+        match self.file.read_exact_at(&mut bytes, range.start) {
+            Ok(()) => Ok(bytes.into()),
+            Err(error) => Err(failed(&self.location, error)),
+        }
+    }
+}
+
+fn failed(location: &Location, error: io::Error) -> StorageError {
+    match error.kind() {
+        io::ErrorKind::NotFound => StorageError::NotFound { location: location.to_string(), local: true },
+        _ => {
+            location.failed("read", object_store::Error::Generic { store: "local", source: Box::new(error) })
+        }
+    }
+}
 
 /// Cancels the reads that wait with it. All clones share one state.
 #[derive(Clone, Debug)]
@@ -108,10 +148,33 @@ impl Drop for PendingRead {
     }
 }
 
+/// Reads that [`read_concurrently`] has in flight.
+const READS_AT_ONCE: usize = 16;
+
+/// Reads several files or ranges of files concurrently; the results keep the order.
+pub fn read_concurrently(wanted: Vec<(Location, Option<Range<u64>>)>) -> Vec<Result<Bytes, StorageError>> {
+    let read =
+        |(location, range): (Location, Option<Range<u64>>)| async move { location.read_part(range).await };
+    block_on(stream::iter(wanted).map(read).buffered(READS_AT_ONCE).collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::storage::PublishMode;
+
+    #[test]
+    fn ranges_are_read_and_missing_bytes_are_an_error() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let location = Location::from_path(&dir.path().join("file")).expect("a location");
+        location.publish("0123456789", PublishMode::Create).expect("written");
+        let file = location.open_local().expect("there").expect("of this machine");
+        assert_eq!(file.read(2..5).expect("read"), "234");
+        file.read(8..12).expect_err("it is shorter");
+        let missing = location.with_file_name("other").expect("a name");
+        assert!(missing.open_local().expect_err("nothing there").is_not_found());
+        assert!(Location::in_memory().join("file").open_local().expect("no error").is_none());
+    }
 
     #[test]
     fn a_started_read_gives_what_a_plain_read_gives() {

@@ -8,28 +8,28 @@
 use std::fmt;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
+use super::source::Entry;
+use super::validate::Rejection;
+use super::{CheckDepth, IngestOptions};
 use crate::image::{decoding_memory, probe, shrunk_size};
-use crate::ingest::source::Entry;
-use crate::ingest::validate::Rejection;
-use crate::ingest::{CheckDepth, IngestOptions};
 
 /// The kind of reason of an image that does not fit into `--memory-limit`.
-pub(in crate::ingest) const OVER_MEMORY_LIMIT: &str = "over the memory limit";
+pub(super) const OVER_MEMORY_LIMIT: &str = "over the memory limit";
 /// The limit where none is given and the system does not say how much memory there is.
 const UNKNOWN_MACHINE: u64 = 4 << 30;
 /// The row group in memory when a shard is written; see [`crate::dataset::ShardWriter`].
 const MOST_ROW_GROUP: u64 = 256 << 20;
 
 /// The budget.
-pub(in crate::ingest) struct MemoryBudget {
+pub(super) struct MemoryBudget {
     /// The limit that was given.
     given: Option<u64>,
     /// For decoding, in bytes.
     decoding: u64,
     /// For encoded images that are read together by one thread, in bytes.
-    pub(in crate::ingest) read_bytes: u64,
+    read_bytes: u64,
     /// For encoded images that are checked together before they are written, in bytes.
-    pub(in crate::ingest) batch_bytes: u64,
+    batch_bytes: u64,
     /// For shards that are written at once, in bytes.
     writing: u64,
     held: Mutex<u64>,
@@ -47,14 +47,14 @@ impl fmt::Debug for MemoryBudget {
 /// Memory that is reserved until this is dropped.
 #[derive(Debug)]
 #[must_use]
-pub(in crate::ingest) struct Reservation<'a> {
+pub(super) struct Reservation<'a> {
     budget: &'a MemoryBudget,
     bytes: u64,
 }
 
 impl MemoryBudget {
     /// The budget for `threads` threads: `--memory-limit`, or half of the machine's memory.
-    pub(in crate::ingest) fn new(options: &IngestOptions, threads: usize) -> Self {
+    pub(super) fn new(options: &IngestOptions, threads: usize) -> Self {
         let limit =
             options.memory_limit.unwrap_or_else(|| machine_memory().map_or(UNKNOWN_MACHINE, |all| all / 2));
         Self {
@@ -71,7 +71,7 @@ impl MemoryBudget {
 
     /// Waits until no other thread has an encoded image above `read_bytes`, if this is one. Who waits holds no
     /// reservation.
-    pub(in crate::ingest) fn large(&self, bytes: u64) -> Option<MutexGuard<'_, ()>> {
+    pub(super) fn large(&self, bytes: u64) -> Option<MutexGuard<'_, ()>> {
         (bytes > self.read_bytes).then(|| self.large.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -80,11 +80,7 @@ impl MemoryBudget {
     /// # Errors
     /// If the image needs more than the limit that was given allows. Without a given limit it waits until it is
     /// the only one: what a dataset holds must not depend on the machine.
-    pub(in crate::ingest) fn admit(
-        &self,
-        image: &[u8],
-        options: &IngestOptions,
-    ) -> Result<Reservation<'_>, Rejection> {
+    pub(super) fn admit(&self, image: &[u8], options: &IngestOptions) -> Result<Reservation<'_>, Rejection> {
         let needed = needed(image, options);
         if let Some(limit) = self.given.filter(|_| needed > self.decoding) {
             let mebibytes = |bytes: u64| bytes as f64 / f64::from(1 << 20);
@@ -100,7 +96,7 @@ impl MemoryBudget {
     }
 
     /// Waits for the memory to make an image that was admitted once more.
-    pub(in crate::ingest) fn readmit(&self, image: &[u8], options: &IngestOptions) -> Reservation<'_> {
+    pub(super) fn readmit(&self, image: &[u8], options: &IngestOptions) -> Reservation<'_> {
         self.reserve(needed(image, options))
     }
 
@@ -115,7 +111,7 @@ impl MemoryBudget {
     }
 
     /// How many shards may be written at once, of `wanted`; one at least. Each writer holds a batch and a row group.
-    pub(in crate::ingest) fn writers<'a>(
+    pub(super) fn writers<'a>(
         &self,
         wanted: usize,
         row_group: usize,
@@ -132,6 +128,21 @@ impl MemoryBudget {
         wanted.min(usize::try_from(self.writing / writer).unwrap_or(usize::MAX)).max(1)
     }
 
+    /// Consecutive runs of items that one thread reads together; `bytes` is the encoded size of each.
+    pub(super) fn read_runs<'i, T>(&self, items: &'i [T], bytes: impl Fn(&T) -> u64) -> Vec<&'i [T]> {
+        runs(items, items.len(), self.read_bytes, bytes)
+    }
+
+    /// Consecutive runs of items that are in memory together before a shard takes them, `most` in each.
+    pub(super) fn write_runs<'i, T>(
+        &self,
+        items: &'i [T],
+        most: usize,
+        bytes: impl Fn(&T) -> u64,
+    ) -> Vec<&'i [T]> {
+        runs(items, most, self.batch_bytes, bytes)
+    }
+
     fn lock(&self) -> MutexGuard<'_, u64> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -145,12 +156,7 @@ impl Drop for Reservation<'_> {
 }
 
 /// Consecutive runs of at most `most` items and, unless one alone is larger, at most `limit` bytes.
-pub(in crate::ingest) fn runs<T>(
-    items: &[T],
-    most: usize,
-    limit: u64,
-    bytes: impl Fn(&T) -> u64,
-) -> Vec<&[T]> {
+fn runs<T>(items: &[T], most: usize, limit: u64, bytes: impl Fn(&T) -> u64) -> Vec<&[T]> {
     let (mut runs, mut start, mut sum) = (Vec::new(), 0, 0_u64);
     for (at, item) in items.iter().enumerate() {
         let bytes = bytes(item);
