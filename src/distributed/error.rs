@@ -225,7 +225,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lost_ranks_are_named_with_their_fate() {
+    fn lost_ranks_are_named_with_their_reason() {
         let reasons = [
             (LossReason::Ended, "rank 2 was lost: its connection ended"),
             (LossReason::Silent { seconds: 12 }, "rank 2 did not answer for 12 s"),

@@ -280,10 +280,7 @@ impl Encoder {
         if projection.iter().all(fits) {
             return self.load(weights).map(|()| true);
         }
-        let rest = weights.iter().filter(|(name, _)| !of_projection(name));
-        let rest =
-            NamedTensors::from_tensors(rest.map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())));
-        rest.copy_into(backbone).map(|()| false)
+        weights.only(|name| !of_projection(name)).copy_into(backbone).map(|()| false)
     }
 
     /// Puts the last layer of a model of this kind in place.
@@ -293,10 +290,7 @@ impl Encoder {
     pub fn load_projection(&mut self, weights: &NamedTensors) -> Result<(), WeightsError> {
         let prefix = self.config.arch.projection();
         let variables = self.named_variables().into_iter().filter(|(name, _)| name.starts_with(prefix));
-        let own = weights.iter().filter(|(name, _)| name.starts_with(prefix));
-        let own =
-            NamedTensors::from_tensors(own.map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())));
-        own.copy_into(variables.collect())
+        weights.only(|name| name.starts_with(prefix)).copy_into(variables.collect())
     }
 
     fn named_variables(&self) -> Vec<(String, Tensor)> {

@@ -77,6 +77,12 @@ impl NamedTensors {
         self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))
     }
 
+    /// A copy of those whose names fit.
+    pub(super) fn only(&self, fits: impl Fn(&str) -> bool) -> Self {
+        let named = self.iter().filter(|(name, _)| fits(name));
+        Self::from_tensors(named.map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())))
+    }
+
     /// The name of a tensor that has a value which is not finite.
     pub fn not_finite(&self) -> Option<&str> {
         let is_finite = |tensor: &Tensor| tensor.isfinite().all().int64_value(&[]) == 1;

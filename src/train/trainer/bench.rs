@@ -155,8 +155,8 @@ impl StepTime {
             _ => (images, config.accumulate, GPU_STEPS),
         };
         let config = TrainConfig { batch_size: measured_images, accumulate, ..config.clone() };
-        let group = ProcessGroup::join(&Rendezvous::alone(), selected.device, Duration::from_secs(60))?;
-        let mut drawn = Drawn::new(config, instances, Rc::new(group), selected.device)?;
+        let alone = Rc::new(ProcessGroup::alone());
+        let mut drawn = Drawn::new(config, instances, alone, selected.device)?;
         drawn.steps(steps)?;
         let seconds = drawn.steps(steps)?;
         let step_seconds = seconds * images as f64 / measured_images as f64;
