@@ -11,8 +11,15 @@ PARTS ?=
 .PHONY: help deps plan-demo plan-test libtorch python build test test-cluster test-wheel wheel release lint lint-code \
   lint-tools oldest-rust licences spelling demo clean-demo gpu-bundle gpu-dataset gpu-check
 
-help: ## Say what there is
+help: ## Print this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+demo: plan-demo libtorch ## From images to a kNN score and a page; DATA=/path/to/imagefolder takes your own
+	$(CARGO) build
+	@jobs/demo.sh $(if $(DATA),"$(DATA)")
+
+test: plan-test libtorch ## Build and run all tests
+	$(CARGO) test
 
 deps: ## Get the compilers and tools that are missing: by apt as root, else into .tools
 	@jobs/setup/packages.sh get
@@ -26,9 +33,6 @@ python: deps ## Make .venv-python, with which tests compare against PyTorch, pya
 
 build: libtorch ## Build target/release/instdisc
 	$(CARGO) build --release
-
-test: plan-test libtorch ## Build and run all tests
-	$(CARGO) test
 
 test-cluster: deps libtorch ## Test on a real SLURM, real S3 servers, faults, Kubernetes pods (as root)
 	$(if $(INSTDISC),,$(CARGO) build && jobs/wheel/build.sh dev)
@@ -63,10 +67,6 @@ licences:
 
 spelling:
 	@jobs/setup/lint-tools.sh spelling
-
-demo: plan-demo libtorch ## From images to a kNN score and a page; DATA=/path/to/imagefolder takes your own
-	$(CARGO) build
-	@jobs/demo.sh $(if $(DATA),"$(DATA)")
 
 plan-demo plan-test: plan-%:
 	@jobs/setup/plan.sh $*

@@ -87,7 +87,7 @@ impl Offer for OfFinetuning {
 
 pub(super) fn run(global: &GlobalArgs, args: &FinetuneArgs) -> anyhow::Result<()> {
     static STOP: StopFlag = StopFlag::new(false);
-    let (dataset, run) = (global.location(&args.dataset)?, global.location(&args.run)?);
+    let (dataset, run) = (global.location(&args.dataset)?, global.folder("--run", &args.run)?);
     let from = global.checkpoint(&args.checkpoint)?;
     let mut of_run = Checkpoint::open(&from)?.run_config()?;
     if let Some(split) = &args.train_split {

@@ -37,23 +37,23 @@ use anyhow::{Context, bail};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+use self::exit::WrongUsage;
 use crate::checkpoint::checkpoint_at;
 use crate::failure::Failure;
 use crate::run_config::ConfigError;
 use crate::storage::{Location, RetryLimits, StorageOptions, Traffic};
 
-/// Instance discrimination at ImageNet scale, as batch jobs.
+/// Train an image encoder without labels, and score it by its nearest neighbours.
 ///
-/// ingest turns images into a dataset, train makes checkpoints with a memory bank, embed makes feature
-/// tables, knn evaluates them. Locations are paths or URLs (s3://, gs://, az://); credentials come from the
-/// environment in the names of the object_store crate (AWS_ACCESS_KEY_ID, AWS_ENDPOINT, ...).
+/// Your own images, in three commands:
 ///
-/// Exit codes: 0 done; retry at once: 69 a store or another process is unavailable, 75 stopped by a signal with
-/// everything saved; retry once the cause is removed: 74 an I/O error, such as a full disk; never retry: 2
-/// wrong usage, 65 wrong or absent data, 78 wrong configuration; 143 ended by SIGTERM with nothing to save; 1
-/// anything else.
+///     instdisc ingest --source my-images --dest photos --hold-out test=10%
+///     instdisc train --dataset photos --run run --epochs 20
+///     instdisc knn --run run --dataset photos
+///
+/// Each command prints the next one. `instdisc synth` draws images to try it with.
 #[derive(Debug, Parser)]
-#[command(name = "instdisc", version, max_term_width = 100)]
+#[command(name = "instdisc", version, max_term_width = 100, verbatim_doc_comment, after_long_help = AFTER_HELP)]
 struct Cli {
     #[command(flatten)]
     global: GlobalArgs,
@@ -61,6 +61,21 @@ struct Cli {
     command: Command,
 }
 
+/// What the long help of the program ends with.
+const AFTER_HELP: &str = "\
+Locations are paths or URLs (s3://, gs://, az://). Credentials come from the environment, in the names of the object_store
+crate: AWS_ACCESS_KEY_ID, AWS_ENDPOINT, and so on.
+
+Exit codes:
+   0  done
+  69  a store or another process is unavailable: retry
+  75  stopped by a signal, everything is saved: retry
+  74  an I/O error, such as a full disk: retry once the cause is removed
+   2  wrong usage
+  65  wrong or absent data
+  78  wrong configuration
+ 143  ended by SIGTERM, nothing to save
+   1  anything else";
 /// The heading of the options of stores in the help of each command.
 const STORAGE: &str = "Object storage";
 /// The heading of the options of what is printed and logged.
@@ -120,6 +135,15 @@ impl GlobalArgs {
             RetryLimits { time: Duration::from_secs(self.retry_seconds), tries: self.retry_tries };
         options.single_writer = self.single_writer;
         Ok(Location::parse(text, &options)?)
+    }
+
+    /// The folder that an option names, which may be new.
+    fn folder(&self, option: &'static str, text: &str) -> anyhow::Result<Location> {
+        let location = self.location(text)?;
+        if location.local_path().is_some_and(|path| path.is_file()) {
+            bail!(WrongUsage(format!("`{option} {text}`: a file, where a folder is expected")));
+        }
+        Ok(location)
     }
 
     /// The place of a file that an option names, which has to be there.

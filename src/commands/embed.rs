@@ -63,7 +63,7 @@ impl EmbedOptions {
         let (manifest, checkpoint) = (Manifest::read(&self.dataset)?, Checkpoint::open(&self.checkpoint)?);
         if !is_own(&checkpoint, &manifest) {
             let trained_on = &checkpoint.manifest().trained_on.dataset_digest;
-            tracing::info!("the checkpoint was trained on another dataset, {trained_on}");
+            tracing::info!("the checkpoint was trained on another dataset, {trained_on:.12}…");
         }
         Ok(EmbedJob {
             checkpoint,

@@ -28,7 +28,7 @@ pub enum CommandError {
     },
     /// The checkpoint was trained on another dataset, and no split takes the place of its training images.
     #[error(
-        "the checkpoint {checkpoint} was trained on the dataset {expected}, not on {actual}: give that dataset, or for \
+        "the checkpoint {checkpoint} was trained on the dataset {expected:.12}…, not on {actual:.12}…: give that dataset, or for \
          other features than `bank` the --train-split of this one"
     )]
     OtherDataset {

@@ -11,8 +11,6 @@ mod duplicates;
 mod error;
 mod index;
 mod manifest;
-mod pages;
-mod places;
 mod reader;
 mod schema;
 mod summary;
@@ -21,14 +19,12 @@ mod writer;
 
 pub use duplicates::{DUPLICATES_FILE, DuplicateRow, read_duplicates, write_duplicates};
 pub use error::DatasetError;
-pub use index::{IndexRow, ViewHash, read_index, read_paths, write_index};
+pub use index::{IndexRow, Located, Place, ViewHash, read_index, read_paths, write_index};
 pub use manifest::{
     ContentDigest, DuplicateCounts, EVALUATION_SPLITS, EXIF_ORIENTATION, FileEntry, FooterEntry,
     IngestRecord, Manifest, PartReport, ShardEntry, Split,
 };
-pub use places::{Located, Place};
 pub use reader::ShardReader;
-pub use schema::schema_text;
 pub use summary::{DatasetSummary, SplitSummary, summarise, verify};
 pub use table::write_label_subset;
 pub use writer::{ShardWriter, WriterOptions, WrittenShard};

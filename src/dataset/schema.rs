@@ -11,6 +11,9 @@ pub(super) const HUGGINGFACE: &str = "huggingface";
 /// The leaf column of the encoded images.
 pub(super) const IMAGE_BYTES: usize = 1;
 
+/// Bytes of the length before each value of that column, in a plain page.
+pub(super) const LENGTH_BYTES: usize = 4;
+
 /// The columns. No value is ever null; they are declared as nullable because Hugging Face `datasets` takes its
 /// features from the metadata only where the declared type is its own, which is.
 pub(super) fn schema() -> Schema {
@@ -27,7 +30,7 @@ pub(super) fn schema() -> Schema {
     ])
 }
 
-/// The columns of a dataset with these classes. The entry lies in the Arrow schema too, where pyarrow looks.
+/// The columns of a dataset with these classes. The Arrow schema holds the entry too, for pyarrow.
 pub(super) fn labelled_schema(classes: &[String]) -> Arc<Schema> {
     let metadata = HashMap::from([(HUGGINGFACE.to_owned(), huggingface_entry(classes))]);
     Arc::new(schema().with_metadata(metadata))
@@ -44,31 +47,4 @@ pub(super) fn huggingface_entry(classes: &[String]) -> String {
         "height": value("int32"),
     }}})
     .to_string()
-}
-
-/// The schemas of the dataset's files as text, as `schemas/dataset.txt` holds them.
-pub fn schema_text() -> String {
-    fn lines(text: &mut String, fields: &Fields, indent: &str, nulls: bool) {
-        for field in fields {
-            let (kind, children) = match field.data_type() {
-                DataType::Struct(children) => ("struct".to_owned(), Some(children)),
-                other => (other.to_string(), None),
-            };
-            let nulls = if nulls && field.is_nullable() { "nullable" } else { "without nulls" };
-            *text += &format!("{indent}{} {kind} {nulls}\n", field.name());
-            if let Some(children) = children {
-                lines(text, children, &format!("{indent}  "), false);
-            }
-        }
-    }
-    let mut text =
-        String::from("Dataset shard, version 1: a Parquet file, PLAIN and uncompressed\n\ncolumns\n");
-    lines(&mut text, schema().fields(), "  ", false);
-    text += "\nkey-value metadata\n  huggingface (for two classes a and b):\n    ";
-    text += &huggingface_entry(&["a".into(), "b".into()]);
-    text += "\n\nindex/<split>.parquet: a Parquet file\n\ncolumns\n";
-    lines(&mut text, super::index::schema().fields(), "  ", true);
-    text += "\nduplicates.parquet: a Parquet file\n\ncolumns\n";
-    lines(&mut text, super::duplicates::schema().fields(), "  ", true);
-    text
 }

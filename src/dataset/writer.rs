@@ -13,7 +13,7 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterVersi
 use parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
 use serde::{Deserialize, Serialize};
 
-use super::schema::{HUGGINGFACE, IMAGE_BYTES, huggingface_entry, labelled_schema};
+use super::schema::{HUGGINGFACE, IMAGE_BYTES, LENGTH_BYTES, huggingface_entry, labelled_schema};
 use super::{DatasetError, FooterEntry, Row, ShardEntry};
 use crate::ids::ClassId;
 use crate::storage::{Digest, Location, Upload};
@@ -43,7 +43,7 @@ pub struct WrittenShard {
 /// Writes one shard; it appears when [`ShardWriter::finish`] succeeds.
 ///
 /// The bytes are a function of the rows and the options. Columns are written straight from the rows: building Arrow
-/// arrays of images first would copy each twice more, into memory that is fetched anew for each row group.
+/// arrays of images first would copy each twice more, into memory that is fetched again for each row group.
 pub struct ShardWriter {
     path: String,
     shown: String,
@@ -163,7 +163,7 @@ impl ShardWriter {
 
 /// Where each image begins: a page ends with its values, each after its length in four bytes.
 fn image_offsets(metadata: &ParquetMetaData, sizes: &[u64]) -> Option<Vec<u64>> {
-    const LENGTH_BYTES: u64 = 4;
+    const LENGTH: u64 = LENGTH_BYTES as u64;
     let mut offsets = Vec::with_capacity(sizes.len());
     for (number, group) in metadata.row_groups().iter().enumerate() {
         let first_of_group = offsets.len();
@@ -171,12 +171,12 @@ fn image_offsets(metadata: &ParquetMetaData, sizes: &[u64]) -> Option<Vec<u64>> 
         for (number, page) in pages.iter().enumerate() {
             let next = pages.get(number + 1).map_or(group.num_rows(), |next| next.first_row_index);
             let rows = first_of_group + page.first_row_index as usize..first_of_group + next as usize;
-            let values: u64 = sizes.get(rows.clone())?.iter().map(|size| LENGTH_BYTES + size).sum();
+            let values: u64 = sizes.get(rows.clone())?.iter().map(|size| LENGTH + size).sum();
             let end = page.offset as u64 + page.compressed_page_size as u64;
             let mut at = end.checked_sub(values)?;
             for size in &sizes[rows] {
-                offsets.push(at + LENGTH_BYTES);
-                at += LENGTH_BYTES + size;
+                offsets.push(at + LENGTH);
+                at += LENGTH + size;
             }
         }
     }

@@ -335,7 +335,7 @@ fn collapsed(queries: &FeatureTable) -> Option<String> {
     (cosine > COLLAPSED_COSINE).then(|| {
         format!(
             "the features are nearly all alike: two queries have a mean cosine of {cosine:.3}, so the encoder has collapsed or \
-             has hardly been trained; docs/training.md says what helps"
+             has hardly been trained: more `--epochs` help, or if the loss does not fall, a third of the `--lr`"
         )
     })
 }

@@ -5,7 +5,7 @@ use arrow::compute::cast;
 use arrow::datatypes::{DataType, Float16Type, Float32Type, Float64Type, Int64Type, Schema};
 
 use super::error::TableError;
-use super::meta::Kind;
+use super::schema::Kind;
 use crate::ids::{ClassId, InstanceId};
 
 /// The names of columns in a table that another program wrote. What is not given has the name of the format:
@@ -93,10 +93,10 @@ fn is_vectors(kind: &DataType) -> bool {
 /// The rows of a table while they are read.
 #[derive(Debug, Default)]
 pub(super) struct Rows {
-    pub(super) columns: Columns,
-    pub(super) features: Vec<f32>,
+    pub columns: Columns,
+    pub features: Vec<f32>,
     /// The length of a vector, once it is known.
-    pub(super) dim: Option<usize>,
+    pub dim: Option<usize>,
 }
 
 impl Rows {
@@ -196,9 +196,9 @@ impl Rows {
 /// The columns beside the vectors.
 #[derive(Debug, Default)]
 pub(super) struct Columns {
-    pub(super) ids: Vec<InstanceId>,
-    pub(super) labels: Vec<Option<ClassId>>,
-    pub(super) updated_step: Vec<Option<u64>>,
+    pub ids: Vec<InstanceId>,
+    pub labels: Vec<Option<ClassId>>,
+    pub updated_step: Vec<Option<u64>>,
 }
 
 impl Columns {

@@ -3,13 +3,9 @@
 //! The messages of Arrow are checked before arrow's decoder sees them: it takes places and lengths on trust, and a
 //! wrong one would end the process. Damage that the decoders meet with a panic is an error all the same.
 
-use std::cell::Cell;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Once;
-
 use arrow::array::RecordBatch;
 use arrow::buffer::Buffer;
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{Schema, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::ipc::convert::try_fb_to_schema;
 use arrow::ipc::reader::{FileDecoder, read_footer_length};
@@ -17,6 +13,8 @@ use arrow::ipc::{Block, MessageHeader, MetadataVersion, root_as_footer, root_as_
 use bytes::Bytes;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+
+use crate::guard::guard;
 
 /// What an Arrow IPC file begins and ends with.
 const ARROW: &[u8] = b"ARROW1";
@@ -31,7 +29,7 @@ const COMPRESSION: u64 = 1 << 17;
 
 /// A file that was recognised, with its columns.
 pub(super) struct Contents {
-    pub(super) schema: SchemaRef,
+    schema: SchemaRef,
     body: Body,
 }
 
@@ -40,25 +38,9 @@ enum Body {
     Parquet(Bytes),
 }
 
-/// Makes an error of a panic, as the readers of arrow and parquet have for some damaged files; nothing is printed.
+/// Makes an error of a panic, as the readers of arrow and parquet have for some damaged files.
 fn guarded<T>(read: impl FnOnce() -> Result<T, ArrowError>) -> Result<T, ArrowError> {
-    thread_local! {
-        static IS_GUARDED: Cell<bool> = const { Cell::new(false) };
-    }
-    static HOOK: Once = Once::new();
-    HOOK.call_once(|| {
-        let before = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |panic| {
-            if !IS_GUARDED.get() {
-                before(panic);
-            }
-        }));
-    });
-    IS_GUARDED.set(true);
-    // What the reader holds is dropped with its error.
-    let result = catch_unwind(AssertUnwindSafe(read));
-    IS_GUARDED.set(false);
-    result.unwrap_or_else(|_| Err(wrong("a column cannot be decoded")))
+    guard(read).unwrap_or_else(|_| Err(wrong("a column cannot be decoded")))
 }
 
 fn wrong(reason: impl Into<String>) -> ArrowError {
@@ -139,6 +121,11 @@ impl Contents {
         }
         let schema = schema.ok_or_else(|| wrong("it has no schema"))?;
         Ok(Self { schema: schema.into(), body: Body::Arrow { bytes: Buffer::from(bytes), version, blocks } })
+    }
+
+    /// The columns and metadata of the whole file.
+    pub(super) fn schema(&self) -> &Schema {
+        &self.schema
     }
 
     /// Hands on every batch with some of the columns, given and returned in the order of the schema.

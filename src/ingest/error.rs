@@ -1,8 +1,10 @@
 //! Why an ingest fails.
 
+use std::fmt::Display;
+
 use crate::dataset::DatasetError;
 use crate::failure::Failure;
-use crate::storage::{Location, StorageError};
+use crate::storage::StorageError;
 
 /// An ingest cannot be done; no dataset is published.
 #[derive(Debug, thiserror::Error)]
@@ -28,7 +30,7 @@ pub enum IngestError {
     /// Too many images were rejected.
     #[error(
         "split `{split}`: {rejected} of {total} images were rejected, {}; the first: {first}",
-        if rejected == total { "so none is left" } else { "more than --max-reject-fraction allows" }
+        if rejected == total { "so none is left".to_owned() } else { accepting(*rejected, *total, *allowed) }
     )]
     TooManyRejects {
         /// The split.
@@ -37,6 +39,8 @@ pub enum IngestError {
         rejected: usize,
         /// Images validated.
         total: usize,
+        /// The share that may be rejected.
+        allowed: f64,
         /// The first reasons.
         first: String,
     },
@@ -57,6 +61,14 @@ pub enum IngestError {
         dest: String,
         /// One of the files.
         file: String,
+    },
+    /// The destination is a folder of images.
+    #[error("{dest}: it holds images, such as `{image}`; give --dest a folder that is new or empty")]
+    ImagesAtDestination {
+        /// The destination.
+        dest: String,
+        /// One of the images.
+        image: String,
     },
     /// Source and destination are the same or one holds the other.
     #[error(
@@ -99,7 +111,7 @@ pub enum IngestError {
 
 impl IngestError {
     /// A source at this location that cannot be read as asked for.
-    pub(super) fn layout(location: &Location, reason: impl Into<String>) -> Self {
+    pub(super) fn layout(location: impl Display, reason: impl Into<String>) -> Self {
         Self::Layout { location: location.to_string(), reason: reason.into() }
     }
 
@@ -111,6 +123,7 @@ impl IngestError {
             | Self::TooManyRejects { .. }
             | Self::OtherDataset { .. }
             | Self::NotOurs { .. }
+            | Self::ImagesAtDestination { .. }
             | Self::Overlap { .. }
             | Self::SourceChanged { .. } => Failure::Data,
             Self::Options { .. } => Failure::Config,
@@ -119,4 +132,13 @@ impl IngestError {
             Self::Threads(_) => Failure::Other,
         }
     }
+}
+
+/// How many rejects are allowed, and the option that accepts these.
+fn accepting(rejected: usize, total: usize, allowed: f64) -> String {
+    let share = (100.0 * rejected as f64 / total as f64).ceil() / 100.0;
+    format!(
+        "more than the share of {allowed} that is allowed; `--max-reject-fraction {share}` leaves them out and ingests \
+         the others"
+    )
 }

@@ -14,20 +14,20 @@ use crate::storage::Digest;
 /// A part of a split that is to be made.
 #[derive(Debug)]
 pub(super) struct PartPlan<'a> {
-    pub(super) split: &'a str,
+    pub split: &'a str,
     /// 0, or for images that are appended the number of parts before.
-    pub(super) number: usize,
-    pub(super) entries: &'a [Entry],
-    pub(super) fingerprint: Digest,
+    pub number: usize,
+    pub entries: &'a [Entry],
+    pub fingerprint: Digest,
 }
 
 /// A part of a split that the destination holds already.
 #[derive(Debug)]
 pub(super) struct HeldPart<'a> {
-    pub(super) split: &'a str,
+    pub split: &'a str,
     /// Its position in the split's list of parts.
-    pub(super) number: usize,
-    pub(super) entries: &'a [Entry],
+    pub number: usize,
+    pub entries: &'a [Entry],
 }
 
 /// The name of the option in a record; it is there only where an image was rejected by it.
@@ -68,16 +68,16 @@ impl PartPlan<'_> {
 /// What is to be done.
 #[derive(Debug)]
 pub(super) struct Plan<'a> {
-    pub(super) parts: Vec<PartPlan<'a>>,
+    pub parts: Vec<PartPlan<'a>>,
     /// What of the source is there already, by names, classes and sizes.
-    pub(super) held: Vec<HeldPart<'a>>,
+    pub held: Vec<HeldPart<'a>>,
     /// The dataset's classes afterwards.
-    pub(super) classes: Vec<String>,
+    pub classes: Vec<String>,
     /// Those that an append adds.
-    pub(super) new_classes: Vec<String>,
+    pub new_classes: Vec<String>,
     /// For each of the source's classes its number in the dataset.
     class_numbers: Vec<ClassId>,
-    pub(super) options: BTreeMap<String, serde_json::Value>,
+    pub options: BTreeMap<String, serde_json::Value>,
 }
 
 impl<'a> Plan<'a> {
@@ -141,7 +141,7 @@ impl<'a> Plan<'a> {
                         (None, None) if options.append => held.ingest.len(),
                         (None, None) => {
                             return Err(other(format!(
-                                "its split `{split}` was made from other images, or by other options; another --dest keeps both, --append adds these"
+                                "its split `{split}` was made from other images, or with other splits or classes (`--hold-out`, `--splits`, `--unlabelled`, …); another --dest keeps both, --append adds these"
                             )));
                         }
                     }

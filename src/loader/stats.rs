@@ -165,6 +165,11 @@ impl LoaderStats {
         }
     }
 
+    /// Whether the consumer waits for data more than a little.
+    pub fn waits_for_data(&self) -> bool {
+        self.consumer_wait >= LITTLE_WAIT * self.seconds.max(1e-9)
+    }
+
     /// One line that names the limit of the speed: decoding, the storage, or the consumer (the encoder).
     pub fn verdict(&self) -> String {
         let seconds = self.seconds.max(1e-9);

@@ -21,7 +21,7 @@ pub enum WeightsError {
         /// Its name.
         name: String,
     },
-    /// A tensor that nobody asked for.
+    /// A tensor that the model does not have.
     #[error("tensor {name:?} is not part of this model")]
     Unexpected {
         /// Its name.
@@ -107,7 +107,7 @@ impl NamedTensors {
     /// Reads a file's bytes.
     ///
     /// # Errors
-    /// If the bytes are no safetensors file or hold a type other than f16, bf16, f32, f64, i32 or i64.
+    /// If the bytes are not a safetensors file or hold a type other than f16, bf16, f32, f64, i32 or i64.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, WeightsError> {
         let is_pickle = PICKLES.iter().any(|magic| bytes.starts_with(magic));
         let file = SafeTensors::deserialize(bytes)

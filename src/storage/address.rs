@@ -1,7 +1,7 @@
 //! Parses the text of a location: a path of this machine, or a key in a bucket.
 //!
 //! Text that is almost a URL (`s3:/bucket/key`), or that only a shell completes (`~/x`, `$HOME/x`), is an error that
-//! suggests the likely meaning, since nobody wants a folder of that name. A relative path of such a name is written
+//! suggests the likely meaning, since a folder of that name is hardly meant. A relative path of such a name is written
 //! `./s3:x`; a `file://` URL is taken literally. Nothing is looked up on the disk or in a store.
 
 use std::path::{Path, PathBuf};

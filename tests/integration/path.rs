@@ -365,7 +365,10 @@ mod trained {
         let run = dir.path().join("run");
         let estimate = train(dataset(), &run, "--epochs 3 --estimate").json();
         assert_eq!((&estimate["steps"], &estimate["bank_bytes"]), (&24.into(), &(120 * 16 * 4).into()));
+        let step = estimate["time"]["step_seconds"].as_f64().expect("measured");
+        assert!(step > 0.0 && estimate["time"]["measured_images"] == 16, "{estimate}");
         let lines = train(dataset(), &run, "--estimate --print lines").ok();
+        assert!(lines.contains("s a step on cpu"), "{lines}");
         assert!(lines.contains("checkpoint: ") && !lines.contains('{'), "{lines}");
         assert!(train(dataset(), &run, "--estimate --accumulate 0").fails(78).contains("accumulate"));
         assert!(!run.exists());

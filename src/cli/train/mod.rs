@@ -26,20 +26,22 @@ use crate::run_config::{Given, Images, OptionSpec, TrainConfig, read_file, shown
 use crate::storage::Location;
 use crate::train::{
     Estimate, Evaluation, Exporter, HookError, Hooks, MetricsLine, Outcome, RunSummary, Scope, StepReport,
-    StopFlag, TrainError, TrainJob, train,
+    StepTime, StopFlag, TrainError, TrainJob, train,
 };
 use crate::units::shell_word;
 
 /// Train an encoder and its memory bank.
 ///
 /// Running the same command again goes on from the newest checkpoint. SIGTERM, SIGUSR1 and Ctrl-C save
-/// a checkpoint and end with exit code 75; a second Ctrl-C ends without saving. Every option under the headings from
+/// a checkpoint and end with exit code 75; a second Ctrl-C ends without saving. Most runs need no option but --epochs,
+/// --image-size or --device: the others depend on the number and size of the images. Every option under the headings from
 /// "Data and augmentation" to "Checkpoints and metrics" is also a key of the TOML file of --config: `--batch-size 64`
 /// is `batch_size = 64`. A flag wins.
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Example:\n  instdisc train --dataset s3://bucket/in1k --run s3://bucket/runs/r50 \\\n    --config jobs/runs/imagenet-resnet50-reference.toml"
-)]
+#[command(after_help = "Examples:
+  instdisc train --dataset photos --run run --epochs 20            # settings by the number and size of the images
+  instdisc train --dataset s3://bucket/in1k --run s3://bucket/runs/r50 \\
+    --config jobs/runs/imagenet-resnet50-reference.toml")]
 pub(super) struct TrainArgs {
     /// The dataset's folder
     #[arg(long, value_name = "URL")]
@@ -50,7 +52,7 @@ pub(super) struct TrainArgs {
     /// A TOML file with options
     #[arg(long, value_name = "FILE", value_parser = crate::cli::local_path)]
     config: Option<PathBuf>,
-    /// Print the run's steps and what it needs of memory and disk, and end
+    /// Print what the run needs of memory, disk and time, measured by a few steps on random pixels, and end
     #[arg(long)]
     estimate: bool,
     /// Serve the run's numbers for Prometheus at this address, such as 0.0.0.0:9400
@@ -80,7 +82,7 @@ pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
     static STOP: StopFlag = StopFlag::new(false);
     let file = args.config.as_deref().map(read_file).transpose()?;
     let given = Given::new(file.as_ref(), &args.options.given);
-    let (dataset, run) = (global.location(&args.dataset)?, global.location(&args.run)?);
+    let (dataset, run) = (global.location(&args.dataset)?, global.folder("--run", &args.run)?);
     let rendezvous = args.ranks.rendezvous()?;
     let config = resolve(&dataset, &run, rendezvous.world(), &given)?;
     let init = (!config.init.is_empty()).then(|| global.file("--init", &config.init)).transpose()?;
@@ -88,8 +90,17 @@ pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
         config.validate().map_err(TrainError::from)?;
         let manifest = Manifest::read(&dataset)?;
         let images = Images::of(manifest.split(&dataset, &config.split)?, config.limit);
-        let estimate = Estimate::of(&config, images.count, rendezvous.world());
-        return global.write_result(&estimate.lines(), &estimate);
+        let mut estimate = Estimate::of(&config, images.count, rendezvous.world());
+        estimate.time = match StepTime::measure(&config, images.count, rendezvous.world()) {
+            Ok(time) => Some(time),
+            Err(error) => {
+                tracing::warn!("the time of a step could not be measured: {error}");
+                None
+            }
+        };
+        let lines =
+            [estimate.lines(), estimate.time.iter().map(|time| time_line(time, estimate.steps)).collect()];
+        return global.write_result(&lines.concat(), &estimate);
     }
     let is_first = rendezvous.rank() == 0;
     let collective_timeout = args.ranks.timeout();
@@ -124,7 +135,14 @@ pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
     match result? {
         _ if !is_first => Ok(()),
         Outcome::AlreadyFinished { step } => {
-            let lines = [format!("{}: finished already, {step} steps; a larger --epochs goes on", job.run)];
+            let total = hooks.total_steps;
+            let more = if step > total {
+                format!(", and `--epochs {total_epochs}` asks for {total}")
+            } else {
+                String::new()
+            };
+            let run = &job.run;
+            let lines = [format!("{run}: finished already, {step} steps{more}; a larger --epochs goes on")];
             global.write_result(&lines, &json!({"run": args.run, "finished": true, "step": step}))
         }
         Outcome::Finished { step, checkpoint } => {
@@ -141,6 +159,21 @@ pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
         say_next(&next);
     }
     Ok(())
+}
+
+/// How long a run of so many steps takes.
+fn time_line(time: &StepTime, steps: u64) -> String {
+    let StepTime { device, images, measured_images, step_seconds } = time;
+    let all = HumanDuration(Duration::from_secs_f64(step_seconds * steps as f64));
+    let scaled = if measured_images < images {
+        format!(", scaled from {measured_images} images to {images}")
+    } else {
+        String::new()
+    };
+    format!(
+        "time: {step_seconds:.2} s a step on {device}{scaled}, so {all}; data, monitor, checkpoints and communication \
+         come on top"
+    )
 }
 
 /// The command that evaluates a run: by its training images where the dataset has no other split.
@@ -181,12 +214,16 @@ fn resolve(
     }
     let config = given.over(&defaults)?;
     let [before, now] = [&asked, &config].map(TrainConfig::values);
+    let changed = |key: &str| begun.as_ref()?.config.get(key).filter(|value| **value != now[key]);
     // What decides the cost is said in any case.
-    let is_said = |key: &str| before[key] != now[key] || ALWAYS_SAID.contains(&key);
-    let said = now.iter().filter(|(key, _)| is_said(key));
-    let said: Vec<String> = said.map(|(key, value)| format!("{key} = {value}")).collect();
+    let is_said = |key: &str| before[key] != now[key] || changed(key).is_some() || ALWAYS_SAID.contains(&key);
+    let text = |key: &str| match changed(key) {
+        Some(value) => format!("{key} = {} (until now {value})", now[key]),
+        None => format!("{key} = {}", now[key]),
+    };
+    let said: Vec<String> = now.keys().filter(|key| is_said(key)).map(|key| text(key)).collect();
     let whose = if begun.is_some() {
-        "of this run, as it was begun".to_owned()
+        "of this run".to_owned()
     } else {
         format!(
             "for {} images, {} pixels along the shorter side on average",
@@ -262,6 +299,9 @@ struct TerminalHooks<'a> {
 /// Settings that are said also where they are the general ones.
 const ALWAYS_SAID: [&str; 3] = ["arch", "epochs", "image_size"];
 
+/// Seconds to the end from which a run says when it will be.
+const WORTH_SAYING: f64 = 60.0;
+
 /// Steps that are measured before a run says when it will end.
 const MEASURED_STEPS: u64 = 20;
 
@@ -277,8 +317,10 @@ impl TerminalHooks<'_> {
         }
         let step = since.elapsed().as_secs_f64() / MEASURED_STEPS as f64;
         let left = step * self.total_steps.saturating_sub(report.step) as f64;
-        let left = HumanDuration(Duration::from_secs_f64(left));
-        say(&format!("{step:.2} s a step, so {left} to the end, and what evaluations and checkpoints take"));
+        if left > WORTH_SAYING {
+            let left = HumanDuration(Duration::from_secs_f64(left));
+            say(&format!("{step:.2} s a step, so {left} to the end, without evaluations and checkpoints"));
+        }
     }
 }
 
@@ -307,7 +349,9 @@ impl Hooks for TerminalHooks<'_> {
                 String::new()
             },
         );
-        self.meter = Some(Meter::new("train", summary.total_steps, summary.resumed_step));
+        if summary.resumed_step < summary.total_steps {
+            self.meter = Some(Meter::new("train", summary.total_steps, summary.resumed_step));
+        }
     }
 
     fn progress(&self) -> &dyn Progress {

@@ -2,8 +2,7 @@
 
 use tch::{Device, Kind, Tensor, no_grad};
 
-use super::examples::{Examples, Scale};
-use super::head::Head;
+use super::head::{Examples, Head, Scale};
 use super::lbfgs::minimise;
 use super::sgd::{Cell, unscaled};
 use crate::progress::Progress;

@@ -4,8 +4,7 @@
 use tch::{Device, Kind, Tensor, no_grad};
 
 use super::LinearError;
-use super::examples::{Examples, Scale};
-use super::head::Head;
+use super::head::{Examples, Head, Scale};
 use crate::progress::Progress;
 use crate::rng::{Purpose, Stream};
 
@@ -15,8 +14,8 @@ const MOMENTUM: f64 = 0.9;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Cell {
     /// None where there is no learning rate.
-    pub(super) lr: Option<f64>,
-    pub(super) weight_decay: f64,
+    pub lr: Option<f64>,
+    pub weight_decay: f64,
 }
 
 /// Gives the batches of epochs, for one layer or several.

@@ -3,15 +3,14 @@
 use std::collections::HashSet;
 use std::path::Path;
 
+use super::SourceFormat;
 use super::archive::{Compression, SourceFile, compression, first_bytes, looks_like_tar};
-use super::container::{Container, whole_path};
-use super::format::SourceFormat;
 use super::formats::folder::{self, Listing};
 use super::formats::list;
 use super::names::{
     examples, file_name, is_image, is_list, is_other_archive, is_table, is_tar, missing_shard,
 };
-use super::records::{Counts, count, ignored, passed_over_reason};
+use super::records::{Container, Counts, count, ignored, passed_over_reason, whole_path};
 use crate::ingest::{IngestError, IngestOptions};
 use crate::storage::{Location, StorageError};
 
@@ -50,10 +49,10 @@ impl Content {
 /// What was found, and what was passed over.
 #[derive(Debug)]
 pub(super) struct Discovered {
-    pub(super) content: Content,
-    pub(super) passed_over: Counts,
+    pub content: Content,
+    pub passed_over: Counts,
     /// Files of the source that are not containers: labels may be among them.
-    pub(super) others: Vec<(String, Location)>,
+    pub others: Vec<(String, Location)>,
 }
 
 /// What a file is by its first bytes.
@@ -77,7 +76,7 @@ pub(super) fn discover(options: &IngestOptions) -> Result<Discovered, IngestErro
     };
     let found = found.map_err(|error| match error {
         IngestError::Storage(StorageError::NotFound { location, .. }) => {
-            IngestError::Layout { location, reason: "no such source".into() }
+            IngestError::layout(location, "no such source")
         }
         other => other,
     })?;

@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::names::split_meaning;
+use super::names::{check_split_names, split_meaning};
 use super::records::Entry;
 use crate::ids::ClassId;
-use crate::ingest::split_names::check_split_names;
 
 /// `NAME=SHARE`: the split that gets a share of a source's images.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,7 +42,7 @@ impl HoldOut {
     /// # Errors
     /// If there are several splits or one of this meaning, or the share of so few images is none of them.
     pub(super) fn apply(&self, entries: &mut BTreeMap<String, Vec<Entry>>) -> Result<String, String> {
-        let option = format!("`--hold-out {}={}`", self.split, self.share);
+        let option = format!("`--hold-out {}={}%`", self.split, (1e8 * self.share).round() / 1e6);
         let names: Vec<String> = entries.keys().map(|name| format!("`{name}`")).collect();
         let mut lists = entries.iter_mut();
         let (Some((name, list)), None) = (lists.next(), lists.next()) else {
@@ -78,7 +77,9 @@ impl HoldOut {
             return Err(format!("{option}: there is no image to take"));
         };
         if held.is_empty() {
-            return Err(format!("{option} is 0 of {all} images"));
+            return Err(format!(
+                "{option} is 0 of {all} images: each class gives its share of its own, rounded, and keeps at least one"
+            ));
         }
         let of_each = match counts.len() {
             // One class, or none.
@@ -166,7 +167,7 @@ mod tests {
             text.parse::<HoldOut>().expect("a share").apply(&mut entries).expect_err(text)
         };
         assert!(refused("training=0.5", source(&[9])).contains("another name"));
-        assert!(refused("test=0.1", source(&[3])).ends_with("is 0 of 3 images"));
+        assert!(refused("test=0.1", source(&[3])).contains("test=10%` is 0 of 3 images"));
         let mut two = source(&[9]);
         two.insert("val".into(), Vec::new());
         assert!(refused("test=0.1", two).contains("`train`, `val`"));

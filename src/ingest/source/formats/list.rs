@@ -6,9 +6,8 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::super::archive::{Extent, failed};
-use super::super::container::Container;
 use super::super::names::examples;
-use super::super::records::{Evidence, Fault, ImageBytes, Naming, Record, Records};
+use super::super::records::{Container, Evidence, Fault, ImageBytes, Naming, Record, Records};
 use super::columns::{self, LABEL_NAMES, SPLIT_NAME};
 use crate::ingest::IngestError;
 use crate::storage::{Location, Stamp};
@@ -20,7 +19,7 @@ pub(super) const PATH_NAMES: [&str; 9] =
 pub(super) const SEPARATORS: [char; 3] = [',', '\t', ';'];
 
 /// Whether a file that begins so is a list: jsonl, or a csv whose first line names a column of paths.
-pub(in super::super) fn looks_like_list(head: &[u8]) -> bool {
+pub(crate) fn looks_like_list(head: &[u8]) -> bool {
     let first = head.split(|&byte| byte == b'\n').next().unwrap_or_default();
     // The head may end within a character.
     let first = match std::str::from_utf8(first) {
@@ -49,7 +48,7 @@ struct Line {
 }
 
 /// Adds the images of the lists.
-pub(in super::super) fn collect(records: &mut Records<'_>, lists: &[Container]) -> Result<(), IngestError> {
+pub(crate) fn collect(records: &mut Records<'_>, lists: &[Container]) -> Result<(), IngestError> {
     records.naming = Naming::AsIs;
     let mut folders = Folders::default();
     for container in lists {

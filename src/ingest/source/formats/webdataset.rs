@@ -2,12 +2,12 @@
 //!
 //! A key ends at the first dot of the file name, as webdataset has it. `key.jpg` is the image; its label is in
 //! `key.cls` (a number or a name) or in `key.json`. Other members of a sample, such as a mask `key.seg.png`, are
-//! not images of their own.
+//! not separate images.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
+use super::super::SourceFormat;
 use super::super::archive::Member;
-use super::super::format::SourceFormat;
 use super::super::names::{examples, file_name, is_image, is_image_ending};
 use super::super::records::{Evidence, Fault, ImageBytes, Naming, Record, Records, shown};
 use super::columns::{LABEL_NAMES, SPLIT_NAME, choose, is_label_name};
