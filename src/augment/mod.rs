@@ -4,10 +4,9 @@
 //! crop are decoded, and only their brightness where grayscale comes first; docs/numerics.md compares that with
 //! torchvision's grey.
 
-pub(crate) mod colour;
+mod colour;
 mod recipe;
 mod resize;
-pub(crate) mod view;
 
 use std::cell::RefCell;
 
@@ -39,6 +38,11 @@ impl EvalTransform {
         }
     }
 }
+
+/// Images were checked when they were ingested.
+const LIMITS: Limits = Limits { max_pixels: u64::MAX };
+/// Four steps of colour jitter and grayscale.
+const MOST_STEPS: usize = 5;
 
 thread_local! {
     static RENDERER: RefCell<Renderer> = RefCell::default();
@@ -97,17 +101,14 @@ pub struct Renderer {
     resizer: Resizer,
 }
 
-/// Images were checked when they were ingested.
-const LIMITS: Limits = Limits { max_pixels: u64::MAX };
-
 impl Renderer {
     /// Bytes that resizing takes.
     #[cfg(test)]
-    pub(crate) fn held_bytes(&self) -> usize {
+    fn held_bytes(&self) -> usize {
         self.resizer.held_bytes()
     }
 
-    /// Crops, resizes, recolours and flips an image as `draw` says for its size (columns, rows).
+    /// Crops, resizes, recolours and flips an image by what `draw` gives for its size (columns, rows).
     ///
     /// # Shape
     /// `out: [3, side, side]`
@@ -251,9 +252,6 @@ fn recolour_all(is_shared: bool, augmentation: &Augmentation, out: &mut [u8]) {
     recolour_grey(shared, steps);
     others.chunks_exact_mut(plane).for_each(|other| other.copy_from_slice(shared));
 }
-
-/// Four steps of colour jitter and grayscale.
-const MOST_STEPS: usize = 5;
 
 #[cfg(test)]
 mod tests;

@@ -7,12 +7,10 @@
 //! all, is left to libjpeg, which decides what is corrupt.
 
 mod bits;
-mod code;
 mod header;
 mod huffman;
 mod idct;
 mod pixels;
-mod plane;
 mod scan;
 
 pub(super) use header::Frame;

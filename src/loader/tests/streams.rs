@@ -2,12 +2,9 @@
 
 use tempfile::{TempDir, tempdir};
 
-use super::support::{batches, damage, on_disk, open, options, publish, rows};
 use super::*;
 use crate::run_config::OnCorrupt;
 use crate::storage::{BlobCache, Location};
-
-const WINDOWED: Shuffle = Shuffle::Windowed { rows: 24 };
 
 fn windowed() -> LoaderOptions {
     LoaderOptions { shuffle: WINDOWED, epochs: 3, ..options() }

@@ -3,15 +3,13 @@
 
 use std::arch::x86_64::*;
 
-use super::filter::{Passed, push};
-use super::group::{GROUP, Group, LARGEST_GROUP};
-use super::tile::{BLOCK_ROWS, QUAD, Tile};
+use super::{BLOCK_ROWS, GROUP, Group, LARGEST_GROUP, Passed, QUAD, Tile, push};
 use crate::simd::{Line, V3, Vnni};
 
 /// Bytes of a quad of one block.
 const STRIDE: usize = BLOCK_ROWS * QUAD;
 
-/// [`filter`](super::filter::filter) with AVX2.
+/// [`filter`](super::filter) with AVX2.
 pub(super) fn filter_v3(
     _has: V3,
     tile: &Tile,
@@ -24,7 +22,7 @@ pub(super) fn filter_v3(
     unsafe { filter_avx2(tile, group, thresholds, found) }
 }
 
-/// [`filter`](super::filter::filter) with AVX-512.
+/// [`filter`](super::filter) with AVX-512.
 pub(super) fn filter_vnni(
     _has: Vnni,
     tile: &Tile,

@@ -1,10 +1,19 @@
-//! Rows of the bank as bytes, with a bound on what the bytes leave out.
+//! Rows and queries as bytes, and the bound by which these rule out pairs.
 //!
 //! A row `x` of a tile is written as `x = c + s·n + r`: the tile's centre `c`, its step `s`, whole numbers
 //! `n` in −127…127, and a residual `r` of known length. The centre makes the residual small where features crowd in
-//! one direction, as those of an untrained encoder do.
+//! one direction, as those of an untrained encoder do. A query `q` is written as `q = t·m + p`, with whole numbers `m`
+//! and a residual `p`. So
+//!
+//! ```text
+//! q·x = q·c + t·s·(m·n) + t·(m·r) + p·(x − c)
+//!     ≤ q·c + t·s·(m·n + ‖m‖·‖r‖/s) + ‖p‖·‖x − c‖        (Cauchy–Schwarz)
+//! ```
+//!
+//! and a row whose right side stays below the similarity of the k-th best so far is not a neighbour. The bound and the
+//! rounding of the similarity itself are taken generously; candidates are compared exactly.
 
-use super::similarity::{LANES, length};
+use super::similarity::{LANES, inner_product, length};
 use crate::simd::{Kernel, Line, SimdLevel};
 
 /// Rows that the filter looks at together.
@@ -14,7 +23,7 @@ pub(super) const QUAD: usize = 4;
 /// Half of the codes' range.
 const LIMIT: f32 = 127.0;
 /// Codes are stored with this added, as the byte products want one side without a sign.
-pub(super) const CODE_ZERO: i64 = 128;
+const CODE_ZERO: i64 = 128;
 /// Within these magnitudes no square over- or underflows in f32.
 const MAGNITUDES: (f32, f32) = (1e-15, 1e15);
 /// Up to this length a sum of products of bytes fits 32 bits, and the slacks below are small.
@@ -26,23 +35,23 @@ const ROUNDER: f32 = 12_582_912.0;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tile {
     /// The number of rows.
-    pub(super) rows: usize,
+    pub rows: usize,
     /// Quads of a row; see [`quads`].
-    pub(super) quads: usize,
+    pub quads: usize,
     /// `[blocks, quads, BLOCK_ROWS, QUAD]`, each a byte: `n + CODE_ZERO`.
-    pub(super) codes: Vec<Line>,
+    pub codes: Vec<Line>,
     /// `[blocks * BLOCK_ROWS]`: at least `‖r‖ / s`.
-    pub(super) residual_norms: Vec<f32>,
+    pub residual_norms: Vec<f32>,
     /// The step `s`.
-    pub(super) step: f64,
+    step: f64,
     /// The centre `c`.
-    pub(super) centre: Vec<f32>,
+    centre: Vec<f32>,
     /// `‖c‖`.
-    pub(super) centre_length: f64,
+    centre_length: f64,
     /// At least `‖x − c‖` of every row.
-    pub(super) radius: f64,
+    radius: f64,
     /// Whether the above holds; else nothing is known of the rows.
-    pub(super) is_bounded: bool,
+    is_bounded: bool,
 }
 
 impl Tile {
@@ -55,7 +64,7 @@ impl Tile {
 }
 
 /// Quads of a vector; for AMX, whose registers take [`Line::BYTES`] components, with some of zeros at the end.
-pub(super) fn quads(simd_level: SimdLevel, dim: usize) -> usize {
+fn quads(simd_level: SimdLevel, dim: usize) -> usize {
     match simd_level {
         #[cfg(target_arch = "x86_64")]
         SimdLevel::Amx(_) => dim.div_ceil(Line::BYTES) * Line::BYTES / QUAD,
@@ -175,4 +184,139 @@ fn encode(x: f32, centre: f32, step: f32, per_step: f32) -> (u8, f32, f32) {
     let rounded = offset * per_step + ROUNDER;
     let code = rounded.to_bits().wrapping_sub(ROUNDER.to_bits()).wrapping_add(CODE_ZERO as u32);
     (code as u8, offset - (rounded - ROUNDER) * step, offset)
+}
+
+/// Queries that the filter takes together; with two registers of rows for each they fill those of AVX-512.
+pub(super) const GROUP: usize = 12;
+/// The same for AMX: two of its registers.
+pub(super) const AMX_GROUP: usize = 2 * AMX_ROWS;
+/// The most of both.
+pub(super) const LARGEST_GROUP: usize = AMX_GROUP;
+/// Queries in a register of AMX; each has a line of codes there.
+pub(super) const AMX_ROWS: usize = 16;
+
+/// Queries of a group at this level.
+pub(super) fn group_size(simd_level: SimdLevel) -> usize {
+    match simd_level {
+        #[cfg(target_arch = "x86_64")]
+        SimdLevel::Amx(_) => AMX_GROUP,
+        _ => GROUP,
+    }
+}
+
+/// The largest magnitude of a query's code. AVX2 adds pairs of products in 16 bits: 2 · 255 · 63 < 2¹⁵.
+pub(super) fn code_limit(simd_level: SimdLevel) -> f64 {
+    match simd_level {
+        #[cfg(target_arch = "x86_64")]
+        SimdLevel::V3(_) => 63.0,
+        _ => 127.0,
+    }
+}
+
+/// A few queries, encoded.
+#[derive(Clone, Debug)]
+pub(super) struct Group {
+    /// The codes `m`, each an `i8`: `[quads, GROUP, QUAD]`; for AMX `[lines, AMX_GROUP, Line::BYTES]`.
+    pub codes: Vec<Line>,
+    /// At least `‖m‖` of every query.
+    pub reach: f32,
+    queries: Vec<Scale>,
+}
+
+/// What the bound needs of a query.
+#[derive(Clone, Copy, Debug)]
+struct Scale {
+    /// The step `t`.
+    step: f64,
+    /// At least `‖p‖`.
+    residual: f64,
+    /// `‖q‖`.
+    length: f64,
+    /// What [`CODE_ZERO`] adds to `m·n`.
+    shift: f64,
+}
+
+impl Group {
+    /// Encodes up to [`group_size`] queries, with codes of at most `limit`; see [`code_limit`].
+    pub(super) fn new<'a>(
+        simd_level: SimdLevel,
+        queries: impl Iterator<Item = &'a [f32]>,
+        dim: usize,
+        limit: f64,
+    ) -> Self {
+        let size = group_size(simd_level);
+        let unit = if size == AMX_GROUP { Line::BYTES } else { QUAD };
+        let lines = (quads(simd_level, dim) * QUAD * size).div_ceil(Line::BYTES);
+        let mut group = Self { codes: vec![Line::ZERO; lines], reach: 1.0, queries: Vec::new() };
+        for (at, query) in queries.enumerate() {
+            let codes: &mut [i8] = bytemuck::cast_slice_mut(&mut group.codes);
+            let widest = query.iter().fold(0.0_f64, |a, x| a.max(f64::from(x.abs())));
+            let step = if widest > 0.0 { widest / limit } else { 1.0 };
+            let (mut residual, mut reach, mut sum) = (0.0_f64, 0.0_f64, 0.0_f64);
+            for (i, x) in query.iter().enumerate() {
+                let code = (f64::from(*x) / step).round();
+                codes[(i / unit * size + at) * unit + i % unit] = code as i8;
+                residual += (f64::from(*x) - code * step).powi(2);
+                reach += code * code;
+                sum += code;
+            }
+            group.reach = group.reach.max(reach.sqrt().next_up() as f32 * 1.000_001);
+            let length = length(query);
+            let residual = residual.sqrt() * 1.000_001 + 1e-12 * length;
+            group.queries.push(Scale { step, residual, length, shift: sum * CODE_ZERO as f64 });
+        }
+        group
+    }
+
+    /// The number of queries.
+    pub(super) fn len(&self) -> usize {
+        self.queries.len()
+    }
+
+    /// At least the error of [`rough_similarity`](super::similarity::rough_similarity) for a query and a row of a
+    /// tile; infinite where nothing is known of the rows.
+    ///
+    /// Each product and each sum is wrong by at most 2⁻²⁴ of itself or, among the smallest numbers, by 2⁻¹⁵⁰; by
+    /// Cauchy–Schwarz all of them together are at most `‖q‖·‖x‖`.
+    pub(super) fn rough_slack(&self, at: usize, tile: &Tile, dim: usize) -> f32 {
+        let length = self.queries[at].length * (tile.radius + tile.centre_length);
+        // False for what is not a number, too.
+        let fits = length < f64::from(f32::MAX) / 4.0;
+        if !tile.is_bounded || !fits {
+            return f32::INFINITY;
+        }
+        let steps = dim as f64 + 8.0;
+        (1.1 * steps * (length * f64::from(f32::EPSILON) / 2.0 + f64::from(f32::MIN_POSITIVE))) as f32
+    }
+
+    /// What the filter's whole number of a query and a row must exceed, if the row is to reach the similarity
+    /// `least`.
+    ///
+    /// The filter's number is `Σ m·(n + CODE_ZERO)` plus `reach · residual_norms[row]` cut to a whole number.
+    pub(super) fn threshold(
+        &self,
+        simd_level: SimdLevel,
+        at: usize,
+        query: &[f32],
+        tile: &Tile,
+        least: f32,
+    ) -> i32 {
+        if !tile.is_bounded || least == f32::NEG_INFINITY {
+            return i32::MIN;
+        }
+        let Scale { step, residual, length: own_length, shift } = self.queries[at];
+        // A similarity is rounded to f32; it reaches `least` only if it exceeds the f32 before it.
+        let least = f64::from(least.next_down());
+        let at_centre = inner_product(simd_level, query, &tile.centre);
+        let terms = query.len() as f64 + 4.0;
+        let rounding = terms * 4.0 * f64::EPSILON * own_length * (tile.radius + tile.centre_length);
+        let missing = least - at_centre - rounding;
+        if missing > own_length * tile.radius * 1.000_001 {
+            return i32::MAX;
+        }
+        let whole = (missing - residual * tile.radius) / (step * tile.step) + shift;
+        // One for the cut of the reach, the rest for the rounding of this line.
+        let threshold = whole - 1.001 - 1e-9 * whole.abs();
+        if threshold.is_nan() { i32::MIN } else { threshold.floor() as i32 }
+    }
 }

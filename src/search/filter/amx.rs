@@ -7,9 +7,8 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use super::filter::Passed;
-use super::group::{AMX_GROUP, AMX_ROWS, Group, LARGEST_GROUP};
-use super::tile::{BLOCK_ROWS, QUAD, Tile};
+use super::{BLOCK_ROWS, Group, LARGEST_GROUP, Passed, QUAD, Tile};
+use crate::search::bound::{AMX_GROUP, AMX_ROWS};
 use crate::simd::{Amx, Line};
 
 /// Quads of a register.
@@ -17,7 +16,7 @@ const REGISTER_QUADS: usize = Line::BYTES / QUAD;
 /// Rows of a block that one register holds.
 const REGISTER_ROWS: usize = BLOCK_ROWS / 2;
 
-/// [`filter`](super::filter::filter) with AMX.
+/// [`filter`](super::filter) with AMX.
 pub(super) fn filter_amx(
     _has: Amx,
     tile: &Tile,
@@ -95,7 +94,7 @@ unsafe fn filter(tile: &Tile, group: &Group, thresholds: &[i32; LARGEST_GROUP], 
             [norms, norms.add(REGISTER_ROWS)]
                 .map(|norms| _mm512_cvttps_epi32(_mm512_mul_ps(reach, _mm512_loadu_ps(norms))))
         };
-        // Without a branch for each query: which of them pass cannot be foretold, and a wrong guess throws away the
+        // Without a branch for each query: the processor would guess wrong which of them pass, and throw away the
         // products that are under way.
         let mut passed = [Passed::default(); AMX_GROUP];
         let mut count = 0;

@@ -1,24 +1,137 @@
-//! A split in an object store, read by row groups.
+//! A split of a dataset as a source: on this machine row by row, from an object store by row groups.
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 
 use super::row_group_cache::{GROUPS_AT_ONCE, READ_MEMORY, RowGroupCache};
-use super::split_rows::SplitRows;
+use super::split_rows::{SplitRows, StoredImage};
 use super::{Encoded, Fetched, Instances, ReadContext, Source};
-use crate::dataset::{DatasetError, Row};
+use crate::dataset::{DatasetError, Manifest, Row};
 use crate::ids::BankRow;
 use crate::image::ExifOrientation;
 use crate::loader::error::LoaderError;
-use crate::storage::{BlobCache, Digest};
+use crate::storage::{BlobCache, Digest, LocalFile, Location};
+
+/// Shards that are held open.
+const OPEN_FILES: usize = 256;
+
+/// Opens a split, or a uniform sample of `limit` of its instances, which depends on nothing but the two numbers.
+///
+/// # Errors
+/// If there is no such split, or its index or a shard is missing or damaged.
+pub fn open_split(
+    dataset: &Location,
+    manifest: &Manifest,
+    split: &str,
+    limit: Option<usize>,
+) -> Result<Arc<dyn Source>, LoaderError> {
+    open_split_cached(dataset, manifest, split, limit, None)
+}
+
+/// Opens a split as [`open_split`]. Row groups from an object store are kept in the cache; a dataset on this machine
+/// needs none.
+///
+/// # Errors
+/// As [`open_split`].
+pub fn open_split_cached(
+    dataset: &Location,
+    manifest: &Manifest,
+    split: &str,
+    limit: Option<usize>,
+    cache: Option<BlobCache>,
+) -> Result<Arc<dyn Source>, LoaderError> {
+    let rows = SplitRows::open(dataset, manifest, split, limit)?;
+    Ok(if dataset.local_path().is_some() {
+        Arc::new(LocalSource::new(rows))
+    } else {
+        Arc::new(StreamedSource::new(rows, cache))
+    })
+}
+
+/// A split on this machine.
+#[derive(Debug)]
+struct LocalSource {
+    split: SplitRows,
+    /// Open shards, by their numbers.
+    files: Mutex<HashMap<u32, Arc<LocalFile>>>,
+    row_groups: RowGroupCache,
+}
+
+impl LocalSource {
+    fn new(split: SplitRows) -> Self {
+        Self { split, files: Mutex::default(), row_groups: RowGroupCache::new(READ_MEMORY) }
+    }
+
+    /// An image, checked against its digest.
+    fn fetch_row(&self, image: &StoredImage, context: &ReadContext) -> Result<Encoded, LoaderError> {
+        if context.cancel.is_cancelled() {
+            return Err(LoaderError::Stopped);
+        }
+        let bytes = self.file(image.group())?.read(image.range()).map_err(DatasetError::from)?;
+        context.counters.count_read(&bytes);
+        image.checked(bytes).ok_or_else(|| self.split.changed(image))
+    }
+
+    fn load(&self, group: usize, context: &ReadContext) -> Result<Vec<Row>, LoaderError> {
+        let read = || Ok(self.file(group)?.read(self.split.range(group)).map_err(DatasetError::from)?);
+        Ok(self.split.read_group(group, context, read)?.1)
+    }
+
+    /// The file of a group's shard.
+    fn file(&self, group: usize) -> Result<Arc<LocalFile>, LoaderError> {
+        let shard = self.split.shard_number(group);
+        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = files.get(&shard) {
+            return Ok(Arc::clone(file));
+        }
+        let opened = self.split.shard(group).0.location().open_local().map_err(DatasetError::from)?;
+        let file = Arc::new(opened.expect("a local dataset has local shards"));
+        if files.len() >= OPEN_FILES {
+            files.clear();
+        }
+        files.insert(shard, Arc::clone(&file));
+        Ok(file)
+    }
+}
+
+impl Source for LocalSource {
+    fn instances(&self) -> &Instances {
+        self.split.instances()
+    }
+
+    fn record(&self, bank_row: BankRow) -> String {
+        self.split.record(bank_row, self.read(&[bank_row]))
+    }
+
+    fn read(&self, bank_rows: &[BankRow]) -> Result<Vec<Row>, LoaderError> {
+        self.row_groups.rows(&self.split, bank_rows, |group| self.load(group, &ReadContext::default()))
+    }
+
+    fn fetch_rows(&self, bank_rows: &[BankRow], context: &ReadContext) -> Vec<Fetched> {
+        let fetch = |&bank_row| self.fetch_row(self.split.image(bank_row), context).map_err(Arc::new);
+        bank_rows.iter().map(fetch).collect()
+    }
+
+    fn fetch_group(&self, group: usize, context: &ReadContext) -> Vec<Fetched> {
+        self.split.members(group, self.load(group, context))
+    }
+
+    fn exif_orientation(&self) -> ExifOrientation {
+        self.split.exif_orientation()
+    }
+
+    fn held_bytes(&self) -> u64 {
+        self.split.held_bytes()
+    }
+}
 
 /// A split in an object store.
 #[derive(Debug)]
-pub(super) struct StreamedSource {
+struct StreamedSource {
     split: SplitRows,
     row_groups: RowGroupCache,
     /// Row groups on a local disk.
@@ -31,7 +144,7 @@ pub(super) struct StreamedSource {
 
 impl StreamedSource {
     /// A source that keeps row groups in `cache`, where there is one.
-    pub(super) fn new(split: SplitRows, cache: Option<BlobCache>) -> Self {
+    fn new(split: SplitRows, cache: Option<BlobCache>) -> Self {
         let cached = if cache.is_some() { 0..split.groups() } else { 0..0 };
         Self {
             row_groups: RowGroupCache::new(READ_MEMORY),
