@@ -64,8 +64,8 @@ pub(super) fn arrange(mut records: Records<'_>, format: SourceFormat) -> Result<
     let classes = Classes::find(&records, &labels)?;
     check_lone_classes(&records, &splits, &labels)?;
     understood.extend(classes.understood.clone());
-    understood.append(&mut records.understood.clone());
-    let mut warnings = records.warnings.clone();
+    understood.extend_from_slice(records.understood());
+    let mut warnings = records.warnings().to_vec();
     warnings.append(&mut splits.warnings);
     warnings.extend(merged_folders(&records, &splits));
     warnings.extend(

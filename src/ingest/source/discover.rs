@@ -157,7 +157,9 @@ fn names_below_common_folder(sources: &[Location]) -> Vec<String> {
     let common = shown.iter().fold(first.len(), |common, other| {
         first.bytes().zip(other.bytes()).take(common).take_while(|(a, b)| a == b).count()
     });
-    let start = first[..common].rfind('/').map_or(0, |slash| slash + 1);
+    // In bytes: names may part within a character.
+    let start =
+        first.as_bytes()[..common].iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
     let plain = |name: &String| {
         name[start..].split('/').map(|part| part.trim_start_matches('.')).collect::<Vec<_>>().join("/")
     };
@@ -377,5 +379,20 @@ fn describe(head: &[u8]) -> String {
         None => {
             "neither a folder, a tar, a Parquet file nor a list (a csv with a column `path`, or jsonl)".into()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_named_from_their_common_folder_even_if_names_part_within_a_character() {
+        let names = |paths: &[&str]| {
+            let location = |path: &&str| Location::from_path(Path::new(path)).expect("a location");
+            names_below_common_folder(&paths.iter().map(location).collect::<Vec<_>>())
+        };
+        assert_eq!(names(&["/data/train/0.tar", "/data/val/.0.tar"]), ["train/0.tar", "val/0.tar"]);
+        assert_eq!(names(&["/data/ä.tar", "/data/å.tar"]), ["ä.tar", "å.tar"]);
     }
 }

@@ -234,9 +234,8 @@ pub(super) struct Records<'a> {
     passed_over: Counts,
     /// Of the files that hold images.
     pub stamps: Stamps,
-    /// What was understood, a sentence each.
-    pub understood: Vec<String>,
-    pub warnings: Vec<String>,
+    understood: Vec<String>,
+    warnings: Vec<String>,
     words: Vec<Box<str>>,
     numbers: HashMap<Box<str>, u32>,
 }
@@ -337,6 +336,30 @@ impl<'a> Records<'a> {
     /// Counts an entry that is not taken, whatever its name.
     pub(super) fn leave_out(&mut self, reason: &str, path: &str) {
         count(&mut self.passed_over, reason, || path.to_owned());
+    }
+
+    /// Notes for people how the source was understood, a sentence each; once, however many files say it.
+    pub(super) fn note(&mut self, sentence: String) {
+        if !self.understood.contains(&sentence) {
+            self.understood.push(sentence);
+        }
+    }
+
+    /// Adds a warning, once.
+    pub(super) fn warn(&mut self, warning: String) {
+        if !self.warnings.contains(&warning) {
+            self.warnings.push(warning);
+        }
+    }
+
+    /// How the source was understood so far.
+    pub(super) fn understood(&self) -> &[String] {
+        &self.understood
+    }
+
+    /// The warnings so far.
+    pub(super) fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// What a source keeps of its records: its containers, what was passed over, and the stamps of its files.

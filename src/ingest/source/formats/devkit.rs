@@ -41,8 +41,8 @@ pub(crate) fn find_labels(
     }
     if let Some(file) = &records.options.labels {
         let LabelList { labels, warning } = labels_from(file, records.options)?;
-        records.understood.push(format!("labels of images outside class folders: `{}`", file.file_name()));
-        records.warnings.extend(warning);
+        records.note(format!("labels of images outside class folders: `{}`", file.file_name()));
+        warning.into_iter().for_each(|warning| records.warn(warning));
         give_labels(records, labels);
         return Ok(());
     }
@@ -54,7 +54,7 @@ pub(crate) fn find_labels(
     let known = [CSV, ARCHIVE];
     if let Some((name, file)) = others.iter().find(|(name, _)| known.contains(&file_name(name))) {
         let LabelList { labels, .. } = labels_from(file, records.options)?;
-        records.understood.push(format!("labels of images outside class folders: `{name}`"));
+        records.note(format!("labels of images outside class folders: `{name}`"));
         give_labels(records, labels);
     }
     Ok(())

@@ -176,8 +176,7 @@ fn jsonl(records: &mut Records<'_>, list: &Location, text: &str) -> Result<Vec<L
     })?;
     let label = column("--label-column", &options.label_column, &LABEL_NAMES)?;
     let split = names.iter().position(|name| name.eq_ignore_ascii_case(SPLIT_NAME));
-    note_label_column(records, label.map(|label| names[label]));
-    note_unread_split(records, &names);
+    note_columns(records, &names, label);
     let mut lines = Vec::with_capacity(objects.len());
     for (number, object) in objects {
         let bad = |reason: String| IngestError::layout(list, format!("line {number}: {reason}"));
@@ -200,20 +199,13 @@ fn jsonl(records: &mut Records<'_>, list: &Location, text: &str) -> Result<Vec<L
     Ok(lines)
 }
 
-/// Notes for people where labels come from.
-fn note_label_column(records: &mut Records<'_>, column: Option<&str>) {
-    let sentence = match column {
-        Some(column) => format!("labels: from the column `{column}`"),
+/// Notes for people where labels come from, and warns of a column that may hold the split.
+fn note_columns(records: &mut Records<'_>, names: &[&str], label: Option<usize>) {
+    records.note(match label {
+        Some(label) => format!("labels: from the column `{}`", names[label]),
         None => "labels: none, since no column is called like one (`--label-column` names one)".into(),
-    };
-    if !records.understood.contains(&sentence) {
-        records.understood.push(sentence);
-    }
-}
-
-fn note_unread_split(records: &mut Records<'_>, names: &[&str]) {
-    let warning = columns::unread_split(names, true);
-    records.warnings.extend(warning.filter(|warning| !records.warnings.contains(warning)));
+    });
+    columns::unread_split(names, true).into_iter().for_each(|warning| records.warn(warning));
 }
 
 fn csv(records: &mut Records<'_>, list: &Location, text: &str) -> Result<Vec<Line>, IngestError> {
@@ -250,8 +242,7 @@ fn csv(records: &mut Records<'_>, list: &Location, text: &str) -> Result<Vec<Lin
     let path = column("--image-column", &options.image_column, &PATH_NAMES)?.unwrap_or(0);
     let label = column("--label-column", &options.label_column, &LABEL_NAMES)?;
     let split = names.iter().position(|name| name.eq_ignore_ascii_case(SPLIT_NAME));
-    note_label_column(records, label.map(|label| names[label]));
-    note_unread_split(records, &names);
+    note_columns(records, &names, label);
     let mut lines = Vec::new();
     for record in reader.records() {
         let record = record.map_err(bad)?;

@@ -99,8 +99,7 @@ pub(crate) fn collect(records: &mut Records<'_>, files: &[Container]) -> Result<
             Some(column) => drop(columns.insert(column.clone(), file.name.clone())),
             None => without_labels.push(file.name.clone()),
         }
-        let warnings = &mut records.warnings;
-        warnings.extend(listed.unread_split.filter(|warning| !warnings.contains(warning)));
+        listed.unread_split.into_iter().for_each(|warning| records.warn(warning));
         let origin = records.add_origin(&file.name);
         let number = tables.len() as u32;
         for (row, name) in listed.names.into_iter().enumerate() {
@@ -130,7 +129,7 @@ pub(crate) fn collect(records: &mut Records<'_>, files: &[Container]) -> Result<
         return Err(records.wrong(reason));
     }
     let none = "no column is called like one (`--label-column` names one)";
-    records.understood.push(match columns.keys().next() {
+    records.note(match columns.keys().next() {
         Some(column) if without_labels.is_empty() => format!("labels: from the column `{column}`"),
         Some(column) => {
             format!("labels: from the column `{column}`; none in {}: {none}", examples(&without_labels))

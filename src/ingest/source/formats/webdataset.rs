@@ -255,7 +255,7 @@ pub(super) fn collect(records: &mut Records<'_>, tars: Vec<Tar>) -> Result<(), I
     }
     if has_split {
         let warning = "the field `split` of the json members is not read; names of tars and `--splits` say what is which split";
-        records.warnings.push(warning.into());
+        records.warn(warning.into());
     }
     if options.unlabelled {
         return Ok(());
@@ -287,10 +287,10 @@ pub(super) fn collect(records: &mut Records<'_>, tars: Vec<Tar>) -> Result<(), I
             );
             return Err(records.wrong(reason));
         }
-        records.understood.push(format!("labels: from the field {names} of the json members"));
+        records.note(format!("labels: from the field {names} of the json members"));
     }
     if without_field > 0 {
-        records.warnings.push(format!(
+        records.warn(format!(
             "{without_field} json members have none of the fields {} (`--label-column` names another)",
             options.label_column.as_deref().map_or_else(|| LABEL_NAMES.join(", "), str::to_owned)
         ));
