@@ -23,7 +23,7 @@ fn exports_open_in_torchvision_duckdb_and_the_projector() {
     let whole = weights("", "whole.safetensors")["tensors"].as_u64().expect("a number");
     assert_eq!(weights("--without-projection", "backbone.safetensors")["tensors"], whole - 2);
     // For the scores of the card.
-    instdisc("knn --split val --k 5 --device cpu").arg("--run", &run).arg("--dataset", dataset()).ok();
+    instdisc("knn --split val --k 5").arg("--run", &run).arg("--dataset", dataset()).ok();
     for form in ["timm", "huggingface"] {
         let call = instdisc(&format!("export {form}"));
         let exported = call.arg("--checkpoint", &run).arg("--output", file(form)).json();
