@@ -258,7 +258,7 @@ fn discover_folder(options: &IngestOptions, folder: &Location) -> Result<Discove
     }
     for (path, fault) in &listing.faults {
         if is_packed(path) {
-            return Err(IngestError::layout(&folder.join(path), fault.reason()));
+            return Err(IngestError::layout(folder.join(path), fault.reason()));
         }
         count(&mut passed_over, fault.reason(), || path.clone());
     }
