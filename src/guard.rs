@@ -1,8 +1,8 @@
-//! Calls into libraries that may panic on bytes that somebody else wrote.
+//! Calls into libraries that may panic on bytes from outside.
 //!
-//! Libraries index out of bounds on files that nobody thought of, valid ones among them. Such a panic rejects one
-//! file; it does not end the job. What it would print is part of the error instead, so the panic hook stays silent
-//! on a thread while a guarded call runs on it.
+//! Libraries index out of bounds on unforeseen files, valid ones among them. Such a panic rejects one file; it does not
+//! end the job. Its message is part of the error, so the panic hook prints nothing on a thread while a guarded call
+//! runs there.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -15,7 +15,7 @@ thread_local! {
 
 /// Runs `work`; its panic is an error, the panic's message.
 ///
-/// State that `work` changes has to be made anew after an error: it may be half changed.
+/// Discard the state that `work` changes after an error: it may be half changed.
 ///
 /// # Errors
 /// The message, if it panics.
@@ -27,7 +27,7 @@ pub(crate) fn guard<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     result.map_err(|panic| message(&*panic).to_owned())
 }
 
-/// Puts a hook before the one that is there, once: it passes on what does not come from a guarded call.
+/// Puts a hook before the present one, once: it passes on panics outside guarded calls.
 fn silence_guarded_threads() {
     static INSTALLED: Once = Once::new();
     INSTALLED.call_once(|| {
@@ -54,6 +54,6 @@ mod tests {
         let result: Result<(), _> = guard(|| panic!("index {} out of bounds", 7));
         assert_eq!(result.expect_err("a panic"), "index 7 out of bounds");
         assert_eq!(guard(|| 3), Ok(3));
-        assert!(!IS_GUARDED.get(), "panics elsewhere are told again");
+        assert!(!IS_GUARDED.get(), "panics elsewhere are printed again");
     }
 }

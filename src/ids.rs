@@ -111,8 +111,8 @@ impl ClassId {
         usize::from(self.0)
     }
 
-    /// Reads a label as a file holds it: `Some(None)` for an unlabelled image, `None` for a value that is
-    /// no label at all.
+    /// Reads a label as a file holds it: `Some(None)` for an unlabelled image, `None` for any
+    /// other value.
     pub fn from_stored(value: i64) -> Option<Option<Self>> {
         if value == Self::UNLABELLED {
             return Some(None);
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_are_no_id_are_refused() {
+    fn numbers_that_cannot_be_ids_are_refused() {
         assert_eq!(ClassId::from_stored(-2), None);
         assert_eq!(ClassId::from_stored(65_536), None);
         assert_eq!(InstanceId::from_stored(-1), None);

@@ -4,7 +4,7 @@
 pub trait Progress: Sync {
     /// A stage of `total` items begins.
     fn begin(&self, stage: &str, total: u64);
-    /// So many more items are done; may be called from any thread.
+    /// `items` more are done; may be called from any thread.
     fn advance(&self, items: u64);
     /// The stage is over.
     fn finish(&self);

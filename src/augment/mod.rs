@@ -4,10 +4,9 @@
 //! crop are decoded, and only their brightness where grayscale comes first; docs/numerics.md compares that with
 //! torchvision's grey.
 
-pub(crate) mod colour;
+mod colour;
 mod recipe;
 mod resize;
-pub(crate) mod view;
 
 use std::cell::RefCell;
 
@@ -39,6 +38,11 @@ impl EvalTransform {
         }
     }
 }
+
+/// Images were checked when they were ingested.
+const LIMITS: Limits = Limits { max_pixels: u64::MAX };
+/// Four steps of colour jitter and grayscale.
+const MOST_STEPS: usize = 5;
 
 thread_local! {
     static RENDERER: RefCell<Renderer> = RefCell::default();
@@ -77,6 +81,42 @@ pub fn evaluate_pixels(
     RENDERER.with_borrow_mut(|renderer| renderer.evaluate(bytes, orientation, transform, out))
 }
 
+/// An encoded image, and how it is held.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stored<'a> {
+    pub bytes: &'a [u8],
+    pub orientation: ExifOrientation,
+    /// Where decoding can start within it, if that is known.
+    pub entry_points: Option<&'a [u8]>,
+}
+
+impl<'a> Stored<'a> {
+    fn open(self) -> Result<Encoded<'a>, ImageError> {
+        Ok(open(self.bytes, self.orientation)?.with_entry_points(self.entry_points))
+    }
+}
+
+/// Does [`augment`] on an image as a dataset holds it.
+pub(crate) fn augment_stored(
+    image: Stored<'_>,
+    draw: impl FnOnce(u32, u32) -> Augmentation,
+    side: u32,
+    out: &mut [u8],
+) -> Result<Augmentation, ImageError> {
+    let encoded = image.open()?;
+    RENDERER.with_borrow_mut(|renderer| renderer.augment_observed(encoded, draw, side, out, |_| ()))
+}
+
+/// Does [`evaluate_pixels`] on an image as a dataset holds it.
+pub(crate) fn evaluate_stored(
+    image: Stored<'_>,
+    transform: EvalTransform,
+    out: &mut [u8],
+) -> Result<(), ImageError> {
+    let encoded = image.open()?;
+    RENDERER.with_borrow_mut(|renderer| renderer.evaluate_open(&encoded, transform, out))
+}
+
 /// A part of the work on an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
@@ -97,17 +137,14 @@ pub struct Renderer {
     resizer: Resizer,
 }
 
-/// Images were checked when they were ingested.
-const LIMITS: Limits = Limits { max_pixels: u64::MAX };
-
 impl Renderer {
     /// Bytes that resizing takes.
     #[cfg(test)]
-    pub(crate) fn held_bytes(&self) -> usize {
+    fn held_bytes(&self) -> usize {
         self.resizer.held_bytes()
     }
 
-    /// Crops, resizes, recolours and flips an image as `draw` says for its size (columns, rows).
+    /// Crops, resizes, recolours and flips an image by what `draw` gives for its size (columns, rows).
     ///
     /// # Shape
     /// `out: [3, side, side]`
@@ -260,9 +297,6 @@ fn recolour_all(is_shared: bool, augmentation: &Augmentation, out: &mut [u8]) {
     recolour_grey(shared, steps);
     others.chunks_exact_mut(plane).for_each(|other| other.copy_from_slice(shared));
 }
-
-/// Four steps of colour jitter and grayscale.
-const MOST_STEPS: usize = 5;
 
 #[cfg(test)]
 mod tests;

@@ -1,4 +1,9 @@
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::Value;
+
 use super::*;
+use crate::image::{DecodedImage, Orientation, decode, encode_jpeg, encode_png};
 use crate::rng::{Purpose, Stream};
 
 #[test]
@@ -18,5 +23,185 @@ fn crops_lie_inside_the_image_and_keep_to_their_area() {
     }
 }
 
-mod golden;
-mod upright;
+/// Pixels of torchvision, from the script beside the file.
+fn golden() -> Value {
+    let text = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/augment.json"));
+    serde_json::from_str(text).expect("the golden file")
+}
+
+fn bytes(value: &Value) -> Vec<u8> {
+    STANDARD.decode(value.as_str().expect("a text")).expect("base64")
+}
+
+/// Planar to interleaved.
+fn interleaved(planes: &[u8]) -> Vec<u8> {
+    let plane = planes.len() / 3;
+    (0..plane).flat_map(|at| [planes[at], planes[plane + at], planes[2 * plane + at]]).collect()
+}
+
+/// The source as a file without loss.
+fn image(golden: &Value) -> Vec<u8> {
+    let side = |name: &str| golden[name].as_u64().expect("a number") as u32;
+    let rgb = interleaved(&bytes(&golden["source"]));
+    encode_png(&DecodedImage { width: side("width"), height: side("height"), rgb }).expect("encoded")
+}
+
+fn augmented(golden: &Value, drawn: Augmentation) -> Vec<u8> {
+    let mut out = vec![0; 3 * 12 * 12];
+    augment(&image(golden), ExifOrientation::Ignore, |_, _| drawn, 12, &mut out).expect("a good image");
+    out
+}
+
+fn operation(value: &Value) -> ColourOperation {
+    let factor = value["factor"].as_f64().expect("a number");
+    match value["name"].as_str().expect("a name") {
+        "brightness" => ColourOperation::Brightness(factor),
+        "contrast" => ColourOperation::Contrast(factor),
+        "saturation" => ColourOperation::Saturation(factor),
+        "hue" => ColourOperation::Hue(factor),
+        other => panic!("unknown operation {other}"),
+    }
+}
+
+fn assert_close(actual: &[u8], expected: &[u8], most: u8, mean: f64, what: &str) {
+    assert_eq!(actual.len(), expected.len());
+    let differences = actual.iter().zip(expected).map(|(a, b)| a.abs_diff(*b));
+    let largest = differences.clone().max().unwrap_or(0);
+    let average = differences.map(f64::from).sum::<f64>() / actual.len() as f64;
+    assert!(largest <= most && average <= mean, "{what}: largest {largest}, mean {average}");
+}
+
+fn crop(values: [u32; 4]) -> CropBox {
+    CropBox { left: values[0], top: values[1], width: values[2], height: values[3] }
+}
+
+fn plain(crop: CropBox) -> Augmentation {
+    Augmentation { crop, grayscale: false, jitter: Vec::new(), flip: false, order: Order::GrayscaleFirst }
+}
+
+#[test]
+fn every_colour_operation_is_torchvisions() {
+    let golden = golden();
+    let source = bytes(&golden["source"]);
+    for case in golden["colour"].as_array().expect("cases") {
+        let mut planes = source.clone();
+        recolour(&mut planes, &[Step::Jitter(operation(case))]);
+        assert_close(&planes, &bytes(&case["pixels"]), 1, 0.05, &case["name"].to_string());
+    }
+    let expected = bytes(&golden["grayscale"]);
+    let mut planes = source.clone();
+    recolour(&mut planes, &[Step::Grayscale]);
+    assert_close(&planes, &expected, 1, 0.05, "grayscale");
+    let mut planes = source;
+    to_grey(&mut planes);
+    let plane = planes.len() / 3;
+    assert_close(&planes[..plane], &expected[..plane], 1, 0.05, "grey");
+}
+
+#[test]
+fn resizing_is_pillows() {
+    let golden = golden();
+    for (name, at) in [("resized", [3, 2, 17, 13]), ("enlarged", [4, 4, 7, 5])] {
+        let out = augmented(&golden, plain(crop(at)));
+        assert_close(&out, &bytes(&golden[name]), 1, 0.5, name);
+    }
+}
+
+#[test]
+fn the_composition_is_torchvisions() {
+    let golden = golden();
+    let jitter = golden["order"].as_array().expect("steps").iter().map(operation).collect();
+    let drawn = Augmentation { jitter, flip: true, ..plain(crop([3, 2, 17, 13])) };
+    let out = augmented(&golden, drawn);
+    assert_close(&out, &bytes(&golden["composed"]), 4, 1.0, "composed");
+}
+
+#[test]
+fn a_jpeg_goes_the_whole_way_as_with_torchvision() {
+    let golden = golden();
+    let jitter: Vec<_> = golden["order"].as_array().expect("steps").iter().map(operation).collect();
+    let cropped = plain(crop([3, 2, 17, 13]));
+    let grey = Augmentation { grayscale: true, jitter, ..cropped.clone() };
+    let last = Augmentation { order: Order::JitterFirst, ..grey.clone() };
+    let file = bytes(&golden["jpeg"]);
+    for (name, drawn, most) in
+        [("jpeg_resized", cropped, 1), ("jpeg_grey_first", grey, 4), ("jpeg_jitter_first", last, 4)]
+    {
+        let mut out = vec![0; 3 * 12 * 12];
+        augment(&file, ExifOrientation::Ignore, |_, _| drawn, 12, &mut out).expect("a good image");
+        assert_close(&out, &bytes(&golden[name]), most, 1.0, name);
+    }
+}
+
+#[test]
+fn the_evaluation_transform_is_torchvisions() {
+    let golden = golden();
+    let mut out = vec![0; 3 * 12 * 12];
+    let transform = EvalTransform::ResizeCenterCrop { resize: 14, crop: 12 };
+    evaluate_pixels(&image(&golden), ExifOrientation::Ignore, transform, &mut out).expect("a good image");
+    assert_close(&out, &bytes(&golden["evaluated"]), 1, 0.5, "evaluated");
+}
+
+fn detailed(width: u32, height: u32) -> DecodedImage {
+    let rgb = (0..width * height * 3).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    DecodedImage { width, height, rgb }
+}
+
+/// A JPEG with this EXIF orientation.
+fn turned(orientation: u8) -> Vec<u8> {
+    let plain = encode_jpeg(&detailed(61, 37), 90).expect("encoded");
+    let mut tiff = *b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\0\0\0\0\0\0\0\0";
+    tiff[24] = orientation;
+    let mut turned = plain[..2].to_vec();
+    turned.extend_from_slice(&[0xFF, 0xE1, 0, tiff.len() as u8 + 2]);
+    turned.extend_from_slice(&tiff);
+    turned.extend_from_slice(&plain[2..]);
+    turned
+}
+
+#[test]
+fn crops_and_evaluation_see_the_upright_image() {
+    let transform = EvalTransform::ResizeCenterCrop { resize: 20, crop: 16 };
+    for tag in 1..=8 {
+        let file = turned(tag);
+        let upright = decode(&file, &Default::default()).expect("decoded").turned(Orientation::of(&file));
+        let expected_file = encode_png(&upright).expect("encoded");
+        let mut pixels = [vec![0; 3 * 16 * 16], vec![0; 3 * 16 * 16]];
+        let [seen, expected] = &mut pixels;
+        evaluate_pixels(&file, ExifOrientation::Apply, transform, seen).expect("a good image");
+        evaluate_pixels(&expected_file, ExifOrientation::Ignore, transform, expected).expect("a good image");
+        assert!(seen == expected, "evaluated, {tag}");
+        let crop = CropBox { left: 5, top: 11, width: 30, height: 20 };
+        let drawn = Augmentation { flip: true, ..plain(crop) };
+        let draw = |width, height| {
+            assert_eq!((width, height), (upright.width, upright.height), "{tag}");
+            drawn.clone()
+        };
+        augment(&file, ExifOrientation::Apply, draw, 16, seen).expect("a good image");
+        augment(&expected_file, ExifOrientation::Ignore, draw, 16, expected).expect("a good image");
+        assert!(seen == expected, "cropped, {tag}");
+    }
+}
+
+#[test]
+fn of_a_long_thin_image_only_the_centre_is_made() {
+    let transform = EvalTransform::ResizeCenterCrop { resize: 256, crop: 224 };
+    for (width, height) in [(1, 12_000), (12_000, 1)] {
+        let image = detailed(width, height);
+        let mut pixels = vec![0; 3 * 224 * 224];
+        for file in [encode_png(&image).expect("encoded"), encode_jpeg(&image, 90).expect("encoded")] {
+            let mut renderer = Renderer::default();
+            renderer.evaluate(&file, ExifOrientation::Ignore, transform, &mut pixels).expect("a good image");
+            assert!(renderer.held_bytes() < 1 << 20, "{}", renderer.held_bytes());
+        }
+        // Of 12,000 pixels that become 3,072,000 the centre's 224 are between two.
+        let lossless = encode_png(&image).expect("encoded");
+        evaluate_pixels(&lossless, ExifOrientation::Ignore, transform, &mut pixels).expect("a good image");
+        let between = |channel: usize| [5999, 6000].map(|at| image.rgb[3 * at + channel]);
+        for (channel, plane) in pixels.chunks_exact(224 * 224).enumerate() {
+            let [first, second] = between(channel);
+            let range = first.min(second).saturating_sub(1)..=first.max(second).saturating_add(1);
+            assert!(plane.iter().all(|value| range.contains(value)), "{width}x{height} {channel}");
+        }
+    }
+}

@@ -4,26 +4,37 @@
 //! the training loop calls; evaluating an objective never writes them, and no autograd graph passes through
 //! the bank. The bank knows nothing of files: it turns into a feature table and back.
 
-mod blocks;
-mod init;
-mod options;
 mod shard;
 
 use std::ops::Range;
 
+use rayon::prelude::*;
 use tch::{Device, Kind, Tensor, no_grad};
 
-pub use blocks::Blocks;
-pub use options::BankOptions;
-pub use shard::{BankShard, BatchRows, RowPlan};
+pub use shard::{BankShard, BatchRows, Blocks, RowPlan};
 
-use self::init::Drawing;
 use crate::ids::BankRow;
+use crate::rng::{Purpose, Stream};
 use crate::run_config::{BankDtype, BankInit};
 use crate::units::BankMomentum;
 
 /// A sum of old row and new feature shorter than this cannot be normalised.
 const SHORTEST_SUM: f64 = 1e-6;
+/// Blocks that are drawn at a time: enough for every core, and a small part of a large bank.
+const BLOCKS_AT_ONCE: u64 = 16;
+
+/// What a bank is.
+#[derive(Clone, Copy, Debug)]
+pub struct BankOptions {
+    /// The number of rows.
+    pub instances: usize,
+    /// The length of a row.
+    pub dim: usize,
+    /// The type of its numbers.
+    pub dtype: BankDtype,
+    /// Its first rows; with [`BankInit::Encode`] they are random until they are written.
+    pub init: BankInit,
+}
 
 /// One unit vector for each image, or for a run of them: several processes own some each.
 ///
@@ -73,10 +84,9 @@ impl MemoryBank {
 
     /// Some rows of that bank.
     pub fn initial_rows(options: BankOptions, owned: Range<usize>, seed: u64, device: Device) -> Self {
-        let BankOptions { instances, dim, dtype, init } = options;
-        let places = (instances, owned.clone());
-        let rows = init::random_rows(places, dim, dtype.kind(), Drawing { init, seed }, device);
-        Self { rows, updated_step: vec![None; owned.len()], first_row: owned.start, instances }
+        let rows = random_rows(options, owned.clone(), seed, device);
+        let updated_step = vec![None; owned.len()];
+        Self { rows, updated_step, first_row: owned.start, instances: options.instances }
     }
 
     /// A bank of random unit rows in f32.
@@ -130,7 +140,7 @@ impl MemoryBank {
         BankShard::new(self.rows.shallow_clone(), self.first_row, self.instances)
     }
 
-    /// The rows in so many parts of nearly equal length, as several owners would have them.
+    /// The rows in `count` parts of nearly equal length, as several owners would have them.
     pub fn parts(&self, count: usize) -> Vec<BankShard> {
         let blocks = Blocks::new(self.len(), count as u64);
         let part = |block| {
@@ -280,6 +290,55 @@ impl MemoryBank {
         let rows = self.rows.to_device(Device::Cpu).to_kind(Kind::Float);
         Vec::try_from(rows.contiguous().view([-1])).expect("rows of f32 on the host")
     }
+}
+
+impl BankDtype {
+    fn kind(self) -> Kind {
+        match self {
+            Self::F32 => Kind::Float,
+            Self::Bf16 => Kind::BFloat16,
+            Self::F16 => Kind::Half,
+        }
+    }
+}
+
+/// Random unit rows, block by block: an owner's rows do not depend on who has the others.
+///
+/// # Shape
+/// -> `[owned, dim]`
+fn random_rows(options: BankOptions, owned: Range<usize>, seed: u64, device: Device) -> Tensor {
+    let BankOptions { instances, dim, dtype, init } = options;
+    let blocks = Blocks::new(instances, Blocks::FOR_INITIAL_ROWS);
+    let all = Tensor::empty([owned.len() as i64, dim as i64], (dtype.kind(), device));
+    let needed = blocks.overlapping(owned.clone());
+    for first in needed.clone().step_by(BLOCKS_AT_ONCE as usize) {
+        let some = first..(first + BLOCKS_AT_ONCE).min(needed.end);
+        let values: Vec<f32> = some
+            .clone()
+            .into_par_iter()
+            .flat_map_iter(|block| {
+                let range = blocks.range(block);
+                let mut stream = Stream::new(seed, Purpose::BankInit, block, 0);
+                (range.start..range.end).flat_map(move |_| unit_row(&mut stream, dim, init))
+            })
+            .collect();
+        let rows = Tensor::from_slice(&values).view([-1, dim as i64]);
+        let drawn = blocks.range(some.start).start as usize..blocks.range(some.end - 1).end as usize;
+        let (start, end) = (drawn.start.max(owned.start), drawn.end.min(owned.end));
+        let rows = rows.narrow(0, (start - drawn.start) as i64, (end - start) as i64);
+        no_grad(|| all.narrow(0, (start - owned.start) as i64, (end - start) as i64).copy_(&rows));
+    }
+    all
+}
+
+fn unit_row(stream: &mut Stream, dim: usize, init: BankInit) -> Vec<f32> {
+    // The reference's bound √(3/dim) is immaterial once a row is normalised.
+    let drawn: Vec<f64> = match init {
+        BankInit::Normal => (0..dim).map(|_| stream.normal()).collect(),
+        BankInit::Uniform | BankInit::Encode => (0..dim).map(|_| stream.range(-1.0, 1.0)).collect(),
+    };
+    let length = drawn.iter().map(|x| x * x).sum::<f64>().sqrt();
+    drawn.into_iter().map(|x| (x / length) as f32).collect()
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Checkpoints as files: what lies in one, how it is published, which is the newest.
+//! Checkpoints as files: what one holds, how it is published, which is the newest.
 //!
 //! A checkpoint is a folder `step-00005005` below `<run>/checkpoints`. Its `checkpoint.json` is written
 //! last and names every other file with size and digest; a folder without it does not exist for a reader.
@@ -8,7 +8,6 @@
 
 mod error;
 mod run;
-mod state;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -18,7 +17,6 @@ pub use run::{
     checkpoint_at, checkpoint_name, finished_step, list_checkpoints, list_unpublished, mark_finished,
     remove_checkpoint, run_of, unmark_finished,
 };
-pub use state::{Cursor, TrainState};
 
 use crate::run_config::TrainConfig;
 use crate::storage::{Digest, Location, PublishMode};
@@ -37,7 +35,7 @@ pub const MANIFEST: &str = "checkpoint.json";
 /// The version that this code writes and reads.
 const FORMAT_VERSION: u32 = 1;
 
-/// A part of the bank where so many processes own some each, in the order of the rows: a feature table too.
+/// The file of the bank rows that one of `ranks` processes owns, named in the order of the rows: a feature table too.
 pub fn bank_part(rank: usize, ranks: usize) -> String {
     if ranks == 1 { BANK.to_owned() } else { format!("bank-{rank:05}-of-{ranks:05}.arrow") }
 }
@@ -53,7 +51,7 @@ pub struct FileEntry {
     pub digest: Digest,
 }
 
-/// What a run was trained on. A run goes on and a checkpoint is used where the split is the same one;
+/// What a run was trained on. A run is resumed and a checkpoint is used where the split is the same one;
 /// other splits may have been added to the dataset since.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrainedOn {
@@ -109,6 +107,48 @@ pub fn publish_file(folder: &Location, name: &str, contents: Vec<u8>) -> Result<
     Ok(entry)
 }
 
+/// How far a run has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cursor {
+    /// Steps done since the start of the run.
+    pub step: u64,
+    /// The epoch that is under way, from 0.
+    pub epoch: u64,
+    /// Steps done in this epoch.
+    pub step_in_epoch: u64,
+}
+
+/// The contents of `state.json`.
+///
+/// Together with the checkpoint's other files it determines every later step; random numbers need no
+/// state, they are functions of the seed and the cursor.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainState {
+    /// How far the run has come.
+    pub cursor: Cursor,
+    /// The natural logarithm of the partition constant Z of `nce`, once estimated.
+    pub ln_partition: Option<f64>,
+    /// Steps that the optimiser has taken: fewer than the cursor's where steps were skipped.
+    #[serde(default)]
+    pub optimizer_steps: Option<u64>,
+    /// Steps that moved nothing, because a number was not finite.
+    #[serde(default)]
+    pub skipped_steps: u64,
+    /// The loss scale of f16, and what it depends on; null in other precisions.
+    #[serde(default)]
+    pub loss_scale: serde_json::Value,
+    /// The digest of which rows are in which row group, with `shuffle = windowed`: the order depends on it.
+    #[serde(default)]
+    pub layout: Option<String>,
+    /// The number of instances trained on, and of rows in the bank.
+    pub instances: u64,
+    /// What the encoder is built from, for jobs that only embed.
+    pub encoder: serde_json::Value,
+    /// The resolved configuration, as in `config.toml`.
+    pub config: serde_json::Value,
+}
+
 /// A published checkpoint.
 #[derive(Clone, Debug)]
 pub struct Checkpoint {
@@ -151,7 +191,7 @@ impl Checkpoint {
         Ok(Self { folder: folder.clone(), manifest })
     }
 
-    /// What the checkpoint says of itself.
+    /// The contents of its manifest.
     pub fn manifest(&self) -> &CheckpointManifest {
         &self.manifest
     }
@@ -178,7 +218,7 @@ impl Checkpoint {
         Ok(files)
     }
 
-    /// Where it lies.
+    /// Its folder.
     pub fn folder(&self) -> &Location {
         &self.folder
     }

@@ -34,10 +34,10 @@ pub fn list_checkpoints(run: &Location) -> Result<Vec<(u64, Location)>, Checkpoi
     Ok(found)
 }
 
-/// The checkpoint that a location means, as (step, folder): the one that lies there, or of a run the newest.
+/// The checkpoint that a location means, as (step, folder): itself, or of a run the newest.
 ///
 /// # Errors
-/// If neither lies there, or the store fails.
+/// If it is neither, or the store fails.
 pub fn checkpoint_at(place: &Location) -> Result<(u64, Location), CheckpointError> {
     if place.join(MANIFEST).exists()? {
         return Ok((Checkpoint::open(place)?.manifest().step, place.clone()));
@@ -45,7 +45,7 @@ pub fn checkpoint_at(place: &Location) -> Result<(u64, Location), CheckpointErro
     list_checkpoints(place)?.pop().ok_or_else(|| CheckpointError::NotThere { folder: place.to_string() })
 }
 
-/// The run that a location means: itself, or that of the checkpoint that lies there.
+/// The run that a location means: itself, or that of the checkpoint.
 ///
 /// # Errors
 /// [`CheckpointError::OutsideRun`] for a checkpoint elsewhere, or if the store fails.
@@ -82,7 +82,7 @@ fn step_of(name: &str) -> Option<u64> {
     name.strip_prefix("step-")?.parse().ok()
 }
 
-/// Removes a checkpoint, its manifest first: what a kill leaves is no checkpoint any more.
+/// Removes a checkpoint, its manifest first: what a kill leaves is not a checkpoint.
 ///
 /// # Errors
 /// If the store fails.
@@ -92,7 +92,7 @@ pub fn remove_checkpoint(folder: &Location) -> Result<(), CheckpointError> {
         folder.join(&entry.name).delete()?;
     }
     if let Some(path) = folder.local_path() {
-        // With it goes what a killed writer left half done; a folder that stays behind harms nobody.
+        // This also removes what a killed writer left half done; a folder that is left does no harm.
         let _ = std::fs::remove_dir_all(path);
     }
     Ok(())
@@ -101,7 +101,7 @@ pub fn remove_checkpoint(folder: &Location) -> Result<(), CheckpointError> {
 /// The file that marks a run as finished.
 const FINISHED: &str = "finished.json";
 
-/// What `finished.json` says.
+/// The contents of `finished.json`.
 #[derive(Debug, Serialize, Deserialize)]
 struct Finished {
     /// Steps of the whole run.
@@ -117,7 +117,7 @@ pub fn mark_finished(run: &Location, step: u64) -> Result<(), CheckpointError> {
     Ok(run.join(FINISHED).publish(text + "\n", PublishMode::Overwrite)?)
 }
 
-/// Takes the mark away, for a run that goes on with more epochs.
+/// Takes the mark away, for a run that is resumed with more epochs.
 ///
 /// # Errors
 /// If the store fails.

@@ -6,7 +6,7 @@ use serde_json::json;
 use super::exit::WrongUsage;
 use super::progress::{Terminal, say};
 use super::{GlobalArgs, write_json};
-use crate::commands::{ProjectorJob, export_parquet, export_projector, export_torchvision};
+use crate::commands::{Hub, ProjectorJob, export_hub, export_parquet, export_projector, export_torchvision};
 use crate::ingest::{ExportOptions, export};
 
 /// Write weights, embeddings or images in the formats of other programs.
@@ -34,6 +34,11 @@ enum Form {
         #[arg(long, value_name = "URL")]
         output: String,
     },
+    /// A folder that timm loads: `timm.create_model("local-dir:FOLDER", pretrained=True)`
+    Timm(HubArgs),
+    /// A folder that transformers loads, with a model card: `from_pretrained("FOLDER")`
+    #[command(name = "huggingface")]
+    HuggingFace(HubArgs),
     /// A feature table as Parquet, for DuckDB, LanceDB, Polars and pandas
     Parquet {
         /// The feature table, or the bank of a checkpoint
@@ -58,6 +63,16 @@ enum Form {
         #[arg(long, value_name = "URL")]
         output: String,
     },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct HubArgs {
+    /// The checkpoint's folder, or that of a run for its newest
+    #[arg(long, value_name = "URL")]
+    checkpoint: String,
+    /// The folder to write
+    #[arg(long, value_name = "URL")]
+    output: String,
 }
 
 /// Write a dataset's images as files again: `<split>/<class>/<file>`.
@@ -97,6 +112,8 @@ pub(super) fn run(global: &GlobalArgs, args: &ExportArgs) -> anyhow::Result<()> 
             let tensors = export_torchvision(&checkpoint, &place, !without_projection)?;
             write_json(&json!({"output": output, "tensors": tensors}))
         }
+        Form::Timm(args) => to_hub(global, args, Hub::Timm),
+        Form::HuggingFace(args) => to_hub(global, args, Hub::HuggingFace),
         Form::Parquet { table, output } => {
             let rows = export_parquet(&global.location(table)?, &global.location(output)?)?;
             write_json(&json!({"output": output, "rows": rows}))
@@ -112,6 +129,13 @@ pub(super) fn run(global: &GlobalArgs, args: &ExportArgs) -> anyhow::Result<()> 
             write_json(&json!({"output": output, "rows": rows}))
         }
     }
+}
+
+fn to_hub(global: &GlobalArgs, args: &HubArgs, hub: Hub) -> anyhow::Result<()> {
+    let (checkpoint, output) =
+        (global.checkpoint(&args.checkpoint)?, global.folder("--output", &args.output)?);
+    let tensors = export_hub(&checkpoint, &output, hub)?;
+    write_json(&json!({"output": args.output, "tensors": tensors}))
 }
 
 fn export_images(global: &GlobalArgs, args: &ImagesArgs) -> anyhow::Result<()> {

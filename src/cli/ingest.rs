@@ -257,7 +257,11 @@ pub(super) fn run(global: &GlobalArgs, args: &IngestArgs) -> anyhow::Result<()> 
     }
     let report = ingest(&options, &Terminal::default())?;
     if let Some(held_by) = report.held_by {
-        say(&format!("{}: holds this dataset already, {}", report.dest, held_by.describe()));
+        say(&format!(
+            "{}: nothing to do, it holds this dataset already, {}",
+            report.dest,
+            held_by.describe()
+        ));
     }
     let lines = report.lines();
     // Beside JSON on stdout a person reads them all the same.
@@ -266,10 +270,17 @@ pub(super) fn run(global: &GlobalArgs, args: &IngestArgs) -> anyhow::Result<()> 
     }
     global.write_result(&lines, &report)?;
     let dest = args.dest.as_deref().unwrap_or("DATASET");
-    if report.splits.contains_key("train") {
+    if report.splits.contains_key("train") || report.already_done {
+        // A run is of one dataset.
+        let run = if std::path::Path::new("run").exists() {
+            format!("{}-run", dest.trim_end_matches('/'))
+        } else {
+            "run".to_owned()
+        };
         say_next(&format!(
-            "instdisc train --dataset {} --run run --epochs 20    # a first look; the default is 200",
-            shell_word(dest)
+            "instdisc train --dataset {} --run {} --epochs 20    # a first look; the default is 200",
+            shell_word(dest),
+            shell_word(&run)
         ));
     }
     Ok(())

@@ -228,7 +228,7 @@ fn evaluate_tables(
 
 /// The scores of a report on one line.
 fn line(report: &KnnReport) -> String {
-    let KnnReport { step, k, temperature, feature, .. } = report;
+    let KnnReport { step, k, temperature, feature, queries, .. } = report;
     if !report.has_scores() {
         return format!("step {step}: no labels, so no scores ({feature})");
     }
@@ -240,6 +240,7 @@ fn line(report: &KnnReport) -> String {
     };
     let largest = 100.0 * report.most_frequent_class;
     format!(
-        "step {step}: top-1 {top1:.2} %{top5} (k = {k}, τ = {temperature}, {feature}; most frequent class {largest:.2} %)"
+        "step {step}: top-1 {top1:.2} %{top5} of {queries} queries (k = {k}, τ = {temperature}, {feature}; always naming the \
+         most frequent class: {largest:.2} %)"
     )
 }

@@ -54,12 +54,18 @@ pub(super) fn say_next(command: &str) {
 /// Sends logs to stderr.
 pub(super) fn start_logs(filter: &str) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(filter).with_context(|| format!("--log {filter}"))?;
-    tracing_subscriber::fmt()
+    let is_terminal = std::io::stderr().is_terminal();
+    let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_target(false)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(AboveBars)
-        .init();
+        .with_ansi(is_terminal)
+        .with_writer(AboveBars);
+    // A person at a terminal sees when a line appears.
+    if is_terminal {
+        logs.without_time().init()
+    } else {
+        logs.init()
+    }
     Ok(())
 }
 

@@ -255,7 +255,11 @@ fn evaluate(
     let mut notes: Vec<&String> = Vec::new();
     for note in reports.all().flat_map(|report| &report.notes) {
         if !notes.contains(&note) {
-            tracing::warn!("{note}");
+            if reports.first.has_scores() {
+                tracing::warn!("{note}")
+            } else {
+                tracing::info!("{note}")
+            }
             notes.push(note);
         }
     }

@@ -23,7 +23,7 @@ mod watch;
 #[cfg(feature = "torch")]
 pub use embed::{EmbedOptions, EmbedReport, EmbeddedTable, embed};
 pub use error::CommandError;
-pub use export::{ProjectorJob, export_parquet, export_projector, export_torchvision};
+pub use export::{Hub, ProjectorJob, export_hub, export_parquet, export_projector, export_torchvision};
 pub use inspect::inspect;
 #[cfg(feature = "torch")]
 pub use knn::of_run::{KnnFeature, KnnRun, knn_of_run, watch_run};

@@ -7,6 +7,9 @@ use serde::Serialize;
 #[cfg(feature = "torch")]
 use {crate::storage::StorageError, serde_json::Value};
 
+/// The folder of a run's reports.
+pub(super) const REPORTS: &str = "eval";
+
 /// The report of a run's checkpoint.
 #[cfg(feature = "torch")]
 #[derive(Clone, Debug)]

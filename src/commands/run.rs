@@ -1,7 +1,7 @@
 //! The dataset on which a run is evaluated, and which of its rows.
 
 use super::CommandError;
-use super::watch::REPORTS;
+use super::reports::REPORTS;
 use crate::checkpoint::{Checkpoint, CheckpointError, TrainedOn};
 use crate::dataset::{DatasetError, Manifest};
 use crate::eval::{EmbedJob, RowChoice};

@@ -9,12 +9,10 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use super::reports::REPORTS;
 use crate::checkpoint::{CheckpointError, finished_step, list_checkpoints};
 use crate::failure::chain;
 use crate::storage::{Location, Lock, StorageError};
-
-/// The folder of a run's reports.
-pub(super) const REPORTS: &str = "eval";
 
 /// How to watch.
 #[derive(Clone, Copy, Debug)]

@@ -1,7 +1,7 @@
 //! The index of a part of a split: a row for each instance, without its image.
 //!
 //! A reader finds each image by it without a look into the shards, reads it alone, and checks it by its digest. Duplicates
-//! are found by it too.
+//! are found by it too. A loader reads only where the images are ([`Located`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -10,13 +10,12 @@ use arrow::array::{
     Array, ArrayRef, AsArray, FixedSizeBinaryArray, FixedSizeBinaryBuilder, Int32Array, Int64Array,
     RecordBatch, StringArray,
 };
-use arrow::datatypes::{DataType, Field, Int64Type, Schema};
+use arrow::datatypes::{DataType, Field, Int32Type, Int64Type, Schema};
 use parquet::arrow::{ArrowSchemaConverter, ProjectionMask};
 use serde::{Deserialize, Serialize};
 
-use super::places::located;
 use super::table::{read_table, read_whole, write_table};
-use super::{DatasetError, FileEntry, Place, Split};
+use super::{DatasetError, FileEntry, Split};
 use crate::ids::{ClassId, InstanceId};
 use crate::storage::{Digest, Location};
 
@@ -44,7 +43,28 @@ impl ViewHash {
     }
 }
 
-/// What the index says of an instance.
+/// Where an image is stored, and how large it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// Its shard: a position in the manifest's list.
+    pub shard: u32,
+    /// Its row in the shard.
+    pub row: u32,
+    /// Where its encoded bytes begin in the shard's file.
+    pub offset: u64,
+    /// How many they are.
+    pub bytes: u32,
+    /// Its width in pixels, as stored.
+    pub width: u32,
+    /// Its height in pixels, as stored.
+    pub height: u32,
+    /// Where its entry points begin in the shard's file.
+    pub entry_points_offset: u64,
+    /// How many bytes they are as stored; 0 where there are none.
+    pub entry_points_bytes: u32,
+}
+
+/// An entry of the index.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IndexRow {
     /// Its number in the split.
@@ -59,6 +79,19 @@ pub struct IndexRow {
     pub image: Digest,
     /// What it looks like; none for an image without contrast, or where no pixel was decoded.
     pub view: Option<ViewHash>,
+}
+
+/// The part of an entry that a loader needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Located {
+    /// Its number in the split.
+    pub id: InstanceId,
+    /// Its class, where it has one.
+    pub label: Option<ClassId>,
+    /// Where it is stored.
+    pub place: Place,
+    /// The digest of its encoded bytes.
+    pub image: Digest,
 }
 
 /// The columns.
@@ -180,7 +213,63 @@ pub fn read_paths(
     Ok(paths)
 }
 
-pub(super) fn read<T>(
+impl Split {
+    /// Reads the indexes of its parts, one after the other: by id.
+    ///
+    /// # Errors
+    /// If one is missing or damaged, or has other instances than the manifest says.
+    pub fn read_places(&self, dataset: &Location) -> Result<Vec<Located>, DatasetError> {
+        // What the manifest counts is compared with what the files hold, and takes no memory before.
+        let mut all = Vec::new();
+        for part in &self.ingest {
+            let rows = read_places(dataset, &part.index)?;
+            if rows.len() as u64 != part.instances {
+                let shard = dataset.join(&part.index.path).to_string();
+                let reason = format!("it has {} rows, the manifest says {}", rows.len(), part.instances);
+                return Err(DatasetError::Damaged { shard, reason });
+            }
+            all.extend(rows);
+        }
+        match (0..).map(InstanceId).zip(&all).find(|(expected, row)| row.id != *expected) {
+            Some((expected, _)) => Err(self.wrong_index(dataset, expected)),
+            None if all.len() as u64 != self.instances => {
+                let reason = format!("its indexes have {} rows, not {}", all.len(), self.instances);
+                Err(DatasetError::Damaged { shard: dataset.to_string(), reason })
+            }
+            None => Ok(all),
+        }
+    }
+
+    /// The error of an index whose entry of an instance differs from its shard.
+    pub(super) fn wrong_index(&self, dataset: &Location, id: InstanceId) -> DatasetError {
+        let mut ends = self.ingest.iter().scan(0, |end, part| {
+            *end += part.instances;
+            Some((*end, &part.index.path))
+        });
+        let path = ends.find(|(end, _)| u64::from(id.0) < *end).map_or("index", |(_, path)| path.as_str());
+        let reason = format!("invalid entry for instance {id}");
+        DatasetError::Damaged { shard: dataset.join(path).to_string(), reason }
+    }
+}
+
+/// Reads the part of an index that a loader needs, and checks it against the manifest's digest.
+///
+/// # Errors
+/// If it is missing or damaged, or the store fails.
+fn read_places(dataset: &Location, entry: &FileEntry) -> Result<Vec<Located>, DatasetError> {
+    let described = ArrowSchemaConverter::new().convert(&schema()).expect("an index's columns have types");
+    let names = schema();
+    let wanted = names.fields().iter().map(|field| field.name().as_str());
+    let mask =
+        ProjectionMask::columns(&described, wanted.filter(|name| !["path", "view_hash"].contains(name)));
+    read(dataset, entry, &mask, |batch, rows| {
+        rows.extend(located(batch)?);
+        Some(())
+    })
+}
+
+/// What `append` makes of some columns of an index.
+fn read<T>(
     dataset: &Location,
     entry: &FileEntry,
     mask: &ProjectionMask,
@@ -191,17 +280,45 @@ pub(super) fn read<T>(
     read_table(read_whole(&location, entry.digest)?, &location, &schemas, mask.clone(), append)
 }
 
+/// Where the instances of a batch are stored; `None` where a value is out of range.
+fn located(batch: &RecordBatch) -> Option<Vec<Located>> {
+    let long = |name| Some(batch.column_by_name(name)?.as_primitive::<Int64Type>().values());
+    let short = |name| Some(batch.column_by_name(name)?.as_primitive::<Int32Type>().values());
+    let (ids, labels, offsets) = (long("instance_id")?, long("label")?, long("offset")?);
+    let (shards, places, sizes) = (short("shard")?, short("row")?, short("bytes")?);
+    let (widths, heights, digests) = (short("width")?, short("height")?, fixed(batch, "digest")?);
+    // Indexes from before have neither.
+    let (points, points_bytes) = (long("entry_points_offset"), short("entry_points_bytes"));
+    let row = |row: usize| {
+        Some(Located {
+            id: InstanceId::from_stored(ids[row])?,
+            label: ClassId::from_stored(labels[row])?,
+            place: Place {
+                shard: u32::try_from(shards[row]).ok()?,
+                row: u32::try_from(places[row]).ok()?,
+                offset: u64::try_from(offsets[row]).ok()?,
+                bytes: u32::try_from(sizes[row]).ok()?,
+                width: u32::try_from(widths[row]).ok()?,
+                height: u32::try_from(heights[row]).ok()?,
+                entry_points_offset: u64::try_from(points.map_or(0, |points| points[row])).ok()?,
+                entry_points_bytes: u32::try_from(points_bytes.map_or(0, |bytes| bytes[row])).ok()?,
+            },
+            image: Digest(digests.value(row).try_into().ok()?),
+        })
+    };
+    (0..batch.num_rows()).map(row).collect()
+}
+
 fn text<'a>(batch: &'a RecordBatch, name: &str) -> Option<&'a StringArray> {
     Some(batch.column_by_name(name)?.as_string::<i32>())
 }
 
-pub(super) fn fixed<'a>(batch: &'a RecordBatch, name: &str) -> Option<&'a FixedSizeBinaryArray> {
+fn fixed<'a>(batch: &'a RecordBatch, name: &str) -> Option<&'a FixedSizeBinaryArray> {
     Some(batch.column_by_name(name)?.as_fixed_size_binary())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::places::{Located, read_places};
     use super::*;
 
     #[test]

@@ -15,6 +15,11 @@ const MOST_INSTANCES: u64 = 1 << 32;
 /// The manifest's name within the dataset's folder.
 const FILE: &str = "manifest.json";
 
+/// Splits on which features are evaluated where none is named, the first that a dataset has.
+pub const EVALUATION_SPLITS: [&str; 6] = ["val", "valid", "validation", "dev", "test", "testing"];
+/// The option of [`IngestRecord`] that says whether images are seen as EXIF says.
+pub const EXIF_ORIENTATION: &str = "exif_orientation";
+
 /// A shard of a split.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -141,9 +146,6 @@ pub struct Split {
     pub ingest: Vec<IngestRecord>,
 }
 
-/// The option of [`IngestRecord`] that says whether images are seen as EXIF says.
-pub const EXIF_ORIENTATION: &str = "exif_orientation";
-
 impl Split {
     /// Whether its images are seen as EXIF says; all of its parts agree.
     pub fn applies_exif_orientation(&self) -> bool {
@@ -269,12 +271,7 @@ impl Manifest {
             known: self.splits.keys().cloned().collect(),
         })
     }
-}
 
-/// Splits on which features are evaluated where none is named, the first that a dataset has.
-pub const EVALUATION_SPLITS: [&str; 6] = ["val", "valid", "validation", "dev", "test", "testing"];
-
-impl Manifest {
     /// The split on which features are evaluated: the one asked for, or the first of [`EVALUATION_SPLITS`], in any
     /// case, that is not the one that is trained on (empty for none); which it is, is said.
     ///

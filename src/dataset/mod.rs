@@ -12,10 +12,7 @@ mod entry_points;
 mod error;
 mod index;
 mod manifest;
-mod pages;
-mod places;
 mod reader;
-mod schema;
 mod summary;
 mod table;
 mod writer;
@@ -23,21 +20,27 @@ mod writer;
 pub use duplicates::{DUPLICATES_FILE, DuplicateRow, read_duplicates, write_duplicates};
 pub use entry_points::unsealed;
 pub use error::DatasetError;
-pub use index::{IndexRow, ViewHash, read_index, read_paths, write_index};
+pub use index::{IndexRow, Located, Place, ViewHash, read_index, read_paths, write_index};
 pub use manifest::{
     ContentDigest, DuplicateCounts, EVALUATION_SPLITS, EXIF_ORIENTATION, FileEntry, FooterEntry,
     IngestRecord, Manifest, PartReport, ShardEntry, Split,
 };
-pub use places::{Located, Place};
 pub use reader::ShardReader;
-pub use schema::schema_text;
 pub use summary::{DatasetSummary, SplitSummary, summarise, verify};
 pub use table::write_label_subset;
 pub use writer::{ShardWriter, WriterOptions, WrittenShard};
 
+use arrow::datatypes::{DataType, Field, Fields, Schema};
 use bytes::Bytes;
 
 use crate::ids::{ClassId, InstanceId};
+
+/// The leaf columns of the encoded images in a shard, and of their entry points.
+const IMAGE_BYTES: usize = 1;
+const ENTRY_POINTS: usize = 6;
+
+/// Bytes of the length before each value of these columns, in a plain page.
+const LENGTH_BYTES: usize = 4;
 
 /// One image with what is known of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,6 +66,29 @@ impl Row {
     pub fn pixels(&self) -> u64 {
         u64::from(self.width) * u64::from(self.height)
     }
+}
+
+/// The columns of a shard. Of entry points alone a value may be null; all are declared as nullable because Hugging Face `datasets` takes its
+/// features from the metadata only where the declared type is its own, which is.
+fn schema() -> Schema {
+    let image = Fields::from(vec![
+        Field::new("bytes", DataType::Binary, true),
+        Field::new("path", DataType::Utf8, true),
+    ]);
+    Schema::new(vec![
+        Field::new("instance_id", DataType::Int64, true),
+        Field::new("image", DataType::Struct(image), true),
+        Field::new("label", DataType::Int64, true),
+        Field::new("width", DataType::Int32, true),
+        Field::new("height", DataType::Int32, true),
+        Field::new("entry_points", DataType::Binary, true),
+    ])
+}
+
+/// The columns of a shard from before there were entry points.
+fn schema_without_entry_points() -> Schema {
+    let fields = schema().fields;
+    Schema::new(fields[..fields.len() - 1].to_vec())
 }
 
 #[cfg(test)]

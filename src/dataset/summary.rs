@@ -1,4 +1,4 @@
-//! What `inspect` says of a dataset, and the check of every byte.
+//! The summary of a dataset for `inspect`, and the check of every byte.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use crate::ids::{ClassId, InstanceId};
 use crate::progress::Progress;
 use crate::storage::{Digest, Location};
 
-/// What `inspect` says of a dataset.
+/// The summary of a dataset.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct DatasetSummary {
     /// Always `dataset`.
@@ -23,7 +23,7 @@ pub struct DatasetSummary {
     pub splits: BTreeMap<String, SplitSummary>,
 }
 
-/// What `inspect` says of a split.
+/// The summary of a split.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct SplitSummary {
     /// Its images.
@@ -42,7 +42,7 @@ pub struct SplitSummary {
     pub digest: Digest,
 }
 
-/// What the manifest says, in short.
+/// Summarises a manifest.
 pub fn summarise(manifest: &Manifest) -> DatasetSummary {
     let split = |split: &Split| SplitSummary {
         instances: split.instances,
@@ -61,7 +61,7 @@ pub fn summarise(manifest: &Manifest) -> DatasetSummary {
     }
 }
 
-/// What was found of an instance: its class and its image.
+/// The class and the image of an instance that was found.
 type Sighting = (Option<ClassId>, Digest);
 
 /// Reads every byte of every shard and index again and checks digests, ids, the content's digest, and that the

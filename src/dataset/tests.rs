@@ -177,7 +177,7 @@ fn an_index_that_says_something_else_is_found_by_verify() {
         let split = changed.splits.get_mut("train").expect("the split");
         split.ingest[0].index = write_index(&dataset, "index/train.parquet", &rows).expect("written");
         let error = verify(&dataset, &changed, &Quiet).expect_err("changed");
-        assert!(error.to_string().contains("what it says of instance 0 is not so"), "{error}");
+        assert!(error.to_string().contains("invalid entry for instance 0"), "{error}");
     }
 }
 
@@ -333,4 +333,35 @@ fn the_schema_file_is_that_of_the_code() {
         std::fs::write(file, schema_text()).expect("written");
     }
     assert_eq!(std::fs::read_to_string(file).expect("the schema file"), schema_text());
+}
+
+/// The schemas of the dataset's files as text, as `schemas/dataset.txt` holds them.
+fn schema_text() -> String {
+    fn lines(text: &mut String, fields: &Fields, indent: &str, nulls: bool) {
+        for field in fields {
+            let (kind, children) = match field.data_type() {
+                DataType::Struct(children) => ("struct".to_owned(), Some(children)),
+                other => (other.to_string(), None),
+            };
+            let nulls = if (nulls || field.name() == "entry_points") && field.is_nullable() {
+                "nullable"
+            } else {
+                "without nulls"
+            };
+            *text += &format!("{indent}{} {kind} {nulls}\n", field.name());
+            if let Some(children) = children {
+                lines(text, children, &format!("{indent}  "), false);
+            }
+        }
+    }
+    let mut text =
+        String::from("Dataset shard, version 1: a Parquet file, PLAIN and uncompressed\n\ncolumns\n");
+    lines(&mut text, schema().fields(), "  ", false);
+    text += "\nkey-value metadata\n  huggingface (for two classes a and b):\n    ";
+    text += &writer::huggingface_entry(&["a".into(), "b".into()]);
+    text += "\n\nindex/<split>.parquet: a Parquet file\n\ncolumns\n";
+    lines(&mut text, index::schema().fields(), "  ", true);
+    text += "\nduplicates.parquet: a Parquet file\n\ncolumns\n";
+    lines(&mut text, duplicates::schema().fields(), "  ", true);
+    text
 }

@@ -1,9 +1,11 @@
 //! Writing a shard.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::io::Write;
 use std::sync::Arc;
 
+use arrow::datatypes::Schema;
 use parquet::arrow::{ArrowSchemaConverter, add_encoded_arrow_schema_to_metadata};
 use parquet::basic::{Compression, Encoding};
 use parquet::data_type::{ByteArray, ByteArrayType, DataType, Int32Type, Int64Type};
@@ -14,14 +16,16 @@ use parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
 use serde::{Deserialize, Serialize};
 
 use super::entry_points::{sealed, sealed_bytes};
-use super::schema::{ENTRY_POINTS, HUGGINGFACE, IMAGE_BYTES, huggingface_entry, labelled_schema};
-use super::{DatasetError, FooterEntry, Row, ShardEntry};
+use super::{DatasetError, ENTRY_POINTS, FooterEntry, IMAGE_BYTES, LENGTH_BYTES, Row, ShardEntry, schema};
 use crate::ids::ClassId;
 use crate::storage::{Digest, Location, Upload};
 
 /// A row group ends early where its images reach this size: it is in memory whole when it is written and
 /// when it is read, and Parquet's offsets within it have 31 bits.
 const ROW_GROUP_BYTES: usize = 256 << 20;
+
+/// The key of the metadata entry for other readers.
+const HUGGINGFACE: &str = "huggingface";
 
 /// How shards are laid out.
 #[derive(Clone, Debug)]
@@ -30,6 +34,23 @@ pub struct WriterOptions {
     pub row_group: usize,
     /// The names of the classes, for the metadata.
     pub classes: Vec<String>,
+}
+
+/// Writes the next column, whose values may be null.
+fn put_nullable<T: DataType>(
+    group: &mut SerializedRowGroupWriter<'_, Digests>,
+    values: impl Iterator<Item = Option<T::T>>,
+) -> Result<(), ParquetError> {
+    let mut column = group.next_column()?.expect("as many columns as the schema has");
+    let typed = column.typed::<T>();
+    let most = typed.get_descriptor().max_def_level();
+    let (mut levels, mut present) = (Vec::new(), Vec::new());
+    for value in values {
+        levels.push(if value.is_some() { most } else { most - 1 });
+        present.extend(value);
+    }
+    typed.write_batch(&present, Some(&levels), None)?;
+    column.close()
 }
 
 /// A shard that was written.
@@ -47,7 +68,7 @@ pub struct WrittenShard {
 /// Writes one shard; it appears when [`ShardWriter::finish`] succeeds.
 ///
 /// The bytes are a function of the rows and the options. Columns are written straight from the rows: building Arrow
-/// arrays of images first would copy each twice more, into memory that is fetched anew for each row group.
+/// arrays of images first would copy each twice more, into memory that is fetched again for each row group.
 pub struct ShardWriter {
     path: String,
     shown: String,
@@ -180,6 +201,26 @@ impl ShardWriter {
     }
 }
 
+/// The columns of a dataset with these classes. The Arrow schema holds the entry too, for pyarrow.
+fn labelled_schema(classes: &[String]) -> Arc<Schema> {
+    let metadata = HashMap::from([(HUGGINGFACE.to_owned(), huggingface_entry(classes))]);
+    Arc::new(schema().with_metadata(metadata))
+}
+
+/// The value of the `huggingface` metadata entry, by which `datasets` and pandas see images and classes.
+pub(super) fn huggingface_entry(classes: &[String]) -> String {
+    let value = |dtype: &str| serde_json::json!({"dtype": dtype, "_type": "Value"});
+    serde_json::json!({"info": {"features": {
+        "instance_id": value("int64"),
+        "image": {"_type": "Image"},
+        "label": {"names": classes, "_type": "ClassLabel"},
+        "width": value("int32"),
+        "height": value("int32"),
+        "entry_points": value("binary"),
+    }}})
+    .to_string()
+}
+
 /// Where the entry points of each row begin, and their size.
 fn offsets_of_points(metadata: &ParquetMetaData, sizes: &[Option<u64>]) -> Option<Vec<(u64, u32)>> {
     let offsets = offsets(metadata, ENTRY_POINTS, sizes)?;
@@ -190,7 +231,7 @@ fn offsets_of_points(metadata: &ParquetMetaData, sizes: &[Option<u64>]) -> Optio
 /// Where each value of a column begins, by its size (none: a null, at 0): a page ends with its values, each after its
 /// length in four bytes.
 fn offsets(metadata: &ParquetMetaData, column: usize, sizes: &[Option<u64>]) -> Option<Vec<u64>> {
-    const LENGTH_BYTES: u64 = 4;
+    const LENGTH: u64 = LENGTH_BYTES as u64;
     let mut offsets = Vec::with_capacity(sizes.len());
     for (number, group) in metadata.row_groups().iter().enumerate() {
         let first_of_group = offsets.len();
@@ -198,12 +239,12 @@ fn offsets(metadata: &ParquetMetaData, column: usize, sizes: &[Option<u64>]) -> 
         for (number, page) in pages.iter().enumerate() {
             let next = pages.get(number + 1).map_or(group.num_rows(), |next| next.first_row_index);
             let rows = first_of_group + page.first_row_index as usize..first_of_group + next as usize;
-            let values: u64 = sizes.get(rows.clone())?.iter().flatten().map(|size| LENGTH_BYTES + size).sum();
+            let values: u64 = sizes.get(rows.clone())?.iter().flatten().map(|size| LENGTH + size).sum();
             let end = page.offset as u64 + page.compressed_page_size as u64;
             let mut at = end.checked_sub(values)?;
             for size in &sizes[rows] {
-                offsets.push(size.map_or(0, |_| at + LENGTH_BYTES));
-                at += size.map_or(0, |size| LENGTH_BYTES + size);
+                offsets.push(size.map_or(0, |_| at + LENGTH));
+                at += size.map_or(0, |size| LENGTH + size);
             }
         }
     }
@@ -243,7 +284,7 @@ impl Write for Digests {
     }
 }
 
-/// Writes rows as one row group; the columns are those of [`schema`](super::schema::schema).
+/// Writes rows as one row group; the columns are those of [`schema`].
 fn write_group(writer: &mut SerializedFileWriter<Digests>, rows: &[Row]) -> Result<(), ParquetError> {
     let mut group = writer.next_row_group()?;
     let list = |of: fn(&Row) -> i64| rows.iter().map(of).collect::<Vec<i64>>();
@@ -271,22 +312,5 @@ fn put<T: DataType>(
     let typed = column.typed::<T>();
     let levels = vec![typed.get_descriptor().max_def_level(); values.len()];
     typed.write_batch(values, Some(&levels), None)?;
-    column.close()
-}
-
-/// Writes the next column, whose values may be null.
-fn put_nullable<T: DataType>(
-    group: &mut SerializedRowGroupWriter<'_, Digests>,
-    values: impl Iterator<Item = Option<T::T>>,
-) -> Result<(), ParquetError> {
-    let mut column = group.next_column()?.expect("as many columns as the schema has");
-    let typed = column.typed::<T>();
-    let most = typed.get_descriptor().max_def_level();
-    let (mut levels, mut present) = (Vec::new(), Vec::new());
-    for value in values {
-        levels.push(if value.is_some() { most } else { most - 1 });
-        present.extend(value);
-    }
-    typed.write_batch(&present, Some(&levels), None)?;
     column.close()
 }

@@ -13,12 +13,12 @@ pub enum LossReason {
     Ended,
     /// Its process said goodbye while the others went on.
     Left,
-    /// It met an error of its own.
+    /// It failed with an error.
     Failed {
         /// Of what kind.
         failure: Failure,
     },
-    /// It gave no sign of life for so many seconds: stopped, or its machine or network is.
+    /// It gave no sign of life: it, its machine or its network is stopped.
     Silent {
         /// Seconds since its last sign.
         seconds: u64,
@@ -40,13 +40,13 @@ pub struct LostRank {
     /// The rank.
     pub rank: usize,
     /// What became of it.
-    pub fate: LossReason,
+    pub reason: LossReason,
 }
 
 impl std::fmt::Display for LostRank {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let rank = self.rank;
-        match self.fate {
+        match self.reason {
             LossReason::Ended => write!(f, "rank {rank} was lost: its connection ended"),
             LossReason::Left => write!(f, "rank {rank} was lost: it ended before the others"),
             LossReason::Failed { failure } => {
@@ -140,12 +140,12 @@ pub enum DistributedError {
 }
 
 impl DistributedError {
-    /// What kind of failure it is. What a new start may mend is worth a retry.
+    /// What kind of failure it is; one that a new start may mend is worth a retry.
     pub fn failure(&self) -> Failure {
         match self {
             // What failed one rank would fail it again, or not, whatever became of the others.
             Self::PeerLost { lost } => {
-                let own = |lost: &LostRank| match lost.fate {
+                let own = |lost: &LostRank| match lost.reason {
                     LossReason::Failed { failure } => Some(failure),
                     _ => None,
                 };
@@ -164,7 +164,7 @@ impl DistributedError {
     }
 }
 
-/// Who was lost, at most eight by name.
+/// The lost ranks, at most eight by name.
 fn listed(lost: &[LostRank]) -> String {
     const NAMED: usize = 8;
     let mut text = lost.iter().take(NAMED).map(ToString::to_string).collect::<Vec<_>>().join("; ");
@@ -225,8 +225,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lost_ranks_are_named_with_their_fate() {
-        let fates = [
+    fn lost_ranks_are_named_with_their_reason() {
+        let reasons = [
             (LossReason::Ended, "rank 2 was lost: its connection ended"),
             (LossReason::Silent { seconds: 12 }, "rank 2 did not answer for 12 s"),
             (
@@ -234,12 +234,12 @@ mod tests {
                 "rank 2 did not come to collective 341 within 600 s (it is at 339)",
             ),
         ];
-        for (fate, text) in fates {
-            let error = DistributedError::PeerLost { lost: vec![LostRank { rank: 2, fate }] };
+        for (reason, text) in reasons {
+            let error = DistributedError::PeerLost { lost: vec![LostRank { rank: 2, reason }] };
             assert_eq!(error.to_string(), text);
             assert_eq!(error.failure().exit_code(), 69);
         }
-        let many = (0..64).map(|rank| LostRank { rank, fate: LossReason::Ended }).collect();
+        let many = (0..64).map(|rank| LostRank { rank, reason: LossReason::Ended }).collect();
         let text = DistributedError::PeerLost { lost: many }.to_string();
         assert!(text.ends_with("; and 56 more ranks"), "{text}");
     }

@@ -1,11 +1,14 @@
 //! The ranks as one group, and what they do together.
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tch::{Device, Tensor};
 
+use super::error::first_line;
 use super::join::{Joined, join};
+use super::watch::Watch;
 use super::{DistributedError, Rendezvous, Store, ffi};
 use crate::failure::Failure;
 
@@ -22,16 +25,16 @@ pub enum Reduce {
 ///
 /// Collectives must be called by all ranks in the same order with tensors of the same shapes and kinds, by one
 /// thread of each. They return when the result is there (on CUDA: when the current stream waits for it). After an
-/// error the group is of no more use: the process ends, and is started again with the others.
+/// error the group cannot be used again: the process ends, and is started again with the others.
 ///
-/// Tensors of the CPU travel by gloo, those of a CUDA device by NCCL. Whoever ends well calls [`ProcessGroup::leave`] before.
+/// Tensors of the CPU travel by gloo, those of a CUDA device by NCCL. A rank that ends well calls [`ProcessGroup::leave`] before.
 #[derive(Debug)]
 pub struct ProcessGroup {
     rank: usize,
     world: usize,
     // Before `joined`, so that rank 0's server outlives its own client.
     store: Store,
-    pub(super) joined: Option<Joined>,
+    joined: Option<Joined>,
 }
 
 impl ProcessGroup {
@@ -66,7 +69,7 @@ impl ProcessGroup {
         timeout: Duration,
         stop: &AtomicBool,
     ) -> Result<Self, DistributedError> {
-        let Some(meeting) = &rendezvous.meeting else {
+        let Some(meeting) = rendezvous.meeting() else {
             return Ok(Self::alone());
         };
         let (joined, store) = join(rendezvous, meeting, device, timeout, stop)?;
@@ -145,7 +148,7 @@ impl ProcessGroup {
     /// # Shape
     /// Any -> the same; a floating kind.
     /// # Errors
-    /// If a rank is lost or does not come in time. The backward pass has errors of its own.
+    /// If a rank is lost or does not come in time. The backward pass has its own errors.
     pub fn sum_with_gradient(&self, tensor: &Tensor) -> Result<Tensor, DistributedError> {
         let sum = self.collective("sum", |group| group.sum_with_gradient(tensor))?;
         Ok(sum.unwrap_or_else(|| tensor.shallow_clone()))
@@ -188,36 +191,36 @@ impl ProcessGroup {
         }
     }
 
-    /// Says at once whether ranks are known to be lost: for a rank that waits for something else than the others.
+    /// Whether ranks are known to be lost, without waiting: for a rank that waits for something else than the others.
     ///
     /// # Errors
     /// If ranks are lost.
     pub fn check(&self) -> Result<(), DistributedError> {
-        self.joined.as_ref().map_or(Ok(()), |joined| joined.watch.check())
+        self.joined.as_ref().map_or(Ok(()), |joined| joined.watch().check())
     }
 
     /// Calls `then` if ranks are lost and this group is still there `grace` later: for a rank that is blocked where
-    /// no error can reach it, as in a device's queue behind a collective that never ends. It is called once, by a
-    /// thread of its own; what it can do is end the process.
+    /// no error can reach it, as in a device's queue behind a collective that never ends. Another
+    /// thread calls it, once; all it can do is end the process.
     pub fn when_lost(&self, grace: Duration, then: impl FnOnce(DistributedError) + Send + 'static) {
         if let Some(joined) = &self.joined {
-            joined.watch.when_lost(grace, Box::new(then));
+            joined.watch().when_lost(grace, Box::new(then));
         }
     }
 
-    /// This rank has done its work, and so have the others: its end will alarm nobody. A rank that ends without is
+    /// This rank has done its work, and so have the others: its end will not alarm them. A rank that ends without is
     /// lost to the others, whatever its reason.
     pub fn leave(&self) {
         if let Some(joined) = &self.joined {
-            joined.watch.leave();
+            joined.watch().leave();
         }
     }
 
-    /// This rank is about to end with an error of its own: the others end with the same kind of failure, so that
-    /// whoever started them all knows whether to start them again.
+    /// This rank is about to end with its own error: the others end with the same kind of failure, so that
+    /// their exit codes tell whether to start them again.
     pub fn fail(&self, failure: Failure) {
         if let Some(joined) = &self.joined {
-            joined.watch.fail(failure);
+            joined.watch().fail(failure);
         }
     }
 
@@ -232,11 +235,51 @@ impl ProcessGroup {
         what: &str,
         body: impl FnOnce(&ffi::Group) -> Result<T, ffi::Message>,
     ) -> Result<Option<T>, DistributedError> {
-        let Some(Joined { handle: Some(handle), watch, .. }) = &self.joined else {
-            return Ok(None);
+        self.joined.as_ref().map(|joined| joined.collective(what, body)).transpose()
+    }
+}
+
+/// Runs backward passes after which gradients are the mean over the ranks, by c10d's Reducer: gradients are sent in
+/// buckets of up to 25 MB while the rest of the backward pass still runs.
+///
+/// It holds the parameters, and buckets as large as their gradients. Their order must be the same on every rank.
+/// Every parameter must get a gradient in every last backward pass; one that does not is an error at once, on the
+/// ranks where it is so. Looking for such parameters would walk through the whole graph in every step.
+#[derive(Debug)]
+pub struct GradientReducer {
+    several: Option<(ffi::Reducer, Arc<Watch>)>,
+}
+
+impl GradientReducer {
+    /// Makes it for these parameters, which require gradients. They are not made equal: broadcast them before.
+    ///
+    /// # Errors
+    /// If ranks have other parameters (by number, shape or kind), a rank is lost or does not come in time.
+    pub fn new(group: &ProcessGroup, parameters: &[Tensor]) -> Result<Self, DistributedError> {
+        let Some(joined) = &group.joined else {
+            return Ok(Self { several: None });
+        };
+        let compare = |handle: &ffi::Group| ffi::Reducer::new(handle, parameters);
+        let reducer = joined.collective("comparing the ranks' parameters", compare)?;
+        Ok(Self { several: Some((reducer, joined.watch().clone())) })
+    }
+
+    /// The backward pass of a loss. With `last` false gradients add up where they are, and nothing is sent; with
+    /// true they become the mean over the ranks, of what has added up since the last one.
+    ///
+    /// # Shape
+    /// `loss`: a scalar.
+    /// # Errors
+    /// If a parameter gets no gradient, a rank is lost or does not come in time.
+    pub fn backward(&self, loss: &Tensor, last: bool) -> Result<(), DistributedError> {
+        let Some((reducer, watch)) = &self.several else {
+            return loss.f_backward().map_err(|error| DistributedError::Backend {
+                what: "backward".into(),
+                message: first_line(&error.to_string()),
+            });
         };
         watch.check()?;
-        let number = watch.begin();
-        body(handle).map(Some).map_err(|message| watch.explain(what, number, &message))
+        let number = if last { watch.begin() } else { 0 };
+        reducer.backward(loss, last).map_err(|message| watch.explain("backward", number, &message))
     }
 }

@@ -1,38 +1,59 @@
-//! How ranks come together: a store at rank 0, the watcher, and then libtorch's group.
+//! How ranks come together: a store at rank 0, where each leaves its place, the watcher, and then libtorch's group.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream, ToSocketAddrs};
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
 use tch::Device;
 
-use super::address;
-use super::arrival::Arrival;
 use super::error::{Cause, cause, first_line};
 use super::ffi::{self, GroupParts, Nccl};
 use super::rendezvous::Meeting;
 use super::watch::Watch;
 use super::{DistributedError, Rendezvous, Store};
 
-/// What a rank of several has.
+/// libtorch's group of several ranks, with this rank's watcher.
 #[derive(Debug)]
 pub(super) struct Joined {
     /// Empty once it is being dropped.
-    pub(super) handle: Option<ffi::Group>,
-    pub(super) watch: Arc<Watch>,
-    /// The server, at rank 0.
+    handle: Option<ffi::Group>,
+    watch: Arc<Watch>,
+    /// At rank 0; elsewhere one more client.
     #[expect(dead_code, reason = "kept for its drop")]
-    keeper: Arc<ffi::Store>,
+    server: Arc<ffi::Store>,
 }
 
 /// How long rank 0's store outlives its goodbye while others are still there.
 const LINGER: Duration = Duration::from_secs(1);
-/// Between two attempts to reach rank 0, or looks for what is missing.
+/// How long rank 0 waits for the others to read why it gives up.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// Between two attempts to reach rank 0, or to read a missing key.
 const PAUSE: Duration = Duration::from_millis(20);
-/// A machine that is not up yet may answer nothing at all, and a signal is looked for between attempts.
+/// The longest attempt to connect: a machine that is not up yet may never answer, and signals are checked in between.
 const LONGEST_ATTEMPT: Duration = Duration::from_secs(2);
+
+impl Joined {
+    /// Runs a collective, counts it for the watcher, and explains its error.
+    pub(super) fn collective<T>(
+        &self,
+        what: &str,
+        body: impl FnOnce(&ffi::Group) -> Result<T, ffi::Message>,
+    ) -> Result<T, DistributedError> {
+        let handle = self.handle.as_ref().expect("there until it is dropped");
+        self.watch.check()?;
+        let number = self.watch.begin();
+        body(handle).map_err(|message| self.watch.explain(what, number, &message))
+    }
+
+    pub(super) fn watch(&self) -> &Arc<Watch> {
+        &self.watch
+    }
+}
 
 impl Drop for Joined {
     fn drop(&mut self) {
@@ -77,45 +98,17 @@ pub(super) fn join(
     let (host, port) =
         (if listener.is_some() { meeting.own_host() } else { meeting.host.clone() }, meeting.port);
     let listener = listener.map(OwnedFd::from);
-    let keeper = ffi::Store::open(&host, port, listener, timeout).map_err(unreached)?;
-    let keeper = Arc::new(keeper);
+    let server = ffi::Store::open(&host, port, listener, timeout).map_err(unreached)?;
+    let server = Arc::new(server);
     let client = ffi::Store::open(&host, port, None, timeout).map_err(unreached)?;
-    let come = Arrival { store: &client, meeting, rank, world, deadline, timeout, stop };
-    let (watch, places) = come.meet()?;
-    let here = &places[rank];
+    let arrival = Arrival { store: &client, meeting, rank, world, deadline, timeout, stop };
+    let (watch, places) = arrival.meet()?;
     let interface_named = std::env::var_os("GLOO_SOCKET_IFNAME").is_some_and(|name| !name.is_empty());
-    let address = address::listening(&places, here, &meeting.host, interface_named);
+    let address = listening(&places, &places[rank], &meeting.host, interface_named);
     tracing::debug!(rank, world, address = ?address, "the ranks have met");
-    let handle = make_group(&keeper, meeting, (rank, world), timeout, address, nccl, (&watch, stop))?;
+    let handle = arrival.make_group(&server, address, nccl, &watch)?;
     let store = Store::of_client(client, &meeting.prefix, &watch, timeout);
-    Ok((Joined { handle: Some(handle), watch, keeper }, store))
-}
-
-impl Meeting {
-    /// HOST:PORT.
-    pub(super) fn name(&self) -> String {
-        let host = &self.host;
-        if host.contains(':') { format!("[{host}]:{}", self.port) } else { format!("{host}:{}", self.port) }
-    }
-
-    /// Where rank 0 finds itself: its own name may lead nowhere yet.
-    fn own_host(&self) -> String {
-        match self.interface() {
-            address if address.is_loopback() => address.to_string(),
-            _ => Ipv4Addr::LOCALHOST.to_string(),
-        }
-    }
-
-    /// Where rank 0 listens: on the loopback alone where the others look for it there.
-    pub(super) fn interface(&self) -> IpAddr {
-        match self.host.parse::<IpAddr>() {
-            Ok(address) if address.is_loopback() => address,
-            _ if self.host == "localhost" => Ipv4Addr::LOCALHOST.into(),
-            // Takes connections of IPv4 too.
-            _ if TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).is_ok() => Ipv6Addr::UNSPECIFIED.into(),
-            _ => Ipv4Addr::UNSPECIFIED.into(),
-        }
-    }
+    Ok((Joined { handle: Some(handle), watch, server }, store))
 }
 
 fn listen(meeting: &Meeting) -> Result<TcpListener, DistributedError> {
@@ -165,45 +158,268 @@ fn reach(
     }
 }
 
-/// Makes libtorch's group, on a thread of its own: it waits for every rank, and a rank may be lost just then.
-fn make_group(
-    keeper: &Arc<ffi::Store>,
-    meeting: &Meeting,
-    (rank, world): (usize, usize),
+/// A rank that looks for the others in the store.
+#[derive(Debug)]
+struct Arrival<'a> {
+    store: &'a ffi::Store,
+    meeting: &'a Meeting,
+    rank: usize,
+    world: usize,
+    deadline: Instant,
     timeout: Duration,
-    address: Option<IpAddr>,
-    nccl: Option<Nccl>,
-    (watch, stop): (&Watch, &AtomicBool),
-) -> Result<ffi::Group, DistributedError> {
-    let (store, prefix) = (keeper.clone(), meeting.prefix.clone());
-    let (sender, receiver) = std::sync::mpsc::channel();
-    let make = move || {
-        let address = address.map(|address| address.to_string());
-        let address = address.as_deref();
-        let parts = GroupParts { store: &store, prefix: &prefix, rank, world, timeout, address, nccl };
-        // Nobody listens any more where the ranks were lost.
-        let _ = sender.send(ffi::Group::new(&parts));
-    };
-    let spawned = std::thread::Builder::new().name("join".into()).spawn(make);
-    spawned.map_err(|error| DistributedError::Backend {
-        what: "joining the group".into(),
-        message: error.to_string(),
-    })?;
-    loop {
-        match receiver.recv_timeout(PAUSE) {
-            Ok(Ok(group)) => return Ok(group),
-            Ok(Err(message)) if nccl.is_some() && cause(&message) == Cause::Other => {
-                return Err(DistributedError::NoNccl { reason: first_line(&message) });
+    stop: &'a AtomicBool,
+}
+
+impl Arrival<'_> {
+    /// Tells where this rank is, waits for the others, and starts the watcher.
+    fn meet(&self) -> Result<(Arc<Watch>, Vec<Place>), DistributedError> {
+        let place = serde_json::to_vec(&Place::here()).expect("a place is two texts");
+        if self.store.add(&self.key(&format!("count/{}", self.rank)), 1).map_err(|text| self.broken(&text))?
+            > 1
+        {
+            let what = format!("two processes say that they are rank {}", self.rank);
+            return Err(DistributedError::Contradiction { what });
+        }
+        let token = token();
+        let no_watch = |error: std::io::Error| DistributedError::Rendezvous {
+            reason: format!("rank {}'s watcher cannot be started: {error}", self.rank),
+        };
+        let lead = if self.rank == 0 {
+            let (watch, port) =
+                Watch::lead(self.world, self.meeting.interface(), token.clone(), self.timeout)
+                    .map_err(no_watch)?;
+            let published = format!("{port} {token}");
+            self.set("watch", published.as_bytes())?;
+            Some(watch)
+        } else {
+            None
+        };
+        self.set(&format!("place/{}", self.rank), &place)?;
+        let places = self.all_places()?;
+        let watch = match lead {
+            Some(watch) => watch,
+            None => {
+                let text = self.try_get("watch")?.unwrap_or_default();
+                let text = String::from_utf8_lossy(&text).into_owned();
+                let (port, token) = text.split_once(' ').unwrap_or_default();
+                let at = (self.meeting.host.as_str(), port.parse().unwrap_or_default());
+                Watch::follow((self.rank, self.world), at, token.to_owned(), self.timeout)
+                    .map_err(no_watch)?
             }
-            Ok(Err(message)) => return Err(watch.explain("joining the group", 0, &message)),
-            Err(std::sync::mpsc::RecvTimeoutError::Timeout) if stop.load(Ordering::Relaxed) => {
-                return Err(DistributedError::Stopped);
-            }
-            Err(std::sync::mpsc::RecvTimeoutError::Timeout) => watch.check()?,
-            Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => {
-                let what = "joining the group".into();
-                return Err(DistributedError::Backend { what, message: "its thread ended".into() });
+        };
+        while !watch.absent().is_empty() {
+            self.or_too_late(&watch.absent())?;
+            std::thread::sleep(PAUSE);
+        }
+        Ok((Arc::new(watch), places))
+    }
+
+    /// Makes libtorch's group, on another thread: it waits for every rank, and a rank may be lost just then.
+    fn make_group(
+        &self,
+        server: &Arc<ffi::Store>,
+        address: Option<IpAddr>,
+        nccl: Option<Nccl>,
+        watch: &Watch,
+    ) -> Result<ffi::Group, DistributedError> {
+        let (store, prefix) = (server.clone(), self.meeting.prefix.clone());
+        let Self { rank, world, timeout, .. } = *self;
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let make = move || {
+            let address = address.map(|address| address.to_string());
+            let address = address.as_deref();
+            let parts = GroupParts { store: &store, prefix: &prefix, rank, world, timeout, address, nccl };
+            // The receiver is gone where ranks were lost.
+            let _ = sender.send(ffi::Group::new(&parts));
+        };
+        let spawned = std::thread::Builder::new().name("join".into()).spawn(make);
+        spawned.map_err(|error| DistributedError::Backend {
+            what: "joining the group".into(),
+            message: error.to_string(),
+        })?;
+        loop {
+            match receiver.recv_timeout(PAUSE) {
+                Ok(Ok(group)) => return Ok(group),
+                Ok(Err(message)) if nccl.is_some() && cause(&message) == Cause::Other => {
+                    return Err(DistributedError::NoNccl { reason: first_line(&message) });
+                }
+                Ok(Err(message)) => return Err(watch.explain("joining the group", 0, &message)),
+                Err(std::sync::mpsc::RecvTimeoutError::Timeout) if self.stop.load(Ordering::Relaxed) => {
+                    return Err(DistributedError::Stopped);
+                }
+                Err(std::sync::mpsc::RecvTimeoutError::Timeout) => watch.check()?,
+                Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => {
+                    let what = "joining the group".into();
+                    return Err(DistributedError::Backend { what, message: "its thread ended".into() });
+                }
             }
         }
+    }
+
+    fn all_places(&self) -> Result<Vec<Place>, DistributedError> {
+        let mut places: Vec<Option<Place>> = vec![None; self.world];
+        loop {
+            for (rank, place) in places.iter_mut().enumerate().filter(|(_, place)| place.is_none()) {
+                let found = self.try_get(&format!("place/{rank}"))?;
+                *place = found.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+                if place.is_none() && Instant::now() < self.deadline {
+                    // Until the time is over one question at once is enough.
+                    break;
+                }
+            }
+            let missing: Vec<_> = (0..self.world).filter(|rank| places[*rank].is_none()).collect();
+            if missing.is_empty() {
+                return Ok(places.into_iter().flatten().collect());
+            }
+            self.or_too_late(&missing)?;
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    /// An error that names the missing ranks, once the time is over here or at rank 0, or a rank was stopped.
+    fn or_too_late(&self, missing: &[usize]) -> Result<(), DistributedError> {
+        if self.stop.load(Ordering::Relaxed) {
+            // Others may be gone already, stopped like this one.
+            let _ = self.give_up(&format!("rank {} was stopped before all had come", self.rank));
+            return Err(DistributedError::Stopped);
+        }
+        if let Some(reason) = self.try_get("gave_up")? {
+            let reason = String::from_utf8_lossy(&reason).into_owned();
+            return Err(DistributedError::Rendezvous { reason });
+        }
+        if Instant::now() < self.deadline {
+            return Ok(());
+        }
+        let came = self.world - missing.len();
+        let seconds = self.timeout.as_secs();
+        let reason = format!(
+            "{} did not come within {seconds} s; {came} of {} ranks came",
+            ranks(missing),
+            self.world
+        );
+        if self.rank == 0 {
+            self.give_up(&reason)?;
+        }
+        Err(DistributedError::Rendezvous { reason })
+    }
+
+    /// Tells the ranks that came why they need not wait.
+    fn give_up(&self, reason: &str) -> Result<(), DistributedError> {
+        self.set("gave_up", reason.as_bytes())?;
+        if self.rank == 0 {
+            // The store goes with this rank.
+            std::thread::sleep(FAREWELL);
+        }
+        Ok(())
+    }
+
+    fn key(&self, name: &str) -> String {
+        format!("{}{name}", self.meeting.prefix)
+    }
+
+    fn set(&self, name: &str, value: &[u8]) -> Result<(), DistributedError> {
+        self.store.set(&self.key(name), value).map_err(|message| self.broken(&message))
+    }
+
+    fn try_get(&self, name: &str) -> Result<Option<Vec<u8>>, DistributedError> {
+        self.store.try_get(&self.key(name)).map_err(|message| self.broken(&message))
+    }
+
+    fn broken(&self, message: &str) -> DistributedError {
+        let reason = format!("rank 0 was lost before all had come: {}", first_line(message));
+        DistributedError::Rendezvous { reason }
+    }
+}
+
+/// Ranks in words, at most eight by number.
+fn ranks(numbers: &[usize]) -> String {
+    const NAMED: usize = 8;
+    let named: Vec<_> = numbers.iter().take(NAMED).map(ToString::to_string).collect();
+    let more = numbers.len().saturating_sub(NAMED);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("{} {}{more}", if numbers.len() == 1 { "rank" } else { "ranks" }, named.join(", "))
+}
+
+/// A number that an outsider cannot guess, since the standard library seeds it from the operating system.
+fn token() -> String {
+    format!("{:016x}", RandomState::new().build_hasher().finish())
+}
+
+/// The machine that a rank runs on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Place {
+    /// The machine's name.
+    host: String,
+    /// What ranks have in common that reach each other by 127.0.0.1: a kernel and a namespace of its network.
+    loopback: String,
+}
+
+impl Place {
+    /// This process's.
+    fn here() -> Self {
+        let read = |path: &str| std::fs::read_to_string(path).map(|text| text.trim().to_owned());
+        let host = read("/proc/sys/kernel/hostname").unwrap_or_default();
+        let boot = read("/proc/sys/kernel/random/boot_id").unwrap_or_else(|_| host.clone());
+        let network = std::fs::read_link("/proc/self/ns/net").unwrap_or_default();
+        Self { host, loopback: format!("{boot} {}", network.display()) }
+    }
+}
+
+/// The address that gloo shall listen on; `None` leaves the choice to gloo.
+///
+/// gloo takes what the machine's name resolves to. On many machines that is 127.0.1.1, where no other machine can
+/// connect. `GLOO_SOCKET_IFNAME` (`interface_named`) wins over all that is decided here.
+fn listening(places: &[Place], here: &Place, master: &str, interface_named: bool) -> Option<IpAddr> {
+    if interface_named {
+        return None;
+    }
+    if places.iter().all(|place| place.loopback == here.loopback) {
+        return Some(Ipv4Addr::LOCALHOST.into());
+    }
+    if outside(&here.host).is_some() {
+        return None;
+    }
+    // The one from which another machine is reached. Rank 0's own name may lead nowhere on its own machine.
+    let others =
+        places.iter().filter(|place| place.loopback != here.loopback).map(|place| place.host.as_str());
+    let towards = std::iter::once(master).chain(others).find_map(outside)?;
+    let any: IpAddr =
+        if towards.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { std::net::Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, 0)).ok()?;
+    // Sends nothing: it only chooses a route.
+    socket.connect((towards, 9)).ok()?;
+    socket.local_addr().ok().map(|address| address.ip()).filter(|address| !address.is_loopback())
+}
+
+/// An address of the host that other machines may know.
+fn outside(host: &str) -> Option<IpAddr> {
+    let addresses = (host, 0).to_socket_addrs().ok()?;
+    addresses.map(|address| address.ip()).find(|address| !address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(host: &str, loopback: &str) -> Place {
+        Place { host: host.into(), loopback: loopback.into() }
+    }
+
+    #[test]
+    fn ranks_of_one_machine_listen_on_the_loopback() {
+        let here = Place::here();
+        assert_eq!(here, Place::here());
+        let both = [here.clone(), here.clone()];
+        assert_eq!(listening(&both, &here, "localhost", false), Some(Ipv4Addr::LOCALHOST.into()));
+        assert_eq!(listening(&both, &here, "localhost", true), None, "a named interface wins");
+    }
+
+    #[test]
+    fn several_machines_never_listen_on_the_loopback() {
+        let places = [place("127.0.1.1", "a"), place("192.0.2.7", "b")];
+        let chosen = listening(&places, &places[0], "127.0.1.1", false);
+        assert!(chosen.is_none_or(|address| !address.is_loopback()), "{chosen:?}");
+        // A name that others know is left to gloo.
+        assert_eq!(listening(&places, &places[1], "127.0.1.1", false), None);
     }
 }

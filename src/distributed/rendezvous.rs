@@ -1,10 +1,10 @@
-//! Who this process is among its peers, and where they meet: from flags, torchrun or SLURM.
+//! This process's rank among its peers, and where they meet: from flags, torchrun or SLURM.
 
-use std::net::TcpListener;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
+use std::process::Command;
 use std::sync::Arc;
 
 use super::DistributedError;
-use super::nodelist;
 
 /// What the command line says. All three are needed as soon as one is given.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,14 +21,45 @@ pub struct RendezvousFlags {
 #[derive(Clone, Debug)]
 pub(super) struct Meeting {
     /// Where rank 0 is.
-    pub(super) host: String,
-    pub(super) port: u16,
+    pub host: String,
+    pub port: u16,
     /// Rank 0 opens the store. Not so where torchrun's agent keeps one there already.
-    pub(super) serve: bool,
+    pub serve: bool,
     /// Stands before all keys, since torchrun's agent keeps its store over restarts of its workers.
-    pub(super) prefix: String,
+    pub prefix: String,
     /// A socket that is bound to the port already.
-    pub(super) listener: Option<Arc<TcpListener>>,
+    pub listener: Option<Arc<TcpListener>>,
+}
+
+impl Meeting {
+    fn new(host: String, port: u16) -> Self {
+        Self { host, port, serve: true, prefix: "instdisc/".into(), listener: None }
+    }
+
+    /// HOST:PORT.
+    pub(super) fn name(&self) -> String {
+        let host = &self.host;
+        if host.contains(':') { format!("[{host}]:{}", self.port) } else { format!("{host}:{}", self.port) }
+    }
+
+    /// Where rank 0 finds itself: its own name may lead nowhere yet.
+    pub(super) fn own_host(&self) -> String {
+        match self.interface() {
+            address if address.is_loopback() => address.to_string(),
+            _ => Ipv4Addr::LOCALHOST.to_string(),
+        }
+    }
+
+    /// Where rank 0 listens: on the loopback alone where the others look for it there.
+    pub(super) fn interface(&self) -> IpAddr {
+        match self.host.parse::<IpAddr>() {
+            Ok(address) if address.is_loopback() => address,
+            _ if self.host == "localhost" => Ipv4Addr::LOCALHOST.into(),
+            // Takes connections of IPv4 too.
+            _ if TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).is_ok() => Ipv6Addr::UNSPECIFIED.into(),
+            _ => Ipv4Addr::UNSPECIFIED.into(),
+        }
+    }
 }
 
 /// One process's place among the ranks.
@@ -37,7 +68,7 @@ pub struct Rendezvous {
     rank: usize,
     world: usize,
     local_rank: usize,
-    pub(super) meeting: Option<Meeting>,
+    meeting: Option<Meeting>,
 }
 
 /// Reads an environment variable.
@@ -53,7 +84,7 @@ impl Rendezvous {
     }
 
     /// Finds this process's place: the flags' if any is given, else torchrun's (`RANK`, `WORLD_SIZE`), where the index
-    /// of a Kubernetes Indexed Job stands for a missing `RANK`, else that in a SLURM step of several tasks, else it is
+    /// of a Kubernetes Indexed Job replaces a missing `RANK`, else that in a SLURM step of several tasks, else it is
     /// alone.
     ///
     /// The ranks of a SLURM step meet on its first node at `MASTER_PORT`, or 20000 + (job + 97 step) % 12000. A
@@ -89,6 +120,11 @@ impl Rendezvous {
     /// the master is this machine by a loopback address, and else 0.
     pub fn local_rank(&self) -> usize {
         self.local_rank
+    }
+
+    /// Where the ranks meet; `None` for a process that is alone.
+    pub(super) fn meeting(&self) -> Option<&Meeting> {
+        self.meeting.as_ref()
     }
 
     fn of_flags(flags: &RendezvousFlags, env: Environment<'_>) -> Result<Self, DistributedError> {
@@ -157,12 +193,12 @@ impl Rendezvous {
         };
         let host = match env("MASTER_ADDR") {
             Some(host) => host,
-            // Nothing to look up, and nobody else can connect.
+            // Nothing to look up, and no other machine can connect.
             None if nodes == Some(1) => "127.0.0.1".to_owned(),
             None => {
                 let list = env("SLURM_STEP_NODELIST").or_else(|| env("SLURM_JOB_NODELIST"));
                 let list = list.ok_or_else(|| missing("SLURM_JOB_NODELIST"))?;
-                nodelist::first_host(&list).or_else(|| nodelist::ask_scontrol(&list)).ok_or_else(|| {
+                first_host(&list).or_else(|| ask_scontrol(&list)).ok_or_else(|| {
                     DistributedError::Contradiction {
                         what: format!("SLURM's node list {list:?} names no node"),
                     }
@@ -209,12 +245,6 @@ impl Rendezvous {
     }
 }
 
-impl Meeting {
-    fn new(host: String, port: u16) -> Self {
-        Self { host, port, serve: true, prefix: "instdisc/".into(), listener: None }
-    }
-}
-
 fn contradiction<T>(what: String) -> Result<T, DistributedError> {
     Err(DistributedError::Contradiction { what })
 }
@@ -225,7 +255,7 @@ fn number(env: Environment<'_>, name: &str) -> Result<Option<usize>, Distributed
         return Ok(None);
     };
     let number = text.trim().parse();
-    number.map(Some).or_else(|_| contradiction(format!("{name}={text:?} is no number")))
+    number.map(Some).or_else(|_| contradiction(format!("{name}={text:?} is not a number")))
 }
 
 fn port(env: Environment<'_>) -> Result<Option<u16>, DistributedError> {
@@ -233,7 +263,7 @@ fn port(env: Environment<'_>) -> Result<Option<u16>, DistributedError> {
         None => Ok(None),
         Some(port) => match u16::try_from(port) {
             Ok(port) if port > 0 => Ok(Some(port)),
-            _ => contradiction(format!("MASTER_PORT={port} is no port")),
+            _ => contradiction(format!("MASTER_PORT={port} is not a port")),
         },
     }
 }
@@ -253,9 +283,9 @@ fn in_slurm_step(env: Environment<'_>) -> Result<bool, DistributedError> {
     Ok(is_step && env("SLURM_PROCID").is_some() && slurm_tasks(env)?.is_some_and(|tasks| tasks > 1))
 }
 
-/// HOST:PORT, where an IPv6 address stands in brackets.
+/// HOST:PORT, with an IPv6 address in brackets.
 fn split_address(address: &str) -> Result<(String, u16), DistributedError> {
-    let wrong = || DistributedError::Contradiction { what: format!("--master {address:?} is no HOST:PORT") };
+    let wrong = || DistributedError::Contradiction { what: format!("--master {address:?} is not HOST:PORT") };
     let (host, port) = address.rsplit_once(':').ok_or_else(wrong)?;
     let port: u16 = port.parse().map_err(|_| wrong())?;
     let is_bracketed = host.starts_with('[') && host.ends_with(']');
@@ -264,6 +294,41 @@ fn split_address(address: &str) -> Result<(String, u16), DistributedError> {
         return Err(wrong());
     }
     Ok((host.to_owned(), port))
+}
+
+/// The first host of SLURM's list of nodes, as in `node[01-03,7],login`: before each bracket's first comma or dash, and the first of the list.
+///
+/// `None` if the list is not of this form.
+fn first_host(list: &str) -> Option<String> {
+    let mut host = String::new();
+    let mut rest = list.trim();
+    loop {
+        let end = rest.find(['[', ',', ']']).unwrap_or(rest.len());
+        host += &rest[..end];
+        match rest[end..].chars().next() {
+            None | Some(',') => break,
+            Some('[') => {
+                let (ranges, after) = rest[end + 1..].split_once(']')?;
+                let first = ranges.split([',', '-']).next()?;
+                if first.is_empty() || !first.bytes().all(|byte| byte.is_ascii_digit()) {
+                    return None;
+                }
+                host += first;
+                rest = after;
+            }
+            Some(_) => return None,
+        }
+    }
+    let is_name = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    (!host.is_empty() && host.chars().all(is_name)).then_some(host)
+}
+
+/// The first host by SLURM's own tool.
+fn ask_scontrol(list: &str) -> Option<String> {
+    let output = Command::new("scontrol").args(["show", "hostnames", list]).output().ok()?;
+    let hosts = String::from_utf8(output.stdout).ok()?;
+    let first = hosts.lines().next()?.trim();
+    (output.status.success() && !first.is_empty()).then(|| first.to_owned())
 }
 
 #[cfg(test)]

@@ -13,12 +13,12 @@ use super::{DistributedError, ffi};
 /// collective. With one rank it is a map in memory. The store lives as long as rank 0's group.
 #[derive(Clone, Debug)]
 pub struct Store {
-    keeper: Arc<Keeper>,
+    backing: Arc<Backing>,
     timeout: Duration,
 }
 
 #[derive(Debug)]
-enum Keeper {
+enum Backing {
     Memory(Mutex<BTreeMap<String, Vec<u8>>>, Condvar),
     Client { client: ffi::Store, prefix: String, watch: Weak<Watch> },
 }
@@ -28,13 +28,13 @@ const LOOK: Duration = Duration::from_millis(10);
 
 impl Store {
     pub(super) fn in_memory() -> Self {
-        let keeper = Keeper::Memory(Mutex::default(), Condvar::new());
-        Self { keeper: Arc::new(keeper), timeout: Duration::from_secs(600) }
+        let backing = Backing::Memory(Mutex::default(), Condvar::new());
+        Self { backing: Arc::new(backing), timeout: Duration::from_secs(600) }
     }
 
     pub(super) fn of_client(client: ffi::Store, prefix: &str, watch: &Arc<Watch>, timeout: Duration) -> Self {
         let prefix = format!("{prefix}user/");
-        Self { keeper: Arc::new(Keeper::Client { client, prefix, watch: Arc::downgrade(watch) }), timeout }
+        Self { backing: Arc::new(Backing::Client { client, prefix, watch: Arc::downgrade(watch) }), timeout }
     }
 
     /// Gives the key this value.
@@ -42,13 +42,13 @@ impl Store {
     /// # Errors
     /// If rank 0 is lost.
     pub fn set(&self, key: &str, value: &[u8]) -> Result<(), DistributedError> {
-        match &*self.keeper {
-            Keeper::Memory(map, changed) => {
+        match &*self.backing {
+            Backing::Memory(map, changed) => {
                 locked(map).insert(key.to_owned(), value.to_owned());
                 changed.notify_all();
                 Ok(())
             }
-            Keeper::Client { client, prefix, .. } => {
+            Backing::Client { client, prefix, .. } => {
                 client.set(&(prefix.clone() + key), value).map_err(|message| self.failed(key, &message))
             }
         }
@@ -76,19 +76,19 @@ impl Store {
         }
     }
 
-    /// Says at once whether ranks are known to be lost.
+    /// Whether ranks are known to be lost, without waiting.
     ///
     /// # Errors
     /// If ranks are lost.
     pub fn check(&self) -> Result<(), DistributedError> {
-        match &*self.keeper {
-            Keeper::Client { watch, .. } => watch.upgrade().map_or(Ok(()), |watch| watch.check()),
-            Keeper::Memory(..) => Ok(()),
+        match &*self.backing {
+            Backing::Client { watch, .. } => watch.upgrade().map_or(Ok(()), |watch| watch.check()),
+            Backing::Memory(..) => Ok(()),
         }
     }
 
     /// The key's value as soon as it has one, however long that takes: what another rank does may take its time,
-    /// and that a rank is lost the watcher finds out.
+    /// and the watcher finds out if it is lost.
     ///
     /// # Errors
     /// If ranks are lost meanwhile.
@@ -107,9 +107,9 @@ impl Store {
     /// # Errors
     /// If rank 0 is lost.
     pub fn try_get(&self, key: &str) -> Result<Option<Vec<u8>>, DistributedError> {
-        match &*self.keeper {
-            Keeper::Memory(map, _) => Ok(locked(map).get(key).cloned()),
-            Keeper::Client { client, prefix, .. } => {
+        match &*self.backing {
+            Backing::Memory(map, _) => Ok(locked(map).get(key).cloned()),
+            Backing::Client { client, prefix, .. } => {
                 client.try_get(&(prefix.clone() + key)).map_err(|message| self.failed(key, &message))
             }
         }
@@ -118,10 +118,10 @@ impl Store {
     /// Adds to the key's number, which starts at 0; gives the sum. No other rank sees a sum twice.
     ///
     /// # Errors
-    /// If rank 0 is lost, or the key has a value that is no number.
+    /// If rank 0 is lost, or the key has a value that is not a number.
     pub fn add(&self, key: &str, by: i64) -> Result<i64, DistributedError> {
-        match &*self.keeper {
-            Keeper::Memory(map, changed) => {
+        match &*self.backing {
+            Backing::Memory(map, changed) => {
                 let mut map = locked(map);
                 let text = map.get(key).map(|value| String::from_utf8_lossy(value).into_owned());
                 let number = text.map_or(Ok(0), |text| text.parse::<i64>());
@@ -130,23 +130,23 @@ impl Store {
                 changed.notify_all();
                 Ok(sum)
             }
-            Keeper::Client { client, prefix, .. } => {
+            Backing::Client { client, prefix, .. } => {
                 client.add(&(prefix.clone() + key), by).map_err(|message| self.failed(key, &message))
             }
         }
     }
 
     fn wait_a_little(&self) {
-        match &*self.keeper {
-            Keeper::Memory(map, changed) => drop(changed.wait_timeout(locked(map), LOOK)),
+        match &*self.backing {
+            Backing::Memory(map, changed) => drop(changed.wait_timeout(locked(map), LOOK)),
             // Not within the client, whose lock would keep other threads out.
-            Keeper::Client { .. } => std::thread::sleep(LOOK),
+            Backing::Client { .. } => std::thread::sleep(LOOK),
         }
     }
 
     fn failed(&self, key: &str, message: &str) -> DistributedError {
         let what = format!("the store's key {key:?}");
-        if let Keeper::Client { watch, .. } = &*self.keeper
+        if let Backing::Client { watch, .. } = &*self.backing
             && let Some(watch) = watch.upgrade()
         {
             return watch.explain(&what, 0, message);

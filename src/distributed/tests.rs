@@ -1,8 +1,8 @@
-//! Ranks as threads of one process, each with connections of its own.
+//! Ranks as threads of one process, each with its own connections.
 
 use std::net::TcpListener;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::Duration;
 
 use tch::{Device, Kind, Tensor};
@@ -10,10 +10,7 @@ use tch::{Device, Kind, Tensor};
 use super::*;
 use crate::failure::Failure;
 
-mod collectives;
-mod joining;
 mod lost;
-mod reducer;
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -59,4 +56,422 @@ fn numbers(tensor: &Tensor) -> Vec<f64> {
 fn sample(rank: usize, kind: Kind) -> Tensor {
     let values: Vec<i64> = (0..6).map(|i| (i * (rank as i64 + 1) + 3 * rank as i64) % 11).collect();
     Tensor::from_slice(&values).to_kind(kind)
+}
+
+#[test]
+fn ranks_that_do_not_come_are_named_everywhere() {
+    let listener = listener();
+    let (world, timeout) = (4, Duration::from_millis(1200));
+    let join = |rank| ProcessGroup::join(&Rendezvous::at(&listener, rank, world), Device::Cpu, timeout);
+    std::thread::scope(|scope| {
+        let ranks: Vec<_> =
+            [0, 2].into_iter().map(|rank| scope.spawn(move || join(rank).map(drop))).collect();
+        for rank in ranks {
+            let error = rank.join().expect("no panic").expect_err("two are missing");
+            assert_eq!(error.to_string(), "ranks 1, 3 did not come within 1 s; 2 of 4 ranks came");
+            assert_eq!(error.failure(), Failure::Unavailable);
+        }
+    });
+}
+
+#[test]
+fn one_that_is_stopped_while_it_waits_keeps_nobody_waiting() {
+    let listener = listener();
+    let join = |rank, stop: &AtomicBool| {
+        let rendezvous = Rendezvous::at(&listener, rank, 3);
+        let joined = ProcessGroup::join_unless_stopped(&rendezvous, Device::Cpu, LONG, stop);
+        joined.map(drop).expect_err("rank 2 is missing")
+    };
+    let (stop, stay) = (AtomicBool::new(true), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| join(0, &stay));
+        let stopped = join(1, &stop);
+        assert!(matches!(stopped, DistributedError::Stopped) && stopped.failure() == Failure::Stopped);
+        let first = first.join().expect("no panic");
+        assert_eq!(first.to_string(), "rank 1 was stopped before all had come");
+        assert_eq!(first.failure(), Failure::Unavailable);
+    });
+    assert!(matches!(join(0, &stop), DistributedError::Stopped));
+    // Told to all at once, as a job's signal is, it is nobody's failure.
+    std::thread::scope(|scope| {
+        let ranks = [0, 1].map(|rank| scope.spawn(move || join(rank, &AtomicBool::new(true))));
+        for rank in ranks {
+            assert!(matches!(rank.join().expect("no panic"), DistributedError::Stopped));
+        }
+    });
+}
+
+#[test]
+fn who_waits_for_rank_0_can_be_stopped() {
+    let free = free_port();
+    let flags =
+        RendezvousFlags { rank: Some(1), world_size: Some(2), master: Some(format!("127.0.0.1:{free}")) };
+    let rendezvous = Rendezvous::find(&flags, &|_| None).expect("complete");
+    let stop = AtomicBool::new(true);
+    let joined = ProcessGroup::join_unless_stopped(&rendezvous, Device::Cpu, LONG, &stop);
+    assert!(matches!(joined.expect_err("stopped"), DistributedError::Stopped));
+}
+
+#[test]
+fn rank_0_that_does_not_come_is_named() {
+    let free = free_port();
+    let flags =
+        RendezvousFlags { rank: Some(1), world_size: Some(2), master: Some(format!("127.0.0.1:{free}")) };
+    let rendezvous = Rendezvous::find(&flags, &|_| None).expect("complete");
+    let error = ProcessGroup::join(&rendezvous, Device::Cpu, Duration::from_millis(300)).expect_err("nobody");
+    assert!(error.to_string().starts_with(&format!("rank 0 did not listen at 127.0.0.1:{free}")), "{error}");
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    let taker = listener();
+    let taken = taker.local_addr().expect("bound").port();
+    let master = Some(format!("127.0.0.1:{taken}"));
+    let flags = RendezvousFlags { rank: Some(0), world_size: Some(2), master };
+    let rendezvous = Rendezvous::find(&flags, &|_| None).expect("complete");
+    let error = ProcessGroup::join(&rendezvous, Device::Cpu, LONG).expect_err("taken");
+    assert!(
+        matches!(&error, DistributedError::PortInUse { address } if address.ends_with(&taken.to_string()))
+    );
+}
+
+#[test]
+fn two_processes_with_one_rank_are_refused() {
+    let listener = listener();
+    let first = || Rendezvous::at(&listener, 0, 3);
+    let again = Rendezvous::at(&listener, 1, 3);
+    let join = |rendezvous: &Rendezvous| {
+        ProcessGroup::join(rendezvous, Device::Cpu, Duration::from_secs(5))
+            .map(drop)
+            .expect_err("three needed")
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| join(&first()));
+        let both = [scope.spawn(|| join(&again)), scope.spawn(|| join(&again))];
+        let refused = both.map(|rank| rank.join().expect("no panic").to_string());
+        let is_double = |text: &&String| *text == "two processes say that they are rank 1";
+        assert_eq!(refused.iter().filter(is_double).count(), 1, "{refused:?}");
+    });
+}
+
+#[test]
+fn ranks_on_gpus_that_are_not_there_are_refused() {
+    if std::path::Path::new("/dev/nvidia0").exists() {
+        return;
+    }
+    let error =
+        ProcessGroup::join(&Rendezvous::at(&listener(), 0, 2), Device::Cuda(0), LONG).expect_err("no GPU");
+    assert!(matches!(error, DistributedError::NoNccl { .. }), "{error}");
+    assert_eq!(error.to_string().lines().count(), 1, "{error}");
+}
+
+const KINDS: [Kind; 10] = [
+    Kind::Float,
+    Kind::Double,
+    Kind::Half,
+    Kind::BFloat16,
+    Kind::Int64,
+    Kind::Int,
+    Kind::Int16,
+    Kind::Int8,
+    Kind::Uint8,
+    Kind::Bool,
+];
+
+#[test]
+fn all_reduce_is_the_sum_or_the_greatest() {
+    for world in [1, 2, 3, 4] {
+        each_of(world, LONG, |group| {
+            for kind in KINDS {
+                let samples: Vec<_> = (0..world).map(|rank| numbers(&sample(rank, kind))).collect();
+                for how in [Reduce::Sum, Reduce::Max] {
+                    let expected: Vec<f64> = (0..6)
+                        .map(|i| {
+                            let column = samples.iter().map(|values| values[i]);
+                            match how {
+                                Reduce::Sum if kind == Kind::Bool => column.fold(0.0, f64::max),
+                                Reduce::Sum => column.sum(),
+                                Reduce::Max => column.fold(f64::MIN, f64::max),
+                            }
+                        })
+                        .collect();
+                    let own = sample(group.rank(), kind);
+                    group.all_reduce(&own, how).expect("reduced");
+                    assert_eq!(numbers(&own), expected, "{kind:?} {how:?} of {world}");
+                }
+            }
+        });
+    }
+}
+
+#[test]
+fn all_reduce_takes_views_and_parameters() {
+    each_of(3, LONG, |group| {
+        let base = Tensor::zeros([2, 3], (Kind::Float, Device::Cpu));
+        let turned = base.transpose(0, 1);
+        turned.shallow_clone().copy_(&sample(group.rank(), Kind::Float).view([3, 2]));
+        group.all_reduce(&turned, Reduce::Sum).expect("reduced");
+        let expected = (0..3).map(|rank| sample(rank, Kind::Float)).reduce(|a, b| a + b).expect("three");
+        assert_eq!(numbers(&base.transpose(0, 1)), numbers(&expected));
+        let leaf = Tensor::ones([2], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+        group.all_reduce(&leaf, Reduce::Sum).expect("reduced");
+        assert_eq!(numbers(&leaf), [3.0, 3.0]);
+        assert!(leaf.requires_grad() && leaf.is_leaf());
+    });
+}
+
+#[test]
+fn broadcast_gives_everybody_one_ranks_tensors_of_any_kind() {
+    for (world, from) in [(2, 0), (3, 2), (4, 1)] {
+        each_of(world, LONG, |group| {
+            let of = |rank: usize| -> Vec<Tensor> {
+                let mut tensors: Vec<_> = KINDS.map(|kind| sample(rank, kind)).into();
+                tensors.push(sample(rank, Kind::Uint8).narrow(0, 0, 5));
+                tensors.push(sample(rank, Kind::Float).view([2, 3]).transpose(0, 1));
+                tensors.push(Tensor::from(rank as f32 + 0.5));
+                tensors.push(Tensor::zeros([0, 4], (Kind::Half, Device::Cpu)));
+                tensors.push(sample(rank, Kind::Double).set_requires_grad(true));
+                tensors
+            };
+            let own = of(group.rank());
+            group.broadcast(&own, from).expect("sent");
+            for (own, expected) in own.iter().zip(of(from)) {
+                assert_eq!((own.kind(), own.size()), (expected.kind(), expected.size()));
+                assert_eq!(numbers(own), numbers(&expected));
+            }
+        });
+    }
+}
+
+#[test]
+fn all_gather_stacks_the_ranks_rows() {
+    for world in [1, 2, 3, 4] {
+        each_of(world, LONG, |group| {
+            for kind in KINDS {
+                let turned = sample(group.rank(), kind).view([3, 2]).transpose(0, 1);
+                let all = group.all_gather(&turned).expect("gathered");
+                assert_eq!((all.size(), all.kind()), (vec![2 * world as i64, 3], kind));
+                let expected: Vec<f64> = (0..world)
+                    .flat_map(|rank| numbers(&sample(rank, kind).view([3, 2]).transpose(0, 1)))
+                    .collect();
+                assert_eq!(numbers(&all), expected, "{kind:?}");
+            }
+        });
+    }
+}
+
+#[test]
+fn bytes_of_any_length_are_gathered() {
+    for lens in [vec![3, 0, 7], vec![0, 0], vec![1]] {
+        let of = |rank: usize| vec![rank as u8 + 1; lens[rank]];
+        let expected: Vec<_> = (0..lens.len()).map(of).collect();
+        for gathered in each_of(lens.len(), LONG, |group| group.gather_bytes(&of(group.rank()))) {
+            assert_eq!(gathered.expect("gathered"), expected);
+        }
+    }
+}
+
+#[test]
+fn every_rank_learns_who_disagrees() {
+    let value = |rank: usize| if rank == 2 { "beta" } else { "alpha" };
+    let told = each_of(4, LONG, |group| {
+        group.agree("seed", "7").expect("the same");
+        group.agree("dataset", value(group.rank())).expect_err("not the same")
+    });
+    for error in told {
+        assert_eq!(error.to_string(), "dataset differs: rank 2 has beta, rank 0 has alpha");
+        assert_eq!(error.failure(), Failure::Config);
+    }
+}
+
+#[test]
+fn gradients_through_a_sum_are_those_of_the_summed_function() {
+    let world = 3;
+    let own = |rank: usize| (sample(rank, Kind::Double) / 3.0).set_requires_grad(true);
+    let loss = |sum: &Tensor, rank: usize| ((sum * (rank as f64 + 1.0)).sin() * sum).sum(Kind::Double);
+    // One process: all inputs, one sum, all losses.
+    let inputs: Vec<_> = (0..world).map(own).collect();
+    let sum = inputs.iter().map(Tensor::shallow_clone).reduce(|a, b| a + b).expect("three");
+    (0..world).map(|rank| loss(&sum, rank)).reduce(|a, b| a + b).expect("three").backward();
+    let gradients = each_of(world, LONG, |group| {
+        let input = own(group.rank());
+        let sum = group.sum_with_gradient(&input).expect("summed");
+        loss(&sum, group.rank()).f_backward().expect("differentiable");
+        (numbers(&sum.detach()), numbers(&input.grad()))
+    });
+    for (input, (value, gradient)) in inputs.iter().zip(gradients) {
+        let close =
+            |a: &[f64], b: &[f64]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-12 * (1.0 + a.abs()));
+        assert!(close(&value, &numbers(&sum.detach())), "{value:?}");
+        assert!(close(&gradient, &numbers(&input.grad())), "{gradient:?}");
+    }
+}
+
+#[test]
+fn alone_every_collective_is_the_identity() {
+    let group = ProcessGroup::join(&Rendezvous::alone(), Device::Cpu, LONG).expect("alone");
+    assert_eq!((group.rank(), group.world(), group.is_first()), (0, 1, true));
+    let tensor = sample(4, Kind::Float);
+    group.all_reduce(&tensor, Reduce::Sum).expect("nothing to do");
+    group.broadcast(std::slice::from_ref(&tensor), 0).expect("nothing to do");
+    barrier(&group).and_then(|()| group.check()).expect("nothing to do");
+    assert_eq!(numbers(&group.sum_with_gradient(&tensor).expect("itself")), numbers(&tensor));
+    assert_eq!(numbers(&tensor), numbers(&sample(4, Kind::Float)));
+    let store = group.store();
+    store.set("key", b"value").expect("a map");
+    assert_eq!(store.get("key").expect("set"), b"value");
+    assert_eq!(store.try_get("other").expect("a map"), None);
+    assert_eq!((store.add("n", 2).expect("new"), store.add("n", 3).expect("a number")), (2, 5));
+}
+
+#[test]
+fn the_store_is_used_from_another_thread_while_a_collective_runs() {
+    each_of(2, LONG, |group| {
+        let store = group.store();
+        assert_eq!(store.try_get("go").expect("reachable"), None, "before both have come");
+        barrier(&group).expect("both");
+        if group.is_first() {
+            // Rank 1 comes to the barrier only when the other thread has told it to.
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    std::thread::sleep(Duration::from_millis(50));
+                    assert_eq!(store.add("count", 4).expect("reachable"), 4);
+                    store.set("go", &[0, 1, 255]).expect("reachable");
+                });
+                barrier(&group).expect("both");
+            });
+        } else {
+            assert_eq!(store.get("go").expect("set"), [0, 1, 255]);
+            assert_eq!(store.add("count", -1).expect("reachable"), 3);
+            barrier(&group).expect("both");
+        }
+    });
+}
+
+const SAMPLES: i64 = 24;
+
+/// A small network and its data, the same everywhere.
+struct Mlp {
+    parameters: Vec<Tensor>,
+    inputs: Tensor,
+    targets: Tensor,
+}
+
+fn waves(shape: &[i64], phase: f64) -> Tensor {
+    let count: i64 = shape.iter().product();
+    (Tensor::arange(count, (Kind::Double, Device::Cpu)) * 0.7 + phase).sin().view(shape)
+}
+
+impl Mlp {
+    fn new() -> Self {
+        let parameters = [waves(&[5, 7], 0.1), waves(&[7], 0.2), waves(&[7, 3], 0.3), waves(&[3], 0.4)];
+        let parameters = parameters.map(|parameter| parameter.set_requires_grad(true));
+        Self {
+            parameters: parameters.into(),
+            inputs: waves(&[SAMPLES, 5], 0.5),
+            targets: waves(&[SAMPLES, 3], 0.6),
+        }
+    }
+
+    /// The mean loss of a run of samples.
+    fn loss(&self, begin: i64, len: i64) -> Tensor {
+        let [w1, b1, w2, b2] = &self.parameters[..] else { panic!("four") };
+        let hidden = (self.inputs.narrow(0, begin, len).matmul(w1) + b1).tanh();
+        let errors = hidden.matmul(w2) + b2 - self.targets.narrow(0, begin, len);
+        errors.square().sum(Kind::Double) / len
+    }
+
+    fn gradients(&self) -> Vec<f64> {
+        self.parameters.iter().flat_map(|parameter| numbers(&parameter.grad())).collect()
+    }
+
+    /// A step of plain descent, after which there are no gradients.
+    fn descend(&self) {
+        tch::no_grad(|| {
+            for parameter in &self.parameters {
+                let mut gradient = parameter.grad();
+                let _ = parameter.shallow_clone().subtract_(&(&gradient * 0.1));
+                let _ = gradient.zero_();
+            }
+        });
+    }
+}
+
+fn close(a: &[f64], b: &[f64]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-12 * (1.0 + a.abs()))
+}
+
+#[test]
+fn any_number_of_ranks_descends_alike() {
+    let descended = |world: usize| {
+        each_of(world, LONG, |group| {
+            let mlp = Mlp::new();
+            let reducer = GradientReducer::new(&group, &mlp.parameters).expect("equal parameters");
+            let len = SAMPLES / world as i64;
+            for _ in 0..5 {
+                reducer.backward(&mlp.loss(group.rank() as i64 * len, len), true).expect("reduced");
+                mlp.descend();
+            }
+            mlp.parameters.iter().flat_map(|parameter| numbers(&parameter.detach())).collect::<Vec<f64>>()
+        })
+    };
+    let alone = descended(1).remove(0);
+    assert!(
+        alone.iter().zip(numbers(&Mlp::new().parameters[0])).any(|(a, b)| (a - b).abs() > 0.01),
+        "it moves"
+    );
+    for world in [2, 4] {
+        for weights in descended(world) {
+            assert!(close(&weights, &alone), "{world}: {weights:?} {alone:?}");
+        }
+    }
+}
+
+#[test]
+fn three_parts_of_a_batch_give_the_gradient_of_the_whole() {
+    let whole = Mlp::new();
+    whole.loss(0, SAMPLES).backward();
+    let parts = each_of(2, LONG, |group| {
+        let mlp = Mlp::new();
+        let reducer = GradientReducer::new(&group, &mlp.parameters).expect("equal parameters");
+        let len = SAMPLES / 6;
+        let mut steps = Vec::new();
+        for _ in 0..2 {
+            for part in 0..3 {
+                let begin = group.rank() as i64 * SAMPLES / 2 + part * len;
+                reducer.backward(&(mlp.loss(begin, len) / 3.0), part == 2).expect("reduced");
+            }
+            steps.push(mlp.gradients());
+            mlp.parameters.iter().for_each(|parameter| drop(parameter.grad().zero_()));
+        }
+        steps
+    });
+    for gradients in parts.concat() {
+        assert!(close(&gradients, &whole.gradients()), "{gradients:?}");
+    }
+}
+
+#[test]
+fn a_parameter_without_gradient_is_an_error_at_once() {
+    let told = each_of(2, LONG, |group| {
+        let mut mlp = Mlp::new();
+        let unused = waves(&[2], 0.0).set_requires_grad(true);
+        let parameters: Vec<_> = mlp.parameters.drain(..).chain([unused]).collect();
+        mlp.parameters = parameters.iter().take(4).map(Tensor::shallow_clone).collect();
+        let reducer = GradientReducer::new(&group, &parameters).expect("equal parameters");
+        reducer.backward(&mlp.loss(0, 4), true).expect_err("one got none").to_string()
+    });
+    for error in told {
+        assert!(error.contains("finished reduction"), "{error}");
+    }
+}
+
+#[test]
+fn ranks_with_other_parameters_are_refused() {
+    let told = each_of(2, Duration::from_secs(5), |group| {
+        let shape = [3 + group.rank() as i64];
+        let parameters = [waves(&shape, 0.0).set_requires_grad(true)];
+        GradientReducer::new(&group, &parameters).map(drop)
+    });
+    assert!(told.iter().any(Result::is_err), "{told:?}");
 }

@@ -1,25 +1,25 @@
 //! Finds out which rank was lost, since libtorch's errors do not say.
 //!
 //! Every rank keeps one TCP connection to rank 0 and gives a sign of life each second, with the number of
-//! collectives that it has begun. Rank 0 sees who ends without a goodbye, who falls silent, and, where a
+//! collectives that it has begun. Rank 0 sees which ranks end without a goodbye, which fall silent, and, where a
 //! collective was waited for in vain, who did not begin it; it tells all the others. Losing rank 0 every rank sees by
-//! itself. The threads only watch: what follows from a verdict is decided by who asks for it.
+//! itself. The threads only watch: their callers decide what follows from a verdict.
 
-use std::net::IpAddr;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, TcpStream, ToSocketAddrs};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
 
 use super::DistributedError;
 use super::error::{Cause, LossReason, LostRank, cause, first_line};
 use crate::failure::Failure;
 
 mod hub;
-mod line;
-mod member;
 
 use hub::Hub;
-use member::Member;
 
 /// Between signs of life.
 const BEAT: Duration = Duration::from_secs(1);
@@ -35,12 +35,12 @@ const PATIENCE: Duration = Duration::from_secs(2);
 struct Shared {
     rank: usize,
     world: usize,
-    /// Without a sign of life for so long a rank counts as lost.
+    /// A rank without a sign of life for this long counts as lost.
     silence: Duration,
-    /// So long others may wait for a rank in a collective.
+    /// How long others may wait for a rank in a collective.
     timeout: Duration,
     begun: AtomicU64,
-    /// This rank's end will alarm nobody.
+    /// This rank's end will not alarm the others.
     leaving: AtomicBool,
     closing: AtomicBool,
     hub_left: AtomicBool,
@@ -74,7 +74,7 @@ impl Shared {
         self.locked().clone()
     }
 
-    /// The first verdict stands.
+    /// Keeps the first verdict.
     fn decide(&self, lost: Vec<LostRank>) {
         self.locked().get_or_insert(lost);
         self.changed.notify_all();
@@ -149,7 +149,7 @@ impl Watch {
         self.shared.verdict().map_or(Ok(()), |lost| Err(DistributedError::PeerLost { lost }))
     }
 
-    /// Calls `then` from a thread of its own, once, if ranks are lost and this watcher is still there a while after.
+    /// Calls `then` from another thread, once, if ranks are lost and this watcher is still there a while after.
     pub(super) fn when_lost(&self, grace: Duration, then: Box<dyn FnOnce(DistributedError) + Send>) {
         let shared = self.shared.clone();
         let wait = move || {
@@ -178,7 +178,7 @@ impl Watch {
         let _ = std::thread::Builder::new().name("watch".into()).spawn(wait);
     }
 
-    /// This rank is about to end with an error of its own, which the others are to know as the cause.
+    /// Tells the others that this rank is about to end with its own error, the cause of what they will see.
     pub(super) fn fail(&self, failure: Failure) {
         match &self.side {
             Side::Hub(hub) => hub.tell_failure(failure),
@@ -186,7 +186,7 @@ impl Watch {
         }
     }
 
-    /// From here on this rank's end alarms nobody: its work is done, as that of all.
+    /// From here on this rank's end does not alarm the others: its work is done, as that of all.
     pub(super) fn leave(&self) {
         self.shared.leaving.store(true, Ordering::SeqCst);
     }
@@ -225,7 +225,7 @@ impl Watch {
         self.shared.changed.notify_all();
     }
 
-    /// What a failure of libtorch's means: who was lost, if that can be found out within two seconds.
+    /// What a failure of libtorch's means: which ranks were lost, if that can be found out within two seconds.
     pub(super) fn explain(&self, what: &str, collective: u64, message: &str) -> DistributedError {
         let cause = cause(message);
         if cause == Cause::Other && self.shared.verdict().is_none() {
@@ -237,7 +237,7 @@ impl Watch {
             Side::Member(member) => member.tell_failure(self.shared.begun(), collective, waited),
         }
         let verdict = self.shared.wait_for_verdict(PATIENCE);
-        let left = || self.shared.has_left(0).then(|| vec![LostRank { rank: 0, fate: LossReason::Left }]);
+        let left = || self.shared.has_left(0).then(|| vec![LostRank { rank: 0, reason: LossReason::Left }]);
         match (verdict.or_else(left), cause) {
             (Some(lost), _) => DistributedError::PeerLost { lost },
             (None, Cause::Timeout) => DistributedError::Timeout {
@@ -257,7 +257,7 @@ impl Drop for Watch {
 }
 
 fn shared(rank: usize, world: usize, timeout: Duration) -> Arc<Shared> {
-    // Half the timeout, so that who waited in vain learns why; not below three missed signs.
+    // Half the timeout, so that a rank that waited in vain learns why; not below three missed signs.
     let silence = (timeout / 2).clamp(Duration::from_secs(3), Duration::from_secs(60));
     Arc::new(Shared {
         rank,
@@ -271,4 +271,174 @@ fn shared(rank: usize, world: usize, timeout: Duration) -> Arc<Shared> {
         verdict: Mutex::new(None),
         changed: Condvar::new(),
     })
+}
+
+/// The watcher of every other rank: tells its signs of life, hears the verdict.
+#[derive(Debug)]
+struct Member {
+    stream: TcpStream,
+}
+
+impl Member {
+    /// Connects to rank 0 and starts the thread.
+    fn start(
+        shared: &Arc<Shared>,
+        host: &str,
+        port: u16,
+        token: String,
+        patience: Duration,
+    ) -> std::io::Result<Self> {
+        let stream = connect(host, port, patience)?;
+        prepare(&stream)?;
+        tell(&stream, &Line::Hello { token, rank: shared.rank });
+        let lines = Lines::new(stream.try_clone()?, TICK)?;
+        let (shared, writer) = (shared.clone(), stream.try_clone()?);
+        let watch = move || watch(&shared, &writer, lines);
+        std::thread::Builder::new().name("watch".into()).spawn(watch)?;
+        Ok(Self { stream })
+    }
+
+    fn tell_failure(&self, begun: u64, collective: u64, waited: Option<u64>) {
+        tell(&self.stream, &Line::Beat { begun });
+        tell(&self.stream, &Line::Failed { collective, waited });
+    }
+
+    /// Tells that this rank is about to end with its own error.
+    fn tell_end(&self, failure: Failure) {
+        tell(&self.stream, &Line::Ends { failure });
+    }
+
+    fn say_goodbye(&self, begun: u64) {
+        tell(&self.stream, &Line::Beat { begun });
+        tell(&self.stream, &Line::Bye);
+    }
+
+    fn hang_up(&self) {
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+    }
+}
+
+fn connect(host: &str, port: u16, patience: Duration) -> std::io::Result<TcpStream> {
+    let mut last = std::io::Error::other(format!("{host} has no address"));
+    for address in (host, port).to_socket_addrs()? {
+        match TcpStream::connect_timeout(&address, patience) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+fn watch(shared: &Shared, writer: &TcpStream, mut lines: Lines) {
+    let lost = |reason| shared.decide(vec![LostRank { rank: 0, reason }]);
+    let (mut told, mut heard, mut round) = (Instant::now(), Instant::now(), Instant::now());
+    tell(writer, &Line::Beat { begun: shared.begun() });
+    while !shared.is_closing() {
+        match lines.next() {
+            Heard::Line(Line::Lost { lost }) => shared.decide(lost),
+            Heard::Line(Line::Bye) => shared.note_left(0),
+            Heard::Line(_) => heard = Instant::now(),
+            Heard::Nothing => {}
+            Heard::End => {
+                // After a goodbye or a verdict rank 0 may go.
+                if !shared.has_left(0) {
+                    lost(LossReason::Ended);
+                }
+                return;
+            }
+        }
+        // A process that was stopped itself hears late; others decide.
+        if round.elapsed() > GAP {
+            heard = Instant::now();
+        }
+        round = Instant::now();
+        if heard.elapsed() > shared.silence && !shared.has_left(0) {
+            lost(LossReason::Silent { seconds: heard.elapsed().as_secs() });
+        }
+        if told.elapsed() >= BEAT {
+            told = Instant::now();
+            tell(writer, &Line::Beat { begun: shared.begun() });
+        }
+    }
+}
+
+/// A line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Line {
+    /// The first line of a rank; the token shows that it read the store.
+    Hello { token: String, rank: usize },
+    /// A sign of life, with the collectives begun so far. Rank 0's number is ignored.
+    Beat { begun: u64 },
+    /// A rank's collective failed. `waited` in seconds where it waited in vain.
+    Failed { collective: u64, waited: Option<u64> },
+    /// A rank is about to end with its own error.
+    Ends { failure: Failure },
+    /// Rank 0's verdict.
+    Lost { lost: Vec<LostRank> },
+    /// An orderly end.
+    Bye,
+}
+
+/// What reading gave.
+#[derive(Debug)]
+enum Heard {
+    Line(Line),
+    /// Nothing within the time.
+    Nothing,
+    /// The connection ended.
+    End,
+}
+
+/// One side of a connection, for reading.
+#[derive(Debug)]
+struct Lines {
+    stream: TcpStream,
+    buffer: Vec<u8>,
+}
+
+/// No line is longer: a verdict names every rank of a large job.
+const LONGEST: usize = 1 << 20;
+
+impl Lines {
+    /// `patience`: how long one read waits.
+    fn new(stream: TcpStream, patience: Duration) -> std::io::Result<Self> {
+        stream.set_read_timeout(Some(patience))?;
+        Ok(Self { stream, buffer: Vec::new() })
+    }
+
+    fn next(&mut self) -> Heard {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.buffer.drain(..=end).collect();
+                return serde_json::from_slice(&line).map_or(Heard::End, Heard::Line);
+            }
+            let mut chunk = [0; 4096];
+            match self.stream.read(&mut chunk) {
+                Ok(0) => return Heard::End,
+                Ok(len) => self.buffer.extend_from_slice(&chunk[..len]),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                    return Heard::Nothing;
+                }
+                Err(_) => return Heard::End,
+            }
+            if self.buffer.len() > LONGEST {
+                return Heard::End;
+            }
+        }
+    }
+}
+
+/// Writes a line. Reading finds out about a connection that cannot be written to.
+fn tell(mut stream: &TcpStream, line: &Line) {
+    let mut bytes = serde_json::to_vec(line).expect("a line has no unserialisable part");
+    bytes.push(b'\n');
+    let _ = stream.write_all(&bytes);
+}
+
+/// Settings of either side's connection.
+fn prepare(stream: &TcpStream) -> std::io::Result<()> {
+    stream.set_nonblocking(false)?;
+    stream.set_nodelay(true)?;
+    stream.set_write_timeout(Some(Duration::from_secs(1)))
 }

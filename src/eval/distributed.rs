@@ -36,17 +36,11 @@ pub fn evaluate_over(
     options: &KnnOptions,
     pool: Option<&ThreadPool>,
 ) -> Result<(KnnReport, Neighbours), EvalError> {
-    let unit;
-    let rows: &dyn Table = if rows.meta().unit_length {
-        rows
-    } else {
-        unit = UnitRows::new(rows);
-        &unit
-    };
+    let rows = UnitRows::new(rows);
     let find = |queries: &FeatureTable, k: usize| {
         let here = |k| match pool {
-            Some(pool) => pool.install(|| search(rows, queries, k, false)),
-            None => search(rows, queries, k, false),
+            Some(pool) => pool.install(|| search(&rows, queries, k, false)),
+            None => search(&rows, queries, k, false),
         };
         search_over(group, (bank.ids(), own.clone()), queries, (k, options.leave_one_out), here)
     };

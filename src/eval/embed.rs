@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use tch::{Kind as TensorKind, Tensor};
 
+use super::distributed::{gather_table, share};
 use crate::checkpoint::{Checkpoint, CheckpointError, MODEL};
 use crate::dataset::{DatasetError, Manifest};
 use crate::distributed::{DistributedError, ProcessGroup};
 use crate::failure::Failure;
 use crate::feature_table::{FeatureTable, Kind, StoredTable, Table, TableError, TableMeta};
 use crate::ids::InstanceId;
-use crate::loader::{Batch, LoaderError, Source, Subset, evaluation_batches};
+use crate::loader::{Batch, LoaderError, Source, Subset, evaluation_batches, open_split};
 use crate::model::{
     DeviceError, Encoder, EncoderConfig, FeatureLayer, NamedTensors, NoSuchLayer, WeightsError,
     select_device_of,
@@ -18,12 +19,69 @@ use crate::model::{
 use crate::progress::Progress;
 use crate::run_config::DeviceChoice;
 use crate::storage::{Location, Published};
-
-use super::RowChoice;
-use super::distributed::{gather_table, share};
+use crate::units::Fraction;
 
 /// Digits of the weights' digest in the name of a run's table.
 const DIGEST_DIGITS: usize = 8;
+
+/// Rows of a split.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum RowChoice {
+    /// All.
+    #[default]
+    All,
+    /// The uniform sample of this many rows that training's `limit` takes.
+    Sample(usize),
+    /// A share of the labels, the same number for each class.
+    Labels {
+        /// The share.
+        fraction: Fraction,
+        /// The seed by which the rows are chosen.
+        seed: u64,
+    },
+}
+
+impl RowChoice {
+    /// The sample of this many rows that training's `limit` takes; 0 for all.
+    pub fn limited(limit: u64) -> Self {
+        if limit == 0 { Self::All } else { Self::Sample(limit as usize) }
+    }
+
+    /// The rows of its split that a checkpoint's run was trained on.
+    ///
+    /// # Errors
+    /// If the checkpoint's state cannot be read.
+    pub fn trained(checkpoint: &Checkpoint) -> Result<Self, CheckpointError> {
+        Ok(Self::limited(checkpoint.run_config()?.limit))
+    }
+
+    /// These rows of a split.
+    ///
+    /// # Errors
+    /// If the split cannot be read.
+    pub fn open(
+        self,
+        dataset: &Location,
+        manifest: &Manifest,
+        split: &str,
+    ) -> Result<Arc<dyn Source>, LoaderError> {
+        let limit = if let Self::Sample(rows) = self { Some(rows) } else { None };
+        let source = open_split(dataset, manifest, split, limit)?;
+        Ok(match self {
+            Self::Labels { fraction, seed } => Arc::new(Subset::of_labels(source, fraction, seed)),
+            Self::All | Self::Sample(_) => source,
+        })
+    }
+
+    /// The part of a file's name that distinguishes this choice; empty for all rows.
+    fn name(self) -> String {
+        match self {
+            Self::All => String::new(),
+            Self::Sample(rows) => format!("-sample{rows}"),
+            Self::Labels { fraction, seed } => format!("-labels{fraction}-seed{seed}"),
+        }
+    }
+}
 
 /// Which images to embed with which encoder.
 #[derive(Clone, Debug)]

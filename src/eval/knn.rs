@@ -86,14 +86,8 @@ pub fn evaluate_with_neighbours(
     queries: &FeatureTable,
     options: &KnnOptions,
 ) -> Result<(KnnReport, Neighbours), EvalError> {
-    let unit;
-    let rows: &dyn Table = if bank.meta().unit_length {
-        bank
-    } else {
-        unit = UnitRows::new(bank);
-        &unit
-    };
-    let find = |queries: &FeatureTable, k| Ok(search(rows, queries, k, options.leave_one_out)?);
+    let rows = UnitRows::new(bank);
+    let find = |queries: &FeatureTable, k| Ok(search(&rows, queries, k, options.leave_one_out)?);
     evaluate_by(bank, queries, options, &find)
 }
 
@@ -335,7 +329,7 @@ fn collapsed(queries: &FeatureTable) -> Option<String> {
     (cosine > COLLAPSED_COSINE).then(|| {
         format!(
             "the features are nearly all alike: two queries have a mean cosine of {cosine:.3}, so the encoder has collapsed or \
-             has hardly been trained; docs/training.md says what helps"
+             has hardly been trained: more `--epochs` help, or if the loss does not fall, a third of the `--lr`"
         )
     })
 }

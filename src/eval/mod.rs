@@ -14,9 +14,7 @@ mod error;
 mod knn;
 #[cfg(feature = "torch")]
 mod linear;
-mod neighbours;
 mod report;
-mod row_choice;
 mod thumbnails;
 mod vote;
 
@@ -25,7 +23,9 @@ pub use bank::{checkpoint_bank, open_bank};
 pub use distributed::{evaluate_over, gather_table, share};
 pub use duplicates::Duplicates;
 #[cfg(feature = "torch")]
-pub use embed::{EmbedError, EmbedJob, Existing, embed, encode, encode_layers, load_encoder, run_tables};
+pub use embed::{
+    EmbedError, EmbedJob, Existing, RowChoice, embed, encode, encode_layers, load_encoder, run_tables,
+};
 pub use error::EvalError;
 pub use knn::{KnnOptions, MOST_BY_DEFAULT, default_k, evaluate, evaluate_with_neighbours};
 #[cfg(feature = "torch")]
@@ -33,9 +33,7 @@ pub use linear::{
     ClassifierReport, LinearError, LinearOptions, LinearReport, ProbeReport, Solver, SweepCell, classify,
     probe, probe_augmented,
 };
-pub use neighbours::write_neighbours;
-pub use report::{ClassScore, Confusion, GridCell, KnnReport, KnnReports, Timing};
-pub use row_choice::RowChoice;
+pub use report::{ClassScore, Confusion, GridCell, KnnReport, KnnReports, Timing, write_neighbours};
 pub use thumbnails::{SPRITE_COLUMNS, SPRITE_SIDE, Thumbnails, sprite};
 pub use vote::{vote, vote_weight};
 

@@ -1,9 +1,22 @@
-//! What a vote gave, as the report says it. Scores are shares in 0..1.
+//! What an evaluation gives: the report, whose scores are shares in 0..1, and the neighbours as a Parquet file.
 
+use std::ops::Range;
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, Float32Builder, Int64Array, Int64Builder, ListBuilder, RecordBatch};
+use parquet::arrow::ArrowWriter;
+use parquet::errors::ParquetError;
 use serde::Serialize;
+
+use super::EvalError;
+use crate::feature_table::{FeatureTable, Table};
+use crate::search::Neighbours;
+use crate::storage::{Location, Upload};
 
 /// The quantile of the normal distribution that leaves 2.5 % above it.
 const QUANTILE: f64 = 1.959_963_984_540_054;
+/// Queries whose neighbours are written at a time.
+const BATCH_QUERIES: usize = 4096;
 
 /// A kNN report.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -64,6 +77,13 @@ pub struct KnnReport {
     pub notes: Vec<String>,
     /// How long it took.
     pub timing: Timing,
+}
+
+impl KnnReport {
+    /// Whether any query was scored.
+    pub fn has_scores(&self) -> bool {
+        self.queries > 0
+    }
 }
 
 /// A kNN report over one or several features.
@@ -127,13 +147,6 @@ pub struct Confusion {
     pub share: f64,
 }
 
-impl KnnReport {
-    /// Whether any query was scored.
-    pub fn has_scores(&self) -> bool {
-        self.queries > 0
-    }
-}
-
 /// How long the parts took, in seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Timing {
@@ -158,6 +171,53 @@ pub(super) fn score_interval(hits: usize, trials: usize) -> [f64; 2] {
     let half = QUANTILE / (1.0 + square / n) * (share * (1.0 - share) / n + square / (4.0 * n * n)).sqrt();
     // Rounding must not put an end beside the share itself.
     [(middle - half).clamp(0.0, share), (middle + half).clamp(share, 1.0)]
+}
+
+/// Publishes columns `query_id`, `neighbour_ids` and `similarities`, a row for each query.
+///
+/// # Errors
+/// If the store fails.
+pub fn write_neighbours(
+    location: &Location,
+    bank: &dyn Table,
+    queries: &FeatureTable,
+    neighbours: &Neighbours,
+) -> Result<(), EvalError> {
+    let failed = |source: ParquetError| location.failed_by("write", source);
+    let upload = Upload::start(location)?;
+    let schema = batch(bank, queries, neighbours, 0..0).schema();
+    let mut writer = ArrowWriter::try_new(upload, schema, None).map_err(failed)?;
+    for start in (0..queries.len()).step_by(BATCH_QUERIES) {
+        let range = start..(start + BATCH_QUERIES).min(queries.len());
+        writer.write(&batch(bank, queries, neighbours, range)).map_err(failed)?;
+    }
+    writer.into_inner().map_err(failed)?.finish()?;
+    Ok(())
+}
+
+fn batch(
+    bank: &dyn Table,
+    queries: &FeatureTable,
+    neighbours: &Neighbours,
+    range: Range<usize>,
+) -> RecordBatch {
+    let (mut ids, mut similarities) =
+        (ListBuilder::new(Int64Builder::new()), ListBuilder::new(Float32Builder::new()));
+    for query in range.clone() {
+        for (row, similarity) in neighbours.of(query) {
+            ids.values().append_value(bank.ids()[row].to_stored());
+            similarities.values().append_value(similarity);
+        }
+        ids.append(true);
+        similarities.append(true);
+    }
+    let query_ids = queries.ids[range].iter().map(|id| id.to_stored());
+    let columns: [(&str, ArrayRef); 3] = [
+        ("query_id", Arc::new(Int64Array::from_iter_values(query_ids))),
+        ("neighbour_ids", Arc::new(ids.finish())),
+        ("similarities", Arc::new(similarities.finish())),
+    ];
+    RecordBatch::try_from_iter(columns).expect("the columns have a row for each query")
 }
 
 #[cfg(test)]

@@ -1,11 +1,11 @@
-//! The columns of a feature table of any program: which they are, and their values.
+//! The columns of a feature table from any program, and their values.
 
 use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Float16Type, Float32Type, Float64Type, Int64Type, Schema};
 
 use super::error::TableError;
-use super::meta::Kind;
+use super::schema::Kind;
 use crate::ids::{ClassId, InstanceId};
 
 /// The names of columns in a table that another program wrote. What is not given has the name of the format:
@@ -20,7 +20,7 @@ pub struct ColumnNames {
     pub label: Option<String>,
 }
 
-/// Where the columns of a table are, as positions in its schema.
+/// The columns of a table, as positions in its schema.
 #[derive(Debug)]
 pub(super) struct Found {
     names: [String; 4],
@@ -93,10 +93,10 @@ fn is_vectors(kind: &DataType) -> bool {
 /// The rows of a table while they are read.
 #[derive(Debug, Default)]
 pub(super) struct Rows {
-    pub(super) columns: Columns,
-    pub(super) features: Vec<f32>,
+    pub columns: Columns,
+    pub features: Vec<f32>,
     /// The length of a vector, once it is known.
-    pub(super) dim: Option<usize>,
+    pub dim: Option<usize>,
 }
 
 impl Rows {
@@ -109,8 +109,8 @@ impl Rows {
     ) -> Result<(), TableError> {
         let positions = found.positions();
         let column = |at: usize| {
-            let place = positions.iter().position(|position| *position == at);
-            batch.column(place.expect("the batch has the columns that were asked for"))
+            let index = positions.iter().position(|position| *position == at);
+            batch.column(index.expect("the batch has the columns that were asked for"))
         };
         let [id_name, vector_name, label_name, step_name] = &found.names;
         let wrong = |name: &str, reason: String| TableError::Column {
@@ -196,9 +196,9 @@ impl Rows {
 /// The columns beside the vectors.
 #[derive(Debug, Default)]
 pub(super) struct Columns {
-    pub(super) ids: Vec<InstanceId>,
-    pub(super) labels: Vec<Option<ClassId>>,
-    pub(super) updated_step: Vec<Option<u64>>,
+    pub ids: Vec<InstanceId>,
+    pub labels: Vec<Option<ClassId>>,
+    pub updated_step: Vec<Option<u64>>,
 }
 
 impl Columns {

@@ -1,15 +1,11 @@
 //! Record batches of a file in memory: an Arrow IPC file or stream, or Parquet.
 //!
-//! The messages of Arrow are checked before arrow's decoder sees them: it takes places and lengths on trust, and a
+//! The messages of Arrow are checked before arrow's decoder sees them: it takes offsets and lengths on trust, and a
 //! wrong one would end the process. Damage that the decoders meet with a panic is an error all the same.
-
-use std::cell::Cell;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Once;
 
 use arrow::array::RecordBatch;
 use arrow::buffer::Buffer;
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{Schema, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::ipc::convert::try_fb_to_schema;
 use arrow::ipc::reader::{FileDecoder, read_footer_length};
@@ -17,6 +13,8 @@ use arrow::ipc::{Block, MessageHeader, MetadataVersion, root_as_footer, root_as_
 use bytes::Bytes;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+
+use crate::guard::guard;
 
 /// What an Arrow IPC file begins and ends with.
 const ARROW: &[u8] = b"ARROW1";
@@ -31,7 +29,7 @@ const COMPRESSION: u64 = 1 << 17;
 
 /// A file that was recognised, with its columns.
 pub(super) struct Contents {
-    pub(super) schema: SchemaRef,
+    schema: SchemaRef,
     body: Body,
 }
 
@@ -40,25 +38,9 @@ enum Body {
     Parquet(Bytes),
 }
 
-/// Makes an error of a panic, as the readers of arrow and parquet have for some damaged files; nothing is printed.
+/// Makes an error of a panic, as the readers of arrow and parquet have for some damaged files.
 fn guarded<T>(read: impl FnOnce() -> Result<T, ArrowError>) -> Result<T, ArrowError> {
-    thread_local! {
-        static IS_GUARDED: Cell<bool> = const { Cell::new(false) };
-    }
-    static HOOK: Once = Once::new();
-    HOOK.call_once(|| {
-        let before = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |panic| {
-            if !IS_GUARDED.get() {
-                before(panic);
-            }
-        }));
-    });
-    IS_GUARDED.set(true);
-    // What the reader holds is dropped with its error.
-    let result = catch_unwind(AssertUnwindSafe(read));
-    IS_GUARDED.set(false);
-    result.unwrap_or_else(|_| Err(wrong("a column cannot be decoded")))
+    guard(read).unwrap_or_else(|_| Err(wrong("a column cannot be decoded")))
 }
 
 fn wrong(reason: impl Into<String>) -> ArrowError {
@@ -141,6 +123,11 @@ impl Contents {
         Ok(Self { schema: schema.into(), body: Body::Arrow { bytes: Buffer::from(bytes), version, blocks } })
     }
 
+    /// The columns and metadata of the whole file.
+    pub(super) fn schema(&self) -> &Schema {
+        &self.schema
+    }
+
     /// Hands on every batch with some of the columns, given and returned in the order of the schema.
     pub(super) fn read<E: From<ArrowError>>(
         self,
@@ -172,10 +159,10 @@ impl Contents {
     }
 }
 
-/// A block's message and body, once its places and lengths are known to lie within them.
+/// A block's message and body, once its offsets and lengths are known to be within them.
 fn checked_block(bytes: &Buffer, block: &Block) -> Result<Buffer, ArrowError> {
     let size =
-        |value: i64| usize::try_from(value).map_err(|_| wrong("a block has a negative place or length"));
+        |value: i64| usize::try_from(value).map_err(|_| wrong("a block has a negative offset or length"));
     let (at, head) = (size(block.offset())?, size(block.metaDataLength().into())?);
     let body = size(block.bodyLength())?;
     let length = head.checked_add(body);

@@ -11,24 +11,19 @@
 mod columns;
 mod decode;
 mod error;
-mod meta;
-mod passing;
 mod rows;
 mod schema;
-mod slice;
 mod stored;
 mod table;
-mod unit;
+mod views;
 
 pub use columns::ColumnNames;
 pub use error::TableError;
-pub use meta::{Kind, TableMeta};
 pub use rows::{PendingVectors, Table, Vectors};
-pub use schema::schema_text;
-pub use slice::TableSlice;
+pub use schema::{Kind, TableMeta};
 pub use stored::{StoredTable, open_table};
 pub use table::{FeatureTable, TableSummary};
-pub use unit::UnitRows;
+pub use views::{TableSlice, UnitRows};
 
 /// How far from 1 the length of a row may be where a table says that its rows are of unit length.
 ///

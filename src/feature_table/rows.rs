@@ -3,20 +3,24 @@
 use std::borrow::Cow;
 use std::fmt::Debug;
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
 use half::f16;
 
 use super::UNIT_TOLERANCE;
 use super::error::TableError;
-use super::meta::TableMeta;
-use super::passing::Passing;
-use super::unit::normalise;
+use super::schema::TableMeta;
 use crate::ids::{ClassId, InstanceId};
-use crate::storage::PendingRead;
+use crate::storage::{Digest, Location, PendingRead};
 
 /// The name of a table in memory, for errors.
 pub(super) const IN_MEMORY: &str = "a table in memory";
+/// Bytes that are read at a time where they were not read for another purpose.
+const CHUNK_BYTES: u64 = 8 << 20;
+/// Bytes between two parts that are read in between; where more are missing, the parts came out of order, and
+/// the rest is read at the end.
+const GAP_BYTES: u64 = 64 << 20;
 
 /// A feature table whose vectors are in memory or in a file.
 pub trait Table: Debug + Sync {
@@ -70,7 +74,7 @@ enum Source<'a> {
         meta: &'a TableMeta,
         first: usize,
         /// Where the bytes begin in the file, if they count towards its digest.
-        passing: Option<(&'a Passing, u64)>,
+        digest: Option<(&'a RunningDigest, u64)>,
     },
 }
 
@@ -104,13 +108,13 @@ impl<'a> PendingVectors<'a> {
         meta: &'a TableMeta,
         first: usize,
     ) -> Self {
-        Self { source: Source::File { read, values, table, meta, first, passing: None }, unit: false }
+        Self { source: Source::File { read, values, table, meta, first, digest: None }, unit: false }
     }
 
     /// Likewise, and the bytes, which begin here in the file, will count towards its digest.
-    pub(super) fn passing(mut self, digest: Option<&'a Passing>, offset: u64) -> Self {
-        if let Source::File { passing, .. } = &mut self.source {
-            *passing = digest.map(|digest| (digest, offset));
+    pub(super) fn counted_in(mut self, running: Option<&'a RunningDigest>, offset: u64) -> Self {
+        if let Source::File { digest, .. } = &mut self.source {
+            *digest = running.map(|running| (running, offset));
         }
         self
     }
@@ -134,10 +138,10 @@ impl<'a> PendingVectors<'a> {
     pub fn finish(self) -> Result<Vectors<'a>, TableError> {
         let held = match self.source {
             Source::Memory { features, dim, first } => Held::Memory { features, dim, first },
-            Source::File { read, values, table, meta, first, passing } => {
+            Source::File { read, values, table, meta, first, digest } => {
                 let bytes = read.finish()?;
-                if let Some((digest, offset)) = passing {
-                    digest.pass(offset, &bytes)?;
+                if let Some((digest, offset)) = digest {
+                    digest.add(offset, &bytes)?;
                 }
                 Held::File { bytes, values, table, meta, first }
             }
@@ -189,10 +193,76 @@ impl Vectors<'_> {
     }
 }
 
+/// The digest of a file, taken as its parts are read in order for another purpose.
+#[derive(Debug)]
+pub(super) struct RunningDigest {
+    location: Location,
+    bytes: u64,
+    expected: Digest,
+    state: Mutex<Hashed>,
+}
+
+#[derive(Debug, Default)]
+struct Hashed {
+    hasher: blake3::Hasher,
+    /// Bytes that the hasher has seen.
+    at: u64,
+}
+
+impl RunningDigest {
+    pub(super) fn new(location: &Location, bytes: u64, expected: Digest) -> Self {
+        Self { location: location.clone(), bytes, expected, state: Mutex::default() }
+    }
+
+    /// Takes bytes that were read at this offset.
+    fn add(&self, offset: u64, bytes: &Bytes) -> Result<(), TableError> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if offset.saturating_sub(state.at) > GAP_BYTES {
+            return Ok(());
+        }
+        self.read_to(&mut state, offset)?;
+        // Where a part is read again, it has been seen.
+        if let Some(rest) = usize::try_from(state.at - offset).ok().and_then(|seen| bytes.get(seen..)) {
+            state.hasher.update(rest);
+            state.at += rest.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Reads what has not been seen, and compares.
+    pub(super) fn verify(&self) -> Result<(), TableError> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        self.read_to(&mut state, self.bytes)?;
+        if Digest::from(state.hasher.finalize()) == self.expected {
+            return Ok(());
+        }
+        Err(TableError::Damaged { table: self.location.to_string() })
+    }
+
+    fn read_to(&self, state: &mut Hashed, end: u64) -> Result<(), TableError> {
+        while state.at < end {
+            let bytes = self.location.start_read_range(state.at..end.min(state.at + CHUNK_BYTES)).finish()?;
+            state.hasher.update(&bytes);
+            state.at += bytes.len() as u64;
+        }
+        Ok(())
+    }
+}
+
 fn decode(bytes: &[u8], values: Values) -> Vec<f32> {
     match values {
         Values::F32 => bytes.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect(),
         Values::F16 => bytes.as_chunks().0.iter().map(|&bytes| f16::from_le_bytes(bytes).to_f32()).collect(),
+    }
+}
+
+/// Brings rows to unit length; the sums run in f64 and in order, so the result is the same on every machine.
+pub(super) fn normalise(features: &mut [f32], dim: usize) {
+    for row in features.chunks_exact_mut(dim) {
+        let length = row.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+        if length > 0.0 {
+            row.iter_mut().for_each(|x| *x = (f64::from(*x) / length) as f32);
+        }
     }
 }
 

@@ -1,11 +1,238 @@
-//! The columns of a feature table.
+//! The schema of a feature table: its columns, and the metadata that says what the features are.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Fields, Schema};
+use serde::{Deserialize, Serialize};
 
-use super::meta::{Kind, TableMeta};
+/// The version that this code writes and reads.
+const FORMAT_VERSION: &str = "1";
+/// What the names of the metadata's entries begin with.
+const PREFIX: &str = "instdisc.";
+
+/// Where features come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// The memory bank of a run.
+    Bank,
+    /// Images encoded by a checkpoint.
+    Embedding,
+}
+
+/// What the features are.
+///
+/// Of a table that another program wrote, what its metadata does not name is read from the data (`dim`,
+/// `unit_length`, `classes`) or unknown: a digest, split or layer is then empty, the step 0.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableMeta {
+    /// Where they come from.
+    pub kind: Kind,
+    /// The layer of the encoder: `projection`, or the pooled feature's name.
+    pub layer: String,
+    /// The length of a vector.
+    pub dim: usize,
+    /// The digest of the dataset whose instances these are.
+    pub dataset_digest: String,
+    /// The split.
+    pub split: String,
+    /// The digest of the split, which stays the same when another split is added to the dataset. Tables of
+    /// older versions have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split_digest: Option<String>,
+    /// The digest of the encoder's weights that made an embedding. A bank and older tables have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights: Option<String>,
+    /// What computed the features of an embedding: `cpu` or `cuda`. A bank and older tables have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// The type in which it computed: `f32`, `tf32`, `bf16` or `f16`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub precision: Option<String>,
+    /// The training step of the bank or of the encoder.
+    pub step: u64,
+    /// Whether every row is of unit length.
+    pub unit_length: bool,
+    /// The names of the classes.
+    pub classes: Vec<String>,
+}
+
+impl TableMeta {
+    /// The entries of the schema's metadata.
+    pub fn to_metadata(&self) -> HashMap<String, String> {
+        let plain = |value: serde_json::Value| match value {
+            serde_json::Value::String(text) => text,
+            other => other.to_string(),
+        };
+        let value = serde_json::to_value(self).expect("the metadata is plain data");
+        let fields = value.as_object().expect("a struct is an object").clone();
+        let mut metadata: HashMap<_, _> =
+            fields.into_iter().map(|(name, value)| (format!("{PREFIX}{name}"), plain(value))).collect();
+        metadata.insert(format!("{PREFIX}format_version"), FORMAT_VERSION.into());
+        metadata
+    }
+
+    /// Why two tables are not of one dataset; `None` where their metadata agree.
+    ///
+    /// A split that was added to the dataset later changes the dataset's digest but neither the digests of the
+    /// other splits nor their classes: where both tables know the digest of their split, splits and classes
+    /// are compared; otherwise the dataset's digests are. What another program's table leaves out is not
+    /// compared.
+    pub fn conflict(&self, other: &Self) -> Option<String> {
+        let known = |a: &str, b: &str| !a.is_empty() && !b.is_empty();
+        if self.dim != other.dim {
+            return Some(format!("their vectors have lengths {} and {}", self.dim, other.dim));
+        }
+        let (a, b) = (&self.dataset_digest, &other.dataset_digest);
+        if a == b && known(a, b) {
+            return None;
+        }
+        match (&self.split_digest, &other.split_digest) {
+            (Some(a), Some(b)) if self.split == other.split && a != b => {
+                return Some(format!("split `{}` has digests {a} and {b}", self.split));
+            }
+            (Some(_), Some(_)) => {}
+            _ if known(a, b) => return Some(format!("they are of the datasets {a} and {b}")),
+            _ => {}
+        }
+        // Classes without names are their numbers.
+        let is_numbered =
+            |classes: &[String]| classes.iter().enumerate().all(|(class, name)| *name == class.to_string());
+        if is_numbered(&self.classes) || is_numbered(&other.classes) {
+            return None;
+        }
+        // Classes that came with a split added later follow those that were there.
+        let differing = self.classes.iter().zip(&other.classes).find(|(a, b)| a != b);
+        differing.map(|(a, b)| format!("their classes differ: `{a}` and `{b}` have the same number"))
+    }
+
+    /// Whether the rows are those of this split of a dataset: by the split's digest, or in tables of older
+    /// versions by the dataset's.
+    pub fn is_of(&self, split_digest: &str, dataset_digest: &str) -> bool {
+        match &self.split_digest {
+            Some(own) => own == split_digest,
+            None => self.dataset_digest == dataset_digest,
+        }
+    }
+}
+
+/// The entries that the metadata of a schema has.
+#[derive(Debug, Default)]
+pub(super) struct NamedMeta {
+    /// Whether this program, or one that knows the format, wrote the table.
+    is_ours: bool,
+    kind: Option<Kind>,
+    layer: Option<String>,
+    dim: Option<usize>,
+    dataset_digest: Option<String>,
+    split: Option<String>,
+    split_digest: Option<String>,
+    weights: Option<String>,
+    device: Option<String>,
+    precision: Option<String>,
+    step: Option<u64>,
+    unit_length: Option<bool>,
+    classes: Option<Vec<String>>,
+}
+
+impl NamedMeta {
+    /// Reads the metadata; the error says which entry is wrong.
+    pub(super) fn of(schema: &Schema) -> Result<Self, String> {
+        let text = |name: &str| schema.metadata().get(&format!("{PREFIX}{name}"));
+        fn parsed<T>(
+            name: &str,
+            text: Option<&String>,
+            parse: impl Fn(&str) -> Option<T>,
+        ) -> Result<Option<T>, String> {
+            let wrong =
+                |text: &String| format!("metadata `{PREFIX}{name}` is `{text}`, which is not understood");
+            text.map(|text| parse(text).ok_or_else(|| wrong(text))).transpose()
+        }
+        let version = text("format_version");
+        if let Some(version) = version.filter(|version| *version != FORMAT_VERSION) {
+            return Err(format!("format version `{version}` is unknown, expected {FORMAT_VERSION}"));
+        }
+        let kind = |text: &str| match text {
+            "bank" => Some(Kind::Bank),
+            "embedding" => Some(Kind::Embedding),
+            _ => None,
+        };
+        Ok(Self {
+            is_ours: version.is_some(),
+            kind: parsed("kind", text("kind"), kind)?,
+            layer: text("layer").cloned(),
+            dim: parsed("dim", text("dim"), |text| text.parse().ok())?,
+            dataset_digest: text("dataset_digest").cloned(),
+            split: text("split").cloned(),
+            split_digest: text("split_digest").cloned(),
+            weights: text("weights").cloned(),
+            device: text("device").cloned(),
+            precision: text("precision").cloned(),
+            step: parsed("step", text("step"), |text| text.parse().ok())?,
+            unit_length: parsed("unit_length", text("unit_length"), |text| text.parse().ok())?,
+            classes: parsed("classes", text("classes"), |text| serde_json::from_str(text).ok())?,
+        })
+    }
+
+    /// Whether this program, or one that knows the format, wrote the table.
+    pub(super) fn is_ours(&self) -> bool {
+        self.is_ours
+    }
+
+    /// The length of the vectors: that of those that were read, which the metadata must not contradict, else the
+    /// metadata's.
+    pub(super) fn dim(&self, read: Option<usize>) -> Result<usize, String> {
+        let dim = read.or(self.dim).filter(|dim| *dim > 0).ok_or("its vectors have no length")?;
+        match self.dim {
+            Some(said) if said != dim => {
+                Err(format!("its vectors have {dim} numbers, its metadata says {said}"))
+            }
+            _ => Ok(dim),
+        }
+    }
+
+    /// Completes the metadata with what the data say.
+    pub(super) fn complete(
+        self,
+        dim: usize,
+        unit_length: impl FnOnce() -> bool,
+        classes: usize,
+    ) -> TableMeta {
+        TableMeta {
+            kind: self.kind.unwrap_or(Kind::Embedding),
+            layer: self.layer.unwrap_or_default(),
+            dim,
+            dataset_digest: self.dataset_digest.unwrap_or_default(),
+            split: self.split.unwrap_or_default(),
+            split_digest: self.split_digest,
+            weights: self.weights,
+            device: self.device,
+            precision: self.precision,
+            step: self.step.unwrap_or_default(),
+            unit_length: self.unit_length.unwrap_or_else(unit_length),
+            classes: self.classes.unwrap_or_else(|| (0..classes).map(|class| class.to_string()).collect()),
+        }
+    }
+
+    /// The metadata as it is, where every entry that a table of the first version has is there.
+    pub(super) fn whole(self) -> Option<TableMeta> {
+        Some(TableMeta {
+            kind: self.kind?,
+            layer: self.layer?,
+            dim: self.dim?,
+            dataset_digest: self.dataset_digest?,
+            split: self.split?,
+            split_digest: self.split_digest,
+            weights: self.weights,
+            device: self.device,
+            precision: self.precision,
+            step: self.step?,
+            unit_length: self.unit_length?,
+            classes: self.classes?,
+        })
+    }
+}
 
 /// The columns, for vectors of this length and type.
 pub(super) fn fields(dim: usize, value: DataType) -> Fields {
@@ -18,40 +245,7 @@ pub(super) fn fields(dim: usize, value: DataType) -> Fields {
     ])
 }
 
-pub(super) fn schema(dim: usize, metadata: HashMap<String, String>) -> Schema {
-    Schema::new_with_metadata(fields(dim, DataType::Float32), metadata)
-}
-
-/// The schema as text, as `schemas/feature_table.txt` holds it.
-pub fn schema_text() -> String {
-    let mut text = String::from("Feature table, version 1: an Arrow IPC file\n\ncolumns\n");
-    for field in &fields(128, DataType::Float32) {
-        let null = if field.is_nullable() { "nullable" } else { "required" };
-        let kind = match field.data_type() {
-            DataType::FixedSizeList(..) => "FixedSizeList<Float32 or Float16, dim>".to_owned(),
-            other => other.to_string(),
-        };
-        text += &format!("  {} {kind} {null}\n", field.name());
-    }
-    text += "\nschema metadata\n";
-    let meta = TableMeta {
-        kind: Kind::Embedding,
-        layer: "projection".into(),
-        dim: 128,
-        dataset_digest: "blake3 of the dataset".into(),
-        split: "train".into(),
-        split_digest: Some("blake3 of the split's labels and images".into()),
-        weights: Some("blake3 of the encoder's weights".into()),
-        device: Some("cpu".into()),
-        precision: Some("f32".into()),
-        step: 5004,
-        unit_length: true,
-        classes: vec!["first".into(), "second".into()],
-    };
-    let mut entries: Vec<_> = meta.to_metadata().into_iter().collect();
-    entries.sort();
-    for (name, example) in entries {
-        text += &format!("  {name} (for example: {example})\n");
-    }
-    text
+/// The schema of the tables that are written.
+pub(super) fn schema(meta: &TableMeta) -> Schema {
+    Schema::new_with_metadata(fields(meta.dim, DataType::Float32), meta.to_metadata())
 }

@@ -18,10 +18,8 @@ use bytes::Bytes;
 
 use super::columns::{ColumnNames, Columns};
 use super::error::TableError;
-use super::meta::{NamedMeta, TableMeta};
-use super::passing::Passing;
-use super::rows::{PendingVectors, Table, Values, split};
-use super::schema::fields;
+use super::rows::{PendingVectors, RunningDigest, Table, Values, split};
+use super::schema::{NamedMeta, TableMeta, fields};
 use super::table::FeatureTable;
 use crate::ids::{ClassId, InstanceId};
 use crate::storage::{Digest, Location};
@@ -35,14 +33,14 @@ const MESSAGE_PREFIX: usize = 8;
 /// The longest vector that Arrow's lists of a fixed length hold.
 const MOST_NUMBERS: usize = i32::MAX as usize;
 
-/// See the module.
+/// A table whose vectors are read by ranges of rows; its other columns are in memory.
 #[derive(Debug)]
 pub struct StoredTable {
     /// Its files, one after the other.
     files: Vec<Location>,
     names: Vec<String>,
     /// Their digests, where these are known.
-    digests: Vec<Option<Passing>>,
+    digests: Vec<Option<RunningDigest>>,
     meta: TableMeta,
     values: Values,
     columns: Columns,
@@ -147,7 +145,7 @@ impl StoredTable {
                 batch.rows = batch.rows.start + first_row..batch.rows.end + first_row;
             }
             batches.extend(own);
-            digests.push(digest.map(|digest| Passing::new(&location, bytes, digest)));
+            digests.push(digest.map(|digest| RunningDigest::new(&location, bytes, digest)));
             locations.push(location);
         }
         let (meta, values) = opened.expect("a table has a file");
@@ -358,10 +356,10 @@ impl Table for StoredTable {
         let at = |row: usize| batch.features + (row - batch.rows.start) as u64 * size;
         let read = self.files[batch.file].start_read_range(at(rows.start)..at(rows.end));
         PendingVectors::file(read, self.values, &self.names[batch.file], &self.meta, rows.start)
-            .passing(self.digests[batch.file].as_ref(), at(rows.start))
+            .counted_in(self.digests[batch.file].as_ref(), at(rows.start))
     }
 
     fn verify(&self) -> Result<(), TableError> {
-        self.digests.iter().flatten().try_for_each(Passing::verify)
+        self.digests.iter().flatten().try_for_each(RunningDigest::verify)
     }
 }

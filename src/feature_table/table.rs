@@ -15,12 +15,10 @@ use serde::Serialize;
 use super::columns::{ColumnNames, Found, Rows, check_ids};
 use super::decode::Contents;
 use super::error::TableError;
-use super::meta::{Kind, NamedMeta, TableMeta};
-use super::rows::{IN_MEMORY, PendingVectors, Table, check_vectors, is_unit_length, split};
-use super::schema::schema;
-use super::unit::normalise;
+use super::rows::{IN_MEMORY, PendingVectors, Table, check_vectors, is_unit_length, normalise, split};
+use super::schema::{Kind, NamedMeta, TableMeta, schema};
 use crate::ids::{ClassId, InstanceId};
-use crate::storage::{Location, Published, StorageError, Upload};
+use crate::storage::{Location, Published, Upload};
 
 /// Rows of a record batch: 32 MiB of features at 128 numbers a row.
 const BATCH_ROWS: usize = 1 << 16;
@@ -109,17 +107,6 @@ impl FeatureTable {
         check_vectors(IN_MEMORY, &self.meta, 0, &self.features)
     }
 
-    /// Reads a table in several files, each a table itself: a bank of several owners.
-    ///
-    /// # Errors
-    /// As [`FeatureTable::read`]; also if the files are not parts of one table.
-    ///
-    /// # Panics
-    /// If there is no file.
-    pub fn read_all(files: &[Location]) -> Result<Self, TableError> {
-        Self::join(files.iter().map(|file| Ok((file.to_string(), Self::read(file)?))))
-    }
-
     /// Makes one table of those of several files, given with their names.
     ///
     /// # Errors
@@ -184,9 +171,9 @@ impl FeatureTable {
         let malformed = |source| TableError::Malformed { table: table.into(), source };
         let not_a_table = |reason| TableError::NotATable { table: table.into(), reason };
         let contents = Contents::of(bytes).map_err(malformed)?;
-        let named = NamedMeta::of(&contents.schema).map_err(not_a_table)?;
+        let named = NamedMeta::of(contents.schema()).map_err(not_a_table)?;
         let usual = ColumnNames::default();
-        let found = Found::of(table, &contents.schema, if named.is_ours { &usual } else { names })?;
+        let found = Found::of(table, contents.schema(), if named.is_ours() { &usual } else { names })?;
         let mut rows = Rows::default();
         contents
             .read(&found.positions(), |batch| rows.append(table, &found, batch).map_err(Wrong::Table))
@@ -194,13 +181,8 @@ impl FeatureTable {
                 Wrong::Table(error) => error,
                 Wrong::Arrow(source) => malformed(source),
             })?;
-        let dim = rows.dim.or(named.dim).filter(|dim| *dim > 0);
-        let dim = dim.ok_or_else(|| not_a_table("its vectors have no length".into()))?;
-        if let Some(said) = named.dim.filter(|said| *said != dim) {
-            let reason = format!("its vectors have {dim} numbers, its metadata says {said}");
-            return Err(not_a_table(reason));
-        }
-        let Rows { columns, features, .. } = rows;
+        let Rows { columns, features, dim } = rows;
+        let dim = named.dim(dim).map_err(not_a_table)?;
         let meta = named.complete(dim, || is_unit_length(dim, &features), columns.classes());
         columns.check(table, meta.kind, meta.classes.len())?;
         check_vectors(table, &meta, 0, &features)?;
@@ -226,7 +208,7 @@ impl FeatureTable {
         assert_eq!(self.features.len(), self.len() * self.meta.dim, "a vector for each row");
         let upload = Upload::start(location)?;
         let failed = |error: ArrowError| match error {
-            ArrowError::IoError(_, source) => storage_error(location, source),
+            ArrowError::IoError(_, source) => TableError::from(location.failed_by("write", source)),
             source => TableError::Malformed { table: location.to_string(), source },
         };
         let upload = self.write_to(upload).map_err(failed)?;
@@ -234,7 +216,7 @@ impl FeatureTable {
     }
 
     fn write_to<W: Write>(&self, sink: W) -> Result<W, ArrowError> {
-        let schema = Arc::new(schema(self.meta.dim, self.meta.to_metadata()));
+        let schema = Arc::new(schema(&self.meta));
         let mut writer = FileWriter::try_new_buffered(sink, &schema)?;
         for start in (0..self.len()).step_by(BATCH_ROWS) {
             let rows = start..(start + BATCH_ROWS).min(self.len());
@@ -299,10 +281,4 @@ impl From<ArrowError> for Wrong {
     fn from(error: ArrowError) -> Self {
         Self::Arrow(error)
     }
-}
-
-fn storage_error(location: &Location, error: std::io::Error) -> TableError {
-    let source: Box<dyn std::error::Error + Send + Sync> = error.into();
-    let (location, local) = (location.to_string(), location.local_path().is_some());
-    StorageError::Failed { operation: "write", location, local, source }.into()
 }

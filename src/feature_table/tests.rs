@@ -1,3 +1,5 @@
+use arrow::datatypes::DataType;
+
 use super::*;
 use crate::ids::{ClassId, InstanceId};
 use crate::storage::{Location, PublishMode};
@@ -110,7 +112,7 @@ fn the_schema_file_is_that_of_the_code() {
     assert_eq!(std::fs::read_to_string(file).expect("the schema file"), schema_text());
 }
 
-/// All vectors of a table, read in ranges of at most so many rows.
+/// All vectors of a table, read in ranges of at most `longest` rows.
 fn read_in_ranges(table: &dyn Table, longest: usize) -> Result<Vec<f32>, TableError> {
     let mut features = Vec::new();
     for range in table.ranges(longest) {
@@ -471,4 +473,38 @@ fn the_digest_of_a_stored_table_is_that_of_all_its_bytes() {
         let some = TableSlice::new(&changed, 0..3);
         assert!(matches!(UnitRows::new(&some).verify(), Err(TableError::Damaged { .. })));
     }
+}
+
+/// The schema as text, as `schemas/feature_table.txt` holds it.
+fn schema_text() -> String {
+    let mut text = String::from("Feature table, version 1: an Arrow IPC file\n\ncolumns\n");
+    for field in &schema::fields(128, DataType::Float32) {
+        let null = if field.is_nullable() { "nullable" } else { "required" };
+        let kind = match field.data_type() {
+            DataType::FixedSizeList(..) => "FixedSizeList<Float32 or Float16, dim>".to_owned(),
+            other => other.to_string(),
+        };
+        text += &format!("  {} {kind} {null}\n", field.name());
+    }
+    text += "\nschema metadata\n";
+    let meta = TableMeta {
+        kind: Kind::Embedding,
+        layer: "projection".into(),
+        dim: 128,
+        dataset_digest: "blake3 of the dataset".into(),
+        split: "train".into(),
+        split_digest: Some("blake3 of the split's labels and images".into()),
+        weights: Some("blake3 of the encoder's weights".into()),
+        device: Some("cpu".into()),
+        precision: Some("f32".into()),
+        step: 5004,
+        unit_length: true,
+        classes: vec!["first".into(), "second".into()],
+    };
+    let mut entries: Vec<_> = meta.to_metadata().into_iter().collect();
+    entries.sort();
+    for (name, example) in entries {
+        text += &format!("  {name} (for example: {example})\n");
+    }
+    text
 }

@@ -6,7 +6,7 @@ use super::{
 
 /// Pixels of the largest image that is decoded here.
 const LIMITS: Limits = Limits { max_pixels: 1 << 20 };
-/// Bytes before the file that say which region is wanted, and whether upright.
+/// Bytes before the file that choose the region, and whether upright.
 const CHOICES: usize = 5;
 
 /// Decodes a region of a file whole and by itself; the first bytes choose it.

@@ -30,8 +30,8 @@ pub struct Luma {
 /// Checks an image as [`super::decode`] does, with the decoder and the pixel format that will decode it, and gives its
 /// brightness.
 ///
-/// Of a whole baseline JPEG every coefficient is read, but no colours are made; what is wrong with any other JPEG, its
-/// words are libjpeg's.
+/// Of a whole baseline JPEG every coefficient is read, but no colours are made; an error of any other JPEG is in
+/// libjpeg's words.
 ///
 /// # Errors
 /// As [`super::decode`].
@@ -45,7 +45,7 @@ pub fn check(bytes: &[u8], limits: &Limits) -> Result<(Header, Luma), ImageError
 /// As [`super::decode`].
 pub fn check_and_index(bytes: &[u8], limits: &Limits) -> Result<(Header, Luma, Option<Vec<u8>>), ImageError> {
     let header = probe(bytes)?;
-    limits.check(&header)?;
+    limits.check(header.size())?;
     if (header.format, header.colour) == (Format::Jpeg, Colour::Cmyk) || header.format != Format::Jpeg {
         return Ok((header, luma(&decode(bytes, limits)?), None));
     }
@@ -66,11 +66,11 @@ pub fn entry_points(bytes: &[u8]) -> Option<Vec<u8>> {
     found.ok().flatten()
 }
 
-/// Whether [`check`] says what libjpeg alone would say, word for word.
+/// Whether [`check`] gives what libjpeg alone would give, word for word.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn check_is_libjpegs(bytes: &[u8], limits: &Limits) -> bool {
     match (check(bytes, limits), probe(bytes)) {
-        (found, Ok(header)) if header.format == Format::Jpeg && limits.check(&header).is_ok() => {
+        (found, Ok(header)) if header.format == Format::Jpeg && limits.check(header.size()).is_ok() => {
             found.map(drop) == jpeg::decode(bytes, header).map(drop)
         }
         (found, Ok(_)) => found.map(drop) == decode(bytes, limits).map(drop),
@@ -113,4 +113,107 @@ pub fn luma(image: &DecodedImage) -> Luma {
 }
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use turbojpeg::Subsamp;
+
+    use super::*;
+    use crate::image::tests::{compressed, noisy, with_restart_markers};
+    use crate::rng::{Purpose, Stream};
+
+    fn files() -> Vec<Vec<u8>> {
+        let mut files = with_restart_markers().map(|(_, file)| file.to_vec()).to_vec();
+        for (number, subsamp) in
+            [Subsamp::None, Subsamp::Sub2x1, Subsamp::Sub2x2, Subsamp::Gray].into_iter().enumerate()
+        {
+            for optimize in [false, true] {
+                let image = noisy(50, 37, number as u64);
+                let file = compressed(&image, subsamp, 60, optimize, false);
+                files.push(file);
+            }
+        }
+        files
+    }
+
+    fn baseline_luma(file: &[u8]) -> Option<Vec<u8>> {
+        checked_baseline(file).map(|checked| checked.luma)
+    }
+
+    #[test]
+    fn whole_baseline_images_do_not_need_libjpeg() {
+        for file in files() {
+            assert!(baseline_luma(&file).is_some());
+            assert!(check_is_libjpegs(&file, &Limits::default()));
+        }
+    }
+
+    #[test]
+    fn entry_points_are_found_with_pixels_or_without() {
+        for file in files() {
+            let (_, _, with_pixels) = check_and_index(&file, &Limits::default()).expect("accepted");
+            assert_eq!(entry_points(&file), with_pixels);
+        }
+    }
+
+    #[test]
+    fn a_damaged_image_gets_the_verdict_that_libjpeg_gives() {
+        let mut stream = Stream::new(11, Purpose::Test, 0, 0);
+        let (mut rejected, mut taken) = (0, 0);
+        for file in files() {
+            for _ in 0..400 {
+                let mut damaged = file.clone();
+                let at = stream.below(damaged.len() as u64) as usize;
+                match stream.below(5) {
+                    0 => damaged.truncate(at),
+                    1 => damaged[at] ^= 1 << stream.below(8),
+                    2 => damaged[at] = 0xFF,
+                    3 => drop(damaged.remove(at)),
+                    _ => damaged.insert(at, stream.below(256) as u8),
+                }
+                assert!(check_is_libjpegs(&damaged, &Limits::default()), "byte {at} of {}", file.len());
+                let counter =
+                    if check(&damaged, &Limits::default()).is_ok() { &mut taken } else { &mut rejected };
+                *counter += 1;
+            }
+        }
+        assert!(rejected > 500 && taken > 500, "{rejected} rejected, {taken} taken");
+    }
+
+    #[test]
+    fn what_libjpeg_only_warns_of_is_left_to_it() {
+        let file = compressed(&noisy(40, 40, 5), Subsamp::None, 80, false, false);
+        let end = file.len() - 2;
+        let without_end = file[..end].to_vec();
+        let mut more_data = file.clone();
+        more_data.splice(end..end, [1, 2, 3]);
+        let mut other_marker = file.clone();
+        other_marker.splice(end..end, [0xFF, 0xFE, 0, 4, b'h', b'i']);
+        for (changed, accepted) in [(without_end, false), (more_data, true), (other_marker, true)] {
+            assert!(baseline_luma(&changed).is_none());
+            assert_eq!(check(&changed, &Limits::default()).is_ok(), accepted);
+        }
+        // Behind the end anything may come.
+        let mut behind = file.clone();
+        behind.extend_from_slice(b"more");
+        assert_eq!(baseline_luma(&behind), baseline_luma(&file));
+    }
+
+    #[test]
+    fn the_brightness_is_that_of_the_decoded_image() {
+        let file = compressed(&noisy(33, 20, 9), Subsamp::None, 100, false, false);
+        let (_, found) = check(&file, &Limits::default()).expect("accepted");
+        let expected = luma(&decode(&file, &Limits::default()).expect("decoded"));
+        assert!(found.values.iter().zip(&expected.values).all(|(a, b)| a.abs_diff(*b) <= 2));
+    }
+
+    /// Found by the fuzzer: tables with the symbols 0x30 and 0x40, which mean nothing in a baseline file.
+    #[test]
+    fn tables_with_symbols_that_no_encoder_writes_are_left_to_libjpeg() {
+        let first = include_bytes!("../../tests/golden/run_without_value.jpg");
+        // Before the file the fuzzer's input has a byte that chooses how it is looked at.
+        let second = &include_bytes!("../../fuzz/findings/image-subsampled")[1..];
+        for file in [&first[..], second] {
+            assert!(baseline_luma(file).is_none());
+            assert!(check_is_libjpegs(file, &Limits::default()));
+        }
+    }
+}

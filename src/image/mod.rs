@@ -2,38 +2,96 @@
 //!
 //! What a file is, its content decides, never its name. Pixels come out as Pillow's `convert("RGB")` gives
 //! them: grey is repeated, CMYK is converted, alpha is dropped without blending. The size is read from the header and
-//! checked before any pixel is allocated. EXIF's orientation is applied where [`ExifOrientation`] says so. A decoder
+//! checked before any pixel is allocated. [`ExifOrientation`] decides whether EXIF's orientation is applied. A decoder
 //! that panics rejects its image. docs/formats.md has what differs from Pillow.
 
 mod baseline;
-mod error;
-mod exif;
 mod formats;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod luma;
-mod memory;
 mod orientation;
 mod region;
-mod resize;
 mod sniff;
 
-use self::formats::{bmp, gif, jpeg, png, pnm, tiff, webp};
+use fast_image_resize::images::{Image, ImageRef};
+use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 use serde::{Deserialize, Serialize};
 
-pub use error::ImageError;
+use self::formats::{bmp, gif, jpeg, png, pnm, tiff, webp};
+
 #[cfg(feature = "fuzzing")]
 pub(crate) use luma::check_is_libjpegs;
 pub use luma::{Luma, check, check_and_index, entry_points, luma};
-pub use memory::decoding_memory;
 pub use orientation::{ExifOrientation, Orientation};
 pub use region::{Channels, Encoded, Planes, Region, RegionDecoder};
-pub use resize::{shrink, shrunk_size};
+
+/// An image cannot be read or written; the text is the reason that a report shows.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ImageError {
+    /// No bytes.
+    #[error("the file is empty")]
+    Empty,
+    /// Bytes of no known kind.
+    #[error("the file is not an image of a known kind")]
+    UnknownFormat,
+    /// An image, but of a kind that is not decoded.
+    #[error("{kind} is not supported")]
+    Unsupported {
+        /// What the file is.
+        kind: &'static str,
+    },
+    /// Something else under the name of an image.
+    #[error("the file is {kind}, not an image")]
+    NotAnImage {
+        /// What the file is, with its article.
+        kind: &'static str,
+    },
+    /// More pixels than allowed.
+    #[error("{width}x{height} pixels are more than the limit of {limit}")]
+    TooLarge {
+        /// Columns.
+        width: u32,
+        /// Rows.
+        height: u32,
+        /// The most pixels allowed.
+        limit: u64,
+    },
+    /// The header or the pixels are broken or cut.
+    #[error("{format}: {reason}")]
+    Corrupt {
+        /// What the file is.
+        format: &'static str,
+        /// The decoder's words.
+        reason: String,
+    },
+    /// The image cannot be encoded.
+    #[error("cannot be encoded: {reason}")]
+    Encode {
+        /// The encoder's words.
+        reason: String,
+    },
+}
+
+impl ImageError {
+    /// The kind of reason, for counting.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Empty => "empty",
+            Self::UnknownFormat => "unknown format",
+            Self::Unsupported { .. } => "unsupported format",
+            Self::NotAnImage { .. } => "not an image",
+            Self::TooLarge { .. } => "too large",
+            Self::Corrupt { .. } => "corrupt",
+            Self::Encode { .. } => "cannot be encoded",
+        }
+    }
+}
 
 /// What is accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// An image with more pixels is refused: a guard against decompression bombs.
+    /// An image with more pixels is rejected: a guard against decompression bombs.
     pub max_pixels: u64,
 }
 
@@ -44,8 +102,7 @@ impl Default for Limits {
 }
 
 impl Limits {
-    fn check(&self, header: &Header) -> Result<(), ImageError> {
-        let (width, height) = (header.width, header.height);
+    fn check(&self, (width, height): (u32, u32)) -> Result<(), ImageError> {
         if u64::from(width) * u64::from(height) > self.max_pixels {
             return Err(ImageError::TooLarge { width, height, limit: self.max_pixels });
         }
@@ -100,7 +157,7 @@ impl Format {
     }
 }
 
-/// What the header of a file says.
+/// The header of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
     /// What the file is.
@@ -111,6 +168,13 @@ pub struct Header {
     pub height: u32,
     /// The colour space as stored.
     pub colour: Colour,
+}
+
+impl Header {
+    /// Columns and rows.
+    fn size(&self) -> (u32, u32) {
+        (self.width, self.height)
+    }
 }
 
 /// A colour space.
@@ -170,7 +234,7 @@ pub fn probe(bytes: &[u8]) -> Result<Header, ImageError> {
 /// If the file is of no known kind, too large, cut or corrupt.
 pub fn decode(bytes: &[u8], limits: &Limits) -> Result<DecodedImage, ImageError> {
     let header = probe(bytes)?;
-    limits.check(&header)?;
+    limits.check(header.size())?;
     guard(header.format.name(), || match header.format {
         Format::Jpeg => jpeg::decode(bytes, header),
         Format::Png => png::decode(bytes),
@@ -188,11 +252,41 @@ pub fn decode(bytes: &[u8], limits: &Limits) -> Result<DecodedImage, ImageError>
 /// As [`decode`], but damage between header and end is not seen.
 pub fn check_header(bytes: &[u8], limits: &Limits) -> Result<Header, ImageError> {
     let header = probe(bytes)?;
-    limits.check(&header)?;
+    limits.check(header.size())?;
     if header.format == Format::Jpeg && !jpeg::has_end(bytes) {
         return Err(ImageError::Corrupt { format: "JPEG", reason: "its end is missing".into() });
     }
     Ok(header)
+}
+
+/// The bytes that [`check`] and [`decode`] allocate at most for an image, beside its encoded bytes.
+///
+/// An upper estimate: pixels times channels times bytes of a channel, and what decoder and conversions hold at the same
+/// time.
+pub fn decoding_memory(bytes: &[u8], header: &Header) -> u64 {
+    let pixels = u64::from(header.width) * u64::from(header.height);
+    // RGB and the brightness made of it.
+    let converted = 4 * pixels;
+    match header.format {
+        Format::Jpeg => {
+            let channels = match header.colour {
+                Colour::Grey => 1,
+                Colour::Rgb => 3,
+                Colour::Cmyk => 4,
+            };
+            // A progressive JPEG is held as coefficients of two bytes until its last scan is read.
+            let coefficients = if jpeg::is_progressive(bytes) { 2 * channels * pixels } else { 0 };
+            let inks = if header.colour == Colour::Cmyk { channels * pixels } else { 0 };
+            converted.saturating_add(coefficients).saturating_add(inks)
+        }
+        // Four channels of 16 bits unless the header says less; WebP and GIF also hold a canvas.
+        Format::Png => converted.saturating_add(pixels.saturating_mul(png::bytes_per_pixel(bytes))),
+        Format::Pnm => converted.saturating_add(6 * pixels),
+        Format::Bmp => converted.saturating_add(4 * pixels),
+        Format::Gif | Format::Webp => converted.saturating_add(8 * pixels),
+        // What the header cannot tell is an error of decoding.
+        Format::Tiff => converted.saturating_add(tiff::sample_memory(bytes).unwrap_or(0)),
+    }
 }
 
 /// A progressive JPEG as a baseline one with the same coefficients: it decodes faster. `None` for any other file.
@@ -222,6 +316,33 @@ pub fn encode_jpeg(image: &DecodedImage, quality: u8) -> Result<Vec<u8>, ImageEr
 /// If the encoder fails.
 pub fn encode_png(image: &DecodedImage) -> Result<Vec<u8>, ImageError> {
     png::encode(image)
+}
+
+/// The sides of an image made smaller so that its longer one has at most `max_side` pixels and its shorter one at
+/// most `short_side`; `None` where it is small enough. The ratio of the sides is kept, but for rounding.
+pub fn shrunk_size(
+    width: u32,
+    height: u32,
+    max_side: Option<u32>,
+    short_side: Option<u32>,
+) -> Option<(u32, u32)> {
+    let limit = |side: u32, limit: Option<u32>| limit.map_or(1.0, |limit| f64::from(limit) / f64::from(side));
+    let factor = limit(width.max(height), max_side).min(limit(width.min(height), short_side));
+    let side = |side: u32| ((f64::from(side) * factor).round() as u32).max(1);
+    (factor < 1.0).then(|| (side(width), side(height)))
+}
+
+/// An image made as small as [`shrunk_size`] has it.
+///
+/// The filter is Pillow's antialiased Lanczos, which keeps what later crops need.
+pub fn shrink(image: &DecodedImage, max_side: Option<u32>, short_side: Option<u32>) -> Option<DecodedImage> {
+    let (width, height) = shrunk_size(image.width, image.height, max_side, short_side)?;
+    let source = ImageRef::new(image.width, image.height, &image.rgb, PixelType::U8x3)
+        .expect("an image holds three bytes for each pixel");
+    let mut resized = Image::new(width, height, PixelType::U8x3);
+    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3));
+    Resizer::new().resize(&source, &mut resized, &options).expect("both have the same kind of pixels");
+    Some(DecodedImage { width, height, rgb: resized.into_vec() })
 }
 
 /// Runs a decoder; its panic is an error of the image.

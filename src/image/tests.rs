@@ -1,8 +1,62 @@
-mod kinds;
+use std::io::Read;
+use std::time::{Duration, Instant};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use image::{DynamicImage, GenericImage, ImageFormat, Rgba};
+use serde_json::Value;
+use turbojpeg::Subsamp;
 
+use super::fuzzing::region_of;
 use super::*;
+use crate::rng::{Purpose, Stream};
+
+/// A smooth image with noise and hard edges, so that all kinds of coefficients occur.
+pub(super) fn noisy(width: u32, height: u32, seed: u64) -> DecodedImage {
+    let mut stream = Stream::new(seed, Purpose::Test, 1, 0);
+    let rgb = (0..height)
+        .flat_map(|y| (0..width).map(move |x| (x, y)))
+        .flat_map(|(x, y)| {
+            let noise = if (x / 32 + y / 16) % 3 == 0 { stream.below(120) as u32 } else { 0 };
+            let edge = if (x / 11) % 4 == 1 { 200 } else { 0 };
+            [x * 3 + noise, y * 2 + edge, x + y + noise / 2].map(|value| value.min(255) as u8)
+        })
+        .collect();
+    DecodedImage { width, height, rgb }
+}
+
+/// A JPEG; with `optimize`, its Huffman tables are made for it.
+pub(super) fn compressed(
+    image: &DecodedImage,
+    subsamp: Subsamp,
+    quality: i32,
+    optimize: bool,
+    progressive: bool,
+) -> Vec<u8> {
+    let mut compressor = turbojpeg::Compressor::new().expect("a compressor");
+    compressor.set_quality(quality).expect("quality");
+    compressor.set_subsamp(subsamp).expect("subsampling");
+    compressor.set_optimize(optimize).expect("optimize");
+    compressor.set_progressive(progressive).expect("progressive");
+    let image = turbojpeg::Image {
+        pixels: image.rgb.as_slice(),
+        width: image.width as usize,
+        pitch: image.width as usize * 3,
+        height: image.height as usize,
+        format: turbojpeg::PixelFormat::RGB,
+    };
+    compressor.compress_to_vec(image).expect("encoded")
+}
+
+/// JPEGs with restart markers, as datasets of `ingest --tile-index` of version 0.1.0 hold them, by the golden with
+/// the same pixels.
+pub(super) fn with_restart_markers() -> [(&'static str, &'static [u8]); 3] {
+    [
+        ("jpeg 4:4:4", include_bytes!("../../tests/golden/tiled-444.jpg")),
+        ("jpeg 4:2:0", include_bytes!("../../tests/golden/tiled-420.jpg")),
+        ("jpeg grey", include_bytes!("../../tests/golden/tiled-grey.jpg")),
+    ]
+}
 
 /// A smooth image, so that lossy codecs stay close.
 fn gradient(width: u32, height: u32) -> DecodedImage {
@@ -91,7 +145,7 @@ fn inverted_cmyk_becomes_rgb_as_in_pillow() {
     // Cyan ink alone, and half black: (C, M, Y, K) = (255, 0, 0, 0) and (0, 0, 0, 128), stored inverted.
     let mut compressor = turbojpeg::Compressor::new().expect("a compressor");
     compressor.set_quality(100).expect("quality");
-    compressor.set_subsamp(turbojpeg::Subsamp::None).expect("subsampling");
+    compressor.set_subsamp(Subsamp::None).expect("subsampling");
     compressor.set_colorspace(turbojpeg::Colorspace::CMYK).expect("colour space");
     for (stored, expected) in [([0, 255, 255, 255], [0, 255, 255]), ([255, 255, 255, 127], [127, 127, 127])] {
         let pixels = stored.repeat(64);
@@ -119,7 +173,7 @@ fn content_decides_and_not_a_name() {
 }
 
 #[test]
-fn a_truncated_image_is_refused_with_a_reason() {
+fn a_truncated_image_is_rejected_with_a_reason() {
     let image = gradient(64, 64);
     let jpeg = encode_jpeg(&image, 90).expect("encoded");
     let png = encode_png(&image).expect("encoded");
@@ -130,82 +184,191 @@ fn a_truncated_image_is_refused_with_a_reason() {
 }
 
 #[test]
-fn a_bomb_is_refused_by_its_header() {
+fn a_bomb_is_rejected_by_its_header() {
     let bytes = encode_png(&gradient(60, 60)).expect("encoded");
     let error = decode(&bytes, &Limits { max_pixels: 3599 }).expect_err("too large");
     assert_eq!(error.to_string(), "60x60 pixels are more than the limit of 3599");
 }
 
-/// Files and regions for the tests of decoders.
-pub(super) mod support {
-    use crate::image::{DecodedImage, Region};
-    use crate::rng::{Purpose, Stream};
+#[test]
+fn the_memory_of_an_image_follows_from_its_pixels_and_channels() {
+    let image = DecodedImage { width: 30, height: 20, rgb: vec![7; 30 * 20 * 3] };
+    let of = |bytes: &[u8]| decoding_memory(bytes, &probe(bytes).expect("a header"));
+    let png = encode_png(&image).expect("encoded");
+    assert_eq!(of(&png), 600 * (3 + 4));
+    assert_eq!(of(&encode_jpeg(&image, 90).expect("encoded")), 600 * 4);
+    let mut tiff = std::io::Cursor::new(Vec::new());
+    let pixels = image::RgbImage::from_raw(30, 20, vec![7; 30 * 20 * 3]).expect("whole");
+    pixels.write_to(&mut tiff, image::ImageFormat::Tiff).expect("encoded");
+    let of_tiff = of(tiff.get_ref());
+    assert!((600 * (4 + 3) + 1..=600 * (4 + 3 + 3)).contains(&of_tiff), "{of_tiff}: image and strip");
+    let header = probe(&png).expect("a header");
+    let mut deep = png;
+    (deep[24], deep[25]) = (16, 6);
+    assert_eq!(decoding_memory(&deep, &header), 600 * (8 + 4));
+}
 
-    /// A smooth image with noise and hard edges, so that all kinds of coefficients occur.
-    pub(in crate::image) fn noisy(width: u32, height: u32, seed: u64) -> DecodedImage {
-        let mut stream = Stream::new(seed, Purpose::Test, 1, 0);
-        let rgb = (0..height)
-            .flat_map(|y| (0..width).map(move |x| (x, y)))
-            .flat_map(|(x, y)| {
-                let noise = if (x / 32 + y / 16) % 3 == 0 { stream.below(120) as u32 } else { 0 };
-                let edge = if (x / 11) % 4 == 1 { 200 } else { 0 };
-                [x * 3 + noise, y * 2 + edge, x + y + noise / 2].map(|value| value.min(255) as u8)
-            })
-            .collect();
-        DecodedImage { width, height, rgb }
+struct Golden {
+    name: String,
+    is_upright: bool,
+    file: Vec<u8>,
+    expected: DecodedImage,
+}
+
+/// What `generate_images.py` wrote.
+fn goldens() -> Vec<Golden> {
+    let text = include_str!("../../tests/golden/images.json");
+    let cases: Vec<Value> = serde_json::from_str(text).expect("JSON");
+    let bytes = |value: &Value| STANDARD.decode(value.as_str().expect("text")).expect("base64");
+    let side = |value: &Value| value.as_u64().expect("a number") as u32;
+    let golden = |case: Value| {
+        let mut rgb = Vec::new();
+        flate2::read::ZlibDecoder::new(bytes(&case["rgb"]).as_slice()).read_to_end(&mut rgb).expect("packed");
+        Golden {
+            name: case["name"].as_str().expect("a name").to_owned(),
+            is_upright: case["upright"].as_bool().expect("a flag"),
+            file: bytes(&case["file"]),
+            expected: DecodedImage { width: side(&case["width"]), height: side(&case["height"]), rgb },
+        }
+    };
+    cases.into_iter().map(golden).collect()
+}
+
+#[test]
+fn every_kind_has_the_pixels_that_pillow_gives_it() {
+    for Golden { name, is_upright, file, expected } in goldens() {
+        let apply = if is_upright { ExifOrientation::Apply } else { ExifOrientation::Ignore };
+        let found = decode(&file, &Limits::default()).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let found = found.turned(apply.of(&file));
+        assert_eq!((found.width, found.height), (expected.width, expected.height), "{name}");
+        assert!(found.rgb == expected.rgb, "{name} has other pixels");
+        let header =
+            check_header(&file, &Limits::default()).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(probe(&file), Ok(header), "{name}");
     }
+}
 
-    /// A JPEG with Huffman tables of its own if `optimize` is set.
-    pub(in crate::image) fn compressed(
-        image: &DecodedImage,
-        subsamp: turbojpeg::Subsamp,
-        quality: i32,
-        optimize: bool,
-        progressive: bool,
-    ) -> Vec<u8> {
-        let mut compressor = turbojpeg::Compressor::new().expect("a compressor");
-        compressor.set_quality(quality).expect("quality");
-        compressor.set_subsamp(subsamp).expect("subsampling");
-        compressor.set_optimize(optimize).expect("optimize");
-        compressor.set_progressive(progressive).expect("progressive");
-        let image = turbojpeg::Image {
-            pixels: image.rgb.as_slice(),
-            width: image.width as usize,
-            pitch: image.width as usize * 3,
-            height: image.height as usize,
-            format: turbojpeg::PixelFormat::RGB,
-        };
-        compressor.compress_to_vec(image).expect("encoded")
+#[test]
+fn regions_of_every_kind_are_those_of_the_whole_image() {
+    let mut stream = Stream::new(21, Purpose::Test, 0, 0);
+    for Golden { name, file, .. } in goldens() {
+        for _ in 0..4 {
+            let choices = std::array::from_fn(|_| stream.below(256) as u8);
+            region_of(&file, choices).unwrap_or_else(|error| panic!("{name}: {error}"));
+        }
     }
+}
 
-    /// JPEGs with restart markers, as datasets of `ingest --tile-index` of version 0.1.0 hold them, by the golden with
-    /// the same pixels.
-    pub(in crate::image) fn with_restart_markers() -> [(&'static str, &'static [u8]); 3] {
-        [
-            ("jpeg 4:4:4", include_bytes!("../../tests/golden/tiled-444.jpg")),
-            ("jpeg 4:2:0", include_bytes!("../../tests/golden/tiled-420.jpg")),
-            ("jpeg grey", include_bytes!("../../tests/golden/tiled-grey.jpg")),
-        ]
+/// A harmless flaw must not hide a grave one: libjpeg tells the first alone.
+#[test]
+fn a_cut_jpeg_is_rejected_whatever_is_wrong_with_its_header() {
+    let is_one = |name: &str| name.starts_with("jpeg") && !name.contains("behind its end");
+    for Golden { name, file, .. } in goldens().into_iter().filter(|golden| is_one(&golden.name)) {
+        let scan = memchr::memmem::find(&file, b"\xFF\xDA").expect("a scan");
+        let mut cut = file[..scan + (file.len() - scan) / 3].to_vec();
+        for end in [&b""[..], b"\xFF\xD9"] {
+            cut.extend_from_slice(end);
+            let error = check(&cut, &Limits::default()).map(|(header, _)| header).expect_err(&name);
+            assert!(matches!(error, ImageError::Corrupt { format: "JPEG", .. }), "{name}: {error}");
+        }
     }
+}
 
-    /// Random regions of an image, the whole first.
-    pub(in crate::image) fn regions(
-        stream: &mut Stream,
-        width: u32,
-        height: u32,
-        count: usize,
-    ) -> Vec<Region> {
-        let whole = Region { left: 0, top: 0, width: width as usize, height: height as usize };
-        let mut draw = || {
-            let columns = 1 + stream.below(u64::from(width)) as usize;
-            let rows = 1 + stream.below(u64::from(height)) as usize;
-            Region {
-                left: stream.below((width as usize - columns + 1) as u64) as usize,
-                top: stream.below((height as usize - rows + 1) as u64) as usize,
-                width: columns,
-                height: rows,
+#[test]
+fn the_end_of_a_thumbnail_is_not_that_of_the_image() {
+    let find = |name: &str| goldens().into_iter().find(|golden| golden.name == name).expect("there").file;
+    let whole = find("jpeg 4:2:0");
+    let thumbnail = find("jpeg 4:4:4");
+    let mut nested = whole[..2].to_vec();
+    nested.extend_from_slice(&[0xFF, 0xE1]);
+    nested.extend_from_slice(&(thumbnail.len() as u16 + 2).to_be_bytes());
+    nested.extend_from_slice(&thumbnail);
+    nested.extend_from_slice(&whole[2..]);
+    assert!(check_header(&nested, &Limits::default()).is_ok());
+    let error = check_header(&nested[..nested.len() - 2], &Limits::default()).expect_err("no end");
+    assert_eq!(error.to_string(), "JPEG: its end is missing");
+}
+
+/// Mutations of each file in a run of all tests, and in one by hand.
+const FEW: usize = 12;
+const MANY: usize = 1000;
+/// No image of these sizes takes longer, in a build without optimisation.
+const LONGEST: Duration = Duration::from_secs(10);
+
+fn mutated(file: &[u8], stream: &mut Stream) -> Vec<u8> {
+    let mut bytes = file.to_vec();
+    for _ in 0..=stream.below(3) {
+        let at = stream.below(bytes.len().max(1) as u64) as usize;
+        match stream.below(7) {
+            0 => bytes.truncate(at),
+            1 => bytes[at] ^= 1 << stream.below(8),
+            2 => bytes[at] = [0, 0xFF, 0x7F, 0x80][stream.below(4) as usize],
+            3 => drop(bytes.remove(at)),
+            4 => bytes.insert(at, stream.below(256) as u8),
+            5 => {
+                let end = (at + stream.below(9) as usize).min(bytes.len());
+                bytes[at..end].fill(stream.below(256) as u8);
             }
-        };
-        std::iter::once(whole).chain(std::iter::repeat_with(&mut draw).take(count)).collect()
+            // What decides sizes is at the start.
+            _ => {
+                let at = stream.below(bytes.len().clamp(1, 64) as u64) as usize;
+                bytes[at] = stream.below(256) as u8;
+            }
+        }
+        if bytes.is_empty() {
+            break;
+        }
+    }
+    bytes
+}
+
+/// Mutates files, and tells how many were accepted and rejected.
+fn mutate(mutations: impl Fn(&Golden) -> usize) -> (usize, usize) {
+    let (mut accepted, mut rejected) = (0, 0);
+    for (number, golden) in goldens().into_iter().enumerate() {
+        let mut stream = Stream::new(22, Purpose::Test, number as u64, 0);
+        for _ in 0..mutations(&golden) {
+            let bytes = mutated(&golden.file, &mut stream);
+            let choices = std::array::from_fn(|_| stream.below(256) as u8);
+            let start = Instant::now();
+            match region_of(&bytes, choices) {
+                Ok(()) => accepted += 1,
+                Err(error) => {
+                    assert!(!error.to_string().is_empty(), "{}", golden.name);
+                    rejected += 1;
+                }
+            }
+            assert!(start.elapsed() < LONGEST, "{} took {:?}", golden.name, start.elapsed());
+        }
+    }
+    (accepted, rejected)
+}
+
+#[test]
+fn mutated_files_are_decoded_or_rejected_with_a_reason() {
+    let (accepted, rejected) = mutate(|_| FEW);
+    assert!(accepted > 300 && rejected > 300, "{accepted} accepted, {rejected} rejected");
+}
+
+#[test]
+#[ignore = "takes minutes: a thousand mutations of each kind"]
+fn a_thousand_mutated_files_of_each_kind_are_decoded_or_rejected_with_a_reason() {
+    let kind = |golden: &Golden| golden.name.split(' ').next().unwrap_or_default().to_owned();
+    let all: Vec<String> = goldens().iter().map(kind).collect();
+    let (accepted, rejected) =
+        mutate(|golden| MANY.div_ceil(all.iter().filter(|other| **other == kind(golden)).count()));
+    assert!(accepted + rejected >= 7 * MANY, "{accepted} accepted, {rejected} rejected");
+}
+
+#[test]
+fn images_of_a_dataset_with_a_tile_index_have_the_pixels_of_their_originals() {
+    let goldens = goldens();
+    for (name, file) in with_restart_markers() {
+        let golden = goldens.iter().find(|golden| golden.name == name).expect("a golden of this name");
+        assert_ne!(golden.file, file, "{name}");
+        assert!(decode(file, &Limits::default()).expect("decoded") == golden.expected, "{name}");
+        for choices in [[0, 0, 255, 255, 0], [90, 120, 100, 80, 0], [200, 30, 90, 220, 0]] {
+            assert_eq!(region_of(file, choices), Ok(()), "{name}");
+        }
     }
 }

@@ -50,11 +50,11 @@ pub struct BenchReport {
     pub ingest_megabytes_per_second: f64,
     /// The ingest's time over that of decoding, in the median.
     pub ratio_to_plain_decode: f64,
-    /// The same of every round.
+    /// The same ratio of every round.
     pub ratios: Vec<f64>,
     /// Ratios of processor time, of every round.
     pub cpu_ratios: Vec<f64>,
-    /// The most memory that the process had, in bytes; none where the system does not say.
+    /// The peak memory of the process, in bytes; none where the system does not say.
     pub peak_memory_bytes: Option<u64>,
 }
 
@@ -104,7 +104,7 @@ pub fn bench(options: &BenchOptions) -> Result<BenchReport, IngestError> {
     })
 }
 
-/// What a piece of work took, in seconds.
+/// The time of a piece of work, in seconds.
 #[derive(Clone, Copy, Debug)]
 struct Taken {
     wall: f64,
@@ -180,7 +180,7 @@ fn decode_all(options: &IngestOptions) -> Result<(), IngestError> {
     })
 }
 
-/// The most memory that this process had, in bytes.
+/// The peak memory of this process, in bytes.
 fn peak_memory() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

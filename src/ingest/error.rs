@@ -1,8 +1,10 @@
 //! Why an ingest fails.
 
+use std::fmt::Display;
+
 use crate::dataset::DatasetError;
 use crate::failure::Failure;
-use crate::storage::{Location, StorageError};
+use crate::storage::StorageError;
 
 /// An ingest cannot be done; no dataset is published.
 #[derive(Debug, thiserror::Error)]
@@ -109,7 +111,7 @@ pub enum IngestError {
 
 impl IngestError {
     /// A source at this location that cannot be read as asked for.
-    pub(super) fn layout(location: &Location, reason: impl Into<String>) -> Self {
+    pub(super) fn layout(location: impl Display, reason: impl Into<String>) -> Self {
         Self::Layout { location: location.to_string(), reason: reason.into() }
     }
 

@@ -16,11 +16,11 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::IngestError;
+use super::job::overlap;
 use super::source::{as_path_part, is_image};
 use crate::dataset::{IndexRow, Manifest, ShardEntry, ShardReader, Split, read_index};
 use crate::ids::InstanceId;
 use crate::image::format_of;
-use crate::ingest::part::overlap::overlap;
 use crate::progress::Progress;
 use crate::storage::{Location, PublishMode, StorageError, read_concurrently};
 
@@ -73,7 +73,7 @@ pub fn export(options: &ExportOptions, progress: &dyn Progress) -> Result<Export
     let manifest = Manifest::read(&options.dataset)?;
     let is_wanted = |name: &str| options.split.as_deref().is_none_or(|wanted| wanted == name);
     if let Some(split) = options.split.as_ref().filter(|&split| !manifest.splits.contains_key(split)) {
-        return Err(wrong(&options.dataset, format!("it has no split {split:?}")));
+        return Err(IngestError::layout(&options.dataset, format!("it has no split {split:?}")));
     }
     let folders: Vec<_> = manifest
         .splits
@@ -82,7 +82,7 @@ pub fn export(options: &ExportOptions, progress: &dyn Progress) -> Result<Export
         .map(|(name, _)| options.dest.join(name))
         .collect();
     if folders.iter().any(|folder| overlap(folder, &options.dataset)) {
-        return Err(wrong(
+        return Err(IngestError::layout(
             &options.dest,
             format!("it overlaps the dataset {}; give another folder", options.dataset),
         ));
@@ -288,9 +288,5 @@ fn safe_path(path: &str) -> Option<String> {
 }
 
 fn leads_outside(location: impl std::fmt::Display, path: &str) -> IngestError {
-    wrong(location, format!("the path {path:?} leads outside of the split"))
-}
-
-fn wrong(location: impl std::fmt::Display, reason: String) -> IngestError {
-    IngestError::Layout { location: location.to_string(), reason }
+    IngestError::layout(location, format!("the path {path:?} leads outside of the split"))
 }

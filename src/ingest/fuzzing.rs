@@ -1,4 +1,4 @@
-//! Ways in for the fuzzer: what reads bytes that somebody else wrote.
+//! Entry points for the fuzzer: everything that reads foreign bytes.
 
 use super::source::{Source, read_synsets};
 use super::{IngestOptions, validate};
@@ -7,7 +7,7 @@ use crate::progress::Quiet;
 use crate::storage::Location;
 
 /// Lists a source that is one file of this name, and decides what it means.
-#[expect(clippy::disallowed_methods, reason = "the source is a file of somebody else")]
+#[expect(clippy::disallowed_methods, reason = "the source is a foreign file")]
 fn source(name: &str, bytes: &[u8]) -> bool {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join(name);

@@ -1,26 +1,23 @@
 //! The ingest, from the listing to the manifest.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use rayon::ThreadPool;
 
 use super::journal::{Journal, Unfinished, has_plan, has_work, recorded_files, unfinished};
-use super::near_duplicates::{Listed, Look, count, extend_groups, groups, rows};
+use super::memory::MemoryBudget;
+use super::near_duplicates::{Index, find_leaks, publish_duplicates};
 use super::part::PartJob;
 use super::plan::{DestinationPlan, IngestPlan, Plan, rejects_file};
 use super::report::{HeldBy, IngestReport, SplitReport};
 use super::source::{Source, first_of, is_image};
 use super::verify_source::VerifyJob;
-use super::{IngestError, IngestOptions, PROGRAM, SourcePlan, TRAINING_SPLIT};
-use crate::dataset::{
-    DUPLICATES_FILE, DatasetError, DuplicateCounts, DuplicateRow, IndexRow, IngestRecord, Manifest, Split,
-    ViewHash, read_duplicates, read_index, write_duplicates,
-};
-use crate::ingest::part::overlap::check_overlap;
-use crate::ingest::validate::memory::MemoryBudget;
+use super::{IngestError, IngestOptions, SourcePlan, TRAINING_SPLIT};
+use crate::dataset::{DUPLICATES_FILE, DatasetError, Manifest, Split, read_index};
 use crate::progress::Progress;
-use crate::storage::{Digest, PublishMode, StorageError};
+use crate::storage::{Location, PublishMode, StorageError};
 
 /// Splits that an error names.
 const SHOWN_SPLITS: usize = 5;
@@ -28,7 +25,7 @@ const SHOWN_SPLITS: usize = 5;
 /// Ingests a source into a dataset.
 ///
 /// Another split can be added to a dataset of the same classes, and images be appended to a split. The same
-/// command again finds its work done, or goes on where it was killed.
+/// command again finds its work done, or continues where it was killed.
 ///
 /// # Errors
 /// See [`IngestError`]; then no manifest was published by this call.
@@ -81,7 +78,7 @@ pub fn ingest(options: &IngestOptions, progress: &dyn Progress) -> Result<Ingest
         return Ok(report(manifest, BTreeMap::new(), Some(held_by(manifest, &plan)), verified));
     }
     let journal = Journal::open(&options.dest)?;
-    // Whoever held the lock before may have published.
+    // The previous holder of the lock may have published.
     let existing = self::existing(options)?;
     let plan = Plan::new(options, &source, existing.as_ref())?;
     let published = existing.as_ref().map(published).unwrap_or_default();
@@ -165,6 +162,53 @@ pub fn plan(options: &IngestOptions, progress: &dyn Progress) -> Result<IngestPl
     Ok(IngestPlan { source: source.plan, destination })
 }
 
+/// Checks that no source holds the destination or is within it: an ingest would read what it writes, or write among
+/// files that are not its own.
+///
+/// # Errors
+/// [`IngestError::Overlap`].
+fn check_overlap(options: &IngestOptions) -> Result<(), IngestError> {
+    match options.sources.iter().find(|source| overlap(source, &options.dest)) {
+        None => Ok(()),
+        Some(source) => {
+            Err(IngestError::Overlap { source_location: source.to_string(), dest: options.dest.to_string() })
+        }
+    }
+}
+
+/// Whether the locations are the same or one is within the other; links of this machine are followed.
+pub(super) fn overlap(one: &Location, other: &Location) -> bool {
+    match (one.local_path(), other.local_path()) {
+        (Some(one), Some(other)) => {
+            let (one, other) = (canonical(one), canonical(other));
+            one.starts_with(&other) || other.starts_with(&one)
+        }
+        (None, None) => {
+            // Scheme, bucket, and the parts of the key.
+            let (one, other) = (one.to_string(), other.to_string());
+            let parts = |text: &str| {
+                text.split('/').filter(|part| !part.is_empty()).map(str::to_owned).collect::<Vec<_>>()
+            };
+            let (one, other) = (parts(&one), parts(&other));
+            one.starts_with(&other) || other.starts_with(&one)
+        }
+        _ => false,
+    }
+}
+
+/// The path without links, as far as it exists.
+fn canonical(path: &Path) -> PathBuf {
+    let above = path.ancestors().find_map(|above| Some((above, above.canonicalize().ok()?)));
+    match above {
+        Some((above, canonical)) => match path.strip_prefix(above) {
+            Ok(rest) if rest.as_os_str().is_empty() => canonical,
+            Ok(rest) => canonical.join(rest),
+            Err(_) => path.to_owned(),
+        },
+        None => path.to_owned(),
+    }
+}
+
 /// What is to be done, where the options fit it.
 fn prepare<'a>(
     options: &IngestOptions,
@@ -199,7 +243,7 @@ fn check_leaks(options: &IngestOptions, source: &Source) -> Result<(), IngestErr
     Err(IngestError::Options { reason })
 }
 
-/// Whether work that an ingest before has left goes on; says why not.
+/// Whether this ingest continues the work that an earlier one has left; logs why not.
 fn resumes(options: &IngestOptions, plan: &Plan<'_>, source: &Source) -> Result<bool, IngestError> {
     let dest = &options.dest;
     let unfinished = unfinished(dest, plan.digest(), source.stamps.digest())?;
@@ -221,8 +265,8 @@ fn resumes(options: &IngestOptions, plan: &Plan<'_>, source: &Source) -> Result<
     Ok(unfinished == Unfinished::Same)
 }
 
-/// Removes what an ingest that was killed after it had published has left, where there is nothing to do. That another
-/// process works there is no error: it removes its own.
+/// Removes what an ingest has left that was killed after it had published, where there is nothing to do. Another process
+/// that works there removes its own files, so a held lock is not an error.
 fn tidy_unlocked(options: &IngestOptions) -> Result<(), IngestError> {
     if !has_work(&options.dest)? {
         return Ok(());
@@ -231,7 +275,7 @@ fn tidy_unlocked(options: &IngestOptions) -> Result<(), IngestError> {
         Err(StorageError::Locked { .. }) => return Ok(()),
         other => other?,
     };
-    // Whoever held the lock before may have published.
+    // The previous holder of the lock may have published.
     let published = existing(options)?.as_ref().map(published).unwrap_or_default();
     tidy(options, &journal, &published)
 }
@@ -239,7 +283,7 @@ fn tidy_unlocked(options: &IngestOptions) -> Result<(), IngestError> {
 /// The same under the lock. Unfinished work of another ingest stays for it.
 fn tidy(options: &IngestOptions, journal: &Journal, published: &BTreeSet<String>) -> Result<(), IngestError> {
     let recorded = recorded_files(&options.dest)?;
-    // The index of a part is its own: where that is published, the work was done. Without a plan nothing goes on.
+    // Each part has its own index: where that is published, the work was done. Without a plan nothing continues it.
     let is_done = recorded.iter().any(|file| file != DUPLICATES_FILE && published.contains(file));
     if is_done || !has_plan(&options.dest)? {
         journal.discard(published)?;
@@ -268,15 +312,6 @@ fn refuse_foreign_files(
     published: &BTreeSet<String>,
     recorded: &BTreeSet<String>,
 ) -> Result<(), IngestError> {
-    if published.is_empty() && recorded.is_empty() {
-        let files = options.dest.list()?;
-        if let Some(image) = files.into_iter().find(|file| is_image(&file.name)) {
-            return Err(IngestError::ImagesAtDestination {
-                dest: options.dest.to_string(),
-                image: image.name,
-            });
-        }
-    }
     for part in &plan.parts {
         let shards = options.dest.join(part.split).list()?;
         let shards = shards.into_iter().map(|entry| format!("{}/{}", part.split, entry.name));
@@ -294,6 +329,15 @@ fn refuse_foreign_files(
             if options.dest.join(&file).exists()? {
                 return Err(IngestError::NotOurs { dest: options.dest.to_string(), file });
             }
+        }
+    }
+    if published.is_empty() && recorded.is_empty() {
+        let files = options.dest.list()?;
+        if let Some(image) = files.into_iter().find(|file| is_image(&file.name)) {
+            return Err(IngestError::ImagesAtDestination {
+                dest: options.dest.to_string(),
+                image: image.name,
+            });
         }
     }
     Ok(())
@@ -347,6 +391,7 @@ impl Ingest<'_> {
         let mut splits: BTreeMap<String, Split> =
             self.existing.map(|manifest| manifest.splits.clone()).unwrap_or_default();
         let mut index = self.read_indexes(&splits)?;
+        let near = self.options.near_duplicates;
         let mut reports = BTreeMap::new();
         for part in &self.plan.parts {
             let job = PartJob {
@@ -361,129 +406,64 @@ impl Ingest<'_> {
                 checkers,
                 writers: &writers,
             };
-            let near = self.options.near_duplicates;
-            let (split, rows, report) = job.run(|checked| drop_leaks(checked, &index, near), progress)?;
+            let (split, rows, report) = job.run(|accepted| find_leaks(&index, accepted, near), progress)?;
             index.insert(part.split.to_owned(), rows);
             splits.insert(part.split.to_owned(), split);
             reports.insert(part.split.to_owned(), report);
         }
         let mut manifest = Manifest::new(self.plan.classes.clone(), splits);
-        manifest.duplicates = checkers.install(|| self.write_duplicates(&index))?;
+        manifest.duplicates =
+            checkers.install(|| publish_duplicates(&self.options.dest, &index, self.existing, near))?;
         Ok((manifest, reports))
     }
 
     /// The rows of every split that is there, in the order of their ids.
-    fn read_indexes(
-        &self,
-        splits: &BTreeMap<String, Split>,
-    ) -> Result<BTreeMap<String, Vec<IndexRow>>, IngestError> {
-        let mut index = BTreeMap::new();
+    fn read_indexes(&self, splits: &BTreeMap<String, Split>) -> Result<Index, IngestError> {
+        let mut index = Index::new();
         for (name, split) in splits {
-            let rows: &mut Vec<IndexRow> = index.entry(name.clone()).or_default();
+            let rows = index.entry(name.clone()).or_default();
             for part in &split.ingest {
                 rows.extend(read_index(&self.options.dest, &part.index)?);
             }
         }
         Ok(index)
     }
+}
 
-    fn write_duplicates(
-        &self,
-        index: &BTreeMap<String, Vec<IndexRow>>,
-    ) -> Result<DuplicateCounts, IngestError> {
-        let images: Vec<Listed<'_>> =
-            index.iter().flat_map(|(split, rows)| rows.iter().map(|row| listed(split, row))).collect();
-        let near = self.options.near_duplicates;
-        let looks: Vec<Look> =
-            images.iter().map(|image| look(image.look.digest, image.look.view, near)).collect();
-        // The instances of a split that were there before come first in it.
-        let before = |split: &str| {
-            self.existing.and_then(|manifest| manifest.splits.get(split)).map_or(0, |split| split.instances)
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::StorageOptions;
+
+    #[test]
+    fn locations_overlap_where_one_is_within_the_other() {
+        let overlap = |one: &str, other: &str| {
+            let location = |text| Location::parse(text, &StorageOptions::default()).expect("a location");
+            assert_eq!(overlap(&location(one), &location(other)), overlap(&location(other), &location(one)));
+            overlap(&location(one), &location(other))
         };
-        let is_new = |image: &Listed<'_>| image.id.row() as u64 >= before(image.split);
-        let groups = match self.known_links(&images, is_new)? {
-            Some(known) => extend_groups(&looks, known, |image| is_new(&images[image as usize])),
-            None => groups(&looks),
-        };
-        let (rows, counts) = rows(&images, &groups);
-        write_duplicates(&self.options.dest, &rows)?;
-        Ok(counts)
+        assert!(overlap("/nowhere/a", "/nowhere/a"));
+        assert!(overlap("/nowhere/a", "file:///nowhere/a/b/c"));
+        assert!(overlap("/nowhere/a/../b", "/nowhere/b/"));
+        assert!(!overlap("/nowhere/a", "/nowhere/ab"));
+        assert!(overlap("s3://bucket/a", "s3://bucket/a/"));
+        assert!(overlap("s3://bucket", "s3://bucket/a/b"));
+        assert!(!overlap("s3://bucket/a", "s3://bucket/ab"));
+        assert!(!overlap("s3://bucket/a", "s3://other/a"));
+        assert!(!overlap("s3://bucket/a", "gs://bucket/a"));
+        assert!(!overlap("s3://bucket/a", "/bucket/a"));
     }
 
-    /// Pairs of images of one group, which join the groups of the images that are not new; `None` where that is not known for sure.
-    fn known_links(
-        &self,
-        images: &[Listed<'_>],
-        is_new: impl Fn(&Listed<'_>) -> bool,
-    ) -> Result<Option<Vec<(u32, u32)>>, IngestError> {
-        let Some(manifest) = self.existing else { return Ok(None) };
-        // Another program may have another limit; a record without near-duplicates misses pairs.
-        let is_like_ours = |record: &IngestRecord| {
-            record.program == PROGRAM && !record.options.contains_key("near_duplicates")
-        };
-        let mut records = manifest.splits.values().flat_map(|split| &split.ingest);
-        if !self.options.near_duplicates || !records.all(is_like_ours) {
-            return Ok(None);
-        }
-        let rows = match read_duplicates(&self.options.dest) {
-            Ok(rows) => rows,
-            Err(DatasetError::Damaged { .. }) => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
-        // A killed ingest may have replaced the file: then it has rows or counts that the manifest has not.
-        if count(&rows) != manifest.duplicates {
-            return Ok(None);
-        }
-        let mut starts: BTreeMap<&str, usize> = BTreeMap::new();
-        for (position, image) in images.iter().enumerate() {
-            starts.entry(image.split).or_insert(position);
-        }
-        let position = |row: &DuplicateRow| {
-            let position = starts.get(row.split.as_str())? + row.id.row();
-            let image = images.get(position)?;
-            let is_it = image.split == row.split && image.id == row.id && image.path == row.path;
-            (is_it && !is_new(image)).then_some(position as u32)
-        };
-        let Some(positions) = rows.iter().map(position).collect::<Option<Vec<u32>>>() else {
-            return Ok(None);
-        };
-        let pairs = rows.windows(2).zip(positions.windows(2));
-        let pairs = pairs.filter(|(rows, _)| rows[0].group == rows[1].group);
-        Ok(Some(pairs.map(|(_, positions)| (positions[0], positions[1])).collect()))
-    }
-}
-
-fn listed<'a>(split: &'a str, row: &'a IndexRow) -> Listed<'a> {
-    let look = Look { digest: row.image, view: row.view };
-    Listed { split, id: row.id, path: &row.path, look }
-}
-
-/// What an image is compared by: its view too where near-duplicates are asked for.
-fn look(digest: Digest, view: Option<ViewHash>, near: bool) -> Look {
-    Look { digest, view: view.filter(|_| near) }
-}
-
-/// Marks training images that have a near-duplicate in another split.
-fn drop_leaks(checked: &mut super::part::Checked, index: &BTreeMap<String, Vec<IndexRow>>, near: bool) {
-    let others: Vec<(&str, &IndexRow)> = index
-        .iter()
-        .filter(|(split, _)| *split != TRAINING_SPLIT)
-        .flat_map(|(split, rows)| rows.iter().map(|row| (split.as_str(), row)))
-        .collect();
-    let mut looks: Vec<Look> = others.iter().map(|(_, row)| look(row.image, row.view, near)).collect();
-    let accepted = checked.accepted();
-    looks.extend(accepted.iter().map(|(_, info)| look(info.digest, info.view, near)));
-    let roots = groups(&looks);
-    // The root of a group is its first member, so a group with an image of another split has one as root.
-    let leaks: Vec<(usize, String)> = accepted
-        .iter()
-        .zip(&roots[others.len()..])
-        .filter_map(|((place, _), &root)| {
-            let (split, row) = others.get(root as usize)?;
-            Some((*place, format!("{split} {}", row.path)))
-        })
-        .collect();
-    for (place, other) in leaks {
-        checked.drop_leak(place, &other);
+    #[test]
+    #[cfg(unix)]
+    fn links_are_followed_also_where_the_end_of_the_path_does_not_exist() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let source = dir.path().join("source");
+        std::fs::create_dir(&source).expect("a folder");
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&source, &link).expect("a link");
+        let location = |path: &Path| Location::from_path(path).expect("a location");
+        assert!(overlap(&location(&source), &location(&link.join("new/dataset"))));
+        assert!(!overlap(&location(&source), &location(&dir.path().join("new"))));
     }
 }

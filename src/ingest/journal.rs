@@ -1,4 +1,4 @@
-//! What an ingest has done so far, beside the dataset, so that a killed one goes on.
+//! What an ingest has done so far, beside the dataset, so that a killed one can continue.
 //!
 //! `<dest>/.work/` holds the lock, the plan's fingerprint, and for each part its validations, its finished shards and the
 //! names of the files that it may write. These names are recorded before the first of the files is written, and nothing

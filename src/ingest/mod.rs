@@ -14,12 +14,12 @@ mod export;
 pub mod fuzzing;
 mod job;
 mod journal;
+mod memory;
 mod near_duplicates;
 mod part;
 mod plan;
 mod report;
 mod source;
-mod split_names;
 mod synth;
 mod validate;
 mod verify_source;
@@ -168,7 +168,7 @@ impl IngestOptions {
         }
     }
 
-    /// Whether images may come into the dataset otherwise than they lie in the source.
+    /// Whether the dataset may hold other bytes of an image than the source.
     fn changes_images(&self) -> bool {
         self.max_side.is_some() || self.short_side.is_some() || self.baseline
     }

@@ -16,9 +16,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use rayon::prelude::*;
 
 use self::view_hash::MOST_DIFFERING_BITS;
-use crate::dataset::{DuplicateCounts, DuplicateRow, ViewHash};
-use crate::ids::InstanceId;
-use crate::storage::Digest;
+use super::validate::ImageInfo;
+use super::{PROGRAM, TRAINING_SPLIT};
+use crate::dataset::{
+    DatasetError, DuplicateCounts, DuplicateRow, IndexRow, IngestRecord, Manifest, ViewHash, read_duplicates,
+    write_duplicates,
+};
+use crate::storage::{Digest, Location};
 
 /// Bits of a band: two views that differ in few bits agree in a band but for one bit at most.
 const BAND_BITS: u32 = 16;
@@ -30,15 +34,128 @@ const MOST_RADIUS: u32 = 2 * MOST_DIFFERING_BITS;
 // One differing bit in each band may be missed by an exact look-up; two in each are beyond the limit.
 const _: () = assert!((MOST_DIFFERING_BITS as usize) < 2 * BANDS);
 
+/// The rows of every split, in the order of their ids.
+pub(super) type Index = BTreeMap<String, Vec<IndexRow>>;
+
+/// Groups all images of a dataset, and publishes `duplicates.parquet`. What the `existing` dataset knows of its images is
+/// not compared again; without `near`, only equal bytes make a group.
+///
+/// # Errors
+/// If the store fails.
+pub(super) fn publish_duplicates(
+    dest: &Location,
+    index: &Index,
+    existing: Option<&Manifest>,
+    near: bool,
+) -> Result<DuplicateCounts, DatasetError> {
+    let images: Vec<SplitRow<'_>> =
+        index.iter().flat_map(|(split, rows)| rows.iter().map(move |row| SplitRow { split, row })).collect();
+    let looks: Vec<Look> =
+        images.iter().map(|image| Look::of(image.row.image, image.row.view, near)).collect();
+    // The instances of a split that were there before come first in it.
+    let before = |split: &str| {
+        existing.and_then(|manifest| manifest.splits.get(split)).map_or(0, |split| split.instances)
+    };
+    let is_new = |image: &SplitRow<'_>| image.row.id.row() as u64 >= before(image.split);
+    let known = match existing {
+        Some(manifest) if near => known_links(dest, manifest, &images, is_new)?,
+        _ => None,
+    };
+    let groups = match known {
+        Some(known) => extend_groups(&looks, known, |image| is_new(&images[image as usize])),
+        None => groups(&looks),
+    };
+    let (rows, counts) = rows(&images, &groups);
+    write_duplicates(dest, &rows)?;
+    Ok(counts)
+}
+
+/// The `accepted` training images that have a near-duplicate in another split, by their positions in the part, and the
+/// name of that image.
+pub(super) fn find_leaks(index: &Index, accepted: &[(usize, ImageInfo)], near: bool) -> Vec<(usize, String)> {
+    let others: Vec<(&str, &IndexRow)> = index
+        .iter()
+        .filter(|(split, _)| *split != TRAINING_SPLIT)
+        .flat_map(|(split, rows)| rows.iter().map(|row| (split.as_str(), row)))
+        .collect();
+    let mut looks: Vec<Look> = others.iter().map(|(_, row)| Look::of(row.image, row.view, near)).collect();
+    looks.extend(accepted.iter().map(|(_, info)| Look::of(info.digest, info.view, near)));
+    let roots = groups(&looks);
+    // The root of a group is its first member, so a group with an image of another split has one as root.
+    accepted
+        .iter()
+        .zip(&roots[others.len()..])
+        .filter_map(|((position, _), &root)| {
+            let (split, row) = others.get(root as usize)?;
+            Some((*position, format!("{split} {}", row.path)))
+        })
+        .collect()
+}
+
+/// An image of a dataset.
+#[derive(Clone, Copy)]
+struct SplitRow<'a> {
+    split: &'a str,
+    row: &'a IndexRow,
+}
+
+/// Pairs of images of one group, which join the groups of the images that are not new; `None` where that is not known for
+/// sure.
+fn known_links(
+    dest: &Location,
+    existing: &Manifest,
+    images: &[SplitRow<'_>],
+    is_new: impl Fn(&SplitRow<'_>) -> bool,
+) -> Result<Option<Vec<(u32, u32)>>, DatasetError> {
+    // Another program may have another limit; a record without near-duplicates misses pairs.
+    let is_like_ours =
+        |record: &IngestRecord| record.program == PROGRAM && !record.options.contains_key("near_duplicates");
+    if !existing.splits.values().flat_map(|split| &split.ingest).all(is_like_ours) {
+        return Ok(None);
+    }
+    let rows = match read_duplicates(dest) {
+        Ok(rows) => rows,
+        Err(DatasetError::Damaged { .. }) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    // A killed ingest may have replaced the file: then it has rows or counts that the manifest has not.
+    if count(&rows) != existing.duplicates {
+        return Ok(None);
+    }
+    let mut starts: BTreeMap<&str, usize> = BTreeMap::new();
+    for (position, image) in images.iter().enumerate() {
+        starts.entry(image.split).or_insert(position);
+    }
+    let position = |row: &DuplicateRow| {
+        let position = starts.get(row.split.as_str())? + row.id.row();
+        let image = images.get(position)?;
+        let is_it = image.split == row.split && image.row.id == row.id && image.row.path == row.path;
+        (is_it && !is_new(image)).then_some(position as u32)
+    };
+    let Some(positions) = rows.iter().map(position).collect::<Option<Vec<u32>>>() else {
+        return Ok(None);
+    };
+    let pairs = rows.windows(2).zip(positions.windows(2));
+    let pairs = pairs.filter(|(rows, _)| rows[0].group == rows[1].group);
+    Ok(Some(pairs.map(|(_, positions)| (positions[0], positions[1])).collect()))
+}
+
 /// What an image is compared by.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Look {
-    pub(super) digest: Digest,
-    pub(super) view: Option<ViewHash>,
+struct Look {
+    digest: Digest,
+    view: Option<ViewHash>,
+}
+
+impl Look {
+    /// The view counts where near-duplicates are asked for.
+    fn of(digest: Digest, view: Option<ViewHash>, near: bool) -> Self {
+        Self { digest, view: view.filter(|_| near) }
+    }
 }
 
 /// The group of each image: the position of its first member. An image without a duplicate is alone in its group.
-pub(super) fn groups(looks: &[Look]) -> Vec<u32> {
+fn groups(looks: &[Look]) -> Vec<u32> {
     let sets = Sets::new(looks.len());
     let is_new = |_: u32| true;
     link_all(looks, is_new, &sets);
@@ -47,7 +164,7 @@ pub(super) fn groups(looks: &[Look]) -> Vec<u32> {
 
 /// As [`groups`], where the groups of the images of which `is_new` is false are known: `known` holds pairs of
 /// members of one group. Only what is new is compared.
-pub(super) fn extend_groups(
+fn extend_groups(
     looks: &[Look],
     known: impl IntoIterator<Item = (u32, u32)>,
     is_new: impl Fn(u32) -> bool + Sync,
@@ -265,17 +382,8 @@ impl Sets {
     }
 }
 
-/// An image of a dataset.
-#[derive(Clone, Debug)]
-pub(super) struct Listed<'a> {
-    pub(super) split: &'a str,
-    pub(super) id: InstanceId,
-    pub(super) path: &'a str,
-    pub(super) look: Look,
-}
-
 /// The rows of `duplicates.parquet` for these groups (see [`groups`]) and their counts.
-pub(super) fn rows(images: &[Listed<'_>], groups: &[u32]) -> (Vec<DuplicateRow>, DuplicateCounts) {
+fn rows(images: &[SplitRow<'_>], groups: &[u32]) -> (Vec<DuplicateRow>, DuplicateCounts) {
     let mut members: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
     for (position, &root) in groups.iter().enumerate() {
         if root as usize != position {
@@ -284,16 +392,16 @@ pub(super) fn rows(images: &[Listed<'_>], groups: &[u32]) -> (Vec<DuplicateRow>,
     }
     let mut rows = Vec::new();
     for (group, positions) in (0..).zip(members.values()) {
-        let first = &images[positions[0]].look;
+        let first = images[positions[0]].row;
         for &position in positions {
-            let Listed { split, id, path, look } = &images[position];
+            let SplitRow { split, row } = images[position];
             rows.push(DuplicateRow {
                 group,
-                split: (*split).to_owned(),
-                id: *id,
-                path: (*path).to_owned(),
-                identical: look.digest == first.digest,
-                distance: look.view.zip(first.view).map(|(a, b)| a.distance(&b)),
+                split: split.to_owned(),
+                id: row.id,
+                path: row.path.clone(),
+                identical: row.image == first.image,
+                distance: row.view.zip(first.view).map(|(a, b)| a.distance(&b)),
             });
         }
     }
@@ -303,7 +411,7 @@ pub(super) fn rows(images: &[Listed<'_>], groups: &[u32]) -> (Vec<DuplicateRow>,
 
 /// Counts rows of which those of a group follow each other. A leak is an image of `train` with a near-duplicate in
 /// another split.
-pub(super) fn count(rows: &[DuplicateRow]) -> DuplicateCounts {
+fn count(rows: &[DuplicateRow]) -> DuplicateCounts {
     let mut counts = DuplicateCounts { images: rows.len() as u64, ..DuplicateCounts::default() };
     for group in rows.chunk_by(|a, b| a.group == b.group) {
         if group.iter().all(|row| row.identical) {
@@ -311,7 +419,7 @@ pub(super) fn count(rows: &[DuplicateRow]) -> DuplicateCounts {
         } else {
             counts.visual_groups += 1;
         }
-        let training = group.iter().filter(|row| row.split == super::TRAINING_SPLIT).count();
+        let training = group.iter().filter(|row| row.split == TRAINING_SPLIT).count();
         if training < group.len() {
             counts.leaks += training as u64;
         }

@@ -1,71 +1,197 @@
 //! One part of a split: checked, numbered, written.
 
-pub(super) mod one_pass;
-pub(super) mod overlap;
-pub(super) mod write;
+mod one_pass;
 
-use std::collections::HashMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
 
 use rayon::ThreadPool;
+use rayon::prelude::*;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
-use self::one_pass::{OnePass, PassOutcome};
-use self::write::{Instance, ShardJob, assign};
-use super::journal::Work;
+use self::one_pass::{PassOutcome, check_and_write};
+use super::journal::{ACCEPTED, Work};
+use super::memory::{MemoryBudget, OVER_MEMORY_LIMIT};
 use super::plan::{MEMORY_LIMIT, PartPlan, Plan};
 use super::report::{AlreadyThere, SplitReport};
 use super::source::{Entry, Source};
-use super::validate::{ImageInfo, Rejection, Validation, validate};
-use super::{IngestError, IngestOptions, PROGRAM, TRAINING_SPLIT};
+use super::validate::{Changes, IMAGES_AT_ONCE, ImageInfo, Kept, Rejection, Validation, rewrite, validate};
+use super::{CheckDepth, IngestError, IngestOptions, PROGRAM, TRAINING_SPLIT};
 use crate::dataset::{
-    ContentDigest, IndexRow, IngestRecord, Place, ShardEntry, Split, WrittenShard, write_index,
+    ContentDigest, DatasetError, IndexRow, IngestRecord, PartReport, Place, Row, ShardEntry, ShardWriter,
+    Split, WriterOptions, WrittenShard, write_index,
 };
-use crate::ids::InstanceId;
-use crate::ingest::report::findings::{Findings, LEAK, LEAK_REASON};
-use crate::ingest::validate::memory::{MemoryBudget, OVER_MEMORY_LIMIT};
+use crate::ids::{ClassId, InstanceId};
+use crate::image::entry_points;
 use crate::progress::Progress;
-use crate::storage::Digest;
+use crate::rng::{Purpose, Stream};
+use crate::storage::{Digest, Location, PublishMode, StorageError};
+
+/// How many reasons an error or a report shows.
+const SHOWN_REJECTS: usize = 5;
+/// The kind of reason of a training image that another split holds too.
+const LEAK: &str = "leak";
+/// How the reason of such an image begins; the other image follows.
+const LEAK_REASON: &str = "a near-duplicate of ";
+
+/// A line of `rejects/<part>.jsonl`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Reject<'a> {
+    pub path: Cow<'a, str>,
+    pub reason: Cow<'a, str>,
+}
+
+impl Reject<'_> {
+    /// Whether the image was left out because another split holds it too.
+    pub(super) fn is_leak(&self) -> bool {
+        // Earlier versions had another word.
+        [LEAK_REASON, "a twin of "].iter().any(|start| self.reason.starts_with(start))
+    }
+}
 
 /// The validations of a part's images, in their order.
-#[derive(Debug)]
-pub(super) struct Checked(pub(super) Vec<Validation>);
+struct Checked<'a> {
+    part: &'a PartPlan<'a>,
+    validations: Vec<Validation>,
+}
 
-impl Checked {
-    /// The accepted images with their indexes.
-    pub(super) fn accepted(&self) -> Vec<(usize, ImageInfo)> {
-        self.0
-            .iter()
-            .enumerate()
-            .filter_map(|(index, validation)| Some((index, *validation.as_ref().ok()?)))
-            .collect()
+impl Checked<'_> {
+    /// The accepted images with their positions in the part.
+    fn accepted(&self) -> Vec<(usize, ImageInfo)> {
+        let all = self.validations.iter().enumerate();
+        all.filter_map(|(position, validation)| Some((position, *validation.as_ref().ok()?))).collect()
     }
 
-    /// Leaves an image out because it has a near-duplicate in another split.
-    pub(super) fn drop_leak(&mut self, index: usize, other: &str) {
-        self.0[index] = Err(Rejection { kind: LEAK.into(), reason: format!("{LEAK_REASON}{other}") });
+    /// Leaves images out that have a near-duplicate in another split, which is named with each.
+    fn drop_leaks(&mut self, leaks: Vec<(usize, String)>) {
+        for (position, other) in leaks {
+            self.validations[position] =
+                Err(Rejection { kind: LEAK.into(), reason: format!("{LEAK_REASON}{other}") });
+        }
+    }
+
+    /// Rejected images with their reasons.
+    fn rejects(&self) -> impl Iterator<Item = Reject<'_>> {
+        let contents = self.part.entries.iter().zip(&self.validations);
+        contents.filter_map(|(entry, validation)| {
+            let reason = &*validation.as_ref().err()?.reason;
+            Some(Reject { path: Cow::Borrowed(&entry.path), reason: Cow::Borrowed(reason) })
+        })
+    }
+
+    /// The first rejected images and why.
+    fn first_rejects(&self) -> Vec<String> {
+        let show = |reject: Reject<'_>| format!("{}: {}", reject.path, reject.reason);
+        self.rejects().take(SHOWN_REJECTS).map(show).collect()
+    }
+
+    /// Publishes the list of rejected images.
+    ///
+    /// # Errors
+    /// If the store fails.
+    fn publish_rejects(&self, dest: &Location) -> Result<(), StorageError> {
+        let file = dest.join(&self.part.rejects_file());
+        let line =
+            |reject: Reject<'_>| serde_json::to_string(&reject).expect("a reject is plain data") + "\n";
+        file.publish(self.rejects().map(line).collect::<String>(), PublishMode::Overwrite)
+    }
+
+    /// How ids relate to the order of the source.
+    fn describe_ids(&self) -> String {
+        let rejected = self.validations.iter().position(Result::is_err);
+        match (rejected, self.part.number) {
+            (None, 0) => "0 to n-1 in the order of a sorted ImageFolder of these images".into(),
+            (None, _) => {
+                "after those before, in the order of a sorted ImageFolder of the appended images".into()
+            }
+            (Some(index), _) => format!(
+                "in the order of a sorted ImageFolder without the rejected images, of which the first is its number {index}"
+            ),
+        }
+    }
+
+    /// Counts; `instances` are the accepted images.
+    fn report(&self, source: &Source, instances: &[Instance<'_>]) -> PartReport {
+        let validations = &self.validations;
+        let mut refused: BTreeMap<String, u64> = BTreeMap::new();
+        let kinds =
+            validations.iter().filter_map(|validation| Some(validation.as_ref().err()?.kind.as_str()));
+        kinds.for_each(|kind| *refused.entry(kind.to_owned()).or_default() += 1);
+        let mut images: BTreeMap<String, u64> = BTreeMap::new();
+        for instance in instances {
+            let kind = format!("{:?} {:?}", instance.info.format, instance.info.colour).to_lowercase();
+            *images.entry(kind).or_default() += 1;
+        }
+        let range = |of: fn(&ImageInfo) -> u64| {
+            let values = || instances.iter().map(|instance| of(instance.info));
+            let mean = values().sum::<u64>() / values().count().max(1) as u64;
+            [values().min().unwrap_or(0), mean, values().max().unwrap_or(0)]
+        };
+        let changed = |is: fn(&Changes) -> bool| {
+            instances.iter().filter(|instance| is(&instance.info.changes)).count() as u64
+        };
+        PartReport {
+            looked_at: validations.len() as u64,
+            dropped_leaks: refused.get(LEAK).copied().unwrap_or(0),
+            refused,
+            passed_over: source.plan.passed_over.values().map(|counted| counted.count).sum(),
+            kinds: images,
+            encoded_bytes: range(|info| info.bytes),
+            short_side: range(|info| u64::from(info.width.min(info.height))),
+            long_side: range(|info| u64::from(info.width.max(info.height))),
+            re_encoded: changed(|changes| changes.smaller || changes.baseline),
+            source_stamp: (source.stamps.without() == 0).then(|| source.stamps.digest()),
+            plan: serde_json::to_value(&source.plan).ok(),
+        }
+    }
+}
+
+/// An image with everything that its row says.
+#[derive(Clone, Copy, Debug)]
+struct Instance<'a> {
+    id: InstanceId,
+    class: Option<ClassId>,
+    entry: &'a Entry,
+    info: &'a ImageInfo,
+}
+
+impl Instance<'_> {
+    /// Its row.
+    fn row(&self, kept: Kept) -> Row {
+        Row {
+            id: self.id,
+            label: self.class,
+            bytes: kept.bytes,
+            entry_points: kept.entry_points,
+            path: self.entry.path.to_string(),
+            width: self.info.width,
+            height: self.info.height,
+        }
     }
 }
 
 /// The work on one part.
 pub(super) struct PartJob<'a> {
-    pub(super) options: &'a IngestOptions,
-    pub(super) source: &'a Source,
-    pub(super) plan: &'a Plan<'a>,
-    pub(super) part: &'a PartPlan<'a>,
-    pub(super) work: Work,
+    pub options: &'a IngestOptions,
+    pub source: &'a Source,
+    pub plan: &'a Plan<'a>,
+    pub part: &'a PartPlan<'a>,
+    pub work: Work,
     /// The split as it is, if the part is appended.
-    pub(super) before: Option<&'a Split>,
+    pub before: Option<&'a Split>,
     /// Its rows.
-    pub(super) rows: Vec<IndexRow>,
-    pub(super) memory: &'a MemoryBudget,
+    pub rows: Vec<IndexRow>,
+    pub memory: &'a MemoryBudget,
     /// The threads that check images.
-    pub(super) checkers: &'a ThreadPool,
+    pub checkers: &'a ThreadPool,
     /// The threads that write shards, where that comes after checking.
-    pub(super) writers: &'a ThreadPool,
+    pub writers: &'a ThreadPool,
 }
 
 impl PartJob<'_> {
     /// Validates every image, gives the accepted ones their ids and writes shards, index and
-    /// rejects. `drop_leaks` marks those of the accepted ones that are to be left out.
+    /// rejects. `find_leaks` names those of the accepted ones that are to be left out.
     ///
     /// All rows of the split come back.
     ///
@@ -73,7 +199,7 @@ impl PartJob<'_> {
     /// If too many are rejected, the source changes, there are more images than ids, or a store fails.
     pub(super) fn run(
         self,
-        drop_leaks: impl FnOnce(&mut Checked),
+        find_leaks: impl FnOnce(&[(usize, ImageInfo)]) -> Vec<(usize, String)>,
         progress: &dyn Progress,
     ) -> Result<(Split, Vec<IndexRow>, SplitReport), IngestError> {
         self.ids(self.part.entries.len())?;
@@ -85,26 +211,26 @@ impl PartJob<'_> {
         };
         match outcome {
             PassOutcome::Complete { infos, shards } => {
-                let checked = Checked(infos.into_iter().map(Ok).collect());
+                let checked = self.checked(infos.into_iter().map(Ok).collect());
                 let accepted = checked.accepted();
                 let instances = self.number(&accepted)?;
                 self.finish(&checked, &instances, &self.assign(&instances), shards)
             }
             PassOutcome::Rejected(known) => {
-                self.shard_job().remove_others(&self.work)?;
+                self.remove_unfinished_shards()?;
                 let mut checked = self.checkers.install(|| self.check(&known, progress))?;
                 if can_drop {
-                    drop_leaks(&mut checked);
+                    checked.drop_leaks(find_leaks(&checked.accepted()));
                 }
                 let accepted = checked.accepted();
                 let instances = self.number(&accepted)?;
                 let assigned = self.assign(&instances);
                 self.record_files(assigned.len())?;
-                let bits: Vec<u8> = checked.0.iter().map(|validation| u8::from(validation.is_ok())).collect();
-                self.shard_job().keep_for(Digest::of(&bits), &self.work)?;
+                let bits: Vec<u8> =
+                    checked.validations.iter().map(|validation| u8::from(validation.is_ok())).collect();
+                self.keep_shards_for(Digest::of(&bits))?;
                 progress.begin(&format!("write {}", self.part.split), instances.len() as u64);
-                let write = || self.shard_job().write(&assigned, &self.work, progress);
-                let shards = self.writers.install(write)?;
+                let shards = self.writers.install(|| self.write(&assigned, progress))?;
                 progress.finish();
                 self.finish(&checked, &instances, &assigned, shards)
             }
@@ -116,30 +242,26 @@ impl PartJob<'_> {
         let sizes: Vec<u64> = self.part.entries.iter().map(|entry| entry.bytes).collect();
         let shards = self.shard_indexes(&sizes);
         self.record_files(shards.len())?;
-        let outcome = OnePass {
-            job: &self.shard_job(),
-            plan: self.plan,
-            entries: self.part.entries,
-            work: &self.work,
-            first_id: self.rows.len(),
-            checkers: self.checkers,
-            memory: self.memory,
-            uploads: self.writers.current_num_threads(),
-            progress,
-        }
-        .run(&shards)?;
+        let outcome = check_and_write(self, &shards, progress)?;
         progress.finish();
         Ok(outcome)
     }
 
     /// Records what is going to be written, before the first of these files is.
     fn record_files(&self, shards: usize) -> Result<(), IngestError> {
-        let job = self.shard_job();
-        let files = (0..shards).map(|number| job.path(number)).chain(self.part.files());
+        let files = (0..shards).map(|number| self.shard_path(number)).chain(self.part.files());
         Ok(self.work.record_files(files)?)
     }
 
-    fn check(&self, known: &[Option<Validation>], progress: &dyn Progress) -> Result<Checked, IngestError> {
+    fn checked(&self, validations: Vec<Validation>) -> Checked<'_> {
+        Checked { part: self.part, validations }
+    }
+
+    fn check(
+        &self,
+        known: &[Option<Validation>],
+        progress: &dyn Progress,
+    ) -> Result<Checked<'_>, IngestError> {
         progress.begin(&format!("check {}", self.part.split), self.part.entries.len() as u64);
         let entries = self.part.entries;
         let validations =
@@ -147,31 +269,31 @@ impl PartJob<'_> {
         progress.finish();
         let (rejected, total) =
             (validations.iter().filter(|validation| validation.is_err()).count(), validations.len());
+        let checked = self.checked(validations);
         let allowed = self.options.max_reject_fraction.get();
         if rejected < total && rejected as f64 <= allowed * total as f64 {
-            return Ok(Checked(validations));
+            return Ok(checked);
         }
-        let first = self.findings(&validations).first_rejects().join("; ");
+        let first = checked.first_rejects().join("; ");
         Err(IngestError::TooManyRejects { split: self.part.split.into(), rejected, total, allowed, first })
     }
 
     fn finish(
         &self,
-        checked: &Checked,
+        checked: &Checked<'_>,
         instances: &[Instance<'_>],
         assigned: &[Vec<Instance<'_>>],
         shards: Vec<WrittenShard>,
     ) -> Result<(Split, Vec<IndexRow>, SplitReport), IngestError> {
-        let findings = self.findings(&checked.0);
         let new_rows = index_rows(assigned, &shards, self.first_shard(), self.rows.len());
         let index = write_index(&self.options.dest, &self.part.index_file(), &new_rows)?;
-        findings.publish_rejects(&self.options.dest)?;
-        let found = findings.report(instances);
+        checked.publish_rejects(&self.options.dest)?;
+        let found = checked.report(self.source, instances);
         let report = SplitReport {
             instances: instances.len() as u64,
             rejected: found.refused.values().sum(),
-            first_rejects: findings.first_rejects(),
-            ids: findings.describe_ids(),
+            first_rejects: checked.first_rejects(),
+            ids: checked.describe_ids(),
             image_bytes: instances.iter().map(|instance| instance.info.bytes).sum(),
             shards: shards.len(),
             already_there: already_there(&self.rows, &new_rows),
@@ -200,20 +322,126 @@ impl PartJob<'_> {
         Ok((split, rows, report))
     }
 
-    fn findings<'b>(&'b self, validations: &'b [Validation]) -> Findings<'b> {
-        Findings { source: self.source, part: self.part, validations }
+    /// The name of a shard of the part, by its number in it.
+    fn shard_name(&self, number: usize) -> String {
+        format!("shard-{:05}", self.first_shard() + number)
     }
 
-    fn shard_job(&self) -> ShardJob<'_> {
-        ShardJob {
-            source: self.source,
-            options: self.options,
-            memory: self.memory,
-            dest: &self.options.dest,
-            split: self.part.split,
-            classes: &self.plan.classes,
-            first: self.first_shard(),
+    /// The path of a shard within the dataset's folder.
+    fn shard_path(&self, number: usize) -> String {
+        format!("{}/{}.parquet", self.part.split, self.shard_name(number))
+    }
+
+    /// Starts a shard.
+    fn start_shard(&self, number: usize) -> Result<ShardWriter, DatasetError> {
+        let layout = WriterOptions { row_group: self.options.row_group, classes: self.plan.classes.clone() };
+        ShardWriter::start(&self.options.dest, &self.shard_path(number), &layout)
+    }
+
+    /// What an earlier call recorded of a shard, if the shard is there.
+    fn finished_shard<T: DeserializeOwned>(
+        &self,
+        record: &str,
+        written: impl Fn(&T) -> &WrittenShard,
+    ) -> Result<Option<T>, StorageError> {
+        let there = |found: &T| {
+            let WrittenShard { entry, offsets, entry_points } = written(found);
+            // A record from before there were entry points is of a shard without.
+            entry_points.len() == offsets.len()
+                && self.options.dest.join(&entry.path).size().is_ok_and(|bytes| bytes == entry.bytes)
+        };
+        Ok(self.work.load(record)?.filter(there))
+    }
+
+    /// Removes shards that the work on this part has recorded and [`Self::write`] has not finished.
+    ///
+    /// # Errors
+    /// If the store fails.
+    fn remove_unfinished_shards(&self) -> Result<(), StorageError> {
+        let recorded = self.work.files()?;
+        for entry in self.options.dest.join(self.part.split).list()? {
+            let path = format!("{}/{}", self.part.split, entry.name);
+            let name = entry.name.trim_end_matches(".parquet");
+            if recorded.contains(&path)
+                && self.finished_shard(name, |written: &WrittenShard| written)?.is_none()
+            {
+                self.options.dest.join(&path).delete()?;
+            }
         }
+        Ok(())
+    }
+
+    /// Forgets the shards that the work has recorded, if they were written when other images were accepted: validations may
+    /// change with `--memory-limit` between a kill and its resume.
+    ///
+    /// # Errors
+    /// If the store fails.
+    fn keep_shards_for(&self, accepted: Digest) -> Result<(), StorageError> {
+        if self.work.load(ACCEPTED)? == Some(accepted) {
+            return Ok(());
+        }
+        for file in self.work.files()? {
+            let name = file.rsplit_once('/').map_or(file.as_str(), |(_, name)| name);
+            if let Some(record) = name.strip_suffix(".parquet") {
+                self.work.remove(record)?;
+            }
+        }
+        self.work.save(ACCEPTED, &accepted)
+    }
+
+    /// Writes the shards, one on each thread of the pool that this runs in; those that an earlier call
+    /// finished are left as they are.
+    ///
+    /// # Errors
+    /// If the source changed since it was checked, or a store fails.
+    fn write(
+        &self,
+        shards: &[Vec<Instance<'_>>],
+        progress: &dyn Progress,
+    ) -> Result<Vec<WrittenShard>, IngestError> {
+        let write = |(number, shard): (usize, &Vec<Instance<'_>>)| {
+            let name = self.shard_name(number);
+            if let Some(written) = self.finished_shard(&name, |written: &WrittenShard| written)? {
+                progress.advance(written.entry.rows);
+                return Ok(written);
+            }
+            let mut writer = self.start_shard(number)?;
+            let bytes = |instance: &Instance<'_>| instance.entry.bytes;
+            for instances in self.memory.write_runs(shard, IMAGES_AT_ONCE, bytes) {
+                for row in self.rows_of(instances)? {
+                    writer.push(row)?;
+                }
+                progress.advance(instances.len() as u64);
+            }
+            let written = writer.finish()?;
+            self.work.save(&name, &written)?;
+            Ok(written)
+        };
+        shards.par_iter().enumerate().map(write).collect()
+    }
+
+    fn rows_of(&self, instances: &[Instance<'_>]) -> Result<Vec<Row>, IngestError> {
+        let entries: Vec<&Entry> = instances.iter().map(|instance| instance.entry).collect();
+        let read = self.source.read_all(&entries)?;
+        let mut rows = Vec::with_capacity(instances.len());
+        for (instance, source) in instances.iter().zip(read) {
+            let changes = instance.info.changes;
+            let bytes = if changes.none() {
+                Some(source)
+            } else {
+                let _reservation = self.memory.readmit(&source, self.options);
+                rewrite(&source, changes, self.options).map(Into::into)
+            };
+            let bytes = bytes.filter(|bytes| Digest::of(bytes) == instance.info.digest);
+            let bytes = bytes.ok_or_else(|| {
+                let location = format!("{} in {}", instance.entry.path, self.options.sources[0]);
+                IngestError::layout(location, "it changed while it was ingested")
+            })?;
+            // What the check found is not kept, as it would fill the journal; they are the same again.
+            let points = (self.options.check == CheckDepth::Full).then(|| entry_points(&bytes)).flatten();
+            rows.push(instance.row(Kept { bytes, entry_points: points.map(Into::into) }));
+        }
+        Ok(rows)
     }
 
     fn first_shard(&self) -> usize {
@@ -241,8 +469,8 @@ impl PartJob<'_> {
         match (u32::try_from(first), u32::try_from(first + count)) {
             (Ok(first), Ok(end)) => Ok(first..end),
             _ => {
-                let reason = "it has more images than there are ids (2^32)".into();
-                Err(IngestError::Layout { location: self.options.sources[0].to_string(), reason })
+                let reason = "it has more images than there are ids (2^32)";
+                Err(IngestError::layout(&self.options.sources[0], reason))
             }
         }
     }
@@ -281,6 +509,26 @@ impl PartJob<'_> {
             ingest,
         }
     }
+}
+
+/// Assigns images of these sizes to shards: permuted by the seed, so that each shard is a uniform sample, and cut
+/// where a shard is full. The shards hold indexes in the list.
+fn assign(sizes: &[u64], seed: u64, part: u64, shard_bytes: u64) -> Vec<Vec<u32>> {
+    let mut order: Vec<u32> = (0..sizes.len() as u32).collect();
+    Stream::new(seed, Purpose::ShardOrder, part, 0).shuffle(&mut order);
+    let (mut shards, mut shard, mut bytes) = (Vec::new(), Vec::new(), 0);
+    for index in order {
+        bytes += sizes[index as usize];
+        shard.push(index);
+        if bytes >= shard_bytes {
+            shards.push(std::mem::take(&mut shard));
+            bytes = 0;
+        }
+    }
+    if !shard.is_empty() {
+        shards.push(shard);
+    }
+    shards
 }
 
 /// How many appended images are byte for byte in the split already, with the first of them.

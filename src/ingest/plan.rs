@@ -14,20 +14,20 @@ use crate::storage::Digest;
 /// A part of a split that is to be made.
 #[derive(Debug)]
 pub(super) struct PartPlan<'a> {
-    pub(super) split: &'a str,
+    pub split: &'a str,
     /// 0, or for images that are appended the number of parts before.
-    pub(super) number: usize,
-    pub(super) entries: &'a [Entry],
-    pub(super) fingerprint: Digest,
+    pub number: usize,
+    pub entries: &'a [Entry],
+    pub fingerprint: Digest,
 }
 
 /// A part of a split that the destination holds already.
 #[derive(Debug)]
 pub(super) struct HeldPart<'a> {
-    pub(super) split: &'a str,
+    pub split: &'a str,
     /// Its position in the split's list of parts.
-    pub(super) number: usize,
-    pub(super) entries: &'a [Entry],
+    pub number: usize,
+    pub entries: &'a [Entry],
 }
 
 /// The name of the option in a record; it is there only where an image was rejected by it.
@@ -68,16 +68,16 @@ impl PartPlan<'_> {
 /// What is to be done.
 #[derive(Debug)]
 pub(super) struct Plan<'a> {
-    pub(super) parts: Vec<PartPlan<'a>>,
+    pub parts: Vec<PartPlan<'a>>,
     /// What of the source is there already, by names, classes and sizes.
-    pub(super) held: Vec<HeldPart<'a>>,
+    pub held: Vec<HeldPart<'a>>,
     /// The dataset's classes afterwards.
-    pub(super) classes: Vec<String>,
+    pub classes: Vec<String>,
     /// Those that an append adds.
-    pub(super) new_classes: Vec<String>,
+    pub new_classes: Vec<String>,
     /// For each of the source's classes its number in the dataset.
     class_numbers: Vec<ClassId>,
-    pub(super) options: BTreeMap<String, serde_json::Value>,
+    pub options: BTreeMap<String, serde_json::Value>,
 }
 
 impl<'a> Plan<'a> {
@@ -92,81 +92,19 @@ impl<'a> Plan<'a> {
     ) -> Result<Self, IngestError> {
         let other = |reason: String| IngestError::OtherDataset { dest: options.dest.to_string(), reason };
         let recorded = recorded_options(options);
-        let (mut parts, mut held_parts) = (Vec::new(), Vec::new());
+        let (mut parts, mut held) = (Vec::new(), Vec::new());
         for (split, entries) in &source.splits {
             let fingerprint = fingerprint(source, entries);
-            let same = |record: &IngestRecord| record.source_fingerprint == fingerprint;
-            let held = existing.and_then(|manifest| manifest.splits.get(split));
-            let number = match held {
-                None => {
-                    let names_splits = !options.splits.is_empty();
-                    let same = |name: &&String| split_meaning(name) == split_meaning(split);
-                    let splits = existing.iter().flat_map(|manifest| manifest.splits.keys());
-                    if let Some(name) = splits.filter(|_| !names_splits).find(same) {
-                        return Err(other(format!(
-                            "its split `{name}` and the source's `{split}` mean the same, but are two names: `--splits \
-                             NAME=GLOB`, once for each split, names those of the source"
-                        )));
-                    }
-                    if options.append {
-                        return Err(other(format!("it has no split `{split}` to append to")));
-                    }
-                    0
-                }
-                Some(held) => {
-                    let differing = |record: &IngestRecord| differing(&record.options, &recorded, options);
-                    let mut known = held.ingest.iter().enumerate().filter(|(_, record)| same(record));
-                    let differences = known.clone().next().map(|(_, record)| differing(record));
-                    match (known.find(|(_, record)| differing(record).is_empty()), differences) {
-                        (Some((number, _)), _) => {
-                            held_parts.push(HeldPart { split, number, entries });
-                            continue;
-                        }
-                        (None, Some(differences)) => {
-                            return Err(other(format!(
-                                "its split `{split}` was made from these images with other options: {}; give the same ones or another destination",
-                                differences.join(", ")
-                            )));
-                        }
-                        (None, None)
-                            if options.append
-                                && held.applies_exif_orientation()
-                                    != options.exif_orientation.is_applied() =>
-                        {
-                            let own = orientation_name(held.applies_exif_orientation());
-                            return Err(other(format!(
-                                "its split `{split}` was made with `--exif-orientation {own}`; append with the same"
-                            )));
-                        }
-                        (None, None) if options.append => held.ingest.len(),
-                        (None, None) => {
-                            return Err(other(format!(
-                                "its split `{split}` was made from other images, or by other options; another --dest keeps both, --append adds these"
-                            )));
-                        }
-                    }
-                }
-            };
-            parts.push(PartPlan { split, number, entries, fingerprint });
+            match find_part(split, fingerprint, existing, options, &recorded).map_err(other)? {
+                PartState::Held(number) => held.push(HeldPart { split, number, entries }),
+                PartState::New(number) => parts.push(PartPlan { split, number, entries, fingerprint }),
+            }
         }
+        let may_add = options.append || parts.is_empty();
         let mut classes =
             existing.map_or_else(|| source.classes.clone(), |manifest| manifest.classes.clone());
         let held_classes = classes.len();
-        let mut class_numbers = Vec::with_capacity(source.classes.len());
-        for class in &source.classes {
-            let known = classes.iter().position(|name| name == class);
-            let number = match known {
-                Some(number) => number,
-                None if options.append || parts.is_empty() => {
-                    classes.push(class.clone());
-                    classes.len() - 1
-                }
-                None => return Err(other(format!("it has no class {class:?}"))),
-            };
-            let number = u16::try_from(number).ok().filter(|&number| number < u16::MAX);
-            let number = number.ok_or_else(|| other(format!("it has no room for class {class:?}")))?;
-            class_numbers.push(ClassId(number));
-        }
+        let class_numbers = number_classes(&source.classes, &mut classes, may_add).map_err(other)?;
         let new_classes = classes[held_classes..].to_vec();
         if !new_classes.is_empty()
             && let Some(reason) = other_kind_of_classes(&classes[..held_classes], &source.classes)
@@ -175,7 +113,7 @@ impl<'a> Plan<'a> {
         }
         // Training images come last: by then it is known what the other splits hold.
         parts.sort_by_key(|part| part.split == super::TRAINING_SPLIT);
-        Ok(Self { parts, held: held_parts, classes, new_classes, class_numbers, options: recorded })
+        Ok(Self { parts, held, classes, new_classes, class_numbers, options: recorded })
     }
 
     /// What should be known of it before the work begins.
@@ -211,6 +149,92 @@ impl<'a> Plan<'a> {
         let text = serde_json::to_vec(&(program, parts, &self.classes, &self.options));
         Digest::of(&text.expect("a plan is plain data"))
     }
+}
+
+/// Where a destination has a part with the images of a source's split.
+enum PartState {
+    /// It is there, at this position in the split's list of parts.
+    Held(usize),
+    /// It will be there.
+    New(usize),
+}
+
+/// Compares a split of the source with what the destination holds.
+///
+/// # Errors
+/// The reason, if the destination holds other images under this name, or these by other options.
+fn find_part(
+    split: &str,
+    fingerprint: Digest,
+    existing: Option<&Manifest>,
+    options: &IngestOptions,
+    recorded: &BTreeMap<String, serde_json::Value>,
+) -> Result<PartState, String> {
+    let Some(held) = existing.and_then(|manifest| manifest.splits.get(split)) else {
+        let names_splits = !options.splits.is_empty();
+        let same = |name: &&String| split_meaning(name) == split_meaning(split);
+        let splits = existing.iter().flat_map(|manifest| manifest.splits.keys());
+        if let Some(name) = splits.filter(|_| !names_splits).find(same) {
+            return Err(format!(
+                "its split `{name}` and the source's `{split}` mean the same, but are two names: `--splits NAME=GLOB`, once \
+                 for each split, names those of the source"
+            ));
+        }
+        if options.append {
+            return Err(format!("it has no split `{split}` to append to"));
+        }
+        return Ok(PartState::New(0));
+    };
+    let differing = |record: &IngestRecord| differing(&record.options, recorded, options);
+    let mut known =
+        held.ingest.iter().enumerate().filter(|(_, record)| record.source_fingerprint == fingerprint);
+    let differences = known.clone().next().map(|(_, record)| differing(record));
+    if let Some((number, _)) = known.find(|(_, record)| differing(record).is_empty()) {
+        return Ok(PartState::Held(number));
+    }
+    if let Some(differences) = differences {
+        return Err(format!(
+            "its split `{split}` was made from these images with other options: {}; give the same ones or another destination",
+            differences.join(", ")
+        ));
+    }
+    if !options.append {
+        return Err(format!(
+            "its split `{split}` was made from other images, or with other splits or classes (`--hold-out`, `--splits`, `--unlabelled`, …); another --dest keeps both, --append adds these"
+        ));
+    }
+    let applies = held.applies_exif_orientation();
+    if applies != options.exif_orientation.is_applied() {
+        let own = orientation_name(applies);
+        return Err(format!(
+            "its split `{split}` was made with `--exif-orientation {own}`; append with the same"
+        ));
+    }
+    Ok(PartState::New(held.ingest.len()))
+}
+
+/// For each of the source's classes its number in the dataset, to whose `classes` new ones are added.
+///
+/// # Errors
+/// The reason, if there is no room for a class, or none may be added.
+fn number_classes(
+    of_source: &[String],
+    classes: &mut Vec<String>,
+    may_add: bool,
+) -> Result<Vec<ClassId>, String> {
+    let number = |class: &String| {
+        let number = match classes.iter().position(|name| name == class) {
+            Some(number) => number,
+            None if may_add => {
+                classes.push(class.clone());
+                classes.len() - 1
+            }
+            None => return Err(format!("it has no class {class:?}")),
+        };
+        let number = u16::try_from(number).ok().filter(|&number| number < u16::MAX);
+        number.map(ClassId).ok_or_else(|| format!("it has no room for class {class:?}"))
+    };
+    of_source.iter().map(number).collect()
 }
 
 /// A fingerprint of names, classes and sizes.

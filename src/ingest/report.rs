@@ -1,7 +1,5 @@
 //! What an ingest did.
 
-pub(super) mod findings;
-
 use std::collections::BTreeMap;
 
 use serde::Serialize;
@@ -87,7 +85,7 @@ pub struct AlreadyThere {
 pub struct VerifiedSource {
     /// Images that were read and compared with the dataset's.
     pub images: u64,
-    /// Those of which the dataset holds other bytes, which were made anew and compared.
+    /// Those of which the dataset holds other bytes, which were made again and compared.
     pub rewritten: u64,
     /// Those that were rejected then and now.
     pub rejected: u64,
@@ -108,7 +106,7 @@ pub struct SplitReport {
     pub image_bytes: u64,
     /// Shards written.
     pub shards: usize,
-    /// Appended images that are byte for byte in the split already; they got ids of their own.
+    /// Appended images that are byte for byte in the split already; each got a new id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub already_there: Option<AlreadyThere>,
     /// What was found in the source.
@@ -140,7 +138,8 @@ impl IngestReport {
                 line("already there", format!("{images} of the appended images, byte for byte; {example}"));
             }
             if split.rejected > 0 {
-                line("rejected", counts(&found.refused));
+                let (rejected, all) = (split.rejected, found.looked_at);
+                line("rejected", format!("{rejected} of {all} images: {}", counts(&found.refused)));
             }
             for reject in &split.first_rejects {
                 line("", reject.clone());

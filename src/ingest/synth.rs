@@ -21,7 +21,7 @@ const GROUND: (f64, f64) = (110.0, 150.0);
 const OTHER_INK: (f64, f64) = (185.0, 240.0);
 /// The quality of the JPEG files.
 const QUALITY: u8 = 90;
-/// Classes: every shape has two textures of its own.
+/// Classes: every shape has two textures.
 const CLASSES: [(&str, Shape, Texture); 10] = [
     ("checked_disc", Shape::Disc, Texture::Checks),
     ("dotted_star", Shape::Star, Texture::Dots),
@@ -179,7 +179,7 @@ pub fn synth(options: &SynthOptions, progress: &dyn Progress) -> Result<SynthRep
     Ok(report(false))
 }
 
-/// Where a shape lies and how it looks.
+/// Where a shape is and how it looks.
 struct Scene {
     centre: (f64, f64),
     radius: f64,
@@ -263,7 +263,7 @@ impl Texture {
     }
 }
 
-/// Any colour whose luma (ITU-R BT.601) lies in the range.
+/// Any colour whose luma (ITU-R BT.601) is in the range.
 fn colour(stream: &mut Stream, luma: (f64, f64)) -> [f64; 3] {
     loop {
         let drawn: [f64; 3] = std::array::from_fn(|_| stream.range(0.0, 255.0));

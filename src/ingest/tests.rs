@@ -1,25 +1,23 @@
 mod appended;
 mod exported;
-mod exported_again;
 mod hostile_images;
 mod hostile_sources;
-mod mutated;
-mod one_pass;
 mod planned;
-mod remade;
 mod resumed;
+mod rewritten;
 mod split_names;
-mod stores;
-mod strays;
-mod support;
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
+
+use turbojpeg::{Compressor, PixelFormat, Subsamp};
 
 use super::*;
 use crate::dataset::{Manifest, Row, ShardReader, verify};
-use crate::image::{DecodedImage, encode_jpeg, encode_png};
+use crate::image::{DecodedImage, encode_jpeg, encode_png, entry_points};
 use crate::progress::Quiet;
+use crate::storage::PublishMode;
 
 fn location(path: &Path) -> Location {
     Location::from_path(path).expect("a location")
@@ -93,6 +91,86 @@ fn fixture() -> Fixture {
     let (source, dest) = (dir.path().join("source"), dir.path().join("dest"));
     fs::create_dir(&source).expect("a folder");
     Fixture { _dir: dir, source, dest }
+}
+
+/// The same options, under which many images may be rejected.
+fn lenient(options: IngestOptions) -> IngestOptions {
+    IngestOptions { max_reject_fraction: Fraction::new(0.9).expect("valid"), ..options }
+}
+
+/// Ingests images with these names and contents beside a good one; what was accepted and why the rest was
+/// rejected, by name.
+fn verdicts(
+    images: &[(&str, Vec<u8>)],
+    change: impl Fn(&mut IngestOptions),
+) -> (Vec<Row>, Vec<(String, String)>) {
+    let at = fixture();
+    fs::create_dir_all(at.source.join("a")).expect("a folder");
+    fs::write(at.source.join("a/0-good.jpg"), jpeg(1)).expect("a file");
+    for (name, bytes) in images {
+        fs::write(at.source.join("a").join(name), bytes).expect("a file");
+    }
+    let mut options = options(&at.source, &at.dest);
+    options.max_reject_fraction = Fraction::new(1.0).expect("valid");
+    change(&mut options);
+    ingest(&options, &Quiet).expect("ingested");
+    let dataset = location(&at.dest);
+    let accepted = rows(&dataset, &Manifest::read(&dataset).expect("a manifest"));
+    let text = fs::read_to_string(at.dest.join("rejects/train.jsonl")).expect("rejects");
+    let refused = text.lines().map(|line| {
+        let value: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        let field = |name: &str| value[name].as_str().expect("text").to_owned();
+        (field("path"), field("reason"))
+    });
+    (accepted, refused.collect())
+}
+
+fn detailed(width: u32, height: u32) -> DecodedImage {
+    let rgb = (0..width * height * 3).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    DecodedImage { width, height, rgb }
+}
+
+fn compressed(pixels: &[u8], format: PixelFormat, change: impl Fn(&mut Compressor)) -> Vec<u8> {
+    let mut compressor = Compressor::new().expect("a compressor");
+    compressor.set_subsamp(Subsamp::None).expect("subsampling");
+    compressor.set_quality(95).expect("quality");
+    change(&mut compressor);
+    let image = turbojpeg::Image { pixels, width: 16, pitch: 16 * format.size(), height: 16, format };
+    compressor.compress_to_vec(image).expect("encoded")
+}
+
+fn progressive() -> Vec<u8> {
+    compressed(&detailed(16, 16).rgb, PixelFormat::RGB, |compressor| {
+        compressor.set_progressive(true).expect("progressive");
+    })
+}
+
+/// A Parquet table of encoded images and labels, without names of files; perhaps with Hugging Face's names of classes.
+fn parquet_table(images: &[(i64, Vec<u8>)], classes: Option<&[&str]>) -> Vec<u8> {
+    use arrow::array::{ArrayRef, BinaryArray, Int64Array, RecordBatch};
+    use arrow::datatypes::{DataType, Field, Schema};
+    let bytes: ArrayRef = Arc::new(BinaryArray::from_iter_values(images.iter().map(|(_, bytes)| bytes)));
+    let labels: ArrayRef = Arc::new(Int64Array::from_iter_values(images.iter().map(|(label, _)| *label)));
+    let mut schema = Schema::new(vec![
+        Field::new("image", DataType::Binary, true),
+        Field::new("label", DataType::Int64, true),
+    ]);
+    if let Some(names) = classes {
+        let entry =
+            serde_json::json!({"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}});
+        schema.metadata.insert("huggingface", entry.to_string());
+    }
+    let batch = RecordBatch::try_new(Arc::new(schema), vec![bytes, labels]).expect("a batch");
+    parquet_of(&batch)
+}
+
+/// A Parquet file of these rows.
+fn parquet_of(batch: &arrow::array::RecordBatch) -> Vec<u8> {
+    let mut file = Vec::new();
+    let mut writer = parquet::arrow::ArrowWriter::try_new(&mut file, batch.schema(), None).expect("a writer");
+    writer.write(batch).expect("written");
+    writer.close().expect("written");
+    file
 }
 
 #[test]
@@ -318,4 +396,138 @@ fn the_drawn_set_is_a_function_of_its_seed_and_can_be_ingested() {
     let report = ingest(&super::IngestOptions::new(location(&at.source), location(&at.dest)), &Quiet)
         .expect("ingested");
     assert_eq!((report.splits["train"].instances, report.splits["val"].instances), (30, 20));
+}
+
+/// Copies a folder of this machine into a store.
+fn upload(from: &Path, to: &Location) {
+    for (name, bytes) in files(from) {
+        to.join(&name).publish(bytes, PublishMode::Create).expect("uploaded");
+    }
+}
+
+#[test]
+fn a_folder_and_a_tar_in_a_store_give_the_dataset_of_the_local_folder() {
+    let at = fixture();
+    folder(&at.source);
+    let local = ingest(&options(&at.source, &at.dest), &Quiet).expect("ingested");
+    let store = Location::in_memory();
+    upload(&at.source, &store.join("images"));
+    let tar = at.dest.with_extension("tar");
+    tar_of(&at.source, &tar);
+    let packed = store.join("packed/images.tar");
+    packed.publish(fs::read(&tar).expect("a tar"), PublishMode::Create).expect("uploaded");
+    for (source, dest) in [(store.join("images"), "from-folder"), (packed, "from-tar")] {
+        let remote =
+            IngestOptions { sources: vec![source], dest: store.join(dest), ..options(&at.source, &at.dest) };
+        let report = ingest(&remote, &Quiet).expect("ingested");
+        assert_eq!(report.dataset_digest, local.dataset_digest, "{dest}");
+        let manifest = Manifest::read(&remote.dest).expect("a manifest");
+        verify(&remote.dest, &manifest, &Quiet).expect("whole");
+        let names: Vec<String> =
+            remote.dest.list().expect("a list").into_iter().map(|entry| entry.name).collect();
+        let expected: Vec<String> = files(&at.dest).into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, expected, "nothing else is left");
+        assert!(ingest(&remote, &Quiet).expect("again").already_done);
+    }
+}
+
+#[test]
+fn a_place_where_nothing_is_is_said_so() {
+    let at = fixture();
+    let store = Location::in_memory();
+    let nothing = IngestOptions { sources: vec![store.join("nothing")], ..options(&at.source, &at.dest) };
+    let error = ingest(&nothing, &Quiet).expect_err("nothing there");
+    // Another try would find no more.
+    assert_eq!(error.failure(), crate::failure::Failure::Data);
+    assert!(error.to_string().contains("memory://test/nothing: no such source"), "{error}");
+}
+
+/// The shards of the split, by name.
+fn shards(at: &Fixture) -> Vec<(String, Vec<u8>)> {
+    files(&at.dest).into_iter().filter(|(name, _)| name.starts_with("train/")).collect()
+}
+
+/// Ingests twice over: with one pass as far as it goes, and with two from the start.
+fn both_ways(change: impl Fn(&Path)) -> [Vec<(String, Vec<u8>)>; 2] {
+    [false, true].map(|drop_leaks| {
+        let at = fixture();
+        folder(&at.source);
+        change(&at.source);
+        ingest(&IngestOptions { drop_leaks, ..lenient(options(&at.source, &at.dest)) }, &Quiet)
+            .expect("ingested");
+        let manifest = Manifest::read(&location(&at.dest)).expect("a manifest");
+        verify(&location(&at.dest), &manifest, &Quiet).expect("whole");
+        let shards = shards(&at);
+        let named: Vec<&String> = manifest.splits["train"].shards.iter().map(|shard| &shard.path).collect();
+        assert_eq!(shards.iter().map(|(name, _)| name).collect::<Vec<_>>(), named, "no strays");
+        shards
+    })
+}
+
+#[test]
+fn one_pass_gives_the_shards_that_two_give() {
+    let [one, two] = both_ways(|_| {});
+    assert!(one.len() > 2 && one == two);
+}
+
+#[test]
+fn every_baseline_jpeg_gets_its_entry_points_unless_no_pixel_is_decoded() {
+    for check in [CheckDepth::Full, CheckDepth::Header] {
+        let at = fixture();
+        folder(&at.source);
+        ingest(&IngestOptions { check, ..options(&at.source, &at.dest) }, &Quiet).expect("ingested");
+        let manifest = Manifest::read(&location(&at.dest)).expect("a manifest");
+        for row in rows(&location(&at.dest), &manifest) {
+            let expected = entry_points(&row.bytes).filter(|_| check == CheckDepth::Full);
+            assert_eq!(row.entry_points.as_deref(), expected.as_deref(), "{}", row.path);
+        }
+    }
+}
+
+#[test]
+fn wherever_an_image_is_rejected_the_shards_are_those_of_two_passes() {
+    for bad in 0..6 {
+        let [one, two] = both_ways(|source| {
+            fs::write(source.join(format!("cat/{bad}.jpg")), &jpeg(3)[..100]).expect("cut");
+        });
+        assert!(one == two, "{bad}");
+    }
+}
+
+#[test]
+fn a_failed_ingest_leaves_no_shards() {
+    let at = fixture();
+    folder(&at.source);
+    fs::write(at.source.join("cat/5.jpg"), &jpeg(3)[..100]).expect("cut");
+    ingest(&options(&at.source, &at.dest), &Quiet).expect_err("1 of 12 is too many");
+    assert_eq!(shards(&at), []);
+    // What was found out is not found out again: the images may be gone.
+    replace_unnoticed(&at.source.join("cat/5.jpg"), &[0; 100]);
+    ingest(&lenient(options(&at.source, &at.dest)), &Quiet).expect("ingested");
+    let rejects = fs::read_to_string(at.dest.join("rejects/train.jsonl")).expect("rejects");
+    assert!(rejects.contains("JPEG: "), "{rejects}");
+}
+
+#[test]
+fn appended_images_are_numbered_on_either_way() {
+    let [one, two] = [false, true].map(|is_bad| {
+        let at = fixture();
+        folder(&at.source);
+        ingest(&options(&at.source, &at.dest), &Quiet).expect("ingested");
+        let more = at.source.with_file_name("more");
+        fs::create_dir_all(more.join("cat")).expect("a folder");
+        (10..15).for_each(|number| {
+            fs::write(more.join(format!("cat/{number}.jpg")), jpeg(number)).expect("a file")
+        });
+        if is_bad {
+            fs::write(more.join("cat/99.jpg"), b"bad").expect("a file");
+        }
+        let append = IngestOptions { append: true, ..lenient(options(&more, &at.dest)) };
+        ingest(&append, &Quiet).expect("appended");
+        let dataset = append.dest.clone();
+        let manifest = Manifest::read(&dataset).expect("a manifest");
+        verify(&dataset, &manifest, &Quiet).expect("whole");
+        rows(&dataset, &manifest).into_iter().map(|row| (row.id, row.path)).collect::<Vec<_>>()
+    });
+    assert_eq!(one, two);
 }

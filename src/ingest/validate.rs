@@ -1,22 +1,22 @@
-//! The check of every image, once.
-
-pub(super) mod memory;
-pub(super) mod rewrite;
+//! The check of every image, once, and what is stored instead of its own bytes where that is asked for.
+//!
+//! Two changes, in this order: made smaller (`--max-side`, `--short-side`), progressive made baseline (`--baseline`).
+//! The second changes no pixel; an image whose pixels it would change stays as it is.
 
 use bytes::Bytes;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use self::memory::{MemoryBudget, OVER_MEMORY_LIMIT, runs};
-use self::rewrite::Changes;
 use super::journal::Work;
+use super::memory::{MemoryBudget, OVER_MEMORY_LIMIT};
+use super::near_duplicates::view_hash::view_hash;
 use super::source::{Entry, Source};
 use super::{CheckDepth, IngestError, IngestOptions};
 use crate::dataset::ViewHash;
 use crate::image::{
-    Colour, DecodedImage, Format, Header, ImageError, check_and_index, check_header, encode_jpeg, luma,
+    Colour, DecodedImage, Format, Header, ImageError, Limits, check_and_index, check_header, decode,
+    encode_jpeg, luma, probe, progressive_to_baseline, shrink, shrunk_size,
 };
-use crate::ingest::near_duplicates::view_hash::view_hash;
 use crate::progress::Progress;
 use crate::storage::Digest;
 
@@ -30,23 +30,37 @@ pub(super) const MOST_IMAGE_BYTES: u64 = 1 << 30;
 /// What the check found out about an image, as it goes into a shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct ImageInfo {
-    pub(super) width: u32,
-    pub(super) height: u32,
-    pub(super) bytes: u64,
-    pub(super) digest: Digest,
-    pub(super) view: Option<ViewHash>,
-    pub(super) format: Format,
-    pub(super) colour: Colour,
+    pub width: u32,
+    pub height: u32,
+    pub bytes: u64,
+    pub digest: Digest,
+    pub view: Option<ViewHash>,
+    pub format: Format,
+    pub colour: Colour,
     /// What is not as in the source.
-    pub(super) changes: Changes,
+    pub changes: Changes,
+}
+
+/// What was changed of an image's bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Changes {
+    pub smaller: bool,
+    pub baseline: bool,
+}
+
+impl Changes {
+    /// Whether the bytes are those of the source.
+    pub(super) fn none(self) -> bool {
+        self == Self::default()
+    }
 }
 
 /// Why an image is rejected.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Rejection {
     /// The kind of reason, for counting.
-    pub(super) kind: String,
-    pub(super) reason: String,
+    pub kind: String,
+    pub reason: String,
 }
 
 /// The outcome of validating an image.
@@ -120,9 +134,9 @@ pub(super) enum Keep {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Kept {
     /// Its bytes as they are in the source; none of an image that is not read.
-    pub(super) bytes: Bytes,
+    pub bytes: Bytes,
     /// Where decoding can start within them, if that is known.
-    pub(super) entry_points: Option<Bytes>,
+    pub entry_points: Option<Bytes>,
 }
 
 /// Reads and checks images; with each validation comes what is to be kept.
@@ -135,7 +149,7 @@ pub(super) fn validate_all(
 ) -> Result<Vec<(Validation, Kept)>, IngestError> {
     let is_readable = |entry: &&&Entry| entry.fault.is_none() && entry.bytes <= MOST_IMAGE_BYTES;
     let mut validations = Vec::with_capacity(entries.len());
-    for run in runs(entries, entries.len(), memory.read_bytes, |entry| entry.bytes) {
+    for run in memory.read_runs(entries, |entry| entry.bytes) {
         let readable: Vec<&Entry> = run.iter().filter(is_readable).copied().collect();
         let _alone = memory.large(readable.iter().map(|entry| entry.bytes).sum());
         let mut read = source.read_all(&readable)?.into_iter();
@@ -169,17 +183,17 @@ pub(super) fn validate_all(
 /// of the source's bytes, where they are decoded and stay as they are.
 ///
 /// # Errors
-/// If it is no image, or a bad or too large one.
+/// If it is not an image, or a bad or too large one.
 pub(super) fn prepare(
     source: &[u8],
     options: &IngestOptions,
 ) -> Result<(ImageInfo, Option<Vec<u8>>), ImageError> {
-    if let Some(image) = rewrite::smaller(source, options)? {
+    if let Some(image) = smaller(source, options)? {
         return Ok((shrunk(&image, options)?, None));
     }
     let orientation = options.exif_orientation.of(source);
     // The source is checked, not what is made of it: repairs may then trust it.
-    let limits = rewrite::limits(options);
+    let limits = limits(options);
     let (header, view, entry_points) = match options.check {
         CheckDepth::Full => {
             let (header, luma, entry_points) = check_and_index(source, &limits)?;
@@ -189,7 +203,7 @@ pub(super) fn prepare(
     };
     let (width, height) = orientation.size((header.width, header.height));
     let header = Header { width, height, ..header };
-    let (bytes, changes) = rewrite::repair(source, options);
+    let (bytes, changes) = repair(source, options);
     let entry_points = entry_points.filter(|_| changes.none());
     Ok((info(bytes.as_deref().unwrap_or(source), header, view, changes), entry_points))
 }
@@ -198,7 +212,7 @@ fn shrunk(image: &DecodedImage, options: &IngestOptions) -> Result<ImageInfo, Im
     let encoded = encode_jpeg(image, options.quality)?;
     let header =
         Header { format: Format::Jpeg, width: image.width, height: image.height, colour: Colour::Rgb };
-    let (repaired, changes) = rewrite::repair(&encoded, options);
+    let (repaired, changes) = repair(&encoded, options);
     let changes = Changes { smaller: true, ..changes };
     Ok(info(repaired.as_deref().unwrap_or(&encoded), header, view_hash(&luma(image)), changes))
 }
@@ -214,4 +228,57 @@ fn info(bytes: &[u8], header: Header, view: Option<ViewHash>, changes: Changes) 
         colour: header.colour,
         changes,
     }
+}
+
+/// The image made smaller; `None` where it is small enough, or that is not asked for.
+///
+/// # Errors
+/// If it is not an image, or a bad or too large one.
+fn smaller(source: &[u8], options: &IngestOptions) -> Result<Option<DecodedImage>, ImageError> {
+    let (max_side, short_side) = (options.max_side, options.short_side);
+    if max_side.is_none() && short_side.is_none() {
+        return Ok(None);
+    }
+    let header = probe(source)?;
+    if shrunk_size(header.width, header.height, max_side, short_side).is_none() {
+        return Ok(None);
+    }
+    // A re-encoded image has no EXIF: its pixels are upright.
+    let image = decode(source, &limits(options))?.turned(options.exif_orientation.of(source));
+    Ok(shrink(&image, max_side, short_side))
+}
+
+/// The bytes without loss as later decoding likes them best, of an image that was checked.
+fn repair(source: &[u8], options: &IngestOptions) -> (Option<Vec<u8>>, Changes) {
+    let (mut bytes, mut changes) = (None, Changes::default());
+    if options.baseline
+        && let Ok(Some(baseline)) = progressive_to_baseline(source)
+        && has_same_pixels(source, &baseline, options)
+    {
+        (bytes, changes.baseline) = (Some(baseline), true);
+    }
+    (bytes, changes)
+}
+
+/// libjpeg smooths a progressive image whose scans do not bring every bit, but no baseline one.
+fn has_same_pixels(source: &[u8], baseline: &[u8], options: &IngestOptions) -> bool {
+    let pixels = |bytes| decode(bytes, &limits(options));
+    pixels(source).is_ok_and(|expected| pixels(baseline).is_ok_and(|actual| actual == expected))
+}
+
+/// The bytes that validating the same source gave, without its checks; `None` if the source is another one.
+pub(super) fn rewrite(source: &[u8], changes: Changes, options: &IngestOptions) -> Option<Vec<u8>> {
+    let mut bytes = None;
+    if changes.smaller {
+        bytes = Some(encode_jpeg(&smaller(source, options).ok()??, options.quality).ok()?);
+    }
+    if changes.baseline {
+        bytes = progressive_to_baseline(source).ok()?;
+    }
+    bytes
+}
+
+/// What is accepted under these options.
+fn limits(options: &IngestOptions) -> Limits {
+    Limits { max_pixels: options.max_pixels }
 }

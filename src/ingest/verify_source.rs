@@ -7,42 +7,34 @@ use std::collections::VecDeque;
 
 use rayon::ThreadPool;
 use rayon::prelude::*;
-use serde::Deserialize;
 
+use super::memory::MemoryBudget;
+use super::part::Reject;
 use super::plan::{HeldPart, rejects_file};
 use super::report::VerifiedSource;
-use super::report::findings::is_leak;
 use super::source::{Entry, Source};
 use super::validate::{IMAGES_AT_ONCE, Keep, Validation, validate_all};
 use super::{IngestError, IngestOptions};
 use crate::dataset::{IndexRow, IngestRecord, Manifest, read_index};
-use crate::ingest::validate::memory::MemoryBudget;
 use crate::progress::Progress;
 
 /// Images after which the first difference ends the work.
 const IMAGES_OF_BLOCK: usize = 4096;
 
-/// The work.
+/// The comparison of a source with its dataset.
 pub(super) struct VerifyJob<'a> {
-    pub(super) options: &'a IngestOptions,
-    pub(super) source: &'a Source,
-    pub(super) manifest: &'a Manifest,
-    pub(super) memory: &'a MemoryBudget,
-    pub(super) checkers: &'a ThreadPool,
-    pub(super) progress: &'a dyn Progress,
-}
-
-/// A line of `rejects/<part>.jsonl`.
-#[derive(Deserialize)]
-struct Reject {
-    path: String,
-    reason: String,
+    pub options: &'a IngestOptions,
+    pub source: &'a Source,
+    pub manifest: &'a Manifest,
+    pub memory: &'a MemoryBudget,
+    pub checkers: &'a ThreadPool,
+    pub progress: &'a dyn Progress,
 }
 
 /// What the dataset says of the images of a part that were not compared yet.
 struct Expected {
     rows: std::iter::Peekable<std::vec::IntoIter<IndexRow>>,
-    rejects: VecDeque<Reject>,
+    rejects: VecDeque<Reject<'static>>,
 }
 
 impl VerifyJob<'_> {
@@ -76,13 +68,10 @@ impl VerifyJob<'_> {
     fn expected(&self, record: &IngestRecord) -> Result<Expected, IngestError> {
         let file = self.options.dest.join(&rejects_file(&record.index.path));
         let text = file.read()?;
-        let damaged = |error: serde_json::Error| IngestError::Layout {
-            location: file.to_string(),
-            reason: error.to_string(),
-        };
-        let lines = serde_json::Deserializer::from_slice(&text).into_iter::<Reject>();
+        let damaged = |error: serde_json::Error| IngestError::layout(&file, error.to_string());
+        let lines = serde_json::Deserializer::from_slice(&text).into_iter::<Reject<'static>>();
         let rejects = lines.collect::<Result<Vec<_>, _>>().map_err(damaged)?;
-        // Names that were not taken come first; they are no entries.
+        // Names that were not taken come first; they are not entries.
         let images = record.report.looked_at.saturating_sub(record.instances) as usize;
         let names = rejects.len().saturating_sub(images);
         let rows = read_index(&self.options.dest, &record.index)?.into_iter().peekable();
@@ -124,7 +113,7 @@ impl Expected {
                 self.rejects.pop_front();
                 verified.rejected += 1;
             }
-            (Ok(_), _, Some(reject)) if is_leak(&reject.reason) => {
+            (Ok(_), _, Some(reject)) if reject.is_leak() => {
                 // It is in another split, and that one is compared there.
                 self.rejects.pop_front();
                 verified.images += 1;

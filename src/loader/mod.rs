@@ -12,7 +12,6 @@
 mod batch;
 mod budget;
 mod error;
-mod evaluation;
 mod options;
 mod pipeline;
 mod plan;
@@ -20,17 +19,14 @@ mod source;
 mod stages;
 mod stats;
 
-pub use batch::Batch;
+pub use batch::{Batch, GlobalBatch, micro_batch_ranges};
 pub use error::LoaderError;
-pub use evaluation::{evaluation_batches, evaluation_epoch};
 pub use options::LoaderOptions;
-pub use pipeline::Loader;
-pub use plan::global_batch::{GlobalBatch, micro_batch_ranges};
+pub use pipeline::{Loader, evaluation_batches, evaluation_epoch};
 pub use plan::layout::Layout;
 pub use plan::order::{EpochOrder, Shuffle};
-pub use source::label_subset::{SubsetRecord, balanced_rows};
-pub use source::open::{open_split, open_split_cached};
-pub use source::subset::Subset;
+pub use source::stored::{open_split, open_split_cached};
+pub use source::subset::{Subset, SubsetRecord, balanced_rows};
 pub use source::{Encoded, Fetched, Instances, MemorySource, ReadContext, Source};
 pub use stats::{Counter, Counters, LoaderStats};
 

@@ -105,9 +105,9 @@ impl LoaderOptions {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct MemoryBudget {
     /// Encoded images, from the request to the decoder.
-    pub(super) fetched: u64,
+    pub fetched: u64,
     /// Decoding.
-    pub(super) decoding: u64,
+    pub decoding: u64,
 }
 
 impl MemoryBudget {
@@ -124,7 +124,7 @@ impl MemoryBudget {
     ) -> Result<Self, LoaderError> {
         let limit = if options.memory_limit == 0 { DEFAULT_MEMORY } else { options.memory_limit };
         let own = plan.part.of(plan.batch_size).len() as u64;
-        // Those ready, one with each maker, one with the consumer, one given back.
+        // Those ready, one with each worker, one with the consumer, one given back.
         let batches = options.prefetch.max(DECODE_WORKERS) as u64 + DECODE_WORKERS as u64 + 2;
         let fixed = source.held_bytes() + batches * own * 3 * u64::from(side).pow(2);
         let rest = limit.saturating_sub(fixed);

@@ -15,10 +15,10 @@ use super::error::LoaderError;
 use super::options::{DECODE_WORKERS, LoaderOptions, MemoryBudget};
 use super::plan::{Passes, Planner};
 use super::source::{ReadContext, Source};
-use super::stages::{DecodeWorkers, DecodedBatch, gather, make, plan, read};
+use super::stages::{DecodeWorkers, DecodedBatch, View, gather, make, plan, read};
 use super::stats::{Counters, LoaderStats};
-use crate::augment::Recipe;
-use crate::augment::view::{TrainingView, View};
+use crate::augment::{EvalTransform, Recipe};
+use crate::failure::chain;
 use crate::ids::BankRow;
 use crate::run_config::OnCorrupt;
 
@@ -61,8 +61,8 @@ impl Loader {
         options: LoaderOptions,
     ) -> Result<Self, LoaderError> {
         let LoaderOptions { seed, shuffle, .. } = options;
-        let view = TrainingView { recipe, seed };
-        Self::spawn(source, Box::new(view), Passes::Shuffled { shuffle, seed }, options)
+        let view = View::Training { recipe, seed };
+        Self::spawn(source, view, Passes::Shuffled { shuffle, seed }, options)
     }
 
     /// How long the consumer has waited for batches so far.
@@ -92,19 +92,18 @@ impl Loader {
         let _ = self.buffers.try_send(batch.pixels);
     }
 
-    pub(super) fn spawn(
+    fn spawn(
         source: Arc<dyn Source>,
-        view: Box<dyn View>,
+        view: View,
         passes: Passes,
         options: LoaderOptions,
     ) -> Result<Self, LoaderError> {
         assert!(options.batch_size > 0, "a batch has images");
-        let failed = |error: Box<dyn std::error::Error + Send + Sync>| LoaderError::Threads(error);
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(options.threads)
             .thread_name(|index| format!("loader-{index}"))
             .build()
-            .map_err(|error| failed(error.into()))?;
+            .map_err(|error| LoaderError::Threads(error.into()))?;
         let thread_counts = (options.read_threads.max(1), pool.current_num_threads());
         let plan_options = options.plan(source.as_ref(), passes);
         let budgets = MemoryBudget::of(
@@ -206,7 +205,10 @@ impl Loader {
             Ok(made) => made,
             Err(RecvTimeoutError::Timeout) => return None,
             Err(RecvTimeoutError::Disconnected) => {
-                self.end();
+                // All threads are done; if one panicked, so does the consumer.
+                if let Some(panic) = self.join() {
+                    std::panic::resume_unwind(panic);
+                }
                 return None;
             }
         };
@@ -242,17 +244,10 @@ impl Loader {
         Ok(made.batch)
     }
 
-    /// Waits for the threads, which are done; if one panicked, so does the consumer.
-    fn end(&mut self) {
-        if let Some(panic) = self.join() {
-            std::panic::resume_unwind(panic);
-        }
-    }
-
     /// Ends all threads and waits for each of them; gives the first panic.
     fn join(&mut self) -> Option<Box<dyn Any + Send>> {
         self.shutdown.end_all();
-        // Without a receiver a maker that waits to send gives up, and all before it.
+        // Without a receiver a worker that waits to send gives up, and all stages before it.
         self.workers.clear();
         let panics = self.threads.drain(..).filter_map(|thread| thread.join().err());
         // Collected, so that no thread is left behind when the first one is found.
@@ -270,9 +265,44 @@ impl Iterator for Loader {
 
 impl Drop for Loader {
     fn drop(&mut self) {
-        // A panic was for the consumer, who does not want batches any more.
+        // A panic was for the consumer, which wants no more batches.
         let _ = self.join();
     }
+}
+
+/// Every image of a source exactly once, in the stored order, under the evaluation transform.
+///
+/// # Errors
+/// If threads cannot be started.
+///
+/// # Panics
+/// If the batch size is 0.
+pub fn evaluation_batches(
+    source: Arc<dyn Source>,
+    transform: EvalTransform,
+    batch_size: usize,
+    threads: usize,
+) -> Result<Loader, LoaderError> {
+    let options = LoaderOptions { batch_size, threads, ..LoaderOptions::default() };
+    Loader::spawn(source, View::Evaluation(transform), Passes::Stored, options)
+}
+
+/// Every image of a source exactly once under the evaluation transform, in the order of these options' first epoch. Each
+/// rank reads its own region. The last batch may be short.
+///
+/// # Errors
+/// If threads cannot be started, or the memory does not suffice.
+///
+/// # Panics
+/// If the batch size is 0.
+pub fn evaluation_epoch(
+    source: Arc<dyn Source>,
+    transform: EvalTransform,
+    options: LoaderOptions,
+) -> Result<Loader, LoaderError> {
+    let options = LoaderOptions { drop_last: false, epoch: 0, epochs: 1, first_step: 0, ..options };
+    let passes = Passes::Shuffled { shuffle: options.shuffle, seed: options.seed };
+    Loader::spawn(source, View::Evaluation(transform), passes, options)
 }
 
 /// Ends all stages.
@@ -300,10 +330,4 @@ impl Drop for OnPanic {
             self.0.end_all();
         }
     }
-}
-
-/// An error with its causes, on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |error| error.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

@@ -3,18 +3,15 @@
 //! A plan is a function of the options and the layout alone, and knows the future: the fetcher follows it
 //! ahead of need, over the end of an epoch into the next.
 
-pub(super) mod global_batch;
 pub(super) mod layout;
 pub(super) mod order;
-pub(super) mod windowed;
 
 use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 
-use self::global_batch::GlobalBatch;
-use self::order::{EpochOrder, Shuffle};
-use self::windowed::GroupedOrder;
+use self::order::{EpochOrder, GroupedOrder, Shuffle};
+use super::batch::GlobalBatch;
 use super::source::Source;
 use crate::ids::{BankRow, BatchIndex, RankShare};
 
@@ -24,7 +21,7 @@ const ROWS_OF_A_FETCH: usize = 16;
 /// Which images a plan goes through, in which order.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Passes {
-    /// Epochs, each in an order of its own.
+    /// Epochs, each in its own order.
     Shuffled { shuffle: Shuffle, seed: u64 },
     /// Each image once, in the stored order.
     Stored,
@@ -42,30 +39,30 @@ pub(super) enum Portions {
 /// What a plan is made from.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PlanOptions {
-    pub(super) passes: Passes,
-    pub(super) portions: Portions,
-    pub(super) batch_size: usize,
-    pub(super) drop_last: bool,
-    pub(super) part: RankShare,
-    pub(super) micro_batches: usize,
-    pub(super) first_epoch: u64,
-    pub(super) first_step: u64,
+    pub passes: Passes,
+    pub portions: Portions,
+    pub batch_size: usize,
+    pub drop_last: bool,
+    pub part: RankShare,
+    pub micro_batches: usize,
+    pub first_epoch: u64,
+    pub first_step: u64,
     /// The epoch before which the plan ends.
-    pub(super) end_epoch: u64,
+    pub end_epoch: u64,
 }
 
 /// One step.
 #[derive(Clone, Debug)]
 pub(super) struct Step {
-    pub(super) epoch: u64,
-    pub(super) step: u64,
-    pub(super) global: Arc<GlobalBatch>,
+    pub epoch: u64,
+    pub step: u64,
+    pub global: Arc<GlobalBatch>,
     /// The images of it that are made here, ascending.
-    pub(super) own: Vec<BatchIndex>,
+    pub own: Vec<BatchIndex>,
     /// Rows that arrive with others, but no step needs them.
-    pub(super) discard: Vec<BankRow>,
+    pub discard: Vec<BankRow>,
     /// The number of fetches since the start that must have arrived.
-    pub(super) needs: u64,
+    pub needs: u64,
 }
 
 /// One portion to read.

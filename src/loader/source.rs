@@ -1,11 +1,8 @@
 //! Where encoded images come from.
 
-pub(super) mod label_subset;
-mod local;
-pub(super) mod open;
 mod row_group_cache;
 mod split_rows;
-mod streamed;
+pub(super) mod stored;
 pub(super) mod subset;
 
 use std::sync::Arc;
@@ -122,7 +119,7 @@ pub trait Source: Send + Sync {
         true
     }
 
-    /// Makes itself ready to read rows by themselves with at most `memory` bytes; returns the bytes that it will hold.
+    /// Prepares to read rows by themselves with at most `memory` bytes; returns the bytes that it will hold.
     ///
     /// # Errors
     /// [`LoaderError::Memory`] if it cannot.
@@ -130,7 +127,7 @@ pub trait Source: Send + Sync {
         Ok(0)
     }
 
-    /// Says when a row group is needed next, so that a cache keeps those that come soonest.
+    /// Announces when a row group is needed next, so that a cache keeps those that come soonest.
     fn expect(&self, _group: usize, _next_use: u64) {}
 
     /// Whether EXIF's orientation is applied to its images.
@@ -160,7 +157,7 @@ impl MemorySource {
         Self::in_groups(rows, ROWS_OF_A_GROUP)
     }
 
-    /// A source of such rows, with `rows_of_a_group` in each row group.
+    /// A source of rows in the order of their ids, with `rows_of_a_group` in each row group.
     ///
     /// # Panics
     /// If the ids do not ascend.

@@ -7,14 +7,14 @@ use std::sync::Arc;
 use crossbeam_channel::{Receiver, Sender};
 use rayon::prelude::*;
 
-use super::batch::Batch;
+use super::batch::{Batch, GlobalBatch};
 use super::budget::{Budget, Permit};
 use super::error::LoaderError;
 use super::plan::{Fetch, Planner, Step};
 use super::source::{Encoded, ReadContext, Source};
-use crate::augment::view::{Seen, View};
-use crate::ids::{BankRow, BatchIndex};
-use crate::loader::plan::global_batch::GlobalBatch;
+use crate::augment::{EvalTransform, Recipe, Stored, augment_stored, evaluate_stored};
+use crate::ids::{BankRow, BatchIndex, InstanceId};
+use crate::image::ImageError;
 
 /// Bytes of memory that decoding and augmenting take for each pixel of the image: the decoded image,
 /// the part that is cut out, and what the decoder holds of a progressive one.
@@ -53,8 +53,8 @@ pub(super) struct Work {
 
 /// A batch, and what is missing from it.
 pub(super) struct DecodedBatch {
-    pub(super) batch: Batch,
-    pub(super) missing: Vec<(BankRow, Arc<LoaderError>)>,
+    pub batch: Batch,
+    pub missing: Vec<(BankRow, Arc<LoaderError>)>,
 }
 
 /// Goes through the plan as far ahead as the budget allows.
@@ -97,7 +97,7 @@ fn size(fetch: &Fetch, source: &dyn Source, mean: u64) -> u64 {
     }
 }
 
-/// Reads what the plan says.
+/// Runs read tasks.
 pub(super) fn read(
     source: &dyn Source,
     context: &ReadContext,
@@ -170,16 +170,49 @@ pub(super) fn gather(
     }
 }
 
+/// How encoded images become the pixels of a batch.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum View {
+    /// Augmented; the pixels are a function of (seed, epoch, instance).
+    Training { recipe: Recipe, seed: u64 },
+    /// The same in every epoch.
+    Evaluation(EvalTransform),
+}
+
+impl View {
+    /// The side of the square that comes out.
+    pub(super) fn side(self) -> u32 {
+        match self {
+            Self::Training { recipe, .. } => recipe.image_size,
+            Self::Evaluation(transform) => transform.side(),
+        }
+    }
+
+    /// Writes all pixels of one image.
+    ///
+    /// # Shape
+    /// `out: [3 * side * side]`, planar
+    fn render(self, epoch: u64, id: InstanceId, image: Stored<'_>, out: &mut [u8]) -> Result<(), ImageError> {
+        match self {
+            Self::Training { recipe, seed } => {
+                let draw = |width, height| recipe.draw_for(seed, epoch, id, width, height);
+                augment_stored(image, draw, recipe.image_size, out).map(drop)
+            }
+            Self::Evaluation(transform) => evaluate_stored(image, transform, out),
+        }
+    }
+}
+
 /// What the threads that make batches share.
 pub(super) struct DecodeWorkers {
-    pub(super) source: Arc<dyn Source>,
-    pub(super) view: Box<dyn View>,
-    pub(super) pool: rayon::ThreadPool,
+    pub source: Arc<dyn Source>,
+    pub view: View,
+    pub pool: rayon::ThreadPool,
     /// Memory for decoding.
-    pub(super) memory: Budget,
-    pub(super) context: ReadContext,
+    pub memory: Budget,
+    pub context: ReadContext,
     /// Buffers that the consumer gave back.
-    pub(super) buffers: Receiver<Vec<u8>>,
+    pub buffers: Receiver<Vec<u8>>,
 }
 
 /// Decodes and augments.
@@ -247,8 +280,9 @@ fn render(
     let _memory = workers.memory.acquire(needed).ok_or_else(stopped)?;
     let id = workers.source.ids()[bank_row.row()];
     let orientation = workers.source.exif_orientation();
-    let seen = Seen { bytes: &encoded.bytes, orientation, entry_points: encoded.entry_points.as_deref() };
-    let rendered = workers.context.counters.make_busy.time(|| workers.view.render(epoch, id, seen, out));
+    let entry_points = encoded.entry_points.as_deref();
+    let image = Stored { bytes: &encoded.bytes, orientation, entry_points };
+    let rendered = workers.context.counters.make_busy.time(|| workers.view.render(epoch, id, image, out));
     drop((encoded, permit));
     rendered.map_err(|source| {
         Arc::new(LoaderError::Image { id, record: workers.source.record(bank_row), source })

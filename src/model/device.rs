@@ -10,10 +10,10 @@ use tch::Device;
 use super::compute::allow_tf32;
 use crate::run_config::DeviceChoice;
 
-/// What NVIDIA's driver puts up where there is a GPU.
+/// The file that NVIDIA's driver creates where there is a GPU.
 const DRIVER: &str = "/dev/nvidiactl";
 
-/// A CUDA device was asked for and cannot be had.
+/// The CUDA device that was asked for cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("device cuda:{number} cannot be used: {reason}")]
 pub struct DeviceError {
@@ -40,7 +40,7 @@ impl std::fmt::Display for SelectedDevice {
     }
 }
 
-/// Takes the device asked for. It computes in f32 as it is written: whoever wants TF32 allows it afterwards
+/// Takes the device asked for. It computes in plain f32: allow TF32 afterwards, where wanted
 /// ([`allow_tf32`]).
 ///
 /// # Errors

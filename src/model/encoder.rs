@@ -3,18 +3,18 @@
 use std::collections::HashMap;
 use std::fmt;
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, nn};
 
-use super::batch_norm::{Statistics, SumOverRanks};
 use super::compute::{Compute, ComputeType, tf32_is_allowed};
-use super::init::initial_value;
-use super::layer::{FeatureLayer, NoSuchLayer, STAGES, flat};
-use super::layers::count_kept;
+use super::feature_layer::{FeatureLayer, NoSuchLayer, STAGES, flat};
+use super::layers::{Statistics, SumOverRanks, count_kept};
 use super::libtorch::upload_pixels;
 use super::network::Network;
 use super::weights::{NamedTensors, WeightsError};
 use crate::augment::EvalTransform;
+use crate::rng::{Purpose, Stream};
 use crate::run_config::{Architecture, RecipeKind};
 
 /// Keeps the division by a feature's length finite, as `torch.nn.functional.normalize` does.
@@ -198,7 +198,7 @@ impl Encoder {
     /// `[batch, 3, height, width]` u8 pixels on any device -> for each layer `[batch, its width]` f32
     ///
     /// # Errors
-    /// The first layer that this network has not.
+    /// The first layer that this network lacks.
     pub fn features(&self, pixels: &Tensor, layers: &[FeatureLayer]) -> Result<Vec<Tensor>, NoSuchLayer> {
         tch::no_grad(|| {
             let mut maps: [Option<Tensor>; STAGES] = Default::default();
@@ -230,8 +230,8 @@ impl Encoder {
         if self.compute.channels_last { channels_last(&normalised) } else { normalised }
     }
 
-    /// How many numbers autograd keeps of an image between forward and backward pass. Batch norm's statistics move: this is
-    /// for an encoder that nothing else is done with.
+    /// How many numbers autograd keeps of an image between forward and backward pass. Batch norm's statistics move:
+    /// use an encoder for this that is used for nothing else.
     pub fn activations(&self) -> u64 {
         let side = i64::from(self.config.image_size);
         // Batch norm needs two.
@@ -280,10 +280,7 @@ impl Encoder {
         if projection.iter().all(fits) {
             return self.load(weights).map(|()| true);
         }
-        let rest = weights.iter().filter(|(name, _)| !of_projection(name));
-        let rest =
-            NamedTensors::from_tensors(rest.map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())));
-        rest.copy_into(backbone).map(|()| false)
+        weights.only(|name| !of_projection(name)).copy_into(backbone).map(|()| false)
     }
 
     /// Puts the last layer of a model of this kind in place.
@@ -293,10 +290,7 @@ impl Encoder {
     pub fn load_projection(&mut self, weights: &NamedTensors) -> Result<(), WeightsError> {
         let prefix = self.config.arch.projection();
         let variables = self.named_variables().into_iter().filter(|(name, _)| name.starts_with(prefix));
-        let own = weights.iter().filter(|(name, _)| name.starts_with(prefix));
-        let own =
-            NamedTensors::from_tensors(own.map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())));
-        own.copy_into(variables.collect())
+        weights.only(|name| name.starts_with(prefix)).copy_into(variables.collect())
     }
 
     fn named_variables(&self) -> Vec<(String, Tensor)> {
@@ -314,6 +308,51 @@ fn unit_rows(projected: &Tensor) -> Tensor {
 /// The same numbers with the channels last in memory, `[batch, height, width, channels]`.
 fn channels_last(tensor: &Tensor) -> Tensor {
     tensor.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
+}
+
+/// The initial value of the parameter with this torchvision name.
+///
+/// Convolutions are normal with variance 2 / (kernel² · output channels), batch norms start as the
+/// identity, linear layers with their biases are uniform in ±1/√input as PyTorch's `Linear` is. `weight` is
+/// the shape of the layer's weight.
+///
+/// # Source
+/// Reference `models/resnet.py`, constructor.
+fn initial_value(seed: u64, index: u64, name: &str, shape: &[i64], weight: &[i64]) -> Tensor {
+    let count: i64 = shape.iter().product();
+    let linear_bound = |input: i64| 1.0 / (input as f64).sqrt();
+    let values: Vec<f32> = match shape {
+        [output, _, height, width] => {
+            let deviation = (2.0 / (output * height * width) as f64).sqrt();
+            draw(seed, index, count, |stream| stream.normal() * deviation)
+        }
+        [_, input] => {
+            let bound = linear_bound(*input);
+            draw(seed, index, count, |stream| stream.range(-bound, bound))
+        }
+        _ if weight.len() == 2 && name.ends_with("bias") => {
+            let bound = linear_bound(weight[1]);
+            draw(seed, index, count, |stream| stream.range(-bound, bound))
+        }
+        _ => {
+            let one = name.ends_with("weight") || name.ends_with("running_var");
+            vec![if one { 1.0 } else { 0.0 }; count as usize]
+        }
+    };
+    Tensor::from_slice(&values).view(shape)
+}
+
+/// Numbers drawn in blocks, so that threads can share the work and the values do not depend on them.
+fn draw(seed: u64, index: u64, count: i64, value: impl Fn(&mut Stream) -> f64 + Sync) -> Vec<f32> {
+    const BLOCK: usize = 1 << 14;
+    let mut values = vec![0.0; count as usize];
+    values.par_chunks_mut(BLOCK).enumerate().for_each(|(block, values)| {
+        let mut stream = Stream::new(seed, Purpose::WeightInit, index, block as u64);
+        for slot in values {
+            *slot = value(&mut stream) as f32;
+        }
+    });
+    values
 }
 
 #[cfg(test)]

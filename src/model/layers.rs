@@ -4,9 +4,10 @@
 //! autograd brings the gradient back to f32. That is what PyTorch's autocast does, on every device.
 
 use std::cell::Cell;
+use std::rc::Rc;
 
-use tch::Tensor;
-use tch::nn::{self, Conv2D, Linear};
+use tch::nn::{self, Conv2D, Linear, ModuleT};
+use tch::{Kind, Tensor, no_grad};
 
 thread_local! {
     /// Numbers that autograd keeps, where they are counted.
@@ -14,7 +15,7 @@ thread_local! {
 }
 
 /// Takes note of a tensor that autograd keeps for the backward pass.
-pub(super) fn note_kept(input: &Tensor) {
+fn note_kept(input: &Tensor) {
     KEPT.with(|kept| kept.set(kept.get().map(|numbers| numbers + input.numel() as u64)));
 }
 
@@ -37,12 +38,12 @@ pub(super) struct Convolution {
 /// The shape of a convolution.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ConvShape {
-    pub(super) input: i64,
-    pub(super) output: i64,
-    pub(super) kernel: i64,
-    pub(super) stride: i64,
-    pub(super) padding: i64,
-    pub(super) bias: bool,
+    pub input: i64,
+    pub output: i64,
+    pub kernel: i64,
+    pub stride: i64,
+    pub padding: i64,
+    pub bias: bool,
 }
 
 impl Convolution {
@@ -65,4 +66,156 @@ pub(super) fn linear(layer: &Linear, input: &Tensor) -> Tensor {
     note_kept(input);
     let kind = input.kind();
     input.linear(&layer.ws.to_kind(kind), layer.bs.as_ref().map(|bias| bias.to_kind(kind)))
+}
+
+/// Sums a tensor over all processes; autograd goes through it.
+pub type SumOverRanks = Rc<dyn Fn(&Tensor) -> Tensor>;
+
+/// By which mean and variance a batch is normalised.
+#[derive(Clone, Copy)]
+pub(super) enum Statistics<'a> {
+    /// The running ones, which stay as they are.
+    Running,
+    /// Those of the images in this process; the running ones move.
+    OfBatch,
+    /// Those of the images in all processes; the running ones move, everywhere alike.
+    OfAllRanks(&'a SumOverRanks),
+}
+
+/// A batch norm with PyTorch's settings, over a process's images or over those of all; its weights and statistics stay
+/// in f32 whatever its input is.
+///
+/// # Source
+/// Ioffe and Szegedy 2015; PyTorch's `BatchNorm2d` and `SyncBatchNorm` for names, settings and the unbiased
+/// variance in the running statistics.
+#[derive(Debug)]
+pub(super) struct BatchNorm(nn::BatchNorm);
+
+impl BatchNorm {
+    pub(super) fn new(path: &nn::Path, channels: i64) -> Self {
+        // tch begins with random weights, from the one generator of all threads.
+        let config = nn::BatchNormConfig { ws_init: nn::Init::Const(1.0), ..nn::BatchNormConfig::default() };
+        Self(nn::batch_norm2d(path, channels, config))
+    }
+
+    /// # Shape
+    /// `[batch, channels, height, width]` of any float type -> the same
+    pub(super) fn forward(&self, input: &Tensor, statistics: Statistics<'_>) -> Tensor {
+        note_kept(input);
+        match statistics {
+            Statistics::Running => self.0.forward_t(input, false),
+            Statistics::OfBatch => self.of_batch(input),
+            Statistics::OfAllRanks(sum) => self.over_ranks(input, sum),
+        }
+    }
+
+    fn of_batch(&self, input: &Tensor) -> Tensor {
+        let values = input.size().iter().product::<i64>() / input.size()[1].max(1);
+        if values > 1 {
+            return self.0.forward_t(input, true);
+        }
+        // One value has no variance to follow, and none at all no mean.
+        let config = nn::BatchNormConfig::default();
+        let (weight, bias) = (self.0.ws.as_ref(), self.0.bs.as_ref());
+        let nothing = None::<&Tensor>;
+        input.batch_norm(weight, bias, nothing, nothing, true, config.momentum, config.eps, false)
+    }
+
+    /// One message each way: sums of `x - shift` and its square, and their count. The shift is the running mean,
+    /// the same in all processes and near the mean, so that the variance is not a difference of large numbers.
+    fn over_ranks(&self, input: &Tensor, sum: &SumOverRanks) -> Tensor {
+        let config = nn::BatchNormConfig::default();
+        let by_channel = |values: &Tensor| values.view([1, -1, 1, 1]);
+        let x = input.to_kind(Kind::Float);
+        let shift = self.0.running_mean.detach().copy();
+        let shifted = &x - by_channel(&shift);
+        let over = [0_i64, 2, 3];
+        let total = |values: &Tensor| values.sum_dim_intlist(over.as_slice(), false, Kind::Float);
+        let size = x.size();
+        let count = Tensor::full([1], size[0] * size[2] * size[3], (Kind::Double, x.device()));
+        let sums = Tensor::cat(
+            &[total(&shifted).to_kind(Kind::Double), total(&shifted.square()).to_kind(Kind::Double), count],
+            0,
+        );
+        let sums = sum(&sums);
+        let channels = size[1];
+        let count = sums.narrow(0, 2 * channels, 1).detach();
+        let mean = sums.narrow(0, 0, channels) / &count;
+        let variance = (sums.narrow(0, channels, channels) / &count - mean.square()).clamp_min(0.0);
+        no_grad(|| {
+            let unbiased = &variance * (&count / (&count - 1.0).clamp_min(1.0));
+            let follow = |running: &Tensor, now: &Tensor| {
+                let mut running = running.shallow_clone();
+                let moved = &running * (1.0 - config.momentum) + now.to_kind(Kind::Float) * config.momentum;
+                running.copy_(&moved);
+            };
+            follow(&self.0.running_mean, &(&mean + shift.to_kind(Kind::Double)));
+            follow(&self.0.running_var, &unbiased);
+        });
+        let scale = (variance + config.eps).rsqrt().to_kind(Kind::Float);
+        let normalised = (shifted - by_channel(&mean.to_kind(Kind::Float))) * by_channel(&scale);
+        let normalised = match (&self.0.ws, &self.0.bs) {
+            (Some(weight), Some(bias)) => normalised * by_channel(weight) + by_channel(bias),
+            _ => normalised,
+        };
+        normalised.to_kind(input.kind())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+    use crate::rng::{Purpose, Stream};
+
+    fn norm() -> (nn::VarStore, BatchNorm) {
+        let variables = nn::VarStore::new(Device::Cpu);
+        let norm = BatchNorm::new(&(variables.root() / "bn"), 3);
+        (variables, norm)
+    }
+
+    #[test]
+    fn a_single_value_leaves_the_running_statistics_as_they_are() {
+        let (_variables, norm) = norm();
+        for batch in [1, 0] {
+            let input = Tensor::ones([batch, 3, 1, 1], (Kind::Float, Device::Cpu));
+            assert_eq!(norm.forward(&input, Statistics::OfBatch).size(), [batch, 3, 1, 1]);
+        }
+        assert!(norm.0.running_mean.equal(&norm.0.running_mean.zeros_like()));
+        assert!(norm.0.running_var.equal(&norm.0.running_var.ones_like()));
+    }
+
+    #[test]
+    fn over_one_process_it_is_the_plain_batch_norm_with_its_gradient_and_statistics() {
+        let everything = |statistics: Statistics<'_>| {
+            let mut stream = Stream::new(1, Purpose::Test, 0, 0);
+            let mut normal = || {
+                let values: Vec<f32> = (0..5 * 3 * 4 * 4).map(|_| stream.normal() as f32).collect();
+                Tensor::from_slice(&values).view([5, 3, 4, 4])
+            };
+            let (variables, norm) = norm();
+            let (mut weight, mut bias) =
+                (norm.0.ws.as_ref().expect("it has").detach(), norm.0.bs.as_ref().expect("it has").detach());
+            weight.copy_(&Tensor::from_slice(&[0.5_f32, -1.5, 2.0]));
+            bias.copy_(&Tensor::from_slice(&[0.25_f32, 0.0, -1.0]));
+            let mut state = Vec::new();
+            for step in 0..3 {
+                let input = (normal() * 2.0 + f64::from(step)).set_requires_grad(true);
+                let output = norm.forward(&input, statistics);
+                (&output * normal()).sum(Kind::Float).backward();
+                state.extend([output.detach(), input.grad()]);
+            }
+            let mut variables: Vec<_> = variables.variables().into_iter().collect();
+            variables.sort_by(|(a, _), (b, _)| a.cmp(b));
+            state.extend(variables.into_iter().map(|(_, variable)| variable.detach()));
+            state
+        };
+        let alone: SumOverRanks = Rc::new(Tensor::shallow_clone);
+        let (plain, synced) = (everything(Statistics::OfBatch), everything(Statistics::OfAllRanks(&alone)));
+        assert_eq!(plain.len(), 10);
+        for (plain, synced) in plain.iter().zip(&synced) {
+            assert!(plain.allclose(synced, 1e-5, 1e-5, false), "{plain} {synced}");
+        }
+    }
 }

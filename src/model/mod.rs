@@ -2,15 +2,12 @@
 //!
 //! An [`Encoder`] is a network whose last layer is the projection to the embedding, followed by L2
 //! normalisation. Tensor names are torchvision's, so that weights move both ways by name. Initial weights
-//! are a function of the seed alone. What a model does not know: the objective, the bank, the optimiser.
+//! are a function of the seed alone. A model knows neither objective, bank nor optimiser.
 
-mod architecture;
-mod batch_norm;
 mod compute;
 mod device;
 mod encoder;
-mod init;
-mod layer;
+mod feature_layer;
 mod layers;
 pub mod libtorch;
 mod network;
@@ -18,9 +15,9 @@ mod plain;
 mod resnet;
 mod weights;
 
-pub use batch_norm::SumOverRanks;
 pub use compute::{Compute, ComputeType, allow_tf32, tf32_is_allowed};
 pub use device::{DeviceError, SelectedDevice, select_device, select_device_of, threads, wait_for};
 pub use encoder::{Encoder, EncoderConfig, Normalisation};
-pub use layer::{FeatureLayer, NoSuchLayer};
+pub use feature_layer::{FeatureLayer, NoSuchLayer};
+pub use layers::SumOverRanks;
 pub use weights::{NamedTensors, WeightsError};

@@ -1,11 +1,10 @@
-//! Either kind of network behind one face.
+//! Either kind of network behind one face, and how each architecture is put together.
 
 use tch::{Tensor, nn};
 
-use super::architecture::NetworkLayout;
-use super::batch_norm::Statistics;
-use super::plain::Plain;
-use super::resnet::ResNet;
+use super::layers::Statistics;
+use super::plain::{ALEXNET, Plain, PlainLayout, VGG16};
+use super::resnet::{ResNet, ResNetLayout};
 use crate::run_config::Architecture;
 
 /// A network with its last layer as the projection.
@@ -53,5 +52,45 @@ impl Network {
             Self::ResNet(network) => network.project(pooled),
             Self::Plain(network) => network.project(pooled),
         }
+    }
+}
+
+/// How either kind of network is put together.
+#[derive(Clone, Copy, Debug)]
+enum NetworkLayout {
+    ResNet(ResNetLayout),
+    Plain(PlainLayout),
+}
+
+impl Architecture {
+    /// The name of the last layer, which is the projection, with a dot behind.
+    pub(super) fn projection(self) -> &'static str {
+        match self.layout() {
+            NetworkLayout::ResNet(_) => "fc.",
+            NetworkLayout::Plain(_) => "classifier.6.",
+        }
+    }
+
+    fn layout(self) -> NetworkLayout {
+        let basic = ResNetLayout { blocks: &[2, 2, 2, 2], width: 64, bottleneck: false, small_stem: false };
+        let deep = |blocks| ResNetLayout { blocks, bottleneck: true, ..basic };
+        let vgg =
+            |batch_norm| PlainLayout { pieces: VGG16, batch_norm, pooled_side: 7, classifier: [0, 3, 6] };
+        NetworkLayout::ResNet(match self {
+            Self::ResNet18 => basic,
+            Self::ResNet34 => ResNetLayout { blocks: &[3, 4, 6, 3], ..basic },
+            Self::ResNet50 => deep(&[3, 4, 6, 3]),
+            Self::ResNet101 => deep(&[3, 4, 23, 3]),
+            Self::ResNet152 => deep(&[3, 8, 36, 3]),
+            Self::ResNet18Cifar => ResNetLayout { small_stem: true, ..basic },
+            Self::ResNet20Cifar => ResNetLayout { blocks: &[3, 3, 3], width: 16, small_stem: true, ..basic },
+            Self::AlexNet => {
+                let classifier = [1, 4, 6];
+                let layout = PlainLayout { pieces: ALEXNET, batch_norm: false, pooled_side: 6, classifier };
+                return NetworkLayout::Plain(layout);
+            }
+            Self::Vgg16 => return NetworkLayout::Plain(vgg(false)),
+            Self::Vgg16Bn => return NetworkLayout::Plain(vgg(true)),
+        })
     }
 }

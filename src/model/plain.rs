@@ -9,14 +9,11 @@
 use tch::nn::{self, Linear};
 use tch::{Kind, Tensor};
 
-use super::batch_norm::{BatchNorm, Statistics};
-use super::layers::{ConvShape, Convolution, linear};
+use super::feature_layer::STAGES;
+use super::layers::{BatchNorm, ConvShape, Convolution, Statistics, linear};
 
 /// The width of the hidden linear layers.
 const HIDDEN: i64 = 4096;
-
-/// Stages whose maps can be looked at: AlexNet has as many convolutions, VGG as many blocks of them.
-const STAGES: usize = 5;
 
 /// A piece of the convolutional part, as torchvision numbers them.
 #[derive(Clone, Copy, Debug)]
@@ -30,13 +27,13 @@ pub(super) enum Piece {
 /// How such a network is put together.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PlainLayout {
-    pub(super) pieces: &'static [Piece],
+    pub pieces: &'static [Piece],
     /// A batch norm behind each convolution.
-    pub(super) batch_norm: bool,
+    pub batch_norm: bool,
     /// The side of the square to which the last map is averaged.
-    pub(super) pooled_side: i64,
+    pub pooled_side: i64,
     /// The numbers of the linear layers within torchvision's `classifier`.
-    pub(super) classifier: [u8; 3],
+    pub classifier: [u8; 3],
 }
 
 /// torchvision's `alexnet`.
@@ -121,7 +118,8 @@ impl Plain {
         }
     }
 
-    /// `at_stage` sees the map of each convolution of AlexNet, and of each block of VGG before it is pooled.
+    /// `at_stage` sees the map of each convolution of AlexNet, which has as many as there are stages, and of each block
+    /// of VGG before it is pooled.
     ///
     /// # Shape
     /// `[batch, 3, height, width]` normalised pixels -> `[batch, 4096]` f32

@@ -7,16 +7,27 @@
 use tch::nn::{self, Linear};
 use tch::{Kind, Tensor};
 
-use super::architecture::Layout;
-use super::batch_norm::{BatchNorm, Statistics};
-use super::layers::{ConvShape, Convolution, linear};
+use super::layers::{BatchNorm, ConvShape, Convolution, Statistics, linear};
 
 /// The output of a bottleneck is this many times wider than its 3×3 convolution.
 const BOTTLENECK_EXPANSION: i64 = 4;
 
+/// How a ResNet is put together.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ResNetLayout {
+    /// Blocks of each stage.
+    pub blocks: &'static [usize],
+    /// Channels of the first stage; each further stage doubles them.
+    pub width: i64,
+    /// Bottleneck blocks (1×1, 3×3, 1×1, four times wider output) instead of basic ones.
+    pub bottleneck: bool,
+    /// A 3×3 stride-1 stem without max-pool instead of ImageNet's.
+    pub small_stem: bool,
+}
+
 #[derive(Debug)]
 struct Block {
-    /// Convolutions with their batch norms; a ReLU stands between them.
+    /// Convolutions with their batch norms; with a ReLU between them.
     layers: Vec<(Convolution, BatchNorm)>,
     downsample: Option<(Convolution, BatchNorm)>,
 }
@@ -72,7 +83,7 @@ pub(super) struct ResNet {
 }
 
 impl ResNet {
-    pub(super) fn new(root: &nn::Path, layout: Layout, dim: i64) -> Self {
+    pub(super) fn new(root: &nn::Path, layout: ResNetLayout, dim: i64) -> Self {
         let (kernel, stride) = if layout.small_stem { (3, 1) } else { (7, 2) };
         let stem = (
             convolution(&(root / "conv1"), 3, layout.width, kernel, stride),

@@ -21,7 +21,7 @@ pub enum WeightsError {
         /// Its name.
         name: String,
     },
-    /// A tensor that nobody asked for.
+    /// A tensor that the model does not have.
     #[error("tensor {name:?} is not part of this model")]
     Unexpected {
         /// Its name.
@@ -77,6 +77,12 @@ impl NamedTensors {
         self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))
     }
 
+    /// A copy of those whose names fit.
+    pub(super) fn only(&self, fits: impl Fn(&str) -> bool) -> Self {
+        let named = self.iter().filter(|(name, _)| fits(name));
+        Self::from_tensors(named.map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())))
+    }
+
     /// The name of a tensor that has a value which is not finite.
     pub fn not_finite(&self) -> Option<&str> {
         let is_finite = |tensor: &Tensor| tensor.isfinite().all().int64_value(&[]) == 1;
@@ -107,7 +113,7 @@ impl NamedTensors {
     /// Reads a file's bytes.
     ///
     /// # Errors
-    /// If the bytes are no safetensors file or hold a type other than f16, bf16, f32, f64, i32 or i64.
+    /// If the bytes are not a safetensors file or hold a type other than f16, bf16, f32, f64, i32 or i64.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, WeightsError> {
         let is_pickle = PICKLES.iter().any(|magic| bytes.starts_with(magic));
         let file = SafeTensors::deserialize(bytes)

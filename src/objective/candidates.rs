@@ -1,4 +1,4 @@
-//! The rows against which a query stands beside its own, tile by tile.
+//! The rows with which a query is compared beside its own, tile by tile.
 
 use std::ops::Range;
 
@@ -10,7 +10,7 @@ use crate::units::Temperature;
 
 /// Bytes of a tile, of its logits or of its rows in f32, whichever are more.
 struct TileBytes {
-    /// Where rows are taken as they lie.
+    /// Where rows are taken in their order.
     dense: usize,
     /// Where they are gathered for each query.
     gathered: usize,
@@ -41,8 +41,8 @@ pub(super) enum Candidates<'a> {
 /// Some candidates of every query.
 #[derive(Debug)]
 pub(super) struct Tile {
-    /// `[batch, tile]` f32: similarities over the temperature; minus infinity for what is no candidate.
-    pub(super) logits: Tensor,
+    /// `[batch, tile]` f32: similarities over the temperature; minus infinity for rows that are not candidates.
+    pub logits: Tensor,
     /// `[tile, dim]` where the queries share the rows, else `[batch, tile, dim]`; f32, or on a GPU the bank's type.
     rows: Tensor,
 }
@@ -77,7 +77,7 @@ fn factors(rows: &Tensor) -> Tensor {
     if rows.device().is_cuda() { rows.shallow_clone() } else { rows.to_kind(Kind::Float) }
 }
 
-/// Calls `visit` with one tile after the other of the candidates that lie in this part of the bank.
+/// Calls `visit` with one tile after the other of the candidates in this part of the bank.
 pub(super) fn for_each_tile(
     queries: Queries<'_>,
     temperature: Temperature,

@@ -1,8 +1,9 @@
-//! The constant Z that stands for the partition function in `nce`.
+//! The constant Z that replaces the partition function in `nce`.
 
 use tch::{Kind, Tensor};
 
 use super::candidates::Tile;
+use crate::distributed::{DistributedError, ProcessGroup};
 
 /// Z as the objective's state.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -44,7 +45,7 @@ impl LogZ {
 pub(super) struct LogZSum {
     /// f64 scalars: logarithms of sums of exponentials.
     ln_sums: Vec<Tensor>,
-    /// f64 scalars: how many were summed.
+    /// f64 scalars: numbers of summands.
     terms: Vec<Tensor>,
 }
 
@@ -59,7 +60,7 @@ impl LogZSum {
         self.add_logits(&tile.logits);
     }
 
-    /// Adds logits of any shape; minus infinity is no term.
+    /// Adds logits of any shape; minus infinity does not count as a term.
     pub(super) fn add_logits(&mut self, logits: &Tensor) {
         let rows = if logits.dim() == 1 { logits.unsqueeze(0) } else { logits.shallow_clone() };
         let each = rows.logsumexp([1_i64].as_slice(), false).to_kind(Kind::Double);
@@ -74,22 +75,13 @@ impl LogZSum {
     }
 
     /// The logarithm of the sum so far, a f64 scalar.
-    pub(super) fn ln_sum(&self) -> Tensor {
+    fn ln_sum(&self) -> Tensor {
         Tensor::stack(&self.ln_sums, 0).logsumexp([0_i64].as_slice(), false)
     }
 
     /// How many terms it has, a f64 scalar.
-    pub(super) fn terms(&self) -> Tensor {
+    fn terms(&self) -> Tensor {
         Tensor::stack(&self.terms, 0).sum(Kind::Double)
-    }
-
-    /// Puts sums that were made elsewhere in place.
-    ///
-    /// # Shape
-    /// `ln_sums: [sums]` f64, `terms` a f64 scalar
-    pub(super) fn set(&mut self, ln_sums: &Tensor, terms: Tensor) {
-        self.ln_sums = ln_sums.unbind(0);
-        self.terms = vec![terms];
     }
 
     /// `ln Ẑ` of `ema`, a f64 scalar, where the sum is over negatives alone: the positive is one row of `n`, the
@@ -112,6 +104,18 @@ impl LogZSum {
     /// `ln(n * mean)`, a f64 scalar: the reference's estimate, where the sum is over positives and negatives.
     pub(super) fn ln_estimate(&self, instances: usize) -> Tensor {
         self.ln_sum() - self.terms().log() + (instances as f64).ln()
+    }
+
+    /// Adds the terms of all other owners.
+    pub(super) fn sum_over(&mut self, owners: &ProcessGroup) -> Result<(), DistributedError> {
+        if owners.world() == 1 {
+            return Ok(());
+        }
+        let own = Tensor::stack(&[self.ln_sum(), self.terms()], 0).unsqueeze(0);
+        let all = owners.all_gather(&own)?;
+        self.ln_sums = all.select(1, 0).unbind(0);
+        self.terms = vec![all.select(1, 1).sum(Kind::Double)];
+        Ok(())
     }
 }
 

@@ -9,8 +9,8 @@
 //! all       + λ ‖f - v‖², the proximal term; and the mean over the batch
 //! ```
 //!
-//! There is one code path: tiles of candidate rows go into sums (`log_sum`, `noise_sum`), sums over disjoint
-//! parts of the bank merge, in one process or over several, and a [`Partial`] of all rows gives loss and gradient in
+//! There is one code path: tiles of candidate rows go into the sums of a [`Partial`], partials over disjoint
+//! parts of the bank merge, in one process or over several, and the partial of all rows gives loss and gradient in
 //! closed form. Neither `[batch, instances]` logits nor `[batch, K, dim]` rows are ever held, and no autograd graph passes through.
 //! Evaluating changes nothing: Z is named state, moved by [`Objective::prepare`] and [`Objective::observe`].
 //!
@@ -19,30 +19,64 @@
 //! 1e-7 is an option here. docs/numerics.md says what differs and why.
 
 mod candidates;
-mod log_sum;
 mod log_z;
 mod negatives;
-mod noise_sum;
-mod options;
-mod owners;
 mod partial;
-mod positives;
 
 use tch::{Device, Kind, Tensor, no_grad};
 
 pub use log_z::LogZ;
 pub use negatives::{Draw, Negatives};
-pub use options::ObjectiveOptions;
 pub use partial::Partial;
 
 use self::candidates::{Candidates, for_each_tile};
 use self::log_z::LogZSum;
-use self::noise_sum::Noise;
-use self::positives::Positives;
+use self::partial::{Noise, Positives};
 use crate::bank::{BankShard, BatchRows};
 use crate::distributed::{DistributedError, ProcessGroup};
 use crate::ids::BankRow;
-use crate::run_config::{ObjectiveKind, PartitionChoice};
+use crate::run_config::{ObjectiveKind, PartitionChoice, Sampling};
+use crate::units::Temperature;
+
+/// The settings of an objective.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ObjectiveOptions {
+    /// Which one.
+    pub kind: ObjectiveKind,
+    /// τ.
+    pub temperature: Temperature,
+    /// K, the sampled rows of each query; not for `softmax`.
+    pub negatives: usize,
+    /// Which queries share them.
+    pub sampling: Sampling,
+    /// Leave out a sampled row that is the query's own.
+    pub exclude_positive: bool,
+    /// Added to the noise's probability in the denominators of `nce`; 0, or the reference's 1e-7.
+    pub eps: f64,
+    /// Where Z of `nce` comes from.
+    pub partition: PartitionChoice,
+    /// The weight of the old Z in the moving average.
+    pub partition_decay: f64,
+    /// λ of the proximal term `λ ‖f - v‖²` (paper, equation 9); 0 as in the reference.
+    pub proximal_weight: f64,
+}
+
+impl ObjectiveOptions {
+    /// The settings with the reference's values beside kind, temperature and number of negatives.
+    pub fn new(kind: ObjectiveKind, temperature: Temperature, negatives: usize) -> Self {
+        Self {
+            kind,
+            temperature,
+            negatives,
+            sampling: Sampling::PerSample,
+            exclude_positive: false,
+            eps: 0.0,
+            partition: PartitionChoice::Fixed,
+            partition_decay: 0.99,
+            proximal_weight: 0.0,
+        }
+    }
+}
 
 /// Queries as an objective sees them: a batch, or a part of one.
 #[derive(Clone, Copy, Debug)]
@@ -71,7 +105,7 @@ impl<'a> Queries<'a> {
     }
 }
 
-/// What an objective says of a batch.
+/// Loss and gradient of a batch.
 #[derive(Debug)]
 pub struct Evaluation {
     /// The mean loss over the batch, in nats; a f64 scalar on the features' device.
@@ -179,9 +213,9 @@ impl Objective {
             own.sum_logits_over(owners)?;
             let instances = parts[0].instances();
             if self.options.partition.is_estimated() {
-                return Ok(sum.ln_estimate_beside(&own.logits, instances));
+                return Ok(sum.ln_estimate_beside(own.logits(), instances));
             }
-            sum.add_logits(&own.logits);
+            sum.add_logits(own.logits());
             Ok::<_, DistributedError>(sum.ln_estimate(instances))
         })?;
         self.partition = LogZ::Set { ln_z: estimate.double_value(&[]) };
@@ -226,7 +260,7 @@ impl Objective {
         Ok(self.finish(queries, whole))
     }
 
-    /// What a part of the bank says of the batch.
+    /// The sums of the batch over a part of the bank.
     ///
     /// # Panics
     /// As [`Objective::evaluate`].
@@ -248,7 +282,7 @@ impl Objective {
         })
     }
 
-    /// Loss and gradient from what all parts said.
+    /// Loss and gradient from the merged partials of all parts.
     pub fn finish(&self, queries: Queries<'_>, partial: Partial) -> Evaluation {
         no_grad(|| partial.finish(queries, self.options.proximal_weight))
     }

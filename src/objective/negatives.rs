@@ -61,7 +61,7 @@ pub struct Draw {
     pub step: u64,
     /// K.
     pub count: usize,
-    /// Who shares them.
+    /// Which queries share them.
     pub sampling: Sampling,
 }
 

@@ -1,28 +1,35 @@
-//! What a part of the bank's rows says of a batch, and the whole that disjoint parts make.
+//! The sums of an objective over a part of the bank's rows, and the whole that disjoint parts make.
+//!
+//! Every owner of rows has the sums over its own rows for all queries of the batch. Those sums travel, never rows of
+//! the bank: for each query two vectors and three numbers, whatever the bank's size and K.
 
 use tch::{Kind, Tensor};
 
-use super::candidates::{Candidates, for_each_tile};
-use super::log_sum::LogSum;
+use super::candidates::{Candidates, Tile, for_each_tile};
 use super::log_z::LogZSum;
-use super::noise_sum::{Noise, NoiseSum};
-use super::positives::Positives;
 use super::{Evaluation, Queries};
 use crate::bank::BankShard;
+use crate::distributed::{DistributedError, ProcessGroup, Reduce};
 use crate::units::Temperature;
+
+/// Below every logit and yet finite: a difference to it is not NaN.
+const LOWEST: f64 = -1e30;
+
+/// `exp(1/τ)`, 3e14, times any number of rows is far from f32's limit of 3e38, and `exp(-1/τ)` from its least.
+const LOWEST_TEMPERATURE: f64 = 0.03;
 
 /// Sums over a part of the rows; those over disjoint parts merge.
 #[derive(Debug)]
 pub struct Partial {
-    pub(super) own: Positives,
-    pub(super) candidates: Sum,
-    pub(super) partition: Option<LogZSum>,
+    own: Positives,
+    candidates: Sum,
+    partition: Option<LogZSum>,
     instances: usize,
     temperature: Temperature,
 }
 
 #[derive(Debug)]
-pub(super) enum Sum {
+enum Sum {
     /// Of `softmax` and `infonce`.
     Exponentials(LogSum),
     /// Of `nce`.
@@ -65,7 +72,7 @@ impl Partial {
         Self { own, candidates: Sum::Noise(sum), partition, instances, temperature }
     }
 
-    /// Adds what a disjoint part says of the same batch.
+    /// Adds the sums over a disjoint part, for the same batch.
     ///
     /// # Panics
     /// If the other is of another objective.
@@ -108,6 +115,205 @@ impl Partial {
         let partition =
             self.partition.map(|negatives| negatives.ln_estimate_beside(&own.logits, self.instances));
         Evaluation { loss: loss.sum(Kind::Double) / batch, gradient, ln_partition: partition }
+    }
+
+    /// Makes it the sums over the rows of all owners, the same ones at each of them.
+    ///
+    /// # Errors
+    /// If a collective fails.
+    pub fn sum_over(&mut self, owners: &ProcessGroup) -> Result<(), DistributedError> {
+        if owners.world() == 1 {
+            return Ok(());
+        }
+        match &mut self.candidates {
+            Sum::Exponentials(sum) => sum.sum_over(&mut self.own, owners)?,
+            Sum::Noise(sum) => sum.sum_over(&mut self.own, owners)?,
+        }
+        self.partition.as_mut().map_or(Ok(()), |partition| partition.sum_over(owners))
+    }
+}
+
+/// The queries' own rows in a part of the bank; zero for queries whose row is elsewhere.
+#[derive(Debug)]
+pub(super) struct Positives {
+    /// `[batch]` f32: similarity over temperature.
+    logits: Tensor,
+    /// `[batch, dim]` f32.
+    rows: Tensor,
+}
+
+impl Positives {
+    pub(super) fn of(queries: Queries<'_>, temperature: Temperature, part: &BankShard) -> Self {
+        let found = queries.rows_in(part);
+        let mut rows = part.rows().index_select(0, &found.row()).to_kind(Kind::Float);
+        if !found.is_complete() {
+            rows = queries.features.zeros_like().index_copy(0, &found.query(), &rows);
+        }
+        let products = &rows * (queries.features / temperature.get());
+        Self { logits: products.sum_dim_intlist([1_i64].as_slice(), false, Kind::Float), rows }
+    }
+
+    /// Adds those of a disjoint part.
+    pub(super) fn merge(&mut self, other: &Self) {
+        self.logits += &other.logits;
+        self.rows += &other.rows;
+    }
+
+    /// Sums the owners' positives, and in the same message other rows of theirs.
+    ///
+    /// # Shape
+    /// `rows: [batch, dim]` f32 -> `[batch, dim]`
+    fn sum_with(&mut self, rows: &Tensor, owners: &ProcessGroup) -> Result<Tensor, DistributedError> {
+        let dim = rows.size()[1];
+        let all = Tensor::cat(&[&self.logits.unsqueeze(1), &self.rows, rows], 1);
+        owners.all_reduce(&all, Reduce::Sum)?;
+        self.logits = all.select(1, 0);
+        self.rows = all.narrow(1, 1, dim);
+        Ok(all.narrow(1, 1 + dim, dim))
+    }
+
+    pub(super) fn logits(&self) -> &Tensor {
+        &self.logits
+    }
+
+    /// Sums the similarities alone.
+    pub(super) fn sum_logits_over(&mut self, owners: &ProcessGroup) -> Result<(), DistributedError> {
+        owners.all_reduce(&self.logits, Reduce::Sum)
+    }
+}
+
+/// `sum_i exp(logit_i)` and `sum_i exp(logit_i) row_i` for each query.
+///
+/// Logits of unit vectors are at most 1/τ. From [`LOWEST_TEMPERATURE`] on their exponentials are summed as they are:
+/// five passes over a tile (product, exponential in place, sum, weighted product). Below, the sum is kept relative to a
+/// running maximum, so that nothing overflows; where the maximum grows, what was summed shrinks.
+///
+/// # Source
+/// Milakov and Gimelshein 2018 (online softmax); the weighted rows as in Rabe and Staats 2021.
+#[derive(Debug)]
+struct LogSum {
+    /// `[batch, 1]` f32: the largest logit so far; 0 where it is not needed.
+    maximum: Tensor,
+    /// Whether a maximum is needed.
+    is_relative: bool,
+    /// `[batch]` f64: the sum of `exp(logit - maximum)`.
+    sum: Tensor,
+    /// `[batch, dim]` f32: the rows in that sum.
+    weighted: Tensor,
+}
+
+impl LogSum {
+    /// The sums over nothing, for queries with these features.
+    fn empty(features: &Tensor, temperature: Temperature) -> Self {
+        let (batch, device) = (features.size()[0], features.device());
+        let is_relative = temperature.get() < LOWEST_TEMPERATURE;
+        let lowest = if is_relative { LOWEST } else { 0.0 };
+        Self {
+            maximum: Tensor::full([batch, 1], lowest, (Kind::Float, device)),
+            is_relative,
+            sum: Tensor::zeros([batch], (Kind::Double, device)),
+            weighted: features.zeros_like(),
+        }
+    }
+
+    /// Adds a tile; its logits are used up.
+    fn add(&mut self, mut tile: Tile) {
+        if self.is_relative {
+            self.rise(&tile.logits.amax([1_i64].as_slice(), true));
+            let _ = tile.logits.g_sub_(&self.maximum);
+        }
+        let _ = tile.logits.exp_();
+        self.sum += tile.logits.sum_dim_intlist([1_i64].as_slice(), false, Kind::Float);
+        self.weighted += tile.weighted(&tile.logits);
+    }
+
+    /// Adds the sums over disjoint rows.
+    fn merge(&mut self, mut other: Self) {
+        if self.is_relative {
+            self.rise(&other.maximum);
+            other.rise(&self.maximum);
+        }
+        self.sum += &other.sum;
+        self.weighted += &other.weighted;
+    }
+
+    /// `[batch]` f64: the logarithm of the sum.
+    fn ln(&self) -> Tensor {
+        self.sum.log() + self.maximum.squeeze_dim(1).to_kind(Kind::Double)
+    }
+
+    /// `[batch, dim]` f32: the mean row, each weighed by its exponential; zero where there is none.
+    fn mean_row(&self) -> Tensor {
+        &self.weighted / self.sum.clamp_min(f64::from(f32::MIN_POSITIVE)).to_kind(Kind::Float).unsqueeze(1)
+    }
+
+    /// Raises the maximum where the other is larger.
+    fn rise(&mut self, other: &Tensor) {
+        let maximum = self.maximum.maximum(other);
+        let shrink = (&self.maximum - &maximum).exp();
+        self.sum *= shrink.squeeze_dim(1);
+        self.weighted *= &shrink;
+        self.maximum = maximum;
+    }
+
+    fn sum_over(&mut self, own: &mut Positives, owners: &ProcessGroup) -> Result<(), DistributedError> {
+        if self.is_relative {
+            let largest = self.maximum.copy();
+            owners.all_reduce(&largest, Reduce::Max)?;
+            self.rise(&largest);
+        }
+        self.weighted = own.sum_with(&self.weighted, owners)?;
+        owners.all_reduce(&self.sum, Reduce::Sum)
+    }
+}
+
+/// What is known of the noise.
+#[derive(Debug)]
+pub(super) struct Noise {
+    /// `ln Z + ln(K/n + eps)`, a f64 scalar on the features' device.
+    pub offset: Tensor,
+    /// `ln(1 + eps n / K)`: what eps adds to the loss of each term beside its part in the offset.
+    pub constant: f64,
+}
+
+/// `sum_j softplus(u_j)` and `sum_j sigmoid(u_j) row_j` for each query, with `u = logit - offset`.
+#[derive(Debug)]
+struct NoiseSum {
+    noise: Noise,
+    /// `[batch]` f64.
+    loss: Tensor,
+    /// `[batch, dim]` f32.
+    weighted: Tensor,
+}
+
+impl NoiseSum {
+    /// The sums over nothing, for queries with these features.
+    fn empty(features: &Tensor, noise: Noise) -> Self {
+        let loss = Tensor::zeros([features.size()[0]], (Kind::Double, features.device()));
+        Self { noise, loss, weighted: features.zeros_like() }
+    }
+
+    /// Adds a tile.
+    fn add(&mut self, tile: &Tile) {
+        let u = &tile.logits - &self.noise.offset;
+        if self.noise.constant > 0.0 {
+            let terms =
+                tile.logits.gt(f64::NEG_INFINITY).sum_dim_intlist([1_i64].as_slice(), false, Kind::Double);
+            self.loss += terms * self.noise.constant;
+        }
+        self.loss += u.softplus().sum_dim_intlist([1_i64].as_slice(), false, Kind::Float);
+        self.weighted += tile.weighted(&u.sigmoid());
+    }
+
+    /// Adds the sums over disjoint rows.
+    fn merge(&mut self, other: &Self) {
+        self.loss += &other.loss;
+        self.weighted += &other.weighted;
+    }
+
+    fn sum_over(&mut self, own: &mut Positives, owners: &ProcessGroup) -> Result<(), DistributedError> {
+        self.weighted = own.sum_with(&self.weighted, owners)?;
+        owners.all_reduce(&self.loss, Reduce::Sum)
     }
 }
 

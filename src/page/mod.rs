@@ -4,20 +4,15 @@
 //! tables, names) is plain HTML; the script filters, sorts and draws the map.
 
 mod ages;
-mod classes;
-mod examples;
 mod gallery;
-mod grid;
-mod headline;
-mod history;
 mod map;
-mod projection;
+mod scores;
 mod text;
 mod trend;
 
-pub use self::examples::{Example, ExampleKind, examples};
-pub use self::history::{HistoryPoint, history};
-pub use self::projection::{EmbeddingMap, map};
+pub use self::gallery::{Example, ExampleKind, examples};
+pub use self::map::{EmbeddingMap, map};
+pub use self::trend::{HistoryPoint, history};
 use crate::eval::{KnnReport, KnnReports, Thumbnails};
 use crate::feature_table::{FeatureTable, Table};
 use crate::ids::{ClassId, InstanceId};
@@ -30,7 +25,7 @@ const SCRIPT: &str = include_str!("script.js");
 /// Neighbours that the gallery shows for a query.
 const SHOWN_NEIGHBOURS: usize = 20;
 
-/// What a page is made from.
+/// The inputs of a page.
 #[derive(Clone, Copy, Debug)]
 pub struct PageInput<'a> {
     /// The scores.
@@ -91,17 +86,17 @@ impl PageInput<'_> {
 /// The page.
 pub fn page(input: &PageInput<'_>, images: &PageImages) -> String {
     let mut body = String::new();
-    let scores = input.report().has_scores();
+    let has_scores = input.report().has_scores();
     let sections = [
-        scores.then(|| trend::section(input)).flatten(),
-        scores.then(|| grid::section(input.reports)).flatten(),
-        scores.then(|| classes::section(input.report())).flatten(),
+        has_scores.then(|| trend::section(input)).flatten(),
+        has_scores.then(|| scores::grid(input.reports)).flatten(),
+        has_scores.then(|| scores::classes(input.report())).flatten(),
         map::section(input, images),
         gallery::section(input, images),
         ages::section(input.bank),
     ];
     let sections: Vec<Section> = sections.into_iter().flatten().collect();
-    headline::write(&mut body, input);
+    scores::headline(&mut body, input);
     toolbar(&mut body, input, &sections);
     for section in &sections {
         text::add!(
@@ -114,7 +109,7 @@ pub fn page(input: &PageInput<'_>, images: &PageImages) -> String {
         body.push_str("</section>\n");
     }
     let report = input.report();
-    let score = if scores { percent(report.top1) + ": " } else { String::new() };
+    let score = if has_scores { percent(report.top1) + ": " } else { String::new() };
     format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
@@ -147,7 +142,7 @@ fn toolbar(out: &mut String, input: &PageInput<'_>, sections: &[Section]) {
         "<label class=\"pick\"{hidden}>Class <select id=\"filter\"><option value=\"\">all</option>"
     );
     for class in input.report().per_class.iter().filter(|class| class.queries > 0) {
-        // Without a value of its own an option has its text, in which a browser joins spaces and lines.
+        // Without a value an option has its text, in which a browser joins spaces and lines.
         let name = escape(&class.class);
         text::add!(out, "<option value=\"{name}\">{name}</option>");
     }

@@ -337,15 +337,16 @@ impl TrainConfig {
         serde_json::from_value(Value::Object(values))
     }
 
-    /// These defaults, except for options whose default depends on the images or was once another: they have what the
-    /// run was begun with.
+    /// These defaults, except for options that a resume may change, and for those whose default depends on the images or
+    /// was once another: they have what the run had before.
     ///
     /// # Errors
     /// If a value has another type.
     pub fn as_begun(&self, kept: &Value) -> Result<Self, serde_json::Error> {
         let mut values = self.values();
-        for OptionSpec { key, by_images, formerly, .. } in Self::OPTIONS {
-            if by_images.is_none() && formerly.is_none() {
+        for OptionSpec { key, by_images, formerly, scope, .. } in Self::OPTIONS {
+            let goes_on = matches!(scope, Scope::Schedule | Scope::Resumable);
+            if by_images.is_none() && formerly.is_none() && !goes_on {
                 continue;
             }
             if let Some(value) = kept.get(key).cloned().or(formerly.map(Value::from)) {

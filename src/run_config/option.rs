@@ -208,7 +208,7 @@ pub trait OptionValue: Serialize + DeserializeOwned {
 }
 
 /// Reads a flag's value by its type.
-pub(super) fn parse<T: FromStr<Err: fmt::Display> + Serialize>(text: &str) -> Result<toml::Value, String> {
+fn parse<T: FromStr<Err: fmt::Display> + Serialize>(text: &str) -> Result<toml::Value, String> {
     let value: T = text.parse().map_err(|error: T::Err| error.to_string())?;
     toml::Value::try_from(value).map_err(|error| error.to_string())
 }

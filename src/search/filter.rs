@@ -1,33 +1,35 @@
 //! The filter: which rows of a tile can be neighbours of which queries of a group.
 
-use super::group::{GROUP, Group, LARGEST_GROUP};
-use super::tile::{BLOCK_ROWS, QUAD, Tile};
 #[cfg(target_arch = "x86_64")]
-use super::{amx, x86};
+mod amx;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+use super::bound::{BLOCK_ROWS, GROUP, Group, LARGEST_GROUP, QUAD, Tile};
 use crate::simd::{Kernel, SimdLevel};
 
 /// A row that the bound does not rule out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Candidate {
     /// The query's index in its group.
-    pub(super) query: u32,
+    pub query: u32,
     /// The row's index in its tile.
-    pub(super) row: u32,
+    pub row: u32,
 }
 
 /// The candidates of a query in a block.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Passed {
     /// Of the tile.
-    pub(super) block: u32,
+    block: u32,
     /// The query's index in its group.
-    pub(super) query: u32,
-    /// Bit `i` stands for the block's row `i`; the last block may have bits of rows that are not there.
-    pub(super) rows: u32,
+    query: u32,
+    /// Bit `i` is the block's row `i`; the last block may have bits beyond its rows.
+    rows: u32,
 }
 
 impl Passed {
-    /// Those of rows that are there.
+    /// The rows as candidates, without bits beyond the tile.
     pub(super) fn candidates(self, tile: &Tile) -> impl Iterator<Item = Candidate> {
         let first = self.block as usize * BLOCK_ROWS;
         let there = u32::MAX >> BLOCK_ROWS.saturating_sub(tile.rows - first);
@@ -61,7 +63,7 @@ pub(super) fn filter(
 
 /// Adds a block's rows of one query, if there are any.
 #[inline(always)]
-pub(super) fn push(found: &mut Vec<Passed>, block: usize, query: usize, rows: u32) {
+fn push(found: &mut Vec<Passed>, block: usize, query: usize, rows: u32) {
     if rows != 0 {
         found.push(Passed { block: block as u32, query: query as u32, rows });
     }

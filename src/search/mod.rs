@@ -2,23 +2,17 @@
 //!
 //! The answer is that of comparing every query with every row: similarities have one definition
 //! (`similarity.rs`), and of equal ones the lower id comes first. Almost all pairs are ruled out beforehand,
-//! by products of bytes with a proven bound (`group.rs`), and most of the rest by f32 sums of known error. What is left is
+//! by products of bytes with a proven bound (`bound.rs`), and most of the rest by f32 sums of known error. What is left is
 //! compared exactly. So the result is the same for any number of threads, tile sizes and instructions of the CPU.
 //!
 //! The bank is read once, in tiles, and ahead of need from a file. Memory holds a few tiles and the best candidates of
 //! each query, never `[queries, bank]`.
 
-#[cfg(target_arch = "x86_64")]
-mod amx;
+mod bound;
 mod filter;
-mod group;
 mod query_block;
 mod similarity;
 mod synthetic;
-mod tile;
-mod top_k;
-#[cfg(target_arch = "x86_64")]
-mod x86;
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -26,10 +20,8 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use self::group::group_size;
-use self::query_block::{QueryBlock, Rows};
-use self::tile::{BLOCK_ROWS, Tile};
-use self::top_k::Neighbour;
+use self::bound::{BLOCK_ROWS, Tile, group_size};
+use self::query_block::{Neighbour, QueryBlock, Rows};
 use crate::feature_table::{FeatureTable, PendingVectors, Table, TableError, Vectors};
 use crate::simd::SimdLevel;
 
@@ -46,8 +38,8 @@ const FIRST_TILE_ROWS: usize = 256;
 const TILES: usize = 8;
 /// Reads on their way while queries go through a chunk.
 const READ_AHEAD: usize = 4;
-/// Parts of the queries for each thread: more than one, so that no thread waits long for another.
-const PARTS: usize = 4;
+/// Blocks of queries for each thread: more than one, so that no thread waits long for another.
+const BLOCKS_PER_THREAD: usize = 4;
 
 /// The neighbours of every query, most similar first; of equal similarities the lower id comes first.
 #[derive(Clone, Debug, PartialEq)]
@@ -98,7 +90,7 @@ fn search_at(
     assert!(k + usize::from(leave_one_out) <= bank_rows, "the bank has k rows");
     queries.check()?;
     let tile_rows = (TILE_BYTES / dim / BLOCK_ROWS * BLOCK_ROWS).clamp(BLOCK_ROWS, TILE_ROWS);
-    let mut parts = parts(simd_level, queries, k, leave_one_out);
+    let mut query_blocks = query_blocks(simd_level, queries, k, leave_one_out);
     let mut tiles = vec![Tile::default(); TILES];
     let mut ahead = ReadAhead::new(bank, tile_rows * TILES);
     while let Some((range, vectors)) = ahead.next() {
@@ -114,14 +106,14 @@ fn search_at(
         };
         let features: Vec<Cow<'_, [f32]>> =
             tiles.par_iter_mut().zip(&ranges).map(encode).collect::<Result<_, TableError>>()?;
-        parts.par_iter_mut().for_each(|part| {
+        query_blocks.par_iter_mut().for_each(|block| {
             for ((tile, range), features) in tiles.iter().zip(&ranges).zip(&features) {
                 let ids = &bank.ids()[range.clone()];
-                part.scan(simd_level, tile, &Rows { first: range.start, ids, features });
+                block.scan(simd_level, tile, &Rows { first: range.start, ids, features });
             }
         });
     }
-    let found: Vec<Neighbour> = parts.into_par_iter().flat_map_iter(QueryBlock::finish).collect();
+    let found: Vec<Neighbour> = query_blocks.into_par_iter().flat_map_iter(QueryBlock::finish).collect();
     Ok(Neighbours {
         k,
         rows: found.iter().map(|found| found.row).collect(),
@@ -129,19 +121,20 @@ fn search_at(
     })
 }
 
-fn parts(
+fn query_blocks(
     simd_level: SimdLevel,
     queries: &FeatureTable,
     k: usize,
     leave_one_out: bool,
 ) -> Vec<QueryBlock<'_>> {
     let groups = queries.len().div_ceil(group_size(simd_level));
-    let size = groups.div_ceil(rayon::current_num_threads() * PARTS).max(1) * group_size(simd_level);
+    let size =
+        groups.div_ceil(rayon::current_num_threads() * BLOCKS_PER_THREAD).max(1) * group_size(simd_level);
     let starts: Vec<usize> = (0..queries.len()).step_by(size).collect();
-    let part = |first: usize| {
+    let block = |first: usize| {
         QueryBlock::new(simd_level, queries, (first, (first + size).min(queries.len())), k, leave_one_out)
     };
-    starts.into_par_iter().map(part).collect()
+    starts.into_par_iter().map(block).collect()
 }
 
 /// Cuts a chunk into tiles; small ones at the bank's start.

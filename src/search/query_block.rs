@@ -1,25 +1,28 @@
 //! Some queries and the best rows found for each so far.
 
+use std::cmp::Ordering;
+
+use super::bound::{Group, LARGEST_GROUP, Tile, code_limit, group_size};
 use super::filter::{Candidate, Passed, filter};
-use super::group::{Group, LARGEST_GROUP, code_limit, group_size};
 use super::similarity::{rough_similarity, similarity};
-use super::tile::Tile;
-use super::top_k::{Neighbour, TopK};
 use crate::feature_table::FeatureTable;
 use crate::ids::InstanceId;
 use crate::simd::{SimdLevel, prefetch};
 
 /// Candidates by which the memory is asked ahead of the comparison.
 const AHEAD: usize = 6;
+/// `k / SPARE` candidates may be kept beyond `k` before they are cut: few raise the threshold sooner, many need fewer
+/// cuts.
+const SPARE: usize = 2;
 
 /// Rows of the bank as they are.
 pub(super) struct Rows<'a> {
     /// The bank's row of the first.
-    pub(super) first: usize,
+    pub first: usize,
     /// `[rows]`.
-    pub(super) ids: &'a [InstanceId],
+    pub ids: &'a [InstanceId],
     /// `[rows * dim]`.
-    pub(super) features: &'a [f32],
+    pub features: &'a [f32],
 }
 
 impl Rows<'_> {
@@ -109,5 +112,66 @@ impl<'a> QueryBlock<'a> {
     /// The neighbours of each query, best first.
     pub(super) fn finish(self) -> impl Iterator<Item = Neighbour> {
         self.best.into_iter().flat_map(TopK::finish)
+    }
+}
+
+/// A row that was compared exactly.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Neighbour {
+    pub similarity: f32,
+    id: InstanceId,
+    pub row: u32,
+}
+
+impl Neighbour {
+    /// As results are ordered: better ones are smaller.
+    fn order(&self, other: &Self) -> Ordering {
+        other.similarity.total_cmp(&self.similarity).then(self.id.cmp(&other.id))
+    }
+}
+
+/// Keeps the best `k` of what is pushed. The order is total, so what is kept does not depend on the order
+/// of pushes.
+#[derive(Clone, Debug)]
+struct TopK {
+    k: usize,
+    kept: Vec<Neighbour>,
+    threshold: f32,
+}
+
+impl TopK {
+    fn new(k: usize) -> Self {
+        Self { k, kept: Vec::new(), threshold: f32::NEG_INFINITY }
+    }
+
+    /// What a candidate must reach: one below it is not among the best.
+    fn threshold(&self) -> f32 {
+        self.threshold
+    }
+
+    #[inline]
+    fn push(&mut self, found: Neighbour) {
+        if found.similarity >= self.threshold {
+            self.kept.push(found);
+            if self.kept.len() > self.k + self.k / SPARE + 1 {
+                self.cut();
+            }
+        }
+    }
+
+    /// Keeps the best `k`, and raises the threshold to the last of them.
+    fn cut(&mut self) {
+        if self.kept.len() >= self.k {
+            let (_, last, _) = self.kept.select_nth_unstable_by(self.k - 1, Neighbour::order);
+            self.threshold = last.similarity;
+            self.kept.truncate(self.k);
+        }
+    }
+
+    /// The best, in order.
+    fn finish(mut self) -> Vec<Neighbour> {
+        self.cut();
+        self.kept.sort_unstable_by(Neighbour::order);
+        self.kept
     }
 }

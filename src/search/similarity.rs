@@ -48,8 +48,8 @@ pub(super) fn inner_product(simd_level: SimdLevel, a: &[f32], b: &[f32]) -> f64 
     sums[0]
 }
 
-/// The inner product in f32, in a fraction of the time: what it may be wrong by says
-/// [`Group::rough_slack`](super::group::Group::rough_slack). It may be infinite or not a number.
+/// The inner product in f32, in a fraction of the time; [`Group::rough_slack`](super::bound::Group::rough_slack) bounds
+/// its error. It may be infinite or not a number.
 pub(super) fn rough_similarity(simd_level: SimdLevel, a: &[f32], b: &[f32]) -> f32 {
     let (a_chunks, a_rest) = a.as_chunks::<LANES>();
     let (b_chunks, b_rest) = b.as_chunks::<LANES>();

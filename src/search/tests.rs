@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
+use super::bound::{GROUP, Group, LARGEST_GROUP, code_limit};
 use super::filter::{Candidate, filter};
-use super::group::{GROUP, Group, LARGEST_GROUP, code_limit};
 use super::similarity::{inner_product, rough_similarity, similarity};
 use super::*;
 use crate::feature_table::{Kind, TableMeta};

@@ -1,7 +1,7 @@
 //! Parses the text of a location: a path of this machine, or a key in a bucket.
 //!
 //! Text that is almost a URL (`s3:/bucket/key`), or that only a shell completes (`~/x`, `$HOME/x`), is an error that
-//! suggests the likely meaning, since nobody wants a folder of that name. A relative path of such a name is written
+//! suggests the likely meaning, since a folder of that name is hardly meant. A relative path of such a name is written
 //! `./s3:x`; a `file://` URL is taken literally. Nothing is looked up on the disk or in a store.
 
 use std::path::{Path, PathBuf};
@@ -204,17 +204,6 @@ fn shell_variable(text: &str) -> Option<&str> {
         let named = rest.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
         (named && !rest[end..].starts_with('$')).then(|| &text[at..=at + end])
     })
-}
-
-/// Parses a path of this machine.
-///
-/// # Errors
-/// The reason.
-pub(super) fn local_path(text: &str) -> Result<PathBuf, String> {
-    match Address::parse(text)? {
-        Address::Local(path) => Ok(path),
-        Address::Remote { .. } => Err("expected a local path, not an object store".into()),
-    }
 }
 
 /// The text without any credentials or signature of a URL.

@@ -1,6 +1,6 @@
 //! Errors of operations at a location.
 
-use super::store::{CONDITIONAL_CREATE, Fault, Health, RedactedError, is_below_a_file, one_line};
+use super::store::{CONDITIONAL_CREATE, Fault, Health, is_below_a_file, one_line};
 use crate::failure::Failure;
 
 /// An operation at a location failed.
@@ -135,59 +135,58 @@ impl StorageError {
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::NotFound { .. })
     }
-}
 
-/// The error of an operation of an object store.
-pub(super) fn of_store(
-    operation: &'static str,
-    location: String,
-    health: &Health,
-    error: object_store::Error,
-) -> StorageError {
-    let reason = one_line(&error);
-    match (Fault::of(&error), error) {
-        (Some(Fault::Setting(advice)), _) => {
-            StorageError::Settings { location, reason: format!("{advice} ({operation} failed: {reason})") }
+    /// The error of an operation of an object store.
+    pub(super) fn of_store(
+        operation: &'static str,
+        location: String,
+        health: &Health,
+        error: object_store::Error,
+    ) -> Self {
+        let reason = one_line(&error);
+        match (Fault::of(&error), error) {
+            (Some(Fault::Setting(advice)), _) => {
+                Self::Settings { location, reason: format!("{advice} ({operation} failed: {reason})") }
+            }
+            (Some(Fault::NoBucket), _) => Self::NoBucket { operation, location, reason },
+            (Some(Fault::NoCredentials), _) => {
+                Self::NoCredentials { operation, location, worked: health.has_worked(None), reason }
+            }
+            (Some(Fault::Denied), _) => {
+                Self::Denied { operation, location, worked: health.has_worked(Some(operation)), reason }
+            }
+            (Some(Fault::Expired), _) => {
+                Self::Denied { operation, location, worked: health.has_worked(None), reason }
+            }
+            (Some(Fault::Key(reason)), _) => Self::BadKey { location, reason },
+            (None, object_store::Error::NotFound { .. }) => Self::NotFound { location, local: false },
+            (None, object_store::Error::AlreadyExists { .. }) => Self::AlreadyExists { location },
+            (None, object_store::Error::NotImplemented { operation, .. })
+                if operation == CONDITIONAL_CREATE =>
+            {
+                Self::NoCreate { location }
+            }
+            (None, _) => Self::Failed { operation, location, local: false, source: reason.into() },
         }
-        (Some(Fault::NoBucket), _) => StorageError::NoBucket { operation, location, reason },
-        (Some(Fault::NoCredentials), _) => {
-            StorageError::NoCredentials { operation, location, worked: health.has_worked(None), reason }
-        }
-        (Some(Fault::Denied), _) => {
-            StorageError::Denied { operation, location, worked: health.has_worked(Some(operation)), reason }
-        }
-        (Some(Fault::Expired), _) => {
-            StorageError::Denied { operation, location, worked: health.has_worked(None), reason }
-        }
-        (Some(Fault::Key(reason)), _) => StorageError::BadKey { location, reason },
-        (None, object_store::Error::NotFound { .. }) => StorageError::NotFound { location, local: false },
-        (None, object_store::Error::AlreadyExists { .. }) => StorageError::AlreadyExists { location },
-        (None, object_store::Error::NotImplemented { operation, .. }) if operation == CONDITIONAL_CREATE => {
-            StorageError::NoCreate { location }
-        }
-        (None, _) => StorageError::Failed {
-            operation,
-            location,
-            local: false,
-            source: Box::new(RedactedError(reason)),
-        },
     }
-}
 
-/// The error of an operation of this machine's file system through object_store.
-pub(super) fn of_local_store(
-    operation: &'static str,
-    location: String,
-    error: object_store::Error,
-) -> StorageError {
-    match error {
-        object_store::Error::NotFound { .. } => StorageError::NotFound { location, local: true },
-        // Nothing can exist below a file.
-        ref error if ["read", "look up", "delete", "list"].contains(&operation) && is_below_a_file(error) => {
-            StorageError::NotFound { location, local: true }
+    /// The error of an operation of this machine's file system through object_store.
+    pub(super) fn of_local_store(
+        operation: &'static str,
+        location: String,
+        error: object_store::Error,
+    ) -> Self {
+        match error {
+            object_store::Error::NotFound { .. } => Self::NotFound { location, local: true },
+            // Nothing can exist below a file.
+            ref error
+                if ["read", "look up", "delete", "list"].contains(&operation) && is_below_a_file(error) =>
+            {
+                Self::NotFound { location, local: true }
+            }
+            object_store::Error::AlreadyExists { .. } => Self::AlreadyExists { location },
+            source => Self::Failed { operation, location, local: true, source: Box::new(source) },
         }
-        object_store::Error::AlreadyExists { .. } => StorageError::AlreadyExists { location },
-        source => StorageError::Failed { operation, location, local: true, source: Box::new(source) },
     }
 }
 

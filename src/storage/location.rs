@@ -1,14 +1,23 @@
-//! Names of files and folders: plain paths and URLs. Nothing is read or contacted here.
+//! Names of files and folders, and what can be done there: read, look up, list, publish and delete.
+//!
+//! A name is a plain path or a URL; parsing it neither reads nor contacts anything.
 
+use std::error::Error;
 use std::fmt;
+use std::io::{ErrorKind, Write};
+use std::ops::Range;
 use std::path::{Path as LocalPath, PathBuf};
 use std::sync::Arc;
 
+use bytes::Bytes;
+use futures::TryStreamExt;
 use object_store::path::{Path, PathPart};
+use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 
-use super::StorageError;
-use super::address::{Address, local_path, without_credentials, without_dots};
-use super::store::{OpenError, StorageOptions, Store};
+use super::address::{Address, without_credentials, without_dots};
+use super::store::{self, OpenError, StorageOptions, Store};
+use super::upload::PART_BYTES;
+use super::{Digest, LocalFile, PendingRead, StorageError, Upload, block_on};
 
 /// A file or a folder, on this machine or in an object store.
 #[derive(Clone)]
@@ -19,6 +28,44 @@ pub struct Location {
     local: Option<PathBuf>,
     /// The object store, for any other.
     store: Option<Arc<Store>>,
+}
+
+/// A file below a folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The name relative to the folder that was listed, with `/` between its parts.
+    pub name: String,
+    /// The size in bytes.
+    pub bytes: u64,
+    /// From the ETag of an object store; `None` on this machine.
+    pub stamp: Option<Stamp>,
+}
+
+/// Tells versions of a file apart that have equal names and sizes: by the ETag in an object store, by the modification
+/// time on this machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Stamp(pub u64);
+
+impl Stamp {
+    fn of_etag(etag: &str) -> Self {
+        let digest = blake3::hash(etag.as_bytes());
+        Self(u64::from_le_bytes(digest.as_bytes()[..8].try_into().expect("eight bytes")))
+    }
+
+    /// From a modification time; `None` for the epoch itself, which file systems without times show.
+    pub fn of_time(metadata: &std::fs::Metadata) -> Option<Self> {
+        let time = metadata.modified().ok()?.duration_since(std::time::UNIX_EPOCH).ok()?;
+        (!time.is_zero()).then_some(Self(time.as_nanos() as u64))
+    }
+}
+
+/// What to do if the file exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PublishMode {
+    /// Replace it in one step.
+    Overwrite,
+    /// Keep it and fail with [`StorageError::AlreadyExists`]; of several writers one wins.
+    Create,
 }
 
 impl fmt::Display for Location {
@@ -63,8 +110,11 @@ impl Location {
     /// # Errors
     /// [`StorageError::BadLocation`] where the text names an object store or is wrong.
     pub fn parse_local(text: &str) -> Result<PathBuf, StorageError> {
-        local_path(text)
-            .map_err(|reason| StorageError::BadLocation { text: without_credentials(text), reason })
+        let path = Address::parse(text).and_then(|address| match address {
+            Address::Local(path) => Ok(path),
+            Address::Remote { .. } => Err("expected a local path, not an object store".into()),
+        });
+        path.map_err(|reason| StorageError::BadLocation { text: without_credentials(text), reason })
     }
 
     /// A location on this machine; a relative path starts at the working directory.
@@ -150,14 +200,266 @@ impl Location {
         local.unwrap_or_else(|| self.shown.rsplit('/').find(|part| !part.is_empty()).unwrap_or(""))
     }
 
-    /// The object store; `None` on this machine.
-    pub(super) fn object_store(&self) -> Option<&Store> {
-        self.store.as_deref()
+    /// Reads the whole file.
+    ///
+    /// # Errors
+    /// If the file does not exist or the store fails.
+    pub fn read(&self) -> Result<Bytes, StorageError> {
+        block_on(self.read_part(None))
     }
 
-    /// The key within the store.
-    pub(super) fn key(&self) -> &Path {
-        &self.key
+    /// Reads a range of bytes; fewer where the file ends before.
+    ///
+    /// # Errors
+    /// If the file does not exist or the store fails.
+    pub fn read_range(&self, range: Range<u64>) -> Result<Bytes, StorageError> {
+        block_on(self.read_part(Some(range)))
+    }
+
+    /// Starts to read a range of bytes.
+    pub fn start_read_range(&self, range: Range<u64>) -> PendingRead {
+        PendingRead::start(self.clone(), range)
+    }
+
+    /// Opens a file of this machine; `None` for one in an object store.
+    ///
+    /// # Errors
+    /// If the file does not exist or cannot be opened.
+    pub fn open_local(&self) -> Result<Option<LocalFile>, StorageError> {
+        self.local_path().map(|path| LocalFile::open(self, path)).transpose()
+    }
+
+    /// Reads the whole file or a range of bytes.
+    pub(super) async fn read_part(&self, range: Option<Range<u64>>) -> Result<Bytes, StorageError> {
+        let read = match &range {
+            Some(range) => self.chain().get_range(&self.key, range.clone()).await,
+            None => match self.chain().get(&self.key).await {
+                Ok(got) => got.bytes().await,
+                Err(error) => Err(error),
+            },
+        };
+        match (read.map_err(|error| self.failed("read", error)), &range) {
+            // Some stores refuse a range that begins at the end of a file; others give nothing.
+            (Err(error @ StorageError::Failed { .. }), Some(range)) if !self.is_gone() => {
+                match self.chain().head(&self.key).await {
+                    Ok(meta) if meta.size <= range.start => Ok(Bytes::new()),
+                    _ => Err(error),
+                }
+            }
+            (read, _) => read,
+        }
+    }
+
+    /// Reads bytes and compares their digest. Where it differs, reads them once more, in case they were damaged in
+    /// transit. `None` where it differs again.
+    ///
+    /// # Errors
+    /// As the read.
+    pub fn read_checked(
+        &self,
+        read: impl Fn(&Self) -> Result<Bytes, StorageError>,
+        digest: Digest,
+    ) -> Result<Option<Bytes>, StorageError> {
+        for last in [false, true] {
+            let bytes = read(self)?;
+            if Digest::of(&bytes) == digest {
+                return Ok(Some(bytes));
+            }
+            if !last {
+                tracing::warn!("{self}: reading once more, since the digest differs");
+            }
+        }
+        Ok(None)
+    }
+
+    /// The file's size in bytes.
+    ///
+    /// # Errors
+    /// If the file does not exist or the store fails.
+    pub fn size(&self) -> Result<u64, StorageError> {
+        Ok(self.look_up()?.size)
+    }
+
+    /// Tells the file from others of its name and size; `None` where nothing does.
+    ///
+    /// # Errors
+    /// If the file does not exist or the store fails.
+    pub fn stamp(&self) -> Result<Option<Stamp>, StorageError> {
+        if let Some(path) = self.local_path() {
+            let metadata = std::fs::metadata(path).map_err(|error| self.failed_by("look up", error))?;
+            return Ok(Stamp::of_time(&metadata));
+        }
+        Ok(self.look_up()?.e_tag.as_deref().map(Stamp::of_etag))
+    }
+
+    /// Whether the file exists.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn exists(&self) -> Result<bool, StorageError> {
+        match self.look_up() {
+            Ok(_) => Ok(true),
+            Err(error) if error.is_not_found() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn look_up(&self) -> Result<object_store::ObjectMeta, StorageError> {
+        block_on(self.chain().head(&self.key)).map_err(|error| self.failed("look up", error))
+    }
+
+    /// Every file below the folder, sorted by name; none where the folder does not exist.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn list(&self) -> Result<Vec<Entry>, StorageError> {
+        let listed: Result<Vec<_>, _> = block_on(self.chain().list(Some(&self.key)).try_collect());
+        let found = match listed.map_err(|error| self.failed("list", error)) {
+            // The name belongs to a file of this machine, or is below one.
+            Err(StorageError::NotFound { local: true, .. }) => Vec::new(),
+            other => other?,
+        };
+        let mut entries: Vec<Entry> = found
+            .into_iter()
+            .filter_map(|meta| {
+                let parts: Vec<_> = meta.location.prefix_match(&self.key)?.collect();
+                let name = parts.iter().map(AsRef::as_ref).collect::<Vec<_>>().join("/");
+                let etag = meta.e_tag.as_deref().filter(|_| self.local_path().is_none());
+                Some(Entry { name, bytes: meta.size, stamp: etag.map(Stamp::of_etag) })
+            })
+            .collect();
+        entries.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(entries)
+    }
+
+    /// The names of the files in the folder itself.
+    pub(super) async fn list_names(&self) -> Result<Vec<String>, StorageError> {
+        let listed = self.chain().list_with_delimiter(Some(&self.key)).await;
+        let listed = listed.map_err(|error| self.failed("list", error))?.objects;
+        Ok(listed.iter().filter_map(|meta| meta.location.filename().map(ToOwned::to_owned)).collect())
+    }
+
+    /// Writes a small file, whole or not at all; durable when this returns.
+    ///
+    /// # Errors
+    /// If the store fails, or on [`PublishMode::Create`] where the file exists.
+    pub fn publish(&self, contents: impl Into<Bytes>, mode: PublishMode) -> Result<(), StorageError> {
+        let contents = contents.into();
+        let is_large = self.store.is_some() && contents.len() > PART_BYTES;
+        if mode == PublishMode::Overwrite && is_large {
+            let mut upload = Upload::start(self)?;
+            upload.write_all(&contents).map_err(|error| match error.downcast::<StorageError>() {
+                Ok(error) => error,
+                Err(error) => self.failed_by("write", error),
+            })?;
+            return upload.finish().map(drop);
+        }
+        block_on(self.put(contents, mode))
+    }
+
+    /// Writes a small file by one request.
+    pub(super) async fn put(&self, contents: Bytes, mode: PublishMode) -> Result<(), StorageError> {
+        let mode = match mode {
+            PublishMode::Overwrite => PutMode::Overwrite,
+            PublishMode::Create => PutMode::Create,
+        };
+        let put = self.chain().put_opts(&self.key, PutPayload::from(contents), PutOptions::from(mode)).await;
+        put.map(drop).map_err(|error| self.failed("write", error))
+    }
+
+    /// Starts to write a file in parts.
+    pub(super) async fn put_parts(&self) -> Result<Box<dyn MultipartUpload>, StorageError> {
+        self.chain().put_multipart(&self.key).await.map_err(|error| self.failed("write", error))
+    }
+
+    /// Removes the file, if it exists.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn delete(&self) -> Result<(), StorageError> {
+        block_on(self.remove())
+    }
+
+    /// Removes the file, if it exists.
+    pub(super) async fn remove(&self) -> Result<(), StorageError> {
+        let removed = self.chain().delete(&self.key).await;
+        match removed.map_err(|error| self.failed("delete", error)) {
+            Err(error) if !error.is_not_found() => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes every file below the folder, and on this machine the folders too.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn delete_folder(&self) -> Result<(), StorageError> {
+        if let Some(path) = self.local_path() {
+            return match std::fs::remove_dir_all(path) {
+                Err(error) if error.kind() != ErrorKind::NotFound => Err(self.failed_by("delete", error)),
+                _ => Ok(()),
+            };
+        }
+        self.list()?.iter().try_for_each(|entry| self.join(&entry.name).delete())
+    }
+
+    /// Removes what killed uploads into this folder have left. Object stores show none; the bucket's lifecycle rule
+    /// removes theirs.
+    ///
+    /// # Errors
+    /// If the folder cannot be read or a file cannot be removed.
+    pub fn delete_unfinished_uploads(&self) -> Result<(), StorageError> {
+        let Some(path) = self.local_path() else { return Ok(()) };
+        let entries = match std::fs::read_dir(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            other => other.map_err(|error| self.failed_by("list", error))?,
+        };
+        for entry in entries {
+            let entry = entry.map_err(|error| self.failed_by("list", error))?;
+            // Files are staged as `name#number`.
+            let name = entry.file_name();
+            let is_staged =
+                name.to_str().and_then(|name| name.rsplit_once('#')).is_some_and(|(_, number)| {
+                    !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
+                });
+            if is_staged {
+                std::fs::remove_file(entry.path()).map_err(|error| self.failed_by("delete", error))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The store of the location, with all its decorators.
+    fn chain(&self) -> Arc<dyn ObjectStore> {
+        self.store.as_deref().map_or_else(store::local, Store::chain)
+    }
+
+    /// Whether the user asserts that no other process writes to the object store.
+    pub(super) fn has_single_writer(&self) -> bool {
+        self.store.as_ref().is_some_and(|store| store.single_writer())
+    }
+
+    /// Whether the store was given up a short time ago.
+    pub(super) fn is_gone(&self) -> bool {
+        self.store.as_ref().is_some_and(|store| store.health().is_gone())
+    }
+
+    /// The error of an operation of the location's store.
+    pub(super) fn failed(&self, operation: &'static str, error: object_store::Error) -> StorageError {
+        match &self.store {
+            Some(store) => StorageError::of_store(operation, self.to_string(), store.health(), error),
+            None => StorageError::of_local_store(operation, self.to_string(), error),
+        }
+    }
+
+    /// The error of an operation that failed by something else than the location's store.
+    pub(crate) fn failed_by(
+        &self,
+        operation: &'static str,
+        source: impl Into<Box<dyn Error + Send + Sync>>,
+    ) -> StorageError {
+        let (location, local) = (self.to_string(), self.local.is_some());
+        StorageError::Failed { operation, location, local, source: source.into() }
     }
 
     /// A location in an object store in memory.
@@ -168,7 +470,7 @@ impl Location {
 
     /// A location in a store of a test.
     #[cfg(test)]
-    pub(super) fn on_store(store: Arc<dyn object_store::ObjectStore>, options: &StorageOptions) -> Self {
+    pub(super) fn on_store(store: Arc<dyn ObjectStore>, options: &StorageOptions) -> Self {
         let store = Arc::new(Store::of_test(store, options));
         Self { key: Path::from("test"), shown: "memory://test".into(), local: None, store: Some(store) }
     }
@@ -227,5 +529,66 @@ mod tests {
     fn an_unknown_scheme_is_named() {
         let error = Location::parse("ftp://host/x", &StorageOptions::default()).expect_err("ftp");
         assert!(error.to_string().contains("unknown scheme `ftp`"), "{error}");
+    }
+
+    fn folder() -> (tempfile::TempDir, Location) {
+        let dir = tempfile::tempdir().expect("a folder");
+        let location = Location::from_path(dir.path()).expect("a location");
+        (dir, location)
+    }
+
+    #[test]
+    fn what_is_published_can_be_read_listed_and_deleted() {
+        let (_dir, folder) = folder();
+        let file = folder.join("a/b.json");
+        assert!(!file.exists().expect("a look"));
+        file.publish("hello", PublishMode::Create).expect("a file");
+        assert_eq!(file.read().expect("its bytes"), "hello");
+        assert_eq!(file.read_range(1..3).expect("a part"), "el");
+        let entry = Entry { name: "a/b.json".into(), bytes: 5, stamp: None };
+        assert_eq!(folder.list().expect("a list"), [entry]);
+        file.delete().expect("deleted");
+        file.delete().expect("deleting again is no error");
+        assert!(folder.list().expect("a list").is_empty());
+    }
+
+    #[test]
+    fn create_leaves_what_is_there() {
+        let (_dir, folder) = folder();
+        let file = folder.join("x");
+        file.publish("first", PublishMode::Create).expect("a file");
+        let error = file.publish("second", PublishMode::Create).expect_err("it exists");
+        assert!(matches!(error, StorageError::AlreadyExists { .. }));
+        file.publish("third", PublishMode::Overwrite).expect("replaced");
+        assert_eq!(file.read().expect("its bytes"), "third");
+    }
+
+    #[test]
+    fn a_range_behind_the_end_of_a_file_is_empty() {
+        let (_dir, folder) = folder();
+        for (folder, bytes) in [(&folder, ""), (&folder, "abc"), (&Location::in_memory(), "")] {
+            let file = folder.join(&format!("file-{}", bytes.len()));
+            file.publish(bytes, PublishMode::Create).expect("a file");
+            assert_eq!(file.read_range(bytes.len() as u64..9).expect("nothing"), "");
+        }
+    }
+
+    #[test]
+    fn a_missing_file_is_not_found() {
+        let (_dir, folder) = folder();
+        assert!(folder.join("nothing").read().expect_err("nothing there").is_not_found());
+    }
+
+    #[test]
+    fn a_missing_bucket_is_not_a_missing_file() {
+        let failed = |answer: &str| {
+            let source = Box::new(std::io::Error::other(answer.to_owned()));
+            let error = object_store::Error::NotFound { path: "x".into(), source };
+            Location::in_memory().join("x").failed("read", error)
+        };
+        let error = failed("<Error><Code>NoSuchBucket</Code><Message>No.</Message></Error>");
+        assert_eq!(error.failure(), crate::failure::Failure::Config);
+        assert!(error.to_string().contains("NoSuchBucket"), "{error}");
+        assert!(failed("<Error><Code>NoSuchKey</Code><Message>No.</Message></Error>").is_not_found());
     }
 }

@@ -6,15 +6,13 @@
 //!
 //! Invariant: a location prints as the user wrote it, without credentials, and no error text holds any.
 
-mod access;
 mod address;
 mod blob_cache;
 mod digest;
 mod error;
-mod local_file;
 mod location;
 mod lock;
-mod pending;
+mod read;
 mod store;
 mod upload;
 
@@ -22,14 +20,12 @@ use std::sync::OnceLock;
 
 use tokio::runtime::{Builder, Handle, Runtime};
 
-pub use access::{Entry, PublishMode, Stamp, read_concurrently};
 pub use blob_cache::{BlobCache, Kept};
 pub use digest::Digest;
 pub use error::StorageError;
-pub use local_file::LocalFile;
-pub use location::Location;
+pub use location::{Entry, Location, PublishMode, Stamp};
 pub use lock::Lock;
-pub use pending::{Cancel, PendingRead};
+pub use read::{Cancel, LocalFile, PendingRead, read_concurrently};
 pub use store::{RetryLimits, StorageOptions, Traffic};
 pub use upload::{Published, Upload};
 

@@ -2,7 +2,6 @@
 
 mod counted;
 mod fault;
-mod health;
 mod local;
 mod options;
 mod provider;
@@ -16,15 +15,14 @@ use std::sync::{Arc, OnceLock};
 use object_store::ObjectStore;
 
 pub use self::counted::Traffic;
-pub(super) use self::fault::{Fault, is_below_a_file};
-pub(super) use self::health::Health;
+pub(super) use self::fault::{Fault, Health, is_below_a_file};
 use self::local::Local;
 pub use self::options::{RetryLimits, StorageOptions};
 pub(super) use self::provider::OpenError;
 use self::provider::Provider;
 use self::redacted::Redacted;
 use self::retried::Retried;
-pub(super) use self::secrets::{RedactedError, one_line};
+pub(super) use self::secrets::one_line;
 use self::settled::Settled;
 pub(super) use self::settled::{CONDITIONAL_CREATE, writer_id};
 

@@ -2,7 +2,7 @@
 
 use std::{fmt, io};
 
-use object_store::{ObjectStoreExt, WriteMultipart};
+use object_store::WriteMultipart;
 
 use super::{Digest, Location, StorageError, block_on, handle};
 
@@ -41,8 +41,7 @@ impl Upload {
     /// # Errors
     /// If the store refuses.
     pub fn start(location: &Location) -> Result<Self, StorageError> {
-        let upload = block_on(location.store().put_multipart(location.key()));
-        let upload = upload.map_err(|error| location.failed("write", error))?;
+        let upload = block_on(location.put_parts())?;
         Ok(Self {
             location: location.clone(),
             writer: Some(WriteMultipart::new_with_chunk_size(upload, PART_BYTES)),

@@ -1,13 +1,17 @@
-//! Encoder, bank, objective and loader of a run, from its configuration.
+//! Encoder, bank, objective and loader of a run, from its configuration; and whether that fits the data.
 
 use std::sync::Arc;
 
+use super::TrainError;
+use crate::augment::Recipe;
 use crate::bank::BankOptions;
+use crate::checkpoint::Cursor;
 use crate::dataset::Manifest;
-use crate::loader::{LoaderError, LoaderOptions, Shuffle, Source, open_split, open_split_cached};
-use crate::model::{EncoderConfig, Normalisation};
+use crate::ids::RankShare;
+use crate::loader::{Loader, LoaderError, LoaderOptions, Shuffle, Source, open_split, open_split_cached};
+use crate::model::{Compute, ComputeType, EncoderConfig, Normalisation, allow_tf32};
 use crate::objective::ObjectiveOptions;
-use crate::run_config::{RecipeKind, ShuffleKind, TrainConfig};
+use crate::run_config::{ObjectiveKind, Precision, RecipeKind, ShuffleKind, TrainConfig};
 use crate::storage::{BlobCache, Location};
 
 impl TrainConfig {
@@ -47,7 +51,7 @@ impl TrainConfig {
         }
     }
 
-    /// A split of the dataset, or a uniform sample of so many of its rows, read through the run's cache if it has one.
+    /// A split of the dataset, or a uniform sample of `limit` of its rows, read through the run's cache if it has one.
     ///
     /// # Errors
     /// If there is no such split, or the split or the cache cannot be read.
@@ -86,5 +90,99 @@ impl TrainConfig {
             max_corrupt: self.max_corrupt,
             ..LoaderOptions::default()
         }
+    }
+
+    /// The split that a run trains on.
+    pub(super) fn training_source(
+        &self,
+        dataset: &Location,
+        manifest: &Manifest,
+    ) -> Result<Arc<dyn Source>, LoaderError> {
+        let limit = if self.limit == 0 { None } else { Some(self.limit as usize) };
+        self.source(dataset, manifest, &self.split, limit)
+    }
+
+    /// A loader of all that a run still needs; of each global batch a part.
+    pub(super) fn start_loader(
+        &self,
+        source: &Arc<dyn Source>,
+        cursor: Cursor,
+        part: RankShare,
+    ) -> Result<Loader, LoaderError> {
+        let recipe = Recipe::new(self.recipe, self.image_size);
+        let options = LoaderOptions {
+            epoch: cursor.epoch,
+            epochs: self.epochs.saturating_sub(cursor.epoch),
+            first_step: cursor.step_in_epoch,
+            part,
+            ..self.loader()
+        };
+        Loader::start(Arc::clone(source), recipe, options)
+    }
+
+    /// The types and layout in which the network computes.
+    pub(super) fn compute(&self) -> Compute {
+        let kind = match self.precision {
+            Precision::F32 | Precision::Tf32 => ComputeType::F32,
+            Precision::Bf16 => ComputeType::Bf16,
+            Precision::F16 => ComputeType::F16,
+        };
+        Compute { kind, channels_last: self.channels_last }
+    }
+
+    /// Sets libtorch's switches for f32 products.
+    pub(super) fn set_precision(&self, device: tch::Device) {
+        // In a 16-bit run the objective's products, which are f32, need be no more exact than the features.
+        let tf32 = self.precision != Precision::F32;
+        if let Err(reason) = allow_tf32(tf32) {
+            tracing::warn!("{reason}");
+        }
+        if self.precision == Precision::Tf32 && !device.is_cuda() {
+            tracing::warn!("precision tf32 is that of CUDA's tensor cores; here it is f32");
+        }
+    }
+
+    /// Warns of options that do little good with this many instances.
+    pub(super) fn advise(&self, instances: usize) {
+        if self.objective != ObjectiveKind::Softmax && self.negatives >= instances {
+            tracing::warn!(
+                "{} rows are sampled of {instances}: `--objective softmax` takes each once, for less",
+                self.negatives
+            );
+        }
+        if self.batch_size > instances {
+            tracing::warn!(
+                "a batch of {} holds all {instances} images: an epoch is one step; a smaller `--batch-size` makes more",
+                self.batch_size
+            );
+        }
+    }
+
+    /// Whether there are enough images for this many ranks.
+    ///
+    /// # Errors
+    /// If there are not.
+    pub(super) fn check_size(&self, instances: usize, ranks: usize) -> Result<(), TrainError> {
+        let part = self.batch_size / self.accumulate;
+        if ranks > 1 && (instances < ranks || part < 2 * ranks) {
+            let reason = format!(
+                "{ranks} ranks need {ranks} images at least and {} in each part of a batch; there are {instances} \
+                 and {part}",
+                2 * ranks
+            );
+            return Err(TrainError::Config { reason });
+        }
+        if instances < 2 {
+            let reason = format!("split {:?} has {instances} images; training needs two", self.split);
+            return Err(TrainError::Config { reason });
+        }
+        if self.loader().steps(instances) == 0 {
+            let reason = format!(
+                "split {:?} has {instances} images, fewer than a batch of {}, and drop_last leaves short ones out",
+                self.split, self.batch_size
+            );
+            return Err(TrainError::Config { reason });
+        }
+        Ok(())
     }
 }

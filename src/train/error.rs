@@ -41,7 +41,7 @@ pub enum TrainError {
         now: String,
     },
     /// A quantity is not a finite number any more.
-    #[error("step {step}: the {quantity} is {value}; the last checkpoint stands (ids: {ids:?})")]
+    #[error("step {step}: the {quantity} is {value}; the last checkpoint remains (ids: {ids:?})")]
     NotFinite {
         /// The step, counted from 0.
         step: u64,
@@ -53,7 +53,7 @@ pub enum TrainError {
         ids: Vec<u32>,
     },
     /// The weights are not finite: no checkpoint is made of them.
-    #[error("step {step}: {name} is not finite; the checkpoint before it stands")]
+    #[error("step {step}: {name} is not finite; the checkpoint before it remains")]
     Poisoned {
         /// Steps done.
         step: u64,
@@ -67,6 +67,18 @@ pub enum TrainError {
     NotEncoded {
         /// In which the network computes.
         precision: &'static str,
+    },
+    /// A run that goes on is to end before the place where it is.
+    #[error(
+        "{run}: {done} epochs are done and the run is not finished; `--epochs {asked}` is fewer, and more go on"
+    )]
+    FewerEpochs {
+        /// The run's folder.
+        run: String,
+        /// Epochs that are done.
+        done: u64,
+        /// Epochs asked for.
+        asked: u64,
     },
     /// Stopped by a signal, with everything saved.
     #[error("stopped after step {step} by a signal; the same command goes on")]
@@ -167,7 +179,7 @@ impl TrainError {
     /// The kind of failure, for the exit code.
     pub fn failure(&self) -> Failure {
         match self {
-            Self::Config { .. } | Self::OtherConfig { .. } => Failure::Config,
+            Self::Config { .. } | Self::OtherConfig { .. } | Self::FewerEpochs { .. } => Failure::Config,
             Self::OtherDataset { .. } => Failure::Data,
             Self::NotEncoded { .. } => Failure::Config,
             Self::NotFinite { .. } | Self::Poisoned { .. } | Self::Threads(_) => Failure::Other,

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::bench::StepTime;
+use super::StepTime;
 use crate::model::Encoder;
 use crate::run_config::{BankDtype, BankInit, OptimizerKind, Precision, TrainConfig};
 
@@ -19,7 +19,9 @@ const LOADER_BYTES: u64 = 4 << 30;
 pub struct Estimate {
     /// Trainable numbers in the encoder.
     pub parameters: u64,
-    /// Steps of the whole run.
+    /// Epochs of the whole run.
+    pub epochs: u64,
+    /// Its steps.
     pub steps: u64,
     /// Images that pass forward before the first step, to fill the bank.
     pub encoded_images: u64,
@@ -35,14 +37,14 @@ pub struct Estimate {
     pub host_bytes: u64,
     /// On disk: a checkpoint of the whole run.
     pub checkpoint_bytes: u64,
-    /// How many of them are kept at the end: the initial one and the newest; 0 where all are.
+    /// The number of checkpoints kept at the end: the initial one and the newest; 0 where all are.
     pub checkpoints: u64,
     /// How long a step takes, where it was measured.
     pub time: Option<StepTime>,
 }
 
 impl Estimate {
-    /// Of a run on so many instances in so many processes. The network is built on the CPU to count.
+    /// Of a run on `instances` instances in `ranks` processes. The network is built on the CPU to count.
     pub fn of(config: &TrainConfig, instances: usize, ranks: usize) -> Self {
         let encoder = Encoder::new(config.encoder(), config.seed, tch::Device::Cpu);
         let parameters = encoder.parameters().iter().map(|(_, tensor)| tensor.numel() as u64).sum::<u64>();
@@ -58,6 +60,7 @@ impl Estimate {
         let loader = if config.memory_limit.0 == 0 { LOADER_BYTES } else { config.memory_limit.0 };
         Self {
             parameters,
+            epochs: config.epochs,
             steps: config.loader().steps(instances) * config.epochs,
             encoded_images: if config.bank_init == BankInit::Encode { rows } else { 0 },
             weights_bytes,
@@ -84,7 +87,12 @@ impl Estimate {
             images => format!(", after a pass of {images} images that fills the bank"),
         };
         vec![
-            format!("{:.1} million parameters, {} steps{before}", self.parameters as f64 / 1e6, self.steps),
+            format!(
+                "{:.1} million parameters, {} epochs of together {} steps{before}",
+                self.parameters as f64 / 1e6,
+                self.epochs,
+                self.steps
+            ),
             format!(
                 "device: {} for a process and what its libraries need (weights, gradients, optimiser {}; activations {}; \
                  bank {})",
@@ -93,8 +101,11 @@ impl Estimate {
                 size(self.activation_bytes),
                 size(self.bank_bytes)
             ),
-            format!("host: up to {}, most of it the loader's (`--memory-limit`)", size(self.host_bytes)),
-            format!("checkpoint: {} on disk, {stay} stay", size(self.checkpoint_bytes)),
+            format!(
+                "host: {} at most: the loader takes what the images need, up to `--memory-limit`",
+                size(self.host_bytes)
+            ),
+            format!("disk: {} for a checkpoint, {stay} are kept (`--keep`)", size(self.checkpoint_bytes)),
         ]
     }
 }

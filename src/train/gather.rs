@@ -1,13 +1,16 @@
-//! A step's batch over all ranks: who has which of its images, and what they made of them.
+//! A step's batch over all ranks: which images each has, and the features it made of them.
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use tch::Tensor;
+use tch::{Device, Tensor};
 
+use crate::bank::{BankShard, BatchRows};
 use crate::distributed::{DistributedError, ProcessGroup, Reduce};
 use crate::ids::{BankRow, BatchIndex};
 use crate::loader::{Batch, GlobalBatch};
+use crate::model::libtorch::upload_indices;
+use crate::objective::Negatives;
 use crate::run_config::OnCorrupt;
 
 /// Of each flag, whether it is set in any process.
@@ -26,8 +29,8 @@ pub(super) fn any<const N: usize>(
 /// What a process asks of all: whether they are to stop, and to save a checkpoint.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Requests {
-    pub(super) stop: bool,
-    pub(super) save: bool,
+    pub stop: bool,
+    pub save: bool,
 }
 
 impl Requests {
@@ -75,15 +78,15 @@ pub(super) fn present(
     Ok(Arc::new(global.kept(&is_there)))
 }
 
-/// A micro-batch over all ranks: whose features come in which order.
+/// A micro-batch over all ranks: the order of the ranks' features.
 #[derive(Debug)]
 pub(super) struct MicroBatch {
     /// `[queries]`, rank after rank.
-    pub(super) positions: Vec<BankRow>,
+    pub positions: Vec<BankRow>,
     /// `[queries]`: their numbers within the global batch.
-    pub(super) numbers: Vec<usize>,
+    numbers: Vec<usize>,
     /// Which of them are made here.
-    pub(super) own: Range<usize>,
+    pub own: Range<usize>,
     /// The most that a rank has.
     longest: usize,
     /// Where the queries are among the ranks' rows, each rank having as many as the longest; nothing where all have.
@@ -142,5 +145,68 @@ impl MicroBatch {
         };
         let all = group.all_gather(&padded)?;
         Ok(if self.order.is_empty() { all } else { all.index_select(0, order) })
+    }
+}
+
+/// A step's micro-batches, with all indices that the step needs on the device: they are brought there at once.
+pub(super) struct Plan {
+    pub micro_batches: Vec<Planned>,
+    /// The rows of the whole batch, in the order of its micro-batches.
+    pub rows: BatchRows,
+}
+
+/// A micro-batch with what the step needs for it.
+pub(super) struct Planned {
+    pub micro_batch: MicroBatch,
+    pub order: Tensor,
+    pub rows: BatchRows,
+    pub negatives: Option<Negatives>,
+}
+
+impl Plan {
+    /// Which rank makes which features, and which rows and negatives they need; with one upload for all indices.
+    /// `draw`: the negatives of queries with these numbers within the batch.
+    pub(super) fn new(
+        group: &ProcessGroup,
+        global: &GlobalBatch,
+        shard: &BankShard,
+        device: Device,
+        draw: impl Fn(&[usize]) -> Option<Negatives>,
+    ) -> Self {
+        let mut words = Vec::new();
+        let mut add = |more: &[i64]| {
+            let start = words.len() as i64;
+            words.extend_from_slice(more);
+            (start, more.len() as i64)
+        };
+        let mut micro_batches = Vec::new();
+        let mut positions = Vec::new();
+        for number in 0..global.micro_batches.len() {
+            let micro_batch = MicroBatch::of(group, global, number);
+            let rows = shard.locate(&micro_batch.positions);
+            let negatives = draw(&micro_batch.numbers);
+            // The CPU draws where it needs them.
+            let drawn = negatives.as_ref().filter(|_| device.is_cuda()).map(Negatives::words);
+            let places = (add(micro_batch.words()), add(rows.words()), drawn.map(|drawn| add(&drawn)));
+            positions.extend_from_slice(&micro_batch.positions);
+            micro_batches.push((micro_batch, rows, negatives, places));
+        }
+        let whole = (micro_batches.len() > 1).then(|| shard.locate(&positions));
+        let whole = whole.map(|rows| (add(rows.words()), rows));
+        let uploaded = upload_indices(&words, device);
+        let words = |(start, len)| uploaded.narrow(0, start, len);
+        let mut planned = Vec::new();
+        for (micro_batch, rows, negatives, (order, places, drawn)) in micro_batches {
+            if let Some((negatives, drawn)) = negatives.as_ref().zip(drawn) {
+                negatives.set_words(&words(drawn));
+            }
+            let (order, rows) = (words(order), rows.with(words(places)));
+            planned.push(Planned { micro_batch, order, rows, negatives });
+        }
+        let rows = match whole {
+            Some((places, rows)) => rows.with(words(places)),
+            None => planned[0].rows.shallow_clone(),
+        };
+        Self { micro_batches: planned, rows }
     }
 }

@@ -31,7 +31,7 @@ pub struct RunSummary {
     pub untrained_top1: Option<f64>,
 }
 
-/// How a run stands after a step.
+/// The state of a run after a step.
 #[derive(Clone, Copy, Debug)]
 pub struct StepReport {
     /// Steps done.
@@ -71,16 +71,17 @@ pub trait Hooks {
     /// Called after each step.
     fn stepped(&mut self, _report: &StepReport) {}
 
-    /// Evaluates the encoder and its bank before the first step and after an epoch; what it returns goes into the metrics. Called in every
-    /// process of a run, each of which has some rows of the bank; all must make the same collectives.
+    /// Evaluates the encoder and its bank before the first step and after an epoch; what it returns goes into the
+    /// metrics. Called in every process of a run, each of which has some rows of the bank; all must make the same
+    /// collectives.
     ///
     /// # Errors
-    /// Whatever keeps it from evaluating; the run goes on without.
+    /// Why it cannot evaluate; the run continues without.
     fn evaluate(&mut self, _state: Evaluation<'_>) -> Result<Map<String, Value>, HookError> {
         Ok(Map::new())
     }
 
-    /// Called with each line of the metrics: every so many steps, and after each epoch.
+    /// Called with each line of the metrics: every `--log-every-steps`, and after each epoch.
     fn measured(&mut self, _line: &MetricsLine) {}
 
     /// Shows what is done before the first step.

@@ -2,15 +2,13 @@
 
 use super::TrainError;
 use super::gather::Requests;
+use super::metrics::bank_health::BankHealth;
 use super::optim::Optimizer;
-use super::state::Trainer;
-use super::step::StepOutcome;
 use crate::bank::MemoryBank;
 use crate::checkpoint::{Cursor, TrainState};
 use crate::loader::Batch;
 use crate::model::Encoder;
 use crate::run_config::TrainConfig;
-use crate::train::metrics::bank_health::BankHealth;
 
 /// The state of a training or of a fine-tuning.
 pub(super) trait Learner {
@@ -46,7 +44,7 @@ pub(super) trait Learner {
         None
     }
 
-    /// How its bank is.
+    /// Statistics of its bank.
     ///
     /// # Errors
     /// If a collective fails.
@@ -58,46 +56,59 @@ pub(super) trait Learner {
 /// What every run has.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Learned<'a> {
-    pub(super) config: &'a TrainConfig,
-    pub(super) encoder: &'a Encoder,
-    pub(super) optimizer: &'a Optimizer,
-    pub(super) cursor: Cursor,
+    pub config: &'a TrainConfig,
+    pub encoder: &'a Encoder,
+    pub optimizer: &'a Optimizer,
+    pub cursor: Cursor,
 }
 
-impl Learner for Trainer {
-    fn learned(&self) -> Learned<'_> {
-        let Self { config, encoder, optimizer, cursor, .. } = self;
-        Learned { config, encoder, optimizer, cursor: *cursor }
-    }
+/// What a step measured.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct StepOutcome {
+    /// Steps done with it.
+    pub step: u64,
+    /// Images of its global batch.
+    pub images: usize,
+    pub loss: f64,
+    /// Before clipping.
+    pub gradient_norm: f64,
+    pub lr: f64,
+    /// The mean cosine of an updated row before and after.
+    pub row_cosine: f64,
+    /// The mean of `‖f - v‖²` over the batch.
+    pub alignment: f64,
+    /// ln Z as the step assumed it, for `nce`.
+    pub ln_partition: Option<f64>,
+    /// Nothing moved.
+    pub skipped: bool,
+    /// What any process asked with it.
+    pub asked: Requests,
+}
 
-    fn step(&mut self, batch: &Batch, here: Requests) -> Result<Option<StepOutcome>, TrainError> {
-        Self::step(self, batch, here)
-    }
-
-    fn finish(&mut self) -> Result<Option<StepOutcome>, TrainError> {
-        Self::finish(self)
-    }
-
-    fn complete(&self, state: &mut TrainState) {
-        state.ln_partition = self.objective.log_z().ln_z();
-        state.skipped_steps = self.skipped;
-        state.loss_scale = serde_json::to_value(self.loss_scale).expect("it is plain data");
-    }
-
-    fn bank(&self) -> Option<&MemoryBank> {
-        Some(&self.bank)
-    }
-
-    fn chance_loss(&self) -> Option<f64> {
-        Some(self.objective.chance_loss(self.bank.instances()))
-    }
-
-    fn bank_health(&self) -> Result<Option<BankHealth>, TrainError> {
-        let health = BankHealth::of(self)?;
-        let drift = health.drift(self.objective.log_z().ln_z(), &self.warned_drift);
-        if let Some(warning) = drift.filter(|_| self.group.is_first()) {
-            tracing::warn!("{warning}");
+impl StepOutcome {
+    /// What is known of a step before its numbers are read.
+    pub(super) fn before(lr: f64, images: usize) -> Self {
+        Self {
+            step: 0,
+            images,
+            loss: 0.0,
+            gradient_norm: 0.0,
+            lr,
+            row_cosine: 1.0,
+            alignment: 0.0,
+            ln_partition: None,
+            skipped: false,
+            asked: Requests::default(),
         }
-        Ok(Some(health))
     }
+}
+
+/// Moves the cursor past a step; the steps done.
+pub(super) fn advance(steps_per_epoch: u64, cursor: &mut Cursor) -> u64 {
+    cursor.step += 1;
+    cursor.step_in_epoch += 1;
+    if cursor.step_in_epoch == steps_per_epoch {
+        (cursor.epoch, cursor.step_in_epoch) = (cursor.epoch + 1, 0);
+    }
+    cursor.step
 }

@@ -1,19 +1,14 @@
 //! The training job.
 //!
 //! [`train`] reads a dataset, moves encoder and memory bank step by step, and publishes checkpoints from
-//! which the same command goes on. Everything that changes state is a visible call in `Trainer::step`.
+//! which the same command goes on. Everything that changes state is a visible call in `Trainer::launch`.
 //! The trainer does not know how its progress is shown or how the bank is evaluated: hooks do that.
 //!
 //! Invariant: after a resume, weights and bank are bit for bit those of an uninterrupted run (on the CPU,
 //! with the same number of threads).
 
-mod bench;
 mod checkpoint;
-mod clock;
 mod config;
-mod data;
-mod divergence;
-mod encode;
 mod error;
 mod estimate;
 mod finetune;
@@ -22,37 +17,31 @@ mod hooks;
 mod learner;
 mod metrics;
 mod optim;
-mod soundness;
-mod state;
-mod step;
+mod trainer;
 
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-pub use bench::{StepBench, StepTime};
 pub use error::{PartError, TrainError};
 pub use estimate::Estimate;
 pub use finetune::{FinetuneJob, LabelOptions, finetune, finetune_protocol};
 pub use hooks::{Evaluation, HookError, Hooks, RunSummary, StepReport, StopFlag};
 pub use metrics::bank_health::BankHealth;
 pub use metrics::exporter::Exporter;
-pub use metrics::log::{MetricsLine, Scope};
+pub use metrics::{MetricsLine, Scope};
+pub use trainer::{StepBench, StepTime};
 
-use self::checkpoint::resume::{Start, advise, agree, begin_with, check_size, set_precision};
-use self::checkpoint::retention::Retention;
-use self::checkpoint::sharded::PartsOfRanks;
-use self::checkpoint::snapshot::{DataIdentity, Snapshot, publish_config};
-use self::checkpoint::writer::Writer;
-use self::divergence::Divergence;
-use self::encode::encode_bank;
+use self::checkpoint::resume::{Start, agree};
+use self::checkpoint::sharded::{PartsOfRanks, make_replicas_equal};
+use self::checkpoint::snapshot::Snapshot;
+use self::checkpoint::writer::{Retention, Writer};
+use self::checkpoint::{DataIdentity, publish_config};
 use self::gather::{Requests, any};
-use self::learner::{Learned, Learner};
-use self::metrics::log::Metrics;
-use self::metrics::meter::Meter;
-use self::state::{Trainer, make_replicas_equal};
-use self::step::StepOutcome;
+use self::learner::{Learned, Learner, StepOutcome};
+use self::metrics::{Divergence, Meter, Metrics};
+use self::trainer::Trainer;
 use crate::checkpoint::{Cursor, finished_step, mark_finished, unmark_finished};
 use crate::dataset::Manifest;
 use crate::distributed::{DistributedError, ProcessGroup, Rendezvous};
@@ -60,13 +49,13 @@ use crate::ids::RankShare;
 use crate::loader::{Loader, LoaderError, Source};
 use crate::model::{SelectedDevice, select_device_of};
 use crate::progress::Progress;
-use crate::run_config::{BankInit, ObjectiveKind, PartitionChoice, TrainConfig};
+use crate::run_config::{BankInit, TrainConfig};
 use crate::storage::{Location, Lock};
 
-/// So long a process whose peers were lost may take to find out by itself: it may wait for data, or for a device.
+/// How long a process whose peers were lost may take to find out by itself: it may wait for data, or for a device.
 const LOST_GRACE: Duration = Duration::from_secs(3);
 
-/// The metrics are published at least so often, where there are any.
+/// The longest time between two publications of the metrics, where there are any.
 const SHOWN_EVERY: Duration = Duration::from_secs(60);
 
 /// What to train on, where to, and how.
@@ -82,10 +71,10 @@ pub struct TrainJob {
     pub config: TrainConfig,
     /// Which of the run's processes this is.
     pub rendezvous: Rendezvous,
-    /// After so long without an answer another process counts as lost.
+    /// Another process counts as lost after this long without an answer.
     pub collective_timeout: Duration,
-    /// Called on a thread of its own where others were lost and this process is blocked where no error reaches it;
-    /// what it can do is end the process.
+    /// Called on another thread where others were lost and this process is blocked where no error reaches it;
+    /// all it can do is end the process.
     pub on_lost: fn(DistributedError),
 }
 
@@ -106,10 +95,10 @@ pub enum Outcome {
     },
 }
 
-/// Trains to the end of the last epoch, going on from the newest checkpoint if there is one.
+/// Trains to the end of the last epoch, continuing from the newest checkpoint if there is one.
 ///
 /// # Errors
-/// See [`TrainError`]; the checkpoints published so far stand.
+/// See [`TrainError`]; the checkpoints published so far remain.
 pub fn train(job: &TrainJob, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<Outcome, TrainError> {
     Opened::of(job, hooks.progress(), stop)?.begin(hooks)?.run(hooks, stop)
 }
@@ -133,18 +122,18 @@ impl Opened<Trainer> {
         let config = &job.config;
         config.validate()?;
         let manifest = Manifest::read(&job.dataset)?;
-        let source = data::open(job, &manifest)?;
+        let source = config.training_source(&job.dataset, &manifest)?;
         let instances = source.len();
-        check_size(job, instances)?;
+        config.check_size(instances, job.rendezvous.world())?;
         let data = DataIdentity::of(job, &manifest, source.as_ref())?;
         let device = select_device_of(config.device, job.rendezvous.local_rank(), job.rendezvous.world())?;
-        set_precision(config, device.device);
+        config.set_precision(device.device);
         tracing::info!("device {device}");
         let group =
             ProcessGroup::join_unless_stopped(&job.rendezvous, device.device, job.collective_timeout, stop)?;
         group.when_lost(LOST_GRACE, job.on_lost);
         if group.is_first() {
-            advise(job, instances);
+            config.advise(instances);
         }
         agree(&group, config, &data.trained_on, device.device)?;
         let start = Start::of(&group, &job.run)?;
@@ -152,13 +141,18 @@ impl Opened<Trainer> {
         let mut trainer = Trainer::over(Rc::clone(&group), config.clone(), instances, device.device)?;
         let begun = match &start.found {
             Some(checkpoint) => trainer.restore(checkpoint, &data),
-            None => begin(job, &mut trainer, &source, progress, stop),
+            None => begin(job, &group, &mut trainer, &source, progress, stop),
         };
         if let Err(error) = &begun {
             tell(&group, error);
         }
         begun?;
-        if group.is_first() {
+        let done = trainer.learned().cursor.epoch;
+        if done > config.epochs && finished_step(&job.run)?.is_none() {
+            let (run, asked) = (job.run.to_string(), config.epochs);
+            return Err(TrainError::FewerEpochs { run, done, asked });
+        }
+        if group.is_first() && done < config.epochs {
             publish_config(config, &job.run)?;
         }
         Ok(Self { run: job.run.clone(), group, learner: trainer, source, data, device, start })
@@ -168,20 +162,21 @@ impl Opened<Trainer> {
 /// Brings a new run to where its first step begins.
 fn begin(
     job: &TrainJob,
+    group: &ProcessGroup,
     trainer: &mut Trainer,
     source: &Arc<dyn Source>,
     progress: &dyn Progress,
     stop: &StopFlag,
 ) -> Result<(), TrainError> {
     if let Some(file) = &job.init {
-        begin_with(trainer, file)?;
+        trainer.begin_with(file)?;
     }
     if job.config.bank_init == BankInit::Encode {
-        if trainer.group.is_first() {
+        if group.is_first() {
             // So that others find the run while it is prepared.
             publish_config(&job.config, &job.run)?;
         }
-        encode_bank(trainer, source, progress, stop)?;
+        trainer.encode_bank(source, progress, stop)?;
     }
     Ok(())
 }
@@ -206,13 +201,13 @@ impl<L: Learner> Opened<L> {
             chance_loss: learner.chance_loss(),
             untrained_top1: metrics.as_ref().and_then(|metrics| metrics.start()?["knn_sample_top1"].as_f64()),
         });
-        let mut divergence = Divergence::default();
+        let mut divergence = Divergence::new(config);
         if let (Some(metrics), Some(chance)) = (&metrics, learner.chance_loss()) {
             // What was warned of before a resume is not warned of again.
-            metrics.epoch_losses().for_each(|loss| drop(divergence.look(loss, chance, "")));
+            metrics.epoch_losses().for_each(|loss| drop(divergence.look(loss, chance)));
         }
         let part = RankShare { rank: group.rank(), ranks: group.world() };
-        let loader = data::load(config, &source, cursor, part)?;
+        let loader = config.start_loader(&source, cursor, part)?;
         let retention = Retention { newest: config.keep, every_steps: config.keep_every_epochs * steps };
         let last = found.as_ref().map(|checkpoint| checkpoint.folder().clone());
         let writer = Writer::new(run.clone(), group.is_first().then_some(retention), last);
@@ -287,7 +282,7 @@ impl<L: Learner> Session<L> {
     /// Trains to the end of the last epoch, unless that is done.
     ///
     /// # Errors
-    /// See [`TrainError`]; the checkpoints published so far stand.
+    /// See [`TrainError`]; the checkpoints published so far remain.
     fn run(mut self, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<Outcome, TrainError> {
         if self.is_done() {
             self.mark_finished()?;
@@ -490,9 +485,7 @@ impl<L: Learner> Session<L> {
         }
         line.bank = self.learner.bank_health()?;
         self.push(&line, hooks);
-        let advice = advice(self.config());
-        let grown =
-            self.learner.chance_loss().and_then(|chance| self.divergence.look(line.loss, chance, &advice));
+        let grown = self.learner.chance_loss().and_then(|chance| self.divergence.look(line.loss, chance));
         if let Some(warning) = grown.filter(|_| self.group.is_first()) {
             tracing::warn!("{warning}");
         }
@@ -576,20 +569,6 @@ fn tell(group: &ProcessGroup, error: &TrainError) {
         TrainError::OtherRank { .. } | TrainError::Part(PartError::Distributed(_)) => {}
         error => group.fail(error.failure()),
     }
-}
-
-/// What helps a loss that grows.
-fn advice(config: &TrainConfig) -> String {
-    let is_sampled = config.objective != ObjectiveKind::Softmax;
-    let is_constant = config.objective == ObjectiveKind::Nce && config.partition != PartitionChoice::Ema;
-    let helps = [
-        is_sampled.then_some("`--objective softmax` is exact"),
-        is_constant.then_some("`--partition ema` follows the bank"),
-        (config.bank_init != BankInit::Encode)
-            .then_some("`--bank-init encode` begins with what the encoder sees"),
-        Some("a lower `--lr` or `--warmup-epochs` moves it less"),
-    ];
-    format!("In a new run {}", helps.into_iter().flatten().collect::<Vec<_>>().join(", "))
 }
 
 /// An error with its causes.

@@ -1,5 +1,6 @@
 //! The promises of docs/architecture.md that the compiler does not hold.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use instdisc::run_config::{Given, TrainConfig};
@@ -207,13 +208,66 @@ fn every_run_file_is_a_valid_configuration() {
 #[test]
 fn folders_are_small_enough_to_be_seen_at_once() {
     const MOST: usize = 16;
-    let mut files = std::collections::BTreeMap::<String, usize>::new();
+    let mut files = BTreeMap::<String, usize>::new();
     for (path, _) in sources() {
         let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder);
         *files.entry(folder.to_owned()).or_default() += 1;
     }
     files.retain(|_, count| *count > MOST);
     assert!(files.is_empty(), "{files:#?}");
+}
+
+/// Types by name that this file defines, or has methods of, by the words before the name at the beginning of a line.
+fn names_after<'a>(text: &'a str, beginnings: &[&str]) -> Vec<&'a str> {
+    let name = |line: &'a str| {
+        let rest = beginnings.iter().find_map(|beginning| line.strip_prefix(beginning))?;
+        let rest = match rest.strip_prefix('<') {
+            // An impl's parameters.
+            Some(parameters) => parameters.split_once("> ")?.1,
+            None => rest.trim_start(),
+        };
+        let is_of_trait = line.starts_with("impl") && rest.contains(" for ");
+        let end = rest.find(|letter: char| !letter.is_alphanumeric() && letter != '_')?;
+        (!is_of_trait && end > 0).then_some(&rest[..end])
+    };
+    text.lines().filter_map(name).collect()
+}
+
+#[test]
+fn a_types_methods_are_in_at_most_two_files() {
+    const DEFINITIONS: [&str; 6] =
+        ["struct ", "enum ", "pub struct ", "pub enum ", "pub(super) struct ", "pub(super) enum "];
+    let (mut of_files, mut definitions) = (BTreeMap::<_, BTreeSet<_>>::new(), BTreeMap::<_, usize>::new());
+    let sources = sources();
+    for (path, text) in &sources {
+        for name in names_after(text, &["impl"]) {
+            of_files.entry((module(path), name)).or_default().insert(path);
+        }
+        for name in names_after(text, &DEFINITIONS) {
+            *definitions.entry((module(path), name)).or_default() += 1;
+        }
+    }
+    assert!(of_files.len() > 300, "the methods are found: {}", of_files.len());
+    // Several types of a module may have one name, each with methods beside it.
+    of_files.retain(|name, files| files.len() > 1 + definitions.get(name).copied().unwrap_or(1));
+    assert!(of_files.is_empty(), "{of_files:#?}");
+}
+
+/// An error that the shell does not know would end as exit code 1 in silence.
+#[test]
+fn every_error_with_a_kind_of_failure_reaches_its_exit_code() {
+    let exit = std::fs::read_to_string(root().join("src/cli/exit.rs")).expect("text");
+    let mut seen = 0;
+    for (path, text) in sources() {
+        for part in text.split("\nimpl ").skip(1) {
+            let is_of_failure =
+                part.split("\n}\n").next().is_some_and(|body| body.contains("pub fn failure(&self)"));
+            let Some((name, _)) = part.split_once(" {").filter(|_| is_of_failure) else { continue };
+            seen += 1;
+            assert!(exit.contains(name), "{path}: src/cli/exit.rs does not know {name}");
+        }
+    }
+    assert!(seen > 10, "the errors are found: {seen}");
 }
 
 /// docs/glossary.md has the words that took their place.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use instdisc::checkpoint::Checkpoint;
-use instdisc::feature_table::FeatureTable;
+use instdisc::feature_table::{FeatureTable, TableError};
 use instdisc::storage::Location;
 use serde_json::Value;
 
@@ -125,7 +125,8 @@ fn bank(run: &Path) -> (FeatureTable, usize) {
     let checkpoint = Checkpoint::open(&Location::from_path(&newest).expect("a place")).expect("whole");
     checkpoint.verify().expect("undamaged");
     let files = checkpoint.bank().expect("a bank");
-    (FeatureTable::read_all(&files).expect("a bank"), files.len())
+    let read = |file: &Location| Ok::<_, TableError>((file.to_string(), FeatureTable::read(file)?));
+    (FeatureTable::join(files.iter().map(read)).expect("a bank"), files.len())
 }
 
 /// Whether two runs went the same way: losses and rows within 1e-5, gradients' norms within 2e-2, and every row

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::support::{dataset, instdisc, python, scratch};
+use super::support::{dataset, instdisc, python, scratch, train};
 
 #[test]
 fn exports_open_in_torchvision_duckdb_and_the_projector() {
@@ -22,6 +22,16 @@ fn exports_open_in_torchvision_duckdb_and_the_projector() {
     };
     let whole = weights("", "whole.safetensors")["tensors"].as_u64().expect("a number");
     assert_eq!(weights("--without-projection", "backbone.safetensors")["tensors"], whole - 2);
+    // For the scores of the card.
+    instdisc("knn --split val --k 5").arg("--run", &run).arg("--dataset", dataset()).ok();
+    for form in ["timm", "huggingface"] {
+        let call = instdisc(&format!("export {form}"));
+        let exported = call.arg("--checkpoint", &run).arg("--output", file(form)).json();
+        assert_eq!(exported["tensors"], whole, "{form}");
+    }
+    train(dataset(), &file("cifar"), "--epochs 1").ok();
+    let small = instdisc("export timm").arg("--checkpoint", file("cifar"));
+    assert!(small.arg("--output", file("small")).fails(65).contains("`export torchvision`"));
     let pickle = instdisc("export torchvision").arg("--checkpoint", &checkpoint);
     let error = pickle.arg("--output", file("whole.pth")).fails(2);
     assert!(error.contains("safetensors, not a pickle") && !file("whole.pth").exists(), "{error}");

@@ -46,6 +46,31 @@ fn assert_same_end(whole: &Path, broken: &Path, more: &str) {
 }
 
 #[test]
+fn a_resume_without_options_has_those_of_the_run_and_ends_nothing_early() {
+    let dir = scratch();
+    let run = dir.path().join("run");
+    let config = || std::fs::read_to_string(run.join("config.toml")).expect("the configuration");
+    // Stopped within its third epoch of eight steps.
+    assert_eq!(signal_after(&run, "--epochs 500 --keep 2", 18, "-TERM"), Some(75));
+    let begun = config();
+    let error = train(dataset(), &run, "--epochs 1 --no-monitor").fails(78);
+    assert!(error.contains("the run is not finished; `--epochs 1` is fewer"), "{error}");
+    assert_eq!((config(), run.join("finished.json").exists()), (begun, false));
+
+    let four = train(dataset(), &run, "--epochs 4 --no-monitor").json();
+    assert_eq!((&four["finished"], &four["step"]), (&true.into(), &32.into()));
+    let checkpoints = || std::fs::read_dir(run.join("checkpoints")).expect("checkpoints").count();
+    let kept = checkpoints();
+    assert_eq!(kept, 3, "the first and --keep 2, which was given only at the start");
+    for more in ["", "--epochs 2"] {
+        let (_, output) = train(dataset(), &run, &format!("{more} --no-monitor")).output();
+        let text = String::from_utf8(output.stdout).expect("UTF-8");
+        assert!(output.status.success() && text.contains("\"step\": 32"), "{more}: {text}");
+        assert!(config().contains("epochs = 4") && checkpoints() == kept, "{more}: nothing was changed");
+    }
+}
+
+#[test]
 fn resumed_run_equals_uninterrupted_run() {
     for more in VARIANTS {
         let dir = scratch();

@@ -1,6 +1,6 @@
 """Opens exported files with the programs they are for. Usage: check_export.py FOLDER ARCH DIM
 
-FOLDER has whole.safetensors, backbone.safetensors, table.parquet and projector/.
+FOLDER has whole.safetensors, backbone.safetensors, timm/, huggingface/, table.parquet and projector/.
 """
 
 import csv
@@ -9,11 +9,13 @@ from pathlib import Path
 
 import duckdb
 import pyarrow.parquet as pq
+import timm
 import torch
 import torchvision
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 folder, arch, dim = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 
@@ -27,6 +29,26 @@ model.eval(), backbone.eval()
 with torch.no_grad():
     assert torch.equal(model.fc(backbone(images)), model(images))
 assert safe_open(folder / "whole.safetensors", "pt").metadata()["format"] == "pt"
+
+logits = model(images).detach()
+of_timm = timm.create_model(f"local-dir:{folder / 'timm'}", pretrained=True).eval()
+by_file = timm.create_model(arch, num_classes=dim, checkpoint_path=str(folder / "timm" / "model.safetensors")).eval()
+of_hub = AutoModelForImageClassification.from_pretrained(folder / "huggingface").eval()
+with torch.no_grad():
+    for found in of_timm(images), by_file(images), of_hub(images).logits:
+        assert (found - logits).abs().max() < 1e-4 * logits.abs().max(), (found - logits).abs().max()
+data = timm.data.resolve_model_data_config(of_timm)
+prepare = AutoImageProcessor.from_pretrained(folder / "huggingface")
+side = data["input_size"][1]
+assert tuple(prepare.image_mean) == data["mean"] and tuple(prepare.image_std) == data["std"], (prepare, data)
+photo = Image.effect_noise((3 * side, 2 * side), 80).convert("RGB")
+(pixels,) = prepare(photo, return_tensors="pt")["pixel_values"]
+resized = torchvision.transforms.functional.resize(photo, round(side / data["crop_pct"]))
+ours = torchvision.transforms.functional.to_tensor(torchvision.transforms.functional.center_crop(resized, side))
+ours = torchvision.transforms.functional.normalize(ours, data["mean"], data["std"])
+assert pixels.shape == ours.shape and (pixels - ours).abs().max() < 0.05, (pixels - ours).abs().max()
+card = (folder / "huggingface" / "README.md").read_text()
+assert "library_name: transformers" in card and "| knn" in card and " % |" in card, card
 
 table = folder / "table.parquet"
 columns = "count(*), count(distinct instance_id), min(len(feature)), max(len(feature)), count(class)"

@@ -33,7 +33,8 @@ use crate::units::shell_word;
 /// Train an encoder and its memory bank.
 ///
 /// Running the same command again goes on from the newest checkpoint. SIGTERM, SIGUSR1 and Ctrl-C save
-/// a checkpoint and end with exit code 75; a second Ctrl-C ends without saving. Every option under the headings from
+/// a checkpoint and end with exit code 75; a second Ctrl-C ends without saving. Most runs need no option but --epochs,
+/// --image-size or --device: the others depend on the number and size of the images. Every option under the headings from
 /// "Data and augmentation" to "Checkpoints and metrics" is also a key of the TOML file of --config: `--batch-size 64`
 /// is `batch_size = 64`. A flag wins.
 #[derive(Debug, Args)]
@@ -213,12 +214,16 @@ fn resolve(
     }
     let config = given.over(&defaults)?;
     let [before, now] = [&asked, &config].map(TrainConfig::values);
+    let changed = |key: &str| begun.as_ref()?.config.get(key).filter(|value| **value != now[key]);
     // What decides the cost is said in any case.
-    let is_said = |key: &str| before[key] != now[key] || ALWAYS_SAID.contains(&key);
-    let said = now.iter().filter(|(key, _)| is_said(key));
-    let said: Vec<String> = said.map(|(key, value)| format!("{key} = {value}")).collect();
+    let is_said = |key: &str| before[key] != now[key] || changed(key).is_some() || ALWAYS_SAID.contains(&key);
+    let text = |key: &str| match changed(key) {
+        Some(value) => format!("{key} = {} (until now {value})", now[key]),
+        None => format!("{key} = {}", now[key]),
+    };
+    let said: Vec<String> = now.keys().filter(|key| is_said(key)).map(|key| text(key)).collect();
     let whose = if begun.is_some() {
-        "of this run, as it was begun".to_owned()
+        "of this run".to_owned()
     } else {
         format!(
             "for {} images, {} pixels along the shorter side on average",
@@ -294,6 +299,9 @@ struct TerminalHooks<'a> {
 /// Settings that are said also where they are the general ones.
 const ALWAYS_SAID: [&str; 3] = ["arch", "epochs", "image_size"];
 
+/// Seconds to the end from which a run says when it will be.
+const WORTH_SAYING: f64 = 60.0;
+
 /// Steps that are measured before a run says when it will end.
 const MEASURED_STEPS: u64 = 20;
 
@@ -309,8 +317,10 @@ impl TerminalHooks<'_> {
         }
         let step = since.elapsed().as_secs_f64() / MEASURED_STEPS as f64;
         let left = step * self.total_steps.saturating_sub(report.step) as f64;
-        let left = HumanDuration(Duration::from_secs_f64(left));
-        say(&format!("{step:.2} s a step, so {left} to the end, and what evaluations and checkpoints take"));
+        if left > WORTH_SAYING {
+            let left = HumanDuration(Duration::from_secs_f64(left));
+            say(&format!("{step:.2} s a step, so {left} to the end, without evaluations and checkpoints"));
+        }
     }
 }
 

@@ -22,28 +22,38 @@ pub fn export_torchvision(
     with_projection: bool,
 ) -> Result<usize, CommandError> {
     let checkpoint = Checkpoint::open(folder)?;
-    let state = checkpoint.state()?;
-    let bytes = checkpoint.read(MODEL)?;
-    let damaged = || CheckpointError::Damaged { file: folder.join(MODEL).to_string() };
-    let weights = SafeTensors::deserialize(&bytes).map_err(|_| damaged())?;
-    let arch = state.encoder["arch"].as_str().unwrap_or_default().to_owned();
+    let arch = checkpoint.state()?.encoder["arch"].as_str().unwrap_or_default().to_owned();
     let projection = if arch.starts_with("resnet") { "fc." } else { "classifier.6." };
-    let kept: Vec<_> = weights
-        .tensors()
-        .into_iter()
-        .filter(|(name, _)| with_projection || !name.starts_with(projection))
-        .collect();
+    let kept = |name: &str| (with_projection || !name.starts_with(projection)).then(|| name.to_owned());
+    let (tensors, file) = weights(&checkpoint, &arch, &kept)?;
+    output.publish(file, PublishMode::Overwrite)?;
+    Ok(tensors)
+}
+
+/// A checkpoint's tensors under other names, without those that get none: how many, and a safetensors file.
+///
+/// # Errors
+/// If the checkpoint is damaged, or the store fails.
+pub(super) fn weights(
+    checkpoint: &Checkpoint,
+    arch: &str,
+    renamed: &dyn Fn(&str) -> Option<String>,
+) -> Result<(usize, Vec<u8>), CommandError> {
+    let bytes = checkpoint.read(MODEL)?;
+    let damaged = || CheckpointError::Damaged { file: checkpoint.folder().join(MODEL).to_string() };
+    let tensors = SafeTensors::deserialize(&bytes).map_err(|_| damaged())?;
+    let kept: Vec<_> =
+        tensors.tensors().into_iter().filter_map(|(name, tensor)| Some((renamed(&name)?, tensor))).collect();
     let count = kept.len();
     // PyTorch's tools look for the first entry.
     let about = HashMap::from([
         ("format".to_owned(), "pt".to_owned()),
-        ("arch".to_owned(), arch),
+        ("arch".to_owned(), arch.to_owned()),
         ("step".to_owned(), checkpoint.manifest().step.to_string()),
     ]);
     let mut file = safetensors::serialize(kept, Some(about)).map_err(|_| damaged())?;
     sort_metadata(&mut file).ok_or_else(damaged)?;
-    output.publish(file, PublishMode::Overwrite)?;
-    Ok(count)
+    Ok((count, file))
 }
 
 /// Brings the metadata of a safetensors file into the order of their keys. They come out of a hash map, and the same

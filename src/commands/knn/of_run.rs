@@ -9,8 +9,9 @@ use serde_json::Value;
 
 use super::{DEFAULT_MAP_POINTS, KnnJob, KnnPair, Place, Searchers, evaluate};
 use crate::checkpoint::{Checkpoint, checkpoint_at, run_of};
+use crate::commands::reports::REPORTS;
 use crate::commands::run::{Machine, RunDataset};
-use crate::commands::watch::{REPORTS, WatchOptions, WatchSummary, report_location, watch};
+use crate::commands::watch::{WatchOptions, WatchSummary, report_location, watch};
 use crate::commands::{CommandError, Report, reports};
 use crate::distributed::ProcessGroup;
 use crate::eval::{

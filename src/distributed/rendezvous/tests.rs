@@ -81,9 +81,9 @@ fn a_missing_variable_of_torchrun_is_named() {
 fn contradictory_variables_are_refused() {
     let cases = [
         ("RANK", "4", "RANK=4 with WORLD_SIZE=4"),
-        ("RANK", "x", "RANK=\"x\" is no number"),
+        ("RANK", "x", "RANK=\"x\" is not a number"),
         ("WORLD_SIZE", "0", "WORLD_SIZE=0"),
-        ("MASTER_PORT", "70000", "MASTER_PORT=70000 is no port"),
+        ("MASTER_PORT", "70000", "MASTER_PORT=70000 is not a port"),
         ("LOCAL_WORLD_SIZE", "1", "LOCAL_RANK=1 with LOCAL_WORLD_SIZE=1"),
     ];
     for (name, value, text) in cases {
@@ -172,4 +172,26 @@ fn a_pod_of_an_indexed_job_takes_its_index_for_its_rank() {
     let alone = Rendezvous::find(&RendezvousFlags::default(), &pod("", "1")).expect("alone");
     assert_eq!((alone.rank(), alone.world()), (0, 1));
     assert!(Rendezvous::find(&RendezvousFlags::default(), &pod("", "4")).is_err());
+}
+
+#[test]
+fn the_first_host_is_found_in_every_form_of_list() {
+    let cases = [
+        ("a[01-03,7],b", Some("a01")),
+        ("node5", Some("node5")),
+        ("node5,node6", Some("node5")),
+        ("gpu-a[7,9-12]", Some("gpu-a7")),
+        ("rack[1-2]node[003-004]", Some("rack1node003")),
+        ("rack[1-2]-ib0.cluster,b", Some("rack1-ib0.cluster")),
+        ("n[08-11]", Some("n08")),
+        ("", None),
+        ("n[", None),
+        ("n]", None),
+        ("n[]", None),
+        ("n[x-y]", None),
+        (",a", None),
+    ];
+    for (list, expected) in cases {
+        assert_eq!(first_host(list).as_deref(), expected, "{list:?}");
+    }
 }

@@ -1,4 +1,4 @@
-//! Ranks that are killed, stopped, late, or simply done. A rank that dies is a process of its own: this test
+//! Ranks that are killed, stopped, late, or simply done. A rank that dies is another process: this test
 //! program, started again for the one test that does nothing but be a rank.
 
 use std::io::{BufRead, BufReader, Write};
@@ -113,7 +113,7 @@ fn a_stopped_rank_is_named_by_all_others_within_the_timeout() {
     for error in errors {
         let DistributedError::PeerLost { lost } = &error else { panic!("{error}") };
         let silent = |lost: &LostRank| {
-            lost.rank == 3 && matches!(lost.fate, LossReason::Silent { seconds } if seconds >= 6)
+            lost.rank == 3 && matches!(lost.reason, LossReason::Silent { seconds } if seconds >= 6)
         };
         assert!(lost.len() == 1 && silent(&lost[0]), "{error}");
     }

@@ -1,4 +1,4 @@
-//! The watcher of rank 0: hears all the others, finds out who is lost, and tells everybody.
+//! The watcher of rank 0: hears all the others, finds out which are lost, and tells everybody.
 //!
 //! The first loss counts, with all that happen within a moment of it: a machine that dies takes several ranks, and
 //! ranks that end because of it are not lost themselves.
@@ -7,8 +7,7 @@ use std::net::{IpAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use super::line::{Heard, Line, Lines, prepare, tell};
-use super::{BEAT, GAP, Shared, TICK};
+use super::{BEAT, GAP, Heard, Line, Lines, Shared, TICK, prepare, tell};
 use crate::distributed::error::{LossReason, LostRank};
 use crate::failure::Failure;
 
@@ -16,7 +15,7 @@ use crate::failure::Failure;
 const MOMENT: Duration = Duration::from_millis(100);
 /// How long a failure that some rank tells waits for a connection to end, before others are suspected.
 const SUSPICION: Duration = Duration::from_millis(500);
-/// Silence that makes a rank suspect where somebody waited for it in vain.
+/// Silence that makes a rank suspect where another waited for it in vain.
 const QUIET: Duration = Duration::from_millis(2500);
 
 /// Rank 0's side.
@@ -82,7 +81,7 @@ impl Hub {
         }
     }
 
-    /// Rank 0 is about to end with an error of its own.
+    /// Tells that rank 0 is about to end with its own error.
     pub(super) fn tell_failure(&self, failure: Failure) {
         self.ranks().lose(0, LossReason::Failed { failure });
         self.conclude();
@@ -112,7 +111,7 @@ impl Hub {
     }
 
     fn tell_all(&self, line: &Line) {
-        // Copies, so that a slow connection holds nobody else up.
+        // Copies, so that a slow connection does not hold up the others.
         let streams: Vec<_> = {
             let ranks = self.ranks();
             let present = ranks.members.iter().flatten().filter(|seen| !seen.left);
@@ -205,7 +204,7 @@ impl Hub {
         {
             let suspects = ranks.suspects(self.shared.begun(), collective, waited);
             for suspect in suspects {
-                ranks.lose(suspect.rank, suspect.fate);
+                ranks.lose(suspect.rank, suspect.reason);
             }
         }
         if ranks.first_loss.is_some_and(|first| first.elapsed() > MOMENT) {
@@ -222,14 +221,14 @@ impl Hub {
 }
 
 impl Ranks {
-    fn lose(&mut self, rank: usize, fate: LossReason) {
+    fn lose(&mut self, rank: usize, reason: LossReason) {
         if !self.losses.iter().any(|known| known.rank == rank) {
             self.first_loss.get_or_insert_with(Instant::now);
-            self.losses.push(LostRank { rank, fate });
+            self.losses.push(LostRank { rank, reason });
         }
     }
 
-    /// Loses who has said goodbye though others go on, and who does not come to a collective for the whole timeout:
+    /// Loses ranks that said goodbye though others go on, and ranks that miss a collective for the whole timeout:
     /// a device's queue may hold all others up without an error.
     fn look_for_missed(&mut self, begun_here: u64, timeout: Duration) {
         let begun = self.members.iter().flatten().map(|seen| seen.begun);
@@ -255,11 +254,11 @@ impl Ranks {
             }
         }
         // A rank whose connection ended is in the account of losses already.
-        missed.into_iter().for_each(|(rank, fate)| self.lose(rank, fate));
+        missed.into_iter().for_each(|(rank, reason)| self.lose(rank, reason));
     }
 
-    /// Who may be the reason that a collective failed: whoever is quiet, else whoever has not begun it, else
-    /// whoever has said goodbye. Quiet and late ranks are looked for only where somebody waited in vain.
+    /// The ranks that may be why a collective failed: those that are quiet, else those that have not begun it, else
+    /// those that have said goodbye. Quiet and late ranks are looked for only where a rank waited in vain.
     fn suspects(&self, begun_here: u64, collective: u64, waited: Option<u64>) -> Vec<LostRank> {
         let members =
             || self.members.iter().enumerate().filter_map(|(rank, seen)| Some((rank, seen.as_ref()?)));
@@ -269,23 +268,21 @@ impl Ranks {
             let quiet = present().filter(|(_, seen)| seen.last.elapsed() > QUIET);
             found.extend(quiet.map(|(rank, seen)| LostRank {
                 rank,
-                fate: LossReason::Silent { seconds: seen.last.elapsed().as_secs() },
+                reason: LossReason::Silent { seconds: seen.last.elapsed().as_secs() },
             }));
             if found.is_empty() {
                 let own = std::iter::once((0, begun_here));
                 let counts = own.chain(present().map(|(rank, seen)| (rank, seen.begun)));
                 let late = counts.filter(|(_, begun)| *begun < collective);
-                found.extend(
-                    late.map(|(rank, at)| LostRank {
-                        rank,
-                        fate: LossReason::Late { collective, at, seconds },
-                    }),
-                );
+                found.extend(late.map(|(rank, at)| LostRank {
+                    rank,
+                    reason: LossReason::Late { collective, at, seconds },
+                }));
             }
         }
         if found.is_empty() {
             let left = members().filter(|(_, seen)| seen.left);
-            found.extend(left.map(|(rank, _)| LostRank { rank, fate: LossReason::Left }));
+            found.extend(left.map(|(rank, _)| LostRank { rank, reason: LossReason::Left }));
         }
         found
     }
@@ -309,7 +306,7 @@ mod tests {
         assert_eq!(ranks.losses, [], "it may still come");
         std::thread::sleep(TICK);
         ranks.look_for_missed(2, Duration::ZERO);
-        let fate = LossReason::Late { collective: 3, at: 2, seconds: 0 };
-        assert_eq!(ranks.losses, [LostRank { rank: 0, fate }]);
+        let reason = LossReason::Late { collective: 3, at: 2, seconds: 0 };
+        assert_eq!(ranks.losses, [LostRank { rank: 0, reason }]);
     }
 }

@@ -4,8 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use super::examples::Examples;
-use super::head::{Head, Score};
+use super::head::{Examples, Head, Score};
 use super::sgd::{self, Cell, Passes};
 use super::{
     Fitted, LinearError, LinearOptions, ProbeReport, Solver, check, choose, report, selected, split_off,

@@ -24,11 +24,11 @@ const TRIALS: usize = 30;
 #[derive(Debug)]
 pub(super) struct Minimum {
     /// The point.
-    pub(super) at: Tensor,
+    pub at: Tensor,
     /// Steps taken.
-    pub(super) steps: u64,
+    pub steps: u64,
     /// Whether the gradient is nil, within the tolerance or as far as rounding allows.
-    pub(super) converged: bool,
+    pub converged: bool,
 }
 
 /// A function's value and gradient.

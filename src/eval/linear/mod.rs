@@ -6,26 +6,24 @@
 //! is used once.
 
 mod augmented;
-mod classify;
-mod examples;
 mod head;
 mod lbfgs;
 mod regression;
 mod report;
 mod sgd;
 
+use std::sync::Arc;
 use std::time::Instant;
 
-use tch::Device;
+use tch::{Device, Tensor, no_grad};
 
 pub use augmented::probe_augmented;
-pub use classify::{ClassifierReport, classify};
-pub use report::{LinearReport, ProbeReport, SweepCell};
+pub use report::{ClassifierReport, LinearReport, ProbeReport, SweepCell};
 
-use self::examples::Examples;
-use self::head::{Head, Score};
+use self::head::{Examples, Head, Score};
 use self::sgd::{CachedPasses, Cell, Passes};
 use super::duplicates::common_rows;
+use super::embed::for_each_batch;
 use super::report::score_interval;
 use super::{EmbedError, EvalError};
 use crate::checkpoint::CheckpointError;
@@ -33,8 +31,8 @@ use crate::dataset::DatasetError;
 use crate::failure::Failure;
 use crate::feature_table::{FeatureTable, TableMeta};
 use crate::ids::{ClassId, InstanceId};
-use crate::loader::{LoaderError, SubsetRecord, balanced_rows};
-use crate::model::select_device;
+use crate::loader::{LoaderError, Source, SubsetRecord, balanced_rows};
+use crate::model::{Encoder, select_device};
 use crate::progress::Progress;
 use crate::run_config::DeviceChoice;
 use crate::units::Fraction;
@@ -333,6 +331,33 @@ fn report(
         notes: note.into_iter().collect(),
         seconds: started.elapsed().as_secs_f64(),
     }
+}
+
+/// Scores a classifier, an encoder whose projection has an output for each class, on every labelled image of a source.
+///
+/// # Errors
+/// If an image cannot be loaded.
+pub fn classify(
+    encoder: &Encoder,
+    source: Arc<dyn Source>,
+    batch_size: usize,
+    threads: usize,
+    progress: &dyn Progress,
+) -> Result<ClassifierReport, EmbedError> {
+    let mut score = Score::default();
+    progress.begin("classify", source.len() as u64);
+    for_each_batch(encoder, source, (batch_size, threads), progress, |batch, images| {
+        let (rows, labels): (Vec<i64>, Vec<i64>) =
+            (0..).zip(&batch.labels).filter_map(|(row, label)| Some((row, i64::from((*label)?.0)))).unzip();
+        if !rows.is_empty() {
+            let logits = no_grad(|| encoder.projected(images, false));
+            let rows = Tensor::from_slice(&rows).to_device(logits.device());
+            score.add(&logits.index_select(0, &rows), &Tensor::from_slice(&labels));
+        }
+        Ok(())
+    })?;
+    progress.finish();
+    Ok(ClassifierReport::new(score))
 }
 
 #[cfg(test)]

@@ -2,10 +2,9 @@
 
 use tch::{Device, Kind, Tensor, no_grad};
 
-use super::examples::{Examples, Scale};
-use super::head::Head;
+use super::head::{Examples, Head, Scale};
 use super::lbfgs::minimise;
-use super::sgd::{Cell, unscaled};
+use super::sgd::Cell;
 use crate::progress::Progress;
 
 /// The largest number of the gradient at the minimum. The loss is a mean, so this does not grow with the rows;
@@ -42,8 +41,8 @@ pub(super) fn fit(
         let minimum = minimise(&start, &mut loss, TOLERANCE, iterations);
         start = minimum.at.copy();
         let (weight, bias) = shape.parts(&minimum.at);
-        let (weight, bias) = unscaled(weight.to_kind(Kind::Float), bias.to_kind(Kind::Float), scale);
-        heads[at] = Some(Head { weight, bias, steps: minimum.steps, converged: minimum.converged });
+        let (weight, bias) = (weight.to_kind(Kind::Float), bias.to_kind(Kind::Float));
+        heads[at] = Some(Head::new(weight, bias, scale, minimum.steps, minimum.converged));
         progress.advance((iterations - looked) as u64);
     }
     heads.into_iter().flatten().collect()

@@ -1,10 +1,11 @@
-//! What a probe gave, as the report says it. Scores are shares in 0..1.
+//! The reports of probes and classifiers. Scores are shares in 0..1.
 
 use serde::Serialize;
 
 use super::Solver;
 use super::head::Score;
 use super::sgd::Cell;
+use crate::eval::report::score_interval;
 use crate::loader::SubsetRecord;
 use crate::units::Fraction;
 
@@ -112,6 +113,33 @@ impl SweepCell {
             weight_decay: cell.weight_decay,
             validation_top1: score.share(score.top1),
             validation_top5: score.share(score.top5),
+        }
+    }
+}
+
+/// The scores of a classifier. Shares are in 0..1.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ClassifierReport {
+    /// The share of labelled images whose class has the highest score.
+    pub top1: f64,
+    /// The share of labelled images whose class is among the five highest.
+    pub top5: f64,
+    /// Wilson's 95 % interval of `top1`.
+    pub top1_interval: [f64; 2],
+    /// Wilson's 95 % interval of `top5`.
+    pub top5_interval: [f64; 2],
+    /// Labelled images.
+    pub queries: usize,
+}
+
+impl ClassifierReport {
+    pub(super) fn new(score: Score) -> Self {
+        Self {
+            top1: score.share(score.top1),
+            top5: score.share(score.top5),
+            top1_interval: score_interval(score.top1, score.rows),
+            top5_interval: score_interval(score.top5, score.rows),
+            queries: score.rows,
         }
     }
 }

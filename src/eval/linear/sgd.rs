@@ -4,8 +4,7 @@
 use tch::{Device, Kind, Tensor, no_grad};
 
 use super::LinearError;
-use super::examples::{Examples, Scale};
-use super::head::Head;
+use super::head::{Examples, Head, Scale};
 use crate::progress::Progress;
 use crate::rng::{Purpose, Stream};
 
@@ -15,8 +14,8 @@ const MOMENTUM: f64 = 0.9;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Cell {
     /// None where there is no learning rate.
-    pub(super) lr: Option<f64>,
-    pub(super) weight_decay: f64,
+    pub lr: Option<f64>,
+    pub weight_decay: f64,
 }
 
 /// Gives the batches of epochs, for one layer or several.
@@ -143,18 +142,9 @@ pub(super) fn fit(
     let heads = |(at, stack): (usize, Stack)| {
         let head = |cell: usize| {
             let (weight, bias) = (stack.weight.get(cell as i64), stack.bias.get(cell as i64).squeeze_dim(0));
-            let (weight, bias) = unscaled(weight, bias, scales.get(at));
-            Head { weight, bias, steps, converged: true }
+            Head::new(weight, bias, scales.get(at), steps, true)
         };
         (0..cells[at].len()).map(head).collect()
     };
     Ok(stacks.into_iter().flatten().enumerate().map(heads).collect())
-}
-
-/// The map of scaled features as one of features as they are.
-pub(super) fn unscaled(weight: Tensor, bias: Tensor, scale: Option<&Scale>) -> (Tensor, Tensor) {
-    match scale {
-        None => (weight, bias),
-        Some(scale) => scale.fold_into(&weight, &bias),
-    }
 }

@@ -10,7 +10,7 @@ const PADDING: usize = 16;
 pub(super) struct Bits<'a> {
     bytes: &'a [u8],
     at: usize,
-    /// The next bits, from the top; below the `count` valid ones lie bits that come again.
+    /// The next bits, from the top; below the `count` valid ones are bits that come again.
     window: u64,
     count: u32,
 }

@@ -1,9 +1,9 @@
-//! The markers before the entropy-coded data.
-
-use super::code::TableSpec;
+//! The markers before the entropy-coded data: the frame, and Huffman tables as a file defines them.
 
 /// Components of a frame that is decoded here: one (grey) or three (YCbCr).
 pub(super) const MOST_COMPONENTS: usize = 3;
+/// The most bits of a code.
+pub(super) const LONGEST_CODE: usize = 16;
 
 /// How chroma is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +46,7 @@ pub(super) struct Component {
     pub(super) ac: usize,
 }
 
-/// What the header says of a baseline JPEG that this module decodes.
+/// The header of a baseline JPEG that this module decodes.
 #[derive(Clone, Debug)]
 pub(in crate::image) struct Frame<'a> {
     /// Columns of the image.
@@ -63,6 +63,56 @@ pub(in crate::image) struct Frame<'a> {
     pub(super) dc_tables: [Option<TableSpec<'a>>; 4],
     pub(super) ac_tables: [Option<TableSpec<'a>>; 4],
     quantisation: [Option<[u16; 64]>; 4],
+}
+
+/// A Huffman table as its segment defines it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct TableSpec<'a> {
+    /// Codes of 1 to 16 bits.
+    pub(super) lengths: &'a [u8; LONGEST_CODE],
+    /// Their symbols, in ascending order of codes.
+    pub(super) symbols: &'a [u8],
+}
+
+impl<'a> TableSpec<'a> {
+    /// `None` if the lengths make no prefix code.
+    pub(super) fn new(lengths: &'a [u8; LONGEST_CODE], symbols: &'a [u8]) -> Option<Self> {
+        let mut code = 0_u32;
+        for (bits, &count) in (1..).zip(lengths) {
+            code += u32::from(count);
+            if code > 1 << bits {
+                return None;
+            }
+            code <<= 1;
+        }
+        (symbols.len() <= 256).then_some(Self { lengths, symbols })
+    }
+
+    /// Whether this holds for all symbols.
+    pub(super) fn has_only(&self, is_such: impl Fn(u8) -> bool) -> bool {
+        self.symbols.iter().all(|&symbol| is_such(symbol))
+    }
+
+    /// Whether no code consists of ones alone, which libjpeg insists on.
+    pub(super) fn spares_ones(&self) -> bool {
+        let mut code = 0_u32;
+        (1..).zip(self.lengths).all(|(bits, &count)| {
+            code = (code << 1) + u32::from(count);
+            count == 0 || code < 1 << bits
+        })
+    }
+
+    /// Each code: its bits, their number, its symbol.
+    pub(super) fn codes(&self) -> impl Iterator<Item = (u32, u32, u8)> {
+        let mut code = 0_u32;
+        let mut symbols = self.symbols.iter();
+        (1..).zip(self.lengths).flat_map(move |(bits, &count)| {
+            let first = code;
+            code = (code + u32::from(count)) << 1;
+            let taken: Vec<u8> = symbols.by_ref().take(usize::from(count)).copied().collect();
+            taken.into_iter().zip(first..).map(move |(symbol, code)| (code, bits, symbol))
+        })
+    }
 }
 
 /// In zigzag order, the place of a coefficient in its block, row after row.
@@ -95,7 +145,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// What markers say of the colours, besides the components' names.
+/// Hints of markers at the colours, besides the components' names.
 #[derive(Default)]
 struct ColourHints {
     jfif: bool,
@@ -231,7 +281,7 @@ impl<'a> Frame<'a> {
         }
         match luma {
             (1, 1) => Some(Sampling::Full),
-            // libjpeg does not smooth the chroma of images that are so narrow.
+            // libjpeg does not smooth the chroma of such narrow images.
             _ if self.width <= 4 => None,
             (2, 1) => Some(Sampling::HalfWidth),
             (2, 2) => Some(Sampling::HalfBoth),
@@ -249,8 +299,7 @@ impl<'a> Frame<'a> {
         }
     }
 
-    /// Whether the Huffman tables that the scan names are such as encoders write, which libjpeg takes and about
-    /// whose symbols nobody can be of two minds.
+    /// Whether the scan's Huffman tables are as encoders write them: libjpeg takes them, and all symbols have a meaning.
     fn tables_are_libjpegs(&self) -> bool {
         self.components[..self.sampling.components()].iter().all(|component| {
             let tables = [self.dc_tables.get(component.dc), self.ac_tables.get(component.ac)];

@@ -3,7 +3,7 @@
 //! Where whole blocks are passed over, a look passes as many coefficients as it has bits for.
 
 use super::bits::Bits;
-use super::code::{LONGEST_CODE, TableSpec};
+use super::header::{LONGEST_CODE, TableSpec};
 
 /// Bits of a look; a coefficient whose code and value bits are more takes a slower way.
 const LOOK: u32 = 11;

@@ -8,13 +8,11 @@
 //! all, is left to libjpeg, which decides what is corrupt.
 
 mod bits;
-mod code;
 mod entry_points;
 mod header;
 mod huffman;
 mod idct;
 mod pixels;
-mod plane;
 mod scan;
 
 pub(super) use header::Frame;

@@ -5,8 +5,7 @@
 //! (`ycc_rgb_convert`).
 
 use super::header::{Frame, Sampling};
-use super::plane::Plane;
-use super::scan::halved;
+use super::scan::{Plane, halved};
 use crate::image::Region;
 use crate::simd;
 
@@ -109,7 +108,7 @@ fn upsample_row(
     }
 }
 
-/// Fills what lies before and behind the values that are there.
+/// Repeats the first and the last value to both ends.
 #[inline(always)]
 fn repeat_ends(sums: &mut [u16], at: usize, len: usize) {
     let (first, last) = (sums[at], sums[at + len - 1]);

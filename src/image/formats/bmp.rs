@@ -101,7 +101,7 @@ impl Layout {
         })
     }
 
-    /// What the masks of the colours say.
+    /// What the masks of the colours mean.
     fn masked(bits: usize, masks: [u32; 3]) -> Result<Coding, ImageError> {
         Ok(match (bits, masks) {
             (16, [0xF800, 0x7E0, 0x1F]) => Coding::Sixteen { green_bits: 6 },
@@ -121,12 +121,12 @@ impl Layout {
     }
 }
 
-pub(in crate::image) fn probe(bytes: &[u8]) -> Result<Header, ImageError> {
+pub(crate) fn probe(bytes: &[u8]) -> Result<Header, ImageError> {
     let Layout { width, height, .. } = Layout::read(bytes)?;
     Ok(Header { format: Format::Bmp, width: width as u32, height: height as u32, colour: Colour::Rgb })
 }
 
-pub(in crate::image) fn decode(bytes: &[u8]) -> Result<DecodedImage, ImageError> {
+pub(crate) fn decode(bytes: &[u8]) -> Result<DecodedImage, ImageError> {
     let layout = Layout::read(bytes)?;
     let Layout { width, height, bits, .. } = layout;
     let data = bytes.get(layout.data..).ok_or_else(cut)?;

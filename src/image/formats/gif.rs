@@ -21,7 +21,7 @@ fn open(bytes: &[u8]) -> Result<Decoder<Cursor<&[u8]>>, ImageError> {
     options.read_info(Cursor::new(bytes)).map_err(corrupt)
 }
 
-/// Where the flags of the screen are, and the flag that says that a palette of all frames follows.
+/// Where the flags of the screen are, and the flag of a palette for all frames.
 const SCREEN_FLAGS: usize = 10;
 const HAS_PALETTE: u8 = 0x80;
 
@@ -51,7 +51,7 @@ fn size(decoder: &Decoder<Cursor<&[u8]>>, frame: &Frame) -> (u32, u32) {
     (width, height)
 }
 
-pub(in crate::image) fn probe(bytes: &[u8]) -> Result<Header, ImageError> {
+pub(crate) fn probe(bytes: &[u8]) -> Result<Header, ImageError> {
     let changed = with_palette(bytes);
     let mut decoder = open(changed.as_deref().unwrap_or(bytes))?;
     let frame = decoder.next_frame_info().map_err(corrupt)?.ok_or_else(no_frame)?.clone();
@@ -65,7 +65,7 @@ pub(in crate::image) fn probe(bytes: &[u8]) -> Result<Header, ImageError> {
 /// # Source
 /// Pillow, `GifImagePlugin.py`: around the frame is the transparent colour, else the first of the palette; a palette that
 /// is a ramp of greys is none.
-pub(in crate::image) fn decode(bytes: &[u8]) -> Result<DecodedImage, ImageError> {
+pub(crate) fn decode(bytes: &[u8]) -> Result<DecodedImage, ImageError> {
     let changed = with_palette(bytes);
     let mut decoder = open(changed.as_deref().unwrap_or(bytes))?;
     let frame = decoder.read_next_frame().map_err(corrupt)?.ok_or_else(no_frame)?.clone();

@@ -10,7 +10,7 @@ use crate::image::{Channels, Colour, DecodedImage, Format, Header, ImageError, R
 
 mod markers;
 
-pub(in crate::image) use self::markers::{has_end, header_segments, is_progressive};
+pub(crate) use self::markers::{has_end, header_segments, is_progressive};
 
 /// What libjpeg warns of although the image is whole, as in Pillow. Any other warning means lost pixels.
 const HARMLESS_WARNINGS: [&str; 5] = [
@@ -42,7 +42,7 @@ fn with_decompressor<T>(
         };
         let result = work(decompressor).map_err(|error| corrupt(&error));
         if result.is_err() {
-            // After an error in a header it would refuse every image that comes: it goes on in the middle of one.
+            // After an error in a header it would reject every later image: it goes on in the middle of this one.
             *slot = None;
         }
         result
@@ -68,7 +68,7 @@ fn is_harmless(error: &ImageError) -> bool {
     HARMLESS_WARNINGS.iter().any(|warning| reason.contains(warning))
 }
 
-pub(in crate::image) fn probe(bytes: &[u8]) -> Result<Header, ImageError> {
+pub(crate) fn probe(bytes: &[u8]) -> Result<Header, ImageError> {
     let read = |bytes: &[u8]| with_decompressor(|decompressor| decompressor.read_header(bytes));
     let header = match read(bytes) {
         Err(error) if is_harmless(&error) => read(&without_harmless_flaws(bytes))?,
@@ -87,7 +87,7 @@ pub(in crate::image) fn probe(bytes: &[u8]) -> Result<Header, ImageError> {
     })
 }
 
-pub(in crate::image) fn decode(bytes: &[u8], header: Header) -> Result<DecodedImage, ImageError> {
+pub(crate) fn decode(bytes: &[u8], header: Header) -> Result<DecodedImage, ImageError> {
     let rgb = match header.colour {
         Colour::Grey => decode_grey(bytes, header)?.into_iter().flat_map(|value| [value; 3]).collect(),
         Colour::Rgb => decode_as(bytes, header, PixelFormat::RGB)?,
@@ -97,12 +97,12 @@ pub(in crate::image) fn decode(bytes: &[u8], header: Header) -> Result<DecodedIm
 }
 
 /// The brightness of a grey image.
-pub(in crate::image) fn decode_grey(bytes: &[u8], header: Header) -> Result<Vec<u8>, ImageError> {
+pub(crate) fn decode_grey(bytes: &[u8], header: Header) -> Result<Vec<u8>, ImageError> {
     decode_as(bytes, header, PixelFormat::GRAY)
 }
 
 /// The four inks of a pixel as they are stored.
-pub(in crate::image) fn decode_inks(bytes: &[u8], header: Header) -> Result<Vec<u8>, ImageError> {
+pub(crate) fn decode_inks(bytes: &[u8], header: Header) -> Result<Vec<u8>, ImageError> {
     decode_as(bytes, header, PixelFormat::CMYK)
 }
 
@@ -116,7 +116,7 @@ fn decode_as(bytes: &[u8], header: Header, format: PixelFormat) -> Result<Vec<u8
     };
     let mut decoded = decode(bytes);
     if decoded.as_ref().is_err_and(is_harmless) {
-        // libjpeg tells the first warning alone: without the cause of that one, the next is told.
+        // libjpeg reports the first warning alone: without the cause of that one, it reports the next.
         decoded = decode(&without_harmless_flaws(bytes));
     }
     match decoded {
@@ -130,7 +130,7 @@ fn decode_as(bytes: &[u8], header: Header, format: PixelFormat) -> Result<Vec<u8
 
 /// Whether each part between restart markers has the data of all its blocks, and maybe more.
 ///
-/// Of a kind that only libjpeg decodes that is not known.
+/// False for a kind that only libjpeg decodes: nothing is known of it.
 fn is_whole(bytes: &[u8]) -> bool {
     let bytes = without_harmless_flaws(bytes);
     let Some(frame) = Frame::parse(&bytes) else { return false };
@@ -140,11 +140,11 @@ fn is_whole(bytes: &[u8]) -> bool {
     decoded.is_some() && has_end(&bytes)
 }
 
-/// JPEG files hold CMYK inverted, by Adobe's convention; so 255 is no ink.
+/// JPEG files hold CMYK inverted, by Adobe's convention; so 255 is without ink.
 ///
 /// # Source
 /// Pillow, `Convert.c` (`cmyk2rgb`) after its JPEG plugin's `CMYK;I`.
-pub(in crate::image) fn rgb_from_inverted_cmyk(pixels: &[u8]) -> Vec<u8> {
+pub(crate) fn rgb_from_inverted_cmyk(pixels: &[u8]) -> Vec<u8> {
     let scaled = |ink: u8, paper: u8| {
         let product = u32::from(ink) * u32::from(paper) + 128;
         (((product >> 8) + product) >> 8) as u8
@@ -158,7 +158,7 @@ pub(in crate::image) fn rgb_from_inverted_cmyk(pixels: &[u8]) -> Vec<u8> {
         .collect()
 }
 
-pub(in crate::image) fn encode(image: &DecodedImage, quality: u8) -> Result<Vec<u8>, ImageError> {
+pub(crate) fn encode(image: &DecodedImage, quality: u8) -> Result<Vec<u8>, ImageError> {
     let failed = |error: turbojpeg::Error| ImageError::Encode { reason: error.to_string() };
     let mut compressor = Compressor::new().map_err(failed)?;
     compressor.set_quality(i32::from(quality)).map_err(failed)?;
@@ -174,7 +174,7 @@ pub(in crate::image) fn encode(image: &DecodedImage, quality: u8) -> Result<Vec<
 }
 
 /// The same coefficients as one scan.
-pub(in crate::image) fn to_baseline(bytes: &[u8]) -> Result<Vec<u8>, ImageError> {
+pub(crate) fn to_baseline(bytes: &[u8]) -> Result<Vec<u8>, ImageError> {
     // The transformer itself knows no limit.
     if memchr::memmem::find_iter(bytes, &[0xFF, 0xDA]).count() > MOST_SCANS as usize {
         let reason = format!("it has more than {MOST_SCANS} scans");

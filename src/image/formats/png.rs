@@ -12,9 +12,9 @@ const SIGNATURE: &[u8] = b"\x89PNG\r\n\x1A\n";
 
 /// A chunk, as far as the file goes.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::image) struct Chunk<'a> {
-    pub(in crate::image) kind: &'a [u8; 4],
-    pub(in crate::image) data: &'a [u8],
+pub(crate) struct Chunk<'a> {
+    pub kind: &'a [u8; 4],
+    pub data: &'a [u8],
     /// From its length to its checksum.
     whole: &'a [u8],
 }
@@ -29,7 +29,7 @@ impl Chunk<'_> {
 }
 
 /// The chunks up to the end.
-pub(in crate::image) fn chunks(bytes: &[u8]) -> impl Iterator<Item = Chunk<'_>> {
+pub(crate) fn chunks(bytes: &[u8]) -> impl Iterator<Item = Chunk<'_>> {
     let mut rest = bytes.get(SIGNATURE.len()..).unwrap_or_default();
     std::iter::from_fn(move || {
         let (len, behind) = rest.split_first_chunk::<4>()?;
@@ -48,8 +48,7 @@ fn corrupt(reason: impl ToString) -> ImageError {
 
 /// The same image with nothing but its header, palette and data.
 ///
-/// Whether damaged text, a profile or the checksum of a chunk of data is taken is no question then; the data have a
-/// checksum of their own.
+/// So damaged text, a damaged profile and the checksum of a chunk of data do not matter; the data's own checksum does.
 fn essential(bytes: &[u8]) -> Result<Vec<u8>, ImageError> {
     let mut essential = Vec::with_capacity(bytes.len());
     essential.extend_from_slice(SIGNATURE);
@@ -93,7 +92,7 @@ fn open(essential: &[u8]) -> Result<Reader<Cursor<&[u8]>>, ImageError> {
     decoder.read_info().map_err(corrupt)
 }
 
-pub(in crate::image) fn probe(bytes: &[u8]) -> Result<Header, ImageError> {
+pub(crate) fn probe(bytes: &[u8]) -> Result<Header, ImageError> {
     let header = chunks(bytes).next().filter(|chunk| chunk.kind == b"IHDR" && chunk.data.len() >= 13);
     let chunk = header.ok_or_else(|| corrupt("its header is missing"))?;
     if !chunk.has_its_checksum() {
@@ -104,7 +103,19 @@ pub(in crate::image) fn probe(bytes: &[u8]) -> Result<Header, ImageError> {
     Ok(Header { format: Format::Png, width: side(0), height: side(4), colour })
 }
 
-pub(in crate::image) fn decode(bytes: &[u8]) -> Result<DecodedImage, ImageError> {
+/// The bytes that a decoded pixel takes: its channels times the bytes of one.
+pub(crate) fn bytes_per_pixel(bytes: &[u8]) -> u64 {
+    // Bit depth and colour type follow the sizes in the first chunk.
+    let (depth, channels) = match bytes.get(24..26) {
+        Some([depth, 0]) => (*depth, 1),
+        Some([depth, 2 | 3]) => (*depth, 3),
+        Some([depth, 4]) => (*depth, 2),
+        _ => (16, 4),
+    };
+    channels * if depth > 8 { 2 } else { 1 }
+}
+
+pub(crate) fn decode(bytes: &[u8]) -> Result<DecodedImage, ImageError> {
     let essential = essential(bytes)?;
     let mut reader = open(&essential)?;
     let too_large = || corrupt("it does not fit in memory");
@@ -155,7 +166,7 @@ fn append_row(
 }
 
 /// The bytes of one image are the same in every version: datasets hold them.
-pub(in crate::image) fn encode(image: &DecodedImage) -> Result<Vec<u8>, ImageError> {
+pub(crate) fn encode(image: &DecodedImage) -> Result<Vec<u8>, ImageError> {
     let mut bytes = Vec::new();
     let mut encoder = png::Encoder::new(&mut bytes, image.width, image.height);
     encoder.set_color(ColorType::Rgb);

@@ -92,13 +92,13 @@ impl Layout {
     }
 }
 
-pub(in crate::image) fn probe(bytes: &[u8]) -> Result<Header, ImageError> {
+pub(crate) fn probe(bytes: &[u8]) -> Result<Header, ImageError> {
     let Layout { width, height, samples, .. } = Layout::read(bytes)?;
     let colour = if samples == 1 { Colour::Grey } else { Colour::Rgb };
     Ok(Header { format: Format::Pnm, width: width as u32, height: height as u32, colour })
 }
 
-pub(in crate::image) fn decode(bytes: &[u8]) -> Result<DecodedImage, ImageError> {
+pub(crate) fn decode(bytes: &[u8]) -> Result<DecodedImage, ImageError> {
     let layout = Layout::read(bytes)?;
     let data = bytes.get(layout.data..).unwrap_or_default();
     let count = layout.width * layout.height * layout.samples;

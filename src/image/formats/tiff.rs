@@ -7,10 +7,8 @@
 //! TIFF 6.0; what each kind of sample becomes: Pillow, `TiffImagePlugin.py` (`OPEN_INFO`), Unpack.c and Convert.c. The
 //! orientation tag is applied, as by Pillow.
 
-mod directory;
 mod unpack;
 
-use self::directory::{Directory, Tag};
 use self::unpack::{Chunk, unpack};
 use super::Palette;
 use crate::image::orientation::Orientation;
@@ -22,11 +20,128 @@ const MOST_SAMPLES: usize = 6;
 const MOST_TILE_SHARE: usize = 4;
 const LEAST_TILE_PIXELS: usize = 1 << 20;
 
-pub(in crate::image) fn corrupt(reason: impl Into<String>) -> ImageError {
+fn corrupt(reason: impl Into<String>) -> ImageError {
     ImageError::Corrupt { format: Format::Tiff.name(), reason: reason.into() }
 }
 
-/// What samples say.
+/// A tag's number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Tag(u16);
+
+impl Tag {
+    const WIDTH: Self = Self(256);
+    const HEIGHT: Self = Self(257);
+    const BITS: Self = Self(258);
+    const COMPRESSION: Self = Self(259);
+    const PHOTOMETRIC: Self = Self(262);
+    const FILL_ORDER: Self = Self(266);
+    const STRIP_OFFSETS: Self = Self(273);
+    const ORIENTATION: Self = Self(274);
+    const SAMPLES: Self = Self(277);
+    const ROWS_PER_STRIP: Self = Self(278);
+    const STRIP_LENGTHS: Self = Self(279);
+    const PLANAR: Self = Self(284);
+    const PREDICTOR: Self = Self(317);
+    const COLOUR_MAP: Self = Self(320);
+    const TILE_WIDTH: Self = Self(322);
+    const TILE_HEIGHT: Self = Self(323);
+    const TILE_OFFSETS: Self = Self(324);
+    const TILE_LENGTHS: Self = Self(325);
+    const EXTRA_SAMPLES: Self = Self(338);
+    const SAMPLE_FORMAT: Self = Self(339);
+    const JPEG_TABLES: Self = Self(347);
+    const SUBSAMPLING: Self = Self(530);
+}
+
+/// Tags and where their values are.
+#[derive(Clone, Debug)]
+struct Directory<'a> {
+    /// Whether the first byte of a number is the highest.
+    is_big: bool,
+    /// Tag, type and value.
+    entries: Vec<(Tag, u16, &'a [u8])>,
+}
+
+fn cut_directory() -> ImageError {
+    corrupt("its directory is cut")
+}
+
+fn number(bytes: &[u8], is_big: bool) -> u64 {
+    let add = |number: u64, byte: &u8| number << 8 | u64::from(*byte);
+    if is_big { bytes.iter().fold(0, add) } else { bytes.iter().rev().fold(0, add) }
+}
+
+/// Bytes of a value.
+fn size_of(kind: u16) -> usize {
+    match kind {
+        1 | 2 | 6 | 7 => 1,
+        3 | 8 => 2,
+        5 | 10 | 12 | 16 | 17 | 18 => 8,
+        _ => 4,
+    }
+}
+
+impl<'a> Directory<'a> {
+    /// # Errors
+    /// If the header or the directory is cut; a tag whose values are outside the file counts as absent.
+    fn read(bytes: &'a [u8]) -> Result<Self, ImageError> {
+        let is_big = bytes.starts_with(b"MM");
+        let take = |at: usize, len: usize| bytes.get(at..at.checked_add(len)?);
+        let read = |at: usize, len: usize| {
+            take(at, len).map(|found| number(found, is_big)).ok_or_else(cut_directory)
+        };
+        let is_long = read(2, 2)? == 43;
+        let word = if is_long { 8 } else { 4 };
+        let start = if is_long { read(8, 8)? } else { read(4, 4)? } as usize;
+        let count = read(start, if is_long { 8 } else { 2 })? as usize;
+        let (first, step) = (start + if is_long { 8 } else { 2 }, 4 + 2 * word);
+        let mut entries = Vec::new();
+        for entry in 0..count {
+            let at = entry
+                .checked_mul(step)
+                .and_then(|offset| first.checked_add(offset))
+                .ok_or_else(cut_directory)?;
+            let (tag, kind) = (read(at, 2)? as u16, read(at + 2, 2)? as u16);
+            let values = read(at + 4, word)? as usize;
+            let len = values.checked_mul(size_of(kind));
+            let start = match len {
+                Some(len) if len <= word => at + 4 + word,
+                _ => read(at + 4 + word, word)? as usize,
+            };
+            if let Some(found) = len.and_then(|len| take(start, len)) {
+                entries.push((Tag(tag), kind, found));
+            }
+        }
+        Ok(Self { is_big, entries })
+    }
+
+    fn has(&self, tag: Tag) -> bool {
+        self.entries.iter().any(|(found, ..)| *found == tag)
+    }
+
+    /// The values of a tag, if it is there.
+    fn numbers(&self, tag: Tag) -> Result<Option<Vec<u64>>, ImageError> {
+        let Some((_, kind, values)) = self.entries.iter().find(|(found, ..)| *found == tag) else {
+            return Ok(None);
+        };
+        if !matches!(kind, 1 | 3 | 4 | 13 | 16 | 18) {
+            return Err(corrupt(format!("tag {} has values of type {kind}", tag.0)));
+        }
+        Ok(Some(values.chunks_exact(size_of(*kind)).map(|value| number(value, self.is_big)).collect()))
+    }
+
+    /// The first value of a tag.
+    fn number(&self, tag: Tag) -> Result<Option<u64>, ImageError> {
+        Ok(self.numbers(tag)?.and_then(|values| values.first().copied()))
+    }
+
+    /// The bytes of a tag.
+    fn bytes(&self, tag: Tag) -> Result<Option<&'a [u8]>, ImageError> {
+        Ok(self.entries.iter().find(|(found, ..)| *found == tag).map(|(_, _, values)| *values))
+    }
+}
+
+/// What samples mean.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Photometric {
     WhiteIsZero,
@@ -158,7 +273,7 @@ impl<'a> Layout<'a> {
     }
 }
 
-pub(in crate::image) fn probe(bytes: &[u8]) -> Result<Header, ImageError> {
+pub(crate) fn probe(bytes: &[u8]) -> Result<Header, ImageError> {
     let layout = Layout::read(bytes)?;
     let (width, height) = layout.orientation.size((layout.width as u32, layout.height as u32));
     let colour = match layout.photometric {
@@ -170,14 +285,14 @@ pub(in crate::image) fn probe(bytes: &[u8]) -> Result<Header, ImageError> {
 }
 
 /// The bytes of all samples and of one strip or tile, as they are unpacked.
-pub(in crate::image) fn sample_memory(bytes: &[u8]) -> Result<u64, ImageError> {
+pub(crate) fn sample_memory(bytes: &[u8]) -> Result<u64, ImageError> {
     let layout = Layout::read(bytes)?;
     let of_chunk = layout.chunk.0.saturating_mul(layout.chunk.1);
     let pixels = layout.width.saturating_mul(layout.height).saturating_add(of_chunk);
     Ok((pixels as u64).saturating_mul((layout.samples * layout.bits.div_ceil(8)) as u64))
 }
 
-pub(in crate::image) fn decode(bytes: &[u8]) -> Result<DecodedImage, ImageError> {
+pub(crate) fn decode(bytes: &[u8]) -> Result<DecodedImage, ImageError> {
     let layout = Layout::read(bytes)?;
     let (samples, is_rgb) = layout.samples(bytes)?;
     let rgb = if is_rgb { samples } else { layout.rgb(&samples)? };

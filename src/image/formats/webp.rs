@@ -8,13 +8,13 @@ use crate::image::{Colour, DecodedImage, Format, Header, ImageError};
 
 /// A chunk of the RIFF container.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::image) struct Chunk<'a> {
-    pub(in crate::image) kind: &'a [u8; 4],
-    pub(in crate::image) data: &'a [u8],
+pub(crate) struct Chunk<'a> {
+    pub kind: &'a [u8; 4],
+    pub data: &'a [u8],
 }
 
 /// The chunks of a file, as far as it goes.
-pub(in crate::image) fn chunks(bytes: &[u8]) -> impl Iterator<Item = Chunk<'_>> {
+pub(crate) fn chunks(bytes: &[u8]) -> impl Iterator<Item = Chunk<'_>> {
     riff_chunks(bytes.get(12..).unwrap_or_default())
 }
 
@@ -37,13 +37,13 @@ fn number(bytes: &[u8]) -> u32 {
     bytes.iter().rev().fold(0, |number, &byte| number << 8 | u32::from(byte))
 }
 
-pub(in crate::image) fn probe(bytes: &[u8]) -> Result<Header, ImageError> {
+pub(crate) fn probe(bytes: &[u8]) -> Result<Header, ImageError> {
     let decoder = WebPDecoder::new(Cursor::new(bytes)).map_err(corrupt)?;
     let (width, height) = decoder.dimensions();
     Ok(Header { format: Format::Webp, width, height, colour: Colour::Rgb })
 }
 
-pub(in crate::image) fn decode(bytes: &[u8]) -> Result<DecodedImage, ImageError> {
+pub(crate) fn decode(bytes: &[u8]) -> Result<DecodedImage, ImageError> {
     let decoder = WebPDecoder::new(Cursor::new(bytes)).map_err(corrupt)?;
     if !decoder.is_animated() {
         return decode_still(decoder);
@@ -71,7 +71,7 @@ pub(in crate::image) fn decode(bytes: &[u8]) -> Result<DecodedImage, ImageError>
     Ok(DecodedImage { width, height, rgb })
 }
 
-/// A frame of an animation as a file of its own.
+/// A frame of an animation as a file.
 fn as_file(frame: &[u8]) -> Vec<u8> {
     let has_alpha = riff_chunks(&frame[16..]).any(|chunk| chunk.kind == b"ALPH");
     let mut body = b"WEBP".to_vec();

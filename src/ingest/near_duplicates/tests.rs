@@ -1,4 +1,6 @@
 use super::*;
+use crate::dataset::Place;
+use crate::ids::InstanceId;
 use crate::rng::{Purpose, Stream};
 
 fn random_views(count: u64, seed: u64) -> Vec<ViewHash> {
@@ -161,20 +163,24 @@ fn many_near_images_are_grouped_without_comparing_each_with_each() {
 #[test]
 fn groups_are_counted_and_leaks_are_training_images_with_a_near_duplicate_elsewhere() {
     let views = random_views(4, 1);
-    let image = |split, id: u32, bytes: &[u8], view: usize| Listed {
-        split,
+    let place = Place { shard: 0, row: 0, offset: 0, bytes: 1, width: 1, height: 1, ..Place::default() };
+    let row = |id: u32, bytes: &[u8], view: usize| IndexRow {
         id: InstanceId(id),
-        path: "p",
-        look: Look { digest: Digest::of(bytes), view: Some(views[view]) },
+        label: None,
+        path: "p".into(),
+        place,
+        image: Digest::of(bytes),
+        view: Some(views[view]),
     };
-    let images = [
-        image("train", 0, b"a", 0),
-        image("train", 1, b"a", 0),
-        image("train", 2, b"b", 1),
-        image("val", 0, b"c", 1),
-        image("val", 1, b"d", 2),
-    ];
-    let looks: Vec<Look> = images.iter().map(|image| image.look).collect();
+    let train = [row(0, b"a", 0), row(1, b"a", 0), row(2, b"b", 1)];
+    let val = [row(0, b"c", 1), row(1, b"d", 2)];
+    let images: Vec<SplitRow<'_>> = train
+        .iter()
+        .map(|row| SplitRow { split: "train", row })
+        .chain(val.iter().map(|row| SplitRow { split: "val", row }))
+        .collect();
+    let looks: Vec<Look> =
+        images.iter().map(|image| Look::of(image.row.image, image.row.view, true)).collect();
     let (rows, counts) = rows(&images, &groups(&looks));
     let expected = DuplicateCounts { identical_groups: 1, visual_groups: 1, images: 4, leaks: 1 };
     assert_eq!(counts, expected);

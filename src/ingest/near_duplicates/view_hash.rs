@@ -20,7 +20,7 @@ const GRID: usize = 64;
 const FREQUENCIES: usize = 16;
 /// Two images with at most this many differing bits are near-duplicates: re-encoded and resized images differ in
 /// at most 18, different photographs in 92 or more (measured on ImageNet, docs/performance.md).
-pub(in crate::ingest) const MOST_DIFFERING_BITS: u32 = 20;
+pub(crate) const MOST_DIFFERING_BITS: u32 = 20;
 /// The standard deviation of the cells, in grey levels, below which an image has no view to speak of: its
 /// bits would be noise.
 const LEAST_CONTRAST: f64 = 4.0;
@@ -28,7 +28,7 @@ const LEAST_CONTRAST: f64 = 4.0;
 const ONE: f64 = 16384.0;
 
 /// The view of an image; none where it has no contrast.
-pub(in crate::ingest) fn view_hash(luma: &Luma) -> Option<ViewHash> {
+pub(crate) fn view_hash(luma: &Luma) -> Option<ViewHash> {
     let cells = cells(luma);
     if contrast(&cells) < LEAST_CONTRAST {
         return None;

@@ -5,14 +5,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use super::Source;
 use super::class_folders::{choose_class_folders, merged_folders, strip_common_folders};
 use super::classes::{Classes, Label, label};
-use super::format::{ClassFolder, SourceFormat};
 use super::names::{
-    as_path_part, examples, file_name, folder_order, is_layout_folder, is_split_word, without_image_ending,
+    as_path_part, check_split_names, examples, file_name, folder_order, is_layout_folder, is_split_word,
+    without_image_ending,
 };
 use super::plan::SourcePlan;
-use super::records::{Entry, Evidence, Fault, Naming, Record, Records, count};
-use super::splits::{Assigned, Splits, below, by_folders, is_unlabelled};
-use crate::ingest::split_names::check_split_names;
+use super::records::{Entry, Evidence, Fault, Naming, Records};
+use super::splits::Splits;
+use super::{ClassFolder, SourceFormat};
 use crate::ingest::{IngestError, IngestOptions};
 
 /// Decides splits, classes and paths.
@@ -22,11 +22,11 @@ use crate::ingest::{IngestError, IngestOptions};
 pub(super) fn arrange(mut records: Records<'_>, format: SourceFormat) -> Result<Source, IngestError> {
     let options = records.options;
     refuse_idle_globs(&records)?;
-    if records.list.iter().all(|record| record.fault.is_some()) {
-        let reason = match records.list.first() {
+    if records.list().iter().all(|record| record.fault.is_some()) {
+        let reason = match records.list().first() {
             Some(record) => format!(
                 "none of its {} images can be taken; `{}`: {}",
-                records.list.len(),
+                records.list().len(),
                 records.shown(record),
                 record.fault.map_or("", Fault::reason)
             ),
@@ -57,42 +57,36 @@ pub(super) fn arrange(mut records: Records<'_>, format: SourceFormat) -> Result<
         }
         None => {}
     }
-    let mut faults: Vec<Option<Fault>> = records.list.iter().map(|record| record.fault).collect();
+    let mut faults: Vec<Option<Fault>> = records.list().iter().map(|record| record.fault).collect();
     let unused_labels = check_given_labels(&records, &splits)?;
     find_stray_images(&records, &splits, &mut faults)?;
     let labels = labels_of(&records, &splits, &faults);
     let classes = Classes::find(&records, &labels)?;
     check_lone_classes(&records, &splits, &labels)?;
     understood.extend(classes.understood.clone());
-    understood.append(&mut records.understood.clone());
-    let mut warnings = records.warnings.clone();
+    understood.extend_from_slice(records.understood());
+    let mut warnings = records.warnings().to_vec();
     warnings.append(&mut splits.warnings);
     warnings.extend(merged_folders(&records, &splits));
     warnings.extend(
         classes.warnings.iter().cloned().chain(unused_labels).chain(double_labels(&records, &labels)),
     );
-    let paths: Vec<String> = records
-        .list
-        .iter()
-        .zip(&splits.of)
-        .zip(&labels)
-        .map(|((record, assigned), label)| {
-            let class = classes.class(label).map(|class| as_path_part(&classes.names[class.index()]));
-            path(&records, record, *assigned, class)
-        })
-        .collect();
+    let path_of = |(number, label): (usize, &Label<'_>)| {
+        let class = classes.class(label).map(|class| as_path_part(&classes.names[class.index()]));
+        path(&records, &splits, number, class)
+    };
+    let paths: Vec<String> = labels.iter().enumerate().map(path_of).collect();
     let class_of: Vec<_> = labels.iter().map(|label| classes.class(label)).collect();
     drop(labels);
     let mut entries: BTreeMap<String, Vec<Entry>> =
         splits.names.iter().map(|name| (name.clone(), Vec::new())).collect();
     let mut folders: HashMap<String, u32> = HashMap::new();
     let mut other_splits = 0_u64;
-    let rows =
-        std::mem::take(&mut records.list).into_iter().zip(&splits.of).zip(paths).zip(class_of).zip(faults);
+    let rows = records.take_list().into_iter().zip(splits.of()).zip(paths).zip(class_of).zip(faults);
     for ((((record, assigned), path), class), fault) in rows {
         let Some(assigned) = assigned else {
             other_splits += 1;
-            count(&mut records.passed_over, "of another split than asked for", || record.path.to_string());
+            records.leave_out("of another split than asked for", &record.path);
             continue;
         };
         let mut container = record.place.container;
@@ -130,7 +124,7 @@ pub(super) fn arrange(mut records: Records<'_>, format: SourceFormat) -> Result<
     if let Some(hold_out) = &options.hold_out {
         understood.push(hold_out.apply(&mut entries).map_err(|reason| records.wrong(reason))?);
     }
-    let Records { containers, passed_over, stamps, .. } = records;
+    let (containers, passed_over, stamps) = records.finish();
     let mut plan = SourcePlan::new(format, &entries, &classes.names, passed_over, understood, warnings);
     warn(&mut plan, options, &entries, &classes.names);
     Ok(Source {
@@ -171,12 +165,11 @@ fn find_stray_images(
     let mut in_class = vec![0_u64; splits.names.len()];
     let mut labelled = in_class.clone();
     let mut flat: Vec<Vec<usize>> = vec![Vec::new(); splits.names.len()];
-    for (number, assigned) in by_folders(records, splits) {
-        let record = &records.list[number];
+    for (number, assigned) in splits.by_folders(records) {
         let split = usize::from(assigned.split);
-        if below(record, Some(assigned)).contains('/') {
+        if splits.below(records, number).contains('/') {
             in_class[split] += 1;
-        } else if given_labels(records, record, Some(assigned)).next().is_some() {
+        } else if given_labels(records, splits, number).next().is_some() {
             labelled[split] += 1;
         } else {
             flat[split].push(number);
@@ -185,7 +178,7 @@ fn find_stray_images(
     let labelled_by_list: u64 = labelled.iter().sum();
     if records.options.labels.is_some() && labelled_by_list == 0 {
         let listed = records.labels.iter().flatten().map(|(name, _)| name).min().map_or("", String::as_str);
-        let image = flat.iter().flatten().next().map(|&number| records.shown(&records.list[number]));
+        let image = flat.iter().flatten().next().map(|&number| records.shown(&records.list()[number]));
         let there = match image {
             Some(image) => format!("it names `{listed}`, for one, and an image is `{image}`"),
             None => "all images are in class folders".into(),
@@ -198,7 +191,7 @@ fn find_stray_images(
         let reason = format!(
             "there are images, such as `{}`, but no class folders: `--unlabelled` takes them without classes, \
              `--labels FILE` names their classes",
-            records.shown(&records.list[number])
+            records.shown(&records.list()[number])
         );
         return Err(records.wrong(reason));
     }
@@ -207,7 +200,7 @@ fn find_stray_images(
             let reason = format!(
                 "{} images, such as `{}`, are not in the list of labels, which names {} of their split",
                 flat.len(),
-                records.shown(&records.list[number]),
+                records.shown(&records.list()[number]),
                 labelled[split]
             );
             return Err(records.wrong(reason));
@@ -224,11 +217,12 @@ fn find_stray_images(
 /// its split, or its name, each with or without the ending of an image.
 fn given_labels<'a>(
     records: &'a Records<'_>,
-    record: &Record,
-    assigned: Option<Assigned>,
+    splits: &Splits,
+    number: usize,
 ) -> impl Iterator<Item = (String, &'a str)> {
-    let names =
-        [records.shown(record), below(record, assigned).to_owned(), file_name(&record.path).to_owned()];
+    let record = &records.list()[number];
+    let below = splits.below(records, number).to_owned();
+    let names = [records.shown(record), below, file_name(&record.path).to_owned()];
     let spellings = names.into_iter().flat_map(|name| {
         let stem = without_image_ending(&name).to_owned();
         [name, stem]
@@ -245,13 +239,13 @@ fn given_labels<'a>(
 fn check_given_labels(records: &Records<'_>, splits: &Splits) -> Result<Option<String>, IngestError> {
     let Some(labels) = &records.labels else { return Ok(None) };
     let mut named: HashMap<String, usize> = HashMap::new();
-    for (number, assigned) in by_folders(records, splits) {
-        let record = &records.list[number];
-        if below(record, Some(assigned)).contains('/') {
+    for (number, _) in splits.by_folders(records) {
+        if splits.below(records, number).contains('/') {
             continue;
         }
+        let record = &records.list()[number];
         let mut first: Option<(String, &str)> = None;
-        for (words, label) in given_labels(records, record, Some(assigned)) {
+        for (words, label) in given_labels(records, splits, number) {
             if let Some((other, of_other)) = &first
                 && *of_other != label
             {
@@ -267,7 +261,7 @@ fn check_given_labels(records: &Records<'_>, splits: &Splits) -> Result<Option<S
                     "`{words}` of the list of labels is the name of `{}` and of `{}`: write paths below the source into \
                      the list, or take one split alone (`--split NAME`), or no labels of the other \
                      (`--unlabelled-split NAME`)",
-                    records.shown(&records.list[other]),
+                    records.shown(&records.list()[other]),
                     records.shown(record)
                 )));
             }
@@ -285,15 +279,15 @@ fn check_given_labels(records: &Records<'_>, splits: &Splits) -> Result<Option<S
 }
 
 fn labels_of<'a>(records: &'a Records<'_>, splits: &Splits, faults: &[Option<Fault>]) -> Vec<Label<'a>> {
-    let all = records.list.iter().zip(&splits.of).zip(faults);
-    all.map(|((record, assigned), fault)| match assigned {
+    let all = records.list().iter().zip(splits.of()).zip(faults).enumerate();
+    all.map(|(number, ((record, assigned), fault))| match assigned {
         None => Label::None,
-        Some(assigned) if is_unlabelled(records.options, splits, *assigned) => Label::None,
+        Some(assigned) if splits.is_unlabelled(records.options, *assigned) => Label::None,
         // What is not taken makes no class.
         Some(_) if fault.is_some() => Label::None,
-        Some(assigned) => match below(record, Some(*assigned)).split_once('/') {
+        Some(_) => match splits.below(records, number).split_once('/') {
             None if record.evidence == Evidence::Folders => {
-                let given = given_labels(records, record, Some(*assigned)).next();
+                let given = given_labels(records, splits, number).next();
                 given.map_or(Label::None, |(_, text)| Label::Text(text.trim()))
             }
             folder => label(records, record.evidence, folder.map(|(class, _)| class)),
@@ -309,7 +303,7 @@ fn check_lone_classes(
     labels: &[Label<'_>],
 ) -> Result<(), IngestError> {
     let mut classes: Vec<BTreeSet<&str>> = vec![BTreeSet::new(); splits.names.len()];
-    for (label, assigned) in labels.iter().zip(&splits.of) {
+    for (label, assigned) in labels.iter().zip(splits.of()) {
         if let (Label::Name(name), Some(assigned)) = (label, assigned) {
             classes[usize::from(assigned.split)].insert(name);
         }
@@ -337,7 +331,7 @@ fn double_labels(records: &Records<'_>, labels: &[Label<'_>]) -> Option<String> 
     let mut known: HashMap<&str, &Label<'_>> = HashMap::new();
     let mut first = None;
     let mut count = 0_u64;
-    for (record, label) in records.list.iter().zip(labels) {
+    for (record, label) in records.list().iter().zip(labels) {
         let other = known.insert(&record.path, label).filter(|other| *other != label);
         count += u64::from(other.is_some());
         first = first.or_else(|| other.map(|other| (&record.path, other, label)));
@@ -356,12 +350,13 @@ fn double_labels(records: &Records<'_>, labels: &[Label<'_>]) -> Option<String> 
 }
 
 /// The path of an image in the dataset.
-fn path(records: &Records<'_>, record: &Record, assigned: Option<Assigned>, class: Option<String>) -> String {
+fn path(records: &Records<'_>, splits: &Splits, number: usize, class: Option<String>) -> String {
+    let record = &records.list()[number];
     match (records.naming, class) {
         (Naming::AsIs, _) | (Naming::ByLabel, None) => record.path.to_string(),
         (Naming::ByLabel, Some(class)) => format!("{class}/{}", file_name(&record.path)),
         (Naming::BelowSplit, class) => {
-            let below = below(record, assigned);
+            let below = splits.below(records, number);
             match class {
                 // Its class is given by a list of labels.
                 Some(class) if !below.contains('/') => format!("{class}/{below}"),

@@ -2,25 +2,24 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::format::ClassFolder;
+use super::ClassFolder;
 use super::names::{examples, file_name, is_layout_folder, split_like};
 use super::records::Records;
-use super::splits::{Splits, below, by_folders};
+use super::splits::Splits;
 use crate::ingest::IngestError;
 
-/// Goes down in each split while all of its images are below one folder that has folders of its own: such a folder is
-/// not a class. The folders above the classes, if there are any.
+/// Goes down in each split while all of its images are below one folder with folders in it: such a folder is not a class.
+/// Returns the folders above the classes, if there are any.
 pub(super) fn strip_common_folders(records: &Records<'_>, splits: &mut Splits) -> BTreeSet<String> {
     let mut of_splits: Vec<Vec<usize>> = vec![Vec::new(); splits.names.len()];
-    for (number, assigned) in by_folders(records, splits) {
+    for (number, assigned) in splits.by_folders(records) {
         of_splits[usize::from(assigned.split)].push(number);
     }
     // A folder is a class where another split has it beside others.
     let mut classes: BTreeSet<&str> = BTreeSet::new();
     for images in &of_splits {
-        let first = images
-            .iter()
-            .filter_map(|&number| Some(below(&records.list[number], splits.of[number]).split_once('/')?.0));
+        let first =
+            images.iter().filter_map(|&number| Some(splits.below(records, number).split_once('/')?.0));
         let first: BTreeSet<&str> = first.collect();
         if first.len() > 1 {
             classes.extend(first);
@@ -52,7 +51,7 @@ fn strip_common_folder(
         let mut next: BTreeSet<&str> = BTreeSet::new();
         for &number in images {
             // What is beside the folders, such as a flat `test/`, is handled later.
-            let Some((first, rest)) = below(&records.list[number], splits.of[number]).split_once('/') else {
+            let Some((first, rest)) = splits.below(records, number).split_once('/') else {
                 continue;
             };
             if common.is_some_and(|common| common != first) {
@@ -76,10 +75,8 @@ fn strip_common_folder(
             return stripped;
         }
         for &number in images {
-            if below(&records.list[number], splits.of[number]).contains('/')
-                && let Some(assigned) = &mut splits.of[number]
-            {
-                assigned.below += common.len() as u32 + 1;
+            if splits.below(records, number).contains('/') {
+                splits.descend(number, common.len() + 1);
             }
         }
         stripped = Some(stripped.map_or(common.clone(), |above| format!("{above}/{common}")));
@@ -111,8 +108,8 @@ struct Contents<'a> {
 /// be read in two ways. Whether the option has an effect.
 pub(super) fn choose_class_folders(records: &Records<'_>, splits: &mut Splits) -> Result<bool, IngestError> {
     let mut contents: BTreeMap<(u16, &str), Contents<'_>> = BTreeMap::new();
-    for (number, assigned) in by_folders(records, splits) {
-        let path = below(&records.list[number], Some(assigned));
+    for (number, assigned) in splits.by_folders(records) {
+        let path = splits.below(records, number);
         let Some((first, rest)) = path.split_once('/') else { continue };
         let contents = contents.entry((assigned.split, first)).or_default();
         match rest.split_once('/') {
@@ -144,12 +141,12 @@ pub(super) fn choose_class_folders(records: &Records<'_>, splits: &mut Splits) -
     match records.options.class_folder {
         Some(ClassFolder::First) => Ok(true),
         Some(ClassFolder::Last) => {
-            let deep: Vec<usize> = by_folders(records, splits).map(|(number, _)| number).collect();
+            let deep: Vec<usize> = splits.by_folders(records).map(|(number, _)| number).collect();
             for number in deep {
-                let path = below(&records.list[number], splits.of[number]);
+                let path = splits.below(records, number);
                 let start = path.rsplit_once('/').and_then(|(folders, _)| Some(folders.rfind('/')? + 1));
-                if let (Some(start), Some(assigned)) = (start, &mut splits.of[number]) {
-                    assigned.below += start as u32;
+                if let Some(start) = start {
+                    splits.descend(number, start);
                 }
             }
             Ok(true)
@@ -171,9 +168,9 @@ pub(super) fn merged_folders(records: &Records<'_>, splits: &Splits) -> Option<S
         return None;
     }
     let mut places: BTreeMap<(u16, &str), BTreeSet<&str>> = BTreeMap::new();
-    for (number, assigned) in by_folders(records, splits) {
-        let path = &records.list[number].path;
-        if let Some((class, _)) = below(&records.list[number], Some(assigned)).split_once('/') {
+    for (number, assigned) in splits.by_folders(records) {
+        let path = &records.list()[number].path;
+        if let Some((class, _)) = splits.below(records, number).split_once('/') {
             let place = &path[..assigned.below as usize + class.len()];
             places.entry((assigned.split, class)).or_default().insert(place);
         }

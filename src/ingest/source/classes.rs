@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use icu_normalizer::ComposingNormalizerBorrowed;
 
-use super::format::LabelsAs;
+use super::LabelsAs;
 use super::names::examples;
 use super::records;
 use super::records::{Evidence, Records};
@@ -28,11 +28,11 @@ pub(super) enum Label<'a> {
 /// The classes of a source.
 #[derive(Debug, Default)]
 pub(super) struct Classes {
-    pub(super) names: Vec<String>,
+    pub names: Vec<String>,
     of: HashMap<String, ClassId>,
     /// How labels were understood, for people; none where there are no labels.
-    pub(super) understood: Option<String>,
-    pub(super) warnings: Vec<String>,
+    pub understood: Option<String>,
+    pub warnings: Vec<String>,
 }
 
 /// What a label's text is.
@@ -324,7 +324,7 @@ fn given_names(records: &Records<'_>, are_numbers: bool) -> Result<Option<record
 ///
 /// # Errors
 /// If the file cannot be read, is not text, or has a blank line before its end.
-pub(super) fn read_class_names(file: &crate::storage::Location) -> Result<Vec<String>, IngestError> {
+fn read_class_names(file: &crate::storage::Location) -> Result<Vec<String>, IngestError> {
     let bytes = file.read()?;
     let text = std::str::from_utf8(&bytes).map_err(|_| IngestError::layout(file, "not UTF-8 text"))?;
     let lines: Vec<&str> = text.trim_start_matches('\u{FEFF}').trim_end().lines().map(str::trim).collect();

@@ -3,15 +3,14 @@
 use std::collections::HashSet;
 use std::path::Path;
 
+use super::SourceFormat;
 use super::archive::{Compression, SourceFile, compression, first_bytes, looks_like_tar};
-use super::container::{Container, whole_path};
-use super::format::SourceFormat;
 use super::formats::folder::{self, Listing};
 use super::formats::list;
 use super::names::{
     examples, file_name, is_image, is_list, is_other_archive, is_table, is_tar, missing_shard,
 };
-use super::records::{Counts, count, ignored, passed_over_reason};
+use super::records::{Container, Counts, count, ignored, passed_over_reason, whole_path};
 use crate::ingest::{IngestError, IngestOptions};
 use crate::storage::{Location, StorageError};
 
@@ -50,10 +49,10 @@ impl Content {
 /// What was found, and what was passed over.
 #[derive(Debug)]
 pub(super) struct Discovered {
-    pub(super) content: Content,
-    pub(super) passed_over: Counts,
+    pub content: Content,
+    pub passed_over: Counts,
     /// Files of the source that are not containers: labels may be among them.
-    pub(super) others: Vec<(String, Location)>,
+    pub others: Vec<(String, Location)>,
 }
 
 /// What a file is by its first bytes.
@@ -77,7 +76,7 @@ pub(super) fn discover(options: &IngestOptions) -> Result<Discovered, IngestErro
     };
     let found = found.map_err(|error| match error {
         IngestError::Storage(StorageError::NotFound { location, .. }) => {
-            IngestError::Layout { location, reason: "no such source".into() }
+            IngestError::layout(location, "no such source")
         }
         other => other,
     })?;
@@ -158,7 +157,9 @@ fn names_below_common_folder(sources: &[Location]) -> Vec<String> {
     let common = shown.iter().fold(first.len(), |common, other| {
         first.bytes().zip(other.bytes()).take(common).take_while(|(a, b)| a == b).count()
     });
-    let start = first[..common].rfind('/').map_or(0, |slash| slash + 1);
+    // In bytes: names may part within a character.
+    let start =
+        first.as_bytes()[..common].iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
     let plain = |name: &String| {
         name[start..].split('/').map(|part| part.trim_start_matches('.')).collect::<Vec<_>>().join("/")
     };
@@ -257,7 +258,7 @@ fn discover_folder(options: &IngestOptions, folder: &Location) -> Result<Discove
     }
     for (path, fault) in &listing.faults {
         if is_packed(path) {
-            return Err(IngestError::layout(&folder.join(path), fault.reason()));
+            return Err(IngestError::layout(folder.join(path), fault.reason()));
         }
         count(&mut passed_over, fault.reason(), || path.clone());
     }
@@ -378,5 +379,20 @@ fn describe(head: &[u8]) -> String {
         None => {
             "neither a folder, a tar, a Parquet file nor a list (a csv with a column `path`, or jsonl)".into()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_named_from_their_common_folder_even_if_names_part_within_a_character() {
+        let names = |paths: &[&str]| {
+            let location = |path: &&str| Location::from_path(Path::new(path)).expect("a location");
+            names_below_common_folder(&paths.iter().map(location).collect::<Vec<_>>())
+        };
+        assert_eq!(names(&["/data/train/0.tar", "/data/val/.0.tar"]), ["train/0.tar", "val/0.tar"]);
+        assert_eq!(names(&["/data/ä.tar", "/data/å.tar"]), ["ä.tar", "å.tar"]);
     }
 }

@@ -1,4 +1,4 @@
-//! Patterns that name what lies below a source: `--ignore GLOB` and `--splits NAME=GLOB`.
+//! Patterns that name what is below a source: `--ignore GLOB` and `--splits NAME=GLOB`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -40,7 +40,7 @@ impl PathGlob {
     }
 
     /// Whether a path, or a folder above it, matches.
-    pub(in crate::ingest) fn matches(&self, path: &str) -> bool {
+    pub(crate) fn matches(&self, path: &str) -> bool {
         let folders = path.match_indices('/').map(|(end, _)| &path[..end]);
         let is_match = folders
             .chain([path])
@@ -52,16 +52,16 @@ impl PathGlob {
     }
 
     /// Whether any path has matched so far.
-    pub(in crate::ingest) fn has_matched(&self) -> bool {
+    pub(crate) fn has_matched(&self) -> bool {
         self.has_matched.load(Ordering::Relaxed)
     }
 
     /// The pattern as it was given.
-    pub(in crate::ingest) fn text(&self) -> &str {
+    pub(crate) fn text(&self) -> &str {
         &self.text
     }
 
-    /// The folders at the beginning of a matching path that the pattern stands for: below them are the class folders.
+    /// How many folders at the beginning of a matching path the pattern names: below them are the class folders.
     pub(super) fn folders_of(&self, path: &str) -> usize {
         let folders = path.matches('/').count();
         if self.any_depth && self.text == "*" {

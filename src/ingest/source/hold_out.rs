@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::names::split_meaning;
+use super::names::{check_split_names, split_meaning};
 use super::records::Entry;
 use crate::ids::ClassId;
-use crate::ingest::split_names::check_split_names;
 
 /// `NAME=SHARE`: the split that gets a share of a source's images.
 #[derive(Clone, Debug, PartialEq)]
@@ -168,7 +167,7 @@ mod tests {
             text.parse::<HoldOut>().expect("a share").apply(&mut entries).expect_err(text)
         };
         assert!(refused("training=0.5", source(&[9])).contains("another name"));
-        assert!(refused("test=0.1", source(&[3])).ends_with("is 0 of 3 images"));
+        assert!(refused("test=0.1", source(&[3])).contains("test=10%` is 0 of 3 images"));
         let mut two = source(&[9]);
         two.insert("val".into(), Vec::new());
         assert!(refused("test=0.1", two).contains("`train`, `val`"));

@@ -15,9 +15,7 @@ mod archive;
 mod arrange;
 mod class_folders;
 mod classes;
-mod container;
 mod discover;
-mod format;
 mod formats;
 mod globs;
 mod hold_out;
@@ -29,6 +27,8 @@ mod splits;
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use strum::{EnumMessage, VariantArray};
 
 use super::{IngestError, IngestOptions};
 use crate::progress::Progress;
@@ -36,31 +36,97 @@ use crate::storage::StorageError;
 use archive::{Containers, Request};
 use discover::{Content, Discovered, discover};
 use formats::parquet::Table;
-use records::Records;
+use records::{Records, Stamps};
 
-pub(super) use container::Stamps;
-pub use format::{ClassFolder, LabelsAs, SourceFormat};
 #[cfg(feature = "fuzzing")]
 pub(super) use formats::read_synsets;
 pub use globs::PathGlob;
 pub use hold_out::HoldOut;
 pub(super) use names::{as_path_part, first_of, is_image, split_meaning};
-pub use plan::{ClassesPlan, Counted, SourcePlan, SplitPlan};
+pub use plan::{ClassesPlan, SourcePlan, SplitPlan};
+pub use records::Counted;
 pub(super) use records::Entry;
+
+/// The forms of sources.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, EnumMessage, VariantArray)]
+#[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
+pub enum SourceFormat {
+    /// What the source's content says it is.
+    #[default]
+    Auto,
+    /// A folder: `<class>/<file>`, or `<split>/<class>/<file>`.
+    Imagefolder,
+    /// The official ILSVRC2012 archives, one of them or the folder that holds them.
+    Imagenet,
+    /// WebDataset shards, or a tar that holds an ImageFolder.
+    Tar,
+    /// WebDataset shards, whatever folders their images are in.
+    Webdataset,
+    /// Hugging Face image datasets, one file or a folder of them.
+    Parquet,
+    /// The binary archives of CIFAR-10 and CIFAR-100.
+    Cifar,
+    /// A csv or jsonl file of paths and, optionally, labels.
+    List,
+}
+
+impl SourceFormat {
+    /// Its name as an option.
+    pub(super) fn name(self) -> &'static str {
+        self.get_serializations()[0]
+    }
+
+    /// What it is, for people.
+    pub(super) fn describe(self) -> &'static str {
+        match self {
+            Self::Auto => "unknown",
+            Self::Imagefolder => "a folder of images",
+            Self::Imagenet => "the ILSVRC2012 archives",
+            Self::Tar | Self::Webdataset => "tars",
+            Self::Parquet => "Parquet tables",
+            Self::Cifar => "CIFAR's binary archives",
+            Self::List => "a list of images",
+        }
+    }
+}
+
+/// How the text of labels is read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, EnumMessage, VariantArray)]
+#[strum(serialize_all = "lowercase")]
+pub enum LabelsAs {
+    /// Digits are numbers, everything else is a name; what can be both is an error.
+    #[default]
+    Auto,
+    /// Every text is the name of a class, digits too.
+    Names,
+    /// Every text is the number of a class.
+    Numbers,
+}
+
+/// Which folder is the class of an image that has several between itself and its split.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumMessage, VariantArray)]
+#[strum(serialize_all = "lowercase")]
+pub enum ClassFolder {
+    /// The first one below the split, as torchvision's ImageFolder has it.
+    First,
+    /// The one around the image.
+    Last,
+}
 
 /// A source that was listed.
 #[derive(Debug)]
 pub(super) struct Source {
     /// What it is; never [`SourceFormat::Auto`].
-    pub(super) format: SourceFormat,
+    pub format: SourceFormat,
     /// Its images by split, each split in the order of a sorted ImageFolder.
-    pub(super) splits: BTreeMap<String, Vec<Entry>>,
+    pub splits: BTreeMap<String, Vec<Entry>>,
     /// The names of its classes, sorted by their bytes unless the source gives them an order.
-    pub(super) classes: Vec<String>,
+    pub classes: Vec<String>,
     /// How it was understood.
-    pub(super) plan: SourcePlan,
+    pub plan: SourcePlan,
     /// What tells whether its files changed.
-    pub(super) stamps: Stamps,
+    pub stamps: Stamps,
     containers: Containers,
     /// Tables whose images have not been copied yet; see [`Source::fetch`].
     tables: Vec<Table>,
@@ -74,8 +140,7 @@ impl Source {
     /// effect, or the store fails.
     pub(super) fn open(options: &IngestOptions) -> Result<Self, IngestError> {
         let Discovered { content, passed_over, others } = discover(options)?;
-        let mut records = Records::new(options);
-        records.passed_over = passed_over;
+        let mut records = Records::new(options, passed_over);
         records.stamps.add_containers(content.containers())?;
         let mut tables = Vec::new();
         let format = match content {
@@ -83,7 +148,7 @@ impl Source {
                 formats::folder::collect(&mut records, &root, listing);
                 SourceFormat::Imagefolder
             }
-            Content::Tars(tars) => formats::tars::collect(&mut records, &tars, &others)?,
+            Content::Tars(tars) => formats::collect_tars(&mut records, &tars, &others)?,
             Content::Tables(files) => {
                 tables = formats::parquet::collect(&mut records, &files)?;
                 SourceFormat::Parquet

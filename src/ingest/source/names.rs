@@ -1,4 +1,4 @@
-//! The meaning of file names, and lists of names in messages.
+//! The meaning of file names, the names that splits may have, and lists of names in messages.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -31,13 +31,22 @@ const CONTAINER_ENDINGS: [&str; 12] = [
     ".txt",
 ];
 
+/// Splits of a source at most: more are a column that is not one of splits.
+pub(super) const MOST_SPLITS: usize = 1000;
+/// Bytes of a name at most: file systems take 255, endings included.
+const MOST_SPLIT_BYTES: usize = 100;
+/// What a dataset has for itself.
+const DATASET_NAMES: [&str; 4] = ["index", "rejects", "manifest.json", "duplicates.parquet"];
+/// Splits that an error names.
+const SHOWN_SPLITS: usize = 5;
+
 /// Whether `ending`, which follows the last dot of a name, is that of an image.
 pub(super) fn is_image_ending(ending: &str) -> bool {
     EXTENSIONS.iter().any(|extension| ending.eq_ignore_ascii_case(extension))
 }
 
 /// Whether the name is that of an image.
-pub(in crate::ingest) fn is_image(path: &str) -> bool {
+pub(crate) fn is_image(path: &str) -> bool {
     file_name(path).rsplit_once('.').is_some_and(|(_, ending)| is_image_ending(ending))
 }
 
@@ -149,10 +158,51 @@ pub(super) fn is_split_word(word: &str) -> bool {
 }
 
 /// What a split's name means: the same for all words of one meaning, in any case.
-pub(in crate::ingest) fn split_meaning(name: &str) -> String {
+pub(crate) fn split_meaning(name: &str) -> String {
     let name = name.to_lowercase();
     let same = SPLIT_WORDS.iter().find(|words| words.contains(&name.as_str()));
     same.map_or(name, |words| words[0].to_owned())
+}
+
+/// Checks the names of a source's splits.
+///
+/// # Errors
+/// What is wrong, with the names.
+pub(super) fn check_split_names(names: &[String]) -> Result<(), String> {
+    if names.len() > MOST_SPLITS {
+        let first: Vec<String> =
+            names.iter().take(SHOWN_SPLITS + 1).map(|name| name.escape_debug().to_string()).collect();
+        return Err(format!(
+            "it has more than {MOST_SPLITS} splits ({}); is the column one of splits? `--splits NAME=GLOB` names them",
+            first_of(&first, SHOWN_SPLITS)
+        ));
+    }
+    let found = names.iter().find_map(|name| Some((name, problem(name)?)));
+    match found {
+        Some((name, problem)) => {
+            let shown: String = name.chars().take(MOST_SPLIT_BYTES).collect();
+            Err(format!(
+                "a split cannot be called `{}`: {problem}; `--splits NAME=GLOB` gives it another name",
+                shown.escape_debug()
+            ))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Why a split cannot have this name: it is the folder of its shards and the name of its index.
+fn problem(name: &str) -> Option<&'static str> {
+    match () {
+        () if name.is_empty() => Some("the name is empty"),
+        () if name.len() > MOST_SPLIT_BYTES => Some("the name has more than 100 bytes"),
+        () if name.chars().any(char::is_control) => Some("the name has a control character"),
+        () if name.contains(['/', '\\']) => Some("the name has a `/` or `\\`"),
+        () if name.starts_with('.') => Some("the name begins with a dot"),
+        () if DATASET_NAMES.iter().any(|own| own.eq_ignore_ascii_case(name)) => {
+            Some("a dataset has its own file or folder of that name")
+        }
+        () => None,
+    }
 }
 
 /// Whether a class of this name is more likely a folder of the layout than a kind of thing.
@@ -175,7 +225,7 @@ pub(super) fn is_layout_folder(name: &str) -> bool {
 }
 
 /// A label as one part of a path: separators, control characters and names that lead elsewhere are replaced.
-pub(in crate::ingest) fn as_path_part(label: &str) -> String {
+pub(crate) fn as_path_part(label: &str) -> String {
     let part: String =
         label.chars().map(|c| if matches!(c, '/' | '\\') || c.is_control() { '_' } else { c }).collect();
     if part.chars().all(|c| c == '.') { "_".repeat(part.len().max(1)) } else { part }
@@ -187,7 +237,7 @@ pub(super) fn examples(names: &[impl AsRef<str>]) -> String {
 }
 
 /// The first names.
-pub(in crate::ingest) fn first_of(names: &[impl AsRef<str>], count: usize) -> String {
+pub(crate) fn first_of(names: &[impl AsRef<str>], count: usize) -> String {
     let shown: Vec<String> = names.iter().take(count).map(|name| format!("`{}`", name.as_ref())).collect();
     let more = if names.len() > count { ", …" } else { "" };
     shown.join(", ") + more
@@ -263,5 +313,38 @@ mod tests {
         assert_eq!(as_path_part("a/b\\c\n"), "a_b_c_");
         assert_eq!(as_path_part(".."), "__");
         assert_eq!(as_path_part(""), "_");
+    }
+
+    #[test]
+    fn a_split_is_called_like_no_file_of_a_dataset_and_fits_a_file_name() {
+        let long = "a".repeat(101);
+        for bad in [
+            "",
+            ".",
+            "..",
+            ".work",
+            "a/b",
+            "a\\b",
+            "a\nb",
+            "index",
+            "Rejects",
+            "manifest.json",
+            "duplicates.parquet",
+            &long,
+        ] {
+            let reason = check_split_names(&["train".into(), bad.into()]).expect_err(bad);
+            assert!(reason.starts_with("a split cannot be called `"), "{reason}");
+        }
+        for good in ["train", "train-0001", "val.1", "a b", "テスト", "index.parquet", "plan", "lock"] {
+            assert_eq!(check_split_names(&[good.into()]), Ok(()), "{good}");
+        }
+    }
+
+    #[test]
+    fn more_than_a_thousand_splits_are_an_error_that_names_the_first() {
+        let names: Vec<String> = (0..=MOST_SPLITS).map(|number| format!("s{number}")).collect();
+        assert_eq!(check_split_names(&names[1..]), Ok(()));
+        let reason = check_split_names(&names).expect_err("too many");
+        assert!(reason.contains("more than 1000 splits (`s0`, `s1`, `s2`, `s3`, `s4`, …)"), "{reason}");
     }
 }

@@ -4,10 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::format::SourceFormat;
-use super::records::{Counts, Entry};
-
-pub use super::records::Counted;
+use super::SourceFormat;
+use super::records::{Counts, Entry, count};
 
 /// How a source was understood.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,9 +97,7 @@ impl SourcePlan {
             };
             for entry in list {
                 if let Some(fault) = entry.fault {
-                    super::records::count(&mut rejected, fault.reason(), || {
-                        format!("{name}: {}", entry.path)
-                    });
+                    count(&mut rejected, fault.reason(), || format!("{name}: {}", entry.path));
                     continue;
                 }
                 split.images += 1;

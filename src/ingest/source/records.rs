@@ -1,14 +1,65 @@
-//! What every form of a source gives: one list of records, before anything is decided about them.
+//! What every form of a source gives: one list of records, before anything is decided about them, and the files that
+//! hold the images or name them.
 
 use std::collections::{BTreeMap, HashMap};
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::archive::{Containers, Extent, Request};
-use super::container::Stamps;
+use super::archive::{Compression, Containers, Extent, Request};
 use crate::ids::ClassId;
 use crate::ingest::{IngestError, IngestOptions};
-use crate::storage::Location;
+use crate::storage::{Digest, Location, Stamp, StorageError};
+
+/// A file that holds images or names them.
+#[derive(Clone, Debug)]
+pub(super) struct Container {
+    pub location: Location,
+    /// Its name below the source.
+    pub name: String,
+    /// Of a tar.
+    pub compression: Option<Compression>,
+}
+
+/// What tells one version of a source's files from another: modification times on this machine, ETags in an object store.
+///
+/// It decides whether interrupted work may continue, and never what a dataset holds.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Stamps {
+    hasher: blake3::Hasher,
+    without: u64,
+}
+
+impl Stamps {
+    /// Adds a file. The order counts.
+    pub(super) fn add(&mut self, path: &str, stamp: Option<Stamp>) {
+        self.hasher.update(&(path.len() as u64).to_le_bytes());
+        self.hasher.update(path.as_bytes());
+        self.hasher.update(&stamp.map_or(0, |stamp| stamp.0).to_le_bytes());
+        self.without += u64::from(stamp.is_none());
+    }
+
+    /// Adds files that hold images or name them.
+    ///
+    /// # Errors
+    /// If a store fails.
+    pub(super) fn add_containers(&mut self, files: &[Container]) -> Result<(), StorageError> {
+        let stamp = |file: &Container| file.location.stamp();
+        let found: Vec<Option<Stamp>> = files.par_iter().map(stamp).collect::<Result<_, _>>()?;
+        files.iter().zip(found).for_each(|(file, stamp)| self.add(&file.name, stamp));
+        Ok(())
+    }
+
+    /// The digest over all files: equal for the same files at the same times.
+    pub(crate) fn digest(&self) -> Digest {
+        self.hasher.finalize().into()
+    }
+
+    /// How many files have neither a time nor an ETag, so that their names and sizes alone count.
+    pub(crate) fn without(&self) -> u64 {
+        self.without
+    }
+}
 
 /// What a form knows of an image's class. What it means is decided over all records together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +78,7 @@ pub(super) struct Word(u32);
 
 /// Why an entry with an image's name is not taken; it is listed in `rejects/` and counts as rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(in crate::ingest) enum Fault {
+pub(crate) enum Fault {
     /// A link to nothing, or to itself.
     BrokenLink,
     /// A link to a folder above it: what it leads to is listed already.
@@ -56,7 +107,7 @@ pub(in crate::ingest) enum Fault {
 
 impl Fault {
     /// The reason, for people.
-    pub(in crate::ingest) fn reason(self) -> &'static str {
+    pub(crate) fn reason(self) -> &'static str {
         match self {
             Self::BrokenLink => "a link that leads nowhere or to itself",
             Self::LinkAbove => "a link to a folder above it",
@@ -82,9 +133,9 @@ impl Fault {
 /// Where an image's bytes are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ImageBytes {
-    pub(super) container: u32,
-    pub(super) extent: Extent,
-    pub(super) bytes: u64,
+    pub container: u32,
+    pub extent: Extent,
+    pub bytes: u64,
 }
 
 impl ImageBytes {
@@ -95,32 +146,32 @@ impl ImageBytes {
 /// An image by its name.
 #[derive(Clone, Debug)]
 pub(super) struct Record {
-    /// The container that names it: an index into [`Records::origins`].
-    pub(super) origin: u32,
+    /// The container that names it: an index into [`Records::origins()`].
+    pub origin: u32,
     /// Its path within the container.
-    pub(super) path: Box<str>,
-    pub(super) evidence: Evidence,
+    pub path: Box<str>,
+    pub evidence: Evidence,
     /// The split that the form found in a column or an archive's structure.
-    pub(super) split: Option<Word>,
-    pub(super) place: ImageBytes,
-    pub(super) fault: Option<Fault>,
+    pub split: Option<Word>,
+    pub place: ImageBytes,
+    pub fault: Option<Fault>,
 }
 
 /// An image of a source that has not been validated yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::ingest) struct Entry {
+pub(crate) struct Entry {
     /// `<class>/<file>`, or the path within the source.
-    pub(in crate::ingest) path: Box<str>,
+    pub path: Box<str>,
     /// Its class: an index into the source's list.
-    pub(in crate::ingest) class: Option<ClassId>,
+    pub class: Option<ClassId>,
     /// Its size in bytes, as it is in the source.
-    pub(in crate::ingest) bytes: u64,
+    pub bytes: u64,
     /// Why it cannot be taken, if it cannot; it is rejected unread.
-    pub(in crate::ingest) fault: Option<Fault>,
-    pub(super) container: u32,
-    pub(super) extent: Extent,
+    pub fault: Option<Fault>,
+    pub container: u32,
+    pub extent: Extent,
     /// Its file's path below its container, where that is not `path`.
-    pub(super) read_path: Option<Box<str>>,
+    pub read_path: Option<Box<str>>,
 }
 
 impl Entry {
@@ -162,37 +213,36 @@ pub(super) enum Naming {
 /// The names of classes that a form gives its numbers.
 #[derive(Clone, Debug)]
 pub(super) struct ClassNames {
-    pub(super) names: Vec<String>,
+    pub names: Vec<String>,
     /// Where they come from.
-    pub(super) origin: String,
+    pub origin: String,
 }
 
 /// The records of a source.
 #[derive(Debug)]
 pub(super) struct Records<'a> {
-    pub(super) options: &'a IngestOptions,
-    pub(super) containers: Containers,
-    /// The names of containers below the source, empty for the source itself.
-    pub(super) origins: Vec<String>,
-    pub(super) list: Vec<Record>,
-    pub(super) class_names: Option<ClassNames>,
+    pub options: &'a IngestOptions,
+    pub containers: Containers,
+    origins: Vec<String>,
+    list: Vec<Record>,
+    pub class_names: Option<ClassNames>,
     /// Labels of images without a class folder, by path or name as their list has it, with or without the ending.
-    pub(super) labels: Option<HashMap<String, Word>>,
-    pub(super) naming: Naming,
+    pub labels: Option<HashMap<String, Word>>,
+    pub naming: Naming,
     /// The folder whose files the images are, and its number among the containers.
-    pub(super) folder: Option<(u32, Location)>,
-    pub(super) passed_over: Counts,
+    pub folder: Option<(u32, Location)>,
+    passed_over: Counts,
     /// Of the files that hold images.
-    pub(super) stamps: Stamps,
-    /// What was understood, a sentence each.
-    pub(super) understood: Vec<String>,
-    pub(super) warnings: Vec<String>,
+    pub stamps: Stamps,
+    understood: Vec<String>,
+    warnings: Vec<String>,
     words: Vec<Box<str>>,
     numbers: HashMap<Box<str>, u32>,
 }
 
 impl<'a> Records<'a> {
-    pub(super) fn new(options: &'a IngestOptions) -> Self {
+    /// No records yet of a source of which these files are `passed_over`.
+    pub(super) fn new(options: &'a IngestOptions, passed_over: Counts) -> Self {
         Self {
             options,
             containers: Containers::default(),
@@ -202,13 +252,28 @@ impl<'a> Records<'a> {
             labels: None,
             naming: Naming::BelowSplit,
             folder: None,
-            passed_over: Counts::new(),
+            passed_over,
             stamps: Stamps::default(),
             understood: Vec::new(),
             warnings: Vec::new(),
             words: Vec::new(),
             numbers: HashMap::new(),
         }
+    }
+
+    /// All records, in their order.
+    pub(super) fn list(&self) -> &[Record] {
+        &self.list
+    }
+
+    /// The same by value; then there are none.
+    pub(super) fn take_list(&mut self) -> Vec<Record> {
+        std::mem::take(&mut self.list)
+    }
+
+    /// The names of containers below the source, empty for the source itself.
+    pub(super) fn origins(&self) -> &[String] {
+        &self.origins
     }
 
     /// Adds a container by its name below the source.
@@ -255,16 +320,51 @@ impl<'a> Records<'a> {
     }
 
     fn passes_over(&mut self, reason: Option<String>, path: &str) -> bool {
-        let Some(reason) = reason else { return false };
-        count(&mut self.passed_over, reason, || path.to_owned());
-        true
+        if let Some(reason) = &reason {
+            self.leave_out(reason, path);
+        }
+        reason.is_some()
     }
 
     /// Counts an entry that is not an image by its name.
     pub(super) fn pass_over(&mut self, reason: &str, path: &str) {
         if !self.passes_over(passed_over_reason(self.options, path), path) {
-            count(&mut self.passed_over, reason, || path.to_owned());
+            self.leave_out(reason, path);
         }
+    }
+
+    /// Counts an entry that is not taken, whatever its name.
+    pub(super) fn leave_out(&mut self, reason: &str, path: &str) {
+        count(&mut self.passed_over, reason, || path.to_owned());
+    }
+
+    /// Notes for people how the source was understood, a sentence each; once, however many files say it.
+    pub(super) fn note(&mut self, sentence: String) {
+        if !self.understood.contains(&sentence) {
+            self.understood.push(sentence);
+        }
+    }
+
+    /// Adds a warning, once.
+    pub(super) fn warn(&mut self, warning: String) {
+        if !self.warnings.contains(&warning) {
+            self.warnings.push(warning);
+        }
+    }
+
+    /// How the source was understood so far.
+    pub(super) fn understood(&self) -> &[String] {
+        &self.understood
+    }
+
+    /// The warnings so far.
+    pub(super) fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// What a source keeps of its records: its containers, what was passed over, and the stamps of its files.
+    pub(super) fn finish(self) -> (Containers, Counts, Stamps) {
+        (self.containers, self.passed_over, self.stamps)
     }
 
     /// The source is not what it should be.
@@ -288,4 +388,9 @@ pub(super) fn ignored(options: &IngestOptions, path: &str) -> Option<String> {
 /// A path below a container below the source.
 pub(super) fn shown(origin: &str, path: &str) -> String {
     if origin.is_empty() { path.to_owned() } else { format!("{origin}/{path}") }
+}
+
+/// A location from the root of its machine or store.
+pub(super) fn whole_path(location: &Location) -> String {
+    location.local_path().map_or_else(|| location.to_string(), |path| path.display().to_string())
 }

@@ -6,13 +6,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::container::whole_path;
 use super::names::{
-    examples, file_name, split_like, split_meaning, split_of_folder, splits_of_container,
+    MOST_SPLITS, examples, file_name, split_like, split_meaning, split_of_folder, splits_of_container,
     without_container_ending,
 };
-use super::records::{Evidence, Record, Records, shown};
-use crate::ingest::split_names::MOST_SPLITS;
+use super::records::{Evidence, Record, Records, shown, whole_path};
 use crate::ingest::{IngestError, IngestOptions};
 use crate::storage::Location;
 use crate::units::shell_word;
@@ -21,26 +19,25 @@ use crate::units::shell_word;
 const SHOWN_PATTERNS: usize = 8;
 
 /// The split's name where neither the source nor the user names one.
-pub(super) const DEFAULT_SPLIT: &str = "train";
+const DEFAULT_SPLIT: &str = "train";
 
 /// Where a record belongs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Assigned {
     /// An index into [`Splits::names`].
-    pub(super) split: u16,
+    pub split: u16,
     /// Where its path below the split's folder begins, in bytes.
-    pub(super) below: u32,
+    pub below: u32,
 }
 
 /// The splits of a source.
 #[derive(Debug)]
 pub(super) struct Splits {
-    pub(super) names: Vec<String>,
-    /// For each record its split; `None` for one that was not asked for.
-    pub(super) of: Vec<Option<Assigned>>,
+    pub names: Vec<String>,
+    of: Vec<Option<Assigned>>,
     /// How the splits were found, for people.
-    pub(super) understood: String,
-    pub(super) warnings: Vec<String>,
+    pub understood: String,
+    pub warnings: Vec<String>,
 }
 
 impl Splits {
@@ -50,6 +47,44 @@ impl Splits {
     /// If the records can be read in two ways, or a split that was asked for does not exist.
     pub(super) fn find(records: &Records<'_>) -> Result<Self, IngestError> {
         if records.options.splits.is_empty() { by_words(records) } else { by_patterns(records) }
+    }
+
+    /// For each record its split; `None` for one that was not asked for.
+    pub(super) fn of(&self) -> &[Option<Assigned>] {
+        &self.of
+    }
+
+    /// A record's path below the folder of its split.
+    pub(super) fn below<'a>(&self, records: &'a Records<'_>, number: usize) -> &'a str {
+        let below = self.of[number].map_or(0, |assigned| assigned.below as usize);
+        &records.list()[number].path[below..]
+    }
+
+    /// Takes folders of this length for a part of the split's folder, for one record.
+    pub(super) fn descend(&mut self, number: usize, bytes: usize) {
+        if let Some(assigned) = &mut self.of[number] {
+            assigned.below += bytes as u32;
+        }
+    }
+
+    /// Whether the images of a split get no labels, by an option.
+    pub(super) fn is_unlabelled(&self, options: &IngestOptions, assigned: Assigned) -> bool {
+        options.unlabelled || options.unlabelled_splits.contains(&self.names[usize::from(assigned.split)])
+    }
+
+    /// The records whose folders are classes, by their numbers.
+    pub(super) fn by_folders<'a>(
+        &'a self,
+        records: &'a Records<'_>,
+    ) -> impl Iterator<Item = (usize, Assigned)> + 'a {
+        let candidates = records.list().iter().zip(&self.of).enumerate();
+        candidates.filter_map(|(number, (record, assigned))| {
+            let assigned = (*assigned)?;
+            let counts = record.evidence == Evidence::Folders
+                && record.fault.is_none()
+                && !self.is_unlabelled(records.options, assigned);
+            counts.then_some((number, assigned))
+        })
     }
 
     fn new() -> Self {
@@ -70,37 +105,12 @@ impl Splits {
     }
 }
 
-/// Whether the images of a split get no labels, by an option.
-pub(super) fn is_unlabelled(options: &IngestOptions, splits: &Splits, assigned: Assigned) -> bool {
-    options.unlabelled || options.unlabelled_splits.contains(&splits.names[usize::from(assigned.split)])
-}
-
-/// A record's path below its split's folder.
-pub(super) fn below(record: &Record, assigned: Option<Assigned>) -> &str {
-    &record.path[assigned.map_or(0, |assigned| assigned.below as usize)..]
-}
-
-/// The records whose folders are classes, by their numbers.
-pub(super) fn by_folders<'a>(
-    records: &'a Records<'_>,
-    splits: &'a Splits,
-) -> impl Iterator<Item = (usize, Assigned)> + 'a {
-    let candidates = records.list.iter().zip(&splits.of).enumerate();
-    candidates.filter_map(|(number, (record, assigned))| {
-        let assigned = (*assigned)?;
-        let counts = record.evidence == Evidence::Folders
-            && record.fault.is_none()
-            && !is_unlabelled(records.options, splits, assigned);
-        counts.then_some((number, assigned))
-    })
-}
-
 /// The splits that `--splits NAME=GLOB` names.
 fn by_patterns(records: &Records<'_>) -> Result<Splits, IngestError> {
     let patterns = &records.options.splits;
     let mut splits = Splits::new();
     let mut unmatched = Vec::new();
-    for record in &records.list {
+    for record in records.list() {
         let path = records.shown(record);
         let mut matching = patterns.iter().filter(|(_, glob)| glob.matches(&path));
         let Some((name, glob)) = matching.next() else {
@@ -112,7 +122,7 @@ fn by_patterns(records: &Records<'_>) -> Result<Splits, IngestError> {
             let reason = format!("`{path}` matches the patterns of two splits, `{name}` and `{other}`");
             return Err(records.wrong(reason));
         }
-        let origin = &records.origins[record.origin as usize];
+        let origin = &records.origins()[record.origin as usize];
         let depth =
             glob.folders_of(&path).saturating_sub(origin.split('/').filter(|part| !part.is_empty()).count());
         let folders: Vec<usize> = record.path.match_indices('/').map(|(at, _)| at + 1).collect();
@@ -123,7 +133,7 @@ fn by_patterns(records: &Records<'_>) -> Result<Splits, IngestError> {
         let reason = format!(
             "{} of {} images match no pattern of `--splits` ({}): add a pattern, or leave them out with `--ignore GLOB`",
             unmatched.len(),
-            records.list.len(),
+            records.list().len(),
             examples(&unmatched)
         );
         return Err(records.wrong(reason));
@@ -140,10 +150,10 @@ type Found<'a> = Option<(&'a str, usize)>;
 
 fn by_words(records: &Records<'_>) -> Result<Splits, IngestError> {
     let of_origins: Vec<Option<&str>> =
-        records.origins.iter().map(|origin| word_of_origin(records, origin)).collect::<Result<_, _>>()?;
-    let has_column = records.list.iter().any(|record| record.split.is_some());
-    let mut found: Vec<Found<'_>> = Vec::with_capacity(records.list.len());
-    for record in &records.list {
+        records.origins().iter().map(|origin| word_of_origin(records, origin)).collect::<Result<_, _>>()?;
+    let has_column = records.list().iter().any(|record| record.split.is_some());
+    let mut found: Vec<Found<'_>> = Vec::with_capacity(records.list().len());
+    for record in records.list() {
         let of_origin = of_origins[record.origin as usize];
         found.push(match record.split.map(|word| records.text(word)) {
             Some(word) => match of_origin.filter(|other| split_meaning(other) != split_meaning(word)) {
@@ -168,7 +178,7 @@ fn by_words(records: &Records<'_>) -> Result<Splits, IngestError> {
     if with == 0 {
         check_likely_splits(records)?;
         let name = single_split(records, &mut splits);
-        records.list.iter().for_each(|_| splits.push(&name, 0));
+        records.list().iter().for_each(|_| splits.push(&name, 0));
         return Ok(splits);
     }
     let mut meanings: BTreeMap<String, &str> = BTreeMap::new();
@@ -180,7 +190,7 @@ fn by_words(records: &Records<'_>) -> Result<Splits, IngestError> {
             )));
         }
     }
-    let all = with == records.list.len() as u64;
+    let all = with == records.list().len() as u64;
     // A word that is the only one may be a class beside others: then `--split` does not say which is meant.
     if !all && has_wanted && counts.len() == 1 {
         return Err(mixed(records, &found, &counts));
@@ -188,7 +198,7 @@ fn by_words(records: &Records<'_>) -> Result<Splits, IngestError> {
     if !all && !has_wanted {
         if let Some(name) = wanted {
             splits.understood = format!("splits: all images are `{name}`, by `--split`");
-            records.list.iter().for_each(|_| splits.push(name, 0));
+            records.list().iter().for_each(|_| splits.push(name, 0));
             return Ok(splits);
         }
         return Err(mixed(records, &found, &counts));
@@ -287,7 +297,7 @@ impl Likely {
     fn find(records: &Records<'_>) -> Option<Self> {
         let mut folders: BTreeSet<(u32, &str)> = BTreeSet::new();
         let mut last = None;
-        for record in &records.list {
+        for record in records.list() {
             let folder = (record.origin, record.path.rsplit_once('/').map_or("", |(folder, _)| folder));
             // Images of a folder mostly follow one another.
             if last != Some(folder) {
@@ -297,7 +307,7 @@ impl Likely {
         }
         let mut beside: BTreeMap<String, Self> = BTreeMap::new();
         for (origin, folder) in folders {
-            let container = &records.origins[origin as usize];
+            let container = &records.origins()[origin as usize];
             let whole = shown(container, folder);
             let of_container = container.split('/').filter(|part| !part.is_empty()).count();
             let mut start = 0;
@@ -332,7 +342,7 @@ fn single_split(records: &Records<'_>, splits: &mut Splits) -> String {
         splits.understood = format!("splits: one, `{name}`, by `--split`");
         return name.clone();
     }
-    let own = own_name(&records.options.sources, &records.origins);
+    let own = own_name(&records.options.sources, records.origins());
     match own.as_deref().and_then(split_of_folder).map(str::to_owned) {
         Some(word) => {
             splits.understood =
@@ -416,7 +426,7 @@ fn word_of<'a>(
 /// Folders above those that are called like a split are the same for all images, or they mean something.
 fn check_above(records: &Records<'_>, found: &[Found<'_>]) -> Result<(), IngestError> {
     let mut above: BTreeSet<&str> = BTreeSet::new();
-    for (record, found) in records.list.iter().zip(found) {
+    for (record, found) in records.list().iter().zip(found) {
         if let Some((_, below)) = found.filter(|(_, below)| *below > 0) {
             let folders = record.path[..below - 1].rsplit_once('/').map_or("", |(above, _)| above);
             above.insert(folders);
@@ -433,7 +443,7 @@ fn check_above(records: &Records<'_>, found: &[Found<'_>]) -> Result<(), IngestE
 fn check_containers(records: &Records<'_>, words: &[Option<&str>]) -> Result<Vec<String>, IngestError> {
     let mut above: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
     let mut kinds: BTreeMap<String, BTreeMap<String, &str>> = BTreeMap::new();
-    for (origin, word) in records.origins.iter().zip(words) {
+    for (origin, word) in records.origins().iter().zip(words) {
         let Some(word) = word else { continue };
         let (folders, name) = origin.rsplit_once('/').unwrap_or(("", origin));
         let mut start = 0;
@@ -501,17 +511,12 @@ fn two_words(records: &Records<'_>, path: &str, one: &str, other: &str) -> Inges
 /// Some records have a word and some have none.
 fn mixed(records: &Records<'_>, found: &[Found<'_>], counts: &BTreeMap<&str, u64>) -> IngestError {
     let shown = |with: bool| -> Vec<String> {
-        let records_of_kind = records
-            .list
-            .iter()
-            .zip(found)
-            .filter(|(_, found)| found.is_some() == with)
-            .map(|(record, _)| record);
-        records_of_kind.take(4).map(|record| records.shown(record)).collect()
+        let of_kind = records.list().iter().zip(found).filter(|(_, found)| found.is_some() == with);
+        of_kind.take(4).map(|(record, _)| records.shown(record)).collect()
     };
     let words: Vec<&str> = counts.keys().copied().collect();
     let with: u64 = counts.values().sum();
-    let without = records.list.len() as u64 - with;
+    let without = records.list().len() as u64 - with;
     let alone = match words.as_slice() {
         // It may be a class.
         [_] => "",

@@ -1,6 +1,5 @@
 //! A second ingest into a dataset: the same images again, near ones, and what the first knew of them.
 
-use super::support::detailed;
 use super::*;
 use crate::dataset::{DuplicateRow, read_duplicates};
 use crate::progress::Progress;
@@ -141,13 +140,7 @@ fn leaks_without_near_duplicates_are_equal_bytes_alone() {
         let val = more(&at, "val", &[("a.jpg", a.clone())]);
         let train = more(&at, "train", &[("near.jpg", a_near), ("other.jpg", jpeg(4)), ("same.jpg", a)]);
         ingest(&IngestOptions { split: Some("val".into()), ..options(&val, &at.dest) }, &Quiet).expect("val");
-        let max_reject_fraction = Fraction::new(0.9).expect("valid");
-        let job = IngestOptions {
-            near_duplicates,
-            drop_leaks: true,
-            max_reject_fraction,
-            ..options(&train, &at.dest)
-        };
+        let job = IngestOptions { near_duplicates, drop_leaks: true, ..lenient(options(&train, &at.dest)) };
         let report = ingest(&job, &Quiet).expect("train");
         assert_eq!(report.splits["train"].found.dropped_leaks, dropped);
         let rejects = fs::read_to_string(at.dest.join("rejects/train.jsonl")).expect("rejects");
@@ -202,8 +195,7 @@ fn a_source_with_leaks_that_were_dropped_is_verified() {
     let val = more(&at, "val", &[("a.jpg", jpeg(1))]);
     let train = more(&at, "train", &[("a.jpg", jpeg(2)), ("b.jpg", jpeg(1)), ("c.jpg", jpeg(3))]);
     ingest(&IngestOptions { split: Some("val".into()), ..options(&val, &at.dest) }, &Quiet).expect("val");
-    let max_reject_fraction = Fraction::new(0.9).expect("valid");
-    let job = IngestOptions { drop_leaks: true, max_reject_fraction, ..options(&train, &at.dest) };
+    let job = IngestOptions { drop_leaks: true, ..lenient(options(&train, &at.dest)) };
     assert_eq!(ingest(&job, &Quiet).expect("train").splits["train"].found.dropped_leaks, 1);
     let verify = IngestOptions { verify_source: true, ..job };
     let verified = ingest(&verify, &Quiet).expect("verified").verified_source;
@@ -219,8 +211,7 @@ fn an_image_that_was_mended_is_named_although_leaks_were_dropped() {
     let train = [("0.jpg", vec![0; good.len()]), ("b.jpg", jpeg(1)), ("c.jpg", jpeg(3))];
     let train = more(&at, "train", &train);
     ingest(&IngestOptions { split: Some("val".into()), ..options(&val, &at.dest) }, &Quiet).expect("val");
-    let max_reject_fraction = Fraction::new(0.9).expect("valid");
-    let job = IngestOptions { drop_leaks: true, max_reject_fraction, ..options(&train, &at.dest) };
+    let job = IngestOptions { drop_leaks: true, ..lenient(options(&train, &at.dest)) };
     assert_eq!(ingest(&job, &Quiet).expect("train").splits["train"].found.dropped_leaks, 1);
     fs::write(train.join("cat/0.jpg"), good).expect("mended");
     let verify = IngestOptions { verify_source: true, ..job };

@@ -1,6 +1,13 @@
-//! Sources that somebody made badly or with bad intent: names, tars and Parquet files.
+//! Sources that are damaged, odd or made with bad intent: names, tars, lists and Parquet files.
+//!
+//! Whatever the damage, every image ends in the dataset or among the rejects, or there is one error.
+
+use arrow::array::{ArrayRef, BinaryArray, Int64Array, RecordBatch, StringArray, StructArray};
+use arrow::datatypes::{DataType, Field};
+use parquet::file::reader::FileReader;
 
 use super::*;
+use crate::rng::{Purpose, Stream};
 
 #[test]
 fn names_with_spaces_unicode_and_line_breaks_are_kept() {
@@ -60,22 +67,16 @@ fn a_tar_header_with_a_wrong_size_is_an_error_that_names_the_place() {
 
 #[test]
 fn a_parquet_file_of_other_columns_is_refused_with_their_types() {
-    use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray};
     let at = fixture();
     let file = at.source.join("x.parquet");
-    let text: ArrayRef = std::sync::Arc::new(StringArray::from(vec!["no image"]));
-    let number: ArrayRef = std::sync::Arc::new(Int64Array::from(vec![1]));
+    let text: ArrayRef = Arc::new(StringArray::from(vec!["no image"]));
+    let number: ArrayRef = Arc::new(Int64Array::from(vec![1]));
     for (name, column, reason) in [
         ("image", text.clone(), "its column `image` holds paths, not bytes"),
         ("other", number, "no column of images; its columns are `other`"),
     ] {
         let batch = RecordBatch::try_from_iter([(name, column)]).expect("a batch");
-        let mut bytes = Vec::new();
-        let mut writer =
-            parquet::arrow::ArrowWriter::try_new(&mut bytes, batch.schema(), None).expect("a writer");
-        writer.write(&batch).expect("written");
-        writer.close().expect("written");
-        fs::write(&file, bytes).expect("a file");
+        fs::write(&file, parquet_of(&batch)).expect("a file");
         let error = ingest(&options(&file, &at.dest), &Quiet).expect_err("no images");
         assert!(error.to_string().contains(reason), "{error}");
     }
@@ -110,4 +111,103 @@ fn a_broken_link_below_folders_that_are_passed_through_makes_no_class() {
         IngestOptions { dest: location(&at.dest.with_file_name("strict")), ..options(&at.source, &at.dest) };
     let error = ingest(&strict, &Quiet).expect_err("1 of 13 is too many");
     assert!(error.to_string().contains("a link that leads nowhere"), "{error}");
+}
+
+const IMAGES: u8 = 6;
+
+/// The same bytes with a few changed, moved, repeated or cut.
+fn damaged(bytes: &[u8], stream: &mut Stream) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    let below = |stream: &mut Stream, end: usize| (stream.range(0.0, 1.0) * end as f64) as usize;
+    for _ in 0..=below(stream, 4) {
+        let at = below(stream, bytes.len());
+        let len = below(stream, 16).min(bytes.len() - at);
+        match below(stream, 5) {
+            0 => bytes[at] ^= 1 << below(stream, 8),
+            1 => bytes[at] = b",\n\"-0/{\\;"[below(stream, 9)],
+            2 => bytes.truncate(at.max(1)),
+            3 => {
+                let part = bytes[at..at + len].to_vec();
+                bytes.splice(at..at, part);
+            }
+            _ => drop(bytes.drain(at..at + len)),
+        }
+        if bytes.is_empty() {
+            bytes.push(b'x');
+        }
+    }
+    bytes
+}
+
+/// Ingests damaged copies of a file.
+fn survive(name: &str, whole: &[u8], rounds: u64) {
+    let at = fixture();
+    fs::create_dir_all(&at.source).expect("a folder");
+    for number in 0..IMAGES {
+        fs::write(at.source.join(format!("{number}.jpg")), jpeg(number + 1)).expect("an image");
+    }
+    let file = at.source.join(name);
+    let mut taken = 0;
+    for round in 0..rounds {
+        let mut stream = Stream::new(round, Purpose::Test, 0, 0);
+        fs::write(&file, damaged(whole, &mut stream)).expect("a file");
+        let _ = fs::remove_dir_all(&at.dest);
+        let all = Fraction::new(1.0).expect("valid");
+        let lenient = IngestOptions { max_reject_fraction: all, threads: 1, ..options(&file, &at.dest) };
+        let Ok(report) = ingest(&lenient, &Quiet) else {
+            assert!(!at.dest.join("manifest.json").exists(), "{round}: nothing is published");
+            continue;
+        };
+        taken += 1;
+        let found: u64 = report.splits.values().map(|split| split.instances + split.rejected).sum();
+        let listed: u64 = report.plan.splits.values().map(|split| split.images).sum();
+        let faulty: u64 = report.plan.rejected.values().map(|counted| counted.count).sum();
+        assert_eq!(found, listed + faulty, "{round}: every image is somewhere");
+        assert_eq!(Some(found), rows_of(&file), "{round}: no row is lost");
+    }
+    assert!(taken > rounds / 20, "some are still read: {taken} of {rounds}");
+}
+
+/// The rows of a list or table, counted by its format's own reader.
+fn rows_of(file: &Path) -> Option<u64> {
+    let bytes = fs::read(file).ok()?;
+    if file.extension()? == "csv" {
+        // What separates columns separates no lines.
+        let mut reader = csv::ReaderBuilder::new().flexible(true).from_reader(bytes.as_slice());
+        return u64::try_from(reader.records().count()).ok();
+    }
+    let reader = parquet::file::reader::SerializedFileReader::new(bytes::Bytes::from(bytes)).ok()?;
+    u64::try_from(reader.metadata().file_metadata().num_rows()).ok()
+}
+
+fn csv() -> Vec<u8> {
+    let line =
+        |number: u8| format!("{number}.jpg,{},{}\n", number % 3, if number < 4 { "train" } else { "val" });
+    ("path,label,split\n".to_owned() + &(0..IMAGES).map(line).collect::<String>()).into_bytes()
+}
+
+fn table() -> Vec<u8> {
+    let images: Vec<Vec<u8>> = (0..IMAGES).map(|number| jpeg(number + 1)).collect();
+    let bytes: ArrayRef = Arc::new(BinaryArray::from_iter_values(&images));
+    let paths: ArrayRef =
+        Arc::new(StringArray::from_iter_values((0..IMAGES).map(|number| format!("{number}.jpg"))));
+    let fields = vec![Field::new("bytes", DataType::Binary, true), Field::new("path", DataType::Utf8, true)];
+    let image: ArrayRef = Arc::new(StructArray::new(fields.into(), vec![bytes, paths], None));
+    let labels: ArrayRef =
+        Arc::new(Int64Array::from_iter_values((0..IMAGES).map(|number| i64::from(number % 3))));
+    let batch = RecordBatch::try_from_iter([("image", image), ("label", labels)]).expect("a batch");
+    parquet_of(&batch)
+}
+
+#[test]
+fn damaged_lists_and_tables_lose_no_image_silently() {
+    survive("x.csv", &csv(), 60);
+    survive("x.parquet", &table(), 60);
+}
+
+#[test]
+#[ignore = "a thousand of each, by hand"]
+fn a_thousand_damaged_lists_and_tables_lose_no_image_silently() {
+    survive("x.csv", &csv(), 1000);
+    survive("x.parquet", &table(), 1000);
 }

@@ -1,6 +1,5 @@
 //! A plan fails where the ingest would, and says what the destination gets.
 
-use super::support::parquet_table;
 use super::*;
 
 fn source(at: &Fixture, name: &str, classes: &[&str]) -> std::path::PathBuf {

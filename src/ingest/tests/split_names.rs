@@ -14,10 +14,6 @@ fn split(name: &str, pattern: &str) -> (String, PathGlob) {
     (name.into(), PathGlob::new(pattern).expect("a pattern"))
 }
 
-fn lenient(options: IngestOptions) -> IngestOptions {
-    IngestOptions { max_reject_fraction: Fraction::new(0.9).expect("valid"), ..options }
-}
-
 #[test]
 fn appending_to_a_split_leaves_the_files_of_a_split_that_is_called_like_its_parts() {
     let at = fixture();

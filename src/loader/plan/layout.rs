@@ -75,7 +75,7 @@ impl Layout {
     }
 
     /// The mean bytes of a row, rounded up.
-    pub(in crate::loader) fn mean_bytes(&self) -> u64 {
+    pub(crate) fn mean_bytes(&self) -> u64 {
         self.total_bytes().div_ceil(self.rows().max(1) as u64)
     }
 
@@ -85,7 +85,7 @@ impl Layout {
     }
 
     /// By bank row: the slot of its row, counted through all groups.
-    pub(in crate::loader) fn slots_by_bank_row(&self) -> Vec<u32> {
+    pub(crate) fn slots_by_bank_row(&self) -> Vec<u32> {
         let mut slots = vec![0; self.members.len()];
         for (slot, bank_row) in (0..).zip(&self.members) {
             slots[bank_row.row()] = slot;
@@ -94,7 +94,7 @@ impl Layout {
     }
 
     /// The group of a slot.
-    pub(in crate::loader) fn group_of_slot(&self, slot: u32) -> u32 {
+    pub(crate) fn group_of_slot(&self, slot: u32) -> u32 {
         self.starts.partition_point(|&start| start <= slot) as u32 - 1
     }
 

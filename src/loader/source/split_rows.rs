@@ -141,7 +141,7 @@ impl SplitRows {
         &self.instances
     }
 
-    /// Whether its images are seen as EXIF says.
+    /// Whether EXIF's orientation is applied to its images.
     pub(super) fn exif_orientation(&self) -> ExifOrientation {
         self.exif_orientation
     }
@@ -195,7 +195,7 @@ impl SplitRows {
         }
     }
 
-    /// That an image has other bytes than were written.
+    /// The error that an image has other bytes than were written.
     pub(super) fn changed(&self, image: &StoredImage) -> LoaderError {
         let reason = format!("row {}: its bytes are not those that were written", image.row);
         self.damaged(image.group(), reason)
@@ -225,7 +225,7 @@ impl SplitRows {
         if let Ok(rows) = self.parse(group, &bytes) {
             return Ok((bytes, rows));
         }
-        // What was damaged on its way is whole the second time.
+        // Bytes that were damaged on their way are whole the second time.
         context.counters.retries.add(1);
         let bytes = read()?;
         let rows = self.parse(group, &bytes)?;
@@ -248,7 +248,7 @@ impl SplitRows {
         Ok(rows)
     }
 
-    /// The images of a group that was read, each in memory of its own, so that it can be freed alone.
+    /// The images of a group that was read, each copied, so that it can be freed alone.
     pub(super) fn members(&self, group: usize, read: Result<Vec<Row>, LoaderError>) -> Vec<Fetched> {
         let members = self.instances.layout.members(group);
         match read {
@@ -283,7 +283,7 @@ fn open_shards(
     Ok(pool.install(|| entries.par_iter().map(open).collect::<Result<_, _>>())?)
 }
 
-/// What an index entry says; `None` where its shard does not bear it out.
+/// Where the image of an index entry is stored; `None` where the shard has no such row or bytes.
 fn stored_image(
     found: &Located,
     shards: &[ShardReader],

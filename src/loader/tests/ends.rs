@@ -3,7 +3,6 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use super::support::{options, rows, source};
 use super::*;
 use crate::dataset::DatasetError;
 use crate::run_config::OnCorrupt;
@@ -142,7 +141,7 @@ fn a_consumer_that_waits_for_a_store_that_hangs_can_be_stopped() {
 }
 
 #[test]
-fn a_image_that_cannot_be_decoded_is_named_and_ends_the_epoch() {
+fn an_image_that_cannot_be_decoded_is_named_and_ends_the_epoch() {
     let mut rows = rows(10);
     rows[4].bytes = Bytes::from_static(b"no image");
     let source: Arc<dyn Source> = Arc::new(MemorySource::new(rows));
@@ -194,7 +193,7 @@ fn more_corrupt_images_than_allowed_are_an_error_that_names_the_last() {
 #[test]
 fn memory_that_is_given_back_is_used_again_without_a_trace() {
     let source = source(60);
-    let expected = super::support::batches(&source, options());
+    let expected = batches(&source, options());
     let loader = Loader::start(source, Recipe::imagenet(16), options()).expect("started");
     let mut loader = loader;
     for expected in expected {

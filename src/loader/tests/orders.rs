@@ -3,14 +3,11 @@
 use std::collections::BTreeSet;
 use std::sync::Mutex;
 
-use super::support::{batches, options, rows, source};
 use super::*;
 use crate::ids::RankShare;
-use crate::loader::plan::windowed::GroupedOrder;
+use crate::loader::plan::order::GroupedOrder;
 
-const WINDOWED: Shuffle = Shuffle::Windowed { rows: 24 };
-
-/// A source that is read in whole row groups, as one in an object store is, and knows which were.
+/// A source that is read in whole row groups, as one in an object store is, and records which were.
 struct InGroups(MemorySource, Mutex<BTreeSet<usize>>);
 
 impl Source for InGroups {
@@ -159,7 +156,7 @@ fn a_rank_reads_about_its_own_region_of_the_shards_in_every_epoch() {
     let all: BTreeSet<usize> = read.iter().flatten().copied().collect();
     assert_eq!(all.len(), groups as usize);
     for groups_of_rank in &read {
-        // A quarter, and what lies around its edges.
+        // A quarter, and the groups around its edges.
         assert!(groups_of_rank.len() < 42, "{groups_of_rank:?}");
         let span = groups_of_rank.last().expect("some") - groups_of_rank.first().expect("some");
         assert!(span < 45, "{groups_of_rank:?}");
@@ -180,7 +177,7 @@ fn little_memory_changes_no_batch() {
     }
 }
 
-/// How many pairs of the images in a batch lie in one row group, against what chance would give.
+/// How many pairs of a batch's images share a row group, over what chance would give.
 fn pairs_of_a_group(layout: &Layout, order: impl Fn(u64) -> BankRow, batch: u64) -> f64 {
     let mut group_of = vec![0; layout.rows()];
     for group in 0..layout.groups() {

@@ -2,13 +2,10 @@
 
 use tempfile::{TempDir, tempdir};
 
-use super::support::{batches, damage, on_disk, open, options, publish, rows};
 use super::*;
 use crate::image::{encode_jpeg, entry_points};
 use crate::run_config::OnCorrupt;
 use crate::storage::{BlobCache, Location};
-
-const WINDOWED: Shuffle = Shuffle::Windowed { rows: 24 };
 
 fn windowed() -> LoaderOptions {
     LoaderOptions { shuffle: WINDOWED, epochs: 3, ..options() }

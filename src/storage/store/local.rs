@@ -27,6 +27,7 @@ use object_store::{
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
+use super::fault::io_causes;
 use super::retried::random_bits;
 
 /// How often a folder that vanishes is made again.
@@ -219,9 +220,7 @@ impl MultipartUpload for StagedUpload {
 
 /// Whether an error says that the file system has no hard links.
 fn has_no_links(error: &Error) -> bool {
-    std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source())
-        .filter_map(|cause| cause.downcast_ref::<io::Error>())
-        .any(is_unsupported)
+    io_causes(error).any(is_unsupported)
 }
 
 /// Whether an error says that the file system does not know an operation.

@@ -45,7 +45,7 @@ struct Recipe {
 
 /// Why a store cannot be opened.
 #[derive(Debug, PartialEq, Eq)]
-pub(in crate::storage) enum OpenError {
+pub(crate) enum OpenError {
     /// An option of the command line is wrong.
     Option(String),
     /// The settings, most of them from the environment, are wrong or incomplete.

@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt, TryFutureExt, TryStreamExt};
-use object_store::client::{HttpError, HttpErrorKind};
+use object_store::client::HttpErrorKind;
 use object_store::path::Path;
 use object_store::retry::{RetryContext, RetryFailure, RetryPolicy};
 use object_store::{
@@ -26,11 +26,9 @@ use object_store::{
 };
 
 use super::counted::{failed_tries, operation};
-use super::fault::Fault;
-use super::health::Health;
+use super::fault::{Fault, Health, is_bare_refusal, is_lost, is_outage};
 use super::options::{RetryLimits, SIGNATURE_LIFE};
 use super::provider::Provider;
-use super::secrets::one_line;
 
 /// The first pause; each further one is about twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
@@ -130,28 +128,6 @@ struct CutShort;
 
 fn failed(source: impl StdError + Send + Sync + 'static) -> Error {
     Error::Generic { store: "object store", source: Box::new(source) }
-}
-
-/// Whether the request or its answer was lost on the way, as opposed to being refused.
-pub(super) fn is_lost(error: &Error) -> bool {
-    let error: Option<&(dyn StdError + 'static)> = matches!(error, Error::Generic { .. }).then_some(error);
-    // A request that cannot be built, as with http:// where it is not allowed, was not lost.
-    std::iter::successors(error, |&error| error.source())
-        .find(|error| error.is::<HttpError>())
-        .is_some_and(|error| !error.to_string().contains("builder error"))
-}
-
-/// Whether the store is not at work: the request was lost, or each answer was 5xx or 429 until the crate gave up.
-pub(super) fn is_outage(error: &Error) -> bool {
-    // The crate hides the status. 501 says that the store lacks the operation.
-    let says = |text: &str, status: &str| text.contains(&format!("non-2xx status code: {status}"));
-    let is_refused = |text: &str| (says(text, "5") && !says(text, "501")) || says(text, "429");
-    is_lost(error) || (matches!(error, Error::Generic { .. }) && is_refused(&one_line(error)))
-}
-
-/// Whether an answer 400 refused a request, as S3 refuses a token that has expired.
-fn is_bare_refusal(error: &Error) -> bool {
-    matches!(error, Error::Generic { .. }) && error.to_string().contains("400 Bad Request")
 }
 
 /// Repeats what was lost on the way.
@@ -464,6 +440,7 @@ mod tests {
     use std::io;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
+    use object_store::client::HttpError;
     use object_store::memory::InMemory;
 
     use super::*;

@@ -42,7 +42,7 @@ impl Secrets {
 
     /// An error of the same kind without the secrets.
     pub(super) fn redact(&self, error: Error) -> Error {
-        let source = |source: BoxedError| -> BoxedError { Box::new(RedactedError(self.describe(&*source))) };
+        let source = |source: BoxedError| -> BoxedError { self.describe(&*source).into() };
         let path = |path: String| self.redact_text(&path);
         match error {
             Error::Generic { store, source: cause } => Error::Generic { store, source: source(cause) },
@@ -101,7 +101,7 @@ pub(super) fn is_secret(name: &str) -> bool {
 }
 
 /// An error and its causes on one line, without the store's answer except its code and message.
-pub(in crate::storage) fn one_line(error: &(dyn StdError + 'static)) -> String {
+pub(crate) fn one_line(error: &(dyn StdError + 'static)) -> String {
     let mut line = String::new();
     let causes = std::iter::successors(Some(error), |&error| error.source());
     for cause in causes.map(ToString::to_string) {
@@ -131,11 +131,6 @@ fn element<'a>(xml: &'a str, tag: &str) -> Option<&'a str> {
     let (_, rest) = xml.split_once(&format!("<{tag}>"))?;
     rest.split_once(&format!("</{tag}>")).map(|(value, _)| value)
 }
-
-/// The text of an error of a store, without secrets.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(in crate::storage) struct RedactedError(pub(in crate::storage) String);
 
 #[cfg(test)]
 mod tests {

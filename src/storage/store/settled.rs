@@ -19,18 +19,18 @@ use object_store::{
 };
 
 use super::counted::operation;
-use super::health::Health;
+use super::fault::{Health, is_lost, is_outage};
 use super::options::RetryLimits;
-use super::retried::{Attempts, is_lost, is_outage, random_bits};
+use super::retried::{Attempts, random_bits};
 
 /// The file's attribute that names its writer; letters alone, since Azure takes only names of C#'s identifiers.
 const WRITER: &str = "instdiscwriter";
 
 /// The operation of the error [`Error::NotImplemented`] of a store without conditional creates.
-pub(in crate::storage) const CONDITIONAL_CREATE: &str = "conditional create";
+pub(crate) const CONDITIONAL_CREATE: &str = "conditional create";
 
 /// An id that no other write of any process has.
-pub(in crate::storage) fn writer_id() -> String {
+pub(crate) fn writer_id() -> String {
     format!("{:016x}{:016x}", random_bits(), random_bits())
 }
 

@@ -1,8 +1,56 @@
 //! A run's checkpoints: how its state becomes one, and comes back from one.
 
-pub(super) mod restore;
 pub(super) mod resume;
-pub(super) mod retention;
 pub(super) mod sharded;
 pub(super) mod snapshot;
+mod soundness;
 pub(super) mod writer;
+
+use crate::checkpoint::TrainedOn;
+use crate::dataset::Manifest;
+use crate::ids::{ClassId, InstanceId};
+use crate::loader::Source;
+use crate::run_config::{ShuffleKind, TrainConfig};
+use crate::storage::{Location, PublishMode};
+use crate::train::{TrainError, TrainJob};
+
+/// What a checkpoint says of the data it was trained on.
+#[derive(Clone, Debug)]
+pub(crate) struct DataIdentity {
+    pub trained_on: TrainedOn,
+    pub classes: Vec<String>,
+    pub ids: Vec<InstanceId>,
+    pub labels: Vec<Option<ClassId>>,
+    /// The digest of which rows are in which row group, where the order of the images depends on it.
+    pub layout: Option<String>,
+}
+
+impl DataIdentity {
+    /// What a job trains on.
+    ///
+    /// # Errors
+    /// If the dataset has no such split.
+    pub(crate) fn of(job: &TrainJob, manifest: &Manifest, source: &dyn Source) -> Result<Self, TrainError> {
+        let config = &job.config;
+        Ok(Self {
+            trained_on: TrainedOn {
+                dataset_digest: manifest.dataset_digest.to_string(),
+                split: config.split.clone(),
+                split_digest: manifest.split(&job.dataset, &config.split)?.digest.to_string(),
+            },
+            classes: manifest.classes.clone(),
+            ids: source.ids().to_vec(),
+            labels: source.labels().to_vec(),
+            layout: (config.shuffle == ShuffleKind::Windowed).then(|| source.layout().digest().to_string()),
+        })
+    }
+}
+
+/// Publishes the configuration of a run that begins.
+///
+/// # Errors
+/// If the store fails.
+pub(crate) fn publish_config(config: &TrainConfig, run: &Location) -> Result<(), TrainError> {
+    let text = toml::to_string(config).expect("a configuration is plain data");
+    Ok(run.join("config.toml").publish(text, PublishMode::Overwrite)?)
+}

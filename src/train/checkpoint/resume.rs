@@ -1,27 +1,28 @@
-//! What comes before the first step.
+//! Starts a new run or resumes one: the lock, the newest checkpoint, what all processes must agree on.
 
-use crate::checkpoint::{Checkpoint, TrainedOn, checkpoint_name};
+use super::{DataIdentity, soundness};
+use crate::checkpoint::{
+    Checkpoint, CheckpointError, MODEL, OPTIMIZER, TrainState, TrainedOn, checkpoint_name, list_checkpoints,
+    list_unpublished, remove_checkpoint,
+};
 use crate::distributed::ProcessGroup;
 use crate::failure::Failure;
-use crate::model::{NamedTensors, allow_tf32};
+use crate::model::{Encoder, NamedTensors};
+use crate::run_config::{Difference, TrainConfig};
 use crate::storage::{Location, Lock};
-
-use super::restore::newest;
-use super::retention::remove_unpublished;
-use crate::run_config::{ObjectiveKind, Precision, TrainConfig};
-use crate::train::state::Trainer;
-use crate::train::{PartError, TrainError, TrainJob};
+use crate::train::TrainError;
+use crate::train::optim::Optimizer;
 
 /// The key under which rank 0 says from where the run goes on.
 const FOUND: &str = "found";
 
 /// What a call finds.
 #[derive(Debug)]
-pub(in crate::train) struct Start {
+pub(crate) struct Start {
     /// Rank 0's.
-    pub(in crate::train) lock: Option<Lock>,
+    pub lock: Option<Lock>,
     /// The checkpoint from which the run goes on.
-    pub(in crate::train) found: Option<Checkpoint>,
+    pub found: Option<Checkpoint>,
 }
 
 impl Start {
@@ -30,7 +31,7 @@ impl Start {
     ///
     /// # Errors
     /// If another job has the lock, no checkpoint is whole, or the store fails.
-    pub(in crate::train) fn of(group: &ProcessGroup, run: &Location) -> Result<Self, TrainError> {
+    pub(crate) fn of(group: &ProcessGroup, run: &Location) -> Result<Self, TrainError> {
         let here = group.is_first().then(|| Self::alone(run));
         if group.world() > 1 {
             let word = match &here {
@@ -66,7 +67,7 @@ impl Start {
 ///
 /// # Errors
 /// What differs, and on which rank.
-pub(in crate::train) fn agree(
+pub(crate) fn agree(
     group: &ProcessGroup,
     config: &TrainConfig,
     trained_on: &TrainedOn,
@@ -94,72 +95,89 @@ fn program() -> String {
     digest.map_or_else(|_| version.to_owned(), |digest| format!("{version} ({})", &digest[..16]))
 }
 
-/// Puts the weights of a file in place of the initial ones.
-pub(in crate::train) fn begin_with(trainer: &mut Trainer, file: &Location) -> Result<(), TrainError> {
-    let wrong = |source| {
-        let arch = <&str>::from(trainer.config.arch).to_owned();
-        TrainError::Part(PartError::Init { file: file.to_string(), arch, source })
-    };
-    let weights = NamedTensors::from_bytes(&file.read()?).map_err(wrong)?;
-    let whole = trainer.encoder.load_backbone(&weights).map_err(wrong)?;
-    tracing::info!("weights of {file}{}", if whole { "" } else { ", without its last layer" });
-    Ok(())
-}
-
-/// Sets libtorch's switches for f32 products.
-pub(in crate::train) fn set_precision(config: &TrainConfig, device: tch::Device) {
-    // In a 16-bit run the objective's products, which are f32, need be no more exact than the features.
-    let tf32 = config.precision != Precision::F32;
-    if let Err(reason) = allow_tf32(tf32) {
-        tracing::warn!("{reason}");
-    }
-    if config.precision == Precision::Tf32 && !device.is_cuda() {
-        tracing::warn!("precision tf32 is that of CUDA's tensor cores; here it is f32");
-    }
-}
-
-/// Says what of the options does little good with so many instances.
-pub(in crate::train) fn advise(job: &TrainJob, instances: usize) {
-    let config = &job.config;
-    if config.objective != ObjectiveKind::Softmax && config.negatives >= instances {
-        tracing::warn!(
-            "{} rows are sampled of {instances}: `--objective softmax` takes each once, for less",
-            config.negatives
-        );
-    }
-    if config.batch_size > instances {
-        tracing::warn!(
-            "a batch of {} holds all {instances} images: an epoch is one step; a smaller `--batch-size` makes more",
-            config.batch_size
-        );
-    }
-}
-
-/// Whether there are enough images.
+/// The state of a checkpoint from which a run can go on; `other` tells what else differs.
 ///
 /// # Errors
-/// If there are not.
-pub(in crate::train) fn check_size(job: &TrainJob, instances: usize) -> Result<(), TrainError> {
-    let ranks = job.rendezvous.world();
-    let part = job.config.batch_size / job.config.accumulate;
-    if ranks > 1 && (instances < ranks || part < 2 * ranks) {
-        let reason = format!(
-            "{ranks} ranks need {ranks} images at least and {} in each part of a batch; there are {instances} \
-             and {part}",
-            2 * ranks
-        );
-        return Err(TrainError::Config { reason });
+/// If it is of another dataset or configuration, or damaged.
+pub(crate) fn compatible_state(
+    from: &Checkpoint,
+    config: &TrainConfig,
+    data: &DataIdentity,
+    other: impl FnOnce(&TrainState) -> Option<Difference>,
+) -> Result<TrainState, TrainError> {
+    let (before, now) = (&from.manifest().trained_on, &data.trained_on);
+    let checkpoint = from.folder().to_string();
+    if before.split_digest != now.split_digest {
+        let (before, now) = (before.dataset_digest.clone(), now.dataset_digest.clone());
+        return Err(TrainError::OtherDataset { checkpoint, before, now });
     }
-    if instances < 2 {
-        let reason = format!("split {:?} has {instances} images; training needs two", job.config.split);
-        return Err(TrainError::Config { reason });
+    let state = from.state()?;
+    let mut differences = config.incompatibilities(&state.config);
+    differences.extend(other(&state));
+    if state.layout != data.layout {
+        let shown = |layout: &Option<String>| layout.clone().unwrap_or_else(|| "any".into());
+        let key = "row groups of the dataset, on which a windowed order depends".into();
+        differences.push(Difference { key, before: shown(&state.layout), now: shown(&data.layout) });
     }
-    if job.config.loader().steps(instances) == 0 {
-        let reason = format!(
-            "split {:?} has {instances} images, fewer than a batch of {}, and drop_last leaves short ones out",
-            job.config.split, job.config.batch_size
-        );
-        return Err(TrainError::Config { reason });
+    if !differences.is_empty() {
+        return Err(TrainError::OtherConfig { checkpoint, differences });
+    }
+    Ok(state)
+}
+
+/// Puts the weights and the optimiser's buffers in place.
+///
+/// # Errors
+/// If the checkpoint is damaged.
+pub(crate) fn load_learned(
+    from: &Checkpoint,
+    state: &TrainState,
+    encoder: &mut Encoder,
+    optimizer: &mut Optimizer,
+) -> Result<(), TrainError> {
+    encoder.load(&NamedTensors::from_bytes(&from.read(MODEL)?)?)?;
+    let steps = state.optimizer_steps.unwrap_or(state.cursor.step);
+    Ok(optimizer.load(&NamedTensors::from_bytes(&from.read(OPTIMIZER)?)?, steps)?)
+}
+
+/// The newest checkpoint that is whole and whose numbers are finite. Newer ones are reported and removed: they would count as
+/// newer than what the run saves next. Only for the one process that writes to the run.
+///
+/// # Errors
+/// If none is whole, one is of a version that this program does not know, or the store fails.
+pub(super) fn newest(run: &Location) -> Result<Option<Checkpoint>, TrainError> {
+    let mut damaged = Vec::new();
+    for (_, folder) in list_checkpoints(run)?.into_iter().rev() {
+        let whole = |checkpoint: Checkpoint| {
+            checkpoint.verify()?;
+            soundness::check(&checkpoint).map(|()| checkpoint)
+        };
+        match Checkpoint::open(&folder).and_then(whole) {
+            Ok(checkpoint) => {
+                for (folder, error) in damaged {
+                    tracing::warn!("{error}; it is removed, the checkpoint before it is used");
+                    remove_checkpoint(&folder)?;
+                }
+                return Ok(Some(checkpoint));
+            }
+            Err(error @ (CheckpointError::Storage(_) | CheckpointError::Version { .. })) => {
+                return Err(error.into());
+            }
+            Err(error) => damaged.push((folder, error)),
+        }
+    }
+    // With all checkpoints lost, to begin anew in the same place is not for the program to decide.
+    damaged.into_iter().next().map_or(Ok(None), |(_, error)| Err(error.into()))
+}
+
+/// Removes what writers that were killed left behind. Only for the one process that writes to the run.
+///
+/// # Errors
+/// If the store fails.
+fn remove_unpublished(run: &Location) -> Result<(), TrainError> {
+    for folder in list_unpublished(run)? {
+        tracing::info!("{folder}: an unfinished checkpoint, removed");
+        remove_checkpoint(&folder)?;
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! How what several processes write becomes one checkpoint.
+//! One checkpoint from several processes.
 //!
 //! Each writes its part of the bank and says so in the store that all share; rank 0 waits for all of them,
 //! writes the rest and the manifest, and says that the checkpoint is there. This runs on the threads that
@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::FileEntry;
+use crate::checkpoint::{FileEntry, bank_part};
 use crate::distributed::{ProcessGroup, Store};
 use crate::failure::Failure;
-use crate::storage::Location;
+use crate::model::Encoder;
+use crate::storage::{Digest, Location};
 use crate::train::TrainError;
 
 /// How often a process looks whether another has written.
@@ -29,22 +30,27 @@ enum Word {
 
 /// Where the processes of a run tell each other what they have written.
 #[derive(Clone, Debug)]
-pub(in crate::train) struct PartsOfRanks {
+pub(crate) struct PartsOfRanks {
     store: Store,
-    pub(in crate::train) rank: usize,
-    pub(in crate::train) ranks: usize,
-    /// Set when the run has failed: nobody waits any more.
+    rank: usize,
+    ranks: usize,
+    /// Set when the run has failed, which ends all waiting.
     given_up: Arc<AtomicBool>,
 }
 
 impl PartsOfRanks {
-    pub(in crate::train) fn new(group: &ProcessGroup) -> Self {
+    pub(crate) fn new(group: &ProcessGroup) -> Self {
         let (rank, ranks) = (group.rank(), group.world());
         Self { store: group.store(), rank, ranks, given_up: Arc::default() }
     }
 
+    /// The name of this process's part of the bank.
+    pub(crate) fn bank_part(&self) -> String {
+        bank_part(self.rank, self.ranks)
+    }
+
     /// Ends all waiting for others: the run has failed.
-    pub(in crate::train) fn give_up(&self) {
+    pub(crate) fn give_up(&self) {
         self.given_up.store(true, Ordering::Relaxed);
     }
 
@@ -52,11 +58,7 @@ impl PartsOfRanks {
     ///
     /// # Errors
     /// What went wrong here or there.
-    pub(in crate::train) fn hand_in(
-        &self,
-        step: u64,
-        part: Result<FileEntry, TrainError>,
-    ) -> Result<(), TrainError> {
+    pub(crate) fn hand_in(&self, step: u64, part: Result<FileEntry, TrainError>) -> Result<(), TrainError> {
         let word = match &part {
             Ok(entry) => Word::Written(entry.clone()),
             Err(error) => Word::Failed(error.to_string(), error.failure()),
@@ -71,11 +73,7 @@ impl PartsOfRanks {
     ///
     /// # Errors
     /// If one could not, is lost, or wrote elsewhere: a path may be another place on another machine.
-    pub(in crate::train) fn collect(
-        &self,
-        step: u64,
-        folder: &Location,
-    ) -> Result<Vec<FileEntry>, TrainError> {
+    pub(crate) fn collect(&self, step: u64, folder: &Location) -> Result<Vec<FileEntry>, TrainError> {
         (1..self.ranks)
             .map(|rank| match self.hear(step, rank)? {
                 Word::Written(entry) => match folder.join(&entry.name).size() {
@@ -93,11 +91,7 @@ impl PartsOfRanks {
     }
 
     /// Tells the others what became of the checkpoint.
-    pub(in crate::train) fn publish<T>(
-        &self,
-        step: u64,
-        published: Result<T, TrainError>,
-    ) -> Result<T, TrainError> {
+    pub(crate) fn publish<T>(&self, step: u64, published: Result<T, TrainError>) -> Result<T, TrainError> {
         if self.ranks > 1 {
             let word = match &published {
                 Ok(_) => Word::Published,
@@ -114,8 +108,8 @@ impl PartsOfRanks {
         Ok(self.store.set(&key(step, rank), &text)?)
     }
 
-    /// Waits for what a process says of its part. A slow store may take its time: that a process is lost the
-    /// group finds out, and ends the waiting.
+    /// Waits for what a process says of its part. A slow store may take its time; the group finds out
+    /// that a process is lost, and ends the waiting.
     fn hear(&self, step: u64, rank: usize) -> Result<Word, TrainError> {
         loop {
             if let Some(text) = self.store.try_get(&key(step, rank))? {
@@ -144,4 +138,21 @@ impl PartsOfRanks {
 
 fn key(step: u64, rank: usize) -> String {
     format!("checkpoint/{step}/{rank}")
+}
+
+/// Gives every process rank 0's statistics of batch norm, and makes sure that all weights are the same.
+///
+/// # Errors
+/// If weights differ, or a collective fails.
+pub(crate) fn make_replicas_equal(
+    group: &ProcessGroup,
+    encoder: &Encoder,
+    step: u64,
+) -> Result<(), TrainError> {
+    if group.world() == 1 {
+        return Ok(());
+    }
+    group.broadcast(&encoder.statistics(), 0)?;
+    let digest = Digest::of(&encoder.weights().to_bytes()).to_string();
+    Ok(group.agree(&format!("the weights' digest after step {step}"), &digest)?)
 }

@@ -6,65 +6,25 @@ use std::sync::Arc;
 use serde_json::Value;
 use tch::Tensor;
 
+use super::DataIdentity;
+use super::sharded::PartsOfRanks;
+use super::soundness::not_finite;
 use crate::bank::MemoryBank;
 use crate::checkpoint::{
-    CheckpointManifest, FileEntry, MODEL, OPTIMIZER, STATE, TrainState, TrainedOn, bank_part,
-    checkpoint_name, publish_file,
+    CheckpointManifest, FileEntry, MODEL, OPTIMIZER, STATE, TrainState, TrainedOn, checkpoint_name,
+    publish_file,
 };
-use crate::dataset::Manifest;
 use crate::feature_table::{FeatureTable, Kind, TableMeta};
-use crate::ids::{ClassId, InstanceId};
-use crate::loader::Source;
 use crate::model::{EncoderConfig, NamedTensors};
-use crate::run_config::{ShuffleKind, TrainConfig};
-use crate::storage::{Location, Lock, PublishMode};
-
-use super::sharded::PartsOfRanks;
+use crate::storage::{Location, Lock};
+use crate::train::TrainError;
 use crate::train::learner::{Learned, Learner};
-use crate::train::metrics::log::MetricsFiles;
-use crate::train::soundness::not_finite;
-use crate::train::{TrainError, TrainJob};
-
-/// What a checkpoint says of the data it was trained on.
-#[derive(Clone, Debug)]
-pub(in crate::train) struct DataIdentity {
-    pub(in crate::train) trained_on: TrainedOn,
-    pub(in crate::train) classes: Vec<String>,
-    pub(in crate::train) ids: Vec<InstanceId>,
-    pub(in crate::train) labels: Vec<Option<ClassId>>,
-    /// The digest of what lies in which row group, where the order of the images depends on it.
-    pub(in crate::train) layout: Option<String>,
-}
-
-impl DataIdentity {
-    /// What a job trains on.
-    ///
-    /// # Errors
-    /// If the dataset has no such split.
-    pub(in crate::train) fn of(
-        job: &TrainJob,
-        manifest: &Manifest,
-        source: &dyn Source,
-    ) -> Result<Self, TrainError> {
-        let config = &job.config;
-        Ok(Self {
-            trained_on: TrainedOn {
-                dataset_digest: manifest.dataset_digest.to_string(),
-                split: config.split.clone(),
-                split_digest: manifest.split(&job.dataset, &config.split)?.digest.to_string(),
-            },
-            classes: manifest.classes.clone(),
-            ids: source.ids().to_vec(),
-            labels: source.labels().to_vec(),
-            layout: (config.shuffle == ShuffleKind::Windowed).then(|| source.layout().digest().to_string()),
-        })
-    }
-}
+use crate::train::metrics::MetricsFiles;
 
 /// A copy of everything that a process adds to a checkpoint, on the host: training can go on while it is written.
 #[derive(Debug)]
-pub(in crate::train) struct Snapshot {
-    pub(in crate::train) step: u64,
+pub(crate) struct Snapshot {
+    step: u64,
     /// Of rank 0.
     common: Option<Common>,
     bank: Option<BankRows>,
@@ -81,7 +41,7 @@ struct Common {
     optimizer: NamedTensors,
     state: Vec<u8>,
     metrics: MetricsFiles,
-    /// The run's: who lost it while it wrote publishes nothing.
+    /// The run's: a process that lost it while it wrote publishes nothing.
     lock: Arc<Lock>,
 }
 
@@ -97,8 +57,13 @@ struct BankRows {
 }
 
 impl Snapshot {
+    /// Steps done.
+    pub(crate) fn step(&self) -> u64 {
+        self.step
+    }
+
     /// Copies the state as it is; `first` has what rank 0 alone has.
-    pub(in crate::train) fn take(
+    pub(crate) fn take(
         learner: &impl Learner,
         data: &Arc<DataIdentity>,
         first: Option<(MetricsFiles, Arc<Lock>)>,
@@ -117,11 +82,11 @@ impl Snapshot {
     ///
     /// # Errors
     /// If a weight, a buffer, a feature or a row of the bank is not finite, a row is not of unit length, another process took the run over
-    /// meanwhile, or the store fails; earlier checkpoints stand.
-    pub(in crate::train) fn write(self, run: &Location) -> Result<Location, TrainError> {
+    /// meanwhile, or the store fails; earlier checkpoints remain.
+    pub(crate) fn write(self, run: &Location) -> Result<Location, TrainError> {
         let Self { step, common, bank, data, ranks } = self;
         let folder = run.join("checkpoints").join(&checkpoint_name(step));
-        let name = bank_part(ranks.rank, ranks.ranks);
+        let name = ranks.bank_part();
         let bank = bank.map(|rows| || rows.write(step, &data, &folder, name));
         match (common, bank) {
             (Some(common), bank) => {
@@ -229,21 +194,14 @@ impl Common {
     }
 }
 
-/// Publishes the configuration of a run that begins.
-///
-/// # Errors
-/// If the store fails.
-pub(in crate::train) fn publish_config(config: &TrainConfig, run: &Location) -> Result<(), TrainError> {
-    let text = toml::to_string(config).expect("a configuration is plain data");
-    Ok(run.join("config.toml").publish(text, PublishMode::Overwrite)?)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::checkpoint::list_checkpoints;
     use crate::model::Encoder;
-    use crate::train::metrics::log::Metrics;
+    use crate::run_config::TrainConfig;
+    use crate::storage::PublishMode;
+    use crate::train::metrics::Metrics;
 
     fn common(run: &Location, lock: Lock) -> Common {
         let metrics = Metrics::resume(run, 0).expect("a new run").files();

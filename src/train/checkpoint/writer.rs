@@ -1,19 +1,19 @@
 //! Writing checkpoints while training goes on.
 //!
-//! A snapshot is copied to the host between two steps; a thread of its own turns it into files, publishes
+//! A snapshot is copied to the host between two steps; another thread turns it into files, publishes
 //! them, and removes superfluous checkpoints. One snapshot is written at a time: the next one waits.
 
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::retention::Retention;
 use super::snapshot::Snapshot;
+use crate::checkpoint::{list_checkpoints, remove_checkpoint};
 use crate::storage::Location;
 use crate::train::TrainError;
 
 /// The writer of a run's checkpoints.
 #[derive(Debug)]
-pub(in crate::train) struct Writer {
+pub(crate) struct Writer {
     run: Location,
     /// Of several processes one removes checkpoints.
     retention: Option<Retention>,
@@ -23,7 +23,7 @@ pub(in crate::train) struct Writer {
 
 impl Writer {
     /// A writer for the run, whose newest checkpoint so far is `last`.
-    pub(in crate::train) fn new(run: Location, retention: Option<Retention>, last: Option<Location>) -> Self {
+    pub(crate) fn new(run: Location, retention: Option<Retention>, last: Option<Location>) -> Self {
         Self { run, retention, under_way: None, last }
     }
 
@@ -31,16 +31,13 @@ impl Writer {
     ///
     /// # Errors
     /// If the checkpoint before it could not be written.
-    pub(in crate::train) fn start(
-        &mut self,
-        take: impl FnOnce() -> Snapshot,
-    ) -> Result<Duration, TrainError> {
+    pub(crate) fn start(&mut self, take: impl FnOnce() -> Snapshot) -> Result<Duration, TrainError> {
         let began = Instant::now();
         self.finish()?;
         let snapshot = take();
         let (run, retention) = (self.run.clone(), self.retention);
         let write = move || {
-            let (began, step) = (Instant::now(), snapshot.step);
+            let (began, step) = (Instant::now(), snapshot.step());
             let folder = snapshot.write(&run)?;
             tracing::debug!("step {step}: written in {:.2} s", began.elapsed().as_secs_f64());
             retention.map_or(Ok(()), |retention| retention.apply(&run))?;
@@ -51,11 +48,11 @@ impl Writer {
         Ok(began.elapsed())
     }
 
-    /// Says whether the write under way has failed, without waiting for it.
+    /// Whether the write under way has failed, without waiting for it.
     ///
     /// # Errors
     /// Why it failed.
-    pub(in crate::train) fn check(&mut self) -> Result<(), TrainError> {
+    pub(crate) fn check(&mut self) -> Result<(), TrainError> {
         if self.under_way.as_ref().is_some_and(JoinHandle::is_finished) { self.finish() } else { Ok(()) }
     }
 
@@ -63,7 +60,7 @@ impl Writer {
     ///
     /// # Errors
     /// Why it could not be.
-    pub(in crate::train) fn finish(&mut self) -> Result<(), TrainError> {
+    pub(crate) fn finish(&mut self) -> Result<(), TrainError> {
         if let Some(thread) = self.under_way.take() {
             let written = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             let folder = written?;
@@ -74,7 +71,7 @@ impl Writer {
     }
 
     /// The newest checkpoint that is published.
-    pub(in crate::train) fn last(&self) -> Option<&Location> {
+    pub(crate) fn last(&self) -> Option<&Location> {
         self.last.as_ref()
     }
 }
@@ -87,5 +84,57 @@ impl Drop for Writer {
         {
             tracing::warn!("a checkpoint could not be written: {error}");
         }
+    }
+}
+
+/// Which checkpoints of a run are kept.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Retention {
+    /// Keeps this many of the newest; 0 for all.
+    pub newest: usize,
+    /// Keeps those of multiples of this number of steps for ever; 0 for none.
+    pub every_steps: u64,
+}
+
+impl Retention {
+    /// The steps, ascending, whose checkpoints go. The initial one always stays.
+    fn superfluous(self, steps: &[u64]) -> Vec<u64> {
+        let old = if self.newest == 0 { 0 } else { steps.len().saturating_sub(self.newest) };
+        let for_ever =
+            |step: u64| step == 0 || (self.every_steps > 0 && step.is_multiple_of(self.every_steps));
+        steps[..old].iter().copied().filter(|&step| !for_ever(step)).collect()
+    }
+
+    /// Removes what need not stay.
+    ///
+    /// # Errors
+    /// If the store fails.
+    fn apply(self, run: &Location) -> Result<(), TrainError> {
+        let all = list_checkpoints(run)?;
+        let steps: Vec<u64> = all.iter().map(|(step, _)| *step).collect();
+        let superfluous = self.superfluous(&steps);
+        for (_, folder) in all.iter().filter(|(step, _)| superfluous.contains(step)) {
+            remove_checkpoint(folder)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_and_the_first_stay() {
+        let rule = Retention { newest: 2, every_steps: 0 };
+        assert_eq!(rule.superfluous(&[0, 10, 20, 30, 40]), [10, 20]);
+        assert_eq!(rule.superfluous(&[0, 10]), [0_u64; 0]);
+        assert_eq!(Retention { newest: 0, ..rule }.superfluous(&[0, 10, 20]), [0_u64; 0]);
+    }
+
+    #[test]
+    fn one_of_every_so_many_steps_stays_for_ever() {
+        let rule = Retention { newest: 1, every_steps: 20 };
+        assert_eq!(rule.superfluous(&[0, 10, 20, 25, 30, 40, 50]), [10, 25, 30]);
     }
 }

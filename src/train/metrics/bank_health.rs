@@ -1,4 +1,4 @@
-//! How the memory bank is: what an epoch's line of the metrics says of it.
+//! Memory-bank statistics, logged once per epoch.
 //!
 //! Nothing here moves anything. Rows are sampled where a number needs pairs or a decomposition.
 
@@ -13,12 +13,13 @@ use crate::ids::BankRow;
 use crate::objective::{LogZ, Objective, Queries};
 use crate::rng::{Purpose, Stream};
 use crate::run_config::ObjectiveKind;
-use crate::train::state::Trainer;
 
 /// Rows that are sampled for norms, pairs and the rank.
 const SAMPLED_ROWS: usize = 2048;
 /// Queries for which the sum over the whole bank is made.
 const SAMPLED_QUERIES: usize = 16;
+/// ln Z and that of all rows may differ by this before a run warns, and by this more before it warns again: a factor of e.
+const MOST_DRIFT: f64 = 1.0;
 
 /// The state of the bank after an epoch.
 #[derive(Clone, Debug, Serialize)]
@@ -49,18 +50,24 @@ pub struct BankHealth {
 }
 
 impl BankHealth {
-    /// Looks at the bank after the step at the trainer's cursor; in every process the same.
+    /// Measures the bank after step `step`; in every process the same. `last`: features and positions of the last
+    /// global batch.
     ///
     /// # Errors
     /// If a collective fails.
-    pub(in crate::train) fn of(trainer: &Trainer) -> Result<Self, DistributedError> {
-        let (bank, step, group) = (&trainer.bank, trainer.cursor.step, trainer.group.as_ref());
+    pub(crate) fn of(
+        bank: &MemoryBank,
+        last: Option<&(Tensor, Vec<BankRow>)>,
+        objective: &Objective,
+        step: u64,
+        group: &ProcessGroup,
+    ) -> Result<Self, DistributedError> {
         let ages = Ages::of(bank, step).sum_over(group)?;
         no_grad(|| {
             let rows = gather(bank, &sample(bank.instances(), step), group)?;
-            let ln_partition_true = match trainer.last_batch() {
-                Some(queries) if trainer.objective.options().kind == ObjectiveKind::Nce => {
-                    Some(true_partition(queries, bank, &trainer.objective, group)?)
+            let ln_partition_true = match last {
+                Some((features, positions)) if objective.options().kind == ObjectiveKind::Nce => {
+                    Some(true_partition(Queries::whole(features, positions), bank, objective, group)?)
                 }
                 _ => None,
             };
@@ -76,16 +83,10 @@ impl BankHealth {
             })
         })
     }
-}
 
-/// ln Z and that of all rows may differ so far before a run warns, and so much further before it warns again: a
-/// factor of e.
-const MOST_DRIFT: f64 = 1.0;
-
-impl BankHealth {
     /// Warns where the ln Z that the run assumes is far from that of all rows; `warned` is the distance of which
     /// the run warned last, 0 at its start.
-    pub(in crate::train) fn drift(&self, assumed: Option<f64>, warned: &Cell<f64>) -> Option<String> {
+    pub(crate) fn drift(&self, assumed: Option<f64>, warned: &Cell<f64>) -> Option<String> {
         let (assumed, actual) = assumed.zip(self.ln_partition_true)?;
         let distance = (assumed - actual).abs();
         if distance <= warned.get() + MOST_DRIFT {
@@ -138,7 +139,7 @@ impl Ages {
         let words = owners.gather_bytes(&serde_json::to_vec(&self).expect("ages are plain data"))?;
         let mut all = Self::default();
         for word in words {
-            all.add(&serde_json::from_slice(&word).expect("every owner says ages"));
+            all.add(&serde_json::from_slice(&word).expect("every owner sends ages"));
         }
         Ok(all)
     }
@@ -157,7 +158,7 @@ fn sample(rows: usize, step: u64) -> Vec<BankRow> {
     (0..SAMPLED_ROWS).map(|_| BankRow(stream.below(rows as u64) as u32)).collect()
 }
 
-/// Rows of the bank, whoever has them.
+/// Rows of the bank, from all owners.
 fn gather(
     bank: &MemoryBank,
     positions: &[BankRow],

@@ -1,7 +1,412 @@
-//! What a run measures, and where the numbers go.
+//! What a run measures, and where the numbers go: `metrics.jsonl`, TensorBoard, Prometheus.
 
 pub(super) mod bank_health;
 pub(super) mod exporter;
-pub(super) mod log;
-pub(super) mod meter;
-pub(super) mod tensorboard;
+mod tensorboard;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+use serde_json::Value;
+
+use self::bank_health::BankHealth;
+use self::tensorboard::EventFile;
+use crate::run_config::{BankInit, ObjectiveKind, PartitionChoice, TrainConfig};
+use crate::storage::{Location, PublishMode, StorageError};
+use crate::train::StepReport;
+use crate::train::learner::StepOutcome;
+
+/// The loss of an epoch may exceed the first's, or that of chance, by this factor.
+const MOST_GROWTH: f64 = 1.5;
+
+/// What a line covers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scope {
+    /// The steps since the last line of either kind.
+    Interval,
+    /// The epoch, or its part since a resume.
+    Epoch,
+    /// No step: what the untrained encoder is worth.
+    Start,
+}
+
+/// One line of the record.
+#[derive(Clone, Debug, Serialize)]
+pub struct MetricsLine {
+    /// What it covers.
+    pub scope: Scope,
+    /// Seconds since 1970.
+    pub time: f64,
+    /// Steps done.
+    pub step: u64,
+    /// The epoch, from 0.
+    pub epoch: u64,
+    /// The mean loss, in nats.
+    pub loss: f64,
+    /// The learning rate of the last step.
+    pub lr: f64,
+    /// Images trained on, per second.
+    pub images_per_second: f64,
+    /// The share of the time in which the trainer waited for data, in 0..1.
+    pub data_wait: f64,
+    /// The gradient's norm at the last step, before clipping.
+    pub gradient_norm: f64,
+    /// The mean cosine of an updated bank row before and after.
+    pub row_cosine: f64,
+    /// The mean of `‖f - v‖²` over features and their own rows (Wang and Isola 2020, with α = 2).
+    pub alignment: f64,
+    /// ln Z as `nce` assumed it at the last step.
+    pub ln_partition: Option<f64>,
+    /// Steps that moved nothing.
+    pub skipped_steps: u64,
+    /// Seconds in which training stood still for checkpoints.
+    pub checkpoint_stall: f64,
+    /// Statistics of the bank, after an epoch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bank: Option<BankHealth>,
+    /// What the monitor measured, if it ran.
+    #[serde(flatten)]
+    pub monitor: serde_json::Map<String, Value>,
+}
+
+impl MetricsLine {
+    /// The line as it is written: what no step has measured is not there.
+    fn to_value(&self) -> Value {
+        let mut value = serde_json::to_value(self).expect("a line is plain data");
+        if let (Scope::Start, Some(fields)) = (self.scope, value.as_object_mut()) {
+            const ALWAYS: [&str; 4] = ["scope", "time", "step", "epoch"];
+            fields.retain(|name, _| ALWAYS.contains(&name.as_str()) || self.monitor.contains_key(name));
+        }
+        value
+    }
+
+    /// Its numbers by name; those of an epoch have `epoch/` before it, those of the bank `bank/`.
+    pub fn scalars(&self) -> Vec<(String, f64)> {
+        let prefix = if self.scope == Scope::Interval { "" } else { "epoch/" };
+        let value = self.to_value();
+        let number = |(name, value): (&String, &Value)| value.as_f64().map(|number| (name.clone(), number));
+        let own = value.as_object().into_iter().flatten().filter_map(number);
+        let own = own.filter(|(name, _)| !matches!(name.as_str(), "time" | "step"));
+        let mut all: Vec<_> = own.map(|(name, number)| (format!("{prefix}{name}"), number)).collect();
+        let bank = value["bank"].as_object().into_iter().flatten().filter_map(number);
+        all.extend(bank.map(|(name, number)| (format!("bank/{name}"), number)));
+        all
+    }
+}
+
+/// The record as it was at one moment, ready to be published.
+#[derive(Debug)]
+pub(crate) struct MetricsFiles {
+    file: Location,
+    text: String,
+    /// Events since the last checkpoint, in their own file.
+    events: Option<(Location, Vec<u8>)>,
+    /// The longest text that was published, by any thread.
+    published: Arc<Mutex<usize>>,
+}
+
+impl MetricsFiles {
+    /// Publishes the record; its text not where a later one is there already.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) fn publish(self) -> Result<(), StorageError> {
+        if let Some((file, bytes)) = self.events {
+            file.publish(bytes, PublishMode::Overwrite)?;
+        }
+        let mut published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.text.len() < *published {
+            return Ok(());
+        }
+        *published = self.text.len();
+        self.file.publish(self.text, PublishMode::Overwrite)
+    }
+}
+
+/// The record, held in memory. The lines are published whole each time; events go into one file after
+/// the other, one for each checkpoint, named by the step of its first event, as TensorBoard reads them.
+///
+/// A resumed run first drops lines and events of steps that it will do again.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    run: Location,
+    text: String,
+    events: Option<(String, EventFile)>,
+    /// The step after which the newest event file is named, and how many have that name.
+    named: (u64, u32),
+    published: Arc<Mutex<usize>>,
+}
+
+const EVENTS: &str = "events.out.tfevents.";
+
+impl Metrics {
+    /// Goes on with the record of a run that has done `step` steps.
+    pub(crate) fn resume(run: &Location, step: u64) -> Result<Self, StorageError> {
+        let before = match run.join("metrics.jsonl").read() {
+            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+            Err(error) if error.is_not_found() => String::new(),
+            Err(error) => return Err(error),
+        };
+        let done = |line: &&str| {
+            let value: Option<Value> = serde_json::from_str(line).ok();
+            value.and_then(|value| value["step"].as_u64()).is_some_and(|of_line| of_line <= step)
+        };
+        let text = before.lines().filter(done).flat_map(|line| [line, "\n"]).collect();
+        let folder = run.join("tensorboard");
+        for entry in folder.list()? {
+            let first =
+                entry.name.strip_prefix(EVENTS).and_then(|rest| rest.split('.').next()?.parse::<u64>().ok());
+            if first.is_some_and(|first| first > step) {
+                folder.join(&entry.name).delete()?;
+            }
+        }
+        Ok(Self { run: run.clone(), text, events: None, named: (step, 0), published: Arc::default() })
+    }
+
+    /// The line of the untrained encoder, once it is recorded.
+    pub(crate) fn start(&self) -> Option<Value> {
+        let line = serde_json::from_str::<Value>(self.text.lines().next()?).ok()?;
+        (line["scope"] == "start").then_some(line)
+    }
+
+    /// The mean losses of the epochs so far, in nats.
+    pub(crate) fn epoch_losses(&self) -> impl Iterator<Item = f64> {
+        let lines = self.text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        lines.filter(|line| line["scope"] == "epoch").filter_map(|line| line["loss"].as_f64())
+    }
+
+    /// Adds a line.
+    pub(crate) fn push(&mut self, line: &MetricsLine) {
+        self.text += &line.to_value().to_string();
+        self.text.push('\n');
+        let (_, events) = self.events.get_or_insert_with(|| {
+            self.named =
+                if self.named.0 == line.step { (line.step, self.named.1 + 1) } else { (line.step, 0) };
+            (format!("{EVENTS}{:010}.{}.instdisc", self.named.0, self.named.1), EventFile::new(line.time))
+        });
+        events.scalars(line.time, line.step, line.scalars());
+        if let Some(bank) = &line.bank {
+            events.histogram(line.time, line.step, "bank/age", &bank.age_histogram);
+        }
+    }
+
+    /// The record as it is now.
+    pub(crate) fn files(&self) -> MetricsFiles {
+        let place = |name: &str| self.run.join("tensorboard").join(name);
+        let events = self.events.as_ref().map(|(name, events)| (place(name), events.to_bytes()));
+        let published = Arc::clone(&self.published);
+        MetricsFiles { file: self.run.join("metrics.jsonl"), text: self.text.clone(), events, published }
+    }
+
+    /// The record as it is now, for a checkpoint: what comes after it goes into another file of events, which
+    /// goes when a resume drops it.
+    pub(crate) fn files_of_checkpoint(&mut self) -> MetricsFiles {
+        let files = self.files();
+        self.events = None;
+        files
+    }
+}
+
+/// Adds up what an epoch, or an interval of it, measures.
+#[derive(Debug)]
+pub(crate) struct Meter {
+    started: Instant,
+    steps: u64,
+    images: u64,
+    loss_sum: f64,
+    cosine_sum: f64,
+    alignment_sum: f64,
+    skipped: u64,
+    last: StepOutcome,
+    waited: Duration,
+    stalled: Duration,
+}
+
+impl Meter {
+    pub(crate) fn start() -> Self {
+        let last = StepOutcome::before(0.0, 0);
+        Self {
+            started: Instant::now(),
+            steps: 0,
+            images: 0,
+            loss_sum: 0.0,
+            cosine_sum: 0.0,
+            alignment_sum: 0.0,
+            skipped: 0,
+            last,
+            waited: Duration::ZERO,
+            stalled: Duration::ZERO,
+        }
+    }
+
+    /// Takes note of a step; `waited` is the time spent waiting for data since the start.
+    pub(crate) fn add(&mut self, outcome: StepOutcome, waited: Duration) {
+        self.images += outcome.images as u64;
+        self.waited = waited;
+        if outcome.skipped {
+            self.skipped += 1;
+        } else {
+            self.steps += 1;
+            self.loss_sum += outcome.loss;
+            self.cosine_sum += outcome.row_cosine;
+            self.alignment_sum += outcome.alignment;
+        }
+        self.last = outcome;
+    }
+
+    /// Takes note of time in which training stood still for a checkpoint.
+    pub(crate) fn stalled(&mut self, stall: Duration) {
+        self.stalled += stall;
+    }
+
+    pub(crate) fn report(&self, step: u64, epoch: u64) -> StepReport {
+        let seconds = self.started.elapsed().as_secs_f64().max(1e-9);
+        StepReport {
+            step,
+            epoch,
+            loss: self.last.loss,
+            lr: self.last.lr,
+            images_per_second: self.images as f64 / seconds,
+            data_wait: self.waited.as_secs_f64() / seconds,
+        }
+    }
+
+    pub(crate) fn line(&self, scope: Scope, step: u64, epoch: u64) -> MetricsLine {
+        let report = self.report(step, epoch);
+        let mean = |sum: f64| sum / self.steps.max(1) as f64;
+        MetricsLine {
+            scope,
+            time: now(),
+            step,
+            epoch,
+            loss: mean(self.loss_sum),
+            lr: self.last.lr,
+            images_per_second: report.images_per_second,
+            data_wait: report.data_wait,
+            gradient_norm: self.last.gradient_norm,
+            row_cosine: mean(self.cosine_sum),
+            alignment: mean(self.alignment_sum),
+            ln_partition: self.last.ln_partition,
+            skipped_steps: self.skipped,
+            checkpoint_stall: self.stalled.as_secs_f64(),
+            bank: None,
+            monitor: serde_json::Map::new(),
+        }
+    }
+}
+
+/// Holds the mean loss of an epoch against that of the first and that of chance.
+#[derive(Clone, Debug)]
+pub(crate) struct Divergence {
+    /// What helps in a new run.
+    advice: String,
+    first: Option<f64>,
+    /// The loss of which a run warned last.
+    warned: f64,
+}
+
+impl Divergence {
+    pub(crate) fn new(config: &TrainConfig) -> Self {
+        Self { advice: advice(config), first: None, warned: 0.0 }
+    }
+
+    /// Warns where the loss of an epoch, in nats, is far above where it began; again only where it is far above that.
+    pub(crate) fn look(&mut self, loss: f64, chance: f64) -> Option<String> {
+        let first = *self.first.get_or_insert(loss);
+        let most = MOST_GROWTH * first.max(chance).max(self.warned);
+        if loss <= most {
+            return None;
+        }
+        self.warned = loss;
+        Some(format!(
+            "the loss grows: {loss:.2} in this epoch, {first:.2} in the first; features that tell nothing have \
+             {chance:.2}. {}",
+            self.advice
+        ))
+    }
+}
+
+/// What helps a loss that grows.
+fn advice(config: &TrainConfig) -> String {
+    let is_sampled = config.objective != ObjectiveKind::Softmax;
+    let is_constant = config.objective == ObjectiveKind::Nce && config.partition != PartitionChoice::Ema;
+    let helps = [
+        is_sampled.then_some("`--objective softmax` is exact"),
+        is_constant.then_some("`--partition ema` follows the bank"),
+        (config.bank_init != BankInit::Encode)
+            .then_some("`--bank-init encode` begins with what the encoder sees"),
+        Some("a lower `--lr` or `--warmup-epochs` moves it less"),
+    ];
+    format!("In a new run {}", helps.into_iter().flatten().collect::<Vec<_>>().join(", "))
+}
+
+/// Seconds since 1970.
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resumed_record_drops_the_lines_and_events_of_steps_that_come_again() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let run = Location::from_path(dir.path()).expect("a location");
+        let mut metrics = Metrics::resume(&run, 0).expect("a new record");
+        for step in [10, 20, 30] {
+            metrics.push(&Meter::start().line(Scope::Interval, step, 0));
+            metrics.files_of_checkpoint().publish().expect("published");
+        }
+        let mut metrics = Metrics::resume(&run, 20).expect("the record");
+        metrics.push(&Meter::start().line(Scope::Epoch, 25, 0));
+        metrics.files().publish().expect("published");
+        let text =
+            String::from_utf8(run.join("metrics.jsonl").read().expect("there").to_vec()).expect("text");
+        let steps: Vec<_> = text
+            .lines()
+            .map(|line| serde_json::from_str::<Value>(line).expect("JSON")["step"].as_u64().expect("a step"))
+            .collect();
+        assert_eq!(steps, [10, 20, 25]);
+        let files: Vec<_> =
+            run.join("tensorboard").list().expect("a list").into_iter().map(|e| e.name).collect();
+        assert_eq!(files, [10, 20, 25].map(|step| format!("{EVENTS}{step:010}.0.instdisc")));
+    }
+
+    #[test]
+    fn an_older_record_does_not_replace_a_newer_one() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let run = Location::from_path(dir.path()).expect("a location");
+        let mut metrics = Metrics::resume(&run, 0).expect("a new record");
+        metrics.push(&Meter::start().line(Scope::Interval, 10, 0));
+        let older = metrics.files_of_checkpoint();
+        // Of the same step, after the checkpoint: in its own file.
+        metrics.push(&Meter::start().line(Scope::Epoch, 10, 0));
+        metrics.files().publish().expect("published");
+        older.publish().expect("published");
+        let text = run.join("metrics.jsonl").read().expect("there");
+        assert_eq!(text.iter().filter(|&&byte| byte == b'\n').count(), 2);
+        let names = run.join("tensorboard").list().expect("a list").into_iter().map(|entry| entry.name);
+        assert_eq!(
+            names.collect::<Vec<_>>(),
+            [0, 1].map(|number| format!("{EVENTS}0000000010.{number}.instdisc"))
+        );
+    }
+
+    #[test]
+    fn a_loss_that_grows_is_warned_of_once_for_each_growth() {
+        let mut divergence = Divergence::new(&TrainConfig::default());
+        let mut warns = |loss| divergence.look(loss, 6.2).is_some();
+        assert!(!warns(10.0) && !warns(14.9), "the first epoch's loss, and little more");
+        assert!(warns(15.1) && !warns(20.0) && warns(23.0));
+        let mut divergence = Divergence::new(&TrainConfig::default());
+        assert!(divergence.look(2.0, 6.2).is_none() && divergence.look(9.0, 6.2).is_none());
+        let warning = divergence.look(9.4, 6.2).expect("above 1.5 times chance");
+        assert!(
+            warning.contains("9.40") && warning.contains("6.20") && warning.ends_with("moves it less"),
+            "{warning}"
+        );
+    }
+}

@@ -67,23 +67,18 @@ struct Histogram {
 
 /// The bytes of an event file.
 #[derive(Clone, Debug)]
-pub(in crate::train) struct EventFile(Vec<u8>);
+pub(super) struct EventFile(Vec<u8>);
 
 impl EventFile {
     /// A file without events, begun at this time (seconds since 1970).
-    pub(in crate::train) fn new(time: f64) -> Self {
+    pub(super) fn new(time: f64) -> Self {
         let mut file = Self(Vec::new());
         file.add(time, 0, What::FileVersion("brain.Event:2".into()));
         file
     }
 
     /// Adds numbers of a step under their names.
-    pub(in crate::train) fn scalars(
-        &mut self,
-        time: f64,
-        step: u64,
-        scalars: impl IntoIterator<Item = (String, f64)>,
-    ) {
+    pub(super) fn scalars(&mut self, time: f64, step: u64, scalars: impl IntoIterator<Item = (String, f64)>) {
         let value = scalars
             .into_iter()
             .map(|(tag, number)| SummaryValue { tag, shown: Some(Shown::Scalar(number as f32)) });
@@ -91,7 +86,7 @@ impl EventFile {
     }
 
     /// Adds counts by the upper edges of their buckets.
-    pub(in crate::train) fn histogram(&mut self, time: f64, step: u64, tag: &str, buckets: &[(u64, u64)]) {
+    pub(super) fn histogram(&mut self, time: f64, step: u64, tag: &str, buckets: &[(u64, u64)]) {
         let weighted = |power| buckets.iter().map(|&(edge, n)| (edge as f64).powi(power) * n as f64).sum();
         let histogram = Histogram {
             min: 0.0,
@@ -107,7 +102,7 @@ impl EventFile {
     }
 
     /// The file's bytes.
-    pub(in crate::train) fn to_bytes(&self) -> Vec<u8> {
+    pub(super) fn to_bytes(&self) -> Vec<u8> {
         self.0.clone()
     }
 

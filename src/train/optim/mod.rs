@@ -1,21 +1,24 @@
-//! Optimisers, their buffers open to the checkpoint.
+//! Optimisers, their buffers open to the checkpoint; the learning rate and the loss scale.
 //!
 //! tch's own give no access to their buffers, and a resumed run needs them. Each step is libtorch's own over lists of
 //! tensors (`torch.optim.SGD` and `torch.optim.AdamW` with `fused=True`); LARS has no PyTorch original.
 
-pub(super) mod loss_scale;
-pub(super) mod schedule;
-
+use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, no_grad};
 
-use crate::model::libtorch::lists::{self, Update};
+use crate::checkpoint::Cursor;
+use crate::model::libtorch::{self, Update};
 use crate::model::{NamedTensors, WeightsError};
-use crate::run_config::{OptimizerKind, TrainConfig};
+use crate::run_config::{LrSchedule, OptimizerKind, TrainConfig};
 
 /// Keeps the division by the gradient's norm finite, as `torch.nn.utils.clip_grad_norm_` does.
 const SHORTEST_NORM: f64 = 1e-6;
 /// Added to the root of the mean square by `adamw`; PyTorch's default.
 const ADAM_EPS: f64 = 1e-8;
+/// Steps without an overflow after which the scale doubles.
+const GROWTH_STEPS: u64 = 2000;
+/// The scale of the first step.
+const FIRST_SCALE: f64 = 65_536.0;
 
 /// Parameters that a step treats alike, with what the optimiser keeps for each.
 #[derive(Debug)]
@@ -44,7 +47,7 @@ struct Settings {
 
 /// An optimiser with its buffers.
 #[derive(Debug)]
-pub(in crate::train) struct Optimizer {
+pub(crate) struct Optimizer {
     groups: Vec<Group>,
     settings: Settings,
     /// Steps taken; `adamw` corrects its means by it.
@@ -53,7 +56,7 @@ pub(in crate::train) struct Optimizer {
 
 impl Optimizer {
     /// An optimiser of these parameters, its buffers at zero.
-    pub(in crate::train) fn new(parameters: Vec<(String, Tensor)>, config: &TrainConfig) -> Self {
+    pub(crate) fn new(parameters: Vec<(String, Tensor)>, config: &TrainConfig) -> Self {
         let (matrices, vectors): (Vec<_>, Vec<_>) =
             parameters.into_iter().partition(|(_, parameter)| parameter.dim() > 1);
         let zeros = |parameters: &[Tensor]| -> Vec<Tensor> {
@@ -86,14 +89,14 @@ impl Optimizer {
     }
 
     /// Forgets the gradients.
-    pub(in crate::train) fn drop_gradients(&mut self) {
-        self.groups.iter().for_each(|group| lists::drop_gradients(&group.parameters));
+    pub(crate) fn drop_gradients(&mut self) {
+        self.groups.iter().for_each(|group| libtorch::drop_gradients(&group.parameters));
     }
 
     /// The Euclidean norm of all gradients together; a f64 scalar on their device.
-    pub(in crate::train) fn gradient_norm(&self) -> Tensor {
+    pub(crate) fn gradient_norm(&self) -> Tensor {
         let all = self.groups.iter().flat_map(|group| &group.parameters).map(Tensor::shallow_clone);
-        lists::gradient_norm(&all.collect::<Vec<_>>())
+        libtorch::gradient_norm(&all.collect::<Vec<_>>())
     }
 
     /// What gradients of this norm are to be divided by: `scale`, which they have too much, and what makes them longer
@@ -101,7 +104,7 @@ impl Optimizer {
     ///
     /// # Shape
     /// `norm`: a f64 scalar -> a f32 scalar on the same device
-    pub(in crate::train) fn divisor(&self, norm: &Tensor, scale: f64) -> Option<Tensor> {
+    pub(crate) fn divisor(&self, norm: &Tensor, scale: f64) -> Option<Tensor> {
         if self.settings.clip_norm == 0.0 {
             return (scale != 1.0).then(|| Tensor::full([], scale, (Kind::Float, norm.device())));
         }
@@ -111,34 +114,34 @@ impl Optimizer {
     }
 
     /// Moves the parameters by their gradients, divided by `divisor`; the gradients are used up.
-    pub(in crate::train) fn step(&mut self, rate: f64, divisor: Option<&Tensor>) {
+    pub(crate) fn step(&mut self, rate: f64, divisor: Option<&Tensor>) {
         self.steps += 1;
         let Settings { kind, momentum, nesterov, betas, trust, .. } = self.settings;
         for group in &self.groups {
             let Group { parameters, first, second, .. } = group;
             let update = Update { rate, weight_decay: group.weight_decay, scale: divisor };
             match kind {
-                OptimizerKind::Sgd => lists::sgd(parameters, first, momentum, nesterov, update),
+                OptimizerKind::Sgd => libtorch::sgd(parameters, first, momentum, nesterov, update),
                 OptimizerKind::Lars => {
                     // Biases and batch norms take the rate as it is.
                     let trust = if group.matrices { trust } else { 0.0 };
-                    lists::lars(parameters, first, momentum, trust, update);
+                    libtorch::lars(parameters, first, momentum, trust, update);
                 }
                 OptimizerKind::Adamw => {
                     let step = Tensor::full([], self.steps as f64, (Kind::Float, parameters[0].device()));
-                    lists::adamw(parameters, (first, second), &step, (betas, ADAM_EPS), update);
+                    libtorch::adamw(parameters, (first, second), &step, (betas, ADAM_EPS), update);
                 }
             }
         }
     }
 
     /// Steps taken.
-    pub(in crate::train) fn steps(&self) -> u64 {
+    pub(crate) fn steps(&self) -> u64 {
         self.steps
     }
 
     /// The buffers: the first under the names of their parameters, the second with `.square` behind.
-    pub(in crate::train) fn buffers(&self) -> NamedTensors {
+    pub(crate) fn buffers(&self) -> NamedTensors {
         NamedTensors::from_tensors(self.named_buffers())
     }
 
@@ -146,7 +149,7 @@ impl Optimizer {
     ///
     /// # Errors
     /// If names or shapes are not those of the parameters.
-    pub(in crate::train) fn load(&mut self, buffers: &NamedTensors, steps: u64) -> Result<(), WeightsError> {
+    pub(crate) fn load(&mut self, buffers: &NamedTensors, steps: u64) -> Result<(), WeightsError> {
         buffers.copy_into(self.named_buffers())?;
         self.steps = steps;
         Ok(())
@@ -160,6 +163,75 @@ impl Optimizer {
             first.chain(second).collect::<Vec<_>>()
         };
         self.groups.iter().flat_map(named).collect()
+    }
+}
+
+/// The learning rate of the step at the cursor, in a run of `steps_per_epoch`.
+///
+/// In the first `warmup_epochs` it rises linearly, the first step having one part of the full rate. After
+/// that `step` has `lr * lr_decay ^ (milestones passed)`, `cosine` falls along half a period from `lr` to
+/// `lr_final` at the end of the last epoch, and `constant` stays.
+///
+/// # Source
+/// Reference `main.py`, `adjust_learning_rate`: ×0.1 from epoch 120 and again from 160; Loshchilov and
+/// Hutter 2017 (cosine); Goyal et al. 2017 (warm-up).
+pub(crate) fn learning_rate(config: &TrainConfig, cursor: Cursor, steps_per_epoch: u64) -> f64 {
+    let warmup = config.warmup_epochs * steps_per_epoch;
+    if cursor.step < warmup {
+        return config.lr * (cursor.step + 1) as f64 / warmup as f64;
+    }
+    match config.lr_schedule {
+        LrSchedule::Constant => config.lr,
+        LrSchedule::Step => {
+            let passed = config.lr_milestones.iter().filter(|&&milestone| cursor.epoch >= milestone).count();
+            (0..passed).fold(config.lr, |rate, _| rate * config.lr_decay)
+        }
+        LrSchedule::Cosine => {
+            let total = (config.epochs * steps_per_epoch).saturating_sub(warmup).max(1);
+            let share = ((cursor.step - warmup) as f64 / total as f64).min(1.0);
+            let fall = 0.5 * (1.0 + (std::f64::consts::PI * share).cos());
+            config.lr_final + (config.lr - config.lr_final) * fall
+        }
+    }
+}
+
+/// The factor by which the loss is multiplied before the backward pass, so that small f16 gradients do not become zero.
+///
+/// It halves where a gradient overflows and doubles after 2000 steps without.
+///
+/// # Source
+/// Micikevicius et al. 2018; the constants are those of `torch.amp.GradScaler`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct LossScale {
+    factor: f64,
+    good_steps: u64,
+}
+
+impl Default for LossScale {
+    fn default() -> Self {
+        Self { factor: FIRST_SCALE, good_steps: 0 }
+    }
+}
+
+impl LossScale {
+    pub(crate) fn factor(self) -> f64 {
+        self.factor
+    }
+
+    /// Takes note of a step without an overflow.
+    pub(crate) fn succeeded(&mut self) {
+        self.good_steps += 1;
+        if self.good_steps == GROWTH_STEPS {
+            *self = Self { factor: self.factor * 2.0, good_steps: 0 };
+        }
+    }
+
+    /// Takes note of an overflow; false where the scale is 1 already, so that it is not to blame.
+    pub(crate) fn overflowed(&mut self) -> bool {
+        let to_blame = self.factor > 1.0;
+        *self = Self { factor: (self.factor / 2.0).max(1.0), good_steps: 0 };
+        to_blame
     }
 }
 

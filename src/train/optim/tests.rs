@@ -154,3 +154,64 @@ fn kernels_with_the_channels_last_move_as_others_do() {
         assert!(a.allclose(&b, 1e-6, 1e-7, false), "{optimizer}: {a} {b}");
     }
 }
+
+const STEPS: u64 = 10;
+
+fn rate(config: &TrainConfig, step: u64) -> f64 {
+    let cursor = Cursor { step, epoch: step / STEPS, step_in_epoch: step % STEPS };
+    learning_rate(config, cursor, STEPS)
+}
+
+fn close(a: f64, b: f64) -> bool {
+    (a - b).abs() < 1e-12
+}
+
+#[test]
+fn the_rate_falls_at_the_milestones_of_the_reference() {
+    let config = TrainConfig::default();
+    let epochs = [0, 119, 120, 159, 160, 199];
+    let expected = [0.03, 0.03, 0.003, 0.003, 0.0003, 0.0003];
+    assert!(
+        epochs.iter().zip(expected).all(|(epoch, expected)| close(rate(&config, epoch * STEPS), expected))
+    );
+}
+
+#[test]
+fn the_warm_up_rises_step_by_step_and_meets_the_full_rate() {
+    let config = TrainConfig { warmup_epochs: 2, lr: 0.4, ..TrainConfig::default() };
+    assert!(close(rate(&config, 0), 0.4 / 20.0));
+    assert!(close(rate(&config, 9), 0.2));
+    assert!(close(rate(&config, 19), 0.4) && close(rate(&config, 20), 0.4));
+}
+
+#[test]
+fn the_cosine_starts_full_is_half_in_the_middle_and_ends_at_its_final_rate() {
+    let config = TrainConfig {
+        lr_schedule: LrSchedule::Cosine,
+        lr: 0.5,
+        lr_final: 0.1,
+        epochs: 12,
+        warmup_epochs: 2,
+        ..TrainConfig::default()
+    };
+    assert!(close(rate(&config, 20), 0.5));
+    assert!(close(rate(&config, 70), 0.3));
+    assert!(close(rate(&config, 120), 0.1));
+}
+
+#[test]
+fn it_halves_on_an_overflow_and_doubles_after_two_thousand_steps_without() {
+    let mut scale = LossScale::default();
+    assert!(scale.overflowed());
+    assert_eq!(scale.factor, 32_768.0);
+    for _ in 0..2000 {
+        scale.succeeded();
+    }
+    assert_eq!(scale, LossScale::default());
+}
+
+#[test]
+fn a_scale_of_one_is_not_to_blame() {
+    let mut scale = LossScale { factor: 1.0, good_steps: 0 };
+    assert!(!scale.overflowed());
+}

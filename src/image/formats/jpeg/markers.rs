@@ -10,17 +10,17 @@ const WHOLE_SPECTRUM: [u8; 3] = [0, 63, 0];
 
 /// A marker that a length follows, and what the length covers.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::image) struct Segment<'a> {
+pub(crate) struct Segment<'a> {
     /// The marker's second byte.
-    pub(in crate::image) marker: u8,
+    pub marker: u8,
     /// Without the length.
-    pub(in crate::image) payload: &'a [u8],
+    pub payload: &'a [u8],
     /// Where what follows it begins.
     end: usize,
 }
 
 /// The segments before the first scan, whose own is the last.
-pub(in crate::image) fn header_segments(bytes: &[u8]) -> impl Iterator<Item = Segment<'_>> {
+pub(crate) fn header_segments(bytes: &[u8]) -> impl Iterator<Item = Segment<'_>> {
     let mut at = Some(2);
     std::iter::from_fn(move || {
         loop {
@@ -37,7 +37,7 @@ pub(in crate::image) fn header_segments(bytes: &[u8]) -> impl Iterator<Item = Se
     })
 }
 
-/// The next marker, and where what follows it begins. As in libjpeg, anything may stand before a marker.
+/// The next marker, and where what follows it begins. As in libjpeg, anything may come before a marker.
 fn next_marker(bytes: &[u8], mut at: usize) -> Option<(u8, usize)> {
     loop {
         at += memchr(0xFF, bytes.get(at..)?)?;
@@ -69,13 +69,13 @@ fn payload(bytes: &[u8], at: usize) -> Option<&[u8]> {
 }
 
 /// Whether the image's frame is a progressive one.
-pub(in crate::image) fn is_progressive(bytes: &[u8]) -> bool {
+pub(crate) fn is_progressive(bytes: &[u8]) -> bool {
     let frame = header_segments(bytes).find(|segment| is_frame(segment.marker));
     frame.is_some_and(|frame| matches!(frame.marker, 0xC2 | 0xC6 | 0xCA | 0xCE))
 }
 
-/// Whether the end marker is there, behind the start of a scan: a thumbnail in the header has one of its own.
-pub(in crate::image) fn has_end(bytes: &[u8]) -> bool {
+/// Whether the end marker is there, behind the start of a scan: a thumbnail in the header has one too.
+pub(crate) fn has_end(bytes: &[u8]) -> bool {
     let scan = header_segments(bytes).find(|segment| segment.marker == SCAN);
     scan.is_some_and(|scan| memchr::memmem::find(&bytes[scan.end..], &[0xFF, END]).is_some())
 }
@@ -110,7 +110,7 @@ pub(super) fn without_harmless_flaws(bytes: &[u8]) -> Vec<u8> {
             continue;
         }
         let Some(payload) = payload(bytes, behind) else {
-            // What is wrong here is libjpeg's to say.
+            // libjpeg reports what is wrong here.
             clean.extend_from_slice(&bytes[behind - 2..]);
             return clean;
         };

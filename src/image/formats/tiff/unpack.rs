@@ -17,11 +17,11 @@ const ZSTD: u64 = 50_000;
 /// A strip or tile.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Chunk {
-    pub(super) width: usize,
-    pub(super) height: usize,
+    pub width: usize,
+    pub height: usize,
     /// Of a pixel in this chunk.
-    pub(super) samples: usize,
-    pub(super) bits: usize,
+    pub samples: usize,
+    pub bits: usize,
 }
 
 impl Chunk {
@@ -33,13 +33,13 @@ impl Chunk {
 /// What all chunks have in common.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Settings<'a> {
-    pub(super) compression: u64,
-    pub(super) predictor: u64,
+    pub compression: u64,
+    pub predictor: u64,
     /// Whether the lowest bit of a byte comes first.
-    pub(super) is_reversed: bool,
-    pub(super) is_big: bool,
-    pub(super) jpeg_tables: Option<&'a [u8]>,
-    pub(super) is_ycbcr: bool,
+    pub is_reversed: bool,
+    pub is_big: bool,
+    pub jpeg_tables: Option<&'a [u8]>,
+    pub is_ycbcr: bool,
 }
 
 fn cut() -> ImageError {
@@ -171,7 +171,7 @@ fn unpack_fax(bytes: &[u8], chunk: Chunk) -> Result<Vec<u8>, ImageError> {
     Ok(unpacked)
 }
 
-/// The tables that all chunks share come before a chunk's own data; behind a marker that says what its colours are.
+/// The tables that all chunks share come before a chunk's own data, and before both a marker that names its colours.
 fn unpack_jpeg(bytes: &[u8], chunk: Chunk, settings: &Settings) -> Result<Vec<u8>, ImageError> {
     let transform = u8::from(settings.is_ycbcr && chunk.samples == 3);
     let mut file = b"\xFF\xD8\xFF\xEE\0\x0EAdobe\0\x64\0\0\0\0".to_vec();

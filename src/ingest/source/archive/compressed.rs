@@ -8,7 +8,7 @@ use super::{SourceFile, Window};
 use crate::ingest::IngestError;
 use crate::storage::StorageError;
 
-/// Bytes that a compressed tar may have for each byte of its own: encoded images hardly get smaller, and
+/// Bytes that a compressed tar may unpack to for each of its bytes: encoded images hardly get smaller, and
 /// plain pixels rarely to less than a tenth.
 const MOST_RATIO: u64 = 16;
 /// Bytes that are always allowed on top: a tar of small images is mostly padding.
@@ -16,7 +16,7 @@ const ALWAYS_ALLOWED: u64 = 1 << 30;
 
 /// The kinds of compression.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::ingest::source) enum Compression {
+pub(crate) enum Compression {
     /// `.gz`; several streams in a row are one.
     Gzip,
     /// `.zst`; several frames in a row are one.
@@ -26,7 +26,7 @@ pub(in crate::ingest::source) enum Compression {
 }
 
 /// The compression of a file that begins so.
-pub(in crate::ingest::source) fn compression(head: &[u8]) -> Option<Compression> {
+pub(crate) fn compression(head: &[u8]) -> Option<Compression> {
     match head {
         [0x1F, 0x8B, ..] => Some(Compression::Gzip),
         [0x28, 0xB5, 0x2F, 0xFD, ..] => Some(Compression::Zstd),
@@ -45,7 +45,7 @@ pub(in crate::ingest::source) fn compression(head: &[u8]) -> Option<Compression>
 
 impl Compression {
     /// Why it cannot be read, if it cannot.
-    pub(in crate::ingest::source) fn unsupported(self) -> Option<String> {
+    pub(crate) fn unsupported(self) -> Option<String> {
         match self {
             Self::Gzip | Self::Zstd => None,
             Self::Unsupported(name) => {
@@ -56,7 +56,7 @@ impl Compression {
 }
 
 /// The first bytes of what is compressed; none of an unsupported kind.
-pub(in crate::ingest::source) fn first_bytes(head: &[u8], compression: Compression, count: usize) -> Vec<u8> {
+pub(crate) fn first_bytes(head: &[u8], compression: Compression, count: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     // The head is cut, so an error at its end is expected; what came before it counts.
     let _ = match compression {
@@ -76,7 +76,7 @@ pub(in crate::ingest::source) fn first_bytes(head: &[u8], compression: Compressi
 ///
 /// # Errors
 /// If the file is cut or damaged, of an unsupported kind or unpacks to too much, or the disk is full.
-pub(in crate::ingest::source) fn unpack(
+pub(crate) fn unpack(
     file: &SourceFile,
     compression: Option<Compression>,
     spool: &Arc<Spool>,
@@ -93,11 +93,11 @@ pub(super) fn unpack_within(
     spool: &Arc<Spool>,
 ) -> Result<SourceFile, IngestError> {
     if let Some(reason) = compression.and_then(Compression::unsupported) {
-        return Err(IngestError::Layout { location: file.name().to_owned(), reason });
+        return Err(IngestError::layout(file.name(), reason));
     }
     spool.check_space(file.len())?;
     let reader = BufReader::with_capacity(1 << 20, Window::new(file)?.sequential());
-    let mut reader = Counted { reader, position: 0 };
+    let mut reader = CountingReader { reader, position: 0 };
     let mut writer = spool.writer();
     let mut buffer = vec![0; 1 << 20];
     let mut copy = |decoder: &mut dyn Read| -> Result<(), Fault> {
@@ -185,12 +185,12 @@ fn skip_zeros(reader: &mut impl BufRead) -> Result<(), Fault> {
 }
 
 /// Counts the bytes that were consumed.
-struct Counted<R> {
+struct CountingReader<R> {
     reader: R,
     position: u64,
 }
 
-impl<R: BufRead> Read for Counted<R> {
+impl<R: BufRead> Read for CountingReader<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.reader.read(buffer)?;
         self.position += count as u64;
@@ -198,7 +198,7 @@ impl<R: BufRead> Read for Counted<R> {
     }
 }
 
-impl<R: BufRead> BufRead for Counted<R> {
+impl<R: BufRead> BufRead for CountingReader<R> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         self.reader.fill_buf()
     }

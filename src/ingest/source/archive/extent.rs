@@ -4,11 +4,11 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
-use ::bytes::Bytes;
+use bytes::Bytes;
 
 /// The position of a member's bytes in its file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::ingest::source) enum Extent {
+pub(crate) enum Extent {
     /// One range, from this offset on.
     Range {
         /// Its first byte.
@@ -20,7 +20,7 @@ pub(in crate::ingest::source) enum Extent {
 
 /// The pieces of a sparse member, ascending and without overlap.
 #[derive(Debug, PartialEq, Eq)]
-pub(in crate::ingest::source) struct SparseMap {
+pub(crate) struct SparseMap {
     pieces: Box<[Piece]>,
 }
 
@@ -28,11 +28,11 @@ pub(in crate::ingest::source) struct SparseMap {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Piece {
     /// Its offset in the member.
-    pub(super) logical: u64,
+    pub logical: u64,
     /// Its offset in the file.
-    pub(super) physical: u64,
+    pub physical: u64,
     /// Its length; never 0.
-    pub(super) bytes: u64,
+    pub bytes: u64,
 }
 
 impl Extent {
@@ -56,7 +56,7 @@ impl Extent {
     }
 
     /// A part of it.
-    pub(in crate::ingest::source) fn slice(&self, range: Range<u64>) -> Self {
+    pub(crate) fn slice(&self, range: Range<u64>) -> Self {
         let map = match self {
             Self::Range { offset } => return Self::Range { offset: offset + range.start },
             Self::Sparse(map) => map,
@@ -76,7 +76,7 @@ impl Extent {
     }
 
     /// Where in this extent's file a member is that has `bytes` bytes at `inner` of this extent.
-    pub(in crate::ingest::source) fn within(&self, inner: &Self, bytes: u64) -> Self {
+    pub(crate) fn within(&self, inner: &Self, bytes: u64) -> Self {
         let map = match inner {
             Self::Range { offset } => return self.slice(*offset..offset + bytes),
             Self::Sparse(map) => map,

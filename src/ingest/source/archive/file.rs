@@ -1,11 +1,12 @@
-//! A file that holds images or their container, as it was when it was listed.
+//! A file that holds images or their container, as it was when it was listed, and a reader of a part of it.
 
 use std::fs::{File, Metadata};
-use std::io;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
-use ::bytes::Bytes;
+use bytes::Bytes;
 
 use super::extent::read_local;
 use super::spool::Spool;
@@ -13,9 +14,14 @@ use super::{Extent, failed};
 use crate::ingest::IngestError;
 use crate::storage::{Location, StorageError};
 
+/// Bytes fetched at a time from an object store, where a request costs more than its bytes.
+const REMOTE_BYTES: u64 = 1 << 20;
+/// Bytes read at a time from a local file: a header and little more.
+const LOCAL_BYTES: u64 = 8 << 10;
+
 /// A file, wherever its bytes are. Cheap to clone; holds no file open, but for the one spool of all.
 #[derive(Clone, Debug)]
-pub(in crate::ingest::source) struct SourceFile {
+pub(crate) struct SourceFile {
     name: Arc<str>,
     len: u64,
     origin: Origin,
@@ -46,11 +52,11 @@ impl Stamp {
 }
 
 impl SourceFile {
-    /// Looks at a file.
+    /// Looks up size and time of a file.
     ///
     /// # Errors
     /// If it does not exist or is a folder, a pipe or a device, or the store fails.
-    pub(in crate::ingest::source) fn open(location: &Location) -> Result<Self, IngestError> {
+    pub(crate) fn open(location: &Location) -> Result<Self, IngestError> {
         let name = location.to_string();
         let Some(path) = location.local_path() else {
             let len = location.size()?;
@@ -64,7 +70,7 @@ impl SourceFile {
             } else {
                 "a pipe or a device, not a regular file; write the data to a file first"
             };
-            return Err(IngestError::Layout { location: name, reason: reason.into() });
+            return Err(IngestError::layout(name, reason));
         }
         let stamp = Stamp::of(&metadata);
         Ok(Self { name: name.into(), len: metadata.len(), origin: Origin::Local(location.clone(), stamp) })
@@ -76,12 +82,12 @@ impl SourceFile {
     }
 
     /// Its name for errors.
-    pub(in crate::ingest::source) fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
     /// Its length in bytes.
-    pub(in crate::ingest::source) fn len(&self) -> u64 {
+    pub(crate) fn len(&self) -> u64 {
         self.len
     }
 
@@ -89,7 +95,7 @@ impl SourceFile {
     ///
     /// # Errors
     /// If the store fails.
-    pub(in crate::ingest::source) fn head(&self, count: u64) -> Result<Bytes, StorageError> {
+    pub(crate) fn head(&self, count: u64) -> Result<Bytes, StorageError> {
         self.read(&Extent::Range { offset: 0 }, count.min(self.len))
     }
 
@@ -97,7 +103,7 @@ impl SourceFile {
     ///
     /// # Errors
     /// If it changed since it was listed, or the store fails.
-    pub(in crate::ingest::source) fn read(&self, extent: &Extent, bytes: u64) -> Result<Bytes, StorageError> {
+    pub(crate) fn read(&self, extent: &Extent, bytes: u64) -> Result<Bytes, StorageError> {
         let handle = if bytes == 0 { None } else { self.handle()? };
         self.read_with(handle.as_ref(), extent, bytes)
     }
@@ -151,11 +157,7 @@ impl SourceFile {
     }
 
     /// The range that a concurrent read is to fetch, if that is all there is to do.
-    pub(super) fn remote_range(
-        &self,
-        extent: &Extent,
-        bytes: u64,
-    ) -> Option<(Location, std::ops::Range<u64>)> {
+    pub(super) fn remote_range(&self, extent: &Extent, bytes: u64) -> Option<(Location, Range<u64>)> {
         match (&self.origin, extent) {
             (Origin::Remote(location), Extent::Range { offset }) if bytes > 0 => {
                 Some((location.clone(), *offset..offset + bytes))
@@ -170,7 +172,7 @@ impl SourceFile {
     }
 
     /// Whether reads from it wait for the network.
-    pub(in crate::ingest::source) fn is_remote(&self) -> bool {
+    fn is_remote(&self) -> bool {
         matches!(self.origin, Origin::Remote(_))
     }
 
@@ -180,7 +182,83 @@ impl SourceFile {
     }
 }
 
-/// A file is not what was listed.
+/// Reads a part of a file through a buffer that moves. A local file is open for as long as the window.
+#[derive(Debug)]
+pub(crate) struct Window {
+    file: SourceFile,
+    handle: Option<File>,
+    extent: Extent,
+    len: u64,
+    position: u64,
+    buffered: Range<u64>,
+    buffer: Bytes,
+    ahead: u64,
+}
+
+impl Window {
+    /// A window on the whole file, for hops from one header to the next.
+    ///
+    /// # Errors
+    /// If the file cannot be opened.
+    pub(crate) fn new(file: &SourceFile) -> Result<Self, StorageError> {
+        Self::on_part(file, Extent::Range { offset: 0 }, file.len())
+    }
+
+    /// A window on a member of `len` bytes; positions count from the member's first byte.
+    ///
+    /// # Errors
+    /// If the file cannot be opened.
+    pub(crate) fn on_part(file: &SourceFile, extent: Extent, len: u64) -> Result<Self, StorageError> {
+        let handle = file.handle()?;
+        let ahead = if file.is_remote() { REMOTE_BYTES } else { LOCAL_BYTES };
+        let (file, buffer) = (file.clone(), Bytes::new());
+        Ok(Self { file, handle, extent, len, position: 0, buffered: 0..0, buffer, ahead })
+    }
+
+    /// The same window, for reading from the beginning to the end.
+    #[must_use]
+    pub(crate) fn sequential(mut self) -> Self {
+        self.ahead = 8 * REMOTE_BYTES;
+        self
+    }
+
+    fn fetch(&self, range: Range<u64>) -> Result<Bytes, StorageError> {
+        let bytes = range.end - range.start;
+        self.file.read_with(self.handle.as_ref(), &self.extent.slice(range), bytes)
+    }
+}
+
+impl Read for Window {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.position >= self.len || buffer.is_empty() {
+            return Ok(0);
+        }
+        if !self.buffered.contains(&self.position) {
+            let range = self.position..(self.position + self.ahead).min(self.len);
+            self.buffer = self.fetch(range.clone()).map_err(io::Error::other)?;
+            self.buffered = range;
+        }
+        let from = (self.position - self.buffered.start) as usize;
+        let count = buffer.len().min(self.buffer.len() - from);
+        buffer[..count].copy_from_slice(&self.buffer[from..from + count]);
+        self.position += count as u64;
+        Ok(count)
+    }
+}
+
+impl Seek for Window {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let target = match to {
+            SeekFrom::Start(at) => Some(at),
+            SeekFrom::Current(by) => self.position.checked_add_signed(by),
+            SeekFrom::End(by) => self.len.checked_add_signed(by),
+        };
+        self.position = target.ok_or_else(|| io::Error::other("seek before the start"))?;
+        Ok(self.position)
+    }
+}
+
+/// The error of a file that is not what was listed.
 pub(super) fn changed(name: &str, local: bool, listed: u64, found: u64) -> StorageError {
     let source = if listed == found {
         "the file was modified after it was listed; run ingest again when nothing writes to it".to_owned()

@@ -5,8 +5,8 @@
 //! image later, in any order and from many threads, and never holds one open file for each container.
 //! Nothing here knows a format of datasets: what a path or a text means, the caller decides.
 
-mod bytes;
 mod compressed;
+mod containers;
 mod extent;
 mod file;
 mod spool;
@@ -14,20 +14,18 @@ mod tar;
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "tests make foreign files by hand")]
 mod tests;
-mod window;
 
-pub(in crate::ingest::source) use bytes::{Containers, Request};
-pub(in crate::ingest::source) use compressed::{Compression, compression, first_bytes, unpack};
-pub(in crate::ingest::source) use extent::Extent;
-pub(in crate::ingest::source) use file::SourceFile;
-pub(in crate::ingest::source) use spool::Spool;
-pub(in crate::ingest::source) use tar::{Index, Member, Skipped, looks_like_tar, read_index, read_nested};
-pub(in crate::ingest::source) use window::Window;
+pub(super) use compressed::{Compression, compression, first_bytes, unpack};
+pub(super) use containers::{Containers, Request};
+pub(super) use extent::Extent;
+pub(super) use file::{SourceFile, Window};
+pub(super) use spool::Spool;
+pub(super) use tar::{Index, Member, Skipped, looks_like_tar, read_index, read_nested};
 
 use crate::storage::StorageError;
 
 /// Names the file in an error of the local file system.
-pub(in crate::ingest::source) fn failed(
+pub(super) fn failed(
     operation: &'static str,
     location: impl Into<String>,
     source: impl Into<Box<dyn std::error::Error + Send + Sync>>,

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use ::bytes::Bytes;
+use bytes::Bytes;
 
 use super::extent::{Piece, read_local};
 use super::{Extent, SourceFile, failed};
@@ -27,7 +27,7 @@ const RESERVE: u64 = 64 << 20;
 
 /// The file of all copies.
 #[derive(Debug)]
-pub(in crate::ingest::source) struct Spool {
+pub(crate) struct Spool {
     folder: PathBuf,
     file: OnceLock<File>,
     creating: Mutex<()>,
@@ -37,7 +37,7 @@ pub(in crate::ingest::source) struct Spool {
 
 impl Spool {
     /// A spool in the folder for temporary files.
-    pub(in crate::ingest::source) fn new() -> Arc<Self> {
+    pub(crate) fn new() -> Arc<Self> {
         Self::in_folder(&std::env::temp_dir())
     }
 
@@ -63,7 +63,7 @@ impl Spool {
     ///
     /// # Errors
     /// If they do not.
-    pub(in crate::ingest::source) fn check_space(&self, bytes: u64) -> Result<(), StorageError> {
+    pub(crate) fn check_space(&self, bytes: u64) -> Result<(), StorageError> {
         self.check_space_after(0, bytes)
     }
 
@@ -77,7 +77,7 @@ impl Spool {
     }
 
     /// Begins a copy.
-    pub(in crate::ingest::source) fn writer(self: &Arc<Self>) -> SpoolWriter {
+    pub(crate) fn writer(self: &Arc<Self>) -> SpoolWriter {
         SpoolWriter { spool: Arc::clone(self), pieces: Vec::new(), room: 0, len: 0 }
     }
 
@@ -112,7 +112,7 @@ fn shown(folder: &Path) -> String {
 
 /// Writes one copy.
 #[derive(Debug)]
-pub(in crate::ingest::source) struct SpoolWriter {
+pub(crate) struct SpoolWriter {
     spool: Arc<Spool>,
     pieces: Vec<Piece>,
     /// Bytes left in the last piece.
@@ -125,7 +125,7 @@ impl SpoolWriter {
     ///
     /// # Errors
     /// If the disk is full or fails.
-    pub(in crate::ingest::source) fn push(&mut self, mut bytes: &[u8]) -> Result<u64, StorageError> {
+    pub(crate) fn push(&mut self, mut bytes: &[u8]) -> Result<u64, StorageError> {
         let offset = self.len;
         if offset / LOOK_EVERY != (offset + bytes.len() as u64) / LOOK_EVERY {
             self.spool.check_space_after(offset, bytes.len() as u64 + RESERVE)?;
@@ -155,7 +155,7 @@ impl SpoolWriter {
     }
 
     /// The copy as a file; `name` is for errors.
-    pub(in crate::ingest::source) fn finish(self, name: &str) -> SourceFile {
+    pub(crate) fn finish(self, name: &str) -> SourceFile {
         let extent = Extent::of_pieces(self.pieces, self.len);
         SourceFile::spooled(name, self.len, self.spool, extent)
     }

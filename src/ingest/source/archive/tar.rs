@@ -10,9 +10,7 @@
 //! tar, and a file that stops before a block of zeros.
 
 mod header;
-mod pax;
 mod reader;
-mod sparse;
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "tests make foreign files by hand")]
 mod tests;
@@ -24,12 +22,10 @@ use std::sync::Arc;
 
 use super::{Extent, SourceFile, Window};
 use crate::ingest::IngestError;
-use header::{BLOCK, Header, until_nul};
-use pax::{Records, check_global};
-use reader::TarReader;
-use sparse::SparseFile;
+use header::{BLOCK, Header, PaxRecords, check_global, until_nul};
+use reader::{SparseFile, TarReader};
 
-pub(in crate::ingest::source) use header::looks_like_tar;
+pub(crate) use header::looks_like_tar;
 
 /// A text that is kept is not longer than this.
 const MOST_TEXT_BYTES: u64 = 1 << 20;
@@ -39,33 +35,33 @@ const MOST_EXTENDED_BYTES: u64 = 16 << 20;
 const MOST_HOLE_BYTES: u64 = 1 << 30;
 
 /// Which members' texts are kept, by path.
-pub(in crate::ingest::source) type KeepText<'a> = &'a (dyn Fn(&str) -> bool + Sync);
+pub(crate) type KeepText<'a> = &'a (dyn Fn(&str) -> bool + Sync);
 
 /// A file within a tar.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::ingest::source) struct Member {
+pub(crate) struct Member {
     /// Its path, relative and without `.` or `..`.
-    pub(in crate::ingest::source) path: String,
+    pub path: String,
     /// Its size in bytes, holes included.
-    pub(in crate::ingest::source) bytes: u64,
+    pub bytes: u64,
     /// Where its bytes are in the file.
-    pub(in crate::ingest::source) extent: Extent,
+    pub extent: Extent,
     /// Its bytes, if the caller wanted them kept; `None` as well if it is sparse or has more than 1 MiB.
-    pub(in crate::ingest::source) text: Option<Arc<[u8]>>,
+    pub text: Option<Arc<[u8]>>,
 }
 
 /// What a tar holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(in crate::ingest::source) struct Index {
+pub(crate) struct Index {
     /// Its files, in their order in the tar.
-    pub(in crate::ingest::source) members: Vec<Member>,
+    pub members: Vec<Member>,
     /// The entries that are not files, with the reason.
-    pub(in crate::ingest::source) others: Vec<(String, Skipped)>,
+    pub others: Vec<(String, Skipped)>,
 }
 
 /// Why an entry is not a member.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::ingest::source) enum Skipped {
+pub(crate) enum Skipped {
     /// A folder.
     Directory,
     /// A symbolic link.
@@ -119,10 +115,7 @@ impl fmt::Display for Skipped {
 ///
 /// # Errors
 /// If it is cut or damaged or holds nothing, or the store fails.
-pub(in crate::ingest::source) fn read_index(
-    file: &SourceFile,
-    keep_text: KeepText<'_>,
-) -> Result<Index, IngestError> {
+pub(crate) fn read_index(file: &SourceFile, keep_text: KeepText<'_>) -> Result<Index, IngestError> {
     read_headers(file.name(), Window::new(file)?, file.len(), keep_text)
 }
 
@@ -130,7 +123,7 @@ pub(in crate::ingest::source) fn read_index(
 ///
 /// # Errors
 /// As [`read_index`].
-pub(in crate::ingest::source) fn read_nested(
+pub(crate) fn read_nested(
     file: &SourceFile,
     member: &Member,
     keep_text: KeepText<'_>,
@@ -155,7 +148,7 @@ pub(super) fn read_headers(
     keep_text: KeepText<'_>,
 ) -> Result<Index, IngestError> {
     let mut walk = Walk {
-        tar: TarReader { name, reader, len },
+        tar: TarReader::new(name, reader, len),
         keep_text,
         at: 0,
         slots: Vec::new(),
@@ -183,7 +176,7 @@ enum Kind {
 struct Pending {
     /// Where the first of it begins.
     start: Option<u64>,
-    records: Option<Records>,
+    records: Option<PaxRecords>,
     long_name: Option<Vec<u8>>,
     long_link: Option<Vec<u8>>,
 }
@@ -200,9 +193,9 @@ impl<R: Read + Seek> Walk<'_, R> {
     fn run(&mut self) -> Result<(), IngestError> {
         let mut zeros = 0_u64;
         let mut is_empty = true;
-        while self.at < self.tar.len {
+        while self.at < self.tar.len() {
             let start = self.at;
-            let left = self.tar.len - start;
+            let left = self.tar.len() - start;
             if left < BLOCK {
                 let rest = self.tar.read_vec(start, left)?;
                 return match (zeros, rest.iter().all(|&byte| byte == 0)) {
@@ -306,7 +299,7 @@ impl<R: Read + Seek> Walk<'_, R> {
     /// Goes to the block after `bytes` bytes of data.
     fn skip(&mut self, data: u64, bytes: u64, what: impl Fn() -> String) -> Result<(), IngestError> {
         let end = bytes.checked_next_multiple_of(BLOCK).and_then(|padded| data.checked_add(padded));
-        match end.filter(|&end| end <= self.tar.len) {
+        match end.filter(|&end| end <= self.tar.len()) {
             Some(end) => {
                 self.at = end;
                 Ok(())
@@ -318,7 +311,7 @@ impl<R: Read + Seek> Walk<'_, R> {
         }
     }
 
-    /// Takes an entry that is no extended header.
+    /// Takes an entry that is not an extended header.
     fn member(&mut self, header: &Header, start: u64, pending: Pending) -> Result<(), IngestError> {
         let records = pending.records.unwrap_or_default();
         let sparse = records.sparse.as_ref();

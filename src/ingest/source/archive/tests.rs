@@ -3,7 +3,7 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
-use ::bytes::Bytes;
+use bytes::Bytes;
 
 use super::compressed::{Compression, compression, unpack, unpack_within};
 use super::*;

@@ -2,11 +2,10 @@
 
 use std::collections::HashMap;
 
+use super::super::SourceFormat;
 use super::super::archive::{SourceFile, Spool, compression, looks_like_tar};
-use super::super::container::Container;
-use super::super::format::SourceFormat;
 use super::super::names::{examples, file_name};
-use super::super::records::Records;
+use super::super::records::{Container, Records};
 use super::columns::{self, LABEL_NAMES, is_label_name};
 use super::list::{PATH_NAMES, SEPARATORS};
 use super::mat;
@@ -32,7 +31,7 @@ const VALIDATION_PREFIX: &str = "ILSVRC2012_val_";
 ///
 /// # Errors
 /// If the file cannot be read, or is not one of labels.
-pub(in super::super) fn find_labels(
+pub(crate) fn find_labels(
     records: &mut Records<'_>,
     format: SourceFormat,
     others: &[(String, Location)],
@@ -41,21 +40,21 @@ pub(in super::super) fn find_labels(
         return Ok(());
     }
     if let Some(file) = &records.options.labels {
-        let Listed { labels, warning } = labels_from(file, records.options)?;
-        records.understood.push(format!("labels of images outside class folders: `{}`", file.file_name()));
-        records.warnings.extend(warning);
+        let LabelList { labels, warning } = labels_from(file, records.options)?;
+        records.note(format!("labels of images outside class folders: `{}`", file.file_name()));
+        warning.into_iter().for_each(|warning| records.warn(warning));
         give_labels(records, labels);
         return Ok(());
     }
     let has_validation =
-        || records.list.iter().any(|record| file_name(&record.path).starts_with(VALIDATION_PREFIX));
+        || records.list().iter().any(|record| file_name(&record.path).starts_with(VALIDATION_PREFIX));
     if format != SourceFormat::Imagefolder || !has_validation() {
         return Ok(());
     }
     let known = [CSV, ARCHIVE];
     if let Some((name, file)) = others.iter().find(|(name, _)| known.contains(&file_name(name))) {
-        let Listed { labels, .. } = labels_from(file, records.options)?;
-        records.understood.push(format!("labels of images outside class folders: `{name}`"));
+        let LabelList { labels, .. } = labels_from(file, records.options)?;
+        records.note(format!("labels of images outside class folders: `{name}`"));
         give_labels(records, labels);
     }
     Ok(())
@@ -68,21 +67,21 @@ pub(super) fn give_labels(records: &mut Records<'_>, labels: HashMap<String, Str
 }
 
 /// What a file says of labels.
-pub(super) struct Listed {
+pub(super) struct LabelList {
     /// The class of each image, by its path or name as they are written.
-    pub(super) labels: HashMap<String, String>,
+    pub labels: HashMap<String, String>,
     warning: Option<String>,
 }
 
 /// The labels of a development kit or a csv.
-pub(super) fn labels_from(location: &Location, options: &IngestOptions) -> Result<Listed, IngestError> {
+pub(super) fn labels_from(location: &Location, options: &IngestOptions) -> Result<LabelList, IngestError> {
     let head = SourceFile::open(location)?.head(512)?;
     let compression = compression(&head);
     if compression.is_some() || looks_like_tar(&head) {
         let container =
             Container { location: location.clone(), name: location.file_name().to_owned(), compression };
         let labels = labels_of_kit(&Tar::open(&container, &Spool::new(), None)?)?;
-        return Ok(Listed { labels, warning: None });
+        return Ok(LabelList { labels, warning: None });
     }
     labels_of_csv(location, options)
 }
@@ -122,7 +121,7 @@ pub(super) fn labels_of_kit(kit: &Tar) -> Result<HashMap<String, String>, Ingest
 }
 
 /// A csv of image and class, its columns separated by commas, tabs or semicolons. A first line of titles says which columns these are; without it there are two.
-fn labels_of_csv(file: &Location, options: &IngestOptions) -> Result<Listed, IngestError> {
+fn labels_of_csv(file: &Location, options: &IngestOptions) -> Result<LabelList, IngestError> {
     let (image_column, label_column) = (options.image_column.as_deref(), options.label_column.as_deref());
     let bytes = file.read()?;
     let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&bytes);
@@ -207,7 +206,7 @@ fn labels_of_csv(file: &Location, options: &IngestOptions) -> Result<Listed, Ing
         }
     }
     let warning = if has_titles { columns::unread_split(&titles, false) } else { None };
-    Ok(Listed { labels, warning })
+    Ok(LabelList { labels, warning })
 }
 
 /// What separates the columns of a csv, by its first line.

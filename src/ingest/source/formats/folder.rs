@@ -12,16 +12,16 @@ use crate::storage::{Entry, Location, Stamp, StorageError};
 
 /// What is below a folder.
 #[derive(Debug, Default)]
-pub(in super::super) struct Listing {
+pub(crate) struct Listing {
     /// Each file by its path, sorted by path.
-    pub(in super::super) files: Vec<(String, Listed)>,
+    pub files: Vec<(String, ListedFile)>,
     /// What cannot be taken, with the reason.
-    pub(in super::super) faults: Vec<(String, Fault)>,
+    pub faults: Vec<(String, Fault)>,
 }
 
 /// A file of a listing: its size in bytes, and what tells whether it changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(in super::super) struct Listed {
+pub(crate) struct ListedFile {
     bytes: u64,
     stamp: Option<Stamp>,
 }
@@ -30,9 +30,9 @@ pub(in super::super) struct Listed {
 ///
 /// # Errors
 /// If it is not there, or the store fails.
-pub(in super::super) fn list(root: &Location) -> Result<Listing, IngestError> {
+pub(crate) fn list(root: &Location) -> Result<Listing, IngestError> {
     let Some(path) = root.local_path() else {
-        let listed = |entry: Entry| (entry.name, Listed { bytes: entry.bytes, stamp: entry.stamp });
+        let listed = |entry: Entry| (entry.name, ListedFile { bytes: entry.bytes, stamp: entry.stamp });
         let files = root.list()?.into_iter().map(listed).collect();
         return Ok(Listing { files, faults: Vec::new() });
     };
@@ -51,7 +51,7 @@ fn identity(path: &Path) -> std::io::Result<(u64, u64)> {
 
 /// Something in a folder.
 enum Found {
-    File(String, Listed),
+    File(String, ListedFile),
     Folder(PathBuf, String, (u64, u64)),
     /// A folder whose name is not UTF-8: nothing in it has a path.
     NamelessFolder(PathBuf, String, (u64, u64)),
@@ -85,7 +85,7 @@ fn list_local(folder: &Path, below: &str, chain: &[(u64, u64)]) -> Result<Listin
             () if name.to_str().is_none() => Found::Fault(shown, Fault::NotUtf8),
             () if metadata.is_dir() => Found::Folder(path, shown + "/", id),
             () if metadata.is_file() => {
-                let listed = Listed { bytes: metadata.len(), stamp: Stamp::of_time(&metadata) };
+                let listed = ListedFile { bytes: metadata.len(), stamp: Stamp::of_time(&metadata) };
                 Found::File(shown, listed)
             }
             () => Found::Fault(shown, Fault::NotAFile),
@@ -127,7 +127,7 @@ fn leads_nowhere(error: &std::io::Error) -> bool {
 }
 
 /// Adds the folder's images.
-pub(in super::super) fn collect(records: &mut Records<'_>, root: &Location, listing: Listing) {
+pub(crate) fn collect(records: &mut Records<'_>, root: &Location, listing: Listing) {
     let origin = records.add_origin("");
     let container = records.containers.add_folder(root.clone());
     records.folder = Some((container, root.clone()));
@@ -139,7 +139,7 @@ pub(in super::super) fn collect(records: &mut Records<'_>, root: &Location, list
             records.pass_over(fault.reason(), &path);
         }
     }
-    for (path, Listed { bytes, stamp }) in listing.files {
+    for (path, ListedFile { bytes, stamp }) in listing.files {
         if is_image(&path) {
             records.stamps.add(&path, stamp);
             push(

@@ -95,7 +95,7 @@ pub(super) fn collect(
     }
     if let Some(kit) = kits.pop() {
         let labels = devkit::labels_of_kit(&kit)?;
-        records.understood.push(format!("labels of the validation images: `{}`", file_name(&kit.name)));
+        records.note(format!("labels of the validation images: `{}`", file_name(&kit.name)));
         devkit::give_labels(records, labels);
         return Ok(());
     }
@@ -106,7 +106,7 @@ pub(super) fn collect(
     for file in listed.chain(beside) {
         if file.exists()? {
             let labels = devkit::labels_from(&file, records.options)?.labels;
-            records.understood.push(format!("labels of the validation images: `{}`", file.file_name()));
+            records.note(format!("labels of the validation images: `{}`", file.file_name()));
             devkit::give_labels(records, labels);
             return Ok(());
         }

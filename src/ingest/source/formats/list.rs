@@ -6,9 +6,8 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::super::archive::{Extent, failed};
-use super::super::container::Container;
 use super::super::names::examples;
-use super::super::records::{Evidence, Fault, ImageBytes, Naming, Record, Records};
+use super::super::records::{Container, Evidence, Fault, ImageBytes, Naming, Record, Records};
 use super::columns::{self, LABEL_NAMES, SPLIT_NAME};
 use crate::ingest::IngestError;
 use crate::storage::{Location, Stamp};
@@ -20,7 +19,7 @@ pub(super) const PATH_NAMES: [&str; 9] =
 pub(super) const SEPARATORS: [char; 3] = [',', '\t', ';'];
 
 /// Whether a file that begins so is a list: jsonl, or a csv whose first line names a column of paths.
-pub(in super::super) fn looks_like_list(head: &[u8]) -> bool {
+pub(crate) fn looks_like_list(head: &[u8]) -> bool {
     let first = head.split(|&byte| byte == b'\n').next().unwrap_or_default();
     // The head may end within a character.
     let first = match std::str::from_utf8(first) {
@@ -49,7 +48,7 @@ struct Line {
 }
 
 /// Adds the images of the lists.
-pub(in super::super) fn collect(records: &mut Records<'_>, lists: &[Container]) -> Result<(), IngestError> {
+pub(crate) fn collect(records: &mut Records<'_>, lists: &[Container]) -> Result<(), IngestError> {
     records.naming = Naming::AsIs;
     let mut folders = Folders::default();
     for container in lists {
@@ -177,8 +176,7 @@ fn jsonl(records: &mut Records<'_>, list: &Location, text: &str) -> Result<Vec<L
     })?;
     let label = column("--label-column", &options.label_column, &LABEL_NAMES)?;
     let split = names.iter().position(|name| name.eq_ignore_ascii_case(SPLIT_NAME));
-    note_label_column(records, label.map(|label| names[label]));
-    note_unread_split(records, &names);
+    note_columns(records, &names, label);
     let mut lines = Vec::with_capacity(objects.len());
     for (number, object) in objects {
         let bad = |reason: String| IngestError::layout(list, format!("line {number}: {reason}"));
@@ -201,20 +199,13 @@ fn jsonl(records: &mut Records<'_>, list: &Location, text: &str) -> Result<Vec<L
     Ok(lines)
 }
 
-/// Notes for people where labels come from.
-fn note_label_column(records: &mut Records<'_>, column: Option<&str>) {
-    let sentence = match column {
-        Some(column) => format!("labels: from the column `{column}`"),
+/// Notes for people where labels come from, and warns of a column that may hold the split.
+fn note_columns(records: &mut Records<'_>, names: &[&str], label: Option<usize>) {
+    records.note(match label {
+        Some(label) => format!("labels: from the column `{}`", names[label]),
         None => "labels: none, since no column is called like one (`--label-column` names one)".into(),
-    };
-    if !records.understood.contains(&sentence) {
-        records.understood.push(sentence);
-    }
-}
-
-fn note_unread_split(records: &mut Records<'_>, names: &[&str]) {
-    let warning = columns::unread_split(names, true);
-    records.warnings.extend(warning.filter(|warning| !records.warnings.contains(warning)));
+    });
+    columns::unread_split(names, true).into_iter().for_each(|warning| records.warn(warning));
 }
 
 fn csv(records: &mut Records<'_>, list: &Location, text: &str) -> Result<Vec<Line>, IngestError> {
@@ -251,8 +242,7 @@ fn csv(records: &mut Records<'_>, list: &Location, text: &str) -> Result<Vec<Lin
     let path = column("--image-column", &options.image_column, &PATH_NAMES)?.unwrap_or(0);
     let label = column("--label-column", &options.label_column, &LABEL_NAMES)?;
     let split = names.iter().position(|name| name.eq_ignore_ascii_case(SPLIT_NAME));
-    note_label_column(records, label.map(|label| names[label]));
-    note_unread_split(records, &names);
+    note_columns(records, &names, label);
     let mut lines = Vec::new();
     for record in reader.records() {
         let record = record.map_err(bad)?;

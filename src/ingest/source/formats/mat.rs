@@ -29,22 +29,22 @@ const STRUCT_CLASS: u8 = 2;
 
 /// A synset of ILSVRC2012.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::ingest) struct Synset {
+pub(crate) struct Synset {
     /// Its number in the challenge.
-    pub(in crate::ingest) id: u32,
+    pub id: u32,
     /// Its WordNet id.
-    pub(in crate::ingest) wnid: String,
+    pub wnid: String,
     /// The number of synsets below it; the classes have none.
-    pub(in crate::ingest) children: u32,
+    pub children: u32,
 }
 
 /// Reads the variable `synsets`.
 ///
 /// # Errors
 /// The reason, if the file is damaged or holds something else.
-pub(in crate::ingest) fn read_synsets(file: &[u8]) -> Result<Vec<Synset>, String> {
+pub(crate) fn read_synsets(file: &[u8]) -> Result<Vec<Synset>, String> {
     if file.len() < HEADER_BYTES || !file.starts_with(b"MATLAB 5.0 MAT-file") {
-        return Err("it is no MATLAB file of level 5".into());
+        return Err("it is not a MATLAB file of level 5".into());
     }
     if file[126..128] != *b"IM" {
         return Err("its byte order is not little-endian".into());

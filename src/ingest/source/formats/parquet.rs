@@ -17,9 +17,10 @@ use parquet::file::reader::{ChunkReader, Length};
 use rayon::prelude::*;
 
 use super::super::archive::{Containers, Extent, SourceFile, Spool, Window};
-use super::super::container::Container;
 use super::super::names::{examples, file_name};
-use super::super::records::{ClassNames, Entry, Evidence, Fault, ImageBytes, Naming, Record, Records};
+use super::super::records::{
+    ClassNames, Container, Entry, Evidence, Fault, ImageBytes, Naming, Record, Records,
+};
 
 use super::columns::{self, LABEL_NAMES, SPLIT_NAME};
 use crate::guard::guard;
@@ -37,7 +38,7 @@ const IMAGE_NAMES: [&str; 6] = ["image", "img", "picture", "jpg", "jpeg", "png"]
 
 /// A table whose images are to be copied.
 #[derive(Debug)]
-pub(in super::super) struct Table {
+pub(crate) struct Table {
     location: Location,
     /// As it was listed: a change since then is an error.
     file: SourceFile,
@@ -47,7 +48,7 @@ pub(in super::super) struct Table {
 
 /// What a table says of its images, without their bytes.
 #[derive(Debug)]
-struct Listed {
+struct TableIndex {
     table: Table,
     names: Vec<Option<String>>,
     labels: Option<Texts>,
@@ -66,13 +67,10 @@ struct Listed {
 type Texts = Vec<Option<String>>;
 
 /// Adds the images of the tables; their bytes are copied by [`fetch`].
-pub(in super::super) fn collect(
-    records: &mut Records<'_>,
-    files: &[Container],
-) -> Result<Vec<Table>, IngestError> {
+pub(crate) fn collect(records: &mut Records<'_>, files: &[Container]) -> Result<Vec<Table>, IngestError> {
     records.naming = Naming::ByLabel;
     let options = records.options;
-    let listed: Vec<Listed> = files
+    let listed: Vec<TableIndex> = files
         .par_iter()
         .map(|file| guarded(&file.location, || list(options, &file.location)))
         .collect::<Result<_, IngestError>>()?;
@@ -101,8 +99,7 @@ pub(in super::super) fn collect(
             Some(column) => drop(columns.insert(column.clone(), file.name.clone())),
             None => without_labels.push(file.name.clone()),
         }
-        let warnings = &mut records.warnings;
-        warnings.extend(listed.unread_split.filter(|warning| !warnings.contains(warning)));
+        listed.unread_split.into_iter().for_each(|warning| records.warn(warning));
         let origin = records.add_origin(&file.name);
         let number = tables.len() as u32;
         for (row, name) in listed.names.into_iter().enumerate() {
@@ -132,7 +129,7 @@ pub(in super::super) fn collect(
         return Err(records.wrong(reason));
     }
     let none = "no column is called like one (`--label-column` names one)";
-    records.understood.push(match columns.keys().next() {
+    records.note(match columns.keys().next() {
         Some(column) if without_labels.is_empty() => format!("labels: from the column `{column}`"),
         Some(column) => {
             format!("labels: from the column `{column}`; none in {}: {none}", examples(&without_labels))
@@ -166,7 +163,7 @@ fn open(
         .map_err(|error| IngestError::layout(location, error.to_string()))
 }
 
-fn list(options: &IngestOptions, location: &Location) -> Result<Listed, IngestError> {
+fn list(options: &IngestOptions, location: &Location) -> Result<TableIndex, IngestError> {
     let file = SourceFile::open(location)?;
     let builder = open(location, file.clone())?;
     let schema = builder.schema().clone();
@@ -229,7 +226,7 @@ fn list(options: &IngestOptions, location: &Location) -> Result<Listed, IngestEr
     let mask = ProjectionMask::leaves(parquet_schema, leaves);
     let reader = builder.with_projection(mask).with_batch_size(SMALL_ROWS).build();
     let reader = reader.map_err(|error| IngestError::layout(location, error.to_string()))?;
-    let mut listed = Listed {
+    let mut listed = TableIndex {
         table: Table { location: location.clone(), file, image: names[image].to_owned() },
         has_bytes,
         names: Vec::new(),
@@ -355,7 +352,7 @@ fn names_of_numbers(
 }
 
 /// Copies the images of the tables that entries name, and points the entries to the copy.
-pub(in super::super) fn fetch(
+pub(crate) fn fetch(
     tables: &[Table],
     splits: &mut BTreeMap<String, Vec<Entry>>,
     containers: &mut Containers,

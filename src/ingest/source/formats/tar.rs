@@ -5,9 +5,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::super::archive::{Index, Member, Skipped, SourceFile, Spool, read_index, unpack};
-use super::super::container::Container;
 use super::super::names::is_image;
-use super::super::records::{Evidence, Fault, ImageBytes, Record, Records};
+use super::super::records::{Container, Evidence, Fault, ImageBytes, Record, Records};
 use super::webdataset;
 use crate::ingest::IngestError;
 use crate::storage::Location;
@@ -18,12 +17,12 @@ const MOST_TEXT_BYTES: u64 = 16 << 20;
 /// A tar that was listed.
 #[derive(Debug)]
 pub(super) struct Tar {
-    pub(super) location: Location,
+    pub location: Location,
     /// Its name below the source.
-    pub(super) name: String,
+    pub name: String,
     /// Its bytes: a copy, if it was compressed.
-    pub(super) file: SourceFile,
-    pub(super) index: Index,
+    pub file: SourceFile,
+    pub index: Index,
 }
 
 impl Tar {

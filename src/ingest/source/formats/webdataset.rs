@@ -2,12 +2,12 @@
 //!
 //! A key ends at the first dot of the file name, as webdataset has it. `key.jpg` is the image; its label is in
 //! `key.cls` (a number or a name) or in `key.json`. Other members of a sample, such as a mask `key.seg.png`, are
-//! not images of their own.
+//! not separate images.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
+use super::super::SourceFormat;
 use super::super::archive::Member;
-use super::super::format::SourceFormat;
 use super::super::names::{examples, file_name, is_image, is_image_ending};
 use super::super::records::{Evidence, Fault, ImageBytes, Naming, Record, Records, shown};
 use super::columns::{LABEL_NAMES, SPLIT_NAME, choose, is_label_name};
@@ -255,7 +255,7 @@ pub(super) fn collect(records: &mut Records<'_>, tars: Vec<Tar>) -> Result<(), I
     }
     if has_split {
         let warning = "the field `split` of the json members is not read; names of tars and `--splits` say what is which split";
-        records.warnings.push(warning.into());
+        records.warn(warning.into());
     }
     if options.unlabelled {
         return Ok(());
@@ -287,10 +287,10 @@ pub(super) fn collect(records: &mut Records<'_>, tars: Vec<Tar>) -> Result<(), I
             );
             return Err(records.wrong(reason));
         }
-        records.understood.push(format!("labels: from the field {names} of the json members"));
+        records.note(format!("labels: from the field {names} of the json members"));
     }
     if without_field > 0 {
-        records.warnings.push(format!(
+        records.warn(format!(
             "{without_field} json members have none of the fields {} (`--label-column` names another)",
             options.label_column.as_deref().map_or_else(|| LABEL_NAMES.join(", "), str::to_owned)
         ));

@@ -1,0 +1,267 @@
+//! A folder that timm or transformers loads: weights, configuration, and a model card.
+
+use std::fmt::Write;
+
+use serde_json::{Map, Value, json};
+
+use super::torchvision::weights;
+use crate::checkpoint::{Checkpoint, MODEL};
+use crate::commands::CommandError;
+use crate::commands::reports::REPORTS;
+use crate::storage::{Location, PublishMode};
+
+/// Whose names and configuration the folder has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hub {
+    /// `timm.create_model("local-dir:FOLDER")`
+    Timm,
+    /// `transformers.AutoModelForImageClassification.from_pretrained("FOLDER")`
+    HuggingFace,
+}
+
+/// Publishes a checkpoint's encoder as a folder, and returns the number of tensors. The model's logits are the embedding
+/// before it is normalised.
+///
+/// # Errors
+/// If neither library has the network, the checkpoint is damaged, or the store fails.
+///
+/// # Source
+/// timm's `ResNet` has torchvision's names; transformers' are those of `ResNetForImageClassification`.
+pub fn export_hub(folder: &Location, output: &Location, hub: Hub) -> Result<usize, CommandError> {
+    let checkpoint = Checkpoint::open(folder)?;
+    let encoder = checkpoint.state()?.encoder;
+    let arch = encoder["arch"].as_str().unwrap_or_default();
+    let Some(network) = Network::named(arch) else {
+        return Err(CommandError::Data(format!(
+            "{folder}: neither timm nor transformers has the network {arch}; `export torchvision` and \
+             jobs/tools/cifar_resnet.py load it in PyTorch"
+        )));
+    };
+    let name = |name: &str| match hub {
+        Hub::Timm => Some(name.to_owned()),
+        Hub::HuggingFace => name_in_transformers(name),
+    };
+    let (tensors, file) = weights(&checkpoint, arch, &name)?;
+    let write = |name: &str, text: Vec<u8>| output.join(name).publish(text, PublishMode::Overwrite);
+    write(MODEL, file)?;
+    let card = card(&checkpoint, hub, &encoder, &scores(&checkpoint)?);
+    write("README.md", card.into_bytes())?;
+    if hub == Hub::HuggingFace {
+        write("preprocessor_config.json", serde_json::to_vec_pretty(&preprocessing(&encoder))?)?;
+    }
+    // Last: without it nothing loads the folder.
+    let config = match hub {
+        Hub::Timm => network.timm(&encoder),
+        Hub::HuggingFace => network.transformers(&encoder),
+    };
+    write("config.json", serde_json::to_vec_pretty(&config)?)?;
+    Ok(tensors)
+}
+
+/// A residual network with a stem for large images.
+struct Network {
+    arch: &'static str,
+    /// Blocks of each stage.
+    depths: [u32; 4],
+    /// Of the last stage.
+    width: u32,
+}
+
+impl Network {
+    const ALL: [Self; 3] = [
+        Self { arch: "resnet18", depths: [2, 2, 2, 2], width: 512 },
+        Self { arch: "resnet34", depths: [3, 4, 6, 3], width: 512 },
+        Self { arch: "resnet50", depths: [3, 4, 6, 3], width: 2048 },
+    ];
+
+    fn named(arch: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|network| network.arch == arch)
+    }
+
+    /// timm's `config.json`.
+    fn timm(&self, encoder: &Value) -> Value {
+        let side = &encoder["image_size"];
+        let normalisation = &encoder["normalisation"];
+        json!({
+            "architecture": self.arch,
+            "num_classes": encoder["dim"],
+            "num_features": self.width,
+            "pretrained_cfg": {
+                "input_size": [3, side, side],
+                "fixed_input_size": false,
+                "interpolation": "bilinear",
+                "crop_pct": crop_share(encoder),
+                "crop_mode": "center",
+                "mean": normalisation["mean"],
+                "std": normalisation["std"],
+                "num_classes": encoder["dim"],
+                "first_conv": "conv1",
+                "classifier": "fc",
+            },
+        })
+    }
+
+    /// transformers' `config.json`.
+    fn transformers(&self, encoder: &Value) -> Value {
+        let dim = encoder["dim"].as_u64().unwrap_or_default();
+        let labels: Map<_, _> =
+            (0..dim).map(|at| (at.to_string(), format!("embedding {at}").into())).collect();
+        let ids: Map<_, _> = (0..dim).map(|at| (format!("embedding {at}"), at.into())).collect();
+        json!({
+            "architectures": ["ResNetForImageClassification"],
+            "model_type": "resnet",
+            "num_channels": 3,
+            "embedding_size": 64,
+            "hidden_sizes": [self.width / 8, self.width / 4, self.width / 2, self.width],
+            "depths": self.depths,
+            "layer_type": if self.width > 512 { "bottleneck" } else { "basic" },
+            "hidden_act": "relu",
+            "downsample_in_first_stage": false,
+            "downsample_in_bottleneck": false,
+            "id2label": labels,
+            "label2id": ids,
+        })
+    }
+}
+
+/// A tensor's name in transformers' `ResNetForImageClassification`.
+fn name_in_transformers(name: &str) -> Option<String> {
+    let embedder = "resnet.embedder.embedder";
+    let parts: Vec<&str> = name.split('.').collect();
+    Some(match parts[..] {
+        ["conv1", last] => format!("{embedder}.convolution.{last}"),
+        ["bn1", last] => format!("{embedder}.normalization.{last}"),
+        ["fc", last] => format!("classifier.1.{last}"),
+        [stage, block, ref inner @ .., last] => {
+            let stage = stage.strip_prefix("layer")?.parse::<u32>().ok()?.checked_sub(1)?;
+            let inner = match *inner {
+                ["downsample", "0"] => "shortcut.convolution".to_owned(),
+                ["downsample", "1"] => "shortcut.normalization".to_owned(),
+                [part] => {
+                    let (number, kind) = match part.strip_prefix("conv") {
+                        Some(number) => (number, "convolution"),
+                        None => (part.strip_prefix("bn")?, "normalization"),
+                    };
+                    format!("layer.{}.{kind}", number.parse::<u32>().ok()?.checked_sub(1)?)
+                }
+                _ => return None,
+            };
+            format!("resnet.encoder.stages.{stage}.layers.{block}.{inner}.{last}")
+        }
+        _ => return None,
+    })
+}
+
+/// Of the shorter side, what the evaluation's crop has.
+fn crop_share(encoder: &Value) -> f64 {
+    let side = |key: &str| encoder[key].as_f64().unwrap_or(1.0);
+    side("image_size") / side("evaluation_resize").max(1.0)
+}
+
+/// transformers' `preprocessor_config.json`: resize, centre crop and normalise as the evaluation does.
+fn preprocessing(encoder: &Value) -> Value {
+    const BILINEAR: u32 = 2;
+    let side = &encoder["image_size"];
+    json!({
+        "image_processor_type": "BitImageProcessor",
+        "do_convert_rgb": true,
+        "do_resize": true,
+        "size": {"shortest_edge": encoder["evaluation_resize"]},
+        "resample": BILINEAR,
+        "do_center_crop": true,
+        "crop_size": {"height": side, "width": side},
+        "do_rescale": true,
+        "rescale_factor": 1.0 / 255.0,
+        "do_normalize": true,
+        "image_mean": encoder["normalisation"]["mean"],
+        "image_std": encoder["normalisation"]["std"],
+    })
+}
+
+/// The reports of the checkpoint's weights beside it, a line of the card each.
+fn scores(checkpoint: &Checkpoint) -> Result<Vec<String>, CommandError> {
+    let Some(run) = checkpoint.folder().folder().and_then(|checkpoints| checkpoints.folder()) else {
+        return Ok(Vec::new());
+    };
+    let reports = run.join(REPORTS);
+    let digest = checkpoint.weights_digest();
+    let mut lines = Vec::new();
+    for file in reports.list()?.into_iter().filter(|file| file.name.ends_with(".json")) {
+        let text = reports.join(&file.name).read()?;
+        let Ok(report) = serde_json::from_slice::<Value>(&text) else { continue };
+        let (Some(top1), true) = (report["top1"].as_f64(), report["weights"] == digest.as_str()) else {
+            continue;
+        };
+        let dataset = report["dataset_digest"].as_str().unwrap_or_default();
+        let split = report["split"].as_str().unwrap_or_default();
+        lines.push(format!("| {} | {split} | {dataset:.12} | {:.1} % |", file.name, 100.0 * top1));
+    }
+    Ok(lines)
+}
+
+/// The model card.
+fn card(checkpoint: &Checkpoint, hub: Hub, encoder: &Value, scores: &[String]) -> String {
+    let manifest = checkpoint.manifest();
+    let (library, load) = match hub {
+        Hub::Timm => {
+            ("timm", "import timm\n    model = timm.create_model(\"local-dir:FOLDER\", pretrained=True)")
+        }
+        Hub::HuggingFace => (
+            "transformers",
+            "from transformers import AutoModelForImageClassification\n    \
+             model = AutoModelForImageClassification.from_pretrained(\"FOLDER\")",
+        ),
+    };
+    let logits = if hub == Hub::Timm { "model(pixels)" } else { "model(pixels).logits" };
+    let text = |key: &str| encoder[key].to_string().replace('"', "");
+    let mut card = format!(
+        "---\nlibrary_name: {library}\npipeline_tag: image-feature-extraction\ntags: [image-feature-extraction, \
+         instance-discrimination]\n---\n\n# {} trained by instance discrimination\n\n    {load}\n    embedding = \
+         torch.nn.functional.normalize({logits})    # [images, {}]\n\nMade by instdisc {} after {} steps, without labels \
+         ([Wu et al., CVPR 2018](https://arxiv.org/abs/1805.01978)).\n\n- images: resized to {} pixels along the shorter \
+         side, the centre of {} pixels\n- dataset: `{}`\n- weights: `{}`\n",
+        text("arch"),
+        text("dim"),
+        env!("CARGO_PKG_VERSION"),
+        manifest.step,
+        text("evaluation_resize"),
+        text("image_size"),
+        manifest.trained_on.dataset_digest,
+        checkpoint.weights_digest(),
+    );
+    if !scores.is_empty() {
+        let _ = write!(
+            card,
+            "\n| report | split | dataset | top-1 |\n|---|---|---|---|\n{}\n",
+            scores.join("\n")
+        );
+    }
+    card
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_transformers_and_no_other_tensor_is_taken() {
+        let names = [
+            ("conv1.weight", "resnet.embedder.embedder.convolution.weight"),
+            ("bn1.running_var", "resnet.embedder.embedder.normalization.running_var"),
+            ("layer1.0.conv1.weight", "resnet.encoder.stages.0.layers.0.layer.0.convolution.weight"),
+            ("layer4.2.bn3.bias", "resnet.encoder.stages.3.layers.2.layer.2.normalization.bias"),
+            ("layer2.0.downsample.0.weight", "resnet.encoder.stages.1.layers.0.shortcut.convolution.weight"),
+            (
+                "layer2.0.downsample.1.weight",
+                "resnet.encoder.stages.1.layers.0.shortcut.normalization.weight",
+            ),
+            ("fc.bias", "classifier.1.bias"),
+        ];
+        for (ours, theirs) in names {
+            assert_eq!(name_in_transformers(ours).as_deref(), Some(theirs));
+        }
+        for other in ["head.weight", "layer0.0.conv1.weight", "layer1.0.pool.weight", "x", ""] {
+            assert_eq!(name_in_transformers(other), None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! A split of a dataset as a source: on this machine row by row, from an object store by row groups.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+
+use super::row_group_cache::{GROUPS_AT_ONCE, READ_MEMORY, RowGroupCache};
+use super::split_rows::{SplitRows, StoredImage};
+use super::{Encoded, Fetched, Instances, ReadContext, Source};
+use crate::dataset::{DatasetError, Manifest, Row, unsealed};
+use crate::ids::BankRow;
+use crate::image::ExifOrientation;
+use crate::loader::error::LoaderError;
+use crate::storage::{BlobCache, Digest, LocalFile, Location};
+
+/// Shards that are held open.
+const OPEN_FILES: usize = 256;
+
+/// Opens a split, or a uniform sample of `limit` of its instances, which depends on nothing but the two numbers.
+///
+/// # Errors
+/// If there is no such split, or its index or a shard is missing or damaged.
+pub fn open_split(
+    dataset: &Location,
+    manifest: &Manifest,
+    split: &str,
+    limit: Option<usize>,
+) -> Result<Arc<dyn Source>, LoaderError> {
+    open_split_cached(dataset, manifest, split, limit, None)
+}
+
+/// Opens a split as [`open_split`]. Row groups from an object store are kept in the cache; a dataset on this machine
+/// needs none.
+///
+/// # Errors
+/// As [`open_split`].
+pub fn open_split_cached(
+    dataset: &Location,
+    manifest: &Manifest,
+    split: &str,
+    limit: Option<usize>,
+    cache: Option<BlobCache>,
+) -> Result<Arc<dyn Source>, LoaderError> {
+    let rows = SplitRows::open(dataset, manifest, split, limit)?;
+    Ok(if dataset.local_path().is_some() {
+        Arc::new(LocalSource::new(rows))
+    } else {
+        Arc::new(StreamedSource::new(rows, cache))
+    })
+}
+
+/// A split on this machine.
+#[derive(Debug)]
+struct LocalSource {
+    split: SplitRows,
+    /// Open shards, by their numbers.
+    files: Mutex<HashMap<u32, Arc<LocalFile>>>,
+    row_groups: RowGroupCache,
+}
+
+impl LocalSource {
+    fn new(split: SplitRows) -> Self {
+        Self { split, files: Mutex::default(), row_groups: RowGroupCache::new(READ_MEMORY) }
+    }
+
+    /// An image, checked against its digest.
+    fn fetch_row(&self, image: &StoredImage, context: &ReadContext) -> Result<Encoded, LoaderError> {
+        if context.cancel.is_cancelled() {
+            return Err(LoaderError::Stopped);
+        }
+        let bytes = self.file(image.group())?.read(image.range()).map_err(DatasetError::from)?;
+        context.counters.count_read(&bytes);
+        let mut encoded = image.checked(bytes).ok_or_else(|| self.split.changed(image))?;
+        if let Some(range) = image.entry_points() {
+            let stored = self.file(image.group())?.read(range).map_err(DatasetError::from)?;
+            context.counters.count_read(&stored);
+            // Without them it is decoded all the same.
+            encoded.entry_points = unsealed(stored);
+        }
+        Ok(encoded)
+    }
+
+    fn load(&self, group: usize, context: &ReadContext) -> Result<Vec<Row>, LoaderError> {
+        let read = || Ok(self.file(group)?.read(self.split.range(group)).map_err(DatasetError::from)?);
+        Ok(self.split.read_group(group, context, read)?.1)
+    }
+
+    /// The file of a group's shard.
+    fn file(&self, group: usize) -> Result<Arc<LocalFile>, LoaderError> {
+        let shard = self.split.shard_number(group);
+        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = files.get(&shard) {
+            return Ok(Arc::clone(file));
+        }
+        let opened = self.split.shard(group).0.location().open_local().map_err(DatasetError::from)?;
+        let file = Arc::new(opened.expect("a local dataset has local shards"));
+        if files.len() >= OPEN_FILES {
+            files.clear();
+        }
+        files.insert(shard, Arc::clone(&file));
+        Ok(file)
+    }
+}
+
+impl Source for LocalSource {
+    fn instances(&self) -> &Instances {
+        self.split.instances()
+    }
+
+    fn record(&self, bank_row: BankRow) -> String {
+        self.split.record(bank_row, self.read(&[bank_row]))
+    }
+
+    fn read(&self, bank_rows: &[BankRow]) -> Result<Vec<Row>, LoaderError> {
+        self.row_groups.rows(&self.split, bank_rows, |group| self.load(group, &ReadContext::default()))
+    }
+
+    fn fetch_rows(&self, bank_rows: &[BankRow], context: &ReadContext) -> Vec<Fetched> {
+        let fetch = |&bank_row| self.fetch_row(self.split.image(bank_row), context).map_err(Arc::new);
+        bank_rows.iter().map(fetch).collect()
+    }
+
+    fn fetch_group(&self, group: usize, context: &ReadContext) -> Vec<Fetched> {
+        self.split.members(group, self.load(group, context))
+    }
+
+    fn exif_orientation(&self) -> ExifOrientation {
+        self.split.exif_orientation()
+    }
+
+    fn held_bytes(&self) -> u64 {
+        self.split.held_bytes()
+    }
+}
+
+/// A split in an object store.
+#[derive(Debug)]
+struct StreamedSource {
+    split: SplitRows,
+    row_groups: RowGroupCache,
+    /// Row groups on a local disk.
+    cache: Option<BlobCache>,
+    /// The group of each digest, where there is a cache.
+    by_digest: HashMap<Digest, u32>,
+    /// By group: when it is needed next.
+    next_use: Vec<AtomicU64>,
+}
+
+impl StreamedSource {
+    /// A source that keeps row groups in `cache`, where there is one.
+    fn new(split: SplitRows, cache: Option<BlobCache>) -> Self {
+        let cached = if cache.is_some() { 0..split.groups() } else { 0..0 };
+        Self {
+            row_groups: RowGroupCache::new(READ_MEMORY),
+            by_digest: cached.map(|group| (split.digest(group), group as u32)).collect(),
+            next_use: (0..split.groups()).map(|_| AtomicU64::new(u64::MAX)).collect(),
+            split,
+            cache,
+        }
+    }
+
+    /// A row group with its rows, checked against its digest: from the cache, else from the store.
+    fn load(&self, group: usize, context: &ReadContext) -> Result<Vec<Row>, LoaderError> {
+        let counters = &context.counters;
+        let digest = self.split.digest(group);
+        if let Some(cache) = &self.cache {
+            if let Some(bytes) = cache.get(digest) {
+                if let Ok(rows) = self.split.parse(group, &bytes) {
+                    counters.cache_hits.add(1);
+                    counters.cache_bytes.add(bytes.len() as u64);
+                    return Ok(rows);
+                }
+                cache.remove(digest);
+                counters.retries.add(1);
+            }
+            counters.cache_misses.add(1);
+        }
+        let (bytes, rows) = self.split.read_group(group, context, || self.read_whole(group, context))?;
+        if let Some(cache) = &self.cache {
+            let use_of = |digest: Digest| {
+                let group = *self.by_digest.get(&digest)?;
+                Some(self.next_use[group as usize].load(Ordering::Relaxed))
+            };
+            cache.put(digest, &bytes, &use_of);
+        }
+        Ok(rows)
+    }
+
+    fn read_whole(&self, group: usize, context: &ReadContext) -> Result<Bytes, LoaderError> {
+        let pending = self.split.shard(group).0.location().start_read_range(self.split.range(group));
+        pending.finish_unless(&context.cancel).map_err(DatasetError::from)?.ok_or(LoaderError::Stopped)
+    }
+
+    /// A row of a group in the cache or in memory.
+    fn fetch_row(&self, bank_row: BankRow, context: &ReadContext) -> Fetched {
+        if context.cancel.is_cancelled() {
+            return Err(Arc::new(LoaderError::Stopped));
+        }
+        let image = self.split.image(bank_row);
+        let group = image.group();
+        if let Some(cache) = &self.cache {
+            let first = self.split.range(group).start;
+            let Range { start, end } = image.range();
+            let kept = cache.read(self.split.digest(group), start - first..end - first);
+            if let Some(mut encoded) = kept.and_then(|bytes| image.checked(bytes)) {
+                if let Some(Range { start, end }) = image.entry_points() {
+                    let stored = cache.read(self.split.digest(group), start - first..end - first);
+                    encoded.entry_points = stored.and_then(unsealed);
+                }
+                context.counters.cache_bytes.add(encoded.held_bytes());
+                return Ok(encoded);
+            }
+        }
+        let rows = self.row_groups.get_or_load(&self.split, group, || self.load(group, context))?;
+        Ok(Encoded::of(image.of(&rows)))
+    }
+}
+
+impl Source for StreamedSource {
+    fn instances(&self) -> &Instances {
+        self.split.instances()
+    }
+
+    fn record(&self, bank_row: BankRow) -> String {
+        self.split.record(bank_row, self.read(&[bank_row]))
+    }
+
+    fn read(&self, bank_rows: &[BankRow]) -> Result<Vec<Row>, LoaderError> {
+        self.row_groups.rows(&self.split, bank_rows, |group| self.load(group, &ReadContext::default()))
+    }
+
+    fn fetch_rows(&self, bank_rows: &[BankRow], context: &ReadContext) -> Vec<Fetched> {
+        bank_rows.iter().map(|&bank_row| self.fetch_row(bank_row, context)).collect()
+    }
+
+    fn fetch_group(&self, group: usize, context: &ReadContext) -> Vec<Fetched> {
+        self.split.members(group, self.load(group, context))
+    }
+
+    fn reads_rows(&self) -> bool {
+        false
+    }
+
+    fn prepare_rows(&self, memory: u64) -> Result<u64, LoaderError> {
+        let in_flight = GROUPS_AT_ONCE as u64 * self.layout().largest_group();
+        let total = self.layout().total_bytes();
+        if self.cache.as_ref().is_some_and(|cache| cache.limit() >= total) {
+            self.row_groups.set_limit((memory / 8).min(READ_MEMORY));
+            for next_use in &self.next_use {
+                // Every group is needed all the time: none goes for another.
+                next_use.store(0, Ordering::Relaxed);
+            }
+            return Ok(in_flight);
+        }
+        let needed = total + in_flight;
+        if needed > memory {
+            let advice = "give --cache DIR and a --cache-size that holds the split, or --shuffle windowed";
+            let what = "the whole split in memory, for the exact order";
+            return Err(LoaderError::Memory { what, needed, limit: memory, advice });
+        }
+        self.row_groups.set_limit(total);
+        Ok(needed)
+    }
+
+    fn expect(&self, group: usize, next_use: u64) {
+        self.next_use[group].store(next_use, Ordering::Relaxed);
+    }
+
+    fn exif_orientation(&self) -> ExifOrientation {
+        self.split.exif_orientation()
+    }
+
+    fn held_bytes(&self) -> u64 {
+        self.split.held_bytes()
+    }
+}

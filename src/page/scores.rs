@@ -1,0 +1,208 @@
+//! The evaluated features and their scores: overall, by options, by class.
+
+use super::text::{add, breakable, escape, grouped, interval, percent};
+use super::{PageInput, Section};
+use crate::eval::{Confusion, GridCell, KnnReport, KnnReports};
+
+/// Pairs that are shown at once.
+const FIRST_PAIRS: usize = 12;
+
+/// The evaluated features and their scores.
+pub(super) fn headline(out: &mut String, input: &PageInput<'_>) {
+    let report = input.report();
+    let title = if report.has_scores() {
+        format!("{} of queries get their class right", percent(report.top1))
+    } else {
+        format!("The neighbours of {} images", grouped(report.unlabelled_queries as u64))
+    };
+    add!(out, "<header>\n<p class=\"kicker\">Nearest-neighbour report</p>\n<h1>{title}</h1>\n");
+    let (queries, rows) = if report.has_scores() {
+        (report.queries, format!("{} labelled rows", grouped(report.bank_rows as u64)))
+    } else {
+        (report.unlabelled_queries, format!("{} rows", grouped(input.bank.ids().len() as u64)))
+    };
+    add!(
+        out,
+        "<p class=\"about\">{} queries of split <b>{}</b>, compared with {rows}: <b>{}</b>, step {}. {}ataset \
+         <code title=\"{}\">{}</code>.{}{}</p>\n",
+        grouped(queries as u64),
+        escape(&report.split),
+        escape(&report.feature),
+        grouped(report.step),
+        if report.classes == 0 {
+            "D".to_owned()
+        } else {
+            format!("{} classes, d", grouped(report.classes as u64))
+        },
+        escape(&report.dataset_digest),
+        escape(report.dataset_digest.get(..12).unwrap_or(&report.dataset_digest)),
+        if report.leave_one_out { " A query's own row does not vote." } else { "" },
+        report.excluded_duplicates.map_or_else(String::new, |pairs| {
+            format!(" {} rows with a query's own image did not vote.", grouped(pairs as u64))
+        }),
+    );
+    for note in &report.notes {
+        add!(out, "<p class=\"warning\" role=\"note\">{}</p>\n", escape(note));
+    }
+    if !report.has_scores() {
+        out.push_str("</header>\n");
+        return;
+    }
+    out.push_str("<dl class=\"scores\">\n");
+    let votes = format!("k = {}, τ = {}", report.k, report.temperature);
+    for (name, value, range) in
+        [("top-1", report.top1, report.top1_interval), ("top-5", report.top5, report.top5_interval)]
+    {
+        // Fewer neighbours than five cannot vote for five classes, and five classes hold every query.
+        if name == "top-5" && (report.k < 5 || report.classes <= 5) {
+            continue;
+        }
+        add!(
+            out,
+            "<div><dt>{name} <span>{votes}</span></dt><dd>{}</dd>\
+             <dd class=\"gauge\" style=\"--share:{value:.4};--low:{:.4};--high:{:.4};--chance:{:.4}\" aria-hidden=\"true\"></dd>\
+             <dd class=\"note\">{} (95 %)</dd></div>\n",
+            percent(value),
+            range[0],
+            range[1],
+            if name == "top-1" { report.chance } else { (5.0 * report.chance).min(1.0) },
+            interval(range),
+        );
+    }
+    // Where classes are of different sizes, the largest is the better guess.
+    let largest = report.most_frequent_class;
+    let (what, share) = if largest > 1.5 * report.chance {
+        ("always the most frequent class", largest)
+    } else {
+        ("guessing a class", report.chance)
+    };
+    add!(
+        out,
+        "<div><dt>chance <span>{what}</span></dt><dd>{}</dd>\
+         <dd class=\"gauge\" style=\"--share:{1:.4};--low:{1:.4};--high:{1:.4};--chance:{1:.4}\" aria-hidden=\"true\"></dd>\
+         <dd class=\"note\">{2}</dd></div>\n",
+        percent(share),
+        share,
+        if report.top1 >= share {
+            format!("top-1 is {:.1} times that", report.top1 / share.max(f64::MIN_POSITIVE))
+        } else {
+            "top-1 is below that".to_owned()
+        }
+    );
+    out.push_str("</dl>\n</header>\n");
+}
+
+/// Every number of neighbours with every temperature, a heat map for each feature.
+pub(super) fn grid(reports: &KnnReports) -> Option<Section> {
+    let all: Vec<&KnnReport> = reports.all().collect();
+    if all.len() == 1 && reports.first.grid.len() < 2 {
+        return None;
+    }
+    let mut html = String::from(
+        "<p class=\"about\">Top-1 by the number of neighbours that vote and the temperature of their weights. The best \
+         cell has a frame.</p>\n",
+    );
+    html.push_str("<div class=\"heats\">\n");
+    for report in all {
+        heat(&mut html, report);
+    }
+    html.push_str("</div>\n");
+    Some(Section { id: "grid", title: "Neighbours and temperature", html })
+}
+
+fn heat(html: &mut String, report: &KnnReport) {
+    let mut temperatures: Vec<f64> = report.grid.iter().map(|cell| cell.temperature).collect();
+    temperatures.sort_by(f64::total_cmp);
+    temperatures.dedup();
+    let mut rows: Vec<&GridCell> = report.grid.iter().collect();
+    rows.sort_by(|a, b| a.k.cmp(&b.k).then(a.temperature.total_cmp(&b.temperature)));
+    rows.dedup_by_key(|cell| (cell.k, cell.temperature.to_bits()));
+    let best = report.grid.iter().map(|cell| cell.top1).fold(0.0, f64::max);
+    let least = report.grid.iter().map(|cell| cell.top1).fold(1.0, f64::min);
+    add!(
+        html,
+        "<div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"Scores of {0}\">\n<table class=\"heat\">\n<caption>{0}</caption>\n\
+         <thead><tr><th scope=\"col\">K \\ τ</th>",
+        escape(&report.feature)
+    );
+    for temperature in &temperatures {
+        add!(html, "<th scope=\"col\">{temperature}</th>");
+    }
+    html.push_str("</tr></thead>\n<tbody>\n");
+    for row in rows.chunks(temperatures.len().max(1)) {
+        add!(html, "<tr><th scope=\"row\">{}</th>", row[0].k);
+        for cell in row {
+            let heat = if best > least { (cell.top1 - least) / (best - least) } else { 1.0 };
+            let class = if cell.top1 == best { " class=\"best\"" } else { "" };
+            add!(
+                html,
+                "<td{class} style=\"--heat:{heat:.3}\" title=\"{} (95 %), top-5 {}\">{}</td>",
+                interval(cell.top1_interval),
+                percent(cell.top5),
+                percent(cell.top1)
+            );
+        }
+        html.push_str("</tr>\n");
+    }
+    html.push_str("</tbody>\n</table>\n</div>\n");
+}
+
+/// The score of each class, and the pairs that are taken for one another.
+pub(super) fn classes(report: &KnnReport) -> Option<Section> {
+    let mut scored: Vec<_> = report.per_class.iter().filter(|class| class.queries > 0).collect();
+    if scored.is_empty() {
+        return None;
+    }
+    scored.sort_by(|a, b| b.top1.total_cmp(&a.top1).then(a.class.cmp(&b.class)));
+    let mut html = String::from(
+        "<div class=\"columns\">\n<div>\n<div class=\"bar-head\"><h3>Top-1 of each class</h3>\n<div class=\"segments\" role=\"group\" aria-label=\"Order of the classes\" id=\"class-order\"><button type=\"button\" data-order=\"best\" aria-pressed=\"true\">best</button><button type=\"button\" data-order=\"worst\" aria-pressed=\"false\">worst</button><button type=\"button\" data-order=\"name\" aria-pressed=\"false\">A to Z</button></div></div>\n<ul class=\"bars tall\" id=\"classes-list\" tabindex=\"0\" aria-label=\"Top-1 of each class\">\n",
+    );
+    for class in scored {
+        add!(
+            html,
+            "<li data-class=\"{0}\" data-top1=\"{1:.6}\"><button type=\"button\" class=\"name\" title=\"Show only {0}\">{5}</button>\
+             <span class=\"bar\" style=\"--share:{1:.4}\"></span><span class=\"value\" title=\"{2} queries, top-5 {3}\">{4}</span></li>\n",
+            escape(&class.class),
+            class.top1,
+            class.queries,
+            percent(class.top5),
+            percent(class.top1),
+            breakable(&class.class)
+        );
+    }
+    html.push_str("</ul>\n</div>\n<div>\n<div class=\"bar-head\"><h3>Taken for one another</h3></div>\n");
+    let most = report
+        .confusions
+        .first()
+        .map_or(1.0, |_| report.confusions.iter().map(|pair| pair.share).fold(0.0, f64::max).max(1e-9));
+    let (first, rest) = report.confusions.split_at(report.confusions.len().min(FIRST_PAIRS));
+    pairs(&mut html, first, most);
+    if !rest.is_empty() {
+        add!(html, "<details><summary>{} more pairs</summary>\n", rest.len());
+        pairs(&mut html, rest, most);
+        html.push_str("</details>\n");
+    }
+    if report.confusions.is_empty() {
+        html.push_str("<p class=\"about\">No query was taken for another class.</p>\n");
+    }
+    html.push_str("</div>\n</div>\n");
+    Some(Section { id: "classes", title: "Classes", html })
+}
+
+fn pairs(html: &mut String, pairs: &[Confusion], most: f64) {
+    html.push_str("<ul class=\"bars pairs\">\n");
+    for pair in pairs {
+        add!(
+            html,
+            "<li data-class=\"{0}\"><span class=\"name\"><b>{5}</b> voted <b>{1}</b></span><span class=\"bar wrong\" style=\"--share:{2:.4}\"></span>\
+             <span class=\"value\" title=\"{3} queries\">{4}</span></li>\n",
+            escape(&pair.class),
+            breakable(&pair.voted),
+            pair.share / most,
+            pair.queries,
+            percent(pair.share),
+            breakable(&pair.class)
+        );
+    }
+    html.push_str("</ul>\n");
+}

@@ -1,0 +1,148 @@
+//! Whether a checkpoint can be used: every number of it is finite, and so are features under its weights.
+//!
+//! A step may leave weights that are finite and still overflow in the next pass, so features are computed too, of
+//! a few drawn images, as `embed` would: on the CPU in f32, with the running statistics. Nothing of a run is moved.
+
+use tch::{Device, no_grad};
+
+use crate::checkpoint::{Checkpoint, CheckpointError, MODEL, OPTIMIZER, STATE};
+use crate::model::{Encoder, EncoderConfig, NamedTensors};
+use crate::rng::{Purpose, Stream};
+
+/// Images whose features are computed.
+const IMAGES: u32 = 2;
+
+/// Names what is not finite: a weight, a statistic of batch norm, a buffer of the optimiser, or a feature.
+pub(super) fn not_finite(
+    config: EncoderConfig,
+    model: &NamedTensors,
+    optimizer: &NamedTensors,
+) -> Option<String> {
+    if let Some(name) = model.not_finite() {
+        return Some(name.to_owned());
+    }
+    if let Some(name) = optimizer.not_finite() {
+        return Some(format!("the optimiser's buffer of {name}"));
+    }
+    let mut encoder = Encoder::new(config, 0, Device::Cpu);
+    // Loading names weights of another form.
+    encoder.load(model).ok()?;
+    let side = config.image_size;
+    let mut stream = Stream::new(0, Purpose::Soundness, 0, 0);
+    let pixels: Vec<u8> = (0..IMAGES * 3 * side * side).map(|_| stream.below(256) as u8).collect();
+    let features = no_grad(|| encoder.forward(&encoder.images(&pixels), false));
+    let is_finite = features.isfinite().all().int64_value(&[]) == 1;
+    (!is_finite).then(|| "a feature under its weights".to_owned())
+}
+
+/// Checks the numbers of a checkpoint whose files are whole.
+///
+/// # Errors
+/// [`CheckpointError::NotFinite`] with the first name; or if the store fails.
+pub(super) fn check(checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
+    let malformed =
+        |source| CheckpointError::Malformed { file: checkpoint.folder().join(STATE).to_string(), source };
+    let config: EncoderConfig = serde_json::from_value(checkpoint.state()?.encoder).map_err(malformed)?;
+    let read = |name| Ok::<_, CheckpointError>(NamedTensors::from_bytes(&checkpoint.read(name)?).ok());
+    // Loading names files that are not tensors.
+    let (Some(model), Some(optimizer)) = (read(MODEL)?, read(OPTIMIZER)?) else { return Ok(()) };
+    match not_finite(config, &model, &optimizer) {
+        Some(name) => Err(CheckpointError::NotFinite { checkpoint: checkpoint.folder().to_string(), name }),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Tensor;
+
+    use super::*;
+    use crate::checkpoint::{
+        CheckpointManifest, Cursor, TrainState, TrainedOn, checkpoint_name, list_checkpoints, publish_file,
+    };
+    use crate::run_config::{Architecture, TrainConfig};
+    use crate::storage::Location;
+    use crate::train::checkpoint::resume::newest;
+
+    fn encoder() -> Encoder {
+        let config = TrainConfig {
+            arch: Architecture::ResNet20Cifar,
+            image_size: 16,
+            dim: 8,
+            ..TrainConfig::default()
+        };
+        Encoder::new(config.encoder(), 1, Device::Cpu)
+    }
+
+    fn nothing() -> NamedTensors {
+        NamedTensors::from_tensors([])
+    }
+
+    #[test]
+    fn weights_as_they_are_drawn_are_sound() {
+        let encoder = encoder();
+        assert_eq!(not_finite(encoder.config(), &encoder.weights(), &nothing()), None);
+    }
+
+    #[test]
+    fn finite_weights_whose_features_overflow_are_found() {
+        let encoder = encoder();
+        for (_, mut weight) in encoder.parameters() {
+            let _ = no_grad(|| weight.g_mul_scalar_(1e9));
+        }
+        let weights = encoder.weights();
+        assert_eq!(weights.not_finite(), None);
+        let found = not_finite(encoder.config(), &weights, &nothing());
+        assert_eq!(found.as_deref(), Some("a feature under its weights"));
+    }
+
+    #[test]
+    fn a_statistic_and_a_buffer_that_are_not_finite_are_named() {
+        let encoder = encoder();
+        let buffer = [("fc.weight".to_owned(), Tensor::from_slice(&[f32::INFINITY]))];
+        let found = not_finite(encoder.config(), &encoder.weights(), &NamedTensors::from_tensors(buffer));
+        assert_eq!(found.as_deref(), Some("the optimiser's buffer of fc.weight"));
+        let _ = no_grad(|| encoder.statistics().remove(0).fill_(f64::NAN));
+        let found = not_finite(encoder.config(), &encoder.weights(), &nothing());
+        assert!(found.is_some_and(|name| name.contains("running_")));
+    }
+
+    fn publish(run: &Location, step: u64, encoder: &Encoder) {
+        let folder = run.join("checkpoints").join(&checkpoint_name(step));
+        let state = TrainState {
+            cursor: Cursor { step, ..Cursor::default() },
+            ln_partition: None,
+            optimizer_steps: None,
+            skipped_steps: 0,
+            loss_scale: serde_json::Value::Null,
+            layout: None,
+            instances: 1,
+            encoder: serde_json::to_value(encoder.config()).expect("plain data"),
+            config: serde_json::Value::Null,
+        };
+        let state = serde_json::to_vec(&state).expect("plain data");
+        let files =
+            [(MODEL, encoder.weights().to_bytes()), (OPTIMIZER, nothing().to_bytes()), (STATE, state)];
+        let files = files.map(|(name, bytes)| publish_file(&folder, name, bytes).expect("published"));
+        let trained_on =
+            TrainedOn { dataset_digest: "d".into(), split: "train".into(), split_digest: "s".into() };
+        CheckpointManifest::new(step, 0, trained_on, files.to_vec()).publish(&folder).expect("published");
+    }
+
+    /// Versions that looked at weights alone published such checkpoints.
+    #[test]
+    fn a_run_goes_on_from_the_newest_checkpoint_that_can_embed() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let run = Location::from_path(dir.path()).expect("a location");
+        let encoder = encoder();
+        publish(&run, 5, &encoder);
+        for (_, mut weight) in encoder.parameters() {
+            let _ = no_grad(|| weight.g_mul_scalar_(1e9));
+        }
+        publish(&run, 10, &encoder);
+        publish(&run, 15, &encoder);
+        let found = newest(&run).expect("one is sound").expect("there are some");
+        assert_eq!(found.manifest().step, 5);
+        assert_eq!(list_checkpoints(&run).expect("a list").len(), 1, "the others would count as newer");
+    }
+}

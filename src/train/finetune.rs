@@ -1,0 +1,267 @@
+//! Fine-tuning: an encoder goes on to learn from few labels, with a classifier in place of its projection.
+//!
+//! The run is one like that of [`train`](super::train): the same loader, optimisers, schedules, checkpoints and
+//! metrics, and the same command goes on where it was. Only the loss differs, which is the cross entropy of the
+//! labels, and there is no bank.
+//!
+//! # Source
+//! Paper, section 4.3 (semi-supervised learning): 70 epochs, learning rate 0.01, a tenth of it after every 30.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tch::{Kind, Reduction, Tensor};
+
+use super::checkpoint::resume::{Start, compatible_state, load_learned};
+use super::checkpoint::{DataIdentity, publish_config};
+use super::gather::Requests;
+use super::learner::{Learned, Learner, StepOutcome, advance};
+use super::optim::{Optimizer, learning_rate};
+use super::{Hooks, Opened, Outcome, StopFlag, TrainError, TrainJob};
+use crate::checkpoint::{Checkpoint, Cursor, MODEL, TrainState};
+use crate::dataset::{Manifest, write_label_subset};
+use crate::distributed::ProcessGroup;
+use crate::loader::{Batch, Source, Subset, SubsetRecord, micro_batch_ranges};
+use crate::model::libtorch::PendingRead;
+use crate::model::{Encoder, NamedTensors, WeightsError, select_device};
+use crate::run_config::{BankInit, Difference, LrSchedule, PartitionChoice, Precision, TrainConfig};
+use crate::storage::{Digest, Location};
+use crate::units::Fraction;
+
+/// The file in the run's folder that names the labels which were seen.
+const LABELS_FILE: &str = "labels.parquet";
+/// The key of the labels in the `config` of state.json.
+const LABELS: &str = "finetune";
+/// How many ids of a batch an error names.
+const IDS_IN_ERROR: usize = 8;
+/// A label that counts for nothing, as PyTorch has it.
+const NO_LABEL: i64 = -100;
+
+/// What to fine-tune, on what, and how.
+#[derive(Clone, Debug)]
+pub struct FinetuneJob {
+    /// The dataset, the run and the configuration. Of the latter, what concerns objective and bank has no meaning;
+    /// the embedding's length becomes the number of classes.
+    pub train: TrainJob,
+    /// The checkpoint with whose weights it begins.
+    pub from: Location,
+    /// Which labels, and whether the weights count.
+    pub labels: LabelOptions,
+}
+
+/// Which labels are seen.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LabelOptions {
+    /// Their share, the same number for each class.
+    pub fraction: Fraction,
+    /// The seed by which they are chosen.
+    pub seed: u64,
+    /// Begin with random weights instead: what the labels teach by themselves.
+    pub from_scratch: bool,
+}
+
+/// What a checkpoint of a fine-tuning says of its labels.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct LabelRecord {
+    options: LabelOptions,
+    /// Which these are.
+    subset: SubsetRecord,
+    /// The weights with which it began; none for random ones.
+    weights: Option<Digest>,
+}
+
+/// The paper's schedule; the rest is that of the run whose encoder is fine-tuned.
+pub fn finetune_protocol(of_run: &TrainConfig) -> TrainConfig {
+    TrainConfig {
+        split: of_run.split.clone(),
+        arch: of_run.arch,
+        image_size: of_run.image_size,
+        recipe: of_run.recipe,
+        epochs: 70,
+        lr: 0.01,
+        lr_schedule: LrSchedule::Step,
+        lr_milestones: vec![30, 60],
+        lr_decay: 0.1,
+        // Without effect, and as they were when the first fine-tunings were begun.
+        partition: PartitionChoice::Fixed,
+        bank_init: BankInit::Uniform,
+        ..TrainConfig::default()
+    }
+}
+
+/// Fine-tunes to the end of the last epoch, continuing from the newest checkpoint if there is one.
+///
+/// # Errors
+/// See [`TrainError`]; the checkpoints published so far remain.
+pub fn finetune(job: &FinetuneJob, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<Outcome, TrainError> {
+    Opened::of_labels(job)?.begin(hooks)?.run(hooks, stop)
+}
+
+impl Opened<Tuner> {
+    /// A fine-tuning where its newest checkpoint is, or at its start.
+    fn of_labels(job: &FinetuneJob) -> Result<Self, TrainError> {
+        let (run, manifest) = (&job.train.run, Manifest::read(&job.train.dataset)?);
+        if manifest.classes.is_empty() {
+            let reason = format!(
+                "{}: the dataset has no labels, which fine-tuning learns from; ingest it with its classes",
+                job.train.dataset
+            );
+            return Err(TrainError::Config { reason });
+        }
+        let config = TrainConfig { dim: manifest.classes.len(), ..job.train.config.clone() };
+        config.validate()?;
+        if config.precision == Precision::F16 {
+            let reason = "fine-tuning knows f32, tf32 and bf16".into();
+            return Err(TrainError::Config { reason });
+        }
+        let whole = config.training_source(&job.train.dataset, &manifest)?;
+        let source: Arc<dyn Source> =
+            Arc::new(Subset::of_labels(whole, job.labels.fraction, job.labels.seed));
+        if config.loader().steps(source.len()) == 0 {
+            let reason = format!("{} labels of split `{}` make no batch", source.len(), config.split);
+            return Err(TrainError::Config { reason });
+        }
+        let data = DataIdentity::of(&job.train, &manifest, source.as_ref())?;
+        let from = Checkpoint::open(&job.from)?;
+        let weights =
+            from.manifest().files.iter().find(|entry| entry.name == MODEL).map(|entry| entry.digest);
+        let labels = LabelRecord {
+            options: job.labels,
+            subset: SubsetRecord::new(source.ids(), source.labels()),
+            weights: weights.filter(|_| !job.labels.from_scratch),
+        };
+        let group = Rc::new(ProcessGroup::alone());
+        let start = Start::of(&group, run)?;
+        let device = select_device(config.device)?;
+        config.set_precision(device.device);
+        let mut tuner = Tuner::new(config, labels, source.len(), device.device);
+        match &start.found {
+            Some(checkpoint) => tuner.restore(checkpoint, &data)?,
+            None => {
+                publish_config(&tuner.config, run)?;
+                write_label_subset(run, LABELS_FILE, source.ids(), source.labels())?;
+                if !job.labels.from_scratch {
+                    tuner.begin_with(&NamedTensors::from_bytes(&from.read(MODEL)?)?)?;
+                }
+            }
+        }
+        Ok(Self { run: run.clone(), group, learner: tuner, source, data, device, start })
+    }
+}
+
+/// The state of a fine-tuning.
+#[derive(Debug)]
+struct Tuner {
+    config: TrainConfig,
+    encoder: Encoder,
+    optimizer: Optimizer,
+    cursor: Cursor,
+    labels: LabelRecord,
+    instances: usize,
+}
+
+impl Tuner {
+    /// The state before the first step, with random weights.
+    fn new(config: TrainConfig, labels: LabelRecord, instances: usize, device: tch::Device) -> Self {
+        let mut encoder = Encoder::new(config.encoder(), config.seed, device);
+        encoder.set_compute(config.compute());
+        let optimizer = Optimizer::new(encoder.parameters(), &config);
+        Self { config, encoder, optimizer, cursor: Cursor::default(), labels, instances }
+    }
+
+    /// Takes the backbone's weights from a model whose last layer was something else.
+    ///
+    /// # Errors
+    /// If they are not of this architecture.
+    fn begin_with(&mut self, weights: &NamedTensors) -> Result<(), WeightsError> {
+        // Also where the embedding happens to be as long as there are classes.
+        let projection = self.encoder.weights();
+        let whole = self.encoder.load_backbone(weights)?;
+        if whole {
+            self.encoder.load_projection(&projection)?;
+        }
+        Ok(())
+    }
+
+    /// Steps of an epoch.
+    fn steps_per_epoch(&self) -> u64 {
+        self.config.loader().steps(self.instances)
+    }
+
+    /// Puts the state of a checkpoint, whose folder has no bank, in place.
+    ///
+    /// # Errors
+    /// If the checkpoint is of other data, labels or configuration, or damaged.
+    fn restore(&mut self, from: &Checkpoint, data: &DataIdentity) -> Result<(), TrainError> {
+        let labels = json!(self.labels);
+        let state = compatible_state(from, &self.config, data, |state| {
+            let before = &state.config[LABELS];
+            let difference = || (before.to_string(), labels.to_string());
+            let (before, now) = (*before != labels).then(difference)?;
+            Some(Difference { key: LABELS.into(), before, now })
+        })?;
+        load_learned(from, &state, &mut self.encoder, &mut self.optimizer)?;
+        self.cursor = state.cursor;
+        Ok(())
+    }
+}
+
+impl Learner for Tuner {
+    fn learned(&self) -> Learned<'_> {
+        let Self { config, encoder, optimizer, cursor, .. } = self;
+        Learned { config, encoder, optimizer, cursor: *cursor }
+    }
+
+    fn step(&mut self, batch: &Batch, _here: Requests) -> Result<Option<StepOutcome>, TrainError> {
+        let lr = learning_rate(&self.config, self.cursor, self.steps_per_epoch());
+        let total = batch.ids.len();
+        if total == 0 {
+            tracing::warn!(
+                "step {}: every image of the batch is corrupt; the step is skipped",
+                self.cursor.step
+            );
+            let step = advance(self.steps_per_epoch(), &mut self.cursor);
+            return Ok(Some(StepOutcome { skipped: true, step, ..StepOutcome::before(lr, 0) }));
+        }
+        self.optimizer.drop_gradients();
+        let image = 3 * (self.config.image_size as usize).pow(2);
+        let mut losses = Vec::new();
+        for range in micro_batch_ranges(total, self.config.accumulate) {
+            let images = self.encoder.images(&batch.pixels[range.start * image..range.end * image]);
+            let labels: Vec<i64> = batch.labels[range]
+                .iter()
+                .map(|label| label.map_or(NO_LABEL, |class| i64::from(class.0)))
+                .collect();
+            let labels = Tensor::from_slice(&labels).to_device(self.encoder.device());
+            let logits = self.encoder.projected(&images, true).to_kind(Kind::Float);
+            let weights: Option<Tensor> = None;
+            let loss =
+                logits.cross_entropy_loss(&labels, weights, Reduction::Sum, NO_LABEL, 0.0) / total as f64;
+            loss.backward();
+            losses.push(loss.detach());
+        }
+        let loss = Tensor::stack(&losses, 0).sum(Kind::Double);
+        let gradient_norm = self.optimizer.gradient_norm();
+        let read = PendingRead::begin(&Tensor::stack(&[&loss, &gradient_norm], 0)).finish();
+        for (quantity, &value) in ["loss", "gradient's norm"].into_iter().zip(&read) {
+            if !value.is_finite() {
+                let ids = batch.ids.iter().take(IDS_IN_ERROR).map(|id| id.0).collect();
+                return Err(TrainError::NotFinite { step: self.cursor.step, quantity, value, ids });
+            }
+        }
+        let divisor = self.optimizer.divisor(&gradient_norm, 1.0);
+        self.optimizer.step(lr, divisor.as_ref());
+        Ok(Some(StepOutcome {
+            step: advance(self.steps_per_epoch(), &mut self.cursor),
+            loss: read[0],
+            gradient_norm: read[1],
+            ..StepOutcome::before(lr, batch.global.bank_rows.len())
+        }))
+    }
+
+    fn complete(&self, state: &mut TrainState) {
+        state.config[LABELS] = json!(self.labels);
+    }
+}

@@ -1,0 +1,552 @@
+//! The state of a training: encoder, optimiser, bank, objective, cursor; and its step, which moves them all.
+
+mod bench;
+
+use std::cell::{Cell, RefCell};
+use std::ops::Range;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use tch::{Kind, Tensor, no_grad};
+
+pub use self::bench::{StepBench, StepTime};
+
+use self::bench::{Clock, Phase};
+use super::checkpoint::DataIdentity;
+use super::checkpoint::resume::{compatible_state, load_learned};
+use super::gather::{MicroBatch, Plan, Planned, Requests, any, present};
+use super::learner::{Learned, Learner, StepOutcome, advance};
+use super::metrics::bank_health::BankHealth;
+use super::optim::{LossScale, Optimizer, learning_rate};
+use super::{PartError, StopFlag, TrainError};
+use crate::bank::{MemoryBank, StoredRows};
+use crate::checkpoint::{BANK, Checkpoint, CheckpointError, Cursor, STATE, TrainState};
+use crate::distributed::{DistributedError, GradientReducer, ProcessGroup, Reduce};
+use crate::feature_table::{StoredTable, Table};
+use crate::ids::{BankRow, RankShare};
+use crate::loader::{Batch, GlobalBatch, LoaderOptions, Source, evaluation_epoch};
+use crate::model::libtorch::{PendingRead, upload_indices};
+use crate::model::{Encoder, NamedTensors};
+use crate::objective::{Draw, LogZ, Negatives, Objective, Queries};
+use crate::progress::Progress;
+use crate::run_config::{OnNonFinite, Precision, TrainConfig};
+use crate::storage::Location;
+
+/// After this many steps in a row that moved nothing the run is over: it would move nothing more.
+const MOST_SKIPPED_IN_A_ROW: u64 = 1000;
+/// Rows of a bank that are read at a time: 32 MiB at 128 numbers a row.
+const ROWS_OF_A_READ: usize = 1 << 16;
+
+/// The state of a run.
+#[derive(Debug)]
+pub(super) struct Trainer {
+    config: TrainConfig,
+    /// The processes of the run. Encoder and optimiser are the same in all; of the bank each has some rows.
+    group: Rc<ProcessGroup>,
+    /// What went wrong while batch norm summed over the processes: passes through the network return no error.
+    failed: Rc<RefCell<Option<DistributedError>>>,
+    reducer: GradientReducer,
+    encoder: Encoder,
+    optimizer: Optimizer,
+    bank: MemoryBank,
+    objective: Objective,
+    cursor: Cursor,
+    /// With `precision = f16` only.
+    loss_scale: Option<LossScale>,
+    /// Steps that moved nothing, because a number was not finite.
+    skipped: u64,
+    skipped_in_a_row: u64,
+    clock: Clock,
+    /// The last step, until its numbers are read.
+    pending: Option<PendingStep>,
+    /// The features and positions of the last step's global batch, for [`BankHealth`].
+    last: Option<(Tensor, Vec<BankRow>)>,
+    /// See [`BankHealth::drift`].
+    warned_drift: Cell<f64>,
+}
+
+/// A step whose numbers are on their way from the device.
+#[derive(Debug)]
+struct PendingStep {
+    outcome: StepOutcome,
+    /// Features' sum, loss, gradient's norm, row cosine, alignment, the processes' requests, and ln Z where the batch
+    /// moved it; nothing for a step that moved nothing.
+    numbers: Option<PendingRead>,
+    /// What the gradient's norm is multiplied by.
+    norm_factor: f64,
+    /// Whether ln Z was unknown before the step.
+    sets_z: bool,
+    suspects: Suspects,
+}
+
+/// What is named where a number is not finite.
+#[derive(Debug)]
+struct Suspects {
+    ids: Vec<u32>,
+    /// `[own, dim]`: the features of these images.
+    features: Tensor,
+}
+
+/// The names of the numbers that must be finite, in the order in which they are read.
+const QUANTITIES: [&str; 3] = ["features' sum", "loss", "gradient's norm"];
+
+/// The first of these numbers that is not finite.
+fn not_finite(numbers: &[f64]) -> Option<(&'static str, f64)> {
+    QUANTITIES.into_iter().zip(numbers.iter().copied()).find(|(_, value)| !value.is_finite())
+}
+
+/// What the passes through the network left behind: gradients in the parameters, and this.
+struct Passes {
+    /// `[batch, dim]`: of the global batch.
+    features: Tensor,
+    /// `[own, dim]`: of the images of this process.
+    own: Tensor,
+    loss: Tensor,
+    ln_partition: Option<Tensor>,
+}
+
+impl Trainer {
+    /// The state before the first step, in one process.
+    #[cfg(test)]
+    pub(super) fn new(config: TrainConfig, instances: usize, device: tch::Device) -> Self {
+        let alone = Rc::new(ProcessGroup::alone());
+        Self::over(alone, config, instances, device).expect("one process waits for nobody")
+    }
+
+    /// The state before the first step, in one of several processes.
+    ///
+    /// # Errors
+    /// If a collective fails.
+    pub(super) fn over(
+        group: Rc<ProcessGroup>,
+        config: TrainConfig,
+        instances: usize,
+        device: tch::Device,
+    ) -> Result<Self, TrainError> {
+        // The fastest convolutions for the shapes of a run, which stay the same, found by trying them.
+        tch::Cuda::cudnn_set_benchmark(device.is_cuda());
+        let mut encoder = Encoder::new(config.encoder(), config.seed, device);
+        encoder.set_compute(config.compute());
+        let failed: Rc<RefCell<Option<DistributedError>>> = Rc::default();
+        if config.sync_batch_norm {
+            let (group, failed) = (Rc::clone(&group), Rc::clone(&failed));
+            let sum = move |values: &Tensor| {
+                group.sum_with_gradient(values).unwrap_or_else(|error| {
+                    failed.borrow_mut().get_or_insert(error);
+                    values.shallow_clone()
+                })
+            };
+            encoder.share_statistics(Rc::new(sum));
+        }
+        let optimizer = Optimizer::new(encoder.parameters(), &config);
+        let parameters: Vec<Tensor> = encoder.parameters().into_iter().map(|(_, tensor)| tensor).collect();
+        let reducer = GradientReducer::new(&group, &parameters)?;
+        let owned = RankShare { rank: group.rank(), ranks: group.world() }.of(instances);
+        let bank = MemoryBank::initial_rows(config.bank(instances), owned, config.seed, device);
+        let objective = Objective::new(config.objective(), LogZ::Unset);
+        let loss_scale = (config.precision == Precision::F16).then(LossScale::default);
+        let cursor = Cursor::default();
+        Ok(Self {
+            config,
+            group,
+            failed,
+            reducer,
+            encoder,
+            optimizer,
+            bank,
+            objective,
+            cursor,
+            loss_scale,
+            skipped: 0,
+            skipped_in_a_row: 0,
+            clock: Clock::off(),
+            pending: None,
+            last: None,
+            warned_drift: Cell::new(0.0),
+        })
+    }
+
+    /// Steps of an epoch.
+    fn steps_per_epoch(&self) -> u64 {
+        self.config.loader().steps(self.bank.instances())
+    }
+
+    /// Puts the weights of a file in place of the initial ones.
+    pub(super) fn begin_with(&mut self, file: &Location) -> Result<(), TrainError> {
+        let wrong = |source| {
+            let arch = <&str>::from(self.config.arch).to_owned();
+            TrainError::Part(PartError::Init { file: file.to_string(), arch, source })
+        };
+        let weights = NamedTensors::from_bytes(&file.read()?).map_err(wrong)?;
+        let whole = self.encoder.load_backbone(&weights).map_err(wrong)?;
+        tracing::info!("weights of {file}{}", if whole { "" } else { ", without its last layer" });
+        Ok(())
+    }
+
+    /// Puts the state of a checkpoint in place.
+    ///
+    /// # Errors
+    /// If the checkpoint is of another dataset or configuration, or damaged.
+    pub(super) fn restore(&mut self, from: &Checkpoint, data: &DataIdentity) -> Result<(), TrainError> {
+        let state = compatible_state(from, &self.config, data, |_| None)?;
+        load_learned(from, &state, &mut self.encoder, &mut self.optimizer)?;
+        let damaged = |name| CheckpointError::Damaged { file: from.folder().join(name).to_string() };
+        let table = StoredTable::open_all(&from.bank()?)?;
+        if table.ids() != data.ids {
+            return Err(damaged(BANK).into());
+        }
+        let owned = self.bank.range();
+        let rows = read_rows(&table, &owned)?;
+        let updated_step = table.updated_steps()[owned.clone()].to_vec();
+        let (first_row, instances) = (owned.start, data.ids.len());
+        let stored = StoredRows { rows: &rows, updated_step, first_row, instances };
+        let bank = MemoryBank::from_stored(stored, table.meta().dim, self.encoder.device());
+        self.bank = bank.with_dtype(self.config.bank_dtype);
+        let partition = state.ln_partition.map_or(LogZ::Unset, |ln_z| LogZ::Set { ln_z });
+        self.objective = Objective::new(self.config.objective(), partition);
+        self.loss_scale = serde_json::from_value(state.loss_scale).map_err(|_| damaged(STATE))?;
+        self.skipped = state.skipped_steps;
+        self.cursor = state.cursor;
+        Ok(())
+    }
+
+    /// Writes what the encoder, in evaluation mode, makes of each image's centre into the image's row.
+    ///
+    /// # Errors
+    /// If an image cannot be loaded, or it is told to stop.
+    pub(super) fn encode_bank(
+        &mut self,
+        source: &Arc<dyn Source>,
+        progress: &dyn Progress,
+        stop: &StopFlag,
+    ) -> Result<(), TrainError> {
+        let transform = self.encoder.config().evaluation_transform();
+        let group = Rc::clone(&self.group);
+        let part = RankShare { rank: group.rank(), ranks: group.world() };
+        // As many images at once as in a training step.
+        let batch_size = self.config.batch_size.div_ceil(self.config.accumulate);
+        let options = LoaderOptions { part, batch_size, micro_batches: 1, ..self.config.loader() };
+        progress.begin("bank", source.len() as u64);
+        let mut batches = evaluation_epoch(Arc::clone(source), transform, options)?;
+        loop {
+            let batch = batches.next_of(0, stop);
+            // Each process has as many batches as the others, unless one is told to stop.
+            if any(&group, [stop.load(Ordering::Relaxed)])? == [true] {
+                return Err(TrainError::Stopped { step: 0 });
+            }
+            let Some(batch) = batch.transpose()? else { break };
+            let global = present(&group, &batch, self.config.on_corrupt)?;
+            if global.bank_rows.is_empty() {
+                continue;
+            }
+            // Of a short batch a process may have nothing.
+            let features = if batch.ids.is_empty() {
+                Tensor::zeros([0, self.bank.dim() as i64], (Kind::Float, self.encoder.device()))
+            } else {
+                let images = self.encoder.images(&batch.pixels);
+                no_grad(|| self.encoder.forward(&images, false))
+            };
+            let whole = MicroBatch::of(&group, &global, 0);
+            let order = upload_indices(whole.words(), self.encoder.device());
+            let features = whole.gather(&group, &features, &order)?;
+            if features.isfinite().all().int64_value(&[]) == 0 {
+                return Err(TrainError::NotEncoded { precision: self.encoder.precision() });
+            }
+            self.bank.set_initial(&whole.positions, &features);
+            progress.advance(whole.positions.len() as u64);
+        }
+        progress.finish();
+        Ok(())
+    }
+
+    /// Whether a step whose numbers are not finite may be left out.
+    fn may_skip(&self) -> bool {
+        self.config.on_nonfinite == OnNonFinite::Skip || self.loss_scale.is_some()
+    }
+
+    /// Everything of a step but the wait for its numbers.
+    fn launch(&mut self, batch: &Batch, here: Requests) -> Result<PendingStep, TrainError> {
+        let step = self.cursor.step;
+        let lr = learning_rate(&self.config, self.cursor, self.steps_per_epoch());
+        let scale = self.loss_scale.map_or(1.0, LossScale::factor);
+        // The reducer gives the mean over ranks; the loss is a sum over them.
+        let ranks = self.group.world() as f64;
+        let statistics = self.kept_statistics();
+        let partition = self.objective.log_z();
+        let mut pending = PendingStep {
+            outcome: StepOutcome::before(lr, batch.global.bank_rows.len()),
+            numbers: None,
+            norm_factor: ranks / scale,
+            sets_z: partition.ln_z().is_none(),
+            suspects: Suspects { ids: batch.ids.iter().map(|id| id.0).collect(), features: Tensor::new() },
+        };
+        let global = present(&self.group, batch, self.config.on_corrupt)?;
+        if global.bank_rows.is_empty() {
+            tracing::warn!("step {step}: every image of the batch is corrupt; the step is skipped");
+            self.skipped += 1;
+            return self.left_out(pending, here);
+        }
+
+        self.optimizer.drop_gradients();
+        let plan = Plan::new(&self.group, &global, &self.bank.owned(), self.encoder.device(), |queries| {
+            self.draw_negatives(queries)
+        });
+        let passes = self.passes(batch, &global, &plan, scale)?;
+        pending.suspects.features = passes.own.shallow_clone();
+        let norm = self.optimizer.gradient_norm();
+        let mut numbers = vec![passes.features.sum(Kind::Double), passes.loss, norm.shallow_clone()];
+        if self.may_skip() {
+            let read = PendingRead::begin(&Tensor::stack(&numbers, 0)).finish();
+            if let Some((quantity, value)) = not_finite(&read) {
+                self.excuse(step, (quantity, value), &pending.suspects)?;
+                put_back(statistics);
+                self.objective.set_log_z(partition);
+                pending.outcome.loss = read[1];
+                pending.outcome.gradient_norm = read[2] * pending.norm_factor;
+                return self.left_out(pending, here);
+            }
+        }
+        let divisor = self.optimizer.divisor(&norm, scale / ranks);
+        self.optimizer.step(lr, divisor.as_ref());
+        self.clock.mark(Phase::Optimizer);
+        let moved = self.bank.update_rows(&plan.rows, &passes.features, self.config.bank_momentum, step);
+        let asked = here.numbers().map(|number| Tensor::full([], number, (Kind::Double, norm.device())));
+        let [stop, save] = asked;
+        let moved = Tensor::stack(&[moved.row_cosine, moved.distance, stop, save], 0);
+        self.group.all_reduce(&moved, Reduce::Sum)?;
+        numbers.extend(moved.unbind(0));
+        let ln_z = passes.ln_partition.and_then(|estimate| {
+            let at = (step, self.cursor.epoch);
+            self.objective.follow(&estimate, at)
+        });
+        numbers.extend(ln_z);
+        pending.numbers = Some(PendingRead::begin(&Tensor::stack(&numbers, 0)));
+        self.skipped_in_a_row = 0;
+        if let Some(scale) = &mut self.loss_scale {
+            scale.succeeded();
+        }
+        self.last = Some((passes.features, plan.rows.positions().to_vec()));
+        pending.outcome.step = advance(self.steps_per_epoch(), &mut self.cursor);
+        self.clock.mark(Phase::Bank);
+        Ok(pending)
+    }
+
+    /// A step that moves nothing.
+    fn left_out(&mut self, mut pending: PendingStep, here: Requests) -> Result<PendingStep, TrainError> {
+        pending.outcome.asked = here.of_any(&self.group)?;
+        pending.outcome.skipped = true;
+        pending.outcome.step = advance(self.steps_per_epoch(), &mut self.cursor);
+        Ok(pending)
+    }
+
+    /// Reads a step's numbers.
+    fn settle(&mut self, pending: PendingStep) -> Result<StepOutcome, TrainError> {
+        let PendingStep { mut outcome, numbers, norm_factor, sets_z, suspects } = pending;
+        outcome.ln_partition = self.objective.log_z().ln_z();
+        let Some(numbers) = numbers.map(PendingRead::finish) else { return Ok(outcome) };
+        if let Some((quantity, value)) = not_finite(&numbers) {
+            return Err(self.blame(outcome.step - 1, (quantity, value), &suspects)?);
+        }
+        outcome.loss = numbers[1];
+        outcome.gradient_norm = numbers[2] * norm_factor;
+        [outcome.row_cosine, outcome.alignment] = [numbers[3], numbers[4]];
+        outcome.asked = Requests::from_sums(numbers[5], numbers[6]);
+        if let Some(&ln_z) = numbers.get(7) {
+            self.objective.note_log_z(ln_z);
+            if sets_z {
+                outcome.ln_partition = Some(ln_z);
+            }
+        }
+        Ok(outcome)
+    }
+
+    /// Forward and backward, one micro-batch after the other; parameters get the gradient of the whole batch, times
+    /// `scale`.
+    fn passes(
+        &mut self,
+        batch: &Batch,
+        global: &GlobalBatch,
+        plan: &Plan,
+        scale: f64,
+    ) -> Result<Passes, TrainError> {
+        let shard = [self.bank.owned()];
+        let total = global.bank_rows.len();
+        let image = 3 * (self.config.image_size as usize).pow(2);
+        let last = plan.micro_batches.len() - 1;
+        let (mut features, mut own) = (Vec::new(), Vec::new());
+        let (mut losses, mut estimates) = (Vec::new(), Vec::new());
+        for (number, planned) in plan.micro_batches.iter().enumerate() {
+            let Planned { micro_batch, order, rows, negatives } = planned;
+            let range = global.of_rank(self.group.rank(), number).0;
+            let images = self.encoder.images(&batch.pixels[range.start * image..range.end * image]);
+            self.clock.mark(Phase::Data);
+            let attached = self.encoder.forward(&images, true);
+            if let Some(error) = self.failed.take() {
+                return Err(error.into());
+            }
+            self.clock.mark(Phase::Forward);
+            let detached = attached.detach();
+            let gathered = micro_batch.gather(&self.group, &detached, order)?;
+            let positions = &micro_batch.positions;
+            let queries = Queries { features: &gathered, positions, batch: total, rows: Some(rows) };
+            let negatives = negatives.as_ref();
+            self.objective.prepare_over(queries, &shard, negatives, &self.group)?;
+            let evaluation = self.objective.evaluate_over(queries, &shard, negatives, &self.group)?;
+            self.clock.mark(Phase::Objective);
+            let made_here = &micro_batch.own;
+            let gradient = evaluation.gradient.narrow(0, made_here.start as i64, made_here.len() as i64);
+            let loss = (attached * gradient * scale).sum(Kind::Float);
+            self.reducer.backward(&loss, number == last)?;
+            self.clock.mark(Phase::Backward);
+            let share = (positions.len() as f64 / total as f64).ln();
+            estimates.extend(evaluation.ln_partition.map(|estimate| estimate + share));
+            losses.push(evaluation.loss);
+            features.push(gathered);
+            own.push(detached);
+        }
+        let stack = |values: &[Tensor]| Tensor::stack(values, 0);
+        let whole =
+            |mut parts: Vec<Tensor>| if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(&parts, 0) };
+        Ok(Passes {
+            features: whole(features),
+            own: whole(own),
+            loss: stack(&losses).sum(Kind::Double),
+            ln_partition: (!estimates.is_empty())
+                .then(|| stack(&estimates).logsumexp([0_i64].as_slice(), false)),
+        })
+    }
+
+    /// The error of a step with such a number.
+    fn blame(
+        &self,
+        step: u64,
+        (quantity, value): (&'static str, f64),
+        suspects: &Suspects,
+    ) -> Result<TrainError, TrainError> {
+        let is_finite = suspects.features.isfinite().all_dim(1, false).to_device(tch::Device::Cpu);
+        let wrong = (0..).zip(&suspects.ids).filter(|(row, _)| is_finite.int64_value(&[*row]) == 0);
+        let wrong: Vec<u32> = self.ids_of_all(wrong.map(|(_, id)| *id).collect())?;
+        let ids = if wrong.is_empty() { suspects.ids.clone() } else { wrong };
+        Ok(TrainError::NotFinite { step, quantity, value, ids })
+    }
+
+    /// Whether a step with such a number may be skipped.
+    fn excuse(
+        &mut self,
+        step: u64,
+        (quantity, value): (&'static str, f64),
+        suspects: &Suspects,
+    ) -> Result<(), TrainError> {
+        let overflow =
+            quantity == "gradient's norm" && self.loss_scale.as_mut().is_some_and(LossScale::overflowed);
+        let error = self.blame(step, (quantity, value), suspects)?;
+        self.skipped += 1;
+        self.skipped_in_a_row += 1;
+        let is_hopeless = self.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW;
+        if is_hopeless || (!overflow && self.config.on_nonfinite == OnNonFinite::Fail) {
+            return Err(error);
+        }
+        if overflow {
+            tracing::debug!("step {step}: f16 gradients overflowed; the loss scale halves");
+        } else {
+            tracing::warn!("{error}; the step is skipped");
+        }
+        Ok(())
+    }
+
+    /// Copies of batch norm's statistics, where a step may be skipped: the forward pass moves them.
+    fn kept_statistics(&self) -> Vec<(Tensor, Tensor)> {
+        if !self.may_skip() {
+            return Vec::new();
+        }
+        self.encoder.statistics().into_iter().map(|tensor| (tensor.copy(), tensor)).collect()
+    }
+
+    /// Ids from every process.
+    fn ids_of_all(&self, ids: Vec<u32>) -> Result<Vec<u32>, TrainError> {
+        let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+        let all = self.group.gather_bytes(&bytes)?.concat();
+        Ok(all.as_chunks().0.iter().map(|&id| u32::from_le_bytes(id)).collect())
+    }
+
+    fn draw_negatives(&self, queries: &[usize]) -> Option<Negatives> {
+        let count = self.objective.negatives()?;
+        let (seed, sampling) = (self.config.seed, self.config.negative_sampling);
+        let draw = Draw { seed, step: self.cursor.step, count, sampling };
+        Some(Negatives::draw(draw, queries.iter().copied(), self.bank.instances()))
+    }
+}
+
+impl Learner for Trainer {
+    fn learned(&self) -> Learned<'_> {
+        let Self { config, encoder, optimizer, cursor, .. } = self;
+        Learned { config, encoder, optimizer, cursor: *cursor }
+    }
+
+    /// The host does not wait for the step itself, unless it may be skipped: then its numbers decide before anything
+    /// moves.
+    fn step(&mut self, batch: &Batch, here: Requests) -> Result<Option<StepOutcome>, TrainError> {
+        if self.may_skip() {
+            let before = self.finish()?;
+            self.pending = Some(self.launch(batch, here)?);
+            return Ok(before);
+        }
+        let launched = self.launch(batch, here);
+        // The step before comes first: a number of it that is not finite is the cause of what fails here.
+        let before = self.finish()?;
+        self.pending = Some(launched?);
+        Ok(before)
+    }
+
+    fn finish(&mut self) -> Result<Option<StepOutcome>, TrainError> {
+        self.pending.take().map(|pending| self.settle(pending)).transpose()
+    }
+
+    fn complete(&self, state: &mut TrainState) {
+        state.ln_partition = self.objective.log_z().ln_z();
+        state.skipped_steps = self.skipped;
+        state.loss_scale = serde_json::to_value(self.loss_scale).expect("it is plain data");
+    }
+
+    fn bank(&self) -> Option<&MemoryBank> {
+        Some(&self.bank)
+    }
+
+    fn chance_loss(&self) -> Option<f64> {
+        Some(self.objective.chance_loss(self.bank.instances()))
+    }
+
+    fn bank_health(&self) -> Result<Option<BankHealth>, TrainError> {
+        let health =
+            BankHealth::of(&self.bank, self.last.as_ref(), &self.objective, self.cursor.step, &self.group)?;
+        let drift = health.drift(self.objective.log_z().ln_z(), &self.warned_drift);
+        if let Some(warning) = drift.filter(|_| self.group.is_first()) {
+            tracing::warn!("{warning}");
+        }
+        Ok(Some(health))
+    }
+}
+
+/// Some rows of a table, row after row, without the others.
+fn read_rows(table: &StoredTable, rows: &Range<usize>) -> Result<Vec<f32>, TrainError> {
+    let mut values = Vec::with_capacity(rows.len() * table.meta().dim);
+    for range in table.ranges(ROWS_OF_A_READ) {
+        let wanted = range.start.max(rows.start)..range.end.min(rows.end);
+        if !wanted.is_empty() {
+            values.extend_from_slice(&table.start_read(range).finish()?.rows(wanted)?);
+        }
+    }
+    Ok(values)
+}
+
+fn put_back(statistics: Vec<(Tensor, Tensor)>) {
+    no_grad(|| {
+        for (before, mut tensor) in statistics {
+            tensor.copy_(&before);
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,287 @@
+//! Measures the training step: where its time goes, and what it starts on the device.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+use tch::Device;
+
+use super::{Learner, Requests, TrainError, Trainer};
+use crate::distributed::{ProcessGroup, Rendezvous};
+use crate::ids::{BankRow, InstanceId, RankShare};
+use crate::loader::{Batch, EpochOrder, GlobalBatch};
+use crate::model::{libtorch, select_device_of, threads, wait_for};
+use crate::rng::{Purpose, Stream};
+use crate::run_config::TrainConfig;
+
+/// Different batches that are drawn before the clock starts.
+const BATCHES: usize = 4;
+/// Images of a step that is measured on a CPU, where the time of a step is in proportion to its images.
+const CPU_IMAGES: usize = 16;
+/// Steps that an estimate measures, after as many that it does not.
+const CPU_STEPS: usize = 2;
+const GPU_STEPS: usize = 10;
+/// libtorch's operator that waits for a number.
+const READ: &str = "aten::_local_scalar_dense";
+
+/// What is measured.
+#[derive(Clone, Copy, Debug)]
+pub struct StepBench {
+    /// Rows of the bank.
+    pub instances: usize,
+    /// Steps that are measured.
+    pub steps: usize,
+    /// Steps before those, which are not.
+    pub warmup_steps: usize,
+}
+
+impl StepBench {
+    /// Runs the steps on drawn pixels: once as in training, for the rate, once with a wait for the device
+    /// after each phase, for the split, and once to count operators. Of several processes each has a part of the batch and of the bank.
+    ///
+    /// # Errors
+    /// If the configuration makes no sense, a number is not finite, or another process is lost.
+    pub fn run(
+        self,
+        config: TrainConfig,
+        rendezvous: &Rendezvous,
+        timeout: Duration,
+    ) -> Result<Value, TrainError> {
+        config.validate()?;
+        let selected = select_device_of(config.device, rendezvous.local_rank(), rendezvous.world())?;
+        config.set_precision(selected.device);
+        let group = Rc::new(ProcessGroup::join(rendezvous, selected.device, timeout)?);
+        let mut drawn = Drawn::new(config, self.instances, Rc::clone(&group), selected.device)?;
+        drawn.steps(self.warmup_steps)?;
+        let seconds = drawn.steps(self.steps)?;
+        drawn.trainer.clock.start(selected.device);
+        drawn.steps(self.steps)?;
+        let clock = &drawn.trainer.clock;
+        let each = clock.seconds.iter().map(|sum| json!(sum / self.steps as f64));
+        let split: Map<_, _> = Phase::NAMES.iter().map(|name| (*name).to_owned()).zip(each).collect();
+        let (seconds_by_phase, total) = (clock.seconds, clock.seconds.iter().sum::<f64>());
+        drawn.trainer.clock.start_counting();
+        drawn.steps(self.steps)?;
+        let trainer = &mut drawn.trainer;
+        trainer.clock.stop_counting();
+        let operators = operators(&trainer.clock, self.steps);
+        group.leave();
+        Ok(json!({
+            "device": selected.to_string(),
+            "threads": threads(),
+            "ranks": group.world(),
+            "bank_rows": trainer.bank.len(),
+            "bank_bytes": trainer.bank.rows().numel() * trainer.bank.rows().kind().elt_size_in_bytes(),
+            "gradient_bytes": trainer.encoder.parameters().iter().map(|(_, t)| t.numel() * 4).sum::<usize>(),
+            "arch": trainer.config.arch,
+            "image_size": trainer.config.image_size,
+            "batch_size": trainer.config.batch_size,
+            "precision": trainer.config.precision,
+            "channels_last": trainer.config.channels_last,
+            "objective": trainer.objective.options().kind,
+            "negatives": trainer.objective.negatives(),
+            "instances": self.instances,
+            "steps": self.steps,
+            "step_seconds": seconds,
+            "images_per_second": trainer.config.batch_size as f64 / seconds,
+            "split_seconds": split,
+            "objective_share": seconds_by_phase[Phase::Objective as usize] / total,
+            "operators": operators,
+        }))
+    }
+}
+
+/// Trains on pixels that are drawn beforehand.
+struct Drawn {
+    trainer: Trainer,
+    batches: Vec<Batch>,
+    device: Device,
+}
+
+impl Drawn {
+    fn new(
+        config: TrainConfig,
+        instances: usize,
+        group: Rc<ProcessGroup>,
+        device: Device,
+    ) -> Result<Self, TrainError> {
+        let part = RankShare { rank: group.rank(), ranks: group.world() };
+        let trainer = Trainer::over(group, config, instances, device)?;
+        let draw = |number| draw(&trainer.config, instances, number, part);
+        let batches = (0..BATCHES).map(draw).collect();
+        Ok(Self { trainer, batches, device })
+    }
+
+    /// Takes steps; returns the seconds of one.
+    fn steps(&mut self, count: usize) -> Result<f64, TrainError> {
+        wait_for(self.device);
+        let began = Instant::now();
+        for step in 0..count {
+            self.trainer.step(&self.batches[step % BATCHES], Requests::default())?;
+        }
+        self.trainer.finish()?;
+        wait_for(self.device);
+        Ok(began.elapsed().as_secs_f64() / count.max(1) as f64)
+    }
+}
+
+/// How long a process's step takes, measured by a few steps on drawn pixels without loader and other processes.
+#[derive(Clone, Debug, Serialize)]
+pub struct StepTime {
+    /// Where, and why there.
+    pub device: String,
+    /// Images of the process's batch.
+    pub images: usize,
+    /// Images of a step that was measured; on a CPU fewer, and the time is scaled.
+    pub measured_images: usize,
+    /// Seconds of a step.
+    pub step_seconds: f64,
+}
+
+impl StepTime {
+    /// Measures it.
+    ///
+    /// # Errors
+    /// If the configuration makes no sense, a number is not finite, or there is no such device.
+    pub fn measure(config: &TrainConfig, instances: usize, ranks: usize) -> Result<Self, TrainError> {
+        let selected = select_device_of(config.device, 0, 1)?;
+        config.set_precision(selected.device);
+        let images = config.batch_size.div_ceil(ranks);
+        let (measured_images, accumulate, steps) = match selected.device {
+            Device::Cpu => (images.min(CPU_IMAGES), 1, CPU_STEPS),
+            _ => (images, config.accumulate, GPU_STEPS),
+        };
+        let config = TrainConfig { batch_size: measured_images, accumulate, ..config.clone() };
+        let alone = Rc::new(ProcessGroup::alone());
+        let mut drawn = Drawn::new(config, instances, alone, selected.device)?;
+        drawn.steps(steps)?;
+        let seconds = drawn.steps(steps)?;
+        let step_seconds = seconds * images as f64 / measured_images as f64;
+        Ok(Self { device: selected.to_string(), images, measured_images, step_seconds })
+    }
+}
+
+/// What a step starts on the device, by phase: how many operators, and how many of each name. An operator over a list
+/// of tensors, and adding a gradient to what a parameter has, count as one. `reads` are waits for a number.
+pub(super) fn operators(clock: &Clock, steps: usize) -> Value {
+    let a_step = |count: u64| json!(count as f64 / steps as f64);
+    let mut by_phase = Map::new();
+    let mut reads = 0;
+    for (phase, counts) in Phase::NAMES.iter().zip(&clock.operators) {
+        let launches = counts.iter().filter(|(name, _)| *name != READ);
+        let names: Map<_, _> = launches.clone().map(|(name, &count)| (name.clone(), a_step(count))).collect();
+        let total = launches.map(|(_, &count)| count).sum();
+        reads += counts.get(READ).copied().unwrap_or(0);
+        by_phase.insert((*phase).to_owned(), json!({"launches": a_step(total), "by_name": names}));
+    }
+    json!({"reads": a_step(reads), "phases": by_phase})
+}
+
+fn draw(config: &TrainConfig, instances: usize, number: usize, part: RankShare) -> Batch {
+    let places = number * config.batch_size..(number + 1) * config.batch_size;
+    let order = EpochOrder::new(0, 0, instances);
+    let global = GlobalBatch::assigned(
+        places.map(|place| order.at(place % instances)).collect(),
+        part.ranks,
+        config.accumulate,
+    );
+    let own = &global.shares[part.rank];
+    let bank_rows: Vec<BankRow> = own.iter().map(|index| global.bank_rows[index.index()]).collect();
+    let mut stream = Stream::new(0, Purpose::BenchPixels, number as u64, 0);
+    let side = config.image_size as usize;
+    Batch {
+        epoch: 0,
+        step_in_epoch: 0,
+        ids: bank_rows.iter().map(|row| InstanceId(row.0)).collect(),
+        labels: vec![None; bank_rows.len()],
+        pixels: (0..bank_rows.len() * 3 * side * side).map(|_| stream.bits() as u8).collect(),
+        bank_rows,
+        global: Arc::new(global),
+    }
+}
+
+/// A phase of a step, in the order of the loop.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Phase {
+    /// Pixels to the device.
+    Data,
+    /// The encoder.
+    Forward,
+    /// Negatives, loss, gradient.
+    Objective,
+    /// Through the encoder.
+    Backward,
+    /// Reading the numbers, clipping, moving the weights.
+    Optimizer,
+    /// Moving the rows.
+    Bank,
+}
+
+impl Phase {
+    const NAMES: [&str; 6] = ["data", "forward", "objective", "backward", "optimizer", "bank"];
+}
+
+/// What a clock adds up of each phase.
+#[derive(Clone, Copy, Debug)]
+enum Measure {
+    Nothing,
+    /// Time; each mark waits for the device.
+    Time(Device, Instant),
+    /// libtorch's operators.
+    Operators,
+}
+
+/// Adds up time or operators by phase, once it is started.
+#[derive(Debug)]
+pub(super) struct Clock {
+    measure: Measure,
+    seconds: [f64; Phase::NAMES.len()],
+    /// By name.
+    operators: [BTreeMap<String, u64>; Phase::NAMES.len()],
+}
+
+impl Clock {
+    /// A clock that does nothing.
+    pub(super) fn off() -> Self {
+        Self { measure: Measure::Nothing, seconds: Default::default(), operators: Default::default() }
+    }
+
+    /// Starts to take the time, from zero.
+    fn start(&mut self, device: Device) {
+        wait_for(device);
+        *self = Self { measure: Measure::Time(device, Instant::now()), ..Self::off() };
+    }
+
+    /// Starts to count operators, from zero.
+    pub(super) fn start_counting(&mut self) {
+        libtorch::start_counting();
+        *self = Self { measure: Measure::Operators, ..Self::off() };
+    }
+
+    /// Stops counting.
+    pub(super) fn stop_counting(&mut self) {
+        libtorch::stop_counting();
+        self.measure = Measure::Nothing;
+    }
+
+    /// The phase ends here.
+    pub(super) fn mark(&mut self, phase: Phase) {
+        match &mut self.measure {
+            Measure::Nothing => {}
+            Measure::Time(device, since) => {
+                wait_for(*device);
+                let now = Instant::now();
+                self.seconds[phase as usize] += (now - *since).as_secs_f64();
+                *since = now;
+            }
+            Measure::Operators => {
+                for (name, count) in libtorch::take_counts() {
+                    *self.operators[phase as usize].entry(name).or_default() += count;
+                }
+            }
+        }
+    }
+}

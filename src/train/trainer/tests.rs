@@ -1,0 +1,291 @@
+use std::sync::Arc;
+
+use tch::{Device, Kind};
+
+use super::*;
+use crate::bank::MemoryBank;
+use crate::checkpoint::Cursor;
+use crate::feature_table::UNIT_TOLERANCE;
+use crate::ids::{BankRow, InstanceId};
+use crate::loader::GlobalBatch;
+use crate::objective::LogZ;
+use crate::rng::{Purpose, Stream};
+use crate::run_config::{
+    Architecture, BankDtype, ObjectiveKind, OnCorrupt, PartitionChoice, Precision, TrainConfig,
+};
+use crate::units::Temperature;
+
+const INSTANCES: usize = 24;
+const SIDE: u32 = 16;
+
+fn config() -> TrainConfig {
+    TrainConfig {
+        arch: Architecture::ResNet20Cifar,
+        image_size: SIDE,
+        dim: 8,
+        batch_size: 8,
+        negatives: 16,
+        ..TrainConfig::default()
+    }
+}
+
+fn batch(step: u64) -> Batch {
+    let mut stream = Stream::new(1, Purpose::Test, step, 0);
+    let mut ids: Vec<u32> = (0..INSTANCES as u32).collect();
+    stream.shuffle(&mut ids);
+    ids.truncate(8);
+    let pixels = (0..8 * 3 * SIDE * SIDE).map(|_| stream.below(256) as u8).collect();
+    let positions: Vec<_> = ids.iter().copied().map(BankRow).collect();
+    Batch {
+        epoch: 0,
+        step_in_epoch: step,
+        global: Arc::new(GlobalBatch::whole(positions.clone())),
+        ids: ids.iter().copied().map(InstanceId).collect(),
+        bank_rows: positions,
+        labels: vec![None; 8],
+        pixels,
+    }
+}
+
+fn trainer(config: TrainConfig) -> Trainer {
+    Trainer::new(config, INSTANCES, Device::Cpu)
+}
+
+/// A step, waited for.
+fn step(trainer: &mut Trainer, batch: &Batch) -> StepOutcome {
+    let before = trainer.step(batch, Requests::default()).expect("a step");
+    assert!(before.is_none(), "the step before was waited for");
+    trainer.finish().expect("finite numbers").expect("a step was made")
+}
+
+fn spoil(trainer: &Trainer) {
+    let (_, mut bias) =
+        trainer.encoder.parameters().into_iter().find(|(name, _)| name == "fc.bias").expect("it has");
+    let _ = no_grad(|| bias.fill_(f64::NAN));
+}
+
+/// Bytes of weights, buffers and bank.
+type State = (Vec<u8>, Vec<u8>, Vec<f32>);
+
+fn state(trainer: &Trainer) -> State {
+    (trainer.encoder.weights().to_bytes(), trainer.optimizer.buffers().to_bytes(), trainer.bank.to_vec())
+}
+
+#[test]
+fn a_batch_seen_again_costs_less_under_every_objective() {
+    for objective in [ObjectiveKind::Nce, ObjectiveKind::Softmax, ObjectiveKind::InfoNce] {
+        let temperature = Temperature::new(0.5).expect("a temperature");
+        let mut trainer = trainer(TrainConfig { objective, temperature, ..config() });
+        let losses: Vec<f64> = (0..2).map(|_| step(&mut trainer, &batch(0)).loss).collect();
+        assert!(losses[1] < losses[0], "{objective:?} {losses:?}");
+        assert!(trainer.bank.updated_step()[batch(0).bank_rows[0].row()] == Some(1));
+    }
+}
+
+/// Both parts have the same images, so that batch norm sees the same in a part as in the whole.
+#[test]
+fn accumulated_parts_move_as_the_whole_batch_does() {
+    let mut batch = batch(0);
+    batch.pixels.truncate(batch.pixels.len() / 2);
+    batch.pixels = batch.pixels.repeat(2);
+    let config = TrainConfig { objective: ObjectiveKind::InfoNce, proximal_weight: 0.1, ..config() };
+    let outcome = |accumulate| {
+        let mut trainer = trainer(TrainConfig { accumulate, ..config.clone() });
+        let global = Arc::new(GlobalBatch::assigned(batch.bank_rows.clone(), 1, accumulate));
+        let batch = Batch { global, ..batch.clone() };
+        let outcome = step(&mut trainer, &batch);
+        (outcome.loss, outcome.gradient_norm, trainer.bank.to_vec())
+    };
+    let (whole, parts) = (outcome(1), outcome(2));
+    assert!((whole.0 / parts.0 - 1.0).abs() < 1e-5 && (whole.1 / parts.1 - 1.0).abs() < 1e-3);
+    assert!(whole.2.iter().zip(&parts.2).all(|(a, b)| (a - b).abs() < 1e-5));
+}
+
+#[test]
+fn a_number_that_is_not_finite_names_step_quantity_and_ids() {
+    let mut trainer = trainer(config());
+    step(&mut trainer, &batch(0));
+    spoil(&trainer);
+    trainer.step(&batch(1), Requests::default()).expect("its numbers come later");
+    let error = trainer.finish().expect_err("not a number").to_string();
+    let first = batch(1).ids[0].0;
+    assert!(error.starts_with("step 1: the features' sum is NaN"), "{error}");
+    assert!(error.contains(&format!("[{first}, ")), "{error}");
+}
+
+#[test]
+fn a_skipped_step_moves_nothing_and_is_counted() {
+    let mut trainer = trainer(TrainConfig { on_nonfinite: OnNonFinite::Skip, ..config() });
+    step(&mut trainer, &batch(0));
+    spoil(&trainer);
+    let before = state(&trainer);
+    let outcome = step(&mut trainer, &batch(1));
+    assert!(outcome.skipped && trainer.skipped == 1 && trainer.cursor.step == 2);
+    assert!(state(&trainer) == before);
+}
+
+#[test]
+fn a_batch_of_nothing_but_corrupt_images_is_a_skipped_step() {
+    let mut trainer = trainer(TrainConfig { on_corrupt: OnCorrupt::Skip, ..config() });
+    step(&mut trainer, &batch(0));
+    let before = state(&trainer);
+    let empty =
+        Batch { ids: Vec::new(), bank_rows: Vec::new(), labels: Vec::new(), pixels: Vec::new(), ..batch(1) };
+    let outcome = step(&mut trainer, &empty);
+    assert!(outcome.skipped && trainer.skipped == 1 && trainer.cursor.step == 2);
+    assert!(state(&trainer) == before);
+}
+
+#[test]
+fn a_skipped_first_step_does_not_set_z() {
+    let mut trainer = trainer(TrainConfig { on_nonfinite: OnNonFinite::Skip, ..config() });
+    spoil(&trainer);
+    assert!(step(&mut trainer, &batch(0)).skipped);
+    assert_eq!(trainer.objective.log_z(), LogZ::Unset);
+}
+
+#[test]
+fn the_last_step_of_an_epoch_leads_to_the_next_one() {
+    let mut trainer = trainer(config());
+    let steps = trainer.steps_per_epoch();
+    for number in 0..steps {
+        step(&mut trainer, &batch(number));
+    }
+    assert_eq!(trainer.cursor, Cursor { step: steps, epoch: 1, step_in_epoch: 0 });
+}
+
+#[test]
+fn a_loss_scale_leaves_no_trace_in_f32_numbers() {
+    let mut plain = trainer(config());
+    let mut scaled = trainer(config());
+    scaled.loss_scale = Some(LossScale::default());
+    for number in 0..3 {
+        let (a, b) = (step(&mut plain, &batch(number)), step(&mut scaled, &batch(number)));
+        // Powers of two change no digit.
+        assert_eq!((a.loss, a.gradient_norm), (b.loss, b.gradient_norm));
+    }
+    assert!(state(&plain) == state(&scaled));
+}
+
+#[test]
+fn a_moving_average_of_z_moves_and_a_fixed_one_does_not() {
+    for (partition, moves) in [(PartitionChoice::Ema, true), (PartitionChoice::Fixed, false)] {
+        let mut trainer = trainer(TrainConfig { partition, partition_decay: 0.5, ..config() });
+        let first = step(&mut trainer, &batch(0)).ln_partition;
+        let second = step(&mut trainer, &batch(1)).ln_partition;
+        let third = step(&mut trainer, &batch(2)).ln_partition;
+        assert!(first.is_some() && (second != third) == moves);
+    }
+}
+
+#[test]
+fn bf16_trains_with_weights_in_f32() {
+    let (precision, objective) = (Precision::Bf16, ObjectiveKind::Softmax);
+    let mut trainer = trainer(TrainConfig { precision, objective, channels_last: true, ..config() });
+    let losses: Vec<f64> = (0..2).map(|_| step(&mut trainer, &batch(0)).loss).collect();
+    assert!(losses[1] < losses[0], "{losses:?}");
+    assert!(trainer.encoder.parameters().iter().all(|(_, weight)| weight.kind() == Kind::Float));
+}
+
+#[test]
+fn rows_of_16_bits_are_of_unit_length_as_a_table_means_it() {
+    for dtype in [BankDtype::Bf16, BankDtype::F16] {
+        for dim in [1, 2, 3, 8] {
+            let bank = MemoryBank::random(20_000, dim, 5, Device::Cpu).with_dtype(dtype);
+            let lengths = bank.rows().to_kind(Kind::Double).norm_scalaropt_dim(2, [1_i64].as_slice(), false);
+            let off = (lengths - 1.0).abs().max().double_value(&[]);
+            assert!(off < UNIT_TOLERANCE, "{dtype:?}, {dim}: {off}");
+        }
+    }
+}
+
+/// Bank and weights after some batches, and what each step measured.
+fn trained(mut trainer: Trainer, late: bool, batches: &[Batch]) -> (State, Vec<(u64, f64, bool)>) {
+    let mut outcomes = Vec::new();
+    for batch in batches {
+        outcomes.extend(trainer.step(batch, Requests::default()).expect("a step"));
+        if !late {
+            outcomes.extend(trainer.finish().expect("finite numbers"));
+        }
+    }
+    outcomes.extend(trainer.finish().expect("finite numbers"));
+    (state(&trainer), outcomes.iter().map(|outcome| (outcome.step, outcome.loss, outcome.skipped)).collect())
+}
+
+#[test]
+fn a_step_whose_numbers_are_read_late_is_the_same_step() {
+    let batches: Vec<_> = (0..4).map(batch).collect();
+    let ema = TrainConfig { partition: PartitionChoice::Ema, partition_decay: 0.5, ..config() };
+    let softmax = TrainConfig { objective: ObjectiveKind::Softmax, accumulate: 2, ..config() };
+    for config in [config(), ema, softmax] {
+        let (late, early) =
+            (trained(trainer(config.clone()), true, &batches), trained(trainer(config), false, &batches));
+        assert!(late.0 == early.0 && late.1 == early.1);
+        assert_eq!(late.1.iter().map(|outcome| outcome.0).collect::<Vec<_>>(), [1, 2, 3, 4]);
+    }
+}
+
+/// With momentum 0 a row becomes the feature of its image: each row can be told by it.
+#[test]
+fn rows_become_the_features_of_their_own_images_also_where_a_step_is_read_late_or_skipped() {
+    let momentum = crate::units::BankMomentum::new(0.0).expect("a momentum");
+    for (accumulate, skips) in [(1, false), (2, false), (1, true)] {
+        let on_nonfinite = if skips { OnNonFinite::Skip } else { OnNonFinite::Fail };
+        let config = TrainConfig { bank_momentum: momentum, accumulate, on_nonfinite, ..config() };
+        let mut trainer = trainer(config);
+        let mut expected = trainer.bank.to_vec();
+        let mut written = vec![None; INSTANCES];
+        for number in 0..5_u64 {
+            let batch = batch(number);
+            let is_spoilt = skips && number == 2;
+            let (_, mut bias) =
+                trainer.encoder.parameters().into_iter().find(|(name, _)| name == "fc.bias").expect("it has");
+            let before = bias.detach().copy();
+            if is_spoilt {
+                spoil(&trainer);
+            }
+            trainer.step(&batch, Requests::default()).expect("a step");
+            if is_spoilt {
+                no_grad(|| bias.copy_(&before));
+                continue;
+            }
+            let (features, positions) = trainer.last.as_ref().expect("it moved");
+            let ids: Vec<u32> = positions.iter().map(|position| position.0).collect();
+            assert_eq!(ids, batch.ids.iter().map(|id| id.0).collect::<Vec<_>>());
+            let features = Vec::<f32>::try_from(features.reshape([-1])).expect("features");
+            for (feature, row) in features.chunks(8).zip(ids) {
+                expected[row as usize * 8..][..8].copy_from_slice(feature);
+                written[row as usize] = Some(number);
+            }
+        }
+        trainer.finish().expect("finite numbers");
+        let close = |(a, b): (&f32, &f32)| (a - b).abs() < 1e-6;
+        assert!(trainer.bank.to_vec().iter().zip(&expected).all(close), "{accumulate} {skips}");
+        assert_eq!(trainer.bank.updated_step(), written);
+    }
+}
+
+#[test]
+fn a_number_that_is_not_finite_ends_the_run_before_anything_of_the_step_can_be_saved() {
+    let mut trainer = trainer(config());
+    step(&mut trainer, &batch(0));
+    spoil(&trainer);
+    trainer.step(&batch(1), Requests::default()).expect("its numbers come later");
+    let error = trainer.step(&batch(2), Requests::default()).expect_err("the step before").to_string();
+    assert!(error.starts_with("step 1: the features' sum is NaN"), "{error}");
+}
+
+#[test]
+fn the_optimiser_works_on_lists() {
+    let _alone = crate::model::libtorch::COUNTING.lock();
+    let mut trainer = trainer(config());
+    step(&mut trainer, &batch(0));
+    trainer.clock.start_counting();
+    step(&mut trainer, &batch(1));
+    trainer.clock.stop_counting();
+    // Other tests run at the same time and are counted too: an upper bound would not hold.
+    let operators = bench::operators(&trainer.clock, 1);
+    let optimizer = operators["phases"]["optimizer"]["by_name"].as_object().expect("counts");
+    assert!(optimizer.contains_key("aten::_foreach_norm") && optimizer.contains_key("aten::_fused_sgd_"));
+    assert!(!optimizer.contains_key("torch::autograd::AccumulateGrad"));
+}
