@@ -27,7 +27,7 @@ from fcntl import ioctl
 from pathlib import Path
 
 # The bar fits, and the long line of an epoch breaks between two words.
-COLUMNS = 142
+COLUMNS = 139
 
 
 def record(path, command):

@@ -170,7 +170,7 @@ pub(super) fn section(input: &PageInput<'_>, images: &PageImages) -> Option<Sect
         }
         add!(
             html,
-            "</div><span id=\"shown\" role=\"status\"></span><span>of {} queries</span></div>\n",
+            "</div><span><span id=\"shown\" role=\"status\"></span> of {} queries</span></div>\n",
             grouped(all as u64)
         );
     } else if input.examples.len() < all {
