@@ -105,7 +105,7 @@ impl Estimate {
                 "host: {} at most: the loader takes what the images need, up to `--memory-limit`",
                 size(self.host_bytes)
             ),
-            format!("disk: {} for a checkpoint, {stay} are kept (`--keep`)", size(self.checkpoint_bytes)),
+            format!("checkpoint: {} on disk, {stay} are kept (`--keep`)", size(self.checkpoint_bytes)),
         ]
     }
 }

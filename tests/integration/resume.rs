@@ -51,7 +51,8 @@ fn a_resume_without_options_has_those_of_the_run_and_ends_nothing_early() {
     let run = dir.path().join("run");
     let config = || std::fs::read_to_string(run.join("config.toml")).expect("the configuration");
     // Stopped within its third epoch of eight steps.
-    assert_eq!(signal_after(&run, "--epochs 500 --keep 2", 18, "-TERM"), Some(75));
+    let begun = "--epochs 500 --checkpoint-every-steps 5 --keep 2 --no-monitor";
+    assert_eq!(signal_at(train(dataset(), &run, begun), &run, 18, "-TERM"), Some(75));
     let begun = config();
     let error = train(dataset(), &run, "--epochs 1 --no-monitor").fails(78);
     assert!(error.contains("the run is not finished; `--epochs 1` is fewer"), "{error}");

@@ -14,7 +14,7 @@ folder = Path(sys.argv[1])
 shards = sorted(str(path) for path in (folder / "train").glob("*.parquet"))
 
 table = pq.read_table(shards[0])
-assert table.column_names == ["instance_id", "image", "label", "width", "height"], table.column_names
+assert table.column_names == ["instance_id", "image", "label", "width", "height", "entry_points"], table.column_names
 first = table.slice(0, 1).to_pylist()[0]
 image = PIL.Image.open(io.BytesIO(first["image"]["bytes"]))
 assert image.size == (first["width"], first["height"])

@@ -33,14 +33,17 @@ assert safe_open(folder / "whole.safetensors", "pt").metadata()["format"] == "pt
 logits = model(images).detach()
 of_timm = timm.create_model(f"local-dir:{folder / 'timm'}", pretrained=True).eval()
 by_file = timm.create_model(arch, num_classes=dim, checkpoint_path=str(folder / "timm" / "model.safetensors")).eval()
-of_hub = AutoModelForImageClassification.from_pretrained(folder / "huggingface").eval()
+of_hub, loading = AutoModelForImageClassification.from_pretrained(folder / "huggingface", output_loading_info=True)
+of_hub.eval()
+assert not loading["missing_keys"] and not loading["unexpected_keys"], loading
 with torch.no_grad():
     for found in of_timm(images), by_file(images), of_hub(images).logits:
         assert (found - logits).abs().max() < 1e-4 * logits.abs().max(), (found - logits).abs().max()
 data = timm.data.resolve_model_data_config(of_timm)
 prepare = AutoImageProcessor.from_pretrained(folder / "huggingface")
 side = data["input_size"][1]
-assert tuple(prepare.image_mean) == data["mean"] and tuple(prepare.image_std) == data["std"], (prepare, data)
+for ours, theirs in (prepare.image_mean, data["mean"]), (prepare.image_std, data["std"]):
+    assert list(ours) == list(theirs), (prepare, data)
 photo = Image.effect_noise((3 * side, 2 * side), 80).convert("RGB")
 (pixels,) = prepare(photo, return_tensors="pt")["pixel_values"]
 resized = torchvision.transforms.functional.resize(photo, round(side / data["crop_pct"]))

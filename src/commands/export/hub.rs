@@ -41,7 +41,7 @@ pub fn export_hub(folder: &Location, output: &Location, hub: Hub) -> Result<usiz
         Hub::Timm => Some(name.to_owned()),
         Hub::HuggingFace => name_in_transformers(name),
     };
-    let (tensors, file) = weights(&checkpoint, arch, &name)?;
+    let (tensors, file) = weights(&checkpoint, arch, &name, hub == Hub::HuggingFace)?;
     let write = |name: &str, text: Vec<u8>| output.join(name).publish(text, PublishMode::Overwrite);
     write(MODEL, file)?;
     let card = card(&checkpoint, hub, &encoder, &scores(&checkpoint)?);

@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 
-use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
 use serde_json::{Map, Value};
 
 use crate::checkpoint::{Checkpoint, CheckpointError, MODEL};
@@ -25,12 +26,14 @@ pub fn export_torchvision(
     let arch = checkpoint.state()?.encoder["arch"].as_str().unwrap_or_default().to_owned();
     let projection = if arch.starts_with("resnet") { "fc." } else { "classifier.6." };
     let kept = |name: &str| (with_projection || !name.starts_with(projection)).then(|| name.to_owned());
-    let (tensors, file) = weights(&checkpoint, &arch, &kept)?;
+    let (tensors, file) = weights(&checkpoint, &arch, &kept, false)?;
     output.publish(file, PublishMode::Overwrite)?;
     Ok(tensors)
 }
 
 /// A checkpoint's tensors under other names, without those that get none: how many, and a safetensors file.
+///
+/// `counts` adds the number of batches that each batch norm has seen, 0, for libraries that ask for it.
 ///
 /// # Errors
 /// If the checkpoint is damaged, or the store fails.
@@ -38,13 +41,22 @@ pub(super) fn weights(
     checkpoint: &Checkpoint,
     arch: &str,
     renamed: &dyn Fn(&str) -> Option<String>,
+    counts: bool,
 ) -> Result<(usize, Vec<u8>), CommandError> {
     let bytes = checkpoint.read(MODEL)?;
     let damaged = || CheckpointError::Damaged { file: checkpoint.folder().join(MODEL).to_string() };
     let tensors = SafeTensors::deserialize(&bytes).map_err(|_| damaged())?;
-    let kept: Vec<_> =
+    let mut kept: Vec<_> =
         tensors.tensors().into_iter().filter_map(|(name, tensor)| Some((renamed(&name)?, tensor))).collect();
     let count = kept.len();
+    if counts {
+        let of_norm = |(name, _): &(String, _)| {
+            Some(name.strip_suffix("running_mean")?.to_owned() + "num_batches_tracked")
+        };
+        let names: Vec<String> = kept.iter().filter_map(of_norm).collect();
+        let none = TensorView::new(Dtype::I64, Vec::new(), &[0; 8]).map_err(|_| damaged())?;
+        kept.extend(names.into_iter().map(|name| (name, none.clone())));
+    }
     // PyTorch's tools look for the first entry.
     let about = HashMap::from([
         ("format".to_owned(), "pt".to_owned()),
