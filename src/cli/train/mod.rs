@@ -38,8 +38,8 @@ use crate::units::shell_word;
 /// "Data and augmentation" to "Checkpoints and metrics" is also a key of the TOML file of --config: `--batch-size 64`
 /// is `batch_size = 64`. A flag wins.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:
-  instdisc train --dataset photos --run run --epochs 20            # settings by the number and size of the images
+#[command(after_help = "Example:
+  instdisc train --dataset photos --run run --epochs 20    # settings by the images' number and size
   instdisc train --dataset s3://bucket/in1k --run s3://bucket/runs/r50 \\
     --config jobs/runs/imagenet-resnet50-reference.toml")]
 pub(super) struct TrainArgs {
