@@ -142,7 +142,8 @@ impl Vnni {
     /// `None` where the processor lacks an instruction.
     #[inline]
     pub fn detect() -> Option<Self> {
-        let has = is_x86_feature_detected!("avx512f")
+        let has = V3::detect().is_some()
+            && is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl")

@@ -21,8 +21,9 @@ use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
 use parquet::file::reader::{ChunkReader, Length};
 use parquet::file::serialized_reader::SerializedPageReader;
 
-use super::entry_points::trusted;
-use super::{DatasetError, IMAGE_BYTES, LENGTH_BYTES, Row, ShardEntry, schema, schema_without_entry_points};
+use super::{
+    DatasetError, IMAGE_BYTES, LENGTH_BYTES, Row, ShardEntry, schema, schema_without_entry_points, unsealed,
+};
 use crate::ids::{ClassId, InstanceId};
 use crate::storage::{Digest, Location};
 
@@ -227,9 +228,9 @@ impl ShardReader {
         let (widths, heights) =
             (batch.column(3).as_primitive::<Int32Type>(), batch.column(4).as_primitive::<Int32Type>());
         let entry_points = entry_points.first().map(|column| column.as_binary::<i32>());
-        let points_of = |row: usize| {
+        let points_of = |row: usize, image: &[u8]| {
             let stored = entry_points.filter(|column| column.is_valid(row))?.value(row);
-            trusted(Bytes::copy_from_slice(stored))
+            unsealed(Bytes::copy_from_slice(stored), image)
         };
         for row in 0..batch.num_rows() {
             let (id, label) = self.identity(row_group, rows.len(), ids.value(row), labels.value(row))?;
@@ -242,11 +243,11 @@ impl ShardReader {
             rows.push(Row {
                 id,
                 label,
+                entry_points: points_of(row, &image),
                 bytes: image,
                 path: paths.value(row).to_owned(),
                 width: side(widths.value(row))?,
                 height: side(heights.value(row))?,
-                entry_points: points_of(row),
             });
         }
         Ok(())

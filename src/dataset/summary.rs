@@ -104,7 +104,9 @@ pub fn verify(dataset: &Location, manifest: &Manifest, progress: &dyn Progress) 
                     let Place { offset, entry_points_offset, entry_points_bytes, .. } = said.place;
                     let points = match entry_points_bytes {
                         0 => Some(None),
-                        len => part(entry_points_offset, len).and_then(unsealed).map(Some),
+                        len => part(entry_points_offset, len)
+                            .and_then(|stored| unsealed(stored, &row.bytes))
+                            .map(Some),
                     };
                     let is_there = part(offset, size).is_some_and(|bytes| bytes == row.bytes)
                         && points.is_some_and(|points| points == row.entry_points);

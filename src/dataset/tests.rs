@@ -112,7 +112,7 @@ fn an_index_tells_where_each_image_lies_in_its_file() {
         let Place { entry_points_offset, entry_points_bytes, .. } = found.place;
         let stored = entry_points_offset as usize..entry_points_offset as usize + entry_points_bytes as usize;
         let points = (entry_points_bytes > 0)
-            .then(|| unsealed(file.read().expect("bytes").slice(stored)).expect("as written"));
+            .then(|| unsealed(file.read().expect("bytes").slice(stored), &bytes).expect("as written"));
         assert_eq!(points, row(found.id.0, b"").entry_points);
     }
 }
@@ -136,7 +136,7 @@ fn images_are_found_in_row_groups_of_many_pages() {
     }
     for (id, (offset, bytes)) in (0..5000).zip(written.entry_points) {
         let stored = file.slice(offset as usize..offset as usize + bytes as usize);
-        let points = if bytes > 0 { Some(unsealed(stored).expect("as written")) } else { None };
+        let points = if bytes > 0 { Some(unsealed(stored, &image(id)).expect("as written")) } else { None };
         assert_eq!(points, row(id, b"").entry_points);
     }
 }

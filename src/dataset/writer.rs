@@ -297,7 +297,8 @@ fn write_group(writer: &mut SerializedFileWriter<Digests>, rows: &[Row]) -> Resu
     put::<Int64Type>(&mut group, &list(|row| ClassId::to_stored(row.label)))?;
     put::<Int32Type>(&mut group, &sides(|row| row.width))?;
     put::<Int32Type>(&mut group, &sides(|row| row.height))?;
-    let stored = |row: &Row| row.entry_points.as_ref().map(|points| ByteArray::from(sealed(points)));
+    let stored =
+        |row: &Row| row.entry_points.as_ref().map(|points| ByteArray::from(sealed(points, &row.bytes)));
     put_nullable::<ByteArrayType>(&mut group, rows.iter().map(stored))?;
     group.close()?;
     Ok(())

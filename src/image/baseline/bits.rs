@@ -85,7 +85,7 @@ pub(super) struct Segments {
     /// Where the data ended: at a marker, or at the end of the file.
     end: usize,
     /// Where in `bytes` one of the file's was left out, in a scan without restart markers.
-    left_out: Vec<usize>,
+    left_out: Vec<u32>,
     /// The first bit of each span, and where it ends.
     spans: Vec<Range<usize>>,
 }
@@ -93,8 +93,9 @@ pub(super) struct Segments {
 impl Segments {
     /// Removes the byte stuffing of a scan, up to the first marker other than a restart marker.
     ///
-    /// `None` if restart markers are not numbered in order.
-    pub(super) fn unstuff(&mut self, file: &[u8], scan_start: usize) -> Option<()> {
+    /// `None` if restart markers are not numbered in order. `notes` asks for what [`to_file`](Self::to_file) needs: a note
+    /// for each byte that is left out.
+    pub(super) fn unstuff(&mut self, file: &[u8], scan_start: usize, notes: bool) -> Option<()> {
         self.bytes.clear();
         self.bytes.reserve(file.len() - scan_start + PADDING);
         self.ends.clear();
@@ -108,7 +109,7 @@ impl Segments {
             match file.get(at + 1) {
                 Some(0) => {
                     self.bytes.extend_from_slice(&file[from..=at]);
-                    self.left_out.push(self.bytes.len());
+                    self.note_left_out(notes);
                     from = at + 2;
                 }
                 Some(&marker @ 0xD0..=0xD7) => {
@@ -122,7 +123,7 @@ impl Segments {
                 // A fill byte before a marker.
                 Some(0xFF) => {
                     self.bytes.extend_from_slice(&file[from..at]);
-                    self.left_out.push(self.bytes.len());
+                    self.note_left_out(notes);
                     from = at + 1;
                 }
                 _ => {
@@ -133,6 +134,12 @@ impl Segments {
         }
         self.finish(file, from, file.len());
         Some(())
+    }
+
+    fn note_left_out(&mut self, notes: bool) {
+        if notes {
+            self.left_out.push(u32::try_from(self.bytes.len()).unwrap_or(u32::MAX));
+        }
     }
 
     fn finish(&mut self, file: &[u8], from: usize, at: usize) {
@@ -162,7 +169,7 @@ impl Segments {
     pub(super) fn to_file(&self, scan_start: usize) -> impl FnMut(usize) -> usize {
         let mut passed = 0;
         move |bit| {
-            while self.left_out.get(passed).is_some_and(|&at| at <= bit / 8) {
+            while self.left_out.get(passed).is_some_and(|&at| at as usize <= bit / 8) {
                 passed += 1;
             }
             bit + 8 * (scan_start + passed)

@@ -22,6 +22,9 @@ use self::scan::Note;
 use super::{Channels, Region};
 use crate::simd;
 
+/// An image is at least so many times as large as its entry points.
+const SMALLEST_IMAGE: usize = 4;
+
 /// Tables and buffers, kept from image to image.
 #[derive(Clone, Debug, Default)]
 pub(super) struct BaselineDecoder {
@@ -92,14 +95,19 @@ impl BaselineDecoder {
         }
         let mut luma = vec![0; frame.width * frame.height];
         pixels::copy_luma(&self.scan.planes, region, &mut luma);
-        Some(Checked { luma, entry_points: self.scan.entry_points(frame) })
+        Some(Checked { luma, entry_points: self.worthwhile_entry_points(file, frame) })
     }
 
     /// The entry points of an image that was checked; no pixel is made.
     pub(super) fn entry_points(&mut self, file: &[u8], frame: &Frame) -> Option<Vec<u8>> {
         let region = Region { left: 0, top: 0, width: frame.width, height: frame.height };
         self.scan.decode(file, frame, region, 0, Note::EntryPoints)?;
-        self.scan.used_all(file, frame).then(|| self.scan.entry_points(frame))?
+        self.scan.used_all(file, frame).then(|| self.worthwhile_entry_points(file, frame))?
+    }
+
+    /// Of an image with few bits for its pixels there are none: they would be as large as what they pass over.
+    fn worthwhile_entry_points(&self, file: &[u8], frame: &Frame) -> Option<Vec<u8>> {
+        self.scan.entry_points(frame).filter(|points| points.len() <= file.len() / SMALLEST_IMAGE)
     }
 }
 

@@ -131,7 +131,8 @@ impl ScanDecoder {
         // Without samples that are wanted every MCU is passed over.
         let mcus = Mcus::under(frame, region, wanted.max(1));
         let step = entry_points::step(frame);
-        segments.unstuff(file, frame.scan_start)?;
+        let notes = note == Note::EntryPoints && frame.restart_interval == 0;
+        segments.unstuff(file, frame.scan_start, notes)?;
         for (segment, range) in mcus.segments(frame.restart_interval) {
             if segment >= segments.len() {
                 return None;

@@ -75,10 +75,11 @@ impl LocalSource {
         context.counters.count_read(&bytes);
         let mut encoded = image.checked(bytes).ok_or_else(|| self.split.changed(image))?;
         if let Some(range) = image.entry_points() {
-            let stored = self.file(image.group())?.read(range).map_err(DatasetError::from)?;
-            context.counters.count_read(&stored);
             // Without them it is decoded all the same.
-            encoded.entry_points = unsealed(stored);
+            if let Ok(stored) = self.file(image.group())?.read(range) {
+                context.counters.count_read(&stored);
+                encoded.entry_points = unsealed(stored, &encoded.bytes);
+            }
         }
         Ok(encoded)
     }
@@ -208,7 +209,7 @@ impl StreamedSource {
             if let Some(mut encoded) = kept.and_then(|bytes| image.checked(bytes)) {
                 if let Some(Range { start, end }) = image.entry_points() {
                     let stored = cache.read(self.split.digest(group), start - first..end - first);
-                    encoded.entry_points = stored.and_then(unsealed);
+                    encoded.entry_points = stored.and_then(|stored| unsealed(stored, &encoded.bytes));
                 }
                 context.counters.cache_bytes.add(encoded.held_bytes());
                 return Ok(encoded);
