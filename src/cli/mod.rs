@@ -44,16 +44,8 @@ use crate::run_config::ConfigError;
 use crate::storage::{Location, RetryLimits, StorageOptions, Traffic};
 
 /// Train an image encoder without labels, and score it by its nearest neighbours.
-///
-/// Your own images, in three commands:
-///
-///     instdisc ingest --source my-images --dest photos --hold-out test=10%
-///     instdisc train --dataset photos --run run --epochs 20
-///     instdisc knn --run run --dataset photos
-///
-/// Each command prints the next one. `instdisc synth` draws images to try it with.
 #[derive(Debug, Parser)]
-#[command(name = "instdisc", version, max_term_width = 100, verbatim_doc_comment, after_long_help = AFTER_HELP)]
+#[command(name = "instdisc", version, max_term_width = 100, long_about = ABOUT, after_long_help = AFTER_HELP)]
 struct Cli {
     #[command(flatten)]
     global: GlobalArgs,
@@ -61,6 +53,17 @@ struct Cli {
     command: Command,
 }
 
+/// What the long help of the program begins with.
+const ABOUT: &str = "\
+Train an image encoder without labels, and score it by its nearest neighbours.
+
+Your own images, in three commands:
+
+    instdisc ingest --source my-images --dest photos --hold-out test=10%
+    instdisc train --dataset photos --run run --epochs 20
+    instdisc knn --run run --dataset photos
+
+Each command prints the next one. `instdisc synth` draws images to try it with.";
 /// What the long help of the program ends with.
 const AFTER_HELP: &str = "\
 Locations are paths or URLs (s3://, gs://, az://). Credentials come from the environment, in the names of the object_store
