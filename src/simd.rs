@@ -271,6 +271,9 @@ fn transposed_x86(rows: [__m128i; 8]) -> [__m128i; 8] {
 }
 
 /// Exchanges rows and columns of the two tiles in the halves of the registers.
+///
+/// # Safety
+/// The processor has AVX2, as [`V3`] says.
 #[cfg(target_arch = "x86_64")]
 #[inline]
 #[target_feature(enable = "avx2")]
