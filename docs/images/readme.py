@@ -3,8 +3,8 @@
     pip install playwright pillow                     # and a Chromium: INSTDISC_CHROMIUM names one that is not on the PATH
     python docs/images/readme.py page run/eval/knn-….html docs/images/page.png
     python docs/images/readme.py record train.jsonl -- instdisc train --dataset photos --run run --config jobs/runs/demo.toml \\
-      --log warn
-    python docs/images/readme.py progress train.jsonl docs/images/progress.png
+      --precision bf16 --log warn
+    python docs/images/readme.py progress train.jsonl docs/images/progress.png --share 0.115
 
 `record` runs a command in a terminal and keeps what it prints. `progress` draws the screen at one moment, so the command may
 be stopped with Ctrl-C after that. Both images together stay under 300 kB.
