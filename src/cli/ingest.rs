@@ -270,8 +270,8 @@ pub(super) fn run(global: &GlobalArgs, args: &IngestArgs) -> anyhow::Result<()> 
     }
     global.write_result(&lines, &report)?;
     let dest = args.dest.as_deref().unwrap_or("DATASET");
-    if report.splits.contains_key("train") || report.already_done {
-        // A run is of one dataset.
+    if report.plan.splits.contains_key("train") {
+        // A run belongs to one dataset, so a run that is there is not proposed for this one.
         let run = if std::path::Path::new("run").exists() {
             format!("{}-run", dest.trim_end_matches('/'))
         } else {

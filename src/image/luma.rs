@@ -83,7 +83,7 @@ fn checked_baseline(bytes: &[u8]) -> Option<Checked> {
     with_decoder(bytes, BaselineDecoder::check)
 }
 
-/// `None` also for what is no baseline JPEG, or a huge one.
+/// `None` also for a file that is not a baseline JPEG, and for a huge one.
 fn with_decoder<T>(
     bytes: &[u8],
     work: impl FnOnce(&mut BaselineDecoder, &[u8], &Frame) -> Option<T>,

@@ -548,7 +548,7 @@ mod tests {
         let entry = Entry { name: "a/b.json".into(), bytes: 5, stamp: None };
         assert_eq!(folder.list().expect("a list"), [entry]);
         file.delete().expect("deleted");
-        file.delete().expect("deleting again is no error");
+        file.delete().expect("deleting again succeeds");
         assert!(folder.list().expect("a list").is_empty());
     }
 

@@ -28,6 +28,8 @@ fn exports_open_in_torchvision_duckdb_and_the_projector() {
         let call = instdisc(&format!("export {form}"));
         let exported = call.arg("--checkpoint", &run).arg("--output", file(form)).json();
         assert_eq!(exported["tensors"], whole, "{form}");
+        let again = instdisc(&format!("export {form}")).arg("--checkpoint", &run);
+        assert!(again.arg("--output", file(form)).fails(2).contains("a folder that is new or empty"));
     }
     train(dataset(), &file("cifar"), "--epochs 1").ok();
     let small = instdisc("export timm").arg("--checkpoint", file("cifar"));

@@ -23,7 +23,7 @@ pub enum Hub {
 /// before it is normalised.
 ///
 /// # Errors
-/// If neither library has the network, the checkpoint is damaged, or the store fails.
+/// If neither library has the network, the folder holds files, the checkpoint is damaged, or the store fails.
 ///
 /// # Source
 /// timm's `ResNet` has torchvision's names; transformers' are those of `ResNetForImageClassification`.
@@ -37,6 +37,12 @@ pub fn export_hub(folder: &Location, output: &Location, hub: Hub) -> Result<usiz
              jobs/tools/cifar_resnet.py load it in PyTorch"
         )));
     };
+    // Files of another export would be loaded with these, and a README.md may be the user's.
+    if let Some(file) = output.list()?.first() {
+        let reason =
+            format!("--output {output}: it holds `{}`; give a folder that is new or empty", file.name);
+        return Err(CommandError::Usage(reason));
+    }
     let name = |name: &str| match hub {
         Hub::Timm => Some(name.to_owned()),
         Hub::HuggingFace => name_in_transformers(name),

@@ -178,7 +178,7 @@ impl Segments {
 
     /// Removes the byte stuffing of spans alone, each given by its first bit in the file and the one behind it.
     ///
-    /// `None` if there is no such span, they do not ascend, or a marker lies within one.
+    /// `None` if a span is outside of the file, they do not ascend, or one contains a marker.
     pub(super) fn unstuff_spans(
         &mut self,
         file: &[u8],
