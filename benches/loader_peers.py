@@ -1,9 +1,12 @@
 """Measures loaders on the same images in the same run and prints a table in Markdown.
 
-    pip install torch torchvision pillow albumentations tensorflow-cpu nvidia-dali-cuda120
-    python benches/loader_peers.py --images FOLDER|TAR --instdisc target/release/instdisc
+    apt install ffmpeg
+    pip install torch torchvision torchcodec spdl litdata pillow albumentations tensorflow-cpu nvidia-dali-cuda120
+    instdisc ingest --source FOLDER|TAR --dest dataset --split train
+    python benches/loader_peers.py --images FOLDER|TAR --dataset dataset --instdisc target/release/instdisc
 
-A peer that is not installed is left out. Each does the work in its own fastest usual way on one thread, from JPEG bytes
+A peer that is not installed is left out. Of instdisc there are two rows: the files, as the peers read them, and the
+same images from a dataset, whose entry points were found once by ingest. Each does the work in its own fastest usual way on one thread, from JPEG bytes
 in memory to uint8 pixels: whole decode; random resized crop and flip; the whole recipe. Rounds of all peers
 alternate. Figures are images per second of CPU time of the whole process, so threads that a peer starts count too.
 """
@@ -11,10 +14,12 @@ alternate. Figures are images per second of CPU time of the whole process, so th
 import argparse
 import io
 import json
+import math
 import os
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from pathlib import Path
 
@@ -53,16 +58,27 @@ def torchvision_pillow(images):
     return f"torchvision {torchvision.__version__} on Pillow", run
 
 
-def torchvision_tensors(images):
+def on_tensors():
+    """The recipe of each stage for a decoded tensor."""
     import torch
-    import torchvision
     from torchvision.transforms import v2 as T
 
     torch.set_num_threads(1)
-    tensors = [torch.frombuffer(bytearray(bytes), dtype=torch.uint8) for bytes in images]
     crop = [T.RandomResizedCrop(SIDE, SCALE, RATIO, antialias=True), T.RandomHorizontalFlip()]
     full = [crop[0], T.RandomGrayscale(0.2), T.ColorJitter(*[JITTER] * 4), crop[1]]
-    steps = {"decode": lambda p: p, "crop": T.Compose(crop), "full": T.Compose(full)}
+    return {"decode": lambda p: p, "crop": T.Compose(crop), "full": T.Compose(full)}
+
+
+def as_tensor(bytes):
+    import torch
+
+    return torch.frombuffer(bytearray(bytes), dtype=torch.uint8)
+
+
+def torchvision_tensors(images):
+    import torchvision
+
+    steps, tensors = on_tensors(), [as_tensor(bytes) for bytes in images]
     rgb = torchvision.io.ImageReadMode.RGB
 
     def run(stage):
@@ -70,6 +86,76 @@ def torchvision_tensors(images):
             steps[stage](torchvision.io.decode_jpeg(tensor, mode=rgb))
 
     return f"torchvision {torchvision.__version__} v2 on tensors", run
+
+
+def torchcodec(images):
+    import torchcodec
+    from torchcodec.decoders import decode_jpeg
+
+    steps, tensors = on_tensors(), [as_tensor(bytes) for bytes in images]
+
+    def run(stage):
+        for tensor in tensors:
+            steps[stage](decode_jpeg(tensor))
+
+    return f"torchcodec {torchcodec.__version__}, torchvision v2", run
+
+
+def litdata(images):
+    """Its streaming dataset over local chunks, so its reading is in the figures; the other peers read nothing."""
+    import litdata
+    import torchvision
+
+    steps = on_tensors()
+    rgb = torchvision.io.ImageReadMode.RGB
+    folder = tempfile.TemporaryDirectory()
+    writer = litdata.streaming.cache.Cache(folder.name, chunk_bytes="64MB")
+    for index, bytes in enumerate(images):
+        writer[index] = bytes
+    writer.done()
+    writer.merge()
+    dataset = litdata.StreamingDataset(folder.name, shuffle=False)
+
+    def run(stage):
+        assert folder
+        for bytes in dataset:
+            steps[stage](torchvision.io.decode_jpeg(as_tensor(bytes), mode=rgb))
+
+    return f"litData {litdata.__version__}, torchvision v2", run
+
+
+def spdl(images):
+    import random
+    from importlib.metadata import version
+
+    import spdl.io
+
+    one_thread = spdl.io.decode_config(decoder_options={"threads": "1"})
+
+    def filters(stage):
+        if stage == "decode":
+            return "format=rgb24"
+        side = random.uniform(*SCALE), math.exp(random.uniform(*map(math.log, RATIO)))
+        area, ratio = f"{side[0]}*iw*ih", side[1]
+        chain = [
+            f"crop=w='min(iw,sqrt({area}*{ratio}))':h='min(ih,sqrt({area}/{ratio}))'"
+            f":x='(iw-ow)*{random.random()}':y='(ih-oh)*{random.random()}':exact=1",
+            f"scale={SIDE}:{SIDE}:flags=bilinear",
+        ]
+        if stage == "full":
+            draw = lambda: random.uniform(1 - JITTER, 1 + JITTER)
+            saturation = 0 if random.random() < 0.2 else draw()
+            chain.append(f"eq=brightness={draw() - 1}:contrast={draw()}:saturation={saturation}")
+            chain.append(f"hue=h={random.uniform(-360 * JITTER, 360 * JITTER)}")
+        if random.random() < 0.5:
+            chain.append("hflip")
+        return ",".join([*chain, "format=rgb24"])
+
+    def run(stage):
+        for bytes in images:
+            spdl.io.to_numpy(spdl.io.load_image(bytes, decode_config=one_thread, filter_desc=filters(stage)))
+
+    return f"SPDL {version('spdl')} (resize and colour in YCbCr by FFmpeg)", run
 
 
 def albumentations(images):
@@ -192,11 +278,11 @@ def tf_data(images):
     return f"tf.data {tf.__version__}", run
 
 
-def instdisc(binary, path, limit, *more):
+def instdisc(binary, source, limit):
     """Images per second of CPU time by stage, and of plain decoding, for one round."""
     seen = {}
     for stage in STAGES:
-        command = [binary, "bench", "loader", "--images", path, "--rounds", "1", "--stage", stage, *more]
+        command = [binary, "bench", "loader", *source, "--rounds", "1", "--stage", stage]
         if limit:
             command += ["--limit", str(limit)]
         report = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
@@ -209,13 +295,14 @@ def instdisc(binary, path, limit, *more):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", required=True, help="JPEG files: a folder or a tar")
+    parser.add_argument("--dataset", required=True, help="a dataset of these images by `instdisc ingest`")
     parser.add_argument("--instdisc", default="target/release/instdisc")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--limit", type=int, default=0, help="take so many images; 0 for all")
+    parser.add_argument("--limit", type=int, default=0, help="images to take; 0 for all")
     args = parser.parse_args()
     images = read(args.images)[: args.limit or None]
     peers = []
-    for make in (torchvision_pillow, torchvision_tensors, albumentations, dali, tf_data):
+    for make in (torchvision_pillow, torchvision_tensors, torchcodec, litdata, spdl, albumentations, dali, tf_data):
         try:
             peers.append(make(images))
         except ImportError as error:
@@ -224,20 +311,22 @@ def main():
         for stage in STAGES:
             run(stage)
     spent = {(name, stage): [] for name, _ in peers for stage in STAGES}
-    own = []
+    sources = {"instdisc, a dataset": ["--dataset", args.dataset], "instdisc, files": ["--images", args.images]}
+    own = {name: [] for name in sources}
     for _ in range(args.rounds):
-        own.append(instdisc(args.instdisc, args.images, args.limit))
+        for name, source in sources.items():
+            own[name].append(instdisc(args.instdisc, source, args.limit))
         for name, run in peers:
             for stage in STAGES:
                 began = time.process_time()
                 run(stage)
                 spent[name, stage].append(time.process_time() - began)
     mean = lambda values: sum(values) / len(values)
-    plain = mean([one["plain"] for one in own])
+    plain = mean([one["plain"] for rounds in own.values() for one in rounds])
     print("| images/s of CPU time | decode whole | crop, resize, flip | whole recipe | recipe / plain decode |")
     print("|---|---|---|---|---|")
     print(f"| libjpeg-turbo, plain decode | {plain:.0f} | | | |")
-    rates = {"instdisc": [mean([seen[stage] for seen in own]) for stage in STAGES]}
+    rates = {name: [mean([seen[stage] for seen in rounds]) for stage in STAGES] for name, rounds in own.items()}
     rates |= {name: [len(images) / mean(spent[name, stage]) for stage in STAGES] for name, _ in peers}
     for name, rates in rates.items():
         print(f"| {name} | " + " | ".join(f"{rate:.0f}" for rate in rates) + f" | {rates[2] / plain:.2f} |")

@@ -4,9 +4,9 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 source jobs/setup/again.sh
 
-stamp=.venv-python/complete-6
+stamp=.venv-python/complete-7
 if [ ! -e "$stamp" ]; then
-  echo "making .venv-python with torch, torchvision, pyarrow, datasets, duckdb, scikit-learn, playwright, blake3, timm, transformers"
+  echo "making .venv-python with torch, torchvision, pyarrow, datasets, duckdb, scikit-learn, playwright, blake3, timm, transformers, onnxruntime"
   make_venv .venv-python
   # The file names all that is needed, so nothing has to be worked out.
   again .venv-python/bin/pip --quiet --disable-pip-version-check --no-cache-dir --timeout 60 install \

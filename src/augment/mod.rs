@@ -281,6 +281,7 @@ fn resize(planes: Planes, augmentation: &Augmentation, side: u32, resizer: &mut 
 /// Everything after the resize.
 fn recolour_all(is_shared: bool, augmentation: &Augmentation, out: &mut [u8]) {
     let mut steps = [Step::Grayscale; MOST_STEPS];
+    assert!(augmentation.jitter.len() < MOST_STEPS, "a step that is not taken");
     let jitter = augmentation.jitter.iter().map(|&operation| Step::Jitter(operation));
     let count = steps.iter_mut().zip(jitter).map(|(step, jitter)| *step = jitter).count();
     let grey_last = augmentation.grayscale && augmentation.order == Order::JitterFirst;

@@ -1,7 +1,7 @@
 //! The memory bank: one unit vector for each image.
 //!
-//! Row `i` is the running feature of the image at `BankRow(i)`. Rows move only through [`MemoryBank::update`], which
-//! the training loop calls; evaluating an objective never writes them, and no autograd graph passes through
+//! Row `i` is the running feature of the image at `BankRow(i)`. Rows move only through [`MemoryBank::update_rows`],
+//! which the training loop calls; evaluating an objective never writes them, and no autograd graph passes through
 //! the bank. The bank knows nothing of files: it turns into a feature table and back.
 
 mod shard;

@@ -184,6 +184,39 @@ fn links(text: &str) -> Vec<String> {
     targets.filter(|target| !target.contains("://")).map(ToOwned::to_owned).collect()
 }
 
+/// Functions in code spans of our documents: tests, and methods with their type.
+#[test]
+fn documents_name_functions_that_exist() {
+    let tests = walkdir::WalkDir::new(root().join("tests/integration")).into_iter();
+    let tests = tests.map(|entry| entry.expect("readable").into_path()).filter(|path| path.is_file());
+    let tests = tests.map(|path| std::fs::read_to_string(path).expect("text"));
+    let code: Vec<String> = sources().into_iter().map(|(_, text)| text).chain(tests).collect();
+    let functions: BTreeSet<&str> = code
+        .iter()
+        .flat_map(|text| text.split("fn ").skip(1))
+        .filter_map(|rest| rest.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').next())
+        .collect();
+    let is_name = |name: &str| {
+        !name.is_empty() && name.chars().all(|c| c.is_ascii_lowercase() || "_0123456789".contains(c))
+    };
+    let (mut missing, mut found) = (Vec::new(), 0);
+    for document in ["CONTRIBUTING.md", "docs/architecture.md", "docs/glossary.md"] {
+        let text = std::fs::read_to_string(root().join(document)).expect("the document");
+        for span in text.split('`').skip(1).step_by(2) {
+            let name = match span.split_once("::") {
+                Some((owner, name)) if owner.starts_with(|c: char| c.is_ascii_uppercase()) => name,
+                None if span.matches('_').count() > 2 => span,
+                _ => continue,
+            };
+            if is_name(name) {
+                found += 1;
+                missing.extend((!functions.contains(name)).then(|| format!("{document}: {span}")));
+            }
+        }
+    }
+    assert!(found > 80 && missing.is_empty(), "{found} {missing:#?}");
+}
+
 #[test]
 fn every_run_file_is_a_valid_configuration() {
     let mut seen = 0;

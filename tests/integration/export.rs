@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::support::{dataset, instdisc, python, scratch, train};
+use super::support::{dataset, instdisc, python, scratch};
 
 #[test]
 fn exports_open_in_torchvision_duckdb_and_the_projector() {
@@ -31,7 +31,10 @@ fn exports_open_in_torchvision_duckdb_and_the_projector() {
         let again = instdisc(&format!("export {form}")).arg("--checkpoint", &run);
         assert!(again.arg("--output", file(form)).fails(2).contains("a folder that is new or empty"));
     }
-    train(dataset(), &file("cifar"), "--epochs 1").ok();
+    instdisc("train --arch resnet20-cifar --recipe cifar --image-size 32 --dim 24 --batch-size 32 --device cpu --epochs 1 --no-monitor")
+        .arg("--dataset", dataset())
+        .arg("--run", file("cifar"))
+        .ok();
     let small = instdisc("export timm").arg("--checkpoint", file("cifar"));
     assert!(small.arg("--output", file("small")).fails(65).contains("`export torchvision`"));
     let pickle = instdisc("export torchvision").arg("--checkpoint", &checkpoint);
@@ -47,8 +50,10 @@ fn exports_open_in_torchvision_duckdb_and_the_projector() {
     assert_eq!(parquet["rows"], 64);
     let projector = instdisc("export projector --limit 50").arg("--table", &bank).arg("--dataset", dataset());
     assert_eq!(projector.arg("--output", file("projector")).json()["rows"], 50);
+    let embed = instdisc("embed --split val --device cpu").arg("--checkpoint", file("cifar"));
+    embed.arg("--dataset", dataset()).arg("--output", file("val.arrow")).ok();
     let test = "exports_open_in_torchvision_duckdb_and_the_projector";
-    let arguments = [dir.path(), Path::new("resnet18"), Path::new("24")];
+    let arguments = [dir.path(), Path::new("resnet18"), Path::new("24"), dataset()];
     let Some(output) = python(test, "tests/python/check_export.py", &arguments) else { return };
     assert_eq!(output.trim(), "checked 64 rows, 50 points");
 }

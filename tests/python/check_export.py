@@ -1,13 +1,20 @@
-"""Opens exported files with the programs they are for. Usage: check_export.py FOLDER ARCH DIM
+"""Opens exported files with the programs they are for. Usage: check_export.py FOLDER ARCH DIM DATASET
 
-FOLDER has whole.safetensors, backbone.safetensors, timm/, huggingface/, table.parquet and projector/.
+FOLDER has whole.safetensors, backbone.safetensors, timm/, huggingface/, table.parquet, projector/, and another run,
+cifar/, with val.arrow, its embedding of the dataset's `val`. The images have that network's size.
 """
 
 import csv
+import io
+import pickle
+import subprocess
 import sys
 from pathlib import Path
 
 import duckdb
+import numpy as np
+import onnxruntime
+import pyarrow as pa
 import pyarrow.parquet as pq
 import timm
 import torch
@@ -18,6 +25,13 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 folder, arch, dim = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+dataset = Path(sys.argv[4])
+tools = Path(__file__).parents[2] / "jobs/tools"
+
+
+def tool(name, *arguments):
+    subprocess.run([sys.executable, tools / name, *arguments], check=True, stdout=sys.stderr)
+
 
 model = getattr(torchvision.models, arch)(num_classes=dim)
 model.load_state_dict(load_file(folder / "whole.safetensors"))
@@ -52,6 +66,26 @@ ours = torchvision.transforms.functional.normalize(ours, data["mean"], data["std
 assert pixels.shape == ours.shape and (pixels - ours).abs().max() < 0.05, (pixels - ours).abs().max()
 card = (folder / "huggingface" / "README.md").read_text()
 assert "library_name: transformers" in card and "| knn" in card and " % |" in card, card
+
+newest = max((folder / "cifar/checkpoints").iterdir())
+tool("to_onnx.py", newest, "--output", folder / "encoder.onnx")
+rows = [row for shard in (dataset / "val").glob("*.parquet") for row in pq.read_table(shard).to_pylist()]
+pixels = np.stack([np.asarray(Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")) for row in rows])
+session = onnxruntime.InferenceSession(folder / "encoder.onnx", providers=["CPUExecutionProvider"])
+(found,) = session.run(None, {"pixels": pixels.transpose(0, 3, 1, 2).astype(np.float32) / 255})
+embedded = pa.ipc.open_file(folder / "val.arrow").read_all().to_pydict()
+wanted = dict(zip(embedded["instance_id"], embedded["feature"]))
+differences = [np.abs(np.array(wanted[row["instance_id"]]) - own).max() for row, own in zip(rows, found)]
+assert len(rows) == len(wanted) > 30 and max(differences) < 1e-4, (len(rows), max(differences))
+assert np.abs(found - np.roll(found, 1, axis=0)).max() > 1e-2, "images differ in their embedding"
+
+tool("to_detectron2.py", folder / "whole.safetensors", "--output", folder / "encoder.pkl")
+of_detectron2 = pickle.loads((folder / "encoder.pkl").read_bytes())
+names = of_detectron2["model"].keys()
+stem = {f"stem.conv1.{last}" for last in ("weight", *(f"norm.{part}" for part in ("weight", "bias", "running_mean", "running_var")))}
+assert of_detectron2["matching_heuristics"] and {name for name in names if name.startswith("stem.")} == stem, names
+assert {"res3.0.shortcut.weight", "res3.0.shortcut.norm.bias", "res5.1.conv2.norm.running_var"} <= names, names
+assert len(names) == len(load_file(folder / "backbone.safetensors")), names
 
 table = folder / "table.parquet"
 columns = "count(*), count(distinct instance_id), min(len(feature)), max(len(feature)), count(class)"
