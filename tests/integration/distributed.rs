@@ -247,16 +247,16 @@ fn any_number_of_processes_fine_tunes_as_one_does() {
         for key in ["step", "labels", "top1", "top5", "queries"] {
             assert_eq!(actual[key], expected[key], "{key}");
         }
-        let read = |run: &Path, file: &str| std::fs::read(run.join(file)).expect("a file");
-        assert_eq!(read(run, "labels.parquet"), read(&one, "labels.parquet"));
-        // The score after each epoch, by the images of all processes together.
-        let scores = |run: &Path| {
-            let text = String::from_utf8(read(run, "metrics.jsonl")).expect("text");
-            let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
-            lines.filter_map(|line| line["top5"].as_f64()).collect::<Vec<_>>()
-        };
-        assert_eq!((scores(run), scores(run).len()), (scores(&one), 6));
+        let labels = |run: &Path| std::fs::read(run.join("labels.parquet")).expect("a file");
+        assert_eq!(labels(run), labels(&one));
     }
+    // The score after each epoch, by the images of all processes together.
+    let scores = |run: &Path| {
+        let text = std::fs::read_to_string(run.join("metrics.jsonl")).expect("a record");
+        let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+        lines.filter_map(|line| line["top5"].as_f64()).collect::<Vec<_>>()
+    };
+    assert_eq!((scores(&three), scores(&three).len()), (scores(&one), 6));
 
     // Other labels in one process than in the others are refused by all.
     let other = dir.path().join("other");
