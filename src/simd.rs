@@ -248,53 +248,50 @@ pub fn transposed(rows: [[u16; 8]; 8]) -> [[u16; 8]; 8] {
     return std::array::from_fn(|row| std::array::from_fn(|column| rows[column][row]));
 }
 
+/// A function that exchanges rows and columns of the tiles in the halves of registers, by these instructions.
 #[cfg(target_arch = "x86_64")]
-#[inline]
-#[target_feature(enable = "sse2")]
-fn transposed_x86(rows: [__m128i; 8]) -> [__m128i; 8] {
-    let pairs = |x, y| [_mm_unpacklo_epi16(x, y), _mm_unpackhi_epi16(x, y)];
-    let quads = |x, y| [_mm_unpacklo_epi32(x, y), _mm_unpackhi_epi32(x, y)];
-    let halves = |x, y| [_mm_unpacklo_epi64(x, y), _mm_unpackhi_epi64(x, y)];
-    let [ab, ab_high] = pairs(rows[0], rows[1]);
-    let [cd, cd_high] = pairs(rows[2], rows[3]);
-    let [ef, ef_high] = pairs(rows[4], rows[5]);
-    let [gh, gh_high] = pairs(rows[6], rows[7]);
-    let [top_01, top_23] = quads(ab, cd);
-    let [top_45, top_67] = quads(ab_high, cd_high);
-    let [low_01, low_23] = quads(ef, gh);
-    let [low_45, low_67] = quads(ef_high, gh_high);
-    let [first, second] = halves(top_01, low_01);
-    let [third, fourth] = halves(top_23, low_23);
-    let [fifth, sixth] = halves(top_45, low_45);
-    let [seventh, eighth] = halves(top_67, low_67);
-    [first, second, third, fourth, fifth, sixth, seventh, eighth]
+macro_rules! transpose {
+    ($(#[$attribute:meta])* $visibility:vis fn $name:ident, $feature:literal, $register:ty,
+     $low_16:ident, $high_16:ident, $low_32:ident, $high_32:ident, $low_64:ident, $high_64:ident) => {
+        $(#[$attribute])*
+        #[inline]
+        #[target_feature(enable = $feature)]
+        $visibility fn $name(rows: [$register; 8]) -> [$register; 8] {
+            let pairs = |x, y| [$low_16(x, y), $high_16(x, y)];
+            let quads = |x, y| [$low_32(x, y), $high_32(x, y)];
+            let halves = |x, y| [$low_64(x, y), $high_64(x, y)];
+            let [ab, ab_high] = pairs(rows[0], rows[1]);
+            let [cd, cd_high] = pairs(rows[2], rows[3]);
+            let [ef, ef_high] = pairs(rows[4], rows[5]);
+            let [gh, gh_high] = pairs(rows[6], rows[7]);
+            let [top_01, top_23] = quads(ab, cd);
+            let [top_45, top_67] = quads(ab_high, cd_high);
+            let [low_01, low_23] = quads(ef, gh);
+            let [low_45, low_67] = quads(ef_high, gh_high);
+            let [first, second] = halves(top_01, low_01);
+            let [third, fourth] = halves(top_23, low_23);
+            let [fifth, sixth] = halves(top_45, low_45);
+            let [seventh, eighth] = halves(top_67, low_67);
+            [first, second, third, fourth, fifth, sixth, seventh, eighth]
+        }
+    };
 }
 
-/// Exchanges rows and columns of the two tiles in the halves of the registers.
-///
-/// # Safety
-/// The processor has AVX2, as [`V3`] says.
 #[cfg(target_arch = "x86_64")]
-#[inline]
-#[target_feature(enable = "avx2")]
-pub fn transposed_two(rows: [__m256i; 8]) -> [__m256i; 8] {
-    let pairs = |x, y| [_mm256_unpacklo_epi16(x, y), _mm256_unpackhi_epi16(x, y)];
-    let quads = |x, y| [_mm256_unpacklo_epi32(x, y), _mm256_unpackhi_epi32(x, y)];
-    let halves = |x, y| [_mm256_unpacklo_epi64(x, y), _mm256_unpackhi_epi64(x, y)];
-    let [ab, ab_high] = pairs(rows[0], rows[1]);
-    let [cd, cd_high] = pairs(rows[2], rows[3]);
-    let [ef, ef_high] = pairs(rows[4], rows[5]);
-    let [gh, gh_high] = pairs(rows[6], rows[7]);
-    let [top_01, top_23] = quads(ab, cd);
-    let [top_45, top_67] = quads(ab_high, cd_high);
-    let [low_01, low_23] = quads(ef, gh);
-    let [low_45, low_67] = quads(ef_high, gh_high);
-    let [first, second] = halves(top_01, low_01);
-    let [third, fourth] = halves(top_23, low_23);
-    let [fifth, sixth] = halves(top_45, low_45);
-    let [seventh, eighth] = halves(top_67, low_67);
-    [first, second, third, fourth, fifth, sixth, seventh, eighth]
-}
+transpose!(
+    fn transposed_x86, "sse2", __m128i, _mm_unpacklo_epi16, _mm_unpackhi_epi16, _mm_unpacklo_epi32,
+    _mm_unpackhi_epi32, _mm_unpacklo_epi64, _mm_unpackhi_epi64
+);
+
+#[cfg(target_arch = "x86_64")]
+transpose!(
+    /// Exchanges rows and columns of the two tiles in the halves of the registers.
+    ///
+    /// # Safety
+    /// The processor has AVX2, as [`V3`] says.
+    pub fn transposed_two, "avx2", __m256i, _mm256_unpacklo_epi16, _mm256_unpackhi_epi16, _mm256_unpacklo_epi32,
+    _mm256_unpackhi_epi32, _mm256_unpacklo_epi64, _mm256_unpackhi_epi64
+);
 
 #[cfg(test)]
 mod tests {

@@ -50,6 +50,10 @@ pub enum CommandError {
     #[cfg(feature = "torch")]
     #[error(transparent)]
     Linear(#[from] crate::eval::LinearError),
+    /// A fine-tuning ends early.
+    #[cfg(feature = "torch")]
+    #[error(transparent)]
+    Train(#[from] crate::train::TrainError),
     /// Another process failed.
     #[cfg(feature = "torch")]
     #[error(transparent)]
@@ -103,6 +107,8 @@ impl CommandError {
             Self::Embed(error) => error.failure(),
             #[cfg(feature = "torch")]
             Self::Linear(error) => error.failure(),
+            #[cfg(feature = "torch")]
+            Self::Train(error) => error.failure(),
             #[cfg(feature = "torch")]
             Self::Distributed(error) => error.failure(),
             Self::Checkpoint(error) => error.failure(),

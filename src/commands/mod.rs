@@ -7,6 +7,8 @@
 mod embed;
 mod error;
 mod export;
+#[cfg(feature = "torch")]
+mod finetune;
 mod inspect;
 mod knn;
 #[cfg(feature = "torch")]
@@ -24,6 +26,8 @@ mod watch;
 pub use embed::{EmbedOptions, EmbedReport, EmbeddedTable, embed};
 pub use error::CommandError;
 pub use export::{Hub, ProjectorJob, export_hub, export_parquet, export_projector, export_torchvision};
+#[cfg(feature = "torch")]
+pub use finetune::{FinetuneRun, Finetuned, Finetuning};
 pub use inspect::inspect;
 #[cfg(feature = "torch")]
 pub use knn::of_run::{KnnFeature, KnnRun, knn_of_run, watch_run};

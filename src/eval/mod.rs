@@ -30,8 +30,8 @@ pub use error::EvalError;
 pub use knn::{KnnOptions, MOST_BY_DEFAULT, default_k, evaluate, evaluate_with_neighbours};
 #[cfg(feature = "torch")]
 pub use linear::{
-    ClassifierReport, LinearError, LinearOptions, LinearReport, ProbeReport, Solver, SweepCell, classify,
-    probe, probe_augmented,
+    ClassifierReport, LinearError, LinearOptions, LinearReport, ProbeReport, Score, Solver, SweepCell,
+    classify, probe, probe_augmented,
 };
 pub use report::{ClassScore, Confusion, GridCell, KnnReport, KnnReports, Timing, write_neighbours};
 pub use thumbnails::{SPRITE_COLUMNS, SPRITE_SIDE, Thumbnails, sprite};

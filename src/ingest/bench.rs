@@ -161,6 +161,12 @@ fn repeat(options: &BenchOptions, tar: &Location) -> Result<(), IngestError> {
         if written >= options.bytes {
             break;
         }
+        if written == 0 {
+            return Err(IngestError::layout(
+                &options.source,
+                "its images have 0 bytes: there is nothing to measure",
+            ));
+        }
     }
     builder.into_inner().map_err(failed)?.finish()?;
     Ok(())

@@ -387,7 +387,7 @@ impl Ingest<'_> {
     ) -> Result<(Manifest, BTreeMap<String, SplitReport>), IngestError> {
         let wanted = self.options.uploads.clamp(1, checkers.current_num_threads());
         let entries = self.plan.parts.iter().flat_map(|part| part.entries);
-        let writers = pool(self.memory.writers(wanted, self.options.row_group, entries))?;
+        let writers = self.memory.writers(wanted, self.options.row_group, entries);
         let mut splits: BTreeMap<String, Split> =
             self.existing.map(|manifest| manifest.splits.clone()).unwrap_or_default();
         let mut index = self.read_indexes(&splits)?;
@@ -404,7 +404,7 @@ impl Ingest<'_> {
                 rows: index.remove(part.split).unwrap_or_default(),
                 memory: self.memory,
                 checkers,
-                writers: &writers,
+                writers,
             };
             let (split, rows, report) = job.run(|accepted| find_leaks(&index, accepted, near), progress)?;
             index.insert(part.split.to_owned(), rows);

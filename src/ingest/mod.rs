@@ -24,6 +24,8 @@ mod synth;
 mod validate;
 mod verify_source;
 
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
 use strum::{EnumMessage, VariantArray};
 
 pub use bench::{BenchOptions, BenchReport, bench};
@@ -175,6 +177,44 @@ impl IngestOptions {
 
     /// The size of a shard where none is given.
     pub const SHARD_SIZE: ByteSize = ByteSize(128 << 20);
+}
+
+/// Calls `work` with each number below `count` on up to `threads` threads, which take the numbers in turn; the results are
+/// in their order. Unlike a task of a pool, the work on one number never begins while its thread waits within another.
+///
+/// # Errors
+/// The error that a loop would end with; after it no further number is taken.
+fn work_through<T: Send, E: Send>(
+    count: usize,
+    threads: usize,
+    work: impl Fn(usize) -> Result<T, E> + Sync,
+) -> Result<Vec<T>, E> {
+    let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let of_thread = || {
+        let mut done = Vec::new();
+        while !failed.load(Ordering::Relaxed) {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= count {
+                break;
+            }
+            let result = work(number);
+            if result.is_err() {
+                failed.store(true, Ordering::Relaxed);
+            }
+            done.push((number, result));
+        }
+        done
+    };
+    let mut all = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads.clamp(1, count.max(1))).map(|_| scope.spawn(of_thread)).collect();
+        let joined = threads.into_iter().map(|thread| match thread.join() {
+            Ok(done) => done,
+            Err(panic) => std::panic::resume_unwind(panic),
+        });
+        joined.flatten().collect::<Vec<_>>()
+    });
+    all.sort_by_key(|(number, _)| *number);
+    all.into_iter().map(|(_, result)| result).collect()
 }
 
 #[cfg(test)]

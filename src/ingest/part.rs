@@ -17,7 +17,7 @@ use super::plan::{MEMORY_LIMIT, PartPlan, Plan};
 use super::report::{AlreadyThere, SplitReport};
 use super::source::{Entry, Source};
 use super::validate::{Changes, IMAGES_AT_ONCE, ImageInfo, Kept, Rejection, Validation, rewrite, validate};
-use super::{CheckDepth, IngestError, IngestOptions, PROGRAM, TRAINING_SPLIT};
+use super::{CheckDepth, IngestError, IngestOptions, PROGRAM, TRAINING_SPLIT, work_through};
 use crate::dataset::{
     ContentDigest, DatasetError, IndexRow, IngestRecord, PartReport, Place, Row, ShardEntry, ShardWriter,
     Split, WriterOptions, WrittenShard, write_index,
@@ -28,6 +28,8 @@ use crate::progress::Progress;
 use crate::rng::{Purpose, Stream};
 use crate::storage::{Digest, Location, PublishMode, StorageError};
 
+/// Images of a shard that are worked on together, on all threads.
+const IMAGES_OF_BATCH: usize = 128;
 /// How many reasons an error or a report shows.
 const SHOWN_REJECTS: usize = 5;
 /// The kind of reason of a training image that another split holds too.
@@ -183,10 +185,10 @@ pub(super) struct PartJob<'a> {
     /// Its rows.
     pub rows: Vec<IndexRow>,
     pub memory: &'a MemoryBudget,
-    /// The threads that check images.
+    /// The threads that check and rewrite images.
     pub checkers: &'a ThreadPool,
-    /// The threads that write shards, where that comes after checking.
-    pub writers: &'a ThreadPool,
+    /// Shards that are written at once.
+    pub writers: usize,
 }
 
 impl PartJob<'_> {
@@ -230,7 +232,9 @@ impl PartJob<'_> {
                     checked.validations.iter().map(|validation| u8::from(validation.is_ok())).collect();
                 self.keep_shards_for(Digest::of(&bits))?;
                 progress.begin(&format!("write {}", self.part.split), instances.len() as u64);
-                let shards = self.writers.install(|| self.write(&assigned, progress))?;
+                let shards = work_through(assigned.len(), self.writers, |number| {
+                    self.write(number, &assigned[number], progress)
+                })?;
                 progress.finish();
                 self.finish(&checked, &instances, &assigned, shards)
             }
@@ -389,35 +393,33 @@ impl PartJob<'_> {
         self.work.save(ACCEPTED, &accepted)
     }
 
-    /// Writes the shards, one on each thread of the pool that this runs in; those that an earlier call
-    /// finished are left as they are.
+    /// Writes a shard; one that an earlier call finished is left as it is.
     ///
     /// # Errors
     /// If the source changed since it was checked, or a store fails.
     fn write(
         &self,
-        shards: &[Vec<Instance<'_>>],
+        number: usize,
+        shard: &[Instance<'_>],
         progress: &dyn Progress,
-    ) -> Result<Vec<WrittenShard>, IngestError> {
-        let write = |(number, shard): (usize, &Vec<Instance<'_>>)| {
-            let name = self.shard_name(number);
-            if let Some(written) = self.finished_shard(&name, |written: &WrittenShard| written)? {
-                progress.advance(written.entry.rows);
-                return Ok(written);
+    ) -> Result<WrittenShard, IngestError> {
+        let name = self.shard_name(number);
+        if let Some(written) = self.finished_shard(&name, |written: &WrittenShard| written)? {
+            progress.advance(written.entry.rows);
+            return Ok(written);
+        }
+        let mut writer = self.start_shard(number)?;
+        for instances in self.memory.write_runs(shard, IMAGES_OF_BATCH, |instance| instance.entry.bytes) {
+            let groups = instances.par_chunks(IMAGES_AT_ONCE).map(|instances| self.rows_of(instances));
+            let rows: Vec<Vec<Row>> = self.checkers.install(|| groups.collect::<Result<_, IngestError>>())?;
+            for row in rows.into_iter().flatten() {
+                writer.push(row)?;
             }
-            let mut writer = self.start_shard(number)?;
-            let bytes = |instance: &Instance<'_>| instance.entry.bytes;
-            for instances in self.memory.write_runs(shard, IMAGES_AT_ONCE, bytes) {
-                for row in self.rows_of(instances)? {
-                    writer.push(row)?;
-                }
-                progress.advance(instances.len() as u64);
-            }
-            let written = writer.finish()?;
-            self.work.save(&name, &written)?;
-            Ok(written)
-        };
-        shards.par_iter().enumerate().map(write).collect()
+            progress.advance(instances.len() as u64);
+        }
+        let written = writer.finish()?;
+        self.work.save(&name, &written)?;
+        Ok(written)
     }
 
     fn rows_of(&self, instances: &[Instance<'_>]) -> Result<Vec<Row>, IngestError> {

@@ -531,3 +531,29 @@ fn appended_images_are_numbered_on_either_way() {
     });
     assert_eq!(one, two);
 }
+
+#[test]
+fn a_measurement_of_images_without_bytes_ends_with_an_error() {
+    let at = fixture();
+    fs::create_dir(at.source.join("cat")).expect("a folder");
+    fs::write(at.source.join("cat/0.jpg"), b"").expect("a file");
+    let (source, scratch) = (location(&at.source), location(&at.dest));
+    let error =
+        bench(&BenchOptions { source, scratch, bytes: 1, threads: 1, check: CheckDepth::Full, rounds: 1 })
+            .expect_err("nothing to measure");
+    assert!(error.to_string().contains("its images have 0 bytes"), "{error}");
+}
+
+#[test]
+fn results_of_several_threads_have_the_order_of_a_loop_and_its_error() {
+    let waits = |number: usize| {
+        // The first ones end last.
+        std::thread::sleep(std::time::Duration::from_millis(5_u64.saturating_sub(number as u64)));
+        if number < 90 { Ok(number) } else { Err(number) }
+    };
+    for threads in [0, 1, 8, 200] {
+        assert_eq!(work_through(90, threads, waits), Ok((0..90).collect()), "{threads} threads");
+        assert_eq!(work_through(100, threads, waits), Err(90), "{threads} threads");
+        assert_eq!(work_through(0, threads, waits), Ok(Vec::new()));
+    }
+}

@@ -188,7 +188,7 @@ options! {
         /// Precision of the network; `finetune` does not support `f16`.
         precision: Precision = Precision::F32, Identity, finetune: true;
         /// Compute batch norm over the images of all processes, not of each alone.
-        sync_batch_norm: bool = false, Identity;
+        sync_batch_norm: bool = false, Identity, finetune: true;
         /// Keep activations and kernels with channels last in memory, which suits tensor cores.
         channels_last: bool = false, Identity;
     }

@@ -7,6 +7,7 @@
 //! # Source
 //! Paper, section 4.3 (semi-supervised learning): 70 epochs, learning rate 0.01, a tenth of it after every 30.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -14,18 +15,18 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tch::{Kind, Reduction, Tensor};
 
+use super::checkpoint::DataIdentity;
 use super::checkpoint::resume::{Start, compatible_state, load_learned};
-use super::checkpoint::{DataIdentity, publish_config};
-use super::gather::Requests;
+use super::gather::{Requests, present, share_statistics};
 use super::learner::{Learned, Learner, StepOutcome, advance};
 use super::optim::{Optimizer, learning_rate};
-use super::{Hooks, Opened, Outcome, StopFlag, TrainError, TrainJob};
+use super::{Hooks, Opened, Outcome, StopFlag, TrainError, TrainJob, join, tell};
 use crate::checkpoint::{Checkpoint, Cursor, MODEL, TrainState};
 use crate::dataset::{Manifest, write_label_subset};
-use crate::distributed::ProcessGroup;
-use crate::loader::{Batch, Source, Subset, SubsetRecord, micro_batch_ranges};
+use crate::distributed::{DistributedError, GradientReducer, ProcessGroup, Reduce};
+use crate::loader::{Batch, Source, Subset, SubsetRecord};
 use crate::model::libtorch::PendingRead;
-use crate::model::{Encoder, NamedTensors, WeightsError, select_device};
+use crate::model::{Encoder, NamedTensors, WeightsError};
 use crate::run_config::{BankInit, Difference, LrSchedule, PartitionChoice, Precision, TrainConfig};
 use crate::storage::{Digest, Location};
 use crate::units::Fraction;
@@ -96,12 +97,12 @@ pub fn finetune_protocol(of_run: &TrainConfig) -> TrainConfig {
 /// # Errors
 /// See [`TrainError`]; the checkpoints published so far remain.
 pub fn finetune(job: &FinetuneJob, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<Outcome, TrainError> {
-    Opened::of_labels(job)?.begin(hooks)?.run(hooks, stop)
+    Opened::of_labels(job, stop)?.begin(hooks)?.run(hooks, stop)
 }
 
 impl Opened<Tuner> {
-    /// A fine-tuning where its newest checkpoint is, or at its start.
-    fn of_labels(job: &FinetuneJob) -> Result<Self, TrainError> {
+    /// Brings the processes together, and each to where the newest checkpoint is, or to the start.
+    fn of_labels(job: &FinetuneJob, stop: &StopFlag) -> Result<Self, TrainError> {
         let (run, manifest) = (&job.train.run, Manifest::read(&job.train.dataset)?);
         if manifest.classes.is_empty() {
             let reason = format!(
@@ -123,6 +124,7 @@ impl Opened<Tuner> {
             let reason = format!("{} labels of split `{}` make no batch", source.len(), config.split);
             return Err(TrainError::Config { reason });
         }
+        config.check_size(source.len(), job.train.rendezvous.world())?;
         let data = DataIdentity::of(&job.train, &manifest, source.as_ref())?;
         let from = Checkpoint::open(&job.from)?;
         let weights =
@@ -132,29 +134,48 @@ impl Opened<Tuner> {
             subset: SubsetRecord::new(source.ids(), source.labels()),
             weights: weights.filter(|_| !job.labels.from_scratch),
         };
-        let group = Rc::new(ProcessGroup::alone());
+        let (group, device) = join(&job.train, &config, &data, stop)?;
+        group.agree("the labels, and the weights to begin with", &json!(labels).to_string())?;
         let start = Start::of(&group, run)?;
-        let device = select_device(config.device)?;
-        config.set_precision(device.device);
-        let mut tuner = Tuner::new(config, labels, source.len(), device.device);
-        match &start.found {
-            Some(checkpoint) => tuner.restore(checkpoint, &data)?,
-            None => {
-                publish_config(&tuner.config, run)?;
-                write_label_subset(run, LABELS_FILE, source.ids(), source.labels())?;
-                if !job.labels.from_scratch {
-                    tuner.begin_with(&NamedTensors::from_bytes(&from.read(MODEL)?)?)?;
-                }
-            }
+        let group = Rc::new(group);
+        let mut tuner = Tuner::over(Rc::clone(&group), config, labels, source.len(), device.device)?;
+        let begun = match &start.found {
+            Some(checkpoint) => tuner.restore(checkpoint, &data),
+            None => begin(job, &mut tuner, source.as_ref(), &from),
+        };
+        if let Err(error) = &begun {
+            tell(&group, error);
         }
-        Ok(Self { run: run.clone(), group, learner: tuner, source, data, device, start })
+        begun?;
+        Self { run: run.clone(), group, learner: tuner, source, data, device, start }.checked()
     }
+}
+
+/// Brings a new run to where its first step begins.
+fn begin(
+    job: &FinetuneJob,
+    tuner: &mut Tuner,
+    source: &dyn Source,
+    from: &Checkpoint,
+) -> Result<(), TrainError> {
+    if tuner.group.is_first() {
+        write_label_subset(&job.train.run, LABELS_FILE, source.ids(), source.labels())?;
+    }
+    if !job.labels.from_scratch {
+        tuner.begin_with(&NamedTensors::from_bytes(&from.read(MODEL)?)?)?;
+    }
+    Ok(())
 }
 
 /// The state of a fine-tuning.
 #[derive(Debug)]
 struct Tuner {
     config: TrainConfig,
+    /// The processes of the run; encoder and optimiser are the same in all.
+    group: Rc<ProcessGroup>,
+    /// What went wrong while batch norm summed over the processes.
+    failed: Rc<RefCell<Option<DistributedError>>>,
+    reducer: GradientReducer,
     encoder: Encoder,
     optimizer: Optimizer,
     cursor: Cursor,
@@ -164,11 +185,24 @@ struct Tuner {
 
 impl Tuner {
     /// The state before the first step, with random weights.
-    fn new(config: TrainConfig, labels: LabelRecord, instances: usize, device: tch::Device) -> Self {
+    ///
+    /// # Errors
+    /// If a collective fails.
+    fn over(
+        group: Rc<ProcessGroup>,
+        config: TrainConfig,
+        labels: LabelRecord,
+        instances: usize,
+        device: tch::Device,
+    ) -> Result<Self, TrainError> {
         let mut encoder = Encoder::new(config.encoder(), config.seed, device);
         encoder.set_compute(config.compute());
+        let failed = share_statistics(&mut encoder, &group, &config);
         let optimizer = Optimizer::new(encoder.parameters(), &config);
-        Self { config, encoder, optimizer, cursor: Cursor::default(), labels, instances }
+        let parameters: Vec<Tensor> = encoder.parameters().into_iter().map(|(_, tensor)| tensor).collect();
+        let reducer = GradientReducer::new(&group, &parameters)?;
+        let cursor = Cursor::default();
+        Ok(Self { config, group, failed, reducer, encoder, optimizer, cursor, labels, instances })
     }
 
     /// Takes the backbone's weights from a model whose last layer was something else.
@@ -214,21 +248,26 @@ impl Learner for Tuner {
         Learned { config, encoder, optimizer, cursor: *cursor }
     }
 
-    fn step(&mut self, batch: &Batch, _here: Requests) -> Result<Option<StepOutcome>, TrainError> {
+    fn step(&mut self, batch: &Batch, here: Requests) -> Result<Option<StepOutcome>, TrainError> {
         let lr = learning_rate(&self.config, self.cursor, self.steps_per_epoch());
-        let total = batch.ids.len();
+        let images = batch.global.bank_rows.len();
+        let global = present(&self.group, batch, self.config.on_corrupt)?;
+        let total = global.bank_rows.len();
         if total == 0 {
             tracing::warn!(
                 "step {}: every image of the batch is corrupt; the step is skipped",
                 self.cursor.step
             );
+            let asked = here.of_any(&self.group)?;
             let step = advance(self.steps_per_epoch(), &mut self.cursor);
-            return Ok(Some(StepOutcome { skipped: true, step, ..StepOutcome::before(lr, 0) }));
+            return Ok(Some(StepOutcome { skipped: true, step, asked, ..StepOutcome::before(lr, images) }));
         }
         self.optimizer.drop_gradients();
         let image = 3 * (self.config.image_size as usize).pow(2);
+        let last = global.micro_batches.len() - 1;
         let mut losses = Vec::new();
-        for range in micro_batch_ranges(total, self.config.accumulate) {
+        for number in 0..=last {
+            let range = global.of_rank(self.group.rank(), number).0;
             let images = self.encoder.images(&batch.pixels[range.start * image..range.end * image]);
             let labels: Vec<i64> = batch.labels[range]
                 .iter()
@@ -236,28 +275,39 @@ impl Learner for Tuner {
                 .collect();
             let labels = Tensor::from_slice(&labels).to_device(self.encoder.device());
             let logits = self.encoder.projected(&images, true).to_kind(Kind::Float);
+            if let Some(error) = self.failed.take() {
+                return Err(error.into());
+            }
             let weights: Option<Tensor> = None;
             let loss =
                 logits.cross_entropy_loss(&labels, weights, Reduction::Sum, NO_LABEL, 0.0) / total as f64;
-            loss.backward();
+            self.reducer.backward(&loss, number == last)?;
             losses.push(loss.detach());
         }
-        let loss = Tensor::stack(&losses, 0).sum(Kind::Double);
-        let gradient_norm = self.optimizer.gradient_norm();
-        let read = PendingRead::begin(&Tensor::stack(&[&loss, &gradient_norm], 0)).finish();
-        for (quantity, &value) in ["loss", "gradient's norm"].into_iter().zip(&read) {
+        // The reducer gives the mean over ranks; the loss is a sum over them.
+        let ranks = self.group.world() as f64;
+        let norm = self.optimizer.gradient_norm();
+        let mut sums = vec![Tensor::stack(&losses, 0).sum(Kind::Double)];
+        let number = |asked| Tensor::full([], asked, (Kind::Double, norm.device()));
+        sums.extend(here.numbers().map(number));
+        let sums = Tensor::stack(&sums, 0);
+        self.group.all_reduce(&sums, Reduce::Sum)?;
+        let read = PendingRead::begin(&Tensor::cat(&[sums, (&norm * ranks).unsqueeze(0)], 0)).finish();
+        let [loss, stop, save, gradient_norm] = read[..] else { unreachable!("four numbers were read") };
+        for (quantity, value) in [("loss", loss), ("gradient's norm", gradient_norm)] {
             if !value.is_finite() {
                 let ids = batch.ids.iter().take(IDS_IN_ERROR).map(|id| id.0).collect();
                 return Err(TrainError::NotFinite { step: self.cursor.step, quantity, value, ids });
             }
         }
-        let divisor = self.optimizer.divisor(&gradient_norm, 1.0);
+        let divisor = self.optimizer.divisor(&norm, 1.0 / ranks);
         self.optimizer.step(lr, divisor.as_ref());
         Ok(Some(StepOutcome {
             step: advance(self.steps_per_epoch(), &mut self.cursor),
-            loss: read[0],
-            gradient_norm: read[1],
-            ..StepOutcome::before(lr, batch.global.bank_rows.len())
+            loss,
+            gradient_norm,
+            asked: Requests::from_sums(stop, save),
+            ..StepOutcome::before(lr, images)
         }))
     }
 

@@ -1,6 +1,8 @@
 //! A step's batch over all ranks: which images each has, and the features it made of them.
 
+use std::cell::RefCell;
 use std::ops::Range;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use tch::{Device, Tensor};
@@ -9,9 +11,10 @@ use crate::bank::{BankShard, BatchRows};
 use crate::distributed::{DistributedError, ProcessGroup, Reduce};
 use crate::ids::{BankRow, BatchIndex};
 use crate::loader::{Batch, GlobalBatch};
+use crate::model::Encoder;
 use crate::model::libtorch::upload_indices;
 use crate::objective::Negatives;
-use crate::run_config::OnCorrupt;
+use crate::run_config::{OnCorrupt, TrainConfig};
 
 /// Of each flag, whether it is set in any process.
 ///
@@ -76,6 +79,27 @@ pub(super) fn present(
         share.iter().zip(flags).for_each(|(index, &flag)| is_there[index.index()] = flag == 1);
     }
     Ok(Arc::new(global.kept(&is_there)))
+}
+
+/// Lets batch norm sum over the processes, where the configuration says so. What goes wrong meanwhile is in the result:
+/// passes through the network return no error.
+pub(super) fn share_statistics(
+    encoder: &mut Encoder,
+    group: &Rc<ProcessGroup>,
+    config: &TrainConfig,
+) -> Rc<RefCell<Option<DistributedError>>> {
+    let failed: Rc<RefCell<Option<DistributedError>>> = Rc::default();
+    if config.sync_batch_norm {
+        let (group, failed) = (Rc::clone(group), Rc::clone(&failed));
+        let sum = move |values: &Tensor| {
+            group.sum_with_gradient(values).unwrap_or_else(|error| {
+                failed.borrow_mut().get_or_insert(error);
+                values.shallow_clone()
+            })
+        };
+        encoder.share_statistics(Rc::new(sum));
+    }
+    failed
 }
 
 /// A micro-batch over all ranks: the order of the ranks' features.

@@ -126,16 +126,10 @@ impl Opened<Trainer> {
         let instances = source.len();
         config.check_size(instances, job.rendezvous.world())?;
         let data = DataIdentity::of(job, &manifest, source.as_ref())?;
-        let device = select_device_of(config.device, job.rendezvous.local_rank(), job.rendezvous.world())?;
-        config.set_precision(device.device);
-        tracing::info!("device {device}");
-        let group =
-            ProcessGroup::join_unless_stopped(&job.rendezvous, device.device, job.collective_timeout, stop)?;
-        group.when_lost(LOST_GRACE, job.on_lost);
+        let (group, device) = join(job, config, &data, stop)?;
         if group.is_first() {
             config.advise(instances);
         }
-        agree(&group, config, &data.trained_on, device.device)?;
         let start = Start::of(&group, &job.run)?;
         let group = Rc::new(group);
         let mut trainer = Trainer::over(Rc::clone(&group), config.clone(), instances, device.device)?;
@@ -147,16 +141,25 @@ impl Opened<Trainer> {
             tell(&group, error);
         }
         begun?;
-        let done = trainer.learned().cursor.epoch;
-        if done > config.epochs && finished_step(&job.run)?.is_none() {
-            let (run, asked) = (job.run.to_string(), config.epochs);
-            return Err(TrainError::FewerEpochs { run, done, asked });
-        }
-        if group.is_first() && done < config.epochs {
-            publish_config(config, &job.run)?;
-        }
-        Ok(Self { run: job.run.clone(), group, learner: trainer, source, data, device, start })
+        Self { run: job.run.clone(), group, learner: trainer, source, data, device, start }.checked()
     }
+}
+
+/// Brings the processes together, each with its device; all must be of one run.
+fn join(
+    job: &TrainJob,
+    config: &TrainConfig,
+    data: &DataIdentity,
+    stop: &StopFlag,
+) -> Result<(ProcessGroup, SelectedDevice), TrainError> {
+    let device = select_device_of(config.device, job.rendezvous.local_rank(), job.rendezvous.world())?;
+    config.set_precision(device.device);
+    tracing::info!("device {device}");
+    let group =
+        ProcessGroup::join_unless_stopped(&job.rendezvous, device.device, job.collective_timeout, stop)?;
+    group.when_lost(LOST_GRACE, job.on_lost);
+    agree(&group, config, &data.trained_on, device.device)?;
+    Ok((group, device))
 }
 
 /// Brings a new run to where its first step begins.
@@ -182,6 +185,23 @@ fn begin(
 }
 
 impl<L: Learner> Opened<L> {
+    /// Publishes the configuration of a run that has epochs to do.
+    ///
+    /// # Errors
+    /// If more epochs are done than are asked for, and the run is not finished; if the store fails.
+    fn checked(self) -> Result<Self, TrainError> {
+        let Learned { config, cursor, .. } = self.learner.learned();
+        let done = cursor.epoch;
+        if done > config.epochs && finished_step(&self.run)?.is_none() {
+            let (run, asked) = (self.run.to_string(), config.epochs);
+            return Err(TrainError::FewerEpochs { run, done, asked });
+        }
+        if self.group.is_first() && done < config.epochs {
+            publish_config(config, &self.run)?;
+        }
+        Ok(self)
+    }
+
     /// Says what the run is, and starts what it needs; a new run's first checkpoint is begun.
     ///
     /// # Errors

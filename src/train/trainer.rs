@@ -15,7 +15,7 @@ pub use self::bench::{StepBench, StepTime};
 use self::bench::{Clock, Phase};
 use super::checkpoint::DataIdentity;
 use super::checkpoint::resume::{compatible_state, load_learned};
-use super::gather::{MicroBatch, Plan, Planned, Requests, any, present};
+use super::gather::{MicroBatch, Plan, Planned, Requests, any, present, share_statistics};
 use super::learner::{Learned, Learner, StepOutcome, advance};
 use super::metrics::bank_health::BankHealth;
 use super::optim::{LossScale, Optimizer, learning_rate};
@@ -128,17 +128,7 @@ impl Trainer {
         tch::Cuda::cudnn_set_benchmark(device.is_cuda());
         let mut encoder = Encoder::new(config.encoder(), config.seed, device);
         encoder.set_compute(config.compute());
-        let failed: Rc<RefCell<Option<DistributedError>>> = Rc::default();
-        if config.sync_batch_norm {
-            let (group, failed) = (Rc::clone(&group), Rc::clone(&failed));
-            let sum = move |values: &Tensor| {
-                group.sum_with_gradient(values).unwrap_or_else(|error| {
-                    failed.borrow_mut().get_or_insert(error);
-                    values.shallow_clone()
-                })
-            };
-            encoder.share_statistics(Rc::new(sum));
-        }
+        let failed = share_statistics(&mut encoder, &group, &config);
         let optimizer = Optimizer::new(encoder.parameters(), &config);
         let parameters: Vec<Tensor> = encoder.parameters().into_iter().map(|(_, tensor)| tensor).collect();
         let reducer = GradientReducer::new(&group, &parameters)?;

@@ -132,6 +132,18 @@ fn bank(run: &Path) -> (FeatureTable, usize) {
 /// Whether two runs went the same way: losses and rows within 1e-5, gradients' norms within 2e-2, and every row
 /// written in the same step.
 fn assert_same_run(one: &Path, other: &Path, what: &str) {
+    assert_same_steps(one, other, what);
+    let ((expected, _), (actual, _)) = (bank(one), bank(other));
+    assert_eq!((&expected.ids, &expected.labels), (&actual.ids, &actual.labels), "{what}");
+    // Which image was in which step's batch.
+    assert_eq!(expected.updated_step, actual.updated_step, "{what}");
+    let differences = expected.features.iter().zip(&actual.features).map(|(a, b)| (a - b).abs());
+    let largest = differences.fold(0.0, f32::max);
+    assert!(largest < 1e-5, "{what}: a row differs by {largest}");
+}
+
+/// Whether the steps of two runs went the same way.
+fn assert_same_steps(one: &Path, other: &Path, what: &str) {
     let (expected, actual) = (steps(one), steps(other));
     assert!(expected.len() > 20 && expected.len() == actual.len(), "{what}");
     for ((step, expected), (_, actual)) in expected.iter().zip(&actual) {
@@ -141,13 +153,6 @@ fn assert_same_run(one: &Path, other: &Path, what: &str) {
             assert!(difference < tolerance, "{what}: step {step}: {actual:?}, not {expected:?}");
         }
     }
-    let ((expected, _), (actual, _)) = (bank(one), bank(other));
-    assert_eq!((&expected.ids, &expected.labels), (&actual.ids, &actual.labels), "{what}");
-    // Which image was in which step's batch.
-    assert_eq!(expected.updated_step, actual.updated_step, "{what}");
-    let differences = expected.features.iter().zip(&actual.features).map(|(a, b)| (a - b).abs());
-    let largest = differences.fold(0.0, f32::max);
-    assert!(largest < 1e-5, "{what}: a row differs by {largest}");
 }
 
 /// 21 steps and more; of 114 images the last batch of an epoch has two, fewer than there are processes.
@@ -209,6 +214,63 @@ fn a_run_goes_on_with_another_number_of_processes_where_it_was_stopped() {
     }
     Ranks::start(2, call).ok();
     assert_same_run(&whole, &moved, "stopped three times");
+}
+
+/// Of 50 labels the last batch of an epoch has two, fewer than there are processes.
+#[test]
+fn any_number_of_processes_fine_tunes_as_one_does() {
+    let dir = scratch();
+    let run = dir.path().join("run");
+    train(&run, "--epochs 1 --no-monitor --objective softmax").ok();
+    let base = "finetune --device cpu --batch-size 16 --label-fraction 0.42 --sync-batch-norm --accumulate 2 \
+                --epochs 6 --keep 0 --log-every-steps 1 --checkpoint-every-steps 3 --lr 0.000005";
+    let call = |tuned: &Path| {
+        instdisc(base).arg("--checkpoint", &run).arg("--dataset", dataset()).arg("--run", tuned)
+    };
+    let report = |ranks: Ranks| serde_json::from_str::<Value>(&ranks.ok()).expect("a report");
+    let [one, three, moved] = ["1", "3", "moved"].map(|name| dir.path().join(name));
+    let expected = report(Ranks::start(1, |_| call(&one)));
+    assert_eq!((&expected["step"], &expected["queries"]), (&24.into(), &40.into()), "{expected}");
+    let actual = report(Ranks::start(3, |_| call(&three)));
+
+    // Stopped by a signal to one of three, then finished by two.
+    let mut ranks = Ranks::start(3, |_| call(&moved));
+    wait_for_checkpoint(&moved, 6, &mut ranks);
+    ranks.signal(1, "-TERM");
+    for output in ranks.end() {
+        assert_eq!(output.status.code(), Some(75), "{}", stderr(&output));
+    }
+    let resumed = report(Ranks::start(2, |_| call(&moved)));
+
+    for (run, actual) in [(&three, actual), (&moved, resumed)] {
+        assert_same_steps(&one, run, "a fine-tuning");
+        for key in ["step", "labels", "top1", "top5", "queries"] {
+            assert_eq!(actual[key], expected[key], "{key}");
+        }
+        let labels = |run: &Path| std::fs::read(run.join("labels.parquet")).expect("a file");
+        assert_eq!(labels(run), labels(&one));
+    }
+    // The score after each epoch, by the images of all processes together.
+    let scores = |run: &Path| {
+        let text = std::fs::read_to_string(run.join("metrics.jsonl")).expect("a record");
+        let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+        lines.filter_map(|line| line["top5"].as_f64()).collect::<Vec<_>>()
+    };
+    assert_eq!((scores(&three), scores(&three).len()), (scores(&one), 6));
+
+    // Other labels in one process than in the others are refused by all.
+    let other = dir.path().join("other");
+    let seeds = ["--label-seed 0", "--label-seed 1"];
+    let differing = Ranks::start(2, |rank| {
+        instdisc(&format!("{base} {}", seeds[rank]))
+            .arg("--checkpoint", &run)
+            .arg("--dataset", dataset())
+            .arg("--run", &other)
+    });
+    for output in differing.end() {
+        let text = stderr(&output);
+        assert!(output.status.code() == Some(78) && text.contains("the labels"), "{text}");
+    }
 }
 
 /// Waits for all but the lost rank and gives what they say; they must end with code 69 within that time.

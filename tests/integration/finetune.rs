@@ -119,6 +119,30 @@ fn a_killed_fine_tuning_goes_on_to_the_weights_of_an_undisturbed_one() {
     assert!((3..=4).contains(&left.len()), "{left:?}");
 }
 
+#[test]
+fn a_fine_tuning_keeps_its_options_and_refuses_fewer_epochs_than_are_done() {
+    let dir = scratch();
+    let checkpoint = trained(dir.path());
+    let run = dir.path().join("tuned");
+    let tune = |more: &str| {
+        instdisc(&format!("finetune --device cpu --label-fraction 0.5 {more}"))
+            .arg("--checkpoint", &checkpoint)
+            .arg("--dataset", dataset())
+            .arg("--run", &run)
+    };
+    let first = tune("--batch-size 16 --epochs 4 --checkpoint-every-steps 1");
+    assert_eq!(signal_at(first, &run, 9, "-TERM"), Some(75));
+    let before = contents(&run);
+    let error = tune("--epochs 1").fails(78);
+    assert!(error.contains("epochs are done and the run is not finished; `--epochs 1` is fewer"), "{error}");
+    assert_eq!(contents(&run), before);
+    assert_eq!(tune("").json()["step"], 16, "four epochs of four steps, as the run was begun");
+    assert_eq!(tune("--epochs 5").json()["step"], 20);
+    assert_eq!(tune("").json()["step"], 20);
+    let config = std::fs::read_to_string(run.join("config.toml")).expect("the configuration");
+    assert!(config.contains("epochs = 5\n"), "{config}");
+}
+
 /// The first checkpoint has the encoder's backbone and a new last layer; with random weights, neither.
 #[test]
 fn a_fine_tuning_begins_with_the_backbone_alone() {

@@ -131,9 +131,12 @@ pub(super) struct Head {
 
 /// Hits among a number of rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Score {
+pub struct Score {
+    /// Rows whose class has the highest score.
     pub top1: usize,
+    /// Rows whose class is among the five highest.
     pub top5: usize,
+    /// Rows that were counted.
     pub rows: usize,
 }
 

@@ -18,9 +18,10 @@ use std::time::Instant;
 use tch::{Device, Tensor, no_grad};
 
 pub use augmented::probe_augmented;
+pub use head::Score;
 pub use report::{ClassifierReport, LinearReport, ProbeReport, SweepCell};
 
-use self::head::{Examples, Head, Score};
+use self::head::{Examples, Head};
 use self::sgd::{CachedPasses, Cell, Passes};
 use super::duplicates::common_rows;
 use super::embed::for_each_batch;
@@ -333,7 +334,8 @@ fn report(
     }
 }
 
-/// Scores a classifier, an encoder whose projection has an output for each class, on every labelled image of a source.
+/// Counts the hits of a classifier, an encoder whose projection has an output for each class, on every labelled image of
+/// a source.
 ///
 /// # Errors
 /// If an image cannot be loaded.
@@ -343,7 +345,7 @@ pub fn classify(
     batch_size: usize,
     threads: usize,
     progress: &dyn Progress,
-) -> Result<ClassifierReport, EmbedError> {
+) -> Result<Score, EmbedError> {
     let mut score = Score::default();
     progress.begin("classify", source.len() as u64);
     for_each_batch(encoder, source, (batch_size, threads), progress, |batch, images| {
@@ -357,7 +359,7 @@ pub fn classify(
         Ok(())
     })?;
     progress.finish();
-    Ok(ClassifierReport::new(score))
+    Ok(score)
 }
 
 #[cfg(test)]

@@ -133,7 +133,8 @@ pub struct ClassifierReport {
 }
 
 impl ClassifierReport {
-    pub(super) fn new(score: Score) -> Self {
+    /// The shares of these hits.
+    pub fn new(score: Score) -> Self {
         Self {
             top1: score.share(score.top1),
             top5: score.share(score.top5),

@@ -4,8 +4,6 @@
 //! libjpeg-turbo, jidctint.c and simd/x86_64/jidctint-sse2.asm (Loeffler, Ligtenberg and Moschytz 1989).
 
 #[cfg(target_arch = "x86_64")]
-mod avx2;
-#[cfg(target_arch = "x86_64")]
 mod x86;
 
 use crate::simd::SimdLevel;
@@ -61,7 +59,7 @@ pub(super) fn samples_of_two(
 ) -> [Samples; 2] {
     #[cfg(target_arch = "x86_64")]
     if let SimdLevel::V3(has) = level {
-        return avx2::samples(has, coefficients, steps);
+        return x86::samples_of_two(has, coefficients, steps);
     }
     let _ = level;
     coefficients.map(|block| samples(block, steps))

@@ -4,24 +4,21 @@
 //! image is read once, checked, and written while others are checked. The first rejection ends this pass. Its validations
 //! are kept, and checking and writing then follow one after the other, with the same result.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::{Instance, PartJob};
+use super::{IMAGES_OF_BATCH, Instance, PartJob};
 use crate::dataset::WrittenShard;
 use crate::ids::InstanceId;
-use crate::ingest::IngestError;
 use crate::ingest::journal::ENDED;
 use crate::ingest::source::Entry;
 use crate::ingest::validate::{
     IMAGES_AT_ONCE, ImageInfo, Keep, Kept, MOST_IMAGE_BYTES, Validation, validate_all,
 };
+use crate::ingest::{IngestError, work_through};
 use crate::progress::Progress;
-
-/// Images of a shard that are checked together, on all threads.
-const IMAGES_OF_BATCH: usize = 128;
 
 /// The outcome of the pass.
 pub(super) enum PassOutcome {
@@ -74,13 +71,12 @@ pub(super) fn check_and_write(
 impl OnePass<'_> {
     fn run(&self) -> Result<PassOutcome, IngestError> {
         let entries = self.job.part.entries;
-        let mut tried = self.write_all()?;
-        tried.sort_by_key(|(number, _)| *number);
+        let tried = work_through(self.shards.len(), self.job.writers, |number| self.write(number))?;
         if self.has_ended() {
             self.job.work.save(ENDED, &true)?;
             let mut known = vec![None; entries.len()];
-            for (number, tried) in tried {
-                for (&index, validation) in self.shards[number].iter().zip(tried.validations) {
+            for (shard, tried) in self.shards.iter().zip(tried) {
+                for (&index, validation) in shard.iter().zip(tried.validations) {
                     known[index as usize] = Some(validation);
                 }
             }
@@ -88,8 +84,8 @@ impl OnePass<'_> {
         }
         let mut infos: Vec<Option<ImageInfo>> = vec![None; entries.len()];
         let mut written = Vec::with_capacity(self.shards.len());
-        for (number, tried) in tried {
-            for (&index, validation) in self.shards[number].iter().zip(tried.validations) {
+        for (shard, tried) in self.shards.iter().zip(tried) {
+            for (&index, validation) in shard.iter().zip(tried.validations) {
                 infos[index as usize] = validation.ok();
             }
             written.extend(tried.written);
@@ -99,40 +95,8 @@ impl OnePass<'_> {
         Ok(PassOutcome::Complete { infos, shards: written })
     }
 
-    /// Takes shard after shard on each writing thread, until all are done or one fails.
-    fn write_all(&self) -> Result<Vec<(usize, Tried)>, IngestError> {
-        let next = AtomicUsize::new(0);
-        let failed = AtomicBool::new(false);
-        let write = || {
-            let mut done = Vec::new();
-            while !failed.load(Ordering::Relaxed) {
-                let number = next.fetch_add(1, Ordering::Relaxed);
-                let Some(shard) = self.shards.get(number) else { break };
-                match self.write(number, shard) {
-                    Ok(tried) => done.push((number, tried)),
-                    Err(error) => {
-                        failed.store(true, Ordering::Relaxed);
-                        return Err(error);
-                    }
-                }
-            }
-            Ok(done)
-        };
-        std::thread::scope(|scope| {
-            let threads: Vec<_> =
-                (0..self.job.writers.current_num_threads().max(1)).map(|_| scope.spawn(write)).collect();
-            let mut all = Vec::with_capacity(self.shards.len());
-            for thread in threads {
-                match thread.join() {
-                    Ok(done) => all.extend(done?),
-                    Err(panic) => std::panic::resume_unwind(panic),
-                }
-            }
-            Ok(all)
-        })
-    }
-
-    fn write(&self, number: usize, shard: &[u32]) -> Result<Tried, IngestError> {
+    fn write(&self, number: usize) -> Result<Tried, IngestError> {
+        let shard = self.shards[number].as_slice();
         let record = format!("whole-{number:05}");
         let finished = if self.has_ended() {
             // Its shard may be gone; the information on its images is still valid.

@@ -11,13 +11,15 @@ use super::names::{
     examples, file_name, is_image, is_list, is_other_archive, is_table, is_tar, missing_shard,
 };
 use super::records::{Container, Counts, count, ignored, passed_over_reason, whole_path};
-use crate::ingest::{IngestError, IngestOptions};
+use crate::ingest::{IngestError, IngestOptions, work_through};
 use crate::storage::{Location, StorageError};
 
 /// Bytes read to recognise a file.
 const HEAD_BYTES: u64 = 4096;
 /// Bytes read to recognise a compressed file: the first block of zstd is not longer.
 const COMPRESSED_HEAD_BYTES: u64 = 192 << 10;
+/// Files that are looked at together: each is a request to a store or two.
+pub(super) const FILES_AT_ONCE: usize = 32;
 /// Bytes of a tar's header.
 const TAR_HEADER_BYTES: usize = 512;
 /// Files of CIFAR's archives, binary and for Python.
@@ -143,10 +145,10 @@ fn discover_files(options: &IngestOptions, sources: &[Location]) -> Result<Disco
     for (source, name) in sources.iter().zip(names) {
         match ignored(options, &name) {
             Some(reason) => count(&mut passed_over, reason, || name.clone()),
-            None => files.push((source.clone(), name, kind_of(source)?)),
+            None => files.push((source.clone(), name)),
         }
     }
-    of_containers(&sources[0], files, passed_over, Vec::new())
+    of_containers(&sources[0], with_kinds(files)?, passed_over, Vec::new())
 }
 
 /// The names of files from the folder that they have in common, so that `train/0.tar` keeps its folder. What the user
@@ -249,8 +251,7 @@ fn discover_folder(options: &IngestOptions, folder: &Location) -> Result<Discove
     for (path, _) in &listing.files {
         let location = folder.join(path);
         if is_packed(path) {
-            let kind = kind_of(&location)?;
-            files.push((location, path.clone(), kind));
+            files.push((location, path.clone()));
         } else {
             count(&mut passed_over, "files of another form", || path.clone());
             others.push((path.clone(), location));
@@ -262,7 +263,16 @@ fn discover_folder(options: &IngestOptions, folder: &Location) -> Result<Discove
         }
         count(&mut passed_over, fault.reason(), || path.clone());
     }
-    of_containers(folder, files, passed_over, others)
+    of_containers(folder, with_kinds(files)?, passed_over, others)
+}
+
+/// Files with what they are, in the same order.
+///
+/// # Errors
+/// Of the first file that cannot be read.
+fn with_kinds(files: Vec<(Location, String)>) -> Result<Vec<(Location, String, Kind)>, IngestError> {
+    let kinds = work_through(files.len(), FILES_AT_ONCE, |number| kind_of(&files[number].0))?;
+    Ok(files.into_iter().zip(kinds).map(|((location, name), kind)| (location, name, kind)).collect())
 }
 
 /// Why nothing in a folder can be ingested.

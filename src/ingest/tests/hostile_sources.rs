@@ -86,6 +86,30 @@ fn a_parquet_file_of_other_columns_is_refused_with_their_types() {
 }
 
 #[test]
+fn a_header_in_quotes_names_the_columns_that_csv_has() {
+    let at = fixture();
+    fs::create_dir(at.source.join("a")).expect("a folder");
+    fs::write(at.source.join("a/0.jpg"), jpeg(3)).expect("a file");
+    let list = at.source.join("list.csv");
+    let images = |text: &str| {
+        fs::write(&list, text).expect("a list");
+        let plan = source_plan(&options(&list, &at.dest)).map_err(|error| error.to_string())?;
+        Ok::<_, String>((plan.classes.count, plan.splits["train"].images))
+    };
+    assert_eq!(images("\"x,y\",path,label\n\"1,2\",a/0.jpg,cat\n"), Ok((1, 1)));
+    assert_eq!(images("\u{FEFF}\"x\ty\"\t\"path\"\tlabel\r\n1\t\"a/0.jpg\"\tcat\r\n"), Ok((1, 1)));
+    assert_eq!(images("\"x\ny\";label;path\n1;cat;a/0.jpg\n"), Ok((1, 1)));
+    for (text, reason) in [
+        ("\"a,path\",label\na/0.jpg,cat\n", "no column of paths, but `a,path`, `label`"),
+        ("label, \"path\"\ncat, \"a/0.jpg\"\n", "no column of paths, but `label`, `\"path\"`"),
+        ("path;label,path\na/0.jpg;cat,a/0.jpg\n", "both by ',' and by ';'"),
+    ] {
+        let error = images(text).expect_err("no header");
+        assert!(error.contains(reason), "{error}");
+    }
+}
+
+#[test]
 fn a_split_with_the_name_of_another_folder_is_refused() {
     let at = fixture();
     folder(&at.source);

@@ -66,6 +66,14 @@ impl PartsOfRanks {
         let said = self.say(step, self.rank, &word);
         part?;
         said?;
+        self.wait_for(step)
+    }
+
+    /// Waits until rank 0 has published the checkpoint.
+    ///
+    /// # Errors
+    /// What went wrong there.
+    pub(crate) fn wait_for(&self, step: u64) -> Result<(), TrainError> {
         self.hear(step, 0).map(drop)
     }
 

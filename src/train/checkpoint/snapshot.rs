@@ -91,13 +91,13 @@ impl Snapshot {
         match (common, bank) {
             (Some(common), bank) => {
                 let published = common.write(step, &folder, &data.trained_on, || {
-                    let own = bank.map(|write| write()).transpose()?;
-                    Ok(own.into_iter().chain(ranks.collect(step, &folder)?).collect())
+                    let Some(write) = bank else { return Ok(Vec::new()) };
+                    Ok(std::iter::once(write()?).chain(ranks.collect(step, &folder)?).collect())
                 });
                 ranks.publish(step, published)?;
             }
             (None, Some(write)) => ranks.hand_in(step, write())?,
-            (None, None) => {}
+            (None, None) => ranks.wait_for(step)?,
         }
         Ok(folder)
     }

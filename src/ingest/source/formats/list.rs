@@ -30,13 +30,20 @@ pub(crate) fn looks_like_list(head: &[u8]) -> bool {
         Err(_) => return false,
     };
     let first = first.trim_start_matches('\u{FEFF}').trim();
-    let is_header = |separator| first.split(separator).any(|name| PATH_NAMES.contains(&clean(name).as_str()));
-    SEPARATORS.iter().any(|&separator| is_header(separator))
+    let is_header = |&separator: &char| {
+        reader(first, separator).headers().is_ok_and(|names| names.iter().any(is_path_name))
+    };
+    SEPARATORS.iter().any(is_header)
         || (first.starts_with('{') && PATH_NAMES.iter().any(|name| first.contains(&format!("\"{name}\""))))
 }
 
-fn clean(name: &str) -> String {
-    name.trim().trim_matches('"').to_ascii_lowercase()
+fn is_path_name(name: &str) -> bool {
+    PATH_NAMES.iter().any(|known| name.eq_ignore_ascii_case(known))
+}
+
+/// Reads a csv; what is in quotes holds no separator.
+fn reader(text: &str, separator: char) -> csv::Reader<&[u8]> {
+    csv::ReaderBuilder::new().trim(csv::Trim::All).delimiter(separator as u8).from_reader(text.as_bytes())
 }
 
 /// A line of a list.
@@ -210,36 +217,49 @@ fn note_columns(records: &mut Records<'_>, names: &[&str], label: Option<usize>)
 
 fn csv(records: &mut Records<'_>, list: &Location, text: &str) -> Result<Vec<Line>, IngestError> {
     let options = records.options;
-    let first = text.lines().next().unwrap_or_default();
-    let names_path = |separator: &&char| {
-        first.split(**separator).any(|name| match &options.image_column {
-            Some(asked) => name.trim().trim_matches('"') == asked,
-            None => PATH_NAMES.contains(&clean(name).as_str()),
+    let bad = |error: csv::Error| IngestError::layout(list, error.to_string());
+    let names_path = |header: &csv::StringRecord| {
+        header.iter().any(|name| match &options.image_column {
+            Some(asked) => name == asked,
+            None => is_path_name(name),
         })
     };
-    let Some(separator) = SEPARATORS.iter().find(names_path) else {
-        let columns: Vec<&str> = first.split(',').collect();
-        return Err(IngestError::layout(
-            list,
-            format!(
-                "its first line names no column of paths, but {}: add one, such as `path,label`, or name it with \
-                 `--image-column`",
-                examples(&columns)
-            ),
-        ));
+    let mut headers = Vec::new();
+    for separator in SEPARATORS {
+        headers.push((separator, reader(text, separator).headers().map_err(bad)?.clone()));
+    }
+    let columns = headers[0].1.clone();
+    headers.retain(|(_, header)| names_path(header));
+    let (separator, header) = match headers.as_slice() {
+        [] => {
+            return Err(IngestError::layout(
+                list,
+                format!(
+                    "its first line names no column of paths, but {}: add one, such as `path,label`, or name it with \
+                     `--image-column`",
+                    examples(&columns.iter().collect::<Vec<_>>())
+                ),
+            ));
+        }
+        // A header of one name is the same by each separator.
+        [(one, header), (other, _), ..] if header.len() > 1 => {
+            return Err(IngestError::layout(
+                list,
+                format!(
+                    "its first line names a column of paths both by {one:?} and by {other:?} between columns: put a name \
+                     that holds one of them in quotes"
+                ),
+            ));
+        }
+        [(separator, header), ..] => (*separator, header),
     };
-    let mut reader = csv::ReaderBuilder::new()
-        .trim(csv::Trim::All)
-        .delimiter(*separator as u8)
-        .from_reader(text.as_bytes());
-    let bad = |error: csv::Error| IngestError::layout(list, error.to_string());
-    let header = reader.headers().map_err(bad)?.clone();
+    let mut reader = reader(text, separator);
     let names: Vec<&str> = header.iter().collect();
     let column = |option, asked: &Option<String>, known: &[&str]| {
         columns::choose(&names, option, asked.as_deref(), known)
             .map_err(|reason| IngestError::layout(list, reason))
     };
-    let path = column("--image-column", &options.image_column, &PATH_NAMES)?.unwrap_or(0);
+    let path = column("--image-column", &options.image_column, &PATH_NAMES)?.expect("the header names it");
     let label = column("--label-column", &options.label_column, &LABEL_NAMES)?;
     let split = names.iter().position(|name| name.eq_ignore_ascii_case(SPLIT_NAME));
     note_columns(records, &names, label);
@@ -263,6 +283,8 @@ mod tests {
         assert!(looks_like_list(b"path,label\na.jpg,1\n"));
         assert!(looks_like_list(b"\"Filename\" , x\n"));
         assert!(looks_like_list(b"label;path\n"));
+        assert!(looks_like_list(b"\xEF\xBB\xBF\"a, b\"\t\"path\"\r\n"));
+        assert!(!looks_like_list(b"\"a,path\",label\n"));
         assert!(looks_like_list(b"{\"file_name\": \"a.jpg\"}\n"));
         assert!(!looks_like_list(b"no tar"));
         assert!(!looks_like_list(b"{\"a\": 1}"));

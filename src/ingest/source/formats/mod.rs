@@ -19,9 +19,10 @@ use rayon::prelude::*;
 use self::tar::Tar;
 use super::SourceFormat;
 use super::archive::{Member, Spool};
+use super::discover::FILES_AT_ONCE;
 use super::names::{is_image, is_tar};
 use super::records::{Container, Evidence, ImageBytes, Naming, Record, Records, shown};
-use crate::ingest::IngestError;
+use crate::ingest::{IngestError, work_through};
 use crate::storage::Location;
 
 #[cfg(feature = "fuzzing")]
@@ -34,8 +35,8 @@ pub(super) fn collect_tars(
     others: &[(String, Location)],
 ) -> Result<SourceFormat, IngestError> {
     let spool = Spool::new();
-    let packed = containers.iter().filter(|container| container.compression.is_some());
-    let sizes: Vec<u64> = packed.map(|container| container.location.size()).collect::<Result<_, _>>()?;
+    let packed: Vec<_> = containers.iter().filter(|container| container.compression.is_some()).collect();
+    let sizes = work_through(packed.len(), FILES_AT_ONCE, |number| packed[number].location.size())?;
     spool.check_space(sizes.iter().sum())?;
     let options = records.options;
     let column = options.label_column.as_deref();

@@ -1,0 +1,228 @@
+//! `finetune`: trains a checkpoint's encoder on few labels, and scores the classifier.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+use toml::Table;
+
+use super::CommandError;
+use crate::checkpoint::{Checkpoint, checkpoint_name, list_checkpoints};
+use crate::dataset::Manifest;
+use crate::distributed::{DistributedError, Rendezvous};
+use crate::eval::{ClassifierReport, EmbedError, Score, classify, load_encoder, share};
+use crate::loader::{Source, Subset};
+use crate::model::select_device_of;
+use crate::progress::{Progress, Quiet};
+use crate::run_config::{Given, TrainConfig};
+use crate::storage::{Location, PublishMode};
+use crate::train::{
+    Evaluation, FinetuneJob, HookError, Hooks, LabelOptions, MetricsLine, Outcome, RunSummary, StepReport,
+    StopFlag, TrainJob, finetune, finetune_protocol,
+};
+
+/// Images of a batch when the classifier is scored.
+const BATCH_SIZE: usize = 256;
+
+/// What to fine-tune, and by which processes.
+#[derive(Clone, Debug)]
+pub struct FinetuneRun {
+    /// The checkpoint with whose encoder it begins.
+    pub checkpoint: Location,
+    /// The dataset's folder.
+    pub dataset: Location,
+    /// The folder of the run that is made.
+    pub run: Location,
+    /// Which labels are seen.
+    pub labels: LabelOptions,
+    /// The split that is trained on; by default that of the checkpoint's run.
+    pub train_split: Option<String>,
+    /// The split that scores the classifier; by default the dataset's first evaluation split.
+    pub split: Option<String>,
+    /// Which of the run's processes this is.
+    pub rendezvous: Rendezvous,
+    /// See [`TrainJob::collective_timeout`].
+    pub collective_timeout: Duration,
+    /// See [`TrainJob::on_lost`].
+    pub on_lost: fn(DistributedError),
+}
+
+/// A fine-tuning whose options are resolved.
+pub struct Finetuning {
+    job: FinetuneJob,
+    split: String,
+    evaluated: Arc<dyn Source>,
+}
+
+impl fmt::Debug for Finetuning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Finetuning")
+            .field("job", &self.job)
+            .field("split", &self.split)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A finished fine-tuning.
+#[derive(Clone, Debug)]
+pub struct Finetuned {
+    /// Its report's file.
+    pub location: Location,
+    /// The report.
+    pub report: Value,
+    /// Whether the report was there before.
+    pub is_kept: bool,
+}
+
+impl Finetuning {
+    /// Takes the options that were given over those of the run, where it was begun before, and over
+    /// [`finetune_protocol`]. Notes the settings of a run that was begun.
+    ///
+    /// # Errors
+    /// If checkpoint or dataset cannot be read, or one split would be trained on and scored.
+    pub fn open(of: FinetuneRun, given: &Table, progress: &dyn Progress) -> Result<Self, CommandError> {
+        let FinetuneRun { checkpoint: from, dataset, run, labels, .. } = of;
+        let mut of_run = Checkpoint::open(&from)?.run_config()?;
+        if let Some(split) = of.train_split {
+            of_run.split = split;
+        }
+        let mut defaults = finetune_protocol(&of_run);
+        let begun = list_checkpoints(&run)?
+            .pop()
+            .map(|(_, folder)| Checkpoint::open(&folder)?.state())
+            .transpose()?;
+        if let Some(begun) = &begun {
+            // The encoder is that of the checkpoint, or the resume is refused.
+            let TrainConfig { arch, image_size, .. } = defaults;
+            defaults = TrainConfig { arch, image_size, ..defaults.as_begun(&begun.config)? };
+        }
+        let config = Given::new(None, given).over(&defaults).expect("flags were checked");
+        if let Some(begun) = &begun {
+            let settings = settings(&config, &begun.config).join(", ");
+            progress.note(&format!("settings of this run: {settings}"));
+        }
+        let manifest = Manifest::read(&dataset)?;
+        let split = manifest.evaluation_split(&dataset, &config.split, of.split.as_deref())?;
+        if split == config.split {
+            return Err(CommandError::Usage(format!(
+                "split `{split}` is trained on and evaluated; another --split or --train-split tells more"
+            )));
+        }
+        let evaluated = config.source(&dataset, &manifest, &split, None)?;
+        let (rendezvous, collective_timeout, on_lost) = (of.rendezvous, of.collective_timeout, of.on_lost);
+        let train = TrainJob { dataset, run, init: None, config, rendezvous, collective_timeout, on_lost };
+        Ok(Self { job: FinetuneJob { train, from, labels }, split, evaluated })
+    }
+
+    /// The configuration of the run.
+    pub fn config(&self) -> &TrainConfig {
+        &self.job.train.config
+    }
+
+    /// Trains to the end of the last epoch, and scores the classifier after each: its share of hits goes to the metrics as
+    /// `top1` and `top5`.
+    ///
+    /// # Errors
+    /// As [`finetune`].
+    pub fn train(&self, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<Outcome, CommandError> {
+        Ok(finetune(&self.job, &mut Scored { of: self, hooks }, stop)?)
+    }
+
+    /// The report of the checkpoint after this step; it is made and published where it does not exist. For one process.
+    ///
+    /// # Errors
+    /// If the checkpoint or an image cannot be read, or the store fails.
+    pub fn report(&self, step: u64, progress: &dyn Progress) -> Result<Finetuned, CommandError> {
+        let TrainJob { run, config, rendezvous, .. } = &self.job.train;
+        let location = run.join(&format!("eval/classifier-{}-step-{step:08}.json", self.split));
+        if location.exists()? {
+            let report = serde_json::from_slice(&location.read()?).map_err(|error| {
+                CommandError::Data(format!("{location}: not a report of finetune ({error}); delete it"))
+            })?;
+            return Ok(Finetuned { location, report, is_kept: true });
+        }
+        let checkpoint = Checkpoint::open(&run.join("checkpoints").join(&checkpoint_name(step)))?;
+        let device = select_device_of(config.device, rendezvous.local_rank(), rendezvous.world());
+        let encoder = load_encoder(&checkpoint, device.map_err(EmbedError::from)?.device)?;
+        let images = Arc::clone(&self.evaluated);
+        let score = classify(&encoder, images, BATCH_SIZE, config.loader_threads, progress)?;
+        let mut report = serde_json::to_value(ClassifierReport::new(score))?;
+        report["split"] = json!(self.split);
+        report["labels"] = checkpoint.state()?.config["finetune"].clone();
+        location.publish(serde_json::to_string_pretty(&report)? + "\n", PublishMode::Overwrite)?;
+        Ok(Finetuned { location, report, is_kept: false })
+    }
+
+    /// The hits of the classifier as it is; each process counts those of some images.
+    ///
+    /// # Errors
+    /// If an image cannot be read, or another process fails.
+    fn score(&self, state: &Evaluation<'_>) -> Result<Score, HookError> {
+        let own = share(self.evaluated.len(), state.group);
+        let images: Arc<dyn Source> = if state.group.world() == 1 {
+            Arc::clone(&self.evaluated)
+        } else {
+            Arc::new(Subset::of_range(Arc::clone(&self.evaluated), own))
+        };
+        let threads = self.config().loader_threads;
+        let counted = if images.is_empty() {
+            Ok(Score::default())
+        } else {
+            classify(state.encoder, images, BATCH_SIZE, threads, &Quiet)
+        };
+        // If one process failed, all give up.
+        let numbers =
+            counted.as_ref().map(|score| [score.top1, score.top5, score.rows].map(|hits| hits as u64));
+        let of_ranks = state.group.gather_bytes(&json!(numbers.ok()).to_string().into_bytes())?;
+        counted?;
+        let mut sum = Score::default();
+        for (rank, numbers) in of_ranks.iter().enumerate() {
+            let Ok(Some([top1, top5, rows])) = serde_json::from_slice::<Option<[usize; 3]>>(numbers) else {
+                return Err(format!("rank {rank} could not score its images").into());
+            };
+            sum = Score { top1: sum.top1 + top1, top5: sum.top5 + top5, rows: sum.rows + rows };
+        }
+        Ok(sum)
+    }
+}
+
+/// The number of epochs, and each option that is not as it was until now.
+fn settings(config: &TrainConfig, begun: &Value) -> Vec<String> {
+    let text = |key: &str, now: &Value| match begun.get(key).filter(|before| *before != now) {
+        Some(before) => Some(format!("{key} = {now} (until now {before})")),
+        None => (key == "epochs").then(|| format!("{key} = {now}")),
+    };
+    let values = config.values();
+    let options = TrainConfig::OPTIONS.iter().filter(|option| option.finetune);
+    options.filter_map(|option| text(option.key, &values[option.key])).collect()
+}
+
+/// Hooks, and scores of the classifier.
+struct Scored<'a> {
+    of: &'a Finetuning,
+    hooks: &'a mut dyn Hooks,
+}
+
+impl Hooks for Scored<'_> {
+    fn started(&mut self, summary: &RunSummary) {
+        self.hooks.started(summary);
+    }
+
+    fn stepped(&mut self, report: &StepReport) {
+        self.hooks.stepped(report);
+    }
+
+    fn evaluate(&mut self, state: Evaluation<'_>) -> Result<Map<String, Value>, HookError> {
+        let ClassifierReport { top1, top5, .. } = ClassifierReport::new(self.of.score(&state)?);
+        Ok(Map::from_iter([("top1".to_owned(), json!(top1)), ("top5".to_owned(), json!(top5))]))
+    }
+
+    fn measured(&mut self, line: &MetricsLine) {
+        self.hooks.measured(line);
+    }
+
+    fn progress(&self) -> &dyn Progress {
+        self.hooks.progress()
+    }
+}
