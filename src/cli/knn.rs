@@ -6,7 +6,7 @@ use super::exit::WrongUsage;
 use super::progress::Terminal;
 use super::{GlobalArgs, reports};
 use crate::commands::{Alone, DEFAULT_MAP_POINTS, KnnJob, KnnTables, Searchers, knn};
-use crate::eval::KnnReport;
+use crate::eval::{KnnReport, Retrieval};
 use crate::feature_table::ColumnNames;
 use crate::progress::Progress;
 use crate::units::Temperature;
@@ -229,8 +229,10 @@ fn evaluate_tables(
 /// The scores of a report on one line.
 fn line(report: &KnnReport) -> String {
     let KnnReport { step, k, temperature, feature, queries, .. } = report;
+    let measures = report.retrieval.as_ref().map(measures).unwrap_or_default();
     if !report.has_scores() {
-        return format!("step {step}: no labels, so no scores ({feature})");
+        let measures = if measures.is_empty() { "no labels, so no scores" } else { &measures };
+        return format!("step {step}: {measures} ({feature})");
     }
     let top1 = 100.0 * report.top1;
     let top5 = if *k < 5 || report.classes <= 5 {
@@ -241,6 +243,16 @@ fn line(report: &KnnReport) -> String {
     let largest = 100.0 * report.most_frequent_class;
     format!(
         "step {step}: top-1 {top1:.2} %{top5} of {queries} queries (k = {k}, τ = {temperature}, {feature}; always naming the \
-         most frequent class: {largest:.2} %)"
+         most frequent class: {largest:.2} %); {measures}"
     )
+}
+
+/// Recall and mean average precision in words.
+fn measures(retrieval: &Retrieval) -> String {
+    let Retrieval { k, recall, map, map_at_r, .. } = retrieval;
+    let recalls = recall.iter().map(|at| (format!("recall@{}", at.k), at.recall));
+    let means = [(format!("mAP@{k}"), Some(*map)), ("mAP@R".to_owned(), *map_at_r)];
+    let means = means.into_iter().filter_map(|(name, mean)| Some((name, mean?)));
+    let all = recalls.chain(means).map(|(name, share)| format!("{name} {:.2} %", 100.0 * share));
+    all.collect::<Vec<_>>().join(", ")
 }

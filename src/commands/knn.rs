@@ -231,6 +231,7 @@ fn evaluate(
             temperature: job.temperature.clone(),
             leave_one_out: job.leave_one_out,
             exclude,
+            label_sets: None,
             shown: if place.is_some() && job.neighbours.is_none() { LEAST_SHOWN } else { 0 },
         };
         let (mut report, neighbours) = searchers.evaluate(pair, &options, &pool)?;

@@ -8,7 +8,7 @@ use parquet::arrow::ArrowWriter;
 use parquet::errors::ParquetError;
 use serde::Serialize;
 
-use super::EvalError;
+use super::{EvalError, Retrieval};
 use crate::feature_table::{FeatureTable, Table};
 use crate::search::Neighbours;
 use crate::storage::{Location, Upload};
@@ -36,7 +36,7 @@ pub struct KnnReport {
     pub temperature: f64,
     /// Which features voted: scores of different features cannot be compared.
     pub feature: String,
-    /// Labelled queries, the ones that were scored.
+    /// Labelled queries, the ones that were scored; 0 where the bank has no labels.
     pub queries: usize,
     /// Queries without a label.
     pub unlabelled_queries: usize,
@@ -56,6 +56,9 @@ pub struct KnnReport {
     pub excluded_duplicates: Option<usize>,
     /// Every `k` with every temperature.
     pub grid: Vec<GridCell>,
+    /// Recall@k and mean average precision of the neighbours; none where nothing has a label.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retrieval: Option<Retrieval>,
     /// The score of each class, for `k` and `temperature`.
     pub per_class: Vec<ClassScore>,
     /// The pairs of classes that were taken for one another most often, for `k` and `temperature`.
@@ -80,9 +83,9 @@ pub struct KnnReport {
 }
 
 impl KnnReport {
-    /// Whether any query was scored.
+    /// Whether any vote was scored.
     pub fn has_scores(&self) -> bool {
-        self.queries > 0
+        !self.top1.is_nan()
     }
 }
 

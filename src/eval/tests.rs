@@ -268,7 +268,7 @@ fn a_bank_that_is_not_the_one_its_checkpoint_names_is_refused() {
     }
 }
 
-fn duplicate(group: u64, split: &str, id: u32) -> DuplicateRow {
+pub(crate) fn duplicate(group: u64, split: &str, id: u32) -> DuplicateRow {
     let path = format!("{split}/{id}");
     DuplicateRow { group, split: split.into(), id: InstanceId(id), path, identical: true, distance: None }
 }
