@@ -1,5 +1,8 @@
 //! `instdisc knn`.
 
+#[cfg(feature = "torch")]
+pub(super) mod query;
+
 use clap::Args;
 
 use super::exit::WrongUsage;
@@ -43,15 +46,21 @@ pub(super) struct KnnArgs {
     /// The feature table to evaluate
     #[arg(long, value_name = "URL", requires = "bank")]
     queries: Vec<String>,
-    /// The column of ids in tables of other programs [default: instance_id]
+    /// The column of ids in tables of other programs, integers or text [default: instance_id, or the only one that is named
+    /// like ids]
     #[arg(long, value_name = "NAME", requires = "bank")]
     id_column: Option<String>,
-    /// The column of vectors in tables of other programs [default: feature]
+    /// The column of vectors in tables of other programs [default: feature, or the only one of vectors]
     #[arg(long, value_name = "NAME", requires = "bank")]
     vector_column: Option<String>,
-    /// The column of classes in tables of other programs [default: label]
+    /// The column of classes in tables of other programs: numbers, names, or lists of them [default: label, or the only one
+    /// that is named like labels]
     #[arg(long, value_name = "NAME", requires = "bank")]
     label_column: Option<String>,
+    /// Bring vectors of tables of other programs to unit length, to compare them by cosine; without it, other lengths are an
+    /// error
+    #[arg(long, requires = "bank")]
+    normalize: bool,
     /// A run, for its newest checkpoint, or a checkpoint: its encoder embeds --split, its bank votes
     #[arg(long, value_name = "URL", conflicts_with_all = ["bank", "queries"], requires = "dataset")]
     run: Option<String>,
@@ -219,6 +228,7 @@ fn evaluate_tables(
             vector: args.vector_column.clone(),
             label: args.label_column.clone(),
         },
+        normalize: args.normalize,
         dataset: args.dataset.as_ref().map(|dataset| global.location(dataset)).transpose()?,
     };
     let Some(found) = knn(&tables, &args.job(global)?, searchers, progress)? else { return Ok(()) };

@@ -1,6 +1,7 @@
 //! The score of a bank by the neighbours of labelled queries.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Instant;
 
 use rayon::prelude::*;
@@ -42,7 +43,7 @@ pub struct KnnOptions {
     /// Bank rows that show a query's own image and do not vote; none for all to vote.
     pub exclude: Option<Duplicates>,
     /// The labels of images that may have several. Then nothing votes, and recall and mAP count rows that share a label.
-    pub label_sets: Option<LabelSets>,
+    pub label_sets: Option<Arc<LabelSets>>,
     /// Neighbours to return for each query at least, up to the rows of the bank; the first `k` vote.
     pub shown: usize,
 }

@@ -310,7 +310,7 @@ mod tests {
             let expected = brute_force(&bank, &queries, k, |_, _| false,
                 |query, row| sets.queries[query].iter().any(|label| sets.bank[row].contains(label)),
                 |query| !sets.queries[query].is_empty());
-            let asked = KnnOptions { label_sets: Some(sets), ..options(k) };
+            let asked = KnnOptions { label_sets: Some(std::sync::Arc::new(sets)), ..options(k) };
             let (report, _) = evaluate_with_neighbours(&bank, &queries, &asked).expect("scored");
             assert_is(report.retrieval.as_ref().expect("labels"), &expected);
             prop_assert!(!report.has_scores() && report.top1.is_nan(), "nothing votes");
