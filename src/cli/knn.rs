@@ -1,12 +1,15 @@
 //! `instdisc knn`.
 
+#[cfg(feature = "torch")]
+pub(super) mod query;
+
 use clap::Args;
 
 use super::exit::WrongUsage;
 use super::progress::Terminal;
 use super::{GlobalArgs, reports};
 use crate::commands::{Alone, DEFAULT_MAP_POINTS, KnnJob, KnnTables, Searchers, knn};
-use crate::eval::KnnReport;
+use crate::eval::{KnnReport, Retrieval};
 use crate::feature_table::ColumnNames;
 use crate::progress::Progress;
 use crate::units::Temperature;
@@ -43,15 +46,21 @@ pub(super) struct KnnArgs {
     /// The feature table to evaluate
     #[arg(long, value_name = "URL", requires = "bank")]
     queries: Vec<String>,
-    /// The column of ids in tables of other programs [default: instance_id]
+    /// The column of ids in tables of other programs, integers or text [default: instance_id, or the only one that is named
+    /// like ids]
     #[arg(long, value_name = "NAME", requires = "bank")]
     id_column: Option<String>,
-    /// The column of vectors in tables of other programs [default: feature]
+    /// The column of vectors in tables of other programs [default: feature, or the only one of vectors]
     #[arg(long, value_name = "NAME", requires = "bank")]
     vector_column: Option<String>,
-    /// The column of classes in tables of other programs [default: label]
+    /// The column of classes in tables of other programs: numbers, names, or lists of them [default: label, or the only one
+    /// that is named like labels]
     #[arg(long, value_name = "NAME", requires = "bank")]
     label_column: Option<String>,
+    /// Bring vectors of tables of other programs to unit length, to compare them by cosine; without it, other lengths are an
+    /// error
+    #[arg(long, requires = "bank")]
+    normalize: bool,
     /// A run, for its newest checkpoint, or a checkpoint: its encoder embeds --split, its bank votes
     #[arg(long, value_name = "URL", conflicts_with_all = ["bank", "queries"], requires = "dataset")]
     run: Option<String>,
@@ -219,6 +228,7 @@ fn evaluate_tables(
             vector: args.vector_column.clone(),
             label: args.label_column.clone(),
         },
+        normalize: args.normalize,
         dataset: args.dataset.as_ref().map(|dataset| global.location(dataset)).transpose()?,
     };
     let Some(found) = knn(&tables, &args.job(global)?, searchers, progress)? else { return Ok(()) };
@@ -229,8 +239,10 @@ fn evaluate_tables(
 /// The scores of a report on one line.
 fn line(report: &KnnReport) -> String {
     let KnnReport { step, k, temperature, feature, queries, .. } = report;
+    let measures = report.retrieval.as_ref().map(measures).unwrap_or_default();
     if !report.has_scores() {
-        return format!("step {step}: no labels, so no scores ({feature})");
+        let measures = if measures.is_empty() { "no labels, so no scores" } else { &measures };
+        return format!("step {step}: {measures} ({feature})");
     }
     let top1 = 100.0 * report.top1;
     let top5 = if *k < 5 || report.classes <= 5 {
@@ -241,6 +253,16 @@ fn line(report: &KnnReport) -> String {
     let largest = 100.0 * report.most_frequent_class;
     format!(
         "step {step}: top-1 {top1:.2} %{top5} of {queries} queries (k = {k}, τ = {temperature}, {feature}; always naming the \
-         most frequent class: {largest:.2} %)"
+         most frequent class: {largest:.2} %); {measures}"
     )
+}
+
+/// Recall and mean average precision in words.
+fn measures(retrieval: &Retrieval) -> String {
+    let Retrieval { k, recall, map, map_at_r, .. } = retrieval;
+    let recalls = recall.iter().map(|at| (format!("recall@{}", at.k), at.recall));
+    let means = [(format!("mAP@{k}"), Some(*map)), ("mAP@R".to_owned(), *map_at_r)];
+    let means = means.into_iter().filter_map(|(name, mean)| Some((name, mean?)));
+    let all = recalls.chain(means).map(|(name, share)| format!("{name} {:.2} %", 100.0 * share));
+    all.collect::<Vec<_>>().join(", ")
 }

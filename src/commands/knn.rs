@@ -2,17 +2,22 @@
 
 #[cfg(feature = "torch")]
 pub(super) mod of_run;
+pub(super) mod pair;
+
+use std::collections::HashSet;
 
 use rayon::ThreadPool;
 
+use self::pair::KnnPair;
 use super::{CommandError, reports};
 use crate::checkpoint::TrainedOn;
 use crate::dataset::{Manifest, read_duplicates};
 use crate::eval::{
     Duplicates, EvalError, KnnOptions, KnnReport, KnnReports, Thumbnails, default_k,
-    evaluate_with_neighbours, open_bank, sprite, write_neighbours,
+    evaluate_with_neighbours, sprite, write_neighbours,
 };
-use crate::feature_table::{ColumnNames, FeatureTable, Table, TableMeta};
+use crate::feature_table::{ColumnNames, RowNames, TableMeta};
+use crate::ids::InstanceId;
 use crate::image::encode_jpeg;
 use crate::page::{PageImages, PageInput, examples, history, map, page};
 use crate::progress::Progress;
@@ -72,17 +77,10 @@ pub struct KnnTables {
     pub pairs: Vec<(Location, Location)>,
     /// The names of columns in tables of other programs.
     pub columns: ColumnNames,
+    /// Whether vectors of such tables are brought to unit length; otherwise other lengths are an error.
+    pub normalize: bool,
     /// The dataset, for the page's images and for duplicates.
     pub dataset: Option<Location>,
-}
-
-/// One feature: the rows that vote, and the queries.
-#[derive(Debug)]
-pub struct KnnPair {
-    /// The rows that vote.
-    pub bank: Box<dyn Table>,
-    /// The queries.
-    pub queries: FeatureTable,
 }
 
 /// The processes that search: one, or several together.
@@ -145,7 +143,7 @@ impl Searchers for crate::distributed::ProcessGroup {
         if self.world() == 1 {
             return Alone.evaluate(pair, options, pool);
         }
-        let KnnPair { bank, queries } = pair;
+        let KnnPair { bank, queries, .. } = pair;
         self.agree("the bank", &format!("{:?}, {} rows", bank.meta(), bank.ids().len()))?;
         self.agree("the queries' number", &queries.len().to_string())?;
         let own = crate::eval::share(bank.ids().len(), self);
@@ -165,10 +163,7 @@ pub fn knn(
     progress: &dyn Progress,
 ) -> Result<Option<KnnReports>, CommandError> {
     let pair = |(bank, queries): &(Location, Location)| {
-        Ok(KnnPair {
-            bank: open_bank(bank, &tables.columns)?,
-            queries: FeatureTable::read_with(queries, &tables.columns)?,
-        })
+        KnnPair::open((bank, queries), &tables.columns, tables.normalize, progress)
     };
     let pairs = tables.pairs.iter().map(pair).collect::<Result<Vec<_>, CommandError>>()?;
     let place = |output| Place {
@@ -211,7 +206,11 @@ fn evaluate(
         Some(dataset) => {
             let manifest = Manifest::read(dataset)?;
             for pair in pairs {
-                check_dataset(dataset, &manifest, pair.bank.meta(), &pair.queries.meta)?;
+                check_dataset(
+                    dataset,
+                    &manifest,
+                    &[("bank", pair.bank.meta()), ("queries", &pair.queries.meta)],
+                )?;
             }
             Some(read_duplicates(dataset)?)
         }
@@ -220,6 +219,12 @@ fn evaluate(
     let dataset_digest = place.and_then(|place| place.dataset_digest.as_ref());
     let mut evaluated = Vec::new();
     for pair in pairs {
+        if let Some(why) = pair.unrelated.as_ref().filter(|_| job.leave_one_out) {
+            let reason = format!(
+                "--leave-one-out compares ids, but {why}: give --id-column, or tables with ids of one kind"
+            );
+            return Err(CommandError::Usage(reason));
+        }
         let splits = (&pair.queries.meta.split, &pair.bank.meta().split);
         let exclude = duplicates.as_ref().map(|rows| Duplicates::between(rows, splits.0, splits.1));
         let options = KnnOptions {
@@ -231,6 +236,7 @@ fn evaluate(
             temperature: job.temperature.clone(),
             leave_one_out: job.leave_one_out,
             exclude,
+            label_sets: pair.label_sets.clone(),
             shown: if place.is_some() && job.neighbours.is_none() { LEAST_SHOWN } else { 0 },
         };
         let (mut report, neighbours) = searchers.evaluate(pair, &options, &pool)?;
@@ -264,7 +270,7 @@ fn evaluate(
         }
     }
     if let Some(location) = &job.neighbours {
-        write_neighbours(location, &*pair.bank, &pair.queries, &neighbours)?;
+        write_neighbours(location, &*pair.bank, &pair.queries, &neighbours, &pair.row_names)?;
     }
     if let Some(place) = place {
         let shown = examples(&*pair.bank, &pair.queries, &neighbours, reports.first.k, job.temperature[0]);
@@ -280,7 +286,7 @@ fn evaluate(
             history: &history.unwrap_or_default(),
             map: map.as_ref(),
         };
-        publish(dataset, place, &input, progress)?;
+        publish(dataset, place, &input, &pair.row_names, progress)?;
     }
     Ok(Some(reports))
 }
@@ -290,10 +296,14 @@ fn publish(
     dataset: Option<&Location>,
     place: &Place,
     input: &PageInput<'_>,
+    row_names: &[RowNames; 2],
     progress: &dyn Progress,
 ) -> Result<(), CommandError> {
     let Place { output, weights, trained_on, mode, .. } = place;
-    let images = dataset.map(|dataset| images(dataset, input)).transpose()?.unwrap_or_default();
+    let images = match dataset {
+        Some(dataset) => images(dataset, input)?,
+        None => names_alone(input, row_names),
+    };
     let name = format!("{}.html", output.file_name().trim_end_matches(".json"));
     let html = output
         .with_file_name(&name)
@@ -304,15 +314,14 @@ fn publish(
     Ok(())
 }
 
-/// Checks that tables are of splits of this dataset.
-fn check_dataset(
+/// Checks that tables, with what they are called, are of splits of this dataset.
+pub(super) fn check_dataset(
     dataset: &Location,
     manifest: &Manifest,
-    bank: &TableMeta,
-    queries: &TableMeta,
+    tables: &[(&str, &TableMeta)],
 ) -> Result<(), CommandError> {
     let dataset_digest = manifest.dataset_digest.to_string();
-    for (table, meta) in [("bank", bank), ("queries", queries)] {
+    for (table, meta) in tables {
         let split = manifest.splits.get(&meta.split);
         if !split.is_some_and(|split| meta.is_of(&split.digest.to_string(), &dataset_digest)) {
             let split = &meta.split;
@@ -324,9 +333,23 @@ fn check_dataset(
     Ok(())
 }
 
+/// The names of rows in tables of other programs, in the place of images.
+fn names_alone(input: &PageInput<'_>, [bank, queries]: &[RowNames; 2]) -> PageImages {
+    let named = |names: &RowNames, ids: &[InstanceId], shown: Vec<InstanceId>| {
+        let shown: HashSet<InstanceId> = shown.into_iter().collect();
+        let rows = ids.iter().enumerate().filter(|(_, id)| shown.contains(id));
+        Thumbnails::named(rows.filter_map(|(row, &id)| Some((id, names.name(row)?))))
+    };
+    PageImages {
+        queries: named(queries, &input.queries.ids, input.shown_queries()),
+        bank: named(bank, input.bank.ids(), input.shown_neighbours()),
+        sprite: None,
+    }
+}
+
 fn images(dataset: &Location, input: &PageInput<'_>) -> Result<PageImages, CommandError> {
     let manifest = Manifest::read(dataset)?;
-    check_dataset(dataset, &manifest, input.bank.meta(), &input.queries.meta)?;
+    check_dataset(dataset, &manifest, &[("bank", input.bank.meta()), ("queries", &input.queries.meta)])?;
     let split = &input.queries.meta.split;
     let mapped = input.mapped();
     // From a store every point would cost a row group, so only local datasets give the map images.

@@ -15,6 +15,8 @@ mod knn;
 mod linear;
 #[cfg(feature = "torch")]
 mod monitor;
+#[cfg(feature = "torch")]
+mod query;
 mod render;
 mod reports;
 #[cfg(feature = "torch")]
@@ -31,11 +33,14 @@ pub use finetune::{FinetuneRun, Finetuned, Finetuning};
 pub use inspect::inspect;
 #[cfg(feature = "torch")]
 pub use knn::of_run::{KnnFeature, KnnRun, knn_of_run, watch_run};
-pub use knn::{Alone, DEFAULT_MAP_POINTS, KnnJob, KnnPair, KnnTables, Searchers, knn};
+pub use knn::pair::KnnPair;
+pub use knn::{Alone, DEFAULT_MAP_POINTS, KnnJob, KnnTables, Searchers, knn};
 #[cfg(feature = "torch")]
 pub use linear::{LinearJob, LinearRun, linear, linear_of_run};
 #[cfg(feature = "torch")]
 pub use monitor::Monitor;
+#[cfg(feature = "torch")]
+pub use query::{FoundRow, QueriedImage, QueryJob, QueryReport, SkippedImage, query};
 pub use render::{RenderOptions, RenderReport, RenderedEpoch, RenderedEpochs, render};
 #[cfg(feature = "torch")]
 pub use reports::Report;

@@ -2,17 +2,20 @@
 
 use super::EvalError;
 use crate::checkpoint::{Checkpoint, CheckpointError, FileEntry, MANIFEST, checkpoint_at};
-use crate::feature_table::{ColumnNames, StoredTable, Table, open_table};
+use crate::feature_table::{ColumnNames, Foreign, StoredTable, Table, open_table};
 use crate::storage::Location;
 
 /// Opens a feature table, the bank of a checkpoint, or that of a run's newest checkpoint.
 ///
-/// `names` are the columns in tables of other programs. A checkpoint's bank, given by its folder or its file, knows its
+/// `names` are the columns in tables of other programs; what only these have comes beside the table. A checkpoint's bank, given by its folder or its file, knows its
 /// digest: [`Table::verify`] compares it with what was read.
 ///
 /// # Errors
 /// If there is no such table or checkpoint, or it is damaged.
-pub fn open_bank(place: &Location, names: &ColumnNames) -> Result<Box<dyn Table>, EvalError> {
+pub fn open_bank(
+    place: &Location,
+    names: &ColumnNames,
+) -> Result<(Box<dyn Table>, Option<Foreign>), EvalError> {
     if let Some(folder) = place.folder()
         && place.file_name().ends_with(".arrow")
     {
@@ -20,13 +23,13 @@ pub fn open_bank(place: &Location, names: &ColumnNames) -> Result<Box<dyn Table>
             let checkpoint = Checkpoint::open(&folder)?;
             let is_it = |entry: &&FileEntry| entry.name == place.file_name();
             if let Some(entry) = checkpoint.manifest().files.iter().find(is_it) {
-                return Ok(Box::new(open_files(&checkpoint, &[entry])?));
+                return Ok((Box::new(open_files(&checkpoint, &[entry])?), None));
             }
         }
         return Ok(open_table(place, names)?);
     }
     match checkpoint_at(place) {
-        Ok((_, folder)) => Ok(Box::new(checkpoint_bank(&Checkpoint::open(&folder)?)?)),
+        Ok((_, folder)) => Ok((Box::new(checkpoint_bank(&Checkpoint::open(&folder)?)?), None)),
         Err(CheckpointError::NotThere { .. }) => Ok(open_table(place, names)?),
         Err(error) => Err(error.into()),
     }

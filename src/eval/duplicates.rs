@@ -38,6 +38,11 @@ impl Duplicates {
         Self(all)
     }
 
+    /// The duplicates of a query.
+    pub(super) fn of(&self, query: InstanceId) -> &[InstanceId] {
+        self.0.get(&query).map_or(&[], Vec::as_slice)
+    }
+
     /// The most duplicates that any query has.
     pub fn most(&self) -> usize {
         self.0.values().map(Vec::len).max().unwrap_or(0)
@@ -45,7 +50,7 @@ impl Duplicates {
 
     /// Pairs of one of these queries and a duplicate.
     pub fn pairs(&self, queries: &[InstanceId]) -> usize {
-        queries.iter().filter_map(|query| self.0.get(query)).map(Vec::len).sum()
+        queries.iter().map(|&query| self.of(query).len()).sum()
     }
 
     /// The `k` nearest that are no duplicates, of neighbours that were found with [`Duplicates::most`] more.
@@ -61,7 +66,7 @@ impl Duplicates {
         }
         let (mut rows, mut similarities) = (Vec::new(), Vec::new());
         for (at, query) in queries.iter().enumerate() {
-            let own = self.0.get(query).map_or(&[] as &[_], Vec::as_slice);
+            let own = self.of(*query);
             let kept = found.of(at).filter(|(row, _)| !own.contains(&bank.ids()[*row])).take(k);
             for (row, similarity) in kept {
                 rows.push(row as u32);

@@ -1,14 +1,16 @@
 //! The score of a bank by the neighbours of labelled queries.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Instant;
 
 use rayon::prelude::*;
 
 use super::duplicates::common_rows;
 use super::report::{ClassScore, Confusion, GridCell, KnnReport, Timing, score_interval};
+use super::retrieval::{LabelSets, retrieval};
 use super::vote::{Ballot, Outcome};
-use super::{Duplicates, EvalError};
+use super::{Duplicates, EvalError, Retrieval};
 use crate::feature_table::{FeatureTable, Kind, Table, TableMeta, UnitRows};
 use crate::ids::ClassId;
 use crate::search::{Neighbours, search};
@@ -40,6 +42,8 @@ pub struct KnnOptions {
     pub leave_one_out: bool,
     /// Bank rows that show a query's own image and do not vote; none for all to vote.
     pub exclude: Option<Duplicates>,
+    /// The labels of images that may have several. Then nothing votes, and recall and mAP count rows that share a label.
+    pub label_sets: Option<Arc<LabelSets>>,
     /// Neighbours to return for each query at least, up to the rows of the bank; the first `k` vote.
     pub shown: usize,
 }
@@ -53,6 +57,7 @@ impl Default for KnnOptions {
             temperature: vec![temperature],
             leave_one_out: false,
             exclude: None,
+            label_sets: None,
             shown: 0,
         }
     }
@@ -122,7 +127,8 @@ pub(super) fn evaluate_by(
     let started = Instant::now();
     let votes = count(bank, queries, &neighbours, options);
     let timing = Timing { search_seconds, vote_seconds: started.elapsed().as_secs_f64() };
-    Ok((report(bank, queries, options, votes, timing), neighbours))
+    let retrieval = retrieval(bank, queries, &neighbours, options);
+    Ok((report(bank, queries, options, votes, retrieval, timing), neighbours))
 }
 
 fn check(bank: &dyn Table, queries: &FeatureTable, options: &KnnOptions) -> Result<(), EvalError> {
@@ -219,6 +225,7 @@ fn report(
     queries: &FeatureTable,
     options: &KnnOptions,
     votes: Votes,
+    retrieval: Option<Retrieval>,
     timing: Timing,
 ) -> KnnReport {
     let meta = bank.meta();
@@ -235,6 +242,11 @@ fn report(
     let grid: Vec<GridCell> = pairs.zip(votes.cells).map(cell).collect();
     let headline = grid[votes.headline].clone();
     let per_class = per_class(&meta.classes, &votes.outcomes);
+    let bank_rows = match &options.label_sets {
+        Some(sets) => sets.bank.iter().filter(|labels| !labels.is_empty()).count(),
+        None => bank.labels().iter().flatten().count(),
+    };
+    let compared = retrieval.as_ref().map_or(0, |retrieval| retrieval.queries);
     let largest = per_class.iter().map(|score| score.queries).max().unwrap_or(0);
     KnnReport {
         top1: headline.top1,
@@ -244,16 +256,17 @@ fn report(
         k: headline.k,
         temperature: headline.temperature,
         feature: feature_name(bank),
-        queries: scored,
-        unlabelled_queries: queries.len() - scored,
+        queries: compared,
+        unlabelled_queries: queries.len() - compared,
         bank_split: meta.split.clone(),
-        bank_rows: bank.labels().iter().flatten().count(),
+        bank_rows,
         classes: meta.classes.len(),
         chance: if meta.classes.is_empty() { f64::NAN } else { 1.0 / meta.classes.len() as f64 },
         most_frequent_class: largest as f64 / scored as f64,
         leave_one_out: options.leave_one_out,
         excluded_duplicates: options.exclude.as_ref().map(|duplicates| duplicates.pairs(&queries.ids)),
         grid,
+        retrieval,
         per_class,
         confusions: confusions(&meta.classes, &votes.outcomes),
         dataset_digest: queries.meta.dataset_digest.clone(),
@@ -263,7 +276,7 @@ fn report(
         step: meta.step,
         notes: [
             own_votes(bank, queries, options),
-            no_scores(bank, queries),
+            no_votes(bank, queries, options),
             collapsed(queries),
             like_guessing(headline.top1_interval, largest as f64 / scored as f64),
         ]
@@ -274,8 +287,13 @@ fn report(
     }
 }
 
-/// The note that there are no scores, and why.
-fn no_scores(bank: &dyn Table, queries: &FeatureTable) -> Option<String> {
+/// The note that nothing votes, and why.
+fn no_votes(bank: &dyn Table, queries: &FeatureTable, options: &KnnOptions) -> Option<String> {
+    if options.label_sets.is_some() {
+        let note =
+            "images have several labels, so nothing votes: recall and mAP count rows that share a label";
+        return Some(note.into());
+    }
     let has_none = |labels: &[Option<ClassId>]| labels.iter().all(Option::is_none);
     let who = match (has_none(bank.labels()), has_none(&queries.labels)) {
         (true, true) => "neither bank nor queries have labels",

@@ -15,6 +15,7 @@ mod knn;
 #[cfg(feature = "torch")]
 mod linear;
 mod report;
+mod retrieval;
 mod thumbnails;
 mod vote;
 
@@ -34,8 +35,11 @@ pub use linear::{
     classify, probe, probe_augmented,
 };
 pub use report::{ClassScore, Confusion, GridCell, KnnReport, KnnReports, Timing, write_neighbours};
+pub use retrieval::{LabelSets, RecallAt, Retrieval};
 pub use thumbnails::{SPRITE_COLUMNS, SPRITE_SIDE, Thumbnails, sprite};
 pub use vote::{vote, vote_weight};
 
 #[cfg(test)]
 pub(crate) mod tests;
+#[cfg(test)]
+use tests::duplicate as duplicate_row;

@@ -3,13 +3,16 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, Float32Builder, Int64Array, Int64Builder, ListBuilder, RecordBatch};
+use arrow::array::{ArrayRef, Float32Array, Int64Array, ListArray, RecordBatch, StringArray};
+use arrow::buffer::OffsetBuffer;
+use arrow::datatypes::Field;
 use parquet::arrow::ArrowWriter;
 use parquet::errors::ParquetError;
 use serde::Serialize;
 
-use super::EvalError;
-use crate::feature_table::{FeatureTable, Table};
+use super::{EvalError, Retrieval};
+use crate::feature_table::{FeatureTable, RowNames, Table};
+use crate::ids::InstanceId;
 use crate::search::Neighbours;
 use crate::storage::{Location, Upload};
 
@@ -36,7 +39,7 @@ pub struct KnnReport {
     pub temperature: f64,
     /// Which features voted: scores of different features cannot be compared.
     pub feature: String,
-    /// Labelled queries, the ones that were scored.
+    /// Labelled queries, the ones that were scored; 0 where the bank has no labels.
     pub queries: usize,
     /// Queries without a label.
     pub unlabelled_queries: usize,
@@ -56,6 +59,9 @@ pub struct KnnReport {
     pub excluded_duplicates: Option<usize>,
     /// Every `k` with every temperature.
     pub grid: Vec<GridCell>,
+    /// Recall@k and mean average precision of the neighbours; none where nothing has a label.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retrieval: Option<Retrieval>,
     /// The score of each class, for `k` and `temperature`.
     pub per_class: Vec<ClassScore>,
     /// The pairs of classes that were taken for one another most often, for `k` and `temperature`.
@@ -80,9 +86,9 @@ pub struct KnnReport {
 }
 
 impl KnnReport {
-    /// Whether any query was scored.
+    /// Whether any vote was scored.
     pub fn has_scores(&self) -> bool {
-        self.queries > 0
+        !self.top1.is_nan()
     }
 }
 
@@ -173,7 +179,8 @@ pub(super) fn score_interval(hits: usize, trials: usize) -> [f64; 2] {
     [(middle - half).clamp(0.0, share), (middle + half).clamp(share, 1.0)]
 }
 
-/// Publishes columns `query_id`, `neighbour_ids` and `similarities`, a row for each query.
+/// Publishes columns `query_id`, `neighbour_ids` and `similarities`, a row for each query. `row_names` are those of bank and
+/// queries; ids are text where these are.
 ///
 /// # Errors
 /// If the store fails.
@@ -182,42 +189,48 @@ pub fn write_neighbours(
     bank: &dyn Table,
     queries: &FeatureTable,
     neighbours: &Neighbours,
+    row_names: &[RowNames; 2],
 ) -> Result<(), EvalError> {
     let failed = |source: ParquetError| location.failed_by("write", source);
+    let batch = |range: Range<usize>| {
+        let found = range.start * neighbours.k..range.end * neighbours.k;
+        let rows = neighbours.rows[found.clone()].iter().map(|&row| row as usize);
+        let similarities = Float32Array::from(neighbours.similarities[found].to_vec());
+        let [of_bank, of_queries] = row_names;
+        let columns: [(&str, ArrayRef); 3] = [
+            ("query_id", ids(of_queries, &queries.ids, range.clone())),
+            ("neighbour_ids", lists(ids(of_bank, bank.ids(), rows), range.len(), neighbours.k)),
+            ("similarities", lists(Arc::new(similarities), range.len(), neighbours.k)),
+        ];
+        RecordBatch::try_from_iter(columns).expect("the columns have a row for each query")
+    };
     let upload = Upload::start(location)?;
-    let schema = batch(bank, queries, neighbours, 0..0).schema();
-    let mut writer = ArrowWriter::try_new(upload, schema, None).map_err(failed)?;
+    let mut writer = ArrowWriter::try_new(upload, batch(0..0).schema(), None).map_err(failed)?;
     for start in (0..queries.len()).step_by(BATCH_QUERIES) {
         let range = start..(start + BATCH_QUERIES).min(queries.len());
-        writer.write(&batch(bank, queries, neighbours, range)).map_err(failed)?;
+        writer.write(&batch(range)).map_err(failed)?;
     }
     writer.into_inner().map_err(failed)?.finish()?;
     Ok(())
 }
 
-fn batch(
-    bank: &dyn Table,
-    queries: &FeatureTable,
-    neighbours: &Neighbours,
-    range: Range<usize>,
-) -> RecordBatch {
-    let (mut ids, mut similarities) =
-        (ListBuilder::new(Int64Builder::new()), ListBuilder::new(Float32Builder::new()));
-    for query in range.clone() {
-        for (row, similarity) in neighbours.of(query) {
-            ids.values().append_value(bank.ids()[row].to_stored());
-            similarities.values().append_value(similarity);
+/// The ids of some rows.
+fn ids(names: &RowNames, ids: &[InstanceId], rows: impl Iterator<Item = usize>) -> ArrayRef {
+    match names {
+        RowNames::Texts(texts) => Arc::new(StringArray::from_iter_values(rows.map(|row| &texts[row]))),
+        RowNames::Numbers(ids) => {
+            Arc::new(Int64Array::from_iter_values(rows.map(|row| ids[row].to_stored())))
         }
-        ids.append(true);
-        similarities.append(true);
+        RowNames::Ids | RowNames::Unnamed => {
+            Arc::new(Int64Array::from_iter_values(rows.map(|row| ids[row].to_stored())))
+        }
     }
-    let query_ids = queries.ids[range].iter().map(|id| id.to_stored());
-    let columns: [(&str, ArrayRef); 3] = [
-        ("query_id", Arc::new(Int64Array::from_iter_values(query_ids))),
-        ("neighbour_ids", Arc::new(ids.finish())),
-        ("similarities", Arc::new(similarities.finish())),
-    ];
-    RecordBatch::try_from_iter(columns).expect("the columns have a row for each query")
+}
+
+/// `rows` lists of `k` values each.
+fn lists(values: ArrayRef, rows: usize, k: usize) -> ArrayRef {
+    let item = Arc::new(Field::new_list_field(values.data_type().clone(), true));
+    Arc::new(ListArray::new(item, OffsetBuffer::from_lengths(std::iter::repeat_n(k, rows)), values, None))
 }
 
 #[cfg(test)]

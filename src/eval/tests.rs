@@ -254,7 +254,7 @@ fn a_bank_that_is_not_the_one_its_checkpoint_names_is_refused() {
     let queries = table(26, 10, 8, 3);
     let names = ColumnNames::default();
     for place in [&run, &folder, &folder.join(BANK)] {
-        let opened = open_bank(place, &names).expect("opened");
+        let (opened, _) = open_bank(place, &names).expect("opened");
         assert_eq!(opened.meta().split_digest.as_deref(), Some("s"), "the checkpoint knows it");
         evaluate(&*opened, &queries, &options(5)).expect("scored");
         opened.verify().expect("the bank of the checkpoint");
@@ -262,13 +262,13 @@ fn a_bank_that_is_not_the_one_its_checkpoint_names_is_refused() {
     bank.labels.rotate_left(1);
     bank.write(&folder.join(BANK)).expect("written");
     for place in [&run, &folder, &folder.join(BANK)] {
-        let opened = open_bank(place, &names).expect("of the same size");
+        let (opened, _) = open_bank(place, &names).expect("of the same size");
         evaluate(&*opened, &queries, &options(5)).expect("scored");
         assert!(matches!(opened.verify(), Err(TableError::Damaged { .. })));
     }
 }
 
-fn duplicate(group: u64, split: &str, id: u32) -> DuplicateRow {
+pub(crate) fn duplicate(group: u64, split: &str, id: u32) -> DuplicateRow {
     let path = format!("{split}/{id}");
     DuplicateRow { group, split: split.into(), id: InstanceId(id), path, identical: true, distance: None }
 }

@@ -53,6 +53,18 @@ impl Thumbnails {
         Ok(Self { jpegs, paths })
     }
 
+    /// No images, but names of instances.
+    pub fn named(names: impl IntoIterator<Item = (InstanceId, String)>) -> Self {
+        Self { jpegs: BTreeMap::new(), paths: names.into_iter().collect() }
+    }
+
+    /// Adds an image of a file; one that cannot be shown is left out.
+    pub fn add(&mut self, id: InstanceId, path: &str, bytes: &[u8], orientation: ExifOrientation) {
+        let jpeg = square(bytes, orientation, SIDE).and_then(|image| encode_jpeg(&image, QUALITY).ok());
+        self.jpegs.extend(jpeg.map(|jpeg| (id, jpeg)));
+        self.paths.insert(id, path.to_owned());
+    }
+
     /// The JPEGs, in the order of the ids.
     pub fn by_id(&self) -> impl Iterator<Item = (InstanceId, &[u8])> {
         self.jpegs.iter().map(|(id, jpeg)| (*id, jpeg.as_slice()))

@@ -1,92 +1,278 @@
 //! The columns of a feature table from any program, and their values.
 
+use std::collections::HashMap;
+
 use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch};
 use arrow::compute::cast;
-use arrow::datatypes::{DataType, Float16Type, Float32Type, Float64Type, Int64Type, Schema};
+use arrow::datatypes::{DataType, Field, Float16Type, Float32Type, Float64Type, Int64Type, Schema};
 
 use super::error::TableError;
 use super::schema::Kind;
 use crate::ids::{ClassId, InstanceId};
 
-/// The names of columns in a table that another program wrote. What is not given has the name of the format:
-/// `instance_id`, `feature`, `label`.
+/// The names of columns in a table that another program wrote. What is not given has the name of the format
+/// (`instance_id`, `feature`, `label`), or is the one column that can be meant by its type and name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ColumnNames {
-    /// The column of the ids: integers, each once.
+    /// The column of the ids: integers or text, each once.
     pub id: Option<String>,
     /// The column of the vectors: lists of floats, all of one length.
     pub vector: Option<String>,
-    /// The column of the classes: integers, null or -1 for none.
+    /// The column of the classes: integers (-1 for none) or names, null for none, or lists of them.
     pub label: Option<String>,
 }
+
+/// What a column is for, and how it is found.
+struct Role {
+    name: &'static str,
+    /// Its name in the format.
+    usual: &'static str,
+    /// Other names that it may have, in lower case; none for any.
+    others: &'static [&'static str],
+    fits: fn(&DataType) -> bool,
+    expected: &'static str,
+    option: &'static str,
+}
+
+const VECTOR: Role = Role {
+    name: "vectors",
+    usual: "feature",
+    others: &[],
+    fits: is_vectors,
+    expected: "lists of float16, float32 or float64",
+    option: "--vector-column",
+};
+const ID: Role = Role {
+    name: "ids",
+    usual: "instance_id",
+    others: &[
+        "id",
+        "ids",
+        "image_id",
+        "key",
+        "__key__",
+        "path",
+        "image_path",
+        "file",
+        "filename",
+        "file_name",
+        "name",
+        "url",
+        "uuid",
+    ],
+    fits: |kind| is_number(kind) || is_text(kind),
+    expected: "integers or text",
+    option: "--id-column",
+};
+const LABEL: Role = Role {
+    name: "labels",
+    usual: "label",
+    others: &[
+        "labels",
+        "class",
+        "classes",
+        "class_id",
+        "class_name",
+        "class_label",
+        "label_name",
+        "fine_label",
+        "coarse_label",
+        "category",
+        "categories",
+        "target",
+        "targets",
+        "tags",
+        "y",
+    ],
+    fits: is_labels,
+    expected: "integers or text, or lists of them",
+    option: "--label-column",
+};
+const STEP: Role = Role {
+    name: "steps",
+    usual: "updated_step",
+    fits: is_number,
+    expected: "integers",
+    others: &[],
+    option: "",
+};
 
 /// The columns of a table, as positions in its schema.
 #[derive(Debug)]
 pub(super) struct Found {
-    names: [String; 4],
-    id: usize,
-    vector: usize,
-    label: Option<usize>,
+    pub id: Option<usize>,
+    pub vector: usize,
+    pub label: Option<usize>,
     step: Option<usize>,
 }
 
 impl Found {
-    /// Finds the columns and checks their types.
+    /// Finds the columns of a table of this program, by their names in the format.
+    pub(super) fn of_ours(table: &str, schema: &Schema) -> Result<Self, TableError> {
+        let search = Search { table, schema };
+        let numbers = |role: Role| Role { fits: is_number, expected: "integers", ..role };
+        Ok(Self {
+            id: Some(search.named(&numbers(ID), ID.usual)?),
+            vector: search.named(&VECTOR, VECTOR.usual)?,
+            label: search.usual(&numbers(LABEL))?,
+            step: search.usual(&STEP)?,
+        })
+    }
+
+    /// Finds the columns of a table of another program.
+    ///
+    /// # Errors
+    /// If a column that is named is missing or has another type, several columns can be meant, or none holds vectors.
     pub(super) fn of(table: &str, schema: &Schema, names: &ColumnNames) -> Result<Self, TableError> {
-        let wrong = |column: &str, reason: String| TableError::Column {
-            table: table.into(),
-            column: column.into(),
-            reason,
-        };
-        let of = |given: &Option<String>, usual: &str| given.as_deref().unwrap_or(usual).to_owned();
-        let names = [
-            of(&names.id, "instance_id"),
-            of(&names.vector, "feature"),
-            of(&names.label, "label"),
-            "updated_step".to_owned(),
-        ];
-        let position = |name: &str| schema.fields().iter().position(|field| field.name() == name);
-        let needed = |name: &str| {
-            let others: Vec<_> = schema.fields().iter().map(|field| format!("`{}`", field.name())).collect();
-            position(name)
-                .ok_or_else(|| wrong(name, format!("is missing, the table has {}", others.join(", "))))
-        };
-        let [id_name, vector_name, label_name, step_name] = &names;
-        let (id, vector) = (needed(id_name)?, needed(vector_name)?);
-        let label = if label_name == "label" { position("label") } else { Some(needed(label_name)?) };
-        let step = position(step_name);
-        let holds = |at: usize| schema.field(at).data_type();
-        let expect = |column: &str, at: usize, fits: bool, expected: &str| {
-            let reason = || format!("holds {}, expected {expected}", holds(at));
-            if fits { Ok(()) } else { Err(wrong(column, reason())) }
-        };
-        expect(id_name, id, holds(id).is_integer(), "integers")?;
-        expect(vector_name, vector, is_vectors(holds(vector)), "lists of float16, float32 or float64")?;
-        for (name, at) in [(label_name, label), (step_name, step)] {
-            if let Some(at) = at {
-                let fits = holds(at).is_integer() || *holds(at) == DataType::Null;
-                expect(name, at, fits, "integers")?;
-            }
-        }
-        Ok(Self { names, id, vector, label, step })
+        let search = Search { table, schema };
+        let vector = search.find(&VECTOR, names.vector.as_deref())?.ok_or_else(|| {
+            let columns: Vec<_> = schema
+                .fields()
+                .iter()
+                .map(|field| format!("`{}` of {}", field.name(), field.data_type()))
+                .collect();
+            let reason = format!("no column holds {}, it has {}", VECTOR.expected, columns.join(", "));
+            TableError::NotATable { table: table.into(), reason }
+        })?;
+        Ok(Self {
+            id: search.find(&ID, names.id.as_deref())?,
+            vector,
+            label: search.find(&LABEL, names.label.as_deref())?,
+            step: search.usual(&STEP)?,
+        })
     }
 
     /// The positions in the schema, ascending.
     pub(super) fn positions(&self) -> Vec<usize> {
         let mut all: Vec<_> =
-            [Some(self.id), Some(self.vector), self.label, self.step].into_iter().flatten().collect();
+            [self.id, Some(self.vector), self.label, self.step].into_iter().flatten().collect();
         all.sort_unstable();
         all.dedup();
         all
     }
 }
 
-fn is_vectors(kind: &DataType) -> bool {
+/// A schema in which columns are sought.
+struct Search<'a> {
+    table: &'a str,
+    schema: &'a Schema,
+}
+
+impl Search<'_> {
+    /// The column of a role: by the name given, by its usual name, or the only one that can be meant.
+    fn find(&self, role: &Role, given: Option<&str>) -> Result<Option<usize>, TableError> {
+        if let Some(name) = given {
+            return self.named(role, name).map(Some);
+        }
+        if let Some(at) = self.usual(role)? {
+            return Ok(Some(at));
+        }
+        let is_meant = |field: &Field| {
+            let name = field.name().to_lowercase();
+            (role.fits)(field.data_type()) && (role.others.is_empty() || role.others.contains(&name.as_str()))
+        };
+        let fields = self.schema.fields().iter().enumerate();
+        let meant: Vec<usize> = fields.filter(|(_, field)| is_meant(field)).map(|(at, _)| at).collect();
+        if let [_, _, ..] = meant.as_slice() {
+            let names: Vec<_> =
+                meant.iter().map(|&at| format!("`{}`", self.schema.field(at).name())).collect();
+            return Err(TableError::Ambiguous {
+                table: self.table.into(),
+                columns: names.join(" or "),
+                role: role.name,
+                option: role.option,
+            });
+        }
+        Ok(meant.first().copied())
+    }
+
+    fn named(&self, role: &Role, name: &str) -> Result<usize, TableError> {
+        let others: Vec<_> = self.schema.fields().iter().map(|field| format!("`{}`", field.name())).collect();
+        let missing = || wrong(self.table, name, format!("is missing, the table has {}", others.join(", ")));
+        let at = self.schema.fields().iter().position(|field| field.name() == name).ok_or_else(missing)?;
+        let holds = self.schema.field(at).data_type();
+        if (role.fits)(holds) {
+            return Ok(at);
+        }
+        Err(wrong(self.table, name, format!("holds {holds}, expected {}", role.expected)))
+    }
+
+    fn usual(&self, role: &Role) -> Result<Option<usize>, TableError> {
+        let is_there = self.schema.fields().iter().any(|field| field.name() == role.usual);
+        is_there.then(|| self.named(role, role.usual)).transpose()
+    }
+}
+
+fn wrong(table: &str, column: &str, reason: String) -> TableError {
+    TableError::Column { table: table.into(), column: column.into(), reason }
+}
+
+fn value_type(kind: &DataType) -> &DataType {
+    if let DataType::Dictionary(_, values) = kind { values } else { kind }
+}
+
+fn is_number(kind: &DataType) -> bool {
+    value_type(kind).is_integer() || *kind == DataType::Null
+}
+
+pub(super) fn is_text(kind: &DataType) -> bool {
+    matches!(value_type(kind), DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View)
+}
+
+/// The type of a list's items.
+pub(super) fn item_type(kind: &DataType) -> Option<&DataType> {
     match kind {
         DataType::FixedSizeList(item, _) | DataType::List(item) | DataType::LargeList(item) => {
-            item.data_type().is_floating()
+            Some(item.data_type())
         }
-        _ => false,
+        _ => None,
+    }
+}
+
+fn is_vectors(kind: &DataType) -> bool {
+    item_type(kind).is_some_and(DataType::is_floating)
+}
+
+fn is_labels(kind: &DataType) -> bool {
+    let item = item_type(kind).unwrap_or(kind);
+    is_number(item) || is_text(item)
+}
+
+/// The values of a column of lists, and where each row's begin and end in them.
+fn list_parts(lists: &ArrayRef) -> (ArrayRef, Vec<usize>) {
+    match lists.data_type() {
+        DataType::List(_) => {
+            let list = lists.as_list::<i32>();
+            (list.values().clone(), list.value_offsets().iter().map(|&at| at as usize).collect())
+        }
+        DataType::LargeList(_) => {
+            let list = lists.as_list::<i64>();
+            (list.values().clone(), list.value_offsets().iter().map(|&at| at as usize).collect())
+        }
+        _ => {
+            let list = lists.as_fixed_size_list();
+            let length = list.value_length() as usize;
+            (list.values().clone(), (0..=list.len()).map(|row| row * length).collect())
+        }
+    }
+}
+
+/// Names, numbered in the order of their first use.
+#[derive(Debug, Default)]
+pub(super) struct Names {
+    numbers: HashMap<String, u32>,
+    pub names: Vec<String>,
+}
+
+impl Names {
+    fn number(&mut self, name: &str) -> u32 {
+        if let Some(&number) = self.numbers.get(name) {
+            return number;
+        }
+        let number = self.names.len() as u32;
+        self.numbers.insert(name.to_owned(), number);
+        self.names.push(name.to_owned());
+        number
     }
 }
 
@@ -97,6 +283,14 @@ pub(super) struct Rows {
     pub features: Vec<f32>,
     /// The length of a vector, once it is known.
     pub dim: Option<usize>,
+    /// The ids, where they are text; `columns` then numbers the rows.
+    pub id_texts: Vec<String>,
+    /// The class names, where classes are names.
+    pub names: Names,
+    /// For each row its class in `names`, where a row has one name.
+    pub named: Vec<Option<u32>>,
+    /// For each row its labels, where it may have several: numbers, or positions in `names`.
+    pub sets: Vec<Vec<u32>>,
 }
 
 impl Rows {
@@ -108,64 +302,116 @@ impl Rows {
         batch: &RecordBatch,
     ) -> Result<(), TableError> {
         let positions = found.positions();
+        let schema = batch.schema();
         let column = |at: usize| {
             let index = positions.iter().position(|position| *position == at);
-            batch.column(index.expect("the batch has the columns that were asked for"))
-        };
-        let [id_name, vector_name, label_name, step_name] = &found.names;
-        let wrong = |name: &str, reason: String| TableError::Column {
-            table: table.into(),
-            column: name.into(),
-            reason,
-        };
-        let integers = |name: &str, array: &ArrayRef, nulls: usize| {
-            let array = cast(array, &DataType::Int64)
-                .map_err(|source| TableError::Malformed { table: table.into(), source })?;
-            if array.null_count() > nulls {
-                return Err(wrong(name, "holds a number beyond 64 bits".into()));
-            }
-            Ok(array)
+            let index = index.expect("the batch has the columns that were asked for");
+            (schema.field(index).name().as_str(), batch.column(index))
         };
         let first = self.columns.ids.len();
         let null_in =
             |array: &ArrayRef| (0..array.len()).find(|row| array.is_null(*row)).unwrap_or(0) + first;
-        let ids = column(found.id);
-        if ids.logical_null_count() > 0 {
-            return Err(wrong(id_name, format!("is null in row {}", null_in(ids))));
-        }
-        let vectors = column(found.vector);
+        let (vector_name, vectors) = column(found.vector);
         if vectors.null_count() > 0 {
-            return Err(wrong(vector_name, format!("is null in row {}", null_in(vectors))));
+            return Err(wrong(table, vector_name, format!("is null in row {}", null_in(vectors))));
         }
-        let nothing = Int64Array::new_null(batch.num_rows());
-        let optional = |name: &str, at: Option<usize>| match at {
-            Some(at) => integers(name, column(at), column(at).logical_null_count()),
-            None => Ok(std::sync::Arc::new(nothing.clone()) as ArrayRef),
+        let numbered = || Int64Array::from_iter_values(first as i64..(first + batch.num_rows()) as i64);
+        let ids = match found.id.map(column) {
+            None => numbered(),
+            Some((name, ids)) => {
+                let is_text = is_text(ids.data_type());
+                let ids = cast_to(table, ids, if is_text { &DataType::Utf8 } else { ids.data_type() })?;
+                if ids.logical_null_count() > 0 {
+                    return Err(wrong(table, name, format!("is null in row {}", null_in(&ids))));
+                }
+                if is_text {
+                    self.id_texts.extend(ids.as_string::<i32>().iter().flatten().map(ToOwned::to_owned));
+                    numbered()
+                } else {
+                    integers(table, name, &ids)?
+                }
+            }
         };
-        let (labels, steps) = (optional(label_name, found.label)?, optional(step_name, found.step)?);
-        let ids = integers(id_name, ids, 0)?;
-        let int64 = |array: &ArrayRef| array.as_primitive::<Int64Type>().clone();
-        self.columns.append(table, &int64(&ids), &int64(&labels), &int64(&steps))?;
-        self.append_vectors(first, vectors).map_err(|reason| wrong(vector_name, reason))
+        let nothing = || Int64Array::new_null(batch.num_rows());
+        let labels = match found.label.map(column) {
+            Some((name, labels)) if item_type(labels.data_type()).is_some() => {
+                self.append_sets(table, name, first, labels)?;
+                nothing()
+            }
+            Some((name, labels)) if is_text(labels.data_type()) => {
+                self.append_names(table, name, labels)?;
+                nothing()
+            }
+            Some((name, labels)) => integers(table, name, labels)?,
+            None => nothing(),
+        };
+        let steps = match found.step.map(column) {
+            Some((name, steps)) => integers(table, name, steps)?,
+            None => nothing(),
+        };
+        self.columns.append(table, &ids, &labels, &steps)?;
+        self.append_vectors(first, vectors).map_err(|reason| wrong(table, vector_name, reason))
+    }
+
+    fn append_names(&mut self, table: &str, name: &str, labels: &ArrayRef) -> Result<(), TableError> {
+        let labels = cast_to(table, labels, &DataType::Utf8)?;
+        for label in labels.as_string::<i32>() {
+            let number = label.map(|label| self.label(table, name, self.named.len(), label)).transpose()?;
+            self.named.push(number);
+        }
+        Ok(())
+    }
+
+    /// The number of a class name.
+    fn label(&mut self, table: &str, name: &str, row: usize, label: &str) -> Result<u32, TableError> {
+        if label.is_empty() {
+            let reason =
+                format!("holds a class without a name in row {row}, expected null where there is none");
+            return Err(wrong(table, name, reason));
+        }
+        Ok(self.names.number(label))
+    }
+
+    fn append_sets(
+        &mut self,
+        table: &str,
+        name: &str,
+        first: usize,
+        lists: &ArrayRef,
+    ) -> Result<(), TableError> {
+        let (values, edges) = list_parts(lists);
+        let are_text = is_text(values.data_type());
+        let values = cast_to(table, &values, if are_text { &DataType::Utf8 } else { &DataType::Int64 })?;
+        for (at, edge) in edges.windows(2).enumerate() {
+            let row = first + at;
+            let range = if lists.is_null(at) { 0..0 } else { edge[0]..edge[1] };
+            let mut labels = Vec::with_capacity(range.len());
+            for value in range {
+                if values.is_null(value) {
+                    return Err(wrong(table, name, format!("holds a null in row {row}")));
+                }
+                labels.push(if are_text {
+                    let label = values.as_string::<i32>().value(value);
+                    self.label(table, name, row, label)?
+                } else {
+                    let label = values.as_primitive::<Int64Type>().value(value);
+                    let expected =
+                        || format!("holds {label} in row {row}, expected labels from 0 to {}", u32::MAX);
+                    u32::try_from(label).map_err(|_| wrong(table, name, expected()))?
+                });
+            }
+            labels.sort_unstable();
+            labels.dedup();
+            self.sets.push(labels);
+        }
+        Ok(())
     }
 
     fn append_vectors(&mut self, first: usize, vectors: &ArrayRef) -> Result<(), String> {
-        let (values, edges): (ArrayRef, Vec<usize>) = match vectors.data_type() {
-            DataType::List(_) => {
-                let list = vectors.as_list::<i32>();
-                (list.values().clone(), list.value_offsets().iter().map(|&at| at as usize).collect())
-            }
-            DataType::LargeList(_) => {
-                let list = vectors.as_list::<i64>();
-                (list.values().clone(), list.value_offsets().iter().map(|&at| at as usize).collect())
-            }
-            _ => {
-                let list = vectors.as_fixed_size_list();
-                let dim = list.value_length() as usize;
-                self.dim.get_or_insert(dim);
-                (list.values().clone(), (0..=list.len()).map(|row| row * dim).collect())
-            }
-        };
+        let (values, edges) = list_parts(vectors);
+        if let DataType::FixedSizeList(_, dim) = vectors.data_type() {
+            self.dim.get_or_insert(*dim as usize);
+        }
         for (row, edge) in edges.windows(2).enumerate() {
             let (length, row) = (edge[1] - edge[0], first + row);
             let dim = *self.dim.get_or_insert(length);
@@ -191,6 +437,20 @@ impl Rows {
         }
         Ok(())
     }
+}
+
+/// A column as integers; a null stays one.
+fn integers(table: &str, name: &str, array: &ArrayRef) -> Result<Int64Array, TableError> {
+    let nulls = array.logical_null_count();
+    let array = cast_to(table, array, &DataType::Int64)?;
+    if array.null_count() > nulls {
+        return Err(wrong(table, name, "holds a number beyond 64 bits".into()));
+    }
+    Ok(array.as_primitive::<Int64Type>().clone())
+}
+
+fn cast_to(table: &str, array: &ArrayRef, kind: &DataType) -> Result<ArrayRef, TableError> {
+    cast(array, kind).map_err(|source| TableError::Malformed { table: table.into(), source })
 }
 
 /// The columns beside the vectors.

@@ -34,7 +34,12 @@ pub(super) struct Contents {
 }
 
 enum Body {
-    Arrow { bytes: Buffer, version: MetadataVersion, blocks: Vec<Block> },
+    /// Record batches and the dictionaries of their columns, each of these before the batches that need it.
+    Arrow {
+        bytes: Buffer,
+        version: MetadataVersion,
+        blocks: Vec<Block>,
+    },
     Parquet(Bytes),
 }
 
@@ -76,7 +81,7 @@ impl Contents {
             root_as_footer(&bytes[footer_at..trailer_at]).map_err(|error| wrong(error.to_string()))?;
         let schema = try_fb_to_schema(footer.schema().ok_or_else(|| wrong("it has no schema"))?)?;
         let blocks =
-            footer.recordBatches().map(|blocks| blocks.iter().copied().collect()).unwrap_or_default();
+            footer.dictionaries().into_iter().chain(footer.recordBatches()).flatten().copied().collect();
         let version = footer.version();
         let body = Body::Arrow { bytes: Buffer::from(bytes.clone()), version, blocks };
         Ok(Self { schema: schema.into(), body })
@@ -111,7 +116,7 @@ impl Contents {
                     let header = message.header_as_schema().ok_or_else(|| wrong("it has no schema"))?;
                     (schema, version) = (Some(try_fb_to_schema(header)?), message.version());
                 }
-                MessageHeader::RecordBatch => {
+                MessageHeader::RecordBatch | MessageHeader::DictionaryBatch => {
                     let length = i32::try_from(body_at - at).map_err(|_| cut())?;
                     blocks.push(Block::new(at as i64, length, body_bytes as i64));
                 }
@@ -136,10 +141,12 @@ impl Contents {
     ) -> Result<(), E> {
         match self.body {
             Body::Arrow { bytes, version, blocks } => {
-                let decoder = FileDecoder::new(self.schema, version).with_projection(columns.to_vec());
+                let mut decoder = FileDecoder::new(self.schema, version).with_projection(columns.to_vec());
                 for block in &blocks {
-                    let message = checked_block(&bytes, block)?;
-                    if let Some(batch) = guarded(|| decoder.read_record_batch(block, &message))? {
+                    let (message, is_dictionary) = checked_block(&bytes, block)?;
+                    if is_dictionary {
+                        guarded(|| decoder.read_dictionary(block, &message))?;
+                    } else if let Some(batch) = guarded(|| decoder.read_record_batch(block, &message))? {
                         each(&batch)?;
                     }
                 }
@@ -159,8 +166,8 @@ impl Contents {
     }
 }
 
-/// A block's message and body, once its offsets and lengths are known to be within them.
-fn checked_block(bytes: &Buffer, block: &Block) -> Result<Buffer, ArrowError> {
+/// A block's message and body, once its offsets and lengths are known to be within them, and whether it is a dictionary.
+fn checked_block(bytes: &Buffer, block: &Block) -> Result<(Buffer, bool), ArrowError> {
     let size =
         |value: i64| usize::try_from(value).map_err(|_| wrong("a block has a negative offset or length"));
     let (at, head) = (size(block.offset())?, size(block.metaDataLength().into())?);
@@ -174,7 +181,10 @@ fn checked_block(bytes: &Buffer, block: &Block) -> Result<Buffer, ArrowError> {
     let prefix = if whole.starts_with(&CONTINUATION) { 8 } else { 4 };
     let message = whole.get(prefix..head).ok_or_else(|| wrong("a message is cut"))?;
     let message = root_as_message(message).map_err(|error| wrong(error.to_string()))?;
-    let batch = message.header_as_record_batch().ok_or_else(|| wrong("a block is not a record batch"))?;
+    let dictionary = message.header_as_dictionary_batch();
+    let is_dictionary = dictionary.is_some();
+    let batch = dictionary.map_or_else(|| message.header_as_record_batch(), |dictionary| dictionary.data());
+    let batch = batch.ok_or_else(|| wrong("a block is not a record batch"))?;
     let body = &whole[head..];
     let is_compressed = batch.compression().is_some();
     let mut most_bytes = body.len() as u64;
@@ -201,5 +211,5 @@ fn checked_block(bytes: &Buffer, block: &Block) -> Result<Buffer, ArrowError> {
     if !lengths.chain([batch.length()]).all(is_possible) {
         return Err(wrong("a batch claims to have more rows than its bytes can hold"));
     }
-    Ok(whole)
+    Ok((whole, is_dictionary))
 }

@@ -39,6 +39,18 @@ pub enum TableError {
         /// What it holds, and what was expected.
         reason: String,
     },
+    /// Several columns that can be meant.
+    #[error("{table}: the {role} can be those of {columns}: name the column by {option}")]
+    Ambiguous {
+        /// The table.
+        table: String,
+        /// The columns.
+        columns: String,
+        /// What is sought.
+        role: &'static str,
+        /// The option that decides.
+        option: &'static str,
+    },
     /// The bytes are not those that the checkpoint names.
     #[error("{table}: damaged: its digest is not the one that the checkpoint names")]
     Damaged {

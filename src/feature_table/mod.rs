@@ -3,7 +3,7 @@
 //! The memory bank on disk and exported features are this one format: columns `instance_id`, `feature`,
 //! `label`, `updated_step`, and schema metadata that says what the features are. Any Arrow tool opens it,
 //! and it can be memory-mapped. Tables of other programs are read too (Arrow IPC file or stream, Parquet), if
-//! they hold ids and vectors. A table is checked when it is read.
+//! they hold vectors; `foreign.rs` says what these may have besides. A table is checked when it is read.
 //!
 //! Invariants of a table that was read: no id occurs twice, and the ids of a bank ascend (other tables keep the order of
 //! their file); every value is finite; rows are of unit length where the metadata says so; every label names a class.
@@ -11,6 +11,7 @@
 mod columns;
 mod decode;
 mod error;
+mod foreign;
 mod rows;
 mod schema;
 mod stored;
@@ -19,6 +20,7 @@ mod views;
 
 pub use columns::ColumnNames;
 pub use error::TableError;
+pub use foreign::{Foreign, ForeignLabels, RowNames};
 pub use rows::{PendingVectors, Table, Vectors};
 pub use schema::{Kind, TableMeta};
 pub use stored::{StoredTable, open_table};

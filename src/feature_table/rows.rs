@@ -291,12 +291,12 @@ pub(super) fn check_vectors(
     Ok(())
 }
 
-/// Whether every vector is of unit length, as a table may say.
-pub(super) fn is_unit_length(dim: usize, features: &[f32]) -> bool {
-    features.chunks_exact(dim).all(|feature| {
-        let length = feature.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>().sqrt();
-        (length - 1.0).abs() <= UNIT_TOLERANCE
-    })
+/// The first row that is not of unit length, with its length.
+pub(super) fn first_not_of_unit_length(dim: usize, features: &[f32]) -> Option<(usize, f64)> {
+    let length = |feature: &[f32]| feature.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>().sqrt();
+    // Where it is not a number, neither is the row.
+    let is_unit = |length: &f64| (length - 1.0).abs() <= UNIT_TOLERANCE;
+    features.chunks_exact(dim).map(length).enumerate().find(|(_, length)| !is_unit(length))
 }
 
 /// Checks that vectors are finite.

@@ -180,6 +180,11 @@ impl NamedMeta {
         self.is_ours
     }
 
+    /// Whether the metadata says which length rows have.
+    pub(super) fn says_unit_length(&self) -> bool {
+        self.unit_length.is_some()
+    }
+
     /// The length of the vectors: that of those that were read, which the metadata must not contradict, else the
     /// metadata's.
     pub(super) fn dim(&self, read: Option<usize>) -> Result<usize, String> {

@@ -18,6 +18,7 @@ use bytes::Bytes;
 
 use super::columns::{ColumnNames, Columns};
 use super::error::TableError;
+use super::foreign::Foreign;
 use super::rows::{PendingVectors, RunningDigest, Table, Values, split};
 use super::schema::{NamedMeta, TableMeta, fields};
 use super::table::FeatureTable;
@@ -61,16 +62,21 @@ struct Batch {
     steps: [Range<u64>; 2],
 }
 
-/// Opens a table to be read by ranges of rows: in its file where this program wrote it, else in memory.
+/// Opens a table to be read by ranges of rows: in its file where this program wrote it, else in memory, with what only
+/// tables of other programs have.
 ///
 /// # Errors
 /// The first thing that is wrong, with the row or column that it is about.
-pub fn open_table(location: &Location, names: &ColumnNames) -> Result<Box<dyn Table>, TableError> {
+pub fn open_table(
+    location: &Location,
+    names: &ColumnNames,
+) -> Result<(Box<dyn Table>, Option<Foreign>), TableError> {
     // The reader of whole tables takes tables of other programs, and says what is wrong with a damaged one.
     match open_file(location) {
-        Ok(Some(file)) => Ok(Box::new(StoredTable::of_files(vec![(location.clone(), None, file)])?)),
+        Ok(Some(file)) => Ok((Box::new(StoredTable::of_files(vec![(location.clone(), None, file)])?), None)),
         Ok(None) | Err(TableError::Malformed { .. } | TableError::NotATable { .. }) => {
-            Ok(Box::new(FeatureTable::read_with(location, names)?))
+            let (table, foreign) = FeatureTable::read_foreign(location, names)?;
+            Ok((Box::new(table), foreign))
         }
         Err(error) => Err(error),
     }

@@ -12,11 +12,11 @@ use arrow::ipc::writer::FileWriter;
 use bytes::Bytes;
 use serde::Serialize;
 
-use super::columns::{ColumnNames, Found, Rows, check_ids};
-use super::decode::Contents;
+use super::columns::{ColumnNames, check_ids};
 use super::error::TableError;
-use super::rows::{IN_MEMORY, PendingVectors, Table, check_vectors, is_unit_length, normalise, split};
-use super::schema::{Kind, NamedMeta, TableMeta, schema};
+use super::foreign::{Foreign, of_bytes};
+use super::rows::{IN_MEMORY, PendingVectors, Table, check_vectors, normalise, split};
+use super::schema::{Kind, TableMeta, schema};
 use crate::ids::{ClassId, InstanceId};
 use crate::storage::{Location, Published, Upload};
 
@@ -144,23 +144,9 @@ impl FeatureTable {
     /// # Errors
     /// The first thing that is wrong, with the row or column that it is about.
     pub fn read(location: &Location) -> Result<Self, TableError> {
-        Self::read_with(location, &ColumnNames::default())
-    }
-
-    /// Likewise, with other names of columns in tables that this program did not write.
-    ///
-    /// # Errors
-    /// As [`FeatureTable::read`].
-    pub fn read_with(location: &Location, names: &ColumnNames) -> Result<Self, TableError> {
-        let table = location.to_string();
-        if location.local_path().is_some_and(std::path::Path::is_dir) {
-            let reason = "it is a folder, expected a file such as the `bank.arrow` of a checkpoint".into();
-            return Err(TableError::NotATable { table, reason });
-        }
-        match location.read() {
-            Err(error) if error.is_not_found() => Err(TableError::NotThere { table }),
-            other => Self::from_bytes(&table, other?, names),
-        }
+        let (table, foreign) = Self::read_foreign(location, &ColumnNames::default())?;
+        foreign.iter().try_for_each(Foreign::check_plain)?;
+        Ok(table)
     }
 
     /// Reads a table from the bytes of its file, which errors call `table`.
@@ -168,31 +154,9 @@ impl FeatureTable {
     /// # Errors
     /// As [`FeatureTable::read`].
     pub fn from_bytes(table: &str, bytes: Bytes, names: &ColumnNames) -> Result<Self, TableError> {
-        let malformed = |source| TableError::Malformed { table: table.into(), source };
-        let not_a_table = |reason| TableError::NotATable { table: table.into(), reason };
-        let contents = Contents::of(bytes).map_err(malformed)?;
-        let named = NamedMeta::of(contents.schema()).map_err(not_a_table)?;
-        let usual = ColumnNames::default();
-        let found = Found::of(table, contents.schema(), if named.is_ours() { &usual } else { names })?;
-        let mut rows = Rows::default();
-        contents
-            .read(&found.positions(), |batch| rows.append(table, &found, batch).map_err(Wrong::Table))
-            .map_err(|error| match error {
-                Wrong::Table(error) => error,
-                Wrong::Arrow(source) => malformed(source),
-            })?;
-        let Rows { columns, features, dim } = rows;
-        let dim = named.dim(dim).map_err(not_a_table)?;
-        let meta = named.complete(dim, || is_unit_length(dim, &features), columns.classes());
-        columns.check(table, meta.kind, meta.classes.len())?;
-        check_vectors(table, &meta, 0, &features)?;
-        Ok(Self {
-            meta,
-            ids: columns.ids,
-            labels: columns.labels,
-            updated_step: columns.updated_step,
-            features,
-        })
+        let (table, foreign) = of_bytes(table, bytes, names)?;
+        foreign.iter().try_for_each(Foreign::check_plain)?;
+        Ok(table)
     }
 
     /// Publishes the table, whole or not at all.
@@ -272,7 +236,7 @@ impl Table for FeatureTable {
 }
 
 /// What ends the reading of batches.
-enum Wrong {
+pub(super) enum Wrong {
     Table(TableError),
     Arrow(ArrowError),
 }

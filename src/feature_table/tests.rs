@@ -209,14 +209,16 @@ mod foreign {
     use std::sync::Arc;
 
     use arrow::array::{
-        ArrayRef, Float64Array, Int32Array, ListArray, RecordBatch, StringArray, UInt32Array,
+        Array, ArrayRef, DictionaryArray, Float64Array, Int32Array, Int32Builder, LargeListBuilder,
+        ListArray, ListBuilder, RecordBatch, StringArray, StringBuilder, UInt32Array,
     };
     use arrow::buffer::OffsetBuffer;
-    use arrow::datatypes::{DataType, Field, Schema};
+    use arrow::datatypes::{DataType, Field, Int16Type, Schema};
     use arrow::ipc::CompressionType;
     use arrow::ipc::writer::{FileWriter, IpcWriteOptions, StreamWriter};
     use bytes::Bytes;
 
+    use super::super::foreign::of_bytes;
     use super::*;
     use crate::failure::Failure;
 
@@ -302,7 +304,9 @@ mod foreign {
                 (meta.classes.as_slice(), meta.split.as_str()),
                 (&["0".to_owned(), "1".into()][..], "")
             );
-            let opened = open_table(&location, &names()).expect("opened");
+            let (opened, foreign) = open_table(&location, &names()).expect("opened");
+            let foreign = foreign.expect("another program wrote it");
+            assert_eq!((foreign.rows, foreign.labels), (RowNames::Ids, ForeignLabels::Numbers));
             assert_eq!(read_in_ranges(&*opened, 7).expect("read"), expected.features);
         }
     }
@@ -321,6 +325,7 @@ mod foreign {
             Arc::new(ListArray::new(item(), lengths, values, is_there.map(Into::into))) as ArrayRef
         };
         let text = || Arc::new(StringArray::from(vec!["a"; 4])) as ArrayRef;
+        let floats = || Arc::new(Float64Array::from(vec![1.0; 4])) as ArrayRef;
         let ids = |ids: Vec<Option<u32>>| Arc::new(UInt32Array::from(ids)) as ArrayRef;
         let whole = vec![Some(1.0); 8];
         let mut with_null = whole.clone();
@@ -330,9 +335,17 @@ mod foreign {
                 changed(1, "other", ids(vec![Some(1); 4])),
                 "column `pk` is missing, the table has `text`, `other`",
             ),
-            (changed(1, "pk", text()), "column `pk` holds Utf8, expected integers"),
+            (changed(1, "pk", text()), "column `pk` holds `a` in row 1, which occurs twice"),
+            (changed(1, "pk", floats()), "column `pk` holds Float64, expected integers or text"),
             (changed(2, "emb", text()), "column `emb` holds Utf8, expected lists of float16"),
-            (changed(3, "cls", text()), "column `cls` holds Utf8, expected integers"),
+            (
+                changed(3, "cls", floats()),
+                "column `cls` holds Float64, expected integers or text, or lists of them",
+            ),
+            (
+                changed(3, "cls", Arc::new(StringArray::from(vec!["a", "", "b", "b"]))),
+                "column `cls` holds a class without a name in row 1",
+            ),
             (changed(1, "pk", ids(vec![Some(1), Some(2), None, Some(3)])), "column `pk` is null in row 2"),
             (
                 changed(2, "emb", list(whole.clone(), [2, 2, 2, 2], Some(vec![true, false, true, true]))),
@@ -351,6 +364,152 @@ mod foreign {
                 assert_eq!(error.failure(), Failure::Data);
             }
         }
+    }
+
+    /// Ids and classes that are text, the classes by a dictionary, and lists of labels.
+    fn with_texts(rows: usize) -> Vec<(&'static str, ArrayRef)> {
+        let classes =
+            (0..rows).map(|row| if row % 5 == 4 { None } else { Some(["dog", "cat", "ant"][row % 3]) });
+        let classes: DictionaryArray<Int16Type> = classes.collect();
+        let mut tags = LargeListBuilder::new(StringBuilder::new());
+        for row in 0..rows {
+            (0..row % 3).for_each(|at| tags.values().append_value(["sky", "sea", "sky"][(row + at) % 3]));
+            tags.append(row % 4 != 3);
+        }
+        let mut columns = columns(rows);
+        columns[0].0 = "path";
+        columns[3] = ("class", Arc::new(classes));
+        columns.push(("words", Arc::new(tags.finish())));
+        columns
+    }
+
+    fn read_foreign(bytes: Bytes, names: &ColumnNames) -> (FeatureTable, Foreign) {
+        let (table, foreign) = of_bytes("x", bytes, names).expect("a table");
+        (table, foreign.expect("another program wrote it"))
+    }
+
+    #[test]
+    fn names_of_classes_and_rows_are_read_in_every_form() {
+        let names = ColumnNames { id: Some("path".into()), ..ColumnNames::default() };
+        for bytes in forms(&batch(with_texts(40))) {
+            let (table, foreign) = read_foreign(bytes.clone(), &names);
+            assert_eq!(table.meta.classes, ["ant", "cat", "dog"]);
+            let expected = |row: usize| if row % 5 == 4 { None } else { Some(ClassId([2, 1, 0][row % 3])) };
+            assert_eq!(table.labels, (0..40).map(expected).collect::<Vec<_>>());
+            let texts = (0..40).map(|row| format!("row {row}")).collect();
+            assert_eq!((foreign.rows, foreign.labels), (RowNames::Texts(texts), ForeignLabels::Names));
+            assert_eq!(table.ids, (0..40).map(InstanceId).collect::<Vec<_>>());
+            let about = "40 rows, vectors of 2 Float64 of `emb`, 3 class names of `class`, ids of `path`";
+            assert_eq!(foreign.about, about);
+            let error = read(bytes, &names).expect_err("a plain table has numbers");
+            assert!(error.to_string().contains("its ids are text"), "{error}");
+        }
+    }
+
+    #[test]
+    fn lists_of_labels_are_sets_in_every_form() {
+        let names = ColumnNames { label: Some("words".into()), ..ColumnNames::default() };
+        for bytes in forms(&batch(with_texts(12))) {
+            let (table, foreign) = read_foreign(bytes, &names);
+            assert_eq!(table.meta.classes, ["sea", "sky"]);
+            assert!(table.labels.iter().all(Option::is_none));
+            let ForeignLabels::Sets { rows, are_names: true } = foreign.labels else {
+                panic!("sets of names")
+            };
+            // Row 2: sky, sky; row 3 is null; row 5: sky, sky; row 8 too; row 10: sea.
+            let expected: [&[u32]; 12] = [&[], &[0], &[1], &[], &[0], &[1], &[], &[], &[1], &[], &[0], &[]];
+            assert_eq!(rows, expected);
+        }
+        let mut numbers = ListBuilder::new(Int32Builder::new());
+        for labels in [vec![Some(7), Some(3), Some(7)], vec![], vec![Some(3)], vec![Some(900_000)]] {
+            numbers.append_value(labels);
+        }
+        let mut columns = columns(4);
+        columns[3] = ("tags", Arc::new(numbers.finish()));
+        let (table, foreign) = read_foreign(parquet(&batch(columns.clone())), &ColumnNames::default());
+        assert_eq!(table.meta.classes, ["3", "7", "900000"]);
+        let rows = vec![vec![3, 7], vec![], vec![3], vec![900_000]];
+        assert_eq!(foreign.labels, ForeignLabels::Sets { rows, are_names: false });
+        let mut negative = ListBuilder::new(Int32Builder::new());
+        (0..4).for_each(|row| negative.append_value([Some(1 - row)]));
+        columns[3].1 = Arc::new(negative.finish());
+        let error = of_bytes("x", parquet(&batch(columns)), &ColumnNames::default()).expect_err("-1");
+        assert!(error.to_string().contains("column `tags` holds -1 in row 2"), "{error}");
+    }
+
+    /// A stream may replace a dictionary, and a table comes in batches.
+    #[test]
+    fn batches_with_other_dictionaries_are_one_table() {
+        let whole = batch(with_texts(30));
+        let class = |names: &[&str]| -> ArrayRef {
+            Arc::new(names.iter().copied().collect::<DictionaryArray<Int16Type>>())
+        };
+        let part = |from: usize, names: &[&str]| {
+            let mut columns = whole.slice(from, names.len()).columns().to_vec();
+            columns[3] = class(names);
+            RecordBatch::try_new(whole.schema(), columns).expect("a batch")
+        };
+        let parts = [part(0, &["b", "a", "b"]), part(3, &["c", "a"]), part(5, &["a", "d", "d", "b"])];
+        let mut writer = StreamWriter::try_new(Vec::new(), &whole.schema()).expect("a writer");
+        parts.iter().for_each(|part| writer.write(part).expect("written"));
+        writer.finish().expect("finished");
+        let streamed = Bytes::from(writer.into_inner().expect("bytes"));
+        let mut writer =
+            parquet::arrow::ArrowWriter::try_new(Vec::new(), whole.schema(), None).expect("a writer");
+        parts.iter().for_each(|part| writer.write(part).and_then(|()| writer.flush()).expect("written"));
+        let grouped = Bytes::from(writer.into_inner().expect("bytes"));
+        for bytes in [streamed, grouped] {
+            let (read, _) =
+                read_foreign(bytes, &ColumnNames { id: Some("path".into()), ..ColumnNames::default() });
+            assert_eq!(read.meta.classes, ["a", "b", "c", "d"]);
+            let classes: Vec<u16> = read.labels.iter().map(|label| label.expect("a label").0).collect();
+            assert_eq!(classes, [1, 0, 1, 2, 0, 0, 3, 3, 1]);
+            assert_eq!(read.features, table(30).features[..18]);
+        }
+    }
+
+    #[test]
+    fn columns_that_can_be_meant_are_named_and_no_guess_is_made() {
+        let mut several = with_texts(4);
+        let vectors = several[2].1.clone();
+        several.push(("emb2", vectors));
+        several.push(("Image_ID", several[1].1.clone()));
+        several.push(("target", several[1].1.clone()));
+        let refused = |names: ColumnNames, expected: &str| {
+            let error = of_bytes("x", parquet(&batch(several.clone())), &names).expect_err(expected);
+            assert_eq!(error.to_string(), expected);
+            assert_eq!(error.failure(), Failure::Data);
+        };
+        let name = |name: &str| Some(name.to_owned());
+        let vector = ColumnNames { vector: name("emb2"), ..ColumnNames::default() };
+        let id = ColumnNames { id: name("path"), ..vector.clone() };
+        refused(
+            ColumnNames::default(),
+            "x: the vectors can be those of `emb` or `emb2`: name the column by --vector-column",
+        );
+        refused(vector, "x: the ids can be those of `path` or `Image_ID`: name the column by --id-column");
+        refused(
+            id.clone(),
+            "x: the labels can be those of `class` or `target`: name the column by --label-column",
+        );
+        let all = ColumnNames { label: name("target"), ..id };
+        let (_, foreign) = read_foreign(parquet(&batch(several.clone())), &all);
+        assert_eq!(foreign.labels, ForeignLabels::Numbers);
+        // A column with the format's name is the one that is meant.
+        several[2].0 = "feature";
+        several[3].0 = "label";
+        several[1].0 = "instance_id";
+        let (table, foreign) = read_foreign(parquet(&batch(several.clone())), &ColumnNames::default());
+        assert_eq!((table.meta.classes.len(), foreign.rows), (3, RowNames::Ids));
+        // Without ids the rows are numbered; without vectors it is no table.
+        let (_, foreign) = read_foreign(parquet(&batch(columns(4))), &ColumnNames::default());
+        assert_eq!((foreign.rows, foreign.labels), (RowNames::Unnamed, ForeignLabels::None));
+        let error = of_bytes("x", parquet(&batch(columns(4)[..2].to_vec())), &ColumnNames::default());
+        let expected = "x: not a feature table: no column holds lists of float16, float32 or float64, it has `text` of Utf8, \
+                        `pk` of UInt32";
+        assert_eq!(error.expect_err("no vectors").to_string(), expected);
+        let error = of_bytes("x", parquet(&batch(columns(0))), &ColumnNames::default()).expect_err("empty");
+        assert!(error.to_string().ends_with("it has no rows"), "{error}");
     }
 
     /// Bytes from a generator that needs no state: the same in every run.
@@ -374,10 +533,12 @@ mod foreign {
         table(30).write(&location).expect("written");
         let own = location.read().expect("bytes");
         let mut refused = 0;
-        for whole in forms(&batch(columns(30))).into_iter().chain([own]) {
+        let texts = batch(with_texts(30));
+        for whole in forms(&batch(columns(30))).into_iter().chain(forms(&texts)).chain([own]) {
             for round in 0..400 {
                 let bytes = damaged(&whole, round);
                 for names in [names(), ColumnNames::default()] {
+                    let _ = of_bytes("x", bytes.clone(), &names);
                     if let Err(error) = read(bytes.clone(), &names) {
                         assert_eq!(error.failure(), Failure::Data, "{round} {error}");
                         refused += 1;

@@ -146,6 +146,7 @@ pub trait Source: Send + Sync {
 pub struct MemorySource {
     rows: Vec<Row>,
     instances: Instances,
+    exif_orientation: ExifOrientation,
 }
 
 impl MemorySource {
@@ -167,7 +168,13 @@ impl MemorySource {
         let labels = rows.iter().map(|row| row.label).collect();
         let bytes = rows.iter().map(|row| row.bytes.len() as u64).sum();
         let layout = Layout::regular(rows.len(), rows_of_a_group, bytes);
-        Self { rows, instances: Instances { ids, labels, layout } }
+        Self { rows, instances: Instances { ids, labels, layout }, exif_orientation: ExifOrientation::Ignore }
+    }
+
+    /// The same, whose images are turned as their EXIF says, or not.
+    #[must_use]
+    pub fn with_exif_orientation(self, exif_orientation: ExifOrientation) -> Self {
+        Self { exif_orientation, ..self }
     }
 }
 
@@ -187,5 +194,9 @@ impl Source for MemorySource {
     fn fetch_rows(&self, bank_rows: &[BankRow], _context: &ReadContext) -> Vec<Fetched> {
         let encoded = |bank_row: &BankRow| Ok(Encoded::of(&self.rows[bank_row.row()]));
         bank_rows.iter().map(encoded).collect()
+    }
+
+    fn exif_orientation(&self) -> ExifOrientation {
+        self.exif_orientation
     }
 }

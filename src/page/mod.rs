@@ -90,6 +90,7 @@ pub fn page(input: &PageInput<'_>, images: &PageImages) -> String {
     let sections = [
         has_scores.then(|| trend::section(input)).flatten(),
         has_scores.then(|| scores::grid(input.reports)).flatten(),
+        scores::retrieval(input.reports),
         has_scores.then(|| scores::classes(input.report())).flatten(),
         map::section(input, images),
         gallery::section(input, images),

@@ -2,7 +2,7 @@
 
 use super::text::{add, breakable, escape, grouped, interval, percent};
 use super::{PageInput, Section};
-use crate::eval::{Confusion, GridCell, KnnReport, KnnReports};
+use crate::eval::{Confusion, GridCell, KnnReport, KnnReports, Retrieval};
 
 /// Pairs that are shown at once.
 const FIRST_PAIRS: usize = 12;
@@ -145,6 +145,52 @@ fn heat(html: &mut String, report: &KnnReport) {
         html.push_str("</tr>\n");
     }
     html.push_str("</tbody>\n</table>\n</div>\n");
+}
+
+/// Recall and mean average precision, a row for each feature.
+pub(super) fn retrieval(reports: &KnnReports) -> Option<Section> {
+    let measured: Vec<(&str, &Retrieval)> = reports
+        .all()
+        .filter_map(|report| Some((report.feature.as_str(), report.retrieval.as_ref()?)))
+        .collect();
+    // Where banks differ in size, so may k: the row with most has all columns.
+    let (_, most) = measured.iter().max_by_key(|(_, retrieval)| retrieval.k)?;
+    let mut html = String::from(
+        "<p class=\"about\">Recall@k is the share of queries with a row of their class among their k nearest. mAP@K is the mean \
+         average precision of the K nearest. mAP@R ranks as many rows as a query's class has.",
+    );
+    if most.without_relevant > 0 {
+        let [without, all] = [most.without_relevant, most.queries].map(|count| grouped(count as u64));
+        add!(html, " {without} of {all} queries have no row of their class in the bank and count as 0.");
+    }
+    html.push_str(
+        "</p>\n<div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"Recall and precision\">\n\
+         <table class=\"heat\">\n<thead><tr><th scope=\"col\">feature</th>",
+    );
+    let names = most.recall.iter().map(|at| format!("recall@{}", at.k));
+    for name in names.chain([format!("mAP@{}", most.k), "mAP@R".to_owned()]) {
+        add!(html, "<th scope=\"col\">{name}</th>");
+    }
+    html.push_str("</tr></thead>\n<tbody>\n");
+    for (feature, retrieval) in &measured {
+        add!(html, "<tr><th scope=\"row\">{}</th>", escape(feature));
+        let mut cell = |share: Option<f64>, title: &str| match share {
+            Some(share) => {
+                add!(html, "<td style=\"--heat:{share:.3}\" title=\"{title}\">{}</td>", percent(share));
+            }
+            None => html.push_str("<td style=\"--heat:0\">–</td>"),
+        };
+        for at in 0..most.recall.len() {
+            let at = retrieval.recall.get(at);
+            let title = at.map(|at| interval(at.interval) + " (95 %)").unwrap_or_default();
+            cell(at.map(|at| at.recall), &title);
+        }
+        cell(Some(retrieval.map), &format!("of the {} nearest", retrieval.k));
+        cell(retrieval.map_at_r, "of as many as the class has rows");
+        html.push_str("</tr>\n");
+    }
+    html.push_str("</tbody>\n</table>\n</div>\n");
+    Some(Section { id: "retrieval", title: "Recall and mean average precision", html })
 }
 
 /// The score of each class, and the pairs that are taken for one another.

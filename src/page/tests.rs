@@ -26,6 +26,15 @@ fn the_page_escapes_names_and_loads_nothing() {
     assert!(!html.contains("<script>alert") && html.contains("&lt;script&gt;alert"));
     assert!(!html.contains("http://") && !html.contains("https://"));
     assert_eq!(html.matches("<article").count(), 8);
+    // Five neighbours reach recall@5, and not all 20 rows of a class.
+    assert!(html.contains("recall@5</th><th scope=\"col\">mAP@5</th>") && !html.contains("recall@10"));
+    let map = input.reports.first.retrieval.as_ref().expect("labels").map;
+    assert!(
+        html.contains(&format!(
+            "title=\"of the 5 nearest\">{}</td><td style=\"--heat:0\">–</td>",
+            percent(map)
+        ))
+    );
 }
 
 /// The page's filter compares what an option has as its value with what an article has as its class.

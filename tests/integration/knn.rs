@@ -1,6 +1,10 @@
 //! The kNN search and vote against plain NumPy, and the errors of `instdisc knn`.
 
 use std::path::Path;
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, AsArray, FixedSizeListArray, Float16Array, RecordBatch, StringArray};
+use arrow::datatypes::{DataType, Field};
 
 use instdisc::feature_table::{FeatureTable, Kind, TableMeta};
 use instdisc::ids::{ClassId, InstanceId};
@@ -166,6 +170,199 @@ fn vectors_of_another_length_do_not_vote() {
     write(&table(2, Kind::Embedding, case.queries, &Case { dim: 7, ..case }, false), &queries);
     let error = instdisc("knn --k 5").arg("--bank", &bank).arg("--queries", &queries).fails(65);
     assert!(error.contains("6 and 7"), "{error}");
+}
+
+/// A dump of features as other programs write it: text for ids and classes, vectors of any length.
+fn write_dump(path: &Path, case: &Case, rows: usize, seed: u64) {
+    let drawn = table(seed, Kind::Embedding, rows, case, false);
+    let values = Float16Array::from_iter_values(drawn.features.iter().map(|&x| half::f16::from_f32(4.0 * x)));
+    let item = Arc::new(Field::new("item", DataType::Float16, true));
+    let class = |label: &Option<ClassId>| label.map(|class| format!("class {}", class.0));
+    let columns: [(&str, ArrayRef); 3] = [
+        ("file", Arc::new(StringArray::from_iter_values((0..rows).map(|row| format!("{row}.jpg"))))),
+        ("embedding", Arc::new(FixedSizeListArray::new(item, case.dim as i32, Arc::new(values), None))),
+        ("category", Arc::new(StringArray::from_iter(drawn.labels.iter().map(class)))),
+    ];
+    let batch = RecordBatch::try_from_iter(columns).expect("a batch");
+    let file = std::fs::File::create(path).expect("a file");
+    let mut writer = parquet::arrow::ArrowWriter::try_new(file, batch.schema(), None).expect("a writer");
+    writer.write(&batch).expect("written");
+    writer.close().expect("closed");
+}
+
+#[test]
+fn tables_of_other_programs_are_compared_by_names_and_say_what_was_understood() {
+    let dir = scratch();
+    let file = |name: &str| dir.path().join(name);
+    let case = Case { rows: 60, queries: 60, dim: 6, classes: 3, k: "5" };
+    write_dump(&file("bank.parquet"), &case, case.rows, 1);
+    write_dump(&file("queries.parquet"), &case, case.queries, 1);
+    let call = |more: &str| {
+        let call = instdisc(&format!("knn --k 5 {more}"));
+        call.arg("--bank", file("bank.parquet")).arg("--queries", file("queries.parquet"))
+    };
+    let error = call("").fails(65);
+    let refused =
+        error.contains("bank.parquet row 0: the vector has length ") && error.contains("--normalize");
+    assert!(refused, "{error}");
+    let error = call("--normalize --label-column kind").fails(65);
+    assert!(
+        error.contains("column `kind` is missing, the table has `file`, `embedding`, `category`"),
+        "{error}"
+    );
+    let call = call("--normalize --leave-one-out").arg("--neighbours", file("neighbours.parquet"));
+    let (shown, output) = call.arg("--output", file("report.json")).output();
+    let said = String::from_utf8(output.stderr).expect("text");
+    assert!(output.status.success(), "{shown} {said}");
+    let understood = "bank.parquet: 60 rows, vectors of 6 Float16 of `embedding`, 3 class names of `category`, ids of `file`, \
+                      normalized";
+    assert!(said.contains(understood), "{said}");
+    let line = String::from_utf8(output.stdout).expect("text");
+    assert!(
+        line.contains("; recall@1 ") && line.contains(", recall@5 ") && line.contains(", mAP@5 "),
+        "{line}"
+    );
+    let page = std::fs::read_to_string(file("report.html")).expect("the page");
+    assert!(page.contains("recall@5</th>") && page.contains(".jpg"));
+    let bytes = bytes::Bytes::from(std::fs::read(file("neighbours.parquet")).expect("neighbours"));
+    let mut reader =
+        parquet::arrow::arrow_reader::ParquetRecordBatchReader::try_new(bytes, 60).expect("Parquet");
+    let batch = reader.next().expect("a batch").expect("rows");
+    let (queries, found) = (batch.column(0).as_string::<i32>(), batch.column(1).as_list::<i32>());
+    for row in 0..60 {
+        assert_eq!(queries.value(row), format!("{row}.jpg"));
+        let found = found.value(row);
+        let found: Vec<&str> = found.as_string::<i32>().iter().flatten().collect();
+        assert!(found.len() == 5 && !found.contains(&queries.value(row)), "{found:?}");
+    }
+}
+
+/// A JPEG whose EXIF asks for a quarter turn.
+#[cfg(feature = "torch")]
+fn write_turned(path: &Path) {
+    let rgb = (0..3 * 32 * 24).map(|at| (at % 251) as u8).collect();
+    let image = instdisc::image::DecodedImage { width: 32, height: 24, rgb };
+    let jpeg = instdisc::image::encode_jpeg(&image, 90).expect("a JPEG");
+    let exif = b"\xff\xe1\x00\x22Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
+    std::fs::write(path, [&jpeg[..2], exif, &jpeg[2..]].concat()).expect("written");
+}
+
+#[cfg(feature = "torch")]
+#[test]
+fn an_image_of_the_dataset_finds_itself_first_and_its_neighbours_are_those_of_its_embedding() {
+    use super::support::{contents, dataset, images, train};
+    use arrow::datatypes::{Float32Type, Int64Type};
+
+    let dir = scratch();
+    let file = |name: &str| dir.path().join(name);
+    train(dataset(), &file("run"), "--epochs 1 --no-monitor").ok();
+    instdisc("embed --split val")
+        .arg("--checkpoint", file("run"))
+        .arg("--dataset", dataset())
+        .arg("--output", file("val.arrow"))
+        .ok();
+    instdisc("knn --k 10")
+        .arg("--bank", file("val.arrow"))
+        .arg("--queries", file("val.arrow"))
+        .arg("--neighbours", file("neighbours.parquet"))
+        .ok();
+    let before = (contents(&file("run")), contents(dataset()));
+    let query = || instdisc("query").arg("--run", file("run"));
+    let call = query().arg("--image", images().join("val")).arg("--bank", file("val.arrow"));
+    let report = call.arg("--dataset", dataset()).arg("--page", file("page.html")).json();
+    assert!(before == (contents(&file("run")), contents(dataset())), "both are only read");
+
+    let queried = report["images"].as_array().expect("images");
+    assert_eq!((queried.len(), report["k"].as_u64()), (40, Some(10)));
+    let bytes = bytes::Bytes::from(std::fs::read(file("neighbours.parquet")).expect("neighbours"));
+    let mut reader =
+        parquet::arrow::arrow_reader::ParquetRecordBatchReader::try_new(bytes, 40).expect("Parquet");
+    let batch = reader.next().expect("a batch").expect("rows");
+    let (ids, similarities) = (batch.column(1).as_list::<i32>(), batch.column(2).as_list::<i32>());
+    // Ids follow the sorted folders, as the images of a folder do.
+    for (row, image) in queried.iter().enumerate() {
+        let found = image["neighbours"].as_array().expect("neighbours");
+        let path = found[0]["path"].as_str().expect("a path");
+        assert!(
+            image["image"].as_str().is_some_and(|image| image.ends_with(&format!("val/{path}"))),
+            "{image}"
+        );
+        assert_eq!(found[0]["class"].as_str(), path.split('/').next());
+        assert_eq!(found[0]["id"], row as u64);
+        let (ids, expected) = (ids.value(row), similarities.value(row));
+        assert_eq!(ids.as_primitive::<Int64Type>().values()[0], row as i64);
+        for (found, similarity) in found.iter().zip(expected.as_primitive::<Float32Type>().values()) {
+            let own = found["similarity"].as_f64().expect("a number");
+            assert!((own - f64::from(*similarity)).abs() < 1e-5, "{own} {similarity}");
+        }
+    }
+    let page = std::fs::read_to_string(file("page.html")).expect("a page");
+    assert!(page.matches("<article").count() == 40 && page.contains("<h1>The neighbours of 40 images"));
+    let shown = |side: &str| page.matches(&format!("\n.{side}")).count();
+    assert!(page.matches("{background-image:url(data:image/jpeg").count() > 40 && shown("q") >= 39);
+}
+
+#[cfg(feature = "torch")]
+#[test]
+fn a_query_names_what_it_cannot_take_and_guesses_nothing() {
+    use super::support::{dataset, images, train};
+
+    let dir = scratch();
+    let file = |name: &str| dir.path().join(name);
+    train(dataset(), &file("run"), "--epochs 1 --no-monitor").ok();
+    let query = || instdisc("query").arg("--run", file("run"));
+    let files = walkdir::WalkDir::new(images().join("val")).into_iter().filter_map(Result::ok);
+    let one = files.map(walkdir::DirEntry::into_path).find(|path| path.is_file()).expect("an image");
+    // The run's own bank has the training images.
+    let report = query().arg("--image", &one).word("--k").word("3").json();
+    let found = report["images"][0]["neighbours"].as_array().expect("neighbours");
+    assert_eq!((&report["split"], found.len()), (&"train".into(), 3));
+    assert!(found[0]["class"].is_string() && found[0].get("path").is_none());
+    let error = query().arg("--image", &one).word("--k").word("500").fails(2);
+    assert!(error.contains("k = 500 is larger"), "{error}");
+
+    // A broken image ends it with its name, or is left out and named.
+    std::fs::create_dir(file("mixed")).expect("a folder");
+    std::fs::copy(&one, file("mixed/good.png")).expect("copied");
+    std::fs::write(file("mixed/bad.jpg"), "no image").expect("written");
+    std::fs::write(file("mixed/notes.txt"), "no image").expect("written");
+    let mixed = || query().arg("--image", file("mixed"));
+    let error = mixed().fails(65);
+    assert!(error.contains("mixed/bad.jpg: "), "{error}");
+    let report = mixed().word("--on-corrupt").word("skip").json();
+    let images = |key: &str| report[key].as_array().map(Vec::len);
+    assert_eq!((images("images"), images("skipped")), (Some(1), Some(1)));
+    assert!(
+        report["skipped"][0]["image"].as_str().is_some_and(|image| image.ends_with("bad.jpg")),
+        "{report}"
+    );
+    let error = query().arg("--image", file("mixed/bad.jpg")).word("--on-corrupt").word("skip").fails(65);
+    assert!(error.contains("all 1 images are broken"), "{error}");
+    let error = query().arg("--image", file("nothing.jpg")).fails(65);
+    assert!(error.contains("nothing.jpg"), "{error}");
+
+    // Whether EXIF turns an image is not guessed.
+    write_turned(&file("turned.jpg"));
+    let turned = || query().arg("--image", file("turned.jpg"));
+    let error = turned().fails(2);
+    assert!(error.contains("turned.jpg") && error.contains("--exif-orientation apply, or ignore"), "{error}");
+    let neighbours = |report: serde_json::Value| report["images"][0]["neighbours"].clone();
+    let [stored, upright] =
+        ["ignore", "apply"].map(|how| neighbours(turned().word("--exif-orientation").word(how).json()));
+    assert_ne!(stored, upright);
+    assert_eq!(
+        neighbours(turned().arg("--dataset", dataset()).json())[0]["similarity"],
+        stored[0]["similarity"]
+    );
+
+    // Vectors of another encoder are not compared.
+    let bank = file("val.arrow");
+    let embed = instdisc("embed --split val").arg("--checkpoint", file("run")).arg("--dataset", dataset());
+    embed.arg("--output", &bank).ok();
+    train(dataset(), &file("other"), "--epochs 1 --no-monitor --seed 5").ok();
+    let call = instdisc("query").arg("--run", file("other")).arg("--image", &one);
+    let error = call.arg("--bank", &bank).fails(65);
+    assert!(error.contains("its features are by other weights"), "{error}");
 }
 
 #[test]

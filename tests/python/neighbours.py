@@ -10,6 +10,7 @@ import numpy
 import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy.stats import binomtest
+from sklearn.metrics import average_precision_score
 
 
 def read(path):
@@ -56,4 +57,25 @@ for cell in report["grid"]:
         wilson = binomtest(int(hits[scored].sum()), int(scored.sum())).proportion_ci(method="wilson")
         assert low <= expected <= high
         assert abs(low - wilson.low) < 1e-9 and abs(high - wilson.high) < 1e-9, (cell, name, wilson)
+# Recall and mean average precision, by a full ranking of the bank.
+measured = report["retrieval"]
+ranking = numpy.stack([numpy.lexsort((bank_ids, -row)) for row in similarities])
+relevant = (bank_labels[ranking] == labels[:, None])[scored]
+matching = relevant.sum(axis=1)
+assert (measured["queries"], measured["without_relevant"]) == (scored.sum(), (matching == 0).sum())
+for cell in measured["recall"]:
+    assert cell["recall"] == relevant[:, : cell["k"]].any(axis=1).mean(), cell
+precision = relevant.cumsum(axis=1) / numpy.arange(1, len(bank) + 1) * relevant
+at_k = precision[:, :k].sum(axis=1) / numpy.minimum(matching, k).clip(1)
+assert abs(measured["map"] - at_k.mean()) < 1e-12, (measured, at_k.mean())
+at_r = [row[:count].sum() / max(count, 1) for row, count in zip(precision, matching)]
+if (matching <= k).all():
+    assert abs(measured["map_at_r"] - numpy.mean(at_r)) < 1e-12, (measured, numpy.mean(at_r))
+else:
+    assert measured["map_at_r"] is None
+# scikit-learn's takes all rows that share a similarity as one rank, and the whole bank.
+if k == len(bank) and all(len(set(row)) == len(bank) for row in similarities):
+    pairs = zip(relevant, numpy.take_along_axis(similarities, ranking, axis=1)[scored])
+    theirs = [average_precision_score(hits, near) if hits.any() else 0.0 for hits, near in pairs]
+    assert abs(measured["map"] - numpy.mean(theirs)) < 1e-9, (measured, numpy.mean(theirs))
 print(f"checked {len(queries)} queries and {len(report['grid'])} cells")

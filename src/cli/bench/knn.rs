@@ -112,7 +112,7 @@ fn time(
         search_seconds.push(started.elapsed().as_secs_f64());
         cpu_seconds.push(process_seconds().zip(cpu).map(|(after, before)| after - before));
         if let (0, Some(location)) = (round, &args.neighbours) {
-            write_neighbours(&global.location(location)?, bank, queries, &found)?;
+            write_neighbours(&global.location(location)?, bank, queries, &found, &Default::default())?;
         }
     }
     let quickest = search_seconds.iter().copied().fold(f64::INFINITY, f64::min);

@@ -10,6 +10,7 @@ use crate::cli::{Cli, Command, bench, embed, finetune, knn, linear, replay, trai
 pub(in crate::cli) enum LearningCommand {
     Train(Box<train::TrainArgs>),
     Embed(embed::EmbedArgs),
+    Query(Box<knn::query::QueryArgs>),
     Linear(linear::LinearArgs),
     Finetune(Box<finetune::FinetuneArgs>),
     Replay(replay::ReplayArgs),
@@ -29,6 +30,7 @@ pub(in crate::cli) fn run(cli: &Cli) -> anyhow::Result<()> {
     match &cli.command {
         Command::Learning(LearningCommand::Train(args)) => train::run(global, args),
         Command::Learning(LearningCommand::Embed(args)) => embed::run(global, args),
+        Command::Learning(LearningCommand::Query(args)) => knn::query::run(global, args),
         Command::Learning(LearningCommand::Linear(args)) => linear::run(global, args),
         Command::Learning(LearningCommand::Finetune(args)) => finetune::run(global, args),
         Command::Learning(LearningCommand::Replay(args)) => replay::run(args),

@@ -15,7 +15,7 @@ use crate::storage::{Digest, Location};
 type Fields = Map<String, Value>;
 
 /// What is shown of a report, where it has it.
-const REPORT_KEYS: [&str; 28] = [
+const REPORT_KEYS: [&str; 29] = [
     "split",
     "train_split",
     "step",
@@ -33,6 +33,7 @@ const REPORT_KEYS: [&str; 28] = [
     "top5_interval",
     "chance",
     "most_frequent_class",
+    "retrieval",
     "queries",
     "unlabelled_queries",
     "bank_split",

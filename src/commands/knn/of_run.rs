@@ -7,7 +7,8 @@ use std::str::FromStr;
 
 use serde_json::Value;
 
-use super::{DEFAULT_MAP_POINTS, KnnJob, KnnPair, Place, Searchers, evaluate};
+use super::pair::KnnPair;
+use super::{DEFAULT_MAP_POINTS, KnnJob, Place, Searchers, evaluate};
 use crate::checkpoint::{Checkpoint, checkpoint_at, run_of};
 use crate::commands::reports::REPORTS;
 use crate::commands::run::{Machine, RunDataset};
@@ -338,7 +339,7 @@ impl<'a> RunEvaluation<'a> {
                     Box::new(StoredTable::open(&table)?)
                 }
             };
-            pairs.push(KnnPair { bank, queries: FeatureTable::read(&queries)? });
+            pairs.push(KnnPair::new(bank, FeatureTable::read(&queries)?));
         }
         Ok(pairs)
     }

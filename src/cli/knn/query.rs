@@ -1,0 +1,83 @@
+//! `instdisc query`.
+
+use clap::Args;
+
+use crate::cli::GlobalArgs;
+use crate::cli::choice::choice;
+use crate::cli::progress::Terminal;
+use crate::commands::{FoundRow, QueriedImage, QueryJob, query};
+use crate::image::ExifOrientation;
+use crate::run_config::{DeviceChoice, OnCorrupt};
+
+/// Neighbours on a line.
+const SHOWN_NEIGHBOURS: usize = 3;
+
+/// Find the most similar images of a dataset for your own images.
+///
+/// The run's encoder embeds the images as it does those of a dataset, and the rows of the bank are compared by their cosine.
+/// Run and dataset are only read.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  instdisc query --run runs/r50 --image photo.jpg --dataset data/in1k --page photo.html"
+)]
+pub(in crate::cli) struct QueryArgs {
+    /// A run, for its newest checkpoint, or a checkpoint
+    #[arg(long, value_name = "URL")]
+    run: String,
+    /// Images, or folders of images; repeatable
+    #[arg(long, value_name = "URL", required = true, num_args = 1..)]
+    image: Vec<String>,
+    /// The rows to search: a table of `embed`, or a checkpoint or run [default: the bank of --run]
+    #[arg(long, value_name = "URL")]
+    bank: Option<String>,
+    /// The dataset of these rows, for their paths and the page's images
+    #[arg(long, value_name = "URL")]
+    dataset: Option<String>,
+    /// Neighbours of an image [default: 10]
+    #[arg(long, value_name = "K")]
+    k: Option<usize>,
+    /// A page (.html) of the images and their neighbours, with images of these if --dataset is given
+    #[arg(long, value_name = "URL")]
+    page: Option<String>,
+    /// What happens at a broken image
+    #[arg(long, value_name = "WHAT", value_parser = choice::<OnCorrupt>(), default_value = "fail")]
+    on_corrupt: OnCorrupt,
+    /// What happens to the orientation in EXIF [default: as --dataset was ingested; without it such an image is an error]
+    #[arg(long, value_name = "WHAT", value_parser = choice::<ExifOrientation>())]
+    exif_orientation: Option<ExifOrientation>,
+    /// Threads that decode and search; 0 for one per core
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    threads: usize,
+    /// Where to compute: auto, cpu or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    device: DeviceChoice,
+}
+
+pub(in crate::cli) fn run(global: &GlobalArgs, args: &QueryArgs) -> anyhow::Result<()> {
+    let location = |text: &Option<String>| text.as_ref().map(|text| global.location(text)).transpose();
+    let job = QueryJob {
+        run: global.location(&args.run)?,
+        images: args.image.iter().map(|image| global.location(image)).collect::<Result<_, _>>()?,
+        bank: location(&args.bank)?,
+        dataset: location(&args.dataset)?,
+        k: args.k,
+        on_corrupt: args.on_corrupt,
+        exif_orientation: args.exif_orientation,
+        page: location(&args.page)?,
+        threads: args.threads,
+        device: args.device,
+    };
+    let report = query(&job, &Terminal::default())?;
+    global.write_result(&report.images.iter().map(line).collect::<Vec<_>>(), &report)
+}
+
+/// An image and its first neighbours on one line.
+fn line(queried: &QueriedImage) -> String {
+    let name = |row: &FoundRow| {
+        let name =
+            row.path.clone().or_else(|| row.class.clone()).unwrap_or_else(|| format!("image {}", row.id));
+        format!("{name} {:.3}", row.similarity)
+    };
+    let shown: Vec<_> = queried.neighbours.iter().take(SHOWN_NEIGHBOURS).map(name).collect();
+    format!("{}: {}", queried.image, shown.join(", "))
+}

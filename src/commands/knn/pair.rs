@@ -1,0 +1,403 @@
+//! A feature's bank and queries, brought to one numbering of classes and ids.
+//!
+//! Tables of other programs may name classes and rows instead of numbering them. The bank stays as it is; the labels and ids
+//! of the queries become the bank's. What was understood of a table is said before anything is searched.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use crate::commands::CommandError;
+use crate::eval::{LabelSets, open_bank};
+use crate::feature_table::{ColumnNames, FeatureTable, Foreign, ForeignLabels, RowNames, Table};
+use crate::ids::{ClassId, InstanceId};
+use crate::progress::Progress;
+use crate::storage::Location;
+
+/// Classes that an error names.
+const SHOWN_CLASSES: usize = 3;
+
+/// One feature: the rows that vote, and the queries.
+#[derive(Debug)]
+pub struct KnnPair {
+    /// The rows that vote.
+    pub bank: Box<dyn Table>,
+    /// The queries.
+    pub queries: FeatureTable,
+    /// How the rows of bank and queries are named.
+    pub row_names: [RowNames; 2],
+    /// The labels, where images may have several.
+    pub label_sets: Option<Arc<LabelSets>>,
+    /// Why ids of bank and queries cannot be compared; none where they can.
+    pub unrelated: Option<String>,
+}
+
+impl KnnPair {
+    /// Two tables of this program.
+    pub fn new(bank: Box<dyn Table>, queries: FeatureTable) -> Self {
+        Self { bank, queries, row_names: Default::default(), label_sets: None, unrelated: None }
+    }
+
+    /// Opens a bank and reads queries; `columns` are those of tables of other programs, whose vectors are brought to unit
+    /// length if `normalize` is given.
+    ///
+    /// # Errors
+    /// If a table cannot be read, its vectors are not of unit length, or classes of one table are not the other's.
+    pub fn open(
+        (bank_at, queries_at): (&Location, &Location),
+        columns: &ColumnNames,
+        normalize: bool,
+        progress: &dyn Progress,
+    ) -> Result<Self, CommandError> {
+        let (bank, of_bank) = open_bank(bank_at, columns)?;
+        let (queries, of_queries) = FeatureTable::read_foreign(queries_at, columns)?;
+        for foreign in [&of_bank, &of_queries].into_iter().flatten() {
+            let normalized = foreign.not_unit.filter(|_| normalize).map_or("", |_| ", normalized");
+            progress.note(&format!("{}: {}{normalized}", foreign.table, foreign.about));
+        }
+        for foreign in [&of_bank, &of_queries].into_iter().flatten().filter(|_| !normalize) {
+            if let Some((row, length)) = foreign.not_unit {
+                return Err(CommandError::Data(format!(
+                    "{} row {row}: the vector has length {length:.4}, not 1: give --normalize to compare vectors by their \
+                     cosine; inner products and distances of other vectors are not compared",
+                    foreign.table
+                )));
+            }
+        }
+        let mut pair = Self::new(bank, queries);
+        let sides = [of_bank.as_ref(), of_queries.as_ref()];
+        pair.match_labels(sides, [bank_at, queries_at])?;
+        pair.match_ids(sides, bank_at.to_string() == queries_at.to_string());
+        Ok(pair)
+    }
+
+    /// Brings the labels of the queries to the bank's numbers: by their names where a table of another program has names,
+    /// else by their numbers.
+    fn match_labels(
+        &mut self,
+        sides: [Option<&Foreign>; 2],
+        names: [&Location; 2],
+    ) -> Result<(), CommandError> {
+        let bank_meta = self.bank.meta().clone();
+        let metas = [&bank_meta, &self.queries.meta];
+        let kinds = sides.map(|side| side.and_then(|side| side.labels.are_names()));
+        if let [Some(bank), Some(queries)] = kinds
+            && bank != queries
+        {
+            let [bank, queries] = [0, 1].map(|side| {
+                let what = if kinds[side] == Some(true) { "names" } else { "numbers" };
+                format!("{} has class {what} such as {}", names[side], some(&metas[side].classes))
+            });
+            let hint = "give labels of one kind, or another --label-column";
+            return Err(CommandError::Data(format!("{bank}, {queries}: {hint}")));
+        }
+        let has_sets = |side: Option<&Foreign>| {
+            side.is_some_and(|side| matches!(side.labels, ForeignLabels::Sets { .. }))
+        };
+        let by_name = kinds.contains(&Some(true));
+        // Each class of the queries in the bank; where it has none, its name.
+        let number: HashMap<&str, u32> = bank_meta.classes.iter().map(String::as_str).zip(0..).collect();
+        let unknown = |name: &str| {
+            CommandError::Data(format!(
+                "the queries {} have the class `{name}`, which the bank {} lacks: it has {}, the queries have {}",
+                names[1],
+                names[0],
+                some(&bank_meta.classes),
+                some(&metas[1].classes)
+            ))
+        };
+        let in_bank = |class: u32| match metas[1].classes.get(class as usize).filter(|_| by_name) {
+            Some(name) => number.get(name.as_str()).copied().ok_or_else(|| unknown(name)),
+            None => Ok(class),
+        };
+        let has_labels = [
+            self.bank.labels().iter().any(Option::is_some) || has_sets(sides[0]),
+            self.queries.labels.iter().any(Option::is_some) || has_sets(sides[1]),
+        ];
+        if has_labels != [true; 2] {
+            // Nothing is scored, and nothing has to fit.
+            if sides.iter().any(Option::is_some) && !bank_meta.classes.is_empty() {
+                self.queries.meta.classes = bank_meta.classes;
+                self.queries.labels.fill(None);
+            }
+            return Ok(());
+        }
+        if sides.into_iter().any(has_sets) {
+            let of_table = |table: &dyn Table| -> Vec<Vec<u32>> {
+                table
+                    .labels()
+                    .iter()
+                    .map(|label| label.iter().map(|class| u32::from(class.0)).collect())
+                    .collect()
+            };
+            let rows = |side: Option<&Foreign>, table: &dyn Table| match side.map(|side| &side.labels) {
+                Some(ForeignLabels::Sets { rows, .. }) => rows.clone(),
+                _ => of_table(table),
+            };
+            let mut sets =
+                LabelSets { bank: rows(sides[0], &*self.bank), queries: rows(sides[1], &self.queries) };
+            for labels in &mut sets.queries {
+                for label in labels.iter_mut() {
+                    *label = in_bank(*label)?;
+                }
+                labels.sort_unstable();
+            }
+            self.label_sets = Some(Arc::new(sets));
+            self.queries.labels.fill(None);
+        } else if by_name {
+            let label = |label: &Option<ClassId>| {
+                label.map(|class| Ok::<_, CommandError>(ClassId(in_bank(class.0.into())? as u16))).transpose()
+            };
+            self.queries.labels = self.queries.labels.iter().map(label).collect::<Result<_, _>>()?;
+        } else {
+            return Ok(());
+        }
+        self.queries.meta.classes = bank_meta.classes;
+        Ok(())
+    }
+
+    /// Brings ids that are text to numbers: equal texts have equal ids. Ids that cannot be compared become different ones.
+    fn match_ids(&mut self, sides: [Option<&Foreign>; 2], are_one_file: bool) {
+        let [bank, queries] = sides.map(|side| side.map_or(RowNames::Ids, |side| side.rows.clone()));
+        let own: HashMap<&str, InstanceId> = match (&bank, &queries) {
+            (RowNames::Ids, RowNames::Ids) => return,
+            (RowNames::Unnamed, RowNames::Unnamed) if are_one_file => return,
+            (RowNames::Texts(texts), RowNames::Texts(_)) => {
+                texts.iter().map(String::as_str).zip(self.bank.ids().iter().copied()).collect()
+            }
+            _ => {
+                let what = |names: &RowNames| match names {
+                    RowNames::Unnamed => "no ids",
+                    RowNames::Texts(_) => "ids that are text",
+                    RowNames::Ids | RowNames::Numbers(_) => "ids that are numbers",
+                };
+                self.unrelated =
+                    Some(format!("the bank has {}, the queries have {}", what(&bank), what(&queries)));
+                HashMap::new()
+            }
+        };
+        let taken: HashSet<InstanceId> = self.bank.ids().iter().copied().collect();
+        let mut free = (0..=u32::MAX).map(InstanceId).filter(|id| !taken.contains(id));
+        let texts: &[String] = if let RowNames::Texts(texts) = &queries { texts } else { &[] };
+        let before = self.queries.ids.clone();
+        for (row, id) in self.queries.ids.iter_mut().enumerate() {
+            let known = texts.get(row).and_then(|text| own.get(text.as_str())).copied();
+            *id = known.or_else(|| free.next()).expect("two tables in memory have less than 2^32 rows");
+        }
+        let queries = if let RowNames::Texts(_) = queries { queries } else { RowNames::Numbers(before) };
+        self.row_names = [bank, queries];
+    }
+}
+
+/// Some classes, and how many more there are.
+fn some(classes: &[String]) -> String {
+    let shown: Vec<_> = classes.iter().take(SHOWN_CLASSES).map(|class| format!("`{class}`")).collect();
+    let more = classes.len().saturating_sub(shown.len());
+    let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+    shown.join(", ") + &more
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{
+        ArrayRef, FixedSizeListArray, Float32Array, Int64Array, ListBuilder, RecordBatch, StringArray,
+        StringBuilder,
+    };
+    use arrow::datatypes::{DataType, Field};
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::eval::{KnnOptions, KnnReport, evaluate};
+    use crate::failure::Failure;
+    use crate::progress::Quiet;
+    use crate::storage::PublishMode;
+
+    /// Vectors in a plane, at these angles in degrees.
+    fn vectors(angles: &[f32], length: f32) -> ArrayRef {
+        let of = |angle: &f32| [length * angle.to_radians().cos(), length * angle.to_radians().sin()];
+        let values = Float32Array::from_iter_values(angles.iter().flat_map(of));
+        let item = Arc::new(Field::new("item", DataType::Float32, true));
+        Arc::new(FixedSizeListArray::new(item, 2, Arc::new(values), None))
+    }
+
+    fn text(values: &[&str]) -> ArrayRef {
+        Arc::new(StringArray::from_iter(
+            values.iter().map(|value| Some(*value).filter(|value| *value != "-")),
+        ))
+    }
+
+    fn numbers(values: &[i64]) -> ArrayRef {
+        Arc::new(Int64Array::from(values.to_vec()))
+    }
+
+    fn sets(values: &[&str]) -> ArrayRef {
+        let mut lists = ListBuilder::new(StringBuilder::new());
+        for labels in values {
+            lists.append_value(labels.split_whitespace().map(Some));
+        }
+        Arc::new(lists.finish())
+    }
+
+    struct Files(TempDir);
+
+    impl Files {
+        fn new() -> Self {
+            Self(tempfile::tempdir().expect("a folder"))
+        }
+
+        fn write(&self, name: &str, columns: &[(&str, ArrayRef)]) -> Location {
+            let batch = RecordBatch::try_from_iter(columns.iter().cloned()).expect("a batch");
+            let writer = parquet::arrow::ArrowWriter::try_new(Vec::new(), batch.schema(), None);
+            let mut writer = writer.expect("a writer");
+            writer.write(&batch).expect("written");
+            let location = Location::from_path(&self.0.path().join(name)).expect("a location");
+            location.publish(writer.into_inner().expect("bytes"), PublishMode::Overwrite).expect("published");
+            location
+        }
+    }
+
+    fn open(bank: &Location, queries: &Location, normalize: bool) -> Result<KnnPair, CommandError> {
+        KnnPair::open((bank, queries), &ColumnNames::default(), normalize, &Quiet)
+    }
+
+    fn refused(bank: &Location, queries: &Location) -> String {
+        let error = open(bank, queries, false).expect_err("refused");
+        assert_eq!(error.failure(), Failure::Data);
+        error.to_string()
+    }
+
+    fn report(pair: &KnnPair, k: usize, leave_one_out: bool) -> KnnReport {
+        let label_sets = pair.label_sets.clone();
+        let options = KnnOptions { k: vec![k], leave_one_out, label_sets, ..KnnOptions::default() };
+        evaluate(&*pair.bank, &pair.queries, &options).expect("scored")
+    }
+
+    #[test]
+    fn classes_of_both_tables_are_matched_by_their_names() {
+        let files = Files::new();
+        let bank = [("vec", vectors(&[0.0, 60.0, 120.0], 1.0)), ("class", text(&["dog", "cat", "ant"]))];
+        let bank = files.write("bank.parquet", &bank);
+        // By the order of these names alone, ant is 0 and dog is 1, as cat is in the bank.
+        let queries = [("vec", vectors(&[1.0, 121.0, 61.0], 1.0)), ("class", text(&["dog", "ant", "-"]))];
+        let queries = files.write("queries.parquet", &queries);
+        let pair = open(&bank, &queries, false).expect("opened");
+        assert_eq!(pair.queries.labels, [Some(ClassId(2)), Some(ClassId(0)), None]);
+        let report = report(&pair, 1, false);
+        assert_eq!((report.top1, report.queries, report.classes), (1.0, 2, 3));
+        assert_eq!(report.per_class[2].class, "dog");
+        let other = [("vec", vectors(&[1.0], 1.0)), ("class", text(&["n02084071"]))];
+        let other = files.write("other.parquet", &other);
+        let error = refused(&bank, &other);
+        for part in ["the class `n02084071`", "`ant`, `cat`, `dog`", "bank.parquet", "other.parquet"] {
+            assert!(error.contains(part), "{error}");
+        }
+        let numbered = [("vec", vectors(&[1.0], 1.0)), ("class", numbers(&[2]))];
+        let error = refused(&bank, &files.write("numbers.parquet", &numbered));
+        assert!(
+            error.contains("class names such as `ant`") && error.contains("class numbers such as"),
+            "{error}"
+        );
+    }
+
+    /// A table of this program has numbers and names.
+    #[test]
+    fn a_table_of_this_program_fits_names_and_numbers() {
+        let files = Files::new();
+        let own = Location::from_path(&files.0.path().join("own.arrow")).expect("a location");
+        let mut table = crate::eval::tests::table(1, 4, 2, 2);
+        table.meta.classes = vec!["cat".into(), "dog".into(), "eel".into()];
+        table.labels = [0, 1, 2, 2].map(|class| Some(ClassId(class))).to_vec();
+        table.write(&own).expect("written");
+        let write = |name: &str, labels: ArrayRef| {
+            files.write(name, &[("vec", vectors(&[0.0, 90.0], 1.0)), ("label", labels)])
+        };
+        let named = write("named.parquet", text(&["eel", "cat"]));
+        let pair = open(&own, &named, false).expect("by name");
+        assert_eq!(pair.queries.labels, [Some(ClassId(2)), Some(ClassId(0))]);
+        let pair = open(&own, &write("numbered.parquet", numbers(&[1, -1])), false).expect("by number");
+        assert_eq!(pair.queries.labels, [Some(ClassId(1)), None]);
+        // The other way round, `eel` is the second of the bank's names, and it has no dog.
+        let error = refused(&named, &own);
+        assert!(error.contains("the class `dog`"), "{error}");
+        table.labels = vec![Some(ClassId(2)); 4];
+        table.write(&own).expect("written");
+        let pair = open(&named, &own, false).expect("all its labels are in the bank");
+        assert_eq!(pair.queries.labels, [Some(ClassId(1)); 4]);
+        report(&pair, 1, false);
+    }
+
+    #[test]
+    fn rows_that_share_a_label_are_relevant_and_nothing_votes() {
+        let files = Files::new();
+        let bank =
+            [("vec", vectors(&[0.0, 60.0, 120.0], 1.0)), ("tags", sets(&["sky sea", "", "sea dog dog"]))];
+        let bank = files.write("bank.parquet", &bank);
+        let queries = [("vec", vectors(&[59.0, 1.0, 2.0], 1.0)), ("tags", sets(&["dog", "sea", ""]))];
+        let queries = files.write("queries.parquet", &queries);
+        let pair = open(&bank, &queries, false).expect("opened");
+        let found = report(&pair, 3, false);
+        let retrieval = found.retrieval.as_ref().expect("labels");
+        assert!(found.top1.is_nan() && found.notes[0].contains("several labels"), "{:?}", found.notes);
+        assert_eq!((found.queries, found.unlabelled_queries, found.bank_rows), (2, 1, 2));
+        // For the dog at 59 degrees the only relevant row is the third.
+        assert_eq!(retrieval.recall[0].recall, 0.5);
+        let (first, second) = (1.0 / 3.0, (1.0 + 2.0 / 3.0) / 2.0);
+        assert!((retrieval.map - (first + second) / 2.0).abs() < 1e-12, "{}", retrieval.map);
+        // One label an image is a set of one.
+        let single = [("vec", vectors(&[1.0], 1.0)), ("class", text(&["sky"]))];
+        let pair = open(&bank, &files.write("single.parquet", &single), false).expect("opened");
+        assert_eq!(report(&pair, 1, false).retrieval.expect("labels").recall[0].recall, 1.0);
+    }
+
+    #[test]
+    fn rows_are_left_out_by_ids_that_can_be_compared_alone() {
+        let files = Files::new();
+        let write = |name: &str, ids: Option<ArrayRef>, angles: &[f32], classes: &[&str]| {
+            let ids = ids.map(|ids| ("id", ids));
+            let columns = [("vec", vectors(angles, 1.0)), ("class", text(classes))];
+            files.write(name, &ids.into_iter().chain(columns).collect::<Vec<_>>())
+        };
+        let classes = ["a", "a", "b"];
+        let bank =
+            write("bank.parquet", Some(text(&["x.jpg", "y.jpg", "z.jpg"])), &[0.0, 10.0, 90.0], &classes);
+        let queries = write("queries.parquet", Some(text(&["z.jpg", "new.jpg"])), &[90.0, 0.0], &["b", "a"]);
+        let pair = open(&bank, &queries, false).expect("opened");
+        assert_eq!(pair.queries.ids[0], pair.bank.ids()[2]);
+        assert!(!pair.bank.ids().contains(&pair.queries.ids[1]) && pair.unrelated.is_none());
+        // Its own row is the only one of class b.
+        assert_eq!([false, true].map(|without| report(&pair, 1, without).top1), [1.0, 0.5]);
+        let unnamed = write("unnamed.parquet", None, &[0.0, 90.0], &["a", "b"]);
+        let numbered = write("numbered.parquet", Some(numbers(&[2, 0])), &[90.0, 0.0], &["b", "a"]);
+        for (bank, queries) in
+            [(&bank, &unnamed), (&unnamed, &numbered), (&numbered, &unnamed), (&bank, &numbered)]
+        {
+            let pair = open(bank, queries, false).expect("opened");
+            assert!(pair.unrelated.is_some());
+            assert!(pair.queries.ids.iter().all(|id| !pair.bank.ids().contains(id)), "no row is another's");
+            assert_eq!(
+                report(&pair, 1, false).notes.iter().filter(|note| note.contains("themselves")).count(),
+                0
+            );
+        }
+        let pair = open(&bank, &numbered, false).expect("opened");
+        assert_eq!(pair.row_names[1], RowNames::Numbers(vec![InstanceId(2), InstanceId(0)]));
+        // The rows of one file are the same ones.
+        let pair = open(&unnamed, &unnamed, false).expect("opened");
+        assert!(pair.unrelated.is_none() && pair.queries.ids == pair.bank.ids());
+    }
+
+    #[test]
+    fn vectors_of_another_length_need_an_option() {
+        let files = Files::new();
+        let write = |name: &str, length: f32| {
+            files.write(name, &[("vec", vectors(&[0.0, 80.0], length)), ("class", text(&["a", "b"]))])
+        };
+        let (long, unit) = (write("long.parquet", 3.0), write("unit.parquet", 1.0));
+        let error = refused(&unit, &long);
+        assert!(
+            error.contains("long.parquet row 0: the vector has length 3.0000")
+                && error.contains("--normalize")
+        );
+        assert_eq!(report(&open(&unit, &long, true).expect("opened"), 1, false).top1, 1.0);
+        assert_eq!(report(&open(&long, &unit, true).expect("opened"), 1, false).top1, 1.0);
+    }
+}

@@ -1,0 +1,358 @@
+//! `query`: the most similar rows of a bank for images that are in no dataset.
+//!
+//! The images pass through the same decoder, evaluation transform and encoder as those of a dataset. Run and dataset are
+//! only read.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rayon::prelude::*;
+use serde::Serialize;
+
+use super::CommandError;
+use super::knn::check_dataset;
+use crate::checkpoint::{Checkpoint, checkpoint_at};
+use crate::dataset::{Manifest, Row, read_paths};
+use crate::eval::{
+    KnnOptions, KnnReports, Thumbnails, checkpoint_bank, encode_layers, evaluate_with_neighbours,
+    load_encoder, open_bank,
+};
+use crate::feature_table::{ColumnNames, FeatureTable, Kind, Table, TableMeta};
+use crate::ids::InstanceId;
+use crate::image::{ExifOrientation, ImageError, Limits, check_and_index};
+use crate::ingest::is_image;
+use crate::loader::MemorySource;
+use crate::model::{FeatureLayer, select_device_of};
+use crate::page::{Example, ExampleKind, PageImages, PageInput, page};
+use crate::progress::Progress;
+use crate::run_config::{DeviceChoice, OnCorrupt};
+use crate::storage::{Location, PublishMode};
+
+/// Neighbours of an image by default.
+const DEFAULT_K: usize = 10;
+/// Images that are in memory at a time.
+const CHUNK: usize = 1024;
+/// Images of a batch.
+const BATCH_SIZE: usize = 256;
+
+/// What to search, and for which images.
+#[derive(Clone, Debug)]
+pub struct QueryJob {
+    /// The run's folder, for its newest checkpoint, or the folder of a checkpoint.
+    pub run: Location,
+    /// Images, and folders of images.
+    pub images: Vec<Location>,
+    /// The rows to search: a table of `embed`, or a checkpoint or run; by default the checkpoint's bank.
+    pub bank: Option<Location>,
+    /// The dataset of these rows, for their paths and the page's images.
+    pub dataset: Option<Location>,
+    /// Neighbours of an image; by default [`DEFAULT_K`], or all of fewer rows.
+    pub k: Option<usize>,
+    /// What a broken image does.
+    pub on_corrupt: OnCorrupt,
+    /// Whether images are turned upright; by default as in the dataset.
+    pub exif_orientation: Option<ExifOrientation>,
+    /// A page of images and neighbours (`.html`).
+    pub page: Option<Location>,
+    /// Threads that decode; 0 for one per core.
+    pub threads: usize,
+    /// Where to compute.
+    pub device: DeviceChoice,
+}
+
+/// The neighbours of images.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct QueryReport {
+    /// The checkpoint whose encoder embedded the images.
+    pub checkpoint: String,
+    /// Its step.
+    pub step: u64,
+    /// Which features were compared.
+    pub feature: String,
+    /// The dataset of the rows.
+    pub dataset_digest: String,
+    /// The split of the rows.
+    pub split: String,
+    /// Neighbours of an image.
+    pub k: usize,
+    /// The images, in the order given.
+    pub images: Vec<QueriedImage>,
+    /// Images that were left out.
+    pub skipped: Vec<SkippedImage>,
+}
+
+/// An image and its neighbours.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct QueriedImage {
+    /// Its file.
+    pub image: String,
+    /// The most similar first; of equal ones the lower id.
+    pub neighbours: Vec<FoundRow>,
+}
+
+/// A row of the bank.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct FoundRow {
+    /// Its instance.
+    pub id: InstanceId,
+    /// The cosine.
+    pub similarity: f32,
+    /// The number of its class, where it has one.
+    pub label: Option<u16>,
+    /// The name of its class.
+    pub class: Option<String>,
+    /// Its path in the dataset, where that is given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+}
+
+/// An image that was left out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SkippedImage {
+    /// Its file.
+    pub image: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// Embeds images by a run's encoder and finds the most similar rows of a bank.
+///
+/// # Errors
+/// If the checkpoint, the bank or an image cannot be read, they do not fit together, or the store fails.
+pub fn query(job: &QueryJob, progress: &dyn Progress) -> Result<QueryReport, CommandError> {
+    let (_, folder) = checkpoint_at(&job.run)?;
+    let checkpoint = Checkpoint::open(&folder)?;
+    let bank = open_rows(job, &checkpoint, progress)?;
+    let meta = bank.meta();
+    let manifest = job.dataset.as_ref().map(Manifest::read).transpose()?;
+    let dataset = job.dataset.as_ref().zip(manifest.as_ref());
+    if let Some((dataset, manifest)) = dataset {
+        check_dataset(dataset, manifest, &[("bank", meta)])?;
+    }
+    let split = manifest.as_ref().and_then(|manifest| manifest.splits.get(&meta.split));
+    let of_dataset = split.map(|split| ExifOrientation::applied(split.applies_exif_orientation()));
+    let orientation = job.exif_orientation.or(of_dataset);
+    let k = job.k.unwrap_or_else(|| DEFAULT_K.min(bank.ids().len()));
+    let Embedded { queries, names, skipped, thumbnails } =
+        embed(job, &checkpoint, &*bank, orientation, progress)?;
+
+    let options = KnnOptions { k: vec![k], ..KnnOptions::default() };
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(job.threads).build()?;
+    let (mut report, neighbours) = pool.install(|| evaluate_with_neighbours(&*bank, &queries, &options))?;
+    bank.verify()?;
+    let found: BTreeSet<InstanceId> = neighbours.rows.iter().map(|&row| bank.ids()[row as usize]).collect();
+    let paths = match dataset {
+        Some((dataset, manifest)) => read_paths(dataset, manifest.split(dataset, &meta.split)?, &found)?,
+        None => Default::default(),
+    };
+    let row = |(row, similarity): (usize, f32)| {
+        let (id, label) = (bank.ids()[row], bank.labels()[row]);
+        FoundRow {
+            id,
+            similarity,
+            label: label.map(|class| class.0),
+            class: label.and_then(|class| meta.classes.get(class.index()).cloned()),
+            path: paths.get(&id).cloned(),
+        }
+    };
+    let images = names
+        .into_iter()
+        .enumerate()
+        .map(|(query, image)| QueriedImage { image, neighbours: neighbours.of(query).map(row).collect() });
+    let queried = QueryReport {
+        checkpoint: folder.to_string(),
+        step: checkpoint.manifest().step,
+        feature: report.feature.clone(),
+        dataset_digest: meta.dataset_digest.clone(),
+        split: meta.split.clone(),
+        k,
+        images: images.collect(),
+        skipped,
+    };
+    if let Some(location) = &job.page {
+        // That images of no dataset have no labels needs no remark.
+        report.notes.clear();
+        let example = |query| Example {
+            query,
+            kind: ExampleKind::Typical,
+            winner: None,
+            own_share: 0.0,
+            winner_share: 0.0,
+        };
+        let examples: Vec<Example> = (0..queries.len()).map(example).collect();
+        let input = PageInput {
+            reports: &KnnReports { first: report, other_features: Vec::new() },
+            bank: &*bank,
+            queries: &queries,
+            neighbours: &neighbours,
+            examples: &examples,
+            history: &[],
+            map: None,
+        };
+        let of_bank =
+            |(dataset, manifest)| Thumbnails::load(dataset, manifest, &meta.split, input.shown_neighbours());
+        let of_bank = dataset.map(of_bank).transpose()?.unwrap_or_default();
+        let images = PageImages { queries: thumbnails, bank: of_bank, sprite: None };
+        location.publish(page(&input, &images), PublishMode::Overwrite)?;
+        progress.note(&format!("page {location}"));
+    }
+    Ok(queried)
+}
+
+/// Opens the rows to search, which this checkpoint's encoder must have made.
+fn open_rows(
+    job: &QueryJob,
+    checkpoint: &Checkpoint,
+    progress: &dyn Progress,
+) -> Result<Box<dyn Table>, CommandError> {
+    let Some(place) = &job.bank else { return Ok(Box::new(checkpoint_bank(checkpoint)?)) };
+    let (bank, foreign) = open_bank(place, &ColumnNames::default())?;
+    let wrong = |reason: String| Err(CommandError::Data(format!("--bank {place}: {reason}")));
+    if foreign.is_some() {
+        return wrong("another program wrote it, expected a table of `embed`, a checkpoint or a run".into());
+    }
+    let (meta, step, folder) = (bank.meta(), checkpoint.manifest().step, checkpoint.folder());
+    match &meta.weights {
+        Some(weights) if *weights != checkpoint.weights_digest() => wrong(format!(
+            "its features are by other weights (step {}) than those of {folder} (step {step}); give the checkpoint that \
+             embedded it, or embed it again",
+            meta.step
+        )),
+        None if meta.step != step => {
+            wrong(format!("it is of step {}, and the encoder of {folder} of step {step}", meta.step))
+        }
+        Some(_) => Ok(bank),
+        None => {
+            progress.note(&format!(
+                "--bank {place} does not name the weights that made it: taken as of {folder}"
+            ));
+            Ok(bank)
+        }
+    }
+}
+
+/// Images as vectors.
+struct Embedded {
+    queries: FeatureTable,
+    /// The image of each query.
+    names: Vec<String>,
+    skipped: Vec<SkippedImage>,
+    /// For the page, if there is to be one.
+    thumbnails: Thumbnails,
+}
+
+fn embed(
+    job: &QueryJob,
+    checkpoint: &Checkpoint,
+    bank: &dyn Table,
+    orientation: Option<ExifOrientation>,
+    progress: &dyn Progress,
+) -> Result<Embedded, CommandError> {
+    let files = files(&job.images, progress)?;
+    let meta = bank.meta();
+    let layer: FeatureLayer = meta.layer.parse().map_err(|reason: String| CommandError::Data(reason))?;
+    let selected = select_device_of(job.device, 0, 1).map_err(crate::eval::EmbedError::from)?;
+    tracing::info!("device {selected}");
+    let encoder = load_encoder(checkpoint, selected.device)?;
+    let table_meta = TableMeta {
+        kind: Kind::Embedding,
+        split: String::new(),
+        split_digest: None,
+        weights: Some(checkpoint.weights_digest()),
+        step: checkpoint.manifest().step,
+        classes: Vec::new(),
+        ..meta.clone()
+    };
+    let mut queries: Option<FeatureTable> = None;
+    let (mut names, mut skipped, mut thumbnails) = (Vec::<String>::new(), Vec::new(), Thumbnails::default());
+    for files in files.chunks(CHUNK) {
+        let read = files.iter().map(Location::read).collect::<Result<Vec<Bytes>, _>>()?;
+        let checked: Vec<_> = read.par_iter().map(|bytes| check(bytes)).collect();
+        let mut rows = Vec::new();
+        for ((file, bytes), checked) in files.iter().zip(read).zip(checked) {
+            let (image, id) = (file.to_string(), InstanceId(names.len() as u32));
+            let ((width, height), entry_points) = match checked {
+                Ok(checked) => checked,
+                Err(reason) if job.on_corrupt == OnCorrupt::Skip => {
+                    tracing::warn!("{image}: {reason}: left out");
+                    skipped.push(SkippedImage { image, reason: reason.to_string() });
+                    continue;
+                }
+                Err(reason) => return Err(CommandError::Data(format!("{image}: {reason}"))),
+            };
+            if orientation.is_none()
+                && ExifOrientation::Apply.of(&bytes) != ExifOrientation::Ignore.of(&bytes)
+            {
+                return Err(CommandError::Usage(format!(
+                    "{image}: its EXIF asks to be turned: give --exif-orientation apply, or ignore to take it as it is \
+                     stored, whichever the images of the run were ingested with; --dataset says it too"
+                )));
+            }
+            if job.page.is_some() {
+                thumbnails.add(id, &image, &bytes, orientation.unwrap_or_default());
+            }
+            names.push(image.clone());
+            rows.push(Row { id, label: None, bytes, path: image, width, height, entry_points });
+        }
+        if rows.is_empty() {
+            continue;
+        }
+        let source = MemorySource::new(rows).with_exif_orientation(orientation.unwrap_or_default());
+        let sizes = (BATCH_SIZE, job.threads);
+        let mut tables = encode_layers(&encoder, Arc::new(source), &table_meta, &[layer], sizes, progress)?;
+        let part = tables.remove(0);
+        match &mut queries {
+            None => queries = Some(part),
+            Some(all) => {
+                all.ids.extend(part.ids);
+                all.labels.extend(part.labels);
+                all.updated_step.extend(part.updated_step);
+                all.features.extend(part.features);
+            }
+        }
+    }
+    let Some(queries) = queries else {
+        return Err(CommandError::Data(format!("all {} images are broken", skipped.len())));
+    };
+    let mut rows = queries.features.chunks(queries.meta.dim);
+    if let Some(row) = rows.position(|row| row.iter().any(|x| !x.is_finite())) {
+        let checkpoint = checkpoint.folder();
+        let reason =
+            format!("{}: the encoder of {checkpoint} gives a feature that is not finite", names[row]);
+        return Err(CommandError::Data(reason));
+    }
+    Ok(Embedded { queries, names, skipped, thumbnails })
+}
+
+/// Decodes an image, as `ingest` does before it takes one: its size, and where decoding can start.
+fn check(bytes: &[u8]) -> Result<((u32, u32), Option<Bytes>), ImageError> {
+    let (header, _, entry_points) = check_and_index(bytes, &Limits::default())?;
+    Ok(((header.width, header.height), entry_points.map(Bytes::from)))
+}
+
+/// The images themselves, and those in folders, sorted by name.
+fn files(given: &[Location], progress: &dyn Progress) -> Result<Vec<Location>, CommandError> {
+    let mut files = Vec::new();
+    for place in given {
+        let is_file = match place.local_path() {
+            Some(path) => !path.is_dir(),
+            None => place.exists()?,
+        };
+        if is_file {
+            files.push(place.clone());
+            continue;
+        }
+        let entries = place.list()?;
+        let images: Vec<_> = entries.iter().filter(|entry| is_image(&entry.name)).collect();
+        if images.is_empty() {
+            return Err(CommandError::Data(format!("{place}: no image, and no folder with images")));
+        }
+        if images.len() < entries.len() {
+            let others = entries.len() - images.len();
+            progress.note(&format!("{place}: {} images; {others} other files are passed over", images.len()));
+        }
+        files.extend(images.iter().map(|entry| place.join(&entry.name)));
+    }
+    Ok(files)
+}

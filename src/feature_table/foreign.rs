@@ -1,0 +1,266 @@
+//! Tables of other programs: what they have beyond ids and classes that are numbers, and what was understood of them.
+//!
+//! Columns are found by type and name (`columns.rs`). Ids may be text or missing, classes may be names, and an image may have
+//! several labels.
+
+use std::collections::HashSet;
+
+use arrow::datatypes::Schema;
+use bytes::Bytes;
+
+use super::columns::{ColumnNames, Found, Names, Rows, is_text, item_type};
+use super::decode::Contents;
+use super::error::TableError;
+use super::rows::{check_vectors, first_not_of_unit_length};
+use super::schema::NamedMeta;
+use super::table::{FeatureTable, Wrong};
+use crate::ids::{ClassId, InstanceId};
+use crate::storage::Location;
+
+/// Classes at most where an image has one.
+const MOST_CLASSES: usize = u16::MAX as usize + 1;
+
+/// What a table of another program has beside its [`FeatureTable`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Foreign {
+    /// The table's name, for errors.
+    pub table: String,
+    /// How its rows are named.
+    pub rows: RowNames,
+    /// What its labels are.
+    pub labels: ForeignLabels,
+    /// The first row that is not of unit length, with its length, where the metadata does not say which length rows have.
+    pub not_unit: Option<(usize, f64)>,
+    /// What was understood, in words.
+    pub about: String,
+}
+
+/// How the rows of a table are named.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum RowNames {
+    /// By the table's ids.
+    #[default]
+    Ids,
+    /// Not at all: the ids are the numbers of the rows.
+    Unnamed,
+    /// By numbers other than the table's ids, `[rows]`.
+    Numbers(Vec<InstanceId>),
+    /// By text, `[rows]`; the ids are the numbers of the rows.
+    Texts(Vec<String>),
+}
+
+impl RowNames {
+    /// The name of a row; none where its id is the name.
+    pub fn name(&self, row: usize) -> Option<String> {
+        match self {
+            Self::Ids | Self::Unnamed => None,
+            Self::Numbers(numbers) => Some(numbers[row].to_string()),
+            Self::Texts(texts) => Some(texts[row].clone()),
+        }
+    }
+}
+
+/// The labels of a table of another program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ForeignLabels {
+    /// None.
+    None,
+    /// A number for each image, or none.
+    Numbers,
+    /// A name for each image, or none; the classes are the sorted names.
+    Names,
+    /// Any number of labels for each image.
+    Sets {
+        /// `[rows]`: the numbers of the labels, or with names their positions in the classes; ascending, each once.
+        rows: Vec<Vec<u32>>,
+        /// Whether the labels are names.
+        are_names: bool,
+    },
+}
+
+impl ForeignLabels {
+    /// Whether labels are names, or else numbers; nothing where there are none.
+    pub fn are_names(&self) -> Option<bool> {
+        match self {
+            Self::None => None,
+            Self::Numbers => Some(false),
+            Self::Names => Some(true),
+            Self::Sets { are_names, .. } => Some(*are_names),
+        }
+    }
+}
+
+impl FeatureTable {
+    /// Reads a table, with what only tables of other programs have where another program wrote it.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with the row or column that it is about; if several columns can be meant.
+    pub fn read_foreign(
+        location: &Location,
+        names: &ColumnNames,
+    ) -> Result<(Self, Option<Foreign>), TableError> {
+        let table = location.to_string();
+        if location.local_path().is_some_and(std::path::Path::is_dir) {
+            let reason = "it is a folder, expected a file such as the `bank.arrow` of a checkpoint".into();
+            return Err(TableError::NotATable { table, reason });
+        }
+        match location.read() {
+            Err(error) if error.is_not_found() => Err(TableError::NotThere { table }),
+            other => of_bytes(&table, other?, names),
+        }
+    }
+}
+
+/// Reads a table from the bytes of its file, which errors call `table`.
+pub(super) fn of_bytes(
+    table: &str,
+    bytes: Bytes,
+    names: &ColumnNames,
+) -> Result<(FeatureTable, Option<Foreign>), TableError> {
+    let malformed = |source| TableError::Malformed { table: table.into(), source };
+    let not_a_table = |reason| TableError::NotATable { table: table.into(), reason };
+    let contents = Contents::of(bytes).map_err(malformed)?;
+    let named = NamedMeta::of(contents.schema()).map_err(not_a_table)?;
+    let is_ours = named.is_ours();
+    let found = if is_ours {
+        Found::of_ours(table, contents.schema())?
+    } else {
+        Found::of(table, contents.schema(), names)?
+    };
+    let (schema, says_length) = (contents.schema().clone(), named.says_unit_length());
+    let mut rows = Rows::default();
+    contents
+        .read(&found.positions(), |batch| rows.append(table, &found, batch).map_err(Wrong::Table))
+        .map_err(|error| match error {
+            Wrong::Table(error) => error,
+            Wrong::Arrow(source) => malformed(source),
+        })?;
+    if !is_ours && rows.columns.ids.is_empty() {
+        return Err(not_a_table("it has no rows".into()));
+    }
+    let Rows { mut columns, features, dim, id_texts, names, named: of_row, sets } = rows;
+    let dim = named.dim(dim).map_err(not_a_table)?;
+    let not_unit = if says_length { None } else { first_not_of_unit_length(dim, &features) };
+    let mut meta = named.complete(dim, || not_unit.is_none(), columns.classes());
+    let label = found.label.map(|at| schema.field(at));
+    let labels = match label.map(|field| (item_type(field.data_type()).is_some(), field.data_type())) {
+        None => ForeignLabels::None,
+        Some((false, kind)) if is_text(kind) => {
+            if names.names.len() > MOST_CLASSES {
+                let reason =
+                    format!("holds {} class names, expected {MOST_CLASSES} at most", names.names.len());
+                let column = label.map_or_else(String::new, |field| field.name().clone());
+                return Err(TableError::Column { table: table.into(), column, reason });
+            }
+            let (classes, places) = sorted(names);
+            meta.classes = classes;
+            columns.labels = of_row
+                .iter()
+                .map(|class| class.map(|class| ClassId(places[class as usize] as u16)))
+                .collect();
+            ForeignLabels::Names
+        }
+        Some((false, _)) => ForeignLabels::Numbers,
+        Some((true, kind)) => {
+            let are_names = item_type(kind).is_some_and(is_text);
+            let mut rows = sets;
+            if are_names {
+                let (classes, places) = sorted(names);
+                meta.classes = classes;
+                for labels in &mut rows {
+                    labels.iter_mut().for_each(|label| *label = places[*label as usize]);
+                    labels.sort_unstable();
+                }
+            } else {
+                let mut numbers: Vec<u32> = rows.iter().flatten().copied().collect();
+                numbers.sort_unstable();
+                numbers.dedup();
+                meta.classes = numbers.iter().map(ToString::to_string).collect();
+            }
+            ForeignLabels::Sets { rows, are_names }
+        }
+    };
+    columns.check(table, meta.kind, meta.classes.len())?;
+    check_vectors(table, &meta, 0, &features)?;
+    check_texts(table, &schema, &found, &id_texts)?;
+    let read = FeatureTable {
+        meta,
+        ids: columns.ids,
+        labels: columns.labels,
+        updated_step: columns.updated_step,
+        features,
+    };
+    if is_ours {
+        return Ok((read, None));
+    }
+    let rows = match found.id {
+        None => RowNames::Unnamed,
+        Some(at) if is_text(schema.field(at).data_type()) => RowNames::Texts(id_texts),
+        Some(_) => RowNames::Ids,
+    };
+    let about = about(&schema, &found, &read, &labels);
+    Ok((read, Some(Foreign { table: table.into(), rows, labels, not_unit, about })))
+}
+
+/// The names in order, and the place of each of the old numbers.
+fn sorted(names: Names) -> (Vec<String>, Vec<u32>) {
+    let mut order: Vec<usize> = (0..names.names.len()).collect();
+    order.sort_by(|&a, &b| names.names[a].cmp(&names.names[b]));
+    let mut places = vec![0; order.len()];
+    for (place, &number) in order.iter().enumerate() {
+        places[number] = place as u32;
+    }
+    (order.iter().map(|&number| names.names[number].clone()).collect(), places)
+}
+
+/// Checks that no id occurs twice.
+fn check_texts(table: &str, schema: &Schema, found: &Found, texts: &[String]) -> Result<(), TableError> {
+    let mut seen = HashSet::with_capacity(texts.len());
+    match (texts.iter().position(|text| !seen.insert(text.as_str())), found.id) {
+        (Some(row), Some(at)) => Err(TableError::Column {
+            table: table.into(),
+            column: schema.field(at).name().clone(),
+            reason: format!("holds `{}` in row {row}, which occurs twice, expected ids", texts[row]),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// What was understood of a table, in words.
+fn about(schema: &Schema, found: &Found, table: &FeatureTable, labels: &ForeignLabels) -> String {
+    let name =
+        |at: Option<usize>| at.map_or_else(String::new, |at| format!(" of `{}`", schema.field(at).name()));
+    let classes = table.meta.classes.len();
+    let labels = match labels {
+        ForeignLabels::None => "no labels".to_owned(),
+        ForeignLabels::Numbers => "class numbers".to_owned(),
+        ForeignLabels::Names => format!("{classes} class names"),
+        ForeignLabels::Sets { are_names: true, .. } => format!("several labels an image, {classes} names"),
+        ForeignLabels::Sets { are_names: false, .. } => format!("several labels an image, {classes} numbers"),
+    };
+    let ids = if found.id.is_some() { "ids" } else { "no ids, so the numbers of rows" };
+    let item =
+        item_type(schema.field(found.vector).data_type()).map_or_else(String::new, ToString::to_string);
+    format!(
+        "{} rows, vectors of {} {item}{}, {labels}{}, {ids}{}",
+        table.len(),
+        table.meta.dim,
+        name(Some(found.vector)),
+        name(found.label),
+        name(found.id)
+    )
+}
+
+impl Foreign {
+    /// Checks that a plain [`FeatureTable`] holds all of the table: that its ids are numbers, and each image has one label at
+    /// most.
+    pub fn check_plain(&self) -> Result<(), TableError> {
+        let reason = match (&self.rows, &self.labels) {
+            (RowNames::Unnamed, _) => "it has no column `instance_id` of integers",
+            (RowNames::Texts(_), _) => "its ids are text, expected integers",
+            (_, ForeignLabels::Sets { .. }) => "its images have several labels, which `knn` alone takes",
+            _ => return Ok(()),
+        };
+        Err(TableError::NotATable { table: self.table.clone(), reason: reason.into() })
+    }
+}
