@@ -101,6 +101,14 @@ fn room_for(
             folder.display()
         ));
     }
+    let long = dims.iter().filter(|&&dim| job.dtype.is_none() && dtype(dim) == Dtype::F16);
+    if let Some(dim) = long.max() {
+        let longest = Dtype::LONGEST_F32;
+        progress.note(&format!(
+            "vectors of more than {longest} numbers, here up to {dim}, are written as float16; embed --dtype f32 keeps \
+             all digits"
+        ));
+    }
     let layer = |&dim: &usize| {
         let dtype = dtype(dim);
         let vectors = Scratch::new(rows, dim * dtype.bytes(), in_memory)?;

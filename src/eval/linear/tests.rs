@@ -193,6 +193,13 @@ fn tables_that_do_not_belong_together_are_refused() {
     assert!(try_run(&train, &train, &none).is_err());
 }
 
+/// A table of another split.
+fn evaluated(seed: u64, rows: usize) -> FeatureTable {
+    let mut table = table(seed, rows, false);
+    table.meta.split = "val".into();
+    table
+}
+
 /// More rows than a chunk has, some of them without a label.
 fn long_table(seed: u64) -> FeatureTable {
     let mut long = table(seed, 40_000, false);
@@ -202,7 +209,7 @@ fn long_table(seed: u64) -> FeatureTable {
 
 #[test]
 fn a_table_that_is_read_in_every_pass_gives_the_bits_of_one_that_is_held() {
-    let (train, test) = (long_table(1), table(2, 20_000, false));
+    let (train, test) = (long_table(1), evaluated(2, 20_000));
     let held = LinearOptions { standardize: true, weight_decay: vec![1e-2, 1e-4], ..options(Solver::Lbfgs) };
     let streamed = LinearOptions { memory_limit: 0, ..held.clone() };
     let report = timeless(run(&train, &test, &held));
@@ -212,7 +219,7 @@ fn a_table_that_is_read_in_every_pass_gives_the_bits_of_one_that_is_held() {
 
 #[test]
 fn rows_that_are_mixed_in_windows_teach_what_rows_mixed_as_a_whole_do() {
-    let (train, test) = (long_table(3), table(4, 4000, false));
+    let (train, test) = (long_table(3), evaluated(4, 4000));
     let held = LinearOptions { epochs: 3, batch_size: 100, ..options(Solver::Sgd) };
     let windowed = LinearOptions { memory_limit: 16 * 3050, ..held.clone() };
     let (whole, report) = (run(&train, &test, &held), timeless(run(&train, &test, &windowed)));
