@@ -8,11 +8,12 @@ use super::exit::WrongUsage;
 use super::progress::{Terminal, say, say_next};
 use super::ranks::{RankFlags, progress_of, tell};
 use super::{GlobalArgs, write_json};
-use crate::commands::{EmbedOptions, EmbeddedTable, embed};
+use crate::commands::{EmbedOptions, EmbeddedTable, embed, usual_memory_limit};
 use crate::eval::RowChoice;
+use crate::feature_table::Dtype;
 use crate::model::FeatureLayer;
 use crate::run_config::DeviceChoice;
-use crate::units::shell_word;
+use crate::units::{ByteSize, shell_word};
 
 /// The placeholder of the layer's name in `--output`.
 const PLACEHOLDER: &str = "{feature}";
@@ -52,6 +53,13 @@ pub(super) struct EmbedArgs {
     /// Where to compute: auto, cpu or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: DeviceChoice,
+    /// The type of the written numbers, f32 or f16 [default: f16 for vectors of more than 512 numbers, else f32]
+    #[arg(long, value_name = "TYPE")]
+    dtype: Option<Dtype>,
+    /// The memory of this process for features; more are in a temporary file in TMPDIR until they are written
+    /// [default: half of the machine's, divided by the processes]
+    #[arg(long, value_name = "BYTES")]
+    memory_limit: Option<ByteSize>,
     #[command(flatten)]
     ranks: RankFlags,
 }
@@ -74,6 +82,10 @@ pub(super) fn run(global: &GlobalArgs, args: &EmbedArgs) -> anyhow::Result<()> {
         threads: args.threads,
         device: args.device,
         local_rank: rendezvous.local_rank(),
+        dtype: args.dtype,
+        memory_limit: args
+            .memory_limit
+            .map_or_else(|| usual_memory_limit(rendezvous.world()), |limit| limit.0),
     };
     let job = options.open()?;
     let group = args.ranks.join(&rendezvous)?;

@@ -4,12 +4,13 @@ use clap::{Args, ValueEnum};
 
 use super::exit::WrongUsage;
 use super::progress::Terminal;
+use super::ranks::{RankFlags, progress_of, tell};
 use super::{GlobalArgs, reports};
-use crate::commands::{LinearJob, LinearRun, linear, linear_of_run};
+use crate::commands::{LinearJob, LinearRun, linear, linear_of_run, usual_memory_limit};
 use crate::eval::{LinearOptions, LinearReport, ProbeReport, Solver};
 use crate::model::FeatureLayer;
 use crate::run_config::DeviceChoice;
-use crate::units::Fraction;
+use crate::units::{ByteSize, Fraction};
 
 /// Evaluate features by a linear classifier that is trained on them.
 ///
@@ -88,6 +89,12 @@ pub(super) struct LinearArgs {
     /// Where to compute: auto, cpu or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: DeviceChoice,
+    /// The memory of this process for features; a larger table is read again in each pass [default: half of the
+    /// machine's, divided by the processes]
+    #[arg(long, value_name = "BYTES")]
+    memory_limit: Option<ByteSize>,
+    #[command(flatten)]
+    ranks: RankFlags,
 }
 
 /// See [`Solver`].
@@ -104,6 +111,7 @@ pub(super) fn run(global: &GlobalArgs, args: &LinearArgs) -> anyhow::Result<()> 
         None if args.augment => Solver::Sgd,
         None => Solver::Lbfgs,
     };
+    let rendezvous = args.ranks.rendezvous()?;
     let options = LinearOptions {
         solver,
         lr: args.lr.clone(),
@@ -114,6 +122,10 @@ pub(super) fn run(global: &GlobalArgs, args: &LinearArgs) -> anyhow::Result<()> 
         standardize: args.standardize,
         seed: args.seed,
         device: args.device,
+        local_rank: rendezvous.local_rank(),
+        memory_limit: args
+            .memory_limit
+            .map_or_else(|| usual_memory_limit(rendezvous.world()), |limit| limit.0),
     };
     options.validate()?;
     if args.label_fraction.is_some() && args.seed > 0 && args.label_seed == 0 {
@@ -125,7 +137,7 @@ pub(super) fn run(global: &GlobalArgs, args: &LinearArgs) -> anyhow::Result<()> 
         label_seed: args.label_seed,
         output: args.output.as_ref().map(|output| global.location(output)).transpose()?,
     };
-    let progress = Terminal::default();
+    let terminal = Terminal::default();
     let lines = |report: &LinearReport| report.all().map(line).collect::<Vec<_>>();
     let Some(run) = &args.run else {
         if args.train.len() != args.test.len() {
@@ -133,7 +145,10 @@ pub(super) fn run(global: &GlobalArgs, args: &LinearArgs) -> anyhow::Result<()> 
         }
         let pairs = args.train.iter().zip(&args.test);
         let pairs = pairs.map(|(train, test)| anyhow::Ok((global.location(train)?, global.location(test)?)));
-        let report = linear(&pairs.collect::<Result<Vec<_>, _>>()?, &job, &progress)?;
+        let pairs = pairs.collect::<Result<Vec<_>, _>>()?;
+        let group = args.ranks.join(&rendezvous)?;
+        let report = linear(&pairs, &job, &group, progress_of(group.is_first(), &terminal));
+        let Some(report) = tell(&group, report.map_err(Into::into))? else { return Ok(()) };
         return reports::print(global, args.output.as_ref(), &lines(&report), &report);
     };
     let run = LinearRun {
@@ -146,7 +161,10 @@ pub(super) fn run(global: &GlobalArgs, args: &LinearArgs) -> anyhow::Result<()> 
         augment: args.augment,
         threads: args.threads,
     };
-    reports::print_of_run(global, args.output.as_ref(), lines, &linear_of_run(&run, &job, &progress)?)
+    let group = args.ranks.join(&rendezvous)?;
+    let report = linear_of_run(&run, &job, &group, progress_of(group.is_first(), &terminal));
+    let Some(report) = tell(&group, report.map_err(Into::into))? else { return Ok(()) };
+    reports::print_of_run(global, args.output.as_ref(), lines, &report)
 }
 
 /// The scores of a report on one line.

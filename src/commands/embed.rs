@@ -6,6 +6,7 @@ use crate::checkpoint::Checkpoint;
 use crate::dataset::Manifest;
 use crate::distributed::ProcessGroup;
 use crate::eval::{self, EmbedJob, Existing, RowChoice};
+use crate::feature_table::Dtype;
 use crate::model::FeatureLayer;
 use crate::progress::Progress;
 use crate::run_config::DeviceChoice;
@@ -30,6 +31,10 @@ pub struct EmbedOptions {
     pub device: DeviceChoice,
     /// The number of this process among those on this machine; each takes another CUDA device.
     pub local_rank: usize,
+    /// The type of the written numbers; by default [`Dtype::usual`] of each layer.
+    pub dtype: Option<Dtype>,
+    /// Vectors that take more bytes than this are in a temporary file until they are written.
+    pub memory_limit: u64,
 }
 
 /// The tables of a split.
@@ -75,6 +80,8 @@ impl EmbedOptions {
             threads: self.threads,
             device: self.device,
             local_rank: self.local_rank,
+            dtype: self.dtype,
+            memory_limit: self.memory_limit,
         })
     }
 }

@@ -91,7 +91,9 @@ impl CommandError {
         match self {
             Self::Distributed(_) => true,
             Self::Eval(error) => matches!(error, EvalError::Distributed(_)),
-            Self::Embed(error) => matches!(error, crate::eval::EmbedError::Distributed(_)),
+            Self::Embed(error) | Self::Linear(crate::eval::LinearError::Embed(error)) => {
+                matches!(error, crate::eval::EmbedError::Distributed(_))
+            }
             _ => false,
         }
     }

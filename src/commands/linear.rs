@@ -1,4 +1,4 @@
-//! `linear`: scores features by a linear classifier that is trained on them.
+//! `linear`: scores features by a linear classifier that is trained on them. Rank 0 of several processes publishes.
 
 use std::collections::BTreeSet;
 
@@ -7,8 +7,10 @@ use super::{CommandError, Report, reports};
 use crate::checkpoint::{Checkpoint, checkpoint_at, run_of};
 use crate::dataset::write_label_subset;
 use crate::distributed::ProcessGroup;
-use crate::eval::{LinearOptions, LinearReport, ProbeReport, RowChoice, probe, probe_augmented, run_tables};
-use crate::feature_table::FeatureTable;
+use crate::eval::{
+    LinearOptions, LinearReport, ProbeReport, ProbeTables, RowChoice, probe, probe_augmented, run_tables,
+};
+use crate::feature_table::{ColumnNames, Foreign, StoredTable, Table, TableError, open_table};
 use crate::ids::{ClassId, InstanceId};
 use crate::loader::{SubsetRecord, balanced_rows};
 use crate::model::FeatureLayer;
@@ -53,8 +55,11 @@ pub struct LinearRun {
     pub threads: usize,
 }
 
-/// A report for each feature, and the labels that were used if not all.
+/// On rank 0 a report for each feature, and the labels that were used if not all.
 type Probed = (Vec<ProbeReport>, Option<Labels>);
+
+/// The key by which rank 0 tells the others that all is done.
+const PUBLISHED: &str = "linear/published";
 
 /// The labels that were used.
 struct Labels {
@@ -62,28 +67,42 @@ struct Labels {
     labels: Vec<Option<ClassId>>,
 }
 
-/// Evaluates pairs of feature tables: one to train on, and one to evaluate.
+/// Evaluates pairs of feature tables: one to train on, and one to evaluate. Rank 0 returns the report.
 ///
 /// # Errors
 /// If tables cannot be read, do not fit together or have no labels, or the store fails.
 pub fn linear(
     pairs: &[(Location, Location)],
     job: &LinearJob,
+    group: &ProcessGroup,
     progress: &dyn Progress,
-) -> Result<LinearReport, CommandError> {
+) -> Result<Option<LinearReport>, CommandError> {
+    agree(job, group)?;
     let (mut probed, mut labels) = (Vec::new(), None);
-    for (train, test) in pairs {
-        let mut train = FeatureTable::read(train)?;
-        if let Some(fraction) = job.label_fraction {
-            train = chosen(&train, &balanced_rows(&train.ids, &train.labels, fraction, job.label_seed));
-            labels = Some(Labels { ids: train.ids.clone(), labels: train.labels.clone() });
-        }
-        probed.push(probe(&train, &FeatureTable::read(test)?, &job.options, progress)?);
+    let open = |place| {
+        let (table, foreign) = open_table(place, &ColumnNames::default())?;
+        foreign.iter().try_for_each(Foreign::check_plain)?;
+        Ok::<_, TableError>(table)
+    };
+    for (number, (train, test)) in pairs.iter().enumerate() {
+        let (train, test) = (open(train)?, open(test)?);
+        group.agree("the table to train on", &format!("{:?}, {} rows", train.meta(), train.ids().len()))?;
+        group.agree("the table to evaluate", &format!("{:?}, {} rows", test.meta(), test.ids().len()))?;
+        let among = job
+            .label_fraction
+            .map(|fraction| balanced_rows(train.ids(), train.labels(), fraction, job.label_seed));
+        labels = among.as_ref().map(|rows| Labels {
+            ids: rows.iter().map(|&row| train.ids()[row]).collect(),
+            labels: rows.iter().map(|&row| train.labels()[row]).collect(),
+        });
+        let tables = ProbeTables { train: &*train, among: among.as_deref(), test: &*test, number };
+        probed.extend(probe(tables, &job.options, group, progress)?);
     }
-    finish(job, (probed, labels), job.output.as_ref(), None, progress)
+    let finished = || finish(job, (probed, labels), job.output.as_ref(), None, progress);
+    first_of(group, finished)
 }
 
-/// Evaluates the newest checkpoint of a run, or one checkpoint.
+/// Evaluates the newest checkpoint of a run, or one checkpoint. Rank 0 returns the report.
 ///
 /// Without an output, the report goes to the run's `eval/`, and an existing report of the same weights and dataset is
 /// returned instead of a new one.
@@ -93,22 +112,55 @@ pub fn linear(
 pub fn linear_of_run(
     of: &LinearRun,
     job: &LinearJob,
+    group: &ProcessGroup,
     progress: &dyn Progress,
-) -> Result<Report<LinearReport>, CommandError> {
-    let run = RunEvaluation::open(of, job)?;
+) -> Result<Option<Report<LinearReport>>, CommandError> {
+    agree(job, group)?;
+    let run = RunEvaluation::open(of, job, group)?;
     let weights = run.checkpoint.weights_digest();
+    group.agree("the checkpoint", &weights)?;
     let output = match &job.output {
         Some(output) => output.clone(),
-        None => {
-            let location = run.report_location()?;
-            if let Some(report) = reports::find(&location, &weights, &run.dataset.digest())? {
-                return Ok(Report::Kept { location, report });
-            }
-            location
-        }
+        None => run.report_location()?,
     };
+    // Rank 0 looks: the others might find the report that it has just published.
+    let kept = if job.output.is_none() && group.is_first() {
+        reports::find(&output, &weights, &run.dataset.digest())?
+    } else {
+        None
+    };
+    let is_kept = group.gather_bytes(&[u8::from(kept.is_some())])?.swap_remove(0) == [1];
+    if is_kept {
+        return first_of(group, || Ok(kept.map(|report| Report::Kept { location: output, report })))
+            .map(Option::flatten);
+    }
     let probed = run.probe(progress)?;
-    finish(job, probed, Some(&output), Some((&run.checkpoint, &run.dataset)), progress).map(Report::New)
+    let of = Some((&run.checkpoint, &run.dataset));
+    first_of(group, || finish(job, probed, Some(&output), of, progress).map(Report::New))
+}
+
+/// That all processes have the same protocol.
+fn agree(job: &LinearJob, group: &ProcessGroup) -> Result<(), CommandError> {
+    let LinearJob { options, label_fraction, label_seed, output: _ } = job;
+    let labels = (label_fraction.map(Fraction::get), label_seed);
+    Ok(group.agree("the protocol", &format!("{}, labels {labels:?}", options.protocol()))?)
+}
+
+/// What rank 0 finishes; the others wait for it, without a collective, which would give up.
+fn first_of<T>(
+    group: &ProcessGroup,
+    finish: impl FnOnce() -> Result<T, CommandError>,
+) -> Result<Option<T>, CommandError> {
+    let finished = if group.is_first() {
+        let finished = finish()?;
+        group.store().set(PUBLISHED, b"published")?;
+        Some(finished)
+    } else {
+        group.store().wait_for(PUBLISHED)?;
+        None
+    };
+    group.leave();
+    Ok(finished)
 }
 
 /// Publishes the report and the labels that were used.
@@ -150,33 +202,24 @@ fn finish(
     Ok(report)
 }
 
-fn chosen(table: &FeatureTable, rows: &[usize]) -> FeatureTable {
-    FeatureTable {
-        meta: table.meta.clone(),
-        ids: rows.iter().map(|&row| table.ids[row]).collect(),
-        labels: rows.iter().map(|&row| table.labels[row]).collect(),
-        updated_step: rows.iter().map(|&row| table.updated_step[row]).collect(),
-        features: rows.iter().flat_map(|&row| table.feature(row)).copied().collect(),
-    }
-}
-
 /// A checkpoint of a run, and the splits of the dataset.
 struct RunEvaluation<'a> {
     of: &'a LinearRun,
     job: &'a LinearJob,
+    group: &'a ProcessGroup,
     checkpoint: Checkpoint,
     dataset: RunDataset,
     train_split: String,
 }
 
 impl<'a> RunEvaluation<'a> {
-    fn open(of: &'a LinearRun, job: &'a LinearJob) -> Result<Self, CommandError> {
+    fn open(of: &'a LinearRun, job: &'a LinearJob, group: &'a ProcessGroup) -> Result<Self, CommandError> {
         let (_, folder) = checkpoint_at(&of.run)?;
         let checkpoint = Checkpoint::open(&folder)?;
         let trained_on = &checkpoint.manifest().trained_on.split;
         let train_split = of.train_split.as_ref().unwrap_or(trained_on).clone();
         let dataset = RunDataset::open(&of.dataset, &train_split, of.split.as_deref())?;
-        Ok(Self { of, job, checkpoint, dataset, train_split })
+        Ok(Self { of, job, group, checkpoint, dataset, train_split })
     }
 
     /// The folder of reports and features.
@@ -212,7 +255,7 @@ impl<'a> RunEvaluation<'a> {
     }
 
     fn probe(&self, progress: &dyn Progress) -> Result<Probed, CommandError> {
-        let Self { of, job, checkpoint, dataset, train_split } = self;
+        let Self { of, job, group, checkpoint, dataset, train_split } = self;
         for split in [train_split, &dataset.split] {
             if dataset.manifest.split(&dataset.location, split)?.labelled == 0 {
                 let location = &dataset.location;
@@ -230,26 +273,27 @@ impl<'a> RunEvaluation<'a> {
             progress.note(&line);
         }
         let features = self.folder()?.join("features");
-        let machine = Machine { threads: of.threads, device: job.options.device, local_rank: 0 };
+        let LinearOptions { device, local_rank, memory_limit, .. } = job.options;
+        let machine = Machine { threads: of.threads, device, local_rank, memory_limit };
         let training = dataset.embedding(checkpoint, train_split, rows, machine);
         let evaluated = dataset.embedding(checkpoint, &dataset.split, RowChoice::All, machine);
-        let group = ProcessGroup::alone();
-        let tests = run_tables(&evaluated, &features, &of.layers, &group, progress)?;
+        let tests = run_tables(&evaluated, &features, &of.layers, group, progress)?;
         let labels_of = |ids: &[InstanceId], labels: &[Option<ClassId>]| {
             job.label_fraction.map(|_| Labels { ids: ids.to_vec(), labels: labels.to_vec() })
         };
+        let tests = tests.iter().map(StoredTable::open).collect::<Result<Vec<_>, _>>()?;
         if of.augment {
-            let tests = tests.iter().map(FeatureTable::read).collect::<Result<Vec<_>, _>>()?;
-            let probed = probe_augmented(&training, &of.layers, &tests, &job.options, progress)?;
+            let probed = probe_augmented(&training, &of.layers, &tests, &job.options, group, progress)?;
             let source = rows.open(&dataset.location, &dataset.manifest, train_split)?;
-            return Ok((probed, labels_of(source.ids(), source.labels())));
+            return Ok((probed.unwrap_or_default(), labels_of(source.ids(), source.labels())));
         }
         let (mut probed, mut labels) = (Vec::new(), None);
-        let trained = run_tables(&training, &features, &of.layers, &group, progress)?;
-        for (train, test) in trained.iter().zip(&tests) {
-            let train = FeatureTable::read(train)?;
-            labels = labels_of(&train.ids, &train.labels);
-            probed.push(probe(&train, &FeatureTable::read(test)?, &job.options, progress)?);
+        let trained = run_tables(&training, &features, &of.layers, group, progress)?;
+        for (number, (train, test)) in trained.iter().zip(&tests).enumerate() {
+            let train = StoredTable::open(train)?;
+            labels = labels_of(train.ids(), train.labels());
+            let tables = ProbeTables { train: &train, among: None, test, number };
+            probed.extend(probe(tables, &job.options, group, progress)?);
         }
         Ok((probed, labels))
     }

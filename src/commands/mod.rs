@@ -45,4 +45,6 @@ pub use render::{RenderOptions, RenderReport, RenderedEpoch, RenderedEpochs, ren
 #[cfg(feature = "torch")]
 pub use reports::Report;
 #[cfg(feature = "torch")]
+pub use run::usual_memory_limit;
+#[cfg(feature = "torch")]
 pub use watch::{WatchEnd, WatchOptions, WatchSummary};

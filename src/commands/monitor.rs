@@ -10,6 +10,7 @@ use crate::eval::{KnnOptions, default_k, encode, evaluate, evaluate_over, gather
 use crate::feature_table::{FeatureTable, Kind, TableMeta};
 use crate::ids::{ClassId, InstanceId};
 use crate::loader::{Source, Subset, open_split};
+use crate::model::FeatureLayer;
 use crate::progress::Progress;
 use crate::run_config::{FEWEST_MONITORED, TrainConfig};
 use crate::storage::Location;
@@ -115,7 +116,8 @@ impl Monitor {
         } else {
             Arc::new(Subset::of_range(Arc::clone(source), own))
         };
-        let part = encode(encoder, images, meta, (BATCH_SIZE, self.threads), progress);
+        let part =
+            encode(encoder, images, FeatureLayer::Projection, meta, (BATCH_SIZE, self.threads), progress);
         // If one process failed, all give up.
         let failed = group.gather_bytes(&[u8::from(part.is_err())])?;
         let part = part?;

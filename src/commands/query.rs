@@ -15,8 +15,8 @@ use super::knn::check_dataset;
 use crate::checkpoint::{Checkpoint, checkpoint_at};
 use crate::dataset::{Manifest, Row, read_paths};
 use crate::eval::{
-    KnnOptions, KnnReports, Thumbnails, checkpoint_bank, encode_layers, evaluate_with_neighbours,
-    load_encoder, open_bank,
+    KnnOptions, KnnReports, Thumbnails, checkpoint_bank, encode, evaluate_with_neighbours, load_encoder,
+    open_bank,
 };
 use crate::feature_table::{ColumnNames, FeatureTable, Kind, Table, TableMeta};
 use crate::ids::InstanceId;
@@ -300,8 +300,7 @@ fn embed(
         }
         let source = MemorySource::new(rows).with_exif_orientation(orientation.unwrap_or_default());
         let sizes = (BATCH_SIZE, job.threads);
-        let mut tables = encode_layers(&encoder, Arc::new(source), &table_meta, &[layer], sizes, progress)?;
-        let part = tables.remove(0);
+        let part = encode(&encoder, Arc::new(source), layer, &table_meta, sizes, progress)?;
         match &mut queries {
             None => queries = Some(part),
             Some(all) => {

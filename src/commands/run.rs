@@ -5,6 +5,7 @@ use super::reports::REPORTS;
 use crate::checkpoint::{Checkpoint, CheckpointError, TrainedOn};
 use crate::dataset::{DatasetError, Manifest};
 use crate::eval::{EmbedJob, RowChoice};
+use crate::ingest::machine_memory;
 use crate::run_config::DeviceChoice;
 use crate::storage::Location;
 
@@ -12,6 +13,8 @@ use crate::storage::Location;
 const BATCH_SIZE: usize = 256;
 /// Digits of another dataset's digest in the name of its folder.
 const DIGEST_DIGITS: usize = 12;
+/// The memory of a machine that does not tell, in bytes.
+const UNKNOWN_MACHINE: u64 = 4 << 30;
 
 /// A dataset and its evaluated split.
 #[derive(Clone, Debug)]
@@ -28,6 +31,13 @@ pub(super) struct Machine {
     pub(super) threads: usize,
     pub(super) device: DeviceChoice,
     pub(super) local_rank: usize,
+    /// The bytes that this process may hold.
+    pub(super) memory_limit: u64,
+}
+
+/// The bytes that one of several processes may hold where no limit is given: its share of half of the machine's memory.
+pub fn usual_memory_limit(processes: usize) -> u64 {
+    machine_memory().unwrap_or(UNKNOWN_MACHINE) / 2 / processes.max(1) as u64
 }
 
 impl RunDataset {
@@ -69,6 +79,8 @@ impl RunDataset {
             threads: machine.threads,
             device: machine.device,
             local_rank: machine.local_rank,
+            dtype: None,
+            memory_limit: machine.memory_limit,
         }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use crate::dataset::DuplicateRow;
-use crate::feature_table::{FeatureTable, Table};
+use crate::feature_table::Table;
 use crate::ids::InstanceId;
 use crate::search::Neighbours;
 
@@ -79,14 +79,14 @@ impl Duplicates {
 
 /// In words, how many queries are among these rows of a split; `None` for none. Where any query has a label, only the
 /// labelled ones count.
-pub(super) fn common_rows(split: &str, ids: &[InstanceId], queries: &FeatureTable) -> Option<String> {
-    if split != queries.meta.split {
+pub(super) fn common_rows(split: &str, ids: &[InstanceId], queries: &dyn Table) -> Option<String> {
+    if split != queries.meta().split {
         return None;
     }
     let ids: HashSet<_> = ids.iter().collect();
-    let are_labelled = queries.labels.iter().any(Option::is_some);
+    let are_labelled = queries.labels().iter().any(Option::is_some);
     let labelled =
-        queries.ids.iter().zip(&queries.labels).filter(|(_, label)| !are_labelled || label.is_some());
+        queries.ids().iter().zip(queries.labels()).filter(|(_, label)| !are_labelled || label.is_some());
     let (all, common) = labelled
         .fold((0_usize, 0_usize), |(all, common), (id, _)| (all + 1, common + usize::from(ids.contains(id))));
     (common > 0).then(|| format!("{common} of {all} queries of split `{split}`"))

@@ -1,15 +1,24 @@
 //! Features of a split under a checkpoint's encoder, written to given files or kept in the run's folder.
+//!
+//! Images come in the order of the shards, rows are written in the order of the ids. Between the two the vectors are in
+//! `Scratch`, so that the memory that is needed does not grow with the rows.
+
+mod encoded;
+mod scratch;
 
 use std::sync::Arc;
 
 use tch::{Kind as TensorKind, Tensor};
 
-use super::distributed::{gather_table, share};
+use self::encoded::{encode_rows, write_tables};
+use super::distributed::share;
 use crate::checkpoint::{Checkpoint, CheckpointError, MODEL};
 use crate::dataset::{DatasetError, Manifest};
 use crate::distributed::{DistributedError, ProcessGroup};
 use crate::failure::Failure;
-use crate::feature_table::{FeatureTable, Kind, StoredTable, Table, TableError, TableMeta};
+use crate::feature_table::{
+    Dtype, FeatureTable, Kind, StoredTable, Table, TableError, TableMeta, TableWriter,
+};
 use crate::ids::InstanceId;
 use crate::loader::{Batch, LoaderError, Source, Subset, evaluation_batches, open_split};
 use crate::model::{
@@ -19,7 +28,7 @@ use crate::model::{
 use crate::progress::Progress;
 use crate::run_config::DeviceChoice;
 use crate::storage::{Location, Published};
-use crate::units::Fraction;
+use crate::units::{ByteSize, Fraction};
 
 /// Digits of the weights' digest in the name of a run's table.
 const DIGEST_DIGITS: usize = 8;
@@ -104,6 +113,10 @@ pub struct EmbedJob {
     pub device: DeviceChoice,
     /// The number of this process among those on this machine; each takes another CUDA device.
     pub local_rank: usize,
+    /// The type of the written numbers; by default [`Dtype::usual`] of each layer.
+    pub dtype: Option<Dtype>,
+    /// Vectors that take more bytes than this are in a temporary file until they are written.
+    pub memory_limit: u64,
 }
 
 /// What to do with another file at the place of a feature table.
@@ -133,6 +146,29 @@ pub enum EmbedError {
         checkpoint: String,
         /// The instance.
         instance: u32,
+    },
+    /// A feature is beyond the range of 16 bits.
+    #[error(
+        "layer {layer}: a feature of instance {instance} exceeds 65504, the most that f16 holds; give --dtype f32"
+    )]
+    BeyondF16 {
+        /// The layer.
+        layer: FeatureLayer,
+        /// The instance.
+        instance: u32,
+    },
+    /// The temporary file cannot be used.
+    #[error(
+        "cannot keep {} of features in a temporary file in `{folder}`; free space there, set TMPDIR to another folder, or \
+         raise --memory-limit", ByteSize(*bytes)
+    )]
+    Scratch {
+        /// The folder for temporary files.
+        folder: String,
+        /// The bytes of all vectors of this process.
+        bytes: u64,
+        /// The cause.
+        source: std::io::Error,
     },
     /// The caller stopped it.
     #[error("stopped")]
@@ -169,7 +205,8 @@ impl EmbedError {
         match self {
             Self::Layer(_) | Self::Occupied { .. } => Failure::Usage,
             Self::Stopped => Failure::Stopped,
-            Self::NotFinite { .. } | Self::Weights(_) => Failure::Data,
+            Self::NotFinite { .. } | Self::BeyondF16 { .. } | Self::Weights(_) => Failure::Data,
+            Self::Scratch { .. } => Failure::Io,
             Self::Checkpoint(error) => error.failure(),
             Self::Dataset(error) => error.failure(),
             Self::Loader(error) => error.failure(),
@@ -220,13 +257,15 @@ impl EmbedJob {
                 && meta.weights == wanted.weights
                 && (&meta.split, &meta.split_digest) == (&wanted.split, &wanted.split_digest)
                 && meta.classes == wanted.classes
+                && self.dtype.is_none_or(|dtype| table.dtype() == dtype)
                 && table.ids() == ids
         });
         if is_same || existing == Existing::Replace {
             return Ok(is_same);
         }
         let folder = self.checkpoint.folder();
-        let wanted = format!("{layer} of {} images of split `{}` by {folder}", ids.len(), self.split);
+        let dtype = self.dtype.map(|dtype| format!(" as {dtype}")).unwrap_or_default();
+        let wanted = format!("{layer} of {} images of split `{}` by {folder}{dtype}", ids.len(), self.split);
         Err(EmbedError::Occupied { output: output.to_string(), wanted })
     }
 }
@@ -258,7 +297,8 @@ pub fn embed(
     }
     let found = group.gather_bytes(&found?)?.swap_remove(0);
     let missing = outputs.iter().zip(&found).filter(|(_, found)| **found == 0);
-    let layers: Vec<FeatureLayer> = missing.map(|((layer, _), _)| *layer).collect();
+    let missing: Vec<&(FeatureLayer, Location)> = missing.map(|(output, _)| output).collect();
+    let layers: Vec<FeatureLayer> = missing.iter().map(|(layer, _)| *layer).collect();
     if layers.is_empty() {
         return Ok(vec![None; outputs.len()]);
     }
@@ -270,26 +310,17 @@ pub fn embed(
     let (ids, labels) = (source.ids().to_vec(), source.labels().to_vec());
     let own = share(ids.len(), group);
     let source = if group.world() == 1 { source } else { Arc::new(Subset::of_range(source, own)) };
-    let sizes = (job.batch_size, job.threads);
-    let parts = encode_layers(&encoder, source, &job.meta(), &layers, sizes, progress)?;
-    let whole = |part| gather_table(group, part, (&ids, &labels), false);
-    let tables = parts.into_iter().map(whole).collect::<Result<Vec<_>, _>>()?;
-    for table in &tables {
-        let mut rows = table.features.chunks(table.meta.dim);
-        if let Some(bad) = rows.position(|row| row.iter().any(|x| !x.is_finite())) {
-            let instance = table.ids[bad].0;
-            return Err(EmbedError::NotFinite { checkpoint: checkpoint.folder().to_string(), instance });
-        }
-    }
-    let mut tables = tables.into_iter();
+    let encoded = encode_rows(job, &encoder, source, &layers, progress)?;
+    let mut tables =
+        write_tables(job, &encoder, &encoded, (&ids, &labels), &missing, group, progress)?.into_iter();
     let mut published = Vec::new();
     for (output, found) in outputs.iter().zip(&found).filter(|_| group.is_first()) {
         let table = if *found == 0 { tables.next() } else { None };
-        if let Some(table) = &table {
+        if table.is_some() {
             // Another job may have written there meanwhile.
-            job.is_made(output, &table.ids, existing)?;
+            job.is_made(output, &ids, existing)?;
         }
-        published.push(table.map(|table| table.write(&output.1)).transpose()?);
+        published.push(table.map(TableWriter::finish).transpose()?);
     }
     // Rank 0 may write for long: no collective, which would give up.
     let key = format!("embedded/{}", outputs.iter().map(|(_, at)| at.to_string()).collect::<String>());
@@ -299,6 +330,18 @@ pub fn embed(
         group.store().wait_for(&key)?;
     }
     Ok(published)
+}
+
+/// What a table of this layer says of its features, but for their length.
+fn layer_meta(meta: &TableMeta, encoder: &Encoder, layer: FeatureLayer) -> TableMeta {
+    TableMeta {
+        layer: layer.to_string(),
+        dim: encoder.config().dim,
+        unit_length: layer == FeatureLayer::Projection,
+        device: Some(if encoder.device().is_cuda() { "cuda" } else { "cpu" }.into()),
+        precision: Some(encoder.precision().into()),
+        ..meta.clone()
+    }
 }
 
 /// The tables of these layers in a folder, such as a run's `eval/features`; those that are missing are made in one pass.
@@ -364,66 +407,41 @@ pub fn load_encoder(checkpoint: &Checkpoint, device: tch::Device) -> Result<Enco
     Ok(encoder)
 }
 
-/// The embedding of every image of a source, each exactly once, in the order of the ids.
+/// A layer's features of every image of a source, each exactly once, in the order of the ids, all in memory.
 ///
 /// # Errors
-/// If an image cannot be loaded.
+/// If an image cannot be loaded, or the encoder has no such layer.
 pub fn encode(
     encoder: &Encoder,
     source: Arc<dyn Source>,
+    layer: FeatureLayer,
     meta: &TableMeta,
     sizes: (usize, usize),
     progress: &dyn Progress,
 ) -> Result<FeatureTable, EmbedError> {
-    let mut tables = encode_layers(encoder, source, meta, &[FeatureLayer::Projection], sizes, progress)?;
-    Ok(tables.remove(0))
-}
-
-/// The features of several layers, a table for each, in one pass over the images. What depends on the layer completes
-/// `meta`. The sizes are images of a batch, and threads that decode.
-///
-/// # Errors
-/// If an image cannot be loaded, or the encoder has no such layer.
-pub fn encode_layers(
-    encoder: &Encoder,
-    source: Arc<dyn Source>,
-    meta: &TableMeta,
-    layers: &[FeatureLayer],
-    sizes: (usize, usize),
-    progress: &dyn Progress,
-) -> Result<Vec<FeatureTable>, EmbedError> {
     let rows = source.len();
-    let table = |&layer: &FeatureLayer| FeatureTable {
+    let mut table = FeatureTable {
         features: Vec::new(),
         ids: source.ids().to_vec(),
         labels: source.labels().to_vec(),
         updated_step: vec![None; rows],
-        meta: TableMeta {
-            layer: layer.to_string(),
-            dim: encoder.config().dim,
-            unit_length: layer == FeatureLayer::Projection,
-            device: Some(if encoder.device().is_cuda() { "cuda" } else { "cpu" }.into()),
-            precision: Some(encoder.precision().into()),
-            ..meta.clone()
-        },
+        meta: layer_meta(meta, encoder, layer),
     };
-    let mut tables: Vec<FeatureTable> = layers.iter().map(table).collect();
     progress.begin("embed", rows as u64);
     for_each_batch(encoder, source, sizes, progress, |batch, images| {
-        for (table, features) in tables.iter_mut().zip(encoder.features(images, layers)?) {
-            let dim = features.size()[1] as usize;
-            table.meta.dim = dim;
-            table.features.resize(rows * dim, 0.0);
-            let features = to_host(&features);
-            // Batches follow the order of the shards, not of the ids.
-            for (position, row) in batch.bank_rows.iter().zip(features.chunks_exact(dim)) {
-                table.features[position.row() * dim..][..dim].copy_from_slice(row);
-            }
+        let features = &encoder.features(images, &[layer])?[0];
+        let dim = features.size()[1] as usize;
+        table.meta.dim = dim;
+        table.features.resize(rows * dim, 0.0);
+        let features = to_host(features);
+        // Batches follow the order of the shards, not of the ids.
+        for (position, row) in batch.bank_rows.iter().zip(features.chunks_exact(dim)) {
+            table.features[position.row() * dim..][..dim].copy_from_slice(row);
         }
         Ok(())
     })?;
     progress.finish();
-    Ok(tables)
+    Ok(table)
 }
 
 /// Calls `each` with every batch of a source under the encoder's evaluation transform and with its images, each image
@@ -454,7 +472,7 @@ pub(super) fn for_each_batch(
 }
 
 /// The numbers of a tensor, row after row.
-fn to_host(features: &Tensor) -> Vec<f32> {
+pub(super) fn to_host(features: &Tensor) -> Vec<f32> {
     let features = features.to_device(tch::Device::Cpu).to_kind(TensorKind::Float).contiguous();
     let mut numbers = vec![0.0; features.numel()];
     let count = numbers.len();

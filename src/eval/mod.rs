@@ -24,15 +24,13 @@ pub use bank::{checkpoint_bank, open_bank};
 pub use distributed::{evaluate_over, gather_table, share};
 pub use duplicates::Duplicates;
 #[cfg(feature = "torch")]
-pub use embed::{
-    EmbedError, EmbedJob, Existing, RowChoice, embed, encode, encode_layers, load_encoder, run_tables,
-};
+pub use embed::{EmbedError, EmbedJob, Existing, RowChoice, embed, encode, load_encoder, run_tables};
 pub use error::EvalError;
 pub use knn::{KnnOptions, MOST_BY_DEFAULT, default_k, evaluate, evaluate_with_neighbours};
 #[cfg(feature = "torch")]
 pub use linear::{
-    ClassifierReport, LinearError, LinearOptions, LinearReport, ProbeReport, Score, Solver, SweepCell,
-    classify, probe, probe_augmented,
+    ClassifierReport, LinearError, LinearOptions, LinearReport, ProbeReport, ProbeTables, Score, Solver,
+    SweepCell, classify, probe, probe_augmented,
 };
 pub use report::{ClassScore, Confusion, GridCell, KnnReport, KnnReports, Timing, write_neighbours};
 pub use retrieval::{LabelSets, RecallAt, Retrieval};

@@ -17,15 +17,17 @@ mod schema;
 mod stored;
 mod table;
 mod views;
+mod writer;
 
 pub use columns::ColumnNames;
 pub use error::TableError;
 pub use foreign::{Foreign, ForeignLabels, RowNames};
-pub use rows::{PendingVectors, Table, Vectors};
+pub use rows::{Dtype, PendingVectors, Table, Vectors};
 pub use schema::{Kind, TableMeta};
 pub use stored::{StoredTable, open_table};
 pub use table::{FeatureTable, TableSummary};
 pub use views::{TableSlice, UnitRows};
+pub use writer::{RowColumns, TableWriter};
 
 /// How far from 1 the length of a row may be where a table says that its rows are of unit length.
 ///

@@ -5,6 +5,7 @@ use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
+use arrow::datatypes::DataType;
 use bytes::Bytes;
 use half::f16;
 
@@ -39,7 +40,7 @@ pub trait Table: Debug + Sync {
     /// `[rows]`: in a bank, the training step that last wrote the row.
     fn updated_steps(&self) -> &[Option<u64>];
 
-    /// Starts to read the vectors of one of [`Table::ranges`].
+    /// Starts to read the vectors of one of [`Table::ranges`], or of a range within it.
     fn start_read(&self, rows: Range<usize>) -> PendingVectors<'_>;
 
     /// Checks the digest of a table whose digest is known, once it has been used: what was read by then is not
@@ -69,7 +70,7 @@ enum Source<'a> {
     },
     File {
         read: PendingRead,
-        values: Values,
+        values: Dtype,
         table: &'a str,
         meta: &'a TableMeta,
         first: usize,
@@ -78,19 +79,65 @@ enum Source<'a> {
     },
 }
 
-/// How a file holds its numbers.
+/// How a file holds the numbers of its vectors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Values {
+pub enum Dtype {
+    /// 32 bits.
     F32,
+    /// 16 bits: 11 significant bits, and numbers up to 65504.
     F16,
 }
 
-impl Values {
-    pub(super) fn bytes(self) -> usize {
+impl Dtype {
+    /// Vectors of more numbers are written as [`Dtype::F16`] where nothing else is asked for.
+    pub const LONGEST_F32: usize = 512;
+
+    /// The type in which vectors of this length are written where nothing else is asked for.
+    pub fn usual(dim: usize) -> Self {
+        if dim > Self::LONGEST_F32 { Self::F16 } else { Self::F32 }
+    }
+
+    /// The bytes of a number.
+    pub fn bytes(self) -> usize {
         match self {
             Self::F32 => 4,
             Self::F16 => 2,
         }
+    }
+
+    /// Numbers as a file holds them, rounded to the nearest; one beyond the type's range becomes infinite.
+    pub fn encode(self, numbers: &[f32]) -> Vec<u8> {
+        match self {
+            Self::F32 => numbers.iter().flat_map(|number| number.to_le_bytes()).collect(),
+            Self::F16 => numbers.iter().flat_map(|&number| f16::from_f32(number).to_le_bytes()).collect(),
+        }
+    }
+
+    pub(super) fn of_arrow(self) -> DataType {
+        match self {
+            Self::F32 => DataType::Float32,
+            Self::F16 => DataType::Float16,
+        }
+    }
+}
+
+impl std::fmt::Display for Dtype {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+        })
+    }
+}
+
+impl std::str::FromStr for Dtype {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        [Self::F32, Self::F16]
+            .into_iter()
+            .find(|dtype| dtype.to_string() == text)
+            .ok_or_else(|| format!("invalid type `{text}`, expected f32 or f16"))
     }
 }
 
@@ -103,7 +150,7 @@ impl<'a> PendingVectors<'a> {
     /// Vectors that are read from a file, from row `first` on.
     pub(super) fn file(
         read: PendingRead,
-        values: Values,
+        values: Dtype,
         table: &'a str,
         meta: &'a TableMeta,
         first: usize,
@@ -160,7 +207,7 @@ pub struct Vectors<'a> {
 #[derive(Debug)]
 enum Held<'a> {
     Memory { features: &'a [f32], dim: usize, first: usize },
-    File { bytes: Bytes, values: Values, table: &'a str, meta: &'a TableMeta, first: usize },
+    File { bytes: Bytes, values: Dtype, table: &'a str, meta: &'a TableMeta, first: usize },
 }
 
 impl Vectors<'_> {
@@ -249,10 +296,10 @@ impl RunningDigest {
     }
 }
 
-fn decode(bytes: &[u8], values: Values) -> Vec<f32> {
+fn decode(bytes: &[u8], values: Dtype) -> Vec<f32> {
     match values {
-        Values::F32 => bytes.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect(),
-        Values::F16 => bytes.as_chunks().0.iter().map(|&bytes| f16::from_le_bytes(bytes).to_f32()).collect(),
+        Dtype::F32 => bytes.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect(),
+        Dtype::F16 => bytes.as_chunks().0.iter().map(|&bytes| f16::from_le_bytes(bytes).to_f32()).collect(),
     }
 }
 

@@ -250,7 +250,7 @@ pub(super) fn fields(dim: usize, value: DataType) -> Fields {
     ])
 }
 
-/// The schema of the tables that are written.
-pub(super) fn schema(meta: &TableMeta) -> Schema {
-    Schema::new_with_metadata(fields(meta.dim, DataType::Float32), meta.to_metadata())
+/// The schema of a table whose vectors have this type.
+pub(super) fn schema(meta: &TableMeta, value: DataType) -> Schema {
+    Schema::new_with_metadata(fields(meta.dim, value), meta.to_metadata())
 }

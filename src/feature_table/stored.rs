@@ -9,7 +9,6 @@ use std::ops::Range;
 use arrow::array::PrimitiveArray;
 use arrow::array::types::Int64Type;
 use arrow::buffer::{BooleanBuffer, Buffer, NullBuffer, ScalarBuffer};
-use arrow::datatypes::DataType;
 use arrow::error::ArrowError;
 use arrow::ipc::convert::try_fb_to_schema;
 use arrow::ipc::reader::read_footer_length;
@@ -19,7 +18,7 @@ use bytes::Bytes;
 use super::columns::{ColumnNames, Columns};
 use super::error::TableError;
 use super::foreign::Foreign;
-use super::rows::{PendingVectors, RunningDigest, Table, Values, split};
+use super::rows::{Dtype, PendingVectors, RunningDigest, Table, split};
 use super::schema::{NamedMeta, TableMeta, fields};
 use super::table::FeatureTable;
 use crate::ids::{ClassId, InstanceId};
@@ -43,7 +42,7 @@ pub struct StoredTable {
     /// Their digests, where these are known.
     digests: Vec<Option<RunningDigest>>,
     meta: TableMeta,
-    values: Values,
+    values: Dtype,
     columns: Columns,
     batches: Vec<Batch>,
 }
@@ -122,6 +121,11 @@ impl StoredTable {
         Self::of_files(files.iter().map(open).collect::<Result<_, _>>()?)
     }
 
+    /// How its files hold the numbers.
+    pub fn dtype(&self) -> Dtype {
+        self.values
+    }
+
     /// Names the digest of the rows' split, where the table does not.
     #[must_use]
     pub fn with_split_digest(mut self, digest: &str) -> Self {
@@ -130,7 +134,7 @@ impl StoredTable {
     }
 
     fn of_files(files: Vec<(Location, Option<Digest>, OpenFile)>) -> Result<Self, TableError> {
-        let mut opened: Option<(TableMeta, Values)> = None;
+        let mut opened: Option<(TableMeta, Dtype)> = None;
         let (mut columns, mut batches) = (Columns::default(), Vec::new());
         let names: Vec<String> = files.iter().map(|(location, ..)| location.to_string()).collect();
         let (mut locations, mut digests) = (Vec::new(), Vec::new());
@@ -163,7 +167,7 @@ impl StoredTable {
 /// What the footer of a file says, and its batches, counted from row 0.
 struct OpenFile {
     meta: TableMeta,
-    values: Values,
+    values: Dtype,
     bytes: u64,
     batches: Vec<Batch>,
 }
@@ -204,9 +208,8 @@ fn open_file(location: &Location) -> Result<Option<OpenFile>, TableError> {
     let Some(meta) = named.whole().filter(|meta| (1..=MOST_NUMBERS).contains(&meta.dim)) else {
         return Ok(None);
     };
-    let types = [(DataType::Float32, Values::F32), (DataType::Float16, Values::F16)];
-    let fits = |(kind, _): &(DataType, Values)| *schema.fields() == fields(meta.dim, kind.clone());
-    let Some((_, values)) = types.into_iter().find(fits) else { return Ok(None) };
+    let fits = |dtype: &Dtype| *schema.fields() == fields(meta.dim, dtype.of_arrow());
+    let Some(values) = [Dtype::F32, Dtype::F16].into_iter().find(fits) else { return Ok(None) };
     let blocks = footer.recordBatches().map(|blocks| blocks.iter().collect()).unwrap_or_default();
     match find_batches(location, size, blocks, meta.dim * values.bytes()) {
         Ok(batches) => Ok(Some(OpenFile { meta, values, bytes: size, batches })),

@@ -1,27 +1,20 @@
 //! A feature table in memory: read, checked, and written.
 
 use std::borrow::Cow;
-use std::io::Write;
 use std::ops::Range;
-use std::sync::Arc;
 
-use arrow::array::{ArrayRef, FixedSizeListArray, Float32Array, Int64Array, RecordBatch};
-use arrow::datatypes::{DataType, Field};
 use arrow::error::ArrowError;
-use arrow::ipc::writer::FileWriter;
 use bytes::Bytes;
 use serde::Serialize;
 
 use super::columns::{ColumnNames, check_ids};
 use super::error::TableError;
 use super::foreign::{Foreign, of_bytes};
-use super::rows::{IN_MEMORY, PendingVectors, Table, check_vectors, normalise, split};
-use super::schema::{Kind, TableMeta, schema};
+use super::rows::{Dtype, IN_MEMORY, PendingVectors, Table, check_vectors, normalise, split};
+use super::schema::{Kind, TableMeta};
+use super::writer::{BATCH_ROWS, RowColumns, TableWriter};
 use crate::ids::{ClassId, InstanceId};
-use crate::storage::{Location, Published, Upload};
-
-/// Rows of a record batch: 32 MiB of features at 128 numbers a row.
-const BATCH_ROWS: usize = 1 << 16;
+use crate::storage::{Location, Published};
 
 /// A feature table in memory.
 #[derive(Clone, Debug, PartialEq)]
@@ -170,40 +163,17 @@ impl FeatureTable {
         assert_eq!(self.labels.len(), self.len(), "a label or none for each row");
         assert_eq!(self.updated_step.len(), self.len(), "a step or none for each row");
         assert_eq!(self.features.len(), self.len() * self.meta.dim, "a vector for each row");
-        let upload = Upload::start(location)?;
-        let failed = |error: ArrowError| match error {
-            ArrowError::IoError(_, source) => TableError::from(location.failed_by("write", source)),
-            source => TableError::Malformed { table: location.to_string(), source },
-        };
-        let upload = self.write_to(upload).map_err(failed)?;
-        Ok(upload.finish()?)
-    }
-
-    fn write_to<W: Write>(&self, sink: W) -> Result<W, ArrowError> {
-        let schema = Arc::new(schema(&self.meta));
-        let mut writer = FileWriter::try_new_buffered(sink, &schema)?;
-        for start in (0..self.len()).step_by(BATCH_ROWS) {
-            let rows = start..(start + BATCH_ROWS).min(self.len());
+        let mut writer = TableWriter::start(location, &self.meta, Dtype::F32)?;
+        for rows in split(0..self.len(), BATCH_ROWS) {
             let values = &self.features[rows.start * self.meta.dim..rows.end * self.meta.dim];
-            let item = Arc::new(Field::new("item", DataType::Float32, false));
-            let values = Arc::new(Float32Array::from(values.to_vec()));
-            let columns: Vec<ArrayRef> = vec![
-                Arc::new(Int64Array::from_iter_values(
-                    self.ids[rows.clone()].iter().map(|id| id.to_stored()),
-                )),
-                Arc::new(FixedSizeListArray::try_new(item, self.meta.dim as i32, values, None)?),
-                Arc::new(Int64Array::from_iter(
-                    self.labels[rows.clone()].iter().map(|label| label.map(|class| i64::from(class.0))),
-                )),
-                Arc::new(Int64Array::from_iter(
-                    self.updated_step[rows].iter().map(|step| step.map(|step| step as i64)),
-                )),
-            ];
-            writer.write(&RecordBatch::try_new(Arc::clone(&schema), columns)?)?;
+            let columns = RowColumns {
+                ids: &self.ids[rows.clone()],
+                labels: &self.labels[rows.clone()],
+                updated_steps: &self.updated_step[rows],
+            };
+            writer.append(columns, values.to_vec())?;
         }
-        writer.finish()?;
-        let buffered = writer.into_inner()?;
-        buffered.into_inner().map_err(|error| ArrowError::from(error.into_error()))
+        writer.finish()
     }
 }
 

@@ -56,6 +56,68 @@ fn equal_tables_give_equal_bytes() {
     assert_eq!(table(100).write(&location).expect("written"), first);
 }
 
+/// Appends all rows of a table in batches.
+fn append(writer: &mut TableWriter, table: &FeatureTable, batch: usize, dtype: Dtype) {
+    for start in (0..table.len()).step_by(batch) {
+        let rows = start..(start + batch).min(table.len());
+        let columns = RowColumns {
+            ids: &table.ids[rows.clone()],
+            labels: &table.labels[rows.clone()],
+            updated_steps: &table.updated_step[rows.clone()],
+        };
+        let dim = table.meta.dim;
+        let values = dtype.encode(&table.features[rows.start * dim..rows.end * dim]);
+        writer.append(columns, values).expect("written");
+    }
+}
+
+#[test]
+fn a_table_that_is_written_as_its_rows_come_has_the_bytes_of_one_that_is_written_whole() {
+    let (_dir, location) = location();
+    let whole = table(70_000);
+    let expected = whole.write(&location).expect("written");
+    let bytes = location.read().expect("bytes");
+    let mut writer = TableWriter::start(&location, &whole.meta, Dtype::F32).expect("started");
+    append(&mut writer, &whole, TableWriter::batch_rows(2, Dtype::F32), Dtype::F32);
+    assert_eq!(writer.finish().expect("published"), expected);
+    assert_eq!(location.read().expect("bytes"), bytes);
+}
+
+#[test]
+fn a_table_of_16_bit_numbers_is_read_by_every_reader() {
+    let (dir, location) = location();
+    let exact = table(1000);
+    let mut writer = TableWriter::start(&location, &exact.meta, Dtype::F16).expect("started");
+    append(&mut writer, &exact, 300, Dtype::F16);
+    assert!(!location.exists().expect("a look"), "it appears when it is whole");
+    writer.finish().expect("published");
+    let rounded: Vec<f32> = exact.features.iter().map(|&x| half::f16::from_f32(x).to_f32()).collect();
+    let expected = FeatureTable { features: rounded, ..exact.clone() };
+    assert_ne!(expected.features, exact.features);
+    assert_eq!(FeatureTable::read(&location).expect("read"), expected);
+    let stored = StoredTable::open(&location).expect("opened");
+    assert_eq!((stored.dtype(), stored.meta()), (Dtype::F16, &exact.meta));
+    for longest in [7, 1000] {
+        assert_eq!(read_in_ranges(&stored, longest).expect("read"), expected.features);
+    }
+    // A part of a range.
+    let vectors = stored.start_read(320..340).finish().expect("read");
+    assert_eq!(&*vectors.rows(321..323).expect("rows"), &expected.features[642..646]);
+    let other = Location::from_path(&dir.path().join("other.arrow")).expect("a location");
+    let mut dropped = TableWriter::start(&other, &exact.meta, Dtype::F16).expect("started");
+    append(&mut dropped, &exact, 300, Dtype::F16);
+    drop(dropped);
+    assert_eq!(std::fs::read_dir(dir.path()).expect("the folder").count(), 1);
+}
+
+#[test]
+fn long_vectors_are_written_in_16_bits_and_small_batches() {
+    assert_eq!([512, 513].map(Dtype::usual), [Dtype::F32, Dtype::F16]);
+    assert_eq!(TableWriter::batch_rows(512, Dtype::F32), 65_536);
+    assert_eq!(TableWriter::batch_rows(9216, Dtype::F16), 3640);
+    assert!("f64".parse::<Dtype>().is_err_and(|error| error.contains("expected f32 or f16")));
+}
+
 #[test]
 fn a_truncated_file_is_no_table() {
     let (_dir, location) = location();

@@ -192,7 +192,7 @@ fn needed(image: &[u8], options: &IngestOptions) -> u64 {
 }
 
 /// The memory that this process may use, in bytes: the machine's, or less where its control group says so.
-fn machine_memory() -> Option<u64> {
+pub fn machine_memory() -> Option<u64> {
     let number = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
     let info = std::fs::read_to_string("/proc/meminfo").ok();
     let line = info.as_deref().and_then(|info| info.lines().find_map(|line| line.strip_prefix("MemTotal:")));

@@ -32,6 +32,7 @@ pub use bench::{BenchOptions, BenchReport, bench};
 pub use error::IngestError;
 pub use export::{ExportOptions, ExportReport, ExportedSplit, export};
 pub use job::{ingest, plan, source_plan};
+pub use memory::machine_memory;
 pub use plan::{DestinationPlan, IngestPlan};
 pub use report::{AlreadyThere, HeldBy, IngestReport, SplitReport, VerifiedSource};
 pub(crate) use source::is_image;

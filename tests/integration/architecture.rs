@@ -38,13 +38,14 @@ fn may_import(module: &str) -> Option<Vec<&'static str>> {
 }
 
 /// Places that may name tensors.
-const TENSORS: [&str; 8] = [
+const TENSORS: [&str; 9] = [
     "src/model/",
     "src/distributed/",
     "src/objective/",
     "src/bank/",
     "src/train/",
     "src/eval/embed.rs",
+    "src/eval/embed/",
     "src/eval/linear/",
     "src/cli/replay.rs",
 ];

@@ -11,6 +11,7 @@ use instdisc::feature_table::{FeatureTable, TableError};
 use instdisc::storage::Location;
 use serde_json::Value;
 
+use super::linear;
 use super::support::{Call, INSTDISC, contents, dataset, instdisc, newest_step, root, scratch, send, skip};
 
 /// Batch norm sees all images of a step, so that the mathematics does not depend on the processes. The steps are
@@ -483,6 +484,134 @@ fn several_processes_embed_and_vote_as_one_does() {
     assert_eq!(evaluate(1), evaluate(2));
     let summary = instdisc("inspect --format json").arg("", &checkpoint).json();
     assert_eq!(summary["bank"]["rows"], 120);
+}
+
+#[test]
+fn vectors_in_a_temporary_file_are_written_as_those_in_memory_are() {
+    let dir = scratch();
+    let run = dir.path().join("run");
+    trained_by(1, &run, "--objective nce");
+    let embed = |name: &str, more: &str| {
+        instdisc(&format!("embed --device cpu --split train --feature pooled,conv2 {more}"))
+            .arg("--checkpoint", &run)
+            .arg("--dataset", dataset())
+            .arg("--output", dir.path().join(format!("{name}-{{feature}}.arrow")))
+    };
+    let files =
+        |name: &str| ["pooled", "conv2"].map(|layer| dir.path().join(format!("{name}-{layer}.arrow")));
+    let bytes = |name: &str| files(name).map(|file| std::fs::read(file).expect("a table"));
+    let read = |name: &str| {
+        files(name)
+            .map(|file| FeatureTable::read(&Location::from_path(&file).expect("a place")).expect("read"))
+    };
+    embed("memory", "").ok();
+    embed("file", "--memory-limit 0").ok();
+    assert_eq!(bytes("memory"), bytes("file"));
+    Ranks::start(3, |_| embed("three", "--memory-limit 0")).ok();
+    // The long vectors have 16 bits a number, unless the user wants more.
+    embed("exact", "--dtype f32").ok();
+    let [pooled, conv2] = bytes("memory");
+    let [exact_pooled, exact_conv2] = bytes("exact");
+    assert_eq!(pooled, exact_pooled);
+    assert!(conv2.len() * 19 / 10 < exact_conv2.len(), "{} {}", conv2.len(), exact_conv2.len());
+    for (at, whole) in read("memory").into_iter().enumerate() {
+        for name in ["three", "exact"] {
+            let other = &read(name)[at];
+            assert_eq!((&whole.ids, &whole.labels, &whole.meta), (&other.ids, &other.labels, &other.meta));
+            for (a, b) in whole.features.iter().zip(&other.features) {
+                assert!((a - b).abs() <= 1e-3 * a.abs().max(1e-3), "{name}: {a} {b}");
+            }
+        }
+    }
+    let text = embed("memory", "--dtype f32").fails(2);
+    assert!(
+        text.contains("holds something else than conv2 of 120 images") && text.contains("as f32"),
+        "{text}"
+    );
+    let text = embed("full", "--memory-limit 0").env("TMPDIR", "/nowhere").fails(74);
+    assert!(text.contains("of features in a temporary file in `/nowhere`"), "{text}");
+    assert!(files("full").iter().all(|file| !file.exists()));
+}
+
+/// The scores, and what they are of; not the steps, which rounding may change.
+fn scores(report: &str) -> Value {
+    let mut report: Value = serde_json::from_str(report).expect("JSON");
+    let fields = report.as_object_mut().expect("an object");
+    fields.retain(|name, _| !["seconds", "iterations"].contains(&name.as_str()));
+    report
+}
+
+#[test]
+fn several_processes_fit_a_classifier_as_one_does() {
+    let dir = scratch();
+    let (train, evaluated) = (dir.path().join("train.arrow"), dir.path().join("test.arrow"));
+    // Each of three processes has one of three chunks.
+    let mut table = linear::table(1, 40_000, "train");
+    linear::write(&table, &train);
+    linear::write(&linear::table(2, 20_000, "val"), &evaluated);
+    let call = |more: &str| {
+        instdisc(&format!("linear --device cpu {more}")).arg("--train", &train).arg("--test", &evaluated)
+    };
+    for more in [
+        "--weight-decay 1e-2,1e-3 --standardize",
+        "--weight-decay 1e-3 --label-fraction 0.5",
+        "--solver sgd --epochs 2 --lr 3,0.3,0.1 --weight-decay 1e-4",
+    ] {
+        let one = scores(&Ranks::start(1, |_| call(more)).ok());
+        assert!(one["top1"].as_f64() > Some(0.3), "{one}");
+        assert_eq!(scores(&Ranks::start(3, |_| call(more)).ok()), one, "{more}");
+        if !more.contains("sgd") {
+            let streamed = format!("{more} --memory-limit 1MiB");
+            assert_eq!(scores(&Ranks::start(2, |_| call(&streamed)).ok()), one, "{streamed}");
+        }
+    }
+    let outputs = Ranks::start(2, |rank| call(if rank == 0 { "--seed 1" } else { "" })).end();
+    for output in outputs {
+        assert_eq!(output.status.code(), Some(78), "{}", stderr(&output));
+        assert!(stderr(&output).contains("the protocol differs"), "{}", stderr(&output));
+    }
+    // In the last chunk, which the third process reads.
+    *table.features.last_mut().expect("numbers") = f32::NAN;
+    linear::write(&table, &train);
+    let outputs = Ranks::start(3, |_| call("--weight-decay 1e-3")).end();
+    assert_all_end_with_wrong_data(&outputs, 2, "the feature is not finite");
+}
+
+#[test]
+fn several_processes_evaluate_a_run_by_a_classifier_as_one_does() {
+    let dir = scratch();
+    let run = dir.path().join("run");
+    trained_by(1, &run, "--objective nce");
+    for more in [
+        "--feature pooled,conv2 --weight-decay 1e-2",
+        "--feature pooled,conv1 --augment --epochs 3 --batch-size 32 --lr 0.1,0.01 --weight-decay 0",
+    ] {
+        let of = |count: usize| {
+            let output = dir.path().join(format!("{count}.json"));
+            let call = |_| {
+                instdisc(&format!("linear --device cpu --split val {more}"))
+                    .arg("--run", &run)
+                    .arg("--dataset", dataset())
+                    .arg("--output", &output)
+            };
+            Ranks::start(count, call).ok();
+            let report = std::fs::read_to_string(&output).expect("the report");
+            // So that the next makes its own tables.
+            std::fs::remove_dir_all(run.join("eval/features")).expect("removed");
+            serde_json::from_str::<Value>(&report).expect("JSON")
+        };
+        let (one, three) = (of(1), of(3));
+        for key in ["feature", "queries", "train_rows", "augmented", "solver"] {
+            assert_eq!(one[key], three[key], "{more}");
+        }
+        let close = |name: &str| {
+            let numbers = [&one, &three].map(|report| report[name].as_f64().expect("a score"));
+            assert!((numbers[0] - numbers[1]).abs() < 0.08, "{more}: {name} {numbers:?}");
+        };
+        ["top1", "top5"].into_iter().for_each(close);
+        let settings = |report: &Value| report["sweep"].as_array().map(Vec::len);
+        assert_eq!(settings(&one), settings(&three));
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::support::{dataset, instdisc, python_or_skip, scratch, train};
 
 /// Unit vectors around ten directions, as hard to tell apart as the features of a trained encoder.
-fn table(seed: u64, rows: usize, split: &str) -> FeatureTable {
+pub(super) fn table(seed: u64, rows: usize, split: &str) -> FeatureTable {
     const DIM: usize = 64;
     const CLASSES: usize = 10;
     let direction = |stream: &mut Stream| -> Vec<f64> { (0..DIM).map(|_| stream.normal()).collect() };
@@ -49,7 +49,7 @@ fn table(seed: u64, rows: usize, split: &str) -> FeatureTable {
     }
 }
 
-fn write(table: &FeatureTable, path: &Path) {
+pub(super) fn write(table: &FeatureTable, path: &Path) {
     table.write(&Location::from_path(path).expect("a location")).expect("written");
 }
 

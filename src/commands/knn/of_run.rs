@@ -11,7 +11,7 @@ use super::pair::KnnPair;
 use super::{DEFAULT_MAP_POINTS, KnnJob, Place, Searchers, evaluate};
 use crate::checkpoint::{Checkpoint, checkpoint_at, run_of};
 use crate::commands::reports::REPORTS;
-use crate::commands::run::{Machine, RunDataset};
+use crate::commands::run::{Machine, RunDataset, usual_memory_limit};
 use crate::commands::watch::{WatchOptions, WatchSummary, report_location, watch};
 use crate::commands::{CommandError, Report, reports};
 use crate::distributed::ProcessGroup;
@@ -359,7 +359,8 @@ impl<'a> RunEvaluation<'a> {
             }
         }
         let (threads, local_rank) = (self.job.threads, self.of.local_rank);
-        let machine = Machine { threads, device: DeviceChoice::Auto, local_rank };
+        let memory_limit = usual_memory_limit(self.group.world());
+        let machine = Machine { threads, device: DeviceChoice::Auto, local_rank, memory_limit };
         let job = self.dataset.embedding(checkpoint, split, rows, machine);
         let tables =
             run_tables(&job, &self.folder(checkpoint)?.join("features"), &layers, self.group, self.progress)?;

@@ -4,78 +4,95 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use super::head::{Examples, Head, Score};
+use tch::Tensor;
+
+use super::examples::{Batch, Examples};
+use super::head::{Score, scores};
 use super::sgd::{self, Cell, Passes};
 use super::{
-    Fitted, LinearError, LinearOptions, ProbeReport, Solver, check, choose, report, selected, split_off,
-    trained_on_note,
+    Fitted, LinearError, LinearOptions, ProbeReport, Solver, check, choose, report, selected, share,
+    split_off, trained_on_note,
 };
 use crate::augment::{JitterStrength, Recipe};
-use crate::eval::embed::{EmbedJob, encode_layers, load_encoder};
+use crate::distributed::ProcessGroup;
+use crate::eval::embed::{EmbedJob, load_encoder, to_host};
 use crate::eval::{EmbedError, EvalError};
-use crate::feature_table::{FeatureTable, TableMeta};
-use crate::ids::BankRow;
-use crate::loader::{Loader, LoaderOptions, Source, Subset};
+use crate::feature_table::{StoredTable, Table, TableMeta};
+use crate::ids::{BankRow, ClassId};
+use crate::loader::{Batch as LoadedBatch, Loader, LoaderOptions, Source, Subset, evaluation_epoch};
 use crate::model::{Encoder, FeatureLayer};
 use crate::progress::Progress;
 
 /// Trains a probe for each layer on the job's split, with new crops and mirror images in each epoch, and evaluates it by
-/// the tables of the evaluated split, one for each layer. All layers see the same crops, in one pass.
+/// the tables of the evaluated split, one for each layer. All layers see the same crops, in one pass. Several processes
+/// encode a share of each batch; rank 0 takes the steps, and returns the reports.
 ///
 /// # Errors
-/// If images or tables cannot be read or do not belong together, or the solver is not `sgd`.
+/// If images or tables cannot be read or do not belong together, or the solver is not `sgd`; if another process fails.
 pub fn probe_augmented(
     job: &EmbedJob,
     layers: &[FeatureLayer],
-    tests: &[FeatureTable],
+    tests: &[StoredTable],
     options: &LinearOptions,
+    group: &ProcessGroup,
     progress: &dyn Progress,
-) -> Result<Vec<ProbeReport>, LinearError> {
+) -> Result<Option<Vec<ProbeReport>>, LinearError> {
     options.validate()?;
     if options.solver != Solver::Sgd || options.standardize {
         let reason = "other crops in each epoch go with --solver sgd, and without --standardize".into();
         return Err(EvalError::Options { reason }.into());
     }
     let started = Instant::now();
-    let device = selected(options)?;
+    let device = selected(options, group)?;
     let EmbedJob { checkpoint, manifest, .. } = job;
     let encoder = load_encoder(checkpoint, device)?;
     let source = labelled(job.rows.open(&job.dataset, manifest, &job.split)?);
     let classes = manifest.classes.len();
+    let passes = |source: &Arc<dyn Source>| CropPasses {
+        encoder: &encoder,
+        source: Arc::clone(source),
+        layers,
+        threads: job.threads,
+        options,
+        group,
+        progress,
+    };
     let fit = |source: &Arc<dyn Source>, cells: &[Vec<Cell>]| {
-        let mut passes =
-            CropPasses { encoder: &encoder, source, layers, threads: job.threads, options, progress };
-        sgd::fit(&mut passes, cells, classes, &[], options.epochs, device)
+        sgd::fit(&mut passes(source), cells, classes, &[], options.epochs, device)
     };
     let cells = options.cells();
     let mut chosen = vec![(cells[0], Vec::new()); layers.len()];
     if cells.len() > 1 {
         let (kept, held_out) = split_off(source.ids(), source.labels(), options.seed)?;
         let heads = fit(&some(&source, &kept), &vec![cells.clone(); layers.len()])?;
-        let sizes = (job.batch_size, job.threads);
-        let tables = encode_layers(&encoder, some(&source, &held_out), &job.meta(), layers, sizes, progress)?;
-        for ((chosen, table), heads) in chosen.iter_mut().zip(&tables).zip(&heads) {
-            let held_out = Examples::of(table)?;
-            let scores: Vec<Score> = heads.iter().map(|head: &Head| head.score(&held_out, device)).collect();
+        let mut scores = vec![vec![Score::default(); cells.len()]; layers.len()];
+        passes(&some(&source, &held_out)).evaluation(&mut |batches| {
+            for ((scores, heads), batch) in scores.iter_mut().zip(&heads).zip(batches) {
+                scores.iter_mut().zip(heads).for_each(|(score, head)| head.add_to(score, batch, device));
+            }
+        })?;
+        for (chosen, scores) in chosen.iter_mut().zip(scores) {
             *chosen = choose(&cells, scores.into_iter());
         }
     }
     let last: Vec<Vec<Cell>> = chosen.iter().map(|(cell, _)| vec![*cell]).collect();
     let heads = fit(&source, &last)?;
+    if !group.is_first() {
+        return Ok(None);
+    }
     let mut reports = Vec::new();
     for ((((chosen, sweep), mut heads), test), layer) in chosen.into_iter().zip(heads).zip(tests).zip(layers)
     {
-        let meta =
-            TableMeta { layer: layer.to_string(), dim: test.meta.dim, unit_length: false, ..job.meta() };
-        check(&meta, &test.meta)?;
-        let head = heads.remove(0);
-        let score = head.score(&Examples::of(test)?, device);
-        let note = trained_on_note(&meta, source.ids(), test);
-        let fitted = Fitted { chosen, sweep, head, score, rows: source.len(), note };
-        let report = report(&meta, &test.meta, options, fitted, started);
+        let dim = test.meta().dim;
+        let meta = TableMeta { layer: layer.to_string(), dim, unit_length: false, ..job.meta() };
+        check(&meta, test.meta())?;
+        let score = scores(&heads, &Examples::of(test, None)?, device, &ProcessGroup::alone())?.remove(0);
+        let notes = trained_on_note(&meta, source.ids(), test).into_iter().collect();
+        let fitted = Fitted { chosen, sweep, head: heads.remove(0), score, rows: source.len(), notes };
+        let report = report(&meta, test.meta(), options, fitted, started);
         reports.push(ProbeReport { augmented: true, ..report });
     }
-    Ok(reports)
+    Ok(Some(reports))
 }
 
 fn some(source: &Arc<dyn Source>, rows: &[usize]) -> Arc<dyn Source> {
@@ -89,13 +106,14 @@ fn labelled(source: Arc<dyn Source>) -> Arc<dyn Source> {
     if rows.len() == source.len() { source } else { some(&source, &rows) }
 }
 
-/// Crops and mirror images, embedded as they come.
+/// Images, embedded as they come by all processes.
 struct CropPasses<'a> {
     encoder: &'a Encoder,
-    source: &'a Arc<dyn Source>,
+    source: Arc<dyn Source>,
     layers: &'a [FeatureLayer],
     threads: usize,
     options: &'a LinearOptions,
+    group: &'a ProcessGroup,
     progress: &'a dyn Progress,
 }
 
@@ -107,8 +125,63 @@ impl CropPasses<'_> {
             epoch,
             epochs: 1,
             threads: self.threads,
+            part: share(self.group),
             ..LoaderOptions::default()
         }
+    }
+
+    /// Shows each image once under the evaluation transform.
+    fn evaluation(&self, see: &mut dyn FnMut(&[Batch])) -> Result<(), LinearError> {
+        let transform = self.encoder.config().evaluation_transform();
+        let mut loader = evaluation_epoch(Arc::clone(&self.source), transform, self.loader(0))?;
+        self.progress.begin("evaluate the settings", self.source.len() as u64);
+        self.batches(&mut loader, 0, see)
+    }
+
+    /// Shows the features of each batch of an epoch, on rank 0.
+    fn batches(
+        &self,
+        loader: &mut Loader,
+        epoch: u64,
+        see: &mut dyn FnMut(&[Batch]),
+    ) -> Result<(), LinearError> {
+        static NEVER: AtomicBool = AtomicBool::new(false);
+        while let Some(batch) = loader.next_of(epoch, &NEVER) {
+            let batch = batch?;
+            let mut own = Vec::new();
+            if !batch.ids.is_empty() {
+                let features = self.encoder.features(&self.encoder.images(&batch.pixels), self.layers);
+                own = features.map_err(EmbedError::from)?;
+            }
+            let features = if self.group.world() == 1 { own } else { self.of_all(&batch, &own)? };
+            let label = |row: &BankRow| self.source.labels()[row.row()];
+            let labels: Vec<ClassId> = batch.global.bank_rows.iter().filter_map(label).collect();
+            if self.group.is_first() {
+                let batches = features.into_iter().map(|features| Batch::new(features, &labels));
+                see(&batches.collect::<Vec<_>>());
+            }
+            self.progress.advance(batch.global.bank_rows.len() as u64);
+            loader.give_back(batch);
+        }
+        self.progress.finish();
+        Ok(())
+    }
+
+    /// The features of all processes by layer, in the order of the whole batch.
+    fn of_all(&self, batch: &LoadedBatch, own: &[Tensor]) -> Result<Vec<Tensor>, LinearError> {
+        let rows = batch.global.bank_rows.len();
+        // The indices of all processes' rows, one process after the other.
+        let places: Vec<i64> = batch.global.shares.iter().flatten().map(|index| i64::from(index.0)).collect();
+        let places = Tensor::from_slice(&places);
+        let of_layer = |layer: usize| {
+            let numbers = own.get(layer).map(to_host).unwrap_or_default();
+            let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+            let all = self.group.gather_bytes(&bytes)?.concat();
+            let all: Vec<f32> = all.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
+            let all = Tensor::from_slice(&all).view([rows as i64, -1]);
+            Ok(all.zeros_like().index_copy(0, &places, &all))
+        };
+        (0..self.layers.len()).map(of_layer).collect()
     }
 }
 
@@ -117,27 +190,13 @@ impl Passes for CropPasses<'_> {
         self.loader(0).steps(self.source.len())
     }
 
-    fn epoch(&mut self, epoch: u64, see: &mut dyn FnMut(&[Examples])) -> Result<(), LinearError> {
-        static NEVER: AtomicBool = AtomicBool::new(false);
+    fn epoch(&mut self, epoch: u64, see: &mut dyn FnMut(&[Batch])) -> Result<(), LinearError> {
         let side = self.encoder.config().image_size;
         // Colours stay, as in the paper's protocol for linear classifiers.
         let jitter = JitterStrength { brightness: 0.0, contrast: 0.0, saturation: 0.0, hue: 0.0 };
         let recipe = Recipe { grayscale: 0.0, jitter, flip: 0.5, ..Recipe::imagenet(side) };
-        let mut loader = Loader::start(Arc::clone(self.source), recipe, self.loader(epoch))?;
+        let mut loader = Loader::start(Arc::clone(&self.source), recipe, self.loader(epoch))?;
         self.progress.begin(&format!("epoch {}", epoch + 1), self.source.len() as u64);
-        while let Some(batch) = loader.next_of(epoch, &NEVER) {
-            let batch = batch?;
-            let pixels = self.encoder.images(&batch.pixels);
-            let labels: Vec<_> = batch.labels.iter().flatten().copied().collect();
-            let features = self.encoder.features(&pixels, self.layers);
-            let features = features.map_err(EmbedError::from)?;
-            let examples: Vec<Examples> =
-                features.into_iter().map(|features| Examples::new(features, &labels)).collect();
-            see(&examples);
-            self.progress.advance(batch.ids.len() as u64);
-            loader.give_back(batch);
-        }
-        self.progress.finish();
-        Ok(())
+        self.batches(&mut loader, epoch, see)
     }
 }

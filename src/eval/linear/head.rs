@@ -1,26 +1,16 @@
-//! Labelled features, a linear head on them, and how it scores.
+//! A linear head on features, and how it scores.
 
+use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use crate::eval::EvalError;
-use crate::feature_table::FeatureTable;
-use crate::ids::ClassId;
+use super::LinearError;
+use super::examples::{Batch, Examples};
+use crate::distributed::{ProcessGroup, Reduce};
 
-/// Rows that go to the device together.
-const CHUNK: i64 = 16_384;
 /// Keeps the division by a standard deviation finite.
 const LEAST_DEVIATION: f64 = 1e-6;
 /// Classes that count for top-5.
 const TOP: i64 = 5;
-
-/// Labelled rows, on the CPU.
-#[derive(Debug)]
-pub(super) struct Examples {
-    /// `[rows, dim]` f32.
-    pub features: Tensor,
-    /// `[rows]` i64.
-    pub labels: Tensor,
-}
 
 /// What is subtracted from each number of a feature, and what divides it.
 #[derive(Debug)]
@@ -45,75 +35,31 @@ impl Scale {
     }
 }
 
-impl Examples {
-    /// The labelled rows of a table, in its order.
-    ///
-    /// # Errors
-    /// If there is none, or a number is not finite.
-    pub(super) fn of(table: &FeatureTable) -> Result<Self, EvalError> {
-        table.check()?;
-        let dim = table.meta.dim as i64;
-        let labelled: Vec<i64> =
-            (0..table.len()).filter(|&row| table.labels[row].is_some()).map(|row| row as i64).collect();
-        if labelled.is_empty() {
-            return Err(EvalError::Mismatch {
-                reason: "one of them has no labels; ingest the split with its classes".into(),
-            });
+/// Mean and deviation of each number over the examples of all processes.
+///
+/// # Errors
+/// If the table cannot be read, or another process fails.
+pub(super) fn scale(examples: &Examples<'_>, group: &ProcessGroup) -> Result<Scale, LinearError> {
+    let (first, rows) = ([0_i64], examples.len() as f64);
+    // The sums of all chunks in their order, whoever has them.
+    let sum = |of: &dyn Fn(&Tensor) -> Tensor| {
+        let mut sums: Vec<f64> = Vec::new();
+        for batch in examples.chunks() {
+            sums.extend(Vec::<f64>::try_from(of(&batch?.features)).expect("a vector of f64"));
         }
-        let all = Tensor::from_slice(&table.features).view([-1, dim]);
-        let features = if labelled.len() == table.len() {
-            all
-        } else {
-            all.index_select(0, &Tensor::from_slice(&labelled))
-        };
-        let labels: Vec<i64> = table.labels.iter().flatten().map(|class| i64::from(class.0)).collect();
-        Ok(Self { features, labels: Tensor::from_slice(&labels) })
-    }
-
-    /// Examples from a batch of features on any device; rows without a label must have been left out.
-    pub(super) fn new(features: Tensor, labels: &[ClassId]) -> Self {
-        let labels: Vec<i64> = labels.iter().map(|class| i64::from(class.0)).collect();
-        Self { features, labels: Tensor::from_slice(&labels) }
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.labels.size()[0] as usize
-    }
-
-    /// Some of the rows.
-    pub(super) fn select(&self, rows: &[usize]) -> Self {
-        let rows: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
-        let rows = Tensor::from_slice(&rows);
-        Self { features: self.features.index_select(0, &rows), labels: self.labels.index_select(0, &rows) }
-    }
-
-    /// Runs of rows, so that not all of them have to be on a device at once.
-    pub(super) fn chunks(&self) -> impl Iterator<Item = (Tensor, Tensor)> + '_ {
-        let rows = self.len() as i64;
-        (0..rows).step_by(CHUNK as usize).map(move |start| {
-            let len = CHUNK.min(rows - start);
-            (self.features.narrow(0, start, len), self.labels.narrow(0, start, len))
-        })
-    }
-
-    /// Mean and deviation of each number.
-    pub(super) fn scale(&self) -> Scale {
-        let (first, rows) = ([0_i64], self.len() as f64);
-        let sum = |of: &dyn Fn(&Tensor) -> Tensor| {
-            let parts: Vec<Tensor> = self.chunks().map(|(features, _)| of(&features)).collect();
-            Tensor::stack(&parts, 0).sum_dim_intlist(first.as_slice(), false, Kind::Double) / rows
-        };
-        let mean = sum(&|features| features.sum_dim_intlist(first.as_slice(), false, Kind::Double));
-        let variance = sum(&|features| {
-            (features.to_kind(Kind::Double) - &mean).square().sum_dim_intlist(
-                first.as_slice(),
-                false,
-                Kind::Double,
-            )
-        });
-        let deviation = variance.sqrt().clamp_min(LEAST_DEVIATION);
-        Scale { mean: mean.to_kind(Kind::Float), deviation: deviation.to_kind(Kind::Float) }
-    }
+        let bytes: Vec<u8> = sums.iter().flat_map(|sum| sum.to_le_bytes()).collect();
+        let all = group.gather_bytes(&bytes)?.concat();
+        let all: Vec<f64> = all.as_chunks().0.iter().map(|&sum| f64::from_le_bytes(sum)).collect();
+        let all = Tensor::from_slice(&all).view([-1, examples.dim() as i64]);
+        Ok::<_, LinearError>(all.sum_dim_intlist(first.as_slice(), false, Kind::Double) / rows)
+    };
+    let mean = sum(&|features| features.sum_dim_intlist(first.as_slice(), false, Kind::Double))?;
+    let variance = sum(&|features| {
+        let centred = features.to_kind(Kind::Double) - &mean;
+        centred.square().sum_dim_intlist(first.as_slice(), false, Kind::Double)
+    })?;
+    let deviation = variance.sqrt().clamp_min(LEAST_DEVIATION);
+    Ok(Scale { mean: mean.to_kind(Kind::Float), deviation: deviation.to_kind(Kind::Float) })
 }
 
 /// A linear map from features to scores of the classes.
@@ -130,7 +76,7 @@ pub(super) struct Head {
 }
 
 /// Hits among a number of rows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Score {
     /// Rows whose class has the highest score.
     pub top1: usize,
@@ -185,15 +131,43 @@ impl Head {
         Self { weight, bias, steps, converged }
     }
 
-    /// The hits among these rows.
-    pub(super) fn score(&self, examples: &Examples, device: Device) -> Score {
+    /// Adds the hits of a batch.
+    pub(super) fn add_to(&self, score: &mut Score, batch: &Batch, device: Device) {
         let (weight, bias) = (self.weight.to_device(device), self.bias.to_device(device));
-        let mut score = Score::default();
-        for (features, labels) in examples.chunks() {
-            score.add(&(features.to_device(device).matmul(&weight) + &bias), &labels);
-        }
-        score
+        score.add(&(batch.features.to_device(device).matmul(&weight) + bias), &batch.labels);
     }
+}
+
+/// The hits of each head among the examples of all processes, in one pass over them.
+///
+/// # Errors
+/// If the table cannot be read, or another process fails.
+pub(super) fn scores(
+    heads: &[Head],
+    examples: &Examples<'_>,
+    device: Device,
+    group: &ProcessGroup,
+) -> Result<Vec<Score>, LinearError> {
+    let mut scores = vec![Score::default(); heads.len()];
+    for batch in examples.chunks() {
+        let batch = batch?;
+        for (score, head) in scores.iter_mut().zip(heads) {
+            head.add_to(score, &batch, device);
+        }
+    }
+    let counts: Vec<i64> = scores
+        .iter()
+        .flat_map(|score| [score.top1, score.top5, score.rows].map(|count| count as i64))
+        .collect();
+    let counts = Tensor::from_slice(&counts);
+    group.all_reduce(&counts, Reduce::Sum)?;
+    let counts = Vec::<i64>::try_from(counts).expect("a vector of i64");
+    let score = |&[top1, top5, rows]: &[i64; 3]| Score {
+        top1: top1 as usize,
+        top5: top5 as usize,
+        rows: rows as usize,
+    };
+    Ok(counts.as_chunks().0.iter().map(score).collect())
 }
 
 #[cfg(test)]

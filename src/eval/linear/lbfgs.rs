@@ -40,23 +40,26 @@ struct Point {
 
 /// Minimises a smooth function from `start` (a vector of f64) until no number of the gradient exceeds
 /// `tolerance`, or for `most_steps`.
-pub(super) fn minimise(
+///
+/// # Errors
+/// Those of the function.
+pub(super) fn minimise<E>(
     start: &Tensor,
-    function: &mut dyn FnMut(&Tensor) -> (f64, Tensor),
+    function: &mut dyn FnMut(&Tensor) -> Result<(f64, Tensor), E>,
     tolerance: f64,
     most_steps: usize,
-) -> Minimum {
+) -> Result<Minimum, E> {
     let mut evaluate = |at: Tensor| {
-        let (value, gradient) = function(&at);
-        Point { at, value, gradient }
+        let (value, gradient) = function(&at)?;
+        Ok(Point { at, value, gradient })
     };
-    let mut point = evaluate(start.copy());
+    let mut point = evaluate(start.copy())?;
     // Step, change of the gradient, and one over their product.
     let mut memory: VecDeque<(Tensor, Tensor, f64)> = VecDeque::new();
     let mut steps = 0;
     while steps < most_steps as u64 {
         if largest(&point.gradient) <= tolerance {
-            return Minimum { at: point.at, steps, converged: true };
+            return Ok(Minimum { at: point.at, steps, converged: true });
         }
         let mut direction = direction(&point.gradient, &memory);
         let mut slope = dot(&direction, &point.gradient);
@@ -68,9 +71,9 @@ pub(super) fn minimise(
         }
         let first =
             if memory.is_empty() { 1.0 / point.gradient.norm().double_value(&[]).max(1.0) } else { 1.0 };
-        let Some(next) = search(&point, &direction, slope, first, &mut evaluate) else {
+        let Some(next) = search(&point, &direction, slope, first, &mut evaluate)? else {
             let converged = largest(&point.gradient) <= NIL.max(tolerance);
-            return Minimum { at: point.at, steps, converged };
+            return Ok(Minimum { at: point.at, steps, converged });
         };
         let (step, change) = (&next.at - &point.at, &next.gradient - &point.gradient);
         let product = dot(&step, &change);
@@ -84,7 +87,7 @@ pub(super) fn minimise(
         steps += 1;
     }
     let converged = largest(&point.gradient) <= tolerance;
-    Minimum { at: point.at, steps, converged }
+    Ok(Minimum { at: point.at, steps, converged })
 }
 
 /// The two loops of algorithm 7.4.
@@ -108,17 +111,17 @@ fn direction(gradient: &Tensor, memory: &VecDeque<(Tensor, Tensor, f64)>) -> Ten
 
 /// A step along the direction that decreases the value and the slope enough; where rounding allows no decrease
 /// any more, none.
-fn search(
+fn search<E>(
     from: &Point,
     direction: &Tensor,
     slope: f64,
     first: f64,
-    evaluate: &mut dyn FnMut(Tensor) -> Point,
-) -> Option<Point> {
+    evaluate: &mut dyn FnMut(Tensor) -> Result<Point, E>,
+) -> Result<Option<Point>, E> {
     let (mut low, mut high, mut length) = (0.0, f64::INFINITY, first);
     let mut best: Option<Point> = None;
     for _ in 0..TRIALS {
-        let next = evaluate(&from.at + direction * length);
+        let next = evaluate(&from.at + direction * length)?;
         // A value that is not a number is no decrease.
         let decreases = next.value <= from.value + DECREASE * length * slope;
         if !decreases {
@@ -127,11 +130,11 @@ fn search(
             low = length;
             best = Some(next);
         } else {
-            return Some(next);
+            return Ok(Some(next));
         }
         length = if high.is_finite() { f64::midpoint(low, high) } else { 2.0 * low };
     }
-    best
+    Ok(best)
 }
 
 fn dot(a: &Tensor, b: &Tensor) -> f64 {
@@ -144,6 +147,8 @@ fn largest(gradient: &Tensor) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
     use super::*;
 
     /// Rosenbrock's valley, whose minimum is at (1, 1).
@@ -155,9 +160,9 @@ mod tests {
             let (x, y) = (at.double_value(&[0]), at.double_value(&[1]));
             let value = (1.0 - x).powi(2) + 100.0 * (y - x * x).powi(2);
             let gradient = [-2.0 * (1.0 - x) - 400.0 * x * (y - x * x), 200.0 * (y - x * x)];
-            (value, Tensor::from_slice(&gradient))
+            Ok::<_, Infallible>((value, Tensor::from_slice(&gradient)))
         };
-        let found = minimise(&Tensor::from_slice(&[-1.2, 1.0]), &mut valley, 1e-8, 200);
+        let found = minimise(&Tensor::from_slice(&[-1.2, 1.0]), &mut valley, 1e-8, 200).expect("found");
         assert!(found.converged && found.steps < 60, "{found:?}");
         assert!((found.at.double_value(&[0]) - 1.0).abs() < 1e-6);
         assert!((found.at.double_value(&[1]) - 1.0).abs() < 1e-6);
@@ -166,7 +171,10 @@ mod tests {
 
     #[test]
     fn a_minimum_that_is_not_reached_is_said_to_be_none() {
-        let mut slope = |at: &Tensor| ((-at).exp().sum(Kind::Double).double_value(&[]), -(-at).exp());
-        assert!(!minimise(&Tensor::from_slice(&[0.0]), &mut slope, 1e-12, 3).converged);
+        let mut slope = |at: &Tensor| {
+            Ok::<_, Infallible>(((-at).exp().sum(Kind::Double).double_value(&[]), -(-at).exp()))
+        };
+        let found = minimise(&Tensor::from_slice(&[0.0]), &mut slope, 1e-12, 3).expect("found");
+        assert!(!found.converged);
     }
 }

@@ -4,8 +4,12 @@
 //! (the bias has no decay), so L-BFGS gives scikit-learn's `LogisticRegression` with `C = 1 / (weight_decay * rows)`.
 //! Of several settings, the best one on a held-out tenth of the training rows is fitted to all rows. The evaluated split
 //! is used once.
+//!
+//! Features that fit in the memory limit are held; others are read from their table in every pass. Several processes share
+//! the rows for L-BFGS, and the settings of the sweep for SGD: its steps are too small to send gradients.
 
 mod augmented;
+mod examples;
 mod head;
 mod lbfgs;
 mod regression;
@@ -21,22 +25,24 @@ pub use augmented::probe_augmented;
 pub use head::Score;
 pub use report::{ClassifierReport, LinearReport, ProbeReport, SweepCell};
 
-use self::head::{Examples, Head};
-use self::sgd::{CachedPasses, Cell, Passes};
+use self::examples::Examples;
+use self::head::{Head, scale, scores};
+use self::sgd::{Cell, TablePasses, window_rows};
 use super::duplicates::common_rows;
 use super::embed::for_each_batch;
 use super::report::score_interval;
 use super::{EmbedError, EvalError};
 use crate::checkpoint::CheckpointError;
 use crate::dataset::DatasetError;
+use crate::distributed::{DistributedError, ProcessGroup};
 use crate::failure::Failure;
-use crate::feature_table::{FeatureTable, TableMeta};
-use crate::ids::{ClassId, InstanceId};
+use crate::feature_table::{Table, TableError, TableMeta};
+use crate::ids::{ClassId, InstanceId, RankShare};
 use crate::loader::{LoaderError, Source, SubsetRecord, balanced_rows};
-use crate::model::{Encoder, select_device};
+use crate::model::{Encoder, select_device_of};
 use crate::progress::Progress;
 use crate::run_config::DeviceChoice;
-use crate::units::Fraction;
+use crate::units::{ByteSize, Fraction};
 
 /// The share of the training rows by which one of several settings is chosen.
 const HELD_OUT: f64 = 0.1;
@@ -72,7 +78,7 @@ macro_rules! from_parts {
     };
 }
 
-from_parts!(CheckpointError, DatasetError, LoaderError);
+from_parts!(CheckpointError, DatasetError, LoaderError, TableError, DistributedError);
 
 /// How the weights are found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -105,6 +111,10 @@ pub struct LinearOptions {
     pub seed: u64,
     /// Where to compute.
     pub device: DeviceChoice,
+    /// The number of this process among those on this machine; each takes another CUDA device.
+    pub local_rank: usize,
+    /// Features that take more bytes than this are read from their table in every pass.
+    pub memory_limit: u64,
 }
 
 impl LinearOptions {
@@ -129,10 +139,9 @@ impl LinearOptions {
         Ok(())
     }
 
-    /// What decides the result: all but the device.
+    /// What decides the result: all but the device and the memory.
     pub fn protocol(&self) -> serde_json::Value {
-        let Self { solver, lr, weight_decay, epochs, batch_size, iterations, standardize, seed, device: _ } =
-            self;
+        let Self { solver, lr, weight_decay, epochs, batch_size, iterations, standardize, seed, .. } = self;
         serde_json::json!({
             "solver": solver, "lr": lr, "weight_decay": weight_decay, "epochs": epochs,
             "batch_size": batch_size, "iterations": iterations, "standardize": standardize, "seed": seed,
@@ -151,61 +160,141 @@ impl LinearOptions {
     }
 }
 
-/// Trains a probe on the labelled rows of one table and evaluates it by those of another.
+/// What a probe is trained on and evaluated by.
+#[derive(Clone, Copy, Debug)]
+pub struct ProbeTables<'a> {
+    /// The table to train on.
+    pub train: &'a dyn Table,
+    /// Its rows that count, ascending; all where none are given.
+    pub among: Option<&'a [usize]>,
+    /// The table to evaluate.
+    pub test: &'a dyn Table,
+    /// The number of the probe in its job.
+    pub number: usize,
+}
+
+/// Trains a probe on the labelled rows of one table and evaluates it by those of another. Rank 0 returns the report.
 ///
 /// # Errors
-/// If the tables do not belong together, or one has no labels.
+/// If the tables do not belong together, or one has no labels; if another process fails.
 pub fn probe(
-    train: &FeatureTable,
-    test: &FeatureTable,
+    tables: ProbeTables<'_>,
     options: &LinearOptions,
+    group: &ProcessGroup,
     progress: &dyn Progress,
-) -> Result<ProbeReport, LinearError> {
+) -> Result<Option<ProbeReport>, LinearError> {
     options.validate()?;
-    check(&train.meta, &test.meta)?;
-    let device = selected(options)?;
+    let ProbeTables { train, among, test, number } = tables;
+    let (train_meta, test_meta) = (train.meta(), test.meta());
+    check(train_meta, test_meta)?;
+    let device = selected(options, group)?;
     let started = Instant::now();
-    let classes = train.meta.classes.len();
-    let (rows, evaluated) = (Examples::of(train)?, Examples::of(test)?);
-    let cells = options.cells();
-    let fit = |rows: &Examples, cells: &[Cell]| {
+    let rows = Examples::of(train, among)?;
+    let alone = ProcessGroup::alone();
+    // Those who share the rows; the settings that this process tries.
+    let all = options.cells();
+    let (team, own) = match options.solver {
+        Solver::Lbfgs => (group, 0..all.len()),
+        Solver::Sgd => (&alone, share(group).of(all.len())),
+    };
+    let fitting = Fitting { meta: train_meta, options, device, group: team, progress };
+    let ids: Vec<_> = rows.rows().iter().map(|&row| train.ids()[row]).collect();
+    let (chosen, sweep) = if all.len() == 1 {
+        (all[0], Vec::new())
+    } else {
+        let labels: Vec<_> = rows.rows().iter().map(|&row| train.labels()[row]).collect();
+        let (kept, held_out) = split_off(&ids, &labels, options.seed)?;
+        let mut found = Vec::new();
+        if !own.is_empty() {
+            let (heads, _) = fitting.fit(rows.select(&kept), &all[own])?;
+            found = scores(&heads, &rows.select(&held_out).shared(share(team)), device, team)?;
+        }
+        if options.solver == Solver::Sgd {
+            found = exchange(group, &format!("probe/{number}"), &found)?.concat();
+        }
+        choose(&all, found.into_iter())
+    };
+    if team.world() < group.world() && !group.is_first() {
+        return Ok(None);
+    }
+    let count = rows.len();
+    let (mut heads, mixed) = fitting.fit(rows, &[chosen])?;
+    let evaluated = Examples::of(test, None)?.shared(share(team));
+    let score = scores(&heads, &evaluated, device, team)?.remove(0);
+    let seen = trained_on_note(train_meta, &ids, test);
+    let notes = seen.into_iter().chain(mixed).collect();
+    let fitted = Fitted { chosen, sweep, head: heads.remove(0), score, rows: count, notes };
+    Ok(group.is_first().then(|| report(train_meta, test_meta, options, fitted, started)))
+}
+
+fn share(group: &ProcessGroup) -> RankShare {
+    RankShare { rank: group.rank(), ranks: group.world() }
+}
+
+/// The scores of every process, by rank. Not by a collective, which would give up: processes may have more or less to do.
+fn exchange(group: &ProcessGroup, key: &str, own: &[Score]) -> Result<Vec<Vec<Score>>, DistributedError> {
+    let store = group.store();
+    let text = serde_json::to_vec(own).expect("scores are plain data");
+    store.set(&format!("{key}/{}", group.rank()), &text)?;
+    let of_rank = |rank| {
+        let text = store.wait_for(&format!("{key}/{rank}"))?;
+        Ok(serde_json::from_slice(&text).expect("scores as they were written"))
+    };
+    (0..group.world()).map(of_rank).collect()
+}
+
+/// What all fits of a probe share.
+struct Fitting<'a> {
+    meta: &'a TableMeta,
+    options: &'a LinearOptions,
+    device: Device,
+    /// Those who share the rows.
+    group: &'a ProcessGroup,
+    progress: &'a dyn Progress,
+}
+
+impl Fitting<'_> {
+    /// A head for each setting, and a note where the memory limit decides how rows are mixed.
+    fn fit(&self, rows: Examples<'_>, cells: &[Cell]) -> Result<(Vec<Head>, Option<String>), LinearError> {
+        let Self { meta, options, device, group, progress } = *self;
+        let limit = options.memory_limit;
+        let rows = rows.shared(share(group)).hold(limit)?;
+        if !rows.is_held() {
+            let (count, limit) = (rows.len(), ByteSize(limit));
+            progress.note(&format!(
+                "{count} rows of {} numbers exceed the memory limit of {limit}: each pass reads the table",
+                rows.dim()
+            ));
+        }
         let (what, passes) = match options.solver {
             Solver::Lbfgs => ("steps at most", (cells.len() * options.iterations) as u64),
             Solver::Sgd => ("epochs", options.epochs),
         };
-        progress.begin(&format!("fit {} to {} rows, {what}", train.meta.layer, rows.len()), passes);
-        let heads = fit_cached(rows, cells, classes, options, device, progress);
+        progress.begin(&format!("fit {} to {} rows, {what}", meta.layer, rows.len()), passes);
+        let scale = if options.standardize { Some(scale(&rows, group)?) } else { None };
+        let classes = meta.classes.len();
+        let heads = match options.solver {
+            Solver::Lbfgs => {
+                let sizes = (classes, options.iterations);
+                regression::fit(&rows, cells, sizes, scale.as_ref(), device, group, progress)?
+            }
+            Solver::Sgd => {
+                let scales = scale.into_iter().collect::<Vec<_>>();
+                let mut passes = TablePasses::new(&rows, options, progress);
+                sgd::fit(&mut passes, &[cells.to_vec()], classes, &scales, options.epochs, device)?.remove(0)
+            }
+        };
         progress.finish();
-        heads
-    };
-    let (chosen, sweep) = if cells.len() == 1 {
-        (cells[0], Vec::new())
-    } else {
-        let (kept, held_out) = hold_out(train, options.seed)?;
-        let heads = fit(&rows.select(&kept), &cells)?;
-        let held_out = rows.select(&held_out);
-        choose(&cells, heads.iter().map(|head| head.score(&held_out, device)))
-    };
-    let head = fit(&rows, &[chosen])?.remove(0);
-    let score = head.score(&evaluated, device);
-    Ok(report(
-        &train.meta,
-        &test.meta,
-        options,
-        Fitted {
-            chosen,
-            sweep,
-            head,
-            score,
-            rows: rows.len(),
-            note: trained_on_note(&train.meta, &train.ids, test),
-        },
-        started,
-    ))
+        let mixed = (options.solver == Solver::Sgd && !rows.is_held()).then(|| {
+            let window = window_rows(rows.row_bytes(), options.batch_size, limit).max(options.batch_size);
+            format!("by the memory limit of {}, rows were mixed in windows of {window}", ByteSize(limit))
+        });
+        Ok((heads, mixed))
+    }
 }
 
-fn selected(options: &LinearOptions) -> Result<Device, EmbedError> {
-    let selected = select_device(options.device)?;
+fn selected(options: &LinearOptions, group: &ProcessGroup) -> Result<Device, EmbedError> {
+    let selected = select_device_of(options.device, options.local_rank, group.world())?;
     tracing::info!("device {selected}");
     Ok(selected.device)
 }
@@ -219,38 +308,6 @@ fn check(train: &TableMeta, test: &TableMeta) -> Result<(), EvalError> {
         return Err(EvalError::Mismatch { reason });
     }
     Ok(())
-}
-
-fn fit_cached(
-    rows: &Examples,
-    cells: &[Cell],
-    classes: usize,
-    options: &LinearOptions,
-    device: Device,
-    progress: &dyn Progress,
-) -> Result<Vec<Head>, LinearError> {
-    let scale = options.standardize.then(|| rows.scale());
-    match options.solver {
-        Solver::Lbfgs => {
-            let (scale, iterations) = (scale.as_ref(), options.iterations);
-            Ok(regression::fit(rows, cells, classes, scale, iterations, device, progress))
-        }
-        Solver::Sgd => {
-            let scales = scale.into_iter().collect::<Vec<_>>();
-            let mut passes = CachedPasses::new(rows, options.batch_size, options.seed, progress);
-            let cells = [cells.to_vec()];
-            Ok(sgd::fit(&mut passes as &mut dyn Passes, &cells, classes, &scales, options.epochs, device)?
-                .remove(0))
-        }
-    }
-}
-
-/// Positions among the labelled rows: those that are fitted, and those that choose.
-fn hold_out(table: &FeatureTable, seed: u64) -> Result<(Vec<usize>, Vec<usize>), EvalError> {
-    let labelled: Vec<usize> = (0..table.len()).filter(|&row| table.labels[row].is_some()).collect();
-    let ids: Vec<_> = labelled.iter().map(|&row| table.ids[row]).collect();
-    let labels: Vec<_> = labelled.iter().map(|&row| table.labels[row]).collect();
-    split_off(&ids, &labels, seed)
 }
 
 fn split_off(
@@ -284,11 +341,11 @@ struct Fitted {
     head: Head,
     score: Score,
     rows: usize,
-    note: Option<String>,
+    notes: Vec<String>,
 }
 
 /// The note that evaluated rows were trained on.
-fn trained_on_note(train: &TableMeta, ids: &[InstanceId], test: &FeatureTable) -> Option<String> {
+fn trained_on_note(train: &TableMeta, ids: &[InstanceId], test: &dyn Table) -> Option<String> {
     let seen = common_rows(&train.split, ids, test)?;
     Some(format!("{seen} were trained on, so the scores tell what is remembered"))
 }
@@ -300,7 +357,7 @@ fn report(
     fitted: Fitted,
     started: Instant,
 ) -> ProbeReport {
-    let Fitted { chosen, sweep, head, score, rows, note } = fitted;
+    let Fitted { chosen, sweep, head, score, rows, notes } = fitted;
     ProbeReport {
         top1: score.share(score.top1),
         top5: score.share(score.top5),
@@ -329,7 +386,7 @@ fn report(
         device: test.device.clone(),
         precision: test.precision.clone(),
         step: train.step,
-        notes: note.into_iter().collect(),
+        notes,
         seconds: started.elapsed().as_secs_f64(),
     }
 }

@@ -1,10 +1,13 @@
-//! Logistic regression by L-BFGS.
+//! Logistic regression by L-BFGS: each evaluation of loss and gradient is one pass over the rows.
 
 use tch::{Device, Kind, Tensor, no_grad};
 
-use super::head::{Examples, Head, Scale};
+use super::LinearError;
+use super::examples::{Batch, Examples};
+use super::head::{Head, Scale};
 use super::lbfgs::minimise;
 use super::sgd::Cell;
+use crate::distributed::{ProcessGroup, Reduce};
 use crate::progress::Progress;
 
 /// The largest number of the gradient at the minimum. The loss is a mean, so this does not grow with the rows;
@@ -12,17 +15,20 @@ use crate::progress::Progress;
 const TOLERANCE: f64 = 2e-6;
 
 /// The minimum for each weight decay. The strongest is found first, and each is the start of the next. In the progress
-/// each has `iterations` steps, most of which a minimum does not need.
+/// each has `iterations` steps, most of which a minimum does not need. Every process of the group gets the same heads.
+///
+/// # Errors
+/// If the table cannot be read, or another process fails.
 pub(super) fn fit(
-    rows: &Examples,
+    rows: &Examples<'_>,
     cells: &[Cell],
-    classes: usize,
+    (classes, iterations): (usize, usize),
     scale: Option<&Scale>,
-    iterations: usize,
     device: Device,
+    group: &ProcessGroup,
     progress: &dyn Progress,
-) -> Vec<Head> {
-    let dim = rows.features.size()[1];
+) -> Result<Vec<Head>, LinearError> {
+    let dim = rows.dim() as i64;
     let shape = Shape { dim, classes: classes as i64 };
     let mut order: Vec<usize> = (0..cells.len()).collect();
     order.sort_by(|&a, &b| cells[b].weight_decay.total_cmp(&cells[a].weight_decay));
@@ -36,16 +42,16 @@ pub(super) fn fit(
                 looked += 1;
                 progress.advance(1);
             }
-            no_grad(|| mean_loss(rows, parameters, shape, cells[at].weight_decay, scale))
+            no_grad(|| mean_loss(rows, parameters, shape, cells[at].weight_decay, scale, group))
         };
-        let minimum = minimise(&start, &mut loss, TOLERANCE, iterations);
+        let minimum = minimise(&start, &mut loss, TOLERANCE, iterations)?;
         start = minimum.at.copy();
         let (weight, bias) = shape.parts(&minimum.at);
         let (weight, bias) = (weight.to_kind(Kind::Float), bias.to_kind(Kind::Float));
         heads[at] = Some(Head::new(weight, bias, scale, minimum.steps, minimum.converged));
         progress.advance((iterations - looked) as u64);
     }
-    heads.into_iter().flatten().collect()
+    Ok(heads.into_iter().flatten().collect())
 }
 
 /// Weights and bias as one vector.
@@ -64,21 +70,24 @@ impl Shape {
     }
 }
 
-/// The mean cross entropy with the weights' decay, and its gradient. Products are f32, sums f64.
+/// The mean cross entropy with the weights' decay, and its gradient. Products are f32, sums f64: over the chunks of a
+/// process in their order, then over the processes.
 fn mean_loss(
-    rows: &Examples,
+    rows: &Examples<'_>,
     parameters: &Tensor,
     shape: Shape,
     weight_decay: f64,
     scale: Option<&Scale>,
-) -> (f64, Tensor) {
+    group: &ProcessGroup,
+) -> Result<(f64, Tensor), LinearError> {
     let (device, count) = (parameters.device(), rows.len() as f64);
     let (weight, bias) = shape.parts(parameters);
     let (narrow_weight, narrow_bias) = (weight.to_kind(Kind::Float), bias.to_kind(Kind::Float));
     let mut loss = Tensor::zeros([0_i64; 0], (Kind::Double, device));
     let mut weight_gradient = weight.zeros_like();
     let mut bias_gradient = bias.zeros_like();
-    for (features, labels) in rows.chunks() {
+    for batch in rows.chunks() {
+        let Batch { features, labels } = batch?;
         let mut features = features.to_device(device);
         if let Some(scale) = scale {
             features = scale.apply(&features);
@@ -92,10 +101,19 @@ fn mean_loss(
         weight_gradient += features.transpose(0, 1).matmul(&error).to_kind(Kind::Double);
         bias_gradient += error.sum_dim_intlist([0_i64].as_slice(), false, Kind::Double);
     }
+    if group.world() > 1 {
+        let own = [loss.reshape([1]), weight_gradient.flatten(0, -1), bias_gradient];
+        let sums = Tensor::cat(&own, 0).to_device(Device::Cpu);
+        group.all_reduce(&sums, Reduce::Sum)?;
+        let sums = sums.to_device(device);
+        loss = sums.get(0);
+        let (weight, bias) = shape.parts(&sums.narrow(0, 1, sums.size()[0] - 1));
+        (weight_gradient, bias_gradient) = (weight, bias);
+    }
     let decay = 0.5 * weight_decay * weight.square().sum(Kind::Double).double_value(&[]);
     let gradient = Tensor::cat(
         &[(weight_gradient / count + &weight * weight_decay).flatten(0, -1), bias_gradient / count],
         0,
     );
-    (loss.double_value(&[]) / count + decay, gradient)
+    Ok((loss.double_value(&[]) / count + decay, gradient))
 }

@@ -3,12 +3,15 @@
 
 use tch::{Device, Kind, Tensor, no_grad};
 
-use super::LinearError;
-use super::head::{Examples, Head, Scale};
+use super::examples::{Batch, Examples};
+use super::head::{Head, Scale};
+use super::{LinearError, LinearOptions};
 use crate::progress::Progress;
 use crate::rng::{Purpose, Stream};
 
 const MOMENTUM: f64 = 0.9;
+/// Bytes of a run of rows that are read together.
+const RUN_BYTES: u64 = 1 << 20;
 
 /// One setting of a sweep.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -23,34 +26,65 @@ pub(super) trait Passes {
     /// Steps of an epoch.
     fn steps(&self) -> u64;
 
-    /// Shows each batch of an epoch: for each layer its examples.
-    fn epoch(&mut self, epoch: u64, see: &mut dyn FnMut(&[Examples])) -> Result<(), LinearError>;
+    /// Shows each batch of an epoch: for each layer its features.
+    fn epoch(&mut self, epoch: u64, see: &mut dyn FnMut(&[Batch])) -> Result<(), LinearError>;
 }
 
-/// Passes over rows in memory, in another order each time.
-pub(super) struct CachedPasses<'a> {
-    rows: &'a Examples,
+/// Passes over the rows of a table, in another order each time.
+///
+/// Rows that are held are mixed as a whole. Of others, runs of rows are mixed; the runs are then read in windows of about
+/// the memory limit, and the rows of a window are mixed.
+pub(super) struct TablePasses<'a> {
+    rows: &'a Examples<'a>,
     batch_size: usize,
     seed: u64,
+    memory_limit: u64,
     progress: &'a dyn Progress,
 }
 
-impl<'a> CachedPasses<'a> {
-    pub(super) fn new(rows: &'a Examples, batch_size: usize, seed: u64, progress: &'a dyn Progress) -> Self {
-        Self { rows, batch_size, seed, progress }
+impl<'a> TablePasses<'a> {
+    pub(super) fn new(rows: &'a Examples<'a>, options: &LinearOptions, progress: &'a dyn Progress) -> Self {
+        let LinearOptions { batch_size, seed, memory_limit, .. } = *options;
+        Self { rows, batch_size, seed, memory_limit, progress }
+    }
+
+    /// An order of an epoch, by its number among those of the epoch.
+    fn shuffle<T>(&self, epoch: u64, number: u64, items: &mut [T]) {
+        Stream::new(self.seed, Purpose::ProbeOrder, epoch, number).shuffle(items);
     }
 }
 
-impl Passes for CachedPasses<'_> {
+/// The rows of a window: whole batches.
+pub(super) fn window_rows(row_bytes: u64, batch_size: usize, memory_limit: u64) -> usize {
+    (memory_limit / row_bytes) as usize / batch_size.max(1) * batch_size.max(1)
+}
+
+impl Passes for TablePasses<'_> {
     fn steps(&self) -> u64 {
         self.rows.len().div_ceil(self.batch_size) as u64
     }
 
-    fn epoch(&mut self, epoch: u64, see: &mut dyn FnMut(&[Examples])) -> Result<(), LinearError> {
-        let mut order: Vec<usize> = (0..self.rows.len()).collect();
-        Stream::new(self.seed, Purpose::ProbeOrder, epoch, 0).shuffle(&mut order);
-        for batch in order.chunks(self.batch_size) {
-            see(&[self.rows.select(batch)]);
+    fn epoch(&mut self, epoch: u64, see: &mut dyn FnMut(&[Batch])) -> Result<(), LinearError> {
+        let count = self.rows.len();
+        if self.rows.is_held() {
+            let all = self.rows.batch(0..count)?;
+            let mut order: Vec<usize> = (0..count).collect();
+            self.shuffle(epoch, 0, &mut order);
+            order.chunks(self.batch_size).for_each(|places| see(&[all.select(places)]));
+        } else {
+            let run = (RUN_BYTES / self.rows.row_bytes()).max(1) as usize;
+            let mut runs: Vec<usize> = (0..count).step_by(run).collect();
+            self.shuffle(epoch, 0, &mut runs);
+            let order: Vec<usize> = runs.into_iter().flat_map(|at| at..(at + run).min(count)).collect();
+            let window = window_rows(self.rows.row_bytes(), self.batch_size, self.memory_limit);
+            for (number, places) in (1..).zip(order.chunks(window.max(self.batch_size))) {
+                let mut places = places.to_vec();
+                places.sort_unstable();
+                let held = self.rows.select(&places).batch(0..places.len())?;
+                let mut order: Vec<usize> = (0..places.len()).collect();
+                self.shuffle(epoch, number, &mut order);
+                order.chunks(self.batch_size).for_each(|places| see(&[held.select(places)]));
+            }
         }
         self.progress.advance(1);
         Ok(())
@@ -125,15 +159,15 @@ pub(super) fn fit(
         passes.epoch(epoch, &mut |layers| {
             let share = 0.5 * (1.0 + (std::f64::consts::PI * steps as f64 / total).cos());
             no_grad(|| {
-                for (at, examples) in layers.iter().enumerate() {
-                    let mut features = examples.features.to_device(device);
+                for (at, batch) in layers.iter().enumerate() {
+                    let mut features = batch.features.to_device(device);
                     if let Some(scale) = scales.get(at) {
                         features = scale.apply(&features);
                     }
                     let dim = features.size()[1];
                     let stack =
                         stacks[at].get_or_insert_with(|| Stack::new(&cells[at], dim, classes, device));
-                    stack.step(&features, &examples.labels.to_device(device), share);
+                    stack.step(&features, &batch.labels.to_device(device), share);
                 }
             });
             steps += 1;

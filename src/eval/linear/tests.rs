@@ -2,7 +2,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::sgd::Cell;
 use super::*;
-use crate::feature_table::Kind;
+use crate::feature_table::{FeatureTable, Kind, TableSlice};
 use crate::ids::{ClassId, InstanceId};
 use crate::progress::Quiet;
 use crate::rng::{Purpose, Stream};
@@ -51,11 +51,24 @@ fn options(solver: Solver) -> LinearOptions {
         standardize: false,
         seed: 0,
         device: DeviceChoice::Cpu,
+        local_rank: 0,
+        memory_limit: u64::MAX,
     }
 }
 
-fn run(train: &FeatureTable, test: &FeatureTable, options: &LinearOptions) -> ProbeReport {
-    probe(train, test, options, &Quiet).expect("a probe")
+fn try_run(train: &dyn Table, test: &dyn Table, options: &LinearOptions) -> Result<ProbeReport, LinearError> {
+    let tables = ProbeTables { train, among: None, test, number: 0 };
+    let report = probe(tables, options, &ProcessGroup::alone(), &Quiet)?;
+    Ok(report.expect("rank 0 reports"))
+}
+
+fn run(train: &dyn Table, test: &dyn Table, options: &LinearOptions) -> ProbeReport {
+    try_run(train, test, options).expect("a probe")
+}
+
+/// The report without its time.
+fn timeless(report: ProbeReport) -> ProbeReport {
+    ProbeReport { seconds: 0.0, ..report }
 }
 
 #[test]
@@ -79,11 +92,20 @@ fn a_standardized_probe_does_not_see_the_size_of_the_numbers() {
 #[test]
 fn the_bias_is_such_that_each_class_is_predicted_as_often_as_it_occurs() {
     let train = table(3, 500, true);
-    let rows = Examples::of(&train).expect("rows");
+    let rows = Examples::of(&train, None).expect("rows");
+    let features = rows.batch(0..500).expect("features").features;
     let standardized = LinearOptions { standardize: true, ..options(Solver::Lbfgs) };
     let cell = Cell { lr: None, weight_decay: 1e-3 };
-    let head = fit_cached(&rows, &[cell], 4, &standardized, Device::Cpu, &Quiet).expect("fitted");
-    let predicted = (rows.features.matmul(&head[0].weight) + &head[0].bias).softmax(1, tch::Kind::Double);
+    let alone = ProcessGroup::alone();
+    let fitting = Fitting {
+        meta: &train.meta,
+        options: &standardized,
+        device: Device::Cpu,
+        group: &alone,
+        progress: &Quiet,
+    };
+    let (head, _) = fitting.fit(rows, &[cell]).expect("fitted");
+    let predicted = (features.matmul(&head[0].weight) + &head[0].bias).softmax(1, tch::Kind::Double);
     let predicted = predicted.mean_dim([0_i64].as_slice(), false, tch::Kind::Double);
     for class in 0..4 {
         let share =
@@ -130,18 +152,21 @@ fn a_probe_tells_how_far_it_is() {
     let steps = 3 * options(Solver::Lbfgs).iterations as u64;
     for (solver, items) in [(Solver::Lbfgs, steps), (Solver::Sgd, 10)] {
         let counted = Counted::default();
-        probe(&table(1, 200, false), &table(2, 100, false), &sweep(solver), &counted).expect("a probe");
+        let (train, test) = (table(1, 200, false), table(2, 100, false));
+        let tables = ProbeTables { train: &train, among: None, test: &test, number: 0 };
+        probe(tables, &sweep(solver), &ProcessGroup::alone(), &counted).expect("a probe");
         assert_eq!(counted.0.map(AtomicU64::into_inner), [items, items, 2], "{solver:?}");
     }
 }
 
 #[test]
 fn scores_that_are_not_finite_miss() {
-    let rows = Examples::of(&table(6, 40, false)).expect("rows");
+    let table = table(6, 40, false);
+    let rows = Examples::of(&table, None).expect("rows");
     let nothing = tch::Tensor::full([4, 4], f64::NAN, (tch::Kind::Float, Device::Cpu));
     let bias = tch::Tensor::zeros([4], (tch::Kind::Float, Device::Cpu));
     let head = Head { weight: nothing, bias, steps: 0, converged: false };
-    let score = head.score(&rows, Device::Cpu);
+    let score = scores(&[head], &rows, Device::Cpu, &ProcessGroup::alone()).expect("scores").remove(0);
     assert_eq!((score.top1, score.top5, score.rows), (0, 0, 40));
 }
 
@@ -159,11 +184,102 @@ fn tables_that_do_not_belong_together_are_refused() {
     let train = table(7, 50, false);
     let mut other = table(8, 50, false);
     other.meta.layer = "projection".into();
-    let error = probe(&train, &other, &options(Solver::Lbfgs), &Quiet).expect_err("another layer");
+    let error = try_run(&train, &other, &options(Solver::Lbfgs)).expect_err("another layer");
     assert!(error.to_string().contains("pooled and projection"), "{error}");
     let mut unlabelled = table(9, 50, false);
     unlabelled.labels.fill(None);
-    assert!(probe(&train, &unlabelled, &options(Solver::Lbfgs), &Quiet).is_err());
+    assert!(try_run(&train, &unlabelled, &options(Solver::Lbfgs)).is_err());
     let none = LinearOptions { weight_decay: Vec::new(), ..options(Solver::Lbfgs) };
-    assert!(probe(&train, &train, &none, &Quiet).is_err());
+    assert!(try_run(&train, &train, &none).is_err());
+}
+
+/// A table of another split.
+fn evaluated(seed: u64, rows: usize) -> FeatureTable {
+    let mut table = table(seed, rows, false);
+    table.meta.split = "val".into();
+    table
+}
+
+/// More rows than a chunk has, some of them without a label.
+fn long_table(seed: u64) -> FeatureTable {
+    let mut long = table(seed, 40_000, false);
+    long.labels.iter_mut().step_by(7).for_each(|label| *label = None);
+    long
+}
+
+#[test]
+fn a_table_that_is_read_in_every_pass_gives_the_bits_of_one_that_is_held() {
+    let (train, test) = (long_table(1), evaluated(2, 20_000));
+    let held = LinearOptions { standardize: true, weight_decay: vec![1e-2, 1e-4], ..options(Solver::Lbfgs) };
+    let streamed = LinearOptions { memory_limit: 0, ..held.clone() };
+    let report = timeless(run(&train, &test, &held));
+    assert_eq!(timeless(run(&train, &test, &streamed)), report);
+    assert!(report.converged && report.notes.is_empty(), "{report:?}");
+}
+
+#[test]
+fn rows_that_are_mixed_in_windows_teach_what_rows_mixed_as_a_whole_do() {
+    let (train, test) = (long_table(3), evaluated(4, 4000));
+    let held = LinearOptions { epochs: 3, batch_size: 100, ..options(Solver::Sgd) };
+    let windowed = LinearOptions { memory_limit: 16 * 3050, ..held.clone() };
+    let (whole, report) = (run(&train, &test, &held), timeless(run(&train, &test, &windowed)));
+    assert_eq!(timeless(run(&train, &test, &windowed)), report, "the same seed gives the same report");
+    assert!((whole.top1 - report.top1).abs() < 0.01, "{} {}", whole.top1, report.top1);
+    let note = "by the memory limit of 48800, rows were mixed in windows of 3000";
+    assert_eq!((whole.notes.len(), report.notes.as_slice()), (0, &[note.to_owned()][..]));
+}
+
+/// Shows each row of the passes once, with its label.
+#[test]
+fn a_pass_over_windows_shows_each_row_once_with_its_label() {
+    let mut train = long_table(5);
+    for row in 0..train.len() {
+        train.features[4 * row] = row as f32;
+    }
+    let rows = Examples::of(&train, None).expect("rows");
+    let windowed = LinearOptions { memory_limit: 16 * 3050, batch_size: 100, ..options(Solver::Sgd) };
+    let mut orders = Vec::new();
+    for epoch in 0..2 {
+        let (mut seen, mut sizes) = (Vec::new(), Vec::new());
+        let mut passes = TablePasses::new(&rows, &windowed, &Quiet);
+        let see = &mut |batches: &[examples::Batch]| {
+            let numbers = Vec::<f32>::try_from(batches[0].features.select(1, 0)).expect("numbers");
+            let labels = Vec::<i64>::try_from(&batches[0].labels).expect("labels");
+            sizes.push(labels.len());
+            seen.extend(numbers.into_iter().map(|row| row as usize).zip(labels));
+        };
+        sgd::Passes::epoch(&mut passes, epoch, see).expect("a pass");
+        assert!(sizes[..sizes.len() - 1].iter().all(|&size| size == 100), "only the last batch is short");
+        orders.push(seen.clone());
+        seen.sort_unstable();
+        let label = |row: usize| Some((row, i64::from(train.labels[row]?.0)));
+        assert_eq!(seen, (0..train.len()).filter_map(label).collect::<Vec<_>>());
+    }
+    assert_ne!(orders[0], orders[1]);
+}
+
+#[test]
+fn the_chunks_of_several_processes_are_those_of_one() {
+    let train = long_table(6);
+    let all = |ranks: usize| -> Vec<Vec<f32>> {
+        let of_rank = |rank| {
+            let rows = Examples::of(&train, None).expect("rows").shared(RankShare { rank, ranks });
+            let chunks: Vec<_> = rows.chunks().map(|chunk| chunk.expect("a chunk").features).collect();
+            chunks.into_iter().map(|chunk| Vec::try_from(chunk.flatten(0, -1)).expect("numbers"))
+        };
+        (0..ranks).flat_map(of_rank).collect()
+    };
+    assert_eq!(all(1).len(), 3);
+    for ranks in [2, 3, 5] {
+        assert_eq!(all(ranks), all(1));
+    }
+    // Rows of which only some count, in a table that begins elsewhere.
+    let slice = TableSlice::new(&train, 100..30_000);
+    let among: Vec<usize> = (0..29_900).step_by(3).collect();
+    let some = Examples::of(&slice, Some(&among)).expect("rows");
+    let expected = some.rows().iter().flat_map(|row| train.feature(row + 100)).copied();
+    let read = some.chunks().flat_map(|chunk| {
+        Vec::<f32>::try_from(chunk.expect("a chunk").features.flatten(0, -1)).expect("numbers")
+    });
+    assert!(read.eq(expected));
 }

@@ -1,0 +1,198 @@
+//! The vectors of several layers: encoded batch after batch, kept at their rows, and written in the order of the ids.
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+use tch::Tensor;
+
+use super::scratch::Scratch;
+use super::{EmbedError, EmbedJob, for_each_batch, layer_meta, to_host};
+use crate::distributed::ProcessGroup;
+use crate::feature_table::{Dtype, RowColumns, TableMeta, TableWriter};
+use crate::ids::{ClassId, InstanceId, RankShare};
+use crate::loader::Source;
+use crate::model::{Encoder, FeatureLayer};
+use crate::progress::Progress;
+use crate::storage::Location;
+use crate::units::ByteSize;
+
+/// The vectors of this process's rows, by layer; none of a process without rows.
+pub(super) struct EncodedRows {
+    /// The bytes of all.
+    bytes: u64,
+    layers: Vec<EncodedLayer>,
+}
+
+struct EncodedLayer {
+    dim: usize,
+    dtype: Dtype,
+    vectors: Scratch,
+}
+
+impl EncodedRows {
+    fn failed(&self, source: io::Error) -> EmbedError {
+        scratch_error(self.bytes, source)
+    }
+}
+
+fn scratch_error(bytes: u64, source: io::Error) -> EmbedError {
+    EmbedError::Scratch { folder: std::env::temp_dir().display().to_string(), bytes, source }
+}
+
+/// Encodes each image of a source once, and checks that every number is finite in the type in which it is written.
+pub(super) fn encode_rows(
+    job: &EmbedJob,
+    encoder: &Encoder,
+    source: Arc<dyn Source>,
+    layers: &[FeatureLayer],
+    progress: &dyn Progress,
+) -> Result<EncodedRows, EmbedError> {
+    let rows = source.len();
+    let mut encoded = EncodedRows { bytes: 0, layers: Vec::new() };
+    progress.begin("embed", rows as u64);
+    for_each_batch(encoder, source, (job.batch_size, job.threads), progress, |batch, images| {
+        let features = encoder.features(images, layers)?;
+        if encoded.layers.is_empty() {
+            let dims: Vec<usize> = features.iter().map(|features| features.size()[1] as usize).collect();
+            encoded = room_for(job, rows, &dims, progress)?;
+        }
+        for ((layer, features), encoded_layer) in layers.iter().zip(features).zip(&mut encoded.layers) {
+            let EncodedLayer { dim, dtype, vectors } = encoded_layer;
+            let numbers = to_host(&features);
+            // Batches follow the order of the shards, not of the ids.
+            let places = batch.ids.iter().zip(&batch.bank_rows);
+            for ((id, row), vector) in places.zip(numbers.chunks_exact(*dim)) {
+                let largest = vector.iter().fold(0.0_f32, |largest, x| {
+                    if x.is_finite() { largest.max(x.abs()) } else { f32::INFINITY }
+                });
+                if largest.is_infinite() {
+                    let checkpoint = job.checkpoint.folder().to_string();
+                    return Err(EmbedError::NotFinite { checkpoint, instance: id.0 });
+                }
+                if *dtype == Dtype::F16 && half::f16::from_f32(largest).is_infinite() {
+                    return Err(EmbedError::BeyondF16 { layer: *layer, instance: id.0 });
+                }
+                let kept = vectors.put(row.row(), &dtype.encode(vector));
+                kept.map_err(|source| scratch_error(encoded.bytes, source))?;
+            }
+        }
+        Ok(())
+    })?;
+    progress.finish();
+    Ok(encoded)
+}
+
+/// Room for the vectors of some layers.
+fn room_for(
+    job: &EmbedJob,
+    rows: usize,
+    dims: &[usize],
+    progress: &dyn Progress,
+) -> Result<EncodedRows, EmbedError> {
+    let dtype = |dim: usize| job.dtype.unwrap_or_else(|| Dtype::usual(dim));
+    let bytes: u64 = dims.iter().map(|&dim| (rows * dim * dtype(dim).bytes()) as u64).sum();
+    let in_memory = bytes <= job.memory_limit;
+    if !in_memory {
+        let (folder, limit) = (std::env::temp_dir(), ByteSize(job.memory_limit));
+        progress.note(&format!(
+            "the features take {bytes} bytes, above the memory limit of {limit}: until they are written they are in a \
+             temporary file in {}",
+            folder.display()
+        ));
+    }
+    let long = dims.iter().filter(|&&dim| job.dtype.is_none() && dtype(dim) == Dtype::F16);
+    if let Some(dim) = long.max() {
+        let longest = Dtype::LONGEST_F32;
+        progress.note(&format!(
+            "vectors of more than {longest} numbers, here up to {dim}, are written as float16; embed --dtype f32 keeps \
+             all digits"
+        ));
+    }
+    let layer = |&dim: &usize| {
+        let dtype = dtype(dim);
+        let vectors = Scratch::new(rows, dim * dtype.bytes(), in_memory)?;
+        Ok(EncodedLayer { dim, dtype, vectors })
+    };
+    let layers: io::Result<Vec<_>> = dims.iter().map(layer).collect();
+    Ok(EncodedRows { bytes, layers: layers.map_err(|source| scratch_error(bytes, source))? })
+}
+
+/// Writes the rows of all processes, in the order of the ids, to a table for each layer. Rank 0 gets the tables, which
+/// are not yet published.
+pub(super) fn write_tables(
+    job: &EmbedJob,
+    encoder: &Encoder,
+    encoded: &EncodedRows,
+    (ids, labels): (&[InstanceId], &[Option<ClassId>]),
+    outputs: &[&(FeatureLayer, Location)],
+    group: &ProcessGroup,
+    progress: &dyn Progress,
+) -> Result<Vec<TableWriter>, EmbedError> {
+    // A process without rows has seen no feature, and does not know its length.
+    let own: Vec<u8> = encoded.layers.iter().flat_map(|layer| (layer.dim as u64).to_le_bytes()).collect();
+    let known = group.gather_bytes(&own)?.into_iter().find(|dims| !dims.is_empty()).unwrap_or_default();
+    let dims: Vec<usize> = known.as_chunks().0.iter().map(|&dim| u64::from_le_bytes(dim) as usize).collect();
+    let mut tables = Vec::new();
+    progress.begin("write", (outputs.len() * ids.len()) as u64);
+    for (at, (layer, location)) in outputs.iter().enumerate() {
+        let dim = dims.get(at).copied().unwrap_or(encoder.config().dim);
+        let dtype = job.dtype.unwrap_or_else(|| Dtype::usual(dim));
+        let meta = TableMeta { dim, ..layer_meta(&job.meta(), encoder, *layer) };
+        let mut table = None;
+        if group.is_first() {
+            table = Some(TableWriter::start(location, &meta, dtype)?);
+        }
+        let at_once = TableWriter::batch_rows(dim, dtype);
+        for start in (0..ids.len()).step_by(at_once) {
+            let rows = start..(start + at_once).min(ids.len());
+            let values = batch_of_ranks(encoded, at, (ids.len(), rows.clone()), dim * dtype.bytes(), group)?;
+            if let Some(table) = &mut table {
+                let columns = RowColumns {
+                    ids: &ids[rows.clone()],
+                    labels: &labels[rows.clone()],
+                    updated_steps: &vec![None; rows.len()],
+                };
+                table.append(columns, values)?;
+            }
+            progress.advance(rows.len() as u64);
+        }
+        tables.extend(table);
+    }
+    progress.finish();
+    Ok(tables)
+}
+
+/// The vectors of a run of a layer's `all` rows, on rank 0; the ranks that have them send them, one after the other.
+fn batch_of_ranks(
+    encoded: &EncodedRows,
+    layer: usize,
+    (all, rows): (usize, Range<usize>),
+    row_bytes: usize,
+    group: &ProcessGroup,
+) -> Result<Vec<u8>, EmbedError> {
+    let mut values = vec![0; if group.is_first() { rows.len() * row_bytes } else { 0 }];
+    for rank in 0..group.world() {
+        let share = RankShare { rank, ranks: group.world() }.of(all);
+        let (start, end) = (share.start.max(rows.start), share.end.min(rows.end));
+        if start >= end {
+            continue;
+        }
+        let mut sent = vec![0; (end - start) * row_bytes];
+        if rank == group.rank() {
+            let vectors = &encoded.layers[layer].vectors;
+            let read = vectors.read(start - share.start..end - share.start, &mut sent);
+            read.map_err(|source| encoded.failed(source))?;
+        }
+        if rank > 0 {
+            let travelling = Tensor::from_slice(&sent);
+            group.broadcast(std::slice::from_ref(&travelling), rank)?;
+            let count = sent.len();
+            travelling.copy_data(&mut sent, count);
+        }
+        if group.is_first() {
+            values[(start - rows.start) * row_bytes..(end - rows.start) * row_bytes].copy_from_slice(&sent);
+        }
+    }
+    Ok(values)
+}

@@ -1,0 +1,122 @@
+//! Writes a table as its rows come, in memory that does not grow with them.
+//!
+//! The table appears at its place, whole, when [`TableWriter::finish`] succeeds. A writer that is dropped before leaves
+//! nothing.
+
+use std::fmt;
+use std::io::BufWriter;
+use std::sync::Arc;
+
+use arrow::array::{ArrayData, ArrayRef, FixedSizeListArray, Int64Array, RecordBatch, make_array};
+use arrow::buffer::Buffer;
+use arrow::datatypes::{DataType, Field, Schema};
+use arrow::error::ArrowError;
+use arrow::ipc::writer::FileWriter;
+
+use super::error::TableError;
+use super::rows::Dtype;
+use super::schema::{TableMeta, schema};
+use crate::ids::{ClassId, InstanceId};
+use crate::storage::{Location, Published, Upload};
+
+/// Rows of a record batch: 32 MiB of features at 128 numbers a row.
+pub(super) const BATCH_ROWS: usize = 1 << 16;
+/// Bytes of a record batch's vectors where these are longer than [`Dtype::LONGEST_F32`].
+const BATCH_BYTES: usize = 64 << 20;
+
+/// What rows have beside their vectors.
+#[derive(Clone, Copy, Debug)]
+pub struct RowColumns<'a> {
+    /// `[rows]`: the instance of each row.
+    pub ids: &'a [InstanceId],
+    /// `[rows]`: its class, where it has one.
+    pub labels: &'a [Option<ClassId>],
+    /// `[rows]`: in a bank, the training step that last wrote the row.
+    pub updated_steps: &'a [Option<u64>],
+}
+
+/// A table that is being written.
+pub struct TableWriter {
+    location: Location,
+    schema: Arc<Schema>,
+    dim: usize,
+    value: DataType,
+    writer: FileWriter<BufWriter<Upload>>,
+}
+
+impl fmt::Debug for TableWriter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TableWriter({})", self.location)
+    }
+}
+
+impl TableWriter {
+    /// Starts a table with vectors of this type.
+    ///
+    /// # Errors
+    /// If the store refuses.
+    pub fn start(location: &Location, meta: &TableMeta, dtype: Dtype) -> Result<Self, TableError> {
+        let value = dtype.of_arrow();
+        let schema = Arc::new(schema(meta, value.clone()));
+        let writer = FileWriter::try_new_buffered(Upload::start(location)?, &schema)
+            .map_err(|error| failed(location, error))?;
+        Ok(Self { location: location.clone(), schema, dim: meta.dim, value, writer })
+    }
+
+    /// The rows of a record batch of such vectors.
+    pub fn batch_rows(dim: usize, dtype: Dtype) -> usize {
+        if dim <= Dtype::LONGEST_F32 {
+            return BATCH_ROWS;
+        }
+        (BATCH_BYTES / (dim * dtype.bytes())).clamp(1, BATCH_ROWS)
+    }
+
+    /// Adds rows as one record batch. `values` has their numbers in the table's type, little-endian.
+    ///
+    /// # Errors
+    /// If the store fails.
+    ///
+    /// # Panics
+    /// If the columns differ in length.
+    pub fn append(&mut self, rows: RowColumns<'_>, values: impl Into<Buffer>) -> Result<(), TableError> {
+        let RowColumns { ids, labels, updated_steps } = rows;
+        assert_eq!(labels.len(), ids.len(), "a label or none for each row");
+        assert_eq!(updated_steps.len(), ids.len(), "a step or none for each row");
+        self.batch(rows, values.into())
+            .and_then(|batch| self.writer.write(&batch))
+            .map_err(|error| failed(&self.location, error))
+    }
+
+    fn batch(&self, rows: RowColumns<'_>, values: Buffer) -> Result<RecordBatch, ArrowError> {
+        let RowColumns { ids, labels, updated_steps } = rows;
+        let numbers = ArrayData::builder(self.value.clone()).len(ids.len() * self.dim).add_buffer(values);
+        let item = Arc::new(Field::new("item", self.value.clone(), false));
+        let vectors = make_array(numbers.align_buffers(true).build()?);
+        let columns: Vec<ArrayRef> = vec![
+            Arc::new(Int64Array::from_iter_values(ids.iter().map(|id| id.to_stored()))),
+            Arc::new(FixedSizeListArray::try_new(item, self.dim as i32, vectors, None)?),
+            Arc::new(Int64Array::from_iter(labels.iter().map(|label| label.map(|class| i64::from(class.0))))),
+            Arc::new(Int64Array::from_iter(updated_steps.iter().map(|step| step.map(|step| step as i64)))),
+        ];
+        RecordBatch::try_new(Arc::clone(&self.schema), columns)
+    }
+
+    /// Publishes the table.
+    ///
+    /// # Errors
+    /// If the store fails; then nothing is published.
+    pub fn finish(mut self) -> Result<Published, TableError> {
+        let failed = |error| failed(&self.location, error);
+        self.writer.finish().map_err(failed)?;
+        let buffered = self.writer.into_inner().map_err(failed)?;
+        let upload = buffered.into_inner().map_err(|error| failed(ArrowError::from(error.into_error())))?;
+        Ok(upload.finish()?)
+    }
+}
+
+fn failed(location: &Location, error: ArrowError) -> TableError {
+    match error {
+        ArrowError::IoError(_, source) => location.failed_by("write", source).into(),
+        source => TableError::Malformed { table: location.to_string(), source },
+    }
+}
