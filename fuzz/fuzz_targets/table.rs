@@ -3,8 +3,8 @@
 
 #![no_main]
 
-use instdisc::feature_table::{ColumnNames, FeatureTable};
+use instdisc::feature_table::FeatureTable;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    let _ = FeatureTable::from_bytes("table", bytes.to_vec().into(), &ColumnNames::default());
+    let _ = FeatureTable::from_bytes("table", bytes.to_vec().into());
 });

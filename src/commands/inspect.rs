@@ -13,7 +13,7 @@ use crate::checkpoint::{
     Checkpoint, CheckpointManifest, FileEntry, MANIFEST, checkpoint_name, finished_step, list_checkpoints,
 };
 use crate::dataset::{DatasetError, Manifest, summarise, verify};
-use crate::feature_table::{ColumnNames, FeatureTable};
+use crate::feature_table::FeatureTable;
 use crate::progress::Progress;
 use crate::storage::{Digest, Location};
 
@@ -50,8 +50,8 @@ fn summarise_any(location: &Location, check: bool, progress: &dyn Progress) -> R
             checkpoint.verify()?;
         }
         let part = |entry: &FileEntry| {
-            let (name, names) = (checkpoint.folder().join(&entry.name).to_string(), ColumnNames::default());
-            let part = FeatureTable::from_bytes(&name, checkpoint.read(&entry.name)?, &names)?;
+            let name = checkpoint.folder().join(&entry.name).to_string();
+            let part = FeatureTable::from_bytes(&name, checkpoint.read(&entry.name)?)?;
             Ok::<_, CommandError>((name, part))
         };
         let state = checkpoint.state()?;

@@ -26,11 +26,11 @@ pub fn open_bank(
                 return Ok((Box::new(open_files(&checkpoint, &[entry])?), None));
             }
         }
-        return Ok(open_table(place, names)?);
+        return Ok(open_table(place, Some(names))?);
     }
     match checkpoint_at(place) {
         Ok((_, folder)) => Ok((Box::new(checkpoint_bank(&Checkpoint::open(&folder)?)?), None)),
-        Err(CheckpointError::NotThere { .. }) => Ok(open_table(place, names)?),
+        Err(CheckpointError::NotThere { .. }) => Ok(open_table(place, Some(names))?),
         Err(error) => Err(error.into()),
     }
 }

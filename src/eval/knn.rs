@@ -261,7 +261,11 @@ fn report(
         bank_split: meta.split.clone(),
         bank_rows,
         classes: meta.classes.len(),
-        chance: if meta.classes.is_empty() { f64::NAN } else { 1.0 / meta.classes.len() as f64 },
+        chance: if meta.classes.is_empty() || options.label_sets.is_some() {
+            f64::NAN
+        } else {
+            1.0 / meta.classes.len() as f64
+        },
         most_frequent_class: largest as f64 / scored as f64,
         leave_one_out: options.leave_one_out,
         excluded_duplicates: options.exclude.as_ref().map(|duplicates| duplicates.pairs(&queries.ids)),

@@ -107,8 +107,8 @@ pub(super) struct Found {
 }
 
 impl Found {
-    /// Finds the columns of a table of this program, by their names in the format.
-    pub(super) fn of_ours(table: &str, schema: &Schema) -> Result<Self, TableError> {
+    /// Finds the columns of the format, by their names.
+    pub(super) fn of_format(table: &str, schema: &Schema) -> Result<Self, TableError> {
         let search = Search { table, schema };
         let numbers = |role: Role| Role { fits: is_number, expected: "integers", ..role };
         Ok(Self {

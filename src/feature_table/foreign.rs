@@ -91,13 +91,14 @@ impl ForeignLabels {
 }
 
 impl FeatureTable {
-    /// Reads a table, with what only tables of other programs have where another program wrote it.
+    /// Reads a table, with what only tables of other programs have where another program wrote it. Without `names`, such a
+    /// table has the columns of the format, with ids and classes that are numbers.
     ///
     /// # Errors
     /// The first thing that is wrong, with the row or column that it is about; if several columns can be meant.
     pub fn read_foreign(
         location: &Location,
-        names: &ColumnNames,
+        names: Option<&ColumnNames>,
     ) -> Result<(Self, Option<Foreign>), TableError> {
         let table = location.to_string();
         if location.local_path().is_some_and(std::path::Path::is_dir) {
@@ -111,21 +112,21 @@ impl FeatureTable {
     }
 }
 
-/// Reads a table from the bytes of its file, which errors call `table`.
+/// Reads a table from the bytes of its file, which errors call `table`. Without `names`, a table of another program has the
+/// columns of the format too.
 pub(super) fn of_bytes(
     table: &str,
     bytes: Bytes,
-    names: &ColumnNames,
+    names: Option<&ColumnNames>,
 ) -> Result<(FeatureTable, Option<Foreign>), TableError> {
     let malformed = |source| TableError::Malformed { table: table.into(), source };
     let not_a_table = |reason| TableError::NotATable { table: table.into(), reason };
     let contents = Contents::of(bytes).map_err(malformed)?;
     let named = NamedMeta::of(contents.schema()).map_err(not_a_table)?;
     let is_ours = named.is_ours();
-    let found = if is_ours {
-        Found::of_ours(table, contents.schema())?
-    } else {
-        Found::of(table, contents.schema(), names)?
+    let found = match names.filter(|_| !is_ours) {
+        None => Found::of_format(table, contents.schema())?,
+        Some(names) => Found::of(table, contents.schema(), names)?,
     };
     let (schema, says_length) = (contents.schema().clone(), named.says_unit_length());
     let mut rows = Rows::default();
@@ -135,7 +136,7 @@ pub(super) fn of_bytes(
             Wrong::Table(error) => error,
             Wrong::Arrow(source) => malformed(source),
         })?;
-    if !is_ours && rows.columns.ids.is_empty() {
+    if names.is_some() && !is_ours && rows.columns.ids.is_empty() {
         return Err(not_a_table("it has no rows".into()));
     }
     let Rows { mut columns, features, dim, id_texts, names, named: of_row, sets } = rows;
@@ -249,18 +250,4 @@ fn about(schema: &Schema, found: &Found, table: &FeatureTable, labels: &ForeignL
         name(found.label),
         name(found.id)
     )
-}
-
-impl Foreign {
-    /// Checks that a plain [`FeatureTable`] holds all of the table: that its ids are numbers, and each image has one label at
-    /// most.
-    pub fn check_plain(&self) -> Result<(), TableError> {
-        let reason = match (&self.rows, &self.labels) {
-            (RowNames::Unnamed, _) => "it has no column `instance_id` of integers",
-            (RowNames::Texts(_), _) => "its ids are text, expected integers",
-            (_, ForeignLabels::Sets { .. }) => "its images have several labels, which `knn` alone takes",
-            _ => return Ok(()),
-        };
-        Err(TableError::NotATable { table: self.table.clone(), reason: reason.into() })
-    }
 }

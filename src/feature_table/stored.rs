@@ -62,13 +62,13 @@ struct Batch {
 }
 
 /// Opens a table to be read by ranges of rows: in its file where this program wrote it, else in memory, with what only
-/// tables of other programs have.
+/// tables of other programs have. `names` are those of [`FeatureTable::read_foreign`].
 ///
 /// # Errors
 /// The first thing that is wrong, with the row or column that it is about.
 pub fn open_table(
     location: &Location,
-    names: &ColumnNames,
+    names: Option<&ColumnNames>,
 ) -> Result<(Box<dyn Table>, Option<Foreign>), TableError> {
     // The reader of whole tables takes tables of other programs, and says what is wrong with a damaged one.
     match open_file(location) {

@@ -7,9 +7,9 @@ use arrow::error::ArrowError;
 use bytes::Bytes;
 use serde::Serialize;
 
-use super::columns::{ColumnNames, check_ids};
+use super::columns::check_ids;
 use super::error::TableError;
-use super::foreign::{Foreign, of_bytes};
+use super::foreign::of_bytes;
 use super::rows::{Dtype, IN_MEMORY, PendingVectors, Table, check_vectors, normalise, split};
 use super::schema::{Kind, TableMeta};
 use super::writer::{BATCH_ROWS, RowColumns, TableWriter};
@@ -132,24 +132,20 @@ impl FeatureTable {
     }
 
     /// Reads a table and checks everything that the format promises. Tables of other programs are taken too:
-    /// an Arrow IPC file or stream or a Parquet file that holds ids and vectors without nulls.
+    /// an Arrow IPC file or stream or a Parquet file that holds the format's ids and vectors without nulls.
     ///
     /// # Errors
     /// The first thing that is wrong, with the row or column that it is about.
     pub fn read(location: &Location) -> Result<Self, TableError> {
-        let (table, foreign) = Self::read_foreign(location, &ColumnNames::default())?;
-        foreign.iter().try_for_each(Foreign::check_plain)?;
-        Ok(table)
+        Ok(Self::read_foreign(location, None)?.0)
     }
 
     /// Reads a table from the bytes of its file, which errors call `table`.
     ///
     /// # Errors
     /// As [`FeatureTable::read`].
-    pub fn from_bytes(table: &str, bytes: Bytes, names: &ColumnNames) -> Result<Self, TableError> {
-        let (table, foreign) = of_bytes(table, bytes, names)?;
-        foreign.iter().try_for_each(Foreign::check_plain)?;
-        Ok(table)
+    pub fn from_bytes(table: &str, bytes: Bytes) -> Result<Self, TableError> {
+        Ok(of_bytes(table, bytes, None)?.0)
     }
 
     /// Publishes the table, whole or not at all.

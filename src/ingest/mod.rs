@@ -35,9 +35,9 @@ pub use job::{ingest, plan, source_plan};
 pub use memory::machine_memory;
 pub use plan::{DestinationPlan, IngestPlan};
 pub use report::{AlreadyThere, HeldBy, IngestReport, SplitReport, VerifiedSource};
-pub(crate) use source::is_image;
 pub use source::{
     ClassFolder, ClassesPlan, Counted, HoldOut, LabelsAs, PathGlob, SourceFormat, SourcePlan, SplitPlan,
+    is_image,
 };
 pub use synth::{SynthError, SynthOptions, SynthReport, synth};
 

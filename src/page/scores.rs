@@ -10,32 +10,38 @@ const FIRST_PAIRS: usize = 12;
 /// The evaluated features and their scores.
 pub(super) fn headline(out: &mut String, input: &PageInput<'_>) {
     let report = input.report();
+    let all = report.queries + report.unlabelled_queries;
     let title = if report.has_scores() {
         format!("{} of queries get their class right", percent(report.top1))
     } else {
-        format!("The neighbours of {} images", grouped(report.unlabelled_queries as u64))
+        format!("The neighbours of {} images", grouped(all as u64))
     };
     add!(out, "<header>\n<p class=\"kicker\">Nearest-neighbour report</p>\n<h1>{title}</h1>\n");
     let (queries, rows) = if report.has_scores() {
         (report.queries, format!("{} labelled rows", grouped(report.bank_rows as u64)))
     } else {
-        (report.unlabelled_queries, format!("{} rows", grouped(input.bank.ids().len() as u64)))
+        (all, format!("{} rows", grouped(input.bank.ids().len() as u64)))
     };
+    let classes = (report.classes > 0).then(|| format!("{} classes", grouped(report.classes as u64)));
+    let dataset = (!report.dataset_digest.is_empty()).then(|| {
+        let digest = &report.dataset_digest;
+        let start = escape(digest.get(..12).unwrap_or(digest));
+        format!("dataset <code title=\"{}\">{start}</code>", escape(digest))
+    });
+    let what: String = [classes, dataset].into_iter().flatten().map(|part| format!(", {part}")).collect();
     add!(
         out,
-        "<p class=\"about\">{} queries of split <b>{}</b>, compared with {rows}: <b>{}</b>, step {}. {}ataset \
-         <code title=\"{}\">{}</code>.{}{}</p>\n",
+        "<p class=\"about\">{} queries{}, compared with {rows}: <b>{}</b>, step {}{}.{}{}</p>\n",
         grouped(queries as u64),
-        escape(&report.split),
+        // Images of no dataset and tables of other programs are of no split.
+        if report.split.is_empty() {
+            String::new()
+        } else {
+            format!(" of split <b>{}</b>", escape(&report.split))
+        },
         escape(&report.feature),
         grouped(report.step),
-        if report.classes == 0 {
-            "D".to_owned()
-        } else {
-            format!("{} classes, d", grouped(report.classes as u64))
-        },
-        escape(&report.dataset_digest),
-        escape(report.dataset_digest.get(..12).unwrap_or(&report.dataset_digest)),
+        what,
         if report.leave_one_out { " A query's own row does not vote." } else { "" },
         report.excluded_duplicates.map_or_else(String::new, |pairs| {
             format!(" {} rows with a query's own image did not vote.", grouped(pairs as u64))
@@ -190,7 +196,7 @@ pub(super) fn retrieval(reports: &KnnReports) -> Option<Section> {
         html.push_str("</tr>\n");
     }
     html.push_str("</tbody>\n</table>\n</div>\n");
-    Some(Section { id: "retrieval", title: "Recall and mean average precision", html })
+    Some(Section { id: "retrieval", title: "Recall and precision", html })
 }
 
 /// The score of each class, and the pairs that are taken for one another.

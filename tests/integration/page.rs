@@ -32,7 +32,7 @@ fn a_page_works_in_a_browser() {
         let expected = [
             "Over training",
             "Neighbours and temperature",
-            "Recall and mean average precision",
+            "Recall and precision",
             "Classes",
             "Map",
             "Queries and neighbours",

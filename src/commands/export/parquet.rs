@@ -10,7 +10,7 @@ use parquet::errors::ParquetError;
 use parquet::file::properties::WriterProperties;
 
 use crate::commands::CommandError;
-use crate::feature_table::{ColumnNames, Foreign, open_table};
+use crate::feature_table::open_table;
 use crate::ids::ClassId;
 use crate::storage::{Location, StorageError, Upload};
 
@@ -23,8 +23,7 @@ const ROW_GROUP: usize = 1 << 16;
 /// # Errors
 /// If the table cannot be read, or the store fails.
 pub fn export_parquet(table: &Location, output: &Location) -> Result<usize, CommandError> {
-    let (table, foreign) = open_table(table, &ColumnNames::default())?;
-    foreign.iter().try_for_each(Foreign::check_plain)?;
+    let (table, _) = open_table(table, None)?;
     let failed = |source: ParquetError| StorageError::Failed {
         operation: "write",
         location: output.to_string(),

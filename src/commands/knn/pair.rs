@@ -49,7 +49,7 @@ impl KnnPair {
         progress: &dyn Progress,
     ) -> Result<Self, CommandError> {
         let (bank, of_bank) = open_bank(bank_at, columns)?;
-        let (queries, of_queries) = FeatureTable::read_foreign(queries_at, columns)?;
+        let (queries, of_queries) = FeatureTable::read_foreign(queries_at, Some(columns))?;
         for foreign in [&of_bank, &of_queries].into_iter().flatten() {
             let normalized = foreign.not_unit.filter(|_| normalize).map_or("", |_| ", normalized");
             progress.note(&format!("{}: {}{normalized}", foreign.table, foreign.about));

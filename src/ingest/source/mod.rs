@@ -42,7 +42,7 @@ use records::{Records, Stamps};
 pub(super) use formats::read_synsets;
 pub use globs::PathGlob;
 pub use hold_out::HoldOut;
-pub(crate) use names::is_image;
+pub use names::is_image;
 pub(super) use names::{as_path_part, first_of, split_meaning};
 pub use plan::{ClassesPlan, SourcePlan, SplitPlan};
 pub use records::Counted;

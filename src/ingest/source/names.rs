@@ -46,7 +46,7 @@ pub(super) fn is_image_ending(ending: &str) -> bool {
 }
 
 /// Whether the name is that of an image.
-pub(crate) fn is_image(path: &str) -> bool {
+pub fn is_image(path: &str) -> bool {
     file_name(path).rsplit_once('.').is_some_and(|(_, ending)| is_image_ending(ending))
 }
 
