@@ -7,7 +7,7 @@
 # CUDA come too, since the NCCL part is compiled everywhere (feature nccl); of NCCL's wheel nothing else is kept.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-source jobs/setup/again.sh
+source jobs/setup/retry.sh
 
 all=jobs/setup/requirements/libtorch.txt
 version=$(pinned_version $all torch)

@@ -3,7 +3,7 @@
 # Usage: lint-tools.sh install|oldest-rust|licences|spelling
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-source jobs/setup/again.sh
+source jobs/setup/retry.sh
 
 rust=$(rust_version)
 deny=cargo-deny@0.20.2

@@ -5,7 +5,7 @@
 # Usage: packages.sh get|list   (list: a line of what `get` would do, or nothing)
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-source jobs/setup/again.sh
+source jobs/setup/retry.sh
 
 probe=$(mktemp)
 trap 'rm -f "$probe"' EXIT

@@ -3,7 +3,7 @@
 # Usage: plan.sh demo|test
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-source jobs/setup/again.sh
+source jobs/setup/retry.sh
 
 what=$1
 cores=$(nproc)

@@ -2,7 +2,7 @@
 # Makes .venv-python: the packages with which the tests compare. About 4.5 GB on disk.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-source jobs/setup/again.sh
+source jobs/setup/retry.sh
 
 stamp=.venv-python/complete-7
 if [ ! -e "$stamp" ]; then

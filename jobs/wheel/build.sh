@@ -3,7 +3,7 @@
 # Usage: build.sh [PROFILE], `release` by default; prints the wheel's path, which is below target/wheels.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-source jobs/setup/again.sh
+source jobs/setup/retry.sh
 
 profile=${1:-release}
 out=target/wheels/$profile

@@ -7,7 +7,7 @@ cd "$(dirname "$0")/../.."
 
 wheel=$(realpath "$1")
 packages=$(realpath "${LIBTORCH:-.libtorch}/..")
-source jobs/setup/again.sh
+source jobs/setup/retry.sh
 checkout=$PWD
 at=$(mktemp -d)
 trap 'rm -rf "$at"' EXIT

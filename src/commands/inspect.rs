@@ -14,6 +14,7 @@ use crate::checkpoint::{
 };
 use crate::dataset::{DatasetError, Manifest, summarise, verify};
 use crate::feature_table::FeatureTable;
+use crate::image::entry_points;
 use crate::progress::Progress;
 use crate::storage::{Digest, Location};
 
@@ -79,7 +80,7 @@ fn summarise_any(location: &Location, check: bool, progress: &dyn Progress) -> R
         other => other?,
     };
     if check {
-        verify(location, &manifest, progress)?;
+        verify(location, &manifest, &entry_points, progress)?;
     }
     dataset_summary(&manifest)
 }

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use rayon::prelude::*;
 use serde::Serialize;
 
 use super::table::read_whole;
-use super::{DatasetError, Located, Manifest, Place, ShardReader, Split, unsealed};
+use super::{DatasetError, Located, Manifest, Place, Row, ShardReader, Split, unsealed};
 use crate::ids::{ClassId, InstanceId};
 use crate::progress::Progress;
 use crate::storage::{Digest, Location};
@@ -65,11 +66,21 @@ pub fn summarise(manifest: &Manifest) -> DatasetSummary {
 type Sighting = (Option<ClassId>, Digest);
 
 /// Reads every byte of every shard and index again and checks digests, ids, the content's digest, and that the
-/// indexes tell where each image is.
+/// indexes tell where each image is. Stored entry points must be those that `entry_points` finds in the image.
 ///
 /// # Errors
 /// The first thing that is wrong.
-pub fn verify(dataset: &Location, manifest: &Manifest, progress: &dyn Progress) -> Result<(), DatasetError> {
+pub fn verify(
+    dataset: &Location,
+    manifest: &Manifest,
+    entry_points: &(dyn Fn(&[u8]) -> Option<Vec<u8>> + Sync),
+    progress: &dyn Progress,
+) -> Result<(), DatasetError> {
+    let has_others = |row: &&Row| {
+        row.entry_points
+            .as_ref()
+            .is_some_and(|points| entry_points(&row.bytes).as_deref() != Some(&points[..]))
+    };
     for (name, split) in &manifest.splits {
         progress.begin(&format!("verify {name}"), split.instances);
         let indexed = split.read_places(dataset)?;
@@ -80,17 +91,23 @@ pub fn verify(dataset: &Location, manifest: &Manifest, progress: &dyn Progress) 
             let mut place = 0;
             for group in 0..reader.row_groups() {
                 let range = reader.row_group_range(group);
-                for row in
-                    reader.parse_row_group(group, bytes.slice(range.start as usize..range.end as usize))?
-                {
+                let wrong = |reason: String| DatasetError::RowGroup {
+                    shard: entry.path.clone(),
+                    row_group: group,
+                    reason,
+                };
+                let rows =
+                    reader.parse_row_group(group, bytes.slice(range.start as usize..range.end as usize))?;
+                if let Some(row) = rows.par_iter().find_first(has_others) {
+                    return Err(wrong(format!(
+                        "the entry points of instance {} are not its image's",
+                        row.id
+                    )));
+                }
+                for row in rows {
                     let image = Digest::of(&row.bytes);
                     if found[row.id.row()].replace((row.label, image)).is_some() {
-                        let reason = format!("instance id {} occurs twice in the split", row.id);
-                        return Err(DatasetError::RowGroup {
-                            shard: entry.path.clone(),
-                            row_group: group,
-                            reason,
-                        });
+                        return Err(wrong(format!("instance id {} occurs twice in the split", row.id)));
                     }
                     let said = indexed[row.id.row()];
                     let size = row.bytes.len() as u32;

@@ -16,6 +16,12 @@ fn row(id: u32, image: &'static [u8]) -> Row {
     }
 }
 
+/// What `row` has for an image of [`IMAGES`].
+fn entry_points(image: &[u8]) -> Option<Vec<u8>> {
+    let id = (0..).zip(IMAGES).find(|(_, other)| *other == image)?.0;
+    row(id, b"").entry_points.map(Vec::from)
+}
+
 const IMAGES: [&[u8]; 5] = [b"zero", b"one", b"two", b"", b"four"];
 
 /// Where `published` puts its rows: (shard, row) of each instance.
@@ -97,7 +103,7 @@ fn rows_come_back_as_they_were_written() {
     assert_eq!(reader.row_groups(), 2);
     assert_eq!(reader.read_row_group(0).expect("rows"), [row(3, b""), row(0, b"zero")]);
     assert_eq!(reader.read_row_group(1).expect("rows"), [row(4, b"four")]);
-    verify(&dataset, &manifest, &Quiet).expect("whole");
+    verify(&dataset, &manifest, &entry_points, &Quiet).expect("whole");
 }
 
 #[test]
@@ -152,8 +158,22 @@ fn equal_rows_give_equal_bytes() {
 fn a_changed_byte_in_a_shard_is_found_by_verify() {
     let (_dir, dataset, manifest) = published();
     change(&dataset.join("train/shard-00001.parquet"), 40);
-    let error = verify(&dataset, &manifest, &Quiet).expect_err("changed");
+    let error = verify(&dataset, &manifest, &entry_points, &Quiet).expect_err("changed");
     assert!(error.to_string().contains("shard-00001.parquet: damaged"), "{error}");
+}
+
+#[test]
+fn entry_points_that_are_not_the_images_are_found_by_verify() {
+    let (_dir, dataset, manifest) = published();
+    let changed = |image: &[u8]| if image == b"four" { Some(vec![1; 12]) } else { entry_points(image) };
+    let gone = |image: &[u8]| entry_points(image).filter(|_| image != b"four");
+    let found: [&(dyn Fn(&[u8]) -> Option<Vec<u8>> + Sync); 2] = [&changed, &gone];
+    for found in found {
+        let error = verify(&dataset, &manifest, found, &Quiet).expect_err("others");
+        assert!(error.to_string().contains("the entry points of instance 4 are not its image's"), "{error}");
+    }
+    let more = |image: &[u8]| entry_points(image).or(Some(vec![1]));
+    verify(&dataset, &manifest, &more, &Quiet).expect("an ingest may leave them out");
 }
 
 #[test]
@@ -176,7 +196,7 @@ fn an_index_that_says_something_else_is_found_by_verify() {
         let mut changed = manifest.clone();
         let split = changed.splits.get_mut("train").expect("the split");
         split.ingest[0].index = write_index(&dataset, "index/train.parquet", &rows).expect("written");
-        let error = verify(&dataset, &changed, &Quiet).expect_err("changed");
+        let error = verify(&dataset, &changed, &entry_points, &Quiet).expect_err("changed");
         assert!(error.to_string().contains("invalid entry for instance 0"), "{error}");
     }
 }
@@ -262,7 +282,7 @@ fn counts_that_files_do_not_bear_out_are_refused() {
     let changed = read(&counted(1 << 31, 1 << 31, 1 << 31)).expect("it agrees with itself");
     let split = &changed.splits["train"];
     assert!(matches!(split.read_places(&dataset), Err(DatasetError::Damaged { .. })));
-    assert!(matches!(verify(&dataset, &changed, &Quiet), Err(DatasetError::Damaged { .. })));
+    assert!(matches!(verify(&dataset, &changed, &entry_points, &Quiet), Err(DatasetError::Damaged { .. })));
     let shard = ShardReader::open(&dataset, &split.shards[0], 2, 1 << 31);
     assert!(matches!(shard, Err(DatasetError::Damaged { .. })));
 }

@@ -24,7 +24,7 @@ use self::formats::{bmp, gif, jpeg, png, pnm, tiff, webp};
 pub(crate) use luma::check_is_libjpegs;
 pub use luma::{Luma, check, check_and_index, entry_points, luma};
 pub use orientation::{ExifOrientation, Orientation};
-pub use region::{Channels, Encoded, Planes, Region, RegionDecoder};
+pub use region::{Encoded, Planes, RegionDecoder};
 
 /// An image cannot be read or written; the text is the reason that a report shows.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -192,6 +192,28 @@ pub enum Colour {
 /// What a file is by its first bytes; `None` where it is of no kind that is read.
 pub fn format_of(bytes: &[u8]) -> Option<Format> {
     sniff::format(bytes).ok()
+}
+
+/// A rectangle of an image, in pixels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Region {
+    /// The first column.
+    pub left: usize,
+    /// The first row.
+    pub top: usize,
+    /// Columns.
+    pub width: usize,
+    /// Rows.
+    pub height: usize,
+}
+
+/// What is wanted of the pixels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Channels {
+    /// Red, green and blue.
+    Rgb,
+    /// Brightness alone, as the file stores it; a file that does not store it gives all three.
+    Luma,
 }
 
 /// A decoded image.

@@ -2,29 +2,7 @@
 
 use super::baseline::{BaselineDecoder, Frame};
 use super::guard;
-use super::{Format, Header, ImageError, Limits, Orientation, decode, probe};
-
-/// A rectangle of an image, in pixels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Region {
-    /// The first column.
-    pub left: usize,
-    /// The first row.
-    pub top: usize,
-    /// Columns.
-    pub width: usize,
-    /// Rows.
-    pub height: usize,
-}
-
-/// What is wanted of the pixels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Channels {
-    /// Red, green and blue.
-    Rgb,
-    /// Brightness alone, as the file stores it; a file that does not store it gives all three.
-    Luma,
-}
+use super::{Channels, Format, Header, ImageError, Limits, Orientation, Region, decode, probe};
 
 /// Decoded pixels by planes, and the buffers that decoding needs; both are kept from image to image.
 #[derive(Clone, Debug, Default)]
@@ -193,6 +171,7 @@ mod tests {
     use crate::image::tests::{compressed, noisy, with_restart_markers};
     use crate::image::{DecodedImage, encode_png, entry_points};
     use crate::rng::{Purpose, Stream};
+    use crate::simd::SimdLevel;
 
     /// The pixels of a region of a whole image, by planes.
     fn cut(image: &DecodedImage, region: Region) -> Vec<u8> {
@@ -244,12 +223,17 @@ mod tests {
         }
     }
 
-    /// The samples of a region, decoded by the baseline decoder from entry points alone.
+    /// The samples of a region, decoded by the baseline decoder from entry points alone; the same at every level.
     fn from_points(file: &[u8], region: Region, points: &[u8]) -> Option<Vec<u8>> {
         let frame = Frame::parse(file).expect("a baseline JPEG");
-        let mut samples = Vec::new();
-        let decoder = &mut BaselineDecoder::default();
-        decoder.decode_from_entry_points(file, &frame, region, points, &mut samples).map(|()| samples)
+        let at = |level| {
+            let (decoder, mut samples) = (&mut BaselineDecoder::default(), Vec::new());
+            let decoded = decoder.decode_from_entry_points(level, file, &frame, region, points, &mut samples);
+            decoded.map(|()| samples)
+        };
+        let portable = at(SimdLevel::Portable);
+        SimdLevel::available().into_iter().for_each(|level| assert_eq!(at(level), portable, "{level:?}"));
+        portable
     }
 
     #[test]

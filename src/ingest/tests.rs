@@ -184,7 +184,7 @@ fn a_folder_becomes_a_dataset_that_verifies() {
     assert!(split.shards > 1);
     let manifest = Manifest::read(&location(&at.dest)).expect("a manifest");
     assert_eq!(manifest.classes, ["cat", "dog breed"]);
-    verify(&location(&at.dest), &manifest, &Quiet).expect("whole");
+    verify(&location(&at.dest), &manifest, &entry_points, &Quiet).expect("whole");
 }
 
 #[test]
@@ -253,7 +253,7 @@ fn another_split_is_added_and_the_first_stays() {
     let after = Manifest::read(&location(&at.dest)).expect("a manifest");
     assert_eq!(after.splits["train"], before.splits["train"]);
     assert_eq!(after.splits["val"].instances, 12);
-    verify(&location(&at.dest), &after, &Quiet).expect("whole");
+    verify(&location(&at.dest), &after, &entry_points, &Quiet).expect("whole");
 }
 
 #[test]
@@ -278,8 +278,13 @@ fn a_bad_image_is_rejected_with_its_reason_and_leaves_no_gap() {
     assert_eq!((report.splits["train"].instances, report.splits["train"].rejected), (11, 1));
     let rejects = fs::read_to_string(at.dest.join("rejects/train.jsonl")).expect("rejects");
     assert!(rejects.contains("cat/2.jpg") && rejects.lines().count() == 1, "{rejects}");
-    verify(&location(&at.dest), &Manifest::read(&location(&at.dest)).expect("a manifest"), &Quiet)
-        .expect("no gap");
+    verify(
+        &location(&at.dest),
+        &Manifest::read(&location(&at.dest)).expect("a manifest"),
+        &entry_points,
+        &Quiet,
+    )
+    .expect("no gap");
 }
 
 #[test]
@@ -422,7 +427,7 @@ fn a_folder_and_a_tar_in_a_store_give_the_dataset_of_the_local_folder() {
         let report = ingest(&remote, &Quiet).expect("ingested");
         assert_eq!(report.dataset_digest, local.dataset_digest, "{dest}");
         let manifest = Manifest::read(&remote.dest).expect("a manifest");
-        verify(&remote.dest, &manifest, &Quiet).expect("whole");
+        verify(&remote.dest, &manifest, &entry_points, &Quiet).expect("whole");
         let names: Vec<String> =
             remote.dest.list().expect("a list").into_iter().map(|entry| entry.name).collect();
         let expected: Vec<String> = files(&at.dest).into_iter().map(|(name, _)| name).collect();
@@ -456,7 +461,7 @@ fn both_ways(change: impl Fn(&Path)) -> [Vec<(String, Vec<u8>)>; 2] {
         ingest(&IngestOptions { drop_leaks, ..lenient(options(&at.source, &at.dest)) }, &Quiet)
             .expect("ingested");
         let manifest = Manifest::read(&location(&at.dest)).expect("a manifest");
-        verify(&location(&at.dest), &manifest, &Quiet).expect("whole");
+        verify(&location(&at.dest), &manifest, &entry_points, &Quiet).expect("whole");
         let shards = shards(&at);
         let named: Vec<&String> = manifest.splits["train"].shards.iter().map(|shard| &shard.path).collect();
         assert_eq!(shards.iter().map(|(name, _)| name).collect::<Vec<_>>(), named, "no strays");
@@ -526,7 +531,7 @@ fn appended_images_are_numbered_on_either_way() {
         ingest(&append, &Quiet).expect("appended");
         let dataset = append.dest.clone();
         let manifest = Manifest::read(&dataset).expect("a manifest");
-        verify(&dataset, &manifest, &Quiet).expect("whole");
+        verify(&dataset, &manifest, &entry_points, &Quiet).expect("whole");
         rows(&dataset, &manifest).into_iter().map(|row| (row.id, row.path)).collect::<Vec<_>>()
     });
     assert_eq!(one, two);

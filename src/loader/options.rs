@@ -37,7 +37,7 @@ pub struct LoaderOptions {
     /// Leave out the last batch if it is short.
     pub drop_last: bool,
     /// What this rank loads of each global batch.
-    pub part: RankShare,
+    pub share: RankShare,
     /// The micro-batches of a batch, each assigned to all ranks.
     pub micro_batches: usize,
     /// Threads that decode and augment; 0 for one on each core.
@@ -64,7 +64,7 @@ impl Default for LoaderOptions {
             first_step: 0,
             shuffle: Shuffle::Exact,
             drop_last: false,
-            part: RankShare::WHOLE,
+            share: RankShare::WHOLE,
             micro_batches: 1,
             threads: 0,
             read_threads: 8,
@@ -92,7 +92,7 @@ impl LoaderOptions {
             portions,
             batch_size: self.batch_size,
             drop_last: self.drop_last,
-            part: self.part,
+            share: self.share,
             micro_batches: self.micro_batches,
             first_epoch: self.epoch,
             first_step: self.first_step,
@@ -123,7 +123,7 @@ impl MemoryBudget {
         side: u32,
     ) -> Result<Self, LoaderError> {
         let limit = if options.memory_limit == 0 { DEFAULT_MEMORY } else { options.memory_limit };
-        let own = plan.part.of(plan.batch_size).len() as u64;
+        let own = plan.share.of(plan.batch_size).len() as u64;
         // Those ready, one with each worker, one with the consumer, one given back.
         let batches = options.prefetch.max(DECODE_WORKERS) as u64 + DECODE_WORKERS as u64 + 2;
         let fixed = source.held_bytes() + batches * own * 3 * u64::from(side).pow(2);

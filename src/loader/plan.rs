@@ -43,7 +43,7 @@ pub(super) struct PlanOptions {
     pub portions: Portions,
     pub batch_size: usize,
     pub drop_last: bool,
-    pub part: RankShare,
+    pub share: RankShare,
     pub micro_batches: usize,
     pub first_epoch: u64,
     pub first_step: u64,
@@ -102,7 +102,7 @@ impl Planner {
     pub(super) fn new(source: Arc<dyn Source>, options: PlanOptions) -> Self {
         let epoch = options.first_epoch;
         let order = order(source.as_ref(), options.passes, epoch);
-        let slots = if options.part.ranks > 1 { source.layout().slots_by_bank_row() } else { Vec::new() };
+        let slots = if options.share.ranks > 1 { source.layout().slots_by_bank_row() } else { Vec::new() };
         let mut planner = Self {
             source,
             options,
@@ -205,7 +205,7 @@ impl Planner {
 
     /// The row groups of a window that hold images which are made here.
     fn own_groups(&self, order: &GroupedOrder, window: usize) -> Vec<u32> {
-        if self.options.part.ranks == 1 {
+        if self.options.share.ranks == 1 {
             return order.groups(window).to_vec();
         }
         let (epoch_indices, batch) = (order.epoch_indices(window), self.options.batch_size as u64);
@@ -213,7 +213,7 @@ impl Planner {
         for step in epoch_indices.start / batch..epoch_indices.end.div_ceil(batch) {
             let first = step * batch;
             let global = self.global(first..(first + batch).min(self.source.len() as u64));
-            let own = global.shares[self.options.part.rank].iter().map(|index| first + index.index() as u64);
+            let own = global.shares[self.options.share.rank].iter().map(|index| first + index.index() as u64);
             let layout = self.source.layout();
             let own = own.filter(|epoch_index| epoch_indices.contains(epoch_index));
             needed
@@ -224,7 +224,7 @@ impl Planner {
 
     fn global(&self, epoch_indices: Range<u64>) -> GlobalBatch {
         let bank_rows = epoch_indices.map(|epoch_index| self.at(epoch_index)).collect();
-        GlobalBatch::assign(bank_rows, self.options.part.ranks, self.options.micro_batches, &self.slots)
+        GlobalBatch::assign(bank_rows, self.options.share.ranks, self.options.micro_batches, &self.slots)
     }
 }
 
@@ -245,7 +245,7 @@ impl Iterator for Planner {
             }
             let is_last = end == rows || (self.options.drop_last && end + batch > rows);
             let global = self.global(start..end);
-            let own = global.shares[self.options.part.rank].clone();
+            let own = global.shares[self.options.share.rank].clone();
             let (fetches, discard) = match self.options.portions {
                 Portions::Groups => self.fetch_groups(start, end, is_last),
                 Portions::Rows => {

@@ -102,19 +102,19 @@ impl TrainConfig {
         self.source(dataset, manifest, &self.split, limit)
     }
 
-    /// A loader of all that a run still needs; of each global batch a part.
+    /// A loader of all that a run still needs; of each global batch a share.
     pub(super) fn start_loader(
         &self,
         source: &Arc<dyn Source>,
         cursor: Cursor,
-        part: RankShare,
+        share: RankShare,
     ) -> Result<Loader, LoaderError> {
         let recipe = Recipe::new(self.recipe, self.image_size);
         let options = LoaderOptions {
             epoch: cursor.epoch,
             epochs: self.epochs.saturating_sub(cursor.epoch),
             first_step: cursor.step_in_epoch,
-            part,
+            share,
             ..self.loader()
         };
         Loader::start(Arc::clone(source), recipe, options)

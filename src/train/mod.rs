@@ -34,7 +34,7 @@ pub use metrics::{MetricsLine, Scope};
 pub use trainer::{StepBench, StepTime};
 
 use self::checkpoint::resume::{Start, agree};
-use self::checkpoint::sharded::{PartsOfRanks, make_replicas_equal};
+use self::checkpoint::sharded::{SharedCheckpoint, make_replicas_equal};
 use self::checkpoint::snapshot::Snapshot;
 use self::checkpoint::writer::{Retention, Writer};
 use self::checkpoint::{DataIdentity, publish_config};
@@ -226,8 +226,8 @@ impl<L: Learner> Opened<L> {
             // What was warned of before a resume is not warned of again.
             metrics.epoch_losses().for_each(|loss| drop(divergence.look(loss, chance)));
         }
-        let part = RankShare { rank: group.rank(), ranks: group.world() };
-        let loader = config.start_loader(&source, cursor, part)?;
+        let share = RankShare { rank: group.rank(), ranks: group.world() };
+        let loader = config.start_loader(&source, cursor, share)?;
         let retention = Retention { newest: config.keep, every_steps: config.keep_every_epochs * steps };
         let last = found.as_ref().map(|checkpoint| checkpoint.folder().clone());
         let writer = Writer::new(run.clone(), group.is_first().then_some(retention), last);
@@ -236,7 +236,7 @@ impl<L: Learner> Opened<L> {
             run,
             data: Arc::new(data),
             writer,
-            ranks: PartsOfRanks::new(&group),
+            ranks: SharedCheckpoint::new(&group),
             saved: now,
             saved_step: found.as_ref().map(|_| cursor.step),
             asked: Requests::default(),
@@ -285,7 +285,7 @@ struct Session<L> {
     loader: Loader,
     /// Of rank 0.
     metrics: Option<Metrics>,
-    ranks: PartsOfRanks,
+    ranks: SharedCheckpoint,
     /// When the last checkpoint was begun, and of which step it is.
     saved: Instant,
     saved_step: Option<u64>,

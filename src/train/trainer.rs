@@ -213,10 +213,10 @@ impl Trainer {
     ) -> Result<(), TrainError> {
         let transform = self.encoder.config().evaluation_transform();
         let group = Rc::clone(&self.group);
-        let part = RankShare { rank: group.rank(), ranks: group.world() };
+        let share = RankShare { rank: group.rank(), ranks: group.world() };
         // As many images at once as in a training step.
         let batch_size = self.config.batch_size.div_ceil(self.config.accumulate);
-        let options = LoaderOptions { part, batch_size, micro_batches: 1, ..self.config.loader() };
+        let options = LoaderOptions { share, batch_size, micro_batches: 1, ..self.config.loader() };
         progress.begin("bank", source.len() as u64);
         let mut batches = evaluation_epoch(Arc::clone(source), transform, options)?;
         loop {

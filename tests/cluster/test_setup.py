@@ -109,7 +109,7 @@ class Requirements(unittest.TestCase):
                 if re.search(r"\bpip\b.*\b(install|download)\b|bin/pip", line) and not line.lstrip().startswith("#"):
                     count += 1
                     self.assertRegex(line, r"--require-hashes|--no-index|\*PIP\b", path.name)
-        self.assertEqual(count, 11, "Dockerfile twice, again.sh, libtorch.sh, lint-tools.sh, packages.sh, python.sh, the wheel twice, run.py twice")
+        self.assertEqual(count, 11, "Dockerfile twice, retry.sh, libtorch.sh, lint-tools.sh, packages.sh, python.sh, the wheel twice, run.py twice")
         self.assertIn("--require-hashes", PIP)
 
     def test_each_package_of_a_file_of_requirements_has_a_version_and_a_hash(self):
@@ -135,7 +135,7 @@ class Requirements(unittest.TestCase):
         self.assertEqual(libtorch, python)
 
     def test_a_package_that_no_file_of_requirements_has_is_an_error(self):
-        words = "source jobs/setup/again.sh; pinned jobs/setup/requirements/libtorch.txt torch nothing"
+        words = "source jobs/setup/retry.sh; pinned jobs/setup/requirements/libtorch.txt torch nothing"
         done = subprocess.run(["bash", "-euc", words], cwd=ROOT, capture_output=True, text=True)
         self.assertEqual(done.returncode, 1)
         self.assertIn("has no nothing", done.stderr)

@@ -329,3 +329,143 @@ fn words_that_went_do_not_come_back() {
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
+
+/// A child's imports from the modules above it are left out: Rust's modules have their common types there.
+#[test]
+fn no_circle_of_imports_has_more_than_three_files() {
+    const LARGEST: usize = 3;
+    let made_up = [
+        ("src/a.rs", "use crate::b::{\n    c::{C, X as Y},\n    D,\n};"),
+        ("src/b/mod.rs", "mod c;\npub use d::D;\n#[cfg(test)]\nmod tests {}"),
+        ("src/b/c.rs", "use super::d;\nuse super::A;"),
+        ("src/b/d.rs", "// use crate::e;\nfn d() -> crate::a::A { e() }"),
+        ("src/e.rs", "use crate::a;"),
+    ];
+    let made_up: Vec<_> = made_up.map(|(path, text)| (path.to_owned(), text.to_owned())).into();
+    let circle = BTreeSet::from(["a", "b::c", "b::d"].map(ToOwned::to_owned));
+    assert_eq!(circles(&made_up), BTreeSet::from([circle]));
+    let large: Vec<_> = circles(&sources()).into_iter().filter(|circle| circle.len() > LARGEST).collect();
+    assert!(large.is_empty(), "{large:#?}");
+}
+
+/// The modules that import each other, directly or by way of others.
+fn circles(sources: &[(String, String)]) -> BTreeSet<BTreeSet<String>> {
+    let is_test = |path: &str| path.ends_with("tests.rs") || path.contains("/tests/");
+    let sources = sources.iter().filter(|(path, _)| !is_test(path));
+    let modules = Modules(sources.map(|(path, text)| (module_path(path), named_paths(text))).collect());
+    let imports = modules.imports();
+    let reached = |from: &String| {
+        let (mut reached, mut open) = (BTreeSet::new(), vec![from]);
+        while let Some(module) = open.pop() {
+            open.extend(imports[module].iter().filter(|imported| reached.insert((*imported).clone())));
+        }
+        reached
+    };
+    let reached: BTreeMap<_, BTreeSet<String>> =
+        imports.keys().map(|module| (module, reached(module))).collect();
+    let circle = |(module, others): (&&String, &BTreeSet<String>)| {
+        others.iter().filter(|other| reached[other].contains(*module)).cloned().collect()
+    };
+    reached.iter().map(circle).filter(|circle: &BTreeSet<String>| !circle.is_empty()).collect()
+}
+
+/// `image::baseline` for `src/image/baseline/mod.rs`; nothing for `src/lib.rs`.
+fn module_path(path: &str) -> String {
+    let below = path.strip_prefix("src/").expect("a source").trim_end_matches(".rs");
+    if below == "lib" { String::new() } else { below.trim_end_matches("/mod").replace('/', "::") }
+}
+
+/// A path that a module names, and whether `pub use` makes it the module's own.
+type NamedPath = (String, bool);
+
+/// The paths that code names, but for its tests.
+fn named_paths(text: &str) -> Vec<NamedPath> {
+    let code = text.split("\n#[cfg(test)]\nmod tests").next().unwrap_or_default();
+    let code: String =
+        code.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
+    let (mut paths, mut body, mut rest) = (Vec::new(), String::new(), code.as_str());
+    while let Some((before, after)) = rest.split_once("use ") {
+        let (tree, next) = after.split_once(';').unwrap_or((after, ""));
+        let is_own = before.rsplit('\n').next().is_some_and(|line| line.trim_start().starts_with("pub"));
+        let tree = tree.replace(" as ", "@").split_whitespace().collect::<String>();
+        paths.extend(expanded(&tree).into_iter().map(|path| (path, is_own)));
+        body += before;
+        rest = next;
+    }
+    body += rest;
+    let is_of_path = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':';
+    for (at, _) in body.match_indices("crate::").chain(body.match_indices("super::")) {
+        if !body[..at].ends_with(is_of_path) {
+            let path = body[at..].split(|c| !is_of_path(c)).next().unwrap_or_default();
+            paths.push((path.trim_end_matches(':').to_owned(), false));
+        }
+    }
+    paths
+}
+
+/// The paths of `a::{b, c::{d, e}}`, without the names that `@` gives them.
+fn expanded(tree: &str) -> Vec<String> {
+    let Some((prefix, inner)) = tree.split_once('{') else {
+        return vec![tree.split('@').next().unwrap_or_default().to_owned()];
+    };
+    let (mut depth, mut start, mut paths) = (0, 0, Vec::new());
+    let inner = inner.strip_suffix('}').unwrap_or(inner);
+    for (at, letter) in inner.char_indices().chain([(inner.len(), ',')]) {
+        match letter {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            ',' if depth == 0 => {
+                // Of a comma before a bracket, nothing.
+                let paths_of_item = if start < at { expanded(&inner[start..at]) } else { Vec::new() };
+                paths.extend(paths_of_item.iter().map(|path| format!("{prefix}{path}")));
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    paths
+}
+
+/// The modules of the library by their paths, with the paths that each names.
+struct Modules(BTreeMap<String, Vec<NamedPath>>);
+
+impl Modules {
+    /// The modules that each imports from, but for those above it.
+    fn imports(&self) -> BTreeMap<String, BTreeSet<String>> {
+        let of_module = |module: &String, paths: &[NamedPath]| {
+            let targets = paths.iter().filter_map(|(path, _)| self.find(module, path));
+            let is_above = |target: &str| {
+                target.is_empty() || target == module || module.starts_with(&format!("{target}::"))
+            };
+            targets.filter(|target| !is_above(target)).collect()
+        };
+        self.0.iter().map(|(module, paths)| (module.clone(), of_module(module, paths))).collect()
+    }
+
+    /// The module that has what a path names in `module`, also by way of `pub use`.
+    fn find(&self, module: &str, path: &str) -> Option<String> {
+        let mut words = path.split("::").peekable();
+        let mut at = module.to_owned();
+        let is_from_here = !["crate", "self", "super"].contains(words.peek()?);
+        if words.next_if_eq(&"crate").is_some() {
+            at.clear();
+        }
+        words.next_if_eq(&"self");
+        while words.next_if_eq(&"super").is_some() {
+            at = at.rsplit_once("::").map_or_else(String::new, |(above, _)| above.to_owned());
+        }
+        let child =
+            |at: &str, word: &str| if at.is_empty() { word.to_owned() } else { format!("{at}::{word}") };
+        while let Some(word) = words.next_if(|word| self.0.contains_key(&child(&at, word))) {
+            at = child(&at, word);
+        }
+        if is_from_here && at == module {
+            return None;
+        }
+        let name = words.next();
+        let has_name = |(path, is_own): &&NamedPath| *is_own && path.rsplit("::").next() == name;
+        let reexport = name.and_then(|_| self.0.get(&at)?.iter().find(has_name));
+        let further = reexport.and_then(|(path, _)| self.find(&at, path));
+        further.or_else(|| self.0.contains_key(&at).then_some(at))
+    }
+}

@@ -2,13 +2,19 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use arrow::array::ArrayRef;
 use flate2::read::GzDecoder;
+use instdisc::augment::Recipe;
+use instdisc::dataset::Manifest;
+use instdisc::ids::BankRow;
+use instdisc::loader::{Loader, LoaderOptions, MemorySource, ReadContext, Source, open_split};
+use instdisc::storage::Location;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde_json::{Value, json};
 
-use super::support::{instdisc, root, scratch};
+use super::support::{copy, instdisc, root, scratch};
 
 /// Training and validation images of the dataset.
 const IMAGES: (usize, usize) = (30, 10);
@@ -62,6 +68,34 @@ fn an_earlier_dataset_is_whole() {
     assert_eq!((&summary["classes"], &summary["verified"]), (&json!(10), &json!(true)));
 }
 
+/// A split has shards without the column of entry points, and newer ones with it.
+#[test]
+fn a_loader_reads_shards_with_and_without_entry_points() {
+    let dir = scratch();
+    let (dataset, images) = (dir.path().join("dataset"), dir.path().join("images"));
+    copy(&earlier("dataset"), &dataset);
+    instdisc("synth --train-per-class 2 --val-per-class 1 --image-size 160").arg("--dest", &images).ok();
+    instdisc("ingest --append").arg("--source", &images).arg("--dest", &dataset).ok();
+    assert_eq!(inspect(&dataset)["splits"]["train"]["instances"], IMAGES.0 + 20);
+
+    let dataset = Location::from_path(&dataset).expect("a location");
+    let manifest = Manifest::read(&dataset).expect("a manifest");
+    let source = open_split(&dataset, &manifest, "train", None).expect("a split");
+    let rows: Vec<BankRow> = (0..source.len() as u32).map(BankRow).collect();
+    let fetched = source.fetch_rows(&rows, &ReadContext::default()).into_iter();
+    let has_points = fetched.map(|image| image.expect("read").entry_points.is_some());
+    assert_eq!(has_points.collect::<Vec<_>>(), [[false; 30].as_slice(), &[true; 20]].concat());
+
+    let mut without = source.read(&rows).expect("rows");
+    without.iter_mut().for_each(|row| row.entry_points = None);
+    let batches = |source: Arc<dyn Source>| {
+        let options = LoaderOptions { batch_size: 16, ..LoaderOptions::default() };
+        let loader = Loader::start(source, Recipe::imagenet(32), options).expect("started");
+        loader.map(|batch| batch.expect("a batch")).collect::<Vec<_>>()
+    };
+    assert_eq!(batches(source), batches(Arc::new(MemorySource::new(without))));
+}
+
 #[test]
 fn an_earlier_checkpoint_votes_as_its_report_says() {
     let dir = scratch();
@@ -90,7 +124,6 @@ fn an_earlier_checkpoint_votes_as_its_report_says() {
 #[cfg(feature = "torch")]
 mod trained {
     use instdisc::feature_table::FeatureTable;
-    use instdisc::storage::Location;
 
     use super::*;
 

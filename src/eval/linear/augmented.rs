@@ -125,7 +125,7 @@ impl CropPasses<'_> {
             epoch,
             epochs: 1,
             threads: self.threads,
-            part: share(self.group),
+            share: share(self.group),
             ..LoaderOptions::default()
         }
     }

@@ -20,7 +20,7 @@ pub(super) use header::Frame;
 use self::entry_points::EntryPoints;
 use self::scan::Note;
 use super::{Channels, Region};
-use crate::simd;
+use crate::simd::{self, SimdLevel};
 
 /// An image is at least so many times as large as its entry points.
 const SMALLEST_IMAGE: usize = 4;
@@ -48,7 +48,9 @@ impl BaselineDecoder {
     ) -> Option<usize> {
         let wanted = if channels == Channels::Luma { 1 } else { frame.sampling.components() };
         let points = entry_points.and_then(|bytes| EntryPoints::of(frame, bytes));
-        let decoded = points.and_then(|points| self.scan.decode_from(file, frame, region, wanted, points));
+        let decoded = points.and_then(|points| {
+            self.scan.decode_from(SimdLevel::short(), file, frame, region, wanted, points)
+        });
         if decoded.is_none() {
             self.scan.decode(file, frame, region, wanted, Note::Nothing)?;
         }
@@ -60,6 +62,7 @@ impl BaselineDecoder {
     #[cfg(test)]
     pub(super) fn decode_from_entry_points(
         &mut self,
+        level: SimdLevel,
         file: &[u8],
         frame: &Frame,
         region: Region,
@@ -67,7 +70,7 @@ impl BaselineDecoder {
         out: &mut Vec<u8>,
     ) -> Option<()> {
         let wanted = frame.sampling.components();
-        self.scan.decode_from(file, frame, region, wanted, EntryPoints::of(frame, entry_points)?)?;
+        self.scan.decode_from(level, file, frame, region, wanted, EntryPoints::of(frame, entry_points)?)?;
         self.put(frame, region, wanted, out);
         Some(())
     }

@@ -156,6 +156,7 @@ impl ScanDecoder {
     /// `None`: they are not the image's, or it is left to libjpeg.
     pub(super) fn decode_from(
         &mut self,
+        level: SimdLevel,
         file: &[u8],
         frame: &Frame,
         region: Region,
@@ -178,13 +179,12 @@ impl ScanDecoder {
             if row + 1 == rows.end {
                 let range = row * mcus.across + first..row * mcus.across + mcus.columns.end;
                 let (parts, mcus, bits) = (parts.as_mut_slice(), &mcus, &mut bits);
-                simd::run(Segment { parts, mcus, bits, range, noted: None })?;
+                level.run(Segment { parts, mcus, bits, range, noted: None })?;
             } else {
                 let (mut other, other_end) = segments.read_span(at + 1);
                 for (part, dc) in parts.iter_mut().zip(found[at + 1].0.dc) {
                     part.other_dc = dc;
                 }
-                let level = SimdLevel::short();
                 let (parts, mcus, bits) = (parts.as_mut_slice(), &mcus, [&mut bits, &mut other]);
                 level.run(TwoRows { level, parts, mcus, bits, row, columns: first..mcus.columns.end })?;
                 if other.overran(other_end) {

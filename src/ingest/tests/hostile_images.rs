@@ -171,7 +171,7 @@ fn with_apply_images_are_upright_and_their_bytes_stay() {
     let index = &crate::dataset::read_index(&dataset, &manifest.splits["train"].ingest[0].index)
         .expect("an index")[0];
     assert!(index.view.expect("a view").distance(&expected) <= view_hash::MOST_DIFFERING_BITS);
-    verify(&dataset, &manifest, &Quiet).expect("whole");
+    verify(&dataset, &manifest, &entry_points, &Quiet).expect("whole");
 
     // Other pixels are another dataset, although the bytes are the same.
     let ignoring = fixture();

@@ -50,6 +50,33 @@ fn given_up(at: &Fixture) {
     assert!(at.dest.join(".work/plan").exists());
 }
 
+/// The journal of a version that knew no entry points has shards without.
+#[test]
+fn shards_that_a_journal_names_without_entry_points_are_written_again() {
+    let at = fixture();
+    let whole = at.dest.with_file_name("whole");
+    folder(&at.source.join("train"));
+    with_a_bad_one(&at.source.join("val"));
+    ingest(&lenient(options(&at.source, &whole)), &Quiet).expect("ingested");
+    ingest(&options(&at.source, &at.dest), &Quiet).expect_err("of val, 1 of 7 is too many");
+    let mut changed = 0;
+    for (name, text) in files(&at.dest.join(".work")) {
+        let mut record: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
+        let Some(written) = record.get_mut("written").and_then(|written| written.as_object_mut()) else {
+            continue;
+        };
+        assert!(written.remove("entry_points").is_some_and(|points| points[0][1] != 0), "{name}");
+        let shard = at.dest.join(written["entry"]["path"].as_str().expect("a path"));
+        let len = fs::metadata(&shard).expect("a shard").len() as usize;
+        fs::write(&shard, vec![0; len]).expect("another of the same size");
+        fs::write(at.dest.join(".work").join(&name), record.to_string()).expect("a record");
+        changed += 1;
+    }
+    assert!(changed > 2, "{changed}");
+    ingest(&lenient(options(&at.source, &at.dest)), &Quiet).expect("resumed");
+    assert_eq!(files(&at.dest), files(&whole));
+}
+
 #[test]
 fn a_source_that_changed_since_an_interruption_is_looked_at_anew() {
     let at = fixture();

@@ -35,7 +35,7 @@ fn appending_to_a_split_leaves_the_files_of_a_split_that_is_called_like_its_part
         assert!(after.contains(file), "{} has changed", file.0);
     }
     let manifest = Manifest::read(&location(&at.dest)).expect("a manifest");
-    verify(&location(&at.dest), &manifest, &Quiet).expect("whole");
+    verify(&location(&at.dest), &manifest, &entry_points, &Quiet).expect("whole");
     let rejects = |name: &str| fs::read_to_string(at.dest.join(name)).expect("rejects");
     assert!(rejects("rejects/train-0001.jsonl").contains("cat/bad.jpg"));
     assert!(rejects("rejects/0001/train.jsonl").contains("cat/worse.jpg"));
@@ -96,7 +96,7 @@ fn splits_of_odd_names_are_ingested_and_appended_to() {
     let manifest = Manifest::read(&location(&at.dest)).expect("a manifest");
     assert_eq!(manifest.splits.keys().map(String::as_str).collect::<Vec<_>>(), names);
     assert!(manifest.splits.values().all(|split| split.instances == 3));
-    verify(&location(&at.dest), &manifest, &Quiet).expect("whole");
+    verify(&location(&at.dest), &manifest, &entry_points, &Quiet).expect("whole");
     assert!(!at.dest.join(".work").exists());
 }
 

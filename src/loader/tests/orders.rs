@@ -115,7 +115,7 @@ fn the_parts_of_any_number_of_ranks_are_the_global_batch() {
         let options = LoaderOptions { shuffle: WINDOWED, epochs: 2, ..options() };
         let whole = batches(&source, options);
         for ranks in [2, 3, 8] {
-            let part = |rank| batches(&source, LoaderOptions { part: RankShare { rank, ranks }, ..options });
+            let part = |rank| batches(&source, LoaderOptions { share: RankShare { rank, ranks }, ..options });
             let parts: Vec<_> = (0..ranks).map(part).collect();
             for (step, whole) in whole.iter().enumerate() {
                 let images = |batch: &Batch| {
@@ -147,9 +147,9 @@ fn a_rank_reads_about_its_own_region_of_the_shards_in_every_epoch() {
     for rank in 0..ranks {
         let source = MemorySource::in_groups(rows(groups * 4), 4);
         let source = Arc::new(InGroups(source, Mutex::default()));
-        let part = RankShare { rank, ranks };
+        let share = RankShare { rank, ranks };
         let shuffle = Shuffle::Windowed { rows: 120 };
-        let options = LoaderOptions { shuffle, epochs: 3, batch_size: 60, part, ..options() };
+        let options = LoaderOptions { shuffle, epochs: 3, batch_size: 60, share, ..options() };
         batches(&(Arc::clone(&source) as Arc<dyn Source>), options);
         read.push(source.1.lock().expect("a lock").clone());
     }

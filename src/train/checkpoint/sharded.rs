@@ -1,6 +1,6 @@
 //! One checkpoint from several processes.
 //!
-//! Each writes its part of the bank and says so in the store that all share; rank 0 waits for all of them,
+//! Each writes its shard of the bank and says so in the store that all share; rank 0 waits for all of them,
 //! writes the rest and the manifest, and says that the checkpoint is there. This runs on the threads that
 //! write, so it uses no collective.
 
@@ -28,9 +28,9 @@ enum Word {
     Failed(String, Failure),
 }
 
-/// Where the processes of a run tell each other what they have written.
+/// A checkpoint that the processes of a run write together: where they tell each other what they have written.
 #[derive(Clone, Debug)]
-pub(crate) struct PartsOfRanks {
+pub(crate) struct SharedCheckpoint {
     store: Store,
     rank: usize,
     ranks: usize,
@@ -38,14 +38,14 @@ pub(crate) struct PartsOfRanks {
     given_up: Arc<AtomicBool>,
 }
 
-impl PartsOfRanks {
+impl SharedCheckpoint {
     pub(crate) fn new(group: &ProcessGroup) -> Self {
         let (rank, ranks) = (group.rank(), group.world());
         Self { store: group.store(), rank, ranks, given_up: Arc::default() }
     }
 
-    /// The name of this process's part of the bank.
-    pub(crate) fn bank_part(&self) -> String {
+    /// The name of this process's file of the bank.
+    pub(crate) fn bank_file(&self) -> String {
         bank_part(self.rank, self.ranks)
     }
 

@@ -7,7 +7,7 @@ use serde_json::Value;
 use tch::Tensor;
 
 use super::DataIdentity;
-use super::sharded::PartsOfRanks;
+use super::sharded::SharedCheckpoint;
 use super::soundness::not_finite;
 use crate::bank::MemoryBank;
 use crate::checkpoint::{
@@ -29,7 +29,7 @@ pub(crate) struct Snapshot {
     common: Option<Common>,
     bank: Option<BankRows>,
     data: Arc<DataIdentity>,
-    ranks: PartsOfRanks,
+    ranks: SharedCheckpoint,
 }
 
 /// What is the same in all processes.
@@ -67,7 +67,7 @@ impl Snapshot {
         learner: &impl Learner,
         data: &Arc<DataIdentity>,
         first: Option<(MetricsFiles, Arc<Lock>)>,
-        ranks: &PartsOfRanks,
+        ranks: &SharedCheckpoint,
     ) -> Self {
         Self {
             step: learner.learned().cursor.step,
@@ -86,7 +86,7 @@ impl Snapshot {
     pub(crate) fn write(self, run: &Location) -> Result<Location, TrainError> {
         let Self { step, common, bank, data, ranks } = self;
         let folder = run.join("checkpoints").join(&checkpoint_name(step));
-        let name = ranks.bank_part();
+        let name = ranks.bank_file();
         let bank = bank.map(|rows| || rows.write(step, &data, &folder, name));
         match (common, bank) {
             (Some(common), bank) => {

@@ -108,9 +108,9 @@ impl Drawn {
         group: Rc<ProcessGroup>,
         device: Device,
     ) -> Result<Self, TrainError> {
-        let part = RankShare { rank: group.rank(), ranks: group.world() };
+        let share = RankShare { rank: group.rank(), ranks: group.world() };
         let trainer = Trainer::over(group, config, instances, device)?;
-        let draw = |number| draw(&trainer.config, instances, number, part);
+        let draw = |number| draw(&trainer.config, instances, number, share);
         let batches = (0..BATCHES).map(draw).collect();
         Ok(Self { trainer, batches, device })
     }
@@ -180,15 +180,15 @@ pub(super) fn operators(clock: &Clock, steps: usize) -> Value {
     json!({"reads": a_step(reads), "phases": by_phase})
 }
 
-fn draw(config: &TrainConfig, instances: usize, number: usize, part: RankShare) -> Batch {
+fn draw(config: &TrainConfig, instances: usize, number: usize, share: RankShare) -> Batch {
     let places = number * config.batch_size..(number + 1) * config.batch_size;
     let order = EpochOrder::new(0, 0, instances);
     let global = GlobalBatch::assigned(
         places.map(|place| order.at(place % instances)).collect(),
-        part.ranks,
+        share.ranks,
         config.accumulate,
     );
-    let own = &global.shares[part.rank];
+    let own = &global.shares[share.rank];
     let bank_rows: Vec<BankRow> = own.iter().map(|index| global.bank_rows[index.index()]).collect();
     let mut stream = Stream::new(0, Purpose::BenchPixels, number as u64, 0);
     let side = config.image_size as usize;
