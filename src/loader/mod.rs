@@ -23,11 +23,10 @@ pub use batch::{Batch, GlobalBatch, micro_batch_ranges};
 pub use error::LoaderError;
 pub use options::LoaderOptions;
 pub use pipeline::{Loader, evaluation_batches, evaluation_epoch};
-pub use plan::layout::Layout;
 pub use plan::order::{EpochOrder, Shuffle};
 pub use source::stored::{open_split, open_split_cached};
 pub use source::subset::{Subset, SubsetRecord, balanced_rows};
-pub use source::{Encoded, Fetched, Instances, MemorySource, ReadContext, Source};
+pub use source::{Encoded, Fetched, Instances, Layout, MemorySource, ReadContext, Source};
 pub use stats::{Counter, Counters, LoaderStats};
 
 #[cfg(test)]

@@ -3,7 +3,6 @@
 //! A plan is a function of the options and the layout alone, and knows the future: the fetcher follows it
 //! ahead of need, over the end of an epoch into the next.
 
-pub(super) mod layout;
 pub(super) mod order;
 
 use std::collections::HashSet;

@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use super::layout::Layout;
 use crate::ids::{BankRow, even_range};
+use crate::loader::source::Layout;
 use crate::rng::{Purpose, Stream, split_mix};
 
 /// Rounds of the Feistel network; four make a pseudo-random permutation, six leave a margin.

@@ -6,12 +6,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use rayon::prelude::*;
 
-use super::{Encoded, Fetched, Instances, ReadContext};
+use super::{Encoded, Fetched, Instances, Layout, ReadContext};
 use crate::dataset::{DatasetError, Located, Manifest, Row, ShardEntry, ShardReader};
 use crate::ids::{BankRow, InstanceId};
 use crate::image::ExifOrientation;
 use crate::loader::error::LoaderError;
-use crate::loader::plan::layout::Layout;
 use crate::rng::{Purpose, Stream};
 use crate::storage::{Digest, Location};
 

@@ -9,12 +9,11 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Fetched, Instances, ReadContext, Source};
+use super::{Fetched, Instances, Layout, ReadContext, Source};
 use crate::dataset::Row;
 use crate::ids::{BankRow, ClassId, InstanceId};
 use crate::image::ExifOrientation;
 use crate::loader::error::LoaderError;
-use crate::loader::plan::layout::Layout;
 use crate::rng::{Purpose, Stream};
 use crate::storage::Digest;
 use crate::units::Fraction;

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::super::archive::{Extent, Member};
 use super::super::names::file_name;
 use super::super::records::{ClassNames, Evidence, ImageBytes, Naming, Record, Records};
-use super::tar::Tar;
+use super::Tar;
 use crate::image::{DecodedImage, encode_png};
 use crate::ingest::IngestError;
 

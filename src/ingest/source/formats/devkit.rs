@@ -6,10 +6,10 @@ use super::super::SourceFormat;
 use super::super::archive::{SourceFile, Spool, compression, looks_like_tar};
 use super::super::names::{examples, file_name};
 use super::super::records::{Container, Records};
+use super::Tar;
 use super::columns::{self, LABEL_NAMES, is_label_name};
 use super::list::{PATH_NAMES, SEPARATORS};
 use super::mat;
-use super::tar::Tar;
 use crate::ingest::{IngestError, IngestOptions};
 use crate::storage::Location;
 

@@ -10,7 +10,7 @@ use super::super::archive::{Index, Member, read_nested};
 use super::super::names::{file_name, is_image, splits_of_container};
 use super::super::records::{Evidence, ImageBytes, Naming, Record, Records, shown};
 use super::devkit;
-use super::tar::{Tar, push_skipped};
+use super::{Tar, push_skipped};
 use crate::ingest::IngestError;
 use crate::storage::Location;
 

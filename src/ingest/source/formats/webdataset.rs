@@ -10,8 +10,8 @@ use super::super::SourceFormat;
 use super::super::archive::Member;
 use super::super::names::{examples, file_name, is_image, is_image_ending};
 use super::super::records::{Evidence, Fault, ImageBytes, Naming, Record, Records, shown};
+use super::Tar;
 use super::columns::{LABEL_NAMES, SPLIT_NAME, choose, is_label_name};
-use super::tar::Tar;
 use crate::ingest::{IngestError, IngestOptions};
 
 /// The endings of labels.
