@@ -114,7 +114,7 @@ fn a_table_of_16_bit_numbers_is_read_by_every_reader() {
 fn long_vectors_are_written_in_16_bits_and_small_batches() {
     assert_eq!([512, 513].map(Dtype::usual), [Dtype::F32, Dtype::F16]);
     assert_eq!(TableWriter::batch_rows(512, Dtype::F32), 65_536);
-    assert_eq!(TableWriter::batch_rows(9216, Dtype::F16), 3640);
+    assert_eq!(TableWriter::batch_rows(9216, Dtype::F16), 910);
     assert!("f64".parse::<Dtype>().is_err_and(|error| error.contains("expected f32 or f16")));
 }
 

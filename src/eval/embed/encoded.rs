@@ -178,20 +178,25 @@ fn batch_of_ranks(
         if start >= end {
             continue;
         }
-        let mut sent = vec![0; (end - start) * row_bytes];
+        let own = |into: &mut [u8]| {
+            let read = encoded.layers[layer].vectors.read(start - share.start..end - share.start, into);
+            read.map_err(|source| encoded.failed(source))
+        };
+        let place = (start - rows.start) * row_bytes..(end - rows.start) * row_bytes;
+        if rank == 0 {
+            if group.is_first() {
+                own(&mut values[place])?;
+            }
+            continue;
+        }
+        let mut sent = vec![0; place.len()];
         if rank == group.rank() {
-            let vectors = &encoded.layers[layer].vectors;
-            let read = vectors.read(start - share.start..end - share.start, &mut sent);
-            read.map_err(|source| encoded.failed(source))?;
+            own(&mut sent)?;
         }
-        if rank > 0 {
-            let travelling = Tensor::from_slice(&sent);
-            group.broadcast(std::slice::from_ref(&travelling), rank)?;
-            let count = sent.len();
-            travelling.copy_data(&mut sent, count);
-        }
+        let travelling = Tensor::from_slice(&sent);
+        group.broadcast(std::slice::from_ref(&travelling), rank)?;
         if group.is_first() {
-            values[(start - rows.start) * row_bytes..(end - rows.start) * row_bytes].copy_from_slice(&sent);
+            travelling.copy_data(&mut values[place.clone()], place.len());
         }
     }
     Ok(values)

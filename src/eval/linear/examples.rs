@@ -9,7 +9,7 @@ use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 
 use crate::eval::EvalError;
-use crate::feature_table::{Table, TableError};
+use crate::feature_table::{PendingVectors, Table, TableError};
 use crate::ids::{ClassId, RankShare};
 
 /// Rows of a chunk; they go to the device together.
@@ -17,6 +17,8 @@ const CHUNK: usize = 16_384;
 /// Bytes of a read, and how many are under way.
 const READ_BYTES: usize = 8 << 20;
 const READS_AHEAD: usize = 4;
+/// Bytes of numbers that are decoded together: small, so that memory does not become fragmented.
+const DECODE_BYTES: usize = 256 << 10;
 
 /// Labelled features that are in memory.
 #[derive(Debug)]
@@ -157,9 +159,10 @@ impl<'a> Examples<'a> {
         let mut rest = wanted;
         let mut reads = VecDeque::new();
         let mut filled = 0;
-        let mut fill = |read: crate::feature_table::PendingVectors<'_>, rows: &[usize]| {
+        let mut fill = |read: PendingVectors<'_>, rows: &[usize]| {
             let vectors = read.finish()?;
-            for run in rows.chunk_by(|row, next| row + 1 == *next) {
+            let runs = rows.chunk_by(|row, next| row + 1 == *next);
+            for run in runs.flat_map(|run| run.chunks((DECODE_BYTES / (4 * dim)).max(1))) {
                 let numbers = vectors.rows(run[0]..run[0] + run.len())?;
                 let numbers = Tensor::from_slice(&numbers).view([-1, dim as i64]);
                 features.narrow(0, filled, run.len() as i64).copy_(&numbers);
