@@ -47,14 +47,14 @@ pub(super) struct KnnArgs {
     #[arg(long, value_name = "URL", requires = "bank")]
     queries: Vec<String>,
     /// The column of ids in tables of other programs, integers or text [default: instance_id, or the only one that is named
-    /// like ids]
+    /// like ids; '' for none]
     #[arg(long, value_name = "NAME", requires = "bank")]
     id_column: Option<String>,
     /// The column of vectors in tables of other programs [default: feature, or the only one of vectors]
     #[arg(long, value_name = "NAME", requires = "bank")]
     vector_column: Option<String>,
     /// The column of classes in tables of other programs: numbers, names, or lists of them [default: label, or the only one
-    /// that is named like labels]
+    /// that is named like labels; '' for none]
     #[arg(long, value_name = "NAME", requires = "bank")]
     label_column: Option<String>,
     /// Bring vectors of tables of other programs to unit length, to compare them by cosine; without it, other lengths are an

@@ -11,7 +11,8 @@ use super::schema::Kind;
 use crate::ids::{ClassId, InstanceId};
 
 /// The names of columns in a table that another program wrote. What is not given has the name of the format
-/// (`instance_id`, `feature`, `label`), or is the one column that can be meant by its type and name.
+/// (`instance_id`, `feature`, `label`), or is the one column that can be meant by its type and name. Ids and labels may be
+/// left out by an empty name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ColumnNames {
     /// The column of the ids: integers or text, each once.
@@ -56,7 +57,6 @@ const ID: Role = Role {
         "file",
         "filename",
         "file_name",
-        "name",
         "url",
         "uuid",
     ],
@@ -109,7 +109,7 @@ pub(super) struct Found {
 impl Found {
     /// Finds the columns of the format, by their names.
     pub(super) fn of_format(table: &str, schema: &Schema) -> Result<Self, TableError> {
-        let search = Search { table, schema };
+        let search = Search { table, schema, given: Vec::new() };
         let numbers = |role: Role| Role { fits: is_number, expected: "integers", ..role };
         Ok(Self {
             id: Some(search.named(&numbers(ID), ID.usual)?),
@@ -124,7 +124,9 @@ impl Found {
     /// # Errors
     /// If a column that is named is missing or has another type, several columns can be meant, or none holds vectors.
     pub(super) fn of(table: &str, schema: &Schema, names: &ColumnNames) -> Result<Self, TableError> {
-        let search = Search { table, schema };
+        let given =
+            [&names.vector, &names.id, &names.label].into_iter().flatten().map(String::as_str).collect();
+        let search = Search { table, schema, given };
         let vector = search.find(&VECTOR, names.vector.as_deref())?.ok_or_else(|| {
             let columns: Vec<_> = schema
                 .fields()
@@ -156,20 +158,25 @@ impl Found {
 struct Search<'a> {
     table: &'a str,
     schema: &'a Schema,
+    /// Columns that are named, each for its role alone.
+    given: Vec<&'a str>,
 }
 
 impl Search<'_> {
     /// The column of a role: by the name given, by its usual name, or the only one that can be meant.
     fn find(&self, role: &Role, given: Option<&str>) -> Result<Option<usize>, TableError> {
         if let Some(name) = given {
-            return self.named(role, name).map(Some);
+            let is_left_out = name.is_empty() && role.usual != VECTOR.usual;
+            return if is_left_out { Ok(None) } else { self.named(role, name).map(Some) };
         }
         if let Some(at) = self.usual(role)? {
             return Ok(Some(at));
         }
         let is_meant = |field: &Field| {
             let name = field.name().to_lowercase();
-            (role.fits)(field.data_type()) && (role.others.is_empty() || role.others.contains(&name.as_str()))
+            !self.given.contains(&field.name().as_str())
+                && (role.fits)(field.data_type())
+                && (role.others.is_empty() || role.others.contains(&name.as_str()))
         };
         let fields = self.schema.fields().iter().enumerate();
         let meant: Vec<usize> = fields.filter(|(_, field)| is_meant(field)).map(|(at, _)| at).collect();

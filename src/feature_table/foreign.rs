@@ -221,7 +221,10 @@ fn check_texts(table: &str, schema: &Schema, found: &Found, texts: &[String]) ->
         (Some(row), Some(at)) => Err(TableError::Column {
             table: table.into(),
             column: schema.field(at).name().clone(),
-            reason: format!("holds `{}` in row {row}, which occurs twice, expected ids", texts[row]),
+            reason: format!(
+                "holds `{}` in row {row}, which occurs twice, expected ids: name another by --id-column, or none by ''",
+                texts[row]
+            ),
         }),
         _ => Ok(()),
     }

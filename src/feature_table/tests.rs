@@ -558,6 +558,13 @@ mod foreign {
         let all = ColumnNames { label: name("target"), ..id };
         let (_, foreign) = read_foreign(parquet(&batch(several.clone())), &all);
         assert_eq!(foreign.labels, ForeignLabels::Numbers);
+        // An empty name leaves ids and labels out, and a column that is given has no second role.
+        let none = ColumnNames { id: name(""), label: name(""), ..all.clone() };
+        let (_, foreign) = read_foreign(parquet(&batch(several.clone())), &none);
+        assert_eq!((foreign.rows, foreign.labels), (RowNames::Unnamed, ForeignLabels::None));
+        let given = ColumnNames { id: None, label: name("path"), vector: name("emb2") };
+        let (table, foreign) = read_foreign(parquet(&batch(several.clone())), &given);
+        assert_eq!((table.meta.classes.len(), foreign.rows), (4, RowNames::Ids));
         // A column with the format's name is the one that is meant.
         several[2].0 = "feature";
         several[3].0 = "label";
