@@ -31,7 +31,7 @@ pub use knn::{Alone, DEFAULT_MAP_POINTS, KnnJob, KnnPair, KnnTables, Searchers, 
 #[cfg(feature = "torch")]
 pub use linear::{LinearJob, LinearRun, linear, linear_of_run};
 #[cfg(feature = "torch")]
-pub use monitor::Monitor;
+pub use monitor::{Monitor, OtherMonitor};
 pub use render::{RenderOptions, RenderReport, RenderedEpoch, RenderedEpochs, render};
 #[cfg(feature = "torch")]
 pub use reports::Report;

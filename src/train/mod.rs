@@ -227,6 +227,7 @@ impl<L: Learner> Opened<L> {
             metrics,
             lock: lock.map(Arc::new),
             divergence,
+            monitor_cost: MonitorCost { since: now, spent: Duration::ZERO, last: Duration::ZERO },
         };
         if found.is_none() {
             session.save()?;
@@ -253,6 +254,34 @@ impl Meters {
     }
 }
 
+/// Numbers by their names in the metrics.
+type Scores = serde_json::Map<String, serde_json::Value>;
+
+/// What the evaluations of a run have taken of its time.
+#[derive(Debug)]
+struct MonitorCost {
+    since: Instant,
+    spent: Duration,
+    last: Duration,
+}
+
+impl MonitorCost {
+    /// Takes note of an evaluation; its seconds.
+    fn add(&mut self, took: Duration) -> f64 {
+        (self.spent, self.last) = (self.spent + took, took);
+        took.as_secs_f64()
+    }
+
+    /// The share of the time that evaluations will have taken after one more, if that takes as long as the last.
+    fn share_with_next(&self) -> f64 {
+        Self::share(self.since.elapsed(), self.spent, self.last)
+    }
+
+    fn share(elapsed: Duration, spent: Duration, next: Duration) -> f64 {
+        (spent + next).as_secs_f64() / (elapsed + next).as_secs_f64().max(f64::MIN_POSITIVE)
+    }
+}
+
 /// A run that is under way: a training, or a fine-tuning.
 struct Session<L> {
     run: Location,
@@ -276,6 +305,7 @@ struct Session<L> {
     /// Of several jobs on one run, the one that may write; rank 0's.
     lock: Option<Arc<Lock>>,
     divergence: Divergence,
+    monitor_cost: MonitorCost,
 }
 
 impl<L: Learner> Session<L> {
@@ -298,7 +328,7 @@ impl<L: Learner> Session<L> {
             }
             unmark_finished(&self.run)?;
         }
-        let trained = self.untrained(hooks, stop).and_then(|()| self.epochs(hooks, stop));
+        let trained = self.catch_up(hooks, stop).and_then(|()| self.epochs(hooks, stop));
         if let Err(error) = &trained {
             self.failed(error);
         }
@@ -350,28 +380,75 @@ impl<L: Learner> Session<L> {
         }
     }
 
-    /// Evaluates the encoder before its first step: what later epochs are held against.
-    fn untrained(&mut self, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<(), TrainError> {
-        let Cursor { step, epoch, .. } = self.cursor();
-        let says_so = self.metrics.as_ref().is_some_and(|metrics| metrics.start().is_some());
-        let [is_said] = any(&self.group, [says_so])?;
-        if step > 0 || is_said || self.config().no_monitor || self.learner.bank().is_none() {
-            return Ok(());
+    /// Evaluates the encoder before its first step, which later epochs are held against, and after a resume where the
+    /// run was stopped before its step was evaluated.
+    fn catch_up(&mut self, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<(), TrainError> {
+        let step = self.cursor().step;
+        let has_scores = self.metrics.as_ref().is_some_and(|metrics| metrics.has_scores(step));
+        let [is_evaluated] = any(&self.group, [has_scores])?;
+        let is_due = step == 0 || self.is_monitored();
+        if is_due && !is_evaluated && !self.config().no_monitor && self.learner.bank().is_some() {
+            self.evaluate_alone(if step == 0 { Scope::Start } else { Scope::Monitor }, hooks, stop)?;
         }
-        let monitor = self.evaluate(hooks, stop)?;
+        Ok(())
+    }
+
+    /// Whether the monitor runs after the step that is done.
+    fn is_monitored(&self) -> bool {
+        let Cursor { step, epoch, step_in_epoch } = self.cursor();
+        self.config().monitor_every.falls_on(step, (step_in_epoch == 0).then_some(epoch))
+    }
+
+    /// Evaluates where no epoch ends: the scores have their own line.
+    fn evaluate_alone(
+        &mut self,
+        scope: Scope,
+        hooks: &mut dyn Hooks,
+        stop: &StopFlag,
+    ) -> Result<(), TrainError> {
+        let monitor = self.evaluate(false, hooks, stop)?;
         if !monitor.is_empty() {
-            let line = MetricsLine { monitor, ..Meter::start().line(Scope::Start, step, epoch) };
+            let Cursor { step, epoch, .. } = self.cursor();
+            let line = MetricsLine { monitor, ..Meter::start().line(scope, step, epoch) };
             self.push(&line, hooks);
         }
         Ok(())
     }
 
-    /// What the hooks measure; nothing where they fail, which costs no steps.
+    /// What the hooks measure; nothing where they fail, which costs no steps, or where it would cost too much time.
     fn evaluate(
-        &self,
+        &mut self,
+        is_last: bool,
         hooks: &mut dyn Hooks,
         stop: &StopFlag,
-    ) -> Result<serde_json::Map<String, serde_json::Value>, TrainError> {
+    ) -> Result<Scores, TrainError> {
+        let share = self.config().monitor_share;
+        if share > 0.0 && !is_last {
+            // Time differs between processes: rank 0's counts.
+            let next = self.monitor_cost.share_with_next();
+            if any(&self.group, [self.group.is_first() && next > share])? == [true] {
+                if self.group.is_first() {
+                    tracing::info!(
+                        "monitor: step {} is left out: evaluations would take {:.1} % of the time, more than \
+                         --monitor-share {share}; the last took {:.1} s",
+                        self.cursor().step,
+                        100.0 * next,
+                        self.monitor_cost.last.as_secs_f64()
+                    );
+                }
+                return Ok(Scores::new());
+            }
+        }
+        let began = Instant::now();
+        let mut scores = self.scores(hooks, stop)?;
+        let seconds = self.monitor_cost.add(began.elapsed());
+        if !scores.is_empty() {
+            scores.insert("monitor_seconds".to_owned(), seconds.into());
+        }
+        Ok(scores)
+    }
+
+    fn scores(&self, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<Scores, TrainError> {
         let Learned { encoder, cursor, .. } = self.learner.learned();
         let (bank, group) = (self.learner.bank(), self.group.as_ref());
         group.broadcast(&encoder.statistics(), 0)?;
@@ -380,7 +457,7 @@ impl<L: Learner> Session<L> {
             if !stop.load(Ordering::Relaxed) {
                 tracing::warn!("epoch {}: the monitor failed: {}", cursor.epoch, chain(&*error));
             }
-            serde_json::Map::new()
+            Scores::new()
         }))
     }
 
@@ -435,6 +512,14 @@ impl<L: Learner> Session<L> {
                 (meters.interval, meters.waited_before) = (Meter::start(), self.loader.waited());
                 self.show()?;
             }
+            if self.cursor().epoch == epoch && !self.config().no_monitor && self.is_monitored() {
+                let outcome = self.learner.finish()?;
+                self.measured(outcome, &mut meters, hooks);
+                let began = Instant::now();
+                self.evaluate_alone(Scope::Monitor, hooks, stop)?;
+                meters.epoch.paused(began.elapsed());
+                meters.interval.paused(began.elapsed());
+            }
             self.writer.check()?;
         }
         let stats = self.loader.stats();
@@ -469,7 +554,7 @@ impl<L: Learner> Session<L> {
         let config = self.config();
         let done = self.cursor().epoch;
         let is_last = done == config.epochs;
-        let evaluates = !config.no_monitor && (is_last || done.is_multiple_of(config.monitor_every.max(1)));
+        let evaluates = !config.no_monitor && (is_last || self.is_monitored());
         let falls_on = |every: u64| every > 0 && done.is_multiple_of(every);
         let is_due =
             is_last || falls_on(config.checkpoint_every_epochs.max(1)) || falls_on(config.keep_every_epochs);
@@ -481,7 +566,7 @@ impl<L: Learner> Session<L> {
         // Before the evaluation: its time is not that of the steps.
         let mut line = meter.line(Scope::Epoch, self.cursor().step, epoch);
         if evaluates && !decided.stop {
-            line.monitor = self.evaluate(hooks, stop)?;
+            line.monitor = self.evaluate(is_last, hooks, stop)?;
         }
         line.bank = self.learner.bank_health()?;
         self.push(&line, hooks);
@@ -577,4 +662,20 @@ fn chain(error: &dyn std::error::Error) -> String {
         .map(ToString::to_string)
         .collect::<Vec<_>>()
         .join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_evaluation_is_too_dear_where_it_would_exceed_the_share() {
+        let share = |elapsed, spent, next| {
+            let [elapsed, spent, next] = [elapsed, spent, next].map(Duration::from_secs);
+            MonitorCost::share(elapsed, spent, next)
+        };
+        assert_eq!(share(0, 0, 0), 0.0, "the first comes: its cost is not known");
+        assert_eq!(share(10, 10, 10), 1.0, "the second not at once");
+        assert_eq!(share(190, 5, 10), 0.075);
+    }
 }

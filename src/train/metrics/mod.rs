@@ -30,6 +30,8 @@ pub enum Scope {
     Epoch,
     /// No step: what the untrained encoder is worth.
     Start,
+    /// No step: what the monitor measured within an epoch, or after a resume.
+    Monitor,
 }
 
 /// One line of the record.
@@ -75,7 +77,7 @@ impl MetricsLine {
     /// The line as it is written: what no step has measured is not there.
     fn to_value(&self) -> Value {
         let mut value = serde_json::to_value(self).expect("a line is plain data");
-        if let (Scope::Start, Some(fields)) = (self.scope, value.as_object_mut()) {
+        if let (Scope::Start | Scope::Monitor, Some(fields)) = (self.scope, value.as_object_mut()) {
             const ALWAYS: [&str; 4] = ["scope", "time", "step", "epoch"];
             fields.retain(|name, _| ALWAYS.contains(&name.as_str()) || self.monitor.contains_key(name));
         }
@@ -171,6 +173,14 @@ impl Metrics {
         (line["scope"] == "start").then_some(line)
     }
 
+    /// Whether the record has scores of the monitor after this step.
+    pub(crate) fn has_scores(&self, step: u64) -> bool {
+        let is_score = |name: &String| name.rsplit('/').next().is_some_and(|name| name.starts_with("knn"));
+        let lines = self.text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let mut of_step = lines.filter(|line| line["step"] == step);
+        of_step.any(|line| line.as_object().is_some_and(|fields| fields.keys().any(is_score)))
+    }
+
     /// The mean losses of the epochs so far, in nats.
     pub(crate) fn epoch_losses(&self) -> impl Iterator<Item = f64> {
         let lines = self.text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
@@ -259,6 +269,11 @@ impl Meter {
     /// Takes note of time in which training stood still for a checkpoint.
     pub(crate) fn stalled(&mut self, stall: Duration) {
         self.stalled += stall;
+    }
+
+    /// Leaves out time in which no step was taken.
+    pub(crate) fn paused(&mut self, pause: Duration) {
+        self.started += pause;
     }
 
     pub(crate) fn report(&self, step: u64, epoch: u64) -> StepReport {
