@@ -210,5 +210,10 @@ mod tests {
         };
         assert_eq!(falls(MonitorEvery::Steps(12)), [12, 24]);
         assert_eq!(falls(MonitorEvery::Epochs(2)), [16, 32]);
+        let every = [MonitorEvery::Steps(12), MonitorEvery::Epochs(2)];
+        assert!(
+            every.into_iter().all(|every| every.falls_on(0, ends(0))),
+            "the untrained encoder in any case"
+        );
     }
 }

@@ -16,6 +16,7 @@ mod gather;
 mod hooks;
 mod learner;
 mod metrics;
+mod monitor_cost;
 mod optim;
 mod trainer;
 
@@ -40,7 +41,8 @@ use self::checkpoint::writer::{Retention, Writer};
 use self::checkpoint::{DataIdentity, publish_config};
 use self::gather::{Requests, any};
 use self::learner::{Learned, Learner, StepOutcome};
-use self::metrics::{Divergence, Meter, Metrics};
+use self::metrics::{Divergence, Meter, Meters, Metrics};
+use self::monitor_cost::{MonitorCost, Scores};
 use self::trainer::Trainer;
 use crate::checkpoint::{Cursor, finished_step, mark_finished, unmark_finished};
 use crate::dataset::Manifest;
@@ -227,58 +229,12 @@ impl<L: Learner> Opened<L> {
             metrics,
             lock: lock.map(Arc::new),
             divergence,
-            monitor_cost: MonitorCost { since: now, spent: Duration::ZERO, last: Duration::ZERO },
+            monitor_cost: MonitorCost::since(now),
         };
         if found.is_none() {
             session.save()?;
         }
         Ok(session)
-    }
-}
-
-/// What an epoch measures, and the interval of it that is under way.
-#[derive(Debug)]
-struct Meters {
-    /// The epoch's number.
-    number: u64,
-    epoch: Meter,
-    interval: Meter,
-    /// How long the loader had been waited for when they began.
-    waited: Duration,
-    waited_before: Duration,
-}
-
-impl Meters {
-    fn start(number: u64, waited: Duration) -> Self {
-        Self { number, epoch: Meter::start(), interval: Meter::start(), waited, waited_before: waited }
-    }
-}
-
-/// Numbers by their names in the metrics.
-type Scores = serde_json::Map<String, serde_json::Value>;
-
-/// What the evaluations of a run have taken of its time.
-#[derive(Debug)]
-struct MonitorCost {
-    since: Instant,
-    spent: Duration,
-    last: Duration,
-}
-
-impl MonitorCost {
-    /// Takes note of an evaluation; its seconds.
-    fn add(&mut self, took: Duration) -> f64 {
-        (self.spent, self.last) = (self.spent + took, took);
-        took.as_secs_f64()
-    }
-
-    /// The share of the time that evaluations will have taken after one more, if that takes as long as the last.
-    fn share_with_next(&self) -> f64 {
-        Self::share(self.since.elapsed(), self.spent, self.last)
-    }
-
-    fn share(elapsed: Duration, spent: Duration, next: Duration) -> f64 {
-        (spent + next).as_secs_f64() / (elapsed + next).as_secs_f64().max(f64::MIN_POSITIVE)
     }
 }
 
@@ -386,9 +342,8 @@ impl<L: Learner> Session<L> {
         let step = self.cursor().step;
         let has_scores = self.metrics.as_ref().is_some_and(|metrics| metrics.has_scores(step));
         let [is_evaluated] = any(&self.group, [has_scores])?;
-        let is_due = step == 0 || self.is_monitored();
-        if is_due && !is_evaluated && !self.config().no_monitor && self.learner.bank().is_some() {
-            self.evaluate_alone(if step == 0 { Scope::Start } else { Scope::Monitor }, hooks, stop)?;
+        if self.is_monitored() && !is_evaluated && self.learner.bank().is_some() {
+            self.evaluate_alone(hooks, stop)?;
         }
         Ok(())
     }
@@ -396,19 +351,16 @@ impl<L: Learner> Session<L> {
     /// Whether the monitor runs after the step that is done.
     fn is_monitored(&self) -> bool {
         let Cursor { step, epoch, step_in_epoch } = self.cursor();
-        self.config().monitor_every.falls_on(step, (step_in_epoch == 0).then_some(epoch))
+        let config = self.config();
+        !config.no_monitor && config.monitor_every.falls_on(step, (step_in_epoch == 0).then_some(epoch))
     }
 
     /// Evaluates where no epoch ends: the scores have their own line.
-    fn evaluate_alone(
-        &mut self,
-        scope: Scope,
-        hooks: &mut dyn Hooks,
-        stop: &StopFlag,
-    ) -> Result<(), TrainError> {
+    fn evaluate_alone(&mut self, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<(), TrainError> {
         let monitor = self.evaluate(false, hooks, stop)?;
         if !monitor.is_empty() {
             let Cursor { step, epoch, .. } = self.cursor();
+            let scope = if step == 0 { Scope::Start } else { Scope::Monitor };
             let line = MetricsLine { monitor, ..Meter::start().line(scope, step, epoch) };
             self.push(&line, hooks);
         }
@@ -422,22 +374,9 @@ impl<L: Learner> Session<L> {
         hooks: &mut dyn Hooks,
         stop: &StopFlag,
     ) -> Result<Scores, TrainError> {
-        let share = self.config().monitor_share;
-        if share > 0.0 && !is_last {
-            // Time differs between processes: rank 0's counts.
-            let next = self.monitor_cost.share_with_next();
-            if any(&self.group, [self.group.is_first() && next > share])? == [true] {
-                if self.group.is_first() {
-                    tracing::info!(
-                        "monitor: step {} is left out: evaluations would take {:.1} % of the time, more than \
-                         --monitor-share {share}; the last took {:.1} s",
-                        self.cursor().step,
-                        100.0 * next,
-                        self.monitor_cost.last.as_secs_f64()
-                    );
-                }
-                return Ok(Scores::new());
-            }
+        let (share, step) = (self.config().monitor_share, self.cursor().step);
+        if !is_last && !self.monitor_cost.allows(share, step, &self.group)? {
+            return Ok(Scores::new());
         }
         let began = Instant::now();
         let mut scores = self.scores(hooks, stop)?;
@@ -455,7 +394,11 @@ impl<L: Learner> Session<L> {
         let evaluated = hooks.evaluate(Evaluation { encoder, bank, group, step: cursor.step, stop });
         Ok(evaluated.unwrap_or_else(|error| {
             if !stop.load(Ordering::Relaxed) {
-                tracing::warn!("epoch {}: the monitor failed: {}", cursor.epoch, chain(&*error));
+                tracing::warn!(
+                    "epoch {}: the monitor failed: {}",
+                    cursor.epoch,
+                    crate::failure::chain(&*error)
+                );
             }
             Scores::new()
         }))
@@ -471,8 +414,7 @@ impl<L: Learner> Session<L> {
 
     /// Trains to the end of the epoch that is under way.
     fn epoch(&mut self, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<(), TrainError> {
-        let every = self.config().log_every_steps;
-        let epoch = self.cursor().epoch;
+        let (every, epoch) = (self.config().log_every_steps, self.cursor().epoch);
         let mut meters = Meters::start(epoch, self.loader.waited());
         while self.cursor().epoch == epoch {
             // One of several processes goes on until all have agreed to stop.
@@ -502,7 +444,8 @@ impl<L: Learner> Session<L> {
             self.measured(outcome, &mut meters, hooks);
             let step = self.cursor().step;
             let is_logged = every > 0 && step.is_multiple_of(every);
-            if is_logged || self.cursor().epoch != epoch {
+            let is_evaluated = self.cursor().epoch == epoch && self.is_monitored();
+            if is_logged || is_evaluated || self.cursor().epoch != epoch {
                 let outcome = self.learner.finish()?;
                 self.measured(outcome, &mut meters, hooks);
             }
@@ -512,13 +455,10 @@ impl<L: Learner> Session<L> {
                 (meters.interval, meters.waited_before) = (Meter::start(), self.loader.waited());
                 self.show()?;
             }
-            if self.cursor().epoch == epoch && !self.config().no_monitor && self.is_monitored() {
-                let outcome = self.learner.finish()?;
-                self.measured(outcome, &mut meters, hooks);
+            if is_evaluated {
                 let began = Instant::now();
-                self.evaluate_alone(Scope::Monitor, hooks, stop)?;
-                meters.epoch.paused(began.elapsed());
-                meters.interval.paused(began.elapsed());
+                self.evaluate_alone(hooks, stop)?;
+                meters.paused(began.elapsed());
             }
             self.writer.check()?;
         }
@@ -554,7 +494,7 @@ impl<L: Learner> Session<L> {
         let config = self.config();
         let done = self.cursor().epoch;
         let is_last = done == config.epochs;
-        let evaluates = !config.no_monitor && (is_last || self.is_monitored());
+        let evaluates = self.is_monitored() || is_last && !config.no_monitor;
         let falls_on = |every: u64| every > 0 && done.is_multiple_of(every);
         let is_due =
             is_last || falls_on(config.checkpoint_every_epochs.max(1)) || falls_on(config.keep_every_epochs);
@@ -653,29 +593,5 @@ fn tell(group: &ProcessGroup, error: &TrainError) {
         TrainError::Stopped { .. } => group.leave(),
         TrainError::OtherRank { .. } | TrainError::Part(PartError::Distributed(_)) => {}
         error => group.fail(error.failure()),
-    }
-}
-
-/// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    std::iter::successors(Some(error), |error| error.source())
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(": ")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_evaluation_is_too_dear_where_it_would_exceed_the_share() {
-        let share = |elapsed, spent, next| {
-            let [elapsed, spent, next] = [elapsed, spent, next].map(Duration::from_secs);
-            MonitorCost::share(elapsed, spent, next)
-        };
-        assert_eq!(share(0, 0, 0), 0.0, "the first comes: its cost is not known");
-        assert_eq!(share(10, 10, 10), 1.0, "the second not at once");
-        assert_eq!(share(190, 5, 10), 0.075);
     }
 }

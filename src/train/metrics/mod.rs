@@ -271,11 +271,6 @@ impl Meter {
         self.stalled += stall;
     }
 
-    /// Leaves out time in which no step was taken.
-    pub(crate) fn paused(&mut self, pause: Duration) {
-        self.started += pause;
-    }
-
     pub(crate) fn report(&self, step: u64, epoch: u64) -> StepReport {
         let seconds = self.started.elapsed().as_secs_f64().max(1e-9);
         StepReport {
@@ -309,6 +304,30 @@ impl Meter {
             bank: None,
             monitor: serde_json::Map::new(),
         }
+    }
+}
+
+/// What an epoch measures, and the interval of it that is under way.
+#[derive(Debug)]
+pub(crate) struct Meters {
+    /// The epoch's number.
+    pub(crate) number: u64,
+    pub(crate) epoch: Meter,
+    pub(crate) interval: Meter,
+    /// How long the loader had been waited for when they began.
+    pub(crate) waited: Duration,
+    pub(crate) waited_before: Duration,
+}
+
+impl Meters {
+    pub(crate) fn start(number: u64, waited: Duration) -> Self {
+        Self { number, epoch: Meter::start(), interval: Meter::start(), waited, waited_before: waited }
+    }
+
+    /// Leaves out time in which no step was taken.
+    pub(crate) fn paused(&mut self, pause: Duration) {
+        self.epoch.started += pause;
+        self.interval.started += pause;
     }
 }
 
