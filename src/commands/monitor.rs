@@ -65,14 +65,17 @@ impl Monitor {
         let name = asked.or_else(|| manifest.first_evaluation_split(&config.split));
         let Some(name) = name else {
             progress.note(&format!(
-                "monitor: no scores during the training, as the dataset has no second split ({})",
+                "monitor: no scores of the bank during the training, as the dataset has no second split ({})",
                 EVALUATION_SPLITS.join(", ")
             ));
             return Ok(none(ids, labels));
         };
         let source = config.source(dataset, &manifest, name, Some(images_of(config, ids.len())))?;
         if labels.iter().all(Option::is_none) || source.labels().iter().all(Option::is_none) {
-            progress.note(&format!("monitor: no scores, as `{}` or `{name}` has no labels", config.split));
+            progress.note(&format!(
+                "monitor: no scores of the bank, as `{}` or `{name}` has no labels",
+                config.split
+            ));
             return Ok(none(ids, labels));
         }
         progress.note(&format!(
