@@ -38,7 +38,7 @@ pub use knn::{Alone, DEFAULT_MAP_POINTS, KnnJob, KnnTables, Searchers, knn};
 #[cfg(feature = "torch")]
 pub use linear::{LinearJob, LinearRun, linear, linear_of_run};
 #[cfg(feature = "torch")]
-pub use monitor::Monitor;
+pub use monitor::{Monitor, OtherMonitor};
 #[cfg(feature = "torch")]
 pub use query::{FoundRow, QueriedImage, QueryJob, QueryReport, SkippedImage, query};
 pub use render::{RenderOptions, RenderReport, RenderedEpoch, RenderedEpochs, render};

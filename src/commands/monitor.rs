@@ -1,4 +1,6 @@
-//! kNN of a run while it trains: scores the bank between epochs, as the reference does.
+//! kNN of a run while it trains: scores the bank between epochs, as the reference does, and the encoder on other datasets.
+
+mod other;
 
 use std::fmt;
 use std::sync::Arc;
@@ -16,6 +18,8 @@ use crate::run_config::{FEWEST_MONITORED, TrainConfig};
 use crate::storage::Location;
 use crate::train::{Evaluation, HookError};
 
+pub use other::OtherMonitor;
+
 /// Query images at most by default; below that one for [`TRAINING_IMAGES_OF_ONE`] training images, and
 /// [`FEWEST_MONITORED`] at least. They pass forward alone, which by the count of operations is a third of a step's work.
 const MOST_IMAGES: usize = 10_000;
@@ -24,6 +28,8 @@ const TRAINING_IMAGES_OF_ONE: usize = 5;
 const FEW_QUERIES: usize = 50;
 /// Images of a batch when the monitor embeds.
 const BATCH_SIZE: usize = 256;
+/// The split that votes where none is named.
+const TRAINED: &str = "train";
 
 /// Scores encoder and bank by the images of a labelled split.
 pub struct Monitor {
@@ -60,18 +66,17 @@ impl Monitor {
         let name = asked.or_else(|| manifest.first_evaluation_split(&config.split));
         let Some(name) = name else {
             progress.note(&format!(
-                "monitor: no scores during the training, as the dataset has no second split ({})",
+                "monitor: no scores of the bank during the training, as the dataset has no second split ({})",
                 EVALUATION_SPLITS.join(", ")
             ));
             return Ok(none(ids, labels));
         };
-        let images = match config.monitor_images as usize {
-            0 => (ids.len() / TRAINING_IMAGES_OF_ONE).clamp(FEWEST_MONITORED, MOST_IMAGES),
-            asked => asked,
-        };
-        let source = config.source(dataset, &manifest, name, Some(images))?;
+        let source = config.source(dataset, &manifest, name, Some(images_of(config, ids.len())))?;
         if labels.iter().all(Option::is_none) || source.labels().iter().all(Option::is_none) {
-            progress.note(&format!("monitor: no scores, as `{}` or `{name}` has no labels", config.split));
+            progress.note(&format!(
+                "monitor: no scores of the bank, as `{}` or `{name}` has no labels",
+                config.split
+            ));
             return Ok(none(ids, labels));
         }
         progress.note(&format!(
@@ -79,21 +84,7 @@ impl Monitor {
             source.len(),
             if source.len() < FEW_QUERIES { "; scores of so few change by chance" } else { "" }
         ));
-        let meta = TableMeta {
-            kind: Kind::Embedding,
-            layer: "projection".into(),
-            dim: config.dim,
-            dataset_digest: manifest.dataset_digest.to_string(),
-            split: name.into(),
-            split_digest: manifest.splits.get(name).map(|split| split.digest.to_string()),
-            weights: None,
-            device: None,
-            precision: None,
-            step: 0,
-            unit_length: true,
-            classes: manifest.classes.clone(),
-        };
-        let queries = Some((source, meta));
+        let queries = Some((source, meta(&manifest, name, config.dim)));
         Ok(Self { queries, ids, labels, threads: config.loader_threads })
     }
 
@@ -107,23 +98,10 @@ impl Monitor {
         state: Evaluation<'_>,
         progress: &dyn Progress,
     ) -> Result<Map<String, Value>, HookError> {
-        let Evaluation { encoder, bank, group, step, stop: _ } = state;
+        let Evaluation { bank, group, step, .. } = state;
         let mut scores = Map::new();
         let (Some((source, meta)), Some(bank)) = (&self.queries, bank) else { return Ok(scores) };
-        let own = share(source.len(), group);
-        let images: Arc<dyn Source> = if group.world() == 1 {
-            Arc::clone(source)
-        } else {
-            Arc::new(Subset::of_range(Arc::clone(source), own))
-        };
-        let part =
-            encode(encoder, images, FeatureLayer::Projection, meta, (BATCH_SIZE, self.threads), progress);
-        // If one process failed, all give up.
-        let failed = group.gather_bytes(&[u8::from(part.is_err())])?;
-        let part = part?;
-        if let Some(rank) = failed.iter().position(|flag| flag == &[1]) {
-            return Err(format!("rank {rank} could not embed its images").into());
-        }
+        let part = embed_share(state, (source, meta), self.threads, progress)?;
         let queries = gather_table(group, part, (source.ids(), source.labels()), true)?;
         // What the encoder is worth, before the first step too.
         if queries.len() > 1 {
@@ -161,4 +139,55 @@ impl Monitor {
         }
         Ok(scores)
     }
+}
+
+/// How many images a monitor embeds of a split, where the run trains on `instances`.
+fn images_of(config: &TrainConfig, instances: usize) -> usize {
+    match config.monitor_images as usize {
+        0 => (instances / TRAINING_IMAGES_OF_ONE).clamp(FEWEST_MONITORED, MOST_IMAGES),
+        asked => asked,
+    }
+}
+
+/// What a table of a split's embeddings says of them.
+fn meta(manifest: &Manifest, split: &str, dim: usize) -> TableMeta {
+    TableMeta {
+        kind: Kind::Embedding,
+        layer: "projection".into(),
+        dim,
+        dataset_digest: manifest.dataset_digest.to_string(),
+        split: split.into(),
+        split_digest: manifest.splits.get(split).map(|split| split.digest.to_string()),
+        weights: None,
+        device: None,
+        precision: None,
+        step: 0,
+        unit_length: true,
+        classes: manifest.classes.clone(),
+    }
+}
+
+/// The embeddings of this process's share of some images.
+///
+/// # Errors
+/// If images cannot be embedded, here or in another process: then all give up.
+fn embed_share(
+    state: Evaluation<'_>,
+    (source, meta): (&Arc<dyn Source>, &TableMeta),
+    threads: usize,
+    progress: &dyn Progress,
+) -> Result<FeatureTable, HookError> {
+    let group = state.group;
+    let images: Arc<dyn Source> = if group.world() == 1 {
+        Arc::clone(source)
+    } else {
+        Arc::new(Subset::of_range(Arc::clone(source), share(source.len(), group)))
+    };
+    let part = encode(state.encoder, images, FeatureLayer::Projection, meta, (BATCH_SIZE, threads), progress);
+    let failed = group.gather_bytes(&[u8::from(part.is_err())])?;
+    let part = part?;
+    if let Some(rank) = failed.iter().position(|flag| flag == &[1]) {
+        return Err(format!("rank {rank} could not embed its images").into());
+    }
+    Ok(part)
 }

@@ -7,8 +7,9 @@ use serde_json::{Map, Value};
 
 use super::option::{Heading, OptionSpec, Range, Scope};
 use super::{
-    Architecture, BankDtype, BankInit, DeviceChoice, LrSchedule, ObjectiveKind, OnCorrupt, OnNonFinite,
-    OptimizerKind, PartitionChoice, Precision, RecipeKind, Sampling, ShuffleKind,
+    Architecture, BankDtype, BankInit, DeviceChoice, LrSchedule, MonitorEvery, MonitoredDataset,
+    ObjectiveKind, OnCorrupt, OnNonFinite, OptimizerKind, PartitionChoice, Precision, RecipeKind, Sampling,
+    ShuffleKind,
 };
 use crate::storage::{Location, StorageError};
 use crate::units::{BankMomentum, ByteSize, Temperature};
@@ -235,16 +236,24 @@ options! {
         keep_every_epochs: u64 = 0, Resumable;
         /// Log metrics after every N steps too, not only after each epoch; 0 for none.
         log_every_steps: u64 = 50, Resumable, finetune: true;
-        /// Do not evaluate on another split between epochs.
+        /// Do not evaluate between epochs, neither another split nor the datasets of `--monitor`.
         no_monitor: bool = false, Resumable, finetune: true;
-        /// Evaluate the bank after every N epochs, and after the last.
-        monitor_every: u64 = 1, Resumable, range: Range::AtLeast(1),
+        /// Evaluate the bank, and the datasets of `--monitor`, after every N epochs or N steps (`5000steps`), and after
+        /// the last.
+        monitor_every: MonitorEvery = MonitorEvery::Epochs(1), Resumable, range: Range::AtLeast(1),
             by_images: Some("1; for fewer than 667 images as often as costs a tenth of the steps");
         /// Split of the queries that evaluate the bank; by default the first of val, valid, validation, dev, test and
         /// testing.
         monitor_split: String = String::new(), Resumable, value_name: "NAME";
         /// Number of these queries; 0 for a fifth of the training images, at least 200 and at most 10,000.
         monitor_images: u64 = 0, Resumable;
+        /// Score another labelled dataset too, as often as wanted: images of its split TRAIN (`train`) vote on images of
+        /// its split TEST (as for `--monitor-split`), `--monitor-images` of each. A dataset whose own name has a colon
+        /// ends with a slash.
+        monitor: Vec<MonitoredDataset> = Vec::new(), Resumable;
+        /// Leave an evaluation out where evaluations would then take more than this share of the time since the start or
+        /// the resume, from 0 to below 1; the last one always comes. 0 for no bound.
+        monitor_share: f64 = 0.0, Resumable, range: Range::BelowOne, value_name: "SHARE";
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Architecture, BankInit, ObjectiveKind, RecipeKind, TrainConfig};
+use super::{Architecture, BankInit, MonitorEvery, ObjectiveKind, RecipeKind, TrainConfig};
 use crate::dataset::Split;
 use crate::units::Temperature;
 
@@ -70,7 +70,7 @@ impl Images {
         if self.count > MOST_OF_ENCODING {
             config.bank_init = BankInit::Uniform;
         }
-        config.monitor_every = epochs_of_a_monitor(self.count);
+        config.monitor_every = MonitorEvery::Epochs(epochs_of_a_monitor(self.count));
         // 0: ingest did not measure the images.
         if (1..=MOST_SIDE_OF_CIFAR).contains(&self.shorter_side) && !gives(&OF_SIZE) {
             (config.arch, config.image_size, config.recipe) =
@@ -114,7 +114,8 @@ mod tests {
         assert_eq!(of(1_281_167, 400), TrainConfig::default());
         let [few, many] = [2_000_000, 2_000_001].map(|count| of(count, 400).bank_init);
         assert_eq!((few, many), (BankInit::Encode, BankInit::Uniform));
-        assert_eq!([40, 500, 667, 50_000].map(|count| of(count, 400).monitor_every), [17, 2, 1, 1]);
+        let every = [40, 500, 667, 50_000].map(|count| of(count, 400).monitor_every);
+        assert_eq!(every, [17, 2, 1, 1].map(MonitorEvery::Epochs));
         let cifar = of(50_000, 32);
         assert_eq!((cifar.arch, cifar.image_size), (Architecture::ResNet18Cifar, 32));
         assert_eq!((cifar.objective, cifar.batch_size), (ObjectiveKind::Softmax, 128));

@@ -8,6 +8,7 @@ mod choices;
 mod config;
 mod file;
 mod for_images;
+mod monitored;
 mod option;
 
 pub use choices::{
@@ -17,4 +18,5 @@ pub use choices::{
 pub use config::{Difference, InvalidConfig, TrainConfig};
 pub use file::{ConfigError, Given, read_file};
 pub use for_images::{FEWEST_MONITORED, Images};
+pub use monitored::{MonitorEvery, MonitoredDataset};
 pub use option::{Arity, Heading, OptionSpec, OptionValue, Range, Scope, shown};

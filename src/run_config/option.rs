@@ -85,6 +85,7 @@ pub fn shown(value: &serde_json::Value) -> Option<String> {
         Value::Bool(_) => return None,
         Value::String(text) if text.is_empty() => return None,
         Value::String(text) => text.clone(),
+        Value::Array(items) if items.is_empty() => return None,
         Value::Array(items) => items.iter().map(Value::to_string).collect::<Vec<_>>().join(","),
         other => other.to_string(),
     })
@@ -150,6 +151,8 @@ pub enum Arity {
     One,
     /// Values with commas between them.
     List,
+    /// One value, and as many times as wanted.
+    Repeated,
 }
 
 /// The numbers that an option allows where its type allows more.
@@ -236,6 +239,7 @@ plain_values! {
     BankMomentum: "M",
     super::PartitionChoice: "CHOICE",
     super::DeviceChoice: "DEVICE",
+    super::MonitorEvery: "N|Nsteps",
 }
 
 impl OptionValue for bool {

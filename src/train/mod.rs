@@ -16,6 +16,7 @@ mod gather;
 mod hooks;
 mod learner;
 mod metrics;
+mod monitor_cost;
 mod optim;
 mod trainer;
 
@@ -40,7 +41,8 @@ use self::checkpoint::writer::{Retention, Writer};
 use self::checkpoint::{DataIdentity, publish_config};
 use self::gather::{Requests, any};
 use self::learner::{Learned, Learner, StepOutcome};
-use self::metrics::{Divergence, Meter, Metrics};
+use self::metrics::{Divergence, Meter, Meters, Metrics};
+use self::monitor_cost::{MonitorCost, Scores};
 use self::trainer::Trainer;
 use crate::checkpoint::{Cursor, finished_step, mark_finished, unmark_finished};
 use crate::dataset::Manifest;
@@ -247,29 +249,12 @@ impl<L: Learner> Opened<L> {
             metrics,
             lock: lock.map(Arc::new),
             divergence,
+            monitor_cost: MonitorCost::since(now),
         };
         if found.is_none() {
             session.save()?;
         }
         Ok(session)
-    }
-}
-
-/// What an epoch measures, and the interval of it that is under way.
-#[derive(Debug)]
-struct Meters {
-    /// The epoch's number.
-    number: u64,
-    epoch: Meter,
-    interval: Meter,
-    /// How long the loader had been waited for when they began.
-    waited: Duration,
-    waited_before: Duration,
-}
-
-impl Meters {
-    fn start(number: u64, waited: Duration) -> Self {
-        Self { number, epoch: Meter::start(), interval: Meter::start(), waited, waited_before: waited }
     }
 }
 
@@ -296,6 +281,7 @@ struct Session<L> {
     /// Of several jobs on one run, the one that may write; rank 0's.
     lock: Option<Arc<Lock>>,
     divergence: Divergence,
+    monitor_cost: MonitorCost,
 }
 
 impl<L: Learner> Session<L> {
@@ -318,7 +304,7 @@ impl<L: Learner> Session<L> {
             }
             unmark_finished(&self.run)?;
         }
-        let trained = self.untrained(hooks, stop).and_then(|()| self.epochs(hooks, stop));
+        let trained = self.catch_up(hooks, stop).and_then(|()| self.epochs(hooks, stop));
         if let Err(error) = &trained {
             self.failed(error);
         }
@@ -370,37 +356,71 @@ impl<L: Learner> Session<L> {
         }
     }
 
-    /// Evaluates the encoder before its first step: what later epochs are held against.
-    fn untrained(&mut self, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<(), TrainError> {
-        let Cursor { step, epoch, .. } = self.cursor();
-        let says_so = self.metrics.as_ref().is_some_and(|metrics| metrics.start().is_some());
-        let [is_said] = any(&self.group, [says_so])?;
-        if step > 0 || is_said || self.config().no_monitor || self.learner.bank().is_none() {
-            return Ok(());
+    /// Evaluates the encoder before its first step, which later epochs are held against, and after a resume where the
+    /// run was stopped before its step was evaluated.
+    fn catch_up(&mut self, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<(), TrainError> {
+        let step = self.cursor().step;
+        let has_scores = self.metrics.as_ref().is_some_and(|metrics| metrics.has_scores(step));
+        let [is_evaluated] = any(&self.group, [has_scores])?;
+        if self.is_monitored() && !is_evaluated && self.learner.bank().is_some() {
+            self.evaluate_alone(hooks, stop)?;
         }
-        let monitor = self.evaluate(hooks, stop)?;
+        Ok(())
+    }
+
+    /// Whether the monitor runs after the step that is done.
+    fn is_monitored(&self) -> bool {
+        let Cursor { step, epoch, step_in_epoch } = self.cursor();
+        let config = self.config();
+        !config.no_monitor && config.monitor_every.falls_on(step, (step_in_epoch == 0).then_some(epoch))
+    }
+
+    /// Evaluates where no epoch ends: the scores have their own line.
+    fn evaluate_alone(&mut self, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<(), TrainError> {
+        let monitor = self.evaluate(false, hooks, stop)?;
         if !monitor.is_empty() {
-            let line = MetricsLine { monitor, ..Meter::start().line(Scope::Start, step, epoch) };
+            let Cursor { step, epoch, .. } = self.cursor();
+            let scope = if step == 0 { Scope::Start } else { Scope::Monitor };
+            let line = MetricsLine { monitor, ..Meter::start().line(scope, step, epoch) };
             self.push(&line, hooks);
         }
         Ok(())
     }
 
-    /// What the hooks measure; nothing where they fail, which costs no steps.
+    /// What the hooks measure; nothing where they fail, which costs no steps, or where it would cost too much time.
     fn evaluate(
-        &self,
+        &mut self,
+        is_last: bool,
         hooks: &mut dyn Hooks,
         stop: &StopFlag,
-    ) -> Result<serde_json::Map<String, serde_json::Value>, TrainError> {
+    ) -> Result<Scores, TrainError> {
+        let (share, step) = (self.config().monitor_share, self.cursor().step);
+        if !is_last && !self.monitor_cost.allows(share, step, &self.group)? {
+            return Ok(Scores::new());
+        }
+        let began = Instant::now();
+        let mut scores = self.scores(hooks, stop)?;
+        let seconds = self.monitor_cost.add(began.elapsed());
+        if !scores.is_empty() {
+            scores.insert("monitor_seconds".to_owned(), seconds.into());
+        }
+        Ok(scores)
+    }
+
+    fn scores(&self, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<Scores, TrainError> {
         let Learned { encoder, cursor, .. } = self.learner.learned();
         let (bank, group) = (self.learner.bank(), self.group.as_ref());
         group.broadcast(&encoder.statistics(), 0)?;
         let evaluated = hooks.evaluate(Evaluation { encoder, bank, group, step: cursor.step, stop });
         Ok(evaluated.unwrap_or_else(|error| {
             if !stop.load(Ordering::Relaxed) {
-                tracing::warn!("epoch {}: the monitor failed: {}", cursor.epoch, chain(&*error));
+                tracing::warn!(
+                    "epoch {}: the monitor failed: {}",
+                    cursor.epoch,
+                    crate::failure::chain(&*error)
+                );
             }
-            serde_json::Map::new()
+            Scores::new()
         }))
     }
 
@@ -414,8 +434,7 @@ impl<L: Learner> Session<L> {
 
     /// Trains to the end of the epoch that is under way.
     fn epoch(&mut self, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<(), TrainError> {
-        let every = self.config().log_every_steps;
-        let epoch = self.cursor().epoch;
+        let (every, epoch) = (self.config().log_every_steps, self.cursor().epoch);
         let mut meters = Meters::start(epoch, self.loader.waited());
         while self.cursor().epoch == epoch {
             // One of several processes goes on until all have agreed to stop.
@@ -445,7 +464,8 @@ impl<L: Learner> Session<L> {
             self.measured(outcome, &mut meters, hooks);
             let step = self.cursor().step;
             let is_logged = every > 0 && step.is_multiple_of(every);
-            if is_logged || self.cursor().epoch != epoch {
+            let is_evaluated = self.cursor().epoch == epoch && self.is_monitored();
+            if is_logged || is_evaluated || self.cursor().epoch != epoch {
                 let outcome = self.learner.finish()?;
                 self.measured(outcome, &mut meters, hooks);
             }
@@ -454,6 +474,11 @@ impl<L: Learner> Session<L> {
                 self.push(&line, hooks);
                 (meters.interval, meters.waited_before) = (Meter::start(), self.loader.waited());
                 self.show()?;
+            }
+            if is_evaluated {
+                let began = Instant::now();
+                self.evaluate_alone(hooks, stop)?;
+                meters.paused(began.elapsed());
             }
             self.writer.check()?;
         }
@@ -489,7 +514,7 @@ impl<L: Learner> Session<L> {
         let config = self.config();
         let done = self.cursor().epoch;
         let is_last = done == config.epochs;
-        let evaluates = !config.no_monitor && (is_last || done.is_multiple_of(config.monitor_every.max(1)));
+        let evaluates = self.is_monitored() || is_last && !config.no_monitor;
         let falls_on = |every: u64| every > 0 && done.is_multiple_of(every);
         let is_due =
             is_last || falls_on(config.checkpoint_every_epochs.max(1)) || falls_on(config.keep_every_epochs);
@@ -501,7 +526,7 @@ impl<L: Learner> Session<L> {
         // Before the evaluation: its time is not that of the steps.
         let mut line = meter.line(Scope::Epoch, self.cursor().step, epoch);
         if evaluates && !decided.stop {
-            line.monitor = self.evaluate(hooks, stop)?;
+            line.monitor = self.evaluate(is_last, hooks, stop)?;
         }
         line.bank = self.learner.bank_health()?;
         self.push(&line, hooks);
@@ -589,12 +614,4 @@ fn tell(group: &ProcessGroup, error: &TrainError) {
         TrainError::OtherRank { .. } | TrainError::Part(PartError::Distributed(_)) => {}
         error => group.fail(error.failure()),
     }
-}
-
-/// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    std::iter::successors(Some(error), |error| error.source())
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(": ")
 }

@@ -156,6 +156,24 @@ fn assert_same_steps(one: &Path, other: &Path, what: &str) {
     }
 }
 
+/// The untrained encoder is the same, so its scores are, but for images whose neighbours are equally near.
+#[test]
+fn processes_that_share_the_images_of_another_dataset_score_as_one_does() {
+    let dir = scratch();
+    let scores = |count: usize| {
+        let run = dir.path().join(format!("of-{count}"));
+        let options = "--objective softmax --epochs 1 --limit 32 --monitor-every 1";
+        Ranks::start(count, |_| train(&run, options).arg("--monitor", dataset())).ok();
+        let text = std::fs::read_to_string(run.join("metrics.jsonl")).expect("a record");
+        let start: Value = serde_json::from_str(text.lines().next().expect("a line")).expect("JSON");
+        let names = ["dataset_val/knn1_top1", "dataset_val/knn12_top1", "dataset_val/knn_chance"];
+        names.map(|name| start[name].as_f64().expect(name))
+    };
+    for (alone, together) in scores(1).into_iter().zip(scores(2)) {
+        assert!((alone - together).abs() < 0.051, "at most two of 40 images: {alone} {together}");
+    }
+}
+
 /// 21 steps and more; of 114 images the last batch of an epoch has two, fewer than there are processes.
 #[test]
 fn any_number_of_processes_trains_as_one_does() {

@@ -34,6 +34,8 @@ mod lemniscate;
 #[cfg(feature = "torch")]
 mod linear;
 #[cfg(feature = "torch")]
+mod monitor;
+#[cfg(feature = "torch")]
 mod page;
 #[cfg(feature = "torch")]
 mod replay;

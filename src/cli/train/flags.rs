@@ -42,7 +42,7 @@ impl<O: Offer> FromArgMatches for OptionFlags<O> {
             let value = match arity {
                 Arity::Switch => matches.get_flag(key).then_some(Value::Boolean(true)),
                 Arity::One => matches.get_one::<Value>(key).cloned(),
-                Arity::List => {
+                Arity::List | Arity::Repeated => {
                     matches.get_many::<Value>(key).map(|items| Value::Array(items.cloned().collect()))
                 }
             };
@@ -67,6 +67,7 @@ fn flag(option: &'static OptionSpec, default: Option<String>) -> Arg {
         Arity::Switch => return arg.action(ArgAction::SetTrue),
         Arity::One => arg.action(ArgAction::Set),
         Arity::List => arg.action(ArgAction::Append).value_delimiter(','),
+        Arity::Repeated => arg.action(ArgAction::Append),
     };
     let (from_flag, choices) = (option.from_flag, (option.choices)());
     let parser = if choices.is_empty() {
@@ -113,7 +114,7 @@ mod tests {
                 let (_, help) = helps.iter().find(|(key, _)| key == option.key).expect("listed");
                 assert!(help.starts_with(&option.help()), "{help}");
                 let has_none = option.arity == Arity::Switch
-                    || matches!(option.key, "init" | "cache" | "monitor_split")
+                    || matches!(option.key, "init" | "cache" | "monitor_split" | "monitor")
                     || (is_of_finetune && option.key == "recipe");
                 assert_eq!(help.contains(" [default: "), !has_none, "{help}");
             }
@@ -130,16 +131,18 @@ mod tests {
         };
         let given = read(
             "--lr-milestones 3,5 --lr-milestones 8 --nesterov --memory-limit 4KiB --bank-dtype bf16 --device cuda \
-             --partition 2.5 --split a",
+             --partition 2.5 --split a --monitor a,b:c --monitor d --monitor-every 5000steps",
         );
         let expected = "lr_milestones = [3, 5, 8]\nnesterov = true\nmemory_limit = 4096\nbank_dtype = \"bf16\"\n\
-                        device = \"cuda:0\"\npartition = 2.5\nsplit = \"a\"";
+                        device = \"cuda:0\"\npartition = 2.5\nsplit = \"a\"\nmonitor = [\"a,b:c\", \"d\"]\nmonitor_every = \"5000steps\"";
         assert_eq!(given, Ok(expected.parse().expect("TOML")));
         let wrong = [
             ("--precision f99", "[possible values: f32, tf32, bf16, f16]"),
             ("--dim x", "invalid value 'x' for '--dim <N>': invalid digit found in string"),
             ("--lr-milestones 1,x", "invalid value 'x' for '--lr-milestones <EPOCHS>'"),
             ("--temperature=-1", "temperature must be finite and above 0, not -1"),
+            ("--monitor-every 5k", "neither a number of epochs, such as 2, nor of steps, such as 5000steps"),
+            ("--monitor a:b:c:d", "`a:b:c:d` is not DATASET[:TRAIN[:TEST]]"),
             ("--nesterov=yes", "unexpected value 'yes' for '--nesterov' found"),
             ("--lr 1 --lr 2", "cannot be used multiple times"),
             ("--seed 18446744073709551615", "invalid value '18446744073709551615' for '--seed <N>'"),

@@ -19,7 +19,7 @@ use super::progress::{Meter, Terminal, say, say_next};
 use super::ranks::{RankFlags, end_as_lost};
 use crate::checkpoint::{Checkpoint, list_checkpoints};
 use crate::cli::exit::WrongUsage;
-use crate::commands::Monitor;
+use crate::commands::{Monitor, OtherMonitor};
 use crate::dataset::Manifest;
 use crate::progress::Progress;
 use crate::run_config::{Given, Images, OptionSpec, TrainConfig, read_file, shown};
@@ -115,17 +115,20 @@ pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
         tracing::info!("metrics at http://{}/metrics", exporter.address());
     }
     let total_epochs = job.config.epochs;
+    let before = Shown::new("bank", &STOP, is_first);
+    let others = if job.config.no_monitor { Vec::new() } else { other_monitors(global, &job, &before)? };
     let mut hooks = TerminalHooks {
         job: &job,
         is_first,
         meter: None,
         monitor: None,
+        others,
         exporter,
         total_epochs,
         chance_loss: None,
         untrained: None,
         chance: None,
-        before: Shown::new("bank", &STOP, is_first),
+        before,
         measured_from: None,
         total_steps: 0,
         resumed_within: false,
@@ -159,6 +162,34 @@ pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
         say_next(&next);
     }
     Ok(())
+}
+
+/// The datasets of `--monitor`, opened before the first step.
+fn other_monitors(
+    global: &GlobalArgs,
+    job: &TrainJob,
+    progress: &dyn Progress,
+) -> anyhow::Result<Vec<OtherMonitor>> {
+    let mut asked = Vec::new();
+    for monitored in &job.config.monitor {
+        if let Some(other) = monitored.other_reading()
+            && global.location(&other).is_ok_and(|location| Manifest::read(&location).is_ok())
+        {
+            let splits = other.trim_start_matches(monitored.dataset.as_str());
+            let reason = format!(
+                "--monitor {other} has two readings: the dataset `{other}`, which is there and is written `{other}/`, and \
+                 splits of `{}`, which are written `{}/{splits}`",
+                monitored.dataset, monitored.dataset
+            );
+            return Err(WrongUsage(reason).into());
+        }
+        let location =
+            global.location(&monitored.dataset).with_context(|| format!("--monitor {monitored}"))?;
+        asked.push((location, monitored.clone()));
+    }
+    let manifest = Manifest::read(&job.dataset)?;
+    let images = Images::of(manifest.split(&job.dataset, &job.config.split)?, job.config.limit);
+    Ok(OtherMonitor::open_all(&asked, &job.config, images.count, progress)?)
 }
 
 /// How long a run of so many steps takes.
@@ -281,6 +312,8 @@ struct TerminalHooks<'a> {
     is_first: bool,
     meter: Option<Meter>,
     monitor: Option<Monitor>,
+    /// Of other datasets.
+    others: Vec<OtherMonitor>,
     exporter: Option<Exporter>,
     total_epochs: u64,
     /// The loss in nats, and the scores, of what tells nothing and of the untrained encoder.
@@ -306,6 +339,27 @@ const WORTH_SAYING: f64 = 60.0;
 const MEASURED_STEPS: u64 = 20;
 
 impl TerminalHooks<'_> {
+    /// The scores by the bank and on other datasets.
+    fn scores(&self, state: Evaluation<'_>, shown: &Shown<'_>) -> Result<Map<String, Value>, HookError> {
+        let evaluate = |monitor: &Monitor| monitor.evaluate(state, shown);
+        let mut scores = self.monitor.as_ref().map_or_else(|| Ok(Map::new()), evaluate)?;
+        for other in &self.others {
+            scores.extend(other.evaluate(state, shown)?);
+        }
+        Ok(scores)
+    }
+
+    /// The score of another dataset in a line of the metrics, with the most neighbours.
+    fn of_other(line: &MetricsLine, name: &str) -> Option<String> {
+        let score = |key: &str| line.monitor.get(&format!("{name}/{key}")).and_then(Value::as_f64);
+        let neighbours = line.monitor.keys().filter_map(|key| {
+            key.strip_prefix(name)?.strip_prefix("/knn")?.strip_suffix("_top1")?.parse::<u32>().ok()
+        });
+        let k = neighbours.max()?;
+        let (share, chance) = (100.0 * score(&format!("knn{k}_top1"))?, 100.0 * score("knn_chance")?);
+        Some(format!("{name} {share:.1} % (k = {k}, chance {chance:.1} %)"))
+    }
+
     /// Says once how long steps take and the run will.
     fn say_when_it_ends(&mut self, report: &StepReport) {
         let Some((from, since)) = self.measured_from else {
@@ -393,8 +447,7 @@ impl Hooks for TerminalHooks<'_> {
         }
         let began = Instant::now();
         let shown = Shown::new("monitor", state.stop, self.is_first);
-        let evaluate = |monitor: &Monitor| monitor.evaluate(state, &shown);
-        let scores = self.monitor.as_ref().map_or_else(|| Ok(Map::new()), evaluate);
+        let scores = self.scores(state, &shown);
         if let Some(meter) = &mut self.meter {
             meter.paused(began.elapsed());
         }
@@ -425,6 +478,9 @@ impl Hooks for TerminalHooks<'_> {
                 if std::mem::take(&mut self.resumed_within) { " of the steps since the resume" } else { "" };
             parts.push(format!("epoch {}: loss {:.4}{part}{chance}", line.epoch + 1, line.loss));
         }
+        if line.scope == Scope::Monitor {
+            parts.push(format!("step {}", line.step));
+        }
         let by_bank = line.monitor.iter().filter_map(|(name, value)| {
             let k: u32 = name.strip_prefix("knn")?.strip_suffix("_top1")?.parse().ok()?;
             percent(value.as_f64()).map(|share| format!("{share} (k = {k})"))
@@ -441,6 +497,7 @@ impl Hooks for TerminalHooks<'_> {
             let who = if line.scope == Scope::Start { "the untrained encoder: kNN" } else { "kNN" };
             parts.push(format!("{who} among the queries {share}{than}"));
         }
+        parts.extend(self.others.iter().filter_map(|other| Self::of_other(line, other.name())));
         if let Some(bank) = &line.bank {
             parts.push(format!("effective rank {:.1} of {}", bank.effective_rank, self.job.config.dim));
         }

@@ -267,7 +267,8 @@ fn newest<'a>(lines: &'a [Fields], key: &str) -> Option<&'a Value> {
     lines.iter().rev().find_map(|line| line.get(key).filter(|value| !value.is_null()))
 }
 
-/// Whether a number of the metrics is one that the monitor measured.
+/// Whether a number of the metrics is a score that the monitor measured; those of another dataset have its name before.
 fn is_score(name: &str) -> bool {
-    name.starts_with("knn") || name == "top1" || name == "top5"
+    let score = name.rsplit('/').next().unwrap_or(name);
+    score.starts_with("knn") || name == "top1" || name == "top5"
 }

@@ -38,6 +38,10 @@ fn every_option_is_described_and_its_default_is_a_value_of_its_flag() {
         assert!(help.starts_with(|c: char| c.is_ascii_uppercase()) && !help.ends_with('.'), "{help}");
         let value = &table[option.key];
         (option.check)(value.clone()).expect(option.key);
+        if option.arity == Arity::Repeated {
+            assert_eq!(value, &toml::Value::Array(Vec::new()), "nothing is given by default");
+            continue;
+        }
         let texts: Vec<String> = match value {
             toml::Value::Array(items) => items.iter().map(ToString::to_string).collect(),
             toml::Value::String(text) => vec![text.clone()],

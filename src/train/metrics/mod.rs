@@ -30,6 +30,8 @@ pub enum Scope {
     Epoch,
     /// No step: what the untrained encoder is worth.
     Start,
+    /// No step: what the monitor measured within an epoch, or after a resume.
+    Monitor,
 }
 
 /// One line of the record.
@@ -75,7 +77,7 @@ impl MetricsLine {
     /// The line as it is written: what no step has measured is not there.
     fn to_value(&self) -> Value {
         let mut value = serde_json::to_value(self).expect("a line is plain data");
-        if let (Scope::Start, Some(fields)) = (self.scope, value.as_object_mut()) {
+        if let (Scope::Start | Scope::Monitor, Some(fields)) = (self.scope, value.as_object_mut()) {
             const ALWAYS: [&str; 4] = ["scope", "time", "step", "epoch"];
             fields.retain(|name, _| ALWAYS.contains(&name.as_str()) || self.monitor.contains_key(name));
         }
@@ -169,6 +171,14 @@ impl Metrics {
     pub(crate) fn start(&self) -> Option<Value> {
         let line = serde_json::from_str::<Value>(self.text.lines().next()?).ok()?;
         (line["scope"] == "start").then_some(line)
+    }
+
+    /// Whether the record has scores of the monitor after this step.
+    pub(crate) fn has_scores(&self, step: u64) -> bool {
+        let is_score = |name: &String| name.rsplit('/').next().is_some_and(|name| name.starts_with("knn"));
+        let lines = self.text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let mut of_step = lines.filter(|line| line["step"] == step);
+        of_step.any(|line| line.as_object().is_some_and(|fields| fields.keys().any(is_score)))
     }
 
     /// The mean losses of the epochs so far, in nats.
@@ -294,6 +304,30 @@ impl Meter {
             bank: None,
             monitor: serde_json::Map::new(),
         }
+    }
+}
+
+/// What an epoch measures, and the interval of it that is under way.
+#[derive(Debug)]
+pub(crate) struct Meters {
+    /// The epoch's number.
+    pub(crate) number: u64,
+    pub(crate) epoch: Meter,
+    pub(crate) interval: Meter,
+    /// How long the loader had been waited for when they began.
+    pub(crate) waited: Duration,
+    pub(crate) waited_before: Duration,
+}
+
+impl Meters {
+    pub(crate) fn start(number: u64, waited: Duration) -> Self {
+        Self { number, epoch: Meter::start(), interval: Meter::start(), waited, waited_before: waited }
+    }
+
+    /// Leaves out time in which no step was taken.
+    pub(crate) fn paused(&mut self, pause: Duration) {
+        self.epoch.started += pause;
+        self.interval.started += pause;
     }
 }
 
