@@ -9,9 +9,9 @@ use crate::cli::{Cli, Command, bench, embed, finetune, knn, linear, replay, trai
 #[derive(Debug, Subcommand)]
 pub(in crate::cli) enum LearningCommand {
     Train(Box<train::TrainArgs>),
-    Embed(embed::EmbedArgs),
+    Embed(Box<embed::EmbedArgs>),
     Query(Box<knn::query::QueryArgs>),
-    Linear(linear::LinearArgs),
+    Linear(Box<linear::LinearArgs>),
     Finetune(Box<finetune::FinetuneArgs>),
     Replay(replay::ReplayArgs),
 }

@@ -45,7 +45,7 @@ struct Point {
 /// Those of the function.
 pub(super) fn minimise<E>(
     start: &Tensor,
-    function: &mut dyn FnMut(&Tensor) -> Result<(f64, Tensor), E>,
+    function: &mut impl FnMut(&Tensor) -> Result<(f64, Tensor), E>,
     tolerance: f64,
     most_steps: usize,
 ) -> Result<Minimum, E> {
