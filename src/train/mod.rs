@@ -16,7 +16,7 @@ mod gather;
 mod hooks;
 mod learner;
 mod metrics;
-mod monitor_cost;
+mod monitored;
 mod optim;
 mod trainer;
 
@@ -39,10 +39,10 @@ use self::checkpoint::sharded::{SharedCheckpoint, make_replicas_equal};
 use self::checkpoint::snapshot::Snapshot;
 use self::checkpoint::writer::{Retention, Writer};
 use self::checkpoint::{DataIdentity, publish_config};
-use self::gather::{Requests, any};
+use self::gather::Requests;
 use self::learner::{Learned, Learner, StepOutcome};
 use self::metrics::{Divergence, Meter, Meters, Metrics};
-use self::monitor_cost::{MonitorCost, Scores};
+use self::monitored::MonitorCost;
 use self::trainer::Trainer;
 use crate::checkpoint::{Cursor, finished_step, mark_finished, unmark_finished};
 use crate::dataset::Manifest;
@@ -354,74 +354,6 @@ impl<L: Learner> Session<L> {
         {
             tracing::warn!("the last metrics could not be written: {error}");
         }
-    }
-
-    /// Evaluates the encoder before its first step, which later epochs are held against, and after a resume where the
-    /// run was stopped before its step was evaluated.
-    fn catch_up(&mut self, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<(), TrainError> {
-        let step = self.cursor().step;
-        let has_scores = self.metrics.as_ref().is_some_and(|metrics| metrics.has_scores(step));
-        let [is_evaluated] = any(&self.group, [has_scores])?;
-        if self.is_monitored() && !is_evaluated && self.learner.bank().is_some() {
-            self.evaluate_alone(hooks, stop)?;
-        }
-        Ok(())
-    }
-
-    /// Whether the monitor runs after the step that is done.
-    fn is_monitored(&self) -> bool {
-        let Cursor { step, epoch, step_in_epoch } = self.cursor();
-        let config = self.config();
-        !config.no_monitor && config.monitor_every.falls_on(step, (step_in_epoch == 0).then_some(epoch))
-    }
-
-    /// Evaluates where no epoch ends: the scores have their own line.
-    fn evaluate_alone(&mut self, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<(), TrainError> {
-        let monitor = self.evaluate(false, hooks, stop)?;
-        if !monitor.is_empty() {
-            let Cursor { step, epoch, .. } = self.cursor();
-            let scope = if step == 0 { Scope::Start } else { Scope::Monitor };
-            let line = MetricsLine { monitor, ..Meter::start().line(scope, step, epoch) };
-            self.push(&line, hooks);
-        }
-        Ok(())
-    }
-
-    /// What the hooks measure; nothing where they fail, which costs no steps, or where it would cost too much time.
-    fn evaluate(
-        &mut self,
-        is_last: bool,
-        hooks: &mut dyn Hooks,
-        stop: &StopFlag,
-    ) -> Result<Scores, TrainError> {
-        let (share, step) = (self.config().monitor_share, self.cursor().step);
-        if !is_last && !self.monitor_cost.allows(share, step, &self.group)? {
-            return Ok(Scores::new());
-        }
-        let began = Instant::now();
-        let mut scores = self.scores(hooks, stop)?;
-        let seconds = self.monitor_cost.add(began.elapsed());
-        if !scores.is_empty() {
-            scores.insert("monitor_seconds".to_owned(), seconds.into());
-        }
-        Ok(scores)
-    }
-
-    fn scores(&self, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<Scores, TrainError> {
-        let Learned { encoder, cursor, .. } = self.learner.learned();
-        let (bank, group) = (self.learner.bank(), self.group.as_ref());
-        group.broadcast(&encoder.statistics(), 0)?;
-        let evaluated = hooks.evaluate(Evaluation { encoder, bank, group, step: cursor.step, stop });
-        Ok(evaluated.unwrap_or_else(|error| {
-            if !stop.load(Ordering::Relaxed) {
-                tracing::warn!(
-                    "epoch {}: the monitor failed: {}",
-                    cursor.epoch,
-                    crate::failure::chain(&*error)
-                );
-            }
-            Scores::new()
-        }))
     }
 
     /// Trains to the end of the last epoch.

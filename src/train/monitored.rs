@@ -1,0 +1,157 @@
+//! The evaluations of a run: when they are due, what they take of its time, and whether one more may.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::gather::any;
+use super::learner::{Learned, Learner};
+use super::metrics::Meter;
+use super::{Evaluation, Hooks, MetricsLine, Scope, Session, StopFlag, TrainError};
+use crate::checkpoint::Cursor;
+use crate::distributed::{DistributedError, ProcessGroup};
+
+/// Numbers by their names in the metrics.
+pub(super) type Scores = serde_json::Map<String, serde_json::Value>;
+
+impl<L: Learner> Session<L> {
+    /// Evaluates the encoder before its first step, which later epochs are held against, and after a resume where the
+    /// run was stopped before its step was evaluated.
+    pub(super) fn catch_up(&mut self, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<(), TrainError> {
+        let step = self.cursor().step;
+        let has_scores = self.metrics.as_ref().is_some_and(|metrics| metrics.has_scores(step));
+        let [is_evaluated] = any(&self.group, [has_scores])?;
+        if self.is_monitored() && !is_evaluated && self.learner.bank().is_some() {
+            self.evaluate_alone(hooks, stop)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the monitor runs after the step that is done.
+    pub(super) fn is_monitored(&self) -> bool {
+        let Cursor { step, epoch, step_in_epoch } = self.cursor();
+        let config = self.config();
+        !config.no_monitor && config.monitor_every.falls_on(step, (step_in_epoch == 0).then_some(epoch))
+    }
+
+    /// Evaluates where no epoch ends: the scores have their own line.
+    pub(super) fn evaluate_alone(
+        &mut self,
+        hooks: &mut dyn Hooks,
+        stop: &StopFlag,
+    ) -> Result<(), TrainError> {
+        let monitor = self.evaluate(false, hooks, stop)?;
+        if !monitor.is_empty() {
+            let Cursor { step, epoch, .. } = self.cursor();
+            let scope = if step == 0 { Scope::Start } else { Scope::Monitor };
+            let line = MetricsLine { monitor, ..Meter::start().line(scope, step, epoch) };
+            self.push(&line, hooks);
+        }
+        Ok(())
+    }
+
+    /// What the hooks measure; nothing where they fail, which costs no steps, or where it would cost too much time.
+    pub(super) fn evaluate(
+        &mut self,
+        is_last: bool,
+        hooks: &mut dyn Hooks,
+        stop: &StopFlag,
+    ) -> Result<Scores, TrainError> {
+        let (share, step) = (self.config().monitor_share, self.cursor().step);
+        if !is_last && !self.monitor_cost.allows(share, step, &self.group)? {
+            return Ok(Scores::new());
+        }
+        let began = Instant::now();
+        let mut scores = self.scores(hooks, stop)?;
+        let seconds = self.monitor_cost.add(began.elapsed());
+        if !scores.is_empty() {
+            scores.insert("monitor_seconds".to_owned(), seconds.into());
+        }
+        Ok(scores)
+    }
+
+    fn scores(&self, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<Scores, TrainError> {
+        let Learned { encoder, cursor, .. } = self.learner.learned();
+        let (bank, group) = (self.learner.bank(), self.group.as_ref());
+        group.broadcast(&encoder.statistics(), 0)?;
+        let evaluated = hooks.evaluate(Evaluation { encoder, bank, group, step: cursor.step, stop });
+        Ok(evaluated.unwrap_or_else(|error| {
+            if !stop.load(Ordering::Relaxed) {
+                tracing::warn!(
+                    "epoch {}: the monitor failed: {}",
+                    cursor.epoch,
+                    crate::failure::chain(&*error)
+                );
+            }
+            Scores::new()
+        }))
+    }
+}
+
+/// The time of a run's evaluations since its start or resume.
+#[derive(Debug)]
+pub(super) struct MonitorCost {
+    since: Instant,
+    spent: Duration,
+    last: Duration,
+}
+
+impl MonitorCost {
+    /// Of a run that steps since then.
+    pub(super) fn since(since: Instant) -> Self {
+        Self { since, spent: Duration::ZERO, last: Duration::ZERO }
+    }
+
+    /// Takes note of an evaluation; its seconds.
+    pub(super) fn add(&mut self, took: Duration) -> f64 {
+        (self.spent, self.last) = (self.spent + took, took);
+        took.as_secs_f64()
+    }
+
+    /// Whether one more evaluation, as long as the last, keeps their share of the time within `most`, where that is not 0.
+    /// Time differs between processes: rank 0's counts for all. Where it does not, that is said.
+    ///
+    /// # Errors
+    /// If a collective fails.
+    pub(super) fn allows(
+        &self,
+        most: f64,
+        step: u64,
+        group: &ProcessGroup,
+    ) -> Result<bool, DistributedError> {
+        if most == 0.0 {
+            return Ok(true);
+        }
+        let share = share(self.since.elapsed(), self.spent, self.last);
+        let [exceeds] = any(group, [group.is_first() && share > most])?;
+        if exceeds && group.is_first() {
+            tracing::info!(
+                "monitor: step {step} is left out: evaluations would take {:.1} % of the time, more than \
+                 --monitor-share {most}; the last took {:.1} s",
+                100.0 * share,
+                self.last.as_secs_f64()
+            );
+        }
+        Ok(!exceeds)
+    }
+}
+
+/// The share of the time that evaluations have taken after the next one.
+fn share(elapsed: Duration, spent: Duration, next: Duration) -> f64 {
+    (spent + next).as_secs_f64() / (elapsed + next).as_secs_f64().max(f64::MIN_POSITIVE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_evaluation_is_too_dear_where_it_would_exceed_the_share() {
+        let share = |elapsed, spent, next| {
+            let [elapsed, spent, next] = [elapsed, spent, next].map(Duration::from_secs);
+            share(elapsed, spent, next)
+        };
+        assert_eq!(share(0, 0, 0), 0.0, "the first comes: its cost is not known");
+        assert_eq!(share(10, 10, 10), 1.0, "the second not at once");
+        assert_eq!(share(190, 5, 10), 0.075);
+    }
+}
