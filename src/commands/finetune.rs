@@ -15,7 +15,7 @@ use crate::eval::{ClassifierReport, EmbedError, Score, classify, load_encoder, s
 use crate::loader::{Source, Subset};
 use crate::model::select_device_of;
 use crate::progress::{Progress, Quiet};
-use crate::run_config::{Given, TrainConfig};
+use crate::run_config::{Given, OptionSpec, Scope, TrainConfig};
 use crate::storage::{Location, PublishMode};
 use crate::train::{
     Evaluation, FinetuneJob, HookError, Hooks, LabelOptions, MetricsLine, Outcome, RunSummary, StepReport,
@@ -84,18 +84,28 @@ impl Finetuning {
     pub fn open(of: FinetuneRun, given: &Table, progress: &dyn Progress) -> Result<Self, CommandError> {
         let FinetuneRun { checkpoint: from, dataset, run, labels, .. } = of;
         let mut of_run = Checkpoint::open(&from)?.run_config()?;
-        if let Some(split) = of.train_split {
-            of_run.split = split;
-        }
-        let mut defaults = finetune_protocol(&of_run);
         let begun = list_checkpoints(&run)?
             .pop()
             .map(|(_, folder)| Checkpoint::open(&folder)?.state())
             .transpose()?;
+        let begun_split = || begun.as_ref()?.config["split"].as_str().map(ToOwned::to_owned);
+        if let Some(split) = of.train_split.or_else(begun_split) {
+            of_run.split = split;
+        }
+        let mut defaults = finetune_protocol(&of_run);
         if let Some(begun) = &begun {
             // The encoder is that of the checkpoint, or the resume is refused.
             let TrainConfig { arch, image_size, .. } = defaults;
-            defaults = TrainConfig { arch, image_size, ..defaults.as_begun(&begun.config)? };
+            let mut values = defaults.as_begun(&begun.config)?.values();
+            let own = TrainConfig::OPTIONS
+                .iter()
+                .filter(|option| option.finetune && option.scope != Scope::Machine);
+            for OptionSpec { key, .. } in own {
+                if let Some(value) = begun.config.get(key) {
+                    values.insert((*key).into(), value.clone());
+                }
+            }
+            defaults = TrainConfig { arch, image_size, ..serde_json::from_value(Value::Object(values))? };
         }
         let config = Given::new(None, given).over(&defaults).expect("flags were checked");
         if let Some(begun) = &begun {

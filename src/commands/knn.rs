@@ -162,6 +162,14 @@ pub fn knn(
     searchers: &dyn Searchers,
     progress: &dyn Progress,
 ) -> Result<Option<KnnReports>, CommandError> {
+    for (output, option) in [(&job.neighbours, "--neighbours"), (&job.output, "--output")] {
+        let is_read = |table: &&Location| Some(table.to_string()) == output.as_ref().map(ToString::to_string);
+        if let Some(table) = tables.pairs.iter().flat_map(|(bank, queries)| [bank, queries]).find(is_read) {
+            return Err(CommandError::Usage(format!(
+                "{option} {table}: that is a table to read; name another file"
+            )));
+        }
+    }
     let pair = |(bank, queries): &(Location, Location)| {
         KnnPair::open((bank, queries), &tables.columns, tables.normalize, progress)
     };
@@ -324,9 +332,17 @@ pub(super) fn check_dataset(
     for (table, meta) in tables {
         let split = manifest.splits.get(&meta.split);
         if !split.is_some_and(|split| meta.is_of(&split.digest.to_string(), &dataset_digest)) {
-            let split = &meta.split;
-            let reason =
-                format!("split `{split}` of --dataset {dataset} is another one than that of the {table}");
+            let (split, of) = (&meta.split, &meta.dataset_digest);
+            let reason = if split.is_empty() {
+                format!(
+                    "the {table} names no split, as tables of other programs do: leave out --dataset {dataset}"
+                )
+            } else {
+                format!(
+                    "the {table} is of split `{split}` of the dataset {of:.12}…, and --dataset {dataset} ({dataset_digest:.12}…) has \
+                     another one or none of that name: give the dataset that was embedded"
+                )
+            };
             return Err(CommandError::Data(reason));
         }
     }

@@ -31,8 +31,9 @@ use crate::storage::{Location, PublishMode};
 
 /// Neighbours of an image by default.
 const DEFAULT_K: usize = 10;
-/// Images that are in memory at a time.
+/// Images that are in memory at a time, and about their bytes.
 const CHUNK: usize = 1024;
+const CHUNK_BYTES: usize = 256 << 20;
 /// Images of a batch.
 const BATCH_SIZE: usize = 256;
 
@@ -121,6 +122,9 @@ pub struct SkippedImage {
 /// # Errors
 /// If the checkpoint, the bank or an image cannot be read, they do not fit together, or the store fails.
 pub fn query(job: &QueryJob, progress: &dyn Progress) -> Result<QueryReport, CommandError> {
+    if let Some(page) = job.page.as_ref().filter(|page| !page.file_name().ends_with(".html")) {
+        return Err(CommandError::Usage(format!("--page {page}: a page is an .html file")));
+    }
     let (_, folder) = checkpoint_at(&job.run)?;
     let checkpoint = Checkpoint::open(&folder)?;
     let bank = open_rows(job, &checkpoint, progress)?;
@@ -134,11 +138,15 @@ pub fn query(job: &QueryJob, progress: &dyn Progress) -> Result<QueryReport, Com
     let of_dataset = split.map(|split| ExifOrientation::applied(split.applies_exif_orientation()));
     let orientation = job.exif_orientation.or(of_dataset);
     let k = job.k.unwrap_or_else(|| DEFAULT_K.min(bank.ids().len()));
+    if k == 0 || k > bank.ids().len() {
+        let rows = bank.ids().len();
+        return Err(CommandError::Usage(format!("--k {k}: the bank has {rows} rows, so it is 1 to {rows}")));
+    }
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(job.threads).build()?;
     let Embedded { queries, names, skipped, thumbnails } =
-        embed(job, &checkpoint, &*bank, orientation, progress)?;
+        pool.install(|| embed(job, &checkpoint, &*bank, orientation, progress))?;
 
     let options = KnnOptions { k: vec![k], ..KnnOptions::default() };
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(job.threads).build()?;
     let (mut report, neighbours) = pool.install(|| evaluate_with_neighbours(&*bank, &queries, &options))?;
     bank.verify()?;
     let found: BTreeSet<InstanceId> = neighbours.rows.iter().map(|&row| bank.ids()[row as usize]).collect();
@@ -213,6 +221,17 @@ fn open_rows(
         return wrong("another program wrote it, expected a table of `embed`, a checkpoint or a run".into());
     }
     let (meta, step, folder) = (bank.meta(), checkpoint.manifest().step, checkpoint.folder());
+    // The bank of a checkpoint names no weights; they are beside it.
+    let beside = checkpoint_at(place).ok().map(|(_, folder)| folder).or_else(|| place.folder());
+    if let Some(own) = beside.and_then(|beside| Checkpoint::open(&beside).ok()) {
+        if own.weights_digest() == checkpoint.weights_digest() {
+            return Ok(bank);
+        }
+        return wrong(format!(
+            "it is of {}, whose weights are others than those of {folder}; give that as --run",
+            own.folder()
+        ));
+    }
     match &meta.weights {
         Some(weights) if *weights != checkpoint.weights_digest() => wrong(format!(
             "its features are by other weights (step {}) than those of {folder} (step {step}); give the checkpoint that \
@@ -266,8 +285,15 @@ fn embed(
     };
     let mut queries: Option<FeatureTable> = None;
     let (mut names, mut skipped, mut thumbnails) = (Vec::<String>::new(), Vec::new(), Thumbnails::default());
-    for files in files.chunks(CHUNK) {
-        let read = files.iter().map(Location::read).collect::<Result<Vec<Bytes>, _>>()?;
+    let mut left = files.as_slice();
+    while !left.is_empty() {
+        let (mut read, mut bytes) = (Vec::<Bytes>::new(), 0);
+        while read.len() < left.len().min(CHUNK) && bytes < CHUNK_BYTES {
+            read.push(left[read.len()].read()?);
+            bytes += read.last().map_or(0, Bytes::len);
+        }
+        let (files, rest) = left.split_at(read.len());
+        left = rest;
         let checked: Vec<_> = read.par_iter().map(|bytes| check(bytes)).collect();
         let mut rows = Vec::new();
         for ((file, bytes), checked) in files.iter().zip(read).zip(checked) {

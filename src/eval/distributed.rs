@@ -66,7 +66,13 @@ fn search_over(
     find: impl FnOnce(usize) -> Result<Neighbours, TableError>,
 ) -> Result<Neighbours, EvalError> {
     // The own row is left out when all have been asked: only one of them has it.
-    let mut found = find((k + usize::from(leave_one_out)).min(own.len()));
+    let wanted = (k + usize::from(leave_one_out)).min(own.len());
+    let mut found = if wanted == 0 {
+        // More processes than rows.
+        Ok(Neighbours { k: 0, rows: Vec::new(), similarities: Vec::new() })
+    } else {
+        find(wanted)
+    };
     if let Ok(found) = &mut found {
         let first = own.start;
         found.rows.iter_mut().for_each(|row| *row += first as u32);

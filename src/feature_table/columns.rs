@@ -197,6 +197,9 @@ impl Search<'_> {
         let others: Vec<_> = self.schema.fields().iter().map(|field| format!("`{}`", field.name())).collect();
         let missing = || wrong(self.table, name, format!("is missing, the table has {}", others.join(", ")));
         let at = self.schema.fields().iter().position(|field| field.name() == name).ok_or_else(missing)?;
+        if self.schema.fields().iter().skip(at + 1).any(|field| field.name() == name) {
+            return Err(wrong(self.table, name, "is there twice: rename one of the two".into()));
+        }
         let holds = self.schema.field(at).data_type();
         if (role.fits)(holds) {
             return Ok(at);

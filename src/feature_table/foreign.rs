@@ -31,6 +31,8 @@ pub struct Foreign {
     pub labels: ForeignLabels,
     /// The first row that is not of unit length, with its length, where the metadata does not say which length rows have.
     pub not_unit: Option<(usize, f64)>,
+    /// The first row of zeros alone, likewise.
+    pub zero: Option<usize>,
     /// What was understood, in words.
     pub about: String,
 }
@@ -142,6 +144,8 @@ pub(super) fn of_bytes(
     let Rows { mut columns, features, dim, id_texts, names, named: of_row, sets } = rows;
     let dim = named.dim(dim).map_err(not_a_table)?;
     let not_unit = if says_length { None } else { first_not_of_unit_length(dim, &features) };
+    let is_zero = |row: &[f32]| row.iter().all(|&x| x == 0.0);
+    let zero = not_unit.and_then(|_| features.chunks_exact(dim).position(is_zero));
     let mut meta = named.complete(dim, || not_unit.is_none(), columns.classes());
     let label = found.label.map(|at| schema.field(at));
     let labels = match label.map(|field| (item_type(field.data_type()).is_some(), field.data_type())) {
@@ -200,7 +204,7 @@ pub(super) fn of_bytes(
         Some(_) => RowNames::Ids,
     };
     let about = about(&schema, &found, &read, &labels);
-    Ok((read, Some(Foreign { table: table.into(), rows, labels, not_unit, about })))
+    Ok((read, Some(Foreign { table: table.into(), rows, labels, not_unit, zero, about })))
 }
 
 /// The names in order, and the place of each of the old numbers.

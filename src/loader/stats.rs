@@ -165,6 +165,19 @@ impl LoaderStats {
         }
     }
 
+    /// What came after `before`, of which [`LoaderStats::verdict`] speaks.
+    #[must_use]
+    pub fn since(&self, before: &Self) -> Self {
+        Self {
+            seconds: self.seconds - before.seconds,
+            consumer_wait: self.consumer_wait - before.consumer_wait,
+            gather_wait: self.gather_wait - before.gather_wait,
+            make_busy: self.make_busy - before.make_busy,
+            bytes: self.bytes - before.bytes,
+            ..*self
+        }
+    }
+
     /// Whether the consumer waits for data more than a little.
     pub fn waits_for_data(&self) -> bool {
         self.consumer_wait >= LITTLE_WAIT * self.seconds.max(1e-9)
@@ -233,6 +246,16 @@ mod tests {
         counters.consumer_wait.add((consumer * 1e9) as u64);
         counters.gather_wait.add((gather * 1e9) as u64);
         LoaderStats::new(&counters, 100.0, (1, 1), 0).verdict()
+    }
+
+    #[test]
+    fn an_epoch_has_a_verdict_of_its_own_waits() {
+        let counters = Counters::default();
+        counters.consumer_wait.add(60_000_000_000);
+        let before = LoaderStats::new(&counters, 100.0, (1, 1), 0);
+        assert!(before.waits_for_data());
+        let after = LoaderStats::new(&counters, 150.0, (1, 1), 0).since(&before);
+        assert!(!after.waits_for_data() && after.seconds == 50.0, "{}", after.verdict());
     }
 
     #[test]

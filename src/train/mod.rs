@@ -39,7 +39,7 @@ use self::checkpoint::sharded::{SharedCheckpoint, make_replicas_equal};
 use self::checkpoint::snapshot::Snapshot;
 use self::checkpoint::writer::{Retention, Writer};
 use self::checkpoint::{DataIdentity, publish_config};
-use self::gather::Requests;
+use self::gather::{Requests, any};
 use self::learner::{Learned, Learner, StepOutcome};
 use self::metrics::{Divergence, Meter, Meters, Metrics};
 use self::monitored::MonitorCost;
@@ -291,8 +291,13 @@ impl<L: Learner> Session<L> {
     /// See [`TrainError`]; the checkpoints published so far remain.
     fn run(mut self, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<Outcome, TrainError> {
         if self.is_done() {
-            self.mark_finished()?;
+            let caught_up = self.catch_up_at_the_end(hooks, stop);
+            if let Err(error) = &caught_up {
+                self.failed(error);
+            }
             self.group.leave();
+            caught_up?;
+            self.mark_finished()?;
             return Ok(Outcome::AlreadyFinished { step: self.cursor().step });
         }
         if self.group.is_first() {
@@ -356,6 +361,20 @@ impl<L: Learner> Session<L> {
         }
     }
 
+    /// What a run that was stopped after its last step still lacks: that step's scores.
+    fn catch_up_at_the_end(&mut self, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<(), TrainError> {
+        let [is_finished] = any(&self.group, [self.group.is_first() && finished_step(&self.run)?.is_some()])?;
+        if is_finished {
+            return Ok(());
+        }
+        self.catch_up(hooks, stop)?;
+        if let Some(metrics) = &self.metrics {
+            metrics.files().publish()?;
+        }
+        let stops = self.decide(stop.load(Ordering::Relaxed), false)?.stop;
+        if stops { Err(TrainError::Stopped { step: self.cursor().step }) } else { Ok(()) }
+    }
+
     /// Trains to the end of the last epoch.
     fn epochs(&mut self, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<(), TrainError> {
         while !self.is_done() {
@@ -368,6 +387,7 @@ impl<L: Learner> Session<L> {
     fn epoch(&mut self, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<(), TrainError> {
         let (every, epoch) = (self.config().log_every_steps, self.cursor().epoch);
         let mut meters = Meters::start(epoch, self.loader.waited());
+        let before = self.loader.stats();
         while self.cursor().epoch == epoch {
             // One of several processes goes on until all have agreed to stop.
             let gives_up = if self.group.world() == 1 { stop } else { &StopFlag::new(false) };
@@ -409,14 +429,15 @@ impl<L: Learner> Session<L> {
             }
             if is_evaluated {
                 let began = Instant::now();
-                self.evaluate_alone(hooks, stop)?;
+                self.evaluate_alone(false, hooks, stop)?;
                 meters.paused(began.elapsed());
             }
             self.writer.check()?;
         }
         let stats = self.loader.stats();
-        if stats.waits_for_data() || self.config().stats {
-            tracing::info!("{}", stats.verdict());
+        let of_epoch = stats.since(&before);
+        if of_epoch.waits_for_data() || self.config().stats {
+            tracing::info!("epoch {epoch}: {}", of_epoch.verdict());
         }
         if self.config().stats {
             stats.table().lines().for_each(|line| tracing::info!("{line}"));

@@ -15,13 +15,14 @@ pub(super) type Scores = serde_json::Map<String, serde_json::Value>;
 
 impl<L: Learner> Session<L> {
     /// Evaluates the encoder before its first step, which later epochs are held against, and after a resume where the
-    /// run was stopped before its step was evaluated.
+    /// run was stopped before its step was evaluated, also after its last.
     pub(super) fn catch_up(&mut self, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<(), TrainError> {
         let step = self.cursor().step;
         let has_scores = self.metrics.as_ref().is_some_and(|metrics| metrics.has_scores(step));
         let [is_evaluated] = any(&self.group, [has_scores])?;
-        if self.is_monitored() && !is_evaluated && self.learner.bank().is_some() {
-            self.evaluate_alone(hooks, stop)?;
+        let is_last = self.is_done() && !self.config().no_monitor;
+        if (self.is_monitored() || is_last) && !is_evaluated && self.learner.bank().is_some() {
+            self.evaluate_alone(is_last, hooks, stop)?;
         }
         Ok(())
     }
@@ -36,10 +37,11 @@ impl<L: Learner> Session<L> {
     /// Evaluates where no epoch ends: the scores have their own line.
     pub(super) fn evaluate_alone(
         &mut self,
+        is_last: bool,
         hooks: &mut dyn Hooks,
         stop: &StopFlag,
     ) -> Result<(), TrainError> {
-        let monitor = self.evaluate(false, hooks, stop)?;
+        let monitor = self.evaluate(is_last, hooks, stop)?;
         if !monitor.is_empty() {
             let Cursor { step, epoch, .. } = self.cursor();
             let scope = if step == 0 { Scope::Start } else { Scope::Monitor };
@@ -77,8 +79,8 @@ impl<L: Learner> Session<L> {
         Ok(evaluated.unwrap_or_else(|error| {
             if !stop.load(Ordering::Relaxed) {
                 tracing::warn!(
-                    "epoch {}: the monitor failed: {}",
-                    cursor.epoch,
+                    "step {}: the monitor failed: {}",
+                    cursor.step,
                     crate::failure::chain(&*error)
                 );
             }

@@ -172,6 +172,12 @@ fn processes_that_share_the_images_of_another_dataset_score_as_one_does() {
     for (alone, together) in scores(1).into_iter().zip(scores(2)) {
         assert!((alone - together).abs() < 0.051, "at most two of 40 images: {alone} {together}");
     }
+    // Fewer images than processes.
+    let run = dir.path().join("of-one-image");
+    let options = "--objective softmax --epochs 1 --limit 32 --monitor-every 1 --monitor-images 1";
+    Ranks::start(2, |_| train(&run, options).arg("--monitor", dataset())).ok();
+    let text = std::fs::read_to_string(run.join("metrics.jsonl")).expect("a record");
+    assert!(text.contains("dataset_val/knn1_top1"), "{text}");
 }
 
 /// 21 steps and more; of 114 images the last batch of an epoch has two, fewer than there are processes.

@@ -321,7 +321,11 @@ fn a_query_names_what_it_cannot_take_and_guesses_nothing() {
     assert_eq!((&report["split"], found.len()), (&"train".into(), 3));
     assert!(found[0]["class"].is_string() && found[0].get("path").is_none());
     let error = query().arg("--image", &one).word("--k").word("500").fails(2);
-    assert!(error.contains("k = 500 is larger"), "{error}");
+    assert!(error.contains("--k 500: the bank has"), "{error}");
+    let photo = file("photo.png");
+    std::fs::copy(&one, &photo).expect("copied");
+    let error = query().arg("--image", &photo).arg("--page", &photo).fails(2);
+    assert!(error.contains(".html") && std::fs::read(&photo).ok() == std::fs::read(&one).ok(), "{error}");
 
     // A broken image ends it with its name, or is left out and named.
     std::fs::create_dir(file("mixed")).expect("a folder");
@@ -365,6 +369,13 @@ fn a_query_names_what_it_cannot_take_and_guesses_nothing() {
     let call = instdisc("query").arg("--run", file("other")).arg("--image", &one);
     let error = call.arg("--bank", &bank).fails(65);
     assert!(error.contains("its features are by other weights"), "{error}");
+    // Nor those of another run's bank, though of the same step.
+    let call = instdisc("query").arg("--run", file("other")).arg("--image", &one);
+    let error = call.arg("--bank", file("run")).fails(65);
+    assert!(error.contains("whose weights are others"), "{error}");
+    // A table that is read is not written over.
+    let call = instdisc("knn --k 1 --leave-one-out").arg("--bank", &bank).arg("--queries", &bank);
+    assert!(call.arg("--neighbours", &bank).fails(2).contains("a table to read"));
 }
 
 #[test]

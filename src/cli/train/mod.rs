@@ -175,7 +175,7 @@ fn other_monitors(
         if let Some(other) = monitored.other_reading()
             && global.location(&other).is_ok_and(|location| Manifest::read(&location).is_ok())
         {
-            let splits = other.trim_start_matches(monitored.dataset.as_str());
+            let splits = other.strip_prefix(monitored.dataset.as_str()).unwrap_or_default();
             let reason = format!(
                 "--monitor {other} has two readings: the dataset `{other}`, which is there and is written `{other}/`, and \
                  splits of `{}`, which are written `{}/{splits}`",
@@ -344,7 +344,12 @@ impl TerminalHooks<'_> {
         let evaluate = |monitor: &Monitor| monitor.evaluate(state, shown);
         let mut scores = self.monitor.as_ref().map_or_else(|| Ok(Map::new()), evaluate)?;
         for other in &self.others {
-            scores.extend(other.evaluate(state, shown)?);
+            match other.evaluate(state, shown) {
+                Ok(found) => scores.extend(found),
+                Err(error) if state.stop.load(Ordering::Relaxed) => return Err(error),
+                // The other scores count nevertheless.
+                Err(error) => tracing::warn!("--monitor: {} has no scores: {error}", other.name()),
+            }
         }
         Ok(scores)
     }

@@ -54,6 +54,14 @@ impl KnnPair {
             let normalized = foreign.not_unit.filter(|_| normalize).map_or("", |_| ", normalized");
             progress.note(&format!("{}: {}{normalized}", foreign.table, foreign.about));
         }
+        if let Some((foreign, row)) = [&of_bank, &of_queries]
+            .into_iter()
+            .flatten()
+            .find_map(|foreign| Some((foreign, foreign.zero.filter(|_| normalize)?)))
+        {
+            let reason = "every number of the vector is 0 in 32 bits, so it has no cosine: leave the row out";
+            return Err(CommandError::Data(format!("{} row {row}: {reason}", foreign.table)));
+        }
         for foreign in [&of_bank, &of_queries].into_iter().flatten().filter(|_| !normalize) {
             if let Some((row, length)) = foreign.not_unit {
                 return Err(CommandError::Data(format!(
@@ -96,6 +104,10 @@ impl KnnPair {
         let by_name = kinds.contains(&Some(true));
         // Each class of the queries in the bank; where it has none, its name.
         let number: HashMap<&str, u32> = bank_meta.classes.iter().map(String::as_str).zip(0..).collect();
+        if by_name && number.len() < bank_meta.classes.len() {
+            let reason = "has two classes of one name, so labels cannot be matched by their names";
+            return Err(CommandError::Data(format!("the bank {} {reason}", names[0])));
+        }
         let unknown = |name: &str| {
             CommandError::Data(format!(
                 "the queries {} have the class `{name}`, which the bank {} lacks: it has {}, the queries have {}",
@@ -120,6 +132,26 @@ impl KnnPair {
                 self.queries.labels.fill(None);
             }
             return Ok(());
+        }
+        if !by_name {
+            // The classes of this program's table are 0 to their number; those of the other are numbers alone.
+            let numbered = [self.bank.labels(), &self.queries.labels];
+            let count = [0, 1].map(|side| sides[side].is_none().then_some(metas[side].classes.len()));
+            for (side, count) in [(0, count[1]), (1, count[0])] {
+                let beyond = |label: &Option<ClassId>| {
+                    count.is_some_and(|count| count > 0 && label.is_some_and(|class| class.index() >= count))
+                };
+                if let (Some(row), Some(count)) = (numbered[side].iter().position(beyond), count) {
+                    let class = numbered[side][row].map_or(0, |class| class.0);
+                    return Err(CommandError::Data(format!(
+                        "{} row {row}: class {class}, but {} has the {count} classes 0 to {}: are they counted from 1, or \
+                         of other data? give class names by another --label-column",
+                        names[side],
+                        names[1 - side],
+                        count - 1
+                    )));
+                }
+            }
         }
         if sides.into_iter().any(has_sets) {
             let of_table = |table: &dyn Table| -> Vec<Vec<u32>> {
@@ -298,6 +330,24 @@ mod tests {
         );
     }
 
+    #[test]
+    fn a_vector_of_zeros_has_no_cosine_and_a_name_of_two_columns_or_classes_decides_nothing() {
+        let files = Files::new();
+        let good = files.write("good.parquet", &[("vec", vectors(&[0.0, 90.0], 2.0))]);
+        let zeros = files.write("zeros.parquet", &[("vec", vectors(&[0.0, 90.0], 0.0))]);
+        assert!(open(&good, &good, true).is_ok());
+        let error = open(&good, &zeros, true).expect_err("refused").to_string();
+        assert!(error.contains("zeros.parquet row 0") && error.contains("no cosine"), "{error}");
+
+        let own = Location::from_path(&files.0.path().join("own.arrow")).expect("a location");
+        let mut table = crate::eval::tests::table(1, 2, 2, 2);
+        table.meta.classes = vec!["cat".into(), "cat".into()];
+        table.write(&own).expect("written");
+        let named = [("vec", vectors(&[0.0], 1.0)), ("class", text(&["cat"]))];
+        let error = refused(&own, &files.write("named.parquet", &named));
+        assert!(error.contains("two classes of one name"), "{error}");
+    }
+
     /// A table of this program has numbers and names.
     #[test]
     fn a_table_of_this_program_fits_names_and_numbers() {
@@ -315,6 +365,9 @@ mod tests {
         assert_eq!(pair.queries.labels, [Some(ClassId(2)), Some(ClassId(0))]);
         let pair = open(&own, &write("numbered.parquet", numbers(&[1, -1])), false).expect("by number");
         assert_eq!(pair.queries.labels, [Some(ClassId(1)), None]);
+        // Counted from 1, each label but the last would be another class.
+        let error = refused(&own, &write("from-one.parquet", numbers(&[1, 3])));
+        assert!(error.contains("row 1: class 3") && error.contains("counted from 1"), "{error}");
         // The other way round, `eel` is the second of the bank's names, and it has no dog.
         let error = refused(&named, &own);
         assert!(error.contains("the class `dog`"), "{error}");

@@ -10,6 +10,7 @@ use super::{TRAINED, embed_share, images_of};
 use crate::commands::CommandError;
 use crate::dataset::{DatasetError, Manifest};
 use crate::eval::{KnnOptions, default_k, evaluate_over, gather_table, share};
+use crate::failure::Failure;
 use crate::feature_table::{FeatureTable, TableMeta};
 use crate::loader::Source;
 use crate::progress::Progress;
@@ -64,7 +65,16 @@ impl OtherMonitor {
         instances: usize,
         progress: &dyn Progress,
     ) -> Result<Self, CommandError> {
-        let manifest = Manifest::read(dataset)?;
+        let manifest = Manifest::read(dataset).map_err(|error| {
+            let reason = format!(
+                "--monitor {asked}: {error}. A resumed run keeps its --monitor: give its datasets anew, or --no-monitor for \
+                 no scores at all"
+            );
+            match error.failure() {
+                Failure::Data => CommandError::Data(reason),
+                _ => error.into(),
+            }
+        })?;
         let train = asked.train.as_deref().unwrap_or(TRAINED);
         let test = asked.test.as_deref().or_else(|| manifest.first_evaluation_split(train));
         let test = test.ok_or_else(|| DatasetError::NoEvaluationSplit {
@@ -110,6 +120,10 @@ impl OtherMonitor {
         progress: &dyn Progress,
     ) -> Result<Map<String, Value>, HookError> {
         let group = state.group;
+        let of = |(source, meta): &(Arc<dyn Source>, TableMeta)| {
+            format!("{} of {:?} in {}", source.len(), meta.split_digest, meta.dataset_digest)
+        };
+        group.agree("the images of --monitor", &format!("{}, {}", of(&self.voters), of(&self.queries)))?;
         let (source, meta) = &self.voters;
         let rows = embed_share(state, (source, meta), self.threads, progress)?;
         let (ids, labels) = (source.ids().to_vec(), source.labels().to_vec());

@@ -5,9 +5,9 @@ use tch::{Device, Kind, Tensor, no_grad};
 use super::LinearError;
 use super::examples::{Batch, Examples};
 use super::head::{Head, Scale};
-use super::lbfgs::minimise;
+use super::lbfgs::{Minimum, minimise};
 use super::sgd::Cell;
-use crate::distributed::{ProcessGroup, Reduce};
+use crate::distributed::{DistributedError, ProcessGroup, Reduce};
 use crate::progress::Progress;
 
 /// The largest number of the gradient at the minimum. The loss is a mean, so this does not grow with the rows;
@@ -35,16 +35,26 @@ pub(super) fn fit(
     let mut start = Tensor::zeros([(dim + 1) * shape.classes], (Kind::Double, device));
     let mut heads: Vec<Option<Head>> = cells.iter().map(|_| None).collect();
     for at in order {
-        // A step looks at the rows once, seldom more often.
-        let mut looked = 0;
-        let mut loss = |parameters: &Tensor| {
-            if looked < iterations {
-                looked += 1;
-                progress.advance(1);
-            }
+        let loss = |parameters: &Tensor| {
             no_grad(|| mean_loss(rows, parameters, shape, cells[at].weight_decay, scale, group))
         };
-        let minimum = minimise(&start, &mut loss, TOLERANCE, iterations)?;
+        // A step looks at the rows once, seldom more often.
+        let mut looked = 0;
+        let minimum = if group.is_first() {
+            let mut led = |parameters: &Tensor| {
+                if looked < iterations {
+                    looked += 1;
+                    progress.advance(1);
+                }
+                lead(group, parameters, Next::Evaluate)?;
+                loss(parameters)
+            };
+            let minimum = minimise(&start, &mut led, TOLERANCE, iterations)?;
+            lead(group, &minimum.at, Next::End { steps: minimum.steps, converged: minimum.converged })?;
+            minimum
+        } else {
+            follow(group, &start, loss)?
+        };
         start = minimum.at.copy();
         let (weight, bias) = shape.parts(&minimum.at);
         let (weight, bias) = (weight.to_kind(Kind::Float), bias.to_kind(Kind::Float));
@@ -52,6 +62,48 @@ pub(super) fn fit(
         progress.advance((iterations - looked) as u64);
     }
     Ok(heads.into_iter().flatten().collect())
+}
+
+/// What all processes do next at the parameters that rank 0 sends them.
+enum Next {
+    /// Loss and gradient.
+    Evaluate,
+    /// Nothing: they are the result.
+    End { steps: u64, converged: bool },
+}
+
+/// Tells the other processes what is next. Rank 0 alone decides it: where processors round differently, each by itself
+/// would take other steps.
+fn lead(group: &ProcessGroup, parameters: &Tensor, next: Next) -> Result<(), DistributedError> {
+    if group.world() == 1 {
+        return Ok(());
+    }
+    let head = match next {
+        Next::Evaluate => [1.0, 0.0, 0.0],
+        Next::End { steps, converged } => [0.0, steps as f64, f64::from(u8::from(converged))],
+    };
+    group.broadcast(&[Tensor::from_slice(&head), parameters.to_device(Device::Cpu)], 0)
+}
+
+/// Evaluates wherever rank 0 does, until that has the minimum.
+fn follow(
+    group: &ProcessGroup,
+    start: &Tensor,
+    loss: impl Fn(&Tensor) -> Result<(f64, Tensor), LinearError>,
+) -> Result<Minimum, LinearError> {
+    loop {
+        let head = Tensor::zeros([3], (Kind::Double, Device::Cpu));
+        let parameters = start.to_device(Device::Cpu).copy();
+        let message = [head, parameters];
+        group.broadcast(&message, 0)?;
+        let [head, parameters] = message;
+        let at = parameters.to_device(start.device());
+        if head.double_value(&[0]) == 0.0 {
+            let (steps, converged) = (head.double_value(&[1]) as u64, head.double_value(&[2]) != 0.0);
+            return Ok(Minimum { at, steps, converged });
+        }
+        let _ = loss(&at)?;
+    }
 }
 
 /// Weights and bias as one vector.

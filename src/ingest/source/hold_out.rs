@@ -78,7 +78,10 @@ impl HoldOut {
         };
         if held.is_empty() {
             return Err(format!(
-                "{option} is 0 of {all} images: each class gives its share of its own, rounded, and keeps at least one"
+                "{option} is 0 of {all} images: each of {} classes gives its share of its own images, rounded, and keeps at \
+                 least one. A larger share takes some where classes have several images; with --unlabelled it is a share of all \
+                 images, without scores; --splits NAME=GLOB chooses by path",
+                counts.len()
             ));
         }
         let of_each = match counts.len() {
