@@ -48,7 +48,7 @@ pub struct QueryJob {
     pub bank: Option<Location>,
     /// The dataset of these rows, for their paths and the page's images.
     pub dataset: Option<Location>,
-    /// Neighbours of an image; by default [`DEFAULT_K`], or all of fewer rows.
+    /// Neighbours of an image; by default 10, or all of fewer rows.
     pub k: Option<usize>,
     /// What a broken image does.
     pub on_corrupt: OnCorrupt,
