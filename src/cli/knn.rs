@@ -41,7 +41,7 @@ const MOST_MAP_POINTS: u64 = 100_000;
 )]
 pub(super) struct KnnArgs {
     /// The feature table that votes, or the checkpoint or run whose bank votes; repeatable, with as many --queries
-    #[arg(long, value_name = "URL", requires = "queries", required_unless_present = "run")]
+    #[arg(long, value_name = "URL", requires = "queries")]
     bank: Vec<String>,
     /// The feature table to evaluate
     #[arg(long, value_name = "URL", requires = "bank")]
@@ -126,11 +126,22 @@ impl KnnArgs {
         let together = self.ranks.rendezvous()?.world() > 1;
         #[cfg(not(feature = "torch"))]
         let together = false;
+        if self.run.is_none() && self.bank.is_empty() {
+            let reason =
+                "what to evaluate is missing: --run RUN with --dataset DATASET, or --bank and --queries";
+            return Err(WrongUsage(reason.into()).into());
+        }
         Ok(self.run.is_some() || together)
     }
 
     fn job(&self, global: &GlobalArgs) -> anyhow::Result<KnnJob> {
         let location = |text: &Option<String>| text.as_ref().map(|text| global.location(text)).transpose();
+        if let Some(output) = self.output.as_ref().filter(|output| output.ends_with(".html")) {
+            let reason = format!(
+                "--output {output}: the report is JSON; name a .json file, and its page goes beside it"
+            );
+            return Err(WrongUsage(reason).into());
+        }
         Ok(KnnJob {
             k: self.k.clone(),
             temperature: self.temperature.clone(),

@@ -381,6 +381,12 @@ fn warn(
     if let ([class], true) = (classes, labelled > 0) {
         warnings.push(format!("there is one class only, `{class}`"));
     }
+    let named: BTreeSet<_> = entries.values().flatten().filter_map(|entry| entry.class.as_ref()).collect();
+    if named.len() > 1 && named.len() == labelled {
+        warnings.push(format!(
+            "each of the {labelled} classes has one image: no vote can find a second of its class"
+        ));
+    }
     for class in classes {
         let word = class.trim_end_matches(|c: char| c.is_ascii_digit());
         if is_split_word(word) {
