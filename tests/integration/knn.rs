@@ -439,7 +439,10 @@ fn duplicates_that_ingest_found_do_not_vote() {
     write(&other(table(2, Kind::Embedding, case.queries, &case, false), "val"), &queries);
     let call = || instdisc("knn --k 5").arg("--bank", &bank).arg("--queries", &queries);
     let error = call().arg("--dataset", &dataset).word("--exclude-duplicates").fails(65);
-    assert!(error.contains("split `train` of --dataset"), "{error}");
+    assert!(
+        error.contains("is of split `train` of the dataset d") && error.contains("that was embedded"),
+        "{error}"
+    );
     call().arg("--dataset", &dataset).ok();
 }
 
