@@ -15,8 +15,8 @@ use super::knn::check_dataset;
 use crate::checkpoint::{Checkpoint, checkpoint_at};
 use crate::dataset::{Manifest, Row, read_paths};
 use crate::eval::{
-    KnnOptions, KnnReports, Thumbnails, checkpoint_bank, encode, evaluate_with_neighbours, load_encoder,
-    open_bank,
+    KnnOptions, KnnReports, Thumbnails, checkpoint_bank, checkpoint_of_bank, encode,
+    evaluate_with_neighbours, load_encoder, open_bank,
 };
 use crate::feature_table::{ColumnNames, FeatureTable, Kind, Table, TableMeta};
 use crate::ids::InstanceId;
@@ -222,8 +222,7 @@ fn open_rows(
     }
     let (meta, step, folder) = (bank.meta(), checkpoint.manifest().step, checkpoint.folder());
     // The bank of a checkpoint names no weights; they are beside it.
-    let beside = checkpoint_at(place).ok().map(|(_, folder)| folder).or_else(|| place.folder());
-    if let Some(own) = beside.and_then(|beside| Checkpoint::open(&beside).ok()) {
+    if let Some(own) = checkpoint_of_bank(place)? {
         if own.weights_digest() == checkpoint.weights_digest() {
             return Ok(bank);
         }

@@ -7,8 +7,8 @@ use crate::storage::Location;
 
 /// Opens a feature table, the bank of a checkpoint, or that of a run's newest checkpoint.
 ///
-/// `names` are the columns in tables of other programs; what only these have comes beside the table. A checkpoint's bank, given by its folder or its file, knows its
-/// digest: [`Table::verify`] compares it with what was read.
+/// `names` are the columns in tables of other programs; what only these have comes beside the table. A checkpoint's bank,
+/// given by its folder or its file, knows its digest: [`Table::verify`] compares it with what was read.
 ///
 /// # Errors
 /// If there is no such table or checkpoint, or it is damaged.
@@ -16,23 +16,39 @@ pub fn open_bank(
     place: &Location,
     names: &ColumnNames,
 ) -> Result<(Box<dyn Table>, Option<Foreign>), EvalError> {
-    if let Some(folder) = place.folder()
-        && place.file_name().ends_with(".arrow")
-    {
-        if folder.join(MANIFEST).exists()? {
-            let checkpoint = Checkpoint::open(&folder)?;
-            let is_it = |entry: &&FileEntry| entry.name == place.file_name();
-            if let Some(entry) = checkpoint.manifest().files.iter().find(is_it) {
-                return Ok((Box::new(open_files(&checkpoint, &[entry])?), None));
-            }
-        }
-        return Ok(open_table(place, Some(names))?);
+    let Some(checkpoint) = checkpoint_of_bank(place)? else { return Ok(open_table(place, Some(names))?) };
+    if !is_table(place) {
+        return Ok((Box::new(checkpoint_bank(&checkpoint)?), None));
+    }
+    let is_it = |entry: &&FileEntry| entry.name == place.file_name();
+    match checkpoint.manifest().files.iter().find(is_it) {
+        Some(entry) => Ok((Box::new(open_files(&checkpoint, &[entry])?), None)),
+        None => Ok(open_table(place, Some(names))?),
+    }
+}
+
+/// The checkpoint of a bank that is given by a run, a checkpoint or its file; none for other tables.
+///
+/// # Errors
+/// If the checkpoint is damaged, or the store fails.
+pub fn checkpoint_of_bank(place: &Location) -> Result<Option<Checkpoint>, EvalError> {
+    if is_table(place) {
+        let folder =
+            place.folder().map(|folder| Ok::<_, EvalError>((folder.join(MANIFEST).exists()?, folder)));
+        return match folder.transpose()? {
+            Some((true, folder)) => Ok(Some(Checkpoint::open(&folder)?)),
+            _ => Ok(None),
+        };
     }
     match checkpoint_at(place) {
-        Ok((_, folder)) => Ok((Box::new(checkpoint_bank(&Checkpoint::open(&folder)?)?), None)),
-        Err(CheckpointError::NotThere { .. }) => Ok(open_table(place, Some(names))?),
+        Ok((_, folder)) => Ok(Some(Checkpoint::open(&folder)?)),
+        Err(CheckpointError::NotThere { .. }) => Ok(None),
         Err(error) => Err(error.into()),
     }
+}
+
+fn is_table(place: &Location) -> bool {
+    place.file_name().ends_with(".arrow")
 }
 
 /// Opens the bank of a checkpoint; [`Table::verify`] compares what was read with the checkpoint's digests.

@@ -19,7 +19,7 @@ mod retrieval;
 mod thumbnails;
 mod vote;
 
-pub use bank::{checkpoint_bank, open_bank};
+pub use bank::{checkpoint_bank, checkpoint_of_bank, open_bank};
 #[cfg(feature = "torch")]
 pub use distributed::{evaluate_over, gather_table, share};
 pub use duplicates::Duplicates;

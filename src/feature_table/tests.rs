@@ -571,7 +571,7 @@ mod foreign {
         several[1].0 = "instance_id";
         let (table, foreign) = read_foreign(parquet(&batch(several.clone())), &ColumnNames::default());
         assert_eq!((table.meta.classes.len(), foreign.rows), (3, RowNames::Ids));
-        // Without ids the rows are numbered; without vectors it is no table.
+        // Without ids the rows are numbered; a table needs vectors.
         let (_, foreign) = read_foreign(parquet(&batch(columns(4))), &ColumnNames::default());
         assert_eq!((foreign.rows, foreign.labels), (RowNames::Unnamed, ForeignLabels::None));
         let error = of_bytes("x", parquet(&batch(columns(4)[..2].to_vec())), Some(&ColumnNames::default()));

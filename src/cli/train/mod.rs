@@ -20,7 +20,7 @@ use super::ranks::{RankFlags, end_as_lost};
 use crate::checkpoint::{Checkpoint, list_checkpoints};
 use crate::cli::exit::WrongUsage;
 use crate::commands::{Monitor, OtherMonitor};
-use crate::dataset::Manifest;
+use crate::dataset::{DatasetError, Manifest};
 use crate::progress::Progress;
 use crate::run_config::{Given, Images, OptionSpec, TrainConfig, read_file, shown};
 use crate::storage::Location;
@@ -173,15 +173,21 @@ fn other_monitors(
     let mut asked = Vec::new();
     for monitored in &job.config.monitor {
         if let Some(other) = monitored.other_reading()
-            && global.location(&other).is_ok_and(|location| Manifest::read(&location).is_ok())
+            && let Ok(location) = global.location(&other)
         {
-            let splits = other.strip_prefix(monitored.dataset.as_str()).unwrap_or_default();
-            let reason = format!(
-                "--monitor {other} has two readings: the dataset `{other}`, which is there and is written `{other}/`, and \
-                 splits of `{}`, which are written `{}/{splits}`",
-                monitored.dataset, monitored.dataset
-            );
-            return Err(WrongUsage(reason).into());
+            match Manifest::read(&location) {
+                Err(DatasetError::NotThere { .. }) => {}
+                Err(error) => return Err(error).with_context(|| format!("--monitor {monitored}")),
+                Ok(_) => {
+                    let splits = other.strip_prefix(monitored.dataset.as_str()).unwrap_or_default();
+                    let reason = format!(
+                        "--monitor {other} has two readings: the dataset `{other}`, which is there and is written \
+                         `{other}/`, and splits of `{}`, which are written `{}/{splits}`",
+                        monitored.dataset, monitored.dataset
+                    );
+                    return Err(WrongUsage(reason).into());
+                }
+            }
         }
         let location =
             global.location(&monitored.dataset).with_context(|| format!("--monitor {monitored}"))?;

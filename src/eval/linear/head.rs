@@ -41,7 +41,7 @@ impl Scale {
 /// If the table cannot be read, or another process fails.
 pub(super) fn scale(examples: &Examples<'_>, group: &ProcessGroup) -> Result<Scale, LinearError> {
     let (first, rows) = ([0_i64], examples.len() as f64);
-    // The sums of all chunks in their order, whoever has them.
+    // The sums of all chunks in their order, from every process.
     let sum = |of: &dyn Fn(&Tensor) -> Tensor| {
         let mut sums: Vec<f64> = Vec::new();
         for batch in examples.chunks() {
