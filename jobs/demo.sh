@@ -23,7 +23,7 @@ fi
 
 step "ingest: images to Parquet shards"
 $instdisc ingest --source "$images" --dest "$out/dataset" >"$out/ingest.json"
-$instdisc inspect --format json "$out/dataset" >"$out/inspect.json"
+$instdisc inspect "$out/dataset" >"$out/inspect.json"
 
 split=""
 for name in val valid validation test; do

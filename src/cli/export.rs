@@ -41,7 +41,7 @@ enum Form {
     HuggingFace(HubArgs),
     /// A feature table as Parquet, for DuckDB, LanceDB, Polars and pandas
     Parquet {
-        /// The feature table, or the bank of a checkpoint
+        /// The feature table; a checkpoint, or a run for its newest, stands for its bank
         #[arg(long, value_name = "URL")]
         table: String,
         /// The file to write
@@ -50,7 +50,7 @@ enum Form {
     },
     /// A feature table as a folder for TensorBoard's embedding projector
     Projector {
-        /// The feature table, or the bank of a checkpoint
+        /// The feature table; a checkpoint, or a run for its newest, stands for its bank
         #[arg(long, value_name = "URL")]
         table: String,
         /// The dataset, for a small image of each row
@@ -102,27 +102,27 @@ pub(super) fn run(global: &GlobalArgs, args: &ExportArgs) -> anyhow::Result<()> 
     match &args.form {
         Form::Images(args) => export_images(global, args),
         Form::Torchvision { checkpoint, without_projection, output } => {
-            if [".pth", ".pt", ".bin", ".tar"].iter().any(|ending| output.ends_with(ending)) {
+            if !output.ends_with(".safetensors") {
                 let reason = format!(
                     "--output {output}: the file is safetensors, not a pickle; end its name in `.safetensors`"
                 );
                 return Err(WrongUsage(reason).into());
             }
-            let (checkpoint, place) = (global.checkpoint(checkpoint)?, global.location(output)?);
+            let (checkpoint, place) = (global.checkpoint(checkpoint)?, global.output(output)?);
             let tensors = export_torchvision(&checkpoint, &place, !without_projection)?;
             write_json(&json!({"output": output, "tensors": tensors}))
         }
         Form::Timm(args) => to_hub(global, args, Hub::Timm),
         Form::HuggingFace(args) => to_hub(global, args, Hub::HuggingFace),
         Form::Parquet { table, output } => {
-            let rows = export_parquet(&global.location(table)?, &global.location(output)?)?;
+            let rows = export_parquet(&global.location(table)?, &global.output(output)?)?;
             write_json(&json!({"output": output, "rows": rows}))
         }
         Form::Projector { table, dataset, limit, output } => {
             let job = ProjectorJob {
                 table: global.location(table)?,
                 dataset: dataset.as_ref().map(|dataset| global.location(dataset)).transpose()?,
-                output: global.location(output)?,
+                output: global.output(output)?,
                 limit: *limit,
             };
             let rows = export_projector(&job)?;

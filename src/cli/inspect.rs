@@ -1,10 +1,10 @@
 //! `instdisc inspect`.
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde_json::Value;
 
+use super::GlobalArgs;
 use super::progress::Terminal;
-use super::{GlobalArgs, write_json, write_stdout};
 use crate::commands::inspect;
 
 /// Summarise a dataset, a run, a checkpoint or one of their files.
@@ -14,7 +14,7 @@ use crate::commands::inspect;
 /// config.toml, state.json and finished.json. The manifest of a dataset or a checkpoint means its folder.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  instdisc inspect --verify s3://bucket/in1k\n  instdisc inspect --verify s3://bucket/in1k/train/shard-00007.parquet\n  instdisc inspect --format json runs/r50/metrics.jsonl"
+    after_help = "Example:\n  instdisc inspect --verify s3://bucket/in1k\n  instdisc inspect --verify s3://bucket/in1k/train/shard-00007.parquet\n  instdisc inspect --print json runs/r50/metrics.jsonl"
 )]
 pub(super) struct InspectArgs {
     /// The folder of a dataset, a run or a checkpoint, or one of their files
@@ -23,33 +23,17 @@ pub(super) struct InspectArgs {
     /// Read every byte and compare it with its digest; decode a file that has no digest in a manifest
     #[arg(long)]
     verify: bool,
-    /// The format of the summary
-    #[arg(long, value_enum, default_value = "table")]
-    format: Format,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Format {
-    /// Lines for people
-    Table,
-    /// JSON for programs
-    Json,
 }
 
 pub(super) fn run(global: &GlobalArgs, args: &InspectArgs) -> anyhow::Result<()> {
     let summary = inspect(&global.location(&args.location)?, args.verify, &Terminal::default())?;
-    match args.format {
-        Format::Json => write_json(&summary),
-        Format::Table => {
-            let mut text = String::new();
-            lines(&mut text, "", &summary);
-            write_stdout(text.as_bytes())
-        }
-    }
+    let mut text = Vec::new();
+    lines(&mut text, "", &summary);
+    global.write_result(&text, &summary)
 }
 
 /// One line for each value, its path before it.
-fn lines(text: &mut String, path: &str, value: &Value) {
+fn lines(text: &mut Vec<String>, path: &str, value: &Value) {
     let below = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
     match value {
         Value::Object(fields) => fields.iter().for_each(|(name, value)| lines(text, &below(name), value)),
@@ -58,7 +42,14 @@ fn lines(text: &mut String, path: &str, value: &Value) {
                 .zip(items)
                 .for_each(|(index, item): (usize, _)| lines(text, &below(&index.to_string()), item));
         }
-        Value::String(value) => *text += &format!("{path:<34} {value}\n"),
-        other => *text += &format!("{path:<34} {other}\n"),
+        Value::Array(items) => {
+            let shown: Vec<_> = items
+                .iter()
+                .map(|item| item.as_str().map_or_else(|| item.to_string(), str::to_owned))
+                .collect();
+            text.push(format!("{path:<34} {}", shown.join(", ")));
+        }
+        Value::String(value) => text.push(format!("{path:<34} {value}")),
+        other => text.push(format!("{path:<34} {other}")),
     }
 }

@@ -135,7 +135,7 @@ impl KnnArgs {
     }
 
     fn job(&self, global: &GlobalArgs) -> anyhow::Result<KnnJob> {
-        let location = |text: &Option<String>| text.as_ref().map(|text| global.location(text)).transpose();
+        let output = |text: &Option<String>| text.as_ref().map(|text| global.output(text)).transpose();
         if let Some(output) = self.output.as_ref().filter(|output| output.ends_with(".html")) {
             let reason = format!(
                 "--output {output}: the report is JSON; name a .json file, and its page goes beside it"
@@ -147,8 +147,8 @@ impl KnnArgs {
             temperature: self.temperature.clone(),
             leave_one_out: self.leave_one_out,
             exclude_duplicates: self.exclude_duplicates,
-            output: location(&self.output)?,
-            neighbours: location(&self.neighbours)?,
+            output: output(&self.output)?,
+            neighbours: output(&self.neighbours)?,
             map_points: self.map_points as usize,
             threads: self.threads,
         })

@@ -135,7 +135,7 @@ pub(super) fn run(global: &GlobalArgs, args: &LinearArgs) -> anyhow::Result<()> 
         options,
         label_fraction: args.label_fraction,
         label_seed: args.label_seed,
-        output: args.output.as_ref().map(|output| global.location(output)).transpose()?,
+        output: args.output.as_ref().map(|output| global.output(output)).transpose()?,
     };
     let terminal = Terminal::default();
     let lines = |report: &LinearReport| report.all().map(line).collect::<Vec<_>>();

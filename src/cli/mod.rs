@@ -29,7 +29,7 @@ mod synth;
 mod train;
 
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -149,9 +149,21 @@ impl GlobalArgs {
         Ok(location)
     }
 
+    /// The place of a file that is written; that it replaces another is said before.
+    fn output(&self, text: &str) -> anyhow::Result<Location> {
+        let location = self.location(text)?;
+        if location.exists()? {
+            tracing::warn!("{location} is there, and will be replaced");
+        }
+        Ok(location)
+    }
+
     /// The place of a file that an option names, which has to be there.
     fn file(&self, option: &'static str, text: &str) -> anyhow::Result<Location> {
         let location = self.location(text)?;
+        if location.local_path().is_some_and(Path::is_dir) {
+            bail!(WrongUsage(format!("`{option} {text}`: a folder, where a file is expected")));
+        }
         if !location.exists()? {
             let source = std::io::ErrorKind::NotFound.into();
             bail!(ConfigError::File { option, file: location.to_string(), source });

@@ -42,9 +42,9 @@ pub(super) struct RenderArgs {
     /// The side of the network's images, in pixels [default: that of --run, else 224]
     #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(1..))]
     image_size: Option<u32>,
-    /// Draw each pixel as a square of N by N, to see small images
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
-    scale: u32,
+    /// Draw each pixel as a square of N by N [default: what makes the network's images 128 pixels wide or more]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    scale: Option<u32>,
     /// The PNG file to write
     #[arg(long, value_name = "URL")]
     output: String,

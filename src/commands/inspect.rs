@@ -122,9 +122,17 @@ fn unknown(location: &Location, head: &[u8]) -> CommandError {
     const SHOWN_BYTES: usize = 16;
     let begins = match head.len() {
         0 => "it is empty".to_owned(),
-        bytes => format!("it begins with `{}`", head[..bytes.min(SHOWN_BYTES)].escape_ascii()),
+        bytes => format!("it begins with `{}`", shown(&head[..bytes.min(SHOWN_BYTES)])),
     };
     CommandError::Data(format!("{location}: not a file of this program ({begins}); {KNOWN}"))
+}
+
+/// Text as it is, other bytes escaped.
+fn shown(bytes: &[u8]) -> String {
+    match std::str::from_utf8(bytes) {
+        Ok(text) if !text.contains(char::is_control) => text.to_owned(),
+        _ => bytes.escape_ascii().to_string(),
+    }
 }
 
 /// The name of a file or folder within its own folder, also where it was given by a relative path.

@@ -14,6 +14,8 @@ use crate::storage::{Location, PublishMode};
 
 /// The gap between the two images, in pixels.
 const GAP: u32 = 8;
+/// The side that an image of the network has at least, in pixels of the drawing, where no scale is given.
+const SIDE_TO_SEE: u32 = 128;
 /// The frame around the crop: its colour, and the colours of its edges.
 const FRAME: [[u8; 3]; 3] = [[0, 0, 0], [255, 64, 64], [0, 0, 0]];
 const GROUND: [u8; 3] = [255, 255, 255];
@@ -38,7 +40,7 @@ pub struct RenderOptions {
     /// The side of the network's images, in pixels; by default the run's, else 224.
     pub image_size: Option<u32>,
     /// The side of the square that shows a pixel, in pixels.
-    pub scale: u32,
+    pub scale: Option<u32>,
     /// The PNG file to write.
     pub output: Location,
 }
@@ -109,6 +111,7 @@ pub fn render(options: &RenderOptions) -> Result<RenderReport, CommandError> {
     let split = options.split.clone().unwrap_or(run.split);
     let seed = options.seed.unwrap_or(run.seed);
     let image_size = options.image_size.unwrap_or(run.image_size);
+    let scale = options.scale.unwrap_or_else(|| SIDE_TO_SEE.div_ceil(image_size));
     let recipe = Recipe::new(options.recipe.unwrap_or(run.recipe), image_size);
     let source = open_split(dataset, &manifest, &split, None)?;
     if id.row() >= source.len() {
@@ -131,7 +134,7 @@ pub fn render(options: &RenderOptions) -> Result<RenderReport, CommandError> {
         drawings.push(beside(&original, augmentation.crop, &planes, image_size));
         epochs.push(RenderedEpoch { epoch, augmentation });
     }
-    let drawing = enlarged(&stacked(&drawings), options.scale);
+    let drawing = enlarged(&stacked(&drawings), scale);
     options.output.publish(encode_png(&drawing)?, PublishMode::Overwrite)?;
     Ok(RenderReport {
         instance: id.0,

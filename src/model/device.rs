@@ -136,15 +136,20 @@ fn load_cuda_part() -> Result<(), String> {
     let load = || {
         // SAFETY: libtorch_cuda's initialisers only register its kernels with the libtorch_cpu that this
         // binary is linked to; the library is never unloaded.
-        match unsafe { libloading::Library::new("libtorch_cuda.so") } {
-            Ok(library) => {
-                std::mem::forget(library);
-                Ok(())
-            }
-            Err(error) => Err(format!("libtorch's CUDA part cannot be loaded ({error})")),
-        }
+        let library = unsafe { libloading::Library::new("libtorch_cuda.so") };
+        library.map(std::mem::forget).map_err(|error| not_loaded(&error))
     };
     LOADED.get_or_init(load).clone()
+}
+
+/// What is missing, by the dynamic linker's words, and where it comes from.
+fn not_loaded(error: &libloading::Error) -> String {
+    let error = std::error::Error::source(error).unwrap_or(error);
+    format!(
+        "libtorch's CUDA part cannot be loaded ({error}); on a machine with a GPU `make libtorch` fetches what a clone \
+         lacks, and `pip install torch=={}` what the wheel lacks",
+        env!("INSTDISC_TORCH_VERSION")
+    )
 }
 
 #[cfg(test)]
@@ -156,6 +161,15 @@ mod tests {
         let reason = || "the CUDA part cannot be loaded (no such file)".to_owned();
         assert_eq!(without_cuda(Path::new("/nonexistent/driver"), reason()), "no GPU is seen here");
         assert!(without_cuda(Path::new("/"), reason()).contains("cannot be loaded"));
+    }
+
+    #[test]
+    #[expect(unsafe_code, reason = "a library that is not there runs nothing")]
+    fn what_is_missing_is_named() {
+        // SAFETY: nothing is loaded.
+        let error = unsafe { libloading::Library::new("libnot_here.so") }.expect_err("it is not here");
+        let said = not_loaded(&error);
+        assert!(said.contains("(libnot_here.so: cannot open") && said.contains("make libtorch"), "{said}");
     }
 
     #[test]

@@ -16,19 +16,29 @@ pub enum WeightsError {
     )]
     Pickle,
     /// A tensor that is needed is not there.
-    #[error("tensor {name:?} is missing")]
+    #[error("tensor `{name}` is missing")]
     Missing {
         /// Its name.
         name: String,
     },
+    /// No tensor has a name of the model: another network, or names with something before them.
+    #[error("weights of another network, or under other names: expected `{expected}`, found `{found}`{cure}")]
+    OtherNames {
+        /// A name of the model.
+        expected: String,
+        /// A name in the file; empty where it has no tensor.
+        found: String,
+        /// What helps, if that is known.
+        cure: String,
+    },
     /// A tensor that the model does not have.
-    #[error("tensor {name:?} is not part of this model")]
+    #[error("tensor `{name}` is not part of this model")]
     Unexpected {
         /// Its name.
         name: String,
     },
     /// A tensor of another shape.
-    #[error("tensor {name:?} has shape {actual:?}, expected {expected:?}")]
+    #[error("tensor `{name}` has shape {actual:?}, expected {expected:?}")]
     Shape {
         /// Its name.
         name: String,
@@ -38,7 +48,7 @@ pub enum WeightsError {
         actual: Vec<i64>,
     },
     /// A tensor of a type that is not read here.
-    #[error("tensor {name:?} has type {dtype}, which is not supported")]
+    #[error("tensor `{name}` has type {dtype}, which is not supported")]
     Type {
         /// Its name.
         name: String,
@@ -141,6 +151,11 @@ impl NamedTensors {
     /// # Errors
     /// The first name that is missing, unexpected or of another shape; then nothing is copied.
     pub fn copy_into(&self, targets: Vec<(String, Tensor)>) -> Result<(), WeightsError> {
+        if let Some((first, _)) = targets.first()
+            && targets.iter().all(|(name, _)| self.get(name).is_err())
+        {
+            return Err(self.other_names(first));
+        }
         for (name, target) in &targets {
             let (expected, actual) = (target.size(), self.get(name)?.size());
             if expected != actual {
@@ -158,6 +173,16 @@ impl NamedTensors {
             tch::no_grad(|| target.copy_(value));
         }
         Ok(())
+    }
+
+    /// The error of a file without any of a model's names, of which `expected` is one.
+    fn other_names(&self, expected: &str) -> WeightsError {
+        let prefix_of =
+            |name: &str| name.strip_suffix(expected).filter(|p| p.ends_with('.')).map(str::to_owned);
+        let prefix = self.iter().find_map(|(name, _)| prefix_of(name));
+        let found = self.iter().next().map(|(name, _)| name.to_owned()).unwrap_or_default();
+        let cure = prefix.map_or_else(String::new, |prefix| format!("; remove `{prefix}` from its names"));
+        WeightsError::OtherNames { expected: expected.to_owned(), found, cure }
     }
 }
 
@@ -208,6 +233,20 @@ mod tests {
         let read = NamedTensors::from_bytes(&bytes).expect("our own file");
         assert_eq!(read.get("a").expect("there").size(), [2, 1]);
         assert_eq!(read.to_bytes(), bytes);
+    }
+
+    #[test]
+    fn names_of_another_network_are_said_as_such() {
+        let file =
+            |name: &str| NamedTensors::from_tensors([(name.to_owned(), Tensor::from_slice(&[1.0_f32]))]);
+        let targets = || vec![("bn1.bias".to_owned(), Tensor::from_slice(&[0.0_f32]))];
+        let wrapped = file("module.bn1.bias").copy_into(targets()).expect_err("another name").to_string();
+        assert!(wrapped.contains("found `module.bn1.bias`; remove `module.` from its names"), "{wrapped}");
+        let other = file("patch_embed.bias").copy_into(targets()).expect_err("another network").to_string();
+        assert!(
+            other.starts_with("weights of another network") && other.ends_with("`patch_embed.bias`"),
+            "{other}"
+        );
     }
 
     #[test]

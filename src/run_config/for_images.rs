@@ -8,7 +8,7 @@ use crate::units::Temperature;
 
 /// Up to this many images the objective is the exact softmax. By the count of operations its three products of a batch of
 /// 256 with 100,000 rows of 128 numbers are 2 % of a ResNet-18's on images of 32 pixels.
-const MOST_OF_SOFTMAX: usize = 100_000;
+pub const MOST_OF_SOFTMAX: usize = 100_000;
 /// Up to this many images the bank begins with the encoder's features: one pass, which takes a GPU minutes and is not saved
 /// in between.
 const MOST_OF_ENCODING: usize = 2_000_000;

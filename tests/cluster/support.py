@@ -213,7 +213,7 @@ def newest(run_at):
 
 
 def dataset_digest(location, **options):
-    return run("inspect", "--format", "json", location, **options).json["dataset_digest"]
+    return run("inspect", location, **options).json["dataset_digest"]
 
 
 def digest(path_or_bytes):

@@ -35,7 +35,7 @@ fn unpack_run(folder: &Path) -> (PathBuf, PathBuf) {
 }
 
 fn inspect(location: impl AsRef<Path>) -> Value {
-    instdisc("inspect --verify --format json").arg("", location).json()
+    instdisc("inspect --verify").arg("", location).json()
 }
 
 /// A report without what depends on the machine or was defined anew: times, notes, intervals.

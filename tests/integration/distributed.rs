@@ -506,7 +506,7 @@ fn several_processes_embed_and_vote_as_one_does() {
         serde_json::from_str::<Value>(&Ranks::start(count, call).ok()).expect("JSON")["grid"].clone()
     };
     assert_eq!(evaluate(1), evaluate(2));
-    let summary = instdisc("inspect --format json").arg("", &checkpoint).json();
+    let summary = instdisc("inspect").arg("", &checkpoint).json();
     assert_eq!(summary["bank"]["rows"], 120);
 }
 

@@ -48,6 +48,14 @@ fn exports_open_in_torchvision_duckdb_and_the_projector() {
     let parquet =
         instdisc("export parquet").arg("--table", &bank).arg("--output", file("table.parquet")).json();
     assert_eq!(parquet["rows"], 64);
+    // A run stands for its newest checkpoint, and that for its bank.
+    for place in [&run, &checkpoint] {
+        let call = instdisc("export parquet").arg("--table", place).arg("--output", file("again.parquet"));
+        assert_eq!(call.json()["rows"], 64);
+        assert_eq!(std::fs::read(file("again.parquet")).ok(), std::fs::read(file("table.parquet")).ok());
+    }
+    let of_run = instdisc("export projector --limit 50").arg("--table", &run).arg("--output", file("of_run"));
+    assert_eq!(of_run.json()["rows"], 50);
     let projector = instdisc("export projector --limit 50").arg("--table", &bank).arg("--dataset", dataset());
     assert_eq!(projector.arg("--output", file("projector")).json()["rows"], 50);
     let embed = instdisc("embed --split val --device cpu").arg("--checkpoint", file("cifar"));

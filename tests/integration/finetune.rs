@@ -62,7 +62,7 @@ fn a_stopped_fine_tuning_goes_on_to_the_same_weights() {
     assert_eq!((&other["split"], &other["queries"]), (&"train".into(), &120.into()), "{other}");
 
     let last = whole.join("checkpoints/step-00000016");
-    let seen = instdisc("inspect --verify --format json").arg("", &last).json();
+    let seen = instdisc("inspect --verify").arg("", &last).json();
     assert_eq!(
         (&seen["kind"], &seen["step"], &seen["bank"]),
         (&"checkpoint".into(), &16.into(), &serde_json::Value::Null)

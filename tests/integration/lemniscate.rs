@@ -35,7 +35,7 @@ fn a_checkpoint_of_lemniscate_keeps_its_rows_and_its_network() {
     let bank = checkpoint.join("bank.arrow");
     let knn = instdisc("knn --leave-one-out --k 5").arg("--bank", &bank).arg("--queries", &bank);
     assert_eq!(knn.json()["top1"], 1.0);
-    let inspected = instdisc("inspect").arg("", &checkpoint).ok();
+    let inspected = instdisc("inspect --print lines").arg("", &checkpoint).ok();
     assert!(inspected.contains("bank.never_updated                 120"), "{inspected}");
     let evaluated = instdisc("knn --k 5 --split val").arg("--run", &run).arg("--dataset", dataset()).json();
     assert_eq!((evaluated["queries"].as_u64(), evaluated["step"].as_u64()), (Some(40), Some(1000)));

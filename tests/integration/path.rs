@@ -25,12 +25,37 @@ fn the_number_of_threads_does_not_change_a_byte() {
 
 #[test]
 fn inspect_says_what_is_there_and_verify_reads_it() {
-    let summary = instdisc("inspect --verify --format json").arg("", dataset()).json();
+    let summary = instdisc("inspect --verify").arg("", dataset()).json();
     assert_eq!(summary["splits"]["train"]["instances"], 120);
     assert_eq!(summary["splits"]["val"]["instances"], 40);
     assert_eq!(summary["verified"], true);
-    let table = instdisc("inspect").arg("", dataset()).ok();
+    let table = instdisc("inspect --print lines").arg("", dataset()).ok();
     assert!(table.lines().any(|line| line.starts_with("splits.train.instances") && line.ends_with(" 120")));
+}
+
+#[cfg(feature = "torch")]
+#[test]
+fn a_run_says_at_its_start_what_it_takes_and_what_is_odd() {
+    let dir = scratch();
+    let said = |name: &str, words: &str| {
+        let call = super::support::train(dataset(), &dir.path().join(name), words);
+        let output = call.output().1;
+        assert!(output.status.success());
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let plain = said("plain", "--epochs 1 --limit 20 --batch-size 64");
+    for words in [
+        "objective softmax, as 20 images are 100000 at most",
+        "20 instances (ln n = 3.00)",
+        "split `val`, the first of val, valid, validation, dev, test, testing",
+        "the untrained encoder: kNN among the queries",
+        "(chance 10.0 %)",
+        "a batch of 64 holds all 20 images",
+    ] {
+        assert!(plain.contains(words), "{words}: {plain}");
+    }
+    let nce = said("nce", "--epochs 1 --limit 20 --no-monitor --negatives 64");
+    assert!(nce.contains("64 rows are sampled of 20: `--objective softmax` takes each once"), "{nce}");
 }
 
 #[test]
@@ -142,7 +167,7 @@ mod trained {
         assert_eq!(again["step"], 16);
 
         let checkpoint = run.join("checkpoints/step-00000016");
-        let summary = instdisc("inspect --verify --format json").arg("", &checkpoint).json();
+        let summary = instdisc("inspect --verify").arg("", &checkpoint).json();
         assert_eq!((&summary["kind"], &summary["step"]), (&"checkpoint".into(), &16.into()));
 
         let (queries, report) = (dir.path().join("val.arrow"), dir.path().join("knn.json"));
@@ -181,7 +206,7 @@ mod trained {
         assert!(notes[0].as_str().is_some_and(|note| note.contains("mean cosine")), "{notes:?}");
 
         let of_file = |place: &Path, keys: &[&str]| -> Value {
-            let told = instdisc("inspect --verify --format json").arg("", place).json();
+            let told = instdisc("inspect --verify").arg("", place).json();
             keys.iter().map(|key| told[*key].clone()).collect()
         };
         let keys = ["kind", "lines", "torn_last_line", "step", "epochs", "last_loss"];
@@ -304,8 +329,7 @@ mod trained {
         };
         ingest("", &source, &other);
         train(dataset(), &run, "--epochs 1 --no-monitor").ok();
-        let digest_of =
-            |data: &Path| instdisc("inspect --format json").arg("", data).json()["dataset_digest"].clone();
+        let digest_of = |data: &Path| instdisc("inspect").arg("", data).json()["dataset_digest"].clone();
         let report =
             |words: &str, data: &Path| instdisc(words).arg("--run", &run).arg("--dataset", data).json();
         let words = ["knn --k 5", "linear --device cpu --feature pooled --weight-decay 1e-3"];
@@ -340,7 +364,7 @@ mod trained {
         instdisc("ingest --split train").arg("--source", images().join("val")).arg("--dest", &data).ok();
         train(dataset(), &run, "--epochs 1 --no-monitor").ok();
         let digest_of = |dataset: &Path| {
-            let summary = instdisc("inspect --format json").arg("", dataset).json();
+            let summary = instdisc("inspect").arg("", dataset).json();
             summary["dataset_digest"].as_str().expect("a digest").to_owned()
         };
         let (own, other) = (digest_of(dataset()), digest_of(&data));
@@ -355,7 +379,7 @@ mod trained {
         let table = dir.path().join("train.arrow");
         let call = instdisc("embed --split train --device cpu").arg("--checkpoint", &run);
         call.arg("--dataset", &data).arg("--output", &table).ok();
-        let summary = instdisc("inspect --format json").arg("", &table).json();
+        let summary = instdisc("inspect").arg("", &table).json();
         assert_eq!((&summary["table"]["dataset_digest"], &summary["rows"]), (&json!(other), &40.into()));
     }
 
@@ -380,7 +404,7 @@ mod trained {
         let dir = scratch();
         let run = dir.path().join("run");
         train(dataset(), &run, "--epochs 2 --no-monitor --seed 7").ok();
-        let summary = instdisc("inspect --verify --format json").arg("", &run).json();
+        let summary = instdisc("inspect --verify").arg("", &run).json();
         assert_eq!((&summary["kind"], &summary["finished"]), (&"run".into(), &true.into()));
         let names = serde_json::json!(["step-00000000", "step-00000008", "step-00000016"]);
         assert_eq!((&summary["step"], &summary["checkpoints"]), (&16.into(), &names));

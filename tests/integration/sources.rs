@@ -298,7 +298,7 @@ fn lists_give_the_dataset_of_the_folder_and_may_have_no_labels() {
     std::fs::write(dir.path().join("plain.csv"), format!("path\n{unlabelled}")).expect("a list");
     let out = dir.path().join("unlabelled");
     ingest(&dir.path().join("plain.csv"), &out, "");
-    let summary = instdisc("inspect --verify --format json").arg("", &out).json();
+    let summary = instdisc("inspect --verify").arg("", &out).json();
     assert_eq!(summary["splits"]["train"]["labelled"], 0);
     assert_eq!((&summary["splits"]["train"]["instances"], &summary["classes"]), (&12.into(), &0.into()));
     // The same without a list.
@@ -372,7 +372,7 @@ fn appended_images_get_new_ids_and_old_shards_stay() {
     {
         assert!(after.contains(&(path.clone(), bytes.clone())), "{path:?}");
     }
-    let summary = instdisc("inspect --verify --format json").arg("", &out).json();
+    let summary = instdisc("inspect --verify").arg("", &out).json();
     assert_eq!((&summary["splits"]["train"]["instances"], &summary["classes"]), (&12.into(), &3.into()));
     // The third class comes last by name too, so the result is that of one ingest.
     assert_eq!(summary["dataset_digest"].as_str(), Some(expected_training(dir.path()).as_str()));

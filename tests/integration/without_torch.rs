@@ -157,7 +157,7 @@ fn a_split_that_is_ingested_later_leaves_a_bank_as_useful_as_before() {
     let ingest = |split: &str| {
         let source = images().join(split);
         instdisc(&format!("ingest --split {split}")).arg("--source", source).arg("--dest", &data).ok();
-        instdisc("inspect --format json").arg("", &data).json()
+        instdisc("inspect").arg("", &data).json()
     };
     let table_of = |summary: &serde_json::Value, kind, split: &str| {
         let text = |value: &serde_json::Value| value.as_str().expect("a digest").to_owned();
@@ -208,12 +208,12 @@ fn rendering_from_a_damaged_shard_is_wrong_data() {
 
 #[test]
 fn inspect_verifies_a_dataset() {
-    let summary = instdisc("inspect --verify --format json").arg("", dataset()).json();
+    let summary = instdisc("inspect --verify").arg("", dataset()).json();
     assert_eq!(summary["verified"], true);
 }
 
 fn inspected(words: &str, place: impl AsRef<Path>) -> Value {
-    instdisc(&format!("inspect --format json {words}")).arg("", place).json()
+    instdisc(&format!("inspect {words}")).arg("", place).json()
 }
 
 /// Some values of a summary, in this order.
@@ -292,7 +292,7 @@ fn a_file_in_a_store_is_what_it_is_on_this_machine() {
     }
     for name in ["train/shard-00000.parquet", "index/val.parquet", "duplicates.parquet", "manifest.json"] {
         for words in ["", "--verify"] {
-            let call = instdisc(&format!("inspect --format json {words}"));
+            let call = instdisc(&format!("inspect {words}"));
             let call = bucket.of(call.arg("", bucket.url(&format!("data/{name}"))));
             assert_eq!(call.json(), inspected(words, dataset().join(name)), "{name} {words}");
         }
@@ -379,7 +379,7 @@ fn metrics_are_told_in_short_and_a_torn_last_line_is_no_error() {
     assert_eq!(found, json!(["metrics", 4, false, 9, 1, 4.5]));
     assert_eq!(values(&metrics, &["first_loss", "last_loss", "monitor_step"]), json!([4.0, 3.25, 8]));
     assert_eq!(metrics["monitor"], json!({"knn1_top1": 0.3}));
-    let shown = instdisc("inspect").arg("", &path).ok();
+    let shown = instdisc("inspect --print lines").arg("", &path).ok();
     assert!(
         shown.lines().any(|line| line.starts_with("monitor.knn1_top1 ") && line.ends_with(" 0.3")),
         "{shown}"

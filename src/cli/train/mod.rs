@@ -22,7 +22,9 @@ use crate::cli::exit::WrongUsage;
 use crate::commands::{Monitor, OtherMonitor};
 use crate::dataset::{DatasetError, Manifest};
 use crate::progress::Progress;
-use crate::run_config::{Given, Images, OptionSpec, TrainConfig, read_file, shown};
+use crate::run_config::{
+    Given, Images, MOST_OF_SOFTMAX, ObjectiveKind, OptionSpec, TrainConfig, read_file, shown,
+};
 use crate::storage::Location;
 use crate::train::{
     Estimate, Evaluation, Exporter, HookError, Hooks, MetricsLine, Outcome, RunSummary, Scope, StepReport,
@@ -268,6 +270,12 @@ fn resolve(
         )
     };
     tracing::info!("settings {whose}: {}", said.join(", "));
+    if begun.is_none() && config.objective == ObjectiveKind::Softmax && asked.objective != config.objective {
+        tracing::info!(
+            "objective softmax, as {} images are {MOST_OF_SOFTMAX} at most: exact and cheap there, and it needs no Z",
+            images.count
+        );
+    }
     Ok(config)
 }
 

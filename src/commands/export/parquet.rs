@@ -10,20 +10,21 @@ use parquet::errors::ParquetError;
 use parquet::file::properties::WriterProperties;
 
 use crate::commands::CommandError;
-use crate::feature_table::open_table;
+use crate::eval::open_bank;
+use crate::feature_table::ColumnNames;
 use crate::ids::ClassId;
 use crate::storage::{Location, StorageError, Upload};
 
 /// Rows of a row group.
 const ROW_GROUP: usize = 1 << 16;
 
-/// Publishes a feature table with columns `instance_id`, `feature` (a list of the table's length), `label`, `class` and
+/// Publishes a feature table, or the bank of a checkpoint or run, with columns `instance_id`, `feature` (a list of the table's length), `label`, `class` and
 /// `updated_step`, and returns the number of rows.
 ///
 /// # Errors
 /// If the table cannot be read, or the store fails.
 pub fn export_parquet(table: &Location, output: &Location) -> Result<usize, CommandError> {
-    let (table, _) = open_table(table, None)?;
+    let (table, _) = open_bank(table, &ColumnNames::default())?;
     let failed = |source: ParquetError| StorageError::Failed {
         operation: "write",
         location: output.to_string(),
@@ -66,6 +67,7 @@ pub fn export_parquet(table: &Location, output: &Location) -> Result<usize, Comm
         let batch = RecordBatch::try_new(Arc::clone(&schema), columns).expect("the columns are the schema's");
         writer.write(&batch).and_then(|()| writer.flush()).map_err(failed)?;
     }
+    table.verify()?;
     writer.into_inner().map_err(failed)?.finish()?;
     Ok(table.ids().len())
 }

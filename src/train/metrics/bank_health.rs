@@ -95,7 +95,7 @@ impl BankHealth {
         warned.set(distance);
         Some(format!(
             "ln Z is {assumed:.2}, that of all rows is {actual:.2} (sampled queries): negatives weigh {} than \
-             the objective means; see `partition`",
+             the objective means; `--partition ema` follows the bank, `--objective softmax` needs no Z",
             if assumed > actual { "less" } else { "more" }
         ))
     }
