@@ -4,7 +4,6 @@
 //! arguments and one function that turns them into a job of the library.
 
 mod bench;
-mod choice;
 #[cfg(feature = "torch")]
 mod embed;
 mod exit;
@@ -23,7 +22,6 @@ mod ranks;
 mod render;
 #[cfg(feature = "torch")]
 mod replay;
-mod reports;
 mod synth;
 #[cfg(feature = "torch")]
 mod train;
@@ -34,13 +32,18 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use serde::Serialize;
+use strum::{EnumMessage, VariantArray};
 
 use self::exit::WrongUsage;
 use crate::checkpoint::checkpoint_at;
+#[cfg(feature = "torch")]
+use crate::commands::Report;
 use crate::failure::Failure;
-use crate::run_config::ConfigError;
+use crate::run_config::{Choice, ConfigError, choices};
 use crate::storage::{Location, RetryLimits, StorageOptions, Traffic};
 
 /// Train an image encoder without labels, and score it by its nearest neighbours.
@@ -293,6 +296,57 @@ fn key_value(text: &str) -> Result<(String, String), String> {
     text.split_once('=')
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .ok_or_else(|| "expected KEY=VALUE".to_owned())
+}
+
+/// Accepts the names of an enum; the help lists them with the docs of the variants.
+fn choice<T>() -> impl TypedValueParser<Value = T>
+where
+    T: VariantArray + EnumMessage + Copy + Send + Sync,
+{
+    names(choices::<T>()).map(|name| {
+        let value = T::VARIANTS.iter().find(|value| value.get_serializations()[0] == name);
+        *value.expect("clap accepts these names alone")
+    })
+}
+
+/// Accepts these names.
+fn names(choices: Vec<Choice>) -> PossibleValuesParser {
+    let values = choices.into_iter().map(|choice| PossibleValue::new(choice.name).help(choice.help));
+    PossibleValuesParser::new(values)
+}
+
+/// Prints a report as JSON; a line of each feature where it went to a file that the user chose.
+fn print_report<T: Serialize>(
+    global: &GlobalArgs,
+    output: Option<&String>,
+    lines: &[String],
+    report: &T,
+) -> anyhow::Result<()> {
+    if output.is_none() {
+        return global.write_result(lines, report);
+    }
+    write_stdout((lines.join("\n") + "\n").as_bytes())
+}
+
+/// Prints a report that is new or was kept.
+#[cfg(feature = "torch")]
+fn print_report_of_run<T: Serialize>(
+    global: &GlobalArgs,
+    output: Option<&String>,
+    lines: impl FnOnce(&T) -> Vec<String>,
+    report: &Report<T>,
+) -> anyhow::Result<()> {
+    let (location, report) = match report {
+        Report::New(report) => return print_report(global, output, &lines(report), report),
+        Report::Kept { location, report } => (location, report),
+    };
+    progress::say(&format!("{location}: made before; remove it to make it again, or give --output"));
+    let top1 = report["top1"]
+        .as_f64()
+        .map_or_else(|| "no score".to_owned(), |top1| format!("top-1 {:.2} %", 100.0 * top1));
+    let line =
+        format!("step {}: {top1} ({})", report["step"], report["feature"].as_str().unwrap_or_default());
+    global.write_result(&[line], report)
 }
 
 #[cfg(test)]
