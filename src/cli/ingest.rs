@@ -4,10 +4,9 @@ pub(super) mod braces;
 
 use clap::{ArgGroup, Args, ValueEnum};
 
-use super::choice::choice;
 use super::exit::WrongUsage;
 use super::progress::{Terminal, say, say_next};
-use super::{GlobalArgs, write_json, write_stdout};
+use super::{GlobalArgs, choice, write_json, write_stdout};
 use crate::image::ExifOrientation;
 use crate::ingest::{
     CheckDepth, ClassFolder, HoldOut, IngestOptions, LabelsAs, PathGlob, SourceFormat, ingest, plan,

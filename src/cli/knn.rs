@@ -5,9 +5,9 @@ pub(super) mod query;
 
 use clap::Args;
 
+use super::GlobalArgs;
 use super::exit::WrongUsage;
 use super::progress::Terminal;
-use super::{GlobalArgs, reports};
 use crate::commands::{Alone, DEFAULT_MAP_POINTS, KnnJob, KnnTables, Searchers, knn};
 use crate::eval::{KnnReport, Retrieval};
 use crate::feature_table::ColumnNames;
@@ -193,7 +193,7 @@ fn run_in(
     let job = args.job(global)?;
     if !args.watch {
         return match knn_of_run(&run, &job, group, progress)? {
-            Some(report) => reports::print_of_run(
+            Some(report) => super::print_report_of_run(
                 global,
                 args.output.as_ref(),
                 |reports: &KnnReports| reports.all().map(line).collect(),
@@ -244,7 +244,7 @@ fn evaluate_tables(
     };
     let Some(found) = knn(&tables, &args.job(global)?, searchers, progress)? else { return Ok(()) };
     let lines: Vec<String> = found.all().map(line).collect();
-    reports::print(global, args.output.as_ref(), &lines, &found)
+    super::print_report(global, args.output.as_ref(), &lines, &found)
 }
 
 /// The scores of a report on one line.

@@ -2,10 +2,10 @@
 
 use clap::{Args, ValueEnum};
 
+use super::GlobalArgs;
 use super::exit::WrongUsage;
 use super::progress::Terminal;
 use super::ranks::{RankFlags, progress_of, tell};
-use super::{GlobalArgs, reports};
 use crate::commands::{LinearJob, LinearRun, linear, linear_of_run, usual_memory_limit};
 use crate::eval::{LinearOptions, LinearReport, ProbeReport, Solver};
 use crate::model::FeatureLayer;
@@ -149,7 +149,7 @@ pub(super) fn run(global: &GlobalArgs, args: &LinearArgs) -> anyhow::Result<()> 
         let group = args.ranks.join(&rendezvous)?;
         let report = linear(&pairs, &job, &group, progress_of(group.is_first(), &terminal));
         let Some(report) = tell(&group, report.map_err(Into::into))? else { return Ok(()) };
-        return reports::print(global, args.output.as_ref(), &lines(&report), &report);
+        return super::print_report(global, args.output.as_ref(), &lines(&report), &report);
     };
     let run = LinearRun {
         run: global.location(run)?,
@@ -164,7 +164,7 @@ pub(super) fn run(global: &GlobalArgs, args: &LinearArgs) -> anyhow::Result<()> 
     let group = args.ranks.join(&rendezvous)?;
     let report = linear_of_run(&run, &job, &group, progress_of(group.is_first(), &terminal));
     let Some(report) = tell(&group, report.map_err(Into::into))? else { return Ok(()) };
-    reports::print_of_run(global, args.output.as_ref(), lines, &report)
+    super::print_report_of_run(global, args.output.as_ref(), lines, &report)
 }
 
 /// The scores of a report on one line.

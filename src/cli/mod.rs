@@ -4,7 +4,6 @@
 //! arguments and one function that turns them into a job of the library.
 
 mod bench;
-mod choice;
 #[cfg(feature = "torch")]
 mod embed;
 mod exit;
@@ -23,7 +22,6 @@ mod ranks;
 mod render;
 #[cfg(feature = "torch")]
 mod replay;
-mod reports;
 mod synth;
 #[cfg(feature = "torch")]
 mod train;
@@ -34,13 +32,18 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use serde::Serialize;
+use strum::{EnumMessage, VariantArray};
 
 use self::exit::WrongUsage;
 use crate::checkpoint::checkpoint_at;
+#[cfg(feature = "torch")]
+use crate::commands::Report;
 use crate::failure::Failure;
-use crate::run_config::ConfigError;
+use crate::run_config::{Choice, ConfigError, choices};
 use crate::storage::{Location, RetryLimits, StorageOptions, Traffic};
 
 /// Train an image encoder without labels, and score it by its nearest neighbours.
@@ -307,6 +310,78 @@ fn key_value(text: &str) -> Result<(String, String), String> {
         .ok_or_else(|| "expected KEY=VALUE".to_owned())
 }
 
+/// Accepts the names of an enum; the help lists them with the docs of the variants.
+fn choice<T>() -> impl TypedValueParser<Value = T>
+where
+    T: VariantArray + EnumMessage + Copy + Send + Sync,
+{
+    names(choices::<T>()).map(|name| {
+        let value = T::VARIANTS.iter().find(|value| value.get_serializations()[0] == name);
+        *value.expect("clap accepts these names alone")
+    })
+}
+
+/// Accepts these names.
+fn names(choices: Vec<Choice>) -> PossibleValuesParser {
+    let values = choices.into_iter().map(|choice| PossibleValue::new(choice.name).help(choice.help));
+    PossibleValuesParser::new(values)
+}
+
+/// Prints a report as JSON; a line of each feature where it went to a file that the user chose.
+fn print_report<T: Serialize>(
+    global: &GlobalArgs,
+    output: Option<&String>,
+    lines: &[String],
+    report: &T,
+) -> anyhow::Result<()> {
+    if output.is_none() {
+        return global.write_result(lines, report);
+    }
+    write_stdout((lines.join("\n") + "\n").as_bytes())
+}
+
+/// Prints a report that is new or was kept.
+#[cfg(feature = "torch")]
+fn print_report_of_run<T: Serialize>(
+    global: &GlobalArgs,
+    output: Option<&String>,
+    lines: impl FnOnce(&T) -> Vec<String>,
+    report: &Report<T>,
+) -> anyhow::Result<()> {
+    let (location, report) = match report {
+        Report::New(report) => return print_report(global, output, &lines(report), report),
+        Report::Kept { location, report } => (location, report),
+    };
+    progress::say(&format!("{location}: made before; remove it to make it again, or give --output"));
+    let others = report["other_features"].as_array().into_iter().flatten();
+    let lines: Vec<_> = std::iter::once(report).chain(others).map(kept_line).collect();
+    global.write_result(&lines, report)
+}
+
+/// The scores of a report that was kept on one line.
+#[cfg(feature = "torch")]
+fn kept_line(report: &serde_json::Value) -> String {
+    let score = |name: &str| report[name].as_f64().map(|share| format!("{:.2} %", 100.0 * share));
+    let mut said = vec![score("top1").map_or_else(|| "no score".to_owned(), |top1| format!("top-1 {top1}"))];
+    // Among the five best of fewer neighbours or classes is everything.
+    if report["k"].as_u64().is_none_or(|k| k >= 5) && report["classes"].as_u64().is_none_or(|n| n > 5) {
+        said.extend(score("top5").map(|top5| format!("top-5 {top5}")));
+    }
+    let known =
+        [("k = ", "k"), ("τ = ", "temperature"), ("", "feature"), ("rows of training: ", "train_rows")];
+    let mut of = Vec::new();
+    for (words, name) in known {
+        let value = &report[name];
+        if !value.is_null() {
+            of.push(format!("{words}{}", value.as_str().map_or_else(|| value.to_string(), str::to_owned)));
+        }
+    }
+    if report["converged"] == false {
+        of.push("not converged".to_owned());
+    }
+    format!("step {}: {} ({})", report["step"], said.join(", "), of.join(", "))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -314,5 +389,25 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[cfg(feature = "torch")]
+    #[test]
+    fn a_kept_report_says_what_a_new_one_does() {
+        use serde_json::json;
+
+        let knn =
+            json!({"step": 7, "top1": 0.25, "top5": 0.5, "k": 20, "temperature": 0.07, "feature": "bank"});
+        assert_eq!(kept_line(&knn), "step 7: top-1 25.00 %, top-5 50.00 % (k = 20, τ = 0.07, bank)");
+        let few = json!({"step": 7, "top1": 0.25, "top5": 0.5, "k": 3, "feature": "bank"});
+        assert_eq!(kept_line(&few), "step 7: top-1 25.00 % (k = 3, bank)");
+        let linear =
+            json!({"step": 7, "top1": 0.25, "feature": "pooled", "train_rows": 200, "converged": false});
+        let line = "step 7: top-1 25.00 % (pooled, rows of training: 200, not converged)";
+        assert_eq!(kept_line(&linear), line);
+        assert_eq!(
+            kept_line(&json!({"step": 7, "top1": null, "feature": "bank"})),
+            "step 7: no score (bank)"
+        );
     }
 }

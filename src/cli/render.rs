@@ -2,9 +2,8 @@
 
 use clap::Args;
 
-use super::choice::choice;
 use super::exit::WrongUsage;
-use super::{GlobalArgs, write_json};
+use super::{GlobalArgs, choice, write_json};
 use crate::commands::{RenderOptions, render};
 use crate::ids::InstanceId;
 use crate::run_config::RecipeKind;

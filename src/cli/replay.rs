@@ -6,7 +6,7 @@ use anyhow::{Context, bail, ensure};
 use clap::Args;
 use tch::{Kind, Tensor};
 
-use super::choice::choice;
+use super::choice;
 use super::exit::WrongData;
 use crate::bank::MemoryBank;
 use crate::ids::BankRow;

@@ -385,3 +385,20 @@ fn schema_text() -> String {
     lines(&mut text, duplicates::schema().fields(), "  ", true);
     text
 }
+
+#[test]
+fn a_store_that_fails_while_a_shard_is_written_is_no_failure_of_this_machine() {
+    let of = |source: std::io::Error| {
+        DatasetError::Write { shard: "train/shard-00000.parquet".into(), source: source.into() }.failure()
+    };
+    let failed = |local| {
+        let source = "503".into();
+        StorageError::Failed { operation: "write", location: "x".into(), local, source }
+    };
+    assert_eq!(of(std::io::Error::other(failed(false))), Failure::Unavailable);
+    assert_eq!(of(std::io::Error::other(failed(true))), Failure::Io);
+    assert_eq!(of(std::io::Error::other("no space")), Failure::Io);
+    let general = ParquetError::General("too long".into());
+    let error = DatasetError::Write { shard: "x".into(), source: general };
+    assert_eq!(error.failure(), Failure::Io);
+}

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tch::{Device, Tensor};
 
-use super::error::first_line;
+use super::first_line;
 use super::join::{Joined, join};
 use super::watch::Watch;
 use super::{DistributedError, Rendezvous, Store, ffi};

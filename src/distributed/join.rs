@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use tch::Device;
 
-use super::error::{Cause, cause, first_line};
 use super::ffi::{self, GroupParts, Nccl};
 use super::rendezvous::Meeting;
 use super::watch::Watch;
+use super::{Cause, cause, first_line};
 use super::{DistributedError, Rendezvous, Store};
 
 /// libtorch's group of several ranks, with this rank's watcher.

@@ -475,3 +475,48 @@ fn ranks_with_other_parameters_are_refused() {
     });
     assert!(told.iter().any(Result::is_err), "{told:?}");
 }
+
+#[test]
+fn lost_ranks_are_named_with_their_reason() {
+    let reasons = [
+        (LossReason::Ended, "rank 2 was lost: its connection ended"),
+        (LossReason::Silent { seconds: 12 }, "rank 2 did not answer for 12 s"),
+        (
+            LossReason::Late { collective: 341, at: 339, seconds: 600 },
+            "rank 2 did not come to collective 341 within 600 s (it is at 339)",
+        ),
+    ];
+    for (reason, text) in reasons {
+        let error = DistributedError::PeerLost { lost: vec![LostRank { rank: 2, reason }] };
+        assert_eq!(error.to_string(), text);
+        assert_eq!(error.failure().exit_code(), 69);
+    }
+    let many = (0..64).map(|rank| LostRank { rank, reason: LossReason::Ended }).collect();
+    let text = DistributedError::PeerLost { lost: many }.to_string();
+    assert!(text.ends_with("; and 56 more ranks"), "{text}");
+}
+
+#[test]
+fn messages_of_libtorch_are_told_apart() {
+    let cases = [
+        ("Timed out waiting 3000ms for recv operation to complete", Cause::Timeout),
+        ("wait timeout after 5000ms, keys: /pg0/gloo/0/1", Cause::Timeout),
+        ("Read error [127.0.0.1]:4: Connection reset by peer", Cause::Connection),
+        ("Failed to recv, got 0 bytes. Connection was likely closed.", Cause::Connection),
+        ("Application timeout caused pair closure", Cause::Connection),
+        ("Invalid scalar type", Cause::Other),
+    ];
+    for (message, expected) in cases {
+        assert_eq!(cause(message), expected, "{message}");
+    }
+    assert_eq!(first_line("reset by peer. This may indicate that\nat frame 3"), "reset by peer");
+}
+
+#[test]
+fn what_the_user_must_mend_is_not_retried() {
+    let missing = DistributedError::MissingVariable { name: "WORLD_SIZE", beside: "RANK" };
+    assert_eq!(missing.to_string(), "WORLD_SIZE is not set, though RANK is");
+    assert_eq!(missing.failure().exit_code(), 78);
+    let lost = DistributedError::Rendezvous { reason: "rank 3 did not come".into() };
+    assert_eq!(lost.failure().exit_code(), 69);
+}

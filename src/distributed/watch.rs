@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::DistributedError;
-use super::error::{Cause, LossReason, LostRank, cause, first_line};
+use super::{Cause, LossReason, LostRank, cause, first_line};
 use crate::failure::Failure;
 
 mod hub;

@@ -1,6 +1,6 @@
 //! How an epoch is loaded, and what memory its stages get.
 
-use super::error::LoaderError;
+use super::LoaderError;
 use super::plan::order::Shuffle;
 use super::plan::{Passes, PlanOptions, Planner, Portions};
 use super::source::Source;

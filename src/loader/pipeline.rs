@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 
+use super::LoaderError;
 use super::batch::Batch;
 use super::budget::Budget;
-use super::error::LoaderError;
 use super::options::{DECODE_WORKERS, LoaderOptions, MemoryBudget};
 use super::plan::{Passes, Planner};
 use super::source::{ReadContext, Source};

@@ -1,6 +1,5 @@
 //! Where encoded images come from.
 
-mod row_group_cache;
 mod split_rows;
 pub(super) mod stored;
 pub(super) mod subset;
@@ -10,7 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::error::LoaderError;
+use super::LoaderError;
 use super::stats::Counters;
 use crate::dataset::Row;
 use crate::ids::{BankRow, ClassId, InstanceId};

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use crossbeam_channel::{Receiver, Sender};
 use rayon::prelude::*;
 
+use super::LoaderError;
 use super::batch::{Batch, GlobalBatch};
 use super::budget::{Budget, Permit};
-use super::error::LoaderError;
 use super::plan::{Fetch, Planner, Step};
 use super::source::{Encoded, ReadContext, Source};
 use crate::augment::{EvalTransform, Recipe, Stored, augment_stored, evaluate_stored};

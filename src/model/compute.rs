@@ -1,9 +1,12 @@
-//! In which types and layout a network computes.
+//! Where a network computes, in which types and layout.
 
 use std::ffi::c_void;
+use std::path::Path;
 
 use libloading::os::unix::{Library, Symbol};
-use tch::Kind;
+use tch::{Device, Kind};
+
+use crate::run_config::DeviceChoice;
 
 /// The type of activations and of the kernels' rounded copies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,7 +40,7 @@ impl Compute {
 }
 
 /// Says whether products of f32 on tensor cores may round their factors to TF32's 10 bits: convolutions and
-/// matrix products alike. libtorch by itself allows it for convolutions; [`select_device`](super::select_device)
+/// matrix products alike. libtorch by itself allows it for convolutions; [`select_device`]
 /// forbids it. Without CUDA this has no effect.
 ///
 /// # Errors
@@ -83,5 +86,174 @@ unsafe fn of_context<F>(name: &str) -> Result<(*mut c_void, Symbol<F>), String> 
     unsafe {
         let context: Symbol<GlobalContext> = process.get(b"_ZN2at13globalContextEv").map_err(missing)?;
         Ok((context(), process.get(name.as_bytes()).map_err(missing)?))
+    }
+}
+
+/// The file that NVIDIA's driver creates where there is a GPU.
+const DRIVER: &str = "/dev/nvidiactl";
+
+/// The CUDA device that was asked for cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("device cuda:{number} cannot be used: {reason}")]
+pub struct DeviceError {
+    number: usize,
+    reason: String,
+}
+
+/// A device, and why it was taken.
+#[derive(Clone, Debug)]
+pub struct SelectedDevice {
+    /// The device.
+    pub device: Device,
+    /// One phrase for the log.
+    pub reason: String,
+}
+
+impl std::fmt::Display for SelectedDevice {
+    /// `cpu (asked for)`, as options name it, with the reason.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.device {
+            Device::Cuda(number) => write!(f, "cuda:{number} ({})", self.reason),
+            _ => write!(f, "cpu ({})", self.reason),
+        }
+    }
+}
+
+/// Takes the device asked for. It computes in plain f32: allow TF32 afterwards, where wanted
+/// ([`allow_tf32`]).
+///
+/// # Errors
+/// If a CUDA device was asked for by number and is not there.
+pub fn select_device(choice: DeviceChoice) -> Result<SelectedDevice, DeviceError> {
+    if let Err(reason) = allow_tf32(false) {
+        tracing::warn!("{reason}");
+    }
+    if choice == DeviceChoice::Cpu {
+        return Ok(SelectedDevice { device: Device::Cpu, reason: "asked for".into() });
+    }
+    let devices = cuda_devices();
+    match (choice, devices) {
+        (DeviceChoice::Auto, Ok(count)) => {
+            let reason = format!("the first of {count} CUDA device(s)");
+            Ok(SelectedDevice { device: Device::Cuda(0), reason })
+        }
+        (_, Err(reason)) if choice == DeviceChoice::Auto => {
+            Ok(SelectedDevice { device: Device::Cpu, reason: without_cuda(Path::new(DRIVER), reason) })
+        }
+        (DeviceChoice::Cuda(number), Ok(count)) if number < count => {
+            Ok(SelectedDevice { device: Device::Cuda(number), reason: "asked for".into() })
+        }
+        (DeviceChoice::Cuda(number), Ok(count)) => {
+            Err(DeviceError { number, reason: format!("there are {count} CUDA device(s)") })
+        }
+        (DeviceChoice::Cuda(number), Err(reason)) => Err(DeviceError { number, reason }),
+        (DeviceChoice::Auto | DeviceChoice::Cpu, _) => unreachable!("both are settled above"),
+    }
+}
+
+/// Why the CPU was taken: no more than that where the machine has no GPU, else why that cannot be used.
+fn without_cuda(driver: &Path, reason: String) -> String {
+    if driver.exists() {
+        return format!("there is a GPU, but {reason}");
+    }
+    tracing::debug!("{reason}");
+    "no GPU is seen here".into()
+}
+
+/// Takes the device asked for, in one of several processes: of a machine's CUDA devices each gets its own.
+///
+/// # Errors
+/// If a device was asked for by number and is not there, or there are fewer devices than processes.
+pub fn select_device_of(
+    choice: DeviceChoice,
+    local_rank: usize,
+    ranks: usize,
+) -> Result<SelectedDevice, DeviceError> {
+    let selected = select_device(choice)?;
+    if ranks == 1 || choice != DeviceChoice::Auto || !selected.device.is_cuda() {
+        return Ok(selected);
+    }
+    // A launcher may show each process the one device that is its own.
+    match usize::try_from(tch::Cuda::device_count()).unwrap_or(0) {
+        1 => Ok(SelectedDevice { reason: "the one CUDA device that it sees".into(), ..selected }),
+        count if local_rank < count => {
+            let reason = format!("local rank {local_rank} of {count} CUDA devices");
+            Ok(SelectedDevice { device: Device::Cuda(local_rank), reason })
+        }
+        count => Err(DeviceError {
+            number: local_rank,
+            reason: format!("there are {count} CUDA devices for local rank {local_rank}"),
+        }),
+    }
+}
+
+/// Waits until the device has done what it was told.
+pub fn wait_for(device: Device) {
+    if let Device::Cuda(number) = device {
+        tch::Cuda::synchronize(number as i64);
+    }
+}
+
+/// The threads on which the CPU computes.
+pub fn threads() -> usize {
+    usize::try_from(tch::get_num_threads()).unwrap_or(1)
+}
+
+/// The number of CUDA devices, or why there is none.
+fn cuda_devices() -> Result<usize, String> {
+    load_cuda_part()?;
+    match usize::try_from(tch::Cuda::device_count()) {
+        Ok(0) | Err(_) => Err("libtorch finds no CUDA device".into()),
+        Ok(count) => Ok(count),
+    }
+}
+
+#[expect(unsafe_code, reason = "loading a shared library runs its initialisers")]
+fn load_cuda_part() -> Result<(), String> {
+    use std::sync::OnceLock;
+    static LOADED: OnceLock<Result<(), String>> = OnceLock::new();
+    let load = || {
+        // SAFETY: libtorch_cuda's initialisers only register its kernels with the libtorch_cpu that this
+        // binary is linked to; the library is never unloaded.
+        let library = unsafe { libloading::Library::new("libtorch_cuda.so") };
+        library.map(std::mem::forget).map_err(|error| not_loaded(&error))
+    };
+    LOADED.get_or_init(load).clone()
+}
+
+/// What is missing, by the dynamic linker's words, and where it comes from.
+fn not_loaded(error: &libloading::Error) -> String {
+    let error = std::error::Error::source(error).unwrap_or(error);
+    format!(
+        "libtorch's CUDA part cannot be loaded ({error}); on a machine with a GPU `make libtorch` fetches what a clone \
+         lacks, and `pip install torch=={}` what the wheel lacks",
+        env!("INSTDISC_TORCH_VERSION")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn that_there_is_no_gpu_is_no_fault_and_that_one_cannot_be_used_is() {
+        let reason = || "the CUDA part cannot be loaded (no such file)".to_owned();
+        assert_eq!(without_cuda(Path::new("/nonexistent/driver"), reason()), "no GPU is seen here");
+        assert!(without_cuda(Path::new("/"), reason()).contains("cannot be loaded"));
+    }
+
+    #[test]
+    #[expect(unsafe_code, reason = "a library that is not there runs nothing")]
+    fn what_is_missing_is_named() {
+        // SAFETY: nothing is loaded.
+        let error = unsafe { libloading::Library::new("libnot_here.so") }.expect_err("it is not here");
+        let said = not_loaded(&error);
+        assert!(said.contains("(libnot_here.so: cannot open") && said.contains("make libtorch"), "{said}");
+    }
+
+    #[test]
+    fn the_cpu_can_always_be_had() {
+        assert_eq!(select_device(DeviceChoice::Cpu).expect("the CPU").device, Device::Cpu);
+        assert!(select_device(DeviceChoice::Cuda(4096)).is_err());
     }
 }

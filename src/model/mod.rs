@@ -5,7 +5,6 @@
 //! are a function of the seed alone. A model knows neither objective, bank nor optimiser.
 
 mod compute;
-mod device;
 mod encoder;
 mod feature_layer;
 mod layers;
@@ -16,7 +15,7 @@ mod resnet;
 mod weights;
 
 pub use compute::{Compute, ComputeType, allow_tf32, tf32_is_allowed};
-pub use device::{DeviceError, SelectedDevice, select_device, select_device_of, threads, wait_for};
+pub use compute::{DeviceError, SelectedDevice, select_device, select_device_of, threads, wait_for};
 pub use encoder::{Encoder, EncoderConfig, Normalisation};
 pub use feature_layer::{FeatureLayer, NoSuchLayer};
 pub use layers::SumOverRanks;

@@ -6,8 +6,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
 
-use super::text::{add, breakable, escape, grouped, percent};
-use super::{PageImages, PageInput, SHOWN_NEIGHBOURS, Section};
+use super::{PageImages, PageInput, SHOWN_NEIGHBOURS, Section, breakable, escape, grouped, percent};
 use crate::eval::{Thumbnails, vote, vote_weight};
 use crate::feature_table::{FeatureTable, Table};
 use crate::ids::{ClassId, InstanceId};

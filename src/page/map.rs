@@ -4,8 +4,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
 
-use super::text::{add, percent};
-use super::{PageImages, PageInput, Section};
+use super::{PageImages, PageInput, Section, percent};
 use crate::eval::EvalError;
 use crate::feature_table::FeatureTable;
 use crate::rng::{Purpose, Stream};

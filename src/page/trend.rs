@@ -2,8 +2,7 @@
 
 use serde::Deserialize;
 
-use super::text::{add, grouped, interval, percent};
-use super::{PageInput, Section};
+use super::{PageInput, Section, grouped, interval, percent};
 use crate::eval::KnnReport;
 use crate::storage::{Location, StorageError, read_concurrently};
 

@@ -8,7 +8,6 @@
 
 mod address;
 mod blob_cache;
-mod digest;
 mod error;
 mod location;
 mod lock;
@@ -16,12 +15,13 @@ mod read;
 mod store;
 mod upload;
 
+use std::fmt;
 use std::sync::OnceLock;
 
+use serde::{Deserialize, Serialize};
 use tokio::runtime::{Builder, Handle, Runtime};
 
 pub use blob_cache::{BlobCache, Kept};
-pub use digest::Digest;
 pub use error::StorageError;
 pub use location::{Entry, Location, PublishMode, Stamp};
 pub use lock::Lock;
@@ -56,4 +56,48 @@ pub fn block_on<F: Future>(future: F) -> F::Output {
 /// A handle for I/O in the background.
 pub fn handle() -> &'static Handle {
     runtime().handle()
+}
+
+/// A blake3 digest.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Digest(pub [u8; 32]);
+
+impl Digest {
+    /// The digest of some bytes.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(*blake3::hash(bytes).as_bytes())
+    }
+}
+
+impl From<blake3::Hash> for Digest {
+    fn from(hash: blake3::Hash) -> Self {
+        Self(*hash.as_bytes())
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(blake3::Hash::from_bytes(self.0).to_hex().as_str())
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl From<Digest> for String {
+    fn from(digest: Digest) -> String {
+        digest.to_string()
+    }
+}
+
+impl TryFrom<String> for Digest {
+    type Error = blake3::HexError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        blake3::Hash::from_hex(text).map(Self::from)
+    }
 }

@@ -26,11 +26,7 @@ mod distributed;
 #[cfg(feature = "torch")]
 mod encoder;
 #[cfg(feature = "torch")]
-mod export;
-#[cfg(feature = "torch")]
 mod finetune;
-#[cfg(feature = "torch")]
-mod lemniscate;
 #[cfg(feature = "torch")]
 mod linear;
 #[cfg(feature = "torch")]

@@ -3,8 +3,7 @@
 use anyhow::Context;
 use clap::Args;
 
-use super::super::choice::choice;
-use super::super::{GlobalArgs, write_json};
+use super::super::{GlobalArgs, choice, write_json};
 use crate::ingest::{BenchOptions, CheckDepth, bench};
 use crate::storage::Location;
 use crate::units::ByteSize;

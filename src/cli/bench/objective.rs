@@ -7,8 +7,7 @@ use clap::Args;
 use serde_json::json;
 
 use crate::bank::{BankOptions, MemoryBank};
-use crate::cli::choice::choice;
-use crate::cli::write_json;
+use crate::cli::{choice, write_json};
 use crate::ids::BankRow;
 use crate::model::{allow_tf32, select_device, threads, wait_for};
 use crate::objective::{Draw, LogZ, Negatives, Objective, ObjectiveOptions, Queries};

@@ -2,9 +2,8 @@
 
 use clap::Args;
 
-use crate::cli::GlobalArgs;
-use crate::cli::choice::choice;
 use crate::cli::progress::Terminal;
+use crate::cli::{GlobalArgs, choice};
 use crate::commands::{FoundRow, QueriedImage, QueryJob, query};
 use crate::image::ExifOrientation;
 use crate::run_config::{DeviceChoice, OnCorrupt};

@@ -6,7 +6,7 @@ use clap::builder::{TypedValueParser, ValueParser};
 use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches};
 use toml::{Table, Value};
 
-use crate::cli::choice::names;
+use crate::cli::names;
 use crate::run_config::{Arity, OptionSpec};
 
 /// Which options a command has.

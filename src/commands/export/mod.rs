@@ -1,12 +1,8 @@
 //! `export`: weights and features in the formats of other programs. Images are the work of
 //! [`ingest::export`](crate::ingest::export).
 
-mod hub;
-mod parquet;
-mod projector;
-mod torchvision;
+mod tables;
+mod weights;
 
-pub use hub::{Hub, export_hub};
-pub use parquet::export_parquet;
-pub use projector::{ProjectorJob, export_projector};
-pub use torchvision::export_torchvision;
+pub use tables::{ProjectorJob, export_parquet, export_projector};
+pub use weights::{Hub, export_hub, export_torchvision};

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::{BEAT, GAP, Heard, Line, Lines, Shared, TICK, prepare, tell};
-use crate::distributed::error::{LossReason, LostRank};
+use crate::distributed::{LossReason, LostRank};
 use crate::failure::Failure;
 
 /// How long after a loss others count to it.

@@ -10,7 +10,7 @@ use super::{Encoded, Fetched, Instances, Layout, ReadContext};
 use crate::dataset::{DatasetError, Located, Manifest, Row, ShardEntry, ShardReader};
 use crate::ids::{BankRow, InstanceId};
 use crate::image::ExifOrientation;
-use crate::loader::error::LoaderError;
+use crate::loader::LoaderError;
 use crate::rng::{Purpose, Stream};
 use crate::storage::{Digest, Location};
 

@@ -13,7 +13,7 @@ use super::{Fetched, Instances, Layout, ReadContext, Source};
 use crate::dataset::Row;
 use crate::ids::{BankRow, ClassId, InstanceId};
 use crate::image::ExifOrientation;
-use crate::loader::error::LoaderError;
+use crate::loader::LoaderError;
 use crate::rng::{Purpose, Stream};
 use crate::storage::Digest;
 use crate::units::Fraction;

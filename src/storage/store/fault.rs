@@ -10,7 +10,7 @@ use object_store::Error;
 use object_store::client::HttpError;
 use object_store::path::Error as PathError;
 
-use super::secrets::one_line;
+use super::redacted::one_line;
 
 /// A fault that no retry cures: of the settings, or of what the store holds.
 pub(crate) enum Fault {

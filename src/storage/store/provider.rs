@@ -12,8 +12,8 @@ use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::{ClientOptions, ObjectStore};
 
 use super::counted::CountedConnector;
-use super::options::{RetryLimits, StorageOptions};
-use super::secrets::{Secrets, is_secret, variables};
+use super::redacted::{Secrets, is_secret, variables};
+use super::{RetryLimits, StorageOptions};
 
 /// A stalled answer is given up and asked for again after this long without a byte. A part of an upload has to
 /// be sent within it, too: four parts of 8 MiB need 1.6 MB/s.

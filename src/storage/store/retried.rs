@@ -27,8 +27,8 @@ use object_store::{
 
 use super::counted::{failed_tries, operation};
 use super::fault::{Fault, Health, is_bare_refusal, is_lost, is_outage};
-use super::options::{RetryLimits, SIGNATURE_LIFE};
 use super::provider::Provider;
+use super::{RetryLimits, SIGNATURE_LIFE};
 
 /// The first pause; each further one is about twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);

@@ -18,9 +18,9 @@ use object_store::{
     RenameOptions, Result, UploadPart,
 };
 
+use super::RetryLimits;
 use super::counted::operation;
 use super::fault::{Health, is_lost, is_outage};
-use super::options::RetryLimits;
 use super::retried::{Attempts, random_bits};
 
 /// The file's attribute that names its writer; letters alone, since Azure takes only names of C#'s identifiers.
