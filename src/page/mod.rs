@@ -4,15 +4,17 @@
 //! tables, names) is plain HTML; the script filters, sorts and draws the map.
 
 mod ages;
+mod datasets;
 mod gallery;
 mod map;
 mod scores;
 mod text;
 mod trend;
 
+pub use self::datasets::DatasetTrend;
 pub use self::gallery::{Example, ExampleKind, examples};
 pub use self::map::{EmbeddingMap, map};
-pub use self::trend::{HistoryPoint, history};
+pub use self::trend::{History, HistoryPoint, history};
 use crate::eval::{KnnReport, KnnReports, Thumbnails};
 use crate::feature_table::{FeatureTable, Table};
 use crate::ids::{ClassId, InstanceId};
@@ -38,8 +40,8 @@ pub struct PageInput<'a> {
     pub neighbours: &'a Neighbours,
     /// The queries that the gallery shows.
     pub examples: &'a [Example],
-    /// The scores of the run's checkpoints; empty without a run.
-    pub history: &'a [HistoryPoint],
+    /// The scores of the run; empty without one.
+    pub history: &'a History,
     /// Queries on a plane.
     pub map: Option<&'a EmbeddingMap>,
 }
@@ -89,6 +91,7 @@ pub fn page(input: &PageInput<'_>, images: &PageImages) -> String {
     let has_scores = input.report().has_scores();
     let sections = [
         has_scores.then(|| trend::section(input)).flatten(),
+        datasets::section(input),
         has_scores.then(|| scores::grid(input.reports)).flatten(),
         scores::retrieval(input.reports),
         has_scores.then(|| scores::classes(input.report())).flatten(),

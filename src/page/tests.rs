@@ -19,7 +19,7 @@ fn the_page_escapes_names_and_loads_nothing() {
         queries: &queries,
         neighbours: &neighbours,
         examples: &examples,
-        history: &[],
+        history: &History::default(),
         map: Some(&map),
     };
     let html = page(&input, &PageImages::default());
@@ -51,7 +51,7 @@ fn a_class_whose_name_has_a_line_break_can_be_chosen_on_the_page() {
         queries: &queries,
         neighbours: &neighbours,
         examples: &examples,
-        history: &[],
+        history: &History::default(),
         map: None,
     };
     let html = page(&input, &PageImages::default());
@@ -109,11 +109,88 @@ fn the_history_has_the_reports_that_can_be_compared() {
     publish(10, KnnReport { step: 10, feature: "another".into(), ..report.clone() });
     publish(0, KnnReport { step: 0, ..report.clone() });
     let newest = KnnReport { step: 60, ..report };
-    let points = history(&run, &newest).expect("read");
+    let points = history(&run, &newest, "own", None).expect("read").points;
     assert_eq!(points.iter().map(|point| point.step).collect::<Vec<_>>(), [20, 40, 60]);
     assert_eq!(points[0].top1, 0.25);
     let config = "arch = \"resnet18\"\nbank_init = \"encode\"\n";
     run.join("config.toml").publish(config, crate::storage::PublishMode::Create).expect("published");
-    let points = history(&run, &newest).expect("read");
+    let points = history(&run, &newest, "own", None).expect("read").points;
     assert_eq!(points.iter().map(|point| point.step).collect::<Vec<_>>(), [0, 20, 40, 60]);
+}
+
+#[test]
+fn a_run_has_a_trend_for_each_dataset_that_it_was_evaluated_on() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let run = Location::from_path(dir.path()).expect("a location");
+    let (bank, queries) = (table(27, 100, 8, 4), table(28, 20, 8, 4));
+    let (report, neighbours) = evaluate_with_neighbours(&bank, &queries, &options(5)).expect("scored");
+    let of = |step: u64, top1: f64, feature: &str| KnnReport {
+        step,
+        top1,
+        feature: feature.into(),
+        split: "val".into(),
+        dataset_digest: "0123456789abcdef".into(),
+        ..report.clone()
+    };
+    let publish = |place: &str, name: Option<&str>, report: KnnReport| {
+        let mut text = serde_json::to_value(&report).expect("JSON");
+        text["dataset"] = name.into();
+        let mode = crate::storage::PublishMode::Overwrite;
+        run.join(&format!("eval/{place}.json")).publish(text.to_string(), mode).expect("published");
+    };
+    publish("knn-val-step-00000020", Some("own"), of(20, 0.3, "bank, 8-d"));
+    // Of another dataset, by the feature of the page and, more often, by another.
+    publish("on-aa/knn-val-projection-step-00000020", Some("birds<"), of(20, 0.4, "projection"));
+    publish("on-aa/knn-val-projection-step-00000040", Some("birds<"), of(40, 0.5, "projection"));
+    publish("on-aa/knn-val-step-00000040", Some("birds<"), of(40, 0.1, "pooled"));
+    // Of an earlier version, which did not name the dataset; and no report.
+    publish("on-bb/knn-val-projection-step-00000040", None, of(40, 0.6, "projection"));
+    publish("on-bb/features/knn-val-step-00000040", Some("no"), of(40, 0.9, "projection"));
+    let line = |step: u64, share: f64| {
+        format!(
+            "{{\"step\": {step}, \"cars_test/knn1_top1\": 0.9, \"cars_test/knn12_top1\": {share}, \"cars_test/knn_chance\": 0.1, \"knn1_top1\": 0.7}}\n"
+        )
+    };
+    let metrics = line(0, 0.2) + &line(10, 0.25) + "{torn";
+    run.join("metrics.jsonl").publish(metrics, crate::storage::PublishMode::Create).expect("published");
+
+    let newest = of(40, 0.35, "bank, 8-d");
+    let found = history(&run, &newest, "own", None).expect("read");
+    let shown = |trends: &[DatasetTrend]| -> Vec<(String, Vec<(u64, f64)>)> {
+        trends.iter().map(|trend| (trend.name.clone(), trend.points.clone())).collect()
+    };
+    let birds = ("birds<, val".to_owned(), vec![(20, 0.4), (40, 0.5)]);
+    let own = ("own, val".to_owned(), vec![(20, 0.3), (40, 0.35)]);
+    let unnamed = ("dataset 0123456789ab, val".to_owned(), vec![(40, 0.6)]);
+    let monitored = ("cars_test".to_owned(), vec![(0, 0.2), (10, 0.25)]);
+    assert_eq!(shown(&found.datasets), [own.clone(), birds.clone(), unnamed.clone(), monitored.clone()]);
+    assert_eq!(found.datasets[3].chance, Some(0.1));
+
+    let reports = KnnReports { first: newest, other_features: Vec::new() };
+    let input = PageInput {
+        reports: &reports,
+        bank: &bank,
+        queries: &queries,
+        neighbours: &neighbours,
+        examples: &[],
+        history: &found,
+        map: None,
+    };
+    let html = page(&input, &PageImages::default());
+    for name in ["own, val", "birds&lt;, val", "dataset 0123456789ab, val", "cars_test"] {
+        assert!(html.contains(&format!("<h3>{name}</h3>")), "{name}");
+    }
+    assert!(
+        html.contains("<tr><th scope=\"row\">20</th><td>30.0 %</td><td>40.0 %</td><td>–</td><td>–</td></tr>")
+    );
+    // The page of another dataset has that one first, and its own checkpoints.
+    let other = history(&run, &of(60, 0.55, "projection"), "birds<", Some("on-aa")).expect("read");
+    assert_eq!(other.points.iter().map(|point| point.step).collect::<Vec<_>>(), [20, 40, 60]);
+    let grown = ("birds<, val".to_owned(), vec![(20, 0.4), (40, 0.5), (60, 0.55)]);
+    let trained = ("own, val".to_owned(), vec![(20, 0.3)]);
+    assert_eq!(shown(&other.datasets), [grown, trained, unnamed, monitored]);
+    // With one dataset its own chart says it all.
+    let alone = History { datasets: found.datasets[..1].to_vec(), points: Vec::new() };
+    let html = page(&PageInput { history: &alone, ..input }, &PageImages::default());
+    assert!(!html.contains("<h2 id=\"h-datasets\">"));
 }
