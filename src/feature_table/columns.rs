@@ -501,8 +501,21 @@ pub(super) struct Columns {
 }
 
 impl Columns {
+    /// None, with room for this many rows.
+    pub(super) fn with_room_for(rows: usize) -> Self {
+        Self {
+            ids: Vec::with_capacity(rows),
+            labels: Vec::with_capacity(rows),
+            updated_step: Vec::with_capacity(rows),
+        }
+    }
+
     /// Adds the rows of another file.
     pub(super) fn extend(&mut self, other: Self) {
+        if self.ids.is_empty() {
+            *self = other;
+            return;
+        }
         self.ids.extend(other.ids);
         self.labels.extend(other.labels);
         self.updated_step.extend(other.updated_step);
