@@ -46,17 +46,18 @@ pub(super) struct KnnArgs {
     /// The feature table to evaluate
     #[arg(long, value_name = "URL", requires = "bank")]
     queries: Vec<String>,
-    /// The column of ids in tables of other programs, integers or text [default: instance_id, or the only one that is named
-    /// like ids; '' for none]
+    /// The column of ids in tables of other programs, integers or text; twice where bank and queries have different names
+    /// [default: instance_id, or the only one that is named like ids; '' for none]
     #[arg(long, value_name = "NAME", requires = "bank")]
-    id_column: Option<String>,
-    /// The column of vectors in tables of other programs [default: feature, or the only one of vectors]
+    id_column: Vec<String>,
+    /// The column of vectors in tables of other programs; twice where bank and queries have different names [default:
+    /// feature, or the only one of vectors]
     #[arg(long, value_name = "NAME", requires = "bank")]
-    vector_column: Option<String>,
-    /// The column of classes in tables of other programs: numbers, names, or lists of them [default: label, or the only one
-    /// that is named like labels; '' for none]
+    vector_column: Vec<String>,
+    /// The column of classes in tables of other programs: numbers, names, or lists of them; twice where bank and queries have
+    /// different names [default: label, or the only one that is named like labels; '' for none]
     #[arg(long, value_name = "NAME", requires = "bank")]
-    label_column: Option<String>,
+    label_column: Vec<String>,
     /// Bring vectors of tables of other programs to unit length, to compare them by cosine; without it, other lengths are an
     /// error
     #[arg(long, requires = "bank")]
@@ -234,17 +235,31 @@ fn evaluate_tables(
         |(bank, queries): (&String, &String)| anyhow::Ok((global.location(bank)?, global.location(queries)?));
     let tables = KnnTables {
         pairs: args.bank.iter().zip(&args.queries).map(pair).collect::<Result<_, _>>()?,
-        columns: ColumnNames {
-            id: args.id_column.clone(),
-            vector: args.vector_column.clone(),
-            label: args.label_column.clone(),
-        },
+        columns: columns(args)?,
         normalize: args.normalize,
         dataset: args.dataset.as_ref().map(|dataset| global.location(dataset)).transpose()?,
     };
     let Some(found) = knn(&tables, &args.job(global)?, searchers, progress)? else { return Ok(()) };
     let lines: Vec<String> = found.all().map(line).collect();
     super::print_report(global, args.output.as_ref(), &lines, &found)
+}
+
+/// The columns of the bank, and of the queries.
+fn columns(args: &KnnArgs) -> anyhow::Result<[ColumnNames; 2]> {
+    let of = |option: &str, given: &[String]| match given {
+        [] => Ok([None, None]),
+        [both] => Ok([Some(both.clone()), Some(both.clone())]),
+        [bank, queries] => Ok([Some(bank.clone()), Some(queries.clone())]),
+        _ => {
+            let reason = "is given once for all tables, or twice: for the banks, then for the queries";
+            Err(WrongUsage(format!("{option} {reason}")))
+        }
+    };
+    let [id, other_id] = of("--id-column", &args.id_column)?;
+    let [vector, other_vector] = of("--vector-column", &args.vector_column)?;
+    let [label, other_label] = of("--label-column", &args.label_column)?;
+    let queries = ColumnNames { id: other_id, vector: other_vector, label: other_label };
+    Ok([ColumnNames { id, vector, label }, queries])
 }
 
 /// The scores of a report on one line.

@@ -8,9 +8,9 @@ use std::collections::HashSet;
 
 use rayon::ThreadPool;
 
-use self::pair::KnnPair;
-use super::{CommandError, reports};
-use crate::checkpoint::TrainedOn;
+use self::pair::{KnnPair, are_one_file};
+use super::CommandError;
+use super::reports::{self, OfRun};
 use crate::dataset::{Manifest, read_duplicates};
 use crate::eval::{
     Duplicates, EvalError, KnnOptions, KnnReport, KnnReports, Thumbnails, default_k,
@@ -75,8 +75,8 @@ impl Default for KnnJob {
 pub struct KnnTables {
     /// For each feature the bank (a table, a checkpoint or a run) and the table of queries.
     pub pairs: Vec<(Location, Location)>,
-    /// The names of columns in tables of other programs.
-    pub columns: ColumnNames,
+    /// The names of columns in tables of other programs: of the bank, and of the queries.
+    pub columns: [ColumnNames; 2],
     /// Whether vectors of such tables are brought to unit length; otherwise other lengths are an error.
     pub normalize: bool,
     /// The dataset, for the page's images and for duplicates.
@@ -163,7 +163,7 @@ pub fn knn(
     progress: &dyn Progress,
 ) -> Result<Option<KnnReports>, CommandError> {
     for (output, option) in [(&job.neighbours, "--neighbours"), (&job.output, "--output")] {
-        let is_read = |table: &&Location| Some(table.to_string()) == output.as_ref().map(ToString::to_string);
+        let is_read = |table: &&Location| output.as_ref().is_some_and(|output| are_one_file(output, table));
         if let Some(table) = tables.pairs.iter().flat_map(|(bank, queries)| [bank, queries]).find(is_read) {
             return Err(CommandError::Usage(format!(
                 "{option} {table}: that is a table to read; name another file"
@@ -177,8 +177,7 @@ pub fn knn(
     let place = |output| Place {
         output,
         run: None,
-        weights: None,
-        trained_on: None,
+        of: OfRun::default(),
         dataset_digest: None,
         mode: PublishMode::Overwrite,
     };
@@ -186,15 +185,13 @@ pub fn knn(
     evaluate(&pairs, job, tables.dataset.as_ref(), place.as_ref(), searchers, progress)
 }
 
-/// The report's file, and what it names.
+/// The report's file, and what it says beside the scores.
 struct Place {
     output: Location,
-    /// The run whose checkpoints the page compares.
-    run: Option<Location>,
-    /// The digest of the run's evaluated weights.
-    weights: Option<String>,
-    /// What the run was trained on, where this is another dataset.
-    trained_on: Option<TrainedOn>,
+    /// The run whose scores the page compares, and the folder of the dataset's reports in its `eval/`, where it was trained
+    /// on another.
+    run: Option<(Location, Option<String>)>,
+    of: OfRun,
     /// The digest of a run's evaluated dataset, which its tables may name as it was before a split was added.
     dataset_digest: Option<String>,
     mode: PublishMode,
@@ -282,7 +279,9 @@ fn evaluate(
     }
     if let Some(place) = place {
         let shown = examples(&*pair.bank, &pair.queries, &neighbours, reports.first.k, job.temperature[0]);
-        let history = place.run.as_ref().map(|run| history(run, &reports.first)).transpose()?;
+        let name = place.of.dataset.as_deref().unwrap_or_default();
+        let history = place.run.as_ref().map(|(run, on)| history(run, &reports.first, name, on.as_deref()));
+        let history = history.transpose()?.unwrap_or_default();
         let map =
             (job.map_points > 0).then(|| pool.install(|| map(&pair.queries, job.map_points))).transpose()?;
         let input = PageInput {
@@ -291,7 +290,7 @@ fn evaluate(
             queries: &pair.queries,
             neighbours: &neighbours,
             examples: &shown,
-            history: &history.unwrap_or_default(),
+            history: &history,
             map: map.as_ref(),
         };
         publish(dataset, place, &input, &pair.row_names, progress)?;
@@ -307,7 +306,7 @@ fn publish(
     row_names: &[RowNames; 2],
     progress: &dyn Progress,
 ) -> Result<(), CommandError> {
-    let Place { output, weights, trained_on, mode, .. } = place;
+    let Place { output, of, mode, .. } = place;
     let images = match dataset {
         Some(dataset) => images(dataset, input)?,
         None => names_alone(input, row_names),
@@ -317,7 +316,7 @@ fn publish(
         .with_file_name(&name)
         .ok_or_else(|| CommandError::Usage(format!("--output {output}: expected the name of a file")))?;
     html.publish(page(input, &images), PublishMode::Overwrite)?;
-    reports::publish(output, input.reports, weights.as_deref(), trained_on.as_ref(), *mode)?;
+    reports::publish(output, input.reports, of, *mode)?;
     progress.note(&format!("report {output}, page {html}"));
     Ok(())
 }

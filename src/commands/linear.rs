@@ -191,9 +191,8 @@ fn finish(
             let name = format!("{}-labels.parquet", output.file_name().trim_end_matches(".json"));
             write_label_subset(&folder, &name, ids, labels)?;
         }
-        let weights = checkpoint.map(|(checkpoint, _)| checkpoint.weights_digest());
-        let trained_on = checkpoint.and_then(|(checkpoint, dataset)| dataset.other_trained_on(checkpoint));
-        reports::publish(output, &report, weights.as_deref(), trained_on, PublishMode::Overwrite)?;
+        let of = checkpoint.map(|(checkpoint, dataset)| dataset.of_run(checkpoint)).unwrap_or_default();
+        reports::publish(output, &report, &of, PublishMode::Overwrite)?;
         progress.note(&format!("report {output}"));
     }
     Ok(report)

@@ -24,7 +24,7 @@ use crate::image::{ExifOrientation, ImageError, Limits, check_and_index};
 use crate::ingest::is_image;
 use crate::loader::MemorySource;
 use crate::model::{FeatureLayer, select_device_of};
-use crate::page::{Example, ExampleKind, PageImages, PageInput, page};
+use crate::page::{Example, ExampleKind, History, PageImages, PageInput, page};
 use crate::progress::Progress;
 use crate::run_config::{DeviceChoice, OnCorrupt};
 use crate::storage::{Location, PublishMode};
@@ -195,7 +195,7 @@ pub fn query(job: &QueryJob, progress: &dyn Progress) -> Result<QueryReport, Com
             queries: &queries,
             neighbours: &neighbours,
             examples: &examples,
-            history: &[],
+            history: &History::default(),
             map: None,
         };
         let of_bank =

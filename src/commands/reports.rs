@@ -25,32 +25,40 @@ pub enum Report<T> {
     },
 }
 
+/// What a report says of the run that was evaluated, beside its scores; nothing for tables.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(super) struct OfRun {
+    /// The digest of the evaluated weights.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) weights: Option<String>,
+    /// What the weights were trained on, where the report is of another dataset.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) trained_on: Option<TrainedOn>,
+    /// The name of the dataset's folder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) dataset: Option<String>,
+}
+
 /// A report as it is published.
 #[derive(Serialize)]
 struct Published<'a, T> {
     #[serde(flatten)]
     report: &'a T,
-    /// The digest of the evaluated weights, for those of a run.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    weights: Option<&'a str>,
-    /// What the weights were trained on, where the report is of another dataset.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    trained_on: Option<&'a TrainedOn>,
+    #[serde(flatten)]
+    of: &'a OfRun,
 }
 
-/// Publishes a report, with the digest of the evaluated weights if they are a run's, and what these were trained on if it
-/// was another dataset.
+/// Publishes a report.
 ///
 /// # Errors
 /// If the store fails, or a report exists and `mode` does not replace it.
 pub(super) fn publish<T: Serialize>(
     location: &Location,
     report: &T,
-    weights: Option<&str>,
-    trained_on: Option<&TrainedOn>,
+    of: &OfRun,
     mode: PublishMode,
 ) -> Result<(), CommandError> {
-    let text = serde_json::to_string_pretty(&Published { report, weights, trained_on })? + "\n";
+    let text = serde_json::to_string_pretty(&Published { report, of })? + "\n";
     location.publish(text, mode)?;
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! The dataset on which a run is evaluated, and which of its rows.
 
 use super::CommandError;
-use super::reports::REPORTS;
+use super::reports::{OfRun, REPORTS};
 use crate::checkpoint::{Checkpoint, CheckpointError, TrainedOn};
 use crate::dataset::{DatasetError, Manifest};
 use crate::eval::{EmbedJob, RowChoice};
@@ -112,9 +112,7 @@ impl RunDataset {
         train_split: Option<&str>,
     ) -> Result<Location, CommandError> {
         let eval = run.join(REPORTS);
-        if is_own(checkpoint, &self.manifest) {
-            return Ok(eval);
-        }
+        let Some(other) = self.other_folder(checkpoint) else { return Ok(eval) };
         if train_split.is_none() {
             return Err(CommandError::OtherDataset {
                 checkpoint: checkpoint.folder().to_string(),
@@ -122,10 +120,26 @@ impl RunDataset {
                 actual: self.digest(),
             });
         }
-        Ok(eval.join(&format!("on-{}", &self.digest()[..DIGEST_DIGITS])))
+        Ok(eval.join(&other))
     }
 
-    /// What the checkpoint was trained on, for the report, unless it is this dataset.
+    /// The name of that folder in `eval/`; none for the dataset that the checkpoint was trained on.
+    pub(super) fn other_folder(&self, checkpoint: &Checkpoint) -> Option<String> {
+        let name = || format!("on-{}", &self.digest()[..DIGEST_DIGITS]);
+        (!is_own(checkpoint, &self.manifest)).then(name)
+    }
+
+    /// What a report of the checkpoint on this dataset says of both.
+    pub(super) fn of_run(&self, checkpoint: &Checkpoint) -> OfRun {
+        let name = self.location.file_name();
+        OfRun {
+            weights: Some(checkpoint.weights_digest()),
+            trained_on: self.other_trained_on(checkpoint).cloned(),
+            dataset: (!name.is_empty()).then(|| name.to_owned()),
+        }
+    }
+
+    /// What the checkpoint was trained on, unless it is this dataset.
     pub(super) fn other_trained_on<'a>(&self, checkpoint: &'a Checkpoint) -> Option<&'a TrainedOn> {
         (!is_own(checkpoint, &self.manifest)).then_some(&checkpoint.manifest().trained_on)
     }

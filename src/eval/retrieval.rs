@@ -3,7 +3,7 @@
 //! A row is relevant for a query that shares its class, or one of its labels where images have several. A row without a
 //! label is never relevant, but has its rank. Sums are taken in the order of the queries, so threads change no bit.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use rayon::prelude::*;
 use serde::Serialize;
@@ -120,16 +120,27 @@ impl Relevance<'_> {
                 queries.iter().map(|&query| classes[query].map_or(0, |class| rows[class.index()])).collect()
             }
             Self::Shared(sets) => {
-                let mut rows_of = HashMap::<u32, Vec<usize>>::new();
-                for (row, labels) in sets.bank.iter().enumerate() {
-                    labels.iter().for_each(|&label| rows_of.entry(label).or_default().push(row));
+                // Rows of equal labels are counted together, and queries of equal labels once: the work is linear in rows and
+                // queries, but for pairs of different sets that share a label.
+                let mut rows = HashMap::<&[u32], usize>::new();
+                sets.bank.iter().for_each(|labels| *rows.entry(labels).or_default() += 1);
+                let rows: Vec<(&[u32], usize)> = rows.into_iter().collect();
+                let mut sets_with = HashMap::<u32, Vec<usize>>::new();
+                for (at, (labels, _)) in rows.iter().enumerate() {
+                    labels.iter().for_each(|&label| sets_with.entry(label).or_default().push(at));
                 }
-                // A row that shares several labels counts once: it knows the query that counted it last.
-                let count = |counted: &mut Vec<usize>, &query: &usize| {
-                    let rows = sets.queries[query].iter().filter_map(|label| rows_of.get(label)).flatten();
-                    rows.filter(|&&row| std::mem::replace(&mut counted[row], query) != query).count()
+                let wanted: HashSet<&[u32]> = queries.iter().map(|&query| &*sets.queries[query]).collect();
+                let wanted: Vec<&[u32]> = wanted.into_iter().collect();
+                // A set that shares several labels counts once: it knows by which wanted one it was counted last.
+                let count = |counted: &mut Vec<usize>, (number, labels): (usize, &&[u32])| {
+                    let shared = labels.iter().filter_map(|label| sets_with.get(label)).flatten();
+                    let new = shared.filter(|&&at| std::mem::replace(&mut counted[at], number) != number);
+                    new.map(|&at| rows[at].1).sum::<usize>()
                 };
-                queries.par_iter().map_init(|| vec![usize::MAX; sets.bank.len()], count).collect()
+                let counts = wanted.par_iter().enumerate().map_init(|| vec![usize::MAX; rows.len()], count);
+                let counts: Vec<usize> = counts.collect();
+                let counts: HashMap<&[u32], usize> = wanted.into_iter().zip(counts).collect();
+                queries.iter().map(|&query| counts[&*sets.queries[query]]).collect()
             }
         }
     }

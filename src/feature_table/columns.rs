@@ -85,7 +85,7 @@ const LABEL: Role = Role {
         "y",
     ],
     fits: is_labels,
-    expected: "integers or text, or lists of them",
+    expected: "integers, whole floats or text, or lists of integers or text",
     option: "--label-column",
 };
 const STEP: Role = Role {
@@ -195,7 +195,14 @@ impl Search<'_> {
 
     fn named(&self, role: &Role, name: &str) -> Result<usize, TableError> {
         let others: Vec<_> = self.schema.fields().iter().map(|field| format!("`{}`", field.name())).collect();
-        let missing = || wrong(self.table, name, format!("is missing, the table has {}", others.join(", ")));
+        let missing = || {
+            let hint = if self.given.contains(&name) {
+                format!("; where bank and queries differ give {} for each", role.option)
+            } else {
+                String::new()
+            };
+            wrong(self.table, name, format!("is missing, the table has {}{hint}", others.join(", ")))
+        };
         let at = self.schema.fields().iter().position(|field| field.name() == name).ok_or_else(missing)?;
         if self.schema.fields().iter().skip(at + 1).any(|field| field.name() == name) {
             return Err(wrong(self.table, name, "is there twice: rename one of the two".into()));
@@ -245,7 +252,8 @@ fn is_vectors(kind: &DataType) -> bool {
 
 fn is_labels(kind: &DataType) -> bool {
     let item = item_type(kind).unwrap_or(kind);
-    is_number(item) || is_text(item)
+    // Pandas makes integers with gaps floats, where a gap is not a number.
+    is_number(item) || is_text(item) || kind.is_floating()
 }
 
 /// The values of a column of lists, and where each row's begin and end in them.
@@ -351,6 +359,9 @@ impl Rows {
             Some((name, labels)) if is_text(labels.data_type()) => {
                 self.append_names(table, name, labels)?;
                 nothing()
+            }
+            Some((name, labels)) if labels.data_type().is_floating() => {
+                whole_numbers(table, name, first, labels)?
             }
             Some((name, labels)) => integers(table, name, labels)?,
             None => nothing(),
@@ -459,6 +470,24 @@ fn integers(table: &str, name: &str, array: &ArrayRef) -> Result<Int64Array, Tab
     Ok(array.as_primitive::<Int64Type>().clone())
 }
 
+/// A column of floats as integers; what is not a number is null.
+fn whole_numbers(table: &str, name: &str, first: usize, array: &ArrayRef) -> Result<Int64Array, TableError> {
+    let array = cast_to(table, array, &DataType::Float64)?;
+    let whole = |(row, value): (usize, Option<f64>)| match value.filter(|value| !value.is_nan()) {
+        Some(value) if value.fract() == 0.0 && value.abs() <= f64::from(u32::MAX) => Ok(Some(value as i64)),
+        Some(value) => {
+            let row = first + row;
+            let reason = format!(
+                "holds {value} in row {row}, expected whole numbers, or NaN where there is none: name another by \
+                 --label-column, or none by ''"
+            );
+            Err(wrong(table, name, reason))
+        }
+        None => Ok(None),
+    };
+    array.as_primitive::<Float64Type>().iter().enumerate().map(whole).collect()
+}
+
 fn cast_to(table: &str, array: &ArrayRef, kind: &DataType) -> Result<ArrayRef, TableError> {
     cast(array, kind).map_err(|source| TableError::Malformed { table: table.into(), source })
 }
@@ -472,8 +501,21 @@ pub(super) struct Columns {
 }
 
 impl Columns {
+    /// None, with room for this many rows.
+    pub(super) fn with_room_for(rows: usize) -> Self {
+        Self {
+            ids: Vec::with_capacity(rows),
+            labels: Vec::with_capacity(rows),
+            updated_step: Vec::with_capacity(rows),
+        }
+    }
+
     /// Adds the rows of another file.
     pub(super) fn extend(&mut self, other: Self) {
+        if self.ids.is_empty() {
+            *self = other;
+            return;
+        }
         self.ids.extend(other.ids);
         self.labels.extend(other.labels);
         self.updated_step.extend(other.updated_step);

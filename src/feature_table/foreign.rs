@@ -131,11 +131,24 @@ pub(super) fn of_bytes(
         Some(names) => Found::of(table, contents.schema(), names)?,
     };
     let (schema, says_length) = (contents.schema().clone(), named.says_unit_length());
+    // Only a table of another program can have its ids in another column.
+    let with_cure = |error: TableError| match (error, found.id.filter(|_| names.is_some() && !is_ours)) {
+        (TableError::Id { table, row, id, reason }, Some(at)) => {
+            let column = schema.field(at).name().clone();
+            let cure = "name another by --id-column, or none by ''";
+            let reason = format!(
+                "holds {id} in row {row}: {reason}, expected ids from 0 to {}, each once: {cure}",
+                u32::MAX
+            );
+            TableError::Column { table, column, reason }
+        }
+        (error, _) => error,
+    };
     let mut rows = Rows::default();
     contents
         .read(&found.positions(), |batch| rows.append(table, &found, batch).map_err(Wrong::Table))
         .map_err(|error| match error {
-            Wrong::Table(error) => error,
+            Wrong::Table(error) => with_cure(error),
             Wrong::Arrow(source) => malformed(source),
         })?;
     if names.is_some() && !is_ours && rows.columns.ids.is_empty() {
@@ -185,7 +198,7 @@ pub(super) fn of_bytes(
             ForeignLabels::Sets { rows, are_names }
         }
     };
-    columns.check(table, meta.kind, meta.classes.len())?;
+    columns.check(table, meta.kind, meta.classes.len()).map_err(with_cure)?;
     check_vectors(table, &meta, 0, &features)?;
     check_texts(table, &schema, &found, &id_texts)?;
     let read = FeatureTable {
@@ -203,6 +216,9 @@ pub(super) fn of_bytes(
         Some(at) if is_text(schema.field(at).data_type()) => RowNames::Texts(id_texts),
         Some(_) => RowNames::Ids,
     };
+    let has_labels = read.labels.iter().any(Option::is_some)
+        || matches!(&labels, ForeignLabels::Sets { rows, .. } if rows.iter().any(|labels| !labels.is_empty()));
+    let labels = if has_labels { labels } else { ForeignLabels::None };
     let about = about(&schema, &found, &read, &labels);
     Ok((read, Some(Foreign { table: table.into(), rows, labels, not_unit, zero, about })))
 }
@@ -238,9 +254,14 @@ fn check_texts(table: &str, schema: &Schema, found: &Found, texts: &[String]) ->
 fn about(schema: &Schema, found: &Found, table: &FeatureTable, labels: &ForeignLabels) -> String {
     let name =
         |at: Option<usize>| at.map_or_else(String::new, |at| format!(" of `{}`", schema.field(at).name()));
+    let is_floating = |at: Option<usize>| at.is_some_and(|at| schema.field(at).data_type().is_floating());
     let classes = table.meta.classes.len();
     let labels = match labels {
+        ForeignLabels::None if found.label.is_some() => "no label in any row".to_owned(),
         ForeignLabels::None => "no labels".to_owned(),
+        ForeignLabels::Numbers if is_floating(found.label) => {
+            "class numbers as floats, NaN for none,".to_owned()
+        }
         ForeignLabels::Numbers => "class numbers".to_owned(),
         ForeignLabels::Names => format!("{classes} class names"),
         ForeignLabels::Sets { are_names: true, .. } => format!("several labels an image, {classes} names"),

@@ -4,6 +4,7 @@
 //! size needs little memory. Arrow's `FileDecoder` is of no use for that: it takes whole blocks, and a block holds 64 Ki
 //! vectors. So [`find_batch`] takes the byte ranges of the columns from the block's message, which arrow parses.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 
 use arrow::array::PrimitiveArray;
@@ -30,6 +31,8 @@ const TRAILER_BYTES: u64 = 10;
 const TAIL_BYTES: u64 = 64 << 10;
 /// Bytes before a message: a marker and the message's length.
 const MESSAGE_PREFIX: usize = 8;
+/// Batches whose columns are read at the same time. All at once would take as much memory again as the columns do.
+const BATCHES_AHEAD: usize = 8;
 /// The longest vector that Arrow's lists of a fixed length hold.
 const MOST_NUMBERS: usize = i32::MAX as usize;
 
@@ -310,16 +313,17 @@ fn find_batch(message: &Bytes, row: usize, body: Range<u64>, vector_bytes: usize
 
 /// Reads all but the vectors.
 fn read_columns(location: &Location, name: &str, batches: &[Batch]) -> Result<Columns, TableError> {
-    let mut columns = Columns::default();
-    let started: Vec<_> = batches
-        .iter()
-        .map(|batch| {
-            let [a, b] = &batch.labels;
-            let [c, d] = &batch.steps;
-            [&batch.ids, a, b, c, d].map(|range| location.start_read_range(range.clone()))
-        })
-        .collect();
-    for (batch, reads) in batches.iter().zip(started) {
+    let mut columns = Columns::with_room_for(batches.iter().map(|batch| batch.rows.len()).sum());
+    let start = |batch: &Batch| {
+        let [a, b] = &batch.labels;
+        let [c, d] = &batch.steps;
+        [&batch.ids, a, b, c, d].map(|range| location.start_read_range(range.clone()))
+    };
+    let mut started = VecDeque::new();
+    let mut rest = batches.iter();
+    for batch in batches {
+        started.extend(rest.by_ref().take(BATCHES_AHEAD - started.len()).map(start));
+        let reads = started.pop_front().expect("a batch is started before it is read");
         let [ids, label_validity, labels, step_validity, steps] = reads;
         let rows = batch.rows.len();
         let column = |validity: Option<Bytes>, values: Bytes| {

@@ -111,6 +111,19 @@ fn a_table_of_16_bit_numbers_is_read_by_every_reader() {
 }
 
 #[test]
+fn a_table_of_many_batches_has_its_columns_in_their_order() {
+    let (_dir, location) = location();
+    let whole = table(1000);
+    let mut writer = TableWriter::start(&location, &whole.meta, Dtype::F32).expect("started");
+    append(&mut writer, &whole, 30, Dtype::F32);
+    writer.finish().expect("published");
+    let stored = StoredTable::open(&location).expect("opened");
+    assert_eq!((stored.ids(), stored.labels()), (&*whole.ids, &*whole.labels));
+    assert_eq!(stored.updated_steps(), whole.updated_step);
+    assert_eq!(read_in_ranges(&stored, 1000).expect("read"), whole.features);
+}
+
+#[test]
 fn long_vectors_are_written_in_16_bits_and_small_batches() {
     assert_eq!([512, 513].map(Dtype::usual), [Dtype::F32, Dtype::F16]);
     assert_eq!(TableWriter::batch_rows(512, Dtype::F32), 65_536);
@@ -401,8 +414,8 @@ mod foreign {
             (changed(1, "pk", floats()), "column `pk` holds Float64, expected integers or text"),
             (changed(2, "emb", text()), "column `emb` holds Utf8, expected lists of float16"),
             (
-                changed(3, "cls", floats()),
-                "column `cls` holds Float64, expected integers or text, or lists of them",
+                changed(3, "cls", list(whole.clone(), [2; 4], None)),
+                "column `cls` holds List(Float64), expected integers, whole floats or text, or lists of integers or text",
             ),
             (
                 changed(3, "cls", Arc::new(StringArray::from(vec!["a", "", "b", "b"]))),

@@ -6,7 +6,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
 
-use super::{PageImages, PageInput, SHOWN_NEIGHBOURS, Section, breakable, escape, grouped, percent};
+use super::text::{add, breakable, escape, grouped, percent};
+use super::{PageImages, PageInput, SHOWN_NEIGHBOURS, Section};
 use crate::eval::{Thumbnails, vote, vote_weight};
 use crate::feature_table::{FeatureTable, Table};
 use crate::ids::{ClassId, InstanceId};

@@ -4,7 +4,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
 
-use super::{PageImages, PageInput, Section, percent};
+use super::text::{add, percent};
+use super::{PageImages, PageInput, Section};
 use crate::eval::EvalError;
 use crate::feature_table::FeatureTable;
 use crate::rng::{Purpose, Stream};

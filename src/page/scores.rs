@@ -1,6 +1,7 @@
 //! The evaluated features and their scores: overall, by options, by class.
 
-use super::{PageInput, Section, breakable, escape, grouped, interval, percent};
+use super::text::{add, breakable, escape, grouped, interval, percent};
+use super::{PageInput, Section};
 use crate::eval::{Confusion, GridCell, KnnReport, KnnReports, Retrieval};
 
 /// Pairs that are shown at once.

@@ -1,8 +1,12 @@
 //! Scores over training: a point for each checkpoint, from its report, and a table with a line for each.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 
-use super::{PageInput, Section, grouped, interval, percent};
+use super::datasets::DatasetTrend;
+use super::text::{add, grouped, interval, percent};
+use super::{PageInput, Section};
 use crate::eval::KnnReport;
 use crate::storage::{Location, StorageError, read_concurrently};
 
@@ -12,6 +16,15 @@ const SCALES: [f64; 6] = [0.01, 0.02, 0.05, 0.1, 0.2, 0.25];
 const MOST_LINES: f64 = 6.0;
 /// The least distance of two labels at the right edge, in hundredths of the chart's height.
 const LABEL_DISTANCE: f64 = 9.0;
+
+/// What a run's folder has of its scores.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct History {
+    /// The scores of its checkpoints that can be compared with the page's report, by step; the report's own are among them.
+    pub points: Vec<HistoryPoint>,
+    /// Those of each dataset that it was evaluated on, the report's first.
+    pub datasets: Vec<DatasetTrend>,
+}
 
 /// The scores of one checkpoint.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -26,21 +39,27 @@ pub struct HistoryPoint {
     pub top1_interval: [f64; 2],
     /// See [`KnnReport::top5_interval`].
     pub top5_interval: [f64; 2],
-    feature: String,
-    k: usize,
+    pub(super) feature: String,
+    pub(super) k: usize,
     temperature: f64,
-    split: String,
+    pub(super) split: String,
     /// Reports of before it was noted have none.
     #[serde(default)]
     bank_split: Option<String>,
-    queries: usize,
+    pub(super) queries: usize,
+    pub(super) chance: Option<f64>,
+    /// The folder's name; reports of before it was noted have none.
+    #[serde(default)]
+    pub(super) dataset: Option<String>,
+    #[serde(default)]
+    pub(super) dataset_digest: String,
     leave_one_out: bool,
     excluded_duplicates: Option<usize>,
 }
 
 impl HistoryPoint {
-    /// The scores of a report.
-    pub fn of(report: &KnnReport) -> Self {
+    /// The scores of a report of the dataset of this name.
+    pub fn of(report: &KnnReport, dataset: &str) -> Self {
         Self {
             step: report.step,
             top1: report.top1,
@@ -53,70 +72,115 @@ impl HistoryPoint {
             split: report.split.clone(),
             bank_split: Some(report.bank_split.clone()),
             queries: report.queries,
+            chance: Some(report.chance),
+            dataset: Some(dataset.to_owned()),
+            dataset_digest: report.dataset_digest.clone(),
             leave_one_out: report.leave_one_out,
             excluded_duplicates: report.excluded_duplicates,
         }
     }
 
     /// Whether the scores mean the same: same feature, votes and queries.
-    fn compares_with(&self, other: &Self) -> bool {
-        (&self.feature, self.k, &self.split, self.queries)
-            == (&other.feature, other.k, &other.split, other.queries)
+    pub(super) fn compares_with(&self, other: &Self) -> bool {
+        (&self.split, self.queries) == (&other.split, other.queries)
             && self.bank_split.as_ref().zip(other.bank_split.as_ref()).is_none_or(|(own, other)| own == other)
+            && self.has_votes_of(other)
+            && self.excluded_duplicates == other.excluded_duplicates
+    }
+
+    /// Whether the same features vote in the same way.
+    pub(super) fn has_votes_of(&self, other: &Self) -> bool {
+        (&self.feature, self.k, self.leave_one_out) == (&other.feature, other.k, other.leave_one_out)
             && self.temperature == other.temperature
-            && (self.leave_one_out, self.excluded_duplicates)
-                == (other.leave_one_out, other.excluded_duplicates)
+            && self.excluded_duplicates.is_some() == other.excluded_duplicates.is_some()
     }
 }
 
-/// The scores of the run's checkpoints that can be compared with this report, by step; its own is among them.
+/// What the folder of a run has of scores beside this report, which is of the dataset of this name; `on` is the folder in
+/// `eval` of the reports of a dataset that the run was not trained on.
 ///
 /// # Errors
 /// If the store fails. A file that is not a report is skipped.
-pub fn history(run: &Location, report: &KnnReport) -> Result<Vec<HistoryPoint>, StorageError> {
-    let own = HistoryPoint::of(report);
+pub fn history(
+    run: &Location,
+    report: &KnnReport,
+    dataset: &str,
+    on: Option<&str>,
+) -> Result<History, StorageError> {
+    let own = HistoryPoint::of(report, dataset);
     let folder = run.join("eval");
-    let mut points = vec![own.clone()];
-    let is_report =
-        |name: &str| name.starts_with("knn-") && name.contains("-step-") && name.ends_with(".json");
-    let names = folder.list()?.into_iter().map(|entry| entry.name).filter(|name| is_report(name));
-    for read in read_concurrently(names.map(|name| (folder.join(&name), None)).collect()) {
+    // By the folder of a dataset, which is empty for that of the training, and by split.
+    let mut found = BTreeMap::<(String, String), Vec<HistoryPoint>>::new();
+    let own_key = (on.unwrap_or_default().to_owned(), own.split.clone());
+    if report.has_scores() {
+        found.insert(own_key.clone(), vec![own.clone()]);
+    }
+    let names = folder.list()?.into_iter().map(|entry| entry.name);
+    let names: Vec<(String, String)> = names.filter_map(|name| Some((report_folder(&name)?, name))).collect();
+    let reads = names.iter().map(|(_, name)| (folder.join(name), None)).collect();
+    for ((place, _), read) in names.iter().zip(read_concurrently(reads)) {
         let text = match read {
             Ok(text) => text,
             // Another job may be replacing it.
             Err(error) if error.is_not_found() => continue,
             Err(error) => return Err(error),
         };
-        let point = serde_json::from_slice::<HistoryPoint>(&text).ok();
-        points.extend(point.filter(|point| point.step != own.step && point.compares_with(&own)));
+        let Ok(point) = serde_json::from_slice::<HistoryPoint>(&text) else { continue };
+        let key = (place.clone(), point.split.clone());
+        let is_own = key == own_key && point.step == own.step && point.compares_with(&own);
+        if !is_own {
+            found.entry(key).or_default().push(point);
+        }
     }
     // Random rows do not depend on the encoder.
     let is_first =
         |point: &HistoryPoint| point.step == 0 && point.feature.starts_with("bank") && *point != own;
-    if points.iter().any(is_first) && !began_encoded(run)? {
-        points.retain(|point| !is_first(point));
+    if found.values().flatten().any(is_first) && !began_encoded(run)? {
+        found.values_mut().for_each(|points| points.retain(|point| !is_first(point)));
     }
+    let alike = found.get(&own_key).into_iter().flatten().filter(|point| point.compares_with(&own));
+    let mut points: Vec<HistoryPoint> = alike.cloned().collect();
     points.sort_by_key(|point| point.step);
     // A checkpoint may have several reports with the same headline.
     points.dedup_by_key(|point| point.step);
-    Ok(points)
+
+    let (first, others): (Vec<_>, Vec<_>) = found.iter().partition(|(key, _)| **key == own_key);
+    let trend = |(_, points): (&_, &Vec<HistoryPoint>)| {
+        DatasetTrend::of_reports(&points.iter().collect::<Vec<_>>(), &own)
+    };
+    let mut datasets: Vec<DatasetTrend> = first.into_iter().chain(others).filter_map(trend).collect();
+    datasets.extend(DatasetTrend::of_metrics(&text_of(&run.join("metrics.jsonl"))?));
+    Ok(History { points, datasets })
+}
+
+/// The folder of a file in `eval` that is a report of `knn`: `on-…`, or none for the dataset of the training.
+fn report_folder(name: &str) -> Option<String> {
+    let (folder, file) = name.rsplit_once('/').unwrap_or(("", name));
+    let is_report = file.starts_with("knn-") && file.contains("-step-") && file.ends_with(".json");
+    let is_of_dataset = folder.is_empty() || folder.starts_with("on-") && !folder.contains('/');
+    (is_report && is_of_dataset).then(|| folder.to_owned())
+}
+
+/// The text of a file; empty where there is none.
+fn text_of(file: &Location) -> Result<String, StorageError> {
+    match file.read() {
+        Ok(text) => Ok(String::from_utf8_lossy(&text).into_owned()),
+        Err(error) if error.is_not_found() => Ok(String::new()),
+        Err(error) => Err(error),
+    }
 }
 
 /// Whether the rows of a run's bank were the untrained encoder's features before the first step.
 fn began_encoded(run: &Location) -> Result<bool, StorageError> {
-    let text = match run.join("config.toml").read() {
-        Ok(text) => String::from_utf8_lossy(&text).into_owned(),
-        Err(error) if error.is_not_found() => return Ok(false),
-        Err(error) => return Err(error),
-    };
+    let text = text_of(&run.join("config.toml"))?;
     let config: toml::Table = text.parse().unwrap_or_default();
     Ok(config.get("bank_init").and_then(toml::Value::as_str) == Some("encode"))
 }
 
 /// The section; none where there are fewer than two points.
 pub(super) fn section(input: &PageInput<'_>) -> Option<Section> {
-    let points = input.history;
-    let [first, .., last] = points else { return None };
+    let points = &input.history.points;
+    let [first, .., last] = points.as_slice() else { return None };
     let chance = input.report().chance;
     let lowest = points.iter().map(|point| point.top1_interval[0]).fold(chance, f64::min);
     let highest = points.iter().map(|point| point.top5_interval[1]).fold(0.0, f64::max);

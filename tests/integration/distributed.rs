@@ -35,11 +35,11 @@ fn train_on(dataset: &Path, run: &Path, more: &str) -> Call {
 }
 
 /// The processes of a job.
-struct Ranks(Vec<Child>);
+pub(super) struct Ranks(Vec<Child>);
 
 impl Ranks {
     /// Starts so many processes of a call.
-    fn start(count: usize, call: impl Fn(usize) -> Call) -> Self {
+    pub(super) fn start(count: usize, call: impl Fn(usize) -> Call) -> Self {
         Self::start_of(count, count, &free_address(), call)
     }
 
@@ -71,7 +71,7 @@ impl Ranks {
     }
 
     /// Waits for all of them, which must succeed; what process 0 prints.
-    fn ok(self) -> String {
+    pub(super) fn ok(self) -> String {
         let outputs = self.end();
         for (rank, output) in outputs.iter().enumerate() {
             assert!(output.status.success(), "rank {rank}: {}\n{}", output.status, stderr(output));

@@ -37,3 +37,5 @@ mod page;
 mod replay;
 #[cfg(feature = "torch")]
 mod resume;
+#[cfg(feature = "torch")]
+mod transfer;

@@ -100,6 +100,8 @@ fn a_dataset_that_cannot_be_monitored_ends_the_run_before_it_starts() {
     assert!(refused(2, &[&of(":train:train")]).contains("would vote on themselves"));
     assert!(refused(2, &[&of(":a:b:c")]).contains("ends with a slash"));
     assert!(refused(2, &[&data, &of(":train:val")]).contains("the name `dataset_val`"));
+    let error = call(&run, "--no-monitor").arg("--monitor", &data).fails(2);
+    assert!(error.contains("--monitor asks") && error.contains("--no-monitor") && !run.exists(), "{error}");
     let blind = unlabelled(dir.path());
     assert!(refused(65, &[&blind.to_string_lossy()]).contains("no labels"));
     // A folder whose name has a colon, beside one without.

@@ -4,14 +4,14 @@ use serde_json::Value;
 
 use super::support::{dataset, instdisc, python_or_skip, scratch};
 
-/// The page of a run with three checkpoints and two features, opened in headless Chromium.
+/// The page of a run with three checkpoints, two features and a monitored dataset, opened in headless Chromium.
 #[test]
 fn a_page_works_in_a_browser() {
     use super::support::train;
     let test = "a_page_works_in_a_browser";
     let dir = scratch();
     let run = dir.path().join("run");
-    train(dataset(), &run, "--epochs 2 --no-monitor --keep 0").ok();
+    train(dataset(), &run, "--epochs 2 --monitor-every 1 --keep 0").arg("--monitor", dataset()).ok();
     let call = instdisc("knn --watch --split val --feature bank,pooled --k 20,1,5 --temperature 0.07,0.5");
     call.arg("--run", &run).arg("--dataset", dataset()).ok();
     let page = run.join("eval/knn-val-bank_pooled-k1_5_20-tau0.07_0.5-step-00000016.html");
@@ -31,6 +31,7 @@ fn a_page_works_in_a_browser() {
             seen["sections"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         let expected = [
             "Over training",
+            "Datasets",
             "Neighbours and temperature",
             "Recall and precision",
             "Classes",

@@ -304,6 +304,12 @@ mod trained {
         let text = std::fs::read_to_string(&report).expect("text");
         std::fs::write(&report, text.replace("\"k\": 12", "\"k\": 11")).expect("marked");
         assert_eq!(call("knn").json()["k"], 12);
+        // Nor is a report kept that an earlier version made without recall and precision.
+        let text = std::fs::read_to_string(&report).expect("text");
+        let mut old: Value = serde_json::from_str(&text).expect("JSON");
+        assert!(old.as_object_mut().expect("an object").remove("retrieval").is_some());
+        std::fs::write(&report, old.to_string()).expect("written");
+        assert!(call("knn").json()["retrieval"]["map"].is_number());
     }
 
     /// The file's name has no digest of the dataset, so the report's own decides.

@@ -1,6 +1,6 @@
-"""Draws a feature table of any size, batch by batch: ROWS vectors of DIM numbers around 100 centres.
+"""Draws a feature table of any size, batch by batch: ROWS vectors of DIM numbers around the centres of 100 classes.
 
-    python tests/python/draw_table.py ROWS DIM {float16,float32} SPLIT OUTPUT
+    python tests/python/draw_table.py ROWS DIM {float16,float32} SPLIT OUTPUT [CLASSES]
 """
 
 import json
@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pyarrow as pa
 
-CLASSES = 100
+CLASSES = int(sys.argv[6]) if len(sys.argv) > 6 else 100
 BATCH = 2048
 
 

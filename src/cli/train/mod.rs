@@ -87,6 +87,7 @@ pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
     let (dataset, run) = (global.location(&args.dataset)?, global.folder("--run", &args.run)?);
     let rendezvous = args.ranks.rendezvous()?;
     let config = resolve(&dataset, &run, rendezvous.world(), &given)?;
+    check_monitor(&config, &given)?;
     let init = (!config.init.is_empty()).then(|| global.file("--init", &config.init)).transpose()?;
     if args.estimate {
         config.validate().map_err(TrainError::from)?;
@@ -162,6 +163,20 @@ pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
         && is_first
     {
         say_next(&next);
+    }
+    Ok(())
+}
+
+/// Checks that nothing asks for datasets to be monitored and for no monitor. `--no-monitor` alone wins over the datasets of
+/// a file.
+fn check_monitor(config: &TrainConfig, given: &Given<'_>) -> anyhow::Result<()> {
+    let (keys, flags) = (given.keys()?, given.flags);
+    let are_in_file =
+        !flags.contains_key("no_monitor") && keys.contains("monitor") && keys.contains("no_monitor");
+    if config.no_monitor && (flags.contains_key("monitor") || are_in_file) {
+        let reason = "--monitor asks for scores while the run trains, and --no-monitor, now or when the run was begun, for \
+                      none: leave out one of the two, or give `no_monitor = false` in the file of --config";
+        return Err(WrongUsage(reason.into()).into());
     }
     Ok(())
 }

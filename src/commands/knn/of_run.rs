@@ -266,9 +266,11 @@ impl<'a> RunEvaluation<'a> {
         let wanted = if self.job.k.is_empty() { vec![default_k] } else { self.asked() };
         // Earlier versions used the default's name for any report of 200 neighbours.
         let has_wanted = |report: &Value| {
+            // Earlier versions measured no retrieval, which is absent where nothing has a label.
+            let is_whole = report["top1"].is_null() || !report["retrieval"].is_null();
             let cells = report["grid"].as_array().into_iter().flatten();
             let ks: BTreeSet<_> = cells.filter_map(|cell| cell["k"].as_u64()).collect();
-            ks.into_iter().eq(wanted.iter().map(|&k| k as u64))
+            is_whole && ks.into_iter().eq(wanted.iter().map(|&k| k as u64))
         };
         let found = reports::find(location, weights, &self.dataset.digest())?.filter(has_wanted);
         let flags = self.group.gather_bytes(&[u8::from(found.is_some())])?;
@@ -285,12 +287,9 @@ impl<'a> RunEvaluation<'a> {
     ) -> Result<Option<KnnReports>, CommandError> {
         let pairs = self.tables(checkpoint)?;
         check()?;
-        let weights = Some(checkpoint.weights_digest());
-        let trained_on = self.dataset.other_trained_on(checkpoint).cloned();
-        // The page compares the run's checkpoints on the dataset that it was trained on.
-        let run = trained_on.is_none().then(|| self.run.clone());
-        let dataset_digest = Some(self.dataset.digest());
-        let place = Place { output, run, weights, trained_on, dataset_digest, mode };
+        let run = Some((self.run.clone(), self.dataset.other_folder(checkpoint)));
+        let (of, dataset_digest) = (self.dataset.of_run(checkpoint), Some(self.dataset.digest()));
+        let place = Place { output, run, of, dataset_digest, mode };
         let dataset = Some(&self.of.dataset);
         evaluate(&pairs, self.job, dataset, Some(&place), self.group as &dyn Searchers, self.progress)
     }

@@ -3,7 +3,7 @@
 //! Tables of other programs may name classes and rows instead of numbering them. The bank stays as it is; the labels and ids
 //! of the queries become the bank's. What was understood of a table is said before anything is searched.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::commands::CommandError;
@@ -37,19 +37,19 @@ impl KnnPair {
         Self { bank, queries, row_names: Default::default(), label_sets: None, unrelated: None }
     }
 
-    /// Opens a bank and reads queries; `columns` are those of tables of other programs, whose vectors are brought to unit
-    /// length if `normalize` is given.
+    /// Opens a bank and reads queries; `columns` are those of each in tables of other programs, whose vectors are brought to
+    /// unit length if `normalize` is given.
     ///
     /// # Errors
     /// If a table cannot be read, its vectors are not of unit length, or classes of one table are not the other's.
     pub fn open(
         (bank_at, queries_at): (&Location, &Location),
-        columns: &ColumnNames,
+        columns: &[ColumnNames; 2],
         normalize: bool,
         progress: &dyn Progress,
     ) -> Result<Self, CommandError> {
-        let (bank, of_bank) = open_bank(bank_at, columns)?;
-        let (queries, of_queries) = FeatureTable::read_foreign(queries_at, Some(columns))?;
+        let (bank, of_bank) = open_bank(bank_at, &columns[0])?;
+        let (queries, of_queries) = FeatureTable::read_foreign(queries_at, Some(&columns[1]))?;
         for foreign in [&of_bank, &of_queries].into_iter().flatten() {
             let normalized = foreign.not_unit.filter(|_| normalize).map_or("", |_| ", normalized");
             progress.note(&format!("{}: {}{normalized}", foreign.table, foreign.about));
@@ -73,18 +73,20 @@ impl KnnPair {
         }
         let mut pair = Self::new(bank, queries);
         let sides = [of_bank.as_ref(), of_queries.as_ref()];
-        pair.match_labels(sides, [bank_at, queries_at])?;
-        pair.match_ids(sides, bank_at.to_string() == queries_at.to_string());
+        if let Some(note) = pair.match_labels(sides, [bank_at, queries_at])? {
+            progress.note(&note);
+        }
+        pair.match_ids(sides, are_one_file(bank_at, queries_at));
         Ok(pair)
     }
 
     /// Brings the labels of the queries to the bank's numbers: by their names where a table of another program has names,
-    /// else by their numbers.
+    /// else by their numbers. What is to be said of them.
     fn match_labels(
         &mut self,
         sides: [Option<&Foreign>; 2],
         names: [&Location; 2],
-    ) -> Result<(), CommandError> {
+    ) -> Result<Option<String>, CommandError> {
         let bank_meta = self.bank.meta().clone();
         let metas = [&bank_meta, &self.queries.meta];
         let kinds = sides.map(|side| side.and_then(|side| side.labels.are_names()));
@@ -131,7 +133,7 @@ impl KnnPair {
                 self.queries.meta.classes = bank_meta.classes;
                 self.queries.labels.fill(None);
             }
-            return Ok(());
+            return Ok(None);
         }
         if !by_name {
             // The classes of this program's table are 0 to their number; those of the other are numbers alone.
@@ -153,6 +155,7 @@ impl KnnPair {
                 }
             }
         }
+        let mut note = None;
         if sides.into_iter().any(has_sets) {
             let of_table = |table: &dyn Table| -> Vec<Vec<u32>> {
                 table
@@ -167,12 +170,32 @@ impl KnnPair {
             };
             let mut sets =
                 LabelSets { bank: rows(sides[0], &*self.bank), queries: rows(sides[1], &self.queries) };
+            // No row shares a label that the bank lacks; its number follows those of the bank.
+            let shared: HashSet<u32> = sets.bank.iter().flatten().copied().collect();
+            let (mut found, mut missing) = (BTreeSet::new(), BTreeSet::new());
             for labels in &mut sets.queries {
                 for label in labels.iter_mut() {
-                    *label = in_bank(*label)?;
+                    let (own, name) = (*label, metas[1].classes.get(*label as usize).filter(|_| by_name));
+                    if let Some(name) = name {
+                        *label = number.get(name.as_str()).copied().unwrap_or(number.len() as u32 + own);
+                    }
+                    let of = if shared.contains(label) { &mut found } else { &mut missing };
+                    of.insert(own);
                 }
                 labels.sort_unstable();
             }
+            let name = |own: u32| match metas[1].classes.get(own as usize).filter(|_| by_name) {
+                Some(name) => name.clone(),
+                None => own.to_string(),
+            };
+            let missing: Vec<String> = missing.into_iter().map(name).collect();
+            if let Some(first) = missing.first().filter(|_| found.is_empty()) {
+                return Err(unknown(first));
+            }
+            note = (!missing.is_empty()).then(|| {
+                let (all, few) = (found.len() + missing.len(), some(&missing));
+                format!("{}: no row of the bank has {} of its {all} labels: {few}", names[1], missing.len())
+            });
             self.label_sets = Some(Arc::new(sets));
             self.queries.labels.fill(None);
         } else if by_name {
@@ -181,10 +204,10 @@ impl KnnPair {
             };
             self.queries.labels = self.queries.labels.iter().map(label).collect::<Result<_, _>>()?;
         } else {
-            return Ok(());
+            return Ok(None);
         }
         self.queries.meta.classes = bank_meta.classes;
-        Ok(())
+        Ok(note)
     }
 
     /// Brings ids that are text to numbers: equal texts have equal ids. Ids that cannot be compared become different ones.
@@ -220,6 +243,12 @@ impl KnnPair {
     }
 }
 
+/// Whether two locations are one file, also by other spellings and through links.
+pub(super) fn are_one_file(a: &Location, b: &Location) -> bool {
+    let [real_a, real_b] = [a, b].map(|place| place.local_path().and_then(|path| path.canonicalize().ok()));
+    real_a.zip(real_b).map_or_else(|| a.to_string() == b.to_string(), |(a, b)| a == b)
+}
+
 /// Some classes, and how many more there are.
 fn some(classes: &[String]) -> String {
     let shown: Vec<_> = classes.iter().take(SHOWN_CLASSES).map(|class| format!("`{class}`")).collect();
@@ -231,10 +260,11 @@ fn some(classes: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use arrow::array::{
-        ArrayRef, FixedSizeListArray, Float32Array, Int64Array, ListBuilder, RecordBatch, StringArray,
-        StringBuilder,
+        ArrayRef, FixedSizeListArray, Float32Array, Int64Array, Int64Builder, ListBuilder, RecordBatch,
+        StringArray, StringBuilder,
     };
     use arrow::datatypes::{DataType, Field};
+    use std::sync::Mutex;
     use tempfile::TempDir;
 
     use super::*;
@@ -269,6 +299,25 @@ mod tests {
         Arc::new(lists.finish())
     }
 
+    /// What was said of tables.
+    #[derive(Default)]
+    struct Notes(Mutex<Vec<String>>);
+
+    impl Notes {
+        fn said(&self) -> String {
+            self.0.lock().expect("no panic").join("\n")
+        }
+    }
+
+    impl Progress for Notes {
+        fn begin(&self, _stage: &str, _total: u64) {}
+        fn advance(&self, _items: u64) {}
+        fn finish(&self) {}
+        fn note(&self, line: &str) {
+            self.0.lock().expect("no panic").push(line.to_owned());
+        }
+    }
+
     struct Files(TempDir);
 
     impl Files {
@@ -288,7 +337,7 @@ mod tests {
     }
 
     fn open(bank: &Location, queries: &Location, normalize: bool) -> Result<KnnPair, CommandError> {
-        KnnPair::open((bank, queries), &ColumnNames::default(), normalize, &Quiet)
+        KnnPair::open((bank, queries), &Default::default(), normalize, &Quiet)
     }
 
     fn refused(bank: &Location, queries: &Location) -> String {
@@ -399,6 +448,130 @@ mod tests {
         let single = [("vec", vectors(&[1.0], 1.0)), ("class", text(&["sky"]))];
         let pair = open(&bank, &files.write("single.parquet", &single), false).expect("opened");
         assert_eq!(report(&pair, 1, false).retrieval.expect("labels").recall[0].recall, 1.0);
+    }
+
+    /// Lists of names and of numbers alike.
+    #[test]
+    fn labels_of_lists_that_the_bank_lacks_are_said_and_no_row_shares_them() {
+        let files = Files::new();
+        let lists = |values: &[&[i64]]| -> ArrayRef {
+            let mut lists = ListBuilder::new(Int64Builder::new());
+            values.iter().for_each(|labels| lists.append_value(labels.iter().map(|&label| Some(label))));
+            Arc::new(lists.finish())
+        };
+        let write = |name: &str, angles: &[f32], tags: ArrayRef| {
+            files.write(name, &[("vec", vectors(angles, 1.0)), ("tags", tags)])
+        };
+        let measured = |bank: &Location, queries: &Location| {
+            let notes = Notes::default();
+            let pair = KnnPair::open((bank, queries), &Default::default(), false, &notes).expect("opened");
+            let retrieval = report(&pair, 2, false).retrieval.expect("labels");
+            assert_eq!((retrieval.queries, retrieval.without_relevant), (2, 1));
+            (retrieval.map, notes.said())
+        };
+        let named = write("named.parquet", &[0.0, 90.0], sets(&["sky sea", "sea"]));
+        let queries = write("queries.parquet", &[1.0, 89.0], sets(&["sky fog", "fog ice"]));
+        let (map, said) = measured(&named, &queries);
+        assert!(
+            said.contains("queries.parquet: no row of the bank has 2 of its 3 labels: `fog`, `ice`"),
+            "{said}"
+        );
+        let numbered = write("numbered.parquet", &[0.0, 90.0], lists(&[&[4, 7], &[7]]));
+        let other = write("other.parquet", &[1.0, 89.0], lists(&[&[4, 900], &[900, 901]]));
+        let (of_numbers, said) = measured(&numbered, &other);
+        assert_eq!((map, of_numbers), (0.5, 0.5));
+        assert!(said.contains("2 of its 3 labels: `900`, `901`"), "{said}");
+        // Tables that share no label are of different data.
+        for (bank, queries, label) in [
+            (&named, write("ice.parquet", &[1.0], sets(&["ice"])), "`ice`"),
+            (&numbered, write("900.parquet", &[1.0], lists(&[&[900]])), "`900`"),
+        ] {
+            let error = refused(bank, &queries);
+            assert!(error.contains(label) && error.contains("lacks"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_column_without_any_label_is_none_and_floats_are_labels_where_they_are_whole() {
+        let files = Files::new();
+        let write = |name: &str, label: ArrayRef| {
+            files.write(name, &[("vec", vectors(&[0.0, 60.0, 120.0], 1.0)), ("label", label)])
+        };
+        let floats =
+            |values: [f64; 3]| -> ArrayRef { Arc::new(arrow::array::Float64Array::from(values.to_vec())) };
+        let numbered = write("numbered.parquet", numbers(&[1, 0, 2]));
+        let opened = |queries: &Location| {
+            let notes = Notes::default();
+            let pair = KnnPair::open((&numbered, queries), &Default::default(), false, &notes);
+            (pair.expect("opened").queries.labels, notes.said())
+        };
+        for (name, empty) in [
+            ("text.parquet", text(&["-"; 3])),
+            ("none.parquet", numbers(&[-1; 3])),
+            ("lists.parquet", sets(&[""; 3])),
+            ("nan.parquet", floats([f64::NAN; 3])),
+        ] {
+            let (labels, said) = opened(&write(name, empty));
+            assert_eq!(labels, [None; 3], "{name}");
+            assert!(said.contains(&format!("{name}: 3 rows, ")), "{said}");
+            assert!(said.contains("no label in any row of `label`"), "{said}");
+        }
+        let (labels, said) = opened(&write("floats.parquet", floats([2.0, f64::NAN, 0.0])));
+        assert_eq!(labels, [Some(ClassId(2)), None, Some(ClassId(0))]);
+        assert!(said.contains("class numbers as floats, NaN for none, of `label`"), "{said}");
+        let error = refused(&numbered, &write("parts.parquet", floats([2.0, 0.25, 0.0])));
+        assert!(error.contains("holds 0.25 in row 1, expected whole numbers"), "{error}");
+        assert!(error.contains("--label-column"), "{error}");
+    }
+
+    #[test]
+    fn wrong_ids_name_the_cure() {
+        let files = Files::new();
+        let write = |name: &str, ids: &[i64]| {
+            files.write(name, &[("vec", vectors(&[0.0, 60.0], 1.0)), ("id", numbers(ids))])
+        };
+        let bank = write("bank.parquet", &[0, 1]);
+        for (ids, what) in [([7, 7], "7 in row 1: it occurs twice"), ([-3, 7], "-3 in row 0: out of range")] {
+            let error = refused(&bank, &write("queries.parquet", &ids));
+            assert!(error.contains("queries.parquet: column `id` holds") && error.contains(what), "{error}");
+            assert!(error.contains("--id-column, or none by ''"), "{error}");
+        }
+    }
+
+    #[test]
+    fn columns_are_named_for_both_tables_or_for_each() {
+        let files = Files::new();
+        let write = |name: &str, label: &str, classes: &[&str]| {
+            files.write(name, &[("vec", vectors(&[0.0, 90.0], 1.0)), (label, text(classes))])
+        };
+        let (bank, queries) =
+            (write("bank.parquet", "kind", &["a", "b"]), write("q.parquet", "sort", &["b", "a"]));
+        let named = |name: &str| ColumnNames { label: Some(name.into()), ..ColumnNames::default() };
+        let open = |columns| KnnPair::open((&bank, &queries), &columns, false, &Quiet);
+        let pair = open([named("kind"), named("sort")]).expect("opened");
+        assert_eq!(pair.queries.labels, [Some(ClassId(1)), Some(ClassId(0))]);
+        let error = open([named("kind"), named("kind")]).expect_err("refused").to_string();
+        assert!(
+            error.contains("q.parquet: column `kind` is missing, the table has `vec`, `sort`"),
+            "{error}"
+        );
+        assert!(error.contains("where bank and queries differ give --label-column for each"), "{error}");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn one_file_by_two_names_is_compared_with_itself() {
+        let files = Files::new();
+        let unnamed = [("vec", vectors(&[0.0, 10.0, 90.0], 1.0)), ("class", text(&["a", "a", "b"]))];
+        let bank = files.write("bank.parquet", &unnamed);
+        let link = files.0.path().join("link.parquet");
+        std::os::unix::fs::symlink(files.0.path().join("bank.parquet"), &link).expect("linked");
+        let link = Location::from_path(&link).expect("a location");
+        let pair = open(&bank, &link, false).expect("opened");
+        assert!(pair.unrelated.is_none() && pair.queries.ids == pair.bank.ids());
+        let notes = report(&pair, 1, false).notes;
+        assert!(notes.iter().any(|note| note.contains("find themselves")), "{notes:?}");
+        assert_eq!([false, true].map(|without| report(&pair, 1, without).top1), [1.0, 2.0 / 3.0]);
     }
 
     #[test]

@@ -84,14 +84,22 @@ impl MetricsLine {
         value
     }
 
-    /// Its numbers by name; those of an epoch have `epoch/` before it, those of the bank `bank/`.
+    /// Its numbers by name; those of the monitor have `monitor/` before it, the others of an epoch `epoch/`, those of the bank
+    /// `bank/`.
     pub fn scalars(&self) -> Vec<(String, f64)> {
-        let prefix = if self.scope == Scope::Interval { "" } else { "epoch/" };
+        let is_monitor_alone = matches!(self.scope, Scope::Start | Scope::Monitor);
+        let prefix = |name: &str| match self.scope {
+            _ if self.monitor.contains_key(name) => "monitor/",
+            Scope::Interval => "",
+            _ => "epoch/",
+        };
         let value = self.to_value();
         let number = |(name, value): (&String, &Value)| value.as_f64().map(|number| (name.clone(), number));
         let own = value.as_object().into_iter().flatten().filter_map(number);
         let own = own.filter(|(name, _)| !matches!(name.as_str(), "time" | "step"));
-        let mut all: Vec<_> = own.map(|(name, number)| (format!("{prefix}{name}"), number)).collect();
+        let own = own.filter(|(name, _)| !is_monitor_alone || self.monitor.contains_key(name));
+        let mut all: Vec<_> =
+            own.map(|(name, number)| (format!("{}{name}", prefix(&name)), number)).collect();
         let bank = value["bank"].as_object().into_iter().flatten().filter_map(number);
         all.extend(bank.map(|(name, number)| (format!("bank/{name}"), number)));
         all
@@ -407,6 +415,21 @@ mod tests {
         let files: Vec<_> =
             run.join("tensorboard").list().expect("a list").into_iter().map(|e| e.name).collect();
         assert_eq!(files, [10, 20, 25].map(|step| format!("{EVENTS}{step:010}.0.instdisc")));
+    }
+
+    /// A curve by steps would else be cut in two where an epoch ends.
+    #[test]
+    fn scores_of_the_monitor_have_one_name_wherever_they_are_measured() {
+        let names = |scope| {
+            let monitor = [("knn1_top1".to_owned(), Value::from(0.5))].into_iter().collect();
+            let line = MetricsLine { monitor, ..Meter::start().line(scope, 5, 0) };
+            line.scalars().into_iter().map(|(name, _)| name).collect::<Vec<_>>()
+        };
+        for scope in [Scope::Start, Scope::Monitor] {
+            assert_eq!(names(scope), ["monitor/knn1_top1"], "{scope:?}");
+        }
+        let of_epoch = names(Scope::Epoch);
+        assert!(["monitor/knn1_top1", "epoch/loss"].iter().all(|name| of_epoch.iter().any(|of| of == name)));
     }
 
     #[test]

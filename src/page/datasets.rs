@@ -1,0 +1,167 @@
+//! The top-1 of a run on each dataset that it was evaluated on, side by side: from its reports, and from what its monitors
+//! of other datasets measured while it trained.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+
+use super::text::{add, escape, grouped, percent};
+use super::trend::HistoryPoint;
+use super::{PageInput, Section};
+
+/// Digits of the digest of a dataset whose name its reports do not have.
+const DIGEST_DIGITS: usize = 12;
+/// The scale of the charts ends at a multiple of this share.
+const SCALE: f64 = 0.1;
+
+/// The top-1 on one dataset, over the steps of a run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DatasetTrend {
+    /// The dataset and its split.
+    pub name: String,
+    /// What was compared.
+    pub about: String,
+    /// Step and top-1, ascending.
+    pub points: Vec<(u64, f64)>,
+    /// The score of guessing, where it is known.
+    pub chance: Option<f64>,
+}
+
+impl DatasetTrend {
+    /// Of reports of one dataset and split, those that compare with `own`, or else the most that compare with one another.
+    pub(super) fn of_reports(reports: &[&HistoryPoint], own: &HistoryPoint) -> Option<Self> {
+        let group = |of: &HistoryPoint| -> Vec<&HistoryPoint> {
+            reports.iter().copied().filter(|point| point.compares_with(of)).collect()
+        };
+        let rank = |of: &&HistoryPoint| {
+            let alike = group(of);
+            let newest = alike.iter().map(|point| point.step).max();
+            (of.compares_with(own), of.has_votes_of(own), alike.len(), newest)
+        };
+        // Of equal ones the first by name, whatever the store's order.
+        let of = reports.iter().copied().rev().max_by_key(rank)?;
+        let steps: BTreeMap<u64, f64> = group(of).iter().map(|point| (point.step, point.top1)).collect();
+        let name = match (&of.dataset, of.dataset_digest.get(..DIGEST_DIGITS)) {
+            (Some(name), _) => name.clone(),
+            (None, Some(digest)) => format!("dataset {digest}"),
+            (None, None) => "dataset".to_owned(),
+        };
+        Some(Self {
+            name: format!("{name}, {}", of.split),
+            about: format!("{}, k = {}, {} queries", of.feature, of.k, grouped(of.queries as u64)),
+            points: steps.into_iter().collect(),
+            chance: of.chance,
+        })
+    }
+
+    /// Of the monitors of other datasets, from the lines of `metrics.jsonl`.
+    pub(super) fn of_metrics(text: &str) -> Vec<Self> {
+        // By name and number of neighbours.
+        let mut found = BTreeMap::<(String, u64), BTreeMap<u64, f64>>::new();
+        let mut chances = BTreeMap::<String, f64>::new();
+        for line in text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
+            let Some(step) = line["step"].as_u64() else { continue };
+            for (key, value) in line.as_object().into_iter().flatten() {
+                let Some((name, score)) = key.split_once("/knn") else { continue };
+                let Some(share) = value.as_f64() else { continue };
+                if score == "_chance" {
+                    chances.insert(name.to_owned(), share);
+                } else if let Some(k) = score.strip_suffix("_top1").and_then(|k| k.parse().ok()) {
+                    found.entry((name.to_owned(), k)).or_default().insert(step, share);
+                }
+            }
+        }
+        let last: BTreeMap<String, (u64, BTreeMap<u64, f64>)> =
+            found.into_iter().map(|((name, k), points)| (name, (k, points))).collect();
+        let trend = |(name, (k, points)): (String, (u64, BTreeMap<u64, f64>))| Self {
+            about: format!("--monitor: a sample, while the run trained, k = {k}"),
+            points: points.into_iter().collect(),
+            chance: chances.get(&name).copied(),
+            name,
+        };
+        last.into_iter().map(trend).collect()
+    }
+}
+
+/// The section; none where the page's own scores are the only ones.
+pub(super) fn section(input: &PageInput<'_>) -> Option<Section> {
+    let trends = &input.history.datasets;
+    if trends.len() <= usize::from(input.report().has_scores()) {
+        return None;
+    }
+    let all = || trends.iter().flat_map(|trend| &trend.points);
+    let (first, last) = (all().map(|(step, _)| *step).min()?, all().map(|(step, _)| *step).max()?);
+    let highest = all().map(|(_, share)| *share).fold(0.0, f64::max);
+    let highest = ((highest / SCALE).ceil() * SCALE).clamp(SCALE, 1.0);
+    let x = |step: u64| 100.0 * (step - first) as f64 / (last - first).max(1) as f64;
+    let y = |share: f64| 100.0 * (highest - share) / highest;
+    let mut html = String::from(
+        "<p class=\"about\">Top-1 on each dataset over training steps, all with the same axes. Scores of different datasets, \
+         features or k cannot be compared, their trends can. The broken line is guessing.</p>\n<div class=\"multiples\">\n",
+    );
+    for DatasetTrend { name, about, points, chance } in trends {
+        let Some((step, share)) = points.last() else { continue };
+        let guessing = chance.map_or_else(String::new, |chance| format!(", guessing {}", percent(chance)));
+        add!(
+            html,
+            "<div><h3>{}</h3>\n<p class=\"note\">{}</p>\n<p><b>{}</b> <span class=\"note\">step {}{guessing}</span></p>\n\
+             <div class=\"chart\" aria-hidden=\"true\">\n",
+            escape(name),
+            escape(about),
+            percent(*share),
+            grouped(*step)
+        );
+        for share in [0.0, highest] {
+            let (place, percent) = (y(share), 100.0 * share);
+            add!(html, "<span class=\"rule\" style=\"top:{place:.2}%\"><i>{percent:.0} %</i></span>");
+        }
+        if let Some(chance) = chance {
+            add!(html, "<span class=\"rule chance\" style=\"top:{:.2}%\"></span>", y(*chance).max(0.0));
+        }
+        let line: Vec<String> =
+            points.iter().map(|&(step, share)| format!("{:.2},{:.2}", x(step), y(share))).collect();
+        add!(
+            html,
+            "<svg viewBox=\"0 0 100 100\" preserveAspectRatio=\"none\"><polyline class=\"top1\" points=\"{}\"/></svg>\n",
+            line.join(" ")
+        );
+        for &(step, share) in points {
+            add!(
+                html,
+                "<b class=\"dot top1\" style=\"left:{:.2}%;top:{:.2}%\" title=\"step {}: {}\"></b>",
+                x(step),
+                y(share),
+                grouped(step),
+                percent(share)
+            );
+        }
+        add!(html, "<span class=\"steps\"><i>step {}</i><i>{}</i></span>\n", grouped(first), grouped(last));
+        html.push_str("</div>\n</div>\n");
+    }
+    html.push_str("</div>\n");
+    table(&mut html, trends);
+    Some(Section { id: "datasets", title: "Datasets", html })
+}
+
+/// A line for each step with a score, a column for each dataset.
+fn table(html: &mut String, trends: &[DatasetTrend]) {
+    html.push_str(
+        "<details><summary>One line per step</summary>\n<div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"Scores \
+         on the datasets\">\n<table>\n<thead><tr><th scope=\"col\">step</th>",
+    );
+    for trend in trends {
+        add!(html, "<th scope=\"col\" title=\"{}\">{}</th>", escape(&trend.about), escape(&trend.name));
+    }
+    html.push_str("</tr></thead>\n<tbody>\n");
+    let steps: BTreeSet<u64> =
+        trends.iter().flat_map(|trend| trend.points.iter().map(|(step, _)| *step)).collect();
+    for step in steps {
+        add!(html, "<tr><th scope=\"row\">{}</th>", grouped(step));
+        for trend in trends {
+            let share = trend.points.iter().find(|(of, _)| *of == step).map(|(_, share)| percent(*share));
+            add!(html, "<td>{}</td>", share.unwrap_or_else(|| "–".to_owned()));
+        }
+        html.push_str("</tr>\n");
+    }
+    html.push_str("</tbody>\n</table>\n</div>\n</details>\n");
+}

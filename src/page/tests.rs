@@ -1,0 +1,196 @@
+//! What the page shows.
+
+use super::*;
+use crate::eval::tests::{options, table, temperature};
+use crate::eval::{evaluate, evaluate_with_neighbours};
+use crate::storage::Location;
+
+#[test]
+fn the_page_escapes_names_and_loads_nothing() {
+    let (mut bank, queries) = (table(15, 40, 8, 2), table(16, 8, 8, 2));
+    bank.meta.classes = vec!["<script>alert(1)</script>".into(), "a & \"b\"".into()];
+    let (report, neighbours) = evaluate_with_neighbours(&bank, &queries, &options(5)).expect("scored");
+    let examples = examples(&bank, &queries, &neighbours, 5, temperature(0.07));
+    let map = map(&queries, 100).expect("mapped");
+    let reports = KnnReports { first: report, other_features: Vec::new() };
+    let input = PageInput {
+        reports: &reports,
+        bank: &bank,
+        queries: &queries,
+        neighbours: &neighbours,
+        examples: &examples,
+        history: &History::default(),
+        map: Some(&map),
+    };
+    let html = page(&input, &PageImages::default());
+    assert!(!html.contains("<script>alert") && html.contains("&lt;script&gt;alert"));
+    assert!(!html.contains("http://") && !html.contains("https://"));
+    assert_eq!(html.matches("<article").count(), 8);
+    // Five neighbours reach recall@5, and not all 20 rows of a class.
+    assert!(html.contains("recall@5</th><th scope=\"col\">mAP@5</th>") && !html.contains("recall@10"));
+    let map = input.reports.first.retrieval.as_ref().expect("labels").map;
+    assert!(
+        html.contains(&format!(
+            "title=\"of the 5 nearest\">{}</td><td style=\"--heat:0\">–</td>",
+            percent(map)
+        ))
+    );
+}
+
+/// The page's filter compares what an option has as its value with what an article has as its class.
+#[test]
+fn a_class_whose_name_has_a_line_break_can_be_chosen_on_the_page() {
+    let (mut bank, queries) = (table(15, 40, 8, 2), table(16, 8, 8, 2));
+    bank.meta.classes = vec!["two\nlines".into(), "two  spaces\r".into()];
+    let (report, neighbours) = evaluate_with_neighbours(&bank, &queries, &options(5)).expect("scored");
+    let examples = examples(&bank, &queries, &neighbours, 5, temperature(0.07));
+    let reports = KnnReports { first: report, other_features: Vec::new() };
+    let input = PageInput {
+        reports: &reports,
+        bank: &bank,
+        queries: &queries,
+        neighbours: &neighbours,
+        examples: &examples,
+        history: &History::default(),
+        map: None,
+    };
+    let html = page(&input, &PageImages::default());
+    for name in ["two&#10;lines", "two  spaces&#13;"] {
+        assert!(html.contains(&format!("<option value=\"{name}\">")), "{name:?}");
+        assert!(html.contains(&format!("data-class=\"{name}\"")), "{name:?}");
+    }
+}
+
+#[test]
+fn the_gallery_shows_each_class_before_any_twice_and_the_surest_first() {
+    let (bank, queries) = (table(25, 900, 8, 6), table(26, 400, 8, 6));
+    let (_, found) = evaluate_with_neighbours(&bank, &queries, &options(21)).expect("scored");
+    let examples = examples(&bank, &queries, &found, 9, temperature(0.07));
+    let of = |kind: ExampleKind| examples.iter().filter(|example| example.kind == kind).collect::<Vec<_>>();
+    for kind in [ExampleKind::Best, ExampleKind::Worst, ExampleKind::Typical] {
+        let shown = of(kind);
+        assert_eq!(shown.len(), 20, "{kind:?}");
+        let class = |example: &&Example| queries.labels[example.query];
+        let mut first: Vec<_> = shown.iter().take(6).map(class).collect();
+        first.sort_unstable();
+        first.dedup();
+        assert_eq!(first.len(), 6, "{kind:?}");
+    }
+    let mut queries_shown: Vec<usize> = examples.iter().map(|example| example.query).collect();
+    queries_shown.sort_unstable();
+    queries_shown.dedup();
+    assert_eq!(queries_shown.len(), 60, "no query is shown twice");
+    for example in of(ExampleKind::Best) {
+        assert_eq!(example.winner, queries.labels[example.query]);
+        assert!(example.own_share > 0.0 && example.own_share <= 1.0);
+    }
+    for example in of(ExampleKind::Worst) {
+        assert_ne!(example.winner, queries.labels[example.query]);
+        assert!(example.winner_share >= example.own_share);
+    }
+}
+
+#[test]
+fn the_history_has_the_reports_that_can_be_compared() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let run = Location::from_path(dir.path()).expect("a location");
+    let (bank, queries) = (table(27, 100, 8, 4), table(28, 20, 8, 4));
+    let report = evaluate(&bank, &queries, &options(5)).expect("scored");
+    let report = KnnReport { feature: "bank as stored".into(), ..report };
+    let publish = |step: u64, report: KnnReport| {
+        let reports = KnnReports { first: report, other_features: Vec::new() };
+        let text = serde_json::to_string(&reports).expect("JSON");
+        let mode = crate::storage::PublishMode::Overwrite;
+        run.join(&format!("eval/knn-val-step-{step:08}.json")).publish(text, mode).expect("published");
+    };
+    publish(40, KnnReport { step: 40, ..report.clone() });
+    publish(20, KnnReport { step: 20, top1: 0.25, ..report.clone() });
+    publish(30, KnnReport { step: 30, k: 7, ..report.clone() });
+    publish(10, KnnReport { step: 10, feature: "another".into(), ..report.clone() });
+    publish(0, KnnReport { step: 0, ..report.clone() });
+    let newest = KnnReport { step: 60, ..report };
+    let points = history(&run, &newest, "own", None).expect("read").points;
+    assert_eq!(points.iter().map(|point| point.step).collect::<Vec<_>>(), [20, 40, 60]);
+    assert_eq!(points[0].top1, 0.25);
+    let config = "arch = \"resnet18\"\nbank_init = \"encode\"\n";
+    run.join("config.toml").publish(config, crate::storage::PublishMode::Create).expect("published");
+    let points = history(&run, &newest, "own", None).expect("read").points;
+    assert_eq!(points.iter().map(|point| point.step).collect::<Vec<_>>(), [0, 20, 40, 60]);
+}
+
+#[test]
+fn a_run_has_a_trend_for_each_dataset_that_it_was_evaluated_on() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let run = Location::from_path(dir.path()).expect("a location");
+    let (bank, queries) = (table(27, 100, 8, 4), table(28, 20, 8, 4));
+    let (report, neighbours) = evaluate_with_neighbours(&bank, &queries, &options(5)).expect("scored");
+    let of = |step: u64, top1: f64, feature: &str| KnnReport {
+        step,
+        top1,
+        feature: feature.into(),
+        split: "val".into(),
+        dataset_digest: "0123456789abcdef".into(),
+        ..report.clone()
+    };
+    let publish = |place: &str, name: Option<&str>, report: KnnReport| {
+        let mut text = serde_json::to_value(&report).expect("JSON");
+        text["dataset"] = name.into();
+        let mode = crate::storage::PublishMode::Overwrite;
+        run.join(&format!("eval/{place}.json")).publish(text.to_string(), mode).expect("published");
+    };
+    publish("knn-val-step-00000020", Some("own"), of(20, 0.3, "bank, 8-d"));
+    // Of another dataset, by the feature of the page and, more often, by another.
+    publish("on-aa/knn-val-projection-step-00000020", Some("birds<"), of(20, 0.4, "projection"));
+    publish("on-aa/knn-val-projection-step-00000040", Some("birds<"), of(40, 0.5, "projection"));
+    publish("on-aa/knn-val-step-00000040", Some("birds<"), of(40, 0.1, "pooled"));
+    // Of an earlier version, which did not name the dataset; and no report.
+    publish("on-bb/knn-val-projection-step-00000040", None, of(40, 0.6, "projection"));
+    publish("on-bb/features/knn-val-step-00000040", Some("no"), of(40, 0.9, "projection"));
+    let line = |step: u64, share: f64| {
+        format!(
+            "{{\"step\": {step}, \"cars_test/knn1_top1\": 0.9, \"cars_test/knn12_top1\": {share}, \"cars_test/knn_chance\": 0.1, \"knn1_top1\": 0.7}}\n"
+        )
+    };
+    let metrics = line(0, 0.2) + &line(10, 0.25) + "{torn";
+    run.join("metrics.jsonl").publish(metrics, crate::storage::PublishMode::Create).expect("published");
+
+    let newest = of(40, 0.35, "bank, 8-d");
+    let found = history(&run, &newest, "own", None).expect("read");
+    let shown = |trends: &[DatasetTrend]| -> Vec<(String, Vec<(u64, f64)>)> {
+        trends.iter().map(|trend| (trend.name.clone(), trend.points.clone())).collect()
+    };
+    let birds = ("birds<, val".to_owned(), vec![(20, 0.4), (40, 0.5)]);
+    let own = ("own, val".to_owned(), vec![(20, 0.3), (40, 0.35)]);
+    let unnamed = ("dataset 0123456789ab, val".to_owned(), vec![(40, 0.6)]);
+    let monitored = ("cars_test".to_owned(), vec![(0, 0.2), (10, 0.25)]);
+    assert_eq!(shown(&found.datasets), [own.clone(), birds.clone(), unnamed.clone(), monitored.clone()]);
+    assert_eq!(found.datasets[3].chance, Some(0.1));
+
+    let reports = KnnReports { first: newest, other_features: Vec::new() };
+    let input = PageInput {
+        reports: &reports,
+        bank: &bank,
+        queries: &queries,
+        neighbours: &neighbours,
+        examples: &[],
+        history: &found,
+        map: None,
+    };
+    let html = page(&input, &PageImages::default());
+    for name in ["own, val", "birds&lt;, val", "dataset 0123456789ab, val", "cars_test"] {
+        assert!(html.contains(&format!("<h3>{name}</h3>")), "{name}");
+    }
+    assert!(
+        html.contains("<tr><th scope=\"row\">20</th><td>30.0 %</td><td>40.0 %</td><td>–</td><td>–</td></tr>")
+    );
+    // The page of another dataset has that one first, and its own checkpoints.
+    let other = history(&run, &of(60, 0.55, "projection"), "birds<", Some("on-aa")).expect("read");
+    assert_eq!(other.points.iter().map(|point| point.step).collect::<Vec<_>>(), [20, 40, 60]);
+    let grown = ("birds<, val".to_owned(), vec![(20, 0.4), (40, 0.5), (60, 0.55)]);
+    let trained = ("own, val".to_owned(), vec![(20, 0.3)]);
+    assert_eq!(shown(&other.datasets), [grown, trained, unnamed, monitored]);
+    // With one dataset its own chart says it all.
+    let alone = History { datasets: found.datasets[..1].to_vec(), points: Vec::new() };
+    let html = page(&PageInput { history: &alone, ..input }, &PageImages::default());
+    assert!(!html.contains("<h2 id=\"h-datasets\">"));
+}
