@@ -74,7 +74,7 @@ trap 'seconds=0; kill -TERM $running' INT TERM
 agree() {
   step agree-replay 120 "$python" agree.py replay
   step agree-objectives 120 "$python" agree.py objectives
-  step agree-train 60 "$python" agree.py train
+  step agree-train 120 "$python" agree.py train
 }
 
 bench() {

@@ -22,6 +22,9 @@ pub fn end_process(code: u8) -> ! {
     ffi::end_process(code)
 }
 
+#[cfg(test)]
+pub(crate) use ffi::emulate_kernels;
+
 pub use error::{DistributedError, LossReason, LostRank};
 pub use group::{GradientReducer, ProcessGroup, Reduce};
 pub use rendezvous::{Rendezvous, RendezvousFlags};

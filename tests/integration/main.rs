@@ -41,3 +41,5 @@ mod page;
 mod replay;
 #[cfg(feature = "torch")]
 mod resume;
+#[cfg(feature = "torch")]
+mod step;
