@@ -100,7 +100,7 @@ def objectives(_folder):
 
 def train(folder):
     """The first losses of a small run, also with batch norm by the kernels for several processes."""
-    words = "--arch resnet20-cifar --image-size 32 --limit 320 --epochs 1".split()
+    words = f"--arch resnet20-cifar --image-size 32 --limit {128 if SMALL else 320} --epochs 1".split()
     kernels, bf16 = ["--sync-batch-norm"], ["--precision", "bf16", "--channels-last"]
 
     def of(name, *more, device=DEVICE):

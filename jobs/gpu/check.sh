@@ -48,8 +48,8 @@ step() { # step NAME SECONDS COMMAND...: within these seconds and what is left o
       75) ;;
       *) outcome=failed ;;
     esac
-    # Ended for the sake of all, not for its own slowness.
-    if [ $code -ge 137 ] && [ "$limit" -eq "$left" ]; then outcome=unfinished; fi
+    # Ended for the sake of all, or by a signal to all, not for its own slowness.
+    if [ $code -ge 137 ] && { [ "$limit" -eq "$left" ] || [ "$seconds" -eq 0 ]; }; then outcome=unfinished; fi
   fi
   echo "$name $DEVICE $outcome $code $((SECONDS - began))" | tee -a results/summary
   case $outcome in
