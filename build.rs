@@ -36,6 +36,8 @@ fn main() {
         .file(format!("{SHIM}/gloo.cpp"))
         .file(format!("{SHIM}/group.cpp"))
         .file(format!("{SHIM}/reducer.cpp"))
+        .file(format!("{SHIM}/batch_norm.cpp"))
+        .file(format!("{SHIM}/emulated.cpp"))
         .compile("instdisc_c10d");
     compiler(&lib)
         .file(format!("{MODEL_SHIM}/operators.cpp"))

@@ -99,10 +99,17 @@ def objectives(_folder):
 
 
 def train(folder):
-    """The first losses of a small run."""
-    words = "--arch resnet20-cifar --image-size 32 --limit 320 --epochs 1 --device".split()
-    on_cpu, on_device = (losses(folder, f"run-{number}", [*words, device]) for number, device in enumerate(["cpu", DEVICE]))
-    yield f"{len(on_cpu)} steps", difference(on_device, on_cpu), 1e-3
+    """The first losses of a small run, also with batch norm by the kernels for several processes."""
+    words = f"--arch resnet20-cifar --image-size 32 --limit {128 if SMALL else 320} --epochs 1".split()
+    kernels, bf16 = ["--sync-batch-norm"], ["--precision", "bf16", "--channels-last"]
+
+    def of(name, *more, device=DEVICE):
+        return losses(folder, f"run-{name}", [*words, *more, "--device", device])
+
+    plain, rounded = of("plain"), of("bf16", *bf16)
+    yield f"{len(plain)} steps", difference(plain, of("cpu", device="cpu")), 1e-3
+    yield "batch norm over processes, f32", difference(of("kernels", *kernels), plain), 1e-3
+    yield "batch norm over processes, bf16", difference(of("bf16-kernels", *bf16, *kernels), rounded), 1e-2
 
 
 def ranks(folder):

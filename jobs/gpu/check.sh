@@ -48,8 +48,8 @@ step() { # step NAME SECONDS COMMAND...: within these seconds and what is left o
       75) ;;
       *) outcome=failed ;;
     esac
-    # Ended for the sake of all, not for its own slowness.
-    if [ $code -ge 137 ] && [ "$limit" -eq "$left" ]; then outcome=unfinished; fi
+    # Ended for the sake of all, or by a signal to all, not for its own slowness.
+    if [ $code -ge 137 ] && { [ "$limit" -eq "$left" ] || [ "$seconds" -eq 0 ]; }; then outcome=unfinished; fi
   fi
   echo "$name $DEVICE $outcome $code $((SECONDS - began))" | tee -a results/summary
   case $outcome in
@@ -74,7 +74,7 @@ trap 'seconds=0; kill -TERM $running' INT TERM
 agree() {
   step agree-replay 120 "$python" agree.py replay
   step agree-objectives 120 "$python" agree.py objectives
-  step agree-train 60 "$python" agree.py train
+  step agree-train 120 "$python" agree.py train
 }
 
 bench() {

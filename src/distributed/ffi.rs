@@ -56,6 +56,16 @@ unsafe extern "C" {
     fn dist_broadcast(group: *mut c_void, tensors: *const *const C_tensor, count: usize, from: i32) -> i32;
     fn dist_all_gather(group: *mut c_void, all: *const C_tensor, own: *const C_tensor) -> i32;
     fn dist_sum_with_gradient(group: *mut c_void, own: *const C_tensor, sum: *mut *mut C_tensor) -> i32;
+    fn dist_batch_norm(
+        group: *const c_void,
+        input: *const C_tensor,
+        parameters: *const *const C_tensor,
+        momentum: f64,
+        eps: f64,
+        out: *mut *mut C_tensor,
+    ) -> i32;
+    #[cfg(test)]
+    fn dist_emulate_kernels() -> i32;
     fn dist_reducer_new(
         group: *mut c_void,
         parameters: *const *const C_tensor,
@@ -314,6 +324,28 @@ impl Drop for Group {
         // SAFETY: made by dist_group_new, freed once. Reducers count their own reference to c10d's group.
         unsafe { dist_group_free(self.0.as_ptr()) }
     }
+}
+
+/// Batch norm over a group's ranks, or over one alone. `parameters`: weight, bias, running mean, running variance.
+pub(super) fn batch_norm(
+    group: Option<&Group>,
+    input: &Tensor,
+    parameters: [&Tensor; 4],
+    (momentum, eps): (f64, f64),
+) -> Result<Tensor, Message> {
+    let group = group.map_or(null(), |group| group.0.as_ptr().cast_const());
+    let (parameters, mut out) = (parameters.map(Tensor::as_ptr), null_mut());
+    // SAFETY: the group is valid or null, and so are the input and four tensors.
+    done(unsafe { dist_batch_norm(group, input.as_ptr(), parameters.as_ptr(), momentum, eps, &mut out) })?;
+    // SAFETY: a new tensor, which is ours.
+    Ok(unsafe { Tensor::from_ptr(out) })
+}
+
+/// Lets the kernels of batch norm be computed on the CPU in this process.
+#[cfg(test)]
+pub(crate) fn emulate_kernels() {
+    // SAFETY: takes nothing.
+    done(unsafe { dist_emulate_kernels() }).expect("libtorch takes them");
 }
 
 /// c10d's Reducer.

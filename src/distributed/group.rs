@@ -154,6 +154,34 @@ impl ProcessGroup {
         Ok(sum.unwrap_or_else(|| tensor.shallow_clone()))
     }
 
+    /// Batch norm in training over the images of all ranks, by libtorch's own CUDA kernels; autograd goes through it.
+    /// The gradients of weight and bias are those of this rank's images.
+    ///
+    /// # Shape
+    /// `input: [batch, channels, height, width]` of any float type, on CUDA -> the same; a rank's batch may be empty.
+    /// All ranks together need two values of a channel. `parameters: [channels]` f32 each: weight, bias, running mean and
+    /// running variance, of which the last two move.
+    /// # Errors
+    /// If the input is elsewhere, a rank is lost or does not come in time. The backward pass has its own errors.
+    /// # Source
+    /// PyTorch's `SyncBatchNorm`.
+    pub fn batch_norm(
+        &self,
+        input: &Tensor,
+        parameters: [&Tensor; 4],
+        momentum: f64,
+        eps: f64,
+    ) -> Result<Tensor, DistributedError> {
+        let of = |group: Option<&ffi::Group>| ffi::batch_norm(group, input, parameters, (momentum, eps));
+        match self.collective("batch norm", |group| of(Some(group)))? {
+            Some(output) => Ok(output),
+            None => of(None).map_err(|message| DistributedError::Backend {
+                what: "batch norm".into(),
+                message: first_line(&message),
+            }),
+        }
+    }
+
     /// Every rank's bytes, by rank. Their lengths may differ.
     ///
     /// # Errors

@@ -16,6 +16,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+#[cfg(test)]
+pub(crate) use ffi::emulate_kernels;
 pub use group::{GradientReducer, ProcessGroup, Reduce};
 pub use rendezvous::{Rendezvous, RendezvousFlags};
 pub use store::Store;

@@ -307,6 +307,66 @@ fn gradients_through_a_sum_are_those_of_the_summed_function() {
     }
 }
 
+/// What a batch norm over these images gives: output and input's gradient, the same for each rank's images; the sums of
+/// the gradients of weight and bias; running mean and variance of each rank.
+fn normalised(shares: &[i64], channels_last: bool) -> Vec<[Tensor; 6]> {
+    let images = shares.iter().sum();
+    let float = |shape: &[i64], phase: f64| waves(shape, phase).to_kind(Kind::Float);
+    each_of(shares.len(), LONG, |group| {
+        let rank = group.rank();
+        let mine = |all: Tensor| {
+            let own = all.narrow(0, shares[..rank].iter().sum(), shares[rank]);
+            if channels_last {
+                own.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
+            } else {
+                own.transpose(2, 3).contiguous().transpose(2, 3)
+            }
+        };
+        let input = mine(float(&[images, 3, 4, 5], 0.3) * 3.0 + 2.0).set_requires_grad(true);
+        let [weight, bias] = [0.1, 0.2].map(|phase| float(&[3], phase).set_requires_grad(true));
+        let [mean, variance] = [0.4, 0.5].map(|phase| float(&[3], phase).abs());
+        let output = if shares.len() == 1 {
+            let statistics = (Some(&mean), Some(&variance));
+            input.batch_norm(Some(&weight), Some(&bias), statistics.0, statistics.1, true, 0.1, 1e-5, false)
+        } else {
+            group.batch_norm(&input, [&weight, &bias, &mean, &variance], 0.1, 1e-5).expect("normalised")
+        };
+        (&output * mine(float(&[images, 3, 4, 5], 0.9))).sum(Kind::Float).backward();
+        [output.detach(), input.grad(), weight.grad(), bias.grad(), mean, variance]
+    })
+}
+
+#[test]
+fn batch_norm_over_uneven_ranks_is_that_of_all_their_images() {
+    let nothing = Tensor::zeros([1], (Kind::Float, Device::Cpu));
+    let input = Tensor::ones([1, 1, 2, 2], (Kind::Float, Device::Cpu));
+    let on_cpu = ProcessGroup::alone().batch_norm(&input, [&nothing; 4], 0.1, 1e-5);
+    // Another test may have put the kernels there before.
+    assert!(on_cpu.map_or_else(|error| error.to_string().contains("batch_norm_stats"), |_| true));
+    emulate_kernels();
+    for shares in [&[3, 1][..], &[0, 4], &[2, 0, 2], &[0, 0, 3, 1]] {
+        for channels_last in [false, true] {
+            let whole = normalised(&[shares.iter().sum()], channels_last).remove(0);
+            let ranks = normalised(shares, channels_last);
+            let all = |part: usize| ranks.iter().map(move |rank| &rank[part]);
+            let close =
+                |a: &Tensor, b: &Tensor| assert!(a.allclose(b, 1e-4, 1e-5, false), "{shares:?} {a} {b}");
+            for part in [0, 1] {
+                close(&Tensor::cat(&all(part).collect::<Vec<_>>(), 0), &whole[part]);
+            }
+            for part in [2, 3] {
+                close(
+                    &all(part).map(Tensor::shallow_clone).reduce(|a, b| a + b).expect("ranks"),
+                    &whole[part],
+                );
+            }
+            for part in [4, 5] {
+                all(part).for_each(|rank| close(rank, &whole[part]));
+            }
+        }
+    }
+}
+
 #[test]
 fn alone_every_collective_is_the_identity() {
     let group = ProcessGroup::join(&Rendezvous::alone(), Device::Cpu, LONG).expect("alone");

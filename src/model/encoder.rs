@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::rc::Rc;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -9,7 +10,7 @@ use tch::{Device, Kind, Tensor, nn};
 
 use super::compute::{Compute, ComputeType, tf32_is_allowed};
 use super::feature_layer::{FeatureLayer, NoSuchLayer, STAGES, flat};
-use super::layers::{Statistics, SumOverRanks, count_kept};
+use super::layers::{OverRanks, Statistics, count_kept};
 use super::libtorch::upload_pixels;
 use super::network::Network;
 use super::weights::{NamedTensors, WeightsError};
@@ -77,7 +78,7 @@ pub struct Encoder {
     mean: Tensor,
     std: Tensor,
     config: EncoderConfig,
-    sum_over_ranks: Option<SumOverRanks>,
+    ranks: Option<Rc<dyn OverRanks>>,
 }
 
 impl fmt::Debug for Encoder {
@@ -101,7 +102,7 @@ impl Encoder {
             std: channel(config.normalisation.std),
             variables,
             config,
-            sum_over_ranks: None,
+            ranks: None,
         };
         let variables = encoder.named_variables();
         let shapes: HashMap<String, Vec<i64>> =
@@ -165,8 +166,8 @@ impl Encoder {
     }
 
     /// From now on batch norm takes mean and variance over the images of all processes in training.
-    pub fn share_statistics(&mut self, sum_over_ranks: SumOverRanks) {
-        self.sum_over_ranks = Some(sum_over_ranks);
+    pub fn share_statistics(&mut self, ranks: Rc<dyn OverRanks>) {
+        self.ranks = Some(ranks);
     }
 
     /// The unit features of a batch; with `train`, batch statistics are used and running ones updated.
@@ -183,10 +184,10 @@ impl Encoder {
     /// # Shape
     /// As that of [`Encoder::forward`]
     pub fn projected(&self, pixels: &Tensor, train: bool) -> Tensor {
-        let statistics = match &self.sum_over_ranks {
+        let statistics = match self.ranks.as_deref() {
             _ if !train => Statistics::Running,
             None => Statistics::OfBatch,
-            Some(sum) => Statistics::OfAllRanks(sum),
+            Some(ranks) => Statistics::OfAllRanks(ranks),
         };
         self.network.project(&self.network.pooled(&self.normalised(pixels), statistics))
     }

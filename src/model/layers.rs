@@ -4,7 +4,6 @@
 //! autograd brings the gradient back to f32. That is what PyTorch's autocast does, on every device.
 
 use std::cell::Cell;
-use std::rc::Rc;
 
 use tch::nn::{self, Conv2D, Linear, ModuleT};
 use tch::{Kind, Tensor, no_grad};
@@ -68,8 +67,17 @@ pub(super) fn linear(layer: &Linear, input: &Tensor) -> Tensor {
     input.linear(&layer.ws.to_kind(kind), layer.bs.as_ref().map(|bias| bias.to_kind(kind)))
 }
 
-/// Sums a tensor over all processes; autograd goes through it.
-pub type SumOverRanks = Rc<dyn Fn(&Tensor) -> Tensor>;
+/// What batch norm needs of all processes; autograd goes through both.
+pub trait OverRanks {
+    /// The sum of a tensor over all processes.
+    fn sum(&self, values: &Tensor) -> Tensor;
+
+    /// The whole batch norm, of maps on CUDA; it moves the layer's running statistics.
+    ///
+    /// # Shape
+    /// As that of the layer; all processes together have two values of a channel.
+    fn batch_norm(&self, input: &Tensor, layer: &nn::BatchNorm) -> Tensor;
+}
 
 /// By which mean and variance a batch is normalised.
 #[derive(Clone, Copy)]
@@ -79,7 +87,7 @@ pub(super) enum Statistics<'a> {
     /// Those of the images in this process; the running ones move.
     OfBatch,
     /// Those of the images in all processes; the running ones move, everywhere alike.
-    OfAllRanks(&'a SumOverRanks),
+    OfAllRanks(&'a dyn OverRanks),
 }
 
 /// A batch norm with PyTorch's settings, over a process's images or over those of all; its weights and statistics stay
@@ -105,7 +113,15 @@ impl BatchNorm {
         match statistics {
             Statistics::Running => self.0.forward_t(input, false),
             Statistics::OfBatch => self.of_batch(input),
-            Statistics::OfAllRanks(sum) => self.over_ranks(input, sum),
+            Statistics::OfAllRanks(ranks) => {
+                let size = input.size();
+                // Of a map of one pixel all processes may have a single value, whose variance is 0 / 0 to the kernels.
+                if input.device().is_cuda() && size[2] * size[3] > 1 {
+                    ranks.batch_norm(input, &self.0)
+                } else {
+                    self.over_ranks(input, ranks)
+                }
+            }
         }
     }
 
@@ -123,7 +139,7 @@ impl BatchNorm {
 
     /// One message each way: sums of `x - shift` and its square, and their count. The shift is the running mean,
     /// the same in all processes and near the mean, so that the variance is not a difference of large numbers.
-    fn over_ranks(&self, input: &Tensor, sum: &SumOverRanks) -> Tensor {
+    fn over_ranks(&self, input: &Tensor, ranks: &dyn OverRanks) -> Tensor {
         let config = nn::BatchNormConfig::default();
         let by_channel = |values: &Tensor| values.view([1, -1, 1, 1]);
         let x = input.to_kind(Kind::Float);
@@ -137,7 +153,7 @@ impl BatchNorm {
             &[total(&shifted).to_kind(Kind::Double), total(&shifted.square()).to_kind(Kind::Double), count],
             0,
         );
-        let sums = sum(&sums);
+        let sums = ranks.sum(&sums);
         let channels = size[1];
         let count = sums.narrow(0, 2 * channels, 1).detach();
         let mean = sums.narrow(0, 0, channels) / &count;
@@ -211,8 +227,16 @@ mod tests {
             state.extend(variables.into_iter().map(|(_, variable)| variable.detach()));
             state
         };
-        let alone: SumOverRanks = Rc::new(Tensor::shallow_clone);
-        let (plain, synced) = (everything(Statistics::OfBatch), everything(Statistics::OfAllRanks(&alone)));
+        struct Alone;
+        impl OverRanks for Alone {
+            fn sum(&self, values: &Tensor) -> Tensor {
+                values.shallow_clone()
+            }
+            fn batch_norm(&self, _: &Tensor, _: &nn::BatchNorm) -> Tensor {
+                panic!("the CPU has no kernel for it")
+            }
+        }
+        let (plain, synced) = (everything(Statistics::OfBatch), everything(Statistics::OfAllRanks(&Alone)));
         assert_eq!(plain.len(), 10);
         for (plain, synced) in plain.iter().zip(&synced) {
             assert!(plain.allclose(synced, 1e-5, 1e-5, false), "{plain} {synced}");

@@ -18,5 +18,5 @@ pub use compute::{Compute, ComputeType, allow_tf32, tf32_is_allowed};
 pub use compute::{DeviceError, SelectedDevice, select_device, select_device_of, threads, wait_for};
 pub use encoder::{Encoder, EncoderConfig, Normalisation};
 pub use feature_layer::{FeatureLayer, NoSuchLayer};
-pub use layers::SumOverRanks;
+pub use layers::OverRanks;
 pub use weights::{NamedTensors, WeightsError};

@@ -5,14 +5,14 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use tch::{Device, Tensor};
+use tch::{Device, Tensor, nn};
 
 use crate::bank::{BankShard, BatchRows};
 use crate::distributed::{DistributedError, ProcessGroup, Reduce};
 use crate::ids::{BankRow, BatchIndex};
 use crate::loader::{Batch, GlobalBatch};
-use crate::model::Encoder;
 use crate::model::libtorch::upload_indices;
+use crate::model::{Encoder, OverRanks};
 use crate::objective::Negatives;
 use crate::run_config::{OnCorrupt, TrainConfig};
 
@@ -81,25 +81,49 @@ pub(super) fn present(
     Ok(Arc::new(global.kept(&is_there)))
 }
 
-/// Lets batch norm sum over the processes, where the configuration says so. What goes wrong meanwhile is in the result:
+/// Lets batch norm compute over the processes, where the configuration says so. What goes wrong meanwhile is in the result:
 /// passes through the network return no error.
 pub(super) fn share_statistics(
     encoder: &mut Encoder,
     group: &Rc<ProcessGroup>,
     config: &TrainConfig,
 ) -> Rc<RefCell<Option<DistributedError>>> {
-    let failed: Rc<RefCell<Option<DistributedError>>> = Rc::default();
+    let failed = Rc::default();
     if config.sync_batch_norm {
-        let (group, failed) = (Rc::clone(group), Rc::clone(&failed));
-        let sum = move |values: &Tensor| {
-            group.sum_with_gradient(values).unwrap_or_else(|error| {
-                failed.borrow_mut().get_or_insert(error);
-                values.shallow_clone()
-            })
-        };
-        encoder.share_statistics(Rc::new(sum));
+        encoder.share_statistics(Rc::new(Ranks { group: Rc::clone(group), failed: Rc::clone(&failed) }));
     }
     failed
+}
+
+/// The processes of a run, to batch norm.
+struct Ranks {
+    group: Rc<ProcessGroup>,
+    failed: Rc<RefCell<Option<DistributedError>>>,
+}
+
+impl Ranks {
+    /// What was computed, or else the input, and the first error is kept.
+    fn or_keep(&self, computed: Result<Tensor, DistributedError>, input: &Tensor) -> Tensor {
+        computed.unwrap_or_else(|error| {
+            self.failed.borrow_mut().get_or_insert(error);
+            input.shallow_clone()
+        })
+    }
+}
+
+impl OverRanks for Ranks {
+    fn sum(&self, values: &Tensor) -> Tensor {
+        self.or_keep(self.group.sum_with_gradient(values), values)
+    }
+
+    fn batch_norm(&self, input: &Tensor, layer: &nn::BatchNorm) -> Tensor {
+        let nn::BatchNorm { ws: Some(weight), bs: Some(bias), running_mean, running_var, .. } = layer else {
+            panic!("a batch norm has weight and bias");
+        };
+        let nn::BatchNormConfig { momentum, eps, .. } = nn::BatchNormConfig::default();
+        let parameters = [weight, bias, running_mean, running_var];
+        self.or_keep(self.group.batch_norm(input, parameters, momentum, eps), input)
+    }
 }
 
 /// A micro-batch over all ranks: the order of the ranks' features.
@@ -232,5 +256,35 @@ impl Plan {
             None => planned[0].rows.shallow_clone(),
         };
         Self { micro_batches: planned, rows }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Kind;
+
+    use super::*;
+    use crate::distributed::emulate_kernels;
+
+    #[test]
+    fn batch_norm_by_kernels_is_that_of_the_layer() {
+        emulate_kernels();
+        let normalised = |by_kernels: bool| {
+            let variables = nn::VarStore::new(Device::Cpu);
+            let config = nn::BatchNormConfig { ws_init: nn::Init::Const(1.5), ..Default::default() };
+            let layer = nn::batch_norm2d(&(variables.root() / "bn"), 2, config);
+            let input = (Tensor::arange(36, (Kind::Float, Device::Cpu)) * 0.7).sin().view([3, 2, 3, 2]);
+            let ranks = Ranks { group: Rc::new(ProcessGroup::alone()), failed: Rc::default() };
+            let output = if by_kernels {
+                ranks.batch_norm(&input, &layer)
+            } else {
+                nn::ModuleT::forward_t(&layer, &input, true)
+            };
+            assert!(ranks.failed.take().is_none());
+            [output.detach(), layer.running_mean.detach(), layer.running_var.detach()]
+        };
+        for (ours, plain) in normalised(true).iter().zip(&normalised(false)) {
+            assert!(ours.allclose(plain, 1e-5, 1e-6, false), "{ours} {plain}");
+        }
     }
 }

@@ -48,14 +48,6 @@ mod trained {
         let dir = scratch();
         let run = dir.path().join("run");
         let call = instdisc("train --arch resnet18 --dim 128 --image-size 32 --batch-size 40 --limit 40")
-    // A run stands for its newest checkpoint, and that for its bank.
-    for place in [&run, &checkpoint] {
-        let call = instdisc("export parquet").arg("--table", place).arg("--output", file("again.parquet"));
-        assert_eq!(call.json()["rows"], 64);
-        assert_eq!(std::fs::read(file("again.parquet")).ok(), std::fs::read(file("table.parquet")).ok());
-    }
-    let of_run = instdisc("export projector --limit 50").arg("--table", &run).arg("--output", file("of_run"));
-    assert_eq!(of_run.json()["rows"], 50);
             .arg("--dataset", dataset())
             .arg("--run", &run);
         let mut command = call.command();
@@ -111,6 +103,16 @@ mod trained {
         let parquet =
             instdisc("export parquet").arg("--table", &bank).arg("--output", file("table.parquet")).json();
         assert_eq!(parquet["rows"], 64);
+        // A run stands for its newest checkpoint, and that for its bank.
+        for place in [&run, &checkpoint] {
+            let call =
+                instdisc("export parquet").arg("--table", place).arg("--output", file("again.parquet"));
+            assert_eq!(call.json()["rows"], 64);
+            assert_eq!(std::fs::read(file("again.parquet")).ok(), std::fs::read(file("table.parquet")).ok());
+        }
+        let of_run =
+            instdisc("export projector --limit 50").arg("--table", &run).arg("--output", file("of_run"));
+        assert_eq!(of_run.json()["rows"], 50);
         let projector =
             instdisc("export projector --limit 50").arg("--table", &bank).arg("--dataset", dataset());
         assert_eq!(projector.arg("--output", file("projector")).json()["rows"], 50);

@@ -38,4 +38,6 @@ mod replay;
 #[cfg(feature = "torch")]
 mod resume;
 #[cfg(feature = "torch")]
+mod step;
+#[cfg(feature = "torch")]
 mod transfer;

@@ -25,8 +25,8 @@ void wait_for(const c10::intrusive_ptr<c10d::Work>& work) {
   }
 }
 
-// Adds up, or compares, in place. gloo and NCCL know neither bool nor i16, and want whole memory.
-static void all_reduce(c10d::ProcessGroup& group, const at::Tensor& tensor, Op op) {
+// gloo and NCCL know neither bool nor i16, and want whole memory.
+void all_reduce(c10d::ProcessGroup& group, const at::Tensor& tensor, Op op) {
   at::NoGradGuard no_grad;
   at::Tensor target = tensor.detach();
   at::Tensor work_on = target.contiguous();

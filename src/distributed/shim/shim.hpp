@@ -58,6 +58,9 @@ BackendPtr make_gloo(
 
 void wait_for(const c10::intrusive_ptr<c10d::Work>& work);
 
+// Adds up, or compares, in place.
+void all_reduce(c10d::ProcessGroup& group, const at::Tensor& tensor, c10d::ReduceOp::RedOpType op);
+
 } // namespace shim
 
 // The entry of the library that holds the NCCL part; nccl.cpp. Pointers: to a StorePtr, to a BackendPtr.

@@ -10,6 +10,7 @@
     reason = "C++ is reached through C functions; all of them are declared and called here"
 )]
 
+use std::cell::Cell;
 use std::ffi::{CStr, c_char, c_void};
 use std::ptr::{NonNull, null, null_mut};
 
@@ -105,6 +106,15 @@ pub fn take_counts() -> Vec<(String, u64)> {
         Some((name.to_owned(), count.parse().ok()?))
     };
     lines.lines().filter_map(count).collect()
+}
+
+thread_local! {
+    static WAITS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// How often this thread has waited for numbers of a device ([`PendingRead::finish`]) since the last call.
+pub fn take_waits() -> u64 {
+    WAITS.take()
 }
 
 fn pointers(tensors: &[Tensor]) -> Vec<*const C_tensor> {
@@ -298,6 +308,7 @@ impl PendingRead {
 
     /// Waits for the numbers.
     pub fn finish(self) -> Vec<f64> {
+        WAITS.set(WAITS.get() + 1);
         if let Some(arrived) = &self.arrived {
             arrived.wait();
         }

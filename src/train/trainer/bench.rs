@@ -64,10 +64,13 @@ impl StepBench {
         let split: Map<_, _> = Phase::NAMES.iter().map(|name| (*name).to_owned()).zip(each).collect();
         let (seconds_by_phase, total) = (clock.seconds, clock.seconds.iter().sum::<f64>());
         drawn.trainer.clock.start_counting();
+        libtorch::take_waits();
         drawn.steps(self.steps)?;
+        let waits = libtorch::take_waits();
         let trainer = &mut drawn.trainer;
         trainer.clock.stop_counting();
-        let operators = operators(&trainer.clock, self.steps);
+        let mut operators = operators(&trainer.clock, self.steps);
+        operators["waits"] = json!(waits as f64 / self.steps as f64);
         group.leave();
         Ok(json!({
             "device": selected.to_string(),
@@ -165,7 +168,7 @@ impl StepTime {
 }
 
 /// What a step starts on the device, by phase: how many operators, and how many of each name. An operator over a list
-/// of tensors, and adding a gradient to what a parameter has, count as one. `reads` are waits for a number.
+/// of tensors, and adding a gradient to what a parameter has, count as one. `reads` are waits for a single number.
 pub(super) fn operators(clock: &Clock, steps: usize) -> Value {
     let a_step = |count: u64| json!(count as f64 / steps as f64);
     let mut by_phase = Map::new();
