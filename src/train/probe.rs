@@ -139,3 +139,86 @@ fn with_one(features: &Tensor) -> Tensor {
     let one = Tensor::ones([features.size()[0], 1], (Kind::Float, features.device()));
     Tensor::cat(&[features, &one], 1)
 }
+
+#[cfg(test)]
+mod tests {
+    use tch::Reduction;
+
+    use super::*;
+    use crate::run_config::TrainConfig;
+    use crate::train::optim::Optimizer;
+
+    const LABELS: [Option<ClassId>; 4] = [Some(ClassId(2)), None, Some(ClassId(0)), Some(ClassId(1))];
+
+    fn probe() -> Probe {
+        Probe::new(5, &LABELS, 0.3, Device::Cpu)
+    }
+
+    /// `[4, 5]`
+    fn features(number: i64) -> Tensor {
+        (Tensor::arange(20, (Kind::Float, Device::Cpu)) * (number + 1)).sin().view([4, 5])
+    }
+
+    fn learn(probe: &mut Probe, number: i64) -> Vec<f64> {
+        let sums = probe.sums(&features(number), &LABELS);
+        probe.step(&sums).iter().map(|number| number.double_value(&[])).collect()
+    }
+
+    #[test]
+    fn it_moves_as_sgd_does_on_the_mean_cross_entropy_of_labelled_images() {
+        let zeros = |shape: &[i64]| Tensor::zeros(shape, (Kind::Float, Device::Cpu)).set_requires_grad(true);
+        let (weight, bias) = (zeros(&[3, 5]), zeros(&[3]));
+        let named = [("weight", &weight), ("bias", &bias)].map(|(name, t)| (name.into(), t.shallow_clone()));
+        let config = TrainConfig { weight_decay: 0.0, ..TrainConfig::default() };
+        let mut sgd = Optimizer::new(named.into(), &config);
+        let mut probe = probe();
+        assert!(!probe.has_learnt());
+        for number in 0..4 {
+            let logits = features(number).matmul(&weight.tr()) + &bias;
+            let targets = Tensor::from_slice(&[2_i64, -100, 0, 1]);
+            let loss = logits.cross_entropy_loss(&targets, None::<Tensor>, Reduction::Mean, -100, 0.0);
+            sgd.drop_gradients();
+            loss.backward();
+            sgd.step(0.3, None);
+            let measured = learn(&mut probe, number);
+            let hits = logits.argmax(1, false).eq_tensor(&targets).sum(Kind::Double).double_value(&[]);
+            assert!((measured[0] / 3.0 - loss.double_value(&[])).abs() < 1e-5, "{measured:?}");
+            assert_eq!(measured[1..], [hits, 3.0]);
+        }
+        let tensors = probe.tensors();
+        for (name, expected) in [("weight", weight), ("bias", bias)] {
+            let off = (tensors.get(name).expect(name) - expected).abs().max().double_value(&[]);
+            assert!(off < 1e-5, "{name}: {off}");
+        }
+        assert!(probe.has_learnt());
+    }
+
+    #[test]
+    fn parts_of_a_batch_add_up_to_the_whole() {
+        let mut probe = probe();
+        learn(&mut probe, 0);
+        let whole = probe.sums(&features(1), &LABELS);
+        let part = |from: usize| probe.sums(&features(1).narrow(0, from as i64, 2), &LABELS[from..from + 2]);
+        assert!((part(0) + part(2) - whole).abs().max().double_value(&[]) < 1e-6);
+    }
+
+    #[test]
+    fn one_that_is_put_back_goes_on_with_the_same_bits_and_without_its_momentum_does_not() {
+        let mut whole = probe();
+        learn(&mut whole, 0);
+        let kept = whole.tensors();
+        learn(&mut whole, 1);
+        let resumed = |kept: &NamedTensors| {
+            let mut resumed = probe();
+            resumed.load(kept).expect("its own file");
+            learn(&mut resumed, 1);
+            resumed.tensors().to_bytes()
+        };
+        assert!(resumed(&kept) == whole.tensors().to_bytes());
+        let still = |(name, tensor): (&str, &Tensor)| {
+            let tensor = if name.ends_with("momentum") { tensor.zeros_like() } else { tensor.copy() };
+            (name.to_owned(), tensor)
+        };
+        assert!(resumed(&NamedTensors::from_tensors(kept.iter().map(still))) != whole.tensors().to_bytes());
+    }
+}

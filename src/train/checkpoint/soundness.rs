@@ -108,11 +108,12 @@ mod tests {
         let buffer = [("fc.weight".to_owned(), Tensor::from_slice(&[f32::INFINITY]))];
         let wrong = NamedTensors::from_tensors(buffer);
         let found = |optimizer, probe| not_finite(encoder.config(), &encoder.weights(), optimizer, probe);
+        let none = nothing();
         let expected = "the optimiser's buffer of fc.weight";
         assert_eq!(found(&wrong, None).as_deref(), Some(expected));
-        assert_eq!(found(&nothing(), Some(&wrong)).as_deref(), Some("the probe's fc.weight"));
+        assert_eq!(found(&none, Some(&wrong)).as_deref(), Some("the probe's fc.weight"));
         let _ = no_grad(|| encoder.statistics().remove(0).fill_(f64::NAN));
-        let found = found(&nothing(), None);
+        let found = found(&none, None);
         assert!(found.is_some_and(|name| name.contains("running_")));
     }
 
