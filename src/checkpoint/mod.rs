@@ -24,6 +24,8 @@ use crate::storage::{Digest, Location, PublishMode, StorageError};
 pub const MODEL: &str = "model.safetensors";
 /// The optimiser's buffers.
 pub const OPTIMIZER: &str = "optimizer.safetensors";
+/// Of a run with a probe, its weights and momentum.
+pub const PROBE: &str = "probe.safetensors";
 /// The memory bank, a feature table.
 pub const BANK: &str = "bank.arrow";
 /// Everything else a run depends on; see [`TrainState`].

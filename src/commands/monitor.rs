@@ -101,7 +101,14 @@ impl Monitor {
         let Evaluation { bank, group, step, .. } = state;
         let mut scores = Map::new();
         let (Some((source, meta)), Some(bank)) = (&self.queries, bank) else { return Ok(scores) };
-        let part = embed_share(state, (source, meta), self.threads, progress)?;
+        let probe = state.probe.filter(|probe| probe.has_learnt());
+        let layers = [FeatureLayer::Projection, FeatureLayer::Pooled];
+        let layers = if probe.is_some() { &layers[..] } else { &layers[..1] };
+        let mut parts = embed_share(state, (source, meta), layers, self.threads, progress)?;
+        if let Some((probe, pooled)) = probe.zip(parts.get(1)) {
+            scores.insert("probe_top1".to_owned(), json!(probe.top1(pooled, group)?));
+        }
+        let part = parts.swap_remove(0);
         let queries = gather_table(group, part, (source.ids(), source.labels()), true)?;
         // What the encoder is worth, before the first step too.
         if queries.len() > 1 {
@@ -167,23 +174,24 @@ fn meta(manifest: &Manifest, split: &str, dim: usize) -> TableMeta {
     }
 }
 
-/// The embeddings of this process's share of some images.
+/// What these layers make of this process's share of some images.
 ///
 /// # Errors
 /// If images cannot be embedded, here or in another process: then all give up.
 fn embed_share(
     state: Evaluation<'_>,
     (source, meta): (&Arc<dyn Source>, &TableMeta),
+    layers: &[FeatureLayer],
     threads: usize,
     progress: &dyn Progress,
-) -> Result<FeatureTable, HookError> {
+) -> Result<Vec<FeatureTable>, HookError> {
     let group = state.group;
     let images: Arc<dyn Source> = if group.world() == 1 {
         Arc::clone(source)
     } else {
         Arc::new(Subset::of_range(Arc::clone(source), share(source.len(), group)))
     };
-    let part = encode(state.encoder, images, FeatureLayer::Projection, meta, (BATCH_SIZE, threads), progress);
+    let part = encode(state.encoder, images, layers, meta, (BATCH_SIZE, threads), progress);
     let failed = group.gather_bytes(&[u8::from(part.is_err())])?;
     let part = part?;
     if let Some(rank) = failed.iter().position(|flag| flag == &[1]) {

@@ -325,7 +325,8 @@ fn embed(
         }
         let source = MemorySource::new(rows).with_exif_orientation(orientation.unwrap_or_default());
         let sizes = (BATCH_SIZE, job.threads);
-        let part = encode(&encoder, Arc::new(source), layer, &table_meta, sizes, progress)?;
+        let mut parts = encode(&encoder, Arc::new(source), &[layer], &table_meta, sizes, progress)?;
+        let part = parts.remove(0);
         match &mut queries {
             None => queries = Some(part),
             Some(all) => {

@@ -407,41 +407,44 @@ pub fn load_encoder(checkpoint: &Checkpoint, device: tch::Device) -> Result<Enco
     Ok(encoder)
 }
 
-/// A layer's features of every image of a source, each exactly once, in the order of the ids, all in memory.
+/// Features of every image of a source, each exactly once, in the order of the ids, all in memory: for each layer a table,
+/// by one pass.
 ///
 /// # Errors
 /// If an image cannot be loaded, or the encoder has no such layer.
 pub fn encode(
     encoder: &Encoder,
     source: Arc<dyn Source>,
-    layer: FeatureLayer,
+    layers: &[FeatureLayer],
     meta: &TableMeta,
     sizes: (usize, usize),
     progress: &dyn Progress,
-) -> Result<FeatureTable, EmbedError> {
+) -> Result<Vec<FeatureTable>, EmbedError> {
     let rows = source.len();
-    let mut table = FeatureTable {
+    let table = |&layer: &FeatureLayer| FeatureTable {
         features: Vec::new(),
         ids: source.ids().to_vec(),
         labels: source.labels().to_vec(),
         updated_step: vec![None; rows],
         meta: layer_meta(meta, encoder, layer),
     };
+    let mut tables: Vec<FeatureTable> = layers.iter().map(table).collect();
     progress.begin("embed", rows as u64);
     for_each_batch(encoder, source, sizes, progress, |batch, images| {
-        let features = &encoder.features(images, &[layer])?[0];
-        let dim = features.size()[1] as usize;
-        table.meta.dim = dim;
-        table.features.resize(rows * dim, 0.0);
-        let features = to_host(features);
-        // Batches follow the order of the shards, not of the ids.
-        for (position, row) in batch.bank_rows.iter().zip(features.chunks_exact(dim)) {
-            table.features[position.row() * dim..][..dim].copy_from_slice(row);
+        for (table, features) in tables.iter_mut().zip(&encoder.features(images, layers)?) {
+            let dim = features.size()[1] as usize;
+            table.meta.dim = dim;
+            table.features.resize(rows * dim, 0.0);
+            let features = to_host(features);
+            // Batches follow the order of the shards, not of the ids.
+            for (position, row) in batch.bank_rows.iter().zip(features.chunks_exact(dim)) {
+                table.features[position.row() * dim..][..dim].copy_from_slice(row);
+            }
         }
         Ok(())
     })?;
     progress.finish();
-    Ok(table)
+    Ok(tables)
 }
 
 /// Calls `each` with every batch of a source under the encoder's evaluation transform and with its images, each image

@@ -178,18 +178,31 @@ impl Encoder {
         unit_rows(&self.projected(pixels, train))
     }
 
+    /// Likewise, with the features before the projection.
+    ///
+    /// # Shape
+    /// As that of [`Encoder::forward`] -> `[batch, dim]` and `[batch, width]` f32, attached to the graph
+    pub fn forward_with_pooled(&self, pixels: &Tensor, train: bool) -> (Tensor, Tensor) {
+        let pooled = self.pooled(pixels, train);
+        (unit_rows(&self.network.project(&pooled)), pooled)
+    }
+
     /// What [`Encoder::forward`] brings to unit length: where the projection has an output for each class,
     /// the classes' scores.
     ///
     /// # Shape
     /// As that of [`Encoder::forward`]
     pub fn projected(&self, pixels: &Tensor, train: bool) -> Tensor {
+        self.network.project(&self.pooled(pixels, train))
+    }
+
+    fn pooled(&self, pixels: &Tensor, train: bool) -> Tensor {
         let statistics = match self.ranks.as_deref() {
             _ if !train => Statistics::Running,
             None => Statistics::OfBatch,
             Some(ranks) => Statistics::OfAllRanks(ranks),
         };
-        self.network.project(&self.network.pooled(&self.normalised(pixels), statistics))
+        self.network.pooled(&self.normalised(pixels), statistics)
     }
 
     /// What several layers make of a batch, in evaluation mode and in one pass. The projection comes at unit
@@ -238,6 +251,12 @@ impl Encoder {
         // Batch norm needs two.
         let pixels = Tensor::zeros([2, 3, side, side], (Kind::Uint8, self.device()));
         count_kept(|| drop(self.forward(&pixels, true))) / 2
+    }
+
+    /// The length of the feature before the projection.
+    pub fn pooled_width(&self) -> i64 {
+        let projection = format!("{}weight", self.config.arch.projection());
+        self.variables.variables()[&projection].size()[1]
     }
 
     /// The trainable parameters by name, in the order of their names.

@@ -254,6 +254,11 @@ options! {
         /// Leave an evaluation out where evaluations would then take more than this share of the time since the start or
         /// the resume, from 0 to below 1; the last one always comes. 0 for no bound.
         monitor_share: f64 = 0.0, Resumable, range: Range::BelowOne, value_name: "SHARE";
+        /// Train a linear classifier beside the encoder, on its features before the projection and the labels of each step's
+        /// images; its loss and top-1 are in the metrics. Encoder and bank do not depend on it.
+        probe: bool = false, Resumable;
+        /// Constant learning rate of `--probe`, which has momentum 0.9 and no weight decay.
+        probe_lr: f64 = 0.1, Resumable, range: Range::NotNegative, value_name: "RATE";
     }
 }
 

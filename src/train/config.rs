@@ -150,6 +150,9 @@ impl TrainConfig {
                 self.negatives
             );
         }
+        if !self.probe && self.probe_lr != Self::default().probe_lr {
+            tracing::warn!("--probe-lr {} has no effect without --probe", self.probe_lr);
+        }
         if self.batch_size > instances {
             tracing::warn!(
                 "a batch of {} holds all {instances} images: an epoch is one step; a smaller `--batch-size` makes more",

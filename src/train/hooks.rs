@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicBool;
 
 use serde_json::{Map, Value};
 
-use super::MetricsLine;
+use super::{MetricsLine, Probe};
 use crate::bank::MemoryBank;
 use crate::distributed::ProcessGroup;
 use crate::model::Encoder;
@@ -55,6 +55,8 @@ pub struct Evaluation<'a> {
     pub encoder: &'a Encoder,
     /// The rows of the bank that are here; a fine-tuning has none.
     pub bank: Option<&'a MemoryBank>,
+    /// What learns beside the encoder.
+    pub probe: Option<&'a Probe>,
     /// The processes of the run.
     pub group: &'a ProcessGroup,
     /// Steps done.

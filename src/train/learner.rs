@@ -1,9 +1,12 @@
 //! What a run moves, as the loop of its steps and its checkpoints see it.
 
+use std::time::Duration;
+
 use super::TrainError;
 use super::gather::Requests;
 use super::metrics::bank_health::BankHealth;
 use super::optim::Optimizer;
+use super::probe::Probe;
 use crate::bank::MemoryBank;
 use crate::checkpoint::{Cursor, TrainState};
 use crate::loader::Batch;
@@ -36,6 +39,11 @@ pub(super) trait Learner {
 
     /// Its bank.
     fn bank(&self) -> Option<&MemoryBank> {
+        None
+    }
+
+    /// What learns beside its encoder.
+    fn probe(&self) -> Option<&Probe> {
         None
     }
 
@@ -79,10 +87,34 @@ pub(super) struct StepOutcome {
     pub alignment: f64,
     /// ln Z as the step assumed it, for `nce`.
     pub ln_partition: Option<f64>,
+    /// What the probe measured, where there is one.
+    pub probe: Option<ProbeSums>,
     /// Nothing moved.
     pub skipped: bool,
     /// What any process asked with it.
     pub asked: Requests,
+}
+
+/// Sums over the images of steps, before the probe saw them.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct ProbeSums {
+    /// Nats.
+    pub loss: f64,
+    /// Images whose class had the highest score.
+    pub hits: f64,
+    /// Images with a label.
+    pub images: f64,
+    /// The time that the host spent on it.
+    pub time: Duration,
+}
+
+impl ProbeSums {
+    pub(super) fn add(&mut self, more: Self) {
+        self.loss += more.loss;
+        self.hits += more.hits;
+        self.images += more.images;
+        self.time += more.time;
+    }
 }
 
 impl StepOutcome {
@@ -97,6 +129,7 @@ impl StepOutcome {
             row_cosine: 1.0,
             alignment: 0.0,
             ln_partition: None,
+            probe: None,
             skipped: false,
             asked: Requests::default(),
         }

@@ -18,6 +18,7 @@ mod learner;
 mod metrics;
 mod monitored;
 mod optim;
+mod probe;
 mod trainer;
 
 use std::rc::Rc;
@@ -31,7 +32,8 @@ pub use finetune::{FinetuneJob, LabelOptions, finetune, finetune_protocol};
 pub use hooks::{Evaluation, HookError, Hooks, RunSummary, StepReport, StopFlag};
 pub use metrics::bank_health::BankHealth;
 pub use metrics::exporter::Exporter;
-pub use metrics::{MetricsLine, Scope};
+pub use metrics::{MetricsLine, ProbeLine, Scope};
+pub use probe::Probe;
 pub use trainer::{StepBench, StepTime};
 
 use self::checkpoint::resume::{Start, agree};
@@ -128,13 +130,29 @@ impl Opened<Trainer> {
         let instances = source.len();
         config.check_size(instances, job.rendezvous.world())?;
         let data = DataIdentity::of(job, &manifest, source.as_ref())?;
+        let labelled = data.labels.iter().flatten().count();
+        if config.probe && labelled == 0 {
+            let (split, dataset) = (&config.split, &job.dataset);
+            let reason = format!(
+                "--probe learns from labels, and split `{split}` of {dataset} has none: ingest it with its classes, or score \
+                 the encoder on a labelled dataset by --monitor. A resumed run keeps its probe unless --config has `probe = \
+                 false`"
+            );
+            return Err(TrainError::Config { reason });
+        }
         let (group, device) = join(job, config, &data, stop)?;
+        if config.probe && labelled < instances && group.is_first() {
+            tracing::info!("probe: {labelled} of {instances} images have a label, the others do not count");
+        }
         if group.is_first() {
             config.advise(instances);
         }
         let start = Start::of(&group, &job.run)?;
         let group = Rc::new(group);
         let mut trainer = Trainer::over(Rc::clone(&group), config.clone(), instances, device.device)?;
+        if config.probe {
+            trainer.add_probe(&data.labels);
+        }
         let begun = match &start.found {
             Some(checkpoint) => trainer.restore(checkpoint, &data),
             None => begin(job, &group, &mut trainer, &source, progress, stop),
@@ -549,7 +567,7 @@ impl<L: Learner> Session<L> {
             return Ok(Duration::ZERO);
         }
         self.check_lock()?;
-        make_replicas_equal(&self.group, encoder, step)?;
+        make_replicas_equal(&self.group, encoder, self.learner.probe(), step)?;
         let (learner, data, ranks) = (&self.learner, &self.data, &self.ranks);
         let metrics = self.metrics.as_mut().map(Metrics::files_of_checkpoint);
         let first = metrics.zip(self.lock.clone());

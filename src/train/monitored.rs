@@ -73,9 +73,9 @@ impl<L: Learner> Session<L> {
 
     fn scores(&self, hooks: &mut dyn Hooks, stop: &StopFlag) -> Result<Scores, TrainError> {
         let Learned { encoder, cursor, .. } = self.learner.learned();
-        let (bank, group) = (self.learner.bank(), self.group.as_ref());
+        let (bank, probe, group) = (self.learner.bank(), self.learner.probe(), self.group.as_ref());
         group.broadcast(&encoder.statistics(), 0)?;
-        let evaluated = hooks.evaluate(Evaluation { encoder, bank, group, step: cursor.step, stop });
+        let evaluated = hooks.evaluate(Evaluation { encoder, bank, probe, group, step: cursor.step, stop });
         Ok(evaluated.unwrap_or_else(|error| {
             if !stop.load(Ordering::Relaxed) {
                 tracing::warn!(

@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use tch::{Kind, Tensor, no_grad};
 
@@ -16,15 +17,16 @@ use self::bench::{Clock, Phase};
 use super::checkpoint::DataIdentity;
 use super::checkpoint::resume::{compatible_state, load_learned};
 use super::gather::{MicroBatch, Plan, Planned, Requests, any, present, share_statistics};
-use super::learner::{Learned, Learner, StepOutcome, advance};
+use super::learner::{Learned, Learner, ProbeSums, StepOutcome, advance};
 use super::metrics::bank_health::BankHealth;
 use super::optim::{LossScale, Optimizer, learning_rate};
+use super::probe::Probe;
 use super::{PartError, StopFlag, TrainError};
 use crate::bank::{MemoryBank, StoredRows};
-use crate::checkpoint::{BANK, Checkpoint, CheckpointError, Cursor, STATE, TrainState};
+use crate::checkpoint::{BANK, Checkpoint, CheckpointError, Cursor, PROBE, STATE, TrainState};
 use crate::distributed::{DistributedError, GradientReducer, ProcessGroup, Reduce};
 use crate::feature_table::{StoredTable, Table};
-use crate::ids::{BankRow, RankShare};
+use crate::ids::{BankRow, ClassId, RankShare};
 use crate::loader::{Batch, GlobalBatch, LoaderOptions, Source, evaluation_epoch};
 use crate::model::libtorch::{PendingRead, upload_indices};
 use crate::model::{Encoder, NamedTensors};
@@ -54,6 +56,8 @@ pub(super) struct Trainer {
     cursor: Cursor,
     /// With `precision = f16` only.
     loss_scale: Option<LossScale>,
+    /// With `probe` only.
+    probe: Option<Probe>,
     /// Steps that moved nothing, because a number was not finite.
     skipped: u64,
     skipped_in_a_row: u64,
@@ -73,6 +77,8 @@ struct PendingStep {
     /// Features' sum, loss, gradient's norm, row cosine, alignment, the processes' requests, and ln Z where the batch
     /// moved it; nothing for a step that moved nothing.
     numbers: Option<PendingRead>,
+    /// What the host spent on the probe, whose numbers come before ln Z.
+    probe_time: Option<Duration>,
     /// What the gradient's norm is multiplied by.
     norm_factor: f64,
     /// Whether ln Z was unknown before the step.
@@ -104,6 +110,8 @@ struct Passes {
     own: Tensor,
     loss: Tensor,
     ln_partition: Option<Tensor>,
+    /// Of the images of this process, and the time that they took.
+    probe: Option<(Tensor, Duration)>,
 }
 
 impl Trainer {
@@ -148,6 +156,7 @@ impl Trainer {
             objective,
             cursor,
             loss_scale,
+            probe: None,
             skipped: 0,
             skipped_in_a_row: 0,
             clock: Clock::off(),
@@ -155,6 +164,12 @@ impl Trainer {
             last: None,
             warned_drift: Cell::new(0.0),
         })
+    }
+
+    /// Lets a probe learn from now on, from images with these labels.
+    pub(super) fn add_probe(&mut self, labels: &[Option<ClassId>]) {
+        let (width, device) = (self.encoder.pooled_width(), self.encoder.device());
+        self.probe = Some(Probe::new(width, labels, self.config.probe_lr, device));
     }
 
     /// Steps of an epoch.
@@ -181,6 +196,13 @@ impl Trainer {
     pub(super) fn restore(&mut self, from: &Checkpoint, data: &DataIdentity) -> Result<(), TrainError> {
         let state = compatible_state(from, &self.config, data, |_| None)?;
         load_learned(from, &state, &mut self.encoder, &mut self.optimizer)?;
+        if let Some(probe) = &mut self.probe {
+            if state.config["probe"] == true {
+                probe.load(&NamedTensors::from_bytes(&from.read(PROBE)?)?)?;
+            } else if self.group.is_first() {
+                tracing::info!("probe: the run had none until step {}; it begins here", state.cursor.step);
+            }
+        }
         let damaged = |name| CheckpointError::Damaged { file: from.folder().join(name).to_string() };
         let table = StoredTable::open_all(&from.bank()?)?;
         if table.ids() != data.ids {
@@ -267,6 +289,7 @@ impl Trainer {
         let mut pending = PendingStep {
             outcome: StepOutcome::before(lr, batch.global.bank_rows.len()),
             numbers: None,
+            probe_time: None,
             norm_factor: ranks / scale,
             sets_z: partition.ln_z().is_none(),
             suspects: Suspects { ids: batch.ids.iter().map(|id| id.0).collect(), features: Tensor::new() },
@@ -299,6 +322,13 @@ impl Trainer {
         }
         let divisor = self.optimizer.divisor(&norm, scale / ranks);
         self.optimizer.step(lr, divisor.as_ref());
+        let began = Instant::now();
+        let probe = self.probe.as_mut().zip(passes.probe);
+        let probe = probe.map(|(probe, (sums, time))| {
+            self.group.all_reduce(&sums, Reduce::Sum)?;
+            Ok::<_, TrainError>((probe.step(&sums), time + began.elapsed()))
+        });
+        let (of_probe, probe_time) = probe.transpose()?.unzip();
         self.clock.mark(Phase::Optimizer);
         let moved = self.bank.update_rows(&plan.rows, &passes.features, self.config.bank_momentum, step);
         let asked = here.numbers().map(|number| Tensor::full([], number, (Kind::Double, norm.device())));
@@ -306,6 +336,8 @@ impl Trainer {
         let moved = Tensor::stack(&[moved.row_cosine, moved.distance, stop, save], 0);
         self.group.all_reduce(&moved, Reduce::Sum)?;
         numbers.extend(moved.unbind(0));
+        numbers.extend(of_probe.into_iter().flatten());
+        pending.probe_time = probe_time;
         let ln_z = passes.ln_partition.and_then(|estimate| {
             let at = (step, self.cursor.epoch);
             self.objective.follow(&estimate, at)
@@ -332,7 +364,7 @@ impl Trainer {
 
     /// Reads a step's numbers.
     fn settle(&mut self, pending: PendingStep) -> Result<StepOutcome, TrainError> {
-        let PendingStep { mut outcome, numbers, norm_factor, sets_z, suspects } = pending;
+        let PendingStep { mut outcome, numbers, probe_time, norm_factor, sets_z, suspects } = pending;
         outcome.ln_partition = self.objective.log_z().ln_z();
         let Some(numbers) = numbers.map(PendingRead::finish) else { return Ok(outcome) };
         if let Some((quantity, value)) = not_finite(&numbers) {
@@ -342,7 +374,16 @@ impl Trainer {
         outcome.gradient_norm = numbers[2] * norm_factor;
         [outcome.row_cosine, outcome.alignment] = [numbers[3], numbers[4]];
         outcome.asked = Requests::from_sums(numbers[5], numbers[6]);
-        if let Some(&ln_z) = numbers.get(7) {
+        let mut more = numbers[7..].iter().copied();
+        if let Some(time) = probe_time {
+            let [loss, hits, images] =
+                std::array::from_fn(|_| more.next().expect("the probe has three numbers"));
+            if !loss.is_finite() {
+                return Err(self.blame(outcome.step - 1, ("probe's loss", loss), &suspects)?);
+            }
+            outcome.probe = Some(ProbeSums { loss, hits, images, time });
+        }
+        if let Some(ln_z) = more.next() {
             self.objective.note_log_z(ln_z);
             if sets_z {
                 outcome.ln_partition = Some(ln_z);
@@ -366,16 +407,23 @@ impl Trainer {
         let last = plan.micro_batches.len() - 1;
         let (mut features, mut own) = (Vec::new(), Vec::new());
         let (mut losses, mut estimates) = (Vec::new(), Vec::new());
+        let (mut probed, mut probe_time) = (Vec::new(), Duration::ZERO);
         for (number, planned) in plan.micro_batches.iter().enumerate() {
             let Planned { micro_batch, order, rows, negatives } = planned;
             let range = global.of_rank(self.group.rank(), number).0;
             let images = self.encoder.images(&batch.pixels[range.start * image..range.end * image]);
             self.clock.mark(Phase::Data);
-            let attached = self.encoder.forward(&images, true);
+            let (attached, pooled) = self.encoder.forward_with_pooled(&images, true);
             if let Some(error) = self.failed.take() {
                 return Err(error.into());
             }
             self.clock.mark(Phase::Forward);
+            if let Some(probe) = &self.probe {
+                let began = Instant::now();
+                probed.push(probe.sums(&pooled.detach(), &batch.labels[range]));
+                probe_time += began.elapsed();
+                self.clock.mark(Phase::Probe);
+            }
             let detached = attached.detach();
             let gathered = micro_batch.gather(&self.group, &detached, order)?;
             let positions = &micro_batch.positions;
@@ -404,6 +452,7 @@ impl Trainer {
             loss: stack(&losses).sum(Kind::Double),
             ln_partition: (!estimates.is_empty())
                 .then(|| stack(&estimates).logsumexp([0_i64].as_slice(), false)),
+            probe: probed.into_iter().reduce(|sum, more| sum + more).map(|sums| (sums, probe_time)),
         })
     }
 
@@ -501,6 +550,10 @@ impl Learner for Trainer {
 
     fn bank(&self) -> Option<&MemoryBank> {
         Some(&self.bank)
+    }
+
+    fn probe(&self) -> Option<&Probe> {
+        self.probe.as_ref()
     }
 
     fn chance_loss(&self) -> Option<f64> {

@@ -141,6 +141,19 @@ fn assert_same_run(one: &Path, other: &Path, what: &str) {
     let differences = expected.features.iter().zip(&actual.features).map(|(a, b)| (a - b).abs());
     let largest = differences.fold(0.0, f32::max);
     assert!(largest < 1e-5, "{what}: a row differs by {largest}");
+    let (expected, actual) = (probe(one), probe(other));
+    assert_eq!(expected.len(), actual.len(), "{what}");
+    let largest = expected.iter().zip(&actual).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(largest < 1e-4, "{what}: the probe differs by {largest}");
+}
+
+/// The numbers of the newest checkpoint's probe; none where the run has no probe.
+fn probe(run: &Path) -> Vec<f32> {
+    let step = newest_step(run).expect("a checkpoint");
+    let file = run.join(format!("checkpoints/step-{step:08}/probe.safetensors"));
+    let Ok(bytes) = std::fs::read(file) else { return Vec::new() };
+    let header = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes")) as usize;
+    bytes[8 + header..].as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect()
 }
 
 /// Whether the steps of two runs went the same way.
@@ -186,7 +199,7 @@ fn any_number_of_processes_trains_as_one_does() {
     for (more, counts) in [
         ("--objective nce", &[2, 4][..]),
         ("--objective softmax --limit 114", &[4]),
-        ("--objective softmax --accumulate 2", &[2]),
+        ("--objective softmax --accumulate 2 --probe", &[2]),
         ("--objective infonce --shuffle windowed --window 32 --bank-init encode --partition ema", &[3]),
         (
             "--objective nce --partition ema --optimizer adamw --weight-decay 0 --negative-sampling shared",

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use instdisc::feature_table::FeatureTable;
+use instdisc::storage::Location;
 use serde_json::Value;
 
 use super::support::{Call, contents, copy, dataset, images, instdisc, scratch, train};
@@ -34,6 +36,46 @@ fn curve(run: &Path) -> Vec<(u64, Vec<(String, f64)>)> {
 
 fn steps(run: &Path) -> Vec<u64> {
     curve(run).into_iter().map(|(step, _)| step).collect()
+}
+
+/// The lines without what depends on the clock; of an epoch, which after a resume has its last steps alone, the scores.
+fn without_times(run: &Path) -> Vec<Value> {
+    const TIMES: [&str; 6] =
+        ["time", "images_per_second", "data_wait", "checkpoint_stall", "monitor_seconds", "probe_seconds"];
+    let mut lines = lines(run);
+    for line in &mut lines {
+        let is_epoch = line["scope"] == "epoch";
+        let is_kept = |name: &str| {
+            let is_score = name == "step" || name.contains("knn") || name == "probe_top1";
+            if is_epoch { is_score } else { !TIMES.contains(&name) }
+        };
+        line.as_object_mut().expect("an object").retain(|name, _| is_kept(name));
+    }
+    lines
+}
+
+/// Where the tensors of a safetensors file are, and the shape of each.
+fn tensors(file: &[u8]) -> Vec<(String, std::ops::Range<usize>, Vec<usize>)> {
+    let begin = 8 + u64::from_le_bytes(file[..8].try_into().expect("eight bytes")) as usize;
+    let header: Value = serde_json::from_slice(&file[8..begin]).expect("JSON");
+    let numbers = |value: &Value| -> Vec<usize> {
+        let numbers = value.as_array().expect("numbers").iter();
+        numbers.map(|number| number.as_u64().expect("a number") as usize).collect()
+    };
+    let of = |(name, tensor): (&String, &Value)| {
+        let at = numbers(&tensor["data_offsets"]);
+        (name.clone(), begin + at[0]..begin + at[1], numbers(&tensor["shape"]))
+    };
+    header.as_object().expect("an object").iter().map(of).collect()
+}
+
+/// Stopped after the checkpoint of step 5.
+fn stopped(whole: &Path, broken: &Path) {
+    copy(whole, broken);
+    for step in ["08", "10", "15", "16"] {
+        std::fs::remove_dir_all(broken.join(format!("checkpoints/step-000000{step}"))).expect("removed");
+    }
+    std::fs::remove_file(broken.join("finished.json")).expect("removed");
 }
 
 /// The training images without their classes, in two splits.
@@ -139,11 +181,7 @@ fn a_resumed_run_is_monitored_at_the_steps_of_an_uninterrupted_one_and_trains_th
     );
     // Stopped after the checkpoint of step 5, once with its scores and once before they were there.
     for is_evaluated in [true, false] {
-        copy(&whole, &broken);
-        for step in ["08", "10", "15", "16"] {
-            std::fs::remove_dir_all(broken.join(format!("checkpoints/step-000000{step}"))).expect("removed");
-        }
-        std::fs::remove_file(broken.join("finished.json")).expect("removed");
+        stopped(&whole, &broken);
         if !is_evaluated {
             let kept = |line: &&Value| line["step"] != 5;
             let kept: String = lines(&broken).iter().filter(kept).map(|line| format!("{line}\n")).collect();
@@ -169,4 +207,113 @@ fn a_bound_on_the_time_leaves_out_all_but_the_first_and_the_last_evaluation() {
         "{said}"
     );
     assert!(lines(&run)[0]["monitor_seconds"].as_f64() > Some(0.0));
+}
+
+#[test]
+fn a_resumed_probe_has_every_number_of_an_uninterrupted_one_and_changes_nothing_else() {
+    let dir = scratch();
+    let [whole, bare, broken, still] = ["whole", "bare", "broken", "still"].map(|name| dir.path().join(name));
+    let options = "--log-every-steps 1 --monitor-every 5steps";
+    let call = |run: &Path, more: &str| call(run, &format!("{options} {more}")).arg("--monitor", dataset());
+    call(&whole, "--probe").ok();
+    call(&bare, "").ok();
+    let file = |run: &Path, step: u32, name: &str| {
+        std::fs::read(run.join(format!("checkpoints/step-{step:08}/{name}"))).expect(name)
+    };
+    for name in ["model.safetensors", "optimizer.safetensors", "bank.arrow"] {
+        assert!(file(&whole, 16, name) == file(&bare, 16, name), "{name}");
+    }
+    let curve = without_times(&whole);
+    let has = |scope: &str, name: &str| {
+        let lines = curve.iter().filter(|line| line["scope"] == scope && line[name].is_number());
+        lines.map(|line| line["step"].as_u64().expect("a step")).collect::<Vec<_>>()
+    };
+    assert_eq!(has("monitor", "probe_top1"), [5, 10, 15], "an untrained one has no score");
+    assert_eq!(has("interval", "probe_train_top1"), (1..=16).collect::<Vec<_>>());
+    let first = &curve[1];
+    let classes = tensors(&file(&whole, 5, "probe.safetensors"))[0].2[0] as f64;
+    let loss = first["probe_train_loss"].as_f64().expect("a loss");
+    assert!((loss - classes.ln()).abs() < 1e-5, "it begins at zero: {first}");
+
+    // The run keeps its probe.
+    stopped(&whole, &broken);
+    call(&broken, "").ok();
+    assert_eq!(without_times(&broken), curve);
+    let last = |run: &Path| contents(&run.join("checkpoints/step-00000016"));
+    assert!(last(&broken) == last(&whole), "the last checkpoint is the same");
+
+    // Without the state of its optimiser it would be another.
+    stopped(&whole, &still);
+    let at = still.join("checkpoints/step-00000005");
+    let mut bytes = file(&still, 5, "probe.safetensors");
+    let digest = |bytes: &[u8]| blake3::hash(bytes).to_hex().to_string();
+    let before = digest(&bytes);
+    for (name, range, _) in tensors(&bytes) {
+        if name.ends_with("momentum") {
+            bytes[range].fill(0);
+        }
+    }
+    let manifest = std::fs::read_to_string(at.join("checkpoint.json")).expect("a manifest");
+    assert!(manifest.contains(&before));
+    std::fs::write(at.join("checkpoint.json"), manifest.replace(&before, &digest(&bytes))).expect("written");
+    std::fs::write(at.join("probe.safetensors"), bytes).expect("written");
+    call(&still, "").ok();
+    assert_ne!(without_times(&still), curve);
+}
+
+/// From the checkpoint's files alone, by plain loops.
+#[test]
+fn a_probe_scores_the_queries_as_its_checkpoint_does() {
+    let dir = scratch();
+    let run = dir.path().join("run");
+    call(&run, "--monitor-every 1 --probe").ok();
+    let at = run.join("checkpoints/step-00000016");
+    let table = dir.path().join("val.arrow");
+    let embed =
+        instdisc("embed --device cpu --split val --feature pooled --dtype f32").arg("--checkpoint", &at);
+    embed.arg("--dataset", dataset()).arg("--output", &table).ok();
+    let table = FeatureTable::read(&Location::from_path(&table).expect("a place")).expect("a table");
+    let bytes = std::fs::read(at.join("probe.safetensors")).expect("a probe");
+    let tensor = |wanted: &str| -> Vec<f32> {
+        let (_, range, _) = tensors(&bytes).into_iter().find(|(name, ..)| name == wanted).expect(wanted);
+        bytes[range].as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect()
+    };
+    let (weight, bias) = (tensor("weight"), tensor("bias"));
+    let hits = table.features.chunks(table.meta.dim).zip(&table.labels).filter(|(feature, label)| {
+        let logit = |class: usize| {
+            let row = &weight[class * feature.len()..][..feature.len()];
+            f64::from(bias[class])
+                + row.iter().zip(*feature).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum::<f64>()
+        };
+        let best = (0..bias.len()).max_by(|&a, &b| logit(a).total_cmp(&logit(b)));
+        best == label.map(|class| usize::from(class.0))
+    });
+    let expected = hits.count() as f64 / table.labels.len() as f64;
+    let lines = lines(&run);
+    assert_eq!(lines.last().expect("a line")["probe_top1"].as_f64(), Some(expected));
+}
+
+#[test]
+fn a_probe_needs_labels_may_come_later_and_is_never_lost() {
+    let dir = scratch();
+    let run = dir.path().join("run");
+    let error = train(&unlabelled(dir.path()), &run, &format!("{OPTIONS} --probe")).fails(78);
+    assert!(error.contains("split `train` of") && error.contains("ingest it with its classes"), "{error}");
+    assert!(!run.exists(), "{error}");
+
+    let options = "--log-every-steps 1 --no-monitor --keep 0";
+    train(dataset(), &run, &format!("{options} --epochs 1")).ok();
+    assert!(!run.join("checkpoints/step-00000008/probe.safetensors").exists());
+    train(dataset(), &run, &format!("{options} --epochs 2 --probe")).ok();
+    let of_probe = lines(&run).into_iter().filter(|line| line["probe_train_loss"].is_number());
+    let steps: Vec<_> = of_probe.map(|line| line["step"].as_u64().expect("a step")).collect();
+    assert_eq!(steps, [9, 10, 11, 12, 13, 14, 15, 16, 16]);
+
+    let manifest = run.join("checkpoints/step-00000016/checkpoint.json");
+    let mut contents: Value =
+        serde_json::from_slice(&std::fs::read(&manifest).expect("there")).expect("JSON");
+    contents["files"].as_array_mut().expect("files").retain(|file| file["name"] != "probe.safetensors");
+    std::fs::write(&manifest, contents.to_string()).expect("written");
+    let error = train(dataset(), &run, &format!("{options} --epochs 3")).fails(65);
+    assert!(error.contains("probe.safetensors"), "{error}");
 }

@@ -531,6 +531,13 @@ impl Hooks for TerminalHooks<'_> {
             let who = if line.scope == Scope::Start { "the untrained encoder: kNN" } else { "kNN" };
             parts.push(format!("{who} among the queries {share}{than}"));
         }
+        let of_queries = percent(score("probe_top1")).map(|share| format!("{share} of the queries"));
+        let of_steps = line.probe.and_then(|probe| percent(Some(probe.probe_train_top1)));
+        let of_steps = of_steps.map(|share| format!("{share} of the training images as they came"));
+        let of_probe: Vec<String> = [of_queries, of_steps].into_iter().flatten().collect();
+        if !of_probe.is_empty() {
+            parts.push(format!("linear probe {}", of_probe.join(" and ")));
+        }
         parts.extend(self.others.iter().filter_map(|other| Self::of_other(line, other.name())));
         if let Some(bank) = &line.bank {
             parts.push(format!("effective rank {:.1} of {}", bank.effective_rank, self.job.config.dim));

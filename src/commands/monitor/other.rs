@@ -13,6 +13,7 @@ use crate::eval::{KnnOptions, default_k, evaluate_over, gather_table, share};
 use crate::failure::Failure;
 use crate::feature_table::{FeatureTable, TableMeta};
 use crate::loader::Source;
+use crate::model::FeatureLayer;
 use crate::progress::Progress;
 use crate::run_config::{MonitoredDataset, TrainConfig};
 use crate::storage::Location;
@@ -125,7 +126,10 @@ impl OtherMonitor {
         };
         group.agree("the images of --monitor", &format!("{}, {}", of(&self.voters), of(&self.queries)))?;
         let (source, meta) = &self.voters;
-        let rows = embed_share(state, (source, meta), self.threads, progress)?;
+        let projection = [FeatureLayer::Projection];
+        let embed =
+            |of| embed_share(state, of, &projection, self.threads, progress).map(|mut parts| parts.remove(0));
+        let rows = embed((source, meta))?;
         let (ids, labels) = (source.ids().to_vec(), source.labels().to_vec());
         // Ids and labels of all voters; the vectors are with those that embedded them.
         let whole = FeatureTable {
@@ -136,7 +140,7 @@ impl OtherMonitor {
             features: Vec::new(),
         };
         let (source, meta) = &self.queries;
-        let part = embed_share(state, (source, meta), self.threads, progress)?;
+        let part = embed((source, meta))?;
         let queries = gather_table(group, part, (source.ids(), source.labels()), true)?;
         let most = default_k(whole.ids.len());
         let k = if most > 1 { vec![1, most] } else { vec![1] };

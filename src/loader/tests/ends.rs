@@ -183,6 +183,14 @@ fn a_corrupt_image_is_left_out_and_all_others_stay_what_they_are() {
 }
 
 #[test]
+fn every_image_of_a_batch_has_its_own_label() {
+    let batches = skipping(&[4, 17], 2).expect("batches");
+    let images = batches.iter().flat_map(|batch| batch.ids.iter().zip(&batch.labels));
+    let wrong = images.clone().find(|(id, label)| **label != Some(ClassId((id.0 % 3) as u16)));
+    assert_eq!((wrong, images.count()), (None, 2 * 28));
+}
+
+#[test]
 fn more_corrupt_images_than_allowed_are_an_error_that_names_the_last() {
     let error = skipping(&[4, 17, 20], 2).expect_err("three are corrupt");
     assert!(error.to_string().starts_with("3 images are corrupt, at most 2"), "{error}");

@@ -15,7 +15,7 @@ use crate::distributed::{ProcessGroup, Store};
 use crate::failure::Failure;
 use crate::model::Encoder;
 use crate::storage::{Digest, Location};
-use crate::train::TrainError;
+use crate::train::{Probe, TrainError};
 
 /// How often a process looks whether another has written.
 const POLL: Duration = Duration::from_millis(20);
@@ -148,19 +148,22 @@ fn key(step: u64, rank: usize) -> String {
     format!("checkpoint/{step}/{rank}")
 }
 
-/// Gives every process rank 0's statistics of batch norm, and makes sure that all weights are the same.
+/// Gives every process rank 0's statistics of batch norm, and makes sure that all weights are the same, the probe's too.
 ///
 /// # Errors
 /// If weights differ, or a collective fails.
 pub(crate) fn make_replicas_equal(
     group: &ProcessGroup,
     encoder: &Encoder,
+    probe: Option<&Probe>,
     step: u64,
 ) -> Result<(), TrainError> {
     if group.world() == 1 {
         return Ok(());
     }
     group.broadcast(&encoder.statistics(), 0)?;
-    let digest = Digest::of(&encoder.weights().to_bytes()).to_string();
+    let mut weights = encoder.weights().to_bytes();
+    weights.extend(probe.map(|probe| probe.tensors().to_bytes()).unwrap_or_default());
+    let digest = Digest::of(&weights).to_string();
     Ok(group.agree(&format!("the weights' digest after step {step}"), &digest)?)
 }

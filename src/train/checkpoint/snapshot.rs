@@ -11,15 +11,15 @@ use super::sharded::SharedCheckpoint;
 use super::soundness::not_finite;
 use crate::bank::MemoryBank;
 use crate::checkpoint::{
-    CheckpointManifest, FileEntry, MODEL, OPTIMIZER, STATE, TrainState, TrainedOn, checkpoint_name,
+    CheckpointManifest, FileEntry, MODEL, OPTIMIZER, PROBE, STATE, TrainState, TrainedOn, checkpoint_name,
     publish_file,
 };
 use crate::feature_table::{FeatureTable, Kind, TableMeta};
 use crate::model::{EncoderConfig, NamedTensors};
 use crate::storage::{Location, Lock};
-use crate::train::TrainError;
 use crate::train::learner::{Learned, Learner};
 use crate::train::metrics::MetricsFiles;
+use crate::train::{Probe, TrainError};
 
 /// A copy of everything that a process adds to a checkpoint, on the host: training can go on while it is written.
 #[derive(Debug)]
@@ -39,6 +39,7 @@ struct Common {
     encoder: EncoderConfig,
     model: NamedTensors,
     optimizer: NamedTensors,
+    probe: Option<NamedTensors>,
     state: Vec<u8>,
     metrics: MetricsFiles,
     /// The run's: a process that lost it while it wrote publishes nothing.
@@ -165,6 +166,7 @@ impl Common {
             encoder: encoder.config(),
             model: encoder.weights(),
             optimizer: optimizer.buffers(),
+            probe: learner.probe().map(Probe::tensors),
             state: serde_json::to_vec_pretty(&state).expect("a state is plain data"),
             metrics,
             lock,
@@ -179,7 +181,7 @@ impl Common {
         trained_on: &TrainedOn,
         bank: impl FnOnce() -> Result<Vec<FileEntry>, TrainError>,
     ) -> Result<(), TrainError> {
-        if let Some(name) = not_finite(self.encoder, &self.model, &self.optimizer) {
+        if let Some(name) = not_finite(self.encoder, &self.model, &self.optimizer, self.probe.as_ref()) {
             return Err(TrainError::Poisoned { step, name });
         }
         self.metrics.publish()?;
@@ -188,6 +190,9 @@ impl Common {
             publish_file(folder, OPTIMIZER, self.optimizer.to_bytes())?,
             publish_file(folder, STATE, self.state)?,
         ];
+        if let Some(probe) = self.probe {
+            files.push(publish_file(folder, PROBE, probe.to_bytes())?);
+        }
         files.extend(bank()?);
         self.lock.check()?;
         Ok(CheckpointManifest::new(step, self.epoch, trained_on.clone(), files).publish(folder)?)
@@ -214,6 +219,7 @@ mod tests {
             encoder: encoder.config(),
             model,
             optimizer,
+            probe: None,
             state: b"{}".to_vec(),
             metrics,
             lock: Arc::new(lock),

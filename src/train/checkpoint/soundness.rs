@@ -5,24 +5,28 @@
 
 use tch::{Device, no_grad};
 
-use crate::checkpoint::{Checkpoint, CheckpointError, MODEL, OPTIMIZER, STATE};
+use crate::checkpoint::{Checkpoint, CheckpointError, MODEL, OPTIMIZER, PROBE, STATE};
 use crate::model::{Encoder, EncoderConfig, NamedTensors};
 use crate::rng::{Purpose, Stream};
 
 /// Images whose features are computed.
 const IMAGES: u32 = 2;
 
-/// Names what is not finite: a weight, a statistic of batch norm, a buffer of the optimiser, or a feature.
+/// Names what is not finite: a weight, a statistic of batch norm, a buffer of the optimiser, the probe, or a feature.
 pub(super) fn not_finite(
     config: EncoderConfig,
     model: &NamedTensors,
     optimizer: &NamedTensors,
+    probe: Option<&NamedTensors>,
 ) -> Option<String> {
     if let Some(name) = model.not_finite() {
         return Some(name.to_owned());
     }
     if let Some(name) = optimizer.not_finite() {
         return Some(format!("the optimiser's buffer of {name}"));
+    }
+    if let Some(name) = probe.and_then(NamedTensors::not_finite) {
+        return Some(format!("the probe's {name}"));
     }
     let mut encoder = Encoder::new(config, 0, Device::Cpu);
     // Loading names weights of another form.
@@ -46,7 +50,9 @@ pub(super) fn check(checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
     let read = |name| Ok::<_, CheckpointError>(NamedTensors::from_bytes(&checkpoint.read(name)?).ok());
     // Loading names files that are not tensors.
     let (Some(model), Some(optimizer)) = (read(MODEL)?, read(OPTIMIZER)?) else { return Ok(()) };
-    match not_finite(config, &model, &optimizer) {
+    let has_probe = checkpoint.manifest().files.iter().any(|file| file.name == PROBE);
+    let probe = if has_probe { read(PROBE)? } else { None };
+    match not_finite(config, &model, &optimizer, probe.as_ref()) {
         Some(name) => Err(CheckpointError::NotFinite { checkpoint: checkpoint.folder().to_string(), name }),
         None => Ok(()),
     }
@@ -81,7 +87,7 @@ mod tests {
     #[test]
     fn weights_as_they_are_drawn_are_sound() {
         let encoder = encoder();
-        assert_eq!(not_finite(encoder.config(), &encoder.weights(), &nothing()), None);
+        assert_eq!(not_finite(encoder.config(), &encoder.weights(), &nothing(), None), None);
     }
 
     #[test]
@@ -92,7 +98,7 @@ mod tests {
         }
         let weights = encoder.weights();
         assert_eq!(weights.not_finite(), None);
-        let found = not_finite(encoder.config(), &weights, &nothing());
+        let found = not_finite(encoder.config(), &weights, &nothing(), None);
         assert_eq!(found.as_deref(), Some("a feature under its weights"));
     }
 
@@ -100,10 +106,14 @@ mod tests {
     fn a_statistic_and_a_buffer_that_are_not_finite_are_named() {
         let encoder = encoder();
         let buffer = [("fc.weight".to_owned(), Tensor::from_slice(&[f32::INFINITY]))];
-        let found = not_finite(encoder.config(), &encoder.weights(), &NamedTensors::from_tensors(buffer));
-        assert_eq!(found.as_deref(), Some("the optimiser's buffer of fc.weight"));
+        let wrong = NamedTensors::from_tensors(buffer);
+        let found = |optimizer, probe| not_finite(encoder.config(), &encoder.weights(), optimizer, probe);
+        let none = nothing();
+        let expected = "the optimiser's buffer of fc.weight";
+        assert_eq!(found(&wrong, None).as_deref(), Some(expected));
+        assert_eq!(found(&none, Some(&wrong)).as_deref(), Some("the probe's fc.weight"));
         let _ = no_grad(|| encoder.statistics().remove(0).fill_(f64::NAN));
-        let found = not_finite(encoder.config(), &encoder.weights(), &nothing());
+        let found = found(&none, None);
         assert!(found.is_some_and(|name| name.contains("running_")));
     }
 

@@ -15,7 +15,7 @@ use self::tensorboard::EventFile;
 use crate::run_config::{BankInit, ObjectiveKind, PartitionChoice, TrainConfig};
 use crate::storage::{Location, PublishMode, StorageError};
 use crate::train::StepReport;
-use crate::train::learner::StepOutcome;
+use crate::train::learner::{ProbeSums, StepOutcome};
 
 /// The loss of an epoch may exceed the first's, or that of chance, by this factor.
 const MOST_GROWTH: f64 = 1.5;
@@ -32,6 +32,17 @@ pub enum Scope {
     Start,
     /// No step: what the monitor measured within an epoch, or after a resume.
     Monitor,
+}
+
+/// How the probe did on the images of steps, before it learnt from them.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct ProbeLine {
+    /// The mean loss, in nats.
+    pub probe_train_loss: f64,
+    /// The share of the images whose class had the highest score.
+    pub probe_train_top1: f64,
+    /// The time that the host spent on it.
+    pub probe_seconds: f64,
 }
 
 /// One line of the record.
@@ -65,6 +76,9 @@ pub struct MetricsLine {
     pub skipped_steps: u64,
     /// Seconds in which training stood still for checkpoints.
     pub checkpoint_stall: f64,
+    /// What the probe measured, where there is one and an image had a label.
+    #[serde(flatten)]
+    pub probe: Option<ProbeLine>,
     /// Statistics of the bank, after an epoch.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bank: Option<BankHealth>,
@@ -236,6 +250,7 @@ pub(crate) struct Meter {
     loss_sum: f64,
     cosine_sum: f64,
     alignment_sum: f64,
+    probe: ProbeSums,
     skipped: u64,
     last: StepOutcome,
     waited: Duration,
@@ -252,6 +267,7 @@ impl Meter {
             loss_sum: 0.0,
             cosine_sum: 0.0,
             alignment_sum: 0.0,
+            probe: ProbeSums::default(),
             skipped: 0,
             last,
             waited: Duration::ZERO,
@@ -270,6 +286,7 @@ impl Meter {
             self.loss_sum += outcome.loss;
             self.cosine_sum += outcome.row_cosine;
             self.alignment_sum += outcome.alignment;
+            self.probe.add(outcome.probe.unwrap_or_default());
         }
         self.last = outcome;
     }
@@ -294,6 +311,12 @@ impl Meter {
     pub(crate) fn line(&self, scope: Scope, step: u64, epoch: u64) -> MetricsLine {
         let report = self.report(step, epoch);
         let mean = |sum: f64| sum / self.steps.max(1) as f64;
+        let ProbeSums { loss, hits, images, time } = self.probe;
+        let probe = (images > 0.0).then(|| ProbeLine {
+            probe_train_loss: loss / images,
+            probe_train_top1: hits / images,
+            probe_seconds: time.as_secs_f64(),
+        });
         MetricsLine {
             scope,
             time: now(),
@@ -309,6 +332,7 @@ impl Meter {
             ln_partition: self.last.ln_partition,
             skipped_steps: self.skipped,
             checkpoint_stall: self.stalled.as_secs_f64(),
+            probe,
             bank: None,
             monitor: serde_json::Map::new(),
         }

@@ -11,12 +11,14 @@ use tch::Device;
 
 use super::{Learner, Requests, TrainError, Trainer};
 use crate::distributed::{ProcessGroup, Rendezvous};
-use crate::ids::{BankRow, InstanceId, RankShare};
+use crate::ids::{BankRow, ClassId, InstanceId, RankShare};
 use crate::loader::{Batch, EpochOrder, GlobalBatch};
 use crate::model::{libtorch, select_device_of, threads, wait_for};
 use crate::rng::{Purpose, Stream};
 use crate::run_config::TrainConfig;
 
+/// Classes of a probe: ImageNet's number.
+const CLASSES: u16 = 1000;
 /// Different batches that are drawn before the clock starts.
 const BATCHES: usize = 4;
 /// Images of a step that is measured on a CPU, where the time of a step is in proportion to its images.
@@ -112,7 +114,10 @@ impl Drawn {
         device: Device,
     ) -> Result<Self, TrainError> {
         let share = RankShare { rank: group.rank(), ranks: group.world() };
-        let trainer = Trainer::over(group, config, instances, device)?;
+        let mut trainer = Trainer::over(group, config, instances, device)?;
+        if trainer.config.probe {
+            trainer.add_probe(&(0..CLASSES).map(ClassId).map(Some).collect::<Vec<_>>());
+        }
         let draw = |number| draw(&trainer.config, instances, number, share);
         let batches = (0..BATCHES).map(draw).collect();
         Ok(Self { trainer, batches, device })
@@ -199,7 +204,7 @@ fn draw(config: &TrainConfig, instances: usize, number: usize, share: RankShare)
         epoch: 0,
         step_in_epoch: 0,
         ids: bank_rows.iter().map(|row| InstanceId(row.0)).collect(),
-        labels: vec![None; bank_rows.len()],
+        labels: bank_rows.iter().map(|row| Some(ClassId((row.0 % u32::from(CLASSES)) as u16))).collect(),
         pixels: (0..bank_rows.len() * 3 * side * side).map(|_| stream.bits() as u8).collect(),
         bank_rows,
         global: Arc::new(global),
@@ -215,6 +220,8 @@ pub(super) enum Phase {
     Forward,
     /// Negatives, loss, gradient.
     Objective,
+    /// The probe's gradient; its step and its sum over the processes belong to the optimiser's time.
+    Probe,
     /// Through the encoder.
     Backward,
     /// Reading the numbers, clipping, moving the weights.
@@ -224,7 +231,7 @@ pub(super) enum Phase {
 }
 
 impl Phase {
-    const NAMES: [&str; 6] = ["data", "forward", "objective", "backward", "optimizer", "bank"];
+    const NAMES: [&str; 7] = ["data", "forward", "probe", "objective", "backward", "optimizer", "bank"];
 }
 
 /// What a clock adds up of each phase.

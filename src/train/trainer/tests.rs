@@ -6,7 +6,7 @@ use super::*;
 use crate::bank::MemoryBank;
 use crate::checkpoint::Cursor;
 use crate::feature_table::UNIT_TOLERANCE;
-use crate::ids::{BankRow, InstanceId};
+use crate::ids::{BankRow, ClassId, InstanceId};
 use crate::loader::GlobalBatch;
 use crate::objective::LogZ;
 use crate::rng::{Purpose, Stream};
@@ -42,9 +42,19 @@ fn batch(step: u64) -> Batch {
         global: Arc::new(GlobalBatch::whole(positions.clone())),
         ids: ids.iter().copied().map(InstanceId).collect(),
         bank_rows: positions,
-        labels: vec![None; 8],
+        labels: ids.into_iter().map(label).collect(),
         pixels,
     }
+}
+
+fn label(id: u32) -> Option<ClassId> {
+    Some(ClassId((id % 5) as u16))
+}
+
+fn probed(config: TrainConfig) -> Trainer {
+    let mut trainer = trainer(TrainConfig { probe: true, ..config });
+    trainer.add_probe(&(0..INSTANCES as u32).map(label).collect::<Vec<_>>());
+    trainer
 }
 
 fn trainer(config: TrainConfig) -> Trainer {
@@ -115,13 +125,61 @@ fn a_number_that_is_not_finite_names_step_quantity_and_ids() {
 
 #[test]
 fn a_skipped_step_moves_nothing_and_is_counted() {
-    let mut trainer = trainer(TrainConfig { on_nonfinite: OnNonFinite::Skip, ..config() });
-    step(&mut trainer, &batch(0));
+    let mut trainer = probed(TrainConfig { on_nonfinite: OnNonFinite::Skip, ..config() });
+    let probe = |trainer: &Trainer| trainer.probe.as_ref().expect("it has one").tensors().to_bytes();
+    assert!(step(&mut trainer, &batch(0)).probe.is_some_and(|sums| sums.images == 8.0));
     spoil(&trainer);
-    let before = state(&trainer);
+    let before = (state(&trainer), probe(&trainer));
     let outcome = step(&mut trainer, &batch(1));
     assert!(outcome.skipped && trainer.skipped == 1 && trainer.cursor.step == 2);
-    assert!(state(&trainer) == before);
+    assert!((state(&trainer), probe(&trainer)) == before && outcome.probe.is_none());
+}
+
+#[test]
+fn a_probe_changes_no_bit_of_a_training() {
+    let batches: Vec<_> = (0..4).map(batch).collect();
+    let softmax = TrainConfig { objective: ObjectiveKind::Softmax, accumulate: 2, ..config() };
+    let skips = TrainConfig { on_nonfinite: OnNonFinite::Skip, partition: PartitionChoice::Ema, ..config() };
+    for config in [config(), softmax, skips] {
+        let (bare, beside) = (trainer(config.clone()), probed(config));
+        assert!(trained(bare, true, &batches) == trained(beside, true, &batches));
+    }
+}
+
+/// After one step from zero the probe's weights are a sum of the images' features by their labels.
+#[test]
+fn the_probe_learns_each_image_under_its_own_label() {
+    let whole = batch(0);
+    let mut corrupt = whole.clone();
+    let image = 3 * (SIDE * SIDE) as usize;
+    for row in [5, 2] {
+        (corrupt.ids.remove(row), corrupt.bank_rows.remove(row), corrupt.labels.remove(row));
+        corrupt.pixels.drain(row * image..(row + 1) * image);
+    }
+    for (batch, accumulate) in [(&whole, 1), (&whole, 2), (&corrupt, 1)] {
+        let global = Arc::new(GlobalBatch::assigned(whole.bank_rows.clone(), 1, accumulate));
+        let batch = Batch { global, ..batch.clone() };
+        let mut trainer = probed(TrainConfig { accumulate, on_corrupt: OnCorrupt::Skip, ..config() });
+        let parts = batch.pixels.chunks(batch.pixels.len() / accumulate);
+        let pooled = parts.map(|pixels| {
+            trainer.encoder.forward_with_pooled(&trainer.encoder.images(pixels), true).1.detach()
+        });
+        let pooled = Tensor::cat(&pooled.collect::<Vec<_>>(), 0);
+        step(&mut trainer, &batch);
+        let expected = Tensor::zeros([5, pooled.size()[1]], (Kind::Float, Device::Cpu));
+        for (row, id) in (0..).zip(&batch.ids) {
+            for class in 0..5 {
+                let own = f64::from(u8::from(i64::from(id.0 % 5) == class));
+                let mut of_class = expected.get(class);
+                of_class +=
+                    pooled.get(row) * ((own - 0.2) * trainer.config.probe_lr / batch.ids.len() as f64);
+            }
+        }
+        let probe = trainer.probe.as_ref().expect("it has one").tensors();
+        let off = (probe.get("weight").expect("there") - &expected).abs().max().double_value(&[]);
+        let largest = expected.abs().max().double_value(&[]);
+        assert!(off < 1e-5 * largest && largest > 1e-3, "{accumulate}: off by {off} of {largest}");
+    }
 }
 
 #[test]
