@@ -11,6 +11,9 @@ use super::{PageInput, Section};
 
 /// Digits of the digest of a dataset whose name its reports do not have.
 const DIGEST_DIGITS: usize = 12;
+/// The names of the trends of the run's monitor.
+const BY_THE_BANK: &str = "While it trained, by the bank";
+const ENCODER_ALONE: &str = "While it trained, the encoder alone";
 /// The scale of the charts ends at a multiple of this share.
 const SCALE: f64 = 0.1;
 
@@ -54,30 +57,44 @@ impl DatasetTrend {
         })
     }
 
-    /// Of the monitors of other datasets, from the lines of `metrics.jsonl`.
+    /// Of the run's monitor and of those of other datasets, from the lines of `metrics.jsonl`.
     pub(super) fn of_metrics(text: &str) -> Vec<Self> {
         // By name and number of neighbours.
-        let mut found = BTreeMap::<(String, u64), BTreeMap<u64, f64>>::new();
-        let mut chances = BTreeMap::<String, f64>::new();
-        for line in text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
+        let mut found = BTreeMap::<(&str, u64), BTreeMap<u64, f64>>::new();
+        let mut chances = BTreeMap::<&str, f64>::new();
+        let lines: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        for line in &lines {
             let Some(step) = line["step"].as_u64() else { continue };
             for (key, value) in line.as_object().into_iter().flatten() {
-                let Some((name, score)) = key.split_once("/knn") else { continue };
+                let own = || Some((BY_THE_BANK, key.strip_prefix("knn")?));
+                let Some((name, score)) = key.split_once("/knn").or_else(own) else { continue };
                 let Some(share) = value.as_f64() else { continue };
+                let neighbours = || score.strip_suffix("_top1")?.parse().ok();
                 if score == "_chance" {
-                    chances.insert(name.to_owned(), share);
-                } else if let Some(k) = score.strip_suffix("_top1").and_then(|k| k.parse().ok()) {
-                    found.entry((name.to_owned(), k)).or_default().insert(step, share);
+                    chances.insert(name, share);
+                } else if score == "_sample_top1" {
+                    found.entry((ENCODER_ALONE, 1)).or_default().insert(step, share);
+                } else if let Some(k) = neighbours() {
+                    found.entry((name, k)).or_default().insert(step, share);
                 }
             }
         }
-        let last: BTreeMap<String, (u64, BTreeMap<u64, f64>)> =
+        // Of the numbers of neighbours the largest.
+        let last: BTreeMap<&str, (u64, BTreeMap<u64, f64>)> =
             found.into_iter().map(|((name, k), points)| (name, (k, points))).collect();
-        let trend = |(name, (k, points)): (String, (u64, BTreeMap<u64, f64>))| Self {
-            about: format!("--monitor: a sample, while the run trained, k = {k}"),
+        let trend = |(name, (k, points)): (&str, (u64, BTreeMap<u64, f64>))| Self {
+            about: match name {
+                BY_THE_BANK => {
+                    format!("the run's monitor: a sample looks for its classes in the bank, k = {k}")
+                }
+                ENCODER_ALONE => {
+                    "the run's monitor: the sample among itself, without the bank, k = 1".to_owned()
+                }
+                _ => format!("--monitor: a sample, while the run trained, k = {k}"),
+            },
             points: points.into_iter().collect(),
-            chance: chances.get(&name).copied(),
-            name,
+            chance: chances.get(if name == ENCODER_ALONE { BY_THE_BANK } else { name }).copied(),
+            name: name.to_owned(),
         };
         last.into_iter().map(trend).collect()
     }
@@ -96,7 +113,7 @@ pub(super) fn section(input: &PageInput<'_>) -> Option<Section> {
     let x = |step: u64| 100.0 * (step - first) as f64 / (last - first).max(1) as f64;
     let y = |share: f64| 100.0 * (highest - share) / highest;
     let mut html = String::from(
-        "<p class=\"about\">Top-1 on each dataset over training steps, all with the same axes. Scores of different datasets, \
+        "<p class=\"about\">Top-1 on each dataset and of each monitor over training steps, all with the same axes. Scores of different datasets, \
          features or k cannot be compared, their trends can. The broken line is guessing.</p>\n<div class=\"multiples\">\n",
     );
     for DatasetTrend { name, about, points, chance } in trends {

@@ -148,7 +148,7 @@ fn a_run_has_a_trend_for_each_dataset_that_it_was_evaluated_on() {
     publish("on-bb/features/knn-val-step-00000040", Some("no"), of(40, 0.9, "projection"));
     let line = |step: u64, share: f64| {
         format!(
-            "{{\"step\": {step}, \"cars_test/knn1_top1\": 0.9, \"cars_test/knn12_top1\": {share}, \"cars_test/knn_chance\": 0.1, \"knn1_top1\": 0.7}}\n"
+            "{{\"step\": {step}, \"cars_test/knn1_top1\": 0.9, \"cars_test/knn12_top1\": {share}, \"cars_test/knn_chance\": 0.1, \"knn1_top1\": 0.9, \"knn20_top1\": 0.7, \"knn_sample_top1\": 0.6, \"knn_chance\": 0.2}}\n"
         )
     };
     let metrics = line(0, 0.2) + &line(10, 0.25) + "{torn";
@@ -163,8 +163,14 @@ fn a_run_has_a_trend_for_each_dataset_that_it_was_evaluated_on() {
     let own = ("own, val".to_owned(), vec![(20, 0.3), (40, 0.35)]);
     let unnamed = ("dataset 0123456789ab, val".to_owned(), vec![(40, 0.6)]);
     let monitored = ("cars_test".to_owned(), vec![(0, 0.2), (10, 0.25)]);
-    assert_eq!(shown(&found.datasets), [own.clone(), birds.clone(), unnamed.clone(), monitored.clone()]);
-    assert_eq!(found.datasets[3].chance, Some(0.1));
+    let while_it_trained = [("by the bank", 0.7), ("the encoder alone", 0.6)]
+        .map(|(who, share)| (format!("While it trained, {who}"), vec![(0, share), (10, share)]));
+    let [by_bank, encoder] = while_it_trained;
+    let all =
+        [own.clone(), birds.clone(), unnamed.clone(), by_bank.clone(), encoder.clone(), monitored.clone()];
+    assert_eq!(shown(&found.datasets), all);
+    let chances = found.datasets[3..].iter().map(|trend| trend.chance).collect::<Vec<_>>();
+    assert_eq!(chances, [Some(0.2), Some(0.2), Some(0.1)]);
 
     let reports = KnnReports { first: newest, other_features: Vec::new() };
     let input = PageInput {
@@ -181,14 +187,14 @@ fn a_run_has_a_trend_for_each_dataset_that_it_was_evaluated_on() {
         assert!(html.contains(&format!("<h3>{name}</h3>")), "{name}");
     }
     assert!(
-        html.contains("<tr><th scope=\"row\">20</th><td>30.0 %</td><td>40.0 %</td><td>–</td><td>–</td></tr>")
+        html.contains("<tr><th scope=\"row\">20</th><td>30.0 %</td><td>40.0 %</td><td>–</td><td>–</td><td>–</td><td>–</td></tr>")
     );
     // The page of another dataset has that one first, and its own checkpoints.
     let other = history(&run, &of(60, 0.55, "projection"), "birds<", Some("on-aa")).expect("read");
     assert_eq!(other.points.iter().map(|point| point.step).collect::<Vec<_>>(), [20, 40, 60]);
     let grown = ("birds<, val".to_owned(), vec![(20, 0.4), (40, 0.5), (60, 0.55)]);
     let trained = ("own, val".to_owned(), vec![(20, 0.3)]);
-    assert_eq!(shown(&other.datasets), [grown, trained, unnamed, monitored]);
+    assert_eq!(shown(&other.datasets), [grown, trained, unnamed, by_bank, encoder, monitored]);
     // With one dataset its own chart says it all.
     let alone = History { datasets: found.datasets[..1].to_vec(), points: Vec::new() };
     let html = page(&PageInput { history: &alone, ..input }, &PageImages::default());
