@@ -214,7 +214,7 @@ impl Checkpoint {
         let mut files: Vec<_> = self.manifest.files.iter().filter(is_bank).collect();
         files.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         if files.is_empty() {
-            return Err(CheckpointError::Damaged { file: self.folder.join(BANK).to_string() });
+            return Err(CheckpointError::NoBank { folder: self.folder.to_string() });
         }
         Ok(files)
     }
@@ -291,6 +291,12 @@ pub enum CheckpointError {
         /// The cause.
         #[source]
         source: serde_json::Error,
+    },
+    /// A classifier that was fine-tuned.
+    #[error("{folder}: a classifier of `finetune`, which has no bank; `embed` makes tables of its features")]
+    NoBank {
+        /// The checkpoint's folder.
+        folder: String,
     },
     /// A file is missing, cut or changed.
     #[error("{file}: damaged: it is not the file that was published")]

@@ -115,6 +115,10 @@ pub(super) fn run(global: &GlobalArgs, args: &ExportArgs) -> anyhow::Result<()> 
         Form::Timm(args) => to_hub(global, args, Hub::Timm),
         Form::HuggingFace(args) => to_hub(global, args, Hub::HuggingFace),
         Form::Parquet { table, output } => {
+            if !output.ends_with(".parquet") {
+                let reason = format!("--output {output}: end its name in `.parquet`");
+                return Err(WrongUsage(reason).into());
+            }
             let rows = export_parquet(&global.location(table)?, &global.output(output)?)?;
             write_json(&json!({"output": output, "rows": rows}))
         }

@@ -39,7 +39,7 @@ use serde::Serialize;
 use strum::{EnumMessage, VariantArray};
 
 use self::exit::WrongUsage;
-use crate::checkpoint::checkpoint_at;
+use crate::checkpoint::{self, checkpoint_at};
 #[cfg(feature = "torch")]
 use crate::commands::Report;
 use crate::failure::Failure;
@@ -155,7 +155,13 @@ impl GlobalArgs {
     /// The place of a file that is written; that it replaces another is said before.
     fn output(&self, text: &str) -> anyhow::Result<Location> {
         let location = self.location(text)?;
-        if location.exists()? {
+        if let Some(folder) = location.folder()
+            && matches!(folder.join(checkpoint::MANIFEST).exists(), Ok(true))
+        {
+            bail!(WrongUsage(format!("`--output {text}`: {folder} is a checkpoint, which nothing changes")));
+        }
+        // A store may let write where it does not let look.
+        if matches!(location.exists(), Ok(true)) {
             tracing::warn!("{location} is there, and will be replaced");
         }
         Ok(location)
@@ -367,8 +373,13 @@ fn kept_line(report: &serde_json::Value) -> String {
     if report["k"].as_u64().is_none_or(|k| k >= 5) && report["classes"].as_u64().is_none_or(|n| n > 5) {
         said.extend(score("top5").map(|top5| format!("top-5 {top5}")));
     }
-    let known =
-        [("k = ", "k"), ("τ = ", "temperature"), ("", "feature"), ("rows of training: ", "train_rows")];
+    let known = [
+        ("k = ", "k"),
+        ("τ = ", "temperature"),
+        ("", "feature"),
+        ("rows of training: ", "train_rows"),
+        ("queries: ", "queries"),
+    ];
     let mut of = Vec::new();
     for (words, name) in known {
         let value = &report[name];
@@ -393,12 +404,14 @@ mod tests {
 
     #[cfg(feature = "torch")]
     #[test]
-    fn a_kept_report_says_what_a_new_one_does() {
+    fn a_kept_report_says_its_scores_and_what_they_are_of() {
         use serde_json::json;
 
-        let knn =
-            json!({"step": 7, "top1": 0.25, "top5": 0.5, "k": 20, "temperature": 0.07, "feature": "bank"});
-        assert_eq!(kept_line(&knn), "step 7: top-1 25.00 %, top-5 50.00 % (k = 20, τ = 0.07, bank)");
+        let knn = json!({"step": 7, "top1": 0.25, "top5": 0.5, "k": 20, "temperature": 0.07, "feature": "bank", "queries": 40});
+        assert_eq!(
+            kept_line(&knn),
+            "step 7: top-1 25.00 %, top-5 50.00 % (k = 20, τ = 0.07, bank, queries: 40)"
+        );
         let few = json!({"step": 7, "top1": 0.25, "top5": 0.5, "k": 3, "feature": "bank"});
         assert_eq!(kept_line(&few), "step 7: top-1 25.00 % (k = 3, bank)");
         let linear =

@@ -8,7 +8,8 @@ use std::collections::HashSet;
 
 use rayon::ThreadPool;
 
-use self::pair::{KnnPair, are_one_file};
+use self::pair::KnnPair;
+pub(super) use self::pair::are_one_file;
 use super::CommandError;
 use super::reports::{self, OfRun};
 use crate::dataset::{Manifest, read_duplicates};

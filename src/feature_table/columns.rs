@@ -176,6 +176,8 @@ impl Search<'_> {
             let name = field.name().to_lowercase();
             !self.given.contains(&field.name().as_str())
                 && (role.fits)(field.data_type())
+                // Numbers that may be anything are labels only where they are named so.
+                && !field.data_type().is_floating()
                 && (role.others.is_empty() || role.others.contains(&name.as_str()))
         };
         let fields = self.schema.fields().iter().enumerate();

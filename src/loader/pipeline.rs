@@ -235,9 +235,7 @@ impl Loader {
                 self.counters.corrupt.add(1);
             }
             let corrupt = self.corrupt.len() as u64;
-            // Of several ranks one may have nothing left of a batch.
-            let nothing_left = made.batch.ids.is_empty() && made.batch.global.shares.len() == 1;
-            if corrupt > self.max_corrupt || nothing_left {
+            if corrupt > self.max_corrupt {
                 return Err(LoaderError::TooManyCorrupt { corrupt, limit: self.max_corrupt, source: error });
             }
         }

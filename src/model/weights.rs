@@ -154,7 +154,7 @@ impl NamedTensors {
         if let Some((first, _)) = targets.first()
             && targets.iter().all(|(name, _)| self.get(name).is_err())
         {
-            return Err(self.other_names(first));
+            return Err(self.other_names(first, &targets));
         }
         for (name, target) in &targets {
             let (expected, actual) = (target.size(), self.get(name)?.size());
@@ -175,13 +175,19 @@ impl NamedTensors {
         Ok(())
     }
 
-    /// The error of a file without any of a model's names, of which `expected` is one.
-    fn other_names(&self, expected: &str) -> WeightsError {
+    /// The error of a file without any of a model's names, of which `expected` is the first.
+    fn other_names(&self, expected: &str, targets: &[(String, Tensor)]) -> WeightsError {
         let prefix_of =
             |name: &str| name.strip_suffix(expected).filter(|p| p.ends_with('.')).map(str::to_owned);
-        let prefix = self.iter().find_map(|(name, _)| prefix_of(name));
+        let has_all =
+            |prefix: &String| targets.iter().all(|(name, _)| self.get(&format!("{prefix}{name}")).is_ok());
+        let prefixes = self.iter().filter_map(|(name, _)| prefix_of(name)).filter(has_all);
+        let prefixes: Vec<_> = prefixes.map(|prefix| format!("`{prefix}`")).collect();
         let found = self.iter().next().map(|(name, _)| name.to_owned()).unwrap_or_default();
-        let cure = prefix.map_or_else(String::new, |prefix| format!("; remove `{prefix}` from its names"));
+        let cure = match prefixes.as_slice() {
+            [] => String::new(),
+            some => format!("; remove {} from its names", some.join(" or ")),
+        };
         WeightsError::OtherNames { expected: expected.to_owned(), found, cure }
     }
 }

@@ -55,6 +55,9 @@ pub struct HistoryPoint {
     pub(super) dataset_digest: String,
     leave_one_out: bool,
     excluded_duplicates: Option<usize>,
+    /// Set in reports of another dataset than that of the training.
+    #[serde(default)]
+    trained_on: Option<serde_json::Value>,
 }
 
 impl HistoryPoint {
@@ -77,6 +80,7 @@ impl HistoryPoint {
             dataset_digest: report.dataset_digest.clone(),
             leave_one_out: report.leave_one_out,
             excluded_duplicates: report.excluded_duplicates,
+            trained_on: None,
         }
     }
 
@@ -126,6 +130,10 @@ pub fn history(
             Err(error) => return Err(error),
         };
         let Ok(point) = serde_json::from_slice::<HistoryPoint>(&text) else { continue };
+        // A report of another dataset that was put beside those of the training's.
+        if place.is_empty() && point.trained_on.is_some() {
+            continue;
+        }
         let key = (place.clone(), point.split.clone());
         let is_own = key == own_key && point.step == own.step && point.compares_with(&own);
         if !is_own {
@@ -146,9 +154,20 @@ pub fn history(
 
     let (first, others): (Vec<_>, Vec<_>) = found.iter().partition(|(key, _)| **key == own_key);
     let trend = |(_, points): (&_, &Vec<HistoryPoint>)| {
-        DatasetTrend::of_reports(&points.iter().collect::<Vec<_>>(), &own)
+        let trend = DatasetTrend::of_reports(&points.iter().collect::<Vec<_>>(), &own)?;
+        Some((trend, points.first()?.dataset_digest.clone()))
     };
-    let mut datasets: Vec<DatasetTrend> = first.into_iter().chain(others).filter_map(trend).collect();
+    let found: Vec<(DatasetTrend, String)> = first.into_iter().chain(others).filter_map(trend).collect();
+    let is_shared = |name: &str| found.iter().filter(|(trend, _)| trend.name == name).count() > 1;
+    let named = |(trend, digest): &(DatasetTrend, String)| DatasetTrend {
+        name: if is_shared(&trend.name) {
+            format!("{} ({digest:.12})", trend.name)
+        } else {
+            trend.name.clone()
+        },
+        ..trend.clone()
+    };
+    let mut datasets: Vec<DatasetTrend> = found.iter().map(named).collect();
     datasets.extend(DatasetTrend::of_metrics(&text_of(&run.join("metrics.jsonl"))?));
     Ok(History { points, datasets })
 }

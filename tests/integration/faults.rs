@@ -69,10 +69,19 @@ fn a_table_that_is_not_there_is_named() {
         [("knn", ["--bank", "--queries"]), ("export parquet", ["--table", "--output"])]
     {
         let call =
-            instdisc(command).arg(first, "/nonexistent/one.arrow").arg(second, "/nonexistent/two.arrow");
+            instdisc(command).arg(first, "/nonexistent/one.arrow").arg(second, "/nonexistent/two.parquet");
         let error = call.fails(WRONG_DATA);
         assert!(error.contains("/nonexistent/one.arrow: no feature table is there"), "{error}");
     }
+    // Nothing is written over what is read, or over a file of another kind.
+    let dir = scratch();
+    let table = dir.path().join("table.parquet");
+    std::fs::write(&table, b"PAR1").expect("a file");
+    let own = instdisc("export parquet").arg("--table", &table).arg("--output", &table);
+    assert!(own.fails(2).contains("that is the table to read"));
+    let manifest =
+        instdisc("export parquet").arg("--table", &table).arg("--output", dataset().join("manifest.json"));
+    assert!(manifest.fails(2).contains("end its name in `.parquet`"));
     let call = instdisc("export projector --table /nonexistent/one.arrow").arg("--output", "/nonexistent/x");
     assert!(call.fails(WRONG_DATA).contains("/nonexistent/one.arrow: no feature table is there"));
     let folder = instdisc("export projector --output /nonexistent/x").arg("--table", dataset());

@@ -38,12 +38,15 @@ fn inspect_says_what_is_there_and_verify_reads_it() {
 fn a_run_says_at_its_start_what_it_takes_and_what_is_odd() {
     let dir = scratch();
     let said = |name: &str, words: &str| {
-        let call = super::support::train(dataset(), &dir.path().join(name), words);
+        let call = instdisc(&format!(
+            "train --arch resnet20-cifar --image-size 16 --dim 16 --device cpu --epochs 1 --limit 20 {words}"
+        ));
+        let call = call.arg("--dataset", dataset()).arg("--run", dir.path().join(name));
         let output = call.output().1;
         assert!(output.status.success());
         String::from_utf8_lossy(&output.stderr).into_owned()
     };
-    let plain = said("plain", "--epochs 1 --limit 20 --batch-size 64");
+    let plain = said("plain", "--batch-size 64 --monitor-every 1");
     for words in [
         "objective softmax, as 20 images are 100000 at most",
         "20 instances (ln n = 3.00)",
@@ -54,7 +57,7 @@ fn a_run_says_at_its_start_what_it_takes_and_what_is_odd() {
     ] {
         assert!(plain.contains(words), "{words}: {plain}");
     }
-    let nce = said("nce", "--epochs 1 --limit 20 --no-monitor --negatives 64");
+    let nce = said("nce", "--batch-size 16 --no-monitor --negatives 64");
     assert!(nce.contains("64 rows are sampled of 20: `--objective softmax` takes each once"), "{nce}");
 }
 

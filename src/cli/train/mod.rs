@@ -171,9 +171,9 @@ pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
 /// a file.
 fn check_monitor(config: &TrainConfig, given: &Given<'_>) -> anyhow::Result<()> {
     let (keys, flags) = (given.keys()?, given.flags);
-    let are_in_file =
-        !flags.contains_key("no_monitor") && keys.contains("monitor") && keys.contains("no_monitor");
-    if config.no_monitor && (flags.contains_key("monitor") || are_in_file) {
+    let asks = keys.contains("monitor") && !config.monitor.is_empty();
+    let wins = flags.contains_key("no_monitor") && !flags.contains_key("monitor");
+    if config.no_monitor && asks && !wins {
         let reason = "--monitor asks for scores while the run trains, and --no-monitor, now or when the run was begun, for \
                       none: leave out one of the two, or give `no_monitor = false` in the file of --config";
         return Err(WrongUsage(reason.into()).into());

@@ -11,9 +11,10 @@ use parquet::errors::ParquetError;
 use parquet::file::properties::WriterProperties;
 
 use crate::commands::CommandError;
+use crate::commands::knn::are_one_file;
 use crate::dataset::Manifest;
-use crate::eval::{EvalError, SPRITE_SIDE, open_bank, sprite};
-use crate::feature_table::ColumnNames;
+use crate::eval::{EvalError, SPRITE_SIDE, checkpoint_of_bank, open_bank, sprite};
+use crate::feature_table::{ColumnNames, Table, open_table};
 use crate::ids::ClassId;
 use crate::image::encode_png;
 use crate::rng::{Purpose, Stream};
@@ -35,13 +36,22 @@ pub struct ProjectorJob {
     pub limit: usize,
 }
 
+/// Opens the bank of a checkpoint or run, or a table with the columns of the format: of other columns it would not be known
+/// what the exports have of them.
+fn open(place: &Location) -> Result<Box<dyn Table>, CommandError> {
+    Ok(match checkpoint_of_bank(place)? {
+        Some(_) => open_bank(place, &ColumnNames::default())?.0,
+        None => open_table(place, None)?.0,
+    })
+}
+
 /// Publishes `tensors.tsv`, `metadata.tsv`, with a dataset `sprite.png`, and last `projector_config.pbtxt`. Returns the
 /// number of rows.
 ///
 /// # Errors
 /// If the table or the dataset cannot be read or do not belong together, or the store fails.
 pub fn export_projector(job: &ProjectorJob) -> Result<usize, CommandError> {
-    let (table, _) = open_bank(&job.table, &ColumnNames::default())?;
+    let table = open(&job.table)?;
     let meta = table.meta();
     let mut rows: Vec<usize> = (0..table.ids().len()).collect();
     if rows.len() > job.limit {
@@ -101,8 +111,13 @@ pub fn export_projector(job: &ProjectorJob) -> Result<usize, CommandError> {
 ///
 /// # Errors
 /// If the table cannot be read, or the store fails.
-pub fn export_parquet(table: &Location, output: &Location) -> Result<usize, CommandError> {
-    let (table, _) = open_bank(table, &ColumnNames::default())?;
+pub fn export_parquet(place: &Location, output: &Location) -> Result<usize, CommandError> {
+    if are_one_file(place, output) {
+        return Err(CommandError::Usage(format!(
+            "--output {output}: that is the table to read; name another file"
+        )));
+    }
+    let table = open(place)?;
     let failed = |source: ParquetError| StorageError::Failed {
         operation: "write",
         location: output.to_string(),

@@ -270,5 +270,8 @@ fn newest<'a>(lines: &'a [Fields], key: &str) -> Option<&'a Value> {
 /// Whether a number of the metrics is a score that the monitor measured; those of another dataset have its name before.
 fn is_score(name: &str) -> bool {
     let score = name.rsplit('/').next().unwrap_or(name);
-    score.starts_with("knn") || name == "top1" || name == "top5"
+    score.starts_with("knn")
+        || name.starts_with("probe_") && name != "probe_seconds"
+        || name == "top1"
+        || name == "top5"
 }

@@ -244,7 +244,7 @@ impl KnnPair {
 }
 
 /// Whether two locations are one file, also by other spellings and through links.
-pub(super) fn are_one_file(a: &Location, b: &Location) -> bool {
+pub(in crate::commands) fn are_one_file(a: &Location, b: &Location) -> bool {
     let [real_a, real_b] = [a, b].map(|place| place.local_path().and_then(|path| path.canonicalize().ok()));
     real_a.zip(real_b).map_or_else(|| a.to_string() == b.to_string(), |(a, b)| a == b)
 }

@@ -183,6 +183,14 @@ fn a_corrupt_image_is_left_out_and_all_others_stay_what_they_are() {
 }
 
 #[test]
+fn a_batch_of_which_every_image_is_corrupt_is_empty() {
+    let all: Vec<usize> = (0..30).collect();
+    let batches = skipping(&all, 30).expect("no more than may be left out");
+    assert_eq!(batches.len(), skipping(&[], 0).expect("batches").len());
+    assert!(batches.iter().all(|batch| batch.ids.is_empty() && batch.pixels.is_empty()));
+}
+
+#[test]
 fn every_image_of_a_batch_has_its_own_label() {
     let batches = skipping(&[4, 17], 2).expect("batches");
     let images = batches.iter().flat_map(|batch| batch.ids.iter().zip(&batch.labels));

@@ -212,16 +212,17 @@ fn draw(config: &TrainConfig, instances: usize, number: usize, share: RankShare)
 }
 
 /// A phase of a step, in the order of the loop.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, strum::VariantNames)]
+#[strum(serialize_all = "lowercase")]
 pub(super) enum Phase {
     /// Pixels to the device.
     Data,
     /// The encoder.
     Forward,
-    /// Negatives, loss, gradient.
-    Objective,
     /// The probe's gradient; its step and its sum over the processes belong to the optimiser's time.
     Probe,
+    /// Negatives, loss, gradient.
+    Objective,
     /// Through the encoder.
     Backward,
     /// Reading the numbers, clipping, moving the weights.
@@ -231,7 +232,7 @@ pub(super) enum Phase {
 }
 
 impl Phase {
-    const NAMES: [&str; 7] = ["data", "forward", "probe", "objective", "backward", "optimizer", "bank"];
+    const NAMES: &[&str] = <Self as strum::VariantNames>::VARIANTS;
 }
 
 /// What a clock adds up of each phase.
