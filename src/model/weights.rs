@@ -22,14 +22,12 @@ pub enum WeightsError {
         name: String,
     },
     /// No tensor has a name of the model: another network, or names with something before them.
-    #[error("weights of another network, or under other names: expected `{expected}`, found `{found}`{cure}")]
+    #[error("weights of another network, or under other names: expected `{expected}`, {found}")]
     OtherNames {
         /// A name of the model.
         expected: String,
-        /// A name in the file; empty where it has no tensor.
+        /// What is there instead, and what helps if that is known.
         found: String,
-        /// What helps, if that is known.
-        cure: String,
     },
     /// A tensor that the model does not have.
     #[error("tensor `{name}` is not part of this model")]
@@ -183,12 +181,12 @@ impl NamedTensors {
             |prefix: &String| targets.iter().all(|(name, _)| self.get(&format!("{prefix}{name}")).is_ok());
         let prefixes = self.iter().filter_map(|(name, _)| prefix_of(name)).filter(has_all);
         let prefixes: Vec<_> = prefixes.map(|prefix| format!("`{prefix}`")).collect();
-        let found = self.iter().next().map(|(name, _)| name.to_owned()).unwrap_or_default();
-        let cure = match prefixes.as_slice() {
-            [] => String::new(),
-            some => format!("; remove {} from its names", some.join(" or ")),
+        let name = self.iter().next().map_or_else(|| "no tensor".to_owned(), |(name, _)| format!("`{name}`"));
+        let found = match prefixes.as_slice() {
+            [] => format!("found {name}"),
+            some => format!("found {name}; remove {} from its names", some.join(" or ")),
         };
-        WeightsError::OtherNames { expected: expected.to_owned(), found, cure }
+        WeightsError::OtherNames { expected: expected.to_owned(), found }
     }
 }
 

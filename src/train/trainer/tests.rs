@@ -153,7 +153,9 @@ fn the_probe_learns_each_image_under_its_own_label() {
     let mut corrupt = whole.clone();
     let image = 3 * (SIDE * SIDE) as usize;
     for row in [5, 2] {
-        (corrupt.ids.remove(row), corrupt.bank_rows.remove(row), corrupt.labels.remove(row));
+        corrupt.ids.remove(row);
+        corrupt.bank_rows.remove(row);
+        corrupt.labels.remove(row);
         corrupt.pixels.drain(row * image..(row + 1) * image);
     }
     for (batch, accumulate) in [(&whole, 1), (&whole, 2), (&corrupt, 1)] {
