@@ -134,9 +134,9 @@ impl Opened<Trainer> {
         if config.probe && labelled == 0 {
             let (split, dataset) = (&config.split, &job.dataset);
             let reason = format!(
-                "--probe learns from labels, and split `{split}` of {dataset} has none: ingest it with its classes, or score \
-                 the encoder on a labelled dataset by --monitor. A resumed run keeps its probe unless --config has `probe = \
-                 false`"
+                "--probe learns from labels, and none of the images trained on (split `{split}` of {dataset}) has one: ingest \
+                 it with its classes, or score the encoder on a labelled dataset by --monitor. A resumed run keeps its \
+                 probe unless --config has `probe = false`"
             );
             return Err(TrainError::Config { reason });
         }
