@@ -50,7 +50,7 @@ fn a_run_says_at_its_start_what_it_takes_and_what_is_odd() {
     for words in [
         "objective softmax, as 20 images are 100000 at most",
         "20 instances (ln n = 3.00)",
-        "split `val`, the first of val, valid, validation, dev, test, testing",
+        "images of `val` look for their classes in the bank",
         "the untrained encoder: kNN among the queries",
         "(chance 10.0 %)",
         "a batch of 64 holds all 20 images",

@@ -95,7 +95,8 @@ impl BankHealth {
         warned.set(distance);
         Some(format!(
             "ln Z is {assumed:.2}, that of all rows is {actual:.2} (sampled queries): negatives weigh {} than \
-             the objective means; `--partition ema` follows the bank, `--objective softmax` needs no Z",
+             the objective means; `--objective softmax` needs no Z; `--partition ema` follows the bank, sooner with a smaller \
+             `--partition-decay`",
             if assumed > actual { "less" } else { "more" }
         ))
     }
