@@ -158,7 +158,9 @@ impl GlobalArgs {
         if let Some(folder) = location.folder()
             && matches!(folder.join(checkpoint::MANIFEST).exists(), Ok(true))
         {
-            bail!(WrongUsage(format!("`--output {text}`: {folder} is a checkpoint, which nothing changes")));
+            bail!(WrongUsage(format!(
+                "`{text}`: {folder} is a checkpoint, into which nothing else is written"
+            )));
         }
         // A store may let write where it does not let look.
         if matches!(location.exists(), Ok(true)) {

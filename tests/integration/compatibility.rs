@@ -103,6 +103,9 @@ mod trained {
         let parquet =
             instdisc("export parquet").arg("--table", &bank).arg("--output", file("table.parquet")).json();
         assert_eq!(parquet["rows"], 64);
+        let inside = checkpoint.join("more.parquet");
+        let call = instdisc("export parquet").arg("--table", &bank).arg("--output", &inside);
+        assert!(call.fails(2).contains("is a checkpoint") && !inside.exists());
         // A run stands for its newest checkpoint, and that for its bank.
         for place in [&run, &checkpoint] {
             let call =
