@@ -158,13 +158,20 @@ class Slurm:
         time.sleep(4)
         self.tell("scontrol", "update", f"JobId={job}", "StartTime=now")
 
+    def no_job_is_left(self):
+        """Cancels all jobs, again in each look: one that requeues itself as it ends is pending afterwards."""
+        everything = ["scancel", "-u", tool("id", "-un")]
+        subprocess.run(everything, env=self.env, check=False, timeout=30, capture_output=True)
+        left = self.tell("squeue", "-h", "-t", "PD,R,CG,CF", "-o", "%i %T %r %N")
+        if left:
+            raise AssertionError(left)
+        return True
+
     def stop(self):
         running.remove(self)
         # slurmstepd outlives its slurmd, so jobs end first.
         try:
-            everything = ["scancel", "-u", tool("id", "-un")]
-            subprocess.run(everything, env=self.env, check=False, timeout=30, capture_output=True)
-            wait_until("no job is left", lambda: not self.tell("squeue", "-h", "-t", "PD,R,CG,CF"), 120)
+            wait_until("no job is left", self.no_job_is_left, 300, every=3)
         except AssertionError as error:
             note(f"{error}\n{self.logs()}")
             raise
