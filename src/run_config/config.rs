@@ -90,7 +90,7 @@ options! {
     Network {
         /// Backbone.
         arch: Architecture = Architecture::ResNet18, Identity,
-            by_images: Some("resnet18; resnet18-cifar for images of at most 48 pixels");
+            by_images: Some("resnet18; for images of at most 48 pixels resnet18-cifar, on a CPU resnet20-cifar");
         /// Path or URL of a safetensors file with initial weights under torchvision's names; a projection of another
         /// shape is skipped. Without it, weights are random.
         init: String = String::new(), Resumable, value_name: "URL";

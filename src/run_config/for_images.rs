@@ -29,7 +29,7 @@ const FEWEST_OF_A_BATCH: usize = 16;
 /// Keys without a meaning for the exact softmax: if one is given, the objective is nce by default.
 const OF_SAMPLING: [&str; 6] =
     ["negatives", "negative_sampling", "exclude_positive", "partition", "partition_decay", "eps"];
-/// Keys that have other defaults for small images if none of them is given.
+/// Keys that have other defaults for small images if none of them is given, or a backbone for small images is.
 const OF_SIZE: [&str; 3] = ["arch", "image_size", "recipe"];
 
 /// The images of a run.
@@ -41,6 +41,15 @@ pub struct Images {
     pub shorter_side: u64,
 }
 
+/// What trains on them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Machines {
+    /// The number of processes.
+    pub ranks: usize,
+    /// Whether they compute on CPUs.
+    pub are_cpus: bool,
+}
+
 impl Images {
     /// The images of a split, or `limit` of them if that is not 0.
     pub fn of(split: &Split, limit: u64) -> Self {
@@ -50,7 +59,7 @@ impl Images {
         Self { count: count as usize, shorter_side: sum / images.max(1) }
     }
 
-    /// The defaults for these images on `ranks` processes, where the keys `given` have values.
+    /// The defaults for these images on these machines, where the keys `given` have the values of `asked`.
     ///
     /// They are those of the reference's `main.py`, except for
     ///
@@ -58,10 +67,12 @@ impl Images {
     ///   (docs/training.md);
     /// - Z, a moving average, and the bank's first rows, the encoder's features up to some number of images
     ///   (docs/performance.md, "Objectives by the number of images");
-    /// - network, side, augmentations, batch, τ and weight decay of small images: those of the reference's `cifar.py`;
+    /// - side, augmentations, batch, τ and weight decay of small images: those of the reference's `cifar.py`; its ResNet-18
+    ///   too, but on CPUs ResNet-20, which takes a fourteenth of the multiplications (docs/performance.md, "Plain defaults
+    ///   on a CPU");
     /// - the batch of few images: smaller, so that an epoch is more than one step, and with it the learning rate
     ///   (Goyal et al., 2017, section 2.1; docs/performance.md has runs with and without).
-    pub fn defaults(self, ranks: usize, given: &BTreeSet<String>) -> TrainConfig {
+    pub fn defaults(self, machines: Machines, asked: &TrainConfig, given: &BTreeSet<String>) -> TrainConfig {
         let mut config = TrainConfig::default();
         let gives = |keys: &[&str]| keys.iter().any(|key| given.contains(*key));
         if self.count <= MOST_OF_SOFTMAX && !gives(&OF_SAMPLING) {
@@ -72,15 +83,18 @@ impl Images {
         }
         config.monitor_every = MonitorEvery::Epochs(epochs_of_a_monitor(self.count));
         // 0: ingest did not measure the images.
-        if (1..=MOST_SIDE_OF_CIFAR).contains(&self.shorter_side) && !gives(&OF_SIZE) {
-            (config.arch, config.image_size, config.recipe) =
-                (Architecture::ResNet18Cifar, 32, RecipeKind::Cifar);
+        let is_for_small = matches!(asked.arch, Architecture::ResNet18Cifar | Architecture::ResNet20Cifar);
+        let is_small = (1..=MOST_SIDE_OF_CIFAR).contains(&self.shorter_side);
+        if is_small && (is_for_small || !gives(&OF_SIZE)) {
+            let arch =
+                if machines.are_cpus { Architecture::ResNet20Cifar } else { Architecture::ResNet18Cifar };
+            (config.arch, config.image_size, config.recipe) = (arch, 32, RecipeKind::Cifar);
             config.batch_size = 128;
             config.temperature = Temperature::new(0.1).expect("in range");
             config.weight_decay = 5e-4;
         }
         // Each rank needs images of each micro-batch.
-        if ranks == 1 && !gives(&["accumulate"]) {
+        if machines.ranks == 1 && !gives(&["accumulate"]) {
             let most = (self.count / STEPS_OF_AN_EPOCH).max(FEWEST_OF_A_BATCH);
             while config.batch_size > most {
                 config.batch_size /= 2;
@@ -108,9 +122,16 @@ fn images_of_a_monitor(epochs: usize) -> usize {
 mod tests {
     use super::*;
 
+    const GPU: Machines = Machines { ranks: 1, are_cpus: false };
+    const CPU: Machines = Machines { ranks: 1, are_cpus: true };
+
+    fn plain(count: usize, shorter_side: u64, machines: Machines) -> TrainConfig {
+        Images { count, shorter_side }.defaults(machines, &TrainConfig::default(), &BTreeSet::new())
+    }
+
     #[test]
     fn images_like_imagenets_have_the_general_defaults() {
-        let of = |count, shorter_side| Images { count, shorter_side }.defaults(1, &BTreeSet::new());
+        let of = |count, shorter_side| plain(count, shorter_side, GPU);
         assert_eq!(of(1_281_167, 400), TrainConfig::default());
         let [few, many] = [2_000_000, 2_000_001].map(|count| of(count, 400).bank_init);
         assert_eq!((few, many), (BankInit::Encode, BankInit::Uniform));
@@ -130,10 +151,27 @@ mod tests {
     }
 
     #[test]
+    fn small_images_have_a_small_network_on_a_cpu() {
+        assert_eq!(
+            plain(50_000, 32, CPU),
+            TrainConfig { arch: Architecture::ResNet20Cifar, ..plain(50_000, 32, GPU) }
+        );
+        assert_eq!(plain(500, 400, CPU), plain(500, 400, GPU));
+        // A backbone for small images brings what goes with it.
+        let images = Images { count: 500, shorter_side: 32 };
+        let asked = TrainConfig { arch: Architecture::ResNet18Cifar, ..TrainConfig::default() };
+        for machines in [CPU, GPU] {
+            let of_arch = images.defaults(machines, &asked, &BTreeSet::from(["arch".to_owned()]));
+            assert_eq!(TrainConfig { arch: asked.arch, ..of_arch }, plain(500, 32, GPU));
+        }
+    }
+
+    #[test]
     fn what_is_given_keeps_what_goes_with_it() {
         let of = |ranks, key: &str| {
             let images = Images { count: 500, shorter_side: 32 };
-            images.defaults(ranks, &BTreeSet::from([key.to_owned()]))
+            let machines = Machines { ranks, ..GPU };
+            images.defaults(machines, &TrainConfig::default(), &BTreeSet::from([key.to_owned()]))
         };
         assert_eq!(of(1, "partition").objective, ObjectiveKind::Nce);
         assert_eq!((of(1, "image_size").arch, of(1, "arch").image_size), (Architecture::ResNet18, 224));
@@ -169,9 +207,7 @@ mod tests {
         }
         // What is described depends on the images, and nothing else does.
         let [large, small, many] =
-            [(60, 400), (50_000, 32), (3_000_000, 400)].map(|(count, shorter_side)| {
-                Images { count, shorter_side }.defaults(1, &BTreeSet::new()).values()
-            });
+            [(60, 400), (50_000, 32), (3_000_000, 400)].map(|(n, side)| plain(n, side, GPU).values());
         for option in TrainConfig::OPTIONS {
             let depends = large[option.key] != small[option.key] || small[option.key] != many[option.key];
             assert_eq!(depends, option.by_images.is_some(), "{}", option.key);

@@ -17,6 +17,6 @@ pub use choices::{
 };
 pub use config::{Difference, InvalidConfig, TrainConfig};
 pub use file::{ConfigError, Given, read_file};
-pub use for_images::{FEWEST_MONITORED, Images, MOST_OF_SOFTMAX};
+pub use for_images::{FEWEST_MONITORED, Images, MOST_OF_SOFTMAX, Machines};
 pub use monitored::{MonitorEvery, MonitoredDataset};
 pub use option::{Arity, Heading, OptionSpec, OptionValue, Range, Scope, shown};

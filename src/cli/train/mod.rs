@@ -21,9 +21,11 @@ use crate::checkpoint::{Checkpoint, list_checkpoints};
 use crate::cli::exit::WrongUsage;
 use crate::commands::{Monitor, OtherMonitor};
 use crate::dataset::{DatasetError, Manifest};
+use crate::distributed::Rendezvous;
+use crate::model::select_device_of;
 use crate::progress::Progress;
 use crate::run_config::{
-    Given, Images, MOST_OF_SOFTMAX, ObjectiveKind, OptionSpec, TrainConfig, read_file, shown,
+    Given, Images, MOST_OF_SOFTMAX, Machines, ObjectiveKind, OptionSpec, TrainConfig, read_file, shown,
 };
 use crate::storage::Location;
 use crate::train::{
@@ -86,7 +88,7 @@ pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
     let given = Given::new(file.as_ref(), &args.options.given);
     let (dataset, run) = (global.location(&args.dataset)?, global.folder("--run", &args.run)?);
     let rendezvous = args.ranks.rendezvous()?;
-    let config = resolve(&dataset, &run, rendezvous.world(), &given)?;
+    let config = resolve(&dataset, &run, &rendezvous, &given)?;
     check_monitor(&config, &given)?;
     let init = (!config.init.is_empty()).then(|| global.file("--init", &config.init)).transpose()?;
     if args.estimate {
@@ -247,7 +249,7 @@ fn next_command(args: &TrainArgs, job: &TrainJob) -> anyhow::Result<String> {
 fn resolve(
     dataset: &Location,
     run: &Location,
-    ranks: usize,
+    rendezvous: &Rendezvous,
     given: &Given<'_>,
 ) -> anyhow::Result<TrainConfig> {
     let asked = given.over(&TrainConfig::default())?;
@@ -260,7 +262,11 @@ fn resolve(
         }
     }
     let images = Images::of(manifest.split(dataset, &asked.split)?, asked.limit);
-    let mut defaults = images.defaults(ranks, &given.keys()?);
+    let ranks = rendezvous.world();
+    let device =
+        select_device_of(asked.device, rendezvous.local_rank(), ranks).map_err(TrainError::from)?.device;
+    let machines = Machines { ranks, are_cpus: !device.is_cuda() };
+    let mut defaults = images.defaults(machines, &asked, &given.keys()?);
     let begun =
         list_checkpoints(run)?.pop().map(|(_, folder)| Checkpoint::open(&folder)?.state()).transpose()?;
     if let Some(begun) = &begun {
@@ -280,8 +286,10 @@ fn resolve(
         "of this run".to_owned()
     } else {
         format!(
-            "for {} images, {} pixels along the shorter side on average",
-            images.count, images.shorter_side
+            "for {} images, {} pixels along the shorter side on average, {}",
+            images.count,
+            images.shorter_side,
+            if machines.are_cpus { "on a CPU" } else { "on a GPU" },
         )
     };
     tracing::info!("settings {whose}: {}", said.join(", "));
@@ -289,6 +297,13 @@ fn resolve(
         tracing::info!(
             "objective softmax, as {} images are {MOST_OF_SOFTMAX} at most: exact and cheap there, and it needs no Z",
             images.count
+        );
+    }
+    if begun.is_none() && machines.are_cpus && config.arch != asked.arch {
+        tracing::info!(
+            "arch {}, as a CPU takes about eight times as long for resnet18-cifar, which a GPU has by default; \
+             --arch decides",
+            <&str>::from(config.arch)
         );
     }
     Ok(config)
