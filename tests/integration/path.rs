@@ -457,41 +457,30 @@ mod trained {
         assert!(other.fails(65).contains("was trained on another train split"));
     }
 
-    /// The fewest images that somebody tries: with the defaults but for a smaller network, which is made for minutes.
+    /// The fewest images that somebody tries, with no options but the dataset, the run and a processor.
     ///
-    /// Scores of so few images differ by many points between seeds and, as their last bits decide, between processors:
-    /// five seeds gained 3 to 27 points on one. So the mean of three is what has to rise.
+    /// Three seeds gained 35 to 45 points (docs/performance.md, "Plain defaults on a CPU"); the last bits differ between
+    /// processors.
     #[test]
     fn forty_images_are_learned_from() {
         let dir = scratch();
-        let (images, data) = (dir.path().join("images"), dir.path().join("data"));
+        let [images, data, run] = ["images", "data", "run"].map(|name| dir.path().join(name));
         instdisc("synth --train-per-class 4 --val-per-class 40").arg("--dest", &images).ok();
         instdisc("ingest").arg("--source", &images).arg("--dest", &data).ok();
-        let network =
-            "--arch resnet20-cifar --image-size 16 --recipe cifar --temperature 0.1 --weight-decay 5e-4";
-        let gain = &|seed: usize| {
-            let run = dir.path().join(format!("run-{seed}"));
-            let call = instdisc(&format!(
-                "train {network} --seed {seed} --monitor-images 400 --monitor-every 200 --checkpoint-every-epochs 200"
-            ));
-            call.arg("--dataset", &data).arg("--run", &run).ok();
-            let metrics = std::fs::read_to_string(run.join("metrics.jsonl")).expect("metrics");
-            let lines: Vec<Value> =
-                metrics.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
-            let of = |scope: &'static str| lines.iter().filter(move |line| line["scope"] == scope);
-            let score = |line: &Value| line["knn_sample_top1"].as_f64().expect("a score");
-            let (untrained, last) =
-                (of("start").next().expect("a line"), of("epoch").next_back().expect("a line"));
-            let losses: Vec<f64> = of("epoch").skip(190).filter_map(|line| line["loss"].as_f64()).collect();
-            let mean = losses.iter().sum::<f64>() / losses.len() as f64;
-            assert!(losses.len() == 10 && mean < 40_f64.ln() - 0.2, "seed {seed}: {losses:?}");
-            score(last) - score(untrained)
-        };
-        let gains = std::thread::scope(|scope| {
-            let runs = [0, 1, 2].map(|seed| scope.spawn(move || gain(seed)));
-            runs.map(|run| run.join().expect("a gain"))
-        });
-        assert!(gains.iter().sum::<f64>() / 3.0 > 0.03, "{gains:?}");
+        instdisc("train --device cpu").arg("--dataset", &data).arg("--run", &run).ok();
+        let metrics = std::fs::read_to_string(run.join("metrics.jsonl")).expect("metrics");
+        let lines: Vec<Value> =
+            metrics.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        let scores: Vec<f64> = lines.iter().filter_map(|line| line["knn_sample_top1"].as_f64()).collect();
+        let losses: Vec<f64> = lines
+            .iter()
+            .filter(|line| line["scope"] == "epoch")
+            .skip(190)
+            .filter_map(|line| line["loss"].as_f64())
+            .collect();
+        let mean = losses.iter().sum::<f64>() / losses.len() as f64;
+        assert!(losses.len() == 10 && mean < 40_f64.ln() - 1.0, "{losses:?}");
+        assert!(scores[scores.len() - 1] > scores[0] + 0.15, "{scores:?}");
     }
 
     /// Of n = 120 instances, a bank that says nothing gives ln n.
