@@ -12,7 +12,7 @@ use crate::eval::{KnnOptions, default_k, encode, evaluate, evaluate_over, gather
 use crate::feature_table::{FeatureTable, Kind, TableMeta};
 use crate::ids::{ClassId, InstanceId};
 use crate::loader::{Source, Subset, open_split};
-use crate::model::FeatureLayer;
+use crate::model::{Encoder, FeatureLayer};
 use crate::progress::Progress;
 use crate::run_config::{FEWEST_MONITORED, TrainConfig};
 use crate::storage::Location;
@@ -26,8 +26,10 @@ const MOST_IMAGES: usize = 10_000;
 const TRAINING_IMAGES_OF_ONE: usize = 5;
 /// Fewer queries than these give shares that may be off by 14 points and more (a standard error of 7).
 const FEW_QUERIES: usize = 50;
-/// Images of a batch when the monitor embeds.
+/// Images of a batch when the monitor embeds on a GPU.
 const BATCH_SIZE: usize = 256;
+/// On a CPU a stop would wait seconds for so large a batch.
+const CPU_BATCH_SIZE: usize = 16;
 /// The split that votes where none is named.
 const TRAINED: &str = "train";
 
@@ -148,6 +150,11 @@ impl Monitor {
     }
 }
 
+/// Images of a batch while a run trains: a stop waits for the batch under way.
+pub(super) fn batch_size(encoder: &Encoder) -> usize {
+    if encoder.device().is_cuda() { BATCH_SIZE } else { CPU_BATCH_SIZE }
+}
+
 /// How many images a monitor embeds of a split, where the run trains on `instances`.
 fn images_of(config: &TrainConfig, instances: usize) -> usize {
     match config.monitor_images as usize {
@@ -191,7 +198,7 @@ fn embed_share(
     } else {
         Arc::new(Subset::of_range(Arc::clone(source), share(source.len(), group)))
     };
-    let part = encode(state.encoder, images, layers, meta, (BATCH_SIZE, threads), progress);
+    let part = encode(state.encoder, images, layers, meta, (batch_size(state.encoder), threads), progress);
     let failed = group.gather_bytes(&[u8::from(part.is_err())])?;
     let part = part?;
     if let Some(rank) = failed.iter().position(|flag| flag == &[1]) {
