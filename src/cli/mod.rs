@@ -33,7 +33,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{Arg, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use serde::Serialize;
 use strum::{EnumMessage, VariantArray};
@@ -237,8 +237,31 @@ pub fn main_with_torch() -> ExitCode {
     main_with(process::learning::run)
 }
 
+/// The command line. A command that takes no location has no use for the options of stores: its help leaves them out.
+fn command_line() -> clap::Command {
+    let command = Cli::command();
+    let is_of_stores = |arg: &&Arg| arg.get_help_heading() == Some(STORAGE);
+    let hidden: Vec<Arg> =
+        command.get_arguments().filter(is_of_stores).map(|arg| arg.clone().hide(true)).collect();
+    without_stores(command, &hidden)
+}
+
+fn without_stores(command: clap::Command, hidden: &[Arg]) -> clap::Command {
+    if takes_location(&command) {
+        command.mut_subcommands(|command| without_stores(command, hidden))
+    } else {
+        command.args(hidden)
+    }
+}
+
+/// Whether it, or a command below it, has an option for a location.
+fn takes_location(command: &clap::Command) -> bool {
+    let names = |arg: &Arg| arg.get_value_names().unwrap_or_default().iter().any(|name| name.contains("URL"));
+    command.get_arguments().any(names) || command.get_subcommands().any(takes_location)
+}
+
 fn main_with(run: fn(&Cli) -> anyhow::Result<()>) -> ExitCode {
-    let matches = Cli::command().get_matches();
+    let matches = command_line().get_matches();
     let cli = match <Cli as clap::FromArgMatches>::from_arg_matches(&matches) {
         Ok(cli) => cli,
         Err(error) => error.exit(),
@@ -268,7 +291,7 @@ fn main_with(run: fn(&Cli) -> anyhow::Result<()>) -> ExitCode {
 /// # Errors
 /// What is wrong with it, as the program would say.
 pub fn check_command_line(words: &[String]) -> Result<(), String> {
-    let matches = Cli::command().try_get_matches_from(words).map_err(|error| error.to_string())?;
+    let matches = command_line().try_get_matches_from(words).map_err(|error| error.to_string())?;
     <Cli as clap::FromArgMatches>::from_arg_matches(&matches).map(drop).map_err(|error| error.to_string())
 }
 
@@ -289,7 +312,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Bench(args) => bench::run(&cli.global, args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
-            clap_complete::generate(*shell, &mut Cli::command(), "instdisc", &mut script);
+            clap_complete::generate(*shell, &mut command_line(), "instdisc", &mut script);
             write_stdout(&script)
         }
     }
@@ -382,6 +405,9 @@ fn kept_line(report: &serde_json::Value) -> String {
         ("rows of training: ", "train_rows"),
         ("queries: ", "queries"),
     ];
+    if let Ok(retrieval) = serde_json::from_value(report["retrieval"].clone()) {
+        said.push(knn::measures(&retrieval));
+    }
     let mut of = Vec::new();
     for (words, name) in known {
         let value = &report[name];
@@ -401,7 +427,37 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
+        command_line().debug_assert();
+    }
+
+    #[test]
+    fn options_of_stores_are_in_the_help_of_commands_that_take_a_location_alone() {
+        fn shown(command: &mut clap::Command, path: &str, with: &mut Vec<String>, without: &mut Vec<String>) {
+            let path = format!("{path} {}", command.get_name());
+            let of = if command.render_long_help().to_string().contains(STORAGE) { with } else { without };
+            of.push(path.trim_start_matches(" instdisc").trim_start().to_owned());
+        }
+        let mut command = command_line();
+        command.build();
+        let (mut with, mut without) = (Vec::new(), Vec::new());
+        for command in command.get_subcommands_mut() {
+            shown(command, "", &mut with, &mut without);
+            let name = command.get_name().to_owned();
+            command.get_subcommands_mut().for_each(|command| shown(command, &name, &mut with, &mut without));
+        }
+        for name in
+            ["ingest", "inspect", "knn", "render", "export", "export parquet", "bench", "bench loader"]
+        {
+            assert!(with.iter().any(|shown| shown == name), "{name}: {with:?}");
+        }
+        for name in ["synth", "completions"] {
+            assert!(without.iter().any(|shown| shown == name), "{name}: {without:?}");
+        }
+        // Hidden is not refused.
+        for words in ["synth --dest a --retry-seconds 5", "--single-writer synth --dest a"] {
+            let words: Vec<String> = format!("instdisc {words}").split(' ').map(str::to_owned).collect();
+            assert_eq!(check_command_line(&words), Ok(()));
+        }
     }
 
     #[cfg(feature = "torch")]
@@ -413,6 +469,15 @@ mod tests {
         assert_eq!(
             kept_line(&knn),
             "step 7: top-1 25.00 %, top-5 50.00 % (k = 20, τ = 0.07, bank, queries: 40)"
+        );
+        let recall = json!([{"k": 1, "recall": 0.5, "interval": [0.4, 0.6]}]);
+        let mut measured = knn.clone();
+        measured["retrieval"] = json!({"k": 20, "queries": 40, "without_relevant": 0, "recall": recall, "map": 0.25, "map_at_r": null});
+        assert!(
+            kept_line(&measured)
+                .starts_with("step 7: top-1 25.00 %, top-5 50.00 %, recall@1 50.00 %, mAP@20 25.00 % (k"),
+            "{}",
+            kept_line(&measured)
         );
         let few = json!({"step": 7, "top1": 0.25, "top5": 0.5, "k": 3, "feature": "bank"});
         assert_eq!(kept_line(&few), "step 7: top-1 25.00 % (k = 3, bank)");
