@@ -196,7 +196,7 @@ fn a_run_has_a_trend_for_each_dataset_that_it_was_evaluated_on() {
     let trained = ("own, val".to_owned(), vec![(20, 0.3)]);
     assert_eq!(shown(&other.datasets), [grown, trained, unnamed, by_bank, encoder, monitored]);
     // With one dataset its own chart says it all.
-    let alone = History { datasets: found.datasets[..1].to_vec(), points: Vec::new() };
+    let alone = History { datasets: found.datasets[..1].to_vec(), ..History::default() };
     let html = page(&PageInput { history: &alone, ..input }, &PageImages::default());
     assert!(!html.contains("<h2 id=\"h-datasets\">"));
 }
