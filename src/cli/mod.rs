@@ -199,7 +199,7 @@ enum Command {
     Inspect(inspect::InspectArgs),
     #[cfg(feature = "torch")]
     #[command(flatten)]
-    Learning(process::learning::LearningCommand),
+    Learning(LearningCommand),
     Knn(Box<knn::KnnArgs>),
     Export(export::ExportArgs),
     Synth(synth::SynthArgs),
@@ -210,6 +210,18 @@ enum Command {
         /// The shell
         shell: Shell,
     },
+}
+
+/// The commands that need libtorch. Only the program `instdisc-torch` runs them, so that no other loads it.
+#[cfg(feature = "torch")]
+#[derive(Debug, Subcommand)]
+enum LearningCommand {
+    Train(Box<train::TrainArgs>),
+    Embed(Box<embed::EmbedArgs>),
+    Query(Box<knn::query::QueryArgs>),
+    Linear(Box<linear::LinearArgs>),
+    Finetune(Box<finetune::FinetuneArgs>),
+    Replay(replay::ReplayArgs),
 }
 
 impl Command {
@@ -233,8 +245,8 @@ pub fn main() -> ExitCode {
 /// The program `instdisc-torch`, which `instdisc` runs; the other commands are not in it.
 #[cfg(feature = "torch")]
 pub fn main_with_torch() -> ExitCode {
-    process::openmp::apply_settings();
-    main_with(process::learning::run)
+    process::beside::apply_settings();
+    main_with(run_learning)
 }
 
 /// The command line. A command that takes no location has no use for the options of stores: its help leaves them out.
@@ -299,7 +311,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     if cli.command.needs_torch()? {
         return process::beside::run();
     }
-    process::signals::end_on_signals(process::signals::end)?;
+    process::end_on_signals(process::end)?;
     match &cli.command {
         Command::Ingest(args) => ingest::run(&cli.global, args),
         Command::Inspect(args) => inspect::run(&cli.global, args),
@@ -315,6 +327,29 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
             clap_complete::generate(*shell, &mut command_line(), "instdisc", &mut script);
             write_stdout(&script)
         }
+    }
+}
+
+/// Runs a command that needs libtorch.
+#[cfg(feature = "torch")]
+fn run_learning(cli: &Cli) -> anyhow::Result<()> {
+    let global = &cli.global;
+    let stops_on_purpose =
+        matches!(cli.command, Command::Learning(LearningCommand::Train(_) | LearningCommand::Finetune(_)));
+    if !stops_on_purpose {
+        process::end_on_signals(crate::distributed::end_process)?;
+    }
+    match &cli.command {
+        Command::Learning(LearningCommand::Train(args)) => train::run(global, args),
+        Command::Learning(LearningCommand::Embed(args)) => embed::run(global, args),
+        Command::Learning(LearningCommand::Query(args)) => knn::query::run(global, args),
+        Command::Learning(LearningCommand::Linear(args)) => linear::run(global, args),
+        Command::Learning(LearningCommand::Finetune(args)) => finetune::run(global, args),
+        Command::Learning(LearningCommand::Replay(args)) => replay::run(args),
+        Command::Knn(args) => knn::run_together(global, args),
+        Command::Bench(args) if args.needs_torch() => bench::run_learning(args),
+        _ => Err(WrongUsage("`instdisc` has this command, `instdisc-torch` those that need libtorch".into())
+            .into()),
     }
 }
 
@@ -435,7 +470,7 @@ mod tests {
         fn shown(command: &mut clap::Command, path: &str, with: &mut Vec<String>, without: &mut Vec<String>) {
             let path = format!("{path} {}", command.get_name());
             let of = if command.render_long_help().to_string().contains(STORAGE) { with } else { without };
-            of.push(path.trim_start_matches(" instdisc").trim_start().to_owned());
+            of.push(path.trim().to_owned());
         }
         let mut command = command_line();
         command.build();

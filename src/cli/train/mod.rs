@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 pub(super) use flags::{Offer, OptionFlags};
 
 use super::GlobalArgs;
-use super::process::signals;
+use super::process::stop_on_signals;
 use super::progress::{Meter, Terminal, end_of_day, say, say_next};
 use super::ranks::{RankFlags, end_as_lost};
 use crate::checkpoint::{Checkpoint, list_checkpoints};
@@ -112,7 +112,7 @@ pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
     let collective_timeout = args.ranks.timeout();
     let on_lost = end_as_lost;
     let job = TrainJob { dataset, run, init, config, rendezvous, collective_timeout, on_lost };
-    signals::stop_on_signals(&STOP)?;
+    stop_on_signals(&STOP)?;
     let address = args.metrics_listen.as_deref().filter(|_| is_first);
     let listen =
         |address: &str| Exporter::listen(address).with_context(|| format!("--metrics-listen {address}"));
