@@ -21,11 +21,11 @@ const PLACEHOLDER: &str = "{feature}";
 /// Write the features of a split under a checkpoint's encoder, as a feature table (Arrow IPC).
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  instdisc embed --checkpoint runs/r50/checkpoints/step-00005005 --dataset data/in1k \\\n    --split val --output runs/r50/val.arrow"
+    after_help = "Example:\n  instdisc embed --run runs/r50 --dataset data/in1k \\\n    --split val --output runs/r50/val.arrow"
 )]
 pub(super) struct EmbedArgs {
-    /// The checkpoint's folder, or that of a run for its newest
-    #[arg(long, value_name = "URL")]
+    /// A run, for its newest checkpoint, or a checkpoint
+    #[arg(long = "run", visible_alias = "checkpoint", value_name = "URL")]
     checkpoint: String,
     /// The dataset's folder
     #[arg(long, value_name = "URL")]
@@ -108,7 +108,7 @@ pub(super) fn run(global: &GlobalArgs, args: &EmbedArgs) -> anyhow::Result<()> {
         json
     };
     let tables: Vec<_> = report.tables.iter().map(json_of).collect();
-    if let ([FeatureLayer::Projection], true) = (&args.feature[..], report.is_own_dataset) {
+    if args.feature == [FeatureLayer::Projection] && report.is_own_dataset && report.has_bank {
         let own = if report.is_trained_split { " --leave-one-out" } else { "" };
         let [bank, queries, dataset] =
             [&args.checkpoint, &args.output, &args.dataset].map(|text| shell_word(text));

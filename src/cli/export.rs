@@ -12,7 +12,7 @@ use crate::ingest::{ExportOptions, export};
 /// Write weights, embeddings or images in the formats of other programs.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  instdisc export torchvision --checkpoint runs/r50/checkpoints/step-00005005 \\\n    --without-projection --output r50.safetensors\n  instdisc export parquet --table val.arrow --output val.parquet\n  instdisc export projector --table val.arrow --dataset data/in1k --output projector"
+    after_help = "Example:\n  instdisc export torchvision --run runs/r50 \\\n    --without-projection --output r50.safetensors\n  instdisc export parquet --table val.arrow --output val.parquet\n  instdisc export projector --table val.arrow --dataset data/in1k --output projector"
 )]
 pub(super) struct ExportArgs {
     #[command(subcommand)]
@@ -24,8 +24,8 @@ enum Form {
     Images(ImagesArgs),
     /// Weights as one safetensors file with torchvision's names; jobs/tools/cifar_resnet.py defines the CIFAR networks
     Torchvision {
-        /// The checkpoint's folder, or that of a run for its newest
-        #[arg(long, value_name = "URL")]
+        /// A run, for its newest checkpoint, or a checkpoint
+        #[arg(long = "run", visible_alias = "checkpoint", value_name = "URL")]
         checkpoint: String,
         /// Leave out the last layer: for a model whose last layer is torch.nn.Identity()
         #[arg(long)]
@@ -67,8 +67,8 @@ enum Form {
 
 #[derive(Debug, Args)]
 pub(super) struct HubArgs {
-    /// The checkpoint's folder, or that of a run for its newest
-    #[arg(long, value_name = "URL")]
+    /// A run, for its newest checkpoint, or a checkpoint
+    #[arg(long = "run", visible_alias = "checkpoint", value_name = "URL")]
     checkpoint: String,
     /// The folder to write
     #[arg(long, value_name = "URL")]
@@ -123,10 +123,15 @@ pub(super) fn run(global: &GlobalArgs, args: &ExportArgs) -> anyhow::Result<()> 
             write_json(&json!({"output": output, "rows": rows}))
         }
         Form::Projector { table, dataset, limit, output } => {
+            global.folder("--output", output)?;
+            let place = global.output(output)?;
+            if let Ok([file, ..]) = place.list().as_deref() {
+                tracing::warn!("{place} holds `{}`: files of an earlier export are replaced", file.name);
+            }
             let job = ProjectorJob {
                 table: global.location(table)?,
                 dataset: dataset.as_ref().map(|dataset| global.location(dataset)).transpose()?,
-                output: global.output(output)?,
+                output: place,
                 limit: *limit,
             };
             let rows = export_projector(&job)?;

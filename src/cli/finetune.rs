@@ -3,7 +3,7 @@
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::process::signals;
+use super::process::stop_on_signals;
 use super::progress::{Meter, Terminal, say};
 use super::ranks::{RankFlags, end_as_lost, progress_of};
 use super::train::{Offer, OptionFlags};
@@ -94,7 +94,7 @@ pub(super) fn run(global: &GlobalArgs, args: &FinetuneArgs) -> anyhow::Result<()
         on_lost: end_as_lost,
     };
     let finetuning = Finetuning::open(of, &args.options.given, progress_of(is_first, &terminal))?;
-    signals::stop_on_signals(&STOP)?;
+    stop_on_signals(&STOP)?;
     let mut hooks = Shown { config: finetuning.config(), is_first, meter: None };
     let outcome = finetuning.train(&mut hooks, &STOP);
     hooks.meter = None;

@@ -23,7 +23,7 @@ use crate::units::{ByteSize, Fraction, shell_word};
 /// names the option. docs/formats.md has the rules.
 ///
 /// Each image is validated once; one that cannot be decoded is listed in rejects/ with its reason and gets no id.
-/// The same command resumes a killed ingest, with the same result.
+/// Ctrl-C and SIGTERM end it at once; the same command resumes it, with the same result.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   instdisc ingest --source /data/ILSVRC2012/train --dest s3://bucket/in1k --split train

@@ -80,7 +80,7 @@ pub(super) struct KnnArgs {
     #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = "bank", requires = "run")]
     feature: Vec<String>,
     /// Evaluate each checkpoint of --run once as it appears, until the run is finished; several watchers share the
-    /// checkpoints
+    /// checkpoints. Ctrl-C ends it at once, and the same command continues
     #[arg(long, requires = "run", conflicts_with_all = ["output", "neighbours"])]
     watch: bool,
     /// Stop watching after this many seconds without a new checkpoint; 0 for never
@@ -284,7 +284,7 @@ fn line(report: &KnnReport) -> String {
 }
 
 /// Recall and mean average precision in words.
-fn measures(retrieval: &Retrieval) -> String {
+pub(super) fn measures(retrieval: &Retrieval) -> String {
     let Retrieval { k, recall, map, map_at_r, .. } = retrieval;
     let recalls = recall.iter().map(|at| (format!("recall@{}", at.k), at.recall));
     let means = [(format!("mAP@{k}"), Some(*map)), ("mAP@R".to_owned(), *map_at_r)];

@@ -33,7 +33,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{Arg, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use serde::Serialize;
 use strum::{EnumMessage, VariantArray};
@@ -199,7 +199,7 @@ enum Command {
     Inspect(inspect::InspectArgs),
     #[cfg(feature = "torch")]
     #[command(flatten)]
-    Learning(process::learning::LearningCommand),
+    Learning(LearningCommand),
     Knn(Box<knn::KnnArgs>),
     Export(export::ExportArgs),
     Synth(synth::SynthArgs),
@@ -210,6 +210,18 @@ enum Command {
         /// The shell
         shell: Shell,
     },
+}
+
+/// The commands that need libtorch. Only the program `instdisc-torch` runs them, so that no other loads it.
+#[cfg(feature = "torch")]
+#[derive(Debug, Subcommand)]
+enum LearningCommand {
+    Train(Box<train::TrainArgs>),
+    Embed(Box<embed::EmbedArgs>),
+    Query(Box<knn::query::QueryArgs>),
+    Linear(Box<linear::LinearArgs>),
+    Finetune(Box<finetune::FinetuneArgs>),
+    Replay(replay::ReplayArgs),
 }
 
 impl Command {
@@ -233,12 +245,35 @@ pub fn main() -> ExitCode {
 /// The program `instdisc-torch`, which `instdisc` runs; the other commands are not in it.
 #[cfg(feature = "torch")]
 pub fn main_with_torch() -> ExitCode {
-    process::openmp::apply_settings();
-    main_with(process::learning::run)
+    process::beside::apply_settings();
+    main_with(run_learning)
+}
+
+/// The command line. A command that takes no location has no use for the options of stores: its help leaves them out.
+fn command_line() -> clap::Command {
+    let command = Cli::command();
+    let is_of_stores = |arg: &&Arg| arg.get_help_heading() == Some(STORAGE);
+    let hidden: Vec<Arg> =
+        command.get_arguments().filter(is_of_stores).map(|arg| arg.clone().hide(true)).collect();
+    without_stores(command, &hidden)
+}
+
+fn without_stores(command: clap::Command, hidden: &[Arg]) -> clap::Command {
+    if takes_location(&command) {
+        command.mut_subcommands(|command| without_stores(command, hidden))
+    } else {
+        command.args(hidden)
+    }
+}
+
+/// Whether it, or a command below it, has an option for a location.
+fn takes_location(command: &clap::Command) -> bool {
+    let names = |arg: &Arg| arg.get_value_names().unwrap_or_default().iter().any(|name| name.contains("URL"));
+    command.get_arguments().any(names) || command.get_subcommands().any(takes_location)
 }
 
 fn main_with(run: fn(&Cli) -> anyhow::Result<()>) -> ExitCode {
-    let matches = Cli::command().get_matches();
+    let matches = command_line().get_matches();
     let cli = match <Cli as clap::FromArgMatches>::from_arg_matches(&matches) {
         Ok(cli) => cli,
         Err(error) => error.exit(),
@@ -268,7 +303,7 @@ fn main_with(run: fn(&Cli) -> anyhow::Result<()>) -> ExitCode {
 /// # Errors
 /// What is wrong with it, as the program would say.
 pub fn check_command_line(words: &[String]) -> Result<(), String> {
-    let matches = Cli::command().try_get_matches_from(words).map_err(|error| error.to_string())?;
+    let matches = command_line().try_get_matches_from(words).map_err(|error| error.to_string())?;
     <Cli as clap::FromArgMatches>::from_arg_matches(&matches).map(drop).map_err(|error| error.to_string())
 }
 
@@ -276,7 +311,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     if cli.command.needs_torch()? {
         return process::beside::run();
     }
-    process::signals::end_on_signals(process::signals::end)?;
+    process::end_on_signals(process::end)?;
     match &cli.command {
         Command::Ingest(args) => ingest::run(&cli.global, args),
         Command::Inspect(args) => inspect::run(&cli.global, args),
@@ -289,9 +324,32 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Bench(args) => bench::run(&cli.global, args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
-            clap_complete::generate(*shell, &mut Cli::command(), "instdisc", &mut script);
+            clap_complete::generate(*shell, &mut command_line(), "instdisc", &mut script);
             write_stdout(&script)
         }
+    }
+}
+
+/// Runs a command that needs libtorch.
+#[cfg(feature = "torch")]
+fn run_learning(cli: &Cli) -> anyhow::Result<()> {
+    let global = &cli.global;
+    let stops_on_purpose =
+        matches!(cli.command, Command::Learning(LearningCommand::Train(_) | LearningCommand::Finetune(_)));
+    if !stops_on_purpose {
+        process::end_on_signals(crate::distributed::end_process)?;
+    }
+    match &cli.command {
+        Command::Learning(LearningCommand::Train(args)) => train::run(global, args),
+        Command::Learning(LearningCommand::Embed(args)) => embed::run(global, args),
+        Command::Learning(LearningCommand::Query(args)) => knn::query::run(global, args),
+        Command::Learning(LearningCommand::Linear(args)) => linear::run(global, args),
+        Command::Learning(LearningCommand::Finetune(args)) => finetune::run(global, args),
+        Command::Learning(LearningCommand::Replay(args)) => replay::run(args),
+        Command::Knn(args) => knn::run_together(global, args),
+        Command::Bench(args) if args.needs_torch() => bench::run_learning(args),
+        _ => Err(WrongUsage("`instdisc` has this command, `instdisc-torch` those that need libtorch".into())
+            .into()),
     }
 }
 
@@ -382,6 +440,9 @@ fn kept_line(report: &serde_json::Value) -> String {
         ("rows of training: ", "train_rows"),
         ("queries: ", "queries"),
     ];
+    if let Ok(retrieval) = serde_json::from_value(report["retrieval"].clone()) {
+        said.push(knn::measures(&retrieval));
+    }
     let mut of = Vec::new();
     for (words, name) in known {
         let value = &report[name];
@@ -401,7 +462,37 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
+        command_line().debug_assert();
+    }
+
+    #[test]
+    fn options_of_stores_are_in_the_help_of_commands_that_take_a_location_alone() {
+        fn shown(command: &mut clap::Command, path: &str, with: &mut Vec<String>, without: &mut Vec<String>) {
+            let path = format!("{path} {}", command.get_name());
+            let of = if command.render_long_help().to_string().contains(STORAGE) { with } else { without };
+            of.push(path.trim().to_owned());
+        }
+        let mut command = command_line();
+        command.build();
+        let (mut with, mut without) = (Vec::new(), Vec::new());
+        for command in command.get_subcommands_mut() {
+            shown(command, "", &mut with, &mut without);
+            let name = command.get_name().to_owned();
+            command.get_subcommands_mut().for_each(|command| shown(command, &name, &mut with, &mut without));
+        }
+        for name in
+            ["ingest", "inspect", "knn", "render", "export", "export parquet", "bench", "bench loader"]
+        {
+            assert!(with.iter().any(|shown| shown == name), "{name}: {with:?}");
+        }
+        for name in ["synth", "completions"] {
+            assert!(without.iter().any(|shown| shown == name), "{name}: {without:?}");
+        }
+        // Hidden is not refused.
+        for words in ["synth --dest a --retry-seconds 5", "--single-writer synth --dest a"] {
+            let words: Vec<String> = format!("instdisc {words}").split(' ').map(str::to_owned).collect();
+            assert_eq!(check_command_line(&words), Ok(()));
+        }
     }
 
     #[cfg(feature = "torch")]
@@ -413,6 +504,15 @@ mod tests {
         assert_eq!(
             kept_line(&knn),
             "step 7: top-1 25.00 %, top-5 50.00 % (k = 20, τ = 0.07, bank, queries: 40)"
+        );
+        let recall = json!([{"k": 1, "recall": 0.5, "interval": [0.4, 0.6]}]);
+        let mut measured = knn.clone();
+        measured["retrieval"] = json!({"k": 20, "queries": 40, "without_relevant": 0, "recall": recall, "map": 0.25, "map_at_r": null});
+        assert!(
+            kept_line(&measured)
+                .starts_with("step 7: top-1 25.00 %, top-5 50.00 %, recall@1 50.00 %, mAP@20 25.00 % (k"),
+            "{}",
+            kept_line(&measured)
         );
         let few = json!({"step": 7, "top1": 0.25, "top5": 0.5, "k": 3, "feature": "bank"});
         assert_eq!(kept_line(&few), "step 7: top-1 25.00 % (k = 3, bank)");

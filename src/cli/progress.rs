@@ -46,6 +46,22 @@ pub(super) fn say(line: &str) {
     });
 }
 
+/// When something ends that takes this long, by the clock of this machine: `at 17:40`, on another day with its date.
+#[cfg(feature = "torch")]
+pub(super) fn end_of_day(left: Duration) -> String {
+    end_after(chrono::Local::now().fixed_offset(), left)
+}
+
+#[cfg(feature = "torch")]
+fn end_after(now: chrono::DateTime<chrono::FixedOffset>, left: Duration) -> String {
+    let end = chrono::TimeDelta::from_std(left).ok().and_then(|left| now.checked_add_signed(left));
+    match end {
+        None => "later than any calendar".to_owned(),
+        Some(end) if end.date_naive() == now.date_naive() => end.format("at %H:%M").to_string(),
+        Some(end) => end.format("on %Y-%m-%d at %H:%M").to_string(),
+    }
+}
+
 /// Names the command that mostly follows.
 pub(super) fn say_next(command: &str) {
     say(&format!("next: {command}"));
@@ -228,6 +244,17 @@ impl Progress for Terminal {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(feature = "torch")]
+    #[test]
+    fn an_end_on_another_day_has_its_date() {
+        let now = chrono::DateTime::parse_from_rfc3339("2026-11-29T21:30:00+01:00").expect("a time");
+        let after = |minutes: u64| end_after(now, Duration::from_secs(60 * minutes));
+        assert_eq!(after(70), "at 22:40");
+        assert_eq!(after(150), "on 2026-11-30 at 00:00");
+        assert_eq!(after(60 * 24 * 33 + 1), "on 2027-01-01 at 21:31");
+        assert_eq!(end_after(now, Duration::MAX), "later than any calendar");
+    }
 
     #[test]
     fn a_rate_counts_what_was_done_here_and_is_given_once_it_is_measured() {

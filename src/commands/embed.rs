@@ -44,6 +44,8 @@ pub struct EmbedReport {
     pub is_own_dataset: bool,
     /// Whether the checkpoint was trained on this split.
     pub is_trained_split: bool,
+    /// Whether the checkpoint has a bank; that of a fine-tuning has none.
+    pub has_bank: bool,
     /// The tables, in the order of the outputs.
     pub tables: Vec<EmbeddedTable>,
 }
@@ -106,6 +108,7 @@ pub fn embed(
     let tables = outputs.iter().cloned().zip(published);
     Ok(Some(EmbedReport {
         is_own_dataset,
+        has_bank: job.checkpoint.state()?.config.get("finetune").is_none(),
         is_trained_split: is_own_dataset && job.split == trained_on.split,
         tables: tables
             .map(|((layer, output), published)| EmbeddedTable { layer, output, published })

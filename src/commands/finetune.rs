@@ -2,19 +2,21 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 use toml::Table;
 
 use super::CommandError;
+use super::monitor::batch_size;
 use crate::checkpoint::{Checkpoint, checkpoint_name, list_checkpoints};
 use crate::dataset::Manifest;
 use crate::distributed::{DistributedError, Rendezvous};
 use crate::eval::{ClassifierReport, EmbedError, Score, classify, load_encoder, share};
 use crate::loader::{Source, Subset};
 use crate::model::select_device_of;
-use crate::progress::{Progress, Quiet};
+use crate::progress::Progress;
 use crate::run_config::{Given, OptionSpec, Scope, TrainConfig};
 use crate::storage::{Location, PublishMode};
 use crate::train::{
@@ -179,7 +181,7 @@ impl Finetuning {
         let counted = if images.is_empty() {
             Ok(Score::default())
         } else {
-            classify(state.encoder, images, BATCH_SIZE, threads, &Quiet)
+            classify(state.encoder, images, batch_size(state.encoder), threads, &UntilStopped(state.stop))
         };
         // If one process failed, all give up.
         let numbers =
@@ -206,6 +208,21 @@ fn settings(config: &TrainConfig, begun: &Value) -> Vec<String> {
     let values = config.values();
     let options = TrainConfig::OPTIONS.iter().filter(|option| option.finetune);
     options.filter_map(|option| text(option.key, &values[option.key])).collect()
+}
+
+/// Shows nothing, and ends where the run is to stop.
+struct UntilStopped<'a>(&'a StopFlag);
+
+impl Progress for UntilStopped<'_> {
+    fn begin(&self, _stage: &str, _total: u64) {}
+
+    fn advance(&self, _items: u64) {}
+
+    fn finish(&self) {}
+
+    fn is_stopped(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// Hooks, and scores of the classifier.

@@ -27,12 +27,12 @@ const HEAD_BYTES: u64 = 4096;
 const FIRST_CLASSES: usize = 10;
 /// The end of the error for an unknown file.
 const KNOWN: &str = "inspect knows datasets, runs, checkpoints, feature tables, shards and other Parquet tables, \
-                     metrics, reports, weights, and a run's JSON and TOML files";
+                     metrics, reports, weights, class lists, and a run's JSON and TOML files";
 /// The check of a file without a digest in a manifest.
 const WITHOUT_DIGEST: &str = "reading it whole; no manifest has its digest";
 
 /// A summary of a folder or a file, by its contents: a dataset, a run, a checkpoint, a feature table, a shard or another
-/// Parquet table, metrics, a report, weights, a configuration. The manifest of a dataset or a checkpoint means its folder.
+/// Parquet table, metrics, a report, weights, a configuration, a class list. The manifest of a dataset or a checkpoint means its folder.
 /// The key `kind` names what it is.
 ///
 /// With `check`, every byte is read and compared with its digest; a file without a digest in a manifest is decoded.
@@ -115,7 +115,7 @@ fn inspect_file(location: &Location, check: bool, progress: &dyn Progress) -> Re
     }
     let found = match head.iter().find(|byte| !byte.is_ascii_whitespace()) {
         Some(b'{') => records::inspect_json(location, check, progress)?,
-        _ => records::inspect_toml(location, check)?,
+        _ => records::inspect_text(location, check)?,
     };
     found.ok_or_else(|| unknown(location, &head))
 }

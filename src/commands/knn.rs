@@ -15,7 +15,7 @@ use super::reports::{self, OfRun};
 use crate::dataset::{Manifest, read_duplicates};
 use crate::eval::{
     Duplicates, EvalError, KnnOptions, KnnReport, KnnReports, Thumbnails, default_k,
-    evaluate_with_neighbours, sprite, write_neighbours,
+    evaluate_with_neighbours, is_remark, sprite, write_neighbours,
 };
 use crate::feature_table::{ColumnNames, RowNames, TableMeta};
 use crate::ids::InstanceId;
@@ -243,7 +243,7 @@ fn evaluate(
             leave_one_out: job.leave_one_out,
             exclude,
             label_sets: pair.label_sets.clone(),
-            shown: if place.is_some() && job.neighbours.is_none() { LEAST_SHOWN } else { 0 },
+            shown: if place.is_some() { LEAST_SHOWN } else { 0 },
         };
         let (mut report, neighbours) = searchers.evaluate(pair, &options, &pool)?;
         if let Some(digest) = dataset_digest {
@@ -267,16 +267,19 @@ fn evaluate(
     let mut notes: Vec<&String> = Vec::new();
     for note in reports.all().flat_map(|report| &report.notes) {
         if !notes.contains(&note) {
-            if reports.first.has_scores() {
-                tracing::warn!("{note}")
-            } else {
+            if is_remark(note) {
                 tracing::info!("{note}")
+            } else {
+                tracing::warn!("{note}")
             }
             notes.push(note);
         }
     }
     if let Some(location) = &job.neighbours {
-        write_neighbours(location, &*pair.bank, &pair.queries, &neighbours, &pair.row_names)?;
+        // The page shows some neighbours more.
+        let voters = (reports.first.k < neighbours.k).then(|| first_of_each(&neighbours, reports.first.k));
+        let voters = voters.as_ref().unwrap_or(&neighbours);
+        write_neighbours(location, &*pair.bank, &pair.queries, voters, &pair.row_names)?;
     }
     if let Some(place) = place {
         let shown = examples(&*pair.bank, &pair.queries, &neighbours, reports.first.k, job.temperature[0]);
@@ -299,6 +302,21 @@ fn evaluate(
     Ok(Some(reports))
 }
 
+/// The first `k` neighbours of each query, which has more.
+fn first_of_each(neighbours: &Neighbours, k: usize) -> Neighbours {
+    let Neighbours { k: all, rows, similarities } = neighbours;
+    Neighbours {
+        k,
+        rows: rows.chunks(*all).flat_map(|of| &of[..k]).copied().collect(),
+        similarities: similarities.chunks(*all).flat_map(|of| &of[..k]).copied().collect(),
+    }
+}
+
+/// The page of a report, in its folder.
+fn page_beside(report: &Location) -> Option<Location> {
+    report.with_file_name(&format!("{}.html", report.file_name().trim_end_matches(".json")))
+}
+
 /// Publishes the page, then the report beside it.
 fn publish(
     dataset: Option<&Location>,
@@ -312,9 +330,7 @@ fn publish(
         Some(dataset) => images(dataset, input)?,
         None => names_alone(input, row_names),
     };
-    let name = format!("{}.html", output.file_name().trim_end_matches(".json"));
-    let html = output
-        .with_file_name(&name)
+    let html = page_beside(output)
         .ok_or_else(|| CommandError::Usage(format!("--output {output}: expected the name of a file")))?;
     html.publish(page(input, &images), PublishMode::Overwrite)?;
     reports::publish(output, input.reports, of, *mode)?;

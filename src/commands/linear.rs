@@ -122,7 +122,9 @@ pub fn linear_of_run(
     };
     // Rank 0 looks: the others might find the report that it has just published.
     let kept = if job.output.is_none() && group.is_first() {
-        reports::find(&output, &weights, &run.dataset.digest())?
+        let is_whole =
+            job.label_fraction.is_none() || labels_beside(&output).map_or(Ok(true), |at| at.exists())?;
+        reports::find(&output, &weights, &run.dataset.digest())?.filter(|_| is_whole)
     } else {
         None
     };
@@ -160,6 +162,11 @@ fn first_of<T>(
     Ok(finished)
 }
 
+/// The file of the labels that a report used, in its folder.
+fn labels_beside(report: &Location) -> Option<Location> {
+    report.with_file_name(&format!("{}-labels.parquet", report.file_name().trim_end_matches(".json")))
+}
+
 /// Publishes the report and the labels that were used.
 fn finish(
     job: &LinearJob,
@@ -186,10 +193,9 @@ fn finish(
     notes.iter().for_each(|note| tracing::warn!("{note}"));
     if let Some(output) = output {
         if let Some(Labels { ids, labels }) = &labels
-            && let Some(folder) = output.folder()
+            && let (Some(folder), Some(file)) = (output.folder(), labels_beside(output))
         {
-            let name = format!("{}-labels.parquet", output.file_name().trim_end_matches(".json"));
-            write_label_subset(&folder, &name, ids, labels)?;
+            write_label_subset(&folder, file.file_name(), ids, labels)?;
         }
         let of = checkpoint.map(|(checkpoint, dataset)| dataset.of_run(checkpoint)).unwrap_or_default();
         reports::publish(output, &report, &of, PublishMode::Overwrite)?;

@@ -291,12 +291,16 @@ fn report(
     }
 }
 
+/// The note that images with several labels do not vote.
+const SEVERAL_LABELS: &str =
+    "images have several labels, so nothing votes: recall and mAP count rows that share a label";
+/// What the note that nothing has a label ends with.
+const NO_SCORES: &str = "so there are neighbours and no scores";
+
 /// The note that nothing votes, and why.
 fn no_votes(bank: &dyn Table, queries: &FeatureTable, options: &KnnOptions) -> Option<String> {
     if options.label_sets.is_some() {
-        let note =
-            "images have several labels, so nothing votes: recall and mAP count rows that share a label";
-        return Some(note.into());
+        return Some(SEVERAL_LABELS.into());
     }
     let has_none = |labels: &[Option<ClassId>]| labels.iter().all(Option::is_none);
     let who = match (has_none(bank.labels()), has_none(&queries.labels)) {
@@ -305,7 +309,12 @@ fn no_votes(bank: &dyn Table, queries: &FeatureTable, options: &KnnOptions) -> O
         (false, true) => "the queries have no labels",
         (false, false) => return None,
     };
-    Some(format!("{who}, so there are neighbours and no scores"))
+    Some(format!("{who}, {NO_SCORES}"))
+}
+
+/// Whether a note of a report says what there is, where others warn.
+pub fn is_remark(note: &str) -> bool {
+    note == SEVERAL_LABELS || note.ends_with(NO_SCORES)
 }
 
 /// The note that queries vote for themselves.

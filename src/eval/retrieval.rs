@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet};
 
 use rayon::prelude::*;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::KnnOptions;
 use super::report::score_interval;
@@ -18,7 +18,7 @@ use crate::search::Neighbours;
 const RECALL_AT: [usize; 4] = [1, 5, 10, 100];
 
 /// How well neighbours retrieve rows that are relevant for a query.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Retrieval {
     /// Neighbours of a query that were ranked: the largest `k` of the vote.
     pub k: usize,
@@ -39,7 +39,7 @@ pub struct Retrieval {
 }
 
 /// The share of queries that have a relevant row among their `k` nearest.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RecallAt {
     /// Neighbours.
     pub k: usize,

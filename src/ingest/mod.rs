@@ -36,7 +36,7 @@ pub use plan::{DestinationPlan, IngestPlan};
 pub use report::{AlreadyThere, HeldBy, IngestReport, SplitReport, VerifiedSource};
 pub use source::{
     ClassFolder, ClassesPlan, Counted, HoldOut, LabelsAs, PathGlob, SourceFormat, SourcePlan, SplitPlan,
-    is_image,
+    is_image, parse_class_names,
 };
 pub use synth::{SynthError, SynthOptions, SynthReport, synth};
 

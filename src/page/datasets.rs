@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-use super::text::{add, escape, grouped, percent};
+use super::text::{SmallChart, add, escape, grouped, percent};
 use super::trend::HistoryPoint;
 use super::{PageInput, Section};
 
@@ -110,50 +110,25 @@ pub(super) fn section(input: &PageInput<'_>) -> Option<Section> {
     let (first, last) = (all().map(|(step, _)| *step).min()?, all().map(|(step, _)| *step).max()?);
     let highest = all().map(|(_, share)| *share).fold(0.0, f64::max);
     let highest = ((highest / SCALE).ceil() * SCALE).clamp(SCALE, 1.0);
-    let x = |step: u64| 100.0 * (step - first) as f64 / (last - first).max(1) as f64;
-    let y = |share: f64| 100.0 * (highest - share) / highest;
     let mut html = String::from(
         "<p class=\"about\">Top-1 on each dataset and of each monitor over training steps, all with the same axes. Scores of different datasets, \
          features or k cannot be compared, their trends can. The broken line is guessing.</p>\n<div class=\"multiples\">\n",
     );
     for DatasetTrend { name, about, points, chance } in trends {
-        let Some((step, share)) = points.last() else { continue };
+        let Some((step, _)) = points.last() else { continue };
         let guessing = chance.map_or_else(String::new, |chance| format!(", guessing {}", percent(chance)));
-        add!(
-            html,
-            "<div><h3>{}</h3>\n<p class=\"note\">{}</p>\n<p><b>{}</b> <span class=\"note\">step {}{guessing}</span></p>\n\
-             <div class=\"chart\" aria-hidden=\"true\">\n",
-            escape(name),
-            escape(about),
-            percent(*share),
-            grouped(*step)
-        );
-        for share in [0.0, highest] {
-            let (place, percent) = (y(share), 100.0 * share);
-            add!(html, "<span class=\"rule\" style=\"top:{place:.2}%\"><i>{percent:.0} %</i></span>");
+        SmallChart {
+            name,
+            about,
+            note: format!("step {}{guessing}", grouped(*step)),
+            points,
+            steps: (first, last),
+            scale: (0.0, highest),
+            broken: *chance,
+            text: percent,
+            tick: |share| format!("{:.0} %", 100.0 * share),
         }
-        if let Some(chance) = chance {
-            add!(html, "<span class=\"rule chance\" style=\"top:{:.2}%\"></span>", y(*chance).max(0.0));
-        }
-        let line: Vec<String> =
-            points.iter().map(|&(step, share)| format!("{:.2},{:.2}", x(step), y(share))).collect();
-        add!(
-            html,
-            "<svg viewBox=\"0 0 100 100\" preserveAspectRatio=\"none\"><polyline class=\"top1\" points=\"{}\"/></svg>\n",
-            line.join(" ")
-        );
-        for &(step, share) in points {
-            add!(
-                html,
-                "<b class=\"dot top1\" style=\"left:{:.2}%;top:{:.2}%\" title=\"step {}: {}\"></b>",
-                x(step),
-                y(share),
-                grouped(step),
-                percent(share)
-            );
-        }
-        add!(html, "<span class=\"steps\"><i>step {}</i><i>{}</i></span>\n", grouped(first), grouped(last));
-        html.push_str("</div>\n</div>\n");
+        .write(&mut html);
     }
     html.push_str("</div>\n");
     table(&mut html, trends);

@@ -17,6 +17,8 @@ use crate::units::Temperature;
 
 /// Queries of each kind in the gallery.
 const OF_EACH_KIND: usize = 20;
+/// Queries in the gallery where nothing votes, so that all are of one kind.
+const OF_ALL_KINDS: usize = 3 * OF_EACH_KIND;
 
 /// What the class of an image in the style sheet begins with, by its split.
 const QUERY: char = 'q';
@@ -106,7 +108,7 @@ pub fn examples(
             winner_share: 0.0,
         };
         all.extend((0..queries.len()).map(|query| (ClassId(0), unvoted(query))));
-        return in_turns(all.into_iter(), |a, b| key(a).cmp(&key(b)));
+        return in_turns(all.into_iter(), OF_ALL_KINDS, |a, b| key(a).cmp(&key(b)));
     }
     let nearest = |example: &Example| neighbours.of(example.query).next().map_or(0.0, |(_, s)| f64::from(s));
     // Of equal margins, the query whose neighbours are nearer is the surer one.
@@ -115,7 +117,7 @@ pub fn examples(
     };
     let surest = |kind: ExampleKind| {
         let of_kind = all.iter().filter(|(_, example)| example.kind == kind).copied();
-        in_turns(of_kind, |a, b| {
+        in_turns(of_kind, OF_EACH_KIND, |a, b| {
             let ((a, a_nearest), (b, b_nearest)) = (sureness(a), sureness(b));
             b.total_cmp(&a).then(b_nearest.total_cmp(&a_nearest))
         })
@@ -124,14 +126,15 @@ pub fn examples(
     chosen.extend(surest(ExampleKind::Worst));
     let rest = all.iter().filter(|(_, example)| !chosen.iter().any(|other| other.query == example.query));
     let typical = rest.map(|&(class, example)| (class, Example { kind: ExampleKind::Typical, ..example }));
-    let typical = in_turns(typical, |a, b| key(a).cmp(&key(b)));
+    let typical = in_turns(typical, OF_EACH_KIND, |a, b| key(a).cmp(&key(b)));
     chosen.extend(typical);
     chosen
 }
 
-/// The first [`OF_EACH_KIND`]: the first of each class, then the second of each, and so on.
+/// The first `count`: the first of each class, then the second of each, and so on.
 fn in_turns(
     examples: impl Iterator<Item = (ClassId, Example)>,
+    count: usize,
     order: impl Fn(&Example, &Example) -> std::cmp::Ordering,
 ) -> Vec<Example> {
     let mut classes = BTreeMap::<ClassId, Vec<Example>>::new();
@@ -144,7 +147,7 @@ fn in_turns(
     turns.sort_by(|(turn, a), (other_turn, b)| {
         turn.cmp(other_turn).then_with(|| order(a, b)).then(a.query.cmp(&b.query))
     });
-    turns.into_iter().map(|(_, example)| example).take(OF_EACH_KIND).collect()
+    turns.into_iter().map(|(_, example)| example).take(count).collect()
 }
 
 /// Queries with their nearest neighbours.

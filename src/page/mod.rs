@@ -3,7 +3,7 @@
 //! Everything is in the page: style, script, images as data URLs. What an image-less reader needs (scores,
 //! tables, names) is plain HTML; the script filters, sorts and draws the map.
 
-mod ages;
+mod bank;
 mod datasets;
 mod gallery;
 mod map;
@@ -11,6 +11,7 @@ mod scores;
 mod text;
 mod trend;
 
+pub use self::bank::BankSpread;
 pub use self::datasets::DatasetTrend;
 pub use self::gallery::{Example, ExampleKind, examples};
 pub use self::map::{EmbeddingMap, map};
@@ -97,7 +98,8 @@ pub fn page(input: &PageInput<'_>, images: &PageImages) -> String {
         has_scores.then(|| scores::classes(input.report())).flatten(),
         map::section(input, images),
         gallery::section(input, images),
-        ages::section(input.bank),
+        bank::spread(input),
+        bank::ages(input.bank),
     ];
     let sections: Vec<Section> = sections.into_iter().flatten().collect();
     scores::headline(&mut body, input);

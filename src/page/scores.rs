@@ -2,7 +2,7 @@
 
 use super::text::{add, breakable, escape, grouped, interval, percent};
 use super::{PageInput, Section};
-use crate::eval::{Confusion, GridCell, KnnReport, KnnReports, Retrieval};
+use crate::eval::{Confusion, GridCell, KnnReport, KnnReports, Retrieval, is_remark};
 
 /// Pairs that are shown at once.
 const FIRST_PAIRS: usize = 12;
@@ -48,7 +48,8 @@ pub(super) fn headline(out: &mut String, input: &PageInput<'_>) {
         }),
     );
     for note in &report.notes {
-        add!(out, "<p class=\"warning\" role=\"note\">{}</p>\n", escape(note));
+        let class = if is_remark(note) { "about" } else { "warning" };
+        add!(out, "<p class=\"{class}\" role=\"note\">{}</p>\n", escape(note));
     }
     if !report.has_scores() {
         out.push_str("</header>\n");

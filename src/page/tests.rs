@@ -196,7 +196,69 @@ fn a_run_has_a_trend_for_each_dataset_that_it_was_evaluated_on() {
     let trained = ("own, val".to_owned(), vec![(20, 0.3)]);
     assert_eq!(shown(&other.datasets), [grown, trained, unnamed, by_bank, encoder, monitored]);
     // With one dataset its own chart says it all.
-    let alone = History { datasets: found.datasets[..1].to_vec(), points: Vec::new() };
+    let alone = History { datasets: found.datasets[..1].to_vec(), ..History::default() };
     let html = page(&PageInput { history: &alone, ..input }, &PageImages::default());
     assert!(!html.contains("<h2 id=\"h-datasets\">"));
+}
+
+#[test]
+fn the_page_of_a_run_says_how_its_bank_spread_and_what_is_good() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let run = Location::from_path(dir.path()).expect("a location");
+    let (bank, queries) = (table(27, 100, 8, 4), table(28, 20, 8, 4));
+    let (report, neighbours) = evaluate_with_neighbours(&bank, &queries, &options(5)).expect("scored");
+    let line = |step: u64, rank: f64, uniformity: f64| {
+        format!(
+            "{{\"scope\": \"epoch\", \"step\": {step}, \"bank\": {{\"effective_rank\": {rank}, \"uniformity\": {uniformity}}}}}\n"
+        )
+    };
+    let publish = |name: &str, text: String| {
+        run.join(name).publish(text, crate::storage::PublishMode::Create).expect("published");
+    };
+    publish(
+        "metrics.jsonl",
+        line(8, 3.25, -0.5) + "{\"scope\": \"interval\", \"step\": 9}\n" + &line(16, 11.5, -1.75),
+    );
+    let of = |history: &History| {
+        let reports = KnnReports { first: report.clone(), other_features: Vec::new() };
+        let input = PageInput {
+            reports: &reports,
+            bank: &bank,
+            queries: &queries,
+            neighbours: &neighbours,
+            examples: &[],
+            history,
+            map: None,
+        };
+        page(&input, &PageImages::default())
+    };
+    let found = history(&run, &report, "own", None).expect("read");
+    let spread = |step, effective_rank, uniformity| BankSpread { step, effective_rank, uniformity };
+    assert_eq!((&found.spread[..], found.dim), (&[spread(8, 3.25, -0.5), spread(16, 11.5, -1.75)][..], None));
+    let html = of(&found);
+    assert!(html.contains("from 1 to the length of the embedding") && !html.contains("random rows"));
+    publish("config.toml", "dim = 128\n".into());
+    let html = of(&history(&run, &report, "own", None).expect("read"));
+    let section = html.split("<section id=\"spread\"").nth(1).expect("the section");
+    for said in [
+        "from 1 to 128, all of them",
+        "near 1 has collapsed",
+        "<p><b>11.5</b> <span class=\"note\">of 128</span></p>",
+        "<p><b>-1.75</b> <span class=\"note\">random rows -3.94</span></p>",
+        "title=\"step 8: 3.2\"",
+        "<i>15</i>",
+        "<i>-4</i>",
+    ] {
+        assert!(section.contains(said), "{said}: {section}");
+    }
+    assert!(!of(&History::default()).contains("<section id=\"spread\""));
+}
+
+#[test]
+fn without_labels_the_gallery_shows_as_many_images_as_with_them() {
+    let mut queries = table(26, 100, 8, 6);
+    queries.labels.fill(None);
+    let bank = table(25, 900, 8, 6);
+    let (_, found) = evaluate_with_neighbours(&bank, &queries, &options(21)).expect("searched");
+    assert_eq!(examples(&bank, &queries, &found, 9, temperature(0.07)).len(), 60);
 }

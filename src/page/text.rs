@@ -1,4 +1,4 @@
-//! Pieces of text.
+//! Pieces of HTML: text, numbers and small charts.
 
 /// Adds a formatted piece; writing to a `String` cannot fail.
 macro_rules! add {
@@ -47,6 +47,77 @@ pub(super) fn escape(text: &str) -> String {
 /// A name escaped for HTML, with breaks allowed after underlines.
 pub(super) fn breakable(name: &str) -> String {
     escape(name).replace('_', "_<wbr>")
+}
+
+/// A small chart of numbers over training steps.
+pub(super) struct SmallChart<'a> {
+    pub(super) name: &'a str,
+    pub(super) about: &'a str,
+    /// What is said beside the last number.
+    pub(super) note: String,
+    /// Step and number, ascending.
+    pub(super) points: &'a [(u64, f64)],
+    /// The first and the last step of the axis.
+    pub(super) steps: (u64, u64),
+    /// The least and the greatest number of the axis.
+    pub(super) scale: (f64, f64),
+    /// Where a broken line is.
+    pub(super) broken: Option<f64>,
+    /// Numbers, and ends of the scale, as text.
+    pub(super) text: fn(f64) -> String,
+    pub(super) tick: fn(f64) -> String,
+}
+
+impl SmallChart<'_> {
+    /// Adds the chart; nothing without points.
+    pub(super) fn write(&self, html: &mut String) {
+        let Self { name, about, note, points, steps: (first, last), scale: (low, high), text, .. } = self;
+        let Some((_, newest)) = points.last() else { return };
+        let x = |step: u64| 100.0 * (step - first) as f64 / (last - first).max(1) as f64;
+        let y = |number: f64| 100.0 * (high - number) / (high - low);
+        add!(
+            html,
+            "<div><h3>{}</h3>\n<p class=\"note\">{}</p>\n<p><b>{}</b> <span class=\"note\">{note}</span></p>\n\
+             <div class=\"chart\" aria-hidden=\"true\">\n",
+            escape(name),
+            escape(about),
+            text(*newest)
+        );
+        for number in [*low, *high] {
+            add!(
+                html,
+                "<span class=\"rule\" style=\"top:{:.2}%\"><i>{}</i></span>",
+                y(number),
+                (self.tick)(number)
+            );
+        }
+        if let Some(broken) = self.broken {
+            add!(html, "<span class=\"rule chance\" style=\"top:{:.2}%\"></span>", y(broken).max(0.0));
+        }
+        let line: Vec<String> =
+            points.iter().map(|&(step, number)| format!("{:.2},{:.2}", x(step), y(number))).collect();
+        add!(
+            html,
+            "<svg viewBox=\"0 0 100 100\" preserveAspectRatio=\"none\"><polyline class=\"top1\" points=\"{}\"/></svg>\n",
+            line.join(" ")
+        );
+        for &(step, number) in *points {
+            add!(
+                html,
+                "<b class=\"dot top1\" style=\"left:{:.2}%;top:{:.2}%\" title=\"step {}: {}\"></b>",
+                x(step),
+                y(number),
+                grouped(step),
+                text(number)
+            );
+        }
+        add!(
+            html,
+            "<span class=\"steps\"><i>step {}</i><i>{}</i></span>\n</div>\n</div>\n",
+            grouped(*first),
+            grouped(*last)
+        );
+    }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
+use super::bank::BankSpread;
 use super::datasets::DatasetTrend;
 use super::text::{add, grouped, interval, percent};
 use super::{PageInput, Section};
@@ -24,6 +25,10 @@ pub struct History {
     pub points: Vec<HistoryPoint>,
     /// Those of each dataset that it was evaluated on, the report's first.
     pub datasets: Vec<DatasetTrend>,
+    /// How the rows of its bank are spread, by step.
+    pub spread: Vec<BankSpread>,
+    /// The length of its embedding, where its configuration is there.
+    pub dim: Option<u64>,
 }
 
 /// The scores of one checkpoint.
@@ -143,7 +148,10 @@ pub fn history(
     // Random rows do not depend on the encoder.
     let is_first =
         |point: &HistoryPoint| point.step == 0 && point.feature.starts_with("bank") && *point != own;
-    if found.values().flatten().any(is_first) && !began_encoded(run)? {
+    let config: toml::Table = text_of(&run.join("config.toml"))?.parse().unwrap_or_default();
+    // Whether the rows were the untrained encoder's features before the first step.
+    let began_encoded = config.get("bank_init").and_then(toml::Value::as_str) == Some("encode");
+    if !began_encoded {
         found.values_mut().for_each(|points| points.retain(|point| !is_first(point)));
     }
     let alike = found.get(&own_key).into_iter().flatten().filter(|point| point.compares_with(&own));
@@ -168,8 +176,10 @@ pub fn history(
         ..trend.clone()
     };
     let mut datasets: Vec<DatasetTrend> = found.iter().map(named).collect();
-    datasets.extend(DatasetTrend::of_metrics(&text_of(&run.join("metrics.jsonl"))?));
-    Ok(History { points, datasets })
+    let metrics = text_of(&run.join("metrics.jsonl"))?;
+    datasets.extend(DatasetTrend::of_metrics(&metrics));
+    let dim = config.get("dim").and_then(toml::Value::as_integer).and_then(|dim| u64::try_from(dim).ok());
+    Ok(History { points, datasets, spread: BankSpread::of_metrics(&metrics), dim })
 }
 
 /// The folder of a file in `eval` that is a report of `knn`: `on-…`, or none for the dataset of the training.
@@ -187,13 +197,6 @@ fn text_of(file: &Location) -> Result<String, StorageError> {
         Err(error) if error.is_not_found() => Ok(String::new()),
         Err(error) => Err(error),
     }
-}
-
-/// Whether the rows of a run's bank were the untrained encoder's features before the first step.
-fn began_encoded(run: &Location) -> Result<bool, StorageError> {
-    let text = text_of(&run.join("config.toml"))?;
-    let config: toml::Table = text.parse().unwrap_or_default();
-    Ok(config.get("bank_init").and_then(toml::Value::as_str) == Some("encode"))
 }
 
 /// The section; none where there are fewer than two points.

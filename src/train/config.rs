@@ -161,6 +161,23 @@ impl TrainConfig {
         }
     }
 
+    /// Whether there are labels for a probe.
+    ///
+    /// # Errors
+    /// If it is asked for, and there are none.
+    pub fn check_labels(&self, labelled: u64, dataset: &Location) -> Result<(), TrainError> {
+        if !self.probe || labelled > 0 {
+            return Ok(());
+        }
+        let reason = format!(
+            "--probe learns from labels, and none of the images trained on (split `{}` of {dataset}) has one: ingest it with \
+             its classes, or score the encoder on a labelled dataset by --monitor. A resumed run keeps its probe unless \
+             --config has `probe = false`",
+            self.split
+        );
+        Err(TrainError::Config { reason })
+    }
+
     /// Whether there are enough images for this many ranks.
     ///
     /// # Errors

@@ -31,6 +31,8 @@ pub struct Estimate {
     pub activation_bytes: u64,
     /// On the device: the process's rows of the bank.
     pub bank_bytes: u64,
+    /// On the device: the probe's weights, their gradient and momentum; 0 without one.
+    pub probe_bytes: u64,
     /// The sum of these.
     pub device_bytes: u64,
     /// In the host's memory: the loader at most, and ids, labels and steps of all rows.
@@ -44,8 +46,8 @@ pub struct Estimate {
 }
 
 impl Estimate {
-    /// Of a run on `instances` instances in `ranks` processes. The network is built on the CPU to count.
-    pub fn of(config: &TrainConfig, instances: usize, ranks: usize) -> Self {
+    /// Of a run on `instances` instances of `classes` classes in `ranks` processes. The network is built on the CPU to count.
+    pub fn of(config: &TrainConfig, instances: usize, classes: usize, ranks: usize) -> Self {
         let encoder = Encoder::new(config.encoder(), config.seed, tch::Device::Cpu);
         let parameters = encoder.parameters().iter().map(|(_, tensor)| tensor.numel() as u64).sum::<u64>();
         let buffers = if config.optimizer == OptimizerKind::Adamw { 2 } else { 1 };
@@ -57,6 +59,9 @@ impl Estimate {
         let weights_bytes = parameters * F32 * (2 + buffers);
         let activation_bytes = encoder.activations() * activation * part;
         let bank_bytes = rows.div_ceil(ranks as u64) * row;
+        // For each class a weight of each number, and a bias.
+        let probe = if config.probe { classes as u64 * (encoder.pooled_width() as u64 + 1) } else { 0 };
+        let probe_bytes = probe * F32 * 3;
         let loader = if config.memory_limit.0 == 0 { LOADER_BYTES } else { config.memory_limit.0 };
         Self {
             parameters,
@@ -66,11 +71,14 @@ impl Estimate {
             weights_bytes,
             activation_bytes,
             bank_bytes,
-            device_bytes: weights_bytes + activation_bytes + bank_bytes,
+            probe_bytes,
+            device_bytes: weights_bytes + activation_bytes + bank_bytes + probe_bytes,
             host_bytes: loader + rows * BYTES_BESIDE_A_ROW,
             checkpoints: if config.keep == 0 { 0 } else { config.keep as u64 + 1 },
             time: None,
-            checkpoint_bytes: parameters * F32 * (1 + buffers) + rows * (dim * F32 + BYTES_BESIDE_A_ROW),
+            checkpoint_bytes: parameters * F32 * (1 + buffers)
+                + rows * (dim * F32 + BYTES_BESIDE_A_ROW)
+                + probe * F32 * 2,
         }
     }
 
@@ -82,6 +90,10 @@ impl Estimate {
         };
         let stay =
             if self.checkpoints == 0 { "all".to_owned() } else { format!("{} of them", self.checkpoints) };
+        let probe = match self.probe_bytes {
+            0 => String::new(),
+            bytes => format!("; probe {}", size(bytes)),
+        };
         let before = match self.encoded_images {
             0 => String::new(),
             images => format!(", after a pass of {images} images that fills the bank"),
@@ -95,7 +107,7 @@ impl Estimate {
             ),
             format!(
                 "device: {} for a process and what its libraries need (weights, gradients, optimiser {}; activations {}; \
-                 bank {})",
+                 bank {}{probe})",
                 size(self.device_bytes),
                 size(self.weights_bytes),
                 size(self.activation_bytes),
@@ -118,19 +130,25 @@ mod tests {
     #[test]
     fn a_run_like_the_papers_needs_what_can_be_counted_by_hand() {
         let config = TrainConfig { arch: Architecture::ResNet18, ..TrainConfig::default() };
-        let one = Estimate::of(&config, 1_281_167, 1);
+        let one = Estimate::of(&config, 1_281_167, 1000, 1);
         // torchvision's resnet18 with 128 outputs.
         assert_eq!(one.parameters, 11_242_176);
         assert_eq!(one.weights_bytes, 12 * 11_242_176);
         assert_eq!(one.bank_bytes, 1_281_167 * 128 * 4);
         assert_eq!((one.steps, one.encoded_images), (5005 * 200, 1_281_167));
         assert_eq!(one.checkpoint_bytes, 8 * 11_242_176 + 1_281_167 * (512 + 14));
-        let eight = Estimate::of(&config, 1_281_167, 8);
+        let eight = Estimate::of(&config, 1_281_167, 1000, 8);
         assert_eq!(
             (eight.activation_bytes, eight.weights_bytes),
             (one.activation_bytes / 8, one.weights_bytes)
         );
-        assert!(one.lines()[1].contains("bank 626 MiB"), "{:?}", one.lines());
+        assert!(one.lines()[1].contains("bank 626 MiB)"), "{:?}", one.lines());
+        // 1,000 classes by 512 features and a bias, with their momentum; while it learns, with their gradient too.
+        let probed = Estimate::of(&TrainConfig { probe: true, ..config }, 1_281_167, 1000, 1);
+        assert_eq!(probed.probe_bytes, 3 * 4 * 1000 * 513);
+        assert_eq!(probed.device_bytes, one.device_bytes + probed.probe_bytes);
+        assert_eq!(probed.checkpoint_bytes, one.checkpoint_bytes + 2 * 4 * 1000 * 513);
+        assert!(probed.lines()[1].contains("bank 626 MiB; probe 6 MiB)"), "{:?}", probed.lines());
     }
 
     /// The stem of a CIFAR network by hand: a convolution sees 3 planes and its batch norm 16, both of 32×32.
@@ -144,7 +162,7 @@ mod tests {
                 precision,
                 ..TrainConfig::default()
             };
-            Estimate::of(&config, 1000, 1).activation_bytes
+            Estimate::of(&config, 1000, 10, 1).activation_bytes
         };
         let one = of(2, Precision::F32) / 2;
         assert_eq!(of(256, Precision::F32), 256 * one);

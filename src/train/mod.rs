@@ -131,15 +131,7 @@ impl Opened<Trainer> {
         config.check_size(instances, job.rendezvous.world())?;
         let data = DataIdentity::of(job, &manifest, source.as_ref())?;
         let labelled = data.labels.iter().flatten().count();
-        if config.probe && labelled == 0 {
-            let (split, dataset) = (&config.split, &job.dataset);
-            let reason = format!(
-                "--probe learns from labels, and none of the images trained on (split `{split}` of {dataset}) has one: ingest \
-                 it with its classes, or score the encoder on a labelled dataset by --monitor. A resumed run keeps its \
-                 probe unless --config has `probe = false`"
-            );
-            return Err(TrainError::Config { reason });
-        }
+        config.check_labels(labelled as u64, &job.dataset)?;
         let (group, device) = join(job, config, &data, stop)?;
         if config.probe && labelled < instances && group.is_first() {
             tracing::info!("probe: {labelled} of {instances} images have a label, the others do not count");

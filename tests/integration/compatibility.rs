@@ -81,7 +81,7 @@ mod trained {
         instdisc("knn --split val --k 5").arg("--run", &run).arg("--dataset", dataset()).ok();
         for form in ["timm", "huggingface"] {
             let call = instdisc(&format!("export {form}"));
-            let exported = call.arg("--checkpoint", &run).arg("--output", file(form)).json();
+            let exported = call.arg("--run", &run).arg("--output", file(form)).json();
             assert_eq!(exported["tensors"], whole, "{form}");
             let again = instdisc(&format!("export {form}")).arg("--checkpoint", &run);
             assert!(again.arg("--output", file(form)).fails(2).contains("a folder that is new or empty"));
@@ -119,6 +119,10 @@ mod trained {
         let projector =
             instdisc("export projector --limit 50").arg("--table", &bank).arg("--dataset", dataset());
         assert_eq!(projector.arg("--output", file("projector")).json()["rows"], 50);
+        let again = instdisc("export projector --limit 50").arg("--table", &run);
+        let (_, output) = again.arg("--output", file("of_run")).output();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains("of_run holds `metadata.tsv`") && said.contains("replaced"), "{said}");
         let embed = instdisc("embed --split val --device cpu").arg("--checkpoint", file("cifar"));
         embed.arg("--dataset", dataset()).arg("--output", file("val.arrow")).ok();
         let test = "exports_open_in_torchvision_duckdb_and_the_projector";

@@ -68,6 +68,12 @@ fn a_stopped_fine_tuning_goes_on_to_the_same_weights() {
         (&"checkpoint".into(), &16.into(), &serde_json::Value::Null)
     );
 
+    // A classifier has no bank that could vote.
+    let embed = instdisc("embed --split val --device cpu").arg("--run", &last).arg("--dataset", dataset());
+    let (_, output) = embed.arg("--output", dir.path().join("val.arrow")).output();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && !said.contains("knn --bank"), "{said}");
+
     // Finished: the same command says so, and changes nothing.
     let before = contents(&whole);
     assert_eq!(finetune(&checkpoint, &whole, "--epochs 4").json()["top1"], report["top1"]);

@@ -1,12 +1,13 @@
 //! An ingest that is killed goes on, and what comes out is what an uninterrupted one gives, byte for byte.
 
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use instdisc::rng::{Purpose, Stream};
 
-use super::support::{contents, copy, images, instdisc, scratch};
+use super::support::{contents, copy, images, instdisc, scratch, send, skip};
 
 /// Kills that must have met a living process.
 const KILLS: usize = 50;
@@ -93,6 +94,44 @@ fn killed_midway(source: &Path, dir: &Path, mark: &str) -> PathBuf {
     let dests = (0..50).map(|number| dir.join(format!("midway-{number}")));
     let mut killed = dests.filter(|dest| killed_at(source, dest, &dest.join(mark)));
     killed.next().expect("one of fifty is killed in time")
+}
+
+/// Whether this process, and so its children, ignore Ctrl-C, as those that a shell starts in the background do.
+fn ignores_ctrl_c() -> bool {
+    const SIGINT: u32 = 2;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:\t"));
+    ignored
+        .and_then(|mask| u64::from_str_radix(mask, 16).ok())
+        .is_some_and(|mask| mask >> (SIGINT - 1) & 1 == 1)
+}
+
+#[test]
+fn an_ingest_that_ctrl_c_ends_says_no_error_and_resumes() {
+    if ignores_ctrl_c() {
+        return skip("an_ingest_that_ctrl_c_ends_says_no_error_and_resumes", "SIGINT is ignored here");
+    }
+    let dir = scratch();
+    let whole = dir.path().join("whole");
+    run(images(), &whole);
+    for number in 0..50 {
+        let dest = dir.path().join(format!("ended-{number}"));
+        let mut child =
+            command(images(), &dest).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("starts");
+        while !dest.join(".work").exists() && child.try_wait().expect("a child").is_none() {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        send("-INT", &child);
+        let output = child.wait_with_output().expect("ends");
+        if output.status.success() {
+            continue;
+        }
+        assert_eq!((output.status.signal(), output.stderr), (Some(2), Vec::new()));
+        run(images(), &dest);
+        assert!(contents(&dest) == contents(&whole));
+        return;
+    }
+    panic!("one of fifty is ended in time");
 }
 
 #[test]

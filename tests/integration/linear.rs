@@ -128,6 +128,18 @@ fn the_probe_of_a_run_keeps_its_features_and_its_report() {
     let call = instdisc("linear --device cpu --feature pooled,conv2 --weight-decay 1e-2");
     call.arg("--run", &run).arg("--dataset", dataset()).ok();
     assert_eq!(reports(), 2, "other options are another report");
+
+    let few = || {
+        let call = instdisc("linear --device cpu --weight-decay 1e-3 --label-fraction 0.5");
+        call.arg("--run", &run).arg("--dataset", dataset()).ok();
+        let files = std::fs::read_dir(run.join("eval")).expect("a folder");
+        let mut files = files.map(|entry| entry.expect("an entry").path());
+        files.find(|file| file.to_string_lossy().ends_with("-labels.parquet")).expect("the labels")
+    };
+    let labels = few();
+    let written = std::fs::read(&labels).expect("the labels");
+    std::fs::remove_file(&labels).expect("removed");
+    assert_eq!(std::fs::read(few()).expect("they are there again"), written);
 }
 
 #[test]

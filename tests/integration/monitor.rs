@@ -1,10 +1,17 @@
 //! What a run scores while it trains: its own bank, other datasets, at which steps.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
+use instdisc::commands::Monitor;
+use instdisc::distributed::Rendezvous;
 use instdisc::feature_table::FeatureTable;
+use instdisc::progress::{Progress, Quiet};
+use instdisc::run_config::{Architecture, DeviceChoice, TrainConfig};
 use instdisc::storage::Location;
-use serde_json::Value;
+use instdisc::train::{Evaluation, HookError, Hooks, StopFlag, TrainError, TrainJob, train as train_job};
+use serde_json::{Map, Value};
 
 use super::support::{Call, contents, copy, dataset, images, instdisc, scratch, train};
 
@@ -316,4 +323,65 @@ fn a_probe_needs_labels_may_come_later_and_is_never_lost() {
     std::fs::write(&manifest, contents.to_string()).expect("written");
     let error = train(dataset(), &run, &format!("{options} --epochs 3")).fails(65);
     assert!(error.contains("probe.safetensors"), "{error}");
+}
+
+/// Asks the run to stop at the first images that are embedded, and counts these and what follows.
+struct StopsAtOnce<'a> {
+    stop: &'a StopFlag,
+    images: &'a AtomicU64,
+}
+
+impl Progress for StopsAtOnce<'_> {
+    fn begin(&self, _stage: &str, _total: u64) {}
+
+    fn advance(&self, images: u64) {
+        self.images.fetch_add(images, Ordering::Relaxed);
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
+    fn finish(&self) {}
+
+    fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+}
+
+struct Monitored<'a> {
+    job: &'a TrainJob,
+    images: AtomicU64,
+}
+
+impl Hooks for Monitored<'_> {
+    fn evaluate(&mut self, state: Evaluation<'_>) -> Result<Map<String, Value>, HookError> {
+        let monitor = Monitor::open(&self.job.dataset, &self.job.config, &Quiet)?;
+        monitor.evaluate(state, &StopsAtOnce { stop: state.stop, images: &self.images })
+    }
+}
+
+/// Of 40 queries.
+#[test]
+fn a_stop_in_the_monitor_waits_for_sixteen_images_on_a_cpu() {
+    let dir = scratch();
+    let place = |path: &Path| Location::from_path(path).expect("a location");
+    let config = TrainConfig {
+        arch: Architecture::ResNet20Cifar,
+        image_size: 16,
+        dim: 16,
+        batch_size: 16,
+        device: DeviceChoice::Cpu,
+        ..TrainConfig::default()
+    };
+    let job = TrainJob {
+        dataset: place(dataset()),
+        run: place(&dir.path().join("run")),
+        init: None,
+        config,
+        rendezvous: Rendezvous::alone(),
+        collective_timeout: Duration::from_secs(60),
+        on_lost: |error| panic!("{error}"),
+    };
+    let (stop, mut hooks) = (StopFlag::new(false), Monitored { job: &job, images: AtomicU64::new(0) });
+    let ended = train_job(&job, &mut hooks, &stop);
+    assert!(matches!(ended, Err(TrainError::Stopped { .. })), "{ended:?}");
+    assert_eq!(hooks.images.into_inner(), 16);
 }

@@ -37,6 +37,7 @@ fn a_page_works_in_a_browser() {
             "Classes",
             "Map",
             "Queries and neighbours",
+            "Spread of the bank",
             "Age of the bank",
         ];
         assert_eq!(sections, expected, "{view}");
@@ -57,6 +58,8 @@ fn a_page_without_labels_works_in_a_browser_too() {
     let page = run.join("eval/knn-val-step-00000008.html");
     let html = std::fs::read_to_string(&page).expect("a page");
     assert!(html.contains("<h1>The neighbours of ") && !html.contains("get their class right"));
+    assert!(html.contains("<p class=\"about\" role=\"note\">neither bank nor queries have labels"));
+    assert!(!html.contains("<p class=\"warning\""), "nothing is wrong");
     let named: Vec<(&str, &str)> =
         html.split("<figure class=\"query\" title=\"image ").skip(1).filter_map(named).collect();
     assert!(!named.is_empty() && named.len() == html.matches("<figure class=\"query\"").count(), "{named:?}");
@@ -108,4 +111,58 @@ fn several_features_are_evaluated_in_one_pass() {
     assert_eq!((&report["split"], &report["queries"]), (&"train".into(), &120.into()));
     assert!(run.join("eval/knn-train-from-val-projection-k5-step-00000008.json").is_file());
     assert!(other_way("bank").fails(2).contains("--feature projection"));
+}
+
+#[test]
+fn a_report_of_a_run_is_kept_under_what_it_is_of_and_gets_a_lost_page_again() {
+    use super::support::train;
+    let dir = scratch();
+    let run = dir.path().join("run");
+    train(dataset(), &run, "--epochs 1 --no-monitor").ok();
+    let knn = |words: &str| {
+        let (_, output) = instdisc(&format!("knn --print lines {words}"))
+            .arg("--run", &run)
+            .arg("--dataset", dataset())
+            .output();
+        let [out, err] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).expect("text"));
+        assert!(output.status.success(), "{err}");
+        (out, err)
+    };
+    let file = |name: &str| run.join("eval").join(name);
+    let read = |name: &str| std::fs::read_to_string(file(name)).expect(name);
+    let (made, _) = knn("");
+    let page = read("knn-val-step-00000008.html");
+
+    let (kept, err) = knn("");
+    assert!(err.contains("knn-val-step-00000008.json: made before"), "{err}");
+    let measures = made.split("; recall@1").nth(1).expect("measures").trim_end();
+    assert!(measures.contains("mAP@") && kept.contains(&format!("recall@1{measures}")), "{kept} of {made}");
+
+    // The points of the map are the page's content.
+    let (_, err) = knn("--map-points 5");
+    assert!(!err.contains("made before"), "{err}");
+    assert!(read("knn-val-map5-step-00000008.html").len() < page.len());
+    assert_eq!(read("knn-val-step-00000008.html"), page);
+    assert!(knn("--map-points 5").1.contains("knn-val-map5-step-00000008.json: made before"));
+
+    std::fs::remove_file(file("knn-val-step-00000008.html")).expect("removed");
+    let (again, err) = knn("");
+    assert!(err.contains("nothing to embed") && !err.contains("made before"), "{err}");
+    assert_eq!((again, read("knn-val-step-00000008.html").len()), (made, page.len()));
+
+    // A file of neighbours beside it changes nothing: it has those that vote, the page some more.
+    knn("--k 3");
+    let page = read("knn-val-k3-step-00000008.html");
+    let (_, err) = knn(&format!("--k 3 --neighbours {}", dir.path().join("n.parquet").display()));
+    assert!(!err.contains("made before"), "{err}");
+    assert_eq!(
+        read("knn-val-k3-step-00000008.html").matches("<figure").count(),
+        page.matches("<figure").count()
+    );
+    let bytes = bytes::Bytes::from(std::fs::read(dir.path().join("n.parquet")).expect("neighbours"));
+    let rows = parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(bytes);
+    let batch = rows.and_then(|rows| rows.build()).expect("Parquet").next().expect("a batch").expect("rows");
+    let lists = batch.column_by_name("neighbour_ids").expect("a column");
+    let first = arrow::array::AsArray::as_list::<i32>(lists).value(0);
+    assert_eq!(arrow::array::Array::len(&first), 3);
 }

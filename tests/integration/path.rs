@@ -401,7 +401,13 @@ mod trained {
         let step = estimate["time"]["step_seconds"].as_f64().expect("measured");
         assert!(step > 0.0 && estimate["time"]["measured_images"] == 16, "{estimate}");
         let lines = train(dataset(), &run, "--estimate --print lines").ok();
-        assert!(lines.contains("s a step on cpu"), "{lines}");
+        assert!(lines.contains("s a step on cpu") && lines.contains(": begun now, the run ends "), "{lines}");
+        // Ten classes by 64 features and a bias.
+        let probed = train(dataset(), &run, "--epochs 3 --estimate --probe").json();
+        assert_eq!(probed["probe_bytes"], 3 * 4 * 10 * 65);
+        let data = dir.path().join("unlabelled");
+        instdisc("ingest --unlabelled").arg("--source", images()).arg("--dest", &data).ok();
+        assert!(train(&data, &run, "--estimate --probe").fails(78).contains("--probe learns from labels"));
         assert!(lines.contains("checkpoint: ") && !lines.contains('{'), "{lines}");
         assert!(train(dataset(), &run, "--estimate --accumulate 0").fails(78).contains("accumulate"));
         assert!(!run.exists());
@@ -419,12 +425,12 @@ mod trained {
         assert_eq!((&summary["step"], &summary["checkpoints"]), (&16.into(), &names));
         let newest = run.join("checkpoints/step-00000016");
         assert_eq!(summary["newest"].as_str().map(Path::new), Some(newest.as_path()));
-        let table = |checkpoint: &Path, name: &str| {
-            let call = instdisc("embed --split val --device cpu").arg("--checkpoint", checkpoint);
+        let table = |flag: &str, checkpoint: &Path, name: &str| {
+            let call = instdisc("embed --split val --device cpu").arg(flag, checkpoint);
             call.arg("--dataset", dataset()).arg("--output", dir.path().join(name)).ok();
             std::fs::read(dir.path().join(name)).expect("a table")
         };
-        assert_eq!(table(&run, "a.arrow"), table(&newest, "b.arrow"));
+        assert_eq!(table("--run", &run, "a.arrow"), table("--checkpoint", &newest, "b.arrow"));
         let knn = |bank: &Path| {
             let call = instdisc("knn --k 5").arg("--bank", bank);
             call.arg("--queries", dir.path().join("a.arrow")).json()["grid"].clone()

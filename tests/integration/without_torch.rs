@@ -417,11 +417,31 @@ fn a_file_of_another_program_is_refused_with_what_it_begins_with() {
     writer.write(&batch).expect("written");
     let path = dir.path().join("prices.parquet");
     std::fs::write(&path, writer.into_inner().expect("bytes")).expect("written");
-    let error = instdisc("inspect").arg("", &path).fails(65);
-    assert!(
-        error.contains("prices.parquet: a Parquet file with the columns price; inspect knows"),
-        "{error}"
+    let found = inspected("--verify", &path);
+    assert_eq!(
+        values(&found, &["kind", "rows", "columns", "types"]),
+        json!(["parquet", 1, ["price"], ["Int64"]])
     );
+    std::fs::write(&path, b"PAR1 and no more").expect("written");
+    assert!(instdisc("inspect").arg("", &path).fails(65).contains("prices.parquet"));
+}
+
+#[test]
+fn names_of_classes_are_inspected_as_ingest_reads_them() {
+    let dir = scratch();
+    let path = dir.path().join("wnids.txt");
+    let of = |text: &str| {
+        std::fs::write(&path, text).expect("written");
+    };
+    of("\u{FEFF}n01440764\r\ntench, Tinca tinca\n n01443537 \n\n");
+    let found = inspected("--verify", &path);
+    let expected = json!(["class_list", 3, ["n01440764", "tench, Tinca tinca", "n01443537"]]);
+    assert_eq!(values(&found, &["kind", "classes", "first_classes"]), expected);
+    assert!(found["read_as"].as_str().is_some_and(|text| text.contains("ingest --classes")));
+    for refused in ["cat\n\ndog\n", "cat\ndog\ncat\n", "0 cat\n1,dog\n", "cat\n"] {
+        of(refused);
+        assert!(instdisc("inspect").arg("", &path).fails(65).contains("class lists"), "{refused}");
+    }
 }
 
 /// In the build without libtorch; the command exists, and says what is missing.

@@ -14,8 +14,8 @@ use serde_json::{Map, Value, json};
 pub(super) use flags::{Offer, OptionFlags};
 
 use super::GlobalArgs;
-use super::process::signals;
-use super::progress::{Meter, Terminal, say, say_next};
+use super::process::stop_on_signals;
+use super::progress::{Meter, Terminal, end_of_day, say, say_next};
 use super::ranks::{RankFlags, end_as_lost};
 use crate::checkpoint::{Checkpoint, list_checkpoints};
 use crate::cli::exit::WrongUsage;
@@ -94,8 +94,11 @@ pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
     if args.estimate {
         config.validate().map_err(TrainError::from)?;
         let manifest = Manifest::read(&dataset)?;
-        let images = Images::of(manifest.split(&dataset, &config.split)?, config.limit);
-        let mut estimate = Estimate::of(&config, images.count, rendezvous.world());
+        let split = manifest.split(&dataset, &config.split)?;
+        config.check_labels(split.labelled, &dataset)?;
+        let images = Images::of(split, config.limit);
+        let classes = manifest.classes.len();
+        let mut estimate = Estimate::of(&config, images.count, classes, rendezvous.world());
         estimate.time = match StepTime::measure(&config, images.count, rendezvous.world()) {
             Ok(time) => Some(time),
             Err(error) => {
@@ -111,7 +114,7 @@ pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
     let collective_timeout = args.ranks.timeout();
     let on_lost = end_as_lost;
     let job = TrainJob { dataset, run, init, config, rendezvous, collective_timeout, on_lost };
-    signals::stop_on_signals(&STOP)?;
+    stop_on_signals(&STOP)?;
     let address = args.metrics_listen.as_deref().filter(|_| is_first);
     let listen =
         |address: &str| Exporter::listen(address).with_context(|| format!("--metrics-listen {address}"));
@@ -220,15 +223,16 @@ fn other_monitors(
 /// How long a run of so many steps takes.
 fn time_line(time: &StepTime, steps: u64) -> String {
     let StepTime { device, images, measured_images, step_seconds } = time;
-    let all = HumanDuration(Duration::from_secs_f64(step_seconds * steps as f64));
+    let all = Duration::from_secs_f64(step_seconds * steps as f64);
+    let (all, end) = (HumanDuration(all), end_of_day(all));
     let scaled = if measured_images < images {
         format!(", scaled from {measured_images} images to {images}")
     } else {
         String::new()
     };
     format!(
-        "time: {step_seconds:.2} s a step on {device}{scaled}, so {all}; data, monitor, checkpoints and communication \
-         come on top"
+        "time: {step_seconds:.2} s a step on {device}{scaled}, so {all}: begun now, the run ends {end}; data, monitor, \
+         checkpoints and communication come on top"
     )
 }
 
@@ -421,8 +425,12 @@ impl TerminalHooks<'_> {
         let step = since.elapsed().as_secs_f64() / MEASURED_STEPS as f64;
         let left = step * self.total_steps.saturating_sub(report.step) as f64;
         if left > WORTH_SAYING {
-            let left = HumanDuration(Duration::from_secs_f64(left));
-            say(&format!("{step:.2} s a step, so {left} to the end, without evaluations and checkpoints"));
+            let left = Duration::from_secs_f64(left);
+            say(&format!(
+                "{step:.2} s a step, so {} to the end, {}, without evaluations and checkpoints",
+                HumanDuration(left),
+                end_of_day(left)
+            ));
         }
     }
 }

@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
 
-use super::{WITHOUT_DIGEST, dataset_summary, own_name};
+use super::{FIRST_CLASSES, WITHOUT_DIGEST, dataset_summary, own_name};
 use crate::checkpoint::MANIFEST;
 use crate::commands::CommandError;
 use crate::dataset::Manifest;
+use crate::ingest::parse_class_names;
 use crate::progress::Progress;
 use crate::storage::{Digest, Location};
 
@@ -108,11 +109,12 @@ pub(super) fn inspect_json(
     Ok(found.map(|summary| checked(summary, check)))
 }
 
-/// A summary of a TOML file; `None` if it is not TOML or not a configuration of this program.
+/// A summary of other text: a configuration of this program in TOML, or names of classes for `ingest --classes`; `None` if it
+/// is neither.
 ///
 /// # Errors
 /// If the store fails.
-pub(super) fn inspect_toml(location: &Location, check: bool) -> Result<Option<Value>, CommandError> {
+pub(super) fn inspect_text(location: &Location, check: bool) -> Result<Option<Value>, CommandError> {
     if location.size()? > MOST_CONFIG_BYTES {
         return Ok(None);
     }
@@ -121,7 +123,8 @@ pub(super) fn inspect_toml(location: &Location, check: bool) -> Result<Option<Va
     let table: toml::Table = text.parse().unwrap_or_default();
     let names_a_run = |key: &str| table.get(key).is_some_and(toml::Value::is_str);
     if !names_a_run("arch") && !names_a_run("objective") {
-        return Ok(None);
+        let summary = if table.is_empty() { class_list(&bytes) } else { None };
+        return Ok(summary.map(|summary| checked(summary, check)));
     }
     let mut summary = json!({"kind": "config", "keys": table.len()});
     for key in CONFIG_KEYS {
@@ -130,6 +133,20 @@ pub(super) fn inspect_toml(location: &Location, check: bool) -> Result<Option<Va
         }
     }
     Ok(Some(checked(summary, check)))
+}
+
+/// A summary of names of classes; `None` if `ingest --classes` would not take them. Of a single line it is not known.
+fn class_list(bytes: &[u8]) -> Option<Value> {
+    let names = parse_class_names(bytes).ok()?;
+    let distinct: BTreeSet<&String> = names.iter().collect();
+    (names.len() > 1 && distinct.len() == names.len()).then(|| {
+        json!({
+            "kind": "class_list",
+            "read_as": "the name of a class in each line, as by `ingest --classes`",
+            "classes": names.len(),
+            "first_classes": &names[..names.len().min(FIRST_CLASSES)],
+        })
+    })
 }
 
 /// Says how a file was checked that was read whole.

@@ -1,4 +1,4 @@
-//! Parquet tables: shards of a dataset, and the other tables that this program writes.
+//! Parquet tables: shards of a dataset, the other tables that this program writes, and those of other programs.
 //!
 //! The columns decide which table it is. Unless everything is checked, only the footer and the columns of ids and labels are
 //! read, no images.
@@ -19,7 +19,7 @@ use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
 use parquet::file::reader::{ChunkReader, Length};
 use serde_json::{Value, json};
 
-use super::{FIRST_CLASSES, KNOWN, WITHOUT_DIGEST, own_name};
+use super::{FIRST_CLASSES, WITHOUT_DIGEST, own_name};
 use crate::commands::CommandError;
 use crate::dataset::{DatasetError, Manifest, ShardEntry, ShardReader, read_index};
 use crate::feature_table::FeatureTable;
@@ -67,7 +67,7 @@ const MOST_FOLDERS: usize = 3;
 /// What a Parquet file is.
 ///
 /// # Errors
-/// If it is damaged, not a table of this program, or the store fails.
+/// If it is damaged, or the store fails.
 pub(super) fn inspect(location: &Location, check: bool) -> Result<Value, CommandError> {
     let table = Table::open(location)?;
     let columns = table.columns();
@@ -80,10 +80,14 @@ pub(super) fn inspect(location: &Location, check: bool) -> Result<Value, Command
             summary["columns"] = json!(columns);
             return Ok(summary);
         }
-        let columns = columns.join(", ");
-        return Err(CommandError::Data(format!(
-            "{location}: a Parquet file with the columns {columns}; {KNOWN}"
-        )));
+        // Of another program, such as one that `knn --bank` takes: what its footer says.
+        let mut summary = table.summary("parquet")?;
+        let types = table.metadata.schema().fields().iter();
+        summary["types"] = types.map(|field| field.data_type().to_string()).collect();
+        if check {
+            table.check("parquet", &mut summary)?;
+        }
+        return Ok(summary);
     };
     let mut summary = table.summary(kind)?;
     let is_small = summary["rows"].as_u64() <= Some(MOST_ROWS_READ);

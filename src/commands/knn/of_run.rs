@@ -8,7 +8,7 @@ use std::str::FromStr;
 use serde_json::Value;
 
 use super::pair::KnnPair;
-use super::{DEFAULT_MAP_POINTS, KnnJob, Place, Searchers, evaluate};
+use super::{DEFAULT_MAP_POINTS, KnnJob, Place, Searchers, evaluate, page_beside};
 use crate::checkpoint::{Checkpoint, checkpoint_at, run_of};
 use crate::commands::reports::REPORTS;
 use crate::commands::run::{Machine, RunDataset, usual_memory_limit};
@@ -103,8 +103,8 @@ pub fn knn_of_run(
         Some(output) => output.clone(),
         None => report_location(&eval, &run.report_name(default), step),
     };
-    // Neighbours and another map are not part of the report.
-    let is_plain = job.output.is_none() && job.neighbours.is_none() && job.map_points == DEFAULT_MAP_POINTS;
+    // The file of neighbours is not one of the report's.
+    let is_plain = job.output.is_none() && job.neighbours.is_none();
     if is_plain && let Some(report) = run.kept(&location, &weights, default)? {
         group.leave();
         return Ok(group.is_first().then_some(Report::Kept { location, report }));
@@ -253,10 +253,14 @@ impl<'a> RunEvaluation<'a> {
         if job.exclude_duplicates {
             name += "-without-duplicates";
         }
+        if job.map_points != DEFAULT_MAP_POINTS {
+            name += &format!("-map{}", job.map_points);
+        }
         name
     }
 
-    /// An existing report of these weights, this dataset and these neighbours; every process gets the same answer.
+    /// An existing report of these weights, this dataset and these neighbours, if its page is there too; every process gets
+    /// the same answer.
     fn kept(
         &self,
         location: &Location,
@@ -272,7 +276,10 @@ impl<'a> RunEvaluation<'a> {
             let ks: BTreeSet<_> = cells.filter_map(|cell| cell["k"].as_u64()).collect();
             is_whole && ks.into_iter().eq(wanted.iter().map(|&k| k as u64))
         };
-        let found = reports::find(location, weights, &self.dataset.digest())?.filter(has_wanted);
+        let mut found = reports::find(location, weights, &self.dataset.digest())?.filter(has_wanted);
+        if found.is_some() && !page_beside(location).map_or(Ok(true), |page| page.exists())? {
+            found = None;
+        }
         let flags = self.group.gather_bytes(&[u8::from(found.is_some())])?;
         Ok(found.filter(|_| flags.iter().all(|flag| flag == &[1])))
     }

@@ -326,22 +326,28 @@ fn given_names(records: &Records<'_>, are_numbers: bool) -> Result<Option<record
 /// If the file cannot be read, is not text, or has a blank line before its end.
 fn read_class_names(file: &crate::storage::Location) -> Result<Vec<String>, IngestError> {
     let bytes = file.read()?;
-    let text = std::str::from_utf8(&bytes).map_err(|_| IngestError::layout(file, "not UTF-8 text"))?;
+    parse_class_names(&bytes).map_err(|reason| IngestError::layout(file, reason))
+}
+
+/// The names of classes in a file of `--classes`, a line each.
+///
+/// # Errors
+/// Why it is not such a file.
+pub fn parse_class_names(bytes: &[u8]) -> Result<Vec<String>, String> {
+    let text = std::str::from_utf8(bytes).map_err(|_| "not UTF-8 text")?;
     let lines: Vec<&str> = text.trim_start_matches('\u{FEFF}').trim_end().lines().map(str::trim).collect();
     if let Some(blank) = lines.iter().position(|line| line.is_empty()) {
-        let reason = format!("line {} is blank, so the classes after it would have other numbers", blank + 1);
-        return Err(IngestError::layout(file, reason));
+        return Err(format!("line {} is blank, so the classes after it would have other numbers", blank + 1));
     }
     let is_numbered = |line: &&str| {
         let rest = line.trim_start_matches(|c: char| c.is_ascii_digit());
         rest.len() < line.len() && rest.starts_with([',', ';', '\t', ':'])
     };
     if lines.len() > 1 && lines[1..].iter().all(is_numbered) {
-        let reason = format!(
+        return Err(format!(
             "line 2 is `{}`: expected names alone, a line for each class, the first one for class 0",
             lines[1]
-        );
-        return Err(IngestError::layout(file, reason));
+        ));
     }
     Ok(lines.into_iter().map(str::to_owned).collect())
 }

@@ -38,6 +38,7 @@ use discover::{Content, Discovered, discover};
 use formats::parquet::Table;
 use records::{Records, Stamps};
 
+pub use classes::parse_class_names;
 #[cfg(feature = "fuzzing")]
 pub(super) use formats::read_synsets;
 pub use globs::PathGlob;

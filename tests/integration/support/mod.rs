@@ -165,7 +165,6 @@ pub(crate) fn signal_at(call: Call, run: &Path, step: u32, signal: &str) -> Opti
 }
 
 /// Sends a signal (`-TERM`) by the shell's own `kill`: a minimal system has no other.
-#[cfg(feature = "torch")]
 pub(crate) fn send(signal: &str, child: &std::process::Child) {
     let sent = Command::new("sh").args(["-c", &format!("kill {signal} {}", child.id())]).status();
     assert!(sent.expect("sh").success());

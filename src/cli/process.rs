@@ -1,8 +1,10 @@
-//! Signals that ask a job to stop.
+//! What the process itself needs: signals that ask a job to stop, and the program beside it that is linked to libtorch.
 //!
-//! What saves checkpoints stops on purpose. Everything else goes on from its files when it is started again: there a
+//! What saves checkpoints stops on purpose. Everything else continues from its files when it is started again: there a
 //! signal may end the process where it is, as the system's default does, except for the first process of a container,
 //! which the system shields from signals that it does not handle.
+
+pub(super) mod beside;
 
 #[cfg(feature = "torch")]
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +15,7 @@ use crate::storage;
 
 /// Sets the flag on SIGTERM, SIGUSR1 and SIGINT; a second SIGINT ends the process at once.
 #[cfg(feature = "torch")]
-pub(in crate::cli) fn stop_on_signals(flag: &'static AtomicBool) -> anyhow::Result<()> {
+pub(super) fn stop_on_signals(flag: &'static AtomicBool) -> anyhow::Result<()> {
     let _inside_the_runtime = storage::handle().enter();
     for kind in [SignalKind::terminate(), SignalKind::user_defined1(), SignalKind::interrupt()] {
         let mut signals = signal(kind)?;
@@ -37,7 +39,7 @@ pub(in crate::cli) fn stop_on_signals(flag: &'static AtomicBool) -> anyhow::Resu
 }
 
 /// Ends the process by `end` at a SIGTERM or SIGINT if it is the first one of a container, as these would end any other.
-pub(in crate::cli) fn end_on_signals(end: fn(u8) -> !) -> anyhow::Result<()> {
+pub(super) fn end_on_signals(end: fn(u8) -> !) -> anyhow::Result<()> {
     if std::process::id() != 1 {
         return Ok(());
     }
@@ -60,6 +62,6 @@ fn code_of(kind: SignalKind) -> u8 {
 
 /// Ends the process from a signal's task, which has no error to return.
 #[expect(clippy::disallowed_methods, reason = "there is no error to return from a signal's task")]
-pub(in crate::cli) fn end(code: u8) -> ! {
+pub(super) fn end(code: u8) -> ! {
     std::process::exit(code.into())
 }
