@@ -25,9 +25,9 @@ use object_store::{
     RenameOptions, Result, UploadPart,
 };
 
+use super::Provider;
 use super::counted::{failed_tries, operation};
-use super::fault::{Fault, Health, is_bare_refusal, is_lost, is_outage};
-use super::provider::Provider;
+use super::{Fault, Health, is_bare_refusal, is_lost, is_outage};
 use super::{RetryLimits, SIGNATURE_LIFE};
 
 /// The first pause; each further one is about twice as long.
