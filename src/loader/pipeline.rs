@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 
 use super::LoaderError;
-use super::batch::Batch;
-use super::budget::Budget;
+use super::options::Budget;
 use super::options::{DECODE_WORKERS, LoaderOptions, MemoryBudget};
+use super::plan::Batch;
 use super::plan::{Passes, Planner};
 use super::source::{ReadContext, Source};
 use super::stages::{DecodeWorkers, DecodedBatch, View, gather, make, plan, read};
