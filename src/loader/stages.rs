@@ -9,8 +9,7 @@ use rayon::prelude::*;
 
 use super::LoaderError;
 use super::options::{Budget, Permit};
-use super::plan::{Batch, GlobalBatch};
-use super::plan::{Fetch, Planner, Step};
+use super::plan::{Batch, Fetch, GlobalBatch, Planner, Step};
 use super::source::{Encoded, ReadContext, Source};
 use crate::augment::{EvalTransform, Recipe, Stored, augment_stored, evaluate_stored};
 use crate::ids::{BankRow, BatchIndex, InstanceId};

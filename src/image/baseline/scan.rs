@@ -4,8 +4,7 @@ use std::ops::Range;
 
 use super::entry_points::{self, EntryPoint, EntryPoints};
 use super::header::{Frame, MOST_COMPONENTS, NATURAL_ORDER, Sampling};
-use super::huffman::{Bits, Segments};
-use super::huffman::{Kind, Table};
+use super::huffman::{Bits, Kind, Segments, Table};
 use super::idct;
 use crate::image::Region;
 use crate::simd::{self, SimdLevel};

@@ -18,10 +18,9 @@ use object_store::{
     RenameOptions, Result, UploadPart,
 };
 
-use super::RetryLimits;
 use super::counted::operation;
 use super::retried::{Attempts, random_bits};
-use super::{Health, is_lost, is_outage};
+use super::{Health, RetryLimits, is_lost, is_outage};
 
 /// The file's attribute that names its writer; letters alone, since Azure takes only names of C#'s identifiers.
 const WRITER: &str = "instdiscwriter";

@@ -21,8 +21,7 @@ use std::sync::Arc;
 
 use super::{Extent, SourceFile, Window};
 use crate::ingest::IngestError;
-use reader::{BLOCK, Header, PaxRecords, check_global, until_nul};
-use reader::{SparseFile, TarReader};
+use reader::{BLOCK, Header, PaxRecords, SparseFile, TarReader, check_global, until_nul};
 
 pub(crate) use reader::looks_like_tar;
 
