@@ -254,7 +254,7 @@ pub(super) fn is_wnid(text: &str) -> bool {
     text.len() == 9 && text.starts_with('n') && text[1..].bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// Bytes of the file's header.
+/// Bytes of the header of a MATLAB file.
 const HEADER_BYTES: usize = 128;
 /// What the compressed elements together may unpack to.
 const MOST_BYTES: u64 = 64 << 20;
