@@ -1,6 +1,6 @@
 """How far the view hash of an image moves when it is re-encoded or resized, and how far apart images are.
 
-The hash is that of src/ingest/near_duplicates/view_hash.rs, written again in NumPy. Needs numpy and pillow.
+The hash is that of src/ingest/near_duplicates.rs, written again in NumPy. Needs numpy and pillow.
 Usage: view_hash.py IMAGES.tar
 """
 

@@ -3,6 +3,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
 use super::*;
+use crate::image::tests::{detailed, turned};
 use crate::image::{DecodedImage, Orientation, decode, encode_jpeg, encode_png};
 use crate::rng::{Purpose, Stream};
 
@@ -142,28 +143,12 @@ fn the_evaluation_transform_is_torchvisions() {
     assert_close(&out, &bytes(&golden["evaluated"]), 1, 0.5, "evaluated");
 }
 
-fn detailed(width: u32, height: u32) -> DecodedImage {
-    let rgb = (0..width * height * 3).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
-    DecodedImage { width, height, rgb }
-}
-
-/// A JPEG with this EXIF orientation.
-fn turned(orientation: u8) -> Vec<u8> {
-    let plain = encode_jpeg(&detailed(61, 37), 90).expect("encoded");
-    let mut tiff = *b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\0\0\0\0\0\0\0\0";
-    tiff[24] = orientation;
-    let mut turned = plain[..2].to_vec();
-    turned.extend_from_slice(&[0xFF, 0xE1, 0, tiff.len() as u8 + 2]);
-    turned.extend_from_slice(&tiff);
-    turned.extend_from_slice(&plain[2..]);
-    turned
-}
-
 #[test]
 fn crops_and_evaluation_see_the_upright_image() {
     let transform = EvalTransform::ResizeCenterCrop { resize: 20, crop: 16 };
+    let as_stored = encode_jpeg(&detailed(61, 37), 90).expect("encoded");
     for tag in 1..=8 {
-        let file = turned(tag);
+        let file = turned(&as_stored, tag);
         let upright = decode(&file, &Default::default()).expect("decoded").turned(Orientation::of(&file));
         let expected_file = encode_png(&upright).expect("encoded");
         let mut pixels = [vec![0; 3 * 16 * 16], vec![0; 3 * 16 * 16]];

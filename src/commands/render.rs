@@ -120,7 +120,7 @@ pub fn render(options: &RenderOptions) -> Result<RenderReport, CommandError> {
     }
     let rows = source.read(&[BankRow(id.0)])?;
     let row = rows.first().expect("a read position gives a row");
-    let orientation = source.exif_orientation();
+    let orientation = source.instances().exif_orientation;
     // Images were checked when they were ingested.
     let limits = Limits { max_pixels: u64::MAX };
     let original = decode(&row.bytes, &limits).map_err(|error| undecodable(&row.path, &error))?;

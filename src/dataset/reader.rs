@@ -1,4 +1,4 @@
-//! Reading a shard, one row group at a time.
+//! Reading a shard, one row group at a time; and [`verify`], the check of every byte of a dataset.
 //!
 //! The columns are PLAIN and uncompressed, so the file holds an image's bytes as they are, after a length of four bytes:
 //! images are taken from their pages without a copy, and a reader with the offset can read one image alone.
@@ -20,11 +20,14 @@ use parquet::errors::ParquetError;
 use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
 use parquet::file::reader::{ChunkReader, Length};
 use parquet::file::serialized_reader::SerializedPageReader;
+use rayon::prelude::*;
 
 use super::{
-    DatasetError, IMAGE_BYTES, LENGTH_BYTES, Row, ShardEntry, schema, schema_without_entry_points, unsealed,
+    ContentDigest, DatasetError, IMAGE_BYTES, LENGTH_BYTES, Located, Manifest, Place, Row, ShardEntry, Split,
+    read_whole, schema, schema_without_entry_points, unsealed,
 };
 use crate::ids::{ClassId, InstanceId};
+use crate::progress::Progress;
 use crate::storage::{Digest, Location};
 
 /// The end of a shard that is fetched first; it holds the footer of all but huge shards.
@@ -393,4 +396,102 @@ impl ChunkReader for FilePart {
     fn get_bytes(&self, start: u64, length: usize) -> parquet::errors::Result<Bytes> {
         self.slice(start, length)
     }
+}
+
+/// The class and the image of an instance that was found.
+type Sighting = (Option<ClassId>, Digest);
+
+/// Reads every byte of every shard and index again and checks digests, ids, the content's digest, and that the
+/// indexes tell where each image is. Stored entry points must be those that `entry_points` finds in the image.
+///
+/// # Errors
+/// The first thing that is wrong.
+pub fn verify(
+    dataset: &Location,
+    manifest: &Manifest,
+    entry_points: &(dyn Fn(&[u8]) -> Option<Vec<u8>> + Sync),
+    progress: &dyn Progress,
+) -> Result<(), DatasetError> {
+    let has_others = |row: &&Row| {
+        row.entry_points
+            .as_ref()
+            .is_some_and(|points| entry_points(&row.bytes).as_deref() != Some(&points[..]))
+    };
+    for (name, split) in &manifest.splits {
+        progress.begin(&format!("verify {name}"), split.instances);
+        let indexed = split.read_places(dataset)?;
+        let mut found: Vec<Option<Sighting>> = vec![None; indexed.len()];
+        for (shard, entry) in (0..).zip(&split.shards) {
+            let bytes = read_whole(&dataset.join(&entry.path), entry.digest)?;
+            let reader = ShardReader::open(dataset, entry, manifest.classes.len(), split.instances)?;
+            let mut place = 0;
+            for group in 0..reader.row_groups() {
+                let range = reader.row_group_range(group);
+                let wrong = |reason: String| DatasetError::RowGroup {
+                    shard: entry.path.clone(),
+                    row_group: group,
+                    reason,
+                };
+                let rows =
+                    reader.parse_row_group(group, bytes.slice(range.start as usize..range.end as usize))?;
+                if let Some(row) = rows.par_iter().find_first(has_others) {
+                    return Err(wrong(format!(
+                        "the entry points of instance {} are not its image's",
+                        row.id
+                    )));
+                }
+                for row in rows {
+                    let image = Digest::of(&row.bytes);
+                    if found[row.id.row()].replace((row.label, image)).is_some() {
+                        return Err(wrong(format!("instance id {} occurs twice in the split", row.id)));
+                    }
+                    let said = indexed[row.id.row()];
+                    let size = row.bytes.len() as u32;
+                    let (width, height) = (row.width, row.height);
+                    let actual = Place { shard, row: place, bytes: size, width, height, ..said.place };
+                    let part = |offset: u64, len: u32| {
+                        let start = usize::try_from(offset).ok()?;
+                        let end = start.checked_add(len as usize).filter(|&end| end <= bytes.len())?;
+                        Some(bytes.slice(start..end))
+                    };
+                    let Place { offset, entry_points_offset, entry_points_bytes, .. } = said.place;
+                    let points = match entry_points_bytes {
+                        0 => Some(None),
+                        len => part(entry_points_offset, len)
+                            .and_then(|stored| unsealed(stored, &row.bytes))
+                            .map(Some),
+                    };
+                    let is_there = part(offset, size).is_some_and(|bytes| bytes == row.bytes)
+                        && points.is_some_and(|points| points == row.entry_points);
+                    let located = Located { id: row.id, label: row.label, place: actual, image };
+                    if said != located || !is_there {
+                        return Err(split.wrong_index(dataset, row.id));
+                    }
+                    place += 1;
+                }
+                progress.advance(reader.rows(group) as u64);
+            }
+        }
+        progress.finish();
+        check_content(dataset, name, split, &found)?;
+    }
+    Ok(())
+}
+
+fn check_content(
+    dataset: &Location,
+    name: &str,
+    split: &Split,
+    found: &[Option<Sighting>],
+) -> Result<(), DatasetError> {
+    let wrong = |reason: String| DatasetError::Damaged { shard: format!("{dataset} split {name}"), reason };
+    let mut digest = ContentDigest::new(split.applies_exif_orientation());
+    for (id, sighting) in (0..).map(InstanceId).zip(found) {
+        let (label, image) = sighting.ok_or_else(|| wrong(format!("instance {id} is missing")))?;
+        digest.add(id, label, image);
+    }
+    if digest.finish() != split.digest {
+        return Err(wrong("its content is not that of the manifest's digest".into()));
+    }
+    Ok(())
 }

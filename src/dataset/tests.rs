@@ -382,7 +382,7 @@ fn schema_text() -> String {
     text += "\n\nindex/<split>.parquet: a Parquet file\n\ncolumns\n";
     lines(&mut text, index::schema().fields(), "  ", true);
     text += "\nduplicates.parquet: a Parquet file\n\ncolumns\n";
-    lines(&mut text, duplicates::schema().fields(), "  ", true);
+    lines(&mut text, index::duplicates_schema().fields(), "  ", true);
     text
 }
 

@@ -1,4 +1,8 @@
 //! Writing a shard.
+//!
+//! Entry points are beside their image, sealed. A loader that reads one image alone sees no digest of the column that they are in, and entry points of another image
+//! would give wrong pixels. So each value ends with a part of a digest of its own, which covers the image too: its size
+//! and its last bytes. What an image's entry points are, [`crate::image`] knows.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -6,6 +10,7 @@ use std::io::Write;
 use std::sync::Arc;
 
 use arrow::datatypes::Schema;
+use bytes::Bytes;
 use parquet::arrow::{ArrowSchemaConverter, add_encoded_arrow_schema_to_metadata};
 use parquet::basic::{Compression, Encoding};
 use parquet::data_type::{ByteArray, ByteArrayType, DataType, Int32Type, Int64Type};
@@ -15,7 +20,6 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterVersi
 use parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
 use serde::{Deserialize, Serialize};
 
-use super::entry_points::{sealed, sealed_bytes};
 use super::{DatasetError, ENTRY_POINTS, FooterEntry, IMAGE_BYTES, LENGTH_BYTES, Row, ShardEntry, schema};
 use crate::ids::ClassId;
 use crate::storage::{Digest, Location, Upload};
@@ -314,4 +318,61 @@ fn put<T: DataType>(
     let levels = vec![typed.get_descriptor().max_def_level(); values.len()];
     typed.write_batch(values, Some(&levels), None)?;
     column.close()
+}
+
+/// Bytes of the digest that seals entry points.
+const SEAL_BYTES: usize = 8;
+/// Bytes at the end of an image that the digest covers.
+const LAST_BYTES: usize = 64;
+
+/// The bytes that a shard stores of an image's entry points.
+fn sealed(points: &[u8], image: &[u8]) -> Vec<u8> {
+    let mut stored = points.to_vec();
+    stored.extend_from_slice(&seal(points, image));
+    stored
+}
+
+/// How many bytes they are for entry points of this size.
+fn sealed_bytes(points: usize) -> usize {
+    points + SEAL_BYTES
+}
+
+/// The entry points, if the stored bytes are those that were written for this image.
+pub fn unsealed(mut stored: Bytes, image: &[u8]) -> Option<Bytes> {
+    let len = stored.len().checked_sub(SEAL_BYTES)?;
+    let found = stored.split_off(len);
+    (found[..] == seal(&stored, image)).then_some(stored)
+}
+
+fn seal(points: &[u8], image: &[u8]) -> [u8; SEAL_BYTES] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(points);
+    hasher.update(&(image.len() as u64).to_le_bytes());
+    hasher.update(&image[image.len().saturating_sub(LAST_BYTES)..]);
+    let mut seal = [0; SEAL_BYTES];
+    seal.copy_from_slice(&hasher.finalize().as_bytes()[..SEAL_BYTES]);
+    seal
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_changed_bit_of_stored_entry_points_and_another_image_are_found() {
+        let (points, image) = (Bytes::from_static(b"entry points"), [7; 100]);
+        let stored = sealed(&points, &image);
+        assert_eq!(stored.len(), sealed_bytes(points.len()));
+        assert_eq!(unsealed(Bytes::from(stored.clone()), &image), Some(points));
+        for bit in 0..8 * stored.len() {
+            let mut damaged = stored.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(unsealed(damaged.into(), &image), None);
+        }
+        let mut other = image;
+        other[99] = 8;
+        assert_eq!(unsealed(Bytes::from(stored.clone()), &other), None, "other last bytes");
+        assert_eq!(unsealed(stored.into(), &image[1..]), None, "another size");
+        assert_eq!(unsealed(Bytes::from_static(b"short"), &image), None);
+    }
 }

@@ -128,7 +128,7 @@ fn squares<T: Send>(
         .copied()
         .filter(|position| wanted.contains(&source.ids()[position.row()]))
         .collect();
-    let orientation = source.exif_orientation();
+    let orientation = source.instances().exif_orientation;
     let reading = ReadContext::default();
     let mut made = BTreeMap::new();
     for some in in_order.chunks(CHUNK) {

@@ -7,12 +7,9 @@
 
 mod baseline;
 mod formats;
-#[cfg(any(test, feature = "fuzzing"))]
-pub mod fuzzing;
 mod luma;
 mod orientation;
 mod region;
-mod sniff;
 
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
@@ -24,6 +21,8 @@ use self::formats::{bmp, gif, jpeg, png, pnm, tiff, webp};
 pub(crate) use luma::check_is_libjpegs;
 pub use luma::{Luma, check, check_and_index, entry_points, luma};
 pub use orientation::{ExifOrientation, Orientation};
+#[cfg(any(test, feature = "fuzzing"))]
+pub use region::fuzzing;
 pub use region::{Encoded, Planes, RegionDecoder};
 
 /// An image cannot be read or written; the text is the reason that a report shows.
@@ -191,7 +190,7 @@ pub enum Colour {
 
 /// What a file is by its first bytes; `None` where it is of no kind that is read.
 pub fn format_of(bytes: &[u8]) -> Option<Format> {
-    sniff::format(bytes).ok()
+    formats::recognise(bytes).ok()
 }
 
 /// A rectangle of an image, in pixels.
@@ -234,7 +233,7 @@ pub struct DecodedImage {
 /// # Errors
 /// If the file is of no known kind, or its header is broken.
 pub fn probe(bytes: &[u8]) -> Result<Header, ImageError> {
-    let format = sniff::format(bytes)?;
+    let format = formats::recognise(bytes)?;
     let header = guard(format.name(), || match format {
         Format::Jpeg => jpeg::probe(bytes),
         Format::Png => png::probe(bytes),
@@ -318,7 +317,7 @@ pub fn decoding_memory(bytes: &[u8], header: &Header) -> u64 {
 /// # Errors
 /// If the file is cut or corrupt.
 pub fn progressive_to_baseline(bytes: &[u8]) -> Result<Option<Vec<u8>>, ImageError> {
-    if sniff::format(bytes)? != Format::Jpeg || !jpeg::is_progressive(bytes) {
+    if formats::recognise(bytes)? != Format::Jpeg || !jpeg::is_progressive(bytes) {
         return Ok(None);
     }
     guard(Format::Jpeg.name(), || jpeg::to_baseline(bytes)).map(Some)
@@ -379,4 +378,4 @@ fn guard<T>(format: &'static str, work: impl FnOnce() -> Result<T, ImageError>) 
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -7,8 +7,8 @@
 use serde::{Deserialize, Serialize};
 use strum::{EnumMessage, VariantArray};
 
-use super::formats::{jpeg, png, webp};
-use super::{DecodedImage, Format, Luma, Region, sniff};
+use super::formats::{jpeg, png, recognise, webp};
+use super::{DecodedImage, Format, Luma, Region};
 
 const ORIENTATION: u16 = 0x112;
 /// Bytes of text before the tag's value in XMP, as an attribute and as an element.
@@ -62,7 +62,7 @@ pub struct Orientation {
 impl Orientation {
     /// What a file asks for; of one that asks for nothing, or of a TIFF, which is always decoded upright, the default.
     pub fn of(bytes: &[u8]) -> Self {
-        let tag = match sniff::format(bytes) {
+        let tag = match recognise(bytes) {
             Ok(Format::Jpeg) => of_jpeg(bytes),
             Ok(Format::Png) => of_png(bytes),
             Ok(Format::Webp) => of_webp(bytes),

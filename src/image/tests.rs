@@ -66,7 +66,20 @@ fn gradient(width: u32, height: u32) -> DecodedImage {
     DecodedImage { width, height, rgb }
 }
 
-fn saved(image: &DynamicImage, format: ImageFormat) -> Vec<u8> {
+/// An image without a pattern.
+pub(crate) fn detailed(width: u32, height: u32) -> DecodedImage {
+    let rgb = (0..width * height * 3).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    DecodedImage { width, height, rgb }
+}
+
+/// A JPEG with this EXIF orientation.
+pub(crate) fn turned(jpeg: &[u8], orientation: u8) -> Vec<u8> {
+    let mut tiff = *b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\0\0\0\0\0\0\0\0";
+    tiff[24] = orientation;
+    [&jpeg[..2], &[0xFF, 0xE1, 0, tiff.len() as u8 + 2], &tiff, &jpeg[2..]].concat()
+}
+
+pub(crate) fn saved(image: &DynamicImage, format: ImageFormat) -> Vec<u8> {
     let mut bytes = std::io::Cursor::new(Vec::new());
     image.write_to(&mut bytes, format).expect("encoded");
     bytes.into_inner()

@@ -7,21 +7,30 @@
 //! are. Of 16 bands of a hash, two near hashes agree in one but for one bit, so only the 17 buckets of each
 //! band are compared. Within a bucket the members of one set form balls about a representative: a comparison with the
 //! representative decides for the whole ball, unless the ball is near and of another set.
-
-pub(super) mod view_hash;
+//!
+//! [`view_hash`] is the look of an image in 256 bits, so that near-duplicates are found after re-encoding and resizing.
+//! The brightness is averaged over 64×64 cells; of its cosine transform the 16×16 lowest frequencies without the
+//! constant are kept, and each gives a bit: above their median or not. All sums are integers, so the bits are
+//! the same on every machine.
+//!
+//! # Source
+//! The design follows Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions", 2010, section
+//! 3.2, with the grid of PDQ (Facebook, "The TMK+PDQF Video-Hashing Algorithm and the PDQ Image-Hashing
+//! Algorithm", 2019): a larger grid tells more images apart.
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use rayon::prelude::*;
 
-use self::view_hash::MOST_DIFFERING_BITS;
 use super::validate::ImageInfo;
 use super::{PROGRAM, TRAINING_SPLIT};
 use crate::dataset::{
     DatasetError, DuplicateCounts, DuplicateRow, IndexRow, IngestRecord, Manifest, ViewHash, read_duplicates,
     write_duplicates,
 };
+use crate::image::Luma;
 use crate::storage::{Digest, Location};
 
 /// Bits of a band: two views that differ in few bits agree in a band but for one bit at most.
@@ -425,6 +434,107 @@ fn count(rows: &[DuplicateRow]) -> DuplicateCounts {
         }
     }
     counts
+}
+
+/// Cells on a side of the grid.
+const GRID: usize = 64;
+/// Frequencies kept in each direction.
+const FREQUENCIES: usize = 16;
+/// Two images with at most this many differing bits are near-duplicates: re-encoded and resized images differ in
+/// at most 18, different photographs in 92 or more (measured on ImageNet, docs/performance.md).
+pub(crate) const MOST_DIFFERING_BITS: u32 = 20;
+/// The standard deviation of the cells, in grey levels, below which an image has no view to speak of: its
+/// bits would be noise.
+const LEAST_CONTRAST: f64 = 4.0;
+/// One in the fixed-point numbers of the transform's table.
+const ONE: f64 = 16384.0;
+
+/// The view of an image; none where it has no contrast.
+pub(crate) fn view_hash(luma: &Luma) -> Option<ViewHash> {
+    let cells = cells(luma);
+    if contrast(&cells) < LEAST_CONTRAST {
+        return None;
+    }
+    let spectrum = spectrum(&cells);
+    let mut sorted = spectrum;
+    let (_, median, _) = sorted.select_nth_unstable(spectrum.len() / 2);
+    let mut words = [0_u64; 4];
+    for (bit, value) in spectrum.iter().enumerate() {
+        words[bit / 64] |= u64::from(value > median) << (bit % 64);
+    }
+    Some(ViewHash(words))
+}
+
+/// The mean brightness of each cell, in 1/256 grey levels.
+fn cells(luma: &Luma) -> Vec<i64> {
+    let (width, height) = (luma.width as usize, luma.height as usize);
+    // A side smaller than the grid gives its pixels to several cells.
+    let bounds = |cell: usize, side: usize| {
+        let start = cell * side / GRID;
+        start..((cell + 1) * side / GRID).max(start + 1)
+    };
+    let mut cells = Vec::with_capacity(GRID * GRID);
+    let mut columns = vec![0_u32; width];
+    for band in 0..GRID {
+        let rows = bounds(band, height);
+        columns.fill(0);
+        for row in rows.clone() {
+            let line = &luma.values[row * width..(row + 1) * width];
+            for (sum, &value) in columns.iter_mut().zip(line) {
+                *sum += u32::from(value);
+            }
+        }
+        for cell in 0..GRID {
+            let range = bounds(cell, width);
+            let pixels = (range.len() * rows.len()) as u64;
+            let sum: u64 = columns[range].iter().map(|&sum| u64::from(sum)).sum();
+            cells.push((sum * 256 / pixels) as i64);
+        }
+    }
+    cells
+}
+
+fn contrast(cells: &[i64]) -> f64 {
+    let count = cells.len() as f64;
+    let (sum, squares) =
+        cells.iter().fold((0, 0), |(sum, squares), &cell| (sum + cell, squares + cell * cell));
+    let mean = sum as f64 / count;
+    (squares as f64 / count - mean * mean).max(0.0).sqrt() / 256.0
+}
+
+/// The lowest frequencies but the constant, row after row.
+fn spectrum(cells: &[i64]) -> [i64; FREQUENCIES * FREQUENCIES] {
+    let table = cosines();
+    // Columns first: [frequency, cell].
+    let mut columns = [0_i64; FREQUENCIES * GRID];
+    for (frequency, out) in columns.chunks_exact_mut(GRID).enumerate() {
+        for (row, line) in cells.chunks_exact(GRID).enumerate() {
+            let weight = table[frequency * GRID + row];
+            for (sum, &cell) in out.iter_mut().zip(line) {
+                *sum += weight * cell;
+            }
+        }
+    }
+    let mut spectrum = [0; FREQUENCIES * FREQUENCIES];
+    for (out, line) in spectrum.chunks_exact_mut(FREQUENCIES).zip(columns.chunks_exact(GRID)) {
+        for (frequency, value) in out.iter_mut().enumerate() {
+            let weights = &table[frequency * GRID..(frequency + 1) * GRID];
+            *value = weights.iter().zip(line).map(|(weight, sum)| weight * (sum >> 8)).sum();
+        }
+    }
+    spectrum
+}
+
+/// `cos(π/64 · (cell + ½) · frequency)` for the frequencies 1 to 16, in fixed point.
+fn cosines() -> &'static [i64; FREQUENCIES * GRID] {
+    static TABLE: OnceLock<[i64; FREQUENCIES * GRID]> = OnceLock::new();
+    TABLE.get_or_init(|| {
+        std::array::from_fn(|at| {
+            let (frequency, cell) = (at / GRID + 1, at % GRID);
+            let angle = std::f64::consts::PI / GRID as f64 * (cell as f64 + 0.5) * frequency as f64;
+            (angle.cos() * ONE).round() as i64
+        })
+    })
 }
 
 #[cfg(test)]

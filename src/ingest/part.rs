@@ -14,10 +14,11 @@ use self::one_pass::{PassOutcome, check_and_write};
 use super::journal::{ACCEPTED, Work};
 use super::memory::{MemoryBudget, OVER_MEMORY_LIMIT};
 use super::plan::{MEMORY_LIMIT, PartPlan, Plan};
-use super::report::{AlreadyThere, SplitReport};
 use super::source::{Entry, Source};
 use super::validate::{Changes, IMAGES_AT_ONCE, ImageInfo, Kept, Rejection, Validation, rewrite, validate};
-use super::{CheckDepth, IngestError, IngestOptions, PROGRAM, TRAINING_SPLIT, work_through};
+use super::{
+    AlreadyThere, CheckDepth, IngestError, IngestOptions, PROGRAM, SplitReport, TRAINING_SPLIT, work_through,
+};
 use crate::dataset::{
     ContentDigest, DatasetError, IndexRow, IngestRecord, PartReport, Place, Row, ShardEntry, ShardWriter,
     Split, WriterOptions, WrittenShard, write_index,

@@ -4,9 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use super::report::HeldBy;
 use super::source::{Entry, Source, first_of, split_meaning};
-use super::{CheckDepth, IngestError, IngestOptions, SourcePlan};
+use super::{CheckDepth, HeldBy, IngestError, IngestOptions, SourcePlan};
 use crate::dataset::{DUPLICATES_FILE, EXIF_ORIENTATION, IngestRecord, Manifest};
 use crate::ids::ClassId;
 use crate::storage::Digest;

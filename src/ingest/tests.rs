@@ -2,10 +2,7 @@ mod appended;
 mod exported;
 mod hostile_images;
 mod hostile_sources;
-mod planned;
 mod resumed;
-mod rewritten;
-mod split_names;
 
 use std::fs;
 use std::path::Path;
@@ -15,6 +12,7 @@ use turbojpeg::{Compressor, PixelFormat, Subsamp};
 
 use super::*;
 use crate::dataset::{Manifest, Row, ShardReader, verify};
+use crate::image::tests::detailed;
 use crate::image::{DecodedImage, encode_jpeg, encode_png, entry_points};
 use crate::progress::Quiet;
 use crate::storage::PublishMode;
@@ -123,11 +121,6 @@ fn verdicts(
         (field("path"), field("reason"))
     });
     (accepted, refused.collect())
-}
-
-fn detailed(width: u32, height: u32) -> DecodedImage {
-    let rgb = (0..width * height * 3).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
-    DecodedImage { width, height, rgb }
 }
 
 fn compressed(pixels: &[u8], format: PixelFormat, change: impl Fn(&mut Compressor)) -> Vec<u8> {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::journal::Work;
 use super::memory::{MemoryBudget, OVER_MEMORY_LIMIT};
-use super::near_duplicates::view_hash::view_hash;
+use super::near_duplicates::view_hash;
 use super::source::{Entry, Source};
 use super::{CheckDepth, IngestError, IngestOptions};
 use crate::dataset::ViewHash;

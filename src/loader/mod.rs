@@ -9,8 +9,6 @@
 //! consumer; dropping a loader ends its threads; encoded images, decoding and batches together hold to the
 //! memory limit.
 
-mod batch;
-mod budget;
 mod options;
 mod pipeline;
 mod plan;
@@ -20,13 +18,13 @@ mod stats;
 
 use std::sync::Arc;
 
-pub use batch::{Batch, GlobalBatch, micro_batch_ranges};
 pub use options::LoaderOptions;
 pub use pipeline::{Loader, evaluation_batches, evaluation_epoch};
 pub use plan::order::{EpochOrder, Shuffle};
+pub use plan::{Batch, GlobalBatch};
 pub use source::stored::{open_split, open_split_cached};
-pub use source::subset::{Subset, SubsetRecord, balanced_rows};
 pub use source::{Encoded, Fetched, Instances, Layout, MemorySource, ReadContext, Source};
+pub use source::{Subset, SubsetRecord, balanced_rows};
 pub use stats::{Counter, Counters, LoaderStats};
 
 use crate::dataset::DatasetError;

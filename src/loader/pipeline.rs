@@ -10,10 +10,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 
 use super::LoaderError;
-use super::batch::Batch;
-use super::budget::Budget;
-use super::options::{DECODE_WORKERS, LoaderOptions, MemoryBudget};
-use super::plan::{Passes, Planner};
+use super::options::{Budget, DECODE_WORKERS, LoaderOptions, MemoryBudget};
+use super::plan::{Batch, Passes, Planner};
 use super::source::{ReadContext, Source};
 use super::stages::{DecodeWorkers, DecodedBatch, View, gather, make, plan, read};
 use super::stats::{Counters, LoaderStats};

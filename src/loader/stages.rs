@@ -8,9 +8,8 @@ use crossbeam_channel::{Receiver, Sender};
 use rayon::prelude::*;
 
 use super::LoaderError;
-use super::batch::{Batch, GlobalBatch};
-use super::budget::{Budget, Permit};
-use super::plan::{Fetch, Planner, Step};
+use super::options::{Budget, Permit};
+use super::plan::{Batch, Fetch, GlobalBatch, Planner, Step};
 use super::source::{Encoded, ReadContext, Source};
 use crate::augment::{EvalTransform, Recipe, Stored, augment_stored, evaluate_stored};
 use crate::ids::{BankRow, BatchIndex, InstanceId};
@@ -279,7 +278,7 @@ fn render(
     let needed = encoded.pixels.saturating_mul(DECODE_BYTES_OF_A_PIXEL);
     let _memory = workers.memory.acquire(needed).ok_or_else(stopped)?;
     let id = workers.source.ids()[bank_row.row()];
-    let orientation = workers.source.exif_orientation();
+    let orientation = workers.source.instances().exif_orientation;
     let entry_points = encoded.entry_points.as_deref();
     let image = Stored { bytes: &encoded.bytes, orientation, entry_points };
     let rendered = workers.context.counters.make_busy.time(|| workers.view.render(epoch, id, image, out));

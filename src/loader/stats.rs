@@ -38,45 +38,99 @@ impl Counter {
     }
 }
 
-/// What the stages count as they go; times are in nanoseconds, added over threads.
-#[derive(Debug, Default)]
-pub struct Counters {
-    /// The planner's wait for memory: the loader is as far ahead as it may be.
-    pub plan_wait: Counter,
-    /// Reading.
-    pub read_busy: Counter,
-    /// Readers without work.
-    pub read_wait: Counter,
-    /// Waiting for rows that are being read.
-    pub gather_wait: Counter,
-    /// Decoding and augmenting.
-    pub make_busy: Counter,
-    /// Decode workers without rows.
-    pub make_wait: Counter,
-    /// Finished batches that wait for room.
-    pub ready_wait: Counter,
-    /// The consumer's wait for a batch.
-    pub consumer_wait: Counter,
-    /// Batches that were ready when one was asked for, added up.
-    pub ready: Counter,
-    /// Batches asked for.
-    pub batches: Counter,
-    /// Images made.
-    pub images: Counter,
-    /// Bytes that came from the dataset's disk or store.
-    pub bytes: Counter,
-    /// Reads there.
-    pub requests: Counter,
-    /// Reads repeated because the bytes were damaged.
-    pub retries: Counter,
-    /// Row groups that the cache had.
-    pub cache_hits: Counter,
-    /// Row groups that it did not have.
-    pub cache_misses: Counter,
-    /// Bytes that came from the cache.
-    pub cache_bytes: Counter,
-    /// Distinct instances that were left out as corrupt.
-    pub corrupt: Counter,
+/// The counters, and the statistics that show them: a doc and a name each.
+macro_rules! counted {
+    (
+        times { $($(#[$of_time:meta])* $time:ident,)+ }
+        amounts { $($(#[$of_amount:meta])* $amount:ident,)+ }
+    ) => {
+        /// What the stages count as they go; times are in nanoseconds, added over threads.
+        #[derive(Debug, Default)]
+        pub struct Counters {
+            $($(#[$of_time])* pub $time: Counter,)+
+            /// Batches that were ready when one was asked for, added up.
+            pub ready: Counter,
+            $($(#[$of_amount])* pub $amount: Counter,)+
+        }
+
+        /// What a loader did since it started.
+        #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+        pub struct LoaderStats {
+            /// Since the start, in seconds, as are all times; those of several threads are added up.
+            pub seconds: f64,
+            /// Threads that read.
+            pub read_threads: usize,
+            /// Threads that decode.
+            pub decode_threads: usize,
+            $($(#[$of_time])* pub $time: f64,)+
+            /// Batches that were ready when one was asked for, on average.
+            pub ready: f64,
+            $($(#[$of_amount])* pub $amount: u64,)+
+            /// The most bytes of encoded images that were held at once.
+            pub peak_bytes: u64,
+        }
+
+        impl LoaderStats {
+            pub(super) fn new(
+                counters: &Counters,
+                seconds: f64,
+                (read_threads, decode_threads): (usize, usize),
+                peak_bytes: u64,
+            ) -> Self {
+                let batches = counters.batches.get().max(1);
+                Self {
+                    seconds,
+                    read_threads,
+                    decode_threads,
+                    $($time: counters.$time.seconds(),)+
+                    ready: counters.ready.get() as f64 / batches as f64,
+                    $($amount: counters.$amount.get(),)+
+                    peak_bytes,
+                }
+            }
+        }
+    };
+}
+
+counted! {
+    times {
+        /// The planner's wait for memory: the loader is as far ahead as it may be.
+        plan_wait,
+        /// Reading.
+        read_busy,
+        /// Readers without work.
+        read_wait,
+        /// Waiting for rows that are being read.
+        gather_wait,
+        /// Decoding and augmenting.
+        make_busy,
+        /// Decode workers without rows.
+        make_wait,
+        /// Finished batches that wait for room.
+        ready_wait,
+        /// The consumer's wait for batches.
+        consumer_wait,
+    }
+    amounts {
+        /// Batches asked for.
+        batches,
+        /// Images made.
+        images,
+        /// Bytes that came from the dataset's disk or store.
+        bytes,
+        /// Reads there.
+        requests,
+        /// Reads repeated because the bytes were damaged.
+        retries,
+        /// Row groups that the cache had.
+        cache_hits,
+        /// Row groups that it did not have.
+        cache_misses,
+        /// Bytes that came from the cache.
+        cache_bytes,
+        /// Distinct instances that were left out as corrupt.
+        corrupt,
+    }
 }
 
 impl Counters {
@@ -87,84 +141,7 @@ impl Counters {
     }
 }
 
-/// What a loader did since it started.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct LoaderStats {
-    /// Since the start, in seconds, as are all times; those of several threads are added up.
-    pub seconds: f64,
-    /// Threads that read.
-    pub read_threads: usize,
-    /// Threads that decode.
-    pub decode_threads: usize,
-    /// The planner's wait for memory: the loader is as far ahead as it may be.
-    pub plan_wait: f64,
-    /// Reading.
-    pub read_busy: f64,
-    /// Readers without work.
-    pub read_wait: f64,
-    /// Waiting for rows that are being read.
-    pub gather_wait: f64,
-    /// Decoding and augmenting.
-    pub make_busy: f64,
-    /// Decode workers without rows.
-    pub make_wait: f64,
-    /// Finished batches that wait for room.
-    pub ready_wait: f64,
-    /// The consumer's wait for batches.
-    pub consumer_wait: f64,
-    /// Batches that were ready when one was asked for, on average.
-    pub ready: f64,
-    /// Batches delivered.
-    pub batches: u64,
-    /// Images made.
-    pub images: u64,
-    /// Bytes read from the dataset's disk or store.
-    pub bytes: u64,
-    /// Reads there.
-    pub requests: u64,
-    /// Reads repeated because the bytes were damaged.
-    pub retries: u64,
-    /// Row groups that the cache had.
-    pub cache_hits: u64,
-    /// Row groups that it did not have.
-    pub cache_misses: u64,
-    /// Bytes read from the cache.
-    pub cache_bytes: u64,
-    /// Distinct instances left out as corrupt.
-    pub corrupt: u64,
-    /// The most bytes of encoded images that were held at once.
-    pub peak_bytes: u64,
-}
-
 impl LoaderStats {
-    pub(super) fn new(counters: &Counters, seconds: f64, threads: (usize, usize), peak_bytes: u64) -> Self {
-        let batches = counters.batches.get();
-        Self {
-            seconds,
-            read_threads: threads.0,
-            decode_threads: threads.1,
-            plan_wait: counters.plan_wait.seconds(),
-            read_busy: counters.read_busy.seconds(),
-            read_wait: counters.read_wait.seconds(),
-            gather_wait: counters.gather_wait.seconds(),
-            make_busy: counters.make_busy.seconds(),
-            make_wait: counters.make_wait.seconds(),
-            ready_wait: counters.ready_wait.seconds(),
-            consumer_wait: counters.consumer_wait.seconds(),
-            ready: counters.ready.get() as f64 / batches.max(1) as f64,
-            batches,
-            images: counters.images.get(),
-            bytes: counters.bytes.get(),
-            requests: counters.requests.get(),
-            retries: counters.retries.get(),
-            cache_hits: counters.cache_hits.get(),
-            cache_misses: counters.cache_misses.get(),
-            cache_bytes: counters.cache_bytes.get(),
-            corrupt: counters.corrupt.get(),
-            peak_bytes,
-        }
-    }
-
     /// What came after `before`, of which [`LoaderStats::verdict`] speaks.
     #[must_use]
     pub fn since(&self, before: &Self) -> Self {

@@ -8,12 +8,10 @@
 
 mod address;
 mod blob_cache;
-mod error;
 mod location;
 mod lock;
 mod read;
 mod store;
-mod upload;
 
 use std::fmt;
 use std::sync::OnceLock;
@@ -22,12 +20,13 @@ use serde::{Deserialize, Serialize};
 use tokio::runtime::{Builder, Handle, Runtime};
 
 pub use blob_cache::{BlobCache, Kept};
-pub use error::StorageError;
-pub use location::{Entry, Location, PublishMode, Stamp};
+pub use location::{Entry, Location, PublishMode, Published, Stamp, Upload};
 pub use lock::Lock;
 pub use read::{Cancel, LocalFile, PendingRead, read_concurrently};
 pub use store::{RetryLimits, StorageOptions, Traffic};
-pub use upload::{Published, Upload};
+
+use crate::failure::Failure;
+use store::{CONDITIONAL_CREATE, Fault, Health, is_below_a_file, one_line};
 
 /// Threads that drive sockets and blocking file calls; the futures themselves wait, they do not compute.
 const IO_THREADS: usize = 4;
@@ -99,5 +98,205 @@ impl TryFrom<String> for Digest {
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
         blake3::Hash::from_hex(text).map(Self::from)
+    }
+}
+
+/// An operation at a location failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StorageError {
+    /// The text names no location.
+    #[error("invalid location `{text}`: {reason}")]
+    BadLocation {
+        /// What the user wrote, without credentials.
+        text: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// No file or folder has this name.
+    #[error("{location}: not found")]
+    NotFound {
+        /// The file or folder.
+        location: String,
+        /// Whether it is a path of this machine.
+        local: bool,
+    },
+    /// A file that was to be created exists.
+    #[error("{location}: already exists")]
+    AlreadyExists {
+        /// The file.
+        location: String,
+    },
+    /// Another process holds the lock.
+    #[error("{location}: another process works here ({holder}); wait for it or choose another location")]
+    Locked {
+        /// The lock's file.
+        location: String,
+        /// How the holder describes itself.
+        holder: String,
+    },
+    /// The store cannot be shared by several writers.
+    #[error(
+        "{location}: the store has no conditional create, so concurrent writers could overwrite each other; use \
+         another store, or --single-writer if no other process writes here"
+    )]
+    NoCreate {
+        /// The file that was to be created.
+        location: String,
+    },
+    /// The settings of the store are wrong or incomplete.
+    #[error("{location}: {reason}")]
+    Settings {
+        /// The file or folder.
+        location: String,
+        /// What is wrong, and what to set.
+        reason: String,
+    },
+    /// No credentials were found.
+    #[error("{location}: {operation} failed: no credentials found; set {}: {reason}", credentials(location))]
+    NoCredentials {
+        /// The operation.
+        operation: &'static str,
+        /// The file or folder.
+        location: String,
+        /// Whether the store has answered this process before.
+        worked: bool,
+        /// Which server was asked for credentials, and its answer.
+        reason: String,
+    },
+    /// The store refuses the credentials, or they do not suffice.
+    #[error("{location}: {operation} denied: {reason}")]
+    Denied {
+        /// The operation.
+        operation: &'static str,
+        /// The file or folder.
+        location: String,
+        /// Whether this process was allowed to before.
+        worked: bool,
+        /// The store's answer.
+        reason: String,
+    },
+    /// A store holds a key that no location can name.
+    #[error("{location}: list failed: {reason}; rename or remove it, or choose a folder without it")]
+    BadKey {
+        /// The folder that was listed.
+        location: String,
+        /// The key, and what is wrong with it.
+        reason: String,
+    },
+    /// The store has no such bucket, or has it in another region.
+    #[error("{location}: {operation} failed: no such bucket in this account or region: {reason}")]
+    NoBucket {
+        /// The operation.
+        operation: &'static str,
+        /// The file or folder.
+        location: String,
+        /// The store's answer.
+        reason: String,
+    },
+    /// The operation failed for any other reason.
+    #[error("{location}: {operation} failed")]
+    Failed {
+        /// The operation: `read`, `write`, `list`, …
+        operation: &'static str,
+        /// The file or folder.
+        location: String,
+        /// Whether it is a path of this machine.
+        local: bool,
+        /// The cause.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+impl StorageError {
+    /// The kind of failure, for the exit code.
+    pub fn failure(&self) -> Failure {
+        match self {
+            Self::BadLocation { .. } => Failure::Usage,
+            Self::NotFound { .. } | Self::BadKey { .. } => Failure::Data,
+            Self::AlreadyExists { .. } => Failure::Io,
+            Self::Denied { worked: true, .. } | Self::NoCredentials { worked: true, .. } => {
+                Failure::Unavailable
+            }
+            Self::NoCreate { .. }
+            | Self::Settings { .. }
+            | Self::NoCredentials { .. }
+            | Self::Denied { .. }
+            | Self::NoBucket { .. } => Failure::Config,
+            Self::Locked { .. } => Failure::Unavailable,
+            Self::Failed { local: true, .. } => Failure::Io,
+            Self::Failed { local: false, .. } => Failure::Unavailable,
+        }
+    }
+
+    /// Whether no file or folder has the location's name.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::NotFound { .. })
+    }
+
+    /// The error of an operation of an object store.
+    fn of_store(
+        operation: &'static str,
+        location: String,
+        health: &Health,
+        error: object_store::Error,
+    ) -> Self {
+        let reason = one_line(&error);
+        match (Fault::of(&error), error) {
+            (Some(Fault::Setting(advice)), _) => {
+                Self::Settings { location, reason: format!("{advice} ({operation} failed: {reason})") }
+            }
+            (Some(Fault::NoBucket), _) => Self::NoBucket { operation, location, reason },
+            (Some(Fault::NoCredentials), _) => {
+                Self::NoCredentials { operation, location, worked: health.has_worked(None), reason }
+            }
+            (Some(Fault::Denied), _) => {
+                Self::Denied { operation, location, worked: health.has_worked(Some(operation)), reason }
+            }
+            (Some(Fault::Expired), _) => {
+                Self::Denied { operation, location, worked: health.has_worked(None), reason }
+            }
+            (Some(Fault::Key(reason)), _) => Self::BadKey { location, reason },
+            (None, object_store::Error::NotFound { .. }) => Self::NotFound { location, local: false },
+            (None, object_store::Error::AlreadyExists { .. }) => Self::AlreadyExists { location },
+            (None, object_store::Error::NotImplemented { operation, .. })
+                if operation == CONDITIONAL_CREATE =>
+            {
+                Self::NoCreate { location }
+            }
+            (None, _) => Self::Failed { operation, location, local: false, source: reason.into() },
+        }
+    }
+
+    /// The error of an operation of this machine's file system through object_store.
+    fn of_local_store(operation: &'static str, location: String, error: object_store::Error) -> Self {
+        match error {
+            object_store::Error::NotFound { .. } => Self::NotFound { location, local: true },
+            // Nothing can exist below a file.
+            ref error
+                if ["read", "look up", "delete", "list"].contains(&operation) && is_below_a_file(error) =>
+            {
+                Self::NotFound { location, local: true }
+            }
+            object_store::Error::AlreadyExists { .. } => Self::AlreadyExists { location },
+            source => Self::Failed { operation, location, local: true, source: Box::new(source) },
+        }
+    }
+}
+
+/// The settings that give credentials to the store of a location.
+fn credentials(location: &str) -> String {
+    match location.split("://").next() {
+        Some("gs") => "GOOGLE_APPLICATION_CREDENTIALS to the file of a service account".into(),
+        Some("az" | "abfs" | "abfss") => "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY".into(),
+        _ => {
+            let keys =
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true for a public bucket";
+            let profile = match std::env::var_os("AWS_PROFILE") {
+                Some(_) => " (AWS_PROFILE is set, but profiles of ~/.aws are not read)",
+                None => "",
+            };
+            format!("{keys}{profile}")
+        }
     }
 }

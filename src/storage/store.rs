@@ -1,29 +1,37 @@
-//! Object stores, as a chain of decorators.
+//! Object stores, as a chain of decorators around the store of a cloud provider.
+//!
+//! [`Provider`] is opened with the credentials of now. Where options name files of credentials, a refused request opens the
+//! store again once a file has changed.
+//! [`Fault`] is what is wrong with a store, by its errors; [`Health`] whether it still answers.
 
 mod counted;
-mod fault;
 mod local;
-mod provider;
 mod redacted;
 mod retried;
 mod settled;
 
-use std::fmt;
-use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::collections::BTreeSet;
+use std::error::Error as StdError;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+use std::{fmt, io};
 
-use object_store::{BackoffConfig, ObjectStore, RetryConfig};
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::azure::MicrosoftAzureBuilder;
+use object_store::client::HttpError;
+use object_store::gcp::GoogleCloudStorageBuilder;
+use object_store::path::Error as PathError;
+use object_store::{BackoffConfig, ClientOptions, Error, ObjectStore, RetryConfig};
 
 pub use self::counted::Traffic;
-pub(super) use self::fault::{Fault, Health, is_below_a_file};
-use self::local::Local;
-pub(super) use self::provider::OpenError;
-use self::provider::Provider;
 pub(super) use self::redacted::one_line;
-use self::redacted::{Redacted, is_secret};
+pub(super) use self::settled::{CONDITIONAL_CREATE, writer_id};
+
+use self::counted::CountedConnector;
+use self::local::Local;
+use self::redacted::{Redacted, Secrets, is_secret, variables};
 use self::retried::Retried;
 use self::settled::Settled;
-pub(super) use self::settled::{CONDITIONAL_CREATE, writer_id};
 
 /// The file system of this machine, which needs no retries and has no secrets.
 pub(super) fn local() -> Arc<dyn ObjectStore> {
@@ -165,6 +173,316 @@ fn resolve(key: &str, value: &str) -> Result<String, String> {
     }
 }
 
+/// A stalled answer is given up and asked for again after this long without a byte. A part of an upload has to
+/// be sent within it, too: four parts of 8 MiB need 1.6 MB/s.
+const READ_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A bucket of a provider.
+struct Provider {
+    /// `scheme://bucket`.
+    name: String,
+    opened: RwLock<Opened>,
+    /// What to open again; `None` for a store of a test.
+    recipe: Option<Recipe>,
+}
+
+/// A store, with the option values that it was opened with.
+struct Opened {
+    store: Arc<dyn ObjectStore>,
+    secrets: Secrets,
+    options: Vec<(String, String)>,
+    /// How often it was opened again.
+    generation: u64,
+}
+
+struct Recipe {
+    scheme: String,
+    bucket: String,
+    options: StorageOptions,
+}
+
+/// Why a store cannot be opened.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum OpenError {
+    /// An option of the command line is wrong.
+    Option(String),
+    /// The settings, most of them from the environment, are wrong or incomplete.
+    Settings(String),
+}
+
+impl fmt::Debug for Provider {
+    /// Shows the bucket alone: stores and options hold secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Provider({})", self.name)
+    }
+}
+
+impl fmt::Display for Provider {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
+impl Provider {
+    /// Opens the store of a bucket; nothing is contacted yet.
+    ///
+    /// # Errors
+    /// If an option or a setting is wrong.
+    fn open(scheme: &str, bucket: &str, options: &StorageOptions) -> Result<Self, OpenError> {
+        let recipe = Recipe { scheme: scheme.into(), bucket: bucket.into(), options: options.clone() };
+        let opened = RwLock::new(recipe.open(0)?);
+        Ok(Self { name: format!("{scheme}://{bucket}"), opened, recipe: Some(recipe) })
+    }
+
+    /// A store that is open already.
+    #[cfg(test)]
+    fn of_store(store: Arc<dyn ObjectStore>) -> Self {
+        let opened = Opened { store, secrets: Secrets::new([]), options: Vec::new(), generation: 0 };
+        Self { name: "memory://".into(), opened: RwLock::new(opened), recipe: None }
+    }
+
+    /// The store with the credentials of now, and their generation.
+    fn current(&self) -> (Arc<dyn ObjectStore>, u64) {
+        let opened = self.opened.read().unwrap_or_else(PoisonError::into_inner);
+        (Arc::clone(&opened.store), opened.generation)
+    }
+
+    /// After a refusal of a generation's credentials: whether there are now others to try.
+    fn has_new_credentials(&self, generation: u64) -> bool {
+        let Some(recipe) = self.recipe.as_ref().filter(|recipe| recipe.options.names_files()) else {
+            return false;
+        };
+        let mut opened = self.opened.write().unwrap_or_else(PoisonError::into_inner);
+        if opened.generation != generation {
+            return true;
+        }
+        match recipe.open(generation + 1) {
+            Ok(again) if again.options != opened.options => {
+                tracing::info!("{self}: the files of credentials were read again");
+                *opened = again;
+                true
+            }
+            // A file that is just being replaced counts as unchanged.
+            Ok(_) | Err(_) => false,
+        }
+    }
+
+    /// Calls a function with the secrets of now.
+    fn with_secrets<T>(&self, call: impl FnOnce(&Secrets) -> T) -> T {
+        call(&self.opened.read().unwrap_or_else(PoisonError::into_inner).secrets)
+    }
+}
+
+impl Recipe {
+    fn open(&self, generation: u64) -> Result<Opened, OpenError> {
+        let options = self.options.resolve().map_err(OpenError::Option)?;
+        let given = options.iter().filter(|(key, _)| is_secret(key));
+        let secrets = Secrets::new(given.map(|(_, value)| value.clone()));
+        let store = open_store(&self.scheme, &self.bucket, &options, self.options.retry);
+        let store = store.map_err(|error| match error {
+            OpenError::Option(reason) => OpenError::Option(secrets.redact_text(&reason)),
+            OpenError::Settings(reason) => OpenError::Settings(secrets.redact_text(&reason)),
+        })?;
+        Ok(Opened { store, secrets, options, generation })
+    }
+}
+
+/// The store of a bucket, with the environment's settings and then those of `options`.
+fn open_store(
+    scheme: &str,
+    bucket: &str,
+    options: &[(String, String)],
+    retry: RetryLimits,
+) -> Result<Arc<dyn ObjectStore>, OpenError> {
+    let client = ClientOptions::new().with_timeout_disabled().with_read_timeout(READ_TIMEOUT);
+    let unknown = |key: &str| OpenError::Option(format!("unknown option `{key}` for {scheme} stores"));
+    macro_rules! configured {
+        ($prefix:expr, $builder:expr) => {{
+            let mut builder = $builder.with_client_options(client).with_retry(retry.config());
+            // Once more: setting the client's options has dropped those of the environment.
+            for (key, value) in variables().filter(|(key, _)| key.starts_with($prefix)) {
+                if let Ok(known) = key.to_lowercase().parse() {
+                    builder = builder.with_config(known, value);
+                }
+            }
+            for (key, value) in options {
+                let known = key.to_lowercase().parse().map_err(|_| unknown(key))?;
+                builder = builder.with_config(known, value);
+            }
+            builder.with_http_connector(CountedConnector)
+        }};
+    }
+    macro_rules! built {
+        ($builder:expr) => {{
+            let store = $builder.build().map_err(|error| OpenError::Settings(error.to_string()))?;
+            Ok(Arc::new(store) as Arc<dyn ObjectStore>)
+        }};
+    }
+    match scheme {
+        "s3" | "s3a" => {
+            let mut builder = configured!("AWS_", AmazonS3Builder::from_env().with_bucket_name(bucket));
+            let is_endpoint =
+                |key: &str| matches!(key.to_lowercase().parse(), Ok(AmazonS3ConfigKey::Endpoint));
+            if let Some((_, endpoint)) = options.iter().rfind(|(key, _)| is_endpoint(key)) {
+                // An option wins over AWS_ENDPOINT_URL_S3 in the environment.
+                builder = builder.with_config(AmazonS3ConfigKey::S3Endpoint, endpoint);
+            }
+            for key in [AmazonS3ConfigKey::Endpoint, AmazonS3ConfigKey::S3Endpoint] {
+                if builder.get_config_value(&key).unwrap_or_default().contains('@') {
+                    return Err(OpenError::Settings("the endpoint must not contain credentials".into()));
+                }
+            }
+            built!(builder)
+        }
+        "gs" => {
+            built!(configured!("GOOGLE_", GoogleCloudStorageBuilder::from_env().with_bucket_name(bucket)))
+        }
+        _ => built!(configured!("AZURE_", MicrosoftAzureBuilder::from_env().with_container_name(bucket))),
+    }
+}
+
+/// A fault that no retry cures: of the settings, or of what the store holds.
+pub(crate) enum Fault {
+    /// What to set.
+    Setting(&'static str),
+    NoBucket,
+    NoCredentials,
+    Denied,
+    /// Credentials that were valid for a time.
+    Expired,
+    /// A key without a name here, and why.
+    Key(String),
+}
+
+impl Fault {
+    /// The fault behind an error of a store.
+    ///
+    /// # Source
+    /// The error codes of S3, of Azure Blob Storage and of Cloud Storage; the texts of object_store and reqwest.
+    pub(crate) fn of(error: &Error) -> Option<Self> {
+        if let Error::InvalidPath { source } = error {
+            return Some(Self::Key(unsupported_key(source)));
+        }
+        let text = one_line(error);
+        let says = |marks: &[&str]| marks.iter().any(|mark| text.contains(mark));
+        if says(&["URL scheme is not allowed"]) {
+            return Some(Self::Setting(
+                "the endpoint is an http URL; set AWS_ALLOW_HTTP=true, AZURE_ALLOW_HTTP=true or \
+                 GOOGLE_ALLOW_HTTP=true, or use an https URL",
+            ));
+        }
+        let bucket = [
+            "NoSuchBucket",
+            "InvalidBucketName",
+            "The specified bucket does not exist",
+            "ContainerNotFound",
+            "InvalidResourceName",
+            "incorrectly configured region",
+            "AuthorizationHeaderMalformed",
+            "PermanentRedirect",
+        ];
+        if says(&bucket) {
+            return Some(Self::NoBucket);
+        }
+        if says(&["169.254.169.254", "169.254.170.2", "metadata.google.internal"]) {
+            return Some(Self::NoCredentials);
+        }
+        if says(&["ExpiredToken", "TokenRefreshRequired", "RequestTimeTooSkewed"]) {
+            return Some(Self::Expired);
+        }
+        let denied = matches!(error, Error::PermissionDenied { .. } | Error::Unauthenticated { .. });
+        (denied || says(&["InvalidToken", "InvalidAccessKeyId"])).then_some(Self::Denied)
+    }
+
+    /// Whether other credentials may help.
+    fn is_refusal(&self) -> bool {
+        matches!(self, Self::Denied | Self::Expired)
+    }
+}
+
+/// Why a key of a store has no name here, with control characters escaped.
+fn unsupported_key(error: &PathError) -> String {
+    let (path, reason) = match error {
+        PathError::EmptySegment { path } => (path, "empty segment (`//`)"),
+        PathError::BadSegment { path, .. } => {
+            let dots = path.split('/').any(|part| part == "." || part == "..");
+            (path, if dots { "segment `.` or `..`" } else { "control character" })
+        }
+        other => return other.to_string(),
+    };
+    format!("unsupported key `{}`: {reason}", path.escape_debug())
+}
+
+/// Whether the request or its answer was lost on the way, as opposed to being refused.
+fn is_lost(error: &Error) -> bool {
+    let error: Option<&(dyn StdError + 'static)> = matches!(error, Error::Generic { .. }).then_some(error);
+    // A request that cannot be built, as with http:// where it is not allowed, was not lost.
+    std::iter::successors(error, |&error| error.source())
+        .find(|error| error.is::<HttpError>())
+        .is_some_and(|error| !error.to_string().contains("builder error"))
+}
+
+/// Whether the store is not at work: the request was lost, or each answer was 5xx or 429 until the crate gave up.
+fn is_outage(error: &Error) -> bool {
+    // The crate hides the status. 501 says that the store lacks the operation.
+    let says = |text: &str, status: &str| text.contains(&format!("non-2xx status code: {status}"));
+    let is_refused = |text: &str| (says(text, "5") && !says(text, "501")) || says(text, "429");
+    is_lost(error) || (matches!(error, Error::Generic { .. }) && is_refused(&one_line(error)))
+}
+
+/// Whether an answer 400 refused a request, as S3 refuses a token that has expired.
+fn is_bare_refusal(error: &Error) -> bool {
+    matches!(error, Error::Generic { .. }) && error.to_string().contains("400 Bad Request")
+}
+
+/// The errors of the operating system among the causes of an error.
+fn io_causes(error: &Error) -> impl Iterator<Item = &io::Error> {
+    let causes = std::iter::successors(Some(error as &(dyn StdError + 'static)), |&error| error.source());
+    causes.filter_map(|cause| cause.downcast_ref::<io::Error>())
+}
+
+/// Whether an error of the file system means that a path continues below a file.
+pub(crate) fn is_below_a_file(error: &Error) -> bool {
+    io_causes(error).any(|io| io.kind() == io::ErrorKind::NotADirectory)
+}
+
+/// A store that was given up may be back after this time, for a job that continued without it.
+const GONE: Duration = Duration::from_secs(60);
+
+/// The record of one store, shared by its decorators.
+#[derive(Debug, Default)]
+pub(crate) struct Health {
+    /// The operations that succeeded.
+    worked: Mutex<BTreeSet<&'static str>>,
+    /// When an operation was given up; `None` once the store has answered again.
+    given_up: Mutex<Option<Instant>>,
+}
+
+impl Health {
+    /// Records that an operation succeeded.
+    fn note_done(&self, operation: &'static str) {
+        self.worked.lock().unwrap_or_else(PoisonError::into_inner).insert(operation);
+    }
+
+    /// Whether an operation, or any for `None`, has succeeded.
+    pub(crate) fn has_worked(&self, operation: Option<&'static str>) -> bool {
+        let worked = self.worked.lock().unwrap_or_else(PoisonError::into_inner);
+        operation.map_or(!worked.is_empty(), |operation| worked.contains(operation))
+    }
+
+    /// Records that the store answers, or that it was given up.
+    fn note_answers(&self, answers: bool) {
+        let given_up = (!answers).then(Instant::now);
+        *self.given_up.lock().unwrap_or_else(PoisonError::into_inner) = given_up;
+    }
+
+    /// Whether the store was given up a short time ago.
+    pub(crate) fn is_gone(&self) -> bool {
+        let given_up = *self.given_up.lock().unwrap_or_else(PoisonError::into_inner);
+        given_up.is_some_and(|at| at.elapsed() < GONE)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -180,5 +498,26 @@ mod tests {
         let at_file = format!("@{}", file.display());
         assert_eq!(resolve("aws_secret_access_key", &at_file).as_deref(), Ok("hunter2"));
         assert_eq!(resolve("aws_endpoint", "http://localhost:7480").as_deref(), Ok("http://localhost:7480"));
+    }
+
+    #[test]
+    fn an_option_that_a_store_does_not_know_is_named() {
+        let options = StorageOptions::new(vec![("aws_endpiont".into(), "x".into())]);
+        let error = Provider::open("s3", "bucket", &options).expect_err("unknown");
+        assert_eq!(error, OpenError::Option("unknown option `aws_endpiont` for s3 stores".into()));
+    }
+
+    #[test]
+    fn a_debugged_provider_shows_no_secret() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let file = dir.path().join("key");
+        #[expect(clippy::disallowed_methods, reason = "a secret as an orchestrator mounts it")]
+        std::fs::write(&file, "hunter2hunter2").expect("a file");
+        let pairs = vec![
+            ("aws_access_key_id".into(), "me".into()),
+            ("aws_secret_access_key".into(), format!("@{}", file.display())),
+        ];
+        let provider = Provider::open("s3", "bucket", &StorageOptions::new(pairs)).expect("opened");
+        assert_eq!(format!("{provider:?}"), "Provider(s3://bucket)");
     }
 }

@@ -12,7 +12,9 @@ use instdisc::storage::Location;
 use serde_json::Value;
 
 use super::linear;
-use super::support::{Call, INSTDISC, contents, dataset, instdisc, newest_step, root, scratch, send, skip};
+use super::support::{
+    Call, INSTDISC, contents, dataset, instdisc, newest_step, root, scratch, send, skip, write_table,
+};
 
 /// Batch norm sees all images of a step, so that the mathematics does not depend on the processes. The steps are
 /// small: at usual ones this network multiplies a rounding error tenfold in each, also in one process.
@@ -584,8 +586,8 @@ fn several_processes_fit_a_classifier_as_one_does() {
     let (train, evaluated) = (dir.path().join("train.arrow"), dir.path().join("test.arrow"));
     // Each of three processes has one of three chunks.
     let mut table = linear::table(1, 40_000, "train");
-    linear::write(&table, &train);
-    linear::write(&linear::table(2, 20_000, "val"), &evaluated);
+    write_table(&table, &train);
+    write_table(&linear::table(2, 20_000, "val"), &evaluated);
     let call = |more: &str| {
         instdisc(&format!("linear --device cpu {more}")).arg("--train", &train).arg("--test", &evaluated)
     };
@@ -609,7 +611,7 @@ fn several_processes_fit_a_classifier_as_one_does() {
     }
     // In the last chunk, which the third process reads.
     *table.features.last_mut().expect("numbers") = f32::NAN;
-    linear::write(&table, &train);
+    write_table(&table, &train);
     let outputs = Ranks::start(3, |_| call("--weight-decay 1e-3")).end();
     assert_all_end_with_wrong_data(&outputs, 2, "the feature is not finite");
 }

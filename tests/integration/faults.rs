@@ -206,7 +206,7 @@ fn a_wrong_flag_is_a_usage_error() {
 #[cfg(feature = "torch")]
 mod training {
     use super::*;
-    use crate::support::train;
+    use crate::support::{damage, train};
 
     const OTHER: i32 = 1;
 
@@ -222,10 +222,7 @@ mod training {
         let (data, run) = (dir.path().join("data"), dir.path().join("run"));
         copy(dataset(), &data);
         let shard = data.join("train/shard-00000.parquet");
-        let mut bytes = std::fs::read(&shard).expect("a shard");
-        let middle = bytes.len() / 2;
-        bytes[middle] ^= 0x40;
-        std::fs::write(&shard, bytes).expect("changed");
+        damage(&shard);
         let encoded = dir.path().join("encoded");
         let error = train(&data, &encoded, "--epochs 1 --bank-init encode").fails(WRONG_DATA);
         assert!(error.contains("train/shard-00000.parquet row group "), "{error}");

@@ -7,11 +7,11 @@ use arrow::array::{ArrayRef, AsArray, FixedSizeListArray, Float16Array, RecordBa
 use arrow::datatypes::{DataType, Field};
 
 use instdisc::feature_table::{FeatureTable, Kind, TableMeta};
-use instdisc::ids::{ClassId, InstanceId};
+use instdisc::ids::ClassId;
 use instdisc::rng::{Purpose, Stream};
 use instdisc::storage::Location;
 
-use super::support::{instdisc, python, scratch};
+use super::support::{feature_table, instdisc, python, scratch, write_table};
 
 struct Case {
     rows: usize,
@@ -40,30 +40,7 @@ fn table(seed: u64, kind: Kind, rows: usize, case: &Case, coarse: bool) -> Featu
     };
     let mut labels: Vec<_> = (0..rows).map(|_| label(&mut stream)).collect();
     labels[0] = Some(ClassId(0));
-    FeatureTable {
-        meta: TableMeta {
-            kind,
-            layer: "projection".into(),
-            dim: case.dim,
-            dataset_digest: "d".into(),
-            split: "train".into(),
-            split_digest: None,
-            weights: None,
-            device: None,
-            precision: None,
-            step: 1,
-            unit_length: true,
-            classes: (0..case.classes).map(|class| format!("class {class}")).collect(),
-        },
-        ids: (0..rows as u32).map(InstanceId).collect(),
-        labels,
-        updated_step: vec![None; rows],
-        features,
-    }
-}
-
-fn write(table: &FeatureTable, path: &Path) {
-    table.write(&Location::from_path(path).expect("a location")).expect("written");
+    feature_table(kind, case.classes, labels, features)
 }
 
 #[test]
@@ -84,8 +61,11 @@ fn neighbours_and_scores_are_those_of_plain_numpy() {
             let mut bank = table(seed, Kind::Embedding, case.rows, case, coarse);
             // Rows in another order than their ids.
             Stream::new(seed, Purpose::Test, 1, 0).shuffle(&mut bank.ids);
-            write(&bank, &file("bank.arrow"));
-            write(&table(seed + 1, Kind::Embedding, case.queries, case, coarse), &file("queries.arrow"));
+            write_table(&bank, &file("bank.arrow"));
+            write_table(
+                &table(seed + 1, Kind::Embedding, case.queries, case, coarse),
+                &file("queries.arrow"),
+            );
             instdisc(&format!("knn --temperature 0.07,1 --k {}", case.k))
                 .arg("--bank", file("bank.arrow"))
                 .arg("--queries", file("queries.arrow"))
@@ -107,8 +87,8 @@ fn a_row_that_is_not_a_number_is_named_with_its_file() {
     let case = Case { rows: 50, queries: 4, dim: 6, classes: 2, k: "5" };
     let mut bank = table(1, Kind::Bank, case.rows, &case, false);
     bank.features[6 * 31 + 2] = f32::NAN;
-    write(&bank, &bank_at);
-    write(&table(2, Kind::Embedding, case.queries, &case, false), &queries_at);
+    write_table(&bank, &bank_at);
+    write_table(&table(2, Kind::Embedding, case.queries, &case, false), &queries_at);
     let call = || instdisc("knn --k 5").arg("--bank", &bank_at).arg("--queries", &queries_at);
     let error = call().fails(65);
     assert!(error.contains("bank.arrow row 31: the feature is not finite"), "{error}");
@@ -121,8 +101,8 @@ fn a_table_may_have_any_name() {
     let bank = table(1, Kind::Bank, case.rows, &case, false);
     let evaluate = |name: &str| {
         let (bank_at, queries_at) = (dir.path().join(name), dir.path().join("queries"));
-        write(&bank, &bank_at);
-        write(&table(2, Kind::Embedding, case.queries, &case, false), &queries_at);
+        write_table(&bank, &bank_at);
+        write_table(&table(2, Kind::Embedding, case.queries, &case, false), &queries_at);
         instdisc("knn --k 5").arg("--bank", &bank_at).arg("--queries", &queries_at).json()["top1"].clone()
     };
     let expected = evaluate("bank.arrow");
@@ -136,7 +116,7 @@ fn queries_that_find_themselves_are_warned_of() {
     let dir = scratch();
     let (table_at, report_at) = (dir.path().join("train.arrow"), dir.path().join("knn.json"));
     let case = Case { rows: 50, queries: 0, dim: 6, classes: 2, k: "5" };
-    write(&table(1, Kind::Embedding, case.rows, &case, false), &table_at);
+    write_table(&table(1, Kind::Embedding, case.rows, &case, false), &table_at);
     let evaluated = |more: &str| {
         let call =
             instdisc(&format!("knn --k 5 {more}")).arg("--bank", &table_at).arg("--queries", &table_at);
@@ -166,8 +146,8 @@ fn vectors_of_another_length_do_not_vote() {
     let dir = scratch();
     let (bank, queries) = (dir.path().join("bank.arrow"), dir.path().join("queries.arrow"));
     let case = Case { rows: 50, queries: 4, dim: 6, classes: 2, k: "5" };
-    write(&table(1, Kind::Bank, case.rows, &case, false), &bank);
-    write(&table(2, Kind::Embedding, case.queries, &Case { dim: 7, ..case }, false), &queries);
+    write_table(&table(1, Kind::Bank, case.rows, &case, false), &bank);
+    write_table(&table(2, Kind::Embedding, case.queries, &Case { dim: 7, ..case }, false), &queries);
     let error = instdisc("knn --k 5").arg("--bank", &bank).arg("--queries", &queries).fails(65);
     assert!(error.contains("6 and 7"), "{error}");
 }
@@ -422,8 +402,8 @@ fn duplicates_that_ingest_found_do_not_vote() {
         ..table
     };
     let (bank, queries) = (dir.path().join("bank.arrow"), dir.path().join("queries.arrow"));
-    write(&named(table(1, Kind::Embedding, case.rows, &case, false), "train"), &bank);
-    write(&named(table(2, Kind::Embedding, case.queries, &case, false), "val"), &queries);
+    write_table(&named(table(1, Kind::Embedding, case.rows, &case, false), "train"), &bank);
+    write_table(&named(table(2, Kind::Embedding, case.queries, &case, false), "val"), &queries);
     let knn = |more: &str| {
         let call = instdisc(&format!("knn --k 5 {more}")).arg("--bank", &bank).arg("--queries", &queries);
         call.arg("--dataset", &dataset).json()
@@ -435,8 +415,8 @@ fn duplicates_that_ingest_found_do_not_vote() {
         meta: TableMeta { dataset_digest: "d".into(), split: split.into(), ..table.meta },
         ..table
     };
-    write(&other(table(1, Kind::Embedding, case.rows, &case, false), "train"), &bank);
-    write(&other(table(2, Kind::Embedding, case.queries, &case, false), "val"), &queries);
+    write_table(&other(table(1, Kind::Embedding, case.rows, &case, false), "train"), &bank);
+    write_table(&other(table(2, Kind::Embedding, case.queries, &case, false), "val"), &queries);
     let call = || instdisc("knn --k 5").arg("--bank", &bank).arg("--queries", &queries);
     let error = call().arg("--dataset", &dataset).word("--exclude-duplicates").fails(65);
     assert!(
@@ -496,7 +476,7 @@ fn a_watcher_passes_over_a_changed_bank_and_ends_with_wrong_data() {
 #[cfg(feature = "torch")]
 #[test]
 fn a_watcher_blames_a_wrong_dataset_and_not_the_checkpoints() {
-    use super::support::{copy, dataset, images, train};
+    use super::support::{copy, damage, dataset, images, train};
 
     let dir = scratch();
     let (run, damaged, other) =
@@ -504,10 +484,7 @@ fn a_watcher_blames_a_wrong_dataset_and_not_the_checkpoints() {
     train(dataset(), &run, "--epochs 2 --no-monitor --checkpoint-every-epochs 1 --keep 0").ok();
     copy(dataset(), &damaged);
     let shard = damaged.join("val/shard-00000.parquet");
-    let mut bytes = std::fs::read(&shard).expect("a shard");
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 0x40;
-    std::fs::write(&shard, bytes).expect("changed");
+    damage(&shard);
     let watch = |data: &Path| {
         let call = instdisc("knn --watch --split val --k 5 --poll-interval 1").arg("--run", &run);
         call.arg("--dataset", data).fails(65)

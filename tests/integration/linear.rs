@@ -2,13 +2,12 @@
 
 use std::path::Path;
 
-use instdisc::feature_table::{FeatureTable, Kind, TableMeta};
-use instdisc::ids::{ClassId, InstanceId};
+use instdisc::feature_table::{FeatureTable, Kind};
+use instdisc::ids::ClassId;
 use instdisc::rng::{Purpose, Stream};
-use instdisc::storage::Location;
 use serde_json::Value;
 
-use super::support::{dataset, instdisc, python_or_skip, scratch, train};
+use super::support::{dataset, feature_table, instdisc, python_or_skip, scratch, train, write_table};
 
 /// Unit vectors around ten directions, as hard to tell apart as the features of a trained encoder.
 pub(super) fn table(seed: u64, rows: usize, split: &str) -> FeatureTable {
@@ -27,30 +26,10 @@ pub(super) fn table(seed: u64, rows: usize, split: &str) -> FeatureTable {
         let length = mixed.iter().map(|x| x * x).sum::<f64>().sqrt();
         features.extend(mixed.iter().map(|x| (x / length) as f32));
     }
-    FeatureTable {
-        meta: TableMeta {
-            kind: Kind::Embedding,
-            layer: "projection".into(),
-            dim: DIM,
-            dataset_digest: "d".into(),
-            split: split.into(),
-            split_digest: None,
-            weights: None,
-            device: None,
-            precision: None,
-            step: 1,
-            unit_length: true,
-            classes: (0..CLASSES).map(|class| format!("class {class}")).collect(),
-        },
-        ids: (0..rows as u32).map(InstanceId).collect(),
-        labels: labels.iter().map(|&label| Some(ClassId(label as u16))).collect(),
-        updated_step: vec![None; rows],
-        features,
-    }
-}
-
-pub(super) fn write(table: &FeatureTable, path: &Path) {
-    table.write(&Location::from_path(path).expect("a location")).expect("written");
+    let labels = labels.iter().map(|&label| Some(ClassId(label as u16))).collect();
+    let mut table = feature_table(Kind::Embedding, CLASSES, labels, features);
+    table.meta.split = split.into();
+    table
 }
 
 fn assert_like_sklearn(test: &str, own: &Value, tables: [&Path; 2], decay: &str) {
@@ -71,8 +50,8 @@ fn the_probe_scores_as_scikit_learn_does() {
     let test = "the_probe_scores_as_scikit_learn_does";
     let dir = scratch();
     let (train, evaluated) = (dir.path().join("train.arrow"), dir.path().join("test.arrow"));
-    write(&table(1, 4000, "train"), &train);
-    write(&table(2, 4000, "val"), &evaluated);
+    write_table(&table(1, 4000, "train"), &train);
+    write_table(&table(2, 4000, "val"), &evaluated);
     for decay in ["1e-2", "1e-4", "1e-6"] {
         let call = instdisc(&format!("linear --device cpu --weight-decay {decay}"));
         let report = call.arg("--train", &train).arg("--test", &evaluated).json();
@@ -164,8 +143,8 @@ fn the_probe_of_a_run_on_a_sample_is_trained_on_that_sample() {
 fn few_labels_are_a_fixed_and_balanced_subset_that_is_recorded() {
     let dir = scratch();
     let (train, evaluated) = (dir.path().join("train.arrow"), dir.path().join("test.arrow"));
-    write(&table(3, 2000, "train"), &train);
-    write(&table(4, 500, "val"), &evaluated);
+    write_table(&table(3, 2000, "train"), &train);
+    write_table(&table(4, 500, "val"), &evaluated);
     let probe = |fraction: &str, seed: u32, name: &str| {
         instdisc(&format!(
             "linear --device cpu --weight-decay 1e-3 --label-fraction {fraction} --label-seed {seed}"

@@ -2,17 +2,14 @@
 
 #![expect(clippy::disallowed_methods, reason = "tests make damaged and foreign files by hand")]
 
-mod append;
 mod architecture;
 mod augment;
 mod compat;
-mod compatibility;
 mod english;
 mod faults;
-mod file_systems;
+mod ingest;
 #[cfg(feature = "torch")]
 mod jobs;
-mod killed;
 mod knn;
 mod path;
 mod source_table;

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use super::support::{Call, contents, dataset, instdisc, scratch, send, signal_at, train};
+use super::support::{Call, contents, damage, dataset, instdisc, scratch, send, signal_at, train};
 
 /// Enough steps that a signal comes in between.
 const OPTIONS: &str = "--epochs 12 --checkpoint-every-steps 5 --keep 0 --no-monitor";
@@ -199,10 +199,7 @@ fn a_damaged_newest_checkpoint_is_passed_over() {
         .max()
         .expect("one");
     let model = newest.join("model.safetensors");
-    let mut bytes = std::fs::read(&model).expect("weights");
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
-    std::fs::write(&model, bytes).expect("changed");
+    damage(&model);
     train(dataset(), &damaged, &options).ok();
     assert_eq!(last(&whole), last(&damaged));
     assert_eq!(checkpoints(&damaged).0, [0, 96], "the damaged one does not count as newer");

@@ -6,41 +6,25 @@ use std::path::Path;
 
 use arrow::array::{ArrayRef, FixedSizeListArray, Float32Array, Int64Array};
 use arrow::datatypes::{DataType, Field};
-use instdisc::feature_table::{FeatureTable, Kind, TableMeta};
+use instdisc::feature_table::{FeatureTable, Kind};
 use instdisc::ids::{ClassId, InstanceId};
 use instdisc::storage::Location;
 use serde_json::{Value, json};
 
 use super::support::bucket::{Bucket, Faults};
-use super::support::{INSTDISC, contents, copy, dataset, images, instdisc, root, scratch, skip};
+use super::support::{
+    INSTDISC, contents, copy, damage, dataset, feature_table, images, instdisc, root, scratch, skip,
+    write_table,
+};
 
 /// A table of unit vectors on a circle, two classes on opposite sides.
 fn table(kind: Kind, rows: usize, dataset_digest: &str) -> FeatureTable {
     let angle = |row: usize| (row % 2) as f32 * std::f32::consts::PI + row as f32 * 0.001;
-    FeatureTable {
-        meta: TableMeta {
-            kind,
-            layer: "projection".into(),
-            dim: 2,
-            dataset_digest: dataset_digest.into(),
-            split: "train".into(),
-            split_digest: None,
-            weights: None,
-            device: None,
-            precision: None,
-            step: 1,
-            unit_length: true,
-            classes: vec!["left".into(), "right".into()],
-        },
-        ids: (0..rows as u32).map(InstanceId).collect(),
-        labels: (0..rows).map(|row| ClassId::from_stored((row % 2) as i64).flatten()).collect(),
-        updated_step: vec![None; rows],
-        features: (0..rows).flat_map(|row| [angle(row).cos(), angle(row).sin()]).collect(),
-    }
-}
-
-fn write(table: &FeatureTable, path: &std::path::Path) {
-    table.write(&Location::from_path(path).expect("a location")).expect("written");
+    let labels = (0..rows).map(|row| ClassId::from_stored((row % 2) as i64).flatten()).collect();
+    let features = (0..rows).flat_map(|row| [angle(row).cos(), angle(row).sin()]).collect();
+    let mut table = feature_table(kind, 2, labels, features);
+    table.meta.dataset_digest = dataset_digest.into();
+    table
 }
 
 /// The libraries that the loader finds for a program of this build.
@@ -98,8 +82,8 @@ fn half_an_installation_says_what_is_missing() {
 fn a_vote_over_two_tables_needs_no_dataset() {
     let dir = scratch();
     let (bank, queries) = (dir.path().join("bank.arrow"), dir.path().join("queries.arrow"));
-    write(&table(Kind::Bank, 40, "d"), &bank);
-    write(&table(Kind::Embedding, 3, "d"), &queries);
+    write_table(&table(Kind::Bank, 40, "d"), &bank);
+    write_table(&table(Kind::Embedding, 3, "d"), &queries);
     let report = dir.path().join("knn.json");
     let said =
         instdisc("knn --k 5,1").arg("--bank", &bank).arg("--queries", &queries).arg("--output", &report).ok();
@@ -117,8 +101,8 @@ fn a_vote_over_two_tables_needs_no_dataset() {
 fn tables_of_different_datasets_do_not_vote() {
     let dir = scratch();
     let (bank, queries) = (dir.path().join("bank.arrow"), dir.path().join("queries.arrow"));
-    write(&table(Kind::Bank, 40, "one"), &bank);
-    write(&table(Kind::Embedding, 4, "another"), &queries);
+    write_table(&table(Kind::Bank, 40, "one"), &bank);
+    write_table(&table(Kind::Embedding, 4, "another"), &queries);
     let error = instdisc("knn --k 5").arg("--bank", &bank).arg("--queries", &queries).fails(65);
     assert!(error.contains("one") && error.contains("another"), "{error}");
 }
@@ -140,7 +124,7 @@ fn an_arrow_file_with_ids_and_vectors_is_a_feature_table() {
     let error = instdisc("inspect").arg("", &path).fails(65);
     assert!(error.contains("foreign.arrow: column `instance_id` is missing, the table has `key`"), "{error}");
     let queries = dir.path().join("queries.arrow");
-    write(&table(Kind::Embedding, 3, "d"), &queries);
+    write_table(&table(Kind::Embedding, 3, "d"), &queries);
     let call = instdisc("knn --k 1 --id-column key").arg("--bank", &path).arg("--queries", &queries);
     let (_, output) = call.output();
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
@@ -166,9 +150,9 @@ fn a_split_that_is_ingested_later_leaves_a_bank_as_useful_as_before() {
         table.meta.split_digest = Some(text(&summary["splits"][split]["digest"]));
         table
     };
-    write(&table_of(&ingest("train"), Kind::Bank, "train"), &bank);
+    write_table(&table_of(&ingest("train"), Kind::Bank, "train"), &bank);
     let now = ingest("val");
-    write(&table_of(&now, Kind::Embedding, "val"), &queries);
+    write_table(&table_of(&now, Kind::Embedding, "val"), &queries);
     let output = dir.path().join("knn.json");
     let call = || instdisc("knn --k 3").arg("--bank", &bank).arg("--queries", &queries);
     call().arg("--dataset", &data).arg("--output", &output).ok();
@@ -177,7 +161,7 @@ fn a_split_that_is_ingested_later_leaves_a_bank_as_useful_as_before() {
     let mut other = table_of(&now, Kind::Embedding, "train");
     other.meta.dataset_digest = "another".into();
     other.meta.split_digest = Some("another".into());
-    write(&other, &queries);
+    write_table(&other, &queries);
     assert!(call().fails(65).contains("split `train`"));
 }
 
@@ -273,13 +257,11 @@ fn a_damaged_shard_is_named() {
     let data = dir.path().join("data");
     copy(dataset(), &data);
     let shard = data.join("train/shard-00000.parquet");
-    let mut bytes = std::fs::read(&shard).expect("a shard");
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 0x40;
-    std::fs::write(&shard, &bytes).expect("changed");
+    damage(&shard);
     let error = instdisc("inspect --verify").arg("", &shard).fails(65);
     assert!(error.contains("train/shard-00000.parquet"), "{error}");
-    std::fs::write(&shard, &bytes[..middle]).expect("cut");
+    let bytes = std::fs::read(&shard).expect("a shard");
+    std::fs::write(&shard, &bytes[..bytes.len() / 2]).expect("cut");
     let error = instdisc("inspect").arg("", &shard).fails(65);
     assert!(error.contains("train/shard-00000.parquet: damaged: its footer: "), "{error}");
 }
@@ -303,8 +285,8 @@ fn a_file_in_a_store_is_what_it_is_on_this_machine() {
 fn what_knn_and_export_write_is_known_by_its_contents() {
     let dir = scratch();
     let at = |name: &str| dir.path().join(name);
-    write(&table(Kind::Bank, 40, "d"), &at("bank.arrow"));
-    write(&table(Kind::Embedding, 3, "d"), &at("queries.arrow"));
+    write_table(&table(Kind::Bank, 40, "d"), &at("bank.arrow"));
+    write_table(&table(Kind::Embedding, 3, "d"), &at("queries.arrow"));
     instdisc("knn --k 5")
         .arg("--bank", at("bank.arrow"))
         .arg("--queries", at("queries.arrow"))

@@ -89,12 +89,12 @@ impl<'a> TableSpec<'a> {
     }
 
     /// Whether this holds for all symbols.
-    pub(super) fn has_only(&self, is_such: impl Fn(u8) -> bool) -> bool {
+    fn has_only(&self, is_such: impl Fn(u8) -> bool) -> bool {
         self.symbols.iter().all(|&symbol| is_such(symbol))
     }
 
     /// Whether no code consists of ones alone, which libjpeg insists on.
-    pub(super) fn spares_ones(&self) -> bool {
+    fn spares_ones(&self) -> bool {
         let mut code = 0_u32;
         (1..).zip(self.lengths).all(|(bits, &count)| {
             code = (code << 1) + u32::from(count);

@@ -7,7 +7,6 @@
 //! smooth upsampling) bit for bit, for 4:4:4, 4:2:2, 4:2:0 and grey. Whatever else comes, a broken file above
 //! all, is left to libjpeg, which decides what is corrupt.
 
-mod bits;
 mod entry_points;
 mod header;
 mod huffman;

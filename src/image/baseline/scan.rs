@@ -2,10 +2,9 @@
 
 use std::ops::Range;
 
-use super::bits::{Bits, Segments};
 use super::entry_points::{self, EntryPoint, EntryPoints};
 use super::header::{Frame, MOST_COMPONENTS, NATURAL_ORDER, Sampling};
-use super::huffman::{Kind, Table};
+use super::huffman::{Bits, Kind, Segments, Table};
 use super::idct;
 use crate::image::Region;
 use crate::simd::{self, SimdLevel};
@@ -34,7 +33,7 @@ pub(super) struct Plane {
 
 impl Plane {
     /// Makes room for blocks.
-    pub(super) fn cover(&mut self, columns: Range<usize>, rows: Range<usize>) {
+    fn cover(&mut self, columns: Range<usize>, rows: Range<usize>) {
         self.samples.resize(64 * columns.len() * rows.len(), 0);
         (self.columns, self.rows) = (columns, rows);
     }

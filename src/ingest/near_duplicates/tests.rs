@@ -1,6 +1,7 @@
 use super::*;
 use crate::dataset::Place;
 use crate::ids::InstanceId;
+use crate::image::{DecodedImage, Limits, check, encode_jpeg, luma, shrink};
 use crate::rng::{Purpose, Stream};
 
 fn random_views(count: u64, seed: u64) -> Vec<ViewHash> {
@@ -197,4 +198,80 @@ fn groups_are_counted_and_leaks_are_training_images_with_a_near_duplicate_elsewh
 fn images_without_a_view_are_duplicates_only_byte_for_byte() {
     let plain = |bytes: &[u8]| Look { digest: Digest::of(bytes), view: None };
     assert_eq!(groups(&[plain(b"a"), plain(b"b"), plain(b"a")]), [0, 1, 0]);
+}
+
+/// An image of random waves, the longer the stronger, as in photographs.
+fn waves(seed: u64, width: u32, height: u32) -> DecodedImage {
+    let mut stream = Stream::new(seed, Purpose::Test, 0, 0);
+    let mut wave = |_| {
+        let (a, b) = (stream.range(-60.0, 60.0), stream.range(-60.0, 60.0));
+        (a, b, stream.range(0.0, 6.3), 60.0 / (3.0 + f64::hypot(a, b)))
+    };
+    let waves: Vec<(f64, f64, f64, f64)> = (0..150).map(&mut wave).collect();
+    let value = |x: f64, y: f64| {
+        let sum: f64 = waves.iter().map(|(a, b, phase, size)| size * (a * x + b * y + phase).sin()).sum();
+        (128.0 + 3.0 * sum).clamp(0.0, 255.0) as u8
+    };
+    let pixels = (0..height).flat_map(|y| (0..width).map(move |x| (x, y)));
+    let rgb = pixels.flat_map(|(x, y)| {
+        let grey = value(f64::from(x) / f64::from(width), f64::from(y) / f64::from(height));
+        [grey, grey.saturating_add(3), grey / 2]
+    });
+    DecodedImage { width, height, rgb: rgb.collect() }
+}
+
+fn hash(image: &DecodedImage) -> ViewHash {
+    view_hash(&luma(image)).expect("a view")
+}
+
+#[test]
+fn a_image_keeps_its_view_when_it_is_re_encoded_and_resized() {
+    for seed in 0..4 {
+        let original = waves(seed, 300, 225);
+        let view = hash(&original);
+        for quality in [30, 75] {
+            let bytes = encode_jpeg(&original, quality).expect("encoded");
+            let (_, luma) = check(&bytes, &Limits::default()).expect("decoded");
+            let distance = view_hash(&luma).expect("a view").distance(&view);
+            assert!(distance <= MOST_DIFFERING_BITS, "{seed} quality {quality}: {distance}");
+        }
+        for side in [250, 150] {
+            let smaller = shrink(&original, Some(side), None).expect("smaller");
+            let distance = hash(&smaller).distance(&view);
+            assert!(distance <= MOST_DIFFERING_BITS, "{seed} side {side}: {distance}");
+        }
+    }
+}
+
+#[test]
+fn different_images_have_different_views() {
+    let views: Vec<ViewHash> = (0..40).map(|seed| hash(&waves(seed, 100, 80))).collect();
+    for (place, view) in views.iter().enumerate() {
+        assert!(views[..place].iter().all(|other| other.distance(view) > 2 * MOST_DIFFERING_BITS));
+    }
+}
+
+#[test]
+fn a_image_without_contrast_has_no_view() {
+    let plain = DecodedImage { width: 50, height: 40, rgb: vec![200; 6000] };
+    assert_eq!(view_hash(&luma(&plain)), None);
+}
+
+#[test]
+fn sides_smaller_than_the_grid_have_a_view() {
+    for (width, height) in [(1, 200), (200, 1), (32, 32), (63, 65)] {
+        assert!(view_hash(&luma(&waves(3, width, height))).is_some(), "{width}x{height}");
+    }
+}
+
+/// The bits of a view are stored: they must not change with a library or a machine.
+#[test]
+fn views_stay_what_they_are() {
+    let image = DecodedImage {
+        width: 70,
+        height: 50,
+        rgb: (0..70 * 50_u32).flat_map(|at| [(at * at / 7 % 251) as u8, (at % 256) as u8, 9]).collect(),
+    };
+    let expected = [4708841393625396969, 5105021546860658204, 8991270538749293908, 7679891659174624471];
+    assert_eq!(hash(&image).0, expected);
 }

@@ -6,21 +6,17 @@
 //! 1. [`mod@discover`]: recognise the source by its content.
 //! 2. [`formats`]: what a layout means, over [`archive`], where bytes come from. Every form gives the same
 //!    list of [`records`], with what it knows of each image's class.
-//! 3. [`arrange`]: [`splits`] and [`classes`], decided over all records together, and the [`plan`] that is shown
+//! 3. [`arrange`]: [`splits`] and [`classes`], decided over all records together, and the [`SourcePlan`] that is shown
 //!    before anything is done. What can be read in two ways is an error that names both.
 //!
 //! No image is decoded here.
 
 mod archive;
 mod arrange;
-mod class_folders;
 mod classes;
 mod discover;
 mod formats;
-mod globs;
-mod hold_out;
 mod names;
-mod plan;
 mod records;
 mod splits;
 
@@ -30,24 +26,22 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use strum::{EnumMessage, VariantArray};
 
+pub use arrange::HoldOut;
+pub use classes::parse_class_names;
+#[cfg(feature = "fuzzing")]
+pub(super) use formats::read_synsets;
+pub use names::{PathGlob, is_image};
+pub(super) use names::{as_path_part, first_of, split_meaning};
+pub use records::Counted;
+pub(super) use records::Entry;
+
 use super::{IngestError, IngestOptions};
 use crate::progress::Progress;
 use crate::storage::StorageError;
 use archive::{Containers, Request};
 use discover::{Content, Discovered, discover};
 use formats::parquet::Table;
-use records::{Records, Stamps};
-
-pub use classes::parse_class_names;
-#[cfg(feature = "fuzzing")]
-pub(super) use formats::read_synsets;
-pub use globs::PathGlob;
-pub use hold_out::HoldOut;
-pub use names::is_image;
-pub(super) use names::{as_path_part, first_of, split_meaning};
-pub use plan::{ClassesPlan, SourcePlan, SplitPlan};
-pub use records::Counted;
-pub(super) use records::Entry;
+use records::{Counts, Records, Stamps, count};
 
 /// The forms of sources.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, EnumMessage, VariantArray)]
@@ -250,5 +244,139 @@ fn refuse_idle_options(options: &IngestOptions, format: SourceFormat) -> Result<
             Err(IngestError::layout(&options.sources[0], reason))
         }
         None => Ok(()),
+    }
+}
+
+/// How a source was understood.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourcePlan {
+    /// What the source is.
+    pub form: SourceFormat,
+    /// The splits.
+    pub splits: BTreeMap<String, SplitPlan>,
+    /// The classes of all splits together.
+    pub classes: ClassesPlan,
+    /// How splits, classes and labels were found, a sentence each.
+    pub understood: Vec<String>,
+    /// Entries that are not images by their names, or are hidden or ignored, by reason.
+    pub passed_over: Counts,
+    /// Entries with an image's name that cannot be taken, by reason. They count against `--max-reject-fraction`.
+    pub rejected: Counts,
+    /// What to check first.
+    pub warnings: Vec<String>,
+}
+
+/// A split of a source.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SplitPlan {
+    /// Images by their names, those that cannot be taken left out.
+    pub images: u64,
+    /// Those with a label.
+    pub labelled: u64,
+    /// Those without one.
+    pub unlabelled: u64,
+    /// The encoded images' sizes together, in bytes; of Parquet an estimate from its metadata.
+    pub bytes: u64,
+    /// The classes that occur.
+    pub classes: ClassesPlan,
+}
+
+/// A number of classes, and what some are called.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClassesPlan {
+    /// Classes.
+    pub count: u64,
+    /// The first three.
+    pub first: Vec<String>,
+    /// The last.
+    pub last: Option<String>,
+}
+
+impl ClassesPlan {
+    fn of<'a>(mut names: impl ExactSizeIterator<Item = &'a String> + DoubleEndedIterator) -> Self {
+        let count = names.len() as u64;
+        let last = names.next_back().cloned();
+        let mut first: Vec<String> = names.take(3).cloned().collect();
+        if first.len() < 3 {
+            first.extend(last.clone());
+        }
+        Self { count, first, last }
+    }
+
+    fn line(&self) -> String {
+        let mut names: Vec<String> = self.first.iter().map(|name| format!("`{name}`")).collect();
+        match &self.last {
+            Some(last) if self.count > 4 => names.push(format!("… `{last}`")),
+            Some(last) if self.count == 4 => names.push(format!("`{last}`")),
+            _ => {}
+        }
+        let names = if names.is_empty() { String::new() } else { format!(" ({})", names.join(", ")) };
+        format!("{} {}{names}", self.count, if self.count == 1 { "class" } else { "classes" })
+    }
+}
+
+impl SourcePlan {
+    fn new(
+        form: SourceFormat,
+        entries: &BTreeMap<String, Vec<Entry>>,
+        classes: &[String],
+        passed_over: Counts,
+        understood: Vec<String>,
+        warnings: Vec<String>,
+    ) -> Self {
+        let mut rejected = Counts::new();
+        let mut splits = BTreeMap::new();
+        for (name, list) in entries {
+            let mut occurs = vec![false; classes.len()];
+            let mut split = SplitPlan {
+                images: 0,
+                labelled: 0,
+                unlabelled: 0,
+                bytes: 0,
+                classes: ClassesPlan::default(),
+            };
+            for entry in list {
+                if let Some(fault) = entry.fault {
+                    count(&mut rejected, fault.reason(), || format!("{name}: {}", entry.path));
+                    continue;
+                }
+                split.images += 1;
+                split.bytes += entry.bytes;
+                match entry.class {
+                    Some(class) => {
+                        split.labelled += 1;
+                        occurs[class.index()] = true;
+                    }
+                    None => split.unlabelled += 1,
+                }
+            }
+            let names: Vec<&String> =
+                classes.iter().zip(occurs).filter(|(_, occurs)| *occurs).map(|(name, _)| name).collect();
+            split.classes = ClassesPlan::of(names.into_iter());
+            splits.insert(name.clone(), split);
+        }
+        let classes = ClassesPlan::of(classes.iter());
+        Self { form, splits, classes, understood, passed_over, rejected, warnings }
+    }
+
+    /// The plan as lines for people.
+    pub fn lines(&self) -> Vec<String> {
+        let mut lines = vec![format!("source: {}", self.form.describe())];
+        lines.extend(self.understood.iter().map(|sentence| format!("  {sentence}")));
+        for (name, split) in &self.splits {
+            let SplitPlan { images, labelled, unlabelled, bytes, classes } = split;
+            lines.push(format!(
+                "{name:>10}  {images} images, {labelled} labelled, {unlabelled} unlabelled, {}, {:.1} MB",
+                classes.line(),
+                *bytes as f64 / 1e6
+            ));
+        }
+        for (title, counts) in [("passed over", &self.passed_over), ("rejected", &self.rejected)] {
+            lines.extend(counts.iter().map(|(reason, counted)| {
+                format!("{title}: {} {reason}, such as `{}`", counted.count, counted.example)
+            }));
+        }
+        lines.extend(self.warnings.iter().map(|warning| format!("warning: {warning}")));
+        lines
     }
 }

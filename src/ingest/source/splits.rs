@@ -209,7 +209,7 @@ fn by_words(records: &Records<'_>) -> Result<Splits, IngestError> {
     {
         let names: Vec<&str> = counts.keys().copied().collect();
         let reason = format!(
-            "there is no split `{name}`; there are {}. `--splits '{name}=**'` takes all images as `{name}`",
+            "it has no split `{name}`; its splits are {}. `--splits '{name}=**'` takes all images as `{name}`",
             examples(&names)
         );
         return Err(records.wrong(reason));
@@ -231,7 +231,7 @@ fn by_words(records: &Records<'_>) -> Result<Splits, IngestError> {
 fn select(records: &Records<'_>, mut splits: Splits) -> Result<Splits, IngestError> {
     let Some(wanted) = &records.options.split else { return Ok(splits) };
     let Some(number) = splits.names.iter().position(|name| name == wanted) else {
-        let reason = format!("there is no split `{wanted}`; there are {}", examples(&splits.names));
+        let reason = format!("it has no split `{wanted}`; its splits are {}", examples(&splits.names));
         return Err(records.wrong(reason));
     };
     for assigned in &mut splits.of {

@@ -1,12 +1,14 @@
-//! Images that are damaged, odd or made with bad intent: a rejection with a reason, never a crash.
+//! Images that are damaged, odd or made with bad intent: a rejection with a reason, never a crash. And those whose stored
+//! bytes are not the source's.
 
 use image::codecs::gif::GifEncoder;
 use image::{DynamicImage, Frame, ImageFormat, Rgba, RgbaImage};
 use turbojpeg::Colorspace;
 
 use super::*;
+use crate::image::tests::{saved, turned};
 use crate::image::{ExifOrientation, Orientation, decode, luma};
-use crate::ingest::near_duplicates::view_hash;
+use crate::ingest::near_duplicates::{MOST_DIFFERING_BITS, view_hash};
 
 fn refused(name: &str, bytes: Vec<u8>) -> String {
     let (accepted, refused) = verdicts(&[(name, bytes)], |_| {});
@@ -21,12 +23,6 @@ fn accepted(name: &str, bytes: Vec<u8>) -> DecodedImage {
     assert_eq!(refused, [], "{name}");
     assert_eq!(accepted[1].bytes, bytes, "{name} is stored as it is");
     crate::image::decode(&bytes, &Default::default()).expect("decoded")
-}
-
-fn saved(image: &DynamicImage, format: ImageFormat) -> Vec<u8> {
-    let mut bytes = std::io::Cursor::new(Vec::new());
-    image.write_to(&mut bytes, format).expect("encoded");
-    bytes.into_inner()
 }
 
 fn crc32(bytes: &[u8]) -> u32 {
@@ -135,26 +131,17 @@ fn an_arithmetic_coded_jpeg_is_read() {
 #[test]
 fn rotation_by_exif_is_not_applied() {
     let plain = jpeg(7);
-    let image = accepted("turned.jpg", turned(&plain));
+    let image = accepted("turned.jpg", turned(&plain, 6));
     assert_eq!(image, crate::image::decode(&plain, &Default::default()).expect("decoded"));
 }
 
 /// The image with an EXIF tag that has it turned by a right angle.
-fn turned(plain: &[u8]) -> Vec<u8> {
-    let tiff = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
-    let mut turned = plain[..2].to_vec();
-    turned.extend_from_slice(&[0xFF, 0xE1, 0, tiff.len() as u8 + 2]);
-    turned.extend_from_slice(tiff);
-    turned.extend_from_slice(&plain[2..]);
-    turned
-}
-
 #[test]
 fn with_apply_images_are_upright_and_their_bytes_stay() {
     let plain = encode_jpeg(&detailed(40, 24), 90).expect("encoded");
     let at = fixture();
     fs::create_dir_all(at.source.join("a")).expect("a folder");
-    fs::write(at.source.join("a/0.jpg"), turned(&plain)).expect("a file");
+    fs::write(at.source.join("a/0.jpg"), turned(&plain, 6)).expect("a file");
     let mut options = options(&at.source, &at.dest);
     options.exif_orientation = ExifOrientation::Apply;
     ingest(&options, &Quiet).expect("ingested");
@@ -162,15 +149,15 @@ fn with_apply_images_are_upright_and_their_bytes_stay() {
     let manifest = Manifest::read(&dataset).expect("a manifest");
     assert!(manifest.splits["train"].applies_exif_orientation());
     let row = &rows(&dataset, &manifest)[0];
-    assert_eq!((row.width, row.height, row.bytes.to_vec()), (24, 40, turned(&plain)));
+    assert_eq!((row.width, row.height, row.bytes.to_vec()), (24, 40, turned(&plain, 6)));
     // The same image, turned before it came: it looks the same.
     let upright =
-        decode(&plain, &Default::default()).expect("decoded").turned(Orientation::of(&turned(&plain)));
+        decode(&plain, &Default::default()).expect("decoded").turned(Orientation::of(&turned(&plain, 6)));
     assert_eq!((upright.width, upright.height), (24, 40));
-    let expected = view_hash::view_hash(&luma(&upright)).expect("a view");
+    let expected = view_hash(&luma(&upright)).expect("a view");
     let index = &crate::dataset::read_index(&dataset, &manifest.splits["train"].ingest[0].index)
         .expect("an index")[0];
-    assert!(index.view.expect("a view").distance(&expected) <= view_hash::MOST_DIFFERING_BITS);
+    assert!(index.view.expect("a view").distance(&expected) <= MOST_DIFFERING_BITS);
     verify(&dataset, &manifest, &entry_points, &Quiet).expect("whole");
 
     // Other pixels are another dataset, although the bytes are the same.
@@ -193,7 +180,7 @@ fn with_apply_images_are_upright_and_their_bytes_stay() {
 #[test]
 fn an_image_made_smaller_is_turned_first() {
     let plain = encode_jpeg(&detailed(40, 24), 90).expect("encoded");
-    let (accepted, _) = verdicts(&[("turned.jpg", turned(&plain))], |options| {
+    let (accepted, _) = verdicts(&[("turned.jpg", turned(&plain, 6))], |options| {
         options.exif_orientation = ExifOrientation::Apply;
         options.max_side = Some(30);
     });
@@ -235,4 +222,74 @@ fn a_shallow_check_sees_headers_and_ends() {
 fn a_gif_of_no_width_is_refused() {
     let bytes = include_bytes!("../../../fuzz/findings/image-gif-of-no-width");
     assert_eq!(refused("no-width.gif", bytes[1..].to_vec()), "GIF: it has no pixels");
+}
+
+fn pixels(bytes: &[u8]) -> DecodedImage {
+    decode(bytes, &Default::default()).expect("decoded")
+}
+
+#[test]
+fn images_are_made_smaller_and_baseline_where_that_is_asked_for() {
+    let large = encode_jpeg(&detailed(120, 90), 90).expect("encoded");
+    let progressive = progressive();
+    let images = [("large.jpg", large), ("progressive.jpg", progressive.clone())];
+    let (accepted, _) = verdicts(&images, |options| {
+        options.short_side = Some(45);
+        options.baseline = true;
+    });
+    assert_eq!((accepted[1].width, accepted[1].height), (60, 45));
+    assert_eq!(pixels(&accepted[1].bytes).width, 60);
+    assert_ne!(accepted[2].bytes, progressive);
+    assert_eq!(pixels(&accepted[2].bytes), pixels(&progressive), "not a pixel changes");
+}
+
+#[test]
+fn a_image_that_is_small_enough_stays_as_it_is() {
+    let images = [("fits.jpg", encode_jpeg(&detailed(60, 45), 90).expect("encoded"))];
+    let (accepted, _) = verdicts(&images, |options| options.max_side = Some(60));
+    assert_eq!(accepted[1].bytes, images[0].1);
+}
+
+#[test]
+fn a_progressive_jpeg_that_smoothing_would_change_stays_as_it_is() {
+    // Without its last scans it decodes without a warning, but libjpeg smooths over what is missing.
+    let smooth = |at: u32| (at % 48 / 3 * 4 + at / 48 * 9) as u8;
+    let rgb: Vec<u8> = (0..16 * 16 * 3).map(smooth).collect();
+    let mut bytes = compressed(&rgb, PixelFormat::RGB, |compressor| {
+        compressor.set_progressive(true).expect("progressive");
+        compressor.set_quality(30).expect("quality");
+    });
+    let scans: Vec<usize> = (0..bytes.len() - 1).filter(|&at| bytes[at..at + 2] == [0xFF, 0xDA]).collect();
+    bytes.truncate(scans[1]);
+    bytes.extend_from_slice(&[0xFF, 0xD9]);
+    let (accepted, refused) =
+        verdicts(&[("first-scan.jpg", bytes.clone())], |options| options.baseline = true);
+    assert_eq!(refused, []);
+    let changed = crate::image::progressive_to_baseline(&bytes).expect("transcoded").expect("progressive");
+    assert_ne!(pixels(&changed), pixels(&bytes), "the case is one");
+    assert_eq!(accepted[1].bytes, bytes);
+}
+
+#[test]
+fn a_bomb_or_thousands_of_scans_are_refused_before_anything_is_made_of_them() {
+    let whole = progressive();
+    let last = whole.windows(2).rposition(|pair| pair == [0xFF, 0xDA]).expect("a scan");
+    let mut scans = whole[..last].to_vec();
+    (0..5000).for_each(|_| scans.extend_from_slice(&whole[last..whole.len() - 2]));
+    scans.extend_from_slice(&[0xFF, 0xD9]);
+    let mut bomb = whole.clone();
+    let frame = bomb.windows(2).position(|pair| pair == [0xFF, 0xC2]).expect("a frame");
+    bomb[frame + 5..frame + 9].copy_from_slice(&[0xFF, 0xDC, 0xFF, 0xDC]);
+    let images = [("bomb.jpg", bomb), ("scans.jpg", scans.clone())];
+    for check in [CheckDepth::Full, CheckDepth::Header] {
+        let (accepted, refused) = verdicts(&images, |options| {
+            (options.check, options.baseline) = (check, true);
+        });
+        assert!(refused[0].1.contains("65500x65500 pixels are more than"), "{refused:?}");
+        // The header is that of a good image; then it is left alone.
+        match check {
+            CheckDepth::Full => assert!(refused[1].1.contains("scans"), "{refused:?}"),
+            CheckDepth::Header => assert_eq!(accepted[1].bytes, scans),
+        }
+    }
 }

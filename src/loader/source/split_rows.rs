@@ -78,7 +78,6 @@ pub(super) struct SplitRows {
     instances: Instances,
     /// By bank row.
     images: Vec<StoredImage>,
-    exif_orientation: ExifOrientation,
 }
 
 impl SplitRows {
@@ -127,27 +126,22 @@ impl SplitRows {
             |&(shard, row_group): &(u32, u32)| shards[shard as usize].row_group_bytes(row_group as usize);
         let bytes: Vec<u64> = groups.iter().map(bytes_of).collect();
         Ok(Self {
-            instances: Instances { ids, labels, layout: layout(&images, &bytes) },
+            instances: Instances {
+                layout: layout(&images, &bytes),
+                exif_orientation: ExifOrientation::applied(split.applies_exif_orientation()),
+                held_bytes: BYTES_OF_AN_INSTANCE * ids.len() as u64 + BYTES_OF_A_GROUP * groups.len() as u64,
+                ids,
+                labels,
+            },
             shards,
             groups,
             images,
-            exif_orientation: ExifOrientation::applied(split.applies_exif_orientation()),
         })
     }
 
     /// Which instances the split has.
     pub(super) fn instances(&self) -> &Instances {
         &self.instances
-    }
-
-    /// Whether EXIF's orientation is applied to its images.
-    pub(super) fn exif_orientation(&self) -> ExifOrientation {
-        self.exif_orientation
-    }
-
-    /// Bytes that these tables take.
-    pub(super) fn held_bytes(&self) -> u64 {
-        BYTES_OF_AN_INSTANCE * self.images.len() as u64 + BYTES_OF_A_GROUP * self.groups.len() as u64
     }
 
     /// Where an image is stored.
@@ -235,7 +229,7 @@ impl SplitRows {
     pub(super) fn parse(&self, group: usize, bytes: &Bytes) -> Result<Vec<Row>, LoaderError> {
         let (shard, row_group) = self.shard(group);
         let rows = shard.parse_row_group(row_group, bytes.clone())?;
-        let Instances { ids, labels, layout } = &self.instances;
+        let Instances { ids, labels, layout, .. } = &self.instances;
         for &bank_row in layout.members(group) {
             let row = self.images[bank_row.row()].row;
             // The index holds ids and labels apart from the rows.

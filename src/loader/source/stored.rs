@@ -12,7 +12,6 @@ use super::split_rows::{SplitRows, StoredImage};
 use super::{Encoded, Fetched, Instances, ReadContext, Source};
 use crate::dataset::{DatasetError, Manifest, Row, unsealed};
 use crate::ids::BankRow;
-use crate::image::ExifOrientation;
 use crate::loader::LoaderError;
 use crate::storage::{BlobCache, Digest, LocalFile, Location};
 
@@ -127,14 +126,6 @@ impl Source for LocalSource {
     fn fetch_group(&self, group: usize, context: &ReadContext) -> Vec<Fetched> {
         self.split.members(group, self.load(group, context))
     }
-
-    fn exif_orientation(&self) -> ExifOrientation {
-        self.split.exif_orientation()
-    }
-
-    fn held_bytes(&self) -> u64 {
-        self.split.held_bytes()
-    }
 }
 
 /// A split in an object store.
@@ -246,8 +237,9 @@ impl Source for StreamedSource {
     }
 
     fn prepare_rows(&self, memory: u64) -> Result<u64, LoaderError> {
-        let in_flight = GROUPS_AT_ONCE as u64 * self.layout().largest_group();
-        let total = self.layout().total_bytes();
+        let layout = &self.split.instances().layout;
+        let in_flight = GROUPS_AT_ONCE as u64 * layout.largest_group();
+        let total = layout.total_bytes();
         if self.cache.as_ref().is_some_and(|cache| cache.limit() >= total) {
             self.row_groups.set_limit((memory / 8).min(READ_MEMORY));
             for next_use in &self.next_use {
@@ -269,24 +261,16 @@ impl Source for StreamedSource {
     fn expect(&self, group: usize, next_use: u64) {
         self.next_use[group].store(next_use, Ordering::Relaxed);
     }
-
-    fn exif_orientation(&self) -> ExifOrientation {
-        self.split.exif_orientation()
-    }
-
-    fn held_bytes(&self) -> u64 {
-        self.split.held_bytes()
-    }
 }
 
 /// Row groups that are read whole at the same time, where rows are wanted one by one.
-pub(super) const GROUPS_AT_ONCE: usize = 4;
+const GROUPS_AT_ONCE: usize = 4;
 /// Row groups that are kept where no limit was set, in bytes.
-pub(super) const READ_MEMORY: u64 = 1 << 30;
+const READ_MEMORY: u64 = 1 << 30;
 
 /// Whole row groups in memory, up to a limit of bytes; the one used longest ago goes first.
 #[derive(Debug)]
-pub(super) struct RowGroupCache {
+struct RowGroupCache {
     limit: AtomicU64,
     groups: Mutex<Groups>,
     /// A few groups are loaded at a time, each once.
@@ -313,12 +297,12 @@ impl RowGroupCache {
     }
 
     /// Keeps at most `limit` bytes from now on.
-    pub(super) fn set_limit(&self, limit: u64) {
+    fn set_limit(&self, limit: u64) {
         self.limit.store(limit, Ordering::Relaxed);
     }
 
     /// The rows of a group, which `load` brings where they are not here.
-    pub(super) fn get_or_load(
+    fn get_or_load(
         &self,
         split: &SplitRows,
         group: usize,

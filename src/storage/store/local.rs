@@ -27,7 +27,7 @@ use object_store::{
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
-use super::fault::io_causes;
+use super::io_causes;
 use super::retried::random_bits;
 
 /// How often a folder that vanishes is made again.

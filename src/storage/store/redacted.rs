@@ -18,7 +18,7 @@ use object_store::{
     ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result, UploadPart,
 };
 
-use super::provider::Provider;
+use super::Provider;
 
 /// Removes secrets from the errors of a store.
 #[derive(Debug)]
@@ -153,7 +153,7 @@ impl Secrets {
     }
 
     /// An error of the same kind without the secrets.
-    pub(super) fn redact(&self, error: Error) -> Error {
+    fn redact(&self, error: Error) -> Error {
         let source = |source: BoxedError| -> BoxedError { self.describe(&*source).into() };
         let path = |path: String| self.redact_text(&path);
         match error {

@@ -26,9 +26,7 @@ use object_store::{
 };
 
 use super::counted::{failed_tries, operation};
-use super::fault::{Fault, Health, is_bare_refusal, is_lost, is_outage};
-use super::provider::Provider;
-use super::{RetryLimits, SIGNATURE_LIFE};
+use super::{Fault, Health, Provider, RetryLimits, SIGNATURE_LIFE, is_bare_refusal, is_lost, is_outage};
 
 /// The first pause; each further one is about twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);

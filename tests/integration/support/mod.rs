@@ -11,6 +11,9 @@ use std::sync::OnceLock;
 #[cfg(feature = "torch")]
 use std::time::{Duration, Instant};
 
+use instdisc::feature_table::{FeatureTable, Kind, TableMeta};
+use instdisc::ids::{ClassId, InstanceId};
+use instdisc::storage::Location;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -193,6 +196,48 @@ pub(crate) fn contents(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
         (path, std::fs::read(entry.path()).expect("readable"))
     };
     files.map(read).collect()
+}
+
+/// Changes a bit in the middle of a file.
+pub(crate) fn damage(file: &Path) {
+    let mut bytes = std::fs::read(file).expect("a file");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x40;
+    std::fs::write(file, bytes).expect("changed");
+}
+
+/// A table of these unit rows of a split `train` of a dataset `d`, with ids from 0.
+pub(crate) fn feature_table(
+    kind: Kind,
+    classes: usize,
+    labels: Vec<Option<ClassId>>,
+    features: Vec<f32>,
+) -> FeatureTable {
+    FeatureTable {
+        meta: TableMeta {
+            kind,
+            layer: "projection".into(),
+            dim: features.len() / labels.len().max(1),
+            dataset_digest: "d".into(),
+            split: "train".into(),
+            split_digest: None,
+            weights: None,
+            device: None,
+            precision: None,
+            step: 1,
+            unit_length: true,
+            classes: (0..classes).map(|class| format!("class {class}")).collect(),
+        },
+        ids: (0..labels.len() as u32).map(InstanceId).collect(),
+        updated_step: vec![None; labels.len()],
+        labels,
+        features,
+    }
+}
+
+/// Writes a table to a file.
+pub(crate) fn write_table(table: &FeatureTable, file: &Path) {
+    table.write(&Location::from_path(file).expect("a location")).expect("written");
 }
 
 /// The repository's root.

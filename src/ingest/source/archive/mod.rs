@@ -5,24 +5,23 @@
 //! image later, in any order and from many threads, and never holds one open file for each container.
 //! Nothing here knows a format of datasets: what a path or a text means, the caller decides.
 
-mod compressed;
-mod containers;
-mod extent;
 mod file;
 mod spool;
 mod tar;
-#[cfg(test)]
-#[expect(clippy::disallowed_methods, reason = "tests make foreign files by hand")]
-mod tests;
 
-pub(super) use compressed::{Compression, compression, first_bytes, unpack};
-pub(super) use containers::{Containers, Request};
-pub(super) use extent::Extent;
-pub(super) use file::{SourceFile, Window};
-pub(super) use spool::Spool;
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+
+pub(super) use file::{Extent, SourceFile, Window};
+pub(super) use spool::{Compression, Spool, compression, first_bytes, unpack};
 pub(super) use tar::{Index, Member, Skipped, looks_like_tar, read_index, read_nested};
 
-use crate::storage::StorageError;
+use crate::storage::{Location, StorageError, read_concurrently};
+use file::{changed, missing_or_failed};
 
 /// Names the file in an error of the local file system.
 pub(super) fn failed(
@@ -32,3 +31,182 @@ pub(super) fn failed(
 ) -> StorageError {
     StorageError::Failed { operation, location: location.into(), local: true, source: source.into() }
 }
+
+/// Local files that are kept open at once, well below the usual limit of 1024 for a process.
+const MOST_OPEN: usize = 128;
+
+/// Makes an image file of an entry's bytes.
+pub(crate) type Decode = fn(&[u8]) -> Bytes;
+
+/// What to read: an entry of a container.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Request<'a> {
+    /// The number that [`Containers`] gave.
+    pub container: u32,
+    /// Where in the container's file; of no meaning in a folder.
+    pub extent: &'a Extent,
+    /// The path in a folder, and for errors.
+    pub path: &'a str,
+    /// The size in bytes, as it was listed.
+    pub bytes: u64,
+}
+
+#[derive(Debug)]
+enum Container {
+    /// An entry's path leads to its file.
+    Folder(Location),
+    /// An entry is a part of the file, perhaps decoded into an image.
+    File(SourceFile, Option<Decode>),
+}
+
+/// All containers of a source. Reads are thread safe.
+#[derive(Debug, Default)]
+pub(crate) struct Containers {
+    containers: Vec<Container>,
+    handles: Handles,
+}
+
+impl Containers {
+    /// Adds a folder, whose entries are files; the number is for [`Request`].
+    pub(crate) fn add_folder(&mut self, root: Location) -> u32 {
+        self.add(Container::Folder(root))
+    }
+
+    /// Adds a file, whose entries are parts of it.
+    pub(crate) fn add_file(&mut self, file: SourceFile) -> u32 {
+        self.add(Container::File(file, None))
+    }
+
+    /// Adds a file of records; `decode` makes an image file of each.
+    pub(crate) fn add_records(&mut self, file: SourceFile, decode: Decode) -> u32 {
+        self.add(Container::File(file, Some(decode)))
+    }
+
+    fn add(&mut self, container: Container) -> u32 {
+        self.containers.push(container);
+        u32::try_from(self.containers.len() - 1).expect("fewer containers than files")
+    }
+
+    /// Reads one entry.
+    ///
+    /// # Errors
+    /// If it changed since it was listed, or the store fails.
+    pub(crate) fn read(&self, request: Request<'_>) -> Result<Bytes, StorageError> {
+        match &self.containers[request.container as usize] {
+            Container::Folder(root) => read_file(&root.join(request.path), request.bytes),
+            Container::File(file, decode) => {
+                let handle = self.handles.of(request.container, file)?;
+                let bytes = file.read_with(handle.as_deref(), request.extent, request.bytes)?;
+                Ok(decode.map_or_else(|| bytes.clone(), |decode| decode(&bytes)))
+            }
+        }
+    }
+
+    /// Reads several entries in their order, those in object stores at the same time.
+    ///
+    /// # Errors
+    /// If any changed since it was listed, or a store fails.
+    pub(crate) fn read_all(&self, requests: &[Request<'_>]) -> Result<Vec<Bytes>, StorageError> {
+        let remote: Vec<_> = requests.iter().map(|request| self.remote(request)).collect();
+        let fetched = read_concurrently(remote.iter().flatten().cloned().collect());
+        let mut fetched = fetched.into_iter();
+        let read = requests.iter().zip(&remote).map(|(request, remote)| match remote {
+            None => self.read(*request),
+            Some(_) => self.check_fetched(request, fetched.next().expect("one for each that was wanted")?),
+        });
+        read.collect()
+    }
+
+    /// The range of an object that is the whole entry.
+    fn remote(&self, request: &Request<'_>) -> Option<(Location, Option<std::ops::Range<u64>>)> {
+        match &self.containers[request.container as usize] {
+            Container::Folder(root) if root.local_path().is_none() => Some((root.join(request.path), None)),
+            Container::Folder(_) => None,
+            Container::File(file, _) => {
+                let (location, range) = file.remote_range(request.extent, request.bytes)?;
+                Some((location, Some(range)))
+            }
+        }
+    }
+
+    fn check_fetched(&self, request: &Request<'_>, found: Bytes) -> Result<Bytes, StorageError> {
+        match (&self.containers[request.container as usize], request.extent) {
+            (Container::Folder(root), _) => whole(&root.join(request.path), request.bytes, found),
+            (Container::File(file, decode), Extent::Range { offset }) => {
+                let bytes = file.whole(found, *offset, request.bytes)?;
+                Ok(decode.map_or_else(|| bytes.clone(), |decode| decode(&bytes)))
+            }
+            (Container::File(..), Extent::Sparse(_)) => unreachable!("only ranges are fetched"),
+        }
+    }
+}
+
+/// A file of a folder. Its size was listed, so a local one is read without asking for it again.
+fn read_file(location: &Location, bytes: u64) -> Result<Bytes, StorageError> {
+    let Some(path) = location.local_path() else { return whole(location, bytes, location.read()?) };
+    let name = || path.display().to_string();
+    let mut file = File::open(path).map_err(|error| missing_or_failed(&name(), error))?;
+    // One byte more shows that the file has grown.
+    let mut buffer = Vec::with_capacity(bytes as usize + 1);
+    let read = file.by_ref().take(bytes + 1).read_to_end(&mut buffer);
+    read.map_err(|error| failed("read", name(), error))?;
+    if buffer.len() as u64 == bytes {
+        return Ok(buffer.into());
+    }
+    let found = file.metadata().map_err(|error| failed("look up", name(), error))?.len();
+    Err(changed(&name(), true, bytes, found))
+}
+
+fn whole(location: &Location, bytes: u64, found: Bytes) -> Result<Bytes, StorageError> {
+    if found.len() as u64 == bytes {
+        return Ok(found);
+    }
+    Err(changed(&location.to_string(), location.local_path().is_some(), bytes, found.len() as u64))
+}
+
+/// Open files by container; the one that was not used for longest is closed first.
+#[derive(Debug, Default)]
+struct Handles {
+    open: Mutex<Open>,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    /// Each with the time of its last use.
+    files: HashMap<u32, (Arc<File>, u64)>,
+    uses: u64,
+}
+
+impl Handles {
+    /// The open file of a container; `None` if it needs none.
+    fn of(&self, container: u32, file: &SourceFile) -> Result<Option<Arc<File>>, StorageError> {
+        if let Some(handle) = self.find(container) {
+            return Ok(Some(handle));
+        }
+        // Opened without the lock: a slow file system does not delay other threads. Two threads may open one file.
+        let Some(handle) = file.handle()?.map(Arc::new) else { return Ok(None) };
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if open.files.len() >= MOST_OPEN
+            && let Some((&oldest, _)) = open.files.iter().min_by_key(|(_, (_, used))| *used)
+        {
+            open.files.remove(&oldest);
+        }
+        open.uses += 1;
+        let used = open.uses;
+        open.files.insert(container, (Arc::clone(&handle), used));
+        Ok(Some(handle))
+    }
+
+    fn find(&self, container: u32) -> Option<Arc<File>> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.uses += 1;
+        let now = open.uses;
+        let (file, used) = open.files.get_mut(&container)?;
+        *used = now;
+        Some(Arc::clone(file))
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "tests make foreign files by hand")]
+mod tests;

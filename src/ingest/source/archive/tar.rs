@@ -9,7 +9,6 @@
 //! header with a wrong checksum, a single block of zeros before more data, data after the end that is not a
 //! tar, and a file that stops before a block of zeros.
 
-mod header;
 mod reader;
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "tests make foreign files by hand")]
@@ -22,10 +21,9 @@ use std::sync::Arc;
 
 use super::{Extent, SourceFile, Window};
 use crate::ingest::IngestError;
-use header::{BLOCK, Header, PaxRecords, check_global, until_nul};
-use reader::{SparseFile, TarReader};
+use reader::{BLOCK, Header, PaxRecords, SparseFile, TarReader, check_global, until_nul};
 
-pub(crate) use header::looks_like_tar;
+pub(crate) use reader::looks_like_tar;
 
 /// A text that is kept is not longer than this.
 const MOST_TEXT_BYTES: u64 = 1 << 20;
@@ -141,7 +139,7 @@ pub(crate) fn read_nested(
 ///
 /// # Errors
 /// If it is cut or damaged or holds nothing, or the reader fails.
-pub(super) fn read_headers(
+fn read_headers(
     name: &str,
     reader: impl Read + Seek,
     len: u64,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::compressed::{Compression, compression, unpack, unpack_within};
+use super::spool::{Compression, compression, unpack, unpack_within};
 use super::*;
 use crate::failure::Failure;
 use crate::ingest::IngestError;
@@ -261,8 +261,8 @@ fn a_tar_within_a_sparse_member_is_read_through_its_map() {
     fs::write(dir.path().join("outer.tar"), &file).expect("a file");
     let source = source(&dir.path().join("outer.tar"));
     let pieces = vec![
-        super::extent::Piece { logical: 0, physical: 5 + stored - 512, bytes: 512 },
-        super::extent::Piece { logical: 512, physical: 5, bytes: stored - 512 },
+        super::file::Piece { logical: 0, physical: 5 + stored - 512, bytes: 512 },
+        super::file::Piece { logical: 512, physical: 5, bytes: stored - 512 },
     ];
     let bytes = inner.len() as u64;
     let member = Member { path: "n.tar".into(), bytes, extent: Extent::of_pieces(pieces, bytes), text: None };

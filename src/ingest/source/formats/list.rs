@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use super::super::archive::{Extent, failed};
 use super::super::names::examples;
 use super::super::records::{Container, Evidence, Fault, ImageBytes, Naming, Record, Records};
-use super::columns::{self, LABEL_NAMES, SPLIT_NAME};
+use super::{LABEL_NAMES, SPLIT_NAME, choose_column, unread_split};
 use crate::ingest::IngestError;
 use crate::storage::{Location, Stamp};
 
@@ -158,7 +158,6 @@ fn lines(records: &mut Records<'_>, list: &Location) -> Result<Vec<Line>, Ingest
 }
 
 fn jsonl(records: &mut Records<'_>, list: &Location, text: &str) -> Result<Vec<Line>, IngestError> {
-    let options = records.options;
     let mut objects = Vec::new();
     let mut names: Vec<String> = Vec::new();
     let mut known: HashSet<String> = HashSet::new();
@@ -174,16 +173,7 @@ fn jsonl(records: &mut Records<'_>, list: &Location, text: &str) -> Result<Vec<L
     }
     // What a field means is decided over all lines together.
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    let column = |option, asked: &Option<String>, known: &[&str]| {
-        columns::choose(&names, option, asked.as_deref(), known)
-            .map_err(|reason| IngestError::layout(list, reason))
-    };
-    let path = column("--image-column", &options.image_column, &PATH_NAMES)?.ok_or_else(|| {
-        IngestError::layout(list, format!("no field of paths; its fields are {}", examples(&names)))
-    })?;
-    let label = column("--label-column", &options.label_column, &LABEL_NAMES)?;
-    let split = names.iter().position(|name| name.eq_ignore_ascii_case(SPLIT_NAME));
-    note_columns(records, &names, label);
+    let Columns { path, label, split } = find_columns(records, list, &names)?;
     let mut lines = Vec::with_capacity(objects.len());
     for (number, object) in objects {
         let bad = |reason: String| IngestError::layout(list, format!("line {number}: {reason}"));
@@ -206,13 +196,31 @@ fn jsonl(records: &mut Records<'_>, list: &Location, text: &str) -> Result<Vec<L
     Ok(lines)
 }
 
-/// Notes for people where labels come from, and warns of a column that may hold the split.
-fn note_columns(records: &mut Records<'_>, names: &[&str], label: Option<usize>) {
+/// Which columns hold the path, the label and the split.
+struct Columns {
+    path: usize,
+    label: Option<usize>,
+    split: Option<usize>,
+}
+
+/// Finds the columns, notes for people where labels come from, and warns of a column that may hold the split.
+fn find_columns(records: &mut Records<'_>, list: &Location, names: &[&str]) -> Result<Columns, IngestError> {
+    let options = records.options;
+    let find = |option, asked: &Option<String>, known: &[&str]| {
+        choose_column(names, option, asked.as_deref(), known)
+            .map_err(|reason| IngestError::layout(list, reason))
+    };
+    let path = find("--image-column", &options.image_column, &PATH_NAMES)?.ok_or_else(|| {
+        IngestError::layout(list, format!("no field of paths; its fields are {}", examples(names)))
+    })?;
+    let label = find("--label-column", &options.label_column, &LABEL_NAMES)?;
+    let split = names.iter().position(|name| name.eq_ignore_ascii_case(SPLIT_NAME));
     records.note(match label {
         Some(label) => format!("labels: from the column `{}`", names[label]),
         None => "labels: none, since no column is called like one (`--label-column` names one)".into(),
     });
-    columns::unread_split(names, true).into_iter().for_each(|warning| records.warn(warning));
+    unread_split(names, true).into_iter().for_each(|warning| records.warn(warning));
+    Ok(Columns { path, label, split })
 }
 
 fn csv(records: &mut Records<'_>, list: &Location, text: &str) -> Result<Vec<Line>, IngestError> {
@@ -255,14 +263,7 @@ fn csv(records: &mut Records<'_>, list: &Location, text: &str) -> Result<Vec<Lin
     };
     let mut reader = reader(text, separator);
     let names: Vec<&str> = header.iter().collect();
-    let column = |option, asked: &Option<String>, known: &[&str]| {
-        columns::choose(&names, option, asked.as_deref(), known)
-            .map_err(|reason| IngestError::layout(list, reason))
-    };
-    let path = column("--image-column", &options.image_column, &PATH_NAMES)?.expect("the header names it");
-    let label = column("--label-column", &options.label_column, &LABEL_NAMES)?;
-    let split = names.iter().position(|name| name.eq_ignore_ascii_case(SPLIT_NAME));
-    note_columns(records, &names, label);
+    let Columns { path, label, split } = find_columns(records, list, &names)?;
     let mut lines = Vec::new();
     for record in reader.records() {
         let record = record.map_err(bad)?;

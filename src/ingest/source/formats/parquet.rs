@@ -22,7 +22,7 @@ use super::super::records::{
     ClassNames, Container, Entry, Evidence, Fault, ImageBytes, Naming, Record, Records,
 };
 
-use super::columns::{self, LABEL_NAMES, SPLIT_NAME};
+use super::{LABEL_NAMES, SPLIT_NAME, choose_column, unread_split};
 use crate::guard::guard;
 use crate::image::{Format, format_of};
 use crate::ingest::{IngestError, IngestOptions};
@@ -169,7 +169,7 @@ fn list(options: &IngestOptions, location: &Location) -> Result<TableIndex, Inge
     let schema = builder.schema().clone();
     let names: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
     let choose = |option, asked: &Option<String>, known: &[&str]| {
-        columns::choose(&names, option, asked.as_deref(), known)
+        choose_column(&names, option, asked.as_deref(), known)
             .map_err(|reason| IngestError::layout(location, reason))
     };
     let image = choose("--image-column", &options.image_column, &IMAGE_NAMES)?.ok_or_else(|| {
@@ -235,7 +235,7 @@ fn list(options: &IngestOptions, location: &Location) -> Result<TableIndex, Inge
         class_names,
         label_column: label.map(|label| names[label].to_owned()),
         mean_bytes: image_bytes / rows.max(1),
-        unread_split: columns::unread_split(&names, true),
+        unread_split: unread_split(&names, true),
     };
     for batch in reader {
         let batch = batch.map_err(|error| IngestError::layout(location, error.to_string()))?;

@@ -10,8 +10,7 @@ use super::super::SourceFormat;
 use super::super::archive::Member;
 use super::super::names::{examples, file_name, is_image, is_image_ending};
 use super::super::records::{Evidence, Fault, ImageBytes, Naming, Record, Records, shown};
-use super::Tar;
-use super::columns::{LABEL_NAMES, SPLIT_NAME, choose, is_label_name};
+use super::{LABEL_NAMES, SPLIT_NAME, Tar, choose_column, is_label_name};
 use crate::ingest::{IngestError, IngestOptions};
 
 /// The endings of labels.
@@ -88,7 +87,7 @@ fn read_label(member: &Member, column: Option<&str>) -> LabelText {
         value.as_object().into_iter().flat_map(|fields| fields.keys().map(String::as_str)).collect();
     let field = match column {
         Some(column) => Some(column),
-        None => match choose(&names, "--label-column", None, &LABEL_NAMES) {
+        None => match choose_column(&names, "--label-column", None, &LABEL_NAMES) {
             Ok(found) => found.map(|at| names[at]),
             Err(reason) => return LabelText::Unreadable(format!("can be read in several ways: {reason}")),
         },

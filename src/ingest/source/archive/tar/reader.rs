@@ -1,15 +1,229 @@
-//! The bytes of a tar, with errors that name it, and the maps of its sparse members.
+//! The bytes of a tar, with errors that name it: header blocks with their fields and checksums, the records of pax's
+//! extended headers, and the maps of sparse members.
 //!
-//! These are GNU tar's old format, and its formats 0.0, 0.1 and 1.0 in pax.
+//! The formats are those of POSIX ustar and pax, GNU tar (old and new), star as far as it is ustar, and the Unix V7 of
+//! old. Sparse maps are those of GNU tar's old format, and of its formats 0.0, 0.1 and 1.0 in pax.
 
 use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
 
-use super::super::extent::{Extent, Piece};
 use super::super::failed;
-use super::header::{BLOCK, Header, SparseRecords, decimal};
+use super::super::file::{Extent, Piece};
 use crate::ingest::IngestError;
 use crate::storage::StorageError;
+
+/// A tar's unit of length.
+pub(super) const BLOCK: u64 = 512;
+
+/// A block of a tar that may be a header.
+#[derive(Clone)]
+pub(super) struct Header([u8; BLOCK as usize]);
+
+/// Whether these first bytes are a tar's: the checksum of a header is right.
+pub(crate) fn looks_like_tar(head: &[u8]) -> bool {
+    let block = head.get(..BLOCK as usize).and_then(|block| block.try_into().ok());
+    block.is_some_and(|block| Header(block).has_right_checksum())
+}
+
+impl Header {
+    pub(super) fn new(block: [u8; BLOCK as usize]) -> Self {
+        Self(block)
+    }
+
+    pub(super) fn is_zero(&self) -> bool {
+        self.0.iter().all(|&byte| byte == 0)
+    }
+
+    /// Whether the stored sum is that of the bytes, its own field counted as blanks. Some old programs added
+    /// signed bytes.
+    pub(super) fn has_right_checksum(&self) -> bool {
+        let field = 148..156;
+        let Some(stored) = octal(&self.0[field.clone()]) else { return false };
+        let counted = |at: usize, byte: u8| if field.contains(&at) { b' ' } else { byte };
+        let bytes = || self.0.iter().enumerate().map(|(at, &byte)| counted(at, byte));
+        let sum: u64 = bytes().map(u64::from).sum();
+        let signed: i64 = bytes().map(|byte| i64::from(byte.cast_signed())).sum();
+        stored == sum || i64::try_from(stored) == Ok(signed)
+    }
+
+    pub(super) fn kind(&self) -> u8 {
+        self.0[156]
+    }
+
+    /// The name with its prefix; only POSIX headers have one.
+    pub(super) fn name(&self) -> Vec<u8> {
+        let name = until_nul(&self.0[..100]);
+        let prefix = until_nul(&self.0[345..500]);
+        if &self.0[257..263] == b"ustar\0" && !prefix.is_empty() {
+            [prefix, b"/", name].concat()
+        } else {
+            name.to_vec()
+        }
+    }
+
+    pub(super) fn link_name(&self) -> Vec<u8> {
+        until_nul(&self.0[157..257]).to_vec()
+    }
+
+    /// The bytes of data that follow.
+    pub(super) fn size(&self) -> Option<u64> {
+        number(&self.0[124..136])
+    }
+
+    /// Whether it is GNU tar's, whose sparse headers differ from star's.
+    pub(super) fn is_gnu(&self) -> bool {
+        &self.0[257..265] == b"ustar  \0"
+    }
+
+    /// The size that a sparse member of the old GNU format has with its holes.
+    fn sparse_size(&self) -> Option<u64> {
+        number(&self.0[483..495])
+    }
+
+    /// The first four entries of an old GNU sparse map, and whether more blocks of it follow.
+    fn sparse_entries(&self) -> (Option<Vec<(u64, u64)>>, bool) {
+        (sparse_entries(&self.0[386..482]), self.0[482] != 0)
+    }
+
+    /// The same of a block that continues the map.
+    fn more_sparse_entries(&self) -> (Option<Vec<(u64, u64)>>, bool) {
+        (sparse_entries(&self.0[..504]), self.0[504] != 0)
+    }
+}
+
+/// Offset and length of each stored run; the first empty entry ends the list.
+fn sparse_entries(bytes: &[u8]) -> Option<Vec<(u64, u64)>> {
+    let used = bytes.chunks_exact(24).take_while(|entry| entry[12] != 0);
+    used.map(|entry| Some((number(&entry[..12])?, number(&entry[12..])?))).collect()
+}
+
+pub(super) fn until_nul(bytes: &[u8]) -> &[u8] {
+    bytes.split(|&byte| byte == 0).next().unwrap_or_default()
+}
+
+/// A number in octal digits, or in GNU's binary form for what is larger.
+fn number(field: &[u8]) -> Option<u64> {
+    match field {
+        [0x80, rest @ ..] => {
+            let (high, low) = rest.split_at(rest.len().checked_sub(8)?);
+            let low: [u8; 8] = low.try_into().ok()?;
+            high.iter().all(|&byte| byte == 0).then(|| u64::from_be_bytes(low))
+        }
+        _ => octal(field),
+    }
+}
+
+/// Octal digits between blanks, ended by a NUL or a blank.
+fn octal(field: &[u8]) -> Option<u64> {
+    let text = std::str::from_utf8(until_nul(field)).ok()?.trim_matches(' ');
+    if !text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    u64::from_str_radix(text, 8).ok()
+}
+
+/// A number of decimal digits and nothing else.
+fn decimal(digits: &[u8]) -> Option<u64> {
+    if !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+/// The records of extended headers that matter.
+#[derive(Clone, Debug, Default)]
+pub(super) struct PaxRecords {
+    pub path: Option<Vec<u8>>,
+    pub link_path: Option<Vec<u8>>,
+    pub size: Option<u64>,
+    pub sparse: Option<SparseRecords>,
+    /// star's own way to say that a file is sparse.
+    pub is_star_sparse: bool,
+}
+
+/// What GNU tar writes of a sparse file, in its formats 0.0, 0.1 and 1.0.
+#[derive(Clone, Debug, Default)]
+pub(super) struct SparseRecords {
+    pub major: Option<u64>,
+    pub minor: Option<u64>,
+    pub name: Option<Vec<u8>>,
+    pub size: Option<u64>,
+    pub count: Option<u64>,
+    pub map: Vec<(u64, u64)>,
+    /// An offset whose length has not come yet.
+    pub offset: Option<u64>,
+}
+
+impl PaxRecords {
+    /// Takes the records of one extended header; `None` if one is malformed.
+    pub(super) fn take(&mut self, bytes: &[u8]) -> Option<()> {
+        for (key, value) in pax_records(bytes)? {
+            // An empty value takes back an earlier one.
+            let text = || (!value.is_empty()).then(|| value.to_vec());
+            match key {
+                b"path" => self.path = text(),
+                b"linkpath" => self.link_path = text(),
+                b"size" if value.is_empty() => self.size = None,
+                b"size" => self.size = Some(decimal(value)?),
+                b"SCHILY.filetype" => self.is_star_sparse = value == b"sparse",
+                _ => {
+                    if let Some(key) = key.strip_prefix(b"GNU.sparse.") {
+                        self.sparse.get_or_insert_default().take(key, value)?;
+                    }
+                }
+            }
+        }
+        Some(())
+    }
+}
+
+impl SparseRecords {
+    fn take(&mut self, key: &[u8], value: &[u8]) -> Option<()> {
+        match key {
+            b"major" => self.major = Some(decimal(value)?),
+            b"minor" => self.minor = Some(decimal(value)?),
+            b"name" => self.name = Some(value.to_vec()),
+            b"size" | b"realsize" => self.size = Some(decimal(value)?),
+            b"numblocks" => self.count = Some(decimal(value)?),
+            b"offset" => self.offset = Some(decimal(value)?),
+            b"numbytes" => self.map.push((self.offset.take()?, decimal(value)?)),
+            b"map" if value.is_empty() => {}
+            b"map" => {
+                let numbers: Option<Vec<u64>> = value.split(|&byte| byte == b',').map(decimal).collect();
+                let numbers = numbers?;
+                if !numbers.len().is_multiple_of(2) {
+                    return None;
+                }
+                self.map.extend(numbers.chunks_exact(2).map(|pair| (pair[0], pair[1])));
+            }
+            _ => {}
+        }
+        Some(())
+    }
+}
+
+/// Takes the records of a header for all members that follow; `None` if it is malformed. Programs write comments
+/// and times there. A name or a size for all members at once is not a tar that a program wrote.
+pub(super) fn check_global(bytes: &[u8]) -> Option<()> {
+    let sets_members = |key: &[u8]| {
+        matches!(key, b"path" | b"linkpath" | b"size" | b"SCHILY.filetype") || key.starts_with(b"GNU.sparse.")
+    };
+    pax_records(bytes)?.iter().all(|(key, _)| !sets_members(key)).then_some(())
+}
+
+/// The records of an extended header, `length key=value` each; `None` if one is malformed.
+fn pax_records(mut bytes: &[u8]) -> Option<Vec<(&[u8], &[u8])>> {
+    let mut records = Vec::new();
+    while bytes.iter().any(|&byte| byte != 0) {
+        let blank = bytes.iter().take(20).position(|&byte| byte == b' ')?;
+        let length: usize = decimal(&bytes[..blank])?.try_into().ok()?;
+        let record = bytes.get(blank + 1..length)?.strip_suffix(b"\n")?;
+        let equals = record.iter().position(|&byte| byte == b'=')?;
+        records.push((&record[..equals], &record[equals + 1..]));
+        bytes = &bytes[length..];
+    }
+    Some(records)
+}
 
 /// The bytes of a tar.
 pub(super) struct TarReader<'a, R> {
@@ -186,6 +400,56 @@ impl<R: Read + Seek> Numbers<'_, '_, R> {
                 }
                 None => return Ok(None),
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tar_is_known_by_its_checksum() {
+        let mut header = ::tar::Header::new_old();
+        header.set_path("a.jpg").expect("a path");
+        header.set_size(5);
+        header.set_cksum();
+        assert!(looks_like_tar(header.as_bytes()));
+        assert!(!looks_like_tar(&[0; 512]));
+        assert!(!looks_like_tar(&header.as_bytes()[..511]));
+        let mut other = *header.as_bytes();
+        other[3] ^= 1;
+        assert!(!looks_like_tar(&other));
+    }
+
+    #[test]
+    fn numbers_are_octal_or_binary_and_nothing_else() {
+        assert_eq!(number(b"0000000017\0 "), Some(15));
+        assert_eq!(number(b"   17 \0\0\0\0\0\0"), Some(15));
+        assert_eq!(number(b"77777777777\0"), Some((8 << 30) - 1));
+        assert_eq!(number(&[0x80, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 1]), Some((8 << 30) + 1));
+        assert_eq!(number(&[0x80, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0]), None, "beyond 64 bits");
+        for field in
+            [&[0xFF; 12][..], b"            ", &[0; 12], b"18         \0", b"-1         \0", b"1 2        \0"]
+        {
+            assert_eq!(number(field), None, "{field:?}");
+        }
+    }
+
+    #[test]
+    fn pax_records_are_counted_not_split() {
+        let records = pax_records(b"12 path=a\nb\n9 size=7\n\0\0").expect("records");
+        assert_eq!(records, [(&b"path"[..], &b"a\nb"[..]), (b"size", b"7")]);
+        for malformed in [
+            &b"12 path=a\n"[..],
+            b"6 path\n",
+            b"0 a=b\n",
+            b"99999999999999999999 a=b\n",
+            b"x",
+            b"3 \n",
+            b"5 a=b\n",
+        ] {
+            assert_eq!(pax_records(malformed), None, "{}", malformed.escape_ascii());
         }
     }
 }
