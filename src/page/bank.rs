@@ -79,7 +79,8 @@ pub(super) fn spread(input: &PageInput<'_>) -> Option<Section> {
         steps,
         scale: (least.floor().min(-1.0), 0.0),
         broken: random,
-        text: |value| format!("{value:.2}"),
+        // What rounds to 0 has no sign.
+        text: |value| format!("{:.2}", (100.0 * value).round() / 100.0 + 0.0),
         tick: |value| format!("{value:.0}"),
     }
     .write(&mut html);

@@ -217,7 +217,10 @@ fn the_page_of_a_run_says_how_its_bank_spread_and_what_is_good() {
     };
     publish(
         "metrics.jsonl",
-        line(8, 3.25, -0.5) + "{\"scope\": \"interval\", \"step\": 9}\n" + &line(16, 11.5, -1.75),
+        line(8, 3.25, -0.5)
+            + "{\"scope\": \"interval\", \"step\": 9}\n"
+            + &line(16, 11.5, -1.75)
+            + &line(24, 11.5, -0.001),
     );
     let of = |history: &History| {
         let reports = KnnReports { first: report.clone(), other_features: Vec::new() };
@@ -234,7 +237,10 @@ fn the_page_of_a_run_says_how_its_bank_spread_and_what_is_good() {
     };
     let found = history(&run, &report, "own", None).expect("read");
     let spread = |step, effective_rank, uniformity| BankSpread { step, effective_rank, uniformity };
-    assert_eq!((&found.spread[..], found.dim), (&[spread(8, 3.25, -0.5), spread(16, 11.5, -1.75)][..], None));
+    assert_eq!(
+        (&found.spread[..], found.dim),
+        (&[spread(8, 3.25, -0.5), spread(16, 11.5, -1.75), spread(24, 11.5, -0.001)][..], None)
+    );
     let html = of(&found);
     assert!(html.contains("from 1 to the length of the embedding") && !html.contains("random rows"));
     publish("config.toml", "dim = 128\n".into());
@@ -244,7 +250,8 @@ fn the_page_of_a_run_says_how_its_bank_spread_and_what_is_good() {
         "from 1 to 128, all of them",
         "near 1 has collapsed",
         "<p><b>11.5</b> <span class=\"note\">of 128</span></p>",
-        "<p><b>-1.75</b> <span class=\"note\">random rows -3.94</span></p>",
+        "<p><b>0.00</b> <span class=\"note\">random rows -3.94</span></p>",
+        "title=\"step 16: -1.75\"",
         "title=\"step 8: 3.2\"",
         "<i>15</i>",
         "<i>-4</i>",

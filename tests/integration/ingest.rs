@@ -106,7 +106,7 @@ fn ignores_ctrl_c() -> bool {
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:\t"));
     ignored
         .and_then(|mask| u64::from_str_radix(mask, 16).ok())
-        .is_some_and(|mask| mask >> (SIGINT - 1) & 1 == 1)
+        .is_some_and(|mask| mask & (1 << (SIGINT - 1)) != 0)
 }
 
 #[test]
@@ -129,7 +129,8 @@ fn an_ingest_that_ctrl_c_ends_says_no_error_and_resumes() {
         if output.status.success() {
             continue;
         }
-        assert_eq!((output.status.signal(), output.stderr), (Some(2), Vec::new()));
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.signal(), said.contains("error")), (Some(2), false), "{said}");
         run(images(), &dest);
         assert!(contents(&dest) == contents(&whole));
         return;
