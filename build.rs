@@ -2,7 +2,7 @@
 //! `LD_LIBRARY_PATH` is needed.
 //!
 //! The shim's parts in `src/distributed/shim` that need libtorch_cpu alone become a static library. The part for
-//! NCCL becomes a shared library that the program carries within itself and loads when it uses a GPU: so it
+//! NCCL and CUDA graphs becomes a shared library that the program carries within itself and loads when it uses them: so it
 //! starts where nothing of CUDA is installed.
 
 use std::path::{Path, PathBuf};
@@ -122,7 +122,7 @@ fn nccl_compiler(lib: &Path) -> cc::Build {
 }
 
 fn build_nccl_part(lib: &Path, mut build: cc::Build) {
-    let objects = build.file(format!("{SHIM}/nccl.cpp")).compile_intermediates();
+    let objects = build.file(format!("{SHIM}/cuda.cpp")).compile_intermediates();
     let part = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets it")).join("libinstdisc_nccl.so");
     let mut link = build.get_compiler().to_command();
     link.args(["-shared", "-s", "-Wl,--no-as-needed", "-o"]).arg(&part).args(&objects);

@@ -1,6 +1,6 @@
 """Compares a device with the CPU, and processes that train together with one alone. Prints the differences as JSON.
 
-Needs PyTorch alone, and `instdisc` on the PATH. Run: DEVICE=cuda:0 python agree.py replay|objectives|train|ranks
+Needs PyTorch alone, and `instdisc` on the PATH. Run: DEVICE=cuda:0 python agree.py replay|objectives|train|graphs|ranks
 Ends with 1 if a difference is larger than its bound.
 """
 
@@ -112,6 +112,17 @@ def train(folder):
     yield "batch norm over processes, bf16", difference(of("bf16-kernels", *bf16, *kernels), rounded), 1e-2
 
 
+def graphs(folder):
+    """A training whose passes are recorded as CUDA graphs, with a short batch in each epoch, beside one without."""
+    words = "--arch resnet20-cifar --image-size 32 --limit 300 --epochs 4".split()
+    for name, more in [("f32", []), ("bf16", ["--precision", "bf16", "--channels-last"])]:
+        plain, recorded = (
+            losses(folder, f"{name}{len(flag)}", [*words, *more, *flag, "--device", DEVICE])
+            for flag in ([], ["--cuda-graphs"])
+        )
+        yield f"{name}, {len(plain)} steps", difference(recorded, plain), 1e-3 if name == "f32" else 1e-2
+
+
 def ranks(folder):
     """Steps whose gradients go through NCCL (gloo on a CPU): of one process, and of two where there are two GPUs."""
     words = ["--sync-batch-norm", "--arch", "resnet18", "--image-size", 64, "--epochs", 2]
@@ -128,7 +139,7 @@ def ranks(folder):
 def main():
     # So that what is under way is ended too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    what = {"replay": replay, "objectives": objectives, "train": train, "ranks": ranks}[sys.argv[1]]
+    what = {"replay": replay, "objectives": objectives, "train": train, "graphs": graphs, "ranks": ranks}[sys.argv[1]]
     found, wrong = {}, []
     with tempfile.TemporaryDirectory() as folder:
         try:

@@ -75,6 +75,8 @@ agree() {
   step agree-replay 120 "$python" agree.py replay
   step agree-objectives 120 "$python" agree.py objectives
   step agree-train 120 "$python" agree.py train
+  # The CPU has none.
+  [ "$DEVICE" = cpu ] || step agree-graphs 120 "$python" agree.py graphs
 }
 
 bench() {
@@ -86,6 +88,7 @@ bench() {
       step step-$arch-$round 60 instdisc bench step "${options[@]}"
       step step-$arch-pytorch-$round 60 "$python" pytorch_step.py "${options[@]}"
     done
+    [ "$DEVICE" = cpu ] || step step-$arch-graphs 60 instdisc bench step "${options[@]}" --cuda-graphs
   done
   objective nce $negatives $rows
   objective infonce $more_negatives $rows

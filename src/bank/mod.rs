@@ -277,12 +277,12 @@ impl MemoryBank {
     /// A copy of the rows on the host.
     ///
     /// # Shape
-    /// `[owned, dim]` f32
+    /// `[owned, dim]` in the type in which the bank keeps them
     pub fn to_host(&self) -> Tensor {
-        let here = self.rows.to_device(Device::Cpu).to_kind(Kind::Float);
-        // What came from a GPU or was of another type is a copy.
-        let is_shared = self.rows.device() == Device::Cpu && self.rows.kind() == Kind::Float;
-        if is_shared { here.copy() } else { here }
+        match self.rows.device() {
+            Device::Cpu => self.rows.copy(),
+            _ => self.rows.to_device(Device::Cpu),
+        }
     }
 
     /// A copy of the rows on the host, row after row.

@@ -224,6 +224,11 @@ impl Checkpoint {
         &self.folder
     }
 
+    /// The error of a file of it that does not fit.
+    pub fn damaged(&self, name: &str) -> CheckpointError {
+        CheckpointError::Damaged { file: self.folder.join(name).to_string() }
+    }
+
     /// Reads one of its files and checks the digest.
     ///
     /// # Errors

@@ -13,6 +13,7 @@ use std::os::fd::{IntoRawFd, OwnedFd};
 use std::ptr::{NonNull, null, null_mut};
 use std::time::Duration;
 
+use libloading::os::unix::{Library, Symbol};
 use tch::Tensor;
 use torch_sys::C_tensor;
 
@@ -173,9 +174,8 @@ impl Drop for Store {
     }
 }
 
-/// The NCCL part, a shared library that the program carries within itself (see build.rs), loaded for one device.
+/// NCCL, for one device.
 #[derive(Clone, Copy, Debug)]
-#[cfg_attr(not(feature = "nccl"), allow(dead_code, reason = "never made"))]
 pub(super) struct Nccl {
     device: i32,
     make: *const c_void,
@@ -185,66 +185,187 @@ pub(super) struct Nccl {
 // SAFETY: two functions of a library that is never unloaded.
 unsafe impl Send for Nccl {}
 
-#[cfg_attr(not(feature = "nccl"), allow(dead_code, reason = "never made"))]
 impl Nccl {
     /// Makes the device the calling thread's current one, which NCCL's streams are taken from.
-    pub(super) fn make_current(&self) -> Result<(), String> {
-        let mut message = [0u8; 1024];
+    pub(super) fn make_current(&self) -> Result<(), Message> {
         // SAFETY: a function of this type in a library that stays; it writes at most the length that it is told.
-        let code = unsafe { (self.set_device)(self.device, message.as_mut_ptr().cast(), message.len()) };
-        if code == 0 {
-            return Ok(());
-        }
-        let text = CStr::from_bytes_until_nul(&message).unwrap_or_default();
-        Err(text.to_string_lossy().into_owned())
+        done_there(|message, capacity| unsafe { (self.set_device)(self.device, message, capacity) })
     }
 
-    /// Loads the part, after libtorch's CUDA part, whose functions it calls.
-    #[cfg(feature = "nccl")]
-    pub(super) fn load(device: usize) -> Result<Self, String> {
-        use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW, Symbol};
-        use rustix::fs::{MemfdFlags, memfd_create};
-        use std::io::Write;
-        use std::os::fd::AsRawFd;
-        use std::sync::OnceLock;
-
-        static PART: &[u8] = include_bytes!(env!("INSTDISC_NCCL_PART"));
-        static LOADED: OnceLock<Result<Library, String>> = OnceLock::new();
-        let load = || {
-            // SAFETY: libtorch_cuda's initialisers register its kernels with the libtorch_cpu that this program
-            // is linked to; it is never unloaded.
-            let cuda = unsafe { Library::open(Some("libtorch_cuda.so"), RTLD_NOW | RTLD_LOCAL) };
-            std::mem::forget(
-                cuda.map_err(|error| format!("libtorch's CUDA part cannot be loaded: {error}"))?,
-            );
-            let unwritten =
-                |error: std::io::Error| format!("the NCCL part cannot be put into memory: {error}");
-            // Not a file in /tmp, from where a machine may forbid to run code.
-            let memory = memfd_create("instdisc_nccl", MemfdFlags::CLOEXEC);
-            let mut file = std::fs::File::from(memory.map_err(|error| unwritten(error.into()))?);
-            file.write_all(PART).map_err(unwritten)?;
-            let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-            // SAFETY: our own library; it has no initialisers but those of libtorch's headers. RTLD_NOW makes a
-            // function that this libtorch lacks an error that names it.
-            unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) }
-                .map_err(|error| format!("the NCCL part cannot be loaded: {error}"))
-        };
-        let library = LOADED.get_or_init(load).as_ref().map_err(Clone::clone)?;
-        let missing = |error: libloading::Error| error.to_string();
-        // SAFETY: nccl.cpp defines both with these types; the library lives in a static.
+    /// Loads the part.
+    pub(super) fn load(device: usize) -> Result<Self, Message> {
+        let library = cuda_part()?;
+        let device = i32::try_from(device).map_err(|error| error.to_string())?;
+        // SAFETY: cuda.cpp defines both with these types.
         unsafe {
-            let make: Symbol<*const c_void> = library.get(b"dist_nccl_new").map_err(missing)?;
-            let set_device: Symbol<unsafe extern "C" fn(i32, *mut c_char, usize) -> i32> =
-                library.get(b"dist_nccl_set_device").map_err(missing)?;
-            let device = i32::try_from(device).map_err(|error| error.to_string())?;
-            Ok(Self { device, make: make.into_raw().cast_const(), set_device: *set_device })
+            let make: *const c_void = entry(library, "dist_nccl_new")?;
+            Ok(Self { device, make, set_device: entry(library, "dist_nccl_set_device")? })
         }
     }
+}
 
-    /// This program has no NCCL part.
-    #[cfg(not(feature = "nccl"))]
-    pub(super) fn load(_device: usize) -> Result<Self, String> {
-        Err("this program was built without the cargo feature nccl".into())
+/// The library of the CUDA parts, which the program carries within itself (see build.rs). It is loaded after libtorch's
+/// CUDA part, whose functions it calls, and never unloaded.
+#[cfg(feature = "nccl")]
+fn cuda_part() -> Result<&'static Library, Message> {
+    use libloading::os::unix::{RTLD_LOCAL, RTLD_NOW};
+    use rustix::fs::{MemfdFlags, memfd_create};
+    use std::io::Write;
+    use std::os::fd::AsRawFd;
+    use std::sync::OnceLock;
+
+    static PART: &[u8] = include_bytes!(env!("INSTDISC_NCCL_PART"));
+    static LOADED: OnceLock<Result<Library, String>> = OnceLock::new();
+    let load = || {
+        // SAFETY: libtorch_cuda's initialisers register its kernels with the libtorch_cpu that this program
+        // is linked to; it is never unloaded.
+        let cuda = unsafe { Library::open(Some("libtorch_cuda.so"), RTLD_NOW | RTLD_LOCAL) };
+        std::mem::forget(cuda.map_err(|error| format!("libtorch's CUDA part cannot be loaded: {error}"))?);
+        let unwritten = |error: std::io::Error| format!("the NCCL part cannot be put into memory: {error}");
+        // Not a file in /tmp, from where a machine may forbid to run code.
+        let memory = memfd_create("instdisc_nccl", MemfdFlags::CLOEXEC);
+        let mut file = std::fs::File::from(memory.map_err(|error| unwritten(error.into()))?);
+        file.write_all(PART).map_err(unwritten)?;
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        // SAFETY: our own library; it has no initialisers but those of libtorch's headers. RTLD_NOW makes a
+        // function that this libtorch lacks an error that names it.
+        unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) }
+            .map_err(|error| format!("the NCCL part cannot be loaded: {error}"))
+    };
+    LOADED.get_or_init(load).as_ref().map_err(Clone::clone)
+}
+
+/// This program has no such library.
+#[cfg(not(feature = "nccl"))]
+fn cuda_part() -> Result<&'static Library, Message> {
+    Err("this program was built without the cargo feature nccl".into())
+}
+
+/// A function of the library of the CUDA parts.
+///
+/// # Safety
+/// `F` is the type of a pointer to the function of this name.
+unsafe fn entry<F: Copy>(library: &'static Library, name: &str) -> Result<F, Message> {
+    // SAFETY: the type is the caller's to know; the library stays, and so does its function.
+    let symbol: Symbol<F> = unsafe { library.get(name.as_bytes()) }.map_err(|error| error.to_string())?;
+    Ok(*symbol)
+}
+
+/// The failure of a call into the library of the CUDA parts, which writes its text into memory of this length.
+fn done_there(call: impl FnOnce(*mut c_char, usize) -> i32) -> Result<(), Message> {
+    let mut message = [0u8; 1024];
+    if call(message.as_mut_ptr().cast(), message.len()) == 0 {
+        return Ok(());
+    }
+    let text = CStr::from_bytes_until_nul(&message).unwrap_or_default();
+    Err(text.to_string_lossy().into_owned())
+}
+
+/// A function that takes a handle and tells its failure.
+type OfHandle = unsafe extern "C" fn(*mut c_void, *mut c_char, usize) -> i32;
+
+/// Those of cuda.cpp for graphs.
+#[derive(Clone, Copy, Debug)]
+struct GraphFunctions {
+    begin: unsafe extern "C" fn(*const c_void, *mut *mut c_void, *mut c_char, usize) -> i32,
+    end: OfHandle,
+    replay: OfHandle,
+    free: unsafe extern "C" fn(*mut c_void),
+    free_recorder: unsafe extern "C" fn(*mut c_void),
+}
+
+/// Records what a CUDA device is given as graphs that share memory: they are to be replayed in the order in which they
+/// were recorded.
+#[derive(Debug)]
+pub struct GraphRecorder {
+    handle: NonNull<c_void>,
+    functions: GraphFunctions,
+}
+
+/// What a CUDA device was given, to be done again at the same addresses.
+#[derive(Debug)]
+pub struct CudaGraph {
+    handle: NonNull<c_void>,
+    functions: GraphFunctions,
+}
+
+impl GraphRecorder {
+    /// A recorder for the CUDA device with this number, which becomes the thread's current one.
+    ///
+    /// # Errors
+    /// If this program or this machine has no CUDA, in libtorch's words.
+    pub fn new(device: usize) -> Result<Self, String> {
+        type New = unsafe extern "C" fn(i32, *mut *mut c_void, *mut c_char, usize) -> i32;
+        prepare()?;
+        let library = cuda_part()?;
+        let device = i32::try_from(device).map_err(|error| error.to_string())?;
+        // SAFETY: cuda.cpp defines all of them with these types.
+        let (new, functions) = unsafe {
+            let functions = GraphFunctions {
+                begin: entry(library, "dist_graph_begin")?,
+                end: entry(library, "dist_graph_end")?,
+                replay: entry(library, "dist_graph_replay")?,
+                free: entry(library, "dist_graph_free")?,
+                free_recorder: entry(library, "dist_recorder_free")?,
+            };
+            (entry::<New>(library, "dist_recorder_new")?, functions)
+        };
+        let mut out = null_mut();
+        // SAFETY: `out` and the message live through the call.
+        done_there(|message, capacity| unsafe { new(device, &mut out, message, capacity) })?;
+        Ok(Self { handle: handle(out)?, functions })
+    }
+
+    /// Records what `work` gives to the device, which does not do it yet. Tensors that the work makes keep their
+    /// addresses as long as they live; all others that it touches have to live as long as the graph.
+    ///
+    /// # Errors
+    /// If the work cannot be recorded or panics, in libtorch's words.
+    pub fn record<T>(&self, work: impl FnOnce() -> T) -> Result<(CudaGraph, T), String> {
+        let mut out = null_mut();
+        let functions = self.functions;
+        // SAFETY: the handle is valid; `out` and the message live through the call.
+        done_there(|message, capacity| unsafe {
+            (functions.begin)(self.handle.as_ptr(), &mut out, message, capacity)
+        })?;
+        let graph = CudaGraph { handle: handle(out)?, functions };
+        let made = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+        // Whatever became of the work: the thread's operators are done again from here on.
+        let ended = graph.call(functions.end);
+        let made = made.map_err(|panic| {
+            panic.downcast::<String>().map_or_else(|_| "the work failed".to_owned(), |text| *text)
+        })?;
+        ended?;
+        Ok((graph, made))
+    }
+}
+
+impl Drop for GraphRecorder {
+    fn drop(&mut self) {
+        // SAFETY: made by dist_recorder_new, freed once; graphs count their own reference to its memory.
+        unsafe { (self.functions.free_recorder)(self.handle.as_ptr()) }
+    }
+}
+
+impl CudaGraph {
+    /// Gives the device all of it again, in the thread's current queue.
+    ///
+    /// # Errors
+    /// In libtorch's words.
+    pub fn replay(&self) -> Result<(), String> {
+        self.call(self.functions.replay)
+    }
+
+    fn call(&self, function: OfHandle) -> Result<(), Message> {
+        // SAFETY: the handle is valid; the message lives through the call.
+        done_there(|message, capacity| unsafe { function(self.handle.as_ptr(), message, capacity) })
+    }
+}
+
+impl Drop for CudaGraph {
+    fn drop(&mut self) {
+        // SAFETY: made by dist_graph_begin, freed once.
+        unsafe { (self.functions.free)(self.handle.as_ptr()) }
     }
 }
 

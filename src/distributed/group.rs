@@ -43,6 +43,11 @@ impl ProcessGroup {
         Self { rank: 0, world: 1, store: Store::in_memory(), joined: None }
     }
 
+    /// Whether there are no other ranks to talk to, nor c10d's group of one.
+    pub fn is_alone(&self) -> bool {
+        self.joined.is_none()
+    }
+
     /// Joins the other ranks. Rank 0 opens a store where the others look for it.
     ///
     /// `timeout` holds for the joining and then for each collective. `device`: the one whose tensors this rank's

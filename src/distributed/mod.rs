@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 #[cfg(test)]
 pub(crate) use ffi::emulate_kernels;
+pub use ffi::{CudaGraph, GraphRecorder};
 pub use group::{GradientReducer, ProcessGroup, Reduce};
 pub use rendezvous::{Rendezvous, RendezvousFlags};
 pub use store::Store;

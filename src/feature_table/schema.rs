@@ -6,6 +6,9 @@ use std::sync::Arc;
 use arrow::datatypes::{DataType, Field, Fields, Schema};
 use serde::{Deserialize, Serialize};
 
+use super::error::TableError;
+use super::rows::{IN_MEMORY, check_vectors};
+
 /// The version that this code writes and reads.
 const FORMAT_VERSION: &str = "1";
 /// What the names of the metadata's entries begin with.
@@ -71,6 +74,15 @@ impl TableMeta {
             fields.into_iter().map(|(name, value)| (format!("{PREFIX}{name}"), plain(value))).collect();
         metadata.insert(format!("{PREFIX}format_version"), FORMAT_VERSION.into());
         metadata
+    }
+
+    /// Checks what the format promises of vectors: they are finite, and of unit length where the table says so. `first`
+    /// is the row of the first of them.
+    ///
+    /// # Errors
+    /// The first row that is wrong.
+    pub fn check(&self, first: usize, vectors: &[f32]) -> Result<(), TableError> {
+        check_vectors(IN_MEMORY, self, first, vectors)
     }
 
     /// Why two tables are not of one dataset; `None` where their metadata agree.

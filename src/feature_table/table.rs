@@ -10,9 +10,9 @@ use serde::Serialize;
 use super::columns::check_ids;
 use super::error::TableError;
 use super::foreign::of_bytes;
-use super::rows::{Dtype, IN_MEMORY, PendingVectors, Table, check_vectors, normalise, split};
+use super::rows::{PendingVectors, Table, normalise, split};
 use super::schema::{Kind, TableMeta};
-use super::writer::{BATCH_ROWS, RowColumns, TableWriter};
+use super::writer::{RowColumns, TableWriter};
 use crate::ids::{ClassId, InstanceId};
 use crate::storage::{Location, Published};
 
@@ -97,7 +97,7 @@ impl FeatureTable {
     /// # Errors
     /// The first row that is wrong.
     pub fn check(&self) -> Result<(), TableError> {
-        check_vectors(IN_MEMORY, &self.meta, 0, &self.features)
+        self.meta.check(0, &self.features)
     }
 
     /// Makes one table of those of several files, given with their names.
@@ -156,20 +156,12 @@ impl FeatureTable {
     /// # Panics
     /// If the columns differ in length.
     pub fn write(&self, location: &Location) -> Result<Published, TableError> {
-        assert_eq!(self.labels.len(), self.len(), "a label or none for each row");
-        assert_eq!(self.updated_step.len(), self.len(), "a step or none for each row");
-        assert_eq!(self.features.len(), self.len() * self.meta.dim, "a vector for each row");
-        let mut writer = TableWriter::start(location, &self.meta, Dtype::F32)?;
-        for rows in split(0..self.len(), BATCH_ROWS) {
-            let values = &self.features[rows.start * self.meta.dim..rows.end * self.meta.dim];
-            let columns = RowColumns {
-                ids: &self.ids[rows.clone()],
-                labels: &self.labels[rows.clone()],
-                updated_steps: &self.updated_step[rows],
-            };
-            writer.append(columns, values.to_vec())?;
-        }
-        writer.finish()
+        let Self { meta, ids, labels, updated_step, features } = self;
+        assert_eq!(features.len(), self.len() * meta.dim, "a vector for each row");
+        let columns = RowColumns { ids, labels, updated_steps: updated_step };
+        TableWriter::write(location, meta, columns, |rows| {
+            Ok(features[rows.start * meta.dim..rows.end * meta.dim].to_vec())
+        })
     }
 }
 

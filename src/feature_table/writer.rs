@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::io::BufWriter;
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::{ArrayData, ArrayRef, FixedSizeListArray, Int64Array, RecordBatch, make_array};
@@ -14,13 +15,13 @@ use arrow::error::ArrowError;
 use arrow::ipc::writer::FileWriter;
 
 use super::error::TableError;
-use super::rows::Dtype;
+use super::rows::{Dtype, split};
 use super::schema::{TableMeta, schema};
 use crate::ids::{ClassId, InstanceId};
 use crate::storage::{Location, Published, Upload};
 
 /// Rows of a record batch: 32 MiB of features at 128 numbers a row.
-pub(super) const BATCH_ROWS: usize = 1 << 16;
+const BATCH_ROWS: usize = 1 << 16;
 /// Bytes of a record batch's vectors where these are longer than [`Dtype::LONGEST_F32`].
 const BATCH_BYTES: usize = 16 << 20;
 
@@ -99,6 +100,38 @@ impl TableWriter {
             Arc::new(Int64Array::from_iter(updated_steps.iter().map(|step| step.map(|step| step as i64)))),
         ];
         RecordBatch::try_new(Arc::clone(&self.schema), columns)
+    }
+
+    /// Publishes a whole table in f32, whole or not at all. `vectors` gives those of a range of rows, of at most
+    /// 65,536 in turn: all of them need not be in memory at once.
+    ///
+    /// # Shape
+    /// `vectors(rows)`: `[rows * dim]`, row after row
+    ///
+    /// # Errors
+    /// If `vectors` or the store fails.
+    ///
+    /// # Panics
+    /// If the columns differ in length.
+    pub fn write(
+        location: &Location,
+        meta: &TableMeta,
+        columns: RowColumns<'_>,
+        mut vectors: impl FnMut(Range<usize>) -> Result<Vec<f32>, TableError>,
+    ) -> Result<Published, TableError> {
+        let RowColumns { ids, labels, updated_steps } = columns;
+        let mut writer = Self::start(location, meta, Dtype::F32)?;
+        assert_eq!(labels.len(), ids.len(), "a label or none for each row");
+        assert_eq!(updated_steps.len(), ids.len(), "a step or none for each row");
+        for rows in split(0..ids.len(), BATCH_ROWS) {
+            let columns = RowColumns {
+                ids: &ids[rows.clone()],
+                labels: &labels[rows.clone()],
+                updated_steps: &updated_steps[rows.clone()],
+            };
+            writer.append(columns, vectors(rows)?)?;
+        }
+        writer.finish()
     }
 
     /// Publishes the table.

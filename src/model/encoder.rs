@@ -9,10 +9,9 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, nn};
 
 use super::compute::{Compute, ComputeType, tf32_is_allowed};
-use super::feature_layer::{FeatureLayer, NoSuchLayer, STAGES, flat};
-use super::layers::{OverRanks, Statistics, count_kept};
+use super::layers::{OverRanks, STAGES, Statistics, count_kept};
 use super::libtorch::upload_pixels;
-use super::network::Network;
+use super::network::{FeatureLayer, Network, NoSuchLayer, flat};
 use super::weights::{NamedTensors, WeightsError};
 use crate::augment::EvalTransform;
 use crate::rng::{Purpose, Stream};

@@ -8,6 +8,9 @@ use std::cell::Cell;
 use tch::nn::{self, Conv2D, Linear, ModuleT};
 use tch::{Kind, Tensor, no_grad};
 
+/// Stages of a network at most.
+pub(super) const STAGES: usize = 5;
+
 thread_local! {
     /// Numbers that autograd keeps, where they are counted.
     static KEPT: Cell<Option<u64>> = const { Cell::new(None) };

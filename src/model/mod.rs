@@ -6,7 +6,6 @@
 
 mod compute;
 mod encoder;
-mod feature_layer;
 mod layers;
 pub mod libtorch;
 mod network;
@@ -17,6 +16,6 @@ mod weights;
 pub use compute::{Compute, ComputeType, allow_tf32, tf32_is_allowed};
 pub use compute::{DeviceError, SelectedDevice, select_device, select_device_of, threads, wait_for};
 pub use encoder::{Encoder, EncoderConfig, Normalisation};
-pub use feature_layer::{FeatureLayer, NoSuchLayer};
 pub use layers::OverRanks;
+pub use network::{FeatureLayer, NoSuchLayer};
 pub use weights::{NamedTensors, WeightsError};

@@ -1,11 +1,21 @@
-//! Either kind of network behind one face, and how each architecture is put together.
+//! Either kind of network behind one face, how each architecture is put together, and the layers whose output is a feature.
 
-use tch::{Tensor, nn};
+use std::fmt;
+use std::str::FromStr;
 
-use super::layers::Statistics;
+use tch::{Kind, Tensor, nn};
+
+use super::layers::{STAGES, Statistics};
 use super::plain::{ALEXNET, Plain, PlainLayout, VGG16};
 use super::resnet::{ResNet, ResNetLayout};
 use crate::run_config::Architecture;
+
+/// Numbers of a stage's feature at most; wider maps are averaged over squares.
+///
+/// # Source
+/// Goyal et al. 2019, "Scaling and Benchmarking Self-Supervised Visual Representation Learning", table 12:
+/// 9216, 9216, 8192, 9216 and 8192 numbers for ResNet-50. The paper follows Zhang et al. 2017 (about 9000).
+const STAGE_WIDTH: i64 = 9216;
 
 /// A network with its last layer as the projection.
 #[derive(Debug)]
@@ -92,5 +102,98 @@ impl Architecture {
             Self::Vgg16 => return NetworkLayout::Plain(vgg(false)),
             Self::Vgg16Bn => return NetworkLayout::Plain(vgg(true)),
         })
+    }
+}
+
+/// A layer of an encoder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FeatureLayer {
+    /// The embedding, of unit length.
+    Projection,
+    /// What the projection sees: ResNet's average over the last map.
+    Pooled,
+    /// The map behind a stage, 1 to 5 (the paper's conv1 to conv5): of a ResNet the stem and its stages, of
+    /// AlexNet the convolutions, of VGG the blocks.
+    Stage(u8),
+}
+
+/// A network has no such layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("this network has no layer {layer}; it has conv1 to conv{stages}, pooled and projection")]
+pub struct NoSuchLayer {
+    /// The layer.
+    pub layer: FeatureLayer,
+    /// The stages that it has.
+    pub stages: usize,
+}
+
+impl FeatureLayer {
+    /// The stage, from 0.
+    pub(super) fn stage(self) -> Option<usize> {
+        match self {
+            Self::Stage(number) => Some(usize::from(number) - 1),
+            Self::Projection | Self::Pooled => None,
+        }
+    }
+}
+
+impl fmt::Display for FeatureLayer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Projection => f.write_str("projection"),
+            Self::Pooled => f.write_str("pooled"),
+            Self::Stage(number) => write!(f, "conv{number}"),
+        }
+    }
+}
+
+impl FromStr for FeatureLayer {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let stages = 1..=STAGES as u8;
+        match text {
+            "projection" => Ok(Self::Projection),
+            "pooled" => Ok(Self::Pooled),
+            _ => text
+                .strip_prefix("conv")
+                .and_then(|number| number.parse().ok())
+                .filter(|number| stages.contains(number))
+                .map(Self::Stage)
+                .ok_or_else(|| format!("{text:?} is neither projection, pooled nor conv1 to conv{STAGES}")),
+        }
+    }
+}
+
+/// A map as one vector for each image, averaged over as many squares as [`STAGE_WIDTH`] allows.
+///
+/// # Shape
+/// `[batch, channels, height, width]` -> `[batch, channels * side * side]` f32
+pub(super) fn flat(map: &Tensor) -> Tensor {
+    let size = map.size();
+    let (channels, extent) = (size[1], size[2].min(size[3]));
+    let side = (1..=extent).take_while(|side| side * side * channels <= STAGE_WIDTH).last().unwrap_or(1);
+    map.to_kind(Kind::Float).adaptive_avg_pool2d([side; 2]).flatten(1, -1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stage_has_the_width_of_the_benchmark() {
+        let width = |channels, side| {
+            flat(&Tensor::zeros([1, channels, side, side], (Kind::Float, tch::Device::Cpu))).size()[1]
+        };
+        let resnet50 = [(64, 56), (256, 56), (512, 28), (1024, 14), (2048, 7)];
+        assert_eq!(resnet50.map(|(channels, side)| width(channels, side)), [9216, 9216, 8192, 9216, 8192]);
+        assert_eq!(width(16, 8), 16 * 64, "a small map stays as it is");
+    }
+
+    #[test]
+    fn a_layer_is_read_from_the_text_that_it_prints() {
+        let layers = [FeatureLayer::Projection, FeatureLayer::Pooled, FeatureLayer::Stage(5)];
+        assert!(layers.iter().all(|layer| layer.to_string().parse() == Ok(*layer)));
+        assert!(["conv0", "conv6", "fc"].iter().all(|text| text.parse::<FeatureLayer>().is_err()));
     }
 }

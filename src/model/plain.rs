@@ -9,8 +9,7 @@
 use tch::nn::{self, Linear};
 use tch::{Kind, Tensor};
 
-use super::feature_layer::STAGES;
-use super::layers::{BatchNorm, ConvShape, Convolution, Statistics, linear};
+use super::layers::{BatchNorm, ConvShape, Convolution, STAGES, Statistics, linear};
 
 /// The width of the hidden linear layers.
 const HIDDEN: i64 = 4096;

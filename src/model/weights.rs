@@ -1,6 +1,8 @@
 //! Tensors with names, to and from safetensors bytes.
 
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use std::borrow::Cow;
+
+use safetensors::tensor::{Dtype, SafeTensors, View};
 use tch::{Kind, Tensor};
 
 /// A file of tensors does not fit.
@@ -108,12 +110,9 @@ impl NamedTensors {
 
     /// The file's bytes; equal tensors give equal bytes.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let contents: Vec<Vec<u8>> = self.tensors.iter().map(|(_, tensor)| raw_bytes(tensor)).collect();
-        let views = self.tensors.iter().zip(&contents).map(|((name, tensor), bytes)| {
+        let views = self.tensors.iter().map(|(name, tensor)| {
             let shape = tensor.size().iter().map(|&extent| extent as usize).collect();
-            let view = TensorView::new(dtype(tensor.kind()), shape, bytes)
-                .expect("the bytes are those of the tensor");
-            (name.as_str(), view)
+            (name, Bytes { tensor, shape })
         });
         safetensors::serialize(views, None).expect("names are distinct and sizes are right")
     }
@@ -190,13 +189,32 @@ impl NamedTensors {
     }
 }
 
-fn raw_bytes(tensor: &Tensor) -> Vec<u8> {
-    let count = tensor.numel();
-    let mut bytes = vec![0; count * tensor.kind().elt_size_in_bytes()];
-    if count > 0 {
-        tensor.copy_data_u8(&mut bytes, count);
+/// A tensor as safetensors writes it: its bytes are copied one tensor after the other, not all at once.
+struct Bytes<'a> {
+    tensor: &'a Tensor,
+    shape: Vec<usize>,
+}
+
+impl View for Bytes<'_> {
+    fn dtype(&self) -> Dtype {
+        dtype(self.tensor.kind())
     }
-    bytes
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let mut bytes = vec![0; self.data_len()];
+        if !bytes.is_empty() {
+            self.tensor.copy_data_u8(&mut bytes, self.tensor.numel());
+        }
+        bytes.into()
+    }
+
+    fn data_len(&self) -> usize {
+        self.tensor.numel() * self.tensor.kind().elt_size_in_bytes()
+    }
 }
 
 fn dtype(kind: Kind) -> Dtype {

@@ -178,6 +178,22 @@ impl TrainConfig {
         Err(TrainError::Config { reason })
     }
 
+    /// Whether CUDA graphs fit the other options.
+    ///
+    /// # Errors
+    /// What does not fit.
+    pub(super) fn check_graphs(&self, is_alone: bool) -> Result<(), TrainError> {
+        let others = [
+            (!is_alone, "ranks (--rank, torchrun, srun)"),
+            (self.accumulate > 1, "--accumulate"),
+            (self.sync_batch_norm, "--sync-batch-norm"),
+        ];
+        let Some((_, other)) = others.into_iter().find(|(is_there, _)| self.cuda_graphs && *is_there) else {
+            return Ok(());
+        };
+        Err(TrainError::Config { reason: format!("--cuda-graphs does not work with {other}; leave one out") })
+    }
+
     /// Whether there are enough images for this many ranks.
     ///
     /// # Errors

@@ -13,6 +13,7 @@ mod error;
 mod estimate;
 mod finetune;
 mod gather;
+mod graphs;
 mod hooks;
 mod learner;
 mod metrics;

@@ -3,7 +3,6 @@
 mod bench;
 
 use std::cell::{Cell, RefCell};
-use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,17 +14,17 @@ pub use self::bench::{StepBench, StepTime};
 
 use self::bench::{Clock, Phase};
 use super::checkpoint::DataIdentity;
-use super::checkpoint::resume::{compatible_state, load_learned};
+use super::checkpoint::resume::{compatible_state, load_bank, load_learned};
 use super::gather::{MicroBatch, Plan, Planned, Requests, any, present, share_statistics};
+use super::graphs::Graphs;
 use super::learner::{Learned, Learner, ProbeSums, StepOutcome, advance};
 use super::metrics::bank_health::BankHealth;
 use super::optim::{LossScale, Optimizer, learning_rate};
 use super::probe::Probe;
 use super::{PartError, StopFlag, TrainError};
-use crate::bank::{MemoryBank, StoredRows};
-use crate::checkpoint::{BANK, Checkpoint, CheckpointError, Cursor, PROBE, STATE, TrainState};
+use crate::bank::MemoryBank;
+use crate::checkpoint::{Checkpoint, Cursor, PROBE, STATE, TrainState};
 use crate::distributed::{DistributedError, GradientReducer, ProcessGroup, Reduce};
-use crate::feature_table::{StoredTable, Table};
 use crate::ids::{BankRow, ClassId, RankShare};
 use crate::loader::{Batch, GlobalBatch, LoaderOptions, Source, evaluation_epoch};
 use crate::model::libtorch::{PendingRead, upload_indices};
@@ -37,8 +36,8 @@ use crate::storage::Location;
 
 /// After this many steps in a row that moved nothing the run is over: it would move nothing more.
 const MOST_SKIPPED_IN_A_ROW: u64 = 1000;
-/// Rows of a bank that are read at a time: 32 MiB at 128 numbers a row.
-const ROWS_OF_A_READ: usize = 1 << 16;
+/// Graphs share the encoder, from the first steps on.
+const NOT_SHARED: &str = "no step was made";
 
 /// The state of a run.
 #[derive(Debug)]
@@ -49,7 +48,9 @@ pub(super) struct Trainer {
     /// What went wrong while batch norm summed over the processes: passes through the network return no error.
     failed: Rc<RefCell<Option<DistributedError>>>,
     reducer: GradientReducer,
-    encoder: Encoder,
+    encoder: Rc<Encoder>,
+    /// With `cuda_graphs` only.
+    graphs: Option<Graphs>,
     optimizer: Optimizer,
     bank: MemoryBank,
     objective: Objective,
@@ -132,6 +133,8 @@ impl Trainer {
         instances: usize,
         device: tch::Device,
     ) -> Result<Self, TrainError> {
+        config.check_graphs(group.is_alone())?;
+        let graphs = config.cuda_graphs.then(|| Graphs::on(device, config.batch_size)).transpose()?;
         // The fastest convolutions for the shapes of a run, which stay the same, found by trying them.
         tch::Cuda::cudnn_set_benchmark(device.is_cuda());
         let mut encoder = Encoder::new(config.encoder(), config.seed, device);
@@ -150,7 +153,8 @@ impl Trainer {
             group,
             failed,
             reducer,
-            encoder,
+            encoder: Rc::new(encoder),
+            graphs,
             optimizer,
             bank,
             objective,
@@ -184,7 +188,8 @@ impl Trainer {
             TrainError::Part(PartError::Init { file: file.to_string(), arch, source })
         };
         let weights = NamedTensors::from_bytes(&file.read()?).map_err(wrong)?;
-        let whole = self.encoder.load_backbone(&weights).map_err(wrong)?;
+        let whole =
+            Rc::get_mut(&mut self.encoder).expect(NOT_SHARED).load_backbone(&weights).map_err(wrong)?;
         tracing::info!("weights of {file}{}", if whole { "" } else { ", without its last layer" });
         Ok(())
     }
@@ -195,7 +200,8 @@ impl Trainer {
     /// If the checkpoint is of another dataset or configuration, or damaged.
     pub(super) fn restore(&mut self, from: &Checkpoint, data: &DataIdentity) -> Result<(), TrainError> {
         let state = compatible_state(from, &self.config, data, |_| None)?;
-        load_learned(from, &state, &mut self.encoder, &mut self.optimizer)?;
+        let encoder = Rc::get_mut(&mut self.encoder).expect(NOT_SHARED);
+        load_learned(from, &state, encoder, &mut self.optimizer)?;
         if let Some(probe) = &mut self.probe {
             if state.config["probe"] == true {
                 probe.load(&NamedTensors::from_bytes(&from.read(PROBE)?)?)?;
@@ -203,21 +209,11 @@ impl Trainer {
                 tracing::info!("probe: the run had none until step {}; it begins here", state.cursor.step);
             }
         }
-        let damaged = |name| CheckpointError::Damaged { file: from.folder().join(name).to_string() };
-        let table = StoredTable::open_all(&from.bank()?)?;
-        if table.ids() != data.ids {
-            return Err(damaged(BANK).into());
-        }
-        let owned = self.bank.range();
-        let rows = read_rows(&table, &owned)?;
-        let updated_step = table.updated_steps()[owned.clone()].to_vec();
-        let (first_row, instances) = (owned.start, data.ids.len());
-        let stored = StoredRows { rows: &rows, updated_step, first_row, instances };
-        let bank = MemoryBank::from_stored(stored, table.meta().dim, self.encoder.device());
+        let bank = load_bank(from, data, self.bank.range(), self.encoder.device())?;
         self.bank = bank.with_dtype(self.config.bank_dtype);
         let partition = state.ln_partition.map_or(LogZ::Unset, |ln_z| LogZ::Set { ln_z });
         self.objective = Objective::new(self.config.objective(), partition);
-        self.loss_scale = serde_json::from_value(state.loss_scale).map_err(|_| damaged(STATE))?;
+        self.loss_scale = serde_json::from_value(state.loss_scale).map_err(|_| from.damaged(STATE))?;
         self.skipped = state.skipped_steps;
         self.cursor = state.cursor;
         Ok(())
@@ -413,7 +409,12 @@ impl Trainer {
             let range = global.of_rank(self.group.rank(), number).0;
             let images = self.encoder.images(&batch.pixels[range.start * image..range.end * image]);
             self.clock.mark(Phase::Data);
-            let (attached, pooled) = self.encoder.forward_with_pooled(&images, true);
+            let graphs = self.graphs.as_mut().map(|graphs| graphs.of_batch(&self.encoder, range.len()));
+            let graphs = graphs.transpose()?.flatten();
+            let (attached, pooled) = match graphs {
+                Some(graphs) => graphs.forward(&images),
+                None => self.encoder.forward_with_pooled(&images, true),
+            };
             if let Some(error) = self.failed.take() {
                 return Err(error.into());
             }
@@ -434,8 +435,13 @@ impl Trainer {
             self.clock.mark(Phase::Objective);
             let made_here = &micro_batch.own;
             let gradient = evaluation.gradient.narrow(0, made_here.start as i64, made_here.len() as i64);
-            let loss = (attached * gradient * scale).sum(Kind::Float);
-            self.reducer.backward(&loss, number == last)?;
+            match graphs {
+                Some(graphs) => graphs.backward(&(gradient * scale)),
+                None => {
+                    let loss = (attached * gradient * scale).sum(Kind::Float);
+                    self.reducer.backward(&loss, number == last)?;
+                }
+            }
             self.clock.mark(Phase::Backward);
             let share = (positions.len() as f64 / total as f64).ln();
             estimates.extend(evaluation.ln_partition.map(|estimate| estimate + share));
@@ -569,18 +575,6 @@ impl Learner for Trainer {
         }
         Ok(Some(health))
     }
-}
-
-/// Some rows of a table, row after row, without the others.
-fn read_rows(table: &StoredTable, rows: &Range<usize>) -> Result<Vec<f32>, TrainError> {
-    let mut values = Vec::with_capacity(rows.len() * table.meta().dim);
-    for range in table.ranges(ROWS_OF_A_READ) {
-        let wanted = range.start.max(rows.start)..range.end.min(rows.end);
-        if !wanted.is_empty() {
-            values.extend_from_slice(&table.start_read(range).finish()?.rows(wanted)?);
-        }
-    }
-    Ok(values)
 }
 
 fn put_back(statistics: Vec<(Tensor, Tensor)>) {

@@ -24,6 +24,11 @@ unsafe extern "C" {
     fn model_operators_take(text: *mut *mut c_char) -> i32;
     fn model_text_free(text: *mut c_char);
     fn model_drop_gradients(parameters: *const *const C_tensor, count: usize) -> i32;
+    fn model_set_gradients(
+        parameters: *const *const C_tensor,
+        gradients: *const *const C_tensor,
+        count: usize,
+    ) -> i32;
     fn model_gradient_norm(parameters: *const *const C_tensor, count: usize, norm: *mut *mut C_tensor)
     -> i32;
     fn model_fused_sgd(
@@ -130,6 +135,14 @@ pub fn drop_gradients(parameters: &[Tensor]) {
     let parameters = pointers(parameters);
     // SAFETY: as many valid tensors as are said.
     done(unsafe { model_drop_gradients(parameters.as_ptr(), parameters.len()) });
+}
+
+/// Makes these tensors the gradients, without a copy.
+pub fn set_gradients(parameters: &[Tensor], gradients: &[Tensor]) {
+    assert_eq!(parameters.len(), gradients.len(), "a gradient for each parameter");
+    let (parameters, gradients) = (pointers(parameters), pointers(gradients));
+    // SAFETY: valid tensors, as many as are said in both lists.
+    done(unsafe { model_set_gradients(parameters.as_ptr(), gradients.as_ptr(), parameters.len()) });
 }
 
 /// The Euclidean norm of all gradients together, a f64 scalar on their device; 0 where there is none.

@@ -1,12 +1,16 @@
 //! Starts a new run or resumes one: the lock, the newest checkpoint, what all processes must agree on.
 
+use std::ops::Range;
+
 use super::{DataIdentity, soundness};
+use crate::bank::{MemoryBank, StoredRows};
 use crate::checkpoint::{
-    Checkpoint, CheckpointError, MODEL, OPTIMIZER, TrainState, TrainedOn, checkpoint_name, list_checkpoints,
-    list_unpublished, remove_checkpoint,
+    BANK, Checkpoint, CheckpointError, MODEL, OPTIMIZER, TrainState, TrainedOn, checkpoint_name,
+    list_checkpoints, list_unpublished, remove_checkpoint,
 };
 use crate::distributed::ProcessGroup;
 use crate::failure::Failure;
+use crate::feature_table::{StoredTable, Table};
 use crate::model::{Encoder, NamedTensors};
 use crate::run_config::{Difference, TrainConfig};
 use crate::storage::{Location, Lock};
@@ -15,6 +19,9 @@ use crate::train::optim::Optimizer;
 
 /// The key under which rank 0 says from where the run goes on.
 const FOUND: &str = "found";
+
+/// Rows of a bank that are read at a time: 32 MiB at 128 numbers a row.
+const ROWS_OF_A_READ: usize = 1 << 16;
 
 /// What a call finds.
 #[derive(Debug)]
@@ -138,6 +145,33 @@ pub(crate) fn load_learned(
     encoder.load(&NamedTensors::from_bytes(&from.read(MODEL)?)?)?;
     let steps = state.optimizer_steps.unwrap_or(state.cursor.step);
     Ok(optimizer.load(&NamedTensors::from_bytes(&from.read(OPTIMIZER)?)?, steps)?)
+}
+
+/// The rows of a checkpoint's bank that a process owns.
+///
+/// # Errors
+/// If the bank is of other images, or cannot be read.
+pub(crate) fn load_bank(
+    from: &Checkpoint,
+    data: &DataIdentity,
+    owned: Range<usize>,
+    device: tch::Device,
+) -> Result<MemoryBank, TrainError> {
+    let table = StoredTable::open_all(&from.bank()?)?;
+    if table.ids() != data.ids {
+        return Err(from.damaged(BANK).into());
+    }
+    let dim = table.meta().dim;
+    let mut rows = Vec::with_capacity(owned.len() * dim);
+    for range in table.ranges(ROWS_OF_A_READ) {
+        let wanted = range.start.max(owned.start)..range.end.min(owned.end);
+        if !wanted.is_empty() {
+            rows.extend_from_slice(&table.start_read(range).finish()?.rows(wanted)?);
+        }
+    }
+    let updated_step = table.updated_steps()[owned.clone()].to_vec();
+    let stored = StoredRows { rows: &rows, updated_step, first_row: owned.start, instances: data.ids.len() };
+    Ok(MemoryBank::from_stored(stored, dim, device))
 }
 
 /// The newest checkpoint that is whole and whose numbers are finite. Newer ones are reported and removed: they would count as

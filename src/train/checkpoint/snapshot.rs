@@ -14,7 +14,7 @@ use crate::checkpoint::{
     CheckpointManifest, FileEntry, MODEL, OPTIMIZER, PROBE, STATE, TrainState, TrainedOn, checkpoint_name,
     publish_file,
 };
-use crate::feature_table::{FeatureTable, Kind, TableMeta};
+use crate::feature_table::{Kind, RowColumns, TableMeta, TableWriter};
 use crate::model::{EncoderConfig, NamedTensors};
 use crate::storage::{Location, Lock};
 use crate::train::learner::{Learned, Learner};
@@ -49,9 +49,8 @@ struct Common {
 /// The rows of the bank that a process has.
 #[derive(Debug)]
 struct BankRows {
-    /// `[owned, dim]` f32 on the host.
-    features: Tensor,
-    dim: usize,
+    /// `[owned, dim]` on the host, in the bank's type.
+    rows: Tensor,
     updated_step: Vec<Option<u64>>,
     /// Their places.
     owned: Range<usize>,
@@ -107,10 +106,10 @@ impl Snapshot {
 impl BankRows {
     fn of(bank: &MemoryBank) -> Self {
         let updated_step = bank.updated_step().to_vec();
-        Self { features: bank.to_host(), dim: bank.dim(), updated_step, owned: bank.range() }
+        Self { rows: bank.to_host(), updated_step, owned: bank.range() }
     }
 
-    /// Publishes the rows, unless a reader would refuse them.
+    /// Publishes the rows, unless a reader would refuse them. They are not copied as a whole.
     fn write(
         self,
         step: u64,
@@ -118,29 +117,33 @@ impl BankRows {
         folder: &Location,
         name: String,
     ) -> Result<FileEntry, TrainError> {
-        let Self { features, dim, updated_step, owned } = self;
-        let table = FeatureTable {
-            meta: TableMeta {
-                kind: Kind::Bank,
-                layer: "projection".into(),
-                dim,
-                dataset_digest: data.trained_on.dataset_digest.clone(),
-                split: data.trained_on.split.clone(),
-                split_digest: Some(data.trained_on.split_digest.clone()),
-                weights: None,
-                device: None,
-                precision: None,
-                step,
-                unit_length: true,
-                classes: data.classes.clone(),
-            },
-            ids: data.ids[owned.clone()].to_vec(),
-            labels: data.labels[owned].to_vec(),
-            updated_step,
-            features: Vec::try_from(features.reshape([-1])).expect("rows of f32 on the host"),
+        let Self { rows, updated_step, owned } = self;
+        let meta = TableMeta {
+            kind: Kind::Bank,
+            layer: "projection".into(),
+            dim: rows.size()[1] as usize,
+            dataset_digest: data.trained_on.dataset_digest.clone(),
+            split: data.trained_on.split.clone(),
+            split_digest: Some(data.trained_on.split_digest.clone()),
+            weights: None,
+            device: None,
+            precision: None,
+            step,
+            unit_length: true,
+            classes: data.classes.clone(),
         };
-        table.check()?;
-        let written = table.write(&folder.join(&name))?;
+        let columns = RowColumns {
+            ids: &data.ids[owned.clone()],
+            labels: &data.labels[owned],
+            updated_steps: &updated_step,
+        };
+        let written = TableWriter::write(&folder.join(&name), &meta, columns, |range| {
+            let some = rows.narrow(0, range.start as i64, range.len() as i64);
+            let values = some.to_kind(tch::Kind::Float).reshape([-1]);
+            let values = Vec::try_from(values).expect("rows of f32 on the host");
+            meta.check(range.start, &values)?;
+            Ok(values)
+        })?;
         Ok(FileEntry { name, bytes: written.bytes, digest: written.digest })
     }
 }
@@ -203,8 +206,10 @@ impl Common {
 mod tests {
     use super::*;
     use crate::checkpoint::list_checkpoints;
+    use crate::feature_table::FeatureTable;
+    use crate::ids::{ClassId, InstanceId};
     use crate::model::Encoder;
-    use crate::run_config::TrainConfig;
+    use crate::run_config::{BankDtype, TrainConfig};
     use crate::storage::PublishMode;
     use crate::train::metrics::Metrics;
 
@@ -226,11 +231,53 @@ mod tests {
         }
     }
 
+    fn digest() -> String {
+        "0".repeat(64)
+    }
+
+    /// More rows than a record batch has.
+    const ROWS: usize = 70_000;
+
+    fn identity() -> DataIdentity {
+        let trained_on =
+            TrainedOn { dataset_digest: digest(), split: "train".into(), split_digest: digest() };
+        let ids = (0..ROWS as u32).map(InstanceId).collect();
+        let labels = (0..ROWS).map(|row| (row % 3 > 0).then_some(ClassId(1))).collect();
+        DataIdentity { trained_on, classes: vec!["a".into(), "b".into()], ids, labels, layout: None }
+    }
+
+    #[test]
+    fn rows_are_written_piece_by_piece_as_a_whole_table_is() {
+        for dtype in [BankDtype::F32, BankDtype::Bf16] {
+            let bank = MemoryBank::random(ROWS, 3, 5, tch::Device::Cpu).with_dtype(dtype);
+            let folder = Location::in_memory().join("checkpoint");
+            let (written, again) = (folder.join("bank.arrow"), folder.join("again.arrow"));
+            let rows = BankRows::of(&bank);
+            assert_eq!(rows.rows.kind(), bank.rows().kind());
+            rows.write(7, &identity(), &folder, "bank.arrow".into()).expect("written");
+            let table = FeatureTable::read(&written).expect("a table");
+            assert!(table.features == bank.to_vec() && table.ids == identity().ids);
+            assert!(table.labels == identity().labels && table.meta.step == 7);
+            table.write(&again).expect("written");
+            assert!(written.read().expect("bytes") == again.read().expect("bytes"), "{dtype:?}");
+        }
+    }
+
+    #[test]
+    fn a_row_that_is_not_finite_is_named_and_nothing_is_published() {
+        let bank = MemoryBank::random(ROWS, 3, 5, tch::Device::Cpu);
+        let _ = bank.rows().get(ROWS as i64 - 1).fill_(f64::NAN);
+        let folder = Location::in_memory().join("checkpoint");
+        let written = BankRows::of(&bank).write(7, &identity(), &folder, "bank.arrow".into());
+        let error = written.expect_err("not a number").to_string();
+        assert!(error.contains("69999"), "{error}");
+        assert!(folder.list().expect("a list").is_empty());
+    }
+
     #[test]
     fn who_loses_the_run_while_it_writes_publishes_no_checkpoint() {
         let run = Location::in_memory().join("run");
         let folder = run.join("checkpoints").join(&checkpoint_name(5));
-        let digest = || "0".repeat(64);
         let trained_on =
             TrainedOn { dataset_digest: digest(), split: "train".into(), split_digest: digest() };
         let lock = || Lock::take(&run.join("lock"));

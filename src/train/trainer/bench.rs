@@ -86,6 +86,7 @@ impl StepBench {
             "batch_size": trainer.config.batch_size,
             "precision": trainer.config.precision,
             "channels_last": trainer.config.channels_last,
+            "cuda_graphs": trainer.config.cuda_graphs,
             "objective": trainer.objective.options().kind,
             "negatives": trainer.objective.negatives(),
             "instances": self.instances,

@@ -5,14 +5,17 @@ use tch::{Device, Kind};
 use super::*;
 use crate::bank::MemoryBank;
 use crate::checkpoint::Cursor;
+use crate::failure::Failure;
 use crate::feature_table::UNIT_TOLERANCE;
 use crate::ids::{BankRow, ClassId, InstanceId};
 use crate::loader::GlobalBatch;
+use crate::model::libtorch::drop_gradients;
 use crate::objective::LogZ;
 use crate::rng::{Purpose, Stream};
 use crate::run_config::{
-    Architecture, BankDtype, ObjectiveKind, OnCorrupt, PartitionChoice, Precision, TrainConfig,
+    Architecture, BankDtype, ObjectiveKind, OnCorrupt, OptimizerKind, PartitionChoice, Precision, TrainConfig,
 };
+use crate::train::graphs::{Recorder, Recording, Work};
 use crate::units::Temperature;
 
 const INSTANCES: usize = 24;
@@ -348,4 +351,150 @@ fn the_optimiser_works_on_lists() {
     let optimizer = operators["phases"]["optimizer"]["by_name"].as_object().expect("counts");
     assert!(optimizer.contains_key("aten::_foreach_norm") && optimizer.contains_key("aten::_fused_sgd_"));
     assert!(!optimizer.contains_key("torch::autograd::AccumulateGrad"));
+}
+
+/// A device that records, on the CPU. As with CUDA, recording moves nothing; a replay does the work that was recorded with the
+/// tensors that it had then, writes what it makes where that was at first, and gives no parameter a gradient.
+#[derive(Clone, Debug)]
+struct StandIn {
+    statistics: Rc<Vec<Tensor>>,
+    parameters: Rc<Vec<Tensor>>,
+    replays: Rc<Cell<u32>>,
+}
+
+struct Recorded {
+    device: StandIn,
+    work: Work,
+    made: Vec<Tensor>,
+}
+
+impl std::fmt::Debug for Recorded {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Recorded")
+    }
+}
+
+impl Recorder for StandIn {
+    fn record(&self, work: Work) -> Result<Box<dyn Recording>, String> {
+        // Autograd, which goes back from here in the next recording, is not to see that they are put back.
+        let before = self.statistics.iter().map(|tensor| (tensor.copy(), tensor.data()));
+        let before: Vec<_> = before.collect();
+        let made = work().iter().map(|tensor| tensor.full_like(f64::NAN)).collect();
+        put_back(before);
+        drop_gradients(&self.parameters);
+        Ok(Box::new(Recorded { device: self.clone(), work, made }))
+    }
+}
+
+impl Recording for Recorded {
+    fn replay(&self) {
+        for (kept, made) in self.made.iter().zip((self.work)()) {
+            no_grad(|| kept.shallow_clone().copy_(&made));
+        }
+        drop_gradients(&self.device.parameters);
+        self.device.replays.set(self.device.replays.get() + 1);
+    }
+
+    fn made(&self) -> &[Tensor] {
+        &self.made
+    }
+}
+
+/// The trainer with graphs of the stand-in, and how often these are replayed.
+fn by_graphs(mut trainer: Trainer) -> (Trainer, Rc<Cell<u32>>) {
+    let parameters = trainer.encoder.parameters().into_iter().map(|(_, tensor)| tensor).collect();
+    let device = StandIn {
+        statistics: Rc::new(trainer.encoder.statistics()),
+        parameters: Rc::new(parameters),
+        replays: Rc::default(),
+    };
+    let replays = Rc::clone(&device.replays);
+    trainer.graphs = Some(Graphs::by(Box::new(device), trainer.config.batch_size));
+    (trainer, replays)
+}
+
+/// The first images of a batch.
+fn short(batch: Batch, images: usize) -> Batch {
+    let bank_rows = batch.bank_rows[..images].to_vec();
+    Batch {
+        global: Arc::new(GlobalBatch::whole(bank_rows.clone())),
+        bank_rows,
+        ids: batch.ids[..images].to_vec(),
+        labels: batch.labels[..images].to_vec(),
+        pixels: batch.pixels[..images * 3 * (SIDE * SIDE) as usize].to_vec(),
+        ..batch
+    }
+}
+
+#[test]
+fn a_training_by_graphs_has_the_bits_of_one_without_also_where_a_batch_is_short() {
+    let mut batches: Vec<_> = (0..8).map(batch).collect();
+    batches[5] = short(batch(5), 5);
+    let (softmax, optimizer) = (ObjectiveKind::Softmax, OptimizerKind::Adamw);
+    let clipped = TrainConfig { objective: softmax, optimizer, clip_norm: 0.1, ..config() };
+    let (precision, optimizer) = (Precision::Bf16, OptimizerKind::Lars);
+    let rounded = TrainConfig { precision, channels_last: true, optimizer, ..config() };
+    for (config, is_scaled) in [(config(), false), (config(), true), (clipped, false), (rounded, false)] {
+        let made = || {
+            let mut made = trainer(config.clone());
+            made.loss_scale = is_scaled.then(LossScale::default);
+            made
+        };
+        let (recorded, replays) = by_graphs(made());
+        assert!(trained(recorded, true, &batches) == trained(made(), true, &batches), "{config:?}");
+        // Forward and backward of seven whole batches, but for the first three.
+        assert_eq!(replays.get(), 2 * 4);
+    }
+}
+
+#[test]
+fn a_skipped_step_leaves_a_training_by_graphs_and_its_probe_as_one_without() {
+    let config = TrainConfig { on_nonfinite: OnNonFinite::Skip, ..config() };
+    let run = |mut trainer: Trainer| {
+        let (_, mut bias) =
+            trainer.encoder.parameters().into_iter().find(|(name, _)| name == "fc.bias").expect("it has");
+        for number in 0..7 {
+            let before = bias.detach().copy();
+            if number == 4 {
+                spoil(&trainer);
+            }
+            assert_eq!(step(&mut trainer, &batch(number)).skipped, number == 4);
+            if number == 4 {
+                no_grad(|| bias.copy_(&before));
+            }
+        }
+        (state(&trainer), trainer.probe.as_ref().expect("it has one").tensors().to_bytes())
+    };
+    let (recorded, replays) = by_graphs(probed(config.clone()));
+    assert!(run(recorded) == run(probed(config)));
+    assert_eq!(replays.get(), 2 * 4);
+}
+
+/// They are named where the numbers of their step, which are read late, are not finite.
+#[test]
+fn features_of_a_step_stay_when_the_next_one_is_replayed() {
+    let (mut trainer, replays) = by_graphs(trainer(config()));
+    for number in 0..5 {
+        step(&mut trainer, &batch(number));
+    }
+    let features = trainer.last.as_ref().expect("it moved").0.shallow_clone();
+    let before = features.copy();
+    step(&mut trainer, &batch(5));
+    assert!(replays.get() == 6 && features.equal(&before));
+}
+
+#[test]
+fn graphs_are_refused_where_they_do_not_fit() {
+    let config = TrainConfig { cuda_graphs: true, ..config() };
+    let accumulate = TrainConfig { accumulate: 2, ..config.clone() };
+    let sync_batch_norm = TrainConfig { sync_batch_norm: true, ..config.clone() };
+    for (config, named) in
+        [(config, "a CUDA device"), (accumulate, "--accumulate"), (sync_batch_norm, "--sync-batch-norm")]
+    {
+        let alone = Rc::new(ProcessGroup::alone());
+        let error = Trainer::over(alone, config, INSTANCES, Device::Cpu).expect_err("refused");
+        assert_eq!(error.failure(), Failure::Config);
+        let error = error.to_string();
+        assert!(error.starts_with("--cuda-graphs") && error.contains(named), "{error}");
+    }
 }

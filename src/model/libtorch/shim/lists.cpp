@@ -47,6 +47,14 @@ int32_t model_drop_gradients(const at::Tensor* const* parameters, size_t count) 
   });
 }
 
+int32_t model_set_gradients(const at::Tensor* const* parameters, const at::Tensor* const* gradients, size_t count) {
+  return guarded([&] {
+    for (size_t i = 0; i < count; i++) {
+      parameters[i]->mutable_grad() = *gradients[i];
+    }
+  });
+}
+
 // The norm of all gradients together, a f64 scalar; a null where there is none.
 int32_t model_gradient_norm(const at::Tensor* const* parameters, size_t count, at::Tensor** norm) {
   return guarded([&] {

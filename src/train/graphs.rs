@@ -1,0 +1,205 @@
+//! The encoder's passes as CUDA graphs, for `cuda_graphs`: recorded once, then replayed by one launch each.
+//!
+//! A graph reads and writes the addresses that it was recorded with. So images and the gradient of the features are
+//! copied into tensors that stay, and features are copied out of one: the next replay writes them again. Objective,
+//! optimiser and bank stay outside, and so does each batch of another size. Another [`Recorder`] takes CUDA's place in
+//! tests: a graph that is wrong reads old memory without an error.
+
+use std::cell::Cell;
+use std::fmt;
+use std::rc::Rc;
+
+use tch::{Device, Kind, Tensor, no_grad};
+
+use super::TrainError;
+use crate::distributed::{CudaGraph, GraphRecorder};
+use crate::model::{Encoder, libtorch};
+
+/// Whole batches that pass without a graph first, while cuDNN tries its convolutions and libraries allocate.
+///
+/// # Source
+/// `torch.cuda.make_graphed_callables`, `num_warmup_iters`.
+pub(super) const STEPS_BEFORE: u32 = 3;
+
+/// Work on tensors that stay; what it makes.
+pub(super) type Work = Box<dyn Fn() -> Vec<Tensor>>;
+
+/// Records work on a device.
+pub(super) trait Recorder: fmt::Debug {
+    /// Records work, which is not done yet.
+    ///
+    /// # Errors
+    /// Why it cannot be.
+    fn record(&self, work: Work) -> Result<Box<dyn Recording>, String>;
+}
+
+/// Work that is done as often as wanted.
+pub(super) trait Recording: fmt::Debug {
+    /// Does it.
+    ///
+    /// # Panics
+    /// If the device fails, as libtorch's operators do.
+    fn replay(&self);
+
+    /// What it makes: the same tensors each time, with new values after each replay.
+    fn made(&self) -> &[Tensor];
+}
+
+impl Recorder for GraphRecorder {
+    fn record(&self, work: Work) -> Result<Box<dyn Recording>, String> {
+        let (graph, made) = self.record(work)?;
+        Ok(Box::new(OnCuda { graph, made }))
+    }
+}
+
+#[derive(Debug)]
+struct OnCuda {
+    graph: CudaGraph,
+    made: Vec<Tensor>,
+}
+
+impl Recording for OnCuda {
+    fn replay(&self) {
+        self.graph.replay().unwrap_or_else(|error| panic!("CUDA graph: {error}"));
+    }
+
+    fn made(&self) -> &[Tensor] {
+        &self.made
+    }
+}
+
+/// The graphs of a run, which are recorded once some whole batches have passed.
+#[derive(Debug)]
+pub(super) struct Graphs {
+    recorder: Box<dyn Recorder>,
+    /// Images of a whole batch.
+    whole: usize,
+    passed: u32,
+    recorded: Option<EncoderGraphs>,
+}
+
+impl Graphs {
+    /// Those of a CUDA device.
+    ///
+    /// # Errors
+    /// If the device is another, or this program has no CUDA.
+    pub(super) fn on(device: Device, whole: usize) -> Result<Self, TrainError> {
+        let Device::Cuda(number) = device else {
+            let reason = "--cuda-graphs needs a CUDA device, and this run has the CPU; leave it out, or give --device cuda:0";
+            return Err(TrainError::Config { reason: reason.into() });
+        };
+        let recorder = GraphRecorder::new(number).map_err(unrecorded)?;
+        Ok(Self::by(Box::new(recorder), whole))
+    }
+
+    /// Those of this recorder, for batches of `whole` images.
+    pub(super) fn by(recorder: Box<dyn Recorder>, whole: usize) -> Self {
+        Self { recorder, whole, passed: 0, recorded: None }
+    }
+
+    /// The graphs for a batch of this many images, which are to pass now; nothing where they pass without a graph.
+    ///
+    /// # Errors
+    /// If the passes cannot be recorded.
+    pub(super) fn of_batch(
+        &mut self,
+        encoder: &Rc<Encoder>,
+        images: usize,
+    ) -> Result<Option<&EncoderGraphs>, TrainError> {
+        if images != self.whole {
+            return Ok(None);
+        }
+        if self.recorded.is_none() {
+            if self.passed < STEPS_BEFORE {
+                self.passed += 1;
+                return Ok(None);
+            }
+            let recorded = EncoderGraphs::record(self.recorder.as_ref(), encoder, images);
+            self.recorded = Some(recorded.map_err(unrecorded)?);
+            tracing::debug!("forward and backward pass are recorded as CUDA graphs");
+        }
+        Ok(self.recorded.as_ref())
+    }
+}
+
+fn unrecorded(reason: String) -> TrainError {
+    let reason = reason.lines().next().unwrap_or_default();
+    TrainError::Config { reason: format!("--cuda-graphs cannot be used here: {reason}; leave it out") }
+}
+
+/// Forward and backward pass for batches of one size.
+#[derive(Debug)]
+pub(super) struct EncoderGraphs {
+    /// `[batch, 3, side, side]` f32
+    images: Tensor,
+    /// `[batch, dim]` f32
+    gradient: Tensor,
+    parameters: Vec<Tensor>,
+    /// Makes the features, and those before the projection.
+    forward: Box<dyn Recording>,
+    /// Makes the gradients of the parameters.
+    backward: Box<dyn Recording>,
+}
+
+impl EncoderGraphs {
+    fn record(recorder: &dyn Recorder, encoder: &Rc<Encoder>, batch: usize) -> Result<Self, String> {
+        let (config, options) = (encoder.config(), (Kind::Float, encoder.device()));
+        let (batch, side) = (batch as i64, i64::from(config.image_size));
+        let images = Tensor::zeros([batch, 3, side, side], options);
+        let gradient = Tensor::zeros([batch, config.dim as i64], options);
+        let parameters: Vec<Tensor> = encoder.parameters().into_iter().map(|(_, tensor)| tensor).collect();
+        // From forward to backward, while both are recorded: where autograd begins.
+        let attached = Rc::new(Cell::new(None));
+        let forward = {
+            let (encoder, images, attached) =
+                (Rc::clone(encoder), images.shallow_clone(), Rc::clone(&attached));
+            recorder.record(Box::new(move || {
+                let (features, pooled) = encoder.forward_with_pooled(&images, true);
+                let made = vec![features.detach(), pooled.detach()];
+                attached.set(Some(features));
+                made
+            }))?
+        };
+        let backward = {
+            let (gradient, parameters) = (gradient.shallow_clone(), shallow(&parameters));
+            recorder.record(Box::new(move || {
+                let features: Tensor = attached.take().expect("the forward pass comes before");
+                // Without gradients autograd makes them where it is, in memory of the graph.
+                libtorch::drop_gradients(&parameters);
+                (features * &gradient).sum(Kind::Float).backward();
+                parameters.iter().map(Tensor::grad).collect()
+            }))?
+        };
+        Ok(Self { images, gradient, parameters, forward, backward })
+    }
+
+    /// The features of a batch and, until the next one, those before the projection; batch norm's statistics move.
+    ///
+    /// # Shape
+    /// As [`Encoder::forward_with_pooled`] in training, but without a graph of autograd
+    pub(super) fn forward(&self, images: &Tensor) -> (Tensor, Tensor) {
+        put(&self.images, images);
+        self.forward.replay();
+        let [features, pooled] = self.forward.made() else { unreachable!("the forward pass makes two") };
+        (features.copy(), pooled.shallow_clone())
+    }
+
+    /// Gives the parameters their gradients, from that of the last batch's features.
+    ///
+    /// # Shape
+    /// `gradient: [batch, dim]`
+    pub(super) fn backward(&self, gradient: &Tensor) {
+        put(&self.gradient, gradient);
+        self.backward.replay();
+        libtorch::set_gradients(&self.parameters, self.backward.made());
+    }
+}
+
+/// Copies into a tensor that stays.
+fn put(into: &Tensor, values: &Tensor) {
+    no_grad(|| into.shallow_clone().copy_(values));
+}
+
+fn shallow(tensors: &[Tensor]) -> Vec<Tensor> {
+    tensors.iter().map(Tensor::shallow_clone).collect()
+}
