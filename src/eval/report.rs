@@ -12,7 +12,6 @@ use serde::Serialize;
 
 use super::{EvalError, Retrieval};
 use crate::feature_table::{FeatureTable, RowNames, Table};
-use crate::ids::InstanceId;
 use crate::search::Neighbours;
 use crate::storage::{Location, Upload};
 
@@ -198,8 +197,8 @@ pub fn write_neighbours(
         let similarities = Float32Array::from(neighbours.similarities[found].to_vec());
         let [of_bank, of_queries] = row_names;
         let columns: [(&str, ArrayRef); 3] = [
-            ("query_id", ids(of_queries, &queries.ids, range.clone())),
-            ("neighbour_ids", lists(ids(of_bank, bank.ids(), rows), range.len(), neighbours.k)),
+            ("query_id", ids(of_queries, queries, range.clone())),
+            ("neighbour_ids", lists(ids(of_bank, bank, rows), range.len(), neighbours.k)),
             ("similarities", lists(Arc::new(similarities), range.len(), neighbours.k)),
         ];
         RecordBatch::try_from_iter(columns).expect("the columns have a row for each query")
@@ -215,14 +214,14 @@ pub fn write_neighbours(
 }
 
 /// The ids of some rows.
-fn ids(names: &RowNames, ids: &[InstanceId], rows: impl Iterator<Item = usize>) -> ArrayRef {
+fn ids(names: &RowNames, table: &dyn Table, rows: impl Iterator<Item = usize>) -> ArrayRef {
     match names {
         RowNames::Texts(texts) => Arc::new(StringArray::from_iter_values(rows.map(|row| &texts[row]))),
         RowNames::Numbers(ids) => {
             Arc::new(Int64Array::from_iter_values(rows.map(|row| ids[row].to_stored())))
         }
         RowNames::Ids | RowNames::Unnamed => {
-            Arc::new(Int64Array::from_iter_values(rows.map(|row| ids[row].to_stored())))
+            Arc::new(Int64Array::from_iter_values(rows.map(|row| table.id(row).to_stored())))
         }
     }
 }

@@ -28,17 +28,24 @@ pub trait Table: Debug + Sync {
     /// What the features are.
     fn meta(&self) -> &TableMeta;
 
-    /// `[rows]`: the instance of each row.
-    fn ids(&self) -> &[InstanceId];
+    /// The number of rows.
+    fn rows(&self) -> usize;
 
-    /// `[rows]`: its class, where it has one.
-    fn labels(&self) -> &[Option<ClassId>];
+    /// The instance of a row.
+    fn id(&self, row: usize) -> InstanceId;
+
+    /// The class of a row, where it has one.
+    fn label(&self, row: usize) -> Option<ClassId>;
 
     /// All rows in order, in ranges of at most `longest` that can each be read in one go.
     fn ranges(&self, longest: usize) -> Vec<Range<usize>>;
 
-    /// `[rows]`: in a bank, the training step that last wrote the row.
-    fn updated_steps(&self) -> &[Option<u64>];
+    /// Reads of each of these rows the training step that last wrote it, in a bank. They are one of [`Table::ranges`], or
+    /// within it.
+    ///
+    /// # Errors
+    /// If the store fails.
+    fn updated_steps(&self, rows: Range<usize>) -> Result<Vec<Option<u64>>, TableError>;
 
     /// Starts to read the vectors of one of [`Table::ranges`], or of a range within it.
     fn start_read(&self, rows: Range<usize>) -> PendingVectors<'_>;
@@ -50,6 +57,23 @@ pub trait Table: Debug + Sync {
     /// [`TableError::Damaged`], or if the store fails.
     fn verify(&self) -> Result<(), TableError> {
         Ok(())
+    }
+}
+
+impl dyn Table + '_ {
+    /// `[rows]`: the instance of each row.
+    pub fn ids(&self) -> impl Iterator<Item = InstanceId> + '_ {
+        (0..self.rows()).map(|row| self.id(row))
+    }
+
+    /// `[rows]`: its class, where it has one.
+    pub fn labels(&self) -> impl Iterator<Item = Option<ClassId>> + '_ {
+        (0..self.rows()).map(|row| self.label(row))
+    }
+
+    /// Whether any row has a class.
+    pub fn has_labels(&self) -> bool {
+        self.labels().any(|label| label.is_some())
     }
 }
 

@@ -178,16 +178,20 @@ impl Table for FeatureTable {
         &self.meta
     }
 
-    fn ids(&self) -> &[InstanceId] {
-        &self.ids
+    fn rows(&self) -> usize {
+        self.ids.len()
     }
 
-    fn labels(&self) -> &[Option<ClassId>] {
-        &self.labels
+    fn id(&self, row: usize) -> InstanceId {
+        self.ids[row]
     }
 
-    fn updated_steps(&self) -> &[Option<u64>] {
-        &self.updated_step
+    fn label(&self, row: usize) -> Option<ClassId> {
+        self.labels[row]
+    }
+
+    fn updated_steps(&self, rows: Range<usize>) -> Result<Vec<Option<u64>>, TableError> {
+        Ok(self.updated_step[rows].to_vec())
     }
 
     fn ranges(&self, longest: usize) -> Vec<Range<usize>> {

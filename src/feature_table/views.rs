@@ -20,7 +20,7 @@ impl<'a> TableSlice<'a> {
     /// # Panics
     /// If there are no such rows.
     pub fn new(table: &'a dyn Table, rows: Range<usize>) -> Self {
-        assert!(rows.start <= rows.end && rows.end <= table.ids().len(), "the table has the rows");
+        assert!(rows.start <= rows.end && rows.end <= table.rows(), "the table has the rows");
         Self { table, rows }
     }
 }
@@ -31,16 +31,20 @@ impl Table for TableSlice<'_> {
         self.table.meta()
     }
 
-    fn ids(&self) -> &[InstanceId] {
-        &self.table.ids()[self.rows.clone()]
+    fn rows(&self) -> usize {
+        self.rows.len()
     }
 
-    fn labels(&self) -> &[Option<ClassId>] {
-        &self.table.labels()[self.rows.clone()]
+    fn id(&self, row: usize) -> InstanceId {
+        self.table.id(self.rows.start + row)
     }
 
-    fn updated_steps(&self) -> &[Option<u64>] {
-        &self.table.updated_steps()[self.rows.clone()]
+    fn label(&self, row: usize) -> Option<ClassId> {
+        self.table.label(self.rows.start + row)
+    }
+
+    fn updated_steps(&self, rows: Range<usize>) -> Result<Vec<Option<u64>>, TableError> {
+        self.table.updated_steps(rows.start + self.rows.start..rows.end + self.rows.start)
     }
 
     fn ranges(&self, longest: usize) -> Vec<Range<usize>> {
@@ -81,16 +85,20 @@ impl Table for UnitRows<'_> {
         &self.meta
     }
 
-    fn ids(&self) -> &[InstanceId] {
-        self.table.ids()
+    fn rows(&self) -> usize {
+        self.table.rows()
     }
 
-    fn labels(&self) -> &[Option<ClassId>] {
-        self.table.labels()
+    fn id(&self, row: usize) -> InstanceId {
+        self.table.id(row)
     }
 
-    fn updated_steps(&self) -> &[Option<u64>] {
-        self.table.updated_steps()
+    fn label(&self, row: usize) -> Option<ClassId> {
+        self.table.label(row)
+    }
+
+    fn updated_steps(&self, rows: Range<usize>) -> Result<Vec<Option<u64>>, TableError> {
+        self.table.updated_steps(rows)
     }
 
     fn ranges(&self, longest: usize) -> Vec<Range<usize>> {

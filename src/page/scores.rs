@@ -20,7 +20,7 @@ pub(super) fn headline(out: &mut String, input: &PageInput<'_>) {
     let (queries, rows) = if report.has_scores() {
         (report.queries, format!("{} labelled rows", grouped(report.bank_rows as u64)))
     } else {
-        (all, format!("{} rows", grouped(input.bank.ids().len() as u64)))
+        (all, format!("{} rows", grouped(input.bank.rows() as u64)))
     };
     let classes = (report.classes > 0).then(|| format!("{} classes", grouped(report.classes as u64)));
     let dataset = (!report.dataset_digest.is_empty()).then(|| {

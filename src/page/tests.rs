@@ -22,7 +22,7 @@ fn the_page_escapes_names_and_loads_nothing() {
         history: &History::default(),
         map: Some(&map),
     };
-    let html = page(&input, &PageImages::default());
+    let html = page(&input, &PageImages::default()).expect("a page");
     assert!(!html.contains("<script>alert") && html.contains("&lt;script&gt;alert"));
     assert!(!html.contains("http://") && !html.contains("https://"));
     assert_eq!(html.matches("<article").count(), 8);
@@ -54,7 +54,7 @@ fn a_class_whose_name_has_a_line_break_can_be_chosen_on_the_page() {
         history: &History::default(),
         map: None,
     };
-    let html = page(&input, &PageImages::default());
+    let html = page(&input, &PageImages::default()).expect("a page");
     for name in ["two&#10;lines", "two  spaces&#13;"] {
         assert!(html.contains(&format!("<option value=\"{name}\">")), "{name:?}");
         assert!(html.contains(&format!("data-class=\"{name}\"")), "{name:?}");
@@ -182,7 +182,7 @@ fn a_run_has_a_trend_for_each_dataset_that_it_was_evaluated_on() {
         history: &found,
         map: None,
     };
-    let html = page(&input, &PageImages::default());
+    let html = page(&input, &PageImages::default()).expect("a page");
     for name in ["own, val", "birds&lt;, val", "dataset 0123456789ab, val", "cars_test"] {
         assert!(html.contains(&format!("<h3>{name}</h3>")), "{name}");
     }
@@ -197,6 +197,6 @@ fn a_run_has_a_trend_for_each_dataset_that_it_was_evaluated_on() {
     assert_eq!(shown(&other.datasets), [grown, trained, unnamed, by_bank, encoder, monitored]);
     // With one dataset its own chart says it all.
     let alone = History { datasets: found.datasets[..1].to_vec(), points: Vec::new() };
-    let html = page(&PageInput { history: &alone, ..input }, &PageImages::default());
+    let html = page(&PageInput { history: &alone, ..input }, &PageImages::default()).expect("a page");
     assert!(!html.contains("<h2 id=\"h-datasets\">"));
 }

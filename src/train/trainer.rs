@@ -205,12 +205,11 @@ impl Trainer {
         }
         let damaged = |name| CheckpointError::Damaged { file: from.folder().join(name).to_string() };
         let table = StoredTable::open_all(&from.bank()?)?;
-        if table.ids() != data.ids {
+        if !(&table as &dyn Table).ids().eq(data.ids.iter().copied()) {
             return Err(damaged(BANK).into());
         }
         let owned = self.bank.range();
-        let rows = read_rows(&table, &owned)?;
-        let updated_step = table.updated_steps()[owned.clone()].to_vec();
+        let (rows, updated_step) = read_rows(&table, &owned)?;
         let (first_row, instances) = (owned.start, data.ids.len());
         let stored = StoredRows { rows: &rows, updated_step, first_row, instances };
         let bank = MemoryBank::from_stored(stored, table.meta().dim, self.encoder.device());
@@ -572,15 +571,17 @@ impl Learner for Trainer {
 }
 
 /// Some rows of a table, row after row, without the others.
-fn read_rows(table: &StoredTable, rows: &Range<usize>) -> Result<Vec<f32>, TrainError> {
+fn read_rows(table: &StoredTable, rows: &Range<usize>) -> Result<(Vec<f32>, Vec<Option<u64>>), TrainError> {
     let mut values = Vec::with_capacity(rows.len() * table.meta().dim);
+    let mut updated_step = Vec::with_capacity(rows.len());
     for range in table.ranges(ROWS_OF_A_READ) {
         let wanted = range.start.max(rows.start)..range.end.min(rows.end);
         if !wanted.is_empty() {
-            values.extend_from_slice(&table.start_read(range).finish()?.rows(wanted)?);
+            values.extend_from_slice(&table.start_read(range).finish()?.rows(wanted.clone())?);
+            updated_step.extend(table.updated_steps(wanted)?);
         }
     }
-    Ok(values)
+    Ok((values, updated_step))
 }
 
 fn put_back(statistics: Vec<(Tensor, Tensor)>) {
