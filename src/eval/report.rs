@@ -17,6 +17,8 @@ use crate::storage::{Location, Upload};
 
 /// The quantile of the normal distribution that leaves 2.5 % above it.
 const QUANTILE: f64 = 1.959_963_984_540_054;
+/// Digits of a dataset's digest in a name.
+const DIGEST_DIGITS: usize = 12;
 /// Queries whose neighbours are written at a time.
 const BATCH_QUERIES: usize = 4096;
 
@@ -106,6 +108,30 @@ impl KnnReports {
     /// The report of each feature.
     pub fn all(&self) -> impl Iterator<Item = &KnnReport> {
         std::iter::once(&self.first).chain(&self.other_features)
+    }
+
+    /// What to call the feature of each report: where several have one name, with split and dataset; where that is one too,
+    /// with the number of the pair.
+    pub fn names(&self) -> Vec<String> {
+        let with_dataset = |report: &KnnReport| {
+            let KnnReport { feature, split, dataset_digest, .. } = report;
+            let split = if split.is_empty() { String::new() } else { format!(", split {split}") };
+            let dataset = dataset_digest.get(..DIGEST_DIGITS).unwrap_or(dataset_digest);
+            let dataset = if dataset.is_empty() { String::new() } else { format!(", dataset {dataset}") };
+            format!("{feature}{split}{dataset}")
+        };
+        let numbered =
+            self.all().zip(1..).map(|(report, pair)| format!("{}, pair {pair}", with_dataset(report)));
+        let levels = [
+            self.all().map(|report| report.feature.clone()).collect::<Vec<_>>(),
+            self.all().map(with_dataset).collect(),
+            numbered.collect(),
+        ];
+        let is_single =
+            |names: &Vec<String>, at: usize| names.iter().filter(|name| **name == names[at]).count() == 1;
+        let name =
+            |at: usize| levels.iter().find(|names| is_single(names, at)).unwrap_or(&levels[2])[at].clone();
+        (0..levels[0].len()).map(name).collect()
     }
 }
 

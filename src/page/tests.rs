@@ -200,3 +200,30 @@ fn a_run_has_a_trend_for_each_dataset_that_it_was_evaluated_on() {
     let html = page(&PageInput { history: &alone, ..input }, &PageImages::default()).expect("a page");
     assert!(!html.contains("<h2 id=\"h-datasets\">"));
 }
+
+#[test]
+fn scores_of_another_monitor_split_are_a_trend_of_their_own() {
+    let line = |step: u64, split: &str, share: f64| {
+        let split =
+            if split.is_empty() { String::new() } else { format!("\"monitor_split\": \"{split}\", ") };
+        format!(
+            "{{\"step\": {step}, {split}\"knn1_top1\": {share}, \"knn_chance\": 0.1, \"cars_test/knn1_top1\": {share}}}\n"
+        )
+    };
+    let shown = |text: &str| -> Vec<(String, Vec<(u64, f64)>)> {
+        let trends = DatasetTrend::of_metrics(text);
+        trends.into_iter().map(|trend| (trend.name, trend.points)).collect()
+    };
+    let name = "While it trained, by the bank";
+    let other = ("cars_test".to_owned(), vec![(0, 0.2), (10, 0.3), (20, 0.9)]);
+    let all = line(0, "val", 0.2) + &line(10, "val", 0.3) + &line(20, "test", 0.9);
+    let (val, test) = (format!("{name}, val"), format!("{name}, test"));
+    assert_eq!(
+        shown(&all),
+        [(test, vec![(20, 0.9)]), (val, vec![(0, 0.2), (10, 0.3)]), other.clone()],
+        "no line from one split to the other"
+    );
+    // One split needs no name, and older lines name none.
+    let one = line(0, "", 0.2) + &line(10, "", 0.3) + &line(20, "", 0.9);
+    assert_eq!(shown(&one), [(name.to_owned(), other.1.clone()), other]);
+}

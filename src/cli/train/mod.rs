@@ -17,10 +17,12 @@ use super::GlobalArgs;
 use super::process::signals;
 use super::progress::{Meter, Terminal, say, say_next};
 use super::ranks::{RankFlags, end_as_lost};
-use crate::checkpoint::{Checkpoint, list_checkpoints};
-use crate::cli::exit::WrongUsage;
+use crate::checkpoint::newest_state;
+use crate::cli::exit::{WrongUsage, failure};
 use crate::commands::{Monitor, OtherMonitor};
 use crate::dataset::{DatasetError, Manifest};
+use crate::distributed::ProcessGroup;
+use crate::model::select_device_of;
 use crate::progress::Progress;
 use crate::run_config::{
     Given, Images, MOST_OF_SOFTMAX, ObjectiveKind, OptionSpec, TrainConfig, read_file, shown,
@@ -80,8 +82,10 @@ impl Offer for OfTraining {
     }
 }
 
+/// Set by a signal that asks the run to end.
+static STOP: StopFlag = StopFlag::new(false);
+
 pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
-    static STOP: StopFlag = StopFlag::new(false);
     let file = args.config.as_deref().map(read_file).transpose()?;
     let given = Given::new(file.as_ref(), &args.options.given);
     let (dataset, run) = (global.location(&args.dataset)?, global.folder("--run", &args.run)?);
@@ -119,7 +123,8 @@ pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
     }
     let total_epochs = job.config.epochs;
     let before = Shown::new("bank", &STOP, is_first);
-    let others = if job.config.no_monitor { Vec::new() } else { other_monitors(global, &job, &before)? };
+    let others = if job.config.no_monitor { Ok(Vec::new()) } else { other_monitors(global, &job, &before) };
+    let others = others.map_err(|error| tell_before_joining(&job, error))?;
     let mut hooks = TerminalHooks {
         job: &job,
         is_first,
@@ -179,6 +184,22 @@ fn check_monitor(config: &TrainConfig, given: &Given<'_>) -> anyhow::Result<()> 
         return Err(WrongUsage(reason.into()).into());
     }
     Ok(())
+}
+
+/// Tells the other processes, which wait for this one, that it cannot begin.
+fn tell_before_joining(job: &TrainJob, error: anyhow::Error) -> anyhow::Error {
+    if job.rendezvous.world() > 1 {
+        tracing::error!("{error:#}; the other processes hear of it when they come");
+        let device = select_device_of(job.config.device, job.rendezvous.local_rank(), job.rendezvous.world());
+        let joined = device.map(|device| {
+            let timeout = job.collective_timeout;
+            ProcessGroup::join_unless_stopped(&job.rendezvous, device.device, timeout, &STOP)
+        });
+        if let Ok(Ok(group)) = joined {
+            group.fail(failure(&error));
+        }
+    }
+    error
 }
 
 /// The datasets of `--monitor`, opened before the first step.
@@ -261,8 +282,7 @@ fn resolve(
     }
     let images = Images::of(manifest.split(dataset, &asked.split)?, asked.limit);
     let mut defaults = images.defaults(ranks, &given.keys()?);
-    let begun =
-        list_checkpoints(run)?.pop().map(|(_, folder)| Checkpoint::open(&folder)?.state()).transpose()?;
+    let begun = newest_state(run)?;
     if let Some(begun) = &begun {
         defaults = defaults.as_begun(&begun.config).context("the run's configuration")?;
     }
