@@ -213,6 +213,16 @@ enum Command {
 }
 
 impl Command {
+    /// Whether it reads the vectors of tables again and again, in parts.
+    fn reads_tables(&self) -> bool {
+        match self {
+            Self::Knn(_) | Self::Export(_) => true,
+            #[cfg(feature = "torch")]
+            Self::Learning(command) => command.reads_tables(),
+            _ => false,
+        }
+    }
+
     /// Whether it needs libtorch.
     fn needs_torch(&self) -> anyhow::Result<bool> {
         Ok(match self {
@@ -243,6 +253,9 @@ fn main_with(run: fn(&Cli) -> anyhow::Result<()>) -> ExitCode {
         Ok(cli) => cli,
         Err(error) => error.exit(),
     };
+    if cli.command.reads_tables() {
+        process::limit_arenas();
+    }
     let logs = progress::start_logs(&cli.global.log);
     let result = logs.and_then(|()| run(&cli));
     let traffic = Traffic::of_this_process();

@@ -6,7 +6,7 @@ use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, Float16Type, Float32Type, Float64Type, Int64Type, Schema};
 
-use super::error::TableError;
+use super::TableError;
 use super::schema::Kind;
 use crate::ids::{ClassId, InstanceId};
 

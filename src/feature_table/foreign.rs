@@ -8,9 +8,9 @@ use std::collections::HashSet;
 use arrow::datatypes::Schema;
 use bytes::Bytes;
 
+use super::TableError;
 use super::columns::{ColumnNames, Found, MOST_CLASSES, Names, Rows, is_text, item_type};
 use super::decode::Contents;
-use super::error::TableError;
 use super::rows::{check_vectors, first_not_of_unit_length};
 use super::schema::NamedMeta;
 use super::table::{FeatureTable, Wrong};

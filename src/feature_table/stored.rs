@@ -15,8 +15,8 @@ use arrow::ipc::{root_as_footer, root_as_message};
 use arrow::util::bit_util::get_bit;
 use bytes::Bytes;
 
+use super::TableError;
 use super::columns::{ColumnNames, check_ids, id_of, label_of, step_of};
-use super::error::TableError;
 use super::foreign::Foreign;
 use super::rows::{Dtype, PendingVectors, RunningDigest, Table, split};
 use super::schema::{NamedMeta, TableMeta, fields};
@@ -502,5 +502,29 @@ impl Table for StoredTable {
 
     fn verify(&self) -> Result<(), TableError> {
         self.digests.iter().flatten().try_for_each(RunningDigest::verify)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::feature_table::tests::table;
+
+    /// A bank of 100 million rows has 200 MB of columns in memory, not 2.4 GB.
+    #[test]
+    fn the_columns_of_a_whole_split_take_two_bytes_a_row_and_those_of_a_sample_six() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let location = Location::from_path(&dir.path().join("table.arrow")).expect("a location");
+        let mut whole = table(100_000);
+        let opened = |table: &FeatureTable| {
+            table.write(&location).expect("written");
+            let StoredTable { ids, labels, .. } = StoredTable::open(&location).expect("opened");
+            // And a bit a row, as some rows have none.
+            assert!(labels.get_buffer_memory_size() <= 2 * 100_000 + 100_000 / 8 + 128);
+            ids
+        };
+        assert!(matches!(opened(&whole), Ids::Run { first: 0, rows: 100_000 }));
+        whole.ids[99_999].0 += 1;
+        assert!(matches!(opened(&whole), Ids::Listed(ids) if ids.len() == 100_000));
     }
 }

@@ -7,8 +7,8 @@ use arrow::error::ArrowError;
 use bytes::Bytes;
 use serde::Serialize;
 
+use super::TableError;
 use super::columns::check_ids;
-use super::error::TableError;
 use super::foreign::of_bytes;
 use super::rows::{Dtype, IN_MEMORY, PendingVectors, Table, check_vectors, normalise, split};
 use super::schema::{Kind, TableMeta};

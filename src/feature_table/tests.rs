@@ -4,7 +4,7 @@ use super::*;
 use crate::ids::{ClassId, InstanceId};
 use crate::storage::{Location, PublishMode};
 
-fn table(rows: usize) -> FeatureTable {
+pub(super) fn table(rows: usize) -> FeatureTable {
     FeatureTable {
         meta: TableMeta {
             kind: Kind::Bank,

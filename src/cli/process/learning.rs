@@ -16,6 +16,13 @@ pub(in crate::cli) enum LearningCommand {
     Replay(replay::ReplayArgs),
 }
 
+impl LearningCommand {
+    /// Whether it reads the vectors of tables again and again, in parts.
+    pub(in crate::cli) fn reads_tables(&self) -> bool {
+        matches!(self, Self::Query(_) | Self::Linear(_))
+    }
+}
+
 /// Runs a command that needs libtorch.
 ///
 /// # Errors

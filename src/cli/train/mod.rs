@@ -189,7 +189,7 @@ fn check_monitor(config: &TrainConfig, given: &Given<'_>) -> anyhow::Result<()> 
 /// Tells the other processes, which wait for this one, that it cannot begin.
 fn tell_before_joining(job: &TrainJob, error: anyhow::Error) -> anyhow::Error {
     if job.rendezvous.world() > 1 {
-        tracing::error!("{error:#}; the other processes hear of it when they come");
+        tracing::warn!("{error:#}: the other processes hear of it when they come");
         let device = select_device_of(job.config.device, job.rendezvous.local_rank(), job.rendezvous.world());
         let joined = device.map(|device| {
             let timeout = job.collective_timeout;
