@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 pub use run::{
     checkpoint_at, checkpoint_name, finished_step, list_checkpoints, list_unpublished, mark_finished,
-    remove_checkpoint, run_of, unmark_finished,
+    newest_state, remove_checkpoint, run_of, unmark_finished,
 };
 
 use crate::failure::Failure;

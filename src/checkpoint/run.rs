@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Checkpoint, CheckpointError, MANIFEST};
+use super::{Checkpoint, CheckpointError, MANIFEST, TrainState};
 use crate::storage::{Location, PublishMode};
 
 /// The folder of a run's checkpoints.
@@ -32,6 +32,25 @@ pub fn list_checkpoints(run: &Location) -> Result<Vec<(u64, Location)>, Checkpoi
         .collect();
     found.sort_by_key(|(step, _)| *step);
     Ok(found)
+}
+
+/// The state with which a run goes on, as far as files tell that are there: that of the newest checkpoint that is whole. None
+/// where none is.
+///
+/// # Errors
+/// If a newer one is of another version, or the store fails.
+pub fn newest_state(run: &Location) -> Result<Option<TrainState>, CheckpointError> {
+    for (_, folder) in list_checkpoints(run)?.into_iter().rev() {
+        match Checkpoint::open(&folder).and_then(|checkpoint| checkpoint.state()) {
+            Ok(state) => return Ok(Some(state)),
+            Err(error @ (CheckpointError::Storage(_) | CheckpointError::Version { .. })) => {
+                return Err(error);
+            }
+            // The resume names and removes it.
+            Err(_) => {}
+        }
+    }
+    Ok(None)
 }
 
 /// The checkpoint that a location means, as (step, folder): itself, or of a run the newest.

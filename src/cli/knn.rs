@@ -194,12 +194,7 @@ fn run_in(
     let job = args.job(global)?;
     if !args.watch {
         return match knn_of_run(&run, &job, group, progress)? {
-            Some(report) => super::print_report_of_run(
-                global,
-                args.output.as_ref(),
-                |reports: &KnnReports| reports.all().map(line).collect(),
-                &report,
-            ),
+            Some(report) => super::print_report_of_run(global, args.output.as_ref(), lines, &report),
             None => Ok(()),
         };
     }
@@ -211,7 +206,7 @@ fn run_in(
         poll: Duration::from_secs(args.poll_interval),
         idle_timeout: (args.idle_timeout > 0).then(|| Duration::from_secs(args.idle_timeout)),
     };
-    let summary = watch_run(&run, &job, &options, progress, |reports| say(&line(&reports.first)))?;
+    let summary = watch_run(&run, &job, &options, progress, |reports| say(&lines(reports)[0]))?;
     write_json(&summary)?;
     if summary.failed.is_empty() {
         return Ok(());
@@ -240,7 +235,7 @@ fn evaluate_tables(
         dataset: args.dataset.as_ref().map(|dataset| global.location(dataset)).transpose()?,
     };
     let Some(found) = knn(&tables, &args.job(global)?, searchers, progress)? else { return Ok(()) };
-    let lines: Vec<String> = found.all().map(line).collect();
+    let lines = lines(&found);
     super::print_report(global, args.output.as_ref(), &lines, &found)
 }
 
@@ -262,9 +257,14 @@ fn columns(args: &KnnArgs) -> anyhow::Result<[ColumnNames; 2]> {
     Ok([ColumnNames { id, vector, label }, queries])
 }
 
+/// A line for each feature.
+fn lines(reports: &KnnReports) -> Vec<String> {
+    reports.all().zip(reports.names()).map(|(report, feature)| line(report, &feature)).collect()
+}
+
 /// The scores of a report on one line.
-fn line(report: &KnnReport) -> String {
-    let KnnReport { step, k, temperature, feature, queries, .. } = report;
+fn line(report: &KnnReport, feature: &str) -> String {
+    let KnnReport { step, k, temperature, queries, .. } = report;
     let measures = report.retrieval.as_ref().map(measures).unwrap_or_default();
     if !report.has_scores() {
         let measures = if measures.is_empty() { "no labels, so no scores" } else { &measures };

@@ -225,6 +225,16 @@ enum LearningCommand {
 }
 
 impl Command {
+    /// Whether it reads the vectors of tables again and again, in parts.
+    fn reads_tables(&self) -> bool {
+        match self {
+            Self::Knn(_) | Self::Export(_) => true,
+            #[cfg(feature = "torch")]
+            Self::Learning(LearningCommand::Query(_) | LearningCommand::Linear(_)) => true,
+            _ => false,
+        }
+    }
+
     /// Whether it needs libtorch.
     fn needs_torch(&self) -> anyhow::Result<bool> {
         Ok(match self {
@@ -278,6 +288,9 @@ fn main_with(run: fn(&Cli) -> anyhow::Result<()>) -> ExitCode {
         Ok(cli) => cli,
         Err(error) => error.exit(),
     };
+    if cli.command.reads_tables() {
+        process::limit_arenas();
+    }
     let logs = progress::start_logs(&cli.global.log);
     let result = logs.and_then(|()| run(&cli));
     let traffic = Traffic::of_this_process();

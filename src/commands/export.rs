@@ -63,7 +63,7 @@ fn open(place: &Location) -> Result<Box<dyn Table>, CommandError> {
 pub fn export_projector(job: &ProjectorJob) -> Result<usize, CommandError> {
     let table = open(&job.table)?;
     let meta = table.meta();
-    let mut rows: Vec<usize> = (0..table.ids().len()).collect();
+    let mut rows: Vec<usize> = (0..table.rows()).collect();
     if rows.len() > job.limit {
         Stream::new(0, Purpose::ProjectorSample, 0, 0).shuffle(&mut rows);
         rows.truncate(job.limit);
@@ -79,9 +79,9 @@ pub fn export_projector(job: &ProjectorJob) -> Result<usize, CommandError> {
             let numbers: Vec<String> = vector.iter().map(ToString::to_string).collect();
             tensors += &numbers.join("\t");
             tensors.push('\n');
-            let class = table.labels()[row].and_then(|class| meta.classes.get(class.index()));
+            let class = table.label(row).and_then(|class| meta.classes.get(class.index()));
             let class = class.map_or("", String::as_str).replace(['\t', '\n', '\r'], " ");
-            writeln!(metadata, "{}\t{class}", table.ids()[row]).expect("a String takes everything");
+            writeln!(metadata, "{}\t{class}", table.id(row)).expect("a String takes everything");
         }
     }
     table.verify()?;
@@ -99,7 +99,7 @@ pub fn export_projector(job: &ProjectorJob) -> Result<usize, CommandError> {
             let reason = format!("{dataset} is another dataset than that of {}", job.table);
             return Err(EvalError::Mismatch { reason }.into());
         }
-        let ids: Vec<_> = rows.iter().map(|&row| table.ids()[row]).collect();
+        let ids: Vec<_> = rows.iter().map(|&row| table.id(row)).collect();
         let images = sprite(dataset, &manifest, &meta.split, &ids)?;
         let png = encode_png(&images).map_err(|error| EvalError::Options { reason: error.to_string() })?;
         publish("sprite.png", png)?;
@@ -157,14 +157,14 @@ pub fn export_parquet(place: &Location, output: &Location) -> Result<usize, Comm
         let vectors = table.start_read(rows.clone()).finish()?;
         let values = Float32Array::from(vectors.rows(rows.clone())?.into_owned());
         let feature = FixedSizeListArray::new(Arc::clone(&item), dim, Arc::new(values), None);
-        let labels = &table.labels()[rows.clone()];
+        let labels: Vec<Option<ClassId>> = rows.clone().map(|row| table.label(row)).collect();
         let columns: Vec<ArrayRef> = vec![
-            Arc::new(Int64Array::from_iter_values(table.ids()[rows.clone()].iter().map(|id| id.to_stored()))),
+            Arc::new(Int64Array::from_iter_values(rows.clone().map(|row| table.id(row).to_stored()))),
             Arc::new(feature),
             Arc::new(Int64Array::from_iter(labels.iter().map(|label| label.map(|class| i64::from(class.0))))),
             Arc::new(StringArray::from_iter(labels.iter().map(|label| label.and_then(name)))),
             Arc::new(Int64Array::from_iter(
-                table.updated_steps()[rows].iter().map(|step| step.map(|step| step as i64)),
+                table.updated_steps(rows)?.into_iter().map(|step| step.map(|step| step as i64)),
             )),
         ];
         let batch = RecordBatch::try_new(Arc::clone(&schema), columns).expect("the columns are the schema's");
@@ -172,7 +172,7 @@ pub fn export_parquet(place: &Location, output: &Location) -> Result<usize, Comm
     }
     table.verify()?;
     writer.into_inner().map_err(failed)?.finish()?;
-    Ok(table.ids().len())
+    Ok(table.rows())
 }
 
 /// Publishes a checkpoint's weights as one safetensors file, and returns the number of tensors.

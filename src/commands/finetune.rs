@@ -10,7 +10,7 @@ use toml::Table;
 
 use super::CommandError;
 use super::monitor::batch_size;
-use crate::checkpoint::{Checkpoint, checkpoint_name, list_checkpoints};
+use crate::checkpoint::{Checkpoint, checkpoint_name, newest_state};
 use crate::dataset::Manifest;
 use crate::distributed::{DistributedError, Rendezvous};
 use crate::eval::{ClassifierReport, EmbedError, Score, classify, load_encoder, share};
@@ -86,10 +86,7 @@ impl Finetuning {
     pub fn open(of: FinetuneRun, given: &Table, progress: &dyn Progress) -> Result<Self, CommandError> {
         let FinetuneRun { checkpoint: from, dataset, run, labels, .. } = of;
         let mut of_run = Checkpoint::open(&from)?.run_config()?;
-        let begun = list_checkpoints(&run)?
-            .pop()
-            .map(|(_, folder)| Checkpoint::open(&folder)?.state())
-            .transpose()?;
+        let begun = newest_state(&run)?;
         let begun_split = || begun.as_ref()?.config["split"].as_str().map(ToOwned::to_owned);
         if let Some(split) = of.train_split.or_else(begun_split) {
             of_run.split = split;

@@ -17,7 +17,7 @@ use crate::eval::{
     Duplicates, EvalError, KnnOptions, KnnReport, KnnReports, Thumbnails, default_k,
     evaluate_with_neighbours, is_remark, sprite, write_neighbours,
 };
-use crate::feature_table::{ColumnNames, RowNames, TableMeta};
+use crate::feature_table::{ColumnNames, RowNames, Table, TableMeta};
 use crate::ids::InstanceId;
 use crate::image::encode_jpeg;
 use crate::page::{PageImages, PageInput, examples, history, map, page};
@@ -145,9 +145,9 @@ impl Searchers for crate::distributed::ProcessGroup {
             return Alone.evaluate(pair, options, pool);
         }
         let KnnPair { bank, queries, .. } = pair;
-        self.agree("the bank", &format!("{:?}, {} rows", bank.meta(), bank.ids().len()))?;
+        self.agree("the bank", &format!("{:?}, {} rows", bank.meta(), bank.rows()))?;
         self.agree("the queries' number", &queries.len().to_string())?;
-        let own = crate::eval::share(bank.ids().len(), self);
+        let own = crate::eval::share(bank.rows(), self);
         let rows = crate::feature_table::TableSlice::new(&**bank, own.clone());
         crate::eval::evaluate_over(self, &**bank, (own, &rows), queries, options, Some(pool))
     }
@@ -235,7 +235,7 @@ fn evaluate(
         let exclude = duplicates.as_ref().map(|rows| Duplicates::between(rows, splits.0, splits.1));
         let options = KnnOptions {
             k: if job.k.is_empty() {
-                vec![default_k(pair.bank.ids().len().saturating_sub(usize::from(job.leave_one_out)))]
+                vec![default_k(pair.bank.rows().saturating_sub(usize::from(job.leave_one_out)))]
             } else {
                 job.k.clone()
             },
@@ -332,7 +332,7 @@ fn publish(
     };
     let html = page_beside(output)
         .ok_or_else(|| CommandError::Usage(format!("--output {output}: expected the name of a file")))?;
-    html.publish(page(input, &images), PublishMode::Overwrite)?;
+    html.publish(page(input, &images)?, PublishMode::Overwrite)?;
     reports::publish(output, input.reports, of, *mode)?;
     progress.note(&format!("report {output}, page {html}"));
     Ok(())
@@ -367,14 +367,14 @@ pub(super) fn check_dataset(
 
 /// The names of rows in tables of other programs, in the place of images.
 fn names_alone(input: &PageInput<'_>, [bank, queries]: &[RowNames; 2]) -> PageImages {
-    let named = |names: &RowNames, ids: &[InstanceId], shown: Vec<InstanceId>| {
+    let named = |names: &RowNames, table: &dyn Table, shown: Vec<InstanceId>| {
         let shown: HashSet<InstanceId> = shown.into_iter().collect();
-        let rows = ids.iter().enumerate().filter(|(_, id)| shown.contains(id));
-        Thumbnails::named(rows.filter_map(|(row, &id)| Some((id, names.name(row)?))))
+        let rows = table.ids().enumerate().filter(|(_, id)| shown.contains(id));
+        Thumbnails::named(rows.filter_map(|(row, id)| Some((id, names.name(row)?))))
     };
     PageImages {
-        queries: named(queries, &input.queries.ids, input.shown_queries()),
-        bank: named(bank, input.bank.ids(), input.shown_neighbours()),
+        queries: named(queries, input.queries, input.shown_queries()),
+        bank: named(bank, input.bank, input.shown_neighbours()),
         sprite: None,
     }
 }

@@ -83,14 +83,15 @@ pub fn linear(
     let open = |place| open_table(place, None).map(|(table, _)| table);
     for (number, (train, test)) in pairs.iter().enumerate() {
         let (train, test) = (open(train)?, open(test)?);
-        group.agree("the table to train on", &format!("{:?}, {} rows", train.meta(), train.ids().len()))?;
-        group.agree("the table to evaluate", &format!("{:?}, {} rows", test.meta(), test.ids().len()))?;
-        let among = job
-            .label_fraction
-            .map(|fraction| balanced_rows(train.ids(), train.labels(), fraction, job.label_seed));
+        group.agree("the table to train on", &format!("{:?}, {} rows", train.meta(), train.rows()))?;
+        group.agree("the table to evaluate", &format!("{:?}, {} rows", test.meta(), test.rows()))?;
+        let among = job.label_fraction.map(|fraction| {
+            let (ids, labels) = (train.ids().collect::<Vec<_>>(), train.labels().collect::<Vec<_>>());
+            balanced_rows(&ids, &labels, fraction, job.label_seed)
+        });
         labels = among.as_ref().map(|rows| Labels {
-            ids: rows.iter().map(|&row| train.ids()[row]).collect(),
-            labels: rows.iter().map(|&row| train.labels()[row]).collect(),
+            ids: rows.iter().map(|&row| train.id(row)).collect(),
+            labels: rows.iter().map(|&row| train.label(row)).collect(),
         });
         let tables = ProbeTables { train: &*train, among: among.as_deref(), test: &*test, number };
         probed.extend(probe(tables, &job.options, group, progress)?);
@@ -280,20 +281,21 @@ impl<'a> RunEvaluation<'a> {
         let training = dataset.embedding(checkpoint, train_split, rows, machine);
         let evaluated = dataset.embedding(checkpoint, &dataset.split, RowChoice::All, machine);
         let tests = run_tables(&evaluated, &features, &of.layers, group, progress)?;
-        let labels_of = |ids: &[InstanceId], labels: &[Option<ClassId>]| {
-            job.label_fraction.map(|_| Labels { ids: ids.to_vec(), labels: labels.to_vec() })
-        };
         let tests = tests.iter().map(StoredTable::open).collect::<Result<Vec<_>, _>>()?;
         if of.augment {
             let probed = probe_augmented(&training, &of.layers, &tests, &job.options, group, progress)?;
             let source = rows.open(&dataset.location, &dataset.manifest, train_split)?;
-            return Ok((probed.unwrap_or_default(), labels_of(source.ids(), source.labels())));
+            let (ids, labels) = (source.ids().to_vec(), source.labels().to_vec());
+            let labels = job.label_fraction.map(|_| Labels { ids, labels });
+            return Ok((probed.unwrap_or_default(), labels));
         }
         let (mut probed, mut labels) = (Vec::new(), None);
         let trained = run_tables(&training, &features, &of.layers, group, progress)?;
         for (number, (train, test)) in trained.iter().zip(&tests).enumerate() {
             let train = StoredTable::open(train)?;
-            labels = labels_of(train.ids(), train.labels());
+            let all: &dyn Table = &train;
+            let all_labels = || Labels { ids: all.ids().collect(), labels: all.labels().collect() };
+            labels = job.label_fraction.map(|_| all_labels());
             let tables = ProbeTables { train: &train, among: None, test, number };
             probed.extend(probe(tables, &job.options, group, progress)?);
         }

@@ -102,6 +102,7 @@ impl Monitor {
         let Evaluation { bank, group, step, .. } = state;
         let mut scores = Map::new();
         let (Some((source, meta)), Some(bank)) = (&self.queries, bank) else { return Ok(scores) };
+        scores.insert("monitor_split".to_owned(), json!(meta.split));
         let probe = state.probe.filter(|probe| probe.has_learnt());
         let layers = [FeatureLayer::Projection, FeatureLayer::Pooled];
         let layers = if probe.is_some() { &layers[..] } else { &layers[..1] };

@@ -137,9 +137,9 @@ pub fn query(job: &QueryJob, progress: &dyn Progress) -> Result<QueryReport, Com
     let split = manifest.as_ref().and_then(|manifest| manifest.splits.get(&meta.split));
     let of_dataset = split.map(|split| ExifOrientation::applied(split.applies_exif_orientation()));
     let orientation = job.exif_orientation.or(of_dataset);
-    let k = job.k.unwrap_or_else(|| DEFAULT_K.min(bank.ids().len()));
-    if k == 0 || k > bank.ids().len() {
-        let rows = bank.ids().len();
+    let k = job.k.unwrap_or_else(|| DEFAULT_K.min(bank.rows()));
+    if k == 0 || k > bank.rows() {
+        let rows = bank.rows();
         return Err(CommandError::Usage(format!("--k {k}: the bank has {rows} rows, so it is 1 to {rows}")));
     }
     let pool = rayon::ThreadPoolBuilder::new().num_threads(job.threads).build()?;
@@ -149,13 +149,13 @@ pub fn query(job: &QueryJob, progress: &dyn Progress) -> Result<QueryReport, Com
     let options = KnnOptions { k: vec![k], ..KnnOptions::default() };
     let (mut report, neighbours) = pool.install(|| evaluate_with_neighbours(&*bank, &queries, &options))?;
     bank.verify()?;
-    let found: BTreeSet<InstanceId> = neighbours.rows.iter().map(|&row| bank.ids()[row as usize]).collect();
+    let found: BTreeSet<InstanceId> = neighbours.rows.iter().map(|&row| bank.id(row as usize)).collect();
     let paths = match dataset {
         Some((dataset, manifest)) => read_paths(dataset, manifest.split(dataset, &meta.split)?, &found)?,
         None => Default::default(),
     };
     let row = |(row, similarity): (usize, f32)| {
-        let (id, label) = (bank.ids()[row], bank.labels()[row]);
+        let (id, label) = (bank.id(row), bank.label(row));
         FoundRow {
             id,
             similarity,
@@ -202,7 +202,7 @@ pub fn query(job: &QueryJob, progress: &dyn Progress) -> Result<QueryReport, Com
             |(dataset, manifest)| Thumbnails::load(dataset, manifest, &meta.split, input.shown_neighbours());
         let of_bank = dataset.map(of_bank).transpose()?.unwrap_or_default();
         let images = PageImages { queries: thumbnails, bank: of_bank, sprite: None };
-        location.publish(page(&input, &images), PublishMode::Overwrite)?;
+        location.publish(page(&input, &images)?, PublishMode::Overwrite)?;
         progress.note(&format!("page {location}"));
     }
     Ok(queried)

@@ -42,7 +42,7 @@ pub fn evaluate_over(
             Some(pool) => pool.install(|| search(&rows, queries, k, false)),
             None => search(&rows, queries, k, false),
         };
-        search_over(group, (bank.ids(), own.clone()), queries, (k, options.leave_one_out), here)
+        search_over(group, (bank, own.clone()), queries, (k, options.leave_one_out), here)
     };
     evaluate_by(bank, queries, options, &find)
 }
@@ -50,7 +50,7 @@ pub fn evaluate_over(
 /// The `k` most similar rows of a bank of which each process has some, for the same queries in all; with
 /// `leave_one_out`, a row of the query's own id does not count.
 ///
-/// `ids` are those of all rows, `own` the range of this process's; `find` gives the most similar of these,
+/// `bank` has the ids of all rows, `own` is the range of this process's; `find` gives the most similar of these,
 /// counted from the first, and leaves nothing out.
 ///
 /// # Errors
@@ -60,7 +60,7 @@ pub fn evaluate_over(
 /// If `k` exceeds the rows that can be found.
 fn search_over(
     group: &ProcessGroup,
-    (ids, own): (&[InstanceId], Range<usize>),
+    (bank, own): (&dyn Table, Range<usize>),
     queries: &FeatureTable,
     (k, leave_one_out): (usize, bool),
     find: impl FnOnce(usize) -> Result<Neighbours, TableError>,
@@ -84,21 +84,21 @@ fn search_over(
     let found = group.gather_bytes(&to_bytes(&found?))?;
     let parts: Vec<Neighbours> = found.iter().map(|bytes| from_bytes(bytes)).collect();
     let left_out = |query: usize| leave_one_out.then(|| queries.ids[query]);
-    Ok(merge(&parts, ids, queries.len(), k, left_out))
+    Ok(merge(&parts, bank, queries.len(), k, left_out))
 }
 
 /// The best of what several found in different rows.
 fn merge(
     parts: &[Neighbours],
-    ids: &[InstanceId],
+    bank: &dyn Table,
     queries: usize,
     k: usize,
     left_out: impl Fn(usize) -> Option<InstanceId> + Sync,
 ) -> Neighbours {
     let best = |query: usize| {
         let mut all: Vec<(usize, f32)> = parts.iter().flat_map(|part| part.of(query)).collect();
-        all.retain(|&(row, _)| Some(ids[row]) != left_out(query));
-        all.sort_by(|a, b| b.1.total_cmp(&a.1).then(ids[a.0].cmp(&ids[b.0])));
+        all.retain(|&(row, _)| Some(bank.id(row)) != left_out(query));
+        all.sort_by(|a, b| b.1.total_cmp(&a.1).then(bank.id(a.0).cmp(&bank.id(b.0))));
         assert!(all.len() >= k, "the bank has k rows");
         all.truncate(k);
         all
@@ -183,21 +183,20 @@ mod tests {
         let mut bank = bank;
         let row = bank.feature(7).to_vec();
         bank.features[250 * 16..251 * 16].copy_from_slice(&row);
-        let ids = bank.ids.clone();
         for leave_one_out in [false, true] {
             for k in [1, 5, 120] {
                 let whole = search(&bank, &queries, k, leave_one_out).expect("found");
                 let edges = [0, 3, 100, 300];
                 let part = |range: &[usize]| {
                     let slice = TableSlice::new(&bank, range[0]..range[1]);
-                    let wanted = (k + usize::from(leave_one_out)).min(slice.ids().len());
+                    let wanted = (k + usize::from(leave_one_out)).min(slice.rows());
                     let mut found = search(&slice, &queries, wanted, false).expect("found");
                     found.rows.iter_mut().for_each(|row| *row += range[0] as u32);
                     from_bytes(&to_bytes(&found))
                 };
                 let parts: Vec<_> = edges.windows(2).map(part).collect();
                 let left_out = |query: usize| leave_one_out.then(|| queries.ids[query]);
-                assert_eq!(merge(&parts, &ids, queries.len(), k, left_out), whole);
+                assert_eq!(merge(&parts, &bank, queries.len(), k, left_out), whole);
             }
         }
     }

@@ -67,7 +67,7 @@ impl Duplicates {
         let (mut rows, mut similarities) = (Vec::new(), Vec::new());
         for (at, query) in queries.iter().enumerate() {
             let own = self.of(*query);
-            let kept = found.of(at).filter(|(row, _)| !own.contains(&bank.ids()[*row])).take(k);
+            let kept = found.of(at).filter(|(row, _)| !own.contains(&bank.id(*row))).take(k);
             for (row, similarity) in kept {
                 rows.push(row as u32);
                 similarities.push(similarity);
@@ -79,15 +79,17 @@ impl Duplicates {
 
 /// In words, how many queries are among these rows of a split; `None` for none. Where any query has a label, only the
 /// labelled ones count.
-pub(super) fn common_rows(split: &str, ids: &[InstanceId], queries: &dyn Table) -> Option<String> {
+pub(super) fn common_rows(
+    split: &str,
+    ids: impl Iterator<Item = InstanceId>,
+    queries: &dyn Table,
+) -> Option<String> {
     if split != queries.meta().split {
         return None;
     }
-    let ids: HashSet<_> = ids.iter().collect();
-    let are_labelled = queries.labels().iter().any(Option::is_some);
-    let labelled =
-        queries.ids().iter().zip(queries.labels()).filter(|(_, label)| !are_labelled || label.is_some());
-    let (all, common) = labelled
-        .fold((0_usize, 0_usize), |(all, common), (id, _)| (all + 1, common + usize::from(ids.contains(id))));
+    let are_labelled = queries.has_labels();
+    let labelled = queries.ids().zip(queries.labels()).filter(|(_, label)| !are_labelled || label.is_some());
+    let queried: HashSet<InstanceId> = labelled.map(|(id, _)| id).collect();
+    let (all, common) = (queried.len(), ids.filter(|id| queried.contains(id)).count());
     (common > 0).then(|| format!("{common} of {all} queries of split `{split}`"))
 }

@@ -258,7 +258,7 @@ impl EmbedJob {
                 && (&meta.split, &meta.split_digest) == (&wanted.split, &wanted.split_digest)
                 && meta.classes == wanted.classes
                 && self.dtype.is_none_or(|dtype| table.dtype() == dtype)
-                && table.ids() == ids
+                && (&table as &dyn Table).ids().eq(ids.iter().copied())
         });
         if is_same || existing == Existing::Replace {
             return Ok(is_same);

@@ -113,7 +113,7 @@ pub(super) fn evaluate_by(
     let duplicates = options.exclude.as_ref();
     // The first k others than duplicates are among this many.
     let more = duplicates.map_or(0, Duplicates::most);
-    let available = bank.ids().len().saturating_sub(usize::from(options.leave_one_out) + more);
+    let available = bank.rows().saturating_sub(usize::from(options.leave_one_out) + more);
     if largest > available {
         return Err(EvalError::KTooLarge { k: largest, rows: available });
     }
@@ -175,8 +175,7 @@ fn count(bank: &dyn Table, queries: &FeatureTable, neighbours: &Neighbours, opti
     let mut ascending: Vec<usize> = (0..options.k.len()).collect();
     ascending.sort_by_key(|&at| options.k[at]);
     let ks: Vec<usize> = ascending.iter().map(|&at| options.k[at]).collect();
-    let labels = bank.labels();
-    let classes = labels.iter().flatten().map(|class| class.index() + 1).max().unwrap_or(0);
+    let classes = bank.labels().flatten().map(|class| class.index() + 1).max().unwrap_or(0);
     let width = options.temperature.len();
     // Where no row has a label, nothing votes and nothing is scored.
     let scored = queries.labels.iter().enumerate().filter(|_| classes > 0);
@@ -185,7 +184,7 @@ fn count(bank: &dyn Table, queries: &FeatureTable, neighbours: &Neighbours, opti
     let vote = |ballot: &mut Ballot, &(query, class): &(usize, ClassId)| {
         let mut cells = vec![Outcome { winner: None, rank: None }; ks.len() * width];
         for (column, &temperature) in options.temperature.iter().enumerate() {
-            let voters = neighbours.of(query).map(|(row, similarity)| (labels[row], similarity));
+            let voters = neighbours.of(query).map(|(row, similarity)| (bank.label(row), similarity));
             let outcomes = ballot.outcomes(voters, class, &ks, temperature);
             for (&at, outcome) in ascending.iter().zip(outcomes) {
                 cells[at * width + column] = outcome;
@@ -244,7 +243,7 @@ fn report(
     let per_class = per_class(&meta.classes, &votes.outcomes);
     let bank_rows = match &options.label_sets {
         Some(sets) => sets.bank.iter().filter(|labels| !labels.is_empty()).count(),
-        None => bank.labels().iter().flatten().count(),
+        None => bank.labels().flatten().count(),
     };
     let compared = retrieval.as_ref().map_or(0, |retrieval| retrieval.queries);
     let largest = per_class.iter().map(|score| score.queries).max().unwrap_or(0);
@@ -302,12 +301,12 @@ fn no_votes(bank: &dyn Table, queries: &FeatureTable, options: &KnnOptions) -> O
     if options.label_sets.is_some() {
         return Some(SEVERAL_LABELS.into());
     }
-    let has_none = |labels: &[Option<ClassId>]| labels.iter().all(Option::is_none);
-    let who = match (has_none(bank.labels()), has_none(&queries.labels)) {
-        (true, true) => "neither bank nor queries have labels",
-        (true, false) => "the bank has no labels",
-        (false, true) => "the queries have no labels",
-        (false, false) => return None,
+    let queries: &dyn Table = queries;
+    let who = match (bank.has_labels(), queries.has_labels()) {
+        (false, false) => "neither bank nor queries have labels",
+        (false, true) => "the bank has no labels",
+        (true, false) => "the queries have no labels",
+        (true, true) => return None,
     };
     Some(format!("{who}, {NO_SCORES}"))
 }

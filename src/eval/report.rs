@@ -12,12 +12,13 @@ use serde::Serialize;
 
 use super::{EvalError, Retrieval};
 use crate::feature_table::{FeatureTable, RowNames, Table};
-use crate::ids::InstanceId;
 use crate::search::Neighbours;
 use crate::storage::{Location, Upload};
 
 /// The quantile of the normal distribution that leaves 2.5 % above it.
 const QUANTILE: f64 = 1.959_963_984_540_054;
+/// Digits of a dataset's digest in a name.
+const DIGEST_DIGITS: usize = 12;
 /// Queries whose neighbours are written at a time.
 const BATCH_QUERIES: usize = 4096;
 
@@ -107,6 +108,30 @@ impl KnnReports {
     /// The report of each feature.
     pub fn all(&self) -> impl Iterator<Item = &KnnReport> {
         std::iter::once(&self.first).chain(&self.other_features)
+    }
+
+    /// What to call the feature of each report: where several have one name, with split and dataset; where that is one too,
+    /// with the number of the pair.
+    pub fn names(&self) -> Vec<String> {
+        let with_dataset = |report: &KnnReport| {
+            let KnnReport { feature, split, dataset_digest, .. } = report;
+            let split = if split.is_empty() { String::new() } else { format!(", split {split}") };
+            let dataset = dataset_digest.get(..DIGEST_DIGITS).unwrap_or(dataset_digest);
+            let dataset = if dataset.is_empty() { String::new() } else { format!(", dataset {dataset}") };
+            format!("{feature}{split}{dataset}")
+        };
+        let numbered =
+            self.all().zip(1..).map(|(report, pair)| format!("{}, pair {pair}", with_dataset(report)));
+        let levels = [
+            self.all().map(|report| report.feature.clone()).collect::<Vec<_>>(),
+            self.all().map(with_dataset).collect(),
+            numbered.collect(),
+        ];
+        let is_single =
+            |names: &Vec<String>, at: usize| names.iter().filter(|name| **name == names[at]).count() == 1;
+        let name =
+            |at: usize| levels.iter().find(|names| is_single(names, at)).unwrap_or(&levels[2])[at].clone();
+        (0..levels[0].len()).map(name).collect()
     }
 }
 
@@ -198,8 +223,8 @@ pub fn write_neighbours(
         let similarities = Float32Array::from(neighbours.similarities[found].to_vec());
         let [of_bank, of_queries] = row_names;
         let columns: [(&str, ArrayRef); 3] = [
-            ("query_id", ids(of_queries, &queries.ids, range.clone())),
-            ("neighbour_ids", lists(ids(of_bank, bank.ids(), rows), range.len(), neighbours.k)),
+            ("query_id", ids(of_queries, queries, range.clone())),
+            ("neighbour_ids", lists(ids(of_bank, bank, rows), range.len(), neighbours.k)),
             ("similarities", lists(Arc::new(similarities), range.len(), neighbours.k)),
         ];
         RecordBatch::try_from_iter(columns).expect("the columns have a row for each query")
@@ -215,14 +240,14 @@ pub fn write_neighbours(
 }
 
 /// The ids of some rows.
-fn ids(names: &RowNames, ids: &[InstanceId], rows: impl Iterator<Item = usize>) -> ArrayRef {
+fn ids(names: &RowNames, table: &dyn Table, rows: impl Iterator<Item = usize>) -> ArrayRef {
     match names {
         RowNames::Texts(texts) => Arc::new(StringArray::from_iter_values(rows.map(|row| &texts[row]))),
         RowNames::Numbers(ids) => {
             Arc::new(Int64Array::from_iter_values(rows.map(|row| ids[row].to_stored())))
         }
         RowNames::Ids | RowNames::Unnamed => {
-            Arc::new(Int64Array::from_iter_values(rows.map(|row| ids[row].to_stored())))
+            Arc::new(Int64Array::from_iter_values(rows.map(|row| table.id(row).to_stored())))
         }
     }
 }

@@ -89,7 +89,7 @@ fn ranked(is_relevant: impl Iterator<Item = bool>, all: usize, k: usize) -> Rank
 
 /// What makes a row relevant for a query.
 enum Relevance<'a> {
-    Class { bank: &'a [Option<ClassId>], queries: &'a [Option<ClassId>] },
+    Class { bank: &'a dyn Table, queries: &'a [Option<ClassId>] },
     Shared(&'a LabelSets),
 }
 
@@ -103,7 +103,7 @@ impl Relevance<'_> {
 
     fn holds(&self, query: usize, row: usize) -> bool {
         match self {
-            Self::Class { bank, queries } => queries[query].is_some() && queries[query] == bank[row],
+            Self::Class { bank, queries } => queries[query].is_some() && queries[query] == bank.label(row),
             Self::Shared(sets) => {
                 let labels = &sets.bank[row];
                 sets.queries[query].iter().any(|label| labels.binary_search(label).is_ok())
@@ -116,7 +116,7 @@ impl Relevance<'_> {
         match self {
             Self::Class { bank, queries: classes } => {
                 let mut rows = vec![0_usize; usize::from(u16::MAX) + 1];
-                bank.iter().flatten().for_each(|class| rows[class.index()] += 1);
+                bank.labels().flatten().for_each(|class| rows[class.index()] += 1);
                 queries.iter().map(|&query| classes[query].map_or(0, |class| rows[class.index()])).collect()
             }
             Self::Shared(sets) => {
@@ -156,10 +156,7 @@ pub(super) fn retrieval(
     let k = options.k.iter().copied().max()?;
     let (relevance, has_labels) = match &options.label_sets {
         Some(sets) => (Relevance::Shared(sets), sets.bank.iter().any(|labels| !labels.is_empty())),
-        None => {
-            let relevance = Relevance::Class { bank: bank.labels(), queries: &queries.labels };
-            (relevance, bank.labels().iter().any(Option::is_some))
-        }
+        None => (Relevance::Class { bank, queries: &queries.labels }, bank.has_labels()),
     };
     let labelled: Vec<usize> =
         (0..queries.len()).filter(|&query| has_labels && relevance.is_labelled(query)).collect();
@@ -167,15 +164,21 @@ pub(super) fn retrieval(
         return None;
     }
     // Rows that are left out of a query's neighbours are not to be found either.
-    let leaves_out = options.leave_one_out || options.exclude.is_some();
-    let row_of: HashMap<InstanceId, usize> =
-        bank.ids().iter().enumerate().filter(|_| leaves_out).map(|(row, &id)| (id, row)).collect();
-    let left_out = |query: usize| {
+    let ids_left_out = |query: usize| {
         let id = queries.ids[query];
         let own = options.leave_one_out.then_some(id);
         let duplicates = options.exclude.as_ref().map_or(&[] as &[_], |duplicates| duplicates.of(id));
-        let ids = own.into_iter().chain(duplicates.iter().copied().filter(|&other| own != Some(other)));
-        ids.filter_map(|id| row_of.get(&id)).filter(|&&row| relevance.holds(query, row)).count()
+        own.into_iter().chain(duplicates.iter().copied().filter(move |&other| own != Some(other)))
+    };
+    let looked_up: HashSet<InstanceId> = labelled.iter().flat_map(|&query| ids_left_out(query)).collect();
+    let row_of: HashMap<InstanceId, usize> = if looked_up.is_empty() {
+        HashMap::new()
+    } else {
+        bank.ids().zip(0..).filter(|(id, _)| looked_up.contains(id)).collect()
+    };
+    let left_out = |query: usize| {
+        let rows = ids_left_out(query).filter_map(|id| row_of.get(&id));
+        rows.filter(|&&row| relevance.holds(query, row)).count()
     };
     let score = |(&query, &relevant): (&usize, &usize)| {
         let all = relevant - left_out(query);

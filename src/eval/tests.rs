@@ -326,3 +326,26 @@ fn within_one_split_a_query_is_no_duplicate_of_itself() {
     let duplicates = Duplicates::between(&rows, "train", "train");
     assert_eq!((duplicates.most(), duplicates.pairs(&[InstanceId(4), InstanceId(9)])), (1, 2));
 }
+
+#[test]
+fn pairs_of_one_feature_are_told_apart_by_split_and_dataset_or_by_their_number() {
+    let report = |split: &str, digest: &str| {
+        let (bank, mut queries) = (table(1, 30, 4, 3), table(2, 9, 4, 3));
+        (queries.meta.split, queries.meta.dataset_digest) = (split.into(), bank.meta.dataset_digest.clone());
+        let report = evaluate(&bank, &queries, &options(3)).expect("scored");
+        KnnReport { dataset_digest: digest.into(), ..report }
+    };
+    let names = |reports: Vec<KnnReport>| {
+        let mut reports = reports.into_iter();
+        let first = reports.next().expect("one");
+        KnnReports { first, other_features: reports.collect() }.names()
+    };
+    let feature = report("val", "a").feature;
+    assert_eq!(names(vec![report("val", "a")]), [feature.clone()]);
+    let found = names(vec![report("val", "0123456789abcdef"), report("test", "b"), report("test", "c")]);
+    let expected =
+        [", split val, dataset 0123456789ab", ", split test, dataset b", ", split test, dataset c"];
+    assert_eq!(found, expected.map(|more| format!("{feature}{more}")));
+    let found = names(vec![report("", ""), report("", "")]);
+    assert_eq!(found, [", pair 1", ", pair 2"].map(|more| format!("{feature}{more}")));
+}

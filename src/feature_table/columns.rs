@@ -6,7 +6,7 @@ use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, Float16Type, Float32Type, Float64Type, Int64Type, Schema};
 
-use super::error::TableError;
+use super::TableError;
 use super::schema::Kind;
 use crate::ids::{ClassId, InstanceId};
 
@@ -22,6 +22,9 @@ pub struct ColumnNames {
     /// The column of the classes: integers (-1 for none) or names, null for none, or lists of them.
     pub label: Option<String>,
 }
+
+/// Classes at most where an image has one.
+pub(super) const MOST_CLASSES: usize = u16::MAX as usize + 1;
 
 /// What a column is for, and how it is found.
 struct Role {
@@ -503,26 +506,6 @@ pub(super) struct Columns {
 }
 
 impl Columns {
-    /// None, with room for this many rows.
-    pub(super) fn with_room_for(rows: usize) -> Self {
-        Self {
-            ids: Vec::with_capacity(rows),
-            labels: Vec::with_capacity(rows),
-            updated_step: Vec::with_capacity(rows),
-        }
-    }
-
-    /// Adds the rows of another file.
-    pub(super) fn extend(&mut self, other: Self) {
-        if self.ids.is_empty() {
-            *self = other;
-            return;
-        }
-        self.ids.extend(other.ids);
-        self.labels.extend(other.labels);
-        self.updated_step.extend(other.updated_step);
-    }
-
     /// Adds the rows of a batch.
     pub(super) fn append(
         &mut self,
@@ -532,20 +515,13 @@ impl Columns {
         steps: &Int64Array,
     ) -> Result<(), TableError> {
         let first = self.ids.len();
-        for (offset, &id) in ids.values().iter().enumerate() {
-            let wrong =
-                || TableError::Id { table: table.into(), row: first + offset, id, reason: "out of range" };
-            self.ids.push(InstanceId::from_stored(id).ok_or_else(wrong)?);
+        for (row, &id) in (first..).zip(ids.values()) {
+            self.ids.push(id_of(table, row, id)?);
         }
-        for (offset, label) in labels.iter().enumerate() {
-            let class = label.map(|label| {
-                let classes = usize::from(u16::MAX) + 1;
-                let wrong = || TableError::Label { table: table.into(), row: first + offset, label, classes };
-                ClassId::from_stored(label).ok_or_else(wrong)
-            });
-            self.labels.push(class.transpose()?.flatten());
+        for (row, label) in (first..).zip(labels) {
+            self.labels.push(label_of(table, row, label, MOST_CLASSES)?);
         }
-        self.updated_step.extend(steps.iter().map(|step| step.and_then(|step| u64::try_from(step).ok())));
+        self.updated_step.extend(steps.iter().map(step_of));
         Ok(())
     }
 
@@ -557,15 +533,33 @@ impl Columns {
     /// Checks what the format promises of ids and labels.
     pub(super) fn check(&self, table: &str, kind: Kind, classes: usize) -> Result<(), TableError> {
         check_ids(table, kind, &self.ids)?;
-        let is_wrong = |label: &Option<ClassId>| label.is_some_and(|class| class.index() >= classes);
-        match self.labels.iter().position(is_wrong) {
-            Some(row) => {
-                let label = ClassId::to_stored(self.labels[row]);
-                Err(TableError::Label { table: table.into(), row, label, classes })
-            }
-            None => Ok(()),
-        }
+        (0..).zip(&self.labels).try_for_each(|(row, &label)| {
+            label_of(table, row, Some(ClassId::to_stored(label)), classes).map(drop)
+        })
     }
+}
+
+/// The instance of a row, by the number in its file.
+pub(super) fn id_of(table: &str, row: usize, id: i64) -> Result<InstanceId, TableError> {
+    let wrong = || TableError::Id { table: table.into(), row, id, reason: "out of range" };
+    InstanceId::from_stored(id).ok_or_else(wrong)
+}
+
+/// The class of a row, by the number in its file, where that is one of so many classes.
+pub(super) fn label_of(
+    table: &str,
+    row: usize,
+    label: Option<i64>,
+    classes: usize,
+) -> Result<Option<ClassId>, TableError> {
+    let Some(label) = label else { return Ok(None) };
+    let class = ClassId::from_stored(label).filter(|class| class.is_none_or(|class| class.index() < classes));
+    class.ok_or_else(|| TableError::Label { table: table.into(), row, label, classes })
+}
+
+/// The step of a row, by the number in its file.
+pub(super) fn step_of(step: Option<i64>) -> Option<u64> {
+    step.and_then(|step| u64::try_from(step).ok())
 }
 
 /// Checks that no id occurs twice, and that the ids of a bank ascend.

@@ -8,17 +8,14 @@ use std::collections::HashSet;
 use arrow::datatypes::Schema;
 use bytes::Bytes;
 
-use super::columns::{ColumnNames, Found, Names, Rows, is_text, item_type};
+use super::TableError;
+use super::columns::{ColumnNames, Found, MOST_CLASSES, Names, Rows, is_text, item_type};
 use super::decode::Contents;
-use super::error::TableError;
 use super::rows::{check_vectors, first_not_of_unit_length};
 use super::schema::NamedMeta;
 use super::table::{FeatureTable, Wrong};
 use crate::ids::{ClassId, InstanceId};
 use crate::storage::Location;
-
-/// Classes at most where an image has one.
-const MOST_CLASSES: usize = u16::MAX as usize + 1;
 
 /// What a table of another program has beside its [`FeatureTable`].
 #[derive(Clone, Debug, PartialEq)]

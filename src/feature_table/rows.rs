@@ -9,9 +9,8 @@ use arrow::datatypes::DataType;
 use bytes::Bytes;
 use half::f16;
 
-use super::UNIT_TOLERANCE;
-use super::error::TableError;
 use super::schema::TableMeta;
+use super::{TableError, UNIT_TOLERANCE};
 use crate::ids::{ClassId, InstanceId};
 use crate::storage::{Digest, Location, PendingRead};
 
@@ -28,17 +27,24 @@ pub trait Table: Debug + Sync {
     /// What the features are.
     fn meta(&self) -> &TableMeta;
 
-    /// `[rows]`: the instance of each row.
-    fn ids(&self) -> &[InstanceId];
+    /// The number of rows.
+    fn rows(&self) -> usize;
 
-    /// `[rows]`: its class, where it has one.
-    fn labels(&self) -> &[Option<ClassId>];
+    /// The instance of a row.
+    fn id(&self, row: usize) -> InstanceId;
+
+    /// The class of a row, where it has one.
+    fn label(&self, row: usize) -> Option<ClassId>;
 
     /// All rows in order, in ranges of at most `longest` that can each be read in one go.
     fn ranges(&self, longest: usize) -> Vec<Range<usize>>;
 
-    /// `[rows]`: in a bank, the training step that last wrote the row.
-    fn updated_steps(&self) -> &[Option<u64>];
+    /// Reads of each of these rows the training step that last wrote it, in a bank. They are one of [`Table::ranges`], or
+    /// within it.
+    ///
+    /// # Errors
+    /// If the store fails.
+    fn updated_steps(&self, rows: Range<usize>) -> Result<Vec<Option<u64>>, TableError>;
 
     /// Starts to read the vectors of one of [`Table::ranges`], or of a range within it.
     fn start_read(&self, rows: Range<usize>) -> PendingVectors<'_>;
@@ -50,6 +56,131 @@ pub trait Table: Debug + Sync {
     /// [`TableError::Damaged`], or if the store fails.
     fn verify(&self) -> Result<(), TableError> {
         Ok(())
+    }
+}
+
+impl dyn Table + '_ {
+    /// `[rows]`: the instance of each row.
+    pub fn ids(&self) -> impl Iterator<Item = InstanceId> + '_ {
+        (0..self.rows()).map(|row| self.id(row))
+    }
+
+    /// `[rows]`: its class, where it has one.
+    pub fn labels(&self) -> impl Iterator<Item = Option<ClassId>> + '_ {
+        (0..self.rows()).map(|row| self.label(row))
+    }
+
+    /// Whether any row has a class.
+    pub fn has_labels(&self) -> bool {
+        self.labels().any(|label| label.is_some())
+    }
+}
+
+/// A run of a table's rows, counted from 0.
+#[derive(Debug)]
+pub struct TableSlice<'a> {
+    table: &'a dyn Table,
+    rows: Range<usize>,
+}
+
+impl<'a> TableSlice<'a> {
+    /// These rows of `table`.
+    ///
+    /// # Panics
+    /// If there are no such rows.
+    pub fn new(table: &'a dyn Table, rows: Range<usize>) -> Self {
+        assert!(rows.start <= rows.end && rows.end <= table.rows(), "the table has the rows");
+        Self { table, rows }
+    }
+}
+
+#[deny(clippy::missing_trait_methods)]
+impl Table for TableSlice<'_> {
+    fn meta(&self) -> &TableMeta {
+        self.table.meta()
+    }
+
+    fn rows(&self) -> usize {
+        self.rows.len()
+    }
+
+    fn id(&self, row: usize) -> InstanceId {
+        self.table.id(self.rows.start + row)
+    }
+
+    fn label(&self, row: usize) -> Option<ClassId> {
+        self.table.label(self.rows.start + row)
+    }
+
+    fn updated_steps(&self, rows: Range<usize>) -> Result<Vec<Option<u64>>, TableError> {
+        self.table.updated_steps(rows.start + self.rows.start..rows.end + self.rows.start)
+    }
+
+    fn ranges(&self, longest: usize) -> Vec<Range<usize>> {
+        let own = |range: Range<usize>| range.start.max(self.rows.start)..range.end.min(self.rows.end);
+        let here = self.table.ranges(longest).into_iter().map(own).filter(|range| !range.is_empty());
+        here.map(|range| range.start - self.rows.start..range.end - self.rows.start).collect()
+    }
+
+    fn start_read(&self, rows: Range<usize>) -> PendingVectors<'_> {
+        let start = self.rows.start;
+        self.table.start_read(rows.start + start..rows.end + start).counted_from(start)
+    }
+
+    /// Checks the whole table.
+    fn verify(&self) -> Result<(), TableError> {
+        self.table.verify()
+    }
+}
+
+/// A table whose rows are brought to unit length as they are read, so that inner products are cosines. Rows of a table
+/// that says that they are of unit length keep their bits, and a row of zeros stays.
+#[derive(Debug)]
+pub struct UnitRows<'a> {
+    table: &'a dyn Table,
+    meta: TableMeta,
+}
+
+impl<'a> UnitRows<'a> {
+    /// The rows of `table` at unit length.
+    pub fn new(table: &'a dyn Table) -> Self {
+        Self { table, meta: TableMeta { unit_length: true, ..table.meta().clone() } }
+    }
+}
+
+#[deny(clippy::missing_trait_methods)]
+impl Table for UnitRows<'_> {
+    fn meta(&self) -> &TableMeta {
+        &self.meta
+    }
+
+    fn rows(&self) -> usize {
+        self.table.rows()
+    }
+
+    fn id(&self, row: usize) -> InstanceId {
+        self.table.id(row)
+    }
+
+    fn label(&self, row: usize) -> Option<ClassId> {
+        self.table.label(row)
+    }
+
+    fn updated_steps(&self, rows: Range<usize>) -> Result<Vec<Option<u64>>, TableError> {
+        self.table.updated_steps(rows)
+    }
+
+    fn ranges(&self, longest: usize) -> Vec<Range<usize>> {
+        self.table.ranges(longest)
+    }
+
+    fn start_read(&self, rows: Range<usize>) -> PendingVectors<'_> {
+        let read = self.table.start_read(rows);
+        if self.table.meta().unit_length { read } else { read.at_unit_length() }
+    }
+
+    fn verify(&self) -> Result<(), TableError> {
+        self.table.verify()
     }
 }
 

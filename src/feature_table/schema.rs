@@ -6,7 +6,7 @@ use std::sync::Arc;
 use arrow::datatypes::{DataType, Field, Fields, Schema};
 use serde::{Deserialize, Serialize};
 
-use super::error::TableError;
+use super::TableError;
 use super::rows::{IN_MEMORY, check_vectors};
 
 /// The version that this code writes and reads.

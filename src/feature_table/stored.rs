@@ -1,29 +1,28 @@
 //! A feature table whose vectors stay in their file.
 //!
-//! Opening one reads the footer, ids, labels and steps. Vectors are read later, by ranges of rows, so a table of any
+//! Opening one reads the footer, ids and labels. Vectors and steps are read later, by ranges of rows, so a table of any
 //! size needs little memory. Arrow's `FileDecoder` is of no use for that: it takes whole blocks, and a block holds 64 Ki
 //! vectors. So [`find_batch`] takes the byte ranges of the columns from the block's message, which arrow parses.
 
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use arrow::array::PrimitiveArray;
-use arrow::array::types::Int64Type;
-use arrow::buffer::{BooleanBuffer, Buffer, NullBuffer, ScalarBuffer};
+use arrow::array::{Array, UInt16Array, UInt16Builder};
 use arrow::error::ArrowError;
 use arrow::ipc::convert::try_fb_to_schema;
 use arrow::ipc::reader::read_footer_length;
 use arrow::ipc::{root_as_footer, root_as_message};
+use arrow::util::bit_util::get_bit;
 use bytes::Bytes;
 
-use super::columns::{ColumnNames, Columns};
-use super::error::TableError;
+use super::TableError;
+use super::columns::{ColumnNames, check_ids, id_of, label_of, step_of};
 use super::foreign::Foreign;
 use super::rows::{Dtype, PendingVectors, RunningDigest, Table, split};
 use super::schema::{NamedMeta, TableMeta, fields};
 use super::table::FeatureTable;
 use crate::ids::{ClassId, InstanceId};
-use crate::storage::{Digest, Location};
+use crate::storage::{Digest, Location, PendingRead, StorageError};
 
 /// Bytes after the footer: its length and the magic word.
 const TRAILER_BYTES: u64 = 10;
@@ -31,12 +30,15 @@ const TRAILER_BYTES: u64 = 10;
 const TAIL_BYTES: u64 = 64 << 10;
 /// Bytes before a message: a marker and the message's length.
 const MESSAGE_PREFIX: usize = 8;
-/// Batches whose columns are read at the same time. All at once would take as much memory again as the columns do.
-const BATCHES_AHEAD: usize = 8;
+/// Reads under way while a table is opened.
+const READS_AHEAD: usize = 8;
+/// Rows whose columns are read together.
+const COLUMN_ROWS: usize = 1 << 14;
 /// The longest vector that Arrow's lists of a fixed length hold.
 const MOST_NUMBERS: usize = i32::MAX as usize;
 
-/// A table whose vectors are read by ranges of rows; its other columns are in memory.
+/// A table whose vectors are read by ranges of rows, as are its steps. Labels are in memory, 2 bytes a row, and ids that do not
+/// follow each other, 4 bytes a row.
 #[derive(Debug)]
 pub struct StoredTable {
     /// Its files, one after the other.
@@ -46,7 +48,8 @@ pub struct StoredTable {
     digests: Vec<Option<RunningDigest>>,
     meta: TableMeta,
     values: Dtype,
-    columns: Columns,
+    ids: Ids,
+    labels: UInt16Array,
     batches: Vec<Batch>,
 }
 
@@ -58,10 +61,50 @@ struct Batch {
     rows: Range<usize>,
     /// Where its vectors begin.
     features: u64,
-    /// Its other columns: validity, which may be empty, and values.
-    ids: Range<u64>,
-    labels: [Range<u64>; 2],
-    steps: [Range<u64>; 2],
+    ids: Column,
+    labels: Column,
+    steps: Column,
+}
+
+/// Where a column of 64-bit integers is in the file.
+#[derive(Clone, Debug)]
+struct Column {
+    /// Where its validity begins, a bit a row; none where no row is null.
+    validity: Option<u64>,
+    /// Where its values begin.
+    values: u64,
+}
+
+impl Column {
+    /// Starts to read rows, counted from the batch's first.
+    fn start_read(&self, file: &Location, rows: Range<usize>) -> PendingColumn {
+        let bytes = |start: u64, bytes: Range<usize>| {
+            file.start_read_range(start + bytes.start as u64..start + bytes.end as u64)
+        };
+        PendingColumn {
+            validity: self.validity.map(|start| bytes(start, rows.start / 8..rows.end.div_ceil(8))),
+            first_bit: rows.start % 8,
+            values: bytes(self.values, 8 * rows.start..8 * rows.end),
+        }
+    }
+}
+
+/// Rows of a column that are being read.
+struct PendingColumn {
+    validity: Option<PendingRead>,
+    /// The first row's bit.
+    first_bit: usize,
+    values: PendingRead,
+}
+
+impl PendingColumn {
+    fn finish(self) -> Result<Vec<Option<i64>>, StorageError> {
+        let validity = self.validity.map(PendingRead::finish).transpose()?;
+        let values = self.values.finish()?;
+        let is_valid = |row: usize| validity.as_ref().is_none_or(|bits| get_bit(bits, self.first_bit + row));
+        let value = |(row, &bytes)| is_valid(row).then(|| i64::from_le_bytes(bytes));
+        Ok(values.as_chunks().0.iter().enumerate().map(value).collect())
+    }
 }
 
 /// Opens a table to be read by ranges of rows: in its file where this program wrote it, else in memory, with what only
@@ -136,9 +179,16 @@ impl StoredTable {
         self
     }
 
+    /// The batch that holds these rows.
+    fn batch_of(&self, rows: &Range<usize>) -> &Batch {
+        let holds = |batch: &&Batch| batch.rows.start <= rows.start && rows.end <= batch.rows.end;
+        self.batches.iter().find(holds).expect("the rows are one of the table's ranges")
+    }
+
     fn of_files(files: Vec<(Location, Option<Digest>, OpenFile)>) -> Result<Self, TableError> {
         let mut opened: Option<(TableMeta, Dtype)> = None;
-        let (mut columns, mut batches) = (Columns::default(), Vec::new());
+        let rows = files.iter().flat_map(|(.., file)| &file.batches).map(|batch| batch.rows.len()).sum();
+        let (mut columns, mut batches) = (HeldColumns::with_room_for(rows), Vec::new());
         let names: Vec<String> = files.iter().map(|(location, ..)| location.to_string()).collect();
         let (mut locations, mut digests) = (Vec::new(), Vec::new());
         for (file, (location, digest, of_file)) in files.into_iter().enumerate() {
@@ -152,7 +202,8 @@ impl StoredTable {
                     return Err(TableError::NotATable { table: names[file].clone(), reason });
                 }
             }
-            columns.extend(read_columns(&location, &names[file], &own)?);
+            let classes = opened.as_ref().map_or(0, |(meta, _)| meta.classes.len());
+            columns.read(&location, &names[file], &own, classes)?;
             for batch in &mut own {
                 batch.file = file;
                 batch.rows = batch.rows.start + first_row..batch.rows.end + first_row;
@@ -162,8 +213,11 @@ impl StoredTable {
             locations.push(location);
         }
         let (meta, values) = opened.expect("a table has a file");
-        columns.check(&names[0], meta.kind, meta.classes.len())?;
-        Ok(Self { files: locations, names, digests, meta, values, columns, batches })
+        let HeldColumns { ids, mut labels } = columns;
+        if let Ids::Listed(ids) = &ids {
+            check_ids(&names[0], meta.kind, ids)?;
+        }
+        Ok(Self { files: locations, names, digests, meta, values, ids, labels: labels.finish(), batches })
     }
 }
 
@@ -225,7 +279,7 @@ fn open_file(location: &Location) -> Result<Option<OpenFile>, TableError> {
 /// What keeps batches from being found.
 enum Wrong {
     Compressed,
-    Store(crate::storage::StorageError),
+    Store(StorageError),
     Contents(String),
 }
 
@@ -242,7 +296,7 @@ fn find_batches(
     blocks: Vec<&arrow::ipc::Block>,
     vector_bytes: usize,
 ) -> Result<Vec<Batch>, Wrong> {
-    let mut started = Vec::new();
+    let mut found = Vec::new();
     for block in blocks {
         let place = |value: i64| {
             u64::try_from(value).map_err(|_| Wrong::from("a block has a negative offset or length"))
@@ -252,16 +306,16 @@ fn find_batches(
         let body = body.filter(|body| *body <= size).ok_or("a block ends after the file")?;
         let end = body.checked_add(place(block.bodyLength())?).filter(|end| *end <= size);
         let end = end.ok_or("a block ends after the file")?;
-        started.push((location.start_read_range(at..body), body..end));
+        found.push((at, body, end));
     }
-    let mut batches = Vec::new();
-    let mut row = 0;
-    for (read, body) in started {
+    let mut batches: Vec<Batch> = Vec::new();
+    let start = |(at, body, _)| location.start_read_range(at..body);
+    read_ahead(found.into_iter(), start, |(_, body, end), read| {
         let message = read.finish().map_err(Wrong::Store)?;
-        let batch = find_batch(&message, row, body, vector_bytes)?;
-        row = batch.rows.end;
-        batches.push(batch);
-    }
+        let row = batches.last().map_or(0, |batch| batch.rows.end);
+        batches.push(find_batch(&message, row, body..end, vector_bytes)?);
+        Ok::<_, Wrong>(())
+    })?;
     Ok(batches)
 }
 
@@ -296,49 +350,117 @@ fn find_batch(message: &Bytes, row: usize, body: Range<u64>, vector_bytes: usize
     };
     let validity = |at: usize, node: usize| {
         let has_nulls = nodes.get(node).null_count() != 0;
-        let found = range(at, Some(if has_nulls { rows.div_ceil(8) } else { 0 }))?;
         // Without nulls there may be bits, and they may be too few.
-        Ok::<_, Wrong>(if has_nulls { found } else { found.start..found.start })
+        let found = range(at, Some(if has_nulls { rows.div_ceil(8) } else { 0 }))?;
+        Ok::<_, Wrong>(has_nulls.then_some(found.start))
     };
-    let numbers = |at: usize| range(at, rows.checked_mul(8));
+    let numbers = |at: usize| Ok::<_, Wrong>(range(at, rows.checked_mul(8))?.start);
     Ok(Batch {
         file: 0,
-        ids: numbers(1)?,
+        ids: Column { validity: None, values: numbers(1)? },
         features: range(4, rows.checked_mul(vector_bytes))?.start,
-        labels: [validity(5, 3)?, numbers(6)?],
-        steps: [validity(7, 4)?, numbers(8)?],
+        labels: Column { validity: validity(5, 3)?, values: numbers(6)? },
+        steps: Column { validity: validity(7, 4)?, values: numbers(8)? },
         rows: row..row.checked_add(rows).ok_or("its batches have too many rows")?,
     })
 }
 
-/// Reads all but the vectors.
-fn read_columns(location: &Location, name: &str, batches: &[Batch]) -> Result<Columns, TableError> {
-    let mut columns = Columns::with_room_for(batches.iter().map(|batch| batch.rows.len()).sum());
-    let start = |batch: &Batch| {
-        let [a, b] = &batch.labels;
-        let [c, d] = &batch.steps;
-        [&batch.ids, a, b, c, d].map(|range| location.start_read_range(range.clone()))
-    };
-    let mut started = VecDeque::new();
-    let mut rest = batches.iter();
-    for batch in batches {
-        started.extend(rest.by_ref().take(BATCHES_AHEAD - started.len()).map(start));
-        let reads = started.pop_front().expect("a batch is started before it is read");
-        let [ids, label_validity, labels, step_validity, steps] = reads;
-        let rows = batch.rows.len();
-        let column = |validity: Option<Bytes>, values: Bytes| {
-            let is_valid = validity.filter(|bits| !bits.is_empty());
-            let nulls = is_valid.map(|bits| NullBuffer::new(BooleanBuffer::new(Buffer::from(bits), 0, rows)));
-            let values: Vec<i64> =
-                values.as_chunks().0.iter().take(rows).map(|&b| i64::from_le_bytes(b)).collect();
-            PrimitiveArray::<Int64Type>::new(ScalarBuffer::from(values), nulls)
-        };
-        let ids = column(None, ids.finish()?);
-        let labels = column(Some(label_validity.finish()?), labels.finish()?);
-        let steps = column(Some(step_validity.finish()?), steps.finish()?);
-        columns.append(name, &ids, &labels, &steps)?;
+/// Goes through items, each with a read of it that was started while those before it were waited for. All reads at once
+/// would take memory, and threads, for each item.
+fn read_ahead<I: Clone, R, E>(
+    items: impl Iterator<Item = I>,
+    start: impl Fn(I) -> R,
+    mut each: impl FnMut(I, R) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut items = items.map(|item| (item.clone(), start(item)));
+    let mut started: VecDeque<_> = items.by_ref().take(READS_AHEAD).collect();
+    while let Some((item, read)) = started.pop_front() {
+        each(item, read)?;
+        started.extend(items.next());
     }
-    Ok(columns)
+    Ok(())
+}
+
+/// The columns beside the vectors that are held in memory.
+#[derive(Debug)]
+struct HeldColumns {
+    ids: Ids,
+    /// Two bytes a row, and a bit where some rows have none.
+    labels: UInt16Builder,
+}
+
+impl HeldColumns {
+    fn with_room_for(rows: usize) -> Self {
+        Self { ids: Ids::Run { first: 0, rows: 0 }, labels: UInt16Builder::with_capacity(rows) }
+    }
+
+    /// Reads those of a file; labels name one of so many classes.
+    fn read(
+        &mut self,
+        file: &Location,
+        name: &str,
+        batches: &[Batch],
+        classes: usize,
+    ) -> Result<(), TableError> {
+        let parts = |batch: &'_ Batch| {
+            let (batch, first) = (batch.clone(), batch.rows.start);
+            split(0..batch.rows.len(), COLUMN_ROWS).map(move |rows| (batch.clone(), first, rows))
+        };
+        let start = |(batch, _, rows): (Batch, usize, Range<usize>)| {
+            [&batch.ids, &batch.labels].map(|column| column.start_read(file, rows.clone()))
+        };
+        read_ahead(batches.iter().flat_map(parts), start, |(_, first, rows), [ids, labels]| {
+            for (row, id) in (first + rows.start..).zip(ids.finish()?) {
+                self.ids.push(id_of(name, row, id.unwrap_or(-1))?);
+            }
+            for (row, label) in (first + rows.start..).zip(labels.finish()?) {
+                let label = label_of(name, row, label, classes)?;
+                self.labels.append_option(label.map(|class| class.0));
+            }
+            Ok(())
+        })
+    }
+}
+
+/// The instance of each row. Those of a whole split follow each other, and take no memory.
+#[derive(Debug)]
+enum Ids {
+    /// From one on.
+    Run { first: u32, rows: usize },
+    /// Others, such as those of a sample.
+    Listed(Vec<InstanceId>),
+}
+
+impl Ids {
+    fn rows(&self) -> usize {
+        match self {
+            Self::Run { rows, .. } => *rows,
+            Self::Listed(ids) => ids.len(),
+        }
+    }
+
+    fn of(&self, row: usize) -> InstanceId {
+        match self {
+            Self::Run { first, rows } => {
+                assert!(row < *rows, "the table has the row");
+                InstanceId(first + row as u32)
+            }
+            Self::Listed(ids) => ids[row],
+        }
+    }
+
+    fn push(&mut self, id: InstanceId) {
+        match self {
+            Self::Run { rows: 0, .. } => *self = Self::Run { first: id.0, rows: 1 },
+            Self::Run { first, rows } if u64::from(*first) + *rows as u64 == u64::from(id.0) => *rows += 1,
+            Self::Run { rows, .. } => {
+                let mut ids: Vec<_> = (0..*rows).map(|row| self.of(row)).collect();
+                ids.push(id);
+                *self = Self::Listed(ids);
+            }
+            Self::Listed(ids) => ids.push(id),
+        }
+    }
 }
 
 impl Table for StoredTable {
@@ -346,16 +468,23 @@ impl Table for StoredTable {
         &self.meta
     }
 
-    fn ids(&self) -> &[InstanceId] {
-        &self.columns.ids
+    fn rows(&self) -> usize {
+        self.ids.rows()
     }
 
-    fn labels(&self) -> &[Option<ClassId>] {
-        &self.columns.labels
+    fn id(&self, row: usize) -> InstanceId {
+        self.ids.of(row)
     }
 
-    fn updated_steps(&self) -> &[Option<u64>] {
-        &self.columns.updated_step
+    fn label(&self, row: usize) -> Option<ClassId> {
+        self.labels.is_valid(row).then(|| ClassId(self.labels.value(row)))
+    }
+
+    fn updated_steps(&self, rows: Range<usize>) -> Result<Vec<Option<u64>>, TableError> {
+        let batch = self.batch_of(&rows);
+        let first = batch.rows.start;
+        let steps = batch.steps.start_read(&self.files[batch.file], rows.start - first..rows.end - first);
+        Ok(steps.finish()?.into_iter().map(step_of).collect())
     }
 
     fn ranges(&self, longest: usize) -> Vec<Range<usize>> {
@@ -363,8 +492,7 @@ impl Table for StoredTable {
     }
 
     fn start_read(&self, rows: Range<usize>) -> PendingVectors<'_> {
-        let holds = |batch: &&Batch| batch.rows.start <= rows.start && rows.end <= batch.rows.end;
-        let batch = self.batches.iter().find(holds).expect("the rows are one of the table's ranges");
+        let batch = self.batch_of(&rows);
         let size = (self.meta.dim * self.values.bytes()) as u64;
         let at = |row: usize| batch.features + (row - batch.rows.start) as u64 * size;
         let read = self.files[batch.file].start_read_range(at(rows.start)..at(rows.end));
@@ -374,5 +502,29 @@ impl Table for StoredTable {
 
     fn verify(&self) -> Result<(), TableError> {
         self.digests.iter().flatten().try_for_each(RunningDigest::verify)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::feature_table::tests::table;
+
+    /// A bank of 100 million rows has 200 MB of columns in memory, not 2.4 GB.
+    #[test]
+    fn the_columns_of_a_whole_split_take_two_bytes_a_row_and_those_of_a_sample_six() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let location = Location::from_path(&dir.path().join("table.arrow")).expect("a location");
+        let mut whole = table(100_000);
+        let opened = |table: &FeatureTable| {
+            table.write(&location).expect("written");
+            let StoredTable { ids, labels, .. } = StoredTable::open(&location).expect("opened");
+            // And a bit a row, as some rows have none.
+            assert!(labels.get_buffer_memory_size() <= 2 * 100_000 + 100_000 / 8 + 128);
+            ids
+        };
+        assert!(matches!(opened(&whole), Ids::Run { first: 0, rows: 100_000 }));
+        whole.ids[99_999].0 += 1;
+        assert!(matches!(opened(&whole), Ids::Listed(ids) if ids.len() == 100_000));
     }
 }

@@ -7,8 +7,8 @@ use arrow::error::ArrowError;
 use bytes::Bytes;
 use serde::Serialize;
 
+use super::TableError;
 use super::columns::check_ids;
-use super::error::TableError;
 use super::foreign::of_bytes;
 use super::rows::{PendingVectors, Table, normalise, split};
 use super::schema::{Kind, TableMeta};
@@ -170,16 +170,20 @@ impl Table for FeatureTable {
         &self.meta
     }
 
-    fn ids(&self) -> &[InstanceId] {
-        &self.ids
+    fn rows(&self) -> usize {
+        self.ids.len()
     }
 
-    fn labels(&self) -> &[Option<ClassId>] {
-        &self.labels
+    fn id(&self, row: usize) -> InstanceId {
+        self.ids[row]
     }
 
-    fn updated_steps(&self) -> &[Option<u64>] {
-        &self.updated_step
+    fn label(&self, row: usize) -> Option<ClassId> {
+        self.labels[row]
+    }
+
+    fn updated_steps(&self, rows: Range<usize>) -> Result<Vec<Option<u64>>, TableError> {
+        Ok(self.updated_step[rows].to_vec())
     }
 
     fn ranges(&self, longest: usize) -> Vec<Range<usize>> {

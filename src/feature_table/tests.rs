@@ -4,7 +4,7 @@ use super::*;
 use crate::ids::{ClassId, InstanceId};
 use crate::storage::{Location, PublishMode};
 
-fn table(rows: usize) -> FeatureTable {
+pub(super) fn table(rows: usize) -> FeatureTable {
     FeatureTable {
         meta: TableMeta {
             kind: Kind::Bank,
@@ -118,8 +118,7 @@ fn a_table_of_many_batches_has_its_columns_in_their_order() {
     append(&mut writer, &whole, 30, Dtype::F32);
     writer.finish().expect("published");
     let stored = StoredTable::open(&location).expect("opened");
-    assert_eq!((stored.ids(), stored.labels()), (&*whole.ids, &*whole.labels));
-    assert_eq!(stored.updated_steps(), whole.updated_step);
+    assert_columns(&stored, &whole);
     assert_eq!(read_in_ranges(&stored, 1000).expect("read"), whole.features);
 }
 
@@ -187,6 +186,46 @@ fn the_schema_file_is_that_of_the_code() {
     assert_eq!(std::fs::read_to_string(file).expect("the schema file"), schema_text());
 }
 
+/// That a table has the ids, labels and steps of another.
+fn assert_columns(table: &dyn Table, whole: &FeatureTable) {
+    assert_eq!(table.ids().collect::<Vec<_>>(), whole.ids);
+    assert_eq!(table.labels().collect::<Vec<_>>(), whole.labels);
+    for longest in [13, 1 << 20] {
+        let steps =
+            table.ranges(longest).into_iter().flat_map(|rows| table.updated_steps(rows).expect("read"));
+        assert_eq!(steps.collect::<Vec<_>>(), whole.updated_step);
+    }
+}
+
+#[test]
+fn ids_that_follow_each_other_and_others_are_those_of_the_file() {
+    let (_dir, location) = location();
+    let mut whole = table(50_000);
+    whole.meta.kind = Kind::Embedding;
+    // From another than 0 on; with a gap; up to the last possible one; falling.
+    let orders: [fn(u32) -> u32; 4] = [
+        |row| row + 7,
+        |row| row + u32::from(row > 40_000),
+        |row| u32::MAX - 49_999 + row,
+        |row| 60_000 - row,
+    ];
+    for id in orders {
+        whole.ids = (0..50_000).map(|row| InstanceId(id(row))).collect();
+        whole.write(&location).expect("written");
+        assert_columns(&StoredTable::open(&location).expect("opened"), &whole);
+    }
+}
+
+#[test]
+fn a_label_beyond_the_classes_is_named_with_its_row() {
+    let mut wrong = table(40_000);
+    wrong.labels[30_001] = Some(ClassId(wrong.meta.classes.len() as u16));
+    let (_dir, location) = location();
+    wrong.write(&location).expect("written");
+    let error = StoredTable::open(&location).expect_err("refused");
+    assert!(matches!(error, TableError::Label { row: 30_001, .. }), "{error}");
+}
+
 /// All vectors of a table, read in ranges of at most `longest` rows.
 fn read_in_ranges(table: &dyn Table, longest: usize) -> Result<Vec<f32>, TableError> {
     let mut features = Vec::new();
@@ -206,10 +245,8 @@ fn a_stored_table_gives_what_a_whole_read_gives() {
         let written = table(rows);
         written.write(&location).expect("written");
         let stored = StoredTable::open(&location).expect("opened");
-        assert_eq!(
-            (stored.meta(), stored.ids(), stored.labels()),
-            (&written.meta, &written.ids[..], &written.labels[..])
-        );
+        assert_eq!(stored.meta(), &written.meta);
+        assert_columns(&stored, &written);
         for longest in [1 << 20, 10_001, rows.div_ceil(3).max(1)] {
             assert_eq!(read_in_ranges(&stored, longest).expect("read"), written.features, "{rows} {longest}");
             assert_eq!(read_in_ranges(&written, longest).expect("read"), written.features);
@@ -276,7 +313,7 @@ fn half_precision_vectors_are_read_either_way() {
     assert_eq!(FeatureTable::read(&location).expect("read").features, expected);
     let stored = StoredTable::open(&location).expect("opened");
     assert_eq!(read_in_ranges(&stored, 2).expect("read"), expected);
-    assert_eq!(stored.labels()[..3], [None, Some(ClassId(1)), Some(ClassId(0))]);
+    assert_eq!([0, 1, 2].map(|row| stored.label(row)), [None, Some(ClassId(1)), Some(ClassId(0))]);
 }
 
 /// Tables of other programs.

@@ -14,7 +14,7 @@ use arrow::datatypes::{DataType, Field, Schema};
 use arrow::error::ArrowError;
 use arrow::ipc::writer::FileWriter;
 
-use super::error::TableError;
+use super::TableError;
 use super::rows::{Dtype, split};
 use super::schema::{TableMeta, schema};
 use crate::ids::{ClassId, InstanceId};

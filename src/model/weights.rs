@@ -47,14 +47,34 @@ pub enum WeightsError {
         /// The shape in the file.
         actual: Vec<i64>,
     },
-    /// A tensor of a type that is not read here.
-    #[error("tensor `{name}` has type {dtype}, which is not supported")]
+    /// A tensor of a type that is not read here, or of integers where weights are expected.
+    #[error(
+        "tensor `{name}` has type {dtype}, expected F16, BF16, F32 or F64; convert quantised weights to one of them"
+    )]
     Type {
         /// Its name.
         name: String,
         /// The type in the file.
         dtype: String,
     },
+    /// A number that is not finite: what was trained diverged.
+    #[error("tensor `{name}` has a number that is not finite")]
+    NotFinite {
+        /// Its name.
+        name: String,
+    },
+}
+
+impl WeightsError {
+    /// Whether the file is readable, and of another model.
+    pub fn is_of_another_model(&self) -> bool {
+        match self {
+            Self::Missing { .. } | Self::OtherNames { .. } | Self::Unexpected { .. } | Self::Shape { .. } => {
+                true
+            }
+            Self::Malformed(_) | Self::Pickle | Self::Type { .. } | Self::NotFinite { .. } => false,
+        }
+    }
 }
 
 /// How `torch.save` begins: a zip, or a pickle of protocol 2 to 5.
@@ -154,9 +174,14 @@ impl NamedTensors {
             return Err(self.other_names(first, &targets));
         }
         for (name, target) in &targets {
-            let (expected, actual) = (target.size(), self.get(name)?.size());
+            let value = self.get(name)?;
+            let (expected, actual) = (target.size(), value.size());
             if expected != actual {
                 return Err(WeightsError::Shape { name: name.clone(), expected, actual });
+            }
+            if matches!(value.kind(), Kind::Int | Kind::Int64) && target.kind() == Kind::Float {
+                let dtype = format!("{:?}", dtype(value.kind()));
+                return Err(WeightsError::Type { name: name.clone(), dtype });
             }
         }
         let known = |name: &str| targets.iter().any(|(own, _)| own == name);
@@ -285,6 +310,9 @@ mod tests {
         assert!(
             matches!(file("a", 3).copy_into(target()), Err(WeightsError::Shape { name, .. }) if name == "a")
         );
+        let quantised = NamedTensors::from_tensors([("a".to_owned(), Tensor::from_slice(&[1_i32, 2]))]);
+        let error = quantised.copy_into(target()).expect_err("integers");
+        assert!(!error.is_of_another_model() && error.to_string().contains("`a` has type I32"), "{error}");
         let error = file("b", 2).copy_into(Vec::new());
         assert!(matches!(error, Err(WeightsError::Unexpected { name }) if name == "b"));
     }

@@ -6,10 +6,12 @@ use serde_json::Value;
 
 use super::text::{SmallChart, add, grouped};
 use super::{PageInput, Section};
-use crate::feature_table::{Kind, Table};
+use crate::feature_table::{Kind, Table, TableError};
 
 /// Bars of the histogram.
 const BARS: u64 = 24;
+/// Rows whose steps are read together.
+const ROWS: usize = 1 << 16;
 /// The effective rank's scale ends at a multiple of this.
 const RANK_SCALE: f64 = 5.0;
 
@@ -89,33 +91,44 @@ pub(super) fn spread(input: &PageInput<'_>) -> Option<Section> {
 }
 
 /// The ages of the rows; none for a table that is not a bank.
-pub(super) fn ages(bank: &dyn Table) -> Option<Section> {
-    let (meta, steps) = (bank.meta(), bank.updated_steps());
-    let mut ages: Vec<u64> = steps.iter().flatten().map(|step| meta.step.saturating_sub(step + 1)).collect();
-    if meta.kind != Kind::Bank || ages.is_empty() {
-        return None;
+///
+/// # Errors
+/// If the steps of its rows cannot be read.
+pub(super) fn ages(bank: &dyn Table) -> Result<Option<Section>, TableError> {
+    let meta = bank.meta();
+    if meta.kind != Kind::Bank {
+        return Ok(None);
     }
-    ages.sort_unstable();
-    let never = steps.len() - ages.len();
-    let oldest = ages.last().copied().unwrap_or(0);
+    // Rows of one batch have one age, so the ages are few.
+    let mut rows_of_age = BTreeMap::<u64, u64>::new();
+    for range in bank.ranges(ROWS) {
+        for step in bank.updated_steps(range)?.into_iter().flatten() {
+            *rows_of_age.entry(meta.step.saturating_sub(step + 1)).or_default() += 1;
+        }
+    }
+    let Some((&oldest, _)) = rows_of_age.last_key_value() else { return Ok(None) };
+    let written: u64 = rows_of_age.values().sum();
+    let never = bank.rows() as u64 - written;
+    let mut younger = 0;
+    let middle = rows_of_age.iter().find(|(_, rows)| {
+        younger += **rows;
+        younger > written / 2
+    });
+    let middle = middle.map_or(oldest, |(&age, _)| age);
     let width = (oldest + 1).div_ceil(BARS).max(1);
     let mut counts = vec![0_u64; ((oldest / width) + 1) as usize];
-    ages.iter().for_each(|age| counts[(age / width) as usize] += 1);
+    rows_of_age.iter().for_each(|(age, rows)| counts[(age / width) as usize] += rows);
     let most = counts.iter().copied().max().unwrap_or(1).max(1);
-    let mean = ages.iter().sum::<u64>() as f64 / ages.len() as f64;
+    let mean = rows_of_age.iter().map(|(age, rows)| age * rows).sum::<u64>() as f64 / written as f64;
     let mut html = String::new();
     add!(
         html,
         "<p class=\"about\">Steps since a row was written, at step {}: {:.0} in the mean, {} in the middle, {} at most{}</p>\n",
         grouped(meta.step),
         mean,
-        grouped(ages[ages.len() / 2]),
+        grouped(middle),
         grouped(oldest),
-        if never > 0 {
-            format!("; {} rows were never written.", grouped(never as u64))
-        } else {
-            ".".to_owned()
-        }
+        if never > 0 { format!("; {} rows were never written.", grouped(never)) } else { ".".to_owned() }
     );
     add!(
         html,
@@ -136,5 +149,5 @@ pub(super) fn ages(bank: &dyn Table) -> Option<Section> {
         "\n</div>\n<p class=\"axis\"><span>written just now</span><span>{} steps ago</span></p>\n",
         grouped(oldest)
     );
-    Some(Section { id: "ages", title: "Age of the bank", html })
+    Ok(Some(Section { id: "ages", title: "Age of the bank", html }))
 }

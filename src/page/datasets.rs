@@ -59,44 +59,56 @@ impl DatasetTrend {
 
     /// Of the run's monitor and of those of other datasets, from the lines of `metrics.jsonl`.
     pub(super) fn of_metrics(text: &str) -> Vec<Self> {
-        // By name and number of neighbours.
-        let mut found = BTreeMap::<(&str, u64), BTreeMap<u64, f64>>::new();
-        let mut chances = BTreeMap::<&str, f64>::new();
+        // By name, split where the lines say it, and number of neighbours.
+        let mut found = BTreeMap::<(&str, Option<&str>, u64), BTreeMap<u64, f64>>::new();
+        let mut chances = BTreeMap::<(&str, Option<&str>), f64>::new();
         let lines: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
         for line in &lines {
             let Some(step) = line["step"].as_u64() else { continue };
+            // The run's own monitor may have another split after a resume; the others have it in their name.
+            let split = line["monitor_split"].as_str();
             for (key, value) in line.as_object().into_iter().flatten() {
-                let own = || Some((BY_THE_BANK, key.strip_prefix("knn")?));
-                let Some((name, score)) = key.split_once("/knn").or_else(own) else { continue };
+                let own = || Some((BY_THE_BANK, split, key.strip_prefix("knn")?));
+                let other = key.split_once("/knn").map(|(name, score)| (name, None, score));
+                let Some((name, split, score)) = other.or_else(own) else { continue };
                 let Some(share) = value.as_f64() else { continue };
                 let neighbours = || score.strip_suffix("_top1")?.parse().ok();
                 if score == "_chance" {
-                    chances.insert(name, share);
+                    chances.insert((name, split), share);
                 } else if score == "_sample_top1" {
-                    found.entry((ENCODER_ALONE, 1)).or_default().insert(step, share);
+                    found.entry((ENCODER_ALONE, split, 1)).or_default().insert(step, share);
                 } else if let Some(k) = neighbours() {
-                    found.entry((name, k)).or_default().insert(step, share);
+                    found.entry((name, split, k)).or_default().insert(step, share);
                 }
             }
         }
         // Of the numbers of neighbours the largest.
-        let last: BTreeMap<&str, (u64, BTreeMap<u64, f64>)> =
-            found.into_iter().map(|((name, k), points)| (name, (k, points))).collect();
-        let trend = |(name, (k, points)): (&str, (u64, BTreeMap<u64, f64>))| Self {
-            about: match name {
-                BY_THE_BANK => {
-                    format!("the run's monitor: a sample looks for its classes in the bank, k = {k}")
-                }
-                ENCODER_ALONE => {
-                    "the run's monitor: the sample among itself, without the bank, k = 1".to_owned()
-                }
-                _ => format!("--monitor: a sample, while the run trained, k = {k}"),
-            },
-            points: points.into_iter().collect(),
-            chance: chances.get(if name == ENCODER_ALONE { BY_THE_BANK } else { name }).copied(),
-            name: name.to_owned(),
+        let last: BTreeMap<(&str, Option<&str>), (u64, BTreeMap<u64, f64>)> =
+            found.into_iter().map(|((name, split, k), points)| ((name, split), (k, points))).collect();
+        let is_shared = |name: &str| last.keys().filter(|(other, _)| *other == name).count() > 1;
+        let trend = |(&(name, split), (k, points)): (&(&str, Option<&str>), &(u64, BTreeMap<u64, f64>))| {
+            let of = split.map_or_else(|| "a sample".to_owned(), |split| format!("a sample of `{split}`"));
+            Self {
+                about: match name {
+                    BY_THE_BANK => {
+                        format!("the run's monitor: {of} looks for its classes in the bank, k = {k}")
+                    }
+                    ENCODER_ALONE => {
+                        format!("the run's monitor: {of} among itself, without the bank, k = 1")
+                    }
+                    _ => format!("--monitor: a sample, while the run trained, k = {k}"),
+                },
+                points: points.iter().map(|(&step, &share)| (step, share)).collect(),
+                chance: chances
+                    .get(&(if name == ENCODER_ALONE { BY_THE_BANK } else { name }, split))
+                    .copied(),
+                name: match split.filter(|_| is_shared(name)) {
+                    Some(split) => format!("{name}, {split}"),
+                    None => name.to_owned(),
+                },
+            }
         };
-        last.into_iter().map(trend).collect()
+        last.iter().map(trend).collect()
     }
 }
 

@@ -82,10 +82,9 @@ pub fn examples(
     k: usize,
     temperature: Temperature,
 ) -> Vec<Example> {
-    let labels = bank.labels();
     let voted = |query: usize| {
         let class = queries.labels[query]?;
-        let voters = neighbours.of(query).take(k).filter_map(|(row, s)| Some((labels[row]?, s)));
+        let voters = neighbours.of(query).take(k).filter_map(|(row, s)| Some((bank.label(row)?, s)));
         let winner = *vote(voters.clone(), temperature).first()?;
         let most = voters.clone().next()?.1;
         let weight = |s: f32| vote_weight(s, most, temperature);
@@ -241,7 +240,7 @@ fn article(html: &mut String, input: &PageInput<'_>, images: &PageImages, exampl
         }),
     );
     for (neighbour, similarity) in input.neighbours.of(example.query).take(SHOWN_NEIGHBOURS) {
-        let (label, id) = (input.bank.labels()[neighbour], input.bank.ids()[neighbour]);
+        let (label, id) = (input.bank.label(neighbour), input.bank.id(neighbour));
         let class = input.class_name(label);
         let verdict = match example.winner {
             None => "unscored",

@@ -17,7 +17,7 @@ pub use self::gallery::{Example, ExampleKind, examples};
 pub use self::map::{EmbeddingMap, map};
 pub use self::trend::{History, HistoryPoint, history};
 use crate::eval::{KnnReport, KnnReports, Thumbnails};
-use crate::feature_table::{FeatureTable, Table};
+use crate::feature_table::{FeatureTable, Table, TableError};
 use crate::ids::{ClassId, InstanceId};
 use crate::search::Neighbours;
 use text::{escape, percent};
@@ -67,7 +67,7 @@ impl PageInput<'_> {
     /// Instances of the bank's split that the gallery shows.
     pub fn shown_neighbours(&self) -> Vec<InstanceId> {
         let shown = |example: &Example| self.neighbours.of(example.query).take(SHOWN_NEIGHBOURS);
-        self.examples.iter().flat_map(shown).map(|(row, _)| self.bank.ids()[row]).collect()
+        self.examples.iter().flat_map(shown).map(|(row, _)| self.bank.id(row)).collect()
     }
 
     /// Instances of the queries' split that the map shows.
@@ -87,7 +87,10 @@ impl PageInput<'_> {
 }
 
 /// The page.
-pub fn page(input: &PageInput<'_>, images: &PageImages) -> String {
+///
+/// # Errors
+/// If the steps of a bank's rows cannot be read.
+pub fn page(input: &PageInput<'_>, images: &PageImages) -> Result<String, TableError> {
     let mut body = String::new();
     let has_scores = input.report().has_scores();
     let sections = [
@@ -99,7 +102,7 @@ pub fn page(input: &PageInput<'_>, images: &PageImages) -> String {
         map::section(input, images),
         gallery::section(input, images),
         bank::spread(input),
-        bank::ages(input.bank),
+        bank::ages(input.bank)?,
     ];
     let sections: Vec<Section> = sections.into_iter().flatten().collect();
     scores::headline(&mut body, input);
@@ -116,7 +119,7 @@ pub fn page(input: &PageInput<'_>, images: &PageImages) -> String {
     }
     let report = input.report();
     let score = if has_scores { percent(report.top1) + ": " } else { String::new() };
-    format!(
+    Ok(format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
          <meta name=\"color-scheme\" content=\"light dark\">\n\
@@ -124,7 +127,7 @@ pub fn page(input: &PageInput<'_>, images: &PageImages) -> String {
          <title>{score}nearest neighbours at step {}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n\
          <main>\n{body}</main>\n<script>\n{SCRIPT}</script>\n</body>\n</html>\n",
         report.step
-    )
+    ))
 }
 
 /// A part of the page with a heading.

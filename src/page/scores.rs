@@ -20,7 +20,7 @@ pub(super) fn headline(out: &mut String, input: &PageInput<'_>) {
     let (queries, rows) = if report.has_scores() {
         (report.queries, format!("{} labelled rows", grouped(report.bank_rows as u64)))
     } else {
-        (all, format!("{} rows", grouped(input.bank.ids().len() as u64)))
+        (all, format!("{} rows", grouped(input.bank.rows() as u64)))
     };
     let classes = (report.classes > 0).then(|| format!("{} classes", grouped(report.classes as u64)));
     let dataset = (!report.dataset_digest.is_empty()).then(|| {
@@ -101,8 +101,7 @@ pub(super) fn headline(out: &mut String, input: &PageInput<'_>) {
 
 /// Every number of neighbours with every temperature, a heat map for each feature.
 pub(super) fn grid(reports: &KnnReports) -> Option<Section> {
-    let all: Vec<&KnnReport> = reports.all().collect();
-    if all.len() == 1 && reports.first.grid.len() < 2 {
+    if reports.other_features.is_empty() && reports.first.grid.len() < 2 {
         return None;
     }
     let mut html = String::from(
@@ -110,14 +109,14 @@ pub(super) fn grid(reports: &KnnReports) -> Option<Section> {
          cell has a frame.</p>\n",
     );
     html.push_str("<div class=\"heats\">\n");
-    for report in all {
-        heat(&mut html, report);
+    for (report, name) in reports.all().zip(reports.names()) {
+        heat(&mut html, report, &name);
     }
     html.push_str("</div>\n");
     Some(Section { id: "grid", title: "Neighbours and temperature", html })
 }
 
-fn heat(html: &mut String, report: &KnnReport) {
+fn heat(html: &mut String, report: &KnnReport, name: &str) {
     let mut temperatures: Vec<f64> = report.grid.iter().map(|cell| cell.temperature).collect();
     temperatures.sort_by(f64::total_cmp);
     temperatures.dedup();
@@ -130,7 +129,7 @@ fn heat(html: &mut String, report: &KnnReport) {
         html,
         "<div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"Scores of {0}\">\n<table class=\"heat\">\n<caption>{0}</caption>\n\
          <thead><tr><th scope=\"col\">K \\ τ</th>",
-        escape(&report.feature)
+        escape(name)
     );
     for temperature in &temperatures {
         add!(html, "<th scope=\"col\">{temperature}</th>");
@@ -156,9 +155,11 @@ fn heat(html: &mut String, report: &KnnReport) {
 
 /// Recall and mean average precision, a row for each feature.
 pub(super) fn retrieval(reports: &KnnReports) -> Option<Section> {
-    let measured: Vec<(&str, &Retrieval)> = reports
-        .all()
-        .filter_map(|report| Some((report.feature.as_str(), report.retrieval.as_ref()?)))
+    let measured: Vec<(String, &Retrieval)> = reports
+        .names()
+        .into_iter()
+        .zip(reports.all())
+        .filter_map(|(name, report)| Some((name, report.retrieval.as_ref()?)))
         .collect();
     // Where banks differ in size, so may k: the row with most has all columns.
     let (_, most) = measured.iter().max_by_key(|(_, retrieval)| retrieval.k)?;

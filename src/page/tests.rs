@@ -22,7 +22,7 @@ fn the_page_escapes_names_and_loads_nothing() {
         history: &History::default(),
         map: Some(&map),
     };
-    let html = page(&input, &PageImages::default());
+    let html = page(&input, &PageImages::default()).expect("a page");
     assert!(!html.contains("<script>alert") && html.contains("&lt;script&gt;alert"));
     assert!(!html.contains("http://") && !html.contains("https://"));
     assert_eq!(html.matches("<article").count(), 8);
@@ -54,7 +54,7 @@ fn a_class_whose_name_has_a_line_break_can_be_chosen_on_the_page() {
         history: &History::default(),
         map: None,
     };
-    let html = page(&input, &PageImages::default());
+    let html = page(&input, &PageImages::default()).expect("a page");
     for name in ["two&#10;lines", "two  spaces&#13;"] {
         assert!(html.contains(&format!("<option value=\"{name}\">")), "{name:?}");
         assert!(html.contains(&format!("data-class=\"{name}\"")), "{name:?}");
@@ -182,7 +182,7 @@ fn a_run_has_a_trend_for_each_dataset_that_it_was_evaluated_on() {
         history: &found,
         map: None,
     };
-    let html = page(&input, &PageImages::default());
+    let html = page(&input, &PageImages::default()).expect("a page");
     for name in ["own, val", "birds&lt;, val", "dataset 0123456789ab, val", "cars_test"] {
         assert!(html.contains(&format!("<h3>{name}</h3>")), "{name}");
     }
@@ -197,7 +197,7 @@ fn a_run_has_a_trend_for_each_dataset_that_it_was_evaluated_on() {
     assert_eq!(shown(&other.datasets), [grown, trained, unnamed, by_bank, encoder, monitored]);
     // With one dataset its own chart says it all.
     let alone = History { datasets: found.datasets[..1].to_vec(), ..History::default() };
-    let html = page(&PageInput { history: &alone, ..input }, &PageImages::default());
+    let html = page(&PageInput { history: &alone, ..input }, &PageImages::default()).expect("a page");
     assert!(!html.contains("<h2 id=\"h-datasets\">"));
 }
 
@@ -233,7 +233,7 @@ fn the_page_of_a_run_says_how_its_bank_spread_and_what_is_good() {
             history,
             map: None,
         };
-        page(&input, &PageImages::default())
+        page(&input, &PageImages::default()).expect("a page")
     };
     let found = history(&run, &report, "own", None).expect("read");
     let spread = |step, effective_rank, uniformity| BankSpread { step, effective_rank, uniformity };
@@ -268,4 +268,31 @@ fn without_labels_the_gallery_shows_as_many_images_as_with_them() {
     let bank = table(25, 900, 8, 6);
     let (_, found) = evaluate_with_neighbours(&bank, &queries, &options(21)).expect("searched");
     assert_eq!(examples(&bank, &queries, &found, 9, temperature(0.07)).len(), 60);
+}
+
+#[test]
+fn scores_of_another_monitor_split_are_a_trend_of_their_own() {
+    let line = |step: u64, split: &str, share: f64| {
+        let split =
+            if split.is_empty() { String::new() } else { format!("\"monitor_split\": \"{split}\", ") };
+        format!(
+            "{{\"step\": {step}, {split}\"knn1_top1\": {share}, \"knn_chance\": 0.1, \"cars_test/knn1_top1\": {share}}}\n"
+        )
+    };
+    let shown = |text: &str| -> Vec<(String, Vec<(u64, f64)>)> {
+        let trends = DatasetTrend::of_metrics(text);
+        trends.into_iter().map(|trend| (trend.name, trend.points)).collect()
+    };
+    let name = "While it trained, by the bank";
+    let other = ("cars_test".to_owned(), vec![(0, 0.2), (10, 0.3), (20, 0.9)]);
+    let all = line(0, "val", 0.2) + &line(10, "val", 0.3) + &line(20, "test", 0.9);
+    let (val, test) = (format!("{name}, val"), format!("{name}, test"));
+    assert_eq!(
+        shown(&all),
+        [(test, vec![(20, 0.9)]), (val, vec![(0, 0.2), (10, 0.3)]), other.clone()],
+        "no line from one split to the other"
+    );
+    // One split needs no name, and older lines name none.
+    let one = line(0, "", 0.2) + &line(10, "", 0.3) + &line(20, "", 0.9);
+    assert_eq!(shown(&one), [(name.to_owned(), other.1.clone()), other]);
 }

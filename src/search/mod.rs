@@ -85,7 +85,7 @@ fn search_at(
     k: usize,
     leave_one_out: bool,
 ) -> Result<Neighbours, TableError> {
-    let (dim, bank_rows) = (queries.meta.dim, bank.ids().len());
+    let (dim, bank_rows) = (queries.meta.dim, bank.rows());
     assert_eq!(bank.meta().dim, dim, "vectors of one length");
     assert!(k + usize::from(leave_one_out) <= bank_rows, "the bank has k rows");
     queries.check()?;
@@ -108,8 +108,7 @@ fn search_at(
             tiles.par_iter_mut().zip(&ranges).map(encode).collect::<Result<_, TableError>>()?;
         query_blocks.par_iter_mut().for_each(|block| {
             for ((tile, range), features) in tiles.iter().zip(&ranges).zip(&features) {
-                let ids = &bank.ids()[range.clone()];
-                block.scan(simd_level, tile, &Rows { first: range.start, ids, features });
+                block.scan(simd_level, tile, &Rows { bank, first: range.start, features });
             }
         });
     }

@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 use super::bound::{Group, LARGEST_GROUP, Tile, code_limit, group_size};
 use super::filter::{Candidate, Passed, filter};
 use super::similarity::{rough_similarity, similarity};
-use crate::feature_table::FeatureTable;
+use crate::feature_table::{FeatureTable, Table};
 use crate::ids::InstanceId;
 use crate::simd::{SimdLevel, prefetch};
 
@@ -17,10 +17,10 @@ const SPARE: usize = 2;
 
 /// Rows of the bank as they are.
 pub(super) struct Rows<'a> {
+    /// The bank, for ids.
+    pub bank: &'a dyn Table,
     /// The bank's row of the first.
     pub first: usize,
-    /// `[rows]`.
-    pub ids: &'a [InstanceId],
     /// `[rows * dim]`.
     pub features: &'a [f32],
 }
@@ -95,16 +95,18 @@ impl<'a> QueryBlock<'a> {
                     prefetch(rows.feature(soon.row as usize, dim));
                 }
                 let (at, row) = (candidate.query as usize, candidate.row as usize);
-                let (query, id) = (first + at, rows.ids[row]);
-                if self.leave_one_out && id == queries.ids[query] {
-                    continue;
-                }
+                let query = first + at;
                 let (own, other) = (queries.feature(query), rows.feature(row, dim));
                 if rough_similarity(simd_level, own, other) + slacks[at] < best[at].threshold() {
                     continue;
                 }
+                let row = rows.first + row;
+                let id = rows.bank.id(row);
+                if self.leave_one_out && id == queries.ids[query] {
+                    continue;
+                }
                 let similarity = similarity(simd_level, own, other);
-                best[at].push(Neighbour { similarity, id, row: (rows.first + row) as u32 });
+                best[at].push(Neighbour { similarity, id, row: row as u32 });
             }
         }
     }

@@ -60,11 +60,13 @@ pub enum TrainError {
         /// The weight or buffer.
         name: String,
     },
-    /// The untrained encoder's features are not finite.
-    #[error(
-        "the untrained encoder's features are not finite in {precision}; give --bank-init uniform, or another --precision"
-    )]
+    /// The features of the encoder with which a run begins are not finite.
+    #[error("the features of {whose} are not finite in {precision}; {advice}")]
     NotEncoded {
+        /// Which encoder.
+        whose: String,
+        /// What helps.
+        advice: &'static str,
         /// In which the network computes.
         precision: &'static str,
     },
@@ -123,12 +125,12 @@ pub enum PartError {
     #[error(transparent)]
     Weights(#[from] WeightsError),
     /// The file of weights to begin with cannot be used.
-    #[error("--init {file}: not weights of {arch} (`--arch`), with torchvision's names")]
+    #[error("--init {file}: {reason}")]
     Init {
         /// The file.
         file: String,
-        /// The network.
-        arch: String,
+        /// Why.
+        reason: String,
         /// The cause.
         #[source]
         source: WeightsError,

@@ -394,6 +394,17 @@ fn assert_all_end_with_wrong_data(outputs: &[Output], failed: usize, reason: &st
 }
 
 #[test]
+fn a_process_that_lacks_the_dataset_of_a_monitor_ends_the_others_with_its_exit_code() {
+    let dir = scratch();
+    let (run, absent) = (dir.path().join("run"), dir.path().join("absent"));
+    let call = |rank| {
+        let call = train(&run, "--objective nce --epochs 1");
+        call.arg("--monitor", if rank == 1 { &absent } else { dataset() })
+    };
+    assert_all_end_with_wrong_data(&Ranks::start(2, call).end(), 1, "absent");
+}
+
+#[test]
 fn an_error_of_one_process_that_embeds_or_votes_ends_all_with_its_exit_code() {
     let dir = scratch();
     let run = dir.path().join("run");

@@ -292,6 +292,25 @@ mod training {
     }
 
     #[test]
+    fn weights_that_are_quantised_or_not_finite_are_said_as_such() {
+        let dir = scratch();
+        let (run, file) = (dir.path().join("run"), dir.path().join("begin.safetensors"));
+        for (dtype, bytes, reason) in [
+            ("I8", vec![1, 2, 3, 4], "type I8, expected F16, BF16, F32 or F64"),
+            ("F32", f32::NAN.to_le_bytes().to_vec(), "`conv1.weight` has a number that is not finite"),
+        ] {
+            let shape = if dtype == "I8" { 4 } else { 1 };
+            let header =
+                format!(r#"{{"conv1.weight":{{"dtype":"{dtype}","shape":[{shape}],"data_offsets":[0,4]}}}}"#);
+            let length = (header.len() as u64).to_le_bytes();
+            std::fs::write(&file, [&length[..], header.as_bytes(), &bytes].concat()).expect("a file");
+            let error = train(dataset(), &run, "").arg("--init", &file).fails(WRONG_DATA);
+            assert!(error.contains("begin.safetensors: its weights cannot be used"), "{error}");
+            assert!(error.contains(reason) && !error.contains("--arch"), "{error}");
+        }
+    }
+
+    #[test]
     fn wrong_toml_is_shown_with_its_line_and_the_place_in_it() {
         let dir = scratch();
         let (file, run) = (dir.path().join("run.toml"), dir.path().join("run"));

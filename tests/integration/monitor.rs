@@ -214,6 +214,7 @@ fn a_bound_on_the_time_leaves_out_all_but_the_first_and_the_last_evaluation() {
         "{said}"
     );
     assert!(lines(&run)[0]["monitor_seconds"].as_f64() > Some(0.0));
+    assert_eq!(lines(&run)[0]["monitor_split"], "val");
 }
 
 #[test]

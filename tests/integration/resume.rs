@@ -206,6 +206,19 @@ fn a_damaged_newest_checkpoint_is_passed_over() {
 }
 
 #[test]
+fn a_newest_checkpoint_that_lacks_a_file_is_passed_over() {
+    let dir = scratch();
+    for file in ["optimizer.safetensors", "probe.safetensors"] {
+        let run = dir.path().join(file);
+        train(dataset(), &run, "--epochs 1 --probe --no-monitor").ok();
+        assert_eq!(checkpoints(&run).0, [0, 8]);
+        std::fs::remove_file(run.join("checkpoints/step-00000008").join(file)).expect("removed");
+        train(dataset(), &run, "--epochs 2 --no-monitor").ok();
+        assert_eq!(checkpoints(&run).0.last(), Some(&16));
+    }
+}
+
+#[test]
 fn a_run_with_no_whole_checkpoint_is_not_begun_anew() {
     let dir = scratch();
     train(dataset(), dir.path(), "--epochs 1 --no-monitor").ok();

@@ -117,7 +117,7 @@ fn time(
     }
     let quickest = search_seconds.iter().copied().fold(f64::INFINITY, f64::min);
     write_json(&Report {
-        rows: bank.ids().len(),
+        rows: bank.rows(),
         queries: queries.len(),
         dim: queries.meta.dim,
         k: args.k as usize,

@@ -17,11 +17,11 @@ use super::GlobalArgs;
 use super::process::stop_on_signals;
 use super::progress::{Meter, Terminal, end_of_day, say, say_next};
 use super::ranks::{RankFlags, end_as_lost};
-use crate::checkpoint::{Checkpoint, list_checkpoints};
-use crate::cli::exit::WrongUsage;
+use crate::checkpoint::newest_state;
+use crate::cli::exit::{WrongUsage, failure};
 use crate::commands::{Monitor, OtherMonitor};
 use crate::dataset::{DatasetError, Manifest};
-use crate::distributed::Rendezvous;
+use crate::distributed::{ProcessGroup, Rendezvous};
 use crate::model::select_device_of;
 use crate::progress::Progress;
 use crate::run_config::{
@@ -82,8 +82,10 @@ impl Offer for OfTraining {
     }
 }
 
+/// Set by a signal that asks the run to end.
+static STOP: StopFlag = StopFlag::new(false);
+
 pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
-    static STOP: StopFlag = StopFlag::new(false);
     let file = args.config.as_deref().map(read_file).transpose()?;
     let given = Given::new(file.as_ref(), &args.options.given);
     let (dataset, run) = (global.location(&args.dataset)?, global.folder("--run", &args.run)?);
@@ -124,7 +126,8 @@ pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
     }
     let total_epochs = job.config.epochs;
     let before = Shown::new("bank", &STOP, is_first);
-    let others = if job.config.no_monitor { Vec::new() } else { other_monitors(global, &job, &before)? };
+    let others = if job.config.no_monitor { Ok(Vec::new()) } else { other_monitors(global, &job, &before) };
+    let others = others.map_err(|error| tell_before_joining(&job, error))?;
     let mut hooks = TerminalHooks {
         job: &job,
         is_first,
@@ -184,6 +187,22 @@ fn check_monitor(config: &TrainConfig, given: &Given<'_>) -> anyhow::Result<()> 
         return Err(WrongUsage(reason.into()).into());
     }
     Ok(())
+}
+
+/// Tells the other processes, which wait for this one, that it cannot begin.
+fn tell_before_joining(job: &TrainJob, error: anyhow::Error) -> anyhow::Error {
+    if job.rendezvous.world() > 1 {
+        tracing::warn!("{error:#}: the other processes hear of it when they come");
+        let device = select_device_of(job.config.device, job.rendezvous.local_rank(), job.rendezvous.world());
+        let joined = device.map(|device| {
+            let timeout = job.collective_timeout;
+            ProcessGroup::join_unless_stopped(&job.rendezvous, device.device, timeout, &STOP)
+        });
+        if let Ok(Ok(group)) = joined {
+            group.fail(failure(&error));
+        }
+    }
+    error
 }
 
 /// The datasets of `--monitor`, opened before the first step.
@@ -271,8 +290,7 @@ fn resolve(
         select_device_of(asked.device, rendezvous.local_rank(), ranks).map_err(TrainError::from)?.device;
     let machines = Machines { ranks, are_cpus: !device.is_cuda() };
     let mut defaults = images.defaults(machines, &asked, &given.keys()?);
-    let begun =
-        list_checkpoints(run)?.pop().map(|(_, folder)| Checkpoint::open(&folder)?.state()).transpose()?;
+    let begun = newest_state(run)?;
     if let Some(begun) = &begun {
         defaults = defaults.as_begun(&begun.config).context("the run's configuration")?;
     }

@@ -124,7 +124,7 @@ impl KnnPair {
             None => Ok(class),
         };
         let has_labels = [
-            self.bank.labels().iter().any(Option::is_some) || has_sets(sides[0]),
+            self.bank.has_labels() || has_sets(sides[0]),
             self.queries.labels.iter().any(Option::is_some) || has_sets(sides[1]),
         ];
         if has_labels != [true; 2] {
@@ -137,14 +137,14 @@ impl KnnPair {
         }
         if !by_name {
             // The classes of this program's table are 0 to their number; those of the other are numbers alone.
-            let numbered = [self.bank.labels(), &self.queries.labels];
+            let numbered: [&dyn Table; 2] = [&*self.bank, &self.queries];
             let count = [0, 1].map(|side| sides[side].is_none().then_some(metas[side].classes.len()));
             for (side, count) in [(0, count[1]), (1, count[0])] {
-                let beyond = |label: &Option<ClassId>| {
+                let beyond = |label: Option<ClassId>| {
                     count.is_some_and(|count| count > 0 && label.is_some_and(|class| class.index() >= count))
                 };
-                if let (Some(row), Some(count)) = (numbered[side].iter().position(beyond), count) {
-                    let class = numbered[side][row].map_or(0, |class| class.0);
+                if let (Some(row), Some(count)) = (numbered[side].labels().position(beyond), count) {
+                    let class = numbered[side].label(row).map_or(0, |class| class.0);
                     return Err(CommandError::Data(format!(
                         "{} row {row}: class {class}, but {} has the {count} classes 0 to {}: are they counted from 1, or \
                          of other data? give class names by another --label-column",
@@ -158,11 +158,7 @@ impl KnnPair {
         let mut note = None;
         if sides.into_iter().any(has_sets) {
             let of_table = |table: &dyn Table| -> Vec<Vec<u32>> {
-                table
-                    .labels()
-                    .iter()
-                    .map(|label| label.iter().map(|class| u32::from(class.0)).collect())
-                    .collect()
+                table.labels().map(|label| label.iter().map(|class| u32::from(class.0)).collect()).collect()
             };
             let rows = |side: Option<&Foreign>, table: &dyn Table| match side.map(|side| &side.labels) {
                 Some(ForeignLabels::Sets { rows, .. }) => rows.clone(),
@@ -217,7 +213,7 @@ impl KnnPair {
             (RowNames::Ids, RowNames::Ids) => return,
             (RowNames::Unnamed, RowNames::Unnamed) if are_one_file => return,
             (RowNames::Texts(texts), RowNames::Texts(_)) => {
-                texts.iter().map(String::as_str).zip(self.bank.ids().iter().copied()).collect()
+                texts.iter().map(String::as_str).zip(self.bank.ids()).collect()
             }
             _ => {
                 let what = |names: &RowNames| match names {
@@ -230,7 +226,7 @@ impl KnnPair {
                 HashMap::new()
             }
         };
-        let taken: HashSet<InstanceId> = self.bank.ids().iter().copied().collect();
+        let taken: HashSet<InstanceId> = self.bank.ids().collect();
         let mut free = (0..=u32::MAX).map(InstanceId).filter(|id| !taken.contains(id));
         let texts: &[String] = if let RowNames::Texts(texts) = &queries { texts } else { &[] };
         let before = self.queries.ids.clone();
@@ -568,7 +564,7 @@ mod tests {
         std::os::unix::fs::symlink(files.0.path().join("bank.parquet"), &link).expect("linked");
         let link = Location::from_path(&link).expect("a location");
         let pair = open(&bank, &link, false).expect("opened");
-        assert!(pair.unrelated.is_none() && pair.queries.ids == pair.bank.ids());
+        assert!(pair.unrelated.is_none() && pair.queries.ids.iter().copied().eq(pair.bank.ids()));
         let notes = report(&pair, 1, false).notes;
         assert!(notes.iter().any(|note| note.contains("find themselves")), "{notes:?}");
         assert_eq!([false, true].map(|without| report(&pair, 1, without).top1), [1.0, 2.0 / 3.0]);
@@ -587,8 +583,8 @@ mod tests {
             write("bank.parquet", Some(text(&["x.jpg", "y.jpg", "z.jpg"])), &[0.0, 10.0, 90.0], &classes);
         let queries = write("queries.parquet", Some(text(&["z.jpg", "new.jpg"])), &[90.0, 0.0], &["b", "a"]);
         let pair = open(&bank, &queries, false).expect("opened");
-        assert_eq!(pair.queries.ids[0], pair.bank.ids()[2]);
-        assert!(!pair.bank.ids().contains(&pair.queries.ids[1]) && pair.unrelated.is_none());
+        assert_eq!(pair.queries.ids[0], pair.bank.id(2));
+        assert!(!pair.bank.ids().any(|id| id == pair.queries.ids[1]) && pair.unrelated.is_none());
         // Its own row is the only one of class b.
         assert_eq!([false, true].map(|without| report(&pair, 1, without).top1), [1.0, 0.5]);
         let unnamed = write("unnamed.parquet", None, &[0.0, 90.0], &["a", "b"]);
@@ -598,7 +594,10 @@ mod tests {
         {
             let pair = open(bank, queries, false).expect("opened");
             assert!(pair.unrelated.is_some());
-            assert!(pair.queries.ids.iter().all(|id| !pair.bank.ids().contains(id)), "no row is another's");
+            assert!(
+                pair.queries.ids.iter().all(|id| !pair.bank.ids().any(|of_bank| of_bank == *id)),
+                "no row is another's"
+            );
             assert_eq!(
                 report(&pair, 1, false).notes.iter().filter(|note| note.contains("themselves")).count(),
                 0
@@ -608,7 +607,7 @@ mod tests {
         assert_eq!(pair.row_names[1], RowNames::Numbers(vec![InstanceId(2), InstanceId(0)]));
         // The rows of one file are the same ones.
         let pair = open(&unnamed, &unnamed, false).expect("opened");
-        assert!(pair.unrelated.is_none() && pair.queries.ids == pair.bank.ids());
+        assert!(pair.unrelated.is_none() && pair.queries.ids.iter().copied().eq(pair.bank.ids()));
     }
 
     #[test]

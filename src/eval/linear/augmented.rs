@@ -87,7 +87,7 @@ pub fn probe_augmented(
         let meta = TableMeta { layer: layer.to_string(), dim, unit_length: false, ..job.meta() };
         check(&meta, test.meta())?;
         let score = scores(&heads, &Examples::of(test, None)?, device, &ProcessGroup::alone())?.remove(0);
-        let notes = trained_on_note(&meta, source.ids(), test).into_iter().collect();
+        let notes = trained_on_note(&meta, source.ids().iter().copied(), test).into_iter().collect();
         let fitted = Fitted { chosen, sweep, head: heads.remove(0), score, rows: source.len(), notes };
         let report = report(&meta, test.meta(), options, fitted, started);
         reports.push(ProbeReport { augmented: true, ..report });

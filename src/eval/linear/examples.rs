@@ -10,7 +10,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::eval::EvalError;
 use crate::feature_table::{PendingVectors, Table, TableError};
-use crate::ids::{ClassId, RankShare};
+use crate::ids::{ClassId, InstanceId, RankShare};
 
 /// Rows of a chunk; they go to the device together.
 const CHUNK: usize = 16_384;
@@ -51,13 +51,37 @@ impl Batch {
 #[derive(Debug)]
 pub(super) struct Examples<'a> {
     table: &'a dyn Table,
-    /// Rows of the table, ascending.
-    rows: Vec<usize>,
-    labels: Vec<i64>,
+    rows: Rows,
     /// The examples of this process, counted from the first; a run of chunks.
     own: Range<usize>,
     /// `[own, dim]`: their features, where they are held.
     held: Option<Tensor>,
+}
+
+/// Rows of a table, ascending.
+#[derive(Debug)]
+enum Rows {
+    /// All of so many, which take no memory.
+    All(usize),
+    /// Some.
+    Some(Vec<u32>),
+}
+
+impl Rows {
+    fn len(&self) -> usize {
+        match self {
+            Self::All(rows) => *rows,
+            Self::Some(rows) => rows.len(),
+        }
+    }
+
+    /// The row of an example.
+    fn of(&self, place: usize) -> usize {
+        match self {
+            Self::All(_) => place,
+            Self::Some(rows) => rows[place] as usize,
+        }
+    }
 }
 
 impl<'a> Examples<'a> {
@@ -66,26 +90,33 @@ impl<'a> Examples<'a> {
     /// # Errors
     /// If there is none.
     pub(super) fn of(table: &'a dyn Table, among: Option<&[usize]>) -> Result<Self, EvalError> {
-        let labelled = |row: usize| Some((row, i64::from(table.labels()[row]?.0)));
-        let (rows, labels): (Vec<_>, Vec<_>) = match among {
-            Some(rows) => rows.iter().copied().filter_map(labelled).unzip(),
-            None => (0..table.ids().len()).filter_map(labelled).unzip(),
+        let is_labelled = |row: &usize| table.label(*row).is_some();
+        let to_u32 = |row: usize| row as u32;
+        let rows = match among {
+            Some(rows) => Rows::Some(rows.iter().copied().filter(is_labelled).map(to_u32).collect()),
+            None if (0..table.rows()).all(|row| is_labelled(&row)) => Rows::All(table.rows()),
+            None => Rows::Some((0..table.rows()).filter(is_labelled).map(to_u32).collect()),
         };
-        if rows.is_empty() {
+        if rows.len() == 0 {
             return Err(EvalError::Mismatch {
                 reason: "one of them has no labels; ingest the split with its classes".into(),
             });
         }
-        Ok(Self { table, own: 0..rows.len(), rows, labels, held: None })
+        Ok(Self { table, own: 0..rows.len(), rows, held: None })
     }
 
     pub(super) fn len(&self) -> usize {
         self.rows.len()
     }
 
-    /// The rows of the table.
-    pub(super) fn rows(&self) -> &[usize] {
-        &self.rows
+    /// The instance of each.
+    pub(super) fn ids(&self) -> impl Iterator<Item = InstanceId> + '_ {
+        (0..self.len()).map(|place| self.table.id(self.rows.of(place)))
+    }
+
+    /// The class of each.
+    pub(super) fn labels(&self) -> impl Iterator<Item = Option<ClassId>> + '_ {
+        (0..self.len()).map(|place| self.table.label(self.rows.of(place)))
     }
 
     pub(super) fn dim(&self) -> usize {
@@ -101,8 +132,7 @@ impl<'a> Examples<'a> {
     pub(super) fn select(&self, places: &[usize]) -> Self {
         Self {
             table: self.table,
-            rows: places.iter().map(|&place| self.rows[place]).collect(),
-            labels: places.iter().map(|&place| self.labels[place]).collect(),
+            rows: Rows::Some(places.iter().map(|&place| self.rows.of(place) as u32).collect()),
             own: 0..places.len(),
             held: None,
         }
@@ -141,7 +171,11 @@ impl<'a> Examples<'a> {
     /// # Errors
     /// If the table cannot be read, or a feature is not finite.
     pub(super) fn batch(&self, places: Range<usize>) -> Result<Batch, TableError> {
-        let labels = Tensor::from_slice(&self.labels[places.clone()]);
+        let class = |place: usize| {
+            let class = self.table.label(self.rows.of(place)).expect("rows without a label were left out");
+            i64::from(class.0)
+        };
+        let labels = Tensor::from_slice(&places.clone().map(class).collect::<Vec<_>>());
         let features = match &self.held {
             Some(held) => {
                 let first = places.start - self.own.start;
@@ -154,7 +188,8 @@ impl<'a> Examples<'a> {
 
     /// Reads features: `[places, dim]`.
     fn read(&self, places: Range<usize>) -> Result<Tensor, TableError> {
-        let (table, dim, wanted) = (self.table, self.dim(), &self.rows[places]);
+        let (table, dim) = (self.table, self.dim());
+        let wanted = &*places.map(|place| self.rows.of(place)).collect::<Vec<_>>();
         let features = Tensor::empty([wanted.len() as i64, dim as i64], (Kind::Float, Device::Cpu));
         let mut rest = wanted;
         let mut reads = VecDeque::new();

@@ -198,12 +198,14 @@ pub fn probe(
         Solver::Sgd => (&alone, share(group).of(all.len())),
     };
     let fitting = Fitting { meta: train_meta, options, device, group: team, progress };
-    let ids: Vec<_> = rows.rows().iter().map(|&row| train.ids()[row]).collect();
+    let seen = trained_on_note(train_meta, rows.ids(), test);
     let (chosen, sweep) = if all.len() == 1 {
         (all[0], Vec::new())
     } else {
-        let labels: Vec<_> = rows.rows().iter().map(|&row| train.labels()[row]).collect();
-        let (kept, held_out) = split_off(&ids, &labels, options.seed)?;
+        let (kept, held_out) = {
+            let (ids, labels): (Vec<_>, Vec<_>) = rows.ids().zip(rows.labels()).unzip();
+            split_off(&ids, &labels, options.seed)?
+        };
         let mut found = Vec::new();
         if !own.is_empty() {
             let (heads, _) = fitting.fit(rows.select(&kept), &all[own])?;
@@ -221,7 +223,6 @@ pub fn probe(
     let (mut heads, mixed) = fitting.fit(rows, &[chosen])?;
     let evaluated = Examples::of(test, None)?.shared(share(team));
     let score = scores(&heads, &evaluated, device, team)?.remove(0);
-    let seen = trained_on_note(train_meta, &ids, test);
     let notes = seen.into_iter().chain(mixed).collect();
     let fitted = Fitted { chosen, sweep, head: heads.remove(0), score, rows: count, notes };
     Ok(group.is_first().then(|| report(train_meta, test_meta, options, fitted, started)))
@@ -345,7 +346,11 @@ struct Fitted {
 }
 
 /// The note that evaluated rows were trained on.
-fn trained_on_note(train: &TableMeta, ids: &[InstanceId], test: &dyn Table) -> Option<String> {
+fn trained_on_note(
+    train: &TableMeta,
+    ids: impl Iterator<Item = InstanceId>,
+    test: &dyn Table,
+) -> Option<String> {
     let seen = common_rows(&train.split, ids, test)?;
     Some(format!("{seen} were trained on, so the scores tell what is remembered"))
 }

@@ -75,10 +75,13 @@ impl Passes for TablePasses<'_> {
             let run = (RUN_BYTES / self.rows.row_bytes()).max(1) as usize;
             let mut runs: Vec<usize> = (0..count).step_by(run).collect();
             self.shuffle(epoch, 0, &mut runs);
-            let order: Vec<usize> = runs.into_iter().flat_map(|at| at..(at + run).min(count)).collect();
+            let mut rest = runs.into_iter().flat_map(|at| at..(at + run).min(count));
             let window = window_rows(self.rows.row_bytes(), self.batch_size, self.memory_limit);
-            for (number, places) in (1..).zip(order.chunks(window.max(self.batch_size))) {
-                let mut places = places.to_vec();
+            for number in 1.. {
+                let mut places: Vec<usize> = rest.by_ref().take(window.max(self.batch_size)).collect();
+                if places.is_empty() {
+                    break;
+                }
                 places.sort_unstable();
                 let held = self.rows.select(&places).batch(0..places.len())?;
                 let mut order: Vec<usize> = (0..places.len()).collect();

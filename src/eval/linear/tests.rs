@@ -277,7 +277,7 @@ fn the_chunks_of_several_processes_are_those_of_one() {
     let slice = TableSlice::new(&train, 100..30_000);
     let among: Vec<usize> = (0..29_900).step_by(3).collect();
     let some = Examples::of(&slice, Some(&among)).expect("rows");
-    let expected = some.rows().iter().flat_map(|row| train.feature(row + 100)).copied();
+    let expected = some.ids().flat_map(|id| train.feature(id.row())).copied();
     let read = some.chunks().flat_map(|chunk| {
         Vec::<f32>::try_from(chunk.expect("a chunk").features.flatten(0, -1)).expect("numbers")
     });

@@ -158,18 +158,19 @@ pub(crate) fn load_bank(
     device: tch::Device,
 ) -> Result<MemoryBank, TrainError> {
     let table = StoredTable::open_all(&from.bank()?)?;
-    if table.ids() != data.ids {
+    if !(&table as &dyn Table).ids().eq(data.ids.iter().copied()) {
         return Err(from.damaged(BANK).into());
     }
     let dim = table.meta().dim;
     let mut rows = Vec::with_capacity(owned.len() * dim);
+    let mut updated_step = Vec::with_capacity(owned.len());
     for range in table.ranges(ROWS_OF_A_READ) {
         let wanted = range.start.max(owned.start)..range.end.min(owned.end);
         if !wanted.is_empty() {
-            rows.extend_from_slice(&table.start_read(range).finish()?.rows(wanted)?);
+            rows.extend_from_slice(&table.start_read(range).finish()?.rows(wanted.clone())?);
+            updated_step.extend(table.updated_steps(wanted)?);
         }
     }
-    let updated_step = table.updated_steps()[owned.clone()].to_vec();
     let stored = StoredRows { rows: &rows, updated_step, first_row: owned.start, instances: data.ids.len() };
     Ok(MemoryBank::from_stored(stored, dim, device))
 }

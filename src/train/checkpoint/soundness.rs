@@ -46,12 +46,13 @@ pub(super) fn not_finite(
 pub(super) fn check(checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
     let malformed =
         |source| CheckpointError::Malformed { file: checkpoint.folder().join(STATE).to_string(), source };
-    let config: EncoderConfig = serde_json::from_value(checkpoint.state()?.encoder).map_err(malformed)?;
+    let state = checkpoint.state()?;
+    let config: EncoderConfig = serde_json::from_value(state.encoder).map_err(malformed)?;
     let read = |name| Ok::<_, CheckpointError>(NamedTensors::from_bytes(&checkpoint.read(name)?).ok());
     // Loading names files that are not tensors.
     let (Some(model), Some(optimizer)) = (read(MODEL)?, read(OPTIMIZER)?) else { return Ok(()) };
-    let has_probe = checkpoint.manifest().files.iter().any(|file| file.name == PROBE);
-    let probe = if has_probe { read(PROBE)? } else { None };
+    // A run that has a probe cannot go on without its file.
+    let probe = if state.config["probe"] == true { read(PROBE)? } else { None };
     match not_finite(config, &model, &optimizer, probe.as_ref()) {
         Some(name) => Err(CheckpointError::NotFinite { checkpoint: checkpoint.folder().to_string(), name }),
         None => Ok(()),
@@ -118,6 +119,10 @@ mod tests {
     }
 
     fn publish(run: &Location, step: u64, encoder: &Encoder) {
+        publish_of(run, step, encoder, serde_json::Value::Null);
+    }
+
+    fn publish_of(run: &Location, step: u64, encoder: &Encoder, config: serde_json::Value) {
         let folder = run.join("checkpoints").join(&checkpoint_name(step));
         let state = TrainState {
             cursor: Cursor { step, ..Cursor::default() },
@@ -128,7 +133,7 @@ mod tests {
             layout: None,
             instances: 1,
             encoder: serde_json::to_value(encoder.config()).expect("plain data"),
-            config: serde_json::Value::Null,
+            config,
         };
         let state = serde_json::to_vec(&state).expect("plain data");
         let files =
@@ -137,6 +142,16 @@ mod tests {
         let trained_on =
             TrainedOn { dataset_digest: "d".into(), split: "train".into(), split_digest: "s".into() };
         CheckpointManifest::new(step, 0, trained_on, files.to_vec()).publish(&folder).expect("published");
+    }
+
+    #[test]
+    fn a_checkpoint_without_the_file_of_its_probe_is_passed_over() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let run = Location::from_path(dir.path()).expect("a location");
+        publish(&run, 5, &encoder());
+        publish_of(&run, 10, &encoder(), serde_json::json!({"probe": true}));
+        let found = newest(&run).expect("one is whole").expect("there are some");
+        assert_eq!(found.manifest().step, 5);
     }
 
     /// Versions that looked at weights alone published such checkpoints.
