@@ -356,7 +356,10 @@ fn run_learning(cli: &Cli) -> anyhow::Result<()> {
         Command::Learning(LearningCommand::Train(args)) => train::run(global, args),
         Command::Learning(LearningCommand::Embed(args)) => embed::run(global, args),
         Command::Learning(LearningCommand::Query(args)) => knn::query::run(global, args),
-        Command::Learning(LearningCommand::Linear(args)) => linear::run(global, args),
+        Command::Learning(LearningCommand::Linear(args)) => {
+            process::return_large_buffers();
+            linear::run(global, args)
+        }
         Command::Learning(LearningCommand::Finetune(args)) => finetune::run(global, args),
         Command::Learning(LearningCommand::Replay(args)) => replay::run(args),
         Command::Knn(args) => knn::run_together(global, args),

@@ -119,6 +119,17 @@ impl NamedTensors {
         self.iter().find(|(_, tensor)| !is_finite(tensor)).map(|(name, _)| name)
     }
 
+    /// These tensors, if all their values are finite.
+    ///
+    /// # Errors
+    /// [`WeightsError::NotFinite`] with the first name.
+    pub fn finite(self) -> Result<Self, WeightsError> {
+        match self.not_finite() {
+            Some(name) => Err(WeightsError::NotFinite { name: name.to_owned() }),
+            None => Ok(self),
+        }
+    }
+
     /// The tensor with this name.
     ///
     /// # Errors

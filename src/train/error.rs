@@ -7,8 +7,8 @@ use crate::failure::Failure;
 use crate::feature_table::TableError;
 use crate::loader::LoaderError;
 use crate::model::{DeviceError, WeightsError};
-use crate::run_config::{Difference, InvalidConfig};
-use crate::storage::StorageError;
+use crate::run_config::{Architecture, Difference, InvalidConfig};
+use crate::storage::{Location, StorageError};
 
 /// A training run cannot start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -178,6 +178,15 @@ from_parts!(
 );
 
 impl TrainError {
+    /// The error of an encoder that begins with the weights of `init`, or untrained.
+    pub(super) fn not_encoded(init: &str, precision: &'static str) -> Self {
+        let (whose, advice) = match init {
+            "" => ("the untrained encoder".to_owned(), "give --bank-init uniform, or another --precision"),
+            file => (format!("the encoder of --init {file}"), "give other weights, or another --precision"),
+        };
+        Self::NotEncoded { whose, precision, advice }
+    }
+
     /// The kind of failure, for the exit code.
     pub fn failure(&self) -> Failure {
         match self {
@@ -193,6 +202,16 @@ impl TrainError {
 }
 
 impl PartError {
+    /// The error of weights to begin with, which the network of this name cannot use.
+    pub(super) fn of_init(file: &Location, arch: Architecture, source: WeightsError) -> Self {
+        let reason = if source.is_of_another_model() {
+            format!("not weights of {} (`--arch`), with torchvision's names", <&str>::from(arch))
+        } else {
+            "its weights cannot be used".to_owned()
+        };
+        Self::Init { file: file.to_string(), reason, source }
+    }
+
     fn failure(&self) -> Failure {
         match self {
             Self::Dataset(error) => error.failure(),

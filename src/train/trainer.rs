@@ -28,7 +28,7 @@ use crate::distributed::{DistributedError, GradientReducer, ProcessGroup, Reduce
 use crate::ids::{BankRow, ClassId, RankShare};
 use crate::loader::{Batch, GlobalBatch, LoaderOptions, Source, evaluation_epoch};
 use crate::model::libtorch::{PendingRead, upload_indices};
-use crate::model::{Encoder, NamedTensors, WeightsError};
+use crate::model::{Encoder, NamedTensors};
 use crate::objective::{Draw, LogZ, Negatives, Objective, Queries};
 use crate::progress::Progress;
 use crate::run_config::{OnNonFinite, Precision, TrainConfig};
@@ -183,19 +183,9 @@ impl Trainer {
 
     /// Puts the weights of a file in place of the initial ones.
     pub(super) fn begin_with(&mut self, file: &Location) -> Result<(), TrainError> {
-        let wrong = |source: WeightsError| {
-            let reason = if source.is_of_another_model() {
-                let arch = <&str>::from(self.config.arch);
-                format!("not weights of {arch} (`--arch`), with torchvision's names")
-            } else {
-                "its weights cannot be used".to_owned()
-            };
-            TrainError::Part(PartError::Init { file: file.to_string(), reason, source })
-        };
-        let weights = NamedTensors::from_bytes(&file.read()?).map_err(wrong)?;
-        if let Some(name) = weights.not_finite() {
-            return Err(wrong(WeightsError::NotFinite { name: name.to_owned() }));
-        }
+        let wrong = |source| PartError::of_init(file, self.config.arch, source);
+        let weights =
+            NamedTensors::from_bytes(&file.read()?).and_then(NamedTensors::finite).map_err(wrong)?;
         let whole =
             Rc::get_mut(&mut self.encoder).expect(NOT_SHARED).load_backbone(&weights).map_err(wrong)?;
         tracing::info!("weights of {file}{}", if whole { "" } else { ", without its last layer" });
@@ -267,21 +257,13 @@ impl Trainer {
             let order = upload_indices(whole.words(), self.encoder.device());
             let features = whole.gather(&group, &features, &order)?;
             if features.isfinite().all().int64_value(&[]) == 0 {
-                return Err(self.not_encoded());
+                return Err(TrainError::not_encoded(&self.config.init, self.encoder.precision()));
             }
             self.bank.set_initial(&whole.positions, &features);
             progress.advance(whole.positions.len() as u64);
         }
         progress.finish();
         Ok(())
-    }
-
-    fn not_encoded(&self) -> TrainError {
-        let (whose, advice) = match self.config.init.as_str() {
-            "" => ("the untrained encoder".to_owned(), "give --bank-init uniform, or another --precision"),
-            file => (format!("the encoder of --init {file}"), "give other weights, or another --precision"),
-        };
-        TrainError::NotEncoded { whose, precision: self.encoder.precision(), advice }
     }
 
     /// Whether a step whose numbers are not finite may be left out.
