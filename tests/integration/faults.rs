@@ -256,7 +256,7 @@ mod training {
         let run = dir.path().join("run");
         train(dataset(), &run, "--epochs 1").ok();
         let error = train(dataset(), &run, "--epochs 2 --temperature 0.2").fails(CONFIG);
-        assert!(error.contains("temperature = 0.07") && error.ends_with("or another --run"), "{error}");
+        assert!(error.contains("temperature = 0.1") && error.ends_with("or another --run"), "{error}");
     }
 
     #[test]
