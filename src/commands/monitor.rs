@@ -295,18 +295,6 @@ fn name_of(dataset: &Location, split: &str) -> String {
     format!("{}_{}", letters(dataset.file_name()), letters(split))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_name_has_folder_and_split_and_plain_letters_alone() {
-        let of = |path: &str, split| name_of(&Location::from_path(path.as_ref()).expect("a location"), split);
-        assert_eq!(of("/data/cifar-10/", "test"), "cifar_10_test");
-        assert_eq!(of("/data/é b", "val"), "__b_val");
-    }
-}
-
 /// Images of a batch while a run trains: a stop waits for the batch under way.
 pub(super) fn batch_size(encoder: &Encoder) -> usize {
     if encoder.device().is_cuda() { BATCH_SIZE } else { CPU_BATCH_SIZE }
@@ -362,4 +350,16 @@ fn embed_share(
         return Err(format!("rank {rank} could not embed its images").into());
     }
     Ok(part)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_has_folder_and_split_and_plain_letters_alone() {
+        let of = |path: &str, split| name_of(&Location::from_path(path.as_ref()).expect("a location"), split);
+        assert_eq!(of("/data/cifar-10/", "test"), "cifar_10_test");
+        assert_eq!(of("/data/é b", "val"), "__b_val");
+    }
 }

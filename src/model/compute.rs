@@ -151,6 +151,11 @@ pub fn select_device(choice: DeviceChoice) -> Result<SelectedDevice, DeviceError
     }
 }
 
+/// Whether NVIDIA's driver has a GPU here, also if libtorch cannot use it.
+pub fn has_gpu() -> bool {
+    Path::new(DRIVER).exists()
+}
+
 /// Why the CPU was taken: no more than that where the machine has no GPU, else why that cannot be used.
 fn without_cuda(driver: &Path, reason: String) -> String {
     if driver.exists() {

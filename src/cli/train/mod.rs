@@ -22,10 +22,11 @@ use crate::cli::exit::{WrongUsage, failure};
 use crate::commands::{Monitor, OtherMonitor};
 use crate::dataset::{DatasetError, Manifest};
 use crate::distributed::{ProcessGroup, Rendezvous};
-use crate::model::select_device_of;
+use crate::model::{SelectedDevice, has_gpu, select_device_of};
 use crate::progress::Progress;
 use crate::run_config::{
-    Given, Images, MOST_OF_SOFTMAX, Machines, ObjectiveKind, OptionSpec, TrainConfig, read_file, shown,
+    DeviceChoice, Given, Images, MOST_OF_SOFTMAX, Machines, ObjectiveKind, OptionSpec, TrainConfig,
+    read_file, shown,
 };
 use crate::storage::Location;
 use crate::train::{
@@ -286,9 +287,8 @@ fn resolve(
     }
     let images = Images::of(manifest.split(dataset, &asked.split)?, asked.limit);
     let ranks = rendezvous.world();
-    let device =
-        select_device_of(asked.device, rendezvous.local_rank(), ranks).map_err(TrainError::from)?.device;
-    let machines = Machines { ranks, are_cpus: !device.is_cuda() };
+    let cpu = cpu_of(asked.device, rendezvous)?;
+    let machines = Machines { ranks, are_cpus: cpu.is_some() };
     let mut defaults = images.defaults(machines, &asked, &given.keys()?);
     let begun = newest_state(run)?;
     if let Some(begun) = &begun {
@@ -321,14 +321,24 @@ fn resolve(
             images.count
         );
     }
-    if begun.is_none() && machines.are_cpus && config.arch != asked.arch {
-        tracing::info!(
-            "arch {}, as a CPU takes about eight times as long for resnet18-cifar, which a GPU has by default; \
-             --arch decides",
+    if let Some(cpu) = cpu.filter(|_| begun.is_none() && config.arch != asked.arch) {
+        let said = format!(
+            "arch {} for {cpu}: resnet18-cifar, the default on a GPU, takes about eight times as long there; --arch decides",
             <&str>::from(config.arch)
         );
+        let is_fallback = asked.device == DeviceChoice::Auto && has_gpu();
+        if is_fallback { tracing::warn!("{said}") } else { tracing::info!("{said}") }
     }
     Ok(config)
+}
+
+/// The CPU, if that is what the run would compute on. A GPU that is named need not be here: the run may only be estimated.
+fn cpu_of(device: DeviceChoice, rendezvous: &Rendezvous) -> Result<Option<SelectedDevice>, TrainError> {
+    if let DeviceChoice::Cuda(_) = device {
+        return Ok(None);
+    }
+    let selected = select_device_of(device, rendezvous.local_rank(), rendezvous.world())?;
+    Ok((!selected.device.is_cuda()).then_some(selected))
 }
 
 /// Shows work beside the steps, which ends where the run is to stop.
