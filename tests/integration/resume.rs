@@ -180,7 +180,7 @@ fn another_configuration_is_refused_key_by_key_and_a_harmless_one_goes_on() {
     let dir = scratch();
     train(dataset(), dir.path(), "--epochs 1 --no-monitor").ok();
     let error = train(dataset(), dir.path(), "--epochs 2 --temperature 0.5 --lr 0.2").fails(78);
-    assert!(error.contains("temperature = 0.07 (now 0.5), lr = 0.03 (now 0.2)"), "{error}");
+    assert!(error.contains("temperature = 0.1 (now 0.5), lr = 0.03 (now 0.2)"), "{error}");
     let report = train(dataset(), dir.path(), "--epochs 2 --keep 1 --no-monitor").json();
     assert_eq!(report["step"], 16);
 }
