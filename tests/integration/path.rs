@@ -465,8 +465,7 @@ mod trained {
 
     /// The fewest images that somebody tries, with no options but the dataset, the run and a processor.
     ///
-    /// Three seeds gained 35 to 45 points (docs/performance.md, "Plain defaults on a CPU"); the last bits differ between
-    /// processors.
+    /// docs/performance.md has three seeds ("Plain defaults on a CPU"); last bits, and with them scores, differ between processors.
     #[test]
     fn forty_images_are_learned_from() {
         let dir = scratch();

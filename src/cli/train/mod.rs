@@ -323,7 +323,7 @@ fn resolve(
     }
     if let Some(cpu) = cpu.filter(|_| begun.is_none() && config.arch != asked.arch) {
         let said = format!(
-            "arch {} for {cpu}: resnet18-cifar, the default on a GPU, takes about eight times as long there; --arch decides",
+            "arch {} for {cpu}: resnet18-cifar, the default on a GPU, takes about ten times as long there; --arch decides",
             <&str>::from(config.arch)
         );
         let is_fallback = asked.device == DeviceChoice::Auto && has_gpu();
