@@ -341,7 +341,7 @@ fn pairs_of_one_feature_are_told_apart_by_split_and_dataset_or_by_their_number()
         KnnReports { first, other_features: reports.collect() }.names()
     };
     let feature = report("val", "a").feature;
-    assert_eq!(names(vec![report("val", "a")]), [feature.clone()]);
+    assert_eq!(names(vec![report("val", "a")]), std::slice::from_ref(&feature));
     let found = names(vec![report("val", "0123456789abcdef"), report("test", "b"), report("test", "c")]);
     let expected =
         [", split val, dataset 0123456789ab", ", split test, dataset b", ", split test, dataset c"];

@@ -59,9 +59,10 @@ impl DatasetTrend {
 
     /// Of the run's monitor and of those of other datasets, from the lines of `metrics.jsonl`.
     pub(super) fn of_metrics(text: &str) -> Vec<Self> {
-        // By name, split where the lines say it, and number of neighbours.
-        let mut found = BTreeMap::<(&str, Option<&str>, u64), BTreeMap<u64, f64>>::new();
-        let mut chances = BTreeMap::<(&str, Option<&str>), f64>::new();
+        /// The name, and the split where the lines say it.
+        type Of<'a> = (&'a str, Option<&'a str>);
+        let mut found = BTreeMap::<(Of<'_>, u64), BTreeMap<u64, f64>>::new();
+        let mut chances = BTreeMap::<Of<'_>, f64>::new();
         let lines: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
         for line in &lines {
             let Some(step) = line["step"].as_u64() else { continue };
@@ -76,17 +77,17 @@ impl DatasetTrend {
                 if score == "_chance" {
                     chances.insert((name, split), share);
                 } else if score == "_sample_top1" {
-                    found.entry((ENCODER_ALONE, split, 1)).or_default().insert(step, share);
+                    found.entry(((ENCODER_ALONE, split), 1)).or_default().insert(step, share);
                 } else if let Some(k) = neighbours() {
-                    found.entry((name, split, k)).or_default().insert(step, share);
+                    found.entry(((name, split), k)).or_default().insert(step, share);
                 }
             }
         }
         // Of the numbers of neighbours the largest.
-        let last: BTreeMap<(&str, Option<&str>), (u64, BTreeMap<u64, f64>)> =
-            found.into_iter().map(|((name, split, k), points)| ((name, split), (k, points))).collect();
+        let last: BTreeMap<Of<'_>, _> =
+            found.into_iter().map(|((of, k), points)| (of, (k, points))).collect();
         let is_shared = |name: &str| last.keys().filter(|(other, _)| *other == name).count() > 1;
-        let trend = |(&(name, split), (k, points)): (&(&str, Option<&str>), &(u64, BTreeMap<u64, f64>))| {
+        let trend = |(&(name, split), (k, points)): (&Of<'_>, &(u64, BTreeMap<u64, f64>))| {
             let of = split.map_or_else(|| "a sample".to_owned(), |split| format!("a sample of `{split}`"));
             Self {
                 about: match name {
