@@ -1,8 +1,8 @@
 //! Compiles the shim over libtorch's c10d, and writes libtorch's folder into the binary's run path, so that no
 //! `LD_LIBRARY_PATH` is needed.
 //!
-//! The shim's parts in `src/distributed/shim` that need libtorch_cpu alone become a static library. The part for
-//! NCCL and CUDA graphs becomes a shared library that the program carries within itself and loads when it uses them: so it
+//! The shim's parts in `src/distributed/shim` that need libtorch_cpu alone become a static library. The CUDA
+//! part (NCCL, CUDA graphs) becomes a shared library that the program carries within itself and loads when it uses them: so it
 //! starts where nothing of CUDA is installed.
 
 use std::path::{Path, PathBuf};
@@ -30,7 +30,7 @@ fn main() {
     let lib = std::env::var_os("DEP_TCH_LIBTORCH_LIB").expect("torch-sys tells where libtorch is");
     let lib = std::fs::canonicalize(lib).expect("libtorch is there");
     println!("cargo:rustc-env=INSTDISC_TORCH_VERSION={}", version(&lib));
-    let nccl = std::env::var_os("CARGO_FEATURE_NCCL").map(|_| nccl_compiler(&lib));
+    let cuda = std::env::var_os("CARGO_FEATURE_NCCL").map(|_| cuda_compiler(&lib));
     compiler(&lib)
         .file(format!("{SHIM}/store.cpp"))
         .file(format!("{SHIM}/gloo.cpp"))
@@ -44,8 +44,8 @@ fn main() {
         .file(format!("{MODEL_SHIM}/lists.cpp"))
         .file(format!("{MODEL_SHIM}/transfer.cpp"))
         .compile("instdisc_model");
-    if let Some(nccl) = nccl {
-        build_nccl_part(&lib, nccl);
+    if let Some(cuda) = cuda {
+        build_cuda_part(&lib, cuda);
     }
 }
 
@@ -98,7 +98,7 @@ fn compiler(lib: &Path) -> cc::Build {
 }
 
 /// Fails where something is missing: a program that lacks NCCL would say so only on the cluster.
-fn nccl_compiler(lib: &Path) -> cc::Build {
+fn cuda_compiler(lib: &Path) -> cc::Build {
     let folders = cuda_folders(lib);
     let headers =
         CUDA_HEADERS.map(|header| (header, folders.iter().any(|folder| folder.join(header).exists())));
@@ -121,14 +121,14 @@ fn nccl_compiler(lib: &Path) -> cc::Build {
     build
 }
 
-fn build_nccl_part(lib: &Path, mut build: cc::Build) {
+fn build_cuda_part(lib: &Path, mut build: cc::Build) {
     let objects = build.file(format!("{SHIM}/cuda.cpp")).compile_intermediates();
-    let part = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets it")).join("libinstdisc_nccl.so");
+    let part = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets it")).join("libinstdisc_cuda.so");
     let mut link = build.get_compiler().to_command();
     link.args(["-shared", "-s", "-Wl,--no-as-needed", "-o"]).arg(&part).args(&objects);
     link.arg("-L").arg(lib).args(["-ltorch_cuda", "-lc10_cuda", "-ltorch_cpu", "-lc10"]);
     run(&mut link);
-    println!("cargo:rustc-env=INSTDISC_NCCL_PART={}", part.display());
+    println!("cargo:rustc-env=INSTDISC_CUDA_PART={}", part.display());
 }
 
 /// Folders that may hold the headers of NCCL and CUDA.

@@ -1,4 +1,4 @@
-//! Calls into libraries that may panic on bytes from outside.
+//! Calls into libraries that may panic: decoders on bytes from outside, tch's operators on what a device cannot do.
 //!
 //! Libraries index out of bounds on unforeseen files, valid ones among them. Such a panic rejects one file; it does not
 //! end the job. Its message is part of the error, so the panic hook prints nothing on a thread while a guarded call

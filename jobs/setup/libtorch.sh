@@ -4,7 +4,7 @@
 #
 # It comes from the wheel that PyTorch publishes. Without an NVIDIA GPU two of its 28 dependencies are
 # enough: the CPU part of libtorch needs only CUDA's runtime and CUPTI (0.5 GB instead of 2.7). Headers of NCCL and
-# CUDA come too, since the NCCL part is compiled everywhere (feature nccl); of NCCL's wheel nothing else is kept.
+# CUDA come too, since the CUDA part is compiled everywhere (feature nccl); of NCCL's wheel nothing else is kept.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 source jobs/setup/retry.sh

@@ -192,7 +192,7 @@ impl Nccl {
         done_there(|message, capacity| unsafe { (self.set_device)(self.device, message, capacity) })
     }
 
-    /// Loads the part.
+    /// Loads the CUDA part.
     pub(super) fn load(device: usize) -> Result<Self, Message> {
         let library = cuda_part()?;
         let device = i32::try_from(device).map_err(|error| error.to_string())?;
@@ -204,8 +204,8 @@ impl Nccl {
     }
 }
 
-/// The library of the CUDA parts, which the program carries within itself (see build.rs). It is loaded after libtorch's
-/// CUDA part, whose functions it calls, and never unloaded.
+/// The CUDA part: a library that the program carries within itself (see build.rs). It is loaded after libtorch_cuda, whose
+/// functions it calls, and never unloaded.
 #[cfg(feature = "nccl")]
 fn cuda_part() -> Result<&'static Library, Message> {
     use libloading::os::unix::{RTLD_LOCAL, RTLD_NOW};
@@ -214,34 +214,34 @@ fn cuda_part() -> Result<&'static Library, Message> {
     use std::os::fd::AsRawFd;
     use std::sync::OnceLock;
 
-    static PART: &[u8] = include_bytes!(env!("INSTDISC_NCCL_PART"));
+    static PART: &[u8] = include_bytes!(env!("INSTDISC_CUDA_PART"));
     static LOADED: OnceLock<Result<Library, String>> = OnceLock::new();
     let load = || {
         // SAFETY: libtorch_cuda's initialisers register its kernels with the libtorch_cpu that this program
         // is linked to; it is never unloaded.
         let cuda = unsafe { Library::open(Some("libtorch_cuda.so"), RTLD_NOW | RTLD_LOCAL) };
-        std::mem::forget(cuda.map_err(|error| format!("libtorch's CUDA part cannot be loaded: {error}"))?);
-        let unwritten = |error: std::io::Error| format!("the NCCL part cannot be put into memory: {error}");
+        std::mem::forget(cuda.map_err(|error| format!("libtorch_cuda.so cannot be loaded: {error}"))?);
+        let unwritten = |error: std::io::Error| format!("the CUDA part cannot be put into memory: {error}");
         // Not a file in /tmp, from where a machine may forbid to run code.
-        let memory = memfd_create("instdisc_nccl", MemfdFlags::CLOEXEC);
+        let memory = memfd_create("instdisc_cuda", MemfdFlags::CLOEXEC);
         let mut file = std::fs::File::from(memory.map_err(|error| unwritten(error.into()))?);
         file.write_all(PART).map_err(unwritten)?;
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
         // SAFETY: our own library; it has no initialisers but those of libtorch's headers. RTLD_NOW makes a
         // function that this libtorch lacks an error that names it.
         unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) }
-            .map_err(|error| format!("the NCCL part cannot be loaded: {error}"))
+            .map_err(|error| format!("the CUDA part cannot be loaded: {error}"))
     };
     LOADED.get_or_init(load).as_ref().map_err(Clone::clone)
 }
 
-/// This program has no such library.
+/// This program has no CUDA part.
 #[cfg(not(feature = "nccl"))]
 fn cuda_part() -> Result<&'static Library, Message> {
     Err("this program was built without the cargo feature nccl".into())
 }
 
-/// A function of the library of the CUDA parts.
+/// A function of the CUDA part.
 ///
 /// # Safety
 /// `F` is the type of a pointer to the function of this name.
@@ -251,7 +251,7 @@ unsafe fn entry<F: Copy>(library: &'static Library, name: &str) -> Result<F, Mes
     Ok(*symbol)
 }
 
-/// The failure of a call into the library of the CUDA parts, which writes its text into memory of this length.
+/// The failure of a call into the CUDA part, which writes its text into memory of this length.
 fn done_there(call: impl FnOnce(*mut c_char, usize) -> i32) -> Result<(), Message> {
     let mut message = [0u8; 1024];
     if call(message.as_mut_ptr().cast(), message.len()) == 0 {
@@ -317,11 +317,12 @@ impl GraphRecorder {
     }
 
     /// Records what `work` gives to the device, which does not do it yet. Tensors that the work makes keep their
-    /// addresses as long as they live; all others that it touches have to live as long as the graph.
+    /// addresses as long as they live; all others that it touches have to live as long as the graph. Work returns its
+    /// failure: a panic leaves the recording without an end.
     ///
     /// # Errors
-    /// If the work cannot be recorded or panics, in libtorch's words.
-    pub fn record<T>(&self, work: impl FnOnce() -> T) -> Result<(CudaGraph, T), String> {
+    /// If the work fails, in its words, or cannot be recorded, in libtorch's.
+    pub fn record<T>(&self, work: impl FnOnce() -> Result<T, String>) -> Result<(CudaGraph, T), String> {
         let mut out = null_mut();
         let functions = self.functions;
         // SAFETY: the handle is valid; `out` and the message live through the call.
@@ -329,12 +330,10 @@ impl GraphRecorder {
             (functions.begin)(self.handle.as_ptr(), &mut out, message, capacity)
         })?;
         let graph = CudaGraph { handle: handle(out)?, functions };
-        let made = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+        let made = work();
         // Whatever became of the work: the thread's operators are done again from here on.
         let ended = graph.call(functions.end);
-        let made = made.map_err(|panic| {
-            panic.downcast::<String>().map_or_else(|_| "the work failed".to_owned(), |text| *text)
-        })?;
+        let made = made?;
         ended?;
         Ok((graph, made))
     }

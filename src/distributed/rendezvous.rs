@@ -122,6 +122,11 @@ impl Rendezvous {
         self.local_rank
     }
 
+    /// Whether this process meets no other, and needs no collectives.
+    pub fn is_alone(&self) -> bool {
+        self.meeting.is_none()
+    }
+
     /// Where the ranks meet; `None` for a process that is alone.
     pub(super) fn meeting(&self) -> Option<&Meeting> {
         self.meeting.as_ref()

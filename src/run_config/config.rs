@@ -192,9 +192,9 @@ options! {
         sync_batch_norm: bool = false, Identity, finetune: true;
         /// Keep activations and kernels with channels last in memory, which suits tensor cores.
         channels_last: bool = false, Identity;
-        /// Record the network's forward and backward pass as CUDA graphs: fewer launches a step, more memory. For one
-        /// process, without `--accumulate` and `--sync-batch-norm`. No GPU has run this yet.
-        cuda_graphs: bool = false, Resumable;
+        /// Record the network's forward and backward pass as CUDA graphs: fewer launches a step, more memory than
+        /// `--estimate` says. For one process, without `--accumulate` and `--sync-batch-norm`. No GPU has run this yet.
+        cuda_graphs: bool = false, Machine;
     }
     Optimisation {
         /// Action at a step whose loss, features or gradient are not finite.

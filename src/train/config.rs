@@ -182,7 +182,7 @@ impl TrainConfig {
     ///
     /// # Errors
     /// What does not fit.
-    pub(super) fn check_graphs(&self, is_alone: bool) -> Result<(), TrainError> {
+    pub fn check_graphs(&self, is_alone: bool) -> Result<(), TrainError> {
         let others = [
             (!is_alone, "ranks (--rank, torchrun, srun)"),
             (self.accumulate > 1, "--accumulate"),

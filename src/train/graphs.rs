@@ -13,6 +13,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 
 use super::TrainError;
 use crate::distributed::{CudaGraph, GraphRecorder};
+use crate::guard::guard;
 use crate::model::{Encoder, libtorch};
 
 /// Whole batches that pass without a graph first, while cuDNN tries its convolutions and libraries allocate.
@@ -21,15 +22,15 @@ use crate::model::{Encoder, libtorch};
 /// `torch.cuda.make_graphed_callables`, `num_warmup_iters`.
 pub(super) const STEPS_BEFORE: u32 = 3;
 
-/// Work on tensors that stay; what it makes.
-pub(super) type Work = Box<dyn Fn() -> Vec<Tensor>>;
+/// Work on tensors that stay; what it makes, or the message of its panic.
+pub(super) type Work = Box<dyn Fn() -> Result<Vec<Tensor>, String>>;
 
 /// Records work on a device.
 pub(super) trait Recorder: fmt::Debug {
     /// Records work, which is not done yet.
     ///
     /// # Errors
-    /// Why it cannot be.
+    /// Why the work fails or cannot be recorded.
     fn record(&self, work: Work) -> Result<Box<dyn Recording>, String>;
 }
 
@@ -88,7 +89,11 @@ impl Graphs {
             let reason = "--cuda-graphs needs a CUDA device, and this run has the CPU; leave it out, or give --device cuda:0";
             return Err(TrainError::Config { reason: reason.into() });
         };
-        let recorder = GraphRecorder::new(number).map_err(unrecorded)?;
+        let recorder = GraphRecorder::new(number).map_err(|reason| unrecorded(&reason))?;
+        tracing::info!(
+            "CUDA graphs: {STEPS_BEFORE} batches of {whole} images pass without, then they are recorded; batches of another \
+             size pass without them"
+        );
         Ok(Self::by(Box::new(recorder), whole))
     }
 
@@ -115,16 +120,24 @@ impl Graphs {
                 return Ok(None);
             }
             let recorded = EncoderGraphs::record(self.recorder.as_ref(), encoder, images);
-            self.recorded = Some(recorded.map_err(unrecorded)?);
-            tracing::debug!("forward and backward pass are recorded as CUDA graphs");
+            self.recorded = Some(recorded.map_err(|reason| unrecorded(&reason))?);
+            tracing::info!("forward and backward pass are recorded as CUDA graphs");
         }
         Ok(self.recorded.as_ref())
     }
 }
 
-fn unrecorded(reason: String) -> TrainError {
-    let reason = reason.lines().next().unwrap_or_default();
+fn unrecorded(reason: &str) -> TrainError {
+    let reason = first_line(reason);
     TrainError::Config { reason: format!("--cuda-graphs cannot be used here: {reason}; leave it out") }
+}
+
+/// libtorch's words without its stack. tch's operators panic by `unwrap`: around the words is their error's `Debug`, in which
+/// a line ends with two characters.
+fn first_line(message: &str) -> &str {
+    let words = message.split_once("Torch(\"").map_or(message, |(_, words)| words.trim_end_matches("\")"));
+    let line = words.lines().next().unwrap_or_default();
+    line.split_once("\\n").map_or(line, |(line, _)| line)
 }
 
 /// Forward and backward pass for batches of one size.
@@ -153,7 +166,7 @@ impl EncoderGraphs {
         let forward = {
             let (encoder, images, attached) =
                 (Rc::clone(encoder), images.shallow_clone(), Rc::clone(&attached));
-            recorder.record(Box::new(move || {
+            recorder.record(guarded(move || {
                 let (features, pooled) = encoder.forward_with_pooled(&images, true);
                 let made = vec![features.detach(), pooled.detach()];
                 attached.set(Some(features));
@@ -162,7 +175,7 @@ impl EncoderGraphs {
         };
         let backward = {
             let (gradient, parameters) = (gradient.shallow_clone(), shallow(&parameters));
-            recorder.record(Box::new(move || {
+            recorder.record(guarded(move || {
                 let features: Tensor = attached.take().expect("the forward pass comes before");
                 // Without gradients autograd makes them where it is, in memory of the graph.
                 libtorch::drop_gradients(&parameters);
@@ -193,6 +206,11 @@ impl EncoderGraphs {
         self.backward.replay();
         libtorch::set_gradients(&self.parameters, self.backward.made());
     }
+}
+
+/// Work by tch's operators, which panic.
+fn guarded(work: impl Fn() -> Vec<Tensor> + 'static) -> Work {
+    Box::new(move || guard(&work))
 }
 
 /// Copies into a tensor that stays.

@@ -36,8 +36,8 @@ use crate::storage::Location;
 
 /// After this many steps in a row that moved nothing the run is over: it would move nothing more.
 const MOST_SKIPPED_IN_A_ROW: u64 = 1000;
-/// Graphs share the encoder, from the first steps on.
-const NOT_SHARED: &str = "no step was made";
+/// Why the encoder can be changed before the first step.
+const NOT_SHARED: &str = "only recorded graphs share the encoder, and they come after the first steps";
 
 /// The state of a run.
 #[derive(Debug)]
@@ -410,7 +410,10 @@ impl Trainer {
             let graphs = self.graphs.as_mut().map(|graphs| graphs.of_batch(&self.encoder, range.len()));
             let graphs = graphs.transpose()?.flatten();
             let (attached, pooled) = match graphs {
-                Some(graphs) => graphs.forward(&images),
+                Some(graphs) => {
+                    self.clock.count_replay(Phase::Forward);
+                    graphs.forward(&images)
+                }
                 None => self.encoder.forward_with_pooled(&images, true),
             };
             if let Some(error) = self.failed.take() {
@@ -434,7 +437,10 @@ impl Trainer {
             let made_here = &micro_batch.own;
             let gradient = evaluation.gradient.narrow(0, made_here.start as i64, made_here.len() as i64);
             match graphs {
-                Some(graphs) => graphs.backward(&(gradient * scale)),
+                Some(graphs) => {
+                    self.clock.count_replay(Phase::Backward);
+                    graphs.backward(&(gradient * scale));
+                }
                 None => {
                     let loss = (attached * gradient * scale).sum(Kind::Float);
                     self.reducer.backward(&loss, number == last)?;

@@ -410,6 +410,9 @@ mod trained {
         assert!(train(&data, &run, "--estimate --probe").fails(78).contains("--probe learns from labels"));
         assert!(lines.contains("checkpoint: ") && !lines.contains('{'), "{lines}");
         assert!(train(dataset(), &run, "--estimate --accumulate 0").fails(78).contains("accumulate"));
+        let ranks = "--estimate --cuda-graphs --rank 0 --world-size 1 --master localhost:29500";
+        let error = train(dataset(), &run, ranks).fails(78);
+        assert!(error.contains("--cuda-graphs does not work with ranks"), "{error}");
         assert!(!run.exists());
     }
 

@@ -96,6 +96,7 @@ pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
     let init = (!config.init.is_empty()).then(|| global.file("--init", &config.init)).transpose()?;
     if args.estimate {
         config.validate().map_err(TrainError::from)?;
+        config.check_graphs(rendezvous.is_alone())?;
         let manifest = Manifest::read(&dataset)?;
         let split = manifest.split(&dataset, &config.split)?;
         config.check_labels(split.labelled, &dataset)?;

@@ -63,7 +63,7 @@ void all_reduce(c10d::ProcessGroup& group, const at::Tensor& tensor, c10d::Reduc
 
 } // namespace shim
 
-// The entry of the library that holds the NCCL part; cuda.cpp. Pointers: to a StorePtr, to a BackendPtr.
+// NCCL's entry of the CUDA part; cuda.cpp. Pointers: to a StorePtr, to a BackendPtr.
 using MakeNccl = int32_t (*)(
     const void* store,
     int32_t rank,

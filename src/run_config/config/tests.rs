@@ -129,6 +129,15 @@ fn an_option_that_the_run_did_not_know_has_its_former_default() {
     assert_eq!(TrainConfig { nesterov: true, ..begun }.incompatibilities(&earlier)[0].key, "nesterov");
 }
 
+/// Its flag is a switch, which can be left out but says nothing else.
+#[test]
+fn a_resume_without_cuda_graphs_has_none() {
+    let begun = Value::Object(TrainConfig { cuda_graphs: true, ..TrainConfig::default() }.values());
+    let now = TrainConfig::default().as_begun(&begun).expect("valid");
+    assert!(!now.cuda_graphs);
+    assert_eq!(now.incompatibilities(&begun), []);
+}
+
 #[test]
 fn more_epochs_and_another_way_of_saving_are_compatible() {
     let longer = TrainConfig { epochs: 400, keep: 9, ..TrainConfig::default() };
@@ -170,8 +179,16 @@ fn ranks_may_differ_in_what_their_machines_have_and_in_nothing_else() {
         .filter(|option| option.scope == Scope::Machine)
         .map(|option| option.key)
         .collect();
-    let expected =
-        ["device", "memory_limit", "cache", "cache_size", "read_threads", "loader_threads", "prefetch"];
+    let expected = [
+        "device",
+        "cuda_graphs",
+        "memory_limit",
+        "cache",
+        "cache_size",
+        "read_threads",
+        "loader_threads",
+        "prefetch",
+    ];
     assert_eq!(machine, expected);
     let agreed = TrainConfig::default().of_all_ranks();
     assert_eq!(agreed.len() + machine.len(), TrainConfig::OPTIONS.len());

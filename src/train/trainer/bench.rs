@@ -28,6 +28,8 @@ const CPU_STEPS: usize = 2;
 const GPU_STEPS: usize = 10;
 /// libtorch's operator that waits for a number.
 const READ: &str = "aten::_local_scalar_dense";
+/// What a replay counts as: libtorch does not see the operators that were recorded.
+const REPLAY: &str = "CUDA graph";
 
 /// What is measured.
 #[derive(Clone, Copy, Debug)]
@@ -174,7 +176,8 @@ impl StepTime {
 }
 
 /// What a step starts on the device, by phase: how many operators, and how many of each name. An operator over a list
-/// of tensors, and adding a gradient to what a parameter has, count as one. `reads` are waits for a single number.
+/// of tensors, and adding a gradient to what a parameter has, count as one, and so does the
+/// replay of a CUDA graph. `reads` are waits for a single number.
 pub(super) fn operators(clock: &Clock, steps: usize) -> Value {
     let a_step = |count: u64| json!(count as f64 / steps as f64);
     let mut by_phase = Map::new();
@@ -277,6 +280,13 @@ impl Clock {
     pub(super) fn stop_counting(&mut self) {
         libtorch::stop_counting();
         self.measure = Measure::Nothing;
+    }
+
+    /// A CUDA graph is replayed in this phase: one launch.
+    pub(super) fn count_replay(&mut self, phase: Phase) {
+        if matches!(self.measure, Measure::Operators) {
+            *self.operators[phase as usize].entry(REPLAY.to_owned()).or_default() += 1;
+        }
     }
 
     /// The phase ends here.

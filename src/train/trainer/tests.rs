@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use serde_json::{Value, json};
 use tch::{Device, Kind};
 
 use super::*;
@@ -379,7 +380,7 @@ impl Recorder for StandIn {
         // Autograd, which goes back from here in the next recording, is not to see that they are put back.
         let before = self.statistics.iter().map(|tensor| (tensor.copy(), tensor.data()));
         let before: Vec<_> = before.collect();
-        let made = work().iter().map(|tensor| tensor.full_like(f64::NAN)).collect();
+        let made = work()?.iter().map(|tensor| tensor.full_like(f64::NAN)).collect();
         put_back(before);
         drop_gradients(&self.parameters);
         Ok(Box::new(Recorded { device: self.clone(), work, made }))
@@ -388,7 +389,7 @@ impl Recorder for StandIn {
 
 impl Recording for Recorded {
     fn replay(&self) {
-        for (kept, made) in self.made.iter().zip((self.work)()) {
+        for (kept, made) in self.made.iter().zip((self.work)().expect("it was recorded")) {
             no_grad(|| kept.shallow_clone().copy_(&made));
         }
         drop_gradients(&self.device.parameters);
@@ -470,6 +471,24 @@ fn a_skipped_step_leaves_a_training_by_graphs_and_its_probe_as_one_without() {
     assert_eq!(replays.get(), 2 * 4);
 }
 
+#[test]
+fn a_replay_counts_as_one_launch_of_its_phase() {
+    let _alone = crate::model::libtorch::COUNTING.lock();
+    let (mut trainer, _) = by_graphs(trainer(config()));
+    for number in 0..4 {
+        step(&mut trainer, &batch(number));
+    }
+    trainer.clock.start_counting();
+    for number in 4..6 {
+        step(&mut trainer, &batch(number));
+    }
+    trainer.clock.stop_counting();
+    let phases = bench::operators(&trainer.clock, 2)["phases"].take();
+    for (phase, launches) in [("forward", json!(1.0)), ("backward", json!(1.0)), ("bank", Value::Null)] {
+        assert_eq!(phases[phase]["by_name"]["CUDA graph"], launches, "{phase}");
+    }
+}
+
 /// They are named where the numbers of their step, which are read late, are not finite.
 #[test]
 fn features_of_a_step_stay_when_the_next_one_is_replayed() {
@@ -481,6 +500,34 @@ fn features_of_a_step_stay_when_the_next_one_is_replayed() {
     let before = features.copy();
     step(&mut trainer, &batch(5));
     assert!(replays.get() == 6 && features.equal(&before));
+}
+
+/// A device on which an operator fails while it is recorded: the weight that it is about has lost its shape.
+#[derive(Debug)]
+struct Failing(Tensor);
+
+impl Recorder for Failing {
+    fn record(&self, work: Work) -> Result<Box<dyn Recording>, String> {
+        self.0.shallow_clone().set_data(&Tensor::zeros([1, 1], (Kind::Float, Device::Cpu)));
+        Err(work().expect_err("shapes differ"))
+    }
+}
+
+#[test]
+fn work_that_fails_while_it_is_recorded_ends_the_run_by_one_line_and_the_code_of_the_configuration() {
+    let mut trainer = trainer(config());
+    let (_, weight) =
+        trainer.encoder.parameters().into_iter().find(|(name, _)| name == "fc.weight").expect("it has");
+    trainer.graphs = Some(Graphs::by(Box::new(Failing(weight)), trainer.config.batch_size));
+    for number in 0..3 {
+        step(&mut trainer, &batch(number));
+    }
+    let error = trainer.step(&batch(3), Requests::default()).expect_err("it cannot be recorded");
+    assert_eq!(error.failure(), Failure::Config);
+    let error = error.to_string();
+    let words = error.strip_prefix("--cuda-graphs cannot be used here: ").expect("the option is named");
+    assert!(words.starts_with("mat1 and mat2 shapes cannot be multiplied"), "{error}");
+    assert!(words.ends_with("; leave it out") && !words.contains("\\n") && !words.contains('\n'), "{error}");
 }
 
 #[test]
