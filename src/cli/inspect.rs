@@ -11,7 +11,8 @@ use crate::commands::inspect;
 ///
 /// Contents decide what a file is, not names: shards, indexes, duplicates.parquet, label subsets, neighbours, feature
 /// tables (Arrow, Parquet), Parquet of other programs, weights (safetensors), metrics.jsonl, rejects, reports of knn, linear
-/// and finetune, config.toml, state.json, finished.json, and names of classes for `ingest --classes`. The manifest of a dataset or a checkpoint means its folder.
+/// and finetune, config.toml, state.json, finished.json, and names of classes for `ingest --classes`. The manifest of a
+/// dataset or a checkpoint means its folder.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  instdisc inspect --verify s3://bucket/in1k\n  instdisc inspect --verify s3://bucket/in1k/train/shard-00007.parquet\n  instdisc inspect --print json runs/r50/metrics.jsonl"

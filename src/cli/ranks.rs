@@ -23,7 +23,7 @@ pub(super) struct RankFlags {
     /// Where process 0 listens
     #[arg(long, value_name = "HOST:PORT", requires = "rank")]
     master: Option<String>,
-    /// Another process counts as lost after so many seconds without an answer
+    /// Count another process as lost after this many seconds without an answer
     #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..))]
     collective_timeout: u64,
 }

@@ -63,7 +63,7 @@ pub(super) struct ReplayArgs {
     /// Where to compute: auto, cpu or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     device: DeviceChoice,
-    /// Evaluate as so many owners of parts of the bank would
+    /// Evaluate as this many owners of parts of the bank would
     #[arg(long, value_name = "N", default_value_t = 1)]
     blocks: usize,
 }

@@ -116,8 +116,8 @@ pub fn export_projector(job: &ProjectorJob) -> Result<usize, CommandError> {
     Ok(rows.len())
 }
 
-/// Publishes a feature table, or the bank of a checkpoint or run, with columns `instance_id`, `feature` (a list of the table's length), `label`, `class` and
-/// `updated_step`, and returns the number of rows.
+/// Publishes a feature table, or the bank of a checkpoint or run, with columns `instance_id`, `feature` (a list of the
+/// table's length), `label`, `class` and `updated_step`, and returns the number of rows.
 ///
 /// # Errors
 /// If the table cannot be read, or the store fails.

@@ -24,9 +24,6 @@ use crate::train::{
     StopFlag, TrainJob, finetune, finetune_protocol,
 };
 
-/// Images of a batch when the classifier is scored.
-const BATCH_SIZE: usize = 256;
-
 /// What to fine-tune, and by which processes.
 #[derive(Clone, Debug)]
 pub struct FinetuneRun {
@@ -155,7 +152,7 @@ impl Finetuning {
         let device = select_device_of(config.device, rendezvous.local_rank(), rendezvous.world());
         let encoder = load_encoder(&checkpoint, device.map_err(EmbedError::from)?.device)?;
         let images = Arc::clone(&self.evaluated);
-        let score = classify(&encoder, images, BATCH_SIZE, config.loader_threads, progress)?;
+        let score = classify(&encoder, images, batch_size(&encoder), config.loader_threads, progress)?;
         let mut report = serde_json::to_value(ClassifierReport::new(score))?;
         report["split"] = json!(self.split);
         report["labels"] = checkpoint.state()?.config["finetune"].clone();

@@ -32,8 +32,8 @@ const KNOWN: &str = "inspect knows datasets, runs, checkpoints, feature tables, 
 const WITHOUT_DIGEST: &str = "reading it whole; no manifest has its digest";
 
 /// A summary of a folder or a file, by its contents: a dataset, a run, a checkpoint, a feature table, a shard or another
-/// Parquet table, metrics, a report, weights, a configuration, a class list. The manifest of a dataset or a checkpoint means its folder.
-/// The key `kind` names what it is.
+/// Parquet table, metrics, a report, weights, a configuration, a class list. The manifest of a dataset or a checkpoint
+/// means its folder. The key `kind` names what it is.
 ///
 /// With `check`, every byte is read and compared with its digest; a file without a digest in a manifest is decoded.
 ///

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 
 use super::CommandError;
+use super::run::BATCH_SIZE;
 use crate::dataset::{DatasetError, EVALUATION_SPLITS, Manifest};
 use crate::eval::{KnnOptions, default_k, encode, evaluate, evaluate_over, gather_table, share};
 use crate::failure::Failure;
@@ -25,9 +26,7 @@ const MOST_IMAGES: usize = 10_000;
 const TRAINING_IMAGES_OF_ONE: usize = 5;
 /// Fewer queries than these give shares that may be off by 14 points and more (a standard error of 7).
 const FEW_QUERIES: usize = 50;
-/// Images of a batch when the monitor embeds on a GPU.
-const BATCH_SIZE: usize = 256;
-/// On a CPU a stop would wait seconds for so large a batch.
+/// Images of a batch on a CPU, where a stop would wait seconds for [`BATCH_SIZE`].
 const CPU_BATCH_SIZE: usize = 16;
 /// The split that votes where none is named.
 const TRAINED: &str = "train";
@@ -295,7 +294,7 @@ fn name_of(dataset: &Location, split: &str) -> String {
     format!("{}_{}", letters(dataset.file_name()), letters(split))
 }
 
-/// Images of a batch while a run trains: a stop waits for the batch under way.
+/// Images of a batch of a run's scores: while it trains, a stop waits for the batch under way.
 pub(super) fn batch_size(encoder: &Encoder) -> usize {
     if encoder.device().is_cuda() { BATCH_SIZE } else { CPU_BATCH_SIZE }
 }

@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::CommandError;
 use super::knn::check_dataset;
+use super::run::BATCH_SIZE;
 use crate::checkpoint::{Checkpoint, checkpoint_at};
 use crate::dataset::{Manifest, Row, read_paths};
 use crate::eval::{
@@ -34,8 +35,6 @@ const DEFAULT_K: usize = 10;
 /// Images that are in memory at a time, and about their bytes.
 const CHUNK: usize = 1024;
 const CHUNK_BYTES: usize = 256 << 20;
-/// Images of a batch.
-const BATCH_SIZE: usize = 256;
 
 /// What to search, and for which images.
 #[derive(Clone, Debug)]

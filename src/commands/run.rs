@@ -9,8 +9,8 @@ use crate::ingest::machine_memory;
 use crate::run_config::DeviceChoice;
 use crate::storage::Location;
 
-/// Images of a batch when rows are embedded.
-const BATCH_SIZE: usize = 256;
+/// Images of a batch that is embedded. [`batch_size`](super::monitor::batch_size) is that of a run's scores.
+pub(super) const BATCH_SIZE: usize = 256;
 /// Digits of another dataset's digest in the name of its folder.
 const DIGEST_DIGITS: usize = 12;
 /// The memory of a machine that does not tell, in bytes.

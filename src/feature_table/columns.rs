@@ -532,7 +532,7 @@ impl Columns {
 
     /// Checks what the format promises of ids and labels.
     pub(super) fn check(&self, table: &str, kind: Kind, classes: usize) -> Result<(), TableError> {
-        check_ids(table, kind, &self.ids)?;
+        check_ids(kind, &self.ids, |row| (table.into(), row))?;
         (0..).zip(&self.labels).try_for_each(|(row, &label)| {
             label_of(table, row, Some(ClassId::to_stored(label)), classes).map(drop)
         })
@@ -545,7 +545,7 @@ pub(super) fn id_of(table: &str, row: usize, id: i64) -> Result<InstanceId, Tabl
     InstanceId::from_stored(id).ok_or_else(wrong)
 }
 
-/// The class of a row, by the number in its file, where that is one of so many classes.
+/// The class of a row, by the number in its file, where that is below `classes`.
 pub(super) fn label_of(
     table: &str,
     row: usize,
@@ -562,12 +562,13 @@ pub(super) fn step_of(step: Option<i64>) -> Option<u64> {
     step.and_then(|step| u64::try_from(step).ok())
 }
 
-/// Checks that no id occurs twice, and that the ids of a bank ascend.
-pub(super) fn check_ids(table: &str, kind: Kind, ids: &[InstanceId]) -> Result<(), TableError> {
-    let wrong = |row: usize, reason| {
-        let id = ids[row].to_stored();
-        Err(TableError::Id { table: table.into(), row, id, reason })
-    };
+/// Checks that no id occurs twice, and that the ids of a bank ascend. `place` gives the file that has a row, and the row
+/// within it.
+pub(super) fn check_ids(
+    kind: Kind,
+    ids: &[InstanceId],
+    place: impl FnOnce(usize) -> (String, usize),
+) -> Result<(), TableError> {
     if ids.is_sorted_by(|a, b| a < b) {
         return Ok(());
     }
@@ -576,9 +577,11 @@ pub(super) fn check_ids(table: &str, kind: Kind, ids: &[InstanceId]) -> Result<(
     order.sort_unstable_by_key(|&row| (ids[row], row));
     let again = order.windows(2).filter(|pair| ids[pair[0]] == ids[pair[1]]).map(|pair| pair[1]).min();
     let falls = (1..ids.len()).find(|&row| ids[row - 1] > ids[row]).filter(|_| kind == Kind::Bank);
-    match (again, falls) {
-        (Some(row), falls) if falls.is_none_or(|falls| row <= falls) => wrong(row, "it occurs twice"),
-        (_, Some(row)) => wrong(row, "the ids of a bank ascend"),
-        _ => Ok(()),
-    }
+    let (row, reason) = match (again, falls) {
+        (Some(row), falls) if falls.is_none_or(|falls| row <= falls) => (row, "it occurs twice"),
+        (_, Some(row)) => (row, "the ids of a bank ascend"),
+        _ => return Ok(()),
+    };
+    let (id, (table, row)) = (ids[row].to_stored(), place(row));
+    Err(TableError::Id { table, row, id, reason })
 }

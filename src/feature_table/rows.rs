@@ -188,8 +188,18 @@ impl Table for UnitRows<'_> {
 #[derive(Debug)]
 pub struct PendingVectors<'a> {
     source: Source<'a>,
+    first: FirstRow,
     /// Whether they are brought to unit length.
     unit: bool,
+}
+
+/// The number of the first row of a range.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct FirstRow {
+    /// As the reader counts rows.
+    pub counted: usize,
+    /// In its file, which errors name.
+    pub in_file: usize,
 }
 
 #[derive(Debug)]
@@ -197,14 +207,12 @@ enum Source<'a> {
     Memory {
         features: &'a [f32],
         dim: usize,
-        first: usize,
     },
     File {
         read: PendingRead,
         values: Dtype,
         table: &'a str,
         meta: &'a TableMeta,
-        first: usize,
         /// Where the bytes begin in the file, if they count towards its digest.
         digest: Option<(&'a RunningDigest, u64)>,
     },
@@ -275,18 +283,19 @@ impl std::str::FromStr for Dtype {
 impl<'a> PendingVectors<'a> {
     /// Vectors in memory, from row `first` on.
     pub(super) fn memory(features: &'a [f32], dim: usize, first: usize) -> Self {
-        Self { source: Source::Memory { features, dim, first }, unit: false }
+        let first = FirstRow { counted: first, in_file: first };
+        Self { source: Source::Memory { features, dim }, first, unit: false }
     }
 
-    /// Vectors that are read from a file, from row `first` on.
+    /// Vectors that are read from a file.
     pub(super) fn file(
         read: PendingRead,
         values: Dtype,
         table: &'a str,
         meta: &'a TableMeta,
-        first: usize,
+        first: FirstRow,
     ) -> Self {
-        Self { source: Source::File { read, values, table, meta, first, digest: None }, unit: false }
+        Self { source: Source::File { read, values, table, meta, digest: None }, first, unit: false }
     }
 
     /// Likewise, and the bytes, which begin here in the file, will count towards its digest.
@@ -304,8 +313,7 @@ impl<'a> PendingVectors<'a> {
 
     /// Likewise, with rows counted from one of the table's.
     pub(super) fn counted_from(mut self, row: usize) -> Self {
-        let (Source::Memory { first, .. } | Source::File { first, .. }) = &mut self.source;
-        *first -= row;
+        self.first.counted -= row;
         self
     }
 
@@ -315,16 +323,16 @@ impl<'a> PendingVectors<'a> {
     /// If the store fails.
     pub fn finish(self) -> Result<Vectors<'a>, TableError> {
         let held = match self.source {
-            Source::Memory { features, dim, first } => Held::Memory { features, dim, first },
-            Source::File { read, values, table, meta, first, digest } => {
+            Source::Memory { features, dim } => Held::Memory { features, dim },
+            Source::File { read, values, table, meta, digest } => {
                 let bytes = read.finish()?;
                 if let Some((digest, offset)) = digest {
                     digest.add(offset, &bytes)?;
                 }
-                Held::File { bytes, values, table, meta, first }
+                Held::File { bytes, values, table, meta }
             }
         };
-        Ok(Vectors { held, unit: self.unit })
+        Ok(Vectors { held, first: self.first, unit: self.unit })
     }
 }
 
@@ -332,35 +340,37 @@ impl<'a> PendingVectors<'a> {
 #[derive(Debug)]
 pub struct Vectors<'a> {
     held: Held<'a>,
+    first: FirstRow,
     unit: bool,
 }
 
 #[derive(Debug)]
 enum Held<'a> {
-    Memory { features: &'a [f32], dim: usize, first: usize },
-    File { bytes: Bytes, values: Dtype, table: &'a str, meta: &'a TableMeta, first: usize },
+    Memory { features: &'a [f32], dim: usize },
+    File { bytes: Bytes, values: Dtype, table: &'a str, meta: &'a TableMeta },
 }
 
 impl Vectors<'_> {
     /// The vectors of some rows, counted from the start of the table and checked as the format promises.
     ///
     /// # Errors
-    /// The first row that is not finite, or not of unit length where the table says so.
+    /// The first row that is not finite, or not of unit length where the table says so: by its file and its number there.
     ///
     /// # Panics
     /// If a row is outside the range that was read.
     pub fn rows(&self, rows: Range<usize>) -> Result<Cow<'_, [f32]>, TableError> {
+        let (start, end) = (rows.start - self.first.counted, rows.end - self.first.counted);
+        let row = self.first.in_file + start;
         let (mut features, dim) = match &self.held {
-            Held::Memory { features, dim, first } => {
-                let features = &features[(rows.start - first) * dim..(rows.end - first) * dim];
-                check_finite(IN_MEMORY, *dim, rows.start, features)?;
+            Held::Memory { features, dim } => {
+                let features = &features[start * dim..end * dim];
+                check_finite(IN_MEMORY, *dim, row, features)?;
                 (Cow::Borrowed(features), *dim)
             }
-            Held::File { bytes, values, table, meta, first } => {
+            Held::File { bytes, values, table, meta } => {
                 let size = meta.dim * values.bytes();
-                let features =
-                    decode(&bytes[(rows.start - first) * size..(rows.end - first) * size], *values);
-                check_vectors(table, meta, rows.start, &features)?;
+                let features = decode(&bytes[start * size..end * size], *values);
+                check_vectors(table, meta, row, &features)?;
                 (Cow::Owned(features), meta.dim)
             }
         };

@@ -18,7 +18,7 @@ use bytes::Bytes;
 use super::TableError;
 use super::columns::{ColumnNames, check_ids, id_of, label_of, step_of};
 use super::foreign::Foreign;
-use super::rows::{Dtype, PendingVectors, RunningDigest, Table, split};
+use super::rows::{Dtype, FirstRow, PendingVectors, RunningDigest, Table, split};
 use super::schema::{NamedMeta, TableMeta, fields};
 use super::table::FeatureTable;
 use crate::ids::{ClassId, InstanceId};
@@ -32,25 +32,35 @@ const TAIL_BYTES: u64 = 64 << 10;
 const MESSAGE_PREFIX: usize = 8;
 /// Reads under way while a table is opened.
 const READS_AHEAD: usize = 8;
-/// Rows whose columns are read together.
-const COLUMN_ROWS: usize = 1 << 14;
+/// Rows whose ids and labels are read together: 1 MiB, so those of all reads under way are 8 MiB, and the column that is
+/// decoded 1 MiB.
+const COLUMN_ROWS: usize = 1 << 16;
 /// The longest vector that Arrow's lists of a fixed length hold.
 const MOST_NUMBERS: usize = i32::MAX as usize;
 
-/// A table whose vectors are read by ranges of rows, as are its steps. Labels are in memory, 2 bytes a row, and ids that do not
-/// follow each other, 4 bytes a row.
+/// A table whose vectors are read by ranges of rows, as are its steps. Labels are in memory, 2 bytes a row, and ids that
+/// do not follow each other, 4 bytes a row.
 #[derive(Debug)]
 pub struct StoredTable {
-    /// Its files, one after the other.
-    files: Vec<Location>,
-    names: Vec<String>,
-    /// Their digests, where these are known.
-    digests: Vec<Option<RunningDigest>>,
+    /// One after the other.
+    files: Vec<TableFile>,
     meta: TableMeta,
     values: Dtype,
     ids: Ids,
     labels: UInt16Array,
     batches: Vec<Batch>,
+}
+
+/// A file of a table.
+#[derive(Debug)]
+struct TableFile {
+    location: Location,
+    /// What errors call it.
+    name: String,
+    /// Its digest, where that is known.
+    digest: Option<RunningDigest>,
+    /// The row of the table that is its first.
+    first_row: usize,
 }
 
 /// Where a record batch is in the file.
@@ -188,36 +198,39 @@ impl StoredTable {
     fn of_files(files: Vec<(Location, Option<Digest>, OpenFile)>) -> Result<Self, TableError> {
         let mut opened: Option<(TableMeta, Dtype)> = None;
         let rows = files.iter().flat_map(|(.., file)| &file.batches).map(|batch| batch.rows.len()).sum();
-        let (mut columns, mut batches) = (HeldColumns::with_room_for(rows), Vec::new());
-        let names: Vec<String> = files.iter().map(|(location, ..)| location.to_string()).collect();
-        let (mut locations, mut digests) = (Vec::new(), Vec::new());
+        let mut columns = HeldColumns::with_room_for(rows);
+        let (mut opened_files, mut batches) = (Vec::<TableFile>::new(), Vec::<Batch>::new());
         for (file, (location, digest, of_file)) in files.into_iter().enumerate() {
-            let first_row = batches.last().map_or(0, |batch: &Batch| batch.rows.end);
+            let (name, first_row) = (location.to_string(), batches.last().map_or(0, |batch| batch.rows.end));
             let OpenFile { meta, values, bytes, batches: mut own } = of_file;
             match &opened {
                 None => opened = Some((meta, values)),
                 Some(first) if *first == (meta, values) => {}
                 Some(_) => {
-                    let reason = format!("it is not part of the same table as {}", names[0]);
-                    return Err(TableError::NotATable { table: names[file].clone(), reason });
+                    let reason = format!("it is not part of the same table as {}", opened_files[0].name);
+                    return Err(TableError::NotATable { table: name, reason });
                 }
             }
             let classes = opened.as_ref().map_or(0, |(meta, _)| meta.classes.len());
-            columns.read(&location, &names[file], &own, classes)?;
+            columns.read(&location, &name, &own, classes)?;
             for batch in &mut own {
                 batch.file = file;
                 batch.rows = batch.rows.start + first_row..batch.rows.end + first_row;
             }
             batches.extend(own);
-            digests.push(digest.map(|digest| RunningDigest::new(&location, bytes, digest)));
-            locations.push(location);
+            let digest = digest.map(|digest| RunningDigest::new(&location, bytes, digest));
+            opened_files.push(TableFile { location, name, digest, first_row });
         }
         let (meta, values) = opened.expect("a table has a file");
-        let HeldColumns { ids, mut labels } = columns;
+        let HeldColumns { ids, mut labels, .. } = columns;
         if let Ids::Listed(ids) = &ids {
-            check_ids(&names[0], meta.kind, ids)?;
+            check_ids(meta.kind, ids, |row| {
+                let after = opened_files.partition_point(|file| file.first_row <= row);
+                let TableFile { name, first_row, .. } = &opened_files[after - 1];
+                (name.clone(), row - first_row)
+            })?;
         }
-        Ok(Self { files: locations, names, digests, meta, values, ids, labels: labels.finish(), batches })
+        Ok(Self { files: opened_files, meta, values, ids, labels: labels.finish(), batches })
     }
 }
 
@@ -384,17 +397,19 @@ fn read_ahead<I: Clone, R, E>(
 /// The columns beside the vectors that are held in memory.
 #[derive(Debug)]
 struct HeldColumns {
+    /// The rows that they will have.
+    total: usize,
     ids: Ids,
     /// Two bytes a row, and a bit where some rows have none.
     labels: UInt16Builder,
 }
 
 impl HeldColumns {
-    fn with_room_for(rows: usize) -> Self {
-        Self { ids: Ids::Run { first: 0, rows: 0 }, labels: UInt16Builder::with_capacity(rows) }
+    fn with_room_for(total: usize) -> Self {
+        Self { total, ids: Ids::Run { first: 0, rows: 0 }, labels: UInt16Builder::with_capacity(total) }
     }
 
-    /// Reads those of a file; labels name one of so many classes.
+    /// Reads those of a file; labels are below `classes`.
     fn read(
         &mut self,
         file: &Location,
@@ -411,7 +426,7 @@ impl HeldColumns {
         };
         read_ahead(batches.iter().flat_map(parts), start, |(_, first, rows), [ids, labels]| {
             for (row, id) in (first + rows.start..).zip(ids.finish()?) {
-                self.ids.push(id_of(name, row, id.unwrap_or(-1))?);
+                self.ids.push(id_of(name, row, id.unwrap_or(-1))?, self.total);
             }
             for (row, label) in (first + rows.start..).zip(labels.finish()?) {
                 let label = label_of(name, row, label, classes)?;
@@ -449,12 +464,14 @@ impl Ids {
         }
     }
 
-    fn push(&mut self, id: InstanceId) {
+    /// Adds the id of the next row; a list gets room for all `total` at once, as one that grows doubles.
+    fn push(&mut self, id: InstanceId, total: usize) {
         match self {
             Self::Run { rows: 0, .. } => *self = Self::Run { first: id.0, rows: 1 },
             Self::Run { first, rows } if u64::from(*first) + *rows as u64 == u64::from(id.0) => *rows += 1,
             Self::Run { rows, .. } => {
-                let mut ids: Vec<_> = (0..*rows).map(|row| self.of(row)).collect();
+                let mut ids = Vec::with_capacity(total);
+                ids.extend((0..*rows).map(|row| self.of(row)));
                 ids.push(id);
                 *self = Self::Listed(ids);
             }
@@ -483,7 +500,8 @@ impl Table for StoredTable {
     fn updated_steps(&self, rows: Range<usize>) -> Result<Vec<Option<u64>>, TableError> {
         let batch = self.batch_of(&rows);
         let first = batch.rows.start;
-        let steps = batch.steps.start_read(&self.files[batch.file], rows.start - first..rows.end - first);
+        let file = &self.files[batch.file].location;
+        let steps = batch.steps.start_read(file, rows.start - first..rows.end - first);
         Ok(steps.finish()?.into_iter().map(step_of).collect())
     }
 
@@ -495,13 +513,15 @@ impl Table for StoredTable {
         let batch = self.batch_of(&rows);
         let size = (self.meta.dim * self.values.bytes()) as u64;
         let at = |row: usize| batch.features + (row - batch.rows.start) as u64 * size;
-        let read = self.files[batch.file].start_read_range(at(rows.start)..at(rows.end));
-        PendingVectors::file(read, self.values, &self.names[batch.file], &self.meta, rows.start)
-            .counted_in(self.digests[batch.file].as_ref(), at(rows.start))
+        let TableFile { location, name, digest, first_row } = &self.files[batch.file];
+        let read = location.start_read_range(at(rows.start)..at(rows.end));
+        let first = FirstRow { counted: rows.start, in_file: rows.start - first_row };
+        PendingVectors::file(read, self.values, name, &self.meta, first)
+            .counted_in(digest.as_ref(), at(rows.start))
     }
 
     fn verify(&self) -> Result<(), TableError> {
-        self.digests.iter().flatten().try_for_each(RunningDigest::verify)
+        self.files.iter().filter_map(|file| file.digest.as_ref()).try_for_each(RunningDigest::verify)
     }
 }
 
@@ -525,6 +545,7 @@ mod tests {
         };
         assert!(matches!(opened(&whole), Ids::Run { first: 0, rows: 100_000 }));
         whole.ids[99_999].0 += 1;
-        assert!(matches!(opened(&whole), Ids::Listed(ids) if ids.len() == 100_000));
+        let Ids::Listed(ids) = opened(&whole) else { panic!("the ids have a gap") };
+        assert_eq!((ids.len(), ids.capacity()), (100_000, 100_000));
     }
 }

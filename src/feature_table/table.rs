@@ -112,21 +112,25 @@ impl FeatureTable {
     ) -> Result<Self, E> {
         let mut files = files.into_iter();
         let (first, mut whole) = files.next().expect("a table has a file")?;
-        let mut count = 1;
+        // Each file with its first row.
+        let mut parts = vec![(first, 0)];
         for file in files {
             let (name, part) = file?;
-            count += 1;
             if part.meta != whole.meta {
-                let reason = format!("it is not part of the same table as {first}");
+                let reason = format!("it is not part of the same table as {}", parts[0].0);
                 return Err(TableError::NotATable { table: name, reason }.into());
             }
+            parts.push((name, whole.len()));
             whole.ids.extend(part.ids);
             whole.labels.extend(part.labels);
             whole.updated_step.extend(part.updated_step);
             whole.features.extend(part.features);
         }
-        if count > 1 {
-            check_ids(&first, whole.meta.kind, &whole.ids)?;
+        if parts.len() > 1 {
+            check_ids(whole.meta.kind, &whole.ids, |row| {
+                let (name, first_row) = &parts[parts.partition_point(|(_, first)| *first <= row) - 1];
+                (name.clone(), row - first_row)
+            })?;
         }
         Ok(whole)
     }

@@ -1,3 +1,5 @@
+use std::ops::Range;
+
 use arrow::datatypes::DataType;
 
 use super::*;
@@ -56,18 +58,28 @@ fn equal_tables_give_equal_bytes() {
     assert_eq!(table(100).write(&location).expect("written"), first);
 }
 
+/// Some rows of a table.
+fn part(table: &FeatureTable, rows: Range<usize>) -> FeatureTable {
+    let dim = table.meta.dim;
+    FeatureTable {
+        meta: table.meta.clone(),
+        ids: table.ids[rows.clone()].to_vec(),
+        labels: table.labels[rows.clone()].to_vec(),
+        updated_step: table.updated_step[rows.clone()].to_vec(),
+        features: table.features[rows.start * dim..rows.end * dim].to_vec(),
+    }
+}
+
+/// Appends a table as one batch.
+fn append_batch(writer: &mut TableWriter, batch: &FeatureTable, dtype: Dtype) {
+    let columns = RowColumns { ids: &batch.ids, labels: &batch.labels, updated_steps: &batch.updated_step };
+    writer.append(columns, dtype.encode(&batch.features)).expect("written");
+}
+
 /// Appends all rows of a table in batches.
 fn append(writer: &mut TableWriter, table: &FeatureTable, batch: usize, dtype: Dtype) {
-    for start in (0..table.len()).step_by(batch) {
-        let rows = start..(start + batch).min(table.len());
-        let columns = RowColumns {
-            ids: &table.ids[rows.clone()],
-            labels: &table.labels[rows.clone()],
-            updated_steps: &table.updated_step[rows.clone()],
-        };
-        let dim = table.meta.dim;
-        let values = dtype.encode(&table.features[rows.start * dim..rows.end * dim]);
-        writer.append(columns, values).expect("written");
+    for rows in rows::split(0..table.len(), batch) {
+        append_batch(writer, &part(table, rows), dtype);
     }
 }
 
@@ -285,6 +297,82 @@ fn a_wrong_row_of_a_stored_table_is_named_with_its_file() {
     wrong.ids.swap(4, 5);
     wrong.write(&location).expect("written");
     assert!(matches!(StoredTable::open(&location), Err(TableError::Id { row: 5, .. })));
+}
+
+/// The locations of two files in a folder.
+fn two_locations() -> (tempfile::TempDir, [Location; 2]) {
+    let dir = tempfile::tempdir().expect("a folder");
+    let files = ["first.arrow", "second.arrow"]
+        .map(|name| Location::from_path(&dir.path().join(name)).expect("a location"));
+    (dir, files)
+}
+
+#[test]
+fn a_wrong_row_of_several_files_is_named_by_its_file_and_its_row_there() {
+    let (_dir, files) = two_locations();
+    let whole = table(150);
+    let second = |wrong: fn(&mut FeatureTable)| {
+        let mut second = part(&whole, 100..150);
+        wrong(&mut second);
+        second
+    };
+    part(&whole, 0..100).write(&files[0]).expect("written");
+    let error = |wrong: fn(&mut FeatureTable)| {
+        second(wrong).write(&files[1]).expect("written");
+        let read = StoredTable::open_all(&files).and_then(|table| {
+            // The rows of a slice are counted from another row.
+            read_in_ranges(&TableSlice::new(&table, 30..150), 1000)
+        });
+        read.expect_err("refused").to_string()
+    };
+    let named = |reason| format!("{} row 7: {reason}", files[1]);
+    let label = error(|table| table.labels[7] = Some(ClassId(2)));
+    assert_eq!(label, named("label 2 is out of range, expected -1 or a class below 2"));
+    assert_eq!(error(|table| table.features[15] = f32::NAN), named("the feature is not finite"));
+    let length = error(|table| table.features[14..16].copy_from_slice(&[3.0, 4.0]));
+    assert_eq!(length, named("the feature's length is 5, not 1 as the table says"));
+    let twice: fn(&mut FeatureTable) = |table| table.ids[7] = InstanceId(3);
+    assert_eq!(error(twice), named("invalid instance id 3: it occurs twice"));
+    let parts = [(files[0].to_string(), part(&whole, 0..100)), (files[1].to_string(), second(twice))];
+    let joined = FeatureTable::join(parts.map(Ok::<_, TableError>)).expect_err("refused");
+    assert_eq!(joined.to_string(), named("invalid instance id 3: it occurs twice"));
+}
+
+#[test]
+fn every_column_of_two_files_is_as_it_was_written() {
+    let (_dir, files) = two_locations();
+    let mut whole = table(70_110);
+    whole.meta.kind = Kind::Embedding;
+    whole.meta.classes = (0..=u16::MAX).map(|class| class.to_string()).collect();
+    // The ids of the second file do not follow those of the first.
+    whole.ids[70_040..].iter_mut().for_each(|id| id.0 += 5);
+    // In the longest batch, the first null is in none of the rows that are read first.
+    for row in 0..66_003 {
+        whole.labels[row] = Some(ClassId((7 * row % 65_536) as u16));
+        whole.updated_step[row] = Some(row as u64);
+    }
+    for row in [3, 70_001, 70_109] {
+        whole.labels[row] = Some(ClassId(u16::MAX));
+    }
+    assert!(
+        whole.labels[66_003..70_000].contains(&None) && whole.updated_step[66_003..70_000].contains(&None)
+    );
+    // One batch among others has no rows.
+    let batches = [vec![0..70_000, 70_000..70_000, 70_000..70_040], vec![70_040..70_073, 70_073..70_110]];
+    for (file, batches) in files.iter().zip(batches) {
+        let mut writer = TableWriter::start(file, &whole.meta, Dtype::F32).expect("started");
+        batches.into_iter().for_each(|rows| append_batch(&mut writer, &part(&whole, rows), Dtype::F32));
+        writer.finish().expect("published");
+    }
+    let stored = StoredTable::open_all(&files).expect("opened");
+    assert_columns(&stored, &whole);
+    assert_eq!(read_in_ranges(&stored, 1000).expect("read"), whole.features);
+    // Starts within a batch and a byte of its validity.
+    for start in [65_999, 70_003, 70_045] {
+        let slice = TableSlice::new(&stored, start..70_107);
+        assert_columns(&slice, &part(&whole, start..70_107));
+        assert_eq!(read_in_ranges(&slice, 1000).expect("read"), part(&whole, start..70_107).features);
+    }
 }
 
 #[test]

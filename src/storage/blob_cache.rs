@@ -391,7 +391,7 @@ mod tests {
         assert_eq!(cache.get(digest).as_deref(), Some(contents.as_slice()));
     }
 
-    /// Not a test of its own: the body of the child that `a_kill_while_writing_leaves_only_whole_files` kills.
+    /// Not a test by itself: the body of the child that `a_kill_while_writing_leaves_only_whole_files` kills.
     #[test]
     #[ignore = "started by another test"]
     fn child_that_writes_until_it_is_killed() {

@@ -40,12 +40,12 @@ fn train_on(dataset: &Path, run: &Path, more: &str) -> Call {
 pub(super) struct Ranks(Vec<Child>);
 
 impl Ranks {
-    /// Starts so many processes of a call.
+    /// Starts `count` processes of a call.
     pub(super) fn start(count: usize, call: impl Fn(usize) -> Call) -> Self {
         Self::start_of(count, count, &free_address(), call)
     }
 
-    /// Starts the first ones of so many.
+    /// Starts the `first` ones of `count` processes.
     fn start_of(first: usize, count: usize, master: &str, call: impl Fn(usize) -> Call) -> Self {
         let start = |rank: usize| {
             let mut command = call(rank).command();
@@ -678,7 +678,7 @@ fn torchrun_starts_the_processes_with_the_same_command() {
     let mut torchrun = Command::new(interpreter);
     torchrun.args(["-m", "torch.distributed.run", "--no-python", "--nproc-per-node", "2"]);
     torchrun.args(["--master-addr", "127.0.0.1", "--master-port", "0", "--rdzv-backend", "c10d"]);
-    // Its parser would take --run for an option of its own without the dashes.
+    // Its parser would take --run for its option `run`.
     torchrun.args(["--rdzv-endpoint", "127.0.0.1:0", "--", INSTDISC]).args(call.get_args());
     let output = torchrun.env("OMP_NUM_THREADS", "1").output().expect("torchrun");
     assert!(output.status.success(), "{}", stderr(&output));

@@ -86,7 +86,7 @@ fn call(args: &ScalingArgs, processes: usize, world: usize) -> anyhow::Result<Ve
             command.args(["--rank", &rank.to_string(), "--world-size", &world.to_string()]);
             command.args(["--master", &master]);
         } else if processes > 1 {
-            // Each on a device of its own, as ranks are.
+            // Each on another device, as ranks are.
             command.env("CUDA_VISIBLE_DEVICES", visible_device(rank));
         }
         command.stdout(Stdio::piped()).spawn().context("a process cannot be started")

@@ -241,7 +241,7 @@ fn other_monitors(
     Ok(OtherMonitor::open_all(&asked, &job.config, images.count, progress)?)
 }
 
-/// How long a run of so many steps takes.
+/// How long a run of `steps` steps takes.
 fn time_line(time: &StepTime, steps: u64) -> String {
     let StepTime { device, images, measured_images, step_seconds } = time;
     let all = Duration::from_secs_f64(step_seconds * steps as f64);

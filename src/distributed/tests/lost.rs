@@ -12,7 +12,7 @@ const READY: &str = "ready to join";
 
 /// Not a test by itself: a rank that comes to one barrier and then sleeps.
 #[test]
-#[ignore = "started by the other tests here, as a rank of its own"]
+#[ignore = "started by the other tests here, as a rank"]
 fn rank_of_its_own() {
     let Ok(place) = std::env::var(PLACE) else { return };
     let mut parts = place.split(' ');

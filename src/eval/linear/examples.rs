@@ -61,7 +61,7 @@ pub(super) struct Examples<'a> {
 /// Rows of a table, ascending.
 #[derive(Debug)]
 enum Rows {
-    /// All of so many, which take no memory.
+    /// All rows of the table, by their number; they take no memory.
     All(usize),
     /// Some.
     Some(Vec<u32>),

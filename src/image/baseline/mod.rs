@@ -21,7 +21,7 @@ use self::scan::Note;
 use super::{Channels, Region};
 use crate::simd::{self, SimdLevel};
 
-/// An image is at least so many times as large as its entry points.
+/// An image is at least this many times as large as its entry points.
 const SMALLEST_IMAGE: usize = 4;
 
 /// Tables and buffers, kept from image to image.

@@ -311,7 +311,7 @@ fn given_names(records: &Records<'_>, are_numbers: bool) -> Result<Option<record
         for (number, name) in given.names.iter().enumerate() {
             if let Some(other) = first.insert(name, number) {
                 return Err(records.wrong(format!(
-                    "classes {other} and {number} of {} have one name, `{name}`: give each class a name of its own \
+                    "classes {other} and {number} of {} have one name, `{name}`: give each class another name \
                      (`--classes FILE`, a line for each), such as its WordNet id",
                     given.origin
                 )));

@@ -218,7 +218,7 @@ fn refuse_idle_options(options: &IngestOptions, format: SourceFormat) -> Result<
             options.labels.is_some()
                 && !is(&[SourceFormat::Imagenet, SourceFormat::Imagefolder, SourceFormat::Tar]),
             "--labels",
-            "it labels images without class folders, and this form has labels of its own",
+            "it labels images without class folders, and this form has its own labels",
         ),
         (
             options.hold_out.is_some() && options.append,

@@ -167,8 +167,10 @@ pub(crate) fn load_bank(
     for range in table.ranges(ROWS_OF_A_READ) {
         let wanted = range.start.max(owned.start)..range.end.min(owned.end);
         if !wanted.is_empty() {
-            rows.extend_from_slice(&table.start_read(range).finish()?.rows(wanted.clone())?);
-            updated_step.extend(table.updated_steps(wanted)?);
+            // The vectors come while the steps are waited for.
+            let vectors = table.start_read(range);
+            updated_step.extend(table.updated_steps(wanted.clone())?);
+            rows.extend_from_slice(&vectors.finish()?.rows(wanted)?);
         }
     }
     let stored = StoredRows { rows: &rows, updated_step, first_row: owned.start, instances: data.ids.len() };

@@ -1,4 +1,4 @@
-//! An object store with faults: a small S3 server in the test's process, on a port of its own.
+//! An object store with faults: a small S3 server in the test's process, on a free port.
 //!
 //! It knows what the program asks for (ranges, conditional creates, multipart uploads, lists in pages, deletes) and
 //! answers as Ceph's gateway does. Faults are drawn from a seed, in the order of the requests. Signatures are not
@@ -34,7 +34,7 @@ pub(crate) struct Faults {
     pub(crate) token: Option<&'static str>,
     /// The bucket is not there.
     pub(crate) absent: bool,
-    /// So many reads of a key that ends so give wrong bytes.
+    /// The first reads of a key with this end give wrong bytes: the end, and how many reads.
     pub(crate) damaged: Option<(&'static str, usize)>,
 }
 
