@@ -221,3 +221,22 @@ fn put(into: &Tensor, values: &Tensor) {
 fn shallow(tensors: &[Tensor]) -> Vec<Tensor> {
     tensors.iter().map(Tensor::shallow_clone).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_is_told_by_its_first_line_however_it_comes() {
+        let of_tch = |error: &str| format!("called `Result::unwrap()` on an `Err` value: Torch({error:?})");
+        let message = "CUDA out of memory. Tried to allocate 2.00 GiB";
+        for text in [
+            message.to_owned(),
+            of_tch(message),
+            format!("{message}\nException raised from malloc"),
+            of_tch(&format!("{message}\nException raised from malloc (\"C++\")")),
+        ] {
+            assert_eq!(first_line(&text), message, "{text}");
+        }
+    }
+}
