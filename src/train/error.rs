@@ -83,7 +83,7 @@ pub enum TrainError {
         asked: u64,
     },
     /// Stopped by a signal, with everything saved.
-    #[error("stopped after step {step} by a signal; the same command goes on")]
+    #[error("{}", stopped(*step))]
     Stopped {
         /// Steps done.
         step: u64,
@@ -176,6 +176,14 @@ from_parts!(
     StorageError,
     DistributedError
 );
+
+/// What a run that is stopped says.
+fn stopped(step: u64) -> String {
+    match step {
+        0 => "stopped by a signal before the first step; the same command begins again".into(),
+        step => format!("stopped after step {step} by a signal; the same command goes on"),
+    }
+}
 
 impl TrainError {
     /// The error of an encoder that begins with the weights of `init`, or untrained.

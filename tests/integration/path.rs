@@ -48,7 +48,7 @@ fn a_run_says_at_its_start_what_it_takes_and_what_is_odd() {
     };
     let plain = said("plain", "--batch-size 64 --monitor-every 1");
     for words in [
-        "objective softmax, as 20 images are 100000 at most",
+        "objective softmax, the default up to 100000 images",
         "20 instances (ln n = 3.00)",
         "images of `val` look for their classes in the bank",
         "the untrained encoder: kNN among the queries",

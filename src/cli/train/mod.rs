@@ -318,8 +318,7 @@ fn resolve(
     tracing::info!("settings {whose}: {}", said.join(", "));
     if begun.is_none() && config.objective == ObjectiveKind::Softmax && asked.objective != config.objective {
         tracing::info!(
-            "objective softmax, as {} images are {MOST_OF_SOFTMAX} at most: exact and cheap there, and it needs no Z",
-            images.count
+            "objective softmax, the default up to {MOST_OF_SOFTMAX} images: exact, and cheap there; it needs no estimate of Z (docs/training.md)"
         );
     }
     if let Some(cpu) = cpu.filter(|_| begun.is_none() && config.arch != asked.arch) {
