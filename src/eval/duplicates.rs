@@ -91,5 +91,9 @@ pub(super) fn common_rows(
     let labelled = queries.ids().zip(queries.labels()).filter(|(_, label)| !are_labelled || label.is_some());
     let queried: HashSet<InstanceId> = labelled.map(|(id, _)| id).collect();
     let (all, common) = (queried.len(), ids.filter(|id| queried.contains(id)).count());
-    (common > 0).then(|| format!("{common} of {all} queries of split `{split}`"))
+    (common > 0).then(|| match split {
+        // Tables of other programs: each may count its rows from 0.
+        "" => format!("{common} of {all} queries, if equal ids mean the same image,"),
+        split => format!("{common} of {all} queries of split `{split}`"),
+    })
 }

@@ -181,8 +181,15 @@ fn another_configuration_is_refused_key_by_key_and_a_harmless_one_goes_on() {
     train(dataset(), dir.path(), "--epochs 1 --no-monitor").ok();
     let error = train(dataset(), dir.path(), "--epochs 2 --temperature 0.5 --lr 0.2").fails(78);
     assert!(error.contains("temperature = 0.1 (now 0.5), lr = 0.03 (now 0.2)"), "{error}");
-    let report = train(dataset(), dir.path(), "--epochs 2 --keep 1 --no-monitor").json();
-    assert_eq!(report["step"], 16);
+    let error = train(dataset(), dir.path(), "--epochs 2 --split val").fails(78);
+    assert!(error.contains("split = \"train\" (now \"val\")"), "{error}");
+    let later = train(dataset(), dir.path(), "--epochs 2 --keep 1 --no-monitor --init other.safetensors");
+    let (_, output) = later.output();
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && log.contains("has begun, and keeps its weights"), "{log}");
+    let state = std::fs::read(dir.path().join("checkpoints/step-00000016/state.json")).expect("the state");
+    let state: serde_json::Value = serde_json::from_slice(&state).expect("JSON");
+    assert_eq!(state["config"]["init"], "");
 }
 
 #[test]

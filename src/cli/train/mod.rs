@@ -295,7 +295,13 @@ fn resolve(
     if let Some(begun) = &begun {
         defaults = defaults.as_begun(&begun.config).context("the run's configuration")?;
     }
-    let config = given.over(&defaults)?;
+    let mut config = given.over(&defaults)?;
+    if let Some(init) = begun.as_ref().and_then(|begun| begun.config["init"].as_str())
+        && ![init, ""].contains(&config.init.as_str())
+    {
+        let init = std::mem::replace(&mut config.init, init.to_owned());
+        tracing::warn!("--init {init} is for the start of a run: this one has begun, and keeps its weights");
+    }
     let [before, now] = [&asked, &config].map(TrainConfig::values);
     let changed = |key: &str| begun.as_ref()?.config.get(key).filter(|value| **value != now[key]);
     // What decides the cost is said in any case.

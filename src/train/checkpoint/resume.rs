@@ -114,12 +114,14 @@ pub(crate) fn compatible_state(
 ) -> Result<TrainState, TrainError> {
     let (before, now) = (&from.manifest().trained_on, &data.trained_on);
     let checkpoint = from.folder().to_string();
-    if before.split_digest != now.split_digest {
+    let state = from.state()?;
+    let mut differences = config.incompatibilities(&state.config);
+    // Of one dataset another split is another option.
+    let is_other_split = before.dataset_digest == now.dataset_digest && !differences.is_empty();
+    if before.split_digest != now.split_digest && !is_other_split {
         let (before, now) = (before.dataset_digest.clone(), now.dataset_digest.clone());
         return Err(TrainError::OtherDataset { checkpoint, before, now });
     }
-    let state = from.state()?;
-    let mut differences = config.incompatibilities(&state.config);
     differences.extend(other(&state));
     if state.layout != data.layout {
         let shown = |layout: &Option<String>| layout.clone().unwrap_or_else(|| "any".into());
