@@ -9,7 +9,7 @@ use super::GlobalArgs;
 use super::exit::WrongUsage;
 use super::progress::Terminal;
 use crate::commands::{Alone, DEFAULT_MAP_POINTS, KnnJob, KnnTables, Searchers, knn};
-use crate::eval::{KnnReport, Retrieval};
+use crate::eval::{KnnReport, KnnReports, Retrieval};
 use crate::feature_table::ColumnNames;
 use crate::progress::Progress;
 use crate::units::Temperature;
@@ -21,7 +21,6 @@ use {
     super::write_json,
     crate::commands::{KnnFeature, KnnRun, WatchOptions, knn_of_run, watch_run},
     crate::distributed::ProcessGroup,
-    crate::eval::KnnReports,
     std::time::Duration,
 };
 
