@@ -192,6 +192,22 @@ pub fn select_device_of(
     }
 }
 
+/// The CPU, if that is what the process would compute on. A GPU that is named need not be here.
+///
+/// # Errors
+/// As [`select_device_of`], but for a GPU that is named.
+pub fn cpu_of(
+    choice: DeviceChoice,
+    local_rank: usize,
+    ranks: usize,
+) -> Result<Option<SelectedDevice>, DeviceError> {
+    if let DeviceChoice::Cuda(_) = choice {
+        return Ok(None);
+    }
+    let selected = select_device_of(choice, local_rank, ranks)?;
+    Ok((!selected.device.is_cuda()).then_some(selected))
+}
+
 /// Waits until the device has done what it was told.
 pub fn wait_for(device: Device) {
     if let Device::Cuda(number) = device {

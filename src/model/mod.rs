@@ -14,7 +14,9 @@ mod resnet;
 mod weights;
 
 pub use compute::{Compute, ComputeType, allow_tf32, tf32_is_allowed};
-pub use compute::{DeviceError, SelectedDevice, has_gpu, select_device, select_device_of, threads, wait_for};
+pub use compute::{
+    DeviceError, SelectedDevice, cpu_of, has_gpu, select_device, select_device_of, threads, wait_for,
+};
 pub use encoder::{Encoder, EncoderConfig, Normalisation};
 pub use layers::OverRanks;
 pub use network::{FeatureLayer, NoSuchLayer};

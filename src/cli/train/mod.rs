@@ -22,7 +22,7 @@ use crate::cli::exit::{WrongUsage, failure};
 use crate::commands::{Monitor, OtherMonitor};
 use crate::dataset::{DatasetError, Manifest};
 use crate::distributed::{ProcessGroup, Rendezvous};
-use crate::model::{SelectedDevice, has_gpu, select_device_of};
+use crate::model::{cpu_of, has_gpu, select_device_of};
 use crate::progress::Progress;
 use crate::run_config::{
     DeviceChoice, Given, Images, MOST_OF_SOFTMAX, Machines, ObjectiveKind, OptionSpec, TrainConfig,
@@ -288,7 +288,7 @@ fn resolve(
     }
     let images = Images::of(manifest.split(dataset, &asked.split)?, asked.limit);
     let ranks = rendezvous.world();
-    let cpu = cpu_of(asked.device, rendezvous)?;
+    let cpu = cpu_of(asked.device, rendezvous.local_rank(), ranks).map_err(TrainError::from)?;
     let machines = Machines { ranks, are_cpus: cpu.is_some() };
     let mut defaults = images.defaults(machines, &asked, &given.keys()?);
     let begun = newest_state(run)?;
@@ -336,15 +336,6 @@ fn resolve(
         if is_fallback { tracing::warn!("{said}") } else { tracing::info!("{said}") }
     }
     Ok(config)
-}
-
-/// The CPU, if that is what the run would compute on. A GPU that is named need not be here: the run may only be estimated.
-fn cpu_of(device: DeviceChoice, rendezvous: &Rendezvous) -> Result<Option<SelectedDevice>, TrainError> {
-    if let DeviceChoice::Cuda(_) = device {
-        return Ok(None);
-    }
-    let selected = select_device_of(device, rendezvous.local_rank(), rendezvous.world())?;
-    Ok((!selected.device.is_cuda()).then_some(selected))
 }
 
 /// Shows work beside the steps, which ends where the run is to stop.
