@@ -324,7 +324,8 @@ fn resolve(
     tracing::info!("settings {whose}: {}", said.join(", "));
     if begun.is_none() && config.objective == ObjectiveKind::Softmax && asked.objective != config.objective {
         tracing::info!(
-            "objective softmax, the default up to {MOST_OF_SOFTMAX} images: exact, and cheap there; it needs no estimate of Z (docs/training.md)"
+            "objective softmax, the default up to {MOST_OF_SOFTMAX} images: exact, and cheap there; it needs no estimate of Z \
+             (docs/training.md)"
         );
     }
     if let Some(cpu) = cpu.filter(|_| begun.is_none() && config.arch != asked.arch) {

@@ -497,7 +497,7 @@ impl HoldOut {
         let mut flags = is_held.into_iter();
         let held: Vec<Entry> = list.extract_if(.., |_| flags.next().unwrap_or(false)).collect();
         let (Some(least), Some(most)) = (counts.iter().min(), counts.iter().max()) else {
-            return Err(format!("{option}: there is no image to take"));
+            return Err(format!("{option}: no images to draw from"));
         };
         if held.is_empty() {
             return Err(format!(

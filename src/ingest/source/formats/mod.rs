@@ -245,7 +245,7 @@ fn choose_column(
         let found = names.iter().position(|name| *name == asked);
         return found.map(Some).ok_or_else(|| {
             let all: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
-            format!("`{option} {asked}`: there is no such column; there are {}", all.join(", "))
+            format!("`{option} {asked}`: the source lacks this column; its columns are {}", all.join(", "))
         });
     }
     let is_known = |name: &&str| known.iter().any(|known| name.eq_ignore_ascii_case(known));
