@@ -281,7 +281,7 @@ mod tests {
         assert!(
             choose(&["label", "class"], None)
                 .expect_err("two")
-                .contains("`label`, `class`: `--label-column`")
+                .contains("`label`, `class`: `--label-column` names one")
         );
         assert!(choose(&["a", "b"], Some("c")).expect_err("none").contains("there are `a`, `b`"));
     }
