@@ -46,7 +46,8 @@ pub struct Estimate {
 }
 
 impl Estimate {
-    /// Of a run on `instances` instances of `classes` classes in `ranks` processes. The network is built on the CPU to count.
+    /// Of a run on `instances` instances of `classes` classes in `ranks` processes. The network is built on
+    /// the CPU to count.
     pub fn of(config: &TrainConfig, instances: usize, classes: usize, ranks: usize) -> Self {
         let encoder = Encoder::new(config.encoder(), config.seed, tch::Device::Cpu);
         let parameters = encoder.parameters().iter().map(|(_, tensor)| tensor.numel() as u64).sum::<u64>();
@@ -106,8 +107,8 @@ impl Estimate {
                 self.steps
             ),
             format!(
-                "device: {} for a process and what its libraries need (weights, gradients, optimiser {}; activations {}; \
-                 bank {}{probe})",
+                "device: {} for a process and what its libraries need (weights, gradients, optimiser {}; \
+                 activations {}; bank {}{probe})",
                 size(self.device_bytes),
                 size(self.weights_bytes),
                 size(self.activation_bytes),

@@ -13,8 +13,8 @@ const SHOWN_NEIGHBOURS: usize = 3;
 
 /// Find the most similar images of a dataset for your own images.
 ///
-/// The run's encoder embeds the images as it does those of a dataset, and the rows of the bank are compared by their cosine.
-/// Run and dataset are only read.
+/// The run's encoder embeds the images as it does those of a dataset, and the rows of the bank are compared
+/// by their cosine. Run and dataset are only read.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  instdisc query --run runs/r50 --image photo.jpg --dataset data/in1k --page photo.html"
@@ -41,7 +41,8 @@ pub(in crate::cli) struct QueryArgs {
     /// What happens at a broken image
     #[arg(long, value_name = "WHAT", value_parser = choice::<OnCorrupt>(), default_value = "fail")]
     on_corrupt: OnCorrupt,
-    /// What happens to the orientation in EXIF [default: as --dataset was ingested; without it such an image is an error]
+    /// What happens to the orientation in EXIF [default: as --dataset was ingested; without it such an image
+    /// is an error]
     #[arg(long, value_name = "WHAT", value_parser = choice::<ExifOrientation>())]
     exif_orientation: Option<ExifOrientation>,
     /// Threads that decode and search; 0 for one per core
