@@ -697,7 +697,8 @@ mod tests {
         let file = Location::from_path(&dir.path().join("shard")).expect("a location");
         let mut upload = Upload::start(&file).expect("started");
         let contents = vec![7_u8; 20 << 20];
-        upload.write_all(&contents).expect("written");
+        assert_eq!(upload.write(&contents).expect("written"), PART_BYTES, "the rest waits for room");
+        upload.write_all(&contents[PART_BYTES..]).expect("written");
         assert!(!file.exists().expect("a look"));
         let published = upload.finish().expect("published");
         assert_eq!(published, Published { bytes: 20 << 20, digest: Digest::of(&contents) });
