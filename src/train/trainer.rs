@@ -15,6 +15,7 @@ pub use self::bench::{StepBench, StepTime};
 use self::bench::{Clock, Phase};
 use super::checkpoint::DataIdentity;
 use super::checkpoint::resume::{compatible_state, load_bank, load_learned};
+use super::checkpoint::soundness::{are_finite, features_of_drawn};
 use super::gather::{MicroBatch, Plan, Planned, Requests, any, present, share_statistics};
 use super::graphs::Graphs;
 use super::learner::{Learned, Learner, ProbeSums, StepOutcome, advance};
@@ -28,7 +29,7 @@ use crate::distributed::{DistributedError, GradientReducer, ProcessGroup, Reduce
 use crate::ids::{BankRow, ClassId, RankShare};
 use crate::loader::{Batch, GlobalBatch, LoaderOptions, Source, evaluation_epoch};
 use crate::model::libtorch::{PendingRead, upload_indices};
-use crate::model::{Encoder, NamedTensors};
+use crate::model::{Encoder, NamedTensors, WeightsError};
 use crate::objective::{Draw, LogZ, Negatives, Objective, Queries};
 use crate::progress::Progress;
 use crate::run_config::{OnNonFinite, Precision, TrainConfig};
@@ -133,7 +134,7 @@ impl Trainer {
         instances: usize,
         device: tch::Device,
     ) -> Result<Self, TrainError> {
-        config.check_graphs(group.is_alone())?;
+        config.check_graphs(group.is_alone(), device)?;
         let graphs = config.cuda_graphs.then(|| Graphs::on(device, config.batch_size)).transpose()?;
         // The fastest convolutions for the shapes of a run, which stay the same, found by trying them.
         tch::Cuda::cudnn_set_benchmark(device.is_cuda());
@@ -185,9 +186,17 @@ impl Trainer {
     pub(super) fn begin_with(&mut self, file: &Location) -> Result<(), TrainError> {
         let wrong = |source| PartError::of_init(file, self.config.arch, source);
         let weights =
-            NamedTensors::from_bytes(&file.read()?).and_then(NamedTensors::finite).map_err(wrong)?;
+            NamedTensors::from_bytes(&file.read()?).and_then(NamedTensors::in_range).map_err(wrong)?;
         let whole =
             Rc::get_mut(&mut self.encoder).expect(NOT_SHARED).load_backbone(&weights).map_err(wrong)?;
+        if let Some(features) = features_of_drawn(self.encoder.config(), &self.encoder.weights()) {
+            if !are_finite(&features) {
+                return Err(TrainError::not_encoded(&self.config.init, "f32"));
+            }
+            if features.get(0).equal(&features.get(1)) {
+                return Err(wrong(WeightsError::Constant).into());
+            }
+        }
         tracing::info!("weights of {file}{}", if whole { "" } else { ", without its last layer" });
         Ok(())
     }
