@@ -741,12 +741,9 @@ mod foreign {
         // A label is two bytes.
         let rows = MOST_CLASSES + 5;
         let names: ArrayRef = Arc::new(StringArray::from_iter_values((0..rows).map(|row| format!("c{row}"))));
-        let vectors = FixedSizeListArray::new(
-            Arc::new(Field::new("item", DataType::Float32, true)),
-            1,
-            Arc::new(Float32Array::from(vec![1.0; rows])),
-            None,
-        );
+        let (item, ones) = (Field::new("item", DataType::Float64, true), Float64Array::from(vec![1.0; rows]));
+        let one_each = OffsetBuffer::from_lengths(vec![1; rows]);
+        let vectors = ListArray::new(Arc::new(item), one_each, Arc::new(ones), None);
         let many = batch(vec![("emb", Arc::new(vectors) as ArrayRef), ("class", names)]);
         let error = of_bytes("x", parquet(&many), Some(&ColumnNames::default())).expect_err("too many");
         let expected =

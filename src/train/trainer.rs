@@ -15,7 +15,7 @@ pub use self::bench::{StepBench, StepTime};
 use self::bench::{Clock, Phase};
 use super::checkpoint::DataIdentity;
 use super::checkpoint::resume::{compatible_state, load_bank, load_learned};
-use super::checkpoint::soundness::{are_finite, features_of_drawn};
+use super::checkpoint::soundness::check_initial;
 use super::gather::{MicroBatch, Plan, Planned, Requests, any, present, share_statistics};
 use super::graphs::Graphs;
 use super::learner::{Learned, Learner, ProbeSums, StepOutcome, advance};
@@ -29,7 +29,7 @@ use crate::distributed::{DistributedError, GradientReducer, ProcessGroup, Reduce
 use crate::ids::{BankRow, ClassId, RankShare};
 use crate::loader::{Batch, GlobalBatch, LoaderOptions, Source, evaluation_epoch};
 use crate::model::libtorch::{PendingRead, upload_indices};
-use crate::model::{Encoder, NamedTensors, WeightsError};
+use crate::model::{Encoder, NamedTensors};
 use crate::objective::{Draw, LogZ, Negatives, Objective, Queries};
 use crate::progress::Progress;
 use crate::run_config::{OnNonFinite, Precision, TrainConfig};
@@ -189,14 +189,7 @@ impl Trainer {
             NamedTensors::from_bytes(&file.read()?).and_then(NamedTensors::in_range).map_err(wrong)?;
         let whole =
             Rc::get_mut(&mut self.encoder).expect(NOT_SHARED).load_backbone(&weights).map_err(wrong)?;
-        if let Some(features) = features_of_drawn(self.encoder.config(), &self.encoder.weights()) {
-            if !are_finite(&features) {
-                return Err(TrainError::not_encoded(&self.config.init, "f32"));
-            }
-            if features.get(0).equal(&features.get(1)) {
-                return Err(wrong(WeightsError::Constant).into());
-            }
-        }
+        check_initial(&self.encoder, &self.config.init, wrong)?;
         tracing::info!("weights of {file}{}", if whole { "" } else { ", without its last layer" });
         Ok(())
     }

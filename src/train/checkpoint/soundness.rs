@@ -6,8 +6,9 @@
 use tch::{Device, Tensor, no_grad};
 
 use crate::checkpoint::{Checkpoint, CheckpointError, MODEL, OPTIMIZER, PROBE, STATE};
-use crate::model::{Encoder, EncoderConfig, NamedTensors};
+use crate::model::{Encoder, EncoderConfig, NamedTensors, WeightsError};
 use crate::rng::{Purpose, Stream};
+use crate::train::{PartError, TrainError};
 
 /// Images whose features are computed.
 const IMAGES: u32 = 2;
@@ -37,7 +38,7 @@ pub(super) fn not_finite(
 ///
 /// # Shape
 /// `[IMAGES, dim]` f32
-pub(in crate::train) fn features_of_drawn(config: EncoderConfig, model: &NamedTensors) -> Option<Tensor> {
+fn features_of_drawn(config: EncoderConfig, model: &NamedTensors) -> Option<Tensor> {
     let mut encoder = Encoder::new(config, 0, Device::Cpu);
     encoder.load(model).ok()?;
     let side = config.image_size;
@@ -46,9 +47,27 @@ pub(in crate::train) fn features_of_drawn(config: EncoderConfig, model: &NamedTe
     Some(no_grad(|| encoder.forward(&encoder.images(&pixels), false)))
 }
 
-/// Whether all numbers are finite.
-pub(in crate::train) fn are_finite(features: &Tensor) -> bool {
+fn are_finite(features: &Tensor) -> bool {
     features.isfinite().all().int64_value(&[]) == 1
+}
+
+/// Checks an encoder that begins with the weights of the file `init`: drawn images have finite features, and not all the
+/// same one.
+///
+/// # Errors
+/// If they have not; `wrong` makes the error of the weights.
+pub(in crate::train) fn check_initial(
+    encoder: &Encoder,
+    init: &str,
+    wrong: impl FnOnce(WeightsError) -> PartError,
+) -> Result<(), TrainError> {
+    match features_of_drawn(encoder.config(), &encoder.weights()) {
+        Some(features) if !are_finite(&features) => Err(TrainError::not_encoded(init, "f32")),
+        Some(features) if features.get(0).equal(&features.get(1)) => {
+            Err(wrong(WeightsError::Constant).into())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Checks the numbers of a checkpoint whose files are whole.
