@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 pub use run::{
     checkpoint_at, checkpoint_name, finished_step, list_checkpoints, list_unpublished, mark_finished,
-    newest_state, remove_checkpoint, run_of, unmark_finished,
+    newest_state, newest_whole, remove_checkpoint, run_of, unmark_finished,
 };
 
 use crate::failure::Failure;
@@ -39,6 +39,13 @@ const FORMAT_VERSION: u32 = 1;
 /// The file of the bank rows that one of `ranks` processes owns, named in the order of the rows: a feature table too.
 pub fn bank_part(rank: usize, ranks: usize) -> String {
     if ranks == 1 { BANK.to_owned() } else { format!("bank-{rank:05}-of-{ranks:05}.arrow") }
+}
+
+/// The process and the number of processes of a file that [`bank_part`] named for one of several.
+pub fn part_of_bank(name: &str) -> Option<(usize, usize)> {
+    let (rank, ranks) = name.strip_prefix("bank-")?.strip_suffix(".arrow")?.split_once("-of-")?;
+    let part = (rank.parse().ok()?, ranks.parse().ok()?);
+    (part.1 > 1 && bank_part(part.0, part.1) == name).then_some(part)
 }
 
 /// A file of a checkpoint.
@@ -186,8 +193,14 @@ impl Checkpoint {
         let is_there = |entry: &&FileEntry| {
             there.iter().any(|found| (&found.name, found.bytes) == (&entry.name, entry.bytes))
         };
-        if let Some(missing) = manifest.files.iter().find(|entry| !is_there(entry)) {
-            return Err(CheckpointError::Damaged { file: folder.join(&missing.name).to_string() });
+        if let Some(entry) = manifest.files.iter().find(|entry| !is_there(entry)) {
+            let file = folder.join(&entry.name).to_string();
+            let is_other = there.iter().any(|found| found.name == entry.name);
+            return Err(if is_other {
+                CheckpointError::Damaged { file }
+            } else {
+                CheckpointError::Missing { file }
+            });
         }
         Ok(Self { folder: folder.clone(), manifest })
     }
@@ -232,12 +245,15 @@ impl Checkpoint {
     /// Reads one of its files and checks the digest.
     ///
     /// # Errors
-    /// If the file is not part of the checkpoint, cannot be read, or is damaged.
+    /// If the file is missing or not part of the checkpoint, cannot be read, or is damaged.
     pub fn read(&self, name: &str) -> Result<Bytes, CheckpointError> {
         let file = self.folder.join(name);
         let entry = self.manifest.files.iter().find(|entry| entry.name == name);
-        let entry = entry.ok_or_else(|| CheckpointError::Damaged { file: file.to_string() })?;
-        let contents = file.read_checked(Location::read, entry.digest)?;
+        let missing = || CheckpointError::Missing { file: file.to_string() };
+        let contents = match file.read_checked(Location::read, entry.ok_or_else(missing)?.digest) {
+            Err(error) if error.is_not_found() => return Err(missing()),
+            other => other?,
+        };
         contents.ok_or_else(|| CheckpointError::Damaged { file: file.to_string() })
     }
 
@@ -304,7 +320,43 @@ pub enum CheckpointError {
         /// The checkpoint's folder.
         folder: String,
     },
-    /// A file is missing, cut or changed.
+    /// A file is not there.
+    #[error("{file}: missing, and the checkpoint needs it")]
+    Missing {
+        /// The file.
+        file: String,
+    },
+    /// One of several files of a bank, given in the place of all.
+    #[error(
+        "{file}: part {} of {ranks} of a bank, one for each process of its run, and not the whole: give {}, the \
+         checkpoint with all parts", rank + 1, whole.as_deref().unwrap_or("the folder")
+    )]
+    PartOfBank {
+        /// The file.
+        file: String,
+        /// The process whose rows it has, from 0.
+        rank: usize,
+        /// The processes that have a part.
+        ranks: usize,
+        /// The checkpoint's folder, where the file is in it.
+        whole: Option<String>,
+    },
+    /// Some checkpoints of a run, or all.
+    #[error("{run}: {count} of {total} checkpoints cannot be used ({names}), the newest of these because of")]
+    Several {
+        /// The run's folder.
+        run: String,
+        /// How many.
+        count: usize,
+        /// The checkpoints of the run.
+        total: usize,
+        /// Their names, the newest first.
+        names: String,
+        /// The error of the newest of them.
+        #[source]
+        source: Box<CheckpointError>,
+    },
+    /// A file is cut or changed.
     #[error("{file}: damaged: it is not the file that was published")]
     Damaged {
         /// The file.
@@ -332,11 +384,25 @@ pub enum CheckpointError {
 }
 
 impl CheckpointError {
+    /// The error of those checkpoints of a run, the newest first and each with its step, that cannot be used. A run of one
+    /// checkpoint has that one's error.
+    pub fn of_run(run: &Location, total: usize, wrong: Vec<(u64, Self)>) -> Option<Self> {
+        let count = wrong.len();
+        let names: Vec<String> = wrong.iter().map(|(step, _)| checkpoint_name(*step)).collect();
+        let (_, source) = wrong.into_iter().next()?;
+        if total == 1 {
+            return Some(source);
+        }
+        let (run, names) = (run.to_string(), names.join(", "));
+        Some(Self::Several { run, count, total, names, source: source.into() })
+    }
+
     /// The kind of failure, for the exit code.
     pub fn failure(&self) -> Failure {
         match self {
             Self::Storage(error) => error.failure(),
             Self::OutsideRun { .. } => Failure::Config,
+            Self::Several { source, .. } => source.failure(),
             _ => Failure::Data,
         }
     }
@@ -388,8 +454,22 @@ mod tests {
         let folder = published(&root, 1);
         folder.join(MODEL).publish(vec![1, 2], PublishMode::Overwrite).expect("a cut");
         assert!(matches!(Checkpoint::open(&folder), Err(CheckpointError::Damaged { .. })));
+        let opened = Checkpoint::open(&published(&root, 1)).expect("whole again");
         folder.join(MODEL).delete().expect("deleted");
-        assert!(matches!(Checkpoint::open(&folder), Err(CheckpointError::Damaged { .. })));
+        for error in [Checkpoint::open(&folder).map(drop), opened.read(MODEL).map(drop)] {
+            let error = error.expect_err("the file is missing").to_string();
+            assert!(error.ends_with("model.safetensors: missing, and the checkpoint needs it"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_file_of_one_of_several_processes_is_known_by_its_name() {
+        assert_eq!(part_of_bank(&bank_part(1, 2)), Some((1, 2)));
+        for whole in
+            [&bank_part(0, 1), "bank-1-of-2.arrow", "train-00000-of-00002.arrow", "bank-x-of-2.arrow"]
+        {
+            assert_eq!(part_of_bank(whole), None, "{whole}");
+        }
     }
 
     #[test]

@@ -34,15 +34,23 @@ pub fn list_checkpoints(run: &Location) -> Result<Vec<(u64, Location)>, Checkpoi
     Ok(found)
 }
 
-/// The state with which a run goes on, as far as files tell that are there: that of the newest checkpoint
-/// that is whole. None where none is.
+/// The state with which a run goes on, as far as files tell that are there: that of [`newest_whole`].
+///
+/// # Errors
+/// As [`newest_whole`].
+pub fn newest_state(run: &Location) -> Result<Option<TrainState>, CheckpointError> {
+    Ok(newest_whole(run)?.map(|(_, state)| state))
+}
+
+/// The newest checkpoint of a run whose files are there in their sizes, with its state. None where none is.
 ///
 /// # Errors
 /// If a newer one is of another version, or the store fails.
-pub fn newest_state(run: &Location) -> Result<Option<TrainState>, CheckpointError> {
+pub fn newest_whole(run: &Location) -> Result<Option<(Checkpoint, TrainState)>, CheckpointError> {
     for (_, folder) in list_checkpoints(run)?.into_iter().rev() {
-        match Checkpoint::open(&folder).and_then(|checkpoint| checkpoint.state()) {
-            Ok(state) => return Ok(Some(state)),
+        let opened = Checkpoint::open(&folder);
+        match opened.and_then(|checkpoint| checkpoint.state().map(|state| (checkpoint, state))) {
+            Ok(found) => return Ok(Some(found)),
             Err(error @ (CheckpointError::Storage(_) | CheckpointError::Version { .. })) => {
                 return Err(error);
             }

@@ -1,5 +1,7 @@
 //! `instdisc embed`.
 
+use std::sync::atomic::AtomicBool;
+
 use anyhow::bail;
 use clap::Args;
 use serde_json::json;
@@ -73,21 +75,24 @@ pub(super) fn run(global: &GlobalArgs, args: &EmbedArgs) -> anyhow::Result<()> {
         Ok((*layer, global.location(&args.output.replace(PLACEHOLDER, &layer.to_string()))?))
     };
     let outputs = args.feature.iter().map(output).collect::<anyhow::Result<Vec<_>>>()?;
-    let options = EmbedOptions {
-        checkpoint: global.checkpoint(&args.checkpoint)?,
-        dataset: global.location(&args.dataset)?,
-        split: args.split.clone(),
-        rows: RowChoice::limited(args.limit),
-        batch_size: args.batch_size as usize,
-        threads: args.threads,
-        device: args.device,
-        local_rank: rendezvous.local_rank(),
-        dtype: args.dtype,
-        memory_limit: args
-            .memory_limit
-            .map_or_else(|| usual_memory_limit(rendezvous.world()), |limit| limit.0),
+    let open = || {
+        let options = EmbedOptions {
+            checkpoint: global.checkpoint(&args.checkpoint)?,
+            dataset: global.location(&args.dataset)?,
+            split: args.split.clone(),
+            rows: RowChoice::limited(args.limit),
+            batch_size: args.batch_size as usize,
+            threads: args.threads,
+            device: args.device,
+            local_rank: rendezvous.local_rank(),
+            dtype: args.dtype,
+            memory_limit: args
+                .memory_limit
+                .map_or_else(|| usual_memory_limit(rendezvous.world()), |limit| limit.0),
+        };
+        Ok(options.open()?)
     };
-    let job = options.open()?;
+    let job = args.ranks.told(&rendezvous, &AtomicBool::new(false), open())?;
     let group = args.ranks.join(&rendezvous)?;
     let terminal = Terminal::default();
     let embedded = embed(&job, &outputs, &group, progress_of(group.is_first(), &terminal));

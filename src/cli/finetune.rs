@@ -82,18 +82,21 @@ pub(super) fn run(global: &GlobalArgs, args: &FinetuneArgs) -> anyhow::Result<()
     let rendezvous = args.ranks.rendezvous()?;
     let is_first = rendezvous.rank() == 0;
     let terminal = Terminal::default();
-    let of = FinetuneRun {
-        checkpoint: global.checkpoint(&args.checkpoint)?,
-        dataset: global.location(&args.dataset)?,
-        run: global.folder("--run", &args.run)?,
-        labels,
-        train_split: args.train_split.clone(),
-        split: args.split.clone(),
-        rendezvous,
-        collective_timeout: args.ranks.timeout(),
-        on_lost: end_as_lost,
+    let open = || {
+        let of = FinetuneRun {
+            checkpoint: global.checkpoint(&args.checkpoint)?,
+            dataset: global.location(&args.dataset)?,
+            run: global.folder("--run", &args.run)?,
+            labels,
+            train_split: args.train_split.clone(),
+            split: args.split.clone(),
+            rendezvous: rendezvous.clone(),
+            collective_timeout: args.ranks.timeout(),
+            on_lost: end_as_lost,
+        };
+        Ok(Finetuning::open(of, &args.options.given, progress_of(is_first, &terminal))?)
     };
-    let finetuning = Finetuning::open(of, &args.options.given, progress_of(is_first, &terminal))?;
+    let finetuning = args.ranks.told(&rendezvous, &STOP, open())?;
     stop_on_signals(&STOP)?;
     let mut hooks = Shown { config: finetuning.config(), is_first, meter: None };
     let outcome = finetuning.train(&mut hooks, &STOP);

@@ -1,5 +1,6 @@
 //! Several processes that do one job.
 
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use clap::Args;
@@ -59,6 +60,18 @@ impl RankFlags {
             speak_as_rank(rendezvous.rank());
         }
         Ok(rendezvous)
+    }
+
+    /// Of an error before this process joins the others, which wait for it, they are told.
+    pub(super) fn told<T>(
+        &self,
+        rendezvous: &Rendezvous,
+        stop: &AtomicBool,
+        done: anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        done.inspect_err(|error| {
+            ProcessGroup::fail_before_joining(rendezvous, self.timeout(), stop, failure(error), error);
+        })
     }
 
     pub(super) fn timeout(&self) -> Duration {

@@ -23,7 +23,7 @@ use super::knn::are_one_file;
 use super::reports::REPORTS;
 use crate::checkpoint::{Checkpoint, CheckpointError, MODEL};
 use crate::dataset::Manifest;
-use crate::eval::{EvalError, SPRITE_SIDE, checkpoint_of_bank, open_bank, sprite};
+use crate::eval::{EvalError, SPRITE_SIDE, check_whole, checkpoint_of_bank, open_bank, sprite};
 use crate::feature_table::{ColumnNames, Table, open_table};
 use crate::ids::ClassId;
 use crate::image::encode_png;
@@ -49,6 +49,7 @@ pub struct ProjectorJob {
 /// Opens the bank of a checkpoint or run, or a table with the columns of the format: of other columns it
 /// would not be known what the exports have of them.
 fn open(place: &Location) -> Result<Box<dyn Table>, CommandError> {
+    check_whole(place)?;
     Ok(match checkpoint_of_bank(place)? {
         Some(_) => open_bank(place, &ColumnNames::default())?.0,
         None => open_table(place, None)?.0,
@@ -97,7 +98,7 @@ pub fn export_projector(job: &ProjectorJob) -> Result<usize, CommandError> {
         let split = manifest.split(dataset, &meta.split)?;
         if !meta.is_of(&split.digest.to_string(), &manifest.dataset_digest.to_string()) {
             let reason = format!("{dataset} is another dataset than that of {}", job.table);
-            return Err(EvalError::Mismatch { reason }.into());
+            return Err(CommandError::Data(reason));
         }
         let ids: Vec<_> = rows.iter().map(|&row| table.id(row)).collect();
         let images = sprite(dataset, &manifest, &meta.split, &ids)?;

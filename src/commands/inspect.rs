@@ -14,7 +14,8 @@ use serde_json::{Map, Value, json};
 
 use super::CommandError;
 use crate::checkpoint::{
-    Checkpoint, CheckpointManifest, FileEntry, MANIFEST, checkpoint_name, finished_step, list_checkpoints,
+    Checkpoint, CheckpointError, CheckpointManifest, FileEntry, MANIFEST, checkpoint_name, finished_step,
+    list_checkpoints,
 };
 use crate::dataset::{DatasetError, Manifest, summarise, verify};
 use crate::feature_table::FeatureTable;
@@ -147,12 +148,21 @@ fn own_name(location: &Location) -> String {
 
 /// A summary of a run, by its newest checkpoint, with the names of all.
 fn inspect_run(run: &Location, checkpoints: &[(u64, Location)], check: bool) -> Result<Value, CommandError> {
-    let opened = checkpoints.iter().map(|(_, folder)| Checkpoint::open(folder));
-    let opened = opened.collect::<Result<Vec<_>, _>>()?;
-    if check {
-        opened.iter().try_for_each(Checkpoint::verify)?;
+    let (mut newest, mut wrong) = (None, Vec::new());
+    for (step, folder) in checkpoints.iter().rev() {
+        let opened = Checkpoint::open(folder);
+        match opened.and_then(
+            |checkpoint| if check { checkpoint.verify().map(|()| checkpoint) } else { Ok(checkpoint) },
+        ) {
+            Ok(checkpoint) => newest = newest.or(Some(checkpoint)),
+            Err(error @ CheckpointError::Storage(_)) => return Err(error.into()),
+            Err(error) => wrong.push((*step, error)),
+        }
     }
-    let newest = opened.last().expect("a run has a checkpoint at least");
+    if let Some(error) = CheckpointError::of_run(run, checkpoints.len(), wrong) {
+        return Err(error.into());
+    }
+    let newest = newest.expect("a run has a checkpoint at least");
     let CheckpointManifest { step, epoch, trained_on, .. } = newest.manifest();
     let config = newest.state()?.config;
     Ok(json!({

@@ -8,9 +8,10 @@ use crate::checkpoint::{Checkpoint, checkpoint_at, run_of};
 use crate::dataset::write_label_subset;
 use crate::distributed::ProcessGroup;
 use crate::eval::{
-    LinearOptions, LinearReport, ProbeReport, ProbeTables, RowChoice, probe, probe_augmented, run_tables,
+    LinearOptions, LinearReport, ProbeReport, ProbeTables, RowChoice, check_whole, probe, probe_augmented,
+    run_tables,
 };
-use crate::feature_table::{StoredTable, Table, open_table};
+use crate::feature_table::{StoredTable, Table, TableError, open_table};
 use crate::ids::{ClassId, InstanceId};
 use crate::loader::{SubsetRecord, balanced_rows};
 use crate::model::FeatureLayer;
@@ -79,9 +80,8 @@ pub fn linear(
 ) -> Result<Option<LinearReport>, CommandError> {
     agree(job, group)?;
     let (mut probed, mut labels) = (Vec::new(), None);
-    // The format's columns alone: classes of two tables of other programs may not be the same.
-    let open = |place| open_table(place, None).map(|(table, _)| table);
     for (number, (train, test)) in pairs.iter().enumerate() {
+        let names = [format!("--train {train}"), format!("--test {test}")];
         let (train, test) = (open(train)?, open(test)?);
         group.agree("the table to train on", &format!("{:?}, {} rows", train.meta(), train.rows()))?;
         group.agree("the table to evaluate", &format!("{:?}, {} rows", test.meta(), test.rows()))?;
@@ -93,11 +93,22 @@ pub fn linear(
             ids: rows.iter().map(|&row| train.id(row)).collect(),
             labels: rows.iter().map(|&row| train.label(row)).collect(),
         });
-        let tables = ProbeTables { train: &*train, among: among.as_deref(), test: &*test, number };
+        let (among, names) = (among.as_deref(), names.each_ref().map(String::as_str));
+        let tables = ProbeTables { train: &*train, among, test: &*test, names, number };
         probed.extend(probe(tables, &job.options, group, progress)?);
     }
     let finished = || finish(job, (probed, labels), job.output.as_ref(), None, progress);
     first_of(group, finished)
+}
+
+/// Opens a table with the format's columns alone: classes of two tables of other programs may not be the same.
+fn open(place: &Location) -> Result<Box<dyn Table>, CommandError> {
+    check_whole(place)?;
+    let (table, _) = open_table(place, None)?;
+    if table.rows() == 0 {
+        return Err(TableError::Empty { table: place.to_string() }.into());
+    }
+    Ok(table)
 }
 
 /// Evaluates the newest checkpoint of a run, or one checkpoint. Rank 0 returns the report.
@@ -123,8 +134,8 @@ pub fn linear_of_run(
     };
     // Rank 0 looks: the others might find the report that it has just published.
     let kept = if job.output.is_none() && group.is_first() {
-        let is_whole =
-            job.label_fraction.is_none() || labels_beside(&output).map_or(Ok(true), |at| at.exists())?;
+        let is_whole = job.label_fraction.is_none()
+            || labels_beside(&output).map_or(Ok(true), |at| reports::is_made(&at))?;
         reports::find(&output, &weights, &run.dataset.digest())?.filter(|_| is_whole)
     } else {
         None
@@ -280,8 +291,8 @@ impl<'a> RunEvaluation<'a> {
         let machine = Machine { threads: of.threads, device, local_rank, memory_limit };
         let training = dataset.embedding(checkpoint, train_split, rows, machine);
         let evaluated = dataset.embedding(checkpoint, &dataset.split, RowChoice::All, machine);
-        let tests = run_tables(&evaluated, &features, &of.layers, group, progress)?;
-        let tests = tests.iter().map(StoredTable::open).collect::<Result<Vec<_>, _>>()?;
+        let tests_at = run_tables(&evaluated, &features, &of.layers, group, progress)?;
+        let tests = tests_at.iter().map(StoredTable::open).collect::<Result<Vec<_>, _>>()?;
         if of.augment {
             let probed = probe_augmented(&training, &of.layers, &tests, &job.options, group, progress)?;
             let source = rows.open(&dataset.location, &dataset.manifest, train_split)?;
@@ -291,12 +302,14 @@ impl<'a> RunEvaluation<'a> {
         }
         let (mut probed, mut labels) = (Vec::new(), None);
         let trained = run_tables(&training, &features, &of.layers, group, progress)?;
-        for (number, (train, test)) in trained.iter().zip(&tests).enumerate() {
-            let train = StoredTable::open(train)?;
+        for (number, ((train_at, test_at), test)) in trained.iter().zip(&tests_at).zip(&tests).enumerate() {
+            let names = [train_at, test_at].map(Location::to_string);
+            let train = StoredTable::open(train_at)?;
             let all: &dyn Table = &train;
             let all_labels = || Labels { ids: all.ids().collect(), labels: all.labels().collect() };
             labels = job.label_fraction.map(|_| all_labels());
-            let tables = ProbeTables { train: &train, among: None, test, number };
+            let names = names.each_ref().map(String::as_str);
+            let tables = ProbeTables { train: &train, among: None, test, names, number };
             probed.extend(probe(tables, &job.options, group, progress)?);
         }
         Ok((probed, labels))

@@ -150,7 +150,18 @@ pub fn query(job: &QueryJob, progress: &dyn Progress) -> Result<QueryReport, Com
     bank.verify()?;
     let found: BTreeSet<InstanceId> = neighbours.rows.iter().map(|&row| bank.id(row as usize)).collect();
     let paths = match dataset {
-        Some((dataset, manifest)) => read_paths(dataset, manifest.split(dataset, &meta.split)?, &found)?,
+        Some((dataset, manifest)) => {
+            let paths = read_paths(dataset, manifest.split(dataset, &meta.split)?, &found)?;
+            let lacking: Vec<_> = found.iter().filter(|id| !paths.contains_key(id)).collect();
+            if let Some(first) = lacking.first() {
+                let (lacking, found, split) = (lacking.len(), found.len(), &meta.split);
+                tracing::warn!(
+                    "split `{split}` of --dataset {dataset} lacks {lacking} of the {found} images that were found, the \
+                     first with id {first}: they have no path"
+                );
+            }
+            paths
+        }
         None => Default::default(),
     };
     let row = |(row, similarity): (usize, f32)| {

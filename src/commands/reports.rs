@@ -63,6 +63,18 @@ pub(super) fn publish<T: Serialize>(
     Ok(())
 }
 
+/// Whether a file is there and has contents: what is empty was cut.
+///
+/// # Errors
+/// If the store fails.
+#[cfg(feature = "torch")]
+pub(super) fn is_made(file: &Location) -> Result<bool, StorageError> {
+    match file.size() {
+        Err(error) if error.is_not_found() => Ok(false),
+        size => Ok(size? > 0),
+    }
+}
+
 /// The report at a location, if there is one of these weights and this dataset.
 ///
 /// # Errors

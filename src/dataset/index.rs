@@ -376,8 +376,8 @@ pub fn read_duplicates(dataset: &Location) -> Result<Vec<DuplicateRow>, DatasetE
     let location = dataset.join(DUPLICATES_FILE);
     let bytes = match location.read() {
         Err(error) if error.is_not_found() => {
-            let reason = "it is missing; ingest looks for duplicates and writes it".into();
-            return Err(DatasetError::Damaged { shard: location.to_string(), reason });
+            let needed = "`instdisc ingest` looks for duplicates and writes it";
+            return Err(DatasetError::Missing { file: location.to_string(), needed });
         }
         other => other?,
     };

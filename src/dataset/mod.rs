@@ -135,7 +135,15 @@ pub enum DatasetError {
         /// The splits that it has.
         known: Vec<String>,
     },
-    /// A shard's file is missing, or of another size or digest than the manifest says.
+    /// A file of the dataset is not there.
+    #[error("{file}: missing, {needed}")]
+    Missing {
+        /// The file.
+        file: String,
+        /// What needs it.
+        needed: &'static str,
+    },
+    /// A shard's file is of another size or digest than the manifest says.
     #[error("{shard}: damaged: {reason}")]
     Damaged {
         /// The shard.
@@ -246,6 +254,11 @@ fn read_table<T>(
     Ok(rows)
 }
 
+/// The error of a file that is not there.
+fn missing(location: &Location) -> DatasetError {
+    DatasetError::Missing { file: location.to_string(), needed: "and the manifest names it" }
+}
+
 /// The contents of a file that the manifest gives a digest of. Bytes that come damaged are read once more.
 ///
 /// # Errors
@@ -253,7 +266,7 @@ fn read_table<T>(
 fn read_whole(location: &Location, digest: Digest) -> Result<Bytes, DatasetError> {
     let damaged = |reason: &str| DatasetError::Damaged { shard: location.to_string(), reason: reason.into() };
     match location.read_checked(Location::read, digest) {
-        Err(error) if error.is_not_found() => Err(damaged("it is missing")),
+        Err(error) if error.is_not_found() => Err(missing(location)),
         other => other?.ok_or_else(|| damaged("its digest is not that of the manifest")),
     }
 }

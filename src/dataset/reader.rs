@@ -25,7 +25,7 @@ use rayon::prelude::*;
 
 use super::{
     ContentDigest, DatasetError, IMAGE_BYTES, LENGTH_BYTES, Located, Manifest, Place, Row, ShardEntry, Split,
-    read_whole, schema, schema_without_entry_points, unsealed,
+    missing, read_whole, schema, schema_without_entry_points, unsealed,
 };
 use crate::ids::{ClassId, InstanceId};
 use crate::progress::Progress;
@@ -82,7 +82,7 @@ impl ShardReader {
         let shown = location.to_string();
         let damaged = |reason: String| DatasetError::Damaged { shard: shown.clone(), reason };
         let bytes = match location.size() {
-            Err(error) if error.is_not_found() => return Err(damaged("it is missing".into())),
+            Err(error) if error.is_not_found() => return Err(missing(&location)),
             other => other?,
         };
         if bytes != entry.bytes {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tch::{Device, Tensor};
 
 use super::first_line;
-use super::join::{Joined, join};
+use super::join::{Joined, join, meet_and_fail};
 use super::watch::Watch;
 use super::{DistributedError, Rendezvous, Store, ffi};
 use crate::failure::Failure;
@@ -88,6 +88,22 @@ impl ProcessGroup {
     /// As [`ProcessGroup::join`].
     pub fn join_on_host(rendezvous: &Rendezvous, timeout: Duration) -> Result<Self, DistributedError> {
         Self::join(rendezvous, Device::Cpu, timeout)
+    }
+
+    /// Meets the other ranks, which wait for this one, only to tell them that it ends with `error`, of this kind; they end
+    /// likewise. Nothing with one rank.
+    pub fn fail_before_joining(
+        rendezvous: &Rendezvous,
+        timeout: Duration,
+        stop: &AtomicBool,
+        failure: Failure,
+        error: &impl std::fmt::Display,
+    ) {
+        let Some(meeting) = rendezvous.meeting() else { return };
+        tracing::warn!("{error:#}: the other processes hear of it when they come");
+        if let Err(error) = meet_and_fail(rendezvous, meeting, timeout, stop, failure) {
+            tracing::debug!("the other processes were not told: {error}");
+        }
     }
 
     /// This rank's number.

@@ -16,6 +16,7 @@ use super::rendezvous::Meeting;
 use super::watch::Watch;
 use super::{Cause, cause, first_line};
 use super::{DistributedError, Rendezvous, Store};
+use crate::failure::Failure;
 
 /// libtorch's group of several ranks, with this rank's watcher.
 #[derive(Debug)]
@@ -88,6 +89,45 @@ pub(super) fn join(
         _ => None,
     };
     let deadline = Instant::now() + timeout;
+    let (server, client) = open_store(rank, meeting, deadline, timeout, stop)?;
+    let arrival = Arrival { store: &client, meeting, rank, world, deadline, timeout, stop };
+    let (watch, places) = arrival.meet()?;
+    let interface_named = std::env::var_os("GLOO_SOCKET_IFNAME").is_some_and(|name| !name.is_empty());
+    let address = listening(&places, &places[rank], &meeting.host, interface_named);
+    tracing::debug!(rank, world, address = ?address, "the ranks have met");
+    let handle = arrival.make_group(&server, address, nccl, &watch)?;
+    let store = Store::of_client(client, &meeting.prefix, &watch, timeout);
+    Ok((Joined { handle: Some(handle), watch, server }, store))
+}
+
+/// Meets the others, to tell them that this rank ends with an error.
+pub(super) fn meet_and_fail(
+    rendezvous: &Rendezvous,
+    meeting: &Meeting,
+    timeout: Duration,
+    stop: &AtomicBool,
+    failure: Failure,
+) -> Result<(), DistributedError> {
+    let (rank, world) = (rendezvous.rank(), rendezvous.world());
+    let deadline = Instant::now() + timeout;
+    // The server goes last: the others may still ask it something.
+    let (_server, client) = open_store(rank, meeting, deadline, timeout, stop)?;
+    let arrival = Arrival { store: &client, meeting, rank, world, deadline, timeout, stop };
+    let (watch, _) = arrival.meet()?;
+    watch.fail(failure);
+    watch.let_others_leave(LINGER);
+    watch.close();
+    Ok(())
+}
+
+/// Opens the store at rank 0 and reaches it: the server, which elsewhere is one more client, and this rank's client.
+fn open_store(
+    rank: usize,
+    meeting: &Meeting,
+    deadline: Instant,
+    timeout: Duration,
+    stop: &AtomicBool,
+) -> Result<(Arc<ffi::Store>, ffi::Store), DistributedError> {
     let listener = if rank == 0 && meeting.serve { Some(listen(meeting)?) } else { None };
     if listener.is_none() {
         reach(meeting, deadline, timeout, stop)?;
@@ -99,16 +139,8 @@ pub(super) fn join(
         (if listener.is_some() { meeting.own_host() } else { meeting.host.clone() }, meeting.port);
     let listener = listener.map(OwnedFd::from);
     let server = ffi::Store::open(&host, port, listener, timeout).map_err(unreached)?;
-    let server = Arc::new(server);
     let client = ffi::Store::open(&host, port, None, timeout).map_err(unreached)?;
-    let arrival = Arrival { store: &client, meeting, rank, world, deadline, timeout, stop };
-    let (watch, places) = arrival.meet()?;
-    let interface_named = std::env::var_os("GLOO_SOCKET_IFNAME").is_some_and(|name| !name.is_empty());
-    let address = listening(&places, &places[rank], &meeting.host, interface_named);
-    tracing::debug!(rank, world, address = ?address, "the ranks have met");
-    let handle = arrival.make_group(&server, address, nccl, &watch)?;
-    let store = Store::of_client(client, &meeting.prefix, &watch, timeout);
-    Ok((Joined { handle: Some(handle), watch, server }, store))
+    Ok((Arc::new(server), client))
 }
 
 fn listen(meeting: &Meeting) -> Result<TcpListener, DistributedError> {

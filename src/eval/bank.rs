@@ -1,7 +1,7 @@
 //! The bank that votes: a feature table, or the bank of a checkpoint with its digests.
 
 use super::EvalError;
-use crate::checkpoint::{Checkpoint, CheckpointError, FileEntry, MANIFEST, checkpoint_at};
+use crate::checkpoint::{Checkpoint, CheckpointError, FileEntry, MANIFEST, checkpoint_at, part_of_bank};
 use crate::feature_table::{ColumnNames, Foreign, StoredTable, Table, open_table};
 use crate::storage::Location;
 
@@ -12,11 +12,12 @@ use crate::storage::Location;
 /// what was read.
 ///
 /// # Errors
-/// If there is no such table or checkpoint, or it is damaged.
+/// If there is no such table or checkpoint, or it is damaged; as [`check_whole`].
 pub fn open_bank(
     place: &Location,
     names: &ColumnNames,
 ) -> Result<(Box<dyn Table>, Option<Foreign>), EvalError> {
+    check_whole(place)?;
     let Some(checkpoint) = checkpoint_of_bank(place)? else { return Ok(open_table(place, Some(names))?) };
     if !is_table(place) {
         return Ok((Box::new(checkpoint_bank(&checkpoint)?), None));
@@ -26,6 +27,18 @@ pub fn open_bank(
         Some(entry) => Ok((Box::new(open_files(&checkpoint, &[entry])?), None)),
         None => Ok(open_table(place, Some(names))?),
     }
+}
+
+/// Checks that a table is not one part of a bank of several processes, by its name.
+///
+/// # Errors
+/// [`CheckpointError::PartOfBank`], which names the whole; if the store fails.
+pub fn check_whole(place: &Location) -> Result<(), EvalError> {
+    let Some((rank, ranks)) = part_of_bank(place.file_name()) else { return Ok(()) };
+    let folder = place.folder();
+    let is_whole = folder.as_ref().map_or(Ok(false), |folder| folder.join(MANIFEST).exists())?;
+    let whole = folder.filter(|_| is_whole).map(|folder| folder.to_string());
+    Err(CheckpointError::PartOfBank { file: place.to_string(), rank, ranks, whole }.into())
 }
 
 /// The checkpoint of a bank that is given by a run, a checkpoint or its file; none for other tables.

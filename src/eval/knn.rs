@@ -138,7 +138,7 @@ fn check(bank: &dyn Table, queries: &FeatureTable, options: &KnnOptions) -> Resu
         return options_wrong("k and temperature need at least one value, and k is above 0");
     }
     if let Some(reason) = bank.meta().conflict(&queries.meta) {
-        return Err(EvalError::Mismatch { reason });
+        return Err(EvalError::Mismatch { tables: "the bank and the queries".into(), reason });
     }
     let (own, other) = (&queries.meta, bank.meta());
     if options.leave_one_out && are_of_two_splits(own, other) {

@@ -21,7 +21,7 @@ mod vote;
 #[cfg(test)]
 use tests::duplicate as duplicate_row;
 
-pub use bank::{checkpoint_bank, checkpoint_of_bank, open_bank};
+pub use bank::{check_whole, checkpoint_bank, checkpoint_of_bank, open_bank};
 #[cfg(feature = "torch")]
 pub use distributed::{evaluate_over, gather_table, share};
 pub use duplicates::Duplicates;
@@ -63,10 +63,18 @@ pub enum EvalError {
         rows: usize,
     },
     /// The tables do not belong together.
-    #[error("the bank and the queries do not fit: {reason}")]
+    #[error("{tables} do not fit each other: {reason}")]
     Mismatch {
+        /// Which.
+        tables: String,
         /// What differs.
         reason: String,
+    },
+    /// A table to learn from, or to be scored, without labels.
+    #[error("{table}: no row has a label, and linear needs some; ingest the split with its classes")]
+    NoLabels {
+        /// The table.
+        table: String,
     },
     /// A table cannot be read or written.
     #[error(transparent)]
@@ -94,7 +102,7 @@ impl EvalError {
     pub fn failure(&self) -> Failure {
         match self {
             Self::Options { .. } | Self::KTooLarge { .. } => Failure::Usage,
-            Self::Mismatch { .. } => Failure::Data,
+            Self::Mismatch { .. } | Self::NoLabels { .. } => Failure::Data,
             Self::Table(error) => error.failure(),
             Self::Checkpoint(error) => error.failure(),
             Self::Dataset(error) => error.failure(),

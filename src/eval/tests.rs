@@ -6,7 +6,7 @@ use crate::feature_table::{ColumnNames, FeatureTable, Kind, StoredTable, Table, 
 use crate::ids::{ClassId, InstanceId};
 use crate::rng::{Purpose, Stream};
 use crate::search::{Neighbours, search};
-use crate::storage::Location;
+use crate::storage::{Location, PublishMode};
 use crate::units::Temperature;
 
 pub(crate) fn temperature(value: f64) -> Temperature {
@@ -265,6 +265,39 @@ fn a_bank_that_is_not_the_one_its_checkpoint_names_is_refused() {
         let (opened, _) = open_bank(place, &names).expect("of the same size");
         evaluate(&*opened, &queries, &options(5)).expect("scored");
         assert!(matches!(opened.verify(), Err(TableError::Damaged { .. })));
+    }
+}
+
+#[test]
+fn one_part_of_a_bank_is_not_taken_for_the_whole() {
+    use crate::checkpoint::{CheckpointManifest, FileEntry, TrainedOn, bank_part, checkpoint_name};
+
+    let dir = tempfile::tempdir().expect("a folder");
+    let run = Location::from_path(dir.path()).expect("a location");
+    let folder = run.join("checkpoints").join(&checkpoint_name(3));
+    let entry = |rank: usize| {
+        let mut part = table(25, 30, 8, 3);
+        part.ids.iter_mut().for_each(|id| id.0 += 30 * rank as u32);
+        let name = bank_part(rank, 2);
+        let written = part.write(&folder.join(&name)).expect("written");
+        FileEntry { name, bytes: written.bytes, digest: written.digest }
+    };
+    let trained_on =
+        TrainedOn { dataset_digest: "d".into(), split: "train".into(), split_digest: "s".into() };
+    CheckpointManifest::new(3, 0, trained_on, vec![entry(0), entry(1)]).publish(&folder).expect("published");
+    let names = ColumnNames::default();
+    assert_eq!(open_bank(&folder, &names).expect("the whole").0.rows(), 60);
+    let copied = run.join(&bank_part(1, 2));
+    copied
+        .publish(folder.join(&bank_part(1, 2)).read().expect("bytes"), PublishMode::Overwrite)
+        .expect("copied");
+    for (part, whole) in [(folder.join(&bank_part(1, 2)), folder.to_string()), (copied, "the folder".into())]
+    {
+        let error = open_bank(&part, &names).expect_err("refused");
+        assert_eq!(error.failure(), crate::failure::Failure::Data);
+        let error = error.to_string();
+        assert!(error.starts_with(&format!("{part}: part 2 of 2 of a bank")), "{error}");
+        assert!(error.contains(&format!("give {whole}, the checkpoint")), "{error}");
     }
 }
 

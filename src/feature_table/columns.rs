@@ -6,8 +6,8 @@ use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, Float16Type, Float32Type, Float64Type, Int64Type, Schema};
 
-use super::TableError;
 use super::schema::Kind;
+use super::{MOST_CLASSES, TableError};
 use crate::ids::{ClassId, InstanceId};
 
 /// The names of columns in a table that another program wrote. What is not given has the name of the format
@@ -22,9 +22,6 @@ pub struct ColumnNames {
     /// The column of the classes: integers (-1 for none) or names, null for none, or lists of them.
     pub label: Option<String>,
 }
-
-/// Classes at most where an image has one.
-pub(super) const MOST_CLASSES: usize = u16::MAX as usize + 1;
 
 /// What a column is for, and how it is found.
 struct Role {
@@ -382,7 +379,15 @@ impl Rows {
     fn append_names(&mut self, table: &str, name: &str, labels: &ArrayRef) -> Result<(), TableError> {
         let labels = cast_to(table, labels, &DataType::Utf8)?;
         for label in labels.as_string::<i32>() {
-            let number = label.map(|label| self.label(table, name, self.named.len(), label)).transpose()?;
+            let row = self.named.len();
+            let number = label.map(|label| self.label(table, name, row, label)).transpose()?;
+            if number.is_some_and(|number| number as usize == MOST_CLASSES) {
+                let class = label.unwrap_or_default();
+                let reason = format!(
+                    "holds more than {MOST_CLASSES} class names, the first beyond is `{class}` in row {row}"
+                );
+                return Err(wrong(table, name, reason));
+            }
             self.named.push(number);
         }
         Ok(())
@@ -545,7 +550,7 @@ pub(super) fn id_of(table: &str, row: usize, id: i64) -> Result<InstanceId, Tabl
     InstanceId::from_stored(id).ok_or_else(wrong)
 }
 
-/// The class of a row, by the number in its file, where that is below `classes`.
+/// The class of a row, by the number in its file, where that is below `classes` and [`MOST_CLASSES`].
 pub(super) fn label_of(
     table: &str,
     row: usize,
@@ -553,6 +558,7 @@ pub(super) fn label_of(
     classes: usize,
 ) -> Result<Option<ClassId>, TableError> {
     let Some(label) = label else { return Ok(None) };
+    let classes = classes.min(MOST_CLASSES);
     let class = ClassId::from_stored(label).filter(|class| class.is_none_or(|class| class.index() < classes));
     class.ok_or_else(|| TableError::Label { table: table.into(), row, label, classes })
 }

@@ -9,7 +9,7 @@ use arrow::datatypes::Schema;
 use bytes::Bytes;
 
 use super::TableError;
-use super::columns::{ColumnNames, Found, MOST_CLASSES, Names, Rows, is_text, item_type};
+use super::columns::{ColumnNames, Found, Names, Rows, is_text, item_type};
 use super::decode::Contents;
 use super::rows::{check_vectors, first_not_of_unit_length};
 use super::schema::NamedMeta;
@@ -92,7 +92,8 @@ impl ForeignLabels {
 
 impl FeatureTable {
     /// Reads a table, with what only tables of other programs have where another program wrote it. Without
-    /// `names`, such a table has the columns of the format, with ids and classes that are numbers.
+    /// `names`, such a table has the columns of the format, with ids and classes that are numbers, and a table
+    /// may be empty.
     ///
     /// # Errors
     /// The first thing that is wrong, with the row or column that it is about; if several columns can be meant.
@@ -149,8 +150,8 @@ pub(super) fn of_bytes(
             Wrong::Table(error) => with_cure(error),
             Wrong::Arrow(source) => malformed(source),
         })?;
-    if names.is_some() && !is_ours && rows.columns.ids.is_empty() {
-        return Err(not_a_table("it has no rows".into()));
+    if names.is_some() && rows.columns.ids.is_empty() {
+        return Err(TableError::Empty { table: table.into() });
     }
     let Rows { mut columns, features, dim, id_texts, names, named: of_row, sets } = rows;
     let dim = named.dim(dim).map_err(not_a_table)?;
@@ -162,12 +163,6 @@ pub(super) fn of_bytes(
     let labels = match label.map(|field| (item_type(field.data_type()).is_some(), field.data_type())) {
         None => ForeignLabels::None,
         Some((false, kind)) if is_text(kind) => {
-            if names.names.len() > MOST_CLASSES {
-                let reason =
-                    format!("holds {} class names, expected {MOST_CLASSES} at most", names.names.len());
-                let column = label.map_or_else(String::new, |field| field.name().clone());
-                return Err(TableError::Column { table: table.into(), column, reason });
-            }
             let (classes, places) = sorted(names);
             meta.classes = classes;
             columns.labels = of_row

@@ -34,12 +34,21 @@ use crate::storage::StorageError;
 /// A bank in bf16 sets it: rounding to 8 bits changes each value, and so the length, by up to 2^-8.
 pub const UNIT_TOLERANCE: f64 = 0.004;
 
+/// Classes at most where an image has one: what a [`ClassId`](crate::ids::ClassId) can number.
+const MOST_CLASSES: usize = u16::MAX as usize + 1;
+
 /// A feature table cannot be used or written.
 #[derive(Debug, thiserror::Error)]
 pub enum TableError {
     /// The file is missing.
     #[error("{table}: no feature table is there")]
     NotThere {
+        /// The table.
+        table: String,
+    },
+    /// A table without rows where some are needed.
+    #[error("{table}: the table has no rows")]
+    Empty {
         /// The table.
         table: String,
     },
@@ -101,7 +110,8 @@ pub enum TableError {
         reason: &'static str,
     },
     /// A label that names none of the classes.
-    #[error("{table} row {row}: label {label} is out of range, expected -1 or a class below {classes}")]
+    #[error("{table} row {row}: label {label} is out of range, expected -1 or a class below {classes}{}",
+        if *classes == MOST_CLASSES { ", as a table has that many classes at most" } else { "" })]
     Label {
         /// The table.
         table: String,
@@ -109,7 +119,7 @@ pub enum TableError {
         row: usize,
         /// The label.
         label: i64,
-        /// The number of classes.
+        /// The number of classes, or the most that a table can have.
         classes: usize,
     },
     /// A value that is not a finite number.

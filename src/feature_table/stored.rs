@@ -122,20 +122,24 @@ impl PendingColumn {
 /// tables of other programs have. `names` are those of [`FeatureTable::read_foreign`].
 ///
 /// # Errors
-/// The first thing that is wrong, with the row or column that it is about.
+/// The first thing that is wrong, with the row or column that it is about; with `names`, [`TableError::Empty`] without rows.
 pub fn open_table(
     location: &Location,
     names: Option<&ColumnNames>,
 ) -> Result<(Box<dyn Table>, Option<Foreign>), TableError> {
     // The reader of whole tables takes tables of other programs, and says what is wrong with a damaged one.
-    match open_file(location) {
-        Ok(Some(file)) => Ok((Box::new(StoredTable::of_files(vec![(location.clone(), None, file)])?), None)),
+    let (table, foreign): (Box<dyn Table>, _) = match open_file(location) {
+        Ok(Some(file)) => (Box::new(StoredTable::of_files(vec![(location.clone(), None, file)])?), None),
         Ok(None) | Err(TableError::Malformed { .. } | TableError::NotATable { .. }) => {
             let (table, foreign) = FeatureTable::read_foreign(location, names)?;
-            Ok((Box::new(table), foreign))
+            (Box::new(table), foreign)
         }
-        Err(error) => Err(error),
+        Err(error) => return Err(error),
+    };
+    if names.is_some() && table.rows() == 0 {
+        return Err(TableError::Empty { table: location.to_string() });
     }
+    Ok((table, foreign))
 }
 
 impl StoredTable {

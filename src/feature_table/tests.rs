@@ -236,6 +236,25 @@ fn a_label_beyond_the_classes_is_named_with_its_row() {
     wrong.write(&location).expect("written");
     let error = StoredTable::open(&location).expect_err("refused");
     assert!(matches!(error, TableError::Label { row: 30_001, .. }), "{error}");
+    // Beyond what a label can count, whatever the table says.
+    let error = columns::label_of("t.arrow", 7, Some(69_999), 70_000).expect_err("refused");
+    let expected = "t.arrow row 7: label 69999 is out of range, expected -1 or a class below 65536, as a table has that many \
+                    classes at most";
+    assert_eq!(error.to_string(), expected);
+}
+
+#[test]
+fn a_table_without_rows_is_a_table_and_nothing_to_compare() {
+    let (_dir, location) = location();
+    table(0).write(&location).expect("written");
+    assert!(FeatureTable::read(&location).expect("a table").is_empty());
+    let names = ColumnNames::default();
+    let read = FeatureTable::read_foreign(&location, Some(&names)).map(drop);
+    for error in [open_table(&location, Some(&names)).map(drop), read] {
+        let error = error.expect_err("refused");
+        assert_eq!(error.failure(), Failure::Data);
+        assert_eq!(error.to_string(), format!("{location}: the table has no rows"));
+    }
 }
 
 /// All vectors of a table, read in ranges of at most `longest` rows.
@@ -719,7 +738,18 @@ mod foreign {
         assert_eq!(error.expect_err("no vectors").to_string(), expected);
         let error =
             of_bytes("x", parquet(&batch(columns(0))), Some(&ColumnNames::default())).expect_err("empty");
-        assert!(error.to_string().ends_with("it has no rows"), "{error}");
+        assert_eq!(error.to_string(), "x: the table has no rows");
+        // A label is two bytes.
+        let rows = MOST_CLASSES + 5;
+        let names: ArrayRef = Arc::new(StringArray::from_iter_values((0..rows).map(|row| format!("c{row}"))));
+        let (item, ones) = (Field::new("item", DataType::Float64, true), Float64Array::from(vec![1.0; rows]));
+        let one_each = OffsetBuffer::from_lengths(vec![1; rows]);
+        let vectors = ListArray::new(Arc::new(item), one_each, Arc::new(ones), None);
+        let many = batch(vec![("emb", Arc::new(vectors) as ArrayRef), ("class", names)]);
+        let error = of_bytes("x", parquet(&many), Some(&ColumnNames::default())).expect_err("too many");
+        let expected =
+            "x: column `class` holds more than 65536 class names, the first beyond is `c65536` in row 65536";
+        assert_eq!(error.to_string(), expected);
     }
 
     /// Bytes from a generator that needs no state: the same in every run.

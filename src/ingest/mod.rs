@@ -34,7 +34,7 @@ pub use memory::machine_memory;
 pub use plan::{DestinationPlan, IngestPlan};
 pub use source::{
     ClassFolder, ClassesPlan, Counted, HoldOut, LabelsAs, PathGlob, SourceFormat, SourcePlan, SplitPlan,
-    is_image, parse_class_names,
+    is_image, one_name_twice, parse_class_names,
 };
 pub use synth::{SynthError, SynthOptions, SynthReport, synth};
 

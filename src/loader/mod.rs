@@ -107,7 +107,9 @@ impl LoaderError {
     pub fn is_corruption(&self) -> bool {
         match self {
             Self::Dataset(DatasetError::Storage(error)) => error.is_not_found(),
-            Self::Dataset(DatasetError::Damaged { .. } | DatasetError::RowGroup { .. }) => true,
+            Self::Dataset(
+                DatasetError::Missing { .. } | DatasetError::Damaged { .. } | DatasetError::RowGroup { .. },
+            ) => true,
             Self::Image { .. } => true,
             Self::Shared(error) => error.is_corruption(),
             _ => false,

@@ -64,6 +64,15 @@ pub enum WeightsError {
         /// Its name.
         name: String,
     },
+    /// A variance below 0.
+    #[error("tensor `{name}` has a number below 0, expected the variances of a batch norm")]
+    NegativeVariance {
+        /// Its name.
+        name: String,
+    },
+    /// A network that does not see its images.
+    #[error("two different images have exactly the same feature, as where the weights of a layer are all 0")]
+    Constant,
 }
 
 impl WeightsError {
@@ -73,7 +82,12 @@ impl WeightsError {
             Self::Missing { .. } | Self::OtherNames { .. } | Self::Unexpected { .. } | Self::Shape { .. } => {
                 true
             }
-            Self::Malformed(_) | Self::Pickle | Self::Type { .. } | Self::NotFinite { .. } => false,
+            Self::Malformed(_)
+            | Self::Pickle
+            | Self::Type { .. }
+            | Self::NotFinite { .. }
+            | Self::NegativeVariance { .. }
+            | Self::Constant => false,
         }
     }
 }
@@ -120,15 +134,21 @@ impl NamedTensors {
         self.iter().find(|(_, tensor)| !is_finite(tensor)).map(|(name, _)| name)
     }
 
-    /// These tensors, if all their values are finite.
+    /// These tensors, if all their values are finite, and those of the variances in batch norms not negative.
     ///
     /// # Errors
-    /// [`WeightsError::NotFinite`] with the first name.
-    pub fn finite(self) -> Result<Self, WeightsError> {
-        match self.not_finite() {
-            Some(name) => Err(WeightsError::NotFinite { name: name.to_owned() }),
-            None => Ok(self),
+    /// [`WeightsError::NotFinite`] or [`WeightsError::NegativeVariance`] with the first name.
+    pub fn in_range(self) -> Result<Self, WeightsError> {
+        if let Some(name) = self.not_finite() {
+            return Err(WeightsError::NotFinite { name: name.to_owned() });
         }
+        let is_negative = |tensor: &Tensor| tensor.lt(0.0).any().int64_value(&[]) == 1;
+        let mut variances = self.iter().filter(|(name, _)| name.ends_with("running_var"));
+        if let Some((name, _)) = variances.find(|(_, tensor)| is_negative(tensor)) {
+            return Err(WeightsError::NegativeVariance { name: name.to_owned() });
+        }
+        drop(variances);
+        Ok(self)
     }
 
     /// The tensor with this name.

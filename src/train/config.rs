@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::TrainError;
+use super::graphs::Graphs;
 use crate::augment::Recipe;
 use crate::bank::BankOptions;
 use crate::checkpoint::Cursor;
@@ -182,14 +183,17 @@ impl TrainConfig {
     ///
     /// # Errors
     /// What does not fit.
-    pub fn check_graphs(&self, is_alone: bool) -> Result<(), TrainError> {
+    pub(super) fn check_graphs(&self, is_alone: bool, device: tch::Device) -> Result<(), TrainError> {
         let others = [
             (!is_alone, "ranks (--rank, torchrun, srun)"),
             (self.accumulate > 1, "--accumulate"),
             (self.sync_batch_norm, "--sync-batch-norm"),
         ];
-        let Some((_, other)) = others.into_iter().find(|(is_there, _)| self.cuda_graphs && *is_there) else {
+        if !self.cuda_graphs {
             return Ok(());
+        }
+        let Some((_, other)) = others.into_iter().find(|(is_there, _)| *is_there) else {
+            return Graphs::device_number(device).map(drop);
         };
         Err(TrainError::Config { reason: format!("--cuda-graphs does not work with {other}; leave one out") })
     }

@@ -103,7 +103,38 @@ pub fn finetune(job: &FinetuneJob, hooks: &mut dyn Hooks, stop: &StopFlag) -> Re
 impl Opened<Tuner> {
     /// Brings the processes together, and each to where the newest checkpoint is, or to the start.
     fn of_labels(job: &FinetuneJob, stop: &StopFlag) -> Result<Self, TrainError> {
-        let (run, manifest) = (&job.train.run, Manifest::read(&job.train.dataset)?);
+        let run = &job.train.run;
+        let Labelled { config, source, data, from, labels } = job.train.told(Labelled::open(job), stop)?;
+        let (group, device) = join(&job.train, &config, &data, stop)?;
+        group.agree("the labels, and the weights to begin with", &json!(labels).to_string())?;
+        let start = Start::of(&group, run)?;
+        let group = Rc::new(group);
+        let mut tuner = Tuner::over(Rc::clone(&group), config, labels, source.len(), device.device)?;
+        let begun = match &start.found {
+            Some(checkpoint) => tuner.restore(checkpoint, &data),
+            None => begin(job, &mut tuner, source.as_ref(), &from),
+        };
+        if let Err(error) = &begun {
+            tell(&group, error);
+        }
+        begun?;
+        Self { run: run.clone(), group, learner: tuner, source, data, device, start }.checked()
+    }
+}
+
+/// What a process knows of a fine-tuning before it joins the others.
+struct Labelled {
+    config: TrainConfig,
+    source: Arc<dyn Source>,
+    data: DataIdentity,
+    from: Checkpoint,
+    labels: LabelRecord,
+}
+
+impl Labelled {
+    /// Opens what is trained on, and checks that the configuration fits it.
+    fn open(job: &FinetuneJob) -> Result<Self, TrainError> {
+        let manifest = Manifest::read(&job.train.dataset)?;
         if manifest.classes.is_empty() {
             let reason = format!(
                 "{}: the dataset has no labels, which fine-tuning learns from; ingest it with its classes",
@@ -134,20 +165,7 @@ impl Opened<Tuner> {
             subset: SubsetRecord::new(source.ids(), source.labels()),
             weights: weights.filter(|_| !job.labels.from_scratch),
         };
-        let (group, device) = join(&job.train, &config, &data, stop)?;
-        group.agree("the labels, and the weights to begin with", &json!(labels).to_string())?;
-        let start = Start::of(&group, run)?;
-        let group = Rc::new(group);
-        let mut tuner = Tuner::over(Rc::clone(&group), config, labels, source.len(), device.device)?;
-        let begun = match &start.found {
-            Some(checkpoint) => tuner.restore(checkpoint, &data),
-            None => begin(job, &mut tuner, source.as_ref(), &from),
-        };
-        if let Err(error) = &begun {
-            tell(&group, error);
-        }
-        begun?;
-        Self { run: run.clone(), group, learner: tuner, source, data, device, start }.checked()
+        Ok(Self { config, source, data, from, labels })
     }
 }
 

@@ -85,17 +85,25 @@ impl Graphs {
     /// # Errors
     /// If the device is another, or this program has no CUDA.
     pub(super) fn on(device: Device, whole: usize) -> Result<Self, TrainError> {
-        let Device::Cuda(number) = device else {
-            let reason = "--cuda-graphs needs a CUDA device, and this run has the CPU; leave it out, or give \
-                          --device cuda:0";
-            return Err(TrainError::Config { reason: reason.into() });
-        };
+        let number = Self::device_number(device)?;
         let recorder = GraphRecorder::new(number).map_err(|reason| unrecorded(&reason))?;
         tracing::info!(
             "CUDA graphs: {STEPS_BEFORE} batches of {whole} images pass without, then they are recorded; \
              batches of another size pass without them"
         );
         Ok(Self::by(Box::new(recorder), whole))
+    }
+
+    /// The number of a CUDA device.
+    ///
+    /// # Errors
+    /// If the device is another.
+    pub(super) fn device_number(device: Device) -> Result<usize, TrainError> {
+        let Device::Cuda(number) = device else {
+            let reason = "--cuda-graphs needs a CUDA device, and this run has the CPU; leave it out, or give --device cuda:0";
+            return Err(TrainError::Config { reason: reason.into() });
+        };
+        Ok(number)
     }
 
     /// Those of this recorder, for batches of `whole` images.

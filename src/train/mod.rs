@@ -15,6 +15,7 @@ mod finetune;
 mod gather;
 mod graphs;
 mod hooks;
+mod job;
 mod learner;
 mod metrics;
 mod monitored;
@@ -31,6 +32,7 @@ pub use error::{PartError, TrainError};
 pub use estimate::Estimate;
 pub use finetune::{FinetuneJob, LabelOptions, finetune, finetune_protocol};
 pub use hooks::{Evaluation, HookError, Hooks, RunSummary, StepReport, StopFlag};
+pub use job::TrainJob;
 pub use metrics::bank_health::BankHealth;
 pub use metrics::exporter::Exporter;
 pub use metrics::{MetricsLine, ProbeLine, Scope};
@@ -43,16 +45,16 @@ use self::checkpoint::snapshot::Snapshot;
 use self::checkpoint::writer::{Retention, Writer};
 use self::checkpoint::{DataIdentity, publish_config};
 use self::gather::{Requests, any};
+use self::job::check_epochs;
 use self::learner::{Learned, Learner, StepOutcome};
 use self::metrics::{Divergence, Meter, Meters, Metrics};
 use self::monitored::MonitorCost;
 use self::trainer::Trainer;
 use crate::checkpoint::{Cursor, finished_step, mark_finished, unmark_finished};
-use crate::dataset::Manifest;
-use crate::distributed::{DistributedError, ProcessGroup, Rendezvous};
+use crate::distributed::ProcessGroup;
 use crate::ids::RankShare;
 use crate::loader::{Loader, LoaderError, Source};
-use crate::model::{SelectedDevice, select_device_of};
+use crate::model::SelectedDevice;
 use crate::progress::Progress;
 use crate::run_config::{BankInit, TrainConfig};
 use crate::storage::{Location, Lock};
@@ -62,26 +64,6 @@ const LOST_GRACE: Duration = Duration::from_secs(3);
 
 /// The longest time between two publications of the metrics, where there are any.
 const SHOWN_EVERY: Duration = Duration::from_secs(60);
-
-/// What to train on, where to, and how.
-#[derive(Clone, Debug)]
-pub struct TrainJob {
-    /// The dataset's folder.
-    pub dataset: Location,
-    /// The run's folder.
-    pub run: Location,
-    /// The file of weights to begin with, where the configuration names one.
-    pub init: Option<Location>,
-    /// The configuration.
-    pub config: TrainConfig,
-    /// Which of the run's processes this is.
-    pub rendezvous: Rendezvous,
-    /// Another process counts as lost after this long without an answer.
-    pub collective_timeout: Duration,
-    /// Called on another thread where others were lost and this process is blocked where no error reaches it;
-    /// all it can do is end the process.
-    pub on_lost: fn(DistributedError),
-}
 
 /// How a call of [`train`](train()) or [`finetune`](finetune()) ended well.
 #[derive(Clone, Debug)]
@@ -125,14 +107,8 @@ impl Opened<Trainer> {
     /// Brings the processes together, and each to where the newest checkpoint is.
     fn of(job: &TrainJob, progress: &dyn Progress, stop: &StopFlag) -> Result<Self, TrainError> {
         let config = &job.config;
-        config.validate()?;
-        let manifest = Manifest::read(&job.dataset)?;
-        let source = config.training_source(&job.dataset, &manifest)?;
-        let instances = source.len();
-        config.check_size(instances, job.rendezvous.world())?;
-        let data = DataIdentity::of(job, &manifest, source.as_ref())?;
-        let labelled = data.labels.iter().flatten().count();
-        config.check_labels(labelled as u64, &job.dataset)?;
+        let (source, data) = job.told(job.open(), stop)?;
+        let (instances, labelled) = (source.len(), data.labels.iter().flatten().count());
         let (group, device) = join(job, config, &data, stop)?;
         if config.probe && labelled < instances && group.is_first() {
             tracing::info!("probe: {labelled} of {instances} images have a label, the others do not count");
@@ -165,7 +141,7 @@ fn join(
     data: &DataIdentity,
     stop: &StopFlag,
 ) -> Result<(ProcessGroup, SelectedDevice), TrainError> {
-    let device = select_device_of(config.device, job.rendezvous.local_rank(), job.rendezvous.world())?;
+    let device = job.told(job.device(), stop)?;
     config.set_precision(device.device);
     tracing::info!("device {device}");
     let group =
@@ -205,10 +181,7 @@ impl<L: Learner> Opened<L> {
     fn checked(self) -> Result<Self, TrainError> {
         let Learned { config, cursor, .. } = self.learner.learned();
         let done = cursor.epoch;
-        if done > config.epochs && finished_step(&self.run)?.is_none() {
-            let (run, asked) = (self.run.to_string(), config.epochs);
-            return Err(TrainError::FewerEpochs { run, done, asked });
-        }
+        check_epochs(&self.run, done, config.epochs)?;
         if self.group.is_first() && done < config.epochs {
             publish_config(config, &self.run)?;
         }

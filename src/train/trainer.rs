@@ -15,6 +15,7 @@ pub use self::bench::{StepBench, StepTime};
 use self::bench::{Clock, Phase};
 use super::checkpoint::DataIdentity;
 use super::checkpoint::resume::{compatible_state, load_bank, load_learned};
+use super::checkpoint::soundness::check_initial;
 use super::gather::{MicroBatch, Plan, Planned, Requests, any, present, share_statistics};
 use super::graphs::Graphs;
 use super::learner::{Learned, Learner, ProbeSums, StepOutcome, advance};
@@ -133,7 +134,7 @@ impl Trainer {
         instances: usize,
         device: tch::Device,
     ) -> Result<Self, TrainError> {
-        config.check_graphs(group.is_alone())?;
+        config.check_graphs(group.is_alone(), device)?;
         let graphs = config.cuda_graphs.then(|| Graphs::on(device, config.batch_size)).transpose()?;
         // The fastest convolutions for the shapes of a run, which stay the same, found by trying them.
         tch::Cuda::cudnn_set_benchmark(device.is_cuda());
@@ -185,9 +186,10 @@ impl Trainer {
     pub(super) fn begin_with(&mut self, file: &Location) -> Result<(), TrainError> {
         let wrong = |source| PartError::of_init(file, self.config.arch, source);
         let weights =
-            NamedTensors::from_bytes(&file.read()?).and_then(NamedTensors::finite).map_err(wrong)?;
+            NamedTensors::from_bytes(&file.read()?).and_then(NamedTensors::in_range).map_err(wrong)?;
         let whole =
             Rc::get_mut(&mut self.encoder).expect(NOT_SHARED).load_backbone(&weights).map_err(wrong)?;
+        check_initial(&self.encoder, &self.config.init, wrong)?;
         tracing::info!("weights of {file}{}", if whole { "" } else { ", without its last layer" });
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! Several processes do what one does: training, going on with another number of them, embedding, the vote.
 
 use std::net::{TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::linear;
 use super::support::{
-    Call, INSTDISC, contents, dataset, instdisc, newest_step, root, scratch, send, skip, write_table,
+    Call, INSTDISC, contents, copy, dataset, instdisc, newest_step, root, scratch, send, skip, write_table,
 };
 
 /// Batch norm sees all images of a step, so that the mathematics does not depend on the processes. The steps are
@@ -402,6 +402,47 @@ fn a_process_that_lacks_the_dataset_of_a_monitor_ends_the_others_with_its_exit_c
         call.arg("--monitor", if rank == 1 { &absent } else { dataset() })
     };
     assert_all_end_with_wrong_data(&Ranks::start(2, call).end(), 1, "absent");
+}
+
+/// Whatever it is that keeps a process from joining: the others do not wait for it until a time limit.
+#[test]
+fn a_process_that_cannot_begin_ends_the_others_with_its_exit_code() {
+    let dir = scratch();
+    let (run, absent) = (dir.path().join("run"), dir.path().join("absent"));
+    let data = |rank, failing| if rank == failing { absent.as_path() } else { dataset() };
+    // Rank 0 has the store at which the others come together.
+    for failing in [0, 1] {
+        let call = |rank| train_on(data(rank, failing), &run, "--objective nce --epochs 1 --no-monitor");
+        assert_all_end_with_wrong_data(&Ranks::start(2, call).end(), failing, "no dataset is there");
+    }
+    assert!(!run.exists());
+    // Found by the library, after the command line was understood.
+    let damaged = damaged_index(dir.path());
+    let call = |rank| {
+        let data = if rank == 1 { damaged.as_path() } else { dataset() };
+        train_on(data, &run, "--objective nce --epochs 1 --no-monitor")
+    };
+    assert_all_end_with_wrong_data(&Ranks::start(2, call).end(), 1, "index/train.parquet: missing");
+    trained_by(1, &run, "--objective nce");
+    let embed = |rank| {
+        let call = instdisc("embed --device cpu --split val").arg("--checkpoint", &run);
+        call.arg("--dataset", data(rank, 1)).arg("--output", dir.path().join("val.arrow"))
+    };
+    assert_all_end_with_wrong_data(&Ranks::start(2, embed).end(), 1, "no dataset is there");
+    let finetune = |rank| {
+        let call = instdisc("finetune --epochs 1 --label-fraction 1 --batch-size 16 --device cpu");
+        let call = call.arg("--checkpoint", &run).arg("--dataset", data(rank, 1));
+        call.arg("--run", dir.path().join("tuned"))
+    };
+    assert_all_end_with_wrong_data(&Ranks::start(2, finetune).end(), 1, "no dataset is there");
+}
+
+/// The dataset without the index of its training split.
+fn damaged_index(dir: &Path) -> PathBuf {
+    let data = dir.join("without-index");
+    copy(dataset(), &data);
+    std::fs::remove_file(data.join("index/train.parquet")).expect("removed");
+    data
 }
 
 #[test]

@@ -310,6 +310,39 @@ mod training {
         }
     }
 
+    /// A network of zeros gives all images one feature, and a variance below 0 gives none a number.
+    #[test]
+    fn weights_with_which_no_image_can_be_told_from_another_begin_no_run() {
+        let dir = scratch();
+        let (run, file) = (dir.path().join("run"), dir.path().join("begin.safetensors"));
+        let from = dir.path().join("from");
+        train(dataset(), &from, "--epochs 1 --no-monitor").ok();
+        let weights = from.join("checkpoints/step-00000008/model.safetensors");
+        let original = std::fs::read(weights).expect("the weights");
+        let header = u64::from_le_bytes(*original.first_chunk().expect("a length")) as usize + 8;
+        let tensors: serde_json::Value = serde_json::from_slice(&original[8..header]).expect("JSON");
+        let first_of = |name: &str| {
+            let at = tensors[name]["data_offsets"][0].as_u64().expect("an offset");
+            header + at as usize
+        };
+        let zeros = [&original[..header], &vec![0; original.len() - header]].concat();
+        let mut negative = original.clone();
+        negative[first_of("bn1.running_var")..][..4].copy_from_slice(&(-0.5_f32).to_le_bytes());
+        for (bytes, reason) in [
+            (zeros, "two different images have exactly the same feature"),
+            (negative, "tensor `bn1.running_var` has a number below 0"),
+        ] {
+            std::fs::write(&file, bytes).expect("a file");
+            for bank in ["encode", "uniform"] {
+                let call = train(dataset(), &run, &format!("--epochs 1 --bank-init {bank}"));
+                let error = call.arg("--init", &file).fails(WRONG_DATA);
+                assert!(error.contains("begin.safetensors: its weights cannot be used"), "{error}");
+                assert!(error.contains(reason), "{error}");
+            }
+        }
+        assert!(!run.join("checkpoints").exists());
+    }
+
     #[test]
     fn wrong_toml_is_shown_with_its_line_and_the_place_in_it() {
         let dir = scratch();

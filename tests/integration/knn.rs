@@ -149,7 +149,26 @@ fn vectors_of_another_length_do_not_vote() {
     write_table(&table(1, Kind::Bank, case.rows, &case, false), &bank);
     write_table(&table(2, Kind::Embedding, case.queries, &Case { dim: 7, ..case }, false), &queries);
     let error = instdisc("knn --k 5").arg("--bank", &bank).arg("--queries", &queries).fails(65);
+    assert!(
+        error.contains("bank.arrow and --queries ") && error.contains("queries.arrow do not fit"),
+        "{error}"
+    );
     assert!(error.contains("6 and 7"), "{error}");
+}
+
+#[test]
+fn a_table_without_rows_is_named_as_a_bank_and_as_queries() {
+    let dir = scratch();
+    let [full, empty] = ["full.arrow", "empty.arrow"].map(|name| dir.path().join(name));
+    let case = Case { rows: 50, queries: 4, dim: 6, classes: 2, k: "5" };
+    let mut rows = table(1, Kind::Embedding, case.rows, &case, false);
+    write_table(&rows, &full);
+    (rows.ids, rows.labels, rows.updated_step, rows.features) = Default::default();
+    write_table(&rows, &empty);
+    for (bank, queries) in [(&empty, &full), (&full, &empty)] {
+        let error = instdisc("knn").arg("--bank", bank).arg("--queries", queries).fails(65);
+        assert!(error.ends_with("empty.arrow: the table has no rows"), "{error}");
+    }
 }
 
 /// A dump of features as other programs write it: text for ids and classes, vectors of any length.
@@ -281,6 +300,20 @@ fn an_image_of_the_dataset_finds_itself_first_and_its_neighbours_are_those_of_it
     assert!(page.matches("<article").count() == 40 && page.contains("<h1>The neighbours of 40 images"));
     let shown = |side: &str| page.matches(&format!("\n.{side}")).count();
     assert!(page.matches("{background-image:url(data:image/jpeg").count() > 40 && shown("q") >= 39);
+
+    // A table that names this split, with ids of which the split has four.
+    let at = |name: &str| Location::from_path(&file(name)).expect("a location");
+    let mut shifted = FeatureTable::read(&at("val.arrow")).expect("a table");
+    shifted.ids.iter_mut().for_each(|id| id.0 += 36);
+    shifted.write(&at("shifted.arrow")).expect("written");
+    let call = query().arg("--image", images().join("val")).arg("--bank", file("shifted.arrow"));
+    let (shown, output) = call.arg("--dataset", dataset()).arg("--page", file("shifted.html")).output();
+    let said = String::from_utf8(output.stderr).expect("text");
+    assert!(output.status.success(), "{shown} {said}");
+    assert!(
+        said.contains("lacks 36 of the 40 images that were found, the first with id 40: they have no path"),
+        "{said}"
+    );
 }
 
 #[cfg(feature = "torch")]

@@ -189,6 +189,42 @@ fn other_crops_in_each_epoch_train_a_probe_too() {
 }
 
 #[test]
+fn tables_that_do_not_fit_are_named_with_their_options() {
+    let dir = scratch();
+    let write = |name: &str, table: &FeatureTable| {
+        let file = dir.path().join(name);
+        write_table(table, &file);
+        file
+    };
+    let full = table(5, 100, "train");
+    let (mut other, mut unlabelled, mut empty) = (full.clone(), full.clone(), full.clone());
+    other.meta.layer = "pooled".into();
+    unlabelled.labels.fill(None);
+    (empty.ids, empty.labels, empty.updated_step, empty.features) = Default::default();
+    let full = write("full.arrow", &full);
+    let (other, unlabelled) = (write("other.arrow", &other), write("unlabelled.arrow", &unlabelled));
+    let empty = write("empty.arrow", &empty);
+    let error = |train: &Path, test: &Path| {
+        instdisc("linear --device cpu").arg("--train", train).arg("--test", test).fails(65)
+    };
+    let of_layers = error(&full, &other);
+    let fits_not = format!("--train {} and --test {} do not fit each other", full.display(), other.display());
+    assert!(
+        of_layers.contains(&fits_not) && of_layers.contains("layers projection and pooled"),
+        "{of_layers}"
+    );
+    assert!(
+        error(&unlabelled, &full).contains(&format!("--train {}: no row has a label", unlabelled.display()))
+    );
+    assert!(
+        error(&full, &unlabelled).contains(&format!("--test {}: no row has a label", unlabelled.display()))
+    );
+    for (train, test) in [(&empty, &full), (&full, &empty)] {
+        assert!(error(train, test).ends_with("empty.arrow: the table has no rows"));
+    }
+}
+
+#[test]
 fn a_layer_that_the_network_has_not_is_wrong_usage() {
     let dir = scratch();
     let run = dir.path().join("run");

@@ -1,5 +1,7 @@
 //! The report page in a browser, and what it shows.
 
+use std::path::Path;
+
 use serde_json::Value;
 
 use super::support::{dataset, instdisc, python_or_skip, scratch};
@@ -147,10 +149,13 @@ fn a_report_of_a_run_is_kept_under_what_it_is_of_and_gets_a_lost_page_again() {
     assert_eq!(read("knn-val-step-00000008.html"), page);
     assert!(knn("--map-points 5").1.contains("knn-val-map5-step-00000008.json: made before"));
 
-    std::fs::remove_file(file("knn-val-step-00000008.html")).expect("removed");
-    let (again, err) = knn("");
-    assert!(err.contains("nothing to embed") && !err.contains("made before"), "{err}");
-    assert_eq!((again, read("knn-val-step-00000008.html").len()), (made, page.len()));
+    let html = file("knn-val-step-00000008.html");
+    for lose in [|page: &Path| std::fs::remove_file(page), |page: &Path| std::fs::write(page, "")] {
+        lose(&html).expect("lost");
+        let (again, err) = knn("");
+        assert!(err.contains("nothing to embed") && !err.contains("made before"), "{err}");
+        assert_eq!((&again, read("knn-val-step-00000008.html").len()), (&made, page.len()));
+    }
 
     // A file of neighbours beside it changes nothing: it has those that vote, the page some more.
     knn("--k 3");

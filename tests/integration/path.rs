@@ -416,6 +416,25 @@ mod trained {
         assert!(!run.exists());
     }
 
+    #[test]
+    fn an_estimate_refuses_what_the_run_would() {
+        let dir = scratch();
+        let run = dir.path().join("run");
+        // One option is refused for a run of this device, others once the run has begun.
+        let refused = |more: &str| {
+            let estimate = train(dataset(), &run, &format!("{more} --estimate")).fails(78);
+            let began = train(dataset(), &run, more).fails(78);
+            assert_eq!(estimate, began, "{more}");
+            estimate
+        };
+        assert!(refused("--cuda-graphs").contains("--cuda-graphs needs a CUDA device"));
+        assert!(!run.join("checkpoints").exists());
+        train(dataset(), &run, "--epochs 2 --no-monitor").ok();
+        assert!(refused("--epochs 2 --seed 3").contains("seed = 0 (now 3)"));
+        assert!(refused("--epochs 2 --objective softmax").contains("objective"));
+        train(dataset(), &run, "--epochs 3 --estimate").ok();
+    }
+
     /// Where a checkpoint is asked for, a run stands for its newest one.
     #[test]
     fn a_run_is_inspected_and_stands_for_its_newest_checkpoint() {

@@ -18,11 +18,11 @@ use super::process::stop_on_signals;
 use super::progress::{Meter, Terminal, end_of_day, say, say_next};
 use super::ranks::{RankFlags, end_as_lost};
 use crate::checkpoint::newest_state;
-use crate::cli::exit::{WrongUsage, failure};
+use crate::cli::exit::WrongUsage;
 use crate::commands::{Monitor, OtherMonitor};
 use crate::dataset::{DatasetError, Manifest};
-use crate::distributed::{ProcessGroup, Rendezvous};
-use crate::model::{cpu_of, has_gpu, select_device_of};
+use crate::distributed::Rendezvous;
+use crate::model::{cpu_of, has_gpu};
 use crate::progress::Progress;
 use crate::run_config::{
     DeviceChoice, Given, Images, MOST_OF_SOFTMAX, Machines, ObjectiveKind, OptionSpec, TrainConfig,
@@ -87,23 +87,18 @@ impl Offer for OfTraining {
 static STOP: StopFlag = StopFlag::new(false);
 
 pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
-    let file = args.config.as_deref().map(read_file).transpose()?;
-    let given = Given::new(file.as_ref(), &args.options.given);
-    let (dataset, run) = (global.location(&args.dataset)?, global.folder("--run", &args.run)?);
     let rendezvous = args.ranks.rendezvous()?;
-    let config = resolve(&dataset, &run, &rendezvous, &given)?;
-    check_monitor(&config, &given)?;
-    let init = (!config.init.is_empty()).then(|| global.file("--init", &config.init)).transpose()?;
+    let job = job(global, args, &rendezvous);
     if args.estimate {
-        config.validate().map_err(TrainError::from)?;
-        config.check_graphs(rendezvous.is_alone())?;
-        let manifest = Manifest::read(&dataset)?;
-        let split = manifest.split(&dataset, &config.split)?;
-        config.check_labels(split.labelled, &dataset)?;
+        let job = job?;
+        job.check()?;
+        let TrainJob { dataset, config, .. } = &job;
+        let manifest = Manifest::read(dataset)?;
+        let split = manifest.split(dataset, &config.split)?;
         let images = Images::of(split, config.limit);
         let classes = manifest.classes.len();
-        let mut estimate = Estimate::of(&config, images.count, classes, rendezvous.world());
-        estimate.time = match StepTime::measure(&config, images.count, rendezvous.world()) {
+        let mut estimate = Estimate::of(config, images.count, classes, rendezvous.world());
+        estimate.time = match StepTime::measure(config, images.count, rendezvous.world()) {
             Ok(time) => Some(time),
             Err(error) => {
                 tracing::warn!("the time of a step could not be measured: {error}");
@@ -114,10 +109,8 @@ pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
             [estimate.lines(), estimate.time.iter().map(|time| time_line(time, estimate.steps)).collect()];
         return global.write_result(&lines.concat(), &estimate);
     }
+    let job = args.ranks.told(&rendezvous, &STOP, job)?;
     let is_first = rendezvous.rank() == 0;
-    let collective_timeout = args.ranks.timeout();
-    let on_lost = end_as_lost;
-    let job = TrainJob { dataset, run, init, config, rendezvous, collective_timeout, on_lost };
     stop_on_signals(&STOP)?;
     let address = args.metrics_listen.as_deref().filter(|_| is_first);
     let listen =
@@ -129,7 +122,7 @@ pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
     let total_epochs = job.config.epochs;
     let before = Shown::new("bank", &STOP, is_first);
     let others = if job.config.no_monitor { Ok(Vec::new()) } else { other_monitors(global, &job, &before) };
-    let others = others.map_err(|error| tell_before_joining(&job, error))?;
+    let others = args.ranks.told(&rendezvous, &STOP, others)?;
     let mut hooks = TerminalHooks {
         job: &job,
         is_first,
@@ -177,6 +170,18 @@ pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What to train, by the command line and the file that it names.
+fn job(global: &GlobalArgs, args: &TrainArgs, rendezvous: &Rendezvous) -> anyhow::Result<TrainJob> {
+    let file = args.config.as_deref().map(read_file).transpose()?;
+    let given = Given::new(file.as_ref(), &args.options.given);
+    let (dataset, run) = (global.location(&args.dataset)?, global.folder("--run", &args.run)?);
+    let config = resolve(&dataset, &run, rendezvous, &given)?;
+    check_monitor(&config, &given)?;
+    let init = (!config.init.is_empty()).then(|| global.file("--init", &config.init)).transpose()?;
+    let (rendezvous, collective_timeout) = (rendezvous.clone(), args.ranks.timeout());
+    Ok(TrainJob { dataset, run, init, config, rendezvous, collective_timeout, on_lost: end_as_lost })
+}
+
 /// Checks that nothing asks for datasets to be monitored and for no monitor. `--no-monitor` alone wins over
 /// the datasets of a file.
 fn check_monitor(config: &TrainConfig, given: &Given<'_>) -> anyhow::Result<()> {
@@ -190,22 +195,6 @@ fn check_monitor(config: &TrainConfig, given: &Given<'_>) -> anyhow::Result<()> 
         return Err(WrongUsage(reason.into()).into());
     }
     Ok(())
-}
-
-/// Tells the other processes, which wait for this one, that it cannot begin.
-fn tell_before_joining(job: &TrainJob, error: anyhow::Error) -> anyhow::Error {
-    if job.rendezvous.world() > 1 {
-        tracing::warn!("{error:#}: the other processes hear of it when they come");
-        let device = select_device_of(job.config.device, job.rendezvous.local_rank(), job.rendezvous.world());
-        let joined = device.map(|device| {
-            let timeout = job.collective_timeout;
-            ProcessGroup::join_unless_stopped(&job.rendezvous, device.device, timeout, &STOP)
-        });
-        if let Ok(Ok(group)) = joined {
-            group.fail(failure(&error));
-        }
-    }
-    error
 }
 
 /// The datasets of `--monitor`, opened before the first step.

@@ -8,7 +8,7 @@ use super::{FIRST_CLASSES, WITHOUT_DIGEST, dataset_summary, own_name};
 use crate::checkpoint::MANIFEST;
 use crate::commands::CommandError;
 use crate::dataset::Manifest;
-use crate::ingest::parse_class_names;
+use crate::ingest::{one_name_twice, parse_class_names};
 use crate::progress::Progress;
 use crate::storage::{Digest, Location};
 
@@ -138,8 +138,7 @@ pub(super) fn inspect_text(location: &Location, check: bool) -> Result<Option<Va
 /// A summary of names of classes; `None` if `ingest --classes` would not take them. Of a single line it is not known.
 fn class_list(bytes: &[u8]) -> Option<Value> {
     let names = parse_class_names(bytes).ok()?;
-    let distinct: BTreeSet<&String> = names.iter().collect();
-    (names.len() > 1 && distinct.len() == names.len()).then(|| {
+    (names.len() > 1 && one_name_twice(&names).is_none()).then(|| {
         json!({
             "kind": "class_list",
             "read_as": "the name of a class in each line, as by `ingest --classes`",

@@ -278,7 +278,7 @@ impl<'a> RunEvaluation<'a> {
             is_whole && ks.into_iter().eq(wanted.iter().map(|&k| k as u64))
         };
         let mut found = reports::find(location, weights, &self.dataset.digest())?.filter(has_wanted);
-        if found.is_some() && !page_beside(location).map_or(Ok(true), |page| page.exists())? {
+        if found.is_some() && !page_beside(location).map_or(Ok(true), |page| reports::is_made(&page))? {
             found = None;
         }
         let flags = self.group.gather_bytes(&[u8::from(found.is_some())])?;

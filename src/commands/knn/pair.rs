@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::commands::CommandError;
-use crate::eval::{LabelSets, open_bank};
+use crate::eval::{EvalError, LabelSets, check_whole, open_bank};
 use crate::feature_table::{ColumnNames, FeatureTable, Foreign, ForeignLabels, RowNames, Table};
 use crate::ids::{ClassId, InstanceId};
 use crate::progress::Progress;
@@ -42,7 +42,7 @@ impl KnnPair {
     /// are brought to unit length if `normalize` is given.
     ///
     /// # Errors
-    /// If a table cannot be read, its vectors are not of unit length, or classes of one table are not the other's.
+    /// If a table cannot be read or has no rows, its vectors are not of unit length, or the tables do not fit each other.
     pub fn open(
         (bank_at, queries_at): (&Location, &Location),
         columns: &[ColumnNames; 2],
@@ -50,6 +50,7 @@ impl KnnPair {
         progress: &dyn Progress,
     ) -> Result<Self, CommandError> {
         let (bank, of_bank) = open_bank(bank_at, &columns[0])?;
+        check_whole(queries_at)?;
         let (queries, of_queries) = FeatureTable::read_foreign(queries_at, Some(&columns[1]))?;
         for foreign in [&of_bank, &of_queries].into_iter().flatten() {
             let normalized = foreign.not_unit.filter(|_| normalize).map_or("", |_| ", normalized");
@@ -76,6 +77,10 @@ impl KnnPair {
         let sides = [of_bank.as_ref(), of_queries.as_ref()];
         if let Some(note) = pair.match_labels(sides, [bank_at, queries_at])? {
             progress.note(&note);
+        }
+        if let Some(reason) = pair.bank.meta().conflict(&pair.queries.meta) {
+            let tables = format!("--bank {bank_at} and --queries {queries_at}");
+            return Err(EvalError::Mismatch { tables, reason }.into());
         }
         pair.match_ids(sides, are_one_file(bank_at, queries_at));
         Ok(pair)

@@ -10,8 +10,8 @@ use super::examples::{Batch, Examples};
 use super::head::{Score, scores};
 use super::sgd::{self, Cell, Passes};
 use super::{
-    Fitted, LinearError, LinearOptions, ProbeReport, Solver, check, choose, report, selected, share,
-    split_off, trained_on_note,
+    Fitted, LinearError, LinearOptions, ProbeReport, Solver, check, choose, no_labels, report, selected,
+    share, split_off, trained_on_note,
 };
 use crate::augment::{JitterStrength, Recipe};
 use crate::distributed::ProcessGroup;
@@ -85,8 +85,10 @@ pub fn probe_augmented(
     {
         let dim = test.meta().dim;
         let meta = TableMeta { layer: layer.to_string(), dim, unit_length: false, ..job.meta() };
-        check(&meta, test.meta())?;
-        let score = scores(&heads, &Examples::of(test, None)?, device, &ProcessGroup::alone())?.remove(0);
+        let names = [&job.split, &test.meta().split].map(|split| format!("split `{split}`"));
+        check(&meta, test.meta(), names.each_ref().map(String::as_str))?;
+        let rows = Examples::of(test, None).ok_or_else(|| no_labels(&names[1]))?;
+        let score = scores(&heads, &rows, device, &ProcessGroup::alone())?.remove(0);
         let notes = trained_on_note(&meta, source.ids().iter().copied(), test).into_iter().collect();
         let fitted = Fitted { chosen, sweep, head: heads.remove(0), score, rows: source.len(), notes };
         let report = report(&meta, test.meta(), options, fitted, started);

@@ -8,7 +8,6 @@ use std::ops::Range;
 
 use tch::{Device, Kind, Tensor};
 
-use crate::eval::EvalError;
 use crate::feature_table::{PendingVectors, Table, TableError};
 use crate::ids::{ClassId, InstanceId, RankShare};
 
@@ -85,11 +84,8 @@ impl Rows {
 }
 
 impl<'a> Examples<'a> {
-    /// The labelled rows of a table, or those among some of its rows, which ascend.
-    ///
-    /// # Errors
-    /// If there is none.
-    pub(super) fn of(table: &'a dyn Table, among: Option<&[usize]>) -> Result<Self, EvalError> {
+    /// The labelled rows of a table, or those among some of its rows, which ascend; nothing if there is none.
+    pub(super) fn of(table: &'a dyn Table, among: Option<&[usize]>) -> Option<Self> {
         let is_labelled = |row: &usize| table.label(*row).is_some();
         let to_u32 = |row: usize| row as u32;
         let rows = match among {
@@ -97,12 +93,7 @@ impl<'a> Examples<'a> {
             None if (0..table.rows()).all(|row| is_labelled(&row)) => Rows::All(table.rows()),
             None => Rows::Some((0..table.rows()).filter(is_labelled).map(to_u32).collect()),
         };
-        if rows.len() == 0 {
-            return Err(EvalError::Mismatch {
-                reason: "one of them has no labels; ingest the split with its classes".into(),
-            });
-        }
-        Ok(Self { table, own: 0..rows.len(), rows, held: None })
+        (rows.len() > 0).then(|| Self { table, own: 0..rows.len(), rows, held: None })
     }
 
     pub(super) fn len(&self) -> usize {

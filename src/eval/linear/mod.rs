@@ -170,6 +170,8 @@ pub struct ProbeTables<'a> {
     pub among: Option<&'a [usize]>,
     /// The table to evaluate.
     pub test: &'a dyn Table,
+    /// What errors call the two.
+    pub names: [&'a str; 2],
     /// The number of the probe in its job.
     pub number: usize,
 }
@@ -185,12 +187,13 @@ pub fn probe(
     progress: &dyn Progress,
 ) -> Result<Option<ProbeReport>, LinearError> {
     options.validate()?;
-    let ProbeTables { train, among, test, number } = tables;
+    let ProbeTables { train, among, test, names, number } = tables;
     let (train_meta, test_meta) = (train.meta(), test.meta());
-    check(train_meta, test_meta)?;
+    check(train_meta, test_meta, names)?;
+    let rows = Examples::of(train, among).ok_or_else(|| no_labels(names[0]))?;
+    let evaluated = Examples::of(test, None).ok_or_else(|| no_labels(names[1]))?;
     let device = selected(options, group)?;
     let started = Instant::now();
-    let rows = Examples::of(train, among)?;
     let alone = ProcessGroup::alone();
     // Those who share the rows; the settings that this process tries.
     let all = options.cells();
@@ -222,8 +225,7 @@ pub fn probe(
     }
     let count = rows.len();
     let (mut heads, mixed) = fitting.fit(rows, &[chosen])?;
-    let evaluated = Examples::of(test, None)?.shared(share(team));
-    let score = scores(&heads, &evaluated, device, team)?.remove(0);
+    let score = scores(&heads, &evaluated.shared(share(team)), device, team)?.remove(0);
     let notes = seen.into_iter().chain(mixed).collect();
     let fitted = Fitted { chosen, sweep, head: heads.remove(0), score, rows: count, notes };
     Ok(group.is_first().then(|| report(train_meta, test_meta, options, fitted, started)))
@@ -302,13 +304,17 @@ fn selected(options: &LinearOptions, group: &ProcessGroup) -> Result<Device, Emb
     Ok(selected.device)
 }
 
-fn check(train: &TableMeta, test: &TableMeta) -> Result<(), EvalError> {
+fn no_labels(table: &str) -> EvalError {
+    EvalError::NoLabels { table: table.into() }
+}
+
+fn check(train: &TableMeta, test: &TableMeta, names: [&str; 2]) -> Result<(), EvalError> {
     let layers = || {
         let differ = train.layer != test.layer && !train.layer.is_empty() && !test.layer.is_empty();
         differ.then(|| format!("they are of the layers {} and {}", train.layer, test.layer))
     };
     if let Some(reason) = train.conflict(test).or_else(layers) {
-        return Err(EvalError::Mismatch { reason });
+        return Err(EvalError::Mismatch { tables: names.join(" and "), reason });
     }
     Ok(())
 }

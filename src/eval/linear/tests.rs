@@ -57,7 +57,7 @@ fn options(solver: Solver) -> LinearOptions {
 }
 
 fn try_run(train: &dyn Table, test: &dyn Table, options: &LinearOptions) -> Result<ProbeReport, LinearError> {
-    let tables = ProbeTables { train, among: None, test, number: 0 };
+    let tables = ProbeTables { train, among: None, test, names: ["--train a", "--test b"], number: 0 };
     let report = probe(tables, options, &ProcessGroup::alone(), &Quiet)?;
     Ok(report.expect("rank 0 reports"))
 }
@@ -153,7 +153,8 @@ fn a_probe_tells_how_far_it_is() {
     for (solver, items) in [(Solver::Lbfgs, steps), (Solver::Sgd, 10)] {
         let counted = Counted::default();
         let (train, test) = (table(1, 200, false), table(2, 100, false));
-        let tables = ProbeTables { train: &train, among: None, test: &test, number: 0 };
+        let names = ["--train a", "--test b"];
+        let tables = ProbeTables { train: &train, among: None, test: &test, names, number: 0 };
         probe(tables, &sweep(solver), &ProcessGroup::alone(), &counted).expect("a probe");
         assert_eq!(counted.0.map(AtomicU64::into_inner), [items, items, 2], "{solver:?}");
     }

@@ -1,6 +1,7 @@
 //! The class of each image, decided over all records together: what labels mean, names or numbers, and which
 //! folder is a class.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use icu_normalizer::ComposingNormalizerBorrowed;
@@ -68,6 +69,17 @@ fn parse(text: &str) -> Parsed {
 /// Whether a text says that there is no label.
 fn is_absent(text: &str) -> bool {
     parse(text.trim()) == Parsed::Absent
+}
+
+/// A name with each letter and its accents as one character where Unicode has one.
+fn composed(name: &str) -> Cow<'_, str> {
+    ComposingNormalizerBorrowed::new_nfc().normalize(name)
+}
+
+/// The first name that is there twice, also by the composed and the decomposed form of Unicode; its two spellings.
+pub fn one_name_twice(names: &[String]) -> Option<[&str; 2]> {
+    let mut same: HashMap<Cow<'_, str>, &str> = HashMap::with_capacity(names.len());
+    names.iter().find_map(|name| same.insert(composed(name), name).map(|other| [other, name.as_str()]))
 }
 
 /// A name with characters beyond ASCII as numbers, so that names that look the same can be told apart.
@@ -150,20 +162,16 @@ impl Classes {
 
     /// Rejects names that look the same; warns of those that differ in case alone.
     fn compare_names(&mut self, records: &Records<'_>) -> Result<(), IngestError> {
-        let composed = ComposingNormalizerBorrowed::new_nfc();
-        let mut same: HashMap<String, &str> = HashMap::new();
+        if let Some([first, second]) = one_name_twice(&self.names) {
+            return Err(records.wrong(format!(
+                "the classes {} and {} are one name, composed and decomposed by Unicode: rename one as the other",
+                shown(first),
+                shown(second)
+            )));
+        }
         let mut lower: HashMap<String, &str> = HashMap::new();
         for name in &self.names {
-            let composed = composed.normalize(name).into_owned();
-            let lowered = composed.to_lowercase();
-            if let Some(other) = same.insert(composed, name) {
-                return Err(records.wrong(format!(
-                    "the classes {} and {} are one name, composed and decomposed by Unicode: rename one as the other",
-                    shown(other),
-                    shown(name)
-                )));
-            }
-            if let Some(other) = lower.insert(lowered, name) {
+            if let Some(other) = lower.insert(composed(name).to_lowercase(), name) {
                 self.warnings.push(format!("the classes `{other}` and `{name}` differ in case alone"));
             }
         }

@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use strum::{EnumMessage, VariantArray};
 
 pub use arrange::HoldOut;
-pub use classes::parse_class_names;
+pub use classes::{one_name_twice, parse_class_names};
 #[cfg(feature = "fuzzing")]
 pub(super) use formats::read_synsets;
 pub use names::{PathGlob, is_image};

@@ -3,7 +3,7 @@
 pub(super) mod resume;
 pub(super) mod sharded;
 pub(super) mod snapshot;
-mod soundness;
+pub(super) mod soundness;
 pub(super) mod writer;
 
 use crate::checkpoint::TrainedOn;

@@ -185,15 +185,16 @@ pub(crate) fn load_bank(
 /// # Errors
 /// If none is whole, one is of a version that this program does not know, or the store fails.
 pub(super) fn newest(run: &Location) -> Result<Option<Checkpoint>, TrainError> {
-    let mut damaged = Vec::new();
-    for (_, folder) in list_checkpoints(run)?.into_iter().rev() {
+    let all = list_checkpoints(run)?;
+    let (total, mut damaged) = (all.len(), Vec::new());
+    for (step, folder) in all.into_iter().rev() {
         let whole = |checkpoint: Checkpoint| {
             checkpoint.verify()?;
             soundness::check(&checkpoint).map(|()| checkpoint)
         };
         match Checkpoint::open(&folder).and_then(whole) {
             Ok(checkpoint) => {
-                for (folder, error) in damaged {
+                for (_, folder, error) in damaged {
                     tracing::warn!("{error}; it is removed, the checkpoint before it is used");
                     remove_checkpoint(&folder)?;
                 }
@@ -202,11 +203,12 @@ pub(super) fn newest(run: &Location) -> Result<Option<Checkpoint>, TrainError> {
             Err(error @ (CheckpointError::Storage(_) | CheckpointError::Version { .. })) => {
                 return Err(error.into());
             }
-            Err(error) => damaged.push((folder, error)),
+            Err(error) => damaged.push((step, folder, error)),
         }
     }
     // With all checkpoints lost, to begin anew in the same place is not for the program to decide.
-    damaged.into_iter().next().map_or(Ok(None), |(_, error)| Err(error.into()))
+    let damaged = damaged.into_iter().map(|(step, _, error)| (step, error)).collect();
+    CheckpointError::of_run(run, total, damaged).map_or(Ok(None), |error| Err(error.into()))
 }
 
 /// Removes what writers that were killed left behind. Only for the one process that writes to the run.

@@ -3,11 +3,12 @@
 //! A step may leave weights that are finite and still overflow in the next pass, so features are computed too, of
 //! a few drawn images, as `embed` would: on the CPU in f32, with the running statistics. Nothing of a run is moved.
 
-use tch::{Device, no_grad};
+use tch::{Device, Tensor, no_grad};
 
 use crate::checkpoint::{Checkpoint, CheckpointError, MODEL, OPTIMIZER, PROBE, STATE};
-use crate::model::{Encoder, EncoderConfig, NamedTensors};
+use crate::model::{Encoder, EncoderConfig, NamedTensors, WeightsError};
 use crate::rng::{Purpose, Stream};
+use crate::train::{PartError, TrainError};
 
 /// Images whose features are computed.
 const IMAGES: u32 = 2;
@@ -28,15 +29,45 @@ pub(super) fn not_finite(
     if let Some(name) = probe.and_then(NamedTensors::not_finite) {
         return Some(format!("the probe's {name}"));
     }
-    let mut encoder = Encoder::new(config, 0, Device::Cpu);
     // Loading names weights of another form.
+    let is_finite = features_of_drawn(config, model).is_none_or(|features| are_finite(&features));
+    (!is_finite).then(|| "a feature under its weights".to_owned())
+}
+
+/// The features of the drawn images; nothing where the weights are of another network.
+///
+/// # Shape
+/// `[IMAGES, dim]` f32
+fn features_of_drawn(config: EncoderConfig, model: &NamedTensors) -> Option<Tensor> {
+    let mut encoder = Encoder::new(config, 0, Device::Cpu);
     encoder.load(model).ok()?;
     let side = config.image_size;
     let mut stream = Stream::new(0, Purpose::Soundness, 0, 0);
     let pixels: Vec<u8> = (0..IMAGES * 3 * side * side).map(|_| stream.below(256) as u8).collect();
-    let features = no_grad(|| encoder.forward(&encoder.images(&pixels), false));
-    let is_finite = features.isfinite().all().int64_value(&[]) == 1;
-    (!is_finite).then(|| "a feature under its weights".to_owned())
+    Some(no_grad(|| encoder.forward(&encoder.images(&pixels), false)))
+}
+
+fn are_finite(features: &Tensor) -> bool {
+    features.isfinite().all().int64_value(&[]) == 1
+}
+
+/// Checks an encoder that begins with the weights of the file `init`: drawn images have finite features, and not all the
+/// same one.
+///
+/// # Errors
+/// If they have not; `wrong` makes the error of the weights.
+pub(in crate::train) fn check_initial(
+    encoder: &Encoder,
+    init: &str,
+    wrong: impl FnOnce(WeightsError) -> PartError,
+) -> Result<(), TrainError> {
+    match features_of_drawn(encoder.config(), &encoder.weights()) {
+        Some(features) if !are_finite(&features) => Err(TrainError::not_encoded(init, "f32")),
+        Some(features) if features.get(0).equal(&features.get(1)) => {
+            Err(wrong(WeightsError::Constant).into())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Checks the numbers of a checkpoint whose files are whole.
@@ -152,6 +183,29 @@ mod tests {
         publish_of(&run, 10, &encoder(), serde_json::json!({"probe": true}));
         let found = newest(&run).expect("one is whole").expect("there are some");
         assert_eq!(found.manifest().step, 5);
+    }
+
+    #[test]
+    fn a_run_without_a_whole_checkpoint_names_all_of_them() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let run = Location::from_path(dir.path()).expect("a location");
+        for step in [5, 10, 15] {
+            publish(&run, step, &encoder());
+            run.join(&format!("checkpoints/{}", checkpoint_name(step)))
+                .join(MODEL)
+                .delete()
+                .expect("deleted");
+        }
+        let error = newest(&run).expect_err("none is whole");
+        assert_eq!(error.failure(), crate::failure::Failure::Data);
+        let error = crate::failure::chain(&error);
+        let expected = "3 of 3 checkpoints cannot be used (step-00000015, step-00000010, step-00000005)";
+        assert!(error.contains(expected), "{error}");
+        assert!(
+            error.ends_with("step-00000015/model.safetensors: missing, and the checkpoint needs it"),
+            "{error}"
+        );
+        assert_eq!(list_checkpoints(&run).expect("a list").len(), 3, "none is removed");
     }
 
     /// Versions that looked at weights alone published such checkpoints.
