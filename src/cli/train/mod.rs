@@ -1,5 +1,6 @@
 //! `instdisc train`.
 
+mod estimate;
 mod flags;
 
 use std::path::PathBuf;
@@ -9,15 +10,17 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use clap::Args;
 use indicatif::HumanDuration;
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use self::estimate::estimate;
 pub(super) use flags::{Offer, OptionFlags};
 
 use super::GlobalArgs;
 use super::process::stop_on_signals;
 use super::progress::{Meter, Terminal, end_of_day, say, say_next};
 use super::ranks::{RankFlags, end_as_lost};
-use crate::checkpoint::newest_state;
+use crate::checkpoint::{TrainState, newest_state};
 use crate::cli::exit::{WrongUsage, failure};
 use crate::commands::{Monitor, OtherMonitor};
 use crate::dataset::{DatasetError, Manifest};
@@ -25,13 +28,13 @@ use crate::distributed::{ProcessGroup, Rendezvous};
 use crate::model::{cpu_of, has_gpu, select_device_of};
 use crate::progress::Progress;
 use crate::run_config::{
-    DeviceChoice, Given, Images, MOST_OF_SOFTMAX, Machines, ObjectiveKind, OptionSpec, TrainConfig,
-    read_file, shown,
+    DeviceChoice, Given, Images, MOST_OF_SOFTMAX, Machines, MonitorEvery, ObjectiveKind, OptionSpec,
+    TrainConfig, read_file, shown,
 };
 use crate::storage::Location;
 use crate::train::{
-    Estimate, Evaluation, Exporter, HookError, Hooks, MetricsLine, Outcome, RunSummary, Scope, StepReport,
-    StepTime, StopFlag, TrainError, TrainJob, train,
+    Evaluation, Exporter, HookError, Hooks, MetricsLine, Outcome, RunSummary, Scope, StepReport, StopFlag,
+    TrainError, TrainJob, train,
 };
 use crate::units::shell_word;
 
@@ -91,28 +94,12 @@ pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
     let given = Given::new(file.as_ref(), &args.options.given);
     let (dataset, run) = (global.location(&args.dataset)?, global.folder("--run", &args.run)?);
     let rendezvous = args.ranks.rendezvous()?;
-    let config = resolve(&dataset, &run, &rendezvous, &given)?;
+    let (config, begun) = resolve(&dataset, &run, &rendezvous, &given)?;
     check_monitor(&config, &given)?;
     let init = (!config.init.is_empty()).then(|| global.file("--init", &config.init)).transpose()?;
     if args.estimate {
-        config.validate().map_err(TrainError::from)?;
-        config.check_graphs(rendezvous.is_alone())?;
-        let manifest = Manifest::read(&dataset)?;
-        let split = manifest.split(&dataset, &config.split)?;
-        config.check_labels(split.labelled, &dataset)?;
-        let images = Images::of(split, config.limit);
-        let classes = manifest.classes.len();
-        let mut estimate = Estimate::of(&config, images.count, classes, rendezvous.world());
-        estimate.time = match StepTime::measure(&config, images.count, rendezvous.world()) {
-            Ok(time) => Some(time),
-            Err(error) => {
-                tracing::warn!("the time of a step could not be measured: {error}");
-                None
-            }
-        };
-        let lines =
-            [estimate.lines(), estimate.time.iter().map(|time| time_line(time, estimate.steps)).collect()];
-        return global.write_result(&lines.concat(), &estimate);
+        let done = begun.map(|state| state.cursor.step);
+        return estimate(global, &dataset, &config, &rendezvous, done);
     }
     let is_first = rendezvous.rank() == 0;
     let collective_timeout = args.ranks.timeout();
@@ -241,22 +228,6 @@ fn other_monitors(
     Ok(OtherMonitor::open_all(&asked, &job.config, images.count, progress)?)
 }
 
-/// How long a run of `steps` steps takes.
-fn time_line(time: &StepTime, steps: u64) -> String {
-    let StepTime { device, images, measured_images, step_seconds } = time;
-    let all = Duration::from_secs_f64(step_seconds * steps as f64);
-    let (all, end) = (HumanDuration(all), end_of_day(all));
-    let scaled = if measured_images < images {
-        format!(", scaled from {measured_images} images to {images}")
-    } else {
-        String::new()
-    };
-    format!(
-        "time: {step_seconds:.2} s a step on {device}{scaled}, so {all}: begun now, the run ends {end}; data, monitor, \
-         checkpoints and communication come on top"
-    )
-}
-
 /// The command that evaluates a run: by its training images where the dataset has no other split.
 fn next_command(args: &TrainArgs, job: &TrainJob) -> anyhow::Result<String> {
     let split = &job.config.split;
@@ -269,14 +240,14 @@ fn next_command(args: &TrainArgs, job: &TrainJob) -> anyhow::Result<String> {
     Ok(format!("instdisc knn --run {run} --dataset {dataset}{split}"))
 }
 
-/// The configuration over the defaults for the images of the split, or those with which the run was begun; says which of
-/// these are not the general ones.
+/// The configuration over the defaults for the images of the split, or those with which the run was begun, and the state of
+/// such a run; says which options are not the general ones.
 fn resolve(
     dataset: &Location,
     run: &Location,
     rendezvous: &Rendezvous,
     given: &Given<'_>,
-) -> anyhow::Result<TrainConfig> {
+) -> anyhow::Result<(TrainConfig, Option<TrainState>)> {
     let asked = given.over(&TrainConfig::default())?;
     let manifest = Manifest::read(dataset)?;
     if !asked.monitor_split.is_empty() {
@@ -307,8 +278,8 @@ fn resolve(
     // What decides the cost is said in any case.
     let is_said = |key: &str| before[key] != now[key] || changed(key).is_some() || ALWAYS_SAID.contains(&key);
     let text = |key: &str| match changed(key) {
-        Some(value) => format!("{key} = {} (until now {value})", now[key]),
-        None => format!("{key} = {}", now[key]),
+        Some(value) => format!("{key} = {} (until now {})", in_words(key, &now[key]), in_words(key, value)),
+        None => format!("{key} = {}", in_words(key, &now[key])),
     };
     let said: Vec<String> = now.keys().filter(|key| is_said(key)).map(|key| text(key)).collect();
     let whose = if begun.is_some() {
@@ -336,7 +307,13 @@ fn resolve(
         let is_fallback = asked.device == DeviceChoice::Auto && has_gpu();
         if is_fallback { tracing::warn!("{said}") } else { tracing::info!("{said}") }
     }
-    Ok(config)
+    Ok((config, begun))
+}
+
+/// The value of an option as a line for people has it: with its unit, where the name lacks one.
+fn in_words(key: &str, value: &Value) -> String {
+    let every = (key == "monitor_every").then(|| MonitorEvery::deserialize(value).ok()).flatten();
+    every.map_or_else(|| value.to_string(), MonitorEvery::in_words)
 }
 
 /// Shows work beside the steps, which ends where the run is to stop.
