@@ -1,6 +1,6 @@
 //! The evaluated features and their scores: overall, by options, by class.
 
-use super::text::{add, breakable, escape, grouped, interval, percent};
+use super::text::{add, breakable, escape, grouped, interval, percent, prose};
 use super::{PageInput, Section};
 use crate::eval::{Confusion, GridCell, KnnReport, KnnReports, Retrieval, is_remark};
 
@@ -26,7 +26,11 @@ pub(super) fn headline(out: &mut String, input: &PageInput<'_>) {
     let dataset = (!report.dataset_digest.is_empty()).then(|| {
         let digest = &report.dataset_digest;
         let start = escape(digest.get(..12).unwrap_or(digest));
-        format!("dataset <code title=\"{}\">{start}</code>", escape(digest))
+        let code = format!("<code title=\"{}\">{start}</code>", escape(digest));
+        match input.dataset.filter(|name| !name.is_empty()) {
+            Some(name) => format!("dataset <b>{}</b> ({code})", escape(name)),
+            None => format!("dataset {code}"),
+        }
     });
     let what: String = [classes, dataset].into_iter().flatten().map(|part| format!(", {part}")).collect();
     add!(
@@ -49,7 +53,7 @@ pub(super) fn headline(out: &mut String, input: &PageInput<'_>) {
     );
     for note in &report.notes {
         let class = if is_remark(note) { "about" } else { "warning" };
-        add!(out, "<p class=\"{class}\" role=\"note\">{}</p>\n", escape(note));
+        add!(out, "<p class=\"{class}\" role=\"note\">{}</p>\n", prose(note));
     }
     if !report.has_scores() {
         out.push_str("</header>\n");
@@ -72,20 +76,14 @@ pub(super) fn headline(out: &mut String, input: &PageInput<'_>) {
             percent(value),
             range[0],
             range[1],
-            if name == "top-1" { report.chance } else { (5.0 * report.chance).min(1.0) },
+            report.most_frequent_classes(if name == "top-1" { 1 } else { 5 }),
             interval(range),
         );
     }
-    // Where classes are of different sizes, the largest is the better guess.
-    let largest = report.most_frequent_class;
-    let (what, share) = if largest > 1.5 * report.chance {
-        ("always the most frequent class", largest)
-    } else {
-        ("guessing a class", report.chance)
-    };
+    let share = report.most_frequent_class;
     add!(
         out,
-        "<div><dt>chance <span>{what}</span></dt><dd>{}</dd>\
+        "<div><dt>chance <span>always the most frequent class</span></dt><dd>{}</dd>\
          <dd class=\"gauge\" style=\"--share:{1:.4};--low:{1:.4};--high:{1:.4};--chance:{1:.4}\" aria-hidden=\"true\"></dd>\
          <dd class=\"note\">{2}</dd></div>\n",
         percent(share),

@@ -279,6 +279,27 @@ fn an_image_of_the_dataset_finds_itself_first_and_its_neighbours_are_those_of_it
     }
     let page = std::fs::read_to_string(file("page.html")).expect("a page");
     assert!(page.matches("<article").count() == 40 && page.contains("<h1>The neighbours of 40 images"));
+    // Each neighbour is there, with its file.
+    let captions: Vec<&str> = page.split("<figcaption>").skip(1).collect();
+    assert_eq!(captions.len(), 40 * 10);
+    let path = queried[0]["neighbours"][9]["path"].as_str().expect("a path").replace('_', "_<wbr>");
+    assert!(captions[9].starts_with(&path), "{path}: {}", captions[9]);
+    assert!(page.contains("dataset <b>dataset</b> (<code"), "the dataset's name");
+    // That the features are all alike is said in the report, on the page and before.
+    assert!(report["notes"][0].as_str().is_some_and(|note| note.contains("nearly all alike: two rows")));
+    assert!(
+        page.contains("two rows of the bank have a mean cosine") && page.contains("<code>--epochs</code>")
+    );
+    let more = || query().arg("--image", images().join("val")).word("--k").word("25");
+    let output = more().word("--print").word("lines").arg("--page", file("more.html")).output().1;
+    let [said, warned] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).expect("text"));
+    assert!(warned.contains("two rows of the bank have a mean cosine"), "{warned}");
+    // Without the dataset an image has its number.
+    assert_eq!(said.lines().filter(|line| line.contains("  image ")).count(), 40 * 25, "{said}");
+    let page = std::fs::read_to_string(file("more.html")).expect("a page");
+    let named = |caption: &str| caption.split(" <span>").next().is_some_and(|name| name.contains(", image "));
+    assert_eq!(page.split("<figcaption>").skip(1).filter(|caption| named(caption)).count(), 40 * 25);
+    let page = std::fs::read_to_string(file("page.html")).expect("a page");
     let shown = |side: &str| page.matches(&format!("\n.{side}")).count();
     assert!(page.matches("{background-image:url(data:image/jpeg").count() > 40 && shown("q") >= 39);
 }
