@@ -14,7 +14,7 @@ pub(super) fn headline(out: &mut String, input: &PageInput<'_>) {
     let title = if report.has_scores() {
         format!("{} of queries get their class right", percent(report.top1))
     } else {
-        format!("The neighbours of {} images", grouped(all as u64))
+        format!("The neighbours of {} {}", grouped(all as u64), if all == 1 { "image" } else { "images" })
     };
     add!(out, "<header>\n<p class=\"kicker\">Nearest-neighbour report</p>\n<h1>{title}</h1>\n");
     let (queries, rows) = if report.has_scores() {
@@ -35,8 +35,9 @@ pub(super) fn headline(out: &mut String, input: &PageInput<'_>) {
     let what: String = [classes, dataset].into_iter().flatten().map(|part| format!(", {part}")).collect();
     add!(
         out,
-        "<p class=\"about\">{} queries{}, compared with {rows}: <b>{}</b>, step {}{}.{}{}</p>\n",
+        "<p class=\"about\">{} {}{}, compared with {rows}: <b>{}</b>, step {}{}.{}{}</p>\n",
         grouped(queries as u64),
+        if queries == 1 { "query" } else { "queries" },
         // Images of no dataset and tables of other programs are of no split.
         if report.split.is_empty() {
             String::new()
