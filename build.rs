@@ -2,8 +2,8 @@
 //! `LD_LIBRARY_PATH` is needed.
 //!
 //! The shim's parts in `src/distributed/shim` that need libtorch_cpu alone become a static library. The CUDA
-//! part (NCCL, CUDA graphs) becomes a shared library that the program carries within itself and loads when it uses them: so it
-//! starts where nothing of CUDA is installed.
+//! part (NCCL, CUDA graphs) becomes a shared library that the program carries within itself and loads when it
+//! uses them: so it starts where nothing of CUDA is installed.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -63,7 +63,8 @@ fn version(lib: &Path) -> String {
 }
 
 /// Folders in which a program looks for libtorch: the torch package of an environment into which it is installed
-/// (of venv, conda, `pip install --user`, Debian's pip), then those of INSTDISC_RUN_PATH, with colons between, or LIBTORCH's.
+/// (of venv, conda, `pip install --user`, Debian's pip), then those of INSTDISC_RUN_PATH, with colons
+/// between, or LIBTORCH's.
 fn run_path() -> Vec<String> {
     println!("cargo:rerun-if-env-changed=INSTDISC_RUN_PATH");
     let packages = ["site-packages", "dist-packages"];

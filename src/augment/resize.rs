@@ -1,8 +1,8 @@
 //! Resizing planes by an antialiased bilinear filter.
 //!
 //! The filter is Pillow's, in its support and weights. Sums are kept with 8 bits below the byte between the two
-//! passes, where Pillow rounds to bytes, so results differ from Pillow's by 1 at most. All arithmetic is on integers: the
-//! same bytes on any machine. Output columns may run backwards, which makes a flip free.
+//! passes, where Pillow rounds to bytes, so results differ from Pillow's by 1 at most. All arithmetic is on
+//! integers: the same bytes on any machine. Output columns may run backwards, which makes a flip free.
 
 use std::ops::Range;
 
@@ -461,8 +461,8 @@ mod x86 {
         *out.last_chunk_mut().expect("a row holds a chunk") = last;
     }
 
-    /// `_mm256_mulhi_epu16`, which LLVM takes apart where a factor stays the same in a loop: it widens that factor before
-    /// the loop, and then all others in it.
+    /// `_mm256_mulhi_epu16`, which LLVM takes apart where a factor stays the same in a loop: it widens that
+    /// factor before the loop, and then all others in it.
     #[inline]
     #[target_feature(enable = "avx2")]
     fn high_product(values: __m256i, factor: __m256i) -> __m256i {

@@ -282,7 +282,8 @@ pub enum CheckpointError {
     },
     /// A checkpoint is not below a run's folder, where results go.
     #[error(
-        "{folder}: a checkpoint outside a run, into whose folder results would be written; `instdisc embed` it and give its bank and the table to `knn --bank --queries`"
+        "{folder}: a checkpoint outside a run, into whose folder results would be written; `instdisc embed` \
+         it and give its bank and the table to `knn --bank --queries`"
     )]
     OutsideRun {
         /// The folder.

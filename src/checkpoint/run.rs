@@ -34,8 +34,8 @@ pub fn list_checkpoints(run: &Location) -> Result<Vec<(u64, Location)>, Checkpoi
     Ok(found)
 }
 
-/// The state with which a run goes on, as far as files tell that are there: that of the newest checkpoint that is whole. None
-/// where none is.
+/// The state with which a run goes on, as far as files tell that are there: that of the newest checkpoint
+/// that is whole. None where none is.
 ///
 /// # Errors
 /// If a newer one is of another version, or the store fails.

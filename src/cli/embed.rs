@@ -20,9 +20,9 @@ const PLACEHOLDER: &str = "{feature}";
 
 /// Write the features of a split under a checkpoint's encoder, as a feature table (Arrow IPC).
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Example:\n  instdisc embed --run runs/r50 --dataset data/in1k \\\n    --split val --output runs/r50/val.arrow"
-)]
+#[command(after_help = "Example:
+  instdisc embed --run runs/r50 --dataset data/in1k \\
+    --split val --output runs/r50/val.arrow")]
 pub(super) struct EmbedArgs {
     /// A run, for its newest checkpoint, or a checkpoint
     #[arg(long = "run", visible_alias = "checkpoint", value_name = "URL")]
@@ -33,8 +33,8 @@ pub(super) struct EmbedArgs {
     /// The split [default: the first of val, valid, validation, dev, test and testing]
     #[arg(long, value_name = "NAME")]
     split: Option<String>,
-    /// Layers, separated by commas: projection (the embedding, of unit length), pooled (the projection's input), conv1 to
-    /// conv5 (the maps after the stages, averaged to about 9000 numbers)
+    /// Layers, separated by commas: projection (the embedding, of unit length), pooled (the projection's
+    /// input), conv1 to conv5 (the maps after the stages, averaged to about 9000 numbers)
     #[arg(long, value_name = "LAYERS", value_delimiter = ',', default_value = "projection")]
     feature: Vec<FeatureLayer>,
     /// The feature table to write; {feature} in its name becomes the layer's name, and is needed for several layers. An

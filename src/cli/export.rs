@@ -13,9 +13,11 @@ use crate::ingest::{ExportOptions, ExportedSplit, export};
 
 /// Write weights, embeddings or images in the formats of other programs.
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Example:\n  instdisc export torchvision --run runs/r50 \\\n    --without-projection --output r50.safetensors\n  instdisc export parquet --table val.arrow --output val.parquet\n  instdisc export projector --table val.arrow --dataset data/in1k --output projector"
-)]
+#[command(after_help = "Example:
+  instdisc export torchvision --run runs/r50 \\
+    --without-projection --output r50.safetensors
+  instdisc export parquet --table val.arrow --output val.parquet
+  instdisc export projector --table val.arrow --dataset data/in1k --output projector")]
 pub(super) struct ExportArgs {
     #[command(subcommand)]
     form: Form,
@@ -84,8 +86,8 @@ pub(super) struct HubArgs {
 ///
 /// A labelled image goes to the folder of its class with the ending of an image, so `ingest` reads the files with the
 /// same labels. Of several rows with one path, the first keeps it and the others get `-<instance id>` before the
-/// extension. So do paths that are folders of others, and names over 250 bytes, which are cut. Control characters become
-/// %XX. A path out of the split is an error, and nothing is written.
+/// extension. So do paths that are folders of others, and names over 250 bytes, which are cut. Control
+/// characters become %XX. A path out of the split is an error, and nothing is written.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  instdisc export images --dataset in1k --split val --dest images")]
 pub(super) struct ImagesArgs {

@@ -23,9 +23,9 @@ use crate::units::Fraction;
 /// the checkpoint's run. Running the same command again resumes from the newest checkpoint with the run's own
 /// options, where none are given; SIGTERM, SIGUSR1 and Ctrl-C save one and end with exit code 75.
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Example:\n  instdisc finetune --checkpoint runs/r50/checkpoints/step-01001000 --dataset data/in1k \\\n    --run runs/r50-labels-0.1 --label-fraction 0.1"
-)]
+#[command(after_help = "Example:
+  instdisc finetune --checkpoint runs/r50/checkpoints/step-01001000 --dataset data/in1k \\
+    --run runs/r50-labels-0.1 --label-fraction 0.1")]
 pub(super) struct FinetuneArgs {
     /// The checkpoint whose encoder it begins with: its folder, or that of a run for its newest
     #[arg(long, value_name = "URL")]

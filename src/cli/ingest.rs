@@ -86,7 +86,8 @@ pub(super) struct IngestArgs {
     unlabelled_split: Vec<String>,
     /// Print how the source is understood and, with `--dest`, what the destination gets of it, as text or
     /// (`--plan=json`) as JSON; write nothing
-    #[arg(long, value_enum, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "text")]
+    #[arg(long, value_enum, value_name = "FORMAT", num_args = 0..=1, require_equals = true,
+        default_missing_value = "text")]
     plan: Option<PlanFormat>,
     /// Add the images to a split that is there: new ids after the old ones
     #[arg(long)]

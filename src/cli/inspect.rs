@@ -10,13 +10,14 @@ use crate::commands::inspect;
 /// Summarise a dataset, a run, a checkpoint or one of their files.
 ///
 /// Contents decide what a file is, not names: shards, indexes, duplicates.parquet, label subsets, neighbours, feature
-/// tables (Arrow, Parquet), Parquet of other programs, weights (safetensors), metrics.jsonl, rejects, reports of knn, linear
-/// and finetune, config.toml, state.json, finished.json, and names of classes for `ingest --classes`. The manifest of a
-/// dataset or a checkpoint means its folder.
+/// tables (Arrow, Parquet), Parquet of other programs, weights (safetensors), metrics.jsonl, rejects, reports
+/// of knn, linear and finetune, config.toml, state.json, finished.json, and names of classes for
+/// `ingest --classes`. The manifest of a dataset or a checkpoint means its folder.
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Example:\n  instdisc inspect --verify s3://bucket/in1k\n  instdisc inspect --verify s3://bucket/in1k/train/shard-00007.parquet\n  instdisc inspect --print json runs/r50/metrics.jsonl"
-)]
+#[command(after_help = "Example:
+  instdisc inspect --verify s3://bucket/in1k
+  instdisc inspect --verify s3://bucket/in1k/train/shard-00007.parquet
+  instdisc inspect --print json runs/r50/metrics.jsonl")]
 pub(super) struct InspectArgs {
     /// The folder of a dataset, a run or a checkpoint, or one of their files
     #[arg(value_name = "URL")]

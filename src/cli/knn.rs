@@ -35,9 +35,10 @@ const MOST_MAP_POINTS: u64 = 100_000;
 /// JSON. With --output, a page (.html) goes beside it, with images if --dataset is given. One call evaluates several
 /// features: repeat --bank and --queries, or list --feature with --run.
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Example:\n  instdisc knn --bank runs/r50/checkpoints/step-00005005/bank.arrow \\\n    --queries runs/r50/val.arrow --output runs/r50/eval/knn.json\n  instdisc knn --run runs/r50 --dataset data/in1k --split val --watch"
-)]
+#[command(after_help = "Example:
+  instdisc knn --bank runs/r50/checkpoints/step-00005005/bank.arrow \\
+    --queries runs/r50/val.arrow --output runs/r50/eval/knn.json
+  instdisc knn --run runs/r50 --dataset data/in1k --split val --watch")]
 pub(super) struct KnnArgs {
     /// The feature table that votes, or the checkpoint or run whose bank votes; repeatable, with as many --queries
     #[arg(long, value_name = "URL", requires = "queries")]
@@ -45,20 +46,21 @@ pub(super) struct KnnArgs {
     /// The feature table to evaluate
     #[arg(long, value_name = "URL", requires = "bank")]
     queries: Vec<String>,
-    /// The column of ids in tables of other programs, integers or text; twice where bank and queries have different names
-    /// [default: instance_id, or the only one that is named like ids; '' for none]
+    /// The column of ids in tables of other programs, integers or text; twice where bank and queries have
+    /// different names [default: instance_id, or the only one that is named like ids; '' for none]
     #[arg(long, value_name = "NAME", requires = "bank")]
     id_column: Vec<String>,
     /// The column of vectors in tables of other programs; twice where bank and queries have different names [default:
     /// feature, or the only one of vectors]
     #[arg(long, value_name = "NAME", requires = "bank")]
     vector_column: Vec<String>,
-    /// The column of classes in tables of other programs: numbers, names, or lists of them; twice where bank and queries have
-    /// different names [default: label, or the only one that is named like labels; '' for none]
+    /// The column of classes in tables of other programs: numbers, names, or lists of them; twice where bank
+    /// and queries have different names [default: label, or the only one that is named like labels; '' for
+    /// none]
     #[arg(long, value_name = "NAME", requires = "bank")]
     label_column: Vec<String>,
-    /// Bring vectors of tables of other programs to unit length, to compare them by cosine; without it, other lengths are an
-    /// error
+    /// Bring vectors of tables of other programs to unit length, to compare them by cosine; without it, other
+    /// lengths are an error
     #[arg(long, requires = "bank")]
     normalize: bool,
     /// A run, for its newest checkpoint, or a checkpoint: its encoder embeds --split, its bank votes
@@ -74,8 +76,8 @@ pub(super) struct KnnArgs {
     /// [default: that of the run]
     #[arg(long, value_name = "NAME", requires = "run")]
     train_split: Option<String>,
-    /// What --run compares, separated by commas, the headline first: `bank` for the vectors that the training stored, or a
-    /// layer (projection, pooled, conv1 to conv5) to embed training images and queries anew
+    /// What --run compares, separated by commas, the headline first: `bank` for the vectors that the training
+    /// stored, or a layer (projection, pooled, conv1 to conv5) to embed training images and queries anew
     #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = "bank", requires = "run")]
     feature: Vec<String>,
     /// Evaluate each checkpoint of --run once as it appears, until the run is finished; several watchers share the
@@ -86,10 +88,11 @@ pub(super) struct KnnArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 0, requires = "watch")]
     idle_timeout: u64,
     /// Seconds between two looks at a watched run
-    #[arg(long, value_name = "SECONDS", default_value_t = 10, requires = "watch", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, requires = "watch",
+        value_parser = clap::value_parser!(u64).range(1..))]
     poll_interval: u64,
-    /// Neighbours that vote (K), separated by commas; the largest is the headline [default: 200, or a tenth of fewer than
-    /// 2000 rows]
+    /// Neighbours that vote (K), separated by commas; the largest is the headline [default: 200, or a tenth
+    /// of fewer than 2000 rows]
     #[arg(long, value_name = "K", value_delimiter = ',')]
     k: Vec<usize>,
     /// Temperatures of the weights exp(s/τ), separated by commas; the first is the headline
@@ -101,15 +104,16 @@ pub(super) struct KnnArgs {
     /// Leave out near-duplicates of a query, which ingest found
     #[arg(long, requires = "dataset")]
     exclude_duplicates: bool,
-    /// The report's file (.json), with a page (.html) beside it; stdout then gets a line of scores [default: stdout, and
-    /// the run's eval folder for --run]
+    /// The report's file (.json), with a page (.html) beside it; stdout then gets a line of scores [default:
+    /// stdout, and the run's eval folder for --run]
     #[arg(long, value_name = "URL")]
     output: Option<String>,
     /// A Parquet file for neighbour ids and similarities of the first feature
     #[arg(long, value_name = "URL")]
     neighbours: Option<String>,
     /// Queries on the page's map, at most 100000; 0 for no map
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_MAP_POINTS as u64, value_parser = clap::value_parser!(u64).range(..=MOST_MAP_POINTS))]
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_MAP_POINTS as u64,
+        value_parser = clap::value_parser!(u64).range(..=MOST_MAP_POINTS))]
     map_points: u64,
     /// Threads that search; 0 for one per core
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -277,8 +281,8 @@ fn line(report: &KnnReport, feature: &str) -> String {
     };
     let largest = 100.0 * report.most_frequent_class;
     format!(
-        "step {step}: top-1 {top1:.2} %{top5} of {queries} queries (k = {k}, τ = {temperature}, {feature}; always naming the \
-         most frequent class: {largest:.2} %); {measures}"
+        "step {step}: top-1 {top1:.2} %{top5} of {queries} queries (k = {k}, τ = {temperature}, {feature}; \
+         always naming the most frequent class: {largest:.2} %); {measures}"
     )
 }
 

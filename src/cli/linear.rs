@@ -18,9 +18,11 @@ use crate::units::{ByteSize, Fraction};
 /// layers, such as the paper's conv1 to conv5. A tenth of the training rows decides the sweep over --lr and
 /// --weight-decay; the evaluated split is used once.
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Example:\n  instdisc linear --run runs/r50 --dataset data/in1k --split val \\\n    --feature conv1,conv2,conv3,conv4,conv5,pooled\n  instdisc linear --run runs/r50 --dataset data/in1k --label-fraction 0.01\n  instdisc linear --train train.arrow --test val.arrow --solver sgd --lr 30,3,0.3"
-)]
+#[command(after_help = "Example:
+  instdisc linear --run runs/r50 --dataset data/in1k --split val \\
+    --feature conv1,conv2,conv3,conv4,conv5,pooled
+  instdisc linear --run runs/r50 --dataset data/in1k --label-fraction 0.01
+  instdisc linear --train train.arrow --test val.arrow --solver sgd --lr 30,3,0.3")]
 pub(super) struct LinearArgs {
     /// A feature table to train on; repeatable, with as many --test
     #[arg(long, value_name = "URL", requires = "test", required_unless_present = "run")]

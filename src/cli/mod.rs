@@ -69,7 +69,8 @@ Your own images, in three commands:
 Each command prints the next one. `instdisc synth` draws images to try it with.";
 /// What the long help of the program ends with.
 const AFTER_HELP: &str = "\
-Locations are paths or URLs (s3://, gs://, az://). Credentials come from the environment, in the names of the object_store
+Locations are paths or URLs (s3://, gs://, az://). \
+Credentials come from the environment, in the names of the object_store
 crate: AWS_ACCESS_KEY_ID, AWS_ENDPOINT, and so on.
 
 Exit codes:
@@ -104,7 +105,8 @@ struct GlobalArgs {
     #[arg(long, global = true, help_heading = STORAGE)]
     single_writer: bool,
     /// Logs: error, warn, info, debug, or a filter such as instdisc=debug
-    #[arg(long, global = true, value_name = "FILTER", default_value = "info", env = "INSTDISC_LOG", help_heading = OUTPUT)]
+    #[arg(long, global = true, value_name = "FILTER", default_value = "info", env = "INSTDISC_LOG",
+        help_heading = OUTPUT)]
     log: String,
     /// How a command prints its result [default: lines on a terminal, JSON elsewhere]
     #[arg(long, global = true, value_enum, value_name = "HOW", help_heading = OUTPUT)]
@@ -527,14 +529,18 @@ mod tests {
     fn a_kept_report_says_its_scores_and_what_they_are_of() {
         use serde_json::json;
 
-        let knn = json!({"step": 7, "top1": 0.25, "top5": 0.5, "k": 20, "temperature": 0.07, "feature": "bank", "queries": 40});
+        let knn = json!({
+            "step": 7, "top1": 0.25, "top5": 0.5, "k": 20, "temperature": 0.07, "feature": "bank", "queries": 40
+        });
         assert_eq!(
             kept_line(&knn),
             "step 7: top-1 25.00 %, top-5 50.00 % (k = 20, τ = 0.07, bank, queries: 40)"
         );
         let recall = json!([{"k": 1, "recall": 0.5, "interval": [0.4, 0.6]}]);
         let mut measured = knn.clone();
-        measured["retrieval"] = json!({"k": 20, "queries": 40, "without_relevant": 0, "recall": recall, "map": 0.25, "map_at_r": null});
+        measured["retrieval"] = json!({
+            "k": 20, "queries": 40, "without_relevant": 0, "recall": recall, "map": 0.25, "map_at_r": null
+        });
         assert!(
             kept_line(&measured)
                 .starts_with("step 7: top-1 25.00 %, top-5 50.00 %, recall@1 50.00 %, mAP@20 25.00 % (k"),

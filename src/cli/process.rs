@@ -1,4 +1,5 @@
-//! What the process itself needs: signals that ask a job to stop, memory, and the program beside it that is linked to libtorch.
+//! What the process itself needs: signals that ask a job to stop, memory, and the program beside it that is
+//! linked to libtorch.
 //!
 //! What saves checkpoints stops on purpose. Everything else continues from its files when it is started again: there a
 //! signal may end the process where it is, as the system's default does, except for the first process of a container,
@@ -38,7 +39,8 @@ pub(super) fn stop_on_signals(flag: &'static AtomicBool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Ends the process by `end` at a SIGTERM or SIGINT if it is the first one of a container, as these would end any other.
+/// Ends the process by `end` at a SIGTERM or SIGINT if it is the first one of a container, as these would end
+/// any other.
 pub(super) fn end_on_signals(end: fn(u8) -> !) -> anyhow::Result<()> {
     if std::process::id() != 1 {
         return Ok(());
@@ -73,15 +75,17 @@ const ARENAS: libc::c_int = 2;
 #[cfg(all(target_env = "gnu", feature = "torch"))]
 const LARGE_BYTES: libc::c_int = 1 << 20;
 
-/// Bounds what is kept of the buffers of a table that is read in parts, unless the environment says how. By default glibc has
-/// up to eight arenas a core, one for each thread that reads, and each keeps the largest buffers that it had.
+/// Bounds what is kept of the buffers of a table that is read in parts, unless the environment says how. By
+/// default glibc has up to eight arenas a core, one for each thread that reads, and each keeps the largest
+/// buffers that it had.
 pub(super) fn limit_arenas() {
     #[cfg(target_env = "gnu")]
     set("MALLOC_ARENA_MAX", libc::M_ARENA_MAX, ARENAS);
 }
 
-/// Returns large buffers to the system when they are dropped, unless the environment says how. By default glibc keeps those of
-/// up to 32 MiB, and buffers of several sizes in turns leave gaps that no other fits. New ones then cost page faults.
+/// Returns large buffers to the system when they are dropped, unless the environment says how. By default
+/// glibc keeps those of up to 32 MiB, and buffers of several sizes in turns leave gaps that no other fits.
+/// New ones then cost page faults.
 #[cfg(feature = "torch")]
 pub(super) fn return_large_buffers() {
     #[cfg(target_env = "gnu")]

@@ -10,12 +10,11 @@ use crate::run_config::RecipeKind;
 
 /// Draw an image as the network saw it in some epochs, beside the original with the crop marked.
 ///
-/// Seed, epoch and instance decide the pixels, so they equal those of a run with this seed, recipe and size. --run takes
-/// these from a run. The drawn augmentations go to stdout as JSON.
+/// Seed, epoch and instance decide the pixels, so they equal those of a run with this seed, recipe and size.
+/// --run takes these from a run. The drawn augmentations go to stdout as JSON.
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Example:\n  instdisc render --dataset in1k --run runs/r50 --instance 12345 --epoch 0,17 --output x.png"
-)]
+#[command(after_help = "Example:
+  instdisc render --dataset in1k --run runs/r50 --instance 12345 --epoch 0,17 --output x.png")]
 pub(super) struct RenderArgs {
     /// The dataset's folder
     #[arg(long, value_name = "URL")]

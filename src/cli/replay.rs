@@ -23,9 +23,9 @@ use crate::units::{BankMomentum, Temperature};
 /// or int64. The output holds `loss_t`, `gradient_t` (batch × dim) with respect to the features, `bank_t`
 /// (n × dim) after the step's update, and, for nce, `z_t`, the Z of that step. Z is estimated from step 0.
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Example:\n  instdisc replay --input in.safetensors --output out.safetensors --objective nce \\\n    --temperature 0.07 --bank-momentum 0.5"
-)]
+#[command(after_help = "Example:
+  instdisc replay --input in.safetensors --output out.safetensors --objective nce \\
+    --temperature 0.07 --bank-momentum 0.5")]
 pub(super) struct ReplayArgs {
     /// The file of given tensors
     #[arg(long, value_name = "FILE", value_parser = super::local_path)]

@@ -88,7 +88,8 @@ impl EmbedOptions {
     }
 }
 
-/// Embeds a split to a feature table for each layer. Several processes embed a share each, and rank 0 returns the report.
+/// Embeds a split to a feature table for each layer. Several processes embed a share each, and rank 0 returns
+/// the report.
 ///
 /// # Errors
 /// If images cannot be read, another file occupies an output, or the store fails.

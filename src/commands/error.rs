@@ -29,7 +29,8 @@ pub enum CommandError {
     /// The checkpoint was trained on another dataset, and no split takes the place of its training images.
     #[error(
         "the checkpoint {checkpoint} was trained on the dataset {expected:.12}…, not on --dataset {dataset} \
-         ({actual:.12}…): give that dataset, or to score this one by its own training images `--train-split NAME`, for `knn` with `--feature projection`"
+         ({actual:.12}…): give that dataset, or to score this one by its own training images `--train-split \
+         NAME`, for `knn` with `--feature projection`"
     )]
     OtherDataset {
         /// The checkpoint's folder.

@@ -1,8 +1,8 @@
 //! `export`: features and weights in the formats of other programs. Images are the work of
 //! [`ingest::export`](crate::ingest::export).
 //!
-//! Feature tables become Parquet, and files for TensorBoard's embedding projector. Weights become one file for torchvision, or a
-//! folder for timm or transformers.
+//! Feature tables become Parquet, and files for TensorBoard's embedding projector. Weights become one file
+//! for torchvision, or a folder for timm or transformers.
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -46,8 +46,8 @@ pub struct ProjectorJob {
     pub limit: usize,
 }
 
-/// Opens the bank of a checkpoint or run, or a table with the columns of the format: of other columns it would not be known
-/// what the exports have of them.
+/// Opens the bank of a checkpoint or run, or a table with the columns of the format: of other columns it
+/// would not be known what the exports have of them.
 fn open(place: &Location) -> Result<Box<dyn Table>, CommandError> {
     Ok(match checkpoint_of_bank(place)? {
         Some(_) => open_bank(place, &ColumnNames::default())?.0,
@@ -105,7 +105,8 @@ pub fn export_projector(job: &ProjectorJob) -> Result<usize, CommandError> {
         publish("sprite.png", png)?;
         write!(
             config,
-            "  sprite {{\n    image_path: \"sprite.png\"\n    single_image_dim: {SPRITE_SIDE}\n    single_image_dim: {SPRITE_SIDE}\n  }}\n"
+            "  sprite {{\n    image_path: \"sprite.png\"\n    single_image_dim: {SPRITE_SIDE}\n    \
+             single_image_dim: {SPRITE_SIDE}\n  }}\n"
         )
         .expect("a String takes everything");
     }
@@ -256,8 +257,8 @@ pub enum Hub {
     HuggingFace,
 }
 
-/// Publishes a checkpoint's encoder as a folder, and returns the number of tensors. The model's logits are the embedding
-/// before it is normalised.
+/// Publishes a checkpoint's encoder as a folder, and returns the number of tensors. The model's logits are
+/// the embedding before it is normalised.
 ///
 /// # Errors
 /// If neither library has the network, the folder holds files, the checkpoint is damaged, or the store fails.
@@ -412,8 +413,8 @@ pub fn preprocessing_of(folder: &Location) -> Result<String, CommandError> {
 fn preprocessing_words(encoder: &Value) -> String {
     let channels = |key: &str| encoder["normalisation"][key].to_string().replace(',', ", ");
     format!(
-        "resized to {} pixels along the shorter side (bilinear, antialiased), the centre of {} pixels, values from 0 to 1, minus \
-         the mean {} and divided by the deviation {}, for red, green and blue",
+        "resized to {} pixels along the shorter side (bilinear, antialiased), the centre of {} pixels, values \
+         from 0 to 1, minus the mean {} and divided by the deviation {}, for red, green and blue",
         encoder["evaluation_resize"],
         encoder["image_size"],
         channels("mean"),
@@ -484,8 +485,9 @@ fn card(checkpoint: &Checkpoint, hub: Hub, encoder: &Value, scores: &[String]) -
     let mut card = format!(
         "---\nlibrary_name: {library}\npipeline_tag: image-feature-extraction\ntags: [image-feature-extraction, \
          instance-discrimination]\n---\n\n# {} trained by instance discrimination\n\n    {load}\n    embedding = \
-         torch.nn.functional.normalize({logits})    # [images, {}]\n\nMade by instdisc {} after {} steps, without labels \
-         ([Wu et al., CVPR 2018](https://arxiv.org/abs/1805.01978)).\n\n- images: {}\n- dataset: `{}`\n- weights: `{}`\n",
+         torch.nn.functional.normalize({logits})    # [images, {}]\n\nMade by instdisc {} after {} steps, \
+         without labels ([Wu et al., CVPR 2018](https://arxiv.org/abs/1805.01978)).\n\n- images: {}\n- dataset: \
+         `{}`\n- weights: `{}`\n",
         text("arch"),
         text("dim"),
         env!("CARGO_PKG_VERSION"),

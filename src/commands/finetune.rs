@@ -126,8 +126,8 @@ impl Finetuning {
         &self.job.train.config
     }
 
-    /// Trains to the end of the last epoch, and scores the classifier after each: its share of hits goes to the metrics as
-    /// `top1` and `top5`.
+    /// Trains to the end of the last epoch, and scores the classifier after each: its share of hits goes to
+    /// the metrics as `top1` and `top5`.
     ///
     /// # Errors
     /// As [`finetune`].

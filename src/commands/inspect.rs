@@ -1,6 +1,7 @@
 //! `inspect`: what a folder or a single file is.
 //!
-//! Contents decide, not names. Of Parquet files the footer and two small columns are read, unless everything is checked.
+//! Contents decide, not names. Of Parquet files the footer and two small columns are read, unless everything
+//! is checked.
 
 mod records;
 mod tables;
@@ -31,9 +32,9 @@ const KNOWN: &str = "inspect knows datasets, runs, checkpoints, feature tables, 
 /// The check of a file without a digest in a manifest.
 const WITHOUT_DIGEST: &str = "reading it whole; no manifest has its digest";
 
-/// A summary of a folder or a file, by its contents: a dataset, a run, a checkpoint, a feature table, a shard or another
-/// Parquet table, metrics, a report, weights, a configuration, a class list. The manifest of a dataset or a checkpoint
-/// means its folder. The key `kind` names what it is.
+/// A summary of a folder or a file, by its contents: a dataset, a run, a checkpoint, a feature table, a shard
+/// or another Parquet table, metrics, a report, weights, a configuration, a class list. The manifest of a
+/// dataset or a checkpoint means its folder. The key `kind` names what it is.
 ///
 /// With `check`, every byte is read and compared with its digest; a file without a digest in a manifest is decoded.
 ///

@@ -45,8 +45,8 @@ pub struct KnnJob {
     pub leave_one_out: bool,
     /// Leave out near-duplicates of a query, which ingest found. Needs a dataset.
     pub exclude_duplicates: bool,
-    /// The report's file (`.json`), with a page (`.html`) beside it. By default, tables get no files and a run's report goes
-    /// to its `eval/`.
+    /// The report's file (`.json`), with a page (`.html`) beside it. By default, tables get no files and a
+    /// run's report goes to its `eval/`.
     pub output: Option<Location>,
     /// A Parquet file for the neighbours of the first feature.
     pub neighbours: Option<Location>,
@@ -189,8 +189,8 @@ pub fn knn(
 /// The report's file, and what it says beside the scores.
 struct Place {
     output: Location,
-    /// The run whose scores the page compares, and the folder of the dataset's reports in its `eval/`, where it was trained
-    /// on another.
+    /// The run whose scores the page compares, and the folder of the dataset's reports in its `eval/`, where
+    /// it was trained on another.
     run: Option<(Location, Option<String>)>,
     of: OfRun,
     /// The digest of a run's evaluated dataset, which its tables may name as it was before a split was added.
@@ -359,8 +359,9 @@ pub(super) fn check_dataset(
                 )
             } else {
                 format!(
-                    "the {table} is of split `{split}` of the dataset {of:.12}…, and --dataset {dataset} ({dataset_digest:.12}…) has \
-                     another one or none of that name: give the dataset that was embedded"
+                    "the {table} is of split `{split}` of the dataset {of:.12}…, and --dataset {dataset} \
+                     ({dataset_digest:.12}…) has another one or none of that name: give the dataset that was \
+                     embedded"
                 )
             };
             return Err(CommandError::Data(reason));

@@ -1,4 +1,5 @@
-//! kNN of a run while it trains: scores the bank between epochs, as the reference does, and the encoder on other datasets.
+//! kNN of a run while it trains: scores the bank between epochs, as the reference does, and the encoder on
+//! other datasets.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -21,7 +22,8 @@ use crate::storage::Location;
 use crate::train::{Evaluation, HookError};
 
 /// Query images at most by default; below that one for [`TRAINING_IMAGES_OF_ONE`] training images, and
-/// [`FEWEST_MONITORED`] at least. They pass forward alone, which by the count of operations is a third of a step's work.
+/// [`FEWEST_MONITORED`] at least. They pass forward alone, which by the count of operations is a third of a
+/// step's work.
 const MOST_IMAGES: usize = 10_000;
 const TRAINING_IMAGES_OF_ONE: usize = 5;
 /// Fewer queries than these give shares that may be off by 14 points and more (a standard error of 7).
@@ -88,8 +90,8 @@ impl Monitor {
         Ok(Self { queries, ids, labels, threads: config.loader_threads })
     }
 
-    /// The scores of encoder and bank as they are now, by their names in the metrics; empty without labels. Each process
-    /// embeds some of the images and searches its rows of the bank.
+    /// The scores of encoder and bank as they are now, by their names in the metrics; empty without labels.
+    /// Each process embeds some of the images and searches its rows of the bank.
     ///
     /// # Errors
     /// If images cannot be embedded, another process fails, or `progress` is stopped.
@@ -164,7 +166,8 @@ impl fmt::Debug for OtherMonitor {
 }
 
 impl OtherMonitor {
-    /// The monitors of a run that trains on `instances` images, each with its dataset's location. Notes what they evaluate.
+    /// The monitors of a run that trains on `instances` images, each with its dataset's location. Notes what
+    /// they evaluate.
     ///
     /// # Errors
     /// If a dataset cannot be read, lacks a split or its labels, or two would have one name in the metrics.
@@ -181,8 +184,8 @@ impl OtherMonitor {
         if let Some(twice) = monitors.iter().find(|monitor| !names.insert(&monitor.name)) {
             let (name, all) = (&twice.name, asked.iter().map(|(_, asked)| format!("`{asked}`")));
             return Err(CommandError::Usage(format!(
-                "--monitor {}: two of them would have the name `{name}` in the metrics, which is that of the folder and the \
-                 scored split",
+                "--monitor {}: two of them would have the name `{name}` in the metrics, which is that of the \
+                 folder and the scored split",
                 all.collect::<Vec<_>>().join(", ")
             )));
         }
@@ -198,8 +201,8 @@ impl OtherMonitor {
     ) -> Result<Self, CommandError> {
         let manifest = Manifest::read(dataset).map_err(|error| {
             let reason = format!(
-                "--monitor {asked}: {error}. A resumed run keeps its --monitor: give its datasets anew, or --no-monitor for \
-                 no scores at all"
+                "--monitor {asked}: {error}. A resumed run keeps its --monitor: give its datasets anew, or \
+                 --no-monitor for no scores at all"
             );
             match error.failure() {
                 Failure::Data => CommandError::Data(reason),
@@ -230,7 +233,8 @@ impl OtherMonitor {
         let name = name_of(dataset, test);
         let (voting, scored) = (voters.0.len(), queries.0.len());
         progress.note(&format!(
-            "monitor: {voting} images of `{train}` vote on {scored} of `{test}` in {dataset}, as `{name}` in the metrics"
+            "monitor: {voting} images of `{train}` vote on {scored} of `{test}` in {dataset}, as `{name}` in \
+             the metrics"
         ));
         Ok(Self { name, voters, queries, threads: config.loader_threads })
     }
@@ -240,8 +244,8 @@ impl OtherMonitor {
         &self.name
     }
 
-    /// The scores of the encoder as it is now, by their names in the metrics. Each process embeds a share of the images of
-    /// both splits, and searches its share of the voters.
+    /// The scores of the encoder as it is now, by their names in the metrics. Each process embeds a share of
+    /// the images of both splits, and searches its share of the voters.
     ///
     /// # Errors
     /// If images cannot be embedded, another process fails, or `progress` is stopped.
@@ -286,7 +290,8 @@ impl OtherMonitor {
     }
 }
 
-/// The name of a monitor: that of the folder and that of the scored split, of letters that TensorBoard and Prometheus take.
+/// The name of a monitor: that of the folder and that of the scored split, of letters that TensorBoard and
+/// Prometheus take.
 fn name_of(dataset: &Location, split: &str) -> String {
     let letters = |text: &str| -> String {
         text.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect()

@@ -1,7 +1,7 @@
 //! `query`: the most similar rows of a bank for images that are in no dataset.
 //!
-//! The images pass through the same decoder, evaluation transform and encoder as those of a dataset. Run and dataset are
-//! only read.
+//! The images pass through the same decoder, evaluation transform and encoder as those of a dataset. Run and
+//! dataset are only read.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -240,8 +240,8 @@ fn open_rows(
     }
     match &meta.weights {
         Some(weights) if *weights != checkpoint.weights_digest() => wrong(format!(
-            "its features are by other weights (step {}) than those of {folder} (step {step}); give the checkpoint that \
-             embedded it, or embed it again",
+            "its features are by other weights (step {}) than those of {folder} (step {step}); give the \
+             checkpoint that embedded it, or embed it again",
             meta.step
         )),
         None if meta.step != step => {

@@ -94,7 +94,8 @@ pub struct RenderedEpoch {
 /// Seed, epoch and instance decide the pixels, so they equal those of a run with this seed, recipe and size.
 ///
 /// # Errors
-/// If dataset or checkpoint cannot be read or do not fit together, instance or epoch is out of range, or the store fails.
+/// If dataset or checkpoint cannot be read or do not fit together, instance or epoch is out of range, or the
+/// store fails.
 pub fn render(options: &RenderOptions) -> Result<RenderReport, CommandError> {
     let RenderOptions { dataset, instance: id, .. } = options;
     let manifest = Manifest::read(dataset)?;

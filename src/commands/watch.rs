@@ -1,8 +1,8 @@
 //! Evaluates the checkpoints of a run as they appear, each once.
 //!
 //! A checkpoint is evaluated when its report exists. Before a watcher begins, it takes the lock of the report
-//! (`storage::Lock`), which only one process can hold and which is free again when its holder dies; clocks do not matter.
-//! All state is beside the reports, so a watcher can be restarted anywhere.
+//! (`storage::Lock`), which only one process can hold and which is free again when its holder dies; clocks do
+//! not matter. All state is beside the reports, so a watcher can be restarted anywhere.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -52,7 +52,8 @@ pub(super) fn report_location(folder: &Location, name: &str, step: u64) -> Locat
 
 /// Evaluates every checkpoint of the run without a report, oldest first, and waits for more.
 ///
-/// `name` gives the kind of report of the checkpoint in a folder, such as `knn-val`. `evaluate` gets the step, the checkpoint's folder and the lock of the report, and publishes the report. If it fails and
+/// `name` gives the kind of report of the checkpoint in a folder, such as `knn-val`. `evaluate` gets the
+/// step, the checkpoint's folder and the lock of the report, and publishes the report. If it fails and
 /// `is_damaged`, the checkpoint is to blame: the summary lists its step, and the others are evaluated.
 ///
 /// # Errors

@@ -1,7 +1,7 @@
 //! The index of a part of a split: a row for each instance, without its image.
 //!
-//! A reader finds each image by it without a look into the shards, reads it alone, and checks it by its digest. Duplicates
-//! are found by it too. A loader reads only where the images are ([`Located`]).
+//! A reader finds each image by it without a look into the shards, reads it alone, and checks it by its
+//! digest. Duplicates are found by it too. A loader reads only where the images are ([`Located`]).
 //!
 //! Beside it is `duplicates.parquet`: groups of images that are the same.
 

@@ -104,8 +104,8 @@ pub struct PartReport {
     pub long_side: [u64; 3],
     /// Images made smaller (`--max-side`, `--short-side`) or baseline (`--baseline`).
     pub re_encoded: u64,
-    /// A digest of the modification times or ETags of the whole source's files, where all have one. It is part of no other
-    /// digest. Manifests from before have none.
+    /// A digest of the modification times or ETags of the whole source's files, where all have one. It is
+    /// part of no other digest. Manifests from before have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_stamp: Option<Digest>,
     /// How the whole source was understood, as ingest prints it. Manifests from before have none.

@@ -1,8 +1,9 @@
 //! Writing a shard.
 //!
-//! Entry points are beside their image, sealed. A loader that reads one image alone sees no digest of the column that they
-//! are in, and entry points of another image would give wrong pixels. So each value ends with a part of a digest, which
-//! covers the image too: its size and its last bytes. What an image's entry points are, [`crate::image`] knows.
+//! Entry points are beside their image, sealed. A loader that reads one image alone sees no digest of the
+//! column that they are in, and entry points of another image would give wrong pixels. So each value ends
+//! with a part of a digest, which covers the image too: its size and its last bytes. What an image's entry
+//! points are, [`crate::image`] knows.
 
 use std::collections::HashMap;
 use std::fmt;

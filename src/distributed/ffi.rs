@@ -204,8 +204,8 @@ impl Nccl {
     }
 }
 
-/// The CUDA part: a library that the program carries within itself (see build.rs). It is loaded after libtorch_cuda, whose
-/// functions it calls, and never unloaded.
+/// The CUDA part: a library that the program carries within itself (see build.rs). It is loaded after
+/// libtorch_cuda, whose functions it calls, and never unloaded.
 #[cfg(feature = "nccl")]
 fn cuda_part() -> Result<&'static Library, Message> {
     use libloading::os::unix::{RTLD_LOCAL, RTLD_NOW};

@@ -27,7 +27,8 @@ pub enum Reduce {
 /// thread of each. They return when the result is there (on CUDA: when the current stream waits for it). After an
 /// error the group cannot be used again: the process ends, and is started again with the others.
 ///
-/// Tensors of the CPU travel by gloo, those of a CUDA device by NCCL. A rank that ends well calls [`ProcessGroup::leave`] before.
+/// Tensors of the CPU travel by gloo, those of a CUDA device by NCCL. A rank that ends well calls
+/// [`ProcessGroup::leave`] before.
 #[derive(Debug)]
 pub struct ProcessGroup {
     rank: usize,
@@ -164,8 +165,8 @@ impl ProcessGroup {
     ///
     /// # Shape
     /// `input: [batch, channels, height, width]` of any float type, on CUDA -> the same; a rank's batch may be empty.
-    /// All ranks together need two values of a channel. `parameters: [channels]` f32 each: weight, bias, running mean and
-    /// running variance, of which the last two move.
+    /// All ranks together need two values of a channel. `parameters: [channels]` f32 each: weight, bias,
+    /// running mean and running variance, of which the last two move.
     /// # Errors
     /// If the input is elsewhere, a rank is lost or does not come in time. The backward pass has its own errors.
     /// # Source

@@ -301,7 +301,8 @@ fn split_address(address: &str) -> Result<(String, u16), DistributedError> {
     Ok((host.to_owned(), port))
 }
 
-/// The first host of SLURM's list of nodes, as in `node[01-03,7],login`: before each bracket's first comma or dash, and the first of the list.
+/// The first host of SLURM's list of nodes, as in `node[01-03,7],login`: before each bracket's first comma or
+/// dash, and the first of the list.
 ///
 /// `None` if the list is not of this form.
 fn first_host(list: &str) -> Option<String> {

@@ -7,8 +7,9 @@ use crate::storage::Location;
 
 /// Opens a feature table, the bank of a checkpoint, or that of a run's newest checkpoint.
 ///
-/// `names` are the columns in tables of other programs; what only these have comes beside the table. A checkpoint's bank,
-/// given by its folder or its file, knows its digest: [`Table::verify`] compares it with what was read.
+/// `names` are the columns in tables of other programs; what only these have comes beside the table. A
+/// checkpoint's bank, given by its folder or its file, knows its digest: [`Table::verify`] compares it with
+/// what was read.
 ///
 /// # Errors
 /// If there is no such table or checkpoint, or it is damaged.

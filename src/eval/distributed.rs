@@ -23,8 +23,8 @@ pub fn share(rows: usize, group: &ProcessGroup) -> Range<usize> {
 /// Scores a bank and gives the neighbours, with several processes that search a range of its rows each. The report is
 /// the same in all of them, and equals that of one process.
 ///
-/// `own` is the range of this process and `rows` are its rows. Of `bank`, only ids, labels and metadata are read. `pool`
-/// searches, by default rayon's.
+/// `own` is the range of this process and `rows` are its rows. Of `bank`, only ids, labels and metadata are
+/// read. `pool` searches, by default rayon's.
 ///
 /// # Errors
 /// As [`evaluate`](super::evaluate); if a collective fails.

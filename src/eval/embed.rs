@@ -159,8 +159,8 @@ pub enum EmbedError {
     },
     /// The temporary file cannot be used.
     #[error(
-        "cannot keep {} of features in a temporary file in `{folder}`; free space there, set TMPDIR to another folder, or \
-         raise --memory-limit", ByteSize(*bytes)
+        "cannot keep {} of features in a temporary file in `{folder}`; free space there, set TMPDIR to \
+         another folder, or raise --memory-limit", ByteSize(*bytes)
     )]
     Scratch {
         /// The folder for temporary files.
@@ -344,7 +344,8 @@ fn layer_meta(meta: &TableMeta, encoder: &Encoder, layer: FeatureLayer) -> Table
     }
 }
 
-/// The tables of these layers in a folder, such as a run's `eval/features`; those that are missing are made in one pass.
+/// The tables of these layers in a folder, such as a run's `eval/features`; those that are missing are made
+/// in one pass.
 ///
 /// A table's name holds split, rows, layer, step and the digest of the weights. So a table that is found under its name
 /// equals the one that would be made.
@@ -407,8 +408,8 @@ pub fn load_encoder(checkpoint: &Checkpoint, device: tch::Device) -> Result<Enco
     Ok(encoder)
 }
 
-/// Features of every image of a source, each exactly once, in the order of the ids, all in memory: for each layer a table,
-/// by one pass.
+/// Features of every image of a source, each exactly once, in the order of the ids, all in memory: for each
+/// layer a table, by one pass.
 ///
 /// # Errors
 /// If an image cannot be loaded, or the encoder has no such layer.

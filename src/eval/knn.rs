@@ -45,7 +45,8 @@ pub struct KnnOptions {
     pub leave_one_out: bool,
     /// Bank rows that show a query's own image and do not vote; none for all to vote.
     pub exclude: Option<Duplicates>,
-    /// The labels of images that may have several. Then nothing votes, and recall and mAP count rows that share a label.
+    /// The labels of images that may have several. Then nothing votes, and recall and mAP count rows that
+    /// share a label.
     pub label_sets: Option<Arc<LabelSets>>,
     /// Neighbours to return for each query at least, up to the rows of the bank; the first `k` vote.
     pub shown: usize,
@@ -376,8 +377,9 @@ fn collapsed(meta: &TableMeta, features: &[f32], who: &str) -> Option<String> {
     let cosine = (sums.iter().map(|sum| sum * sum).sum::<f64>() - rows) / (rows * (rows - 1.0));
     (cosine > COLLAPSED_COSINE).then(|| {
         format!(
-            "the features are nearly all alike: two {who} have a mean cosine of {cosine:.3}, so the encoder has collapsed or \
-             has hardly been trained: more `--epochs` help, or if the loss does not fall, a third of the `--lr`"
+            "the features are nearly all alike: two {who} have a mean cosine of {cosine:.3}, so the encoder \
+             has collapsed or has hardly been trained: more `--epochs` help, or if the loss does not fall, a \
+             third of the `--lr`"
         )
     })
 }

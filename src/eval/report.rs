@@ -118,8 +118,8 @@ impl KnnReports {
         std::iter::once(&self.first).chain(&self.other_features)
     }
 
-    /// What to call the feature of each report: where several have one name, with split and dataset; where that is one too,
-    /// with the number of the pair.
+    /// What to call the feature of each report: where several have one name, with split and dataset; where
+    /// that is one too, with the number of the pair.
     pub fn names(&self) -> Vec<String> {
         let with_dataset = |report: &KnnReport| {
             let KnnReport { feature, split, dataset_digest, .. } = report;
@@ -212,8 +212,8 @@ pub(super) fn score_interval(hits: usize, trials: usize) -> [f64; 2] {
     [(middle - half).clamp(0.0, share), (middle + half).clamp(share, 1.0)]
 }
 
-/// Publishes columns `query_id`, `neighbour_ids` and `similarities`, a row for each query. `row_names` are those of bank and
-/// queries; ids are text where these are.
+/// Publishes columns `query_id`, `neighbour_ids` and `similarities`, a row for each query. `row_names` are
+/// those of bank and queries; ids are text where these are.
 ///
 /// # Errors
 /// If the store fails.

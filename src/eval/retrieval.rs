@@ -28,8 +28,9 @@ pub struct Retrieval {
     pub without_relevant: usize,
     /// Recall at 1, 5, 10 and 100, as far as `k` reaches.
     pub recall: Vec<RecallAt>,
-    /// mAP@k: the mean over queries of `Σ P(i) / min(R, k)`, over the ranks `i` up to `k` with a relevant row. `P(i)` is the
-    /// share of relevant rows among the first `i`, and `R` counts the relevant rows of the bank.
+    /// mAP@k: the mean over queries of `Σ P(i) / min(R, k)`, over the ranks `i` up to `k` with a relevant
+    /// row. `P(i)` is the share of relevant rows among the first `i`, and `R` counts the relevant rows of the
+    /// bank.
     pub map: f64,
     /// mAP@R: the mean of `Σ P(i) / R` over relevant ranks up to `R`; none where some `R` exceeds `k`.
     ///
@@ -49,8 +50,8 @@ pub struct RecallAt {
     pub interval: [f64; 2],
 }
 
-/// Labels of images that have several: for each row the numbers of its labels, ascending and each once. None of them is a
-/// row without a label.
+/// Labels of images that have several: for each row the numbers of its labels, ascending and each once. None
+/// of them is a row without a label.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LabelSets {
     /// `[rows]` of the bank.
@@ -120,8 +121,8 @@ impl Relevance<'_> {
                 queries.iter().map(|&query| classes[query].map_or(0, |class| rows[class.index()])).collect()
             }
             Self::Shared(sets) => {
-                // Rows of equal labels are counted together, and queries of equal labels once: the work is linear in rows and
-                // queries, but for pairs of different sets that share a label.
+                // Rows of equal labels are counted together, and queries of equal labels once: the work is
+                // linear in rows and queries, but for pairs of different sets that share a label.
                 let mut rows = HashMap::<&[u32], usize>::new();
                 sets.bank.iter().for_each(|labels| *rows.entry(labels).or_default() += 1);
                 let rows: Vec<(&[u32], usize)> = rows.into_iter().collect();
@@ -279,7 +280,8 @@ mod tests {
 
         #[test]
         fn measures_are_those_of_plain_loops(
-            seed in 0_u64..1000, rows in 30_usize..160, classes in 1_usize..12, k in 1_usize..25, own: bool, excluded: bool,
+            seed in 0_u64..1000, rows in 30_usize..160, classes in 1_usize..12, k in 1_usize..25,
+            own: bool, excluded: bool,
         ) {
             let (mut bank, mut queries) = (table(seed, rows, 6, classes), table(seed + 1, 25, 6, classes));
             // Some rows and queries have no label, and one class is in the queries alone.

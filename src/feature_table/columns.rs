@@ -11,8 +11,8 @@ use super::schema::Kind;
 use crate::ids::{ClassId, InstanceId};
 
 /// The names of columns in a table that another program wrote. What is not given has the name of the format
-/// (`instance_id`, `feature`, `label`), or is the one column that can be meant by its type and name. Ids and labels may be
-/// left out by an empty name.
+/// (`instance_id`, `feature`, `label`), or is the one column that can be meant by its type and name. Ids and
+/// labels may be left out by an empty name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ColumnNames {
     /// The column of the ids: integers or text, each once.
@@ -562,8 +562,8 @@ pub(super) fn step_of(step: Option<i64>) -> Option<u64> {
     step.and_then(|step| u64::try_from(step).ok())
 }
 
-/// Checks that no id occurs twice, and that the ids of a bank ascend. `place` gives the file that has a row, and the row
-/// within it.
+/// Checks that no id occurs twice, and that the ids of a bank ascend. `place` gives the file that has a row,
+/// and the row within it.
 pub(super) fn check_ids(
     kind: Kind,
     ids: &[InstanceId],

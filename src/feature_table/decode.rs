@@ -166,7 +166,8 @@ impl Contents {
     }
 }
 
-/// A block's message and body, once its offsets and lengths are known to be within them, and whether it is a dictionary.
+/// A block's message and body, once its offsets and lengths are known to be within them, and whether it is a
+/// dictionary.
 fn checked_block(bytes: &Buffer, block: &Block) -> Result<(Buffer, bool), ArrowError> {
     let size =
         |value: i64| usize::try_from(value).map_err(|_| wrong("a block has a negative offset or length"));

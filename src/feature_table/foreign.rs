@@ -1,7 +1,7 @@
 //! Tables of other programs: what they have beyond ids and classes that are numbers, and what was understood of them.
 //!
-//! Columns are found by type and name (`columns.rs`). Ids may be text or missing, classes may be names, and an image may have
-//! several labels.
+//! Columns are found by type and name (`columns.rs`). Ids may be text or missing, classes may be names, and
+//! an image may have several labels.
 
 use std::collections::HashSet;
 
@@ -26,7 +26,8 @@ pub struct Foreign {
     pub rows: RowNames,
     /// What its labels are.
     pub labels: ForeignLabels,
-    /// The first row that is not of unit length, with its length, where the metadata does not say which length rows have.
+    /// The first row that is not of unit length, with its length, where the metadata does not say which
+    /// length rows have.
     pub not_unit: Option<(usize, f64)>,
     /// The first row of zeros alone, likewise.
     pub zero: Option<usize>,
@@ -90,8 +91,8 @@ impl ForeignLabels {
 }
 
 impl FeatureTable {
-    /// Reads a table, with what only tables of other programs have where another program wrote it. Without `names`, such a
-    /// table has the columns of the format, with ids and classes that are numbers.
+    /// Reads a table, with what only tables of other programs have where another program wrote it. Without
+    /// `names`, such a table has the columns of the format, with ids and classes that are numbers.
     ///
     /// # Errors
     /// The first thing that is wrong, with the row or column that it is about; if several columns can be meant.
@@ -111,8 +112,8 @@ impl FeatureTable {
     }
 }
 
-/// Reads a table from the bytes of its file, which errors call `table`. Without `names`, a table of another program has the
-/// columns of the format too.
+/// Reads a table from the bytes of its file, which errors call `table`. Without `names`, a table of another
+/// program has the columns of the format too.
 pub(super) fn of_bytes(
     table: &str,
     bytes: Bytes,

@@ -5,8 +5,9 @@
 //! and it can be memory-mapped. Tables of other programs are read too (Arrow IPC file or stream, Parquet), if
 //! they hold vectors; `foreign.rs` says what these may have besides. A table is checked when it is read.
 //!
-//! Invariants of a table that was read: no id occurs twice, and the ids of a bank ascend (other tables keep the order of
-//! their file); every value is finite; rows are of unit length where the metadata says so; every label names a class.
+//! Invariants of a table that was read: no id occurs twice, and the ids of a bank ascend (other tables keep
+//! the order of their file); every value is finite; rows are of unit length where the metadata says so; every
+//! label names a class.
 
 mod columns;
 mod decode;

@@ -39,8 +39,8 @@ pub trait Table: Debug + Sync {
     /// All rows in order, in ranges of at most `longest` that can each be read in one go.
     fn ranges(&self, longest: usize) -> Vec<Range<usize>>;
 
-    /// Reads of each of these rows the training step that last wrote it, in a bank. They are one of [`Table::ranges`], or
-    /// within it.
+    /// Reads of each of these rows the training step that last wrote it, in a bank. They are one of
+    /// [`Table::ranges`], or within it.
     ///
     /// # Errors
     /// If the store fails.
@@ -354,7 +354,8 @@ impl Vectors<'_> {
     /// The vectors of some rows, counted from the start of the table and checked as the format promises.
     ///
     /// # Errors
-    /// The first row that is not finite, or not of unit length where the table says so: by its file and its number there.
+    /// The first row that is not finite, or not of unit length where the table says so: by its file and its
+    /// number there.
     ///
     /// # Panics
     /// If a row is outside the range that was read.

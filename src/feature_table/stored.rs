@@ -1,8 +1,9 @@
 //! A feature table whose vectors stay in their file.
 //!
 //! Opening one reads the footer, ids and labels. Vectors and steps are read later, by ranges of rows, so a table of any
-//! size needs little memory. Arrow's `FileDecoder` is of no use for that: it takes whole blocks, and a block holds 64 Ki
-//! vectors. So [`find_batch`] takes the byte ranges of the columns from the block's message, which arrow parses.
+//! size needs little memory. Arrow's `FileDecoder` is of no use for that: it takes whole blocks, and a block
+//! holds 64 Ki vectors. So [`find_batch`] takes the byte ranges of the columns from the block's message,
+//! which arrow parses.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -32,14 +33,14 @@ const TAIL_BYTES: u64 = 64 << 10;
 const MESSAGE_PREFIX: usize = 8;
 /// Reads under way while a table is opened.
 const READS_AHEAD: usize = 8;
-/// Rows whose ids and labels are read together: 1 MiB, so those of all reads under way are 8 MiB, and the column that is
-/// decoded 1 MiB.
+/// Rows whose ids and labels are read together: 1 MiB, so those of all reads under way are 8 MiB, and the
+/// column that is decoded 1 MiB.
 const COLUMN_ROWS: usize = 1 << 16;
 /// The longest vector that Arrow's lists of a fixed length hold.
 const MOST_NUMBERS: usize = i32::MAX as usize;
 
-/// A table whose vectors are read by ranges of rows, as are its steps. Labels are in memory, 2 bytes a row, and ids that
-/// do not follow each other, 4 bytes a row.
+/// A table whose vectors are read by ranges of rows, as are its steps. Labels are in memory, 2 bytes a row,
+/// and ids that do not follow each other, 4 bytes a row.
 #[derive(Debug)]
 pub struct StoredTable {
     /// One after the other.
@@ -159,7 +160,8 @@ impl StoredTable {
         Self::open_with_digests(&files)
     }
 
-    /// Opens a table in several files with their digests; [`Table::verify`] compares the bytes that were read with them.
+    /// Opens a table in several files with their digests; [`Table::verify`] compares the bytes that were read
+    /// with them.
     ///
     /// # Errors
     /// As [`StoredTable::open_all`].

@@ -540,7 +540,8 @@ mod foreign {
             (changed(2, "emb", text()), "column `emb` holds Utf8, expected lists of float16"),
             (
                 changed(3, "cls", list(whole.clone(), [2; 4], None)),
-                "column `cls` holds List(Float64), expected integers, whole floats or text, or lists of integers or text",
+                "column `cls` holds List(Float64), expected integers, whole floats or text, or lists of \
+                 integers or text",
             ),
             (
                 changed(3, "cls", Arc::new(StringArray::from(vec!["a", "", "b", "b"]))),
@@ -713,8 +714,8 @@ mod foreign {
         let (_, foreign) = read_foreign(parquet(&batch(columns(4))), &ColumnNames::default());
         assert_eq!((foreign.rows, foreign.labels), (RowNames::Unnamed, ForeignLabels::None));
         let error = of_bytes("x", parquet(&batch(columns(4)[..2].to_vec())), Some(&ColumnNames::default()));
-        let expected = "x: not a feature table: no column holds lists of float16, float32 or float64, it has `text` of Utf8, \
-                        `pk` of UInt32";
+        let expected = "x: not a feature table: no column holds lists of float16, float32 or float64, it has \
+                        `text` of Utf8, `pk` of UInt32";
         assert_eq!(error.expect_err("no vectors").to_string(), expected);
         let error =
             of_bytes("x", parquet(&batch(columns(0))), Some(&ColumnNames::default())).expect_err("empty");

@@ -23,7 +23,7 @@ use crate::storage::{Location, Published, Upload};
 /// Rows of a record batch: 32 MiB of features at 128 numbers a row.
 const BATCH_ROWS: usize = 1 << 16;
 /// Bytes of a record batch's vectors where these are longer than [`Dtype::LONGEST_F32`].
-const BATCH_BYTES: usize = 16 << 20;
+const BATCH_BYTES: usize = 8 << 20;
 
 /// What rows have beside their vectors.
 #[derive(Clone, Copy, Debug)]

@@ -1,8 +1,8 @@
 //! How an image is turned before it is shown: EXIF's orientation.
 //!
-//! Cameras store the rows as the sensor gave them, and a tag for how to hold the result. EXIF is a TIFF directory; XMP, a
-//! text that some programs write instead, counts where EXIF has no tag. Where the tag is, in which order of precedence,
-//! and what each value does is as in Pillow's `ImageOps.exif_transpose`.
+//! Cameras store the rows as the sensor gave them, and a tag for how to hold the result. EXIF is a TIFF
+//! directory; XMP, a text that some programs write instead, counts where EXIF has no tag. Where the tag is,
+//! in which order of precedence, and what each value does is as in Pillow's `ImageOps.exif_transpose`.
 
 use serde::{Deserialize, Serialize};
 use strum::{EnumMessage, VariantArray};
@@ -266,7 +266,8 @@ mod tests {
 
     #[test]
     fn the_tag_is_read_in_either_byte_order_and_from_xmp() {
-        let little = b"II*\0\x08\0\0\0\x02\0\x00\x01\x03\0\x01\0\0\0\x09\0\0\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
+        let little = b"II*\0\x08\0\0\0\x02\0\x00\x01\x03\0\x01\0\0\0\x09\0\0\0\
+                       \x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
         let big = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x08\0\0\0\0\0\0";
         assert_eq!((of_tiff(little), of_tiff(big)), (Some(6), Some(8)));
         assert_eq!(of_xmp(b"<x tiff:Orientation=\"3\"/>"), Some(3));

@@ -1,14 +1,15 @@
 //! A dataset's images as files again: `<dest>/<split>/<class>/<file>`.
 //!
-//! Each file has the bytes that the ingest was given. Images that the ingest changed (smaller, baseline) come as they are
-//! stored. The same export again changes nothing.
+//! Each file has the bytes that the ingest was given. Images that the ingest changed (smaller, baseline) come
+//! as they are stored. The same export again changes nothing.
 //!
 //! Each image becomes one file, named by the path of its row. A labelled image is in the folder of its class, so
-//! that an ingest of the files gives the same labels: where its path begins with another folder, the file's name alone is
-//! kept. A name without an image's ending gets that of the image's format. Three kinds of rows get `-<instance id>`
-//! before the file's extension: all but the first of several rows with one path, a row whose path is a folder of another
-//! row, and a row with a name that is cut because file systems do not take it. Control characters, and a `#` before a
-//! number at the end, are written as `%` and two hexadecimal digits.
+//! that an ingest of the files gives the same labels: where its path begins with another folder, the file's
+//! name alone is kept. A name without an image's ending gets that of the image's format. Three kinds of rows
+//! get `-<instance id>` before the file's extension: all but the first of several rows with one path, a row
+//! whose path is a folder of another row, and a row with a name that is cut because file systems do not take
+//! it. Control characters, and a `#` before a number at the end, are written as `%` and two hexadecimal
+//! digits.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -264,8 +265,8 @@ fn cut(text: &str, bytes: usize) -> &str {
     &text[..ends.take_while(|&end| end <= bytes).last().unwrap_or(0)]
 }
 
-/// The path below the split's folder, without what file names do not take; `None` where it leads out of the folder, also
-/// where `\\` separates names, or nowhere.
+/// The path below the split's folder, without what file names do not take; `None` where it leads out of the
+/// folder, also where `\\` separates names, or nowhere.
 fn safe_path(path: &str) -> Option<String> {
     let parts: Vec<&str> = path.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
     let leads_up = parts.iter().any(|part| part.split('\\').any(|part| part == ".."));

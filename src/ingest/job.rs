@@ -125,8 +125,8 @@ pub fn source_plan(options: &IngestOptions) -> Result<SourcePlan, IngestError> {
     Ok(source.plan)
 }
 
-/// What an ingest would do; nothing is written but temporary copies of Parquet's images, where the destination has their
-/// split: only a copy shows whether it holds them.
+/// What an ingest would do; nothing is written but temporary copies of Parquet's images, where the
+/// destination has their split: only a copy shows whether it holds them.
 ///
 /// # Errors
 /// As [`ingest`] before its first write.
@@ -222,7 +222,8 @@ fn prepare<'a>(
         let unfinished = unfinished(&options.dest, plan.digest(), source.stamps.digest())?;
         if !matches!(unfinished, Unfinished::Same | Unfinished::ChangedSource) {
             let reason = format!(
-                "`--verify-source`: there is nothing to verify, since {} holds no image of this source yet; ingest it first",
+                "`--verify-source`: there is nothing to verify, since {} holds no image of this source yet; \
+                 ingest it first",
                 options.dest
             );
             return Err(IngestError::Options { reason });
@@ -253,8 +254,8 @@ fn resumes(options: &IngestOptions, plan: &Plan<'_>, source: &Source) -> Result<
         (Unfinished::None, _) => {}
         (Unfinished::Same, 0) => tracing::info!("{dest}: going on with an ingest that was interrupted"),
         (Unfinished::Same, files) => tracing::info!(
-            "{dest}: going on with an ingest that was interrupted; that its source is unchanged rests on names and sizes \
-             alone, since {files} files have neither a modification time nor an ETag"
+            "{dest}: going on with an ingest that was interrupted; that its source is unchanged rests on \
+             names and sizes alone, since {files} files have neither a modification time nor an ETag"
         ),
         (Unfinished::ChangedSource, _) => tracing::warn!(
             "{dest}: the source's files changed after an ingest was interrupted (modification times or ETags differ); \
@@ -267,8 +268,8 @@ fn resumes(options: &IngestOptions, plan: &Plan<'_>, source: &Source) -> Result<
     Ok(unfinished == Unfinished::Same)
 }
 
-/// Removes what an ingest has left that was killed after it had published, where there is nothing to do. Another process
-/// that works there removes its own files, so a held lock is not an error.
+/// Removes what an ingest has left that was killed after it had published, where there is nothing to do.
+/// Another process that works there removes its own files, so a held lock is not an error.
 fn tidy_unlocked(options: &IngestOptions) -> Result<(), IngestError> {
     if !has_work(&options.dest)? {
         return Ok(());
@@ -437,8 +438,9 @@ const IMAGES_OF_BLOCK: usize = 4096;
 
 /// The comparison of a source with its dataset, image by image.
 ///
-/// An ingest recognises a source by the names, classes and sizes of its images. Here every image is read, validated and,
-/// if the options say so, rewritten as in the ingest. The result must have the digest of the index.
+/// An ingest recognises a source by the names, classes and sizes of its images. Here every image is read,
+/// validated and, if the options say so, rewritten as in the ingest. The result must have the digest of the
+/// index.
 struct VerifyJob<'a> {
     options: &'a IngestOptions,
     source: &'a Source,

@@ -2,7 +2,8 @@
 //!
 //! [`ingest`] lists the source, checks every image once, gives the accepted ones their ids, writes shards and
 //! last the manifest. The result depends on the source and the options alone, not on threads, time, location
-//! or restarts; the report in the manifest also has a digest of the source's modification times. [`synth()`] draws an image set for trying things out.
+//! or restarts; the report in the manifest also has a digest of the source's modification times. [`synth()`]
+//! draws an image set for trying things out.
 //!
 //! Invariant: until the manifest is published there is no dataset, and nothing that a published manifest
 //! names is ever overwritten.
@@ -179,8 +180,9 @@ impl IngestOptions {
     pub const SHARD_SIZE: ByteSize = ByteSize(128 << 20);
 }
 
-/// Calls `work` with each number below `count` on up to `threads` threads, which take the numbers in turn; the results are
-/// in their order. Unlike a task of a pool, the work on one number never begins while its thread waits within another.
+/// Calls `work` with each number below `count` on up to `threads` threads, which take the numbers in turn;
+/// the results are in their order. Unlike a task of a pool, the work on one number never begins while its
+/// thread waits within another.
 ///
 /// # Errors
 /// The error that a loop would end with; after it no further number is taken.
@@ -407,8 +409,8 @@ impl HeldBy {
                  --verify-source reads and compares each"
             }
             Self::OtherTimes => {
-                "by the names, classes and sizes of its images, but modification times or ETags of the source are not those \
-                 of the ingest; --verify-source reads and compares each"
+                "by the names, classes and sizes of its images, but modification times or ETags of the \
+                 source are not those of the ingest; --verify-source reads and compares each"
             }
             Self::NamesAndSizes => {
                 "by the names, classes and sizes of its images alone; --verify-source reads and compares each"
@@ -494,17 +496,20 @@ impl IngestReport {
         let DuplicateCounts { identical_groups, visual_groups, images, leaks } = self.duplicates;
         if images > 0 {
             lines.push(format!(
-                "near-duplicates: {images} images in {identical_groups} identical and {visual_groups} similar groups (duplicates.parquet)"
+                "near-duplicates: {images} images in {identical_groups} identical and {visual_groups} \
+                 similar groups (duplicates.parquet)"
             ));
         }
         if leaks > 0 {
             lines.push(format!(
-                "leaks: {leaks} training images have a near-duplicate in another split, which raises a kNN score (--drop-leaks leaves them out)"
+                "leaks: {leaks} training images have a near-duplicate in another split, which raises a kNN \
+                 score (--drop-leaks leaves them out)"
             ));
         }
         if let Some(VerifiedSource { images, rewritten, rejected }) = self.verified_source {
             lines.push(format!(
-                "verified: {images} images of the source are those of the dataset ({rewritten} rewritten, {rejected} rejected again)"
+                "verified: {images} images of the source are those of the dataset ({rewritten} rewritten, \
+                 {rejected} rejected again)"
             ));
         }
         lines

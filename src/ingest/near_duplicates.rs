@@ -46,8 +46,8 @@ const _: () = assert!((MOST_DIFFERING_BITS as usize) < 2 * BANDS);
 /// The rows of every split, in the order of their ids.
 pub(super) type Index = BTreeMap<String, Vec<IndexRow>>;
 
-/// Groups all images of a dataset, and publishes `duplicates.parquet`. What the `existing` dataset knows of its images is
-/// not compared again; without `near`, only equal bytes make a group.
+/// Groups all images of a dataset, and publishes `duplicates.parquet`. What the `existing` dataset knows of
+/// its images is not compared again; without `near`, only equal bytes make a group.
 ///
 /// # Errors
 /// If the store fails.
@@ -108,8 +108,8 @@ struct SplitRow<'a> {
     row: &'a IndexRow,
 }
 
-/// Pairs of images of one group, which join the groups of the images that are not new; `None` where that is not known for
-/// sure.
+/// Pairs of images of one group, which join the groups of the images that are not new; `None` where that is
+/// not known for sure.
 fn known_links(
     dest: &Location,
     existing: &Manifest,

@@ -109,7 +109,8 @@ impl Checked<'_> {
                 "after those before, in the order of a sorted ImageFolder of the appended images".into()
             }
             (Some(index), _) => format!(
-                "in the order of a sorted ImageFolder without the rejected images, of which the first is its number {index}"
+                "in the order of a sorted ImageFolder without the rejected images, of which the first is its \
+                 number {index}"
             ),
         }
     }
@@ -376,8 +377,8 @@ impl PartJob<'_> {
         Ok(())
     }
 
-    /// Forgets the shards that the work has recorded, if they were written when other images were accepted: validations may
-    /// change with `--memory-limit` between a kill and its resume.
+    /// Forgets the shards that the work has recorded, if they were written when other images were accepted:
+    /// validations may change with `--memory-limit` between a kill and its resume.
     ///
     /// # Errors
     /// If the store fails.

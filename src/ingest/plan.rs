@@ -175,8 +175,8 @@ fn find_part(
         let splits = existing.iter().flat_map(|manifest| manifest.splits.keys());
         if let Some(name) = splits.filter(|_| !names_splits).find(same) {
             return Err(format!(
-                "its split `{name}` and the source's `{split}` mean the same, but are two names: `--splits NAME=GLOB`, once \
-                 for each split, names those of the source"
+                "its split `{name}` and the source's `{split}` mean the same, but are two names: `--splits \
+                 NAME=GLOB`, once for each split, names those of the source"
             ));
         }
         if options.append {
@@ -193,13 +193,15 @@ fn find_part(
     }
     if let Some(differences) = differences {
         return Err(format!(
-            "its split `{split}` was made from these images with other options: {}; give the same ones or another destination",
+            "its split `{split}` was made from these images with other options: {}; give the same ones or \
+             another destination",
             differences.join(", ")
         ));
     }
     if !options.append {
         return Err(format!(
-            "its split `{split}` was made from other images, or with other splits or classes (`--hold-out`, `--splits`, `--unlabelled`, …); another --dest keeps both, --append adds these"
+            "its split `{split}` was made from other images, or with other splits or classes (`--hold-out`, \
+             `--splits`, `--unlabelled`, …); another --dest keeps both, --append adds these"
         ));
     }
     let applies = held.applies_exif_orientation();
@@ -269,13 +271,14 @@ fn other_kind_of_classes(of_dataset: &[String], of_source: &[String]) -> Option<
         None
     } else if are_names(of_dataset) && are_numbers(of_source) {
         Some(format!(
-            "its classes are names ({dataset}), and the labels of these images are numbers ({source}): `--classes FILE` \
-             names the numbers, a line for each"
+            "its classes are names ({dataset}), and the labels of these images are numbers ({source}): \
+             `--classes FILE` names the numbers, a line for each"
         ))
     } else if are_numbers(of_dataset) && are_names(of_source) {
         Some(format!(
-            "its classes are numbers ({dataset}), and the labels of these images are names ({source}): ingest the dataset's \
-             images into another destination with `--classes FILE`, which names the numbers, then append"
+            "its classes are numbers ({dataset}), and the labels of these images are names ({source}): \
+             ingest the dataset's images into another destination with `--classes FILE`, which names the \
+             numbers, then append"
         ))
     } else {
         None

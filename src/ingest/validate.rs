@@ -96,7 +96,9 @@ pub(super) fn validate(
     let chunk = |(number, (entries, known)): (usize, Images<'_>)| -> Result<Vec<Validation>, IngestError> {
         let saved: Option<Vec<Validation>> = work.load(&format!("checked-{number:05}"))?;
         // The memory limit may be another one now.
-        let holds = |validation: &Validation| !matches!(validation, Err(rejection) if rejection.kind == OVER_MEMORY_LIMIT);
+        let holds = |validation: &Validation| {
+            validation.as_ref().err().is_none_or(|why| why.kind != OVER_MEMORY_LIMIT)
+        };
         let saved =
             saved.filter(|validations| validations.len() == entries.len() && validations.iter().all(holds));
         if let Some(validations) = saved {
@@ -179,8 +181,8 @@ pub(super) fn validate_all(
     Ok(validations)
 }
 
-/// Checks an image, and says what goes into a shard: its bytes, or others where that is asked for. Entry points are those
-/// of the source's bytes, where they are decoded and stay as they are.
+/// Checks an image, and says what goes into a shard: its bytes, or others where that is asked for. Entry
+/// points are those of the source's bytes, where they are decoded and stay as they are.
 ///
 /// # Errors
 /// If it is not an image, or a bad or too large one.

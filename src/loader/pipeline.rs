@@ -283,8 +283,8 @@ pub fn evaluation_batches(
     Loader::spawn(source, View::Evaluation(transform), Passes::Stored, options)
 }
 
-/// Every image of a source exactly once under the evaluation transform, in the order of these options' first epoch. Each
-/// rank reads its own region. The last batch may be short.
+/// Every image of a source exactly once under the evaluation transform, in the order of these options' first
+/// epoch. Each rank reads its own region. The last batch may be short.
 ///
 /// # Errors
 /// If threads cannot be started, or the memory does not suffice.

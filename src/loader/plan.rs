@@ -300,8 +300,8 @@ impl GlobalBatch {
     }
 
     /// Assigns a batch to ranks. Of each micro-batch a rank gets a run of the images in their order in the shards, by
-    /// `slots`: so in every step and epoch it reads and caches about the same region of the split. What all ranks have of
-    /// a micro-batch does not depend on their number.
+    /// `slots`: so in every step and epoch it reads and caches about the same region of the split. What all
+    /// ranks have of a micro-batch does not depend on their number.
     pub(super) fn assign(bank_rows: Vec<BankRow>, ranks: usize, micro_batches: usize, slots: &[u32]) -> Self {
         let micro_batches = micro_batch_ranges(bank_rows.len(), micro_batches);
         let mut shares = vec![Vec::new(); ranks];

@@ -1,8 +1,8 @@
 //! Where encoded images come from.
 //!
-//! A [`Subset`] has some of the rows of a source: a run of them, or a share of the labels, the same number of each class.
-//! Which rows a share has is a function of (fraction, seed, ids, labels): the same on every machine and for every
-//! order of the rows. With one seed, a smaller subset is part of each larger one.
+//! A [`Subset`] has some of the rows of a source: a run of them, or a share of the labels, the same number of
+//! each class. Which rows a share has is a function of (fraction, seed, ids, labels): the same on every
+//! machine and for every order of the rows. With one seed, a smaller subset is part of each larger one.
 
 mod split_rows;
 pub(super) mod stored;

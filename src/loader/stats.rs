@@ -188,8 +188,8 @@ impl LoaderStats {
              read     busy {:.2} s, idle {:.2} s over {readers} threads; {} reads, {:.1} MB, {} again\n\
              cache    {} hits, {} misses, {:.1} MB\n\
              gather   waited {:.2} s for rows\n\
-             make     busy {:.2} s over {} threads, waited {:.2} s for rows and {:.2} s for room; {} images, {} corrupt\n\
-             consumer waited {:.2} s of {:.2} s for {} batches; {:.1} were ready on average",
+             make     busy {:.2} s over {} threads, waited {:.2} s for rows and {:.2} s for room; {} images, \
+             {} corrupt\nconsumer waited {:.2} s of {:.2} s for {} batches; {:.1} were ready on average",
             self.plan_wait,
             self.peak_bytes as f64 / 1e6,
             self.read_busy,

@@ -172,7 +172,8 @@ impl Encoder {
     /// The unit features of a batch; with `train`, batch statistics are used and running ones updated.
     ///
     /// # Shape
-    /// `[batch, 3, height, width]` pixels of 0 to 255, of any type and on any device -> `[batch, dim]` f32, attached to the graph
+    /// `[batch, 3, height, width]` pixels of 0 to 255, of any type and on any device -> `[batch, dim]` f32,
+    /// attached to the graph
     pub fn forward(&self, pixels: &Tensor, train: bool) -> Tensor {
         unit_rows(&self.projected(pixels, train))
     }

@@ -1,4 +1,5 @@
-//! Either kind of network behind one face, how each architecture is put together, and the layers whose output is a feature.
+//! Either kind of network behind one face, how each architecture is put together, and the layers whose output
+//! is a feature.
 
 use std::fmt;
 use std::str::FromStr;

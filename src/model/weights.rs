@@ -14,7 +14,8 @@ pub enum WeightsError {
     /// The bytes are what PyTorch's `torch.save` writes.
     #[error(
         "a PyTorch pickle, not safetensors; convert it: `python -c 'import sys, torch, safetensors.torch as s; \
-         s.save_file(torch.load(sys.argv[1], map_location=\"cpu\", weights_only=True), sys.argv[2])' IN.pth OUT.safetensors`, or for a checkpoint of lemniscate jobs/tools/lemniscate_to_checkpoint.py"
+         s.save_file(torch.load(sys.argv[1], map_location=\"cpu\", weights_only=True), sys.argv[2])' IN.pth \
+         OUT.safetensors`, or for a checkpoint of lemniscate jobs/tools/lemniscate_to_checkpoint.py"
     )]
     Pickle,
     /// A tensor that is needed is not there.

@@ -11,8 +11,9 @@
 //!
 //! There is one code path: tiles of candidate rows go into the sums of a [`Partial`], partials over disjoint
 //! parts of the bank merge, in one process or over several, and the partial of all rows gives loss and gradient in
-//! closed form. Neither `[batch, instances]` logits nor `[batch, K, dim]` rows are ever held, and no autograd graph passes through.
-//! Evaluating changes nothing: Z is named state, set by [`Objective::prepare`] and moved by [`Objective::follow`].
+//! closed form. Neither `[batch, instances]` logits nor `[batch, K, dim]` rows are ever held, and no autograd
+//! graph passes through. Evaluating changes nothing: Z is named state, set by [`Objective::prepare`] and
+//! moved by [`Objective::follow`].
 //!
 //! # Source
 //! Paper, equations 2-10; reference `LinearAverage.py`, `NCEAverage.py`, `NCECriterion.py`, whose `eps` of

@@ -47,9 +47,10 @@ pub(super) fn spread(input: &PageInput<'_>) -> Option<Section> {
     let whole =
         dim.map_or_else(|| "the length of the embedding".to_owned(), |dim| format!("{dim}, all of them"));
     let mut html = format!(
-        "<p class=\"about\">How the rows of the run's bank are spread after each epoch. The effective rank counts the directions \
-         that they use, from 1 to {whole}. It may fall for some epochs and should then grow; a run that stays near 1 has \
-         collapsed. Uniformity is 0 where all rows are one point, and falls as they spread{}.</p>\n<div class=\"multiples\">\n",
+        "<p class=\"about\">How the rows of the run's bank are spread after each epoch. The effective rank \
+         counts the directions that they use, from 1 to {whole}. It may fall for some epochs and should then \
+         grow; a run that stays near 1 has collapsed. Uniformity is 0 where all rows are one point, and \
+         falls as they spread{}.</p>\n<div class=\"multiples\">\n",
         if dim.is_some() { "; the broken line is that of random rows" } else { "" }
     );
     let points = |of: fn(&BankSpread) -> f64| -> Vec<(u64, f64)> {
@@ -123,7 +124,8 @@ pub(super) fn ages(bank: &dyn Table) -> Result<Option<Section>, TableError> {
     let mut html = String::new();
     add!(
         html,
-        "<p class=\"about\">Steps since a row was written, at step {}: {:.0} in the mean, {} in the middle, {} at most{}</p>\n",
+        "<p class=\"about\">Steps since a row was written, at step {}: {:.0} in the mean, {} in the middle, \
+         {} at most{}</p>\n",
         grouped(meta.step),
         mean,
         grouped(middle),

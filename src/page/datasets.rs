@@ -1,5 +1,5 @@
-//! The top-1 of a run on each dataset that it was evaluated on, side by side: from its reports, and from what its monitors
-//! of other datasets measured while it trained.
+//! The top-1 of a run on each dataset that it was evaluated on, side by side: from its reports, and from what
+//! its monitors of other datasets measured while it trained.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -31,7 +31,8 @@ pub struct DatasetTrend {
 }
 
 impl DatasetTrend {
-    /// Of reports of one dataset and split, those that compare with `own`, or else the most that compare with one another.
+    /// Of reports of one dataset and split, those that compare with `own`, or else the most that compare with
+    /// one another.
     pub(super) fn of_reports(reports: &[&HistoryPoint], own: &HistoryPoint) -> Option<Self> {
         let group = |of: &HistoryPoint| -> Vec<&HistoryPoint> {
             reports.iter().copied().filter(|point| point.compares_with(of)).collect()
@@ -124,8 +125,9 @@ pub(super) fn section(input: &PageInput<'_>) -> Option<Section> {
     let highest = all().map(|(_, share)| *share).fold(0.0, f64::max);
     let highest = ((highest / SCALE).ceil() * SCALE).clamp(SCALE, 1.0);
     let mut html = String::from(
-        "<p class=\"about\">Top-1 on each dataset and of each monitor over training steps, all with the same axes. Scores of different datasets, \
-         features or k cannot be compared, their trends can. The broken line is chance: always the most frequent class.</p>\n<div class=\"multiples\">\n",
+        "<p class=\"about\">Top-1 on each dataset and of each monitor over training steps, all with the same \
+         axes. Scores of different datasets, features or k cannot be compared, their trends can. The broken \
+         line is chance: always the most frequent class.</p>\n<div class=\"multiples\">\n",
     );
     for DatasetTrend { name, about, points, chance } in trends {
         let Some((step, _)) = points.last() else { continue };
@@ -151,8 +153,9 @@ pub(super) fn section(input: &PageInput<'_>) -> Option<Section> {
 /// A line for each step with a score, a column for each dataset.
 fn table(html: &mut String, trends: &[DatasetTrend]) {
     html.push_str(
-        "<details><summary>One line per step</summary>\n<div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"Scores \
-         on the datasets\">\n<table>\n<thead><tr><th scope=\"col\">step</th>",
+        "<details><summary>One line per step</summary>\n\
+         <div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"Scores on the datasets\">\n\
+         <table>\n<thead><tr><th scope=\"col\">step</th>",
     );
     for trend in trends {
         add!(

@@ -161,7 +161,10 @@ pub(super) fn section(input: &PageInput<'_>, images: &PageImages) -> Option<Sect
     html.push_str("The most similar first, with their cosine.");
     let all = input.queries.len();
     if input.report().has_scores() {
-        html.push_str("</p>\n<div class=\"bar-head\"><div class=\"segments\" role=\"group\" aria-label=\"Which queries\" id=\"kinds\">");
+        html.push_str(
+            "</p>\n<div class=\"bar-head\"><div class=\"segments\" role=\"group\" \
+             aria-label=\"Which queries\" id=\"kinds\">",
+        );
         let kinds = ExampleKind::ALL.map(|kind| (kind.name(), kind.caption()));
         for (kind, name) in std::iter::once(("", "all")).chain(kinds) {
             let pressed = kind.is_empty();
@@ -243,7 +246,8 @@ fn article(html: &mut String, input: &PageInput<'_>, images: &PageImages, exampl
     add!(
         html,
         "<article data-class=\"{0}\" data-kind=\"{1}\">\n<figure class=\"query\" title=\"{3}\">{2}</figure>\n\
-         <div class=\"found\">\n<p class=\"verdict\"><b>{4}</b> {5}<span>{verdict}</span></p>\n<div class=\"neighbours\">\n",
+         <div class=\"found\">\n<p class=\"verdict\"><b>{4}</b> {5}<span>{verdict}</span></p>\n\
+         <div class=\"neighbours\">\n",
         escape(own),
         example.kind.name(),
         image(&images.queries, QUERY, query, own),
@@ -265,7 +269,8 @@ fn article(html: &mut String, input: &PageInput<'_>, images: &PageImages, exampl
         let caption = if example.winner.is_none() { caption_with_file } else { caption };
         add!(
             html,
-            "<figure class=\"{verdict}\" title=\"{0}, {3}, cosine {similarity:.3}\">{1}<figcaption>{2} <span>{similarity:.2}</span></figcaption></figure>\n",
+            "<figure class=\"{verdict}\" title=\"{0}, {3}, cosine {similarity:.3}\">{1}<figcaption>{2} \
+             <span>{similarity:.2}</span></figcaption></figure>\n",
             escape(class),
             image(&images.bank, ROW, id, class),
             breakable(&caption(input, &images.bank, label, id)),

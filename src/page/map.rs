@@ -168,7 +168,10 @@ pub(super) fn section(input: &PageInput<'_>, images: &PageImages) -> Option<Sect
             "."
         }
     );
-    html.push_str("<div class=\"bar-head\"><div class=\"segments\" role=\"group\" aria-label=\"Projection\" id=\"projections\">");
+    html.push_str(
+        "<div class=\"bar-head\"><div class=\"segments\" role=\"group\" aria-label=\"Projection\" \
+         id=\"projections\">",
+    );
     if map.tsne.is_some() {
         html.push_str("<button type=\"button\" data-map=\"tsne\" aria-pressed=\"true\">t-SNE</button>");
     }
@@ -178,9 +181,21 @@ pub(super) fn section(input: &PageInput<'_>, images: &PageImages) -> Option<Sect
         map.tsne.is_none()
     );
     if images.sprite.is_some() {
-        html.push_str("<div class=\"segments\" role=\"group\" aria-label=\"Drawn as\" id=\"marks\"><button type=\"button\" data-mark=\"points\" aria-pressed=\"true\">points</button><button type=\"button\" data-mark=\"images\" aria-pressed=\"false\">images</button></div>");
+        html.push_str(
+            "<div class=\"segments\" role=\"group\" aria-label=\"Drawn as\" id=\"marks\">\
+             <button type=\"button\" data-mark=\"points\" aria-pressed=\"true\">points</button>\
+             <button type=\"button\" data-mark=\"images\" aria-pressed=\"false\">images</button>\
+             </div>",
+        );
     }
-    html.push_str("<span id=\"map-readout\" role=\"status\">Point at the map, or go through it with the arrow keys.</span></div>\n<div class=\"plane\"><canvas id=\"map-canvas\" tabindex=\"0\" role=\"img\" aria-label=\"Map of the queries; the left and right arrow keys go from point to point\"></canvas><div id=\"map-card\" hidden><canvas width=\"96\" height=\"96\"></canvas><b></b><span></span></div></div>\n<ul id=\"map-legend\" class=\"swatches\"></ul>\n");
+    html.push_str(
+        "<span id=\"map-readout\" role=\"status\">Point at the map, or go through it with the \
+         arrow keys.</span></div>\n<div class=\"plane\">\
+         <canvas id=\"map-canvas\" tabindex=\"0\" role=\"img\" aria-label=\"Map of the queries; \
+         the left and right arrow keys go from point to point\"></canvas>\
+         <div id=\"map-card\" hidden><canvas width=\"96\" height=\"96\"></canvas><b></b><span>\
+         </span></div></div>\n<ul id=\"map-legend\" class=\"swatches\"></ul>\n",
+    );
     if let Some(sprite) = &images.sprite {
         add!(
             html,

@@ -72,8 +72,8 @@ pub(super) fn headline(out: &mut String, input: &PageInput<'_>) {
         add!(
             out,
             "<div><dt>{name} <span>{votes}</span></dt><dd>{}</dd>\
-             <dd class=\"gauge\" style=\"--share:{value:.4};--low:{:.4};--high:{:.4};--chance:{:.4}\" aria-hidden=\"true\"></dd>\
-             <dd class=\"note\">{} (95 %)</dd></div>\n",
+             <dd class=\"gauge\" style=\"--share:{value:.4};--low:{:.4};--high:{:.4};--chance:{:.4}\" \
+             aria-hidden=\"true\"></dd><dd class=\"note\">{} (95 %)</dd></div>\n",
             percent(value),
             range[0],
             range[1],
@@ -85,8 +85,8 @@ pub(super) fn headline(out: &mut String, input: &PageInput<'_>) {
     add!(
         out,
         "<div><dt>chance <span>always the most frequent class</span></dt><dd>{}</dd>\
-         <dd class=\"gauge\" style=\"--share:{1:.4};--low:{1:.4};--high:{1:.4};--chance:{1:.4}\" aria-hidden=\"true\"></dd>\
-         <dd class=\"note\">{2}</dd></div>\n",
+         <dd class=\"gauge\" style=\"--share:{1:.4};--low:{1:.4};--high:{1:.4};--chance:{1:.4}\" \
+         aria-hidden=\"true\"></dd><dd class=\"note\">{2}</dd></div>\n",
         percent(share),
         share,
         if report.top1 >= share {
@@ -126,8 +126,8 @@ fn heat(html: &mut String, report: &KnnReport, name: &str) {
     let least = report.grid.iter().map(|cell| cell.top1).fold(1.0, f64::min);
     add!(
         html,
-        "<div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"Scores of {0}\">\n<table class=\"heat\">\n<caption>{0}</caption>\n\
-         <thead><tr><th scope=\"col\">K \\ τ</th>",
+        "<div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"Scores of {0}\">\n\
+         <table class=\"heat\">\n<caption>{0}</caption>\n<thead><tr><th scope=\"col\">K \\ τ</th>",
         escape(name)
     );
     for temperature in &temperatures {
@@ -163,8 +163,9 @@ pub(super) fn retrieval(reports: &KnnReports) -> Option<Section> {
     // Where banks differ in size, so may k: the row with most has all columns.
     let (_, most) = measured.iter().max_by_key(|(_, retrieval)| retrieval.k)?;
     let mut html = String::from(
-        "<p class=\"about\">Recall@k is the share of queries with a row of their class among their k nearest. mAP@K is the mean \
-         average precision of the K nearest. mAP@R ranks as many rows as a query's class has.",
+        "<p class=\"about\">Recall@k is the share of queries with a row of their class among their k \
+         nearest. mAP@K is the mean average precision of the K nearest. mAP@R ranks as many rows as a \
+         query's class has.",
     );
     if most.without_relevant > 0 {
         let [without, all] = [most.without_relevant, most.queries].map(|count| grouped(count as u64));
@@ -208,13 +209,19 @@ pub(super) fn classes(report: &KnnReport) -> Option<Section> {
     }
     scored.sort_by(|a, b| b.top1.total_cmp(&a.top1).then(a.class.cmp(&b.class)));
     let mut html = String::from(
-        "<div class=\"columns\">\n<div>\n<div class=\"bar-head\"><h3>Top-1 of each class</h3>\n<div class=\"segments\" role=\"group\" aria-label=\"Order of the classes\" id=\"class-order\"><button type=\"button\" data-order=\"best\" aria-pressed=\"true\">best</button><button type=\"button\" data-order=\"worst\" aria-pressed=\"false\">worst</button><button type=\"button\" data-order=\"name\" aria-pressed=\"false\">A to Z</button></div></div>\n<ul class=\"bars tall\" id=\"classes-list\" tabindex=\"0\" aria-label=\"Top-1 of each class\">\n",
+        "<div class=\"columns\">\n<div>\n<div class=\"bar-head\"><h3>Top-1 of each class</h3>\n\
+         <div class=\"segments\" role=\"group\" aria-label=\"Order of the classes\" id=\"class-order\">\
+         <button type=\"button\" data-order=\"best\" aria-pressed=\"true\">best</button>\
+         <button type=\"button\" data-order=\"worst\" aria-pressed=\"false\">worst</button>\
+         <button type=\"button\" data-order=\"name\" aria-pressed=\"false\">A to Z</button></div></div>\n\
+         <ul class=\"bars tall\" id=\"classes-list\" tabindex=\"0\" aria-label=\"Top-1 of each class\">\n",
     );
     for class in scored {
         add!(
             html,
-            "<li data-class=\"{0}\" data-top1=\"{1:.6}\"><button type=\"button\" class=\"name\" title=\"Show only {0}\">{5}</button>\
-             <span class=\"bar\" style=\"--share:{1:.4}\"></span><span class=\"value\" title=\"{2} queries, top-5 {3}\">{4}</span></li>\n",
+            "<li data-class=\"{0}\" data-top1=\"{1:.6}\"><button type=\"button\" class=\"name\" title=\"Show \
+             only {0}\">{5}</button><span class=\"bar\" style=\"--share:{1:.4}\"></span>\
+             <span class=\"value\" title=\"{2} queries, top-5 {3}\">{4}</span></li>\n",
             escape(&class.class),
             class.top1,
             class.queries,
@@ -247,7 +254,8 @@ fn pairs(html: &mut String, pairs: &[Confusion], most: f64) {
     for pair in pairs {
         add!(
             html,
-            "<li data-class=\"{0}\"><span class=\"name\"><b>{5}</b> voted <b>{1}</b></span><span class=\"bar wrong\" style=\"--share:{2:.4}\"></span>\
+            "<li data-class=\"{0}\"><span class=\"name\"><b>{5}</b> voted <b>{1}</b></span>\
+             <span class=\"bar wrong\" style=\"--share:{2:.4}\"></span>\
              <span class=\"value\" title=\"{3} queries\">{4}</span></li>\n",
             escape(&pair.class),
             breakable(&pair.voted),

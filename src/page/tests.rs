@@ -183,7 +183,9 @@ fn a_run_has_a_trend_for_each_dataset_that_it_was_evaluated_on() {
     publish("on-bb/features/knn-val-step-00000040", Some("no"), of(40, 0.9, "projection"));
     let line = |step: u64, share: f64| {
         format!(
-            "{{\"step\": {step}, \"cars_test/knn1_top1\": 0.9, \"cars_test/knn12_top1\": {share}, \"cars_test/knn_chance\": 0.1, \"knn1_top1\": 0.9, \"knn20_top1\": 0.7, \"knn_sample_top1\": 0.6, \"knn_chance\": 0.2}}\n"
+            "{{\"step\": {step}, \"cars_test/knn1_top1\": 0.9, \"cars_test/knn12_top1\": {share}, \
+             \"cars_test/knn_chance\": 0.1, \"knn1_top1\": 0.9, \"knn20_top1\": 0.7, \"knn_sample_top1\": \
+             0.6, \"knn_chance\": 0.2}}\n"
         )
     };
     let metrics = line(0, 0.2) + &line(10, 0.25) + "{torn";
@@ -223,9 +225,10 @@ fn a_run_has_a_trend_for_each_dataset_that_it_was_evaluated_on() {
     for name in ["own, val", "birds&lt;, val", "dataset 0123456789ab, val", "cars_test"] {
         assert!(html.contains(&format!("<h3>{name}</h3>")), "{name}");
     }
-    assert!(
-        html.contains("<tr><th scope=\"row\">20</th><td>30.0 %</td><td>40.0 %</td><td>–</td><td>–</td><td>–</td><td>–</td></tr>")
-    );
+    assert!(html.contains(
+        "<tr><th scope=\"row\">20</th><td>30.0 %</td><td>40.0 %</td><td>–</td><td>–</td>\
+         <td>–</td><td>–</td></tr>"
+    ));
     // The page of another dataset has that one first, and its own checkpoints.
     let other = history(&run, &of(60, 0.55, "projection"), "birds<", Some("on-aa")).expect("read");
     assert_eq!(other.points.iter().map(|point| point.step).collect::<Vec<_>>(), [20, 40, 60]);
@@ -246,7 +249,8 @@ fn the_page_of_a_run_says_how_its_bank_spread_and_what_is_good() {
     let (report, neighbours) = evaluate_with_neighbours(&bank, &queries, &options(5)).expect("scored");
     let line = |step: u64, rank: f64, uniformity: f64| {
         format!(
-            "{{\"scope\": \"epoch\", \"step\": {step}, \"bank\": {{\"effective_rank\": {rank}, \"uniformity\": {uniformity}}}}}\n"
+            "{{\"scope\": \"epoch\", \"step\": {step}, \"bank\": {{\"effective_rank\": {rank}, \
+             \"uniformity\": {uniformity}}}}}\n"
         )
     };
     let publish = |name: &str, text: String| {
@@ -315,7 +319,8 @@ fn scores_of_another_monitor_split_are_a_trend_of_their_own() {
         let split =
             if split.is_empty() { String::new() } else { format!("\"monitor_split\": \"{split}\", ") };
         format!(
-            "{{\"step\": {step}, {split}\"knn1_top1\": {share}, \"knn_chance\": 0.1, \"cars_test/knn1_top1\": {share}}}\n"
+            "{{\"step\": {step}, {split}\"knn1_top1\": {share}, \"knn_chance\": 0.1, \
+             \"cars_test/knn1_top1\": {share}}}\n"
         )
     };
     let shown = |text: &str| -> Vec<(String, Vec<(u64, f64)>)> {

@@ -109,7 +109,8 @@ impl SmallChart<'_> {
             points.iter().map(|&(step, number)| format!("{:.2},{:.2}", x(step), y(number))).collect();
         add!(
             html,
-            "<svg viewBox=\"0 0 100 100\" preserveAspectRatio=\"none\"><polyline class=\"top1\" points=\"{}\"/></svg>\n",
+            "<svg viewBox=\"0 0 100 100\" preserveAspectRatio=\"none\">\
+             <polyline class=\"top1\" points=\"{}\"/></svg>\n",
             line.join(" ")
         );
         for &(step, number) in *points {

@@ -21,7 +21,8 @@ const LABEL_DISTANCE: f64 = 9.0;
 /// What a run's folder has of its scores.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct History {
-    /// The scores of its checkpoints that can be compared with the page's report, by step; the report's own are among them.
+    /// The scores of its checkpoints that can be compared with the page's report, by step; the report's own
+    /// are among them.
     pub points: Vec<HistoryPoint>,
     /// Those of each dataset that it was evaluated on, the report's first.
     pub datasets: Vec<DatasetTrend>,
@@ -107,8 +108,8 @@ impl HistoryPoint {
     }
 }
 
-/// What the folder of a run has of scores beside this report, which is of the dataset of this name; `on` is the folder in
-/// `eval` of the reports of a dataset that the run was not trained on.
+/// What the folder of a run has of scores beside this report, which is of the dataset of this name; `on` is
+/// the folder in `eval` of the reports of a dataset that the run was not trained on.
 ///
 /// # Errors
 /// If the store fails. A file that is not a report is skipped.
@@ -214,9 +215,9 @@ pub(super) fn section(input: &PageInput<'_>) -> Option<Section> {
     let y = |share: f64| 100.0 * (high - share) / (high - low).max(1e-9);
 
     let mut html = String::from(
-        "<p class=\"about\">The share of queries whose class wins the vote (top-1) or is among the first five (top-5), with \
-         95 % intervals, over training steps. Higher is better; the broken line is chance.</p>\n\
-         <div class=\"chart\" aria-hidden=\"true\">\n",
+        "<p class=\"about\">The share of queries whose class wins the vote (top-1) or is among the first \
+         five (top-5), with 95 % intervals, over training steps. Higher is better; the broken line is \
+         chance.</p>\n<div class=\"chart\" aria-hidden=\"true\">\n",
     );
     let lines = ((high - low) / scale).round() as usize;
     for line in 0..=lines {
@@ -290,7 +291,13 @@ fn apart<const N: usize>(mut places: [f64; N]) -> [f64; N] {
 }
 
 fn table(html: &mut String, points: &[HistoryPoint], own: u64) {
-    html.push_str("<details open><summary>One line per checkpoint</summary>\n<div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"Scores of the checkpoints\">\n<table>\n<thead><tr><th scope=\"col\">step</th><th scope=\"col\">top-1</th><th scope=\"col\">95 %</th><th scope=\"col\">top-5</th><th scope=\"col\">95 %</th></tr></thead>\n<tbody>\n");
+    html.push_str(
+        "<details open><summary>One line per checkpoint</summary>\n\
+         <div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"Scores of the \
+         checkpoints\">\n<table>\n<thead><tr><th scope=\"col\">step</th>\
+         <th scope=\"col\">top-1</th><th scope=\"col\">95 %</th><th scope=\"col\">top-5</th>\
+         <th scope=\"col\">95 %</th></tr></thead>\n<tbody>\n",
+    );
     for point in points {
         let here = if point.step == own { " aria-current=\"true\"" } else { "" };
         add!(

@@ -24,8 +24,8 @@ use crate::units::{BankMomentum, ByteSize, Temperature};
 /// blur: f64 = 0.0, Identity, range: Range::NotNegative, value_name: "SIGMA";
 /// ```
 ///
-/// This one entry gives the field, the default, `--blur`, the key, their help, the check, the comparison with other ranks
-/// and with a resumed run, and the line of docs/options.md.
+/// This one entry gives the field, the default, `--blur`, the key, their help, the check, the comparison with
+/// other ranks and with a resumed run, and the line of docs/options.md.
 macro_rules! options {
     (
         $(#[$attribute:meta])*
@@ -138,9 +138,9 @@ options! {
             by_images: Some("encode up to 2000000 images, uniform above");
         /// Constant added to the noise's probability (`nce`); the reference has 1e-7, see docs/numerics.md.
         eps: f64 = 0.0, Identity, range: Range::NotNegative, value_name: "EPS";
-        /// Constant Z of `nce`: `ema` for a moving average of each batch's estimate; `fixed` for that of the first batch,
-        /// as in the reference, which fails on small or young banks; `delayed` for the mean over the first epoch,
-        /// constant afterwards; or a number.
+        /// Constant Z of `nce`: `ema` for a moving average of each batch's estimate; `fixed` for that of the
+        /// first batch, as in the reference, which fails on small or young banks; `delayed` for the mean over
+        /// the first epoch, constant afterwards; or a number.
         partition: PartitionChoice = PartitionChoice::Ema, Identity, formerly: Some("fixed");
         /// Weight of the old Z in the moving average, from 0 to below 1.
         partition_decay: f64 = 0.99, Identity, range: Range::BelowOne, value_name: "D";
@@ -250,15 +250,16 @@ options! {
         monitor_split: String = String::new(), Resumable, value_name: "NAME";
         /// Number of these queries; 0 for a fifth of the training images, at least 200 and at most 10,000.
         monitor_images: u64 = 0, Resumable;
-        /// Score another labelled dataset too, as often as wanted: images of its split TRAIN (`train`) vote on images of
-        /// its split TEST (as for `--monitor-split`), `--monitor-images` of each. A dataset whose own name has a colon
-        /// ends with a slash.
+        /// Score another labelled dataset too, as often as wanted: images of its split TRAIN (`train`) vote
+        /// on images of its split TEST (as for `--monitor-split`), `--monitor-images` of each. A dataset
+        /// whose own name has a colon ends with a slash.
         monitor: Vec<MonitoredDataset> = Vec::new(), Resumable;
-        /// Leave an evaluation out where evaluations would then take more than this share of the time since the start or
-        /// the resume, from 0 to below 1; the last one always comes. 0 for no bound.
+        /// Leave an evaluation out where evaluations would then take more than this share of the time since
+        /// the start or the resume, from 0 to below 1; the last one always comes. 0 for no bound.
         monitor_share: f64 = 0.0, Resumable, range: Range::BelowOne, value_name: "SHARE";
-        /// Train a linear classifier beside the encoder, on its features before the projection and the labels of each step's
-        /// images; its loss and top-1 are in the metrics. Encoder and bank do not depend on it.
+        /// Train a linear classifier beside the encoder, on its features before the projection and the labels
+        /// of each step's images; its loss and top-1 are in the metrics. Encoder and bank do not depend on
+        /// it.
         probe: bool = false, Resumable;
         /// Constant learning rate of `--probe`, which has momentum 0.9 and no weight decay.
         probe_lr: f64 = 0.1, Resumable, range: Range::NotNegative, value_name: "RATE";
@@ -354,8 +355,8 @@ impl TrainConfig {
         serde_json::from_value(Value::Object(values))
     }
 
-    /// These defaults, except for options that a resume may change, and for those whose default depends on the images or
-    /// was once another: they have what the run had before.
+    /// These defaults, except for options that a resume may change, and for those whose default depends on
+    /// the images or was once another: they have what the run had before.
     ///
     /// # Errors
     /// If a value has another type.

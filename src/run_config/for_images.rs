@@ -6,11 +6,11 @@ use super::{Architecture, BankInit, MonitorEvery, ObjectiveKind, RecipeKind, Tra
 use crate::dataset::Split;
 use crate::units::Temperature;
 
-/// Up to this many images the objective is the exact softmax. By the count of operations its three products of a batch of
-/// 256 with 100,000 rows of 128 numbers are 2 % of a ResNet-18's on images of 32 pixels.
+/// Up to this many images the objective is the exact softmax. By the count of operations its three products
+/// of a batch of 256 with 100,000 rows of 128 numbers are 2 % of a ResNet-18's on images of 32 pixels.
 pub const MOST_OF_SOFTMAX: usize = 100_000;
-/// Up to this many images the bank begins with the encoder's features: one pass, which takes a GPU minutes and is not saved
-/// in between.
+/// Up to this many images the bank begins with the encoder's features: one pass, which takes a GPU minutes
+/// and is not saved in between.
 const MOST_OF_ENCODING: usize = 2_000_000;
 /// The fewest queries of a monitor.
 pub const FEWEST_MONITORED: usize = 200;
@@ -67,9 +67,9 @@ impl Images {
     ///   (docs/training.md);
     /// - Z, a moving average, and the bank's first rows, the encoder's features up to some number of images
     ///   (docs/performance.md, "Objectives by the number of images");
-    /// - side, augmentations, batch, τ and weight decay of small images: those of the reference's `cifar.py`; its ResNet-18
-    ///   too, but on CPUs ResNet-20, which takes a fourteenth of the multiplications (docs/performance.md, "Plain defaults
-    ///   on a CPU");
+    /// - side, augmentations, batch, τ and weight decay of small images: those of the reference's `cifar.py`;
+    ///   its ResNet-18 too, but on CPUs ResNet-20, which takes a fourteenth of the multiplications
+    ///   (docs/performance.md, "Plain defaults on a CPU");
     /// - the batch of few images: smaller, so that an epoch is more than one step, and with it the learning rate
     ///   (Goyal et al., 2017, section 2.1; docs/performance.md has runs with and without).
     pub fn defaults(self, machines: Machines, asked: &TrainConfig, given: &BTreeSet<String>) -> TrainConfig {
@@ -112,8 +112,8 @@ fn epochs_of_a_monitor(images: usize) -> u64 {
     images_of_a_monitor(images.max(1)) as u64
 }
 
-/// The fewest images of a run whose monitor is a tenth of the work if it evaluates after this many epochs. The function is
-/// its own inverse.
+/// The fewest images of a run whose monitor is a tenth of the work if it evaluates after this many epochs.
+/// The function is its own inverse.
 fn images_of_a_monitor(epochs: usize) -> usize {
     (MOST_OF_A_MONITOR * FEWEST_MONITORED).div_ceil(FORWARD_AND_BACKWARD * epochs)
 }

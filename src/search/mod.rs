@@ -2,8 +2,9 @@
 //!
 //! The answer is that of comparing every query with every row: similarities have one definition
 //! (`similarity.rs`), and of equal ones the lower id comes first. Almost all pairs are ruled out beforehand,
-//! by products of bytes with a proven bound (`bound.rs`), and most of the rest by f32 sums of known error. What is left is
-//! compared exactly. So the result is the same for any number of threads, tile sizes and instructions of the CPU.
+//! by products of bytes with a proven bound (`bound.rs`), and most of the rest by f32 sums of known error.
+//! What is left is compared exactly. So the result is the same for any number of threads, tile sizes and
+//! instructions of the CPU.
 //!
 //! The bank is read once, in tiles, and ahead of need from a file. Memory holds a few tiles and the best candidates of
 //! each query, never `[queries, bank]`.

@@ -480,8 +480,10 @@ impl Location {
 
 /// Bytes of one part of a multipart upload; S3 allows 10,000 parts, so a file may reach 80 GB.
 const PART_BYTES: usize = 8 << 20;
-/// Parts of one file in flight: with [`PART_BYTES`] this bounds the memory of an upload.
+/// Parts of one file in flight to a store: with [`PART_BYTES`] this bounds the memory of an upload.
 const PARTS_IN_FLIGHT: usize = 4;
+/// Parts in flight to a disk: one is written while the next is filled.
+const PARTS_TO_A_DISK: usize = 2;
 
 /// What an upload published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -543,8 +545,11 @@ impl Upload {
 impl io::Write for Upload {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
         let _inside_the_runtime = handle().enter();
-        self.wait_for_parts(PARTS_IN_FLIGHT).map_err(io::Error::other)?;
+        let in_flight = if self.location.store.is_some() { PARTS_IN_FLIGHT } else { PARTS_TO_A_DISK };
+        self.wait_for_parts(in_flight).map_err(io::Error::other)?;
         let writer = self.writer.as_mut().expect("the writer is taken only by finish and drop");
+        // The rest of a longer buffer waits for room, too.
+        let buffer = &buffer[..buffer.len().min(PART_BYTES)];
         writer.write(buffer);
         self.hasher.update(buffer);
         self.bytes += buffer.len() as u64;
@@ -692,7 +697,8 @@ mod tests {
         let file = Location::from_path(&dir.path().join("shard")).expect("a location");
         let mut upload = Upload::start(&file).expect("started");
         let contents = vec![7_u8; 20 << 20];
-        upload.write_all(&contents).expect("written");
+        assert_eq!(upload.write(&contents).expect("written"), PART_BYTES, "the rest waits for room");
+        upload.write_all(&contents[PART_BYTES..]).expect("written");
         assert!(!file.exists().expect("a look"));
         let published = upload.finish().expect("published");
         assert_eq!(published, Published { bytes: 20 << 20, digest: Digest::of(&contents) });

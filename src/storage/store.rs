@@ -1,8 +1,8 @@
 //! Object stores, as a chain of decorators around the store of a cloud provider.
 //!
-//! [`Provider`] is opened with the credentials of now. Where options name files of credentials, a refused request opens the
-//! store again once a file has changed.
-//! [`Fault`] is what is wrong with a store, by its errors; [`Health`] whether it still answers.
+//! [`Provider`] is opened with the credentials of now. Where options name files of credentials, a refused
+//! request opens the store again once a file has changed. [`Fault`] is what is wrong with a store, by its
+//! errors; [`Health`] whether it still answers.
 
 mod counted;
 mod local;

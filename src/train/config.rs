@@ -170,9 +170,9 @@ impl TrainConfig {
             return Ok(());
         }
         let reason = format!(
-            "--probe learns from labels, and none of the images trained on (split `{}` of {dataset}) has one: ingest it with \
-             its classes, or score the encoder on a labelled dataset by --monitor. A resumed run keeps its probe unless \
-             --config has `probe = false`",
+            "--probe learns from labels, and none of the images trained on (split `{}` of {dataset}) has \
+             one: ingest it with its classes, or score the encoder on a labelled dataset by --monitor. A \
+             resumed run keeps its probe unless --config has `probe = false`",
             self.split
         );
         Err(TrainError::Config { reason })

@@ -20,8 +20,8 @@ pub enum TrainError {
         reason: String,
     },
     /// The run was begun with another configuration.
-    #[error("the run of {checkpoint} was begun with another configuration and cannot go on: {}; give it those values, or another \
-         --run", shown(.differences))]
+    #[error("the run of {checkpoint} was begun with another configuration and cannot go on: {}; give it \
+             those values, or another --run", shown(.differences))]
     OtherConfig {
         /// The checkpoint from which it would go on.
         checkpoint: String,
@@ -30,8 +30,8 @@ pub enum TrainError {
     },
     /// The run was begun on another dataset.
     #[error(
-        "the checkpoint {checkpoint} is of the dataset {before:.12}…, not of --dataset {dataset} ({now:.12}…); give that one, or \
-         another --run"
+        "the checkpoint {checkpoint} is of the dataset {before:.12}…, not of --dataset {dataset} \
+         ({now:.12}…); give that one, or another --run"
     )]
     OtherDataset {
         /// The checkpoint's folder.

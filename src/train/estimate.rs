@@ -48,8 +48,8 @@ pub struct Estimate {
 }
 
 impl Estimate {
-    /// Of a run on `instances` instances of `classes` classes in `ranks` processes, of which `done` steps are done if it has
-    /// begun. The network is built on the CPU to count.
+    /// Of a run on `instances` instances of `classes` classes in `ranks` processes, of which `done` steps are
+    /// done if it has begun. The network is built on the CPU to count.
     pub fn of(
         config: &TrainConfig,
         instances: usize,
@@ -127,8 +127,8 @@ impl Estimate {
                 self.steps
             ),
             format!(
-                "device: {} for a process and what its libraries need (weights, gradients, optimiser {}; activations {}; \
-                 bank {}{probe})",
+                "device: {} for a process and what its libraries need (weights, gradients, optimiser {}; \
+                 activations {}; bank {}{probe})",
                 size(self.device_bytes),
                 size(self.weights_bytes),
                 size(self.activation_bytes),

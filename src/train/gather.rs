@@ -81,8 +81,8 @@ pub(super) fn present(
     Ok(Arc::new(global.kept(&is_there)))
 }
 
-/// Lets batch norm compute over the processes, where the configuration says so. What goes wrong meanwhile is in the result:
-/// passes through the network return no error.
+/// Lets batch norm compute over the processes, where the configuration says so. What goes wrong meanwhile is
+/// in the result: passes through the network return no error.
 pub(super) fn share_statistics(
     encoder: &mut Encoder,
     group: &Rc<ProcessGroup>,

@@ -86,13 +86,14 @@ impl Graphs {
     /// If the device is another, or this program has no CUDA.
     pub(super) fn on(device: Device, whole: usize) -> Result<Self, TrainError> {
         let Device::Cuda(number) = device else {
-            let reason = "--cuda-graphs needs a CUDA device, and this run has the CPU; leave it out, or give --device cuda:0";
+            let reason = "--cuda-graphs needs a CUDA device, and this run has the CPU; leave it out, or give \
+                          --device cuda:0";
             return Err(TrainError::Config { reason: reason.into() });
         };
         let recorder = GraphRecorder::new(number).map_err(|reason| unrecorded(&reason))?;
         tracing::info!(
-            "CUDA graphs: {STEPS_BEFORE} batches of {whole} images pass without, then they are recorded; batches of another \
-             size pass without them"
+            "CUDA graphs: {STEPS_BEFORE} batches of {whole} images pass without, then they are recorded; \
+             batches of another size pass without them"
         );
         Ok(Self::by(Box::new(recorder), whole))
     }
@@ -132,8 +133,8 @@ fn unrecorded(reason: &str) -> TrainError {
     TrainError::Config { reason: format!("--cuda-graphs cannot be used here: {reason}; leave it out") }
 }
 
-/// libtorch's words without its stack. tch's operators panic by `unwrap`: around the words is their error's `Debug`, in which
-/// a line ends with two characters.
+/// libtorch's words without its stack. tch's operators panic by `unwrap`: around the words is their error's
+/// `Debug`, in which a line ends with two characters.
 fn first_line(message: &str) -> &str {
     let words = message.split_once("Torch(\"").map_or(message, |(_, words)| words.trim_end_matches("\")"));
     let line = words.lines().next().unwrap_or_default();

@@ -109,8 +109,9 @@ impl MonitorCost {
         took.as_secs_f64()
     }
 
-    /// Whether one more evaluation, as long as the last, keeps their share of the time within `most`, where that is not 0.
-    /// Time differs between processes: rank 0's counts for all. Where it does not, that is said.
+    /// Whether one more evaluation, as long as the last, keeps their share of the time within `most`, where
+    /// that is not 0. Time differs between processes: rank 0's counts for all. Where it does not, that is
+    /// said.
     ///
     /// # Errors
     /// If a collective fails.

@@ -18,8 +18,8 @@ const NO_LABEL: i64 = -1;
 /// Sums over images beside the gradient: the loss, hits, and images that have a label.
 const NUMBERS: i64 = 3;
 
-/// A linear classifier of pooled features with its optimiser: SGD with momentum 0.9 on the mean cross entropy, without weight
-/// decay and with a constant learning rate. It begins at zero.
+/// A linear classifier of pooled features with its optimiser: SGD with momentum 0.9 on the mean cross
+/// entropy, without weight decay and with a constant learning rate. It begins at zero.
 ///
 /// # Source
 /// SimCLR's code (`lineareval_while_pretraining`): a supervised head behind a stopped gradient.
@@ -41,8 +41,8 @@ impl Probe {
         Self { map: zeros(), momentum: zeros(), lr }
     }
 
-    /// The sums over some images, before the probe moves: its gradient, the loss in nats, hits and images with a label. Images
-    /// without a label count for nothing.
+    /// The sums over some images, before the probe moves: its gradient, the loss in nats, hits and images
+    /// with a label. Images without a label count for nothing.
     ///
     /// # Shape
     /// `pooled: [images, width]` f32, `labels: [images]` -> `[classes * (width + 1) + 3]` f32
@@ -83,8 +83,9 @@ impl Probe {
         self.map.count_nonzero(None).int64_value(&[]) > 0
     }
 
-    /// The share of labelled images whose own class has the highest score, over all processes, each of which has features of
-    /// some. Of equal scores the lower class comes first; a class that the training images lack is never hit.
+    /// The share of labelled images whose own class has the highest score, over all processes, each of which
+    /// has features of some. Of equal scores the lower class comes first; a class that the training images
+    /// lack is never hit.
     ///
     /// # Errors
     /// If a collective fails.

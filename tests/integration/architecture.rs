@@ -51,6 +51,8 @@ const TENSORS: [&str; 9] = [
 ];
 /// Lines of a file without its tests; above, ask whether it is two things.
 const LONGEST_FILE: usize = 600;
+/// Columns of a line of Rust. rustfmt breaks code at its `max_width`, but neither comments nor strings.
+const WIDEST_LINE: usize = 120;
 
 /// Every source file: path from the root, text.
 fn sources() -> Vec<(String, String)> {
@@ -143,6 +145,23 @@ fn files_are_short() {
         .map(|(path, text)| format!("{path}: {}", lines(&text)))
         .collect();
     assert!(long.is_empty(), "{long:?}");
+}
+
+#[test]
+fn lines_are_narrow() {
+    let folders = ["src", "tests", "fuzz/fuzz_targets", "build.rs"].map(|folder| root().join(folder));
+    let files =
+        folders.iter().flat_map(walkdir::WalkDir::new).map(|entry| entry.expect("readable").into_path());
+    let (mut wide, mut found) = (Vec::new(), 0);
+    for path in files.filter(|path| path.extension().is_some_and(|extension| extension == "rs")) {
+        let text = std::fs::read_to_string(&path).expect("text");
+        found += 1;
+        for (number, line) in (1..).zip(text.lines()) {
+            let columns = line.chars().count();
+            wide.extend((columns > WIDEST_LINE).then(|| format!("{}:{number}: {columns}", path.display())));
+        }
+    }
+    assert!(found > 200 && wide.is_empty(), "{found} {wide:#?}");
 }
 
 /// Paths in code spans and links of our documents, from the root, from src or from the document's folder.

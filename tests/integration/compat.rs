@@ -1,5 +1,6 @@
-//! Our files over time and in other programs: what an earlier version wrote (tests/compat) opens, and its run goes on; other
-//! programs read our files, exports among them; and a checkpoint of lemniscate.pytorch is read by ours.
+//! Our files over time and in other programs: what an earlier version wrote (tests/compat) opens, and its run
+//! goes on; other programs read our files, exports among them; and a checkpoint of lemniscate.pytorch is read
+//! by ours.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -256,10 +257,13 @@ mod other_programs {
         let dir = scratch();
         let run = dir.path().join("run");
         // A network that torchvision has.
-        instdisc("train --arch resnet18 --image-size 32 --dim 24 --batch-size 32 --negatives 32 --device cpu --epochs 1 --limit 64 --no-monitor")
-            .arg("--dataset", dataset())
-            .arg("--run", &run)
-            .ok();
+        instdisc(
+            "train --arch resnet18 --image-size 32 --dim 24 --batch-size 32 --negatives 32 --device cpu \
+             --epochs 1 --limit 64 --no-monitor",
+        )
+        .arg("--dataset", dataset())
+        .arg("--run", &run)
+        .ok();
         let checkpoint = run.join("checkpoints/step-00000002");
         let bank = checkpoint.join("bank.arrow");
         let file = |name: &str| dir.path().join(name);
@@ -278,10 +282,13 @@ mod other_programs {
             let again = instdisc(&format!("export {form}")).arg("--checkpoint", &run);
             assert!(again.arg("--output", file(form)).fails(2).contains("a folder that is new or empty"));
         }
-        instdisc("train --arch resnet20-cifar --recipe cifar --image-size 32 --dim 24 --batch-size 32 --device cpu --epochs 1 --no-monitor")
-            .arg("--dataset", dataset())
-            .arg("--run", file("cifar"))
-            .ok();
+        instdisc(
+            "train --arch resnet20-cifar --recipe cifar --image-size 32 --dim 24 --batch-size 32 \
+             --device cpu --epochs 1 --no-monitor",
+        )
+        .arg("--dataset", dataset())
+        .arg("--run", file("cifar"))
+        .ok();
         let small = instdisc("export timm").arg("--checkpoint", file("cifar"));
         assert!(small.arg("--output", file("small")).fails(65).contains("`export torchvision`"));
         let pickle = instdisc("export torchvision").arg("--checkpoint", &checkpoint);

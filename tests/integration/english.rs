@@ -177,7 +177,8 @@ fn sentences(text: &str) -> Vec<usize> {
 
 #[test]
 fn sentences_are_counted_in_prose_alone() {
-    let text = "# A heading of many words\n\nOne two three. Four `a b c` six:\nseven eight.\n\n- Nine ten\n  eleven.\n\n    code is skipped\n\n| a | table |\n";
+    let text = "# A heading of many words\n\nOne two three. Four `a b c` six:\nseven eight.\n\n- Nine ten\n  \
+                eleven.\n\n    code is skipped\n\n| a | table |\n";
     let lengths: Vec<usize> = paragraphs(text, false).iter().flat_map(|text| sentences(text)).collect();
     assert_eq!(lengths, [3, 5, 3]);
     assert!(paragraphs(text, true).contains(&"| a | table |".to_owned()));

@@ -1,5 +1,5 @@
-//! An ingest that was killed, a second one into a dataset, one on a file system that lacks what ext4 has; what an ingest
-//! refuses, and what memory it takes.
+//! An ingest that was killed, a second one into a dataset, one on a file system that lacks what ext4 has;
+//! what an ingest refuses, and what memory it takes.
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -247,7 +247,8 @@ fn what_a_dataset_holds_already_is_said_with_what_that_rests_on() {
     copy(images(), &source);
     ingest(&source, &dest, "").ok();
     let text = said(ingest(&source, &dest, ""));
-    let basis = "by the names, classes and sizes of its images, and the modification times or ETags of the source; --verify-source";
+    let basis = "by the names, classes and sizes of its images, and the modification times or ETags of the \
+                 source; --verify-source";
     assert!(text.contains(basis), "{text}");
     let text = said(ingest(&source, &dest, "--verify-source"));
     assert!(text.contains("holds this dataset already, by the contents of its images"), "{text}");
@@ -462,7 +463,7 @@ fn the_splits_of_a_source_of_which_some_is_held_out_are_said_once() {
     let call = instdisc("ingest --plan --hold-out test=25%").arg("--source", images().join("train"));
     let plan = call.ok();
     let splits: Vec<&str> = plan.lines().filter(|line| line.contains("splits")).collect();
-    let said = "  splits: the source is one, `train`, by its own name (`--split` names it); `--hold-out test=25%` moves 30 of the \
-                120 images of `train` to `test`, 3 of each class";
+    let said = "  splits: the source is one, `train`, by its own name (`--split` names it); `--hold-out \
+                test=25%` moves 30 of the 120 images of `train` to `test`, 3 of each class";
     assert_eq!(splits, [said], "{plan}");
 }

@@ -194,8 +194,8 @@ fn tables_of_other_programs_are_compared_by_names_and_say_what_was_understood() 
     let (shown, output) = call.arg("--output", file("report.json")).output();
     let said = String::from_utf8(output.stderr).expect("text");
     assert!(output.status.success(), "{shown} {said}");
-    let understood = "bank.parquet: 60 rows, vectors of 6 Float16 of `embedding`, 3 class names of `category`, ids of `file`, \
-                      normalized";
+    let understood = "bank.parquet: 60 rows, vectors of 6 Float16 of `embedding`, 3 class names of \
+                      `category`, ids of `file`, normalized";
     assert!(said.contains(understood), "{said}");
     let line = String::from_utf8(output.stdout).expect("text");
     assert!(

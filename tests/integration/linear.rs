@@ -177,7 +177,8 @@ fn other_crops_in_each_epoch_train_a_probe_too() {
     let run = dir.path().join("run");
     train(dataset(), &run, "--epochs 1 --no-monitor").ok();
     let call = instdisc(
-        "linear --augment --device cpu --feature conv1,pooled --epochs 6 --batch-size 32 --lr 0.1,0.01 --weight-decay 0",
+        "linear --augment --device cpu --feature conv1,pooled --epochs 6 --batch-size 32 --lr 0.1,0.01 \
+         --weight-decay 0",
     );
     let report = call.arg("--run", &run).arg("--dataset", dataset()).json();
     assert_eq!((&report["augmented"], &report["solver"]), (&true.into(), &"sgd".into()));

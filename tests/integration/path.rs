@@ -501,7 +501,8 @@ mod trained {
 
     /// The fewest images that somebody tries, with no options but the dataset, the run and a processor.
     ///
-    /// docs/performance.md has three seeds ("Plain defaults on a CPU"); last bits, and with them scores, differ between processors.
+    /// docs/performance.md has three seeds ("Plain defaults on a CPU"); last bits, and with them scores,
+    /// differ between processors.
     #[test]
     fn forty_images_are_learned_from() {
         let dir = scratch();

@@ -35,8 +35,8 @@ fn a_step_keeps_its_books_in_few_launches_and_waits_for_the_device_once() {
     assert!(bookkeeping.iter().all(|count| *count == bookkeeping[0]), "{bookkeeping:?}");
 }
 
-/// Of a tile's logits the product is written (1), its exponential takes its place (2 and 3), is summed (4) and multiplied
-/// with the rows (5).
+/// Of a tile's logits the product is written (1), its exponential takes its place (2 and 3), is summed (4)
+/// and multiplied with the rows (5).
 #[test]
 fn an_exact_softmax_passes_over_its_logits_five_times() {
     // 8,192 rows of 128 numbers are a tile on the CPU.

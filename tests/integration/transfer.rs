@@ -1,5 +1,5 @@
-//! A run that was trained without labels, evaluated on two other datasets with other classes: by one process from folders,
-//! and by three from a store.
+//! A run that was trained without labels, evaluated on two other datasets with other classes: by one process
+//! from folders, and by three from a store.
 
 use std::path::{Path, PathBuf};
 
@@ -153,7 +153,8 @@ fn a_run_without_labels_is_evaluated_on_two_other_datasets_alike_from_folders_an
     let there = Place { folder: dir.path(), bucket: Some(&bucket), ranks: 3 };
 
     let train = format!(
-        "train --arch resnet20-cifar --image-size 16 --dim 16 --batch-size 16 --objective softmax --device cpu {OPTIONS}"
+        "train --arch resnet20-cifar --image-size 16 --dim 16 --batch-size 16 --objective softmax --device \
+         cpu {OPTIONS}"
     );
     let places =
         |run| [("--dataset", "blind"), ("--monitor", "shapes"), ("--monitor", "kinds"), ("--run", run)];

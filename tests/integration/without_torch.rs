@@ -92,7 +92,8 @@ fn a_vote_over_two_tables_needs_no_dataset() {
         instdisc("knn --k 5,1").arg("--bank", &bank).arg("--queries", &queries).arg("--output", &report).ok();
     assert_eq!(
         said,
-        "step 1: top-1 100.00 % of 3 queries (k = 5, τ = 0.07, bank as stored, projection, 2-d; always naming the most frequent class: 66.67 %); recall@1 100.00 %, recall@5 100.00 %, mAP@5 100.00 %\n"
+        "step 1: top-1 100.00 % of 3 queries (k = 5, τ = 0.07, bank as stored, projection, 2-d; always \
+         naming the most frequent class: 66.67 %); recall@1 100.00 %, recall@5 100.00 %, mAP@5 100.00 %\n"
     );
     let scores = std::fs::read(&report).expect("the report");
     let scores: serde_json::Value = serde_json::from_slice(&scores).expect("JSON");

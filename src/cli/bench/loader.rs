@@ -20,8 +20,9 @@ use crate::loader::open_split;
 
 /// Measure how fast images become pixels, beside plainly decoding the same images.
 ///
-/// Plain decoding is libjpeg-turbo's, of whole images to RGB. Each image goes through both in turn, so the ratio holds on
-/// a busy machine. Images are read into memory first. Those of a dataset come with their entry points, files without.
+/// Plain decoding is libjpeg-turbo's, of whole images to RGB. Each image goes through both in turn, so the
+/// ratio holds on a busy machine. Images are read into memory first. Those of a dataset come with their entry
+/// points, files without.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  instdisc bench loader --images imagenet-sample-500.tar --stage full --threads 1"

@@ -16,9 +16,8 @@ use crate::train::StepBench;
 /// Options and run files are those of `instdisc train`; nothing is read or written. Under torchrun or srun it
 /// measures several processes.
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Example:\n  instdisc bench step --arch resnet50 --batch-size 256 --precision bf16 --channels-last --device cuda:0"
-)]
+#[command(after_help = "Example:
+  instdisc bench step --arch resnet50 --batch-size 256 --precision bf16 --channels-last --device cuda:0")]
 pub(in crate::cli) struct StepArgs {
     /// Rows of the bank
     #[arg(long, value_name = "N", default_value_t = 1_281_167)]

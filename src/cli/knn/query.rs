@@ -10,8 +10,8 @@ use crate::run_config::{DeviceChoice, OnCorrupt};
 
 /// Find the most similar images of a dataset for your own images.
 ///
-/// The run's encoder embeds the images as it does those of a dataset, and the rows of the bank are compared by their cosine.
-/// Run and dataset are only read.
+/// The run's encoder embeds the images as it does those of a dataset, and the rows of the bank are compared
+/// by their cosine. Run and dataset are only read.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  instdisc query --run runs/r50 --image photo.jpg --dataset data/in1k --page photo.html"
@@ -38,7 +38,8 @@ pub(in crate::cli) struct QueryArgs {
     /// What happens at a broken image
     #[arg(long, value_name = "WHAT", value_parser = choice::<OnCorrupt>(), default_value = "fail")]
     on_corrupt: OnCorrupt,
-    /// What happens to the orientation in EXIF [default: as --dataset was ingested; without it such an image is an error]
+    /// What happens to the orientation in EXIF [default: as --dataset was ingested; without it such an image
+    /// is an error]
     #[arg(long, value_name = "WHAT", value_parser = choice::<ExifOrientation>())]
     exif_orientation: Option<ExifOrientation>,
     /// Threads that decode and search; 0 for one per core
@@ -67,8 +68,8 @@ pub(in crate::cli) fn run(global: &GlobalArgs, args: &QueryArgs) -> anyhow::Resu
     global.write_result(&report.images.iter().flat_map(lines).collect::<Vec<_>>(), &report)
 }
 
-/// An image, and below it a line for each neighbour: its cosine, its path or number, and its class where the path does not
-/// begin with that.
+/// An image, and below it a line for each neighbour: its cosine, its path or number, and its class where the
+/// path does not begin with that.
 fn lines(queried: &QueriedImage) -> Vec<String> {
     let line = |FoundRow { id, similarity, class, path, .. }: &FoundRow| {
         let name = path.clone().unwrap_or_else(|| format!("image {id}"));

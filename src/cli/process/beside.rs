@@ -1,8 +1,9 @@
 //! The program beside this one, which is linked to libtorch, and how its OpenMP uses the processor.
 //!
-//! OpenMP reads the environment when it is loaded, which is before `main`: settings that the user left open are made by starting
-//! the program once more in the same process. A waiting thread spins by default, which takes the time of whatever else runs
-//! on its core; and the number of threads is that of the machine's cores, whatever quota a container has.
+//! OpenMP reads the environment when it is loaded, which is before `main`: settings that the user left open
+//! are made by starting the program once more in the same process. A waiting thread spins by default, which
+//! takes the time of whatever else runs on its core; and the number of threads is that of the machine's
+//! cores, whatever quota a container has.
 
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -32,8 +33,8 @@ pub(in crate::cli) fn run() -> anyhow::Result<()> {
     let program = own.canonicalize()?.with_file_name(PROGRAM);
     if !program.try_exists().with_context(|| program.display().to_string())? {
         let reason = format!(
-            "this command computes with libtorch, by `{}`, which does not exist: install both programs (a build without \
-             libtorch has one alone)",
+            "this command computes with libtorch, by `{}`, which does not exist: install both programs (a \
+             build without libtorch has one alone)",
             program.display()
         );
         return Err(WrongConfig(reason).into());
@@ -68,8 +69,8 @@ fn check_libtorch(program: &Path) -> Result<(), WrongConfig> {
     match Found::of(&text) {
         Found::Missing(library) if library.starts_with("libtorch") || library.starts_with("libc10") => {
             Err(WrongConfig(format!(
-                "this command computes with libtorch {VERSION}, and `{library}` is not found: install it in the environment of `{}` \
-             (pip install torch=={VERSION}), or name its folder in LD_LIBRARY_PATH",
+                "this command computes with libtorch {VERSION}, and `{library}` is not found: install it in \
+                 the environment of `{}` (pip install torch=={VERSION}), or name its folder in LD_LIBRARY_PATH",
                 program.display()
             )))
         }
@@ -164,7 +165,8 @@ mod tests {
 
     #[test]
     fn what_the_loader_says_is_understood() {
-        let found = "\tlinux-vdso.so.1 (0x1)\n\tlibtorch_cpu.so => /opt/a b/lib/libtorch_cpu.so (0x7f)\n\tlibc.so.6 => /c (0x2)\n";
+        let found = "\tlinux-vdso.so.1 (0x1)\n\tlibtorch_cpu.so => /opt/a b/lib/libtorch_cpu.so (0x7f)\n\
+                     \tlibc.so.6 => /c (0x2)\n";
         assert_eq!(Found::of(found), Found::At("/opt/a b/lib/libtorch_cpu.so".into()));
         let missing = "\tlibtorch_cpu.so => not found\n\tlibc10.so => not found\n";
         assert_eq!(Found::of(missing), Found::Missing("libtorch_cpu.so".into()));

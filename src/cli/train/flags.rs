@@ -134,7 +134,8 @@ mod tests {
              --partition 2.5 --split a --monitor a,b:c --monitor d --monitor-every 5000steps",
         );
         let expected = "lr_milestones = [3, 5, 8]\nnesterov = true\nmemory_limit = 4096\nbank_dtype = \"bf16\"\n\
-                        device = \"cuda:0\"\npartition = 2.5\nsplit = \"a\"\nmonitor = [\"a,b:c\", \"d\"]\nmonitor_every = \"5000steps\"";
+                        device = \"cuda:0\"\npartition = 2.5\nsplit = \"a\"\nmonitor = [\"a,b:c\", \"d\"]\n\
+                        monitor_every = \"5000steps\"";
         assert_eq!(given, Ok(expected.parse().expect("TOML")));
         let wrong = [
             ("--precision f99", "[possible values: f32, tf32, bf16, f16]"),

@@ -42,9 +42,9 @@ use crate::units::shell_word;
 ///
 /// Running the same command again goes on from the newest checkpoint. SIGTERM, SIGUSR1 and Ctrl-C save
 /// a checkpoint and end with exit code 75; a second Ctrl-C ends without saving. Most runs need no option but --epochs,
-/// --image-size or --device: the others depend on the number and size of the images. Every option under the headings from
-/// "Data and augmentation" to "Checkpoints and metrics" is also a key of the TOML file of --config: `--batch-size 64`
-/// is `batch_size = 64`. A flag wins.
+/// --image-size or --device: the others depend on the number and size of the images. Every option under the
+/// headings from "Data and augmentation" to "Checkpoints and metrics" is also a key of the TOML file of
+/// --config: `--batch-size 64` is `batch_size = 64`. A flag wins.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   instdisc train --dataset photos --run run --epochs 20    # settings by the images' number and size
@@ -164,15 +164,16 @@ pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Checks that nothing asks for datasets to be monitored and for no monitor. `--no-monitor` alone wins over the datasets of
-/// a file.
+/// Checks that nothing asks for datasets to be monitored and for no monitor. `--no-monitor` alone wins over
+/// the datasets of a file.
 fn check_monitor(config: &TrainConfig, given: &Given<'_>) -> anyhow::Result<()> {
     let (keys, flags) = (given.keys()?, given.flags);
     let asks = keys.contains("monitor") && !config.monitor.is_empty();
     let wins = flags.contains_key("no_monitor") && !flags.contains_key("monitor");
     if config.no_monitor && asks && !wins {
-        let reason = "--monitor asks for scores while the run trains, and --no-monitor, now or when the run was begun, for \
-                      none: leave out one of the two, or give `no_monitor = false` in the file of --config";
+        let reason = "--monitor asks for scores while the run trains, and --no-monitor, now or when the run \
+                      was begun, for none: leave out one of the two, or give `no_monitor = false` in the \
+                      file of --config";
         return Err(WrongUsage(reason.into()).into());
     }
     Ok(())
@@ -240,8 +241,8 @@ fn next_command(args: &TrainArgs, job: &TrainJob) -> anyhow::Result<String> {
     Ok(format!("instdisc knn --run {run} --dataset {dataset}{split}"))
 }
 
-/// The configuration over the defaults for the images of the split, or those with which the run was begun, and the state of
-/// such a run; says which options are not the general ones.
+/// The configuration over the defaults for the images of the split, or those with which the run was begun,
+/// and the state of such a run; says which options are not the general ones.
 fn resolve(
     dataset: &Location,
     run: &Location,
@@ -295,13 +296,14 @@ fn resolve(
     tracing::info!("settings {whose}: {}", said.join(", "));
     if begun.is_none() && config.objective == ObjectiveKind::Softmax && asked.objective != config.objective {
         tracing::info!(
-            "objective softmax, the default up to {MOST_OF_SOFTMAX} images: exact, and cheap there; it needs no estimate of Z \
-             (docs/training.md)"
+            "objective softmax, the default up to {MOST_OF_SOFTMAX} images: exact, and cheap there; it needs \
+             no estimate of Z (docs/training.md)"
         );
     }
     if let Some(cpu) = cpu.filter(|_| begun.is_none() && config.arch != asked.arch) {
         let said = format!(
-            "arch {} for {cpu}: resnet18-cifar, the default on a GPU, takes about ten times as long there; --arch decides",
+            "arch {} for {cpu}: resnet18-cifar, the default on a GPU, takes about ten times as long there; \
+             --arch decides",
             <&str>::from(config.arch)
         );
         let is_fallback = asked.device == DeviceChoice::Auto && has_gpu();

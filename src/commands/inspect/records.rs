@@ -109,8 +109,8 @@ pub(super) fn inspect_json(
     Ok(found.map(|summary| checked(summary, check)))
 }
 
-/// A summary of other text: a configuration of this program in TOML, or names of classes for `ingest --classes`; `None` if it
-/// is neither.
+/// A summary of other text: a configuration of this program in TOML, or names of classes for
+/// `ingest --classes`; `None` if it is neither.
 ///
 /// # Errors
 /// If the store fails.

@@ -1,7 +1,7 @@
 //! Parquet tables: shards of a dataset, the other tables that this program writes, and those of other programs.
 //!
-//! The columns decide which table it is. Unless everything is checked, only the footer and the columns of ids and labels are
-//! read, no images.
+//! The columns decide which table it is. Unless everything is checked, only the footer and the columns of ids
+//! and labels are read, no images.
 
 use std::io::Cursor;
 use std::ops::Range;
@@ -289,8 +289,8 @@ impl Named {
     }
 }
 
-/// Reads every row group of a shard and checks it against the manifest; the sum of the encoded images' sizes. Opening it
-/// checks the footer.
+/// Reads every row group of a shard and checks it against the manifest; the sum of the encoded images' sizes.
+/// Opening it checks the footer.
 fn check_shard(
     dataset: &Location,
     entry: &ShardEntry,

@@ -186,7 +186,8 @@ impl<'a> RunEvaluation<'a> {
         progress: &'a dyn Progress,
     ) -> Result<Self, CommandError> {
         if of.train_split.is_some() && of.features.contains(&KnnFeature::Bank) {
-            let reason = "--train-split: the bank is of the split that the run was trained on; give --feature projection";
+            let reason = "--train-split: the bank is of the split that the run was trained on; give \
+                          --feature projection";
             return Err(CommandError::Usage(reason.into()));
         }
         let run = run_of(&of.run)?;
@@ -259,8 +260,8 @@ impl<'a> RunEvaluation<'a> {
         name
     }
 
-    /// An existing report of these weights, this dataset and these neighbours, if its page is there too; every process gets
-    /// the same answer.
+    /// An existing report of these weights, this dataset and these neighbours, if its page is there too;
+    /// every process gets the same answer.
     fn kept(
         &self,
         location: &Location,
@@ -315,8 +316,8 @@ impl<'a> RunEvaluation<'a> {
         let digest = |split: &str| manifest.split(location, split).map(|split| split.digest);
         if self.job.leave_one_out && digest(split)? != digest(bank_split)? {
             return Err(CommandError::Usage(format!(
-                "--leave-one-out is for queries of the split that votes, `{bank_split}`, not of `{split}`; give --split \
-                 {bank_split}"
+                "--leave-one-out is for queries of the split that votes, `{bank_split}`, not of `{split}`; \
+                 give --split {bank_split}"
             )));
         }
         Ok(())

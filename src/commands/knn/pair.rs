@@ -1,7 +1,8 @@
 //! A feature's bank and queries, brought to one numbering of classes and ids.
 //!
-//! Tables of other programs may name classes and rows instead of numbering them. The bank stays as it is; the labels and ids
-//! of the queries become the bank's. What was understood of a table is said before anything is searched.
+//! Tables of other programs may name classes and rows instead of numbering them. The bank stays as it is; the
+//! labels and ids of the queries become the bank's. What was understood of a table is said before anything is
+//! searched.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -37,8 +38,8 @@ impl KnnPair {
         Self { bank, queries, row_names: Default::default(), label_sets: None, unrelated: None }
     }
 
-    /// Opens a bank and reads queries; `columns` are those of each in tables of other programs, whose vectors are brought to
-    /// unit length if `normalize` is given.
+    /// Opens a bank and reads queries; `columns` are those of each in tables of other programs, whose vectors
+    /// are brought to unit length if `normalize` is given.
     ///
     /// # Errors
     /// If a table cannot be read, its vectors are not of unit length, or classes of one table are not the other's.
@@ -65,8 +66,8 @@ impl KnnPair {
         for foreign in [&of_bank, &of_queries].into_iter().flatten().filter(|_| !normalize) {
             if let Some((row, length)) = foreign.not_unit {
                 return Err(CommandError::Data(format!(
-                    "{} row {row}: the vector has length {length:.4}, not 1: give --normalize to compare vectors by their \
-                     cosine; inner products and distances of other vectors are not compared",
+                    "{} row {row}: the vector has length {length:.4}, not 1: give --normalize to compare \
+                     vectors by their cosine; inner products and distances of other vectors are not compared",
                     foreign.table
                 )));
             }
@@ -80,8 +81,8 @@ impl KnnPair {
         Ok(pair)
     }
 
-    /// Brings the labels of the queries to the bank's numbers: by their names where a table of another program has names,
-    /// else by their numbers. What is to be said of them.
+    /// Brings the labels of the queries to the bank's numbers: by their names where a table of another
+    /// program has names, else by their numbers. What is to be said of them.
     fn match_labels(
         &mut self,
         sides: [Option<&Foreign>; 2],
@@ -146,8 +147,8 @@ impl KnnPair {
                 if let (Some(row), Some(count)) = (numbered[side].labels().position(beyond), count) {
                     let class = numbered[side].label(row).map_or(0, |class| class.0);
                     return Err(CommandError::Data(format!(
-                        "{} row {row}: class {class}, but {} has the {count} classes 0 to {}: are they counted from 1, or \
-                         of other data? give class names by another --label-column",
+                        "{} row {row}: class {class}, but {} has the {count} classes 0 to {}: are they \
+                         counted from 1, or of other data? give class names by another --label-column",
                         names[side],
                         names[1 - side],
                         count - 1
@@ -206,7 +207,8 @@ impl KnnPair {
         Ok(note)
     }
 
-    /// Brings ids that are text to numbers: equal texts have equal ids. Ids that cannot be compared become different ones.
+    /// Brings ids that are text to numbers: equal texts have equal ids. Ids that cannot be compared become
+    /// different ones.
     fn match_ids(&mut self, sides: [Option<&Foreign>; 2], are_one_file: bool) {
         let [bank, queries] = sides.map(|side| side.map_or(RowNames::Ids, |side| side.rows.clone()));
         let own: HashMap<&str, InstanceId> = match (&bank, &queries) {

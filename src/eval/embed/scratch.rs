@@ -1,7 +1,7 @@
 //! Vectors of rows that come in any order, until they are read in the order of the rows.
 //!
-//! They are in memory, or in a file of the folder for temporary files (`TMPDIR`). The file has no name: nothing is left of
-//! it, however the process ends.
+//! They are in memory, or in a file of the folder for temporary files (`TMPDIR`). The file has no name:
+//! nothing is left of it, however the process ends.
 
 use std::fs::File;
 use std::io;

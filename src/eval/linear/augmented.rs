@@ -23,9 +23,9 @@ use crate::loader::{Batch as LoadedBatch, Loader, LoaderOptions, Source, Subset,
 use crate::model::{Encoder, FeatureLayer};
 use crate::progress::Progress;
 
-/// Trains a probe for each layer on the job's split, with new crops and mirror images in each epoch, and evaluates it by
-/// the tables of the evaluated split, one for each layer. All layers see the same crops, in one pass. Several processes
-/// encode a share of each batch; rank 0 takes the steps, and returns the reports.
+/// Trains a probe for each layer on the job's split, with new crops and mirror images in each epoch, and
+/// evaluates it by the tables of the evaluated split, one for each layer. All layers see the same crops, in
+/// one pass. Several processes encode a share of each batch; rank 0 takes the steps, and returns the reports.
 ///
 /// # Errors
 /// If images or tables cannot be read or do not belong together, or the solver is not `sgd`; if another process fails.

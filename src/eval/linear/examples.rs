@@ -1,7 +1,7 @@
 //! The labelled rows of a table: held in memory, or read from the table whenever they are needed.
 //!
-//! Sums over rows are taken chunk by chunk. The chunks depend on the rows alone, so a table that is read again and again
-//! gives the bits of one that is held. Several processes have a run of the chunks each.
+//! Sums over rows are taken chunk by chunk. The chunks depend on the rows alone, so a table that is read
+//! again and again gives the bits of one that is held. Several processes have a run of the chunks each.
 
 use std::collections::VecDeque;
 use std::ops::Range;

@@ -2,11 +2,12 @@
 //!
 //! Minimised is the mean cross entropy of the training rows plus `weight_decay / 2` times the squared weights
 //! (the bias has no decay), so L-BFGS gives scikit-learn's `LogisticRegression` with `C = 1 / (weight_decay * rows)`.
-//! Of several settings, the best one on a held-out tenth of the training rows is fitted to all rows. The evaluated split
-//! is used once.
+//! Of several settings, the best one on a held-out tenth of the training rows is fitted to all rows. The
+//! evaluated split is used once.
 //!
-//! Features that fit in the memory limit are held; others are read from their table in every pass. Several processes share
-//! the rows for L-BFGS, and the settings of the sweep for SGD: its steps are too small to send gradients.
+//! Features that fit in the memory limit are held; others are read from their table in every pass. Several
+//! processes share the rows for L-BFGS, and the settings of the sweep for SGD: its steps are too small to
+//! send gradients.
 
 mod augmented;
 mod examples;
@@ -232,7 +233,8 @@ fn share(group: &ProcessGroup) -> RankShare {
     RankShare { rank: group.rank(), ranks: group.world() }
 }
 
-/// The scores of every process, by rank. Not by a collective, which would give up: processes may have more or less to do.
+/// The scores of every process, by rank. Not by a collective, which would give up: processes may have more or
+/// less to do.
 fn exchange(group: &ProcessGroup, key: &str, own: &[Score]) -> Result<Vec<Vec<Score>>, DistributedError> {
     let store = group.store();
     let text = serde_json::to_vec(own).expect("scores are plain data");
@@ -320,7 +322,9 @@ fn split_off(
     let held_out = balanced_rows(ids, labels, tenth, seed);
     let kept: Vec<usize> = (0..ids.len()).filter(|row| held_out.binary_search(row).is_err()).collect();
     if kept.is_empty() {
-        let reason = "there are too few labels to choose one of several settings by; give one --lr and one --weight-decay".into();
+        let reason = "there are too few labels to choose one of several settings by; give one --lr and one \
+                      --weight-decay"
+            .into();
         return Err(EvalError::Options { reason });
     }
     Ok((kept, held_out))
@@ -396,8 +400,8 @@ fn report(
     }
 }
 
-/// Counts the hits of a classifier, an encoder whose projection has an output for each class, on every labelled image of
-/// a source.
+/// Counts the hits of a classifier, an encoder whose projection has an output for each class, on every
+/// labelled image of a source.
 ///
 /// # Errors
 /// If an image cannot be loaded.

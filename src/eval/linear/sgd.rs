@@ -32,8 +32,8 @@ pub(super) trait Passes {
 
 /// Passes over the rows of a table, in another order each time.
 ///
-/// Rows that are held are mixed as a whole. Of others, runs of rows are mixed; the runs are then read in windows of about
-/// the memory limit, and the rows of a window are mixed.
+/// Rows that are held are mixed as a whole. Of others, runs of rows are mixed; the runs are then read in
+/// windows of about the memory limit, and the rows of a window are mixed.
 pub(super) struct TablePasses<'a> {
     rows: &'a Examples<'a>,
     batch_size: usize,

@@ -445,8 +445,8 @@ pub(super) struct Segments {
 impl Segments {
     /// Removes the byte stuffing of a scan, up to the first marker other than a restart marker.
     ///
-    /// `None` if restart markers are not numbered in order. `notes` asks for what [`to_file`](Self::to_file) needs: a note
-    /// for each byte that is left out.
+    /// `None` if restart markers are not numbered in order. `notes` asks for what [`to_file`](Self::to_file)
+    /// needs: a note for each byte that is left out.
     pub(super) fn unstuff(&mut self, file: &[u8], scan_start: usize, notes: bool) -> Option<()> {
         self.bytes.clear();
         self.bytes.reserve(file.len() - scan_start + PADDING);

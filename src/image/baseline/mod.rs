@@ -3,9 +3,9 @@
 //! libjpeg decodes everything above a region and more beside it, and three quarters of its time go into Huffman
 //! codes. Here blocks outside the region are passed over, several codes by one look at a table; restart segments
 //! outside are skipped; chroma is decoded only where it is wanted. With entry points, which a check of the whole
-//! image gives, no row outside of the region is read, and two rows are decoded in turn. Pixels equal libjpeg-turbo's ("islow",
-//! smooth upsampling) bit for bit, for 4:4:4, 4:2:2, 4:2:0 and grey. Whatever else comes, a broken file above
-//! all, is left to libjpeg, which decides what is corrupt.
+//! image gives, no row outside of the region is read, and two rows are decoded in turn. Pixels equal
+//! libjpeg-turbo's ("islow", smooth upsampling) bit for bit, for 4:4:4, 4:2:2, 4:2:0 and grey. Whatever else
+//! comes, a broken file above all, is left to libjpeg, which decides what is corrupt.
 
 mod entry_points;
 mod header;

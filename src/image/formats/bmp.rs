@@ -181,8 +181,8 @@ fn sixteen(pixel: u32, green_bits: u32) -> [u8; 3] {
 /// Indices from runs, row after row as stored.
 ///
 /// # Errors
-/// If they end before all pixels are there, as by Pillow: what is skipped between is index 0, what is missing at the end is
-/// an error.
+/// If they end before all pixels are there, as by Pillow: what is skipped between is index 0, what is missing
+/// at the end is an error.
 fn runs(data: &[u8], width: usize, height: usize, bits: usize) -> Result<Vec<u8>, ImageError> {
     let total = width * height;
     let mut indices: Vec<u8> = Vec::with_capacity(total);

@@ -25,7 +25,8 @@ fn open(bytes: &[u8]) -> Result<Decoder<Cursor<&[u8]>>, ImageError> {
 const SCREEN_FLAGS: usize = 10;
 const HAS_PALETTE: u8 = 0x80;
 
-/// A file in which no frame can be without a palette: the decoder takes no other. Colours are greys where there is none.
+/// A file in which no frame can be without a palette: the decoder takes no other. Colours are greys where
+/// there is none.
 fn with_palette(bytes: &[u8]) -> Option<Vec<u8>> {
     let flags = *bytes.get(SCREEN_FLAGS)?;
     let (screen, rest) = bytes.split_at_checked(13)?;
@@ -63,8 +64,8 @@ pub(crate) fn probe(bytes: &[u8]) -> Result<Header, ImageError> {
 }
 
 /// # Source
-/// Pillow, `GifImagePlugin.py`: around the frame is the transparent colour, else the first of the palette; a palette that
-/// is a ramp of greys is none.
+/// Pillow, `GifImagePlugin.py`: around the frame is the transparent colour, else the first of the palette; a
+/// palette that is a ramp of greys is none.
 pub(crate) fn decode(bytes: &[u8]) -> Result<DecodedImage, ImageError> {
     let changed = with_palette(bytes);
     let mut decoder = open(changed.as_deref().unwrap_or(bytes))?;

@@ -1,5 +1,5 @@
-//! The formats of images, a file for each: its header, and its pixels. Here is what several share, and how a file's first
-//! bytes tell its format.
+//! The formats of images, a file for each: its header, and its pixels. Here is what several share, and how a
+//! file's first bytes tell its format.
 
 pub(super) mod bmp;
 pub(super) mod gif;

@@ -1,4 +1,5 @@
-//! PNG: what Pillow makes of the header, the palette and the first image's data. No other chunk is given to the decoder.
+//! PNG: what Pillow makes of the header, the palette and the first image's data. No other chunk is given to
+//! the decoder.
 
 use std::io::Cursor;
 
@@ -131,8 +132,8 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<DecodedImage, ImageError> {
 }
 
 /// # Source
-/// Pillow, `PngImagePlugin.py` (`_MODES`), Unpack.c and Convert.c: colours of 16 bits lose their lower byte, but grey of 16
-/// bits is cut off at 255.
+/// Pillow, `PngImagePlugin.py` (`_MODES`), Unpack.c and Convert.c: colours of 16 bits lose their lower byte,
+/// but grey of 16 bits is cut off at 255.
 fn append_row(
     row: &[u8],
     width: usize,

@@ -1,8 +1,8 @@
 //! Portable bitmaps, graymaps and pixmaps (P1 to P6), as Pillow reads them.
 //!
 //! # Source
-//! Pillow, `PpmImagePlugin.py`: values are scaled to 255 and rounded half to even; grey with more than 8 bits is cut off at
-//! 255.
+//! Pillow, `PpmImagePlugin.py`: values are scaled to 255 and rounded half to even; grey with more than 8 bits
+//! is cut off at 255.
 
 use crate::image::{Colour, DecodedImage, Format, Header, ImageError};
 

@@ -1,7 +1,7 @@
 //! TIFF: the first page, as Pillow reads it.
 //!
-//! Strips and tiles are unpacked by the libraries of their compressions and put in their places here, so that the pixels
-//! of a JPEG strip are libjpeg's and every layout of planes and tiles is one loop.
+//! Strips and tiles are unpacked by the libraries of their compressions and put in their places here, so that
+//! the pixels of a JPEG strip are libjpeg's and every layout of planes and tiles is one loop.
 //!
 //! # Source
 //! TIFF 6.0; what each kind of sample becomes: Pillow, `TiffImagePlugin.py` (`OPEN_INFO`), Unpack.c and Convert.c. The

@@ -1,8 +1,9 @@
 //! Validates and writes in one pass, until an image is rejected.
 //!
-//! An image's id and shard depend on which images are rejected. As long as none is, both are known from the listing: each
-//! image is read once, checked, and written while others are checked. The first rejection ends this pass. Its validations
-//! are kept, and checking and writing then follow one after the other, with the same result.
+//! An image's id and shard depend on which images are rejected. As long as none is, both are known from the
+//! listing: each image is read once, checked, and written while others are checked. The first rejection ends
+//! this pass. Its validations are kept, and checking and writing then follow one after the other, with the
+//! same result.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 

@@ -215,8 +215,8 @@ fn find_stray_images(
     Ok(())
 }
 
-/// The labels that a list gives an image, each with the words of the list that name it: its path from the source or from
-/// its split, or its name, each with or without the ending of an image.
+/// The labels that a list gives an image, each with the words of the list that name it: its path from the
+/// source or from its split, or its name, each with or without the ending of an image.
 fn given_labels<'a>(
     records: &'a Records<'_>,
     splits: &Splits,
@@ -260,9 +260,9 @@ fn check_given_labels(records: &Records<'_>, splits: &Splits) -> Result<Option<S
             first.get_or_insert((words.clone(), label));
             if let Some(other) = named.insert(words.clone(), number).filter(|other| *other != number) {
                 return Err(records.wrong(format!(
-                    "`{words}` of the list of labels is the name of `{}` and of `{}`: write paths below the source into \
-                     the list, or take one split alone (`--split NAME`), or no labels of the other \
-                     (`--unlabelled-split NAME`)",
+                    "`{words}` of the list of labels is the name of `{}` and of `{}`: write paths below the \
+                     source into the list, or take one split alone (`--split NAME`), or no labels of the \
+                     other (`--unlabelled-split NAME`)",
                     records.shown(&records.list()[other]),
                     records.shown(record)
                 )));
@@ -317,8 +317,8 @@ fn check_lone_classes(
         {
             return Err(records.wrong(format!(
                 "all images of split `{name}` are in one folder `{class}`, which is not a class of any other split: \
-                 `--unlabelled-split {name}` takes them without classes, `--labels FILE` names their classes, `--split NAME` \
-                 takes another split alone, `--ignore GLOB` leaves them out"
+                 `--unlabelled-split {name}` takes them without classes, `--labels FILE` names their \
+                 classes, `--split NAME` takes another split alone, `--ignore GLOB` leaves them out"
             )));
         }
     }
@@ -344,8 +344,8 @@ fn double_labels(records: &Records<'_>, labels: &[Label<'_>]) -> Option<String> 
         Label::Name(text) | Label::Text(text) => format!("`{text}`"),
     };
     Some(format!(
-        "{count} times a file has another label than before; `{path}` has two labels, {} and {}: each line is an image of \
-         its own",
+        "{count} times a file has another label than before; `{path}` has two labels, {} and {}: each line \
+         is an image of its own",
         text(other),
         text(label)
     ))
@@ -461,8 +461,9 @@ impl std::str::FromStr for HoldOut {
 impl HoldOut {
     /// Moves the share of the only split into another; returns a summary.
     ///
-    /// Each class gives its share, to within one image, and keeps one image at least. Within a class the paths decide which
-    /// images these are, so that one more image changes the side of about one other. Both lists keep their order.
+    /// Each class gives its share, to within one image, and keeps one image at least. Within a class the
+    /// paths decide which images these are, so that one more image changes the side of about one other. Both
+    /// lists keep their order.
     ///
     /// # Errors
     /// If there are several splits or one of this meaning, or the share of so few images is none of them.
@@ -503,9 +504,10 @@ impl HoldOut {
         };
         if held.is_empty() {
             return Err(format!(
-                "{option} is 0 of {all} images: each of {} classes gives its share of its own images, rounded, and keeps at \
-                 least one. A larger share takes some where classes have several images; with --unlabelled it is a share of all \
-                 images, without scores; --splits NAME=GLOB chooses by path",
+                "{option} is 0 of {all} images: each of {} classes gives its share of its own images, \
+                 rounded, and keeps at least one. A larger share takes some where classes have several \
+                 images; with --unlabelled it is a share of all images, without scores; --splits NAME=GLOB \
+                 chooses by path",
                 counts.len()
             ));
         }

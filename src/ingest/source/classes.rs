@@ -1,5 +1,5 @@
-//! The class of each image, decided over all records together: what labels mean, names or numbers, and which folder is a
-//! class.
+//! The class of each image, decided over all records together: what labels mean, names or numbers, and which
+//! folder is a class.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -201,8 +201,8 @@ impl Classes {
         }
         if !negative.is_empty() {
             return Err(records.wrong(format!(
-                "the label {} is neither the number of a class, which counts from 0, nor -1 for none: `--labels-as names` \
-                 makes every text a class",
+                "the label {} is neither the number of a class, which counts from 0, nor -1 for none: \
+                 `--labels-as names` makes every text a class",
                 examples(&negative)
             )));
         }
@@ -211,8 +211,8 @@ impl Classes {
             let Parsed::Number { value, .. } = parse(text) else { continue };
             if let Some(other) = spellings.insert(value, text) {
                 return Err(records.wrong(format!(
-                    "the labels `{other}` and `{text}` are one number, but two names: `--labels-as numbers` makes them one \
-                     class, `--labels-as names` makes them two"
+                    "the labels `{other}` and `{text}` are one number, but two names: `--labels-as numbers` \
+                     makes them one class, `--labels-as names` makes them two"
                 )));
             }
         }
@@ -272,8 +272,8 @@ impl Classes {
         } else {
             if !padded {
                 self.warnings.push(format!(
-                    "labels are far apart ({} numbers up to {highest}): classes are numbered by rank, and named by their \
-                     number",
+                    "labels are far apart ({} numbers up to {highest}): classes are numbered by rank, and \
+                     named by their number",
                     numbers.len()
                 ));
             }
@@ -297,7 +297,8 @@ impl Classes {
 fn given_names(records: &Records<'_>, are_numbers: bool) -> Result<Option<records::ClassNames>, IngestError> {
     let given = match &records.options.classes {
         Some(_) if !are_numbers => {
-            let reason = "`--classes` has no effect: it names classes that are numbers in the source, and there are none";
+            let reason = "`--classes` has no effect: it names classes that are numbers in the source, and \
+                          there are none";
             return Err(records.wrong(reason));
         }
         Some(file) => {
@@ -362,8 +363,8 @@ pub(super) fn label<'a>(records: &'a Records<'_>, evidence: Evidence, folder: Op
     }
 }
 
-/// Goes down in each split while all of its images are below one folder with folders in it: such a folder is not a class.
-/// Returns the folders above the classes, if there are any.
+/// Goes down in each split while all of its images are below one folder with folders in it: such a folder is
+/// not a class. Returns the folders above the classes, if there are any.
 pub(super) fn strip_common_folders(records: &Records<'_>, splits: &mut Splits) -> BTreeSet<String> {
     let mut of_splits: Vec<Vec<usize>> = vec![Vec::new(); splits.names.len()];
     for (number, assigned) in splits.by_folders(records) {

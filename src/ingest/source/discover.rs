@@ -196,8 +196,8 @@ fn discover_folder(options: &IngestOptions, folder: &Location) -> Result<Discove
     };
     if let Some(archive) = names(is_other_archive).first() {
         let reason = format!(
-            "it holds `{archive}`, an archive that is not read: unpack it, recompress it as `.tar.zst`, or leave it out \
-             with `--ignore GLOB`"
+            "it holds `{archive}`, an archive that is not read: unpack it, recompress it as `.tar.zst`, or \
+             leave it out with `--ignore GLOB`"
         );
         return Err(IngestError::layout(folder, reason));
     }

@@ -1,5 +1,5 @@
-//! The meaning of file names, the patterns of `--ignore GLOB` and `--splits NAME=GLOB`, the names that splits may have, and
-//! lists of names in messages.
+//! The meaning of file names, the patterns of `--ignore GLOB` and `--splits NAME=GLOB`, the names that splits
+//! may have, and lists of names in messages.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -131,7 +131,8 @@ fn by_patterns(records: &Records<'_>) -> Result<Splits, IngestError> {
     }
     if !unmatched.is_empty() {
         let reason = format!(
-            "{} of {} images match no pattern of `--splits` ({}): add a pattern, or leave them out with `--ignore GLOB`",
+            "{} of {} images match no pattern of `--splits` ({}): add a pattern, or leave them out with \
+             `--ignore GLOB`",
             unmatched.len(),
             records.list().len(),
             examples(&unmatched)
@@ -277,8 +278,8 @@ fn check_likely_splits(records: &Records<'_>) -> Result<(), IngestError> {
         format!(" (and others, {}, by `--splits` or `--ignore`)", examples(&others))
     };
     Err(records.wrong(format!(
-        "{} could be splits or classes: `{}`{more}{rest} takes them as splits, `--splits '{DEFAULT_SPLIT}=**'` takes all \
-         images as one",
+        "{} could be splits or classes: `{}`{more}{rest} takes them as splits, `--splits \
+         '{DEFAULT_SPLIT}=**'` takes all images as one",
         examples(&names.iter().collect::<Vec<_>>()),
         patterns.join(" ")
     )))
@@ -355,7 +356,8 @@ fn single_split(records: &Records<'_>, splits: &mut Splits) -> String {
                 let split = split_meaning(word);
                 if split != DEFAULT_SPLIT {
                     splits.warnings.push(format!(
-                        "the source is called `{own}` and becomes the split `{DEFAULT_SPLIT}`; `--split {split}` names it so"
+                        "the source is called `{own}` and becomes the split `{DEFAULT_SPLIT}`; `--split \
+                         {split}` names it so"
                     ));
                 }
             }
@@ -438,8 +440,8 @@ fn check_above(records: &Records<'_>, found: &[Found<'_>]) -> Result<(), IngestE
     Err(below_several(records, above))
 }
 
-/// Containers of one split are below one folder, or they are of several datasets; their names differ in numbers alone, or
-/// some are variants of others, which is said.
+/// Containers of one split are below one folder, or they are of several datasets; their names differ in
+/// numbers alone, or some are variants of others, which is said.
 fn check_containers(records: &Records<'_>, words: &[Option<&str>]) -> Result<Vec<String>, IngestError> {
     let mut above: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
     let mut kinds: BTreeMap<String, BTreeMap<String, &str>> = BTreeMap::new();
@@ -470,8 +472,8 @@ fn check_containers(records: &Records<'_>, words: &[Option<&str>]) -> Result<Vec
                 .to_owned()
         };
         return Err(records.wrong(format!(
-            "containers of the split `{split}` are below several folders, such as {}: ingest one of those alone (`--ignore \
-             GLOB`), or {together}",
+            "containers of the split `{split}` are below several folders, such as {}: ingest one of those \
+             alone (`--ignore GLOB`), or {together}",
             examples(&shown)
         )));
     }
@@ -524,8 +526,9 @@ fn mixed(records: &Records<'_>, found: &[Found<'_>], counts: &BTreeMap<&str, u64
     };
     records.wrong(format!(
         "{with} images belong to a split by their folder or container ({}), such as {}; {without} do not, such as {}. \
-         Either those are stray: leave them out with `--ignore GLOB`. Or the word is a class: `--splits 'train=**'` takes \
-         all images as one split. Or name each split: `--splits train=GLOB --splits val=GLOB`{alone}",
+         Either those are stray: leave them out with `--ignore GLOB`. Or the word is a class: `--splits \
+         'train=**'` takes all images as one split. Or name each split: `--splits train=GLOB --splits \
+         val=GLOB`{alone}",
         examples(&words),
         examples(&shown(true)),
         examples(&shown(false)),

@@ -1,5 +1,5 @@
-//! Images that are damaged, odd or made with bad intent: a rejection with a reason, never a crash. And those whose stored
-//! bytes are not the source's.
+//! Images that are damaged, odd or made with bad intent: a rejection with a reason, never a crash. And those
+//! whose stored bytes are not the source's.
 
 use image::codecs::gif::GifEncoder;
 use image::{DynamicImage, Frame, ImageFormat, Rgba, RgbaImage};

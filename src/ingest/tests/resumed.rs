@@ -1,4 +1,5 @@
-//! What an interrupted ingest has left, what its source's files were then, and what else is in the folder of a destination.
+//! What an interrupted ingest has left, what its source's files were then, and what else is in the folder of
+//! a destination.
 
 use super::*;
 

@@ -2,8 +2,8 @@
 //! operators, copies beside the compute.
 //!
 //! On a GPU an operator over a list is a few launches, however many tensors there are; a copy does not stop the host
-//! while the GPU computes. The C++ side catches every exception and keeps no pointer that it is given (tensors are counted references there).
-//! A failure is a panic here, as of tch's own operators.
+//! while the GPU computes. The C++ side catches every exception and keeps no pointer that it is given
+//! (tensors are counted references there). A failure is a panic here, as of tch's own operators.
 
 #![expect(
     unsafe_code,
@@ -189,7 +189,8 @@ pub fn sgd(parameters: &[Tensor], buffers: &[Tensor], momentum: f64, nesterov: b
     });
 }
 
-/// A step of `torch.optim.AdamW` in its fused form. `step`: its number, from 1, as a f32 scalar on the parameters' device.
+/// A step of `torch.optim.AdamW` in its fused form. `step`: its number, from 1, as a f32 scalar on the
+/// parameters' device.
 ///
 /// # Panics
 /// If a parameter has no gradient.

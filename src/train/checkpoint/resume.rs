@@ -180,8 +180,8 @@ pub(crate) fn load_bank(
     Ok(MemoryBank::from_stored(stored, dim, device))
 }
 
-/// The newest checkpoint that is whole and whose numbers are finite. Newer ones are reported and removed: they would count as
-/// newer than what the run saves next. Only for the one process that writes to the run.
+/// The newest checkpoint that is whole and whose numbers are finite. Newer ones are reported and removed:
+/// they would count as newer than what the run saves next. Only for the one process that writes to the run.
 ///
 /// # Errors
 /// If none is whole, one is of a version that this program does not know, or the store fails.

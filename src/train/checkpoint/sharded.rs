@@ -148,7 +148,8 @@ fn key(step: u64, rank: usize) -> String {
     format!("checkpoint/{step}/{rank}")
 }
 
-/// Gives every process rank 0's statistics of batch norm, and makes sure that all weights are the same, the probe's too.
+/// Gives every process rank 0's statistics of batch norm, and makes sure that all weights are the same, the
+/// probe's too.
 ///
 /// # Errors
 /// If weights differ, or a collective fails.

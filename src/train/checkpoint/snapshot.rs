@@ -81,8 +81,8 @@ impl Snapshot {
     /// Publishes the checkpoint, and the metrics up to it before.
     ///
     /// # Errors
-    /// If a weight, a buffer, a feature or a row of the bank is not finite, a row is not of unit length, another process took the run over
-    /// meanwhile, or the store fails; earlier checkpoints remain.
+    /// If a weight, a buffer, a feature or a row of the bank is not finite, a row is not of unit length,
+    /// another process took the run over meanwhile, or the store fails; earlier checkpoints remain.
     pub(crate) fn write(self, run: &Location) -> Result<Location, TrainError> {
         let Self { step, common, bank, data, ranks } = self;
         let folder = run.join("checkpoints").join(&checkpoint_name(step));

@@ -18,7 +18,8 @@ use crate::run_config::ObjectiveKind;
 const SAMPLED_ROWS: usize = 2048;
 /// Queries for which the sum over the whole bank is made.
 const SAMPLED_QUERIES: usize = 16;
-/// ln Z and that of all rows may differ by this before a run warns, and by this more before it warns again: a factor of e.
+/// ln Z and that of all rows may differ by this before a run warns, and by this more before it warns again: a
+/// factor of e.
 const MOST_DRIFT: f64 = 1.0;
 
 /// The state of the bank after an epoch.
@@ -95,8 +96,8 @@ impl BankHealth {
         warned.set(distance);
         Some(format!(
             "ln Z is {assumed:.2}, that of all rows is {actual:.2} (sampled queries): negatives weigh {} than \
-             the objective means; `--objective softmax` needs no Z; `--partition ema` follows the bank, sooner with a smaller \
-             `--partition-decay`",
+             the objective means; `--objective softmax` needs no Z; `--partition ema` follows the bank, \
+             sooner with a smaller `--partition-decay`",
             if assumed > actual { "less" } else { "more" }
         ))
     }

@@ -98,8 +98,8 @@ impl MetricsLine {
         value
     }
 
-    /// Its numbers by name; those of the monitor have `monitor/` before it, the others of an epoch `epoch/`, those of the bank
-    /// `bank/`.
+    /// Its numbers by name; those of the monitor have `monitor/` before it, the others of an epoch `epoch/`,
+    /// those of the bank `bank/`.
     pub fn scalars(&self) -> Vec<(String, f64)> {
         let is_monitor_alone = matches!(self.scope, Scope::Start | Scope::Monitor);
         let prefix = |name: &str| match self.scope {

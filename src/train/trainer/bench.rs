@@ -44,7 +44,8 @@ pub struct StepBench {
 
 impl StepBench {
     /// Runs the steps on drawn pixels: once as in training, for the rate, once with a wait for the device
-    /// after each phase, for the split, and once to count operators. Of several processes each has a part of the batch and of the bank.
+    /// after each phase, for the split, and once to count operators. Of several processes each has a part of
+    /// the batch and of the bank.
     ///
     /// # Errors
     /// If the configuration makes no sense, a number is not finite, or another process is lost.

@@ -354,8 +354,9 @@ fn the_optimiser_works_on_lists() {
     assert!(!optimizer.contains_key("torch::autograd::AccumulateGrad"));
 }
 
-/// A device that records, on the CPU. As with CUDA, recording moves nothing; a replay does the work that was recorded with the
-/// tensors that it had then, writes what it makes where that was at first, and gives no parameter a gradient.
+/// A device that records, on the CPU. As with CUDA, recording moves nothing; a replay does the work that was
+/// recorded with the tensors that it had then, writes what it makes where that was at first, and gives no
+/// parameter a gradient.
 #[derive(Clone, Debug)]
 struct StandIn {
     statistics: Rc<Vec<Tensor>>,

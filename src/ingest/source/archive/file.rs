@@ -1,5 +1,5 @@
-//! A file that holds images or their container, as it was when it was listed, a reader of a part of it, and which of its
-//! bytes a member is.
+//! A file that holds images or their container, as it was when it was listed, a reader of a part of it, and
+//! which of its bytes a member is.
 
 use std::fs::{File, Metadata};
 use std::io::{self, Read, Seek, SeekFrom};

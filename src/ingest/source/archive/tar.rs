@@ -242,7 +242,11 @@ impl<R: Read + Seek> Walk<'_, R> {
     }
 
     fn garbage(&self, offset: u64) -> IngestError {
-        self.tar.wrong(offset, "data after the end of the tar that are not another tar; cut them off, or download or copy it again")
+        self.tar.wrong(
+            offset,
+            "data after the end of the tar that are not another tar; cut them off, or \
+             download or copy it again",
+        )
     }
 
     /// An extended header belongs to a member.

@@ -125,7 +125,8 @@ pub(super) fn labels_of_kit(kit: &Tar) -> Result<HashMap<String, String>, Ingest
     Ok(labels)
 }
 
-/// A csv of image and class, its columns separated by commas, tabs or semicolons. A first line of titles says which columns these are; without it there are two.
+/// A csv of image and class, its columns separated by commas, tabs or semicolons. A first line of titles says
+/// which columns these are; without it there are two.
 fn labels_of_csv(file: &Location, options: &IngestOptions) -> Result<LabelList, IngestError> {
     let (image_column, label_column) = (options.image_column.as_deref(), options.label_column.as_deref());
     let bytes = file.read()?;

@@ -254,8 +254,8 @@ fn csv(records: &mut Records<'_>, list: &Location, text: &str) -> Result<Vec<Lin
             return Err(IngestError::layout(
                 list,
                 format!(
-                    "its first line names a column of paths both by {one:?} and by {other:?} between columns: put a name \
-                     that holds one of them in quotes"
+                    "its first line names a column of paths both by {one:?} and by {other:?} between \
+                     columns: put a name that holds one of them in quotes"
                 ),
             ));
         }

@@ -122,8 +122,8 @@ pub(crate) fn collect(records: &mut Records<'_>, files: &[Container]) -> Result<
         let each: Vec<String> =
             columns.iter().map(|(column, file)| format!("`{column}` in `{file}`")).collect();
         let reason = format!(
-            "labels are in columns of different names, {}: `--label-column` names one, or ingest one kind of table at a \
-             time",
+            "labels are in columns of different names, {}: `--label-column` names one, or ingest one kind of \
+             table at a time",
             each.join(", ")
         );
         return Err(records.wrong(reason));

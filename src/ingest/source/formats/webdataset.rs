@@ -253,7 +253,8 @@ pub(super) fn collect(records: &mut Records<'_>, tars: Vec<Tar>) -> Result<(), I
         }
     }
     if has_split {
-        let warning = "the field `split` of the json members is not read; names of tars and `--splits` say what is which split";
+        let warning = "the field `split` of the json members is not read; names of tars and `--splits` say \
+                       what is which split";
         records.warn(warning.into());
     }
     if options.unlabelled {
@@ -262,7 +263,8 @@ pub(super) fn collect(records: &mut Records<'_>, tars: Vec<Tar>) -> Result<(), I
     if let Some(example) = in_folder.filter(|_| options.format != SourceFormat::Webdataset) {
         return Err(records.wrong(format!(
             "{labelled} images have a label in a member beside them and `{example}`, for one, has none, but a folder: \
-             `--format webdataset` takes it without a label, `--ignore '*.cls'` or `'*.json'` takes the folders as classes"
+             `--format webdataset` takes it without a label, `--ignore '*.cls'` or `'*.json'` takes the \
+             folders as classes"
         )));
     }
     if let Some(column) = options.label_column.as_ref().filter(|_| fields.is_empty()) {
