@@ -3,11 +3,13 @@
 use clap::{Args, Subcommand};
 use serde_json::json;
 
+use super::GlobalArgs;
 use super::exit::WrongUsage;
 use super::progress::{Terminal, say};
-use super::{GlobalArgs, write_json};
-use crate::commands::{Hub, ProjectorJob, export_hub, export_parquet, export_projector, export_torchvision};
-use crate::ingest::{ExportOptions, export};
+use crate::commands::{
+    Hub, ProjectorJob, export_hub, export_parquet, export_projector, export_torchvision, preprocessing_of,
+};
+use crate::ingest::{ExportOptions, ExportedSplit, export};
 
 /// Write weights, embeddings or images in the formats of other programs.
 #[derive(Debug, Args)]
@@ -112,7 +114,7 @@ pub(super) fn run(global: &GlobalArgs, args: &ExportArgs) -> anyhow::Result<()> 
             }
             let (checkpoint, place) = (global.checkpoint(checkpoint)?, global.output(output)?);
             let tensors = export_torchvision(&checkpoint, &place, !without_projection)?;
-            write_json(&json!({"output": output, "tensors": tensors}))
+            written(global, output, "tensors", tensors, Some(preprocessing_of(&checkpoint)?))
         }
         Form::Timm(args) => to_hub(global, args, Hub::Timm),
         Form::HuggingFace(args) => to_hub(global, args, Hub::HuggingFace),
@@ -122,7 +124,7 @@ pub(super) fn run(global: &GlobalArgs, args: &ExportArgs) -> anyhow::Result<()> 
                 return Err(WrongUsage(reason).into());
             }
             let rows = export_parquet(&global.location(table)?, &global.output(output)?)?;
-            write_json(&json!({"output": output, "rows": rows}))
+            written(global, output, "rows", rows, None)
         }
         Form::Projector { table, dataset, limit, output } => {
             global.folder("--output", output)?;
@@ -137,7 +139,7 @@ pub(super) fn run(global: &GlobalArgs, args: &ExportArgs) -> anyhow::Result<()> 
                 limit: *limit,
             };
             let rows = export_projector(&job)?;
-            write_json(&json!({"output": output, "rows": rows}))
+            written(global, output, "rows", rows, None)
         }
     }
 }
@@ -146,7 +148,19 @@ fn to_hub(global: &GlobalArgs, args: &HubArgs, hub: Hub) -> anyhow::Result<()> {
     let (checkpoint, output) =
         (global.checkpoint(&args.checkpoint)?, global.folder("--output", &args.output)?);
     let tensors = export_hub(&checkpoint, &output, hub)?;
-    write_json(&json!({"output": args.output, "tensors": tensors}))
+    written(global, &args.output, "tensors", tensors, Some(preprocessing_of(&checkpoint)?))
+}
+
+/// Prints what was written, and how many tensors or rows it has; for people also what they need to know beside it.
+fn written(
+    global: &GlobalArgs,
+    output: &str,
+    what: &str,
+    count: usize,
+    beside: Option<String>,
+) -> anyhow::Result<()> {
+    let lines: Vec<String> = std::iter::once(format!("{output}: {count} {what}")).chain(beside).collect();
+    global.write_result(&lines, &json!({"output": output, what: count}))
 }
 
 fn export_images(global: &GlobalArgs, args: &ImagesArgs) -> anyhow::Result<()> {
@@ -164,5 +178,7 @@ fn export_images(global: &GlobalArgs, args: &ImagesArgs) -> anyhow::Result<()> {
             say(&format!("{name}: {} files have other names than the paths of their rows", split.renamed));
         }
     }
-    write_json(&report)
+    let line = |(name, split): (&String, &ExportedSplit)| format!("{name:>8}  {} images", split.images);
+    let lines: Vec<String> = report.splits.iter().map(line).collect();
+    global.write_result(&lines, &report)
 }

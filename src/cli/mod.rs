@@ -515,6 +515,17 @@ mod tests {
 
     #[cfg(feature = "torch")]
     #[test]
+    fn the_help_of_query_speaks_of_what_a_query_has() {
+        let mut command = command_line();
+        let help = command.find_subcommand_mut("query").expect("a command").render_long_help().to_string();
+        assert!(
+            help.contains("--on-corrupt") && !help.contains("epoch") && !help.contains("batch"),
+            "{help}"
+        );
+    }
+
+    #[cfg(feature = "torch")]
+    #[test]
     fn a_kept_report_says_its_scores_and_what_they_are_of() {
         use serde_json::json;
 

@@ -28,16 +28,18 @@ pub enum CommandError {
     },
     /// The checkpoint was trained on another dataset, and no split takes the place of its training images.
     #[error(
-        "the checkpoint {checkpoint} was trained on the dataset {expected:.12}…, not on {actual:.12}…: give \
-         that dataset, or to score this one by its own training images `--train-split NAME`, for `knn` with \
-         `--feature projection`"
+        "the checkpoint {checkpoint} was trained on the dataset {expected:.12}…, not on --dataset {dataset} \
+         ({actual:.12}…): give that dataset, or to score this one by its own training images `--train-split \
+         NAME`, for `knn` with `--feature projection`"
     )]
     OtherDataset {
         /// The checkpoint's folder.
         checkpoint: String,
         /// The digest of the dataset that it was trained on.
         expected: String,
-        /// The digest of the dataset given.
+        /// The dataset given.
+        dataset: String,
+        /// Its digest.
         actual: String,
     },
     /// Features cannot be evaluated.

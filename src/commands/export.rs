@@ -403,6 +403,26 @@ fn crop_share(encoder: &Value) -> f64 {
     side("image_size") / side("evaluation_resize").max(1.0)
 }
 
+/// What a model of a checkpoint's exported weights takes as images, in words.
+///
+/// # Errors
+/// If the checkpoint is damaged.
+pub fn preprocessing_of(folder: &Location) -> Result<String, CommandError> {
+    Ok(format!("images: {}", preprocessing_words(&Checkpoint::open(folder)?.state()?.encoder)))
+}
+
+fn preprocessing_words(encoder: &Value) -> String {
+    let channels = |key: &str| encoder["normalisation"][key].to_string().replace(',', ", ");
+    format!(
+        "resized to {} pixels along the shorter side (bilinear, antialiased), the centre of {} pixels, values \
+         from 0 to 1, minus the mean {} and divided by the deviation {}, for red, green and blue",
+        encoder["evaluation_resize"],
+        encoder["image_size"],
+        channels("mean"),
+        channels("std")
+    )
+}
+
 /// transformers' `preprocessor_config.json`: resize, centre crop and normalise as the evaluation does.
 fn preprocessing(encoder: &Value) -> Value {
     const BILINEAR: u32 = 2;
@@ -437,9 +457,13 @@ fn scores(checkpoint: &Checkpoint) -> Result<Vec<String>, CommandError> {
         let (Some(top1), true) = (report["top1"].as_f64(), report["weights"] == digest.as_str()) else {
             continue;
         };
-        let dataset = report["dataset_digest"].as_str().unwrap_or_default();
+        let digest = report["dataset_digest"].as_str().unwrap_or_default();
+        let dataset = match report["dataset"].as_str() {
+            Some(name) => format!("{name} ({digest:.12})"),
+            None => format!("{digest:.12}"),
+        };
         let split = report["split"].as_str().unwrap_or_default();
-        lines.push(format!("| {} | {split} | {dataset:.12} | {:.1} % |", file.name, 100.0 * top1));
+        lines.push(format!("| {} | {split} | {dataset} | {:.1} % |", file.name, 100.0 * top1));
     }
     Ok(lines)
 }
@@ -463,14 +487,13 @@ fn card(checkpoint: &Checkpoint, hub: Hub, encoder: &Value, scores: &[String]) -
         "---\nlibrary_name: {library}\npipeline_tag: image-feature-extraction\ntags: [image-feature-extraction, \
          instance-discrimination]\n---\n\n# {} trained by instance discrimination\n\n    {load}\n    embedding = \
          torch.nn.functional.normalize({logits})    # [images, {}]\n\nMade by instdisc {} after {} steps, \
-         without labels ([Wu et al., CVPR 2018](https://arxiv.org/abs/1805.01978)).\n\n- images: resized to \
-         {} pixels along the shorter side, the centre of {} pixels\n- dataset: `{}`\n- weights: `{}`\n",
+         without labels ([Wu et al., CVPR 2018](https://arxiv.org/abs/1805.01978)).\n\n- images: {}\n- dataset: \
+         `{}`\n- weights: `{}`\n",
         text("arch"),
         text("dim"),
         env!("CARGO_PKG_VERSION"),
         manifest.step,
-        text("evaluation_resize"),
-        text("image_size"),
+        preprocessing_words(encoder),
         manifest.trained_on.dataset_digest,
         checkpoint.weights_digest(),
     );

@@ -20,7 +20,7 @@ use crate::eval::{
 use crate::feature_table::{ColumnNames, RowNames, Table, TableMeta};
 use crate::ids::InstanceId;
 use crate::image::encode_jpeg;
-use crate::page::{PageImages, PageInput, examples, history, map, page};
+use crate::page::{PageImages, PageInput, SHOWN_NEIGHBOURS, examples, history, map, page};
 use crate::progress::Progress;
 use crate::search::Neighbours;
 use crate::storage::{Location, PublishMode};
@@ -283,8 +283,10 @@ fn evaluate(
     }
     if let Some(place) = place {
         let shown = examples(&*pair.bank, &pair.queries, &neighbours, reports.first.k, job.temperature[0]);
-        let name = place.of.dataset.as_deref().unwrap_or_default();
-        let history = place.run.as_ref().map(|(run, on)| history(run, &reports.first, name, on.as_deref()));
+        let name = place.of.dataset.as_deref().or_else(|| dataset.map(Location::file_name));
+        let of_name = name.unwrap_or_default();
+        let history =
+            place.run.as_ref().map(|(run, on)| history(run, &reports.first, of_name, on.as_deref()));
         let history = history.transpose()?.unwrap_or_default();
         let map =
             (job.map_points > 0).then(|| pool.install(|| map(&pair.queries, job.map_points))).transpose()?;
@@ -293,6 +295,8 @@ fn evaluate(
             bank: &*pair.bank,
             queries: &pair.queries,
             neighbours: &neighbours,
+            shown: SHOWN_NEIGHBOURS,
+            dataset: name,
             examples: &shown,
             history: &history,
             map: map.as_ref(),

@@ -27,7 +27,9 @@ mod watch;
 #[cfg(feature = "torch")]
 pub use embed::{EmbedOptions, EmbedReport, EmbeddedTable, embed};
 pub use error::CommandError;
-pub use export::{Hub, ProjectorJob, export_hub, export_parquet, export_projector, export_torchvision};
+pub use export::{
+    Hub, ProjectorJob, export_hub, export_parquet, export_projector, export_torchvision, preprocessing_of,
+};
 #[cfg(feature = "torch")]
 pub use finetune::{FinetuneRun, Finetuned, Finetuning};
 pub use inspect::inspect;

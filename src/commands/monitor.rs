@@ -119,7 +119,7 @@ impl Monitor {
             let among = KnnOptions { k: vec![1], leave_one_out: true, ..KnnOptions::default() };
             let report = evaluate(&queries, &queries, &among)?;
             scores.insert("knn_sample_top1".to_owned(), json!(report.top1));
-            scores.insert("knn_chance".to_owned(), json!(report.chance));
+            scores.insert("knn_chance".to_owned(), json!(report.most_frequent_class));
         }
         if step == 0 {
             return Ok(scores);
@@ -285,7 +285,7 @@ impl OtherMonitor {
         for cell in &report.grid {
             scores.insert(format!("{}/knn{}_top1", self.name, cell.k), json!(cell.top1));
         }
-        scores.insert(format!("{}/knn_chance", self.name), json!(report.chance));
+        scores.insert(format!("{}/knn_chance", self.name), json!(report.most_frequent_class));
         Ok(scores)
     }
 }

@@ -16,7 +16,7 @@ use super::run::BATCH_SIZE;
 use crate::checkpoint::{Checkpoint, checkpoint_at};
 use crate::dataset::{Manifest, Row, read_paths};
 use crate::eval::{
-    KnnOptions, KnnReports, Thumbnails, checkpoint_bank, checkpoint_of_bank, encode,
+    KnnOptions, KnnReports, Thumbnails, checkpoint_bank, checkpoint_of_bank, collapsed_rows, encode,
     evaluate_with_neighbours, load_encoder, open_bank,
 };
 use crate::feature_table::{ColumnNames, FeatureTable, Kind, Table, TableMeta};
@@ -80,6 +80,9 @@ pub struct QueryReport {
     pub images: Vec<QueriedImage>,
     /// Images that were left out.
     pub skipped: Vec<SkippedImage>,
+    /// What a reader of the neighbours has to know; a sentence each.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// An image and its neighbours.
@@ -141,6 +144,8 @@ pub fn query(job: &QueryJob, progress: &dyn Progress) -> Result<QueryReport, Com
         let rows = bank.rows();
         return Err(CommandError::Usage(format!("--k {k}: the bank has {rows} rows, so it is 1 to {rows}")));
     }
+    let notes: Vec<String> = collapsed_rows(&*bank)?.into_iter().collect();
+    notes.iter().for_each(|note| tracing::warn!("{note}"));
     let pool = rayon::ThreadPoolBuilder::new().num_threads(job.threads).build()?;
     let Embedded { queries, names, skipped, thumbnails } =
         pool.install(|| embed(job, &checkpoint, &*bank, orientation, progress))?;
@@ -187,10 +192,11 @@ pub fn query(job: &QueryJob, progress: &dyn Progress) -> Result<QueryReport, Com
         k,
         images: images.collect(),
         skipped,
+        notes,
     };
     if let Some(location) = &job.page {
         // That images of no dataset have no labels needs no remark.
-        report.notes.clear();
+        report.notes.clone_from(&queried.notes);
         let example = |query| Example {
             query,
             kind: ExampleKind::Typical,
@@ -204,6 +210,8 @@ pub fn query(job: &QueryJob, progress: &dyn Progress) -> Result<QueryReport, Com
             bank: &*bank,
             queries: &queries,
             neighbours: &neighbours,
+            shown: k,
+            dataset: job.dataset.as_ref().map(Location::file_name),
             examples: &examples,
             history: &History::default(),
             map: None,

@@ -117,6 +117,7 @@ impl RunDataset {
             return Err(CommandError::OtherDataset {
                 checkpoint: checkpoint.folder().to_string(),
                 expected: checkpoint.manifest().trained_on.dataset_digest.clone(),
+                dataset: self.location.to_string(),
                 actual: self.digest(),
             });
         }

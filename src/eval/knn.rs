@@ -11,7 +11,7 @@ use super::report::{ClassScore, Confusion, GridCell, KnnReport, Timing, score_in
 use super::retrieval::{LabelSets, retrieval};
 use super::vote::{Ballot, Outcome};
 use super::{Duplicates, EvalError, Retrieval};
-use crate::feature_table::{FeatureTable, Kind, Table, TableMeta, UnitRows};
+use crate::feature_table::{FeatureTable, Kind, Table, TableError, TableMeta, UnitRows};
 use crate::ids::ClassId;
 use crate::search::{Neighbours, search};
 use crate::units::Temperature;
@@ -30,6 +30,9 @@ const CONFUSIONS: usize = 30;
 const COLLAPSED_COSINE: f64 = 0.95;
 /// Fewer queries give no reliable mean cosine.
 const FEWEST_FOR_COLLAPSE: usize = 5;
+/// Rows of a bank by which it is called collapsed, and the parts of it from which they come.
+const SAMPLED_ROWS: usize = 2048;
+const SAMPLED_RANGES: usize = 16;
 
 /// How neighbours vote.
 #[derive(Clone, Debug, PartialEq)]
@@ -281,7 +284,7 @@ fn report(
         notes: [
             own_votes(bank, queries, options),
             no_votes(bank, queries, options),
-            collapsed(queries),
+            collapsed(&queries.meta, &queries.features, "queries"),
             like_guessing(headline.top1_interval, largest as f64 / scored as f64),
         ]
         .into_iter()
@@ -344,10 +347,25 @@ fn like_guessing([low, high]: [f64; 2], most_frequent_class: f64) -> Option<Stri
     })
 }
 
+/// The note that the rows of a bank are nearly all alike, by a sample of them.
+///
+/// # Errors
+/// If the rows cannot be read.
+pub fn collapsed_rows(bank: &dyn Table) -> Result<Option<String>, TableError> {
+    let ranges = bank.ranges(SAMPLED_ROWS / SAMPLED_RANGES);
+    let mut features = Vec::new();
+    // Over the whole bank, since its rows may be in the order of their classes.
+    for range in ranges.iter().step_by(ranges.len().div_ceil(SAMPLED_RANGES).max(1)) {
+        let vectors = bank.start_read(range.clone()).finish()?;
+        features.extend_from_slice(&vectors.rows(range.clone())?);
+    }
+    Ok(collapsed(bank.meta(), &features, "rows of the bank"))
+}
+
 /// The note that a trained encoder gives all images nearly the same embedding. (An untrained one does.)
-fn collapsed(queries: &FeatureTable) -> Option<String> {
-    let FeatureTable { features, meta, .. } = queries;
-    if !meta.unit_length || meta.step == 0 || queries.ids.len() < FEWEST_FOR_COLLAPSE {
+fn collapsed(meta: &TableMeta, features: &[f32], who: &str) -> Option<String> {
+    let rows = features.len() / meta.dim;
+    if !meta.unit_length || meta.step == 0 || rows < FEWEST_FOR_COLLAPSE {
         return None;
     }
     let mut sums = vec![0.0; meta.dim];
@@ -355,13 +373,13 @@ fn collapsed(queries: &FeatureTable) -> Option<String> {
         sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += f64::from(*x));
     }
     // Of n unit vectors, the squared sum is n and the cosines of the n (n - 1) pairs.
-    let rows = queries.ids.len() as f64;
+    let rows = rows as f64;
     let cosine = (sums.iter().map(|sum| sum * sum).sum::<f64>() - rows) / (rows * (rows - 1.0));
     (cosine > COLLAPSED_COSINE).then(|| {
         format!(
-            "the features are nearly all alike: two queries have a mean cosine of {cosine:.3}, so the \
-             encoder has collapsed or has hardly been trained: more `--epochs` help, or if the loss does not \
-             fall, a third of the `--lr`"
+            "the features are nearly all alike: two {who} have a mean cosine of {cosine:.3}, so the encoder \
+             has collapsed or has hardly been trained: more `--epochs` help, or if the loss does not fall, a \
+             third of the `--lr`"
         )
     })
 }

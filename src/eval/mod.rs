@@ -27,7 +27,9 @@ pub use distributed::{evaluate_over, gather_table, share};
 pub use duplicates::Duplicates;
 #[cfg(feature = "torch")]
 pub use embed::{EmbedError, EmbedJob, Existing, RowChoice, embed, encode, load_encoder, run_tables};
-pub use knn::{KnnOptions, MOST_BY_DEFAULT, default_k, evaluate, evaluate_with_neighbours, is_remark};
+pub use knn::{
+    KnnOptions, MOST_BY_DEFAULT, collapsed_rows, default_k, evaluate, evaluate_with_neighbours, is_remark,
+};
 #[cfg(feature = "torch")]
 pub use linear::{
     ClassifierReport, LinearError, LinearOptions, LinearReport, ProbeReport, ProbeTables, Score, Solver,

@@ -50,9 +50,9 @@ pub struct KnnReport {
     pub bank_rows: usize,
     /// The number of classes.
     pub classes: usize,
-    /// The score of guessing: one over the number of classes.
+    /// One over the number of classes: less than chance where classes differ in size.
     pub chance: f64,
-    /// The score of always guessing the class of most queries.
+    /// Chance: the score of always naming the class of most queries, also where their own rows are left out.
     pub most_frequent_class: f64,
     /// Whether a query's own row was left out.
     pub leave_one_out: bool,
@@ -90,6 +90,14 @@ impl KnnReport {
     /// Whether any vote was scored.
     pub fn has_scores(&self) -> bool {
         !self.top1.is_nan()
+    }
+
+    /// The share of queries in the `count` classes of most queries: what naming these always would score.
+    pub fn most_frequent_classes(&self, count: usize) -> f64 {
+        let mut queries: Vec<usize> = self.per_class.iter().map(|class| class.queries).collect();
+        queries.sort_unstable_by(|a, b| b.cmp(a));
+        let all: usize = queries.iter().sum();
+        queries.iter().take(count).sum::<usize>() as f64 / all as f64
     }
 }
 

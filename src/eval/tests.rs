@@ -382,3 +382,22 @@ fn pairs_of_one_feature_are_told_apart_by_split_and_dataset_or_by_their_number()
     let found = names(vec![report("", ""), report("", "")]);
     assert_eq!(found, [", pair 1", ", pair 2"].map(|more| format!("{feature}{more}")));
 }
+
+/// Rows come in the order of their classes, so those of one place are more alike than all.
+#[test]
+fn a_bank_is_collapsed_where_all_of_it_is_alike() {
+    let mut bank = table(31, 5000, 8, 4);
+    bank.meta.step = 10;
+    assert!(bank.meta.unit_length, "a cosine is compared");
+    let first = bank.features[..8].to_vec();
+    let alike = |bank: &mut FeatureTable, rows: usize| {
+        bank.features.chunks_exact_mut(8).take(rows).for_each(|row| row.copy_from_slice(&first));
+    };
+    alike(&mut bank, 2048);
+    assert_eq!(collapsed_rows(&bank).expect("read"), None);
+    alike(&mut bank, 5000);
+    let note = collapsed_rows(&bank).expect("read").expect("a note");
+    assert!(note.contains("two rows of the bank have a mean cosine of 1.000"), "{note}");
+    bank.meta.step = 0;
+    assert_eq!(collapsed_rows(&bank).expect("read"), None, "an untrained encoder's are");
+}

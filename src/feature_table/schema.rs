@@ -102,10 +102,10 @@ impl TableMeta {
         }
         match (&self.split_digest, &other.split_digest) {
             (Some(a), Some(b)) if self.split == other.split && a != b => {
-                return Some(format!("split `{}` has digests {a} and {b}", self.split));
+                return Some(format!("split `{}` has digests {a:.12}… and {b:.12}…", self.split));
             }
             (Some(_), Some(_)) => {}
-            _ if known(a, b) => return Some(format!("they are of the datasets {a} and {b}")),
+            _ if known(a, b) => return Some(format!("they are of the datasets {a:.12}… and {b:.12}…")),
             _ => {}
         }
         // Classes without names are their numbers.

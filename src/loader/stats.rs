@@ -164,7 +164,8 @@ impl LoaderStats {
     pub fn verdict(&self) -> String {
         let seconds = self.seconds.max(1e-9);
         let wait = self.consumer_wait / seconds;
-        let decoding = self.make_busy / (seconds * self.decode_threads.max(1) as f64);
+        // An image counts once it is made, also the part of its time before these seconds.
+        let decoding = (self.make_busy / (seconds * self.decode_threads.max(1) as f64)).min(1.0);
         let limit = if wait < NO_WAIT {
             "nothing waits for data, the encoder sets the pace"
         } else if wait < LITTLE_WAIT {
@@ -233,6 +234,14 @@ mod tests {
         assert!(before.waits_for_data());
         let after = LoaderStats::new(&counters, 150.0, (1, 1), 0).since(&before);
         assert!(!after.waits_for_data() && after.seconds == 50.0, "{}", after.verdict());
+    }
+
+    #[test]
+    fn decoders_are_never_busier_than_all_the_time() {
+        let counters = Counters::default();
+        counters.make_busy.add(203_000_000_000);
+        let said = LoaderStats::new(&counters, 100.0, (1, 2), 0).verdict();
+        assert!(said.contains("decoders busy 100 %"), "{said}");
     }
 
     #[test]

@@ -26,7 +26,7 @@ pub struct DatasetTrend {
     pub about: String,
     /// Step and top-1, ascending.
     pub points: Vec<(u64, f64)>,
-    /// The score of guessing, where it is known.
+    /// Chance, where it is known.
     pub chance: Option<f64>,
 }
 
@@ -127,15 +127,15 @@ pub(super) fn section(input: &PageInput<'_>) -> Option<Section> {
     let mut html = String::from(
         "<p class=\"about\">Top-1 on each dataset and of each monitor over training steps, all with the same \
          axes. Scores of different datasets, features or k cannot be compared, their trends can. The broken \
-         line is guessing.</p>\n<div class=\"multiples\">\n",
+         line is chance: always the most frequent class.</p>\n<div class=\"multiples\">\n",
     );
     for DatasetTrend { name, about, points, chance } in trends {
         let Some((step, _)) = points.last() else { continue };
-        let guessing = chance.map_or_else(String::new, |chance| format!(", guessing {}", percent(chance)));
+        let than = chance.map_or_else(String::new, |chance| format!(", chance {}", percent(chance)));
         SmallChart {
             name,
             about,
-            note: format!("step {}{guessing}", grouped(*step)),
+            note: format!("step {}{than}", grouped(*step)),
             points,
             steps: (first, last),
             scale: (0.0, highest),
@@ -158,7 +158,12 @@ fn table(html: &mut String, trends: &[DatasetTrend]) {
          <table>\n<thead><tr><th scope=\"col\">step</th>",
     );
     for trend in trends {
-        add!(html, "<th scope=\"col\" title=\"{}\">{}</th>", escape(&trend.about), escape(&trend.name));
+        add!(
+            html,
+            "<th scope=\"col\" title=\"{}\">{}</th>",
+            escape(&trend.about.replace('`', "")),
+            escape(&trend.name)
+        );
     }
     html.push_str("</tr></thead>\n<tbody>\n");
     let steps: BTreeSet<u64> =

@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
 
 use super::text::{add, breakable, escape, grouped, percent};
-use super::{PageImages, PageInput, SHOWN_NEIGHBOURS, Section};
+use super::{PageImages, PageInput, Section};
 use crate::eval::{Thumbnails, vote, vote_weight};
 use crate::feature_table::{FeatureTable, Table};
 use crate::ids::{ClassId, InstanceId};
@@ -194,17 +194,31 @@ pub(super) fn section(input: &PageInput<'_>, images: &PageImages) -> Option<Sect
     Some(Section { id: "gallery", title: "Queries and neighbours", html })
 }
 
-/// The class of an image, or where it has none its folder and file, or its number.
-fn caption(input: &PageInput<'_>, images: &Thumbnails, label: Option<ClassId>, id: InstanceId) -> String {
+/// The folder and file of an image, or its number.
+fn file(images: &Thumbnails, id: InstanceId) -> String {
     // Several folders may have files of one name.
     let short = |path: &str| {
         let folder = path.rsplit('/').take(2).collect::<Vec<_>>();
         folder.into_iter().rev().collect::<Vec<_>>().join("/")
     };
-    match label {
-        Some(_) => input.class_name(label).to_owned(),
-        None => images.path(id).map_or_else(|| format!("image {}", id.0), short),
-    }
+    images.path(id).map_or_else(|| format!("image {}", id.0), short)
+}
+
+/// The class of an image, or where it has none its file.
+fn caption(input: &PageInput<'_>, images: &Thumbnails, label: Option<ClassId>, id: InstanceId) -> String {
+    if label.is_some() { input.class_name(label).to_owned() } else { file(images, id) }
+}
+
+/// The class of an image and its file, of which a folder may have the class already.
+fn caption_with_file(
+    input: &PageInput<'_>,
+    images: &Thumbnails,
+    label: Option<ClassId>,
+    id: InstanceId,
+) -> String {
+    let (class, file) = (input.class_name(label), file(images, id));
+    let has_class = file.split_once('/').is_some_and(|(folder, _)| folder == class);
+    if label.is_none() || has_class { file } else { format!("{class}, {file}") }
 }
 
 /// An image by its number and its file.
@@ -243,7 +257,7 @@ fn article(html: &mut String, input: &PageInput<'_>, images: &PageImages, exampl
             format!("<span class=\"tag\">{}</span> ", example.kind.caption())
         }),
     );
-    for (neighbour, similarity) in input.neighbours.of(example.query).take(SHOWN_NEIGHBOURS) {
+    for (neighbour, similarity) in input.neighbours.of(example.query).take(input.shown) {
         let (label, id) = (input.bank.label(neighbour), input.bank.id(neighbour));
         let class = input.class_name(label);
         let verdict = match example.winner {
@@ -251,6 +265,8 @@ fn article(html: &mut String, input: &PageInput<'_>, images: &PageImages, exampl
             Some(_) if class == own => "right",
             Some(_) => "wrong",
         };
+        // Where classes are not compared, the image itself is what was looked for.
+        let caption = if example.winner.is_none() { caption_with_file } else { caption };
         add!(
             html,
             "<figure class=\"{verdict}\" title=\"{0}, {3}, cosine {similarity:.3}\">{1}<figcaption>{2} \

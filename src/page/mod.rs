@@ -25,8 +25,8 @@ use text::{escape, percent};
 const STYLE: &str = include_str!("style.css");
 const SCRIPT: &str = include_str!("script.js");
 
-/// Neighbours that the gallery shows for a query.
-const SHOWN_NEIGHBOURS: usize = 20;
+/// Neighbours that the gallery shows for a query of a report.
+pub const SHOWN_NEIGHBOURS: usize = 20;
 
 /// The inputs of a page.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +39,10 @@ pub struct PageInput<'a> {
     pub queries: &'a FeatureTable,
     /// Their neighbours.
     pub neighbours: &'a Neighbours,
+    /// How many of them the gallery shows for a query.
+    pub shown: usize,
+    /// The name of the dataset of the queries, or for images of none of that of the bank, where it is known.
+    pub dataset: Option<&'a str>,
     /// The queries that the gallery shows.
     pub examples: &'a [Example],
     /// The scores of the run; empty without one.
@@ -66,7 +70,7 @@ impl PageInput<'_> {
 
     /// Instances of the bank's split that the gallery shows.
     pub fn shown_neighbours(&self) -> Vec<InstanceId> {
-        let shown = |example: &Example| self.neighbours.of(example.query).take(SHOWN_NEIGHBOURS);
+        let shown = |example: &Example| self.neighbours.of(example.query).take(self.shown);
         self.examples.iter().flat_map(shown).map(|(row, _)| self.bank.id(row)).collect()
     }
 

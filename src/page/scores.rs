@@ -1,6 +1,6 @@
 //! The evaluated features and their scores: overall, by options, by class.
 
-use super::text::{add, breakable, escape, grouped, interval, percent};
+use super::text::{add, breakable, escape, grouped, interval, percent, prose};
 use super::{PageInput, Section};
 use crate::eval::{Confusion, GridCell, KnnReport, KnnReports, Retrieval, is_remark};
 
@@ -14,7 +14,7 @@ pub(super) fn headline(out: &mut String, input: &PageInput<'_>) {
     let title = if report.has_scores() {
         format!("{} of queries get their class right", percent(report.top1))
     } else {
-        format!("The neighbours of {} images", grouped(all as u64))
+        format!("The neighbours of {} {}", grouped(all as u64), if all == 1 { "image" } else { "images" })
     };
     add!(out, "<header>\n<p class=\"kicker\">Nearest-neighbour report</p>\n<h1>{title}</h1>\n");
     let (queries, rows) = if report.has_scores() {
@@ -26,13 +26,18 @@ pub(super) fn headline(out: &mut String, input: &PageInput<'_>) {
     let dataset = (!report.dataset_digest.is_empty()).then(|| {
         let digest = &report.dataset_digest;
         let start = escape(digest.get(..12).unwrap_or(digest));
-        format!("dataset <code title=\"{}\">{start}</code>", escape(digest))
+        let code = format!("<code title=\"{}\">{start}</code>", escape(digest));
+        match input.dataset.filter(|name| !name.is_empty()) {
+            Some(name) => format!("dataset <b>{}</b> ({code})", escape(name)),
+            None => format!("dataset {code}"),
+        }
     });
     let what: String = [classes, dataset].into_iter().flatten().map(|part| format!(", {part}")).collect();
     add!(
         out,
-        "<p class=\"about\">{} queries{}, compared with {rows}: <b>{}</b>, step {}{}.{}{}</p>\n",
+        "<p class=\"about\">{} {}{}, compared with {rows}: <b>{}</b>, step {}{}.{}{}</p>\n",
         grouped(queries as u64),
+        if queries == 1 { "query" } else { "queries" },
         // Images of no dataset and tables of other programs are of no split.
         if report.split.is_empty() {
             String::new()
@@ -49,7 +54,7 @@ pub(super) fn headline(out: &mut String, input: &PageInput<'_>) {
     );
     for note in &report.notes {
         let class = if is_remark(note) { "about" } else { "warning" };
-        add!(out, "<p class=\"{class}\" role=\"note\">{}</p>\n", escape(note));
+        add!(out, "<p class=\"{class}\" role=\"note\">{}</p>\n", prose(note));
     }
     if !report.has_scores() {
         out.push_str("</header>\n");
@@ -72,20 +77,14 @@ pub(super) fn headline(out: &mut String, input: &PageInput<'_>) {
             percent(value),
             range[0],
             range[1],
-            if name == "top-1" { report.chance } else { (5.0 * report.chance).min(1.0) },
+            report.most_frequent_classes(if name == "top-1" { 1 } else { 5 }),
             interval(range),
         );
     }
-    // Where classes are of different sizes, the largest is the better guess.
-    let largest = report.most_frequent_class;
-    let (what, share) = if largest > 1.5 * report.chance {
-        ("always the most frequent class", largest)
-    } else {
-        ("guessing a class", report.chance)
-    };
+    let share = report.most_frequent_class;
     add!(
         out,
-        "<div><dt>chance <span>{what}</span></dt><dd>{}</dd>\
+        "<div><dt>chance <span>always the most frequent class</span></dt><dd>{}</dd>\
          <dd class=\"gauge\" style=\"--share:{1:.4};--low:{1:.4};--high:{1:.4};--chance:{1:.4}\" \
          aria-hidden=\"true\"></dd><dd class=\"note\">{2}</dd></div>\n",
         percent(share),

@@ -18,6 +18,8 @@ fn the_page_escapes_names_and_loads_nothing() {
         bank: &bank,
         queries: &queries,
         neighbours: &neighbours,
+        shown: SHOWN_NEIGHBOURS,
+        dataset: None,
         examples: &examples,
         history: &History::default(),
         map: Some(&map),
@@ -26,6 +28,9 @@ fn the_page_escapes_names_and_loads_nothing() {
     assert!(!html.contains("<script>alert") && html.contains("&lt;script&gt;alert"));
     assert!(!html.contains("http://") && !html.contains("https://"));
     assert_eq!(html.matches("<article").count(), 8);
+    assert!(html.contains(", dataset <code title="), "no name is known");
+    let html = page(&PageInput { dataset: Some("a<b"), ..input }, &PageImages::default()).expect("a page");
+    assert!(html.contains(", dataset <b>a&lt;b</b> (<code title="));
     // Five neighbours reach recall@5, and not all 20 rows of a class.
     assert!(html.contains("recall@5</th><th scope=\"col\">mAP@5</th>") && !html.contains("recall@10"));
     let map = input.reports.first.retrieval.as_ref().expect("labels").map;
@@ -50,6 +55,8 @@ fn a_class_whose_name_has_a_line_break_can_be_chosen_on_the_page() {
         bank: &bank,
         queries: &queries,
         neighbours: &neighbours,
+        shown: SHOWN_NEIGHBOURS,
+        dataset: None,
         examples: &examples,
         history: &History::default(),
         map: None,
@@ -118,6 +125,34 @@ fn the_history_has_the_reports_that_can_be_compared() {
     assert_eq!(points.iter().map(|point| point.step).collect::<Vec<_>>(), [0, 20, 40, 60]);
 }
 
+/// Chance has one meaning: always naming the most frequent classes of the queries.
+#[test]
+fn chance_on_the_page_is_that_of_the_most_frequent_classes() {
+    let (bank, mut queries) = (table(15, 400, 8, 8), table(16, 20, 8, 8));
+    for (at, label) in queries.labels.iter_mut().enumerate() {
+        *label = Some(ClassId(if at < 13 { 1 } else { at as u16 - 12 }));
+    }
+    let (report, neighbours) = evaluate_with_neighbours(&bank, &queries, &options(5)).expect("scored");
+    let shares = [1, 2, 5, 100].map(|count| report.most_frequent_classes(count));
+    assert_eq!(shares, [0.7, 0.75, 0.9, 1.0]);
+    assert_eq!((report.most_frequent_class, report.chance), (0.7, 0.125));
+    let reports = KnnReports { first: report, other_features: Vec::new() };
+    let input = PageInput {
+        reports: &reports,
+        bank: &bank,
+        queries: &queries,
+        neighbours: &neighbours,
+        shown: SHOWN_NEIGHBOURS,
+        dataset: None,
+        examples: &[],
+        history: &History::default(),
+        map: None,
+    };
+    let html = page(&input, &PageImages::default()).expect("a page");
+    let chance = "<dt>chance <span>always the most frequent class</span></dt><dd>70.0 %</dd>";
+    assert!(html.contains(chance) && html.contains("--chance:0.9000"), "{html}");
+}
+
 #[test]
 fn a_run_has_a_trend_for_each_dataset_that_it_was_evaluated_on() {
     let dir = tempfile::tempdir().expect("a folder");
@@ -180,6 +215,8 @@ fn a_run_has_a_trend_for_each_dataset_that_it_was_evaluated_on() {
         bank: &bank,
         queries: &queries,
         neighbours: &neighbours,
+        shown: SHOWN_NEIGHBOURS,
+        dataset: None,
         examples: &[],
         history: &found,
         map: None,
@@ -233,6 +270,8 @@ fn the_page_of_a_run_says_how_its_bank_spread_and_what_is_good() {
             bank: &bank,
             queries: &queries,
             neighbours: &neighbours,
+            shown: SHOWN_NEIGHBOURS,
+            dataset: None,
             examples: &[],
             history,
             map: None,

@@ -44,6 +44,17 @@ pub(super) fn escape(text: &str) -> String {
         .replace('\r', "&#13;")
 }
 
+/// A sentence escaped for HTML, with what is between backticks as code.
+pub(super) fn prose(text: &str) -> String {
+    let parts: Vec<String> = text.split('`').map(escape).collect();
+    let is_paired = parts.len() % 2 == 1;
+    let part = |(at, part): (usize, String)| match at % 2 {
+        1 if is_paired => format!("<code>{part}</code>"),
+        _ => part,
+    };
+    parts.into_iter().enumerate().map(part).collect()
+}
+
 /// A name escaped for HTML, with breaks allowed after underlines.
 pub(super) fn breakable(name: &str) -> String {
     escape(name).replace('_', "_<wbr>")
@@ -80,7 +91,7 @@ impl SmallChart<'_> {
             "<div><h3>{}</h3>\n<p class=\"note\">{}</p>\n<p><b>{}</b> <span class=\"note\">{note}</span></p>\n\
              <div class=\"chart\" aria-hidden=\"true\">\n",
             escape(name),
-            escape(about),
+            prose(about),
             text(*newest)
         );
         for number in [*low, *high] {
@@ -128,6 +139,12 @@ mod tests {
     #[test]
     fn a_name_is_broken_between_its_words_alone() {
         assert_eq!(breakable("great_white<shark"), "great_<wbr>white&lt;shark");
+    }
+
+    #[test]
+    fn backticks_become_code_and_a_single_one_goes() {
+        assert_eq!(prose("more `--epochs <N>` help"), "more <code>--epochs &lt;N&gt;</code> help");
+        assert_eq!([prose("a ` b"), prose("plain")], ["a  b", "plain"]);
     }
 
     #[test]

@@ -53,6 +53,8 @@ pub struct HistoryPoint {
     #[serde(default)]
     bank_split: Option<String>,
     pub(super) queries: usize,
+    /// Reports of before it was noted have none.
+    #[serde(default, rename = "most_frequent_class")]
     pub(super) chance: Option<f64>,
     /// The folder's name; reports of before it was noted have none.
     #[serde(default)]
@@ -81,7 +83,7 @@ impl HistoryPoint {
             split: report.split.clone(),
             bank_split: Some(report.bank_split.clone()),
             queries: report.queries,
-            chance: Some(report.chance),
+            chance: Some(report.most_frequent_class),
             dataset: Some(dataset.to_owned()),
             dataset_digest: report.dataset_digest.clone(),
             leave_one_out: report.leave_one_out,
@@ -204,7 +206,7 @@ fn text_of(file: &Location) -> Result<String, StorageError> {
 pub(super) fn section(input: &PageInput<'_>) -> Option<Section> {
     let points = &input.history.points;
     let [first, .., last] = points.as_slice() else { return None };
-    let chance = input.report().chance;
+    let chance = input.report().most_frequent_class;
     let lowest = points.iter().map(|point| point.top1_interval[0]).fold(chance, f64::min);
     let highest = points.iter().map(|point| point.top5_interval[1]).fold(0.0, f64::max);
     let scale = SCALES.into_iter().find(|scale| (highest - lowest) / scale <= MOST_LINES).unwrap_or(0.25);
@@ -215,7 +217,7 @@ pub(super) fn section(input: &PageInput<'_>) -> Option<Section> {
     let mut html = String::from(
         "<p class=\"about\">The share of queries whose class wins the vote (top-1) or is among the first \
          five (top-5), with 95 % intervals, over training steps. Higher is better; the broken line is \
-         guessing.</p>\n<div class=\"chart\" aria-hidden=\"true\">\n",
+         chance.</p>\n<div class=\"chart\" aria-hidden=\"true\">\n",
     );
     let lines = ((high - low) / scale).round() as usize;
     for line in 0..=lines {

@@ -180,10 +180,10 @@ choices! {
     /// What happens at a missing or corrupt image.
     #[derive(Default)]
     OnCorrupt {
-        /// End the epoch with an error that names it.
+        /// End with an error that names it.
         #[default]
         Fail = "fail",
-        /// Leave it out of its batch, log and count it.
+        /// Leave it out, log and count it.
         Skip = "skip",
     }
 }

@@ -106,6 +106,15 @@ impl MonitorEvery {
             Self::Steps(every) => step.is_multiple_of(every.max(1)),
         }
     }
+
+    /// With its unit: `13 epochs`, `5000 steps`.
+    pub fn in_words(self) -> String {
+        let (count, unit) = match self {
+            Self::Epochs(count) => (count, "epoch"),
+            Self::Steps(count) => (count, "step"),
+        };
+        format!("{count} {unit}{}", if count == 1 { "" } else { "s" })
+    }
 }
 
 impl FromStr for MonitorEvery {
@@ -196,6 +205,8 @@ mod tests {
         for wrong in ["0steps", "steps", "5000 steps", "5k", "-1", "1.5", "2epochs"] {
             assert!(read(wrong).is_err(), "{wrong}");
         }
+        let words = [MonitorEvery::Epochs(13), MonitorEvery::Epochs(1), MonitorEvery::Steps(5000)];
+        assert_eq!(words.map(MonitorEvery::in_words), ["13 epochs", "1 epoch", "5000 steps"]);
         for text in ["3", "\"5000steps\""] {
             let read: MonitorEvery = serde_json::from_str(text).expect(text);
             assert_eq!(serde_json::to_string(&read).expect("JSON"), text);

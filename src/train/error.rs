@@ -30,15 +30,17 @@ pub enum TrainError {
     },
     /// The run was begun on another dataset.
     #[error(
-        "the checkpoint {checkpoint} is of the dataset {before:.12}…, not of {now:.12}…; give that \
-         --dataset, or another --run"
+        "the checkpoint {checkpoint} is of the dataset {before:.12}…, not of --dataset {dataset} \
+         ({now:.12}…); give that one, or another --run"
     )]
     OtherDataset {
         /// The checkpoint's folder.
         checkpoint: String,
         /// The digest it names.
         before: String,
-        /// The digest of the dataset given.
+        /// The dataset given.
+        dataset: String,
+        /// Its digest.
         now: String,
     },
     /// A quantity is not a finite number any more.

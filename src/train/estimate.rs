@@ -23,6 +23,8 @@ pub struct Estimate {
     pub epochs: u64,
     /// Its steps.
     pub steps: u64,
+    /// Those that an earlier call has done.
+    pub done_steps: u64,
     /// Images that pass forward before the first step, to fill the bank.
     pub encoded_images: u64,
     /// On the device: weights, their gradients and what the optimiser keeps for them.
@@ -46,9 +48,15 @@ pub struct Estimate {
 }
 
 impl Estimate {
-    /// Of a run on `instances` instances of `classes` classes in `ranks` processes. The network is built on
-    /// the CPU to count.
-    pub fn of(config: &TrainConfig, instances: usize, classes: usize, ranks: usize) -> Self {
+    /// Of a run on `instances` instances of `classes` classes in `ranks` processes, of which `done` steps are
+    /// done if it has begun. The network is built on the CPU to count.
+    pub fn of(
+        config: &TrainConfig,
+        instances: usize,
+        classes: usize,
+        ranks: usize,
+        done: Option<u64>,
+    ) -> Self {
         let encoder = Encoder::new(config.encoder(), config.seed, tch::Device::Cpu);
         let parameters = encoder.parameters().iter().map(|(_, tensor)| tensor.numel() as u64).sum::<u64>();
         let buffers = if config.optimizer == OptimizerKind::Adamw { 2 } else { 1 };
@@ -64,11 +72,14 @@ impl Estimate {
         let probe = if config.probe { classes as u64 * (encoder.pooled_width() as u64 + 1) } else { 0 };
         let probe_bytes = probe * F32 * 3;
         let loader = if config.memory_limit.0 == 0 { LOADER_BYTES } else { config.memory_limit.0 };
+        // A run that has begun has filled its bank.
+        let fills_bank = config.bank_init == BankInit::Encode && done.is_none();
         Self {
             parameters,
             epochs: config.epochs,
             steps: config.loader().steps(instances) * config.epochs,
-            encoded_images: if config.bank_init == BankInit::Encode { rows } else { 0 },
+            done_steps: done.unwrap_or(0),
+            encoded_images: if fills_bank { rows } else { 0 },
             weights_bytes,
             activation_bytes,
             bank_bytes,
@@ -81,6 +92,11 @@ impl Estimate {
                 + rows * (dim * F32 + BYTES_BESIDE_A_ROW)
                 + probe * F32 * 2,
         }
+    }
+
+    /// The steps that are still to be done.
+    pub fn left_steps(&self) -> u64 {
+        self.steps.saturating_sub(self.done_steps)
     }
 
     /// The same for people, a line each, but for the time.
@@ -99,9 +115,13 @@ impl Estimate {
             0 => String::new(),
             images => format!(", after a pass of {images} images that fills the bank"),
         };
+        let done = match self.done_steps {
+            0 => String::new(),
+            done => format!(": {done} are done, {} are left", self.left_steps()),
+        };
         vec![
             format!(
-                "{:.1} million parameters, {} epochs of together {} steps{before}",
+                "{:.1} million parameters, {} epochs of together {} steps{done}{before}",
                 self.parameters as f64 / 1e6,
                 self.epochs,
                 self.steps
@@ -131,25 +151,44 @@ mod tests {
     #[test]
     fn a_run_like_the_papers_needs_what_can_be_counted_by_hand() {
         let config = TrainConfig { arch: Architecture::ResNet18, ..TrainConfig::default() };
-        let one = Estimate::of(&config, 1_281_167, 1000, 1);
+        let one = Estimate::of(&config, 1_281_167, 1000, 1, None);
         // torchvision's resnet18 with 128 outputs.
         assert_eq!(one.parameters, 11_242_176);
         assert_eq!(one.weights_bytes, 12 * 11_242_176);
         assert_eq!(one.bank_bytes, 1_281_167 * 128 * 4);
         assert_eq!((one.steps, one.encoded_images), (5005 * 200, 1_281_167));
         assert_eq!(one.checkpoint_bytes, 8 * 11_242_176 + 1_281_167 * (512 + 14));
-        let eight = Estimate::of(&config, 1_281_167, 1000, 8);
+        let eight = Estimate::of(&config, 1_281_167, 1000, 8, None);
         assert_eq!(
             (eight.activation_bytes, eight.weights_bytes),
             (one.activation_bytes / 8, one.weights_bytes)
         );
         assert!(one.lines()[1].contains("bank 626 MiB)"), "{:?}", one.lines());
         // 1,000 classes by 512 features and a bias, with their momentum; while it learns, with their gradient too.
-        let probed = Estimate::of(&TrainConfig { probe: true, ..config }, 1_281_167, 1000, 1);
+        let probed = Estimate::of(&TrainConfig { probe: true, ..config }, 1_281_167, 1000, 1, None);
         assert_eq!(probed.probe_bytes, 3 * 4 * 1000 * 513);
         assert_eq!(probed.device_bytes, one.device_bytes + probed.probe_bytes);
         assert_eq!(probed.checkpoint_bytes, one.checkpoint_bytes + 2 * 4 * 1000 * 513);
         assert!(probed.lines()[1].contains("bank 626 MiB; probe 6 MiB)"), "{:?}", probed.lines());
+    }
+
+    #[test]
+    fn a_run_that_has_begun_is_told_what_is_left_of_it() {
+        let config = TrainConfig {
+            arch: Architecture::ResNet20Cifar,
+            image_size: 32,
+            batch_size: 50,
+            epochs: 6,
+            ..TrainConfig::default()
+        };
+        let of = |done| Estimate::of(&config, 100, 10, 1, done);
+        assert_eq!((of(None).steps, of(None).left_steps(), of(None).encoded_images), (12, 12, 100));
+        assert!(of(None).lines()[0].ends_with("12 steps, after a pass of 100 images that fills the bank"));
+        let begun = of(Some(5));
+        assert_eq!((begun.steps, begun.left_steps(), begun.encoded_images), (12, 7, 0));
+        assert!(begun.lines()[0].ends_with("12 steps: 5 are done, 7 are left"), "{:?}", begun.lines());
+        // A run may have done more than is asked for.
+        assert_eq!(of(Some(20)).left_steps(), 0);
     }
 
     /// The stem of a CIFAR network by hand: a convolution sees 3 planes and its batch norm 16, both of 32×32.
@@ -163,7 +202,7 @@ mod tests {
                 precision,
                 ..TrainConfig::default()
             };
-            Estimate::of(&config, 1000, 10, 1).activation_bytes
+            Estimate::of(&config, 1000, 10, 1, None).activation_bytes
         };
         let one = of(2, Precision::F32) / 2;
         assert_eq!(of(256, Precision::F32), 256 * one);

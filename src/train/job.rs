@@ -36,16 +36,17 @@ pub struct TrainJob {
 
 impl TrainJob {
     /// Checks what [`train`](super::train()) refuses before its first step, as far as one process knows it and files show
-    /// without being read whole. Nothing is written.
+    /// without being read whole. Nothing is written. Returns the steps that are done, of a run that has begun.
     ///
     /// # Errors
     /// As [`train`](super::train()).
-    pub fn check(&self) -> Result<(), TrainError> {
+    pub fn check(&self) -> Result<Option<u64>, TrainError> {
         let (_, data) = self.open()?;
         self.config.check_graphs(self.rendezvous.is_alone(), self.device()?.device)?;
-        let Some((newest, _)) = newest_whole(&self.run)? else { return Ok(()) };
+        let Some((newest, _)) = newest_whole(&self.run)? else { return Ok(None) };
         let state = compatible_state(&newest, &self.config, &data, |_| None)?;
-        check_epochs(&self.run, state.cursor.epoch, self.config.epochs)
+        check_epochs(&self.run, state.cursor.epoch, self.config.epochs)?;
+        Ok(Some(state.cursor.step))
     }
 
     /// Opens what is trained on, and checks that the configuration fits it.

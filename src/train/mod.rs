@@ -421,7 +421,8 @@ impl<L: Learner> Session<L> {
         let stats = self.loader.stats();
         let of_epoch = stats.since(&before);
         if of_epoch.waits_for_data() || self.config().stats {
-            tracing::info!("epoch {epoch}: {}", of_epoch.verdict());
+            // People count epochs from 1.
+            tracing::info!("epoch {}: {}", epoch + 1, of_epoch.verdict());
         }
         if self.config().stats {
             stats.table().lines().for_each(|line| tracing::info!("{line}"));

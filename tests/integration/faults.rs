@@ -243,9 +243,12 @@ mod training {
         let before = contents(&run);
         let error = train(&data, &run, "--epochs 2").fails(WRONG_DATA);
         assert!(error.contains("step-00000008 is of the dataset"), "{error}");
+        let named = format!("not of --dataset {} (", data.display());
+        assert!(error.contains(&named), "{error}");
         for words in ["knn --split train --feature projection", "linear --split train"] {
             let error = instdisc(words).arg("--run", &run).arg("--dataset", &data).fails(WRONG_DATA);
             assert!(error.contains("was trained on the dataset"), "{error}");
+            assert!(error.contains(&format!("not on --dataset {} (", data.display())), "{error}");
         }
         assert_eq!(contents(&run), before);
     }

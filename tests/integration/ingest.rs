@@ -456,3 +456,14 @@ fn of_two_ingests_without_locks_one_works_at_a_time() {
     );
     assert!(contents(&data) == contents(dataset()));
 }
+
+/// What is held out is said where the splits are, in one sentence.
+#[test]
+fn the_splits_of_a_source_of_which_some_is_held_out_are_said_once() {
+    let call = instdisc("ingest --plan --hold-out test=25%").arg("--source", images().join("train"));
+    let plan = call.ok();
+    let splits: Vec<&str> = plan.lines().filter(|line| line.contains("splits")).collect();
+    let said = "  splits: the source is one, `train`, by its own name (`--split` names it); `--hold-out \
+                test=25%` moves 30 of the 120 images of `train` to `test`, 3 of each class";
+    assert_eq!(splits, [said], "{plan}");
+}

@@ -314,6 +314,21 @@ fn an_image_of_the_dataset_finds_itself_first_and_its_neighbours_are_those_of_it
         said.contains("lacks 36 of the 40 images that were found, the first with id 40: they have no path"),
         "{said}"
     );
+
+    // Each neighbour is there, with its file.
+    let captions: Vec<&str> = page.split("<figcaption>").skip(1).collect();
+    assert_eq!(captions.len(), 40 * 10);
+    let path = queried[0]["neighbours"][9]["path"].as_str().expect("a path").replace('_', "_<wbr>");
+    assert!(captions[9].starts_with(&path), "{path}: {}", captions[9]);
+    assert!(page.contains("dataset <b>dataset</b> (<code"), "the dataset's name");
+    let more = query().arg("--image", images().join("val")).word("--k").word("25");
+    let output = more.word("--print").word("lines").arg("--page", file("more.html")).output().1;
+    let said = String::from_utf8(output.stdout).expect("text");
+    // Without the dataset an image has its number.
+    assert_eq!(said.lines().filter(|line| line.contains("  image ")).count(), 40 * 25, "{said}");
+    let page = std::fs::read_to_string(file("more.html")).expect("a page");
+    let named = |caption: &str| caption.split(" <span>").next().is_some_and(|name| name.contains(", image "));
+    assert_eq!(page.split("<figcaption>").skip(1).filter(|caption| named(caption)).count(), 40 * 25);
 }
 
 #[cfg(feature = "torch")]
@@ -378,7 +393,19 @@ fn a_query_names_what_it_cannot_take_and_guesses_nothing() {
     let bank = file("val.arrow");
     let embed = instdisc("embed --split val").arg("--checkpoint", file("run")).arg("--dataset", dataset());
     embed.arg("--output", &bank).ok();
-    train(dataset(), &file("other"), "--epochs 1 --no-monitor --seed 5").ok();
+    train(dataset(), &file("other"), "--epochs 1 --no-monitor --seed 5 --lr 1").ok();
+    // At such a rate all rows are one, which is said in the log, in the result and on the page.
+    let page = file("other.html");
+    let call = instdisc("query --print json").arg("--run", file("other")).arg("--image", &one);
+    let output = call.arg("--page", &page).output().1;
+    let [said, logged] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).expect("text"));
+    let note = "the features are nearly all alike: two rows of the bank have a mean cosine of";
+    assert!(logged.contains(note), "{logged}");
+    let report: serde_json::Value = serde_json::from_str(&said).expect("JSON");
+    assert!(report["notes"][0].as_str().is_some_and(|said| said.starts_with(note)), "{report}");
+    let page = std::fs::read_to_string(page).expect("a page");
+    assert!(page.contains(note) && page.contains("more <code>--epochs</code> help"));
+    assert!(page.contains("<h1>The neighbours of 1 image</h1>"));
     let call = instdisc("query").arg("--run", file("other")).arg("--image", &one);
     let error = call.arg("--bank", &bank).fails(65);
     assert!(error.contains("its features are by other weights"), "{error}");

@@ -390,3 +390,22 @@ fn a_stop_in_the_monitor_waits_for_sixteen_images_on_a_cpu() {
     assert!(matches!(ended, Err(TrainError::Stopped { .. })), "{ended:?}");
     assert_eq!(hooks.images.into_inner(), 16);
 }
+
+/// Of 36 images four are of each class but one, which has none: naming a class that is there hits four.
+#[test]
+fn chance_is_that_of_the_most_frequent_class_among_the_queries() {
+    let dir = scratch();
+    let (data, run) = (dir.path().join("data"), dir.path().join("run"));
+    let call = instdisc("ingest --ignore val/checked_disc/*").arg("--source", images());
+    call.arg("--dest", &data).ok();
+    let output = train(&data, &run, "--epochs 1 --limit 20 --monitor-every 1").output().1;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        said.contains("the untrained encoder: kNN among the queries") && said.contains("(chance 11.1 %)"),
+        "{said}"
+    );
+    let metrics = std::fs::read_to_string(run.join("metrics.jsonl")).expect("metrics");
+    let start: serde_json::Value =
+        serde_json::from_str(metrics.lines().next().expect("a line")).expect("JSON");
+    assert_eq!((&start["scope"], &start["knn_chance"]), (&"start".into(), &(4.0 / 36.0).into()));
+}

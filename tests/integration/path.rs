@@ -46,7 +46,7 @@ fn a_run_says_at_its_start_what_it_takes_and_what_is_odd() {
         assert!(output.status.success());
         String::from_utf8_lossy(&output.stderr).into_owned()
     };
-    let plain = said("plain", "--batch-size 64 --monitor-every 1");
+    let plain = said("plain", "--batch-size 64 --monitor-every 1 --stats");
     for words in [
         "objective softmax, the default up to 100000 images",
         "20 instances (ln n = 3.00)",
@@ -54,11 +54,18 @@ fn a_run_says_at_its_start_what_it_takes_and_what_is_odd() {
         "the untrained encoder: kNN among the queries",
         "(chance 10.0 %)",
         "a batch of 64 holds all 20 images",
+        // One numbering of epochs, from 1.
+        "epoch 1: data wait ",
+        "\nepoch 1: loss ",
     ] {
         assert!(plain.contains(words), "{words}: {plain}");
     }
+    assert!(!plain.contains("epoch 0"), "{plain}");
     let nce = said("nce", "--batch-size 16 --no-monitor --negatives 64");
     assert!(nce.contains("64 rows are sampled of 20: `--objective softmax` takes each once"), "{nce}");
+    let every = nce.split("monitor_every = ").nth(1).expect("a setting");
+    let unit = every.trim_start_matches(|c: char| c.is_ascii_digit());
+    assert!(unit.len() < every.len() && unit.starts_with(" epochs"), "{every}");
 }
 
 #[test]
@@ -433,6 +440,32 @@ mod trained {
         assert!(refused("--epochs 2 --seed 3").contains("seed = 0 (now 3)"));
         assert!(refused("--epochs 2 --objective softmax").contains("objective"));
         train(dataset(), &run, "--epochs 3 --estimate").ok();
+    }
+
+    #[test]
+    fn a_run_that_has_begun_is_estimated_and_exported_in_lines_for_people() {
+        let dir = scratch();
+        let run = dir.path().join("run");
+        train(dataset(), &run, "--epochs 1 --no-monitor").ok();
+        let lines = train(dataset(), &run, "--epochs 3 --estimate --print lines").ok();
+        assert!(lines.contains("3 epochs of together 24 steps: 8 are done, 16 are left\n"), "{lines}");
+        assert!(lines.contains(" for the 16 steps that are left: resumed now, the run ends "), "{lines}");
+        let estimate = train(dataset(), &run, "--epochs 3 --estimate").json();
+        assert_eq!((&estimate["steps"], &estimate["done_steps"]), (&24.into(), &8.into()));
+        let done = train(dataset(), &run, "--epochs 1 --estimate --print lines").ok();
+        assert!(done.contains("all steps are done, and a larger --epochs goes on"), "{done}");
+
+        let weights = dir.path().join("weights.safetensors");
+        let export = |words: &str| instdisc(&format!("export {words}")).arg("--run", &run);
+        let lines = export("torchvision --print lines").arg("--output", &weights).ok();
+        assert!(lines.starts_with(&format!("{}: ", weights.display())) && !lines.contains('{'), "{lines}");
+        // What the encoder was trained on: the recipe of small images.
+        for words in [" tensors\n", "images: resized to 16 pixels", "the mean [0.4914, 0.4822, 0.4465]"] {
+            assert!(lines.contains(words), "{words}: {lines}");
+        }
+        assert!(export("torchvision").arg("--output", &weights).json()["tensors"].is_u64());
+        let call = instdisc("export images --split val --print lines").arg("--dataset", dataset());
+        assert_eq!(call.arg("--dest", dir.path().join("files")).ok(), "     val  40 images\n");
     }
 
     /// Where a checkpoint is asked for, a run stands for its newest one.

@@ -8,9 +8,6 @@ use crate::commands::{FoundRow, QueriedImage, QueryJob, query};
 use crate::image::ExifOrientation;
 use crate::run_config::{DeviceChoice, OnCorrupt};
 
-/// Neighbours on a line.
-const SHOWN_NEIGHBOURS: usize = 3;
-
 /// Find the most similar images of a dataset for your own images.
 ///
 /// The run's encoder embeds the images as it does those of a dataset, and the rows of the bank are compared
@@ -68,16 +65,17 @@ pub(in crate::cli) fn run(global: &GlobalArgs, args: &QueryArgs) -> anyhow::Resu
         device: args.device,
     };
     let report = query(&job, &Terminal::default())?;
-    global.write_result(&report.images.iter().map(line).collect::<Vec<_>>(), &report)
+    global.write_result(&report.images.iter().flat_map(lines).collect::<Vec<_>>(), &report)
 }
 
-/// An image and its first neighbours on one line.
-fn line(queried: &QueriedImage) -> String {
-    let name = |row: &FoundRow| {
-        let name =
-            row.path.clone().or_else(|| row.class.clone()).unwrap_or_else(|| format!("image {}", row.id));
-        format!("{name} {:.3}", row.similarity)
+/// An image, and below it a line for each neighbour: its cosine, its path or number, and its class where the
+/// path does not begin with that.
+fn lines(queried: &QueriedImage) -> Vec<String> {
+    let line = |FoundRow { id, similarity, class, path, .. }: &FoundRow| {
+        let name = path.clone().unwrap_or_else(|| format!("image {id}"));
+        let is_said = |class: &&String| !name.starts_with(&format!("{class}/"));
+        let class = class.as_ref().filter(is_said).map_or_else(String::new, |class| format!("  {class}"));
+        format!("  {similarity:.3}  {name}{class}")
     };
-    let shown: Vec<_> = queried.neighbours.iter().take(SHOWN_NEIGHBOURS).map(name).collect();
-    format!("{}: {}", queried.image, shown.join(", "))
+    std::iter::once(queried.image.clone()).chain(queried.neighbours.iter().map(line)).collect()
 }

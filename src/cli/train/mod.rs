@@ -1,5 +1,6 @@
 //! `instdisc train`.
 
+mod estimate;
 mod flags;
 
 use std::path::PathBuf;
@@ -9,8 +10,10 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use clap::Args;
 use indicatif::HumanDuration;
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use self::estimate::estimate;
 pub(super) use flags::{Offer, OptionFlags};
 
 use super::GlobalArgs;
@@ -25,13 +28,13 @@ use crate::distributed::Rendezvous;
 use crate::model::{cpu_of, has_gpu};
 use crate::progress::Progress;
 use crate::run_config::{
-    DeviceChoice, Given, Images, MOST_OF_SOFTMAX, Machines, ObjectiveKind, OptionSpec, TrainConfig,
-    read_file, shown,
+    DeviceChoice, Given, Images, MOST_OF_SOFTMAX, Machines, MonitorEvery, ObjectiveKind, OptionSpec,
+    TrainConfig, read_file, shown,
 };
 use crate::storage::Location;
 use crate::train::{
-    Estimate, Evaluation, Exporter, HookError, Hooks, MetricsLine, Outcome, RunSummary, Scope, StepReport,
-    StepTime, StopFlag, TrainError, TrainJob, train,
+    Evaluation, Exporter, HookError, Hooks, MetricsLine, Outcome, RunSummary, Scope, StepReport, StopFlag,
+    TrainError, TrainJob, train,
 };
 use crate::units::shell_word;
 
@@ -90,24 +93,7 @@ pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
     let rendezvous = args.ranks.rendezvous()?;
     let job = job(global, args, &rendezvous);
     if args.estimate {
-        let job = job?;
-        job.check()?;
-        let TrainJob { dataset, config, .. } = &job;
-        let manifest = Manifest::read(dataset)?;
-        let split = manifest.split(dataset, &config.split)?;
-        let images = Images::of(split, config.limit);
-        let classes = manifest.classes.len();
-        let mut estimate = Estimate::of(config, images.count, classes, rendezvous.world());
-        estimate.time = match StepTime::measure(config, images.count, rendezvous.world()) {
-            Ok(time) => Some(time),
-            Err(error) => {
-                tracing::warn!("the time of a step could not be measured: {error}");
-                None
-            }
-        };
-        let lines =
-            [estimate.lines(), estimate.time.iter().map(|time| time_line(time, estimate.steps)).collect()];
-        return global.write_result(&lines.concat(), &estimate);
+        return estimate(global, &job?);
     }
     let job = args.ranks.told(&rendezvous, &STOP, job)?;
     let is_first = rendezvous.rank() == 0;
@@ -231,22 +217,6 @@ fn other_monitors(
     Ok(OtherMonitor::open_all(&asked, &job.config, images.count, progress)?)
 }
 
-/// How long a run of `steps` steps takes.
-fn time_line(time: &StepTime, steps: u64) -> String {
-    let StepTime { device, images, measured_images, step_seconds } = time;
-    let all = Duration::from_secs_f64(step_seconds * steps as f64);
-    let (all, end) = (HumanDuration(all), end_of_day(all));
-    let scaled = if measured_images < images {
-        format!(", scaled from {measured_images} images to {images}")
-    } else {
-        String::new()
-    };
-    format!(
-        "time: {step_seconds:.2} s a step on {device}{scaled}, so {all}: begun now, the run ends {end}; data, monitor, \
-         checkpoints and communication come on top"
-    )
-}
-
 /// The command that evaluates a run: by its training images where the dataset has no other split.
 fn next_command(args: &TrainArgs, job: &TrainJob) -> anyhow::Result<String> {
     let split = &job.config.split;
@@ -259,8 +229,8 @@ fn next_command(args: &TrainArgs, job: &TrainJob) -> anyhow::Result<String> {
     Ok(format!("instdisc knn --run {run} --dataset {dataset}{split}"))
 }
 
-/// The configuration over the defaults for the images of the split, or those with which the run was begun;
-/// says which of these are not the general ones.
+/// The configuration over the defaults for the images of the split, or those with which the run was begun,
+/// and the state of such a run; says which options are not the general ones.
 fn resolve(
     dataset: &Location,
     run: &Location,
@@ -297,8 +267,8 @@ fn resolve(
     // What decides the cost is said in any case.
     let is_said = |key: &str| before[key] != now[key] || changed(key).is_some() || ALWAYS_SAID.contains(&key);
     let text = |key: &str| match changed(key) {
-        Some(value) => format!("{key} = {} (until now {value})", now[key]),
-        None => format!("{key} = {}", now[key]),
+        Some(value) => format!("{key} = {} (until now {})", in_words(key, &now[key]), in_words(key, value)),
+        None => format!("{key} = {}", in_words(key, &now[key])),
     };
     let said: Vec<String> = now.keys().filter(|key| is_said(key)).map(|key| text(key)).collect();
     let whose = if begun.is_some() {
@@ -328,6 +298,12 @@ fn resolve(
         if is_fallback { tracing::warn!("{said}") } else { tracing::info!("{said}") }
     }
     Ok(config)
+}
+
+/// The value of an option as a line for people has it: with its unit, where the name lacks one.
+fn in_words(key: &str, value: &Value) -> String {
+    let every = (key == "monitor_every").then(|| MonitorEvery::deserialize(value).ok()).flatten();
+    every.map_or_else(|| value.to_string(), MonitorEvery::in_words)
 }
 
 /// Shows work beside the steps, which ends where the run is to stop.

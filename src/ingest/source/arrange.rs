@@ -122,7 +122,9 @@ pub(super) fn arrange(mut records: Records<'_>, format: SourceFormat) -> Result<
         });
     }
     if let Some(hold_out) = &options.hold_out {
-        understood.push(hold_out.apply(&mut entries).map_err(|reason| records.wrong(reason))?);
+        // It changes what the first sentence says of the splits, so it belongs there.
+        let held_out = hold_out.apply(&mut entries).map_err(|reason| records.wrong(reason))?;
+        understood[0] += &format!("; {held_out}");
     }
     let (containers, passed_over, stamps) = records.finish();
     let mut plan = SourcePlan::new(format, &entries, &classes.names, passed_over, understood, warnings);
@@ -515,8 +517,11 @@ impl HoldOut {
             _ if least == most => format!(", {least} of each class"),
             _ => format!(", {least} to {most} of each class"),
         };
-        let summary =
-            format!("splits: {} of {all} images are `{}`{of_each}, by {option}", held.len(), self.split);
+        let summary = format!(
+            "{option} moves {} of the {all} images of `{name}` to `{}`{of_each}",
+            held.len(),
+            self.split
+        );
         entries.insert(self.split.clone(), held);
         Ok(summary)
     }

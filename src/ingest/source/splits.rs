@@ -340,18 +340,18 @@ impl Likely {
 /// The name of the one split of a source without words.
 fn single_split(records: &Records<'_>, splits: &mut Splits) -> String {
     if let Some(name) = &records.options.split {
-        splits.understood = format!("splits: one, `{name}`, by `--split`");
+        splits.understood = format!("splits: the source is one, `{name}`, by `--split`");
         return name.clone();
     }
     let own = own_name(&records.options.sources, records.origins());
     match own.as_deref().and_then(split_of_folder).map(str::to_owned) {
         Some(word) => {
             splits.understood =
-                format!("splits: one, `{word}`, by the source's own name (`--split` names it)");
+                format!("splits: the source is one, `{word}`, by its own name (`--split` names it)");
             word
         }
         None => {
-            splits.understood = format!("splits: one, `{DEFAULT_SPLIT}` (`--split` names it)");
+            splits.understood = format!("splits: the source is one, `{DEFAULT_SPLIT}` (`--split` names it)");
             if let Some((own, word)) = own.as_deref().and_then(|own| Some((own, split_like(own)?.0))) {
                 let split = split_meaning(word);
                 if split != DEFAULT_SPLIT {

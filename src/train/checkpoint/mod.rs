@@ -17,6 +17,8 @@ use crate::train::{TrainError, TrainJob};
 /// What a checkpoint says of the data it was trained on.
 #[derive(Clone, Debug)]
 pub(crate) struct DataIdentity {
+    /// Where the dataset is, for errors.
+    pub dataset: String,
     pub trained_on: TrainedOn,
     pub classes: Vec<String>,
     pub ids: Vec<InstanceId>,
@@ -33,6 +35,7 @@ impl DataIdentity {
     pub(crate) fn of(job: &TrainJob, manifest: &Manifest, source: &dyn Source) -> Result<Self, TrainError> {
         let config = &job.config;
         Ok(Self {
+            dataset: job.dataset.to_string(),
             trained_on: TrainedOn {
                 dataset_digest: manifest.dataset_digest.to_string(),
                 split: config.split.clone(),

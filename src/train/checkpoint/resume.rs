@@ -120,7 +120,8 @@ pub(crate) fn compatible_state(
     let is_other_split = before.dataset_digest == now.dataset_digest && !differences.is_empty();
     if before.split_digest != now.split_digest && !is_other_split {
         let (before, now) = (before.dataset_digest.clone(), now.dataset_digest.clone());
-        return Err(TrainError::OtherDataset { checkpoint, before, now });
+        let dataset = data.dataset.clone();
+        return Err(TrainError::OtherDataset { checkpoint, before, dataset, now });
     }
     differences.extend(other(&state));
     if state.layout != data.layout {

@@ -243,7 +243,8 @@ mod tests {
             TrainedOn { dataset_digest: digest(), split: "train".into(), split_digest: digest() };
         let ids = (0..ROWS as u32).map(InstanceId).collect();
         let labels = (0..ROWS).map(|row| (row % 3 > 0).then_some(ClassId(1))).collect();
-        DataIdentity { trained_on, classes: vec!["a".into(), "b".into()], ids, labels, layout: None }
+        let classes = vec!["a".into(), "b".into()];
+        DataIdentity { dataset: "data".into(), trained_on, classes, ids, labels, layout: None }
     }
 
     #[test]
