@@ -257,7 +257,7 @@ pub fn main() -> ExitCode {
 /// The program `instdisc-torch`, which `instdisc` runs; the other commands are not in it.
 #[cfg(feature = "torch")]
 pub fn main_with_torch() -> ExitCode {
-    process::beside::apply_settings();
+    process::apply_settings();
     main_with(run_learning)
 }
 
@@ -314,14 +314,14 @@ fn main_with(run: fn(&Cli) -> anyhow::Result<()>) -> ExitCode {
 
 fn run(cli: &Cli) -> anyhow::Result<()> {
     if cli.command.needs_torch()? {
-        return process::beside::run();
+        return process::run_beside();
     }
     process::end_on_signals(process::end)?;
     match &cli.command {
         Command::Ingest(args) => ingest::run(&cli.global, args),
         Command::Inspect(args) => inspect::run(&cli.global, args),
         #[cfg(feature = "torch")]
-        Command::Learning(_) => process::beside::run(),
+        Command::Learning(_) => process::run_beside(),
         Command::Knn(args) => knn::run(&cli.global, args),
         Command::Export(args) => export::run(&cli.global, args),
         Command::Synth(args) => synth::run(args),
