@@ -50,6 +50,9 @@ thread_local! {
 
 /// Does [`Renderer::augment`] with this thread's renderer.
 ///
+/// # Shape
+/// `out: [3, side, side]`
+///
 /// # Errors
 /// If the image is cut or corrupt.
 ///
@@ -62,23 +65,29 @@ pub fn augment(
     side: u32,
     out: &mut [u8],
 ) -> Result<Augmentation, ImageError> {
-    RENDERER.with_borrow_mut(|renderer| renderer.augment(bytes, orientation, draw, side, out))
+    augment_stored(Stored { bytes, orientation, entry_points: None }, draw, side, out)
 }
 
-/// Does [`Renderer::evaluate`] with this thread's renderer.
+/// Resizes and cuts out the centre of an image, as the reference does for evaluation.
+///
+/// # Shape
+/// `out: [3, side, side]`
 ///
 /// # Errors
 /// If the image is cut or corrupt.
 ///
 /// # Panics
 /// If `out` is of another size.
+///
+/// # Source
+/// torchvision `Resize` (longer side cut to an integer) and `CenterCrop` (offset rounded half to even).
 pub fn evaluate_pixels(
     bytes: &[u8],
     orientation: ExifOrientation,
     transform: EvalTransform,
     out: &mut [u8],
 ) -> Result<(), ImageError> {
-    RENDERER.with_borrow_mut(|renderer| renderer.evaluate(bytes, orientation, transform, out))
+    evaluate_stored(Stored { bytes, orientation, entry_points: None }, transform, out)
 }
 
 /// An encoded image, and how it is held.
@@ -104,7 +113,7 @@ pub(crate) fn augment_stored(
     out: &mut [u8],
 ) -> Result<Augmentation, ImageError> {
     let encoded = image.open()?;
-    RENDERER.with_borrow_mut(|renderer| renderer.augment_observed(encoded, draw, side, out, |_| ()))
+    RENDERER.with_borrow_mut(|renderer| renderer.augment(encoded, draw, side, out, |_| ()))
 }
 
 /// Does [`evaluate_pixels`] on an image as a dataset holds it.
@@ -114,7 +123,7 @@ pub(crate) fn evaluate_stored(
     out: &mut [u8],
 ) -> Result<(), ImageError> {
     let encoded = image.open()?;
-    RENDERER.with_borrow_mut(|renderer| renderer.evaluate_open(&encoded, transform, out))
+    RENDERER.with_borrow_mut(|renderer| renderer.evaluate(&encoded, transform, out))
 }
 
 /// A part of the work on an image.
@@ -144,7 +153,8 @@ impl Renderer {
         self.resizer.held_bytes()
     }
 
-    /// Crops, resizes, recolours and flips an image by what `draw` gives for its size (columns, rows).
+    /// Crops, resizes, recolours and flips an image by what `draw` gives for its size (columns, rows), and calls `done`
+    /// after each stage.
     ///
     /// # Shape
     /// `out: [3, side, side]`
@@ -155,24 +165,6 @@ impl Renderer {
     /// # Panics
     /// If the crop is not inside the image or `out` is of another size.
     pub fn augment(
-        &mut self,
-        bytes: &[u8],
-        orientation: ExifOrientation,
-        draw: impl FnOnce(u32, u32) -> Augmentation,
-        side: u32,
-        out: &mut [u8],
-    ) -> Result<Augmentation, ImageError> {
-        self.augment_observed(open(bytes, orientation)?, draw, side, out, |_| ())
-    }
-
-    /// Does [`Renderer::augment`] on an image that is open, and calls `done` after each stage.
-    ///
-    /// # Errors
-    /// If the image is cut or corrupt.
-    ///
-    /// # Panics
-    /// If the crop is not inside the image or `out` is of another size.
-    pub fn augment_observed(
         &mut self,
         encoded: Encoded,
         draw: impl FnOnce(u32, u32) -> Augmentation,
@@ -193,31 +185,8 @@ impl Renderer {
         Ok(augmentation)
     }
 
-    /// Resizes and cuts out the centre of an image, as the reference does for evaluation.
-    ///
-    /// # Shape
-    /// `out: [3, side, side]`
-    ///
-    /// # Errors
-    /// If the image is cut or corrupt.
-    ///
-    /// # Panics
-    /// If `out` is of another size.
-    ///
-    /// # Source
-    /// torchvision `Resize` (longer side cut to an integer) and `CenterCrop` (offset rounded half to even).
-    pub fn evaluate(
-        &mut self,
-        bytes: &[u8],
-        orientation: ExifOrientation,
-        transform: EvalTransform,
-        out: &mut [u8],
-    ) -> Result<(), ImageError> {
-        self.evaluate_open(&open(bytes, orientation)?, transform, out)
-    }
-
-    /// Does [`Renderer::evaluate`] on an image that is open.
-    fn evaluate_open(
+    /// Does [`evaluate_pixels`] on an image that is open.
+    fn evaluate(
         &mut self,
         encoded: &Encoded,
         transform: EvalTransform,

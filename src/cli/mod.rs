@@ -257,7 +257,7 @@ pub fn main() -> ExitCode {
 /// The program `instdisc-torch`, which `instdisc` runs; the other commands are not in it.
 #[cfg(feature = "torch")]
 pub fn main_with_torch() -> ExitCode {
-    process::beside::apply_settings();
+    process::apply_settings();
     main_with(run_learning)
 }
 
@@ -312,26 +312,16 @@ fn main_with(run: fn(&Cli) -> anyhow::Result<()>) -> ExitCode {
     }
 }
 
-/// Reads a command line, which begins with the program's name, without running it: so that scripts can be
-/// checked.
-///
-/// # Errors
-/// What is wrong with it, as the program would say.
-pub fn check_command_line(words: &[String]) -> Result<(), String> {
-    let matches = command_line().try_get_matches_from(words).map_err(|error| error.to_string())?;
-    <Cli as clap::FromArgMatches>::from_arg_matches(&matches).map(drop).map_err(|error| error.to_string())
-}
-
 fn run(cli: &Cli) -> anyhow::Result<()> {
     if cli.command.needs_torch()? {
-        return process::beside::run();
+        return process::run_beside();
     }
     process::end_on_signals(process::end)?;
     match &cli.command {
         Command::Ingest(args) => ingest::run(&cli.global, args),
         Command::Inspect(args) => inspect::run(&cli.global, args),
         #[cfg(feature = "torch")]
-        Command::Learning(_) => process::beside::run(),
+        Command::Learning(_) => process::run_beside(),
         Command::Knn(args) => knn::run(&cli.global, args),
         Command::Export(args) => export::run(&cli.global, args),
         Command::Synth(args) => synth::run(args),
@@ -475,87 +465,4 @@ fn kept_line(report: &serde_json::Value) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_command_line_is_consistent() {
-        command_line().debug_assert();
-    }
-
-    #[test]
-    fn options_of_stores_are_in_the_help_of_commands_that_take_a_location_alone() {
-        fn shown(command: &mut clap::Command, path: &str, with: &mut Vec<String>, without: &mut Vec<String>) {
-            let path = format!("{path} {}", command.get_name());
-            let of = if command.render_long_help().to_string().contains(STORAGE) { with } else { without };
-            of.push(path.trim().to_owned());
-        }
-        let mut command = command_line();
-        command.build();
-        let (mut with, mut without) = (Vec::new(), Vec::new());
-        for command in command.get_subcommands_mut() {
-            shown(command, "", &mut with, &mut without);
-            let name = command.get_name().to_owned();
-            command.get_subcommands_mut().for_each(|command| shown(command, &name, &mut with, &mut without));
-        }
-        for name in
-            ["ingest", "inspect", "knn", "render", "export", "export parquet", "bench", "bench loader"]
-        {
-            assert!(with.iter().any(|shown| shown == name), "{name}: {with:?}");
-        }
-        for name in ["synth", "completions"] {
-            assert!(without.iter().any(|shown| shown == name), "{name}: {without:?}");
-        }
-        // Hidden is not refused.
-        for words in ["synth --dest a --retry-seconds 5", "--single-writer synth --dest a"] {
-            let words: Vec<String> = format!("instdisc {words}").split(' ').map(str::to_owned).collect();
-            assert_eq!(check_command_line(&words), Ok(()));
-        }
-    }
-
-    #[cfg(feature = "torch")]
-    #[test]
-    fn the_help_of_query_speaks_of_what_a_query_has() {
-        let mut command = command_line();
-        let help = command.find_subcommand_mut("query").expect("a command").render_long_help().to_string();
-        assert!(
-            help.contains("--on-corrupt") && !help.contains("epoch") && !help.contains("batch"),
-            "{help}"
-        );
-    }
-
-    #[cfg(feature = "torch")]
-    #[test]
-    fn a_kept_report_says_its_scores_and_what_they_are_of() {
-        use serde_json::json;
-
-        let knn = json!({
-            "step": 7, "top1": 0.25, "top5": 0.5, "k": 20, "temperature": 0.07, "feature": "bank", "queries": 40
-        });
-        assert_eq!(
-            kept_line(&knn),
-            "step 7: top-1 25.00 %, top-5 50.00 % (k = 20, τ = 0.07, bank, queries: 40)"
-        );
-        let recall = json!([{"k": 1, "recall": 0.5, "interval": [0.4, 0.6]}]);
-        let mut measured = knn.clone();
-        measured["retrieval"] = json!({
-            "k": 20, "queries": 40, "without_relevant": 0, "recall": recall, "map": 0.25, "map_at_r": null
-        });
-        assert!(
-            kept_line(&measured)
-                .starts_with("step 7: top-1 25.00 %, top-5 50.00 %, recall@1 50.00 %, mAP@20 25.00 % (k"),
-            "{}",
-            kept_line(&measured)
-        );
-        let few = json!({"step": 7, "top1": 0.25, "top5": 0.5, "k": 3, "feature": "bank"});
-        assert_eq!(kept_line(&few), "step 7: top-1 25.00 % (k = 3, bank)");
-        let linear =
-            json!({"step": 7, "top1": 0.25, "feature": "pooled", "train_rows": 200, "converged": false});
-        let line = "step 7: top-1 25.00 % (pooled, rows of training: 200, not converged)";
-        assert_eq!(kept_line(&linear), line);
-        assert_eq!(
-            kept_line(&json!({"step": 7, "top1": null, "feature": "bank"})),
-            "step 7: no score (bank)"
-        );
-    }
-}
+mod tests;

@@ -112,7 +112,7 @@ impl Monitor {
             scores.insert("probe_top1".to_owned(), json!(probe.top1(pooled, group)?));
         }
         let part = parts.swap_remove(0);
-        let queries = gather_table(group, part, (source.ids(), source.labels()), true)?;
+        let queries = gather_table(group, part, (source.ids(), source.labels()))?;
         // What the encoder is worth, before the first step too.
         if queries.len() > 1 {
             // Among few images the left-out query is missing from its class, which would bias more neighbours.
@@ -275,7 +275,7 @@ impl OtherMonitor {
         };
         let (source, meta) = &self.queries;
         let part = embed((source, meta))?;
-        let queries = gather_table(group, part, (source.ids(), source.labels()), true)?;
+        let queries = gather_table(group, part, (source.ids(), source.labels()))?;
         let most = default_k(whole.ids.len());
         let k = if most > 1 { vec![1, most] } else { vec![1] };
         let options = KnnOptions { k, ..KnnOptions::default() };

@@ -21,7 +21,7 @@ use crate::eval::{
 };
 use crate::feature_table::{ColumnNames, FeatureTable, Kind, Table, TableMeta};
 use crate::ids::InstanceId;
-use crate::image::{ExifOrientation, ImageError, Limits, check_and_index};
+use crate::image::{self, ExifOrientation, ImageError, Limits};
 use crate::ingest::is_image;
 use crate::loader::MemorySource;
 use crate::model::{FeatureLayer, select_device_of};
@@ -370,7 +370,7 @@ fn embed(
 
 /// Decodes an image, as `ingest` does before it takes one: its size, and where decoding can start.
 fn check(bytes: &[u8]) -> Result<((u32, u32), Option<Bytes>), ImageError> {
-    let (header, _, entry_points) = check_and_index(bytes, &Limits::default())?;
+    let (header, _, entry_points) = image::check(bytes, &Limits::default())?;
     Ok(((header.width, header.height), entry_points.map(Bytes::from)))
 }
 

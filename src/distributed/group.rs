@@ -241,14 +241,6 @@ impl ProcessGroup {
         }
     }
 
-    /// Whether ranks are known to be lost, without waiting: for a rank that waits for something else than the others.
-    ///
-    /// # Errors
-    /// If ranks are lost.
-    pub fn check(&self) -> Result<(), DistributedError> {
-        self.joined.as_ref().map_or(Ok(()), |joined| joined.watch().check())
-    }
-
     /// Calls `then` if ranks are lost and this group is still there `grace` later: for a rank that is blocked where
     /// no error can reach it, as in a device's queue behind a collective that never ends. Another
     /// thread calls it, once; all it can do is end the process.

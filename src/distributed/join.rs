@@ -96,7 +96,7 @@ pub(super) fn join(
     let address = listening(&places, &places[rank], &meeting.host, interface_named);
     tracing::debug!(rank, world, address = ?address, "the ranks have met");
     let handle = arrival.make_group(&server, address, nccl, &watch)?;
-    let store = Store::of_client(client, &meeting.prefix, &watch, timeout);
+    let store = Store::of_client(client, &meeting.prefix, &watch);
     Ok((Joined { handle: Some(handle), watch, server }, store))
 }
 

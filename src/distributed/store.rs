@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::watch::Watch;
 use super::{DistributedError, ffi};
@@ -14,7 +14,6 @@ use super::{DistributedError, ffi};
 #[derive(Clone, Debug)]
 pub struct Store {
     backing: Arc<Backing>,
-    timeout: Duration,
 }
 
 #[derive(Debug)]
@@ -29,12 +28,12 @@ const LOOK: Duration = Duration::from_millis(10);
 impl Store {
     pub(super) fn in_memory() -> Self {
         let backing = Backing::Memory(Mutex::default(), Condvar::new());
-        Self { backing: Arc::new(backing), timeout: Duration::from_secs(600) }
+        Self { backing: Arc::new(backing) }
     }
 
-    pub(super) fn of_client(client: ffi::Store, prefix: &str, watch: &Arc<Watch>, timeout: Duration) -> Self {
+    pub(super) fn of_client(client: ffi::Store, prefix: &str, watch: &Arc<Watch>) -> Self {
         let prefix = format!("{prefix}user/");
-        Self { backing: Arc::new(Backing::Client { client, prefix, watch: Arc::downgrade(watch) }), timeout }
+        Self { backing: Arc::new(Backing::Client { client, prefix, watch: Arc::downgrade(watch) }) }
     }
 
     /// Gives the key this value.
@@ -51,28 +50,6 @@ impl Store {
             Backing::Client { client, prefix, .. } => {
                 client.set(&(prefix.clone() + key), value).map_err(|message| self.failed(key, &message))
             }
-        }
-    }
-
-    /// The key's value, as soon as it has one. Waits up to the group's timeout.
-    ///
-    /// # Errors
-    /// If the key gets no value in time, or ranks are lost meanwhile.
-    pub fn get(&self, key: &str) -> Result<Vec<u8>, DistributedError> {
-        let until = Instant::now() + self.timeout;
-        loop {
-            if let Some(value) = self.try_get(key)? {
-                return Ok(value);
-            }
-            self.check()?;
-            if Instant::now() >= until {
-                return Err(DistributedError::Timeout {
-                    what: format!("waiting for the store's key {key:?}"),
-                    after: self.timeout,
-                    message: "no rank has set it".into(),
-                });
-            }
-            self.wait_a_little();
         }
     }
 
@@ -111,27 +88,6 @@ impl Store {
             Backing::Memory(map, _) => Ok(locked(map).get(key).cloned()),
             Backing::Client { client, prefix, .. } => {
                 client.try_get(&(prefix.clone() + key)).map_err(|message| self.failed(key, &message))
-            }
-        }
-    }
-
-    /// Adds to the key's number, which starts at 0; gives the sum. No other rank sees a sum twice.
-    ///
-    /// # Errors
-    /// If rank 0 is lost, or the key has a value that is not a number.
-    pub fn add(&self, key: &str, by: i64) -> Result<i64, DistributedError> {
-        match &*self.backing {
-            Backing::Memory(map, changed) => {
-                let mut map = locked(map);
-                let text = map.get(key).map(|value| String::from_utf8_lossy(value).into_owned());
-                let number = text.map_or(Ok(0), |text| text.parse::<i64>());
-                let sum = by + number.map_err(|error| self.failed(key, &error.to_string()))?;
-                map.insert(key.to_owned(), sum.to_string().into_bytes());
-                changed.notify_all();
-                Ok(sum)
-            }
-            Backing::Client { client, prefix, .. } => {
-                client.add(&(prefix.clone() + key), by).map_err(|message| self.failed(key, &message))
             }
         }
     }

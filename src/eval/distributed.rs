@@ -129,8 +129,7 @@ fn from_bytes(bytes: &[u8]) -> Neighbours {
     }
 }
 
-/// Makes one table of the parts that the processes have, in the order of the ranks. It comes to every process
-/// with `everywhere`, else to rank 0; the others keep their part.
+/// Makes one table of the parts that the processes have, in the order of the ranks, and gives it to every process.
 ///
 /// # Errors
 /// If a collective fails.
@@ -138,12 +137,10 @@ pub fn gather_table(
     group: &ProcessGroup,
     part: FeatureTable,
     whole: (&[InstanceId], &[Option<ClassId>]),
-    everywhere: bool,
 ) -> Result<FeatureTable, DistributedError> {
     if group.world() == 1 {
         return Ok(part);
     }
-    let keeps = everywhere || group.is_first();
     let mut of_ranks: Vec<Vec<f32>> = vec![Vec::new(); group.world()];
     let longest = whole.0.len().div_ceil(group.world()) * part.meta.dim;
     let at_once = NUMBERS_AT_ONCE / group.world();
@@ -152,13 +149,8 @@ pub fn gather_table(
         let own = part.features.get(start.min(end)..end).unwrap_or_default();
         let sent: Vec<u8> = own.iter().flat_map(|value| value.to_le_bytes()).collect();
         for (values, bytes) in of_ranks.iter_mut().zip(group.gather_bytes(&sent)?) {
-            if keeps {
-                values.extend(bytes.as_chunks().0.iter().map(|&word| f32::from_le_bytes(word)));
-            }
+            values.extend(bytes.as_chunks().0.iter().map(|&word| f32::from_le_bytes(word)));
         }
-    }
-    if !keeps {
-        return Ok(part);
     }
     Ok(FeatureTable {
         ids: whole.0.to_vec(),

@@ -27,23 +27,15 @@ pub struct Luma {
     pub values: Vec<u8>,
 }
 
-/// Checks an image as [`super::decode`] does, with the decoder and the pixel format that will decode it, and gives its
-/// brightness.
+/// Checks an image as [`super::decode`] does, with the decoder and the pixel format that will decode it. Gives its
+/// brightness, and the entry points of a baseline JPEG, by which a region of it is decoded without the rest.
 ///
 /// Of a whole baseline JPEG every coefficient is read, but no colours are made; an error of any other JPEG is in
 /// libjpeg's words.
 ///
 /// # Errors
 /// As [`super::decode`].
-pub fn check(bytes: &[u8], limits: &Limits) -> Result<(Header, Luma), ImageError> {
-    check_and_index(bytes, limits).map(|(header, luma, _)| (header, luma))
-}
-
-/// Does [`check`], and gives the entry points of a baseline JPEG, by which a region of it is decoded without the rest.
-///
-/// # Errors
-/// As [`super::decode`].
-pub fn check_and_index(bytes: &[u8], limits: &Limits) -> Result<(Header, Luma, Option<Vec<u8>>), ImageError> {
+pub fn check(bytes: &[u8], limits: &Limits) -> Result<(Header, Luma, Option<Vec<u8>>), ImageError> {
     let header = probe(bytes)?;
     limits.check(header.size())?;
     if (header.format, header.colour) == (Format::Jpeg, Colour::Cmyk) || header.format != Format::Jpeg {
@@ -60,7 +52,7 @@ pub fn check_and_index(bytes: &[u8], limits: &Limits) -> Result<(Header, Luma, O
     Ok((header, luma, checked.entry_points))
 }
 
-/// The entry points of an image that was checked, as [`check_and_index`] gives them; no pixel is made.
+/// The entry points of an image that was checked, as [`check`] gives them; no pixel is made.
 pub fn entry_points(bytes: &[u8]) -> Option<Vec<u8>> {
     let found = guard(Format::Jpeg.name(), || Ok(with_decoder(bytes, BaselineDecoder::entry_points)));
     found.ok().flatten()
@@ -149,7 +141,7 @@ mod tests {
     #[test]
     fn entry_points_are_found_with_pixels_or_without() {
         for file in files() {
-            let (_, _, with_pixels) = check_and_index(&file, &Limits::default()).expect("accepted");
+            let (_, _, with_pixels) = check(&file, &Limits::default()).expect("accepted");
             assert_eq!(entry_points(&file), with_pixels);
         }
     }
@@ -200,7 +192,7 @@ mod tests {
     #[test]
     fn the_brightness_is_that_of_the_decoded_image() {
         let file = compressed(&noisy(33, 20, 9), Subsamp::None, 100, false, false);
-        let (_, found) = check(&file, &Limits::default()).expect("accepted");
+        let (_, found, _) = check(&file, &Limits::default()).expect("accepted");
         let expected = luma(&decode(&file, &Limits::default()).expect("decoded"));
         assert!(found.values.iter().zip(&expected.values).all(|(a, b)| a.abs_diff(*b) <= 2));
     }

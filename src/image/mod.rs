@@ -19,7 +19,7 @@ use self::formats::{bmp, gif, jpeg, png, pnm, tiff, webp};
 
 #[cfg(feature = "fuzzing")]
 pub(crate) use luma::check_is_libjpegs;
-pub use luma::{Luma, check, check_and_index, entry_points, luma};
+pub use luma::{Luma, check, entry_points, luma};
 pub use orientation::{ExifOrientation, Orientation};
 #[cfg(any(test, feature = "fuzzing"))]
 pub use region::fuzzing;

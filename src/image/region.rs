@@ -168,7 +168,7 @@ pub mod fuzzing {
     //! A way in for the fuzzer, and for tests of mutated files.
 
     use super::*;
-    use crate::image::{ExifOrientation, check_and_index};
+    use crate::image::{ExifOrientation, check};
 
     /// Pixels of the largest image that is decoded here.
     const LIMITS: Limits = Limits { max_pixels: 1 << 20 };
@@ -189,7 +189,7 @@ pub mod fuzzing {
     pub(in crate::image) fn region_of(file: &[u8], choices: [u8; CHOICES]) -> Result<(), ImageError> {
         let apply = if choices[4] & 1 == 1 { ExifOrientation::Apply } else { ExifOrientation::Ignore };
         let orientation = apply.of(file);
-        let (header, luma, entry_points) = check_and_index(file, &LIMITS)?;
+        let (header, luma, entry_points) = check(file, &LIMITS)?;
         assert_eq!(
             luma.values.len(),
             header.width as usize * header.height as usize,

@@ -281,7 +281,7 @@ fn a_cut_jpeg_is_rejected_whatever_is_wrong_with_its_header() {
         let mut cut = file[..scan + (file.len() - scan) / 3].to_vec();
         for end in [&b""[..], b"\xFF\xD9"] {
             cut.extend_from_slice(end);
-            let error = check(&cut, &Limits::default()).map(|(header, _)| header).expect_err(&name);
+            let error = check(&cut, &Limits::default()).map(|(header, ..)| header).expect_err(&name);
             assert!(matches!(error, ImageError::Corrupt { format: "JPEG", .. }), "{name}: {error}");
         }
     }

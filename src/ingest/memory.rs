@@ -19,6 +19,8 @@ pub(super) const OVER_MEMORY_LIMIT: &str = "over the memory limit";
 const UNKNOWN_MACHINE: u64 = 4 << 30;
 /// The row group in memory when a shard is written; see [`crate::dataset::ShardWriter`].
 const MOST_ROW_GROUP: u64 = 256 << 20;
+/// Images of a shard that are worked on together, on all threads.
+const IMAGES_OF_BATCH: usize = 128;
 
 /// The budget.
 pub(super) struct MemoryBudget {
@@ -133,14 +135,9 @@ impl MemoryBudget {
         runs(items, items.len(), self.read_bytes, bytes)
     }
 
-    /// Consecutive runs of items that are in memory together before a shard takes them, `most` in each.
-    pub(super) fn write_runs<'i, T>(
-        &self,
-        items: &'i [T],
-        most: usize,
-        bytes: impl Fn(&T) -> u64,
-    ) -> Vec<&'i [T]> {
-        runs(items, most, self.batch_bytes, bytes)
+    /// Consecutive runs of items that are in memory together before a shard takes them.
+    pub(super) fn write_runs<'i, T>(&self, items: &'i [T], bytes: impl Fn(&T) -> u64) -> Vec<&'i [T]> {
+        runs(items, IMAGES_OF_BATCH, self.batch_bytes, bytes)
     }
 
     fn lock(&self) -> MutexGuard<'_, u64> {

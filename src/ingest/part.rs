@@ -29,8 +29,6 @@ use crate::progress::Progress;
 use crate::rng::{Purpose, Stream};
 use crate::storage::{Digest, Location, PublishMode, StorageError};
 
-/// Images of a shard that are worked on together, on all threads.
-const IMAGES_OF_BATCH: usize = 128;
 /// How many reasons an error or a report shows.
 const SHOWN_REJECTS: usize = 5;
 /// The kind of reason of a training image that another split holds too.
@@ -411,7 +409,7 @@ impl PartJob<'_> {
             return Ok(written);
         }
         let mut writer = self.start_shard(number)?;
-        for instances in self.memory.write_runs(shard, IMAGES_OF_BATCH, |instance| instance.entry.bytes) {
+        for instances in self.memory.write_runs(shard, |instance| instance.entry.bytes) {
             let groups = instances.par_chunks(IMAGES_AT_ONCE).map(|instances| self.rows_of(instances));
             let rows: Vec<Vec<Row>> = self.checkers.install(|| groups.collect::<Result<_, IngestError>>())?;
             for row in rows.into_iter().flatten() {

@@ -84,6 +84,30 @@ struct Fixture {
     dest: std::path::PathBuf,
 }
 
+impl Fixture {
+    fn options(&self) -> IngestOptions {
+        options(&self.source, &self.dest)
+    }
+
+    fn ingest(&self) -> IngestReport {
+        ingest(&self.options(), &Quiet).expect("ingested")
+    }
+
+    fn manifest(&self) -> Manifest {
+        Manifest::read(&location(&self.dest)).expect("a manifest")
+    }
+
+    /// Checks that the dataset is whole.
+    fn verify(&self) {
+        verify(&location(&self.dest), &self.manifest(), &entry_points, &Quiet).expect("whole");
+    }
+
+    /// The lines of the rejected images of `train`.
+    fn rejects(&self) -> String {
+        fs::read_to_string(self.dest.join("rejects/train.jsonl")).expect("rejects")
+    }
+}
+
 fn fixture() -> Fixture {
     let dir = tempfile::tempdir().expect("a folder");
     let (source, dest) = (dir.path().join("source"), dir.path().join("dest"));
@@ -91,9 +115,23 @@ fn fixture() -> Fixture {
     Fixture { _dir: dir, source, dest }
 }
 
-/// The same options, under which many images may be rejected.
+/// The folder of [`folder`], and the dataset that was made of it.
+fn ingested() -> Fixture {
+    let at = fixture();
+    folder(&at.source);
+    at.ingest();
+    at
+}
+
+/// Writes a file into a folder that is made where it is not there.
+fn write(file: impl AsRef<Path>, bytes: impl AsRef<[u8]>) {
+    fs::create_dir_all(file.as_ref().parent().expect("a folder")).expect("a folder");
+    fs::write(file, bytes).expect("a file");
+}
+
+/// The same options, under which any number of images may be rejected.
 fn lenient(options: IngestOptions) -> IngestOptions {
-    IngestOptions { max_reject_fraction: Fraction::new(0.9).expect("valid"), ..options }
+    IngestOptions { max_reject_fraction: Fraction::new(1.0).expect("valid"), ..options }
 }
 
 /// Ingests images with these names and contents beside a good one; what was accepted and why the rest was
@@ -103,18 +141,15 @@ fn verdicts(
     change: impl Fn(&mut IngestOptions),
 ) -> (Vec<Row>, Vec<(String, String)>) {
     let at = fixture();
-    fs::create_dir_all(at.source.join("a")).expect("a folder");
-    fs::write(at.source.join("a/0-good.jpg"), jpeg(1)).expect("a file");
+    write(at.source.join("a/0-good.jpg"), jpeg(1));
     for (name, bytes) in images {
         fs::write(at.source.join("a").join(name), bytes).expect("a file");
     }
-    let mut options = options(&at.source, &at.dest);
-    options.max_reject_fraction = Fraction::new(1.0).expect("valid");
+    let mut options = lenient(at.options());
     change(&mut options);
     ingest(&options, &Quiet).expect("ingested");
-    let dataset = location(&at.dest);
-    let accepted = rows(&dataset, &Manifest::read(&dataset).expect("a manifest"));
-    let text = fs::read_to_string(at.dest.join("rejects/train.jsonl")).expect("rejects");
+    let accepted = rows(&location(&at.dest), &at.manifest());
+    let text = at.rejects();
     let refused = text.lines().map(|line| {
         let value: serde_json::Value = serde_json::from_str(line).expect("JSON");
         let field = |name: &str| value[name].as_str().expect("text").to_owned();
@@ -170,21 +205,19 @@ fn parquet_of(batch: &arrow::array::RecordBatch) -> Vec<u8> {
 fn a_folder_becomes_a_dataset_that_verifies() {
     let at = fixture();
     folder(&at.source);
-    let report = ingest(&options(&at.source, &at.dest), &Quiet).expect("ingested");
+    let report = at.ingest();
     let split = &report.splits["train"];
     assert_eq!((split.instances, split.rejected, report.classes), (12, 0, 2));
     assert_eq!(split.found.kinds["png rgb"], 1);
     assert!(split.shards > 1);
-    let manifest = Manifest::read(&location(&at.dest)).expect("a manifest");
+    let manifest = at.manifest();
     assert_eq!(manifest.classes, ["cat", "dog breed"]);
-    verify(&location(&at.dest), &manifest, &entry_points, &Quiet).expect("whole");
+    at.verify();
 }
 
 #[test]
 fn ids_follow_the_sorted_folder_and_rows_keep_their_images() {
-    let at = fixture();
-    folder(&at.source);
-    ingest(&options(&at.source, &at.dest), &Quiet).expect("ingested");
+    let at = ingested();
     let dataset = location(&at.dest);
     let manifest = Manifest::read(&dataset).expect("a manifest");
     let source = rows(&dataset, &manifest);
@@ -203,7 +236,7 @@ fn threads_do_not_change_a_byte() {
     let at = fixture();
     folder(&at.source);
     let other = at.dest.with_file_name("other");
-    ingest(&IngestOptions { threads: 1, ..options(&at.source, &at.dest) }, &Quiet).expect("ingested");
+    ingest(&IngestOptions { threads: 1, ..at.options() }, &Quiet).expect("ingested");
     ingest(&IngestOptions { threads: 3, ..options(&at.source, &other) }, &Quiet).expect("ingested");
     assert_eq!(files(&at.dest), files(&other));
 }
@@ -224,29 +257,25 @@ fn a_tar_of_the_folder_gives_the_same_images() {
 
 #[test]
 fn a_second_run_finds_its_work_done_and_another_source_is_refused() {
-    let at = fixture();
-    folder(&at.source);
-    ingest(&options(&at.source, &at.dest), &Quiet).expect("ingested");
+    let at = ingested();
     let before = files(&at.dest);
-    assert!(ingest(&options(&at.source, &at.dest), &Quiet).expect("again").already_done);
+    assert!(ingest(&at.options(), &Quiet).expect("again").already_done);
     fs::write(at.source.join("cat/9.jpg"), jpeg(99)).expect("one more");
-    let error = ingest(&options(&at.source, &at.dest), &Quiet).expect_err("another dataset");
+    let error = ingest(&at.options(), &Quiet).expect_err("another dataset");
     assert!(matches!(error, IngestError::OtherDataset { .. }), "{error}");
     assert_eq!(files(&at.dest), before);
 }
 
 #[test]
 fn another_split_is_added_and_the_first_stays() {
-    let at = fixture();
-    folder(&at.source);
-    ingest(&options(&at.source, &at.dest), &Quiet).expect("ingested");
-    let before = Manifest::read(&location(&at.dest)).expect("a manifest");
-    let val = IngestOptions { split: Some("val".into()), ..options(&at.source, &at.dest) };
+    let at = ingested();
+    let before = at.manifest();
+    let val = IngestOptions { split: Some("val".into()), ..at.options() };
     ingest(&val, &Quiet).expect("added");
-    let after = Manifest::read(&location(&at.dest)).expect("a manifest");
+    let after = at.manifest();
     assert_eq!(after.splits["train"], before.splits["train"]);
     assert_eq!(after.splits["val"].instances, 12);
-    verify(&location(&at.dest), &after, &entry_points, &Quiet).expect("whole");
+    at.verify();
 }
 
 #[test]
@@ -254,7 +283,7 @@ fn a_bad_image_is_rejected_with_its_reason_and_leaves_no_gap() {
     let at = fixture();
     folder(&at.source);
     fs::write(at.source.join("cat/2.jpg"), &jpeg(3)[..100]).expect("cut");
-    let error = ingest(&options(&at.source, &at.dest), &Quiet).expect_err("1 of 12 is too many");
+    let error = ingest(&at.options(), &Quiet).expect_err("1 of 12 is too many");
     assert!(
         matches!(&error, IngestError::TooManyRejects { rejected: 1, first, .. } if first.contains("cat/2.jpg"))
     );
@@ -263,30 +292,18 @@ fn a_bad_image_is_rejected_with_its_reason_and_leaves_no_gap() {
         "{error}"
     );
     assert!(!at.dest.join("manifest.json").exists());
-    let lenient = IngestOptions {
-        max_reject_fraction: Fraction::new(0.5).expect("valid"),
-        ..options(&at.source, &at.dest)
-    };
-    let report = ingest(&lenient, &Quiet).expect("ingested");
+    let report = ingest(&lenient(at.options()), &Quiet).expect("ingested");
     assert_eq!((report.splits["train"].instances, report.splits["train"].rejected), (11, 1));
-    let rejects = fs::read_to_string(at.dest.join("rejects/train.jsonl")).expect("rejects");
+    let rejects = at.rejects();
     assert!(rejects.contains("cat/2.jpg") && rejects.lines().count() == 1, "{rejects}");
-    verify(
-        &location(&at.dest),
-        &Manifest::read(&location(&at.dest)).expect("a manifest"),
-        &entry_points,
-        &Quiet,
-    )
-    .expect("no gap");
+    at.verify();
 }
 
 #[test]
 fn where_every_image_is_refused_the_error_says_that_none_is_left() {
     let at = fixture();
-    fs::create_dir_all(at.source.join("cat")).expect("a folder");
-    fs::write(at.source.join("cat/1.jpg"), &jpeg(3)[..100]).expect("cut");
-    let all = Fraction::new(1.0).expect("valid");
-    let lenient = IngestOptions { max_reject_fraction: all, ..options(&at.source, &at.dest) };
+    write(at.source.join("cat/1.jpg"), &jpeg(3)[..100]);
+    let lenient = lenient(at.options());
     let error = ingest(&lenient, &Quiet).expect_err("nothing is left").to_string();
     assert!(error.contains("1 of 1 images were rejected, so none is left; the first: cat/1.jpg"), "{error}");
 }
@@ -295,9 +312,8 @@ fn where_every_image_is_refused_the_error_says_that_none_is_left() {
 fn a_destination_with_images_in_it_is_refused_and_they_stay() {
     let at = fixture();
     folder(&at.source);
-    fs::create_dir_all(at.dest.join("holiday")).expect("a folder");
-    fs::write(at.dest.join("holiday/1.JPG"), jpeg(3)).expect("an image");
-    let error = ingest(&options(&at.source, &at.dest), &Quiet).expect_err("a folder of images");
+    write(at.dest.join("holiday/1.JPG"), jpeg(3));
+    let error = ingest(&at.options(), &Quiet).expect_err("a folder of images");
     assert!(
         matches!(&error, IngestError::ImagesAtDestination { image, .. } if image == "holiday/1.JPG"),
         "{error}"
@@ -355,8 +371,7 @@ fn links_devices_and_names_that_lead_outside_are_rejected_with_their_reasons() {
     builder.into_inner().expect("finished");
     let error = ingest(&options(&tar, &at.dest), &Quiet).expect_err("4 of 5 cannot be taken");
     assert!(matches!(error, IngestError::TooManyRejects { rejected: 4, total: 5, .. }), "{error}");
-    let all = Fraction::new(1.0).expect("valid");
-    let lenient = IngestOptions { max_reject_fraction: all, ..options(&tar, &at.dest) };
+    let lenient = lenient(options(&tar, &at.dest));
     let report = ingest(&lenient, &Quiet).expect("ingested");
     assert_eq!((report.splits["train"].instances, report.splits["train"].rejected), (1, 4));
     let reasons: Vec<&str> = report.plan.rejected.keys().map(String::as_str).collect();
@@ -407,7 +422,7 @@ fn upload(from: &Path, to: &Location) {
 fn a_folder_and_a_tar_in_a_store_give_the_dataset_of_the_local_folder() {
     let at = fixture();
     folder(&at.source);
-    let local = ingest(&options(&at.source, &at.dest), &Quiet).expect("ingested");
+    let local = at.ingest();
     let store = Location::in_memory();
     upload(&at.source, &store.join("images"));
     let tar = at.dest.with_extension("tar");
@@ -415,8 +430,7 @@ fn a_folder_and_a_tar_in_a_store_give_the_dataset_of_the_local_folder() {
     let packed = store.join("packed/images.tar");
     packed.publish(fs::read(&tar).expect("a tar"), PublishMode::Create).expect("uploaded");
     for (source, dest) in [(store.join("images"), "from-folder"), (packed, "from-tar")] {
-        let remote =
-            IngestOptions { sources: vec![source], dest: store.join(dest), ..options(&at.source, &at.dest) };
+        let remote = IngestOptions { sources: vec![source], dest: store.join(dest), ..at.options() };
         let report = ingest(&remote, &Quiet).expect("ingested");
         assert_eq!(report.dataset_digest, local.dataset_digest, "{dest}");
         let manifest = Manifest::read(&remote.dest).expect("a manifest");
@@ -433,7 +447,7 @@ fn a_folder_and_a_tar_in_a_store_give_the_dataset_of_the_local_folder() {
 fn a_place_where_nothing_is_is_said_so() {
     let at = fixture();
     let store = Location::in_memory();
-    let nothing = IngestOptions { sources: vec![store.join("nothing")], ..options(&at.source, &at.dest) };
+    let nothing = IngestOptions { sources: vec![store.join("nothing")], ..at.options() };
     let error = ingest(&nothing, &Quiet).expect_err("nothing there");
     // Another try would find no more.
     assert_eq!(error.failure(), crate::failure::Failure::Data);
@@ -451,10 +465,9 @@ fn both_ways(change: impl Fn(&Path)) -> [Vec<(String, Vec<u8>)>; 2] {
         let at = fixture();
         folder(&at.source);
         change(&at.source);
-        ingest(&IngestOptions { drop_leaks, ..lenient(options(&at.source, &at.dest)) }, &Quiet)
-            .expect("ingested");
-        let manifest = Manifest::read(&location(&at.dest)).expect("a manifest");
-        verify(&location(&at.dest), &manifest, &entry_points, &Quiet).expect("whole");
+        ingest(&IngestOptions { drop_leaks, ..lenient(at.options()) }, &Quiet).expect("ingested");
+        at.verify();
+        let manifest = at.manifest();
         let shards = shards(&at);
         let named: Vec<&String> = manifest.splits["train"].shards.iter().map(|shard| &shard.path).collect();
         assert_eq!(shards.iter().map(|(name, _)| name).collect::<Vec<_>>(), named, "no strays");
@@ -473,8 +486,8 @@ fn every_baseline_jpeg_gets_its_entry_points_unless_no_pixel_is_decoded() {
     for check in [CheckDepth::Full, CheckDepth::Header] {
         let at = fixture();
         folder(&at.source);
-        ingest(&IngestOptions { check, ..options(&at.source, &at.dest) }, &Quiet).expect("ingested");
-        let manifest = Manifest::read(&location(&at.dest)).expect("a manifest");
+        ingest(&IngestOptions { check, ..at.options() }, &Quiet).expect("ingested");
+        let manifest = at.manifest();
         for row in rows(&location(&at.dest), &manifest) {
             let expected = entry_points(&row.bytes).filter(|_| check == CheckDepth::Full);
             assert_eq!(row.entry_points.as_deref(), expected.as_deref(), "{}", row.path);
@@ -497,21 +510,19 @@ fn a_failed_ingest_leaves_no_shards() {
     let at = fixture();
     folder(&at.source);
     fs::write(at.source.join("cat/5.jpg"), &jpeg(3)[..100]).expect("cut");
-    ingest(&options(&at.source, &at.dest), &Quiet).expect_err("1 of 12 is too many");
+    ingest(&at.options(), &Quiet).expect_err("1 of 12 is too many");
     assert_eq!(shards(&at), []);
     // What was found out is not found out again: the images may be gone.
     replace_unnoticed(&at.source.join("cat/5.jpg"), &[0; 100]);
-    ingest(&lenient(options(&at.source, &at.dest)), &Quiet).expect("ingested");
-    let rejects = fs::read_to_string(at.dest.join("rejects/train.jsonl")).expect("rejects");
+    ingest(&lenient(at.options()), &Quiet).expect("ingested");
+    let rejects = at.rejects();
     assert!(rejects.contains("JPEG: "), "{rejects}");
 }
 
 #[test]
 fn appended_images_are_numbered_on_either_way() {
     let [one, two] = [false, true].map(|is_bad| {
-        let at = fixture();
-        folder(&at.source);
-        ingest(&options(&at.source, &at.dest), &Quiet).expect("ingested");
+        let at = ingested();
         let more = at.source.with_file_name("more");
         fs::create_dir_all(more.join("cat")).expect("a folder");
         (10..15).for_each(|number| {
@@ -533,8 +544,7 @@ fn appended_images_are_numbered_on_either_way() {
 #[test]
 fn a_measurement_of_images_without_bytes_ends_with_an_error() {
     let at = fixture();
-    fs::create_dir(at.source.join("cat")).expect("a folder");
-    fs::write(at.source.join("cat/0.jpg"), b"").expect("a file");
+    write(at.source.join("cat/0.jpg"), b"");
     let (source, scratch) = (location(&at.source), location(&at.dest));
     let error =
         bench(&BenchOptions { source, scratch, bytes: 1, threads: 1, check: CheckDepth::Full, rounds: 1 })

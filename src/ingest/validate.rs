@@ -14,8 +14,8 @@ use super::source::{Entry, Source};
 use super::{CheckDepth, IngestError, IngestOptions};
 use crate::dataset::ViewHash;
 use crate::image::{
-    Colour, DecodedImage, Format, Header, ImageError, Limits, check_and_index, check_header, decode,
-    encode_jpeg, luma, probe, progressive_to_baseline, shrink, shrunk_size,
+    Colour, DecodedImage, Format, Header, ImageError, Limits, check, check_header, decode, encode_jpeg, luma,
+    probe, progressive_to_baseline, shrink, shrunk_size,
 };
 use crate::progress::Progress;
 use crate::storage::Digest;
@@ -198,7 +198,7 @@ pub(super) fn prepare(
     let limits = limits(options);
     let (header, view, entry_points) = match options.check {
         CheckDepth::Full => {
-            let (header, luma, entry_points) = check_and_index(source, &limits)?;
+            let (header, luma, entry_points) = check(source, &limits)?;
             (header, view_hash(&luma.turned(orientation)), entry_points)
         }
         CheckDepth::Header => (check_header(source, &limits)?, None, None),

@@ -74,11 +74,6 @@ impl Loader {
         LoaderStats::new(&self.counters, seconds, self.thread_counts, self.shutdown.fetched.peak())
     }
 
-    /// The epoch of the next batch.
-    pub fn epoch(&self) -> u64 {
-        self.next.0
-    }
-
     /// The next batch of this epoch; `None` when the epoch is over, or soon after `stop` was set.
     pub fn next_of(&mut self, epoch: u64, stop: &AtomicBool) -> Option<Result<Batch, LoaderError>> {
         if self.next.0 == epoch { self.receive(Some(stop)) } else { None }

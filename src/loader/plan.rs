@@ -287,12 +287,6 @@ pub struct GlobalBatch {
 }
 
 impl GlobalBatch {
-    /// A batch of one rank and one micro-batch.
-    pub fn whole(bank_rows: Vec<BankRow>) -> Self {
-        let all = 0..bank_rows.len();
-        Self { shares: vec![all.clone().map(batch_index).collect()], micro_batches: vec![all], bank_rows }
-    }
-
     /// Assigns a batch to ranks by bank row, as if images were stored in that order.
     pub fn assigned(bank_rows: Vec<BankRow>, ranks: usize, micro_batches: usize) -> Self {
         let last = bank_rows.iter().map(|bank_row| bank_row.0).max().unwrap_or(0);

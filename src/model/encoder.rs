@@ -178,12 +178,12 @@ impl Encoder {
         unit_rows(&self.projected(pixels, train))
     }
 
-    /// Likewise, with the features before the projection.
+    /// Likewise in training, with the features before the projection.
     ///
     /// # Shape
     /// As that of [`Encoder::forward`] -> `[batch, dim]` and `[batch, width]` f32, attached to the graph
-    pub fn forward_with_pooled(&self, pixels: &Tensor, train: bool) -> (Tensor, Tensor) {
-        let pooled = self.pooled(pixels, train);
+    pub fn forward_with_pooled(&self, pixels: &Tensor) -> (Tensor, Tensor) {
+        let pooled = self.pooled(pixels, true);
         (unit_rows(&self.network.project(&pooled)), pooled)
     }
 

@@ -135,11 +135,6 @@ impl Negatives {
         }
     }
 
-    /// All of them, `[batch, negatives]` (or `[1, negatives]`) int64.
-    pub fn rows(&self, device: Device) -> Tensor {
-        self.columns(0..self.count(), device)
-    }
-
     /// The columns in which rows of this part can be.
     pub(super) fn columns_for(&self, part: &BankShard) -> Range<usize> {
         match &self.source {
@@ -249,6 +244,13 @@ mod tests {
 
     use super::*;
 
+    impl Negatives {
+        /// All of them, `[batch, negatives]` (or `[1, negatives]`) int64 on the CPU.
+        pub(in crate::objective) fn all(&self) -> Tensor {
+            self.columns(0..self.count(), Device::Cpu)
+        }
+    }
+
     const INSTANCES: usize = 1000;
     /// Enough for blocks.
     const MANY_INSTANCES: usize = 20_000;
@@ -259,7 +261,7 @@ mod tests {
 
     #[test]
     fn they_are_uniform_over_the_rows_and_a_function_of_seed_and_step() {
-        let rows = |seed, step| draw(seed, step, 4096, Sampling::PerSample, 0..64).rows(Device::Cpu);
+        let rows = |seed, step| draw(seed, step, 4096, Sampling::PerSample, 0..64).all();
         let counts =
             rows(1, 1).flatten(0, -1).bincount(None::<Tensor>, INSTANCES as i64).to_kind(Kind::Double);
         // 262 draws for each row, standard deviation 16.
@@ -272,22 +274,22 @@ mod tests {
     #[test]
     fn rows_of_one_block_are_equally_likely() {
         // An odd K has one block: 1000 rows, 7 * 30,000 draws, 210 each, deviation 14.5.
-        let rows = draw(3, 0, 7, Sampling::PerSample, 0..30_000).rows(Device::Cpu);
+        let rows = draw(3, 0, 7, Sampling::PerSample, 0..30_000).all();
         let counts = rows.flatten(0, -1).bincount(None::<Tensor>, INSTANCES as i64).to_kind(Kind::Double);
         assert!(counts.min().double_value(&[]) > 140.0 && counts.max().double_value(&[]) < 290.0);
     }
 
     #[test]
     fn every_query_has_its_own_unless_they_are_shared() {
-        let own = draw(1, 1, 64, Sampling::PerSample, 0..2).rows(Device::Cpu);
+        let own = draw(1, 1, 64, Sampling::PerSample, 0..2).all();
         assert!(!own.get(0).equal(&own.get(1)));
-        assert_eq!(draw(1, 1, 64, Sampling::Shared, 0..2).rows(Device::Cpu).size(), [1, 64]);
+        assert_eq!(draw(1, 1, 64, Sampling::Shared, 0..2).all().size(), [1, 64]);
     }
 
     #[test]
     fn a_part_of_the_batch_draws_what_the_whole_draws() {
-        let whole = draw(1, 1, 64, Sampling::PerSample, 0..8).rows(Device::Cpu);
-        let part = draw(1, 1, 64, Sampling::PerSample, 3..5).rows(Device::Cpu);
+        let whole = draw(1, 1, 64, Sampling::PerSample, 0..8).all();
+        let part = draw(1, 1, 64, Sampling::PerSample, 3..5).all();
         assert!(whole.narrow(0, 3, 2).equal(&part));
     }
 

@@ -58,7 +58,7 @@ impl Case {
     fn problem(&self) -> Problem {
         let rows =
             |tensor: &Tensor| Vec::<Vec<f64>>::try_from(tensor.to_kind(Kind::Double)).expect("a matrix");
-        let drawn = self.negatives.rows(Device::Cpu);
+        let drawn = self.negatives.all();
         let drawn = drawn.expand([self.positions.len() as i64, drawn.size()[1]], false);
         Problem {
             bank: rows(self.bank.rows()),

@@ -128,20 +128,6 @@ pub enum Scope {
     Machine,
 }
 
-impl Scope {
-    /// What a resume and other ranks may do; for docs/options.md.
-    pub fn meaning(self) -> &'static str {
-        match self {
-            Self::Identity => "the same on every rank and after every resume",
-            Self::Schedule => {
-                "the same on every rank; a resume may change it, except under `--lr-schedule cosine`"
-            }
-            Self::Resumable => "the same on every rank; a resume may change it",
-            Self::Machine => "each rank may have its own; a resume may change it",
-        }
-    }
-}
-
 /// What a flag takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Arity {

@@ -176,7 +176,7 @@ impl EncoderGraphs {
             let (encoder, images, attached) =
                 (Rc::clone(encoder), images.shallow_clone(), Rc::clone(&attached));
             recorder.record(guarded(move || {
-                let (features, pooled) = encoder.forward_with_pooled(&images, true);
+                let (features, pooled) = encoder.forward_with_pooled(&images);
                 let made = vec![features.detach(), pooled.detach()];
                 attached.set(Some(features));
                 made
@@ -198,7 +198,7 @@ impl EncoderGraphs {
     /// The features of a batch and, until the next one, those before the projection; batch norm's statistics move.
     ///
     /// # Shape
-    /// As [`Encoder::forward_with_pooled`] in training, but without a graph of autograd
+    /// As [`Encoder::forward_with_pooled`], but without a graph of autograd
     pub(super) fn forward(&self, images: &Tensor) -> (Tensor, Tensor) {
         put(&self.images, images);
         self.forward.replay();

@@ -416,7 +416,7 @@ impl Trainer {
                     self.clock.count_replay(Phase::Forward);
                     graphs.forward(&images)
                 }
-                None => self.encoder.forward_with_pooled(&images, true),
+                None => self.encoder.forward_with_pooled(&images),
             };
             if let Some(error) = self.failed.take() {
                 return Err(error.into());

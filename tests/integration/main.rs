@@ -8,8 +8,6 @@ mod compat;
 mod english;
 mod faults;
 mod ingest;
-#[cfg(feature = "torch")]
-mod jobs;
 mod knn;
 mod path;
 mod source_table;

@@ -170,7 +170,7 @@ fn measure(args: &BenchLoaderArgs, files: &[File], thread: usize) -> anyhow::Res
                 continue;
             }
             let draw = |width, height| recipe.draw_for(0, round, InstanceId(index as u32), width, height);
-            renderer.augment_observed(encoded, draw, args.image_size, &mut out, |stage| {
+            renderer.augment(encoded, draw, args.image_size, &mut out, |stage| {
                 let at = match stage {
                     Stage::Open => 0,
                     Stage::Decode => 1,

@@ -79,7 +79,7 @@ fn after_signal(name: &str, timeout: Duration) -> (Vec<DistributedError>, Durati
             victim.signal(name);
         }
         let error = loop {
-            let still_well = if rank == 2 { group.check() } else { barrier(&group) };
+            let still_well = if rank == 2 { group.store().check() } else { barrier(&group) };
             match still_well {
                 Ok(()) => std::thread::sleep(Duration::from_millis(5)),
                 Err(error) => break error,
@@ -134,7 +134,7 @@ fn the_loss_of_rank_0_is_seen_by_all_others() {
         barrier(&group).expect("all come");
         joined.wait();
         wait.wait();
-        let waiting = if rank == 1 { barrier(&group) } else { group.store().get("never").map(drop) };
+        let waiting = if rank == 1 { barrier(&group) } else { group.store().wait_for("never").map(drop) };
         waiting.expect_err("rank 0 is gone")
     };
     std::thread::scope(|scope| {
@@ -176,7 +176,7 @@ fn ranks_that_end_at_different_moments_alarm_nobody() {
         order.wait();
         std::thread::sleep(Duration::from_millis(300));
         if let Some(group) = kept {
-            group.check().expect("an orderly end is no loss");
+            group.store().check().expect("an orderly end is no loss");
         }
     });
 }
@@ -190,7 +190,7 @@ fn a_rank_that_ends_without_leaving_is_lost_to_the_others() {
         order.wait();
         let began = Instant::now();
         let lost = |group: ProcessGroup| loop {
-            match group.check() {
+            match group.store().check() {
                 Ok(()) if began.elapsed() < LONG => std::thread::sleep(Duration::from_millis(5)),
                 checked => return checked.expect_err("rank 1 has ended"),
             }

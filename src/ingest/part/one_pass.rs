@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::{IMAGES_OF_BATCH, Instance, PartJob};
+use super::{Instance, PartJob};
 use crate::dataset::WrittenShard;
 use crate::ids::InstanceId;
 use crate::ingest::journal::ENDED;
@@ -116,7 +116,7 @@ impl OnePass<'_> {
         }
         let mut writer = self.job.start_shard(number)?;
         let bytes = |index: &u32| self.job.part.entries[*index as usize].bytes;
-        for indexes in self.job.memory.write_runs(shard, IMAGES_OF_BATCH, bytes) {
+        for indexes in self.job.memory.write_runs(shard, bytes) {
             let checked = self.check(indexes)?;
             if checked.iter().any(|(validation, _)| validation.is_err()) {
                 self.ended.store(true, Ordering::Relaxed);

@@ -44,16 +44,15 @@ pub(super) fn arrange(mut records: Records<'_>, format: SourceFormat) -> Result<
     }
     let is_deep = choose_class_folders(&records, &mut splits)?;
     match options.class_folder {
-        Some(choice) if is_deep => {
-            let which = match choice {
-                ClassFolder::First => "the first folder below the split",
-                ClassFolder::Last => "the folder around the image",
-            };
-            understood.push(format!("class folders: {which}, by `--class-folder`"));
-        }
-        Some(_) => {
+        Some(_) if !is_deep => {
             let reason = "`--class-folder` has no effect: no class can be read in two ways from folders";
             return Err(records.wrong(reason));
+        }
+        Some(ClassFolder::First) => {
+            understood.push("class folders: the first folder below the split, by `--class-folder`".into());
+        }
+        Some(ClassFolder::Last) => {
+            understood.push("class folders: the folder around the image, by `--class-folder`".into());
         }
         None => {}
     }
@@ -78,12 +77,44 @@ pub(super) fn arrange(mut records: Records<'_>, format: SourceFormat) -> Result<
     let paths: Vec<String> = labels.iter().enumerate().map(path_of).collect();
     let class_of: Vec<_> = labels.iter().map(|label| classes.class(label)).collect();
     drop(labels);
+    let images = paths.into_iter().zip(class_of).zip(faults);
+    let images = images.map(|((path, class), fault)| (path, class, fault));
+    let (mut entries, other_splits) = entries_of(&mut records, &splits, images);
+    if other_splits > 0 {
+        understood.push(format!("{other_splits} images of other splits are left out"));
+    }
+    if let Some(hold_out) = &options.hold_out {
+        // It changes what the first sentence says of the splits, so it belongs there.
+        let held_out = hold_out.apply(&mut entries).map_err(|reason| records.wrong(reason))?;
+        understood[0] += &format!("; {held_out}");
+    }
+    let (containers, passed_over, stamps) = records.finish();
+    let mut plan = SourcePlan::new(format, &entries, &classes.names, passed_over, understood, warnings);
+    warn(&mut plan, options, &entries, &classes.names);
+    Ok(Source {
+        format,
+        splits: entries,
+        classes: classes.names,
+        plan,
+        containers,
+        stamps,
+        tables: Vec::new(),
+    })
+}
+
+/// The images of each split, by class and path, and how many are of another split than asked for; `images` has path,
+/// class and fault of each record.
+fn entries_of(
+    records: &mut Records<'_>,
+    splits: &Splits,
+    images: impl Iterator<Item = (String, Option<ClassId>, Option<Fault>)>,
+) -> (BTreeMap<String, Vec<Entry>>, u64) {
     let mut entries: BTreeMap<String, Vec<Entry>> =
         splits.names.iter().map(|name| (name.clone(), Vec::new())).collect();
     let mut folders: HashMap<String, u32> = HashMap::new();
     let mut other_splits = 0_u64;
-    let rows = records.take_list().into_iter().zip(splits.of()).zip(paths).zip(class_of).zip(faults);
-    for ((((record, assigned), path), class), fault) in rows {
+    let rows = records.take_list().into_iter().zip(splits.of()).zip(images);
+    for ((record, assigned), (path, class, fault)) in rows {
         let Some(assigned) = assigned else {
             other_splits += 1;
             records.leave_out("of another split than asked for", &record.path);
@@ -111,9 +142,6 @@ pub(super) fn arrange(mut records: Records<'_>, format: SourceFormat) -> Result<
         let (bytes, extent) = (record.place.bytes, record.place.extent);
         list.push(Entry { path, class, bytes, fault, container, extent, read_path });
     }
-    if other_splits > 0 {
-        understood.push(format!("{other_splits} images of other splits are left out"));
-    }
     for list in entries.values_mut() {
         // Images without a label come last; a stable sort keeps the source's order of equal paths.
         list.sort_by(|a, b| {
@@ -121,23 +149,7 @@ pub(super) fn arrange(mut records: Records<'_>, format: SourceFormat) -> Result<
             (key(a), folder_order(&a.path)).cmp(&(key(b), folder_order(&b.path)))
         });
     }
-    if let Some(hold_out) = &options.hold_out {
-        // It changes what the first sentence says of the splits, so it belongs there.
-        let held_out = hold_out.apply(&mut entries).map_err(|reason| records.wrong(reason))?;
-        understood[0] += &format!("; {held_out}");
-    }
-    let (containers, passed_over, stamps) = records.finish();
-    let mut plan = SourcePlan::new(format, &entries, &classes.names, passed_over, understood, warnings);
-    warn(&mut plan, options, &entries, &classes.names);
-    Ok(Source {
-        format,
-        splits: entries,
-        classes: classes.names,
-        plan,
-        containers,
-        stamps,
-        tables: Vec::new(),
-    })
+    (entries, other_splits)
 }
 
 /// An option that has no effect is an error.

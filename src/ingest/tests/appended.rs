@@ -18,12 +18,10 @@ fn more(at: &Fixture, name: &str, images: &[(&str, Vec<u8>)]) -> std::path::Path
 
 #[test]
 fn images_that_are_there_under_other_options_are_refused_by_the_names_of_these() {
-    let at = fixture();
-    folder(&at.source);
-    ingest(&options(&at.source, &at.dest), &Quiet).expect("ingested");
+    let at = ingested();
     let before = files(&at.dest);
     for append in [false, true] {
-        let base = || IngestOptions { append, ..options(&at.source, &at.dest) };
+        let base = || IngestOptions { append, ..at.options() };
         let error = |options: IngestOptions| ingest(&options, &Quiet).expect_err("other options").to_string();
         let text = error(IngestOptions { max_pixels: 500, row_group: 7, ..base() });
         assert!(text.contains("`max_pixels` was 100000000 and is 500 now"), "{text}");
@@ -39,9 +37,7 @@ fn images_that_are_there_under_other_options_are_refused_by_the_names_of_these()
 
 #[test]
 fn appended_images_that_are_there_already_are_counted() {
-    let at = fixture();
-    folder(&at.source);
-    ingest(&options(&at.source, &at.dest), &Quiet).expect("ingested");
+    let at = ingested();
     let source = more(&at, "more", &[("new.jpg", jpeg(200)), ("old.jpg", jpeg(3)), ("same.jpg", jpeg(2))]);
     let append = IngestOptions { append: true, ..options(&source, &at.dest) };
     let report = ingest(&append, &Quiet).expect("appended");
@@ -124,7 +120,7 @@ fn without_near_duplicates_only_equal_bytes_are_found_and_the_hashes_stay_for_la
     let off = IngestOptions { near_duplicates: false, ..options(&first, &at.dest) };
     let report = ingest(&off, &Quiet).expect("ingested");
     assert_eq!((report.duplicates.identical_groups, report.duplicates.visual_groups), (1, 0));
-    let manifest = Manifest::read(&location(&at.dest)).expect("a manifest");
+    let manifest = at.manifest();
     assert_eq!(manifest.splits["train"].ingest[0].options["near_duplicates"], "off");
     // A later ingest compares everything.
     let second = more(&at, "second", &[("d.jpg", jpeg(4))]);
@@ -145,7 +141,7 @@ fn leaks_without_near_duplicates_are_equal_bytes_alone() {
         let job = IngestOptions { near_duplicates, drop_leaks: true, ..lenient(options(&train, &at.dest)) };
         let report = ingest(&job, &Quiet).expect("train");
         assert_eq!(report.splits["train"].found.dropped_leaks, dropped);
-        let rejects = fs::read_to_string(at.dest.join("rejects/train.jsonl")).expect("rejects");
+        let rejects = at.rejects();
         assert!(rejects.contains("a near-duplicate of val cat/a.jpg"), "{rejects}");
     }
 }
@@ -156,8 +152,7 @@ fn a_source_that_is_there_is_verified_image_by_image() {
         let at = fixture();
         folder(&at.source);
         fs::write(at.source.join("cat/1.jpg"), &jpeg(3)[..100]).expect("cut");
-        let max_reject_fraction = Fraction::new(0.5).expect("valid");
-        let first = IngestOptions { max_side: smaller, max_reject_fraction, ..options(&at.source, &at.dest) };
+        let first = IngestOptions { max_side: smaller, ..lenient(at.options()) };
         ingest(&first, &Quiet).expect("ingested");
         let verify = IngestOptions { verify_source: true, ..first };
         let before = files(&at.dest);
@@ -233,8 +228,7 @@ fn with_a_large_image() -> Fixture {
 #[test]
 fn an_image_over_the_memory_limit_is_rejected_and_the_limit_recorded() {
     let at = with_a_large_image();
-    let max_reject_fraction = Fraction::new(0.5).expect("valid");
-    let base = IngestOptions { max_reject_fraction, ..options(&at.source, &at.dest) };
+    let base = lenient(at.options());
     let strict = IngestOptions { max_reject_fraction: Fraction::new(0.0).expect("valid"), ..base.clone() };
     let limited = |memory_limit, base: &IngestOptions| IngestOptions { memory_limit, ..base.clone() };
     let error = ingest(&limited(Some(1 << 20), &strict), &Quiet).expect_err("one is too many").to_string();
@@ -244,7 +238,7 @@ fn an_image_over_the_memory_limit_is_rejected_and_the_limit_recorded() {
     let dest = location(&whole);
     ingest(&IngestOptions { dest, ..limited(Some(1 << 30), &base) }, &Quiet).expect("ingested");
     ingest(&limited(Some(1 << 20), &base), &Quiet).expect("ingested");
-    let manifest = Manifest::read(&location(&at.dest)).expect("a manifest");
+    let manifest = at.manifest();
     let record = &manifest.splits["train"].ingest[0];
     assert_eq!((record.instances, &record.options["memory_limit"]), (12, &(1_u64 << 20).into()));
     assert_eq!(record.report.refused["over the memory limit"], 1);
@@ -281,12 +275,10 @@ impl Progress for Kill {
 #[test]
 fn shards_written_under_another_memory_limit_are_written_again() {
     let at = with_a_large_image();
-    let max_reject_fraction = Fraction::new(0.5).expect("valid");
     let limited = |memory_limit, dest: &Path| IngestOptions {
         memory_limit: Some(memory_limit),
-        max_reject_fraction,
         uploads: 1,
-        ..options(&at.source, dest)
+        ..lenient(options(&at.source, dest))
     };
     let kill = Kill::default();
     let killed =
@@ -303,7 +295,7 @@ fn shards_written_under_another_memory_limit_are_written_again() {
 #[test]
 fn a_higher_memory_limit_takes_up_what_a_lower_one_has_rejected() {
     let at = with_a_large_image();
-    let limited = |memory_limit| IngestOptions { memory_limit, ..options(&at.source, &at.dest) };
+    let limited = |memory_limit| IngestOptions { memory_limit, ..at.options() };
     ingest(&limited(Some(1 << 20)), &Quiet).expect_err("one of 13 is too many");
     let report = ingest(&limited(Some(1 << 30)), &Quiet).expect("it goes on");
     assert_eq!((report.splits["train"].instances, report.splits["train"].rejected), (13, 0));
@@ -331,10 +323,8 @@ fn fails(options: &IngestOptions, dest: &Path) -> IngestError {
 
 #[test]
 fn a_plan_fails_where_the_ingest_would_fail_before_its_first_write() {
-    let at = fixture();
-    folder(&at.source);
-    ingest(&options(&at.source, &at.dest), &Quiet).expect("ingested");
-    let base = || options(&at.source, &at.dest);
+    let at = ingested();
+    let base = || at.options();
     let append = || IngestOptions { append: true, ..base() };
     let other = source(&at, "other", &["cat", "ant"]);
     let of_other = || IngestOptions { sources: vec![location(&other)], ..base() };
@@ -350,8 +340,7 @@ fn a_plan_fails_where_the_ingest_would_fail_before_its_first_write() {
     assert!(fails(&verify, &at.dest).to_string().contains("there is nothing to verify"));
     let inside = IngestOptions { dest: location(&at.source.join("dataset")), ..base() };
     assert!(matches!(fails(&inside, &at.dest), IngestError::Overlap { .. }));
-    fs::create_dir_all(at.dest.join("val")).expect("a folder");
-    fs::write(at.dest.join("val/notes.txt"), b"somebody else's").expect("a file");
+    write(at.dest.join("val/notes.txt"), b"somebody else's");
     let val = IngestOptions { split: Some("val".into()), ..base() };
     assert!(matches!(fails(&val, &at.dest), IngestError::NotOurs { file, .. } if file == "val/notes.txt"));
 }
@@ -360,7 +349,7 @@ fn a_plan_fails_where_the_ingest_would_fail_before_its_first_write() {
 fn a_plan_says_what_the_destination_holds_and_gets() {
     let at = fixture();
     folder(&at.source);
-    let base = options(&at.source, &at.dest);
+    let base = at.options();
     let planned = |options: &IngestOptions| plan(options, &Quiet).expect("a plan");
     let first = planned(&base).destination;
     assert_eq!((first.new, first.held, first.held_by), (vec!["train".to_owned()], vec![], None));
@@ -422,7 +411,7 @@ fn numbers_without_names_are_not_appended_to_classes_with_names_nor_names_to_num
     let classes = at.source.join("classes.txt");
     fs::write(&classes, "bee\nant\n").expect("a file");
     ingest(&IngestOptions { classes: Some(location(&classes)), ..append }, &Quiet).expect("appended");
-    assert_eq!(Manifest::read(&location(&at.dest)).expect("a manifest").classes, ["ant", "bee"]);
+    assert_eq!(at.manifest().classes, ["ant", "bee"]);
     let numbers = at.dest.with_file_name("numbers");
     ingest(&options(&table, &numbers), &Quiet).expect("ingested");
     let error = fails(&IngestOptions { append: true, ..options(&named, &numbers) }, &numbers).to_string();
@@ -440,13 +429,11 @@ fn drop_leaks_without_a_training_split_is_an_error_that_names_the_splits() {
     let split =
         |name: &str, to: &str| (to.to_owned(), PathGlob::new(&format!("{name}/**")).expect("a pattern"));
     let splits = |left: &str| vec![split("left", left), split("right", "held_out")];
-    let job =
-        |left| IngestOptions { drop_leaks: true, splits: splits(left), ..options(&at.source, &at.dest) };
+    let job = |left| IngestOptions { drop_leaks: true, splits: splits(left), ..at.options() };
     let error = fails(&job("training"), &at.dest);
     assert_eq!(error.failure(), crate::failure::Failure::Config);
     assert!(error.to_string().contains("the source has `held_out`, `training` only"), "{error}");
     assert!(source_plan(&job("training")).is_err());
-    let max_reject_fraction = Fraction::new(1.0).expect("valid");
-    let report = ingest(&IngestOptions { max_reject_fraction, ..job("train") }, &Quiet).expect("ingested");
+    let report = ingest(&lenient(job("train")), &Quiet).expect("ingested");
     assert_eq!(report.splits["train"].found.dropped_leaks, 12);
 }

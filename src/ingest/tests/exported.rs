@@ -178,7 +178,7 @@ fn an_export_gives_the_files_back_that_were_ingested() {
     for (name, bytes) in every_kind() {
         fs::write(at.source.join("train/dog breed").join(name), bytes).expect("a file");
     }
-    ingest(&options(&at.source, &at.dest), &Quiet).expect("ingested");
+    at.ingest();
     let target = at.dest.with_file_name("exported");
     let job = ExportOptions { dataset: location(&at.dest), dest: location(&target), split: None };
     for _ in 0..2 {
@@ -229,7 +229,7 @@ fn an_exported_folder_is_the_folder_that_was_ingested() {
     let at = fixture();
     folder(&at.source.join("train"));
     folder(&at.source.join("val"));
-    ingest(&options(&at.source, &at.dest), &Quiet).expect("ingested");
+    at.ingest();
     let names: Vec<String> = files(&at.source).into_iter().map(|(name, _)| name).collect();
     assert_eq!(round_trip(&at), names);
 }
@@ -239,8 +239,7 @@ fn images_of_a_list_are_exported_below_their_classes() {
     let at = fixture();
     for (number, name) in ["a/1.jpg", "b/1.jpg", "b/2.jpg", "3.jpg"].iter().enumerate() {
         let file = at.source.join("images").join(name);
-        fs::create_dir_all(file.parent().expect("a folder")).expect("a folder");
-        fs::write(file, jpeg(number as u8 + 1)).expect("a file");
+        write(file, jpeg(number as u8 + 1));
     }
     let rows = "images/a/1.jpg,cat\nimages/b/1.jpg,cat\nimages/b/2.jpg,dog\nimages/3.jpg,dog\n";
     let list = at.source.join("list.csv");

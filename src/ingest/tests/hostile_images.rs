@@ -140,9 +140,8 @@ fn rotation_by_exif_is_not_applied() {
 fn with_apply_images_are_upright_and_their_bytes_stay() {
     let plain = encode_jpeg(&detailed(40, 24), 90).expect("encoded");
     let at = fixture();
-    fs::create_dir_all(at.source.join("a")).expect("a folder");
-    fs::write(at.source.join("a/0.jpg"), turned(&plain, 6)).expect("a file");
-    let mut options = options(&at.source, &at.dest);
+    write(at.source.join("a/0.jpg"), turned(&plain, 6));
+    let mut options = at.options();
     options.exif_orientation = ExifOrientation::Apply;
     ingest(&options, &Quiet).expect("ingested");
     let dataset = location(&at.dest);

@@ -17,7 +17,7 @@ fn names_with_spaces_unicode_and_line_breaks_are_kept() {
         fs::create_dir_all(at.source.join(class)).expect("a folder");
         fs::write(at.source.join(class).join("a \"b\"\n.jpg"), jpeg(3)).expect("a file");
     }
-    ingest(&options(&at.source, &at.dest), &Quiet).expect("ingested");
+    at.ingest();
     let dataset = location(&at.dest);
     let manifest = Manifest::read(&dataset).expect("a manifest");
     assert_eq!(manifest.classes, classes);
@@ -33,13 +33,12 @@ fn a_name_that_is_no_text_is_refused() {
     folder(&at.source);
     let name = std::ffi::OsStr::from_bytes(b"cat/\xFF\xFE.jpg");
     fs::write(at.source.join(name), jpeg(3)).expect("a file");
-    let error = ingest(&options(&at.source, &at.dest), &Quiet).expect_err("1 of 13 is too many");
+    let error = ingest(&at.options(), &Quiet).expect_err("1 of 13 is too many");
     assert!(error.to_string().contains("its name is not UTF-8"), "{error}");
-    let half = Fraction::new(0.5).expect("valid");
-    let lenient = IngestOptions { max_reject_fraction: half, ..options(&at.source, &at.dest) };
+    let lenient = lenient(at.options());
     let report = ingest(&lenient, &Quiet).expect("ingested");
     assert_eq!((report.splits["train"].instances, report.splits["train"].rejected), (12, 1));
-    let rejects = fs::read_to_string(at.dest.join("rejects/train.jsonl")).expect("rejects");
+    let rejects = at.rejects();
     assert!(rejects.contains("its name is not UTF-8"), "{rejects}");
 }
 
@@ -88,8 +87,7 @@ fn a_parquet_file_of_other_columns_is_refused_with_their_types() {
 #[test]
 fn a_header_in_quotes_names_the_columns_that_csv_has() {
     let at = fixture();
-    fs::create_dir(at.source.join("a")).expect("a folder");
-    fs::write(at.source.join("a/0.jpg"), jpeg(3)).expect("a file");
+    write(at.source.join("a/0.jpg"), jpeg(3));
     let list = at.source.join("list.csv");
     let images = |text: &str| {
         fs::write(&list, text).expect("a list");
@@ -114,7 +112,7 @@ fn a_split_with_the_name_of_another_folder_is_refused() {
     let at = fixture();
     folder(&at.source);
     for name in ["index", "rejects", ".work", "..", "a/b", ""] {
-        let named = IngestOptions { split: Some(name.into()), ..options(&at.source, &at.dest) };
+        let named = IngestOptions { split: Some(name.into()), ..at.options() };
         let error = ingest(&named, &Quiet).expect_err("no name of a split");
         assert!(error.to_string().contains(&format!("a split cannot be called `{name}`")), "{error}");
         assert!(!at.dest.exists());
@@ -126,13 +124,11 @@ fn a_broken_link_below_folders_that_are_passed_through_makes_no_class() {
     let at = fixture();
     folder(&at.source.join("sets/mine"));
     std::os::unix::fs::symlink("nowhere", at.source.join("sets/mine/cat/9.jpg")).expect("a link");
-    let half = Fraction::new(0.5).expect("valid");
-    let lenient = IngestOptions { max_reject_fraction: half, ..options(&at.source, &at.dest) };
+    let lenient = lenient(at.options());
     let report = ingest(&lenient, &Quiet).expect("ingested");
-    assert_eq!(Manifest::read(&location(&at.dest)).expect("a manifest").classes, ["cat", "dog breed"]);
+    assert_eq!(at.manifest().classes, ["cat", "dog breed"]);
     assert_eq!((report.splits["train"].instances, report.splits["train"].rejected), (12, 1));
-    let strict =
-        IngestOptions { dest: location(&at.dest.with_file_name("strict")), ..options(&at.source, &at.dest) };
+    let strict = IngestOptions { dest: location(&at.dest.with_file_name("strict")), ..at.options() };
     let error = ingest(&strict, &Quiet).expect_err("1 of 13 is too many");
     assert!(error.to_string().contains("a link that leads nowhere"), "{error}");
 }
@@ -176,8 +172,7 @@ fn survive(name: &str, whole: &[u8], rounds: u64) {
         let mut stream = Stream::new(round, Purpose::Test, 0, 0);
         fs::write(&file, damaged(whole, &mut stream)).expect("a file");
         let _ = fs::remove_dir_all(&at.dest);
-        let all = Fraction::new(1.0).expect("valid");
-        let lenient = IngestOptions { max_reject_fraction: all, threads: 1, ..options(&file, &at.dest) };
+        let lenient = IngestOptions { threads: 1, ..lenient(options(&file, &at.dest)) };
         let Ok(report) = ingest(&lenient, &Quiet) else {
             assert!(!at.dest.join("manifest.json").exists(), "{round}: nothing is published");
             continue;
@@ -255,7 +250,7 @@ fn appending_to_a_split_leaves_the_files_of_a_split_that_is_called_like_its_part
     images(&at.source.join("train-0001"), 3..6);
     fs::write(at.source.join("train-0001/cat/bad.jpg"), b"bad").expect("a file");
     let splits = vec![split("train", "train/**"), split("train-0001", "train-0001/**")];
-    ingest(&lenient(IngestOptions { splits, ..options(&at.source, &at.dest) }), &Quiet).expect("ingested");
+    ingest(&lenient(IngestOptions { splits, ..at.options() }), &Quiet).expect("ingested");
     let before = files(&at.dest);
     let more = at.source.with_file_name("more");
     images(&more, 6..9);
@@ -268,8 +263,7 @@ fn appending_to_a_split_leaves_the_files_of_a_split_that_is_called_like_its_part
     for file in before.iter().filter(|(name, _)| !replaced.contains(&name.as_str())) {
         assert!(after.contains(file), "{} has changed", file.0);
     }
-    let manifest = Manifest::read(&location(&at.dest)).expect("a manifest");
-    verify(&location(&at.dest), &manifest, &entry_points, &Quiet).expect("whole");
+    at.verify();
     let rejects = |name: &str| fs::read_to_string(at.dest.join(name)).expect("rejects");
     assert!(rejects("rejects/train-0001.jsonl").contains("cat/bad.jpg"));
     assert!(rejects("rejects/0001/train.jsonl").contains("cat/worse.jpg"));
@@ -295,7 +289,7 @@ fn rename_as_before(dest: &Path) {
 fn files_that_the_manifest_names_otherwise_are_read_and_never_written_over() {
     let at = fixture();
     images(&at.source, 0..3);
-    ingest(&options(&at.source, &at.dest), &Quiet).expect("ingested");
+    at.ingest();
     let more = at.source.with_file_name("more");
     images(&more, 3..6);
     fs::write(more.join("cat/bad.jpg"), b"bad").expect("a file");
@@ -320,17 +314,17 @@ fn splits_of_odd_names_are_ingested_and_appended_to() {
         images(&at.source.join(format!("s{number}")), number..number + 1);
         splits.push(split(name, &format!("s{number}/**")));
     }
-    ingest(&IngestOptions { splits, ..options(&at.source, &at.dest) }, &Quiet).expect("ingested");
+    ingest(&IngestOptions { splits, ..at.options() }, &Quiet).expect("ingested");
     let more = at.source.with_file_name("more");
     images(&more, 20..22);
     for name in names {
         let append = IngestOptions { append: true, split: Some(name.into()), ..options(&more, &at.dest) };
         ingest(&append, &Quiet).expect(name);
     }
-    let manifest = Manifest::read(&location(&at.dest)).expect("a manifest");
+    let manifest = at.manifest();
     assert_eq!(manifest.splits.keys().map(String::as_str).collect::<Vec<_>>(), names);
     assert!(manifest.splits.values().all(|split| split.instances == 3));
-    verify(&location(&at.dest), &manifest, &entry_points, &Quiet).expect("whole");
+    at.verify();
     assert!(!at.dest.join(".work").exists());
 }
 
@@ -340,7 +334,7 @@ fn a_split_that_is_called_like_a_file_of_a_dataset_is_an_error_before_anything_i
     images(&at.source, 0..2);
     let long = "x".repeat(101);
     for name in ["manifest.json", "duplicates.parquet", "index", "rejects", ".work", "a\u{7}b", &long] {
-        let named = IngestOptions { split: Some(name.into()), ..options(&at.source, &at.dest) };
+        let named = IngestOptions { split: Some(name.into()), ..at.options() };
         let error = ingest(&named, &Quiet).expect_err("no name of a split");
         assert_eq!(error.failure(), crate::failure::Failure::Data);
         assert!(error.to_string().contains("a split cannot be called `"), "{error}");

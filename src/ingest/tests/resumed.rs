@@ -14,9 +14,7 @@ fn with_a_bad_one(root: &Path) {
 
 #[test]
 fn a_command_that_has_nothing_to_do_leaves_unfinished_work_to_the_command_that_began_it() {
-    let at = fixture();
-    folder(&at.source);
-    ingest(&options(&at.source, &at.dest), &Quiet).expect("ingested");
+    let at = ingested();
     let more = at.source.with_file_name("more");
     with_a_bad_one(&more);
     let append = IngestOptions { append: true, ..options(&more, &at.dest) };
@@ -29,7 +27,7 @@ fn a_command_that_has_nothing_to_do_leaves_unfinished_work_to_the_command_that_b
     for shard in &shards {
         fs::write(at.dest.join(shard), b"a shard").expect("a file");
     }
-    assert!(ingest(&options(&at.source, &at.dest), &Quiet).expect("again").already_done);
+    assert!(ingest(&at.options(), &Quiet).expect("again").already_done);
     assert!(shards.iter().all(|shard| at.dest.join(shard).exists()) && at.dest.join(".work/plan").exists());
     let append = lenient(append);
     ingest(&append, &Quiet).expect("the append again");
@@ -47,7 +45,7 @@ fn a_command_that_has_nothing_to_do_leaves_unfinished_work_to_the_command_that_b
 fn given_up(at: &Fixture) {
     folder(&at.source);
     fs::write(at.source.join("cat/5.jpg"), &jpeg(3)[..100]).expect("cut");
-    ingest(&options(&at.source, &at.dest), &Quiet).expect_err("1 of 12 is too many");
+    ingest(&at.options(), &Quiet).expect_err("1 of 12 is too many");
     assert!(at.dest.join(".work/plan").exists());
 }
 
@@ -59,7 +57,7 @@ fn shards_that_a_journal_names_without_entry_points_are_written_again() {
     folder(&at.source.join("val"));
     with_a_bad_one(&at.source.join("train"));
     ingest(&lenient(options(&at.source, &whole)), &Quiet).expect("ingested");
-    ingest(&options(&at.source, &at.dest), &Quiet).expect_err("of train, 1 of 7 is too many");
+    ingest(&at.options(), &Quiet).expect_err("of train, 1 of 7 is too many");
     let mut changed = 0;
     for (name, text) in files(&at.dest.join(".work")) {
         let mut record: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
@@ -76,7 +74,7 @@ fn shards_that_a_journal_names_without_entry_points_are_written_again() {
         changed += 1;
     }
     assert!(changed > 2, "{changed}");
-    ingest(&lenient(options(&at.source, &at.dest)), &Quiet).expect("resumed");
+    ingest(&lenient(at.options()), &Quiet).expect("resumed");
     assert_eq!(files(&at.dest), files(&whole));
     verify(&location(&whole), &Manifest::read(&location(&whole)).expect("a manifest"), &entry_points, &Quiet)
         .expect("whole");
@@ -88,8 +86,8 @@ fn a_source_that_changed_since_an_interruption_is_looked_at_anew() {
     given_up(&at);
     // Of the same name and size.
     fs::write(at.source.join("cat/5.jpg"), [0; 100]).expect("changed");
-    ingest(&lenient(options(&at.source, &at.dest)), &Quiet).expect("ingested");
-    let rejects = fs::read_to_string(at.dest.join("rejects/train.jsonl")).expect("rejects");
+    ingest(&lenient(at.options()), &Quiet).expect("ingested");
+    let rejects = at.rejects();
     assert!(rejects.contains("not an image of a known kind"), "the verdict is of the new file: {rejects}");
 }
 
@@ -103,11 +101,11 @@ fn an_object_that_changed_since_an_interruption_is_looked_at_anew() {
     }
     let object = store.join("images/cat/5.jpg");
     object.publish(jpeg(3)[..100].to_vec(), PublishMode::Overwrite).expect("cut");
-    let base = IngestOptions { sources: vec![store.join("images")], ..options(&at.source, &at.dest) };
+    let base = IngestOptions { sources: vec![store.join("images")], ..at.options() };
     ingest(&base, &Quiet).expect_err("1 of 12 is too many");
     object.publish(vec![0; 100], PublishMode::Overwrite).expect("changed");
     ingest(&lenient(base.clone()), &Quiet).expect("ingested");
-    let rejects = fs::read_to_string(at.dest.join("rejects/train.jsonl")).expect("rejects");
+    let rejects = at.rejects();
     assert!(rejects.contains("not an image of a known kind"), "the verdict is of the new object: {rejects}");
     assert_eq!(ingest(&lenient(base), &Quiet).expect("again").held_by, Some(HeldBy::Times));
 }
@@ -147,12 +145,11 @@ fn what_a_dataset_holds_already_rests_on_times_where_there_are_any() {
 fn times_of_the_source_change_no_shard_and_no_digest() {
     let at = fixture();
     folder(&at.source);
-    let first = ingest(&options(&at.source, &at.dest), &Quiet).expect("ingested");
+    let first = at.ingest();
     let copy = at.source.with_file_name("copy");
     for (name, bytes) in files(&at.source) {
         let file = copy.join(name);
-        fs::create_dir_all(file.parent().expect("a folder")).expect("a folder");
-        fs::write(&file, bytes).expect("a file");
+        write(&file, bytes);
         let old = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
         fs::File::options().write(true).open(file).expect("a file").set_modified(old).expect("set");
     }
@@ -169,7 +166,7 @@ fn times_of_the_source_change_no_shard_and_no_digest() {
 fn verifying_a_source_that_was_never_ingested_is_an_error_unless_its_ingest_was_interrupted() {
     let at = fixture();
     folder(&at.source);
-    let verify = IngestOptions { verify_source: true, ..options(&at.source, &at.dest) };
+    let verify = IngestOptions { verify_source: true, ..at.options() };
     let error = ingest(&verify, &Quiet).expect_err("nothing to verify");
     assert_eq!(error.failure(), crate::failure::Failure::Config);
     assert!(error.to_string().contains("there is nothing to verify"), "{error}");
@@ -195,14 +192,13 @@ fn a_file_that_no_ingest_has_recorded_is_an_error_and_stays() {
         let at = fixture();
         folder(&at.source);
         let file = at.dest.join(name);
-        fs::create_dir_all(file.parent().expect("a folder")).expect("a folder");
-        fs::write(&file, b"somebody else's").expect("a file");
-        let error = ingest(&options(&at.source, &at.dest), &Quiet).expect_err("in the way");
+        write(&file, b"somebody else's");
+        let error = ingest(&at.options(), &Quiet).expect_err("in the way");
         assert!(matches!(&error, IngestError::NotOurs { file, .. } if file == name), "{error}");
         assert!(error.to_string().contains("move or delete it"), "{error}");
         assert_eq!(files(&at.dest), [(name.to_owned(), b"somebody else's".to_vec())]);
         fs::remove_file(&file).expect("moved away");
-        ingest(&options(&at.source, &at.dest), &Quiet).expect("ingested");
+        at.ingest();
     }
 }
 
@@ -212,11 +208,10 @@ fn files_that_only_look_like_unfinished_ones_stay() {
     folder(&at.source);
     for name in ["photo#1", "rejects/list#20", "index/x.parquet#3"] {
         let file = at.dest.join(name);
-        fs::create_dir_all(file.parent().expect("a folder")).expect("a folder");
-        fs::write(file, b"kept").expect("a file");
+        write(file, b"kept");
     }
-    ingest(&options(&at.source, &at.dest), &Quiet).expect("ingested");
-    assert!(ingest(&options(&at.source, &at.dest), &Quiet).expect("again").already_done);
+    at.ingest();
+    assert!(ingest(&at.options(), &Quiet).expect("again").already_done);
     for name in ["photo#1", "rejects/list#20", "index/x.parquet#3"] {
         assert_eq!(fs::read(at.dest.join(name)).expect("it stays"), b"kept", "{name}");
     }
@@ -228,10 +223,9 @@ fn work_of_another_plan_goes_with_the_files_that_it_has_recorded_and_no_others()
     given_up(&at);
     // What a kill can leave: a finished file and one that was being written.
     for name in ["train/shard-00001.parquet", "train/shard-00001.parquet#7", "index/train.parquet#1"] {
-        fs::create_dir_all(at.dest.join(name).parent().expect("a folder")).expect("a folder");
-        fs::write(at.dest.join(name), b"half").expect("a file");
+        write(at.dest.join(name), b"half");
     }
-    let other = IngestOptions { row_group: 3, ..lenient(options(&at.source, &at.dest)) };
+    let other = IngestOptions { row_group: 3, ..lenient(at.options()) };
     ingest(&other, &Quiet).expect("ingested");
     let fresh = at.dest.with_file_name("fresh");
     ingest(&IngestOptions { dest: location(&fresh), ..other }, &Quiet).expect("ingested");
@@ -244,29 +238,26 @@ fn work_of_another_plan_goes_with_the_files_that_it_has_recorded_and_no_others()
 fn an_interrupted_ingest_does_not_go_on_over_a_file_of_somebody_else() {
     let at = fixture();
     given_up(&at);
-    fs::create_dir_all(at.dest.join("train")).expect("a folder");
-    fs::write(at.dest.join("train/shard-00099.parquet"), b"somebody else's").expect("a file");
-    let error = ingest(&lenient(options(&at.source, &at.dest)), &Quiet).expect_err("in the way");
+    write(at.dest.join("train/shard-00099.parquet"), b"somebody else's");
+    let error = ingest(&lenient(at.options()), &Quiet).expect_err("in the way");
     assert!(
         matches!(&error, IngestError::NotOurs { file, .. } if file == "train/shard-00099.parquet"),
         "{error}"
     );
     fs::remove_file(at.dest.join("train/shard-00099.parquet")).expect("moved away");
-    ingest(&lenient(options(&at.source, &at.dest)), &Quiet).expect("it goes on");
+    ingest(&lenient(at.options()), &Quiet).expect("it goes on");
     assert!(!at.dest.join(".work").exists());
 }
 
 #[test]
 fn abandoned_appending_leaves_the_dataset_as_it_was() {
-    let at = fixture();
-    folder(&at.source);
-    ingest(&options(&at.source, &at.dest), &Quiet).expect("ingested");
+    let at = ingested();
     let before = files(&at.dest);
     let more = at.source.with_file_name("more");
     with_a_bad_one(&more);
     let append = IngestOptions { append: true, ..options(&more, &at.dest) };
     ingest(&append, &Quiet).expect_err("too many are rejected");
-    assert!(ingest(&options(&at.source, &at.dest), &Quiet).expect("again").already_done);
+    assert!(ingest(&at.options(), &Quiet).expect("again").already_done);
     let is_published = |(path, _): &(String, Vec<u8>)| before.iter().any(|(known, _)| known == path);
     let after: Vec<_> = files(&at.dest).into_iter().filter(is_published).collect();
     assert_eq!(after, before);
@@ -277,9 +268,8 @@ fn what_no_ingest_has_written_stays_in_a_folder_called_work() {
     let at = fixture();
     folder(&at.source);
     let note = at.dest.join(".work/thesis/chapter1.txt");
-    fs::create_dir_all(note.parent().expect("a folder")).expect("a folder");
-    fs::write(&note, b"words").expect("a file");
-    ingest(&options(&at.source, &at.dest), &Quiet).expect("ingested");
+    write(&note, b"words");
+    at.ingest();
     assert_eq!(fs::read(&note).expect("still there"), b"words");
     let left: Vec<String> = files(&at.dest.join(".work")).into_iter().map(|(name, _)| name).collect();
     assert_eq!(left, ["thesis/chapter1.txt"], "the work itself is gone");

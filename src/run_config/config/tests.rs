@@ -211,6 +211,18 @@ fn the_page_of_the_options_is_up_to_date() {
     );
 }
 
+/// What a resume and other ranks may do.
+fn meaning(scope: Scope) -> &'static str {
+    match scope {
+        Scope::Identity => "the same on every rank and after every resume",
+        Scope::Schedule => {
+            "the same on every rank; a resume may change it, except under `--lr-schedule cosine`"
+        }
+        Scope::Resumable => "the same on every rank; a resume may change it",
+        Scope::Machine => "each rank may have its own; a resume may change it",
+    }
+}
+
 fn page() -> String {
     let mut page = "# Options of a run\n\n\
         Each option is a key of the TOML file of `--config` and a flag of `instdisc train`; the flag wins.\n\
@@ -220,7 +232,7 @@ fn page() -> String {
         | scope | meaning |\n|---|---|\n"
         .to_owned();
     for scope in Scope::VARIANTS {
-        page += &format!("| {} | {} |\n", <&str>::from(scope), scope.meaning());
+        page += &format!("| {} | {} |\n", <&str>::from(scope), meaning(*scope));
     }
     let defaults = TrainConfig::default().values();
     for heading in Heading::VARIANTS {

@@ -43,7 +43,7 @@ fn batch(step: u64) -> Batch {
     Batch {
         epoch: 0,
         step_in_epoch: step,
-        global: Arc::new(GlobalBatch::whole(positions.clone())),
+        global: Arc::new(GlobalBatch::assigned(positions.clone(), 1, 1)),
         ids: ids.iter().copied().map(InstanceId).collect(),
         bank_rows: positions,
         labels: ids.into_iter().map(label).collect(),
@@ -167,9 +167,8 @@ fn the_probe_learns_each_image_under_its_own_label() {
         let batch = Batch { global, ..batch.clone() };
         let mut trainer = probed(TrainConfig { accumulate, on_corrupt: OnCorrupt::Skip, ..config() });
         let parts = batch.pixels.chunks(batch.pixels.len() / accumulate);
-        let pooled = parts.map(|pixels| {
-            trainer.encoder.forward_with_pooled(&trainer.encoder.images(pixels), true).1.detach()
-        });
+        let pooled = parts
+            .map(|pixels| trainer.encoder.forward_with_pooled(&trainer.encoder.images(pixels)).1.detach());
         let pooled = Tensor::cat(&pooled.collect::<Vec<_>>(), 0);
         step(&mut trainer, &batch);
         let expected = Tensor::zeros([5, pooled.size()[1]], (Kind::Float, Device::Cpu));
@@ -419,7 +418,7 @@ fn by_graphs(mut trainer: Trainer) -> (Trainer, Rc<Cell<u32>>) {
 fn short(batch: Batch, images: usize) -> Batch {
     let bank_rows = batch.bank_rows[..images].to_vec();
     Batch {
-        global: Arc::new(GlobalBatch::whole(bank_rows.clone())),
+        global: Arc::new(GlobalBatch::assigned(bank_rows.clone(), 1, 1)),
         bank_rows,
         ids: batch.ids[..images].to_vec(),
         labels: batch.labels[..images].to_vec(),

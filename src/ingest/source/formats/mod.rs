@@ -283,6 +283,6 @@ mod tests {
                 .expect_err("two")
                 .contains("`label`, `class`: `--label-column` names one")
         );
-        assert!(choose(&["a", "b"], Some("c")).expect_err("none").contains("there are `a`, `b`"));
+        assert!(choose(&["a", "b"], Some("c")).expect_err("none").contains("its columns are `a`, `b`"));
     }
 }

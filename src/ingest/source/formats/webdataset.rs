@@ -5,6 +5,7 @@
 //! not separate images.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 
 use super::super::SourceFormat;
 use super::super::archive::Member;
@@ -188,15 +189,117 @@ fn below_a_folder(tar_name: &str, image: &Member) -> Option<String> {
     image.path.trim_start_matches("./").contains('/').then(|| shown(tar_name, &image.path))
 }
 
+/// What the labels of all samples are like.
+#[derive(Default)]
+struct Found {
+    /// The fields of json members that hold them.
+    fields: BTreeSet<String>,
+    labelled: u64,
+    /// Json members without such a field, and one of them.
+    without_field: u64,
+    known: Option<Arc<[u8]>>,
+    /// An image that nothing gives a label but a folder.
+    in_folder: Option<String>,
+    has_split: bool,
+}
+
+impl Found {
+    /// What is known of an image's class.
+    ///
+    /// # Errors
+    /// If its member cannot be read.
+    fn evidence(
+        &mut self,
+        records: &mut Records<'_>,
+        tar: &Tar,
+        image: &Member,
+        label: Option<&Member>,
+    ) -> Result<Evidence, IngestError> {
+        let options = records.options;
+        if let Some(member) = label {
+            self.has_split = self.has_split || member.text.as_deref().is_some_and(names_split);
+            match read_label(member, options.label_column.as_deref()) {
+                LabelText::Unreadable(reason) if !options.unlabelled => {
+                    let reason = format!("its member `{}` {reason}", member.path);
+                    return Err(IngestError::layout(&tar.location, reason));
+                }
+                LabelText::Text(text, field) => {
+                    self.labelled += 1;
+                    self.fields.extend(field);
+                    return Ok(Evidence::Text(records.word(&text)));
+                }
+                LabelText::Absent => return Ok(Evidence::Absent),
+                LabelText::Unreadable(_) | LabelText::None => {
+                    self.without_field += 1;
+                    self.known = self.known.take().or_else(|| member.text.clone());
+                }
+            }
+        }
+        self.in_folder = self.in_folder.take().or_else(|| below_a_folder(&tar.name, image));
+        Ok(Evidence::Absent)
+    }
+
+    /// Says where the labels come from.
+    ///
+    /// # Errors
+    /// If that can be read in two ways, or `--label-column` has no effect.
+    fn tell(self, records: &mut Records<'_>) -> Result<(), IngestError> {
+        let Self { fields, labelled, without_field, known, in_folder, has_split } = self;
+        let options = records.options;
+        if has_split {
+            let warning = "the field `split` of the json members is not read; names of tars and `--splits` say \
+                           what is which split";
+            records.warn(warning.into());
+        }
+        if options.unlabelled {
+            return Ok(());
+        }
+        if let Some(example) = in_folder.filter(|_| options.format != SourceFormat::Webdataset) {
+            return Err(records.wrong(format!(
+                "{labelled} images have a label in a member beside them and `{example}`, for one, has none, \
+                 but a folder: `--format webdataset` takes it without a label, `--ignore '*.cls'` or \
+                 `'*.json'` takes the folders as classes"
+            )));
+        }
+        if let Some(column) = options.label_column.as_ref().filter(|_| fields.is_empty()) {
+            let known = known.and_then(|text| serde_json::from_slice::<serde_json::Value>(&text).ok());
+            let known: Vec<String> = known
+                .iter()
+                .filter_map(|value| value.as_object())
+                .flat_map(|fields| fields.keys().cloned())
+                .collect();
+            let known =
+                if known.is_empty() { String::new() } else { format!("; one has {}", examples(&known)) };
+            return Err(records.wrong(format!(
+                "`--label-column {column}` has no effect: no json member has such a field{known}"
+            )));
+        }
+        if !fields.is_empty() {
+            let all: Vec<&String> = fields.iter().collect();
+            let names = examples(&all);
+            if fields.len() > 1 {
+                let reason = format!(
+                    "labels are in different fields of the json members, {names}: `--label-column` names one"
+                );
+                return Err(records.wrong(reason));
+            }
+            records.note(format!("labels: from the field {names} of the json members"));
+        }
+        if without_field > 0 {
+            records.warn(format!(
+                "{without_field} json members have none of the fields {} (`--label-column` names another)",
+                options.label_column.as_deref().map_or_else(|| LABEL_NAMES.join(", "), str::to_owned)
+            ));
+        }
+        Ok(())
+    }
+}
+
 /// Adds the samples.
 pub(super) fn collect(records: &mut Records<'_>, tars: Vec<Tar>) -> Result<(), IngestError> {
     records.naming = Naming::ByLabel;
     let options = records.options;
-    let mut fields: BTreeSet<String> = BTreeSet::new();
-    let (mut without_field, mut labelled) = (0_u64, 0_u64);
-    // An image that nothing gives a label but a folder, and the names of fields of a json member.
-    let (mut in_folder, mut known) = (None, None);
-    let mut has_split = false;
+    let mut found = Found::default();
     for mut tar in tars {
         let origin = records.add_origin(&tar.name);
         tar.push_skipped(records, origin);
@@ -214,30 +317,7 @@ pub(super) fn collect(records: &mut Records<'_>, tars: Vec<Tar>) -> Result<(), I
         })?;
         let container = records.containers.add_file(tar.file.clone());
         for (image, label) in samples.images {
-            has_split = has_split || label.and_then(|member| member.text.as_deref()).is_some_and(names_split);
-            let evidence =
-                match label.map(|member| (member, read_label(member, options.label_column.as_deref()))) {
-                    Some((member, LabelText::Unreadable(reason))) if !options.unlabelled => {
-                        let reason = format!("its member `{}` {reason}", member.path);
-                        return Err(IngestError::layout(&tar.location, reason));
-                    }
-                    Some((_, LabelText::Text(text, field))) => {
-                        labelled += 1;
-                        fields.extend(field);
-                        Evidence::Text(records.word(&text))
-                    }
-                    Some((_, LabelText::Absent)) => Evidence::Absent,
-                    Some((member, _)) => {
-                        without_field += 1;
-                        known = known.or_else(|| member.text.clone());
-                        in_folder = in_folder.or_else(|| below_a_folder(&tar.name, image));
-                        Evidence::Absent
-                    }
-                    None => {
-                        in_folder = in_folder.or_else(|| below_a_folder(&tar.name, image));
-                        Evidence::Absent
-                    }
-                };
+            let evidence = found.evidence(records, &tar, image, label)?;
             let place = ImageBytes { container, extent: image.extent.clone(), bytes: image.bytes };
             let path = image.path.as_str().into();
             records.push(Record { origin, path, evidence, split: None, place, fault: None });
@@ -252,51 +332,7 @@ pub(super) fn collect(records: &mut Records<'_>, tars: Vec<Tar>) -> Result<(), I
             records.pass_over("other members of a sample", &shown(&tar.name, &member.path));
         }
     }
-    if has_split {
-        let warning = "the field `split` of the json members is not read; names of tars and `--splits` say \
-                       what is which split";
-        records.warn(warning.into());
-    }
-    if options.unlabelled {
-        return Ok(());
-    }
-    if let Some(example) = in_folder.filter(|_| options.format != SourceFormat::Webdataset) {
-        return Err(records.wrong(format!(
-            "{labelled} images have a label in a member beside them and `{example}`, for one, has none, but a folder: \
-             `--format webdataset` takes it without a label, `--ignore '*.cls'` or `'*.json'` takes the \
-             folders as classes"
-        )));
-    }
-    if let Some(column) = options.label_column.as_ref().filter(|_| fields.is_empty()) {
-        let known = known.and_then(|text| serde_json::from_slice::<serde_json::Value>(&text).ok());
-        let known: Vec<String> = known
-            .iter()
-            .filter_map(|value| value.as_object())
-            .flat_map(|fields| fields.keys().cloned())
-            .collect();
-        let known = if known.is_empty() { String::new() } else { format!("; one has {}", examples(&known)) };
-        return Err(records.wrong(format!(
-            "`--label-column {column}` has no effect: no json member has such a field{known}"
-        )));
-    }
-    if !fields.is_empty() {
-        let all: Vec<&String> = fields.iter().collect();
-        let names = examples(&all);
-        if fields.len() > 1 {
-            let reason = format!(
-                "labels are in different fields of the json members, {names}: `--label-column` names one"
-            );
-            return Err(records.wrong(reason));
-        }
-        records.note(format!("labels: from the field {names} of the json members"));
-    }
-    if without_field > 0 {
-        records.warn(format!(
-            "{without_field} json members have none of the fields {} (`--label-column` names another)",
-            options.label_column.as_deref().map_or_else(|| LABEL_NAMES.join(", "), str::to_owned)
-        ));
-    }
-    Ok(())
+    found.tell(records)
 }
 
 #[cfg(test)]

@@ -2,10 +2,13 @@
 
 use std::path::Path;
 
-use instdisc::cli::check_command_line;
 use walkdir::WalkDir;
 
-use super::support::root;
+use super::check_command_line;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
 
 /// What stands for the value of a variable: it is taken for a path, a number and a name.
 const VALUE: &str = "1";
