@@ -229,8 +229,8 @@ fn next_command(args: &TrainArgs, job: &TrainJob) -> anyhow::Result<String> {
     Ok(format!("instdisc knn --run {run} --dataset {dataset}{split}"))
 }
 
-/// The configuration over the defaults for the images of the split, or those with which the run was begun,
-/// and the state of such a run; says which options are not the general ones.
+/// The configuration over the defaults for the images of the split, or those with which the run was begun;
+/// says which of these are not the general ones.
 fn resolve(
     dataset: &Location,
     run: &Location,
