@@ -5,8 +5,7 @@
 //! described in docs/formats.md. The module knows neither image codecs nor tensors.
 //!
 //! Invariants of a published split: it holds exactly the ids `0..instances`; ids follow the order of a
-//! sorted ImageFolder (what was appended later comes after, in its own order); nothing that a manifest names
-//! is ever changed.
+//! sorted ImageFolder, then appended images in their own order; what a manifest names never changes.
 
 mod index;
 mod manifest;
@@ -73,8 +72,7 @@ impl Row {
 }
 
 /// The columns of a shard. Of entry points alone a value may be null; all are declared as nullable because
-/// Hugging Face `datasets` takes its features from the metadata only where the declared type is its own,
-/// which is.
+/// Hugging Face `datasets` takes its features from the metadata only where the declared type is its own.
 fn schema() -> Schema {
     let image = Fields::from(vec![
         Field::new("bytes", DataType::Binary, true),

@@ -1,8 +1,7 @@
 //! Reading a shard, one row group at a time; and [`verify`], the check of every byte of a dataset.
 //!
 //! The columns are PLAIN and uncompressed, so the file holds an image's bytes as they are, after a length of
-//! four bytes: images are taken from their pages without a copy, and a reader with the offset can read one
-//! image alone.
+//! four bytes: images are taken from their pages without a copy, and one alone is read by its offset.
 
 use std::io::Cursor;
 use std::ops::Range;

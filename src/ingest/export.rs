@@ -8,8 +8,7 @@
 //! name alone is kept. A name without an image's ending gets that of the image's format. Three kinds of rows
 //! get `-<instance id>` before the file's extension: all but the first of several rows with one path, a row
 //! whose path is a folder of another row, and a row with a name that is cut because file systems do not take
-//! it. Control characters, and a `#` before a number at the end, are written as `%` and two hexadecimal
-//! digits.
+//! it. Control characters, and a `#` before a number at the end, become `%` and two hexadecimal digits.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 

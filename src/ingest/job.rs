@@ -439,8 +439,7 @@ const IMAGES_OF_BLOCK: usize = 4096;
 /// The comparison of a source with its dataset, image by image.
 ///
 /// An ingest recognises a source by the names, classes and sizes of its images. Here every image is read,
-/// validated and, if the options say so, rewritten as in the ingest. The result must have the digest of the
-/// index.
+/// validated and, if the options say so, rewritten as in the ingest. It must get the digest of the index.
 struct VerifyJob<'a> {
     options: &'a IngestOptions,
     source: &'a Source,

@@ -181,8 +181,7 @@ impl IngestOptions {
 }
 
 /// Calls `work` with each number below `count` on up to `threads` threads, which take the numbers in turn;
-/// the results are in their order. Unlike a task of a pool, the work on one number never begins while its
-/// thread waits within another.
+/// the results are in their order. Unlike in a pool, work on one never begins within work that waits.
 ///
 /// # Errors
 /// The error that a loop would end with; after it no further number is taken.

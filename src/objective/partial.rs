@@ -1,8 +1,7 @@
 //! The sums of an objective over a part of the bank's rows, and the whole that disjoint parts make.
 //!
 //! Every owner of rows has the sums over its own rows for all queries of the batch. Those sums travel, and of the
-//! bank only each query's own row: for each query two vectors and at most three numbers, whatever the bank's
-//! size and K.
+//! bank only each query's own row: for each query two vectors and at most three numbers, whatever size and K.
 
 use tch::{Kind, Tensor};
 

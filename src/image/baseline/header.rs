@@ -299,8 +299,7 @@ impl<'a> Frame<'a> {
         }
     }
 
-    /// Whether the scan's Huffman tables are as encoders write them: libjpeg takes them, and all symbols have
-    /// a meaning.
+    /// Whether the scan's Huffman tables are as encoders write them: libjpeg takes them, all symbols are known.
     fn tables_are_libjpegs(&self) -> bool {
         self.components[..self.sampling.components()].iter().all(|component| {
             let tables = [self.dc_tables.get(component.dc), self.ac_tables.get(component.ac)];

@@ -124,8 +124,7 @@ mod portable {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    //! The inverse DCT in x86's registers: of one block where each row takes one, of two blocks in the halves
-    //! of AVX2's.
+    //! The inverse DCT in x86's registers: of one block where each row takes one, of two in AVX2's halves.
     #![expect(
         unsafe_code,
         reason = "calling functions compiled for SSE2 and AVX2, the latter after the processor was asked"

@@ -25,8 +25,7 @@ fn open(bytes: &[u8]) -> Result<Decoder<Cursor<&[u8]>>, ImageError> {
 const SCREEN_FLAGS: usize = 10;
 const HAS_PALETTE: u8 = 0x80;
 
-/// A file in which no frame can be without a palette: the decoder takes no other. Colours are greys where
-/// there is none.
+/// A file in which no frame lacks a palette: the decoder takes no other. Without one, colours are greys.
 fn with_palette(bytes: &[u8]) -> Option<Vec<u8>> {
     let flags = *bytes.get(SCREEN_FLAGS)?;
     let (screen, rest) = bytes.split_at_checked(13)?;

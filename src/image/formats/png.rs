@@ -1,5 +1,4 @@
-//! PNG: what Pillow makes of the header, the palette and the first image's data. No other chunk is given to
-//! the decoder.
+//! PNG: what Pillow makes of header, palette and the first image's data. The decoder gets no other chunk.
 
 use std::io::Cursor;
 

@@ -2,8 +2,7 @@
 //!
 //! An image's id and shard depend on which images are rejected. As long as none is, both are known from the
 //! listing: each image is read once, checked, and written while others are checked. The first rejection ends
-//! this pass. Its validations are kept, and checking and writing then follow one after the other, with the
-//! same result.
+//! this pass. Its validations are kept; checking and writing then follow one another, with the same result.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 

@@ -21,8 +21,7 @@ pub(super) struct Container {
     pub compression: Option<Compression>,
 }
 
-/// What tells one version of a source's files from another: modification times on this machine, ETags in an
-/// object store.
+/// What tells one version of a source's files from another: modification times, in a store ETags.
 ///
 /// It decides whether interrupted work may continue, and never what a dataset holds.
 #[derive(Clone, Debug, Default)]

@@ -1,5 +1,4 @@
-//! What an interrupted ingest has left, what its source's files were then, and what else is in the folder of
-//! a destination.
+//! What an interrupted ingest has left, its source's files as they were, other files at the destination.
 
 use super::*;
 

@@ -16,8 +16,7 @@ const GROUPS_COUNTER: u64 = 1;
 pub enum Shuffle {
     /// Uniformly over the whole split; each image is read by itself.
     Exact,
-    /// Row groups in a random order, and their rows mixed within windows. Whole row groups are read, which
-    /// suits a store.
+    /// Row groups in a random order, their rows mixed within windows. It suits a store: whole groups are read.
     Windowed {
         /// The rows of a window, about.
         rows: usize,

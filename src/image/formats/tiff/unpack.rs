@@ -46,8 +46,7 @@ fn cut() -> ImageError {
     corrupt("its data end too early")
 }
 
-/// The samples of a chunk, rows of whole bytes, in the byte order of the file; of a JPEG in colours red,
-/// green and blue.
+/// The samples of a chunk, rows of whole bytes in the file's byte order; of a JPEG in colours, as RGB.
 pub(super) fn unpack(bytes: &[u8], chunk: Chunk, settings: &Settings) -> Result<Vec<u8>, ImageError> {
     if settings.compression == JPEG {
         return unpack_jpeg(bytes, chunk, settings);
