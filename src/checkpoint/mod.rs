@@ -384,8 +384,8 @@ pub enum CheckpointError {
 }
 
 impl CheckpointError {
-    /// The error of those checkpoints of a run, the newest first and each with its step, that cannot be used. A run of one
-    /// checkpoint has that one's error.
+    /// The error of those checkpoints of a run, the newest first and each with its step, that cannot be used.
+    /// A run of one checkpoint has that one's error.
     pub fn of_run(run: &Location, total: usize, wrong: Vec<(u64, Self)>) -> Option<Self> {
         let count = wrong.len();
         let names: Vec<String> = wrong.iter().map(|(step, _)| checkpoint_name(*step)).collect();

@@ -90,8 +90,8 @@ impl ProcessGroup {
         Self::join(rendezvous, Device::Cpu, timeout)
     }
 
-    /// Meets the other ranks, which wait for this one, only to tell them that it ends with `error`, of this kind; they end
-    /// likewise. Nothing with one rank.
+    /// Meets the other ranks, which wait for this one, only to tell them that it ends with `error`, of this
+    /// kind; they end likewise. Nothing with one rank.
     pub fn fail_before_joining(
         rendezvous: &Rendezvous,
         timeout: Duration,

@@ -122,7 +122,8 @@ impl PendingColumn {
 /// tables of other programs have. `names` are those of [`FeatureTable::read_foreign`].
 ///
 /// # Errors
-/// The first thing that is wrong, with the row or column that it is about; with `names`, [`TableError::Empty`] without rows.
+/// The first thing that is wrong, with the row or column that it is about; with `names`,
+/// [`TableError::Empty`] without rows.
 pub fn open_table(
     location: &Location,
     names: Option<&ColumnNames>,

@@ -138,7 +138,7 @@ fn a_table_of_many_batches_has_its_columns_in_their_order() {
 fn long_vectors_are_written_in_16_bits_and_small_batches() {
     assert_eq!([512, 513].map(Dtype::usual), [Dtype::F32, Dtype::F16]);
     assert_eq!(TableWriter::batch_rows(512, Dtype::F32), 65_536);
-    assert_eq!(TableWriter::batch_rows(9216, Dtype::F16), 910);
+    assert_eq!(TableWriter::batch_rows(9216, Dtype::F16), 455);
     assert!("f64".parse::<Dtype>().is_err_and(|error| error.contains("expected f32 or f16")));
 }
 
@@ -238,8 +238,8 @@ fn a_label_beyond_the_classes_is_named_with_its_row() {
     assert!(matches!(error, TableError::Label { row: 30_001, .. }), "{error}");
     // Beyond what a label can count, whatever the table says.
     let error = columns::label_of("t.arrow", 7, Some(69_999), 70_000).expect_err("refused");
-    let expected = "t.arrow row 7: label 69999 is out of range, expected -1 or a class below 65536, as a table has that many \
-                    classes at most";
+    let expected = "t.arrow row 7: label 69999 is out of range, expected -1 or a class below 65536, as a table \
+                    has that many classes at most";
     assert_eq!(error.to_string(), expected);
 }
 

@@ -124,7 +124,7 @@ fn known_links(
     }
     let rows = match read_duplicates(dest) {
         Ok(rows) => rows,
-        Err(DatasetError::Damaged { .. }) => return Ok(None),
+        Err(DatasetError::Missing { .. } | DatasetError::Damaged { .. }) => return Ok(None),
         Err(error) => return Err(error),
     };
     // A killed ingest may have replaced the file: then it has rows or counts that the manifest has not.

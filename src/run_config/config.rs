@@ -108,8 +108,8 @@ options! {
     Optimisation {
         /// Images per step, of all processes together.
         batch_size: usize = 256, Identity, range: Range::AtLeast(2), finetune: true,
-            by_images: Some("256; 128 for images of at most 48 pixels; in one process, for fewer than 4096 images halved \
-                             while an epoch has fewer than 16 steps, but never below 16");
+            by_images: Some("256; 128 for images of at most 48 pixels; in one process, for fewer than 4096 images \
+                             halved while an epoch has fewer than 16 steps, but never below 16");
         /// Micro-batches per step, to save memory: they pass the network in turn. Loss, gradient and bank are those of
         /// the whole batch; batch norm sees each micro-batch alone.
         accumulate: usize = 1, Identity, range: Range::AtLeast(1), finetune: true;

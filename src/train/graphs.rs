@@ -100,7 +100,8 @@ impl Graphs {
     /// If the device is another.
     pub(super) fn device_number(device: Device) -> Result<usize, TrainError> {
         let Device::Cuda(number) = device else {
-            let reason = "--cuda-graphs needs a CUDA device, and this run has the CPU; leave it out, or give --device cuda:0";
+            let reason = "--cuda-graphs needs a CUDA device, and this run has the CPU; leave it out, or give \
+                          --device cuda:0";
             return Err(TrainError::Config { reason: reason.into() });
         };
         Ok(number)

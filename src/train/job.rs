@@ -35,8 +35,9 @@ pub struct TrainJob {
 }
 
 impl TrainJob {
-    /// Checks what [`train`](super::train()) refuses before its first step, as far as one process knows it and files show
-    /// without being read whole. Nothing is written. Returns the steps that are done, of a run that has begun.
+    /// Checks what [`train`](super::train()) refuses before its first step, as far as one process knows it
+    /// and files show without being read whole. Nothing is written. Returns the steps that are done, of a run
+    /// that has begun.
     ///
     /// # Errors
     /// As [`train`](super::train()).

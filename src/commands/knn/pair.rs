@@ -42,7 +42,8 @@ impl KnnPair {
     /// are brought to unit length if `normalize` is given.
     ///
     /// # Errors
-    /// If a table cannot be read or has no rows, its vectors are not of unit length, or the tables do not fit each other.
+    /// If a table cannot be read or has no rows, its vectors are not of unit length, or the tables do not fit
+    /// each other.
     pub fn open(
         (bank_at, queries_at): (&Location, &Location),
         columns: &[ColumnNames; 2],

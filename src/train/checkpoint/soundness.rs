@@ -51,8 +51,8 @@ fn are_finite(features: &Tensor) -> bool {
     features.isfinite().all().int64_value(&[]) == 1
 }
 
-/// Checks an encoder that begins with the weights of the file `init`: drawn images have finite features, and not all the
-/// same one.
+/// Checks an encoder that begins with the weights of the file `init`: drawn images have finite features, and
+/// not all the same one.
 ///
 /// # Errors
 /// If they have not; `wrong` makes the error of the weights.
