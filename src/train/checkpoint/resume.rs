@@ -9,7 +9,7 @@ use crate::checkpoint::{
     list_checkpoints, list_unpublished, remove_checkpoint,
 };
 use crate::distributed::ProcessGroup;
-use crate::failure::Failure;
+use crate::failure::{Failure, chain};
 use crate::feature_table::{StoredTable, Table};
 use crate::model::{Encoder, NamedTensors};
 use crate::run_config::{Difference, TrainConfig};
@@ -44,7 +44,7 @@ impl Start {
             let word = match &here {
                 None => Ok(None),
                 Some(Ok(start)) => Ok(start.found.as_ref().map(|found| found.manifest().step)),
-                Some(Err(error)) => Err((error.to_string(), error.failure())),
+                Some(Err(error)) => Err((chain(error), error.failure())),
             };
             // Rank 0 may read a large checkpoint: no collective, which would give up.
             if group.is_first() {
