@@ -9,6 +9,7 @@ use tch::{Kind, Tensor};
 use super::choice;
 use super::exit::WrongData;
 use crate::bank::MemoryBank;
+use crate::distributed::ProcessGroup;
 use crate::ids::BankRow;
 use crate::model::{NamedTensors, select_device};
 use crate::objective::{LogZ, Negatives, Objective, ObjectiveOptions, Queries};
@@ -90,6 +91,7 @@ fn replay(args: &ReplayArgs, input: &NamedTensors) -> anyhow::Result<NamedTensor
 
     let mut results = Vec::new();
     let mut objective = Objective::new(options(args), LogZ::Unset);
+    let alone = ProcessGroup::alone();
     for step in 0_u64.. {
         let Ok(features) = input.get(&format!("features_{step}")) else { break };
         let features = features.to_kind(Kind::Float).to_device(device);
@@ -99,8 +101,8 @@ fn replay(args: &ReplayArgs, input: &NamedTensors) -> anyhow::Result<NamedTensor
         let negatives = negatives(args.objective, input, step, &ids, instances)?;
         let queries = Queries::whole(&features, &ids);
         let parts = bank.parts(args.blocks.max(1));
-        objective.prepare(queries, &parts, negatives.as_ref());
-        let evaluation = objective.evaluate(queries, &parts, negatives.as_ref());
+        objective.prepare(queries, &parts, negatives.as_ref(), &alone)?;
+        let evaluation = objective.evaluate(queries, &parts, negatives.as_ref(), &alone)?;
         let _ = bank.update(&ids, &features, args.bank_momentum, step);
 
         results.push((format!("loss_{step}"), evaluation.loss));

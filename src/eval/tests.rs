@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::dataset::DuplicateRow;
+use crate::feature_table::tests::meta;
 use crate::feature_table::{ColumnNames, FeatureTable, Kind, StoredTable, Table, TableMeta};
 use crate::ids::{ClassId, InstanceId};
 use crate::rng::{Purpose, Stream};
@@ -23,18 +24,9 @@ pub(crate) fn table(seed: u64, rows: usize, dim: usize, classes: usize) -> Featu
     }
     FeatureTable {
         meta: TableMeta {
-            kind: Kind::Embedding,
-            layer: "projection".into(),
-            dim,
-            dataset_digest: "d".into(),
             split: "val".into(),
-            split_digest: None,
-            weights: None,
-            device: None,
-            precision: None,
-            step: 1,
-            unit_length: true,
             classes: (0..classes).map(|class| format!("class {class}")).collect(),
+            ..meta(Kind::Embedding, dim)
         },
         ids: (0..rows as u32).map(InstanceId).collect(),
         labels: (0..rows).map(|_| Some(ClassId(stream.below(classes as u64) as u16))).collect(),

@@ -157,4 +157,4 @@ impl TableError {
 
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "tests make foreign files by hand")]
-mod tests;
+pub(crate) mod tests;

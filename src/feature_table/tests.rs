@@ -6,22 +6,28 @@ use super::*;
 use crate::ids::{ClassId, InstanceId};
 use crate::storage::{Location, PublishMode};
 
+/// What a table of split `train` of a dataset `d` says of itself after a step, without classes.
+pub(crate) fn meta(kind: Kind, dim: usize) -> TableMeta {
+    TableMeta {
+        kind,
+        layer: "projection".into(),
+        dim,
+        dataset_digest: "d".into(),
+        split: "train".into(),
+        split_digest: None,
+        weights: None,
+        device: None,
+        precision: None,
+        step: 1,
+        unit_length: true,
+        classes: Vec::new(),
+    }
+}
+
 pub(super) fn table(rows: usize) -> FeatureTable {
+    let classes = vec!["a \"quoted\" class".into(), "b".into()];
     FeatureTable {
-        meta: TableMeta {
-            kind: Kind::Bank,
-            layer: "projection".into(),
-            dim: 2,
-            dataset_digest: "d".into(),
-            split: "train".into(),
-            split_digest: None,
-            weights: None,
-            device: None,
-            precision: None,
-            step: 9,
-            unit_length: true,
-            classes: vec!["a \"quoted\" class".into(), "b".into()],
-        },
+        meta: TableMeta { step: 9, classes, ..meta(Kind::Bank, 2) },
         ids: (0..rows as u32).map(InstanceId).collect(),
         labels: (0..rows).map(|row| (row % 3 > 0).then_some(ClassId((row % 2) as u16))).collect(),
         updated_step: (0..rows).map(|row| (row % 2 == 0).then_some(row as u64 % 9)).collect(),
@@ -825,9 +831,6 @@ fn tables_of_one_dataset_fit_whatever_was_added_to_it_later() {
         dataset_digest: dataset.into(),
         split: split.into(),
         split_digest: digest.map(Into::into),
-        weights: None,
-        device: None,
-        precision: None,
         classes: classes.iter().map(|&class| class.into()).collect(),
         ..table(1).meta
     };

@@ -173,21 +173,15 @@ impl Objective {
     }
 
     /// Sets what must be known before the first evaluation: Z of `nce`, from the first batch. Does nothing
-    /// where it is set, or where there is none. For where all parts of the bank are here.
+    /// where it is set, or where there is none. Each owner has some parts of the bank.
+    ///
+    /// # Errors
+    /// If a collective fails.
     ///
     /// # Source
     /// Reference `NCEAverage.py`: `n` times the mean of `exp(s/τ)` over positives and negatives. With `ema` the
     /// estimate of every other step, in which the positive counts once.
-    pub fn prepare(&mut self, queries: Queries<'_>, parts: &[BankShard], negatives: Option<&Negatives>) {
-        let all_is_here = self.prepare_over(queries, parts, negatives, &ProcessGroup::alone());
-        all_is_here.expect("one process waits for nobody");
-    }
-
-    /// Likewise, where each owner has some parts of the bank.
-    ///
-    /// # Errors
-    /// If a collective fails.
-    pub fn prepare_over(
+    pub fn prepare(
         &mut self,
         queries: Queries<'_>,
         parts: &[BankShard],
@@ -223,28 +217,14 @@ impl Objective {
         Ok(())
     }
 
-    /// The loss of the batch and its gradient, where all parts of the bank are here.
-    ///
-    /// # Panics
-    /// If `nce` or `infonce` gets no negatives, or Z of `nce` is not set.
-    pub fn evaluate(
-        &self,
-        queries: Queries<'_>,
-        parts: &[BankShard],
-        negatives: Option<&Negatives>,
-    ) -> Evaluation {
-        let all_is_here = self.evaluate_over(queries, parts, negatives, &ProcessGroup::alone());
-        all_is_here.expect("one process waits for nobody")
-    }
-
-    /// Likewise, where each owner has some parts of the bank; the same at all of them.
+    /// The loss of the batch and its gradient, the same at all owners, where each has some parts of the bank.
     ///
     /// # Errors
     /// If a collective fails.
     ///
     /// # Panics
-    /// As [`Objective::evaluate`].
-    pub fn evaluate_over(
+    /// If `nce` or `infonce` gets no negatives, or Z of `nce` is not set.
+    pub fn evaluate(
         &self,
         queries: Queries<'_>,
         parts: &[BankShard],

@@ -12,6 +12,24 @@ mod oracle;
 
 use oracle::{Problem, Settings};
 
+fn prepare(
+    objective: &mut Objective,
+    queries: Queries<'_>,
+    parts: &[BankShard],
+    negatives: Option<&Negatives>,
+) {
+    objective.prepare(queries, parts, negatives, &ProcessGroup::alone()).expect("one waits for nobody");
+}
+
+fn evaluate(
+    objective: &Objective,
+    queries: Queries<'_>,
+    parts: &[BankShard],
+    negatives: Option<&Negatives>,
+) -> Evaluation {
+    objective.evaluate(queries, parts, negatives, &ProcessGroup::alone()).expect("one waits for nobody")
+}
+
 const DIM: usize = 8;
 
 fn options(kind: ObjectiveKind, negatives: usize, temperature: f64) -> ObjectiveOptions {
@@ -45,13 +63,13 @@ impl Case {
 
     fn objective(&self, options: ObjectiveOptions) -> Objective {
         let mut objective = Objective::new(options, LogZ::Unset);
-        objective.prepare(self.queries(), &[self.bank.owned()], Some(&self.negatives));
+        prepare(&mut objective, self.queries(), &[self.bank.owned()], Some(&self.negatives));
         objective
     }
 
     fn evaluate(&self, objective: &Objective, parts: usize) -> (f64, Tensor) {
         let parts = self.bank.parts(parts);
-        let evaluation = objective.evaluate(self.queries(), &parts, Some(&self.negatives));
+        let evaluation = evaluate(objective, self.queries(), &parts, Some(&self.negatives));
         (evaluation.loss.double_value(&[]), evaluation.gradient)
     }
 
@@ -113,7 +131,7 @@ fn nce_is_one_plus_k_times_ln_two_when_model_equals_noise() {
 fn a_partition_once_set_stays_unless_it_is_a_moving_average() {
     let case = Case::random(3, 40, 4, 6, Sampling::PerSample);
     let mut fixed = Objective::new(options(ObjectiveKind::Nce, 6, 0.1), LogZ::Set { ln_z: 1.25 });
-    fixed.prepare(case.queries(), &[case.bank.owned()], Some(&case.negatives));
+    prepare(&mut fixed, case.queries(), &[case.bank.owned()], Some(&case.negatives));
     fixed.observe(9.0, (1, 1));
     assert_eq!(fixed.log_z().ln_z(), Some(1.25));
     let moving = ObjectiveOptions { partition: PartitionChoice::Ema, ..options(ObjectiveKind::Nce, 6, 0.1) };
@@ -155,15 +173,15 @@ fn every_estimate_of_the_partition_is_that_of_the_oracle() {
         };
         let fixed = ObjectiveOptions { partition: PartitionChoice::Fixed, ..options };
         let mut objective = Objective::new(fixed, LogZ::Unset);
-        objective.prepare(case.queries(), &case.bank.parts(parts), Some(&case.negatives));
+        prepare(&mut objective, case.queries(), &case.bank.parts(parts), Some(&case.negatives));
         let expected = case.problem().partition(&settings(&fixed));
         assert!(close(objective.log_z().ln_z().expect("set").exp(), expected));
 
         let expected = case.problem().partition_by_draws(&settings(&options));
         let mut objective = Objective::new(options, LogZ::Unset);
-        objective.prepare(case.queries(), &case.bank.parts(parts), Some(&case.negatives));
+        prepare(&mut objective, case.queries(), &case.bank.parts(parts), Some(&case.negatives));
         assert!(close(objective.log_z().ln_z().expect("set").exp(), expected));
-        let evaluation = objective.evaluate(case.queries(), &case.bank.parts(parts), Some(&case.negatives));
+        let evaluation = evaluate(&objective, case.queries(), &case.bank.parts(parts), Some(&case.negatives));
         assert!(close(evaluation.ln_partition.expect("asked for").double_value(&[]).exp(), expected));
     }
 }
@@ -187,7 +205,7 @@ fn a_moving_z_is_that_of_all_rows_however_well_features_are_aligned() {
         ..options(ObjectiveKind::Nce, 16, 0.07)
     };
     let mut objective = Objective::new(options, LogZ::Unset);
-    objective.prepare(queries, &[bank.owned()], Some(&negatives));
+    prepare(&mut objective, queries, &[bank.owned()], Some(&negatives));
     let logits = features.matmul(&bank.rows().tr()).to_kind(Kind::Double) / 0.07;
     let exact = (logits.logsumexp([0_i64, 1].as_slice(), false) - 64.0_f64.ln()).double_value(&[]);
     let estimate = objective.log_z().ln_z().expect("set");
@@ -215,7 +233,7 @@ fn a_nearly_certain_positive_keeps_its_digits() {
     let temperature = 1.0 / 19.0;
     let objective = Objective::new(options(ObjectiveKind::Softmax, 0, temperature), LogZ::Unset);
     let queries = Queries::whole(&features, &[BankRow(0)]);
-    let evaluation = objective.evaluate(queries, &[bank.owned()], None);
+    let evaluation = evaluate(&objective, queries, &[bank.owned()], None);
     let expected = (-19.0_f64).exp();
     assert!((evaluation.loss.double_value(&[]) / expected - 1.0).abs() < 1e-5);
     let slope = evaluation.gradient.double_value(&[0, 1]);
@@ -266,7 +284,7 @@ fn parts_of_a_batch_add_up_to_the_batch() {
             let draw = Draw { seed: 8, step: 1, count: 16, sampling: Sampling::PerSample };
             let negatives = Negatives::draw(draw, range, 40);
             let queries = Queries { features: &features, positions, batch: 6, rows: None };
-            let evaluation = objective.evaluate(queries, &[case.bank.owned()], Some(&negatives));
+            let evaluation = evaluate(&objective, queries, &[case.bank.owned()], Some(&negatives));
             sum += evaluation.loss.double_value(&[]);
             rows.push(evaluation.gradient);
         }
@@ -283,7 +301,7 @@ fn many_tiles_give_what_one_gives() {
     let positions: Vec<_> = (0..64).map(|k| BankRow(k * 1873)).collect();
     let queries = Queries::whole(features.rows(), &positions);
     let objective = Objective::new(options(ObjectiveKind::Softmax, 0, 0.07), LogZ::Unset);
-    let actual = objective.evaluate(queries, &[bank.owned()], None);
+    let actual = evaluate(&objective, queries, &[bank.owned()], None);
     let features = features.rows().to_kind(Kind::Double).set_requires_grad(true);
     let logits = features.matmul(&bank.rows().to_kind(Kind::Double).tr()) / 0.07;
     let target: Vec<i64> = positions.iter().map(|position| position.to_index()).collect();

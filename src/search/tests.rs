@@ -4,6 +4,7 @@ use super::bound::{GROUP, Group, LARGEST_GROUP, code_limit};
 use super::filter::{Candidate, filter};
 use super::similarity::{inner_product, rough_similarity, similarity};
 use super::*;
+use crate::feature_table::tests::meta;
 use crate::feature_table::{Kind, TableMeta};
 use crate::ids::InstanceId;
 use crate::rng::{Purpose, Stream};
@@ -12,18 +13,10 @@ fn table(features: Vec<f32>, dim: usize) -> FeatureTable {
     let rows = features.len() / dim;
     FeatureTable {
         meta: TableMeta {
-            kind: Kind::Embedding,
-            layer: "projection".into(),
-            dim,
-            dataset_digest: "d".into(),
             split: "val".into(),
-            split_digest: None,
-            weights: None,
-            device: None,
-            precision: None,
-            step: 1,
             unit_length: false,
             classes: vec!["one".into()],
+            ..meta(Kind::Embedding, dim)
         },
         // Descending, so that ids and rows are not the same thing.
         ids: (0..rows as u32).rev().map(InstanceId).collect(),

@@ -433,8 +433,8 @@ impl Trainer {
             let positions = &micro_batch.positions;
             let queries = Queries { features: &gathered, positions, batch: total, rows: Some(rows) };
             let negatives = negatives.as_ref();
-            self.objective.prepare_over(queries, &shard, negatives, &self.group)?;
-            let evaluation = self.objective.evaluate_over(queries, &shard, negatives, &self.group)?;
+            self.objective.prepare(queries, &shard, negatives, &self.group)?;
+            let evaluation = self.objective.evaluate(queries, &shard, negatives, &self.group)?;
             self.clock.mark(Phase::Objective);
             let made_here = &micro_batch.own;
             let gradient = evaluation.gradient.narrow(0, made_here.start as i64, made_here.len() as i64);

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use crate::bank::{BankOptions, MemoryBank};
 use crate::cli::{choice, write_json};
+use crate::distributed::ProcessGroup;
 use crate::ids::BankRow;
 use crate::model::{allow_tf32, select_device, threads, wait_for};
 use crate::objective::{Draw, LogZ, Negatives, Objective, ObjectiveOptions, Queries};
@@ -81,13 +82,14 @@ pub(super) fn run(args: &ObjectiveArgs) -> anyhow::Result<()> {
     let parts = [bank.owned()];
     let mut seconds = Vec::new();
     let mut loss = 0.0;
+    let alone = ProcessGroup::alone();
     for step in 0..=args.repeats as u64 {
         wait_for(device);
         let began = Instant::now();
         let draw = Draw { seed: 0, step, count: args.negatives, sampling: args.negative_sampling };
         let negatives = objective.negatives().map(|_| Negatives::draw(draw, 0..batch_size, instances));
-        objective.prepare(queries, &parts, negatives.as_ref());
-        let evaluation = objective.evaluate(queries, &parts, negatives.as_ref());
+        objective.prepare(queries, &parts, negatives.as_ref(), &alone)?;
+        let evaluation = objective.evaluate(queries, &parts, negatives.as_ref(), &alone)?;
         wait_for(device);
         if step > 0 {
             seconds.push(began.elapsed().as_secs_f64());

@@ -2,6 +2,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::sgd::Cell;
 use super::*;
+use crate::feature_table::tests::meta;
 use crate::feature_table::{FeatureTable, Kind, TableSlice};
 use crate::ids::{ClassId, InstanceId};
 use crate::progress::Quiet;
@@ -20,18 +21,10 @@ fn table(seed: u64, rows: usize, stretched: bool) -> FeatureTable {
     };
     FeatureTable {
         meta: TableMeta {
-            kind: Kind::Embedding,
             layer: "pooled".into(),
-            dim: 4,
-            dataset_digest: "d".into(),
-            split: "train".into(),
-            split_digest: None,
-            weights: None,
-            device: None,
-            precision: None,
-            step: 1,
             unit_length: false,
             classes: ["a", "b", "c", "d"].map(str::to_owned).into(),
+            ..meta(Kind::Embedding, 4)
         },
         ids: (0..rows as u32).map(InstanceId).collect(),
         labels: classes.iter().map(|&class| Some(ClassId(class))).collect(),

@@ -62,7 +62,7 @@ struct LocalSource {
 
 impl LocalSource {
     fn new(split: SplitRows) -> Self {
-        Self { split, files: Mutex::default(), row_groups: RowGroupCache::new(READ_MEMORY) }
+        Self { split, files: Mutex::default(), row_groups: RowGroupCache::new() }
     }
 
     /// An image, checked against its digest.
@@ -146,7 +146,7 @@ impl StreamedSource {
     fn new(split: SplitRows, cache: Option<BlobCache>) -> Self {
         let cached = if cache.is_some() { 0..split.groups() } else { 0..0 };
         Self {
-            row_groups: RowGroupCache::new(READ_MEMORY),
+            row_groups: RowGroupCache::new(),
             by_digest: cached.map(|group| (split.digest(group), group as u32)).collect(),
             next_use: (0..split.groups()).map(|_| AtomicU64::new(u64::MAX)).collect(),
             split,
@@ -292,8 +292,8 @@ struct Entry {
 }
 
 impl RowGroupCache {
-    pub(super) fn new(limit: u64) -> Self {
-        Self { limit: AtomicU64::new(limit), groups: Mutex::default(), turns: Default::default() }
+    fn new() -> Self {
+        Self { limit: AtomicU64::new(READ_MEMORY), groups: Mutex::default(), turns: Default::default() }
     }
 
     /// Keeps at most `limit` bytes from now on.
@@ -321,7 +321,7 @@ impl RowGroupCache {
     }
 
     /// The rows at these bank rows, in their order.
-    pub(super) fn rows(
+    fn rows(
         &self,
         split: &SplitRows,
         bank_rows: &[BankRow],

@@ -213,7 +213,7 @@ fn true_partition(
         let features = queries.features.narrow(0, query as i64, 1);
         let positions = &queries.positions[query..=query];
         let whole = Queries::whole(&features, positions);
-        let loss = exact.evaluate_over(whole, &[bank.owned()], None, owners)?.loss;
+        let loss = exact.evaluate(whole, &[bank.owned()], None, owners)?.loss;
         let row = gather(bank, positions, owners)?;
         let own = (features * row).sum(Kind::Double) / options.temperature.get();
         logs.push((loss + own).double_value(&[]));
