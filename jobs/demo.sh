@@ -84,7 +84,7 @@ percent() { python3 -c 'import json, sys; print(f"{100 * json.load(open(sys.argv
 cat <<TABLE
 
 How many images of split "$split" get their class from the $k training images that are most similar to them:
-  chance              $(percent "$out/knn.json" chance)   any class at random
+  chance              $(percent "$out/knn.json" most_frequent_class)   always the most frequent class
   untrained encoder   $(percent "$out/knn-untrained.json" top1)   what colours and shapes tell by themselves
   trained bank        $(percent "$out/knn-bank.json" top1)   the vectors that training stored; labels were never used
   trained encoder     $(percent "$out/knn.json" top1)   the same, with every training image encoded again

@@ -42,12 +42,15 @@ pub fn newest_state(run: &Location) -> Result<Option<TrainState>, CheckpointErro
     Ok(newest_whole(run)?.map(|(_, state)| state))
 }
 
-/// The newest checkpoint of a run whose files are there in their sizes, with its state. None where none is.
+/// The newest checkpoint of a run whose files are there in their sizes, with its state. None of a run without
+/// checkpoints.
 ///
 /// # Errors
-/// If a newer one is of another version, or the store fails.
+/// If no checkpoint is so, a newer one is of another version, or the store fails.
 pub fn newest_whole(run: &Location) -> Result<Option<(Checkpoint, TrainState)>, CheckpointError> {
-    for (_, folder) in list_checkpoints(run)?.into_iter().rev() {
+    let all = list_checkpoints(run)?;
+    let (total, mut wrong) = (all.len(), Vec::new());
+    for (step, folder) in all.into_iter().rev() {
         let opened = Checkpoint::open(&folder);
         match opened.and_then(|checkpoint| checkpoint.state().map(|state| (checkpoint, state))) {
             Ok(found) => return Ok(Some(found)),
@@ -55,10 +58,10 @@ pub fn newest_whole(run: &Location) -> Result<Option<(Checkpoint, TrainState)>, 
                 return Err(error);
             }
             // The resume names and removes it.
-            Err(_) => {}
+            Err(error) => wrong.push((step, error)),
         }
     }
-    Ok(None)
+    CheckpointError::of_run(run, total, wrong).map_or(Ok(None), Err)
 }
 
 /// The checkpoint that a location means, as (step, folder): itself, or of a run the newest.

@@ -96,8 +96,8 @@ pub(super) fn run(global: &GlobalArgs, args: &FinetuneArgs) -> anyhow::Result<()
         };
         Ok(Finetuning::open(of, &args.options.given, progress_of(is_first, &terminal))?)
     };
-    let finetuning = args.ranks.told(&rendezvous, &STOP, open())?;
     stop_on_signals(&STOP)?;
+    let finetuning = args.ranks.told(&rendezvous, &STOP, open())?;
     let mut hooks = Shown { config: finetuning.config(), is_first, meter: None };
     let outcome = finetuning.train(&mut hooks, &STOP);
     hooks.meter = None;

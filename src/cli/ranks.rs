@@ -70,7 +70,13 @@ impl RankFlags {
         done: anyhow::Result<T>,
     ) -> anyhow::Result<T> {
         done.inspect_err(|error| {
-            ProcessGroup::fail_before_joining(rendezvous, self.timeout(), stop, failure(error), error);
+            ProcessGroup::fail_before_joining(
+                rendezvous,
+                self.timeout(),
+                stop,
+                failure(error),
+                &format!("{error:#}"),
+            );
         })
     }
 

@@ -97,10 +97,10 @@ impl ProcessGroup {
         timeout: Duration,
         stop: &AtomicBool,
         failure: Failure,
-        error: &impl std::fmt::Display,
+        error: &str,
     ) {
         let Some(meeting) = rendezvous.meeting() else { return };
-        tracing::warn!("{error:#}: the other processes hear of it when they come");
+        tracing::warn!("{error}: the other processes hear of it when they come");
         if let Err(error) = meet_and_fail(rendezvous, meeting, timeout, stop, failure) {
             tracing::debug!("the other processes were not told: {error}");
         }

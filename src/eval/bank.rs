@@ -2,7 +2,7 @@
 
 use super::EvalError;
 use crate::checkpoint::{Checkpoint, CheckpointError, FileEntry, MANIFEST, checkpoint_at, part_of_bank};
-use crate::feature_table::{ColumnNames, Foreign, StoredTable, Table, open_table};
+use crate::feature_table::{ColumnNames, Foreign, Kind, StoredTable, Table, open_table};
 use crate::storage::Location;
 
 /// Opens a feature table, the bank of a checkpoint, or that of a run's newest checkpoint.
@@ -35,6 +35,9 @@ pub fn open_bank(
 /// [`CheckpointError::PartOfBank`], which names the whole; if the store fails.
 pub fn check_whole(place: &Location) -> Result<(), EvalError> {
     let Some((rank, ranks)) = part_of_bank(place.file_name()) else { return Ok(()) };
+    if !StoredTable::open(place).is_ok_and(|table| table.meta().kind == Kind::Bank) {
+        return Ok(());
+    }
     let folder = place.folder();
     let is_whole = folder.as_ref().map_or(Ok(false), |folder| folder.join(MANIFEST).exists())?;
     let whole = folder.filter(|_| is_whole).map(|folder| folder.to_string());

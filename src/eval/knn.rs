@@ -352,6 +352,9 @@ fn like_guessing([low, high]: [f64; 2], most_frequent_class: f64) -> Option<Stri
 /// # Errors
 /// If the rows cannot be read.
 pub fn collapsed_rows(bank: &dyn Table) -> Result<Option<String>, TableError> {
+    if !may_collapse(bank.meta()) {
+        return Ok(None);
+    }
     let ranges = bank.ranges(SAMPLED_ROWS / SAMPLED_RANGES);
     let mut features = Vec::new();
     // Over the whole bank, since its rows may be in the order of their classes.
@@ -362,10 +365,15 @@ pub fn collapsed_rows(bank: &dyn Table) -> Result<Option<String>, TableError> {
     Ok(collapsed(bank.meta(), &features, "rows of the bank"))
 }
 
+/// Whether the cosines of its rows tell of a collapse: those of an untrained encoder are all near 1.
+fn may_collapse(meta: &TableMeta) -> bool {
+    meta.unit_length && meta.step > 0
+}
+
 /// The note that a trained encoder gives all images nearly the same embedding. (An untrained one does.)
 fn collapsed(meta: &TableMeta, features: &[f32], who: &str) -> Option<String> {
     let rows = features.len() / meta.dim;
-    if !meta.unit_length || meta.step == 0 || rows < FEWEST_FOR_COLLAPSE {
+    if !may_collapse(meta) || rows < FEWEST_FOR_COLLAPSE {
         return None;
     }
     let mut sums = vec![0.0; meta.dim];

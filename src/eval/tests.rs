@@ -40,6 +40,20 @@ pub(crate) fn options(k: usize) -> KnnOptions {
 }
 
 #[test]
+fn one_part_of_a_bank_is_not_the_whole_and_an_embedding_of_that_name_is() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let place = Location::from_path(&dir.path().join("bank-00001-of-00004.arrow")).expect("a location");
+    let mut embedding = table(5, 20, 8, 4);
+    embedding.write(&place).expect("written");
+    open_bank(&place, &ColumnNames::default()).expect("a table as any other");
+    place.delete().expect("deleted");
+    embedding.meta.kind = Kind::Bank;
+    embedding.write(&place).expect("written");
+    let error = open_bank(&place, &ColumnNames::default()).err().expect("refused");
+    assert!(error.to_string().contains("part 2 of 4 of a bank"), "{error}");
+}
+
+#[test]
 fn permuting_the_bank_does_not_change_the_report() {
     let (bank, queries) = (table(1, 700, 16, 5), table(2, 60, 16, 5));
     let mut order: Vec<usize> = (0..bank.len()).collect();

@@ -122,7 +122,8 @@ pub(super) fn section(input: &PageInput<'_>) -> Option<Section> {
     }
     let all = || trends.iter().flat_map(|trend| &trend.points);
     let (first, last) = (all().map(|(step, _)| *step).min()?, all().map(|(step, _)| *step).max()?);
-    let highest = all().map(|(_, share)| *share).fold(0.0, f64::max);
+    let chances = trends.iter().filter_map(|trend| trend.chance);
+    let highest = all().map(|(_, share)| *share).chain(chances).fold(0.0, f64::max);
     let highest = ((highest / SCALE).ceil() * SCALE).clamp(SCALE, 1.0);
     let mut html = String::from(
         "<p class=\"about\">Top-1 on each dataset and of each monitor over training steps, all with the same \

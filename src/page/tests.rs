@@ -151,6 +151,18 @@ fn chance_on_the_page_is_that_of_the_most_frequent_classes() {
     let html = page(&input, &PageImages::default()).expect("a page");
     let chance = "<dt>chance <span>always the most frequent class</span></dt><dd>70.0 %</dd>";
     assert!(html.contains(chance) && html.contains("--chance:0.9000"), "{html}");
+    // Above all scores, it is within the chart.
+    let point = |step: u64| {
+        let low = serde_json::json!({
+            "step": step, "top1": 0.1, "top5": 0.2, "top1_interval": [0.0, 0.2], "top5_interval": [0.1, 0.3],
+            "feature": "bank", "k": 5, "temperature": 0.07, "split": "val"
+        });
+        serde_json::from_value(low).expect("a point")
+    };
+    let history = History { points: vec![point(1), point(2)], ..History::default() };
+    let html = page(&PageInput { history: &history, ..input }, &PageImages::default()).expect("a page");
+    assert!(html.contains("rule chance\" style=\"top:0.00%") || html.contains("rule chance\" style=\"top:1"));
+    assert!(!html.contains("top:-"), "{html}");
 }
 
 #[test]

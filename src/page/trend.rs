@@ -208,7 +208,7 @@ pub(super) fn section(input: &PageInput<'_>) -> Option<Section> {
     let [first, .., last] = points.as_slice() else { return None };
     let chance = input.report().most_frequent_class;
     let lowest = points.iter().map(|point| point.top1_interval[0]).fold(chance, f64::min);
-    let highest = points.iter().map(|point| point.top5_interval[1]).fold(0.0, f64::max);
+    let highest = points.iter().map(|point| point.top5_interval[1]).fold(chance, f64::max);
     let scale = SCALES.into_iter().find(|scale| (highest - lowest) / scale <= MOST_LINES).unwrap_or(0.25);
     let (low, high) = ((lowest / scale).floor() * scale, (highest / scale).ceil() * scale);
     let x = |step: u64| 100.0 * (step - first.step) as f64 / (last.step - first.step).max(1) as f64;

@@ -9,6 +9,7 @@ use super::{StopFlag, TrainError};
 use crate::checkpoint::{finished_step, newest_whole};
 use crate::dataset::Manifest;
 use crate::distributed::{DistributedError, ProcessGroup, Rendezvous};
+use crate::failure::chain;
 use crate::loader::Source;
 use crate::model::{SelectedDevice, select_device_of};
 use crate::run_config::TrainConfig;
@@ -42,8 +43,12 @@ impl TrainJob {
     /// # Errors
     /// As [`train`](super::train()).
     pub fn check(&self) -> Result<Option<u64>, TrainError> {
-        let (_, data) = self.open()?;
-        self.config.check_graphs(self.rendezvous.is_alone(), self.device()?.device)?;
+        // The cache's folder is made where it is used.
+        let uncached = TrainConfig { cache: String::new(), ..self.config.clone() };
+        let (_, data) = Self { config: uncached, ..self.clone() }.open()?;
+        if self.config.cuda_graphs {
+            self.config.check_graphs(self.rendezvous.is_alone(), self.device()?.device)?;
+        }
         let Some((newest, _)) = newest_whole(&self.run)? else { return Ok(None) };
         let state = compatible_state(&newest, &self.config, &data, |_| None)?;
         check_epochs(&self.run, state.cursor.epoch, self.config.epochs)?;
@@ -83,7 +88,7 @@ impl TrainJob {
                 self.collective_timeout,
                 stop,
                 failure,
-                error,
+                &chain(error),
             );
         })
     }

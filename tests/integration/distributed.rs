@@ -415,6 +415,9 @@ fn a_process_that_cannot_begin_ends_the_others_with_its_exit_code() {
         let call = |rank| train_on(data(rank, failing), &run, "--objective nce --epochs 1 --no-monitor");
         assert_all_end_with_wrong_data(&Ranks::start(2, call).end(), failing, "no dataset is there");
     }
+    // Three, so that one may come after the error of another.
+    let call = |rank| train_on(data(rank, 1), &run, "--objective nce --epochs 1 --no-monitor");
+    assert_all_end_with_wrong_data(&Ranks::start(3, call).end(), 1, "no dataset is there");
     assert!(!run.exists());
     // Found by the library, after the command line was understood.
     let damaged = damaged_index(dir.path());

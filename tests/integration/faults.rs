@@ -344,6 +344,10 @@ mod training {
             }
         }
         assert!(!run.join("checkpoints").exists());
+        // Of one number, a unit vector is one of two: equal features tell nothing.
+        train(dataset(), &dir.path().join("one"), "--epochs 1 --dim 1 --no-monitor").ok();
+        let weights = dir.path().join("one/checkpoints/step-00000008/model.safetensors");
+        train(dataset(), &run, "--epochs 1 --dim 1 --no-monitor").arg("--init", &weights).ok();
     }
 
     #[test]

@@ -440,6 +440,18 @@ mod trained {
         assert!(refused("--epochs 2 --seed 3").contains("seed = 0 (now 3)"));
         assert!(refused("--epochs 2 --objective softmax").contains("objective"));
         train(dataset(), &run, "--epochs 3 --estimate").ok();
+        // What is planned for another machine can be planned here, and nothing is made for it.
+        let cache = dir.path().join("cache");
+        let elsewhere = train(dataset(), &run, "--epochs 3 --estimate --cache-size 1GiB");
+        elsewhere.arg("--cache", &cache).ok();
+        assert!(!cache.exists());
+        for step in ["00000000", "00000016"] {
+            std::fs::remove_file(run.join(format!("checkpoints/step-{step}/model.safetensors")))
+                .expect("gone");
+        }
+        let call = |more: &str| train(dataset(), &run, &format!("--epochs 3 {more}")).fails(65);
+        assert!(call("--estimate").contains("2 of 2 checkpoints cannot be used"));
+        assert_eq!(call("--estimate"), call(""));
     }
 
     #[test]

@@ -95,13 +95,13 @@ pub(super) fn run(global: &GlobalArgs, args: &TrainArgs) -> anyhow::Result<()> {
     if args.estimate {
         return estimate(global, &job?);
     }
+    stop_on_signals(&STOP)?;
     let job = args.ranks.told(&rendezvous, &STOP, job)?;
     let is_first = rendezvous.rank() == 0;
-    stop_on_signals(&STOP)?;
     let address = args.metrics_listen.as_deref().filter(|_| is_first);
     let listen =
         |address: &str| Exporter::listen(address).with_context(|| format!("--metrics-listen {address}"));
-    let exporter = address.map(listen).transpose()?;
+    let exporter = args.ranks.told(&rendezvous, &STOP, address.map(listen).transpose())?;
     if let Some(exporter) = &exporter {
         tracing::info!("metrics at http://{}/metrics", exporter.address());
     }

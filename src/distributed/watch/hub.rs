@@ -154,8 +154,16 @@ impl Hub {
             // A stranger.
             _ => return,
         };
+        // Rank 0 may leave once it knows all ranks, so one that comes after the verdict hears it before.
+        let is_late = self.tell_verdict(&stream);
+        let copy = stream.try_clone();
         self.ranks().members[rank] =
             Some(Seen { stream, last: Instant::now(), begun: 0, behind: None, left: false });
+        if let Ok(stream) = copy.as_ref()
+            && !is_late
+        {
+            self.tell_verdict(stream);
+        }
         loop {
             let heard = lines.next();
             let mut ranks = self.ranks();
@@ -211,6 +219,12 @@ impl Hub {
             drop(ranks);
             self.conclude();
         }
+    }
+
+    /// Tells one rank the verdict, if there is one.
+    fn tell_verdict(&self, stream: &TcpStream) -> bool {
+        let verdict = self.shared.verdict();
+        verdict.map(|lost| tell(stream, &Line::Lost { lost })).is_some()
     }
 
     fn conclude(&self) {
@@ -290,7 +304,26 @@ impl Ranks {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Watch;
     use super::*;
+
+    /// A rank that fails may be heard while another one still comes.
+    #[test]
+    fn a_rank_that_comes_after_the_verdict_hears_it() {
+        let timeout = Duration::from_secs(30);
+        let (first, port) = Watch::lead(3, [127, 0, 0, 1].into(), "t".into(), timeout).expect("it listens");
+        let follow =
+            |rank| Watch::follow((rank, 3), ("127.0.0.1", port), "t".into(), timeout).expect("it is reached");
+        let failing = follow(1);
+        failing.fail(Failure::Data);
+        let lost = vec![LostRank { rank: 1, reason: LossReason::Failed { failure: Failure::Data } }];
+        assert_eq!(first.shared.wait_for_verdict(timeout), Some(lost.clone()));
+        let late = follow(2);
+        assert_eq!(late.shared.wait_for_verdict(timeout), Some(lost));
+        for watch in [late, failing, first] {
+            watch.close();
+        }
+    }
 
     /// Where a collective waits in a device's queue, no rank has an error to report.
     #[test]

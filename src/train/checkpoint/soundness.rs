@@ -63,7 +63,8 @@ pub(in crate::train) fn check_initial(
 ) -> Result<(), TrainError> {
     match features_of_drawn(encoder.config(), &encoder.weights()) {
         Some(features) if !are_finite(&features) => Err(TrainError::not_encoded(init, "f32")),
-        Some(features) if features.get(0).equal(&features.get(1)) => {
+        // Of one number, a unit vector is one of two.
+        Some(features) if features.size()[1] > 1 && features.get(0).equal(&features.get(1)) => {
             Err(wrong(WeightsError::Constant).into())
         }
         _ => Ok(()),
