@@ -376,7 +376,7 @@ pub fn read_duplicates(dataset: &Location) -> Result<Vec<DuplicateRow>, DatasetE
     let location = dataset.join(DUPLICATES_FILE);
     let bytes = match location.read() {
         Err(error) if error.is_not_found() => {
-            let needed = "and ingest wrote it: copy it again from where the dataset came from, or ingest into another folder";
+            let needed = "and ingest wrote it: copy it from where the dataset came from, or ingest into another folder";
             return Err(DatasetError::Missing { file: location.to_string(), needed });
         }
         other => other?,

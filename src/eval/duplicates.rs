@@ -25,15 +25,20 @@ impl Duplicates {
                 bank.push(row.id);
             }
         }
-        let mut all = BTreeMap::new();
+        let mut all = BTreeMap::<InstanceId, Vec<InstanceId>>::new();
         for (queries, bank) in groups.into_values() {
             for query in queries {
                 let is_other = |id: &&InstanceId| query_split != bank_split || **id != query;
-                let own: Vec<_> = bank.iter().filter(is_other).copied().collect();
-                if !own.is_empty() {
-                    all.insert(query, own);
+                let mut own = bank.iter().filter(is_other).copied().peekable();
+                if own.peek().is_some() {
+                    // A query may be in several groups.
+                    all.entry(query).or_default().extend(own);
                 }
             }
+        }
+        for own in all.values_mut() {
+            own.sort_unstable();
+            own.dedup();
         }
         Self(all)
     }

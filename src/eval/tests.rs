@@ -40,20 +40,6 @@ pub(crate) fn options(k: usize) -> KnnOptions {
 }
 
 #[test]
-fn one_part_of_a_bank_is_not_the_whole_and_an_embedding_of_that_name_is() {
-    let dir = tempfile::tempdir().expect("a folder");
-    let place = Location::from_path(&dir.path().join("bank-00001-of-00004.arrow")).expect("a location");
-    let mut embedding = table(5, 20, 8, 4);
-    embedding.write(&place).expect("written");
-    open_bank(&place, &ColumnNames::default()).expect("a table as any other");
-    place.delete().expect("deleted");
-    embedding.meta.kind = Kind::Bank;
-    embedding.write(&place).expect("written");
-    let error = open_bank(&place, &ColumnNames::default()).err().expect("refused");
-    assert!(error.to_string().contains("part 2 of 4 of a bank"), "{error}");
-}
-
-#[test]
 fn permuting_the_bank_does_not_change_the_report() {
     let (bank, queries) = (table(1, 700, 16, 5), table(2, 60, 16, 5));
     let mut order: Vec<usize> = (0..bank.len()).collect();
@@ -283,6 +269,7 @@ fn one_part_of_a_bank_is_not_taken_for_the_whole() {
     let folder = run.join("checkpoints").join(&checkpoint_name(3));
     let entry = |rank: usize| {
         let mut part = table(25, 30, 8, 3);
+        part.meta.kind = Kind::Bank;
         part.ids.iter_mut().for_each(|id| id.0 += 30 * rank as u32);
         let name = bank_part(rank, 2);
         let written = part.write(&folder.join(&name)).expect("written");
@@ -305,6 +292,10 @@ fn one_part_of_a_bank_is_not_taken_for_the_whole() {
         assert!(error.starts_with(&format!("{part}: part 2 of 2 of a bank")), "{error}");
         assert!(error.contains(&format!("give {whole}, the checkpoint")), "{error}");
     }
+    // Of a table of another kind the name tells nothing.
+    let embedding = run.join(&bank_part(0, 2));
+    table(25, 30, 8, 3).write(&embedding).expect("written");
+    open_bank(&embedding, &names).expect("a table as any other");
 }
 
 pub(crate) fn duplicate(group: u64, split: &str, id: u32) -> DuplicateRow {
@@ -321,6 +312,10 @@ fn a_duplicate_does_not_vote_and_the_rest_is_as_if_it_were_not_there() {
     for (row, query) in [(10, 3), (200, 3), (77, 5)] {
         bank.features[row * 8..][..8].copy_from_slice(queries.feature(query));
     }
+    let twice = [(0, "val", 3), (0, "train", 200), (1, "val", 3), (1, "train", 10)];
+    let twice = twice.map(|(group, split, id)| duplicate(group, split, id));
+    let both = Duplicates::between(&twice, "val", "train");
+    assert_eq!(both.of(InstanceId(3)), [InstanceId(10), InstanceId(200)], "of two groups");
     let rows = [
         duplicate(0, "train", 10),
         duplicate(0, "train", 200),

@@ -155,7 +155,7 @@ fn chance_on_the_page_is_that_of_the_most_frequent_classes() {
     let point = |step: u64| {
         let low = serde_json::json!({
             "step": step, "top1": 0.1, "top5": 0.2, "top1_interval": [0.0, 0.2], "top5_interval": [0.1, 0.3],
-            "feature": "bank", "k": 5, "temperature": 0.07, "split": "val"
+            "feature": "bank", "k": 5, "temperature": 0.07, "split": "val", "queries": 20, "leave_one_out": false
         });
         serde_json::from_value(low).expect("a point")
     };

@@ -345,9 +345,15 @@ mod training {
         }
         assert!(!run.join("checkpoints").exists());
         // Of one number, a unit vector is one of two: equal features tell nothing.
-        train(dataset(), &dir.path().join("one"), "--epochs 1 --dim 1 --no-monitor").ok();
-        let weights = dir.path().join("one/checkpoints/step-00000008/model.safetensors");
-        train(dataset(), &run, "--epochs 1 --dim 1 --no-monitor").arg("--init", &weights).ok();
+        let of_one = |run: &Path| {
+            let call =
+                instdisc("train --arch resnet20-cifar --image-size 16 --dim 1 --batch-size 15 --epochs 1");
+            let call = call.arg("--dataset", dataset()).arg("--run", run);
+            call.word("--device").word("cpu").word("--no-monitor")
+        };
+        of_one(&dir.path().join("one")).ok();
+        let newest = dir.path().join("one/checkpoints/step-00000008/model.safetensors");
+        of_one(&run).arg("--init", &newest).ok();
     }
 
     #[test]

@@ -445,12 +445,14 @@ mod trained {
         let elsewhere = train(dataset(), &run, "--epochs 3 --estimate --cache-size 1GiB");
         elsewhere.arg("--cache", &cache).ok();
         assert!(!cache.exists());
-        for step in ["00000000", "00000016"] {
-            std::fs::remove_file(run.join(format!("checkpoints/step-{step}/model.safetensors")))
+        let checkpoints: Vec<_> = std::fs::read_dir(run.join("checkpoints")).expect("a folder").collect();
+        let count = checkpoints.len();
+        for checkpoint in checkpoints {
+            std::fs::remove_file(checkpoint.expect("a folder").path().join("model.safetensors"))
                 .expect("gone");
         }
         let call = |more: &str| train(dataset(), &run, &format!("--epochs 3 {more}")).fails(65);
-        assert!(call("--estimate").contains("2 of 2 checkpoints cannot be used"));
+        assert!(call("--estimate").contains(&format!("{count} of {count} checkpoints cannot be used")));
         assert_eq!(call("--estimate"), call(""));
     }
 
