@@ -472,13 +472,20 @@ fn scores(checkpoint: &Checkpoint) -> Result<Vec<String>, CommandError> {
 fn card(checkpoint: &Checkpoint, hub: Hub, encoder: &Value, scores: &[String]) -> String {
     let manifest = checkpoint.manifest();
     let (library, load) = match hub {
-        Hub::Timm => {
-            ("timm", "import timm\n    model = timm.create_model(\"local-dir:FOLDER\", pretrained=True)")
-        }
+        Hub::Timm => (
+            "timm",
+            "import timm, torch\n    from PIL import Image\n    \
+             model = timm.create_model(\"local-dir:FOLDER\", pretrained=True).eval()\n    \
+             prepare = timm.data.create_transform(**timm.data.resolve_model_data_config(model))\n    \
+             pixels = prepare(Image.open(\"photo.jpg\").convert(\"RGB\"))[None]",
+        ),
         Hub::HuggingFace => (
             "transformers",
-            "from transformers import AutoModelForImageClassification\n    \
-             model = AutoModelForImageClassification.from_pretrained(\"FOLDER\")",
+            "import torch\n    from PIL import Image\n    \
+             from transformers import AutoImageProcessor, AutoModelForImageClassification\n    \
+             model = AutoModelForImageClassification.from_pretrained(\"FOLDER\")\n    \
+             prepare = AutoImageProcessor.from_pretrained(\"FOLDER\")\n    \
+             pixels = prepare(Image.open(\"photo.jpg\").convert(\"RGB\"), return_tensors=\"pt\").pixel_values",
         ),
     };
     let logits = if hub == Hub::Timm { "model(pixels)" } else { "model(pixels).logits" };

@@ -67,10 +67,12 @@ impl Monitor {
         let asked = Some(config.monitor_split.as_str()).filter(|name| !name.is_empty());
         let name = asked.or_else(|| manifest.first_evaluation_split(&config.split));
         let Some(name) = name else {
-            progress.note(&format!(
-                "monitor: no scores of the bank during the training, as the dataset has no second split ({})",
-                EVALUATION_SPLITS.join(", ")
-            ));
+            let reason = if labels.iter().all(Option::is_none) {
+                format!("`{}` has no labels", config.split)
+            } else {
+                format!("the dataset has no second split ({})", EVALUATION_SPLITS.join(", "))
+            };
+            progress.note(&format!("monitor: no scores of the bank during the training, as {reason}"));
             return Ok(none(ids, labels));
         };
         let source = config.source(dataset, &manifest, name, Some(images_of(config, ids.len())))?;

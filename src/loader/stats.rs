@@ -160,20 +160,22 @@ impl LoaderStats {
         self.consumer_wait >= LITTLE_WAIT * self.seconds.max(1e-9)
     }
 
-    /// One line that names the limit of the speed: decoding, the storage, or the consumer (the encoder).
+    /// One line that names what sets the speed: decoding, the storage, or the consumer (the encoder).
     pub fn verdict(&self) -> String {
         let seconds = self.seconds.max(1e-9);
         let wait = self.consumer_wait / seconds;
         // An image counts once it is made, also the part of its time before these seconds.
         let decoding = (self.make_busy / (seconds * self.decode_threads.max(1) as f64)).min(1.0);
+        let is_storage = self.gather_wait > self.consumer_wait / 2.0;
+        let source = if is_storage { "the storage" } else { "the CPU that decodes" };
         let limit = if wait < NO_WAIT {
-            "nothing waits for data, the encoder sets the pace"
+            "nothing waits for data, the encoder sets the pace".into()
         } else if wait < LITTLE_WAIT {
-            "little waits for data, the encoder sets most of the pace"
-        } else if self.gather_wait > self.consumer_wait / 2.0 {
-            "the limit is the storage"
+            "little waits for data, the encoder sets most of the pace".into()
+        } else if wait < 0.5 {
+            format!("the encoder sets most of the pace, and waits for {source}")
         } else {
-            "the limit is the CPU that decodes"
+            format!("the limit is {source}")
         };
         let (wait, decoding) = (100.0 * wait, 100.0 * decoding);
         let rate = self.bytes as f64 / 1e6 / seconds;
@@ -249,8 +251,10 @@ mod tests {
         for (waits, expected) in [
             ((0.9, 0.9), "data wait 0.9 %, decoders busy 0 %, 0.0 MB/s read: nothing waits for data"),
             ((7.0, 1.0), "little waits for data"),
-            ((30.0, 1.0), "the limit is the CPU that decodes"),
-            ((30.0, 29.0), "the limit is the storage"),
+            ((30.0, 1.0), "most of the pace, and waits for the CPU that decodes"),
+            ((30.0, 29.0), "most of the pace, and waits for the storage"),
+            ((60.0, 1.0), "the limit is the CPU that decodes"),
+            ((60.0, 59.0), "the limit is the storage"),
         ] {
             let said = verdict(waits.0, waits.1);
             assert!(said.contains(expected), "{said}");
