@@ -51,7 +51,7 @@ fn time_line(time: &StepTime, estimate: &Estimate) -> String {
         (String::new(), "begun")
     };
     format!(
-        "{step}, so {whole}{of_steps}: {begun} now, the run ends {end}; data, monitor, checkpoints and \
-         communication come on top"
+        "{step}, so {whole}{of_steps}: {begun} now, the run ends {end} at the earliest; data, monitor, \
+         checkpoints and communication come on top"
     )
 }
