@@ -154,15 +154,14 @@ impl Hub {
             // A stranger.
             _ => return,
         };
-        // Rank 0 may leave once it knows all ranks, so one that comes after the verdict hears it before.
-        let is_late = self.tell_verdict(&stream);
-        let copy = stream.try_clone();
-        self.ranks().members[rank] =
-            Some(Seen { stream, last: Instant::now(), begun: 0, behind: None, left: false });
-        if let Ok(stream) = copy.as_ref()
-            && !is_late
         {
-            self.tell_verdict(stream);
+            let mut ranks = self.ranks();
+            // A rank that comes after the verdict hears it before rank 0 knows that all are there, and may leave.
+            if let Some(lost) = self.shared.verdict() {
+                tell(&stream, &Line::Lost { lost });
+            }
+            ranks.members[rank] =
+                Some(Seen { stream, last: Instant::now(), begun: 0, behind: None, left: false });
         }
         loop {
             let heard = lines.next();
@@ -219,12 +218,6 @@ impl Hub {
             drop(ranks);
             self.conclude();
         }
-    }
-
-    /// Tells one rank the verdict, if there is one.
-    fn tell_verdict(&self, stream: &TcpStream) -> bool {
-        let verdict = self.shared.verdict();
-        verdict.map(|lost| tell(stream, &Line::Lost { lost })).is_some()
     }
 
     fn conclude(&self) {
