@@ -426,7 +426,7 @@ fn print_report_of_run<T: Serialize>(
         Report::New(report) => return print_report(global, output, &lines(report), report),
         Report::Kept { location, report } => (location, report),
     };
-    progress::say(&format!("{location}: made before; remove it to make it again, or give --output"));
+    progress::say(&format!("{location}: made before; remove the report to make it again, or give --output"));
     let others = report["other_features"].as_array().into_iter().flatten();
     let lines: Vec<_> = std::iter::once(report).chain(others).map(kept_line).collect();
     global.write_result(&lines, report)

@@ -139,6 +139,7 @@ fn a_report_of_a_run_is_kept_under_what_it_is_of_and_gets_a_lost_page_again() {
 
     let (kept, err) = knn("");
     assert!(err.contains("knn-val-step-00000008.json: made before"), "{err}");
+    assert!(err.contains(&format!("page {}", file("knn-val-step-00000008.html").display())), "{err}");
     let measures = made.split("; recall@1").nth(1).expect("measures").trim_end();
     assert!(measures.contains("mAP@") && kept.contains(&format!("recall@1{measures}")), "{kept} of {made}");
 

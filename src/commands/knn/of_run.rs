@@ -107,6 +107,9 @@ pub fn knn_of_run(
     let is_plain = job.output.is_none() && job.neighbours.is_none();
     if is_plain && let Some(report) = run.kept(&location, &weights, default)? {
         group.leave();
+        if let Some(page) = page_beside(&location) {
+            progress.note(&format!("report {location}, page {page}"));
+        }
         return Ok(group.is_first().then_some(Report::Kept { location, report }));
     }
     Ok(run.evaluate(&checkpoint, location, PublishMode::Overwrite, || Ok(()))?.map(Report::New))
