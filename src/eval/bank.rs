@@ -12,7 +12,7 @@ use crate::storage::Location;
 /// what was read.
 ///
 /// # Errors
-/// If there is no such table or checkpoint, or it is damaged; as [`check_whole`].
+/// If the table or checkpoint does not exist, or is damaged; as [`check_whole`].
 pub fn open_bank(
     place: &Location,
     names: &ColumnNames,

@@ -178,7 +178,7 @@ pub mod fuzzing {
     /// Decodes a region of a file whole and by itself; the first bytes choose it.
     ///
     /// # Panics
-    /// If the check accepts what cannot be decoded, or the pixels of a region differ from those of the whole image.
+    /// If the check accepts a file that does not decode, or a region has other pixels than the whole image there.
     pub fn region(bytes: &[u8]) -> bool {
         let Some((choices, file)) = bytes.split_first_chunk::<CHOICES>() else { return false };
         region_of(file, *choices).is_ok()

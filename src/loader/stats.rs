@@ -5,10 +5,12 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-/// Below this share of time the wait for data is not reported as a limit.
+/// Below this share of time the wait for data is not reported.
 const NO_WAIT: f64 = 0.02;
 /// Below this share it is a small one.
 const LITTLE_WAIT: f64 = 0.1;
+/// From this share it is the limit.
+const MOST_WAIT: f64 = 0.5;
 
 /// An amount that threads add to.
 #[derive(Debug, Default)]
@@ -172,7 +174,7 @@ impl LoaderStats {
             "nothing waits for data, the encoder sets the pace".into()
         } else if wait < LITTLE_WAIT {
             "little waits for data, the encoder sets most of the pace".into()
-        } else if wait < 0.5 {
+        } else if wait < MOST_WAIT {
             format!("the encoder sets most of the pace, and waits for {source}")
         } else {
             format!("the limit is {source}")

@@ -73,7 +73,7 @@ impl TrainJob {
     /// The device of this process.
     ///
     /// # Errors
-    /// If there is no such device.
+    /// If the device does not exist.
     pub(super) fn device(&self) -> Result<SelectedDevice, TrainError> {
         let Self { config, rendezvous, .. } = self;
         Ok(select_device_of(config.device, rendezvous.local_rank(), rendezvous.world())?)

@@ -64,6 +64,14 @@ resized = torchvision.transforms.functional.resize(photo, round(side / data["cro
 ours = torchvision.transforms.functional.to_tensor(torchvision.transforms.functional.center_crop(resized, side))
 ours = torchvision.transforms.functional.normalize(ours, data["mean"], data["std"])
 assert pixels.shape == ours.shape and (pixels - ours).abs().max() < 0.05, (pixels - ours).abs().max()
+for hub in "timm", "huggingface":
+    # The code of the model card, as it is printed there.
+    lines = (folder / hub / "README.md").read_text().splitlines()
+    code = "\n".join(line.removeprefix("    ") for line in lines if line.startswith("    "))
+    photo.save(folder / "photo.jpg")
+    names = {}
+    exec(code.replace("FOLDER", str(folder / hub)).replace("photo.jpg", str(folder / "photo.jpg")), names)
+    assert names["embedding"].shape == (1, dim) and (names["embedding"].norm() - 1).abs() < 1e-5, hub
 card = (folder / "huggingface" / "README.md").read_text()
 assert "library_name: transformers" in card and "| knn" in card and " % |" in card, card
 

@@ -42,7 +42,7 @@ fn words(line: &str) -> Vec<String> {
                     words.extend(self::words(more));
                     continue;
                 }
-                // An array of options may be empty, and is no word then.
+                // An empty array of options gives no word.
                 match name.contains('@') {
                     true => begun = !word.is_empty(),
                     false => (word, begun) = (word + VALUE, true),

@@ -176,7 +176,7 @@ fn ranks_that_end_at_different_moments_alarm_nobody() {
         order.wait();
         std::thread::sleep(Duration::from_millis(300));
         if let Some(group) = kept {
-            group.store().check().expect("an orderly end is no loss");
+            group.store().check().expect("a rank that left is not lost");
         }
     });
 }
