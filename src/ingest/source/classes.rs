@@ -365,15 +365,7 @@ pub(super) fn strip_common_folders(records: &Records<'_>, splits: &mut Splits) -
             classes.extend(first);
         }
     }
-    // What is in a lone `images` is flat, unless that would lose what other splits say of their classes.
-    let is_flat = |name: &str| {
-        (is_layout_folder(name) || split_like(name).is_some())
-            && (classes.is_empty() || records.labels.is_some())
-    };
-    of_splits
-        .iter()
-        .filter_map(|images| strip_common_folder(records, splits, images, &classes, &is_flat))
-        .collect()
+    of_splits.iter().filter_map(|images| strip_common_folder(records, splits, images, &classes)).collect()
 }
 
 /// The same for the images of one split.
@@ -382,7 +374,6 @@ fn strip_common_folder(
     splits: &mut Splits,
     images: &[usize],
     classes: &BTreeSet<&str>,
-    is_flat: &dyn Fn(&str) -> bool,
 ) -> Option<String> {
     let mut stripped: Option<String> = None;
     loop {
@@ -410,7 +401,10 @@ fn strip_common_folder(
         let Some(common) = common.map(str::to_owned) else { return stripped };
         // `n01440764/images/*.JPEG` is one class, not a class called `images`.
         let is_class = deeper == 0 && next.len() == 1 && next.iter().all(|folder| is_layout_folder(folder));
-        let is_flat = deep == 0 && is_flat(&common);
+        // What is in a lone `images` is flat, unless that would lose what other splits say of their classes.
+        let is_flat = deep == 0
+            && (is_layout_folder(&common) || split_like(&common).is_some())
+            && (classes.is_empty() || records.labels.is_some());
         if deep * 2 <= total && !is_flat || is_class || classes.contains(common.as_str()) {
             return stripped;
         }

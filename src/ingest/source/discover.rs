@@ -25,44 +25,24 @@ const TAR_HEADER_BYTES: usize = 512;
 /// Files of CIFAR's archives, binary and for Python.
 const CIFAR_FILES: [&str; 4] = ["data_batch_1.bin", "data_batch_1", "test.bin", "batches.meta"];
 
-/// What was found.
-#[derive(Debug)]
-pub(super) enum Content {
-    /// A folder of images.
-    Folder { root: Location, listing: Listing },
-    /// Tars.
-    Tars(Vec<Container>),
-    /// Parquet files.
-    Tables(Vec<Container>),
-    /// csv or jsonl files.
-    Lists(Vec<Container>),
-}
-
-impl Content {
-    /// The files that hold images or name them.
-    pub(super) fn containers(&self) -> &[Container] {
-        match self {
-            Self::Folder { .. } => &[],
-            Self::Tars(files) | Self::Tables(files) | Self::Lists(files) => files,
-        }
-    }
-}
-
 /// What was found, and what was passed over.
 #[derive(Debug)]
 pub(super) struct Discovered {
-    pub content: Content,
+    /// `Imagefolder`, `Tar`, `Parquet` or `List`. What tars are, their members decide later.
+    pub form: SourceFormat,
+    /// The files that hold images or name them; none of a folder of images.
+    pub containers: Vec<Container>,
+    /// The files of a folder of images.
+    pub listing: Listing,
     pub passed_over: Counts,
-    /// Files of the source that are not containers: labels may be among them.
+    /// Files of the source that are neither: labels may be among them.
     pub others: Vec<(String, Location)>,
 }
 
 /// What a file is by its first bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Kind {
-    Tar(Option<Compression>),
-    Table,
-    List,
+    Container(SourceFormat, Option<Compression>),
     /// Something that is not read, and what to do with it.
     Other(String),
 }
@@ -82,21 +62,21 @@ pub(super) fn discover(options: &IngestOptions) -> Result<Discovered, IngestErro
         }
         other => other,
     })?;
-    let (form, shown) = match found.content {
-        Content::Folder { .. } => (SourceFormat::Imagefolder, "a folder of files"),
-        Content::Tars(_) => (SourceFormat::Tar, "a tar"),
-        Content::Tables(_) => (SourceFormat::Parquet, "Parquet"),
-        Content::Lists(_) => (SourceFormat::List, "a list"),
-    };
-    if fits(form, options.format) {
+    if fits(found.form, options.format) {
         return Ok(found);
     }
+    let shown = match found.form {
+        SourceFormat::Tar => "a tar",
+        SourceFormat::Parquet => "Parquet",
+        SourceFormat::List => "a list",
+        _ => "a folder of files",
+    };
     let wanted = options.format.name();
     let reason = format!("`--format {wanted}` was asked for, but the source is {shown}");
     Err(IngestError::layout(&options.sources[0], reason))
 }
 
-/// Whether files of this form may be what was asked for; what tars are, their members decide later.
+/// Whether files of this form may be what was asked for.
 fn fits(form: SourceFormat, wanted: SourceFormat) -> bool {
     use SourceFormat::{Auto, Cifar, Imagenet, Tar, Webdataset};
     wanted == Auto || wanted == form || form == Tar && [Webdataset, Imagenet, Cifar].contains(&wanted)
@@ -221,8 +201,8 @@ fn discover_folder(options: &IngestOptions, folder: &Location) -> Result<Discove
         }
         let others = listing.files.iter().filter(|(path, _)| is_list(path) || path.ends_with(".tar.gz"));
         let others = others.map(|(path, _)| (path.clone(), folder.join(path))).collect();
-        let content = Content::Folder { root: folder.clone(), listing };
-        return Ok(Discovered { content, passed_over, others });
+        let form = SourceFormat::Imagefolder;
+        return Ok(Discovered { form, containers: Vec::new(), listing, passed_over, others });
     };
     let (mut files, mut others) = (Vec::new(), Vec::new());
     for (path, _) in &listing.files {
@@ -267,36 +247,25 @@ fn of_containers(
     others: Vec<(String, Location)>,
 ) -> Result<Discovered, IngestError> {
     let kinds = work_through(files.len(), FILES_AT_ONCE, |number| kind_of(&files[number].0))?;
-    let (mut tars, mut tables, mut lists) = (Vec::new(), Vec::new(), Vec::new());
+    let mut containers = Vec::with_capacity(files.len());
     for ((location, name), kind) in files.into_iter().zip(kinds) {
-        let mut container = Container { location, name, compression: None };
         match kind {
-            Kind::Tar(compression) => {
-                container.compression = compression;
-                tars.push(container);
+            Kind::Container(form, compression) => {
+                containers.push((form, Container { location, name, compression }));
             }
-            Kind::Table => tables.push(container),
-            Kind::List => lists.push(container),
-            Kind::Other(reason) => return Err(IngestError::layout(&container.location, reason)),
+            Kind::Other(reason) => return Err(IngestError::layout(&location, reason)),
         }
     }
-    let content = match (tars.is_empty(), tables.is_empty(), lists.is_empty()) {
-        (false, true, true) => Content::Tars(tars),
-        (true, false, true) => Content::Tables(tables),
-        (true, true, false) => Content::Lists(lists),
-        (true, true, true) => return Err(IngestError::layout(source, "`--ignore` leaves nothing of it")),
-        _ => {
-            let names: Vec<&str> = [&tars, &tables, &lists]
-                .iter()
-                .filter_map(|kind| Some(kind.first()?.name.as_str()))
-                .collect();
-            let names = examples(&names);
-            let reason =
-                format!("it mixes tars, Parquet files and lists ({names}): ingest one kind at a time");
-            return Err(IngestError::layout(source, reason));
-        }
+    let Some(&(form, ref first)) = containers.first() else {
+        return Err(IngestError::layout(source, "`--ignore` leaves nothing of it"));
     };
-    Ok(Discovered { content, passed_over, others })
+    if let Some((_, other)) = containers.iter().find(|(other, _)| *other != form) {
+        let names = examples(&[&first.name, &other.name]);
+        let reason = format!("it mixes tars, Parquet files and lists ({names}): ingest one kind at a time");
+        return Err(IngestError::layout(source, reason));
+    }
+    let containers = containers.into_iter().map(|(_, container)| container).collect();
+    Ok(Discovered { form, containers, listing: Listing::default(), passed_over, others })
 }
 
 /// What a file is by its content.
@@ -304,29 +273,31 @@ fn kind_of(location: &Location) -> Result<Kind, IngestError> {
     let file = SourceFile::open(location)?;
     let head = file.head(HEAD_BYTES)?;
     if head.starts_with(b"PAR1") {
-        return Ok(Kind::Table);
+        return Ok(Kind::Container(SourceFormat::Parquet, None));
     }
     let compression = match compression(&head) {
         Ok(compression) => compression,
         Err(reason) => return Ok(Kind::Other(reason)),
     };
-    if let Some(compression) = compression {
-        let head = file.head(COMPRESSED_HEAD_BYTES)?;
-        let inside = first_bytes(&head, compression, TAR_HEADER_BYTES);
-        if looks_like_tar(&inside) {
-            return Ok(Kind::Tar(Some(compression)));
+    let is_tar_inside = match compression {
+        Some(compression) => {
+            let head = file.head(COMPRESSED_HEAD_BYTES)?;
+            looks_like_tar(&first_bytes(&head, compression, TAR_HEADER_BYTES))
         }
-        return Ok(Kind::Other("compressed, but not a tar; unpack it first".into()));
+        None => looks_like_tar(&head),
+    };
+    if is_tar_inside {
+        return Ok(Kind::Container(SourceFormat::Tar, compression));
     }
-    if looks_like_tar(&head) {
-        return Ok(Kind::Tar(None));
+    if compression.is_some() {
+        return Ok(Kind::Other("compressed, but not a tar; unpack it first".into()));
     }
     if is_tar(location.file_name()) && head.iter().all(|&byte| byte == 0) {
         let what = if head.is_empty() { "empty" } else { "a tar without members" };
         return Ok(Kind::Other(format!("{what}; leave it out with `--ignore`")));
     }
     if list::looks_like_list(&head) || is_list(location.file_name()) && std::str::from_utf8(&head).is_ok() {
-        return Ok(Kind::List);
+        return Ok(Kind::Container(SourceFormat::List, None));
     }
     Ok(Kind::Other(describe(&head)))
 }

@@ -39,7 +39,7 @@ use super::{IngestError, IngestOptions};
 use crate::progress::Progress;
 use crate::storage::StorageError;
 use archive::{Containers, Request};
-use discover::{Content, Discovered, discover};
+use discover::{Discovered, discover};
 use formats::parquet::Table;
 use records::{Counts, Records, Stamps, count};
 
@@ -135,25 +135,17 @@ impl Source {
     /// If nothing is there, it is of no known form, it is damaged, it can be read in two ways, an option has no
     /// effect, or the store fails.
     pub(super) fn open(options: &IngestOptions) -> Result<Self, IngestError> {
-        let Discovered { content, passed_over, others } = discover(options)?;
+        let Discovered { form, containers, listing, passed_over, others } = discover(options)?;
         let mut records = Records::new(options, passed_over);
-        records.stamps.add_containers(content.containers())?;
+        records.stamps.add_containers(&containers)?;
         let mut tables = Vec::new();
-        let format = match content {
-            Content::Folder { root, listing } => {
-                formats::folder::collect(&mut records, &root, listing);
-                SourceFormat::Imagefolder
-            }
-            Content::Tars(tars) => formats::collect_tars(&mut records, &tars, &others)?,
-            Content::Tables(files) => {
-                tables = formats::parquet::collect(&mut records, &files)?;
-                SourceFormat::Parquet
-            }
-            Content::Lists(lists) => {
-                formats::list::collect(&mut records, &lists)?;
-                SourceFormat::List
-            }
-        };
+        let mut format = form;
+        match form {
+            SourceFormat::Tar => format = formats::collect_tars(&mut records, &containers, &others)?,
+            SourceFormat::Parquet => tables = formats::parquet::collect(&mut records, &containers)?,
+            SourceFormat::List => formats::list::collect(&mut records, &containers)?,
+            _ => formats::folder::collect(&mut records, &options.sources[0], listing),
+        }
         refuse_idle_options(options, format)?;
         formats::devkit::find_labels(&mut records, format, &others)?;
         let source = arrange::arrange(records, format)?;
