@@ -157,7 +157,7 @@ pub(super) fn validate_all(
         let mut read = source.read_all(&readable)?.into_iter();
         for entry in run {
             let validation = if let Some(fault) = entry.fault {
-                let reason = fault.reason().to_owned();
+                let reason = fault.to_string();
                 (Err(Rejection { kind: "name or kind of entry".into(), reason }), Kept::default())
             } else if entry.bytes > MOST_IMAGE_BYTES {
                 let reason = format!("{} bytes are more than {MOST_IMAGE_BYTES}", entry.bytes);

@@ -4,12 +4,12 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::classes::{Classes, Label, choose_class_folders, label, merged_folders, strip_common_folders};
+use super::classes::{Classes, Label, choose_class_folders, merged_folders, strip_common_folders};
 use super::names::{
     as_path_part, check_split_names, examples, file_name, folder_order, is_layout_folder, is_split_word,
     split_meaning, without_image_ending,
 };
-use super::records::{Entry, Evidence, Fault, Naming, Records};
+use super::records::{Entry, Evidence, Fault, ImageBytes, Naming, Records};
 use super::splits::Splits;
 use super::{ClassFolder, Source, SourceFormat, SourcePlan};
 use crate::ids::ClassId;
@@ -21,14 +21,16 @@ use crate::ingest::{IngestError, IngestOptions};
 /// If there is no image, something can be read in two ways, or an option has no effect.
 pub(super) fn arrange(mut records: Records<'_>, format: SourceFormat) -> Result<Source, IngestError> {
     let options = records.options;
-    refuse_idle_globs(&records)?;
-    if records.list().iter().all(|record| record.fault.is_some()) {
-        let reason = match records.list().first() {
+    if let Some(glob) = options.ignore.iter().find(|glob| !glob.has_matched()) {
+        return Err(records.wrong(format!("`--ignore {}` matches nothing", glob.text())));
+    }
+    if records.list.iter().all(|record| record.fault.is_some()) {
+        let reason = match records.list.first() {
             Some(record) => format!(
                 "none of its {} images can be taken; `{}`: {}",
-                records.list().len(),
+                records.list.len(),
                 records.shown(record),
-                record.fault.map_or("", Fault::reason)
+                record.fault.map_or_else(String::new, |fault| fault.to_string())
             ),
             None => "there is no image in it".into(),
         };
@@ -36,49 +38,47 @@ pub(super) fn arrange(mut records: Records<'_>, format: SourceFormat) -> Result<
     }
     let mut splits = Splits::find(&records)?;
     check_split_names(&splits.names).map_err(|reason| records.wrong(reason))?;
-    check_unlabelled_splits(&records, &splits)?;
+    if let Some(name) = options.unlabelled_splits.iter().find(|name| !splits.names.contains(name)) {
+        let reason = format!("`--unlabelled-split {name}`: there are {}", examples(&splits.names));
+        return Err(records.wrong(reason));
+    }
     let mut understood = vec![std::mem::take(&mut splits.understood)];
     let above: Vec<String> = strip_common_folders(&records, &mut splits).into_iter().collect();
     if !above.is_empty() {
         understood.push(format!("class folders: below {}, with all images of a split", examples(&above)));
     }
     let is_deep = choose_class_folders(&records, &mut splits)?;
-    match options.class_folder {
-        Some(_) if !is_deep => {
+    if let Some(folder) = options.class_folder {
+        if !is_deep {
             let reason = "`--class-folder` has no effect: no class can be read in two ways from folders";
             return Err(records.wrong(reason));
         }
-        Some(ClassFolder::First) => {
-            understood.push("class folders: the first folder below the split, by `--class-folder`".into());
-        }
-        Some(ClassFolder::Last) => {
-            understood.push("class folders: the folder around the image, by `--class-folder`".into());
-        }
-        None => {}
+        let which = match folder {
+            ClassFolder::First => "the first folder below the split",
+            ClassFolder::Last => "the folder around the image",
+        };
+        understood.push(format!("class folders: {which}, by `--class-folder`"));
     }
-    let mut faults: Vec<Option<Fault>> = records.list().iter().map(|record| record.fault).collect();
     let unused_labels = check_given_labels(&records, &splits)?;
-    find_stray_images(&records, &splits, &mut faults)?;
-    let labels = labels_of(&records, &splits, &faults);
+    find_stray_images(&mut records, &splits)?;
+    let labels = labels_of(&records, &splits);
     let classes = Classes::find(&records, &labels)?;
     check_lone_classes(&records, &splits, &labels)?;
     understood.extend(classes.understood.clone());
-    understood.extend_from_slice(records.understood());
-    let mut warnings = records.warnings().to_vec();
+    understood.extend_from_slice(&records.understood);
+    let mut warnings = records.warnings.clone();
     warnings.append(&mut splits.warnings);
     warnings.extend(merged_folders(&records, &splits));
     warnings.extend(
         classes.warnings.iter().cloned().chain(unused_labels).chain(double_labels(&records, &labels)),
     );
-    let path_of = |(number, label): (usize, &Label<'_>)| {
-        let class = classes.class(label).map(|class| as_path_part(&classes.names[class.index()]));
-        path(&records, &splits, number, class)
+    let image_of = |(number, label): (usize, &Label<'_>)| {
+        let class = classes.class(label);
+        let folder = class.map(|class| as_path_part(&classes.names[class.index()]));
+        (path(&records, &splits, number, folder), class)
     };
-    let paths: Vec<String> = labels.iter().enumerate().map(path_of).collect();
-    let class_of: Vec<_> = labels.iter().map(|label| classes.class(label)).collect();
+    let images: Vec<(String, Option<ClassId>)> = labels.iter().enumerate().map(image_of).collect();
     drop(labels);
-    let images = paths.into_iter().zip(class_of).zip(faults);
-    let images = images.map(|((path, class), fault)| (path, class, fault));
     let (mut entries, other_splits) = entries_of(&mut records, &splits, images);
     if other_splits > 0 {
         understood.push(format!("{other_splits} images of other splits are left out"));
@@ -88,9 +88,9 @@ pub(super) fn arrange(mut records: Records<'_>, format: SourceFormat) -> Result<
         let held_out = hold_out.apply(&mut entries).map_err(|reason| records.wrong(reason))?;
         understood[0] += &format!("; {held_out}");
     }
-    let (containers, passed_over, stamps) = records.finish();
-    let mut plan = SourcePlan::new(format, &entries, &classes.names, passed_over, understood, warnings);
-    warn(&mut plan, options, &entries, &classes.names);
+    warn(&mut warnings, options, &entries, &classes.names);
+    let Records { containers, passed_over, stamps, .. } = records;
+    let plan = SourcePlan::new(format, &entries, &classes.names, passed_over, understood, warnings);
     Ok(Source {
         format,
         splits: entries,
@@ -102,22 +102,22 @@ pub(super) fn arrange(mut records: Records<'_>, format: SourceFormat) -> Result<
     })
 }
 
-/// The images of each split, by class and path, and how many are of another split than asked for; `images` has path,
-/// class and fault of each record.
+/// The images of each split, by class and path, and how many are of another split than asked for; `images` has path
+/// and class of each record.
 fn entries_of(
     records: &mut Records<'_>,
     splits: &Splits,
-    images: impl Iterator<Item = (String, Option<ClassId>, Option<Fault>)>,
+    images: Vec<(String, Option<ClassId>)>,
 ) -> (BTreeMap<String, Vec<Entry>>, u64) {
     let mut entries: BTreeMap<String, Vec<Entry>> =
         splits.names.iter().map(|name| (name.clone(), Vec::new())).collect();
     let mut folders: HashMap<String, u32> = HashMap::new();
     let mut other_splits = 0_u64;
-    let rows = records.take_list().into_iter().zip(splits.of()).zip(images);
-    for ((record, assigned), (path, class, fault)) in rows {
+    let rows = std::mem::take(&mut records.list).into_iter().zip(&splits.of).zip(images);
+    for ((record, assigned), (path, class)) in rows {
         let Some(assigned) = assigned else {
             other_splits += 1;
-            records.leave_out("of another split than asked for", &record.path);
+            records.leave_out(record.origin, "of another split than asked for", &record.path);
             continue;
         };
         let mut container = record.place.container;
@@ -139,8 +139,8 @@ fn entries_of(
         let name = &splits.names[usize::from(assigned.split)];
         let list = entries.get_mut(name).expect("every split has a list");
         let path = path.into_boxed_str();
-        let (bytes, extent) = (record.place.bytes, record.place.extent);
-        list.push(Entry { path, class, bytes, fault, container, extent, read_path });
+        let ImageBytes { bytes, extent, .. } = record.place;
+        list.push(Entry { path, class, bytes, fault: record.fault, container, extent, read_path });
     }
     for list in entries.values_mut() {
         // Images without a label come last; a stable sort keeps the source's order of equal paths.
@@ -152,30 +152,8 @@ fn entries_of(
     (entries, other_splits)
 }
 
-/// An option that has no effect is an error.
-fn refuse_idle_globs(records: &Records<'_>) -> Result<(), IngestError> {
-    match records.options.ignore.iter().find(|glob| !glob.has_matched()) {
-        Some(glob) => Err(records.wrong(format!("`--ignore {}` matches nothing", glob.text()))),
-        None => Ok(()),
-    }
-}
-
-fn check_unlabelled_splits(records: &Records<'_>, splits: &Splits) -> Result<(), IngestError> {
-    match records.options.unlabelled_splits.iter().find(|name| !splits.names.contains(name)) {
-        Some(name) => {
-            let reason = format!("`--unlabelled-split {name}`: there are {}", examples(&splits.names));
-            Err(records.wrong(reason))
-        }
-        None => Ok(()),
-    }
-}
-
 /// Finds images beside class folders, and splits without any.
-fn find_stray_images(
-    records: &Records<'_>,
-    splits: &Splits,
-    faults: &mut [Option<Fault>],
-) -> Result<(), IngestError> {
+fn find_stray_images(records: &mut Records<'_>, splits: &Splits) -> Result<(), IngestError> {
     let mut in_class = vec![0_u64; splits.names.len()];
     let mut labelled = in_class.clone();
     let mut flat: Vec<Vec<usize>> = vec![Vec::new(); splits.names.len()];
@@ -192,7 +170,7 @@ fn find_stray_images(
     let labelled_by_list: u64 = labelled.iter().sum();
     if records.options.labels.is_some() && labelled_by_list == 0 {
         let listed = records.labels.iter().flatten().map(|(name, _)| name).min().map_or("", String::as_str);
-        let image = flat.iter().flatten().next().map(|&number| records.shown(&records.list()[number]));
+        let image = flat.iter().flatten().next().map(|&number| records.shown(&records.list[number]));
         let there = match image {
             Some(image) => format!("it names `{listed}`, for one, and an image is `{image}`"),
             None => "all images are in class folders".into(),
@@ -205,7 +183,7 @@ fn find_stray_images(
         let reason = format!(
             "there are images, such as `{}`, but no class folders: `--unlabelled` takes them without classes, \
              `--labels FILE` names their classes",
-            records.shown(&records.list()[number])
+            records.shown(&records.list[number])
         );
         return Err(records.wrong(reason));
     }
@@ -214,14 +192,14 @@ fn find_stray_images(
             let reason = format!(
                 "{} images, such as `{}`, are not in the list of labels, which names {} of their split",
                 flat.len(),
-                records.shown(&records.list()[number]),
+                records.shown(&records.list[number]),
                 labelled[split]
             );
             return Err(records.wrong(reason));
         }
         // A split without any class folder, such as a flat `test/`, is unlabelled.
         if in_class[split] > 0 {
-            flat.into_iter().for_each(|number| faults[number] = Some(Fault::OutsideClasses));
+            flat.into_iter().for_each(|number| records.list[number].fault = Some(Fault::OutsideClasses));
         }
     }
     Ok(())
@@ -234,7 +212,7 @@ fn given_labels<'a>(
     splits: &Splits,
     number: usize,
 ) -> impl Iterator<Item = (String, &'a str)> {
-    let record = &records.list()[number];
+    let record = &records.list[number];
     let below = splits.below(records, number).to_owned();
     let names = [records.shown(record), below, file_name(&record.path).to_owned()];
     let spellings = names.into_iter().flat_map(|name| {
@@ -257,7 +235,7 @@ fn check_given_labels(records: &Records<'_>, splits: &Splits) -> Result<Option<S
         if splits.below(records, number).contains('/') {
             continue;
         }
-        let record = &records.list()[number];
+        let record = &records.list[number];
         let mut first: Option<(String, &str)> = None;
         for (words, label) in given_labels(records, splits, number) {
             if let Some((other, of_other)) = &first
@@ -275,7 +253,7 @@ fn check_given_labels(records: &Records<'_>, splits: &Splits) -> Result<Option<S
                     "`{words}` of the list of labels is the name of `{}` and of `{}`: write paths below the \
                      source into the list, or take one split alone (`--split NAME`), or no labels of the \
                      other (`--unlabelled-split NAME`)",
-                    records.shown(&records.list()[other]),
+                    records.shown(&records.list[other]),
                     records.shown(record)
                 )));
             }
@@ -292,20 +270,25 @@ fn check_given_labels(records: &Records<'_>, splits: &Splits) -> Result<Option<S
     }))
 }
 
-fn labels_of<'a>(records: &'a Records<'_>, splits: &Splits, faults: &[Option<Fault>]) -> Vec<Label<'a>> {
-    let all = records.list().iter().zip(splits.of()).zip(faults).enumerate();
-    all.map(|(number, ((record, assigned), fault))| match assigned {
-        None => Label::None,
-        Some(assigned) if splits.is_unlabelled(records.options, *assigned) => Label::None,
+fn labels_of<'a>(records: &'a Records<'_>, splits: &Splits) -> Vec<Label<'a>> {
+    let all = records.list.iter().zip(&splits.of).enumerate();
+    all.map(|(number, (record, assigned))| {
+        let Some(assigned) = assigned else { return Label::None };
         // What is not taken makes no class.
-        Some(_) if fault.is_some() => Label::None,
-        Some(_) => match splits.below(records, number).split_once('/') {
-            None if record.evidence == Evidence::Folders => {
-                let given = given_labels(records, splits, number).next();
-                given.map_or(Label::None, |(_, text)| Label::Text(text.trim()))
-            }
-            folder => label(records, record.evidence, folder.map(|(class, _)| class)),
-        },
+        if record.fault.is_some() || splits.is_unlabelled(records.options, *assigned) {
+            return Label::None;
+        }
+        match record.evidence {
+            Evidence::Absent => Label::None,
+            Evidence::Text(word) => Label::Text(records.text(word).trim()),
+            Evidence::Folders => match splits.below(records, number).split_once('/') {
+                Some((class, _)) => Label::Name(class),
+                None => {
+                    let given = given_labels(records, splits, number).next();
+                    given.map_or(Label::None, |(_, text)| Label::Text(text.trim()))
+                }
+            },
+        }
     })
     .collect()
 }
@@ -317,7 +300,7 @@ fn check_lone_classes(
     labels: &[Label<'_>],
 ) -> Result<(), IngestError> {
     let mut classes: Vec<BTreeSet<&str>> = vec![BTreeSet::new(); splits.names.len()];
-    for (label, assigned) in labels.iter().zip(splits.of()) {
+    for (label, assigned) in labels.iter().zip(&splits.of) {
         if let (Label::Name(name), Some(assigned)) = (label, assigned) {
             classes[usize::from(assigned.split)].insert(name);
         }
@@ -345,7 +328,7 @@ fn double_labels(records: &Records<'_>, labels: &[Label<'_>]) -> Option<String> 
     let mut known: HashMap<&str, &Label<'_>> = HashMap::new();
     let mut first = None;
     let mut count = 0_u64;
-    for (record, label) in records.list().iter().zip(labels) {
+    for (record, label) in records.list.iter().zip(labels) {
         let other = known.insert(&record.path, label).filter(|other| *other != label);
         count += u64::from(other.is_some());
         first = first.or_else(|| other.map(|other| (&record.path, other, label)));
@@ -365,7 +348,7 @@ fn double_labels(records: &Records<'_>, labels: &[Label<'_>]) -> Option<String> 
 
 /// The path of an image in the dataset.
 fn path(records: &Records<'_>, splits: &Splits, number: usize, class: Option<String>) -> String {
-    let record = &records.list()[number];
+    let record = &records.list[number];
     match (records.naming, class) {
         (Naming::AsIs, _) | (Naming::ByLabel, None) => record.path.to_string(),
         (Naming::ByLabel, Some(class)) => format!("{class}/{}", file_name(&record.path)),
@@ -382,12 +365,11 @@ fn path(records: &Records<'_>, splits: &Splits, number: usize, class: Option<Str
 
 /// Adds warnings that a user should read before an ingest.
 fn warn(
-    plan: &mut SourcePlan,
+    warnings: &mut Vec<String>,
     options: &IngestOptions,
     entries: &BTreeMap<String, Vec<Entry>>,
     classes: &[String],
 ) {
-    let mut warnings = Vec::new();
     let labelled = entries.values().flatten().filter(|entry| entry.class.is_some()).count();
     if labelled == 0 && !options.unlabelled {
         warnings.push("no image has a label".into());
@@ -411,14 +393,12 @@ fn warn(
     }
     let of_split =
         |list: &[Entry]| -> BTreeSet<u16> { list.iter().filter_map(|entry| Some(entry.class?.0)).collect() };
-    let sets: Vec<(&String, BTreeSet<u16>)> =
-        entries.iter().map(|(name, list)| (name, of_split(list))).collect();
+    let sets = entries.iter().map(|(name, list)| (name, of_split(list)));
+    let sets: Vec<(&String, BTreeSet<u16>)> = sets.filter(|(_, classes)| !classes.is_empty()).collect();
     let mut disjoint = Vec::new();
     for (place, (one, own)) in sets.iter().enumerate() {
-        let is_disjoint = |(_, others): &&(_, BTreeSet<u16>)| {
-            !own.is_empty() && !others.is_empty() && own.is_disjoint(others)
-        };
-        disjoint.extend(sets[place + 1..].iter().filter(is_disjoint).map(|(other, _)| (one, other)));
+        let others = sets[place + 1..].iter().filter(|(_, others)| own.is_disjoint(others));
+        disjoint.extend(others.map(|(other, _)| (one, other)));
     }
     if let [(one, other), rest @ ..] = disjoint.as_slice() {
         let more = match rest.len() {
@@ -440,7 +420,6 @@ fn warn(
             ));
         }
     }
-    plan.warnings.extend(warnings);
 }
 
 /// `NAME=SHARE`: the split that gets a share of a source's images.
@@ -545,11 +524,9 @@ mod tests {
     use crate::ingest::source::archive::Extent;
 
     fn entry(class: u16, path: String) -> Entry {
-        let path = path.into_boxed_str();
-        let class = Some(ClassId(class));
         Entry {
-            path,
-            class,
+            path: path.into(),
+            class: Some(ClassId(class)),
             bytes: 1,
             fault: None,
             container: 0,

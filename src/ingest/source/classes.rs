@@ -6,10 +6,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use icu_normalizer::ComposingNormalizerBorrowed;
 
-use super::names::{examples, file_name, is_layout_folder, split_like};
-use super::records::{Evidence, Records};
+use super::names::{examples, file_name, folder_order, is_layout_folder, split_like};
+use super::records::{ClassNames, Records};
 use super::splits::Splits;
-use super::{ClassFolder, LabelsAs, records};
+use super::{ClassFolder, LabelsAs};
 use crate::ids::ClassId;
 use crate::ingest::IngestError;
 
@@ -66,11 +66,6 @@ fn parse(text: &str) -> Parsed {
     }
 }
 
-/// Whether a text says that there is no label.
-fn is_absent(text: &str) -> bool {
-    parse(text.trim()) == Parsed::Absent
-}
-
 /// A name with each letter and its accents as one character where Unicode has one.
 fn composed(name: &str) -> Cow<'_, str> {
     ComposingNormalizerBorrowed::new_nfc().normalize(name)
@@ -94,18 +89,17 @@ impl Classes {
     /// If they can be read in two ways, a number has no name, two classes have one name, or there are too many.
     pub(super) fn find(records: &Records<'_>, labels: &[Label<'_>]) -> Result<Self, IngestError> {
         let options = records.options;
-        let names: BTreeSet<&str> = labels
-            .iter()
-            .filter_map(|label| if let Label::Name(name) = label { Some(*name) } else { None })
-            .collect();
-        let texts: BTreeSet<&str> = labels
-            .iter()
-            .filter_map(|label| if let Label::Text(text) = label { Some(*text) } else { None })
-            .collect();
-        let absent: Vec<&str> =
-            texts.iter().copied().filter(|text| is_absent(text) && !text.is_empty()).collect();
-        let texts: BTreeSet<&str> = texts.into_iter().filter(|text| !is_absent(text)).collect();
-        let odd: Vec<&str> = absent.iter().copied().filter(|text| text.eq_ignore_ascii_case("nan")).collect();
+        let (mut names, mut texts) = (BTreeSet::new(), BTreeSet::new());
+        for label in labels {
+            match *label {
+                Label::Name(name) => names.insert(name),
+                Label::Text(text) => texts.insert(text),
+                Label::None => false,
+            };
+        }
+        let (absent, texts): (BTreeSet<&str>, BTreeSet<&str>) =
+            texts.into_iter().partition(|text| parse(text) == Parsed::Absent);
+        let odd: Vec<&str> = absent.into_iter().filter(|text| text.eq_ignore_ascii_case("nan")).collect();
         let mut found = Self::default();
         if !odd.is_empty() {
             found.warnings.push(format!("the label {} is read as absent", examples(&odd)));
@@ -114,15 +108,14 @@ impl Classes {
             let reason = "`--labels-as` has no effect: the source has no labels that are text or numbers";
             return Err(records.wrong(reason));
         }
-        let are_numbers = found.are_numbers(records, &texts)? && !texts.is_empty();
+        let is_number = |text: &&str| matches!(parse(text), Parsed::Number { .. });
+        let (numbers, others): (Vec<&str>, Vec<&str>) = texts.iter().copied().partition(is_number);
+        let are_numbers = found.are_numbers(records, &numbers, &others)? && !texts.is_empty();
         let given = given_names(records, are_numbers)?;
-        let numbers: Vec<&str> =
-            texts.iter().copied().filter(|text| matches!(parse(text), Parsed::Number { .. })).collect();
         let is_auto = options.labels_as == LabelsAs::Auto;
         if let (true, false, false, Some(list)) =
             (is_auto, are_numbers, numbers.is_empty(), &records.class_names)
         {
-            let others: Vec<&str> = texts.iter().copied().filter(|text| !numbers.contains(text)).collect();
             return Err(records.wrong(format!(
                 "some labels are numbers ({}), which {} names, and some are names ({}): ingest one kind at a time, or \
                  `--labels-as names` takes digits as names",
@@ -135,11 +128,11 @@ impl Classes {
             return Err(records.wrong(format!(
                 "some labels are names ({}) and some are numbers ({})",
                 examples(&names.iter().collect::<Vec<_>>()),
-                examples(&texts.iter().collect::<Vec<_>>())
+                examples(&numbers)
             )));
         }
         if are_numbers {
-            found.number(records, &texts, given)?;
+            found.number(records, &numbers, given)?;
         } else {
             found.names = names.union(&texts).map(|name| (*name).to_owned()).collect();
             found.of = found.names.iter().zip(0..).map(|(name, id)| (name.clone(), ClassId(id))).collect();
@@ -178,30 +171,30 @@ impl Classes {
         Ok(())
     }
 
-    /// Whether the texts are numbers rather than names.
-    fn are_numbers(&mut self, records: &Records<'_>, texts: &BTreeSet<&str>) -> Result<bool, IngestError> {
-        let of_kind = |is: fn(Parsed) -> bool| -> Vec<&str> {
-            texts.iter().copied().filter(|text| is(parse(text))).collect()
-        };
-        let names = of_kind(|parsed| parsed == Parsed::Name);
-        let negative = of_kind(|parsed| parsed == Parsed::Negative);
-        let numbers = of_kind(|parsed| matches!(parsed, Parsed::Number { .. }));
+    /// Whether the texts are numbers rather than names; `others` are those that are no number of a class.
+    fn are_numbers(
+        &mut self,
+        records: &Records<'_>,
+        numbers: &[&str],
+        others: &[&str],
+    ) -> Result<bool, IngestError> {
         match records.options.labels_as {
             LabelsAs::Names => return Ok(false),
-            LabelsAs::Numbers if names.is_empty() && negative.is_empty() => return Ok(true),
+            LabelsAs::Numbers if others.is_empty() => return Ok(true),
             LabelsAs::Numbers => {
-                let other: Vec<&str> = names.into_iter().chain(negative).collect();
                 let reason =
-                    format!("`--labels-as numbers`: {} is not the number of a class", examples(&other));
+                    format!("`--labels-as numbers`: {} is not the number of a class", examples(others));
                 return Err(records.wrong(reason));
             }
             LabelsAs::Auto => {}
         }
+        let (names, negative): (Vec<&str>, Vec<&str>) =
+            others.iter().copied().partition(|text| parse(text) == Parsed::Name);
         if !names.is_empty() {
             if !numbers.is_empty() {
                 self.warnings.push(format!(
                     "some labels are digits ({}) and some are not ({}): all are names",
-                    examples(&numbers),
+                    examples(numbers),
                     examples(&names)
                 ));
             }
@@ -215,7 +208,7 @@ impl Classes {
             )));
         }
         let mut spellings: BTreeMap<u64, &str> = BTreeMap::new();
-        for text in &numbers {
+        for text in numbers {
             let Parsed::Number { value, .. } = parse(text) else { continue };
             if let Some(other) = spellings.insert(value, text) {
                 return Err(records.wrong(format!(
@@ -230,8 +223,8 @@ impl Classes {
     fn number(
         &mut self,
         records: &Records<'_>,
-        texts: &BTreeSet<&str>,
-        given: Option<records::ClassNames>,
+        texts: &[&str],
+        given: Option<ClassNames>,
     ) -> Result<(), IngestError> {
         let mut numbers: BTreeMap<u64, &str> = BTreeMap::new();
         let mut padded = false;
@@ -241,7 +234,9 @@ impl Classes {
             padded |= is_padded;
         }
         let highest = numbers.keys().next_back().copied().unwrap_or(0);
-        let rank: BTreeMap<u64, usize> = if let Some(given) = given {
+        let mut class_of: BTreeMap<u64, usize> =
+            numbers.keys().map(|&number| (number, number as usize)).collect();
+        if let Some(given) = given {
             if highest >= given.names.len() as u64 {
                 let reason = format!(
                     "a label is {highest}, but {} names {} classes, 0 to {}",
@@ -260,7 +255,6 @@ impl Classes {
                 ));
             }
             self.names = given.names;
-            numbers.keys().map(|&number| (number, number as usize)).collect()
         } else if !padded && highest < (LEAST_DENSITY * numbers.len()) as u64 {
             self.understood = Some(format!("labels: numbers, 0 to {highest}"));
             self.names = (0..=highest).map(|number| number.to_string()).collect();
@@ -276,7 +270,6 @@ impl Classes {
                     examples(&empty)
                 ));
             }
-            numbers.keys().map(|&number| (number, number as usize)).collect()
         } else {
             if !padded {
                 self.warnings.push(format!(
@@ -286,15 +279,16 @@ impl Classes {
                 ));
             }
             self.understood = Some("labels: numbers, as classes by their rank".into());
-            self.names = numbers
-                .iter()
-                .map(|(number, text)| if padded { (*text).to_owned() } else { number.to_string() })
-                .collect();
-            numbers.keys().enumerate().map(|(rank, &number)| (number, rank)).collect()
-        };
+            self.names = if padded {
+                numbers.values().map(|text| (*text).to_owned()).collect()
+            } else {
+                numbers.keys().map(u64::to_string).collect()
+            };
+            class_of.values_mut().zip(0..).for_each(|(class, rank)| *class = rank);
+        }
         for text in texts {
             let Parsed::Number { value, .. } = parse(text) else { continue };
-            let class = rank.get(&value).and_then(|&rank| u16::try_from(rank).ok());
+            let class = class_of.get(&value).and_then(|&class| u16::try_from(class).ok());
             self.of.extend(class.map(|class| ((*text).to_owned(), ClassId(class))));
         }
         Ok(())
@@ -302,7 +296,7 @@ impl Classes {
 }
 
 /// The names that numbers stand for, from `--classes` or the source.
-fn given_names(records: &Records<'_>, are_numbers: bool) -> Result<Option<records::ClassNames>, IngestError> {
+fn given_names(records: &Records<'_>, are_numbers: bool) -> Result<Option<ClassNames>, IngestError> {
     let given = match &records.options.classes {
         Some(_) if !are_numbers => {
             let reason = "`--classes` has no effect: it names classes that are numbers in the source, and \
@@ -310,8 +304,9 @@ fn given_names(records: &Records<'_>, are_numbers: bool) -> Result<Option<record
             return Err(records.wrong(reason));
         }
         Some(file) => {
-            let names = read_class_names(file)?;
-            Some(records::ClassNames { names, origin: format!("`--classes {}`", file.file_name()) })
+            let wrong = |reason| IngestError::layout(file, reason);
+            let names = parse_class_names(&file.read()?).map_err(wrong)?;
+            Some(ClassNames { names, origin: format!("`--classes {}`", file.file_name()) })
         }
         None => records.class_names.clone().filter(|_| are_numbers),
     };
@@ -328,15 +323,6 @@ fn given_names(records: &Records<'_>, are_numbers: bool) -> Result<Option<record
         }
     }
     Ok(given)
-}
-
-/// The names of classes, a line each.
-///
-/// # Errors
-/// If the file cannot be read, is not text, or has a blank line before its end.
-fn read_class_names(file: &crate::storage::Location) -> Result<Vec<String>, IngestError> {
-    let bytes = file.read()?;
-    parse_class_names(&bytes).map_err(|reason| IngestError::layout(file, reason))
 }
 
 /// The names of classes in a file of `--classes`, a line each.
@@ -362,15 +348,6 @@ pub fn parse_class_names(bytes: &[u8]) -> Result<Vec<String>, String> {
     Ok(lines.into_iter().map(str::to_owned).collect())
 }
 
-/// The label of a record by what its form knows.
-pub(super) fn label<'a>(records: &'a Records<'_>, evidence: Evidence, folder: Option<&'a str>) -> Label<'a> {
-    match evidence {
-        Evidence::Folders => folder.map_or(Label::None, Label::Name),
-        Evidence::Absent => Label::None,
-        Evidence::Text(word) => Label::Text(records.text(word).trim()),
-    }
-}
-
 /// Goes down in each split while all of its images are below one folder with folders in it: such a folder is
 /// not a class. Returns the folders above the classes, if there are any.
 pub(super) fn strip_common_folders(records: &Records<'_>, splits: &mut Splits) -> BTreeSet<String> {
@@ -388,15 +365,7 @@ pub(super) fn strip_common_folders(records: &Records<'_>, splits: &mut Splits) -
             classes.extend(first);
         }
     }
-    // What is in a lone `images` is flat, unless that would lose what other splits say of their classes.
-    let is_flat = |name: &str| {
-        (is_layout_folder(name) || split_like(name).is_some())
-            && (classes.is_empty() || records.labels.is_some())
-    };
-    of_splits
-        .iter()
-        .filter_map(|images| strip_common_folder(records, splits, images, &classes, &is_flat))
-        .collect()
+    of_splits.iter().filter_map(|images| strip_common_folder(records, splits, images, &classes)).collect()
 }
 
 /// The same for the images of one split.
@@ -405,7 +374,6 @@ fn strip_common_folder(
     splits: &mut Splits,
     images: &[usize],
     classes: &BTreeSet<&str>,
-    is_flat: &dyn Fn(&str) -> bool,
 ) -> Option<String> {
     let mut stripped: Option<String> = None;
     loop {
@@ -433,7 +401,10 @@ fn strip_common_folder(
         let Some(common) = common.map(str::to_owned) else { return stripped };
         // `n01440764/images/*.JPEG` is one class, not a class called `images`.
         let is_class = deeper == 0 && next.len() == 1 && next.iter().all(|folder| is_layout_folder(folder));
-        let is_flat = deep == 0 && is_flat(&common);
+        // What is in a lone `images` is flat, unless that would lose what other splits say of their classes.
+        let is_flat = deep == 0
+            && (is_layout_folder(&common) || split_like(&common).is_some())
+            && (classes.is_empty() || records.labels.is_some());
         if deep * 2 <= total && !is_flat || is_class || classes.contains(common.as_str()) {
             return stripped;
         }
@@ -448,7 +419,7 @@ fn strip_common_folder(
 
 /// The folder around an image.
 fn around(path: &str) -> &str {
-    path.rsplit_once('/').map_or("", |(folders, _)| file_name(folders))
+    file_name(folder_order(path).0)
 }
 
 /// What a folder below a split holds.
@@ -460,10 +431,8 @@ struct Contents<'a> {
     folders: BTreeSet<&'a str>,
     /// Whether those have folders too.
     is_deeper: bool,
-    /// An image below them, if there is one in a folder of another name than the first.
-    example: &'a str,
-    /// Whether there is one.
-    differs: bool,
+    /// An image below them in a folder of another name than the first.
+    example: Option<&'a str>,
 }
 
 /// Where images are deeper than one folder below their split, the class is the folder that `--class-folder` says. A
@@ -479,11 +448,9 @@ pub(super) fn choose_class_folders(records: &Records<'_>, splits: &mut Splits) -
             None => contents.images += 1,
             Some((folder, rest)) => {
                 contents.is_deeper |= rest.contains('/');
-                let differs = around(path) != first;
-                if contents.example.is_empty() || differs && !contents.differs {
-                    contents.example = path;
+                if around(path) != first {
+                    contents.example.get_or_insert(path);
                 }
-                contents.differs |= differs;
                 if contents.folders.len() < 2 {
                     contents.folders.insert(folder);
                 }
@@ -497,19 +464,15 @@ pub(super) fn choose_class_folders(records: &Records<'_>, splits: &mut Splits) -
         contents.images == 0 && !is_layout
     });
     // Where no name differs, both readings are one.
-    let Some(((_, first), Contents { example, .. })) = contents.iter().find(|(_, contents)| contents.differs)
-    else {
-        return Ok(false);
-    };
+    let found = contents.iter().find_map(|((_, first), contents)| Some((first, contents.example?)));
+    let Some((first, example)) = found else { return Ok(false) };
     match records.options.class_folder {
         Some(ClassFolder::First) => Ok(true),
         Some(ClassFolder::Last) => {
             let deep: Vec<usize> = splits.by_folders(records).map(|(number, _)| number).collect();
             for number in deep {
-                let path = splits.below(records, number);
-                let start = path.rsplit_once('/').and_then(|(folders, _)| Some(folders.rfind('/')? + 1));
-                if let Some(start) = start {
-                    splits.descend(number, start);
+                if let Some(slash) = folder_order(splits.below(records, number)).0.rfind('/') {
+                    splits.descend(number, slash + 1);
                 }
             }
             Ok(true)
@@ -532,7 +495,7 @@ pub(super) fn merged_folders(records: &Records<'_>, splits: &Splits) -> Option<S
     }
     let mut places: BTreeMap<(u16, &str), BTreeSet<&str>> = BTreeMap::new();
     for (number, assigned) in splits.by_folders(records) {
-        let path = &records.list()[number].path;
+        let path = &records.list[number].path;
         if let Some((class, _)) = splits.below(records, number).split_once('/') {
             let place = &path[..assigned.below as usize + class.len()];
             places.entry((assigned.split, class)).or_default().insert(place);

@@ -25,44 +25,24 @@ const TAR_HEADER_BYTES: usize = 512;
 /// Files of CIFAR's archives, binary and for Python.
 const CIFAR_FILES: [&str; 4] = ["data_batch_1.bin", "data_batch_1", "test.bin", "batches.meta"];
 
-/// What was found.
-#[derive(Debug)]
-pub(super) enum Content {
-    /// A folder of images.
-    Folder { root: Location, listing: Listing },
-    /// Tars.
-    Tars(Vec<Container>),
-    /// Parquet files.
-    Tables(Vec<Container>),
-    /// csv or jsonl files.
-    Lists(Vec<Container>),
-}
-
-impl Content {
-    /// The files that hold images or name them.
-    pub(super) fn containers(&self) -> &[Container] {
-        match self {
-            Self::Folder { .. } => &[],
-            Self::Tars(files) | Self::Tables(files) | Self::Lists(files) => files,
-        }
-    }
-}
-
 /// What was found, and what was passed over.
 #[derive(Debug)]
 pub(super) struct Discovered {
-    pub content: Content,
+    /// `Imagefolder`, `Tar`, `Parquet` or `List`. What tars are, their members decide later.
+    pub form: SourceFormat,
+    /// The files that hold images or name them; none of a folder of images.
+    pub containers: Vec<Container>,
+    /// The files of a folder of images.
+    pub listing: Listing,
     pub passed_over: Counts,
-    /// Files of the source that are not containers: labels may be among them.
+    /// Files of the source that are neither: labels may be among them.
     pub others: Vec<(String, Location)>,
 }
 
 /// What a file is by its first bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Kind {
-    Tar(Option<Compression>),
-    Table,
-    List,
+    Container(SourceFormat, Option<Compression>),
     /// Something that is not read, and what to do with it.
     Other(String),
 }
@@ -82,58 +62,46 @@ pub(super) fn discover(options: &IngestOptions) -> Result<Discovered, IngestErro
         }
         other => other,
     })?;
-    let fits = matches!(
-        (&found.content, options.format),
-        (_, SourceFormat::Auto)
-            | (Content::Folder { .. }, SourceFormat::Imagefolder)
-            | (
-                Content::Tars(_),
-                SourceFormat::Tar | SourceFormat::Webdataset | SourceFormat::Imagenet | SourceFormat::Cifar
-            )
-            | (Content::Tables(_), SourceFormat::Parquet)
-            | (Content::Lists(_), SourceFormat::List)
-    );
-    if fits {
+    if fits(found.form, options.format) {
         return Ok(found);
     }
-    let form = match found.content {
-        Content::Folder { .. } => "a folder of files",
-        Content::Tars(_) => "a tar",
-        Content::Tables(_) => "Parquet",
-        Content::Lists(_) => "a list",
+    let shown = match found.form {
+        SourceFormat::Tar => "a tar",
+        SourceFormat::Parquet => "Parquet",
+        SourceFormat::List => "a list",
+        _ => "a folder of files",
     };
-    Err(IngestError::layout(&options.sources[0], other_form(options.format, form)))
+    let wanted = options.format.name();
+    let reason = format!("`--format {wanted}` was asked for, but the source is {shown}");
+    Err(IngestError::layout(&options.sources[0], reason))
 }
 
-fn other_form(wanted: SourceFormat, found: &str) -> String {
-    format!("`--format {}` was asked for, but the source is {found}", wanted.name())
+/// Whether files of this form may be what was asked for.
+fn fits(form: SourceFormat, wanted: SourceFormat) -> bool {
+    use SourceFormat::{Auto, Cifar, Imagenet, Tar, Webdataset};
+    wanted == Auto || wanted == form || form == Tar && [Webdataset, Imagenet, Cifar].contains(&wanted)
 }
 
 fn discover_one(options: &IngestOptions, source: &Location) -> Result<Discovered, IngestError> {
     if source.local_path().is_some_and(Path::is_dir) {
         return discover_folder(options, source);
     }
-    match kind_of(source) {
-        Ok(kind) => {
-            // What the user names is not hidden.
-            let file = (source.clone(), source.file_name().trim_start_matches('.').to_owned(), kind);
-            of_containers(source, vec![file], Counts::new(), Vec::new())
-        }
+    // What the user names is not hidden.
+    let file = (source.clone(), source.file_name().trim_start_matches('.').to_owned());
+    match of_containers(source, vec![file], Counts::new(), Vec::new()) {
         Err(IngestError::Storage(error)) if error.is_not_found() && source.local_path().is_none() => {
             discover_folder(options, source)
         }
-        Err(error) => Err(error),
+        found => found,
     }
 }
 
 /// Several files, such as the shards that a pattern names.
 fn discover_files(options: &IngestOptions, sources: &[Location]) -> Result<Discovered, IngestError> {
     if let Some(folder) = sources.iter().find(|file| file.local_path().is_some_and(Path::is_dir)) {
-        let reason = "several sources must be files, this is a folder".to_owned();
-        return Err(IngestError::layout(
-            folder,
-            format!("{reason}: ingest it with `--append`, or name the folder above"),
-        ));
+        let reason = "several sources must be files, this is a folder: ingest it with `--append`, or name the folder \
+                      above";
+        return Err(IngestError::layout(folder, reason));
     }
     let names = names_below_common_folder(sources);
     let mut known: HashSet<String> = HashSet::new();
@@ -148,7 +116,7 @@ fn discover_files(options: &IngestOptions, sources: &[Location]) -> Result<Disco
             None => files.push((source.clone(), name)),
         }
     }
-    of_containers(&sources[0], with_kinds(files)?, passed_over, Vec::new())
+    of_containers(&sources[0], files, passed_over, Vec::new())
 }
 
 /// The names of files from the folder that they have in common, so that `train/0.tar` keeps its folder. What the user
@@ -156,14 +124,11 @@ fn discover_files(options: &IngestOptions, sources: &[Location]) -> Result<Disco
 fn names_below_common_folder(sources: &[Location]) -> Vec<String> {
     let shown: Vec<String> = sources.iter().map(whole_path).collect();
     let first = shown.first().map_or("", String::as_str);
-    let common = shown.iter().fold(first.len(), |common, other| {
-        first.bytes().zip(other.bytes()).take(common).take_while(|(a, b)| a == b).count()
-    });
-    // In bytes: names may part within a character.
-    let start =
-        first.as_bytes()[..common].iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
+    let is_common = |folder: &&str| shown.iter().all(|name| name.starts_with(folder));
+    let folders = first.match_indices('/').map(|(slash, _)| &first[..=slash]);
+    let common = folders.take_while(is_common).last().unwrap_or("").len();
     let plain = |name: &String| {
-        name[start..].split('/').map(|part| part.trim_start_matches('.')).collect::<Vec<_>>().join("/")
+        name[common..].split('/').map(|part| part.trim_start_matches('.')).collect::<Vec<_>>().join("/")
     };
     shown.iter().map(plain).collect()
 }
@@ -191,7 +156,8 @@ fn discover_folder(options: &IngestOptions, folder: &Location) -> Result<Discove
     };
     listing.files.retain(|(path, _)| keep(path));
     listing.faults.retain(|(path, _)| keep(path));
-    let names = |is: fn(&str) -> bool| -> Vec<&str> {
+    type ByName = fn(&str) -> bool;
+    let names = |is: ByName| -> Vec<&str> {
         listing.files.iter().map(|(path, _)| path.as_str()).filter(|path| is(path)).collect()
     };
     if let Some(archive) = names(is_other_archive).first() {
@@ -201,51 +167,42 @@ fn discover_folder(options: &IngestOptions, folder: &Location) -> Result<Discove
         );
         return Err(IngestError::layout(folder, reason));
     }
-    let (images, tars, tables, lists) = (names(is_image), names(is_tar), names(is_table), names(is_list));
-    let wants = |format| options.format == format || options.format == SourceFormat::Auto;
-    let of_tars = [SourceFormat::Tar, SourceFormat::Webdataset, SourceFormat::Imagenet, SourceFormat::Cifar];
-    let wants_tars = of_tars.into_iter().any(wants);
-    let forms = [
-        (!images.is_empty() && wants(SourceFormat::Imagefolder), "images", "imagefolder", &images),
-        (!tars.is_empty() && wants_tars, "tars", "tar", &tars),
-        (!tables.is_empty() && wants(SourceFormat::Parquet), "Parquet files", "parquet", &tables),
+    let forms: [(SourceFormat, ByName, &str); 4] = [
+        (SourceFormat::Imagefolder, is_image, "images"),
+        (SourceFormat::Tar, is_tar, "tars"),
+        (SourceFormat::Parquet, is_table, "Parquet files"),
+        (SourceFormat::List, is_list, "lists"),
     ];
-    let present: Vec<_> = forms.iter().filter(|form| form.0).collect();
-    if let [first, second, ..] = present.as_slice() {
-        let describe = |(_, kind, _, names): &(bool, &str, &str, &Vec<&str>)| {
-            format!("{} {kind} ({})", names.len(), examples(names))
-        };
+    let found = forms.map(|(form, is, kind)| (form, is, kind, names(is)));
+    let found: Vec<_> = found.into_iter().filter(|(.., names)| !names.is_empty()).collect();
+    let mut present: Vec<_> = found.iter().filter(|(form, ..)| fits(*form, options.format)).collect();
+    // Beside images, or anything else that is wanted, a list is one of labels.
+    if present.len() > 1 || found.first().is_some_and(|(form, ..)| *form == SourceFormat::Imagefolder) {
+        present.retain(|(form, ..)| *form != SourceFormat::List);
+    }
+    if let [(one, _, kind, names), (other, _, other_kind, other_names), ..] = present.as_slice() {
         let reason = format!(
-            "it holds {} and {}: `--ignore GLOB` leaves files out, `--format {}` or `--format {}` takes one kind",
-            describe(first),
-            describe(second),
-            first.2,
-            second.2
+            "it holds {} {kind} ({}) and {} {other_kind} ({}): `--ignore GLOB` leaves files out, `--format {}` or \
+             `--format {}` takes one kind",
+            names.len(),
+            examples(names),
+            other_names.len(),
+            examples(other_names),
+            one.name(),
+            other.name()
         );
         return Err(IngestError::layout(folder, reason));
     }
-    let packed: Option<fn(&str) -> bool> = match present.first().map(|form| form.2) {
-        Some("tar") => Some(is_tar),
-        Some("parquet") => Some(is_table),
-        None if images.is_empty() && !lists.is_empty() && wants(SourceFormat::List) => Some(is_list),
-        _ => None,
-    };
-    let Some(is_packed) = packed else {
-        let found =
-            [(&images, "a folder of files"), (&tars, "tars"), (&tables, "Parquet"), (&lists, "lists")];
-        let other = found.iter().find(|(names, _)| !names.is_empty());
-        if let (true, true, Some((_, what))) =
-            (options.format != SourceFormat::Auto, present.is_empty(), other)
-        {
-            return Err(IngestError::layout(folder, other_form(options.format, what)));
-        }
-        if present.is_empty() && listing.faults.iter().all(|(path, _)| !is_image(path)) {
+    // A form that was not asked for is an error of the caller.
+    let form = present.first().copied().or(found.first());
+    let Some((_, is_packed, ..)) = form.filter(|(form, ..)| *form != SourceFormat::Imagefolder) else {
+        if form.is_none() && listing.faults.iter().all(|(path, _)| !is_image(path)) {
             return Err(IngestError::layout(folder, nothing_to_read(folder, &listing)?));
         }
         let others = listing.files.iter().filter(|(path, _)| is_list(path) || path.ends_with(".tar.gz"));
         let others = others.map(|(path, _)| (path.clone(), folder.join(path))).collect();
-        let content = Content::Folder { root: folder.clone(), listing };
-        return Ok(Discovered { content, passed_over, others });
+        let form = SourceFormat::Imagefolder;
+        return Ok(Discovered { form, containers: Vec::new(), listing, passed_over, others });
     };
     let (mut files, mut others) = (Vec::new(), Vec::new());
     for (path, _) in &listing.files {
@@ -259,20 +216,11 @@ fn discover_folder(options: &IngestOptions, folder: &Location) -> Result<Discove
     }
     for (path, fault) in &listing.faults {
         if is_packed(path) {
-            return Err(IngestError::layout(folder.join(path), fault.reason()));
+            return Err(IngestError::layout(folder.join(path), fault.to_string()));
         }
-        count(&mut passed_over, fault.reason(), || path.clone());
+        count(&mut passed_over, fault.to_string(), || path.clone());
     }
-    of_containers(folder, with_kinds(files)?, passed_over, others)
-}
-
-/// Files with what they are, in the same order.
-///
-/// # Errors
-/// Of the first file that cannot be read.
-fn with_kinds(files: Vec<(Location, String)>) -> Result<Vec<(Location, String, Kind)>, IngestError> {
-    let kinds = work_through(files.len(), FILES_AT_ONCE, |number| kind_of(&files[number].0))?;
-    Ok(files.into_iter().zip(kinds).map(|((location, name), kind)| (location, name, kind)).collect())
+    of_containers(folder, files, passed_over, others)
 }
 
 /// Why nothing in a folder can be ingested.
@@ -294,41 +242,30 @@ fn nothing_to_read(folder: &Location, listing: &Listing) -> Result<String, Inges
 
 fn of_containers(
     source: &Location,
-    files: Vec<(Location, String, Kind)>,
+    files: Vec<(Location, String)>,
     passed_over: Counts,
     others: Vec<(String, Location)>,
 ) -> Result<Discovered, IngestError> {
-    let (mut tars, mut tables, mut lists) = (Vec::new(), Vec::new(), Vec::new());
-    for (location, name, kind) in files {
-        let mut container = Container { location, name, compression: None };
+    let kinds = work_through(files.len(), FILES_AT_ONCE, |number| kind_of(&files[number].0))?;
+    let mut containers = Vec::with_capacity(files.len());
+    for ((location, name), kind) in files.into_iter().zip(kinds) {
         match kind {
-            Kind::Tar(compression) => {
-                container.compression = compression;
-                tars.push(container);
+            Kind::Container(form, compression) => {
+                containers.push((form, Container { location, name, compression }));
             }
-            Kind::Table => tables.push(container),
-            Kind::List => lists.push(container),
-            Kind::Other(reason) => return Err(IngestError::layout(&container.location, reason)),
+            Kind::Other(reason) => return Err(IngestError::layout(&location, reason)),
         }
     }
-    let content = match (tars.is_empty(), tables.is_empty(), lists.is_empty()) {
-        (false, true, true) => Content::Tars(tars),
-        (true, false, true) => Content::Tables(tables),
-        (true, true, false) => Content::Lists(lists),
-        (true, true, true) => return Err(IngestError::layout(source, "`--ignore` leaves nothing of it")),
-        _ => {
-            let names: Vec<&str> = [&tars, &tables, &lists]
-                .iter()
-                .filter_map(|kind| Some(kind.first()?.name.as_str()))
-                .collect();
-            let reason = "it mixes tars, Parquet files and lists";
-            return Err(IngestError::layout(
-                source,
-                format!("{reason} ({}): ingest one kind at a time", examples(&names)),
-            ));
-        }
+    let Some(&(form, ref first)) = containers.first() else {
+        return Err(IngestError::layout(source, "`--ignore` leaves nothing of it"));
     };
-    Ok(Discovered { content, passed_over, others })
+    if let Some((_, other)) = containers.iter().find(|(other, _)| *other != form) {
+        let names = examples(&[&first.name, &other.name]);
+        let reason = format!("it mixes tars, Parquet files and lists ({names}): ingest one kind at a time");
+        return Err(IngestError::layout(source, reason));
+    }
+    let containers = containers.into_iter().map(|(_, container)| container).collect();
+    Ok(Discovered { form, containers, listing: Listing::default(), passed_over, others })
 }
 
 /// What a file is by its content.
@@ -336,39 +273,41 @@ fn kind_of(location: &Location) -> Result<Kind, IngestError> {
     let file = SourceFile::open(location)?;
     let head = file.head(HEAD_BYTES)?;
     if head.starts_with(b"PAR1") {
-        return Ok(Kind::Table);
+        return Ok(Kind::Container(SourceFormat::Parquet, None));
     }
-    if let Some(compression) = compression(&head) {
-        if let Some(reason) = compression.unsupported() {
-            return Ok(Kind::Other(reason));
+    let compression = match compression(&head) {
+        Ok(compression) => compression,
+        Err(reason) => return Ok(Kind::Other(reason)),
+    };
+    let is_tar_inside = match compression {
+        Some(compression) => {
+            let head = file.head(COMPRESSED_HEAD_BYTES)?;
+            looks_like_tar(&first_bytes(&head, compression, TAR_HEADER_BYTES))
         }
-        let head = file.head(COMPRESSED_HEAD_BYTES)?;
-        let inside = first_bytes(&head, compression, TAR_HEADER_BYTES);
-        if looks_like_tar(&inside) {
-            return Ok(Kind::Tar(Some(compression)));
-        }
+        None => looks_like_tar(&head),
+    };
+    if is_tar_inside {
+        return Ok(Kind::Container(SourceFormat::Tar, compression));
+    }
+    if compression.is_some() {
         return Ok(Kind::Other("compressed, but not a tar; unpack it first".into()));
-    }
-    if looks_like_tar(&head) {
-        return Ok(Kind::Tar(None));
     }
     if is_tar(location.file_name()) && head.iter().all(|&byte| byte == 0) {
         let what = if head.is_empty() { "empty" } else { "a tar without members" };
         return Ok(Kind::Other(format!("{what}; leave it out with `--ignore`")));
     }
     if list::looks_like_list(&head) || is_list(location.file_name()) && std::str::from_utf8(&head).is_ok() {
-        return Ok(Kind::List);
+        return Ok(Kind::Container(SourceFormat::List, None));
     }
     Ok(Kind::Other(describe(&head)))
 }
 
 /// What a file that is not read probably is, and the way out.
 fn describe(head: &[u8]) -> String {
-    const KNOWN: [(&[u8], &str); 15] = [
+    const KNOWN: [(&[u8], &str); 14] = [
         (b"PK\x03\x04", "a zip (or npz); unpack it and ingest the folder"),
         (b"PK\x05\x06", "an empty zip"),
         (b"BZh", "compressed with bzip2; recompress it: `bzip2 -dc FILE | zstd > FILE.tar.zst`"),
-        (b"\xFD7zXZ\0", "compressed with xz; recompress it: `xz -dc FILE | zstd > FILE.tar.zst`"),
         (b"7z\xBC\xAF\x27\x1C", "a 7z archive; unpack it and ingest the folder"),
         (b"Rar!", "a rar archive; unpack it and ingest the folder"),
         (b"\x89HDF\r\n\x1A\n", "HDF5; export its images as files, WebDataset or Parquet"),

@@ -39,7 +39,7 @@ use super::{IngestError, IngestOptions};
 use crate::progress::Progress;
 use crate::storage::StorageError;
 use archive::{Containers, Request};
-use discover::{Content, Discovered, discover};
+use discover::{Discovered, discover};
 use formats::parquet::Table;
 use records::{Counts, Records, Stamps, count};
 
@@ -135,25 +135,17 @@ impl Source {
     /// If nothing is there, it is of no known form, it is damaged, it can be read in two ways, an option has no
     /// effect, or the store fails.
     pub(super) fn open(options: &IngestOptions) -> Result<Self, IngestError> {
-        let Discovered { content, passed_over, others } = discover(options)?;
+        let Discovered { form, containers, listing, passed_over, others } = discover(options)?;
         let mut records = Records::new(options, passed_over);
-        records.stamps.add_containers(content.containers())?;
+        records.stamps.add_containers(&containers)?;
         let mut tables = Vec::new();
-        let format = match content {
-            Content::Folder { root, listing } => {
-                formats::folder::collect(&mut records, &root, listing);
-                SourceFormat::Imagefolder
-            }
-            Content::Tars(tars) => formats::collect_tars(&mut records, &tars, &others)?,
-            Content::Tables(files) => {
-                tables = formats::parquet::collect(&mut records, &files)?;
-                SourceFormat::Parquet
-            }
-            Content::Lists(lists) => {
-                formats::list::collect(&mut records, &lists)?;
-                SourceFormat::List
-            }
-        };
+        let mut format = form;
+        match form {
+            SourceFormat::Tar => format = formats::collect_tars(&mut records, &containers, &others)?,
+            SourceFormat::Parquet => tables = formats::parquet::collect(&mut records, &containers)?,
+            SourceFormat::List => formats::list::collect(&mut records, &containers)?,
+            _ => formats::folder::collect(&mut records, &options.sources[0], listing),
+        }
         refuse_idle_options(options, format)?;
         formats::devkit::find_labels(&mut records, format, &others)?;
         let source = arrange::arrange(records, format)?;
@@ -192,31 +184,26 @@ impl Source {
 
 /// An option that has no effect on this form is an error.
 fn refuse_idle_options(options: &IngestOptions, format: SourceFormat) -> Result<(), IngestError> {
+    use SourceFormat::{Imagefolder, Imagenet, List, Parquet, Tar};
+    let (has_labels, unlabelled) = (options.labels.is_some(), options.unlabelled);
     let is = |formats: &[SourceFormat]| formats.contains(&format);
-    let columns =
-        is(&[SourceFormat::Parquet, SourceFormat::List, SourceFormat::Tar]) || options.labels.is_some();
-    let folders = is(&[SourceFormat::Imagefolder, SourceFormat::Tar]);
+    let no_labels = "`--unlabelled` takes no labels";
     let idle = [
-        (options.labels.is_some() && options.unlabelled, "--labels", "`--unlabelled` takes no labels"),
-        (options.classes.is_some() && options.unlabelled, "--classes", "`--unlabelled` takes no labels"),
+        (has_labels && unlabelled, "--labels", no_labels),
+        (options.classes.is_some() && unlabelled, "--classes", no_labels),
+        (options.label_column.is_some() && unlabelled, "--label-column", no_labels),
         (
-            options.label_column.is_some() && options.unlabelled,
-            "--label-column",
-            "`--unlabelled` takes no labels",
-        ),
-        (
-            !options.unlabelled_splits.is_empty() && options.unlabelled,
+            !options.unlabelled_splits.is_empty() && unlabelled,
             "--unlabelled-split",
             "`--unlabelled` takes no labels of any split",
         ),
         (
-            options.class_folder.is_some() && (options.unlabelled || !folders),
+            options.class_folder.is_some() && (unlabelled || !is(&[Imagefolder, Tar])),
             "--class-folder",
             "it says which folder is the class",
         ),
         (
-            options.labels.is_some()
-                && !is(&[SourceFormat::Imagenet, SourceFormat::Imagefolder, SourceFormat::Tar]),
+            has_labels && !is(&[Imagenet, Imagefolder, Tar]),
             "--labels",
             "it labels images without class folders, and this form has its own labels",
         ),
@@ -226,14 +213,12 @@ fn refuse_idle_options(options: &IngestOptions, format: SourceFormat) -> Result<
             "with `--append` images could change sides; give those to add a split by `--split` or `--splits`",
         ),
         (
-            options.image_column.is_some()
-                && options.labels.is_none()
-                && !is(&[SourceFormat::Parquet, SourceFormat::List]),
+            options.image_column.is_some() && !has_labels && !is(&[Parquet, List]),
             "--image-column",
             "only Parquet, lists and `--labels FILE` have columns of images",
         ),
         (
-            options.label_column.is_some() && !columns,
+            options.label_column.is_some() && !has_labels && !is(&[Parquet, List, Tar]),
             "--label-column",
             "only Parquet, lists, `--labels FILE` and WebDataset's json have columns of labels",
         ),
@@ -267,7 +252,7 @@ pub struct SourcePlan {
 }
 
 /// A split of a source.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SplitPlan {
     /// Images by their names, those that cannot be taken left out.
     pub images: u64,
@@ -293,14 +278,9 @@ pub struct ClassesPlan {
 }
 
 impl ClassesPlan {
-    fn of<'a>(mut names: impl ExactSizeIterator<Item = &'a String> + DoubleEndedIterator) -> Self {
-        let count = names.len() as u64;
-        let last = names.next_back().cloned();
-        let mut first: Vec<String> = names.take(3).cloned().collect();
-        if first.len() < 3 {
-            first.extend(last.clone());
-        }
-        Self { count, first, last }
+    fn of(names: &[&String]) -> Self {
+        let first = names.iter().take(3).copied().cloned().collect();
+        Self { count: names.len() as u64, first, last: names.last().copied().cloned() }
     }
 
     fn line(&self) -> String {
@@ -328,16 +308,10 @@ impl SourcePlan {
         let mut splits = BTreeMap::new();
         for (name, list) in entries {
             let mut occurs = vec![false; classes.len()];
-            let mut split = SplitPlan {
-                images: 0,
-                labelled: 0,
-                unlabelled: 0,
-                bytes: 0,
-                classes: ClassesPlan::default(),
-            };
+            let mut split = SplitPlan::default();
             for entry in list {
                 if let Some(fault) = entry.fault {
-                    count(&mut rejected, fault.reason(), || format!("{name}: {}", entry.path));
+                    count(&mut rejected, fault.to_string(), || format!("{name}: {}", entry.path));
                     continue;
                 }
                 split.images += 1;
@@ -350,12 +324,11 @@ impl SourcePlan {
                     None => split.unlabelled += 1,
                 }
             }
-            let names: Vec<&String> =
-                classes.iter().zip(occurs).filter(|(_, occurs)| *occurs).map(|(name, _)| name).collect();
-            split.classes = ClassesPlan::of(names.into_iter());
+            let names = classes.iter().zip(occurs).filter(|(_, occurs)| *occurs);
+            split.classes = ClassesPlan::of(&names.map(|(name, _)| name).collect::<Vec<_>>());
             splits.insert(name.clone(), split);
         }
-        let classes = ClassesPlan::of(classes.iter());
+        let classes = ClassesPlan::of(&classes.iter().collect::<Vec<_>>());
         Self { form, splits, classes, understood, passed_over, rejected, warnings }
     }
 

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::archive::{Compression, Containers, Extent, Request};
+use super::names::{hidden, is_image};
 use crate::ids::ClassId;
 use crate::ingest::{IngestError, IngestOptions};
 use crate::storage::{Digest, Location, Stamp, StorageError};
@@ -40,9 +41,6 @@ impl Stamps {
     }
 
     /// Adds files that hold images or name them.
-    ///
-    /// # Errors
-    /// If a store fails.
     pub(super) fn add_containers(&mut self, files: &[Container]) -> Result<(), StorageError> {
         let stamp = |file: &Container| file.location.stamp();
         let found: Vec<Option<Stamp>> = files.par_iter().map(stamp).collect::<Result<_, _>>()?;
@@ -77,57 +75,37 @@ pub(super) enum Evidence {
 pub(super) struct Word(u32);
 
 /// Why an entry with an image's name is not taken; it is listed in `rejects/` and counts as rejected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub(crate) enum Fault {
-    /// A link to nothing, or to itself.
+    #[error("a link that leads nowhere or to itself")]
     BrokenLink,
-    /// A link to a folder above it: what it leads to is listed already.
+    /// What it leads to is listed already.
+    #[error("a link to a folder above it")]
     LinkAbove,
-    /// A symbolic link in an archive.
+    #[error("a symbolic link (archive the files themselves: `tar -h`)")]
     SymbolicLink,
-    /// A hard link whose target the archive does not hold.
+    #[error("a hard link to a file that the archive does not hold")]
     DanglingHardLink,
-    /// A device, a pipe or a socket.
+    #[error("not a file")]
     NotAFile,
-    /// Its name is not UTF-8.
+    #[error("its name is not UTF-8")]
     NotUtf8,
-    /// Its name leads out of the archive.
+    #[error("its name leads outside of the archive")]
     LeadsOutside,
-    /// Beside the class folders, where torchvision's ImageFolder does not look either.
+    /// Beside them, where torchvision's ImageFolder does not look either.
+    #[error("outside the class folders")]
     OutsideClasses,
-    /// A WebDataset member whose name has more than one dot, so that its sample has no image.
+    #[error("WebDataset keys end at the first dot of the file name, so its sample has no image")]
     KeyEndsAtFirstDot,
-    /// A row that has at most a path.
+    #[error(
+        "the row has a path, but no bytes; store the bytes (Hugging Face: `embed_table_storage`), or ingest the files \
+         by a list"
+    )]
     NoBytes,
-    /// A sparse file that cannot be read.
+    #[error("a sparse file whose map cannot be read, or with too many holes")]
     Sparse,
-    /// A list names a file that does not exist.
+    #[error("the list names it, but there is no such file")]
     NotThere,
-}
-
-impl Fault {
-    /// The reason, for people.
-    pub(crate) fn reason(self) -> &'static str {
-        match self {
-            Self::BrokenLink => "a link that leads nowhere or to itself",
-            Self::LinkAbove => "a link to a folder above it",
-            Self::SymbolicLink => "a symbolic link (archive the files themselves: `tar -h`)",
-            Self::DanglingHardLink => "a hard link to a file that the archive does not hold",
-            Self::NotAFile => "not a file",
-            Self::NotUtf8 => "its name is not UTF-8",
-            Self::LeadsOutside => "its name leads outside of the archive",
-            Self::OutsideClasses => "outside the class folders",
-            Self::KeyEndsAtFirstDot => {
-                "WebDataset keys end at the first dot of the file name, so its sample has no image"
-            }
-            Self::NoBytes => {
-                "the row has a path, but no bytes; store the bytes (Hugging Face: `embed_table_storage`), or ingest \
-                 the files by a list"
-            }
-            Self::Sparse => "a sparse file whose map cannot be read, or with too many holes",
-            Self::NotThere => "the list names it, but there is no such file",
-        }
-    }
 }
 
 /// Where an image's bytes are.
@@ -146,7 +124,7 @@ impl ImageBytes {
 /// An image by its name.
 #[derive(Clone, Debug)]
 pub(super) struct Record {
-    /// The container that names it: an index into [`Records::origins()`].
+    /// The container that names it: an index into [`Records::origins`].
     pub origin: u32,
     /// Its path within the container.
     pub path: Box<str>,
@@ -155,6 +133,17 @@ pub(super) struct Record {
     pub split: Option<Word>,
     pub place: ImageBytes,
     pub fault: Option<Fault>,
+}
+
+impl Record {
+    pub(super) fn new(origin: u32, path: impl Into<Box<str>>, evidence: Evidence, place: ImageBytes) -> Self {
+        Self { origin, path: path.into(), evidence, split: None, place, fault: None }
+    }
+
+    /// One that is not taken.
+    pub(super) fn rejected(origin: u32, path: &str, fault: Fault) -> Self {
+        Self { fault: Some(fault), ..Self::new(origin, path, Evidence::Folders, ImageBytes::NONE) }
+    }
 }
 
 /// An image of a source that has not been validated yet.
@@ -223,19 +212,22 @@ pub(super) struct ClassNames {
 pub(super) struct Records<'a> {
     pub options: &'a IngestOptions,
     pub containers: Containers,
-    origins: Vec<String>,
-    list: Vec<Record>,
+    /// The names of containers below the source, empty for the source itself.
+    pub origins: Vec<String>,
+    /// In the order of the source.
+    pub list: Vec<Record>,
     pub class_names: Option<ClassNames>,
     /// Labels of images without a class folder, by path or name as their list has it, with or without the ending.
     pub labels: Option<HashMap<String, Word>>,
     pub naming: Naming,
     /// The folder whose files the images are, and its number among the containers.
     pub folder: Option<(u32, Location)>,
-    passed_over: Counts,
+    pub passed_over: Counts,
     /// Of the files that hold images.
     pub stamps: Stamps,
-    understood: Vec<String>,
-    warnings: Vec<String>,
+    /// How the source was understood so far, a sentence each.
+    pub understood: Vec<String>,
+    pub warnings: Vec<String>,
     words: Vec<Box<str>>,
     numbers: HashMap<Box<str>, u32>,
 }
@@ -259,21 +251,6 @@ impl<'a> Records<'a> {
             words: Vec::new(),
             numbers: HashMap::new(),
         }
-    }
-
-    /// All records, in their order.
-    pub(super) fn list(&self) -> &[Record] {
-        &self.list
-    }
-
-    /// The same by value; then there are none.
-    pub(super) fn take_list(&mut self) -> Vec<Record> {
-        std::mem::take(&mut self.list)
-    }
-
-    /// The names of containers below the source, empty for the source itself.
-    pub(super) fn origins(&self) -> &[String] {
-        &self.origins
     }
 
     /// Adds a container by its name below the source.
@@ -305,40 +282,51 @@ impl<'a> Records<'a> {
 
     /// Adds a record, unless its path is hidden or ignored.
     pub(super) fn push(&mut self, record: Record) {
-        let path = self.shown(&record);
-        if !self.passes_over(passed_over_reason(self.options, &path), &path) {
-            self.list.push(record);
+        match passed_over_reason(self.options, &self.shown(&record)) {
+            Some(reason) => self.leave_out(record.origin, &reason, &record.path),
+            None => self.list.push(record),
         }
     }
 
     /// Adds a row of a table or a line of a list, unless its path is ignored: what they name is not hidden.
     pub(super) fn push_row(&mut self, record: Record) {
-        let path = self.shown(&record);
-        if !self.passes_over(ignored(self.options, &path), &path) {
-            self.list.push(record);
+        match ignored(self.options, &self.shown(&record)) {
+            Some(reason) => self.leave_out(record.origin, &reason, &record.path),
+            None => self.list.push(record),
         }
     }
 
-    fn passes_over(&mut self, reason: Option<String>, path: &str) -> bool {
-        if let Some(reason) = &reason {
-            self.leave_out(reason, path);
+    /// Adds a file whose folders are its class, if it is an image by its name.
+    pub(super) fn push_file(&mut self, origin: u32, path: String, split: Option<Word>, place: ImageBytes) {
+        if is_image(&path) {
+            self.push(Record { split, ..Record::new(origin, path, Evidence::Folders, place) });
+        } else {
+            self.pass_over(origin, "not an image by its name", &path);
         }
-        reason.is_some()
     }
 
-    /// Counts an entry that is not an image by its name.
-    pub(super) fn pass_over(&mut self, reason: &str, path: &str) {
-        if !self.passes_over(passed_over_reason(self.options, path), path) {
-            self.leave_out(reason, path);
+    /// Adds an entry that cannot be taken, if it is an image by its name.
+    pub(super) fn push_fault(&mut self, origin: u32, path: &str, fault: Fault) {
+        // What a broken link was to be is not known: it may have been a class.
+        if is_image(path) || fault == Fault::BrokenLink {
+            self.push(Record::rejected(origin, path, fault));
+        } else {
+            self.pass_over(origin, &fault.to_string(), path);
         }
+    }
+
+    /// Counts an entry that is not taken for this reason, unless it is hidden or ignored.
+    pub(super) fn pass_over(&mut self, origin: u32, reason: &str, path: &str) {
+        let by_name = passed_over_reason(self.options, &shown(&self.origins[origin as usize], path));
+        self.leave_out(origin, by_name.as_deref().unwrap_or(reason), path);
     }
 
     /// Counts an entry that is not taken, whatever its name.
-    pub(super) fn leave_out(&mut self, reason: &str, path: &str) {
-        count(&mut self.passed_over, reason, || path.to_owned());
+    pub(super) fn leave_out(&mut self, origin: u32, reason: &str, path: &str) {
+        count(&mut self.passed_over, reason, || shown(&self.origins[origin as usize], path));
     }
 
-    /// Notes for people how the source was understood, a sentence each; once, however many files say it.
+    /// Notes how the source was understood; once, however many files say it.
     pub(super) fn note(&mut self, sentence: String) {
         if !self.understood.contains(&sentence) {
             self.understood.push(sentence);
@@ -352,21 +340,6 @@ impl<'a> Records<'a> {
         }
     }
 
-    /// How the source was understood so far.
-    pub(super) fn understood(&self) -> &[String] {
-        &self.understood
-    }
-
-    /// The warnings so far.
-    pub(super) fn warnings(&self) -> &[String] {
-        &self.warnings
-    }
-
-    /// What a source keeps of its records: its containers, what was passed over, and the stamps of its files.
-    pub(super) fn finish(self) -> (Containers, Counts, Stamps) {
-        (self.containers, self.passed_over, self.stamps)
-    }
-
     /// The source is not what it should be.
     pub(super) fn wrong(&self, reason: impl Into<String>) -> IngestError {
         IngestError::layout(&self.options.sources[0], reason)
@@ -375,8 +348,7 @@ impl<'a> Records<'a> {
 
 /// Why a path is passed over by its name alone; `None` where it is not.
 pub(super) fn passed_over_reason(options: &IngestOptions, path: &str) -> Option<String> {
-    ignored(options, path)
-        .or_else(|| super::names::hidden(path).map(|_| "hidden or litter of a system".to_owned()))
+    ignored(options, path).or_else(|| hidden(path).then(|| "hidden or litter of a system".to_owned()))
 }
 
 /// The pattern by which a path is left out.

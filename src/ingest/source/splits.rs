@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::names::{
-    MOST_SPLITS, examples, file_name, split_like, split_meaning, split_of_folder, splits_of_container,
+    MOST_SPLITS, examples, folder_order, split_like, split_meaning, split_of_folder, splits_of_container,
     without_container_ending,
 };
 use super::records::{Evidence, Record, Records, shown, whole_path};
@@ -31,10 +31,11 @@ pub(super) struct Assigned {
 }
 
 /// The splits of a source.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Splits {
     pub names: Vec<String>,
-    of: Vec<Option<Assigned>>,
+    /// For each record its split; `None` for one that was not asked for.
+    pub of: Vec<Option<Assigned>>,
     /// How the splits were found, for people.
     pub understood: String,
     pub warnings: Vec<String>,
@@ -49,15 +50,10 @@ impl Splits {
         if records.options.splits.is_empty() { by_words(records) } else { by_patterns(records) }
     }
 
-    /// For each record its split; `None` for one that was not asked for.
-    pub(super) fn of(&self) -> &[Option<Assigned>] {
-        &self.of
-    }
-
     /// A record's path below the folder of its split.
     pub(super) fn below<'a>(&self, records: &'a Records<'_>, number: usize) -> &'a str {
         let below = self.of[number].map_or(0, |assigned| assigned.below as usize);
-        &records.list()[number].path[below..]
+        &records.list[number].path[below..]
     }
 
     /// Takes folders of this length for a part of the split's folder, for one record.
@@ -77,7 +73,7 @@ impl Splits {
         &'a self,
         records: &'a Records<'_>,
     ) -> impl Iterator<Item = (usize, Assigned)> + 'a {
-        let candidates = records.list().iter().zip(&self.of).enumerate();
+        let candidates = records.list.iter().zip(&self.of).enumerate();
         candidates.filter_map(|(number, (record, assigned))| {
             let assigned = (*assigned)?;
             let counts = record.evidence == Evidence::Folders
@@ -87,8 +83,10 @@ impl Splits {
         })
     }
 
-    fn new() -> Self {
-        Self { names: Vec::new(), of: Vec::new(), understood: String::new(), warnings: Vec::new() }
+    /// All records as one split.
+    fn all(self, records: &Records<'_>, name: &str) -> Self {
+        let of = vec![Some(Assigned { split: 0, below: 0 }); records.list.len()];
+        Self { names: vec![name.to_owned()], of, ..self }
     }
 
     fn push(&mut self, split: &str, below: usize) {
@@ -108,9 +106,10 @@ impl Splits {
 /// The splits that `--splits NAME=GLOB` names.
 fn by_patterns(records: &Records<'_>) -> Result<Splits, IngestError> {
     let patterns = &records.options.splits;
-    let mut splits = Splits::new();
+    let wanted = records.options.split.as_ref();
+    let mut splits = Splits { understood: "splits: as `--splits` names them".into(), ..Splits::default() };
     let mut unmatched = Vec::new();
-    for record in records.list() {
+    for record in &records.list {
         let path = records.shown(record);
         let mut matching = patterns.iter().filter(|(_, glob)| glob.matches(&path));
         let Some((name, glob)) = matching.next() else {
@@ -122,19 +121,21 @@ fn by_patterns(records: &Records<'_>) -> Result<Splits, IngestError> {
             let reason = format!("`{path}` matches the patterns of two splits, `{name}` and `{other}`");
             return Err(records.wrong(reason));
         }
-        let origin = &records.origins()[record.origin as usize];
-        let depth =
-            glob.folders_of(&path).saturating_sub(origin.split('/').filter(|part| !part.is_empty()).count());
-        let folders: Vec<usize> = record.path.match_indices('/').map(|(at, _)| at + 1).collect();
-        let below = depth.min(folders.len()).checked_sub(1).map_or(0, |last| folders[last]);
-        splits.push(name, below);
+        if wanted.is_some_and(|wanted| wanted != name) {
+            splits.of.push(None);
+            continue;
+        }
+        let of_origin = parts(&records.origins[record.origin as usize]).count();
+        let depth = glob.folders_of(&path).saturating_sub(of_origin);
+        let folders = record.path.match_indices('/').map(|(at, _)| at + 1);
+        splits.push(name, folders.take(depth).last().unwrap_or(0));
     }
     if !unmatched.is_empty() {
         let reason = format!(
             "{} of {} images match no pattern of `--splits` ({}): add a pattern, or leave them out with \
              `--ignore GLOB`",
             unmatched.len(),
-            records.list().len(),
+            records.list.len(),
             examples(&unmatched)
         );
         return Err(records.wrong(reason));
@@ -142,8 +143,18 @@ fn by_patterns(records: &Records<'_>) -> Result<Splits, IngestError> {
     if let Some((name, glob)) = patterns.iter().find(|(_, glob)| !glob.has_matched()) {
         return Err(records.wrong(format!("no image matches `--splits {name}={}`", glob.text())));
     }
-    splits.understood = "splits: as `--splits` names them".into();
-    select(records, splits)
+    if let Some(wanted) = wanted.filter(|wanted| !splits.names.contains(wanted)) {
+        let names: BTreeSet<&String> = patterns.iter().map(|(name, _)| name).collect();
+        let names: Vec<&String> = names.into_iter().collect();
+        let reason = format!("it has no split `{wanted}`; its splits are {}", examples(&names));
+        return Err(records.wrong(reason));
+    }
+    Ok(splits)
+}
+
+/// The parts of a path.
+fn parts(path: &str) -> impl Iterator<Item = &str> {
+    path.split('/').filter(|part| !part.is_empty())
 }
 
 /// The word of a record, and where its path below the word's folder begins.
@@ -151,10 +162,10 @@ type Found<'a> = Option<(&'a str, usize)>;
 
 fn by_words(records: &Records<'_>) -> Result<Splits, IngestError> {
     let of_origins: Vec<Option<&str>> =
-        records.origins().iter().map(|origin| word_of_origin(records, origin)).collect::<Result<_, _>>()?;
-    let has_column = records.list().iter().any(|record| record.split.is_some());
-    let mut found: Vec<Found<'_>> = Vec::with_capacity(records.list().len());
-    for record in records.list() {
+        records.origins.iter().map(|origin| word_of_origin(records, origin)).collect::<Result<_, _>>()?;
+    let has_column = records.list.iter().any(|record| record.split.is_some());
+    let mut found: Vec<Found<'_>> = Vec::with_capacity(records.list.len());
+    for record in &records.list {
         let of_origin = of_origins[record.origin as usize];
         found.push(match record.split.map(|word| records.text(word)) {
             Some(word) => match of_origin.filter(|other| split_meaning(other) != split_meaning(word)) {
@@ -175,12 +186,11 @@ fn by_words(records: &Records<'_>) -> Result<Splits, IngestError> {
     let wanted = records.options.split.as_deref();
     let is_wanted = |word: &str| wanted.is_some_and(|wanted| wanted.eq_ignore_ascii_case(word));
     let has_wanted = counts.keys().any(|word| is_wanted(word));
-    let mut splits = Splits { warnings: variants, ..Splits::new() };
+    let mut splits = Splits { warnings: variants, ..Splits::default() };
     if with == 0 {
         check_likely_splits(records)?;
         let name = single_split(records, &mut splits);
-        records.list().iter().for_each(|_| splits.push(&name, 0));
-        return Ok(splits);
+        return Ok(splits.all(records, &name));
     }
     let mut meanings: BTreeMap<String, &str> = BTreeMap::new();
     for word in counts.keys() {
@@ -191,29 +201,23 @@ fn by_words(records: &Records<'_>) -> Result<Splits, IngestError> {
             )));
         }
     }
-    let all = with == records.list().len() as u64;
-    // A word that is the only one may be a class beside others: then `--split` does not say which is meant.
-    if !all && has_wanted && counts.len() == 1 {
-        return Err(mixed(records, &found, &counts));
-    }
-    if !all && !has_wanted {
-        if let Some(name) = wanted {
+    let all = with == records.list.len() as u64;
+    match wanted {
+        None if !all => return Err(mixed(records, &found, &counts)),
+        // A word that is the only one may be a class beside others: then `--split` does not say which is meant.
+        Some(_) if !all && has_wanted && counts.len() == 1 => return Err(mixed(records, &found, &counts)),
+        Some(name) if !all && !has_wanted => {
             splits.understood = format!("splits: all images are `{name}`, by `--split`");
-            records.list().iter().for_each(|_| splits.push(name, 0));
-            return Ok(splits);
+            return Ok(splits.all(records, name));
         }
-        return Err(mixed(records, &found, &counts));
-    }
-    if all
-        && !has_wanted
-        && let Some(name) = wanted
-    {
-        let names: Vec<&str> = counts.keys().copied().collect();
-        let reason = format!(
-            "it has no split `{name}`; its splits are {}. `--splits '{name}=**'` takes all images as `{name}`",
-            examples(&names)
-        );
-        return Err(records.wrong(reason));
+        Some(name) if !has_wanted => {
+            let names: Vec<&str> = counts.keys().copied().collect();
+            return Err(records.wrong(format!(
+                "it has no split `{name}`; its splits are {}. `--splits '{name}=**'` takes all images as `{name}`",
+                examples(&names)
+            )));
+        }
+        _ => {}
     }
     let source = if has_column { "the column `split`" } else { "the names of folders and containers" };
     splits.understood = format!("splits: by {source}");
@@ -228,29 +232,12 @@ fn by_words(records: &Records<'_>) -> Result<Splits, IngestError> {
     Ok(splits)
 }
 
-/// Of splits that were found, those that `--split` asks for.
-fn select(records: &Records<'_>, mut splits: Splits) -> Result<Splits, IngestError> {
-    let Some(wanted) = &records.options.split else { return Ok(splits) };
-    let Some(number) = splits.names.iter().position(|name| name == wanted) else {
-        let reason = format!("it has no split `{wanted}`; its splits are {}", examples(&splits.names));
-        return Err(records.wrong(reason));
-    };
-    for assigned in &mut splits.of {
-        *assigned = assigned
-            .filter(|assigned| usize::from(assigned.split) == number)
-            .map(|assigned| Assigned { split: 0, ..assigned });
-    }
-    splits.names = vec![wanted.clone()];
-    Ok(splits)
-}
-
 /// Folders or containers beside one another of which half are called nearly like splits, such as `train2017` beside
 /// `val2017`, are either splits or classes.
 fn check_likely_splits(records: &Records<'_>) -> Result<(), IngestError> {
     let Some(Likely { above, names, is_container }) = Likely::find(records) else { return Ok(()) };
-    let meanings: BTreeSet<String> =
-        names.iter().filter_map(|name| split_like(name)).map(|(word, _)| split_meaning(word)).collect();
     // Another name than theirs is that of all images.
+    let meanings = likely_meanings(&names);
     if records.options.split.as_ref().is_some_and(|name| !meanings.contains(&split_meaning(name))) {
         return Ok(());
     }
@@ -296,45 +283,34 @@ struct Likely {
 impl Likely {
     /// Where half of several names or more are nearly words of at least two splits.
     fn find(records: &Records<'_>) -> Option<Self> {
-        let mut folders: BTreeSet<(u32, &str)> = BTreeSet::new();
-        let mut last = None;
-        for record in records.list() {
-            let folder = (record.origin, record.path.rsplit_once('/').map_or("", |(folder, _)| folder));
-            // Images of a folder mostly follow one another.
-            if last != Some(folder) {
-                folders.insert(folder);
-                last = Some(folder);
-            }
-        }
-        let mut beside: BTreeMap<String, Self> = BTreeMap::new();
+        let folders = records.list.iter().map(|record| (record.origin, folder_order(&record.path).0));
+        let folders: BTreeSet<(u32, &str)> = folders.collect();
+        let mut beside: BTreeMap<String, (BTreeSet<String>, bool)> = BTreeMap::new();
         for (origin, folder) in folders {
-            let container = &records.origins()[origin as usize];
+            let container = &records.origins[origin as usize];
             let whole = shown(container, folder);
-            let of_container = container.split('/').filter(|part| !part.is_empty()).count();
+            let of_container = parts(container).count();
             let mut start = 0;
             for (depth, part) in whole.split('/').enumerate().filter(|(_, part)| !part.is_empty()) {
                 let is_container = depth + 1 == of_container;
                 let name = if is_container { without_container_ending(part) } else { part };
-                let above = whole[..start].to_owned();
-                let entry = beside.entry(above.clone()).or_insert_with(|| Self {
-                    above,
-                    names: BTreeSet::new(),
-                    is_container,
-                });
-                entry.names.insert(name.to_owned());
+                let beside = beside.entry(whole[..start].to_owned());
+                beside.or_insert_with(|| (BTreeSet::new(), is_container)).0.insert(name.to_owned());
                 start += part.len() + 1;
             }
         }
-        beside.into_values().find(|Self { names, .. }| {
-            let likely: Vec<String> = names
-                .iter()
-                .filter_map(|name| split_like(name))
-                .map(|(word, _)| split_meaning(word))
-                .collect();
-            let meanings: BTreeSet<&String> = likely.iter().collect();
-            meanings.len() > 1 && likely.len() * 2 >= names.len()
+        let mut beside =
+            beside.into_iter().map(|(above, (names, is_container))| Self { above, names, is_container });
+        beside.find(|Self { names, .. }| {
+            let likely = likely_meanings(names);
+            likely.iter().any(|meaning| *meaning != likely[0]) && likely.len() * 2 >= names.len()
         })
     }
+}
+
+/// The splits that names are likely to mean, one for each that means any.
+fn likely_meanings(names: &BTreeSet<String>) -> Vec<String> {
+    names.iter().filter_map(|name| split_like(name)).map(|(word, _)| split_meaning(word)).collect()
 }
 
 /// The name of the one split of a source without words.
@@ -343,7 +319,7 @@ fn single_split(records: &Records<'_>, splits: &mut Splits) -> String {
         splits.understood = format!("splits: the source is one, `{name}`, by `--split`");
         return name.clone();
     }
-    let own = own_name(&records.options.sources, records.origins());
+    let own = own_name(&records.options.sources, &records.origins);
     match own.as_deref().and_then(split_of_folder).map(str::to_owned) {
         Some(word) => {
             splits.understood =
@@ -389,11 +365,10 @@ fn own_name(sources: &[Location], origins: &[String]) -> Option<String> {
 
 /// The word in the name of a container and of the folders around it.
 fn word_of_origin<'a>(records: &Records<'_>, origin: &'a str) -> Result<Option<&'a str>, IngestError> {
-    let (folders, _) = origin.rsplit_once('/').unwrap_or(("", origin));
+    let (folders, name) = folder_order(origin);
     let mut words: Vec<&str> = folders.split('/').filter_map(split_of_folder).collect();
-    words.extend(splits_of_container(file_name(origin)));
-    let differing = words.iter().find(|word| split_meaning(word) != split_meaning(words[0]));
-    match differing {
+    words.extend(splits_of_container(name));
+    match words.iter().find(|word| split_meaning(word) != split_meaning(words[0])) {
         Some(other) => Err(two_words(records, origin, words[0], other)),
         None => Ok(words.first().copied()),
     }
@@ -428,16 +403,21 @@ fn word_of<'a>(
 /// Folders above those that are called like a split are the same for all images, or they mean something.
 fn check_above(records: &Records<'_>, found: &[Found<'_>]) -> Result<(), IngestError> {
     let mut above: BTreeSet<&str> = BTreeSet::new();
-    for (record, found) in records.list().iter().zip(found) {
+    for (record, found) in records.list.iter().zip(found) {
         if let Some((_, below)) = found.filter(|(_, below)| *below > 0) {
-            let folders = record.path[..below - 1].rsplit_once('/').map_or("", |(above, _)| above);
-            above.insert(folders);
+            above.insert(folder_order(&record.path[..below - 1]).0);
         }
     }
     if above.len() < 2 {
         return Ok(());
     }
-    Err(below_several(records, above))
+    let shown: Vec<&str> = above.into_iter().filter(|folders| !folders.is_empty()).collect();
+    Err(records.wrong(format!(
+        "folders that are called like a split are below several others, such as {}: ingest one of those alone \
+         (`--ignore GLOB`), or say what is a split: with `--splits 'train=*/train/**'` class folders are below it, \
+         with `--splits 'train=**/train/**'` above it",
+        examples(&shown)
+    )))
 }
 
 /// Containers of one split are below one folder, or they are of several datasets; their names differ in
@@ -445,9 +425,9 @@ fn check_above(records: &Records<'_>, found: &[Found<'_>]) -> Result<(), IngestE
 fn check_containers(records: &Records<'_>, words: &[Option<&str>]) -> Result<Vec<String>, IngestError> {
     let mut above: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
     let mut kinds: BTreeMap<String, BTreeMap<String, &str>> = BTreeMap::new();
-    for (origin, word) in records.origins().iter().zip(words) {
+    for (origin, word) in records.origins.iter().zip(words) {
         let Some(word) = word else { continue };
-        let (folders, name) = origin.rsplit_once('/').unwrap_or(("", origin));
+        let (folders, name) = folder_order(origin);
         let mut start = 0;
         let is_word = |part: &str| {
             let begin = start;
@@ -494,16 +474,6 @@ fn without_numbers(name: &str) -> String {
     parts.map(plain).filter(|part| !part.is_empty() && part != "of").collect::<Vec<_>>().join("-")
 }
 
-fn below_several(records: &Records<'_>, above: BTreeSet<&str>) -> IngestError {
-    let shown: Vec<&str> = above.into_iter().filter(|folders| !folders.is_empty()).collect();
-    records.wrong(format!(
-        "folders that are called like a split are below several others, such as {}: ingest one of those alone \
-         (`--ignore GLOB`), or say what is a split: with `--splits 'train=*/train/**'` class folders are below it, \
-         with `--splits 'train=**/train/**'` above it",
-        examples(&shown)
-    ))
-}
-
 fn two_words(records: &Records<'_>, path: &str, one: &str, other: &str) -> IngestError {
     records.wrong(format!(
         "`{path}` names two splits, `{one}` and `{other}`: `--splits NAME=GLOB` says which images are which split"
@@ -513,12 +483,12 @@ fn two_words(records: &Records<'_>, path: &str, one: &str, other: &str) -> Inges
 /// Some records have a word and some have none.
 fn mixed(records: &Records<'_>, found: &[Found<'_>], counts: &BTreeMap<&str, u64>) -> IngestError {
     let shown = |with: bool| -> Vec<String> {
-        let of_kind = records.list().iter().zip(found).filter(|(_, found)| found.is_some() == with);
+        let of_kind = records.list.iter().zip(found).filter(|(_, found)| found.is_some() == with);
         of_kind.take(4).map(|(record, _)| records.shown(record)).collect()
     };
     let words: Vec<&str> = counts.keys().copied().collect();
     let with: u64 = counts.values().sum();
-    let without = records.list().len() as u64 - with;
+    let without = records.list.len() as u64 - with;
     let alone = match words.as_slice() {
         // It may be a class.
         [_] => "",

@@ -1,10 +1,11 @@
 //! A file that holds images or their container, as it was when it was listed, a reader of a part of it, and
 //! which of its bytes a member is.
 
-use std::fs::{File, Metadata};
+use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -12,7 +13,7 @@ use bytes::Bytes;
 use super::failed;
 use super::spool::Spool;
 use crate::ingest::IngestError;
-use crate::storage::{Location, StorageError};
+use crate::storage::{Location, Stamp, StorageError};
 
 /// Bytes fetched at a time from an object store, where a request costs more than its bytes.
 const REMOTE_BYTES: u64 = 1 << 20;
@@ -29,26 +30,12 @@ pub(crate) struct SourceFile {
 
 #[derive(Clone, Debug)]
 enum Origin {
-    /// A local file; the stamp tells whether it changed.
-    Local(Location, Stamp),
+    /// A local file; with the length, the stamp tells whether it changed.
+    Local(Arc<Path>, Option<Stamp>),
     /// A file in an object store.
     Remote(Location),
     /// A copy in the spool.
     Spooled(Arc<Spool>, Extent),
-}
-
-/// Size and time of a local file: if either changes, so did the file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
-    bytes: u64,
-    seconds: i64,
-    nanoseconds: i64,
-}
-
-impl Stamp {
-    fn of(metadata: &Metadata) -> Self {
-        Self { bytes: metadata.len(), seconds: metadata.mtime(), nanoseconds: metadata.mtime_nsec() }
-    }
 }
 
 impl SourceFile {
@@ -72,8 +59,8 @@ impl SourceFile {
             };
             return Err(IngestError::layout(name, reason));
         }
-        let stamp = Stamp::of(&metadata);
-        Ok(Self { name: name.into(), len: metadata.len(), origin: Origin::Local(location.clone(), stamp) })
+        let origin = Origin::Local(path.into(), Stamp::of_time(&metadata));
+        Ok(Self { name: name.into(), len: metadata.len(), origin })
     }
 
     /// A copy in the spool.
@@ -111,8 +98,7 @@ impl SourceFile {
     /// An open file, if it is a local one.
     pub(super) fn handle(&self) -> Result<Option<File>, StorageError> {
         match &self.origin {
-            Origin::Local(location, _) => {
-                let path = location.local_path().expect("a local file has a path");
+            Origin::Local(path, _) => {
                 File::open(path).map(Some).map_err(|error| missing_or_failed(&self.name, error))
             }
             Origin::Remote(_) | Origin::Spooled(..) => Ok(None),
@@ -135,7 +121,7 @@ impl SourceFile {
                 let read = read_local(file, extent, bytes);
                 // Looked up after the read, so that a change before its end is seen.
                 let metadata = file.metadata().map_err(|error| failed("look up", self.name(), error))?;
-                if Stamp::of(&metadata) != *stamp {
+                if (metadata.len(), Stamp::of_time(&metadata)) != (self.len, *stamp) {
                     return Err(self.changed(metadata.len()));
                 }
                 read.map_err(|error| failed("read", self.name(), error))
@@ -177,8 +163,7 @@ impl SourceFile {
     }
 
     fn changed(&self, bytes: u64) -> StorageError {
-        let local = !self.is_remote();
-        changed(self.name(), local, self.len, bytes)
+        changed(self.name(), !self.is_remote(), self.len, bytes)
     }
 }
 
@@ -221,11 +206,6 @@ impl Window {
         self.ahead = 8 * REMOTE_BYTES;
         self
     }
-
-    fn fetch(&self, range: Range<u64>) -> Result<Bytes, StorageError> {
-        let bytes = range.end - range.start;
-        self.file.read_with(self.handle.as_ref(), &self.extent.slice(range), bytes)
-    }
 }
 
 impl Read for Window {
@@ -235,7 +215,9 @@ impl Read for Window {
         }
         if !self.buffered.contains(&self.position) {
             let range = self.position..(self.position + self.ahead).min(self.len);
-            self.buffer = self.fetch(range.clone()).map_err(io::Error::other)?;
+            let (extent, bytes) = (self.extent.slice(range.clone()), range.end - range.start);
+            let read = self.file.read_with(self.handle.as_ref(), &extent, bytes);
+            self.buffer = read.map_err(io::Error::other)?;
             self.buffered = range;
         }
         let from = (self.position - self.buffered.start) as usize;
@@ -260,14 +242,10 @@ impl Seek for Window {
 
 /// The error of a file that is not what was listed.
 pub(super) fn changed(name: &str, local: bool, listed: u64, found: u64) -> StorageError {
-    let source = if listed == found {
-        "the file was modified after it was listed; run ingest again when nothing writes to it".to_owned()
-    } else {
-        format!(
-            "the file was modified after it was listed ({listed} bytes then, {found} now); \
-             run ingest again when nothing writes to it"
-        )
-    };
+    let sizes = if listed == found { String::new() } else { format!(" ({listed} bytes then, {found} now)") };
+    let source = format!(
+        "the file was modified after it was listed{sizes}; run ingest again when nothing writes to it"
+    );
     StorageError::Failed { operation: "read", location: name.to_owned(), local, source: source.into() }
 }
 
@@ -286,19 +264,13 @@ pub(crate) enum Extent {
         /// Its first byte.
         offset: u64,
     },
-    /// Several pieces; holes between them are zeros.
-    Sparse(Arc<SparseMap>),
-}
-
-/// The pieces of a sparse member, ascending and without overlap.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct SparseMap {
-    pieces: Box<[Piece]>,
+    /// Several pieces, ascending and without overlap; holes between them are zeros.
+    Sparse(Arc<Box<[Piece]>>),
 }
 
 /// A run of stored bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Piece {
+pub(crate) struct Piece {
     /// Its offset in the member.
     pub logical: u64,
     /// Its offset in the file.
@@ -323,18 +295,18 @@ impl Extent {
         match pieces.as_slice() {
             [piece] if piece.logical == 0 && piece.bytes == bytes => Self::Range { offset: piece.physical },
             [] if bytes == 0 => Self::Range { offset: 0 },
-            _ => Self::Sparse(Arc::new(SparseMap { pieces: pieces.into() })),
+            _ => Self::Sparse(Arc::new(pieces.into())),
         }
     }
 
     /// A part of it.
     pub(crate) fn slice(&self, range: Range<u64>) -> Self {
-        let map = match self {
+        let pieces = match self {
             Self::Range { offset } => return Self::Range { offset: offset + range.start },
-            Self::Sparse(map) => map,
+            Self::Sparse(pieces) => pieces,
         };
-        let first = map.pieces.partition_point(|piece| piece.logical + piece.bytes <= range.start);
-        let inside = map.pieces[first..].iter().take_while(|piece| piece.logical < range.end);
+        let first = pieces.partition_point(|piece| piece.logical + piece.bytes <= range.start);
+        let inside = pieces[first..].iter().take_while(|piece| piece.logical < range.end);
         let pieces = inside.map(|piece| {
             let start = piece.logical.max(range.start);
             let end = (piece.logical + piece.bytes).min(range.end);
@@ -349,16 +321,13 @@ impl Extent {
 
     /// Where in this extent's file a member is that has `bytes` bytes at `inner` of this extent.
     pub(crate) fn within(&self, inner: &Self, bytes: u64) -> Self {
-        let map = match inner {
+        let inner = match inner {
             Self::Range { offset } => return self.slice(*offset..offset + bytes),
-            Self::Sparse(map) => map,
+            Self::Sparse(pieces) => pieces,
         };
-        let pieces = map.pieces.iter().flat_map(|inner| {
-            let outer = self.slice(inner.physical..inner.physical + inner.bytes);
-            outer
-                .pieces(inner.bytes)
-                .into_iter()
-                .map(|piece| Piece { logical: inner.logical + piece.logical, ..piece })
+        let pieces = inner.iter().flat_map(|inner| {
+            let outer = self.slice(inner.physical..inner.physical + inner.bytes).pieces(inner.bytes);
+            outer.into_iter().map(|piece| Piece { logical: inner.logical + piece.logical, ..piece })
         });
         Self::of_pieces(pieces.collect(), bytes)
     }
@@ -367,7 +336,7 @@ impl Extent {
     pub(super) fn pieces(&self, bytes: u64) -> Vec<Piece> {
         match self {
             Self::Range { offset } => vec![Piece { logical: 0, physical: *offset, bytes }],
-            Self::Sparse(map) => map.pieces.to_vec(),
+            Self::Sparse(pieces) => pieces.to_vec(),
         }
     }
 
@@ -378,23 +347,15 @@ impl Extent {
         mut read_at: impl FnMut(u64, &mut [u8]) -> Result<(), E>,
     ) -> Result<Bytes, E> {
         let mut buffer = vec![0; bytes as usize];
-        match self {
-            _ if bytes == 0 => {}
-            Self::Range { offset } => read_at(*offset, &mut buffer)?,
-            Self::Sparse(map) => {
-                for piece in &map.pieces {
-                    let start = piece.logical as usize;
-                    read_at(piece.physical, &mut buffer[start..start + piece.bytes as usize])?;
-                }
-            }
+        for Piece { logical, physical, bytes } in self.pieces(bytes) {
+            read_at(physical, &mut buffer[logical as usize..][..bytes as usize])?;
         }
         Ok(buffer.into())
     }
 }
 
 /// Reads a member of a local file.
-pub(super) fn read_local(file: &std::fs::File, extent: &Extent, bytes: u64) -> io::Result<Bytes> {
-    use std::os::unix::fs::FileExt;
+pub(super) fn read_local(file: &File, extent: &Extent, bytes: u64) -> io::Result<Bytes> {
     extent.read(bytes, |offset, buffer| file.read_exact_at(buffer, offset))
 }
 

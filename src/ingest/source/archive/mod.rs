@@ -9,7 +9,6 @@ mod file;
 mod spool;
 mod tar;
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,7 +17,7 @@ use bytes::Bytes;
 
 pub(super) use file::{Extent, SourceFile, Window};
 pub(super) use spool::{Compression, Spool, compression, first_bytes, unpack};
-pub(super) use tar::{Index, Member, Skipped, looks_like_tar, read_index, read_nested};
+pub(super) use tar::{Index, Member, looks_like_tar, read_index, read_nested};
 
 use crate::storage::{Location, StorageError, read_concurrently};
 use file::{changed, missing_or_failed};
@@ -36,7 +35,7 @@ pub(super) fn failed(
 const MOST_OPEN: usize = 128;
 
 /// Makes an image file of an entry's bytes.
-pub(crate) type Decode = fn(&[u8]) -> Bytes;
+pub(crate) type Decode = fn(Bytes) -> Bytes;
 
 /// What to read: an entry of a container.
 #[derive(Clone, Copy, Debug)]
@@ -55,8 +54,8 @@ pub(crate) struct Request<'a> {
 enum Container {
     /// An entry's path leads to its file.
     Folder(Location),
-    /// An entry is a part of the file, perhaps decoded into an image.
-    File(SourceFile, Option<Decode>),
+    /// An entry is a part of the file, made into an image file.
+    File(SourceFile, Decode),
 }
 
 /// All containers of a source. Reads are thread safe.
@@ -74,12 +73,12 @@ impl Containers {
 
     /// Adds a file, whose entries are parts of it.
     pub(crate) fn add_file(&mut self, file: SourceFile) -> u32 {
-        self.add(Container::File(file, None))
+        self.add(Container::File(file, |bytes| bytes))
     }
 
     /// Adds a file of records; `decode` makes an image file of each.
     pub(crate) fn add_records(&mut self, file: SourceFile, decode: Decode) -> u32 {
-        self.add(Container::File(file, Some(decode)))
+        self.add(Container::File(file, decode))
     }
 
     fn add(&mut self, container: Container) -> u32 {
@@ -96,8 +95,7 @@ impl Containers {
             Container::Folder(root) => read_file(&root.join(request.path), request.bytes),
             Container::File(file, decode) => {
                 let handle = self.handles.of(request.container, file)?;
-                let bytes = file.read_with(handle.as_deref(), request.extent, request.bytes)?;
-                Ok(decode.map_or_else(|| bytes.clone(), |decode| decode(&bytes)))
+                file.read_with(handle.as_deref(), request.extent, request.bytes).map(decode)
             }
         }
     }
@@ -108,11 +106,16 @@ impl Containers {
     /// If any changed since it was listed, or a store fails.
     pub(crate) fn read_all(&self, requests: &[Request<'_>]) -> Result<Vec<Bytes>, StorageError> {
         let remote: Vec<_> = requests.iter().map(|request| self.remote(request)).collect();
-        let fetched = read_concurrently(remote.iter().flatten().cloned().collect());
-        let mut fetched = fetched.into_iter();
-        let read = requests.iter().zip(&remote).map(|(request, remote)| match remote {
-            None => self.read(*request),
-            Some(_) => self.check_fetched(request, fetched.next().expect("one for each that was wanted")?),
+        let mut fetched = read_concurrently(remote.iter().flatten().cloned().collect()).into_iter();
+        let read = requests.iter().zip(&remote).map(|(request, remote)| {
+            let Some((location, range)) = remote else { return self.read(*request) };
+            let found = fetched.next().expect("one for each that was wanted")?;
+            match (&self.containers[request.container as usize], range) {
+                (Container::File(file, decode), Some(range)) => {
+                    file.whole(found, range.start, request.bytes).map(decode)
+                }
+                _ => whole(location, request.bytes, found),
+            }
         });
         read.collect()
     }
@@ -126,17 +129,6 @@ impl Containers {
                 let (location, range) = file.remote_range(request.extent, request.bytes)?;
                 Some((location, Some(range)))
             }
-        }
-    }
-
-    fn check_fetched(&self, request: &Request<'_>, found: Bytes) -> Result<Bytes, StorageError> {
-        match (&self.containers[request.container as usize], request.extent) {
-            (Container::Folder(root), _) => whole(&root.join(request.path), request.bytes, found),
-            (Container::File(file, decode), Extent::Range { offset }) => {
-                let bytes = file.whole(found, *offset, request.bytes)?;
-                Ok(decode.map_or_else(|| bytes.clone(), |decode| decode(&bytes)))
-            }
-            (Container::File(..), Extent::Sparse(_)) => unreachable!("only ranges are fetched"),
         }
     }
 }
@@ -164,46 +156,30 @@ fn whole(location: &Location, bytes: u64, found: Bytes) -> Result<Bytes, Storage
     Err(changed(&location.to_string(), location.local_path().is_some(), bytes, found.len() as u64))
 }
 
-/// Open files by container; the one that was not used for longest is closed first.
+/// Open files by container, the last used one last; the first is closed where there would be too many.
 #[derive(Debug, Default)]
-struct Handles {
-    open: Mutex<Open>,
-}
-
-#[derive(Debug, Default)]
-struct Open {
-    /// Each with the time of its last use.
-    files: HashMap<u32, (Arc<File>, u64)>,
-    uses: u64,
-}
+struct Handles(Mutex<Vec<(u32, Arc<File>)>>);
 
 impl Handles {
     /// The open file of a container; `None` if it needs none.
     fn of(&self, container: u32, file: &SourceFile) -> Result<Option<Arc<File>>, StorageError> {
-        if let Some(handle) = self.find(container) {
+        let open = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let find = |open: &mut Vec<(u32, Arc<File>)>| {
+            let at = open.iter().position(|(number, _)| *number == container)?;
+            open[at..].rotate_left(1);
+            open.last().map(|(_, handle)| Arc::clone(handle))
+        };
+        if let Some(handle) = find(&mut open()) {
             return Ok(Some(handle));
         }
         // Opened without the lock: a slow file system does not delay other threads. Two threads may open one file.
         let Some(handle) = file.handle()?.map(Arc::new) else { return Ok(None) };
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if open.files.len() >= MOST_OPEN
-            && let Some((&oldest, _)) = open.files.iter().min_by_key(|(_, (_, used))| *used)
-        {
-            open.files.remove(&oldest);
+        let mut open = open();
+        if open.len() >= MOST_OPEN {
+            open.remove(0);
         }
-        open.uses += 1;
-        let used = open.uses;
-        open.files.insert(container, (Arc::clone(&handle), used));
+        open.push((container, Arc::clone(&handle)));
         Ok(Some(handle))
-    }
-
-    fn find(&self, container: u32) -> Option<Arc<File>> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.uses += 1;
-        let now = open.uses;
-        let (file, used) = open.files.get_mut(&container)?;
-        *used = now;
-        Some(Arc::clone(file))
     }
 }
 

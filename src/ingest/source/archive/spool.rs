@@ -2,16 +2,16 @@
 //!
 //! All copies share one file without a name in the folder for temporary files (`TMPDIR`), so that thousands
 //! of compressed tars take one open file, and nothing is left when the process ends, however it ends. A copy
-//! is a list of pieces of that file. The file is created with the first copy.
+//! is a list of pieces of that file.
 //!
 //! A compressed tar is unpacked once into the spool, since its members can only be read in order.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read, Seek};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bytes::Bytes;
 
@@ -33,48 +33,34 @@ const RESERVE: u64 = 64 << 20;
 #[derive(Debug)]
 pub(crate) struct Spool {
     folder: PathBuf,
-    file: OnceLock<File>,
-    creating: Mutex<()>,
+    file: File,
     /// Where the next piece begins.
     end: AtomicU64,
 }
 
 impl Spool {
     /// A spool in the folder for temporary files.
-    pub(crate) fn new() -> Arc<Self> {
+    ///
+    /// # Errors
+    /// If the folder is not there, or no file can be created in it.
+    pub(crate) fn new() -> Result<Arc<Self>, StorageError> {
         Self::in_folder(&std::env::temp_dir())
     }
 
-    pub(super) fn in_folder(folder: &Path) -> Arc<Self> {
-        let (folder, file, creating) = (folder.to_owned(), OnceLock::new(), Mutex::new(()));
-        Arc::new(Self { folder, file, creating, end: AtomicU64::new(0) })
+    pub(super) fn in_folder(folder: &Path) -> Result<Arc<Self>, StorageError> {
+        let file = tempfile::tempfile_in(folder)
+            .map_err(|error| failed("create a temporary file", shown(folder), error))?;
+        Ok(Arc::new(Self { folder: folder.to_owned(), file, end: AtomicU64::new(0) }))
     }
 
-    fn file(&self) -> Result<&File, StorageError> {
-        let _one = match self.file.get() {
-            Some(file) => return Ok(file),
-            None => self.creating.lock().unwrap_or_else(PoisonError::into_inner),
-        };
-        if let Some(file) = self.file.get() {
-            return Ok(file);
-        }
-        let file = tempfile::tempfile_in(&self.folder)
-            .map_err(|error| failed("create a temporary file", shown(&self.folder), error))?;
-        Ok(self.file.get_or_init(|| file))
-    }
-
-    /// Checks that `bytes` more bytes fit on the disk.
-    ///
-    /// # Errors
-    /// If they do not.
+    /// An error if `bytes` more bytes do not fit on the disk.
     pub(crate) fn check_space(&self, bytes: u64) -> Result<(), StorageError> {
         self.check_space_after(0, bytes)
     }
 
     fn check_space_after(&self, written: u64, bytes: u64) -> Result<(), StorageError> {
-        let found = rustix::fs::fstatvfs(self.file()?).map_err(|error| {
-            failed("look up the free space", shown(&self.folder), std::io::Error::from(error))
-        })?;
+        let found = rustix::fs::fstatvfs(&self.file)
+            .map_err(|error| failed("look up the free space", shown(&self.folder), io::Error::from(error)))?;
         let free = found.f_bavail.saturating_mul(found.f_frsize);
         // Some network file systems count no blocks at all.
         if found.f_blocks > 0 && free < bytes { Err(self.full(written, bytes, free)) } else { Ok(()) }
@@ -87,7 +73,7 @@ impl Spool {
 
     /// Reads a part of the spool.
     pub(super) fn read(&self, extent: &Extent, bytes: u64) -> Result<Bytes, StorageError> {
-        read_local(self.file()?, extent, bytes).map_err(|error| failed("read", shown(&self.folder), error))
+        read_local(&self.file, extent, bytes).map_err(|error| failed("read", shown(&self.folder), error))
     }
 
     fn full(&self, written: u64, needed: u64, free: u64) -> StorageError {
@@ -102,9 +88,8 @@ impl Spool {
         failed("write", shown(&self.folder), reason)
     }
 
-    fn write_error(&self, error: std::io::Error, written: u64, needed: u64) -> StorageError {
-        let is_full =
-            matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded);
+    fn write_error(&self, error: io::Error, written: u64, needed: u64) -> StorageError {
+        let is_full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
         if is_full { self.full(written, needed, 0) } else { failed("write", shown(&self.folder), error) }
     }
 }
@@ -143,7 +128,7 @@ impl SpoolWriter {
             }
             let piece = self.pieces.last_mut().expect("there is room in one");
             let count = bytes.len().min(usize::try_from(self.room).unwrap_or(usize::MAX));
-            let written = self.spool.file()?.write_all_at(&bytes[..count], piece.physical + piece.bytes);
+            let written = self.spool.file.write_all_at(&bytes[..count], piece.physical + piece.bytes);
             written.map_err(|error| self.spool.write_error(error, offset, count as u64))?;
             piece.bytes += count as u64;
             self.room -= count as u64;
@@ -151,11 +136,6 @@ impl SpoolWriter {
             bytes = &bytes[count..];
         }
         Ok(offset)
-    }
-
-    /// The bytes that were written so far.
-    pub(super) fn len(&self) -> u64 {
-        self.len
     }
 
     /// The copy as a file; `name` is for errors.
@@ -178,41 +158,30 @@ pub(crate) enum Compression {
     Gzip,
     /// `.zst`; several frames in a row are one.
     Zstd,
-    /// One that is not supported, by its name.
-    Unsupported(&'static str),
 }
 
 /// The compression of a file that begins so.
-pub(crate) fn compression(head: &[u8]) -> Option<Compression> {
-    match head {
-        [0x1F, 0x8B, ..] => Some(Compression::Gzip),
-        [0x28, 0xB5, 0x2F, 0xFD, ..] => Some(Compression::Zstd),
-        // A skippable frame, with which pzstd begins.
-        [0x50..=0x5F, 0x2A, 0x4D, 0x18, ..] => Some(Compression::Zstd),
-        [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41, 0x59, 0x26, 0x53, 0x59, ..] => {
-            Some(Compression::Unsupported("bzip2"))
+///
+/// # Errors
+/// The reason, if it is of a kind that is not supported.
+pub(crate) fn compression(head: &[u8]) -> Result<Option<Compression>, String> {
+    let name = match head {
+        [0x1F, 0x8B, ..] => return Ok(Some(Compression::Gzip)),
+        // The second is a skippable frame, with which pzstd begins.
+        [0x28, 0xB5, 0x2F, 0xFD, ..] | [0x50..=0x5F, 0x2A, 0x4D, 0x18, ..] => {
+            return Ok(Some(Compression::Zstd));
         }
-        [0xFD, b'7', b'z', b'X', b'Z', 0, ..] => Some(Compression::Unsupported("xz")),
-        [0x04, 0x22, 0x4D, 0x18, ..] => Some(Compression::Unsupported("lz4")),
-        [b'L', b'Z', b'I', b'P', 0 | 1, ..] => Some(Compression::Unsupported("lzip")),
-        [0x1F, 0x9D, ..] => Some(Compression::Unsupported("compress")),
-        _ => None,
-    }
+        [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41, 0x59, 0x26, 0x53, 0x59, ..] => "bzip2",
+        [0xFD, b'7', b'z', b'X', b'Z', 0, ..] => "xz",
+        [0x04, 0x22, 0x4D, 0x18, ..] => "lz4",
+        [b'L', b'Z', b'I', b'P', 0 | 1, ..] => "lzip",
+        [0x1F, 0x9D, ..] => "compress",
+        _ => return Ok(None),
+    };
+    Err(format!("{name} is not supported; unpack it, or compress it with zstd or gzip instead"))
 }
 
-impl Compression {
-    /// Why it cannot be read, if it cannot.
-    pub(crate) fn unsupported(self) -> Option<String> {
-        match self {
-            Self::Gzip | Self::Zstd => None,
-            Self::Unsupported(name) => {
-                Some(format!("{name} is not supported; unpack it, or compress it with zstd or gzip instead"))
-            }
-        }
-    }
-}
-
-/// The first bytes of what is compressed; none of an unsupported kind.
+/// The first bytes of what is compressed.
 pub(crate) fn first_bytes(head: &[u8], compression: Compression, count: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     // The head is cut, so an error at its end is expected; what came before it counts.
@@ -220,22 +189,20 @@ pub(crate) fn first_bytes(head: &[u8], compression: Compression, count: usize) -
         Compression::Gzip => {
             flate2::read::MultiGzDecoder::new(head).take(count as u64).read_to_end(&mut bytes)
         }
-        Compression::Zstd => match zstd::Decoder::new(head) {
-            Ok(decoder) => decoder.take(count as u64).read_to_end(&mut bytes),
-            Err(error) => Err(error),
-        },
-        Compression::Unsupported(_) => Ok(0),
+        Compression::Zstd => {
+            zstd::Decoder::new(head).and_then(|decoder| decoder.take(count as u64).read_to_end(&mut bytes))
+        }
     };
     bytes
 }
 
-/// Copies a file into the spool, unpacked if it is compressed.
+/// Unpacks a file into the spool.
 ///
 /// # Errors
-/// If the file is cut or damaged, of an unsupported kind or unpacks to too much, or the disk is full.
+/// If the file is cut or damaged or unpacks to too much, or the disk is full.
 pub(crate) fn unpack(
     file: &SourceFile,
-    compression: Option<Compression>,
+    compression: Compression,
     spool: &Arc<Spool>,
 ) -> Result<SourceFile, IngestError> {
     let limit = file.len().saturating_mul(MOST_RATIO).saturating_add(ALWAYS_ALLOWED);
@@ -246,15 +213,11 @@ pub(crate) fn unpack(
 pub(super) fn unpack_within(
     limit: u64,
     file: &SourceFile,
-    compression: Option<Compression>,
+    compression: Compression,
     spool: &Arc<Spool>,
 ) -> Result<SourceFile, IngestError> {
-    if let Some(reason) = compression.and_then(Compression::unsupported) {
-        return Err(IngestError::layout(file.name(), reason));
-    }
     spool.check_space(file.len())?;
-    let reader = BufReader::with_capacity(1 << 20, Window::new(file)?.sequential());
-    let mut reader = CountingReader { reader, position: 0 };
+    let mut reader = BufReader::with_capacity(1 << 20, Window::new(file)?.sequential());
     let mut writer = spool.writer();
     let mut buffer = vec![0; 1 << 20];
     let mut copy = |decoder: &mut dyn Read| -> Result<(), Fault> {
@@ -263,50 +226,44 @@ pub(super) fn unpack_within(
                 Ok(0) => return Ok(()),
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(Fault::Read(error)),
+                Err(error) => return Err(Fault::Io(error)),
             };
-            if writer.len() + count as u64 > limit {
-                return Err(Fault::TooLong);
+            if writer.len + count as u64 > limit {
+                return Err(Fault::Wrong(format!(
+                    "unpacks to more than {limit} bytes, {MOST_RATIO} times its size and 1 GiB; \
+                     if that is right, unpack it yourself"
+                )));
             }
-            writer.push(&buffer[..count]).map_err(Fault::Store)?;
+            writer.push(&buffer[..count]).map_err(|error| Fault::Io(io::Error::other(error)))?;
         }
     };
     let copied = match compression {
-        None => copy(&mut reader),
-        Some(Compression::Gzip) => unpack_gzip(&mut reader, &mut copy),
-        Some(Compression::Zstd) => zstd::Decoder::with_buffer(&mut reader)
-            .map_err(Fault::Read)
+        Compression::Gzip => unpack_gzip(&mut reader, &mut copy),
+        Compression::Zstd => zstd::Decoder::with_buffer(&mut reader)
+            .map_err(Fault::Io)
             .and_then(|mut decoder| copy(&mut decoder)),
-        Some(Compression::Unsupported(_)) => unreachable!("an error above"),
     };
-    let position = reader.position;
-    let wrong = |reason: String| IngestError::Tar { tar: file.name().to_owned(), offset: position, reason };
-    match copied {
-        Ok(()) if compression.is_some() => Ok(writer.finish(&format!("{} (unpacked)", file.name()))),
-        Ok(()) => Ok(writer.finish(file.name())),
-        Err(Fault::Store(error)) => Err(error.into()),
-        Err(Fault::TooLong) => Err(wrong(format!(
-            "unpacks to more than {limit} bytes, {MOST_RATIO} times its size and 1 GiB; \
-             if that is right, unpack it yourself"
-        ))),
-        Err(Fault::Garbage) => Err(wrong("data after the end of the compressed stream".into())),
-        Err(Fault::Read(error)) => match error.downcast::<StorageError>() {
-            Ok(error) => Err(error.into()),
+    let reason = match copied {
+        Ok(()) => return Ok(writer.finish(&format!("{} (unpacked)", file.name()))),
+        Err(Fault::Wrong(reason)) => reason,
+        Err(Fault::Io(error)) => match error.downcast::<StorageError>() {
+            Ok(error) => return Err(error.into()),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                Err(wrong("the compressed stream is cut; download or copy the file again".into()))
+                "the compressed stream is cut; download or copy the file again".into()
             }
-            Err(error) => Err(wrong(format!(
-                "the compressed stream is damaged ({error}); download or copy the file again"
-            ))),
+            Err(error) => {
+                format!("the compressed stream is damaged ({error}); download or copy the file again")
+            }
         },
-    }
+    };
+    let offset = reader.stream_position().expect("a window knows its position");
+    Err(IngestError::Tar { tar: file.name().to_owned(), offset, reason })
 }
 
 enum Fault {
-    Read(io::Error),
-    Store(StorageError),
-    TooLong,
-    Garbage,
+    /// A failed read or write, perhaps a [`StorageError`], or damage that the decoder finds.
+    Io(io::Error),
+    Wrong(String),
 }
 
 /// Unpacks stream after stream. Zeros after the last are padding, as for gzip itself.
@@ -316,19 +273,15 @@ fn unpack_gzip(
 ) -> Result<(), Fault> {
     loop {
         copy(&mut flate2::bufread::GzDecoder::new(&mut *reader))?;
-        let next = reader.fill_buf().map_err(Fault::Read)?;
-        if next.first().is_none_or(|&byte| byte == 0) {
+        if reader.fill_buf().map_err(Fault::Io)?.first() != Some(&0x1F) {
             return skip_zeros(reader);
-        }
-        if next.first() != Some(&0x1F) {
-            return Err(Fault::Garbage);
         }
     }
 }
 
 fn skip_zeros(reader: &mut impl BufRead) -> Result<(), Fault> {
     loop {
-        let next = reader.fill_buf().map_err(Fault::Read)?;
+        let next = reader.fill_buf().map_err(Fault::Io)?;
         if next.is_empty() {
             return Ok(());
         }
@@ -336,32 +289,7 @@ fn skip_zeros(reader: &mut impl BufRead) -> Result<(), Fault> {
         let all = zeros == next.len();
         reader.consume(zeros);
         if !all {
-            return Err(Fault::Garbage);
+            return Err(Fault::Wrong("data after the end of the compressed stream".into()));
         }
-    }
-}
-
-/// Counts the bytes that were consumed.
-struct CountingReader<R> {
-    reader: R,
-    position: u64,
-}
-
-impl<R: BufRead> Read for CountingReader<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.reader.read(buffer)?;
-        self.position += count as u64;
-        Ok(count)
-    }
-}
-
-impl<R: BufRead> BufRead for CountingReader<R> {
-    fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        self.reader.fill_buf()
-    }
-
-    fn consume(&mut self, count: usize) {
-        self.position += count as u64;
-        self.reader.consume(count);
     }
 }

@@ -15,10 +15,10 @@ mod reader;
 mod tests;
 
 use std::collections::HashMap;
-use std::fmt;
 use std::io::{Read, Seek};
 use std::sync::Arc;
 
+use super::super::records::Fault;
 use super::{Extent, SourceFile, Window};
 use crate::ingest::IngestError;
 use reader::{BLOCK, Header, PaxRecords, SparseFile, TarReader, check_global, until_nul};
@@ -53,60 +53,10 @@ pub(crate) struct Member {
 pub(crate) struct Index {
     /// Its files, in their order in the tar.
     pub members: Vec<Member>,
-    /// The entries that are not files, with the reason.
-    pub others: Vec<(String, Skipped)>,
-}
-
-/// Why an entry is not a member.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Skipped {
-    /// A folder.
-    Directory,
-    /// A symbolic link.
-    SymbolicLink,
-    /// A device.
-    Device,
-    /// A named pipe.
-    Pipe,
-    /// A hard link to a name that no earlier file of the tar has.
-    HardLinkWithoutTarget(String),
-    /// The name is not UTF-8.
-    NotUtf8,
-    /// The name is absolute, empty or contains `..`.
-    LeadsOutside,
-    /// A sparse file; its holes in bytes.
-    TooManyHoles(u64),
-    /// A sparse file in a format that is not read.
-    SparseFormat,
-    /// The rest of a file that began on another volume.
-    Continuation,
-    /// An entry of a type that is not read.
-    UnknownType(u8),
-    /// A file with the name of a later one, which unpacking leaves.
-    Replaced,
-}
-
-impl fmt::Display for Skipped {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Directory => f.write_str("a folder"),
-            Self::SymbolicLink => f.write_str("a symbolic link"),
-            Self::Device => f.write_str("a device"),
-            Self::Pipe => f.write_str("a named pipe"),
-            Self::HardLinkWithoutTarget(target) => {
-                write!(f, "a hard link to `{target}`, and the tar has no such file before it")
-            }
-            Self::NotUtf8 => f.write_str("its name is not UTF-8"),
-            Self::LeadsOutside => f.write_str("its name leads outside of the tar"),
-            Self::TooManyHoles(bytes) => {
-                write!(f, "a sparse file with {bytes} bytes of holes, more than {MOST_HOLE_BYTES}")
-            }
-            Self::SparseFormat => f.write_str("a sparse file in a format other than GNU tar's"),
-            Self::Continuation => f.write_str("the rest of a file from another volume"),
-            Self::Replaced => f.write_str("replaced by a later member of the same name"),
-            Self::UnknownType(kind) => write!(f, "an entry of unknown type `{}`", kind.escape_ascii()),
-        }
-    }
+    /// The entries that cannot be taken; no folders.
+    pub faults: Vec<(String, Fault)>,
+    /// Files with the name of a later entry, which unpacking leaves.
+    pub replaced: Vec<String>,
 }
 
 /// Reads the headers of a tar.
@@ -117,10 +67,7 @@ pub(crate) fn read_index(file: &SourceFile, keep_text: KeepText<'_>) -> Result<I
     read_headers(file.name(), Window::new(file)?, file.len(), keep_text)
 }
 
-/// Reads the headers of a tar that is a member of a tar; extents are those of the outer file.
-///
-/// # Errors
-/// As [`read_index`].
+/// The same of a tar that is a member of a tar; extents are those of the outer file.
 pub(crate) fn read_nested(
     file: &SourceFile,
     member: &Member,
@@ -135,10 +82,7 @@ pub(crate) fn read_nested(
     Ok(index)
 }
 
-/// Reads all headers. Offsets count from the reader's first byte; it has `len` bytes.
-///
-/// # Errors
-/// If it is cut or damaged or holds nothing, or the reader fails.
+/// The same of `len` bytes; offsets count from the reader's first byte.
 fn read_headers(
     name: &str,
     reader: impl Read + Seek,
@@ -146,15 +90,14 @@ fn read_headers(
     keep_text: KeepText<'_>,
 ) -> Result<Index, IngestError> {
     let mut walk = Walk {
-        tar: TarReader::new(name, reader, len),
+        tar: TarReader { name, reader, len },
         keep_text,
         at: 0,
         slots: Vec::new(),
         pending: Pending::default(),
     };
     walk.run()?;
-    let Walk { mut tar, slots, .. } = walk;
-    index_of(&mut tar, slots, keep_text)
+    walk.finish()
 }
 
 /// An entry before links are resolved.
@@ -166,7 +109,8 @@ struct Slot {
 enum Kind {
     File { bytes: u64, extent: Extent, text: Option<Arc<[u8]>> },
     HardLink { target: String },
-    Other(Skipped),
+    Folder,
+    Other(Fault),
 }
 
 /// What was read for the next member.
@@ -191,9 +135,9 @@ impl<R: Read + Seek> Walk<'_, R> {
     fn run(&mut self) -> Result<(), IngestError> {
         let mut zeros = 0_u64;
         let mut is_empty = true;
-        while self.at < self.tar.len() {
+        while self.at < self.tar.len {
             let start = self.at;
-            let left = self.tar.len() - start;
+            let left = self.tar.len - start;
             if left < BLOCK {
                 let rest = self.tar.read_vec(start, left)?;
                 return match (zeros, rest.iter().all(|&byte| byte == 0)) {
@@ -300,17 +244,13 @@ impl<R: Read + Seek> Walk<'_, R> {
 
     /// Goes to the block after `bytes` bytes of data.
     fn skip(&mut self, data: u64, bytes: u64, what: impl Fn() -> String) -> Result<(), IngestError> {
-        let end = bytes.checked_next_multiple_of(BLOCK).and_then(|padded| data.checked_add(padded));
-        match end.filter(|&end| end <= self.tar.len()) {
-            Some(end) => {
-                self.at = end;
-                Ok(())
-            }
-            None => {
-                let padded = bytes.checked_next_multiple_of(BLOCK).unwrap_or(bytes);
-                Err(self.tar.cut(data, &what(), data.saturating_add(padded)))
-            }
+        let padded = bytes.checked_next_multiple_of(BLOCK).unwrap_or(u64::MAX);
+        let end = data.saturating_add(padded);
+        if end > self.tar.len {
+            return Err(self.tar.cut(data, &what(), end));
         }
+        self.at = end;
+        Ok(())
     }
 
     /// Takes an entry that is not an extended header.
@@ -328,16 +268,13 @@ impl<R: Read + Seek> Walk<'_, R> {
                 let target = records.link_path.or(pending.long_link).unwrap_or_else(|| header.link_name());
                 Some(match safe_path(&target) {
                     Ok(target) => Kind::HardLink { target },
-                    Err(_) => {
-                        let target = String::from_utf8_lossy(&target).into_owned();
-                        Kind::Other(Skipped::HardLinkWithoutTarget(target))
-                    }
+                    Err(_) => Kind::Other(Fault::DanglingHardLink),
                 })
             }
-            b'2' => Some(Kind::Other(Skipped::SymbolicLink)),
-            b'3' | b'4' => Some(Kind::Other(Skipped::Device)),
-            b'5' => Some(Kind::Other(Skipped::Directory)),
-            b'6' => Some(Kind::Other(Skipped::Pipe)),
+            b'2' => Some(Kind::Other(Fault::SymbolicLink)),
+            // Devices and pipes.
+            b'3' | b'4' | b'6' => Some(Kind::Other(Fault::NotAFile)),
+            b'5' => Some(Kind::Folder),
             _ => None,
         };
         if let Some(found) = without_data {
@@ -366,15 +303,14 @@ impl<R: Read + Seek> Walk<'_, R> {
         };
         let found = match (map, kind) {
             (Some(map), _) => self.sparse_file(&map, data + size, start)?,
-            _ if is_regular && name.ends_with(b"/") => Kind::Other(Skipped::Directory),
-            _ if is_regular && (sparse.is_some() || records.is_star_sparse) => {
-                Kind::Other(Skipped::SparseFormat)
-            }
+            _ if is_regular && name.ends_with(b"/") => Kind::Folder,
+            // A format that is not read.
+            _ if is_regular && (sparse.is_some() || records.is_star_sparse) => Kind::Other(Fault::Sparse),
             _ if is_regular => Kind::File { bytes: size, extent: Extent::Range { offset: data }, text: None },
-            (_, b'S') => Kind::Other(Skipped::SparseFormat),
-            (_, b'M') => Kind::Other(Skipped::Continuation),
-            (_, b'D') => Kind::Other(Skipped::Directory),
-            _ => Kind::Other(Skipped::UnknownType(kind)),
+            (_, b'S') => Kind::Other(Fault::Sparse),
+            (_, b'D') => Kind::Folder,
+            // The rest of a file from another volume, or an unknown type.
+            _ => Kind::Other(Fault::NotAFile),
         };
         self.push(path, shown, found)
     }
@@ -384,131 +320,93 @@ impl<R: Read + Seek> Walk<'_, R> {
         let extent = self.tar.sparse_extent(file, end, start)?;
         let holes = file.bytes - (end - file.data);
         Ok(if holes > MOST_HOLE_BYTES {
-            Kind::Other(Skipped::TooManyHoles(holes))
+            Kind::Other(Fault::Sparse)
         } else {
             Kind::File { bytes: file.bytes, extent, text: None }
         })
     }
 
-    fn push(&mut self, path: Result<String, Skipped>, shown: String, kind: Kind) -> Result<(), IngestError> {
+    fn push(&mut self, path: Result<String, Fault>, shown: String, kind: Kind) -> Result<(), IngestError> {
         let slot = match (path, kind) {
             (Ok(path), Kind::File { bytes, extent, .. }) => {
-                let text = read_text(&mut self.tar, self.keep_text, &path, bytes, &extent)?;
+                let text = self.text(&path, bytes, &extent)?;
                 Slot { path, kind: Kind::File { bytes, extent, text } }
             }
             (Ok(path), kind) => Slot { path, kind },
             // What the entry is matters more than its name, unless it is a file.
-            (Err(_), Kind::Other(reason)) => Slot { path: shown, kind: Kind::Other(reason) },
-            (Err(reason), _) => Slot { path: shown, kind: Kind::Other(reason) },
+            (Err(_), kind @ (Kind::Folder | Kind::Other(_))) => Slot { path: shown, kind },
+            (Err(fault), _) => Slot { path: shown, kind: Kind::Other(fault) },
         };
         self.slots.push(slot);
         Ok(())
     }
-}
 
-/// A small member whose text the caller wants.
-fn read_text<R: Read + Seek>(
-    tar: &mut TarReader<'_, R>,
-    keep_text: KeepText<'_>,
-    path: &str,
-    bytes: u64,
-    extent: &Extent,
-) -> Result<Option<Arc<[u8]>>, IngestError> {
-    // A hole is not text, and would take memory that the tar does not have.
-    let &Extent::Range { offset } = extent else { return Ok(None) };
-    if bytes > MOST_TEXT_BYTES || !keep_text(path) {
-        return Ok(None);
+    /// The text of a small member, if the caller wants it.
+    fn text(&mut self, path: &str, bytes: u64, extent: &Extent) -> Result<Option<Arc<[u8]>>, IngestError> {
+        // A hole is not text, and would take memory that the tar does not have.
+        let &Extent::Range { offset } = extent else { return Ok(None) };
+        if bytes > MOST_TEXT_BYTES || !(self.keep_text)(path) {
+            return Ok(None);
+        }
+        Ok(Some(self.tar.read_vec(offset, bytes)?.into()))
     }
-    Ok(Some(tar.read_vec(offset, bytes)?.into()))
-}
 
-/// Resolves hard links, and lets a later entry replace an earlier one of its name.
-fn index_of<R: Read + Seek>(
-    tar: &mut TarReader<'_, R>,
-    slots: Vec<Slot>,
-    keep_text: KeepText<'_>,
-) -> Result<Index, IngestError> {
-    let mut last: HashMap<&str, usize> = HashMap::with_capacity(slots.len());
-    // The file that a link is, if there is one.
-    let mut targets: HashMap<usize, Option<usize>> = HashMap::new();
-    for (place, slot) in slots.iter().enumerate() {
-        let found = match &slot.kind {
-            Kind::HardLink { target } => {
-                let target = last.get(target.as_str()).copied();
-                // A link to a link is the file that this one is.
-                Some(target.and_then(|target| match slots[target].kind {
-                    Kind::File { .. } => Some(target),
-                    Kind::HardLink { .. } => targets[&target],
-                    Kind::Other(_) => None,
-                }))
+    /// Resolves hard links, and lets a later entry replace an earlier one of its name.
+    fn finish(mut self) -> Result<Index, IngestError> {
+        let mut slots = std::mem::take(&mut self.slots);
+        let mut last: HashMap<&str, usize> = HashMap::with_capacity(slots.len());
+        // The file that each entry is, if it is one: a link is that of its target.
+        let mut files: Vec<Option<usize>> = Vec::with_capacity(slots.len());
+        for (number, slot) in slots.iter().enumerate() {
+            files.push(match &slot.kind {
+                Kind::File { .. } => Some(number),
+                Kind::HardLink { target } => last.get(target.as_str()).and_then(|&target| files[target]),
+                Kind::Folder | Kind::Other(_) => None,
+            });
+            if slot.is_named() {
+                last.insert(&slot.path, number);
             }
-            Kind::File { .. } | Kind::Other(_) => None,
-        };
-        if let Some(found) = found {
-            targets.insert(place, found);
         }
-        if slot.is_named() {
-            last.insert(&slot.path, place);
-        }
-    }
-    let stays: Vec<bool> = slots
-        .iter()
-        .enumerate()
-        .map(|(place, slot)| !slot.is_named() || last[slot.path.as_str()] == place)
-        .collect();
-    drop(last);
-    // Links are looked up before their files are moved out.
-    let mut linked = HashMap::new();
-    for (place, target) in targets {
-        let Some(target) = target.filter(|_| stays[place]) else { continue };
-        if let Kind::File { bytes, extent, text } = &slots[target].kind {
-            linked.insert(place, (target, *bytes, extent.clone(), text.clone()));
-        }
-    }
-    // Links to one file share its text, which the file itself has only if its own name asks for it.
-    let mut texts: HashMap<usize, Arc<[u8]>> = HashMap::new();
-    let mut index = Index::default();
-    for ((place, slot), stays) in slots.into_iter().enumerate().zip(stays) {
-        let path = slot.path;
-        match slot.kind {
-            Kind::File { .. } | Kind::HardLink { .. } if !stays => {
-                index.others.push((path, Skipped::Replaced))
-            }
-            Kind::Other(_) if !stays => {}
-            Kind::File { bytes, extent, text } => index.members.push(Member { path, bytes, extent, text }),
-            Kind::Other(reason) => index.others.push((path, reason)),
-            Kind::HardLink { target } => match linked.remove(&place) {
-                Some((file, bytes, extent, text)) => {
-                    let text = match (keep_text(&path), text.or_else(|| texts.get(&file).cloned())) {
-                        (false, _) => None,
-                        (true, Some(text)) => Some(text),
-                        (true, None) => read_text(tar, keep_text, &path, bytes, &extent)?,
+        let stays = |(number, slot): (usize, &Slot)| !slot.is_named() || last[slot.path.as_str()] == number;
+        let stays: Vec<bool> = slots.iter().enumerate().map(stays).collect();
+        let mut index = Index::default();
+        for (number, (file, stays)) in files.into_iter().zip(stays).enumerate() {
+            let path = std::mem::take(&mut slots[number].path);
+            match (&slots[number].kind, file) {
+                (Kind::File { .. } | Kind::HardLink { .. }, _) if !stays => index.replaced.push(path),
+                (&Kind::Other(fault), _) if stays => index.faults.push((path, fault)),
+                (Kind::Folder | Kind::Other(_), _) => {}
+                (_, None) => index.faults.push((path, Fault::DanglingHardLink)),
+                (_, Some(file)) => {
+                    let Kind::File { bytes, extent, text } = &mut slots[file].kind else {
+                        unreachable!("only files are in the list of files")
                     };
-                    if let Some(text) = &text {
-                        texts.insert(file, Arc::clone(text));
+                    // Links to one file share its text, which a member has only if its own name asks for it.
+                    if text.is_none() {
+                        *text = self.text(&path, *bytes, extent)?;
                     }
-                    index.members.push(Member { path, bytes, extent, text });
+                    let text = text.clone().filter(|_| (self.keep_text)(&path));
+                    index.members.push(Member { path, bytes: *bytes, extent: extent.clone(), text });
                 }
-                None => index.others.push((path, Skipped::HardLinkWithoutTarget(target))),
-            },
+            }
         }
+        Ok(index)
     }
-    Ok(index)
 }
 
 impl Slot {
     /// Whether its path is a name that unpacking gives; of others the path is for errors only.
     fn is_named(&self) -> bool {
-        !matches!(self.kind, Kind::Other(Skipped::NotUtf8 | Skipped::LeadsOutside))
+        !matches!(self.kind, Kind::Other(Fault::NotUtf8 | Fault::LeadsOutside))
     }
 }
 
 /// The member's path without `./`, if it is text and stays inside of the tar.
-fn safe_path(bytes: &[u8]) -> Result<String, Skipped> {
-    let text = std::str::from_utf8(bytes).map_err(|_| Skipped::NotUtf8)?;
+fn safe_path(bytes: &[u8]) -> Result<String, Fault> {
+    let text = std::str::from_utf8(bytes).map_err(|_| Fault::NotUtf8)?;
     let parts: Vec<&str> = text.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
     if text.starts_with('/') || parts.contains(&"..") || parts.is_empty() || text.contains('\0') {
-        return Err(Skipped::LeadsOutside);
+        return Err(Fault::LeadsOutside);
     }
     Ok(parts.join("/"))
 }

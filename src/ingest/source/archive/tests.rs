@@ -1,7 +1,6 @@
 use std::fs;
 use std::io::Write;
 use std::path::Path;
-use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -35,12 +34,21 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().expect("packed")
 }
 
+fn zstd(bytes: &[u8]) -> Vec<u8> {
+    zstd::encode_all(bytes, 1).expect("packed")
+}
+
+fn spool(folder: &Path) -> Arc<Spool> {
+    Spool::in_folder(folder).expect("a spool")
+}
+
 /// Unpacks a file of these bytes.
 fn unpacked(bytes: &[u8]) -> Result<Bytes, IngestError> {
     let dir = tempfile::tempdir().expect("a folder");
     let path = dir.path().join("x.tar.gz");
     fs::write(&path, bytes).expect("a file");
-    let file = unpack(&source(&path), compression(bytes), &Spool::in_folder(dir.path()))?;
+    let compression = compression(bytes).expect("a supported kind").expect("a kind");
+    let file = unpack(&source(&path), compression, &spool(dir.path()))?;
     assert!(file.name().ends_with("x.tar.gz (unpacked)"));
     Ok(file.read(&Extent::Range { offset: 0 }, file.len()).expect("read"))
 }
@@ -57,7 +65,6 @@ fn gzip_and_zstd_are_unpacked_stream_after_stream() {
     let bytes = noise(3 << 20);
     let (a, b) = bytes.split_at(1 << 20);
     assert_eq!(unpacked(&[gzip(a), gzip(b), vec![0; 100]].concat()).expect("gzip"), bytes);
-    let zstd = |bytes: &[u8]| zstd::encode_all(bytes, 1).expect("packed");
     assert_eq!(unpacked(&[zstd(a), zstd(b)].concat()).expect("zstd"), bytes);
     let skippable = [&[0x50, 0x2A, 0x4D, 0x18, 4, 0, 0, 0, 9, 9, 9, 9][..], &zstd(a)].concat();
     assert_eq!(unpacked(&skippable).expect("a skippable frame first, as pzstd writes"), a);
@@ -66,19 +73,16 @@ fn gzip_and_zstd_are_unpacked_stream_after_stream() {
 #[test]
 fn a_cut_or_damaged_stream_and_data_after_it_are_errors() {
     let bytes = noise(1 << 20);
-    for whole in [gzip(&bytes), zstd::encode_all(&bytes[..], 1).expect("packed")] {
+    for whole in [gzip(&bytes), zstd(&bytes)] {
         assert_fails(&whole[..whole.len() / 2], "is cut");
         assert_fails(&whole[..whole.len() - 3], "is cut");
-        let mut changed = whole.clone();
-        *changed.last_mut().expect("bytes") ^= 1;
-        if whole[0] == 0x1F {
-            assert_fails(&changed, "is damaged");
-        }
     }
-    let whole = gzip(&bytes);
+    let mut whole = gzip(&bytes);
     assert_fails(&[&whole[..], b"\n"].concat(), "data after the end");
     assert_fails(&[&whole[..], &[0; 20], b"x"].concat(), "data after the end");
-    assert_fails(&[&zstd::encode_all(&bytes[..], 1).expect("packed")[..], b"garbage"].concat(), "is damaged");
+    *whole.last_mut().expect("bytes") ^= 1;
+    assert_fails(&whole, "is damaged");
+    assert_fails(&[&zstd(&bytes)[..], b"garbage"].concat(), "is damaged");
 }
 
 #[test]
@@ -89,33 +93,30 @@ fn kinds_of_compression_that_are_not_supported_are_named_with_a_way_out() {
         (b"\x04\x22\x4D\x18\x64", "lz4"),
         (b"LZIP\x01\x0C", "lzip"),
     ] {
-        assert_eq!(compression(head), Some(Compression::Unsupported(name)));
-        assert_fails(head, &format!("{name} is not supported; unpack it"));
+        let reason = compression(head).expect_err(name);
+        assert!(reason.starts_with(&format!("{name} is not supported; unpack it")), "{reason}");
     }
-    assert_eq!(compression(b"BZh is how a text may begin"), None);
+    assert_eq!(compression(b"BZh is how a text may begin"), Ok(None));
 }
 
 #[test]
 fn what_unpacks_to_far_more_than_its_size_is_an_error_that_names_the_limit() {
     let dir = tempfile::tempdir().expect("a folder");
     let path = dir.path().join("x.tar.zst");
-    fs::write(&path, zstd::encode_all(&vec![0; 5000][..], 1).expect("packed")).expect("a file");
-    let unpacked =
-        |limit| unpack_within(limit, &source(&path), Some(Compression::Zstd), &Spool::in_folder(dir.path()));
+    fs::write(&path, zstd(&[0; 5000])).expect("a file");
+    let unpacked = |limit| unpack_within(limit, &source(&path), Compression::Zstd, &spool(dir.path()));
     assert_eq!(unpacked(5000).expect("within the limit").len(), 5000);
     let error = unpacked(4999).expect_err("beyond it");
     assert_eq!(error.failure(), Failure::Data);
-    assert!(error.to_string().contains("x.tar.zst: "), "{error}");
-    assert!(
-        error.to_string().contains("unpacks to more than 4999 bytes, 16 times its size and 1 GiB"),
-        "{error}"
-    );
+    let error = error.to_string();
+    assert!(error.contains("x.tar.zst: "), "{error}");
+    assert!(error.contains("unpacks to more than 4999 bytes, 16 times its size and 1 GiB"), "{error}");
 }
 
 #[test]
 fn copies_share_one_file_and_keep_their_bytes() {
     let dir = tempfile::tempdir().expect("a folder");
-    let spool = Spool::in_folder(dir.path());
+    let spool = spool(dir.path());
     let bytes = noise(5 << 20);
     let copies: Vec<SourceFile> = std::thread::scope(|scope| {
         let write = |start: usize| {
@@ -145,14 +146,12 @@ fn copies_share_one_file_and_keep_their_bytes() {
 #[test]
 fn a_folder_for_temporary_files_without_space_is_an_io_error_that_names_tmpdir() {
     let dir = tempfile::tempdir().expect("a folder");
-    let spool = Spool::in_folder(dir.path());
-    let error = spool.check_space(1 << 60).expect_err("no such disk");
+    let error = spool(dir.path()).check_space(1 << 60).expect_err("no such disk");
     let cause = std::error::Error::source(&error).expect("a cause").to_string();
     assert_eq!(error.failure(), Failure::Io);
     assert!(error.to_string().contains("(TMPDIR)"), "{error}");
     assert!(cause.contains("1099511627776 MiB needed") && cause.contains("set TMPDIR"), "{cause}");
-    let nowhere = Spool::in_folder(&dir.path().join("nowhere"));
-    let error = nowhere.writer().push(b"x").expect_err("no such folder");
+    let error = Spool::in_folder(&dir.path().join("nowhere")).expect_err("no such folder");
     assert_eq!(error.failure(), Failure::Io);
     assert!(error.to_string().contains("nowhere (TMPDIR)"), "{error}");
 }
@@ -272,12 +271,4 @@ fn a_tar_within_a_sparse_member_is_read_through_its_map() {
         let read = source.read(&member.extent, member.bytes).expect("read");
         assert_eq!(read, member.path.repeat(800).as_bytes()[..4000]);
     }
-}
-
-#[test]
-fn a_spool_without_copies_creates_no_file() {
-    let spool: Arc<Spool> = Spool::in_folder(Path::new("/nowhere at all"));
-    let none = spool.writer().finish("none");
-    assert_eq!(none.len(), 0);
-    assert!(none.head(10).expect("nothing to read").is_empty());
 }

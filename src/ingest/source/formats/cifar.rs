@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 
-use super::super::archive::{Extent, Member};
+use super::super::archive::Member;
 use super::super::names::file_name;
 use super::super::records::{ClassNames, Evidence, ImageBytes, Naming, Record, Records};
 use super::Tar;
@@ -78,8 +78,8 @@ pub(super) fn collect(records: &mut Records<'_>, tars: &[Tar]) -> Result<(), Ing
                 let extent = member.extent.slice(offset..offset + PIXEL_BYTES);
                 let place = ImageBytes { container, extent, bytes: PIXEL_BYTES };
                 let evidence = Evidence::Text(records.word(&label.to_string()));
-                let path = format!("{stem}-{row:05}.png").into();
-                records.push(Record { origin, path, evidence, split, place, fault: None });
+                let path = format!("{stem}-{row:05}.png");
+                records.push(Record { split, ..Record::new(origin, path, evidence, place) });
             }
         }
     }
@@ -94,7 +94,7 @@ fn read_labels(tar: &Tar, member: &Member, batch: &Batch) -> Result<Vec<u8>, Ing
     let mut at = 0;
     while at < member.bytes {
         let bytes = (RECORDS_AT_ONCE * record_bytes).min(member.bytes - at);
-        let extent: Extent = member.extent.slice(at..at + bytes);
+        let extent = member.extent.slice(at..at + bytes);
         let read = tar.file.read(&extent, bytes)?;
         labels
             .extend(read.chunks_exact(record_bytes as usize).map(|record| record[batch.labels as usize - 1]));
@@ -104,7 +104,7 @@ fn read_labels(tar: &Tar, member: &Member, batch: &Batch) -> Result<Vec<u8>, Ing
 }
 
 /// The pixels of a record as a PNG.
-fn png(planes: &[u8]) -> Bytes {
+fn png(planes: Bytes) -> Bytes {
     let side = SIDE as u32;
     let plane = SIDE * SIDE;
     let rgb = (0..plane).flat_map(|at| [planes[at], planes[plane + at], planes[2 * plane + at]]).collect();

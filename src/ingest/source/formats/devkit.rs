@@ -11,10 +11,10 @@ use std::io::Read;
 
 use super::super::SourceFormat;
 use super::super::archive::{SourceFile, Spool, compression, looks_like_tar};
-use super::super::names::{examples, file_name};
+use super::super::names::{examples, file_name, is_among};
 use super::super::records::{Container, Records};
 use super::list::{PATH_NAMES, SEPARATORS};
-use super::{LABEL_NAMES, Tar, choose_column, is_label_name, unread_split};
+use super::{LABEL_NAMES, Tar, choose_column, unread_split};
 use crate::ingest::{IngestError, IngestOptions};
 use crate::storage::Location;
 
@@ -41,163 +41,136 @@ pub(crate) fn find_labels(
     format: SourceFormat,
     others: &[(String, Location)],
 ) -> Result<(), IngestError> {
+    const WHOSE: &str = "labels of images outside class folders";
     if records.options.unlabelled {
         return Ok(());
     }
     if let Some(file) = &records.options.labels {
-        let LabelList { labels, warning } = labels_from(file, records.options)?;
-        records.note(format!("labels of images outside class folders: `{}`", file.file_name()));
-        warning.into_iter().for_each(|warning| records.warn(warning));
-        give_labels(records, labels);
-        return Ok(());
+        return give_labels_of(records, file, WHOSE, file.file_name());
     }
     let has_validation =
-        || records.list().iter().any(|record| file_name(&record.path).starts_with(VALIDATION_PREFIX));
-    if format != SourceFormat::Imagefolder || !has_validation() {
-        return Ok(());
+        || records.list.iter().any(|record| file_name(&record.path).starts_with(VALIDATION_PREFIX));
+    match others.iter().find(|(name, _)| [CSV, ARCHIVE].contains(&file_name(name))) {
+        Some((name, file)) if format == SourceFormat::Imagefolder && has_validation() => {
+            give_labels_of(records, file, WHOSE, name)
+        }
+        _ => Ok(()),
     }
-    let known = [CSV, ARCHIVE];
-    if let Some((name, file)) = others.iter().find(|(name, _)| known.contains(&file_name(name))) {
-        let LabelList { labels, .. } = labels_from(file, records.options)?;
-        records.note(format!("labels of images outside class folders: `{name}`"));
-        give_labels(records, labels);
-    }
+}
+
+/// Gives the records labels, from a development kit or a csv; `whose` says for people which labels these are.
+pub(super) fn give_labels_of(
+    records: &mut Records<'_>,
+    file: &Location,
+    whose: &str,
+    name: &str,
+) -> Result<(), IngestError> {
+    let wrong = |reason| IngestError::layout(file, reason);
+    let head = SourceFile::open(file)?.head(512)?;
+    let compression = compression(&head).map_err(wrong)?;
+    let labels = if compression.is_some() || looks_like_tar(&head) {
+        let container = Container { location: file.clone(), name: file.file_name().to_owned(), compression };
+        let spool = compression.map(|_| Spool::new()).transpose()?;
+        labels_of_kit(&Tar::open(&container, spool.as_ref(), None)?)?
+    } else {
+        let (labels, warning) = labels_of_csv(&file.read()?, records.options).map_err(wrong)?;
+        warning.into_iter().for_each(|warning| records.warn(warning));
+        labels
+    };
+    give_labels(records, labels, whose, name);
     Ok(())
 }
 
 /// Gives the records labels by their names.
-pub(super) fn give_labels(records: &mut Records<'_>, labels: HashMap<String, String>) {
+pub(super) fn give_labels(
+    records: &mut Records<'_>,
+    labels: HashMap<String, String>,
+    whose: &str,
+    name: &str,
+) {
+    records.note(format!("{whose}: `{name}`"));
     let words = labels.into_iter().map(|(name, class)| (name, records.word(&class))).collect();
     records.labels = Some(words);
 }
 
-/// What a file says of labels.
-pub(super) struct LabelList {
-    /// The class of each image, by its path or name as they are written.
-    pub labels: HashMap<String, String>,
-    warning: Option<String>,
-}
-
-/// The labels of a development kit or a csv.
-pub(super) fn labels_from(location: &Location, options: &IngestOptions) -> Result<LabelList, IngestError> {
-    let head = SourceFile::open(location)?.head(512)?;
-    let compression = compression(&head);
-    if compression.is_some() || looks_like_tar(&head) {
-        let container =
-            Container { location: location.clone(), name: location.file_name().to_owned(), compression };
-        let labels = labels_of_kit(&Tar::open(&container, &Spool::new(), None)?)?;
-        return Ok(LabelList { labels, warning: None });
-    }
-    labels_of_csv(location, options)
-}
-
-/// The same from an open kit.
+/// The class of each validation image in a development kit, by its name without the ending.
 pub(super) fn labels_of_kit(kit: &Tar) -> Result<HashMap<String, String>, IngestError> {
+    let wrong = |reason: String| IngestError::layout(&kit.location, reason);
     let read = |ending: &str| {
         let member = kit.index.members.iter().find(|member| member.path.ends_with(ending));
-        kit.read(
-            member
-                .ok_or_else(|| IngestError::layout(&kit.location, format!("it does not hold `{ending}`")))?,
-        )
+        kit.read(member.ok_or_else(|| wrong(format!("it does not hold `{ending}`")))?)
     };
-    let synsets = read_synsets(&read(META)?)
-        .map_err(|reason| IngestError::layout(&kit.location, format!("{META}: {reason}")))?;
-    let wnids: HashMap<u32, &str> = synsets
-        .iter()
-        .filter(|synset| synset.children == 0)
-        .map(|synset| (synset.id, synset.wnid.as_str()))
-        .collect();
+    let synsets = read_synsets(&read(META)?).map_err(|reason| wrong(format!("{META}: {reason}")))?;
+    let classes = synsets.iter().filter(|synset| synset.children == 0);
+    let wnids: HashMap<u32, &str> = classes.map(|synset| (synset.id, synset.wnid.as_str())).collect();
     let truth = read(GROUND_TRUTH)?;
-    let text = std::str::from_utf8(&truth);
-    let text =
-        text.map_err(|_| IngestError::layout(&kit.location, format!("{GROUND_TRUTH} is not UTF-8 text")))?;
+    let text = std::str::from_utf8(&truth).map_err(|_| wrong(format!("{GROUND_TRUTH} is not UTF-8 text")))?;
     let mut labels = HashMap::new();
     for (number, line) in (1..).zip(text.lines().map(str::trim).filter(|line| !line.is_empty())) {
         let wnid = line.parse().ok().and_then(|id: u32| wnids.get(&id));
         let wnid = wnid.ok_or_else(|| {
-            IngestError::layout(
-                &kit.location,
-                format!("{GROUND_TRUTH} line {number}: `{line}` is not a class of {META}"),
-            )
+            wrong(format!("{GROUND_TRUTH} line {number}: `{line}` is not a class of {META}"))
         })?;
-        labels.insert(format!("ILSVRC2012_val_{number:08}"), (*wnid).to_owned());
+        labels.insert(format!("{VALIDATION_PREFIX}{number:08}"), (*wnid).to_owned());
     }
     Ok(labels)
 }
 
-/// A csv of image and class, its columns separated by commas, tabs or semicolons. A first line of titles says
-/// which columns these are; without it there are two.
-fn labels_of_csv(file: &Location, options: &IngestOptions) -> Result<LabelList, IngestError> {
+/// The class of each image in a csv, by its path or name as they are written, and a warning. The columns are separated
+/// by commas, tabs or semicolons. A first line of titles says which columns these are; without it there are two.
+fn labels_of_csv(
+    bytes: &[u8],
+    options: &IngestOptions,
+) -> Result<(HashMap<String, String>, Option<String>), String> {
     let (image_column, label_column) = (options.image_column.as_deref(), options.label_column.as_deref());
-    let bytes = file.read()?;
-    let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&bytes);
-    let mut reader = csv::ReaderBuilder::new()
-        .has_headers(false)
-        .flexible(true)
-        .trim(csv::Trim::All)
-        .delimiter(separator(bytes).map_err(|reason| IngestError::layout(file, reason))?)
-        .from_reader(bytes);
-    let rows: Vec<csv::StringRecord> = reader
-        .records()
-        .collect::<Result<_, _>>()
-        .map_err(|error| IngestError::layout(file, error.to_string()))?;
-    let Some(first) = rows.first() else { return Err(IngestError::layout(file, "it is empty")) };
-    let titles: Vec<&str> = first.iter().collect();
-    let is_of_image =
-        |title: &str| PATH_NAMES.iter().chain(&ID_NAMES).any(|known| title.eq_ignore_ascii_case(known));
+    let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
+    let rows = csv_records(bytes, separator(bytes)?).collect::<Result<Vec<_>, _>>();
+    let rows = rows.map_err(|error| error.to_string())?;
+    let titles: Vec<&str> = rows.first().ok_or("it is empty")?.iter().collect();
+    let is_of_image = |title: &str| is_among(title, &PATH_NAMES) || is_among(title, &ID_NAMES);
     let has_titles = image_column.is_some()
         || label_column.is_some()
-        || titles.iter().any(|title| is_label_name(title) || is_of_image(title));
+        || titles.iter().any(|title| is_among(title, &LABEL_NAMES) || is_of_image(title));
     let (mut image, mut label) = (0, 1);
     if has_titles {
-        let chosen = choose_column(&titles, "--label-column", label_column, &LABEL_NAMES);
-        let only_other =
-            (titles.len() == 2).then(|| usize::from(titles.first().is_some_and(|it| is_of_image(it))));
-        label =
-            chosen.map_err(|reason| IngestError::layout(file, reason))?.or(only_other).ok_or_else(|| {
-                let reason =
-                    format!("no column of labels; its columns are {} (`--label-column`)", examples(&titles));
-                IngestError::layout(file, reason)
-            })?;
+        let chosen = choose_column(&titles, "--label-column", label_column, &LABEL_NAMES)?;
+        let only_other = (titles.len() == 2).then(|| usize::from(is_of_image(titles[0])));
+        label = chosen.or(only_other).ok_or_else(|| {
+            format!("no column of labels; its columns are {} (`--label-column`)", examples(&titles))
+        })?;
         let others: Vec<&str> = (0..titles.len()).filter(|&at| at != label).map(|at| titles[at]).collect();
         let known: Vec<&str> = others.iter().copied().filter(|title| is_of_image(title)).collect();
         let chosen = match (image_column, known.as_slice(), others.as_slice()) {
             (Some(asked), ..) => asked,
             (None, [one], _) | (None, [], [one]) => one,
-            (None, [], []) => {
-                return Err(IngestError::layout(file, "it has no column of images beside that of labels"));
-            }
+            (None, [], []) => return Err("it has no column of images beside that of labels".into()),
             _ => {
-                let reason = format!(
+                return Err(format!(
                     "several columns could name the images, {}: `--image-column` names one",
                     examples(if known.is_empty() { &others } else { &known })
-                );
-                return Err(IngestError::layout(file, reason));
+                ));
             }
         };
-        let at = choose_column(&titles, "--image-column", Some(chosen), &[]);
-        image = at.map_err(|reason| IngestError::layout(file, reason))?.unwrap_or(0);
+        image = choose_column(&titles, "--image-column", Some(chosen), &[])?.unwrap_or(0);
     }
     let mut labels: HashMap<String, String> = HashMap::new();
     for (line, row) in (1..).zip(&rows).skip(usize::from(has_titles)) {
         if has_titles && row.len() != titles.len() {
-            let reason =
-                format!("line {line} has {} columns, the line of titles {}", row.len(), titles.len());
-            return Err(IngestError::layout(file, reason));
+            return Err(format!(
+                "line {line} has {} columns, the line of titles {}",
+                row.len(),
+                titles.len()
+            ));
         }
         if !has_titles && row.len() > 2 {
-            let reason = format!(
+            return Err(format!(
                 "line {line} has {} columns, and no line of titles says which is which, such as `filename,label`",
                 row.len()
-            );
-            return Err(IngestError::layout(file, reason));
+            ));
         }
         let (Some(name), Some(text)) = (row.get(image).filter(|name| !name.is_empty()), row.get(label))
         else {
-            return Err(IngestError::layout(
-                file,
-                format!("line {line}: expected an image and its class, as `1.jpg,cat`"),
-            ));
+            return Err(format!("line {line}: expected an image and its class, as `1.jpg,cat`"));
         };
         // Kaggle's csv has a WordNet id and boxes in one field.
         let class = text.split_whitespace().next().filter(|first| is_wnid(first)).unwrap_or(text);
@@ -205,45 +178,44 @@ fn labels_of_csv(file: &Location, options: &IngestOptions) -> Result<LabelList, 
         if let Some(other) = labels.insert(name.to_owned(), class.to_owned())
             && other != class
         {
-            return Err(IngestError::layout(
-                file,
-                format!("line {line}: `{name}` has two classes, `{other}` and `{class}`"),
-            ));
+            return Err(format!("line {line}: `{name}` has two classes, `{other}` and `{class}`"));
         }
     }
-    let warning = if has_titles { unread_split(&titles, false) } else { None };
-    Ok(LabelList { labels, warning })
+    Ok((labels, has_titles.then(|| unread_split(&titles, false)).flatten()))
+}
+
+/// The lines of a csv; they may have different numbers of columns.
+fn csv_records(bytes: &[u8], separator: char) -> impl Iterator<Item = csv::Result<csv::StringRecord>> {
+    csv::ReaderBuilder::new()
+        .has_headers(false)
+        .flexible(true)
+        .trim(csv::Trim::All)
+        .delimiter(separator as u8)
+        .from_reader(bytes)
+        .into_records()
 }
 
 /// What separates the columns of a csv, by its first line.
-fn separator(bytes: &[u8]) -> Result<u8, String> {
+fn separator(bytes: &[u8]) -> Result<char, String> {
     let first = bytes.split(|&byte| byte == b'\n').next().unwrap_or_default();
     if first.trim_ascii_start().starts_with(b"{") {
         return Err(
             "it is jsonl; labels are read from a csv, or the jsonl, with its paths, is the source".into()
         );
     }
-    let columns = |separator: char| -> Vec<String> {
-        let builder =
-            csv::ReaderBuilder::new().has_headers(false).delimiter(separator as u8).from_reader(first);
-        let record = builder.into_records().next().and_then(Result::ok);
-        record.iter().flatten().map(|title| title.trim().to_lowercase()).collect()
-    };
-    let found: Vec<(char, Vec<String>)> = SEPARATORS
-        .into_iter()
-        .map(|separator| (separator, columns(separator)))
-        .filter(|(_, columns)| columns.len() > 1)
-        .collect();
-    let is_title = |text: &String| is_label_name(text) || PATH_NAMES.contains(&text.as_str());
-    let titled: Vec<char> = found
-        .iter()
-        .filter(|(_, columns)| columns.iter().any(is_title))
-        .map(|(separator, _)| *separator)
-        .collect();
+    let (mut found, mut titled) = (Vec::new(), Vec::new());
+    for separator in SEPARATORS {
+        let Some(Ok(columns)) = csv_records(first, separator).next() else { continue };
+        let is_title = |text: &str| is_among(text, &LABEL_NAMES) || is_among(text, &PATH_NAMES);
+        if columns.len() > 1 {
+            found.push(separator);
+            titled.extend(columns.iter().any(is_title).then_some(separator));
+        }
+    }
     match (found.as_slice(), titled.as_slice()) {
-        ([], _) => Ok(b','),
-        ([(one, _)], _) | (_, [one]) => Ok(*one as u8),
-        ([(one, _), (other, _), ..], _) => Err(format!(
+        ([], _) => Ok(','),
+        ([one], _) | (_, [one]) => Ok(*one),
+        ([one, other, ..], _) => Err(format!(
             "its first line has columns both by {one:?} and by {other:?}: add a line of titles before it, such as \
              `filename{one}label`"
         )),
@@ -301,21 +273,18 @@ pub(crate) fn read_synsets(file: &[u8]) -> Result<Vec<Synset>, String> {
     let mut rest = &file[HEADER_BYTES..];
     let mut left = MOST_BYTES;
     while !rest.is_empty() {
-        let (kind, data) = element(&mut rest)?;
-        let unpacked;
-        let matrix = if kind == COMPRESSED {
-            let mut bytes = Vec::new();
+        let (mut kind, mut data) = element(&mut rest)?;
+        let mut unpacked = Vec::new();
+        if kind == COMPRESSED {
             let mut decoder = flate2::read::ZlibDecoder::new(data).take(left + 1);
-            decoder.read_to_end(&mut bytes).map_err(|error| error.to_string())?;
+            decoder.read_to_end(&mut unpacked).map_err(|error| error.to_string())?;
             let too_much = || format!("it unpacks to more than {} MiB", MOST_BYTES >> 20);
-            left = left.checked_sub(bytes.len() as u64).ok_or_else(too_much)?;
-            unpacked = bytes;
-            let (kind, data) = element(&mut unpacked.as_slice())?;
-            (kind == MATRIX).then_some(data)
-        } else {
-            (kind == MATRIX).then_some(data)
-        };
-        if let Some(synsets) = matrix.map(synsets).transpose()?.flatten() {
+            left = left.checked_sub(unpacked.len() as u64).ok_or_else(too_much)?;
+            (kind, data) = element(&mut unpacked.as_slice())?;
+        }
+        if kind == MATRIX
+            && let Some(synsets) = synsets(data)?
+        {
             return Ok(synsets);
         }
     }
@@ -325,9 +294,7 @@ pub(crate) fn read_synsets(file: &[u8]) -> Result<Vec<Synset>, String> {
 /// Takes the next element: its type and its data.
 fn element<'a>(rest: &mut &'a [u8]) -> Result<(u32, &'a [u8]), String> {
     let cut = || "it is cut".to_owned();
-    let word = |at: usize| {
-        rest.get(at..at + 4).map(|bytes| u32::from_le_bytes(bytes.try_into().expect("four bytes")))
-    };
+    let word = |at: usize| rest.get(at..)?.first_chunk().map(|bytes| u32::from_le_bytes(*bytes));
     let first = word(0).ok_or_else(cut)?;
     if first >> 16 != 0 {
         // A small element: its length is in the upper half of the first word, its data in the second.
@@ -353,8 +320,7 @@ fn synsets(mut matrix: &[u8]) -> Result<Option<Vec<Synset>>, String> {
     if flags.first() != Some(&STRUCT_CLASS) || name != b"synsets" {
         return Ok(None);
     }
-    let mut sides =
-        dimensions.chunks_exact(4).map(|side| i32::from_le_bytes(side.try_into().expect("four bytes")));
+    let mut sides = dimensions.as_chunks().0.iter().map(|&side| i32::from_le_bytes(side));
     let count = sides.try_fold(1_usize, |count, side| count.checked_mul(usize::try_from(side).ok()?));
     let count = count.filter(|&count| count <= MOST_STRUCTS).ok_or("its size makes no sense")?;
     let (_, length) = element(&mut matrix)?;
@@ -395,12 +361,12 @@ fn scalar(matrix: &[u8]) -> Option<u32> {
     let value = match kind {
         INT8 => f64::from(data.first()?.cast_signed()),
         UINT8 => f64::from(*data.first()?),
-        INT16 => f64::from(i16::from_le_bytes(data.get(..2)?.try_into().ok()?)),
-        UINT16 => f64::from(u16::from_le_bytes(data.get(..2)?.try_into().ok()?)),
-        INT32 => f64::from(i32::from_le_bytes(data.get(..4)?.try_into().ok()?)),
-        UINT32 => f64::from(u32::from_le_bytes(data.get(..4)?.try_into().ok()?)),
-        SINGLE => f64::from(f32::from_le_bytes(data.get(..4)?.try_into().ok()?)),
-        DOUBLE => f64::from_le_bytes(data.get(..8)?.try_into().ok()?),
+        INT16 => f64::from(i16::from_le_bytes(*data.first_chunk()?)),
+        UINT16 => f64::from(u16::from_le_bytes(*data.first_chunk()?)),
+        INT32 => f64::from(i32::from_le_bytes(*data.first_chunk()?)),
+        UINT32 => f64::from(u32::from_le_bytes(*data.first_chunk()?)),
+        SINGLE => f64::from(f32::from_le_bytes(*data.first_chunk()?)),
+        DOUBLE => f64::from_le_bytes(*data.first_chunk()?),
         _ => return None,
     };
     (value >= 0.0 && value <= f64::from(u32::MAX) && value.fract() == 0.0).then_some(value as u32)
@@ -411,9 +377,8 @@ fn text(matrix: &[u8]) -> Result<String, String> {
     let text = match kind {
         INT8 | UINT8 | UTF8 => String::from_utf8(data.to_vec()).ok(),
         UINT16 | UTF16 => {
-            let units: Vec<u16> =
-                data.as_chunks::<2>().0.iter().map(|&unit| u16::from_le_bytes(unit)).collect();
-            String::from_utf16(&units).ok()
+            let units = data.as_chunks().0.iter().map(|&unit| u16::from_le_bytes(unit));
+            char::decode_utf16(units).collect::<Result<String, _>>().ok()
         }
         _ => None,
     };

@@ -1,14 +1,15 @@
 //! A folder of images, on this machine or in an object store.
 
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use rayon::prelude::*;
 
 use super::super::archive::{Extent, failed};
 use super::super::names::is_image;
-use super::super::records::{Evidence, Fault, ImageBytes, Record, Records};
+use super::super::records::{Fault, ImageBytes, Records};
 use crate::ingest::IngestError;
-use crate::storage::{Entry, Location, Stamp, StorageError};
+use crate::storage::{Location, Stamp, StorageError};
 
 /// What is below a folder.
 #[derive(Debug, Default)]
@@ -19,12 +20,8 @@ pub(crate) struct Listing {
     pub faults: Vec<(String, Fault)>,
 }
 
-/// A file of a listing: its size in bytes, and what tells whether it changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct ListedFile {
-    bytes: u64,
-    stamp: Option<Stamp>,
-}
+/// A file's size in bytes, and what tells whether it changed.
+pub(super) type ListedFile = (u64, Option<Stamp>);
 
 /// Lists a folder.
 ///
@@ -32,8 +29,7 @@ pub(crate) struct ListedFile {
 /// If it is not there, or the store fails.
 pub(crate) fn list(root: &Location) -> Result<Listing, IngestError> {
     let Some(path) = root.local_path() else {
-        let listed = |entry: Entry| (entry.name, ListedFile { bytes: entry.bytes, stamp: entry.stamp });
-        let files = root.list()?.into_iter().map(listed).collect();
+        let files = root.list()?.into_iter().map(|entry| (entry.name, (entry.bytes, entry.stamp))).collect();
         return Ok(Listing { files, faults: Vec::new() });
     };
     let chain = vec![identity(path).map_err(|error| failed("list", root.to_string(), error))?];
@@ -45,17 +41,15 @@ pub(crate) fn list(root: &Location) -> Result<Listing, IngestError> {
 
 /// What tells a folder from any other of this machine.
 fn identity(path: &Path) -> std::io::Result<(u64, u64)> {
-    use std::os::unix::fs::MetadataExt;
     std::fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
 /// Something in a folder.
 enum Found {
-    File(String, ListedFile),
-    Folder(PathBuf, String, (u64, u64)),
-    /// A folder whose name is not UTF-8: nothing in it has a path.
-    NamelessFolder(PathBuf, String, (u64, u64)),
-    Fault(String, Fault),
+    File(ListedFile),
+    /// One that is not above itself, by its [`identity`].
+    Folder((u64, u64)),
+    Fault(Fault),
 }
 
 /// Lists a folder of this machine, its subfolders at the same time; links are followed, as torchvision does.
@@ -65,47 +59,40 @@ fn list_local(folder: &Path, below: &str, chain: &[(u64, u64)]) -> Result<Listin
     let entries: Vec<std::fs::DirEntry> =
         std::fs::read_dir(folder).and_then(Iterator::collect).map_err(fail)?;
     let look = |entry: &std::fs::DirEntry| -> Result<Found, StorageError> {
-        use std::os::unix::fs::MetadataExt;
-        let (path, name) = (entry.path(), entry.file_name());
-        let shown = format!("{below}{}", name.to_string_lossy());
+        let path = entry.path();
         // One look-up a file: it follows links.
         let metadata = match std::fs::metadata(&path) {
             Ok(metadata) => metadata,
             Err(error) if path.is_symlink() && leads_nowhere(&error) => {
-                return Ok(Found::Fault(shown, Fault::BrokenLink));
+                return Ok(Found::Fault(Fault::BrokenLink));
             }
             Err(error) => return Err(failed("look up", path.display().to_string(), error)),
         };
         let id = (metadata.dev(), metadata.ino());
         Ok(match () {
-            () if metadata.is_dir() && chain.contains(&id) => Found::Fault(shown, Fault::LinkAbove),
-            () if metadata.is_dir() && name.to_str().is_none() => {
-                Found::NamelessFolder(path, shown + "/", id)
-            }
-            () if name.to_str().is_none() => Found::Fault(shown, Fault::NotUtf8),
-            () if metadata.is_dir() => Found::Folder(path, shown + "/", id),
-            () if metadata.is_file() => {
-                let listed = ListedFile { bytes: metadata.len(), stamp: Stamp::of_time(&metadata) };
-                Found::File(shown, listed)
-            }
-            () => Found::Fault(shown, Fault::NotAFile),
+            () if metadata.is_dir() && chain.contains(&id) => Found::Fault(Fault::LinkAbove),
+            () if metadata.is_dir() => Found::Folder(id),
+            () if entry.file_name().to_str().is_none() => Found::Fault(Fault::NotUtf8),
+            () if metadata.is_file() => Found::File((metadata.len(), Stamp::of_time(&metadata))),
+            () => Found::Fault(Fault::NotAFile),
         })
     };
     let found: Vec<Found> = entries.par_iter().with_min_len(64).map(look).collect::<Result<_, _>>()?;
     let mut listing = Listing::default();
     let mut folders = Vec::new();
-    for found in found {
+    for (entry, found) in entries.iter().zip(found) {
+        let shown = format!("{below}{}", entry.file_name().to_string_lossy());
         match found {
-            Found::File(path, listed) => listing.files.push((path, listed)),
-            Found::Fault(path, fault) => listing.faults.push((path, fault)),
-            Found::Folder(path, below, id) => folders.push((path, below, id, true)),
-            Found::NamelessFolder(path, below, id) => folders.push((path, below, id, false)),
+            Found::File(listed) => listing.files.push((shown, listed)),
+            Found::Folder(id) => folders.push((entry, shown + "/", id)),
+            Found::Fault(fault) => listing.faults.push((shown, fault)),
         }
     }
-    let inside = |(path, below, id, has_name): &(PathBuf, String, (u64, u64), bool)| {
+    let inside = |(entry, below, id): &(&std::fs::DirEntry, String, (u64, u64))| {
         let chain: Vec<(u64, u64)> = chain.iter().chain([id]).copied().collect();
-        let mut inside = list_local(path, below, &chain)?;
-        if !has_name {
+        let mut inside = list_local(&entry.path(), below, &chain)?;
+        if entry.file_name().to_str().is_none() {
+            // Nothing in it has a path.
             let files = std::mem::take(&mut inside.files);
             inside.faults.extend(files.into_iter().map(|(path, _)| (path, Fault::NotUtf8)));
         }
@@ -132,32 +119,15 @@ pub(crate) fn collect(records: &mut Records<'_>, root: &Location, listing: Listi
     let container = records.containers.add_folder(root.clone());
     records.folder = Some((container, root.clone()));
     for (path, fault) in listing.faults {
-        // What a broken link was to be is not known: it may have been a class.
-        if is_image(&path) || fault == Fault::BrokenLink {
-            push(records, origin, path, ImageBytes::NONE, Some(fault));
-        } else {
-            records.pass_over(fault.reason(), &path);
-        }
+        records.push_fault(origin, &path, fault);
     }
-    for (path, ListedFile { bytes, stamp }) in listing.files {
+    for (path, (bytes, stamp)) in listing.files {
         if is_image(&path) {
             records.stamps.add(&path, stamp);
-            push(
-                records,
-                origin,
-                path,
-                ImageBytes { container, extent: Extent::Range { offset: 0 }, bytes },
-                None,
-            );
-        } else {
-            records.pass_over("not an image by its name", &path);
         }
+        let place = ImageBytes { container, extent: Extent::Range { offset: 0 }, bytes };
+        records.push_file(origin, path, None, place);
     }
-}
-
-fn push(records: &mut Records<'_>, origin: u32, path: String, place: ImageBytes, fault: Option<Fault>) {
-    let path = path.into_boxed_str();
-    records.push(Record { origin, path, evidence: Evidence::Folders, split: None, place, fault });
 }
 
 #[cfg(test)]

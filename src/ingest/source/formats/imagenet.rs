@@ -7,10 +7,10 @@
 use rayon::prelude::*;
 
 use super::super::archive::{Index, Member, read_nested};
-use super::super::names::{file_name, is_image, splits_of_container};
-use super::super::records::{Evidence, ImageBytes, Naming, Record, Records, shown};
+use super::super::names::{file_name, splits_of_container};
+use super::super::records::{ImageBytes, Records, Word, count};
 use super::devkit;
-use super::{Tar, push_skipped};
+use super::{Tar, push_others};
 use crate::ingest::IngestError;
 use crate::storage::Location;
 
@@ -62,7 +62,6 @@ pub(super) fn collect(
     tars: Vec<Tar>,
     others: &[(String, Location)],
 ) -> Result<(), IngestError> {
-    records.naming = Naming::BelowSplit;
     let (mut kits, mut training_archives) = (Vec::new(), Vec::new());
     let mut validation_archive = None;
     for tar in tars {
@@ -78,10 +77,11 @@ pub(super) fn collect(
             }
             Some(Kind::Validation) => {
                 validation_archive = Some(tar.location.clone());
-                validation(records, tar);
+                let split = split_if_unnamed(records, &tar, "val");
+                tar.push_files(records, split);
             }
             Some(Kind::DevelopmentKit) => kits.push(tar),
-            Some(Kind::PassedOver(what)) => records.pass_over(what, &tar.name),
+            Some(Kind::PassedOver(what)) => count(&mut records.passed_over, what, || tar.name.clone()),
             None => {
                 let reason =
                     "not an archive of ILSVRC2012's images, labels or boxes: `--ignore GLOB` leaves it out";
@@ -93,10 +93,10 @@ pub(super) fn collect(
     if records.options.labels.is_some() || records.options.unlabelled {
         return Ok(());
     }
+    const NOTE: &str = "labels of the validation images";
     if let Some(kit) = kits.pop() {
         let labels = devkit::labels_of_kit(&kit)?;
-        records.note(format!("labels of the validation images: `{}`", file_name(&kit.name)));
-        devkit::give_labels(records, labels);
+        devkit::give_labels(records, labels, NOTE, file_name(&kit.name));
         return Ok(());
     }
     let beside =
@@ -105,11 +105,11 @@ pub(super) fn collect(
         others.iter().filter(|(name, _)| file_name(name) == devkit::CSV).map(|(_, file)| file.clone());
     for file in listed.chain(beside) {
         if file.exists()? {
-            let labels = devkit::labels_from(&file, records.options)?.labels;
-            records.note(format!("labels of the validation images: `{}`", file.file_name()));
-            devkit::give_labels(records, labels);
-            return Ok(());
+            return devkit::give_labels_of(records, &file, NOTE, file.file_name());
         }
+    }
+    if records.options.split.as_deref() == Some("train") {
+        return Ok(());
     }
     let reason = format!(
         "the validation images have no labels: put {} or {} beside the archive, name one with `--labels`, or take the \
@@ -117,60 +117,28 @@ pub(super) fn collect(
         devkit::ARCHIVE,
         devkit::CSV
     );
-    if records.options.split.as_deref() == Some("train") {
-        return Ok(());
-    }
     Err(IngestError::layout(&validation_archive, reason))
 }
 
 /// The archive's split, where its name does not say it.
-fn split_if_unnamed(
-    records: &mut Records<'_>,
-    tar: &Tar,
-    split: &str,
-) -> Option<super::super::records::Word> {
+fn split_if_unnamed(records: &mut Records<'_>, tar: &Tar, split: &str) -> Option<Word> {
     splits_of_container(file_name(&tar.name)).is_empty().then(|| records.word(split))
 }
 
 fn training(records: &mut Records<'_>, tar: Tar) -> Result<(), IngestError> {
-    let indexes: Vec<Index> = tar
-        .index
-        .members
-        .par_iter()
-        .map(|class| read_nested(&tar.file, class, &|_| false))
-        .collect::<Result<_, IngestError>>()?;
+    let read = |class| read_nested(&tar.file, class, &|_| false);
+    let indexes: Vec<Index> = tar.index.members.par_iter().map(read).collect::<Result<_, IngestError>>()?;
     let split = split_if_unnamed(records, &tar, "train");
     let origin = records.add_origin(&tar.name);
-    tar.push_skipped(records, origin);
-    let container = records.containers.add_file(tar.file.clone());
+    push_others(records, origin, &tar.index);
+    let container = records.containers.add_file(tar.file);
     for (class, index) in tar.index.members.iter().zip(indexes) {
         let name = file_name(&class.path).trim_end_matches(".tar");
-        push_skipped(records, origin, &index.others);
+        push_others(records, origin, &index);
         for Member { path, bytes, extent, .. } in index.members {
-            if !is_image(&path) {
-                records.pass_over("not an image by its name", &shown(&class.path, &path));
-                continue;
-            }
-            let path = format!("{name}/{}", file_name(&path)).into();
-            let place = ImageBytes { container, extent, bytes };
-            records.push(Record { origin, path, evidence: Evidence::Folders, split, place, fault: None });
+            let path = format!("{name}/{}", file_name(&path));
+            records.push_file(origin, path, split, ImageBytes { container, extent, bytes });
         }
     }
     Ok(())
-}
-
-fn validation(records: &mut Records<'_>, tar: Tar) {
-    let split = split_if_unnamed(records, &tar, "val");
-    let origin = records.add_origin(&tar.name);
-    tar.push_skipped(records, origin);
-    let container = records.containers.add_file(tar.file);
-    for Member { path, bytes, extent, .. } in tar.index.members {
-        if !is_image(&path) {
-            records.pass_over("not an image by its name", &path);
-            continue;
-        }
-        let place = ImageBytes { container, extent, bytes };
-        let path = path.into_boxed_str();
-        records.push(Record { origin, path, evidence: Evidence::Folders, split, place, fault: None });
-    }
 }

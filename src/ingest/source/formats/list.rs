@@ -3,11 +3,14 @@
 //! Paths start at the folder of the list; on this machine they may be absolute. A list without a column of
 //! labels is a set of unlabelled images.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::Path;
 
 use super::super::archive::{Extent, failed};
-use super::super::names::examples;
+use super::super::names::{examples, is_among};
 use super::super::records::{Container, Evidence, Fault, ImageBytes, Naming, Record, Records};
+use super::folder::{self, ListedFile};
 use super::{LABEL_NAMES, SPLIT_NAME, choose_column, unread_split};
 use crate::ingest::IngestError;
 use crate::storage::{Location, Stamp};
@@ -31,14 +34,10 @@ pub(crate) fn looks_like_list(head: &[u8]) -> bool {
     };
     let first = first.trim_start_matches('\u{FEFF}').trim();
     let is_header = |&separator: &char| {
-        reader(first, separator).headers().is_ok_and(|names| names.iter().any(is_path_name))
+        reader(first, separator).headers().is_ok_and(|names| names.iter().any(|it| is_among(it, &PATH_NAMES)))
     };
     SEPARATORS.iter().any(is_header)
         || (first.starts_with('{') && PATH_NAMES.iter().any(|name| first.contains(&format!("\"{name}\""))))
-}
-
-fn is_path_name(name: &str) -> bool {
-    PATH_NAMES.iter().any(|known| name.eq_ignore_ascii_case(known))
 }
 
 /// Reads a csv; what is in quotes holds no separator.
@@ -57,7 +56,7 @@ struct Line {
 /// Adds the images of the lists.
 pub(crate) fn collect(records: &mut Records<'_>, lists: &[Container]) -> Result<(), IngestError> {
     records.naming = Naming::AsIs;
-    let mut folders = Folders::default();
+    let mut folders = Folders::new();
     for container in lists {
         let list = &container.location;
         let origin = records.add_origin(&container.name);
@@ -77,76 +76,58 @@ pub(crate) fn collect(records: &mut Records<'_>, lists: &[Container]) -> Result<
                 return Err(bad(format!("`{path}` is an absolute path, and the list is in an object store")));
             }
             let relative = parts.join("/");
-            let found = folders.find(records, &root, absolute, &relative)?;
-            let (place, fault) = match found {
-                Some(place) => (place, None),
-                None => (ImageBytes::NONE, Some(Fault::NotThere)),
-            };
-            let evidence = match &label {
-                Some(label) => Evidence::Text(records.word(label)),
-                None => Evidence::Absent,
-            };
+            let folder = if absolute { Location::from_path(Path::new("/"))? } else { root.clone() };
+            let found = find(&mut folders, records, &folder, &relative)?;
+            let fault = found.is_none().then_some(Fault::NotThere);
+            let evidence = label.map_or(Evidence::Absent, |label| Evidence::Text(records.word(&label)));
             let split = split.map(|split| records.word(&split));
-            records.push_row(Record { origin, path: relative.into(), evidence, split, place, fault });
+            let place = found.unwrap_or(ImageBytes::NONE);
+            records.push_row(Record { split, fault, ..Record::new(origin, relative, evidence, place) });
         }
     }
     Ok(())
 }
 
-/// The folders that lists name files of.
-#[derive(Default)]
-struct Folders {
-    containers: HashMap<String, u32>,
-    /// The sizes of what is in an object store, listed once.
-    sizes: HashMap<String, BTreeMap<String, (u64, Option<Stamp>)>>,
-}
+/// The folders that lists name files of: the container of each and, in an object store, its files.
+type Folders = HashMap<String, (u32, BTreeMap<String, ListedFile>)>;
 
-impl Folders {
-    /// Where a file is; `None` if it is not there.
-    fn find(
-        &mut self,
-        records: &mut Records<'_>,
-        root: &Location,
-        absolute: bool,
-        path: &str,
-    ) -> Result<Option<ImageBytes>, IngestError> {
-        let folder = if absolute { Location::from_path(std::path::Path::new("/"))? } else { root.clone() };
-        let key = folder.to_string();
-        let found = match folder.local_path() {
-            Some(local) => {
-                let file = local.join(path);
-                match std::fs::metadata(&file) {
-                    Ok(found) => found.is_file().then(|| (found.len(), Stamp::of_time(&found))),
-                    Err(error) if is_not_there(&error) => None,
-                    Err(error) => return Err(failed("look up", file.display().to_string(), error).into()),
-                }
+/// Where a file is; `None` if it is not there.
+fn find(
+    folders: &mut Folders,
+    records: &mut Records<'_>,
+    root: &Location,
+    path: &str,
+) -> Result<Option<ImageBytes>, IngestError> {
+    let (container, files) = match folders.entry(root.to_string()) {
+        Entry::Occupied(known) => known.into_mut(),
+        Entry::Vacant(new) => {
+            let files = match root.local_path() {
+                Some(_) => BTreeMap::new(),
+                None => folder::list(root)?.files.into_iter().collect(),
+            };
+            new.insert((records.containers.add_folder(root.clone()), files))
+        }
+    };
+    let found = match root.local_path() {
+        Some(local) => {
+            let file = local.join(path);
+            match std::fs::metadata(&file) {
+                Ok(found) => found.is_file().then(|| (found.len(), Stamp::of_time(&found))),
+                Err(error) if is_not_there(&error) => None,
+                Err(error) => return Err(failed("look up", file.display().to_string(), error).into()),
             }
-            None => {
-                if !self.sizes.contains_key(&key) {
-                    let found =
-                        folder.list()?.into_iter().map(|entry| (entry.name, (entry.bytes, entry.stamp)));
-                    let sizes = found.collect();
-                    self.sizes.insert(key.clone(), sizes);
-                }
-                self.sizes.get(&key).and_then(|sizes| sizes.get(path).copied())
-            }
-        };
-        let containers = &mut records.containers;
-        let container = *self.containers.entry(key).or_insert_with(|| containers.add_folder(folder));
-        Ok(found.map(|(bytes, stamp)| {
-            records.stamps.add(path, stamp);
-            ImageBytes { container, extent: Extent::Range { offset: 0 }, bytes }
-        }))
-    }
+        }
+        None => files.get(path).copied(),
+    };
+    Ok(found.map(|(bytes, stamp)| {
+        records.stamps.add(path, stamp);
+        ImageBytes { container: *container, extent: Extent::Range { offset: 0 }, bytes }
+    }))
 }
 
 fn is_not_there(error: &std::io::Error) -> bool {
-    matches!(
-        error.kind(),
-        std::io::ErrorKind::NotFound
-            | std::io::ErrorKind::NotADirectory
-            | std::io::ErrorKind::InvalidFilename
-    )
+    use std::io::ErrorKind::{InvalidFilename, NotADirectory, NotFound};
+    matches!(error.kind(), NotFound | NotADirectory | InvalidFilename)
 }
 
 fn lines(records: &mut Records<'_>, list: &Location) -> Result<Vec<Line>, IngestError> {
@@ -165,9 +146,11 @@ fn jsonl(records: &mut Records<'_>, list: &Location, text: &str) -> Result<Vec<L
         let bad = |reason: String| IngestError::layout(list, format!("line {number}: {reason}"));
         let value: serde_json::Value = serde_json::from_str(line).map_err(|error| bad(error.to_string()))?;
         let serde_json::Value::Object(object) = value else { return Err(bad("not a JSON object".into())) };
-        for name in object.keys().filter(|name| !known.contains(*name)).cloned().collect::<Vec<_>>() {
-            known.insert(name.clone());
-            names.push(name);
+        for name in object.keys() {
+            if !known.contains(name) {
+                known.insert(name.clone());
+                names.push(name.clone());
+            }
         }
         objects.push((number, object));
     }
@@ -225,11 +208,12 @@ fn find_columns(records: &mut Records<'_>, list: &Location, names: &[&str]) -> R
 
 fn csv(records: &mut Records<'_>, list: &Location, text: &str) -> Result<Vec<Line>, IngestError> {
     let options = records.options;
-    let bad = |error: csv::Error| IngestError::layout(list, error.to_string());
+    let wrong = |reason: String| IngestError::layout(list, reason);
+    let bad = |error: csv::Error| wrong(error.to_string());
     let names_path = |header: &csv::StringRecord| {
         header.iter().any(|name| match &options.image_column {
             Some(asked) => name == asked,
-            None => is_path_name(name),
+            None => is_among(name, &PATH_NAMES),
         })
     };
     let mut headers = Vec::new();
@@ -240,24 +224,18 @@ fn csv(records: &mut Records<'_>, list: &Location, text: &str) -> Result<Vec<Lin
     headers.retain(|(_, header)| names_path(header));
     let (separator, header) = match headers.as_slice() {
         [] => {
-            return Err(IngestError::layout(
-                list,
-                format!(
-                    "its first line names no column of paths, but {}: add one, such as `path,label`, or name it with \
-                     `--image-column`",
-                    examples(&columns.iter().collect::<Vec<_>>())
-                ),
-            ));
+            return Err(wrong(format!(
+                "its first line names no column of paths, but {}: add one, such as `path,label`, or name it with \
+                 `--image-column`",
+                examples(&columns.iter().collect::<Vec<_>>())
+            )));
         }
         // A header of one name is the same by each separator.
         [(one, header), (other, _), ..] if header.len() > 1 => {
-            return Err(IngestError::layout(
-                list,
-                format!(
-                    "its first line names a column of paths both by {one:?} and by {other:?} between \
-                     columns: put a name that holds one of them in quotes"
-                ),
-            ));
+            return Err(wrong(format!(
+                "its first line names a column of paths both by {one:?} and by {other:?} between columns: put a name \
+                 that holds one of them in quotes"
+            )));
         }
         [(separator, header), ..] => (*separator, header),
     };

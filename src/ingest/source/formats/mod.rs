@@ -21,10 +21,10 @@ use rayon::prelude::*;
 pub(crate) use devkit::read_synsets;
 
 use super::SourceFormat;
-use super::archive::{Index, Member, Skipped, SourceFile, Spool, read_index, unpack};
+use super::archive::{Index, Member, SourceFile, Spool, read_index, unpack};
 use super::discover::FILES_AT_ONCE;
-use super::names::{examples, is_image, is_tar};
-use super::records::{Container, Evidence, Fault, ImageBytes, Naming, Record, Records, shown};
+use super::names::{examples, first_of, is_among, is_tar};
+use super::records::{Container, ImageBytes, Records, Word, shown};
 use crate::ingest::{IngestError, work_through};
 use crate::storage::Location;
 
@@ -37,13 +37,15 @@ pub(super) fn collect_tars(
     containers: &[Container],
     others: &[(String, Location)],
 ) -> Result<SourceFormat, IngestError> {
-    let spool = Spool::new();
     let packed: Vec<_> = containers.iter().filter(|container| container.compression.is_some()).collect();
-    let sizes = work_through(packed.len(), FILES_AT_ONCE, |number| packed[number].location.size())?;
-    spool.check_space(sizes.iter().sum())?;
+    let spool = if packed.is_empty() { None } else { Some(Spool::new()?) };
+    if let Some(spool) = &spool {
+        let sizes = work_through(packed.len(), FILES_AT_ONCE, |number| packed[number].location.size())?;
+        spool.check_space(sizes.iter().sum())?;
+    }
     let options = records.options;
     let column = options.label_column.as_deref();
-    let open = |container| Tar::open(container, &spool, column);
+    let open = |container| Tar::open(container, spool.as_ref(), column);
     let tars: Vec<Tar> = containers.par_iter().map(open).collect::<Result<_, IngestError>>()?;
     let wants = |format| options.format == format || options.format == SourceFormat::Auto;
     if wants(SourceFormat::Cifar) && tars.iter().all(cifar::is_archive) {
@@ -72,37 +74,15 @@ pub(super) fn collect_tars(
         let reason = format!("`--label-column {column}` has no effect: no image has a json member beside it");
         return Err(records.wrong(reason));
     }
-    let mut nested = None;
-    for tar in tars {
-        let origin = records.add_origin(&tar.name);
-        tar.push_skipped(records, origin);
-        let container = records.containers.add_file(tar.file);
-        for Member { path, bytes, extent, .. } in tar.index.members {
-            if is_image(&path) {
-                let place = ImageBytes { container, extent, bytes };
-                let path = path.into_boxed_str();
-                records.push(Record {
-                    origin,
-                    path,
-                    evidence: Evidence::Folders,
-                    split: None,
-                    place,
-                    fault: None,
-                });
-            } else {
-                let path = shown(&tar.name, &path);
-                if nested.is_none() && is_tar(&path) {
-                    nested = Some(path.clone());
-                }
-                records.pass_over("not an image by its name", &path);
-            }
-        }
-    }
-    if let (true, Some(tar)) = (records.list().is_empty(), nested) {
+    let nested = tars.iter().find_map(|tar| {
+        let member = tar.index.members.iter().find(|member| is_tar(&member.path))?;
+        Some(shown(&tar.name, &member.path))
+    });
+    tars.into_iter().for_each(|tar| tar.push_files(records, None));
+    if let (true, Some(tar)) = (records.list.is_empty(), nested) {
         let reason = format!("it holds no image, but tars, such as `{tar}`: unpack it and ingest the folder");
         return Err(records.wrong(reason));
     }
-    records.naming = Naming::BelowSplit;
     Ok(SourceFormat::Tar)
 }
 
@@ -119,16 +99,16 @@ struct Tar {
 
 impl Tar {
     /// Lists a tar. Of its json members only what may be a label is kept, `label_column` among it.
+    /// The spool is for one that is compressed.
     fn open(
         container: &Container,
-        spool: &Arc<Spool>,
+        spool: Option<&Arc<Spool>>,
         label_column: Option<&str>,
     ) -> Result<Self, IngestError> {
-        let file = SourceFile::open(&container.location)?;
-        let file = match container.compression {
-            None => file,
-            compression => unpack(&file, compression, spool)?,
-        };
+        let mut file = SourceFile::open(&container.location)?;
+        if let Some(compression) = container.compression {
+            file = unpack(&file, compression, spool.expect("made where a tar is compressed"))?;
+        }
         let mut index = read_index(&file, &webdataset::is_label)?;
         index.members.iter_mut().for_each(|member| webdataset::keep_labels(member, label_column));
         Ok(Self { location: container.location.clone(), name: container.name.clone(), file, index })
@@ -145,45 +125,23 @@ impl Tar {
         Ok(self.file.read(&member.extent, member.bytes)?)
     }
 
-    /// Adds its entries that cannot be taken.
-    fn push_skipped(&self, records: &mut Records<'_>, origin: u32) {
-        push_skipped(records, origin, &self.index.others);
+    /// Adds its images, with their folders as classes; a split that the archive is known to be.
+    fn push_files(self, records: &mut Records<'_>, split: Option<Word>) {
+        let origin = records.add_origin(&self.name);
+        push_others(records, origin, &self.index);
+        let container = records.containers.add_file(self.file);
+        for Member { path, bytes, extent, .. } in self.index.members {
+            records.push_file(origin, path, split, ImageBytes { container, extent, bytes });
+        }
     }
 }
 
-/// Adds the entries of a tar that are not files.
-fn push_skipped(records: &mut Records<'_>, origin: u32, others: &[(String, Skipped)]) {
-    for (path, skipped) in others {
-        let fault = match skipped {
-            Skipped::Directory => continue,
-            Skipped::Replaced => {
-                records.pass_over(&skipped.to_string(), path);
-                continue;
-            }
-            Skipped::SymbolicLink => Fault::SymbolicLink,
-            Skipped::HardLinkWithoutTarget(_) => Fault::DanglingHardLink,
-            Skipped::NotUtf8 => Fault::NotUtf8,
-            Skipped::LeadsOutside => Fault::LeadsOutside,
-            Skipped::TooManyHoles(_) | Skipped::SparseFormat => Fault::Sparse,
-            Skipped::Device | Skipped::Pipe | Skipped::Continuation | Skipped::UnknownType(_) => {
-                Fault::NotAFile
-            }
-        };
-        if is_image(path) {
-            let path = path.as_str().into();
-            let record = Record {
-                origin,
-                path,
-                evidence: Evidence::Folders,
-                split: None,
-                place: ImageBytes::NONE,
-                fault: Some(fault),
-            };
-            records.push(record);
-        } else {
-            records.pass_over(&skipped.to_string(), path);
-        }
+/// Adds the entries of a tar that cannot be taken.
+fn push_others(records: &mut Records<'_>, origin: u32, index: &Index) {
+    for path in &index.replaced {
+        records.pass_over(origin, "replaced by a later member of the same name", path);
     }
+    index.faults.iter().for_each(|(path, fault)| records.push_fault(origin, path, *fault));
 }
 
 /// Names of the column that holds the label.
@@ -213,10 +171,7 @@ fn unread_split(names: &[&str], reads_split: bool) -> Option<String> {
     if has_split && reads_split {
         return None;
     }
-    let is_one = |name: &&&str| {
-        OTHER_SPLIT_NAMES.iter().any(|other| name.eq_ignore_ascii_case(other))
-            || name.eq_ignore_ascii_case(SPLIT_NAME)
-    };
+    let is_one = |name: &&&str| is_among(name, &OTHER_SPLIT_NAMES) || name.eq_ignore_ascii_case(SPLIT_NAME);
     let found = names.iter().find(is_one)?;
     let instead = if reads_split {
         "a column `split` is"
@@ -224,11 +179,6 @@ fn unread_split(names: &[&str], reads_split: bool) -> Option<String> {
         "folders, names of containers and `--splits` say what is which split"
     };
     Some(format!("the column `{found}` is not read as the split; {instead}"))
-}
-
-/// Whether a column of this name may hold the label.
-fn is_label_name(name: &str) -> bool {
-    LABEL_NAMES.iter().any(|known| name.eq_ignore_ascii_case(known))
 }
 
 /// The column that was asked for, or the only one with a known name, in any case; `None` if there is none.
@@ -244,12 +194,11 @@ fn choose_column(
     if let Some(asked) = asked {
         let found = names.iter().position(|name| *name == asked);
         return found.map(Some).ok_or_else(|| {
-            let all: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
-            format!("`{option} {asked}`: the source lacks this column; its columns are {}", all.join(", "))
+            let all = first_of(names, names.len());
+            format!("`{option} {asked}`: the source lacks this column; its columns are {all}")
         });
     }
-    let is_known = |name: &&str| known.iter().any(|known| name.eq_ignore_ascii_case(known));
-    let found: Vec<usize> = (0..names.len()).filter(|&at| is_known(&names[at])).collect();
+    let found: Vec<usize> = (0..names.len()).filter(|&at| is_among(names[at], known)).collect();
     match found.as_slice() {
         [] => Ok(None),
         [one] => Ok(Some(*one)),

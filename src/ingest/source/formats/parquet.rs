@@ -12,12 +12,11 @@ use bytes::Bytes;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 use parquet::errors::ParquetError;
-use parquet::file::metadata::ColumnChunkMetaData;
 use parquet::file::reader::{ChunkReader, Length};
 use rayon::prelude::*;
 
 use super::super::archive::{Containers, Extent, SourceFile, Spool, Window};
-use super::super::names::{examples, file_name};
+use super::super::names::{examples, file_name, first_of};
 use super::super::records::{
     ClassNames, Container, Entry, Evidence, Fault, ImageBytes, Naming, Record, Records,
 };
@@ -50,7 +49,7 @@ pub(crate) struct Table {
 #[derive(Debug)]
 struct TableIndex {
     table: Table,
-    names: Vec<Option<String>>,
+    names: Texts,
     labels: Option<Texts>,
     splits: Option<Texts>,
     class_names: Option<Vec<String>>,
@@ -79,20 +78,15 @@ pub(crate) fn collect(records: &mut Records<'_>, files: &[Container]) -> Result<
     let (mut columns, mut without_labels) = (BTreeMap::<String, String>::new(), Vec::new());
     for (file, listed) in files.iter().zip(listed) {
         if let Some(names) = listed.class_names {
-            match &first_names {
-                Some((_, first)) if *first == names => {}
-                Some((other, first)) => {
-                    let at = first.iter().zip(&names).position(|(a, b)| a != b);
-                    let at = at.unwrap_or(first.len().min(names.len()));
-                    return Err(IngestError::layout(
-                        &file.location,
-                        format!(
-                            "its class names differ from those of `{other}`, first at class {at}: ingest tables of one \
-                             list of classes together"
-                        ),
-                    ));
-                }
-                None => first_names = Some((file.name.clone(), names)),
+            let (other, first) = first_names.get_or_insert_with(|| (file.name.clone(), names.clone()));
+            if *first != names {
+                let at = first.iter().zip(&names).position(|(a, b)| a != b);
+                let at = at.unwrap_or(first.len().min(names.len()));
+                let reason = format!(
+                    "its class names differ from those of `{other}`, first at class {at}: ingest tables of one list of \
+                     classes together"
+                );
+                return Err(IngestError::layout(&file.location, reason));
             }
         }
         match &listed.label_column {
@@ -101,20 +95,19 @@ pub(crate) fn collect(records: &mut Records<'_>, files: &[Container]) -> Result<
         }
         listed.unread_split.into_iter().for_each(|warning| records.warn(warning));
         let origin = records.add_origin(&file.name);
-        let number = tables.len() as u32;
+        let container = tables.len() as u32;
+        let fault = (!listed.has_bytes).then_some(Fault::NoBytes);
+        let text_of = |texts: &Option<Texts>, row: usize| texts.as_ref()?[row].clone();
         for (row, name) in listed.names.into_iter().enumerate() {
             let name = name.map(|path| file_name(&path).to_owned()).filter(|name| !name.is_empty());
-            let path = name.unwrap_or_else(|| row_name(&file.location, row as u64)).into();
-            let evidence = match listed.labels.as_ref().and_then(|labels| labels[row].as_ref()) {
-                Some(text) => Evidence::Text(records.word(text)),
-                None => Evidence::Absent,
-            };
-            let split = listed.splits.as_ref().and_then(|splits| splits[row].as_ref());
-            let split = split.filter(|split| !split.is_empty()).map(|split| records.word(split));
+            let path = name.unwrap_or_else(|| row_name(&file.location, row as u64));
+            let label = text_of(&listed.labels, row);
+            let evidence = label.map_or(Evidence::Absent, |text| Evidence::Text(records.word(&text)));
+            let split = text_of(&listed.splits, row).filter(|split| !split.is_empty());
+            let split = split.map(|split| records.word(&split));
             let extent = Extent::Range { offset: row as u64 };
-            let place = ImageBytes { container: number, extent, bytes: listed.mean_bytes };
-            let fault = (!listed.has_bytes).then_some(Fault::NoBytes);
-            records.push_row(Record { origin, path, evidence, split, place, fault });
+            let place = ImageBytes { container, extent, bytes: listed.mean_bytes };
+            records.push_row(Record { split, fault, ..Record::new(origin, path, evidence, place) });
         }
         tables.push(listed.table);
     }
@@ -155,12 +148,17 @@ fn guarded<T>(location: &Location, work: impl FnOnce() -> Result<T, IngestError>
     })
 }
 
+/// An error of the reader or of a column, as one of the file.
+fn unreadable<E: std::fmt::Display>(location: &Location) -> impl Fn(E) -> IngestError {
+    move |error| IngestError::layout(location, error.to_string())
+}
+
 fn open(
     location: &Location,
     file: SourceFile,
 ) -> Result<ParquetRecordBatchReaderBuilder<Chunks>, IngestError> {
-    ParquetRecordBatchReaderBuilder::try_new(Chunks { file, location: location.clone() })
-        .map_err(|error| IngestError::layout(location, error.to_string()))
+    let chunks = Chunks { file, location: location.clone() };
+    ParquetRecordBatchReaderBuilder::try_new(chunks).map_err(unreadable(location))
 }
 
 fn list(options: &IngestOptions, location: &Location) -> Result<TableIndex, IngestError> {
@@ -169,63 +167,57 @@ fn list(options: &IngestOptions, location: &Location) -> Result<TableIndex, Inge
     let schema = builder.schema().clone();
     let names: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
     let choose = |option, asked: &Option<String>, known: &[&str]| {
-        choose_column(&names, option, asked.as_deref(), known)
-            .map_err(|reason| IngestError::layout(location, reason))
+        choose_column(&names, option, asked.as_deref(), known).map_err(unreadable(location))
     };
     let image = choose("--image-column", &options.image_column, &IMAGE_NAMES)?.ok_or_else(|| {
-        let reason =
-            format!("no column of images; its columns are {} (`--image-column` names one)", all(&names));
+        let reason = format!(
+            "no column of images; its columns are {} (`--image-column` names one)",
+            first_of(&names, names.len())
+        );
         IngestError::layout(location, reason)
     })?;
     check_image_column(location, &schema, image)?;
-    let label = if options.unlabelled {
-        None
-    } else {
-        choose("--label-column", &options.label_column, &LABEL_NAMES)?
-    };
-    if let Some(label) = label {
-        check_label_column(location, &schema, label)?;
-    }
+    let choose_label = || choose("--label-column", &options.label_column, &LABEL_NAMES);
+    let label = if options.unlabelled { None } else { choose_label()? };
     let split = names.iter().position(|name| name.eq_ignore_ascii_case(SPLIT_NAME));
-    if let Some(split) = split {
-        check_label_column(location, &schema, split)?;
+    for column in label.into_iter().chain(split) {
+        check_label_column(location, &schema, column)?;
     }
     let class_names = |at: Option<usize>| at.and_then(|at| names_of_numbers(&builder, &schema, names[at]));
     let (class_names, split_names) = (class_names(label), class_names(split));
-    let (rows, image_bytes) = builder.metadata().row_groups().iter().fold((0, 0), |(rows, bytes), group| {
-        let columns = group.columns().iter();
-        let of_image = columns.filter(|column| {
-            let parts = column.column_path().parts();
-            parts.first().is_some_and(|first| first == names[image])
-                && parts.last().is_some_and(|last| last != "path")
-        });
-        let size = of_image.map(|column| u64::try_from(column.uncompressed_size()).unwrap_or(0)).sum::<u64>();
-        (rows + u64::try_from(group.num_rows()).unwrap_or(0), bytes + size)
-    });
-    let has_bytes = builder.metadata().row_groups().iter().any(|group| {
-        let is_null = |column: &ColumnChunkMetaData| {
-            let parts = column.column_path().parts();
-            let is_bytes = parts.first().is_some_and(|first| first == names[image])
-                && parts.last().is_some_and(|last| parts.len() == 1 || last == "bytes");
-            let nulls = column.statistics().and_then(|statistics| statistics.null_count_opt());
-            is_bytes && nulls == u64::try_from(group.num_rows()).ok()
-        };
-        group.num_rows() > 0 && !group.columns().iter().any(is_null)
-    });
+    let (mut rows, mut image_bytes, mut has_bytes) = (0, 0, false);
+    for group in builder.metadata().row_groups() {
+        let group_rows = u64::try_from(group.num_rows()).unwrap_or(0);
+        let mut all_null = group_rows == 0;
+        for column in group.columns() {
+            let (first, last) = match column.column_path().parts() {
+                [first, .., last] => (first, last.as_str()),
+                [only] => (only, "bytes"),
+                [] => continue,
+            };
+            if first == names[image] && last != "path" {
+                image_bytes += u64::try_from(column.uncompressed_size()).unwrap_or(0);
+                let nulls = column.statistics().and_then(|statistics| statistics.null_count_opt());
+                all_null |= last == "bytes" && nulls == Some(group_rows);
+            }
+        }
+        rows += group_rows;
+        has_bytes |= !all_null;
+    }
     // Only what is small: names, labels and splits.
     let parquet_schema = builder.parquet_schema();
-    let is_small = |leaf: usize| {
-        let column = parquet_schema.column(leaf);
+    let is_small = |leaf: &usize| {
+        let column = parquet_schema.column(*leaf);
         let parts = column.path().parts();
-        let root = parts.first().map_or("", String::as_str);
-        root == names[image] && parts.get(1).is_some_and(|part| part == "path")
-            || label.is_some_and(|label| root == names[label])
-            || split.is_some_and(|split| root == names[split])
+        let is_of = |column: usize| parts.first().is_some_and(|root| root == names[column]);
+        is_of(image) && parts.get(1).is_some_and(|part| part == "path")
+            || label.is_some_and(is_of)
+            || split.is_some_and(is_of)
     };
-    let leaves: Vec<usize> = (0..parquet_schema.num_columns()).filter(|&leaf| is_small(leaf)).collect();
+    let leaves = (0..parquet_schema.num_columns()).filter(is_small);
     let mask = ProjectionMask::leaves(parquet_schema, leaves);
     let reader = builder.with_projection(mask).with_batch_size(SMALL_ROWS).build();
-    let reader = reader.map_err(|error| IngestError::layout(location, error.to_string()))?;
+    let reader = reader.map_err(unreadable(location))?;
     let mut listed = TableIndex {
         table: Table { location: location.clone(), file, image: names[image].to_owned() },
         has_bytes,
@@ -238,7 +230,7 @@ fn list(options: &IngestOptions, location: &Location) -> Result<TableIndex, Inge
         unread_split: unread_split(&names, true),
     };
     for batch in reader {
-        let batch = batch.map_err(|error| IngestError::layout(location, error.to_string()))?;
+        let batch = batch.map_err(unreadable(location))?;
         let column = |at: Option<usize>| at.and_then(|at| batch.column_by_name(names[at]));
         let paths =
             column(Some(image)).and_then(|column| column.as_struct_opt()?.column_by_name("path").cloned());
@@ -256,18 +248,12 @@ fn list(options: &IngestOptions, location: &Location) -> Result<TableIndex, Inge
         for split in splits.iter_mut().flatten() {
             let name = split.parse().ok().and_then(|number: usize| names.get(number));
             *split = name.cloned().ok_or_else(|| {
-                IngestError::layout(
-                    location,
-                    format!("the split {split} has no name; its list has {}", names.len()),
-                )
+                let reason = format!("the split {split} has no name; its list has {}", names.len());
+                IngestError::layout(location, reason)
             })?;
         }
     }
     Ok(listed)
-}
-
-fn all(names: &[&str]) -> String {
-    names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
 }
 
 fn check_image_column(location: &Location, schema: &Schema, image: usize) -> Result<(), IngestError> {
@@ -322,8 +308,7 @@ fn texts(location: &Location, column: &ArrayRef) -> Result<Texts, IngestError> {
     if column.data_type() == &DataType::Null {
         return Ok(vec![None; column.len()]);
     }
-    let column = arrow::compute::cast(column, &DataType::Utf8)
-        .map_err(|error| IngestError::layout(location, error.to_string()))?;
+    let column = arrow::compute::cast(column, &DataType::Utf8).map_err(unreadable(location))?;
     Ok(column.as_string::<i32>().iter().map(|text| text.map(str::to_owned)).collect())
 }
 
@@ -366,7 +351,7 @@ pub(crate) fn fetch(
     }
     let total = wanted.iter().map(Vec::len).sum::<usize>();
     progress.begin("copy the images of Parquet tables", total as u64);
-    let spool = Spool::new();
+    let spool = Spool::new()?;
     spool.check_space(wanted.iter().flatten().map(|(_, entry)| entry.bytes).sum())?;
     for (table, rows) in tables.iter().zip(&mut wanted) {
         rows.sort_unstable_by_key(|(row, _)| *row);
@@ -376,7 +361,7 @@ pub(crate) fn fetch(
             let mut next = rows.iter_mut().peekable();
             let mut row = 0_u64;
             for batch in images(table)? {
-                let batch = batch.map_err(|error| IngestError::layout(&table.location, error.to_string()))?;
+                let batch = batch.map_err(unreadable(&table.location))?;
                 let bytes = bytes_of(batch.column(0));
                 for at in 0..batch.num_rows() {
                     if let Some((_, entry)) = next.next_if(|(wanted, _)| *wanted == row) {
@@ -399,13 +384,9 @@ pub(crate) fn fetch(
                     break;
                 }
             }
-            match next.next() {
-                Some((missing, _)) => Err(IngestError::layout(
-                    &table.location,
-                    format!("damaged: it ends before row {missing}"),
-                )),
-                None => Ok(()),
-            }
+            let Some((missing, _)) = next.next() else { return Ok(()) };
+            let reason = format!("damaged: it ends before row {missing}");
+            Err(IngestError::layout(&table.location, reason))
         })?;
         let copy = containers.add_file(writer.finish(&format!("the copy of {}", table.location)));
         rows.iter_mut().for_each(|(_, entry)| entry.container = copy);
@@ -417,13 +398,9 @@ pub(crate) fn fetch(
 /// The column of images, a few rows at a time.
 fn images(table: &Table) -> Result<ParquetRecordBatchReader, IngestError> {
     let builder = open(&table.location, table.file.clone())?;
-    let image = builder
-        .schema()
-        .index_of(&table.image)
-        .map_err(|error| IngestError::layout(&table.location, error.to_string()))?;
+    let image = builder.schema().index_of(&table.image).map_err(unreadable(&table.location))?;
     let mask = ProjectionMask::roots(builder.parquet_schema(), [image]);
-    let reader = builder.with_projection(mask).with_batch_size(ROWS).build();
-    reader.map_err(|error| IngestError::layout(&table.location, error.to_string()))
+    builder.with_projection(mask).with_batch_size(ROWS).build().map_err(unreadable(&table.location))
 }
 
 /// The bytes of a column of images.

@@ -9,13 +9,10 @@ use std::sync::Arc;
 
 use super::super::SourceFormat;
 use super::super::archive::Member;
-use super::super::names::{examples, file_name, is_image, is_image_ending};
+use super::super::names::{examples, file_name, is_among, is_image, is_image_ending};
 use super::super::records::{Evidence, Fault, ImageBytes, Naming, Record, Records, shown};
-use super::{LABEL_NAMES, SPLIT_NAME, Tar, choose_column, is_label_name};
+use super::{LABEL_NAMES, SPLIT_NAME, Tar, choose_column, push_others};
 use crate::ingest::{IngestError, IngestOptions};
-
-/// The endings of labels.
-const LABEL_ENDINGS: [&str; 2] = ["cls", "json"];
 
 /// What a label's member holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,7 +42,7 @@ pub(super) fn is_label(path: &str) -> bool {
 }
 
 fn is_label_ending(ending: &str) -> bool {
-    LABEL_ENDINGS.iter().any(|label| ending.eq_ignore_ascii_case(label))
+    is_among(ending, &["cls", "json"])
 }
 
 /// Keeps of a json member only the fields in which a label is looked for: millions of descriptions would fill the
@@ -61,7 +58,7 @@ pub(super) fn keep_labels(member: &mut Member, column: Option<&str>) {
             Some(column) => fields.iter_mut().filter(|(name, _)| *name != column).for_each(|(_, value)| {
                 value.take();
             }),
-            None => fields.retain(|name, _| is_label_name(name) || name.eq_ignore_ascii_case(SPLIT_NAME)),
+            None => fields.retain(|name, _| is_among(name, &LABEL_NAMES) || is_among(name, &[SPLIT_NAME])),
         }
         let kept = serde_json::to_vec(&fields).expect("JSON is written as JSON");
         member.text = Some(kept.into());
@@ -262,12 +259,9 @@ impl Found {
             )));
         }
         if let Some(column) = options.label_column.as_ref().filter(|_| fields.is_empty()) {
-            let known = known.and_then(|text| serde_json::from_slice::<serde_json::Value>(&text).ok());
-            let known: Vec<String> = known
-                .iter()
-                .filter_map(|value| value.as_object())
-                .flat_map(|fields| fields.keys().cloned())
-                .collect();
+            let known = known.and_then(|text| serde_json::from_slice(&text).ok());
+            let known: serde_json::Map<String, serde_json::Value> = known.unwrap_or_default();
+            let known: Vec<&String> = known.keys().collect();
             let known =
                 if known.is_empty() { String::new() } else { format!("; one has {}", examples(&known)) };
             return Err(records.wrong(format!(
@@ -302,13 +296,13 @@ pub(super) fn collect(records: &mut Records<'_>, tars: Vec<Tar>) -> Result<(), I
     let mut found = Found::default();
     for mut tar in tars {
         let origin = records.add_origin(&tar.name);
-        tar.push_skipped(records, origin);
+        push_others(records, origin, &tar.index);
         let members: Vec<Member> = std::mem::take(&mut tar.index.members);
         // Of two images of one sample one may be ignored.
         let (ignored, members): (Vec<_>, Vec<_>) =
             members.into_iter().partition(|member| is_ignored(options, &tar, member));
         for member in &ignored {
-            records.pass_over("ignored", &shown(&tar.name, &member.path));
+            records.pass_over(origin, "ignored", &member.path);
         }
         let samples = samples(&members).map_err(|(one, other)| {
             let reason =
@@ -319,17 +313,13 @@ pub(super) fn collect(records: &mut Records<'_>, tars: Vec<Tar>) -> Result<(), I
         for (image, label) in samples.images {
             let evidence = found.evidence(records, &tar, image, label)?;
             let place = ImageBytes { container, extent: image.extent.clone(), bytes: image.bytes };
-            let path = image.path.as_str().into();
-            records.push(Record { origin, path, evidence, split: None, place, fault: None });
+            records.push(Record::new(origin, image.path.as_str(), evidence, place));
         }
         for member in samples.lost {
-            let fault = Some(Fault::KeyEndsAtFirstDot);
-            let path = member.path.as_str().into();
-            let evidence = Evidence::Absent;
-            records.push(Record { origin, path, evidence, split: None, place: ImageBytes::NONE, fault });
+            records.push(Record::rejected(origin, &member.path, Fault::KeyEndsAtFirstDot));
         }
         for member in samples.others {
-            records.pass_over("other members of a sample", &shown(&tar.name, &member.path));
+            records.pass_over(origin, "other members of a sample", &member.path);
         }
     }
     found.tell(records)
@@ -346,28 +336,36 @@ mod tests {
     }
 
     #[test]
-    fn a_key_ends_at_the_first_dot_of_the_name() {
-        assert_eq!(split_name("a.b/key.seg.png"), ("a.b/key", "seg.png"));
-        assert_eq!(split_name("key"), ("key", ""));
-    }
-
-    #[test]
     fn a_cls_wins_over_a_json_and_masks_are_not_images() {
-        let members: Vec<Member> = ["1.cls", "1.jpg", "1.json", "1.seg.png", "2.jpg", "3.txt", "4.5kg.jpg"]
-            .map(|path| member(path, b"1"))
-            .into();
+        let members = [
+            "1.cls",
+            "1.jpg",
+            "1.json",
+            "1.seg.png",
+            "2.jpg",
+            "3.txt",
+            "4.5kg.jpg",
+            "5",
+            "a.b/6.png",
+            "a.b/6.cls",
+        ];
+        let members = members.map(|path| member(path, b"1"));
         let found = samples(&members).expect("one image each");
         let images: Vec<_> = found
             .images
             .iter()
             .map(|(image, label)| (image.path.as_str(), label.map(|member| member.path.as_str())))
             .collect();
-        assert_eq!(images, [("1.jpg", Some("1.cls")), ("2.jpg", None)]);
+        assert_eq!(
+            images,
+            [("1.jpg", Some("1.cls")), ("2.jpg", None), ("a.b/6.png", Some("a.b/6.cls"))],
+            "a key ends at the first dot of the file's name"
+        );
         let names =
             |members: &[&Member]| members.iter().map(|member| member.path.clone()).collect::<Vec<_>>();
         assert_eq!(
             (names(&found.lost), names(&found.others)),
-            (vec!["4.5kg.jpg".into()], vec!["1.seg.png".into(), "3.txt".into()])
+            (vec!["4.5kg.jpg".into()], vec!["1.seg.png".into(), "3.txt".into(), "5".into()])
         );
         let twice = ["1.jpg", "1.png"].map(|path| member(path, b""));
         assert_eq!(samples(&twice).expect_err("two images"), ("1.jpg", "1.png"));

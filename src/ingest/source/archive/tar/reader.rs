@@ -16,7 +16,6 @@ use crate::storage::StorageError;
 pub(super) const BLOCK: u64 = 512;
 
 /// A block of a tar that may be a header.
-#[derive(Clone)]
 pub(super) struct Header([u8; BLOCK as usize]);
 
 /// Whether these first bytes are a tar's: the checksum of a header is right.
@@ -26,10 +25,6 @@ pub(crate) fn looks_like_tar(head: &[u8]) -> bool {
 }
 
 impl Header {
-    pub(super) fn new(block: [u8; BLOCK as usize]) -> Self {
-        Self(block)
-    }
-
     pub(super) fn is_zero(&self) -> bool {
         self.0.iter().all(|&byte| byte == 0)
     }
@@ -74,24 +69,9 @@ impl Header {
     pub(super) fn is_gnu(&self) -> bool {
         &self.0[257..265] == b"ustar  \0"
     }
-
-    /// The size that a sparse member of the old GNU format has with its holes.
-    fn sparse_size(&self) -> Option<u64> {
-        number(&self.0[483..495])
-    }
-
-    /// The first four entries of an old GNU sparse map, and whether more blocks of it follow.
-    fn sparse_entries(&self) -> (Option<Vec<(u64, u64)>>, bool) {
-        (sparse_entries(&self.0[386..482]), self.0[482] != 0)
-    }
-
-    /// The same of a block that continues the map.
-    fn more_sparse_entries(&self) -> (Option<Vec<(u64, u64)>>, bool) {
-        (sparse_entries(&self.0[..504]), self.0[504] != 0)
-    }
 }
 
-/// Offset and length of each stored run; the first empty entry ends the list.
+/// Offset and length of each stored run in a map of the old GNU format; the first empty entry ends it.
 fn sparse_entries(bytes: &[u8]) -> Option<Vec<(u64, u64)>> {
     let used = bytes.chunks_exact(24).take_while(|entry| entry[12] != 0);
     used.map(|entry| Some((number(&entry[..12])?, number(&entry[12..])?))).collect()
@@ -116,18 +96,12 @@ fn number(field: &[u8]) -> Option<u64> {
 /// Octal digits between blanks, ended by a NUL or a blank.
 fn octal(field: &[u8]) -> Option<u64> {
     let text = std::str::from_utf8(until_nul(field)).ok()?.trim_matches(' ');
-    if !text.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    u64::from_str_radix(text, 8).ok()
+    u64::from_str_radix(text, 8).ok().filter(|_| !text.starts_with('+'))
 }
 
 /// A number of decimal digits and nothing else.
 fn decimal(digits: &[u8]) -> Option<u64> {
-    if !digits.iter().all(u8::is_ascii_digit) {
-        return None;
-    }
-    std::str::from_utf8(digits).ok()?.parse().ok()
+    std::str::from_utf8(digits).ok()?.parse().ok().filter(|_| !digits.starts_with(b"+"))
 }
 
 /// The records of extended headers that matter.
@@ -227,21 +201,13 @@ fn pax_records(mut bytes: &[u8]) -> Option<Vec<(&[u8], &[u8])>> {
 
 /// The bytes of a tar.
 pub(super) struct TarReader<'a, R> {
-    name: &'a str,
-    reader: R,
-    len: u64,
+    pub name: &'a str,
+    pub reader: R,
+    /// In bytes.
+    pub len: u64,
 }
 
-impl<'a, R: Read + Seek> TarReader<'a, R> {
-    pub(super) fn new(name: &'a str, reader: R, len: u64) -> Self {
-        Self { name, reader, len }
-    }
-
-    /// The tar's length in bytes.
-    pub(super) fn len(&self) -> u64 {
-        self.len
-    }
-
+impl<R: Read + Seek> TarReader<'_, R> {
     pub(super) fn wrong(&self, offset: u64, reason: impl Into<String>) -> IngestError {
         IngestError::Tar { tar: self.name.to_owned(), offset, reason: reason.into() }
     }
@@ -278,21 +244,19 @@ impl<'a, R: Read + Seek> TarReader<'a, R> {
         }
         let mut block = [0; BLOCK as usize];
         self.read_at(offset, &mut block)?;
-        Ok(Header::new(block))
+        Ok(Header(block))
     }
 
     /// The map of an old GNU sparse member: in its header, and in blocks that follow it.
     pub(super) fn old_sparse_map(&mut self, header: &Header, start: u64) -> Result<SparseFile, IngestError> {
-        let bytes = header.sparse_size().ok_or_else(|| self.malformed_map(start))?;
-        let (entries, mut more) = header.sparse_entries();
-        let mut map = entries.ok_or_else(|| self.malformed_map(start))?;
-        let mut data = start + BLOCK;
+        let Header(block) = header;
+        let bytes = number(&block[483..495]).ok_or_else(|| self.malformed_map(start))?;
+        let mut map = sparse_entries(&block[386..482]).ok_or_else(|| self.malformed_map(start))?;
+        let (mut more, mut data) = (block[482] != 0, start + BLOCK);
         while more {
-            let block = self.block(data)?;
-            data += BLOCK;
-            let (entries, goes_on) = block.more_sparse_entries();
-            map.extend(entries.ok_or_else(|| self.malformed_map(start))?);
-            more = goes_on;
+            let Header(block) = self.block(data)?;
+            map.extend(sparse_entries(&block[..504]).ok_or_else(|| self.malformed_map(start))?);
+            (more, data) = (block[504] != 0, data + BLOCK);
         }
         Ok(SparseFile { map, bytes, data })
     }
@@ -316,18 +280,10 @@ impl<'a, R: Read + Seek> TarReader<'a, R> {
             }
             (Some(1), Some(0)) => {
                 let mut numbers = Numbers { tar: self, at: data.start, end: data.end, left: Vec::new() };
-                let mut map = Vec::new();
-                if let Some(count) = numbers.next()? {
-                    for _ in 0..count {
-                        let (Some(offset), Some(length)) = (numbers.next()?, numbers.next()?) else {
-                            return Err(self.malformed_map(start));
-                        };
-                        map.push((offset, length));
-                    }
-                    let data = numbers.at;
-                    return Ok(Some(SparseFile { map, bytes, data }));
-                }
-                Err(self.malformed_map(start))
+                let map = numbers.map()?;
+                let data = numbers.at;
+                let map = map.ok_or_else(|| self.malformed_map(start))?;
+                Ok(Some(SparseFile { map, bytes, data }))
             }
             _ => Ok(None),
         }
@@ -383,6 +339,17 @@ struct Numbers<'a, 'b, R> {
 }
 
 impl<R: Read + Seek> Numbers<'_, '_, R> {
+    /// The count of the stored runs, then offset and length of each; `None` if one is not there.
+    fn map(&mut self) -> Result<Option<Vec<(u64, u64)>>, IngestError> {
+        let Some(count) = self.next()? else { return Ok(None) };
+        let mut map = Vec::new();
+        for _ in 0..count {
+            let (Some(offset), Some(length)) = (self.next()?, self.next()?) else { return Ok(None) };
+            map.push((offset, length));
+        }
+        Ok(Some(map))
+    }
+
     /// The next number; `None` if there is none.
     fn next(&mut self) -> Result<Option<u64>, IngestError> {
         let mut digits = Vec::new();
